@@ -1,0 +1,270 @@
+"""Inference layers on crossbars, and the calls that set the ranges and the engine of a whole network."""
+
+import contextlib
+import logging
+from dataclasses import replace
+
+import torch
+from torch.nn import functional as F
+
+from . import adc, engines
+from .layers import Qconv2d, QLinear
+from .mapping import CrossbarSpec, Geometry, MappedLayer
+from .quantizers import act_codes
+
+log = logging.getLogger(__name__)
+_engine = "auto"
+
+
+class _Crossbar:
+    """What both layers share: the spec, the ADC ranges as buffers, the mapped weights, the scaling.
+
+    `y = s_a s_w sum A (2 W - L) + bias`, the sum taken by an engine read by read.
+    """
+
+    def _init_crossbar(self, spec):
+        self.register_buffer("adc_delta", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("adc_q_min", torch.zeros(0, dtype=torch.int64))
+        self._w_codes = None
+        self.set_spec(spec)
+
+    def set_spec(self, spec):
+        """Put the layer on other hardware of the same bits; ranges of another hardware are dropped."""
+        if (spec.w_bits, spec.a_bits) != (self.weight_quant.wbit, self.act_quant.abit):
+            raise ValueError(f"the spec has {spec.w_bits}-bit weights and {spec.a_bits}-bit activations, the layer "
+                             f"{self.weight_quant.wbit} and {self.act_quant.abit}")
+        self.spec = spec
+        self.set_ranges([(0.0, 0)] * len(spec.slice_bits))
+
+    def set_ranges(self, ranges):
+        """Set `(delta, q_min)` of each slice; `delta` in units of the read value, 0 for not calibrated."""
+        delta, q_min = zip(*ranges)
+        self.adc_delta = torch.tensor(delta, dtype=torch.float64, device=self.adc_delta.device)
+        self.adc_q_min = torch.tensor(q_min, dtype=torch.int64, device=self.adc_q_min.device)
+        self._prepared = None
+
+    def set_codes(self, w_codes):
+        """Use these weight codes (uint8, shape of the weight) in place of those of the weight."""
+        if w_codes.shape != self._weight4().shape:
+            raise ValueError(f"weight codes have shape {list(w_codes.shape)}, the layer {list(self._weight4().shape)}")
+        self._w_codes, self._prepared = w_codes, None
+
+    def w_codes(self):
+        """Weight codes that the cells hold, uint8 `[out, in / groups, kh, kw]`."""
+        if self._w_codes is not None:
+            return self._w_codes.to(self.weight.device)
+        return self.weight_quant.codes(self._weight4().detach())
+
+    def mapped(self, adc_range=None):
+        """The layer as engines see it, with the spec's ADC range or another."""
+        spec = self.spec if adc_range is None else replace(self.spec, adc_range=adc_range)
+        layer = MappedLayer(spec, self._geometry(), self.w_codes(), self.weight_quant.reference_twice(spec.slice_bits),
+                            self.adc_delta.cpu(), self.adc_q_min.cpu())
+        if spec.adc_range == "full":
+            delta, q_min = zip(*adc.full_ranges(layer))
+            return replace(layer, adc_delta=torch.tensor(delta, dtype=torch.float64), adc_q_min=torch.tensor(q_min))
+        if spec.adc_range == "calibrated" and not bool((layer.adc_delta > 0).all()):
+            raise ValueError("this layer's ADC range is not calibrated; call models.quant.calibrate(model, batches), "
+                             "load a checkpoint that holds ranges, or take another adc_range")
+        return layer
+
+    def forward(self, x):
+        codes = self.a_codes(x)
+        engine, layer, prepared, scales, offset = self._prepare(x.device)
+        acc = engine.accumulate(prepared, codes)
+        y = acc[0] * scales[0]
+        for plane, scale in zip(acc[1:], scales[1:]):
+            y += plane * scale
+        if layer.spec.reference == "digital" and layer.spec.adc_range != "ideal":
+            y -= _box_sum(layer, codes) * offset
+        y = y.permute(0, 3, 1, 2)
+        if self.bias is not None:
+            y = y + (self.bias * self.out_scale).view(-1, 1, 1)
+        return self._output(y)
+
+    def a_codes(self, x):
+        """Activation codes of the layer's input, uint8 NHWC."""
+        x = self._input(x).permute(0, 2, 3, 1)
+        return act_codes(x, self.act_quant.act_alpha.detach(), self.act_quant.levels).to(torch.uint8).contiguous()
+
+    def histogram(self, x):
+        """Exact counts of the read values for input `x`; see `engines`."""
+        with torch.no_grad():
+            layer = self.mapped("ideal")
+            low, high = layer.u_span
+            if high - low >= engines.MAX_BINS:
+                raise ValueError(f"{high - low + 1} possible read values are too many for a histogram; take fewer rows, "
+                                 "cell bits or dac bits, or adc_range full")
+            engine, _ = engines.choose(_engine, layer, x.device)
+            return engine.histogram(engine.prepare(layer), self.a_codes(x))
+
+    def _prepare(self, device):
+        """(engine, layer, prepared weights, scale of each accumulator plane, digital offset); made once, reused."""
+        key = (_engine, device, self.weight._version, self.act_quant.act_alpha._version)
+        if self._prepared is None or self._prepared[0] != key:
+            layer = self.mapped()
+            engine, reason = engines.choose(_engine, layer, device)
+            log.info("%s: engine %s (%s)", type(self).__name__, engine.__name__.rsplit(".", 1)[-1], reason)
+            scale = self.act_quant.act_alpha.detach().double() / self.act_quant.levels / self.weight_quant.levels
+            scale = scale * self.out_scale
+            scales = [(scale * value).float() for value in engines.value(layer)]
+            offset = sum(r << (layer.spec.cell_bits * k) for k, r in enumerate(layer.reference_twice))
+            self._prepared = key, (engine, layer, engine.prepare(layer), scales, (scale * offset).float())
+        return self._prepared[1]
+
+    def _apply(self, fn, recurse=True):
+        self._prepared = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        for name in ("adc_delta", "adc_q_min"):  # ranges take the length that the checkpoint's slices have
+            stored = state_dict.get(prefix + name)
+            if stored is not None and len(stored) == len(self.spec.slice_bits):
+                setattr(self, name, torch.empty_like(stored, device=getattr(self, name).device))
+        self._prepared, self._w_codes = None, None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class Qconv2dDoreFa(_Crossbar, Qconv2d):
+    """A convolution on crossbars: any kernel, stride, padding (numbers, pairs, 'same'), dilation, groups, bias.
+
+    Args: those of `nn.Conv2d`; `spec`, a `CrossbarSpec`; `alpha_init`, PACT clipping level.
+    Buffers: `adc_delta` (float64) and `adc_q_min` (int64), `[slices]`.
+    Shapes: `[N, in, H, W]` to `[N, out, H', W']` (channels last in memory).
+    Raises: ValueError at the first call with adc_range "calibrated" and no ranges.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+                 spec=CrossbarSpec(), alpha_init=10.0):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         wbit=spec.w_bits, abit=spec.a_bits, alpha_init=alpha_init)
+        self._init_crossbar(spec)
+
+    def _geometry(self):
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        return Geometry(self.stride, (top, bottom, left, right), self.dilation, self.groups)
+
+    def _weight4(self):
+        return self.weight
+
+    def _input(self, x):
+        return x
+
+    def _output(self, y):
+        return y
+
+
+class QLinearDoreFa(_Crossbar, QLinear):
+    """A linear layer on crossbars: a 1x1 convolution of a 1x1 image; see `Qconv2dDoreFa`.
+
+    Shapes: `[N, in]` to `[N, out]`.
+    """
+
+    def __init__(self, in_features, out_features, bias=True, spec=CrossbarSpec(), alpha_init=10.0, out_scale=1.0):
+        super().__init__(in_features, out_features, bias, wbit=spec.w_bits, abit=spec.a_bits, alpha_init=alpha_init,
+                         out_scale=out_scale)
+        self._init_crossbar(spec)
+
+    def _geometry(self):
+        return Geometry()
+
+    def _weight4(self):
+        return self.weight[:, :, None, None]
+
+    def _input(self, x):
+        return x[:, :, None, None]
+
+    def _output(self, y):
+        return y.flatten(1)
+
+
+def _box_sum(layer, codes):
+    """Sum of the activation codes under each output pixel, `[N, H', W', out]`: the digital reference."""
+    top, bottom, left, right = layer.geometry.padding
+    groups = layer.geometry.groups
+    x = F.pad(codes.permute(0, 3, 1, 2).float(), (left, right, top, bottom))
+    ones = torch.ones(groups, layer.group_channels, *layer.kernel, device=x.device)
+    sums = F.conv2d(x, ones, None, layer.geometry.stride, 0, layer.geometry.dilation, groups)
+    return sums.permute(0, 2, 3, 1).repeat_interleave(len(layer.w_codes) // groups, dim=3)
+
+
+def crossbar_layers(model):
+    """`[(name, layer), ...]` of all layers on crossbars, in the order of the network."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, _Crossbar)]
+
+
+def set_spec(model, spec):
+    """Put every crossbar layer of `model` on `spec`; calibrated ranges are dropped."""
+    for _, layer in crossbar_layers(model):
+        layer.set_spec(spec)
+
+
+class set_engine:
+    """`set_engine(name)` chooses the engine of all crossbar layers from here on, in a `with` block for the block.
+
+    Args: name, one of `engines.CHOICES`. Raises: EngineError for an unknown name.
+    """
+
+    def __init__(self, name):
+        global _engine
+        if name != "auto":
+            engines.load(name)
+        self._before, _engine = _engine, name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        global _engine
+        _engine = self._before
+
+
+def collect_histograms(model, batches):
+    """Exact histograms of every crossbar layer's read values, the network running without ADC.
+
+    Args: batches, an iterable of inputs `[N, 3, H, W]` on the model's device.
+    Returns: `{layer name: int64 array [digits, slices, u]}`.
+    """
+    layers = dict(crossbar_layers(model))
+    histograms = {}
+    specs = {name: layer.spec for name, layer in layers.items()}
+    ranges = {name: (layer.adc_delta, layer.adc_q_min) for name, layer in layers.items()}
+
+    def count(name):
+        def hook(layer, inputs):
+            counts = layer.histogram(inputs[0]).cpu().numpy()
+            histograms[name] = counts + histograms.get(name, 0)
+        return hook
+
+    was_training = model.training
+    model.eval()
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for name, layer in layers.items():
+            layer.set_spec(replace(layer.spec, adc_range="ideal"))
+            stack.callback(layer.register_forward_pre_hook(count(name)).remove)
+        for batch in batches:
+            model(batch)
+    model.train(was_training)
+    for name, layer in layers.items():
+        layer.set_spec(specs[name])
+        layer.adc_delta, layer.adc_q_min = ranges[name]
+    return histograms
+
+
+def calibrate(model, batches, rule="minmax", histograms=None):
+    """Choose and freeze the ADC ranges of every crossbar layer.
+
+    Args:
+        batches: iterable of training inputs; None where `histograms` are given.
+        rule: a key of `adc.RULES`.
+        histograms: result of `collect_histograms` for the same weights, rows, mapping, cells and reference.
+    Returns: the histograms.
+    """
+    if rule not in adc.RULES:
+        raise ValueError(f"no calibration rule is named {rule!r}; known are {', '.join(adc.RULES)}")
+    if histograms is None:
+        histograms = collect_histograms(model, batches)
+    for name, layer in crossbar_layers(model):
+        low, _ = layer.mapped("ideal").u_span
+        layer.set_ranges(adc.RULES[rule](histograms[name], low, layer.spec.unit, layer.spec.adc_bits))
+    return histograms

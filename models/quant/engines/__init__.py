@@ -1,0 +1,92 @@
+"""The engines: four implementations of one function, and the choice between them.
+
+Contract. An engine is a module with
+
+    unsupported(layer, device) -> str or None      why it cannot run this `MappedLayer` there
+    prepare(layer) -> object                       all work that depends on the weights alone
+    accumulate(prepared, a_codes) -> integers      the layer's accumulators
+    histogram(prepared, a_codes) -> int64          counts of the read values, [digits, slices, u]
+
+`a_codes` is uint8 `[N, H, W, in]`, contiguous. `accumulate` returns integers `[G, N, H', W', out]`, `value(...)` says
+what they are worth. With q the ADC code of array t, digit z, slice k (`adc.transfer`):
+
+    calibrated, full   `sum_t sum_z sum_k 2^(d z + c k) q`, over the slices k of each ADC step: G steps
+    dynamic            `sum_t sum_z sum_k 2^(d z + c k) (q (u_b - u_a) + 2^B u_a)`, `u_a`, `u_b` smallest and largest
+                       `u` of that (t, z, k) in the batch; `q = clip(rint((u - u_a) / ((u_b - u_a) / 2^B)), 0, 2^B - 1)`
+                       in float32, and `u` itself where `u_a = u_b`, so that `step q + lb` is exact; G = 1
+    ideal              `sum A (2 W - L)`, L twice the level that stands for zero; G = 1
+
+`histogram` counts every read of every output pixel, those in the padding too; bin i is `u = layer.u_span[0] + i`.
+All of them are exact, so engines agree bit for bit. Integers are int32, or int64 where int32 could overflow.
+"""
+
+import importlib
+import logging
+
+import torch
+
+log = logging.getLogger(__name__)
+
+ENGINES = {"reference": "reference", "numba": "numba_cpu", "triton": "triton_gpu"}
+CHOICES = ("auto", *ENGINES)
+MAX_BINS = 2**22  # bins of one histogram: beyond, it would take gigabytes
+
+
+class EngineError(ValueError):
+    """A forced engine cannot run; the message says why."""
+
+
+def load(name):
+    """The engine's module. Raises EngineError for an unknown name or one whose library is missing."""
+    if name not in ENGINES:
+        raise EngineError(f"no engine is named {name!r}; known are {', '.join(CHOICES)}")
+    try:
+        return importlib.import_module(f"{__name__}.{ENGINES[name]}")
+    except ImportError as error:
+        raise EngineError(f"engine {name} cannot run: {error}") from None
+
+
+def choose(name, layer, device):
+    """(module, reason) for `layer` on `device`; "auto" takes the fastest that can run it.
+
+    Raises: EngineError when a forced engine cannot run the layer there.
+    """
+    if name != "auto":
+        module = load(name)
+        reason = module.unsupported(layer, device)
+        if reason:
+            raise EngineError(f"engine {name} cannot run here: {reason}")
+        return module, "asked for"
+    refusals = []
+    for candidate in ("triton" if device.type == "cuda" else "numba", "reference"):
+        try:
+            module = load(candidate)
+            reason = module.unsupported(layer, device)
+        except EngineError as error:
+            reason = str(error)
+        if reason is None:
+            return module, "fastest for this device" + (f" that can run ({'; '.join(refusals)})" if refusals else "")
+        refusals.append(f"{candidate}: {reason}")
+    raise EngineError("no engine can run this layer: " + "; ".join(refusals))
+
+
+def value(layer):
+    """What one unit of each accumulator plane is worth in `sum A (2 W - L)`: a list of G floats."""
+    spec = layer.spec
+    if spec.adc_range == "ideal":
+        return [1.0]
+    if spec.adc_range == "dynamic":
+        return [2 * spec.unit / 2**spec.adc_bits]
+    return [2 * delta for delta, _ in layer.delta_groups]
+
+
+def accumulator_dtype(layer):
+    """int32 where no accumulator of this layer can overflow it, else int64."""
+    spec = layer.spec
+    if spec.adc_range == "dynamic":
+        low, high = layer.u_span
+        largest = 2**spec.adc_bits * 2 * max(-low, high)
+    else:
+        largest = 2**spec.adc_bits
+    bound = len(layer.arrays) * (2**spec.a_bits - 1) * (2**spec.w_bits - 1) * largest
+    return torch.int32 if bound < 2**31 else torch.int64

@@ -1,0 +1,103 @@
+"""Reference engine: the equations of `mapping.py` and `adc.py` in plain PyTorch, any device, short enough to check."""
+
+import torch
+from torch.nn import functional as F
+
+from . import accumulator_dtype
+
+
+def unsupported(layer, device):
+    return None
+
+
+def prepare(layer):
+    return layer
+
+
+def accumulate(layer, a_codes):
+    spec = layer.spec
+    if spec.adc_range == "ideal":
+        return integer_convolution(layer, a_codes)[None]
+    slices = {k: g for g, (_, ks) in enumerate(layer.delta_groups) for k in ks}
+    if spec.adc_range == "dynamic":
+        slices = dict.fromkeys(slices, 0)
+    acc = None
+    for z, k, u in reads(layer, a_codes):
+        if acc is None:
+            acc = torch.zeros(max(slices.values()) + 1, *u.shape, dtype=torch.int64, device=u.device)
+        value = _dynamic(u, spec.adc_bits) if spec.adc_range == "dynamic" else _static(u, layer, k)
+        acc[slices[k]] += value << (spec.dac_bits * z + spec.cell_bits * k)
+    return _image(layer, acc, a_codes).to(accumulator_dtype(layer))
+
+
+def histogram(layer, a_codes):
+    low, high = layer.u_span
+    spec = layer.spec
+    counts = torch.zeros(len(spec.digit_bits), len(spec.slice_bits), high - low + 1, dtype=torch.int64)
+    for z, k, u in reads(layer, a_codes):
+        counts[z, k] += torch.bincount((u - low).flatten(), minlength=high - low + 1).cpu()
+    return counts
+
+
+def reads(layer, a_codes):
+    """Every read of a layer: yields (z, k, u), `u` int64 `[groups, pixels, out / groups]`, array after array.
+
+    Sums of at most 1024 x 255 x 255 are exact in float64.
+    """
+    spec = layer.spec
+    a_rows = _rows(layer, a_codes)
+    w_rows = layer.w_rows.to(a_codes.device)
+    for start, stop in layer.arrays:
+        for z, digit_bits in enumerate(spec.digit_bits):
+            a = ((a_rows[:, :, start:stop] >> (spec.dac_bits * z)) & (2**digit_bits - 1)).double()
+            n = a.sum(2, keepdim=True)
+            for k, slice_bits in enumerate(spec.slice_bits):
+                c = ((w_rows[:, start:stop] >> (spec.cell_bits * k)) & (2**slice_bits - 1)).double()
+                p = a @ c
+                u = p if spec.reference == "digital" else 2 * p - layer.reference_twice[k] * n
+                yield z, k, u.long()
+
+
+def _static(u, layer, k):
+    """`adc.transfer` on a tensor."""
+    spec = layer.spec
+    delta, q_min = float(layer.adc_delta[k]), int(layer.adc_q_min[k])
+    return torch.round(u.double() * spec.unit / delta).clamp(q_min, q_min + 2**spec.adc_bits - 1).long()
+
+
+def _dynamic(u, adc_bits):
+    """Value of each read in units of 2^-B u, range from the batch; one (t, z, k) of each group."""
+    lb = u.amin((1, 2), keepdim=True)
+    span = u.amax((1, 2), keepdim=True) - lb
+    step = span.float() / 2**adc_bits
+    q = ((u - lb).float() / step).round().clamp(0, 2**adc_bits - 1)
+    value = q.nan_to_num().long() * span + lb * 2**adc_bits
+    return torch.where(span == 0, u * 2**adc_bits, value)
+
+
+def integer_convolution(layer, a_codes):
+    """`sum A (2 W - L)` as integers `[N, H', W', out]`: one float convolution, exact because the sums are small."""
+    offset = sum(r << (layer.spec.cell_bits * k) for k, r in enumerate(layer.reference_twice))
+    weight = 2 * layer.w_codes.to(a_codes.device).double() - offset
+    top, bottom, left, right = layer.geometry.padding
+    x = F.pad(a_codes.permute(0, 3, 1, 2).double(), (left, right, top, bottom))
+    y = F.conv2d(x, weight, None, layer.geometry.stride, 0, layer.geometry.dilation, layer.geometry.groups)
+    return y.permute(0, 2, 3, 1).round().to(accumulator_dtype(layer)).contiguous()
+
+
+def _rows(layer, a_codes):
+    """Input codes `[groups, pixels, rows]`, rows in (tap, channel) order, pixels in (image, y, x) order."""
+    top, bottom, left, right = layer.geometry.padding
+    x = F.pad(a_codes.permute(0, 3, 1, 2).double(), (left, right, top, bottom))
+    patches = F.unfold(x, layer.kernel, layer.geometry.dilation, 0, layer.geometry.stride).long()
+    groups, taps = layer.geometry.groups, layer.kernel[0] * layer.kernel[1]
+    patches = patches.view(len(x), groups, -1, taps, patches.shape[2])  # N, groups, channels, taps, pixels
+    return patches.permute(1, 0, 4, 3, 2).reshape(groups, -1, taps * layer.group_channels)
+
+
+def _image(layer, acc, a_codes):
+    """`[G, groups, pixels, out / groups]` to `[G, N, H', W', out]`."""
+    n, height, width, _ = a_codes.shape
+    size = layer.geometry.output_size(height, width, layer.kernel)
+    acc = acc.view(len(acc), layer.geometry.groups, n, *size, -1)
+    return acc.permute(0, 2, 3, 4, 1, 5).reshape(len(acc), n, *size, -1)

@@ -1,0 +1,84 @@
+"""Training layers: convolution and linear layer with quantized weights and activations.
+
+`y = s_a s_w sum A (2 W - (2^w - 1)) + bias` with `s_a = alpha / (2^a - 1)`, `s_w = 1 / (2^w - 1)`: the operation runs
+on integer codes and is scaled once.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .quantizers import AQ, WQ
+
+
+class _Quantized:
+    """What `Qconv2d` and `QLinear` share: the quantizers and the arithmetic around the operation.
+
+    Input is `image=True` for a layer that sees the picture: it is no PACT activation and stays unquantized, or with
+    `quantize_image` is rounded to the activation grid.
+    """
+
+    def _init_quantizers(self, wbit, abit, alpha_init, image=False, quantize_image=False, out_scale=1.0):
+        self.weight_quant = WQ(wbit)
+        self.act_quant = AQ(abit, alpha_init)
+        self.image, self.quantize_image, self.out_scale = image, quantize_image, out_scale
+
+    def _operands(self, x):
+        """Input and weight as the operation takes them, and the scale that its result needs."""
+        scale = self.out_scale
+        if self.act_quant.on and (not self.image or self.quantize_image):
+            x = self.act_quant.image_codes(x) if self.image else self.act_quant.codes(x)
+            scale = scale * self.act_quant.step
+        weight = self.weight
+        if self.weight_quant.on:
+            weight = self.weight_quant.integers(weight)
+            scale = scale / self.weight_quant.levels
+        return x, weight, scale
+
+    def _finish(self, y, scale):
+        if not (isinstance(scale, float) and scale == 1.0):
+            y = y * scale
+        if self.bias is not None:
+            y = y + self.bias.view(-1, *[1] * (y.dim() - 2)) * self.out_scale
+        return y
+
+    def forward(self, x):
+        x, weight, scale = self._operands(x)
+        if self.image and not self.training:
+            # 53 bits hold the sum of image times code exactly, so the result cannot depend on the order of the
+            # additions, which a library chooses by the batch size.
+            return self._finish(self._operation(x.double(), weight.double()).to(x.dtype), scale)
+        return self._finish(self._operation(x, weight), scale)
+
+
+class Qconv2d(_Quantized, nn.Conv2d):
+    """`nn.Conv2d` with a DoReFa weight (`wbit` bits) and a PACT input (`abit` bits); 32 bits switch either off.
+
+    Args beyond those of `nn.Conv2d`: `alpha_init`, first clipping level; `image`, the input is the picture;
+    `quantize_image`, round the picture to the activation grid, clamped above only.
+    Shapes: `[N, in, H, W]` to `[N, out, H', W']`.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+                 wbit=4, abit=4, alpha_init=10.0, image=False, quantize_image=False):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self._init_quantizers(wbit, abit, alpha_init, image, quantize_image)
+
+    def _operation(self, x, weight):
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+
+class QLinear(_Quantized, nn.Linear):
+    """`nn.Linear` with a DoReFa weight and a PACT input; see `Qconv2d`.
+
+    `out_scale` multiplies the result. A last layer with no batch norm behind it needs it: DoReFa levels reach +-1, so
+    raw logits would be tens of times too large.
+    Shapes: `[N, in]` to `[N, out]`.
+    """
+
+    def __init__(self, in_features, out_features, bias=True, wbit=4, abit=4, alpha_init=10.0, out_scale=1.0):
+        super().__init__(in_features, out_features, bias)
+        self._init_quantizers(wbit, abit, alpha_init, out_scale=out_scale)
+
+    def _operation(self, x, weight):
+        return F.linear(x, weight)

@@ -1,0 +1,77 @@
+"""VGG for 32x32 images; one definition for training and for crossbar inference."""
+
+import math
+
+from torch import nn
+
+from .quant import CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa
+
+# Output channels of each 3x3 convolution, "M" for 2x2 max pooling; then the width of the hidden linear layer.
+CONFIGS = {
+    "vgg7": ([128, 128, "M", 256, 256, "M", 512, 512, "M"], 1024),
+    "vgg16": ([64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"], 512),
+}
+MAPS = ("conv", "all")
+
+
+class VGG(nn.Module):
+    """Convolutions (3x3, no bias, batch norm, ReLU), then hidden linear layer (batch norm, ReLU) and logits.
+
+    Args:
+        config: a key of `CONFIGS`.
+        num_classes: width of the output.
+        wbit, abit: weight and activation bits, 1..8, 32 for off.
+        alpha_init: first PACT clipping level of every layer.
+        quantize_image: round the image to the activation grid.
+        spec: a `CrossbarSpec` puts layers on crossbars (inference); None gives the training network.
+        map: with `spec`, "all" puts every layer but the first on crossbars, "conv" the convolutions only.
+
+    Input `[N, 3, 32, 32]`, output `[N, num_classes]`.
+    """
+
+    def __init__(self, config="vgg7", num_classes=10, wbit=4, abit=4, alpha_init=10.0, quantize_image=False,
+                 spec=None, map="all"):
+        super().__init__()
+        if map not in MAPS:
+            raise ValueError(f"map is {map!r}; allowed are {', '.join(MAPS)}")
+        if spec is not None and (spec.w_bits, spec.a_bits) != (wbit, abit):
+            raise ValueError(f"the spec has {spec.w_bits}-bit weights and {spec.a_bits}-bit activations, "
+                             f"the network wbit={wbit}, abit={abit}; make them equal")
+        bits = dict(wbit=wbit, abit=abit, alpha_init=alpha_init)
+
+        def conv(c_in, c_out):
+            if c_in == 3:
+                return Qconv2d(3, c_out, 3, padding=1, bias=False, image=True, quantize_image=quantize_image, **bits)
+            if spec is not None:
+                return Qconv2dDoreFa(c_in, c_out, 3, padding=1, bias=False, spec=spec, alpha_init=alpha_init)
+            return Qconv2d(c_in, c_out, 3, padding=1, bias=False, **bits)
+
+        def linear(n_in, n_out, out_scale=1.0):
+            if spec is not None and map == "all":
+                return QLinearDoreFa(n_in, n_out, spec=spec, alpha_init=alpha_init, out_scale=out_scale)
+            return QLinear(n_in, n_out, out_scale=out_scale, **bits)
+
+        plan, hidden = CONFIGS[config]
+        layers, channels, side = [], 3, 32
+        for width in plan:
+            if width == "M":
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
+            else:
+                layers += [conv(channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                channels = width
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            linear(channels * side * side, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            linear(hidden, num_classes, 1.0 if wbit == 32 else 1 / math.sqrt(hidden)),
+        )
+
+    def forward(self, x):
+        return self.classifier(self.features(x).flatten(1))
+
+
+def crossbar_vgg(config="vgg7", wbit=4, abit=4, spec=None, **kwargs):
+    """A `VGG` on crossbars; without a `spec`, on the default hardware for its bits."""
+    return VGG(config, wbit=wbit, abit=abit, spec=spec or CrossbarSpec(w_bits=wbit, a_bits=abit), **kwargs)
