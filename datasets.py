@@ -63,6 +63,13 @@ def load(dataset, data_path="./data", log=print):
     raise UserError(f"--dataset {dataset}: unknown, choose from {', '.join(DATASETS)}")
 
 
+def num_classes(dataset, data_path="./data"):
+    """How many classes load() would find, without decoding or downloading anything."""
+    if dataset == "imagefolder":
+        return len(_class_names(_folders(Path(data_path))[0]))
+    return {"digits": 10, "cifar10": 10, "cifar100": 100}[dataset]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Splits, batches, augmentation
 
@@ -186,32 +193,36 @@ def _cifar(name, data_path):
 
 
 def _imagefolder(root, log):
-    """The tree is described by a list of (split, class, file); decoding it is what the cache saves."""
-    held_out = next((split for split in ("test", "val") if (root / split).is_dir()), None)
-    if not (root / "train").is_dir() or held_out is None:
-        raise UserError(f"--data_path {root}: imagefolder needs train/<class>/ and test/<class>/ (or val/<class>/) there")
-    if held_out == "test" and (root / "val").is_dir():
+    folders = _folders(root)
+    if folders[1].name == "test" and (root / "val").is_dir():
         log(f"{root / 'val'} is not used: test/ is the test set, and --val_split takes validation images from train/")
-    classes = _class_names(root / "train")
-    if classes != _class_names(root / held_out):
-        odd = set(classes) ^ set(_class_names(root / held_out))
-        raise UserError(f"--data_path {root}: classes not in both train/ and {held_out}/: {', '.join(sorted(odd)[:6])}")
+    classes, test_classes = map(_class_names, folders)
+    if classes != test_classes:
+        odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:6])
+        raise UserError(f"--data_path {root}: classes not in both train/ and {folders[1].name}/: {odd}")
 
-    files, labels, fingerprint = {}, {}, hashlib.sha256(f"{SIZE} rgb 1".encode())
-    for split in ("train", held_out):
-        files[split], labels[split] = [], []
+    files, labels, fingerprint = ([], []), ([], []), hashlib.sha256(f"{SIZE}x{SIZE} RGB, 1".encode())
+    for split, folder in enumerate(folders):
         for label, name in enumerate(classes):
-            found = _image_files(root / split / name)
+            found = _image_files(folder / name)
             if not found:
-                raise UserError(f"--data_path {root}: no images in {root / split / name}")
+                raise UserError(f"--data_path {root}: no images in {folder / name}")
             for path, status in found:
                 fingerprint.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
                 files[split].append(path)
                 labels[split].append(label)
 
-    train_x, test_x = _cached_images(root, fingerprint.hexdigest(), (files["train"], files[held_out]), log)
-    train_y, test_y = torch.tensor(labels["train"]), torch.tensor(labels[held_out])
+    train_x, test_x = _cached_images(root, fingerprint.hexdigest(), files, log)
+    train_y, test_y = map(torch.tensor, labels)
     return Dataset("imagefolder", train_x, train_y, test_x, test_y, tuple(classes), *pixel_stats(train_x))
+
+
+def _folders(root):
+    """The folders with the training and with the test images."""
+    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if not (root / "train").is_dir() or test is None:
+        raise UserError(f"--data_path {root}: imagefolder needs train/<class>/ and test/<class>/ (or val/<class>/) there")
+    return root / "train", test
 
 
 def _class_names(folder):

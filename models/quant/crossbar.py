@@ -70,13 +70,16 @@ class _Crossbar:
 
     def forward(self, x):
         codes = self.a_codes(x)
-        engine, layer, prepared, scales, offset = self._prepare(x.device)
-        acc = engine.accumulate(prepared, codes)
-        y = acc[0] * scales[0]
-        for plane, scale in zip(acc[1:], scales[1:]):
-            y += plane * scale
+        engine, layer, prepared, scale = self._prepare(x.device)
+        acc, values = engine.accumulate(prepared, codes), engines.value(layer)
         if layer.spec.reference == "digital" and layer.spec.adc_range != "ideal":
-            y -= _box_sum(layer, codes) * offset
+            # In float64 the sum is exact wherever the ADC is, so that a lossless ADC equals the integer convolution.
+            total = sum(plane.double() * value for plane, value in zip(acc, values)) - _reference_sum(layer, codes)
+            y = total.float() * scale.float()
+        elif len(values) > 1:
+            y = sum(plane.double() * value for plane, value in zip(acc, values)).float() * scale.float()
+        else:
+            y = acc[0] * (scale * values[0]).float()
         y = y.permute(0, 3, 1, 2)
         if self.bias is not None:
             y = y + (self.bias * self.out_scale).view(-1, 1, 1)
@@ -99,17 +102,14 @@ class _Crossbar:
             return engine.histogram(engine.prepare(layer), self.a_codes(x))
 
     def _prepare(self, device):
-        """(engine, layer, prepared weights, scale of each accumulator plane, digital offset); made once, reused."""
+        """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused."""
         key = (_engine, device, self.weight._version, self.act_quant.act_alpha._version)
         if self._prepared is None or self._prepared[0] != key:
             layer = self.mapped()
             engine, reason = engines.choose(_engine, layer, device)
             log.info("%s: engine %s (%s)", type(self).__name__, engine.__name__.rsplit(".", 1)[-1], reason)
             scale = self.act_quant.act_alpha.detach().double() / self.act_quant.levels / self.weight_quant.levels
-            scale = scale * self.out_scale
-            scales = [(scale * value).float() for value in engines.value(layer)]
-            offset = sum(r << (layer.spec.cell_bits * k) for k, r in enumerate(layer.reference_twice))
-            self._prepared = key, (engine, layer, engine.prepare(layer), scales, (scale * offset).float())
+            self._prepared = key, (engine, layer, engine.prepare(layer), scale * self.out_scale)
         return self._prepared[1]
 
     def _apply(self, fn, recurse=True):
@@ -178,14 +178,14 @@ class QLinearDoreFa(_Crossbar, QLinear):
         return y.flatten(1)
 
 
-def _box_sum(layer, codes):
-    """Sum of the activation codes under each output pixel, `[N, H', W', out]`: the digital reference."""
+def _reference_sum(layer, codes):
+    """What a digital reference subtracts, `L sum A` under each output pixel: float64 `[N, H', W', out]`."""
     top, bottom, left, right = layer.geometry.padding
     groups = layer.geometry.groups
     x = F.pad(codes.permute(0, 3, 1, 2).float(), (left, right, top, bottom))
     ones = torch.ones(groups, layer.group_channels, *layer.kernel, device=x.device)
     sums = F.conv2d(x, ones, None, layer.geometry.stride, 0, layer.geometry.dilation, groups)
-    return sums.permute(0, 2, 3, 1).repeat_interleave(len(layer.w_codes) // groups, dim=3)
+    return layer.zero_twice * sums.double().permute(0, 2, 3, 1).repeat_interleave(len(layer.w_codes) // groups, dim=3)
 
 
 def crossbar_layers(model):

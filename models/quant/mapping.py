@@ -152,6 +152,11 @@ class MappedLayer:
         return self.w_codes.view(groups, out // groups, channels, kh * kw).permute(0, 3, 2, 1).reshape(
             groups, kh * kw * channels, out // groups)
 
+    @property
+    def zero_twice(self):
+        """L, twice the weight level that stands for zero: `sum_k 2^(c k) 2 r_k`."""
+        return sum(r << (self.spec.cell_bits * k) for k, r in enumerate(self.reference_twice))
+
     def u_range(self, k):
         """Smallest and largest `u` that slice `k` of a full array can produce."""
         tallest = max(stop - start for start, stop in self.arrays)

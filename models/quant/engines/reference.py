@@ -77,8 +77,7 @@ def _dynamic(u, adc_bits):
 
 def integer_convolution(layer, a_codes):
     """`sum A (2 W - L)` as integers `[N, H', W', out]`: one float convolution, exact because the sums are small."""
-    offset = sum(r << (layer.spec.cell_bits * k) for k, r in enumerate(layer.reference_twice))
-    weight = 2 * layer.w_codes.to(a_codes.device).double() - offset
+    weight = 2 * layer.w_codes.to(a_codes.device).double() - layer.zero_twice
     top, bottom, left, right = layer.geometry.padding
     x = F.pad(a_codes.permute(0, 3, 1, 2).double(), (left, right, top, bottom))
     y = F.conv2d(x, weight, None, layer.geometry.stride, 0, layer.geometry.dilation, layer.geometry.groups)
