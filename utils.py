@@ -12,8 +12,10 @@ import argparse
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -24,7 +26,6 @@ import torch
 from tqdm import tqdm
 
 CHECKPOINT_FORMAT = "vgg-quant-1"
-BITS = (*range(1, 9), 32)  # allowed weight and activation bits; 32 switches a quantizer off
 
 
 class UserError(Exception):
@@ -36,6 +37,37 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def number(kind, text, allowed):
+    """An argparse type: a number of this kind (int, float) for which allowed(value) holds; text says which those are."""
+
+    def convert(argument):
+        try:
+            value = kind(argument)
+        except ValueError:
+            value = None
+        if value is None or not allowed(value):  # not a number compares as False everywhere
+            raise argparse.ArgumentTypeError(f"{argument} is not {text}")
+        return value
+
+    return convert
+
+
+BITS = number(int, "1 to 8, or 32 to switch the quantizer off", lambda bits: bits in (*range(1, 9), 32))
+COUNT = number(int, "a whole number from 1 up", lambda value: value >= 1)
+COUNT_OR_0 = number(int, "a whole number from 0 up", lambda value: value >= 0)
+POSITIVE = number(float, "a number above 0", lambda value: 0 < value < math.inf)
+POSITIVE_OR_0 = number(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
+SHARE = number(float, "from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+
+
+def parse_flags(parser, argv=None):
+    """(args, given): the parsed arguments, and a dict of those that stand on the command line."""
+    args = parser.parse_args(argv)
+    unset = object()  # argparse keeps what a namespace has already, so what is not `unset` afterwards was given
+    given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset))))
+    return args, {name: value for name, value in given.items() if value is not unset}
 
 
 def run_main(main):
@@ -191,7 +223,7 @@ def _some(names, limit=6):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Logging and measuring
+# Logging, measuring, stopping
 
 
 class _ProgressBarHandler(logging.Handler):
@@ -247,6 +279,27 @@ class Meter:
         self.images = state["images"]
 
 
+@torch.no_grad()
+def write_histograms(writer, step, net, layers, images):
+    """TensorBoard histograms of the weights of `layers` (name: module) and of what flows into them for these images."""
+
+    def add(tag, values):
+        values = values.detach().flatten().float()
+        writer.add_histogram(tag, values[:: max(1, len(values) // 100_000)], step)  # a sample shows the same shape
+
+    hooks = []
+    try:
+        for name, layer in layers.items():
+            add(f"weight/{name}", layer.weight)
+            hooks.append(layer.register_forward_pre_hook(
+                lambda _, inputs, name=name: add(f"activation/{name}", inputs[0])))
+        net.eval()
+        net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def machine_info():
     """Versions and hardware, as plain values, to stand beside every measured number."""
     from importlib import metadata
@@ -259,7 +312,7 @@ def machine_info():
 
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a str subclass otherwise, which weights_only refuses
         "numba": version("numba"),
         "triton": version("triton"),
         "cpu": _cpu_name(),
@@ -274,6 +327,43 @@ def _cpu_name():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def schedule_factor(kind, step, steps, steps_per_epoch, schedule=(), gammas=()):
+    """What every parameter group's starting rate is multiplied by at `step`, 0 .. steps - 1."""
+    if kind == "step":
+        epoch = step // steps_per_epoch
+        return math.prod(gamma for start, gamma in zip(schedule, gammas, strict=True) if epoch >= start)
+    if kind == "cosine":
+        return (1 + math.cos(math.pi * step / steps)) / 2
+    peak = max(1, steps // 4)  # triangular: rises over `peak` steps, then falls; never quite 0, so every step counts
+    return (step + 1) / peak if step < peak else (steps - step) / (steps - peak)
+
+
+class Stopped(Exception):
+    """A signal asked to stop, and the program has come to a point where its state is complete."""
+
+
+class StopRequest:
+    """Within `with`, Ctrl-C and SIGTERM raise Stopped at the next check() instead of breaking into a step."""
+
+    signal = None  # number of the signal that came
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        self.signal = number
+        signal.signal(number, signal.default_int_handler)  # a second Ctrl-C does not wait
+
+    def check(self):
+        if self.signal is not None:
+            raise Stopped
 
 
 # ---------------------------------------------------------------------------------------------------------------------
