@@ -1,0 +1,182 @@
+"""Independent oracle of the crossbar arithmetic in NumPy int64; it shares no code with the package.
+
+Every array is an explicit list of word lines `(ky, kx, channel)`, every input code is fetched by index, and every read
+is one integer dot product, as a person would compute it by hand. `spec` is anything with the attributes of
+`CrossbarSpec`, `geometry` anything with `stride`, `padding` (top, bottom, left, right), `dilation` and `groups`.
+Only for small shapes.
+"""
+
+import numpy as np
+
+
+def split(bits, size):
+    """`[(shift, bits), ...]`, LSB first; the last part holds what is left."""
+    parts, low = [], 0
+    while low < bits:
+        parts.append((low, min(size, bits - low)))
+        low += size
+    return parts
+
+
+def arrays(mapping, kernel, channels, rows):
+    """Word lines of each array of one group: lists of `(ky, kx, channel)`."""
+    kh, kw = kernel
+    found = []
+    if mapping == "tap":
+        for ky in range(kh):
+            for kx in range(kw):
+                lines = [(ky, kx, channel) for channel in range(channels)]
+                while lines:
+                    found.append(lines[:rows])
+                    lines = lines[rows:]
+    elif mapping == "im2col":
+        lines = [(ky, kx, channel) for ky in range(kh) for kx in range(kw) for channel in range(channels)]
+        while lines:
+            found.append(lines[:rows])
+            lines = lines[rows:]
+    else:
+        raise AssertionError(mapping)
+    return found
+
+
+def output_size(a_codes, w_codes, geometry):
+    """`(H', W')`, by counting the positions at which the dilated kernel fits into the padded image."""
+    top, bottom, left, right = geometry.padding
+    sizes = []
+    for size, kernel, dilation, stride in zip(
+            (a_codes.shape[1] + top + bottom, a_codes.shape[2] + left + right), w_codes.shape[2:],
+            geometry.dilation, geometry.stride):
+        reach = dilation * (kernel - 1)
+        sizes.append(len([first for first in range(0, size, stride) if first + reach < size]))
+    return tuple(sizes)
+
+
+def reads(a_codes, w_codes, spec, geometry, reference_twice):
+    """Yield `(group, t, z, k, u)`, u int64 `[N, H', W', out / groups]`: 2 P - 2 r_k n (analog), P (digital)."""
+    a_codes = np.asarray(a_codes).astype(np.int64)
+    w_codes = np.asarray(w_codes).astype(np.int64)
+    images, height, width, in_channels = a_codes.shape
+    out_channels, group_in, kh, kw = w_codes.shape
+    groups = geometry.groups
+    assert in_channels == group_in * groups and out_channels % groups == 0
+    group_out = out_channels // groups
+    out_height, out_width = output_size(a_codes, w_codes, geometry)
+    top, _, left, _ = geometry.padding
+    for group in range(groups):
+        for t, lines in enumerate(arrays(spec.mapping, (kh, kw), group_in, spec.rows)):
+            # Codes on the word lines of this array, for every image and output pixel; 0 in the padding.
+            codes = np.zeros((images, out_height, out_width, len(lines)), np.int64)
+            for oy in range(out_height):
+                for ox in range(out_width):
+                    for line, (ky, kx, channel) in enumerate(lines):
+                        y = oy * geometry.stride[0] + ky * geometry.dilation[0] - top
+                        x = ox * geometry.stride[1] + kx * geometry.dilation[1] - left
+                        if 0 <= y < height and 0 <= x < width:
+                            codes[:, oy, ox, line] = a_codes[:, y, x, group * group_in + channel]
+            weights = np.zeros((len(lines), group_out), np.int64)
+            for line, (ky, kx, channel) in enumerate(lines):
+                weights[line] = w_codes[group * group_out:(group + 1) * group_out, channel, ky, kx]
+            for z, (a_shift, a_bits) in enumerate(split(spec.a_bits, spec.dac_bits)):
+                digits = codes // 2**a_shift % 2**a_bits
+                active = digits.sum(axis=-1)[..., None]
+                for k, (w_shift, w_bits) in enumerate(split(spec.w_bits, spec.cell_bits)):
+                    cells = weights // 2**w_shift % 2**w_bits
+                    bit_line = digits @ cells
+                    if spec.reference == "analog":
+                        yield group, t, z, k, 2 * bit_line - int(reference_twice[k]) * active
+                    else:
+                        yield group, t, z, k, bit_line
+
+
+def static_code(u, spec, delta, q_min):
+    """`clip(rint(v / delta), q_min, q_min + 2^B - 1)` in float64; NumPy's rint takes ties to even."""
+    v = u / 2.0 if spec.reference == "analog" else u / 1.0
+    return np.minimum(np.maximum(np.rint(v / np.float64(delta)), q_min), q_min + 2**spec.adc_bits - 1).astype(np.int64)
+
+
+def dynamic_value(u, adc_bits):
+    """Value of each read of one (group, t, z, k) over the whole batch, in units of `u / 2^B`."""
+    u_a, u_b = int(u.min()), int(u.max())
+    if u_a == u_b:
+        return 2**adc_bits * u
+    step = np.float32(u_b - u_a) / np.float32(2**adc_bits)
+    q = np.rint((u - u_a).astype(np.float32) / step)
+    assert q.dtype == np.float32
+    q = np.minimum(np.maximum(q, 0), 2**adc_bits - 1).astype(np.int64)
+    return q * (u_b - u_a) + 2**adc_bits * u_a
+
+
+def steps(delta):
+    """Distinct ADC steps in order of the first slice that has each."""
+    found = []
+    for step in (float(d) for d in delta):
+        if step not in found:
+            found.append(step)
+    return found
+
+
+def accumulate(a_codes, w_codes, spec, geometry, reference_twice, delta=None, q_min=None):
+    """Accumulators of a layer, int64 `[G, N, H', W', out]`.
+
+    Args: a_codes uint8 `[N, H, W, in]`; w_codes uint8 `[out, in / groups, kh, kw]`; reference_twice, delta and q_min
+    one number a slice (`delta`, `q_min` for "calibrated" and "full" only).
+    """
+    if spec.adc_range == "ideal":
+        return integer_convolution(a_codes, w_codes, spec, geometry, reference_twice)[None]
+    found = [0.0] if spec.adc_range == "dynamic" else steps(delta)
+    out_channels, groups = len(w_codes), geometry.groups
+    group_out = out_channels // groups
+    total = np.zeros((len(found), len(a_codes), *output_size(a_codes, w_codes, geometry), out_channels), np.int64)
+    for group, _, z, k, u in reads(a_codes, w_codes, spec, geometry, reference_twice):
+        if spec.adc_range == "dynamic":
+            plane, value = 0, dynamic_value(u, spec.adc_bits)
+        else:
+            plane, value = found.index(float(delta[k])), static_code(u, spec, delta[k], int(q_min[k]))
+        weight = 2 ** (spec.dac_bits * z + spec.cell_bits * k)
+        total[plane, ..., group * group_out:(group + 1) * group_out] += weight * value
+    return total
+
+
+def integer_convolution(a_codes, w_codes, spec, geometry, reference_twice):
+    """`sum A (2 W - L)`, int64 `[N, H', W', out]`, without arrays, digits or slices; L the doubled zero level."""
+    a_codes = np.asarray(a_codes).astype(np.int64)
+    level = sum(int(r) * 2 ** (spec.cell_bits * k) for k, r in enumerate(reference_twice))
+    weights = 2 * np.asarray(w_codes).astype(np.int64) - level
+    _, height, width, _ = a_codes.shape
+    out_channels, group_in, kh, kw = weights.shape
+    group_out = out_channels // geometry.groups
+    out_height, out_width = output_size(a_codes, w_codes, geometry)
+    total = np.zeros((len(a_codes), out_height, out_width, out_channels), np.int64)
+    for out in range(out_channels):
+        first = out // group_out * group_in
+        for oy in range(out_height):
+            for ox in range(out_width):
+                for ky in range(kh):
+                    for kx in range(kw):
+                        y = oy * geometry.stride[0] + ky * geometry.dilation[0] - geometry.padding[0]
+                        x = ox * geometry.stride[1] + kx * geometry.dilation[1] - geometry.padding[2]
+                        if 0 <= y < height and 0 <= x < width:
+                            total[:, oy, ox, out] += a_codes[:, y, x, first:first + group_in] @ weights[out, :, ky, kx]
+    return total
+
+
+def u_span(w_codes, spec, reference_twice):
+    """Smallest and largest `u` over all slices of the tallest array, by trying both extremes of every cell."""
+    tallest = max(map(len, arrays(spec.mapping, w_codes.shape[2:], w_codes.shape[1], spec.rows)))
+    drive = tallest * max(2**bits - 1 for _, bits in split(spec.a_bits, spec.dac_bits))
+    values = [0]
+    for k, (_, bits) in enumerate(split(spec.w_bits, spec.cell_bits)):
+        for cell in (0, 2**bits - 1):
+            analog = spec.reference == "analog"
+            values.append(drive * (2 * cell - int(reference_twice[k])) if analog else drive * cell)
+    return min(values), max(values)
+
+
+def histogram(a_codes, w_codes, spec, geometry, reference_twice):
+    """Counts of the reads, int64 `[digits, slices, u]`; bin i is `u = u_span(...)[0] + i`."""
+    low, high = u_span(w_codes, spec, reference_twice)
+    counts = np.zeros((len(split(spec.a_bits, spec.dac_bits)), len(split(spec.w_bits, spec.cell_bits)),
+                       high - low + 1), np.int64)
+    for _, _, z, k, u in reads(a_codes, w_codes, spec, geometry, reference_twice):
+        np.add.at(counts[z, k], u - low, 1)
+    return counts
