@@ -1,0 +1,338 @@
+"""Data sets, splits and augmentation, against arithmetic written again here in NumPy."""
+
+import os
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import datasets
+from utils import UserError, generator
+
+
+def noise(n, size=32, seed=0):
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator("noise", seed))
+
+
+# -- augmentation
+
+
+def test_crop_is_a_window_of_the_padded_image_and_reaches_every_offset():
+    x = noise(600)
+    out = datasets.augment(x, generator(1), pad=4, flip=True).numpy()
+    padded = np.zeros((600, 3, 40, 40), np.uint8)
+    padded[:, :, 4:36, 4:36] = x.numpy()
+    seen = set()
+    for image, big in zip(out, padded, strict=True):
+        found = [
+            (dy, dx, mirrored)
+            for dy in range(9)
+            for dx in range(9)
+            for mirrored in (False, True)
+            if np.array_equal(image, big[:, dy : dy + 32, dx : dx + 32][:, :, :: -1 if mirrored else 1])
+        ]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert {dy for dy, _, _ in seen} == {dx for _, dx, _ in seen} == set(range(9))
+    assert len({(dy, dx) for dy, dx, _ in seen}) > 60  # the two offsets are drawn independently (of 81)
+    assert {mirrored for _, _, mirrored in seen} == {False, True}
+
+
+def test_nothing_to_do_leaves_the_images_alone():
+    x = noise(20)
+    assert torch.equal(datasets.augment(x, generator(1), pad=0, flip=False, cutout=0), x)
+
+
+def test_flip_mirrors_about_half_of_the_images():
+    x = noise(400)
+    out = datasets.augment(x, generator(2), pad=0, flip=True)
+    same = [torch.equal(a, b) for a, b in zip(out, x, strict=True)]
+    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(out, x, strict=True)]
+    assert all(a != b for a, b in zip(same, mirrored, strict=True))
+    assert 150 < sum(mirrored) < 250
+
+
+@pytest.mark.parametrize("side", [1, 8, 9])
+def test_cutout_paints_one_square_in_the_fill_colour(side):
+    x = torch.full((300, 3, 32, 32), 255, dtype=torch.uint8)
+    out = datasets.augment(x, generator(3), pad=0, flip=False, cutout=side, fill=(10, 20, 30)).numpy()
+    full = 0
+    for image in out:
+        rows, columns = np.nonzero(image[0] == 10)
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert len(rows) == height * width, "a filled rectangle"
+        assert height <= side and width <= side
+        full += height == width == side
+        covered = np.zeros((32, 32), bool)
+        covered[rows, columns] = True
+        for channel, colour in enumerate((10, 20, 30)):
+            assert np.array_equal(image[channel], np.where(covered, colour, 255))
+    assert full > 150  # smaller only where it reaches over the edge
+
+
+def test_augmentation_depends_on_the_generator_alone():
+    x = noise(50)
+    a, b, other = (datasets.augment(x, generator("augment", 0, 0, step), cutout=8) for step in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, other)
+
+
+def test_normalize_and_pixel_stats():
+    x = noise(50)
+    mean, std = datasets.pixel_stats(x)
+    exact = x.numpy().astype(np.float64) / 255
+    np.testing.assert_allclose(mean, exact.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, exact.std((0, 2, 3)), rtol=1e-9)
+    out = datasets.normalize(x, mean, std)
+    assert out.dtype == torch.float32 and out.is_contiguous(memory_format=torch.channels_last)
+    expected = (exact - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
+    np.testing.assert_allclose(out.numpy(), expected, atol=1e-5)
+    assert datasets.pixel_stats(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))[1] == (1 / 255,) * 3  # never 0
+
+
+# -- batches and splits
+
+
+def test_an_epoch_started_in_the_middle_gives_the_same_batches():
+    x, y = noise(70), torch.arange(70)
+    whole = list(datasets.train_batches(x, y, 16, seed=3, epoch=5))
+    assert [step for step, _, _ in whole] == [0, 1, 2, 3]
+    assert len(torch.cat([labels for _, _, labels in whole]).unique()) == 64  # no image twice
+    for (step, images, labels), (step2, images2, labels2) in zip(
+        whole[2:], datasets.train_batches(x, y, 16, seed=3, epoch=5, first_step=2), strict=True
+    ):
+        assert step == step2 and torch.equal(images, images2) and torch.equal(labels, labels2)
+
+
+def test_epochs_and_seeds_differ():
+    x, y = noise(32), torch.arange(32)
+    orders = [next(iter(datasets.train_batches(x, y, 32, seed=s, epoch=e)))[2].tolist() for s, e in [(0, 0), (0, 1), (1, 0)]]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert all(sorted(order) == list(range(32)) for order in orders)
+
+
+def test_images_keep_their_labels():
+    y = torch.arange(40)
+    x = y.to(torch.uint8)[:, None, None, None].expand(40, 3, 32, 32)
+    for _, images, labels in datasets.train_batches(x, y, 8, seed=0, epoch=0, pad=4):
+        assert torch.equal(images.amax((1, 2, 3)).long(), labels)
+
+
+def test_stratified_split_is_disjoint_fixed_and_takes_the_share_of_every_class():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[torch.randperm(100, generator=generator(0))]
+    kept, held = datasets.stratified_split(labels, 0.1, seed=4)
+    assert sorted(kept.tolist() + held.tolist()) == list(range(100))
+    assert labels[held].bincount().tolist() == [5, 3, 2]
+    assert torch.equal(held, datasets.stratified_split(labels, 0.1, seed=4)[1])
+    assert not torch.equal(held, datasets.stratified_split(labels, 0.1, seed=5)[1])
+    assert len(datasets.stratified_split(labels, 0.0, seed=4)[1]) == 0
+
+
+# -- digits
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    data = datasets.load("digits")
+    assert data.train_x.shape == (1438, 3, 32, 32) and data.test_x.shape == (359, 3, 32, 32)
+    assert data.train_x.dtype == torch.uint8 and data.train_y.dtype == torch.int64
+    assert not data.flip  # a mirrored digit is another sign
+    pixels, labels = load_digits(return_X_y=True)
+    assert data.test_y.bincount().tolist() == [round(0.2 * n) for n in np.bincount(labels)]
+
+    # Every digit is in one of the two sets. The corner pixels of the enlarged image are those of the original.
+    def key(corners, label):
+        return (*np.round(np.asarray(corners, float)).astype(int).tolist(), int(label))
+
+    original = sorted(key(p.reshape(8, 8)[[0, 0, -1, -1], [0, -1, 0, -1]] * 255 / 16, y) for p, y in zip(pixels, labels))
+    x, y = torch.cat([data.train_x, data.test_x]), torch.cat([data.train_y, data.test_y])
+    assert sorted(key(i[0, [0, 0, -1, -1], [0, -1, 0, -1]], label) for i, label in zip(x, y)) == original
+    again = datasets.load("digits")
+    assert torch.equal(again.test_x, data.test_x) and torch.equal(again.train_y, data.train_y)
+    test = {image.numpy().tobytes() for image in data.test_x}
+    assert sum(image.numpy().tobytes() in test for image in data.train_x) == 0
+
+
+# -- folders of images
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """train/ and test/ with two classes of lossless images, and a cache folder of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "data"
+    for split, count in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = noise(1, seed=f"{split}{label}{i}")[0].permute(1, 2, 0).numpy()
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def test_imagefolder_pixels_and_labels(tree):
+    data = datasets.load("imagefolder", tree)
+    assert data.classes == ("cat", "dog") and datasets.num_classes("imagefolder", tree) == 2
+    assert data.train_y.tolist() == [0, 0, 0, 1, 1, 1] and data.test_y.tolist() == [0, 0, 1, 1]
+    assert torch.equal(data.train_x[4], noise(1, seed="train11")[0])
+    assert torch.equal(data.test_x[3], noise(1, seed="test11")[0])
+    assert data.mean == pytest.approx((data.train_x.double() / 255).mean((0, 2, 3)).tolist())
+
+
+def test_imagefolder_decodes_once(tree, monkeypatch):
+    first = datasets.load("imagefolder", tree)
+    monkeypatch.setattr(datasets, "_decode", lambda path: pytest.fail("decoded again"))
+    second = datasets.load("imagefolder", str(tree))
+    assert torch.equal(first.train_x, second.train_x) and torch.equal(first.test_x, second.test_x)
+
+
+def test_imagefolder_notices_changed_added_and_removed_files(tree):
+    datasets.load("imagefolder", tree)
+    lines = []
+    path = tree / "train" / "dog" / "0.png"
+    status = path.stat()
+    Image.fromarray(np.full((32, 32, 3), 7, np.uint8)).save(path)
+    with path.open("ab") as file:  # same size as before: the time of change must tell
+        file.write(b"\0" * (status.st_size - path.stat().st_size))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert path.stat().st_size == status.st_size
+    assert datasets.load("imagefolder", tree, lines.append).train_x[3].unique().tolist() == [7]
+    assert "decoding again" in lines[0]
+    Image.fromarray(np.full((32, 32, 3), 9, np.uint8)).save(tree / "train" / "cat" / "9.png")
+    assert len(datasets.load("imagefolder", tree).train_x) == 7
+    (tree / "test" / "cat" / "0.png").rename(tree / "test" / "dog" / "7.png")
+    assert datasets.load("imagefolder", tree).test_y.tolist() == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])
+def test_imagefolder_never_uses_a_damaged_cache(tree, damage):
+    good = datasets.load("imagefolder", tree)
+    cache = tree / ".images_32x32.pt"
+    data = bytearray(cache.read_bytes())
+    if damage == "truncate":
+        cache.write_bytes(data[: len(data) // 2])
+    elif damage == "flip":
+        data[data.find(good.train_x.numpy().tobytes()[:64]) + 5] ^= 1
+        cache.write_bytes(data)
+    else:
+        torch.save([1, 2, 3], cache)
+    lines = []
+    again = datasets.load("imagefolder", tree, lines.append)
+    assert torch.equal(again.train_x, good.train_x) and "cannot be used" in lines[0]
+    lines.clear()
+    datasets.load("imagefolder", tree, lines.append)
+    assert lines == []  # the cache was made good
+
+
+def test_imagefolder_that_cannot_be_written_is_cached_elsewhere(tree, tmp_path, monkeypatch):
+    (tree / ".images_32x32.pt").mkdir()  # in the way of the cache file, for the superuser too
+    datasets.load("imagefolder", tree)
+    assert len(list((tmp_path / "cache").rglob("*.pt"))) == 1
+    monkeypatch.setattr(datasets, "_decode", lambda path: pytest.fail("decoded again"))
+    datasets.load("imagefolder", tree)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tree / "train" / "cat" / "0.png"))  # no folder can be made there
+    lines = []
+    assert len(datasets.load("imagefolder", tree, lines.append).train_x) == 6
+    assert "not kept" in lines[-1]
+
+
+def test_imagefolder_scales_and_crops_other_sizes(tree):
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:, 32:96] = (200, 100, 50)  # the centre square
+    Image.fromarray(pixels).save(tree / "train" / "cat" / "0.png")
+    Image.fromarray(np.full((5, 5), 77, np.uint8)).save(tree / "train" / "cat" / "1.png")  # grey
+    x = datasets.load("imagefolder", tree).train_x
+    assert torch.equal(x[0, :, 1:-1, 1:-1], torch.tensor([200, 100, 50], dtype=torch.uint8)[:, None, None].expand(3, 30, 30))
+    assert x[1].unique().tolist() == [77]
+
+
+def test_imagefolder_takes_val_where_there_is_no_test(tree):
+    (tree / "test").rename(tree / "val")
+    assert torch.equal(datasets.load("imagefolder", tree).test_x[3], noise(1, seed="test11")[0])
+
+
+def test_imagefolder_says_that_val_beside_test_is_not_used(tree):
+    (tree / "val").mkdir()
+    lines = []
+    datasets.load("imagefolder", tree, lines.append)
+    assert "not used" in lines[0]
+
+
+def break_nothing_there(tree):
+    (tree / "train").rename(tree / "training")
+
+
+def break_class_without_test(tree):
+    (tree / "test" / "dog").rename(tree / "test" / "wolf")
+
+
+def break_empty_class(tree):
+    for split in ("train", "test"):
+        (tree / split / "eel").mkdir()
+
+
+def break_image(tree):
+    (tree / "train" / "dog" / "2.png").write_bytes(b"not an image")
+
+
+@pytest.mark.parametrize("damage, words", [
+    (break_nothing_there, "train/<class>"),
+    (break_class_without_test, "dog, wolf"),
+    (break_empty_class, "eel"),
+    (break_image, "2.png"),
+])
+def test_imagefolder_errors_name_what_is_wrong(tree, damage, words):
+    damage(tree)
+    with pytest.raises(UserError, match=words):
+        datasets.load("imagefolder", tree)
+
+
+# -- CIFAR
+
+
+@pytest.mark.parametrize("name, archive", [("cifar10", "cifar-10-python"), ("cifar100", "cifar-100-python")])
+def test_cifar_offline_says_what_to_put_where(name, archive, tmp_path, monkeypatch):
+    import torchvision
+
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, name.upper(), offline)
+    with pytest.raises(UserError, match=archive) as error:
+        datasets.load(name, tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_cifar_channels_come_first(monkeypatch):
+    import torchvision
+
+    class Split:
+        classes = ["a", "b"]
+
+        def __init__(self, root, train, download):
+            self.data = np.arange((4 if train else 2) * 3072, dtype=np.uint32).astype(np.uint8).reshape(-1, 32, 32, 3)
+            self.targets = [0, 1] * (2 if train else 1)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Split)
+    data = datasets.load("cifar10", "nowhere")
+    assert data.train_x.shape == (4, 3, 32, 32) and data.train_x[0, :, 0, 0].tolist() == [0, 1, 2]
+    assert data.test_y.tolist() == [0, 1] and data.flip and data.pad == 4
+
+
+def test_real_cifar10_images():
+    root = os.environ.get("CIFAR10_FOLDER")
+    if not root:
+        pytest.skip("set CIFAR10_FOLDER to a folder with train/<class> and test/<class> of the CIFAR-10 images")
+    data = datasets.load("imagefolder", root)
+    assert data.train_y.bincount().tolist() == [5000] * 10 and data.test_y.bincount().tolist() == [1000] * 10
+    np.testing.assert_allclose(data.mean, datasets.CIFAR_STATS["cifar10"][0], atol=0.005)
+    np.testing.assert_allclose(data.std, datasets.CIFAR_STATS["cifar10"][1], atol=0.01)
+
+
+def test_unknown_data_set_lists_the_known():
+    with pytest.raises(UserError, match="digits, cifar10, cifar100, imagefolder"):
+        datasets.load("mnist")
