@@ -382,6 +382,7 @@ class Run:
     def end_epoch(self):
         """Validate, log, keep the weights if they are the best, and write the checkpoint of the complete epoch."""
         args = self.args
+        self.check_finite()
         train_loss, train_acc = self.meter.read()
         row = {"epoch": self.epoch + 1, "train_loss": train_loss, "train_acc": train_acc}
         text = f"epoch {self.epoch + 1}/{args.epochs}  loss {train_loss:.4f}  accuracy {train_acc:.2f} %"
@@ -389,9 +390,9 @@ class Run:
             row["val_loss"], row["val_acc"] = evaluate(self.net, self.val_x, self.val_y, self.data, args.amp,
                                                        tick=self.stop.check)
             text += f"  validation {row['val_acc']:.2f} %"
+        self.bar.set_postfix(loss=f"{train_loss:.3f}", acc=f"{train_acc:.1f}%")
         self.log.info(f"{text}  lr {self.optimizer.param_groups[0]['lr']:.4g}  {self.rate:.0f} images/s")
         self.write_summaries(row)
-        self.check_finite()
         self.history.append(row)
         self.epoch, self.step, self.meter = self.epoch + 1, 0, utils.Meter(self.device)
         # On a tie the later epoch wins: its learning rate was lower. Written before checkpoint.pth.tar: if the process

@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -149,7 +150,9 @@ def read_torch_file(path):
                 damaged = archive.testzip()
             if damaged:
                 raise ValueError(f"checksum of {damaged} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; the outcome says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:

@@ -1,0 +1,524 @@
+"""train.py and utils.py: killed and interrupted runs, bad input, checkpoints, the schedule, the penalty.
+
+A VGG7 with few channels stands in for the real one, so that a step takes milliseconds; the training code is the same.
+"""
+
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import datasets
+import models
+import train
+import utils
+from utils import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ([8, 8, "M", 8, 8, "M", 8, 8, "M"], 16)  # instead of VGG7's widths
+# 180 training images in batches of 4: 45 steps an epoch, so that a signal nearly always arrives inside one.
+FLAGS = ["--epochs", "3", "--limit_train", "200", "--batch_size", "4", "--lr", "0.02", "--ngpu", "0"]
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    monkeypatch.setitem(models.vgg.CONFIGS, "vgg7", SMALL)
+    torch.manual_seed(0)
+
+
+def quick(folder, *flags):
+    """Train in this process; (exit code, final checkpoint)."""
+    code = train.main(["--save_path", str(folder), *FLAGS, *flags])
+    return code, utils.load_checkpoint(Path(folder, "checkpoint.pth.tar"))
+
+
+def start(*flags):
+    """train.py in a process of its own, with the small network."""
+    code = f"import models.vgg, train, utils; models.vgg.CONFIGS['vgg7'] = {SMALL!r}; utils.run_main(train.main)"
+    return subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # several at a time on two cores
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, out + err
+    return out, err
+
+
+def send_inside_epoch(process, folder, number, epoch):
+    """Send a signal once the checkpoint stands inside `epoch` (counted from 0)."""
+    path = Path(folder, "checkpoint.pth.tar")
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        if path.exists():
+            checkpoint = utils.load_checkpoint(path)
+            if checkpoint["epoch"] == epoch and 3 <= checkpoint["step"] <= 30:
+                process.send_signal(number)
+                return
+        time.sleep(0.005)
+    pytest.fail("the run never came there")
+
+
+def assert_same(a, b, where="checkpoint"):
+    """Equal in every bit, through nested dicts and lists."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+# -- killed, interrupted, resumed
+
+
+def test_killed_and_interrupted_run_ends_with_the_same_bits(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = [*FLAGS, "--clp", "--cutout", "6"]
+    reference = start("--save_path", str(whole), *flags)
+
+    process = start("--save_path", str(broken), "--save_minutes", "0", *flags)
+    send_inside_epoch(process, broken, signal.SIGKILL, epoch=0)
+    finish(process, -signal.SIGKILL)
+    killed = utils.load_checkpoint(broken / "checkpoint.pth.tar")
+    assert killed["epoch"] == 0 and 0 < killed["step"] < 45 and not (broken / "model_best.pth.tar").exists()
+
+    process = start("--resume", "--save_path", str(broken))  # all other flags come from the checkpoint
+    send_inside_epoch(process, broken, signal.SIGINT, epoch=1)
+    out, _ = finish(process, 130)
+    stopped = utils.load_checkpoint(broken / "checkpoint.pth.tar")
+    assert stopped["epoch"] == 1 and 0 < stopped["step"] <= 45
+    command = out.splitlines()[-1].split("continue with: python train.py ")[1]  # one line says how to go on
+
+    finish(start(*command.split()))
+    finish(reference)
+    for file in ("checkpoint.pth.tar", "model_best.pth.tar"):
+        expected, result = utils.load_checkpoint(whole / file), utils.load_checkpoint(broken / file)
+        for checkpoint in (expected, result):
+            for name in ("save_path", "save_minutes"):
+                del checkpoint["config"][name]
+        assert_same(expected, result)
+    assert expected["best_acc"] > 30  # and it learned something, so equality says something
+
+
+def test_interrupted_validation_is_repeated(tmp_path, monkeypatch):
+    """The checkpoint of a run that stops between the last step of an epoch and its end."""
+    _, expected = quick(tmp_path / "whole")
+    evaluate = train.evaluate
+
+    def interrupted(net, x, *args, tick, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(net, x, *args, tick=tick, **kwargs)
+
+    monkeypatch.setattr(train, "evaluate", interrupted)
+    code, stopped = quick(tmp_path / "broken")
+    assert code == 128 + signal.SIGTERM and (stopped["epoch"], stopped["step"]) == (0, 45)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # as before
+    monkeypatch.undo()
+    monkeypatch.setitem(models.vgg.CONFIGS, "vgg7", SMALL)
+    assert train.main(["--resume", "--save_path", str(tmp_path / "broken")]) == 0
+    result = utils.load_checkpoint(tmp_path / "broken" / "checkpoint.pth.tar")
+    for name in ("state_dict", "optimizer", "history", "best_acc", "test_acc", "rng"):
+        assert_same(expected[name], result[name], name)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A complete run that tests may read."""
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.vgg.CONFIGS, "vgg7", SMALL)
+        assert quick(folder)[0] == 0
+    return folder
+
+
+def test_resuming_a_finished_run_says_so(finished, capsys, monkeypatch):
+    monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("loaded data"))
+    before = (finished / "checkpoint.pth.tar").read_bytes()
+    assert train.main(["--resume", "--save_path", str(finished)]) == 0
+    assert "is finished after 3 epochs: test accuracy" in capsys.readouterr().out
+    assert (finished / "checkpoint.pth.tar").read_bytes() == before
+
+
+def test_files_of_a_run(finished):
+    assert {"checkpoint.pth.tar", "model_best.pth.tar", "train.log"} < {path.name for path in finished.iterdir()}
+    assert not list(finished.glob("*.tmp")) and not list(finished.glob(".*"))
+    log = (finished / "train.log").read_text()
+    assert "seed 0" in log and log.count("validation") >= 3 and "test accuracy" in log
+    best, last = (utils.load_checkpoint(finished / f) for f in ("model_best.pth.tar", "checkpoint.pth.tar"))
+    assert best["config"]["wbit"] == 4 and best["data"]["classes"] == [str(i) for i in range(10)]
+    accuracies = [row["val_acc"] for row in last["history"]]
+    assert best["best_acc"] == max(accuracies) == last["best_acc"]
+    assert best["epoch"] == max(row["epoch"] for row in last["history"] if row["val_acc"] == max(accuracies))
+
+
+def test_tensorboard_events(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished)).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "alpha/features.3"} <= set(tags["scalars"])
+    assert {"alpha", "weight/features.3", "activation/features.3", "activation/classifier.0"} <= set(tags["histograms"])
+    assert "alpha/features.0" not in tags["scalars"]  # it does not quantize the image
+    assert [event.step for event in events.Scalars("val/acc")] == [45, 90, 135]
+
+
+def test_the_test_images_are_used_once_after_the_last_epoch(tmp_path, monkeypatch):
+    calls, evaluate = [], train.evaluate
+
+    def counted(net, x, *args, **kwargs):
+        calls.append(len(x))
+        return evaluate(net, x, *args, **kwargs)
+
+    monkeypatch.setattr(train, "evaluate", counted)
+    _, checkpoint = quick(tmp_path / "run")
+    val = 200 - checkpoint["data"]["train_images"]
+    assert calls == [val, val, val, 359]
+
+
+def test_without_a_validation_split_the_last_epoch_counts(tmp_path):
+    code, checkpoint = quick(tmp_path, "--val_split", "0", "--epochs", "2")
+    best = utils.load_checkpoint(tmp_path / "model_best.pth.tar")
+    assert code == 0 and checkpoint["data"]["train_images"] == 200 and best["epoch"] == 2
+    assert_same(best["state_dict"], checkpoint["state_dict"])
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="no longer a finite number in epoch 2"):
+        quick(tmp_path, "--schedule", "1", "--gammas", "1e35")
+    checkpoint = utils.load_checkpoint(tmp_path / "checkpoint.pth.tar")
+    assert (checkpoint["epoch"], checkpoint["step"]) == (1, 0)
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+# -- other starts
+
+
+def test_evaluate_repeats_the_test_accuracy(finished, capsys):
+    assert train.main(["--evaluate", "--resume", str(finished / "model_best.pth.tar"), "--ngpu", "0"]) == 0
+    accuracy = utils.load_checkpoint(finished / "checkpoint.pth.tar")["test_acc"]
+    assert f"test accuracy {accuracy:.2f} % on 359" in capsys.readouterr().out
+    assert train.main(["--evaluate", "--save_path", str(finished), "--ngpu", "0"]) == 0  # finds model_best itself
+
+
+def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
+    quick(tmp_path / "float", "--wbit", "32", "--abit", "32", "--epochs", "1")
+    best = tmp_path / "float" / "model_best.pth.tar"
+    code, tuned = quick(tmp_path / "a", "--fine_tune", str(best), "--alpha_init", "3", "--epochs", "1", "--lr", "1e-12",
+                        "--wd", "0")
+    assert code == 0 and "8 clipping levels that it lacks start at 3.0" in capsys.readouterr().out
+    start = utils.load_checkpoint(best)["state_dict"]
+    for key, value in tuned["state_dict"].items():
+        if key.endswith("act_alpha"):
+            assert value == pytest.approx(3)
+        elif key.endswith("weight"):
+            torch.testing.assert_close(value, start[key], atol=1e-6, rtol=1e-6)
+    # As users of the original scripts write it.
+    quick(tmp_path / "b", "--resume", str(best), "--fine_tune", "--alpha_init", "3", "--epochs", "1", "--lr", "1e-12",
+          "--wd", "0")
+    assert_same(utils.load_checkpoint(tmp_path / "b" / "checkpoint.pth.tar")["state_dict"], tuned["state_dict"])
+
+
+def test_weights_of_the_original_code(finished, tmp_path, capsys):
+    """{"state_dict": ...} with the prefix of DataParallel and nothing else."""
+    state = utils.load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "acc": 1.0}, tmp_path / "old.pth")
+    assert train.main(["--evaluate", "--resume", str(tmp_path / "old.pth"), "--ngpu", "0"]) == 0
+    accuracy = utils.load_checkpoint(finished / "checkpoint.pth.tar")["test_acc"]
+    assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out
+
+
+def test_quantize_image_uses_the_first_clipping_level(tmp_path):
+    _, used = quick(tmp_path / "used", "--quantize_image", "--epochs", "1")
+    _, unused = quick(tmp_path / "unused", "--epochs", "1")
+    assert used["state_dict"]["features.0.act_quant.act_alpha"] != 6
+    assert unused["state_dict"]["features.0.act_quant.act_alpha"] == 6  # neither trained nor decayed
+    assert len(used["optimizer"]["param_groups"][1]["params"]) == len(unused["optimizer"]["param_groups"][1]["params"]) + 1
+
+
+# -- optimizer and schedule
+
+
+def network(abit=4, quantize_image=False):
+    args = train.build_parser().parse_args(["--abit", str(abit), "--alpha_init", "5"])
+    args.quantize_image = quantize_image
+    train.fill_defaults(args)
+    return args, train.build_network(args, 10, torch.device("cpu"))
+
+
+def test_penalty_has_the_gradient_of_a_squared_clipping_level():
+    _, net = network()
+    alphas = train.used_alphas(net)
+    assert list(alphas) == [*(f"features.{i}" for i in (3, 7, 10, 14, 17)), "classifier.0", "classifier.3"]
+    for i, alpha in enumerate(alphas.values()):
+        alpha.data.fill_(i + 1.0)
+    penalty = train.alpha_penalty(net, 0.1)
+    assert penalty.item() == pytest.approx(0.1 * (1 + 4 + 9 + 16 + 25 + 36 + 49))
+    penalty.backward()
+    assert [alpha.grad.item() for alpha in alphas.values()] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4])
+    assert net.features[0].act_quant.act_alpha.grad is None
+    assert list(train.used_alphas(network(quantize_image=True)[1]))[0] == "features.0"
+    assert train.used_alphas(network(abit=32)[1]) == {}
+
+
+def test_clp_pulls_the_clipping_levels_down(tmp_path):
+    alpha = "classifier.0.act_quant.act_alpha"
+    levels = [
+        quick(tmp_path / str(i), "--epochs", "1", *flags)[1]["state_dict"][alpha].item()
+        for i, flags in enumerate([["--a_lambda", "0.1"], ["--clp", "--a_lambda", "0.1"], ["--alpha_wd", "0.2"]])
+    ]
+    # a_lambda alpha^2 in the loss and a decay of 2 a_lambda have the same gradient.
+    assert levels[1] < levels[0] - 0.5 and levels[2] == pytest.approx(levels[1], rel=1e-2)
+
+
+def test_clipping_levels_have_a_group_of_their_own():
+    args, net = network()
+    args.alpha_lr, args.alpha_wd, args.lr, args.wd = 0.003, 0.7, 0.2, 0.01
+    weights, alphas = train.build_optimizer(net, args).param_groups
+    assert (weights["initial_lr"], weights["weight_decay"]) == (0.2, 0.01)
+    assert (alphas["initial_lr"], alphas["weight_decay"], len(alphas["params"])) == (0.003, 0.7, 7)
+    assert len(weights["params"]) + len(alphas["params"]) + 1 == len(list(net.parameters()))  # 1: features.0, unused
+    assert weights["nesterov"]
+
+
+@pytest.mark.parametrize("kind, step, expected", [
+    # 40 steps, 10 an epoch
+    ("step", 0, 1), ("step", 9, 1), ("step", 10, 0.5), ("step", 29, 0.5), ("step", 30, 0.05), ("step", 39, 0.05),
+    ("cosine", 0, 1), ("cosine", 20, 0.5), ("cosine", 10, 0.8535533905932737), ("cosine", 39, 0.0015413331334360182),
+    ("triangular", 0, 0.1), ("triangular", 4, 0.5), ("triangular", 9, 1), ("triangular", 10, 1), ("triangular", 25, 0.5),
+    ("triangular", 39, 1 / 30),
+])
+def test_schedule(kind, step, expected):
+    assert utils.schedule_factor(kind, step, 40, 10, [1, 3], [0.5, 0.1]) == pytest.approx(expected)
+
+
+def test_schedule_of_a_single_step():
+    assert utils.schedule_factor("triangular", 0, 1, 1) == 1
+
+
+def test_the_schedule_is_applied_to_both_groups(tmp_path):
+    _, checkpoint = quick(tmp_path, "--schedule", "1", "2", "--gammas", "0.5", "0.1", "--alpha_lr", "0.01")
+    assert [group["lr"] for group in checkpoint["optimizer"]["param_groups"]] == pytest.approx([0.02 * 0.05, 0.01 * 0.05])
+
+
+# -- bad input
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--wbit", "9"], "--wbit: 9 is not 1 to 8, or 32"),
+    (["--abit", "0"], "--abit: 0 is not 1 to 8, or 32"),
+    (["--lr", "nan"], "--lr: nan is not a number above 0"),
+    (["--lr", "-1"], "--lr: -1 is not a number above 0"),
+    (["--epochs", "0"], "--epochs: 0 is not"),
+    (["--epochs", "many"], "--epochs: many is not"),
+    (["--batch_size", "1"], "--batch_size: 1 is not 2 or more"),
+    (["--val_split", "1"], "--val_split: 1 is not"),
+    (["--model", "resnet20"], "choose from vgg16_quant, vgg7_quant"),
+    (["--model", "vgg7_quant_eval"], "choose from"),
+    (["--dataset", "mnist"], "--dataset: invalid choice"),
+    (["--bogus"], "unrecognized arguments: --bogus"),
+    (["--ngpu", "2"], "several GPUs are not supported"),
+    (["--schedule", "3", "5", "--gammas", "0.1"], "--schedule has 2 epochs, --gammas 1"),
+    (["--schedule_type", "step"], "needs --schedule and --gammas"),
+    (["--dataset", "imagefolder", "--data_path", "no/such/folder"], "no/such/folder"),
+    (["--save_path", "{file}/run"], "cannot write to {file}/run"),
+    (["--resume", "no/such/file"], "no/such/file: no such file"),
+    (["--resume", "{folder}"], "is a folder"),
+    (["--resume", "{file}"], "not a readable PyTorch file"),
+    (["--resume", "{run}/model_best.pth.tar"], "start from them with --fine_tune"),
+    (["--resume", "{run}/checkpoint.pth.tar", "--wbit", "2", "--lr", "0.5"], "--lr 0.5 (the checkpoint has 0.02), --wbit 2"),
+    (["--resume", "{run}/checkpoint.pth.tar", "--model", "vgg16_quant"], "--model vgg16_quant (the checkpoint has vgg7_quant"),
+    (["--resume", "{run}/checkpoint.pth.tar", "--save_path", "{folder}"], "continued in its own folder"),
+    (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--abit", "8"], "--abit 8 (the checkpoint has 4)"),
+    (["--fine_tune"], "needs the PATH of a checkpoint"),
+    (["--fine_tune", "{run}/model_best.pth.tar", "--model", "vgg16_quant"], "is of the model vgg7_quant, not vgg16_quant"),
+    (["--fine_tune", "{run}/model_best.pth.tar", "--abit", "32"], "unexpected: features.0.act_quant.act_alpha"),
+    (["--save_path", "{run}"], "holds a run: continue it with --resume"),
+])
+def test_bad_input_is_one_line_before_any_work(flags, words, finished, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("text")
+    names = {"file": tmp_path / "file", "folder": tmp_path, "run": finished}
+    flags = [flag.format(**names) for flag in flags]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("loaded data"))
+    with pytest.raises(SystemExit) as exit:
+        utils.run_main(lambda: train.main(flags))
+    out, err = capsys.readouterr()
+    assert exit.value.code == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert words.format(**names) in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]  # nothing was made
+
+
+def test_bad_input_in_a_real_process(tmp_path):
+    process = subprocess.run([sys.executable, str(ROOT / "train.py"), "--wbit", "33"], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 2 and process.stdout == "" and process.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_not_continued_on_other_images(tmp_path, monkeypatch):
+    quick(tmp_path, "--epochs", "1")
+    checkpoint = utils.load_checkpoint(tmp_path / "checkpoint.pth.tar")
+    utils.save_checkpoint(tmp_path / "checkpoint.pth.tar", checkpoint | {"test_acc": None})
+    load = datasets.load
+
+    def other(*args):
+        data = load(*args)
+        data.train_x[0, 0, 0, 0] ^= 255
+        return datasets.Dataset(**{**vars(data), "mean": datasets.pixel_stats(data.train_x)[0]})
+
+    monkeypatch.setattr(datasets, "load", other)
+    with pytest.raises(UserError, match="the images are not those"):
+        train.main(["--resume", "--save_path", str(tmp_path)])
+
+
+def test_overwrite_leaves_nothing_of_the_old_run(tmp_path, monkeypatch):
+    quick(tmp_path, "--epochs", "1")
+    monkeypatch.setattr(train.Run, "fit", lambda self: 0)  # as if killed before the first checkpoint
+    train.main(["--save_path", str(tmp_path), "--overwrite"])
+    assert not list(tmp_path.glob("*.pth.tar"))
+
+
+# -- checkpoint files
+
+
+@pytest.fixture
+def checkpoint_file(tmp_path):
+    path = tmp_path / "c.pth.tar"
+    utils.save_checkpoint(path, {"state_dict": {"w": torch.arange(5000.0)}, "config": {"lr": 0.1, "names": ["a"]}})
+    return path
+
+
+def test_checkpoint_round_trip(checkpoint_file):
+    checkpoint = utils.load_checkpoint(checkpoint_file)
+    assert checkpoint["format"] == utils.CHECKPOINT_FORMAT and checkpoint["config"] == {"lr": 0.1, "names": ["a"]}
+    assert torch.equal(checkpoint["state_dict"]["w"], torch.arange(5000.0))
+    assert os.stat(checkpoint_file).st_mode & 0o777 == 0o666 & ~utils._umask()
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        utils.load_checkpoint(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_truncated_checkpoints_are_refused(checkpoint_file):
+    data = checkpoint_file.read_bytes()
+    for length in (0, 1, 10, 100, len(data) // 2, len(data) - 1):
+        checkpoint_file.write_bytes(data[:length])
+        refused(checkpoint_file)
+
+
+def test_a_flipped_bit_is_refused_or_harmless(checkpoint_file):
+    data = checkpoint_file.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        tensor = next(info for info in archive.infolist() if info.file_size == 20000)
+    inside = data.index(torch.arange(5000.0).numpy().tobytes())
+    for position in [inside, inside + 9999, inside + tensor.file_size - 1, *range(0, len(data), 487)]:
+        damaged = bytearray(data)
+        damaged[position] ^= 16
+        checkpoint_file.write_bytes(damaged)
+        try:
+            checkpoint = utils.load_checkpoint(checkpoint_file)
+        except UserError as error:
+            assert str(checkpoint_file) in str(error)
+        else:  # the bit lay in padding or in a field that is not used
+            assert position not in range(inside, inside + tensor.file_size)
+            assert torch.equal(checkpoint["state_dict"]["w"], torch.arange(5000.0))
+
+
+class Malicious:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("how", ["torch", "torch_legacy", "pickle"])
+def test_malicious_checkpoints_run_nothing(tmp_path, how):
+    path, marker = tmp_path / "evil.pth.tar", tmp_path / "marker"
+    content = {"state_dict": {"w": torch.zeros(2)}, "config": Malicious(marker)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
+    refused(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())
+    assert marker.exists()  # it would have
+
+
+@pytest.mark.parametrize("content", [
+    [1, 2], {"a": 1}, {"state_dict": 3}, {"state_dict": {"w": 3}}, {"state_dict": {1: torch.zeros(1)}}, torch.nn.Linear(2, 2),
+])
+def test_foreign_files_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "foreign.pt")
+    refused(tmp_path / "foreign.pt")
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(file):
+        file.write(b"half of the new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        utils.atomic_write(path, fail)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    utils.atomic_write(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+
+
+def test_leftovers_of_killed_writers_are_removed_when_old(tmp_path):
+    old, recent = tmp_path / ".file.abc.tmp", tmp_path / ".file.def.tmp"
+    for path in (old, recent):
+        path.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    utils.atomic_write(tmp_path / "file", lambda file: file.write(b"new"))
+    assert not old.exists() and recent.exists()  # another process may be writing the recent one
+
+
+def test_load_weights_names_what_does_not_fit():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(4), "1.weight": torch.zeros(1, 3), "2.weight": torch.zeros(1)}
+    with pytest.raises(UserError) as error:
+        utils.load_weights(net, state, source="some.pth")
+    for words in ("some.pth", "missing: 1.bias", "unexpected: 2.weight", "0.bias [4] instead of [3]"):
+        assert words in str(error.value)
+    assert_same(before, dict(net.state_dict()))  # nothing was copied
+    good = {"0.weight": torch.ones(3, 2), "0.bias": torch.ones(3), "1.weight": torch.ones(1, 3)}
+    assert utils.load_weights(net, good, allow_missing=("bias",)) == ["1.bias"]
+    assert net[0].weight.eq(1).all() and torch.equal(net[1].bias, before["1.bias"])
+
+
+def test_machine_info_is_plain_values():
+    assert json.loads(json.dumps(utils.machine_info()))["torch"] == torch.__version__
+
+
+def test_bf16_is_the_default_only_where_the_processor_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert utils.has_fast_bf16(torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    assert not utils.has_fast_bf16(torch.device("cpu"))
