@@ -22,6 +22,7 @@ All of them are exact, so engines agree bit for bit. Integers are int32, or int6
 
 import importlib
 import logging
+import math
 
 import torch
 
@@ -83,10 +84,11 @@ def value(layer):
 def accumulator_dtype(layer):
     """int32 where no accumulator of this layer can overflow it, else int64."""
     spec = layer.spec
-    if spec.adc_range == "dynamic":
-        low, high = layer.u_span
-        largest = 2**spec.adc_bits * 2 * max(-low, high)
+    if spec.adc_range == "ideal":
+        terms, largest = layer.group_channels * math.prod(layer.kernel), 2 * (2**spec.w_bits - 1)
+        bound = terms * (2**spec.a_bits - 1) * max(layer.zero_twice, largest - layer.zero_twice)
     else:
-        largest = 2**spec.adc_bits
-    bound = len(layer.arrays) * (2**spec.a_bits - 1) * (2**spec.w_bits - 1) * largest
+        low, high = layer.u_span
+        read = 2**spec.adc_bits * (2 * max(-low, high) if spec.adc_range == "dynamic" else 1)
+        bound = len(layer.arrays) * (2**spec.a_bits - 1) * (2**spec.w_bits - 1) * read
     return torch.int32 if bound < 2**31 else torch.int64
