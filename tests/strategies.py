@@ -1,0 +1,116 @@
+"""Random crossbar layers for hypothesis: the structure is drawn (and shrinks), the codes come from a drawn seed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from models.quant.mapping import ADC_RANGES, MAPPINGS, REFERENCES, CrossbarSpec, Geometry, MappedLayer
+
+KERNELS = [(1, 1), (3, 3), (1, 3), (5, 5), (2, 2), (3, 1), (4, 3)]
+ROWS = [1, 2, 3, 5, 8, 16, 31, 32, 33, 64, 65, 100, 128, 1024]
+ACTIVATIONS = ["dense", "sparse", "one", "zeros", "ones", "powers"]
+WEIGHTS = ["dense", "zeros", "ones"]
+STEPS = ["unit", "one", "two", "tiny", "huge", "odd", "mixed"]
+
+
+@dataclass
+class Case:
+    """One layer and its input, as the package and as the oracle take them."""
+
+    spec: CrossbarSpec
+    geometry: Geometry
+    a_codes: np.ndarray
+    w_codes: np.ndarray
+    delta: list
+    q_min: list
+
+    @property
+    def reference_twice(self):
+        return [2**bits - 1 for bits in self.spec.slice_bits]
+
+    def layer(self):
+        return MappedLayer(self.spec, self.geometry, torch.from_numpy(self.w_codes), tuple(self.reference_twice),
+                           torch.tensor(self.delta, dtype=torch.float64), torch.tensor(self.q_min))
+
+    def input(self):
+        return torch.from_numpy(self.a_codes)
+
+
+@st.composite
+def specs(draw, adc_ranges=ADC_RANGES, rows=ROWS):
+    w_bits, a_bits = draw(st.integers(1, 8)), draw(st.integers(1, 8))
+    return CrossbarSpec(
+        w_bits=w_bits, a_bits=a_bits, cell_bits=draw(st.integers(1, w_bits)), adc_bits=draw(st.integers(1, 12)),
+        rows=draw(st.sampled_from(rows)), mapping=draw(st.sampled_from(MAPPINGS)),
+        reference=draw(st.sampled_from(REFERENCES)), dac_bits=draw(st.sampled_from([1, 1, 2, a_bits]).map(
+            lambda d: min(d, a_bits))), adc_range=draw(st.sampled_from(adc_ranges)))
+
+
+def codes(kind, bits, shape, rng):
+    """Activation or weight codes of one kind, uint8."""
+    top = 2**bits - 1
+    if kind == "dense":
+        return rng.integers(0, top + 1, shape, dtype=np.uint8)
+    if kind == "sparse":
+        return (rng.integers(0, top + 1, shape) * (rng.random(shape) < 0.1)).astype(np.uint8)
+    if kind == "powers":  # single input bits, some above others only
+        return (2 ** rng.integers(0, bits, shape) * (rng.random(shape) < 0.5)).astype(np.uint8)
+    found = np.full(shape, top if kind == "ones" else 0, np.uint8)
+    if kind == "one":
+        found.flat[rng.integers(found.size)] = top
+    return found
+
+
+@st.composite
+def ranges(draw, spec):
+    """`(delta, q_min)` of each slice, awkward ones on purpose."""
+    slices, unit, last = len(spec.slice_bits), spec.unit, 2**spec.adc_bits - 1
+    kind = draw(st.sampled_from(STEPS))
+    fixed = {"unit": unit, "one": 1.0, "two": 2.0, "tiny": 1e-9, "huge": 1e9}
+    odd = st.floats(0.05, 40.0)
+    if kind in fixed:
+        delta = [fixed[kind]] * slices
+    elif kind == "odd":
+        delta = [draw(odd)] * slices
+    else:
+        delta = draw(st.lists(st.one_of(odd, st.sampled_from([unit, 1.0])), min_size=slices, max_size=slices))
+    q_min = draw(st.lists(st.sampled_from([0, -last, -(last // 2), -(last // 2) - 1]) | st.integers(-last, 0),
+                          min_size=slices, max_size=slices))
+    return delta, q_min
+
+
+@st.composite
+def geometries(draw, kernel, groups):
+    pair = st.tuples(st.integers(1, 2), st.integers(1, 2))
+    dilation = draw(pair)
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel)]
+    padding = tuple(draw(st.integers(0, min(reach[side // 2], 2))) for side in range(4))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    return Geometry(stride, padding, dilation, groups)
+
+
+@st.composite
+def cases(draw, adc_ranges=ADC_RANGES, rows=ROWS, max_channels=40):
+    """Any layer: convolutions (grouped, depthwise, strided, dilated, padded on each side) and linear layers."""
+    spec = draw(specs(adc_ranges, rows))
+    if draw(st.integers(0, 3)) == 0:  # a linear layer, wide enough to fill arrays of 1024 rows
+        kernel, groups, size, geometry = (1, 1), 1, (1, 1), Geometry()
+        channels = draw(st.integers(1, min(64 * max_channels, 10 * spec.rows)))
+        out = draw(st.integers(1, 20))
+    else:
+        kernel = draw(st.sampled_from(KERNELS))
+        groups = draw(st.sampled_from([1, 1, 1, 2, 3, 8]))
+        channels = draw(st.integers(1, min(max_channels // groups, 3 * spec.rows))) if draw(st.integers(0, 4)) else 1
+        out = groups * draw(st.integers(1, 20 // groups))
+        geometry = draw(geometries(kernel, groups))
+        top, bottom, left, right = geometry.padding
+        size = tuple(max(1, d * (k - 1) + 1 - padding + draw(st.integers(0, 4))) for d, k, padding in
+                     zip(geometry.dilation, kernel, (top + bottom, left + right)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    images = draw(st.integers(1, 3))
+    a_codes = codes(draw(st.sampled_from(ACTIVATIONS)), spec.a_bits, (images, *size, channels * groups), rng)
+    w_codes = codes(draw(st.sampled_from(WEIGHTS[:1] * 3 + WEIGHTS)), spec.w_bits, (out, channels, *kernel), rng)
+    delta, q_min = draw(ranges(spec))
+    return Case(spec, geometry, a_codes, w_codes, delta, q_min)

@@ -1,0 +1,298 @@
+"""Every engine against the oracle, bit for bit; the choice between engines."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from strategies import Case, cases
+
+import models.quant.engines as engines
+from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, set_engine
+from models.quant.mapping import Geometry
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+# The Triton engine has a test file of its own.
+NAMES = ["reference"] + ["numba"] * (ROOT / "models/quant/engines/numba_cpu.py").exists()
+
+
+@pytest.fixture(params=NAMES, scope="module")
+def engine(request):
+    if request.param == "numba" and importlib.util.find_spec("numba") is None:
+        pytest.skip("numba is not installed")
+    return engines.load(request.param)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """PyTorch's threads cost more than they save on layers this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def expected(case):
+    return oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta,
+                             case.q_min)
+
+
+def accumulators(engine, case):
+    layer = case.layer()
+    assert engine.unsupported(layer, CPU) is None
+    found = engine.accumulate(engine.prepare(layer), case.input())
+    assert found.dtype == engines.accumulator_dtype(layer)
+    return found.numpy()
+
+
+def assert_same(found, wanted):
+    assert found.shape == wanted.shape
+    differ = np.argwhere(found != wanted)
+    assert not len(differ), f"{len(differ)} of {wanted.size} differ, first at {differ[0]}"
+
+
+def check(engine, case):
+    assert_same(accumulators(engine, case), expected(case))
+
+
+@given(case=cases(adc_ranges=["calibrated", "full"]))
+@settings(max_examples=300)
+def test_static_adc(engine, case):
+    check(engine, case)
+
+
+@given(case=cases(adc_ranges=["dynamic"]))
+@settings(max_examples=300)
+def test_dynamic_adc(engine, case):
+    check(engine, case)
+
+
+@given(case=cases(adc_ranges=["ideal"]))
+@settings(max_examples=60)
+def test_ideal(engine, case):
+    check(engine, case)
+
+
+@given(case=cases(adc_ranges=["calibrated", "ideal", "dynamic"]))
+@settings(max_examples=150)
+def test_histogram(engine, case):
+    layer = case.layer()
+    low, high = layer.u_span
+    assume(high - low < 2**20)
+    found = engine.histogram(engine.prepare(layer), case.input())
+    assert found.dtype == torch.int64
+    assert layer.u_span == oracle.u_span(case.w_codes, case.spec, case.reference_twice)
+    wanted = oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice)
+    assert_same(found.cpu().numpy(), wanted)
+
+
+def layer_case(spec, channels=70, out=33, kernel=(3, 3), size=(6, 5), images=2, seed=0, **geometry):
+    rng = np.random.default_rng(seed)
+    groups = geometry.get("groups", 1)
+    a_codes = rng.integers(0, 2**spec.a_bits, (images, *size, channels), dtype=np.uint8)
+    a_codes[rng.random(a_codes.shape) < 0.6] = 0
+    w_codes = rng.integers(0, 2**spec.w_bits, (out, channels // groups, *kernel), dtype=np.uint8)
+    slices = len(spec.slice_bits)
+    return Case(spec, Geometry(**geometry), a_codes, w_codes, [1.0] * slices, [-2 ** (spec.adc_bits - 1)] * slices)
+
+
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("cell_bits", [1, 2, 3, 4])
+def test_usual_layer(engine, adc_range, mapping, reference, cell_bits):
+    spec = CrossbarSpec(4, 4, cell_bits, 6, 64, mapping, reference, 1, adc_range)
+    check(engine, layer_case(spec, padding=(1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 63, 64, 65, 127, 128, 129, 256, 1000, 1024])
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+def test_rows_around_word_boundaries(engine, rows, mapping):
+    spec = CrossbarSpec(4, 4, 2, 5, rows, mapping)
+    check(engine, layer_case(spec, channels=130, out=9, size=(4, 4), images=1))
+
+
+@pytest.mark.parametrize("groups, channels, out", [(2, 130, 6), (5, 15, 20), (16, 16, 16), (16, 16, 48)])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
+def test_groups_and_depthwise(engine, groups, channels, out, adc_range):
+    spec = CrossbarSpec(rows=32, adc_bits=4, adc_range=adc_range)
+    check(engine, layer_case(spec, channels, out, groups=groups, padding=(1, 0, 2, 1), stride=(2, 1)))
+
+
+@pytest.mark.parametrize("images", [1, 2, 5, 9])
+def test_images_do_not_mix(engine, images):
+    case = layer_case(CrossbarSpec(rows=32), images=images)
+    whole = accumulators(engine, case)
+    for index in range(images):
+        one = replace(case, a_codes=case.a_codes[index:index + 1])
+        assert_same(accumulators(engine, one), whole[:, index:index + 1])
+
+
+@pytest.mark.parametrize("code", [0, 1, 8, 15])
+@pytest.mark.parametrize("weight", [0, 15])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+def test_constant_codes(engine, code, weight, adc_range):
+    case = layer_case(CrossbarSpec(adc_range=adc_range), padding=(1, 1, 1, 1))
+    case.a_codes[:] = code
+    case.w_codes[:] = weight
+    check(engine, case)
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+def test_no_overflow_at_the_largest_sums(engine, adc_range, reference):
+    """8-bit cells and digits on 1024 rows, everything at its largest, with two outputs of opposite sign."""
+    spec = CrossbarSpec(8, 8, 8, 12, 1024, "im2col", reference, 8, adc_range)
+    case = layer_case(spec, channels=2048, out=2, kernel=(3, 1), size=(3, 1), images=2)
+    case.a_codes[0], case.w_codes[0], case.w_codes[1] = 255, 255, 0
+    for delta in (0.5, 16257.3):
+        case.delta = [delta]
+        check(engine, case)
+
+
+@pytest.mark.parametrize("arrays", [8, 9])
+@pytest.mark.parametrize("q_min", [0, -4095])
+def test_codes_fill_int32_and_go_beyond(engine, arrays, q_min):
+    """Every code clipped at +-4095: 8 arrays reach 2,130 million of 2,147, and 9 need int64."""
+    spec = CrossbarSpec(8, 8, 1, 12, 4, "tap", "analog")
+    case = layer_case(spec, channels=4 * arrays, out=1, kernel=(1, 1), size=(1, 1), images=1)
+    case.a_codes[:], case.w_codes[:] = 255, 0 if q_min else 255
+    case.delta, case.q_min = [1e-6] * 8, [q_min] * 8
+    assert accumulators(engine, case).item() == (-1 if q_min else 1) * arrays * 255 * 255 * 4095
+
+
+def test_ideal_sums_beyond_int32(engine):
+    """The bound of an ideal sum has nothing to do with the bits of the ADC that is not there."""
+    spec = CrossbarSpec(8, 8, 8, 1, 1024, adc_range="ideal")
+    case = layer_case(spec, channels=40000, out=2, kernel=(1, 1), size=(1, 1), images=1)
+    case.a_codes[:], case.w_codes[0], case.w_codes[1] = 255, 255, 0
+    assert accumulators(engine, case).ravel().tolist() == [40000 * 255 * 255, -40000 * 255 * 255]
+
+
+def test_half_integers_go_to_the_even_code(engine):
+    """One word line, 1-bit cells: v is -1/2 or 1/2, and a step of 1 makes both a tie, which goes to 0."""
+    spec = CrossbarSpec(1, 1, 1, 6, 1)
+    case = Case(spec, Geometry(), np.ones((1, 1, 1, 1), np.uint8), np.array([0, 1], np.uint8).reshape(2, 1, 1, 1),
+                [1.0], [-32])
+    assert accumulators(engine, case).ravel().tolist() == [0, 0]
+    case.spec, case.a_codes, case.w_codes = (
+        replace(spec, rows=3), np.ones((1, 1, 1, 3), np.uint8), np.ones((1, 3, 1, 1), np.uint8))
+    assert accumulators(engine, case).ravel().tolist() == [2]  # v = 3/2
+
+
+def test_planes_of_each_adc_step(engine):
+    """Slices of one step share an accumulator; steps come in the order of the first slice that has them."""
+    case = layer_case(CrossbarSpec(rows=32), size=(3, 3))
+    case.delta, case.q_min = [2.0, 0.5, 2.0, 1.3], [-32, -1, -63, 0]
+    assert case.layer().delta_groups == [(2.0, [0, 2]), (0.5, [1]), (1.3, [3])]
+    assert accumulators(engine, case).shape[0] == 3
+    assert engines.value(case.layer()) == [4.0, 1.0, 2.6]
+    check(engine, case)
+
+
+def test_prepared_weights_serve_many_inputs(engine):
+    """Batches of other sizes and heights on one preparation, an input that is not contiguous in memory before."""
+    case = layer_case(CrossbarSpec(rows=32), padding=(1, 1, 1, 1))
+    prepared = engine.prepare(case.layer())
+    for images, size in ((2, (6, 5)), (1, (3, 9)), (4, (7, 3))):
+        other = layer_case(case.spec, size=size, images=images, seed=images, padding=(1, 1, 1, 1))
+        other.w_codes = case.w_codes
+        before = other.a_codes.copy()
+        assert_same(engine.accumulate(prepared, other.input()).numpy(), expected(other))
+        assert np.array_equal(other.a_codes, before)
+
+
+def run_layer(name, spec, seed=0):
+    torch.manual_seed(seed)
+    layer = Qconv2dDoreFa(20, 12, 3, stride=2, padding=1, spec=spec, alpha_init=1.0)
+    with torch.no_grad(), set_engine(name):
+        return layer(torch.rand(3, 20, 7, 7) * 1.2)
+
+
+@pytest.mark.parametrize("adc_range", ["full", "dynamic", "ideal"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("name", NAMES)
+def test_layer_output_does_not_depend_on_the_engine(name, adc_range, reference):
+    spec = CrossbarSpec(4, 4, 3, 4, 16, adc_range=adc_range, reference=reference)
+    assert torch.equal(run_layer(name, spec), run_layer("reference", spec))
+    assert torch.equal(run_layer("auto", spec), run_layer("reference", spec))
+
+
+def test_set_engine_as_a_call_and_as_a_context(monkeypatch):
+    used = []
+    real = engines.choose
+    monkeypatch.setattr(engines, "choose", lambda name, *rest: used.append(name) or real(name, *rest))
+    layer = QLinearDoreFa(4, 2, spec=CrossbarSpec(adc_range="full"))
+    run = lambda: layer(torch.ones(1, 4))
+    run()
+    with set_engine("reference"):
+        run()
+    run()
+    set_engine("reference")
+    run()
+    with pytest.raises(RuntimeError), set_engine("auto"):
+        run()
+        raise RuntimeError
+    run()
+    assert used == ["auto", "reference", "auto", "reference", "auto", "reference"]
+
+
+def test_weights_are_prepared_once(monkeypatch):
+    """No weight work for each batch; but again when the weights, alpha, the ranges or the codes change."""
+    reference = engines.load("reference")
+    count = []
+    monkeypatch.setattr(reference, "prepare", lambda layer: count.append(1) or layer)
+    set_engine("reference")
+    layer = QLinearDoreFa(6, 3, spec=CrossbarSpec(adc_range="calibrated"), alpha_init=1.0)
+    layer.set_ranges([(1.0, -32)] * 4)
+    x = torch.rand(2, 6)
+    changes = [lambda: layer.weight.mul_(torch.linspace(-1, 1, 6)), lambda: layer.act_quant.act_alpha.mul_(2),
+               lambda: layer.set_ranges([(2.0, -32)] * 4), lambda: layer.set_codes(layer.w_codes() ^ 15)]
+    with torch.no_grad():
+        before = layer(x)
+        for number, change in enumerate(changes, 1):
+            assert torch.equal(layer(x), before) and len(count) == number
+            change()
+            after = layer(x)
+            assert not torch.equal(after, before)
+            before = after
+
+
+def test_unknown_engine_lists_the_known_ones():
+    for call in (lambda: set_engine("cuda"), lambda: engines.load("cuda"),
+                 lambda: engines.choose("cuda", layer_case(CrossbarSpec()).layer(), CPU)):
+        with pytest.raises(engines.EngineError, match="'cuda'.*auto, reference, numba, triton"):
+            call()
+    assert run_layer("auto", CrossbarSpec(adc_range="full")) is not None
+
+
+def test_auto_falls_back_and_says_why(monkeypatch):
+    def missing(name):
+        if name == "numba":
+            raise engines.EngineError("engine numba cannot run: no library")
+        return real(name)
+    real = engines.load
+    monkeypatch.setattr(engines, "load", missing)
+    module, reason = engines.choose("auto", layer_case(CrossbarSpec()).layer(), CPU)
+    assert module.__name__.endswith("reference") and "no library" in reason
+
+
+def test_forced_triton_without_a_gpu_says_why():
+    """In a process of its own: other tests may have switched Triton's interpreter on."""
+    program = ("import torch, models.quant as q\n"
+               "layer = q.QLinearDoreFa(4, 2, spec=q.CrossbarSpec(adc_range='full'))\n"
+               "q.set_engine('triton')\n"
+               "layer(torch.ones(1, 4))\n")
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "EngineError: engine triton cannot run" in last and len(last) > 60, last
