@@ -1,0 +1,152 @@
+"""A vector of 32 lanes of 16 bits for Numba kernels.
+
+LLVM splits it into the registers that the machine has (one of AVX-512, two of AVX2, four of Neon), so a kernel written
+with it needs no compiler on the user's machine and does not depend on what the automatic vectoriser makes of a loop.
+Bit-wise operators see 512 independent bits; arithmetic wraps modulo 2^16; `>>` fills with zeros, `sar` with the sign.
+"""
+
+import operator
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+LANES = 32
+BITS = 16
+
+
+class VecType(types.Type):
+    def __init__(self):
+        super().__init__("Vec32x16")
+
+
+vec = VecType()
+_I8, _I16, _I32 = (ir.IntType(bits) for bits in (8, 16, 32))
+_V8, _V16, _V32 = (ir.VectorType(element, LANES) for element in (_I8, _I16, _I32))
+
+
+@register_model(VecType)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, manager, fe_type):
+        super().__init__(manager, fe_type, _V16)
+
+
+def _operator(op, build):
+    @infer_global(op)
+    class _Template(AbstractTemplate):
+        def generic(self, args, kws):
+            return signature(vec, vec, vec) if tuple(args) == (vec, vec) else None
+
+    @lower_builtin(op, vec, vec)
+    def _lower(context, builder, sig, args):
+        return build(builder, *args)
+
+
+for _op, _name in {operator.and_: "and_", operator.or_: "or_", operator.xor: "xor", operator.add: "add",
+                   operator.sub: "sub", operator.mul: "mul", operator.lshift: "shl", operator.rshift: "lshr"}.items():
+    _operator(_op, lambda builder, x, y, name=_name: getattr(builder, name)(x, y))
+
+
+def _function(build):
+    @intrinsic
+    def call(typingctx, x, y):
+        if (x, y) != (vec, vec):
+            return None
+        return vec(vec, vec), lambda context, builder, sig, args: build(builder, *args)
+    return call
+
+
+def _high_product(b, x, y):
+    wide = b.mul(b.sext(x, _V32), b.sext(y, _V32))
+    return b.trunc(b.ashr(wide, ir.Constant(_V32, [16] * LANES)), _V16)
+
+
+sar = _function(lambda b, x, y: b.ashr(x, y))
+vmin = _function(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))  # lanes signed
+vmax = _function(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
+mulhi = _function(_high_product)  # floor(x y / 2^16), lanes signed
+
+
+def _broadcast(builder, value, vector):
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+
+
+def _resize(builder, value, target):
+    if value.type.width > target.width:
+        return builder.trunc(value, target)
+    return builder.sext(value, target) if value.type.width < target.width else value
+
+
+@intrinsic
+def splat(typingctx, value):
+    """All lanes equal to the low 16 bits of an integer."""
+    if not isinstance(value, types.Integer):
+        return None
+    return vec(value), lambda context, b, sig, args: _broadcast(b, _resize(b, args[0], _I16), _V16)
+
+
+def _pointer(context, builder, array_type, array, offset, element):
+    data = context.make_array(array_type)(context, builder, array).data
+    first = builder.gep(builder.bitcast(data, ir.PointerType(element)), [offset])
+    return builder.bitcast(first, ir.PointerType(ir.VectorType(element, LANES)))
+
+
+@intrinsic
+def load(typingctx, array, offset):
+    """The vector that starts at element `offset` of a contiguous 16-bit array."""
+    def codegen(context, builder, sig, args):
+        return builder.load(_pointer(context, builder, sig.args[0], *args, _I16), align=2, typ=_V16)
+    return vec(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, array, offset, value):
+    """Write the vector that starts at element `offset` of a contiguous 16-bit array."""
+    def codegen(context, builder, sig, args):
+        builder.store(args[2], _pointer(context, builder, sig.args[0], args[0], args[1], _I16), align=2)
+        return context.get_dummy_value()
+    return types.void(array, types.intp, vec), codegen
+
+
+def _adder(extend):
+    @intrinsic
+    def add(typingctx, array, offset, value, shift):
+        def codegen(context, b, sig, args):
+            pointer = _pointer(context, b, sig.args[0], args[0], args[1], _I32)
+            term = b.shl(getattr(b, extend)(args[2], _V32), _broadcast(b, b.trunc(args[3], _I32), _V32))
+            b.store(b.add(b.load(pointer, align=4, typ=_V32), term), pointer, align=4)
+            return context.get_dummy_value()
+        return types.void(array, types.intp, vec, types.intp), codegen
+    return add
+
+
+add_signed = _adder("sext")  # array[offset + lane] += value[lane] << shift, on a contiguous int32 array
+add_unsigned = _adder("zext")
+
+
+@intrinsic
+def bit_of_bytes(typingctx, array, offset, bit):
+    """Bit `bit` of the 32 bytes from element `offset` of a contiguous byte array, packed into one uint32."""
+    def codegen(context, b, sig, args):
+        pointer = _pointer(context, b, sig.args[0], args[0], args[1], _I8)
+        mask = _broadcast(b, b.shl(ir.Constant(_I8, 1), b.trunc(args[2], _I8)), _V8)
+        hit = b.and_(b.load(pointer, align=1, typ=_V8), mask)
+        return b.bitcast(b.icmp_unsigned("!=", hit, ir.Constant(_V8, [0] * LANES)), _I32)
+    return types.uint32(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def trailing_zeros(typingctx, value):
+    """Position of the lowest set bit of a uint32 that is not 0."""
+    return types.uint32(types.uint32), lambda context, b, sig, args: b.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+
+@njit(cache=True)
+def aligned(size, like):
+    """An uninitialised array of the type of `like` that starts on a cache line: a vector never straddles two."""
+    padded = np.empty(size + 64, like.dtype)
+    first = (-padded.ctypes.data % 64) // padded.itemsize
+    return padded[first:first + size]
