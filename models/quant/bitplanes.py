@@ -20,8 +20,10 @@ def decompose(w_codes, w_bits, cell_bits):
 
     Args: w_codes, integer tensor of any shape, 0..2^w - 1; w_bits, w; cell_bits, c.
     Returns: uint8 `[slices, *w_codes.shape]`.
-    Raises: ValueError for codes outside 0..2^w - 1.
+    Raises: ValueError for codes outside 0..2^w - 1, or not integers.
     """
+    if w_codes.dtype.is_floating_point or w_codes.dtype.is_complex:
+        raise ValueError(f"weight codes are {w_codes.dtype}; whole numbers (torch.uint8) are expected")
     if w_codes.numel() and not 0 <= int(w_codes.min()) <= int(w_codes.max()) < 2**w_bits:
         raise ValueError(f"weight codes reach from {int(w_codes.min())} to {int(w_codes.max())}; "
                          f"{w_bits} bits hold 0 to {2**w_bits - 1}")

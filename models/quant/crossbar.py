@@ -45,6 +45,9 @@ class _Crossbar:
 
     def set_codes(self, w_codes):
         """Use these weight codes (uint8, shape of the weight) in place of those of the weight."""
+        if w_codes.dtype != torch.uint8 or w_codes.numel() and int(w_codes.max()) > self.weight_quant.levels:
+            raise ValueError(f"weight codes are {w_codes.dtype} up to {w_codes.max()}; torch.uint8 up to "
+                             f"{self.weight_quant.levels} is expected")
         if w_codes.shape != self._weight4().shape:
             raise ValueError(f"weight codes have shape {list(w_codes.shape)}, the layer {list(self._weight4().shape)}")
         self._w_codes, self._prepared = w_codes, None
@@ -63,10 +66,20 @@ class _Crossbar:
         if spec.adc_range == "full":
             delta, q_min = zip(*adc.full_ranges(layer))
             return replace(layer, adc_delta=torch.tensor(delta, dtype=torch.float64), adc_q_min=torch.tensor(q_min))
-        if spec.adc_range == "calibrated" and not bool((layer.adc_delta > 0).all()):
+        if spec.adc_range == "calibrated":
+            self._check_ranges(layer)
+        return layer
+
+    @staticmethod
+    def _check_ranges(layer):
+        if not bool((layer.adc_delta > 0).all()):
             raise ValueError("this layer's ADC range is not calibrated; call models.quant.calibrate(model, batches), "
                              "load a checkpoint that holds ranges, or take another adc_range")
-        return layer
+        lowest = 1 - 2**layer.spec.adc_bits
+        if not bool(((layer.adc_q_min >= lowest) & (layer.adc_q_min <= 0) & layer.adc_delta.isfinite()).all()):
+            raise ValueError(f"this layer's ADC ranges (steps {layer.adc_delta.tolist()}, lowest codes "
+                             f"{layer.adc_q_min.tolist()}) are not of an ADC of {layer.spec.adc_bits} bits with a code "
+                             f"for zero, whose lowest code lies between {lowest} and 0; calibrate again")
 
     def forward(self, x):
         codes = self.a_codes(x)
@@ -111,6 +124,9 @@ class _Crossbar:
             scale = self.act_quant.act_alpha.detach().double() / self.act_quant.levels / self.weight_quant.levels
             self._prepared = key, (engine, layer, engine.prepare(layer), scale * self.out_scale)
         return self._prepared[1]
+
+    def __getstate__(self):  # what an engine prepared is made again, not copied or saved
+        return self.__dict__ | {"_prepared": None}
 
     def _apply(self, fn, recurse=True):
         self._prepared = None
@@ -236,18 +252,21 @@ def collect_histograms(model, batches):
             histograms[name] = counts + histograms.get(name, 0)
         return hook
 
-    was_training = model.training
-    model.eval()
-    with contextlib.ExitStack() as stack, torch.no_grad():
+    def restore(name):
+        layers[name].set_spec(specs[name])
+        layers[name].adc_delta, layers[name].adc_q_min = ranges[name]
+
+    with contextlib.ExitStack() as stack, torch.no_grad():  # whatever happens, the network is left as it was
+        stack.callback(model.train, model.training)
+        model.eval()
         for name, layer in layers.items():
+            stack.callback(restore, name)
             layer.set_spec(replace(layer.spec, adc_range="ideal"))
             stack.callback(layer.register_forward_pre_hook(count(name)).remove)
         for batch in batches:
             model(batch)
-    model.train(was_training)
-    for name, layer in layers.items():
-        layer.set_spec(specs[name])
-        layer.adc_delta, layer.adc_q_min = ranges[name]
+    if len(histograms) < len(layers):
+        raise ValueError("no images to calibrate on")
     return histograms
 
 

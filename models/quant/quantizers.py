@@ -12,8 +12,8 @@ OFF = 32  # bits that switch a quantizer off
 
 def check_bits(name, bits):
     """Raise ValueError unless `bits` is 1..8, or 32 for off."""
-    if bits != OFF and not 1 <= bits <= 8:
-        raise ValueError(f"{name} is {bits}; allowed are 1 to 8, and {OFF} for off")
+    if type(bits) is not int or bits != OFF and not 1 <= bits <= 8:
+        raise ValueError(f"{name} is {bits!r}; allowed are 1 to 8, and {OFF} for off")
 
 
 class _PactCodes(torch.autograd.Function):
@@ -32,7 +32,7 @@ class _PactCodes(torch.autograd.Function):
     def backward(ctx, grad):
         x, alpha = ctx.saved_tensors
         grad = grad * (ctx.levels / alpha).to(grad.dtype)  # from code units to units of x
-        above = x >= alpha
+        above = x >= alpha.expand(x.shape)  # a single number would be rounded to the precision of x first
         grad_x = grad_alpha = None
         if ctx.needs_input_grad[0]:
             grad_x = grad.masked_fill((x <= 0) | above, 0)
@@ -66,8 +66,8 @@ class AQ(nn.Module):
         check_bits("abit", abit)
         self.abit = abit
         if self.on:
-            if not alpha_init > 0:
-                raise ValueError(f"alpha_init is {alpha_init}; it must be above 0")
+            if not 0 < alpha_init < float("inf"):
+                raise ValueError(f"alpha_init is {alpha_init}; it must be above 0 and finite")
             self.act_alpha = nn.Parameter(torch.tensor(float(alpha_init)))
 
     @property
