@@ -27,8 +27,8 @@ from .. import adc
 from ..bitplanes import decompose
 from . import accumulator_dtype
 from .reference import integer_convolution
-from .simd import (LANES, add_signed, add_unsigned, aligned, bit_of_bytes, load, mulhi, sar, splat, store,
-                   trailing_zeros, vmax, vmin)
+from .simd import (LANES, add_signed, add_unsigned, aligned, bit_of_bytes, int64_at, load, majority, mulhi, put_int64,
+                   put_uint32, sar, splat, store, trailing_zeros, uint32_at, vmax, vmin)
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +36,24 @@ BLOCK = 512  # columns of a block
 STATIC, DYNAMIC, RANGES, HISTOGRAM = range(4)  # what becomes of a read
 MAX_PLANES = 32
 
-# A layer as the kernel sees it. Segments are the runs of consecutive channels of one tap that make up an array; a list
-# holds the active rows of one channel interval [c0, c1) for one pixel, group and input bit.
-Plan = namedtuple("Plan", """weights array_base plane_stride blocks slice_vectors out_channels
-    segment_start segment_tap segment_interval segment_row interval_first interval_last interval_slot slots
-    tap_y tap_x stride_y stride_x pad_top pad_left
-    input_bits digit_start cell_bits dac_bits slices read_scale reference delta_group groups_of_delta
-    run_start run_first run_last run_slice merged_start merged_first merged_last merged_slice""")
+# A layer as the kernel sees it: numbers in `Shape`, tables in `Plan`.
+Shape = namedtuple("Shape", """blocks slice_vectors out_channels channels groups slots stride_y stride_x pad_top pad_left
+    reach_y input_bits cell_bits dac_bits slices read_scale steps""")
+Plan = namedtuple("Plan", """weights array_base plane_stride segments segment_start intervals digit_start
+    reference step_of_slice runs run_start merged merged_start""")
+TAP_Y, TAP_X, INTERVAL, ROW = range(4)  # of a segment: consecutive channels of one tap that an array holds
+FIRST, LAST, SLOT = range(3)  # of a channel interval [first, last), whose active rows are listed from `slot` on
+PAIR, PAIR_END, SLICE = range(3)  # of a run: vector pairs of one block that belong to one slice
 
-# The ADC, one entry a slice; (group, array, digit, slice) for `low`, `span` and the forms of a dynamic ADC.
-Adc = namedtuple("Adc", "shift offset factor fraction tie clip_low clip_high free_ones low span delta q_min q_max unit")
+# What the hot functions see of `Plan`, `Adc` and the buffers of one work item: addresses (see `simd`), one number.
+Addresses = namedtuple("Addresses", """weights lists ones row_at row_count planes bytes sums acc lows highs
+    segments segment_start intervals n_intervals runs merged reference step_of_slice forms limits""")
+
+# The ADC. `forms` is [group, array, digit, slice, field] (1, 1, 1 where static), `limits` [slice, field].
+Adc = namedtuple("Adc", "forms limits delta unit q_max")
+SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)
+FORM = 7  # fields of a form
+CLIP_LOW, CLIP_HIGH, FREE_ONES, Q_MIN = range(4)
 
 
 def unsupported(layer, device):
@@ -62,8 +70,7 @@ def accumulate(prepared, a_codes):
     if layer.spec.adc_range == "ideal":
         return integer_convolution(layer, a_codes)[None]
     height, width = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-    plan = prepared.plan
-    planes = 1 if layer.spec.adc_range == "dynamic" else plan.groups_of_delta
+    planes = 1 if layer.spec.adc_range == "dynamic" else prepared.shape.steps
     out = torch.empty(planes, len(a_codes), height, width, len(layer.w_codes), dtype=dtype)
     if layer.spec.adc_range == "dynamic":
         low, high = prepared.ranges(a_codes, height, width)
@@ -73,17 +80,17 @@ def accumulate(prepared, a_codes):
     else:
         table, exact, op = prepared.static, prepared.static_exact, STATIC
         constant = np.zeros(layer.geometry.groups, np.int64)
-    _run(plan, table, a_codes, height, width, op, exact, constant=constant, out=out.numpy())
+    _run(prepared, table, a_codes, height, width, op, exact, constant=constant, out=out.numpy())
     return out
 
 
 def histogram(prepared, a_codes):
     layer = prepared.layer
     low, high = layer.u_span
-    counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), prepared.plan.slices, high - low + 1),
+    counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), prepared.shape.slices, high - low + 1),
                       np.int64)
     size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-    _run(prepared.plan, prepared.static, a_codes, *size, HISTOGRAM, True, counts=counts, u_min=low)
+    _run(prepared, prepared.static, a_codes, *size, HISTOGRAM, True, counts=counts, u_min=low)
     return torch.from_numpy(counts.sum(axis=0))
 
 
@@ -94,52 +101,53 @@ class _Prepared:
     def __init__(self, layer):
         spec = layer.spec
         self.layer = layer
-        self.plan = _plan(layer)
+        self.shape, self.plan = _plan(layer)
         self.largest = max(stop - start for start, stop in layer.arrays) * (2 ** max(spec.digit_bits) - 1) * (
             2 ** max(spec.slice_bits) - 1)
         self.narrow = self.largest < 2**15  # a read fits in a signed lane
         self.shifts = (spec.dac_bits * np.arange(len(spec.digit_bits))[:, None]
-                       + spec.cell_bits * np.arange(self.plan.slices)).astype(np.int64)
+                       + spec.cell_bits * np.arange(self.shape.slices)).astype(np.int64)
         self.static, self.static_exact = self._static_adc()
 
     def _static_adc(self):
-        layer, slices = self.layer, self.plan.slices
+        layer, slices = self.layer, self.shape.slices
         spec = layer.spec
-        table = _empty_adc((1, 1, 1, slices), spec, layer.adc_delta.numpy(), layer.adc_q_min.numpy())
+        table = _empty_adc((1, 1, 1, slices), layer)
         exact = not self.narrow or accumulator_dtype(layer) != torch.int32
         if spec.adc_range not in ("calibrated", "full") or exact:
             return table, True
         for k in range(slices):
             u = np.arange(layer.u_range(k)[0], layer.u_range(k)[1] + 1)
-            codes = adc.transfer(u, spec.unit, table.delta[k], int(table.q_min[k]), spec.adc_bits)
-            # Reads beyond the range saturate: clipping them to its ends first changes no code.
+            codes = adc.transfer(u, spec.unit, table.delta[k], int(table.limits[k, Q_MIN]), spec.adc_bits)
+            # Beyond [first, last] all codes are the lowest or the highest: reads are clipped to it, one step to
+            # spare, since P moves u by two.
             first = int(u[np.flatnonzero(codes == codes[0])[-1]])
             last = int(u[np.flatnonzero(codes == codes[-1])[0]]) if codes[0] != codes[-1] else first
             inside = (u >= first - 1) & (u <= last + 1)
-            form = fixed_point(u[inside], codes[inside], spec.unit / table.delta[k], 0)
+            bounds = int(table.limits[k, Q_MIN]), int(table.limits[k, Q_MIN]) + table.q_max
+            form = fixed_point(u[inside], codes[inside], spec.unit / table.delta[k], bounds)
             if form is None or len(layer.arrays) * np.abs(codes).max() >= 2**15:
                 return table, True
-            _set_form(table, (0, 0, 0, k), form)
-            table.clip_low[k], table.clip_high[k] = first, last
-            # With `free_ones` ones or fewer among its inputs a read cannot leave the range.
+            table.forms[0, 0, 0, k, :LOW] = form
+            table.limits[k, [CLIP_LOW, CLIP_HIGH]] = first, last
+            # With `free_ones` ones or fewer among its inputs a read stays inside, and nothing needs clipping.
             r, most = layer.reference_twice[k], 2 ** spec.slice_bits[k] - 1
             below, above = (r, 2 * most - r) if spec.reference == "analog" else (0, most)
-            limits = [side // step for side, step in ((1 - first, below), (last + 1, above)) if step]
-            table.free_ones[k] = max(0, min(limits))
+            limits = [side // step for side, step in ((-first - 1, below), (last - 1, above)) if step]
+            table.limits[k, FREE_ONES] = max(0, min(limits))
         return table, False
 
     def ranges(self, a_codes, height, width):
         """Smallest and largest `u` of each (group, array, digit, slice) in the batch."""
-        plan, spec = self.plan, self.layer.spec
-        shape = (self.layer.geometry.groups, len(self.layer.arrays), len(spec.digit_bits), plan.slices)
+        shape = (*self.plan.array_base.shape, len(self.layer.spec.digit_bits), self.shape.slices)
         extremes = np.empty((_items(len(a_codes), height), *shape, 2), np.int64)
-        _run(plan, self.static, a_codes, height, width, RANGES, not self.narrow, extremes=extremes)
+        _run(self, self.static, a_codes, height, width, RANGES, not self.narrow, extremes=extremes)
         return extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)
 
     def dynamic_adc(self, low, high):
         spec, span = self.layer.spec, high - low
-        table = _empty_adc(span.shape, spec, self.layer.adc_delta.numpy(), self.layer.adc_q_min.numpy())
-        table = table._replace(low=low, span=span)
+        table = _empty_adc(span.shape, self.layer)
+        table.forms[..., LOW], table.forms[..., SPAN] = low, span
         largest = int(span.max())
         if (not self.narrow or accumulator_dtype(self.layer) != torch.int32
                 or largest * (2**spec.adc_bits - 1) >= 2**16):
@@ -147,32 +155,25 @@ class _Prepared:
         forms = [_dynamic_form(d, spec.adc_bits) for d in range(largest + 1)]
         if any(forms[d] is None for d in np.unique(span)):
             return table, True
-        for name, column in zip(("shift", "offset", "factor", "fraction", "tie"), zip(*(f or (0,) * 5 for f in forms))):
-            getattr(table, name)[:] = np.array(column)[span]
+        table.forms[..., :LOW] = np.array([form or (0,) * LOW for form in forms])[span]
         return table, False
 
 
-def _empty_adc(shape, spec, delta, q_min):
-    slices = shape[-1]
-    forms = [np.zeros(shape, np.int64) for _ in range(5)]
-    clips = [np.zeros(slices, np.int64) for _ in range(3)]
-    return Adc(*forms, *clips, np.zeros(shape, np.int64), np.zeros(shape, np.int64), delta.copy(), q_min.copy(),
-               2**spec.adc_bits - 1, spec.unit)
+def _empty_adc(shape, layer):
+    limits = np.zeros((shape[-1], 4), np.int64)
+    limits[:, Q_MIN] = layer.adc_q_min.numpy()
+    return Adc(np.zeros((*shape, FORM), np.int64), limits, layer.adc_delta.numpy().copy(), layer.spec.unit,
+               2**layer.spec.adc_bits - 1)
 
 
-def _set_form(table, index, form):
-    for name, value in zip(("shift", "offset", "factor", "fraction", "tie"), form):
-        getattr(table, name)[index] = value
-
-
-def fixed_point(u, codes, gain, origin):
-    """Find 16-bit arithmetic that gives `codes` for every `u`: `y = floor(((u - origin) 2^s + c) M / 2^16)`,
-    `q = floor((y + tie) / 2^f)`, tie being bit 0 of `floor(y / 2^f)` where ties go to even, else 0.
+def fixed_point(u, codes, gain, bounds):
+    """Find 16-bit arithmetic that gives `codes` for every `u`: `y = floor((u 2^s + c) M / 2^16)`,
+    `q = floor((y + t (floor(y / 2^f) mod 2)) / 2^f)`, clipped to `bounds`; t = 1 where ties go to even.
 
     Args: u, all reads that can occur, integers; codes, what the ADC gives for them; gain, codes a unit of `u`.
     Returns: `(s, c, M, f, t)`, or None where none of the candidates gives every code.
     """
-    x = u.astype(np.int64) - origin
+    x = u.astype(np.int64)
     reach = int(np.abs(x).max()) + 1 + int(np.ceil(1 / gain))
     shift = 14 - int(reach).bit_length()
     if shift < 0:
@@ -192,7 +193,7 @@ def fixed_point(u, codes, gain, origin):
         for m in np.unique(np.rint(factor).astype(int) + np.array([0, 1, -1, 2, -2])):
             c = int(round(centre)) + np.array(sorted(range(-8, 9), key=abs))[:, None]
             y = (((x << shift) + c) * m) >> 16
-            q = (y + (tie & (y >> fraction))) >> fraction
+            q = np.clip((y + (tie & (y >> fraction))) >> fraction, *bounds)
             good = (q == codes).all(axis=1) & (np.abs((x << shift) + c) < 2**15).all(axis=1)
             if good.any():
                 return shift, int(c[good.argmax(), 0]), int(m), fraction, tie
@@ -206,8 +207,9 @@ def _dynamic_form(span, adc_bits):
         return 0, 0, 0, 0, 0
     x = np.arange(span + 1)
     step = np.float32(span) / np.float32(2**adc_bits)
-    codes = np.rint(x.astype(np.float32) / step).astype(np.int64)  # clipped to 2^B - 1 behind the form
-    return fixed_point(x, codes, 2**adc_bits / span, 0)
+    bounds = 0, 2**adc_bits - 1
+    codes = np.clip(np.rint(x.astype(np.float32) / step).astype(np.int64), *bounds)
+    return fixed_point(x, codes, 2**adc_bits / span, bounds)
 
 
 def _plan(layer):
@@ -231,25 +233,28 @@ def _plan(layer):
     plane_stride = (rows + 1) * blocks * LANES
     array_base = np.cumsum(np.concatenate([[0], np.tile(plane_stride * spec.cell_bits, groups)]))
     kh, kw = layer.kernel
-    taps = np.arange(kh * kw)
     # Slices of equal ADC share a run, so that their constants are set once.
     same = dict.fromkeys(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist(), layer.reference_twice, spec.slice_bits))
     runs, merged = _runs(slices, slice_vectors, blocks), _runs(slices, slice_vectors, blocks, merge=len(same) == 1)
     delta_group = np.zeros(slices, np.int64)
     for g, (_, ks) in enumerate(layer.delta_groups):
         delta_group[ks] = g
-    flat = [part for parts in segments for part in parts]
-    return Plan(
-        _weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks), array_base[:-1].reshape(
-            groups, -1), plane_stride, blocks, slice_vectors, out,
-        np.cumsum([0] + [len(parts) for parts in segments]), *map(np.array, zip(*flat)),
-        *map(np.array, zip(*intervals)), slot[:-1], int(slot[-1]) + -(-tallest // 8) * 8 + 8,
-        taps // kw * layer.geometry.dilation[0], taps % kw * layer.geometry.dilation[1],
-        *layer.geometry.stride, layer.geometry.padding[0], layer.geometry.padding[2],
-        spec.a_bits, np.cumsum([0, *spec.digit_bits]), spec.cell_bits, spec.dac_bits, slices,
-        2 if spec.reference == "analog" else 1,
-        np.array(layer.reference_twice) * (spec.reference == "analog"), delta_group, int(delta_group.max()) + 1,
-        *runs, *merged)
+    def table(rows):
+        return np.array(rows, np.int64)
+
+    segment_table = table([(tap // kw * layer.geometry.dilation[0], tap % kw * layer.geometry.dilation[1], v, row)
+                           for parts in segments for tap, v, row in parts])
+    shape = Shape(blocks, slice_vectors, out, channels, groups, int(slot[-1]) + -(-tallest // 8) * 8 + 8,
+                  *layer.geometry.stride, layer.geometry.padding[0], layer.geometry.padding[2],
+                  (kh - 1) * layer.geometry.dilation[0] + 1, spec.a_bits, spec.cell_bits, spec.dac_bits, slices,
+                  2 if spec.reference == "analog" else 1, int(delta_group.max()) + 1)
+    plan = Plan(_weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks),
+                array_base[:-1].reshape(groups, -1), plane_stride, segment_table,
+                table(np.cumsum([0] + [len(parts) for parts in segments])),
+                table([(*interval, at) for interval, at in zip(intervals, slot)]),
+                table(np.cumsum([0, *spec.digit_bits])),
+                table(layer.reference_twice) * (spec.reference == "analog"), delta_group, *runs, *merged)
+    return shape, plan
 
 
 def _weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks):
@@ -280,19 +285,17 @@ def _weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks)
 
 
 def _runs(slices, slice_vectors, blocks, merge=False):
-    """For each block, runs of vector pairs of one slice: start of each block's runs, first pair, last pair, slice."""
+    """Runs of every block, and where the runs of each block begin; with `merge` one run a block."""
     pairs = slice_vectors // 2
-    start, first, last, slice_ = [0], [], [], []
+    start, runs = [0], []
     for block in range(blocks):
         pair, end = block * 8, min(block * 8 + 8, slices * pairs)
         while pair < end:
             stop = end if merge else min(end, (pair // pairs + 1) * pairs)
-            first.append(pair - block * 8)
-            last.append(stop - block * 8)
-            slice_.append(pair // pairs)
+            runs.append((pair - block * 8, stop - block * 8, pair // pairs))
             pair = stop
-        start.append(len(first))
-    return tuple(np.array(column, np.int64) for column in (start, first, last, slice_))
+        start.append(len(runs))
+    return np.array(runs, np.int64), np.array(start, np.int64)
 
 
 # ---- the kernel ----------------------------------------------------------------------------------------------------
@@ -303,242 +306,234 @@ def _items(images, height):
     return images * min(height, max(1, 8 * numba.get_num_threads() // max(images, 1)))
 
 
-def _run(plan, table, a_codes, height, width, op, exact, *, constant=None, out=None, extremes=None, counts=None,
+def _run(prepared, table, a_codes, height, width, op, exact, *, constant=None, out=None, extremes=None, counts=None,
          u_min=0):
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    groups = len(plan.array_base)
-    constant = np.zeros(groups, np.int64) if constant is None else constant
+    constant = np.zeros(prepared.shape.groups, np.int64) if constant is None else constant
     out = np.empty((0, 0, 0, 0, 0), np.int32) if out is None else out
     extremes = np.empty((0, 0, 0, 0, 0, 0), np.int64) if extremes is None else extremes
     counts = np.empty((0, 0, 0, 0), np.int64) if counts is None else counts
-    _layer(plan, table, a_codes.numpy(), height, width, _items(len(a_codes), height), op, exact, constant, out, extremes,
-           counts, u_min)
+    _layer(prepared.shape, prepared.plan, table, a_codes.numpy(), height, width, _items(len(a_codes), height), op, exact,
+           constant, out, extremes, counts, u_min)
 
 
 @njit(cache=True, parallel=True)
-def _layer(plan, table, codes, height, width, items, op, exact, constant, out, extremes, counts, u_min):
-    images = len(codes)
-    bands = items // max(images, 1)
+def _layer(shape, plan, table, codes, height, width, items, op, exact, constant, out, extremes, counts, u_min):
+    bands = items // max(len(codes), 1)
     for item in prange(items):
         image, band = item // bands, item % bands
         first, last = height * band // bands, height * (band + 1) // bands
-        _band(plan, table, codes, image, first, last, width, op, exact, constant, out, extremes, counts, u_min, item)
+        _band(shape, plan, table, codes, image, first, last, width, op, exact, constant, out, extremes, counts, u_min, item)
 
 
 @njit(cache=True)
-def _band(plan, table, codes, image, first, last, width, op, exact, constant, out, extremes, counts, u_min, item):
+def _band(shape, plan, table, codes, image, first, last, width, op, exact, constant, out, extremes, counts, u_min, item):
     """All output pixels of one image in rows first..last - 1."""
+    array_base, plane_stride, digit_start = plan.array_base, plan.plane_stride, plan.digit_start
+    run_start, merged_start = plan.run_start, plan.merged_start
     in_height, in_width = codes.shape[1:3]
-    groups, arrays = plan.array_base.shape
-    digits = len(plan.digit_start) - 1
-    vectors = plan.blocks * 16
-    channels = codes.shape[3] // groups
-    top = max(0, first * plan.stride_y - plan.pad_top)
-    bottom = min(in_height, (last - 1) * plan.stride_y - plan.pad_top + plan.tap_y[-1] + 1)
-    stride = plan.slots * plan.input_bits * groups  # of a pixel
-    pixels = max(0, bottom - top) * in_width
-    lists = np.empty(pixels * stride + plan.slots * plan.input_bits, np.uint32)
-    ones = np.zeros((pixels * groups * plan.input_bits + 1) * len(plan.interval_first), np.int32)
-    _row_lists(plan, codes, image, top, bottom, channels, lists, ones)
+    arrays, digits, slices = len(plane_stride), len(digit_start) - 1, shape.slices
+    padded = shape.slice_vectors * LANES
+    top = max(0, first * shape.stride_y - shape.pad_top)
+    bottom = max(top, min(in_height, (last - 1) * shape.stride_y - shape.pad_top + shape.reach_y))
 
-    planes = aligned(MAX_PLANES * LANES, plan.weights)
-    bytes_ = aligned(16 * LANES, plan.weights)
-    sums = aligned(digits * vectors * LANES, plan.weights)
-    width32 = plan.slice_vectors * LANES
-    acc = aligned(plan.groups_of_delta * width32, np.empty(0, np.int32))
-    acc_exact = np.empty(plan.groups_of_delta * width32, np.int64)
-    reads = np.empty(LANES, np.int64)
-    lows = aligned(arrays * digits * plan.slices * LANES, plan.weights)
-    highs = aligned(arrays * digits * plan.slices * LANES, plan.weights)
+    per_pixel = shape.groups * shape.input_bits
+    joined = (bottom - top) * in_width * per_pixel * shape.slots  # where lists of several segments are joined
+    lists = np.empty(joined + shape.input_bits * shape.slots, np.uint32)
+    ones = np.zeros(((bottom - top) * in_width * per_pixel + 1, len(plan.intervals)), np.int64)
+    _row_lists(shape, plan.intervals, codes, image, top, bottom, lists, ones)
+
+    planes, bytes_ = aligned(MAX_PLANES * LANES, plan.weights), aligned(16 * LANES, plan.weights)
+    sums = aligned(digits * shape.blocks * BLOCK, plan.weights)
+    acc = aligned(shape.steps * padded, np.empty(0, np.int32))
+    acc_exact = np.empty(shape.steps * padded, np.int64)
+    lows = aligned(arrays * digits * slices * LANES, np.empty(0, np.int16))
+    highs = aligned(arrays * digits * slices * LANES, np.empty(0, np.int16))
+    row_at, row_count = np.empty(shape.input_bits, np.int64), np.empty(shape.input_bits, np.int64)
     thread = numba.get_thread_id() if op == HISTOGRAM else 0
-    row_at = np.empty(plan.input_bits, np.int64)
-    row_count = np.empty(plan.input_bits, np.int64)
 
-    for g in range(groups):
+    at = Addresses(
+        plan.weights.ctypes.data, lists.ctypes.data, ones.ctypes.data, row_at.ctypes.data, row_count.ctypes.data,
+        planes.ctypes.data, bytes_.ctypes.data, sums.ctypes.data, acc.ctypes.data, lows.ctypes.data, highs.ctypes.data,
+        plan.segments.ctypes.data, plan.segment_start.ctypes.data, plan.intervals.ctypes.data, len(plan.intervals),
+        plan.runs.ctypes.data, plan.merged.ctypes.data, plan.reference.ctypes.data, plan.step_of_slice.ctypes.data,
+        table.forms.ctypes.data, table.limits.ctypes.data)
+
+    for g in range(shape.groups):
+        lows[:] = 2**15 - 1
+        highs[:] = -2**15
         if op == RANGES:
             extremes[item, g, :, :, :, 0] = 2**62
             extremes[item, g, :, :, :, 1] = -2**62
-            for i in range(arrays * digits * plan.slices):
-                store(lows, i * LANES, splat(32767))
-                store(highs, i * LANES, splat(-32768))
         for y in range(first, last):
             for x in range(width):
-                for i in range(digits * vectors):
-                    store(sums, i * LANES, splat(0))
+                sums[:] = 0
                 acc[:] = 0
                 acc_exact[:] = 0
                 for t in range(arrays):
-                    _active_rows(plan, lists, ones, g, groups, t, y, x, top, in_height, in_width, stride, pixels,
-                                 row_at, row_count)
+                    _active_rows(shape, at, g, t, y, x, top, in_height, in_width, joined)
                     for z in range(digits):
+                        bit, bit_end = digit_start[z], digit_start[z + 1]
                         n = 0
-                        for i in range(plan.digit_start[z], plan.digit_start[z + 1]):
-                            n += row_count[i] << (i - plan.digit_start[z])
+                        for i in range(bit, bit_end):
+                            n += int64_at(at.row_count, i) << (i - bit)
                         if n == 0 and op == STATIC:
                             continue  # zero is a code: the read adds nothing
-                        largest = n * ((1 << plan.cell_bits) - 1)
-                        used = 0
-                        while largest >> used:
+                        used = 0  # bit planes that P can reach
+                        while n * ((1 << shape.cell_bits) - 1) >> used:
                             used += 1
-                        for block in range(plan.blocks):
-                            _read(plan, lists, g, t, z, block, used, row_at, row_count, planes)
+                        for block in range(shape.blocks):
+                            _count(shape, at, array_base[g, t] + block * LANES, plane_stride[t], bit, bit_end, used)
                             if exact:
-                                for run in range(plan.run_start[block], plan.run_start[block + 1]):
-                                    _exact(plan, table, planes, reads, used, n, g, t, z, block, run, op, acc_exact,
-                                           extremes, counts, u_min, item, thread)
+                                _exact(shape, plan, table, planes, used, n, g, t, z, block, op, acc_exact, extremes,
+                                       counts, u_min, item, thread)
+                                continue
+                            _transpose(at.planes, 0, at.bytes, 0)
+                            if used > 8:
+                                _transpose(at.planes, 8 * LANES, at.bytes, 8 * LANES)
+                            slot = ((g * arrays + t) * digits + z) * slices
+                            if op == STATIC:
+                                for run in range(merged_start[block], merged_start[block + 1]):
+                                    _static(shape, at, table.q_max, used, n, z, block, run)
+                            elif op == DYNAMIC:
+                                for run in range(run_start[block], run_start[block + 1]):
+                                    _dynamic(shape, at, table.q_max, used, n, slot, z, block, run)
                             else:
-                                _transpose(planes, 0, bytes_, 0)
-                                if used > 8:
-                                    _transpose(planes, 8 * LANES, bytes_, 8 * LANES)
-                                if op == STATIC:
-                                    for run in range(plan.merged_start[block], plan.merged_start[block + 1]):
-                                        _static(plan, table, bytes_, used, n, z, block, run, sums)
-                                elif op == DYNAMIC:
-                                    for run in range(plan.run_start[block], plan.run_start[block + 1]):
-                                        _dynamic(plan, table, bytes_, used, n, g, t, z, block, run, acc)
-                                else:
-                                    for run in range(plan.run_start[block], plan.run_start[block + 1]):
-                                        _extremes(plan, bytes_, used, n, (t * digits + z) * plan.slices, block, run,
-                                                  lows, highs)
+                                for run in range(run_start[block], run_start[block + 1]):
+                                    _extremes(shape, at, used, n, (t * digits + z) * slices, run)
                 if op == STATIC and not exact:
-                    _shift_add(plan, sums, digits, vectors, acc)
+                    _shift_add(shape, at, digits)
                 for d in range(len(out)):
-                    pixel = out[d, image, y, x]
-                    for o in range(plan.out_channels):
-                        total = acc_exact[d * width32 + o] if exact else np.int64(acc[d * width32 + o])
-                        pixel[g * plan.out_channels + o] = total + constant[g]
+                    for o in range(shape.out_channels):
+                        total = acc_exact[d * padded + o] if exact else np.int64(acc[d * padded + o])
+                        out[d, image, y, x, g * shape.out_channels + o] = total + constant[g]
         if op == RANGES and not exact:
-            for i in range(arrays * digits * plan.slices):
-                t, z, k = i // (digits * plan.slices), i // plan.slices % digits, i % plan.slices
-                for lane in range(LANES):
-                    extremes[item, g, t, z, k, 0] = min(extremes[item, g, t, z, k, 0], np.int16(lows[i * LANES + lane]))
-                    extremes[item, g, t, z, k, 1] = max(extremes[item, g, t, z, k, 1], np.int16(highs[i * LANES + lane]))
+            for t in range(arrays):
+                for z in range(digits):
+                    for k in range(slices):
+                        lane = ((t * digits + z) * slices + k) * LANES
+                        extremes[item, g, t, z, k, 0] = lows[lane:lane + LANES].min()
+                        extremes[item, g, t, z, k, 1] = highs[lane:lane + LANES].max()
 
 
 @njit(cache=True)
-def _row_lists(plan, codes, image, top, bottom, channels, lists, ones):
-    """For each pixel, group, input bit and channel interval: where the active rows begin in the weights (row + 1 rows
+def _row_lists(shape, intervals, codes, image, top, bottom, lists, ones):
+    """For each pixel, group, input bit and channel interval: where the active rows stand in the weights (row + 1 rows
     behind the array's base), padded with row 0 to a multiple of 8; and how many they are."""
-    row_size = plan.blocks * LANES
-    width = codes.shape[2]
-    groups = codes.shape[3] // channels
-    intervals = len(plan.interval_first)
+    row_size = shape.blocks * LANES
+    which = 0
     for y in range(top, bottom):
-        for x in range(width):
-            for g in range(groups):
-                pixel = codes[image, y, x]
-                for i in range(plan.input_bits):
-                    which = (((y - top) * width + x) * groups + g) * plan.input_bits + i
-                    for v in range(intervals):
-                        first, last = plan.interval_first[v], plan.interval_last[v]
-                        at = which * plan.slots + plan.interval_slot[v]
-                        n = 0
+        for x in range(codes.shape[2]):
+            pixel = codes[image, y, x]
+            address = pixel.ctypes.data
+            for g in range(shape.groups):
+                for i in range(shape.input_bits):
+                    for v in range(len(intervals)):
+                        first, last = intervals[v, FIRST], intervals[v, LAST]
+                        at = which * shape.slots + intervals[v, SLOT]
+                        begin = at
                         c = first
                         while c + LANES <= last:
-                            bits = bit_of_bytes(pixel, g * channels + c, i)
+                            bits = bit_of_bytes(address, g * shape.channels + c, i)
                             while bits:
-                                lists[at + n] = (c - first + 1 + trailing_zeros(bits)) * row_size
-                                n += 1
+                                lists[at] = (c - first + 1 + trailing_zeros(bits)) * row_size
+                                at += 1
                                 bits &= bits - np.uint32(1)
                             c += LANES
                         while c < last:
-                            if pixel[g * channels + c] >> i & 1:
-                                lists[at + n] = (c - first + 1) * row_size
-                                n += 1
+                            if pixel[g * shape.channels + c] >> i & 1:
+                                lists[at] = (c - first + 1) * row_size
+                                at += 1
                             c += 1
-                        ones[which * intervals + v] = n
-                        for j in range(n, (n + 7) & ~7):
-                            lists[at + j] = 0
+                        ones[which, v] = at - begin
+                        while (at - begin) & 7:
+                            lists[at] = 0
+                            at += 1
+                    which += 1
 
 
-@njit(cache=True)
-def _active_rows(plan, lists, ones, g, groups, t, y, x, top, in_height, in_width, stride, pixels, row_at, row_count):
+@njit(forceinline=True, cache=True)
+def _active_rows(shape, at, g, t, y, x, top, in_height, in_width, joined):
     """For each input bit: where the list of active rows of array `t` under output pixel (y, x) begins, and its length.
 
     An array of one segment uses the pixel's list as it is; the lists of several are joined behind all others.
     """
-    begin, end = plan.segment_start[t], plan.segment_start[t + 1]
-    intervals = len(plan.interval_first)
-    for i in range(plan.input_bits):
-        row_at[i] = pixels * stride + i * plan.slots
-        row_count[i] = 0
+    begin, end = int64_at(at.segment_start, t), int64_at(at.segment_start, t + 1)
+    for i in range(shape.input_bits):
+        put_int64(at.row_at, i, joined + i * shape.slots)
+        put_int64(at.row_count, i, 0)
     for s in range(begin, end):
-        tap = plan.segment_tap[s]
-        iy = y * plan.stride_y - plan.pad_top + plan.tap_y[tap]
-        ix = x * plan.stride_x - plan.pad_left + plan.tap_x[tap]
+        segment = at.segments + 8 * 4 * s
+        iy = y * shape.stride_y - shape.pad_top + int64_at(segment, TAP_Y)
+        ix = x * shape.stride_x - shape.pad_left + int64_at(segment, TAP_X)
         if iy < 0 or iy >= in_height or ix < 0 or ix >= in_width:
             continue
-        v = plan.segment_interval[s]
-        for i in range(plan.input_bits):
-            which = (((iy - top) * in_width + ix) * groups + g) * plan.input_bits + i
-            n = ones[which * intervals + v]
-            at = which * plan.slots + plan.interval_slot[v]
+        v = int64_at(segment, INTERVAL)
+        offset = int64_at(segment, ROW) * shape.blocks * LANES
+        for i in range(shape.input_bits):
+            which = (((iy - top) * in_width + ix) * shape.groups + g) * shape.input_bits + i
+            n = int64_at(at.ones, which * at.n_intervals + v)
+            source = which * shape.slots + int64_at(at.intervals, 3 * v + SLOT)
             if end - begin == 1:
-                row_at[i] = at
-                row_count[i] = n
+                put_int64(at.row_at, i, source)
             else:
-                offset = plan.segment_row[s] * plan.blocks * LANES
+                target = int64_at(at.row_at, i) + int64_at(at.row_count, i)
                 for j in range(n):
-                    lists[row_at[i] + row_count[i] + j] = lists[at + j] + offset
-                row_count[i] += n
+                    put_uint32(at.lists, target + j, uint32_at(at.lists, source + j) + offset)
+            put_int64(at.row_count, i, int64_at(at.row_count, i) + n)
     if end - begin > 1:
-        for i in range(plan.input_bits):
-            for j in range(row_count[i], (row_count[i] + 7) & ~7):
-                lists[row_at[i] + j] = 0
+        for i in range(shape.input_bits):
+            n = int64_at(at.row_count, i)
+            for j in range(n, (n + 7) & ~7):
+                put_uint32(at.lists, int64_at(at.row_at, i) + j, 0)
 
 
 @njit(forceinline=True, cache=True)
-def _majority(a, b, c):
-    return (a & b) | (c & (a | b))
-
-
-@njit(cache=True)
-def _read(plan, lists, g, t, z, block, used, row_at, row_count, planes):
-    """P of one block of columns in bit planes: `P = sum_i sum_s 2^(i + s) (rows active in input bit i) (cell bit s)`.
+def _count(shape, at, base, plane_stride, bit, bit_end, used):
+    """P of one block in bit planes: `P = sum_i sum_s 2^(i + s) (cells' bit s of the rows active in input bit i)`.
 
     `used` planes hold it. Eight rows a turn go through seven carry-save adders (ones, twos, fours, one carry of
-    eights), the carry ripples up.
+    eights), and the carry ripples up.
     """
-    for m in range(max(used, 8)):
-        store(planes, m * LANES, splat(0))
-    if used > 8:
-        for m in range(used, 16):
-            store(planes, m * LANES, splat(0))
-    for i in range(plan.digit_start[z], plan.digit_start[z + 1]):
-        start, rows = row_at[i], (row_count[i] + 7) & ~7
+    for m in range(8 if used <= 8 else max(used, 16)):
+        store(at.planes, m * LANES, splat(0))
+    for i in range(bit, bit_end):
+        rows = (int64_at(at.row_count, i) + 7) & ~7
         if rows == 0:
             continue
-        for s in range(plan.cell_bits):
-            low = i - plan.digit_start[z] + s
-            base = plan.array_base[g, t] + s * plan.plane_stride[t] + block * LANES
-            p0 = load(planes, low * LANES)
-            p1 = load(planes, (low + 1) * LANES)
-            p2 = load(planes, (low + 2) * LANES)
-            p3 = load(planes, (low + 3) * LANES)
-            p4 = load(planes, (low + 4) * LANES)
-            for r in range(start, start + rows, 8):
-                x0, x1 = load(plan.weights, base + lists[r]), load(plan.weights, base + lists[r + 1])
-                x2, x3 = load(plan.weights, base + lists[r + 2]), load(plan.weights, base + lists[r + 3])
-                x4, x5 = load(plan.weights, base + lists[r + 4]), load(plan.weights, base + lists[r + 5])
-                x6, x7 = load(plan.weights, base + lists[r + 6]), load(plan.weights, base + lists[r + 7])
-                two_a, p0 = _majority(p0, x0, x1), p0 ^ x0 ^ x1
-                two_b, p0 = _majority(p0, x2, x3), p0 ^ x2 ^ x3
-                two_c, p0 = _majority(p0, x4, x5), p0 ^ x4 ^ x5
-                two_d, p0 = _majority(p0, x6, x7), p0 ^ x6 ^ x7
-                four_a, p1 = _majority(p1, two_a, two_b), p1 ^ two_a ^ two_b
-                four_b, p1 = _majority(p1, two_c, two_d), p1 ^ two_c ^ two_d
-                carry, p2 = _majority(p2, four_a, four_b), p2 ^ four_a ^ four_b
+        for s in range(shape.cell_bits):
+            low = (i - bit + s) * LANES
+            cells = base + s * plane_stride
+            p0, p1, p2 = load(at.planes, low), load(at.planes, low + LANES), load(at.planes, low + 2 * LANES)
+            p3, p4 = load(at.planes, low + 3 * LANES), load(at.planes, low + 4 * LANES)
+            first = int64_at(at.row_at, i)
+            for r in range(first, first + rows, 8):
+                x0 = load(at.weights, cells + uint32_at(at.lists, r))
+                x1 = load(at.weights, cells + uint32_at(at.lists, r + 1))
+                x2 = load(at.weights, cells + uint32_at(at.lists, r + 2))
+                x3 = load(at.weights, cells + uint32_at(at.lists, r + 3))
+                x4 = load(at.weights, cells + uint32_at(at.lists, r + 4))
+                x5 = load(at.weights, cells + uint32_at(at.lists, r + 5))
+                x6 = load(at.weights, cells + uint32_at(at.lists, r + 6))
+                x7 = load(at.weights, cells + uint32_at(at.lists, r + 7))
+                two_a, p0 = majority(p0, x0, x1), p0 ^ x0 ^ x1
+                two_b, p0 = majority(p0, x2, x3), p0 ^ x2 ^ x3
+                two_c, p0 = majority(p0, x4, x5), p0 ^ x4 ^ x5
+                two_d, p0 = majority(p0, x6, x7), p0 ^ x6 ^ x7
+                four_a, p1 = majority(p1, two_a, two_b), p1 ^ two_a ^ two_b
+                four_b, p1 = majority(p1, two_c, two_d), p1 ^ two_c ^ two_d
+                carry, p2 = majority(p2, four_a, four_b), p2 ^ four_a ^ four_b
                 carry, p3 = p3 & carry, p3 ^ carry
                 carry, p4 = p4 & carry, p4 ^ carry
-                for m in range(low + 5, used):
-                    p = load(planes, m * LANES)
-                    store(planes, m * LANES, p ^ carry)
+                for m in range(low + 5 * LANES, used * LANES, LANES):
+                    p = load(at.planes, m)
+                    store(at.planes, m, p ^ carry)
                     carry = p & carry
-            store(planes, low * LANES, p0)
-            store(planes, (low + 1) * LANES, p1)
-            store(planes, (low + 2) * LANES, p2)
-            store(planes, (low + 3) * LANES, p3)
-            store(planes, (low + 4) * LANES, p4)
+            store(at.planes, low, p0)
+            store(at.planes, low + LANES, p1)
+            store(at.planes, low + 2 * LANES, p2)
+            store(at.planes, low + 3 * LANES, p3)
+            store(at.planes, low + 4 * LANES, p4)
 
 
 @njit(forceinline=True, cache=True)
@@ -594,94 +589,101 @@ def _code(p, shift, offset, factor, fraction, tie):
 
 
 @njit(forceinline=True, cache=True)
-def _static(plan, table, bytes_, used, n, z, block, run, sums):
+def _static(shape, at, q_max, used, n, z, block, run):
     """ADC codes of one run, added to the sums of digit z."""
-    k = plan.merged_slice[run]
-    a = table.shift[0, 0, 0, k]
-    zero = plan.reference[k] * n  # u = read_scale P - 2 r_k n
-    shift, offset = splat(a + plan.read_scale - 1), splat(table.offset[0, 0, 0, k] - (zero << a))
-    factor, fraction, tie = splat(table.factor[0, 0, 0, k]), splat(table.fraction[0, 0, 0, k]), table.tie[0, 0, 0, k]
-    clips = n > table.free_ones[k]
-    low = splat((table.clip_low[k] + zero) // plan.read_scale)
-    high = splat(-(-(table.clip_high[k] + zero) // plan.read_scale))
-    for pair in range(plan.merged_first[run], plan.merged_last[run]):
-        even, odd = _pair(bytes_, pair, used)
+    k = int64_at(at.merged, 3 * run + SLICE)
+    form = at.forms + 8 * FORM * k
+    a, c = int64_at(form, SHIFT), int64_at(form, OFFSET)
+    zero = int64_at(at.reference, k) * n  # u = read_scale P - 2 r_k n
+    shift, offset = splat(a + shape.read_scale - 1), splat(c - (zero << a))
+    factor, fraction = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION))
+    tie, clips = int64_at(form, TIE), n > int64_at(at.limits, 4 * k + FREE_ONES)
+    low = splat((int64_at(at.limits, 4 * k + CLIP_LOW) + zero) // shape.read_scale)
+    high = splat(-(-(int64_at(at.limits, 4 * k + CLIP_HIGH) + zero) // shape.read_scale))
+    bottom, top = splat(int64_at(at.limits, 4 * k + Q_MIN)), splat(int64_at(at.limits, 4 * k + Q_MIN) + q_max)
+    for pair in range(int64_at(at.merged, 3 * run + PAIR), int64_at(at.merged, 3 * run + PAIR_END)):
+        even, odd = _pair(at.bytes, pair, used)
         if clips:
             even, odd = vmax(vmin(even, high), low), vmax(vmin(odd, high), low)
-        at = ((z * plan.blocks + block) * 16 + 2 * pair) * LANES
-        store(sums, at, load(sums, at) + _code(even, shift, offset, factor, fraction, tie))
-        at += LANES
-        store(sums, at, load(sums, at) + _code(odd, shift, offset, factor, fraction, tie))
+        q_even = _code(even, shift, offset, factor, fraction, tie)
+        q_odd = _code(odd, shift, offset, factor, fraction, tie)
+        if clips:
+            q_even, q_odd = vmax(vmin(q_even, top), bottom), vmax(vmin(q_odd, top), bottom)
+        lane = ((z * shape.blocks + block) * 16 + 2 * pair) * LANES
+        store(at.sums, lane, load(at.sums, lane) + q_even)
+        store(at.sums, lane + LANES, load(at.sums, lane + LANES) + q_odd)
 
 
 @njit(forceinline=True, cache=True)
-def _dynamic(plan, table, bytes_, used, n, g, t, z, block, run, acc):
+def _dynamic(shape, at, q_max, used, n, slot, z, block, run):
     """`q span` of one run, added in place; the constant `2^B u_a` of every read is added at the end."""
-    k = plan.run_slice[run]
-    a = table.shift[g, t, z, k]
-    zero = plan.reference[k] * n + table.low[g, t, z, k]
-    shift, offset = splat(a + plan.read_scale - 1), splat(table.offset[g, t, z, k] - (zero << a))
-    factor, fraction, tie = splat(table.factor[g, t, z, k]), splat(table.fraction[g, t, z, k]), table.tie[g, t, z, k]
-    span, top = splat(table.span[g, t, z, k]), splat(table.q_max)
-    place = plan.dac_bits * z + plan.cell_bits * k
-    for pair in range(plan.run_first[run], plan.run_last[run]):
-        even, odd = _pair(bytes_, pair, used)
-        at = (block * 16 + 2 * pair - k * plan.slice_vectors) * LANES
-        add_unsigned(acc, at, vmin(_code(even, shift, offset, factor, fraction, tie), top) * span, place)
-        add_unsigned(acc, at + LANES, vmin(_code(odd, shift, offset, factor, fraction, tie), top) * span, place)
+    k = int64_at(at.runs, 3 * run + SLICE)
+    form = at.forms + 8 * FORM * (slot + k)
+    a, c = int64_at(form, SHIFT), int64_at(form, OFFSET)
+    zero = int64_at(at.reference, k) * n + int64_at(form, LOW)
+    shift, offset = splat(a + shape.read_scale - 1), splat(c - (zero << a))
+    factor, fraction = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION))
+    tie, span, top = int64_at(form, TIE), splat(int64_at(form, SPAN)), splat(q_max)
+    place = shape.dac_bits * z + shape.cell_bits * k
+    for pair in range(int64_at(at.runs, 3 * run + PAIR), int64_at(at.runs, 3 * run + PAIR_END)):
+        even, odd = _pair(at.bytes, pair, used)
+        lane = (block * 16 + 2 * pair - k * shape.slice_vectors) * LANES
+        add_unsigned(at.acc, lane, vmin(_code(even, shift, offset, factor, fraction, tie), top) * span, place)
+        add_unsigned(at.acc, lane + LANES, vmin(_code(odd, shift, offset, factor, fraction, tie), top) * span, place)
 
 
 @njit(forceinline=True, cache=True)
-def _extremes(plan, bytes_, used, n, slot, block, run, lows, highs):
+def _extremes(shape, at, used, n, slot, run):
     """Smallest and largest `u` of one run, lane by lane."""
-    k = plan.run_slice[run]
+    k = int64_at(at.runs, 3 * run + SLICE)
     low, high = splat(32767), splat(0)
-    for pair in range(plan.run_first[run], plan.run_last[run]):
-        even, odd = _pair(bytes_, pair, used)
+    for pair in range(int64_at(at.runs, 3 * run + PAIR), int64_at(at.runs, 3 * run + PAIR_END)):
+        even, odd = _pair(at.bytes, pair, used)
         low, high = vmin(low, vmin(even, odd)), vmax(high, vmax(even, odd))
-    scale, zero = splat(plan.read_scale - 1), splat(plan.reference[k] * n)
-    at = (slot + k) * LANES
-    store(lows, at, vmin(load(lows, at), (low << scale) - zero))
-    store(highs, at, vmax(load(highs, at), (high << scale) - zero))
+    scale, zero = splat(shape.read_scale - 1), splat(int64_at(at.reference, k) * n)
+    lane = (slot + k) * LANES
+    store(at.lows, lane, vmin(load(at.lows, lane), (low << scale) - zero))
+    store(at.highs, lane, vmax(load(at.highs, lane), (high << scale) - zero))
 
 
-@njit(cache=True)
-def _shift_add(plan, sums, digits, vectors, acc):
+@njit(forceinline=True, cache=True)
+def _shift_add(shape, at, digits):
     """`sum_z sum_k 2^(d z + c k)` of the ADC codes, slices of one step together."""
     for z in range(digits):
-        for k in range(plan.slices):
-            at = plan.delta_group[k] * plan.slice_vectors * LANES
-            for v in range(plan.slice_vectors):
-                codes = load(sums, (z * vectors + k * plan.slice_vectors + v) * LANES)
-                add_signed(acc, at + v * LANES, codes, plan.dac_bits * z + plan.cell_bits * k)
+        for k in range(shape.slices):
+            lane = int64_at(at.step_of_slice, k) * shape.slice_vectors * LANES
+            for v in range(shape.slice_vectors):
+                codes = load(at.sums, (z * shape.blocks * 16 + k * shape.slice_vectors + v) * LANES)
+                add_signed(at.acc, lane + v * LANES, codes, shape.dac_bits * z + shape.cell_bits * k)
 
 
 @njit(cache=True)
-def _exact(plan, table, planes, reads, used, n, g, t, z, block, run, op, acc, extremes, counts, u_min, item, thread):
-    """One run column by column, whatever P: the formulas of `adc.transfer` and of `engines`, or a count."""
-    k = plan.run_slice[run]
-    zero = plan.reference[k] * n
-    place = plan.dac_bits * z + plan.cell_bits * k
-    for v in range(2 * plan.run_first[run], 2 * plan.run_last[run]):
-        bit = v // 2 + 8 * (v % 2)
-        reads[:] = 0
-        for m in range(used):
-            for lane in range(LANES):
-                reads[lane] += np.int64(planes[m * LANES + lane] >> bit & 1) << m
-        o = (block * 16 + v - k * plan.slice_vectors) * LANES
-        columns = min(LANES, plan.out_channels - o)
-        for lane in range(columns):
-            u = plan.read_scale * reads[lane] - zero
-            if op == HISTOGRAM:
-                counts[thread, z, k, u - u_min] += 1
-            elif op == RANGES:
-                extremes[item, g, t, z, k, 0] = min(extremes[item, g, t, z, k, 0], u)
-                extremes[item, g, t, z, k, 1] = max(extremes[item, g, t, z, k, 1], u)
-            elif op == STATIC:
-                q = np.rint(u * table.unit / table.delta[k])
-                q = min(max(q, table.q_min[k]), table.q_min[k] + table.q_max)
-                acc[plan.delta_group[k] * plan.slice_vectors * LANES + o + lane] += np.int64(q) << place
-            elif table.span[g, t, z, k] > 0:
-                step = np.float32(table.span[g, t, z, k]) / np.float32(table.q_max + 1)
-                q = np.rint(np.float32(u - table.low[g, t, z, k]) / step)
-                acc[o + lane] += min(np.int64(q), table.q_max) * table.span[g, t, z, k] << place
+def _exact(shape, plan, table, planes, used, n, g, t, z, block, op, acc, extremes, counts, u_min, item, thread):
+    """One block column by column, whatever P: the formulas of `adc.transfer` and of `engines`, or a count."""
+    reads = np.empty(LANES, np.int64)
+    for run in range(plan.run_start[block], plan.run_start[block + 1]):
+        k = plan.runs[run, SLICE]
+        place = shape.dac_bits * z + shape.cell_bits * k
+        for v in range(2 * plan.runs[run, PAIR], 2 * plan.runs[run, PAIR_END]):
+            bit = v // 2 + 8 * (v % 2)
+            reads[:] = 0
+            for m in range(used):
+                for lane in range(LANES):
+                    reads[lane] += np.int64(planes[m * LANES + lane] >> bit & 1) << m
+            o = (block * 16 + v - k * shape.slice_vectors) * LANES
+            for lane in range(min(LANES, shape.out_channels - o)):
+                u = shape.read_scale * reads[lane] - plan.reference[k] * n
+                if op == HISTOGRAM:
+                    counts[thread, z, k, u - u_min] += 1
+                elif op == RANGES:
+                    extremes[item, g, t, z, k, 0] = min(extremes[item, g, t, z, k, 0], u)
+                    extremes[item, g, t, z, k, 1] = max(extremes[item, g, t, z, k, 1], u)
+                elif op == STATIC:
+                    q = np.rint(u * table.unit / table.delta[k])
+                    q = min(max(q, table.limits[k, Q_MIN]), table.limits[k, Q_MIN] + table.q_max)
+                    acc[plan.step_of_slice[k] * shape.slice_vectors * LANES + o + lane] += np.int64(q) << place
+                elif table.forms[g, t, z, k, SPAN] > 0:
+                    span = table.forms[g, t, z, k, SPAN]
+                    step = np.float32(span) / np.float32(table.q_max + 1)
+                    q = np.rint(np.float32(u - table.forms[g, t, z, k, LOW]) / step)
+                    acc[o + lane] += min(np.int64(q), table.q_max) * span << place

@@ -7,6 +7,7 @@ Bit-wise operators see 512 independent bits; arithmetic wraps modulo 2^16; `>>` 
 
 import operator
 
+import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -88,54 +89,95 @@ def splat(typingctx, value):
     return vec(value), lambda context, b, sig, args: _broadcast(b, _resize(b, args[0], _I16), _V16)
 
 
-def _pointer(context, builder, array_type, array, offset, element):
-    data = context.make_array(array_type)(context, builder, array).data
-    first = builder.gep(builder.bitcast(data, ir.PointerType(element)), [offset])
-    return builder.bitcast(first, ir.PointerType(ir.VectorType(element, LANES)))
+def _pointer(builder, address, offset, element, lanes):
+    first = builder.gep(builder.inttoptr(address, ir.PointerType(element)), [offset])
+    return builder.bitcast(first, ir.PointerType(ir.VectorType(element, lanes) if lanes > 1 else element))
+
+
+def _reader(element, numba_type):
+    @intrinsic
+    def read(typingctx, address, index):
+        def codegen(context, b, sig, args):
+            return b.load(_pointer(b, *args, element, 1), typ=element)
+        return numba_type(types.intp, types.intp), codegen
+    return read
+
+
+# Elements of a contiguous array by its address. Numba counts references to arrays at every call and wraps negative
+# indices; in the innermost loops either costs more than the arithmetic.
+int64_at = _reader(ir.IntType(64), types.int64)
+uint32_at = _reader(_I32, types.uint32)
+
+
+def _writer(element):
+    @intrinsic
+    def write(typingctx, address, index, value):
+        def codegen(context, b, sig, args):
+            b.store(_resize(b, args[2], element), _pointer(b, args[0], args[1], element, 1))
+            return context.get_dummy_value()
+        return types.void(types.intp, types.intp, types.int64), codegen
+    return write
+
+
+put_int64 = _writer(ir.IntType(64))
+put_uint32 = _writer(_I32)
 
 
 @intrinsic
-def load(typingctx, array, offset):
-    """The vector that starts at element `offset` of a contiguous 16-bit array."""
-    def codegen(context, builder, sig, args):
-        return builder.load(_pointer(context, builder, sig.args[0], *args, _I16), align=2, typ=_V16)
-    return vec(array, types.intp), codegen
+def load(typingctx, address, offset):
+    """The vector that starts at element `offset` of the 16-bit array at `address`."""
+    def codegen(context, b, sig, args):
+        return b.load(_pointer(b, *args, _I16, LANES), align=2, typ=_V16)
+    return vec(types.intp, types.intp), codegen
 
 
 @intrinsic
-def store(typingctx, array, offset, value):
-    """Write the vector that starts at element `offset` of a contiguous 16-bit array."""
-    def codegen(context, builder, sig, args):
-        builder.store(args[2], _pointer(context, builder, sig.args[0], args[0], args[1], _I16), align=2)
+def store(typingctx, address, offset, value):
+    """Write the vector that starts at element `offset` of the 16-bit array at `address`."""
+    def codegen(context, b, sig, args):
+        b.store(args[2], _pointer(b, args[0], args[1], _I16, LANES), align=2)
         return context.get_dummy_value()
-    return types.void(array, types.intp, vec), codegen
+    return types.void(types.intp, types.intp, vec), codegen
 
 
 def _adder(extend):
     @intrinsic
-    def add(typingctx, array, offset, value, shift):
+    def add(typingctx, address, offset, value, shift):
         def codegen(context, b, sig, args):
-            pointer = _pointer(context, b, sig.args[0], args[0], args[1], _I32)
+            pointer = _pointer(b, args[0], args[1], _I32, LANES)
             term = b.shl(getattr(b, extend)(args[2], _V32), _broadcast(b, b.trunc(args[3], _I32), _V32))
             b.store(b.add(b.load(pointer, align=4, typ=_V32), term), pointer, align=4)
             return context.get_dummy_value()
-        return types.void(array, types.intp, vec, types.intp), codegen
+        return types.void(types.intp, types.intp, vec, types.intp), codegen
     return add
 
 
-add_signed = _adder("sext")  # array[offset + lane] += value[lane] << shift, on a contiguous int32 array
+add_signed = _adder("sext")  # int32 at address, element offset + lane: += value[lane] << shift
 add_unsigned = _adder("zext")
 
 
 @intrinsic
-def bit_of_bytes(typingctx, array, offset, bit):
-    """Bit `bit` of the 32 bytes from element `offset` of a contiguous byte array, packed into one uint32."""
+def majority(typingctx, x, y, z):
+    """The carry of a full adder, `x & y | z & (x | y)`: one VPTERNLOG where the machine has AVX-512."""
     def codegen(context, b, sig, args):
-        pointer = _pointer(context, b, sig.args[0], args[0], args[1], _I8)
+        if not llvmlite.binding.get_host_cpu_features().get("avx512f"):
+            x, y, z = args
+            return b.or_(b.and_(x, y), b.and_(z, b.or_(x, y)))
+        lanes = ir.VectorType(_I32, 16)
+        function = b.module.declare_intrinsic(
+            "llvm.x86.avx512.pternlog.d.512", (), ir.FunctionType(lanes, [lanes, lanes, lanes, _I32]))
+        return b.bitcast(b.call(function, [*(b.bitcast(v, lanes) for v in args), ir.Constant(_I32, 0xE8)]), _V16)
+    return vec(vec, vec, vec), codegen
+
+
+@intrinsic
+def bit_of_bytes(typingctx, address, offset, bit):
+    """Bit `bit` of the 32 bytes from element `offset` of the byte array at `address`, packed into one uint32."""
+    def codegen(context, b, sig, args):
         mask = _broadcast(b, b.shl(ir.Constant(_I8, 1), b.trunc(args[2], _I8)), _V8)
-        hit = b.and_(b.load(pointer, align=1, typ=_V8), mask)
+        hit = b.and_(b.load(_pointer(b, args[0], args[1], _I8, LANES), align=1, typ=_V8), mask)
         return b.bitcast(b.icmp_unsigned("!=", hit, ir.Constant(_V8, [0] * LANES)), _I32)
-    return types.uint32(array, types.intp, types.intp), codegen
+    return types.uint32(types.intp, types.intp, types.intp), codegen
 
 
 @intrinsic
