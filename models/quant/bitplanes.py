@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 import torch
@@ -103,7 +103,8 @@ class PlaneStore:
             stored = load_planes(path)
         except ValueError as error:
             return str(error).removeprefix(f"{path} ")
-        return None if torch.equal(stored, planes) else "holds other values than its manifest says"
+        same = stored.dtype == planes.dtype and torch.equal(stored, planes)
+        return None if same else "holds other values than its manifest says"
 
     def _manifest(self):
         try:
@@ -156,12 +157,13 @@ def sha256(w_codes):
 
 def _write_atomically(path, write):
     """Call `write(file)` on a temporary file in the same folder, then put it in place."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:  # unlike those of tempfile, readable for others where the umask allows it
             write(file)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
