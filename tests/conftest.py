@@ -1,4 +1,5 @@
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from models.quant import crossbar
@@ -7,6 +8,15 @@ from models.quant import crossbar
 settings.register_profile("repository", derandomize=True, deadline=None, max_examples=100, database=None,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.load_profile("repository")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch's threads cost more than they save on layers this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

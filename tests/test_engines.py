@@ -19,6 +19,7 @@ from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, set_engine
 from models.quant.mapping import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 # The Triton engine has a test file of its own.
 NAMES = ["reference"] + ["numba"] * (ROOT / "models/quant/engines/numba_cpu.py").exists()
@@ -29,15 +30,6 @@ def engine(request):
     if request.param == "numba" and importlib.util.find_spec("numba") is None:
         pytest.skip("numba is not installed")
     return engines.load(request.param)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """PyTorch's threads cost more than they save on layers this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def expected(case):

@@ -1,0 +1,109 @@
+"""Hardware settings and how rows are cut into arrays."""
+
+import itertools
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import cases
+
+from models.quant import CrossbarSpec
+from models.quant.mapping import Geometry, MappedLayer, array_bounds
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("field, value, allowed", [
+    ("w_bits", 0, "1 to 8"), ("w_bits", 9, "1 to 8"), ("w_bits", 32, "1 to 8"), ("w_bits", 4.0, "1 to 8"),
+    ("w_bits", True, "1 to 8"), ("w_bits", "4", "1 to 8"), ("w_bits", None, "1 to 8"),
+    ("a_bits", 0, "1 to 8"), ("a_bits", 9, "1 to 8"),
+    ("cell_bits", 0, r"1 to 4 \(w_bits\)"), ("cell_bits", 5, r"1 to 4 \(w_bits\)"),
+    ("dac_bits", 0, r"1 to 4 \(a_bits\)"), ("dac_bits", 5, r"1 to 4 \(a_bits\)"),
+    ("adc_bits", 0, "1 to 12"), ("adc_bits", 13, "1 to 12"), ("rows", 0, "1 to 1024"), ("rows", 1025, "1 to 1024"),
+    ("rows", 127.5, "1 to 1024"), ("mapping", "taps", "tap, im2col"), ("mapping", None, "tap, im2col"),
+    ("reference", "", "analog, digital"), ("adc_range", "auto", "calibrated, full, dynamic, ideal")])
+def test_spec_says_what_is_allowed(field, value, allowed):
+    with pytest.raises(ValueError, match=f"^{field} is {value!r}; allowed are .*{allowed}$"):
+        CrossbarSpec(**{field: value})
+
+
+def test_spec_is_frozen_and_checked_when_replaced():
+    spec = CrossbarSpec()
+    with pytest.raises(FrozenInstanceError):
+        spec.rows = 4
+    with pytest.raises(ValueError, match="cell_bits is 4"):
+        replace(replace(spec, cell_bits=4), w_bits=3)
+    assert (spec.w_bits, spec.a_bits, spec.cell_bits, spec.adc_bits, spec.rows) == (4, 4, 1, 6, 128)
+    assert (spec.mapping, spec.reference, spec.dac_bits, spec.adc_range) == ("tap", "analog", 1, "calibrated")
+
+
+@pytest.mark.parametrize("bits, size, parts", [(4, 3, (3, 1)), (4, 1, (1, 1, 1, 1)), (4, 2, (2, 2)), (4, 4, (4,)),
+                                               (8, 3, (3, 3, 2)), (5, 2, (2, 2, 1)), (1, 1, (1,)), (7, 4, (4, 3))])
+def test_slices_and_digits(bits, size, parts):
+    spec = CrossbarSpec(w_bits=bits, a_bits=bits, cell_bits=size, dac_bits=size)
+    assert spec.slice_bits == spec.digit_bits == parts
+
+
+@pytest.mark.parametrize("mapping, taps, channels, rows, bounds", [
+    ("tap", 1, 128, 128, [(0, 128)]), ("tap", 1, 129, 128, [(0, 128), (128, 129)]),
+    ("tap", 3, 5, 4, [(0, 4), (4, 5), (5, 9), (9, 10), (10, 14), (14, 15)]),
+    ("im2col", 3, 5, 4, [(0, 4), (4, 8), (8, 12), (12, 15)]), ("im2col", 9, 3, 128, [(0, 27)]),
+    ("tap", 9, 3, 128, [(3 * tap, 3 * tap + 3) for tap in range(9)])])
+def test_arrays(mapping, taps, channels, rows, bounds):
+    assert array_bounds(mapping, taps, channels, rows) == bounds
+
+
+@given(mapping=st.sampled_from(["tap", "im2col"]), kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+       channels=st.integers(1, 300), rows=st.integers(1, 400))
+def test_arrays_hold_each_row_once(mapping, kernel, channels, rows):
+    kh, kw = kernel
+    lines = [(ky, kx, c) for ky in range(kh) for kx in range(kw) for c in range(channels)]
+    bounds = array_bounds(mapping, kh * kw, channels, rows)
+    assert [lines[start:stop] for start, stop in bounds] == oracle.arrays(mapping, kernel, channels, rows)
+    assert list(itertools.chain(*(range(*b) for b in bounds))) == list(range(len(lines)))
+    assert max(stop - start for start, stop in bounds) <= rows
+
+
+@given(case=cases())
+def test_layer_facts(case):
+    """Output size, row order and the range of reads against the oracle."""
+    layer = case.layer()
+    assert layer.geometry.output_size(*case.a_codes.shape[1:3], layer.kernel) == oracle.output_size(
+        case.a_codes, case.w_codes, case.geometry)
+    rows = layer.w_rows
+    out, channels, kh, kw = case.w_codes.shape
+    group_out = out // case.geometry.groups
+    for o, c, y, x in [(0, 0, 0, 0), (out - 1, channels - 1, kh - 1, kw - 1), (out // 2, channels // 2, kh // 2, 0)]:
+        row = (y * kw + x) * channels + c
+        assert rows[o // group_out, row, o % group_out] == case.w_codes[o, c, y, x]
+    assert layer.u_span == oracle.u_span(case.w_codes, case.spec, case.reference_twice)
+    assert layer.zero_twice == 2**case.spec.w_bits - 1
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("cell_bits, dac_bits", [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_range_of_reads_is_tight(reference, cell_bits, dac_bits):
+    """Every read of every input and weight on two rows, by brute force."""
+    spec = CrossbarSpec(cell_bits, dac_bits, cell_bits, rows=2, reference=reference, dac_bits=dac_bits)
+    r = 2**cell_bits - 1
+    found = set()
+    for a in itertools.product(range(2**dac_bits), repeat=2):
+        for c in itertools.product(range(2**cell_bits), repeat=2):
+            p, n = np.dot(a, c), sum(a)
+            found.add(int(2 * p - r * n if reference == "analog" else p))
+    layer = MappedLayer(spec, Geometry(), torch.zeros(1, 5, 1, 1, dtype=torch.uint8), (r,), torch.zeros(1),
+                        torch.zeros(1))
+    assert layer.u_range(0) == layer.u_span == (min(found), max(found))
+
+
+@pytest.mark.parametrize("size, kernel, stride, padding, dilation", [
+    ((7, 9), (3, 3), (1, 1), (1, 1), (1, 1)), ((8, 5), (5, 2), (2, 1), (2, 0), (1, 2)),
+    ((6, 6), (1, 3), (3, 2), (0, 1), (2, 2))])
+def test_output_size_is_that_of_pytorch(size, kernel, stride, padding, dilation):
+    (ph, pw), x = padding, torch.zeros(1, 1, *size)
+    wanted = torch.nn.functional.conv2d(x, torch.zeros(1, 1, *kernel), None, stride, padding, dilation).shape[2:]
+    assert Geometry(stride, (ph, ph, pw, pw), dilation).output_size(*size, kernel) == tuple(wanted)

@@ -1,0 +1,246 @@
+"""Codes, values and gradients of both quantizers, and the training layers, against formulas written out in NumPy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from models.quant import AQ, WQ, Qconv2d, QLinear
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BITS = [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def inputs(alpha, count=1000, seed=0):
+    """Values below 0, inside and above alpha, and the two bounds themselves."""
+    x = np.random.default_rng(seed).uniform(-0.5 * alpha, 1.5 * alpha, count).astype(np.float32)
+    x[:6] = [0.0, -0.0, alpha, -alpha, np.nextafter(np.float32(alpha), np.float32(0)), 3 * alpha]
+    return x
+
+
+# ---- PACT ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 6.0, 10.0])
+@pytest.mark.parametrize("bits", BITS)
+def test_pact_codes_and_values(bits, alpha):
+    x, top = inputs(alpha), 2**bits - 1
+    quantizer = AQ(bits, alpha)
+    codes = quantizer.codes(torch.from_numpy(x)).detach().numpy()
+    exact = top * np.clip(x.astype(np.float64), 0, np.float32(alpha)) / np.float32(alpha)
+    # float32 may round the other way only where the exact position is a tie but for its last digits
+    sure = np.abs(exact - np.floor(exact) - 0.5) > 1e-4
+    assert np.array_equal(codes[sure], np.rint(exact)[sure]) and sure.mean() > 0.99
+    assert np.abs(codes - exact).max() <= 0.5001
+    assert codes.min() == 0 and codes.max() == top and np.array_equal(codes, np.rint(codes))
+    assert codes[2] == codes[5] == top and codes[0] == codes[1] == codes[3] == 0
+    np.testing.assert_allclose(quantizer(torch.from_numpy(x)).detach(), codes * (alpha / top), rtol=1e-6)
+
+
+def test_pact_ties_go_to_the_even_code():
+    """alpha = 15 at 4 bits: the code is the rounded value, so k + 1/2 is a tie."""
+    halves = torch.arange(15.0) + 0.5
+    assert AQ(4, 15.0).codes(halves).tolist() == [0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alpha", [1.0, 6.0, 10.0])
+@pytest.mark.parametrize("bits", BITS)
+def test_pact_gradient(bits, alpha, dtype):
+    """To x where 0 < x < alpha, 0 at both bounds; to alpha the sum over x >= alpha, alpha itself included."""
+    x = torch.from_numpy(inputs(alpha)).to(dtype)
+    weight = torch.from_numpy(np.random.default_rng(1).normal(size=len(x))).float()
+    quantizer = AQ(bits, alpha)
+    x.requires_grad_()
+    (quantizer(x) * weight).sum().backward()
+    value = x.detach().double().numpy()
+    assert (value == alpha).any() and (value == 0).any()
+    inside, above = (value > 0) & (value < alpha), value >= alpha
+    tolerance = dict(rtol=1e-5) if dtype == torch.float32 else dict(rtol=2e-2)
+    np.testing.assert_allclose(x.grad.float().numpy(), np.where(inside, weight.numpy(), 0), **tolerance)
+    assert (x.grad.float().numpy()[~inside] == 0).all()
+    np.testing.assert_allclose(quantizer.act_alpha.grad, weight.numpy()[above].sum(), rtol=1e-4)
+    assert quantizer.act_alpha.grad.dtype == torch.float32 and x.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("position, to_x, to_alpha", [
+    (-1.0, 0, 0), (0.0, 0, 0), (1e-20, 1, 0), (0.5, 1, 0), (1 - 2**-24, 1, 0), (1.0, 0, 1),
+    (1 + 2**-23, 0, 1), (9.0, 0, 1)])
+def test_pact_gradient_at_single_points(position, to_x, to_alpha):
+    x = torch.tensor([position * 4.0], requires_grad=True)
+    quantizer = AQ(4, 4.0)
+    quantizer(x).sum().backward()
+    assert x.grad.item() == pytest.approx(to_x, rel=1e-6)
+    assert quantizer.act_alpha.grad.item() == pytest.approx(to_alpha, rel=1e-6)
+
+
+def test_pact_gradient_compares_with_alpha_itself():
+    """10.01 rounds to 10 in bfloat16, and yet the input 10 lies below it."""
+    x = torch.tensor([10.0], dtype=torch.bfloat16, requires_grad=True)
+    quantizer = AQ(4, 10.01)
+    quantizer(x).sum().backward()
+    assert x.grad.item() == pytest.approx(1, rel=1e-2) and quantizer.act_alpha.grad.item() == 0
+
+
+def test_pact_gradient_sums_in_float32():
+    """A bfloat16 sum of 3,000 ones stops at 256."""
+    x = torch.full((3000,), 7.0, dtype=torch.bfloat16, requires_grad=True)
+    quantizer = AQ(4, 6.0)
+    quantizer(x).sum().backward()
+    assert quantizer.act_alpha.grad.item() == pytest.approx(3000, rel=1e-2)
+
+
+def test_bfloat16_input_gets_the_code_of_its_value():
+    x = torch.linspace(-1, 11, 4001).bfloat16()
+    quantizer = AQ(8, 9.3)
+    assert torch.equal(quantizer.codes(x).float(), quantizer.codes(x.float()))
+
+
+def test_image_is_clamped_above_only():
+    quantizer = AQ(4, 3.0)
+    x = torch.tensor([-2.0, -0.09, 0.0, 0.31, 2.9, 3.5], requires_grad=True)
+    codes = quantizer.image_codes(x)
+    assert codes.tolist() == [-10, 0, 0, 2, 14, 15]
+    codes.sum().backward()
+    np.testing.assert_allclose(x.grad, [5, 5, 5, 5, 5, 0], rtol=1e-6)
+    assert quantizer.act_alpha.grad.item() == pytest.approx(5)
+
+
+# ---- DoReFa ----------------------------------------------------------------------------------------------------------
+
+
+def dorefa(x, bits):
+    """Position on the code axis before rounding, float64."""
+    t = np.tanh(x.astype(np.float64))
+    return (2**bits - 1) * (t / (2 * np.abs(t).max()) + 0.5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 5.0])
+@pytest.mark.parametrize("bits", BITS)
+def test_dorefa_codes_and_values(bits, scale):
+    x = np.random.default_rng(0).normal(scale=scale, size=(16, 8, 3, 3)).astype(np.float32)
+    x.flat[np.argmax(np.abs(x))] = np.abs(x).max()  # the largest is positive
+    x.flat[:2] = 0, -np.abs(x).max()
+    top, position = 2**bits - 1, dorefa(x, bits)
+    codes = WQ(bits).codes(torch.from_numpy(x))
+    assert codes.dtype == torch.uint8 and codes.min() == 0 and codes.max() == top
+    sure = np.abs(position - np.floor(position) - 0.5) > 1e-3
+    assert np.array_equal(codes.numpy()[sure], np.rint(position)[sure]) and sure.mean() > 0.98
+    integers = WQ(bits).integers(torch.from_numpy(x))
+    assert torch.equal(integers, 2 * codes.float() - top)
+    np.testing.assert_allclose(WQ(bits)(torch.from_numpy(x)), integers.numpy() / top, rtol=1e-6)
+
+
+def test_dorefa_has_no_zero_level():
+    levels = np.unique(WQ(4)(torch.linspace(-1, 1, 999)).numpy())
+    np.testing.assert_allclose(levels, np.arange(-15, 16, 2) / 15, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_dorefa_gradient(bits):
+    """`dy/dx = (1 - tanh(x)^2) / max|tanh|`: rounding is straight-through, the maximum a constant."""
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=500).astype(np.float32))
+    x[0], x[1], x[2] = 0.0, 4.0, -4.0  # 0, and both ends of the range
+    weight = torch.linspace(-2, 3, 500)
+    x.requires_grad_()
+    (WQ(bits)(x) * weight).sum().backward()
+    t = np.tanh(x.detach().double().numpy())
+    np.testing.assert_allclose(x.grad, weight.numpy() * (1 - t**2) / np.abs(t).max(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_dorefa_of_constant_weights(bits):
+    """All zero has no scale, and yet codes in range and a finite gradient."""
+    x = torch.zeros(7, requires_grad=True)
+    assert torch.isfinite(WQ(bits)(x)).all() and WQ(bits).codes(x.detach()).max() <= 2**bits - 1
+    assert WQ(bits).codes(torch.full((3,), 0.2)).tolist() == [2**bits - 1] * 3
+
+
+@pytest.mark.parametrize("cell_bits", BITS)
+def test_reference_shares_add_up_to_the_level_of_zero(cell_bits):
+    for w_bits in range(cell_bits, 9):
+        bits = [min(cell_bits, w_bits - low) for low in range(0, w_bits, cell_bits)]
+        shares = WQ.reference_twice(bits)
+        assert sum(share << (cell_bits * k) for k, share in enumerate(shares)) == 2**w_bits - 1
+
+
+# ---- both ------------------------------------------------------------------------------------------------------------
+
+
+def test_32_bits_switch_a_quantizer_off():
+    x = torch.randn(5, requires_grad=True)
+    assert AQ(32)(x) is x and WQ(32)(x) is x
+    assert not list(AQ(32).parameters())
+
+
+@pytest.mark.parametrize("quantizer, name", [(AQ, "abit"), (WQ, "wbit")])
+@pytest.mark.parametrize("bits", [0, -1, 9, 16, 33, 4.5, 4.0, True, "4", None])
+def test_bits_out_of_range(quantizer, name, bits):
+    with pytest.raises(ValueError, match=f"{name} is {bits!r}; allowed are 1 to 8, and 32"):
+        quantizer(bits)
+
+
+@pytest.mark.parametrize("alpha", [0, -1, math.nan, math.inf])
+def test_alpha_out_of_range(alpha):
+    with pytest.raises(ValueError, match="alpha_init"):
+        AQ(4, alpha)
+
+
+@given(wbit=st.sampled_from(BITS + [32]), abit=st.sampled_from(BITS + [32]), bias=st.booleans(),
+       seed=st.integers(0, 99))
+def test_layers_are_operations_on_quantized_values(wbit, abit, bias, seed):
+    """`y = op(A alpha / (2^a - 1), (2 W - (2^w - 1)) / (2^w - 1)) + bias`."""
+    torch.manual_seed(seed)
+    alpha = 0.8
+    options = dict(bias=bias, wbit=wbit, abit=abit, alpha_init=alpha)
+    conv = Qconv2d(6, 4, (3, 1), stride=(2, 1), padding=(1, 0), groups=2, **options)
+    linear = QLinear(6, 4, out_scale=0.25, **options)
+
+    def value(x, layer):
+        x, weight = x.double(), layer.weight.detach()
+        if abit < 32:
+            x = AQ(abit, alpha).codes(x).double() * alpha / (2**abit - 1)
+        if wbit < 32:
+            weight = (2 * WQ(wbit).codes(weight).double() - (2**wbit - 1)) / (2**wbit - 1)
+        return x, weight.double(), layer.bias.detach().double() if bias else None
+
+    x = torch.rand(3, 6, 5, 4) * 1.2
+    wanted = F.conv2d(*value(x, conv), stride=(2, 1), padding=(1, 0), groups=2)
+    torch.testing.assert_close(conv(x).double(), wanted, rtol=1e-5, atol=1e-5)
+    x = torch.rand(3, 6) * 1.2
+    torch.testing.assert_close(linear(x).double(), 0.25 * F.linear(*value(x, linear)), rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_of_a_layer():
+    """All three gradients of one layer: of a linear operation on values whose gradients are known."""
+    torch.manual_seed(0)
+    layer = QLinear(5, 3, alpha_init=1.0, out_scale=0.5)
+    x = torch.tensor([[-1.0, 0.3, 0.7, 1.0, 2.0]], requires_grad=True)
+    grad = torch.tensor([[1.0, -2.0, 0.5]])
+    (layer(x) * grad).sum().backward()
+    w_q = layer.weight_quant(layer.weight).detach()
+    back = 0.5 * (grad @ w_q)[0]
+    np.testing.assert_allclose(x.grad[0], back * torch.tensor([0, 1, 1, 0, 0]), rtol=1e-5)
+    np.testing.assert_allclose(layer.act_quant.act_alpha.grad, back[3] + back[4], rtol=1e-5)
+    t = torch.tanh(layer.weight.detach())
+    x_q = layer.act_quant(x.detach()).detach()
+    np.testing.assert_allclose(layer.weight.grad, 0.5 * grad.T @ x_q * (1 - t**2) / t.abs().max(), rtol=1e-4)
+    np.testing.assert_allclose(layer.bias.grad, 0.5 * grad[0], rtol=1e-6)
+
+
+def test_image_layer():
+    """The picture passes unquantized, or on the grid of the activations with its negative values."""
+    torch.manual_seed(0)
+    plain = Qconv2d(3, 4, 3, padding=1, bias=False, image=True, alpha_init=2.0)
+    rounded = Qconv2d(3, 4, 3, padding=1, bias=False, image=True, quantize_image=True, alpha_init=2.0)
+    rounded.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 6, 6)
+    weight = plain.weight_quant(plain.weight)
+    torch.testing.assert_close(plain(x), F.conv2d(x, weight, padding=1))
+    grid = (torch.clamp(x, max=2.0) * 7.5).round() / 7.5
+    torch.testing.assert_close(rounded(x), F.conv2d(grid, weight, padding=1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plain.eval()(x), F.conv2d(x, weight, padding=1))
