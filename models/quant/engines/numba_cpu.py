@@ -414,6 +414,12 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
                         lane = ((t * digits + z) * slices + k) * LANES
                         extremes[item, g, t, z, k, 0] = lows[lane:lane + LANES].min()
                         extremes[item, g, t, z, k, 1] = highs[lane:lane + LANES].max()
+    _keep_alive(lists, ones, planes, bytes_, sums, acc, lows, highs, row_at, row_count)
+
+
+@njit(cache=True)
+def _keep_alive(*arrays):
+    """Numba frees an array after its last use, and does not see the uses by address."""
 
 
 @njit(cache=True)

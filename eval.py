@@ -1,0 +1,341 @@
+"""Run a trained network bit by bit on simulated RRAM crossbars and print what accuracy is left.
+
+    python eval.py --resume save/digits_vgg7_quant_w4a4/model_best.pth.tar --cellBit 1 2 --adc_prec 6 5
+
+Every hardware flag that takes several values takes part in the product: the line above evaluates four settings, each on
+the whole test set. The software baseline is the same quantized network computed with exact integer arithmetic, so every
+difference to it comes from the ADC.
+
+Written to --save_path (the checkpoint's folder unless given): results.jsonl, one line a setting, appended as soon as it
+is known; accuracy_over_adc_bits.png when several ADC precisions are given; eval.log. The bit-planes of the weights go to
+--prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at with torch.load. To evaluate
+planes that you changed, copy the folder, edit the files, and pass --planes FOLDER.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import datasets
+import models
+import utils
+from models import quant
+from models.quant import adc, engines
+from models.quant.mapping import ADC_RANGES, MAPPINGS, REFERENCES
+from models.vgg import MAPS
+from utils import UserError
+
+MODELS = [name for name in models.names() if name.endswith("_eval")]
+
+
+def build_parser():
+    parser = utils.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("network and data").add_argument
+    add("--resume", required=True, metavar="PATH", help="checkpoint of train.py, or of the original code")
+    add("--model", help=f"{' or '.join(MODELS)}; default that of the checkpoint")
+    add("--wbit", type=utils.BITS, help="weight bits; default those of the checkpoint")
+    add("--abit", type=utils.BITS, help="activation bits; default those of the checkpoint")
+    add("--dataset", choices=datasets.DATASETS, help="default that of the checkpoint")
+    add("--data_path", help="folder of the data set; default that of the checkpoint")
+    add("--batch_size", type=utils.COUNT, default=64, help="images at a time; changes no result but those of --adc_range "
+        "dynamic. Default %(default)s")
+    add("--limit", type=utils.COUNT, help="only the first LIMIT test images, evenly over the set; default all")
+
+    add = parser.add_argument_group("hardware (several values: every combination)").add_argument
+    add("--cellBit", type=utils.COUNT, nargs="+", default=[1], help="c, bits of one memory cell: W = sum_k 2^(c k) C_k. "
+        "Default 1")
+    add("--adc_prec", type=utils.COUNT, nargs="+", default=[6], help="B, bits of the ADC: q = clip(rint(v / delta), "
+        "q_min, q_min + 2^B - 1). Default 6")
+    add("--adc_range", nargs="+", default=["calibrated"], choices=ADC_RANGES, help="calibrated: delta and q_min chosen on "
+        "training images, then frozen. full: all values that the array can produce. dynamic: minimum and maximum of the "
+        "batch at hand, so that the result depends on --batch_size (for comparison with published numbers). ideal: no "
+        "ADC. Default calibrated")
+    add("--subArray", type=utils.COUNT, nargs="+", default=[128], help="rows of one array: v = sum over the rows of "
+        "a_z C_k - r_k a_z. Default 128")
+    add("--mapping", nargs="+", default=["tap"], choices=MAPPINGS, help="tap: every kernel position on arrays of its own. "
+        "im2col: kernel positions laid end to end. Default tap")
+    add("--reference", nargs="+", default=["analog"], choices=REFERENCES, help="analog: the ADC sees the difference to a "
+        "reference column, v = P - r_k n. digital: it sees v = P, and r_k n is subtracted behind it. Default analog")
+    add("--dac_bits", type=utils.COUNT, nargs="+", default=[1], help="d, bits of one input digit: A = sum_z 2^(d z) a_z. "
+        "Default 1")
+    add("--map", nargs="+", default=["all"], choices=MAPS, help="all: every layer but the first on crossbars. conv: the "
+        "convolutions only. Default all")
+    add("--calib_images", type=utils.COUNT, default=64, help="training images that calibrate the ADC. Default %(default)s")
+    add("--adc_calib", default="minmax", choices=adc.RULES, help="how the range follows from what they give. minmax: the "
+        "smallest range with zero on its grid that covers all. Default minmax")
+    add("--planes", metavar="DIR", help="take the cells from the bit_levels<i>_ideal.pt in DIR instead of the checkpoint")
+
+    add = parser.add_argument_group("machine and files").add_argument
+    add("--engine", default="auto", help=f"{', '.join(engines.CHOICES)}; changes no result. Default auto: the fastest")
+    add("--ngpu", type=int, help="0: CPU, 1: the GPU; default 1 where PyTorch finds a CUDA GPU")
+    add("--save_path", help="folder for results; default that of the checkpoint")
+    add("--prob_path", default="prob", help="folder for the bit-planes; default %(default)s")
+    add("--log_file", default="eval.log", help="name of the log inside save_path, or a full path; default %(default)s")
+    return parser
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table."""
+
+    spec: quant.CrossbarSpec
+    map: str
+
+    def __str__(self):
+        spec, notes = self.spec, []
+        if spec.adc_range == "ideal":
+            adc_text = "no ADC"
+        else:
+            adc_text = f"{spec.adc_bits}-bit ADC, {spec.adc_range}"
+        for name, usual in (("rows", 128), ("mapping", "tap"), ("reference", "analog"), ("dac_bits", 1)):
+            if getattr(spec, name) != usual:
+                notes.append(f"{name} {getattr(spec, name)}")
+        if self.map != "all":
+            notes.append(f"map {self.map}")
+        return ", ".join([f"{spec.cell_bits}-bit cells, {adc_text}", *notes])
+
+
+def parse(argv):
+    """(args, settings, checkpoint), everything checked that can be checked without the images."""
+    args = build_parser().parse_args(argv)
+    checkpoint = utils.load_checkpoint(args.resume)
+    config = checkpoint.get("config", {})
+    trained = config.get("model")
+    args.model = args.model or f"{trained or 'vgg7_quant'}_eval"
+    if args.model not in MODELS:
+        raise UserError(f"--model {args.model}: unknown, choose from {', '.join(MODELS)}")
+    if trained and f"{trained}_eval" != args.model:
+        raise UserError(f"{args.resume} is of the model {trained}, not {args.model.removesuffix('_eval')}")
+    for name, default in (("wbit", 4), ("abit", 4), ("dataset", "digits"), ("data_path", "./data")):
+        stored = config.get(name)
+        if getattr(args, name) is None:
+            setattr(args, name, default if stored is None else stored)
+        elif name.endswith("bit") and stored is not None and getattr(args, name) != stored:
+            raise UserError(f"{args.resume} was trained with --{name} {stored}, not {getattr(args, name)}")
+        if name.endswith("bit") and getattr(args, name) == 32:
+            raise UserError(f"{args.resume} has --{name} 32: crossbars hold quantized weights and inputs, 1 to 8 bits")
+    args.quantize_image = config.get("quantize_image", False)
+    args.save_path = args.save_path or str(Path(args.resume).parent)
+    try:
+        settings = [
+            Setting(quant.CrossbarSpec(args.wbit, args.abit, cell, bits, rows, mapping, reference, dac, adc_range), map)
+            for map, mapping, reference, dac, rows, cell, adc_range, bits in itertools.product(
+                args.map, args.mapping, args.reference, args.dac_bits, args.subArray, args.cellBit, args.adc_range,
+                args.adc_prec)]
+    except ValueError as error:
+        raise UserError(_as_flags(str(error))) from None
+    if args.planes and len(args.cellBit) > 1:
+        raise UserError("--planes holds cells of one precision: give one --cellBit")
+    return args, list(dict.fromkeys(settings)), checkpoint
+
+
+def _as_flags(message):
+    """The message of a CrossbarSpec with the names that the command line has."""
+    for field, flag in (("cell_bits", "--cellBit"), ("adc_bits", "--adc_prec"), ("rows", "--subArray"),
+                        ("dac_bits", "--dac_bits")):
+        if message.startswith(field):
+            return flag + message.removeprefix(field)
+    return message
+
+
+class Evaluation:
+    """The networks of one checkpoint, its test images, and what has been measured so far."""
+
+    def __init__(self, args, settings, checkpoint, device, log):
+        self.args, self.device, self.log = args, device, log
+        state = {key: value for key, value in checkpoint["state_dict"].items()
+                 if not key.endswith(("adc_delta", "adc_q_min"))}  # ranges are chosen here, for these settings
+        classes = datasets.num_classes(args.dataset, args.data_path)
+        self.nets = {map: self._build(map, state, classes, settings) for map in {s.map for s in settings} | {"all"}}
+        for setting in settings:  # a forced engine that cannot run stops here, before any work
+            net = self.nets[setting.map]
+            quant.set_spec(net, setting.spec)
+            for _, layer in quant.crossbar_layers(net):
+                engines.choose(args.engine, layer.mapped("ideal"), device)
+        self.planes = self._read_planes(settings[0].spec.cell_bits) if args.planes else None
+
+    def _build(self, map, state, classes, settings):
+        args = self.args
+        config = getattr(models, args.model)
+        config.kwargs.update({"num_classes": classes, "wbit": args.wbit, "abit": args.abit, "map": map,
+                              "quantize_image": args.quantize_image, "spec": settings[0].spec})
+        net = config.base(*config.args, **config.kwargs)
+        # Only --quantize_image uses the clipping level of the first layer.
+        optional = ("adc_delta", "adc_q_min") + (() if args.quantize_image else ("features.0.act_quant.act_alpha",))
+        utils.load_weights(net, state, allow_missing=optional, source=args.resume)
+        return net.to(self.device, memory_format=torch.channels_last).eval()
+
+    def _read_planes(self, cell_bits):
+        layers = [(name, layer.w_codes().shape) for name, layer in quant.crossbar_layers(self.nets["all"])]
+        codes = quant.read_planes(self.args.planes, layers, self.args.wbit, cell_bits)
+        return {name: plane_codes for (name, _), plane_codes in zip(layers, codes)}
+
+    def load_data(self):
+        args, data = self.args, datasets.load(self.args.dataset, self.args.data_path, self.log.info)
+        self.stats = data.mean, data.std
+        pick = utils.generator("calibration").get_state()  # a fixed choice, the same for every checkpoint
+        order = torch.randperm(len(data.train_x), generator=torch.Generator().set_state(pick))
+        self.calibration = data.train_x[order[:args.calib_images]].to(self.device)
+        n = min(args.limit or len(data.test_x), len(data.test_x))
+        shown = torch.arange(n) * len(data.test_x) // n
+        self.images, self.labels = data.test_x[shown].to(self.device), data.test_y[shown]
+        self.of_all = len(data.test_x)
+
+    def batches(self, images):
+        for batch in images.split(self.args.batch_size):
+            yield datasets.normalize(batch, *self.stats)
+
+    @torch.no_grad()
+    def predict(self, net, title):
+        """(predicted classes of all test images, seconds)."""
+        predictions, seconds = [], 0.0
+        with tqdm(total=len(self.images), desc=title, unit="img", dynamic_ncols=True, leave=False,
+                  mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
+            for batch in self.batches(self.images):
+                started = time.perf_counter()
+                predictions.append(net(batch).argmax(1).cpu())
+                seconds += time.perf_counter() - started
+                bar.update(len(batch))
+        return torch.cat(predictions), seconds
+
+    def write_planes(self, cell_bits):
+        args = self.args
+        store = quant.PlaneStore(args.prob_path, args.model, args.wbit, cell_bits)
+        layers = [(name, layer.w_codes()) for name, layer in quant.crossbar_layers(self.nets["all"])]
+        if store.write(layers):
+            self.log.info(f"bit-planes of the weights written to {store.folder}")
+
+    def software(self):
+        net = self.nets["all"]
+        quant.set_spec(net, quant.CrossbarSpec(self.args.wbit, self.args.abit, adc_range="ideal"))
+        self.baseline, seconds = self.predict(net, "software")
+        return self._record(None, self.baseline, seconds)
+
+    def crossbar(self, setting):
+        net = self.nets[setting.map]
+        for name, layer in quant.crossbar_layers(net):
+            layer.set_codes(self.planes[name] if self.planes else None)
+        quant.set_spec(net, setting.spec)
+        if setting.spec.adc_range == "calibrated":
+            self._calibrate(net, setting)
+        return self._record(setting, *self.predict(net, str(setting)))
+
+    def _calibrate(self, net, setting):
+        """Histograms do not depend on the ADC: they are counted once for all its precisions."""
+        key = (setting.map, *(getattr(setting.spec, name) for name in
+                              ("cell_bits", "rows", "mapping", "reference", "dac_bits")))
+        if getattr(self, "histogram_key", None) != key:
+            total = -(-len(self.calibration) // self.args.batch_size)
+            batches = tqdm(self.batches(self.calibration), total=total, desc="calibrating", unit="batch", leave=False,
+                           disable=None)
+            self.histograms, self.histogram_key = quant.collect_histograms(net, batches), key
+        quant.calibrate(net, None, self.args.adc_calib, self.histograms)
+
+    def _record(self, setting, predictions, seconds):
+        args, n = self.args, len(predictions)
+        spec = setting.spec if setting else None
+        hardware = {name: getattr(spec, name, None) for name in
+                    ("cell_bits", "adc_bits", "adc_range", "rows", "mapping", "reference", "dac_bits")}
+        return {
+            "model": args.model, "dataset": args.dataset, "wbit": args.wbit, "abit": args.abit, **hardware,
+            "map": setting.map if setting else None, "engine": args.engine if setting else None,
+            "accuracy": 100 * (predictions == self.labels).sum().item() / n,
+            "software_accuracy": 100 * (self.baseline == self.labels).sum().item() / n, "n_images": n,
+            "changed_predictions": int((predictions != self.baseline).sum()), "images_per_s": n / seconds,
+            "seconds": seconds, "batch_size": args.batch_size, "planes": args.planes, "checkpoint": args.resume,
+            "calib_images": len(self.calibration) if spec and spec.adc_range == "calibrated" else None,
+            "adc_calib": args.adc_calib if spec and spec.adc_range == "calibrated" else None,
+        }
+
+
+def table(rows, of_all):
+    """The result as aligned text. rows: [(title, record), ...]."""
+    header = ["setting", "accuracy %", "difference", "changed", "images/s"]
+    lines = [header]
+    for title, r in rows:
+        lines.append([title, f"{r['accuracy']:.2f}", f"{r['accuracy'] - r['software_accuracy']:+.2f}",
+                      str(r["changed_predictions"]), f"{r['images_per_s']:.0f}"])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = [line[0].ljust(widths[0]) + "".join("  " + cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
+            for line in lines]
+    text.insert(1, "-" * len(text[0]))
+    n = rows[0][1]["n_images"]
+    text.append(f"{n} test images" if n == of_all else f"only {n} of {of_all} test images (--limit)")
+    return "\n".join(text)
+
+
+def plot(rows, path):
+    """Accuracy over ADC bits, one line for all that is equal but the ADC's precision."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves = {}
+    for setting, record in rows:
+        name = str(setting).replace(f"{setting.spec.adc_bits}-bit ADC", "ADC")
+        curves.setdefault(name, []).append((setting.spec.adc_bits, record["accuracy"]))
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, points in curves.items():
+        axes.plot(*zip(*sorted(points)), marker="o", label=name)
+    axes.axhline(rows[0][1]["software_accuracy"], color="black", linestyle="--", linewidth=1, label="software")
+    axes.set(xlabel="ADC bits", ylabel="accuracy (%)", title=f"{rows[0][1]['model']}, {rows[0][1]['dataset']}, "
+             f"{rows[0][1]['n_images']} test images")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    utils.atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    pyplot.close(figure)
+
+
+def main(argv=None):
+    args, settings, checkpoint = parse(argv)
+    device = utils.pick_device(args.ngpu)
+    utils.check_writable(args.save_path)
+    utils.check_writable(args.prob_path)
+    log = utils.get_logger(Path(args.save_path, args.log_file))
+    for handler in log.handlers:  # the package says which engine it took, and why
+        logging.getLogger("models").addHandler(handler)
+    logging.getLogger("models").setLevel(logging.INFO)
+    try:
+        with quant.set_engine(args.engine):
+            run = Evaluation(args, settings, checkpoint, device, log)
+            run.load_data()
+            rows = evaluate(run, settings)
+    except ValueError as error:  # what the package refuses: bits, planes, engines
+        raise UserError(str(error)) from None
+    log.info("\n" + table([(str(setting or "software"), record) for setting, record in rows], run.of_all))
+    curves = [(setting, record) for setting, record in rows if setting and setting.spec.adc_range != "ideal"]
+    if len({setting.spec.adc_bits for setting, _ in curves}) > 1:
+        path = Path(args.save_path, "accuracy_over_adc_bits.png")
+        plot(curves, path)
+        log.info(f"plot: {path}")
+    log.info(f"results: {Path(args.save_path, 'results.jsonl')}")
+    return 0
+
+
+def evaluate(run, settings):
+    """[(setting or None for software, record), ...]; every record is on the disk as soon as it is known."""
+    facts = utils.machine_info() | {"command": " ".join(sys.argv)}
+    rows = []
+    with open(Path(run.args.save_path, "results.jsonl"), "a") as file:
+        for setting in [None, *settings]:
+            if setting:
+                run.write_planes(setting.spec.cell_bits)
+            record = run.crossbar(setting) if setting else run.software()
+            file.write(json.dumps(record | facts) + "\n")
+            file.flush()
+            rows.append((setting, record))
+            run.log.info(f"{setting or 'software'}: {record['accuracy']:.2f} %")
+    return rows
+
+
+if __name__ == "__main__":
+    utils.run_main(main)
