@@ -71,6 +71,23 @@ def parse_flags(parser, argv=None):
     return args, {name: value for name, value in given.items() if value is not unset}
 
 
+def adopt_config(args, given, config, fixed, source):
+    """Set each setting that was not `given` on the command line to its value in `config`, a dict from `source`.
+
+    A given setting that is named in `fixed` and differs from the one in `config` is an error.
+    """
+    conflicts = [
+        f"--{name} {given[name]} (the checkpoint has {config[name]})"
+        for name in sorted(set(fixed) & set(given) & set(config))
+        if given[name] != config[name]
+    ]
+    if conflicts:
+        raise UserError(f"{source} was made with other settings: {', '.join(conflicts)}")
+    for name, value in config.items():
+        if name in vars(args) and name not in given:
+            setattr(args, name, value)
+
+
 def run_main(main):
     """Run main() and turn its outcome into an exit code: 2 with one line for a UserError, 130 for Ctrl-C."""
     try:
