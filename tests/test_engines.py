@@ -112,6 +112,14 @@ def test_rows_around_word_boundaries(engine, rows, mapping):
     check(engine, layer_case(spec, channels=130, out=9, size=(4, 4), images=1))
 
 
+@pytest.mark.parametrize("out", [1, 2, 31, 32, 33, 63, 65, 127, 128, 129, 257, 513, 1030])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
+@pytest.mark.parametrize("cell_bits", [1, 3])
+def test_output_channels_around_vector_boundaries(engine, out, adc_range, cell_bits):
+    spec = CrossbarSpec(4, 4, cell_bits, 5, 16, adc_range=adc_range)
+    check(engine, layer_case(spec, channels=20, out=out, kernel=(2, 1), size=(3, 2), images=1))
+
+
 @pytest.mark.parametrize("groups, channels, out", [(2, 130, 6), (5, 15, 20), (16, 16, 16), (16, 16, 48)])
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
 def test_groups_and_depthwise(engine, groups, channels, out, adc_range):
@@ -147,6 +155,35 @@ def test_no_overflow_at_the_largest_sums(engine, adc_range, reference):
     case.a_codes[0], case.w_codes[0], case.w_codes[1] = 255, 255, 0
     for delta in (0.5, 16257.3):
         case.delta = [delta]
+        check(engine, case)
+
+
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("rows, cell_bits, dac_bits", [
+    (255, 7, 1), (257, 7, 1), (258, 7, 1), (259, 7, 1), (128, 1, 8), (129, 1, 8), (520, 3, 3), (521, 6, 1),
+    (1024, 5, 1), (1024, 4, 2), (36, 5, 5), (33, 5, 5)])
+def test_reads_around_16_bits(engine, rows, cell_bits, dac_bits, reference, adc_range):
+    """Reads up to rows (2^d - 1) (2^b - 1), a little below and above 2^15 and 2^16: nowhere do they wrap around."""
+    spec = CrossbarSpec(cell_bits, dac_bits, cell_bits, 6, rows, "tap", reference, dac_bits, adc_range)
+    largest = rows * (2**dac_bits - 1) * (2**cell_bits - 1)
+    case = layer_case(spec, channels=rows, out=3, kernel=(1, 1), size=(3, 2), images=1)
+    case.a_codes[:, 0], case.w_codes[0], case.w_codes[1] = 2**dac_bits - 1, 2**cell_bits - 1, 0
+    for delta, q_min in ((largest / 64, -32 if reference == "analog" else 0), (3.0, -32), (largest / 10, -5)):
+        case.delta, case.q_min = [delta], [q_min]
+        check(engine, case)
+
+
+@pytest.mark.parametrize("arrays, adc_bits", [(520, 6), (521, 6), (128, 8), (129, 8), (130, 8), (2050, 4), (2200, 4)])
+@pytest.mark.parametrize("weight", [0, 1])
+def test_sums_of_codes_around_16_bits(engine, arrays, adc_bits, weight):
+    """Arrays of one row, each at its largest or smallest code: their sum passes 2^15."""
+    last = 2**adc_bits - 1
+    spec = CrossbarSpec(1, 1, 1, adc_bits, 1)
+    case = layer_case(spec, channels=arrays, out=2, kernel=(1, 1), size=(1, 2), images=1)
+    case.a_codes[:], case.w_codes[:] = 1, weight
+    for q_min in (0, -last, -(last // 2)):
+        case.delta, case.q_min = [0.5 / last], [q_min]
         check(engine, case)
 
 
