@@ -130,7 +130,10 @@ class _Crossbar:
 
     def _apply(self, fn, recurse=True):
         self._prepared = None
-        return super()._apply(fn, recurse)
+        delta = self.adc_delta
+        super()._apply(fn, recurse)
+        self.adc_delta = delta.to(self.adc_delta.device)  # float() and half() would move ties
+        return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         for name in ("adc_delta", "adc_q_min"):  # ranges take the length that the checkpoint's slices have
