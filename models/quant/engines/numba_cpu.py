@@ -130,11 +130,14 @@ class _Prepared:
                 return table, True
             table.forms[0, 0, 0, k, :LOW] = form
             table.limits[k, [CLIP_LOW, CLIP_HIGH]] = first, last
-            # With `free_ones` ones or fewer among its inputs a read stays inside, and nothing needs clipping.
+            # With `free_ones` ones or fewer among its inputs a read stays where the form needs no clipping.
+            wrong = u[inside][apply_form(u[inside], form) != codes[inside]]
+            low = max(wrong[wrong < 0], default=first - 2) + 1
+            high = min(wrong[wrong > 0], default=last + 2) - 1
             r, most = layer.reference_twice[k], 2 ** spec.slice_bits[k] - 1
             below, above = (r, 2 * most - r) if spec.reference == "analog" else (0, most)
-            limits = [side // step for side, step in ((-first - 1, below), (last - 1, above)) if step]
-            table.limits[k, FREE_ONES] = max(0, min(limits))
+            reach = [side // step for side, step in ((-low, below), (high, above)) if step]
+            table.limits[k, FREE_ONES] = min(reach) if low <= 0 <= high else -1
         return table, False
 
     def ranges(self, a_codes, height, width):
@@ -192,12 +195,18 @@ def fixed_point(u, codes, gain, bounds):
         centre = half - (2.0**16 / factor if tie else 0)
         for m in np.unique(np.rint(factor).astype(int) + np.array([0, 1, -1, 2, -2])):
             c = int(round(centre)) + np.array(sorted(range(-8, 9), key=abs))[:, None]
-            y = (((x << shift) + c) * m) >> 16
-            q = np.clip((y + (tie & (y >> fraction))) >> fraction, *bounds)
+            q = np.clip(apply_form(x, (shift, c, m, fraction, tie)), *bounds)
             good = (q == codes).all(axis=1) & (np.abs((x << shift) + c) < 2**15).all(axis=1)
             if good.any():
                 return shift, int(c[good.argmax(), 0]), int(m), fraction, tie
     return None
+
+
+def apply_form(u, form):
+    """`q` of a form, not clipped."""
+    shift, offset, factor, fraction, tie = form
+    y = (((u.astype(np.int64) << shift) + offset) * factor) >> 16
+    return (y + (tie & (y >> fraction))) >> fraction
 
 
 @functools.lru_cache(maxsize=None)
