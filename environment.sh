@@ -1,0 +1,16 @@
+# Sourced by the scripts: makes and enters the virtual environment in .venv, and installs what is needed where it is not.
+#   source environment.sh requirements.txt
+
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+  echo "error: Python 3.10 or newer is needed; set PYTHON to its path (now: $python)" >&2
+  exit 2
+fi
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+source .venv/bin/activate
+# pip finds out in a second that nothing is missing, but needs the network for it; so remember what was installed.
+if ! cmp -s "$1" ".venv/installed-$1"; then
+  echo "installing $1 into .venv"
+  python -m pip install --quiet --disable-pip-version-check -r "$1"
+  cp "$1" ".venv/installed-$1"
+fi
