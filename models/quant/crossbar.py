@@ -116,7 +116,7 @@ class _Crossbar:
 
     def _prepare(self, device):
         """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused."""
-        key = (_engine, device, self.weight._version, self.act_quant.act_alpha._version)
+        key = (_engine, device, _version(self.weight), _version(self.act_quant.act_alpha))
         if self._prepared is None or self._prepared[0] != key:
             layer = self.mapped()
             engine, reason = engines.choose(_engine, layer, device)
@@ -195,6 +195,11 @@ class QLinearDoreFa(_Crossbar, QLinear):
 
     def _output(self, y):
         return y.flatten(1)
+
+
+def _version(tensor):
+    """Changes with the tensor's values; those of tensors made under inference_mode are not counted."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _reference_sum(layer, codes):

@@ -44,7 +44,7 @@ class _Quantized:
 
     def forward(self, x):
         x, weight, scale = self._operands(x)
-        if self.image and not self.training:
+        if self.image and self.weight_quant.on and not self.training:
             # 53 bits hold the sum of image times code exactly, so the result cannot depend on the order of the
             # additions, which a library chooses by the batch size.
             return self._finish(self._operation(x.double(), weight.double()).to(x.dtype), scale)

@@ -22,6 +22,7 @@ import numba
 import numpy as np
 import torch
 from numba import njit, prange
+from numba.core import event
 
 from .. import adc
 from ..bitplanes import decompose
@@ -31,6 +32,20 @@ from .simd import (LANES, add_signed, add_unsigned, aligned, bit_of_bytes, int64
                    put_uint32, sar, splat, store, trailing_zeros, uint32_at, vmax, vmin)
 
 log = logging.getLogger(__name__)
+
+
+class _SayCompiling(event.Listener):
+    """Tells about the one long wait. Numba reports a compilation only where its cache on disk holds none."""
+
+    def on_start(self, compilation):
+        if compilation.data["dispatcher"] is _layer:
+            log.warning("compiling the numba kernels for this machine; the result is kept, it takes some ten seconds once")
+
+    def on_end(self, compilation):
+        """The first result says it."""
+
+
+event.register("numba:compile", _SayCompiling())
 
 BLOCK = 512  # columns of a block
 STATIC, DYNAMIC, RANGES, HISTOGRAM = range(4)  # what becomes of a read

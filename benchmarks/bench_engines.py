@@ -1,0 +1,193 @@
+"""Time of the crossbar engines beside a plain forward pass of the same VGG7, in one process and one run.
+
+    python benchmarks/bench_engines.py
+
+Writes benchmarks/results/engines.md and engines.json. The time of the numba engine grows with the number of input bits
+that are one (rows that are zero cost nothing), so their share is part of the result. --resume takes a trained network;
+without it the weights are random and the batch norm statistics are those of the embedded digits.
+"""
+
+import argparse
+import collections
+import resource
+import subprocess
+import sys
+import time
+
+from common import build, digit_images, markdown_table, median_seconds, write_results
+
+import torch
+import utils
+from loop_and_convolve import convolution
+from models import quant
+from models.quant import engines
+
+W_BITS = A_BITS = 4
+ADC_BITS = 6
+
+
+def crossbar_network(args, images):
+    """VGG7 on crossbars with sensible activations: weights of a checkpoint, or random ones and the images' statistics."""
+    net = build("vgg7_quant_eval", W_BITS, A_BITS)
+    if args.resume:
+        state = utils.load_checkpoint(args.resume)["state_dict"]
+        utils.load_weights(net, state, allow_missing=("adc_delta", "adc_q_min"), source=args.resume)
+        return net.eval()
+    trained = build("vgg7_quant", W_BITS, A_BITS).train()
+    for module in trained.modules():
+        if hasattr(module, "momentum"):
+            module.momentum = None  # plain average over the calls
+    with torch.no_grad():
+        trained(images)
+    utils.load_weights(net, trained.state_dict(), allow_missing=("adc_delta", "adc_q_min"))
+    return net.eval()
+
+
+def set_hardware(net, cell_bits, adc_range, images):
+    quant.set_spec(net, quant.CrossbarSpec(W_BITS, A_BITS, cell_bits, ADC_BITS, adc_range=adc_range))
+    if adc_range == "calibrated":
+        quant.calibrate(net, [images])
+
+
+def reads_an_image(net, images):
+    """{layer: partial sums that its ADCs digitise for one image}, and the share of input bits that are one."""
+    counts, ones = {}, collections.Counter()
+
+    def hook(name):
+        def count(layer, inputs, output):
+            mapped = layer.mapped("ideal")
+            pixels = output[0].numel() // output.shape[1]
+            counts[name] = (pixels * output.shape[1] * len(mapped.arrays) * len(mapped.spec.digit_bits)
+                            * len(mapped.spec.slice_bits))
+            codes = layer.a_codes(inputs[0])
+            ones["bits"] += A_BITS * codes.numel()
+            ones["ones"] += sum(int((codes >> bit & 1).sum()) for bit in range(A_BITS))
+        return count
+    hooks = [layer.register_forward_hook(hook(name)) for name, layer in quant.crossbar_layers(net)]
+    net(images)
+    for handle in hooks:
+        handle.remove()
+    return counts, ones["ones"] / ones["bits"]
+
+
+def layer_seconds(net, images, repeats):
+    """{layer: median seconds of one forward pass}."""
+    times, started = collections.defaultdict(list), {}
+    hooks = []
+    for name, layer in quant.crossbar_layers(net):
+        hooks.append(layer.register_forward_pre_hook(lambda *_, name=name: started.update({name: time.perf_counter()})))
+        hooks.append(layer.register_forward_hook(
+            lambda *_, name=name: times[name].append(time.perf_counter() - started[name])))
+    for _ in range(repeats + 1):
+        net(images)
+    for handle in hooks:
+        handle.remove()
+    return {name: sorted(values[1:])[repeats // 2] for name, values in times.items()}
+
+
+def older_algorithm_seconds(net, images):
+    """Seconds an image of the older algorithm in the convolutions alone, one run on two images."""
+    total = 0.0
+    inputs = {}
+    layers = [(name, layer) for name, layer in quant.crossbar_layers(net) if isinstance(layer, quant.Qconv2dDoreFa)]
+    hooks = [layer.register_forward_pre_hook(lambda _, x, name=name: inputs.update({name: x[0]})) for name, layer in layers]
+    net(images)
+    for handle in hooks:
+        handle.remove()
+    for name, layer in layers:
+        a_codes = layer.a_codes(inputs[name]).permute(0, 3, 1, 2).float()
+        w_codes = layer.w_codes().float()
+        started = time.perf_counter()
+        convolution(a_codes, w_codes, layer.spec, 1)
+        total += time.perf_counter() - started
+    return total / len(images)
+
+
+def peak_memory(kind):
+    """Peak resident MiB of a process that runs one batch of 256 images: kind "plain" or "crossbar"."""
+    command = [sys.executable, __file__, "--memory_of", kind]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def run_for_memory(kind):
+    images, _ = digit_images(256)
+    with torch.inference_mode():
+        if kind == "plain":
+            build("vgg7_quant", 32, 32).eval()(images)
+        else:
+            net = build("vgg7_quant_eval", W_BITS, A_BITS).eval()
+            set_hardware(net, 1, "calibrated", images[:16])
+            net(images)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs after one warm-up; the median counts")
+    parser.add_argument("--resume", help="checkpoint of a trained 4-bit VGG7; default random weights")
+    parser.add_argument("--reference_images", type=int, default=2, help="images for the two slow algorithms")
+    parser.add_argument("--skip_slow", action="store_true", help="leave out the reference engine and the older algorithm")
+    parser.add_argument("--memory_of", choices=("plain", "crossbar"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.memory_of:
+        return run_for_memory(args.memory_of)
+
+    images, _ = digit_images(args.batch_size)
+    per_image = 1e3 / args.batch_size
+    rows, layers, numbers = [], [], {"batch_size": args.batch_size, "repeats": args.repeats}
+    with torch.inference_mode():
+        plain = build("vgg7_quant", 32, 32).eval()
+        float_ms = per_image * median_seconds(lambda: plain(images), args.repeats)
+
+        def bf16():
+            with torch.autocast("cpu", torch.bfloat16):
+                plain(images)
+        bf16_ms = per_image * median_seconds(bf16, args.repeats)
+        net = crossbar_network(args, images)
+
+        def add(title, ms, reads=None):
+            rows.append([title, f"{ms:.3g}", f"{ms / float_ms:.2f}", f"{reads / ms / 1e6:.3g}" if reads else ""])
+            numbers[title] = {"ms_an_image": ms, "ratio_to_float32": ms / float_ms, "reads_an_image": reads}
+
+        add("plain float32", float_ms)
+        add("plain bfloat16", bf16_ms)
+        quant.set_spec(net, quant.CrossbarSpec(W_BITS, A_BITS, adc_range="ideal"))
+        add("no ADC (one integer convolution a layer)", per_image * median_seconds(lambda: net(images), args.repeats))
+        for cell_bits in (1, 2, 4):
+            for adc_range in ("calibrated", "dynamic"):
+                with quant.set_engine("numba"):
+                    set_hardware(net, cell_bits, adc_range, images)
+                    counts, share = reads_an_image(net, images)
+                    title = f"numba, {cell_bits}-bit cells, {adc_range}"
+                    add(title, per_image * median_seconds(lambda: net(images), args.repeats), sum(counts.values()))
+                    for name, seconds in layer_seconds(net, images, args.repeats).items():
+                        ms = per_image * seconds
+                        layers.append([title, name, f"{ms:.3g}", f"{counts[name] / ms / 1e6:.3g}"])
+                if args.skip_slow:
+                    continue
+                with quant.set_engine("reference"):
+                    few = images[:args.reference_images]
+                    ms = 1e3 / len(few) * median_seconds(lambda: net(few), 1)
+                    add(f"reference, {cell_bits}-bit cells, {adc_range}", ms, sum(counts.values()))
+        if not args.skip_slow:
+            set_hardware(net, 1, "dynamic", images)
+            older_ms = 1e3 * older_algorithm_seconds(net, images[:args.reference_images])
+            add("older algorithm (loop and convolve), convolutions alone, 1-bit cells, dynamic", older_ms)
+    memory = {kind: peak_memory(kind) for kind in ("plain", "crossbar")}
+    numbers |= {"ones_share": share, "peak_memory_mib": memory}
+    sections = [
+        f"VGG7 on 32x32 images, {W_BITS}-bit weights and activations, 128 rows, {ADC_BITS}-bit ADC, whole network, batch "
+        f"{args.batch_size}, {'weights of ' + args.resume if args.resume else 'random weights'}; {100 * share:.1f} % of the "
+        f"input bits are one. Median of {args.repeats} runs after a warm-up.",
+        markdown_table(["what", "ms an image", "ratio to float32", "G reads/s"], rows),
+        markdown_table(["peak memory, batch 256", "MiB", "ratio"],
+                       [[kind, f"{mib:.0f}", f"{mib / memory['plain']:.2f}"] for kind, mib in memory.items()]),
+        markdown_table(["setting", "layer", "ms an image", "G reads/s"], layers),
+    ]
+    write_results("engines", "Crossbar engines", sections, numbers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Time of one training step: plain float32, plain bfloat16, 4-bit QAT in both, in one process and one run.
+
+    python benchmarks/bench_train.py
+
+Writes benchmarks/results/train.md and train.json.
+"""
+
+import argparse
+import sys
+
+from common import build, digit_images, markdown_table, median_seconds, write_results
+
+import torch
+from torch.nn import functional as F
+
+SETTINGS = [("plain, float32", 32, False), ("plain, bfloat16", 32, True), ("4-bit QAT, float32", 4, False),
+            ("4-bit QAT, bfloat16", 4, True)]
+
+
+def step_of(bits, bf16, images, labels):
+    """A function that makes one step of SGD with Nesterov momentum."""
+    net = build("vgg7_quant", bits, bits).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+
+    def step():
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = net(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+    return step
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=7, help="timed steps after one warm-up; the median counts")
+    args = parser.parse_args(argv)
+    images, labels = digit_images(args.batch_size)
+    milliseconds = {title: 1e3 / args.batch_size * median_seconds(step_of(bits, bf16, images, labels), args.repeats)
+                    for title, bits, bf16 in SETTINGS}
+    base = milliseconds["plain, float32"]
+    rows = [[title, f"{ms:.2f}", f"{ms / base:.2f}"] for title, ms in milliseconds.items()]
+    sections = [f"VGG7 on 32x32 images, batch {args.batch_size}, one step of SGD; median of {args.repeats} steps after a "
+                "warm-up.", markdown_table(["step", "ms an image", "ratio to float32"], rows)]
+    write_results("train", "Training step", sections, {"ms_an_image": milliseconds, "batch_size": args.batch_size})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
