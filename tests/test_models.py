@@ -1,0 +1,261 @@
+"""The registry and the networks: names, parameters, training to inference, one set of logits from every engine."""
+
+import importlib.util
+
+import pytest
+import torch
+from test_engines import NAMES
+from torch.nn import functional as F
+
+import models
+from models import vgg
+from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, calibrate, crossbar_layers,
+                          set_engine, set_spec)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+two_engines = pytest.mark.skipif("numba" not in NAMES or not importlib.util.find_spec("numba"),
+                                 reason="reference is the only engine here")
+KWARGS = {"num_classes": 10, "wbit": 4, "abit": 4, "alpha_init": 10.0}
+TINY = ([16, 24, "M", 40, "M", 24, "M"], 48)  # as VGG7, but small: a first convolution, three more, two linear layers
+
+
+def build(name, **kwargs):
+    """As the scripts do it, but without changing the registry for the next test."""
+    config = getattr(models, name)
+    return config.base(*config.args, **{**config.kwargs, **kwargs}).eval()
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Build a small network of the same class; `tiny(spec=None)` gives the training network."""
+    monkeypatch.setitem(vgg.CONFIGS, "tiny", TINY)
+
+    def make(**kwargs):
+        torch.manual_seed(0)
+        network = (vgg.VGG if "spec" in kwargs and kwargs["spec"] is None else vgg.crossbar_vgg)
+        return settle(network("tiny", **{"alpha_init": 2.0, **kwargs}))
+
+    return make
+
+
+def settle(model):
+    """Batch norms with statistics other than 0 and 1; then inference."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(1, 4, generator=generator)
+    return model.eval()
+
+
+def images(count, seed=0):
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- registry --------------------------------------------------------------------------------------------------------
+
+
+def test_names():
+    assert models.names() == ["vgg16_quant", "vgg16_quant_eval", "vgg7_quant", "vgg7_quant_eval"]
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_configuration_is_used_as_the_scripts_do(name, monkeypatch):
+    config = getattr(models, name)
+    monkeypatch.setattr(config, "kwargs", dict(config.kwargs))
+    config.kwargs.update({**KWARGS, "num_classes": 7, "alpha_init": 3.0})
+    model = config.base(*config.args, **config.kwargs)
+    last = model.classifier[-1]
+    assert last.weight.shape[0] == 7 and last.act_quant.act_alpha.item() == 3.0 and last.weight_quant.wbit == 4
+
+
+@pytest.mark.parametrize("name", ["vgg8_quant", "vgg7", "VGG7_quant"])
+def test_unknown_name_lists_the_known_ones(name):
+    with pytest.raises(AttributeError, match=f"'{name}'; known are vgg16_quant, vgg16_quant_eval, vgg7_quant, vgg7_q"):
+        getattr(models, name)
+
+
+@pytest.mark.parametrize("kwargs, message", [
+    (dict(map="linear"), "map is 'linear'; allowed are conv, all"), (dict(wbit=9), "1 to 8"),
+    (dict(spec=CrossbarSpec(w_bits=3), wbit=4), "the spec has 3-bit weights.*wbit=4"),
+    (dict(spec=CrossbarSpec(a_bits=3), wbit=4), "3-bit activations.*abit=4"), (dict(wbit=32, abit=32), "1 to 8")])
+def test_wrong_options_of_inference_networks(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build("vgg7_quant_eval", **kwargs)
+
+
+# ---- VGG7 ------------------------------------------------------------------------------------------------------------
+
+
+def test_vgg7_has_the_parameters_of_the_original_checkpoints():
+    found = {key: list(value.shape) for key, value in build("vgg7_quant", **KWARGS).state_dict().items()}
+    wanted = {}
+    widths = {0: (3, 128), 3: (128, 128), 7: (128, 256), 10: (256, 256), 14: (256, 512), 17: (512, 512)}
+    for index, (c_in, c_out) in widths.items():
+        wanted[f"features.{index}.weight"] = [c_out, c_in, 3, 3]
+        wanted[f"features.{index}.act_quant.act_alpha"] = []
+    wanted |= {"classifier.0.weight": [1024, 8192], "classifier.0.bias": [1024], "classifier.3.weight": [10, 1024],
+               "classifier.3.bias": [10], "classifier.0.act_quant.act_alpha": [],
+               "classifier.3.act_quant.act_alpha": []}
+    norms = {f"features.{index + 1}": width for index, (_, width) in widths.items()} | {"classifier.1": 1024}
+    for name, width in norms.items():
+        wanted |= {f"{name}.{key}": [width] for key in ("weight", "bias", "running_mean", "running_var")}
+        wanted[f"{name}.num_batches_tracked"] = []
+    assert found == wanted
+
+
+def test_vgg7_counts():
+    model = build("vgg7_quant", **KWARGS)
+    convolutions = 9 * (3 * 128 + 128 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 512 * 512)
+    linear = 8192 * 1024 + 1024 + 1024 * 10 + 10
+    norms = 2 * (128 + 128 + 256 + 256 + 512 + 512 + 1024)
+    assert sum(p.numel() for p in model.parameters()) == convolutions + linear + norms + 8  # and 8 alpha
+    assert convolutions + linear == 12_974_474
+    types = [type(module) for module in model.modules()]
+    assert types.count(Qconv2d) == 6 and types.count(QLinear) == 2 and types.count(torch.nn.MaxPool2d) == 3
+    first = model.features[0]
+    assert first.image and not first.quantize_image
+    assert build("vgg7_quant", quantize_image=True).features[0].quantize_image
+    assert all(conv.bias is None for conv in model.modules() if isinstance(conv, Qconv2d))
+
+
+def test_first_loss_is_that_of_guessing():
+    """The last layer's scale: without it training would start at a loss of about 27."""
+    torch.manual_seed(0)
+    model = build("vgg7_quant", **KWARGS).train()
+    with torch.no_grad():
+        loss = F.cross_entropy(model(images(16)), torch.arange(16) % 10)
+    assert 2 < loss < 4
+
+
+@pytest.mark.parametrize("map, names", [
+    ("conv", ["features.3", "features.7", "features.10", "features.14", "features.17"]),
+    ("all", ["features.3", "features.7", "features.10", "features.14", "features.17", "classifier.0", "classifier.3"])])
+def test_layers_on_crossbars(map, names):
+    model = build("vgg7_quant_eval", map=map)
+    assert [name for name, _ in crossbar_layers(model)] == names
+    assert type(model.features[0]) is Qconv2d and model.features[0].image
+    kinds = {Qconv2dDoreFa: 5, QLinearDoreFa: 2 * (map == "all"), QLinear: 2 * (map == "conv")}
+    assert {kind: sum(type(m) is kind for m in model.modules()) for kind in kinds} == kinds
+
+
+def test_default_map_is_all_and_default_spec_follows_the_bits():
+    model = build("vgg7_quant_eval", wbit=2, abit=3)
+    assert len(crossbar_layers(model)) == 7
+    assert all(layer.spec == CrossbarSpec(w_bits=2, a_bits=3) for _, layer in crossbar_layers(model))
+
+
+def test_vgg16_shapes():
+    model = build("vgg16_quant", num_classes=100)
+    assert sum(isinstance(m, Qconv2d) for m in model.modules()) == 13
+    with torch.no_grad():
+        assert model(images(2)).shape == (2, 100)
+    assert len(crossbar_layers(build("vgg16_quant_eval", map="conv"))) == 12
+
+
+@pytest.fixture(scope="module")
+def vgg7():
+    """VGG7 on crossbars with ranges as calibration finds them: steps about 1, some half-integers on ties."""
+    torch.manual_seed(0)
+    model = settle(build("vgg7_quant_eval", alpha_init=3.0))
+    for number, (_, layer) in enumerate(crossbar_layers(model)):
+        layer.set_ranges([(1.0 + 0.07 * (number % 3), -32 + number)] * 4)
+    return model
+
+
+@two_engines
+def test_whole_vgg7_gives_the_same_logits_from_every_engine(vgg7):
+    x, logits = images(2), {}
+    with torch.no_grad():
+        for name in NAMES:
+            with set_engine(name):
+                logits[name] = vgg7(x)
+    assert torch.equal(logits["reference"], logits["numba"])
+    assert torch.isfinite(logits["numba"]).all() and logits["numba"].std() > 1e-3
+    assert not torch.equal(logits["numba"][0], logits["numba"][1])
+
+
+@two_engines
+def test_whole_vgg7_does_not_depend_on_the_batch(vgg7):
+    x = images(7)
+    with torch.no_grad(), set_engine("numba"):
+        whole = vgg7(x)
+        for size in (1, 3):
+            assert torch.equal(torch.cat([vgg7(part) for part in x.split(size)]), whole)
+
+
+# ---- a small network of the same class -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adc_range", ["calibrated", "full", "dynamic", "ideal"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+def test_network_gives_the_same_logits_from_every_engine(tiny, adc_range, reference, mapping):
+    model = tiny(spec=CrossbarSpec(cell_bits=3, adc_bits=5, rows=16, adc_range=adc_range, reference=reference,
+                                   mapping=mapping))
+    logits = []
+    for name in NAMES:
+        with torch.no_grad(), set_engine(name):
+            if adc_range == "calibrated":
+                calibrate(model, [images(1, seed=1)])
+            logits.append(model(images(2)))
+    assert all(torch.equal(logits[0], other) for other in logits)
+    assert not torch.equal(logits[0][0], logits[0][1])
+
+
+@pytest.mark.parametrize("map", ["conv", "all"])
+@pytest.mark.parametrize("adc_range", ["calibrated", "full", "ideal"])
+def test_network_does_not_depend_on_the_batch(tiny, adc_range, map):
+    model = tiny(spec=CrossbarSpec(rows=16, adc_bits=4, adc_range=adc_range), map=map)
+    x = images(7)
+    if adc_range == "calibrated":
+        calibrate(model, [images(2, seed=1)])
+    with torch.no_grad():
+        whole = model(x)
+        for size in (1, 3):
+            assert torch.equal(torch.cat([model(part) for part in x.split(size)]), whole)
+
+
+def test_training_network_does_not_depend_on_the_batch(tiny):
+    """The software baseline too, or its accuracy would depend on the batch size."""
+    model, x = tiny(spec=None), images(7)
+    with torch.no_grad():
+        whole = model(x)
+        for size in (1, 3):
+            assert torch.equal(torch.cat([model(part) for part in x.split(size)]), whole)
+
+
+@pytest.mark.parametrize("map", ["conv", "all"])
+def test_weights_go_from_training_to_inference(tiny, map):
+    """A trained network and its inference network without ADC give the same logits; only ranges are missing."""
+    training = tiny(spec=None).train()
+    optimizer = torch.optim.SGD(training.parameters(), 0.1)
+    for step in range(2):
+        F.cross_entropy(training(images(4, seed=step)), torch.arange(4)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    training.eval()
+    model = tiny(spec=CrossbarSpec(adc_range="ideal"), map=map)
+    missing, unexpected = model.load_state_dict(training.state_dict(), strict=False)
+    assert not unexpected
+    assert set(missing) == {f"{name}.{key}" for name, _ in crossbar_layers(model) for key in ("adc_delta", "adc_q_min")}
+    x = images(4, seed=9)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), training(x), rtol=1e-4, atol=1e-4)
+
+        set_spec(model, CrossbarSpec(rows=16, adc_bits=3))
+        calibrate(model, [x])
+        again = tiny(spec=CrossbarSpec(rows=16, adc_bits=3), map=map)
+        again.load_state_dict(model.state_dict())
+        assert torch.equal(again(x), model(x)) and not torch.equal(model(x), training(x))
+
+
+def test_narrower_adc_is_farther_from_the_software_network(tiny):
+    """A check of direction on the whole: more ADC bits, smaller error."""
+    training, x, errors = tiny(spec=None), images(8), []
+    for adc_bits in (2, 4, 6, 8):
+        model = tiny(spec=CrossbarSpec(adc_bits=adc_bits, rows=128))
+        calibrate(model, [x])
+        with torch.no_grad():
+            errors.append(float((model(x) - training(x)).abs().mean()))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[3] < 1e-4
