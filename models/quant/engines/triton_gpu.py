@@ -22,6 +22,8 @@ ties to even, and the code stands in the low bits of the sum. The kernel adds th
 of the read, and takes MAGIC's share off at the end; integers wrap, so the difference is exact.
 """
 
+import logging
+import math
 import os
 from dataclasses import replace
 from functools import cached_property
@@ -33,7 +35,9 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from .. import adc
-from . import MAX_BINS, accumulator_dtype
+from . import accumulator_dtype
+
+log = logging.getLogger(__name__)
 
 MAGIC = tl.constexpr(1.5 * 2**23)
 MAGIC_BITS = tl.constexpr(0x4B400000)  # MAGIC as an integer; MAGIC + q is MAGIC_BITS + q
@@ -66,8 +70,9 @@ def _divide(x, y):
 
 
 @triton.jit
-def _read(a, m, m_high, MASK: tl.constexpr, PARTS: tl.constexpr):
-    """`U` of a block of rows; levels that do not fit int8 come in two parts, `m + 16 m_high`."""
+def _read(a, m, m_high, z: tl.constexpr, DAC_BITS: tl.constexpr, PARTS: tl.constexpr):
+    """`U = 2^(d z) sum_rows a_z m` of a block of rows; levels that do not fit int8 come as `m + 16 m_high`."""
+    MASK: tl.constexpr = ((1 << DAC_BITS) - 1 << DAC_BITS * z) & 255
     u = _dot(a, m, MASK)
     if PARTS == 2:
         u += _dot(a, m_high, MASK) * 16
@@ -75,23 +80,24 @@ def _read(a, m, m_high, MASK: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _load(a_ptr, m_ptr, pixel, column, row, depth, in_width, part_size,
-          CHANNELS: tl.constexpr, GROUPS: tl.constexpr, TAPS: tl.constexpr, KERNEL_W: tl.constexpr,
-          DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, PARTS: tl.constexpr):
-    """Codes `[pixels, rows]` and levels `[rows, channels]` of a block of rows.
+def _load(a_ptr, m_ptr, corner, column, row, depth, in_width, CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
+          TAPS: tl.constexpr, KERNEL_W: tl.constexpr, DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
+          PARTS: tl.constexpr, PART_SIZE: tl.constexpr, VECTOR: tl.constexpr):
+    """Codes `[pixels, rows]` and levels, twice `[rows, channels]`, of a block of rows.
 
-    Row r is tap r // CHANNELS, channel r % CHANNELS. Rows past the end of an array have level 0: their codes are read
-    (from the next array, or from row 0 after the last) and do not matter.
+    Row r is tap r // CHANNELS, channel r % CHANNELS, and each VECTOR rows lie side by side in memory. Rows past the end
+    of an array have level 0: their codes are read (from the next array, from row 0 after the last) and do not matter.
     """
     row = row % (TAPS * CHANNELS)
     tap = row // CHANNELS
     shift = tap // KERNEL_W * DILATION_Y * in_width + tap % KERNEL_W * DILATION_X
-    a = tl.load(a_ptr + (pixel[:, None] + (shift * (GROUPS * CHANNELS) + row % CHANNELS)[None, :]))
+    offset = tl.max_contiguous(tl.multiple_of(shift * (GROUPS * CHANNELS) + row % CHANNELS, VECTOR), VECTOR)
+    a = tl.load(a_ptr + (corner[:, None] + offset[None, :]))
     levels = m_ptr + (column[None, :] + depth[:, None])
     m = tl.load(levels)
     m_high = m
     if PARTS == 2:
-        m_high = tl.load(levels + part_size)
+        m_high = tl.load(levels + PART_SIZE)
     return a, m, m_high
 
 
@@ -102,30 +108,30 @@ def _kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, heigh
             KERNEL_W: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, DILATION_Y: tl.constexpr,
             DILATION_X: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, ARRAYS: tl.constexpr,
             SLICES: tl.constexpr, DIGITS: tl.constexpr, DAC_BITS: tl.constexpr, PARTS: tl.constexpr,
-            BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCKS: tl.constexpr):
+            VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+            BLOCKS: tl.constexpr):
     """See the module. Shapes, with slices in the order of the planes:
 
     a uint8 `[N, in_height, in_width, GROUPS * CHANNELS]`, padded; m int8 `[PARTS, SLICES, GROUPS, OUT, ARRAYS,
     BLOCKS * BLOCK_K]`; out, accumulators `[planes, pixels, GROUPS * OUT]`, ranges int32 `[2, GROUPS, ARRAYS, DIGITS,
     SLICES]` or counts int64 `[COPIES, DIGITS, SLICES, BINS]`; adc, `(s, MAGIC + q_min, MAGIC + q_max)` float32
-    `[SLICES, 3]`, table int16 `[SLICES, BINS]` or the ranges; first slice of each plane int32 `[planes + 1]`;
-    weight `2^(c k)` `[SLICES]`.
+    `[SLICES, 3]`, table int16 `[SLICES, BINS]` or the ranges; first slice of each plane int32 `[planes + 1]`; weight
+    `2^(c k)` `[SLICES]`.
     """
-    # Pixels and channels beyond the last repeat it: ranges do not change, and nothing else of them is kept.
-    m_index = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n_index = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    kept = (m_index < pixels)[:, None] & (n_index < OUT)[None, :]
-    pixel = tl.minimum(m_index, pixels - 1)
-    channel = tl.minimum(n_index, OUT - 1)
     group = tl.program_id(2) % GROUPS
     plane = tl.program_id(2) // GROUPS
+    own_pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    own_channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    own = (own_pixel < pixels)[:, None] & (own_channel < OUT)[None, :]
+    pixel = tl.minimum(own_pixel, pixels - 1)  # beyond the last it is read again: ranges do not change,
+    channel = tl.minimum(own_channel, OUT - 1)  # and nothing else is kept of what is not `own`
 
     image = (pixel // (height * width)).to(tl.int64)
     y = pixel // width % height * STRIDE_Y
     x = pixel % width * STRIDE_X
     corner = ((image * in_height + y) * in_width + x) * (GROUPS * CHANNELS) + group * CHANNELS
     depth = tl.arange(0, BLOCK_K)
-    part_size = tl.full((), SLICES * GROUPS * OUT, tl.int64) * (ARRAYS * BLOCKS * BLOCK_K)
+    PART_SIZE: tl.constexpr = SLICES * GROUPS * OUT * ARRAYS * BLOCKS * BLOCK_K
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     surplus = tl.full((), 0, ACC)
@@ -136,15 +142,15 @@ def _kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, heigh
         column = ((k * GROUPS + group).to(tl.int64) * OUT + channel) * (ARRAYS * BLOCKS * BLOCK_K) + (
             t * (BLOCKS * BLOCK_K))
         weight = tl.load(weight_ptr + k)
-        a, m, m_high = _load(a_ptr, m_ptr, corner, column, row, depth, in_width, part_size, CHANNELS, GROUPS, TAPS,
-                             KERNEL_W, DILATION_Y, DILATION_X, PARTS)
+        a, m, m_high = _load(a_ptr, m_ptr, corner, column, row, depth, in_width, CHANNELS, GROUPS, TAPS, KERNEL_W,
+                             DILATION_Y, DILATION_X, PARTS, PART_SIZE, VECTOR)
         for z in tl.static_range(DIGITS):
-            u = _read(a, m, m_high, ((1 << DAC_BITS) - 1 << DAC_BITS * z) & 255, PARTS)
-            for b in range(1, BLOCKS):
+            u = _read(a, m, m_high, z, DAC_BITS, PARTS)
+            for b in range(1, BLOCKS):  # arrays of more than BLOCK_K rows
                 a_b, m_b, m_high_b = _load(a_ptr, m_ptr, corner, column, row + b * BLOCK_K, depth + b * BLOCK_K,
-                                           in_width, part_size, CHANNELS, GROUPS, TAPS, KERNEL_W, DILATION_Y,
-                                           DILATION_X, PARTS)
-                u += _read(a_b, m_b, m_high_b, ((1 << DAC_BITS) - 1 << DAC_BITS * z) & 255, PARTS)
+                                           in_width, CHANNELS, GROUPS, TAPS, KERNEL_W, DILATION_Y, DILATION_X, PARTS,
+                                           PART_SIZE, VECTOR)
+                u += _read(a_b, m_b, m_high_b, z, DAC_BITS, PARTS)
 
             if MODE == "sum":
                 acc += u
@@ -160,7 +166,7 @@ def _kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, heigh
             elif MODE == "histogram":
                 copy = tl.program_id(0) % COPIES
                 counts = out_ptr + ((copy * DIGITS + z) * SLICES + k).to(tl.int64) * BINS
-                tl.atomic_add(counts + ((u >> DAC_BITS * z) - u_low), tl.full(u.shape, 1, tl.int64), mask=kept,
+                tl.atomic_add(counts + ((u >> DAC_BITS * z) - u_low), tl.full(u.shape, 1, tl.int64), mask=own,
                               sem="relaxed")
             else:
                 read = ((group * ARRAYS + t) * DIGITS + z) * SLICES + k
@@ -177,22 +183,19 @@ def _kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, heigh
                     surplus += (MAGIC_BITS * span.to(ACC) - (u_a.to(ACC) << ADC_BITS)) * weight
 
     if MODE != "range" and MODE != "histogram":
-        out = (plane.to(tl.int64) * pixels + m_index) * (GROUPS * OUT) + group * OUT
-        tl.store(out_ptr + (out[:, None] + n_index[None, :]), acc - surplus, mask=kept)
+        out = (plane.to(tl.int64) * pixels + own_pixel) * (GROUPS * OUT) + group * OUT
+        tl.store(out_ptr + (out[:, None] + own_channel[None, :]), acc - surplus, mask=own)
 
 
 def unsupported(layer, device):
     if _interpreted():
-        missing = None
-    elif device.type != "cuda":
-        missing = f"it needs a GPU, not {device.type}"
-    elif torch.version.hip:
-        missing = "it needs a GPU from NVIDIA"
-    else:
-        capability = torch.cuda.get_device_capability(device)
-        missing = None if capability >= (8, 0) else (
-            f"it needs compute capability 8.0, {torch.cuda.get_device_name(device)} has {'.'.join(map(str, capability))}")
-    return missing or _conversion(layer)[2]
+        return None
+    if device.type != "cuda" or torch.version.hip:
+        return f"it needs a GPU from NVIDIA, not {torch.version.hip and 'one from AMD' or device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"it needs compute capability 8.0, not {'.'.join(map(str, capability))}"
+    return None
 
 
 def prepare(layer):
@@ -200,10 +203,12 @@ def prepare(layer):
 
 
 def accumulate(prepared, a_codes):
+    """Accumulators, int32 or int64 `[G, N, H', W', out]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
     return prepared.accumulate(a_codes)
 
 
 def histogram(prepared, a_codes):
+    """Counts of the read values, int64 `[digits, slices, u]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
     return prepared.histogram(a_codes)
 
 
@@ -213,12 +218,13 @@ class Prepared:
     def __init__(self, layer):
         spec = layer.spec
         self.layer = layer
-        self.mode, constants, _ = _conversion(layer)
+        self.mode, constants = _conversion(layer)
         if self.mode == "sum":
             # One digit, one slice, arrays of any rows: `sum A (2 W - L)`, or `sum A W` behind a digital reference.
-            reference = "analog" if spec.adc_range == "ideal" else spec.reference
+            if spec.adc_range != "ideal":
+                log.info("this layer's ADC changes no value: it runs as one integer convolution")
             whole = replace(spec, mapping="im2col", rows=MAX_ROWS, cell_bits=spec.w_bits, dac_bits=spec.a_bits,
-                            reference=reference)
+                            reference="analog" if spec.adc_range == "ideal" else spec.reference)
             layer = replace(layer, spec=whole, reference_twice=(layer.zero_twice,))
             planes = [[0]]
         elif self.mode == "dynamic":
@@ -233,7 +239,6 @@ class Prepared:
         return _Reads(self.layer, [range(len(self.layer.reference_twice))], torch.int32)
 
     def accumulate(self, a_codes):
-        """Integers `[G, N, H', W', out]` from uint8 codes `[N, H, W, in]`; see `engines`."""
         reads = self.reads
         out = torch.empty(len(reads.planes), len(a_codes), *reads.output_size(a_codes), len(self.layer.w_codes),
                           dtype=reads.dtype, device=a_codes.device)
@@ -247,10 +252,10 @@ class Prepared:
         return out
 
     def histogram(self, a_codes):
-        """Counts of the read values, int64 `[digits, slices, u]`; see `engines`."""
         reads = self.every_read
         _, _, digits, slices = reads.counts
-        copies = min(16, 2**22 // (digits * slices * reads.bins) + 1)  # apart, as programs wait for each other's bins
+        # Programs that count in one bin wait for each other, so there are several of each.
+        copies = min(16, 2**22 // (digits * slices * reads.bins) + 1)
         counts = torch.zeros(copies, digits, slices, reads.bins, dtype=torch.int64, device=a_codes.device)
         reads.run("histogram", a_codes, counts)
         return counts.sum(0)
@@ -285,7 +290,8 @@ class _Reads:
             DILATION_Y=geometry.dilation[0], DILATION_X=geometry.dilation[1],
             SPAN=channels if spec.mapping == "tap" else taps * channels, ROWS=spec.rows, ARRAYS=len(layer.arrays),
             SLICES=len(order), DIGITS=len(spec.digit_bits), DAC_BITS=spec.dac_bits, PARTS=len(levels),
-            BLOCK_K=block_k, BLOCKS=-(-tallest // block_k))
+            VECTOR=math.gcd(16, channels, *(start for start, _ in layer.arrays)), BLOCK_K=block_k,
+            BLOCKS=triton.cdiv(tallest, block_k))
 
     def output_size(self, a_codes):
         return self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
@@ -300,10 +306,12 @@ class _Reads:
             adc_constants = constants
         height, width = self.output_size(a_codes)
         top, bottom, left, right = self.layer.geometry.padding
-        codes = F.pad(a_codes, (0, 0, left, right, top, bottom)).contiguous()
+        codes = a_codes.contiguous()
+        if top + bottom + left + right:
+            codes = F.pad(codes, (0, 0, left, right, top, bottom))
         pixels, channels = len(a_codes) * height * width, self._constants["OUT"]
         programs = self.layer.geometry.groups * len(self.planes)
-        block_m, block_n, options = tiling(mode, pixels, channels, programs, self.dtype)
+        block_m, block_n, options = tiling(mode, pixels, channels, programs, self._constants["BLOCKS"], self.dtype)
         grid = triton.cdiv(pixels, block_m), triton.cdiv(channels, block_n), programs
         with torch.cuda.device_of(codes):
             _kernel[grid](codes, levels, out, adc_constants, first, weight, pixels, height, width, *codes.shape[1:3],
@@ -311,21 +319,24 @@ class _Reads:
                           BLOCK_N=block_n, **self._constants, **options)
 
 
-def tiling(mode, pixels, channels, programs, dtype):
+def tiling(mode, pixels, channels, programs, blocks, dtype):
     """Tile `(pixels, channels)` of one program and the launch options.
 
     On an H100 a tile of 128 x 64 on 8 warps takes 128 registers a thread, so 16 warps share a multiprocessor and
-    convert while others multiply. The division of "dynamic" needs more registers, hence a smaller tile. Tiles shrink
-    where they would not fill the GPU's 132 multiprocessors twice.
+    convert while others multiply. The division of "dynamic" needs more registers, a lookup goes through shared memory,
+    and so do the codes of several blocks: smaller tiles. Tiles also shrink where they would not fill the GPU's 132
+    multiprocessors twice.
 
-    Args: pixels and channels of one group; programs, groups times planes; dtype of the accumulators.
+    Args: pixels and channels of one group; programs, groups times planes; blocks of an array; dtype of accumulators.
     """
     block_n = min(64, max(16, triton.next_power_of_2(channels)))
-    block_m = min(64 if mode == "dynamic" else 128, max(16, triton.next_power_of_2(pixels)))
-    for _ in range(2):
+    large = mode in ("sum", "static", "range") and blocks == 1
+    block_m = min(128 if large else 64, max(16, triton.next_power_of_2(pixels)))
+    for smaller in ((min(block_m, 64), block_n), (min(block_m, 64), min(block_n, 32))):
         if triton.cdiv(pixels, block_m) * triton.cdiv(channels, block_n) * programs < 2 * 132:
-            block_m, block_n = (64, block_n) if block_m == 128 else (block_m, min(block_n, 32))
-    options = dict(num_warps=8 if block_m == 128 else 4, num_stages=3, enable_fp_fusion=False)
+            block_m, block_n = smaller
+    options = dict(num_warps=8 if block_m == 128 else 4, num_stages=3 if blocks == 1 else 2,
+                   enable_fp_fusion=False, sanitize_overflow=False)
     if dtype == torch.int32:
         options["maxnreg"] = 128 if block_m == 128 else 168
     return block_m, block_n, options
@@ -347,7 +358,7 @@ def _levels(layer, order, block_k):
         slices = [2 * cell - layer.reference_twice[k] for k, cell in zip(order, slices)]
     m = F.pad(torch.stack(slices), (0, 1))  # the last row is the empty one
     tallest = max(stop - start for start, stop in arrays)
-    rows = torch.full((len(arrays), -(-tallest // block_k) * block_k), m.shape[-1] - 1)
+    rows = torch.full((len(arrays), triton.cdiv(tallest, block_k) * block_k), m.shape[-1] - 1)
     for index, (start, stop) in zip(rows, arrays):
         index[:stop - start] = torch.arange(start, stop)
     m = m.index_select(-1, rows.flatten().to(m.device))
@@ -356,27 +367,28 @@ def _levels(layer, order, block_k):
 
 
 def _conversion(layer):
-    """How the kernel converts the reads of `layer`: `(mode, constants of each slice or None, why not or None)`."""
+    """How the kernel converts the reads of `layer`: `(mode, constants of each slice or None)`."""
     spec = layer.spec
-    if spec.adc_range == "ideal":
-        return "sum", None, None
-    if spec.adc_range == "dynamic":
-        return "dynamic", None, None
     slices = range(len(spec.slice_bits))
-    if len(layer.delta_groups) == 1 and all(_is_identity(layer, k) for k in slices):
-        return "sum", None, None
-    constants = [_static_constants(layer, k) for k in slices]
+    if spec.adc_range == "dynamic":
+        return "dynamic", None
+    if spec.adc_range == "ideal" or len(layer.delta_groups) == 1 and all(_is_identity(layer, k) for k in slices):
+        return "sum", None
+    constants = [_float32_constants(layer, k) for k in slices]
     if None not in constants:
-        return "static", torch.tensor(constants, dtype=torch.float32), None
-    low, high = layer.u_span
-    if high - low >= MAX_BINS:
-        return "table", None, f"float32 does not give the ADC's codes, and {high - low + 1} read values need a table"
-    u = np.arange(low, high + 1)
-    return "table", torch.from_numpy(np.stack([_codes(layer, k, u) for k in slices]).astype(np.int16)), None
+        return "static", torch.tensor(constants, dtype=torch.float32)
+    return "table", torch.stack([_table(layer, k) for k in slices])
 
 
 def _codes(layer, k, u):
     return adc.transfer(u, layer.spec.unit, float(layer.adc_delta[k]), int(layer.adc_q_min[k]), layer.spec.adc_bits)
+
+
+def _table(layer, k):
+    """Codes of slice `k` for each u of the layer, int16 `[u]`; made in pieces, as it may have millions of entries."""
+    low, high = layer.u_span
+    pieces = [np.arange(u, min(u + 2**20, high + 1)) for u in range(low, high + 1, 2**20)]
+    return torch.from_numpy(np.concatenate([_codes(layer, k, u).astype(np.int16) for u in pieces]))
 
 
 def _is_identity(layer, k):
@@ -388,24 +400,23 @@ def _is_identity(layer, k):
     return np.array_equal(_codes(layer, k, u), u)
 
 
-def _static_constants(layer, k):
-    """`(s, MAGIC + q_min, MAGIC + q_max)` with which the kernel's float32 arithmetic is `adc.transfer`; None if it isn't.
+def _float32_constants(layer, k):
+    """`(s, MAGIC + q_min, MAGIC + q_max)` with which the kernel's float32 arithmetic is `adc.transfer`; None without.
 
-    Both never fall as u grows. So they agree everywhere if they agree at some points and, between each two neighbours,
-    the transfer does not change: the points are those around each step of the transfer, and the ends.
+    Neither falls as u grows. So they agree on all of slice `k`'s range if they agree on a set of points with both ends
+    in which the transfer is the same at two neighbours that are not adjacent integers: here all around its steps.
     """
     spec, (low, high) = layer.spec, layer.u_range(k)
     delta, q_min = float(layer.adc_delta[k]), int(layer.adc_q_min[k])
     steps = np.floor((q_min + np.arange(2**spec.adc_bits) + 0.5) * delta / spec.unit)
-    u = np.unique(np.clip(np.add.outer([-1, 0, 1, 2], steps), low, high).astype(np.int64))
-    u = np.unique(np.concatenate([u, [low, high]]))
+    around = np.clip(np.add.outer([-1, 0, 1, 2], steps), low, high).astype(np.int64)
+    u = np.unique([low, high, *around.flat])
     codes = _codes(layer, k, u)
     if np.any((np.diff(codes) != 0) & (np.diff(u) > 1)):
         return None
-    scale = np.float32(spec.unit / delta)
-    bounds = np.float32(MAGIC.value + q_min), np.float32(MAGIC.value + q_min + 2**spec.adc_bits - 1)
-    for s in (scale, np.nextafter(scale, np.float32(0)), np.nextafter(scale, np.float32(np.inf))):
-        q = np.clip(u.astype(np.float32) * s + np.float32(MAGIC.value), *bounds)
-        if np.array_equal(q - np.float32(MAGIC.value), codes):
+    magic, nearest = np.float32(MAGIC.value), np.float32(spec.unit / delta)
+    bounds = magic + np.float32(q_min), magic + np.float32(q_min + 2**spec.adc_bits - 1)
+    for s in (nearest, np.nextafter(nearest, np.float32(0)), np.nextafter(nearest, np.float32(np.inf))):
+        if np.array_equal(np.clip(u.astype(np.float32) * s + magic, *bounds) - magic, codes):
             return float(s), float(bounds[0]), float(bounds[1])
     return None

@@ -1,0 +1,401 @@
+"""The Triton engine against the oracle, bit for bit: without a GPU in Triton's interpreter, on one with more shapes.
+
+The interpreter is chosen when a kernel is defined, so the engine is imported here with TRITON_INTERPRET set. It is set
+again only while these tests run: to all others the engine has no GPU.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from strategies import Case, cases, ranges, specs
+
+import models.quant.engines as engines
+from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, set_engine
+from models.quant.mapping import Geometry, MappedLayer, u_range
+
+ROOT = Path(__file__).resolve().parents[1]
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+with pytest.MonkeyPatch.context() as patch:
+    if not GPU:
+        patch.setenv("TRITON_INTERPRET", "1")
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    triton_gpu = engines.load("triton")
+    import triton.language as tl
+
+    @triton.jit
+    def divide(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+        index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + index, mask=index < n)
+        tl.store(out_ptr + index, triton_gpu._divide(x, tl.load(y_ptr)), mask=index < n)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreter():
+    """Triton's interpreter without what makes it slow: device functions that patch the language at each call, and
+    checks for integers that wrap."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not GPU:
+            from triton.runtime import interpreter
+            assert not isinstance(triton_gpu._kernel, triton.JITFunction), "triton was imported before this file"
+            patch.setenv("TRITON_INTERPRET", "1")
+            patched, patch_language, execute = set(), interpreter._patch_lang, interpreter.GridExecutor.__call__
+
+            def patch_once(function):
+                if id(function.__globals__) not in patched:
+                    patched.add(id(function.__globals__))
+                    return patch_language(function)
+
+            def execute_patched(*args, **kwargs):
+                patched.clear()
+                return execute(*args, **kwargs)
+
+            patch.setattr(interpreter, "_patch_lang", patch_once)
+            patch.setattr(interpreter.GridExecutor, "__call__", execute_patched)
+            patch.setattr(interpreter.interpreter_builder, "options",
+                          replace(interpreter.interpreter_builder.options, sanitize_overflow=False))
+        yield
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def products(case):
+    """Dot products of one output tile, which is what a test takes long for."""
+    layer = case.layer()
+    blocks = sum(-(-(stop - start) // 128) for start, stop in layer.arrays)
+    parts = (1 + (case.spec.cell_bits > 6)) * (1 + (case.spec.dac_bits > 4))
+    return blocks * parts * len(case.spec.digit_bits) * len(case.spec.slice_bits) * case.geometry.groups
+
+
+def small(case):
+    return GPU or products(case) <= 80
+
+
+def accumulators(case, mode=None):
+    layer = case.layer()
+    assert triton_gpu.unsupported(layer, DEVICE) is None
+    prepared = triton_gpu.prepare(layer)
+    assert mode in (None, prepared.mode)
+    found = triton_gpu.accumulate(prepared, case.input().to(DEVICE))
+    assert found.dtype == engines.accumulator_dtype(layer)
+    return found.cpu().numpy()
+
+
+def assert_same(found, wanted):
+    assert found.shape == wanted.shape
+    differ = np.argwhere(found != wanted)
+    assert not len(differ), f"{len(differ)} of {wanted.size} differ, first at {differ[0]}"
+
+
+def check(case, mode=None):
+    wanted = oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta,
+                               case.q_min)
+    assert_same(accumulators(case, mode), wanted)
+
+
+def check_histogram(case):
+    layer = case.layer()
+    found = triton_gpu.histogram(triton_gpu.prepare(layer), case.input().to(DEVICE))
+    assert found.dtype == torch.int64
+    assert_same(found.cpu().numpy(), oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry,
+                                                      case.reference_twice))
+
+
+@given(case=cases(adc_ranges=["calibrated", "full"]).filter(small))
+@settings(max_examples=150)
+def test_static_adc(case):
+    check(case)
+
+
+@given(case=cases(adc_ranges=["dynamic"]).filter(small))
+@settings(max_examples=80)
+def test_dynamic_adc(case):
+    check(case, "dynamic")
+
+
+@given(case=cases(adc_ranges=["ideal"]).filter(small))
+@settings(max_examples=60)
+def test_ideal(case):
+    check(case, "sum")
+
+
+@given(case=cases(adc_ranges=["calibrated", "ideal", "dynamic"]).filter(small))
+@settings(max_examples=60)
+def test_histogram(case):
+    low, high = case.layer().u_span
+    assume(high - low < 2**20)
+    check_histogram(case)
+
+
+def layer_case(spec, channels=40, out=9, kernel=(3, 3), size=(3, 4), images=2, seed=0, **geometry):
+    rng = np.random.default_rng(seed)
+    a_codes = rng.integers(0, 2**spec.a_bits, (images, *size, channels), dtype=np.uint8)
+    a_codes[rng.random(a_codes.shape) < 0.3] = 0
+    w_codes = rng.integers(0, 2**spec.w_bits, (out, channels // geometry.get("groups", 1), *kernel), dtype=np.uint8)
+    slices = len(spec.slice_bits)
+    return Case(spec, Geometry(**geometry), a_codes, w_codes, [1.0] * slices, [-2 ** (spec.adc_bits - 1)] * slices)
+
+
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("cell_bits, dac_bits", [(1, 1), (3, 2)])
+def test_usual_layer(adc_range, mapping, reference, cell_bits, dac_bits):
+    spec = CrossbarSpec(4, 4, cell_bits, 3, 32, mapping, reference, dac_bits, adc_range)
+    check(layer_case(spec, padding=(1, 0, 2, 1), stride=(1, 2)))
+
+
+@pytest.mark.parametrize("rows", [31, 32, 33, 127, 128, 129, 260, 1024])
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
+def test_rows_around_the_blocks_of_a_dot_product(rows, mapping, adc_range):
+    spec = CrossbarSpec(4, 4, 4, 5, rows, mapping, dac_bits=4, adc_range=adc_range)
+    check(layer_case(spec, channels=390, kernel=(1, 3), size=(2, 4)))
+
+
+@pytest.mark.parametrize("groups, channels, out", [(2, 66, 6), (5, 15, 20), (8, 8, 8), (4, 4, 12)])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+def test_groups_and_depthwise(groups, channels, out, adc_range):
+    spec = CrossbarSpec(4, 4, 2, 2, 32, adc_range=adc_range, dac_bits=2)
+    check(layer_case(spec, channels, out, kernel=(2, 2), groups=groups, padding=(1, 0, 2, 1), dilation=(1, 2)))
+    check_histogram(layer_case(spec, channels, out, kernel=(2, 2), groups=groups, padding=(1, 0, 0, 1)))
+
+
+@pytest.mark.parametrize("tile", [(32, 16), (64, 32), (128, 64)])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+def test_tiles_that_the_layer_does_not_fill(tile, adc_range, monkeypatch):
+    """145 pixels and 2 x 70 channels: every tile overhangs, and what overhangs is neither stored nor counted."""
+    real = triton_gpu.tiling
+    monkeypatch.setattr(triton_gpu, "tiling", lambda *args: (*tile, real(*args)[2]))
+    spec = CrossbarSpec(2, 2, 1, 3, 32, adc_range=adc_range)
+    case = layer_case(spec, 10, 140, kernel=(1, 1), size=(5, 29), images=1, groups=2)
+    check(case)
+    if adc_range == "ideal":
+        check_histogram(case)
+
+
+def test_tiling_fills_the_gpu_or_shrinks():
+    big, small = (triton_gpu.tiling("static", pixels, 512, 1, 1, torch.int32) for pixels in (65536, 64))
+    assert big[:2] == (128, 64) and small[:2] == (64, 32)
+    for mode in ("sum", "static", "table", "range", "dynamic", "histogram"):
+        for pixels in (1, 17, 10**6):
+            for channels in (1, 10, 1000):
+                m, n, _ = triton_gpu.tiling(mode, pixels, channels, 1, 8, torch.int64)
+                assert 16 <= m <= 128 and 16 <= n <= 64 and m & (m - 1) == n & (n - 1) == 0
+
+
+@pytest.mark.parametrize("bits", [(8, 8, 8, 8), (8, 8, 7, 7), (8, 8, 8, 3), (7, 7, 7, 7), (8, 8, 3, 8), (8, 8, 1, 1)])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_codes_and_levels_that_do_not_fit_int8(bits, adc_range, reference):
+    w_bits, a_bits, cell_bits, dac_bits = bits
+    spec = CrossbarSpec(w_bits, a_bits, cell_bits, 8, 128, "im2col", reference, dac_bits, adc_range)
+    case = layer_case(spec, channels=150, kernel=(1, 1), size=(2, 2))
+    case.a_codes[0], case.w_codes[0], case.w_codes[1] = 255 >> 8 - a_bits, 255 >> 8 - w_bits, 0
+    case.delta = [97.3] * len(case.delta)
+    check(case)
+
+
+@pytest.mark.parametrize("adc_range, dtype", [("calibrated", torch.int64), ("dynamic", torch.int64),
+                                              ("ideal", torch.int32)])
+def test_accumulators_beyond_int32(adc_range, dtype):
+    spec = CrossbarSpec(8, 8, 4, 12, 4, dac_bits=4, adc_range=adc_range)
+    case = layer_case(spec, channels=48, out=2, kernel=(1, 1), size=(1, 1), images=2)
+    case.a_codes[0], case.w_codes[0] = 255, 255
+    case.delta, case.q_min = [1e-6, 2e-6], [0, -4095]
+    assert engines.accumulator_dtype(case.layer()) == dtype
+    check(case)
+
+
+def test_planes_of_each_adc_step():
+    """Slices of one step share an accumulator; steps come in the order of the first slice that has them."""
+    case = layer_case(CrossbarSpec(rows=32), size=(3, 3))
+    case.delta, case.q_min = [2.0, 0.5, 2.0, 1.3], [-32, -1, -63, 0]
+    assert accumulators(case).shape[0] == 3
+    check(case, "static")
+
+
+def test_float32_or_a_table_decided_for_the_layer(monkeypatch):
+    """A step of 7 makes ties that multiplying with a reciprocal misses; a step of 1 has none. Both ways agree."""
+    spec = CrossbarSpec(4, 4, 1, 4, 128)
+    case = layer_case(spec, channels=128, kernel=(1, 1))
+    check(case, "static")
+    case.delta, case.q_min = [7.0] * 4, [-6] * 4
+    check(case, "table")
+    monkeypatch.setattr(triton_gpu, "_float32_constants", lambda layer, k: None)
+    case.delta, case.q_min = [1.0, 0.7, 2.0, 0.7], [-8, -3, 0, -15]
+    check(case, "table")
+
+
+@given(spec=specs(["calibrated"]), data=st.data())
+@settings(max_examples=300)
+def test_float32_arithmetic_equals_the_transfer_everywhere(spec, data):
+    """`prepare` compares a few points and argues for the others; here all are compared, and no table is needless."""
+    bits, magic = spec.slice_bits[0], np.float32(1.5 * 2**23)
+    low, high = u_range(spec, 2**bits - 1, bits, spec.rows)
+    assume(high - low < 2**17)
+    if data.draw(st.booleans()):
+        seen = spec.unit * data.draw(st.integers(low, 0)), spec.unit * data.draw(st.integers(0, high))
+        delta, q_min = adc.covering_range(*seen, spec.unit, spec.adc_bits)
+    else:
+        delta, q_min = (values[0] for values in data.draw(ranges(spec)))
+    w_codes = torch.zeros(1, spec.rows, 1, 1, dtype=torch.uint8)
+    layer = MappedLayer(spec, Geometry(), w_codes, (2**bits - 1,), torch.tensor([delta], dtype=torch.float64),
+                        torch.tensor([q_min]))
+    constants = triton_gpu._float32_constants(layer, 0)
+    u = np.arange(low, high + 1)
+    scale = np.float32(constants[0] if constants else spec.unit / delta)
+    bounds = magic + np.float32(q_min), magic + np.float32(q_min + 2**spec.adc_bits - 1)
+    found = np.clip(u.astype(np.float32) * scale + magic, *bounds).view(np.int32) - 0x4B400000
+    wanted = adc.transfer(u, spec.unit, delta, q_min, spec.adc_bits)
+    assert np.array_equal(found, wanted) == (constants is not None)
+
+
+@pytest.mark.parametrize("bits", [1, 6, 12])
+@pytest.mark.parametrize("span", [1, 3, 7, 93, 128, 1001, 12289, 65535, 2**17 + 1, 99999, 2**24 + 3, 133169151])
+def test_division_is_correctly_rounded(span, bits):
+    """Of every x up to the span, or of 260,000, by `span / 2^bits`, as the dynamic range divides."""
+    x = torch.from_numpy(np.unique(np.linspace(0, span, 2**18).astype(np.int64))).float()
+    step = torch.tensor([span], dtype=torch.float32) / 2**bits
+    out = torch.empty_like(x, device=DEVICE)
+    divide[(triton.cdiv(len(x), 2**14),)](x.to(DEVICE), step.to(DEVICE), out, len(x), BLOCK=2**14)
+    assert torch.equal(out.cpu(), x / step)
+
+
+@pytest.mark.parametrize("reference, adc_bits", [("analog", 7), ("digital", 6)])
+def test_an_adc_that_changes_no_value_runs_as_one_convolution(reference, adc_bits):
+    """32 rows of 1-bit cells: u is -32..32, or 0..32."""
+    spec = CrossbarSpec(4, 4, 1, adc_bits, 32, reference=reference)
+    case = layer_case(spec, channels=64, padding=(1, 1, 1, 1))
+    case.delta = [spec.unit] * 4
+    case.q_min = [0 if reference == "digital" else -32] * 4
+    check(case, "sum")
+    case.spec = replace(spec, adc_bits=adc_bits - 1)
+    check(case, "static")
+    case.spec, case.q_min = spec, [0, 0, 0, -60]
+    check(case, "static")
+
+
+def test_half_integers_go_to_the_even_code():
+    """One word line, 1-bit cells: v is -1/2 or 1/2, and a step of 1 makes both a tie, which goes to 0; 3/2 to 2."""
+    for rows, wanted in ((1, [0, 0]), (3, [-2, 2])):
+        case = Case(CrossbarSpec(1, 1, 1, 6, rows), Geometry(), np.ones((1, 1, 1, rows), np.uint8),
+                    np.repeat(np.array([0, 1], np.uint8), rows).reshape(2, rows, 1, 1), [1.0], [-32])
+        assert accumulators(case, "static").ravel().tolist() == wanted
+
+
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
+def test_prepared_weights_serve_many_inputs(adc_range):
+    case = layer_case(CrossbarSpec(4, 4, 2, 4, 32, adc_range=adc_range, dac_bits=2), padding=(1, 1, 1, 1))
+    prepared = triton_gpu.prepare(case.layer())
+    for images, size in ((2, (4, 3)), (1, (3, 5)), (4, (1, 3))):
+        other = layer_case(case.spec, size=size, images=images, seed=images, padding=(1, 1, 1, 1))
+        other.w_codes = case.w_codes
+        before = other.a_codes.copy()
+        found = triton_gpu.accumulate(prepared, other.input().to(DEVICE)).cpu().numpy()
+        assert_same(found, oracle.accumulate(other.a_codes, other.w_codes, other.spec, other.geometry,
+                                             other.reference_twice, other.delta, other.q_min))
+        assert np.array_equal(other.a_codes, before)
+
+
+@pytest.mark.parametrize("adc_range", ["full", "dynamic", "ideal"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_layer_output_does_not_depend_on_the_engine(adc_range, reference):
+    outputs = []
+    for name in ("triton", "reference"):
+        torch.manual_seed(0)
+        spec = CrossbarSpec(4, 4, 3, 4, 16, adc_range=adc_range, reference=reference)
+        layer = Qconv2dDoreFa(20, 12, 3, stride=2, padding=1, spec=spec, alpha_init=1.0)
+        x = torch.rand(2, 20, 5, 5) * 1.2
+        with torch.no_grad(), set_engine(name):
+            outputs.append(layer.to(DEVICE)(x.to(DEVICE)))
+    assert torch.equal(*outputs)
+
+
+def test_without_a_gpu_the_engine_says_so(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "needs a GPU" in triton_gpu.unsupported(layer_case(CrossbarSpec()).layer(), torch.device("cpu"))
+
+
+COMPILE = """
+import sys
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from models.quant.engines import triton_gpu
+from models.quant.mapping import CrossbarSpec, Geometry, MappedLayer
+
+kernel = triton_gpu._kernel
+names = {torch.uint8: "*u8", torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
+         torch.float32: "*fp32"}
+
+class Compile:
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            constants = {name: kwargs.pop(name) for name in list(kwargs) if name in kernel.arg_names}
+            types = [names[arg.dtype] if torch.is_tensor(arg) else "i32" for arg in args]
+            signature = dict(zip(kernel.arg_names, types)) | dict.fromkeys(constants, "constexpr")
+            aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types) if kind[0] == "*"}
+            code = triton.compile(ASTSource(kernel, signature, constants, aligned), GPUTarget("cuda", 90, 32), kwargs)
+            ptx = code.asm["ptx"]
+            print(constants["MODE"], "wgmma" in ptx and "s32.s8.s8" in ptx, "cp.async.cg.shared" in ptx,
+                  "fma.rn.f32" in ptx, "div.full" in ptx)
+        return launch
+
+triton_gpu._kernel = Compile()
+codes = torch.zeros(64, 16, 16, 128, dtype=torch.uint8)
+w_codes = torch.zeros(128, 128, 3, 3, dtype=torch.uint8)
+for adc_range, delta, adc_bits in (("calibrated", 1.0, 6), ("calibrated", 7.0, 4), ("dynamic", 1.0, 6),
+                                   ("ideal", 1.0, 6)):
+    spec = CrossbarSpec(adc_range=adc_range, adc_bits=adc_bits)
+    layer = MappedLayer(spec, Geometry(padding=(1, 1, 1, 1)), w_codes, (1,) * 4, torch.tensor([delta] * 4),
+                        torch.tensor([-6] * 4))
+    prepared = triton_gpu.prepare(layer)
+    triton_gpu.accumulate(prepared, codes)
+triton_gpu.histogram(prepared, codes)
+"""
+
+
+@pytest.mark.skipif(GPU, reason="every other test compiles the kernel here")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the assembler for GPUs comes with x86-64 wheels")
+def test_kernel_compiles_for_hopper():
+    """Without a GPU: each mode becomes machine code with int8 products on tensor cores, asynchronous copies and no
+    rounding but what is written: products and sums are fused for the division alone, which is not approximate."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["static", "table", "range", "dynamic", "sum", "histogram"]
+    for mode, *found in lines:
+        assert found == ["True", "True", str(mode == "dynamic"), "False"], mode
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.parametrize("adc_range", ["calibrated", "full", "dynamic", "ideal"])
+@pytest.mark.parametrize("channels, out, side, cell_bits", [(128, 128, 32, 1), (256, 512, 8, 1), (512, 512, 8, 2),
+                                                             (64, 64, 17, 3), (72, 40, 9, 4)])
+def test_vgg_layers(channels, out, side, cell_bits, adc_range):
+    """Against the reference engine; and nothing waits for the GPU once the weights are prepared."""
+    spec = CrossbarSpec(cell_bits=cell_bits, adc_range=adc_range)
+    case = layer_case(spec, channels, out, size=(side, side), images=8, padding=(1, 1, 1, 1))
+    layer, codes, reference = case.layer(), case.input().to(DEVICE), engines.load("reference")
+    prepared = triton_gpu.prepare(layer)
+    triton_gpu.accumulate(prepared, codes)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = triton_gpu.accumulate(prepared, codes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, reference.accumulate(reference.prepare(layer), codes))
+    assert torch.equal(triton_gpu.histogram(prepared, codes).cpu(), reference.histogram(layer, codes).cpu())
