@@ -194,7 +194,7 @@ def save_checkpoint(path, checkpoint):
 
 
 def load_checkpoint(path):
-    """The checkpoint dict in `path`, tensors on the CPU. It has at least "state_dict".
+    """The checkpoint dict in `path`, tensors on the CPU. It has at least "state_dict" and "config" (empty if unknown).
 
     Reads the files of this project ("format" is CHECKPOINT_FORMAT), those of the original public code
     ({"state_dict": ...}) and bare state dicts. Anything else raises UserError.
@@ -207,6 +207,8 @@ def load_checkpoint(path):
     for key, value in checkpoint["state_dict"].items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: not a checkpoint of a model (state_dict holds {key!r}, which is not a tensor)")
+    if not isinstance(checkpoint.get("config"), dict):
+        checkpoint["config"] = {}
     return checkpoint
 
 

@@ -239,8 +239,8 @@ def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
 def test_weights_of_the_original_code(finished, tmp_path, capsys):
     """{"state_dict": ...} with the prefix of DataParallel and nothing else."""
     state = utils.load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
-    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "acc": 1.0}, tmp_path / "old.pth")
-    assert train.main(["--evaluate", "--resume", str(tmp_path / "old.pth"), "--ngpu", "0"]) == 0
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "acc": 1.0, "config": 1}, tmp_path / "old.pth")
+    assert train.main(["--evaluate", "--fine_tune", "--resume", str(tmp_path / "old.pth"), "--ngpu", "0"]) == 0
     accuracy = utils.load_checkpoint(finished / "checkpoint.pth.tar")["test_acc"]
     assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out
 
@@ -347,7 +347,7 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--resume", "{run}/checkpoint.pth.tar", "--model", "vgg16_quant"], "--model vgg16_quant (the checkpoint has vgg7_quant"),
     (["--resume", "{run}/checkpoint.pth.tar", "--save_path", "{folder}"], "continued in its own folder"),
     (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--abit", "8"], "--abit 8 (the checkpoint has 4)"),
-    (["--fine_tune"], "needs the PATH of a checkpoint"),
+    (["--fine_tune"], "it needs the PATH of a checkpoint"),
     (["--fine_tune", "{run}/model_best.pth.tar", "--model", "vgg16_quant"], "is of the model vgg7_quant, not vgg16_quant"),
     (["--fine_tune", "{run}/model_best.pth.tar", "--abit", "32"], "unexpected: features.0.act_quant.act_alpha"),
     (["--save_path", "{run}"], "holds a run: continue it with --resume"),
