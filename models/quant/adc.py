@@ -16,12 +16,28 @@ def transfer(u, unit, delta, q_min, adc_bits):
     return np.clip(q, q_min, q_min + 2**adc_bits - 1).astype(np.int64)
 
 
+def is_lossless(layer):
+    """Whether the ADC returns every value that a read of this layer can take: `delta q = unit u` for all `u`."""
+    spec = layer.spec
+    if spec.adc_range not in ("calibrated", "full"):
+        return False
+    for k, (delta, q_min) in enumerate(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist())):
+        low, high = layer.u_range(k)
+        if high - low >= 2**spec.adc_bits:
+            return False  # fewer codes than values
+        u = np.arange(low, high + 1)
+        if not (delta * transfer(u, spec.unit, delta, q_min, spec.adc_bits) == spec.unit * u).all():
+            return False
+    return True
+
+
 def covering_range(low, high, unit, adc_bits):
     """Smallest range whose codes reach from `low` to `high` with zero on the grid.
 
     Of the `2^B` codes, m lie below zero: `delta = max(-low / m, high / (2^B - 1 - m))`, smallest over m, and never
     below `unit`, the spacing of `v`: an ADC with enough codes is then exact. Where one code is left beside zero (B = 1)
-    only the side that reaches further can be covered.
+    only the side that reaches further can be covered. `delta` is rounded up to 20 binary places: a fraction such as 22/31
+    would leave the codes of reads that lie half-way between two levels to the rounding of float64.
 
     Args: low <= 0 <= high and unit, in units of `v`; adc_bits, B.
     Returns: `(delta, q_min)` with `q_min = -m`.
@@ -38,7 +54,7 @@ def covering_range(low, high, unit, adc_bits):
         above = np.where(m < codes, high / (codes - m), np.inf if high > 0 else 0.0)
     delta = np.maximum(below, above)
     best = int(delta.argmin())
-    return max(float(delta[best]), unit), -best
+    return max(float(np.ceil(delta[best] * 2**20) / 2**20), unit), -best
 
 
 def full_ranges(layer):

@@ -1,18 +1,16 @@
 """Inference layers on crossbars, and the calls that set the ranges and the engine of a whole network."""
 
 import contextlib
-import logging
 from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
 
-from . import adc, engines
+from . import adc, engines, fused_cpu
 from .layers import Qconv2d, QLinear
 from .mapping import CrossbarSpec, Geometry, MappedLayer
 from .quantizers import act_codes
 
-log = logging.getLogger(__name__)
 _engine = "auto"
 
 
@@ -91,6 +89,8 @@ class _Crossbar:
             y = total.float() * scale.float()
         elif len(values) > 1:
             y = sum(plane.double() * value for plane, value in zip(acc, values)).float() * scale.float()
+        elif acc.device.type == "cpu" and acc.dtype == torch.int32:
+            y = fused_cpu.scale_in_place(acc[0], (scale * values[0]).float())
         else:
             y = acc[0] * (scale * values[0]).float()
         y = y.permute(0, 3, 1, 2)
@@ -100,8 +100,10 @@ class _Crossbar:
 
     def a_codes(self, x):
         """Activation codes of the layer's input, uint8 NHWC."""
-        x = self._input(x).permute(0, 2, 3, 1)
-        return act_codes(x, self.act_quant.act_alpha.detach(), self.act_quant.levels).to(torch.uint8).contiguous()
+        x, alpha, levels = self._input(x).permute(0, 2, 3, 1), self.act_quant.act_alpha.detach(), self.act_quant.levels
+        if x.device.type == "cpu" and x.dtype == torch.float32:
+            return fused_cpu.act_codes(x, alpha, levels)
+        return act_codes(x, alpha, levels).to(torch.uint8).contiguous()
 
     def histogram(self, x):
         """Exact counts of the read values for input `x`; see `engines`."""
@@ -120,7 +122,10 @@ class _Crossbar:
         if self._prepared is None or self._prepared[0] != key:
             layer = self.mapped()
             engine, reason = engines.choose(_engine, layer, device)
-            log.info("%s: engine %s (%s)", type(self).__name__, engine.__name__.rsplit(".", 1)[-1], reason)
+            if adc.is_lossless(layer):
+                layer = self.mapped("ideal")
+                reason += ", one integer convolution where the ADC changes no read"
+            engines.announce(engine, reason)
             scale = self.act_quant.act_alpha.detach().double() / self.act_quant.levels / self.weight_quant.levels
             self._prepared = key, (engine, layer, engine.prepare(layer), scale * self.out_scale)
         return self._prepared[1]

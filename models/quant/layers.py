@@ -46,8 +46,11 @@ class _Quantized:
         x, weight, scale = self._operands(x)
         if self.image and self.weight_quant.on and not self.training:
             # 53 bits hold the sum of image times code exactly, so the result cannot depend on the order of the
-            # additions, which a library chooses by the batch size.
-            return self._finish(self._operation(x.double(), weight.double()).to(x.dtype), scale)
+            # additions, which a library chooses by the batch size. A few images at a time stay in the cache.
+            weight = weight.double().contiguous()
+            y = torch.cat([self._operation(part.double().contiguous(), weight).to(x.dtype, memory_format=torch.channels_last)
+                           for part in x.split(8)])
+            return self._finish(y, scale)
         return self._finish(self._operation(x, weight), scale)
 
 

@@ -71,6 +71,22 @@ def choose(name, layer, device):
     raise EngineError("no engine can run this layer: " + "; ".join(refusals))
 
 
+def name_of(module):
+    """The name by which `load` finds an engine's module."""
+    return next(name for name, file in ENGINES.items() if module.__name__ == f"{__name__}.{file}")
+
+
+_announced = set()
+
+
+def announce(module, reason):
+    """Log which engine was chosen and why, each such line once: the layers of a network mostly have the same."""
+    line = f"engine {name_of(module)}: {reason}"
+    if line not in _announced:
+        _announced.add(line)
+        log.info(line)
+
+
 def value(layer):
     """What one unit of each accumulator plane is worth in `sum A (2 W - L)`: a list of G floats."""
     spec = layer.spec

@@ -27,9 +27,9 @@ from numba.core import event
 from .. import adc
 from ..bitplanes import decompose
 from . import accumulator_dtype
-from .reference import integer_convolution
-from .simd import (LANES, add_signed, add_unsigned, aligned, bit_of_bytes, int64_at, load, majority, mulhi, put_int64,
-                   put_uint32, sar, splat, store, trailing_zeros, uint32_at, vmax, vmin)
+from .integer_cpu import IntegerConvolution
+from .simd import (LANES, add_signed, add_unsigned, aligned, bit_length, bit_of_bytes, int64_at, load, majority, mulhi,
+                   put_int64, put_uint32, sar, splat, store, trailing_zeros, uint32_at, vmax, vmin)
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class _SayCompiling(event.Listener):
 
     def on_start(self, compilation):
         if compilation.data["dispatcher"] is _layer:
-            log.warning("compiling the numba kernels for this machine; the result is kept, it takes some ten seconds once")
+            log.warning("compiling the numba kernels for this machine; the result is kept, it takes about half a minute, once")
 
     def on_end(self, compilation):
         """The first result says it."""
@@ -53,7 +53,7 @@ MAX_PLANES = 32
 
 # A layer as the kernel sees it: numbers in `Shape`, tables in `Plan`.
 Shape = namedtuple("Shape", """blocks slice_vectors out_channels channels groups slots stride_y stride_x pad_top pad_left
-    reach_y input_bits cell_bits dac_bits slices read_scale steps""")
+    reach_y input_bits cell_bits dac_bits slices read_scale steps passes packed""")
 Plan = namedtuple("Plan", """weights array_base plane_stride segments segment_start intervals digit_start
     reference step_of_slice runs run_start merged merged_start""")
 TAP_Y, TAP_X, INTERVAL, ROW = range(4)  # of a segment: consecutive channels of one tap that an array holds
@@ -68,7 +68,9 @@ Addresses = namedtuple("Addresses", """weights lists ones row_at row_count plane
 Adc = namedtuple("Adc", "forms limits delta unit q_max")
 SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)
 FORM = 7  # fields of a form
-CLIP_LOW, CLIP_HIGH, FREE_ONES, Q_MIN = range(4)
+EVEN, TOWARDS_ZERO = 1, 2  # how a form treats ties; 0 where there are none
+CLIP_LOW, CLIP_HIGH, UNCLIPPED_P, UNCLIPPED_Q, Q_MIN = range(5)
+LIMITS = 5  # fields of a slice's limits
 
 
 def unsupported(layer, device):
@@ -81,31 +83,30 @@ def prepare(layer):
 
 def accumulate(prepared, a_codes):
     layer = prepared.layer
-    dtype = accumulator_dtype(layer)
     if layer.spec.adc_range == "ideal":
-        return integer_convolution(layer, a_codes)[None]
+        return prepared.convolution(a_codes)[None]
+    reads = prepared.reads
     height, width = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-    planes = 1 if layer.spec.adc_range == "dynamic" else prepared.shape.steps
-    out = torch.empty(planes, len(a_codes), height, width, len(layer.w_codes), dtype=dtype)
-    if layer.spec.adc_range == "dynamic":
-        low, high = prepared.ranges(a_codes, height, width)
-        table, exact = prepared.dynamic_adc(low, high)
-        constant = (low.astype(np.int64) << prepared.shifts).sum(axis=(1, 2, 3)) << layer.spec.adc_bits
-        op = DYNAMIC
+    dynamic = layer.spec.adc_range == "dynamic"
+    out = torch.empty(1 if dynamic else reads.shape.steps, len(a_codes), height, width, len(layer.w_codes),
+                      dtype=accumulator_dtype(layer))
+    if dynamic:
+        low, high = reads.ranges(a_codes, height, width)
+        table, exact = reads.dynamic_adc(low, high)
+        constant = (low.astype(np.int64) << reads.shifts).sum(axis=(1, 2, 3)) << layer.spec.adc_bits
+        _run(reads, table, a_codes, height, width, DYNAMIC, exact, constant=constant, out=out.numpy())
     else:
-        table, exact, op = prepared.static, prepared.static_exact, STATIC
-        constant = np.zeros(layer.geometry.groups, np.int64)
-    _run(prepared, table, a_codes, height, width, op, exact, constant=constant, out=out.numpy())
+        _run(reads, reads.static, a_codes, height, width, STATIC, reads.static_exact, out=out.numpy())
     return out
 
 
 def histogram(prepared, a_codes):
-    layer = prepared.layer
+    layer, reads = prepared.layer, prepared.reads
     low, high = layer.u_span
-    counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), prepared.shape.slices, high - low + 1),
-                      np.int64)
+    set_threads()
+    counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), reads.shape.slices, high - low + 1), np.int64)
     size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-    _run(prepared, prepared.static, a_codes, *size, HISTOGRAM, True, counts=counts, u_min=low)
+    _run(reads, reads.static, a_codes, *size, HISTOGRAM, True, counts=counts, u_min=low)
     return torch.from_numpy(counts.sum(axis=0))
 
 
@@ -113,6 +114,23 @@ def histogram(prepared, a_codes):
 
 
 class _Prepared:
+    """Made when first asked for: a layer without an ADC needs no bit planes, one with an ADC no integer convolution."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    @functools.cached_property
+    def reads(self):
+        return _Reads(self.layer)
+
+    @functools.cached_property
+    def convolution(self):
+        return IntegerConvolution(self.layer)
+
+
+class _Reads:
+    """The bit planes of a layer's weights and the fixed-point forms of its ADC."""
+
     def __init__(self, layer):
         spec = layer.spec
         self.layer = layer
@@ -122,6 +140,7 @@ class _Prepared:
         self.narrow = self.largest < 2**15  # a read fits in a signed lane
         self.shifts = (spec.dac_bits * np.arange(len(spec.digit_bits))[:, None]
                        + spec.cell_bits * np.arange(self.shape.slices)).astype(np.int64)
+        self.top_shift = 9 - self.shape.read_scale  # with it, P is shifted by 8: see `_static_run`
         self.static, self.static_exact = self._static_adc()
 
     def _static_adc(self):
@@ -134,26 +153,33 @@ class _Prepared:
         for k in range(slices):
             u = np.arange(layer.u_range(k)[0], layer.u_range(k)[1] + 1)
             codes = adc.transfer(u, spec.unit, table.delta[k], int(table.limits[k, Q_MIN]), spec.adc_bits)
-            # Beyond [first, last] all codes are the lowest or the highest: reads are clipped to it, one step to
-            # spare, since P moves u by two.
+            # Beyond [first, last] all codes are the lowest or the highest: reads that 16 bits do not hold are clipped
+            # to it first, one step to spare, since P moves u by two.
             first = int(u[np.flatnonzero(codes == codes[0])[-1]])
             last = int(u[np.flatnonzero(codes == codes[-1])[0]]) if codes[0] != codes[-1] else first
-            inside = (u >= first - 1) & (u <= last + 1)
             bounds = int(table.limits[k, Q_MIN]), int(table.limits[k, Q_MIN]) + table.q_max
-            form = fixed_point(u[inside], codes[inside], spec.unit / table.delta[k], bounds)
+            for domain in ((-240, 240), (first - 1, last + 1)):
+                inside = u[(u >= domain[0]) & (u <= domain[1])]
+                form = None
+                if domain[0] < first and domain[1] > last:
+                    form = fixed_point(inside, codes[inside - u[0]], spec.unit / table.delta[k], bounds, self.top_shift)
+                if form:
+                    break
             if form is None or len(layer.arrays) * np.abs(codes).max() >= 2**15:
                 return table, True
             table.forms[0, 0, 0, k, :LOW] = form
-            table.limits[k, [CLIP_LOW, CLIP_HIGH]] = first, last
-            # With `free_ones` ones or fewer among its inputs a read stays where the form needs no clipping.
-            wrong = u[inside][apply_form(u[inside], form) != codes[inside]]
-            low = max(wrong[wrong < 0], default=first - 2) + 1
-            high = min(wrong[wrong > 0], default=last + 2) - 1
-            r, most = layer.reference_twice[k], 2 ** spec.slice_bits[k] - 1
-            below, above = (r, 2 * most - r) if spec.reference == "analog" else (0, most)
-            reach = [side // step for side, step in ((-low, below), (high, above)) if step]
-            table.limits[k, FREE_ONES] = min(reach) if low <= 0 <= high else -1
+            # With so many ones or fewer among its inputs a read needs no clipping of P, or none of the code.
+            wrong = inside[apply_form(inside, form) != codes[inside - u[0]]]
+            free = max(wrong[wrong < 0], default=inside[0] - 1) + 1, min(wrong[wrong > 0], default=inside[-1] + 1) - 1
+            table.limits[k, :Q_MIN] = first, last, self._most_ones(k, inside[0], inside[-1]), self._most_ones(k, *free)
         return table, False
+
+    def _most_ones(self, k, low, high):
+        """The most ones among its inputs with which a read of slice `k` stays in low..high; -1 if not even with none."""
+        r, most = self.layer.reference_twice[k], 2 ** self.layer.spec.slice_bits[k] - 1
+        below, above = (r, 2 * most - r) if self.layer.spec.reference == "analog" else (0, most)
+        reach = [side // step for side, step in ((-low, below), (high, above)) if step]
+        return min(reach) if low <= 0 <= high else -1
 
     def ranges(self, a_codes, height, width):
         """Smallest and largest `u` of each (group, array, digit, slice) in the batch."""
@@ -170,7 +196,7 @@ class _Prepared:
         if (not self.narrow or accumulator_dtype(self.layer) != torch.int32
                 or largest * (2**spec.adc_bits - 1) >= 2**16):
             return table, True
-        forms = [_dynamic_form(d, spec.adc_bits) for d in range(largest + 1)]
+        forms = [_dynamic_form(d, spec.adc_bits, self.top_shift) for d in range(largest + 1)]
         if any(forms[d] is None for d in np.unique(span)):
             return table, True
         table.forms[..., :LOW] = np.array([form or (0,) * LOW for form in forms])[span]
@@ -178,22 +204,26 @@ class _Prepared:
 
 
 def _empty_adc(shape, layer):
-    limits = np.zeros((shape[-1], 4), np.int64)
+    limits = np.zeros((shape[-1], LIMITS), np.int64)
     limits[:, Q_MIN] = layer.adc_q_min.numpy()
     return Adc(np.zeros((*shape, FORM), np.int64), limits, layer.adc_delta.numpy().copy(), layer.spec.unit,
                2**layer.spec.adc_bits - 1)
 
 
-def fixed_point(u, codes, gain, bounds):
+def fixed_point(u, codes, gain, bounds, top_shift):
     """Find 16-bit arithmetic that gives `codes` for every `u`: `y = floor((u 2^s + c) M / 2^16)`,
-    `q = floor((y + t (floor(y / 2^f) mod 2)) / 2^f)`, clipped to `bounds`; t = 1 where ties go to even.
+    `q = floor((y + t) / 2^f)`, clipped to `bounds`.
 
-    Args: u, all reads that can occur, integers; codes, what the ADC gives for them; gain, codes a unit of `u`.
-    Returns: `(s, c, M, f, t)`, or None where none of the candidates gives every code.
+    Reads half-way between two levels may need the last bit t: `floor(y / 2^f) mod 2` sends them to the even code, `y < 0`
+    to the one nearer to zero; elsewhere t = 0.
+
+    Args: u, all reads that can occur, integers; codes, what the ADC gives for them; gain, codes a unit of `u`;
+        top_shift, the largest s.
+    Returns: `(s, c, M, f, kind of t)`, or None where none of the candidates gives every code.
     """
     x = u.astype(np.int64)
     reach = int(np.abs(x).max()) + 1 + int(np.ceil(1 / gain))
-    shift = 14 - int(reach).bit_length()
+    shift = min(top_shift, 15 - int(reach).bit_length())
     if shift < 0:
         return None
     fraction = int(np.floor(np.log2(32767 / gain))) - 16 + shift
@@ -206,10 +236,10 @@ def fixed_point(u, codes, gain, bounds):
     if not 1 <= factor < 32760:
         return None
     half = 2.0 ** (15 + fraction) / factor  # raises q by one half
-    for tie in (0, 1):
-        centre = half - (2.0**16 / factor if tie else 0)
-        for m in np.unique(np.rint(factor).astype(int) + np.array([0, 1, -1, 2, -2])):
-            c = int(round(centre)) + np.array(sorted(range(-8, 9), key=abs))[:, None]
+    for tie in (0, EVEN, TOWARDS_ZERO):
+        centre = half - (2.0**15 / factor if tie else 0)  # half of the last bit: a tie lies within its step
+        for m in np.unique(np.rint(factor).astype(int) + np.array([0, 1, -1, 2, -2, 3, -3, 4, -4])):
+            c = int(round(centre)) + np.array(sorted(range(-24, 25), key=abs))[:, None]
             q = np.clip(apply_form(x, (shift, c, m, fraction, tie)), *bounds)
             good = (q == codes).all(axis=1) & (np.abs((x << shift) + c) < 2**15).all(axis=1)
             if good.any():
@@ -221,11 +251,12 @@ def apply_form(u, form):
     """`q` of a form, not clipped."""
     shift, offset, factor, fraction, tie = form
     y = (((u.astype(np.int64) << shift) + offset) * factor) >> 16
-    return (y + (tie & (y >> fraction))) >> fraction
+    nudge = {0: 0, EVEN: (y >> fraction) & 1, TOWARDS_ZERO: y < 0}[tie]
+    return (y + nudge) >> fraction
 
 
 @functools.lru_cache(maxsize=None)
-def _dynamic_form(span, adc_bits):
+def _dynamic_form(span, adc_bits, top_shift):
     """Fixed-point form of the dynamic ADC for reads `u - u_a` in 0..span; the float32 formula is the truth."""
     if span == 0:
         return 0, 0, 0, 0, 0
@@ -233,7 +264,7 @@ def _dynamic_form(span, adc_bits):
     step = np.float32(span) / np.float32(2**adc_bits)
     bounds = 0, 2**adc_bits - 1
     codes = np.clip(np.rint(x.astype(np.float32) / step).astype(np.int64), *bounds)
-    return fixed_point(x, codes, 2**adc_bits / span, bounds)
+    return fixed_point(x, codes, 2**adc_bits / span, bounds, top_shift)
 
 
 def _plan(layer):
@@ -241,6 +272,9 @@ def _plan(layer):
     out = len(layer.w_codes) // groups
     channels, slices = layer.group_channels, len(spec.slice_bits)
     slice_vectors = -(-out // (2 * LANES)) * 2  # vectors come in pairs, and a pair belongs to one slice
+    # The bits of a cell are counted one after the other, or side by side where one block has room for all of them.
+    packed = spec.cell_bits if spec.cell_bits * slices * slice_vectors * LANES <= BLOCK else 1
+    passes = spec.cell_bits // packed
     blocks = -(-slices * slice_vectors * LANES // BLOCK)
     intervals, segments = {}, []
     for start, stop in layer.arrays:
@@ -255,7 +289,7 @@ def _plan(layer):
     tallest = max(stop - start for start, stop in layer.arrays)
     rows = np.array([stop - start for start, stop in layer.arrays])
     plane_stride = (rows + 1) * blocks * LANES
-    array_base = np.cumsum(np.concatenate([[0], np.tile(plane_stride * spec.cell_bits, groups)]))
+    array_base = np.cumsum(np.concatenate([[0], np.tile(plane_stride * passes, groups)]))
     kh, kw = layer.kernel
     # Slices of equal ADC share a run, so that their constants are set once.
     same = dict.fromkeys(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist(), layer.reference_twice, spec.slice_bits))
@@ -271,8 +305,8 @@ def _plan(layer):
     shape = Shape(blocks, slice_vectors, out, channels, groups, int(slot[-1]) + -(-tallest // 8) * 8 + 8,
                   *layer.geometry.stride, layer.geometry.padding[0], layer.geometry.padding[2],
                   (kh - 1) * layer.geometry.dilation[0] + 1, spec.a_bits, spec.cell_bits, spec.dac_bits, slices,
-                  2 if spec.reference == "analog" else 1, int(delta_group.max()) + 1)
-    plan = Plan(_weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks),
+                  2 if spec.reference == "analog" else 1, int(delta_group.max()) + 1, passes, packed)
+    plan = Plan(_weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks, packed),
                 array_base[:-1].reshape(groups, -1), plane_stride, segment_table,
                 table(np.cumsum([0] + [len(parts) for parts in segments])),
                 table([(*interval, at) for interval, at in zip(intervals, slot)]),
@@ -281,30 +315,31 @@ def _plan(layer):
     return shape, plan
 
 
-def _weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks):
-    """Bits of the cells, 16-bit words [group, array, bit of the cell, row + 1, block, lane]; row 0 is all zero.
+def _weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks, packed):
+    """Bits of the cells, 16-bit words [group, array, pass, row + 1, block, lane]; row 0 is all zero.
 
-    Column `(slice k, channel o)` is column `c = 64 ceil(O / 64) k + o`; vector `v = c // 32` of block `v // 16` sits in
-    bit `v' // 2 + 8 (v' % 2)`, `v' = v % 16`, of the words, lane `c % 32`: the order in which `transpose` and the split
-    of bytes give the vectors back. Columns without a channel repeat one that has, so that they move no extreme.
+    Column `(slice k, channel o)` is column `c = 64 ceil(O / 64) k + o`, lane `c % 32` of vector `c // 32`; with all bits
+    of a cell in one block, those of bit s stand `s` times the number of vectors further. Vector v of a block sits in bit
+    `v // 2 + 8 (v % 2)` of the words: the order in which `_transpose` and the split of bytes give the vectors back.
+    Columns without a channel repeat one that has, so that they move no extreme.
     """
     spec, groups = layer.spec, layer.geometry.groups
     cells = decompose(layer.w_rows.cpu(), spec.w_bits, spec.cell_bits).numpy()  # slices, groups, rows, out
     slices, _, n_rows, out = cells.shape
     padded = np.arange(slice_vectors * LANES) % out
-    cells = cells[..., padded].transpose(1, 2, 0, 3).reshape(groups, n_rows, slices * slice_vectors, LANES)
-    vectors = np.arange(slices * slice_vectors)
-    bit = vectors % 16 // 2 + 8 * (vectors % 2)
+    vectors = slices * slice_vectors
+    cells = cells[..., padded].transpose(1, 2, 0, 3).reshape(groups, n_rows, vectors, LANES)
     words = aligned(int(array_base[-1]), np.empty(0, np.uint16))
     words[:] = 0
-    for s in range(spec.cell_bits):
-        packed = np.zeros((groups, n_rows, blocks, LANES), np.uint16)
-        for v in vectors:
-            packed[:, :, v // 16] |= (((cells[:, :, v] >> s) & 1).astype(np.uint16) << np.uint16(bit[v]))
+    for first in range(0, spec.cell_bits, packed):
+        bits = np.concatenate([(cells >> s) & 1 for s in range(first, first + packed)], axis=2).astype(np.uint16)
+        image = np.zeros((groups, n_rows, blocks, LANES), np.uint16)
+        for v in range(packed * vectors):
+            image[:, :, v // 16] |= bits[:, :, v] << np.uint16(v % 16 // 2 + 8 * (v % 2))
         for g in range(groups):
             for t, (start, stop) in enumerate(layer.arrays):
-                base = array_base[g * len(rows) + t] + s * plane_stride[t]
-                words[base + blocks * LANES:base + plane_stride[t]] = packed[g, start:stop].reshape(-1)
+                base = array_base[g * len(rows) + t] + first // packed * plane_stride[t]
+                words[base + blocks * LANES:base + plane_stride[t]] = image[g, start:stop].reshape(-1)
     return words
 
 
@@ -330,14 +365,19 @@ def _items(images, height):
     return images * min(height, max(1, 8 * numba.get_num_threads() // max(images, 1)))
 
 
-def _run(prepared, table, a_codes, height, width, op, exact, *, constant=None, out=None, extremes=None, counts=None,
-         u_min=0):
+def set_threads():
+    """As many as PyTorch uses."""
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    constant = np.zeros(prepared.shape.groups, np.int64) if constant is None else constant
+
+
+def _run(reads, table, a_codes, height, width, op, exact, *, constant=None, out=None, extremes=None, counts=None,
+         u_min=0):
+    set_threads()
+    constant = np.zeros(reads.shape.groups, np.int64) if constant is None else constant
     out = np.empty((0, 0, 0, 0, 0), np.int32) if out is None else out
     extremes = np.empty((0, 0, 0, 0, 0, 0), np.int64) if extremes is None else extremes
     counts = np.empty((0, 0, 0, 0), np.int64) if counts is None else counts
-    _layer(prepared.shape, prepared.plan, table, a_codes.numpy(), height, width, _items(len(a_codes), height), op, exact,
+    _layer(reads.shape, reads.plan, table, a_codes.numpy(), height, width, _items(len(a_codes), height), op, exact,
            constant, out, extremes, counts, u_min)
 
 
@@ -403,9 +443,7 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
                             n += int64_at(at.row_count, i) << (i - bit)
                         if n == 0 and op == STATIC:
                             continue  # zero is a code: the read adds nothing
-                        used = 0  # bit planes that P can reach
-                        while n * ((1 << shape.cell_bits) - 1) >> used:
-                            used += 1
+                        used = bit_length(n * ((1 << shape.passes) - 1))  # bit planes that a sum can reach
                         for block in range(shape.blocks):
                             _count(shape, at, array_base[g, t] + block * LANES, plane_stride[t], bit, bit_end, used)
                             if exact:
@@ -428,9 +466,13 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
                 if op == STATIC and not exact:
                     _shift_add(shape, at, digits)
                 for d in range(len(out)):
-                    for o in range(shape.out_channels):
-                        total = acc_exact[d * padded + o] if exact else np.int64(acc[d * padded + o])
-                        out[d, image, y, x, g * shape.out_channels + o] = total + constant[g]
+                    target = out[d, image, y, x, g * shape.out_channels:(g + 1) * shape.out_channels]
+                    if exact:
+                        target[:] = acc_exact[d * padded:d * padded + shape.out_channels] + constant[g]
+                    else:
+                        target[:] = acc[d * padded:d * padded + shape.out_channels]
+                        if constant[g]:
+                            target += constant[g]
         if op == RANGES and not exact:
             for t in range(arrays):
                 for z in range(digits):
@@ -523,7 +565,7 @@ def _count(shape, at, base, plane_stride, bit, bit_end, used):
     """P of one block in bit planes: `P = sum_i sum_s 2^(i + s) (cells' bit s of the rows active in input bit i)`.
 
     `used` planes hold it. Eight rows a turn go through seven carry-save adders (ones, twos, fours, one carry of
-    eights), and the carry ripples up.
+    eights), and the carry ripples up. Bits of a cell that stand side by side are added later, in `_pair`.
     """
     for m in range(8 if used <= 8 else max(used, 16)):
         store(at.planes, m * LANES, splat(0))
@@ -531,11 +573,14 @@ def _count(shape, at, base, plane_stride, bit, bit_end, used):
         rows = (int64_at(at.row_count, i) + 7) & ~7
         if rows == 0:
             continue
-        for s in range(shape.cell_bits):
+        for s in range(shape.passes):
             low = (i - bit + s) * LANES
             cells = base + s * plane_stride
             p0, p1, p2 = load(at.planes, low), load(at.planes, low + LANES), load(at.planes, low + 2 * LANES)
-            p3, p4 = load(at.planes, low + 3 * LANES), load(at.planes, low + 4 * LANES)
+            p3, p4, p5 = (load(at.planes, low + 3 * LANES), load(at.planes, low + 4 * LANES),
+                          load(at.planes, low + 5 * LANES))
+            p6 = load(at.planes, low + 6 * LANES)
+            tall = used > low // LANES + 5
             first = int64_at(at.row_at, i)
             for r in range(first, first + rows, 8):
                 x0 = load(at.weights, cells + uint32_at(at.lists, r))
@@ -555,15 +600,20 @@ def _count(shape, at, base, plane_stride, bit, bit_end, used):
                 carry, p2 = majority(p2, four_a, four_b), p2 ^ four_a ^ four_b
                 carry, p3 = p3 & carry, p3 ^ carry
                 carry, p4 = p4 & carry, p4 ^ carry
-                for m in range(low + 5 * LANES, used * LANES, LANES):
-                    p = load(at.planes, m)
-                    store(at.planes, m, p ^ carry)
-                    carry = p & carry
+                if tall:
+                    carry, p5 = p5 & carry, p5 ^ carry
+                    carry, p6 = p6 & carry, p6 ^ carry
+                    for m in range(low + 7 * LANES, used * LANES, LANES):
+                        p = load(at.planes, m)
+                        store(at.planes, m, p ^ carry)
+                        carry = p & carry
             store(at.planes, low, p0)
             store(at.planes, low + LANES, p1)
             store(at.planes, low + 2 * LANES, p2)
             store(at.planes, low + 3 * LANES, p3)
             store(at.planes, low + 4 * LANES, p4)
+            store(at.planes, low + 5 * LANES, p5)
+            store(at.planes, low + 6 * LANES, p6)
 
 
 @njit(forceinline=True, cache=True)
@@ -599,44 +649,84 @@ def _transpose(planes, source, bytes_, target):
 
 
 @njit(forceinline=True, cache=True)
-def _pair(bytes_, pair, used):
+def _pair(at, pair, used):
     """P of the two vectors of a pair: low bytes and high bytes of one vector, with 16 bits from a second one."""
-    b = load(bytes_, pair * LANES)
+    b = load(at.bytes, pair * LANES)
     even, odd = b & splat(0xFF), b >> splat(8)
     if used > 8:
-        b = load(bytes_, (pair + 8) * LANES)
+        b = load(at.bytes, (pair + 8) * LANES)
         even, odd = even | (b << splat(8)), odd | (b & splat(0xFF00))
     return even, odd
 
 
 @njit(forceinline=True, cache=True)
-def _code(p, shift, offset, factor, fraction, tie):
-    """ADC code of P: `floor((floor((2^s P + c) M / 2^16) + tie) / 2^f)`; see `fixed_point`."""
-    y = mulhi((p << shift) + offset, factor)
-    if tie:
+def _cells(shape, at, pair, used):
+    """P of the two vectors of a pair, the bits of a cell put together: `P = sum_s 2^s P_s`."""
+    even, odd = _pair(at, pair, used)
+    for s in range(1, shape.packed):
+        more_even, more_odd = _pair(at, pair + s * (shape.slices * shape.slice_vectors // 2), used)
+        even, odd = even + (more_even << splat(s)), odd + (more_odd << splat(s))
+    return even, odd
+
+
+@njit(forceinline=True, cache=True)
+def _small_cells(shape, at, pair):
+    """`2^8 P` of the two vectors of a pair, for P below 256: bytes, added as such and moved to the upper half."""
+    b = load(at.bytes, pair * LANES)
+    for s in range(1, shape.packed):
+        b = b + (load(at.bytes, (pair + s * (shape.slices * shape.slice_vectors // 2)) * LANES) << splat(s))
+    return b << splat(8), b & splat(0xFF00)
+
+
+@njit(forceinline=True, cache=True)
+def _code(scaled, offset, factor, fraction, tie):
+    """ADC code of P from `2^s P`: `floor((floor((2^s P + c) M / 2^16) + t) / 2^f)`; see `fixed_point`."""
+    y = mulhi(scaled + offset, factor)
+    if tie == EVEN:
         y = y + (sar(y, fraction) & splat(1))
+    elif tie == TOWARDS_ZERO:
+        y = y + (y >> splat(15))
     return sar(y, fraction)
+
+
+@njit(forceinline=True, cache=True)
+def _is_simple(shape, form, n):
+    """Whether P fits in bytes, stands where the form wants it, and no tie needs care: most reads of most layers."""
+    return (n * ((1 << shape.cell_bits) - 1) < 256 and int64_at(form, SHIFT) + shape.read_scale - 1 == 8
+            and not int64_at(form, TIE))
 
 
 @njit(forceinline=True, cache=True)
 def _static(shape, at, q_max, used, n, z, block, run):
     """ADC codes of one run, added to the sums of digit z."""
     k = int64_at(at.merged, 3 * run + SLICE)
-    form = at.forms + 8 * FORM * k
-    a, c = int64_at(form, SHIFT), int64_at(form, OFFSET)
-    zero = int64_at(at.reference, k) * n  # u = read_scale P - 2 r_k n
-    shift, offset = splat(a + shape.read_scale - 1), splat(c - (zero << a))
-    factor, fraction = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION))
-    tie, clips = int64_at(form, TIE), n > int64_at(at.limits, 4 * k + FREE_ONES)
-    low = splat((int64_at(at.limits, 4 * k + CLIP_LOW) + zero) // shape.read_scale)
-    high = splat(-(-(int64_at(at.limits, 4 * k + CLIP_HIGH) + zero) // shape.read_scale))
-    bottom, top = splat(int64_at(at.limits, 4 * k + Q_MIN)), splat(int64_at(at.limits, 4 * k + Q_MIN) + q_max)
+    form, limits = at.forms + 8 * FORM * k, at.limits + 8 * LIMITS * k
+    # The last two arguments are constants where the call is compiled: one loop, without what it does not need.
+    if _is_simple(shape, form, n) and n <= int64_at(limits, UNCLIPPED_P):
+        if n <= int64_at(limits, UNCLIPPED_Q):
+            _static_run(shape, at, q_max, used, n, z, block, run, k, form, limits, True, False)
+        else:
+            _static_run(shape, at, q_max, used, n, z, block, run, k, form, limits, True, True)
+    else:
+        _static_run(shape, at, q_max, used, n, z, block, run, k, form, limits, False, True)
+
+
+@njit(forceinline=True, cache=True)
+def _static_run(shape, at, q_max, used, n, z, block, run, k, form, limits, simple, clips):
+    a, zero = int64_at(form, SHIFT), int64_at(at.reference, k) * n  # u = read_scale P - 2 r_k n
+    shift, offset = splat(a + shape.read_scale - 1), splat(int64_at(form, OFFSET) - (zero << a))
+    factor, fraction, tie = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION)), int64_at(form, TIE)
+    low = splat((int64_at(limits, CLIP_LOW) + zero) // shape.read_scale)
+    high = splat(-(-(int64_at(limits, CLIP_HIGH) + zero) // shape.read_scale))
+    bottom, top = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MIN) + q_max)
     for pair in range(int64_at(at.merged, 3 * run + PAIR), int64_at(at.merged, 3 * run + PAIR_END)):
-        even, odd = _pair(at.bytes, pair, used)
-        if clips:
-            even, odd = vmax(vmin(even, high), low), vmax(vmin(odd, high), low)
-        q_even = _code(even, shift, offset, factor, fraction, tie)
-        q_odd = _code(odd, shift, offset, factor, fraction, tie)
+        if simple:
+            even, odd = _small_cells(shape, at, pair)
+            q_even, q_odd = _code(even, offset, factor, fraction, 0), _code(odd, offset, factor, fraction, 0)
+        else:
+            even, odd = _cells(shape, at, pair, used)
+            even, odd = vmax(vmin(even, high), low) << shift, vmax(vmin(odd, high), low) << shift
+            q_even, q_odd = _code(even, offset, factor, fraction, tie), _code(odd, offset, factor, fraction, tie)
         if clips:
             q_even, q_odd = vmax(vmin(q_even, top), bottom), vmax(vmin(q_odd, top), bottom)
         lane = ((z * shape.blocks + block) * 16 + 2 * pair) * LANES
@@ -649,17 +739,30 @@ def _dynamic(shape, at, q_max, used, n, slot, z, block, run):
     """`q span` of one run, added in place; the constant `2^B u_a` of every read is added at the end."""
     k = int64_at(at.runs, 3 * run + SLICE)
     form = at.forms + 8 * FORM * (slot + k)
-    a, c = int64_at(form, SHIFT), int64_at(form, OFFSET)
-    zero = int64_at(at.reference, k) * n + int64_at(form, LOW)
-    shift, offset = splat(a + shape.read_scale - 1), splat(c - (zero << a))
-    factor, fraction = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION))
-    tie, span, top = int64_at(form, TIE), splat(int64_at(form, SPAN)), splat(q_max)
+    if _is_simple(shape, form, n):
+        _dynamic_run(shape, at, q_max, used, n, z, block, run, k, form, True)
+    else:
+        _dynamic_run(shape, at, q_max, used, n, z, block, run, k, form, False)
+
+
+@njit(forceinline=True, cache=True)
+def _dynamic_run(shape, at, q_max, used, n, z, block, run, k, form, simple):
+    a, zero = int64_at(form, SHIFT), int64_at(at.reference, k) * n + int64_at(form, LOW)
+    shift, offset = splat(a + shape.read_scale - 1), splat(int64_at(form, OFFSET) - (zero << a))
+    factor, fraction, tie = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION)), int64_at(form, TIE)
+    span, top = splat(int64_at(form, SPAN)), splat(q_max)
     place = shape.dac_bits * z + shape.cell_bits * k
     for pair in range(int64_at(at.runs, 3 * run + PAIR), int64_at(at.runs, 3 * run + PAIR_END)):
-        even, odd = _pair(at.bytes, pair, used)
+        if simple:
+            even, odd = _small_cells(shape, at, pair)
+            q_even, q_odd = _code(even, offset, factor, fraction, 0), _code(odd, offset, factor, fraction, 0)
+        else:
+            even, odd = _cells(shape, at, pair, used)
+            q_even = _code(even << shift, offset, factor, fraction, tie)
+            q_odd = _code(odd << shift, offset, factor, fraction, tie)
         lane = (block * 16 + 2 * pair - k * shape.slice_vectors) * LANES
-        add_unsigned(at.acc, lane, vmin(_code(even, shift, offset, factor, fraction, tie), top) * span, place)
-        add_unsigned(at.acc, lane + LANES, vmin(_code(odd, shift, offset, factor, fraction, tie), top) * span, place)
+        add_unsigned(at.acc, lane, vmin(q_even, top) * span, place)
+        add_unsigned(at.acc, lane + LANES, vmin(q_odd, top) * span, place)
 
 
 @njit(forceinline=True, cache=True)
@@ -668,7 +771,7 @@ def _extremes(shape, at, used, n, slot, run):
     k = int64_at(at.runs, 3 * run + SLICE)
     low, high = splat(32767), splat(0)
     for pair in range(int64_at(at.runs, 3 * run + PAIR), int64_at(at.runs, 3 * run + PAIR_END)):
-        even, odd = _pair(at.bytes, pair, used)
+        even, odd = _cells(shape, at, pair, used)
         low, high = vmin(low, vmin(even, odd)), vmax(high, vmax(even, odd))
     scale, zero = splat(shape.read_scale - 1), splat(int64_at(at.reference, k) * n)
     lane = (slot + k) * LANES
@@ -695,11 +798,13 @@ def _exact(shape, plan, table, planes, used, n, g, t, z, block, op, acc, extreme
         k = plan.runs[run, SLICE]
         place = shape.dac_bits * z + shape.cell_bits * k
         for v in range(2 * plan.runs[run, PAIR], 2 * plan.runs[run, PAIR_END]):
-            bit = v // 2 + 8 * (v % 2)
             reads[:] = 0
-            for m in range(used):
-                for lane in range(LANES):
-                    reads[lane] += np.int64(planes[m * LANES + lane] >> bit & 1) << m
+            for s in range(shape.packed):
+                w = v + s * shape.slices * shape.slice_vectors
+                bit = w // 2 + 8 * (w % 2)
+                for m in range(used):
+                    for lane in range(LANES):
+                        reads[lane] += np.int64(planes[m * LANES + lane] >> bit & 1) << (m + s)
             o = (block * 16 + v - k * shape.slice_vectors) * LANES
             for lane in range(min(LANES, shape.out_channels - o)):
                 u = shape.read_scale * reads[lane] - plan.reference[k] * n

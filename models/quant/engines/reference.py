@@ -76,7 +76,7 @@ def _dynamic(u, adc_bits):
 
 
 def integer_convolution(layer, a_codes):
-    """`sum A (2 W - L)` as integers `[N, H', W', out]`: one float convolution, exact because the sums are small."""
+    """`sum A (2 W - L)` as integers `[N, H', W', out]`: one float64 convolution, exact because the sums are small."""
     weight = 2 * layer.w_codes.to(a_codes.device).double() - layer.zero_twice
     top, bottom, left, right = layer.geometry.padding
     x = F.pad(a_codes.permute(0, 3, 1, 2).double(), (left, right, top, bottom))

@@ -186,6 +186,14 @@ def trailing_zeros(typingctx, value):
     return types.uint32(types.uint32), lambda context, b, sig, args: b.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
 
+@intrinsic
+def bit_length(typingctx, value):
+    """Number of bits of an integer from 0 up."""
+    def codegen(context, b, sig, args):
+        return b.sub(ir.Constant(ir.IntType(64), 64), b.ctlz(args[0], ir.Constant(ir.IntType(1), 0)))
+    return types.int64(types.int64), codegen
+
+
 @njit(cache=True)
 def aligned(size, like):
     """An uninitialised array of the type of `like` that starts on a cache line: a vector never straddles two."""
