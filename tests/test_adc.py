@@ -69,7 +69,8 @@ def test_range_covers_and_no_smaller_one_does(low, high, unit, adc_bits):
     assert np.array_equal(adc.transfer(u, unit, delta, q_min, adc_bits), free)  # nothing clips
     assert np.abs(free * delta - u * unit).max() <= delta / 2 * (1 + 1e-9)
     if delta > unit:
-        assert not any(covers(low, high, delta * (1 - 1e-6), other, adc_bits) for other in range(-last, 1))
+        less = delta - 2**-19  # a step may be rounded up to a binary fraction
+        assert not any(covers(low, high, less, other, adc_bits) for other in range(-last, 1))
     else:
         assert np.array_equal(free * unit, u * unit)  # lossless
 
@@ -87,15 +88,15 @@ def test_full_range_of_128_rows(cell_bits, bits):
         assert (layer.adc_q_min == 0).all()
         top = 128 * (2**cell_bits - 1)
         steps = (1.0 if exact else top / (2**adc_bits - 1))
-        assert layer.adc_delta.tolist() == pytest.approx([steps] * len(spec.slice_bits))
+        assert layer.adc_delta.tolist() == pytest.approx([steps] * len(spec.slice_bits), abs=2e-6)
 
 
 def test_full_range_follows_the_bits_of_each_slice_and_the_fullest_array():
     spec = CrossbarSpec(cell_bits=3, adc_bits=4, rows=64, adc_range="full")
     layer = Qconv2dDoreFa(100, 4, 1, spec=spec).mapped()  # arrays of 64 and 36 rows, a 3-bit and a 1-bit slice
-    assert layer.adc_delta.tolist() == pytest.approx([64 * 3.5 / 7, 64 * 0.5 / 7])
+    assert layer.adc_delta.tolist() == pytest.approx([64 * 3.5 / 7, 64 * 0.5 / 7], abs=2e-6)
     layer = Qconv2dDoreFa(36, 4, 1, spec=spec).mapped()
-    assert layer.adc_delta.tolist() == pytest.approx([36 * 3.5 / 7, 36 * 0.5 / 7])
+    assert layer.adc_delta.tolist() == pytest.approx([36 * 3.5 / 7, 36 * 0.5 / 7], abs=2e-6)
 
 
 def test_minmax_takes_the_extremes_of_all_digits_and_slices():

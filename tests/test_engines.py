@@ -73,6 +73,24 @@ def test_ideal(engine, case):
     check(engine, case)
 
 
+@given(case=cases(adc_ranges=["full"]))
+@settings(max_examples=100)
+def test_lossless_reads_add_up_to_the_integer_convolution(engine, case):
+    """Through the ADC read by read: a unit step and a code for each value that a read can have change nothing."""
+    low, high = case.layer().u_span
+    unit, bits = case.spec.unit, (high - low).bit_length()
+    assume(bits <= 12)
+    case.spec = replace(case.spec, adc_bits=bits)
+    case.delta, case.q_min = [unit] * len(case.delta), [low] * len(case.delta)
+    sums = accumulators(engine, case)[0] * 2 * unit
+    if case.spec.reference == "digital":
+        ones = np.ones_like(case.w_codes)
+        sums -= (2**case.spec.w_bits - 1) * oracle.integer_convolution(
+            case.a_codes, ones, case.spec, case.geometry, [1] + [0] * (len(case.delta) - 1))
+    wanted = oracle.integer_convolution(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice)
+    assert_same(sums, wanted)
+
+
 @given(case=cases(adc_ranges=["calibrated", "ideal", "dynamic"]))
 @settings(max_examples=150)
 def test_histogram(engine, case):
