@@ -1,15 +1,97 @@
-"""The two element-wise steps around a crossbar layer, one pass over memory each, on the CPU.
+"""Element-wise steps on the CPU in one pass over memory each: PACT forward and backward, codes of a crossbar layer's input,
+scaling of its result.
 
-PyTorch would take four passes for the codes and a slow mixed-type multiplication for the result; both give the same bits.
+PyTorch would take four to eight passes for PACT and a slow mixed-type multiplication for the result. Tensors are float32
+or, in PACT, bfloat16, which NumPy does not have: its bits are the upper half of a float32's.
 """
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import overload
 
-from .engines.numba_cpu import set_threads
+from .engines.simd import bits_of_float32, float32_from_bits, set_threads
 
 CHUNK = 2**14  # elements of one work item
+
+
+def _widen(value):
+    """float32 of an element: of a float32 itself, of the bits of a bfloat16."""
+
+
+@overload(_widen)
+def _(value):
+    if value == types.uint16:
+        return lambda value: float32_from_bits(np.uint32(value) << np.uint32(16))
+    return lambda value: value
+
+
+def _store(array, i, value):
+    """Write a float32 as an element, to a bfloat16 rounded to nearest, ties to even."""
+
+
+@overload(_store)
+def _(array, i, value):
+    if array.dtype == types.uint16:
+        def store(array, i, value):
+            bits = bits_of_float32(value)
+            array[i] = np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+    else:
+        def store(array, i, value):
+            array[i] = value
+    return store
+
+
+@njit(cache=True, parallel=True)
+def _pact_forward(x, alpha, scale, out):
+    for chunk in prange((x.size + CHUNK - 1) // CHUNK):
+        for i in range(chunk * CHUNK, min(x.size, (chunk + 1) * CHUNK)):
+            _store(out, i, np.rint(min(max(_widen(x[i]), np.float32(0)), alpha) * scale))
+
+
+@njit(cache=True, parallel=True)
+def _pact_backward(x, grad, alpha, scale, grad_x, sums):
+    for chunk in prange(len(sums)):
+        total = np.float32(0)
+        for i in range(chunk * CHUNK, min(x.size, (chunk + 1) * CHUNK)):
+            value, g = _widen(x[i]), _widen(grad[i]) * scale
+            above = value >= alpha
+            total += g if above else np.float32(0)
+            _store(grad_x, i, g if value > 0 and not above else np.float32(0))
+        sums[chunk] = total
+
+
+def _elements(x):
+    """The elements of a dense tensor in the order of its memory, as NumPy sees them."""
+    flat = x.as_strided((x.numel(),), (1,))
+    return (flat.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else flat.numpy())
+
+
+def can_run(x):
+    """Whether the PACT functions here take this tensor."""
+    return (x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+            and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)))
+
+
+def pact_forward(x, alpha, levels):
+    """Codes `round(clip(x, 0, alpha) levels / alpha)` in the dtype and memory format of `x`."""
+    set_threads()
+    out = torch.empty_like(x)
+    _pact_forward(_elements(x.detach()), np.float32(alpha), np.float32(levels / alpha), _elements(out))
+    return out
+
+
+def pact_backward(x, grad, alpha, levels):
+    """(gradient of x, gradient of alpha) for `grad` of the codes; sums in a fixed order, whatever the threads."""
+    set_threads()
+    grad = grad.to(x.dtype)
+    if grad.stride() != x.stride():
+        grad = torch.empty_like(x).copy_(grad)
+    grad_x = torch.empty_like(x)
+    sums = np.zeros((x.numel() + CHUNK - 1) // CHUNK, np.float32)
+    _pact_backward(_elements(x.detach()), _elements(grad), np.float32(alpha), np.float32(levels / alpha),
+                   _elements(grad_x), sums)
+    return grad_x, alpha.new_tensor(sums.sum(dtype=np.float64))
 
 
 @njit(cache=True, parallel=True)

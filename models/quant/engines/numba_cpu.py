@@ -29,7 +29,7 @@ from ..bitplanes import decompose
 from . import accumulator_dtype
 from .integer_cpu import IntegerConvolution
 from .simd import (LANES, add_signed, add_unsigned, aligned, bit_length, bit_of_bytes, int64_at, load, majority, mulhi,
-                   put_int64, put_uint32, sar, splat, store, trailing_zeros, uint32_at, vmax, vmin)
+                   put_int64, put_uint32, sar, set_threads, splat, store, trailing_zeros, uint32_at, vmax, vmin)
 
 log = logging.getLogger(__name__)
 
@@ -363,11 +363,6 @@ def _runs(slices, slice_vectors, blocks, merge=False):
 def _items(images, height):
     """Work items of one call: bands of output rows where there are fewer images than threads can share."""
     return images * min(height, max(1, 8 * numba.get_num_threads() // max(images, 1)))
-
-
-def set_threads():
-    """As many as PyTorch uses."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
 
 def _run(reads, table, a_codes, height, width, op, exact, *, constant=None, out=None, extremes=None, counts=None,

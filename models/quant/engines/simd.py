@@ -8,7 +8,9 @@ Bit-wise operators see 512 independent bits; arithmetic wraps modulo 2^16; `>>` 
 import operator
 
 import llvmlite.binding
+import numba
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
@@ -187,6 +189,16 @@ def trailing_zeros(typingctx, value):
 
 
 @intrinsic
+def float32_from_bits(typingctx, bits):
+    return types.float32(types.uint32), lambda context, b, sig, args: b.bitcast(args[0], ir.FloatType())
+
+
+@intrinsic
+def bits_of_float32(typingctx, value):
+    return types.uint32(types.float32), lambda context, b, sig, args: b.bitcast(args[0], _I32)
+
+
+@intrinsic
 def bit_length(typingctx, value):
     """Number of bits of an integer from 0 up."""
     def codegen(context, b, sig, args):
@@ -200,3 +212,8 @@ def aligned(size, like):
     padded = np.empty(size + 64, like.dtype)
     first = (-padded.ctypes.data % 64) // padded.itemsize
     return padded[first:first + size]
+
+
+def set_threads():
+    """Give Numba as many threads as PyTorch uses."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
