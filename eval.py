@@ -13,13 +13,18 @@ planes that you changed, copy the folder, edit the files, and pass --planes FOLD
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import logging
+import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; train.py says why
 
 import torch
 from tqdm import tqdm
@@ -43,11 +48,13 @@ def build_parser():
     add("--model", help=f"{' or '.join(MODELS)}; default that of the checkpoint")
     add("--wbit", type=utils.BITS, help="weight bits; default those of the checkpoint")
     add("--abit", type=utils.BITS, help="activation bits; default those of the checkpoint")
+    add("--quantize_image", action="store_true", default=None, help="round the image to the activation grid; default as "
+        "the checkpoint was trained. Networks of the original code need it")
     add("--dataset", choices=datasets.DATASETS, help="default that of the checkpoint")
     add("--data_path", help="folder of the data set; default that of the checkpoint")
     add("--batch_size", type=utils.COUNT, default=64, help="images at a time; changes no result but those of --adc_range "
         "dynamic. Default %(default)s")
-    add("--limit", type=utils.COUNT, help="only the first LIMIT test images, evenly over the set; default all")
+    add("--limit", type=utils.COUNT, help="only LIMIT test images, spread evenly over the set; default all")
 
     add = parser.add_argument_group("hardware (several values: every combination)").add_argument
     add("--cellBit", type=utils.COUNT, nargs="+", default=[1], help="c, bits of one memory cell: W = sum_k 2^(c k) C_k. "
@@ -107,26 +114,32 @@ def parse(argv):
     """(args, settings, checkpoint), everything checked that can be checked without the images."""
     args = build_parser().parse_args(argv)
     checkpoint = utils.load_checkpoint(args.resume)
-    config = checkpoint.get("config", {})
+    config = checkpoint["config"]
     trained = config.get("model")
     args.model = args.model or f"{trained or 'vgg7_quant'}_eval"
     if args.model not in MODELS:
         raise UserError(f"--model {args.model}: unknown, choose from {', '.join(MODELS)}")
     if trained and f"{trained}_eval" != args.model:
         raise UserError(f"{args.resume} is of the model {trained}, not {args.model.removesuffix('_eval')}")
-    for name, default in (("wbit", 4), ("abit", 4), ("dataset", "digits"), ("data_path", "./data")):
-        stored = config.get(name)
-        if getattr(args, name) is None:
+    for name, default, free in (("wbit", 4, False), ("abit", 4, False), ("quantize_image", False, False),
+                                ("dataset", "digits", True), ("data_path", "./data", True)):
+        given, stored = getattr(args, name), config.get(name)
+        if not isinstance(stored, type(default)):  # a checkpoint of other code
+            stored = None
+        if given is None:
             setattr(args, name, default if stored is None else stored)
-        elif name.endswith("bit") and stored is not None and getattr(args, name) != stored:
-            raise UserError(f"{args.resume} was trained with --{name} {stored}, not {getattr(args, name)}")
-        if name.endswith("bit") and getattr(args, name) == 32:
+        elif stored not in (None, given) and not free:
+            raise UserError(f"{args.resume} was trained with --{name} {stored}, not {given}")
+    for name in ("wbit", "abit"):
+        if getattr(args, name) == 32:
             raise UserError(f"{args.resume} has --{name} 32: crossbars hold quantized weights and inputs, 1 to 8 bits")
-    args.quantize_image = config.get("quantize_image", False)
+    if args.dataset not in datasets.DATASETS:
+        raise UserError(f"{args.resume} was trained on {args.dataset}: choose --dataset {', '.join(datasets.DATASETS)}")
     args.save_path = args.save_path or str(Path(args.resume).parent)
     try:
-        settings = [
-            Setting(quant.CrossbarSpec(args.wbit, args.abit, cell, bits, rows, mapping, reference, dac, adc_range), map)
+        settings = [  # without an ADC its bits make no difference, and equal settings are evaluated once
+            Setting(quant.CrossbarSpec(args.wbit, args.abit, cell, args.adc_prec[0] if adc_range == "ideal" else bits, rows,
+                                       mapping, reference, dac, adc_range), map)
             for map, mapping, reference, dac, rows, cell, adc_range, bits in itertools.product(
                 args.map, args.mapping, args.reference, args.dac_bits, args.subArray, args.cellBit, args.adc_range,
                 args.adc_prec)]
@@ -142,25 +155,23 @@ def _as_flags(message):
     for field, flag in (("cell_bits", "--cellBit"), ("adc_bits", "--adc_prec"), ("rows", "--subArray"),
                         ("dac_bits", "--dac_bits")):
         if message.startswith(field):
-            return flag + message.removeprefix(field)
-    return message
+            message = flag + message.removeprefix(field)
+    return message.replace("(w_bits)", "(the weight bits)").replace("(a_bits)", "(the activation bits)")
 
 
 class Evaluation:
     """The networks of one checkpoint, its test images, and what has been measured so far."""
 
-    def __init__(self, args, settings, checkpoint, device, log):
-        self.args, self.device, self.log = args, device, log
+    def __init__(self, args, settings, checkpoint, device):
+        self.args, self.device = args, device
         state = {key: value for key, value in checkpoint["state_dict"].items()
                  if not key.endswith(("adc_delta", "adc_q_min"))}  # ranges are chosen here, for these settings
         classes = datasets.num_classes(args.dataset, args.data_path)
         self.nets = {map: self._build(map, state, classes, settings) for map in {s.map for s in settings} | {"all"}}
-        for setting in settings:  # a forced engine that cannot run stops here, before any work
-            net = self.nets[setting.map]
-            quant.set_spec(net, setting.spec)
-            for _, layer in quant.crossbar_layers(net):
-                engines.choose(args.engine, layer.mapped("ideal"), device)
+        self.engines = {setting: self._choose_engines(setting) for setting in settings}
         self.planes = self._read_planes(settings[0].spec.cell_bits) if args.planes else None
+        data = checkpoint.get("data") if checkpoint.get("format") == utils.CHECKPOINT_FORMAT else None
+        self.stats = (data["mean"], data["std"]) if data else None
 
     def _build(self, map, state, classes, settings):
         args = self.args
@@ -173,14 +184,27 @@ class Evaluation:
         utils.load_weights(net, state, allow_missing=optional, source=args.resume)
         return net.to(self.device, memory_format=torch.channels_last).eval()
 
+    def _choose_engines(self, setting):
+        """Names of the engines that run the setting's layers; what cannot run is refused here, before any work."""
+        net, spec, names = self.nets[setting.map], setting.spec, []
+        quant.set_spec(net, spec)
+        for name, layer in quant.crossbar_layers(net):
+            mapped = layer.mapped("full" if spec.adc_range == "calibrated" else None)
+            low, high = mapped.u_span
+            if spec.adc_range == "calibrated" and high - low >= engines.MAX_BINS:
+                raise UserError(f"{setting}: a read of {name} has {high - low + 1} possible values, too many to calibrate "
+                                "on; take --adc_range full, or less of --subArray, --cellBit or --dac_bits")
+            names.append(engines.name_of(engines.choose(self.args.engine, mapped, self.device)[0]))
+        return "+".join(dict.fromkeys(names))
+
     def _read_planes(self, cell_bits):
         layers = [(name, layer.w_codes().shape) for name, layer in quant.crossbar_layers(self.nets["all"])]
         codes = quant.read_planes(self.args.planes, layers, self.args.wbit, cell_bits)
         return {name: plane_codes for (name, _), plane_codes in zip(layers, codes)}
 
-    def load_data(self):
-        args, data = self.args, datasets.load(self.args.dataset, self.args.data_path, self.log.info)
-        self.stats = data.mean, data.std
+    def load_data(self, log):
+        args, data = self.args, datasets.load(self.args.dataset, self.args.data_path, log.info)
+        self.stats = self.stats or (data.mean, data.std)  # the network expects images scaled as in its training
         pick = utils.generator("calibration").get_state()  # a fixed choice, the same for every checkpoint
         order = torch.randperm(len(data.train_x), generator=torch.Generator().set_state(pick))
         self.calibration = data.train_x[order[:args.calib_images]].to(self.device)
@@ -196,9 +220,10 @@ class Evaluation:
     @torch.no_grad()
     def predict(self, net, title):
         """(predicted classes of all test images, seconds)."""
-        predictions, seconds = [], 0.0
+        predictions, seconds, watched = [], 0.0, sys.stderr.isatty()
+        net(next(self.batches(self.images[:1])))  # prepares the weights, and the first time compiles
         with tqdm(total=len(self.images), desc=title, unit="img", dynamic_ncols=True, leave=False,
-                  mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
+                  mininterval=0.5 if watched else 60, delay=0 if watched else 60) as bar:
             for batch in self.batches(self.images):
                 started = time.perf_counter()
                 predictions.append(net(batch).argmax(1).cpu())
@@ -207,11 +232,11 @@ class Evaluation:
         return torch.cat(predictions), seconds
 
     def write_planes(self, cell_bits):
+        """The folder with the weights' planes, or None where it held them already."""
         args = self.args
         store = quant.PlaneStore(args.prob_path, args.model, args.wbit, cell_bits)
         layers = [(name, layer.w_codes()) for name, layer in quant.crossbar_layers(self.nets["all"])]
-        if store.write(layers):
-            self.log.info(f"bit-planes of the weights written to {store.folder}")
+        return store.folder if store.write(layers) else None
 
     def software(self):
         net = self.nets["all"]
@@ -221,8 +246,9 @@ class Evaluation:
 
     def crossbar(self, setting):
         net = self.nets[setting.map]
-        for name, layer in quant.crossbar_layers(net):
-            layer.set_codes(self.planes[name] if self.planes else None)
+        if self.planes:
+            for name, layer in quant.crossbar_layers(net):
+                layer.set_codes(self.planes[name])
         quant.set_spec(net, setting.spec)
         if setting.spec.adc_range == "calibrated":
             self._calibrate(net, setting)
@@ -244,20 +270,23 @@ class Evaluation:
         spec = setting.spec if setting else None
         hardware = {name: getattr(spec, name, None) for name in
                     ("cell_bits", "adc_bits", "adc_range", "rows", "mapping", "reference", "dac_bits")}
+        if spec and spec.adc_range == "ideal":
+            hardware["adc_bits"] = None
         return {
             "model": args.model, "dataset": args.dataset, "wbit": args.wbit, "abit": args.abit, **hardware,
-            "map": setting.map if setting else None, "engine": args.engine if setting else None,
+            "map": setting.map if setting else None, "engine": self.engines[setting] if setting else None,
             "accuracy": 100 * (predictions == self.labels).sum().item() / n,
             "software_accuracy": 100 * (self.baseline == self.labels).sum().item() / n, "n_images": n,
             "changed_predictions": int((predictions != self.baseline).sum()), "images_per_s": n / seconds,
-            "seconds": seconds, "batch_size": args.batch_size, "planes": args.planes, "checkpoint": args.resume,
+            "seconds": seconds, "batch_size": args.batch_size, "planes": args.planes if setting else None,
+            "checkpoint": args.resume,
             "calib_images": len(self.calibration) if spec and spec.adc_range == "calibrated" else None,
             "adc_calib": args.adc_calib if spec and spec.adc_range == "calibrated" else None,
         }
 
 
 def table(rows, of_all):
-    """The result as aligned text. rows: [(title, record), ...]."""
+    """The result as aligned text. rows: [(title, record), ...], that of the software first."""
     header = ["setting", "accuracy %", "difference", "changed", "images/s"]
     lines = [header]
     for title, r in rows:
@@ -267,8 +296,10 @@ def table(rows, of_all):
     text = [line[0].ljust(widths[0]) + "".join("  " + cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
             for line in lines]
     text.insert(1, "-" * len(text[0]))
-    n = rows[0][1]["n_images"]
-    text.append(f"{n} test images" if n == of_all else f"only {n} of {of_all} test images (--limit)")
+    n, planes = rows[-1][1]["n_images"], rows[-1][1]["planes"]
+    text.append((f"{n} test images" if n == of_all else f"only {n} of {of_all} test images (--limit)")
+                + (f"; cells from {planes}" if planes else ""))
+    text.append("changed: images that are classified differently than by the software")
     return "\n".join(text)
 
 
@@ -280,14 +311,16 @@ def plot(rows, path):
 
     curves = {}
     for setting, record in rows:
-        name = str(setting).replace(f"{setting.spec.adc_bits}-bit ADC", "ADC")
+        name = str(setting).replace(f"{setting.spec.adc_bits}-bit ADC, ", "")
         curves.setdefault(name, []).append((setting.spec.adc_bits, record["accuracy"]))
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for name, points in curves.items():
         axes.plot(*zip(*sorted(points)), marker="o", label=name)
     axes.axhline(rows[0][1]["software_accuracy"], color="black", linestyle="--", linewidth=1, label="software")
-    axes.set(xlabel="ADC bits", ylabel="accuracy (%)", title=f"{rows[0][1]['model']}, {rows[0][1]['dataset']}, "
-             f"{rows[0][1]['n_images']} test images")
+    r = rows[0][1]
+    axes.set(xlabel="ADC bits", ylabel="accuracy (%)", title=f"{r['model'].removesuffix('_eval')}, {r['wbit']}-bit weights, "
+             f"{r['abit']}-bit activations: {r['n_images']} test images of {r['dataset']}")
+    axes.title.set_fontsize("medium")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -298,19 +331,22 @@ def plot(rows, path):
 def main(argv=None):
     args, settings, checkpoint = parse(argv)
     device = utils.pick_device(args.ngpu)
-    utils.check_writable(args.save_path)
-    utils.check_writable(args.prob_path)
-    log = utils.get_logger(Path(args.save_path, args.log_file))
-    for handler in log.handlers:  # the package says which engine it took, and why
-        logging.getLogger("models").addHandler(handler)
-    logging.getLogger("models").setLevel(logging.INFO)
-    try:
-        with quant.set_engine(args.engine):
-            run = Evaluation(args, settings, checkpoint, device, log)
-            run.load_data()
-            rows = evaluate(run, settings)
-    except ValueError as error:  # what the package refuses: bits, planes, engines
-        raise UserError(str(error)) from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(quant.set_engine(args.engine))
+            run = Evaluation(args, settings, checkpoint, device)
+        except ValueError as error:  # what the package refuses: engines, planes
+            raise UserError(str(error)) from None
+        for folder in (args.save_path, *([] if args.planes else [args.prob_path])):
+            utils.check_writable(folder)
+        log = utils.get_logger(Path(args.save_path, args.log_file))
+        package_log = logging.getLogger("models")  # says which engine runs, and why
+        package_log.handlers[:] = log.handlers
+        package_log.setLevel(logging.INFO)
+        run.load_data(log)
+        log.info(f"{args.resume}: {args.model.removesuffix('_eval')}, {args.wbit}-bit weights, {args.abit}-bit activations; "
+                 f"{len(run.images)} test images of {args.dataset}; {'CPU' if device.type == 'cpu' else 'GPU'}")
+        rows = evaluate(run, settings, log)
     log.info("\n" + table([(str(setting or "software"), record) for setting, record in rows], run.of_all))
     curves = [(setting, record) for setting, record in rows if setting and setting.spec.adc_range != "ideal"]
     if len({setting.spec.adc_bits for setting, _ in curves}) > 1:
@@ -321,19 +357,27 @@ def main(argv=None):
     return 0
 
 
-def evaluate(run, settings):
+def evaluate(run, settings, log):
     """[(setting or None for software, record), ...]; every record is on the disk as soon as it is known."""
-    facts = utils.machine_info() | {"command": " ".join(sys.argv)}
-    rows = []
-    with open(Path(run.args.save_path, "results.jsonl"), "a") as file:
+    facts = utils.machine_info() | {"command": shlex.join(sys.argv)}
+    path, rows, stored = Path(run.args.save_path, "results.jsonl"), [], set()
+    try:
+        file = open(path, "a")
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
+    with file:
         for setting in [None, *settings]:
-            if setting:
-                run.write_planes(setting.spec.cell_bits)
+            cell_bits = setting and setting.spec.cell_bits
+            if cell_bits and not run.planes and cell_bits not in stored:
+                stored.add(cell_bits)
+                folder = run.write_planes(cell_bits)
+                if folder:
+                    log.info(f"bit-planes of the weights written to {folder}")
             record = run.crossbar(setting) if setting else run.software()
             file.write(json.dumps(record | facts) + "\n")
             file.flush()
             rows.append((setting, record))
-            run.log.info(f"{setting or 'software'}: {record['accuracy']:.2f} %")
+            log.info(f"{setting or 'software'}: {record['accuracy']:.2f} %")
     return rows
 
 

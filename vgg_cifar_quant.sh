@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+[ -x .venv/bin/python ] && PYTHON=${PYTHON:-.venv/bin/python} # what quickstart.sh made
 PYTHON=${PYTHON:-python3}
 
 # network: bits 1 to 8, or 32 to switch a quantizer off

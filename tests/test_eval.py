@@ -1,0 +1,552 @@
+"""eval.py: the table and the files it writes, what the results may depend on, edited planes, bad input, Ctrl-C.
+
+A VGG7 with few layers and channels and random weights stands in for the real one; its arrays are short, so that they are
+several and the ADC matters.
+"""
+
+import functools
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import datasets
+import eval as evaluation
+import models
+import train
+import utils
+from models import vgg
+from models.quant import decompose, engines
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"vgg7": ([16, "M", 24, "M", 40, "M"], 32), "vgg16": ([4, "M", "M", 4, 4, "M"], 8)}
+CROSSBARS = ["features.4", "features.8", "classifier.0", "classifier.3"]
+CONFIG = {"model": "vgg7_quant", "wbit": 4, "abit": 4, "dataset": "digits", "data_path": "./data", "quantize_image": False}
+FAST = ["--ngpu", "0", "--limit", "40", "--calib_images", "20", "--subArray", "16"]
+load_digits = functools.cache(datasets._digits)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def scene(monkeypatch, tmp_path):
+    """Small networks, an empty folder to work in, and a registry that is left as it was."""
+    for name, config in SMALL.items():
+        monkeypatch.setitem(vgg.CONFIGS, name, config)
+    for name in models.names():
+        monkeypatch.setattr(getattr(models, name), "kwargs", dict(getattr(models, name).kwargs))
+    monkeypatch.setattr(datasets, "_digits", load_digits)
+    monkeypatch.setattr(engines, "_announced", set())
+    monkeypatch.chdir(tmp_path)
+
+
+def network(config="vgg7", seed=0, **kwargs):
+    """A training network with random weights whose activations use their range."""
+    torch.manual_seed(seed)
+    net = vgg.VGG(config, alpha_init=2.0, **kwargs)
+    for module in net.modules():
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 4)
+    return net.eval()
+
+
+def save(path, net, more=(), **config):
+    utils.save_checkpoint(path, {"state_dict": net.state_dict(), "config": CONFIG | config, **dict(more)})
+    return str(path)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """In a folder of its own: results go beside it."""
+    (tmp_path / "save").mkdir()
+    return save(tmp_path / "save" / "model_best.pth.tar", network())
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(checkpoint, flags...) evaluates in this process: (records, predictions of each, printed text)."""
+
+    def run(checkpoint, *flags):
+        predictions, record = [], evaluation.Evaluation._record
+
+        def spy(self, setting, predicted, seconds):
+            predictions.append(predicted)
+            return record(self, setting, predicted, seconds)
+
+        monkeypatch.setattr(evaluation.Evaluation, "_record", spy)
+        capsys.readouterr()
+        assert evaluation.main(["--resume", checkpoint, *FAST, *flags]) == 0
+        monkeypatch.setattr(evaluation.Evaluation, "_record", record)
+        return results(Path(checkpoint).parent)[-len(predictions):], predictions, capsys.readouterr().out
+
+    return run
+
+
+def results(folder):
+    text = Path(folder, "results.jsonl").read_text()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def shown_images(count, stats=None):
+    """The images that --limit chooses, ready for a network, and their labels."""
+    data = load_digits()
+    pick = [i * len(data.test_y) // count for i in range(count)]
+    return datasets.normalize(data.test_x[pick], *(stats or (data.mean, data.std))), data.test_y[pick]
+
+
+@torch.no_grad()
+def classes(net, images):
+    return net(images).argmax(1)
+
+
+# ---- table, files ----------------------------------------------------------------------------------------------------
+
+
+def test_table_and_results_of_several_settings(run, checkpoint, tmp_path):
+    records, predictions, text = run(checkpoint, "--cellBit", "1", "3", "--adc_prec", "6", "2")
+    titles = [f"{cell}-bit cells, {bits}-bit ADC, calibrated, rows 16" for cell in (1, 3) for bits in (6, 2)]
+    table = text[text.index("setting"):].splitlines()
+    assert table[0].split() == ["setting", "accuracy", "%", "difference", "changed", "images/s"]
+    assert set(table[1]) == {"-"} and len(set(map(len, table[:7]))) == 1
+    images, labels = shown_images(40)
+    software = 100 * (predictions[0] == labels).double().mean().item()
+    for line, title, record, predicted in zip(table[2:7], ["software", *titles], records, predictions, strict=True):
+        accuracy, changed = 100 * (predicted == labels).double().mean().item(), int((predicted != predictions[0]).sum())
+        assert line.startswith(title + " ")
+        assert line.removeprefix(title).split() == [
+            f"{accuracy:.2f}", f"{accuracy - software:+.2f}", str(changed), f"{record['images_per_s']:.0f}"]
+        assert record["accuracy"] == pytest.approx(accuracy) and record["changed_predictions"] == changed
+        assert record["software_accuracy"] == pytest.approx(software)
+    assert torch.equal(predictions[0], classes(network(), images))  # the network that was trained, computed elsewhere
+    assert len(predictions[0].unique()) > 2 and records[2]["changed_predictions"] > 0  # so this says something
+    assert table[7] == "only 40 of 359 test images (--limit)" and table[8].startswith("changed: ")
+    assert f"results: {tmp_path / 'save' / 'results.jsonl'}" in text
+
+    lines = text.splitlines()
+    assert lines[0] == (f"{checkpoint}: vgg7_quant, 4-bit weights, 4-bit activations; 40 test images of digits; CPU")
+    assert [line for line in lines if line.startswith("engine ")] == ["engine numba: fastest for this device"]
+    assert len(lines) < 25
+    log = (tmp_path / "save" / "eval.log").read_text()
+    assert titles[3] in log and log.count("engine numba") == 1
+
+
+def test_without_limit_all_images_are_evaluated(run, checkpoint):
+    records, predictions, text = run(checkpoint, "--limit", "100000", "--adc_range", "ideal")
+    assert "\n359 test images\n" in text and "only" not in text
+    assert [record["n_images"] for record in records] == [359, 359] == [len(predicted) for predicted in predictions]
+    data = load_digits()
+    assert torch.equal(predictions[0], classes(network(), datasets.normalize(data.test_x, data.mean, data.std)))
+
+
+def test_results_have_all_keys_with_their_types_and_are_appended(run, checkpoint, tmp_path):
+    assert len(run(checkpoint, "--adc_prec", "5")[0]) == 2
+    run(checkpoint, "--adc_range", "dynamic", "ideal", "full", "--cellBit", "2", "--map", "conv", "--mapping", "im2col",
+        "--engine", "reference", "--limit", "4")
+    records = results(tmp_path / "save")
+    assert len(records) == 2 + 4
+    number = (int, float)
+    types = {"model": str, "dataset": str, "wbit": int, "abit": int, "accuracy": number, "software_accuracy": number,
+             "n_images": int, "changed_predictions": int, "images_per_s": number, "seconds": number, "python": str,
+             "torch": str, "cpu": str, "threads": int, "command": str, "checkpoint": str}
+    for record in records:
+        for key, kind in types.items():
+            assert isinstance(record[key], kind) and not isinstance(record[key], bool), key
+        assert record["images_per_s"] == pytest.approx(record["n_images"] / record["seconds"]) and record["seconds"] > 0
+        assert record["checkpoint"] == checkpoint and 0 <= record["accuracy"] <= 100
+    keys = ["cell_bits", "adc_bits", "adc_range", "rows", "mapping", "map", "engine", "calib_images"]
+    assert [[record[key] for key in keys] for record in records] == [
+        [None] * 8,
+        [1, 5, "calibrated", 16, "tap", "all", "numba", 20],
+        [None] * 8,
+        [2, 6, "dynamic", 16, "im2col", "conv", "reference", None],
+        [2, None, "ideal", 16, "im2col", "conv", "reference", None],
+        [2, 6, "full", 16, "im2col", "conv", "reference", None],
+    ]
+
+
+def test_equal_settings_are_evaluated_once(run, checkpoint):
+    records, _, text = run(checkpoint, "--adc_range", "ideal", "calibrated", "--adc_prec", "6", "5", "6")
+    assert [(r["adc_range"], r["adc_bits"]) for r in records[1:]] == [("ideal", None), ("calibrated", 6), ("calibrated", 5)]
+
+
+def test_plot_only_of_several_adc_precisions(run, checkpoint, tmp_path):
+    path = tmp_path / "save" / "accuracy_over_adc_bits.png"
+    text = run(checkpoint, "--adc_range", "full", "ideal", "--cellBit", "1", "2")[2]
+    assert not path.exists() and "plot: " not in text
+    text = run(checkpoint, "--adc_range", "full", "--adc_prec", "2", "4")[2]
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG" and min(image.size) > 400
+    assert f"plot: {path}" in text and not list(path.parent.glob(".*"))
+
+
+def test_folders_of_its_own(run, checkpoint, tmp_path, capsys):
+    evaluation.main(["--resume", checkpoint, *FAST, "--adc_range", "full", "--save_path", "out/a", "--prob_path", "planes",
+                     "--log_file", "b.log"])
+    assert sorted(os.listdir("out/a")) == ["b.log", "results.jsonl"]
+    assert os.listdir("planes") == ["vgg7_quant_eval_w4_c1"] and os.listdir("save") == ["model_best.pth.tar"]
+
+
+# ---- what results depend on ------------------------------------------------------------------------------------------
+
+
+def test_results_depend_neither_on_the_batch_size_nor_on_the_engine(run, checkpoint):
+    flags = ["--limit", "15", "--calib_images", "9", "--cellBit", "1", "3", "--adc_prec", "3", "--reference", "analog",
+             "digital"]
+    keys = ["cell_bits", "reference", "accuracy", "software_accuracy", "changed_predictions"]
+    expected = None
+    for engine, batch_size in (("reference", 64), ("reference", 7), ("numba", 1), ("numba", 7), ("numba", 64)):
+        records, predictions, _ = run(checkpoint, *flags, "--engine", engine, "--batch_size", str(batch_size))
+        assert {record["engine"] for record in records} == {None, engine}
+        result = [[record[key] for key in keys] for record in records], [p.tolist() for p in predictions]
+        expected = expected or result
+        assert result == expected, (engine, batch_size)
+    assert sum(row[-1] > 0 for row in expected[0]) >= 2  # such an ADC changes predictions, so equality says something
+
+
+def test_dynamic_ranges_do_depend_on_the_batch_size(run, checkpoint):
+    """As the help says; and so the test above would see it."""
+    flags = ["--adc_range", "dynamic", "--adc_prec", "3"]
+    small, large = (run(checkpoint, *flags, "--batch_size", size)[1] for size in ("1", "64"))
+    assert torch.equal(small[0], large[0]) and not torch.equal(small[1], large[1])
+
+
+@pytest.mark.parametrize("flags", [
+    ["--adc_range", "ideal", "--cellBit", "1", "4", "--map", "conv", "all"],
+    ["--adc_range", "full", "--adc_prec", "12", "--cellBit", "1", "2", "3", "--mapping", "tap", "im2col"],
+    ["--adc_range", "full", "--adc_prec", "12", "--reference", "digital", "--dac_bits", "1", "2"],
+    ["--adc_range", "full", "--adc_prec", "5", "--reference", "digital"],  # 16 rows of 1-bit cells: 0 to 16
+])
+def test_without_loss_no_prediction_changes(flags, run, checkpoint):
+    records, predictions, _ = run(checkpoint, *flags)
+    assert [record["changed_predictions"] for record in records] == [0] * len(records) and len(records) >= 2
+    assert all(torch.equal(predicted, predictions[0]) for predicted in predictions)
+
+
+def test_too_few_adc_codes_change_predictions(run, checkpoint):
+    records, _, _ = run(checkpoint, "--adc_range", "full", "--adc_prec", "2", "--reference", "digital")
+    assert records[1]["changed_predictions"] > 0
+
+
+def test_images_are_scaled_as_in_training(run, tmp_path):
+    stats = (0.4, 0.1, 0.2), (0.3, 0.2, 0.1)
+    path = save(tmp_path / "c.pth.tar", network(), {"data": {"mean": stats[0], "std": stats[1]}})
+    _, predictions, _ = run(path, "--adc_range", "ideal")
+    expected = classes(network(), shown_images(40, stats)[0])
+    assert torch.equal(predictions[0], expected) and not torch.equal(expected, classes(network(), shown_images(40)[0]))
+
+
+def test_checkpoint_of_the_original_code(run, checkpoint, tmp_path):
+    """{"state_dict": ...} with the prefix of DataParallel, and no settings."""
+    expected = run(checkpoint, "--adc_prec", "3")[1]
+    state = {f"module.{key}": value for key, value in network().state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3, "best_acc": 0.9}, tmp_path / "old.pth.tar")
+    _, predictions, text = run(str(tmp_path / "old.pth.tar"), "--adc_prec", "3")
+    assert "vgg7_quant, 4-bit weights, 4-bit activations; 40 test images of digits" in text
+    assert [p.tolist() for p in predictions] == [p.tolist() for p in expected]
+    # It rounded the image to the activation grid.
+    _, predictions, _ = run(str(tmp_path / "old.pth.tar"), "--adc_range", "ideal", "--quantize_image")
+    rounded = classes(network(quantize_image=True), shown_images(40)[0])
+    assert torch.equal(predictions[0], rounded) and not torch.equal(rounded, expected[0])
+
+
+def test_other_bits_and_another_network(run, tmp_path):
+    path = save(tmp_path / "c.pth.tar", network("vgg16", wbit=3, abit=2), model="vgg16_quant", wbit=3, abit=2)
+    records, predictions, _ = run(path, "--cellBit", "2", "--adc_prec", "12", "--adc_range", "full")
+    assert torch.equal(predictions[0], classes(network("vgg16", wbit=3, abit=2), shown_images(40)[0]))
+    assert (records[1]["model"], records[1]["wbit"], records[1]["abit"]) == ("vgg16_quant_eval", 3, 2)
+    assert records[1]["changed_predictions"] == 0
+
+
+# ---- bit-planes ------------------------------------------------------------------------------------------------------
+
+
+def folder_state(folder):
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path(folder).iterdir()}
+
+
+def test_planes_are_written_reused_and_rebuilt(run, checkpoint, tmp_path):
+    folder = Path("prob/vgg7_quant_eval_w4_c3")
+    text = run(checkpoint, "--cellBit", "3", "--adc_prec", "2", "4", "--map", "conv")[2]
+    assert text.count(f"bit-planes of the weights written to {folder}") == 1
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [entry["layer"] for entry in manifest.values()] == CROSSBARS
+    assert sorted(os.listdir(folder)) == sorted([*(f"bit_levels{i}_ideal.pt" for i in range(4)), "manifest.json"])
+    layers = dict(network().named_modules())
+    for i, name in enumerate(CROSSBARS):
+        weight = layers[name].weight.detach()
+        codes = layers[name].weight_quant.codes(weight if weight.dim() == 4 else weight[:, :, None, None])
+        assert torch.equal(torch.load(folder / f"bit_levels{i}_ideal.pt", weights_only=True), decompose(codes, 4, 3))
+
+    before = folder_state(folder)
+    text = run(checkpoint, "--cellBit", "3", "--adc_prec", "2")[2]
+    assert folder_state(folder) == before and "bit-planes" not in text and "rebuilt" not in text
+
+    other = save(tmp_path / "other.pth.tar", network(seed=1))
+    text = run(other, "--cellBit", "3", "--adc_prec", "2")[2]
+    assert text.count("it is rebuilt") == 4 and text.count("bit-planes of the weights written") == 1
+    assert folder_state(folder)["bit_levels0_ideal.pt"][1] != before["bit_levels0_ideal.pt"][1]
+
+
+@pytest.fixture
+def planes(run, checkpoint):
+    """A copy of the folder that a run wrote, for 2-bit cells."""
+    run(checkpoint, "--cellBit", "2", "--adc_range", "ideal")
+    shutil.copytree("prob/vgg7_quant_eval_w4_c2", "planes")
+    return Path("planes")
+
+
+def test_edited_planes(run, checkpoint, planes):
+    flags = ["--cellBit", "2", "--adc_prec", "4", "3", "--map", "conv", "all"]
+    expected = run(checkpoint, *flags)[1]
+    stored = folder_state("prob/vgg7_quant_eval_w4_c2")
+    records, predictions, text = run(checkpoint, *flags, "--planes", "planes")
+    assert [p.tolist() for p in predictions] == [p.tolist() for p in expected]
+    assert "40 of 359 test images (--limit); cells from planes" in text
+    assert [record["planes"] for record in records] == [None] + ["planes"] * 4
+
+    path = planes / "bit_levels1_ideal.pt"
+    cells = torch.load(path, weights_only=True)
+    torch.save(3 - cells, path)
+    records, predictions, _ = run(checkpoint, *flags, "--planes", "planes")
+    assert torch.equal(predictions[0], expected[0])  # the software keeps the weights of the checkpoint
+    for edited, plain in zip(predictions[1:], expected[1:], strict=True):
+        assert not torch.equal(edited, plain)
+    assert folder_state("prob/vgg7_quant_eval_w4_c2") == stored  # edited cells are not stored as those of the weights
+
+    # The cells of the last layer on crossbars decide: all at their lowest, all classes are equal without the bias.
+    torch.save(cells, path)
+    last = planes / "bit_levels3_ideal.pt"
+    torch.save(torch.zeros_like(torch.load(last, weights_only=True)), last)
+    _, predictions, _ = run(checkpoint, "--cellBit", "2", "--adc_range", "ideal", "--planes", "planes")
+    assert set(predictions[1].tolist()) == {int(network().classifier[-1].bias.argmax())}
+
+
+def test_planes_of_another_precision_and_other_numbers(refused, checkpoint, planes):
+    path = planes / "bit_levels1_ideal.pt"
+    good = torch.load(path, weights_only=True)
+    flags = ["--resume", checkpoint, "--cellBit", "2", "--planes", "planes"]
+    for bad, words in (
+        (good[:1], f"{path} has shape [1, 40, 24, 3, 3]; layer features.8 needs [2, 40, 24, 3, 3]"),
+        (good[:, :, :5], f"{path} has shape"),
+        (good + 1, f"{path}: plane 0 holds cell values from 1 to 4; its cells hold 0 to 3"),
+        (good.float(), f"{path}: cell values are torch.float32"),
+        ([good], f"{path} holds a list, not a tensor"),
+    ):
+        torch.save(bad, path)
+        refused(flags, words)
+    path.write_bytes(path.read_bytes()[:1000])
+    refused(flags, f"{path} cannot be read as a tensor")
+    path.unlink()
+    refused(flags, f"{path} does not exist")
+    refused(["--resume", checkpoint, "--cellBit", "2", "--planes", "nowhere"], "nowhere/bit_levels0_ideal.pt does not exist")
+    refused(["--resume", checkpoint, "--cellBit", "1", "--planes", "planes"], "needs [4, 24, 16, 3, 3]")
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """refused(flags, words...): one line with these words, exit code 2, and nothing was read, evaluated or written."""
+
+    def listing():
+        return sorted((str(path), path.stat().st_mtime_ns) for path in Path().rglob("*"))
+
+    def refused(flags, *words):
+        before = listing()
+        capsys.readouterr()
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+            patch.setattr(datasets, "load", lambda *_: pytest.fail("loaded data"))
+            patch.setattr(evaluation.Evaluation, "predict", lambda *_: pytest.fail("evaluated"))
+            utils.run_main(lambda: evaluation.main([*FAST, *flags]))
+        out, err = capsys.readouterr()
+        assert exit.value.code == 2 and out == ""
+        assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 700
+        for word in words:
+            assert word in err
+        assert listing() == before
+        return err
+
+    return refused
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--cellBit", "0"], "--cellBit: 0 is not a whole number from 1 up"),
+    (["--cellBit", "1", "9"], "--cellBit is 9; allowed are whole numbers from 1 to 4 (the weight bits)"),
+    (["--cellBit", "5"], "--cellBit is 5; allowed are whole numbers from 1 to 4 (the weight bits)"),
+    (["--cellBit", "two"], "--cellBit: two is not"),
+    (["--adc_prec", "0"], "--adc_prec: 0 is not"),
+    (["--adc_prec", "6", "13"], "--adc_prec is 13; allowed are whole numbers from 1 to 12"),
+    (["--subArray", "1025"], "--subArray is 1025; allowed are whole numbers from 1 to 1024"),
+    (["--dac_bits", "5"], "--dac_bits is 5; allowed are whole numbers from 1 to 4 (the activation bits)"),
+    (["--wbit", "9"], "--wbit: 9 is not 1 to 8"),
+    (["--wbit", "2"], "was trained with --wbit 4, not 2"),
+    (["--abit", "8"], "was trained with --abit 4, not 8"),
+    (["--quantize_image"], "was trained with --quantize_image False, not True"),
+    (["--adc_range", "max"], "--adc_range: invalid choice: 'max'"),
+    (["--adc_calib", "best"], "--adc_calib: invalid choice"),
+    (["--limit", "0"], "--limit: 0 is not"),
+    (["--batch_size", "-1"], "--batch_size: -1 is not"),
+    (["--engine", "cuda"], "no engine is named 'cuda'; known are auto, reference, numba, triton"),
+    (["--ngpu", "2"], "several GPUs are not supported"),
+    (["--model", "vgg16_quant_eval"], "is of the model vgg7_quant, not vgg16_quant"),
+    (["--model", "resnet18_quant_eval"], "unknown, choose from vgg16_quant_eval, vgg7_quant_eval"),
+    (["--dataset", "mnist"], "--dataset: invalid choice"),
+    (["--dataset", "cifar100"], "classifier.3.weight [10, 32] instead of [100, 32]"),
+    (["--dataset", "imagefolder", "--data_path", "nowhere"], "--data_path nowhere: imagefolder needs"),
+    (["--save_path", "{checkpoint}/run"], "cannot write to {checkpoint}/run"),
+    (["--prob_path", "{checkpoint}/prob"], "cannot write to {checkpoint}/prob"),
+    (["--planes", "prob", "--cellBit", "1", "2"], "--planes holds cells of one precision: give one --cellBit"),
+    (["--bogus"], "unrecognized arguments: --bogus"),
+])
+def test_bad_flags(flags, words, refused, checkpoint):
+    refused(["--resume", checkpoint, *(flag.format(checkpoint=checkpoint) for flag in flags)],
+            words.format(checkpoint=checkpoint))
+
+
+def test_no_checkpoint(refused, tmp_path):
+    refused([], "required: --resume")
+    refused(["--resume", "no/such/file"], "no/such/file: no such file")
+    refused(["--resume", "."], ".: is a folder")
+
+
+class Mischief:
+    def __reduce__(self):
+        return os.mkdir, ("mischief",)
+
+
+def test_damaged_and_malicious_checkpoints(refused, checkpoint):
+    path = Path(checkpoint)
+    whole = path.read_bytes()
+    for damaged in (whole[:100], whole[:len(whole) // 2], whole[:-10], b"", b"text"):
+        path.write_bytes(damaged)
+        refused(["--resume", checkpoint], f"{checkpoint}: not a readable PyTorch file, refused")
+    with open(path, "wb") as file:
+        pickle.dump({"state_dict": Mischief()}, file)
+    refused(["--resume", checkpoint], "refused")
+    torch.save({"state_dict": Mischief()}, path)
+    refused(["--resume", checkpoint], "it holds more than tensors")
+    assert not Path("mischief").exists()
+    for other in ({"weights": 3}, [torch.zeros(2)], {"state_dict": {"a": 1}}):
+        torch.save(other, path)
+        refused(["--resume", checkpoint], "not a checkpoint of a model")
+
+
+def test_keys_that_do_not_fit_are_named(refused, checkpoint):
+    state = network().state_dict()
+    del state["features.8.weight"], state["classifier.3.act_quant.act_alpha"]
+    torch.save({"state_dict": state | {"features.99.weight": torch.zeros(1)}}, checkpoint)
+    refused(["--resume", checkpoint], f"{checkpoint} does not fit the model: missing: features.8.weight, "
+            "classifier.3.act_quant.act_alpha; unexpected: features.99.weight")
+    torch.save({"state_dict": network("vgg16").state_dict()}, checkpoint)  # of another model that does not say so
+    refused(["--resume", checkpoint], "missing: features.4.", "unexpected: features.", " more; ",
+            "of another shape: features.0.weight [4, 3, 3, 3] instead of [16, 3, 3, 3]")
+
+
+@pytest.mark.parametrize("config, words", [
+    ({"model": "resnet20_quant"}, "resnet20_quant_eval: unknown, choose from vgg16_quant_eval, vgg7_quant_eval"),
+    ({"wbit": 32}, "has --wbit 32: crossbars hold quantized weights and inputs, 1 to 8 bits"),
+    ({"abit": 32}, "has --abit 32"),
+    ({"wbit": 99}, "w_bits is 99; allowed are whole numbers from 1 to 8"),
+    ({"dataset": "mnist"}, "was trained on mnist: choose --dataset digits, cifar10, cifar100, imagefolder"),
+])
+def test_checkpoints_that_crossbars_cannot_run(config, words, refused, checkpoint):
+    save(checkpoint, network(), **config)
+    refused(["--resume", checkpoint], words)
+
+
+def test_a_checkpoint_without_clipping_levels_cannot_run(refused, checkpoint):
+    torch.save({"state_dict": network(wbit=32, abit=32).state_dict()}, checkpoint)
+    refused(["--resume", checkpoint], "missing: features.4.act_quant.act_alpha")
+
+
+def test_reads_with_too_many_values_to_calibrate_on(refused, tmp_path):
+    path = save(tmp_path / "c.pth.tar", network(wbit=8, abit=8), wbit=8, abit=8)
+    flags = ["--resume", path, "--map", "all", "--mapping", "im2col", "--subArray", "1024", "--dac_bits", "8", "--cellBit", "8"]
+    refused(flags, "possible values, too many to calibrate on; take --adc_range full, or less of --subArray")
+
+
+def test_results_that_cannot_be_written(checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "save" / "results.jsonl").mkdir()
+    monkeypatch.setattr(evaluation.Evaluation, "predict", lambda *_: pytest.fail("evaluated"))
+    with pytest.raises(utils.UserError, match="cannot write to .*results.jsonl: Is a directory"):
+        evaluation.main(["--resume", checkpoint, *FAST])
+
+
+# ---- in a process of its own -----------------------------------------------------------------------------------------
+
+
+def start(*flags):
+    code = f"import models.vgg, eval, utils; models.vgg.CONFIGS.update({SMALL!r}); utils.run_main(eval.main)"
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return subprocess.Popen([sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+
+
+def test_triton_without_a_gpu(checkpoint):
+    out, err = (process := start("--resume", checkpoint, *FAST, "--engine", "triton")).communicate(timeout=60)
+    assert process.returncode == 2 and out == ""
+    assert err.startswith("error: engine triton cannot run") and err.count("\n") == 1
+    assert os.listdir("save") == ["model_best.pth.tar"] and not Path("prob").exists()
+
+
+def test_ctrl_c_leaves_complete_lines(checkpoint):
+    process = start("--resume", checkpoint, "--ngpu", "0", "--engine", "reference", "--adc_range", "full", "--limit",
+                    "100", "--adc_prec", *map(str, range(1, 13)), "--cellBit", "1", "2", "3")
+    path, deadline = Path("save/results.jsonl"), time.monotonic() + 60
+    while not (path.exists() and path.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and err == "interrupted\n", err
+    records = results("save")
+    assert 2 <= len(records) < 37 and "setting" not in out
+    assert [record["adc_bits"] for record in records[:2]] == [None, 1]
+    assert not list(Path().rglob("*.tmp"))
+
+
+# ---- vgg_cifar_eval.sh -----------------------------------------------------------------------------------------------
+
+
+def script_flags(name, *flags):
+    """What a script calls: the folder it calls from, and the arguments."""
+    stub = Path("python stub")
+    stub.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    done = subprocess.run(["bash", str(ROOT / name), *flags], capture_output=True, text=True, check=True,
+                          env=os.environ | {"PYTHON": str(stub.resolve())})
+    folder, program, *arguments = done.stdout.splitlines()
+    assert Path(folder) == ROOT and done.stderr == ""
+    return program, arguments
+
+
+def test_script_evaluates_what_the_training_script_writes():
+    program, flags = script_flags("vgg_cifar_eval.sh")
+    args = evaluation.build_parser().parse_args(flags)
+    trainer, train_flags = script_flags("vgg_cifar_quant.sh")
+    trained = train.parse(train_flags)[0]
+    assert (program, trainer) == ("eval.py", "train.py")
+    assert args.resume == f"{trained.save_path}/{train.BEST}"
+    assert (args.dataset, args.data_path) == (trained.dataset, trained.data_path) == ("cifar10", "./data")
+    assert (args.cellBit, args.adc_prec, args.subArray, args.engine) == ([1, 2], [6], [128], "auto")
+
+
+def test_flags_given_to_the_script_win():
+    given = ["--cellBit", "3", "4", "--resume", "a folder/c.pth.tar", "--limit", "5", "--engine", "numba"]
+    _, flags = script_flags("vgg_cifar_eval.sh", *given)
+    args = evaluation.build_parser().parse_args(flags)
+    assert flags[-len(given):] == given
+    assert (args.cellBit, args.resume, args.limit, args.engine) == ([3, 4], "a folder/c.pth.tar", 5, "numba")
