@@ -111,7 +111,7 @@ def _scale(acc, scale, out):
 def act_codes(x, alpha, levels):
     """`quantizers.act_codes` as uint8: x, float32 NHWC; alpha, float32 scalar tensor."""
     set_threads()
-    x = x.contiguous()
+    x = x.detach().contiguous()
     out = torch.empty(x.shape, dtype=torch.uint8)
     _codes(x.view(-1).numpy(), np.float32(alpha), np.float32(levels / alpha), out.view(-1).numpy())
     return out

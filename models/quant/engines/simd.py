@@ -216,4 +216,7 @@ def aligned(size, like):
 
 def set_threads():
     """Give Numba as many threads as PyTorch uses."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != threads:  # Numba's first call sets the number for all users of the same OpenMP library
+        torch.set_num_threads(threads)
