@@ -332,6 +332,19 @@ def test_auto_falls_back_and_says_why(monkeypatch):
     assert module.__name__.endswith("reference") and "no library" in reason
 
 
+@pytest.mark.skipif("numba" not in NAMES, reason="the numba engine is not there")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pytorch_keeps_its_number_of_threads(threads):
+    """Numba's first parallel call may set the number for all users of one OpenMP library; a fresh process sees it."""
+    program = (f"import torch, models.quant as q\n"
+               f"torch.set_num_threads({threads})\n"
+               "q.set_engine('numba')\n"
+               "q.QLinearDoreFa(4, 2, spec=q.CrossbarSpec(adc_range='full', adc_bits=2))(torch.ones(1, 4))\n"
+               "print(torch.get_num_threads())")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(threads)
+
+
 def test_forced_triton_without_a_gpu_says_why():
     """In a process of its own: other tests may have switched Triton's interpreter on."""
     program = ("import torch, models.quant as q\n"
