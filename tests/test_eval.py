@@ -67,7 +67,7 @@ def save(path, net, more=(), **config):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """In a folder of its own: results go beside it."""
+    """A checkpoint in a folder of its own, where the results go."""
     (tmp_path / "save").mkdir()
     return save(tmp_path / "save" / "model_best.pth.tar", network())
 
@@ -134,11 +134,12 @@ def test_table_and_results_of_several_settings(run, checkpoint, tmp_path):
     assert f"results: {tmp_path / 'save' / 'results.jsonl'}" in text
 
     lines = text.splitlines()
-    assert lines[0] == (f"{checkpoint}: vgg7_quant, 4-bit weights, 4-bit activations; 40 test images of digits; CPU")
-    assert [line for line in lines if line.startswith("engine ")] == ["engine numba: fastest for this device"]
-    assert len(lines) < 25
+    assert lines[0] == f"{checkpoint}: vgg7_quant, 4-bit weights, 4-bit activations; 40 test images of digits; CPU"
+    said = [line for line in lines if line.startswith("engine ")]
+    assert said[0] == "engine numba: fastest for this device"  # once, not for every layer and setting
+    assert len(set(said)) == len(said) <= 2 and len(lines) < 25
     log = (tmp_path / "save" / "eval.log").read_text()
-    assert titles[3] in log and log.count("engine numba") == 1
+    assert titles[3] in log and log.count("engine numba") == len(said)
 
 
 def test_without_limit_all_images_are_evaluated(run, checkpoint):
@@ -333,7 +334,7 @@ def test_edited_planes(run, checkpoint, planes):
     assert set(predictions[1].tolist()) == {int(network().classifier[-1].bias.argmax())}
 
 
-def test_planes_of_another_precision_and_other_numbers(refused, checkpoint, planes):
+def test_planes_that_are_no_planes_of_this_network(refused, checkpoint, planes):
     path = planes / "bit_levels1_ideal.pt"
     good = torch.load(path, weights_only=True)
     flags = ["--resume", checkpoint, "--cellBit", "2", "--planes", "planes"]
@@ -373,7 +374,7 @@ def refused(monkeypatch, capsys):
             utils.run_main(lambda: evaluation.main([*FAST, *flags]))
         out, err = capsys.readouterr()
         assert exit.value.code == 2 and out == ""
-        assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 700
+        assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 1000
         for word in words:
             assert word in err
         assert listing() == before
@@ -451,7 +452,7 @@ def test_keys_that_do_not_fit_are_named(refused, checkpoint):
     refused(["--resume", checkpoint], f"{checkpoint} does not fit the model: missing: features.8.weight, "
             "classifier.3.act_quant.act_alpha; unexpected: features.99.weight")
     torch.save({"state_dict": network("vgg16").state_dict()}, checkpoint)  # of another model that does not say so
-    refused(["--resume", checkpoint], "missing: features.4.", "unexpected: features.", " more; ",
+    refused(["--resume", checkpoint], "missing: features.4.", "unexpected: features.", "and 12 more",
             "of another shape: features.0.weight [4, 3, 3, 3] instead of [16, 3, 3, 3]")
 
 
