@@ -1,0 +1,128 @@
+"""The vector type of the CPU kernels: every operation against NumPy, and that the machine's vector registers are used."""
+
+import llvmlite.binding
+import numpy as np
+import pytest
+from numba import njit
+
+from models.quant.engines import simd
+
+LANES = simd.LANES
+
+
+def words(seed):
+    return np.random.default_rng(seed).integers(0, 2**16, LANES).astype(np.uint16)
+
+
+def signed(x):
+    return x.view(np.int16).astype(np.int64)
+
+
+def wrap(x):
+    return (np.asarray(x, dtype=np.int64) & 0xFFFF).astype(np.uint16)
+
+
+SHIFTS = np.arange(LANES, dtype=np.uint16) % 16
+BINARY = {
+    "and": (lambda a, b: a & b, lambda a, b: a & b),
+    "or": (lambda a, b: a | b, lambda a, b: a | b),
+    "xor": (lambda a, b: a ^ b, lambda a, b: a ^ b),
+    "add": (lambda a, b: a + b, lambda a, b: wrap(a.astype(int) + b)),
+    "sub": (lambda a, b: a - b, lambda a, b: wrap(a.astype(int) - b)),
+    "mul": (lambda a, b: a * b, lambda a, b: wrap(a.astype(np.int64) * b)),
+    "vmin": (lambda a, b: simd.vmin(a, b), lambda a, b: wrap(np.minimum(signed(a), signed(b)))),
+    "vmax": (lambda a, b: simd.vmax(a, b), lambda a, b: wrap(np.maximum(signed(a), signed(b)))),
+    "mulhi": (lambda a, b: simd.mulhi(a, b), lambda a, b: wrap(signed(a) * signed(b) >> 16)),
+}
+SHIFTED = {
+    "shl": (lambda a, b: a << b, lambda a, b: wrap(a.astype(np.int64) << b)),
+    "shr": (lambda a, b: a >> b, lambda a, b: a >> b),
+    "sar": (lambda a, b: simd.sar(a, b), lambda a, b: wrap(signed(a) >> b)),
+}
+
+
+@pytest.mark.parametrize("name", [*BINARY, *SHIFTED])
+def test_operation_equals_numpy(name):
+    operation, expected = (BINARY | SHIFTED)[name]
+    compiled = njit(operation)
+
+    @njit
+    def kernel(a, b, out):
+        simd.store(out.ctypes.data, 0, compiled(simd.load(a.ctypes.data, 0), simd.load(b.ctypes.data, 0)))
+
+    a, b, out = words(1), SHIFTS.copy() if name in SHIFTED else words(2), np.zeros(LANES, np.uint16)
+    kernel(a, b, out)
+    assert np.array_equal(out, expected(a, b))
+
+
+def test_majority_is_the_carry_of_a_full_adder():
+    @njit
+    def kernel(a, b, c, out):
+        x, y, z = simd.load(a.ctypes.data, 0), simd.load(b.ctypes.data, 0), simd.load(c.ctypes.data, 0)
+        simd.store(out.ctypes.data, 0, simd.majority(x, y, z))
+
+    a, b, c, out = words(1), words(2), words(3), np.zeros(LANES, np.uint16)
+    kernel(a, b, c, out)
+    bits = [(x[:, None] >> np.arange(16)) & 1 for x in (a, b, c, out)]
+    assert np.array_equal(bits[3], (bits[0] + bits[1] + bits[2]) >> 1)
+
+
+@pytest.mark.parametrize("value", [-1, 0, 7, -32768, 65535 + 12])
+def test_splat_takes_the_low_16_bits(value):
+    @njit
+    def kernel(value, out):
+        simd.store(out.ctypes.data, 0, simd.splat(value))
+
+    out = np.zeros(LANES, np.uint16)
+    kernel(value, out)
+    assert (out == value % 2**16).all()
+
+
+def test_wide_addition_extends_by_sign_or_by_zero():
+    @njit
+    def kernel(a, plus, zeros):
+        simd.add_signed(plus.ctypes.data, 0, simd.load(a.ctypes.data, 0), 3)
+        simd.add_unsigned(zeros.ctypes.data, 0, simd.load(a.ctypes.data, 0), 3)
+
+    a, start = words(4), np.arange(LANES, dtype=np.int32)
+    plus, zeros = start.copy(), start.copy()
+    kernel(a, plus, zeros)
+    assert np.array_equal(plus, start + (signed(a) << 3))
+    assert np.array_equal(zeros, start + (a.astype(np.int64) << 3))
+
+
+def test_bits_of_bytes_and_their_positions():
+    @njit
+    def kernel(codes, bit):
+        return simd.bit_of_bytes(codes.ctypes.data, 0, bit)
+
+    @njit
+    def position(bits):
+        return simd.trailing_zeros(bits)
+
+    codes = np.random.default_rng(5).integers(0, 256, LANES).astype(np.uint8)
+    for bit in range(8):
+        assert kernel(codes, bit) == sum(int(code >> bit & 1) << i for i, code in enumerate(codes))
+    assert [position(np.uint32(1 << i)) for i in range(32)] == list(range(32))
+
+
+def test_bit_length():
+    @njit
+    def kernel(value):
+        return simd.bit_length(value)
+
+    for value in (0, 1, 2, 3, 255, 256, 2**40):
+        assert kernel(value) == value.bit_length()
+
+
+@pytest.mark.skipif(not llvmlite.binding.get_host_cpu_features().get("avx512bw"), reason="the processor has no AVX-512")
+def test_avx512_registers_and_instructions_are_used():
+    @njit
+    def kernel(a, b, c, out):
+        x, y, z = simd.load(a.ctypes.data, 0), simd.load(b.ctypes.data, 0), simd.load(c.ctypes.data, 0)
+        simd.store(out.ctypes.data, 0, simd.majority(x, y, z))
+        simd.store(out.ctypes.data, LANES, simd.mulhi(x, y) + z)
+
+    kernel(words(1), words(2), words(3), np.zeros(2 * LANES, np.uint16))
+    code = "\n".join(kernel.inspect_asm().values())
+    assert "zmm" in code and "vpternlog" in code and "vpmulhw" in code
