@@ -22,7 +22,6 @@ import torch
 import utils
 from loop_and_convolve import convolution
 from models import quant
-from models.quant import engines
 
 W_BITS = A_BITS = 4
 ADC_BITS = 6

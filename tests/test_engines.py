@@ -68,7 +68,7 @@ def test_dynamic_adc(engine, case):
 
 
 @given(case=cases(adc_ranges=["ideal"]))
-@settings(max_examples=60)
+@settings(max_examples=150)
 def test_ideal(engine, case):
     check(engine, case)
 
@@ -330,6 +330,22 @@ def test_auto_falls_back_and_says_why(monkeypatch):
     monkeypatch.setattr(engines, "load", missing)
     module, reason = engines.choose("auto", layer_case(CrossbarSpec()).layer(), CPU)
     assert module.__name__.endswith("reference") and "no library" in reason
+
+
+def test_number_of_threads_may_change_between_calls(engine):
+    """Up and down, with one tall image whose rows the threads share."""
+    cases = {kind: layer_case(CrossbarSpec(rows=16, adc_range=kind), channels=9, out=5, size=(40, 2), images=1,
+                              kernel=(1, 1)) for kind in ("dynamic", "calibrated")}
+    case = cases["calibrated"]
+    counts = oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice)
+    try:
+        for threads in (1, 2, 1, 2):
+            torch.set_num_threads(threads)
+            for each in cases.values():
+                check(engine, each)
+            assert_same(engine.histogram(engine.prepare(case.layer()), case.input()).numpy(), counts)
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.skipif("numba" not in NAMES, reason="the numba engine is not there")
