@@ -29,7 +29,7 @@ class IntegerConvolution:
                      and accumulator_dtype(layer) == torch.int32 and torch.backends.mkldnn.is_available())
         self.float32 = bound < 2**24
         if self.int8:
-            self.weight = (2 * layer.w_rows[0].int() - offset).to(torch.int8)
+            self.weight = (2 * layer.w_rows[0].int() - offset).to(torch.int8).contiguous()
         elif self.float32:
             weight = 2 * layer.w_codes.float() - offset
             self.weight = weight.contiguous(memory_format=torch.channels_last)
@@ -54,4 +54,5 @@ class IntegerConvolution:
         size = (height - dy * (kh - 1) - 1) // sy + 1, (width - dx * (kw - 1) - 1) // sx + 1
         image, row, pixel, _ = x.stride()
         patches = x.as_strided((n, *size, kh, kw, channels), (image, sy * row, sx * pixel, dy * row, dx * pixel, 1))
-        return torch._int_mm(patches.reshape(-1, kh * kw * channels), self.weight).view(n, *size, -1)
+        rows = patches.reshape(-1, kh * kw * channels).contiguous()  # rows that overlap in memory are no matrix for it
+        return torch._int_mm(rows, self.weight).view(n, *size, -1)

@@ -85,6 +85,7 @@ def accumulate(prepared, a_codes):
     layer = prepared.layer
     if layer.spec.adc_range == "ideal":
         return prepared.convolution(a_codes)[None]
+    set_threads()  # before anything is sized by their number
     reads = prepared.reads
     height, width = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
     dynamic = layer.spec.adc_range == "dynamic"
@@ -367,7 +368,6 @@ def _items(images, height):
 
 def _run(reads, table, a_codes, height, width, op, exact, *, constant=None, out=None, extremes=None, counts=None,
          u_min=0):
-    set_threads()
     constant = np.zeros(reads.shape.groups, np.int64) if constant is None else constant
     out = np.empty((0, 0, 0, 0, 0), np.int32) if out is None else out
     extremes = np.empty((0, 0, 0, 0, 0, 0), np.int64) if extremes is None else extremes
