@@ -77,9 +77,11 @@ def run(monkeypatch, capsys):
     """run(checkpoint, flags...) evaluates in this process: (records, predictions of each, printed text)."""
 
     def run(checkpoint, *flags):
-        predictions, record = [], evaluation.Evaluation._record
+        predictions, record, folder = [], evaluation.Evaluation._record, Path(checkpoint).parent
+        before = len(results(folder))
 
         def spy(self, setting, predicted, seconds):
+            assert len(results(folder)) == before + len(predictions)  # the others are in the file already
             predictions.append(predicted)
             return record(self, setting, predicted, seconds)
 
@@ -87,14 +89,15 @@ def run(monkeypatch, capsys):
         capsys.readouterr()
         assert evaluation.main(["--resume", checkpoint, *FAST, *flags]) == 0
         monkeypatch.setattr(evaluation.Evaluation, "_record", record)
-        return results(Path(checkpoint).parent)[-len(predictions):], predictions, capsys.readouterr().out
+        return results(folder)[before:], predictions, capsys.readouterr().out
 
     return run
 
 
 def results(folder):
-    text = Path(folder, "results.jsonl").read_text()
-    assert text.endswith("\n")
+    path = Path(folder, "results.jsonl")
+    text = path.read_text() if path.exists() else ""
+    assert text == "" or text.endswith("\n")
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -152,8 +155,9 @@ def test_without_limit_all_images_are_evaluated(run, checkpoint):
 
 def test_results_have_all_keys_with_their_types_and_are_appended(run, checkpoint, tmp_path):
     assert len(run(checkpoint, "--adc_prec", "5")[0]) == 2
-    run(checkpoint, "--adc_range", "dynamic", "ideal", "full", "--cellBit", "2", "--map", "conv", "--mapping", "im2col",
-        "--engine", "reference", "--limit", "4")
+    text = run(checkpoint, "--adc_range", "dynamic", "ideal", "full", "--cellBit", "2", "--map", "conv", "--mapping",
+               "im2col", "--engine", "reference", "--limit", "4")[2]
+    assert "engine reference: asked for\n" in text and "numba" not in text
     records = results(tmp_path / "save")
     assert len(records) == 2 + 4
     number = (int, float)
@@ -238,6 +242,30 @@ def test_without_loss_no_prediction_changes(flags, run, checkpoint):
 def test_too_few_adc_codes_change_predictions(run, checkpoint):
     records, _, _ = run(checkpoint, "--adc_range", "full", "--adc_prec", "2", "--reference", "digital")
     assert records[1]["changed_predictions"] > 0
+
+
+def test_map_conv_keeps_linear_layers_off_the_crossbars(run, checkpoint):
+    """With the cells of the linear layers away from their weights only the one that uses them differs."""
+    run(checkpoint, "--adc_range", "ideal")
+    shutil.copytree("prob/vgg7_quant_eval_w4_c1", "planes")
+    path = Path("planes/bit_levels2_ideal.pt")
+    torch.save(1 - torch.load(path, weights_only=True), path)
+    records, (software, conv, everything), _ = run(checkpoint, "--adc_range", "ideal", "--map", "conv", "all", "--planes",
+                                                   "planes")
+    assert torch.equal(conv, software) and not torch.equal(everything, software)
+    assert [record["map"] for record in records] == [None, "conv", "all"]
+
+
+def test_ranges_in_the_checkpoint_are_not_used(run, checkpoint):
+    """They are of the hardware that the network was on then: other cells, more layers."""
+    flags = ["--adc_prec", "3", "--cellBit", "2", "--map", "conv", "all"]
+    expected = run(checkpoint, *flags)[1]
+    net = network()
+    ranges = {f"{name}.{key}": value for name in CROSSBARS
+              for key, value in (("adc_delta", torch.full((4,), 9.0).double()), ("adc_q_min", torch.zeros(4).long()))}
+    utils.save_checkpoint(checkpoint, {"state_dict": net.state_dict() | ranges, "config": CONFIG})
+    predictions = run(checkpoint, *flags)[1]
+    assert [p.tolist() for p in predictions] == [p.tolist() for p in expected]
 
 
 def test_images_are_scaled_as_in_training(run, tmp_path):
@@ -325,6 +353,13 @@ def test_edited_planes(run, checkpoint, planes):
     for edited, plain in zip(predictions[1:], expected[1:], strict=True):
         assert not torch.equal(edited, plain)
     assert folder_state("prob/vgg7_quant_eval_w4_c2") == stored  # edited cells are not stored as those of the weights
+
+    # Nor is a folder repaired whose planes are to be evaluated as they are.
+    stored = Path("prob/vgg7_quant_eval_w4_c2")
+    shutil.copy(path, stored)
+    before = folder_state(stored)
+    again = run(checkpoint, *flags, "--planes", str(stored))[1]
+    assert folder_state(stored) == before and [p.tolist() for p in again] == [p.tolist() for p in predictions]
 
     # The cells of the last layer on crossbars decide: all at their lowest, all classes are equal without the bias.
     torch.save(cells, path)
