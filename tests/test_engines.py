@@ -192,6 +192,24 @@ def test_reads_around_16_bits(engine, rows, cell_bits, dac_bits, reference, adc_
         check(engine, case)
 
 
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("rows, cell_bits, dac_bits", [
+    (254, 1, 1), (256, 1, 1), (260, 1, 1), (300, 1, 1), (510, 1, 1), (86, 2, 1), (120, 2, 1), (37, 3, 1), (60, 3, 2),
+    (2, 1, 8), (18, 1, 4), (2, 7, 2)])
+def test_large_reads_that_differ_little(engine, rows, cell_bits, dac_bits, reference, adc_range):
+    """Nearly all inputs and cells at their largest: reads beyond 2^8 within a span far below it."""
+    spec = CrossbarSpec(cell_bits, dac_bits, cell_bits, 5, rows, "tap", reference, dac_bits, adc_range)
+    case = layer_case(spec, channels=rows, out=70, kernel=(1, 1), size=(3, 2), images=1)
+    rng = np.random.default_rng(0)
+    for codes in (case.a_codes, case.w_codes):
+        few = rng.random(codes.shape) < 0.03
+        codes[:] = np.where(few, codes, codes.max())
+    for delta, q_min in ((0.5, -16), (rows * (2**dac_bits - 1) * (2**cell_bits - 1) / 31, 0), (7.0, -1)):
+        case.delta, case.q_min = [delta], [q_min]
+        check(engine, case)
+
+
 @pytest.mark.parametrize("arrays, adc_bits", [(520, 6), (521, 6), (128, 8), (129, 8), (130, 8), (2050, 4), (2200, 4)])
 @pytest.mark.parametrize("weight", [0, 1])
 def test_sums_of_codes_around_16_bits(engine, arrays, adc_bits, weight):
