@@ -120,10 +120,11 @@ def test_one_bit_less_is_not_lossless():
 
 @pytest.mark.parametrize("adc_range", ["calibrated", "full", "dynamic"])
 @pytest.mark.parametrize("reference", ["analog", "digital"])
-def test_layer_output_is_the_scaled_sum_of_the_oracle(reference, adc_range):
+@pytest.mark.parametrize("dac_bits", [1, 3])
+def test_layer_output_is_the_scaled_sum_of_the_oracle(reference, adc_range, dac_bits):
     """A coarse ADC with different steps in its slices: `y = s_a s_w 2 sum_k delta_k sum q` less the reference."""
     torch.manual_seed(0)
-    spec = CrossbarSpec(4, 4, 3, 4, 16, reference=reference, adc_range=adc_range)
+    spec = CrossbarSpec(4, 4, 3, 4, 16, reference=reference, adc_range=adc_range, dac_bits=dac_bits)
     layer = Qconv2dDoreFa(20, 6, 3, padding=1, spec=spec, alpha_init=1.0)
     layer.set_ranges([(2.3, -6 if reference == "analog" else 0), (0.9, -7 if reference == "analog" else 0)])
     mapped = layer.mapped()
