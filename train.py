@@ -213,7 +213,7 @@ def build_optimizer(net, args):
     groups = [{"params": weights, "lr": args.lr, "initial_lr": args.lr, "weight_decay": args.wd}]
     if alphas:
         groups.append({"params": alphas, "lr": args.alpha_lr, "initial_lr": args.alpha_lr, "weight_decay": args.alpha_wd})
-    return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum, nesterov=args.momentum > 0)
+    return torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum, nesterov=args.momentum > 0, fused=True)
 
 
 def alpha_penalty(net, a_lambda):
@@ -416,6 +416,7 @@ class Run:
 
 def main(argv=None):
     args, checkpoint = parse(argv)
+    utils.keep_freed_memory()
     device = utils.pick_device(args.ngpu)
     num_classes = datasets.num_classes(args.dataset, args.data_path)
     torch.backends.cudnn.benchmark = True  # all batches have one shape: let cuDNN try its algorithms once
