@@ -22,6 +22,7 @@ class VGG(nn.Module):
         num_classes: width of the output.
         wbit, abit: weight and activation bits, 1..8, 32 for off.
         alpha_init: first PACT clipping level of every layer.
+        wq: weight quantizer, "dorefa" or "sawb".
         quantize_image: round the image to the activation grid.
         spec: a `CrossbarSpec` puts layers on crossbars (inference); None gives the training network.
         map: with `spec`, "all" puts every layer but the first on crossbars, "conv" the convolutions only.
@@ -29,26 +30,27 @@ class VGG(nn.Module):
     Input `[N, 3, 32, 32]`, output `[N, num_classes]`.
     """
 
-    def __init__(self, config="vgg7", num_classes=10, wbit=4, abit=4, alpha_init=10.0, quantize_image=False,
-                 spec=None, map="all"):
+    def __init__(self, config="vgg7", num_classes=10, wbit=4, abit=4, alpha_init=10.0, wq="dorefa",
+                 quantize_image=False, spec=None, map="all"):
         super().__init__()
         if map not in MAPS:
             raise ValueError(f"map is {map!r}; allowed are {', '.join(MAPS)}")
         if spec is not None and (spec.w_bits, spec.a_bits) != (wbit, abit):
             raise ValueError(f"the spec has {spec.w_bits}-bit weights and {spec.a_bits}-bit activations, "
                              f"the network wbit={wbit}, abit={abit}; make them equal")
-        bits = dict(wbit=wbit, abit=abit, alpha_init=alpha_init)
+        options = dict(alpha_init=alpha_init, wq=wq)
+        bits = dict(wbit=wbit, abit=abit, **options)
 
         def conv(c_in, c_out):
             if c_in == 3:
                 return Qconv2d(3, c_out, 3, padding=1, bias=False, image=True, quantize_image=quantize_image, **bits)
             if spec is not None:
-                return Qconv2dDoreFa(c_in, c_out, 3, padding=1, bias=False, spec=spec, alpha_init=alpha_init)
+                return Qconv2dDoreFa(c_in, c_out, 3, padding=1, bias=False, spec=spec, **options)
             return Qconv2d(c_in, c_out, 3, padding=1, bias=False, **bits)
 
         def linear(n_in, n_out, out_scale=1.0):
             if spec is not None and map == "all":
-                return QLinearDoreFa(n_in, n_out, spec=spec, alpha_init=alpha_init, out_scale=out_scale)
+                return QLinearDoreFa(n_in, n_out, spec=spec, out_scale=out_scale, **options)
             return QLinear(n_in, n_out, out_scale=out_scale, **bits)
 
         plan, hidden = CONFIGS[config]
@@ -65,7 +67,8 @@ class VGG(nn.Module):
             linear(channels * side * side, hidden),
             nn.BatchNorm1d(hidden),
             nn.ReLU(inplace=True),
-            linear(hidden, num_classes, 1.0 if wbit == 32 else 1 / math.sqrt(hidden)),
+            # No batch norm follows: DoReFa's levels reach +-1 whatever the weights, so raw logits would be far too large.
+            linear(hidden, num_classes, 1 / math.sqrt(hidden) if wbit < 32 and wq == "dorefa" else 1.0),
         )
 
     def forward(self, x):

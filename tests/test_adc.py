@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.quant import CrossbarSpec, Qconv2dDoreFa, adc
@@ -99,13 +99,101 @@ def test_full_range_follows_the_bits_of_each_slice_and_the_fullest_array():
     assert layer.adc_delta.tolist() == pytest.approx([36 * 3.5 / 7, 36 * 0.5 / 7], abs=2e-6)
 
 
+def mapped(adc_bits, cell_bits=1, rows=20, channels=20, **options):
+    """A layer of one slice for each bit and four digits; its reads reach from -rows to rows."""
+    return Qconv2dDoreFa(channels, 4, 1, spec=CrossbarSpec(cell_bits=cell_bits, adc_bits=adc_bits, rows=rows, **options)).mapped(
+        "ideal")
+
+
 def test_minmax_takes_the_extremes_of_all_digits_and_slices():
-    counts = np.zeros((2, 3, 41), np.int64)  # u = -20 .. 20
+    layer = mapped(3)
+    counts = np.zeros((4, 4, 41), np.int64)  # u = -20 .. 20
     counts[0, 0, 20] = 1000
     counts[1, 2, 7] = 1  # u = -13
     counts[0, 1, 29] = 1  # u = 9
-    ranges = adc.minmax_ranges(counts, -20, 0.5, 3)
-    assert len(ranges) == 3 and len(set(ranges)) == 1
+    ranges = adc.calibrated_ranges(counts, layer, "minmax", "layer")
+    assert len(ranges) == 4 and len(set(ranges)) == 1
     assert ranges[0] == adc.covering_range(-6.5, 4.5, 0.5, 3)
     assert ranges[0] == (pytest.approx(6.5 / 4), -4)
-    assert adc.minmax_ranges(np.zeros((1, 2, 5)), -2, 1.0, 3) == [(1.0, 0)] * 2
+    assert adc.calibrated_ranges(np.zeros((4, 4, 41)), layer, "minmax", "layer") == [(0.5, 0)] * 4
+    each = adc.calibrated_ranges(counts, layer, "minmax", "slice")
+    assert each == [(0.5, 0), (pytest.approx(4.5 / 7, abs=2e-6), 0), (pytest.approx(6.5 / 7, abs=2e-6), -7), (0.5, 0)]
+
+
+def test_percentile_leaves_out_the_outer_thousandth():
+    """10,000 reads within +-2, none of the 8 beyond counts; zeros do not dilute them."""
+    counts = np.zeros((4, 4, 41), np.int64)
+    counts[:, 0, 20] = 10**6
+    counts[0, 0, 16], counts[0, 0, 24] = 5000, 5000
+    counts[0, 0, 2], counts[0, 0, 39] = 4, 4
+    ranges = adc.calibrated_ranges(counts, mapped(2), "percentile", "layer")
+    assert ranges == [adc.covering_range(-2, 2, 0.5, 2)] * 4
+    counts[0, 0, 2], counts[0, 0, 39] = 400, 400
+    assert adc.calibrated_ranges(counts, mapped(2), "percentile", "layer")[0] == adc.covering_range(-9, 9.5, 0.5, 2)
+
+
+def test_spacing_of_reads_that_are_whole_numbers():
+    """Where every read seen is a whole number, a step of 1 is exact with half as many codes."""
+    counts = np.zeros((4, 4, 41), np.int64)
+    counts[:, 0, 10:31:2] = 5  # v = -5 .. 5
+    for rule in adc.RULES:
+        assert adc.calibrated_ranges(counts, mapped(4), rule, "slice")[0][0] == 1
+
+
+@st.composite
+def histograms(draw):
+    """Few bell-shaped reads, in four digits of four slices; every digit and slice counts equally many."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    u = np.arange(-20, 21)
+    shape = np.exp(-0.5 * ((u - rng.normal(0, 2)) / rng.uniform(0.5, 9)) ** 2)
+    return np.array([[rng.multinomial(draw(st.sampled_from([3, 40, 1000])), shape / shape.sum()) for _ in range(4)]
+                     for _ in range(4)])
+
+
+def cost(counts, layer, delta, q_min, adc_bits):
+    """Expected squared error of an output divided by the arrays, from its definition, in plain loops."""
+    total, bias = 0.0, 0.0
+    reads = counts[0, 0].sum()
+    for z, k, i in np.argwhere(counts):
+        v = (i - 20) / 2
+        q = min(max(round(Fraction(v) / Fraction(delta)), q_min), q_min + 2**adc_bits - 1)
+        error = (delta * q - v) * counts[z, k, i] / reads
+        total += 4.0 ** (z + k) * (delta * q - v) ** 2 * counts[z, k, i] / reads
+        bias += 2.0 ** (z + k) * error
+    return total + len(layer.arrays) * bias**2
+
+
+@settings(max_examples=15, deadline=None)
+@given(counts=histograms(), adc_bits=st.integers(1, 4), arrays=st.sampled_from([1, 9]))
+def test_mse_is_no_worse_than_any_range_of_a_fine_grid(counts, adc_bits, arrays):
+    counts = counts * (counts[0, 0].sum() // np.maximum(counts.sum(2, keepdims=True), 1))  # equal totals
+    layer = mapped(adc_bits, channels=20 * arrays)
+    (delta, q_min), = set(adc.calibrated_ranges(counts, layer, "mse", "layer"))
+    assert delta * 2**20 % 1 == 0 and -(2**adc_bits) < q_min <= 0
+    found = cost(counts, layer, delta, q_min, adc_bits)
+    reads = adc.Reads(counts, [0, 1, 2, 3], layer)
+    assert reads.cost(delta, q_min, adc_bits) == pytest.approx(found, abs=1e-9)
+    grid = np.arange(1, 11 * 64) / 64
+    best = min(reads.cost(step, -m, adc_bits) for step in grid for m in range(2**adc_bits))
+    assert found <= best * (1 + 1e-9) + 1e-9
+
+
+def test_mse_of_a_hand_made_histogram():
+    """Two codes beside zero: v = +-1 as often as can be, and one rare 3. The far read is worth a bit of clipping."""
+    counts = np.zeros((4, 4, 41), np.int64)
+    counts[0, 0, [18, 22]] = 1000, 1000
+    layer = mapped(2)
+    assert adc.calibrated_ranges(counts, layer, "mse", "slice")[0][0] == 1  # exact
+    counts[0, 0, 26] = 1
+    delta, q_min = adc.calibrated_ranges(counts, layer, "mse", "slice")[0]
+    assert delta == pytest.approx(1, abs=0.01) and q_min == -1  # codes -1 .. 2: 3 becomes 2
+    counts[0, 0, 26] = 10**6
+    delta, q_min = adc.calibrated_ranges(counts, layer, "mse", "slice")[0]
+    assert delta * (q_min + 3) == pytest.approx(3, abs=0.01)
+
+
+def test_mse_says_when_it_would_take_too_long():
+    layer = mapped(12, cell_bits=4, rows=1024, channels=1024, dac_bits=4)
+    counts = np.ones((1, 1, layer.u_span[1] - layer.u_span[0] + 1))
+    with pytest.raises(ValueError, match="too many for the rule mse; take minmax"):
+        adc.calibrated_ranges(counts, layer, "mse", "slice")

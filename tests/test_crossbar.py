@@ -245,7 +245,7 @@ def test_after_minmax_nothing_clips_and_nothing_smaller_covers(reference, adc_bi
     spec = CrossbarSpec(cell_bits=cell_bits, adc_bits=adc_bits, rows=32, reference=reference)
     model = network(spec)
     batches = [images(2, 1), images(3, 2)]
-    histograms = calibrate(model, batches)
+    histograms = calibrate(model, batches, "minmax", "layer")
     assert set(histograms) == {"0", "4"} == {name for name, _ in crossbar_layers(model)}
     unit = 0.5 if reference == "analog" else 1.0
     for name, layer in crossbar_layers(model):
@@ -490,7 +490,7 @@ def test_input_in_any_memory_format_and_type():
 def test_histogram_too_large_to_hold_is_refused():
     spec = CrossbarSpec(8, 8, 8, 12, 1024, dac_bits=8)
     with pytest.raises(ValueError, match="too many for a histogram; take fewer rows"):
-        QLinearDoreFa(1024, 2, spec=spec).histogram(torch.rand(1, 1024))
+        QLinearDoreFa(1024, 2, spec=spec).counter(torch.device("cpu"))
 
 
 def test_reference_adc_and_table_agree():

@@ -1,4 +1,4 @@
-"""Inference layers on crossbars, and the calls that set the ranges and the engine of a whole network."""
+"""Layers on crossbars, and the calls that set the ranges and the engine of a whole network."""
 
 import contextlib
 from dataclasses import replace
@@ -11,13 +11,29 @@ from .layers import Qconv2d, QLinear
 from .mapping import CrossbarSpec, Geometry, MappedLayer
 from .quantizers import act_codes
 
+RANGE_BUFFERS = ("adc_delta", "adc_q_min")  # what the keys of calibrated ranges end in
+
 _engine = "auto"
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The simulated output forward, the gradient of the quantized one backward: straight through the ADC."""
+
+    @staticmethod
+    def forward(ctx, quantized, simulated):
+        ctx.dtype = quantized.dtype
+        return simulated
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to(ctx.dtype), None
 
 
 class _Crossbar:
     """What both layers share: the spec, the ADC ranges as buffers, the mapped weights, the scaling.
 
-    `y = s_a s_w sum A (2 W - L) + bias`, the sum taken by an engine read by read.
+    `y = s_a s_w sum A (2 W - L) + bias`, the sum taken by an engine read by read. In training mode the gradient is that
+    of the quantized layer without arrays: straight through the ADC.
     """
 
     def _init_crossbar(self, spec):
@@ -80,6 +96,17 @@ class _Crossbar:
                              f"for zero, whose lowest code lies between {lowest} and 0; calibrate again")
 
     def forward(self, x):
+        if not (self.training and torch.is_grad_enabled()):
+            return self.simulate(x)
+        quantized = super().forward(x)
+        with torch.no_grad():
+            simulated = self.simulate(x)
+        if quantized.dtype.itemsize < 4:  # autocast: what follows runs in half precision
+            simulated = simulated.to(quantized.dtype)
+        return _StraightThrough.apply(quantized, simulated)
+
+    def simulate(self, x):
+        """The layer's output as the arrays give it; no gradient."""
         codes = self.a_codes(x)
         engine, layer, prepared, scale = self._prepare(x.device)
         acc, values = engine.accumulate(prepared, codes), engines.value(layer)
@@ -87,6 +114,8 @@ class _Crossbar:
             # In float64 the sum is exact wherever the ADC is, so that a lossless ADC equals the integer convolution.
             total = sum(plane.double() * value for plane, value in zip(acc, values)) - _reference_sum(layer, codes)
             y = total.float() * scale.float()
+        elif len(values) > 1 and acc.device.type == "cpu" and acc.dtype == torch.int32:
+            y = fused_cpu.combine(acc, values, scale.float())
         elif len(values) > 1:
             y = sum(plane.double() * value for plane, value in zip(acc, values)).float() * scale.float()
         elif acc.device.type == "cpu" and acc.dtype == torch.int32:
@@ -100,21 +129,22 @@ class _Crossbar:
 
     def a_codes(self, x):
         """Activation codes of the layer's input, uint8 NHWC."""
-        x, alpha, levels = self._input(x).permute(0, 2, 3, 1), self.act_quant.act_alpha.detach(), self.act_quant.levels
-        if x.device.type == "cpu" and x.dtype == torch.float32:
+        x = self._input(x.detach().float()).permute(0, 2, 3, 1)
+        alpha, levels = self.act_quant.act_alpha.detach(), self.act_quant.levels
+        if x.device.type == "cpu":
             return fused_cpu.act_codes(x, alpha, levels)
         return act_codes(x, alpha, levels).to(torch.uint8).contiguous()
 
-    def histogram(self, x):
-        """Exact counts of the read values for input `x`; see `engines`."""
-        with torch.no_grad():
-            layer = self.mapped("ideal")
-            low, high = layer.u_span
-            if high - low >= engines.MAX_BINS:
-                raise ValueError(f"{high - low + 1} possible read values are too many for a histogram; take fewer rows, "
-                                 "cell bits or dac bits, or adc_range full")
-            engine, _ = engines.choose(_engine, layer, x.device)
-            return engine.histogram(engine.prepare(layer), self.a_codes(x))
+    def counter(self, device):
+        """`f(x)` that returns the exact counts of the read values for inputs `x`; see `engines`."""
+        layer = self.mapped("ideal")
+        low, high = layer.u_span
+        if high - low >= engines.MAX_BINS:
+            raise ValueError(f"{high - low + 1} possible read values are too many for a histogram; take fewer rows, "
+                             "cell bits or dac bits, or adc_range full")
+        engine, _ = engines.choose(_engine, layer, device)
+        prepared = engine.prepare(layer)
+        return lambda x: engine.histogram(prepared, self.a_codes(x))
 
     def _prepare(self, device):
         """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused."""
@@ -126,7 +156,7 @@ class _Crossbar:
                 layer = self.mapped("ideal")
                 reason += ", one integer convolution where the ADC changes no read"
             engines.announce(engine, reason)
-            scale = self.act_quant.act_alpha.detach().double() / self.act_quant.levels / self.weight_quant.levels
+            scale = self.act_quant.act_alpha.detach().double() / self.act_quant.levels * self.weight_quant.step
             self._prepared = key, (engine, layer, engine.prepare(layer), scale * self.out_scale)
         return self._prepared[1]
 
@@ -141,7 +171,7 @@ class _Crossbar:
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        for name in ("adc_delta", "adc_q_min"):  # ranges take the length that the checkpoint's slices have
+        for name in RANGE_BUFFERS:  # ranges take the length that the checkpoint's slices have
             stored = state_dict.get(prefix + name)
             if stored is not None and len(stored) == len(self.spec.slice_bits):
                 setattr(self, name, torch.empty_like(stored, device=getattr(self, name).device))
@@ -152,16 +182,16 @@ class _Crossbar:
 class Qconv2dDoreFa(_Crossbar, Qconv2d):
     """A convolution on crossbars: any kernel, stride, padding (numbers, pairs, 'same'), dilation, groups, bias.
 
-    Args: those of `nn.Conv2d`; `spec`, a `CrossbarSpec`; `alpha_init`, PACT clipping level.
+    Args: those of `nn.Conv2d`; `spec`, a `CrossbarSpec`; `alpha_init`, PACT clipping level; `wq`, weight quantizer.
     Buffers: `adc_delta` (float64) and `adc_q_min` (int64), `[slices]`.
     Shapes: `[N, in, H, W]` to `[N, out, H', W']` (channels last in memory).
     Raises: ValueError at the first call with adc_range "calibrated" and no ranges.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-                 spec=CrossbarSpec(), alpha_init=10.0):
+                 spec=CrossbarSpec(), alpha_init=10.0, wq="dorefa"):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-                         wbit=spec.w_bits, abit=spec.a_bits, alpha_init=alpha_init)
+                         wbit=spec.w_bits, abit=spec.a_bits, alpha_init=alpha_init, wq=wq)
         self._init_crossbar(spec)
 
     def _geometry(self):
@@ -184,9 +214,10 @@ class QLinearDoreFa(_Crossbar, QLinear):
     Shapes: `[N, in]` to `[N, out]`.
     """
 
-    def __init__(self, in_features, out_features, bias=True, spec=CrossbarSpec(), alpha_init=10.0, out_scale=1.0):
+    def __init__(self, in_features, out_features, bias=True, spec=CrossbarSpec(), alpha_init=10.0, wq="dorefa",
+                 out_scale=1.0):
         super().__init__(in_features, out_features, bias, wbit=spec.w_bits, abit=spec.a_bits, alpha_init=alpha_init,
-                         out_scale=out_scale)
+                         wq=wq, out_scale=out_scale)
         self._init_crossbar(spec)
 
     def _geometry(self):
@@ -248,33 +279,42 @@ class set_engine:
         _engine = self._before
 
 
+@contextlib.contextmanager
+def without_adc(model):
+    """Within the block `model` is in evaluation mode and its crossbar layers have no ADC; then everything is as before."""
+    layers = crossbar_layers(model)
+    before = [(layer.spec, layer.adc_delta, layer.adc_q_min) for _, layer in layers]
+    training = model.training
+    model.eval()
+    try:
+        for _, layer in layers:
+            layer.set_spec(replace(layer.spec, adc_range="ideal"))
+        yield
+    finally:
+        for (_, layer), (spec, delta, q_min) in zip(layers, before):
+            layer.set_spec(spec)
+            layer.adc_delta, layer.adc_q_min = delta, q_min
+        model.train(training)
+
+
 def collect_histograms(model, batches):
     """Exact histograms of every crossbar layer's read values, the network running without ADC.
 
     Args: batches, an iterable of inputs `[N, 3, H, W]` on the model's device.
     Returns: `{layer name: int64 array [digits, slices, u]}`.
     """
-    layers = dict(crossbar_layers(model))
-    histograms = {}
-    specs = {name: layer.spec for name, layer in layers.items()}
-    ranges = {name: (layer.adc_delta, layer.adc_q_min) for name, layer in layers.items()}
+    layers, counters, histograms = crossbar_layers(model), {}, {}
 
     def count(name):
         def hook(layer, inputs):
-            counts = layer.histogram(inputs[0]).cpu().numpy()
-            histograms[name] = counts + histograms.get(name, 0)
+            if name not in counters:
+                counters[name] = layer.counter(inputs[0].device)
+            histograms[name] = counters[name](inputs[0]).cpu().numpy() + histograms.get(name, 0)
         return hook
 
-    def restore(name):
-        layers[name].set_spec(specs[name])
-        layers[name].adc_delta, layers[name].adc_q_min = ranges[name]
-
-    with contextlib.ExitStack() as stack, torch.no_grad():  # whatever happens, the network is left as it was
-        stack.callback(model.train, model.training)
-        model.eval()
-        for name, layer in layers.items():
-            stack.callback(restore, name)
-            layer.set_spec(replace(layer.spec, adc_range="ideal"))
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        stack.enter_context(without_adc(model))
+        for name, layer in layers:
             stack.callback(layer.register_forward_pre_hook(count(name)).remove)
         for batch in batches:
             model(batch)
@@ -283,20 +323,22 @@ def collect_histograms(model, batches):
     return histograms
 
 
-def calibrate(model, batches, rule="minmax", histograms=None):
+def calibrate(model, batches, rule="mse", per="slice", histograms=None):
     """Choose and freeze the ADC ranges of every crossbar layer.
 
     Args:
         batches: iterable of training inputs; None where `histograms` are given.
         rule: a key of `adc.RULES`.
+        per: "layer", one range for all slices, or "slice".
         histograms: result of `collect_histograms` for the same weights, rows, mapping, cells and reference.
     Returns: the histograms.
     """
     if rule not in adc.RULES:
         raise ValueError(f"no calibration rule is named {rule!r}; known are {', '.join(adc.RULES)}")
+    if per not in adc.PER:
+        raise ValueError(f"ranges per {per!r} are not known; take {' or '.join(adc.PER)}")
     if histograms is None:
         histograms = collect_histograms(model, batches)
     for name, layer in crossbar_layers(model):
-        low, _ = layer.mapped("ideal").u_span
-        layer.set_ranges(adc.RULES[rule](histograms[name], low, layer.spec.unit, layer.spec.adc_bits))
+        layer.set_ranges(adc.calibrated_ranges(histograms[name], layer.mapped("ideal"), rule, per))
     return histograms

@@ -1,14 +1,14 @@
 """Training layers: convolution and linear layer with quantized weights and activations.
 
-`y = s_a s_w sum A (2 W - (2^w - 1)) + bias` with `s_a = alpha / (2^a - 1)`, `s_w = 1 / (2^w - 1)`: the operation runs
-on integer codes and is scaled once.
+`y = s_a s_w sum A (2 W - L) + bias` with `s_a = alpha / (2^a - 1)` and L, s_w those of the weight quantizer (DoReFa:
+`2^w - 1` and `1 / (2^w - 1)`): the operation runs on integer codes and is scaled once.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .quantizers import AQ, WQ
+from .quantizers import AQ, WEIGHT_QUANTIZERS
 
 
 class _Quantized:
@@ -18,8 +18,10 @@ class _Quantized:
     `quantize_image` is rounded to the activation grid.
     """
 
-    def _init_quantizers(self, wbit, abit, alpha_init, image=False, quantize_image=False, out_scale=1.0):
-        self.weight_quant = WQ(wbit)
+    def _init_quantizers(self, wbit, abit, alpha_init, wq="dorefa", image=False, quantize_image=False, out_scale=1.0):
+        if wq not in WEIGHT_QUANTIZERS:
+            raise ValueError(f"no weight quantizer is named {wq!r}; known are {', '.join(WEIGHT_QUANTIZERS)}")
+        self.weight_quant = WEIGHT_QUANTIZERS[wq](wbit)
         self.act_quant = AQ(abit, alpha_init)
         self.image, self.quantize_image, self.out_scale = image, quantize_image, out_scale
 
@@ -32,7 +34,7 @@ class _Quantized:
         weight = self.weight
         if self.weight_quant.on:
             weight = self.weight_quant.integers(weight)
-            scale = scale / self.weight_quant.levels
+            scale = scale * self.weight_quant.step
         return x, weight, scale
 
     def _finish(self, y, scale):
@@ -55,33 +57,33 @@ class _Quantized:
 
 
 class Qconv2d(_Quantized, nn.Conv2d):
-    """`nn.Conv2d` with a DoReFa weight (`wbit` bits) and a PACT input (`abit` bits); 32 bits switch either off.
+    """`nn.Conv2d` with a quantized weight (`wbit` bits) and a PACT input (`abit` bits); 32 bits switch either off.
 
-    Args beyond those of `nn.Conv2d`: `alpha_init`, first clipping level; `image`, the input is the picture;
-    `quantize_image`, round the picture to the activation grid, clamped above only.
+    Args beyond those of `nn.Conv2d`: `alpha_init`, first clipping level; `wq`, weight quantizer, a key of
+    `WEIGHT_QUANTIZERS`; `image`, the input is the picture; `quantize_image`, round the picture to the activation grid, clamped above only.
     Shapes: `[N, in, H, W]` to `[N, out, H', W']`.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-                 wbit=4, abit=4, alpha_init=10.0, image=False, quantize_image=False):
+                 wbit=4, abit=4, alpha_init=10.0, wq="dorefa", image=False, quantize_image=False):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        self._init_quantizers(wbit, abit, alpha_init, image, quantize_image)
+        self._init_quantizers(wbit, abit, alpha_init, wq, image, quantize_image)
 
     def _operation(self, x, weight):
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
 
 class QLinear(_Quantized, nn.Linear):
-    """`nn.Linear` with a DoReFa weight and a PACT input; see `Qconv2d`.
+    """`nn.Linear` with a quantized weight and a PACT input; see `Qconv2d`.
 
     `out_scale` multiplies the result. A last layer with no batch norm behind it needs it: DoReFa levels reach +-1, so
     raw logits would be tens of times too large.
     Shapes: `[N, in]` to `[N, out]`.
     """
 
-    def __init__(self, in_features, out_features, bias=True, wbit=4, abit=4, alpha_init=10.0, out_scale=1.0):
+    def __init__(self, in_features, out_features, bias=True, wbit=4, abit=4, alpha_init=10.0, wq="dorefa", out_scale=1.0):
         super().__init__(in_features, out_features, bias)
-        self._init_quantizers(wbit, abit, alpha_init, out_scale=out_scale)
+        self._init_quantizers(wbit, abit, alpha_init, wq, out_scale=out_scale)
 
     def _operation(self, x, weight):
         return F.linear(x, weight)

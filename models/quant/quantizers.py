@@ -1,4 +1,4 @@
-"""Quantizers: PACT for activations (`AQ`), DoReFa for weights (`WQ`).
+"""Quantizers: PACT for activations (`AQ`), DoReFa (`WQ`) or SAWB for weights.
 
 Both work on integer codes. A training layer convolves the codes and scales the result once, so bfloat16 loses
 nothing: odd integers up to 255 and codes up to 255 are exact in its 8-bit significand.
@@ -90,6 +90,20 @@ class AQ(nn.Module):
         """Value of code 1, `alpha / (2^a - 1)`; no gradient, since that of alpha flows through the codes."""
         return self.act_alpha.detach() / self.levels
 
+    @torch.no_grad()
+    def fit(self, x):
+        """Set `alpha` to the clipping level of least squared error on the values `x >= 0`, to a hundredth of their maximum.
+
+        For a network trained without quantizers, whose activations say nothing of a clipping level.
+        """
+        x = x.float().clamp_min(0).flatten()
+        largest = x.max()
+        if largest == 0:
+            return
+        candidates = largest * torch.arange(1, 101, device=x.device) / 100
+        errors = [(act_codes(x, alpha, self.levels) * (alpha / self.levels) - x).square().sum() for alpha in candidates]
+        self.act_alpha.copy_(candidates[torch.stack(errors).argmin()])
+
     def codes(self, x):
         """Codes of `x` as floating-point integers, with the PACT gradient."""
         return _PactCodes.apply(x, self.act_alpha, self.levels)
@@ -106,11 +120,11 @@ class AQ(nn.Module):
         return f"abit={self.abit}"
 
 
-class WQ(nn.Module):
-    """DoReFa weight quantizer (Zhou et al., arXiv 1606.06160, section 2.3).
+class _WeightQuantizer(nn.Module):
+    """What weight quantizers share: `W = round(position)`, `x_q = step (2 W - L)`, straight-through on the rounding.
 
-    `t = tanh(x)`, `u = t / (2 max|t|) + 1/2`, `W = round((2^w - 1) u)`, `x_q = (2 W - (2^w - 1)) / (2^w - 1)`.
-    The gradient is straight-through on the rounding; the maximum is a constant. Zero is not a level.
+    A quantizer says where a weight lies on the code axis (`_position`), which level stands for zero
+    (`reference_twice`, `zero_twice`: L, twice that level) and what one is worth (`step`).
 
     Args:
         wbit: bits w, 1..8; 32 passes the weight through.
@@ -127,8 +141,41 @@ class WQ(nn.Module):
 
     @property
     def levels(self):
-        """Largest code, 2^w - 1."""
+        """Largest code that the bits hold, 2^w - 1."""
         return 2**self.wbit - 1
+
+    def integers(self, x):
+        """`2 W - L = x_q / step` as floating-point integers, with the straight-through gradient."""
+        position = self._position(x)
+        codes = position + (position.round() - position).detach()
+        return 2 * codes - self.zero_twice
+
+    @torch.no_grad()
+    def codes(self, x):
+        """Weight codes W, uint8, 0..2^w - 1."""
+        return self._position(x).round().to(torch.uint8)
+
+    def forward(self, x):
+        return self.integers(x) * self.step if self.on else x
+
+    def extra_repr(self):
+        return f"wbit={self.wbit}"
+
+
+class WQ(_WeightQuantizer):
+    """DoReFa weight quantizer (Zhou et al., arXiv 1606.06160, section 2.3).
+
+    `t = tanh(x)`, `u = t / (2 max|t|) + 1/2`, `W = round((2^w - 1) u)`, `x_q = (2 W - (2^w - 1)) / (2^w - 1)`.
+    The maximum is a constant for the gradient. Zero is not a level.
+    """
+
+    @property
+    def zero_twice(self):
+        return self.levels
+
+    @property
+    def step(self):
+        return 1 / self.levels
 
     def _position(self, x):
         """`(2^w - 1) u`: where each weight lies on the code axis, before rounding."""
@@ -136,24 +183,69 @@ class WQ(nn.Module):
         largest = t.detach().abs().max().clamp_min(torch.finfo(t.dtype).tiny)
         return self.levels * (t / (2 * largest) + 0.5)
 
-    def integers(self, x):
-        """`2 W - (2^w - 1)` = `(2^w - 1) x_q`, odd integers as floats, with the straight-through gradient."""
-        position = self._position(x)
-        codes = position + (position.round() - position).detach()
-        return 2 * codes - self.levels
-
-    @torch.no_grad()
-    def codes(self, x):
-        """Weight codes W, uint8, 0..2^w - 1."""
-        return self._position(x).round().to(torch.uint8)
+    def weights(self, codes):
+        """A weight tensor with these codes, which hold 0 or 2^w - 1 somewhere as those of every tensor do."""
+        return torch.atanh((2 * codes.float() - self.levels) / (2 * self.levels))
 
     @staticmethod
     def reference_twice(slice_bits):
         """`2 r_k` for each slice: twice the level that stands for zero. DoReFa: `r_k = (2^b_k - 1) / 2`."""
         return tuple(2**bits - 1 for bits in slice_bits)
 
-    def forward(self, x):
-        return self.integers(x) / self.levels if self.on else x
 
-    def extra_repr(self):
-        return f"wbit={self.wbit}"
+class SAWB(_WeightQuantizer):
+    """Statistics-aware weight binning (Choi et al., "Accurate and Efficient 2-bit Quantized Neural Networks", SysML 2019).
+
+    `clip = c_1 sqrt(mean x^2) - c_2 mean |x|`, close to the clipping level of least squared error for bell-shaped
+    weights; `W = round(m clip(x, -clip, clip) / clip) + m` with `m = 2^(w-1) - 1`, `x_q = clip (W - m) / m`: codes
+    0..2^w - 2, m is an exact zero. The gradient passes where `|x| < clip`, which is a constant for it.
+
+    The level comes from the weights in training; the last one is kept in the buffer `clip` for inference.
+
+    Args: wbit, 2..8, or 32.
+    """
+
+    # (c_1, c_2) for 2^w - 1 levels. 2, 4, 7 and 8 bits: as IBM's FMS Model Optimizer has them (codes 103, 403, 703, 803);
+    # 3, 5 and 6: fitted as in the paper's section 3 to the best levels of its six distributions.
+    COEFFICIENTS = {2: (2.6, 1.71), 3: (6.92, 6.28), 4: (12.035, 12.03), 5: (17.36, 18.33), 6: (24.03, 26.23),
+                    7: (28.24, 30.81), 8: (31.76, 35.04)}
+
+    def __init__(self, wbit=4):
+        super().__init__(wbit)
+        if self.on:
+            if wbit not in self.COEFFICIENTS:
+                raise ValueError(f"wbit is {wbit}; SAWB has codes around an exact zero and needs 2 to 8 bits")
+            self.register_buffer("clip", torch.zeros(()))
+
+    @property
+    def zero_twice(self):
+        return 2**self.wbit - 2
+
+    @property
+    def step(self):
+        return self.clip / self.zero_twice
+
+    def _position(self, x):
+        if self.training or self.clip == 0:
+            c1, c2 = self.COEFFICIENTS[self.wbit]
+            w = x.detach().float()
+            clip = c1 * w.square().mean().sqrt() - c2 * w.abs().mean()
+            # The formula leaves the range of the weights where they are few or far from bell-shaped.
+            self.clip = torch.minimum(clip.abs(), w.abs().max()).clamp_min(torch.finfo(torch.float32).tiny)
+        middle = self.zero_twice / 2
+        return torch.clamp(x * (middle / self.clip), -middle, middle) + middle
+
+    def weights(self, codes):
+        """A weight tensor with these codes for the kept `clip`."""
+        return (codes.float() * 2 - self.zero_twice) * self.step
+
+    def reference_twice(self, slice_bits):
+        """`2 r_k` for each slice: cells that hold the digits of the code m."""
+        m, result = self.zero_twice // 2, []
+        for bits in slice_bits:
+            result.append(2 * (m % 2**bits))
+            m >>= bits
+        return tuple(result)
+
+
+WEIGHT_QUANTIZERS = {"dorefa": WQ, "sawb": SAWB}

@@ -25,10 +25,9 @@ from numba import njit, prange
 from numba.core import event
 
 from .. import adc
-from ..bitplanes import decompose
 from . import accumulator_dtype
 from .integer_cpu import IntegerConvolution
-from .simd import (LANES, add_signed, add_unsigned, aligned, bit_length, bit_of_bytes, int64_at, load, majority, mulhi,
+from .simd import (LANES, add_ones, add_signed, add_unsigned, aligned, bit_length, bit_of_bytes, int64_at, load, majority, mulhi,
                    put_int64, put_uint32, sar, set_threads, splat, store, trailing_zeros, uint32_at, vmax, vmin)
 
 log = logging.getLogger(__name__)
@@ -50,19 +49,20 @@ event.register("numba:compile", _SayCompiling())
 BLOCK = 512  # columns of a block
 STATIC, DYNAMIC, RANGES, HISTOGRAM = range(4)  # what becomes of a read
 MAX_PLANES = 32
+MOST_LEAVES = 2**11  # largest read whose values are counted 512 columns at a time: a vector for each value
 
 # A layer as the kernel sees it: numbers in `Shape`, tables in `Plan`.
 Shape = namedtuple("Shape", """blocks slice_vectors out_channels channels groups slots stride_y stride_x pad_top pad_left
     reach_y input_bits cell_bits dac_bits slices read_scale steps passes packed""")
 Plan = namedtuple("Plan", """weights array_base plane_stride segments segment_start intervals digit_start
-    reference step_of_slice runs run_start merged merged_start""")
+    reference step_of_slice runs run_start run_columns merged merged_start""")
 TAP_Y, TAP_X, INTERVAL, ROW = range(4)  # of a segment: consecutive channels of one tap that an array holds
 FIRST, LAST, SLOT = range(3)  # of a channel interval [first, last), whose active rows are listed from `slot` on
 PAIR, PAIR_END, SLICE = range(3)  # of a run: vector pairs of one block that belong to one slice
 
 # What the hot functions see of `Plan`, `Adc` and the buffers of one work item: addresses (see `simd`), one number.
 Addresses = namedtuple("Addresses", """weights lists ones row_at row_count planes bytes sums acc lows highs
-    segments segment_start intervals n_intervals runs merged reference step_of_slice forms limits""")
+    segments segment_start intervals n_intervals runs run_columns merged reference step_of_slice forms limits leaves""")
 
 # The ADC. `forms` is [group, array, digit, slice, field] (1, 1, 1 where static), `limits` [slice, field].
 Adc = namedtuple("Adc", "forms limits delta unit q_max")
@@ -102,13 +102,15 @@ def accumulate(prepared, a_codes):
 
 
 def histogram(prepared, a_codes):
-    layer, reads = prepared.layer, prepared.reads
+    layer, reads = prepared.layer, prepared.counting
     low, high = layer.u_span
     set_threads()
-    counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), reads.shape.slices, high - low + 1), np.int64)
+    exact = reads.largest >= MOST_LEAVES
+    counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), reads.shape.slices, high - low + 1,
+                       1 if exact else 8), np.int64)
     size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-    _run(reads, reads.static, a_codes, *size, HISTOGRAM, True, counts=counts, u_min=low)
-    return torch.from_numpy(counts.sum(axis=0))
+    _run(reads, reads.static, a_codes, *size, HISTOGRAM, exact, counts=counts, u_min=low)
+    return torch.from_numpy(counts.sum(axis=(0, 4)))
 
 
 # ---- preparation: everything that depends on the weights and the ADC alone ----------------------------------------
@@ -125,6 +127,11 @@ class _Prepared:
         return _Reads(self.layer)
 
     @functools.cached_property
+    def counting(self):
+        """Reads whose bit planes hold whole values, not the bits of a cell side by side."""
+        return self.reads if self.reads.shape.packed == 1 else _Reads(self.layer, side_by_side=False)
+
+    @functools.cached_property
     def convolution(self):
         return IntegerConvolution(self.layer)
 
@@ -132,10 +139,10 @@ class _Prepared:
 class _Reads:
     """The bit planes of a layer's weights and the fixed-point forms of its ADC."""
 
-    def __init__(self, layer):
+    def __init__(self, layer, side_by_side=True):
         spec = layer.spec
         self.layer = layer
-        self.shape, self.plan = _plan(layer)
+        self.shape, self.plan = _plan(layer, side_by_side)
         self.largest = max(stop - start for start, stop in layer.arrays) * (2 ** max(spec.digit_bits) - 1) * (
             2 ** max(spec.slice_bits) - 1)
         self.narrow = self.largest < 2**15  # a read fits in a signed lane
@@ -152,27 +159,13 @@ class _Reads:
         if spec.adc_range not in ("calibrated", "full") or exact:
             return table, True
         for k in range(slices):
-            u = np.arange(layer.u_range(k)[0], layer.u_range(k)[1] + 1)
-            codes = adc.transfer(u, spec.unit, table.delta[k], int(table.limits[k, Q_MIN]), spec.adc_bits)
-            # Beyond [first, last] all codes are the lowest or the highest: reads that 16 bits do not hold are clipped
-            # to it first, one step to spare, since P moves u by two.
-            first = int(u[np.flatnonzero(codes == codes[0])[-1]])
-            last = int(u[np.flatnonzero(codes == codes[-1])[0]]) if codes[0] != codes[-1] else first
-            bounds = int(table.limits[k, Q_MIN]), int(table.limits[k, Q_MIN]) + table.q_max
-            for domain in ((-240, 240), (first - 1, last + 1)):
-                inside = u[(u >= domain[0]) & (u <= domain[1])]
-                form = None
-                if domain[0] < first and domain[1] > last:
-                    form = fixed_point(inside, codes[inside - u[0]], spec.unit / table.delta[k], bounds, self.top_shift)
-                if form:
-                    break
-            if form is None or len(layer.arrays) * np.abs(codes).max() >= 2**15:
+            form = _static_form(*layer.u_range(k), spec.unit, float(table.delta[k]), int(table.limits[k, Q_MIN]), spec.adc_bits,
+                                self.top_shift)
+            if form is None or len(layer.arrays) * form.largest >= 2**15:
                 return table, True
-            table.forms[0, 0, 0, k, :LOW] = form
+            table.forms[0, 0, 0, k, :LOW] = form.form
             # With so many ones or fewer among its inputs a read needs no clipping of P, or none of the code.
-            wrong = inside[apply_form(inside, form) != codes[inside - u[0]]]
-            free = max(wrong[wrong < 0], default=inside[0] - 1) + 1, min(wrong[wrong > 0], default=inside[-1] + 1) - 1
-            table.limits[k, :Q_MIN] = first, last, self._most_ones(k, inside[0], inside[-1]), self._most_ones(k, *free)
+            table.limits[k, :Q_MIN] = *form.clip, self._most_ones(k, *form.inside), self._most_ones(k, *form.free)
         return table, False
 
     def _most_ones(self, k, low, high):
@@ -209,6 +202,33 @@ def _empty_adc(shape, layer):
     limits[:, Q_MIN] = layer.adc_q_min.numpy()
     return Adc(np.zeros((*shape, FORM), np.int64), limits, layer.adc_delta.numpy().copy(), layer.spec.unit,
                2**layer.spec.adc_bits - 1)
+
+
+# form, see `fixed_point`; clip, beyond which codes are the lowest or highest; inside, where the form holds; free, where it
+# needs no clipping of the code; largest |code|.
+StaticForm = namedtuple("StaticForm", "form clip inside free largest")
+
+
+@functools.lru_cache(maxsize=1024)  # a network that is being trained is prepared at every step, with the same ranges
+def _static_form(low, high, unit, delta, q_min, adc_bits, top_shift):
+    """The fixed-point form of a static ADC for reads low..high, or None."""
+    u = np.arange(low, high + 1)
+    codes = adc.transfer(u, unit, delta, q_min, adc_bits)
+    # Beyond [first, last] all codes are the lowest or the highest: reads that 16 bits do not hold are clipped to it
+    # first, one step to spare, since P moves u by two.
+    first = int(u[np.flatnonzero(codes == codes[0])[-1]])
+    last = int(u[np.flatnonzero(codes == codes[-1])[0]]) if codes[0] != codes[-1] else first
+    bounds = q_min, q_min + 2**adc_bits - 1
+    for domain in ((-240, 240), (first - 1, last + 1)):
+        if domain[0] < first and domain[1] > last:
+            inside = u[(u >= domain[0]) & (u <= domain[1])]
+            wanted = codes[inside - low]
+            form = fixed_point(inside, wanted, unit / delta, bounds, top_shift)
+            if form:
+                wrong = inside[apply_form(inside, form) != wanted]
+                free = (max(wrong[wrong < 0], default=inside[0] - 1) + 1, min(wrong[wrong > 0], default=inside[-1] + 1) - 1)
+                return StaticForm(form, (first, last), (int(inside[0]), int(inside[-1])), free, int(np.abs(codes).max()))
+    return None
 
 
 def fixed_point(u, codes, gain, bounds, top_shift):
@@ -268,13 +288,13 @@ def _dynamic_form(span, adc_bits, top_shift):
     return fixed_point(x, codes, 2**adc_bits / span, bounds, top_shift)
 
 
-def _plan(layer):
+def _plan(layer, side_by_side):
     spec, groups = layer.spec, layer.geometry.groups
     out = len(layer.w_codes) // groups
     channels, slices = layer.group_channels, len(spec.slice_bits)
     slice_vectors = -(-out // (2 * LANES)) * 2  # vectors come in pairs, and a pair belongs to one slice
     # The bits of a cell are counted one after the other, or side by side where one block has room for all of them.
-    packed = spec.cell_bits if spec.cell_bits * slices * slice_vectors * LANES <= BLOCK else 1
+    packed = spec.cell_bits if side_by_side and spec.cell_bits * slices * slice_vectors * LANES <= BLOCK else 1
     passes = spec.cell_bits // packed
     blocks = -(-slices * slice_vectors * LANES // BLOCK)
     intervals, segments = {}, []
@@ -312,7 +332,8 @@ def _plan(layer):
                 table(np.cumsum([0] + [len(parts) for parts in segments])),
                 table([(*interval, at) for interval, at in zip(intervals, slot)]),
                 table(np.cumsum([0, *spec.digit_bits])),
-                table(layer.reference_twice) * (spec.reference == "analog"), delta_group, *runs, *merged)
+                table(layer.reference_twice) * (spec.reference == "analog"), delta_group, *runs,
+                _run_columns(*runs, slice_vectors, out), *merged)
     return shape, plan
 
 
@@ -325,23 +346,38 @@ def _weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks,
     Columns without a channel repeat one that has, so that they move no extreme.
     """
     spec, groups = layer.spec, layer.geometry.groups
-    cells = decompose(layer.w_rows.cpu(), spec.w_bits, spec.cell_bits).numpy()  # slices, groups, rows, out
-    slices, _, n_rows, out = cells.shape
-    padded = np.arange(slice_vectors * LANES) % out
-    vectors = slices * slice_vectors
-    cells = cells[..., padded].transpose(1, 2, 0, 3).reshape(groups, n_rows, vectors, LANES)
+    set_threads()
+    w_rows = layer.w_rows.cpu().numpy()
+    # (pass, block, bit of the word, bit of the code, first channel) of every vector of columns.
+    vectors = len(spec.slice_bits) * slice_vectors
+    place = np.array([(s // packed, v // 16, v % 16 // 2 + 8 * (v % 2), spec.cell_bits * (w // slice_vectors) + s,
+                       w % slice_vectors * LANES)
+                      for s in range(spec.cell_bits) for w in range(vectors)
+                      if s < spec.slice_bits[w // slice_vectors] for v in [w + s % packed * vectors]])
     words = aligned(int(array_base[-1]), np.empty(0, np.uint16))
     words[:] = 0
-    for first in range(0, spec.cell_bits, packed):
-        bits = np.concatenate([(cells >> s) & 1 for s in range(first, first + packed)], axis=2).astype(np.uint16)
-        image = np.zeros((groups, n_rows, blocks, LANES), np.uint16)
-        for v in range(packed * vectors):
-            image[:, :, v // 16] |= bits[:, :, v] << np.uint16(v % 16 // 2 + 8 * (v % 2))
-        for g in range(groups):
-            for t, (start, stop) in enumerate(layer.arrays):
-                base = array_base[g * len(rows) + t] + first // packed * plane_stride[t]
-                words[base + blocks * LANES:base + plane_stride[t]] = image[g, start:stop].reshape(-1)
+    first_word = np.concatenate([array_base[g * len(rows) + t] + (np.arange(rows[t]) + 1) * blocks * LANES
+                                 for g in range(groups) for t in range(len(rows))]).reshape(groups, -1)
+    pass_words = np.tile(np.repeat(plane_stride, rows), groups).reshape(groups, -1)
+    _fill_planes(w_rows, place, first_word, pass_words, words)
     return words
+
+
+@njit(cache=True, parallel=True)
+def _fill_planes(w_rows, place, first_word, pass_words, words):
+    """Set the bits of `words`; place: see `_weight_planes`."""
+    groups, rows, out = w_rows.shape
+    for row in prange(groups * rows):
+        g, r = row // rows, row % rows
+        for i in range(len(place)):
+            step, block, bit, code_bit, channel = place[i, 0], place[i, 1], place[i, 2], place[i, 3], place[i, 4]
+            start = first_word[g, r] + step * pass_words[g, r] + block * LANES
+            o = channel % out
+            for lane in range(LANES):
+                words[start + lane] |= np.uint16((w_rows[g, r, o] >> code_bit & 1) << bit)
+                o += 1
+                if o == out:
+                    o = 0
 
 
 def _runs(slices, slice_vectors, blocks, merge=False):
@@ -358,6 +394,18 @@ def _runs(slices, slice_vectors, blocks, merge=False):
     return np.array(runs, np.int64), np.array(start, np.int64)
 
 
+def _run_columns(runs, run_start, slice_vectors, out):
+    """The columns of each run that belong to a channel: bits of a vector, as the words of `_weight_planes` hold them."""
+    columns = np.zeros((len(runs), LANES), np.uint16)
+    for block, (first, last) in enumerate(zip(run_start, run_start[1:])):
+        for run in range(first, last):
+            pair, end, k = runs[run]
+            for v in range(2 * pair, 2 * end):
+                channel = (block * 16 + v - k * slice_vectors) * LANES + np.arange(LANES)
+                columns[run, channel < out] |= np.uint16(1 << (v // 2 + 8 * (v % 2)))
+    return columns
+
+
 # ---- the kernel ----------------------------------------------------------------------------------------------------
 
 
@@ -371,7 +419,7 @@ def _run(reads, table, a_codes, height, width, op, exact, *, constant=None, out=
     constant = np.zeros(reads.shape.groups, np.int64) if constant is None else constant
     out = np.empty((0, 0, 0, 0, 0), np.int32) if out is None else out
     extremes = np.empty((0, 0, 0, 0, 0, 0), np.int64) if extremes is None else extremes
-    counts = np.empty((0, 0, 0, 0), np.int64) if counts is None else counts
+    counts = np.empty((0, 0, 0, 0, 0), np.int64) if counts is None else counts
     _layer(reads.shape, reads.plan, table, a_codes.numpy(), height, width, _items(len(a_codes), height), op, exact,
            constant, out, extremes, counts, u_min)
 
@@ -410,13 +458,14 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
     highs = aligned(arrays * digits * slices * LANES, np.empty(0, np.int16))
     row_at, row_count = np.empty(shape.input_bits, np.int64), np.empty(shape.input_bits, np.int64)
     thread = numba.get_thread_id() if op == HISTOGRAM else 0
+    leaves = aligned(MOST_LEAVES * LANES if op == HISTOGRAM and not exact else 1, plan.weights)
 
     at = Addresses(
         plan.weights.ctypes.data, lists.ctypes.data, ones.ctypes.data, row_at.ctypes.data, row_count.ctypes.data,
         planes.ctypes.data, bytes_.ctypes.data, sums.ctypes.data, acc.ctypes.data, lows.ctypes.data, highs.ctypes.data,
         plan.segments.ctypes.data, plan.segment_start.ctypes.data, plan.intervals.ctypes.data, len(plan.intervals),
-        plan.runs.ctypes.data, plan.merged.ctypes.data, plan.reference.ctypes.data, plan.step_of_slice.ctypes.data,
-        table.forms.ctypes.data, table.limits.ctypes.data)
+        plan.runs.ctypes.data, plan.run_columns.ctypes.data, plan.merged.ctypes.data, plan.reference.ctypes.data,
+        plan.step_of_slice.ctypes.data, table.forms.ctypes.data, table.limits.ctypes.data, leaves.ctypes.data)
 
     for g in range(shape.groups):
         lows[:] = 2**15 - 1
@@ -444,6 +493,10 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
                             if exact:
                                 _exact(shape, plan, table, planes, used, n, g, t, z, block, op, acc_exact, extremes,
                                        counts, u_min, item, thread)
+                                continue
+                            if op == HISTOGRAM:
+                                _count_values(shape, at, counts[thread, z].ctypes.data, counts.shape[3], u_min, used, n,
+                                              run_start[block], run_start[block + 1])
                                 continue
                             _transpose(at.planes, 0, at.bytes, 0)
                             if used > 8:
@@ -475,7 +528,7 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
                         lane = ((t * digits + z) * slices + k) * LANES
                         extremes[item, g, t, z, k, 0] = lows[lane:lane + LANES].min()
                         extremes[item, g, t, z, k, 1] = highs[lane:lane + LANES].max()
-    _keep_alive(lists, ones, planes, bytes_, sums, acc, lows, highs, row_at, row_count)
+    _keep_alive(lists, ones, planes, bytes_, sums, acc, lows, highs, row_at, row_count, leaves)
 
 
 @njit(cache=True)
@@ -609,6 +662,29 @@ def _count(shape, at, base, plane_stride, bit, bit_end, used):
             store(at.planes, low + 4 * LANES, p4)
             store(at.planes, low + 5 * LANES, p5)
             store(at.planes, low + 6 * LANES, p6)
+
+
+@njit(cache=True)
+def _count_values(shape, at, counts, bins, u_min, used, n, run, run_end):
+    """Count the reads of one block by value: leaf p of a tree over the bit planes marks the columns with P = p."""
+    most = n * ((1 << shape.cell_bits) - 1)
+    store(at.leaves, 0, splat(-1))
+    size = 1
+    for m in range(used - 1, -1, -1):
+        plane = load(at.planes, m * LANES)
+        for i in range(size - 1, -1, -1):
+            leaf = load(at.leaves, i * LANES)
+            one = leaf & plane
+            if 2 * i < most >> m:
+                store(at.leaves, (2 * i + 1) * LANES, one)
+            store(at.leaves, 2 * i * LANES, leaf ^ one)
+        size = (most >> m) + 1
+    for r in range(run, run_end):
+        k = int64_at(at.runs, 3 * r + SLICE)
+        columns = load(at.run_columns, r * LANES)
+        zero = -int64_at(at.reference, k) * n - u_min
+        for p in range(min(size, (bins - 1 - zero) // shape.read_scale + 1)):  # slices of fewer bits end earlier
+            add_ones(counts, k * bins + zero + shape.read_scale * p, load(at.leaves, p * LANES) & columns)
 
 
 @njit(forceinline=True, cache=True)
@@ -804,7 +880,7 @@ def _exact(shape, plan, table, planes, used, n, g, t, z, block, op, acc, extreme
             for lane in range(min(LANES, shape.out_channels - o)):
                 u = shape.read_scale * reads[lane] - plan.reference[k] * n
                 if op == HISTOGRAM:
-                    counts[thread, z, k, u - u_min] += 1
+                    counts[thread, z, k, u - u_min, 0] += 1
                 elif op == RANGES:
                     extremes[item, g, t, z, k, 0] = min(extremes[item, g, t, z, k, 0], u)
                     extremes[item, g, t, z, k, 1] = max(extremes[item, g, t, z, k, 1], u)

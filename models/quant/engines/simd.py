@@ -159,6 +159,19 @@ add_unsigned = _adder("zext")
 
 
 @intrinsic
+def add_ones(typingctx, address, index, value):
+    """Add the ones in each 64-bit word of a vector to the eight uint64 counters from element `8 index` at `address`."""
+    def codegen(context, b, sig, args):
+        words = ir.VectorType(ir.IntType(64), 8)
+        pointer = _pointer(b, args[0], b.shl(args[1], ir.Constant(args[1].type, 3)), ir.IntType(64), 8)
+        count = b.module.declare_intrinsic("llvm.ctpop.v8i64", (), ir.FunctionType(words, [words]))
+        ones = b.call(count, [b.bitcast(args[2], words)])
+        b.store(b.add(b.load(pointer, align=8, typ=words), ones), pointer, align=8)
+        return context.get_dummy_value()
+    return types.void(types.intp, types.intp, vec), codegen
+
+
+@intrinsic
 def majority(typingctx, x, y, z):
     """The carry of a full adder, `x & y | z & (x | y)`: one VPTERNLOG where the machine has AVX-512."""
     def codegen(context, b, sig, args):
