@@ -7,21 +7,22 @@ the whole test set. The software baseline is the same quantized network computed
 difference to it comes from the ADC.
 
 Written to --save_path (the checkpoint's folder unless given): results.jsonl, one line a setting, appended as soon as it
-is known; accuracy_over_adc_bits.png when several ADC precisions are given; eval.log. The bit-planes of the weights go to
+is known; report_<setting>.json and .png with --report; adc_ranges.json, the calibrated ranges of all settings, for --adc_ranges; accuracy_over_adc_bits.png when several
+ADC precisions are given; eval.log. The bit-planes of the weights go to
 --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at with torch.load. To evaluate
 planes that you changed, copy the folder, edit the files, and pass --planes FOLDER.
 """
 
 import argparse
 import contextlib
-import itertools
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; train.py says why
@@ -30,12 +31,14 @@ import torch
 from tqdm import tqdm
 
 import datasets
+import hardware
 import models
+import report
 import utils
 from models import quant
-from models.quant import adc, engines
-from models.quant.mapping import ADC_RANGES, MAPPINGS, REFERENCES
-from models.vgg import MAPS
+from models.quant import diagnostics, engines
+from models.quant.mapping import ADC_RANGES
+from models.quant.quantizers import WEIGHT_QUANTIZERS
 from utils import UserError
 
 MODELS = [name for name in models.names() if name.endswith("_eval")]
@@ -48,6 +51,7 @@ def build_parser():
     add("--model", help=f"{' or '.join(MODELS)}; default that of the checkpoint")
     add("--wbit", type=utils.BITS, help="weight bits; default those of the checkpoint")
     add("--abit", type=utils.BITS, help="activation bits; default those of the checkpoint")
+    add("--wq", choices=WEIGHT_QUANTIZERS, help="weight quantizer; default that of the checkpoint")
     add("--quantize_image", action="store_true", default=None, help="round the image to the activation grid; default as "
         "the checkpoint was trained. Networks of the original code need it")
     add("--dataset", choices=datasets.DATASETS, help="default that of the checkpoint")
@@ -56,28 +60,18 @@ def build_parser():
         "dynamic. Default %(default)s")
     add("--limit", type=utils.COUNT, help="only LIMIT test images, spread evenly over the set; default all")
 
-    add = parser.add_argument_group("hardware (several values: every combination)").add_argument
-    add("--cellBit", type=utils.COUNT, nargs="+", default=[1], help="c, bits of one memory cell: W = sum_k 2^(c k) C_k. "
-        "Default 1")
-    add("--adc_prec", type=utils.COUNT, nargs="+", default=[6], help="B, bits of the ADC: q = clip(rint(v / delta), "
-        "q_min, q_min + 2^B - 1). Default 6")
+    group = parser.add_argument_group("hardware (several values: every combination)")
+    hardware.add_flags(group, several=True)
+    add = group.add_argument
     add("--adc_range", nargs="+", default=["calibrated"], choices=ADC_RANGES, help="calibrated: delta and q_min chosen on "
         "training images, then frozen. full: all values that the array can produce. dynamic: minimum and maximum of the "
         "batch at hand, so that the result depends on --batch_size (for comparison with published numbers). ideal: no "
         "ADC. Default calibrated")
-    add("--subArray", type=utils.COUNT, nargs="+", default=[128], help="rows of one array: v = sum over the rows of "
-        "a_z C_k - r_k a_z. Default 128")
-    add("--mapping", nargs="+", default=["tap"], choices=MAPPINGS, help="tap: every kernel position on arrays of its own. "
-        "im2col: kernel positions laid end to end. Default tap")
-    add("--reference", nargs="+", default=["analog"], choices=REFERENCES, help="analog: the ADC sees the difference to a "
-        "reference column, v = P - r_k n. digital: it sees v = P, and r_k n is subtracted behind it. Default analog")
-    add("--dac_bits", type=utils.COUNT, nargs="+", default=[1], help="d, bits of one input digit: A = sum_z 2^(d z) a_z. "
-        "Default 1")
-    add("--map", nargs="+", default=["all"], choices=MAPS, help="all: every layer but the first on crossbars. conv: the "
-        "convolutions only. Default all")
-    add("--calib_images", type=utils.COUNT, default=64, help="training images that calibrate the ADC. Default %(default)s")
-    add("--adc_calib", default="minmax", choices=adc.RULES, help="how the range follows from what they give. minmax: the "
-        "smallest range with zero on its grid that covers all. Default minmax")
+    hardware.add_calibration_flags(group)
+    add("--calib_images", type=utils.COUNT, default=256, help="training images that calibrate the ADC. Default %(default)s")
+    add("--adc_ranges", metavar="FILE", help="take the calibrated ranges from the adc_ranges.json of an earlier evaluation")
+    add("--report", action="store_true", help="for every setting with calibrated or full ranges: what the ADC does to each "
+        "layer and slice, as a table, a JSON file and a picture")
     add("--planes", metavar="DIR", help="take the cells from the bit_levels<i>_ideal.pt in DIR instead of the checkpoint")
 
     add = parser.add_argument_group("machine and files").add_argument
@@ -121,7 +115,7 @@ def parse(argv):
         raise UserError(f"--model {args.model}: unknown, choose from {', '.join(MODELS)}")
     if trained and f"{trained}_eval" != args.model:
         raise UserError(f"{args.resume} is of the model {trained}, not {args.model.removesuffix('_eval')}")
-    for name, default, free in (("wbit", 4, False), ("abit", 4, False), ("quantize_image", False, False),
+    for name, default, free in (("wbit", 4, False), ("abit", 4, False), ("wq", "dorefa", False), ("quantize_image", False, False),
                                 ("dataset", "digits", True), ("data_path", "./data", True)):
         given, stored = getattr(args, name), config.get(name)
         if not isinstance(stored, type(default)):  # a checkpoint of other code
@@ -136,27 +130,16 @@ def parse(argv):
     if args.dataset not in datasets.DATASETS:
         raise UserError(f"{args.resume} was trained on {args.dataset}: choose --dataset {', '.join(datasets.DATASETS)}")
     args.save_path = args.save_path or str(Path(args.resume).parent)
-    try:
-        settings = [  # without an ADC its bits make no difference, and equal settings are evaluated once
-            Setting(quant.CrossbarSpec(args.wbit, args.abit, cell, args.adc_prec[0] if adc_range == "ideal" else bits, rows,
-                                       mapping, reference, dac, adc_range), map)
-            for map, mapping, reference, dac, rows, cell, adc_range, bits in itertools.product(
-                args.map, args.mapping, args.reference, args.dac_bits, args.subArray, args.cellBit, args.adc_range,
-                args.adc_prec)]
-    except ValueError as error:
-        raise UserError(_as_flags(str(error))) from None
+    settings = []
+    for spec, map in hardware.combinations(args, args.adc_range):
+        if spec.adc_range == "ideal":  # without an ADC its bits make no difference, and equal settings are evaluated once
+            spec = replace(spec, adc_bits=args.adc_prec[0])
+        settings.append(Setting(spec, map))
+    if args.report and not {"calibrated", "full"} & set(args.adc_range):
+        raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
     if args.planes and len(args.cellBit) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
     return args, list(dict.fromkeys(settings)), checkpoint
-
-
-def _as_flags(message):
-    """The message of a CrossbarSpec with the names that the command line has."""
-    for field, flag in (("cell_bits", "--cellBit"), ("adc_bits", "--adc_prec"), ("rows", "--subArray"),
-                        ("dac_bits", "--dac_bits")):
-        if message.startswith(field):
-            message = flag + message.removeprefix(field)
-    return message.replace("(w_bits)", "(the weight bits)").replace("(a_bits)", "(the activation bits)")
 
 
 class Evaluation:
@@ -165,22 +148,27 @@ class Evaluation:
     def __init__(self, args, settings, checkpoint, device):
         self.args, self.device = args, device
         state = {key: value for key, value in checkpoint["state_dict"].items()
-                 if not key.endswith(("adc_delta", "adc_q_min"))}  # ranges are chosen here, for these settings
+                 if not key.endswith(quant.RANGE_BUFFERS)}  # ranges are chosen here, for these settings
         classes = datasets.num_classes(args.dataset, args.data_path)
         self.nets = {map: self._build(map, state, classes, settings) for map in {s.map for s in settings} | {"all"}}
         self.engines = {setting: self._choose_engines(setting) for setting in settings}
         self.planes = self._read_planes(settings[0].spec.cell_bits) if args.planes else None
+        self.ranges = AdcRanges.read(args.adc_ranges) if args.adc_ranges else AdcRanges()
+        if args.adc_ranges:
+            for setting in settings:
+                if setting.spec.adc_range == "calibrated":
+                    self._restore_ranges(setting)
         data = checkpoint.get("data") if checkpoint.get("format") == utils.CHECKPOINT_FORMAT else None
         self.stats = (data["mean"], data["std"]) if data else None
 
     def _build(self, map, state, classes, settings):
         args = self.args
         config = getattr(models, args.model)
-        config.kwargs.update({"num_classes": classes, "wbit": args.wbit, "abit": args.abit, "map": map,
+        config.kwargs.update({"num_classes": classes, "wbit": args.wbit, "abit": args.abit, "wq": args.wq, "map": map,
                               "quantize_image": args.quantize_image, "spec": settings[0].spec})
         net = config.base(*config.args, **config.kwargs)
         # Only --quantize_image uses the clipping level of the first layer.
-        optional = ("adc_delta", "adc_q_min") + (() if args.quantize_image else ("features.0.act_quant.act_alpha",))
+        optional = quant.RANGE_BUFFERS + (() if args.quantize_image else ("features.0.act_quant.act_alpha",))
         utils.load_weights(net, state, allow_missing=optional, source=args.resume)
         return net.to(self.device, memory_format=torch.channels_last).eval()
 
@@ -255,6 +243,14 @@ class Evaluation:
         return self._record(setting, *self.predict(net, str(setting)))
 
     def _calibrate(self, net, setting):
+        if self.args.adc_ranges:
+            self._restore_ranges(setting)
+            return
+        self._count_reads(net, setting)
+        quant.calibrate(net, None, self.args.adc_calib, self.args.adc_per, self.histograms)
+        self.ranges.add(setting.spec, quant.crossbar_layers(net))
+
+    def _count_reads(self, net, setting):
         """Histograms do not depend on the ADC: they are counted once for all its precisions."""
         key = (setting.map, *(getattr(setting.spec, name) for name in
                               ("cell_bits", "rows", "mapping", "reference", "dac_bits")))
@@ -263,26 +259,92 @@ class Evaluation:
             batches = tqdm(self.batches(self.calibration), total=total, desc="calibrating", unit="batch", leave=False,
                            disable=None)
             self.histograms, self.histogram_key = quant.collect_histograms(net, batches), key
-        quant.calibrate(net, None, self.args.adc_calib, self.histograms)
+
+    def report(self, setting, log):
+        """Table, JSON and picture of what the ADC does to each layer, for the setting that was evaluated last."""
+        args, net = self.args, self.nets[setting.map]
+        self._count_reads(net, setting)
+        layers = diagnostics.report(net, next(self.batches(self.calibration)), self.histograms, args.adc_calib, args.adc_per)
+        name = re.sub(r"[^0-9a-z]+", "_", str(setting).lower())
+        path = Path(args.save_path, f"report_{name}")
+        report.write_json(path.with_suffix(".json"), str(setting), layers)
+        report.plot(path.with_suffix(".png"), f"{args.model.removesuffix('_eval')} on {args.dataset}: {setting}", layers,
+                    setting.spec.adc_bits)
+        log.info(f"{setting}:\n{report.table(layers)}\npicture: {path.with_suffix('.png')}")
+
+    def _restore_ranges(self, setting):
+        for name, layer in quant.crossbar_layers(self.nets[setting.map]):
+            ranges = self.ranges.of(setting.spec, name)
+            if ranges is None:
+                raise UserError(f"{self.args.adc_ranges} has no ranges of {name} for {setting}; calibrate it without --adc_ranges")
+            layer.set_spec(setting.spec)
+            layer.set_ranges(ranges)
+            try:
+                layer.mapped()
+            except ValueError as error:
+                raise UserError(f"{self.args.adc_ranges}, {name}, {setting}: {error}") from None
 
     def _record(self, setting, predictions, seconds):
         args, n = self.args, len(predictions)
         spec = setting.spec if setting else None
-        hardware = {name: getattr(spec, name, None) for name in
+        calibrated = spec and spec.adc_range == "calibrated" and not args.adc_ranges
+        fields = {name: getattr(spec, name, None) for name in
                     ("cell_bits", "adc_bits", "adc_range", "rows", "mapping", "reference", "dac_bits")}
         if spec and spec.adc_range == "ideal":
-            hardware["adc_bits"] = None
+            fields["adc_bits"] = None
         return {
-            "model": args.model, "dataset": args.dataset, "wbit": args.wbit, "abit": args.abit, **hardware,
+            "model": args.model, "dataset": args.dataset, "wbit": args.wbit, "abit": args.abit, "wq": args.wq, **fields,
             "map": setting.map if setting else None, "engine": self.engines[setting] if setting else None,
             "accuracy": 100 * (predictions == self.labels).sum().item() / n,
             "software_accuracy": 100 * (self.baseline == self.labels).sum().item() / n, "n_images": n,
             "changed_predictions": int((predictions != self.baseline).sum()), "images_per_s": n / seconds,
             "seconds": seconds, "batch_size": args.batch_size, "planes": args.planes if setting else None,
             "checkpoint": args.resume,
-            "calib_images": len(self.calibration) if spec and spec.adc_range == "calibrated" else None,
-            "adc_calib": args.adc_calib if spec and spec.adc_range == "calibrated" else None,
+            "calib_images": len(self.calibration) if calibrated else None,
+            "adc_calib": args.adc_calib if calibrated else None, "adc_per": args.adc_per if calibrated else None,
+            "adc_ranges": args.adc_ranges if spec and spec.adc_range == "calibrated" else None,
         }
+
+
+class AdcRanges:
+    """The calibrated ranges of several settings, as they stand in adc_ranges.json.
+
+    `{"ranges": [{"cell_bits": ..., ..., "layers": {name: [[delta, q_min] of each slice]}}]}`
+    """
+
+    HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits")
+
+    def __init__(self):
+        self.entries = {}  # hardware: {layer: ranges}
+
+    @classmethod
+    def read(cls, path):
+        self = cls()
+        try:
+            for entry in json.loads(Path(path).read_text())["ranges"]:
+                self.entries[tuple(entry[name] for name in cls.HARDWARE)] = {
+                    layer: [(float(delta), int(q_min)) for delta, q_min in ranges]
+                    for layer, ranges in entry["layers"].items()}
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not an adc_ranges.json ({utils.one_line(error)})") from None
+        return self
+
+    def _key(self, spec):
+        return tuple(getattr(spec, name) for name in self.HARDWARE)
+
+    def add(self, spec, layers):
+        entry = self.entries.setdefault(self._key(spec), {})
+        entry.update({name: list(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist())) for name, layer in layers})
+
+    def of(self, spec, layer):
+        """Ranges of a layer, or None."""
+        return self.entries.get(self._key(spec), {}).get(layer)
+
+    def write(self, path):
+        entries = [dict(zip(self.HARDWARE, key)) | {"layers": layers} for key, layers in self.entries.items()]
+        utils.atomic_write(path, lambda file: file.write(json.dumps({"ranges": entries}, indent=1).encode()))
 
 
 def table(rows, of_all):
@@ -374,9 +436,13 @@ def evaluate(run, settings, log):
                 if folder:
                     log.info(f"bit-planes of the weights written to {folder}")
             record = run.crossbar(setting) if setting else run.software()
+            if record["calib_images"]:
+                run.ranges.write(Path(run.args.save_path, "adc_ranges.json"))
             file.write(json.dumps(record | facts) + "\n")
             file.flush()
             rows.append((setting, record))
+            if run.args.report and setting and setting.spec.adc_range in ("calibrated", "full"):
+                run.report(setting, log)
             log.info(f"{setting or 'software'}: {record['accuracy']:.2f} %")
     return rows
 

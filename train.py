@@ -27,8 +27,10 @@ A part of the training images (--val_split) chooses the best epoch. The test ima
 import argparse
 import copy
 import dataclasses
+import json
 import math
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -43,10 +45,15 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import datasets
+import hardware
 import models
 import utils
-from models.quant import Qconv2d, QLinear
+from models import quant
+from models.quant.quantizers import WEIGHT_QUANTIZERS
+from packed import pack
 from utils import UserError
+
+HARDWARE = (*hardware.FIELDS, "map", *hardware.CALIBRATION)  # flags that --adc_aware uses
 
 # Defaults that depend on the data set. Every flag given on the command line wins over them.
 RECIPES = {
@@ -56,9 +63,9 @@ RECIPES = {
 # What may differ between a run and its continuation: where things lie, not what is computed.
 FREE_ON_RESUME = {"data_path", "save_path", "log_file", "save_minutes", "ngpu"}
 # What --evaluate takes from the checkpoint and does not let the command line change.
-FIXED_ON_EVALUATE = {"model", "wbit", "abit", "quantize_image"}
+FIXED_ON_EVALUATE = {"model", "wbit", "abit", "wq", "quantize_image", "adc_aware", *HARDWARE}
 # Flags that say what to do now; they are not part of a run's configuration.
-ACTIONS = {"resume", "fine_tune", "evaluate", "overwrite"}
+ACTIONS = {"resume", "fine_tune", "evaluate", "export", "overwrite"}
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"  # in --save_path
 MODELS = [name for name in models.names() if not name.endswith("_eval")]  # the others are for inference
 
@@ -77,7 +84,11 @@ def build_parser():
     add("--model", default="vgg7_quant", help=f"{' or '.join(MODELS)}; default %(default)s")
     add("--wbit", type=utils.BITS, default=4, help="weight bits, 1 to 8, or 32 to switch the quantizer off; default 4")
     add("--abit", type=utils.BITS, default=4, help="activation bits, 1 to 8, or 32 to switch the quantizer off; default 4")
-    add("--alpha_init", type=utils.POSITIVE, default=6.0, help="first clipping level of every activation, default 6")
+    add("--wq", default="dorefa", choices=WEIGHT_QUANTIZERS, help="weight quantizer: dorefa, odd multiples of one step up to "
+        "the largest weight; sawb, multiples around an exact zero up to a level that follows from the weights' statistics. "
+        "Default dorefa")
+    add("--alpha_init", type=utils.FIT_OR_POSITIVE, help="first clipping level of every activation. fit: that of least "
+        "squared error on some training images, layer by layer. Default fit with --fine_tune, else 6")
     add("--quantize_image", action="store_true", help="also round the input image to the activation grid")
     add("--dataset", default="digits", choices=datasets.DATASETS, help="default %(default)s")
     add("--data_path", default="./data", help="folder of the data set, default %(default)s; digits needs none")
@@ -99,11 +110,21 @@ def build_parser():
     add("--schedule", type=utils.COUNT, nargs="+", default=[], metavar="EPOCH", help="epochs at which the rate drops (step)")
     add("--gammas", type=utils.POSITIVE, nargs="+", default=[], metavar="G", help="factor at each epoch of --schedule")
     add("--label_smoothing", type=utils.SHARE, default=0.0, help="share of the target spread over all classes, default 0")
+    add("--weight_clip", type=utils.POSITIVE, metavar="K", help="after every step, clip each layer's weights to K times "
+        "their root mean square: DoReFa divides by the largest, so that a few large ones leave most levels unused")
     add("--alpha_lr", type=utils.POSITIVE, help="highest learning rate of the clipping levels, default that of --lr")
     add("--alpha_wd", type=utils.POSITIVE_OR_0, help="weight decay of the clipping levels (the L2 penalty of the PACT "
         "paper), default that of --wd")
     add("--clp", action="store_true", help="add a_lambda times the sum of alpha^2 over the layers to the loss")
     add("--a_lambda", type=utils.POSITIVE_OR_0, default=0.01, help="factor of the penalty that --clp adds, default 0.01")
+
+    group = parser.add_argument_group("training through the ADC")
+    group.add_argument("--adc_aware", action="store_true", help="the forward pass is that of simulated crossbars, bit for bit; "
+                       "gradients go straight through the ADC. Start from a trained network with --fine_tune")
+    group.add_argument("--calib_steps", type=utils.COUNT, default=50, help="steps between calibrations of the ADC ranges, on 64 "
+                       "training images; default %(default)s")
+    hardware.add_flags(group, several=False)
+    hardware.add_calibration_flags(group)
 
     add = parser.add_argument_group("machine and files").add_argument
     add("--ngpu", type=int, help="0: CPU, 1: the GPU; default 1 where PyTorch finds a CUDA GPU")
@@ -120,9 +141,11 @@ def build_parser():
     add("--resume", nargs="?", const="", metavar="PATH", help="continue the run of this checkpoint, default "
         "save_path/checkpoint.pth.tar. Flags that are not given are the run's own")
     add("--fine_tune", nargs="?", const="", metavar="PATH", help="start a new run from the weights of PATH, or from those "
-        "of --resume PATH. The clipping levels of a 32-bit network start at alpha_init")
+        "of --resume PATH. The clipping levels that a 32-bit network lacks start at alpha_init")
     add("--evaluate", action="store_true", help="only measure the checkpoint of --resume, default "
         "save_path/model_best.pth.tar, on the test images")
+    add("--export", metavar="FILE", help="with --evaluate: also write the network to FILE, weights as packed codes, which "
+        "--resume, --fine_tune and eval.py read, and what is known of it to a .json beside it")
     return parser
 
 
@@ -145,10 +168,23 @@ def parse(argv):
         checkpoint = utils.load_checkpoint(args.resume)
         adopt_config(args, given, checkpoint)
 
+    useless = [name for name in given if name in (*HARDWARE, "calib_steps") and not args.adc_aware]
+    if useless:
+        raise UserError(f"--{useless[0]} is for training through the ADC: add --adc_aware")
+    if args.adc_aware:
+        if 32 in (args.wbit, args.abit):
+            raise UserError("--adc_aware needs quantized weights and activations, --wbit and --abit from 1 to 8")
+        hardware.combinations(args, ["calibrated"])
     if args.model not in MODELS:
         raise UserError(f"--model {args.model}: unknown, choose from {', '.join(MODELS)}")
     if len(args.schedule) != len(args.gammas):
         raise UserError(f"--schedule has {len(args.schedule)} epochs, --gammas {len(args.gammas)} factors: give as many")
+    if args.export and not args.evaluate:
+        raise UserError("--export writes a trained network: add --evaluate and --resume PATH")
+    if args.export and args.wbit == 32:
+        raise UserError(f"--export packs weight codes, and {args.resume} has --wbit 32")
+    if args.alpha_init == "fit" and args.fine_tune is None and not args.resume and not args.evaluate:
+        raise UserError("--alpha_init fit needs the trained network of --fine_tune")
     if args.schedule_type == "step" and not args.schedule:
         raise UserError("--schedule_type step needs --schedule and --gammas")
     if not (args.resume or args.overwrite) and any(Path(args.save_path, file).exists() for file in (CHECKPOINT, BEST)):
@@ -162,6 +198,7 @@ def fill_defaults(args):
     defaults = RECIPES.get(args.dataset, RECIPES["other"]) | {
         "schedule_type": "step" if args.schedule else "triangular",
         "save_path": f"save/{args.dataset}_{args.model}_w{args.wbit}a{args.abit}",
+        "alpha_init": "fit" if args.fine_tune is not None else 6.0,
         "alpha_lr": args.lr,
         "alpha_wd": args.wd,
     }
@@ -189,21 +226,47 @@ def adopt_config(args, given, checkpoint):
 
 
 def build_network(args, num_classes, device):
-    config = getattr(models, args.model)
-    config.kwargs.update({"num_classes": num_classes, "wbit": args.wbit, "abit": args.abit,
-                          "alpha_init": args.alpha_init, "quantize_image": args.quantize_image})
+    config = getattr(models, f"{args.model}_eval" if args.adc_aware else args.model)
+    config.kwargs.update({"num_classes": num_classes, "wbit": args.wbit, "abit": args.abit, "wq": args.wq,
+                          "alpha_init": 1.0 if args.alpha_init == "fit" else args.alpha_init, "quantize_image": args.quantize_image})
+    if args.adc_aware:
+        [(spec, map)] = hardware.combinations(args, ["calibrated"])
+        config.kwargs.update({"spec": spec, "map": map})
     return config.base(*config.args, **config.kwargs).to(device, memory_format=torch.channels_last)
 
 
 def quantized_layers(net):
     """Name and module of every convolution and linear layer."""
-    return {name: layer for name, layer in net.named_modules() if isinstance(layer, (Qconv2d, QLinear))}
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, (quant.Qconv2d, quant.QLinear))}
 
 
 def used_alphas(net):
     """Name and clipping level of the layers that quantize their input: the first does so only on --quantize_image."""
     return {name: layer.act_quant.act_alpha for name, layer in quantized_layers(net).items()
             if layer.act_quant.on and (layer.quantize_image or not layer.image)}
+
+
+@torch.no_grad()
+def fit_alphas(net, images):
+    """Set each used clipping level to that of least squared error on the layer's inputs, the layers before it done.
+
+    Batch norm uses the statistics of these images: those of the 32-bit network are of weights of another scale.
+    """
+    used = used_alphas(net)
+    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: layer.act_quant.fit(inputs[0]))
+             for name, layer in quantized_layers(net).items() if name in used]
+    net.train()
+    net(images)
+    for hook in hooks:
+        hook.remove()
+
+
+@torch.no_grad()
+def clip_weights(net, factor):
+    """Clip the weights of every layer to `factor` times their root mean square."""
+    for layer in quantized_layers(net).values():
+        bound = factor * torch.linalg.vector_norm(layer.weight) / layer.weight.numel() ** 0.5
+        layer.weight.clamp_(-bound, bound)
 
 
 def build_optimizer(net, args):
@@ -241,8 +304,11 @@ def evaluate(net, x, y, data, amp="off", batch_size=250, tick=lambda: None):
 class Run:
     """A training run: everything that a checkpoint holds, and the loop that moves it forward."""
 
-    def __init__(self, args, net, data, device, log):
+    def __init__(self, args, net, data, device, log, history=None):
         self.args, self.net, self.data, self.device, self.log = args, net, data, device, log
+        # How these weights came about: the commands of this run and of those that it starts from, and their duration.
+        history = history or {}
+        self.commands, self.seconds = list(history.get("commands", [])), history.get("seconds", 0.0)
         self.folder = Path(args.save_path)
         train_x, train_y = data.train_x, data.train_y
         if args.limit_train:
@@ -271,7 +337,8 @@ class Run:
     def weights(self):
         config = {name: value for name, value in vars(self.args).items() if name not in ACTIONS}
         return {"state_dict": self.net.state_dict(), "epoch": self.epoch, "best_acc": self.best_acc, "config": config,
-                "data": self.data_facts(), "machine": utils.machine_info()}
+                "data": self.data_facts(), "machine": utils.machine_info(), "commands": self.commands,
+                "seconds": self.seconds + time.monotonic() - self.started}
 
     def save(self):
         self.check_finite()
@@ -301,10 +368,21 @@ class Run:
 
     # -- training
 
+    def some_images(self, count):
+        """Training images of all classes, always the same."""
+        images = self.train_x[:: max(1, len(self.train_x) // count)][:count]
+        return datasets.normalize(images, self.data.mean, self.data.std)
+
+    def fit_alphas(self):
+        fit_alphas(self.net, self.some_images(256))
+
+    def calibrate(self):
+        quant.calibrate(self.net, [self.some_images(64)], self.args.adc_calib, self.args.adc_per)
+
     def fit(self):
         """Train to the last epoch, measure the best one on the test images, and return the exit code."""
         args = self.args
-        self.saved_at = time.monotonic()
+        self.saved_at = self.started = time.monotonic()
         done = self.epoch * self.steps + self.step
         self.writer = SummaryWriter(self.folder, purge_step=done)  # drops what was logged after the checkpoint
         images = min(args.batch_size, len(self.train_x))  # a step
@@ -346,6 +424,8 @@ class Run:
             position = self.epoch * self.steps + step
             factor = utils.schedule_factor(args.schedule_type, position, args.epochs * self.steps, self.steps,
                                            args.schedule, args.gammas)
+            if args.adc_aware and position % args.calib_steps == 0:
+                self.calibrate()
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             with torch.autocast(self.device.type, torch.bfloat16, enabled=args.amp == "bf16"):
@@ -355,6 +435,8 @@ class Run:
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
             self.optimizer.step()
+            if args.weight_clip:
+                clip_weights(self.net, args.weight_clip)
             self.meter.add(loss, logits, y)
             self.step = step + 1
             self.bar.update(len(y))
@@ -378,6 +460,8 @@ class Run:
         train_loss, train_acc = self.meter.read()
         row = {"epoch": self.epoch + 1, "train_loss": train_loss, "train_acc": train_acc}
         text = f"epoch {self.epoch + 1}/{args.epochs}  loss {train_loss:.4f}  accuracy {train_acc:.2f} %"
+        if args.adc_aware:
+            self.calibrate()
         if len(self.val_x):
             row["val_loss"], row["val_acc"] = evaluate(self.net, self.val_x, self.val_y, self.data, args.amp,
                                                        tick=self.stop.check)
@@ -406,9 +490,27 @@ class Run:
         if self.epoch % max(1, self.args.epochs // 10) == 0 or self.epoch + 1 == self.args.epochs:
             if alphas:
                 self.writer.add_histogram("alpha", torch.stack(list(alphas.values())), position)
-            images = self.train_x[:: max(1, len(self.train_x) // 32)][:32]  # of all classes: they are in order
-            images = datasets.normalize(images, self.data.mean, self.data.std)
-            utils.write_histograms(self.writer, position, self.net, quantized_layers(self.net), images)
+            utils.write_histograms(self.writer, position, self.net, quantized_layers(self.net), self.some_images(32))
+
+
+def export(checkpoint, args, accuracy, images):
+    """Write the packed network to args.export, and what is known of it to a .json beside it."""
+    kept = ("format", "state_dict", "config", "data", "epoch")
+    try:
+        small = pack({name: checkpoint[name] for name in kept if name in checkpoint})
+    except ValueError as error:
+        raise UserError(f"{args.resume} cannot be packed: {error}") from None
+    utils.check_writable(Path(args.export).parent)
+    utils.atomic_write(args.export, lambda file: torch.save(small, file))
+    facts = {
+        "dataset": args.dataset, "test_images": images, "test_accuracy": round(accuracy, 2),
+        "validation_accuracy": checkpoint.get("best_acc"), "train_images": checkpoint.get("data", {}).get("train_images"),
+        "commands": checkpoint.get("commands", []), "hours": round(checkpoint.get("seconds", 0) / 3600, 2),
+        "config": {name: value for name, value in checkpoint["config"].items() if name not in FREE_ON_RESUME},
+        "machine": checkpoint.get("machine", {}),
+    }
+    text = json.dumps(facts, indent=1) + "\n"
+    utils.atomic_write(Path(args.export).with_suffix(".json"), lambda file: file.write(text.encode()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -423,8 +525,12 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     net = build_network(args, num_classes, device)
     if checkpoint:
-        missing = utils.load_weights(net, checkpoint["state_dict"], ("act_alpha",) if args.fine_tune else (),
-                                     source=args.resume or args.fine_tune)
+        state, optional = checkpoint["state_dict"], ()
+        if args.fine_tune:  # ranges of other hardware are of no use
+            state = {key: value for key, value in state.items() if not key.endswith(quant.RANGE_BUFFERS)}
+            optional = ("act_alpha", "weight_quant.clip", *quant.RANGE_BUFFERS)
+        missing = [key for key in utils.load_weights(net, state, optional, source=args.resume or args.fine_tune)
+                   if key.endswith("act_alpha")]
 
     if args.evaluate:
         log = utils.get_logger()
@@ -433,6 +539,9 @@ def main(argv=None):
             data = dataclasses.replace(data, mean=checkpoint["data"]["mean"], std=checkpoint["data"]["std"])
         _, accuracy = evaluate(net, data.test_x.to(device), data.test_y.to(device), data)
         log.info(f"test accuracy {accuracy:.2f} % on {len(data.test_y)} images of {args.dataset} ({args.resume})")
+        if args.export:
+            export(checkpoint, args, accuracy, len(data.test_y))
+            log.info(f"packed into {args.export} ({os.path.getsize(args.export) / 1e6:.2f} MB)")
         return 0
 
     if args.amp is None:
@@ -444,8 +553,9 @@ def main(argv=None):
                  f"{checkpoint['test_acc']:.2f} %. To train on, start from its weights with --fine_tune")
         return 0
     data = datasets.load(args.dataset, args.data_path, log.info)
-    run = Run(args, net, data, device, log)
-    log.info("python train.py " + " ".join(sys.argv[1:] if argv is None else argv))
+    run = Run(args, net, data, device, log, checkpoint)
+    run.commands.append(shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]))
+    log.info(run.commands[-1])
     log.info(", ".join(f"{name} {value}" for name, value in utils.machine_info().items() if value is not None))
     log.info(", ".join(f"{name} {value}" for name, value in vars(args).items() if name not in ACTIONS))
     log.info(f"{len(run.train_x)} training, {len(run.val_x)} validation, {len(data.test_x)} test images; on {device}, "
@@ -459,9 +569,14 @@ def main(argv=None):
             raise UserError(f"{args.resume} cannot be continued: {utils.one_line(error)}") from error
         log.info(f"continuing {args.resume} after epoch {run.epoch}, step {run.step} of {run.steps}")
     else:
+        if args.weight_clip:
+            clip_weights(net, args.weight_clip)
         if checkpoint:
+            if missing and args.alpha_init == "fit":
+                run.fit_alphas()
+            levels = ", ".join(f"{alpha:.3g}" for alpha in used_alphas(net).values())
             log.info(f"starting from the weights of {args.fine_tune}" + (
-                f"; {len(missing)} clipping levels that it lacks start at {args.alpha_init}" if missing else ""))
+                f"; clipping levels that it lacks start at {levels}" if missing else ""))
         for file in (CHECKPOINT, BEST):  # after --overwrite, nothing may continue the old run by mistake
             Path(args.save_path, file).unlink(missing_ok=True)
     return run.fit()

@@ -61,6 +61,8 @@ COUNT = number(int, "a whole number from 1 up", lambda value: value >= 1)
 COUNT_OR_0 = number(int, "a whole number from 0 up", lambda value: value >= 0)
 POSITIVE = number(float, "a number above 0", lambda value: 0 < value < math.inf)
 POSITIVE_OR_0 = number(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
+FIT_OR_POSITIVE = number(lambda text: text if text == "fit" else float(text), "fit or a number above 0",
+                         lambda value: value == "fit" or 0 < value < math.inf)
 SHARE = number(float, "from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
 
 
@@ -197,7 +199,7 @@ def save_checkpoint(path, checkpoint):
 def load_checkpoint(path):
     """The checkpoint dict in `path`, tensors on the CPU. It has at least "state_dict" and "config" (empty if unknown).
 
-    Reads the files of this project ("format" is CHECKPOINT_FORMAT), those of the original public code
+    Reads the files of this project ("format" is CHECKPOINT_FORMAT), packed ones too (see packed.py), those of the original public code
     ({"state_dict": ...}) and bare state dicts. Anything else raises UserError.
     """
     checkpoint = read_torch_file(path)
@@ -210,6 +212,13 @@ def load_checkpoint(path):
             raise UserError(f"{path}: not a checkpoint of a model (state_dict holds {key!r}, which is not a tensor)")
     if not isinstance(checkpoint.get("config"), dict):
         checkpoint["config"] = {}
+    if "codes" in checkpoint:
+        from packed import unpack
+
+        try:
+            return unpack(checkpoint)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: its weight codes cannot be unpacked ({one_line(error)[:120]})") from error
     return checkpoint
 
 

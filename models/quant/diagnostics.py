@@ -1,0 +1,112 @@
+"""Where the ADC loses accuracy: numbers for every layer and slice of a network on crossbars."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from . import adc
+from .crossbar import crossbar_layers, without_adc
+
+CURVE_BITS = range(2, 9)  # ADC precisions of the SQNR curve
+
+
+def decibels(signal, error):
+    """SQNR `10 log10(signal / error)` of two sums of squares, in dB; None where nothing is lost."""
+    return float(10 * np.log10(signal / error)) if signal and error else None
+
+
+def report(model, images, histograms, rule="mse", per="slice"):
+    """What the ADC does to each crossbar layer of `model`, whose ranges are set ("calibrated") or follow ("full").
+
+    Args: images, a batch of network inputs, for what needs the layers' outputs; histograms, result of
+        `collect_histograms`; rule, per: how `sqnr_over_adc_bits` chooses ranges for other precisions.
+    Returns: a list of dicts of plain values, one a layer:
+        layer, arrays (row blocks; each has a column for every output channel and slice), fill (mean share of rows used),
+        all_zero_reads (share of reads with no active row), output_sqnr_db, sqnr_over_adc_bits {B: dB} of the reads as the
+        shift-add weighs them, unit, u_min, and slices: slice, reachable and seen [low, high] of v, delta, q_min,
+        codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram (counts of `v = unit (u_min + i)`).
+        Decibels are None where no read is changed.
+    """
+    inputs, wanted = _ideal_pass(model, images)
+    result = []
+    for name, layer in crossbar_layers(model):
+        mapped, counts = layer.mapped(), histograms[name]
+        found = layer.simulate(inputs[name]).double()
+        ideal = wanted[name].double()
+        rows = [stop - start for start, stop in mapped.arrays]
+        groups = mapped.geometry.groups
+        result.append({
+            "layer": name, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / layer.spec.rows,
+            "all_zero_reads": _all_zero_share(mapped, layer.a_codes(inputs[name])),
+            "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
+            "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, rule, per) for bits in CURVE_BITS},
+            "unit": layer.spec.unit, "u_min": mapped.u_span[0],
+            "slices": [_slice(mapped, k, counts[:, k].sum(axis=0)) for k in range(counts.shape[1])],
+        })
+    return result
+
+
+def _ideal_pass(model, images):
+    """({layer: input}, {layer: output}) of the network without ADC."""
+    inputs, outputs = {}, {}
+
+    def keep(name):
+        def hook(layer, args, output):
+            inputs[name], outputs[name] = args[0], output
+        return hook
+
+    with without_adc(model), torch.no_grad():
+        hooks = [layer.register_forward_hook(keep(name)) for name, layer in crossbar_layers(model)]
+        try:
+            model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return inputs, outputs
+
+
+def _slice(layer, k, counts):
+    spec, delta, q_min = layer.spec, float(layer.adc_delta[k]), int(layer.adc_q_min[k])
+    u = np.arange(len(counts)) + layer.u_span[0]
+    seen = u[counts > 0]
+    v, count = spec.unit * seen, counts[counts > 0]
+    q = adc.transfer(seen, spec.unit, delta, q_min, spec.adc_bits)
+    unclipped = np.rint(v / delta)
+    error = delta * q - v
+    return {
+        "slice": k, "reachable": [spec.unit * u for u in layer.u_range(k)], "seen": [float(v.min()), float(v.max())],
+        "delta": delta, "q_min": q_min, "codes_used": len(np.unique(q)) / 2**spec.adc_bits,
+        "clipped": float(count[unclipped != q].sum() / count.sum()),
+        "sqnr_db": decibels(float(count @ v**2), float(count @ error**2)), "histogram": counts.tolist(),
+    }
+
+
+def _weighted_sqnr(layer, histogram, adc_bits, rule, per):
+    """SQNR of all reads, each weighed by the square of what the shift-add multiplies it with."""
+    other = replace(layer, spec=replace(layer.spec, adc_bits=adc_bits))
+    signal = error = 0.0
+    for k, (delta, q_min) in enumerate(adc.calibrated_ranges(histogram, other, rule, per)):
+        reads = adc.Reads(histogram, [k], other)
+        signal += reads.square @ reads.v**2
+        error += reads.square @ (delta * adc.transfer(reads.v, 1.0, delta, q_min, adc_bits) - reads.v) ** 2
+    return decibels(float(signal), float(error))
+
+
+def _all_zero_share(layer, codes):
+    """Share of (output pixel, array, digit) whose inputs are all zero."""
+    top, bottom, left, right = layer.geometry.padding
+    geometry, (kh, kw), channels = layer.geometry, layer.kernel, layer.group_channels
+    zero = total = 0
+    for z, bits in enumerate(layer.spec.digit_bits):
+        active = ((codes >> layer.spec.dac_bits * z) & (2**bits - 1)).permute(0, 3, 1, 2).float()
+        active = F.pad(active, (left, right, top, bottom))
+        rows = torch.arange(kh * kw * channels, device=codes.device)  # in (tap, channel) order
+        for start, stop in layer.arrays:
+            # One output channel a group that sums the rows of this array.
+            inside = ((rows >= start) & (rows < stop)).float().view(kh, kw, channels).permute(2, 0, 1)
+            weight = inside.expand(geometry.groups, -1, -1, -1).contiguous()
+            n = F.conv2d(active, weight, None, geometry.stride, 0, geometry.dilation, geometry.groups)
+            zero, total = zero + int((n == 0).sum()), total + n.numel()
+    return zero / total

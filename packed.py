@@ -1,0 +1,67 @@
+"""Small files for trained networks: weights as packed codes, everything else as it is.
+
+`pack` and `unpack` turn a checkpoint dict (see `utils.load_checkpoint`) into one of a few bits a weight and back. The
+weights that come back are not those that were trained, but have exactly their codes, and codes are all that inference
+uses. `utils.load_checkpoint` unpacks by itself.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from models.quant.quantizers import WEIGHT_QUANTIZERS
+
+FORMAT = "vgg-quant-packed-1"
+
+
+def pack(checkpoint):
+    """The small form of a checkpoint: every weight of a convolution or linear layer as its codes, `wbit` bits each.
+
+    Raises: ValueError for a network whose weights are not quantized, or codes that would not come back.
+    """
+    config = checkpoint["config"]
+    wbit, wq = config["wbit"], config.get("wq", "dorefa")
+    if wbit == 32:
+        raise ValueError("a network with --wbit 32 has no weight codes to pack")
+    state, codes = {}, {}
+    for key, value in checkpoint["state_dict"].items():
+        if not (key.endswith(".weight") and value.dim() > 1):  # batch norm, clipping levels, biases
+            state[key] = value
+            continue
+        quantizer = _quantizer(wq, wbit, checkpoint["state_dict"], key)
+        w_codes = quantizer.codes(value.float())
+        if not torch.equal(quantizer.codes(quantizer.weights(w_codes)), w_codes):
+            raise ValueError(f"the codes of {key} do not come back from its weights")
+        codes[key] = {"shape": list(value.shape), "bits": _to_bits(w_codes, wbit)}
+    return checkpoint | {"format": FORMAT, "unpacked_format": checkpoint.get("format"), "state_dict": state, "codes": codes}
+
+
+def unpack(checkpoint):
+    """The checkpoint that `pack` was given, but for the weights' distance to their codes."""
+    config = checkpoint["config"]
+    wbit, wq = config["wbit"], config.get("wq", "dorefa")
+    state = dict(checkpoint["state_dict"])
+    for key, stored in checkpoint["codes"].items():
+        w_codes = _from_bits(stored["bits"], stored["shape"], wbit)
+        state[key] = _quantizer(wq, wbit, state, key).weights(w_codes)
+    rest = {name: value for name, value in checkpoint.items() if name not in ("codes", "unpacked_format")}
+    return rest | {"format": checkpoint["unpacked_format"], "state_dict": state}
+
+
+def _quantizer(wq, wbit, state, key):
+    quantizer = WEIGHT_QUANTIZERS[wq](wbit).eval()
+    prefix = key.removesuffix("weight") + "weight_quant."
+    quantizer.load_state_dict({name: state[prefix + name] for name in quantizer.state_dict()})
+    return quantizer
+
+
+def _to_bits(codes, bits):
+    """Codes one after the other, `bits` bits each, most significant first; the last byte is filled with zeros."""
+    each = np.unpackbits(codes.cpu().numpy().reshape(-1, 1), axis=1)[:, 8 - bits:]
+    return torch.from_numpy(np.packbits(each))
+
+
+def _from_bits(packed, shape, bits):
+    each = np.unpackbits(packed.numpy(), count=math.prod(shape) * bits).reshape(-1, bits)
+    return torch.from_numpy(np.packbits(np.pad(each, ((0, 0), (8 - bits, 0))), axis=1).reshape(shape))
