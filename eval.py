@@ -7,8 +7,8 @@ the whole test set. The software baseline is the same quantized network computed
 difference to it comes from the ADC.
 
 Written to --save_path (the checkpoint's folder unless given): results.jsonl, one line a setting, appended as soon as it
-is known; report_<setting>.json and .png with --report; adc_ranges.json, the calibrated ranges of all settings, for --adc_ranges; accuracy_over_adc_bits.png when several
-ADC precisions are given; eval.log. The bit-planes of the weights go to
+is known; adc_ranges.json, the calibrated ranges of all settings, for --adc_ranges; report_<setting>.json and .png with
+--report; accuracy_over_adc_bits.png when several ADC precisions are given; eval.log. The bit-planes of the weights go to
 --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at with torch.load. To evaluate
 planes that you changed, copy the folder, edit the files, and pass --planes FOLDER.
 """
@@ -61,13 +61,14 @@ def build_parser():
     add("--limit", type=utils.COUNT, help="only LIMIT test images, spread evenly over the set; default all")
 
     group = parser.add_argument_group("hardware (several values: every combination)")
-    hardware.add_flags(group, several=True)
+    add_hardware(group)
     add = group.add_argument
-    add("--adc_range", nargs="+", default=["calibrated"], choices=ADC_RANGES, help="calibrated: delta and q_min chosen on "
-        "training images, then frozen. full: all values that the array can produce. dynamic: minimum and maximum of the "
-        "batch at hand, so that the result depends on --batch_size (for comparison with published numbers). ideal: no "
-        "ADC. Default calibrated")
+    add("--also", action="append", default=[], metavar="FLAGS", help="more settings in the same table: the flags above, in "
+        "quotes, each at its default where it is left out: --also \"--cellBit 1 2 --map conv\". May be given several times")
+
+    group = parser.add_argument_group("calibration")
     hardware.add_calibration_flags(group)
+    add = group.add_argument
     add("--calib_images", type=utils.COUNT, default=256, help="training images that calibrate the ADC. Default %(default)s")
     add("--adc_ranges", metavar="FILE", help="take the calibrated ranges from the adc_ranges.json of an earlier evaluation")
     add("--report", action="store_true", help="for every setting with calibrated or full ranges: what the ADC does to each "
@@ -81,6 +82,16 @@ def build_parser():
     add("--prob_path", default="prob", help="folder for the bit-planes; default %(default)s")
     add("--log_file", default="eval.log", help="name of the log inside save_path, or a full path; default %(default)s")
     return parser
+
+
+def add_hardware(group):
+    """The flags whose values make the settings."""
+    hardware.add_flags(group, several=True)
+    group.add_argument(
+        "--adc_range", nargs="+", default=["calibrated"], choices=ADC_RANGES, help="calibrated: delta and q_min chosen on "
+        "training images, then frozen. full: all values that the array can produce. dynamic: minimum and maximum of the "
+        "batch at hand, so that the result depends on --batch_size (for comparison with published numbers). ideal: no "
+        "ADC. Default calibrated")
 
 
 @dataclass(frozen=True)
@@ -130,16 +141,30 @@ def parse(argv):
     if args.dataset not in datasets.DATASETS:
         raise UserError(f"{args.resume} was trained on {args.dataset}: choose --dataset {', '.join(datasets.DATASETS)}")
     args.save_path = args.save_path or str(Path(args.resume).parent)
-    settings = []
-    for spec, map in hardware.combinations(args, args.adc_range):
-        if spec.adc_range == "ideal":  # without an ADC its bits make no difference, and equal settings are evaluated once
-            spec = replace(spec, adc_bits=args.adc_prec[0])
-        settings.append(Setting(spec, map))
-    if args.report and not {"calibrated", "full"} & set(args.adc_range):
+    settings = all_settings(args)
+    if args.report and not {"calibrated", "full"} & {setting.spec.adc_range for setting in settings}:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
-    if args.planes and len(args.cellBit) > 1:
+    if args.planes and len({setting.spec.cell_bits for setting in settings}) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
-    return args, list(dict.fromkeys(settings)), checkpoint
+    return args, settings, checkpoint
+
+
+def all_settings(args):
+    """The settings of the flags and of every --also, equal ones once."""
+    parser = utils.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_hardware(parser)
+    groups, settings = [args], []
+    for text in args.also:
+        try:
+            groups.append(parser.parse_args(shlex.split(text)))
+        except (UserError, ValueError) as error:
+            raise UserError(f"--also {text!r}: {error}") from None
+    for flags in groups:
+        for spec, map in hardware.combinations(flags, args.wbit, args.abit, flags.adc_range):
+            if spec.adc_range == "ideal":  # without an ADC its bits make no difference
+                spec = replace(spec, adc_bits=1)
+            settings.append(Setting(spec, map))
+    return list(dict.fromkeys(settings))
 
 
 class Evaluation:
@@ -247,7 +272,10 @@ class Evaluation:
             self._restore_ranges(setting)
             return
         self._count_reads(net, setting)
-        quant.calibrate(net, None, self.args.adc_calib, self.args.adc_per, self.histograms)
+        try:
+            quant.calibrate(net, None, self.args.adc_calib, self.args.adc_per, self.histograms)
+        except ValueError as error:  # the rule says for how many values and bits it is too slow
+            raise UserError(f"{setting}: {error}") from None
         self.ranges.add(setting.spec, quant.crossbar_layers(net))
 
     def _count_reads(self, net, setting):
@@ -278,8 +306,8 @@ class Evaluation:
             if ranges is None:
                 raise UserError(f"{self.args.adc_ranges} has no ranges of {name} for {setting}; calibrate it without --adc_ranges")
             layer.set_spec(setting.spec)
-            layer.set_ranges(ranges)
             try:
+                layer.set_ranges(ranges)
                 layer.mapped()
             except ValueError as error:
                 raise UserError(f"{self.args.adc_ranges}, {name}, {setting}: {error}") from None

@@ -42,12 +42,12 @@ def add_calibration_flags(group):
                        "slices of a layer. Default slice")
 
 
-def combinations(args, adc_ranges):
+def combinations(args, w_bits, a_bits, adc_ranges):
     """[(spec, map), ...] for every combination of the flags' values, in the order of a table."""
     flags = ("map", "mapping", "reference", "dac_bits", "subArray", "cellBit", "adc_prec")
     values = [value if isinstance(value, list) else [value] for value in (getattr(args, flag) for flag in flags)]
     try:
-        return [(CrossbarSpec(args.wbit, args.abit, cell, bits, rows, mapping, reference, dac, adc_range), map)
+        return [(CrossbarSpec(w_bits, a_bits, cell, bits, rows, mapping, reference, dac, adc_range), map)
                 for map, mapping, reference, dac, rows, cell, adc_range, bits in itertools.product(
                     *values[:-1], adc_ranges, values[-1])]
     except ValueError as error:

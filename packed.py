@@ -63,5 +63,7 @@ def _to_bits(codes, bits):
 
 
 def _from_bits(packed, shape, bits):
+    if len(packed) != -(-math.prod(shape) * bits // 8):
+        raise ValueError(f"{len(packed)} bytes do not hold {list(shape)} codes of {bits} bits")
     each = np.unpackbits(packed.numpy(), count=math.prod(shape) * bits).reshape(-1, bits)
     return torch.from_numpy(np.packbits(np.pad(each, ((0, 0), (8 - bits, 0))), axis=1).reshape(shape))

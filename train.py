@@ -171,10 +171,12 @@ def parse(argv):
     useless = [name for name in given if name in (*HARDWARE, "calib_steps") and not args.adc_aware]
     if useless:
         raise UserError(f"--{useless[0]} is for training through the ADC: add --adc_aware")
+    if args.wq == "sawb" and args.wbit == 1:
+        raise UserError("--wq sawb has codes around an exact zero: it needs --wbit 2 to 8")
     if args.adc_aware:
         if 32 in (args.wbit, args.abit):
             raise UserError("--adc_aware needs quantized weights and activations, --wbit and --abit from 1 to 8")
-        hardware.combinations(args, ["calibrated"])
+        hardware.combinations(args, args.wbit, args.abit, ["calibrated"])
     if args.model not in MODELS:
         raise UserError(f"--model {args.model}: unknown, choose from {', '.join(MODELS)}")
     if len(args.schedule) != len(args.gammas):
@@ -230,7 +232,7 @@ def build_network(args, num_classes, device):
     config.kwargs.update({"num_classes": num_classes, "wbit": args.wbit, "abit": args.abit, "wq": args.wq,
                           "alpha_init": 1.0 if args.alpha_init == "fit" else args.alpha_init, "quantize_image": args.quantize_image})
     if args.adc_aware:
-        [(spec, map)] = hardware.combinations(args, ["calibrated"])
+        [(spec, map)] = hardware.combinations(args, args.wbit, args.abit, ["calibrated"])
         config.kwargs.update({"spec": spec, "map": map})
     return config.base(*config.args, **config.kwargs).to(device, memory_format=torch.channels_last)
 
@@ -574,7 +576,7 @@ def main(argv=None):
         if checkpoint:
             if missing and args.alpha_init == "fit":
                 run.fit_alphas()
-            levels = ", ".join(f"{alpha:.3g}" for alpha in used_alphas(net).values())
+            levels = ", ".join(f"{alpha.item():.3g}" for alpha in used_alphas(net).values())
             log.info(f"starting from the weights of {args.fine_tune}" + (
                 f"; clipping levels that it lacks start at {levels}" if missing else ""))
         for file in (CHECKPOINT, BEST):  # after --overwrite, nothing may continue the old run by mistake

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Evaluate the VGG7 of vgg_cifar_quant.sh on simulated RRAM crossbars. Flags given to this script are passed on and win
-# over the variables below:
-#     bash vgg_cifar_eval.sh --limit 500                    # a quick look
-#     bash vgg_cifar_eval.sh --adc_prec 7 6 5 4 3           # also plots accuracy over ADC bits
-#     bash vgg_cifar_eval.sh --resume save/other/model_best.pth.tar
+# Evaluate the VGG7 in pretrained/ on simulated RRAM crossbars: the table and the plot of the README. Flags given to this
+# script are passed on and win over the variables below; those that describe the hardware replace the whole table.
+#     bash vgg_cifar_eval.sh --limit 500                                        # a quick look
+#     bash vgg_cifar_eval.sh --cellBit 2 --adc_prec 5 --report                  # one setting, and where it loses
+#     bash vgg_cifar_eval.sh --resume save/other/model_best.pth.tar             # a network of your own
+#     bash vgg_cifar_eval.sh --dataset imagefolder --data_path path/to/images   # train/<class>/, test/<class>/
 #     bash vgg_cifar_eval.sh --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -11,33 +12,28 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 [ -x .venv/bin/python ] && PYTHON=${PYTHON:-.venv/bin/python} # what quickstart.sh made
 PYTHON=${PYTHON:-python3}
 
-# network: names the folder that vgg_cifar_quant.sh writes; eval.py reads the bits from the checkpoint itself
-model=vgg7_quant
-wbit=4
-abit=4
+# what vgg_cifar_quant.sh writes is save/<...>/model_best.pth.tar; eval.py reads the bits from the file itself
+checkpoint=pretrained/vgg7_w4a4_cifar10.pt
+save=save/eval_vgg7_w4a4 # table, plot, results.jsonl, calibrated ADC ranges
 
 # data: cifar10, cifar100, imagefolder or digits
 dataset=cifar10
 data_path=./data
+batch_size=64 # changes the results of dynamic ADC ranges only
 
-checkpoint=save/${dataset}_${model}_w${wbit}a${abit}/model_best.pth.tar
+# hardware: every combination of bits of a cell and of the ADC, and some settings for comparison
+table=(
+    --cellBit 1 2 4 --adc_prec 3 4 5 6 7 8
+    --also "--cellBit 1 2 4 --adc_range dynamic"
+    --also "--cellBit 1 2 --adc_prec 4 5 --map conv"
+    --also "--cellBit 1 2 --adc_prec 4 5 --mapping im2col"
+    --also "--cellBit 1 2 --adc_prec 5 --mapping tap im2col --subArray 256"
+)
+for flag in "$@"; do
+    case "$flag" in
+    --cellBit | --adc_prec | --adc_range | --subArray | --mapping | --map | --reference | --dac_bits | --also) table=() ;;
+    esac
+done
 
-# hardware: several values, separated by spaces, evaluate every combination
-cell_bits="1 2" # bits of a memory cell
-adc_bits="6"    # bits of the ADC
-rows="128"      # rows of an array
-engine=auto     # auto, reference, numba or triton; changes the speed, no result
-
-# The table goes to the screen, and with a plot and results.jsonl into the checkpoint's folder, unless --save_path names
-# another; the bit-planes of the weights go to prob/.
-
-# shellcheck disable=SC2086  # lists are split on purpose
-exec "$PYTHON" eval.py \
-    --resume "$checkpoint" \
-    --dataset "$dataset" \
-    --data_path "$data_path" \
-    --cellBit $cell_bits \
-    --adc_prec $adc_bits \
-    --subArray $rows \
-    --engine "$engine" \
-    "$@"
+exec "$PYTHON" eval.py --resume "$checkpoint" --save_path "$save" --dataset "$dataset" --data_path "$data_path" \
+    --batch_size "$batch_size" ${table[@]+"${table[@]}"} "$@"

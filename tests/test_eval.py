@@ -185,6 +185,83 @@ def test_equal_settings_are_evaluated_once(run, checkpoint):
     assert [(r["adc_range"], r["adc_bits"]) for r in records[1:]] == [("ideal", None), ("calibrated", 6), ("calibrated", 5)]
 
 
+def test_also_adds_settings_with_the_other_flags_at_their_defaults(run, checkpoint):
+    records, _, _ = run(checkpoint, "--cellBit", "2", "--adc_prec", "4", "--also", "--map conv --subArray 16", "--also",
+                        "--cellBit 2 3 --adc_prec 4 --adc_range full dynamic", "--also", "--cellBit 2 --adc_prec 4 --subArray 16")
+    assert [tuple(r[name] for name in ("map", "cell_bits", "adc_bits", "adc_range", "rows")) for r in records[1:]] == [
+        ("all", 2, 4, "calibrated", 16), ("conv", 1, 6, "calibrated", 16), ("all", 2, 4, "full", 128),
+        ("all", 2, 4, "dynamic", 128), ("all", 3, 4, "full", 128), ("all", 3, 4, "dynamic", 128)]  # the last is the first
+
+
+# ---- calibrated ranges, report -----------------------------------------------------------------------------------------
+
+
+def test_ranges_can_be_used_again(run, checkpoint, tmp_path):
+    flags = ["--cellBit", "1", "2", "--adc_prec", "3", "4"]
+    first, expected, _ = run(checkpoint, *flags)
+    os.replace("save/adc_ranges.json", "ranges.json")
+    second, found, _ = run(checkpoint, *flags, "--adc_ranges", "ranges.json", "--calib_images", "1")
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert not Path("save/adc_ranges.json").exists()
+    assert [r["calib_images"] for r in first] == [None, 20, 20, 20, 20] and not any(r["calib_images"] for r in second)
+    assert [r["adc_ranges"] for r in second] == [None, *["ranges.json"] * 4]
+
+
+def test_ranges_that_were_read_are_those_that_run(run, checkpoint):
+    """A step so large that every code is zero: nothing is left of the network."""
+    _, good, _ = run(checkpoint)
+    content = json.loads(Path("save/adc_ranges.json").read_text())
+    for ranges in content["ranges"][0]["layers"].values():
+        ranges[:] = [[1e6, 0]] * len(ranges)
+    Path("ranges.json").write_text(json.dumps(content))
+    _, bad, _ = run(checkpoint, "--adc_ranges", "ranges.json")
+    assert len(bad[1].unique()) == 1 < len(good[1].unique())
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda c: c["ranges"][0].update(cell_bits=2), "has no ranges of features.4 for 1-bit cells, 6-bit ADC, calibrated"),
+    (lambda c: c["ranges"][0]["layers"].pop("classifier.0"), "has no ranges of classifier.0"),
+    (lambda c: c["ranges"][0]["layers"].update({"features.8": [[0.5, -99]] * 4}), "features.8, 1-bit cells"),
+    (lambda c: c["ranges"][0]["layers"].update({"features.8": [[0.5, -9]] * 3}), "ranges.json, features.8, 1-bit cells"),
+    (lambda c: c.pop("ranges"), "ranges.json is not an adc_ranges.json"),
+    (lambda c: c["ranges"][0]["layers"].update({"features.8": [["x", 1]]}), "ranges.json is not an adc_ranges.json"),
+])
+def test_ranges_of_something_else_are_refused(change, words, run, refused, checkpoint):
+    run(checkpoint)
+    content = json.loads(Path("save/adc_ranges.json").read_text())
+    change(content)
+    Path("ranges.json").write_text(json.dumps(content))
+    refused(["--resume", checkpoint, "--adc_ranges", "ranges.json"], words)
+
+
+def test_rules_of_calibration_give_different_ranges(run, checkpoint):
+    found = {}
+    for rule in ("minmax", "percentile", "mse"):
+        for per in ("layer", "slice"):
+            records, _, _ = run(checkpoint, "--adc_prec", "3", "--cellBit", "2", "--adc_calib", rule, "--adc_per", per)
+            assert (records[1]["adc_calib"], records[1]["adc_per"]) == (rule, per)
+            ranges = json.loads(Path("save/adc_ranges.json").read_text())["ranges"][0]["layers"]
+            assert list(ranges) == CROSSBARS
+            if per == "layer":
+                assert all(a == b for a, b in ranges.values())
+            found[rule, per] = json.dumps(ranges)
+    assert len(set(found.values())) == 6
+
+
+def test_report_is_a_table_a_file_and_a_picture(run, checkpoint):
+    _, _, text = run(checkpoint, "--report", "--cellBit", "2", "--adc_prec", "3", "--adc_range", "calibrated", "dynamic")
+    name = "save/report_2_bit_cells_3_bit_adc_calibrated_rows_16"
+    layers = json.loads(Path(name + ".json").read_text())["layers"]
+    assert [entry["layer"] for entry in layers] == CROSSBARS and f"/{name}.png" in text
+    assert [len(entry["slices"]) for entry in layers] == [2] * 4
+    for entry in layers:
+        line = next(line for line in text.splitlines() if line.startswith(entry["layer"] + " "))
+        assert f" {entry['output_sqnr_db']:.1f}" in line and f" {entry['arrays']} " in line
+    with Image.open(name + ".png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 300
+    assert [p.name for p in Path("save").glob("report*dynamic*")] == []
+
+
 def test_plot_only_of_several_adc_precisions(run, checkpoint, tmp_path):
     path = tmp_path / "save" / "accuracy_over_adc_bits.png"
     text = run(checkpoint, "--adc_range", "full", "ideal", "--cellBit", "1", "2")[2]
@@ -445,6 +522,13 @@ def refused(monkeypatch, capsys):
     (["--save_path", "{checkpoint}/run"], "cannot write to {checkpoint}/run"),
     (["--prob_path", "{checkpoint}/prob"], "cannot write to {checkpoint}/prob"),
     (["--planes", "prob", "--cellBit", "1", "2"], "--planes holds cells of one precision: give one --cellBit"),
+    (["--planes", "prob", "--also", "--cellBit 2"], "--planes holds cells of one precision: give one --cellBit"),
+    (["--also", "--cellBit 5"], "--cellBit is 5; allowed are whole numbers from 1 to 4 (the weight bits)"),
+    (["--also", "--cellBit two"], "--also '--cellBit two': argument --cellBit: two is not"),
+    (["--also", "--resume x"], "--also '--resume x': unrecognized arguments: --resume x"),
+    (["--also", "--map 'conv"], "--also \"--map 'conv\": No closing quotation"),
+    (["--report", "--adc_range", "ideal", "dynamic"], "--report describes frozen ranges"),
+    (["--adc_ranges", "nowhere.json"], "cannot read nowhere.json: No such file"),
     (["--bogus"], "unrecognized arguments: --bogus"),
 ])
 def test_bad_flags(flags, words, refused, checkpoint):
@@ -569,15 +653,19 @@ def script_flags(name, *flags):
     return program, arguments
 
 
-def test_script_evaluates_what_the_training_script_writes():
+def test_script_makes_the_whole_table_of_the_network_in_the_box():
     program, flags = script_flags("vgg_cifar_eval.sh")
     args = evaluation.build_parser().parse_args(flags)
-    trainer, train_flags = script_flags("vgg_cifar_quant.sh")
-    trained = train.parse(train_flags)[0]
-    assert (program, trainer) == ("eval.py", "train.py")
-    assert args.resume == f"{trained.save_path}/{train.BEST}"
-    assert (args.dataset, args.data_path) == (trained.dataset, trained.data_path) == ("cifar10", "./data")
-    assert (args.cellBit, args.adc_prec, args.subArray, args.engine) == ([1, 2], [6], [128], "auto")
+    assert program == "eval.py" and args.resume.startswith("pretrained/") and Path(ROOT, args.resume).exists()
+    assert (args.dataset, args.data_path) == ("cifar10", "./data")
+    args.wbit = args.abit = 4
+    found = {(s.spec.cell_bits, s.spec.adc_bits, s.spec.adc_range, s.spec.mapping, s.spec.rows, s.map)
+             for s in evaluation.all_settings(args)}
+    for cell_bits in (1, 2, 4):
+        assert (cell_bits, 6, "dynamic", "tap", 128, "all") in found
+        for adc_bits in range(3, 9):
+            assert (cell_bits, adc_bits, "calibrated", "tap", 128, "all") in found
+    assert {(1, 4, "calibrated", "tap", 128, "conv"), (2, 5, "calibrated", "im2col", 128, "all")} < found
 
 
 def test_flags_given_to_the_script_win():
@@ -586,3 +674,10 @@ def test_flags_given_to_the_script_win():
     args = evaluation.build_parser().parse_args(flags)
     assert flags[-len(given):] == given
     assert (args.cellBit, args.resume, args.limit, args.engine) == ([3, 4], "a folder/c.pth.tar", 5, "numba")
+    assert args.also == []  # hardware that is given replaces the table
+
+
+def test_other_flags_leave_the_scripts_table_whole():
+    _, flags = script_flags("vgg_cifar_eval.sh", "--limit", "5")
+    args = evaluation.build_parser().parse_args(flags)
+    assert args.limit == 5 and args.cellBit == [1, 2, 4] and len(args.also) == 4

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from models.quant import AQ, WQ, CrossbarSpec, Qconv2d, QLinear, QLinearDoreFa
+from models.quant import AQ, SAWB, WQ, CrossbarSpec, Qconv2d, QLinear, QLinearDoreFa
 from models.quant.quantizers import act_codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -219,6 +219,94 @@ def test_reference_shares_add_up_to_the_level_of_zero(cell_bits):
         assert sum(share << (cell_bits * k) for k, share in enumerate(shares)) == 2**w_bits - 1
 
 
+# ---- SAWB ------------------------------------------------------------------------------------------------------------
+
+SAWB_BITS = BITS[1:]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 5.0])
+@pytest.mark.parametrize("bits", SAWB_BITS)
+def test_sawb_codes_and_values(bits, scale):
+    """`clip = c_1 rms - c_2 mean |x|`, codes `round(m clamp(x / clip, -1, 1)) + m`, values `clip (W - m) / m`."""
+    x = np.random.default_rng(0).normal(scale=scale, size=(16, 8, 3, 3)).astype(np.float32)
+    x.flat[:2] = 0, 20 * scale
+    quantizer, m = SAWB(bits), 2 ** (bits - 1) - 1
+    codes = quantizer.codes(torch.from_numpy(x))
+    c1, c2 = SAWB.COEFFICIENTS[bits]
+    exact = x.astype(np.float64)
+    clip = min(c1 * np.sqrt((exact**2).mean()) - c2 * np.abs(exact).mean(), np.abs(exact).max())
+    assert quantizer.clip.item() == pytest.approx(clip, rel=1e-4)
+    position = m * np.clip(exact / clip, -1, 1) + m
+    sure = np.abs(position - np.floor(position) - 0.5) > 1e-3 * m
+    assert codes.dtype == torch.uint8 and codes.min() >= 0 and codes.max() == 2 * m
+    assert np.array_equal(codes.numpy()[sure], np.rint(position)[sure]) and sure.mean() > 0.7
+    assert codes.flatten()[0] == m  # zero is a level
+    np.testing.assert_allclose(quantizer(torch.from_numpy(x)), (codes.numpy().astype(float) - m) * clip / m, rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("bits", SAWB_BITS)
+def test_sawb_clips_where_the_error_of_bell_shaped_weights_is_least(bits):
+    """Tried out on a grid, for normal and Laplace weights: the formula costs at most a fifth more than the best level."""
+    rng, m = np.random.default_rng(0), 2 ** (bits - 1) - 1
+    for x in (rng.normal(size=40000), rng.laplace(size=40000)):
+        quantizer = SAWB(bits)
+        quantizer.codes(torch.from_numpy(x).float())
+
+        def error(clip):
+            return ((np.rint(np.clip(x / clip, -1, 1) * m) * clip / m - x) ** 2).mean()
+
+        best = min(error(clip) for clip in np.linspace(0.5, 12, 231))
+        assert error(quantizer.clip.item()) < 1.2 * best
+
+
+@pytest.mark.parametrize("bits", SAWB_BITS)
+def test_sawb_gradient(bits):
+    """1 inside the clipping level, which is a constant, and 0 beyond."""
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=500).astype(np.float32))
+    weight = torch.linspace(-2, 3, 500)
+    x.requires_grad_()
+    quantizer = SAWB(bits)
+    (quantizer(x) * weight).sum().backward()
+    inside = x.detach().abs() < quantizer.clip
+    assert 0 < (~inside).sum() < 150
+    np.testing.assert_allclose(x.grad, weight * inside, rtol=1e-5, atol=1e-6)
+
+
+def test_sawb_keeps_the_level_of_training_for_inference():
+    """Planes and packed files hold codes of the level that was trained; other weights do not move it."""
+    quantizer = SAWB(4)
+    quantizer.codes(torch.randn(100))
+    clip = quantizer.clip.clone()
+    quantizer.eval().codes(10 * torch.randn(100))
+    assert quantizer.clip == clip
+    copy = SAWB(4).eval()
+    copy.load_state_dict(quantizer.state_dict())
+    assert copy.clip == clip
+    assert torch.equal(copy.weights(torch.arange(15)), (torch.arange(15) - 7) * clip / 7)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(7), torch.full((3,), 0.2), torch.tensor([0.0] * 99 + [1.0])])
+def test_sawb_of_weights_without_a_bell_shape(x):
+    quantizer = SAWB(4)
+    codes = quantizer.codes(x)
+    assert torch.isfinite(quantizer(x)).all() and codes.max() <= 14 and (codes[x == 0] == 7).all()
+    assert 0 < quantizer.clip <= max(x.max().item(), 1e-30)
+
+
+def test_sawb_needs_two_bits():
+    with pytest.raises(ValueError, match="wbit is 1; SAWB has codes around an exact zero and needs 2 to 8 bits"):
+        SAWB(1)
+
+
+@pytest.mark.parametrize("cell_bits", BITS)
+def test_sawb_reference_cells_hold_the_digits_of_the_zero_code(cell_bits):
+    for w_bits in range(max(2, cell_bits), 9):
+        bits = [min(cell_bits, w_bits - low) for low in range(0, w_bits, cell_bits)]
+        shares = SAWB(w_bits).reference_twice(bits)
+        assert all(share % 2 == 0 and share // 2 < 2**b for share, b in zip(shares, bits, strict=True))
+        assert sum(share // 2 << (cell_bits * k) for k, share in enumerate(shares)) == 2 ** (w_bits - 1) - 1
+
+
 # ---- both ------------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +352,39 @@ def test_layers_are_operations_on_quantized_values(wbit, abit, bias, seed):
     torch.testing.assert_close(conv(x).double(), wanted, rtol=1e-5, atol=1e-5)
     x = torch.rand(3, 6) * 1.2
     torch.testing.assert_close(linear(x).double(), 0.25 * F.linear(*value(x, linear)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", SAWB_BITS)
+def test_layers_with_sawb_are_operations_on_quantized_values(bits):
+    torch.manual_seed(bits)
+    conv = Qconv2d(6, 4, 3, padding=1, wbit=bits, wq="sawb", alpha_init=0.8)
+    x = torch.rand(3, 6, 5, 4)
+    quantizer = SAWB(bits)
+    weight = quantizer(conv.weight.detach())
+    wanted = F.conv2d(AQ(4, 0.8)(x), weight, conv.bias, padding=1)
+    torch.testing.assert_close(conv(x), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_unknown_weight_quantizer_lists_the_known_ones():
+    with pytest.raises(ValueError, match="no weight quantizer is named 'lsq'; known are dorefa, sawb"):
+        QLinear(4, 4, wq="lsq")
+
+
+def test_first_clipping_level_of_least_squared_error():
+    """Against a grid of its own: no level among 1000 has a smaller error but for the distance between candidates."""
+    x = torch.from_numpy(np.random.default_rng(0).gamma(1.0, size=5000).astype(np.float32)) - 0.5
+    for bits in (2, 4, 8):
+        quantizer = AQ(bits, 99.0)
+        quantizer.fit(x)
+
+        def error(alpha):
+            positive = x.clamp_min(0).numpy().astype(np.float64)
+            return ((np.rint(np.minimum(positive / alpha, 1) * (2**bits - 1)) * alpha / (2**bits - 1) - positive) ** 2).mean()
+
+        best = min(error(alpha) for alpha in np.linspace(0.01, 1, 1000) * x.max().item())
+        assert error(quantizer.act_alpha.item()) < 1.03 * best
+    quantizer.fit(torch.full((9,), -1.0))  # nothing to fit to
+    assert quantizer.act_alpha.item() > 0
 
 
 def test_gradient_of_a_layer():

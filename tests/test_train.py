@@ -119,6 +119,8 @@ def test_killed_and_interrupted_run_ends_with_the_same_bits(tmp_path):
         for checkpoint in (expected, result):
             for name in ("save_path", "save_minutes"):
                 del checkpoint["config"][name]
+            assert checkpoint.pop("seconds") > 0
+        assert len(expected.pop("commands")) == 1 and len(result.pop("commands")) == 3
         assert_same(expected, result)
     assert expected["best_acc"] > 30  # and it learned something, so equality says something
 
@@ -228,7 +230,7 @@ def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
     best = tmp_path / "float" / "model_best.pth.tar"
     code, tuned = quick(tmp_path / "a", "--fine_tune", str(best), "--alpha_init", "3", "--epochs", "1", "--lr", "1e-12",
                         "--wd", "0")
-    assert code == 0 and "8 clipping levels that it lacks start at 3.0" in capsys.readouterr().out
+    assert code == 0 and "clipping levels that it lacks start at 3, 3, 3, 3, 3, 3, 3" in capsys.readouterr().out
     start = utils.load_checkpoint(best)["state_dict"]
     for key, value in tuned["state_dict"].items():
         if key.endswith("act_alpha"):
@@ -239,6 +241,63 @@ def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
     quick(tmp_path / "b", "--resume", str(best), "--fine_tune", "--alpha_init", "3", "--epochs", "1", "--lr", "1e-12",
           "--wd", "0")
     assert_same(utils.load_checkpoint(tmp_path / "b" / "checkpoint.pth.tar")["state_dict"], tuned["state_dict"])
+
+
+def test_fine_tune_fits_the_clipping_levels_to_the_activations(tmp_path, capsys):
+    quick(tmp_path / "float", "--wbit", "32", "--abit", "32", "--epochs", "1")
+    start = str(tmp_path / "float" / "model_best.pth.tar")
+    _, tuned = quick(tmp_path / "a", "--fine_tune", start, "--epochs", "1", "--lr", "1e-12", "--wd", "0", "--wq", "sawb")
+    alphas = [value.item() for key, value in tuned["state_dict"].items() if key.endswith("act_alpha")][1:]
+    assert len(set(alphas)) == 7 and all(0.1 < alpha < 20 for alpha in alphas)
+    out = capsys.readouterr().out
+    assert "clipping levels that it lacks start at " + ", ".join(f"{alpha:.3g}" for alpha in alphas) in out
+    assert tuned["config"]["wq"] == "sawb" and all(
+        value > 0 for key, value in tuned["state_dict"].items() if key.endswith("weight_quant.clip"))
+    assert [command.split()[:2] for command in tuned["commands"]] == [["python", "train.py"]] * 2
+    assert start in tuned["commands"][1] and tuned["seconds"] > 0
+
+
+def test_weight_clip_leaves_no_weight_beyond_its_bound(tmp_path):
+    _, checkpoint = quick(tmp_path, "--weight_clip", "1.5", "--epochs", "1")
+    for key, weight in checkpoint["state_dict"].items():
+        if key.endswith("weight") and weight.dim() > 1:  # clipping lowers the root mean square itself
+            assert 1.2 < weight.abs().max() / weight.square().mean().sqrt() < 1.8
+
+
+def test_training_through_the_adc_resumes_to_the_same_bits(tmp_path, capsys):
+    quick(tmp_path / "start", "--epochs", "1")
+    start = str(tmp_path / "start" / "model_best.pth.tar")
+    flags = ["--fine_tune", start, "--adc_aware", "--adc_prec", "3", "--cellBit", "2", "--subArray", "16", "--calib_steps", "7",
+             "--epochs", "2", "--val_split", "0.1"]
+    _, whole = quick(tmp_path / "whole", *flags)
+    state = whole["state_dict"]
+    ranges = [key for key in state if key.endswith("adc_delta")]
+    assert len(ranges) == 7 and all((state[key] > 0).all() and len(state[key]) == 2 for key in ranges)
+
+    stopped = tmp_path / "stopped"
+    real, calls = train.Run.end_epoch, []
+
+    def stop_once(self):
+        real(self)
+        calls.append(1)
+        if len(calls) == 1:
+            self.train_x = None  # as dead as can be
+            raise KeyboardInterrupt
+
+    train.Run.end_epoch = stop_once
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            quick(stopped, *flags)
+    finally:
+        train.Run.end_epoch = real
+    assert train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"]) == 0
+    assert_same(utils.load_checkpoint(stopped / "checkpoint.pth.tar")["state_dict"], state)
+
+    capsys.readouterr()
+    assert train.main(["--evaluate", "--resume", str(tmp_path / "whole" / "model_best.pth.tar"), "--ngpu", "0"]) == 0
+    assert f"test accuracy {whole['test_acc']:.2f} %" in capsys.readouterr().out
+    plain, _ = quick(tmp_path / "back", "--fine_tune", str(tmp_path / "whole" / "model_best.pth.tar"), "--epochs", "1")
+    assert plain == 0  # ranges are of no use to a network without arrays
 
 
 def test_weights_of_the_original_code(finished, tmp_path, capsys):
@@ -356,6 +415,15 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--fine_tune", "{run}/model_best.pth.tar", "--model", "vgg16_quant"], "is of the model vgg7_quant, not vgg16_quant"),
     (["--fine_tune", "{run}/model_best.pth.tar", "--abit", "32"], "unexpected: features.0.act_quant.act_alpha"),
     (["--save_path", "{run}"], "holds a run: continue it with --resume"),
+    (["--wq", "lsq"], "--wq: invalid choice: 'lsq'"),
+    (["--wq", "sawb", "--wbit", "1"], "--wq sawb has codes around an exact zero: it needs --wbit 2 to 8"),
+    (["--alpha_init", "fit"], "--alpha_init fit needs the trained network of --fine_tune"),
+    (["--alpha_init", "0"], "--alpha_init: 0 is not fit or a number above 0"),
+    (["--adc_prec", "4"], "--adc_prec is for training through the ADC: add --adc_aware"),
+    (["--adc_aware", "--wbit", "32"], "--adc_aware needs quantized weights and activations"),
+    (["--adc_aware", "--cellBit", "5"], "--cellBit is 5; allowed are whole numbers from 1 to 4 (the weight bits)"),
+    (["--adc_aware", "--adc_prec", "13"], "--adc_prec is 13; allowed are whole numbers from 1 to 12"),
+    (["--export", "file.pt"], "--export writes a trained network: add --evaluate"),
 ])
 def test_bad_input_is_one_line_before_any_work(flags, words, finished, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("text")

@@ -51,7 +51,12 @@ class _Crossbar:
         self.set_ranges([(0.0, 0)] * len(spec.slice_bits))
 
     def set_ranges(self, ranges):
-        """Set `(delta, q_min)` of each slice; `delta` in units of the read value, 0 for not calibrated."""
+        """Set `(delta, q_min)` of each slice; `delta` in units of the read value, 0 for not calibrated.
+
+        Raises: ValueError for another number of ranges.
+        """
+        if len(ranges) != len(self.spec.slice_bits):
+            raise ValueError(f"{len(ranges)} ADC ranges are given for {len(self.spec.slice_bits)} slices")
         delta, q_min = zip(*ranges)
         self.adc_delta = torch.tensor(delta, dtype=torch.float64, device=self.adc_delta.device)
         self.adc_q_min = torch.tensor(q_min, dtype=torch.int64, device=self.adc_q_min.device)

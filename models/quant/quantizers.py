@@ -231,7 +231,7 @@ class SAWB(_WeightQuantizer):
             w = x.detach().float()
             clip = c1 * w.square().mean().sqrt() - c2 * w.abs().mean()
             # The formula leaves the range of the weights where they are few or far from bell-shaped.
-            self.clip = torch.minimum(clip.abs(), w.abs().max()).clamp_min(torch.finfo(torch.float32).tiny)
+            self.clip = torch.minimum(clip.abs(), w.abs().max()).clamp_min(1e-30)  # its inverse is finite
         middle = self.zero_twice / 2
         return torch.clamp(x * (middle / self.clip), -middle, middle) + middle
 

@@ -1,0 +1,124 @@
+"""Training through the ADC: the forward pass is the simulation, the gradient that of the quantized layer without arrays."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import datasets
+from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate, collect_histograms,
+                          crossbar_layers)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def pair(kind, wq, **hardware):
+    """A training layer, the same layer on crossbars, and an input."""
+    torch.manual_seed(0)
+    spec = CrossbarSpec(**hardware)
+    if kind == "conv":
+        plain = Qconv2d(6, 4, 3, stride=2, padding=1, groups=2, alpha_init=0.8, wq=wq)
+        crossbar = Qconv2dDoreFa(6, 4, 3, stride=2, padding=1, groups=2, spec=spec, alpha_init=0.8, wq=wq)
+        x = torch.rand(3, 6, 7, 5) * 1.2 - 0.1
+    else:
+        plain = QLinear(30, 7, alpha_init=0.8, wq=wq, out_scale=0.25)
+        crossbar = QLinearDoreFa(30, 7, spec=spec, alpha_init=0.8, wq=wq, out_scale=0.25)
+        x = torch.rand(3, 30) * 1.2 - 0.1
+    crossbar.load_state_dict(plain.state_dict(), strict=False)
+    calibrate(crossbar, [x])
+    return plain.train(), crossbar.train(), x
+
+
+def gradients(layer, x, upstream, dtype=None):
+    x = x.clone().requires_grad_()
+    layer.zero_grad()
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        y = layer(x)
+    (y.float() * upstream).sum().backward()
+    return y.detach(), [x.grad, *(parameter.grad for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("wq", ["dorefa", "sawb"])
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_lossless_adc_trains_as_the_quantized_layer(kind, wq, dtype):
+    plain, crossbar, x = pair(kind, wq, adc_bits=8, rows=32)
+    upstream = torch.randn(plain(x).shape)
+    (wanted, expected), (y, found) = gradients(plain, x, upstream, dtype), gradients(crossbar, x, upstream, dtype)
+    torch.testing.assert_close(y.float(), wanted.float(), rtol=1e-5 if dtype is None else 1e-2, atol=1e-6 if dtype is None else 1e-2)
+    assert y.dtype == wanted.dtype
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b) and a.abs().sum() > 0
+
+
+@pytest.mark.parametrize("adc_range", ["calibrated", "full", "dynamic"])
+@pytest.mark.parametrize("wq", ["dorefa", "sawb"])
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_coarse_adc_forward_gives_the_simulation_and_backward_passes_it_by(kind, wq, adc_range):
+    plain, crossbar, x = pair(kind, wq, adc_bits=2, cell_bits=2, rows=8, adc_range=adc_range)
+    upstream = torch.randn(plain(x).shape)
+    (software, expected), (y, found) = gradients(plain, x, upstream), gradients(crossbar, x, upstream)
+    assert (y - software).abs().max() > 0.01
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():  # in training mode without gradients, and in evaluation
+        assert torch.equal(crossbar(x), y) and torch.equal(crossbar.eval()(x), y)
+
+
+def test_weights_that_a_step_changed_are_simulated_anew():
+    _, layer, x = pair("conv", "dorefa", adc_bits=3, rows=8)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    first = layer(x)
+    first.square().sum().backward()
+    optimizer.step()
+    found = layer(x).detach()
+    assert not torch.equal(found, first.detach())
+    fresh = Qconv2dDoreFa(6, 4, 3, stride=2, padding=1, groups=2, spec=layer.spec)
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(found, fresh.eval()(x).detach())
+
+
+def test_a_network_learns_what_its_adc_leaves():
+    """Two layers with an ADC of three bits learn to copy a network without one better than they did at first."""
+    torch.manual_seed(0)
+    spec = CrossbarSpec(adc_bits=3, cell_bits=1, rows=16)
+    net = nn.Sequential(QLinearDoreFa(32, 48, spec=spec, alpha_init=1.0), nn.BatchNorm1d(48), nn.ReLU(),
+                        QLinearDoreFa(48, 4, spec=spec, alpha_init=3.0))
+    x = torch.rand(256, 32)
+    calibrate(net, [x])
+    twin = copy.deepcopy(net)
+    for _, layer in crossbar_layers(twin):
+        layer.set_spec(CrossbarSpec(adc_range="ideal"))
+    target = twin.train()(x).detach()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    losses = []
+    for step in range(100):
+        if step % 10 == 0:
+            calibrate(net, [x])
+        loss = nn.functional.mse_loss(net(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.65 * losses[0]
+
+
+@pytest.mark.parametrize("adc_bits", [3, 4])
+@pytest.mark.parametrize("rule", ["mse", "percentile"])
+def test_ranges_chosen_on_one_half_of_the_images_serve_the_other_half(rule, adc_bits):
+    """Their cost on images they have not seen is close to that of the ranges which those images would have given."""
+    torch.manual_seed(0)
+    spec = CrossbarSpec(adc_bits=adc_bits, rows=72, cell_bits=2)
+    net = nn.Sequential(Qconv2dDoreFa(3, 64, 3, spec=spec, alpha_init=1.5), nn.ReLU(), nn.MaxPool2d(2),
+                        Qconv2dDoreFa(64, 8, 3, spec=spec, alpha_init=2.0)).eval()
+    data = datasets.load("digits")
+    images = datasets.normalize(data.train_x[torch.randperm(len(data.train_x))[:64]], data.mean, data.std)
+    halves = [collect_histograms(net, [half]) for half in images.split(32)]
+    for name, layer in crossbar_layers(net):
+        mapped = layer.mapped("ideal")
+        ranges, own = (adc.calibrated_ranges(half[name], mapped, rule) for half in halves)
+        for k in range(2):
+            reads = adc.Reads(halves[1][name], [k], mapped)
+            assert reads.cost(*own[k], adc_bits) > 0
+            assert reads.cost(*ranges[k], adc_bits) < 1.15 * reads.cost(*own[k], adc_bits)

@@ -1,0 +1,142 @@
+"""The report on a network's ADCs, against the same numbers computed read by read with the oracle."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from torch import nn
+
+import report as files
+from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, collect_histograms, diagnostics
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network(spec, wq="dorefa", groups=1):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Qconv2dDoreFa(6, 8, 3, stride=2, padding=1, groups=groups, spec=spec, alpha_init=1.5, wq=wq), nn.ReLU(), nn.Flatten(),
+        QLinearDoreFa(72, 5, spec=spec, alpha_init=4.0, wq=wq)).eval()
+
+
+def images(count=2):
+    x = torch.rand(count, 6, 5, 5, generator=torch.Generator().manual_seed(1)) * 2
+    x[:, :, :2] = 0  # so that some reads have no active row
+    return x
+
+
+def expected(layer, x):
+    """{slice: (v, q, whether clipped, error) of all its reads}."""
+    spec, mapped = layer.spec, layer.mapped()
+    a_codes, w_codes = layer.a_codes(x).numpy(), layer.w_codes().numpy()
+    slices = {}
+    for _, _, z, k, u in oracle.reads(a_codes, w_codes, spec, mapped.geometry, mapped.reference_twice):
+        v = u.flatten() * (0.5 if spec.reference == "analog" else 1.0)
+        delta, q_min = float(layer.adc_delta[k]), int(layer.adc_q_min[k])
+        unclipped = np.rint(v / delta)
+        q = np.clip(unclipped, q_min, q_min + 2**spec.adc_bits - 1)
+        slices.setdefault(k, []).append((v, q, unclipped != q, delta * q - v))
+    return {k: [np.concatenate(part) for part in zip(*parts)] for k, parts in slices.items()}
+
+
+@pytest.mark.parametrize("options, wq, groups", [
+    (dict(cell_bits=1, rows=4), "dorefa", 1), (dict(cell_bits=2, rows=128, mapping="im2col"), "dorefa", 2),
+    (dict(cell_bits=3, rows=16, reference="digital"), "dorefa", 1), (dict(cell_bits=2, rows=4), "sawb", 2),
+    (dict(cell_bits=1, rows=5, dac_bits=2), "sawb", 1)])
+def test_numbers_of_every_layer_and_slice(options, wq, groups):
+    spec = CrossbarSpec(adc_bits=2, **options)
+    model, x = network(spec, wq, groups), images()
+    histograms = calibrate(model, [x])
+    found = diagnostics.report(model, x, histograms)
+    assert [entry["layer"] for entry in found] == ["0", "3"]
+    for entry, layer, inputs in zip(found, (model[0], model[3]), (x, model[1:3](without_adc(model[0], x))), strict=True):
+        slices = expected(layer, inputs)
+        for part in entry["slices"]:
+            v, q, clipped, error = slices[part["slice"]]
+            assert part["seen"] == [v.min(), v.max()]
+            assert part["reachable"][0] <= v.min() and v.max() <= part["reachable"][1]
+            assert part["codes_used"] == len(np.unique(q)) / 4 and part["clipped"] == pytest.approx(clipped.mean())
+            assert (part["delta"], part["q_min"]) == (layer.adc_delta[part["slice"]].item(), layer.adc_q_min[part["slice"]].item())
+            if (error == 0).all():
+                assert part["sqnr_db"] is None
+            else:
+                assert part["sqnr_db"] == pytest.approx(10 * np.log10((v**2).sum() / (error**2).sum()))
+            counts = np.array(part["histogram"])
+            values = entry["unit"] * (np.arange(len(counts)) + entry["u_min"])
+            np.testing.assert_array_equal(np.repeat(values, counts), np.sort(v))
+
+        mapped = layer.mapped()
+        lines = oracle.arrays(spec.mapping, mapped.kernel, mapped.group_channels, spec.rows)
+        assert entry["arrays"] == len(lines) * mapped.geometry.groups
+        assert entry["fill"] == pytest.approx(np.mean([len(array) for array in lines]) / spec.rows)
+        assert entry["all_zero_reads"] == pytest.approx(all_zero(layer, inputs))
+        with torch.no_grad():
+            got = layer(inputs).double()
+            ideal = without_adc(layer, inputs).double()
+        loss = (got - ideal).square().sum()
+        assert loss > 0 and entry["output_sqnr_db"] == pytest.approx(
+            10 * torch.log10(ideal.square().sum() / loss).item(), rel=1e-6)
+    assert found[0]["all_zero_reads"] > 0.2
+
+
+def without_adc(layer, x):
+    spec, ranges = layer.spec, list(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist()))
+    layer.set_spec(CrossbarSpec(**{**vars(spec), "adc_range": "ideal"}))
+    with torch.no_grad():
+        y = layer(x)
+    layer.set_spec(spec)
+    layer.set_ranges(ranges)
+    return y
+
+
+def all_zero(layer, x):
+    """Share of reads without an active row: with every cell at its largest value P is zero only there."""
+    spec = CrossbarSpec(**{**vars(layer.spec), "reference": "digital"})
+    ones = np.full(layer.w_codes().shape, 2**spec.w_bits - 1, np.uint8)
+    mapped = layer.mapped()
+    parts = [u.flatten() for _, _, _, k, u in oracle.reads(layer.a_codes(x).numpy(), ones, spec, mapped.geometry,
+                                                         mapped.reference_twice) if k == 0]
+    return (np.concatenate(parts) == 0).mean()
+
+
+def test_curve_over_adc_bits_weighs_reads_as_the_shift_add_does():
+    spec = CrossbarSpec(cell_bits=2, adc_bits=4, rows=16)
+    model, x = network(spec), images()
+    found = diagnostics.report(model, x, calibrate(model, [x]))[0]["sqnr_over_adc_bits"]
+    layer = model[0]
+    mapped = layer.mapped()
+    histogram = collect_histograms(model, [x])["0"]
+    for bits, db in found.items():
+        other = CrossbarSpec(cell_bits=2, adc_bits=bits, rows=16)
+        layer.set_spec(other)
+        ranges = adc.calibrated_ranges(histogram, layer.mapped("ideal"))
+        signal = error = 0.0
+        for _, _, z, k, u in oracle.reads(layer.a_codes(x).numpy(), layer.w_codes().numpy(), spec, mapped.geometry,
+                                          mapped.reference_twice):
+            delta, q_min = ranges[k]
+            v = u / 2
+            q = np.clip(np.rint(v / delta), q_min, q_min + 2**bits - 1)
+            signal += 4.0 ** (z + 2 * k) * (v**2).sum()
+            error += 4.0 ** (z + 2 * k) * ((delta * q - v) ** 2).sum()
+        assert db == (pytest.approx(10 * np.log10(signal / error)) if error else None)
+    values = [db for db in found.values() if db is not None]
+    assert values == sorted(values) and len(values) == 3
+    assert list(found.values())[-1] is None  # 8 bits hold every read
+
+
+def test_a_lossless_layer_is_exact():
+    model, x = network(CrossbarSpec(adc_bits=8, rows=8)), images()
+    found = diagnostics.report(model, x, calibrate(model, [x]))
+    assert [entry["output_sqnr_db"] for entry in found] == [None, None]
+    assert all(part["sqnr_db"] is None and part["clipped"] == 0 for entry in found for part in entry["slices"])
+    assert "exact" in files.table(found)
+
+
+def test_model_is_left_as_it_was():
+    model, x = network(CrossbarSpec(adc_bits=3, rows=8)), images()
+    histograms = calibrate(model, [x])
+    model.train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    diagnostics.report(model, x, histograms)
+    assert model.training and model[0].spec.adc_range == "calibrated" and not model[0]._forward_hooks
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())

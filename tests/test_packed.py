@@ -1,0 +1,162 @@
+"""Packed networks: the codes come back bit for bit, and so does everything that inference uses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import models
+import train
+import utils
+from models import vgg
+from models.quant import Qconv2dDoreFa, QLinearDoreFa
+from models.quant.quantizers import WEIGHT_QUANTIZERS
+from packed import pack, unpack
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = ([6, 10, "M", 7, "M", 9, "M"], 11)  # odd numbers: the last byte of a layer is not full
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    monkeypatch.setitem(vgg.CONFIGS, "vgg7", SMALL)
+    for name in models.names():
+        monkeypatch.setattr(getattr(models, name), "kwargs", dict(getattr(models, name).kwargs))
+
+
+def checkpoint(wbit=4, wq="dorefa", seed=0):
+    torch.manual_seed(seed)
+    net = vgg.VGG(wbit=wbit, wq=wq)
+    net(torch.randn(8, 3, 32, 32))  # statistics, and SAWB's levels
+    config = {"model": "vgg7_quant", "wbit": wbit, "abit": 4, "wq": wq, "dataset": "digits", "data_path": "./data",
+              "quantize_image": False}
+    return {"format": utils.CHECKPOINT_FORMAT, "state_dict": net.state_dict(), "config": config, "epoch": 3,
+            "data": {"mean": [0.5] * 3, "std": [0.2] * 3, "classes": list("0123456789"), "train_images": 9}}
+
+
+def weights(state):
+    return {key: value for key, value in state.items() if key.endswith(".weight") and value.dim() > 1}
+
+
+def codes(wbit, wq, state):
+    found = {}
+    for key, weight in weights(state).items():
+        quantizer = WEIGHT_QUANTIZERS[wq](wbit).eval()
+        if wq == "sawb":
+            quantizer.clip = state[key.removesuffix("weight") + "weight_quant.clip"]
+        found[key] = quantizer.codes(weight)
+    return found
+
+
+CASES = [(wbit, "dorefa") for wbit in range(1, 9)] + [(wbit, "sawb") for wbit in range(2, 9)]
+
+
+@pytest.mark.parametrize("wbit, wq", CASES)
+def test_codes_are_identical_after_a_round_trip_through_a_file(wbit, wq, tmp_path):
+    before = checkpoint(wbit, wq)
+    torch.save(pack(before), tmp_path / "small.pt")
+    after = utils.load_checkpoint(tmp_path / "small.pt")
+    assert {name: after[name] for name in before if name != "state_dict"} == {
+        name: before[name] for name in before if name != "state_dict"}
+    expected, found = codes(wbit, wq, before["state_dict"]), codes(wbit, wq, after["state_dict"])
+    assert len(found) == 6 and sum(len(c.unique()) for c in found.values()) > 6
+    for key in expected:
+        assert torch.equal(found[key], expected[key]), key
+    for key in set(before["state_dict"]) - set(expected):  # batch norm, clipping levels, biases
+        assert torch.equal(after["state_dict"][key], before["state_dict"][key]), key
+    assert set(after["state_dict"]) == set(before["state_dict"])
+
+
+def test_bits_stand_one_after_the_other_most_significant_first():
+    before = checkpoint(3)
+    stored = pack(before)["codes"]["classifier.3.weight"]
+    expected = codes(3, "dorefa", before["state_dict"])["classifier.3.weight"]
+    text = "".join(f"{code:03b}" for code in expected.flatten().tolist())
+    text += "0" * (-len(text) % 8)
+    assert stored["shape"] == list(expected.shape)
+    assert stored["bits"].tolist() == [int(text[i:i + 8], 2) for i in range(0, len(text), 8)]
+
+
+def test_packed_network_gives_the_same_logits():
+    before = checkpoint()
+    after = unpack(pack(before))
+    net = vgg.VGG(wbit=4).eval()
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        net.load_state_dict(before["state_dict"])
+        expected = net(images)
+        net.load_state_dict(after["state_dict"])
+        assert torch.equal(net(images), expected)
+
+
+def test_packing_twice_changes_nothing():
+    once = pack(checkpoint())
+    twice = pack(unpack(once))
+    for key in once["codes"]:
+        assert torch.equal(once["codes"][key]["bits"], twice["codes"][key]["bits"])
+
+
+def test_32_bit_networks_have_no_codes():
+    with pytest.raises(ValueError, match="--wbit 32 has no weight codes"):
+        pack(checkpoint(32))
+
+
+def test_weights_without_codes_that_come_back_are_refused():
+    """All weights alike but of one sign: DoReFa's largest code occurs, as it must, but codes of zeros do not."""
+    before = checkpoint()
+    before["state_dict"]["classifier.0.weight"].zero_()
+    with pytest.raises(ValueError, match="classifier.0.weight do not come back"):
+        pack(before)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda c: c["codes"]["classifier.0.weight"].update(shape=[3, 1000]),
+    lambda c: c["codes"]["classifier.0.weight"].pop("bits"),
+    lambda c: c["config"].pop("wbit"),
+    lambda c: c["config"].update(wq="none"),
+    lambda c: c.update(codes=[1]),
+])
+def test_damaged_files_are_refused_in_one_line(damage, tmp_path):
+    small = pack(checkpoint())
+    damage(small)
+    torch.save(small, tmp_path / "small.pt")
+    with pytest.raises(utils.UserError, match="small.pt: its weight codes cannot be unpacked"):
+        utils.load_checkpoint(tmp_path / "small.pt")
+
+
+def test_export_writes_the_network_and_what_is_known_of_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--epochs", "1", "--limit_train", "200", "--batch_size", "20", "--ngpu", "0", "--save_path", "run"]
+    assert train.main(flags) == 0
+    assert train.main(["--evaluate", "--resume", "run/model_best.pth.tar", "--export", "small/net.pt", "--ngpu", "0"]) == 0
+    accuracy = float(capsys.readouterr().out.split("test accuracy ")[-1].split(" %")[0])
+    facts = json.loads((tmp_path / "small/net.json").read_text())
+    assert facts["test_accuracy"] == accuracy and facts["test_images"] == 359 and facts["train_images"] == 180
+    assert facts["commands"] == ["python train.py " + " ".join(flags)] and facts["config"]["seed"] == 0
+    assert facts["machine"]["torch"] == torch.__version__ and facts["hours"] >= 0 and facts["dataset"] == "digits"
+
+    train.main(["--evaluate", "--resume", "small/net.pt", "--ngpu", "0"])  # the small file is as good as the large one
+    assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out
+    small, large = utils.load_checkpoint("small/net.pt"), utils.load_checkpoint("run/model_best.pth.tar")
+    for key, expected in codes(4, "dorefa", large["state_dict"]).items():
+        assert torch.equal(codes(4, "dorefa", small["state_dict"])[key], expected)
+
+
+def test_size():
+    """Half a byte a weight, and little beside it."""
+    small = pack(checkpoint())
+    for key, weight in weights(checkpoint()["state_dict"]).items():
+        assert small["codes"][key]["bits"].dtype == torch.uint8
+        assert small["codes"][key]["bits"].numel() == -(-weight.numel() // 2)
+    assert not weights(small["state_dict"])
+
+
+def test_inference_layers_take_packed_weights():
+    after = unpack(pack(checkpoint(4, "sawb")))
+    state = after["state_dict"]
+    layer = Qconv2dDoreFa(6, 10, 3, padding=1, bias=False, wq="sawb").eval()
+    layer.weight.data.copy_(state["features.3.weight"])
+    layer.weight_quant.clip.copy_(state["features.3.weight_quant.clip"])
+    assert torch.equal(layer.w_codes(), codes(4, "sawb", state)["features.3.weight"])
+    assert isinstance(QLinearDoreFa(3, 3), torch.nn.Linear) and np.isfinite(layer.weight.detach().numpy()).all()
