@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -595,3 +596,36 @@ def test_bf16_is_the_default_only_where_the_processor_has_it(monkeypatch):
     assert utils.has_fast_bf16(torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     assert not utils.has_fast_bf16(torch.device("cpu"))
+
+
+# -- vgg_cifar_quant.sh
+
+
+def script_calls(folder, *flags):
+    """The calls of train.py that the script makes, with the script alone in `folder`; each as (options, settings)."""
+    shutil.copy(ROOT / "vgg_cifar_quant.sh", folder)
+    stub = folder / "python stub"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho\n')
+    stub.chmod(0o755)
+    done = subprocess.run(["bash", str(folder / "vgg_cifar_quant.sh"), *flags], capture_output=True, text=True, check=True,
+                          env=os.environ | {"PYTHON": str(stub)})
+    calls = [call.splitlines() for call in done.stdout.strip().split("\n\n")]
+    assert [call[0] for call in calls] == ["train.py"] * 2
+    return [(call[1:], train.build_parser().parse_args(call[1:])) for call in calls]
+
+
+@pytest.mark.parametrize("recipe, epochs", [([], (100, 100)), (["full"], (100, 100)), (["fast"], (8, 6))])
+def test_script_trains_without_and_then_with_quantizers(recipe, epochs, tmp_path):
+    (_, plain), (_, tuned) = script_calls(tmp_path, *recipe, "--seed", "3", "--data_path", "a folder")
+    assert (plain.wbit, plain.abit, tuned.wbit, tuned.abit, tuned.wq) == (32, 32, 4, 4, "dorefa")
+    assert tuned.fine_tune == f"{plain.save_path}/{train.BEST}" and plain.fine_tune is None
+    assert (plain.epochs, tuned.epochs) == epochs and plain.dataset == tuned.dataset == "cifar10"
+    assert (plain.seed, tuned.seed, plain.data_path, tuned.data_path) == (3, 3, "a folder", "a folder")
+
+
+def test_script_goes_on_where_it_was_stopped(tmp_path):
+    (_, plain), _ = script_calls(tmp_path, "fast")
+    (tmp_path / plain.save_path).mkdir(parents=True)
+    (tmp_path / plain.save_path / train.CHECKPOINT).touch()
+    (_, plain), (_, tuned) = script_calls(tmp_path, "fast")
+    assert plain.resume == "" and tuned.resume is None and tuned.fine_tune
