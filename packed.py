@@ -1,8 +1,8 @@
 """Small files for trained networks: weights as packed codes, everything else as it is.
 
 `pack` and `unpack` turn a checkpoint dict (see `utils.load_checkpoint`) into one of a few bits a weight and back. The
-weights that come back are not those that were trained, but have exactly their codes, and codes are all that inference
-uses. `utils.load_checkpoint` unpacks by itself.
+weights that come back are not those that were trained, but have exactly their codes and scale. Codes are all that inference
+uses, and training goes on from them. `utils.load_checkpoint` unpacks by itself.
 """
 
 import math
@@ -30,10 +30,10 @@ def pack(checkpoint):
             state[key] = value
             continue
         quantizer = _quantizer(wq, wbit, checkpoint["state_dict"], key)
-        w_codes = quantizer.codes(value.float())
-        if not torch.equal(quantizer.codes(quantizer.weights(w_codes)), w_codes):
+        w_codes, scale = quantizer.codes(value.float()), quantizer.scale(value.float()).item()
+        if not torch.equal(quantizer.codes(quantizer.weights(w_codes, scale)), w_codes):
             raise ValueError(f"the codes of {key} do not come back from its weights")
-        codes[key] = {"shape": list(value.shape), "bits": _to_bits(w_codes, wbit)}
+        codes[key] = {"shape": list(value.shape), "bits": _to_bits(w_codes, wbit), "scale": scale}
     return checkpoint | {"format": FORMAT, "unpacked_format": checkpoint.get("format"), "state_dict": state, "codes": codes}
 
 
@@ -44,7 +44,7 @@ def unpack(checkpoint):
     state = dict(checkpoint["state_dict"])
     for key, stored in checkpoint["codes"].items():
         w_codes = _from_bits(stored["bits"], stored["shape"], wbit)
-        state[key] = _quantizer(wq, wbit, state, key).weights(w_codes)
+        state[key] = _quantizer(wq, wbit, state, key).weights(w_codes, stored["scale"])
     rest = {name: value for name, value in checkpoint.items() if name not in ("codes", "unpacked_format")}
     return rest | {"format": checkpoint["unpacked_format"], "state_dict": state}
 

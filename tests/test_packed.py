@@ -97,17 +97,35 @@ def test_packing_twice_changes_nothing():
         assert torch.equal(once["codes"][key]["bits"], twice["codes"][key]["bits"])
 
 
+@pytest.mark.parametrize("wq", ["dorefa", "sawb"])
+def test_weights_come_back_close_to_those_that_were_trained(wq):
+    """Half a step away at most where they are not clipped, so that training goes on at the same relative speed."""
+    before, after = checkpoint(8, wq)["state_dict"], unpack(pack(checkpoint(8, wq)))["state_dict"]
+    for key, weight in weights(before).items():
+        bound = before[key.removesuffix("weight") + "weight_quant.clip"] if wq == "sawb" else weight.abs().max()
+        difference = (after[key] - weight.clamp(-bound, bound)).abs().max()
+        assert difference < 1.1 * bound / 254 and after[key].abs().max() == pytest.approx(bound.item(), rel=0.01)
+
+
 def test_32_bit_networks_have_no_codes():
     with pytest.raises(ValueError, match="--wbit 32 has no weight codes"):
         pack(checkpoint(32))
 
 
-def test_weights_without_codes_that_come_back_are_refused():
-    """All weights alike but of one sign: DoReFa's largest code occurs, as it must, but codes of zeros do not."""
+@pytest.mark.parametrize("weight", [0.0, 30.0])
+def test_weights_that_are_all_alike_come_back(weight):
+    """No scale, or one at which tanh is 1."""
     before = checkpoint()
-    before["state_dict"]["classifier.0.weight"].zero_()
-    with pytest.raises(ValueError, match="classifier.0.weight do not come back"):
-        pack(before)
+    before["state_dict"]["classifier.0.weight"].fill_(weight)
+    after = unpack(pack(before))["state_dict"]
+    assert after["classifier.0.weight"].isfinite().all()
+    assert torch.equal(codes(4, "dorefa", after)["classifier.0.weight"], codes(4, "dorefa", before["state_dict"])["classifier.0.weight"])
+
+
+def test_codes_that_would_not_come_back_are_refused(monkeypatch):
+    monkeypatch.setattr(WEIGHT_QUANTIZERS["dorefa"], "weights", lambda self, codes, scale: codes * 0.0)
+    with pytest.raises(ValueError, match="the codes of features.0.weight do not come back"):
+        pack(checkpoint())
 
 
 @pytest.mark.parametrize("damage", [

@@ -183,9 +183,13 @@ class WQ(_WeightQuantizer):
         largest = t.detach().abs().max().clamp_min(torch.finfo(t.dtype).tiny)
         return self.levels * (t / (2 * largest) + 0.5)
 
-    def weights(self, codes):
-        """A weight tensor with these codes, which hold 0 or 2^w - 1 somewhere as those of every tensor do."""
-        return torch.atanh((2 * codes.float() - self.levels) / (2 * self.levels))
+    def scale(self, x):
+        """What codes alone do not tell: `max|t|`, which sets how far a step of training moves them."""
+        return torch.tanh(x).abs().max().clamp_max(1 - 2**-20)  # its atanh is finite
+
+    def weights(self, codes, scale):
+        """A weight tensor with these codes and this scale. One of the codes is 0 or 2^w - 1, as in every tensor's."""
+        return torch.atanh(scale * (2 * codes.float() / self.levels - 1))
 
     @staticmethod
     def reference_twice(slice_bits):
@@ -235,9 +239,13 @@ class SAWB(_WeightQuantizer):
         middle = self.zero_twice / 2
         return torch.clamp(x * (middle / self.clip), -middle, middle) + middle
 
-    def weights(self, codes):
-        """A weight tensor with these codes for the kept `clip`."""
-        return (codes.float() * 2 - self.zero_twice) * self.step
+    def scale(self, x):
+        """What codes alone do not tell: the kept `clip`."""
+        return self.clip
+
+    def weights(self, codes, scale):
+        """A weight tensor with these codes at this scale."""
+        return scale * (2 * codes.float() / self.zero_twice - 1)
 
     def reference_twice(self, slice_bits):
         """`2 r_k` for each slice: cells that hold the digits of the code m."""
