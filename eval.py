@@ -41,6 +41,7 @@ from models.quant.mapping import ADC_RANGES
 from models.quant.quantizers import WEIGHT_QUANTIZERS
 from utils import UserError
 
+REPORT_IMAGES = 64  # calibration images whose layer outputs --report compares
 MODELS = [name for name in models.names() if name.endswith("_eval")]
 
 
@@ -63,8 +64,8 @@ def build_parser():
     group = parser.add_argument_group("hardware (several values: every combination)")
     add_hardware(group)
     add = group.add_argument
-    add("--also", action="append", default=[], metavar="FLAGS", help="more settings in the same table: the flags above, in "
-        "quotes, each at its default where it is left out: --also \"--cellBit 1 2 --map conv\". May be given several times")
+    add("--also", nargs="+", default=[], metavar="FLAGS", help="more settings in the same table: groups of the flags above, "
+        "each group in quotes, a flag that is left out at its default: --also \"--cellBit 1 2 --map conv\" \"--adc_prec 5\"")
 
     group = parser.add_argument_group("calibration")
     hardware.add_calibration_flags(group)
@@ -117,7 +118,7 @@ class Setting:
 
 def parse(argv):
     """(args, settings, checkpoint), everything checked that can be checked without the images."""
-    args = build_parser().parse_args(argv)
+    args, given = utils.parse_flags(build_parser(), argv)
     checkpoint = utils.load_checkpoint(args.resume)
     config = checkpoint["config"]
     trained = config.get("model")
@@ -126,15 +127,15 @@ def parse(argv):
         raise UserError(f"--model {args.model}: unknown, choose from {', '.join(MODELS)}")
     if trained and f"{trained}_eval" != args.model:
         raise UserError(f"{args.resume} is of the model {trained}, not {args.model.removesuffix('_eval')}")
-    for name, default, free in (("wbit", 4, False), ("abit", 4, False), ("wq", "dorefa", False), ("quantize_image", False, False),
-                                ("dataset", "digits", True), ("data_path", "./data", True)):
-        given, stored = getattr(args, name), config.get(name)
+    for name, default, free in (("wbit", 4, False), ("abit", 4, False), ("wq", "dorefa", False),
+                                ("quantize_image", False, False), ("dataset", "digits", True), ("data_path", "./data", True)):
+        value, stored = getattr(args, name), config.get(name)
         if not isinstance(stored, type(default)):  # a checkpoint of other code
             stored = None
-        if given is None:
+        if value is None:
             setattr(args, name, default if stored is None else stored)
-        elif stored not in (None, given) and not free:
-            raise UserError(f"{args.resume} was trained with --{name} {stored}, not {given}")
+        elif stored not in (None, value) and not free:
+            raise UserError(f"{args.resume} was trained with --{name} {stored}, not {value}")
     for name in ("wbit", "abit"):
         if getattr(args, name) == 32:
             raise UserError(f"{args.resume} has --{name} 32: crossbars hold quantized weights and inputs, 1 to 8 bits")
@@ -142,6 +143,9 @@ def parse(argv):
         raise UserError(f"{args.resume} was trained on {args.dataset}: choose --dataset {', '.join(datasets.DATASETS)}")
     args.save_path = args.save_path or str(Path(args.resume).parent)
     settings = all_settings(args)
+    useless = [name for name in given if name in (*hardware.CALIBRATION, "calib_images")]
+    if args.adc_ranges and useless and not args.report:
+        raise UserError(f"--{useless[0]} chooses ranges, and --adc_ranges takes them from a file: give one of them")
     if args.report and not {"calibrated", "full"} & {setting.spec.adc_range for setting in settings}:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
     if args.planes and len({setting.spec.cell_bits for setting in settings}) > 1:
@@ -178,11 +182,15 @@ class Evaluation:
         self.nets = {map: self._build(map, state, classes, settings) for map in {s.map for s in settings} | {"all"}}
         self.engines = {setting: self._choose_engines(setting) for setting in settings}
         self.planes = self._read_planes(settings[0].spec.cell_bits) if args.planes else None
-        self.ranges = AdcRanges.read(args.adc_ranges) if args.adc_ranges else AdcRanges()
+        self.ranges = AdcRanges()
         if args.adc_ranges:
+            self.ranges.read(args.adc_ranges)
             for setting in settings:
                 if setting.spec.adc_range == "calibrated":
                     self._restore_ranges(setting)
+        else:  # ranges of other settings that the folder holds stay
+            with contextlib.suppress(UserError):
+                self.ranges.read(Path(args.save_path, "adc_ranges.json"))
         data = checkpoint.get("data") if checkpoint.get("format") == utils.CHECKPOINT_FORMAT else None
         self.stats = (data["mean"], data["std"]) if data else None
 
@@ -204,9 +212,10 @@ class Evaluation:
         for name, layer in quant.crossbar_layers(net):
             mapped = layer.mapped("full" if spec.adc_range == "calibrated" else None)
             low, high = mapped.u_span
-            if spec.adc_range == "calibrated" and high - low >= engines.MAX_BINS:
+            counted = spec.adc_range == "calibrated" or self.args.report and spec.adc_range == "full"
+            if counted and high - low >= engines.MAX_BINS:
                 raise UserError(f"{setting}: a read of {name} has {high - low + 1} possible values, too many to calibrate "
-                                "on; take --adc_range full, or less of --subArray, --cellBit or --dac_bits")
+                                "on; take --adc_range full without --report, or less of --subArray, --cellBit or --dac_bits")
             names.append(engines.name_of(engines.choose(self.args.engine, mapped, self.device)[0]))
         return "+".join(dict.fromkeys(names))
 
@@ -276,12 +285,11 @@ class Evaluation:
             quant.calibrate(net, None, self.args.adc_calib, self.args.adc_per, self.histograms)
         except ValueError as error:  # the rule says for how many values and bits it is too slow
             raise UserError(f"{setting}: {error}") from None
-        self.ranges.add(setting.spec, quant.crossbar_layers(net))
+        self.ranges.add(setting.spec, quant.crossbar_layers(net), self.args)
 
     def _count_reads(self, net, setting):
         """Histograms do not depend on the ADC: they are counted once for all its precisions."""
-        key = (setting.map, *(getattr(setting.spec, name) for name in
-                              ("cell_bits", "rows", "mapping", "reference", "dac_bits")))
+        key = (setting.map, replace(setting.spec, adc_bits=1, adc_range="ideal"))
         if getattr(self, "histogram_key", None) != key:
             total = -(-len(self.calibration) // self.args.batch_size)
             batches = tqdm(self.batches(self.calibration), total=total, desc="calibrating", unit="batch", leave=False,
@@ -292,7 +300,11 @@ class Evaluation:
         """Table, JSON and picture of what the ADC does to each layer, for the setting that was evaluated last."""
         args, net = self.args, self.nets[setting.map]
         self._count_reads(net, setting)
-        layers = diagnostics.report(net, next(self.batches(self.calibration)), self.histograms, args.adc_calib, args.adc_per)
+        images = datasets.normalize(self.calibration[:REPORT_IMAGES], *self.stats)
+        try:
+            layers = diagnostics.report(net, images, self.histograms, args.adc_calib, args.adc_per)
+        except ValueError as error:
+            raise UserError(f"{setting}: --report with --adc_calib {args.adc_calib}: {error}") from None
         name = re.sub(r"[^0-9a-z]+", "_", str(setting).lower())
         path = Path(args.save_path, f"report_{name}")
         report.write_json(path.with_suffix(".json"), str(setting), layers)
@@ -302,9 +314,10 @@ class Evaluation:
 
     def _restore_ranges(self, setting):
         for name, layer in quant.crossbar_layers(self.nets[setting.map]):
-            ranges = self.ranges.of(setting.spec, name)
+            ranges = self.ranges.of(setting.spec, name, layer)
             if ranges is None:
-                raise UserError(f"{self.args.adc_ranges} has no ranges of {name} for {setting}; calibrate it without --adc_ranges")
+                raise UserError(f"{self.args.adc_ranges} has no ranges of {name} with these weights for {setting}; calibrate "
+                                "it without --adc_ranges")
             layer.set_spec(setting.spec)
             try:
                 layer.set_ranges(ranges)
@@ -316,8 +329,7 @@ class Evaluation:
         args, n = self.args, len(predictions)
         spec = setting.spec if setting else None
         calibrated = spec and spec.adc_range == "calibrated" and not args.adc_ranges
-        fields = {name: getattr(spec, name, None) for name in
-                    ("cell_bits", "adc_bits", "adc_range", "rows", "mapping", "reference", "dac_bits")}
+        fields = {name: getattr(spec, name, None) for name in (*hardware.FIELDS.values(), "adc_range")}
         if spec and spec.adc_range == "ideal":
             fields["adc_bits"] = None
         return {
@@ -337,42 +349,49 @@ class Evaluation:
 class AdcRanges:
     """The calibrated ranges of several settings, as they stand in adc_ranges.json.
 
-    `{"ranges": [{"cell_bits": ..., ..., "layers": {name: [[delta, q_min] of each slice]}}]}`
+    `{"ranges": [{<hardware>, <how they were chosen>, "layers": {name: {"sha256": ..., "ranges": [[delta, q_min] of each
+    slice]}}}]}`; sha256 is that of the layer's weight codes, whose reads the ranges fit.
     """
 
-    HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits")
+    HARDWARE = ("w_bits", "a_bits", *hardware.FIELDS.values())
+    RULE = (*hardware.CALIBRATION, "calib_images")
 
     def __init__(self):
-        self.entries = {}  # hardware: {layer: ranges}
+        self.entries = {}  # hardware: entry
 
-    @classmethod
-    def read(cls, path):
-        self = cls()
+    def read(self, path):
         try:
             for entry in json.loads(Path(path).read_text())["ranges"]:
-                self.entries[tuple(entry[name] for name in cls.HARDWARE)] = {
-                    layer: [(float(delta), int(q_min)) for delta, q_min in ranges]
-                    for layer, ranges in entry["layers"].items()}
+                for layer in entry["layers"].values():
+                    layer["ranges"] = [(float(delta), int(q_min)) for delta, q_min in layer["ranges"]]
+                    layer["sha256"]
+                self.entries[tuple(entry[name] for name in self.HARDWARE)] = entry
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not an adc_ranges.json ({utils.one_line(error)})") from None
-        return self
 
     def _key(self, spec):
         return tuple(getattr(spec, name) for name in self.HARDWARE)
 
-    def add(self, spec, layers):
-        entry = self.entries.setdefault(self._key(spec), {})
-        entry.update({name: list(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist())) for name, layer in layers})
+    def add(self, spec, layers, args):
+        key = self._key(spec)
+        facts = dict(zip(self.HARDWARE, key)) | {name: getattr(args, name) for name in self.RULE}
+        entry = self.entries.get(key, {})
+        if any(entry.get(name) != value for name, value in facts.items()):
+            entry = self.entries[key] = facts | {"layers": {}}  # nothing of another rule stays
+        for name, layer in layers:
+            entry["layers"][name] = {"sha256": quant.sha256(layer.w_codes().cpu()),
+                                     "ranges": list(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist()))}
 
-    def of(self, spec, layer):
-        """Ranges of a layer, or None."""
-        return self.entries.get(self._key(spec), {}).get(layer)
+    def of(self, spec, name, layer):
+        """Ranges of a layer, or None where there are none for its weights on this hardware."""
+        found = self.entries.get(self._key(spec), {"layers": {}})["layers"].get(name)
+        return found["ranges"] if found and found["sha256"] == quant.sha256(layer.w_codes().cpu()) else None
 
     def write(self, path):
-        entries = [dict(zip(self.HARDWARE, key)) | {"layers": layers} for key, layers in self.entries.items()]
-        utils.atomic_write(path, lambda file: file.write(json.dumps({"ranges": entries}, indent=1).encode()))
+        text = json.dumps({"ranges": list(self.entries.values())}, indent=1)
+        utils.atomic_write(path, lambda file: file.write(text.encode()))
 
 
 def table(rows, of_all):
@@ -436,6 +455,10 @@ def main(argv=None):
         run.load_data(log)
         log.info(f"{args.resume}: {args.model.removesuffix('_eval')}, {args.wbit}-bit weights, {args.abit}-bit activations; "
                  f"{len(run.images)} test images of {args.dataset}; {'CPU' if device.type == 'cpu' else 'GPU'}")
+        config = checkpoint["config"]
+        if config.get("adc_aware"):
+            log.info("trained through the ADC of " + ", ".join(
+                f"--{name} {config[name]}" for name in (*hardware.FIELDS, *hardware.CALIBRATION) if name in config))
         rows = evaluate(run, settings, log)
     log.info("\n" + table([(str(setting or "software"), record) for setting, record in rows], run.of_all))
     curves = [(setting, record) for setting, record in rows if setting and setting.spec.adc_range != "ideal"]

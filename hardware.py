@@ -20,7 +20,8 @@ def add_flags(group, several):
     def add(name, default, text, **options):
         if several:
             options["nargs"] = "+"
-        group.add_argument(f"--{name}", default=[default] if several else default, help=f"{text} Default {default}", **options)
+        options["default"] = [default] if several else default
+        group.add_argument(f"--{name}", help=f"{text} Default {default}", **options)
 
     add("cellBit", 1, "c, bits of one memory cell: W = sum_k 2^(c k) C_k.", type=utils.COUNT)
     add("adc_prec", 6, "B, bits of the ADC: q = clip(rint(v / delta), q_min, q_min + 2^B - 1).", type=utils.COUNT)
@@ -34,12 +35,13 @@ def add_flags(group, several):
 
 
 def add_calibration_flags(group):
-    group.add_argument("--adc_calib", default="mse", choices=adc.RULES, help="how a calibrated range follows from the reads of "
-                       "training images; zero is always a code. minmax: the smallest range that covers all. percentile: the "
-                       "smallest that covers the middle 99.9 %% of those that are not zero. mse: the one whose errors change "
-                       "the layer's output least, squared. Default mse")
-    group.add_argument("--adc_per", default="slice", choices=adc.PER, help="one calibrated range for each slice, or one for all "
-                       "slices of a layer. Default slice")
+    group.add_argument(
+        "--adc_calib", default="mse", choices=adc.RULES, help="how a calibrated range follows from the reads of training "
+        "images; zero is always a code. minmax: the smallest range that covers all. percentile: the smallest that covers the "
+        "middle 99.9 %% of those that are not zero. mse: the one whose errors change the layer's output least, squared. "
+        "Default mse")
+    group.add_argument("--adc_per", default="slice", choices=adc.PER, help="one calibrated range for each slice, or one for "
+                       "all slices of a layer. Default slice")
 
 
 def combinations(args, w_bits, a_bits, adc_ranges):
@@ -55,4 +57,5 @@ def combinations(args, w_bits, a_bits, adc_ranges):
         for flag, field in FIELDS.items():
             if message.startswith(field):
                 message = f"--{flag}" + message.removeprefix(field)
-        raise UserError(message.replace("(w_bits)", "(the weight bits)").replace("(a_bits)", "(the activation bits)")) from None
+        message = message.replace("(w_bits)", "(the weight bits)").replace("(a_bits)", "(the activation bits)")
+        raise UserError(message) from None

@@ -39,6 +39,8 @@ def pack(checkpoint):
 
 def unpack(checkpoint):
     """The checkpoint that `pack` was given, but for the weights' distance to their codes."""
+    if checkpoint.get("format") != FORMAT:
+        raise ValueError(f"its format is {checkpoint.get('format')!r}, not {FORMAT!r}")
     config = checkpoint["config"]
     wbit, wq = config["wbit"], config.get("wq", "dorefa")
     state = dict(checkpoint["state_dict"])

@@ -26,8 +26,7 @@ def table(layers):
                 f"{s['delta']:.4g}", f"{s['codes_used']:.0%}", f"{s['clipped']:.2%}", _db(s["sqnr_db"]),
                 _db(entry["output_sqnr_db"]) if first else ""])
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))]).rstrip()
-                     for line in lines)
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines)
 
 
 def write_json(path, title, layers):
@@ -54,7 +53,8 @@ def plot(path, title, layers, adc_bits):
                               label=f"slice {s['slice']}")
             levels = s["delta"] * (s["q_min"] + np.arange(2**adc_bits))
             place = 0.02 + 0.05 * s["slice"]  # of the panel's height: the slices' levels below one another
-            axes.vlines(levels, place, place + 0.04, transform=axes.get_xaxis_transform(), color=line.get_color(), linewidth=1)
+            axes.vlines(levels, place, place + 0.04, transform=axes.get_xaxis_transform(), color=line.get_color(),
+                        linewidth=1)
         margin = 0.05 * (high - low) + entry["unit"]
         axes.set(title=entry["layer"], yscale="log", xlim=(low - margin, high + margin), xlabel="partial sum v",
                  ylabel="share of reads")

@@ -1,4 +1,4 @@
-"""Train a VGG with PACT activations and DoReFa weights on CIFAR-sized images.
+"""Train a VGG with PACT activations and DoReFa or SAWB weights on CIFAR-sized images.
 
 A first try: 4-bit VGG7 on scikit-learn's digits. It needs no download and takes minutes on two CPU cores.
     python train.py
@@ -14,6 +14,10 @@ written after each epoch and every --save_minutes inside one.
 A network without quantizers first, then 2-bit weights and 4-bit activations that start from it:
     python train.py --dataset cifar10 --wbit 32 --abit 32 --save_path save/cifar10_float
     python train.py --dataset cifar10 --wbit 2 --abit 4 --fine_tune save/cifar10_float/model_best.pth.tar --lr 0.01
+
+Go on with the ADC of 1-bit cells and 3 bits in the forward pass:
+    python train.py --dataset cifar10 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 1 --lr 0.01 \\
+        --adc_aware --cellBit 1 --adc_prec 3
 
 Only measure a checkpoint on the test images:
     python train.py --evaluate --resume save/cifar10_w4a4/model_best.pth.tar
@@ -67,7 +71,7 @@ FIXED_ON_EVALUATE = {"model", "wbit", "abit", "wq", "quantize_image", "adc_aware
 # Flags that say what to do now; they are not part of a run's configuration.
 ACTIONS = {"resume", "fine_tune", "evaluate", "export", "overwrite"}
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"  # in --save_path
-MODELS = [name for name in models.names() if not name.endswith("_eval")]  # the others are for inference
+MODELS = [name for name in models.names() if not name.endswith("_eval")]  # --adc_aware trains the others
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,9 +88,9 @@ def build_parser():
     add("--model", default="vgg7_quant", help=f"{' or '.join(MODELS)}; default %(default)s")
     add("--wbit", type=utils.BITS, default=4, help="weight bits, 1 to 8, or 32 to switch the quantizer off; default 4")
     add("--abit", type=utils.BITS, default=4, help="activation bits, 1 to 8, or 32 to switch the quantizer off; default 4")
-    add("--wq", default="dorefa", choices=WEIGHT_QUANTIZERS, help="weight quantizer: dorefa, odd multiples of one step up to "
-        "the largest weight; sawb, multiples around an exact zero up to a level that follows from the weights' statistics. "
-        "Default dorefa")
+    add("--wq", default="dorefa", choices=WEIGHT_QUANTIZERS, help="weight quantizer: dorefa, odd multiples of one step up "
+        "to the largest weight; sawb, multiples around an exact zero up to a level that follows from the weights' "
+        "statistics. Default dorefa")
     add("--alpha_init", type=utils.FIT_OR_POSITIVE, help="first clipping level of every activation. fit: that of least "
         "squared error on some training images, layer by layer. Default fit with --fine_tune, else 6")
     add("--quantize_image", action="store_true", help="also round the input image to the activation grid")
@@ -119,10 +123,10 @@ def build_parser():
     add("--a_lambda", type=utils.POSITIVE_OR_0, default=0.01, help="factor of the penalty that --clp adds, default 0.01")
 
     group = parser.add_argument_group("training through the ADC")
-    group.add_argument("--adc_aware", action="store_true", help="the forward pass is that of simulated crossbars, bit for bit; "
-                       "gradients go straight through the ADC. Start from a trained network with --fine_tune")
-    group.add_argument("--calib_steps", type=utils.COUNT, default=50, help="steps between calibrations of the ADC ranges, on 64 "
-                       "training images; default %(default)s")
+    group.add_argument("--adc_aware", action="store_true", help="the forward pass is that of simulated crossbars, bit for "
+                       "bit; gradients go straight through the ADC. Start from a trained network with --fine_tune")
+    group.add_argument("--calib_steps", type=utils.COUNT, default=50, help="steps between calibrations of the ADC ranges, on "
+                       "64 training images; default %(default)s")
     hardware.add_flags(group, several=False)
     hardware.add_calibration_flags(group)
 
@@ -183,6 +187,8 @@ def parse(argv):
         raise UserError(f"--schedule has {len(args.schedule)} epochs, --gammas {len(args.gammas)} factors: give as many")
     if args.export and not args.evaluate:
         raise UserError("--export writes a trained network: add --evaluate and --resume PATH")
+    if args.export and Path(args.export).suffix == ".json":
+        raise UserError(f"--export {args.export}: a .json is written beside the network, so name the network otherwise")
     if args.export and args.wbit == 32:
         raise UserError(f"--export packs weight codes, and {args.resume} has --wbit 32")
     if args.alpha_init == "fit" and args.fine_tune is None and not args.resume and not args.evaluate:
@@ -230,7 +236,8 @@ def adopt_config(args, given, checkpoint):
 def build_network(args, num_classes, device):
     config = getattr(models, f"{args.model}_eval" if args.adc_aware else args.model)
     config.kwargs.update({"num_classes": num_classes, "wbit": args.wbit, "abit": args.abit, "wq": args.wq,
-                          "alpha_init": 1.0 if args.alpha_init == "fit" else args.alpha_init, "quantize_image": args.quantize_image})
+                          "alpha_init": 1.0 if args.alpha_init == "fit" else args.alpha_init,
+                          "quantize_image": args.quantize_image})
     if args.adc_aware:
         [(spec, map)] = hardware.combinations(args, args.wbit, args.abit, ["calibrated"])
         config.kwargs.update({"spec": spec, "map": map})
@@ -257,8 +264,8 @@ def fit_alphas(net, images):
     used = used_alphas(net)
     hooks = [layer.register_forward_pre_hook(lambda layer, inputs: layer.act_quant.fit(inputs[0]))
              for name, layer in quantized_layers(net).items() if name in used]
-    net.train()
-    net(images)
+    with quant.without_adc(net, training=True):
+        net(images)
     for hook in hooks:
         hook.remove()
 
@@ -365,8 +372,8 @@ class Run:
         """A checkpoint must not be replaced by one that cannot be continued."""
         loss, _ = self.meter.read()
         if not math.isfinite(loss) or not all(p.isfinite().all() for p in self.net.parameters()):
-            raise UserError(f"the loss or a weight is no longer a finite number in epoch {self.epoch + 1}, step {self.step}; "
-                            f"try a lower --lr. The last checkpoint in {self.folder} is from before")
+            raise UserError(f"the loss or a weight is no longer a finite number in epoch {self.epoch + 1}, step "
+                            f"{self.step}; try a lower --lr. The last checkpoint in {self.folder} is from before")
 
     # -- training
 
@@ -379,7 +386,10 @@ class Run:
         fit_alphas(self.net, self.some_images(256))
 
     def calibrate(self):
-        quant.calibrate(self.net, [self.some_images(64)], self.args.adc_calib, self.args.adc_per)
+        try:
+            quant.calibrate(self.net, [self.some_images(64)], self.args.adc_calib, self.args.adc_per)
+        except ValueError as error:  # more values and codes than can be counted or tried
+            raise UserError(f"--adc_aware: {error}") from None
 
     def fit(self):
         """Train to the last epoch, measure the best one on the test images, and return the exit code."""
@@ -398,8 +408,8 @@ class Run:
                 self.test()
         except utils.Stopped:
             self.save()
-            self.log.info(f"stopped after {self.epoch} of {args.epochs} epochs and {self.step} steps; continue with: python train.py --resume "
-                          f"{self.folder / CHECKPOINT}")
+            self.log.info(f"stopped after {self.epoch} of {args.epochs} epochs and {self.step} steps; continue with: "
+                          f"python train.py --resume {self.folder / CHECKPOINT}")
             return 128 + self.stop.signal  # as a shell reports a process that the signal ended
         return 0
 
@@ -497,19 +507,19 @@ class Run:
 
 def export(checkpoint, args, accuracy, images):
     """Write the packed network to args.export, and what is known of it to a .json beside it."""
-    kept = ("format", "state_dict", "config", "data", "epoch")
+    kept = {name: checkpoint[name] for name in ("format", "state_dict", "data", "epoch") if name in checkpoint}
+    network = {name: getattr(args, name) for name in ("model", "wbit", "abit", "wq", "quantize_image", "dataset")}
+    config = {name: value for name, value in (network | checkpoint["config"]).items() if name not in FREE_ON_RESUME}
     try:
-        small = pack({name: checkpoint[name] for name in kept if name in checkpoint})
+        small = pack(kept | {"config": config})
     except ValueError as error:
         raise UserError(f"{args.resume} cannot be packed: {error}") from None
-    utils.check_writable(Path(args.export).parent)
     utils.atomic_write(args.export, lambda file: torch.save(small, file))
     facts = {
         "dataset": args.dataset, "test_images": images, "test_accuracy": round(accuracy, 2),
         "validation_accuracy": checkpoint.get("best_acc"), "train_images": checkpoint.get("data", {}).get("train_images"),
         "commands": checkpoint.get("commands", []), "hours": round(checkpoint.get("seconds", 0) / 3600, 2),
-        "config": {name: value for name, value in checkpoint["config"].items() if name not in FREE_ON_RESUME},
-        "machine": checkpoint.get("machine", {}),
+        "config": config, "machine": checkpoint.get("machine", {}),
     }
     text = json.dumps(facts, indent=1) + "\n"
     utils.atomic_write(Path(args.export).with_suffix(".json"), lambda file: file.write(text.encode()))
@@ -528,16 +538,19 @@ def main(argv=None):
     net = build_network(args, num_classes, device)
     if checkpoint:
         state, optional = checkpoint["state_dict"], ()
-        if args.fine_tune:  # ranges of other hardware are of no use
-            state = {key: value for key, value in state.items() if not key.endswith(quant.RANGE_BUFFERS)}
+        if args.fine_tune:  # ranges of other hardware, and levels of another quantizer, are of no use
+            useless = quant.RANGE_BUFFERS + (() if args.wq == "sawb" else ("weight_quant.clip",))
+            state = {key: value for key, value in state.items() if not key.endswith(useless)}
             optional = ("act_alpha", "weight_quant.clip", *quant.RANGE_BUFFERS)
         missing = [key for key in utils.load_weights(net, state, optional, source=args.resume or args.fine_tune)
                    if key.endswith("act_alpha")]
 
     if args.evaluate:
+        if args.export:
+            utils.check_writable(Path(args.export).parent)
         log = utils.get_logger()
         data = datasets.load(args.dataset, args.data_path, log.info)
-        if checkpoint.get("format") == utils.CHECKPOINT_FORMAT:  # the network expects images scaled as its training images were
+        if checkpoint.get("format") == utils.CHECKPOINT_FORMAT:  # images are scaled as those of the training were
             data = dataclasses.replace(data, mean=checkpoint["data"]["mean"], std=checkpoint["data"]["std"])
         _, accuracy = evaluate(net, data.test_x.to(device), data.test_y.to(device), data)
         log.info(f"test accuracy {accuracy:.2f} % on {len(data.test_y)} images of {args.dataset} ({args.resume})")
@@ -576,6 +589,8 @@ def main(argv=None):
         if checkpoint:
             if missing and args.alpha_init == "fit":
                 run.fit_alphas()
+            elif not missing and args.alpha_init != "fit":
+                log.info(f"--alpha_init has no effect: {args.fine_tune} has clipping levels")
             levels = ", ".join(f"{alpha.item():.3g}" for alpha in used_alphas(net).values())
             log.info(f"starting from the weights of {args.fine_tune}" + (
                 f"; clipping levels that it lacks start at {levels}" if missing else ""))

@@ -199,8 +199,8 @@ def save_checkpoint(path, checkpoint):
 def load_checkpoint(path):
     """The checkpoint dict in `path`, tensors on the CPU. It has at least "state_dict" and "config" (empty if unknown).
 
-    Reads the files of this project ("format" is CHECKPOINT_FORMAT), packed ones too (see packed.py), those of the original public code
-    ({"state_dict": ...}) and bare state dicts. Anything else raises UserError.
+    Reads the files of this project ("format" is CHECKPOINT_FORMAT), packed ones too (see packed.py), those of the original
+    public code ({"state_dict": ...}) and bare state dicts. Anything else raises UserError.
     """
     checkpoint = read_torch_file(path)
     if isinstance(checkpoint, dict) and checkpoint and all(isinstance(v, torch.Tensor) for v in checkpoint.values()):

@@ -25,13 +25,14 @@ batch_size=64 # changes the results of dynamic ADC ranges only
 table=(
     --cellBit 1 2 4 --adc_prec 3 4 5 6 7 8
     --also "--cellBit 1 2 4 --adc_range dynamic"
-    --also "--cellBit 1 2 --adc_prec 4 5 --map conv"
-    --also "--cellBit 1 2 --adc_prec 4 5 --mapping im2col"
-    --also "--cellBit 1 2 --adc_prec 5 --mapping tap im2col --subArray 256"
+    "--cellBit 1 2 --adc_prec 4 5 --map conv"
+    "--cellBit 1 --adc_prec 4 --mapping im2col" # 128 rows divide all of its channels: the same arrays as tap
+    "--cellBit 1 2 --adc_prec 5 --mapping tap im2col --subArray 256"
 )
 for flag in "$@"; do
     case "$flag" in
-    --cellBit | --adc_prec | --adc_range | --subArray | --mapping | --map | --reference | --dac_bits | --also) table=() ;;
+    --cellBit* | --adc_prec* | --adc_range | --adc_range=* | --subArray* | --map* | --reference* | --dac_bits* | --also*)
+        table=() ;;
     esac
 done
 

@@ -2,8 +2,8 @@
 # Train a quantized VGG7 on CIFAR-10: first without quantizers, then with them, from the weights of the first run.
 #     bash vgg_cifar_quant.sh                   # the full recipe, for a GPU
 #     bash vgg_cifar_quant.sh fast              # the same with few epochs: an hour and a half on two CPU cores with AMX
-# Started again, the script goes on where it was stopped. Flags behind it are passed on to both runs and win over the
-# variables below:
+# Started again, the script goes on where it was stopped. The variables below can be given as flags; other flags are passed
+# on to both runs:
 #     bash vgg_cifar_quant.sh fast --dataset imagefolder --data_path path/to/images --seed 1
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -30,7 +30,7 @@ if [ "$recipe" = full ]; then
     epochs=100
 else
     float_epochs=8
-    epochs=6
+    epochs=10
 fi
 batch_size=128
 float_lr=0.1
@@ -39,6 +39,18 @@ wd=5e-4
 label_smoothing=0.1
 weight_clip=3  # weights stay within this many times their root mean square
 alpha_lr=0.01  # of the clipping levels of the activations, which start at those of least squared error
+
+more=() # other flags
+while [ $# -gt 0 ]; do
+    case "$1" in
+    --model | --wbit | --abit | --wq | --dataset | --data_path | --float_epochs | --epochs | --batch_size | --float_lr | --lr | \
+        --wd | --label_smoothing | --weight_clip | --alpha_lr)
+        printf -v "${1#--}" %s "${2:?a value is missing behind $1}" && shift 2 ;;
+    --save_path | --resume | --fine_tune | --evaluate)
+        echo "error: this script chooses the folders and goes on by itself; for $1 call train.py" >&2 && exit 2 ;;
+    *) more+=("$1") && shift ;;
+    esac
+done
 
 # The runs are kept in these folders.
 save=save/${dataset}_${model}_${recipe}
@@ -52,9 +64,9 @@ run() {
     [ -f "$folder/checkpoint.pth.tar" ] && start=--resume
     # shellcheck disable=SC2086  # split on purpose
     "$PYTHON" train.py $start --save_path "$folder" --model "$model" --dataset "$dataset" --data_path "$data_path" \
-        --batch_size "$batch_size" --wd "$wd" --label_smoothing "$label_smoothing" "$@"
+        --batch_size "$batch_size" --wd "$wd" --label_smoothing "$label_smoothing" "$@" ${more[@]+"${more[@]}"}
 }
 
-run "$float_save" "" --wbit 32 --abit 32 --epochs "$float_epochs" --lr "$float_lr" "$@"
+run "$float_save" "" --wbit 32 --abit 32 --epochs "$float_epochs" --lr "$float_lr"
 run "$quant_save" "--fine_tune $float_save/model_best.pth.tar" --wbit "$wbit" --abit "$abit" --wq "$wq" --epochs "$epochs" \
-    --lr "$lr" --alpha_lr "$alpha_lr" --weight_clip "$weight_clip" "$@"
+    --lr "$lr" --alpha_lr "$alpha_lr" --weight_clip "$weight_clip"

@@ -166,7 +166,8 @@ def cost(counts, layer, delta, q_min, adc_bits):
 @settings(max_examples=15, deadline=None)
 @given(counts=histograms(), adc_bits=st.integers(1, 4), arrays=st.sampled_from([1, 9]))
 def test_mse_is_no_worse_than_any_range_of_a_fine_grid(counts, adc_bits, arrays):
-    counts = counts * (counts[0, 0].sum() // np.maximum(counts.sum(2, keepdims=True), 1))  # equal totals
+    counts = np.array([[counts[z, k] if counts[z, k].sum() == counts[0, 0].sum() else counts[0, 0] for k in range(4)]
+                       for z in range(4)])  # as many reads in every digit and slice
     layer = mapped(adc_bits, channels=20 * arrays)
     (delta, q_min), = set(adc.calibrated_ranges(counts, layer, "mse", "layer"))
     assert delta * 64 % 1 == 0 and -(2**adc_bits) < q_min <= 0
@@ -179,7 +180,7 @@ def test_mse_is_no_worse_than_any_range_of_a_fine_grid(counts, adc_bits, arrays)
 
 
 def test_mse_of_a_hand_made_histogram():
-    """Two codes beside zero: v = +-1 as often as can be, and one rare 3. The far read is worth a bit of clipping."""
+    """Three codes beside zero: v = +-1 as often as can be, and one rare 3. The far read is worth a bit of clipping."""
     counts = np.zeros((4, 4, 41), np.int64)
     counts[0, 0, [18, 22]] = 1000, 1000
     layer = mapped(2)
@@ -190,6 +191,34 @@ def test_mse_of_a_hand_made_histogram():
     counts[0, 0, 26] = 10**6
     delta, q_min = adc.calibrated_ranges(counts, layer, "mse", "slice")[0]
     assert delta * (q_min + 3) == pytest.approx(3, abs=0.01)
+
+
+def test_mse_with_one_bit_takes_the_side_that_matters():
+    """1000 reads of -1/2 and one of +1/2: the codes are -1 and 0, not 0 and 1."""
+    counts = np.zeros((4, 4, 41), np.int64)
+    counts[0, 0, [19, 21]] = 1000, 1
+    (delta, q_min) = adc.calibrated_ranges(counts, mapped(1), "mse", "slice")[0]
+    assert (delta, q_min) == (0.5, -1)
+
+
+def test_full_range_of_whole_reads_needs_half_as_many_codes():
+    """SAWB's reference column holds whole cells, so 128 rows of 1-bit cells give 257 values of even u: 129 codes."""
+    layer = Qconv2dDoreFa(128, 4, 1, spec=CrossbarSpec(cell_bits=1, adc_bits=8, adc_range="full"), wq="sawb").mapped()
+    assert layer.adc_delta.tolist() == [1.0] * 4
+    assert adc.is_lossless(layer)
+
+
+@pytest.mark.parametrize("adc_bits", [2, 3, 4])
+@pytest.mark.parametrize("width", [2, 5, 9])
+def test_finer_steps_hardly_lower_the_cost(width, adc_bits):
+    """Steps of 1/1024, for bell-shaped reads."""
+    u = np.arange(-20, 21)
+    counts = np.rint(1e5 * np.exp(-0.5 * ((u - 0.3) / width) ** 2)).astype(np.int64) * np.ones((4, 4, 1), np.int64)
+    layer = mapped(adc_bits)
+    delta, q_min = adc.calibrated_ranges(counts, layer, "mse", "layer")[0]
+    reads = adc.Reads(counts, [0, 1, 2, 3], layer)
+    best = min(reads.cost(step, -m, adc_bits) for step in np.arange(256, 10 * 1024) / 1024 for m in range(2**adc_bits))
+    assert reads.cost(delta, q_min, adc_bits) <= 1.01 * best + 1e-9
 
 
 def test_mse_says_when_it_would_take_too_long():

@@ -66,17 +66,24 @@ def test_coarse_adc_forward_gives_the_simulation_and_backward_passes_it_by(kind,
         assert torch.equal(crossbar(x), y) and torch.equal(crossbar.eval()(x), y)
 
 
-def test_weights_that_a_step_changed_are_simulated_anew():
-    _, layer, x = pair("conv", "dorefa", adc_bits=3, rows=8)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    first = layer(x)
-    first.square().sum().backward()
-    optimizer.step()
-    found = layer(x).detach()
-    assert not torch.equal(found, first.detach())
-    fresh = Qconv2dDoreFa(6, 4, 3, stride=2, padding=1, groups=2, spec=layer.spec)
-    fresh.load_state_dict(layer.state_dict())
-    assert torch.equal(found, fresh.eval()(x).detach())
+@pytest.mark.parametrize("fused", [False, True])  # the fused form leaves no trace in the version of a tensor
+@pytest.mark.parametrize("wq", ["dorefa", "sawb"])
+def test_weights_that_a_step_changed_are_simulated_anew(wq, fused):
+    _, layer, x = pair("conv", wq, adc_bits=3, rows=8)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, fused=fused)
+
+    def fresh():
+        other = Qconv2dDoreFa(6, 4, 3, stride=2, padding=1, groups=2, spec=layer.spec, wq=wq)
+        other.load_state_dict(layer.state_dict())
+        return other.train(layer.training)(x).detach()
+
+    for _ in range(3):
+        before = layer(x)
+        before.square().sum().backward()
+        optimizer.step()
+        assert torch.equal(layer.eval()(x), fresh())  # evaluation after a step, then training on
+        after = layer.train()(x).detach()
+        assert torch.equal(after, fresh()) and not torch.equal(after, before.detach())
 
 
 def test_a_network_learns_what_its_adc_leaves():

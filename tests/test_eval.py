@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"vgg7": ([16, "M", 24, "M", 40, "M"], 32), "vgg16": ([4, "M", "M", 4, 4, "M"], 8)}
 CROSSBARS = ["features.4", "features.8", "classifier.0", "classifier.3"]
 CONFIG = {"model": "vgg7_quant", "wbit": 4, "abit": 4, "dataset": "digits", "data_path": "./data", "quantize_image": False}
-FAST = ["--ngpu", "0", "--limit", "40", "--calib_images", "20", "--subArray", "16"]
+FAST = ["--ngpu", "0", "--limit", "40", "--subArray", "16"]
+CALIBRATION = ["--calib_images", "20"]
 load_digits = functools.cache(datasets._digits)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -87,7 +88,8 @@ def run(monkeypatch, capsys):
 
         monkeypatch.setattr(evaluation.Evaluation, "_record", spy)
         capsys.readouterr()
-        assert evaluation.main(["--resume", checkpoint, *FAST, *flags]) == 0
+        calibration = [] if "--adc_ranges" in flags else CALIBRATION
+        assert evaluation.main(["--resume", checkpoint, *FAST, *calibration, *flags]) == 0
         monkeypatch.setattr(evaluation.Evaluation, "_record", record)
         return results(folder)[before:], predictions, capsys.readouterr().out
 
@@ -186,8 +188,8 @@ def test_equal_settings_are_evaluated_once(run, checkpoint):
 
 
 def test_also_adds_settings_with_the_other_flags_at_their_defaults(run, checkpoint):
-    records, _, _ = run(checkpoint, "--cellBit", "2", "--adc_prec", "4", "--also", "--map conv --subArray 16", "--also",
-                        "--cellBit 2 3 --adc_prec 4 --adc_range full dynamic", "--also", "--cellBit 2 --adc_prec 4 --subArray 16")
+    records, _, _ = run(checkpoint, "--cellBit", "2", "--adc_prec", "4", "--also", "--map conv --subArray 16",
+                        "--cellBit 2 3 --adc_prec 4 --adc_range full dynamic", "--cellBit 2 --adc_prec 4 --subArray 16")
     assert [tuple(r[name] for name in ("map", "cell_bits", "adc_bits", "adc_range", "rows")) for r in records[1:]] == [
         ("all", 2, 4, "calibrated", 16), ("conv", 1, 6, "calibrated", 16), ("all", 2, 4, "full", 128),
         ("all", 2, 4, "dynamic", 128), ("all", 3, 4, "full", 128), ("all", 3, 4, "dynamic", 128)]  # the last is the first
@@ -200,7 +202,7 @@ def test_ranges_can_be_used_again(run, checkpoint, tmp_path):
     flags = ["--cellBit", "1", "2", "--adc_prec", "3", "4"]
     first, expected, _ = run(checkpoint, *flags)
     os.replace("save/adc_ranges.json", "ranges.json")
-    second, found, _ = run(checkpoint, *flags, "--adc_ranges", "ranges.json", "--calib_images", "1")
+    second, found, _ = run(checkpoint, *flags, "--adc_ranges", "ranges.json")
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     assert not Path("save/adc_ranges.json").exists()
     assert [r["calib_images"] for r in first] == [None, 20, 20, 20, 20] and not any(r["calib_images"] for r in second)
@@ -211,20 +213,22 @@ def test_ranges_that_were_read_are_those_that_run(run, checkpoint):
     """A step so large that every code is zero: nothing is left of the network."""
     _, good, _ = run(checkpoint)
     content = json.loads(Path("save/adc_ranges.json").read_text())
-    for ranges in content["ranges"][0]["layers"].values():
-        ranges[:] = [[1e6, 0]] * len(ranges)
+    for layer in content["ranges"][0]["layers"].values():
+        layer["ranges"] = [[1e6, 0]] * len(layer["ranges"])
     Path("ranges.json").write_text(json.dumps(content))
     _, bad, _ = run(checkpoint, "--adc_ranges", "ranges.json")
     assert len(bad[1].unique()) == 1 < len(good[1].unique())
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda c: c["ranges"][0].update(cell_bits=2), "has no ranges of features.4 for 1-bit cells, 6-bit ADC, calibrated"),
+    (lambda c: c["ranges"][0].update(cell_bits=2), "has no ranges of features.4 with these weights for 1-bit cells, 6-bit ADC, calibrated"),
     (lambda c: c["ranges"][0]["layers"].pop("classifier.0"), "has no ranges of classifier.0"),
-    (lambda c: c["ranges"][0]["layers"].update({"features.8": [[0.5, -99]] * 4}), "features.8, 1-bit cells"),
-    (lambda c: c["ranges"][0]["layers"].update({"features.8": [[0.5, -9]] * 3}), "ranges.json, features.8, 1-bit cells"),
+    (lambda c: c["ranges"][0]["layers"]["features.8"].update(ranges=[[0.5, -99]] * 4), "features.8, 1-bit cells"),
+    (lambda c: c["ranges"][0]["layers"]["features.8"].update(ranges=[[0.5, -9]] * 3), "ranges.json, features.8, 1-bit cells"),
+    (lambda c: c["ranges"][0]["layers"]["features.8"].update(sha256="0"), "has no ranges of features.8 with these weights"),
     (lambda c: c.pop("ranges"), "ranges.json is not an adc_ranges.json"),
-    (lambda c: c["ranges"][0]["layers"].update({"features.8": [["x", 1]]}), "ranges.json is not an adc_ranges.json"),
+    (lambda c: c["ranges"][0]["layers"]["features.8"].update(ranges=[["x", 1]]), "ranges.json is not an adc_ranges.json"),
+    (lambda c: c["ranges"][0]["layers"]["features.8"].pop("sha256"), "ranges.json is not an adc_ranges.json"),
 ])
 def test_ranges_of_something_else_are_refused(change, words, run, refused, checkpoint):
     run(checkpoint)
@@ -234,14 +238,37 @@ def test_ranges_of_something_else_are_refused(change, words, run, refused, check
     refused(["--resume", checkpoint, "--adc_ranges", "ranges.json"], words)
 
 
+def test_ranges_of_other_settings_stay_in_the_file(run, checkpoint):
+    run(checkpoint, "--adc_prec", "3")
+    run(checkpoint, "--adc_prec", "4")
+    entries = json.loads(Path("save/adc_ranges.json").read_text())["ranges"]
+    assert [entry["adc_bits"] for entry in entries] == [3, 4]
+    _, _, _ = run(checkpoint, "--adc_prec", "3", "4", "--adc_ranges", "save/adc_ranges.json")
+
+
+def test_ranges_of_another_network_are_refused(run, refused, checkpoint, tmp_path):
+    run(checkpoint)
+    other = save(tmp_path / "other.pth.tar", network(seed=1))
+    refused(["--resume", other, "--adc_ranges", "save/adc_ranges.json"], "has no ranges of features.4 with these weights")
+
+
+def test_an_adc_aware_checkpoint_says_what_it_was_trained_for(run, tmp_path):
+    (tmp_path / "save").mkdir()
+    path = save(tmp_path / "save" / "aware.pth.tar", network(), adc_aware=True, cellBit=2, adc_prec=3, subArray=64)
+    _, _, text = run(path)
+    assert "trained through the ADC of --cellBit 2, --adc_prec 3, --subArray 64" in text
+
+
 def test_rules_of_calibration_give_different_ranges(run, checkpoint):
     found = {}
     for rule in ("minmax", "percentile", "mse"):
         for per in ("layer", "slice"):
             records, _, _ = run(checkpoint, "--adc_prec", "3", "--cellBit", "2", "--adc_calib", rule, "--adc_per", per)
             assert (records[1]["adc_calib"], records[1]["adc_per"]) == (rule, per)
-            ranges = json.loads(Path("save/adc_ranges.json").read_text())["ranges"][0]["layers"]
+            entry = json.loads(Path("save/adc_ranges.json").read_text())["ranges"][0]
+            ranges = {name: layer["ranges"] for name, layer in entry["layers"].items()}
             assert list(ranges) == CROSSBARS
+            assert (entry["adc_calib"], entry["adc_per"], entry["calib_images"]) == (rule, per, 20)
             if per == "layer":
                 assert all(a == b for a, b in ranges.values())
             found[rule, per] = json.dumps(ranges)
@@ -529,6 +556,7 @@ def refused(monkeypatch, capsys):
     (["--also", "--map 'conv"], "--also \"--map 'conv\": No closing quotation"),
     (["--report", "--adc_range", "ideal", "dynamic"], "--report describes frozen ranges"),
     (["--adc_ranges", "nowhere.json"], "cannot read nowhere.json: No such file"),
+    (["--adc_ranges", "nowhere.json", "--adc_calib", "mse"], "--adc_calib chooses ranges, and --adc_ranges takes them"),
     (["--bogus"], "unrecognized arguments: --bogus"),
 ])
 def test_bad_flags(flags, words, refused, checkpoint):
@@ -595,7 +623,7 @@ def test_a_checkpoint_without_clipping_levels_cannot_run(refused, checkpoint):
 def test_reads_with_too_many_values_to_calibrate_on(refused, tmp_path):
     path = save(tmp_path / "c.pth.tar", network(wbit=8, abit=8), wbit=8, abit=8)
     flags = ["--resume", path, "--map", "all", "--mapping", "im2col", "--subArray", "1024", "--dac_bits", "8", "--cellBit", "8"]
-    refused(flags, "possible values, too many to calibrate on; take --adc_range full, or less of --subArray")
+    refused(flags, "possible values, too many to calibrate on; take --adc_range full without --report, or less of --subArray")
 
 
 def test_results_that_cannot_be_written(checkpoint, tmp_path, monkeypatch, capsys):
@@ -681,3 +709,6 @@ def test_other_flags_leave_the_scripts_table_whole():
     _, flags = script_flags("vgg_cifar_eval.sh", "--limit", "5")
     args = evaluation.build_parser().parse_args(flags)
     assert args.limit == 5 and args.cellBit == [1, 2, 4] and len(args.also) == 4
+    _, flags = script_flags("vgg_cifar_eval.sh", "--cellBit=2")
+    args = evaluation.build_parser().parse_args(flags)
+    assert args.cellBit == [2] and args.adc_prec == [6] and args.also == []

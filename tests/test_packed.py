@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,7 +9,7 @@ import models
 import train
 import utils
 from models import vgg
-from models.quant import Qconv2dDoreFa, QLinearDoreFa
+from models.quant import Qconv2dDoreFa
 from models.quant.quantizers import WEIGHT_QUANTIZERS
 from packed import pack, unpack
 
@@ -129,6 +128,7 @@ def test_codes_that_would_not_come_back_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [
+    lambda c: c.update(format="vgg-quant-packed-9"),
     lambda c: c["codes"]["classifier.0.weight"].update(shape=[3, 1000]),
     lambda c: c["codes"]["classifier.0.weight"].pop("bits"),
     lambda c: c["config"].pop("wbit"),
@@ -152,6 +152,7 @@ def test_export_writes_the_network_and_what_is_known_of_it(tmp_path, monkeypatch
     facts = json.loads((tmp_path / "small/net.json").read_text())
     assert facts["test_accuracy"] == accuracy and facts["test_images"] == 359 and facts["train_images"] == 180
     assert facts["commands"] == ["python train.py " + " ".join(flags)] and facts["config"]["seed"] == 0
+    assert not {"data_path", "save_path", "log_file"} & set(facts["config"])  # where things lie on this machine
     assert facts["machine"]["torch"] == torch.__version__ and facts["hours"] >= 0 and facts["dataset"] == "digits"
 
     train.main(["--evaluate", "--resume", "small/net.pt", "--ngpu", "0"])  # the small file is as good as the large one
@@ -171,10 +172,22 @@ def test_size():
 
 
 def test_inference_layers_take_packed_weights():
-    after = unpack(pack(checkpoint(4, "sawb")))
-    state = after["state_dict"]
+    before = checkpoint(4, "sawb")
+    state = unpack(pack(before))["state_dict"]
     layer = Qconv2dDoreFa(6, 10, 3, padding=1, bias=False, wq="sawb").eval()
     layer.weight.data.copy_(state["features.3.weight"])
     layer.weight_quant.clip.copy_(state["features.3.weight_quant.clip"])
-    assert torch.equal(layer.w_codes(), codes(4, "sawb", state)["features.3.weight"])
-    assert isinstance(QLinearDoreFa(3, 3), torch.nn.Linear) and np.isfinite(layer.weight.detach().numpy()).all()
+    assert torch.equal(layer.w_codes(), codes(4, "sawb", before["state_dict"])["features.3.weight"])
+
+
+def test_export_of_a_network_of_the_original_code(tmp_path, monkeypatch):
+    """{"state_dict": ...} and nothing else: the bits are those of the flags."""
+    monkeypatch.chdir(tmp_path)
+    state = checkpoint(3)["state_dict"]
+    torch.save({"state_dict": state}, "old.pth")
+    assert train.main(["--evaluate", "--resume", "old.pth", "--wbit", "3", "--export", "new.pt", "--ngpu", "0"]) == 0
+    small = utils.load_checkpoint("new.pt")
+    assert small["config"] == {"model": "vgg7_quant", "wbit": 3, "abit": 4, "wq": "dorefa", "quantize_image": False,
+                               "dataset": "digits"}
+    for key, expected in codes(3, "dorefa", state).items():
+        assert torch.equal(codes(3, "dorefa", small["state_dict"])[key], expected)

@@ -265,40 +265,53 @@ def test_weight_clip_leaves_no_weight_beyond_its_bound(tmp_path):
             assert 1.2 < weight.abs().max() / weight.square().mean().sqrt() < 1.8
 
 
-def test_training_through_the_adc_resumes_to_the_same_bits(tmp_path, capsys):
+@pytest.mark.parametrize("wq", ["dorefa", "sawb"])
+def test_training_through_the_adc_resumes_to_the_same_bits(wq, tmp_path, capsys, monkeypatch):
     quick(tmp_path / "start", "--epochs", "1")
     start = str(tmp_path / "start" / "model_best.pth.tar")
-    flags = ["--fine_tune", start, "--adc_aware", "--adc_prec", "3", "--cellBit", "2", "--subArray", "16", "--calib_steps", "7",
-             "--epochs", "2", "--val_split", "0.1"]
+    flags = ["--fine_tune", start, "--adc_aware", "--adc_prec", "3", "--cellBit", "2", "--subArray", "16", "--calib_steps",
+             "7", "--epochs", "2", "--wq", wq, "--save_minutes", "0"]
     _, whole = quick(tmp_path / "whole", *flags)
     state = whole["state_dict"]
     ranges = [key for key in state if key.endswith("adc_delta")]
     assert len(ranges) == 7 and all((state[key] > 0).all() and len(state[key]) == 2 for key in ranges)
 
     stopped = tmp_path / "stopped"
-    real, calls = train.Run.end_epoch, []
+    save, position = train.Run.save, (0, 5)  # between two calibrations; then after an evaluation that is none either
+    for position in ((0, 5), (1, 1)):
+        def save_and_die(self, position=position):
+            save(self)
+            if (self.epoch, self.step) == position:
+                raise KeyboardInterrupt
 
-    def stop_once(self):
-        real(self)
-        calls.append(1)
-        if len(calls) == 1:
-            self.train_x = None  # as dead as can be
-            raise KeyboardInterrupt
-
-    train.Run.end_epoch = stop_once
-    try:
+        monkeypatch.setattr(train.Run, "save", save_and_die)
         with pytest.raises(KeyboardInterrupt):
-            quick(stopped, *flags)
-    finally:
-        train.Run.end_epoch = real
+            if stopped.exists():
+                train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"])
+            else:
+                quick(stopped, *flags)
+        monkeypatch.setattr(train.Run, "save", save)
     assert train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"]) == 0
     assert_same(utils.load_checkpoint(stopped / "checkpoint.pth.tar")["state_dict"], state)
 
     capsys.readouterr()
     assert train.main(["--evaluate", "--resume", str(tmp_path / "whole" / "model_best.pth.tar"), "--ngpu", "0"]) == 0
     assert f"test accuracy {whole['test_acc']:.2f} %" in capsys.readouterr().out
-    plain, _ = quick(tmp_path / "back", "--fine_tune", str(tmp_path / "whole" / "model_best.pth.tar"), "--epochs", "1")
-    assert plain == 0  # ranges are of no use to a network without arrays
+    plain, _ = quick(tmp_path / "back", "--wq", "dorefa", "--fine_tune", str(tmp_path / "whole" / "model_best.pth.tar"), "--epochs", "1")
+    assert plain == 0  # ranges, and levels of another quantizer, are of no use to this network
+
+
+def test_training_through_the_adc_from_a_32_bit_network(tmp_path):
+    quick(tmp_path / "float", "--wbit", "32", "--abit", "32", "--epochs", "1")
+    code, checkpoint = quick(tmp_path / "aware", "--fine_tune", str(tmp_path / "float" / "model_best.pth.tar"), "--adc_aware",
+                             "--epochs", "1")
+    assert code == 0 and checkpoint["state_dict"]["classifier.0.act_quant.act_alpha"] != 6
+
+
+def test_reads_of_too_many_values_for_training_through_the_adc(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models.quant.engines, "MAX_BINS", 100)
+    with pytest.raises(UserError, match="--adc_aware: .* possible read values are too many for a histogram"):
+        quick(tmp_path, "--adc_aware", "--dac_bits", "4")
 
 
 def test_weights_of_the_original_code(finished, tmp_path, capsys):
@@ -425,6 +438,8 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--adc_aware", "--cellBit", "5"], "--cellBit is 5; allowed are whole numbers from 1 to 4 (the weight bits)"),
     (["--adc_aware", "--adc_prec", "13"], "--adc_prec is 13; allowed are whole numbers from 1 to 12"),
     (["--export", "file.pt"], "--export writes a trained network: add --evaluate"),
+    (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "x.json"], "name the network otherwise"),
+    (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "{file}/x.pt"], "cannot write to {file}"),
 ])
 def test_bad_input_is_one_line_before_any_work(flags, words, finished, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("text")
@@ -601,6 +616,22 @@ def test_bf16_is_the_default_only_where_the_processor_has_it(monkeypatch):
 # -- vgg_cifar_quant.sh
 
 
+def test_script_takes_its_variables_as_flags(tmp_path):
+    (_, plain), (_, tuned) = script_calls(tmp_path, "fast", "--wbit", "2", "--abit", "3", "--wq", "sawb", "--dataset", "digits",
+                                          "--epochs", "4", "--lr", "0.3", "--cutout", "5")
+    assert (plain.wbit, plain.abit, plain.epochs, plain.lr, plain.cutout) == (32, 32, 8, 0.1, 5)
+    assert (tuned.wbit, tuned.abit, tuned.wq, tuned.epochs, tuned.lr, tuned.cutout) == (2, 3, "sawb", 4, 0.3, 5)
+    assert plain.dataset == tuned.dataset == "digits"
+    assert (plain.save_path, tuned.save_path) == ("save/digits_vgg7_quant_fast_w32a32", "save/digits_vgg7_quant_fast_w2a3_sawb")
+
+
+@pytest.mark.parametrize("flag", ["--save_path", "--resume", "--fine_tune", "--evaluate"])
+def test_script_chooses_folders_itself(flag, tmp_path):
+    shutil.copy(ROOT / "vgg_cifar_quant.sh", tmp_path)
+    done = subprocess.run(["bash", str(tmp_path / "vgg_cifar_quant.sh"), "fast", flag, "x"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and flag in done.stderr and done.stdout == ""
+
+
 def script_calls(folder, *flags):
     """The calls of train.py that the script makes, with the script alone in `folder`; each as (options, settings)."""
     shutil.copy(ROOT / "vgg_cifar_quant.sh", folder)
@@ -614,7 +645,7 @@ def script_calls(folder, *flags):
     return [(call[1:], train.build_parser().parse_args(call[1:])) for call in calls]
 
 
-@pytest.mark.parametrize("recipe, epochs", [([], (100, 100)), (["full"], (100, 100)), (["fast"], (8, 6))])
+@pytest.mark.parametrize("recipe, epochs", [([], (100, 100)), (["full"], (100, 100)), (["fast"], (8, 10))])
 def test_script_trains_without_and_then_with_quantizers(recipe, epochs, tmp_path):
     (_, plain), (_, tuned) = script_calls(tmp_path, *recipe, "--seed", "3", "--data_path", "a folder")
     assert (plain.wbit, plain.abit, tuned.wbit, tuned.abit, tuned.wq) == (32, 32, 4, 4, "dorefa")

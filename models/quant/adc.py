@@ -2,8 +2,8 @@
 
 import numpy as np
 
-# Steps are multiples of 1 / GRID. Finer ones lower no error by a tenth of a percent; fractions such as 22/31 would leave ties
-# to the rounding of float64, and codes to more bits than fast engines compute with.
+# Steps are multiples of 1 / GRID: fractions such as 22/31 would leave ties to the rounding of float64, and codes to more
+# bits than fast engines compute with. Finer steps hardly lower an error (tests/test_adc.py says how little).
 GRID = 64.0
 
 
@@ -27,9 +27,9 @@ def is_lossless(layer):
         return False
     for k, (delta, q_min) in enumerate(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist())):
         low, high = layer.u_range(k)
-        if high - low >= 2**spec.adc_bits:
+        u = np.arange(low, high + 1, layer.u_spacing(k))
+        if len(u) > 2**spec.adc_bits:
             return False  # fewer codes than values
-        u = np.arange(low, high + 1)
         if not (delta * transfer(u, spec.unit, delta, q_min, spec.adc_bits) == spec.unit * u).all():
             return False
     return True
@@ -62,9 +62,11 @@ def covering_range(low, high, unit, adc_bits):
 
 def full_ranges(layer):
     """`(delta, q_min)` of each slice that cover every value its arrays can produce; see `MappedLayer.u_range`."""
-    unit = layer.spec.unit
-    return [covering_range(unit * low, unit * high, unit, layer.spec.adc_bits)
-            for low, high in map(layer.u_range, range(len(layer.reference_twice)))]
+    ranges, unit = [], layer.spec.unit
+    for k in range(len(layer.reference_twice)):
+        low, high = layer.u_range(k)
+        ranges.append(covering_range(unit * low, unit * high, unit * layer.u_spacing(k), layer.spec.adc_bits))
+    return ranges
 
 
 class Reads:
@@ -93,8 +95,9 @@ class Reads:
         self.linear = (counts * scale).sum(axis=(0, 1))[seen] / outputs
 
     def cost(self, delta, q_min, adc_bits):
-        """Expected squared error of an output of the layer, divided by T, if its reads err independently:
-        `sum square e^2 + T (sum linear e)^2` with `e = delta q - v`. The second term is the bias that the errors leave."""
+        """What an ADC costs: `sum square e^2 + T (sum linear e)^2` with `e = delta q - v`, the squared error of an output of
+        the layer divided by T. The first term is that of reads that err independently of one another, the second that of
+        the mean error, which the arrays add up. Zero for an exact ADC."""
         e = delta * transfer(self.v, 1.0, delta, q_min, adc_bits) - self.v
         return float(self.square @ e**2 + self.arrays * (self.linear @ e) ** 2)
 
@@ -120,15 +123,16 @@ def percentile(reads, adc_bits):
 def least_squares(reads, adc_bits):
     """The `(delta, q_min)` of least `Reads.cost` among all q_min and all delta that are multiples of 1 / GRID.
 
-    With a delta above twice the largest `v` all codes are zero. Ties go to the smaller delta. Raises: ValueError where there are too many to try.
+    With a delta above twice the largest `v` all codes are zero. Ties go to the smaller delta.
+    Raises: ValueError where there are too many to try.
     """
     codes, covering = 2**adc_bits - 1, minmax(reads, adc_bits)
-    if covering[0] == reads.unit:  # enough codes to be exact
+    if reads.cost(*covering, adc_bits) == 0:
         return covering
     steps = np.arange(1, int(2 * np.abs(reads.v).max() * GRID) + 1) / GRID
     if len(steps) * (len(reads.v) + codes) > 2**31:
-        raise ValueError(f"read values up to {np.abs(reads.v).max():g} and {adc_bits} ADC bits are too many for the rule mse; "
-                         "take minmax or percentile")
+        raise ValueError(f"read values up to {np.abs(reads.v).max():g} and {adc_bits} ADC bits are too many for the rule "
+                         "mse; take minmax or percentile")
     best = np.inf, *covering
     for delta in np.array_split(steps, -(-len(steps) * (len(reads.v) + codes) // 2**20)):
         below, above = (_errors(reads, sign, delta[:, None], codes) for sign in (-1, 1))
@@ -141,10 +145,10 @@ def least_squares(reads, adc_bits):
 
 
 def _errors(reads, sign, delta, codes):
-    """`sum square e^2` and `sum linear |v| / v e` over the reads of one sign, `[delta, j]`: j = 0..codes is the largest code.
+    """`sum square e^2` and `sum linear e |v| / v` over the reads of one sign, `[delta, j]`; j = 0..codes, the largest code.
 
-    Reads up to `(j + 1/2) delta` are rounded (a tie goes to j if j is even), those beyond become j: their squared error is
-    the parabola `(delta j - |v|)^2`, so sums over the reads up to each value, and from it on, are all that is needed.
+    Reads up to `(j + 1/2) delta` are rounded (a tie goes to j if j is even), those beyond become j: their squared error
+    is the parabola `(delta j - |v|)^2`, so sums over the reads up to each value, and from it on, are all that is needed.
     """
     side = reads.v * sign > 0
     order = np.argsort(np.abs(reads.v[side]))
@@ -161,7 +165,8 @@ def _errors(reads, sign, delta, codes):
         return np.append(np.cumsum(part[::-1])[::-1], 0.0)[rounded]
 
     level = delta * j
-    return (up_to(square * error**2) + level**2 * beyond(square) - 2 * level * beyond(square * size) + beyond(square * size**2),
+    clipped = level**2 * beyond(square) - 2 * level * beyond(square * size) + beyond(square * size**2)
+    return (up_to(square * error**2) + clipped,
             up_to(linear * error) + level * beyond(linear) - beyond(linear * size))
 
 

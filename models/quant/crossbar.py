@@ -104,11 +104,16 @@ class _Crossbar:
         if not (self.training and torch.is_grad_enabled()):
             return self.simulate(x)
         quantized = super().forward(x)
+        self._prepared = None  # fused optimizers change the weights without a trace in their version
         with torch.no_grad():
             simulated = self.simulate(x)
         if quantized.dtype.itemsize < 4:  # autocast: what follows runs in half precision
             simulated = simulated.to(quantized.dtype)
         return _StraightThrough.apply(quantized, simulated)
+
+    def train(self, mode=True):
+        self._prepared = None  # as above: the last step of training came after the last preparation
+        return super().train(mode)
 
     def simulate(self, x):
         """The layer's output as the arrays give it; no gradient."""
@@ -285,12 +290,13 @@ class set_engine:
 
 
 @contextlib.contextmanager
-def without_adc(model):
-    """Within the block `model` is in evaluation mode and its crossbar layers have no ADC; then everything is as before."""
+def without_adc(model, training=False):
+    """Within the block the crossbar layers of `model` have no ADC, and it is in evaluation or training mode; then everything
+    is as before."""
     layers = crossbar_layers(model)
     before = [(layer.spec, layer.adc_delta, layer.adc_q_min) for _, layer in layers]
-    training = model.training
-    model.eval()
+    was_training = model.training
+    model.train(training)
     try:
         for _, layer in layers:
             layer.set_spec(replace(layer.spec, adc_range="ideal"))
@@ -299,7 +305,7 @@ def without_adc(model):
         for (_, layer), (spec, delta, q_min) in zip(layers, before):
             layer.set_spec(spec)
             layer.adc_delta, layer.adc_q_min = delta, q_min
-        model.train(training)
+        model.train(was_training)
 
 
 def collect_histograms(model, batches):

@@ -60,7 +60,8 @@ class Qconv2d(_Quantized, nn.Conv2d):
     """`nn.Conv2d` with a quantized weight (`wbit` bits) and a PACT input (`abit` bits); 32 bits switch either off.
 
     Args beyond those of `nn.Conv2d`: `alpha_init`, first clipping level; `wq`, weight quantizer, a key of
-    `WEIGHT_QUANTIZERS`; `image`, the input is the picture; `quantize_image`, round the picture to the activation grid, clamped above only.
+    `WEIGHT_QUANTIZERS`; `image`, the input is the picture; `quantize_image`, round the picture to the activation grid,
+    clamped above only.
     Shapes: `[N, in, H, W]` to `[N, out, H', W']`.
     """
 

@@ -162,6 +162,11 @@ class MappedLayer:
         tallest = max(stop - start for start, stop in self.arrays)
         return u_range(self.spec, self.reference_twice[k], self.spec.slice_bits[k], tallest)
 
+    def u_spacing(self, k):
+        """Distance between the values of `u` that slice `k` can produce: `2 P - (2 r_k) n` is even if 2 r_k is, where the
+        reference column holds whole cells."""
+        return 2 if self.spec.reference == "analog" and self.reference_twice[k] % 2 == 0 else 1
+
     @property
     def u_span(self):
         """Smallest and largest `u` over all slices: the bins of a histogram."""

@@ -1,7 +1,7 @@
 """Quantizers: PACT for activations (`AQ`), DoReFa (`WQ`) or SAWB for weights.
 
 Both work on integer codes. A training layer convolves the codes and scales the result once, so bfloat16 loses
-nothing: odd integers up to 255 and codes up to 255 are exact in its 8-bit significand.
+nothing: integers up to 256 are exact in its 8-bit significand.
 """
 
 import torch
