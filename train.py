@@ -271,6 +271,25 @@ def fit_alphas(net, images):
 
 
 @torch.no_grad()
+def fit_logits(net, images):
+    """Give the logits the scale that the last layer's weights had before they were quantized, by that of its input.
+
+    No batch norm follows it, and DoReFa's levels reach +-1 whatever the weights: without this the first epoch goes into
+    logits that are several times too small.
+    """
+    norm, _, last = net.classifier[-3:]
+    inputs = []
+    hook = last.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
+    with quant.without_adc(net, training=True):
+        logits = net(images)
+    hook.remove()
+    wanted = F.linear(inputs[0], last.weight)
+    factor = (wanted - wanted.mean(0)).std() / (logits - logits.mean(0)).std()
+    for parameter in (norm.weight, norm.bias, last.act_quant.act_alpha):
+        parameter.mul_(factor)
+
+
+@torch.no_grad()
 def clip_weights(net, factor):
     """Clip the weights of every layer to `factor` times their root mean square."""
     for layer in quantized_layers(net).values():
@@ -381,9 +400,6 @@ class Run:
         """Training images of all classes, always the same."""
         images = self.train_x[:: max(1, len(self.train_x) // count)][:count]
         return datasets.normalize(images, self.data.mean, self.data.std)
-
-    def fit_alphas(self):
-        fit_alphas(self.net, self.some_images(256))
 
     def calibrate(self):
         try:
@@ -588,7 +604,8 @@ def main(argv=None):
             clip_weights(net, args.weight_clip)
         if checkpoint:
             if missing and args.alpha_init == "fit":
-                run.fit_alphas()
+                fit_alphas(net, run.some_images(256))
+                fit_logits(net, run.some_images(256))
             elif not missing and args.alpha_init != "fit":
                 log.info(f"--alpha_init has no effect: {args.fine_tune} has clipping levels")
             levels = ", ".join(f"{alpha.item():.3g}" for alpha in used_alphas(net).values())

@@ -30,7 +30,7 @@ if [ "$recipe" = full ]; then
     epochs=100
 else
     float_epochs=8
-    epochs=10
+    epochs=8
 fi
 batch_size=128
 float_lr=0.1

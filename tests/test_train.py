@@ -645,7 +645,7 @@ def script_calls(folder, *flags):
     return [(call[1:], train.build_parser().parse_args(call[1:])) for call in calls]
 
 
-@pytest.mark.parametrize("recipe, epochs", [([], (100, 100)), (["full"], (100, 100)), (["fast"], (8, 10))])
+@pytest.mark.parametrize("recipe, epochs", [([], (100, 100)), (["full"], (100, 100)), (["fast"], (8, 8))])
 def test_script_trains_without_and_then_with_quantizers(recipe, epochs, tmp_path):
     (_, plain), (_, tuned) = script_calls(tmp_path, *recipe, "--seed", "3", "--data_path", "a folder")
     assert (plain.wbit, plain.abit, tuned.wbit, tuned.abit, tuned.wq) == (32, 32, 4, 4, "dorefa")
