@@ -145,7 +145,7 @@ def build_parser():
     add("--resume", nargs="?", const="", metavar="PATH", help="continue the run of this checkpoint, default "
         "save_path/checkpoint.pth.tar. Flags that are not given are the run's own")
     add("--fine_tune", nargs="?", const="", metavar="PATH", help="start a new run from the weights of PATH, or from those "
-        "of --resume PATH. The clipping levels that a 32-bit network lacks start at alpha_init")
+        "of --resume PATH. What a 32-bit network lacks, clipping levels and the scale of its logits, is fitted to it")
     add("--evaluate", action="store_true", help="only measure the checkpoint of --resume, default "
         "save_path/model_best.pth.tar, on the test images")
     add("--export", metavar="FILE", help="with --evaluate: also write the network to FILE, weights as packed codes, which "

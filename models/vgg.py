@@ -24,7 +24,7 @@ class VGG(nn.Module):
         alpha_init: first PACT clipping level of every layer.
         wq: weight quantizer, "dorefa" or "sawb".
         quantize_image: round the image to the activation grid.
-        spec: a `CrossbarSpec` puts layers on crossbars (inference); None gives the training network.
+        spec: a `CrossbarSpec` puts layers on crossbars; None computes them as they are trained, without arrays.
         map: with `spec`, "all" puts every layer but the first on crossbars, "conv" the convolutions only.
 
     Input `[N, 3, 32, 32]`, output `[N, num_classes]`.
