@@ -416,3 +416,18 @@ def test_image_layer():
     grid = (torch.clamp(x, max=2.0) * 7.5).round() / 7.5
     torch.testing.assert_close(rounded(x), F.conv2d(grid, weight, padding=1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(plain.eval()(x), F.conv2d(x, weight, padding=1))
+
+
+@pytest.mark.parametrize("kernel, options", [
+    (3, {"padding": 1}), (3, {"stride": 2}), ((3, 2), {"stride": (1, 2), "padding": (2, 0), "dilation": (2, 1)}), (1, {}),
+    (4, {}), (3, {"padding": "same"}), (3, {"groups": 3})])
+def test_image_layer_in_evaluation_is_the_float64_convolution(kernel, options):
+    """For any number of images: rounded once, then scaled."""
+    torch.manual_seed(0)
+    layer = Qconv2d(3, 6, kernel, bias=False, image=True, **options).eval()
+    x = torch.randn(5, 3, 9, 8)
+    weight = layer.weight_quant.integers(layer.weight).double()
+    sums = F.conv2d(x.double(), weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    with torch.no_grad():
+        for images in (5, 2, 1):
+            assert torch.equal(layer(x[:images]), sums[:images].float() * layer.weight_quant.step)

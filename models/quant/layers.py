@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .engines.integer_cpu import patches
+from .mapping import Geometry
 from .quantizers import AQ, WEIGHT_QUANTIZERS
 
 
@@ -48,11 +50,8 @@ class _Quantized:
         x, weight, scale = self._operands(x)
         if self.image and self.weight_quant.on and not self.training:
             # 53 bits hold the sum of image times code exactly, so the result cannot depend on the order of the
-            # additions, which a library chooses by the batch size. A few images at a time stay in the cache.
-            weight = weight.double().contiguous()
-            y = torch.cat([self._operation(part.double().contiguous(), weight).to(x.dtype, memory_format=torch.channels_last)
-                           for part in x.split(8)])
-            return self._finish(y, scale)
+            # additions, which a library chooses by the batch size.
+            return self._finish(self._exact_operation(x, weight, scale), 1.0)
         return self._finish(self._operation(x, weight), scale)
 
 
@@ -73,6 +72,21 @@ class Qconv2d(_Quantized, nn.Conv2d):
     def _operation(self, x, weight):
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
+    def _exact_operation(self, x, weight, scale):
+        """In float64: a matrix product for two images at a time, whose results stay in the cache until they are scaled."""
+        if self.groups > 1:
+            return self._operation(x.double(), weight.double()).float() * scale
+        weight = weight.permute(2, 3, 1, 0).flatten(0, 2).double()
+        geometry = Geometry(self.stride, dilation=self.dilation)
+        x = F.pad(x, self._reversed_padding_repeated_twice).permute(0, 2, 3, 1).contiguous()
+        size = geometry.output_size(*x.shape[1:3], self.kernel_size)
+        y = torch.empty(len(x), *size, self.out_channels, device=x.device)
+        for first in range(0, len(x), 2):
+            part = patches(x[first:first + 2], self.kernel_size, size, self.stride, self.dilation)
+            rows = part.double().reshape(-1, len(weight))
+            y[first:first + 2] = ((rows @ weight).float() * scale).view(-1, *y.shape[1:])
+        return y.permute(0, 3, 1, 2)
+
 
 class QLinear(_Quantized, nn.Linear):
     """`nn.Linear` with a quantized weight and a PACT input; see `Qconv2d`.
@@ -88,3 +102,6 @@ class QLinear(_Quantized, nn.Linear):
 
     def _operation(self, x, weight):
         return F.linear(x, weight)
+
+    def _exact_operation(self, x, weight, scale):
+        return self._operation(x.double(), weight.double()).float() * scale
