@@ -390,3 +390,122 @@ def test_forced_triton_without_a_gpu_says_why():
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert "EngineError: engine triton cannot run" in last and len(last) > 60, last
+
+
+def numba_reads(case):
+    """What the numba engine prepared for a layer; the test is skipped where that engine is not there."""
+    pytest.importorskip("numba")
+    numba_cpu = engines.load("numba")
+    return numba_cpu, numba_cpu.prepare(case.layer()).reads
+
+
+def dense_case(spec, ones, seed=0, out=70, **changes):
+    """A 1x1 layer of one array; pixel i drives `ones[i]` rows at full scale, beside them outputs of equal cells."""
+    case = layer_case(spec, channels=spec.rows, out=out, kernel=(1, 1), size=(1, len(ones)), images=1, seed=seed)
+    case.a_codes[:] = 0
+    for pixel, n in enumerate(ones):
+        case.a_codes[0, 0, pixel, :n] = 2**spec.a_bits - 1
+    case.w_codes[0], case.w_codes[1] = 2**spec.w_bits - 1, 0
+    return replace(case, **changes)
+
+
+@pytest.mark.parametrize("tables", [True, False])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("w_bits, cell_bits, delta", [(4, 1, 0.7), (4, 2, 0.8), (3, 2, 1.1), (2, 1, 4.0), (3, 3, 1.3)])
+def test_codes_from_byte_tables_and_from_formulas(monkeypatch, tables, adc_range, reference, w_bits, cell_bits, delta):
+    """All numbers of ones from 0 to 280: on both sides of where the reads no longer fit in the tables."""
+    spec = CrossbarSpec(w_bits, 2, cell_bits, 5, 280, "tap", reference, 1, adc_range)
+    case = dense_case(spec, range(281))
+    slices = len(spec.slice_bits)
+    case.delta = [delta + 0.01 * k for k in range(slices)]
+    case.q_min = [-16 - k if reference == "analog" else 0 for k in range(slices)]
+    numba_cpu, _ = numba_reads(case)
+    if tables and not numba_cpu.has_byte_tables():
+        pytest.skip("this machine has no byte tables")
+    if not tables:
+        monkeypatch.setattr(numba_cpu, "has_byte_tables", lambda: False)
+    _, reads = numba_reads(case)
+    if adc_range == "calibrated":
+        assert (0 < reads.static.table_ones < 280) == tables and not reads.static_exact
+    check(numba_cpu, case)
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("w_bits, cell_bits, dac_bits, adc_bits", [(4, 1, 1, 6), (4, 1, 2, 6), (3, 2, 1, 6), (2, 2, 1, 8),
+                                                                   (2, 1, 1, 4), (4, 1, 1, 3)])
+def test_unit_steps_are_a_convolution_but_for_clipping(reference, w_bits, cell_bits, dac_bits, adc_bits):
+    """Reads of every number of ones, so that the first that can clip, the first that does and all beyond are there."""
+    spec = CrossbarSpec(w_bits, 2, cell_bits, adc_bits, 200, "tap", reference, dac_bits)
+    case = dense_case(spec, range(201))
+    slices = len(spec.slice_bits)
+    case.delta = [spec.unit] * slices
+    for lowest in (-(2 ** (adc_bits - 1)), 0, 1 - 2**adc_bits):
+        case.q_min = [max(lowest, 1 - 2**adc_bits)] * slices
+        numba_cpu, reads = numba_reads(case)
+        assert reads.static.relative
+        check(numba_cpu, case)
+
+
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("step", [0.0, 1e-6])
+def test_unit_steps_in_a_usual_layer(mapping, groups, reference, step):
+    """Padding, strides, groups, arrays of several taps, limits of their own for each slice; a step hardly off the unit."""
+    spec = CrossbarSpec(4, 4, 1, 4, 100, mapping, reference)
+    case = layer_case(spec, channels=130, out=66, size=(5, 6), padding=(1, 0, 1, 2), stride=(2, 1), groups=groups)
+    case.delta, case.q_min = [spec.unit + step] * 4, [-8, -7, -9, -8]
+    numba_cpu, reads = numba_reads(case)
+    assert reads.static.relative
+    assert (accumulators(numba_cpu, case) != reads.convolution(case.input()).numpy()).any()  # reads do clip
+    check(numba_cpu, case)
+
+
+@pytest.mark.parametrize("delta, q_min, adc_bits", [([1.0] * 4, [-32] * 4, 6), ([0.5, 0.5, 0.5, 0.6], [-32] * 4, 6)])
+def test_other_steps_are_no_convolution(delta, q_min, adc_bits):
+    case = dense_case(CrossbarSpec(adc_bits=adc_bits), range(0, 129, 8), delta=delta, q_min=q_min)
+    numba_cpu, reads = numba_reads(case)
+    assert not reads.static.relative
+    check(numba_cpu, case)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("w_bits, cell_bits", [(4, 1), (4, 2), (3, 2), (1, 1)])
+def test_ranges_of_reads_that_grow_or_shrink(order, reference, w_bits, cell_bits):
+    """Extremes that each pixel moves a little, or none after the first does: skipped are only reads that move none."""
+    spec = CrossbarSpec(w_bits, 3, cell_bits, 5, 150, "tap", reference, 1, "dynamic")
+    case = dense_case(spec, range(151)[::order])
+    case.w_codes[0], case.w_codes[1] = case.w_codes[2], case.w_codes[3]
+    check(engines.load("numba"), case)
+    images = replace(case, a_codes=np.moveaxis(case.a_codes, 2, 0).copy())  # a work item for each
+    check(engines.load("numba"), images)
+
+
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+@pytest.mark.parametrize("delta", [[0.5] * 4, [1.0, 0.7, 1.0, 2.0]])
+def test_scaled_sums(engine, adc_range, delta):
+    """In one pass or several: the sum over the ADC steps in float64, rounded once, times the scale."""
+    case = layer_case(CrossbarSpec(rows=32, adc_range=adc_range), padding=(1, 1, 1, 1))
+    case.delta = delta
+    layer, scale = case.layer(), torch.tensor(0.0123)
+    values = engines.value(layer)
+    found = engines.scaled(engine, engine.prepare(layer), case.input(), values, scale)
+    total = sum(plane.astype(np.float64) * value for plane, value in zip(expected(case), values))
+    assert found.dtype == torch.float32
+    assert_same(found.numpy(), total.astype(np.float32) * np.float32(0.0123))
+
+
+@pytest.mark.parametrize("w_bits, groups", [(4, 1), (4, 3), (8, 1)])
+@pytest.mark.parametrize("factor, offset", [(2, None), (1, 0), (2, 0)])
+@pytest.mark.parametrize("part", [1, 2**22])
+def test_integer_convolution_in_parts(monkeypatch, w_bits, groups, factor, offset, part):
+    integer_cpu = pytest.importorskip("models.quant.engines.integer_cpu")
+    monkeypatch.setattr(integer_cpu, "PATCH_BYTES", part)
+    case = layer_case(CrossbarSpec(w_bits, 4), channels=15, out=9, images=5, padding=(1, 0, 2, 1), stride=(2, 1),
+                      dilation=(1, 2), groups=groups)
+    found = integer_cpu.IntegerConvolution(case.layer(), factor, offset)(case.input())
+    whole = oracle.integer_convolution(case.a_codes, case.w_codes, case.spec, case.geometry, [0] * 9)  # sum A 2 W
+    ones = oracle.integer_convolution(case.a_codes, np.ones_like(case.w_codes), case.spec, case.geometry, [0] * 9) // 2
+    assert_same(found.numpy(), factor * whole // 2 - (case.layer().zero_twice if offset is None else offset) * ones)

@@ -126,3 +126,34 @@ def test_avx512_registers_and_instructions_are_used():
     kernel(words(1), words(2), words(3), np.zeros(2 * LANES, np.uint16))
     code = "\n".join(kernel.inspect_asm().values())
     assert "zmm" in code and "vpternlog" in code and "vpmulhw" in code
+
+
+@pytest.mark.skipif(not simd.has_byte_tables(), reason="this machine has no byte tables")
+def test_lookup():
+    """Every table entry, and differences beyond both ends of the table."""
+    @njit
+    def kernel(table, value, centre, out):
+        simd.store(out.ctypes.data, 0, simd.lookup(table.ctypes.data, simd.load(value.ctypes.data, 0), simd.splat(centre)))
+        table[0] = table[0]  # keeps the arrays until here
+
+    table = np.random.default_rng(6).integers(-128, 128, 128).astype(np.int8)
+    for centre in (0, 64, 128):
+        for first in range(0, 256, 64):
+            value, out = np.arange(first, first + 64).astype(np.uint8), np.empty(64, np.int8)
+            kernel(table, value, centre * 0x0101, out)
+            difference = value.astype(int) - centre
+            held = (difference >= -128) & (difference < 128)
+            assert np.array_equal(out[held], table[difference.clip(-64, 63) % 128][held])
+
+
+def test_any_bit():
+    @njit
+    def kernel(x):
+        return simd.any_bit(simd.load(x.ctypes.data, 0))
+
+    x = np.zeros(LANES, np.uint16)
+    assert not kernel(x)
+    for bit in range(512):
+        x[:] = 0
+        x[bit // 16] = 1 << bit % 16
+        assert kernel(x)

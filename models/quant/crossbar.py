@@ -119,19 +119,16 @@ class _Crossbar:
         """The layer's output as the arrays give it; no gradient."""
         codes = self.a_codes(x)
         engine, layer, prepared, scale = self._prepare(x.device)
-        acc, values = engine.accumulate(prepared, codes), engines.value(layer)
+        values = engines.value(layer)
         if layer.spec.reference == "digital" and layer.spec.adc_range != "ideal":
             # In float64 the sum is exact wherever the ADC is, so that a lossless ADC equals the integer convolution.
+            acc = engine.accumulate(prepared, codes)
             total = sum(plane.double() * value for plane, value in zip(acc, values)) - _reference_sum(layer, codes)
             y = total.float() * scale.float()
-        elif len(values) > 1 and acc.device.type == "cpu" and acc.dtype == torch.int32:
-            y = fused_cpu.combine(acc, values, scale.float())
-        elif len(values) > 1:
-            y = sum(plane.double() * value for plane, value in zip(acc, values)).float() * scale.float()
-        elif acc.device.type == "cpu" and acc.dtype == torch.int32:
-            y = fused_cpu.scale_in_place(acc[0], (scale * values[0]).float())
+        elif len(values) == 1:  # exactly the value of one plane may be put into the scale
+            y = engines.scaled(engine, prepared, codes, [1.0], (scale * values[0]).float())
         else:
-            y = acc[0] * (scale * values[0]).float()
+            y = engines.scaled(engine, prepared, codes, values, scale.float())
         y = y.permute(0, 3, 1, 2)
         if self.bias is not None:
             y = y + (self.bias * self.out_scale).view(-1, 1, 1)

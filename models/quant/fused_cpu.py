@@ -108,24 +108,6 @@ def _scale(acc, scale, out):
             out[i] = np.float32(acc[i]) * scale
 
 
-@njit(cache=True, parallel=True)
-def _combine(planes, values, scale, out):
-    for chunk in prange((out.size + CHUNK - 1) // CHUNK):
-        for i in range(chunk * CHUNK, min(out.size, (chunk + 1) * CHUNK)):
-            total = 0.0
-            for g in range(len(planes)):
-                total += planes[g, i] * values[g]
-            out[i] = np.float32(total) * scale
-
-
-def combine(planes, values, scale):
-    """`float32(sum_g planes[g] values[g]) scale`, the sum in float64: int32 planes `[G, ...]`; float32 scalar tensor scale."""
-    set_threads()
-    out = torch.empty(planes.shape[1:], dtype=torch.float32)
-    _combine(planes.reshape(len(planes), -1).numpy(), np.array(values), np.float32(scale), out.view(-1).numpy())
-    return out
-
-
 def act_codes(x, alpha, levels):
     """`quantizers.act_codes` as uint8: x, float32 NHWC; alpha, float32 scalar tensor."""
     set_threads()

@@ -7,6 +7,10 @@ Contract. An engine is a module with
     accumulate(prepared, a_codes) -> integers      the layer's accumulators
     histogram(prepared, a_codes) -> int64          counts of the read values, [digits, slices, u]
 
+and, where it has a faster way than `scaled` below,
+
+    scaled(prepared, a_codes, values, scale)       what that returns
+
 `a_codes` is uint8 `[N, H, W, in]`, contiguous. `accumulate` returns integers `[G, N, H', W', out]`, `value(...)` says
 what they are worth. With q the ADC code of array t, digit z, slice k (`adc.transfer`):
 
@@ -95,6 +99,19 @@ def value(layer):
     if spec.adc_range == "dynamic":
         return [2 * spec.unit / 2**spec.adc_bits]
     return [2 * delta for delta, _ in layer.delta_groups]
+
+
+def scaled(engine, prepared, a_codes, values, scale):
+    """`float32(sum_g acc_g values_g) scale`, the sum in float64: float32 `[N, H', W', out]`.
+
+    Args: values, a float for each accumulator plane; scale, float32 scalar tensor.
+    """
+    if hasattr(engine, "scaled"):
+        return engine.scaled(prepared, a_codes, values, scale)
+    acc = engine.accumulate(prepared, a_codes)
+    if values == [1.0]:
+        return acc[0] * scale
+    return sum(plane.double() * value for plane, value in zip(acc, values)).float() * scale
 
 
 def accumulator_dtype(layer):

@@ -1,11 +1,16 @@
 """CPU engine: positional population counts with carry-save adders, many columns to a vector.
 
 A *column* is one output channel of one slice; a block is 512 columns, one bit each, in one vector of `simd`. A read of
-array t, digit z adds, for every input bit that is one, the cells of its row: `P = sum of the active rows` (`count`, a
+array t, digit z adds, for every input bit that is one, the cells of its row: `P = sum of the active rows` (`_count`, a
 tree of carry-save adders: about 2.5 instructions a row for 512 columns; inactive rows cost nothing). The sum stands in
-bit planes, plane m holding bit m of P; `transpose` turns 8 planes into bytes, 32 columns of 16 bits follow, and the ADC
-and shift-add run there in registers, `q = floor(((P << s) + c) M / 2^(16 + f))` (`fixed_point`). Nothing is stored but
-the sums of ADC codes of one output pixel.
+bit planes, plane m holding bit m of P; `_transpose` turns 8 planes into bytes. Nothing is stored but the sums of ADC
+codes of one output pixel. The ADC is the first of these that the read and the machine allow:
+
+- None, where a code is `u` itself unless it is clipped (`_Reads._relative`): the sum of all `u` is an integer
+  convolution, and only what clipping takes off is added. Reads of few ones cannot clip and are not even counted; of the
+  others `_any_outside` sees on the bit planes that no column does, nearly always.
+- A table of bytes (`_code_table`), where one instruction looks up 64 columns.
+- 16-bit arithmetic, 32 columns at a time: `q = floor(((P << s) + c) M / 2^(16 + f))` (`fixed_point`).
 
 Where 16 bits do not hold a read or no such (s, c, M, f) gives the ADC's codes for every possible read, the same loop
 hands its planes to the formulas of `adc.transfer` one column at a time (`exact`).
@@ -24,11 +29,12 @@ import torch
 from numba import njit, prange
 from numba.core import event
 
-from .. import adc
+from .. import adc, fused_cpu
 from . import accumulator_dtype
 from .integer_cpu import IntegerConvolution
-from .simd import (LANES, add_ones, add_signed, add_unsigned, aligned, bit_length, bit_of_bytes, int64_at, load, majority, mulhi,
-                   put_int64, put_uint32, sar, set_threads, splat, store, trailing_zeros, uint32_at, vmax, vmin)
+from .simd import (LANES, add_ones, add_signed, add_unsigned, aligned, any_bit, bit_length, bit_of_bytes, bits_of_float32,
+                   has_byte_tables, int64_at, load, lookup, majority, mulhi, put_int64, put_uint32, sar, set_threads, splat,
+                   store, trailing_zeros, uint8_at, uint32_at, vmax, vmin)
 
 log = logging.getLogger(__name__)
 
@@ -49,28 +55,32 @@ event.register("numba:compile", _SayCompiling())
 BLOCK = 512  # columns of a block
 STATIC, DYNAMIC, RANGES, HISTOGRAM = range(4)  # what becomes of a read
 MAX_PLANES = 32
+TURN = 16  # rows that are counted at a time; lists of rows end with so many entries of row 0, all zero
 MOST_LEAVES = 2**11  # largest read whose values are counted 512 columns at a time: a vector for each value
 
 # A layer as the kernel sees it: numbers in `Shape`, tables in `Plan`.
 Shape = namedtuple("Shape", """blocks slice_vectors out_channels channels groups slots stride_y stride_x pad_top pad_left
-    reach_y input_bits cell_bits dac_bits slices read_scale steps passes packed""")
+    reach_y input_bits cell_bits dac_bits slices read_scale steps passes packed below above one_reference""")
 Plan = namedtuple("Plan", """weights array_base plane_stride segments segment_start intervals digit_start
-    reference step_of_slice runs run_start run_columns merged merged_start""")
+    reference step_of_slice pair_slice runs run_start run_columns merged merged_start""")
 TAP_Y, TAP_X, INTERVAL, ROW = range(4)  # of a segment: consecutive channels of one tap that an array holds
 FIRST, LAST, SLOT = range(3)  # of a channel interval [first, last), whose active rows are listed from `slot` on
-PAIR, PAIR_END, SLICE = range(3)  # of a run: vector pairs of one block that belong to one slice
+PAIR, PAIR_END, SLICE = range(3)  # of a run: vector pairs of one block that belong to one slice (`merged`: one reference)
 
 # What the hot functions see of `Plan`, `Adc` and the buffers of one work item: addresses (see `simd`), one number.
 Addresses = namedtuple("Addresses", """weights lists ones row_at row_count planes bytes sums acc lows highs
-    segments segment_start intervals n_intervals runs run_columns merged reference step_of_slice forms limits leaves""")
+    segments segment_start intervals n_intervals pair_slice runs run_columns merged reference step_of_slice forms limits
+    codes leaves""")
 
-# The ADC. `forms` is [group, array, digit, slice, field] (1, 1, 1 where static), `limits` [slice, field].
-Adc = namedtuple("Adc", "forms limits delta unit q_max")
+# The ADC. `forms` is [group, array, digit, slice, field] (1, 1, 1 where static), `limits` [slice, field], `codes` those
+# of `_code_table` for each slice, which reads with no more than `table_ones` ones among their inputs take.
+# Static reads with u in `low..high` add nothing: 0..0, but where `relative` what is added is the code less u.
+Adc = namedtuple("Adc", "forms limits codes table_ones relative low high delta unit q_max")
 SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)
 FORM = 7  # fields of a form
 EVEN, TOWARDS_ZERO = 1, 2  # how a form treats ties; 0 where there are none
-CLIP_LOW, CLIP_HIGH, UNCLIPPED_P, UNCLIPPED_Q, Q_MIN = range(5)
-LIMITS = 5  # fields of a slice's limits
+CLIP_LOW, CLIP_HIGH, Q_MIN = range(3)
+LIMITS = 3  # fields of a slice's limits
 
 
 def unsupported(layer, device):
@@ -82,6 +92,19 @@ def prepare(layer):
 
 
 def accumulate(prepared, a_codes):
+    return _simulate(prepared, a_codes)
+
+
+def scaled(prepared, a_codes, values, scale):
+    """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up."""
+    if prepared.layer.spec.adc_range == "ideal":
+        acc = prepared.convolution(a_codes)
+        return fused_cpu.scale_in_place(acc, scale) if acc.dtype == torch.int32 else acc * scale
+    return _simulate(prepared, a_codes, np.array(values), np.float32(scale)).view(torch.float32)[0]
+
+
+def _simulate(prepared, a_codes, values=np.empty(0), scale=np.float32(0)):
+    """Accumulators; with `values` one plane, the bits of what `engines.scaled` returns."""
     layer = prepared.layer
     if layer.spec.adc_range == "ideal":
         return prepared.convolution(a_codes)[None]
@@ -89,15 +112,20 @@ def accumulate(prepared, a_codes):
     reads = prepared.reads
     height, width = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
     dynamic = layer.spec.adc_range == "dynamic"
-    out = torch.empty(1 if dynamic else reads.shape.steps, len(a_codes), height, width, len(layer.w_codes),
-                      dtype=accumulator_dtype(layer))
+    if not dynamic and reads.static.relative:
+        out = reads.convolution(a_codes)[None]
+    else:
+        planes = 1 if dynamic or len(values) else reads.shape.steps
+        dtype = torch.int32 if len(values) else accumulator_dtype(layer)
+        out = torch.empty(planes, len(a_codes), height, width, len(layer.w_codes), dtype=dtype)
+    target = dict(out=out.numpy(), values=values, scale=scale)
     if dynamic:
         low, high = reads.ranges(a_codes, height, width)
         table, exact = reads.dynamic_adc(low, high)
         constant = (low.astype(np.int64) << reads.shifts).sum(axis=(1, 2, 3)) << layer.spec.adc_bits
-        _run(reads, table, a_codes, height, width, DYNAMIC, exact, constant=constant, out=out.numpy())
+        _run(reads, table, a_codes, height, width, DYNAMIC, exact, constant=constant, **target)
     else:
-        _run(reads, reads.static, a_codes, height, width, STATIC, reads.static_exact, out=out.numpy())
+        _run(reads, reads.static, a_codes, height, width, STATIC, reads.static_exact, **target)
     return out
 
 
@@ -159,26 +187,42 @@ class _Reads:
         if spec.adc_range not in ("calibrated", "full") or exact:
             return table, True
         for k in range(slices):
-            form = _static_form(*layer.u_range(k), spec.unit, float(table.delta[k]), int(table.limits[k, Q_MIN]), spec.adc_bits,
-                                self.top_shift)
+            form = _static_form(*layer.u_range(k), spec.unit, float(table.delta[k]), int(table.limits[k, Q_MIN]),
+                                spec.adc_bits, self.top_shift)
             if form is None or len(layer.arrays) * form.largest >= 2**15:
                 return table, True
             table.forms[0, 0, 0, k, :LOW] = form.form
-            # With so many ones or fewer among its inputs a read needs no clipping of P, or none of the code.
-            table.limits[k, :Q_MIN] = *form.clip, self._most_ones(k, *form.inside), self._most_ones(k, *form.free)
+            table.limits[k, :Q_MIN] = form.clip
+        table = self._relative(table)
+        if has_byte_tables():
+            codes, ones = zip(*(_code_table(layer, k, table.relative) for k in range(slices)))
+            table.codes[:] = codes
+            table = table._replace(table_ones=min(ones))
         return table, False
 
-    def _most_ones(self, k, low, high):
-        """The most ones among its inputs with which a read of slice `k` stays in low..high; -1 if not even with none."""
-        r, most = self.layer.reference_twice[k], 2 ** self.layer.spec.slice_bits[k] - 1
-        below, above = (r, 2 * most - r) if self.layer.spec.reference == "analog" else (0, most)
-        reach = [side // step for side, step in ((-low, below), (high, above)) if step]
-        return min(reach) if low <= 0 <= high else -1
+    def _relative(self, table):
+        """`table`, as one of differences where that is allowed: see the top of this file; makes `self.convolution`."""
+        layer, spec = self.layer, self.layer.spec
+        if self.shape.steps > 1:
+            return table
+        taken = 0
+        for k in range(self.shape.slices):
+            u, q_min = np.arange(layer.u_range(k)[0], layer.u_range(k)[1] + 1), int(layer.adc_q_min[k])
+            codes = adc.transfer(u, spec.unit, float(layer.adc_delta[k]), q_min, spec.adc_bits)
+            if not np.array_equal(codes, u.clip(q_min, q_min + table.q_max)):
+                return table
+            taken = max(taken, int(np.abs(codes - u).max()))
+        # `u = 2 P - 2 r_k n` adds up to `sum A (2 W - L)`, `u = P` to `sum A W`.
+        self.convolution = IntegerConvolution(layer) if spec.reference == "analog" else IntegerConvolution(layer, 1, 0)
+        if len(layer.arrays) * taken >= 2**15 or not (self.convolution.int8 or self.convolution.float32):
+            return table
+        return table._replace(relative=True, low=int(layer.adc_q_min.max()), high=int(layer.adc_q_min.min()) + table.q_max)
 
     def ranges(self, a_codes, height, width):
         """Smallest and largest `u` of each (group, array, digit, slice) in the batch."""
         shape = (*self.plan.array_base.shape, len(self.layer.spec.digit_bits), self.shape.slices)
-        extremes = np.empty((_items(len(a_codes), height), *shape, 2), np.int64)
+        extremes = np.empty((numba.get_num_threads(), *shape, 2), np.int64)
+        extremes[..., 0], extremes[..., 1] = 2**62, -2**62
         _run(self, self.static, a_codes, height, width, RANGES, not self.narrow, extremes=extremes)
         return extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)
 
@@ -194,19 +238,53 @@ class _Reads:
         if any(forms[d] is None for d in np.unique(span)):
             return table, True
         table.forms[..., :LOW] = np.array([form or (0,) * LOW for form in forms])[span]
+        step = 2 if spec.reference == "analog" else 1  # of u where P grows by one
+        if has_byte_tables() and largest < 2 * CENTRE * step - 1 and spec.adc_bits <= 8:
+            codes = aligned((largest + 1) * 256, table.codes).reshape(-1, 2, 128)
+            for d in np.unique(span[span > 0]):
+                x = step * np.arange(2 * CENTRE) - np.arange(2)[:, None]
+                codes[d] = np.roll(_dynamic_codes(x, d, spec.adc_bits), -CENTRE, axis=1).astype(np.uint8).view(np.int8)
+            table = table._replace(codes=codes, table_ones=255 // (2**spec.cell_bits - 1))
         return table, False
 
 
 def _empty_adc(shape, layer):
     limits = np.zeros((shape[-1], LIMITS), np.int64)
     limits[:, Q_MIN] = layer.adc_q_min.numpy()
-    return Adc(np.zeros((*shape, FORM), np.int64), limits, layer.adc_delta.numpy().copy(), layer.spec.unit,
-               2**layer.spec.adc_bits - 1)
+    codes = aligned(shape[-1] * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
+    return Adc(np.zeros((*shape, FORM), np.int64), limits, codes, -1, False, 0, 0, layer.adc_delta.numpy().copy(),
+               layer.spec.unit,               2**layer.spec.adc_bits - 1)
 
 
-# form, see `fixed_point`; clip, beyond which codes are the lowest or highest; inside, where the form holds; free, where it
-# needs no clipping of the code; largest |code|.
-StaticForm = namedtuple("StaticForm", "form clip inside free largest")
+CENTRE = 64  # of a table of codes
+
+
+def _code_table(layer, k, relative):
+    """The static ADC of slice `k` as a table of bytes, for the reads that fit: (table, most ones among their inputs).
+
+    Table, int8 `[2, 128]`: entry `[i, j mod 128]`, `-64 <= j < 64`, is the code of `u = 2 j - i` (analog reference: i is
+    the lowest bit of `2 r_k n`, `j = P - floor(r_k n)`) or of `u = j + 64` (digital, `j = P - 64`); less u if `relative`.
+    A code, but not its difference from u, may hold for all reads with a j beyond too. -1 where the entries are no bytes.
+    """
+    spec, reference = layer.spec, layer.reference_twice[k]
+    analog = spec.reference == "analog"
+    def transfer(u):
+        return adc.transfer(u, spec.unit, float(layer.adc_delta[k]), int(layer.adc_q_min[k]), spec.adc_bits)
+
+    j = np.arange(-CENTRE, CENTRE)
+    u = np.stack([2 * j - i for i in (0, 1)] if analog else [j + CENTRE] * 2)
+    entries, ends = transfer(u), transfer(np.array(layer.u_range(k)))
+    beyond = not relative and entries[:, 0].min() <= ends[0] and entries[:, -1].max() >= ends[1]
+    entries = entries - u * relative
+    reach = 2 * CENTRE if beyond else CENTRE  # of j: what a signed byte holds, or the table
+    most, n = 2 ** spec.slice_bits[k] - 1, np.arange(257)
+    zero = reference * n // 2 if analog else CENTRE
+    good = (most * n < 256) & (zero <= reach) & (most * n - zero < reach) & (np.abs(entries * 2 + 1).max() < 256)
+    return np.roll(entries, -CENTRE, axis=1), int(good.argmin()) - 1
+
+
+# form, see `fixed_point`; clip, beyond which codes are the lowest or highest; largest |code|.
+StaticForm = namedtuple("StaticForm", "form clip largest")
 
 
 @functools.lru_cache(maxsize=1024)  # a network that is being trained is prepared at every step, with the same ranges
@@ -222,12 +300,9 @@ def _static_form(low, high, unit, delta, q_min, adc_bits, top_shift):
     for domain in ((-240, 240), (first - 1, last + 1)):
         if domain[0] < first and domain[1] > last:
             inside = u[(u >= domain[0]) & (u <= domain[1])]
-            wanted = codes[inside - low]
-            form = fixed_point(inside, wanted, unit / delta, bounds, top_shift)
+            form = fixed_point(inside, codes[inside - low], unit / delta, bounds, top_shift)
             if form:
-                wrong = inside[apply_form(inside, form) != wanted]
-                free = (max(wrong[wrong < 0], default=inside[0] - 1) + 1, min(wrong[wrong > 0], default=inside[-1] + 1) - 1)
-                return StaticForm(form, (first, last), (int(inside[0]), int(inside[-1])), free, int(np.abs(codes).max()))
+                return StaticForm(form, (first, last), int(np.abs(codes).max()))
     return None
 
 
@@ -282,10 +357,13 @@ def _dynamic_form(span, adc_bits, top_shift):
     if span == 0:
         return 0, 0, 0, 0, 0
     x = np.arange(span + 1)
+    return fixed_point(x, _dynamic_codes(x, span, adc_bits), 2**adc_bits / span, (0, 2**adc_bits - 1), top_shift)
+
+
+def _dynamic_codes(x, span, adc_bits):
+    """Codes of the dynamic ADC for `x = u - u_a`, where `span = u_b - u_a`."""
     step = np.float32(span) / np.float32(2**adc_bits)
-    bounds = 0, 2**adc_bits - 1
-    codes = np.clip(np.rint(x.astype(np.float32) / step).astype(np.int64), *bounds)
-    return fixed_point(x, codes, 2**adc_bits / span, bounds, top_shift)
+    return np.clip(np.rint(x.astype(np.float32) / step), 0, 2**adc_bits - 1).astype(np.int64)
 
 
 def _plan(layer, side_by_side):
@@ -306,15 +384,14 @@ def _plan(layer, side_by_side):
             parts.append((tap, intervals.setdefault((first, last), len(intervals)), row - start))
             row += last - first
         segments.append(parts)
-    slot = np.cumsum([0] + [(last - first + 15) // 8 * 8 for first, last in intervals])
+    slot = np.cumsum([0] + [last - first + TURN for first, last in intervals])
     tallest = max(stop - start for start, stop in layer.arrays)
     rows = np.array([stop - start for start, stop in layer.arrays])
     plane_stride = (rows + 1) * blocks * LANES
     array_base = np.cumsum(np.concatenate([[0], np.tile(plane_stride * passes, groups)]))
     kh, kw = layer.kernel
-    # Slices of equal ADC share a run, so that their constants are set once.
-    same = dict.fromkeys(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist(), layer.reference_twice, spec.slice_bits))
-    runs, merged = _runs(slices, slice_vectors, blocks), _runs(slices, slice_vectors, blocks, merge=len(same) == 1)
+    runs = _runs(range(slices), slice_vectors, blocks)
+    merged = _runs(layer.reference_twice, slice_vectors, blocks)  # slices of equal reference share a run
     delta_group = np.zeros(slices, np.int64)
     for g, (_, ks) in enumerate(layer.delta_groups):
         delta_group[ks] = g
@@ -323,18 +400,27 @@ def _plan(layer, side_by_side):
 
     segment_table = table([(tap // kw * layer.geometry.dilation[0], tap % kw * layer.geometry.dilation[1], v, row)
                            for parts in segments for tap, v, row in parts])
-    shape = Shape(blocks, slice_vectors, out, channels, groups, int(slot[-1]) + -(-tallest // 8) * 8 + 8,
+    shape = Shape(blocks, slice_vectors, out, channels, groups, int(slot[-1]) + tallest + TURN,
                   *layer.geometry.stride, layer.geometry.padding[0], layer.geometry.padding[2],
                   (kh - 1) * layer.geometry.dilation[0] + 1, spec.a_bits, spec.cell_bits, spec.dac_bits, slices,
-                  2 if spec.reference == "analog" else 1, int(delta_group.max()) + 1, passes, packed)
+                  2 if spec.reference == "analog" else 1, int(delta_group.max()) + 1, passes, packed, *_reach(layer),
+                  len(set(layer.reference_twice)) == 1)
     plan = Plan(_weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks, packed),
                 array_base[:-1].reshape(groups, -1), plane_stride, segment_table,
                 table(np.cumsum([0] + [len(parts) for parts in segments])),
                 table([(*interval, at) for interval, at in zip(intervals, slot)]),
                 table(np.cumsum([0, *spec.digit_bits])),
-                table(layer.reference_twice) * (spec.reference == "analog"), delta_group, *runs,
+                table(layer.reference_twice) * (spec.reference == "analog"), delta_group,
+                np.minimum(np.arange(8 * blocks) // (slice_vectors // 2), slices - 1), *runs,
                 _run_columns(*runs, slice_vectors, out), *merged)
     return shape, plan
+
+
+def _reach(layer):
+    """(below, above): over all slices, a read with n ones among its inputs has its u in -below n .. above n."""
+    analog = layer.spec.reference == "analog"
+    cells = [(r if analog else 0, 2**bits - 1) for r, bits in zip(layer.reference_twice, layer.spec.slice_bits)]
+    return max(r for r, _ in cells), max((1 + analog) * most - r for r, most in cells)
 
 
 def _weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks, packed):
@@ -343,17 +429,17 @@ def _weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks,
     Column `(slice k, channel o)` is column `c = 64 ceil(O / 64) k + o`, lane `c % 32` of vector `c // 32`; with all bits
     of a cell in one block, those of bit s stand `s` times the number of vectors further. Vector v of a block sits in bit
     `v // 2 + 8 (v % 2)` of the words: the order in which `_transpose` and the split of bytes give the vectors back.
-    Columns without a channel repeat one that has, so that they move no extreme.
+    Columns without a channel repeat one that has, so that they move no extreme and never clip alone.
     """
     spec, groups = layer.spec, layer.geometry.groups
     set_threads()
     w_rows = layer.w_rows.cpu().numpy()
     # (pass, block, bit of the word, bit of the code, first channel) of every vector of columns.
     vectors = len(spec.slice_bits) * slice_vectors
-    place = np.array([(s // packed, v // 16, v % 16 // 2 + 8 * (v % 2), spec.cell_bits * (w // slice_vectors) + s,
+    place = np.array([(s // packed, v // 16, v % 16 // 2 + 8 * (v % 2), spec.cell_bits * (w % vectors // slice_vectors) + s,
                        w % slice_vectors * LANES)
-                      for s in range(spec.cell_bits) for w in range(vectors)
-                      if s < spec.slice_bits[w // slice_vectors] for v in [w + s % packed * vectors]])
+                      for s in range(spec.cell_bits) for w in range(vectors if packed > 1 else 16 * blocks)
+                      if s < spec.slice_bits[w % vectors // slice_vectors] for v in [w + s % packed * vectors]])
     words = aligned(int(array_base[-1]), np.empty(0, np.uint16))
     words[:] = 0
     first_word = np.concatenate([array_base[g * len(rows) + t] + (np.arange(rows[t]) + 1) * blocks * LANES
@@ -380,15 +466,17 @@ def _fill_planes(w_rows, place, first_word, pass_words, words):
                     o = 0
 
 
-def _runs(slices, slice_vectors, blocks, merge=False):
-    """Runs of every block, and where the runs of each block begin; with `merge` one run a block."""
+def _runs(kinds, slice_vectors, blocks):
+    """Runs of every block, and where the runs of each block begin: pairs of adjacent slices that have the same kind."""
     pairs = slice_vectors // 2
     start, runs = [0], []
     for block in range(blocks):
-        pair, end = block * 8, min(block * 8 + 8, slices * pairs)
+        pair, end = block * 8, min(block * 8 + 8, len(kinds) * pairs)
         while pair < end:
-            stop = end if merge else min(end, (pair // pairs + 1) * pairs)
-            runs.append((pair - block * 8, stop - block * 8, pair // pairs))
+            k, stop = pair // pairs, pair
+            while stop < end and kinds[stop // pairs] == kinds[k]:
+                stop += 1
+            runs.append((pair - block * 8, stop - block * 8, k))
             pair = stop
         start.append(len(runs))
     return np.array(runs, np.int64), np.array(start, np.int64)
@@ -414,121 +502,173 @@ def _items(images, height):
     return images * min(height, max(1, 8 * numba.get_num_threads() // max(images, 1)))
 
 
-def _run(reads, table, a_codes, height, width, op, exact, *, constant=None, out=None, extremes=None, counts=None,
-         u_min=0):
+def _run(reads, table, a_codes, height, width, op, exact, *, constant=None, out=None, values=np.empty(0),
+         scale=np.float32(0), extremes=None, counts=None, u_min=0):
     constant = np.zeros(reads.shape.groups, np.int64) if constant is None else constant
     out = np.empty((0, 0, 0, 0, 0), np.int32) if out is None else out
     extremes = np.empty((0, 0, 0, 0, 0, 0), np.int64) if extremes is None else extremes
     counts = np.empty((0, 0, 0, 0, 0), np.int64) if counts is None else counts
     _layer(reads.shape, reads.plan, table, a_codes.numpy(), height, width, _items(len(a_codes), height), op, exact,
-           constant, out, extremes, counts, u_min)
+           constant, out, values, scale, extremes, counts, u_min)
 
 
 @njit(cache=True, parallel=True)
-def _layer(shape, plan, table, codes, height, width, items, op, exact, constant, out, extremes, counts, u_min):
+def _layer(shape, plan, table, codes, height, width, items, op, exact, constant, out, values, scale, extremes, counts,
+           u_min):
     bands = items // max(len(codes), 1)
     for item in prange(items):
         image, band = item // bands, item % bands
         first, last = height * band // bands, height * (band + 1) // bands
-        _band(shape, plan, table, codes, image, first, last, width, op, exact, constant, out, extremes, counts, u_min, item)
+        _band(shape, plan, table, codes, image, first, last, width, op, exact, constant, out, values, scale, extremes,
+              counts, u_min)
 
 
 @njit(cache=True)
-def _band(shape, plan, table, codes, image, first, last, width, op, exact, constant, out, extremes, counts, u_min, item):
+def _band(shape, plan, table, codes, image, first, last, width, op, exact, constant, out, values, scale, extremes, counts,
+          u_min):
     """All output pixels of one image in rows first..last - 1."""
     array_base, plane_stride, digit_start = plan.array_base, plan.plane_stride, plan.digit_start
     run_start, merged_start = plan.run_start, plan.merged_start
     in_height, in_width = codes.shape[1:3]
     arrays, digits, slices = len(plane_stride), len(digit_start) - 1, shape.slices
     padded = shape.slice_vectors * LANES
-    top = max(0, first * shape.stride_y - shape.pad_top)
-    bottom = max(top, min(in_height, (last - 1) * shape.stride_y - shape.pad_top + shape.reach_y))
-
-    per_pixel = shape.groups * shape.input_bits
-    joined = (bottom - top) * in_width * per_pixel * shape.slots  # where lists of several segments are joined
+    kept = 1  # input rows whose lists are kept, in turns: a power of two not below those that one output row needs
+    while kept < shape.reach_y:
+        kept *= 2
+    joined = kept * in_width * shape.input_bits * shape.slots  # where lists of several segments are joined
     lists = np.empty(joined + shape.input_bits * shape.slots, np.uint32)
-    ones = np.zeros(((bottom - top) * in_width * per_pixel + 1, len(plan.intervals)), np.int64)
-    _row_lists(shape, plan.intervals, codes, image, top, bottom, lists, ones)
+    ones = np.empty(kept * in_width * shape.input_bits * len(plan.intervals), np.int64)
 
     planes, bytes_ = aligned(MAX_PLANES * LANES, plan.weights), aligned(16 * LANES, plan.weights)
     sums = aligned(digits * shape.blocks * BLOCK, plan.weights)
     acc = aligned(shape.steps * padded, np.empty(0, np.int32))
-    acc_exact = np.empty(shape.steps * padded, np.int64)
+    acc_exact, total = np.empty(shape.steps * padded, np.int64), np.empty(padded)
     lows = aligned(arrays * digits * slices * LANES, np.empty(0, np.int16))
     highs = aligned(arrays * digits * slices * LANES, np.empty(0, np.int16))
     row_at, row_count = np.empty(shape.input_bits, np.int64), np.empty(shape.input_bits, np.int64)
-    thread = numba.get_thread_id() if op == HISTOGRAM else 0
+    thread = numba.get_thread_id() if op == HISTOGRAM or op == RANGES else 0
+    window = np.empty((arrays, digits, 2), np.int64)
     leaves = aligned(MOST_LEAVES * LANES if op == HISTOGRAM and not exact else 1, plan.weights)
 
     at = Addresses(
         plan.weights.ctypes.data, lists.ctypes.data, ones.ctypes.data, row_at.ctypes.data, row_count.ctypes.data,
         planes.ctypes.data, bytes_.ctypes.data, sums.ctypes.data, acc.ctypes.data, lows.ctypes.data, highs.ctypes.data,
         plan.segments.ctypes.data, plan.segment_start.ctypes.data, plan.intervals.ctypes.data, len(plan.intervals),
-        plan.runs.ctypes.data, plan.run_columns.ctypes.data, plan.merged.ctypes.data, plan.reference.ctypes.data,
-        plan.step_of_slice.ctypes.data, table.forms.ctypes.data, table.limits.ctypes.data, leaves.ctypes.data)
+        plan.pair_slice.ctypes.data, plan.runs.ctypes.data, plan.run_columns.ctypes.data, plan.merged.ctypes.data,
+        plan.reference.ctypes.data, plan.step_of_slice.ctypes.data, table.forms.ctypes.data, table.limits.ctypes.data,
+        table.codes.ctypes.data, leaves.ctypes.data)
 
     for g in range(shape.groups):
-        lows[:] = 2**15 - 1
-        highs[:] = -2**15
+        # Reads with u in their window need not be looked at: those that add nothing, those that move no extreme.
         if op == RANGES:
-            extremes[item, g, :, :, :, 0] = 2**62
-            extremes[item, g, :, :, :, 1] = -2**62
+            for t in range(arrays):
+                for z in range(digits):
+                    window[t, z] = extremes[thread, g, t, z, :, 0].max(), extremes[thread, g, t, z, :, 1].min()
+                    for k in range(slices):
+                        lane = ((t * digits + z) * slices + k) * LANES
+                        lows[lane:lane + LANES] = min(extremes[thread, g, t, z, k, 0], 2**15 - 1)
+                        highs[lane:lane + LANES] = max(extremes[thread, g, t, z, k, 1], -2**15)
+        elif op == STATIC:
+            window[:, :, 0], window[:, :, 1] = table.low, table.high
+        else:
+            window[:, :, 0], window[:, :, 1] = 1, 0
+        relative = op == STATIC and table.relative
+        look = shape.packed == 1 and shape.one_reference and not exact and (op == RANGES or relative)
+        added = True
+        listed = 0
         for y in range(first, last):
+            top = max(listed, y * shape.stride_y - shape.pad_top)
+            listed = max(listed, min(in_height, y * shape.stride_y - shape.pad_top + shape.reach_y))
+            for row in range(top, listed):
+                start = (image * in_height + row) * in_width * shape.groups + g
+                _row_lists(shape, at, codes.ctypes.data + start * shape.channels, in_width, row & (kept - 1))
             for x in range(width):
-                sums[:] = 0
-                acc[:] = 0
-                acc_exact[:] = 0
+                if added:
+                    sums[:] = 0
+                    acc[:] = 0
+                    acc_exact[:] = 0
+                added = not relative  # whether anything is added to the sums of this pixel
                 for t in range(arrays):
-                    _active_rows(shape, at, g, t, y, x, top, in_height, in_width, joined)
+                    _active_rows(shape, at, t, y, x, kept, in_height, in_width, joined)
                     for z in range(digits):
                         bit, bit_end = digit_start[z], digit_start[z + 1]
                         n = 0
                         for i in range(bit, bit_end):
                             n += int64_at(at.row_count, i) << (i - bit)
-                        if n == 0 and op == STATIC:
-                            continue  # zero is a code: the read adds nothing
+                        low, high = window[t, z, 0], window[t, z, 1]
+                        if low <= -shape.below * n and shape.above * n <= high:
+                            continue
                         used = bit_length(n * ((1 << shape.passes) - 1))  # bit planes that a sum can reach
                         for block in range(shape.blocks):
                             _count(shape, at, array_base[g, t] + block * LANES, plane_stride[t], bit, bit_end, used)
                             if exact:
                                 _exact(shape, plan, table, planes, used, n, g, t, z, block, op, acc_exact, extremes,
-                                       counts, u_min, item, thread)
+                                       counts, u_min, thread)
                                 continue
                             if op == HISTOGRAM:
                                 _count_values(shape, at, counts[thread, z].ctypes.data, counts.shape[3], u_min, used, n,
                                               run_start[block], run_start[block + 1])
                                 continue
+                            if look and not _any_outside(shape, at, used, n, low, high):
+                                continue
+                            added = True
                             _transpose(at.planes, 0, at.bytes, 0)
                             if used > 8:
                                 _transpose(at.planes, 8 * LANES, at.bytes, 8 * LANES)
                             slot = ((g * arrays + t) * digits + z) * slices
-                            if op == STATIC:
+                            if op == STATIC and n <= table.table_ones:
                                 for run in range(merged_start[block], merged_start[block + 1]):
-                                    _static(shape, at, table.q_max, used, n, z, block, run)
+                                    _static_table(shape, at, n, z, block, run)
+                            elif op == STATIC:
+                                for run in range(run_start[block], run_start[block + 1]):
+                                    _static(shape, at, table.relative, table.q_max, used, n, z, block, run)
                             elif op == DYNAMIC:
                                 for run in range(run_start[block], run_start[block + 1]):
-                                    _dynamic(shape, at, table.q_max, used, n, slot, z, block, run)
+                                    _dynamic(shape, at, table.q_max, used, n, slot, z, block, run, n <= table.table_ones)
                             else:
                                 for run in range(run_start[block], run_start[block + 1]):
                                     _extremes(shape, at, used, n, (t * digits + z) * slices, run)
-                if op == STATIC and not exact:
+                                window[t, z] = _narrowest(lows, highs, (t * digits + z) * slices, slices)
+                                low, high = window[t, z, 0], window[t, z, 1]
+                if op == STATIC and not exact and added:
                     _shift_add(shape, at, digits)
-                for d in range(len(out)):
-                    target = out[d, image, y, x, g * shape.out_channels:(g + 1) * shape.out_channels]
+                o = g * shape.out_channels
+                if len(values):
+                    total[:] = 0
+                for d in range(max(len(out), len(values))):
+                    target = out[min(d, len(out) - 1), image, y, x, o:o + shape.out_channels]
+                    found = acc[d * padded:d * padded + shape.out_channels]
                     if exact:
-                        target[:] = acc_exact[d * padded:d * padded + shape.out_channels] + constant[g]
+                        _finish(acc_exact[d * padded:d * padded + shape.out_channels], constant[g], target, values, d, total)
+                    elif relative:
+                        if added:
+                            target += found
+                        _finish(target, constant[g], target, values, d, total)
                     else:
-                        target[:] = acc[d * padded:d * padded + shape.out_channels]
-                        if constant[g]:
-                            target += constant[g]
+                        _finish(found, constant[g], target, values, d, total)
+                if len(values):
+                    target = out[0, image, y, x, o:o + shape.out_channels]
+                    for c in range(shape.out_channels):
+                        target[c] = bits_of_float32(np.float32(total[c]) * scale)
         if op == RANGES and not exact:
             for t in range(arrays):
                 for z in range(digits):
                     for k in range(slices):
                         lane = ((t * digits + z) * slices + k) * LANES
-                        extremes[item, g, t, z, k, 0] = lows[lane:lane + LANES].min()
-                        extremes[item, g, t, z, k, 1] = highs[lane:lane + LANES].max()
+                        extremes[thread, g, t, z, k, 0] = lows[lane:lane + LANES].min()
+                        extremes[thread, g, t, z, k, 1] = highs[lane:lane + LANES].max()
     _keep_alive(lists, ones, planes, bytes_, sums, acc, lows, highs, row_at, row_count, leaves)
+
+
+@njit(cache=True)
+def _finish(acc, constant, target, values, d, total):
+    """Accumulators of one pixel and ADC step to where they are wanted: `target`, or with `values` their scaled sum."""
+    if len(values):
+        for c in range(len(acc)):
+            total[c] += (acc[c] + constant) * values[d]
+    else:
+        for c in range(len(acc)):
+            target[c] = acc[c] + constant
 
 
 @njit(cache=True)
@@ -537,43 +677,42 @@ def _keep_alive(*arrays):
 
 
 @njit(cache=True)
-def _row_lists(shape, intervals, codes, image, top, bottom, lists, ones):
-    """For each pixel, group, input bit and channel interval: where the active rows stand in the weights (row + 1 rows
-    behind the array's base), padded with row 0 to a multiple of 8; and how many they are."""
+def _row_lists(shape, at, codes, width, row):
+    """Lists of one input row, whose codes of one group begin at address `codes`. For each pixel, input bit and channel
+    interval: where the active rows stand in the weights (row + 1 rows behind the array's base), and how many they are."""
     row_size = shape.blocks * LANES
-    which = 0
-    for y in range(top, bottom):
-        for x in range(codes.shape[2]):
-            pixel = codes[image, y, x]
-            address = pixel.ctypes.data
-            for g in range(shape.groups):
-                for i in range(shape.input_bits):
-                    for v in range(len(intervals)):
-                        first, last = intervals[v, FIRST], intervals[v, LAST]
-                        at = which * shape.slots + intervals[v, SLOT]
-                        begin = at
-                        c = first
-                        while c + LANES <= last:
-                            bits = bit_of_bytes(address, g * shape.channels + c, i)
-                            while bits:
-                                lists[at] = (c - first + 1 + trailing_zeros(bits)) * row_size
-                                at += 1
-                                bits &= bits - np.uint32(1)
-                            c += LANES
-                        while c < last:
-                            if pixel[g * shape.channels + c] >> i & 1:
-                                lists[at] = (c - first + 1) * row_size
-                                at += 1
-                            c += 1
-                        ones[which, v] = at - begin
-                        while (at - begin) & 7:
-                            lists[at] = 0
-                            at += 1
-                    which += 1
+    for x in range(width):
+        pixel = codes + x * shape.groups * shape.channels
+        for i in range(shape.input_bits):
+            which = (row * width + x) * shape.input_bits + i
+            for v in range(at.n_intervals):
+                c, last = int64_at(at.intervals, 3 * v + FIRST), int64_at(at.intervals, 3 * v + LAST)
+                begin = end = which * shape.slots + int64_at(at.intervals, 3 * v + SLOT)
+                offset = row_size * (1 - c)
+                while c + LANES <= last:
+                    bits = bit_of_bytes(pixel, c, i)
+                    while bits:
+                        put_uint32(at.lists, end, (c + trailing_zeros(bits)) * row_size + offset)
+                        end += 1
+                        bits &= bits - np.uint32(1)
+                    c += LANES
+                while c < last:
+                    if uint8_at(pixel, c) >> i & 1:
+                        put_uint32(at.lists, end, c * row_size + offset)
+                        end += 1
+                    c += 1
+                _end_list(at, end)
+                put_int64(at.ones, which * at.n_intervals + v, end - begin)
 
 
 @njit(forceinline=True, cache=True)
-def _active_rows(shape, at, g, t, y, x, top, in_height, in_width, joined):
+def _end_list(at, end):
+    """Row 0, all zero, up to a multiple of `TURN` entries: one vector holds as many."""
+    store(at.lists, 2 * end, splat(0))
+
+
+@njit(forceinline=True, cache=True)
+def _active_rows(shape, at, t, y, x, kept, in_height, in_width, joined):
     """For each input bit: where the list of active rows of array `t` under output pixel (y, x) begins, and its length.
 
     An array of one segment uses the pixel's list as it is; the lists of several are joined behind all others.
@@ -591,7 +730,7 @@ def _active_rows(shape, at, g, t, y, x, top, in_height, in_width, joined):
         v = int64_at(segment, INTERVAL)
         offset = int64_at(segment, ROW) * shape.blocks * LANES
         for i in range(shape.input_bits):
-            which = (((iy - top) * in_width + ix) * shape.groups + g) * shape.input_bits + i
+            which = ((iy & (kept - 1)) * in_width + ix) * shape.input_bits + i
             n = int64_at(at.ones, which * at.n_intervals + v)
             source = which * shape.slots + int64_at(at.intervals, 3 * v + SLOT)
             if end - begin == 1:
@@ -603,58 +742,80 @@ def _active_rows(shape, at, g, t, y, x, top, in_height, in_width, joined):
             put_int64(at.row_count, i, int64_at(at.row_count, i) + n)
     if end - begin > 1:
         for i in range(shape.input_bits):
-            n = int64_at(at.row_count, i)
-            for j in range(n, (n + 7) & ~7):
-                put_uint32(at.lists, int64_at(at.row_at, i) + j, 0)
+            _end_list(at, int64_at(at.row_at, i) + int64_at(at.row_count, i))
+
+
+@njit(forceinline=True, cache=True)
+def _full_add(x, y, z):
+    """(carry, sum) of three bits, in each of 512 columns."""
+    return majority(x, y, z), x ^ y ^ z
+
+
+@njit(forceinline=True, cache=True)
+def _row(at, cells, r):
+    """The cells of the row that stands in entry `r` of the lists."""
+    return load(at.weights, cells + uint32_at(at.lists, r))
+
+
+@njit(forceinline=True, cache=True)
+def _add_rows(at, cells, r, p0, p1, p2, p3):
+    """Add the rows of `TURN` entries of the lists, from `r` on, to four bit planes: (carry of sixteens, p0, p1, p2, p3).
+
+    A tree, in which the planes come last: the next turn's additions need not wait for those of this one.
+    """
+    two_a, a = _full_add(_row(at, cells, r), _row(at, cells, r + 1), _row(at, cells, r + 2))
+    two_b, b = _full_add(_row(at, cells, r + 3), _row(at, cells, r + 4), _row(at, cells, r + 5))
+    two_c, c = _full_add(_row(at, cells, r + 6), _row(at, cells, r + 7), _row(at, cells, r + 8))
+    two_d, d = _full_add(_row(at, cells, r + 9), _row(at, cells, r + 10), _row(at, cells, r + 11))
+    two_e, e = _full_add(_row(at, cells, r + 12), _row(at, cells, r + 13), _row(at, cells, r + 14))
+    two_f, a = _full_add(a, b, c)
+    two_g, b = _full_add(d, e, _row(at, cells, r + 15))
+    two_h, p0 = _full_add(a, b, p0)
+    four_a, a = _full_add(two_a, two_b, two_c)
+    four_b, b = _full_add(two_d, two_e, two_f)
+    four_c, a = _full_add(a, b, two_g)
+    four_d, p1 = _full_add(a, two_h, p1)
+    eight_a, a = _full_add(four_a, four_b, four_c)
+    eight_b, p2 = _full_add(a, four_d, p2)
+    carry, p3 = _full_add(eight_a, eight_b, p3)
+    return carry, p0, p1, p2, p3
 
 
 @njit(forceinline=True, cache=True)
 def _count(shape, at, base, plane_stride, bit, bit_end, used):
     """P of one block in bit planes: `P = sum_i sum_s 2^(i + s) (cells' bit s of the rows active in input bit i)`.
 
-    `used` planes hold it. Eight rows a turn go through seven carry-save adders (ones, twos, fours, one carry of
-    eights), and the carry ripples up. Bits of a cell that stand side by side are added later, in `_pair`.
+    `used` planes hold it. Sixteen rows a turn go through fifteen carry-save adders (ones, twos, fours, eights), and the
+    carry ripples up. Bits of a cell that stand side by side are added later, in `_pair`.
     """
-    for m in range(8 if used <= 8 else max(used, 16)):
-        store(at.planes, m * LANES, splat(0))
+    single = bit_end - bit == 1 and shape.passes == 1  # planes 0 to 6 then start in registers
+    if not single:
+        for m in range(7):
+            store(at.planes, m * LANES, splat(0))
+    store(at.planes, 7 * LANES, splat(0))
+    if used > 8:
+        for m in range(8, max(used, 16)):
+            store(at.planes, m * LANES, splat(0))
     for i in range(bit, bit_end):
-        rows = (int64_at(at.row_count, i) + 7) & ~7
-        if rows == 0:
-            continue
         for s in range(shape.passes):
             low = (i - bit + s) * LANES
             cells = base + s * plane_stride
-            p0, p1, p2 = load(at.planes, low), load(at.planes, low + LANES), load(at.planes, low + 2 * LANES)
-            p3, p4, p5 = (load(at.planes, low + 3 * LANES), load(at.planes, low + 4 * LANES),
-                          load(at.planes, low + 5 * LANES))
-            p6 = load(at.planes, low + 6 * LANES)
-            tall = used > low // LANES + 5
+            p0 = p1 = p2 = p3 = p4 = p5 = p6 = splat(0)
+            if not single:
+                p0, p1, p2 = load(at.planes, low), load(at.planes, low + LANES), load(at.planes, low + 2 * LANES)
+                p3, p4, p5 = (load(at.planes, low + 3 * LANES), load(at.planes, low + 4 * LANES),
+                              load(at.planes, low + 5 * LANES))
+                p6 = load(at.planes, low + 6 * LANES)
             first = int64_at(at.row_at, i)
-            for r in range(first, first + rows, 8):
-                x0 = load(at.weights, cells + uint32_at(at.lists, r))
-                x1 = load(at.weights, cells + uint32_at(at.lists, r + 1))
-                x2 = load(at.weights, cells + uint32_at(at.lists, r + 2))
-                x3 = load(at.weights, cells + uint32_at(at.lists, r + 3))
-                x4 = load(at.weights, cells + uint32_at(at.lists, r + 4))
-                x5 = load(at.weights, cells + uint32_at(at.lists, r + 5))
-                x6 = load(at.weights, cells + uint32_at(at.lists, r + 6))
-                x7 = load(at.weights, cells + uint32_at(at.lists, r + 7))
-                two_a, p0 = majority(p0, x0, x1), p0 ^ x0 ^ x1
-                two_b, p0 = majority(p0, x2, x3), p0 ^ x2 ^ x3
-                two_c, p0 = majority(p0, x4, x5), p0 ^ x4 ^ x5
-                two_d, p0 = majority(p0, x6, x7), p0 ^ x6 ^ x7
-                four_a, p1 = majority(p1, two_a, two_b), p1 ^ two_a ^ two_b
-                four_b, p1 = majority(p1, two_c, two_d), p1 ^ two_c ^ two_d
-                carry, p2 = majority(p2, four_a, four_b), p2 ^ four_a ^ four_b
-                carry, p3 = p3 & carry, p3 ^ carry
+            for r in range(first, first + int64_at(at.row_count, i), TURN):
+                carry, p0, p1, p2, p3 = _add_rows(at, cells, r, p0, p1, p2, p3)
                 carry, p4 = p4 & carry, p4 ^ carry
-                if tall:
-                    carry, p5 = p5 & carry, p5 ^ carry
-                    carry, p6 = p6 & carry, p6 ^ carry
-                    for m in range(low + 7 * LANES, used * LANES, LANES):
-                        p = load(at.planes, m)
-                        store(at.planes, m, p ^ carry)
-                        carry = p & carry
+                carry, p5 = p5 & carry, p5 ^ carry
+                carry, p6 = p6 & carry, p6 ^ carry
+                for m in range(low + 7 * LANES, used * LANES, LANES):
+                    p = load(at.planes, m)
+                    store(at.planes, m, p ^ carry)
+                    carry = p & carry
             store(at.planes, low, p0)
             store(at.planes, low + LANES, p1)
             store(at.planes, low + 2 * LANES, p2)
@@ -662,6 +823,22 @@ def _count(shape, at, base, plane_stride, bit, bit_end, used):
             store(at.planes, low + 4 * LANES, p4)
             store(at.planes, low + 5 * LANES, p5)
             store(at.planes, low + 6 * LANES, p6)
+
+
+@njit(forceinline=True, cache=True)
+def _any_outside(shape, at, used, n, low, high):
+    """Whether u lies outside low..high in any column of a block, seen on its bit planes."""
+    zero, most = int64_at(at.reference, 0) * n, (1 << used) - 1
+    low = min(max(-(-(low + zero) // shape.read_scale), 0), most + 1)  # smallest and largest P
+    high = min((high + zero) // shape.read_scale, most)
+    if low > most or high < 0:
+        return True
+    below = above = splat(0)
+    for m in range(used):  # a bit that differs overrules the lower ones
+        p = load(at.planes, m * LANES)
+        below = majority(below, p ^ splat(-1), splat(-(low >> m & 1)))
+        above = majority(above, p, splat((high >> m & 1) - 1))
+    return any_bit(below | above)
 
 
 @njit(cache=True)
@@ -742,11 +919,11 @@ def _cells(shape, at, pair, used):
 
 @njit(forceinline=True, cache=True)
 def _small_cells(shape, at, pair):
-    """`2^8 P` of the two vectors of a pair, for P below 256: bytes, added as such and moved to the upper half."""
+    """P of the two vectors of a pair as bytes, for P below 256: even lanes' low, odd lanes' high."""
     b = load(at.bytes, pair * LANES)
     for s in range(1, shape.packed):
         b = b + (load(at.bytes, (pair + s * (shape.slices * shape.slice_vectors // 2)) * LANES) << splat(s))
-    return b << splat(8), b & splat(0xFF00)
+    return b
 
 
 @njit(forceinline=True, cache=True)
@@ -761,79 +938,70 @@ def _code(scaled, offset, factor, fraction, tie):
 
 
 @njit(forceinline=True, cache=True)
-def _is_simple(shape, form, n):
-    """Whether P fits in bytes, stands where the form wants it, and no tie needs care: most reads of most layers."""
-    return (n * ((1 << shape.cell_bits) - 1) < 256 and int64_at(form, SHIFT) + shape.read_scale - 1 == 8
-            and not int64_at(form, TIE))
+def _static_table(shape, at, n, z, block, run):
+    """ADC codes of a run of slices with one reference, looked up and added to the sums of digit z."""
+    zero = int64_at(at.reference, int64_at(at.merged, 3 * run + SLICE)) * n
+    centre = splat(0x0101 * (zero >> 1 if shape.read_scale == 2 else CENTRE))
+    codes, slices = at.codes + 128 * (zero & 1), at.pair_slice + 8 * 8 * block
+    sums = at.sums + 2 * LANES * (z * shape.blocks + block) * 16
+    for pair in range(int64_at(at.merged, 3 * run + PAIR), int64_at(at.merged, 3 * run + PAIR_END)):
+        q = lookup(codes + 256 * int64_at(slices, pair), _small_cells(shape, at, pair), centre)
+        _add(sums, pair, sar(q << splat(8), splat(8)), sar(q, splat(8)))
 
 
 @njit(forceinline=True, cache=True)
-def _static(shape, at, q_max, used, n, z, block, run):
-    """ADC codes of one run, added to the sums of digit z."""
-    k = int64_at(at.merged, 3 * run + SLICE)
+def _static(shape, at, relative, q_max, used, n, z, block, run):
+    """ADC codes of one run, less `u` if `relative`, added to the sums of digit z."""
+    k = int64_at(at.runs, 3 * run + SLICE)
     form, limits = at.forms + 8 * FORM * k, at.limits + 8 * LIMITS * k
-    # The last two arguments are constants where the call is compiled: one loop, without what it does not need.
-    if _is_simple(shape, form, n) and n <= int64_at(limits, UNCLIPPED_P):
-        if n <= int64_at(limits, UNCLIPPED_Q):
-            _static_run(shape, at, q_max, used, n, z, block, run, k, form, limits, True, False)
-        else:
-            _static_run(shape, at, q_max, used, n, z, block, run, k, form, limits, True, True)
-    else:
-        _static_run(shape, at, q_max, used, n, z, block, run, k, form, limits, False, True)
-
-
-@njit(forceinline=True, cache=True)
-def _static_run(shape, at, q_max, used, n, z, block, run, k, form, limits, simple, clips):
     a, zero = int64_at(form, SHIFT), int64_at(at.reference, k) * n  # u = read_scale P - 2 r_k n
     shift, offset = splat(a + shape.read_scale - 1), splat(int64_at(form, OFFSET) - (zero << a))
     factor, fraction, tie = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION)), int64_at(form, TIE)
     low = splat((int64_at(limits, CLIP_LOW) + zero) // shape.read_scale)
     high = splat(-(-(int64_at(limits, CLIP_HIGH) + zero) // shape.read_scale))
     bottom, top = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MIN) + q_max)
-    for pair in range(int64_at(at.merged, 3 * run + PAIR), int64_at(at.merged, 3 * run + PAIR_END)):
-        if simple:
-            even, odd = _small_cells(shape, at, pair)
-            q_even, q_odd = _code(even, offset, factor, fraction, 0), _code(odd, offset, factor, fraction, 0)
-        else:
-            even, odd = _cells(shape, at, pair, used)
-            even, odd = vmax(vmin(even, high), low) << shift, vmax(vmin(odd, high), low) << shift
-            q_even, q_odd = _code(even, offset, factor, fraction, tie), _code(odd, offset, factor, fraction, tie)
-        if clips:
-            q_even, q_odd = vmax(vmin(q_even, top), bottom), vmax(vmin(q_odd, top), bottom)
-        lane = ((z * shape.blocks + block) * 16 + 2 * pair) * LANES
-        store(at.sums, lane, load(at.sums, lane) + q_even)
-        store(at.sums, lane + LANES, load(at.sums, lane + LANES) + q_odd)
+    sums = at.sums + 2 * LANES * (z * shape.blocks + block) * 16
+    for pair in range(int64_at(at.runs, 3 * run + PAIR), int64_at(at.runs, 3 * run + PAIR_END)):
+        even, odd = _cells(shape, at, pair, used)
+        q_even = _code(vmax(vmin(even, high), low) << shift, offset, factor, fraction, tie)
+        q_odd = _code(vmax(vmin(odd, high), low) << shift, offset, factor, fraction, tie)
+        q_even, q_odd = vmax(vmin(q_even, top), bottom), vmax(vmin(q_odd, top), bottom)
+        if relative:
+            q_even = q_even + splat(zero) - (even << splat(shape.read_scale - 1))
+            q_odd = q_odd + splat(zero) - (odd << splat(shape.read_scale - 1))
+        _add(sums, pair, q_even, q_odd)
 
 
 @njit(forceinline=True, cache=True)
-def _dynamic(shape, at, q_max, used, n, slot, z, block, run):
+def _add(sums, pair, even, odd):
+    lane = 2 * pair * LANES
+    store(sums, lane, load(sums, lane) + even)
+    store(sums, lane + LANES, load(sums, lane + LANES) + odd)
+
+
+@njit(forceinline=True, cache=True)
+def _dynamic(shape, at, q_max, used, n, slot, z, block, run, table):
     """`q span` of one run, added in place; the constant `2^B u_a` of every read is added at the end."""
     k = int64_at(at.runs, 3 * run + SLICE)
     form = at.forms + 8 * FORM * (slot + k)
-    if _is_simple(shape, form, n):
-        _dynamic_run(shape, at, q_max, used, n, z, block, run, k, form, True)
-    else:
-        _dynamic_run(shape, at, q_max, used, n, z, block, run, k, form, False)
-
-
-@njit(forceinline=True, cache=True)
-def _dynamic_run(shape, at, q_max, used, n, z, block, run, k, form, simple):
-    a, zero = int64_at(form, SHIFT), int64_at(at.reference, k) * n + int64_at(form, LOW)
+    zero = int64_at(at.reference, k) * n + int64_at(form, LOW)  # u - u_a = read_scale P - zero
+    span, place = splat(int64_at(form, SPAN)), shape.dac_bits * z + shape.cell_bits * k
+    target = at.acc + 4 * LANES * (block * 16 - k * shape.slice_vectors)
+    a = int64_at(form, SHIFT)
     shift, offset = splat(a + shape.read_scale - 1), splat(int64_at(form, OFFSET) - (zero << a))
     factor, fraction, tie = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION)), int64_at(form, TIE)
-    span, top = splat(int64_at(form, SPAN)), splat(q_max)
-    place = shape.dac_bits * z + shape.cell_bits * k
+    codes = at.codes + 256 * int64_at(form, SPAN) + (128 * (zero & 1) if shape.read_scale == 2 else 0)
+    centre = splat(0x0101 * ((zero >> (shape.read_scale - 1)) + CENTRE & 0xFF))
     for pair in range(int64_at(at.runs, 3 * run + PAIR), int64_at(at.runs, 3 * run + PAIR_END)):
-        if simple:
-            even, odd = _small_cells(shape, at, pair)
-            q_even, q_odd = _code(even, offset, factor, fraction, 0), _code(odd, offset, factor, fraction, 0)
+        if table:
+            q = lookup(codes, _small_cells(shape, at, pair), centre)
+            q_even, q_odd = q & splat(0xFF), q >> splat(8)
         else:
             even, odd = _cells(shape, at, pair, used)
-            q_even = _code(even << shift, offset, factor, fraction, tie)
-            q_odd = _code(odd << shift, offset, factor, fraction, tie)
-        lane = (block * 16 + 2 * pair - k * shape.slice_vectors) * LANES
-        add_unsigned(at.acc, lane, vmin(q_even, top) * span, place)
-        add_unsigned(at.acc, lane + LANES, vmin(q_odd, top) * span, place)
+            q_even = vmin(_code(even << shift, offset, factor, fraction, tie), splat(q_max))
+            q_odd = vmin(_code(odd << shift, offset, factor, fraction, tie), splat(q_max))
+        add_unsigned(target, 2 * pair * LANES, q_even * span, place)
+        add_unsigned(target, 2 * pair * LANES + LANES, q_odd * span, place)
 
 
 @njit(forceinline=True, cache=True)
@@ -850,6 +1018,16 @@ def _extremes(shape, at, used, n, slot, run):
     store(at.highs, lane, vmax(load(at.highs, lane), (high << scale) - zero))
 
 
+@njit(cache=True)
+def _narrowest(lows, highs, slot, slices):
+    """The range of `u` that every slice of one array and digit has seen."""
+    low, high = -2**62, 2**62
+    for k in range(slices):
+        lane = (slot + k) * LANES
+        low, high = max(low, lows[lane:lane + LANES].min()), min(high, highs[lane:lane + LANES].max())
+    return low, high
+
+
 @njit(forceinline=True, cache=True)
 def _shift_add(shape, at, digits):
     """`sum_z sum_k 2^(d z + c k)` of the ADC codes, slices of one step together."""
@@ -862,7 +1040,7 @@ def _shift_add(shape, at, digits):
 
 
 @njit(cache=True)
-def _exact(shape, plan, table, planes, used, n, g, t, z, block, op, acc, extremes, counts, u_min, item, thread):
+def _exact(shape, plan, table, planes, used, n, g, t, z, block, op, acc, extremes, counts, u_min, thread):
     """One block column by column, whatever P: the formulas of `adc.transfer` and of `engines`, or a count."""
     reads = np.empty(LANES, np.int64)
     for run in range(plan.run_start[block], plan.run_start[block + 1]):
@@ -882,8 +1060,8 @@ def _exact(shape, plan, table, planes, used, n, g, t, z, block, op, acc, extreme
                 if op == HISTOGRAM:
                     counts[thread, z, k, u - u_min, 0] += 1
                 elif op == RANGES:
-                    extremes[item, g, t, z, k, 0] = min(extremes[item, g, t, z, k, 0], u)
-                    extremes[item, g, t, z, k, 1] = max(extremes[item, g, t, z, k, 1], u)
+                    extremes[thread, g, t, z, k, 0] = min(extremes[thread, g, t, z, k, 0], u)
+                    extremes[thread, g, t, z, k, 1] = max(extremes[thread, g, t, z, k, 1], u)
                 elif op == STATIC:
                     q = np.rint(u * table.unit / table.delta[k])
                     q = min(max(q, table.limits[k, Q_MIN]), table.limits[k, Q_MIN] + table.q_max)

@@ -109,6 +109,7 @@ def _reader(element, numba_type):
 # indices; in the innermost loops either costs more than the arithmetic.
 int64_at = _reader(ir.IntType(64), types.int64)
 uint32_at = _reader(_I32, types.uint32)
+uint8_at = _reader(_I8, types.uint8)
 
 
 def _writer(element):
@@ -172,6 +173,18 @@ def add_ones(typingctx, address, index, value):
 
 
 @intrinsic
+def any_bit(typingctx, value):
+    """Whether any bit of a vector is set."""
+    if value != vec:
+        return None
+    def codegen(context, b, sig, args):
+        words = ir.VectorType(ir.IntType(64), 8)
+        flags = b.icmp_unsigned("!=", b.bitcast(args[0], words), ir.Constant(words, [0] * 8))
+        return b.icmp_unsigned("!=", b.bitcast(flags, _I8), ir.Constant(_I8, 0))
+    return types.boolean(vec), codegen
+
+
+@intrinsic
 def majority(typingctx, x, y, z):
     """The carry of a full adder, `x & y | z & (x | y)`: one VPTERNLOG where the machine has AVX-512."""
     def codegen(context, b, sig, args):
@@ -183,6 +196,33 @@ def majority(typingctx, x, y, z):
             "llvm.x86.avx512.pternlog.d.512", (), ir.FunctionType(lanes, [lanes, lanes, lanes, _I32]))
         return b.bitcast(b.call(function, [*(b.bitcast(v, lanes) for v in args), ir.Constant(_I32, 0xE8)]), _V16)
     return vec(vec, vec, vec), codegen
+
+
+def has_byte_tables():
+    """Whether the machine looks 64 bytes up in a table of 128 at once (AVX-512 VBMI)."""
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx512vbmi"))
+
+
+@intrinsic
+def lookup(typingctx, table, value, centre):
+    """Byte by byte `table[clip(value - centre, -64, 63) mod 128]` of the 128 bytes at address `table`.
+
+    The difference must fit in a signed byte. Only where `has_byte_tables()`; elsewhere the result is undefined.
+    """
+    def codegen(context, b, sig, args):
+        if not has_byte_tables():
+            return ir.Constant(_V16, ir.Undefined)
+        lanes = ir.VectorType(_I8, 2 * LANES)
+        x = b.sub(b.bitcast(args[1], lanes), b.bitcast(args[2], lanes))
+        for sign, bound in (("<", -64), (">", 63)):
+            bound = ir.Constant(lanes, [bound] * 2 * LANES)
+            x = b.select(b.icmp_signed(sign, x, bound), bound, x)
+        low = b.inttoptr(args[0], ir.PointerType(lanes))
+        halves = [b.load(b.gep(low, [ir.Constant(_I32, half)], source_etype=lanes), align=1, typ=lanes) for half in range(2)]
+        permute = b.module.declare_intrinsic(
+            "llvm.x86.avx512.vpermi2var.qi.512", (), ir.FunctionType(lanes, [lanes, lanes, lanes]))
+        return b.bitcast(b.call(permute, [halves[0], x, halves[1]]), _V16)
+    return vec(types.intp, vec, vec), codegen
 
 
 @intrinsic
