@@ -73,7 +73,7 @@ class Qconv2d(_Quantized, nn.Conv2d):
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
     def _exact_operation(self, x, weight, scale):
-        """In float64: a matrix product for two images at a time, whose results stay in the cache until they are scaled."""
+        """In float64: a matrix product, on a CPU for two images at a time, whose results stay in the cache till scaled."""
         if self.groups > 1:
             return self._operation(x.double(), weight.double()).float() * scale
         weight = weight.permute(2, 3, 1, 0).flatten(0, 2).double()
@@ -81,10 +81,11 @@ class Qconv2d(_Quantized, nn.Conv2d):
         x = F.pad(x, self._reversed_padding_repeated_twice).permute(0, 2, 3, 1).contiguous()
         size = geometry.output_size(*x.shape[1:3], self.kernel_size)
         y = torch.empty(len(x), *size, self.out_channels, device=x.device)
-        for first in range(0, len(x), 2):
-            part = patches(x[first:first + 2], self.kernel_size, size, self.stride, self.dilation)
+        images = 2 if x.device.type == "cpu" else max(1, len(x))
+        for first in range(0, len(x), images):
+            part = patches(x[first:first + images], self.kernel_size, size, self.stride, self.dilation)
             rows = part.double().reshape(-1, len(weight))
-            y[first:first + 2] = ((rows @ weight).float() * scale).view(-1, *y.shape[1:])
+            y[first:first + images] = ((rows @ weight).float() * scale).view(-1, *y.shape[1:])
         return y.permute(0, 3, 1, 2)
 
 

@@ -253,7 +253,7 @@ def _empty_adc(shape, layer):
     limits[:, Q_MIN] = layer.adc_q_min.numpy()
     codes = aligned(shape[-1] * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
     return Adc(np.zeros((*shape, FORM), np.int64), limits, codes, -1, False, 0, 0, layer.adc_delta.numpy().copy(),
-               layer.spec.unit,               2**layer.spec.adc_bits - 1)
+               layer.spec.unit, 2**layer.spec.adc_bits - 1)
 
 
 CENTRE = 64  # of a table of codes
