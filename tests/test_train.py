@@ -34,6 +34,8 @@ MANY_STEPS = ["--batch_size", "4", "--lr", "0.02"]
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):
     monkeypatch.setitem(models.vgg.CONFIGS, "vgg7", SMALL)
+    for name in models.names():  # the registry is left as it was
+        monkeypatch.setattr(getattr(models, name), "kwargs", dict(getattr(models, name).kwargs))
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is too small to share, and waiting threads are slow on a busy machine
