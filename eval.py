@@ -439,6 +439,7 @@ def plot(rows, path):
 
 def main(argv=None):
     args, settings, checkpoint = parse(argv)
+    utils.keep_freed_memory()
     device = utils.pick_device(args.ngpu)
     with contextlib.ExitStack() as stack:
         try:

@@ -69,7 +69,7 @@ FREE_ON_RESUME = {"data_path", "save_path", "log_file", "save_minutes", "ngpu"}
 # What --evaluate takes from the checkpoint and does not let the command line change.
 FIXED_ON_EVALUATE = {"model", "wbit", "abit", "wq", "quantize_image", "adc_aware", *HARDWARE}
 # Flags that say what to do now; they are not part of a run's configuration.
-ACTIONS = {"resume", "fine_tune", "evaluate", "export", "overwrite"}
+ACTIONS = {"resume", "fine_tune", "evaluate", "export", "about", "overwrite"}
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"  # in --save_path
 MODELS = [name for name in models.names() if not name.endswith("_eval")]  # --adc_aware trains the others
 
@@ -150,6 +150,7 @@ def build_parser():
         "save_path/model_best.pth.tar, on the test images")
     add("--export", metavar="FILE", help="with --evaluate: also write the network to FILE, weights as packed codes, which "
         "--resume, --fine_tune and eval.py read, and what is known of it to a .json beside it")
+    add("--about", metavar="TEXT", help="with --export: what the .json says of the data beside the name of the data set")
     return parser
 
 
@@ -187,6 +188,8 @@ def parse(argv):
         raise UserError(f"--schedule has {len(args.schedule)} epochs, --gammas {len(args.gammas)} factors: give as many")
     if args.export and not args.evaluate:
         raise UserError("--export writes a trained network: add --evaluate and --resume PATH")
+    if args.about and not args.export:
+        raise UserError("--about is for the .json of --export")
     if args.export and Path(args.export).suffix == ".json":
         raise UserError(f"--export {args.export}: a .json is written beside the network, so name the network otherwise")
     if args.export and args.wbit == 32:
@@ -532,10 +535,10 @@ def export(checkpoint, args, accuracy, images):
         raise UserError(f"{args.resume} cannot be packed: {error}") from None
     utils.atomic_write(args.export, lambda file: torch.save(small, file))
     facts = {
-        "dataset": args.dataset, "test_images": images, "test_accuracy": round(accuracy, 2),
+        "dataset": args.dataset, "about": args.about, "test_images": images, "test_accuracy": round(accuracy, 2),
         "validation_accuracy": checkpoint.get("best_acc"), "train_images": checkpoint.get("data", {}).get("train_images"),
         "commands": checkpoint.get("commands", []), "hours": round(checkpoint.get("seconds", 0) / 3600, 2),
-        "config": config, "machine": checkpoint.get("machine", {}),
+        "config": config, "date": time.strftime("%Y-%m-%d"), "machine": checkpoint.get("machine", {}),
     }
     text = json.dumps(facts, indent=1) + "\n"
     utils.atomic_write(Path(args.export).with_suffix(".json"), lambda file: file.write(text.encode()))

@@ -147,10 +147,12 @@ def test_export_writes_the_network_and_what_is_known_of_it(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     flags = ["--epochs", "1", "--limit_train", "200", "--batch_size", "20", "--ngpu", "0", "--save_path", "run"]
     assert train.main(flags) == 0
-    assert train.main(["--evaluate", "--resume", "run/model_best.pth.tar", "--export", "small/net.pt", "--ngpu", "0"]) == 0
+    assert train.main(["--evaluate", "--resume", "run/model_best.pth.tar", "--export", "small/net.pt", "--ngpu", "0",
+                       "--about", "upscaled"]) == 0
     accuracy = float(capsys.readouterr().out.split("test accuracy ")[-1].split(" %")[0])
     facts = json.loads((tmp_path / "small/net.json").read_text())
     assert facts["test_accuracy"] == accuracy and facts["test_images"] == 359 and facts["train_images"] == 180
+    assert facts["about"] == "upscaled" and facts["date"] > "2026"
     assert facts["commands"] == ["python train.py " + " ".join(flags)] and facts["config"]["seed"] == 0
     assert not {"data_path", "save_path", "log_file"} & set(facts["config"])  # where things lie on this machine
     assert facts["machine"]["torch"] == torch.__version__ and facts["hours"] >= 0 and facts["dataset"] == "digits"

@@ -441,6 +441,7 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--adc_aware", "--adc_prec", "13"], "--adc_prec is 13; allowed are whole numbers from 1 to 12"),
     (["--export", "file.pt"], "--export writes a trained network: add --evaluate"),
     (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "x.json"], "name the network otherwise"),
+    (["--about", "digits"], "--about is for the .json of --export"),
     (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "{file}/x.pt"], "cannot write to {file}"),
 ])
 def test_bad_input_is_one_line_before_any_work(flags, words, finished, tmp_path, monkeypatch, capsys):
