@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Train a quantized VGG7 on CIFAR-10: first without quantizers, then with them, from the weights of the first run.
 #     bash vgg_cifar_quant.sh                   # the full recipe, for a GPU
-#     bash vgg_cifar_quant.sh fast              # the same with few epochs: an hour and a half on two CPU cores with AMX
+#     bash vgg_cifar_quant.sh fast              # the same with few epochs: an hour and a quarter on two cores with bfloat16
 # Started again, the script goes on where it was stopped. The variables below can be given as flags; other flags are passed
 # on to both runs:
-#     bash vgg_cifar_quant.sh fast --dataset imagefolder --data_path path/to/images --seed 1
+#     bash vgg_cifar_quant.sh fast              # the same with few epochs: an hour and a quarter on two cores with bfloat16
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
