@@ -89,6 +89,14 @@ def stratified_split(labels, fraction, seed):
     return (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0]
 
 
+def training_split(labels, fraction, seed, limit=None):
+    """(training, validation): indices into the training images of a run; of `limit` random ones only, if that is given."""
+    if not limit:
+        return stratified_split(labels, fraction, seed)
+    pick = torch.randperm(len(labels), generator=generator("limit", seed))[:limit]
+    return tuple(pick[part] for part in stratified_split(labels[pick], fraction, seed))
+
+
 def steps_per_epoch(n_images, batch_size):
     """Full batches only: a last batch of a few images would upset the batch norm. A small set is one batch."""
     return max(1, n_images // batch_size)

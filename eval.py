@@ -60,6 +60,8 @@ def build_parser():
     add("--batch_size", type=utils.COUNT, default=64, help="images at a time; changes no result but those of --adc_range "
         "dynamic. Default %(default)s")
     add("--limit", type=utils.COUNT, help="only LIMIT test images, spread evenly over the set; default all")
+    add("--validation", action="store_true", help="the validation images of the training in place of the test images: for "
+        "choices, which the test images must not make")
 
     group = parser.add_argument_group("hardware (several values: every combination)")
     add_hardware(group)
@@ -128,7 +130,8 @@ def parse(argv):
     if trained and f"{trained}_eval" != args.model:
         raise UserError(f"{args.resume} is of the model {trained}, not {args.model.removesuffix('_eval')}")
     for name, default, free in (("wbit", 4, False), ("abit", 4, False), ("wq", "dorefa", False),
-                                ("quantize_image", False, False), ("dataset", "digits", True), ("data_path", "./data", True)):
+                                ("quantize_image", False, False), ("dataset", "digits", True),
+                                ("data_path", "./data", True)):
         value, stored = getattr(args, name), config.get(name)
         if not isinstance(stored, type(default)):  # a checkpoint of other code
             stored = None
@@ -193,6 +196,13 @@ class Evaluation:
                 self.ranges.read(Path(args.save_path, "adc_ranges.json"))
         data = checkpoint.get("data") if checkpoint.get("format") == utils.CHECKPOINT_FORMAT else None
         self.stats = (data["mean"], data["std"]) if data else None
+        if args.validation:
+            config = checkpoint["config"]
+            if not config.get("val_split"):
+                raise UserError(f"--validation: {args.resume} was trained without validation images")
+            if args.dataset != config["dataset"]:
+                raise UserError(f"--validation: {args.resume} was trained on {config['dataset']}, not {args.dataset}")
+            self.split = config["val_split"], config["seed"], config["limit_train"]
 
     def _build(self, map, state, classes, settings):
         args = self.args
@@ -229,11 +239,16 @@ class Evaluation:
         self.stats = self.stats or (data.mean, data.std)  # the network expects images scaled as in its training
         pick = utils.generator("calibration").get_state()  # a fixed choice, the same for every checkpoint
         order = torch.randperm(len(data.train_x), generator=torch.Generator().set_state(pick))
+        images, labels, self.kind = data.test_x, data.test_y, "test images"
+        if args.validation:
+            _, held = datasets.training_split(data.train_y, *self.split)
+            images, labels, self.kind = data.train_x[held], data.train_y[held], "validation images"
+            order = order[~torch.isin(order, held)]
         self.calibration = data.train_x[order[:args.calib_images]].to(self.device)
-        n = min(args.limit or len(data.test_x), len(data.test_x))
-        shown = torch.arange(n) * len(data.test_x) // n
-        self.images, self.labels = data.test_x[shown].to(self.device), data.test_y[shown]
-        self.of_all = len(data.test_x)
+        n = min(args.limit or len(images), len(images))
+        shown = torch.arange(n) * len(images) // n
+        self.images, self.labels = images[shown].to(self.device), labels[shown]
+        self.of_all = len(images)
 
     def batches(self, images):
         for batch in images.split(self.args.batch_size):
@@ -316,8 +331,8 @@ class Evaluation:
         for name, layer in quant.crossbar_layers(self.nets[setting.map]):
             ranges = self.ranges.of(setting.spec, name, layer)
             if ranges is None:
-                raise UserError(f"{self.args.adc_ranges} has no ranges of {name} with these weights for {setting}; calibrate "
-                                "it without --adc_ranges")
+                raise UserError(f"{self.args.adc_ranges} has no ranges of {name} with these weights for {setting}; "
+                                "calibrate it without --adc_ranges")
             layer.set_spec(setting.spec)
             try:
                 layer.set_ranges(ranges)
@@ -339,7 +354,7 @@ class Evaluation:
             "software_accuracy": 100 * (self.baseline == self.labels).sum().item() / n, "n_images": n,
             "changed_predictions": int((predictions != self.baseline).sum()), "images_per_s": n / seconds,
             "seconds": seconds, "batch_size": args.batch_size, "planes": args.planes if setting else None,
-            "checkpoint": args.resume,
+            "checkpoint": args.resume, "validation": args.validation,
             "calib_images": len(self.calibration) if calibrated else None,
             "adc_calib": args.adc_calib if calibrated else None, "adc_per": args.adc_per if calibrated else None,
             "adc_ranges": args.adc_ranges if spec and spec.adc_range == "calibrated" else None,
@@ -394,8 +409,8 @@ class AdcRanges:
         utils.atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def table(rows, of_all):
-    """The result as aligned text. rows: [(title, record), ...], that of the software first."""
+def table(rows, of_all, kind):
+    """The result as aligned text. rows: [(title, record), ...], that of the software first; kind: of the images."""
     header = ["setting", "accuracy %", "difference", "changed", "images/s"]
     lines = [header]
     for title, r in rows:
@@ -406,7 +421,7 @@ def table(rows, of_all):
             for line in lines]
     text.insert(1, "-" * len(text[0]))
     n, planes = rows[-1][1]["n_images"], rows[-1][1]["planes"]
-    text.append((f"{n} test images" if n == of_all else f"only {n} of {of_all} test images (--limit)")
+    text.append((f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)")
                 + (f"; cells from {planes}" if planes else ""))
     text.append("changed: images that are classified differently than by the software")
     return "\n".join(text)
@@ -427,8 +442,9 @@ def plot(rows, path):
         axes.plot(*zip(*sorted(points)), marker="o", label=name)
     axes.axhline(rows[0][1]["software_accuracy"], color="black", linestyle="--", linewidth=1, label="software")
     r = rows[0][1]
+    images = f"{r['n_images']} {'validation' if r['validation'] else 'test'} images of {r['dataset']}"
     axes.set(xlabel="ADC bits", ylabel="accuracy (%)", title=f"{r['model'].removesuffix('_eval')}, {r['wbit']}-bit weights, "
-             f"{r['abit']}-bit activations: {r['n_images']} test images of {r['dataset']}")
+             f"{r['abit']}-bit activations: {images}")
     axes.title.set_fontsize("medium")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -455,13 +471,13 @@ def main(argv=None):
         package_log.setLevel(logging.INFO)
         run.load_data(log)
         log.info(f"{args.resume}: {args.model.removesuffix('_eval')}, {args.wbit}-bit weights, {args.abit}-bit activations; "
-                 f"{len(run.images)} test images of {args.dataset}; {'CPU' if device.type == 'cpu' else 'GPU'}")
+                 f"{len(run.images)} {run.kind} of {args.dataset}; {'CPU' if device.type == 'cpu' else 'GPU'}")
         config = checkpoint["config"]
         if config.get("adc_aware"):
             log.info("trained through the ADC of " + ", ".join(
                 f"--{name} {config[name]}" for name in (*hardware.FIELDS, *hardware.CALIBRATION) if name in config))
         rows = evaluate(run, settings, log)
-    log.info("\n" + table([(str(setting or "software"), record) for setting, record in rows], run.of_all))
+    log.info("\n" + table([(str(setting or "software"), record) for setting, record in rows], run.of_all, run.kind))
     curves = [(setting, record) for setting, record in rows if setting and setting.spec.adc_range != "ideal"]
     if len({setting.spec.adc_bits for setting, _ in curves}) > 1:
         path = Path(args.save_path, "accuracy_over_adc_bits.png")

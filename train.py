@@ -342,12 +342,9 @@ class Run:
         self.commands, self.seconds = list(history.get("commands", [])), history.get("seconds", 0.0)
         self.folder = Path(args.save_path)
         train_x, train_y = data.train_x, data.train_y
-        if args.limit_train:
-            pick = torch.randperm(len(train_x), generator=utils.generator("limit", args.seed))[: args.limit_train]
-            train_x, train_y = train_x[pick], train_y[pick]
-        train, val = datasets.stratified_split(train_y, args.val_split, args.seed)
+        train, val = datasets.training_split(train_y, args.val_split, args.seed, args.limit_train)
         if len(train) < 2 or (args.val_split and not len(val)):
-            raise UserError(f"{len(train_y)} training images are too few for --val_split {args.val_split}")
+            raise UserError(f"{len(train) + len(val)} training images are too few for --val_split {args.val_split}")
         self.train_x, self.train_y = train_x[train].to(device), train_y[train].to(device)
         self.val_x, self.val_y = train_x[val].to(device), train_y[val].to(device)
         self.optimizer = build_optimizer(net, args)

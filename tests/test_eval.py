@@ -252,6 +252,24 @@ def test_ranges_of_another_network_are_refused(run, refused, checkpoint, tmp_pat
     refused(["--resume", other, "--adc_ranges", "save/adc_ranges.json"], "has no ranges of features.4 with these weights")
 
 
+def test_validation_images_are_those_that_training_held_out(run, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation.datasets, "normalize", lambda x, mean, std, real=datasets.normalize: (
+        seen.append(x), real(x, mean, std))[1])
+    seen = []
+    split = dict(val_split=0.2, seed=3, limit_train=300)
+    path = save(tmp_path / "a.pth.tar", network(), **split)
+    args = train.build_parser().parse_args(["--save_path", str(tmp_path / "run"), "--batch_size", "20", "--epochs", "1",
+                                            "--lr", "0.1", "--val_split", "0.2", "--seed", "3", "--limit_train", "300"])
+    train.fill_defaults(args)
+    data = load_digits()
+    held = train.Run(args, network(), data, torch.device("cpu"), None).val_x
+    records, _, text = run(path, "--validation", "--adc_range", "full", "--limit", "1000")
+    assert "60 validation images\n" in text and [r["n_images"] for r in records] == [60, 60]
+    assert all(r["validation"] for r in records) and torch.equal(seen[1], held)  # seen[0] is one image, to warm up
+    refused(["--resume", save(tmp_path / "b.pth.tar", network()), "--validation"], "was trained without validation images")
+    refused(["--resume", path, "--validation", "--dataset", "cifar10"], "was trained on digits, not cifar10")
+
+
 def test_an_adc_aware_checkpoint_says_what_it_was_trained_for(run, tmp_path):
     (tmp_path / "save").mkdir()
     path = save(tmp_path / "save" / "aware.pth.tar", network(), adc_aware=True, cellBit=2, adc_prec=3, subArray=64)
