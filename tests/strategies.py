@@ -25,10 +25,13 @@ class Case:
     w_codes: np.ndarray
     delta: list
     q_min: list
+    zero_code: int | None = None  # that of SAWB, whose digits the reference column holds; None for DoReFa's half-scale cells
 
     @property
     def reference_twice(self):
-        return [2**bits - 1 for bits in self.spec.slice_bits]
+        if self.zero_code is None:
+            return [2**bits - 1 for bits in self.spec.slice_bits]
+        return [2 * (self.zero_code >> self.spec.cell_bits * k & 2**bits - 1) for k, bits in enumerate(self.spec.slice_bits)]
 
     def layer(self):
         return MappedLayer(self.spec, self.geometry, torch.from_numpy(self.w_codes), tuple(self.reference_twice),
@@ -113,4 +116,4 @@ def cases(draw, adc_ranges=ADC_RANGES, rows=ROWS, max_channels=40):
     a_codes = codes(draw(st.sampled_from(ACTIVATIONS)), spec.a_bits, (images, *size, channels * groups), rng)
     w_codes = codes(draw(st.sampled_from(WEIGHTS[:1] * 3 + WEIGHTS)), spec.w_bits, (out, channels, *kernel), rng)
     delta, q_min = draw(ranges(spec))
-    return Case(spec, geometry, a_codes, w_codes, delta, q_min)
+    return Case(spec, geometry, a_codes, w_codes, delta, q_min, draw(st.sampled_from([None, 2 ** (spec.w_bits - 1) - 1])))

@@ -81,7 +81,10 @@ def test_layer_facts(case):
         row = (y * kw + x) * channels + c
         assert rows[o // group_out, row, o % group_out] == case.w_codes[o, c, y, x]
     assert layer.u_span == oracle.u_span(case.w_codes, case.spec, case.reference_twice)
-    assert layer.zero_twice == 2**case.spec.w_bits - 1
+    assert layer.zero_twice == (2**case.spec.w_bits - 1 if case.zero_code is None else 2 * case.zero_code)
+    for k in range(len(case.spec.slice_bits)):
+        low, high = layer.u_range(k)
+        assert not (high - low) % layer.u_spacing(k)
 
 
 @pytest.mark.parametrize("reference", ["analog", "digital"])
@@ -98,6 +101,10 @@ def test_range_of_reads_is_tight(reference, cell_bits, dac_bits):
     layer = MappedLayer(spec, Geometry(), torch.zeros(1, 5, 1, 1, dtype=torch.uint8), (r,), torch.zeros(1),
                         torch.zeros(1))
     assert layer.u_range(0) == layer.u_span == (min(found), max(found))
+    assert layer.u_spacing(0) == 1 and np.gcd.reduce(sorted(found)) == 1
+    if reference == "analog":  # whole cells in the reference column
+        whole = MappedLayer(spec, Geometry(), layer.w_codes, (2 * (r // 2),), torch.zeros(1), torch.zeros(1))
+        assert whole.u_spacing(0) == 2
 
 
 @pytest.mark.parametrize("size, kernel, stride, padding, dilation", [
