@@ -438,8 +438,9 @@ def plot(rows, path):
         name = str(setting).replace(f"{setting.spec.adc_bits}-bit ADC, ", "")
         curves.setdefault(name, []).append((setting.spec.adc_bits, record["accuracy"]))
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
     for name, points in curves.items():
-        axes.plot(*zip(*sorted(points)), marker="o", label=name)
+        axes.plot(*zip(*sorted(points)), marker="o" if len(points) > 1 else "x", label=name)
     axes.axhline(rows[0][1]["software_accuracy"], color="black", linestyle="--", linewidth=1, label="software")
     r = rows[0][1]
     images = f"{r['n_images']} {'validation' if r['validation'] else 'test'} images of {r['dataset']}"
@@ -448,7 +449,7 @@ def plot(rows, path):
     axes.title.set_fontsize("medium")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize="x-small")
     utils.atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=150))
     pyplot.close(figure)
 
