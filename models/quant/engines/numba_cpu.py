@@ -268,6 +268,7 @@ def _code_table(layer, k, relative):
     """
     spec, reference = layer.spec, layer.reference_twice[k]
     analog = spec.reference == "analog"
+
     def transfer(u):
         return adc.transfer(u, spec.unit, float(layer.adc_delta[k]), int(layer.adc_q_min[k]), spec.adc_bits)
 
