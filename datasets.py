@@ -102,23 +102,28 @@ def steps_per_epoch(n_images, batch_size):
     return max(1, n_images // batch_size)
 
 
-def train_batches(x, y, batch_size, seed, epoch, first_step=0, **augmentation):
+def train_batches(x, y, batch_size, seed, epoch, first_step=0, flip=True, **augmentation):
     """Yield (step, images, labels), shuffled and augmented, from `first_step` on.
 
     Every epoch's order and every step's crops come from generators of their own, so that starting in the middle gives
-    exactly the batches that an uninterrupted epoch would have given. augmentation: see augment().
+    exactly the batches that an uninterrupted epoch would have given. flip: mirror half of the images in even epochs and
+    the other half in odd ones, so that two epochs show both sides of each (K. Jordan, arXiv 2404.00498: better than random
+    flips wherever flips help). augmentation: see augment().
     """
     order = torch.randperm(len(x), generator=generator("shuffle", seed, epoch)).to(x.device)
+    mirrored = torch.randint(2, (len(x),), generator=generator("flip", seed)).to(x.device) == epoch % 2 if flip else None
     for step in range(first_step, steps_per_epoch(len(x), batch_size)):
         pick = order[step * batch_size : (step + 1) * batch_size]
-        yield step, augment(x[pick], generator("augment", seed, epoch, step), **augmentation), y[pick]
+        batch = augment(x[pick], generator("augment", seed, epoch, step), mirrored[pick] if flip else None, **augmentation)
+        yield step, batch, y[pick]
 
 
-def augment(x, rng, pad=4, flip=True, cutout=0, fill=(0, 0, 0)):
+def augment(x, rng, mirrored=None, pad=4, cutout=0, fill=(0, 0, 0)):
     """Randomly shift, mirror and partly cover each image of a batch x, uint8 [N, 3, H, W], on its own device.
 
-    pad: pixels of black border, from which an H x W window is cut. flip: mirror half of the images. cutout: side in
-    pixels of a square painted in the colour `fill` around a random pixel (0: none; it may reach over the edge).
+    mirrored: bool [N], the images to mirror; None for none. pad: pixels of black border, from which an H x W window is
+    cut. cutout: side in pixels of a square painted in the colour `fill` around a random pixel (0: none; it may reach
+    over the edge).
     """
     n, _, height, width = x.shape
 
@@ -128,8 +133,8 @@ def augment(x, rng, pad=4, flip=True, cutout=0, fill=(0, 0, 0)):
     if pad:
         windows = F.pad(x, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # [N, 3, 2 pad + 1, 2 pad + 1, H, W]
         x = windows[torch.arange(n, device=x.device), :, draw(2 * pad + 1), draw(2 * pad + 1)]
-    if flip:
-        x = torch.where(draw(2).bool()[:, None, None, None], x.flip(-1), x)
+    if mirrored is not None:
+        x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
     if cutout:
 
         def covered(length):  # [N, length]: the pixels from `cutout // 2` before a random one on

@@ -21,11 +21,11 @@ def noise(n, size=32, seed=0):
 
 def test_crop_is_a_window_of_the_padded_image_and_reaches_every_offset():
     x = noise(600)
-    out = datasets.augment(x, generator(1), pad=4, flip=True).numpy()
+    out = datasets.augment(x, generator(1), torch.arange(600) % 3 == 0, pad=4).numpy()
     padded = np.zeros((600, 3, 40, 40), np.uint8)
     padded[:, :, 4:36, 4:36] = x.numpy()
     seen = set()
-    for image, big in zip(out, padded, strict=True):
+    for i, (image, big) in enumerate(zip(out, padded, strict=True)):
         found = [
             (dy, dx, mirrored)
             for dy in range(9)
@@ -33,31 +33,37 @@ def test_crop_is_a_window_of_the_padded_image_and_reaches_every_offset():
             for mirrored in (False, True)
             if np.array_equal(image, big[:, dy : dy + 32, dx : dx + 32][:, :, :: -1 if mirrored else 1])
         ]
-        assert len(found) == 1
+        assert len(found) == 1 and found[0][2] == (i % 3 == 0)
         seen.add(found[0])
     assert {dy for dy, _, _ in seen} == {dx for _, dx, _ in seen} == set(range(9))
     assert len({(dy, dx) for dy, dx, _ in seen}) > 60  # the two offsets are drawn independently (of 81)
-    assert {mirrored for _, _, mirrored in seen} == {False, True}
 
 
 def test_nothing_to_do_leaves_the_images_alone():
     x = noise(20)
-    assert torch.equal(datasets.augment(x, generator(1), pad=0, flip=False, cutout=0), x)
+    assert torch.equal(datasets.augment(x, generator(1), pad=0, cutout=0), x)
 
 
-def test_flip_mirrors_about_half_of_the_images():
+def test_half_of_the_images_are_mirrored_and_in_the_next_epoch_the_other_half():
     x = noise(400)
-    out = datasets.augment(x, generator(2), pad=0, flip=True)
-    same = [torch.equal(a, b) for a, b in zip(out, x, strict=True)]
-    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(out, x, strict=True)]
-    assert all(a != b for a, b in zip(same, mirrored, strict=True))
-    assert 150 < sum(mirrored) < 250
+    sides = []
+    for epoch in (0, 1, 2):
+        out = torch.empty_like(x)
+        for _, images, labels in datasets.train_batches(x, torch.arange(400), 40, seed=1, epoch=epoch, pad=0):
+            out[labels] = images
+        same = (out == x).flatten(1).all(1)
+        assert torch.equal(~same, (out == x.flip(-1)).flatten(1).all(1))
+        sides.append(same)
+    assert 150 < sides[0].sum() < 250
+    assert torch.equal(sides[0], ~sides[1]) and torch.equal(sides[0], sides[2])
+    plain = datasets.train_batches(x, torch.arange(400), 40, seed=1, epoch=0, flip=False, pad=0)
+    assert all(torch.equal(images, x[labels]) for _, images, labels in plain)
 
 
 @pytest.mark.parametrize("side", [1, 8, 9])
 def test_cutout_paints_one_square_in_the_fill_colour(side):
     x = torch.full((300, 3, 32, 32), 255, dtype=torch.uint8)
-    out = datasets.augment(x, generator(3), pad=0, flip=False, cutout=side, fill=(10, 20, 30)).numpy()
+    out = datasets.augment(x, generator(3), pad=0, cutout=side, fill=(10, 20, 30)).numpy()
     full = 0
     for image in out:
         rows, columns = np.nonzero(image[0] == 10)
