@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from models.quant import AQ, SAWB, WQ, CrossbarSpec, Qconv2d, QLinear, QLinearDoreFa
+from models.quant import AQ, SAWB, WQ, CrossbarSpec, Qconv2d, QLinear, QLinearDoreFa, fused_cpu
 from models.quant.quantizers import act_codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -203,11 +203,30 @@ def test_dorefa_gradient(bits):
     np.testing.assert_allclose(x.grad, weight.numpy() * (1 - t**2) / np.abs(t).max(), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 5.0])
+def test_dorefa_in_one_pass_is_the_formula(scale, memory_format, monkeypatch):
+    """The CPU's own loops give what PyTorch's operations give: every code, and the gradient to the last bits."""
+    x = (scale * torch.randn(40, 33, 3, 3, generator=torch.Generator().manual_seed(0))).to(memory_format=memory_format)
+    grad = torch.randn(40, 33, 3, 3, generator=torch.Generator().manual_seed(1))  # another order of memory than x's
+    found = []
+    for can_run in (fused_cpu.can_run, lambda x: False):
+        monkeypatch.setattr(fused_cpu, "can_run", can_run)
+        leaf = x.clone().requires_grad_()
+        y = WQ(4).integers(leaf)
+        y.backward(grad)
+        found.append((y.detach(), leaf.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_dorefa_of_constant_weights(bits):
     """All zero has no scale, and yet codes in range and a finite gradient."""
     x = torch.zeros(7, requires_grad=True)
-    assert torch.isfinite(WQ(bits)(x)).all() and WQ(bits).codes(x.detach()).max() <= 2**bits - 1
+    y = WQ(bits)(x)
+    y.sum().backward()
+    assert torch.isfinite(y).all() and torch.isfinite(x.grad).all() and WQ(bits).codes(x.detach()).max() <= 2**bits - 1
     assert WQ(bits).codes(torch.full((3,), 0.2)).tolist() == [2**bits - 1] * 3
 
 
