@@ -180,11 +180,12 @@ class Evaluation:
     def __init__(self, args, settings, checkpoint, device):
         self.args, self.device = args, device
         state = {key: value for key, value in checkpoint["state_dict"].items()
-                 if not key.endswith(quant.RANGE_BUFFERS)}  # ranges are chosen here, for these settings
+                 if not key.endswith(quant.ADC_BUFFERS)}  # ranges are chosen here, for these settings
         classes = datasets.num_classes(args.dataset, args.data_path)
         self.nets = {map: self._build(map, state, classes, settings) for map in {s.map for s in settings} | {"all"}}
         self.engines = {setting: self._choose_engines(setting) for setting in settings}
         self.planes = self._read_planes(settings[0].spec.cell_bits) if args.planes else None
+        self.moments = {}  # map: those of the layers' outputs without ADC
         self.ranges = AdcRanges()
         if args.adc_ranges:
             self.ranges.read(args.adc_ranges)
@@ -211,7 +212,7 @@ class Evaluation:
                               "quantize_image": args.quantize_image, "spec": settings[0].spec})
         net = config.base(*config.args, **config.kwargs)
         # Only --quantize_image uses the clipping level of the first layer.
-        optional = quant.RANGE_BUFFERS + (() if args.quantize_image else ("features.0.act_quant.act_alpha",))
+        optional = quant.ADC_BUFFERS + (() if args.quantize_image else ("features.0.act_quant.act_alpha",))
         utils.load_weights(net, state, allow_missing=optional, source=args.resume)
         return net.to(self.device, memory_format=torch.channels_last).eval()
 
@@ -300,6 +301,9 @@ class Evaluation:
             quant.calibrate(net, None, self.args.adc_calib, self.args.adc_per, self.histograms)
         except ValueError as error:  # the rule says for how many values and bits it is too slow
             raise UserError(f"{setting}: {error}") from None
+        if self.args.adc_correct == "channel":
+            images = datasets.normalize(self.calibration[:quant.CORRECTION_IMAGES], *self.stats)
+            self.moments[setting.map] = quant.correct(net, images, self.moments.get(setting.map))
         self.ranges.add(setting.spec, quant.crossbar_layers(net), self.args)
 
     def _count_reads(self, net, setting):
@@ -329,14 +333,16 @@ class Evaluation:
 
     def _restore_ranges(self, setting):
         for name, layer in quant.crossbar_layers(self.nets[setting.map]):
-            ranges = self.ranges.of(setting.spec, name, layer)
-            if ranges is None:
+            found = self.ranges.of(setting.spec, name, layer)
+            if found is None:
                 raise UserError(f"{self.args.adc_ranges} has no ranges of {name} with these weights for {setting}; "
                                 "calibrate it without --adc_ranges")
             layer.set_spec(setting.spec)
             try:
-                layer.set_ranges(ranges)
+                layer.set_ranges(found["ranges"])
                 layer.mapped()
+                if "gain" in found:
+                    layer.set_correction(torch.tensor(found["gain"]), torch.tensor(found["offset"]))
             except ValueError as error:
                 raise UserError(f"{self.args.adc_ranges}, {name}, {setting}: {error}") from None
 
@@ -356,7 +362,7 @@ class Evaluation:
             "seconds": seconds, "batch_size": args.batch_size, "planes": args.planes if setting else None,
             "checkpoint": args.resume, "validation": args.validation,
             "calib_images": len(self.calibration) if calibrated else None,
-            "adc_calib": args.adc_calib if calibrated else None, "adc_per": args.adc_per if calibrated else None,
+            **{name: getattr(args, name) if calibrated else None for name in hardware.CALIBRATION},
             "adc_ranges": args.adc_ranges if spec and spec.adc_range == "calibrated" else None,
         }
 
@@ -365,11 +371,13 @@ class AdcRanges:
     """The calibrated ranges of several settings, as they stand in adc_ranges.json.
 
     `{"ranges": [{<hardware>, <how they were chosen>, "layers": {name: {"sha256": ..., "ranges": [[delta, q_min] of each
-    slice]}}}]}`; sha256 is that of the layer's weight codes, whose reads the ranges fit.
+    slice], "gain": [of each channel], "offset": [of each channel]}}}]}`; sha256 is that of the layer's weight codes, whose
+    reads the ranges fit; gain and offset are left out where there is no correction.
     """
 
     HARDWARE = ("w_bits", "a_bits", *hardware.FIELDS.values())
     RULE = (*hardware.CALIBRATION, "calib_images")
+    CORRECTION = {"gain", "offset"}
 
     def __init__(self):
         self.entries = {}  # hardware: entry
@@ -380,6 +388,8 @@ class AdcRanges:
                 for layer in entry["layers"].values():
                     layer["ranges"] = [(float(delta), int(q_min)) for delta, q_min in layer["ranges"]]
                     layer["sha256"]
+                    for name in self.CORRECTION if self.CORRECTION & layer.keys() else ():
+                        layer[name] = [float(value) for value in layer[name]]
                 self.entries[tuple(entry[name] for name in self.HARDWARE)] = entry
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
@@ -398,14 +408,17 @@ class AdcRanges:
         for name, layer in layers:
             entry["layers"][name] = {"sha256": quant.sha256(layer.w_codes().cpu()),
                                      "ranges": list(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist()))}
+            if args.adc_correct == "channel":  # 9 digits tell all float32 numbers apart
+                entry["layers"][name] |= {"gain": [float(f"{x:.9g}") for x in layer.adc_gain.tolist()],
+                                          "offset": [float(f"{x:.9g}") for x in layer.adc_offset.tolist()]}
 
     def of(self, spec, name, layer):
-        """Ranges of a layer, or None where there are none for its weights on this hardware."""
+        """What is kept of a layer, or None where there is nothing for its weights on this hardware."""
         found = self.entries.get(self._key(spec), {"layers": {}})["layers"].get(name)
-        return found["ranges"] if found and found["sha256"] == quant.sha256(layer.w_codes().cpu()) else None
+        return found if found and found["sha256"] == quant.sha256(layer.w_codes().cpu()) else None
 
     def write(self, path):
-        text = json.dumps({"ranges": list(self.entries.values())}, indent=1)
+        text = json.dumps({"ranges": list(self.entries.values())})
         utils.atomic_write(path, lambda file: file.write(text.encode()))
 
 

@@ -402,10 +402,13 @@ class Run:
         return datasets.normalize(images, self.data.mean, self.data.std)
 
     def calibrate(self):
+        images = self.some_images(64)
         try:
-            quant.calibrate(self.net, [self.some_images(64)], self.args.adc_calib, self.args.adc_per)
+            quant.calibrate(self.net, [images], self.args.adc_calib, self.args.adc_per)
         except ValueError as error:  # more values and codes than can be counted or tried
             raise UserError(f"--adc_aware: {error}") from None
+        if self.args.adc_correct == "channel":
+            quant.correct(self.net, images)
 
     def fit(self):
         """Train to the last epoch, measure the best one on the test images, and return the exit code."""
@@ -555,9 +558,9 @@ def main(argv=None):
     if checkpoint:
         state, optional = checkpoint["state_dict"], ()
         if args.fine_tune:  # ranges of other hardware, and levels of another quantizer, are of no use
-            useless = quant.RANGE_BUFFERS + (() if args.wq == "sawb" else ("weight_quant.clip",))
+            useless = quant.ADC_BUFFERS + (() if args.wq == "sawb" else ("weight_quant.clip",))
             state = {key: value for key, value in state.items() if not key.endswith(useless)}
-            optional = ("act_alpha", "weight_quant.clip", *quant.RANGE_BUFFERS)
+            optional = ("act_alpha", "weight_quant.clip", *quant.ADC_BUFFERS)
         missing = [key for key in utils.load_weights(net, state, optional, source=args.resume or args.fine_tune)
                    if key.endswith("act_alpha")]
 

@@ -32,7 +32,7 @@ def crossbar_network(args, images):
     net = build("vgg7_quant_eval", W_BITS, A_BITS)
     if args.resume:
         state = utils.load_checkpoint(args.resume)["state_dict"]
-        utils.load_weights(net, state, allow_missing=("adc_delta", "adc_q_min"), source=args.resume)
+        utils.load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=args.resume)
         return net.eval()
     trained = build("vgg7_quant", W_BITS, A_BITS).train()
     for module in trained.modules():
@@ -40,7 +40,7 @@ def crossbar_network(args, images):
             module.momentum = None  # plain average over the calls
     with torch.no_grad():
         trained(images)
-    utils.load_weights(net, trained.state_dict(), allow_missing=("adc_delta", "adc_q_min"))
+    utils.load_weights(net, trained.state_dict(), allow_missing=quant.ADC_BUFFERS)
     return net.eval()
 
 
@@ -48,6 +48,7 @@ def set_hardware(net, cell_bits, adc_range, images):
     quant.set_spec(net, quant.CrossbarSpec(W_BITS, A_BITS, cell_bits, ADC_BITS, adc_range=adc_range))
     if adc_range == "calibrated":
         quant.calibrate(net, [images])
+        quant.correct(net, images)
 
 
 def reads_an_image(net, images):

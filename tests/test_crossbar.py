@@ -14,8 +14,8 @@ from strategies import specs
 from torch import nn
 from torch.nn import functional as F
 
-from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate,
-                          collect_histograms, crossbar_layers, set_engine, set_spec)
+from models.quant import (ADC_BUFFERS, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate,
+                          collect_histograms, correct, crossbar_layers, set_engine, set_spec, without_adc)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -324,6 +324,89 @@ def test_histograms_serve_several_adcs():
         assert again == [layer.adc_delta.tolist() for _, layer in crossbar_layers(model)]
 
 
+# ---- correction of the outputs -----------------------------------------------------------------------------------------
+
+
+def outputs(model, x):
+    """{name: output of the crossbar layer, float64 [out, values]} of the network in evaluation mode."""
+    found = {}
+    hooks = [layer.register_forward_hook(lambda layer, _, y, name=name: found.__setitem__(
+        name, y.double().transpose(0, 1).flatten(1).numpy())) for name, layer in crossbar_layers(model)]
+    with torch.no_grad():
+        model.eval()(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("cell_bits", [1, 3])
+def test_corrected_channels_have_the_mean_and_deviation_without_adc(reference, cell_bits):
+    """In the corrected network itself, layer behind layer; and what is written into a file gives the same outputs."""
+    spec, x = CrossbarSpec(cell_bits=cell_bits, adc_bits=2, rows=32, reference=reference), images(40, 5)
+    model = network(spec).train()
+    calibrate(model, [x])
+    raw = outputs(model, x)
+    with without_adc(model):
+        wanted = outputs(model, x)
+    model.train()
+    kept = correct(model, x)
+    assert model.training and not any(layer._forward_hooks for _, layer in crossbar_layers(model))
+    found = outputs(model, x)
+    for name, y in wanted.items():
+        np.testing.assert_allclose(found[name].mean(1), y.mean(1), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[name].std(1), y.std(1), rtol=1e-4)
+        np.testing.assert_allclose(kept[name][0], y.std(1), rtol=1e-9)
+        np.testing.assert_allclose(kept[name][1], y.mean(1), rtol=1e-9, atol=1e-12)
+        assert np.abs(raw[name].std(1) / y.std(1) - 1).max() > 0.01  # there was something to correct
+    first, layer = next(iter(wanted)), crossbar_layers(model)[0][1]
+    gain, offset = (values.double().numpy()[:, None] for values in (layer.adc_gain, layer.adc_offset))
+    np.testing.assert_allclose(found[first], gain * raw[first] + offset, rtol=1e-5, atol=1e-5)
+    other = network(spec)
+    other.load_state_dict(model.state_dict())
+    assert all(np.array_equal(y, found[name]) for name, y in outputs(other, x).items())
+
+
+def test_a_lossless_adc_needs_no_correction():
+    spec = CrossbarSpec(adc_bits=6, rows=16)
+    model = network(spec)
+    for _, layer in crossbar_layers(model):
+        layer.set_ranges([(0.5, -32)] * 4)
+    correct(model, images())
+    for _, layer in crossbar_layers(model):
+        assert (layer.adc_gain == 1).all() and (layer.adc_offset == 0).all()
+
+
+def test_a_channel_that_the_adc_makes_constant_keeps_its_mean():
+    model = network(CrossbarSpec(adc_bits=1, rows=32))
+    for _, layer in crossbar_layers(model):
+        layer.set_ranges([(1e6, 0)] * 4)
+    with without_adc(model):
+        wanted = outputs(model, images())
+    correct(model, images())
+    for name, y in outputs(model, images()).items():
+        assert np.isfinite(y).all()
+        np.testing.assert_allclose(y.mean(1), wanted[name].mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_correction_is_made_anew_or_from_kept_moments_and_belongs_to_its_ranges():
+    x = images(20)
+    model = network(CrossbarSpec(adc_bits=3, rows=32))
+    calibrate(model, [x])
+    wanted = correct(model, x)
+    layers = [layer for _, layer in crossbar_layers(model)]
+    first = [layer.adc_gain for layer in layers]
+    assert correct(model, x, wanted) is wanted
+    assert all(torch.equal(layer.adc_gain, gain) for layer, gain in zip(layers, first))
+    with without_adc(model):
+        assert all((layer.adc_gain == 1).all() for layer in layers)
+    assert all(torch.equal(layer.adc_gain, gain) for layer, gain in zip(layers, first))
+    calibrate(model, [x])
+    assert all((layer.adc_gain == 1).all() and (layer.adc_offset == 0).all() for layer in layers)
+    with pytest.raises(ValueError, match=r"shape \[3\] is given for 20 channels"):
+        layers[0].set_correction(torch.ones(3), torch.zeros(3))
+
+
 def test_unknown_rule_lists_the_known_ones():
     with pytest.raises(ValueError, match="'best'; known are minmax"):
         calibrate(network(CrossbarSpec()), [images()], rule="best")
@@ -471,7 +554,7 @@ def test_ideal_layer_is_the_training_layer(w_bits, a_bits):
              (QLinear(40, 8, out_scale=0.2, **bits), QLinearDoreFa(40, 8, spec=spec, out_scale=0.2), (2, 40))]
     for training, inference, shape in pairs:
         missing, unexpected = inference.load_state_dict(training.state_dict(), strict=False)
-        assert set(missing) == {"adc_delta", "adc_q_min"} and not unexpected
+        assert set(missing) == set(ADC_BUFFERS) and not unexpected
         x = torch.rand(shape) * 12 - 1
         with torch.no_grad():
             torch.testing.assert_close(inference(x), training(x), rtol=1e-5, atol=1e-4)

@@ -485,16 +485,18 @@ def test_ranges_of_reads_that_grow_or_shrink(order, reference, w_bits, cell_bits
 
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
 @pytest.mark.parametrize("delta", [[0.5] * 4, [1.0, 0.7, 1.0, 2.0]])
-def test_scaled_sums(engine, adc_range, delta):
-    """In one pass or several: the sum over the ADC steps in float64, rounded once, times the scale."""
-    case = layer_case(CrossbarSpec(rows=32, adc_range=adc_range), padding=(1, 1, 1, 1))
+@pytest.mark.parametrize("geometry", [dict(padding=(1, 1, 1, 1)), dict(channels=12, out=9, groups=3)])
+def test_scaled_sums(engine, adc_range, delta, geometry):
+    """In one pass or several: the sum over the ADC steps in float64, rounded once, times and plus its channel's numbers."""
+    case = layer_case(CrossbarSpec(rows=32, adc_range=adc_range), **geometry)
     case.delta = delta
-    layer, scale = case.layer(), torch.tensor(0.0123)
+    layer = case.layer()
+    scale, offset = (torch.randn(len(layer.w_codes), generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     values = engines.value(layer)
-    found = engines.scaled(engine, engine.prepare(layer), case.input(), values, scale)
+    found = engines.scaled(engine, engine.prepare(layer), case.input(), values, scale, offset)
     total = sum(plane.astype(np.float64) * value for plane, value in zip(expected(case), values))
     assert found.dtype == torch.float32
-    assert_same(found.numpy(), total.astype(np.float32) * np.float32(0.0123))
+    assert_same(found.numpy(), total.astype(np.float32) * scale.numpy() + offset.numpy())
 
 
 @pytest.mark.parametrize("w_bits, groups", [(4, 1), (4, 3), (8, 1)])

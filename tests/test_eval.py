@@ -229,6 +229,8 @@ def test_ranges_that_were_read_are_those_that_run(run, checkpoint):
     (lambda c: c.pop("ranges"), "ranges.json is not an adc_ranges.json"),
     (lambda c: c["ranges"][0]["layers"]["features.8"].update(ranges=[["x", 1]]), "ranges.json is not an adc_ranges.json"),
     (lambda c: c["ranges"][0]["layers"]["features.8"].pop("sha256"), "ranges.json is not an adc_ranges.json"),
+    (lambda c: c["ranges"][0]["layers"]["features.8"].pop("offset"), "ranges.json is not an adc_ranges.json"),
+    (lambda c: c["ranges"][0]["layers"]["features.8"]["gain"].pop(), "ranges.json, features.8, 1-bit cells"),
 ])
 def test_ranges_of_something_else_are_refused(change, words, run, refused, checkpoint):
     run(checkpoint)
@@ -291,6 +293,19 @@ def test_rules_of_calibration_give_different_ranges(run, checkpoint):
                 assert all(a == b for a, b in ranges.values())
             found[rule, per] = json.dumps(ranges)
     assert len(set(found.values())) == 6
+
+
+def test_outputs_are_corrected_unless_that_is_switched_off(run, checkpoint):
+    found = {}
+    for flags in ([], ["--adc_correct", "none"]):
+        records, predictions, _ = run(checkpoint, "--adc_prec", "2", *flags)
+        layers = json.loads(Path("save/adc_ranges.json").read_text())["ranges"][0]["layers"]
+        found[records[1]["adc_correct"]] = layers, predictions[1]
+    assert found.keys() == {"channel", "none"} and not torch.equal(found["channel"][1], found["none"][1])
+    assert [layer.keys() for layer in found["none"][0].values()] == [{"sha256", "ranges"}] * len(CROSSBARS)
+    for name, layer in found["channel"][0].items():
+        assert layer["ranges"] == found["none"][0][name]["ranges"]
+        assert len(layer["gain"]) == len(layer["offset"]) and any(gain != 1 for gain in layer["gain"])
 
 
 def test_report_is_a_table_a_file_and_a_picture(run, checkpoint):

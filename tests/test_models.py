@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import models
 from models import vgg
-from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, calibrate, crossbar_layers,
+from models.quant import (ADC_BUFFERS, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, calibrate, crossbar_layers,
                           set_engine, set_spec)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,7 +238,7 @@ def test_weights_go_from_training_to_inference(tiny, map):
     model = tiny(spec=CrossbarSpec(adc_range="ideal"), map=map)
     missing, unexpected = model.load_state_dict(training.state_dict(), strict=False)
     assert not unexpected
-    assert set(missing) == {f"{name}.{key}" for name, _ in crossbar_layers(model) for key in ("adc_delta", "adc_q_min")}
+    assert set(missing) == {f"{name}.{key}" for name, _ in crossbar_layers(model) for key in ADC_BUFFERS}
     x = images(4, seed=9)
     with torch.no_grad():
         torch.testing.assert_close(model(x), training(x), rtol=1e-4, atol=1e-4)

@@ -277,6 +277,9 @@ def test_training_through_the_adc_resumes_to_the_same_bits(wq, tmp_path, capsys,
     state = whole["state_dict"]
     ranges = [key for key in state if key.endswith("adc_delta")]
     assert len(ranges) == 7 and all((state[key] > 0).all() and len(state[key]) == 2 for key in ranges)
+    assert all((state[key] != 1).any() for key in state if key.endswith("adc_gain"))
+    _, plain = quick(tmp_path / "plain", *flags, "--epochs", "1", "--adc_correct", "none")
+    assert all((plain["state_dict"][key] == 1).all() for key in state if key.endswith("adc_gain"))
 
     stopped = tmp_path / "stopped"
     save, position = train.Run.save, (0, 5)  # between two calibrations; then after an evaluation that is none either

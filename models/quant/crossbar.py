@@ -11,7 +11,8 @@ from .layers import Qconv2d, QLinear
 from .mapping import CrossbarSpec, Geometry, MappedLayer
 from .quantizers import act_codes
 
-RANGE_BUFFERS = ("adc_delta", "adc_q_min")  # what the keys of calibrated ranges end in
+RANGE_BUFFERS = ("adc_delta", "adc_q_min")
+ADC_BUFFERS = (*RANGE_BUFFERS, "adc_gain", "adc_offset")  # what the keys of a calibration end in
 
 _engine = "auto"
 
@@ -30,15 +31,18 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _Crossbar:
-    """What both layers share: the spec, the ADC ranges as buffers, the mapped weights, the scaling.
+    """What both layers share: the spec, the ADC ranges and their correction as buffers, the mapped weights, the scaling.
 
-    `y = s_a s_w sum A (2 W - L) + bias`, the sum taken by an engine read by read. In training mode the gradient is that
-    of the quantized layer without arrays: straight through the ADC.
+    `y = gain (s_a s_w sum A (2 W - L) + bias) + offset`, the sum taken by an engine read by read; gain 1 and offset 0
+    until `correct` sets them. In training mode the gradient is that of the quantized layer without arrays: straight
+    through the ADC.
     """
 
     def _init_crossbar(self, spec):
         self.register_buffer("adc_delta", torch.zeros(0, dtype=torch.float64))
         self.register_buffer("adc_q_min", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("adc_gain", torch.ones(len(self.weight)))
+        self.register_buffer("adc_offset", torch.zeros(len(self.weight)))
         self._w_codes = None
         self.set_spec(spec)
 
@@ -51,7 +55,8 @@ class _Crossbar:
         self.set_ranges([(0.0, 0)] * len(spec.slice_bits))
 
     def set_ranges(self, ranges):
-        """Set `(delta, q_min)` of each slice; `delta` in units of the read value, 0 for not calibrated.
+        """Set `(delta, q_min)` of each slice; `delta` in units of the read value, 0 for not calibrated. A correction, which
+        belongs to other ranges, is dropped.
 
         Raises: ValueError for another number of ranges.
         """
@@ -61,6 +66,18 @@ class _Crossbar:
         self.adc_delta = torch.tensor(delta, dtype=torch.float64, device=self.adc_delta.device)
         self.adc_q_min = torch.tensor(q_min, dtype=torch.int64, device=self.adc_q_min.device)
         self._prepared = None
+        self.set_correction(torch.ones(len(self.weight)), torch.zeros(len(self.weight)))
+
+    def set_correction(self, gain, offset):
+        """Set the digital `gain` and `offset` of each output channel, `[out]`, the offset in units of the output.
+
+        Raises: ValueError for another number of channels.
+        """
+        for values in (gain, offset):
+            if values.shape != self.adc_gain.shape:
+                raise ValueError(f"a correction of shape {list(values.shape)} is given for {len(self.adc_gain)} channels")
+        self.adc_gain = gain.to(self.adc_gain)
+        self.adc_offset = offset.to(self.adc_offset)
 
     def set_codes(self, w_codes):
         """Use these weight codes (uint8, shape of the weight) in place of those of the weight."""
@@ -119,20 +136,20 @@ class _Crossbar:
         """The layer's output as the arrays give it; no gradient."""
         codes = self.a_codes(x)
         engine, layer, prepared, scale = self._prepare(x.device)
-        values = engines.value(layer)
+        values, offset = engines.value(layer), self.adc_offset
+        if self.bias is not None:
+            offset = offset + self.adc_gain * (self.bias.detach() * self.out_scale)
+        scale = scale * self.adc_gain.double()
         if layer.spec.reference == "digital" and layer.spec.adc_range != "ideal":
             # In float64 the sum is exact wherever the ADC is, so that a lossless ADC equals the integer convolution.
             acc = engine.accumulate(prepared, codes)
             total = sum(plane.double() * value for plane, value in zip(acc, values)) - _reference_sum(layer, codes)
-            y = total.float() * scale.float()
+            y = total.float() * scale.float() + offset
         elif len(values) == 1:  # exactly the value of one plane may be put into the scale
-            y = engines.scaled(engine, prepared, codes, [1.0], (scale * values[0]).float())
+            y = engines.scaled(engine, prepared, codes, [1.0], (scale * values[0]).float(), offset)
         else:
-            y = engines.scaled(engine, prepared, codes, values, scale.float())
-        y = y.permute(0, 3, 1, 2)
-        if self.bias is not None:
-            y = y + (self.bias * self.out_scale).view(-1, 1, 1)
-        return self._output(y)
+            y = engines.scaled(engine, prepared, codes, values, scale.float(), offset)
+        return self._output(y.permute(0, 3, 1, 2))
 
     def a_codes(self, x):
         """Activation codes of the layer's input, uint8 NHWC."""
@@ -190,7 +207,7 @@ class Qconv2dDoreFa(_Crossbar, Qconv2d):
     """A convolution on crossbars: any kernel, stride, padding (numbers, pairs, 'same'), dilation, groups, bias.
 
     Args: those of `nn.Conv2d`; `spec`, a `CrossbarSpec`; `alpha_init`, PACT clipping level; `wq`, weight quantizer.
-    Buffers: `adc_delta` (float64) and `adc_q_min` (int64), `[slices]`.
+    Buffers: `adc_delta` (float64) and `adc_q_min` (int64), `[slices]`; `adc_gain` and `adc_offset`, `[out]`.
     Shapes: `[N, in, H, W]` to `[N, out, H', W']` (channels last in memory).
     Raises: ValueError at the first call with adc_range "calibrated" and no ranges.
     """
@@ -291,7 +308,7 @@ def without_adc(model, training=False):
     """Within the block the crossbar layers of `model` have no ADC, and it is in evaluation or training mode; then everything
     is as before."""
     layers = crossbar_layers(model)
-    before = [(layer.spec, layer.adc_delta, layer.adc_q_min) for _, layer in layers]
+    before = [(layer.spec, [getattr(layer, name) for name in ADC_BUFFERS]) for _, layer in layers]
     was_training = model.training
     model.train(training)
     try:
@@ -299,9 +316,10 @@ def without_adc(model, training=False):
             layer.set_spec(replace(layer.spec, adc_range="ideal"))
         yield
     finally:
-        for (_, layer), (spec, delta, q_min) in zip(layers, before):
+        for (_, layer), (spec, buffers) in zip(layers, before):
             layer.set_spec(spec)
-            layer.adc_delta, layer.adc_q_min = delta, q_min
+            for name, buffer in zip(ADC_BUFFERS, buffers):
+                setattr(layer, name, buffer)
         model.train(was_training)
 
 
@@ -331,8 +349,8 @@ def collect_histograms(model, batches):
     return histograms
 
 
-def calibrate(model, batches, rule="mse", per="slice", histograms=None):
-    """Choose and freeze the ADC ranges of every crossbar layer.
+def calibrate(model, batches, rule="mse", per="layer", histograms=None):
+    """Choose and freeze the ADC ranges of every crossbar layer; `correct` may follow.
 
     Args:
         batches: iterable of training inputs; None where `histograms` are given.
@@ -350,3 +368,59 @@ def calibrate(model, batches, rule="mse", per="slice", histograms=None):
     for name, layer in crossbar_layers(model):
         layer.set_ranges(adc.calibrated_ranges(histograms[name], layer.mapped("ideal"), rule, per))
     return histograms
+
+
+CORRECTION_IMAGES = 256  # more change nothing that can be measured
+
+
+@torch.no_grad()
+def correct(model, images, wanted=None):
+    """Make up, digitally, for what the calibrated ADCs do to the mean and the size of each layer's outputs.
+
+    An ADC that clips or rounds to zero makes all outputs of a channel smaller, and shifts them: errors that they share,
+    so that they do not average out in the layers behind. Each output channel gets `gain = s / s'` and
+    `offset = m - gain m'`, with m, s the mean and deviation over images and pixels without ADCs, m', s' those of the
+    channel behind its ADC, in the network whose layers before it are corrected already. In hardware both disappear in the
+    scale and the bias of the batch norm. (The idea is that of bias correction, Nagel et al., arXiv 1906.04721, section
+    4.2, and of batch-norm statistics that are taken anew.)
+
+    Args:
+        images: one batch of training inputs, on the model's device; all of them are in memory at a time.
+        wanted: result of an earlier call for the same weights and images.
+    Returns: `{layer name: (deviation, mean)}` without ADCs.
+    """
+    layers = crossbar_layers(model)
+    for _, layer in layers:
+        layer.set_correction(torch.ones_like(layer.adc_gain), torch.zeros_like(layer.adc_offset))
+    if wanted is None:
+        wanted = {}
+        with without_adc(model):
+            _watch_outputs(model, images, lambda name, layer, y: wanted.__setitem__(name, _std_mean(y)))
+
+    def set_correction(name, layer, y):
+        (std, mean), (adc_std, adc_mean) = wanted[name], _std_mean(y)
+        gain = torch.where(adc_std > 0, std / adc_std, 1.0)
+        layer.set_correction(gain, mean - gain * adc_mean)
+        return torch.addcmul(*(values.view(-1, *[1] * (y.dim() - 2)) for values in (layer.adc_offset, layer.adc_gain)), y)
+
+    was_training = model.training
+    model.eval()
+    try:
+        _watch_outputs(model, images, set_correction)
+    finally:
+        model.train(was_training)
+    return wanted
+
+
+def _std_mean(y):
+    """Deviation and mean of each channel of `[N, out, ...]`, in float64."""
+    return torch.std_mean(y.double(), [dim for dim in range(y.dim()) if dim != 1], correction=0)
+
+
+def _watch_outputs(model, images, see):
+    """Run the network and call `see(name, layer, output)` for each crossbar layer; what it returns replaces the output."""
+    with contextlib.ExitStack() as stack:
+        for name, layer in crossbar_layers(model):
+            hook = layer.register_forward_hook(lambda layer, _, y, name=name: see(name, layer, y))
+            stack.callback(hook.remove)
+        model(images)

@@ -137,10 +137,13 @@ def _codes(x, alpha, scale, out):
 
 
 @njit(cache=True, parallel=True)
-def _scale(acc, scale, out):
-    for chunk in prange((acc.size + CHUNK - 1) // CHUNK):
-        for i in range(chunk * CHUNK, min(acc.size, (chunk + 1) * CHUNK)):
-            out[i] = np.float32(acc[i]) * scale
+def _scale(acc, scale, offset, out):
+    pixels, channels = acc.shape
+    together = max(1, CHUNK // channels)
+    for chunk in prange((pixels + together - 1) // together):
+        for i in range(chunk * together, min(pixels, (chunk + 1) * together)):
+            for c in range(channels):
+                out[i, c] = np.float32(acc[i, c]) * scale[c] + offset[c]
 
 
 def act_codes(x, alpha, levels):
@@ -152,9 +155,9 @@ def act_codes(x, alpha, levels):
     return out
 
 
-def scale_in_place(acc, scale):
-    """`acc * scale` in float32, written over the int32 `acc` (contiguous); scale, float32 scalar tensor."""
+def scale_in_place(acc, scale, offset):
+    """`acc * scale + offset` in float32, written over the int32 `acc`, `[N, H, W, out]`; scale, offset, float32 `[out]`."""
     set_threads()
     out = acc.view(torch.float32)
-    _scale(acc.view(-1).numpy(), np.float32(scale), out.view(-1).numpy())
+    _scale(acc.flatten(0, 2).numpy(), scale.numpy(), offset.numpy(), out.flatten(0, 2).numpy())
     return out

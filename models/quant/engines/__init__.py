@@ -9,7 +9,7 @@ Contract. An engine is a module with
 
 and, where it has a faster way than `scaled` below,
 
-    scaled(prepared, a_codes, values, scale)       what that returns
+    scaled(prepared, a_codes, values, scale, offset)   what that returns
 
 `a_codes` is uint8 `[N, H, W, in]`, contiguous. `accumulate` returns integers `[G, N, H', W', out]`, `value(...)` says
 what they are worth. With q the ADC code of array t, digit z, slice k (`adc.transfer`):
@@ -101,17 +101,17 @@ def value(layer):
     return [2 * delta for delta, _ in layer.delta_groups]
 
 
-def scaled(engine, prepared, a_codes, values, scale):
-    """`float32(sum_g acc_g values_g) scale`, the sum in float64: float32 `[N, H', W', out]`.
+def scaled(engine, prepared, a_codes, values, scale, offset):
+    """`float32(sum_g acc_g values_g) scale + offset`, the sum in float64: float32 `[N, H', W', out]`.
 
-    Args: values, a float for each accumulator plane; scale, float32 scalar tensor.
+    Args: values, a float for each accumulator plane; scale, offset, float32 `[out]`.
     """
     if hasattr(engine, "scaled"):
-        return engine.scaled(prepared, a_codes, values, scale)
+        return engine.scaled(prepared, a_codes, values, scale, offset)
     acc = engine.accumulate(prepared, a_codes)
     if values == [1.0]:
-        return acc[0] * scale
-    return sum(plane.double() * value for plane, value in zip(acc, values)).float() * scale
+        return acc[0] * scale + offset
+    return sum(plane.double() * value for plane, value in zip(acc, values)).float() * scale + offset
 
 
 def accumulator_dtype(layer):

@@ -95,15 +95,18 @@ def accumulate(prepared, a_codes):
     return _simulate(prepared, a_codes)
 
 
-def scaled(prepared, a_codes, values, scale):
+def scaled(prepared, a_codes, values, scale, offset):
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up."""
     if prepared.layer.spec.adc_range == "ideal":
         acc = prepared.convolution(a_codes)
-        return fused_cpu.scale_in_place(acc, scale) if acc.dtype == torch.int32 else acc * scale
-    return _simulate(prepared, a_codes, np.array(values), np.float32(scale)).view(torch.float32)[0]
+        return fused_cpu.scale_in_place(acc, scale, offset) if acc.dtype == torch.int32 else acc * scale + offset
+    return _simulate(prepared, a_codes, np.array(values), scale.numpy(), offset.numpy()).view(torch.float32)[0]
 
 
-def _simulate(prepared, a_codes, values=np.empty(0), scale=np.float32(0)):
+NONE = np.empty(0, np.float32)
+
+
+def _simulate(prepared, a_codes, values=np.empty(0), scale=NONE, offset=NONE):
     """Accumulators; with `values` one plane, the bits of what `engines.scaled` returns."""
     layer = prepared.layer
     if layer.spec.adc_range == "ideal":
@@ -118,7 +121,7 @@ def _simulate(prepared, a_codes, values=np.empty(0), scale=np.float32(0)):
         planes = 1 if dynamic or len(values) else reads.shape.steps
         dtype = torch.int32 if len(values) else accumulator_dtype(layer)
         out = torch.empty(planes, len(a_codes), height, width, len(layer.w_codes), dtype=dtype)
-    target = dict(out=out.numpy(), values=values, scale=scale)
+    target = dict(out=out.numpy(), values=values, scale=scale, offset=offset)
     if dynamic:
         low, high = reads.ranges(a_codes, height, width)
         table, exact = reads.dynamic_adc(low, high)
@@ -504,29 +507,29 @@ def _items(images, height):
 
 
 def _run(reads, table, a_codes, height, width, op, exact, *, constant=None, out=None, values=np.empty(0),
-         scale=np.float32(0), extremes=None, counts=None, u_min=0):
+         scale=NONE, offset=NONE, extremes=None, counts=None, u_min=0):
     constant = np.zeros(reads.shape.groups, np.int64) if constant is None else constant
     out = np.empty((0, 0, 0, 0, 0), np.int32) if out is None else out
     extremes = np.empty((0, 0, 0, 0, 0, 0), np.int64) if extremes is None else extremes
     counts = np.empty((0, 0, 0, 0, 0), np.int64) if counts is None else counts
     _layer(reads.shape, reads.plan, table, a_codes.numpy(), height, width, _items(len(a_codes), height), op, exact,
-           constant, out, values, scale, extremes, counts, u_min)
+           constant, out, values, scale, offset, extremes, counts, u_min)
 
 
 @njit(cache=True, parallel=True)
-def _layer(shape, plan, table, codes, height, width, items, op, exact, constant, out, values, scale, extremes, counts,
-           u_min):
+def _layer(shape, plan, table, codes, height, width, items, op, exact, constant, out, values, scale, offset, extremes,
+           counts, u_min):
     bands = items // max(len(codes), 1)
     for item in prange(items):
         image, band = item // bands, item % bands
         first, last = height * band // bands, height * (band + 1) // bands
-        _band(shape, plan, table, codes, image, first, last, width, op, exact, constant, out, values, scale, extremes,
-              counts, u_min)
+        _band(shape, plan, table, codes, image, first, last, width, op, exact, constant, out, values, scale, offset,
+              extremes, counts, u_min)
 
 
 @njit(cache=True)
-def _band(shape, plan, table, codes, image, first, last, width, op, exact, constant, out, values, scale, extremes, counts,
-          u_min):
+def _band(shape, plan, table, codes, image, first, last, width, op, exact, constant, out, values, scale, offset,
+          extremes, counts, u_min):
     """All output pixels of one image in rows first..last - 1."""
     array_base, plane_stride, digit_start = plan.array_base, plan.plane_stride, plan.digit_start
     run_start, merged_start = plan.run_start, plan.merged_start
@@ -650,7 +653,7 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
                 if len(values):
                     target = out[0, image, y, x, o:o + shape.out_channels]
                     for c in range(shape.out_channels):
-                        target[c] = bits_of_float32(np.float32(total[c]) * scale)
+                        target[c] = bits_of_float32(np.float32(total[c]) * scale[o + c] + offset[o + c])
         if op == RANGES and not exact:
             for t in range(arrays):
                 for z in range(digits):
