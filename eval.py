@@ -424,14 +424,11 @@ class AdcRanges:
 
 def table(rows, of_all, kind):
     """The result as aligned text. rows: [(title, record), ...], that of the software first; kind: of the images."""
-    header = ["setting", "accuracy %", "difference", "changed", "images/s"]
-    lines = [header]
+    lines = [["setting", "accuracy %", "difference", "changed", "images/s"]]
     for title, r in rows:
         lines.append([title, f"{r['accuracy']:.2f}", f"{r['accuracy'] - r['software_accuracy']:+.2f}",
                       str(r["changed_predictions"]), f"{r['images_per_s']:.0f}"])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = [line[0].ljust(widths[0]) + "".join("  " + cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
-            for line in lines]
+    text = utils.aligned(lines)
     text.insert(1, "-" * len(text[0]))
     n, planes = rows[-1][1]["n_images"], rows[-1][1]["planes"]
     text.append((f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)")

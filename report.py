@@ -25,8 +25,7 @@ def table(layers):
                 str(s["slice"]), f"{s['reachable'][0]:g}..{s['reachable'][1]:g}", f"{s['seen'][0]:g}..{s['seen'][1]:g}",
                 f"{s['delta']:.4g}", f"{s['codes_used']:.0%}", f"{s['clipped']:.2%}", _db(s["sqnr_db"]),
                 _db(entry["output_sqnr_db"]) if first else ""])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines)
+    return "\n".join(utils.aligned(lines))
 
 
 def write_json(path, title, layers):

@@ -104,6 +104,12 @@ def run_main(main):
     sys.exit(code)
 
 
+def aligned(rows):
+    """The lines of a table of texts: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
 def one_line(error):
     """The text of an exception without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -623,11 +623,12 @@ def test_bf16_is_the_default_only_where_the_processor_has_it(monkeypatch):
 
 
 def test_script_takes_its_variables_as_flags(tmp_path):
-    (_, plain), (_, tuned) = script_calls(tmp_path, "fast", "--wbit", "2", "--abit", "3", "--wq", "sawb", "--dataset", "digits",
-                                          "--epochs", "4", "--lr", "0.3", "--cutout", "5")
-    assert (plain.wbit, plain.abit, plain.epochs, plain.lr, plain.cutout) == (32, 32, 8, 0.1, 5)
-    assert (tuned.wbit, tuned.abit, tuned.wq, tuned.epochs, tuned.lr, tuned.cutout) == (2, 3, "sawb", 4, 0.3, 5)
-    assert plain.dataset == tuned.dataset == "digits"
+    plain, tuned, last = script_calls(tmp_path, "fast", "--wbit", "2", "--abit", "3", "--wq", "sawb", "--dataset", "digits",
+                                      "--epochs", "4", "--last_epochs", "3", "--lr", "0.3", "--cutout", "5", "--seed", "7")
+    assert (plain.wbit, plain.abit, plain.epochs, plain.lr, plain.cutout) == (32, 32, 8, 0.1, 0)
+    assert (tuned.wbit, tuned.abit, tuned.wq, tuned.epochs, tuned.lr, tuned.cutout) == (2, 3, "sawb", 4, 0.3, 0)
+    assert (last.wbit, last.abit, last.wq, last.epochs, last.lr, last.cutout) == (2, 3, "sawb", 3, 0.3, 5)
+    assert {(call.dataset, call.seed) for call in (plain, tuned, last)} == {("digits", 7)}
     assert (plain.save_path, tuned.save_path) == ("save/digits_vgg7_quant_fast_w32a32", "save/digits_vgg7_quant_fast_w2a3_sawb")
 
 
@@ -647,22 +648,26 @@ def script_calls(folder, *flags):
     done = subprocess.run(["bash", str(folder / "vgg_cifar_quant.sh"), *flags], capture_output=True, text=True, check=True,
                           env=os.environ | {"PYTHON": str(stub)})
     calls = [call.splitlines() for call in done.stdout.strip().split("\n\n")]
-    assert [call[0] for call in calls] == ["train.py"] * 2
-    return [(call[1:], train.build_parser().parse_args(call[1:])) for call in calls]
+    assert {call[0] for call in calls} == {"train.py"}
+    return [train.build_parser().parse_args(call[1:]) for call in calls]
 
 
-@pytest.mark.parametrize("recipe, epochs", [([], (100, 100)), (["full"], (100, 100)), (["fast"], (8, 8))])
+@pytest.mark.parametrize("recipe, epochs", [([], [100, 100]), (["full"], [100, 100]), (["fast"], [8, 8, 16]),
+                                            (["fast", "--last_epochs", "0"], [8, 8])])
 def test_script_trains_without_and_then_with_quantizers(recipe, epochs, tmp_path):
-    (_, plain), (_, tuned) = script_calls(tmp_path, *recipe, "--seed", "3", "--data_path", "a folder")
-    assert (plain.wbit, plain.abit, tuned.wbit, tuned.abit, tuned.wq) == (32, 32, 4, 4, "dorefa")
-    assert tuned.fine_tune == f"{plain.save_path}/{train.BEST}" and plain.fine_tune is None
-    assert (plain.epochs, tuned.epochs) == epochs and plain.dataset == tuned.dataset == "cifar10"
-    assert (plain.seed, tuned.seed, plain.data_path, tuned.data_path) == (3, 3, "a folder", "a folder")
+    calls = script_calls(tmp_path, *recipe, "--seed", "3", "--data_path", "a folder")
+    assert [call.epochs for call in calls] == epochs
+    assert [(call.wbit, call.abit) for call in calls] == [(32, 32), *[(4, 4)] * (len(calls) - 1)]
+    assert calls[0].fine_tune is None
+    for before, call in zip(calls, calls[1:]):  # each starts from the one before it
+        assert call.wq == "dorefa" and call.fine_tune == f"{before.save_path}/{train.BEST}"
+    assert len({call.save_path for call in calls}) == len(calls)
+    assert {(call.seed, call.data_path, call.dataset) for call in calls} == {(3, "a folder", "cifar10")}
 
 
 def test_script_goes_on_where_it_was_stopped(tmp_path):
-    (_, plain), _ = script_calls(tmp_path, "fast")
+    plain, *_ = script_calls(tmp_path, "fast")
     (tmp_path / plain.save_path).mkdir(parents=True)
     (tmp_path / plain.save_path / train.CHECKPOINT).touch()
-    (_, plain), (_, tuned) = script_calls(tmp_path, "fast")
-    assert plain.resume == "" and tuned.resume is None and tuned.fine_tune
+    plain, *others = script_calls(tmp_path, "fast")
+    assert plain.resume == "" and all(call.resume is None and call.fine_tune for call in others)
