@@ -7,7 +7,7 @@ the whole test set. The software baseline is the same quantized network computed
 difference to it comes from the ADC.
 
 Written to --save_path (the checkpoint's folder unless given): results.jsonl, one line a setting, appended as soon as it
-is known; adc_ranges.json, the calibrated ranges of all settings, for --adc_ranges; report_<setting>.json and .png with
+is known; adc_ranges.json, the calibration of all settings, for --adc_ranges; report_<setting>.json and .png with
 --report; accuracy_over_adc_bits.png when several ADC precisions are given; eval.log. The bit-planes of the weights go to
 --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at with torch.load. To evaluate
 planes that you changed, copy the folder, edit the files, and pass --planes FOLDER.
@@ -72,8 +72,10 @@ def build_parser():
     group = parser.add_argument_group("calibration")
     hardware.add_calibration_flags(group)
     add = group.add_argument
-    add("--calib_images", type=utils.COUNT, default=256, help="training images that calibrate the ADC. Default %(default)s")
-    add("--adc_ranges", metavar="FILE", help="take the calibrated ranges from the adc_ranges.json of an earlier evaluation")
+    add("--calib_images", type=utils.COUNT, default=256, help="training images that calibrate the ADC; "
+        "the first 256, as one batch, also correct what it does to the outputs. Default %(default)s")
+    add("--adc_ranges", metavar="FILE", help="take the calibrated ranges, and their correction if it "
+        "holds one, from the adc_ranges.json of an earlier evaluation")
     add("--report", action="store_true", help="for every setting with calibrated or full ranges: what the ADC does to each "
         "layer and slice, as a table, a JSON file and a picture")
     add("--planes", metavar="DIR", help="take the cells from the bit_levels<i>_ideal.pt in DIR instead of the checkpoint")
@@ -147,8 +149,10 @@ def parse(argv):
     args.save_path = args.save_path or str(Path(args.resume).parent)
     settings = all_settings(args)
     useless = [name for name in given if name in (*hardware.CALIBRATION, "calib_images")]
-    if args.adc_ranges and useless and not args.report:
-        raise UserError(f"--{useless[0]} chooses ranges, and --adc_ranges takes them from a file: give one of them")
+    if args.report:  # compares rules and ranges for other ADC bits
+        useless = [name for name in useless if name == "adc_correct"]
+    if args.adc_ranges and useless:
+        raise UserError(f"--{useless[0]} is for calibration, and --adc_ranges takes its result from a file: give one of them")
     if args.report and not {"calibrated", "full"} & {setting.spec.adc_range for setting in settings}:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
     if args.planes and len({setting.spec.cell_bits for setting in settings}) > 1:

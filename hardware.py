@@ -40,8 +40,8 @@ def add_calibration_flags(group):
         "images; zero is always a code. minmax: the smallest range that covers all. percentile: the smallest that covers the "
         "middle 99.9 %% of those that are not zero. mse: the one of least squared error, weighed by significance and by the "
         "size of the read. Default mse")
-    group.add_argument("--adc_per", default="layer", choices=adc.PER, help="one calibrated range for all slices of a layer, or "
-                       "one for each slice. Default layer")
+    group.add_argument("--adc_per", default="layer", choices=adc.PER, help="one calibrated range for all slices of a layer, "
+                       "or one for each slice. Default layer")
     group.add_argument(
         "--adc_correct", default="channel", choices=("channel", "none"), help="channel: each output channel is scaled and "
         "shifted digitally, so that its mean and deviation on training images are those without ADC; batch norm takes both "

@@ -125,8 +125,8 @@ def build_parser():
     group = parser.add_argument_group("training through the ADC")
     group.add_argument("--adc_aware", action="store_true", help="the forward pass is that of simulated crossbars, bit for "
                        "bit; gradients go straight through the ADC. Start from a trained network with --fine_tune")
-    group.add_argument("--calib_steps", type=utils.COUNT, default=50, help="steps between calibrations of the ADC ranges, on "
-                       "64 training images; default %(default)s")
+    group.add_argument("--calib_steps", type=utils.COUNT, default=50, help="steps between calibrations of the ADC ranges and "
+                       "their correction, on 64 training images; default %(default)s")
     hardware.add_flags(group, several=False)
     hardware.add_calibration_flags(group)
 
@@ -134,7 +134,7 @@ def build_parser():
     add("--ngpu", type=int, help="0: CPU, 1: the GPU; default 1 where PyTorch finds a CUDA GPU")
     add("--amp", choices=("off", "bf16"), help="bf16: layers compute in bfloat16, in which the codes are exact; default "
         "bf16 where the processor has such arithmetic, else off")
-    add("--seed", type=utils.COUNT_OR_0, default=0, help="of initial weights, split, order and crops; default 0")
+    add("--seed", type=utils.COUNT_OR_0, default=0, help="of initial weights, split, order, crops and flips; default 0")
     add("--save_path", help="folder of the run, default save/<dataset>_<model>_w<wbit>a<abit>")
     add("--log_file", default="train.log", help="name of the log inside save_path, or a full path; default %(default)s")
     add("--save_minutes", type=utils.POSITIVE_OR_0, default=10, help="minutes between checkpoints inside an epoch, "

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Train a quantized VGG7 on CIFAR-10: first without quantizers, then with them from the weights of the first run, then, with
-# few epochs, once more from those of the second, on nearly all images and with a part of each covered.
+# Train a quantized VGG7 on CIFAR-10: first without quantizers, then with them, from the weights of the first run.
 #     bash vgg_cifar_quant.sh                   # the full recipe, for a GPU
-#     bash vgg_cifar_quant.sh fast              # with few epochs: two hours and a half on two cores with bfloat16
+#     bash vgg_cifar_quant.sh fast              # with few epochs: two hours and a half on two cores with bfloat16. A third
+#                                               # run goes on, on nearly all images and with a part of each covered
 # Started again, the script goes on where it was stopped. The variables below can be given as flags; other flags are passed
-# on to both runs:
-#     bash vgg_cifar_quant.sh fast              # the same with few epochs: an hour and a quarter on two cores with bfloat16
+# on to all runs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -42,13 +41,12 @@ wd=5e-4
 label_smoothing=0.1
 weight_clip=3  # weights stay within this many times their root mean square
 alpha_lr=0.01  # of the clipping levels of the activations, which start at those of least squared error
-cutout=8       # of the third run: side of the covered square in pixels
 
 more=() # other flags
 while [ $# -gt 0 ]; do
     case "$1" in
-    --model | --wbit | --abit | --wq | --dataset | --data_path | --float_epochs | --epochs | --last_epochs | --batch_size | --float_lr | --lr | \
-        --wd | --label_smoothing | --weight_clip | --alpha_lr | --cutout)
+    --model | --wbit | --abit | --wq | --dataset | --data_path | --float_epochs | --epochs | --last_epochs | --batch_size | \
+        --float_lr | --lr | --wd | --label_smoothing | --weight_clip | --alpha_lr)
         printf -v "${1#--}" %s "${2:?a value is missing behind $1}" && shift 2 ;;
     --save_path | --resume | --fine_tune | --evaluate)
         echo "error: this script chooses the folders and goes on by itself; for $1 call train.py" >&2 && exit 2 ;;
@@ -75,4 +73,4 @@ run "$float_save" "" --wbit 32 --abit 32 --epochs "$float_epochs" --lr "$float_l
 quantized=(--wbit "$wbit" --abit "$abit" --wq "$wq" --lr "$lr" --alpha_lr "$alpha_lr" --weight_clip "$weight_clip")
 run "$quant_save" "--fine_tune $float_save/model_best.pth.tar" "${quantized[@]}" --epochs "$epochs"
 [ "$last_epochs" = 0 ] || run "${quant_save}_last" "--fine_tune $quant_save/model_best.pth.tar" "${quantized[@]}" \
-    --epochs "$last_epochs" --schedule_type cosine --cutout "$cutout" --val_split 0.02
+    --epochs "$last_epochs" --schedule_type cosine --cutout 8 --val_split 0.02

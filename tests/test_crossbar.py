@@ -377,6 +377,54 @@ def test_a_lossless_adc_needs_no_correction():
         assert (layer.adc_gain == 1).all() and (layer.adc_offset == 0).all()
 
 
+def test_a_correction_counts_for_calibrated_ranges_alone():
+    """Loaded into a layer without an ADC it changes nothing; ranges that come without one drop it."""
+    model, x = network(CrossbarSpec(adc_bits=2, rows=32)), images(20)
+    calibrate(model, [x])
+    with without_adc(model):
+        wanted = outputs(model, x)
+    plain = copy.deepcopy(model.state_dict())
+    correct(model, x)
+    other = network(CrossbarSpec(adc_bits=2, rows=32, adc_range="ideal"))
+    other.load_state_dict(model.state_dict())
+    assert all(np.array_equal(y, wanted[name]) for name, y in outputs(other, x).items())
+    with pytest.raises(ValueError, match="belongs to calibrated ranges, not to adc_range 'ideal'"):
+        correct(other, x)
+    model.load_state_dict({key: value for key, value in plain.items() if not key.endswith(("gain", "offset"))}, strict=False)
+    assert all((layer.adc_gain == 1).all() and (layer.adc_offset == 0).all() for _, layer in crossbar_layers(model))
+
+
+@pytest.mark.parametrize("engine", ["reference", "numba"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gain_and_offset_of_a_layer_are_taken_behind_everything_else(engine, bias):
+    torch.manual_seed(0)
+    layer = QLinearDoreFa(40, 7, bias, spec=CrossbarSpec(adc_bits=3, rows=16), out_scale=0.3)
+    conv = Qconv2dDoreFa(8, 6, 3, groups=2, bias=bias, spec=CrossbarSpec(adc_bits=3, rows=16))
+    for module, x in ((layer, torch.rand(5, 40) * 10), (conv, torch.rand(2, 8, 5, 5) * 10)):
+        calibrate(module, [x])
+        gain, offset = torch.rand(len(module.weight)) + 0.5, torch.randn(len(module.weight))
+        with set_engine(engine), torch.no_grad():
+            y = module(x)
+            module.set_correction(gain, offset)
+            shape = -1, *[1] * (y.dim() - 2)
+            torch.testing.assert_close(module(x), gain.view(shape) * y + offset.view(shape), rtol=1e-5, atol=1e-5)
+            assert torch.equal(module.double()(x.double()).float(), module.float()(x))
+            assert module.half().adc_gain.dtype == torch.float32 and torch.equal(module.adc_gain, gain)
+            assert torch.isfinite(module(x.half())).all()
+
+
+def test_a_correction_that_makes_no_sense_is_refused():
+    model = network(CrossbarSpec(adc_bits=2, rows=32))
+    calibrate(model, [images()])
+    with pytest.raises(ValueError, match="no images to correct with"):
+        correct(model, images()[:0])
+    layer = crossbar_layers(model)[0][1]
+    correct(model, images(), {name: (100 * std, mean) for name, (std, mean) in correct(model, images()).items()})
+    assert all((layer.adc_gain == 2).all() for _, layer in crossbar_layers(model))  # more would be noise
+    with pytest.raises(ValueError, match="not a finite number"):
+        layer.set_correction(torch.ones(20), torch.full((20,), float("nan")))
+
+
 def test_a_channel_that_the_adc_makes_constant_keeps_its_mean():
     model = network(CrossbarSpec(adc_bits=1, rows=32))
     for _, layer in crossbar_layers(model):

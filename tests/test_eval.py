@@ -589,7 +589,8 @@ def refused(monkeypatch, capsys):
     (["--also", "--map 'conv"], "--also \"--map 'conv\": No closing quotation"),
     (["--report", "--adc_range", "ideal", "dynamic"], "--report describes frozen ranges"),
     (["--adc_ranges", "nowhere.json"], "cannot read nowhere.json: No such file"),
-    (["--adc_ranges", "nowhere.json", "--adc_calib", "mse"], "--adc_calib chooses ranges, and --adc_ranges takes them"),
+    (["--adc_ranges", "nowhere.json", "--report", "--adc_correct", "none"], "--adc_correct is for calibration"),
+    (["--adc_ranges", "nowhere.json", "--adc_calib", "mse"], "--adc_calib is for calibration, and --adc_ranges takes its"),
     (["--bogus"], "unrecognized arguments: --bogus"),
 ])
 def test_bad_flags(flags, words, refused, checkpoint):

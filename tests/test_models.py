@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import models
 from models import vgg
-from models.quant import (ADC_BUFFERS, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, calibrate, crossbar_layers,
-                          set_engine, set_spec)
+from models.quant import (ADC_BUFFERS, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, calibrate,
+                          crossbar_layers, set_engine, set_spec)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 two_engines = pytest.mark.skipif("numba" not in NAMES or not importlib.util.find_spec("numba"),

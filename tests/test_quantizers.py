@@ -204,16 +204,17 @@ def test_dorefa_gradient(bits):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("scale", [1e-3, 0.1, 5.0])
-def test_dorefa_in_one_pass_is_the_formula(scale, memory_format, monkeypatch):
+@pytest.mark.parametrize("scale, bits", [(1e-3, 4), (0.1, 1), (0.1, 4), (0.1, 8), (5.0, 4)])
+def test_dorefa_in_one_pass_is_the_formula(scale, bits, memory_format, monkeypatch):
     """The CPU's own loops give what PyTorch's operations give: every code, and the gradient to the last bits."""
-    x = (scale * torch.randn(40, 33, 3, 3, generator=torch.Generator().manual_seed(0))).to(memory_format=memory_format)
-    grad = torch.randn(40, 33, 3, 3, generator=torch.Generator().manual_seed(1))  # another order of memory than x's
+    shape = 80, 65, 3, 3  # several work items
+    x = (scale * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(memory_format=memory_format)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))  # another order of memory than x's
     found = []
     for can_run in (fused_cpu.can_run, lambda x: False):
         monkeypatch.setattr(fused_cpu, "can_run", can_run)
         leaf = x.clone().requires_grad_()
-        y = WQ(4).integers(leaf)
+        y = WQ(bits).integers(leaf)
         y.backward(grad)
         found.append((y.detach(), leaf.grad))
     assert torch.equal(found[0][0], found[1][0])

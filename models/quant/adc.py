@@ -180,7 +180,7 @@ RULES = {"minmax": minmax, "percentile": percentile, "mse": least_squares}
 PER = ("layer", "slice")
 
 
-def calibrated_ranges(histogram, layer, rule="mse", per="slice"):
+def calibrated_ranges(histogram, layer, rule="mse", per="layer"):
     """`(delta, q_min)` of each slice by a rule, one range for the whole layer or one for each slice.
 
     Args: histogram, counts of the reads `[digits, slices, u]`, bin i holding `u = layer.u_span[0] + i`; layer, a

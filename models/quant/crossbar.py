@@ -11,8 +11,7 @@ from .layers import Qconv2d, QLinear
 from .mapping import CrossbarSpec, Geometry, MappedLayer
 from .quantizers import act_codes
 
-RANGE_BUFFERS = ("adc_delta", "adc_q_min")
-ADC_BUFFERS = (*RANGE_BUFFERS, "adc_gain", "adc_offset")  # what the keys of a calibration end in
+ADC_BUFFERS = ("adc_delta", "adc_q_min", "adc_gain", "adc_offset")  # what the keys of ranges and correction end in
 
 _engine = "auto"
 
@@ -33,9 +32,9 @@ class _StraightThrough(torch.autograd.Function):
 class _Crossbar:
     """What both layers share: the spec, the ADC ranges and their correction as buffers, the mapped weights, the scaling.
 
-    `y = gain (s_a s_w sum A (2 W - L) + bias) + offset`, the sum taken by an engine read by read; gain 1 and offset 0
-    until `correct` sets them. In training mode the gradient is that of the quantized layer without arrays: straight
-    through the ADC.
+    `y = gain out_scale (s_a s_w sum A (2 W - L) + bias) + offset`, the sum taken by an engine read by read; gain 1 and
+    offset 0 until `correct` sets them, and with any adc_range but "calibrated". In training mode the gradient is that of
+    the quantized layer without arrays: straight through the ADC and its correction.
     """
 
     def _init_crossbar(self, spec):
@@ -71,13 +70,15 @@ class _Crossbar:
     def set_correction(self, gain, offset):
         """Set the digital `gain` and `offset` of each output channel, `[out]`, the offset in units of the output.
 
-        Raises: ValueError for another number of channels.
+        Raises: ValueError for another number of channels, or one that is not finite.
         """
         for values in (gain, offset):
             if values.shape != self.adc_gain.shape:
                 raise ValueError(f"a correction of shape {list(values.shape)} is given for {len(self.adc_gain)} channels")
-        self.adc_gain = gain.to(self.adc_gain)
-        self.adc_offset = offset.to(self.adc_offset)
+            if not values.isfinite().all():
+                raise ValueError("a gain or an offset of the correction is not a finite number")
+        self.adc_gain = gain.to(self.adc_gain, copy=True)
+        self.adc_offset = offset.to(self.adc_offset, copy=True)
 
     def set_codes(self, w_codes):
         """Use these weight codes (uint8, shape of the weight) in place of those of the weight."""
@@ -136,10 +137,12 @@ class _Crossbar:
         """The layer's output as the arrays give it; no gradient."""
         codes = self.a_codes(x)
         engine, layer, prepared, scale = self._prepare(x.device)
-        values, offset = engines.value(layer), self.adc_offset
+        values, gain, offset = engines.value(layer), self.adc_gain, self.adc_offset
+        if self.spec.adc_range != "calibrated":
+            gain, offset = torch.ones_like(gain), torch.zeros_like(offset)
         if self.bias is not None:
-            offset = offset + self.adc_gain * (self.bias.detach() * self.out_scale)
-        scale = scale * self.adc_gain.double()
+            offset = offset + gain * (self.bias.detach().float() * self.out_scale)
+        scale = scale * gain.double()
         if layer.spec.reference == "digital" and layer.spec.adc_range != "ideal":
             # In float64 the sum is exact wherever the ADC is, so that a lossless ADC equals the integer convolution.
             acc = engine.accumulate(prepared, codes)
@@ -189,16 +192,19 @@ class _Crossbar:
 
     def _apply(self, fn, recurse=True):
         self._prepared = None
-        delta = self.adc_delta
+        exact = {name: getattr(self, name) for name in ADC_BUFFERS}
         super()._apply(fn, recurse)
-        self.adc_delta = delta.to(self.adc_delta.device)  # float() and half() would move ties
+        for name, values in exact.items():  # in the type they have: half() would move ties
+            setattr(self, name, values.to(getattr(self, name).device))
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        for name in RANGE_BUFFERS:  # ranges take the length that the checkpoint's slices have
-            stored = state_dict.get(prefix + name)
-            if stored is not None and len(stored) == len(self.spec.slice_bits):
-                setattr(self, name, torch.empty_like(stored, device=getattr(self, name).device))
+        if prefix + "adc_delta" in state_dict:  # other ranges: a correction comes with them, or there is none
+            self.set_ranges([(0.0, 0)] * len(self.spec.slice_bits))
+        for name in ADC_BUFFERS:  # those made in inference mode cannot be written to
+            stored, own = state_dict.get(prefix + name), getattr(self, name)
+            if stored is not None and stored.shape == own.shape:
+                setattr(self, name, torch.empty_like(stored, device=own.device))
         self._prepared, self._w_codes = None, None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -371,6 +377,7 @@ def calibrate(model, batches, rule="mse", per="layer", histograms=None):
 
 
 CORRECTION_IMAGES = 256  # more change nothing that can be measured
+LARGEST_GAIN = 2.0  # what an ADC makes of a channel that needs more is mostly noise
 
 
 @torch.no_grad()
@@ -380,17 +387,22 @@ def correct(model, images, wanted=None):
     An ADC that clips or rounds to zero makes all outputs of a channel smaller, and shifts them: errors that they share,
     so that they do not average out in the layers behind. Each output channel gets `gain = s / s'` and
     `offset = m - gain m'`, with m, s the mean and deviation over images and pixels without ADCs, m', s' those of the
-    channel behind its ADC, in the network whose layers before it are corrected already. In hardware both disappear in the
-    scale and the bias of the batch norm. (The idea is that of bias correction, Nagel et al., arXiv 1906.04721, section
-    4.2, and of batch-norm statistics that are taken anew.)
+    channel behind its ADC, in the network whose layers before it are corrected already; the gain is at most 2.
+    In hardware both disappear in the scale and the bias of the batch norm. (The idea is that of bias correction, Nagel et
+    al., arXiv 1906.04721, section 4.2, and of batch-norm statistics that are taken anew.)
 
     Args:
         images: one batch of training inputs, on the model's device; all of them are in memory at a time.
         wanted: result of an earlier call for the same weights and images.
     Returns: `{layer name: (deviation, mean)}` without ADCs.
+    Raises: ValueError for no images, or layers whose ranges are not "calibrated".
     """
     layers = crossbar_layers(model)
+    if not len(images):
+        raise ValueError("no images to correct with")
     for _, layer in layers:
+        if layer.spec.adc_range != "calibrated":
+            raise ValueError(f"a correction belongs to calibrated ranges, not to adc_range {layer.spec.adc_range!r}")
         layer.set_correction(torch.ones_like(layer.adc_gain), torch.zeros_like(layer.adc_offset))
     if wanted is None:
         wanted = {}
@@ -399,7 +411,7 @@ def correct(model, images, wanted=None):
 
     def set_correction(name, layer, y):
         (std, mean), (adc_std, adc_mean) = wanted[name], _std_mean(y)
-        gain = torch.where(adc_std > 0, std / adc_std, 1.0)
+        gain = torch.where(adc_std > 0, std / adc_std, 1.0).clamp_max(LARGEST_GAIN)
         layer.set_correction(gain, mean - gain * adc_mean)
         return torch.addcmul(*(values.view(-1, *[1] * (y.dim() - 2)) for values in (layer.adc_offset, layer.adc_gain)), y)
 

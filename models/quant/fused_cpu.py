@@ -156,8 +156,10 @@ def act_codes(x, alpha, levels):
 
 
 def scale_in_place(acc, scale, offset):
-    """`acc * scale + offset` in float32, written over the int32 `acc`, `[N, H, W, out]`; scale, offset, float32 `[out]`."""
+    """`acc * scale + offset` in float32, written over the int32 `acc`, `[N, H, W, out]` and contiguous; scale, offset,
+    float32 `[out]`."""
     set_threads()
     out = acc.view(torch.float32)
-    _scale(acc.flatten(0, 2).numpy(), scale.numpy(), offset.numpy(), out.flatten(0, 2).numpy())
+    rows = -1, acc.shape[-1]
+    _scale(acc.view(rows).numpy(), scale.numpy(), offset.numpy(), out.view(rows).numpy())
     return out

@@ -6,6 +6,7 @@ nothing: integers up to 256 are exact in its 8-bit significand.
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from . import fused_cpu
 
@@ -33,6 +34,7 @@ class _PactCodes(torch.autograd.Function):
         return act_codes(x, alpha, levels).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, alpha = ctx.saved_tensors
         if fused_cpu.can_run(x):
@@ -60,6 +62,7 @@ class _DoReFaIntegers(torch.autograd.Function):
         return dorefa_position(t, largest, levels).round_().mul_(2).sub_(levels)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         t, factor = ctx.saved_tensors
         if t.dtype == torch.float32 and fused_cpu.can_run(t):
@@ -69,7 +72,7 @@ class _DoReFaIntegers(torch.autograd.Function):
 
 def largest_size(t):
     """`max|t|`, never 0 and so large that its inverse is finite."""
-    return torch.linalg.vector_norm(t, float("inf")).clamp_min(2.0**-100)
+    return torch.linalg.vector_norm(t, float("inf")).clamp_min(max(2.0**-100, torch.finfo(t.dtype).tiny))
 
 
 def dorefa_position(t, largest, levels):
