@@ -22,10 +22,11 @@ Go on with the ADC of 1-bit cells and 3 bits in the forward pass:
 Only measure a checkpoint on the test images:
     python train.py --evaluate --resume save/cifar10_w4a4/model_best.pth.tar
 
-Files in --save_path: model_best.pth.tar (the epoch with the best validation accuracy; what eval.py reads),
+Files in --save_path: model_best.pth.tar (the epoch with the lowest validation loss; what eval.py reads),
 checkpoint.pth.tar (what --resume reads), train.log, and events for `tensorboard --logdir save`.
 
-A part of the training images (--val_split) chooses the best epoch. The test images are used once, at the end.
+A part of the training images (--val_split) chooses the best epoch, by the loss: among few images an accuracy is mostly
+chance. The test images are used once, at the end.
 """
 
 import argparse
@@ -351,7 +352,7 @@ class Run:
         self.steps = datasets.steps_per_epoch(len(self.train_x), args.batch_size)  # in an epoch
         self.epoch = self.step = 0  # complete epochs, and complete steps of the epoch under way
         self.meter = utils.Meter(device)  # of the epoch under way
-        self.best_acc = self.test_acc = None  # percent
+        self.best_acc = self.test_acc = None  # percent; best_acc, validation accuracy of the best epoch
         self.history = []  # a dict for every complete epoch
         self.stop = utils.StopRequest()
 
@@ -500,13 +501,12 @@ class Run:
         self.bar.set_postfix(loss=f"{train_loss:.3f}", acc=f"{train_acc:.1f}%")
         self.log.info(f"{text}  lr {self.optimizer.param_groups[0]['lr']:.4g}  {self.rate:.0f} images/s")
         self.write_summaries(row)
+        # On a tie the later epoch wins: its learning rate was lower. Without a validation split, every epoch does.
+        best = all(row["val_loss"] <= other["val_loss"] for other in self.history) if len(self.val_x) else True
         self.history.append(row)
         self.epoch, self.step, self.meter = self.epoch + 1, 0, utils.Meter(self.device)
-        # On a tie the later epoch wins: its learning rate was lower. Written before checkpoint.pth.tar: if the process
-        # dies between the two, the resumed run repeats the epoch and writes the same weights again.
-        accuracy = row.get("val_acc")
-        if self.best_acc is None or accuracy >= self.best_acc:  # without a validation split, every epoch
-            self.best_acc = accuracy
+        if best:  # written before checkpoint.pth.tar: a run that dies between the two repeats the epoch and writes it again
+            self.best_acc = row.get("val_acc")
             utils.save_checkpoint(self.folder / BEST, self.weights())
         self.save()
 

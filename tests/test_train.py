@@ -174,9 +174,18 @@ def test_files_of_a_run(finished):
     assert "seed 0" in log and log.count("validation") >= 3 and "test accuracy" in log
     best, last = (utils.load_checkpoint(finished / f) for f in ("model_best.pth.tar", "checkpoint.pth.tar"))
     assert best["config"]["wbit"] == 4 and best["data"]["classes"] == [str(i) for i in range(10)]
-    accuracies = [row["val_acc"] for row in last["history"]]
-    assert best["best_acc"] == max(accuracies) == last["best_acc"]
-    assert best["epoch"] == max(row["epoch"] for row in last["history"] if row["val_acc"] == max(accuracies))
+    lowest = min(row["val_loss"] for row in last["history"])
+    chosen = [row for row in last["history"] if row["val_loss"] == lowest][-1]
+    assert (best["epoch"], best["best_acc"]) == (chosen["epoch"], chosen["val_acc"]) and last["best_acc"] == chosen["val_acc"]
+
+
+def test_the_epoch_of_lowest_validation_loss_is_kept(tmp_path, monkeypatch):
+    """Whatever its accuracy; of equal ones the later."""
+    losses = iter([(0.5, 90.0), (0.3, 80.0), (0.3, 70.0), (0.4, 95.0), (9.9, 1.0)])
+    monkeypatch.setattr(train, "evaluate", lambda *args, **options: next(losses))
+    quick(tmp_path, "--epochs", "4")
+    best = utils.load_checkpoint(tmp_path / train.BEST)
+    assert (best["epoch"], best["best_acc"]) == (3, 70.0)
 
 
 def test_tensorboard_events(finished):
