@@ -38,8 +38,8 @@ def add_calibration_flags(group):
     group.add_argument(
         "--adc_calib", default="mse", choices=adc.RULES, help="how a calibrated range follows from the reads of training "
         "images; zero is always a code. minmax: the smallest range that covers all. percentile: the smallest that covers the "
-        "middle 99.9 %% of those that are not zero. mse: the one of least squared error, weighed by significance and by the "
-        "size of the read. Default mse")
+        "middle 99.9 %% of those that are not zero. mse: the one of least squared error, weighed by significance, meant for "
+        "--adc_correct channel. Default mse")
     group.add_argument("--adc_per", default="layer", choices=adc.PER, help="one calibrated range for all slices of a layer, "
                        "or one for each slice. Default layer")
     group.add_argument(

@@ -154,13 +154,11 @@ def cost(counts, layer, delta, q_min, adc_bits):
     """Expected squared error of an output divided by the arrays, from its definition, in plain loops."""
     total, bias = 0.0, 0.0
     reads = counts[0, 0].sum()
-    share = {(z, k, i): 4.0 ** (z + k) * counts[z, k, i] for z, k, i in np.argwhere(counts) if i != 20}
-    mean = sum(part * abs(i - 20) / 2 for (z, k, i), part in share.items()) / sum(share.values()) if share else 1
     for z, k, i in np.argwhere(counts):
         v = (i - 20) / 2
         q = min(max(round(Fraction(v) / Fraction(delta)), q_min), q_min + 2**adc_bits - 1)
         error = (delta * q - v) * counts[z, k, i] / reads
-        total += 4.0 ** (z + k) * abs(v) / mean * (delta * q - v) ** 2 * counts[z, k, i] / reads
+        total += 4.0 ** (z + k) * (delta * q - v) ** 2 * counts[z, k, i] / reads
         bias += 2.0 ** (z + k) * error
     return total + len(layer.arrays) * bias**2
 

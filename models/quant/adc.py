@@ -77,7 +77,6 @@ class Reads:
         count: how often each was seen.
         square, linear: mean over (output, array) of `sum 4^s` and `sum 2^s` over the reads of this value, where
             `2^s = 2^(d z + c k)` is what the shift-add multiplies the read of digit z and slice k with.
-        weight: `square |v|` over its mean, `square |v| sum square / sum square |v|`: what `cost` weighs squared errors with.
         arrays: T, how many arrays an output sums.
         unit: spacing of `v`: all of them are multiples of it.
     """
@@ -94,18 +93,15 @@ class Reads:
         self.count = counts.sum(axis=(0, 1))[seen]
         self.square = (counts * scale**2).sum(axis=(0, 1))[seen] / outputs
         self.linear = (counts * scale).sum(axis=(0, 1))[seen] / outputs
-        large = self.square * np.abs(self.v)
-        self.weight = large * (self.square.sum() / large.sum()) if len(large) else large
 
     def cost(self, delta, q_min, adc_bits):
-        """What an ADC costs: `sum weight e^2 + T (sum linear e)^2` with `e = delta q - v`. Zero for an exact ADC.
+        """What an ADC costs: `sum square e^2 + T (sum linear e)^2` with `e = delta q - v`. Zero for an exact ADC.
 
-        The first term is the squared error of an output, divided by T, whose reads err independently, but for the factor
-        |v|: large reads meet in few outputs, the large ones, and those are what is left behind the ReLU. Plain squared
-        errors would clip them for the sake of the many small ones. The second term is the mean error, which arrays add up.
+        The first term is the squared error of an output, divided by T, whose reads err independently; the second is its
+        mean error, which arrays add up.
         """
         e = delta * transfer(self.v, 1.0, delta, q_min, adc_bits) - self.v
-        return float(self.weight @ e**2 + self.arrays * (self.linear @ e) ** 2)
+        return float(self.square @ e**2 + self.arrays * (self.linear @ e) ** 2)
 
 
 def minmax(reads, adc_bits):
@@ -151,14 +147,14 @@ def least_squares(reads, adc_bits):
 
 
 def _errors(reads, sign, delta, codes):
-    """`sum weight e^2` and `sum linear e |v| / v` over the reads of one sign, `[delta, j]`; j = 0..codes, the largest code.
+    """`sum square e^2` and `sum linear e |v| / v` over the reads of one sign, `[delta, j]`; j = 0..codes, the largest code.
 
     Reads up to `(j + 1/2) delta` are rounded (a tie goes to j if j is even), those beyond become j: their squared error
     is the parabola `(delta j - |v|)^2`, so sums over the reads up to each value, and from it on, are all that is needed.
     """
     side = reads.v * sign > 0
     order = np.argsort(np.abs(reads.v[side]))
-    size, weight, linear = (part[side][order] for part in (np.abs(reads.v), reads.weight, reads.linear))
+    size, square, linear = (part[side][order] for part in (np.abs(reads.v), reads.square, reads.linear))
     error = delta * np.rint(size / delta) - size
     j = np.arange(codes + 1)
     edge = (j + 0.5) * delta
@@ -171,8 +167,8 @@ def _errors(reads, sign, delta, codes):
         return np.append(np.cumsum(part[::-1])[::-1], 0.0)[rounded]
 
     level = delta * j
-    clipped = level**2 * beyond(weight) - 2 * level * beyond(weight * size) + beyond(weight * size**2)
-    return (up_to(weight * error**2) + clipped,
+    clipped = level**2 * beyond(square) - 2 * level * beyond(square * size) + beyond(square * size**2)
+    return (up_to(square * error**2) + clipped,
             up_to(linear * error) + level * beyond(linear) - beyond(linear * size))
 
 
