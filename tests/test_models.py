@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import models
 from models import vgg
 from models.quant import (ADC_BUFFERS, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, calibrate,
-                          crossbar_layers, set_engine, set_spec)
+                          correct, crossbar_layers, set_engine, set_spec)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 two_engines = pytest.mark.skipif("numba" not in NAMES or not importlib.util.find_spec("numba"),
@@ -256,6 +256,7 @@ def test_narrower_adc_is_farther_from_the_software_network(tiny):
     for adc_bits in (2, 4, 6, 8):
         model = tiny(spec=CrossbarSpec(adc_bits=adc_bits, rows=128))
         calibrate(model, [x])
+        correct(model, x)
         with torch.no_grad():
             errors.append(float((model(x) - training(x)).abs().mean()))
     assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[3] < 1e-4

@@ -15,6 +15,13 @@ from .engines.simd import bits_of_float32, float32_from_bits, set_threads
 CHUNK = 2**14  # elements of one work item
 
 
+@njit(forceinline=True, cache=True)
+def _part(array, chunk):
+    """The elements of one work item. A loop over them from 0 on is one that LLVM vectorises: in one that starts at
+    `chunk * CHUNK`, Numba allows for indices below zero."""
+    return array[chunk * CHUNK:(chunk + 1) * CHUNK]
+
+
 def _widen(value):
     """float32 of an element: of a float32 itself, of the bits of a bfloat16."""
 
@@ -45,8 +52,9 @@ def _(array, i, value):
 @njit(cache=True, parallel=True)
 def _pact_forward(x, alpha, scale, out):
     for chunk in prange((x.size + CHUNK - 1) // CHUNK):
-        for i in range(chunk * CHUNK, min(x.size, (chunk + 1) * CHUNK)):
-            _store(out, i, np.rint(min(max(_widen(x[i]), np.float32(0)), alpha) * scale))
+        source, target = _part(x, chunk), _part(out, chunk)
+        for i in range(len(source)):
+            _store(target, i, np.rint(min(max(_widen(source[i]), np.float32(0)), alpha) * scale))
 
 
 # "reassoc" lets LLVM sum in vector lanes, eight times faster; the order stays the same from call to call.
@@ -54,26 +62,29 @@ def _pact_forward(x, alpha, scale, out):
 def _pact_backward(x, grad, alpha, scale, grad_x, sums):
     for chunk in prange(len(sums)):
         total = np.float32(0)
-        for i in range(chunk * CHUNK, min(x.size, (chunk + 1) * CHUNK)):
-            value, g = _widen(x[i]), _widen(grad[i]) * scale
+        source, grads, target = _part(x, chunk), _part(grad, chunk), _part(grad_x, chunk)
+        for i in range(len(source)):
+            value, g = _widen(source[i]), _widen(grads[i]) * scale
             above = value >= alpha
             total += g if above else np.float32(0)
-            _store(grad_x, i, g if value > 0 and not above else np.float32(0))
+            _store(target, i, g if value > 0 and not above else np.float32(0))
         sums[chunk] = total
 
 
 @njit(cache=True, parallel=True)
 def _dorefa_forward(t, twice_largest, levels, out):
     for chunk in prange((t.size + CHUNK - 1) // CHUNK):
-        for i in range(chunk * CHUNK, min(t.size, (chunk + 1) * CHUNK)):
-            out[i] = np.float32(2) * np.rint((t[i] / twice_largest + np.float32(0.5)) * levels) - levels
+        source, target = _part(t, chunk), _part(out, chunk)
+        for i in range(len(source)):
+            target[i] = np.float32(2) * np.rint((source[i] / twice_largest + np.float32(0.5)) * levels) - levels
 
 
 @njit(cache=True, parallel=True)
 def _dorefa_backward(t, grad, factor, out):
     for chunk in prange((t.size + CHUNK - 1) // CHUNK):
-        for i in range(chunk * CHUNK, min(t.size, (chunk + 1) * CHUNK)):
-            out[i] = grad[i] * factor * (np.float32(1) - t[i] * t[i])
+        source, grads, target = _part(t, chunk), _part(grad, chunk), _part(out, chunk)
+        for i in range(len(source)):
+            target[i] = grads[i] * factor * (np.float32(1) - source[i] * source[i])
 
 
 def _elements(x):
@@ -132,8 +143,9 @@ def dorefa_backward(t, grad, factor):
 @njit(cache=True, parallel=True)
 def _codes(x, alpha, scale, out):
     for chunk in prange((x.size + CHUNK - 1) // CHUNK):
-        for i in range(chunk * CHUNK, min(x.size, (chunk + 1) * CHUNK)):
-            out[i] = np.uint8(np.int32(np.rint(min(max(x[i], np.float32(0)), alpha) * scale)))
+        source, target = _part(x, chunk), _part(out, chunk)
+        for i in range(len(source)):
+            target[i] = np.uint8(np.int32(np.rint(min(max(source[i], np.float32(0)), alpha) * scale)))
 
 
 @njit(cache=True, parallel=True)

@@ -78,14 +78,14 @@ class Qconv2d(_Quantized, nn.Conv2d):
             return self._operation(x.double(), weight.double()).float() * scale
         weight = weight.permute(2, 3, 1, 0).flatten(0, 2).double()
         geometry = Geometry(self.stride, dilation=self.dilation)
-        x = F.pad(x, self._reversed_padding_repeated_twice).permute(0, 2, 3, 1).contiguous()
+        x = F.pad(x, self._reversed_padding_repeated_twice).permute(0, 2, 3, 1).contiguous().double()
         size = geometry.output_size(*x.shape[1:3], self.kernel_size)
         y = torch.empty(len(x), *size, self.out_channels, device=x.device)
         images = 2 if x.device.type == "cpu" else max(1, len(x))
         for first in range(0, len(x), images):
-            part = patches(x[first:first + images], self.kernel_size, size, self.stride, self.dilation)
-            rows = part.double().reshape(-1, len(weight))
-            y[first:first + images] = ((rows @ weight).float() * scale).view(-1, *y.shape[1:])
+            rows = patches(x[first:first + images], self.kernel_size, size, self.stride, self.dilation)
+            y[first:first + images] = (rows.reshape(-1, len(weight)) @ weight).view(-1, *y.shape[1:])
+            y[first:first + images] *= scale
         return y.permute(0, 3, 1, 2)
 
 
