@@ -786,6 +786,19 @@ def _add_rows(at, cells, r, p0, p1, p2, p3):
 
 
 @njit(forceinline=True, cache=True)
+def _add_few_rows(at, cells, r, p0, p1, p2):
+    """As `_add_rows`, for the last `TURN / 2` entries or fewer: (carry of eights, p0, p1, p2)."""
+    two_a, a = _full_add(_row(at, cells, r), _row(at, cells, r + 1), _row(at, cells, r + 2))
+    two_b, b = _full_add(_row(at, cells, r + 3), _row(at, cells, r + 4), _row(at, cells, r + 5))
+    two_c, a = _full_add(a, b, _row(at, cells, r + 6))
+    two_d, p0 = _full_add(a, _row(at, cells, r + 7), p0)
+    four_a, a = _full_add(two_a, two_b, two_c)
+    four_b, p1 = _full_add(a, two_d, p1)
+    carry, p2 = _full_add(four_a, four_b, p2)
+    return carry, p0, p1, p2
+
+
+@njit(forceinline=True, cache=True)
 def _count(shape, at, base, plane_stride, bit, bit_end, used):
     """P of one block in bit planes: `P = sum_i sum_s 2^(i + s) (cells' bit s of the rows active in input bit i)`.
 
@@ -810,9 +823,15 @@ def _count(shape, at, base, plane_stride, bit, bit_end, used):
                 p3, p4, p5 = (load(at.planes, low + 3 * LANES), load(at.planes, low + 4 * LANES),
                               load(at.planes, low + 5 * LANES))
                 p6 = load(at.planes, low + 6 * LANES)
-            first = int64_at(at.row_at, i)
-            for r in range(first, first + int64_at(at.row_count, i), TURN):
-                carry, p0, p1, p2, p3 = _add_rows(at, cells, r, p0, p1, p2, p3)
+            r = int64_at(at.row_at, i)
+            end = r + int64_at(at.row_count, i)
+            while r < end:
+                if end - r > TURN // 2:
+                    carry, p0, p1, p2, p3 = _add_rows(at, cells, r, p0, p1, p2, p3)
+                else:
+                    carry, p0, p1, p2 = _add_few_rows(at, cells, r, p0, p1, p2)
+                    carry, p3 = p3 & carry, p3 ^ carry
+                r += TURN
                 carry, p4 = p4 & carry, p4 ^ carry
                 carry, p5 = p5 & carry, p5 ^ carry
                 carry, p6 = p6 & carry, p6 ^ carry
