@@ -9,8 +9,8 @@ fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 source .venv/bin/activate
 # pip finds out in a second that nothing is missing, but needs the network for it; so remember what was installed.
-if ! cmp -s "$1" ".venv/installed-$1"; then
+if ! cat requirements*.txt | cmp -s - ".venv/installed-$1"; then # one file includes the other
   echo "installing $1 into .venv"
   python -m pip install --quiet --disable-pip-version-check -r "$1"
-  cp "$1" ".venv/installed-$1"
+  cat requirements*.txt > ".venv/installed-$1"
 fi

@@ -148,12 +148,16 @@ def parse(argv):
         raise UserError(f"{args.resume} was trained on {args.dataset}: choose --dataset {', '.join(datasets.DATASETS)}")
     args.save_path = args.save_path or str(Path(args.resume).parent)
     settings = all_settings(args)
+    adc_ranges = {setting.spec.adc_range for setting in settings}
     useless = [name for name in given if name in (*hardware.CALIBRATION, "calib_images")]
     if args.report:  # compares rules and ranges for other ADC bits
         useless = [name for name in useless if name == "adc_correct"]
     if args.adc_ranges and useless:
         raise UserError(f"--{useless[0]} is for calibration, and --adc_ranges takes its result from a file: give one of them")
-    if args.report and not {"calibrated", "full"} & {setting.spec.adc_range for setting in settings}:
+    useless += ["adc_ranges"] if args.adc_ranges else []
+    if useless and "calibrated" not in adc_ranges:
+        raise UserError(f"--{useless[0]} is for calibrated ranges: add --adc_range calibrated")
+    if args.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
     if args.planes and len({setting.spec.cell_bits for setting in settings}) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
@@ -200,10 +204,10 @@ class Evaluation:
             with contextlib.suppress(UserError):
                 self.ranges.read(Path(args.save_path, "adc_ranges.json"))
         data = checkpoint.get("data") if checkpoint.get("format") == utils.CHECKPOINT_FORMAT else None
-        self.stats = (data["mean"], data["std"]) if data else None
+        self.stats, self.trained_on = (data["mean"], data["std"]) if data else None, data
         if args.validation:
             config = checkpoint["config"]
-            if not config.get("val_split"):
+            if not (data and config.get("val_split")):
                 raise UserError(f"--validation: {args.resume} was trained without validation images")
             if args.dataset != config["dataset"]:
                 raise UserError(f"--validation: {args.resume} was trained on {config['dataset']}, not {args.dataset}")
@@ -246,7 +250,9 @@ class Evaluation:
         order = torch.randperm(len(data.train_x), generator=torch.Generator().set_state(pick))
         images, labels, self.kind = data.test_x, data.test_y, "test images"
         if args.validation:
-            _, held = datasets.training_split(data.train_y, *self.split)
+            train, held = datasets.training_split(data.train_y, *self.split)
+            if (len(train), list(data.classes)) != (self.trained_on["train_images"], self.trained_on["classes"]):
+                raise UserError(f"--validation: {args.resume} was trained on other images than those in {args.data_path}")
             images, labels, self.kind = data.train_x[held], data.train_y[held], "validation images"
             order = order[~torch.isin(order, held)]
         self.calibration = data.train_x[order[:args.calib_images]].to(self.device)
@@ -337,7 +343,7 @@ class Evaluation:
 
     def _restore_ranges(self, setting):
         for name, layer in quant.crossbar_layers(self.nets[setting.map]):
-            found = self.ranges.of(setting.spec, name, layer)
+            found = self.ranges.of(setting.spec, name, self.planes[name] if self.planes else layer.w_codes())
             if found is None:
                 raise UserError(f"{self.args.adc_ranges} has no ranges of {name} with these weights for {setting}; "
                                 "calibrate it without --adc_ranges")
@@ -416,10 +422,10 @@ class AdcRanges:
                 entry["layers"][name] |= {"gain": [float(f"{x:.9g}") for x in layer.adc_gain.tolist()],
                                           "offset": [float(f"{x:.9g}") for x in layer.adc_offset.tolist()]}
 
-    def of(self, spec, name, layer):
-        """What is kept of a layer, or None where there is nothing for its weights on this hardware."""
+    def of(self, spec, name, w_codes):
+        """What is kept of a layer, or None where there is nothing for these weight codes on this hardware."""
         found = self.entries.get(self._key(spec), {"layers": {}})["layers"].get(name)
-        return found if found and found["sha256"] == quant.sha256(layer.w_codes().cpu()) else None
+        return found if found and found["sha256"] == quant.sha256(w_codes.cpu()) else None
 
     def write(self, path):
         text = json.dumps({"ranges": list(self.entries.values())})

@@ -45,7 +45,7 @@ def add_calibration_flags(group):
     group.add_argument(
         "--adc_correct", default="channel", choices=("channel", "none"), help="channel: each output channel is scaled and "
         "shifted digitally, so that its mean and deviation on training images are those without ADC; batch norm takes both "
-        "in. none: ranges alone. Default channel")
+        "in. none: ranges alone, for which the rule mse is a poor choice. Default channel")
 
 
 def combinations(args, w_bits, a_bits, adc_ranges):

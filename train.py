@@ -199,6 +199,8 @@ def parse(argv):
         raise UserError("--alpha_init fit needs the trained network of --fine_tune")
     if args.schedule_type == "step" and not args.schedule:
         raise UserError("--schedule_type step needs --schedule and --gammas")
+    if args.resume and args.overwrite:
+        raise UserError("--overwrite starts anew, and --resume goes on: give one of them")
     if not (args.resume or args.overwrite) and any(Path(args.save_path, file).exists() for file in (CHECKPOINT, BEST)):
         raise UserError(f"{args.save_path} holds a run: continue it with --resume, start anew with --overwrite, or choose "
                         "another --save_path")
@@ -422,6 +424,8 @@ class Run:
                         dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 60)
         try:
             with self.stop, self.bar, self.writer:
+                if not done:  # from here on a run that dies can go on
+                    self.save()
                 while self.epoch < args.epochs:
                     self.train_epoch()
                     self.end_epoch()

@@ -44,11 +44,12 @@ alpha_lr=0.01  # of the clipping levels of the activations, which start at those
 
 more=() # other flags
 while [ $# -gt 0 ]; do
+    case "$1" in --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;; esac
     case "$1" in
     --model | --wbit | --abit | --wq | --dataset | --data_path | --float_epochs | --epochs | --last_epochs | --batch_size | \
         --float_lr | --lr | --wd | --label_smoothing | --weight_clip | --alpha_lr)
         printf -v "${1#--}" %s "${2:?a value is missing behind $1}" && shift 2 ;;
-    --save_path | --resume | --fine_tune | --evaluate)
+    --save_path | --resume | --fine_tune | --evaluate | --overwrite)
         echo "error: this script chooses the folders and goes on by itself; for $1 call train.py" >&2 && exit 2 ;;
     *) more+=("$1") && shift ;;
     esac

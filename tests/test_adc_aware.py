@@ -8,7 +8,7 @@ from torch import nn
 
 import datasets
 from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate, collect_histograms,
-                          crossbar_layers)
+                          crossbar_layers, set_engine)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,6 +64,25 @@ def test_coarse_adc_forward_gives_the_simulation_and_backward_passes_it_by(kind,
         assert torch.equal(a, b)
     with torch.no_grad():  # in training mode without gradients, and in evaluation
         assert torch.equal(crossbar(x), y) and torch.equal(crossbar.eval()(x), y)
+
+
+@pytest.mark.parametrize("hardware", [
+    dict(reference="digital"), dict(a_bits=8, adc_range="ideal"), dict(a_bits=8, adc_bits=8, rows=32), dict(reference="analog")])
+@pytest.mark.parametrize("engine", ["reference", "numba"])
+def test_autocast_does_not_round_the_simulation(engine, hardware):
+    """Sums of codes are computed in float32 by some engines, which autocast would turn into bfloat16."""
+    torch.manual_seed(0)
+    spec = CrossbarSpec(**{"adc_bits": 5, "rows": 32} | hardware)
+    layer = Qconv2dDoreFa(64, 16, 3, groups=2, spec=spec, alpha_init=0.8).train()
+    x = torch.rand(2, 64, 6, 6)
+    with set_engine(engine):
+        with torch.autocast("cpu", torch.bfloat16):
+            calibrate(layer, [x])
+            ranges = layer.adc_delta.tolist()
+            found = layer(x)
+        calibrate(layer, [x])
+        assert layer.adc_delta.tolist() == ranges
+        assert torch.equal(found, layer(x).to(found.dtype))
 
 
 @pytest.mark.parametrize("fused", [False, True])  # the fused form leaves no trace in the version of a tensor

@@ -88,7 +88,8 @@ def run(monkeypatch, capsys):
 
         monkeypatch.setattr(evaluation.Evaluation, "_record", spy)
         capsys.readouterr()
-        calibration = [] if "--adc_ranges" in flags else CALIBRATION
+        calibrated = "--adc_range" not in flags or "calibrated" in flags or "--also" in flags
+        calibration = CALIBRATION if calibrated and "--adc_ranges" not in flags else []
         assert evaluation.main(["--resume", checkpoint, *FAST, *calibration, *flags]) == 0
         monkeypatch.setattr(evaluation.Evaluation, "_record", record)
         return results(folder)[before:], predictions, capsys.readouterr().out
@@ -259,17 +260,21 @@ def test_validation_images_are_those_that_training_held_out(run, refused, tmp_pa
         seen.append(x), real(x, mean, std))[1])
     seen = []
     split = dict(val_split=0.2, seed=3, limit_train=300)
-    path = save(tmp_path / "a.pth.tar", network(), **split)
     args = train.build_parser().parse_args(["--save_path", str(tmp_path / "run"), "--batch_size", "20", "--epochs", "1",
                                             "--lr", "0.1", "--val_split", "0.2", "--seed", "3", "--limit_train", "300"])
     train.fill_defaults(args)
     data = load_digits()
-    held = train.Run(args, network(), data, torch.device("cpu"), None).val_x
+    trained = train.Run(args, network(), data, torch.device("cpu"), None)
+    held, facts = trained.val_x, trained.data_facts()
+    path = save(tmp_path / "a.pth.tar", network(), {"data": facts}, **split)
     records, _, text = run(path, "--validation", "--adc_range", "full", "--limit", "1000")
     assert "60 validation images\n" in text and [r["n_images"] for r in records] == [60, 60]
     assert all(r["validation"] for r in records) and torch.equal(seen[1], held)  # seen[0] is one image, to warm up
     refused(["--resume", save(tmp_path / "b.pth.tar", network()), "--validation"], "was trained without validation images")
     refused(["--resume", path, "--validation", "--dataset", "cifar10"], "was trained on digits, not cifar10")
+    other = save(tmp_path / "c.pth.tar", network(), {"data": facts | {"train_images": 241}}, **split)
+    with pytest.raises(utils.UserError, match="was trained on other images than those in ./data"):
+        evaluation.main(["--resume", other, *FAST, "--validation"])
 
 
 def test_an_adc_aware_checkpoint_says_what_it_was_trained_for(run, tmp_path):
@@ -473,7 +478,7 @@ def planes(run, checkpoint):
     return Path("planes")
 
 
-def test_edited_planes(run, checkpoint, planes):
+def test_edited_planes(run, refused, checkpoint, planes):
     flags = ["--cellBit", "2", "--adc_prec", "4", "3", "--map", "conv", "all"]
     expected = run(checkpoint, *flags)[1]
     stored = folder_state("prob/vgg7_quant_eval_w4_c2")
@@ -490,6 +495,14 @@ def test_edited_planes(run, checkpoint, planes):
     for edited, plain in zip(predictions[1:], expected[1:], strict=True):
         assert not torch.equal(edited, plain)
     assert folder_state("prob/vgg7_quant_eval_w4_c2") == stored  # edited cells are not stored as those of the weights
+
+    # Their ranges can be used again; those of other cells are refused before anything is evaluated.
+    os.replace("save/adc_ranges.json", "ranges.json")
+    again = run(checkpoint, *flags, "--planes", "planes", "--adc_ranges", "ranges.json")[1]
+    assert [p.tolist() for p in again] == [p.tolist() for p in predictions]
+    before = results("save")
+    refused(["--resume", checkpoint, *FAST, *flags, "--adc_ranges", "ranges.json"], "has no ranges of features.8 with these")
+    assert results("save") == before
 
     # Nor is a folder repaired whose planes are to be evaluated as they are.
     stored = Path("prob/vgg7_quant_eval_w4_c2")
@@ -591,6 +604,9 @@ def refused(monkeypatch, capsys):
     (["--adc_ranges", "nowhere.json"], "cannot read nowhere.json: No such file"),
     (["--adc_ranges", "nowhere.json", "--report", "--adc_correct", "none"], "--adc_correct is for calibration"),
     (["--adc_ranges", "nowhere.json", "--adc_calib", "mse"], "--adc_calib is for calibration, and --adc_ranges takes its"),
+    (["--adc_range", "full", "--adc_calib", "mse"], "--adc_calib is for calibrated ranges: add --adc_range calibrated"),
+    (["--adc_range", "dynamic", "--calib_images", "8"], "--calib_images is for calibrated ranges"),
+    (["--adc_range", "ideal", "--adc_ranges", "nowhere.json"], "--adc_ranges is for calibrated ranges"),
     (["--bogus"], "unrecognized arguments: --bogus"),
 ])
 def test_bad_flags(flags, words, refused, checkpoint):

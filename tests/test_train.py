@@ -439,6 +439,7 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--resume", "{run}/model_best.pth.tar"], "start from them with --fine_tune"),
     (["--resume", "{run}/checkpoint.pth.tar", "--wbit", "2", "--lr", "0.5"], "--lr 0.5 (the checkpoint has 0.05), --wbit 2"),
     (["--resume", "{run}/checkpoint.pth.tar", "--model", "vgg16_quant"], "--model vgg16_quant (the checkpoint has vgg7_quant"),
+    (["--resume", "{run}/checkpoint.pth.tar", "--overwrite"], "--overwrite starts anew, and --resume goes on"),
     (["--resume", "{run}/checkpoint.pth.tar", "--save_path", "{folder}"], "continued in its own folder"),
     (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--abit", "8"], "--abit 8 (the checkpoint has 4)"),
     (["--fine_tune"], "it needs the PATH of a checkpoint"),
@@ -500,6 +501,23 @@ def test_overwrite_leaves_nothing_of_the_old_run(tmp_path, monkeypatch):
     monkeypatch.setattr(train.Run, "fit", lambda self: 0)  # as if killed before the first checkpoint
     train.main(["--save_path", str(tmp_path), "--overwrite"])
     assert not list(tmp_path.glob("*.pth.tar"))
+
+
+def test_run_killed_beside_its_first_checkpoint_goes_on(tmp_path, monkeypatch):
+    """Between model_best.pth.tar and the checkpoint of the first epoch."""
+    def save(self):
+        if self.epoch:
+            raise KeyboardInterrupt
+        keep(self)
+    keep = train.Run.save
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Run, "save", save)
+        quick(tmp_path / "a", "--epochs", "1")
+    assert (tmp_path / "a" / train.BEST).exists()
+    assert train.main(["--resume", "--save_path", str(tmp_path / "a")]) == 0
+    quick(tmp_path / "b", "--epochs", "1")
+    found, wanted = (utils.load_checkpoint(tmp_path / name / train.BEST)["state_dict"] for name in "ab")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 # -- checkpoint files
@@ -634,7 +652,7 @@ def test_bf16_is_the_default_only_where_the_processor_has_it(monkeypatch):
 
 
 def test_script_takes_its_variables_as_flags(tmp_path):
-    plain, tuned, last = script_calls(tmp_path, "fast", "--wbit", "2", "--abit", "3", "--wq", "sawb", "--dataset", "digits",
+    plain, tuned, last = script_calls(tmp_path, "fast", "--wbit=2", "--abit", "3", "--wq=sawb", "--dataset", "digits",
                                       "--epochs", "4", "--last_epochs", "3", "--lr", "0.3", "--cutout", "5", "--seed", "7")
     assert (plain.wbit, plain.abit, plain.epochs, plain.lr, plain.cutout) == (32, 32, 8, 0.1, 5)
     assert (tuned.wbit, tuned.abit, tuned.wq, tuned.epochs, tuned.lr, tuned.cutout) == (2, 3, "sawb", 4, 0.3, 5)
@@ -643,11 +661,11 @@ def test_script_takes_its_variables_as_flags(tmp_path):
     assert (plain.save_path, tuned.save_path) == ("save/digits_vgg7_quant_fast_w32a32", "save/digits_vgg7_quant_fast_w2a3_sawb")
 
 
-@pytest.mark.parametrize("flag", ["--save_path", "--resume", "--fine_tune", "--evaluate"])
+@pytest.mark.parametrize("flag", ["--save_path", "--resume", "--fine_tune", "--evaluate", "--save_path=y", "--overwrite"])
 def test_script_chooses_folders_itself(flag, tmp_path):
     shutil.copy(ROOT / "vgg_cifar_quant.sh", tmp_path)
     done = subprocess.run(["bash", str(tmp_path / "vgg_cifar_quant.sh"), "fast", flag, "x"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and flag in done.stderr and done.stdout == ""
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and flag.split("=")[0] in done.stderr and done.stdout == ""
 
 
 def script_calls(folder, *flags):

@@ -135,6 +135,10 @@ class _Crossbar:
 
     def simulate(self, x):
         """The layer's output as the arrays give it; no gradient."""
+        with torch.autocast(x.device.type, enabled=False):  # sums of codes are exact in float32, not in bfloat16
+            return self._simulate(x)
+
+    def _simulate(self, x):
         codes = self.a_codes(x)
         engine, layer, prepared, scale = self._prepare(x.device)
         values, gain, offset = engines.value(layer), self.adc_gain, self.adc_offset
@@ -171,7 +175,11 @@ class _Crossbar:
                              "cell bits or dac bits, or adc_range full")
         engine, _ = engines.choose(_engine, layer, device)
         prepared = engine.prepare(layer)
-        return lambda x: engine.histogram(prepared, self.a_codes(x))
+
+        def count(x):
+            with torch.autocast(device.type, enabled=False):
+                return engine.histogram(prepared, self.a_codes(x))
+        return count
 
     def _prepare(self, device):
         """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused."""
@@ -356,7 +364,10 @@ def collect_histograms(model, batches):
 
 
 def calibrate(model, batches, rule="mse", per="layer", histograms=None):
-    """Choose and freeze the ADC ranges of every crossbar layer; `correct` may follow.
+    """Choose and freeze the ADC ranges of every crossbar layer.
+
+    `correct` belongs behind the rule "mse", whose ranges clip more than others: without it their clipping shrinks the
+    outputs of every layer.
 
     Args:
         batches: iterable of training inputs; None where `histograms` are given.

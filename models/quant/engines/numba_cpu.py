@@ -802,8 +802,8 @@ def _add_few_rows(at, cells, r, p0, p1, p2):
 def _count(shape, at, base, plane_stride, bit, bit_end, used):
     """P of one block in bit planes: `P = sum_i sum_s 2^(i + s) (cells' bit s of the rows active in input bit i)`.
 
-    `used` planes hold it. Sixteen rows a turn go through fifteen carry-save adders (ones, twos, fours, eights), and the
-    carry ripples up. Bits of a cell that stand side by side are added later, in `_pair`.
+    `used` planes hold it. Sixteen rows a turn go through fifteen carry-save adders (ones, twos, fours, eights), the last
+    eight or fewer through seven, and the carry ripples up. Bits of a cell that stand side by side are added later, in `_pair`.
     """
     single = bit_end - bit == 1 and shape.passes == 1  # planes 0 to 6 then start in registers
     if not single:
