@@ -138,53 +138,57 @@ def main(argv=None):
     if args.memory_of:
         return run_for_memory(args.memory_of)
 
-    images, _ = digit_images(args.batch_size)
-    per_image = 1e3 / args.batch_size
+    batch, _ = digit_images(args.batch_size)
+    few, per_image = batch[:args.reference_images], 1e3 / args.batch_size
     rows, layers, numbers = [], [], {"batch_size": args.batch_size, "repeats": args.repeats}
     with torch.inference_mode():
         plain = build("vgg7_quant", 32, 32).eval()
-        float_ms = per_image * median_seconds(lambda: plain(images), args.repeats)
+        net = crossbar_network(args, batch)
 
-        def bf16():
-            with torch.autocast("cpu", torch.bfloat16):
-                plain(images)
-        bf16_ms = per_image * median_seconds(bf16, args.repeats)
-        net = crossbar_network(args, images)
+        def beside(run, images, repeats=args.repeats):
+            """ms an image of `run(images)` and of the plain network, called in turns."""
+            seconds, float_seconds = median_seconds(lambda: run(images), lambda: plain(batch), repeats=repeats)
+            return 1e3 / len(images) * seconds, per_image * float_seconds
 
-        def add(title, ms, reads=None):
+        def add(title, ms, float_ms, reads=None):
             rows.append([title, f"{ms:.3g}", f"{ms / float_ms:.2f}", f"{reads / ms / 1e6:.3g}" if reads else ""])
             numbers[title] = {"ms_an_image": ms, "ratio_to_float32": ms / float_ms, "reads_an_image": reads}
 
-        add("plain float32", float_ms)
-        add("plain bfloat16", bf16_ms)
+        def bf16(images):
+            with torch.autocast("cpu", torch.bfloat16):
+                plain(images)
+
+        bf16_ms, float_ms = beside(bf16, batch)
+        add("plain float32", float_ms, float_ms)
+        add("plain bfloat16", bf16_ms, float_ms)
         quant.set_spec(net, quant.CrossbarSpec(W_BITS, A_BITS, adc_range="ideal"))
-        add("no ADC (one integer convolution a layer)", per_image * median_seconds(lambda: net(images), args.repeats))
+        add("no ADC (one integer convolution a layer)", *beside(net, batch))
         for cell_bits in (1, 2, 4):
             for adc_range in ("calibrated", "dynamic"):
                 with quant.set_engine("numba"):
-                    set_hardware(net, cell_bits, adc_range, images)
-                    counts, share = reads_an_image(net, images)
+                    set_hardware(net, cell_bits, adc_range, batch)
+                    counts, share = reads_an_image(net, batch)
                     title = f"numba, {cell_bits}-bit cells, {adc_range}"
-                    add(title, per_image * median_seconds(lambda: net(images), args.repeats), sum(counts.values()))
-                    for name, seconds in layer_seconds(net, images, args.repeats).items():
+                    add(title, *beside(net, batch), sum(counts.values()))
+                    for name, seconds in layer_seconds(net, batch, args.repeats).items():
                         ms = per_image * seconds
                         layers.append([title, name, f"{ms:.3g}", f"{counts[name] / ms / 1e6:.3g}"])
                 if args.skip_slow:
                     continue
                 with quant.set_engine("reference"):
-                    few = images[:args.reference_images]
-                    ms = 1e3 / len(few) * median_seconds(lambda: net(few), 1)
-                    add(f"reference, {cell_bits}-bit cells, {adc_range}", ms, sum(counts.values()))
+                    title = f"reference, {cell_bits}-bit cells, {adc_range}"
+                    add(title, *beside(net, few, 1), sum(counts.values()))
         if not args.skip_slow:
-            set_hardware(net, 1, "dynamic", images)
-            older_ms = 1e3 * older_algorithm_seconds(net, images[:args.reference_images])
-            add("older algorithm (loop and convolve), convolutions alone, 1-bit cells, dynamic", older_ms)
+            set_hardware(net, 1, "dynamic", batch)
+            older_ms = 1e3 * older_algorithm_seconds(net, few)
+            add("older algorithm (loop and convolve), convolutions alone, 1-bit cells, dynamic", older_ms, float_ms)
     memory = {kind: peak_memory(kind) for kind in ("plain", "crossbar")}
     numbers |= {"ones_share": share, "peak_memory_mib": memory}
     sections = [
         f"VGG7 on 32x32 images, {W_BITS}-bit weights and activations, 128 rows, {ADC_BITS}-bit ADC, whole network, batch "
         f"{args.batch_size}, {'weights of ' + args.resume if args.resume else 'random weights'}; {100 * share:.1f} % of the "
-        f"input bits are one. Median of {args.repeats} runs after a warm-up.",
+        f"input bits are one. Median of {args.repeats} runs after a warm-up, "
+        "in turns with the plain network.",
         markdown_table(["what", "ms an image", "ratio to float32", "G reads/s"], rows),
         markdown_table(["peak memory, batch 256", "MiB", "ratio"],
                        [[kind, f"{mib:.0f}", f"{mib / memory['plain']:.2f}"] for kind, mib in memory.items()]),

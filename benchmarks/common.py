@@ -33,15 +33,18 @@ def digit_images(count):
     return datasets.normalize(images, data.mean, data.std), data.test_y.repeat(repeats)[:count]
 
 
-def median_seconds(run, repeats):
-    """Median wall time of `run()` after one call that does not count."""
-    run()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
+def median_seconds(*runs, repeats):
+    """Median wall time of each of `runs`, after one call that does not count. They are called in turns, so that what else
+    the machine does slows all of them alike."""
+    for run in runs:
         run()
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds)[len(seconds) // 2]
+    seconds = [[] for _ in runs]
+    for _ in range(repeats):
+        for run, times in zip(runs, seconds):
+            started = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - started)
+    return [sorted(times)[repeats // 2] for times in seconds]
 
 
 def markdown_table(header, rows):
