@@ -73,7 +73,8 @@ def build_parser():
     hardware.add_calibration_flags(group)
     add = group.add_argument
     add("--calib_images", type=utils.COUNT, default=256, help="training images that calibrate the ADC; "
-        "the first 256, as one batch, also correct what it does to the outputs. Default %(default)s")
+        "the first 256, as one batch, also correct what it does to the outputs. Default %(default)s. A checkpoint of "
+        "train.py --adc_aware keeps its own ranges on the hardware it was trained for, unless a flag of this group is given")
     add("--adc_ranges", metavar="FILE", help="take the calibrated ranges, and their correction if it "
         "holds one, from the adc_ranges.json of an earlier evaluation")
     add("--report", action="store_true", help="for every setting with calibrated or full ranges: what the ADC does to each "
@@ -161,7 +162,21 @@ def parse(argv):
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
     if args.planes and len({setting.spec.cell_bits for setting in settings}) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
+    asked = args.adc_ranges or args.planes or {*hardware.CALIBRATION, "calib_images"} & given.keys()
+    args.trained_for = None if asked else trained_for(args, config)
     return args, settings, checkpoint
+
+
+def trained_for(args, config):
+    """The setting that `train.py --adc_aware` trained for, whose ranges the checkpoint holds; None for other checkpoints."""
+    if not config.get("adc_aware"):
+        return None
+    parser = utils.ArgumentParser()
+    hardware.add_flags(parser, several=False)
+    flags = argparse.Namespace(**vars(parser.parse_args([])) | {
+        name: config[name] for name in (*hardware.FIELDS, "map") if name in config})
+    [(spec, map)] = hardware.combinations(flags, args.wbit, args.abit, ["calibrated"])
+    return Setting(spec, map)
 
 
 def all_settings(args):
@@ -187,8 +202,10 @@ class Evaluation:
 
     def __init__(self, args, settings, checkpoint, device):
         self.args, self.device = args, device
-        state = {key: value for key, value in checkpoint["state_dict"].items()
-                 if not key.endswith(quant.ADC_BUFFERS)}  # ranges are chosen here, for these settings
+        state = checkpoint["state_dict"]
+        self.trained_ranges = {key: value for key, value in state.items() if key.endswith(quant.ADC_BUFFERS)}
+        self.trained_for = args.trained_for if self.trained_ranges else None
+        state = {key: value for key, value in state.items() if key not in self.trained_ranges}
         classes = datasets.num_classes(args.dataset, args.data_path)
         self.nets = {map: self._build(map, state, classes, settings) for map in {s.map for s in settings} | {"all"}}
         self.engines = {setting: self._choose_engines(setting) for setting in settings}
@@ -306,6 +323,9 @@ class Evaluation:
         if self.args.adc_ranges:
             self._restore_ranges(setting)
             return
+        if setting == self.trained_for:
+            net.load_state_dict(self.trained_ranges, strict=False)
+            return
         self._count_reads(net, setting)
         try:
             quant.calibrate(net, None, self.args.adc_calib, self.args.adc_per, self.histograms)
@@ -359,7 +379,8 @@ class Evaluation:
     def _record(self, setting, predictions, seconds):
         args, n = self.args, len(predictions)
         spec = setting.spec if setting else None
-        calibrated = spec and spec.adc_range == "calibrated" and not args.adc_ranges
+        source = args.adc_ranges or ("checkpoint" if setting and setting == self.trained_for else None)
+        calibrated = spec and spec.adc_range == "calibrated" and not source
         fields = {name: getattr(spec, name, None) for name in (*hardware.FIELDS.values(), "adc_range")}
         if spec and spec.adc_range == "ideal":
             fields["adc_bits"] = None
@@ -373,7 +394,7 @@ class Evaluation:
             "checkpoint": args.resume, "validation": args.validation,
             "calib_images": len(self.calibration) if calibrated else None,
             **{name: getattr(args, name) if calibrated else None for name in hardware.CALIBRATION},
-            "adc_ranges": args.adc_ranges if spec and spec.adc_range == "calibrated" else None,
+            "adc_ranges": source if spec and spec.adc_range == "calibrated" else None,
         }
 
 
@@ -496,7 +517,8 @@ def main(argv=None):
         config = checkpoint["config"]
         if config.get("adc_aware"):
             log.info("trained through the ADC of " + ", ".join(
-                f"--{name} {config[name]}" for name in (*hardware.FIELDS, *hardware.CALIBRATION) if name in config))
+                f"--{name} {config[name]}" for name in (*hardware.FIELDS, *hardware.CALIBRATION) if name in config)
+                + (", whose ranges it holds and keeps unless a flag of calibration is given" if run.trained_for else ""))
         rows = evaluate(run, settings, log)
     log.info("\n" + table([(str(setting or "software"), record) for setting, record in rows], run.of_all, run.kind))
     curves = [(setting, record) for setting, record in rows if setting and setting.spec.adc_range != "ideal"]

@@ -24,7 +24,7 @@ import eval as evaluation
 import models
 import train
 import utils
-from models import vgg
+from models import quant, vgg
 from models.quant import decompose, engines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -282,6 +282,31 @@ def test_an_adc_aware_checkpoint_says_what_it_was_trained_for(run, tmp_path):
     path = save(tmp_path / "save" / "aware.pth.tar", network(), adc_aware=True, cellBit=2, adc_prec=3, subArray=64)
     _, _, text = run(path)
     assert "trained through the ADC of --cellBit 2, --adc_prec 3, --subArray 64" in text
+
+
+def test_an_adc_aware_checkpoint_keeps_its_ranges_on_its_hardware(tmp_path, capsys):
+    (tmp_path / "save").mkdir()
+    spec = quant.CrossbarSpec(cell_bits=2, adc_bits=3, rows=16)
+    net = network(spec=spec)
+    few, _ = shown_images(8)  # other images than eval.py would take
+    quant.calibrate(net, [few])
+    quant.correct(net, few)
+    flags = dict(adc_aware=True, cellBit=2, adc_prec=3, subArray=16, mapping="tap", reference="analog", dac_bits=1, map="all")
+    path = save(tmp_path / "save" / "aware.pth.tar", net, **flags)
+    flags = ["--resume", path, *FAST, "--cellBit", "2", "--adc_prec", "3", "4"]
+    assert evaluation.main(flags) == 0
+    assert evaluation.main([*flags, "--calib_images", "8"]) == 0
+    kept, other, anew, _ = (record for record in results("save") if record["cell_bits"])
+    assert [r["adc_ranges"] for r in (kept, other, anew)] == ["checkpoint", None, None]
+    assert [r["calib_images"] for r in (kept, other, anew)] == [None, 256, 8]
+    assert "whose ranges it holds and keeps" in capsys.readouterr().out
+    images, labels = shown_images(40)
+    with torch.no_grad():
+        predictions = net(images).argmax(1)
+    assert kept["accuracy"] == 100 * (predictions == labels).sum().item() / 40
+    with torch.no_grad():
+        quant.set_spec(net, quant.CrossbarSpec(cell_bits=2, adc_range="ideal"))
+        assert kept["changed_predictions"] == int((predictions != net(images).argmax(1)).sum()) > 0
 
 
 def test_rules_of_calibration_give_different_ranges(run, checkpoint):
