@@ -8,7 +8,7 @@ from torch import nn
 
 import datasets
 from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate, collect_histograms,
-                          crossbar_layers, set_engine)
+                          correct, crossbar_layers, set_engine)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -119,9 +119,10 @@ def test_a_network_learns_what_its_adc_leaves():
     target = twin.train()(x).detach()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     losses = []
-    for step in range(100):
+    for step in range(300):
         if step % 10 == 0:
             calibrate(net, [x])
+            correct(net, x)
         loss = nn.functional.mse_loss(net(x), target)
         optimizer.zero_grad()
         loss.backward()
