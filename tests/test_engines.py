@@ -223,6 +223,20 @@ def test_sums_of_codes_around_16_bits(engine, arrays, adc_bits, weight):
         check(engine, case)
 
 
+@pytest.mark.parametrize("arrays", [64, 65, 66, 131, 200])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_dynamic_sums_around_16_bits(engine, arrays, groups):
+    """A read of one output has the largest code, 63, of the largest range, 16: with 66 arrays they pass 16 bits."""
+    spec = CrossbarSpec(4, 4, 1, 6, 8, adc_range="dynamic")
+    rng = np.random.default_rng(arrays)
+    a_codes = rng.integers(0, 16, (3, 1, 1, 8 * arrays * groups), dtype=np.uint8)
+    a_codes[0], a_codes[1, ..., ::3] = 15, 0
+    a_codes[2, ..., :8 * (arrays // 2)] = 0  # reads without a one
+    w_codes = rng.integers(0, 16, (4 * groups, 8 * arrays, 1, 1), dtype=np.uint8)
+    w_codes[0::4], w_codes[1::4] = 15, 0
+    check(engine, Case(spec, Geometry(groups=groups), a_codes, w_codes, [1.0] * 4, [0] * 4))
+
+
 @pytest.mark.parametrize("arrays", [8, 9])
 @pytest.mark.parametrize("q_min", [0, -4095])
 def test_codes_fill_int32_and_go_beyond(engine, arrays, q_min):

@@ -75,7 +75,9 @@ Addresses = namedtuple("Addresses", """weights lists ones row_at row_count plane
 # The ADC. `forms` is [group, array, digit, slice, field] (1, 1, 1 where static), `limits` [slice, field], `codes` those
 # of `_code_table` for each slice, which reads with no more than `table_ones` ones among their inputs take.
 # Static reads with u in `low..high` add nothing: 0..0, but where `relative` what is added is the code less u.
-Adc = namedtuple("Adc", "forms limits codes table_ones relative low high delta unit q_max")
+# Dynamic reads without a one among their inputs add `idle`, [group, array, digit]; before the reads of an array are added
+# up, those of the arrays before it go where `flush`, [group, array], is set from 16 bits into 32.
+Adc = namedtuple("Adc", "forms limits codes table_ones relative low high delta unit q_max idle flush")
 SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)
 FORM = 7  # fields of a form
 EVEN, TOWARDS_ZERO = 1, 2  # how a form treats ties; 0 where there are none
@@ -233,6 +235,7 @@ class _Reads:
         spec, span = self.layer.spec, high - low
         table = _empty_adc(span.shape, self.layer)
         table.forms[..., LOW], table.forms[..., SPAN] = low, span
+        table.idle[:] = (_dynamic_codes(-low, span, spec.adc_bits) * span << self.shifts).sum(axis=3)
         largest = int(span.max())
         if (not self.narrow or accumulator_dtype(self.layer) != torch.int32
                 or largest * (2**spec.adc_bits - 1) >= 2**16):
@@ -248,6 +251,7 @@ class _Reads:
                 x = step * np.arange(2 * CENTRE) - np.arange(2)[:, None]
                 codes[d] = np.roll(_dynamic_codes(x, d, spec.adc_bits), -CENTRE, axis=1).astype(np.uint8).view(np.int8)
             table = table._replace(codes=codes, table_ones=255 // (2**spec.cell_bits - 1))
+        table.flush[:] = _flushes(span * table.q_max)
         return table, False
 
 
@@ -256,7 +260,17 @@ def _empty_adc(shape, layer):
     limits[:, Q_MIN] = layer.adc_q_min.numpy()
     codes = aligned(shape[-1] * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
     return Adc(np.zeros((*shape, FORM), np.int64), limits, codes, -1, False, 0, 0, layer.adc_delta.numpy().copy(),
-               layer.spec.unit, 2**layer.spec.adc_bits - 1)
+               layer.spec.unit, 2**layer.spec.adc_bits - 1, np.zeros(shape[:3], np.int64), np.zeros(shape[:2], np.bool_))
+
+
+def _flushes(largest):
+    """Before which arrays the sums of reads, each at most `largest` [group, array, digit, slice], would pass 16 bits."""
+    flush, total = np.zeros(largest.shape[:2], np.bool_), np.zeros_like(largest[:, 0])
+    for t in range(largest.shape[1]):
+        total = total + largest[:, t]
+        flush[:, t] = total.max(axis=(1, 2)) >= 2**16
+        total[flush[:, t]] = largest[flush[:, t], t]
+    return flush
 
 
 CENTRE = 64  # of a table of codes
@@ -365,8 +379,8 @@ def _dynamic_form(span, adc_bits, top_shift):
 
 
 def _dynamic_codes(x, span, adc_bits):
-    """Codes of the dynamic ADC for `x = u - u_a`, where `span = u_b - u_a`."""
-    step = np.float32(span) / np.float32(2**adc_bits)
+    """Codes of the dynamic ADC for `x = u - u_a`, where `span = u_b - u_a`; any code where that is 0."""
+    step = np.maximum(span, 1).astype(np.float32) / np.float32(2**adc_bits)
     return np.clip(np.rint(x.astype(np.float32) / step), 0, 2**adc_bits - 1).astype(np.int64)
 
 
@@ -397,7 +411,7 @@ def _plan(layer, side_by_side):
     runs = _runs(range(slices), slice_vectors, blocks)
     merged = _runs(layer.reference_twice, slice_vectors, blocks)  # slices of equal reference share a run
     delta_group = np.zeros(slices, np.int64)
-    for g, (_, ks) in enumerate(layer.delta_groups):
+    for g, (_, ks) in enumerate(layer.delta_groups if spec.adc_range != "dynamic" else ()):
         delta_group[ks] = g
     def table(rows):
         return np.array(rows, np.int64)
@@ -592,13 +606,20 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
                     acc[:] = 0
                     acc_exact[:] = 0
                 added = not relative  # whether anything is added to the sums of this pixel
+                idle = 0
                 for t in range(arrays):
                     _active_rows(shape, at, t, y, x, kept, in_height, in_width, joined)
+                    if op == DYNAMIC and table.flush[g, t]:
+                        _shift_add(shape, at, digits, op)
+                        sums[:] = 0
                     for z in range(digits):
                         bit, bit_end = digit_start[z], digit_start[z + 1]
                         n = 0
                         for i in range(bit, bit_end):
                             n += int64_at(at.row_count, i) << (i - bit)
+                        if op == DYNAMIC and n == 0:
+                            idle += table.idle[g, t, z]
+                            continue
                         low, high = window[t, z, 0], window[t, z, 1]
                         if low <= -shape.below * n and shape.above * n <= high:
                             continue
@@ -634,8 +655,8 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
                                     _extremes(shape, at, used, n, (t * digits + z) * slices, run)
                                 window[t, z] = _narrowest(lows, highs, (t * digits + z) * slices, slices)
                                 low, high = window[t, z, 0], window[t, z, 1]
-                if op == STATIC and not exact and added:
-                    _shift_add(shape, at, digits)
+                if (op == STATIC or op == DYNAMIC) and not exact and added:
+                    _shift_add(shape, at, digits, op)
                 o = g * shape.out_channels
                 if len(values):
                     total[:] = 0
@@ -643,13 +664,14 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
                     target = out[min(d, len(out) - 1), image, y, x, o:o + shape.out_channels]
                     found = acc[d * padded:d * padded + shape.out_channels]
                     if exact:
-                        _finish(acc_exact[d * padded:d * padded + shape.out_channels], constant[g], target, values, d, total)
+                        found = acc_exact[d * padded:d * padded + shape.out_channels]
+                        _finish(found, constant[g] + idle, target, values, d, total)
                     elif relative:
                         if added:
                             target += found
-                        _finish(target, constant[g], target, values, d, total)
+                        _finish(target, constant[g] + idle, target, values, d, total)
                     else:
-                        _finish(found, constant[g], target, values, d, total)
+                        _finish(found, constant[g] + idle, target, values, d, total)
                 if len(values):
                     target = out[0, image, y, x, o:o + shape.out_channels]
                     for c in range(shape.out_channels):
@@ -1004,12 +1026,11 @@ def _add(sums, pair, even, odd):
 
 @njit(forceinline=True, cache=True)
 def _dynamic(shape, at, q_max, used, n, slot, z, block, run, table):
-    """`q span` of one run, added in place; the constant `2^B u_a` of every read is added at the end."""
+    """`q span` of one run, added to the sums of digit z; the constant `2^B u_a` of every read is added at the end."""
     k = int64_at(at.runs, 3 * run + SLICE)
     form = at.forms + 8 * FORM * (slot + k)
     zero = int64_at(at.reference, k) * n + int64_at(form, LOW)  # u - u_a = read_scale P - zero
-    span, place = splat(int64_at(form, SPAN)), shape.dac_bits * z + shape.cell_bits * k
-    target = at.acc + 4 * LANES * (block * 16 - k * shape.slice_vectors)
+    span, sums = splat(int64_at(form, SPAN)), at.sums + 2 * LANES * (z * shape.blocks + block) * 16
     a = int64_at(form, SHIFT)
     shift, offset = splat(a + shape.read_scale - 1), splat(int64_at(form, OFFSET) - (zero << a))
     factor, fraction, tie = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION)), int64_at(form, TIE)
@@ -1023,8 +1044,7 @@ def _dynamic(shape, at, q_max, used, n, slot, z, block, run, table):
             even, odd = _cells(shape, at, pair, used)
             q_even = vmin(_code(even << shift, offset, factor, fraction, tie), splat(q_max))
             q_odd = vmin(_code(odd << shift, offset, factor, fraction, tie), splat(q_max))
-        add_unsigned(target, 2 * pair * LANES, q_even * span, place)
-        add_unsigned(target, 2 * pair * LANES + LANES, q_odd * span, place)
+        _add(sums, pair, q_even * span, q_odd * span)
 
 
 @njit(forceinline=True, cache=True)
@@ -1052,14 +1072,17 @@ def _narrowest(lows, highs, slot, slices):
 
 
 @njit(forceinline=True, cache=True)
-def _shift_add(shape, at, digits):
-    """`sum_z sum_k 2^(d z + c k)` of the ADC codes, slices of one step together."""
+def _shift_add(shape, at, digits, op):
+    """`sum_z sum_k 2^(d z + c k)` of the sums of 16 bits, slices of one step together."""
     for z in range(digits):
         for k in range(shape.slices):
             lane = int64_at(at.step_of_slice, k) * shape.slice_vectors * LANES
             for v in range(shape.slice_vectors):
-                codes = load(at.sums, (z * shape.blocks * 16 + k * shape.slice_vectors + v) * LANES)
-                add_signed(at.acc, lane + v * LANES, codes, shape.dac_bits * z + shape.cell_bits * k)
+                total = load(at.sums, (z * shape.blocks * 16 + k * shape.slice_vectors + v) * LANES)
+                if op == STATIC:
+                    add_signed(at.acc, lane + v * LANES, total, shape.dac_bits * z + shape.cell_bits * k)
+                else:
+                    add_unsigned(at.acc, lane + v * LANES, total, shape.dac_bits * z + shape.cell_bits * k)
 
 
 @njit(cache=True)
