@@ -327,10 +327,7 @@ class Evaluation:
             net.load_state_dict(self.trained_ranges, strict=False)
             return
         self._count_reads(net, setting)
-        try:
-            quant.calibrate(net, None, self.args.adc_calib, self.args.adc_per, self.histograms)
-        except ValueError as error:  # the rule says for how many values and bits it is too slow
-            raise UserError(f"{setting}: {error}") from None
+        quant.calibrate(net, None, self.args.adc_calib, self.args.adc_per, self.histograms)
         if self.args.adc_correct == "channel":
             images = datasets.normalize(self.calibration[:quant.CORRECTION_IMAGES], *self.stats)
             self.moments[setting.map] = quant.correct(net, images, self.moments.get(setting.map))
@@ -350,10 +347,7 @@ class Evaluation:
         args, net = self.args, self.nets[setting.map]
         self._count_reads(net, setting)
         images = datasets.normalize(self.calibration[:REPORT_IMAGES], *self.stats)
-        try:
-            layers = diagnostics.report(net, images, self.histograms, args.adc_calib, args.adc_per)
-        except ValueError as error:
-            raise UserError(f"{setting}: --report with --adc_calib {args.adc_calib}: {error}") from None
+        layers = diagnostics.report(net, images, self.histograms, args.adc_calib, args.adc_per)
         name = re.sub(r"[^0-9a-z]+", "_", str(setting).lower())
         path = Path(args.save_path, f"report_{name}")
         report.write_json(path.with_suffix(".json"), str(setting), layers)

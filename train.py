@@ -408,7 +408,7 @@ class Run:
         images = self.some_images(64)
         try:
             quant.calibrate(self.net, [images], self.args.adc_calib, self.args.adc_per)
-        except ValueError as error:  # more values and codes than can be counted or tried
+        except ValueError as error:  # more values than can be counted
             raise UserError(f"--adc_aware: {error}") from None
         if self.args.adc_correct == "channel":
             quant.correct(self.net, images)

@@ -5,6 +5,7 @@ import numpy as np
 # Steps are multiples of 1 / GRID: fractions such as 22/31 would leave ties to the rounding of float64, and codes to more
 # bits than fast engines compute with. Finer steps hardly lower an error (tests/test_adc.py says how little).
 GRID = 64.0
+MOST_TERMS = 2**30  # errors that a search for the best step adds up: beyond, it takes minutes
 
 
 def transfer(u, unit, delta, q_min, adc_bits):
@@ -125,18 +126,19 @@ def percentile(reads, adc_bits):
 def least_squares(reads, adc_bits):
     """The `(delta, q_min)` of least `Reads.cost` among all q_min and all delta that are multiples of 1 / GRID.
 
-    With a delta above twice the largest `v` all codes are zero. Ties go to the smaller delta.
-    Raises: ValueError where there are too many to try.
+    With a delta above twice the largest `v` all codes are zero. Where so many would take minutes, reads having thousands of
+    values, some hundreds of these steps are tried, up to twice that which clips nothing. Ties go to the smaller delta.
     """
     codes, covering = 2**adc_bits - 1, minmax(reads, adc_bits)
     if reads.cost(*covering, adc_bits) == 0:
         return covering
+    terms = len(reads.v) + codes  # of one step
     steps = np.arange(1, int(2 * np.abs(reads.v).max() * GRID) + 1) / GRID
-    if len(steps) * (len(reads.v) + codes) > 2**31:
-        raise ValueError(f"read values up to {np.abs(reads.v).max():g} and {adc_bits} ADC bits are too many for the rule "
-                         "mse; take minmax or percentile")
+    if len(steps) * terms > MOST_TERMS:
+        some = np.linspace(0, 2 * covering[0] * GRID, MOST_TERMS // terms + 1)[1:]
+        steps = np.unique(np.ceil(some)) / GRID
     best = np.inf, *covering
-    for delta in np.array_split(steps, -(-len(steps) * (len(reads.v) + codes) // 2**20)):
+    for delta in np.array_split(steps, min(len(steps), -(-len(steps) * terms // 2**20))):
         below, above = (_errors(reads, sign, delta[:, None], codes) for sign in (-1, 1))
         # Column m: the lowest code is -m, the highest 2^B - 1 - m.
         cost = below[0] + above[0][:, ::-1] + reads.arrays * (above[1][:, ::-1] - below[1]) ** 2
