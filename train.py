@@ -127,7 +127,7 @@ def build_parser():
     group.add_argument("--adc_aware", action="store_true", help="the forward pass is that of simulated crossbars, bit for "
                        "bit; gradients go straight through the ADC. Start from a trained network with --fine_tune")
     group.add_argument("--calib_steps", type=utils.COUNT, default=50, help="steps between calibrations of the ADC ranges and "
-                       "their correction, on 256 training images; default %(default)s")
+                       "their correction, on 64 training images; default %(default)s")
     hardware.add_flags(group, several=False)
     hardware.add_calibration_flags(group)
 
@@ -405,7 +405,7 @@ class Run:
         return datasets.normalize(images, self.data.mean, self.data.std)
 
     def calibrate(self):
-        images = self.some_images(quant.CORRECTION_IMAGES)
+        images = self.some_images(64)
         try:
             quant.calibrate(self.net, [images], self.args.adc_calib, self.args.adc_per)
         except ValueError as error:  # more values than can be counted
