@@ -561,8 +561,9 @@ def main(argv=None):
     net = build_network(args, num_classes, device)
     if checkpoint:
         state, optional = checkpoint["state_dict"], ()
-        if args.fine_tune:  # ranges of other hardware, and levels of another quantizer, are of no use
-            useless = quant.ADC_BUFFERS + (() if args.wq == "sawb" else ("weight_quant.clip",))
+        if args.fine_tune:  # ranges of other hardware, and levels of another quantizer or of none, are of no use
+            useless = quant.ADC_BUFFERS + (() if args.wq == "sawb" and args.wbit < 32 else ("weight_quant.clip",)) + (
+                ("act_alpha",) if args.abit == 32 else ())
             state = {key: value for key, value in state.items() if not key.endswith(useless)}
             optional = ("act_alpha", "weight_quant.clip", *quant.ADC_BUFFERS)
         missing = [key for key in utils.load_weights(net, state, optional, source=args.resume or args.fine_tune)

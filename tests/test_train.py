@@ -256,6 +256,20 @@ def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
     assert_same(utils.load_checkpoint(tmp_path / "b" / "checkpoint.pth.tar")["state_dict"], tuned["state_dict"])
 
 
+@pytest.mark.parametrize("wq", ["dorefa", "sawb"])
+def test_fine_tune_without_quantizers_from_a_quantized_network(tmp_path, wq):
+    quick(tmp_path / "quantized", "--wq", wq, "--epochs", "1")
+    best = tmp_path / "quantized" / "model_best.pth.tar"
+    code, tuned = quick(tmp_path / "float", "--fine_tune", str(best), "--wbit", "32", "--abit", "32", "--wq", wq, "--epochs",
+                        "1", "--lr", "1e-12", "--wd", "0")
+    start = utils.load_checkpoint(best)["state_dict"]
+    assert code == 0 and tuned["state_dict"].keys() == {
+        key for key in start if not key.endswith(("act_alpha", "weight_quant.clip"))}
+    for key, value in tuned["state_dict"].items():
+        if key.endswith("weight"):
+            torch.testing.assert_close(value, start[key], atol=1e-6, rtol=1e-6)
+
+
 def test_fine_tune_fits_the_clipping_levels_to_the_activations(tmp_path, capsys):
     quick(tmp_path / "float", "--wbit", "32", "--abit", "32", "--epochs", "1")
     start = str(tmp_path / "float" / "model_best.pth.tar")
@@ -444,7 +458,6 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--abit", "8"], "--abit 8 (the checkpoint has 4)"),
     (["--fine_tune"], "it needs the PATH of a checkpoint"),
     (["--fine_tune", "{run}/model_best.pth.tar", "--model", "vgg16_quant"], "is of the model vgg7_quant, not vgg16_quant"),
-    (["--fine_tune", "{run}/model_best.pth.tar", "--abit", "32"], "unexpected: features.0.act_quant.act_alpha"),
     (["--save_path", "{run}"], "holds a run: continue it with --resume"),
     (["--wq", "lsq"], "--wq: invalid choice: 'lsq'"),
     (["--wq", "sawb", "--wbit", "1"], "--wq sawb has codes around an exact zero: it needs --wbit 2 to 8"),
