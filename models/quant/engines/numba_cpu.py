@@ -579,13 +579,7 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
     for g in range(shape.groups):
         # Reads with u in their window need not be looked at: those that add nothing, those that move no extreme.
         if op == RANGES:
-            for t in range(arrays):
-                for z in range(digits):
-                    window[t, z] = extremes[thread, g, t, z, :, 0].max(), extremes[thread, g, t, z, :, 1].min()
-                    for k in range(slices):
-                        lane = ((t * digits + z) * slices + k) * LANES
-                        lows[lane:lane + LANES] = min(extremes[thread, g, t, z, k, 0], 2**15 - 1)
-                        highs[lane:lane + LANES] = max(extremes[thread, g, t, z, k, 1], -2**15)
+            _spread_extremes(extremes[thread, g], lows, highs, window)
         elif op == STATIC:
             window[:, :, 0], window[:, :, 1] = table.low, table.high
         else:
@@ -640,20 +634,21 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
                             _transpose(at.planes, 0, at.bytes, 0)
                             if used > 8:
                                 _transpose(at.planes, 8 * LANES, at.bytes, 8 * LANES)
-                            slot = ((g * arrays + t) * digits + z) * slices
+                            slot = (t * digits + z) * slices
                             if op == STATIC and n <= table.table_ones:
                                 for run in range(merged_start[block], merged_start[block + 1]):
                                     _static_table(shape, at, n, z, block, run)
-                            elif op == STATIC:
-                                for run in range(run_start[block], run_start[block + 1]):
+                                continue
+                            for run in range(run_start[block], run_start[block + 1]):
+                                if op == STATIC:
                                     _static(shape, at, table.relative, table.q_max, used, n, z, block, run)
-                            elif op == DYNAMIC:
-                                for run in range(run_start[block], run_start[block + 1]):
-                                    _dynamic(shape, at, table.q_max, used, n, slot, z, block, run, n <= table.table_ones)
-                            else:
-                                for run in range(run_start[block], run_start[block + 1]):
-                                    _extremes(shape, at, used, n, (t * digits + z) * slices, run)
-                                window[t, z] = _narrowest(lows, highs, (t * digits + z) * slices, slices)
+                                elif op == DYNAMIC:
+                                    _dynamic(shape, at, table.q_max, used, n, g * arrays * digits * slices + slot, z, block,
+                                             run, n <= table.table_ones)
+                                else:
+                                    _extremes(shape, at, used, n, slot, run)
+                            if op == RANGES:
+                                window[t, z] = _narrowest(lows, highs, slot, slices)
                                 low, high = window[t, z, 0], window[t, z, 1]
                 if (op == STATIC or op == DYNAMIC) and not exact and added:
                     _shift_add(shape, at, digits, op)
@@ -677,13 +672,33 @@ def _band(shape, plan, table, codes, image, first, last, width, op, exact, const
                     for c in range(shape.out_channels):
                         target[c] = bits_of_float32(np.float32(total[c]) * scale[o + c] + offset[o + c])
         if op == RANGES and not exact:
-            for t in range(arrays):
-                for z in range(digits):
-                    for k in range(slices):
-                        lane = ((t * digits + z) * slices + k) * LANES
-                        extremes[thread, g, t, z, k, 0] = lows[lane:lane + LANES].min()
-                        extremes[thread, g, t, z, k, 1] = highs[lane:lane + LANES].max()
+            _join_extremes(extremes[thread, g], lows, highs)
     _keep_alive(lists, ones, planes, bytes_, sums, acc, lows, highs, row_at, row_count, leaves)
+
+
+@njit(cache=True)
+def _spread_extremes(extremes, lows, highs, window):
+    """What one thread knows of a group, [array, digit, slice, 2], to each lane; the window of each array and digit."""
+    arrays, digits, slices, _ = extremes.shape
+    for t in range(arrays):
+        for z in range(digits):
+            window[t, z] = extremes[t, z, :, 0].max(), extremes[t, z, :, 1].min()
+            for k in range(slices):
+                lane = ((t * digits + z) * slices + k) * LANES
+                lows[lane:lane + LANES] = min(extremes[t, z, k, 0], 2**15 - 1)
+                highs[lane:lane + LANES] = max(extremes[t, z, k, 1], -2**15)
+
+
+@njit(cache=True)
+def _join_extremes(extremes, lows, highs):
+    """The extremes of all lanes back to what the thread knows of the group."""
+    arrays, digits, slices, _ = extremes.shape
+    for t in range(arrays):
+        for z in range(digits):
+            for k in range(slices):
+                lane = ((t * digits + z) * slices + k) * LANES
+                extremes[t, z, k, 0] = lows[lane:lane + LANES].min()
+                extremes[t, z, k, 1] = highs[lane:lane + LANES].max()
 
 
 @njit(cache=True)
