@@ -554,6 +554,46 @@ def saved(layer):
     return file
 
 
+@pytest.mark.parametrize("replace_weight", [
+    lambda layer, new: setattr(layer, "weight", nn.Parameter(new)),
+    lambda layer, new: setattr(layer.weight, "data", new),
+    lambda layer, new: layer.weight.detach().copy_(new),
+    lambda layer, new: nn.utils.vector_to_parameters(new.flatten(), [layer.weight]),
+])
+def test_a_replaced_weight_is_the_one_that_counts(replace_weight):
+    spec = CrossbarSpec(adc_range="full")
+    layers = [Qconv2dDoreFa(8, 6, 3, spec=spec).eval() for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x = 4 * torch.rand(2, 8, 6, 6)
+    old = layers[0](x)
+    new = torch.randn(layers[0].weight.shape)
+    for layer in layers:
+        replace_weight(layer, new.clone())
+    assert torch.equal(layers[0](x), layers[1](x)) and not torch.equal(layers[0](x), old)
+
+
+def test_training_mode_without_gradients_sees_the_last_step_of_a_fused_optimizer():
+    layer = Qconv2dDoreFa(8, 6, 3, bias=False, spec=CrossbarSpec(adc_range="full")).train()
+    x = 4 * torch.rand(2, 8, 6, 6)
+    with torch.no_grad():
+        old = layer(x)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=10.0, fused=True)
+    layer(x).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert not torch.equal(layer(x), old)
+
+
+def test_a_state_in_half_precision_leaves_the_steps_in_float64():
+    layer = Qconv2dDoreFa(8, 6, 3, spec=CrossbarSpec(cell_bits=2)).eval()
+    layer.set_ranges([(0.5, -8), (1.25, -32)])
+    x = 4 * torch.rand(2, 8, 6, 6)
+    wanted = layer(x)
+    state = layer.state_dict()
+    layer.load_state_dict({key: v.half() if key.startswith("adc") and v.is_floating_point() else v for key, v in state.items()})
+    assert layer.adc_delta.dtype == torch.float64 and torch.equal(layer(x), wanted)
+
+
 def test_codes_take_the_place_of_the_weight():
     layer = QLinearDoreFa(3, 2, bias=False, spec=CrossbarSpec(adc_range="ideal"), alpha_init=15.0)
     codes = torch.tensor([[0, 7, 15], [8, 8, 8]], dtype=torch.uint8)[:, :, None, None]

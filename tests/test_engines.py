@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from strategies import Case, cases
 
 import models.quant.engines as engines
-from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, set_engine
+from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, set_engine
 from models.quant.mapping import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -443,6 +443,76 @@ def test_codes_from_byte_tables_and_from_formulas(monkeypatch, tables, adc_range
     if adc_range == "calibrated":
         assert (0 < reads.static.table_ones < 280) == tables and not reads.static_exact
     check(numba_cpu, case)
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("cell_bits", [1, 2, 4])
+@pytest.mark.parametrize("adc_bits", [4, 5, 6, 7, 8])
+def test_byte_tables_have_the_codes_of_every_read(reference, cell_bits, adc_bits):
+    """All reads that may take the table, for steps that put the end of the ADC on both sides of the end of the table."""
+    numba_cpu, _ = numba_reads(layer_case(CrossbarSpec()))
+    spec = CrossbarSpec(4, 4, cell_bits, adc_bits, 280, reference=reference)
+    most, tried = 2**cell_bits - 1, 0
+    for delta in np.arange(32, 385) / 64:
+        for q_min in (0, 1 - 2 ** (adc_bits - 1), -(2 ** (adc_bits - 1))):
+            case = dense_case(spec, [1], out=2)
+            case.delta, case.q_min = [delta] * len(case.delta), [q_min] * len(case.delta)
+            layer = case.layer()
+            table, ones = numba_cpu._code_table(layer, 0, False)
+            n = np.arange(1, ones + 1)[:, None]
+            p = np.minimum(np.arange(most * max(ones, 1) + 1), most * n)
+            zero = layer.reference_twice[0] * n if reference == "analog" else np.full_like(n, 2 * numba_cpu.CENTRE)
+            u = 2 * p - zero if reference == "analog" else p
+            j = np.clip(p - zero // 2, -numba_cpu.CENTRE, numba_cpu.CENTRE - 1)
+            found = table[zero % 2, j % 128]
+            assert (found == adc.transfer(u, spec.unit, delta, q_min, adc_bits)).all(), (delta, q_min)
+            tried += u.size
+    assert tried
+
+
+@pytest.mark.parametrize("delta, q_min, adc_bits", [(1.0, -64, 7), (2.0, -31, 6), (2.046875, -32, 6)])
+def test_reads_beyond_the_byte_tables(engine, delta, q_min, adc_bits):
+    """Large reads of both parities, of which one reaches the last code at the end of the table and the other behind it."""
+    case = layer_case(CrossbarSpec(4, 4, 2, adc_bits, 128), channels=64, out=40)
+    case.w_codes[::2] |= 12
+    case.w_codes[1::2] &= 3
+    case.a_codes[:, ::2] |= 1
+    case.a_codes[:, 1::2] |= 2
+    case.delta, case.q_min = [delta] * 2, [q_min] * 2
+    check(engine, case)
+
+
+@pytest.mark.parametrize("rows", [360, 1024])
+def test_dynamic_reads_below_a_reference_of_whole_cells(engine, rows):
+    """P fits in 16 bits, `u = 2 P - 2 r n` does not: SAWB's reference column holds up to 2^b - 1, DoReFa's half of it."""
+    case = layer_case(CrossbarSpec(4, 3, 2, 6, rows, "tap", "analog", 3, "dynamic"), channels=rows, out=4, kernel=(1, 1))
+    case.zero_code = 7
+    case.a_codes[0], case.w_codes[0] = 7, 0
+    check(engine, case)
+
+
+@pytest.mark.skipif("numba" not in NAMES, reason="the numba engine is not there")
+@pytest.mark.parametrize("instructions", ["AVX2", "ALL"])
+def test_integer_convolution_without_products_of_bytes(instructions):
+    """Largest sums of 5, 6, 7 and 8 bits of weights on a processor whose sums of two products of bytes saturate."""
+    code = """if True:
+        import torch
+        from models.quant import CrossbarSpec, Qconv2dDoreFa
+        from models.quant.engines.integer_cpu import IntegerConvolution
+        for bits in (5, 6, 7, 8):
+            spec = CrossbarSpec(w_bits=bits, a_bits=7, adc_range="ideal")
+            for factor, offset in ((2, None), (1, 0)):
+                layer = Qconv2dDoreFa(64, 32, 1, bias=False, spec=spec)
+                layer.set_codes(torch.full((32, 64, 1, 1), 2**bits - 1, dtype=torch.uint8))
+                convolution = IntegerConvolution(layer.mapped(), factor, offset)
+                wanted = 64 * 127 * (2**bits - 1)
+                assert (convolution(torch.full((2, 8, 8, 64), 127, dtype=torch.uint8)) == wanted).all(), (bits, factor)
+                print(bits, convolution.int8)
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[:4] == ["5", "True", "5", "True"]
 
 
 @pytest.mark.parametrize("reference", ["analog", "digital"])

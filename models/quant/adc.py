@@ -28,9 +28,10 @@ def is_lossless(layer):
         return False
     for k, (delta, q_min) in enumerate(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist())):
         low, high = layer.u_range(k)
-        u = np.arange(low, high + 1, layer.u_spacing(k))
+        u = range(low, high + 1, layer.u_spacing(k))
         if len(u) > 2**spec.adc_bits:
             return False  # fewer codes than values
+        u = np.array(u)
         if not (delta * transfer(u, spec.unit, delta, q_min, spec.adc_bits) == spec.unit * u).all():
             return False
     return True
@@ -127,7 +128,8 @@ def least_squares(reads, adc_bits):
     """The `(delta, q_min)` of least `Reads.cost` among all q_min and all delta that are multiples of 1 / GRID.
 
     With a delta above twice the largest `v` all codes are zero. Where so many would take minutes, reads having thousands of
-    values, some hundreds of these steps are tried, up to twice that which clips nothing. Ties go to the smaller delta.
+    values, as many of these steps as MOST_TERMS allows are tried, up to twice that which clips nothing. Ties go to the
+    smaller delta.
     """
     codes, covering = 2**adc_bits - 1, minmax(reads, adc_bits)
     if reads.cost(*covering, adc_bits) == 0:

@@ -119,10 +119,11 @@ class _Crossbar:
                              f"for zero, whose lowest code lies between {lowest} and 0; calibrate again")
 
     def forward(self, x):
+        if self.training:
+            self._prepared = None  # fused optimizers change the weights without a trace in their version
         if not (self.training and torch.is_grad_enabled()):
             return self.simulate(x)
         quantized = super().forward(x)
-        self._prepared = None  # fused optimizers change the weights without a trace in their version
         with torch.no_grad():
             simulated = self.simulate(x)
         if quantized.dtype.itemsize < 4:  # autocast: what follows runs in half precision
@@ -183,7 +184,8 @@ class _Crossbar:
 
     def _prepare(self, device):
         """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused."""
-        key = (_engine, device, _version(self.weight), _version(self.act_quant.act_alpha))
+        sources = self.weight.detach(), self.act_quant.act_alpha.detach()
+        key = (_engine, device, *map(_version, sources))
         if self._prepared is None or self._prepared[0] != key:
             layer = self.mapped()
             engine, reason = engines.choose(_engine, layer, device)
@@ -192,7 +194,8 @@ class _Crossbar:
                 reason += ", one integer convolution where the ADC changes no read"
             engines.announce(engine, reason)
             scale = self.act_quant.act_alpha.detach().double() / self.act_quant.levels * self.weight_quant.step
-            self._prepared = key, (engine, layer, engine.prepare(layer), scale * self.out_scale)
+            # With `sources` kept, no other tensor can come to lie where they do.
+            self._prepared = key, (engine, layer, engine.prepare(layer), scale * self.out_scale), sources
         return self._prepared[1]
 
     def __getstate__(self):  # what an engine prepared is made again, not copied or saved
@@ -212,7 +215,7 @@ class _Crossbar:
         for name in ADC_BUFFERS:  # those made in inference mode cannot be written to
             stored, own = state_dict.get(prefix + name), getattr(self, name)
             if stored is not None and stored.shape == own.shape:
-                setattr(self, name, torch.empty_like(stored, device=own.device))
+                setattr(self, name, torch.empty_like(own))
         self._prepared, self._w_codes = None, None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -272,8 +275,8 @@ class QLinearDoreFa(_Crossbar, QLinear):
 
 
 def _version(tensor):
-    """Changes with the tensor's values; those of tensors made under inference_mode are not counted."""
-    return 0 if tensor.is_inference() else tensor._version
+    """Changes with the tensor and its values; changes of tensors made under inference_mode are not counted."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _reference_sum(layer, codes):

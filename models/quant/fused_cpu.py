@@ -67,7 +67,7 @@ def _pact_backward(x, grad, alpha, scale, grad_x, sums):
             value, g = _widen(source[i]), _widen(grads[i]) * scale
             above = value >= alpha
             total += g if above else np.float32(0)
-            _store(target, i, g if value > 0 and not above else np.float32(0))
+            _store(target, i, np.float32(0) if value <= 0 or above else g)
         sums[chunk] = total
 
 

@@ -33,7 +33,9 @@ class IntegerConvolution:
         offset = layer.zero_twice if offset is None else offset
         largest = max(offset, factor * (2**spec.w_bits - 1) - offset)  # |factor W - offset|
         bound = largest * (2**spec.a_bits - 1) * layer.w_rows.shape[1]
-        self.int8 = (spec.a_bits <= 7 and largest < 128 and layer.geometry.groups == 1
+        # Where a processor has no products of bytes that add up in 32 bits, the library adds two of them in 16, which
+        # saturate: weights up to 64 keep them exact.
+        self.int8 = (spec.a_bits <= 7 and largest <= 64 and layer.geometry.groups == 1
                      and bound < 2**31 and torch.backends.mkldnn.is_available())
         self.float32 = bound < 2**24
         if self.int8:

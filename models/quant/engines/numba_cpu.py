@@ -73,7 +73,7 @@ Addresses = namedtuple("Addresses", """weights lists ones row_at row_count plane
     codes leaves""")
 
 # The ADC. `forms` is [group, array, digit, slice, field] (1, 1, 1 where static), `limits` [slice, field], `codes` those
-# of `_code_table` for each slice, which reads with no more than `table_ones` ones among their inputs take.
+# of `_code_table` for each slice, dynamic ones for each span of u; reads with no more than `table_ones` ones take them.
 # Static reads with u in `low..high` add nothing: 0..0, but where `relative` what is added is the code less u.
 # Dynamic reads without a one among their inputs add `idle`, [group, array, digit]; before the reads of an array are added
 # up, those of the arrays before it go where `flush`, [group, array], is set from 16 bits into 32.
@@ -178,10 +178,10 @@ class _Reads:
         self.shape, self.plan = _plan(layer, side_by_side)
         self.largest = max(stop - start for start, stop in layer.arrays) * (2 ** max(spec.digit_bits) - 1) * (
             2 ** max(spec.slice_bits) - 1)
-        self.narrow = self.largest < 2**15  # a read fits in a signed lane
+        low, high = layer.u_span
+        self.narrow = max(self.largest, -low, high) < 2**15  # P and u fit in a signed lane
         self.shifts = (spec.dac_bits * np.arange(len(spec.digit_bits))[:, None]
                        + spec.cell_bits * np.arange(self.shape.slices)).astype(np.int64)
-        self.top_shift = 9 - self.shape.read_scale  # with it, P is shifted by 8: see `_static_run`
         self.static, self.static_exact = self._static_adc()
 
     def _static_adc(self):
@@ -193,7 +193,7 @@ class _Reads:
             return table, True
         for k in range(slices):
             form = _static_form(*layer.u_range(k), spec.unit, float(table.delta[k]), int(table.limits[k, Q_MIN]),
-                                spec.adc_bits, self.top_shift)
+                                spec.adc_bits)
             if form is None or len(layer.arrays) * form.largest >= 2**15:
                 return table, True
             table.forms[0, 0, 0, k, :LOW] = form.form
@@ -240,7 +240,7 @@ class _Reads:
         if (not self.narrow or accumulator_dtype(self.layer) != torch.int32
                 or largest * (2**spec.adc_bits - 1) >= 2**16):
             return table, True
-        forms = [_dynamic_form(d, spec.adc_bits, self.top_shift) for d in range(largest + 1)]
+        forms = [_dynamic_form(d, spec.adc_bits) for d in range(largest + 1)]
         if any(forms[d] is None for d in np.unique(span)):
             return table, True
         table.forms[..., :LOW] = np.array([form or (0,) * LOW for form in forms])[span]
@@ -292,7 +292,7 @@ def _code_table(layer, k, relative):
     j = np.arange(-CENTRE, CENTRE)
     u = np.stack([2 * j - i for i in (0, 1)] if analog else [j + CENTRE] * 2)
     entries, ends = transfer(u), transfer(np.array(layer.u_range(k)))
-    beyond = not relative and entries[:, 0].min() <= ends[0] and entries[:, -1].max() >= ends[1]
+    beyond = not relative and entries[:, 0].max() <= ends[0] and entries[:, -1].min() >= ends[1]
     entries = entries - u * relative
     reach = 2 * CENTRE if beyond else CENTRE  # of j: what a signed byte holds, or the table
     most, n = 2 ** spec.slice_bits[k] - 1, np.arange(257)
@@ -306,7 +306,7 @@ StaticForm = namedtuple("StaticForm", "form clip largest")
 
 
 @functools.lru_cache(maxsize=1024)  # a network that is being trained is prepared at every step, with the same ranges
-def _static_form(low, high, unit, delta, q_min, adc_bits, top_shift):
+def _static_form(low, high, unit, delta, q_min, adc_bits):
     """The fixed-point form of a static ADC for reads low..high, or None."""
     u = np.arange(low, high + 1)
     codes = adc.transfer(u, unit, delta, q_min, adc_bits)
@@ -318,26 +318,25 @@ def _static_form(low, high, unit, delta, q_min, adc_bits, top_shift):
     for domain in ((-240, 240), (first - 1, last + 1)):
         if domain[0] < first and domain[1] > last:
             inside = u[(u >= domain[0]) & (u <= domain[1])]
-            form = fixed_point(inside, codes[inside - low], unit / delta, bounds, top_shift)
+            form = fixed_point(inside, codes[inside - low], unit / delta, bounds)
             if form:
                 return StaticForm(form, (first, last), int(np.abs(codes).max()))
     return None
 
 
-def fixed_point(u, codes, gain, bounds, top_shift):
+def fixed_point(u, codes, gain, bounds):
     """Find 16-bit arithmetic that gives `codes` for every `u`: `y = floor((u 2^s + c) M / 2^16)`,
     `q = floor((y + t) / 2^f)`, clipped to `bounds`.
 
     Reads half-way between two levels may need the last bit t: `floor(y / 2^f) mod 2` sends them to the even code, `y < 0`
     to the one nearer to zero; elsewhere t = 0.
 
-    Args: u, all reads that can occur, integers; codes, what the ADC gives for them; gain, codes a unit of `u`;
-        top_shift, the largest s.
+    Args: u, all reads that can occur, integers; codes, what the ADC gives for them; gain, codes a unit of `u`.
     Returns: `(s, c, M, f, kind of t)`, or None where none of the candidates gives every code.
     """
     x = u.astype(np.int64)
     reach = int(np.abs(x).max()) + 1 + int(np.ceil(1 / gain))
-    shift = min(top_shift, 15 - int(reach).bit_length())
+    shift = 15 - int(reach).bit_length()
     if shift < 0:
         return None
     fraction = int(np.floor(np.log2(32767 / gain))) - 16 + shift
@@ -370,12 +369,12 @@ def apply_form(u, form):
 
 
 @functools.lru_cache(maxsize=None)
-def _dynamic_form(span, adc_bits, top_shift):
+def _dynamic_form(span, adc_bits):
     """Fixed-point form of the dynamic ADC for reads `u - u_a` in 0..span; the float32 formula is the truth."""
     if span == 0:
         return 0, 0, 0, 0, 0
     x = np.arange(span + 1)
-    return fixed_point(x, _dynamic_codes(x, span, adc_bits), 2**adc_bits / span, (0, 2**adc_bits - 1), top_shift)
+    return fixed_point(x, _dynamic_codes(x, span, adc_bits), 2**adc_bits / span, (0, 2**adc_bits - 1))
 
 
 def _dynamic_codes(x, span, adc_bits):
