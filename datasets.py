@@ -252,7 +252,10 @@ def _image_files(folder):
         for name in names:
             if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 path = Path(parent, name)
-                found.append((path, path.stat()))
+                try:
+                    found.append((path, path.stat()))
+                except OSError as error:
+                    raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     return sorted(found, key=lambda item: item[0])
 
 
@@ -301,5 +304,5 @@ def _decode(path):
             if image.size != (SIZE, SIZE):
                 image = ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BILINEAR)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    except OSError as error:  # PIL's UnidentifiedImageError is one
+    except Exception as error:  # a damaged file can make PIL raise nearly anything
         raise UserError(f"cannot decode {path}: {one_line(error)}") from error

@@ -6,7 +6,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
   echo "error: Python 3.10 or newer is needed; set PYTHON to its path (now: $python)" >&2
   exit 2
 fi
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+[ -f .venv/bin/activate ] || "$python" -m venv --clear .venv # activate is what it makes last
 source .venv/bin/activate
 # pip finds out in a second that nothing is missing, but needs the network for it; so remember what was installed.
 if ! cat requirements*.txt | cmp -s - ".venv/installed-$1"; then # one file includes the other

@@ -66,7 +66,7 @@ def build_parser():
     group = parser.add_argument_group("hardware (several values: every combination)")
     add_hardware(group)
     add = group.add_argument
-    add("--also", nargs="+", default=[], metavar="FLAGS", help="more settings in the same table: groups of the flags above, "
+    add("--also", nargs="+", action=utils.Extend, default=[], metavar="FLAGS", help="more settings in the same table: groups of the flags above, "
         "each group in quotes, a flag that is left out at its default: --also \"--cellBit 1 2 --map conv\" \"--adc_prec 5\"")
 
     group = parser.add_argument_group("calibration")
@@ -210,6 +210,7 @@ class Evaluation:
         self.nets = {map: self._build(map, state, classes, settings) for map in {s.map for s in settings} | {"all"}}
         self.engines = {setting: self._choose_engines(setting) for setting in settings}
         self.planes = self._read_planes(settings[0].spec.cell_bits) if args.planes else None
+        self.histogram_key = None  # what self.histograms were counted for
         self.moments = {}  # map: those of the layers' outputs without ADC
         self.ranges = AdcRanges()
         if args.adc_ranges:
@@ -263,8 +264,7 @@ class Evaluation:
     def load_data(self, log):
         args, data = self.args, datasets.load(self.args.dataset, self.args.data_path, log.info)
         self.stats = self.stats or (data.mean, data.std)  # the network expects images scaled as in its training
-        pick = utils.generator("calibration").get_state()  # a fixed choice, the same for every checkpoint
-        order = torch.randperm(len(data.train_x), generator=torch.Generator().set_state(pick))
+        order = torch.randperm(len(data.train_x), generator=utils.generator("calibration"))  # the same for every checkpoint
         images, labels, self.kind = data.test_x, data.test_y, "test images"
         if args.validation:
             train, held = datasets.training_split(data.train_y, *self.split)
@@ -336,7 +336,7 @@ class Evaluation:
     def _count_reads(self, net, setting):
         """Histograms do not depend on the ADC: they are counted once for all its precisions."""
         key = (setting.map, replace(setting.spec, adc_bits=1, adc_range="ideal"))
-        if getattr(self, "histogram_key", None) != key:
+        if self.histogram_key != key:
             total = -(-len(self.calibration) // self.args.batch_size)
             batches = tqdm(self.batches(self.calibration), total=total, desc="calibrating", unit="batch", leave=False,
                            disable=None)
@@ -418,7 +418,7 @@ class AdcRanges:
                 self.entries[tuple(entry[name] for name in self.HARDWARE)] = entry
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"{path} is not an adc_ranges.json ({utils.one_line(error)})") from None
 
     def _key(self, spec):
@@ -511,8 +511,9 @@ def main(argv=None):
         config = checkpoint["config"]
         if config.get("adc_aware"):
             log.info("trained through the ADC of " + ", ".join(
-                f"--{name} {config[name]}" for name in (*hardware.FIELDS, *hardware.CALIBRATION) if name in config)
-                + (", whose ranges it holds and keeps unless a flag of calibration is given" if run.trained_for else ""))
+                f"--{name} {config[name]}" for name in hardware.TRAINED_FOR if name in config)
+                + (", whose ranges it holds and keeps" if run.trained_for in settings else
+                   ", whose ranges are not used: the settings are of other hardware" if run.trained_for else ""))
         rows = evaluate(run, settings, log)
     log.info("\n" + table([(str(setting or "software"), record) for setting, record in rows], run.of_all, run.kind))
     curves = [(setting, record) for setting, record in rows if setting and setting.spec.adc_range != "ideal"]

@@ -12,6 +12,7 @@ from utils import UserError
 FIELDS = {"cellBit": "cell_bits", "adc_prec": "adc_bits", "subArray": "rows", "mapping": "mapping",
           "reference": "reference", "dac_bits": "dac_bits"}
 CALIBRATION = ("adc_calib", "adc_per", "adc_correct")
+TRAINED_FOR = (*FIELDS, "map", *CALIBRATION)  # flags that train.py --adc_aware uses
 
 
 def add_flags(group, several):

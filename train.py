@@ -58,8 +58,6 @@ from models.quant.quantizers import WEIGHT_QUANTIZERS
 from packed import pack
 from utils import UserError
 
-HARDWARE = (*hardware.FIELDS, "map", *hardware.CALIBRATION)  # flags that --adc_aware uses
-
 # Defaults that depend on the data set. Every flag given on the command line wins over them.
 RECIPES = {
     "digits": {"epochs": 5, "batch_size": 32},  # 200 steps: 99.4 to 99.7 % of the test images over 4 seeds
@@ -68,7 +66,7 @@ RECIPES = {
 # What may differ between a run and its continuation: where things lie, not what is computed.
 FREE_ON_RESUME = {"data_path", "save_path", "log_file", "save_minutes", "ngpu"}
 # What --evaluate takes from the checkpoint and does not let the command line change.
-FIXED_ON_EVALUATE = {"model", "wbit", "abit", "wq", "quantize_image", "adc_aware", *HARDWARE}
+FIXED_ON_EVALUATE = {"model", "wbit", "abit", "wq", "quantize_image", "adc_aware", *hardware.TRAINED_FOR}
 # Flags that say what to do now; they are not part of a run's configuration.
 ACTIONS = {"resume", "fine_tune", "evaluate", "export", "about", "overwrite"}
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"  # in --save_path
@@ -161,6 +159,8 @@ def parse(argv):
     fill_defaults(args)
     checkpoint = None
     if args.fine_tune is not None and not args.evaluate:
+        if args.fine_tune and args.resume:
+            raise UserError("--fine_tune and --resume both name a checkpoint: give one of them")
         args.fine_tune, args.resume = args.fine_tune or args.resume, None
         if not args.fine_tune:
             raise UserError("--fine_tune starts a new run from weights: it needs the PATH of a checkpoint")
@@ -174,7 +174,7 @@ def parse(argv):
         checkpoint = utils.load_checkpoint(args.resume)
         adopt_config(args, given, checkpoint)
 
-    useless = [name for name in given if name in (*HARDWARE, "calib_steps") and not args.adc_aware]
+    useless = [name for name in given if name in (*hardware.TRAINED_FOR, "calib_steps") and not args.adc_aware]
     if useless:
         raise UserError(f"--{useless[0]} is for training through the ADC: add --adc_aware")
     if args.wq == "sawb" and args.wbit == 1:
@@ -262,14 +262,13 @@ def used_alphas(net):
 
 
 @torch.no_grad()
-def fit_alphas(net, images):
-    """Set each used clipping level to that of least squared error on the layer's inputs, the layers before it done.
+def fit_alphas(net, images, names):
+    """Set the clipping levels of the layers `names` to those of least squared error on their inputs, layer by layer.
 
     Batch norm uses the statistics of these images: those of the 32-bit network are of weights of another scale.
     """
-    used = used_alphas(net)
     hooks = [layer.register_forward_pre_hook(lambda layer, inputs: layer.act_quant.fit(inputs[0]))
-             for name, layer in quantized_layers(net).items() if name in used]
+             for name, layer in quantized_layers(net).items() if name in names]
     with quant.without_adc(net, training=True):
         net(images)
     for hook in hooks:
@@ -352,6 +351,7 @@ class Run:
         self.val_x, self.val_y = train_x[val].to(device), train_y[val].to(device)
         self.optimizer = build_optimizer(net, args)
         self.steps = datasets.steps_per_epoch(len(self.train_x), args.batch_size)  # in an epoch
+        self.images = min(args.batch_size, len(self.train_x))  # in a step
         self.epoch = self.step = 0  # complete epochs, and complete steps of the epoch under way
         self.meter = utils.Meter(device)  # of the epoch under way
         self.best_acc = self.test_acc = None  # percent; best_acc, validation accuracy of the best epoch
@@ -406,6 +406,9 @@ class Run:
 
     def calibrate(self):
         images = self.some_images(64)
+        if self.net.training:  # SAWB keeps the level of the last step's weights: reads are counted with that of these
+            for layer in quantized_layers(self.net).values():
+                layer.weight_quant.codes(layer.weight.detach())
         try:
             quant.calibrate(self.net, [images], self.args.adc_calib, self.args.adc_per)
         except ValueError as error:  # more values than can be counted
@@ -419,8 +422,7 @@ class Run:
         self.saved_at = self.started = time.monotonic()
         done = self.epoch * self.steps + self.step
         self.writer = SummaryWriter(self.folder, purge_step=done)  # drops what was logged after the checkpoint
-        images = min(args.batch_size, len(self.train_x))  # a step
-        self.bar = tqdm(total=args.epochs * self.steps * images, initial=done * images, unit="img", unit_scale=True,
+        self.bar = tqdm(total=args.epochs * self.steps * self.images, initial=done * self.images, unit="img", unit_scale=True,
                         dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 60)
         try:
             with self.stop, self.bar, self.writer:
@@ -487,7 +489,7 @@ class Run:
                 self.writer.add_scalar("lr", args.lr * factor, position)
             if now - self.saved_at >= 60 * args.save_minutes:
                 self.save()
-        self.rate = (self.step - first) * args.batch_size / (time.monotonic() - started)
+        self.rate = (self.step - first) * self.images / (time.monotonic() - started)
 
     def end_epoch(self):
         """Validate, log, keep the weights if they are the best, and write the checkpoint of the complete epoch."""
@@ -516,7 +518,7 @@ class Run:
 
     def write_summaries(self, row):
         """Scalars of the epoch; about ten times in a run also histograms of weights, clipping levels and layer inputs."""
-        position = (self.epoch + 1) * self.steps
+        position = (self.epoch + 1) * self.steps - 1  # a run that goes on drops what was logged from its first step on
         for name, value in row.items():
             self.writer.add_scalar(name.replace("_", "/", 1), value, position)
         alphas = used_alphas(self.net)
@@ -566,12 +568,14 @@ def main(argv=None):
                 ("act_alpha",) if args.abit == 32 else ())
             state = {key: value for key, value in state.items() if not key.endswith(useless)}
             optional = ("act_alpha", "weight_quant.clip", *quant.ADC_BUFFERS)
-        missing = [key for key in utils.load_weights(net, state, optional, source=args.resume or args.fine_tune)
-                   if key.endswith("act_alpha")]
+        absent = utils.load_weights(net, state, optional, source=args.resume or args.fine_tune)
+        missing = [name for name in used_alphas(net) if f"{name}.act_quant.act_alpha" in absent]
 
     if args.evaluate:
         if args.export:
             utils.check_writable(Path(args.export).parent)
+            if Path(args.export).is_dir():
+                raise UserError(f"--export {args.export} is a folder: give the name of a file")
         log = utils.get_logger()
         data = datasets.load(args.dataset, args.data_path, log.info)
         if checkpoint.get("format") == utils.CHECKPOINT_FORMAT:  # images are scaled as those of the training were
@@ -611,12 +615,14 @@ def main(argv=None):
         if args.weight_clip:
             clip_weights(net, args.weight_clip)
         if checkpoint:
-            if missing and args.alpha_init == "fit":
-                fit_alphas(net, run.some_images(256))
-                fit_logits(net, run.some_images(256))
-            elif not missing and args.alpha_init != "fit":
+            if args.alpha_init == "fit":
+                if missing:
+                    fit_alphas(net, run.some_images(256), missing)
+                if missing or args.wbit < 32 and checkpoint["config"].get("wbit") == 32:
+                    fit_logits(net, run.some_images(256))
+            elif not missing:
                 log.info(f"--alpha_init has no effect: {args.fine_tune} has clipping levels")
-            levels = ", ".join(f"{alpha.item():.3g}" for alpha in used_alphas(net).values())
+            levels = ", ".join(f"{used_alphas(net)[name].item():.3g}" for name in missing)
             log.info(f"starting from the weights of {args.fine_tune}" + (
                 f"; clipping levels that it lacks start at {levels}" if missing else ""))
         for file in (CHECKPOINT, BEST):  # after --overwrite, nothing may continue the old run by mistake

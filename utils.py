@@ -57,13 +57,21 @@ def number(kind, text, allowed):
 
 
 BITS = number(int, "1 to 8, or 32 to switch the quantizer off", lambda bits: bits in (*range(1, 9), 32))
-COUNT = number(int, "a whole number from 1 up", lambda value: value >= 1)
-COUNT_OR_0 = number(int, "a whole number from 0 up", lambda value: value >= 0)
+COUNT = number(int, "a whole number from 1 up", lambda value: 1 <= value < 2**63)
+COUNT_OR_0 = number(int, "a whole number from 0 up", lambda value: 0 <= value < 2**63)
 POSITIVE = number(float, "a number above 0", lambda value: 0 < value < math.inf)
 POSITIVE_OR_0 = number(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
 FIT_OR_POSITIVE = number(lambda text: text if text == "fit" else float(text), "fit or a number above 0",
                          lambda value: value == "fit" or 0 < value < math.inf)
 SHARE = number(float, "from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+
+
+class Extend(argparse.Action):
+    """Values of a flag that is given several times, one after the other; argparse's "extend" takes no `unset` default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(before if isinstance(before, list) else []), *values])
 
 
 def parse_flags(parser, argv=None):
@@ -92,10 +100,11 @@ def adopt_config(args, given, config, fixed, source):
 
 
 def run_main(main):
-    """Run main() and turn its outcome into an exit code: 2 with one line for a UserError, 130 for Ctrl-C."""
+    """Run main() and turn its outcome into an exit code: 2 with one line for a UserError or a file that cannot be read or
+    written, 130 for Ctrl-C."""
     try:
         code = main()
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

@@ -12,13 +12,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 [ -x .venv/bin/python ] && PYTHON=${PYTHON:-.venv/bin/python} # what quickstart.sh made
 PYTHON=${PYTHON:-python3}
 
-# what vgg_cifar_quant.sh writes is save/<...>/model_best.pth.tar; eval.py reads the bits from the file itself
-checkpoint=pretrained/vgg7_w4a4_cifar10.pt
-save=save/eval_vgg7_w4a4 # table, plot, results.jsonl, calibrated ADC ranges
-
-# data: cifar10, cifar100, imagefolder or digits
-dataset=cifar10
-data_path=./data
+# the network, where its table, plot, results.jsonl and calibrated ADC ranges go, and data: cifar10, cifar100, imagefolder
+# or digits. With --resume, eval.py takes bits and data from the checkpoint and writes into its folder
+network=(
+    --resume pretrained/vgg7_w4a4_cifar10.pt --save_path save/eval_vgg7_w4a4
+    --dataset cifar10 --data_path ./data
+)
 batch_size=64 # changes the results of dynamic ADC ranges only
 
 # hardware: every combination of bits of a cell and of the ADC, and some settings for comparison
@@ -33,8 +32,8 @@ for flag in "$@"; do
     case "$flag" in
     --cellBit* | --adc_prec* | --adc_range | --adc_range=* | --subArray* | --map* | --reference* | --dac_bits* | --also*)
         table=() ;;
+    --resume | --resume=*) network=() ;;
     esac
 done
 
-exec "$PYTHON" eval.py --resume "$checkpoint" --save_path "$save" --dataset "$dataset" --data_path "$data_path" \
-    --batch_size "$batch_size" ${table[@]+"${table[@]}"} "$@"
+exec "$PYTHON" eval.py ${network[@]+"${network[@]}"} --batch_size "$batch_size" ${table[@]+"${table[@]}"} "$@"

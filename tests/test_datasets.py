@@ -213,6 +213,17 @@ def test_imagefolder_notices_changed_added_and_removed_files(tree):
     assert datasets.load("imagefolder", tree).test_y.tolist() == [0, 1, 1, 1]
 
 
+def test_files_that_cannot_be_read_are_named(tree):
+    link = tree / "train" / "cat" / "link.png"
+    link.symlink_to(tree / "nowhere.png")
+    with pytest.raises(UserError, match=f"cannot read {link}: No such file"):
+        datasets.load("imagefolder", tree)
+    link.unlink()
+    link.with_suffix(".ppm").write_bytes(b"P6 99999999999 x")  # ValueError in PIL
+    with pytest.raises(UserError, match="cannot decode .*link.ppm"):
+        datasets.load("imagefolder", tree)
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])
 def test_imagefolder_never_uses_a_damaged_cache(tree, damage):
     good = datasets.load("imagefolder", tree)

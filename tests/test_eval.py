@@ -190,7 +190,8 @@ def test_equal_settings_are_evaluated_once(run, checkpoint):
 
 def test_also_adds_settings_with_the_other_flags_at_their_defaults(run, checkpoint):
     records, _, _ = run(checkpoint, "--cellBit", "2", "--adc_prec", "4", "--also", "--map conv --subArray 16",
-                        "--cellBit 2 3 --adc_prec 4 --adc_range full dynamic", "--cellBit 2 --adc_prec 4 --subArray 16")
+                        "--cellBit 2 3 --adc_prec 4 --adc_range full dynamic", "--also",
+                        "--cellBit 2 --adc_prec 4 --subArray 16")
     assert [tuple(r[name] for name in ("map", "cell_bits", "adc_bits", "adc_range", "rows")) for r in records[1:]] == [
         ("all", 2, 4, "calibrated", 16), ("conv", 1, 6, "calibrated", 16), ("all", 2, 4, "full", 128),
         ("all", 2, 4, "dynamic", 128), ("all", 3, 4, "full", 128), ("all", 3, 4, "dynamic", 128)]  # the last is the first
@@ -779,6 +780,7 @@ def test_flags_given_to_the_script_win():
     _, flags = script_flags("vgg_cifar_eval.sh", *given)
     args = evaluation.build_parser().parse_args(flags)
     assert flags[-len(given):] == given
+    assert args.save_path is args.dataset is args.data_path is None  # a network of one's own, its folder and its data
     assert (args.cellBit, args.resume, args.limit, args.engine) == ([3, 4], "a folder/c.pth.tar", 5, "numba")
     assert args.also == []  # hardware that is given replaces the table
 

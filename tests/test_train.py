@@ -197,7 +197,7 @@ def test_tensorboard_events(finished):
     assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "alpha/features.3"} <= set(tags["scalars"])
     assert {"alpha", "weight/features.3", "activation/features.3", "activation/classifier.0"} <= set(tags["histograms"])
     assert "alpha/features.0" not in tags["scalars"]  # it does not quantize the image
-    assert [event.step for event in events.Scalars("val/acc")] == [9, 18, 27]
+    assert [event.step for event in events.Scalars("val/acc")] == [8, 17, 26]  # those of a run that goes on at step 9 stay
 
 
 def test_the_test_images_are_used_once_after_the_last_epoch(tmp_path, monkeypatch):
@@ -284,6 +284,23 @@ def test_fine_tune_fits_the_clipping_levels_to_the_activations(tmp_path, capsys)
     assert start in tuned["commands"][1] and tuned["seconds"] > 0
 
 
+def test_fine_tune_fits_only_what_is_missing(tmp_path):
+    """Levels of a network with 32-bit weights stay, and the logits keep their scale; one level that is missing is fitted."""
+    quick(tmp_path / "start", "--wbit", "32", "--abit", "4", "--epochs", "2")
+    start = utils.load_checkpoint(tmp_path / "start" / "model_best.pth.tar")
+    flags = "--epochs", "1", "--lr", "1e-12", "--wd", "0"
+    alphas = [key for key in start["state_dict"] if key.endswith("act_alpha")][1:]
+    _, tuned = quick(tmp_path / "a", "--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), *flags)
+    for key in alphas[:-1]:
+        torch.testing.assert_close(tuned["state_dict"][key], start["state_dict"][key])
+    assert tuned["state_dict"][alphas[-1]] > 1.2 * start["state_dict"][alphas[-1]]  # else the logits were smaller
+    del start["state_dict"][alphas[2]]
+    utils.save_checkpoint(tmp_path / "less.pth.tar", start)
+    _, tuned = quick(tmp_path / "b", "--fine_tune", str(tmp_path / "less.pth.tar"), *flags)
+    for key in alphas[:2] + alphas[3:-1]:
+        torch.testing.assert_close(tuned["state_dict"][key], start["state_dict"][key])
+
+
 def test_weight_clip_leaves_no_weight_beyond_its_bound(tmp_path):
     _, checkpoint = quick(tmp_path, "--weight_clip", "1.5", "--epochs", "1")
     for key, weight in checkpoint["state_dict"].items():
@@ -321,6 +338,15 @@ def test_training_through_the_adc_resumes_to_the_same_bits(wq, tmp_path, capsys,
             else:
                 quick(stopped, *flags)
         monkeypatch.setattr(train.Run, "save", save)
+
+    def stop_in_validation(*args, tick, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        tick()
+
+    evaluate = train.evaluate
+    monkeypatch.setattr(train, "evaluate", stop_in_validation)
+    assert train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"]) == 128 + signal.SIGTERM
+    monkeypatch.setattr(train, "evaluate", evaluate)
     assert train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"]) == 0
     assert_same(utils.load_checkpoint(stopped / "checkpoint.pth.tar")["state_dict"], state)
 
@@ -457,6 +483,9 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--resume", "{run}/checkpoint.pth.tar", "--save_path", "{folder}"], "continued in its own folder"),
     (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--abit", "8"], "--abit 8 (the checkpoint has 4)"),
     (["--fine_tune"], "it needs the PATH of a checkpoint"),
+    (["--fine_tune", "{run}/model_best.pth.tar", "--resume", "{run}/model_best.pth.tar"], "both name a checkpoint"),
+    (["--seed", "99999999999999999999"], "--seed: 99999999999999999999 is not a whole number from 0 up"),
+    (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "{folder}"], "is a folder: give the name of a file"),
     (["--fine_tune", "{run}/model_best.pth.tar", "--model", "vgg16_quant"], "is of the model vgg7_quant, not vgg16_quant"),
     (["--save_path", "{run}"], "holds a run: continue it with --resume"),
     (["--wq", "lsq"], "--wq: invalid choice: 'lsq'"),
