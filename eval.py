@@ -7,7 +7,7 @@ the whole test set. The software baseline is the same quantized network computed
 difference to it comes from the ADC.
 
 Written to --save_path (the checkpoint's folder unless given): results.jsonl, one line a setting, appended as soon as it
-is known; adc_ranges.json, the calibration of all settings, for --adc_ranges; report_<setting>.json and .png with
+is known; adc_ranges.json, all ranges that were calibrated, for --adc_ranges; report_<setting>.json and .png with
 --report; accuracy_over_adc_bits.png when several ADC precisions are given; eval.log. The bit-planes of the weights go to
 --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at with torch.load. To evaluate
 planes that you changed, copy the folder, edit the files, and pass --planes FOLDER.
