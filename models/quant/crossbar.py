@@ -119,13 +119,13 @@ class _Crossbar:
                              f"for zero, whose lowest code lies between {lowest} and 0; calibrate again")
 
     def forward(self, x):
-        if self.training:
-            self._prepared = None  # fused optimizers change the weights without a trace in their version
         if not (self.training and torch.is_grad_enabled()):
             return self.simulate(x)
         quantized = super().forward(x)
+        self._prepared = None
         with torch.no_grad():
             simulated = self.simulate(x)
+        self._prepared = None  # the optimizer comes next, and a fused one changes weights without a trace in their version
         if quantized.dtype.itemsize < 4:  # autocast: what follows runs in half precision
             simulated = simulated.to(quantized.dtype)
         return _StraightThrough.apply(quantized, simulated)
