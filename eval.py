@@ -66,8 +66,9 @@ def build_parser():
     group = parser.add_argument_group("hardware (several values: every combination)")
     add_hardware(group)
     add = group.add_argument
-    add("--also", nargs="+", action=utils.Extend, default=[], metavar="FLAGS", help="more settings in the same table: groups of the flags above, "
-        "each group in quotes, a flag that is left out at its default: --also \"--cellBit 1 2 --map conv\" \"--adc_prec 5\"")
+    add("--also", nargs="+", action=utils.Extend, default=[], metavar="FLAGS", help="more settings in the same table: groups "
+        "of the flags above, each group in quotes, a flag that is left out at its default: --also \"--cellBit 1 2 --map conv\" "
+        "\"--adc_prec 5\"")
 
     group = parser.add_argument_group("calibration")
     hardware.add_calibration_flags(group)

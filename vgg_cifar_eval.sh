@@ -13,7 +13,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 PYTHON=${PYTHON:-python3}
 
 # the network, where its table, plot, results.jsonl and calibrated ADC ranges go, and data: cifar10, cifar100, imagefolder
-# or digits. With --resume, eval.py takes bits and data from the checkpoint and writes into its folder
+# or digits. With --resume, eval.py takes bits and data from the checkpoint and writes into its folder; those of the original
+# code do not say their data: add --dataset cifar10
 network=(
     --resume pretrained/vgg7_w4a4_cifar10.pt --save_path save/eval_vgg7_w4a4
     --dataset cifar10 --data_path ./data

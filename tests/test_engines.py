@@ -512,7 +512,7 @@ def test_integer_convolution_without_products_of_bytes(instructions):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions})
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split()[:4] == ["5", "True", "5", "True"]
+    assert done.stdout.split()[:4] == ["5", str(torch.backends.mkldnn.is_available())] * 2
 
 
 @pytest.mark.parametrize("reference", ["analog", "digital"])
