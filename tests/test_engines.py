@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 # The Triton engine has a test file of its own.
-NAMES = ["reference"] + ["numba"] * (ROOT / "models/quant/engines/numba_cpu.py").exists()
+NAMES = ["reference"] + ["numba"] * (ROOT / "models/quant/engines/numba_cpu").exists()
 
 
 @pytest.fixture(params=NAMES, scope="module")
@@ -435,13 +436,13 @@ def test_codes_from_byte_tables_and_from_formulas(monkeypatch, tables, adc_range
     case.delta = [delta + 0.01 * k for k in range(slices)]
     case.q_min = [-16 - k if reference == "analog" else 0 for k in range(slices)]
     numba_cpu, _ = numba_reads(case)
-    if tables and not numba_cpu.has_byte_tables():
+    if tables and not numba_cpu.converter.has_byte_tables():
         pytest.skip("this machine has no byte tables")
     if not tables:
-        monkeypatch.setattr(numba_cpu, "has_byte_tables", lambda: False)
+        monkeypatch.setattr(numba_cpu.converter, "has_byte_tables", lambda: False)
     _, reads = numba_reads(case)
     if adc_range == "calibrated":
-        assert (0 < reads.static.table_ones < 280) == tables and not reads.static_exact
+        assert (0 < reads.static.table_ones < 280) == tables and not reads.static.exact
     check(numba_cpu, case)
 
 
@@ -450,7 +451,7 @@ def test_codes_from_byte_tables_and_from_formulas(monkeypatch, tables, adc_range
 @pytest.mark.parametrize("adc_bits", [4, 5, 6, 7, 8])
 def test_byte_tables_have_the_codes_of_every_read(reference, cell_bits, adc_bits):
     """All reads that may take the table, for steps that put the end of the ADC on both sides of the end of the table."""
-    numba_cpu, _ = numba_reads(layer_case(CrossbarSpec()))
+    converter = numba_reads(layer_case(CrossbarSpec()))[0].converter
     spec = CrossbarSpec(4, 4, cell_bits, adc_bits, 280, reference=reference)
     most, tried = 2**cell_bits - 1, 0
     for delta in np.arange(32, 385) / 64:
@@ -458,12 +459,12 @@ def test_byte_tables_have_the_codes_of_every_read(reference, cell_bits, adc_bits
             case = dense_case(spec, [1], out=2)
             case.delta, case.q_min = [delta] * len(case.delta), [q_min] * len(case.delta)
             layer = case.layer()
-            table, ones = numba_cpu._code_table(layer, 0, False)
+            table, ones = converter._code_table(layer, 0, False)
             n = np.arange(1, ones + 1)[:, None]
             p = np.minimum(np.arange(most * max(ones, 1) + 1), most * n)
-            zero = layer.reference_twice[0] * n if reference == "analog" else np.full_like(n, 2 * numba_cpu.CENTRE)
+            zero = layer.reference_twice[0] * n if reference == "analog" else np.full_like(n, 2 * converter.CENTRE)
             u = 2 * p - zero if reference == "analog" else p
-            j = np.clip(p - zero // 2, -numba_cpu.CENTRE, numba_cpu.CENTRE - 1)
+            j = np.clip(p - zero // 2, -converter.CENTRE, converter.CENTRE - 1)
             found = table[zero % 2, j % 128]
             assert (found == adc.transfer(u, spec.unit, delta, q_min, adc_bits)).all(), (delta, q_min)
             tried += u.size
@@ -489,6 +490,33 @@ def test_dynamic_reads_below_a_reference_of_whole_cells(engine, rows):
     case.zero_code = 7
     case.a_codes[0], case.w_codes[0] = 7, 0
     check(engine, case)
+
+
+@pytest.mark.skipif("numba" not in NAMES, reason="the numba engine is not there")
+def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
+    """Numba's cache on disk knows a function's own file only. Here: a helper of `simd` for a kernel of `fused_cpu`."""
+    shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """if True:
+        import torch
+        from models.quant import fused_cpu
+        x = torch.tensor([1.0, 2.0]).bfloat16()
+        print(fused_cpu.pact_forward(x, torch.tensor(3.0), 3).tolist(), sum(fused_cpu._pact_forward.stats.cache_hits.values()))
+    """
+
+    def run():
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                              env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")})
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    assert run() == "[1.0, 2.0] 0\n"
+    assert run() == "[1.0, 2.0] 1\n"  # kept on disk
+    simd = tmp_path / "models/quant/engines/simd.py"
+    text = simd.read_text()
+    line = "return types.float32(types.uint32), lambda context, b, sig, args: b.bitcast(args[0], ir.FloatType())"
+    assert line in text
+    simd.write_text(text.replace(line, line.replace("b.bitcast(args[0], ir.FloatType())", "ir.Constant(ir.FloatType(), 3.0)")))
+    assert run() == "[3.0, 3.0] 0\n"
 
 
 @pytest.mark.skipif("numba" not in NAMES, reason="the numba engine is not there")

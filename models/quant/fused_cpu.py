@@ -10,12 +10,12 @@ import torch
 from numba import njit, prange, types
 from numba.extending import overload
 
-from .engines.simd import bits_of_float32, float32_from_bits, set_threads
+from .engines.simd import SOURCES, bits_of_float32, float32_from_bits, set_threads
 
 CHUNK = 2**14  # elements of one work item
 
 
-@njit(forceinline=True, cache=True)
+@njit(forceinline=True)
 def _part(array, chunk):
     """The elements of one work item. A loop over them from 0 on is one that LLVM vectorises: in one that starts at
     `chunk * CHUNK`, Numba allows for indices below zero."""
@@ -50,7 +50,7 @@ def _(array, i, value):
 
 
 @njit(cache=True, parallel=True)
-def _pact_forward(x, alpha, scale, out):
+def _pact_forward(x, alpha, scale, out, sources=SOURCES):
     for chunk in prange((x.size + CHUNK - 1) // CHUNK):
         source, target = _part(x, chunk), _part(out, chunk)
         for i in range(len(source)):
@@ -59,7 +59,7 @@ def _pact_forward(x, alpha, scale, out):
 
 # "reassoc" lets LLVM sum in vector lanes, eight times faster; the order stays the same from call to call.
 @njit(cache=True, parallel=True, fastmath={"reassoc"})
-def _pact_backward(x, grad, alpha, scale, grad_x, sums):
+def _pact_backward(x, grad, alpha, scale, grad_x, sums, sources=SOURCES):
     for chunk in prange(len(sums)):
         total = np.float32(0)
         source, grads, target = _part(x, chunk), _part(grad, chunk), _part(grad_x, chunk)
@@ -72,7 +72,7 @@ def _pact_backward(x, grad, alpha, scale, grad_x, sums):
 
 
 @njit(cache=True, parallel=True)
-def _dorefa_forward(t, twice_largest, levels, out):
+def _dorefa_forward(t, twice_largest, levels, out, sources=SOURCES):
     for chunk in prange((t.size + CHUNK - 1) // CHUNK):
         source, target = _part(t, chunk), _part(out, chunk)
         for i in range(len(source)):
@@ -80,7 +80,7 @@ def _dorefa_forward(t, twice_largest, levels, out):
 
 
 @njit(cache=True, parallel=True)
-def _dorefa_backward(t, grad, factor, out):
+def _dorefa_backward(t, grad, factor, out, sources=SOURCES):
     for chunk in prange((t.size + CHUNK - 1) // CHUNK):
         source, grads, target = _part(t, chunk), _part(grad, chunk), _part(out, chunk)
         for i in range(len(source)):
@@ -141,7 +141,7 @@ def dorefa_backward(t, grad, factor):
 
 
 @njit(cache=True, parallel=True)
-def _codes(x, alpha, scale, out):
+def _codes(x, alpha, scale, out, sources=SOURCES):
     for chunk in prange((x.size + CHUNK - 1) // CHUNK):
         source, target = _part(x, chunk), _part(out, chunk)
         for i in range(len(source)):
@@ -149,7 +149,7 @@ def _codes(x, alpha, scale, out):
 
 
 @njit(cache=True, parallel=True)
-def _scale(acc, scale, offset, out):
+def _scale(acc, scale, offset, out, sources=SOURCES):
     pixels, channels = acc.shape
     together = max(1, CHUNK // channels)
     for chunk in prange((pixels + together - 1) // together):

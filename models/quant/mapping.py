@@ -162,6 +162,12 @@ class MappedLayer:
         tallest = max(stop - start for start, stop in self.arrays)
         return u_range(self.spec, self.reference_twice[k], self.spec.slice_bits[k], tallest)
 
+    @property
+    def largest_sum(self):
+        """Largest P that any slice of a full array can produce."""
+        tallest = max(stop - start for start, stop in self.arrays)
+        return tallest * (2 ** max(self.spec.digit_bits) - 1) * (2 ** max(self.spec.slice_bits) - 1)
+
     def u_spacing(self, k):
         """Distance between the values of `u` that slice `k` can produce: `2 P - (2 r_k) n` is even if 2 r_k is, where the
         reference column holds whole cells."""

@@ -5,7 +5,9 @@ with it needs no compiler on the user's machine and does not depend on what the 
 Bit-wise operators see 512 independent bits; arithmetic wraps modulo 2^16; `>>` fills with zeros, `sar` with the sign.
 """
 
+import hashlib
 import operator
+from pathlib import Path
 
 import llvmlite.binding
 import numba
@@ -18,6 +20,12 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 LANES = 32
 BITS = 16
+
+# A compiled function is kept on disk. Numba compiles it anew when the file that it stands in changes, not for the files of
+# the functions that it calls; but the value of a default argument is part of the key. So what Python calls has `SOURCES`
+# for one, and what that calls is not kept by itself.
+SOURCES = int.from_bytes(hashlib.sha256(b"".join(
+    file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))).digest()[:7], "little")
 
 
 class VecType(types.Type):
@@ -259,7 +267,7 @@ def bit_length(typingctx, value):
     return types.int64(types.int64), codegen
 
 
-@njit(cache=True)
+@njit
 def aligned(size, like):
     """An uninitialised array of the type of `like` that starts on a cache line: a vector never straddles two."""
     padded = np.empty(size + 64, like.dtype)

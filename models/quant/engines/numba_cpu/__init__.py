@@ -1,0 +1,125 @@
+"""CPU engine: positional population counts with carry-save adders, many columns to a vector.
+
+A read of array t, digit z adds, for every input bit that is one, the cells of its row: `P = sum of the active rows`, for
+512 columns at a time (`layout` says where they stand, `rows` which rows are active, `counts` adds them). The ADC is the
+first of these that the read and the machine allow:
+
+- None, where a code is `u` itself unless it is clipped (`Adc.relative`): the sum of all `u` is an integer convolution, and
+  only what clipping takes off is added. Reads of few ones cannot clip and are not even counted; of the others
+  `counts.any_outside` sees on the bit planes that no column does, nearly always.
+- A table of bytes, where one instruction looks up 64 columns.
+- 16-bit arithmetic, 32 columns at a time (`fixed_point`).
+
+`converter` prepares these, `codes` applies them. Where 16 bits do not hold a read, or do not give the ADC's codes for every
+possible read, the same loop (`kernel`) hands its planes to the formulas of `adc.transfer` one column at a time (`exact`).
+"""
+
+import functools
+
+import numba
+import numpy as np
+import torch
+
+from ... import fused_cpu
+from .. import accumulator_dtype
+from ..integer_cpu import IntegerConvolution
+from ..simd import set_threads
+from . import kernel
+from .codes import DYNAMIC, HISTOGRAM, RANGES, STATIC
+from .converter import dynamic_adc, fits, static_adc
+from .counts import MOST_LEAVES
+from .layout import plan
+
+
+def unsupported(layer, device):
+    return None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}"
+
+
+def prepare(layer):
+    return _Prepared(layer)
+
+
+def accumulate(prepared, a_codes):
+    return _simulate(prepared, a_codes)
+
+
+def scaled(prepared, a_codes, values, scale, offset):
+    """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up."""
+    if prepared.layer.spec.adc_range == "ideal":
+        acc = prepared.convolution(a_codes)
+        return fused_cpu.scale_in_place(acc, scale, offset) if acc.dtype == torch.int32 else acc * scale + offset
+    bits = _simulate(prepared, a_codes, values=np.array(values), scale=scale.numpy(), offset=offset.numpy())
+    return bits.view(torch.float32)[0]
+
+
+def histogram(prepared, a_codes):
+    layer, reads = prepared.layer, prepared.counting
+    low, high = layer.u_span
+    set_threads()
+    table = reads.static._replace(exact=layer.largest_sum >= MOST_LEAVES)
+    parts = 1 if table.exact else 8
+    bins = high - low + 1
+    counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), reads.shape.slices, bins, parts), np.int64)
+    reads.run(table, a_codes, HISTOGRAM, counts=counts, u_min=low)
+    return torch.from_numpy(counts.sum(axis=(0, 4)))
+
+
+def _simulate(prepared, a_codes, **scaling):
+    """Accumulators; with `scaling` (values, scale, offset) one plane, the bits of what `engines.scaled` returns."""
+    layer = prepared.layer
+    if layer.spec.adc_range == "ideal":
+        return prepared.convolution(a_codes)[None]
+    set_threads()  # before anything is sized by their number
+    reads = prepared.reads
+    if reads.static.relative:
+        out = reads.convolution(a_codes)[None]
+    else:
+        size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
+        dtype = torch.int32 if scaling else accumulator_dtype(layer)
+        out = torch.empty(1 if scaling else reads.shape.steps, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
+    if layer.spec.adc_range == "dynamic":
+        reads.run(dynamic_adc(layer, *reads.ranges(a_codes)), a_codes, DYNAMIC, out=out.numpy(), **scaling)
+    else:
+        reads.run(reads.static, a_codes, STATIC, out=out.numpy(), **scaling)
+    return out
+
+
+class _Prepared:
+    """Made when first asked for: a layer without an ADC needs no bit planes, one with an ADC no integer convolution."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    @functools.cached_property
+    def reads(self):
+        return _Reads(self.layer)
+
+    @functools.cached_property
+    def counting(self):
+        """Reads whose bit planes hold whole values, not the bits of a cell side by side."""
+        return self.reads if self.reads.shape.packed == 1 else _Reads(self.layer, side_by_side=False)
+
+    @functools.cached_property
+    def convolution(self):
+        return IntegerConvolution(self.layer)
+
+
+class _Reads:
+    """The bit planes of a layer's weights and the forms of its ADC."""
+
+    def __init__(self, layer, side_by_side=True):
+        self.layer = layer
+        self.shape, self.plan = plan(layer, side_by_side)
+        self.static, self.convolution = static_adc(layer)
+
+    def run(self, table, a_codes, op, **target):
+        size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
+        kernel.run(self.shape, self.plan, table, a_codes, size, op, **target)
+
+    def ranges(self, a_codes):
+        """Smallest and largest `u` of each (group, array, digit, slice) in the batch."""
+        shape = (*self.plan.array_base.shape, len(self.layer.spec.digit_bits), self.shape.slices)
+        extremes = np.empty((numba.get_num_threads(), *shape, 2), np.int64)
+        extremes[..., 0], extremes[..., 1] = 2**62, -2**62
+        self.run(self.static._replace(exact=not fits(self.layer)), a_codes, RANGES, extremes=extremes)
+        return extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)

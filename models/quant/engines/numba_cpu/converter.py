@@ -1,0 +1,190 @@
+"""The ADC in the forms that the kernel takes: 16-bit arithmetic, tables of bytes, limits. Each gives exactly the codes of
+`adc.transfer`, checked on every read that can occur, or is not used.
+"""
+
+import functools
+from collections import namedtuple
+
+import numpy as np
+import torch
+
+from ... import adc
+from .. import accumulator_dtype
+from ..integer_cpu import IntegerConvolution
+from ..simd import aligned, has_byte_tables
+from .fixed_point import fixed_point
+
+# `forms` is [group, array, digit, slice, field] (1, 1, 1 where static), `limits` [slice, field], `codes` those of
+# `_code_table` for each slice, dynamic ones for each span of u; reads with no more than `table_ones` ones take them. Where
+# `exact`, none of these is used, but the formula of the ADC itself.
+# Static reads with u in `low..high` add nothing: 0..0, but where `relative` what is added is the code less u.
+# Dynamic reads without a one among their inputs add `idle`, [group, array, digit]; before the reads of an array are added
+# up, those of the arrays before it go where `flush`, [group, array], is set from 16 bits into 32. Every output of a group
+# gets its `constant`.
+Adc = namedtuple("Adc", "exact forms limits codes table_ones relative low high delta unit q_max idle flush constant")
+SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)
+FORM = 7  # fields of a form
+CLIP_LOW, CLIP_HIGH, Q_MIN = range(3)
+LIMITS = 3  # fields of a slice's limits
+CENTRE = 64  # of a table of codes
+
+
+def _formula(layer, shape):
+    """An ADC that is nothing but its formula, with room for forms of this `shape`."""
+    limits = np.zeros((shape[-1], LIMITS), np.int64)
+    limits[:, Q_MIN] = layer.adc_q_min.numpy()
+    codes = aligned(shape[-1] * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
+    return Adc(True, np.zeros((*shape, FORM), np.int64), limits, codes, -1, False, 0, 0, layer.adc_delta.numpy().copy(),
+               layer.spec.unit, 2**layer.spec.adc_bits - 1, np.zeros(shape[:3], np.int64), np.zeros(shape[:2], np.bool_),
+               np.zeros(layer.geometry.groups, np.int64))
+
+
+def fits(layer):
+    """Whether every P and u fits in a signed lane."""
+    low, high = layer.u_span
+    return max(layer.largest_sum, -low, high) < 2**15
+
+
+# ---- ranges that are fixed ------------------------------------------------------------------------------------------
+
+# form, see `fixed_point`; clip, beyond which codes are the lowest or highest; largest |code|.
+StaticForm = namedtuple("StaticForm", "form clip largest")
+
+
+def static_adc(layer):
+    """The ADC of a layer whose ranges are fixed; where it is one of differences, also the integer convolution that the
+    codes differ from, else None."""
+    spec, slices = layer.spec, len(layer.spec.slice_bits)
+    table = _formula(layer, (1, 1, 1, slices))
+    if spec.adc_range not in ("calibrated", "full") or not fits(layer) or accumulator_dtype(layer) != torch.int32:
+        return table, None
+    for k in range(slices):
+        form = _static_form(*layer.u_range(k), spec.unit, float(table.delta[k]), int(table.limits[k, Q_MIN]), spec.adc_bits)
+        if form is None or len(layer.arrays) * form.largest >= 2**15:
+            return table, None
+        table.forms[0, 0, 0, k, :LOW] = form.form
+        table.limits[k, :Q_MIN] = form.clip
+    table, convolution = _relative(layer, table._replace(exact=False))
+    if has_byte_tables():
+        codes, ones = zip(*(_code_table(layer, k, table.relative) for k in range(slices)))
+        table.codes[:] = codes
+        table = table._replace(table_ones=min(ones))
+    return table, convolution
+
+
+@functools.lru_cache(maxsize=1024)  # a network that is being trained is prepared at every step, with the same ranges
+def _static_form(low, high, unit, delta, q_min, adc_bits):
+    """The fixed-point form of a static ADC for reads low..high, or None."""
+    u = np.arange(low, high + 1)
+    codes = adc.transfer(u, unit, delta, q_min, adc_bits)
+    # Beyond [first, last] all codes are the lowest or the highest: reads that 16 bits do not hold are clipped to it
+    # first, one step to spare, since P moves u by two.
+    first = int(u[np.flatnonzero(codes == codes[0])[-1]])
+    last = int(u[np.flatnonzero(codes == codes[-1])[0]]) if codes[0] != codes[-1] else first
+    bounds = q_min, q_min + 2**adc_bits - 1
+    for domain in ((-240, 240), (first - 1, last + 1)):
+        if domain[0] < first and domain[1] > last:
+            inside = u[(u >= domain[0]) & (u <= domain[1])]
+            form = fixed_point(inside, codes[inside - low], unit / delta, bounds)
+            if form:
+                return StaticForm(form, (first, last), int(np.abs(codes).max()))
+    return None
+
+
+def _relative(layer, table):
+    """`table` as one of differences from u, and the sum of all u, where codes are u itself unless they are clipped."""
+    spec = layer.spec
+    if len(layer.delta_groups) > 1:
+        return table, None
+    taken = 0
+    for k in range(len(spec.slice_bits)):
+        u, q_min = np.arange(layer.u_range(k)[0], layer.u_range(k)[1] + 1), int(layer.adc_q_min[k])
+        codes = adc.transfer(u, spec.unit, float(layer.adc_delta[k]), q_min, spec.adc_bits)
+        if not np.array_equal(codes, u.clip(q_min, q_min + table.q_max)):
+            return table, None
+        taken = max(taken, int(np.abs(codes - u).max()))
+    # `u = 2 P - 2 r_k n` adds up to `sum A (2 W - L)`, `u = P` to `sum A W`.
+    convolution = IntegerConvolution(layer) if spec.reference == "analog" else IntegerConvolution(layer, 1, 0)
+    if len(layer.arrays) * taken >= 2**15 or not (convolution.int8 or convolution.float32):
+        return table, None
+    low, high = int(layer.adc_q_min.max()), int(layer.adc_q_min.min()) + table.q_max
+    return table._replace(relative=True, low=low, high=high), convolution
+
+
+def _code_table(layer, k, relative):
+    """The static ADC of slice `k` as a table of bytes, for the reads that fit: (table, most ones among their inputs).
+
+    Table, int8 `[2, 128]`: entry `[i, j mod 128]`, `-64 <= j < 64`, is the code of `u = 2 j - i` (analog reference: i is
+    the lowest bit of `2 r_k n`, `j = P - floor(r_k n)`) or of `u = j + 64` (digital, `j = P - 64`); less u if `relative`.
+    A code, but not its difference from u, may hold for all reads with a j beyond too. -1 where the entries are no bytes.
+    """
+    spec, reference = layer.spec, layer.reference_twice[k]
+    analog = spec.reference == "analog"
+
+    def transfer(u):
+        return adc.transfer(u, spec.unit, float(layer.adc_delta[k]), int(layer.adc_q_min[k]), spec.adc_bits)
+
+    j = np.arange(-CENTRE, CENTRE)
+    u = np.stack([2 * j - i for i in (0, 1)] if analog else [j + CENTRE] * 2)
+    entries, ends = transfer(u), transfer(np.array(layer.u_range(k)))
+    beyond = not relative and entries[:, 0].max() <= ends[0] and entries[:, -1].min() >= ends[1]
+    entries = entries - u * relative
+    reach = 2 * CENTRE if beyond else CENTRE  # of j: what a signed byte holds, or the table
+    most, n = 2 ** spec.slice_bits[k] - 1, np.arange(257)
+    zero = reference * n // 2 if analog else CENTRE
+    good = (most * n < 256) & (zero <= reach) & (most * n - zero < reach) & (np.abs(entries * 2 + 1).max() < 256)
+    return np.roll(entries, -CENTRE, axis=1), int(good.argmin()) - 1
+
+
+# ---- ranges of the batch --------------------------------------------------------------------------------------------
+
+
+def dynamic_adc(layer, low, high):
+    """The ADC whose ranges are the smallest and largest u of the batch, low and high `[group, array, digit, slice]`."""
+    spec, span = layer.spec, high - low
+    place = spec.dac_bits * np.arange(low.shape[2])[:, None] + spec.cell_bits * np.arange(low.shape[3])  # of a read
+    table = _formula(layer, span.shape)
+    table.forms[..., LOW], table.forms[..., SPAN] = low, span
+    table.idle[:] = (_dynamic_codes(-low, span, spec.adc_bits) * span << place).sum(axis=3)
+    table.constant[:] = (low << place).sum(axis=(1, 2, 3)) << spec.adc_bits
+    widest = int(span.max())
+    if not fits(layer) or accumulator_dtype(layer) != torch.int32 or widest * table.q_max >= 2**16:
+        return table
+    forms = [_dynamic_form(d, spec.adc_bits) for d in range(widest + 1)]
+    if any(forms[d] is None for d in np.unique(span)):
+        return table
+    table.forms[..., :LOW] = np.array([form or (0,) * LOW for form in forms])[span]
+    step = 2 if spec.reference == "analog" else 1  # of u where P grows by one
+    if has_byte_tables() and widest < 2 * CENTRE * step - 1 and spec.adc_bits <= 8:
+        codes = aligned((widest + 1) * 256, table.codes).reshape(-1, 2, 128)
+        for d in np.unique(span[span > 0]):
+            x = step * np.arange(2 * CENTRE) - np.arange(2)[:, None]
+            codes[d] = np.roll(_dynamic_codes(x, d, spec.adc_bits), -CENTRE, axis=1).astype(np.uint8).view(np.int8)
+        table = table._replace(codes=codes, table_ones=255 // (2**spec.cell_bits - 1))
+    table.flush[:] = _flushes(span * table.q_max)
+    return table._replace(exact=False)
+
+
+@functools.lru_cache(maxsize=None)
+def _dynamic_form(span, adc_bits):
+    """Fixed-point form of the dynamic ADC for reads `u - u_a` in 0..span; the float32 formula is the truth."""
+    if span == 0:
+        return 0, 0, 0, 0, 0
+    x = np.arange(span + 1)
+    return fixed_point(x, _dynamic_codes(x, span, adc_bits), 2**adc_bits / span, (0, 2**adc_bits - 1))
+
+
+def _dynamic_codes(x, span, adc_bits):
+    """Codes of the dynamic ADC for `x = u - u_a`, where `span = u_b - u_a`; any code where that is 0."""
+    step = np.maximum(span, 1).astype(np.float32) / np.float32(2**adc_bits)
+    return np.clip(np.rint(x.astype(np.float32) / step), 0, 2**adc_bits - 1).astype(np.int64)
+
+
+def _flushes(largest):
+    """Before which arrays the sums of reads, each at most `largest` [group, array, digit, slice], would pass 16 bits."""
+    flush, total = np.zeros(largest.shape[:2], np.bool_), np.zeros_like(largest[:, 0])
+    for t in range(largest.shape[1]):
+        total = total + largest[:, t]
+        flush[:, t] = total.max(axis=(1, 2)) >= 2**16
+        total[flush[:, t]] = largest[flush[:, t], t]
+    return flush

@@ -1,0 +1,245 @@
+"""The loop over a layer: threads over images or bands of rows, then pixels, arrays, digits and blocks of 512 columns.
+
+Nothing is stored but the sums of ADC codes of one output pixel, 16 bits a column and digit, added up in 32 bits when the
+pixel is done. What is done to a block of reads is in `counts` and `codes`.
+"""
+
+import logging
+from collections import namedtuple
+
+import numba
+import numpy as np
+from numba import njit, prange
+from numba.core import event
+
+from ..simd import LANES, SOURCES, aligned, bit_length, bits_of_float32, int64_at
+from .codes import (DYNAMIC, HISTOGRAM, RANGES, STATIC, add_dynamic, add_exact, add_static, add_static_by_table,
+                    join_extremes, keep_extremes, narrowest, shift_add, spread_extremes)
+from .counts import MAX_PLANES, MOST_LEAVES, any_outside, count, count_values, transpose
+from .layout import BLOCK
+from .rows import active_rows, list_rows
+
+log = logging.getLogger(__name__)
+
+# Where results go. out: accumulators `[step, N, H', W', out]`; or, with `values`, a float64 for each step, one plane with
+# the bits of `float32(sum_step acc values) scale + offset`. extremes: smallest and largest u `[thread, group, array,
+# digit, slice, 2]`. counts: of u, `[thread, digit, slice, u - u_min, part]`.
+Target = namedtuple("Target", "out values scale offset extremes counts u_min")
+
+# Arrays of one work item. lists, ones: see `rows`; row_at, row_count: `rows.active_rows`; planes, bytes: P of one block;
+# sums: 16-bit sums of codes [digit, block, vector]; acc, exact_acc: accumulators [step, channel], total: their scaled sum;
+# lows, highs: extremes in each lane; window: reads of [array, digit] in it, ends included, change nothing, those that add
+# nothing or move no extreme; leaves: `counts.count_values`.
+Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums acc exact_acc total lows highs window
+    leaves""")
+
+# What the hot functions see of `Plan`, `Adc` and `Buffers`: addresses (see `simd`), one number.
+Addresses = namedtuple("Addresses", """weights lists ones row_at row_count planes bytes sums acc lows highs
+    segments segment_start intervals n_intervals pair_slice runs run_columns merged reference step_of_slice forms limits
+    codes leaves""")
+
+
+class _SayCompiling(event.Listener):
+    """Tells about the one long wait. Numba reports a compilation only where its cache on disk holds none."""
+
+    def on_start(self, compilation):
+        if compilation.data["dispatcher"] is _layer:
+            log.warning("compiling the numba kernels for this machine; the result is kept, it takes about half a minute, once")
+
+    def on_end(self, compilation):
+        """The first result says it."""
+
+
+event.register("numba:compile", _SayCompiling())
+
+
+def run(shape, plan, table, a_codes, size, op, *, out=None, values=None, scale=None, offset=None, extremes=None,
+        counts=None, u_min=0):
+    """Do `op` with every read of a layer: codes of STATIC and DYNAMIC go to `out`, RANGES to `extremes`, HISTOGRAM to
+    `counts`; see `Target`.
+
+    Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; table, `converter.Adc`.
+    """
+    target = Target(
+        out=np.empty((0,) * 5, np.int32) if out is None else out, values=np.empty(0) if values is None else values,
+        scale=np.empty(0, np.float32) if scale is None else scale,
+        offset=np.empty(0, np.float32) if offset is None else offset,
+        extremes=np.empty((0,) * 6, np.int64) if extremes is None else extremes,
+        counts=np.empty((0,) * 5, np.int64) if counts is None else counts, u_min=u_min)
+    _layer(shape, plan, table, target, a_codes.numpy(), *size, work_items(len(a_codes), size[0]), op)
+
+
+def work_items(images, height):
+    """Work items of one call: bands of output rows where there are fewer images than threads can share."""
+    return images * min(height, max(1, 8 * numba.get_num_threads() // max(images, 1)))
+
+
+@njit(cache=True, parallel=True)
+def _layer(shape, plan, table, target, codes, height, width, items, op, sources=SOURCES):
+    bands = items // max(len(codes), 1)
+    for item in prange(items):
+        image, band = item // bands, item % bands
+        first, last = height * band // bands, height * (band + 1) // bands
+        _band(shape, plan, table, target, codes, image, first, last, width, op)
+
+
+@njit
+def _band(shape, plan, table, target, codes, image, first, last, width, op):
+    """All output pixels of one image in rows first..last - 1."""
+    # Numba counts a reference whenever an array is taken out of a tuple or given to a function: not in the loops.
+    array_base, plane_stride, digit_start = plan.array_base, plan.plane_stride, plan.digit_start
+    run_start, merged_start = plan.run_start, plan.merged_start
+    out, values, scale, offset, extremes, counts, u_min = target
+    in_height, in_width = codes.shape[1:3]
+    arrays, digits = len(plane_stride), len(digit_start) - 1
+    padded = shape.slice_vectors * LANES
+    kept = 1  # input rows whose lists are kept, in turns: a power of two not below those that one output row needs
+    while kept < shape.reach_y:
+        kept *= 2
+    buffers = _buffers(shape, plan, kept * in_width, op == HISTOGRAM and not table.exact)
+    at = _addresses(plan, table, buffers)
+    _, _, _, _, planes, _, sums, acc, exact_acc, total, lows, highs, window, _ = buffers
+    thread = numba.get_thread_id() if op == HISTOGRAM or op == RANGES else 0
+    relative = op == STATIC and table.relative
+    look = shape.packed == 1 and shape.one_reference and not table.exact and (op == RANGES or relative)
+
+    for g in range(shape.groups):
+        if op == RANGES:
+            spread_extremes(extremes[thread, g], lows, highs, window)
+        elif op == STATIC:
+            window[:, :, 0], window[:, :, 1] = table.low, table.high
+        else:
+            window[:, :, 0], window[:, :, 1] = 1, 0
+        added = True
+        listed = 0
+        for y in range(first, last):
+            top = max(listed, y * shape.stride_y - shape.pad_top)
+            listed = max(listed, min(in_height, y * shape.stride_y - shape.pad_top + shape.reach_y))
+            for row in range(top, listed):
+                start = (image * in_height + row) * in_width * shape.groups + g
+                list_rows(shape, at, codes.ctypes.data + start * shape.channels, in_width, row & (kept - 1))
+            for x in range(width):
+                if added:
+                    sums[:] = 0
+                    acc[:] = 0
+                    exact_acc[:] = 0
+                added = not relative  # whether anything is added to the sums of this pixel
+                idle = 0
+                for t in range(arrays):
+                    active_rows(shape, at, t, y, x, kept, in_height, in_width)
+                    if op == DYNAMIC and table.flush[g, t]:
+                        shift_add(shape, at, digits, op)
+                        sums[:] = 0
+                    for z in range(digits):
+                        bit, bit_end = digit_start[z], digit_start[z + 1]
+                        n = 0
+                        for i in range(bit, bit_end):
+                            n += int64_at(at.row_count, i) << (i - bit)
+                        if op == DYNAMIC and n == 0:
+                            idle += table.idle[g, t, z]
+                            continue
+                        low, high = window[t, z, 0], window[t, z, 1]
+                        if low <= -shape.below * n and shape.above * n <= high:
+                            continue
+                        used = bit_length(n * ((1 << shape.passes) - 1))  # bit planes that a sum can reach
+                        slot = (t * digits + z) * shape.slices
+                        for block in range(shape.blocks):
+                            count(shape, at, array_base[g, t] + block * LANES, plane_stride[t], bit, bit_end, used)
+                            if table.exact:
+                                add_exact(shape, plan, table, planes, used, n, g, t, z, block, op, exact_acc, extremes,
+                                          counts, u_min, thread)
+                                continue
+                            if op == HISTOGRAM:
+                                count_values(shape, at, counts[thread, z].ctypes.data, counts.shape[3], u_min, used, n,
+                                             run_start[block], run_start[block + 1])
+                                continue
+                            if look and not any_outside(shape, at, used, n, low, high):
+                                continue
+                            added = True
+                            transpose(at.planes, 0, at.bytes, 0)
+                            if used > 8:
+                                transpose(at.planes, 8 * LANES, at.bytes, 8 * LANES)
+                            if op == STATIC and n <= table.table_ones:
+                                for run in range(merged_start[block], merged_start[block + 1]):
+                                    add_static_by_table(shape, at, n, z, block, run)
+                                continue
+                            for run in range(run_start[block], run_start[block + 1]):
+                                if op == STATIC:
+                                    add_static(shape, at, relative, table.q_max, used, n, z, block, run)
+                                elif op == DYNAMIC:
+                                    add_dynamic(shape, at, table.q_max, used, n, g * arrays * digits * shape.slices + slot,
+                                                z, block, run, n <= table.table_ones)
+                                else:
+                                    keep_extremes(shape, at, used, n, slot, run)
+                            if op == RANGES:
+                                window[t, z] = narrowest(lows, highs, slot, shape.slices)
+                                low, high = window[t, z, 0], window[t, z, 1]
+                if op == RANGES or op == HISTOGRAM:
+                    continue
+                if added and not table.exact:
+                    shift_add(shape, at, digits, op)
+                # The accumulators of this pixel to where they are wanted.
+                o, end = g * shape.out_channels, (g + 1) * shape.out_channels
+                constant = table.constant[g] + idle
+                total[:] = 0
+                for step in range(shape.steps):
+                    pixel = out[min(step, len(out) - 1), image, y, x, o:end]
+                    lane = step * padded
+                    if table.exact:
+                        _finish(exact_acc[lane:lane + shape.out_channels], constant, pixel, values, step, total)
+                    elif relative:  # `out` holds the sum of all u
+                        if added:
+                            pixel += acc[lane:lane + shape.out_channels]
+                        _finish(pixel, constant, pixel, values, step, total)
+                    else:
+                        _finish(acc[lane:lane + shape.out_channels], constant, pixel, values, step, total)
+                if len(values):
+                    pixel = out[0, image, y, x, o:end]
+                    for c in range(shape.out_channels):
+                        pixel[c] = bits_of_float32(np.float32(total[c]) * scale[o + c] + offset[o + c])
+        if op == RANGES and not table.exact:
+            join_extremes(extremes[thread, g], lows, highs)
+    _keep_alive(buffers)
+
+
+@njit
+def _finish(acc, constant, pixel, values, step, total):
+    """Accumulators of one ADC step to `pixel`, or with `values` to their scaled sum."""
+    if len(values):
+        for c in range(len(acc)):
+            total[c] += (acc[c] + constant) * values[step]
+    else:
+        for c in range(len(acc)):
+            pixel[c] = acc[c] + constant
+
+
+@njit
+def _buffers(shape, plan, pixels, with_leaves):
+    arrays, digits, padded = len(plan.plane_stride), len(plan.digit_start) - 1, shape.slice_vectors * LANES
+    places = pixels * shape.input_bits
+    like, int16, int32 = plan.weights, np.empty(0, np.int16), np.empty(0, np.int32)
+    extremes = arrays * digits * shape.slices * LANES
+    return Buffers(
+        np.empty((places + shape.input_bits) * shape.slots, np.uint32), np.empty(places * len(plan.intervals), np.int64),
+        np.empty(shape.input_bits, np.int64), np.empty(shape.input_bits, np.int64),
+        aligned(MAX_PLANES * LANES, like), aligned(16 * LANES, like), aligned(digits * shape.blocks * BLOCK, like),
+        aligned(shape.steps * padded, int32), np.empty(shape.steps * padded, np.int64), np.empty(padded),
+        aligned(extremes, int16), aligned(extremes, int16), np.empty((arrays, digits, 2), np.int64),
+        aligned(MOST_LEAVES * LANES if with_leaves else 1, like))
+
+
+@njit
+def _addresses(plan, table, buffers):
+    return Addresses(
+        plan.weights.ctypes.data, buffers.lists.ctypes.data, buffers.ones.ctypes.data, buffers.row_at.ctypes.data,
+        buffers.row_count.ctypes.data, buffers.planes.ctypes.data, buffers.bytes.ctypes.data, buffers.sums.ctypes.data,
+        buffers.acc.ctypes.data, buffers.lows.ctypes.data, buffers.highs.ctypes.data, plan.segments.ctypes.data,
+        plan.segment_start.ctypes.data, plan.intervals.ctypes.data, len(plan.intervals), plan.pair_slice.ctypes.data,
+        plan.runs.ctypes.data, plan.run_columns.ctypes.data, plan.merged.ctypes.data, plan.reference.ctypes.data,
+        plan.step_of_slice.ctypes.data, table.forms.ctypes.data, table.limits.ctypes.data, table.codes.ctypes.data,
+        buffers.leaves.ctypes.data)
+
+
+@njit
+def _keep_alive(buffers):
+    """Numba frees an array after its last use, and does not see the uses by address."""

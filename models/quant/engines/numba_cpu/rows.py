@@ -1,0 +1,82 @@
+"""Which rows of an array are active: lists of the input bits that are one, for every pixel, input bit and channel interval.
+
+An entry of a list is where the row's cells stand in the weights, and a list ends with `TURN` entries of row 0, whose cells
+are all zero.
+"""
+
+import numpy as np
+from numba import njit
+
+from ..simd import LANES, bit_of_bytes, int64_at, put_int64, put_uint32, splat, store, trailing_zeros, uint8_at, uint32_at
+from .layout import FIRST, INTERVAL, LAST, ROW, SLOT, TAP_X, TAP_Y
+
+
+@njit
+def list_rows(shape, at, codes, width, row):
+    """Lists of one input row, whose codes of one group begin at address `codes`. For each pixel, input bit and channel
+    interval: where the active rows stand in the weights (row + 1 rows behind the array's base), and how many they are."""
+    row_size = shape.blocks * LANES
+    for x in range(width):
+        pixel = codes + x * shape.groups * shape.channels
+        for i in range(shape.input_bits):
+            which = (row * width + x) * shape.input_bits + i
+            for v in range(at.n_intervals):
+                c, last = int64_at(at.intervals, 3 * v + FIRST), int64_at(at.intervals, 3 * v + LAST)
+                begin = end = which * shape.slots + int64_at(at.intervals, 3 * v + SLOT)
+                offset = row_size * (1 - c)
+                while c + LANES <= last:
+                    bits = bit_of_bytes(pixel, c, i)
+                    while bits:
+                        put_uint32(at.lists, end, (c + trailing_zeros(bits)) * row_size + offset)
+                        end += 1
+                        bits &= bits - np.uint32(1)
+                    c += LANES
+                while c < last:
+                    if uint8_at(pixel, c) >> i & 1:
+                        put_uint32(at.lists, end, c * row_size + offset)
+                        end += 1
+                    c += 1
+                _end_list(at, end)
+                put_int64(at.ones, which * at.n_intervals + v, end - begin)
+
+
+@njit(forceinline=True)
+def _end_list(at, end):
+    """Row 0, all zero, up to a multiple of `TURN` entries: one vector holds as many."""
+    store(at.lists, 2 * end, splat(0))
+
+
+@njit(forceinline=True)
+def active_rows(shape, at, t, y, x, kept, in_height, in_width):
+    """For each input bit: where the list of active rows of array `t` under output pixel (y, x) begins, and its length.
+
+    An array of one segment uses the pixel's list as it is; the lists of several are joined behind all others.
+    """
+    begin, end = int64_at(at.segment_start, t), int64_at(at.segment_start, t + 1)
+    joined = kept * in_width * shape.input_bits * shape.slots  # where lists of several segments are joined
+    for i in range(shape.input_bits):
+        put_int64(at.row_at, i, joined + i * shape.slots)
+        put_int64(at.row_count, i, 0)
+    for s in range(begin, end):
+        segment = at.segments + 8 * 4 * s
+        iy = y * shape.stride_y - shape.pad_top + int64_at(segment, TAP_Y)
+        ix = x * shape.stride_x - shape.pad_left + int64_at(segment, TAP_X)
+        if iy < 0 or iy >= in_height or ix < 0 or ix >= in_width:
+            continue
+        v = int64_at(segment, INTERVAL)
+        offset = int64_at(segment, ROW) * shape.blocks * LANES
+        for i in range(shape.input_bits):
+            which = ((iy & (kept - 1)) * in_width + ix) * shape.input_bits + i
+            n = int64_at(at.ones, which * at.n_intervals + v)
+            source = which * shape.slots + int64_at(at.intervals, 3 * v + SLOT)
+            if end - begin == 1:
+                put_int64(at.row_at, i, source)
+            else:
+                target = int64_at(at.row_at, i) + int64_at(at.row_count, i)
+                for j in range(n):
+                    put_uint32(at.lists, target + j, uint32_at(at.lists, source + j) + offset)
+            put_int64(at.row_count, i, int64_at(at.row_count, i) + n)
+    if end - begin > 1:
+        for i in range(shape.input_bits):
+            _end_list(at, int64_at(at.row_at, i) + int64_at(at.row_count, i))
+
