@@ -1,4 +1,4 @@
-"""What becomes of the reads of one block: ADC codes added to the sums of a digit, extremes, and the shift-add at the end.
+"""The ADC: codes of the reads of one block, added to the sums of their digit, and the shift-add at the end.
 
 P stands in bytes (`counts.transpose`), the low ones of 16 vectors and, with more than 8 planes, the high ones. Vectors come
 in pairs; a lane of 16 bits holds a byte of each.
@@ -27,7 +27,7 @@ def _pair(at, pair, used):
 
 
 @njit(forceinline=True)
-def _cells(shape, at, pair, used):
+def cells(shape, at, pair, used):
     """P of the two vectors of a pair, the bits of a cell put together: `P = sum_s 2^s P_s`."""
     even, odd = _pair(at, pair, used)
     for s in range(1, shape.packed):
@@ -81,7 +81,7 @@ def add_static(shape, at, relative, q_max, used, n, z, block, run):
     bottom, top = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MIN) + q_max)
     sums = at.sums + 2 * LANES * (z * shape.blocks + block) * 16
     for pair in range(int64_at(at.runs, 3 * run + PAIR), int64_at(at.runs, 3 * run + PAIR_END)):
-        even, odd = _cells(shape, at, pair, used)
+        even, odd = cells(shape, at, pair, used)
         q_even = _code(vmax(vmin(even, high), low) << shift, offset, factor, fraction, tie)
         q_odd = _code(vmax(vmin(odd, high), low) << shift, offset, factor, fraction, tie)
         q_even, q_odd = vmax(vmin(q_even, top), bottom), vmax(vmin(q_odd, top), bottom)
@@ -115,59 +115,10 @@ def add_dynamic(shape, at, q_max, used, n, slot, z, block, run, table):
             q = lookup(codes, _small_cells(shape, at, pair), centre)
             q_even, q_odd = q & splat(0xFF), q >> splat(8)
         else:
-            even, odd = _cells(shape, at, pair, used)
+            even, odd = cells(shape, at, pair, used)
             q_even = vmin(_code(even << shift, offset, factor, fraction, tie), splat(q_max))
             q_odd = vmin(_code(odd << shift, offset, factor, fraction, tie), splat(q_max))
         _add(sums, pair, q_even * span, q_odd * span)
-
-
-@njit(forceinline=True)
-def keep_extremes(shape, at, used, n, slot, run):
-    """Smallest and largest `u` of one run, lane by lane."""
-    k = int64_at(at.runs, 3 * run + SLICE)
-    low, high = splat(32767), splat(0)
-    for pair in range(int64_at(at.runs, 3 * run + PAIR), int64_at(at.runs, 3 * run + PAIR_END)):
-        even, odd = _cells(shape, at, pair, used)
-        low, high = vmin(low, vmin(even, odd)), vmax(high, vmax(even, odd))
-    scale, zero = splat(shape.read_scale - 1), splat(int64_at(at.reference, k) * n)
-    lane = (slot + k) * LANES
-    store(at.lows, lane, vmin(load(at.lows, lane), (low << scale) - zero))
-    store(at.highs, lane, vmax(load(at.highs, lane), (high << scale) - zero))
-
-
-@njit
-def spread_extremes(extremes, lows, highs, window):
-    """What one thread knows of a group, [array, digit, slice, 2], to each lane; the window of each array and digit."""
-    arrays, digits, slices, _ = extremes.shape
-    for t in range(arrays):
-        for z in range(digits):
-            window[t, z] = extremes[t, z, :, 0].max(), extremes[t, z, :, 1].min()
-            for k in range(slices):
-                lane = ((t * digits + z) * slices + k) * LANES
-                lows[lane:lane + LANES] = min(extremes[t, z, k, 0], 2**15 - 1)
-                highs[lane:lane + LANES] = max(extremes[t, z, k, 1], -2**15)
-
-
-@njit
-def join_extremes(extremes, lows, highs):
-    """The extremes of all lanes back to what the thread knows of the group."""
-    arrays, digits, slices, _ = extremes.shape
-    for t in range(arrays):
-        for z in range(digits):
-            for k in range(slices):
-                lane = ((t * digits + z) * slices + k) * LANES
-                extremes[t, z, k, 0] = lows[lane:lane + LANES].min()
-                extremes[t, z, k, 1] = highs[lane:lane + LANES].max()
-
-
-@njit
-def narrowest(lows, highs, slot, slices):
-    """The range of `u` that every slice of one array and digit has seen."""
-    low, high = -2**62, 2**62
-    for k in range(slices):
-        lane = (slot + k) * LANES
-        low, high = max(low, lows[lane:lane + LANES].min()), min(high, highs[lane:lane + LANES].max())
-    return low, high
 
 
 @njit(forceinline=True)

@@ -1,7 +1,7 @@
 """The loop over a layer: threads over images or bands of rows, then pixels, arrays, digits and blocks of 512 columns.
 
 Nothing is stored but the sums of ADC codes of one output pixel, 16 bits a column and digit, added up in 32 bits when the
-pixel is done. What is done to a block of reads is in `counts` and `codes`.
+pixel is done. What is done to a block of reads is in `counts`, `codes` and `extremes`.
 """
 
 import logging
@@ -14,8 +14,9 @@ from numba.core import event
 
 from ..simd import LANES, SOURCES, aligned, bit_length, bits_of_float32, int64_at
 from .codes import (DYNAMIC, HISTOGRAM, RANGES, STATIC, add_dynamic, add_exact, add_static, add_static_by_table,
-                    join_extremes, keep_extremes, narrowest, shift_add, spread_extremes)
+                    shift_add)
 from .counts import MAX_PLANES, MOST_LEAVES, any_outside, count, count_values, transpose
+from .extremes import join_extremes, keep_extremes, narrowest, spread_extremes
 from .layout import BLOCK
 from .rows import active_rows, list_rows
 
