@@ -145,6 +145,11 @@ class MappedLayer:
         return array_bounds(self.spec.mapping, kh * kw, self.group_channels, self.spec.rows)
 
     @property
+    def tallest(self):
+        """Rows of the fullest array."""
+        return max(stop - start for start, stop in self.arrays)
+
+    @property
     def w_rows(self):
         """Weight codes as `[groups, rows, out / groups]`, rows in (tap, channel) order."""
         out, channels, kh, kw = self.w_codes.shape
@@ -159,14 +164,12 @@ class MappedLayer:
 
     def u_range(self, k):
         """Smallest and largest `u` that slice `k` of a full array can produce."""
-        tallest = max(stop - start for start, stop in self.arrays)
-        return u_range(self.spec, self.reference_twice[k], self.spec.slice_bits[k], tallest)
+        return u_range(self.spec, self.reference_twice[k], self.spec.slice_bits[k], self.tallest)
 
     @property
     def largest_sum(self):
         """Largest P that any slice of a full array can produce."""
-        tallest = max(stop - start for start, stop in self.arrays)
-        return tallest * (2 ** max(self.spec.digit_bits) - 1) * (2 ** max(self.spec.slice_bits) - 1)
+        return self.tallest * (2 ** max(self.spec.digit_bits) - 1) * (2 ** max(self.spec.slice_bits) - 1)
 
     def u_spacing(self, k):
         """Distance between the values of `u` that slice `k` can produce: `2 P - (2 r_k) n` is even if 2 r_k is, where the

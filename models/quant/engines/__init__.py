@@ -1,9 +1,9 @@
-"""The engines: four implementations of one function, and the choice between them.
+"""The engines: implementations of one function, and the choice between them.
 
 Contract. An engine is a module with
 
     unsupported(layer, device) -> str or None      why it cannot run this `MappedLayer` there
-    prepare(layer) -> object                       all work that depends on the weights alone
+    prepare(layer) -> object                       all work that does not depend on the input
     accumulate(prepared, a_codes) -> integers      the layer's accumulators
     histogram(prepared, a_codes) -> int64          counts of the read values, [digits, slices, u]
 

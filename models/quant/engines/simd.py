@@ -14,16 +14,15 @@ import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import intrinsic, lower_builtin, models, register_jitable, register_model
 
 LANES = 32
-BITS = 16
 
-# A compiled function is kept on disk. Numba compiles it anew when the file that it stands in changes, not for the files of
-# the functions that it calls; but the value of a default argument is part of the key. So what Python calls has `SOURCES`
-# for one, and what that calls is not kept by itself.
+# A function compiled with `cache=True` is kept on disk. Numba compiles it anew when the file that it stands in changes, not
+# for the files of the functions that it calls; but the value of a default argument is part of the key. So it has `SOURCES`
+# for one, which stands for all files of the engines, and what it calls is not kept by itself.
 SOURCES = int.from_bytes(hashlib.sha256(b"".join(
     file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))).digest()[:7], "little")
 
@@ -267,7 +266,7 @@ def bit_length(typingctx, value):
     return types.int64(types.int64), codegen
 
 
-@njit
+@register_jitable
 def aligned(size, like):
     """An uninitialised array of the type of `like` that starts on a cache line: a vector never straddles two."""
     padded = np.empty(size + 64, like.dtype)

@@ -272,8 +272,7 @@ class _Reads:
         spec, geometry = layer.spec, layer.geometry
         out, channels, kernel_h, kernel_w = layer.w_codes.shape
         taps, order = kernel_h * kernel_w, [k for plane in planes for k in plane]
-        tallest = max(stop - start for start, stop in layer.arrays)
-        block_k = min(MAX_ROWS, max(32, triton.next_power_of_2(tallest)))
+        block_k = min(MAX_ROWS, max(32, triton.next_power_of_2(layer.tallest)))
         self.layer, self.planes, self.dtype = layer, planes, dtype
         self.counts = geometry.groups, len(layer.arrays), len(spec.digit_bits), len(order)
         low, high = layer.u_span
@@ -291,7 +290,7 @@ class _Reads:
             SPAN=channels if spec.mapping == "tap" else taps * channels, ROWS=spec.rows, ARRAYS=len(layer.arrays),
             SLICES=len(order), DIGITS=len(spec.digit_bits), DAC_BITS=spec.dac_bits, PARTS=len(levels),
             VECTOR=math.gcd(16, channels, *(start for start, _ in layer.arrays)), BLOCK_K=block_k,
-            BLOCKS=triton.cdiv(tallest, block_k))
+            BLOCKS=triton.cdiv(layer.tallest, block_k))
 
     def output_size(self, a_codes):
         return self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
@@ -357,8 +356,7 @@ def _levels(layer, order, block_k):
     if spec.reference == "analog":
         slices = [2 * cell - layer.reference_twice[k] for k, cell in zip(order, slices)]
     m = F.pad(torch.stack(slices), (0, 1))  # the last row is the empty one
-    tallest = max(stop - start for start, stop in arrays)
-    rows = torch.full((len(arrays), triton.cdiv(tallest, block_k) * block_k), m.shape[-1] - 1)
+    rows = torch.full((len(arrays), triton.cdiv(layer.tallest, block_k) * block_k), m.shape[-1] - 1)
     for index, (start, stop) in zip(rows, arrays):
         index[:stop - start] = torch.arange(start, stop)
     m = m.index_select(-1, rows.flatten().to(m.device))

@@ -10,8 +10,9 @@ first of these that the read and the machine allow:
 - A table of bytes, where one instruction looks up 64 columns.
 - 16-bit arithmetic, 32 columns at a time (`fixed_point`).
 
-`converter` prepares these, `codes` applies them. Where 16 bits do not hold a read, or do not give the ADC's codes for every
-possible read, the same loop (`kernel`) hands its planes to the formulas of `adc.transfer` one column at a time (`exact`).
+`converter` prepares these, `codes` applies them. Where 16 bits do not hold a read or the sums of codes, or do not give the
+ADC's codes for every possible read, the same loop (`kernel`) hands its planes to the ADC's formula one column at a time
+(`exact`).
 """
 
 import functools
@@ -85,7 +86,7 @@ def _simulate(prepared, a_codes, **scaling):
 
 
 class _Prepared:
-    """Made when first asked for: a layer without an ADC needs no bit planes, one with an ADC no integer convolution."""
+    """Made when first asked for: a layer without an ADC needs no bit planes, one with an ADC seldom a convolution."""
 
     def __init__(self, layer):
         self.layer = layer
@@ -105,7 +106,7 @@ class _Prepared:
 
 
 class _Reads:
-    """The bit planes of a layer's weights and the forms of its ADC."""
+    """The bit planes of a layer's weights and the forms of its ADC; `convolution`: see `static_adc`."""
 
     def __init__(self, layer, side_by_side=True):
         self.layer = layer

@@ -4,13 +4,12 @@ P stands in bytes (`counts.transpose`), the low ones of 16 vectors and, with mor
 in pairs; a lane of 16 bits holds a byte of each.
 """
 
-import numpy as np
 from numba import njit
 
 from ..simd import LANES, add_signed, add_unsigned, int64_at, load, lookup, mulhi, sar, splat, store, vmax, vmin
 from .converter import CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LIMITS, LOW, OFFSET, Q_MIN, SHIFT, SPAN, TIE
 from .fixed_point import EVEN, TOWARDS_ZERO
-from .layout import PAIR, PAIR_END, SLICE
+from .layout import PAIR, PAIR_END, RUN, SLICE
 
 STATIC, DYNAMIC, RANGES, HISTOGRAM = range(4)  # what becomes of a read
 
@@ -38,7 +37,7 @@ def cells(shape, at, pair, used):
 
 @njit(forceinline=True)
 def _small_cells(shape, at, pair):
-    """P of the two vectors of a pair as bytes, for P below 256: even lanes' low, odd lanes' high."""
+    """P of the two vectors of a pair as bytes, for P below 256: the first vector's in the low half of each lane."""
     b = load(at.bytes, pair * LANES)
     for s in range(1, shape.packed):
         b = b + (load(at.bytes, (pair + s * (shape.slices * shape.slice_vectors // 2)) * LANES) << splat(s))
@@ -47,7 +46,7 @@ def _small_cells(shape, at, pair):
 
 @njit(forceinline=True)
 def _code(scaled, offset, factor, fraction, tie):
-    """ADC code of P from `2^s P`: `floor((floor((2^s P + c) M / 2^16) + t) / 2^f)`; see `fixed_point`."""
+    """ADC code of u: `floor((floor((2^s u + c) M / 2^16) + t) / 2^f)`, `scaled + offset = 2^s u + c`; see `fixed_point`."""
     y = mulhi(scaled + offset, factor)
     if tie == EVEN:
         y = y + (sar(y, fraction) & splat(1))
@@ -59,11 +58,11 @@ def _code(scaled, offset, factor, fraction, tie):
 @njit(forceinline=True)
 def add_static_by_table(shape, at, n, z, block, run):
     """ADC codes of a run of slices with one reference, looked up and added to the sums of digit z."""
-    zero = int64_at(at.reference, int64_at(at.merged, 3 * run + SLICE)) * n
+    zero = int64_at(at.reference, int64_at(at.merged, RUN * run + SLICE)) * n
     centre = splat(0x0101 * (zero >> 1 if shape.read_scale == 2 else CENTRE))
     codes, slices = at.codes + 128 * (zero & 1), at.pair_slice + 8 * 8 * block
     sums = at.sums + 2 * LANES * (z * shape.blocks + block) * 16
-    for pair in range(int64_at(at.merged, 3 * run + PAIR), int64_at(at.merged, 3 * run + PAIR_END)):
+    for pair in range(int64_at(at.merged, RUN * run + PAIR), int64_at(at.merged, RUN * run + PAIR_END)):
         q = lookup(codes + 256 * int64_at(slices, pair), _small_cells(shape, at, pair), centre)
         _add(sums, pair, sar(q << splat(8), splat(8)), sar(q, splat(8)))
 
@@ -71,7 +70,7 @@ def add_static_by_table(shape, at, n, z, block, run):
 @njit(forceinline=True)
 def add_static(shape, at, relative, q_max, used, n, z, block, run):
     """ADC codes of one run, less `u` if `relative`, added to the sums of digit z."""
-    k = int64_at(at.runs, 3 * run + SLICE)
+    k = int64_at(at.runs, RUN * run + SLICE)
     form, limits = at.forms + 8 * FORM * k, at.limits + 8 * LIMITS * k
     a, zero = int64_at(form, SHIFT), int64_at(at.reference, k) * n  # u = read_scale P - 2 r_k n
     shift, offset = splat(a + shape.read_scale - 1), splat(int64_at(form, OFFSET) - (zero << a))
@@ -80,7 +79,7 @@ def add_static(shape, at, relative, q_max, used, n, z, block, run):
     high = splat(-(-(int64_at(limits, CLIP_HIGH) + zero) // shape.read_scale))
     bottom, top = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MIN) + q_max)
     sums = at.sums + 2 * LANES * (z * shape.blocks + block) * 16
-    for pair in range(int64_at(at.runs, 3 * run + PAIR), int64_at(at.runs, 3 * run + PAIR_END)):
+    for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
         even, odd = cells(shape, at, pair, used)
         q_even = _code(vmax(vmin(even, high), low) << shift, offset, factor, fraction, tie)
         q_odd = _code(vmax(vmin(odd, high), low) << shift, offset, factor, fraction, tie)
@@ -99,9 +98,9 @@ def _add(sums, pair, even, odd):
 
 
 @njit(forceinline=True)
-def add_dynamic(shape, at, q_max, used, n, slot, z, block, run, table):
+def add_dynamic(shape, at, q_max, used, n, slot, z, block, run, by_table):
     """`q span` of one run, added to the sums of digit z; the constant `2^B u_a` of every read is added at the end."""
-    k = int64_at(at.runs, 3 * run + SLICE)
+    k = int64_at(at.runs, RUN * run + SLICE)
     form = at.forms + 8 * FORM * (slot + k)
     zero = int64_at(at.reference, k) * n + int64_at(form, LOW)  # u - u_a = read_scale P - zero
     span, sums = splat(int64_at(form, SPAN)), at.sums + 2 * LANES * (z * shape.blocks + block) * 16
@@ -110,8 +109,8 @@ def add_dynamic(shape, at, q_max, used, n, slot, z, block, run, table):
     factor, fraction, tie = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION)), int64_at(form, TIE)
     codes = at.codes + 256 * int64_at(form, SPAN) + (128 * (zero & 1) if shape.read_scale == 2 else 0)
     centre = splat(0x0101 * ((zero >> (shape.read_scale - 1)) + CENTRE & 0xFF))
-    for pair in range(int64_at(at.runs, 3 * run + PAIR), int64_at(at.runs, 3 * run + PAIR_END)):
-        if table:
+    for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
+        if by_table:
             q = lookup(codes, _small_cells(shape, at, pair), centre)
             q_even, q_odd = q & splat(0xFF), q >> splat(8)
         else:
@@ -133,37 +132,3 @@ def shift_add(shape, at, digits, op):
                     add_signed(at.acc, lane + v * LANES, total, shape.dac_bits * z + shape.cell_bits * k)
                 else:
                     add_unsigned(at.acc, lane + v * LANES, total, shape.dac_bits * z + shape.cell_bits * k)
-
-
-@njit
-def add_exact(shape, plan, table, planes, used, n, g, t, z, block, op, acc, extremes, counts, u_min, thread):
-    """One block column by column, whatever P: the formulas of `adc.transfer` and of `engines`, or a count."""
-    reads = np.empty(LANES, np.int64)
-    for run in range(plan.run_start[block], plan.run_start[block + 1]):
-        k = plan.runs[run, SLICE]
-        place = shape.dac_bits * z + shape.cell_bits * k
-        for v in range(2 * plan.runs[run, PAIR], 2 * plan.runs[run, PAIR_END]):
-            reads[:] = 0
-            for s in range(shape.packed):
-                w = v + s * shape.slices * shape.slice_vectors
-                bit = w // 2 + 8 * (w % 2)
-                for m in range(used):
-                    for lane in range(LANES):
-                        reads[lane] += np.int64(planes[m * LANES + lane] >> bit & 1) << (m + s)
-            o = (block * 16 + v - k * shape.slice_vectors) * LANES
-            for lane in range(min(LANES, shape.out_channels - o)):
-                u = shape.read_scale * reads[lane] - plan.reference[k] * n
-                if op == HISTOGRAM:
-                    counts[thread, z, k, u - u_min, 0] += 1
-                elif op == RANGES:
-                    extremes[thread, g, t, z, k, 0] = min(extremes[thread, g, t, z, k, 0], u)
-                    extremes[thread, g, t, z, k, 1] = max(extremes[thread, g, t, z, k, 1], u)
-                elif op == STATIC:
-                    q = np.rint(u * table.unit / table.delta[k])
-                    q = min(max(q, table.limits[k, Q_MIN]), table.limits[k, Q_MIN] + table.q_max)
-                    acc[plan.step_of_slice[k] * shape.slice_vectors * LANES + o + lane] += np.int64(q) << place
-                elif table.forms[g, t, z, k, SPAN] > 0:
-                    span = table.forms[g, t, z, k, SPAN]
-                    step = np.float32(span) / np.float32(table.q_max + 1)
-                    q = np.rint(np.float32(u - table.forms[g, t, z, k, LOW]) / step)
-                    acc[o + lane] += min(np.int64(q), table.q_max) * span << place

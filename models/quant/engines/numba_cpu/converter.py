@@ -1,5 +1,5 @@
 """The ADC in the forms that the kernel takes: 16-bit arithmetic, tables of bytes, limits. Each gives exactly the codes of
-`adc.transfer`, checked on every read that can occur, or is not used.
+`adc.transfer`, or of the dynamic formula of `engines`, checked on every read that can occur, or is not used.
 """
 
 import functools
@@ -16,12 +16,13 @@ from .fixed_point import fixed_point
 
 # `forms` is [group, array, digit, slice, field] (1, 1, 1 where static), `limits` [slice, field], `codes` those of
 # `_code_table` for each slice, dynamic ones for each span of u; reads with no more than `table_ones` ones take them. Where
-# `exact`, none of these is used, but the formula of the ADC itself.
-# Static reads with u in `low..high` add nothing: 0..0, but where `relative` what is added is the code less u.
+# `exact`, the reads are looked at one column at a time, and only LOW, SPAN and Q_MIN of these are used.
+# Static reads with u in `quiet_low..quiet_high` add nothing: 0..0, but where `relative` what is added is the code less u.
 # Dynamic reads without a one among their inputs add `idle`, [group, array, digit]; before the reads of an array are added
 # up, those of the arrays before it go where `flush`, [group, array], is set from 16 bits into 32. Every output of a group
 # gets its `constant`.
-Adc = namedtuple("Adc", "exact forms limits codes table_ones relative low high delta unit q_max idle flush constant")
+Adc = namedtuple("Adc", """exact forms limits codes table_ones relative quiet_low quiet_high delta unit q_max
+    idle flush constant""")
 SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)
 FORM = 7  # fields of a form
 CLIP_LOW, CLIP_HIGH, Q_MIN = range(3)
@@ -34,9 +35,11 @@ def _formula(layer, shape):
     limits = np.zeros((shape[-1], LIMITS), np.int64)
     limits[:, Q_MIN] = layer.adc_q_min.numpy()
     codes = aligned(shape[-1] * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
-    return Adc(True, np.zeros((*shape, FORM), np.int64), limits, codes, -1, False, 0, 0, layer.adc_delta.numpy().copy(),
-               layer.spec.unit, 2**layer.spec.adc_bits - 1, np.zeros(shape[:3], np.int64), np.zeros(shape[:2], np.bool_),
-               np.zeros(layer.geometry.groups, np.int64))
+    return Adc(
+        exact=True, forms=np.zeros((*shape, FORM), np.int64), limits=limits, codes=codes, table_ones=-1,
+        relative=False, quiet_low=0, quiet_high=0, delta=layer.adc_delta.numpy().copy(), unit=layer.spec.unit,
+        q_max=2**layer.spec.adc_bits - 1, idle=np.zeros(shape[:3], np.int64), flush=np.zeros(shape[:2], np.bool_),
+        constant=np.zeros(layer.geometry.groups, np.int64))
 
 
 def fits(layer):
@@ -108,7 +111,7 @@ def _relative(layer, table):
     if len(layer.arrays) * taken >= 2**15 or not (convolution.int8 or convolution.float32):
         return table, None
     low, high = int(layer.adc_q_min.max()), int(layer.adc_q_min.min()) + table.q_max
-    return table._replace(relative=True, low=low, high=high), convolution
+    return table._replace(relative=True, quiet_low=low, quiet_high=high), convolution
 
 
 def _code_table(layer, k, relative):

@@ -4,7 +4,7 @@ from numba import njit
 
 from ..simd import LANES, int64_at, load, splat, store, vmax, vmin
 from .codes import cells
-from .layout import PAIR, PAIR_END, SLICE
+from .layout import PAIR, PAIR_END, RUN, SLICE
 
 
 @njit
@@ -23,9 +23,9 @@ def spread_extremes(extremes, lows, highs, window):
 @njit(forceinline=True)
 def keep_extremes(shape, at, used, n, slot, run):
     """Smallest and largest `u` of one run, lane by lane."""
-    k = int64_at(at.runs, 3 * run + SLICE)
+    k = int64_at(at.runs, RUN * run + SLICE)
     low, high = splat(32767), splat(0)
-    for pair in range(int64_at(at.runs, 3 * run + PAIR), int64_at(at.runs, 3 * run + PAIR_END)):
+    for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
         even, odd = cells(shape, at, pair, used)
         low, high = vmin(low, vmin(even, odd)), vmax(high, vmax(even, odd))
     scale, zero = splat(shape.read_scale - 1), splat(int64_at(at.reference, k) * n)

@@ -34,14 +34,14 @@ def fixed_point(u, codes, gain, bounds):
         centre = half - (2.0**15 / factor if tie else 0)  # half of the last bit: a tie lies within its step
         for m in np.unique(np.rint(factor).astype(int) + np.array([0, 1, -1, 2, -2, 3, -3, 4, -4])):
             c = int(round(centre)) + np.array(sorted(range(-24, 25), key=abs))[:, None]
-            q = np.clip(apply_form(x, (shift, c, m, fraction, tie)), *bounds)
+            q = np.clip(_apply_form(x, (shift, c, m, fraction, tie)), *bounds)
             good = (q == codes).all(axis=1) & (np.abs((x << shift) + c) < 2**15).all(axis=1)
             if good.any():
                 return shift, int(c[good.argmax(), 0]), int(m), fraction, tie
     return None
 
 
-def apply_form(u, form):
+def _apply_form(u, form):
     """`q` of a form, not clipped."""
     shift, offset, factor, fraction, tie = form
     y = (((u.astype(np.int64) << shift) + offset) * factor) >> 16

@@ -1,7 +1,7 @@
 """The loop over a layer: threads over images or bands of rows, then pixels, arrays, digits and blocks of 512 columns.
 
-Nothing is stored but the sums of ADC codes of one output pixel, 16 bits a column and digit, added up in 32 bits when the
-pixel is done. What is done to a block of reads is in `counts`, `codes` and `extremes`.
+Nothing is stored but the sums of ADC codes of one output pixel, 16 bits a column and digit, added up in 32 bits before
+they could pass 16 and when the pixel is done. What is done to a block of reads is in `counts`, `codes` and `extremes`.
 """
 
 import logging
@@ -13,18 +13,20 @@ from numba import njit, prange
 from numba.core import event
 
 from ..simd import LANES, SOURCES, aligned, bit_length, bits_of_float32, int64_at
-from .codes import (DYNAMIC, HISTOGRAM, RANGES, STATIC, add_dynamic, add_exact, add_static, add_static_by_table,
-                    shift_add)
+from .codes import DYNAMIC, HISTOGRAM, RANGES, STATIC, add_dynamic, add_static, add_static_by_table, shift_add
 from .counts import MAX_PLANES, MOST_LEAVES, any_outside, count, count_values, transpose
+from .exact import add_exact
 from .extremes import join_extremes, keep_extremes, narrowest, spread_extremes
 from .layout import BLOCK
 from .rows import active_rows, list_rows
 
 log = logging.getLogger(__name__)
 
-# Where results go. out: accumulators `[step, N, H', W', out]`; or, with `values`, a float64 for each step, one plane with
-# the bits of `float32(sum_step acc values) scale + offset`. extremes: smallest and largest u `[thread, group, array,
-# digit, slice, 2]`. counts: of u, `[thread, digit, slice, u - u_min, part]`.
+# Where results go.
+# out       accumulators `[step, N, H', W', out]`; or, with `values`, a float64 for each step, one plane with the bits of
+#           `float32(sum_step acc values) scale + offset`. Where `Adc.relative`, it holds the sum of all u before.
+# extremes  smallest and largest u, `[thread, group, array, digit, slice, 2]`
+# counts    of u, `[thread, digit, slice, u - u_min, part]`: eight parts (`simd.add_ones`), or one where `exact`
 Target = namedtuple("Target", "out values scale offset extremes counts u_min")
 
 # Arrays of one work item. lists, ones: see `rows`; row_at, row_count: `rows.active_rows`; planes, bytes: P of one block;
@@ -67,10 +69,10 @@ def run(shape, plan, table, a_codes, size, op, *, out=None, values=None, scale=N
         offset=np.empty(0, np.float32) if offset is None else offset,
         extremes=np.empty((0,) * 6, np.int64) if extremes is None else extremes,
         counts=np.empty((0,) * 5, np.int64) if counts is None else counts, u_min=u_min)
-    _layer(shape, plan, table, target, a_codes.numpy(), *size, work_items(len(a_codes), size[0]), op)
+    _layer(shape, plan, table, target, a_codes.numpy(), *size, _work_items(len(a_codes), size[0]), op)
 
 
-def work_items(images, height):
+def _work_items(images, height):
     """Work items of one call: bands of output rows where there are fewer images than threads can share."""
     return images * min(height, max(1, 8 * numba.get_num_threads() // max(images, 1)))
 
@@ -87,7 +89,7 @@ def _layer(shape, plan, table, target, codes, height, width, items, op, sources=
 @njit
 def _band(shape, plan, table, target, codes, image, first, last, width, op):
     """All output pixels of one image in rows first..last - 1."""
-    # Numba counts a reference whenever an array is taken out of a tuple or given to a function: not in the loops.
+    # Numba counts a reference whenever an array is taken out of a tuple or given to a function: not in the loop over blocks.
     array_base, plane_stride, digit_start = plan.array_base, plan.plane_stride, plan.digit_start
     run_start, merged_start = plan.run_start, plan.merged_start
     out, values, scale, offset, extremes, counts, u_min = target
@@ -99,7 +101,8 @@ def _band(shape, plan, table, target, codes, image, first, last, width, op):
         kept *= 2
     buffers = _buffers(shape, plan, kept * in_width, op == HISTOGRAM and not table.exact)
     at = _addresses(plan, table, buffers)
-    _, _, _, _, planes, _, sums, acc, exact_acc, total, lows, highs, window, _ = buffers
+    planes, sums, acc, exact_acc, total = buffers.planes, buffers.sums, buffers.acc, buffers.exact_acc, buffers.total
+    lows, highs, window = buffers.lows, buffers.highs, buffers.window
     thread = numba.get_thread_id() if op == HISTOGRAM or op == RANGES else 0
     relative = op == STATIC and table.relative
     look = shape.packed == 1 and shape.one_reference and not table.exact and (op == RANGES or relative)
@@ -108,7 +111,7 @@ def _band(shape, plan, table, target, codes, image, first, last, width, op):
         if op == RANGES:
             spread_extremes(extremes[thread, g], lows, highs, window)
         elif op == STATIC:
-            window[:, :, 0], window[:, :, 1] = table.low, table.high
+            window[:, :, 0], window[:, :, 1] = table.quiet_low, table.quiet_high
         else:
             window[:, :, 0], window[:, :, 1] = 1, 0
         added = True
@@ -221,24 +224,28 @@ def _buffers(shape, plan, pixels, with_leaves):
     like, int16, int32 = plan.weights, np.empty(0, np.int16), np.empty(0, np.int32)
     extremes = arrays * digits * shape.slices * LANES
     return Buffers(
-        np.empty((places + shape.input_bits) * shape.slots, np.uint32), np.empty(places * len(plan.intervals), np.int64),
-        np.empty(shape.input_bits, np.int64), np.empty(shape.input_bits, np.int64),
-        aligned(MAX_PLANES * LANES, like), aligned(16 * LANES, like), aligned(digits * shape.blocks * BLOCK, like),
-        aligned(shape.steps * padded, int32), np.empty(shape.steps * padded, np.int64), np.empty(padded),
-        aligned(extremes, int16), aligned(extremes, int16), np.empty((arrays, digits, 2), np.int64),
-        aligned(MOST_LEAVES * LANES if with_leaves else 1, like))
+        lists=np.empty((places + shape.input_bits) * shape.slots, np.uint32),
+        ones=np.empty(places * len(plan.intervals), np.int64),
+        row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
+        planes=aligned(MAX_PLANES * LANES, like), bytes=aligned(16 * LANES, like),
+        sums=aligned(digits * shape.blocks * BLOCK, like), acc=aligned(shape.steps * padded, int32),
+        exact_acc=np.empty(shape.steps * padded, np.int64), total=np.empty(padded),
+        lows=aligned(extremes, int16), highs=aligned(extremes, int16), window=np.empty((arrays, digits, 2), np.int64),
+        leaves=aligned(MOST_LEAVES * LANES if with_leaves else 1, like))
 
 
 @njit
 def _addresses(plan, table, buffers):
     return Addresses(
-        plan.weights.ctypes.data, buffers.lists.ctypes.data, buffers.ones.ctypes.data, buffers.row_at.ctypes.data,
-        buffers.row_count.ctypes.data, buffers.planes.ctypes.data, buffers.bytes.ctypes.data, buffers.sums.ctypes.data,
-        buffers.acc.ctypes.data, buffers.lows.ctypes.data, buffers.highs.ctypes.data, plan.segments.ctypes.data,
-        plan.segment_start.ctypes.data, plan.intervals.ctypes.data, len(plan.intervals), plan.pair_slice.ctypes.data,
-        plan.runs.ctypes.data, plan.run_columns.ctypes.data, plan.merged.ctypes.data, plan.reference.ctypes.data,
-        plan.step_of_slice.ctypes.data, table.forms.ctypes.data, table.limits.ctypes.data, table.codes.ctypes.data,
-        buffers.leaves.ctypes.data)
+        weights=plan.weights.ctypes.data, lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data,
+        row_at=buffers.row_at.ctypes.data, row_count=buffers.row_count.ctypes.data, planes=buffers.planes.ctypes.data,
+        bytes=buffers.bytes.ctypes.data, sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data,
+        lows=buffers.lows.ctypes.data, highs=buffers.highs.ctypes.data, segments=plan.segments.ctypes.data,
+        segment_start=plan.segment_start.ctypes.data, intervals=plan.intervals.ctypes.data,
+        n_intervals=len(plan.intervals), pair_slice=plan.pair_slice.ctypes.data, runs=plan.runs.ctypes.data,
+        run_columns=plan.run_columns.ctypes.data, merged=plan.merged.ctypes.data, reference=plan.reference.ctypes.data,
+        step_of_slice=plan.step_of_slice.ctypes.data, forms=table.forms.ctypes.data, limits=table.limits.ctypes.data,
+        codes=table.codes.ctypes.data, leaves=buffers.leaves.ctypes.data)
 
 
 @njit

@@ -1,4 +1,4 @@
-"""Where everything stands that depends on a layer's shape and weights alone: columns, blocks, words of cells, rows.
+"""Where everything stands that does not depend on the input: columns, blocks, words of cells, rows.
 
 A *column* is one output channel of one slice; a block is 512 columns, one bit each, in one vector of `simd`. Vector v of
 a block sits in bit `v // 2 + 8 (v % 2)` of its 16-bit words, the order in which `counts.transpose` gives the vectors back.
@@ -50,8 +50,11 @@ Plan = namedtuple("Plan", """
 # runs, run_start          `PAIR..SLICE` of each run; where those of each block begin; run_columns: see `_run_columns`
 # merged, merged_start     the same for runs of slices with one reference
 TAP_Y, TAP_X, INTERVAL, ROW = range(4)  # of a segment: consecutive channels of one tap that an array holds
+SEGMENT = 4  # fields of a segment
 FIRST, LAST, SLOT = range(3)  # of a channel interval [first, last), whose active rows are listed from `slot` on
+BOUNDS = 3  # fields of an interval
 PAIR, PAIR_END, SLICE = range(3)  # of a run: vector pairs of one block that belong to one slice (`merged`: one reference)
+RUN = 3  # fields of a run
 
 
 def plan(layer, side_by_side):
@@ -91,9 +94,9 @@ def plan(layer, side_by_side):
         weights=_weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks, packed),
         array_base=array_base[:-1].reshape(groups, -1), plane_stride=plane_stride,
         segments=np.array([segment for parts in segments for segment in parts], np.int64),
-        segment_start=np.cumsum([0] + [len(parts) for parts in segments]),
+        segment_start=np.cumsum([0] + [len(parts) for parts in segments], dtype=np.int64),
         intervals=np.array([(*interval, at) for interval, at in zip(intervals, slot)], np.int64),
-        digit_start=np.cumsum([0, *spec.digit_bits]), reference=reference, step_of_slice=step_of_slice,
+        digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), reference=reference, step_of_slice=step_of_slice,
         pair_slice=np.minimum(np.arange(8 * blocks) // (slice_vectors // 2), slices - 1),
         runs=runs, run_start=run_start, run_columns=_run_columns(runs, run_start, slice_vectors, out),
         merged=merged, merged_start=merged_start)

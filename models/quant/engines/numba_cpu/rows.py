@@ -1,14 +1,14 @@
 """Which rows of an array are active: lists of the input bits that are one, for every pixel, input bit and channel interval.
 
-An entry of a list is where the row's cells stand in the weights, and a list ends with `TURN` entries of row 0, whose cells
-are all zero.
+An entry of a list is where the row's cells stand, counted from where those of the array begin. A list ends with `TURN`
+entries of row 0, whose cells are all zero.
 """
 
 import numpy as np
 from numba import njit
 
 from ..simd import LANES, bit_of_bytes, int64_at, put_int64, put_uint32, splat, store, trailing_zeros, uint8_at, uint32_at
-from .layout import FIRST, INTERVAL, LAST, ROW, SLOT, TAP_X, TAP_Y
+from .layout import BOUNDS, FIRST, INTERVAL, LAST, ROW, SEGMENT, SLOT, TAP_X, TAP_Y
 
 
 @njit
@@ -21,8 +21,8 @@ def list_rows(shape, at, codes, width, row):
         for i in range(shape.input_bits):
             which = (row * width + x) * shape.input_bits + i
             for v in range(at.n_intervals):
-                c, last = int64_at(at.intervals, 3 * v + FIRST), int64_at(at.intervals, 3 * v + LAST)
-                begin = end = which * shape.slots + int64_at(at.intervals, 3 * v + SLOT)
+                c, last = int64_at(at.intervals, BOUNDS * v + FIRST), int64_at(at.intervals, BOUNDS * v + LAST)
+                begin = end = which * shape.slots + int64_at(at.intervals, BOUNDS * v + SLOT)
                 offset = row_size * (1 - c)
                 while c + LANES <= last:
                     bits = bit_of_bytes(pixel, c, i)
@@ -58,7 +58,7 @@ def active_rows(shape, at, t, y, x, kept, in_height, in_width):
         put_int64(at.row_at, i, joined + i * shape.slots)
         put_int64(at.row_count, i, 0)
     for s in range(begin, end):
-        segment = at.segments + 8 * 4 * s
+        segment = at.segments + 8 * SEGMENT * s
         iy = y * shape.stride_y - shape.pad_top + int64_at(segment, TAP_Y)
         ix = x * shape.stride_x - shape.pad_left + int64_at(segment, TAP_X)
         if iy < 0 or iy >= in_height or ix < 0 or ix >= in_width:
@@ -68,7 +68,7 @@ def active_rows(shape, at, t, y, x, kept, in_height, in_width):
         for i in range(shape.input_bits):
             which = ((iy & (kept - 1)) * in_width + ix) * shape.input_bits + i
             n = int64_at(at.ones, which * at.n_intervals + v)
-            source = which * shape.slots + int64_at(at.intervals, 3 * v + SLOT)
+            source = which * shape.slots + int64_at(at.intervals, BOUNDS * v + SLOT)
             if end - begin == 1:
                 put_int64(at.row_at, i, source)
             else:
