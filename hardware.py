@@ -41,8 +41,10 @@ def add_calibration_flags(group):
         "images; zero is always a code. minmax: the smallest range that covers all. percentile: the smallest that covers the "
         "middle 99.9 %% of those that are not zero. mse: the one of least squared error, weighed by significance, meant for "
         "--adc_correct channel. Default mse")
-    group.add_argument("--adc_per", default="layer", choices=adc.PER, help="one calibrated range for all slices of a layer, "
-                       "or one for each slice. Default layer")
+    group.add_argument(
+        "--adc_per", default="reference", choices=adc.PER, help="which slices of a layer share a calibrated range. reference: "
+        "those whose reference column is filled alike, all of them with DoReFa, all but the highest with SAWB and 1-bit "
+        "cells. layer: all. slice: each has its own. Default reference")
     group.add_argument(
         "--adc_correct", default="channel", choices=("channel", "none"), help="channel: each output channel is scaled and "
         "shifted digitally, so that its mean and deviation on training images are those without ADC; batch norm takes both "

@@ -4,10 +4,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.quant import CrossbarSpec, Qconv2dDoreFa, adc
+from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, calibrate, set_engine, without_adc
 
 
 def code(u, unit, delta, q_min, adc_bits):
@@ -118,6 +119,36 @@ def test_minmax_takes_the_extremes_of_all_digits_and_slices():
     assert adc.calibrated_ranges(np.zeros((4, 4, 41)), layer, "minmax", "layer") == [(0.5, 0)] * 4
     each = adc.calibrated_ranges(counts, layer, "minmax", "slice")
     assert each == [(0.5, 0), (pytest.approx(4.5 / 7, abs=1 / 64), 0), (pytest.approx(6.5 / 7, abs=1 / 64), -7), (0.5, 0)]
+
+
+@pytest.mark.parametrize("wq, w_bits, cell_bits, reference, wanted", [
+    ("dorefa", 4, 1, "analog", [[0, 1, 2, 3]]), ("dorefa", 4, 3, "analog", [[0, 1]]),
+    ("sawb", 4, 1, "analog", [[0, 1, 2], [3]]), ("sawb", 4, 2, "analog", [[0], [1]]), ("sawb", 3, 1, "analog", [[0, 1], [2]]),
+    ("sawb", 4, 4, "analog", [[0]]), ("sawb", 4, 1, "digital", [[0, 1, 2, 3]])])
+def test_slices_whose_reference_is_filled_alike_share_a_range(wq, w_bits, cell_bits, reference, wanted):
+    """The zero code of SAWB is 0111 with 4 bits, 011 with 3; DoReFa's half cells are half of each."""
+    layer = Qconv2dDoreFa(8, 8, 1, wq=wq, spec=CrossbarSpec(w_bits, 4, cell_bits, 3, 8, reference=reference)).mapped("ideal")
+    assert adc.range_groups(layer, "reference") == wanted
+    slices = list(range(len(layer.reference_twice)))
+    assert adc.range_groups(layer, "layer") == [slices] and adc.range_groups(layer, "slice") == [[k] for k in slices]
+
+
+@pytest.mark.parametrize("cell_bits", [1, 2])
+def test_ranges_of_sawb_lie_where_its_reads_lie(cell_bits):
+    """Reads of the highest slice lie above zero, nearly all, those of the others below: one range for all wastes its codes."""
+    torch.manual_seed(0)
+    layer = Qconv2dDoreFa(64, 64, 3, wq="sawb", spec=CrossbarSpec(4, 4, cell_bits, 3, 64))
+    images = torch.rand(4, 64, 8, 8) * (torch.rand(4, 64, 8, 8) < 0.4)
+    errors = {}
+    with set_engine("reference"), without_adc(layer):
+        exact = layer(images)
+    for per in adc.PER:
+        with set_engine("reference"):
+            calibrate(layer, [images], per=per)
+            errors[per] = (layer(images) - exact).square().mean().item()
+        if per == "reference":
+            assert (layer.adc_q_min[:-1] <= -6).all() and layer.adc_q_min[-1] >= 1 - cell_bits
+    assert errors["reference"] < 0.5 * errors["layer"] and errors["reference"] < 1.2 * errors["slice"], errors
 
 
 def test_percentile_leaves_out_the_outer_thousandth():

@@ -177,18 +177,34 @@ def _errors(reads, sign, delta, codes):
 
 
 RULES = {"minmax": minmax, "percentile": percentile, "mse": least_squares}
-PER = ("layer", "slice")
+PER = ("reference", "layer", "slice")
 
 
-def calibrated_ranges(histogram, layer, rule="mse", per="layer"):
-    """`(delta, q_min)` of each slice by a rule, one range for the whole layer or one for each slice.
+def calibrated_ranges(histogram, layer, rule="mse", per="reference"):
+    """`(delta, q_min)` of each slice by a rule; see `range_groups` for `per`.
 
     Args: histogram, counts of the reads `[digits, slices, u]`, bin i holding `u = layer.u_span[0] + i`; layer, a
         `MappedLayer`.
     """
-    slices = range(len(layer.reference_twice))
+    ranges = {}
+    for group in range_groups(layer, per):
+        found = RULES[rule](Reads(histogram, group, layer), layer.spec.adc_bits)
+        ranges |= dict.fromkeys(group, found)
+    return [ranges[k] for k in range(len(layer.reference_twice))]
 
-    def of(group):
-        return RULES[rule](Reads(histogram, group, layer), layer.spec.adc_bits)
 
-    return [of([k]) for k in slices] if per == "slice" else [of(list(slices))] * len(slices)
+def range_groups(layer, per):
+    """Lists of slices that share a range: each alone ("slice"), all of them ("layer"), or those with the same reference.
+
+    Where the ADC sees `v = P - r_k n`, the share of a full cell that the reference is, `r_k / (2^b_k - 1)`, decides on which
+    side of zero reads lie: on both for the half cells of DoReFa, the same in all slices; above zero in the highest slice of
+    SAWB, whose reference column holds nothing there or little, below zero in the others.
+    """
+    bits = layer.spec.slice_bits
+    if per == "slice":
+        return [[k] for k in range(len(bits))]
+    groups = {}
+    for k, reference in enumerate(layer.reference_twice):
+        same = per == "layer" or layer.spec.reference == "digital"
+        groups.setdefault(0 if same else reference / (2 ** bits[k] - 1), []).append(k)
+    return list(groups.values())

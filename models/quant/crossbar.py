@@ -366,7 +366,7 @@ def collect_histograms(model, batches):
     return histograms
 
 
-def calibrate(model, batches, rule="mse", per="layer", histograms=None):
+def calibrate(model, batches, rule="mse", per="reference", histograms=None):
     """Choose and freeze the ADC ranges of every crossbar layer.
 
     `correct` belongs behind the rule "mse", whose ranges clip more than others: without it their clipping shrinks the
@@ -375,7 +375,7 @@ def calibrate(model, batches, rule="mse", per="layer", histograms=None):
     Args:
         batches: iterable of training inputs; None where `histograms` are given.
         rule: a key of `adc.RULES`.
-        per: "layer", one range for all slices, or "slice".
+        per: one of `adc.PER`, which slices share a range; see `adc.range_groups`.
         histograms: result of `collect_histograms` for the same weights, rows, mapping, cells and reference.
     Returns: the histograms.
     """

@@ -17,7 +17,7 @@ def decibels(signal, error):
     return float(10 * np.log10(signal / error)) if signal and error else None
 
 
-def report(model, images, histograms, rule="mse", per="layer"):
+def report(model, images, histograms, rule="mse", per="reference"):
     """What the ADC does to each crossbar layer of `model`, whose ranges are set ("calibrated") or follow ("full").
 
     Args: images, a batch of network inputs, for what needs the layers' outputs; histograms, result of
