@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 # The Triton engine has a test file of its own.
-NAMES = ["reference"] + ["numba"] * (ROOT / "models/quant/engines/numba_cpu").exists()
+NAMES = ["reference", "numba"]
 
 
 @pytest.fixture(params=NAMES, scope="module")
@@ -381,7 +381,6 @@ def test_number_of_threads_may_change_between_calls(engine):
         torch.set_num_threads(1)
 
 
-@pytest.mark.skipif("numba" not in NAMES, reason="the numba engine is not there")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_pytorch_keeps_its_number_of_threads(threads):
     """Numba's first parallel call may set the number for all users of one OpenMP library; a fresh process sees it."""
@@ -408,8 +407,7 @@ def test_forced_triton_without_a_gpu_says_why():
 
 
 def numba_reads(case):
-    """What the numba engine prepared for a layer; the test is skipped where that engine is not there."""
-    pytest.importorskip("numba")
+    """The numba engine, and what it prepared for a layer."""
     numba_cpu = engines.load("numba")
     return numba_cpu, numba_cpu.prepare(case.layer()).reads
 
@@ -492,7 +490,6 @@ def test_dynamic_reads_below_a_reference_of_whole_cells(engine, rows):
     check(engine, case)
 
 
-@pytest.mark.skipif("numba" not in NAMES, reason="the numba engine is not there")
 def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
     """Numba's cache on disk knows a function's own file only. Here: a helper of `simd` for a kernel of `fused_cpu`."""
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("__pycache__"))
@@ -519,7 +516,6 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
     assert run() == "[3.0, 3.0] 0\n"
 
 
-@pytest.mark.skipif("numba" not in NAMES, reason="the numba engine is not there")
 @pytest.mark.parametrize("instructions", ["AVX2", "ALL"])
 def test_integer_convolution_without_products_of_bytes(instructions):
     """Largest sums of 5, 6, 7 and 8 bits of weights on a processor whose sums of two products of bytes saturate."""

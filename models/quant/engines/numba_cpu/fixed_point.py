@@ -47,4 +47,3 @@ def _apply_form(u, form):
     y = (((u.astype(np.int64) << shift) + offset) * factor) >> 16
     nudge = {0: 0, EVEN: (y >> fraction) & 1, TOWARDS_ZERO: y < 0}[tie]
     return (y + nudge) >> fraction
-
