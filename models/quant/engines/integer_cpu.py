@@ -1,14 +1,18 @@
-"""`sum A (2 W - L)` and its like on the CPU as one exact matrix product: what a layer without an ADC, or with one that
-changes no read, amounts to.
+"""`sum A (2 W - L)` and its like on the CPU as one exact convolution: what a layer without an ADC, or with one that changes
+no read, amounts to.
 
-Patches of int8 codes times int8 weights into int32 where both fit (processors with VNNI or AMX do that several times
-faster than float32), else a float32 convolution while no sum can reach 2^24, else float64.
+Codes of 8 bits times weights of 8 bits into 32 where both fit (processors with VNNI or AMX do that several times faster than
+float32): by oneDNN's convolution where PyTorch has it, else as a matrix product of patches. Else a float32 convolution while
+no sum can reach 2^24, else float64.
 """
+
+import functools
 
 import torch
 from torch.nn import functional as F
 
 from . import accumulator_dtype
+from ..mapping import Geometry
 from .reference import integer_convolution
 
 PATCH_BYTES = 2**22  # patches of one product: large enough for all threads, small enough for the cache
@@ -20,6 +24,38 @@ def patches(x, kernel, size, stride, dilation):
     (sy, sx), (dy, dx) = stride, dilation
     return x.as_strided((len(x), *size, *kernel, x.shape[3]),
                         (image, sy * row, sx * pixel, dy * row, dx * pixel, channel), x.storage_offset())
+
+
+class _LibraryConvolution:
+    """oneDNN's convolution of uint8 codes and int8 weights `[out, in / groups, kh, kw]`, as PyTorch's exported graphs call it.
+
+    It gives float32, exact while no sum reaches 2^24.
+    """
+
+    def __init__(self, weight, geometry):
+        self.strides = [list(geometry.stride), [0, 0], list(geometry.dilation)]
+        self.groups = geometry.groups
+        self.scales, self.zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
+        self.weight = torch.ops.onednn.qconv_prepack(weight, self.scales, 1.0, 0, *self.strides, self.groups)
+
+    def __call__(self, x):
+        """x, uint8 `[N, H, W, in]` and padded; returns float32 `[N, H', W', out]`."""
+        y = torch.ops.onednn.qconv2d_pointwise(x.permute(0, 3, 1, 2), 1.0, 0, self.weight, self.scales, self.zeros, None,
+                                               *self.strides, self.groups, 1.0, 0, torch.float32, "none", [], "")
+        return y.permute(0, 2, 3, 1)
+
+
+@functools.lru_cache(maxsize=None)
+def has_library_convolution():
+    """Whether that operator, which is not documented, is there and exact: tried on the largest codes and weights."""
+    geometry = Geometry()
+    x, weight = torch.full((1, 2, 2, 64), 127, dtype=torch.uint8), torch.full((16, 64, 2, 2), 64, dtype=torch.int8)
+    weight[1::2] = -64
+    try:
+        y = _LibraryConvolution(weight, geometry)(x)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return y.flatten().tolist() == [127 * 64 * 256, -127 * 64 * 256] * 8
 
 
 class IntegerConvolution:
@@ -35,10 +71,13 @@ class IntegerConvolution:
         bound = largest * (2**spec.a_bits - 1) * layer.w_rows.shape[1]
         # Where a processor has no products of bytes that add up in 32 bits, the library adds two of them in 16, which
         # saturate: weights up to 64 keep them exact.
-        self.int8 = (spec.a_bits <= 7 and largest <= 64 and layer.geometry.groups == 1
-                     and bound < 2**31 and torch.backends.mkldnn.is_available())
+        int8 = spec.a_bits <= 7 and largest <= 64 and torch.backends.mkldnn.is_available()
         self.float32 = bound < 2**24
-        if self.int8:
+        self.library = None
+        self.int8 = int8 and bound < 2**31 and layer.geometry.groups == 1
+        if int8 and self.float32 and layer.kernel != (1, 1) and has_library_convolution():
+            self.library = _LibraryConvolution((factor * layer.w_codes.int() - offset).to(torch.int8), layer.geometry)
+        elif self.int8:
             self.weight = (factor * layer.w_rows[0].int() - offset).to(torch.int8).contiguous()
         elif self.float32:
             weight = factor * layer.w_codes.float() - offset
@@ -49,6 +88,9 @@ class IntegerConvolution:
             return integer_convolution(self.layer, a_codes)
         geometry = self.layer.geometry
         top, bottom, left, right = geometry.padding
+        if self.library:
+            y = self.library(F.pad(a_codes, (0, 0, left, right, top, bottom)))
+            return y.view(torch.int32).copy_(y)  # in place
         if self.int8:
             x = F.pad(a_codes.view(torch.int8), (0, 0, left, right, top, bottom))
             size = geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)

@@ -81,7 +81,7 @@ mulhi = _function(_high_product)  # floor(x y / 2^16), lanes signed
 
 def _broadcast(builder, value, vector):
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count))
 
 
 def _resize(builder, value, target):
@@ -240,6 +240,38 @@ def bit_of_bytes(typingctx, address, offset, bit):
         hit = b.and_(b.load(_pointer(b, args[0], args[1], _I8, LANES), align=1, typ=_V8), mask)
         return b.bitcast(b.icmp_unsigned("!=", hit, ir.Constant(_V8, [0] * LANES)), _I32)
     return types.uint32(types.intp, types.intp, types.intp), codegen
+
+
+def can_compress():
+    """Whether the machine moves the chosen lanes of a vector together (AVX-512)."""
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+
+
+@intrinsic
+def put_compressed(typingctx, address, index, bits, first, step):
+    """Write `first + step i` for each bit i of a uint32 that is set to the uint32 array at `address`, from element `index`
+    on; return how many they are. Up to sixteen elements behind them are overwritten. Only where `can_compress()`.
+    """
+    def codegen(context, b, sig, args):
+        address, index, bits, first, step = args
+        if not can_compress():
+            return ir.Constant(index.type, ir.Undefined)
+        lanes, mask = ir.VectorType(_I32, 16), ir.IntType(16)
+        compress = b.module.declare_intrinsic("llvm.x86.avx512.mask.compress.v16i32", (), ir.FunctionType(
+            lanes, [lanes, lanes, ir.VectorType(ir.IntType(1), 16)]))
+        count = b.module.declare_intrinsic("llvm.ctpop.i16", (), ir.FunctionType(mask, [mask]))
+        first, step = (b.trunc(value, _I32) for value in (first, step))
+        steps = b.mul(_broadcast(b, step, lanes), ir.Constant(lanes, list(range(16))))
+        end = index
+        for half in range(2):
+            chosen = b.trunc(b.lshr(bits, ir.Constant(_I32, 16 * half)), mask)
+            start = b.add(first, b.mul(step, ir.Constant(_I32, 16 * half)))
+            values = b.call(compress, [b.add(steps, _broadcast(b, start, lanes)), ir.Constant(lanes, [0] * 16),
+                                       b.bitcast(chosen, ir.VectorType(ir.IntType(1), 16))])
+            b.store(values, _pointer(b, address, end, _I32, 16), align=4)
+            end = b.add(end, b.zext(b.call(count, [chosen]), end.type))
+        return b.sub(end, index)
+    return types.intp(types.intp, types.intp, types.uint32, types.intp, types.intp), codegen
 
 
 @intrinsic

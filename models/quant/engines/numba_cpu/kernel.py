@@ -9,7 +9,7 @@ from collections import namedtuple
 
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import literally, njit, prange
 from numba.core import event
 
 from ..simd import LANES, SOURCES, aligned, bit_length, bits_of_float32, int64_at
@@ -46,7 +46,7 @@ class _SayCompiling(event.Listener):
     """Tells about the one long wait. Numba reports a compilation only where its cache on disk holds none."""
 
     def on_start(self, compilation):
-        if compilation.data["dispatcher"] is _layer:
+        if compilation.data["dispatcher"] in _layers.values():
             log.warning("compiling the numba kernels for this machine; the result is kept, it takes about half a minute, once")
 
     def on_end(self, compilation):
@@ -69,7 +69,7 @@ def run(shape, plan, table, a_codes, size, op, *, out=None, values=None, scale=N
         offset=np.empty(0, np.float32) if offset is None else offset,
         extremes=np.empty((0,) * 6, np.int64) if extremes is None else extremes,
         counts=np.empty((0,) * 5, np.int64) if counts is None else counts, u_min=u_min)
-    _layer(shape, plan, table, target, a_codes.numpy(), *size, _work_items(len(a_codes), size[0]), op)
+    _layers[op](shape, plan, table, target, a_codes.numpy(), *size, _work_items(len(a_codes), size[0]))
 
 
 def _work_items(images, height):
@@ -77,18 +77,22 @@ def _work_items(images, height):
     return images * min(height, max(1, 8 * numba.get_num_threads() // max(images, 1)))
 
 
-@njit(cache=True, parallel=True)
-def _layer(shape, plan, table, target, codes, height, width, items, op, sources=SOURCES):
-    bands = items // max(len(codes), 1)
-    for item in prange(items):
-        image, band = item // bands, item % bands
-        first, last = height * band // bands, height * (band + 1) // bands
-        _band(shape, plan, table, target, codes, image, first, last, width, op)
+def _compiled(op):
+    """The loop over a layer for one `op`: a constant to the compiler, which leaves out what belongs to the others."""
+    @njit(cache=True, parallel=True)
+    def layer(shape, plan, table, target, codes, height, width, items, sources=SOURCES):
+        bands = items // max(len(codes), 1)
+        for item in prange(items):
+            image, band = item // bands, item % bands
+            first, last = height * band // bands, height * (band + 1) // bands
+            _band(shape, plan, table, target, codes, image, first, last, width, op)
+    return layer
 
 
 @njit
 def _band(shape, plan, table, target, codes, image, first, last, width, op):
     """All output pixels of one image in rows first..last - 1."""
+    op = literally(op)
     # Numba counts a reference whenever an array is taken out of a tuple or given to a function: not in the loop over blocks.
     array_base, plane_stride, digit_start = plan.array_base, plan.plane_stride, plan.digit_start
     run_start, merged_start = plan.run_start, plan.merged_start
@@ -251,3 +255,6 @@ def _addresses(plan, table, buffers):
 @njit
 def _keep_alive(buffers):
     """Numba frees an array after its last use, and does not see the uses by address."""
+
+
+_layers = {op: _compiled(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM)}

@@ -7,8 +7,11 @@ entries of row 0, whose cells are all zero.
 import numpy as np
 from numba import njit
 
-from ..simd import LANES, bit_of_bytes, int64_at, put_int64, put_uint32, splat, store, trailing_zeros, uint8_at, uint32_at
+from ..simd import (LANES, bit_of_bytes, can_compress, int64_at, put_compressed, put_int64, put_uint32, splat, store,
+                    trailing_zeros, uint8_at, uint32_at)
 from .layout import BOUNDS, FIRST, INTERVAL, LAST, ROW, SEGMENT, SLOT, TAP_X, TAP_Y
+
+COMPRESS = can_compress()
 
 
 @njit
@@ -25,11 +28,7 @@ def list_rows(shape, at, codes, width, row):
                 begin = end = which * shape.slots + int64_at(at.intervals, BOUNDS * v + SLOT)
                 offset = row_size * (1 - c)
                 while c + LANES <= last:
-                    bits = bit_of_bytes(pixel, c, i)
-                    while bits:
-                        put_uint32(at.lists, end, (c + trailing_zeros(bits)) * row_size + offset)
-                        end += 1
-                        bits &= bits - np.uint32(1)
+                    end += _put_rows(at, end, bit_of_bytes(pixel, c, i), c * row_size + offset, row_size)
                     c += LANES
                 while c < last:
                     if uint8_at(pixel, c) >> i & 1:
@@ -38,6 +37,19 @@ def list_rows(shape, at, codes, width, row):
                     c += 1
                 _end_list(at, end)
                 put_int64(at.ones, which * at.n_intervals + v, end - begin)
+
+
+@njit(forceinline=True)
+def _put_rows(at, end, bits, first, row_size):
+    """List the rows whose bits are set of 32 rows from `first` on; returns how many they are."""
+    if COMPRESS:
+        return put_compressed(at.lists, end, bits, first, row_size)
+    n = 0
+    while bits:
+        put_uint32(at.lists, end + n, first + trailing_zeros(bits) * row_size)
+        n += 1
+        bits &= bits - np.uint32(1)
+    return n
 
 
 @njit(forceinline=True)
