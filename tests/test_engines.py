@@ -17,6 +17,7 @@ from strategies import Case, cases
 
 import models.quant.engines as engines
 from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, set_engine
+from models.quant.engines import integer_cpu
 from models.quant.mapping import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -462,8 +463,9 @@ def test_byte_tables_have_the_codes_of_every_read(reference, cell_bits, adc_bits
             p = np.minimum(np.arange(most * max(ones, 1) + 1), most * n)
             zero = layer.reference_twice[0] * n if reference == "analog" else np.full_like(n, 2 * converter.CENTRE)
             u = 2 * p - zero if reference == "analog" else p
-            j = np.clip(p - zero // 2, -converter.CENTRE, converter.CENTRE - 1)
-            found = table[zero % 2, j % 128]
+            up = converter.LAST_CENTRE - zero // 2
+            assert p.max(initial=0) < 256 and (up >= 0).all() and (up < 256).all()
+            found = table[zero % 2, np.maximum(np.minimum(p + up, 255) - 128, 0)]
             assert (found == adc.transfer(u, spec.unit, delta, q_min, adc_bits)).all(), (delta, q_min)
             tried += u.size
     assert tried
@@ -525,11 +527,11 @@ def test_integer_convolution_without_products_of_bytes(instructions):
         from models.quant.engines.integer_cpu import IntegerConvolution
         for bits in (5, 6, 7, 8):
             spec = CrossbarSpec(w_bits=bits, a_bits=7, adc_range="ideal")
-            for factor, offset in ((2, None), (1, 0)):
-                layer = Qconv2dDoreFa(64, 32, 1, bias=False, spec=spec)
-                layer.set_codes(torch.full((32, 64, 1, 1), 2**bits - 1, dtype=torch.uint8))
+            for factor, offset, size in ((2, None, 1), (1, 0, 1), (2, None, 2), (1, 0, 2)):
+                layer = Qconv2dDoreFa(64, 32, size, bias=False, spec=spec)
+                layer.set_codes(torch.full((32, 64, size, size), 2**bits - 1, dtype=torch.uint8))
                 convolution = IntegerConvolution(layer.mapped(), factor, offset)
-                wanted = 64 * 127 * (2**bits - 1)
+                wanted = 64 * size**2 * 127 * (2**bits - 1)
                 assert (convolution(torch.full((2, 8, 8, 64), 127, dtype=torch.uint8)) == wanted).all(), (bits, factor)
                 print(bits, convolution.int8)
     """
@@ -537,6 +539,33 @@ def test_integer_convolution_without_products_of_bytes(instructions):
                           env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions})
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[:4] == ["5", str(torch.backends.mkldnn.is_available())] * 2
+
+
+@pytest.mark.parametrize("library", ["as it is", "missing", "wrong"])
+@pytest.mark.parametrize("geometry", [
+    {}, {"padding": (1, 0, 2, 1)}, {"stride": (2, 1), "dilation": (1, 2)}, {"groups": 5}, {"stride": (1, 4)}])
+def test_integer_convolution_whatever_the_library_does(monkeypatch, library, geometry):
+    """An operator that is not there, or wrong for some shapes, changes nothing; stride 4 leaves one column, where oneDNN is."""
+    class Wrong(integer_cpu._LibraryConvolution):
+        def __call__(self, x):
+            return super().__call__(x) + 1
+
+    def missing(*args):
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(integer_cpu, "_library_is_exact", {})
+    if library != "as it is":
+        monkeypatch.setattr(integer_cpu, "_LibraryConvolution", {"missing": missing, "wrong": Wrong}[library])
+    case = layer_case(CrossbarSpec(4, 4, 1, 6, adc_range="ideal"), out=35, **geometry)
+    convolution = integer_cpu.IntegerConvolution(case.layer())
+    wanted = oracle.integer_convolution(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice)
+    for _ in range(2):
+        found = convolution(case.input())
+        assert found.dtype == torch.int32 and found.is_contiguous()
+        assert_same(found.numpy(), wanted)
+    assert convolution(case.input()[:0]).shape == (0, *found.shape[1:])
+    if library != "as it is":
+        assert not any(integer_cpu._library_is_exact.values())
 
 
 @pytest.mark.parametrize("reference", ["analog", "digital"])

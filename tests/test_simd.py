@@ -130,20 +130,48 @@ def test_avx512_registers_and_instructions_are_used():
 
 @pytest.mark.skipif(not simd.has_byte_tables(), reason="this machine has no byte tables")
 def test_lookup():
-    """Every table entry, and differences beyond both ends of the table."""
+    """Every table entry, and indices that are taken modulo 128."""
     @njit
-    def kernel(table, value, centre, out):
-        simd.store(out.ctypes.data, 0, simd.lookup(table.ctypes.data, simd.load(value.ctypes.data, 0), simd.splat(centre)))
+    def kernel(table, index, out):
+        low, high = simd.load(table.ctypes.data, 0), simd.load(table.ctypes.data, LANES)
+        simd.store(out.ctypes.data, 0, simd.lookup(low, high, simd.load(index.ctypes.data, 0)))
         table[0] = table[0]  # keeps the arrays until here
 
     table = np.random.default_rng(6).integers(-128, 128, 128).astype(np.int8)
-    for centre in (0, 64, 128):
-        for first in range(0, 256, 64):
-            value, out = np.arange(first, first + 64).astype(np.uint8), np.empty(64, np.int8)
-            kernel(table, value, centre * 0x0101, out)
-            difference = value.astype(int) - centre
-            held = (difference >= -128) & (difference < 128)
-            assert np.array_equal(out[held], table[difference.clip(-64, 63) % 128][held])
+    for first in range(0, 256, 64):
+        index, out = np.arange(first, first + 64).astype(np.uint8), np.empty(64, np.int8)
+        kernel(table, index, out)
+        assert np.array_equal(out, table[index % 128])
+
+
+@pytest.mark.parametrize("name, expected", [("add_bytes_up_to_255", lambda a, b: np.minimum(a + b, 255)),
+                                            ("sub_bytes_down_to_0", lambda a, b: np.maximum(a - b, 0))])
+def test_operations_on_bytes_saturate(name, expected):
+    operation = getattr(simd, name)
+
+    @njit
+    def kernel(a, b, out):
+        simd.store(out.ctypes.data, 0, operation(simd.load(a.ctypes.data, 0), simd.load(b.ctypes.data, 0)))
+
+    a, out = np.arange(0, 256, 4).astype(np.uint8), np.empty(64, np.uint8)
+    for value in (0, 1, 100, 128, 255):
+        b = np.full(64, value, np.uint8)
+        kernel(a, b, out)
+        assert np.array_equal(out, expected(a.astype(int), value))
+
+
+@pytest.mark.skipif(not simd.can_compress(), reason="the processor has no AVX-512")
+@pytest.mark.parametrize("bits", [0, 1, 0x80000000, 0xFFFFFFFF, 0x0000FFFF, 0xFFFF0000, 0x8A310C05])
+def test_put_compressed(bits):
+    @njit
+    def kernel(out, index, bits, first, step):
+        return simd.put_compressed(out.ctypes.data, index, bits, first, step)
+
+    out = np.full(64, 7, np.uint32)
+    places = [i for i in range(32) if bits >> i & 1]
+    assert kernel(out, 5, np.uint32(bits), 1000, 64) == len(places)
+    assert out[5:5 + len(places)].tolist() == [1000 + 64 * i for i in places]
+    assert (out[:5] == 7).all() and (out[5 + len(places) + 16:] == 7).all()
 
 
 def test_any_bit():

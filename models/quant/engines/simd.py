@@ -210,26 +210,34 @@ def has_byte_tables():
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512vbmi"))
 
 
-@intrinsic
-def lookup(typingctx, table, value, centre):
-    """Byte by byte `table[clip(value - centre, -64, 63) mod 128]` of the 128 bytes at address `table`.
+def _saturating(name):
+    """An operation on two vectors taken as 64 unsigned bytes each."""
+    def build(b, x, y):
+        lanes = ir.VectorType(_I8, 2 * LANES)
+        function = b.module.declare_intrinsic(f"llvm.{name}.v64i8", (), ir.FunctionType(lanes, [lanes, lanes]))
+        return b.bitcast(b.call(function, [b.bitcast(x, lanes), b.bitcast(y, lanes)]), _V16)
+    return _function(build)
 
-    The difference must fit in a signed byte. Only where `has_byte_tables()`; elsewhere the result is undefined.
+
+add_bytes_up_to_255 = _saturating("uadd.sat")
+sub_bytes_down_to_0 = _saturating("usub.sat")
+
+
+@intrinsic
+def lookup(typingctx, low, high, index):
+    """Byte by byte `table[index mod 128]`; low and high, the halves of the table, 64 bytes each.
+
+    Only where `has_byte_tables()`; elsewhere the result is undefined.
     """
     def codegen(context, b, sig, args):
         if not has_byte_tables():
             return ir.Constant(_V16, ir.Undefined)
         lanes = ir.VectorType(_I8, 2 * LANES)
-        x = b.sub(b.bitcast(args[1], lanes), b.bitcast(args[2], lanes))
-        for sign, bound in (("<", -64), (">", 63)):
-            bound = ir.Constant(lanes, [bound] * 2 * LANES)
-            x = b.select(b.icmp_signed(sign, x, bound), bound, x)
-        low = b.inttoptr(args[0], ir.PointerType(lanes))
-        halves = [b.load(b.gep(low, [ir.Constant(_I32, half)], source_etype=lanes), align=1, typ=lanes) for half in range(2)]
+        low, high, index = (b.bitcast(v, lanes) for v in args)
         permute = b.module.declare_intrinsic(
             "llvm.x86.avx512.vpermi2var.qi.512", (), ir.FunctionType(lanes, [lanes, lanes, lanes]))
-        return b.bitcast(b.call(permute, [halves[0], x, halves[1]]), _V16)
-    return vec(types.intp, vec, vec), codegen
+        return b.bitcast(b.call(permute, [low, index, high]), _V16)
+    return vec(vec, vec, vec), codegen
 
 
 @intrinsic

@@ -6,8 +6,10 @@ in pairs; a lane of 16 bits holds a byte of each.
 
 from numba import njit
 
-from ..simd import LANES, add_signed, add_unsigned, int64_at, load, lookup, mulhi, sar, splat, store, vmax, vmin
-from .converter import CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LIMITS, LOW, OFFSET, Q_MIN, SHIFT, SPAN, TIE
+from ..simd import (LANES, add_bytes_up_to_255, add_signed, add_unsigned, int64_at, load, lookup, mulhi, sar, splat, store,
+                    sub_bytes_down_to_0, vmax, vmin)
+from .converter import (CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAST_CENTRE, LIMITS, LOW, OFFSET, Q_MIN, SHIFT,
+                        SPAN, TIE)
 from .fixed_point import EVEN, TOWARDS_ZERO
 from .layout import PAIR, PAIR_END, RUN, SLICE
 
@@ -38,9 +40,10 @@ def cells(shape, at, pair, used):
 @njit(forceinline=True)
 def _small_cells(shape, at, pair):
     """P of the two vectors of a pair as bytes, for P below 256: the first vector's in the low half of each lane."""
-    b = load(at.bytes, pair * LANES)
-    for s in range(1, shape.packed):
-        b = b + (load(at.bytes, (pair + s * (shape.slices * shape.slice_vectors // 2)) * LANES) << splat(s))
+    stride = shape.slices * shape.slice_vectors // 2
+    b = load(at.bytes, (pair + (shape.packed - 1) * stride) * LANES)
+    for s in range(shape.packed - 2, -1, -1):
+        b = b + b + load(at.bytes, (pair + s * stride) * LANES)
     return b
 
 
@@ -57,13 +60,17 @@ def _code(scaled, offset, factor, fraction, tie):
 
 @njit(forceinline=True)
 def add_static_by_table(shape, at, n, z, block, run):
-    """ADC codes of a run of slices with one reference, looked up and added to the sums of digit z."""
-    zero = int64_at(at.reference, int64_at(at.merged, RUN * run + SLICE)) * n
-    centre = splat(0x0101 * (zero >> 1 if shape.read_scale == 2 else CENTRE))
-    codes, slices = at.codes + 128 * (zero & 1), at.pair_slice + 8 * 8 * block
+    """ADC codes of a run of slices with one reference and one range, looked up and added to the sums of digit z."""
+    k = int64_at(at.merged, RUN * run + SLICE)
+    zero = int64_at(at.reference, k) * n
+    up = splat(0x0101 * (LAST_CENTRE - (zero >> 1 if shape.read_scale == 2 else CENTRE)))
+    codes = at.codes + 256 * k + 128 * (zero & 1)
+    table, beyond = load(codes, 0), load(codes, LANES)
     sums = at.sums + 2 * LANES * (z * shape.blocks + block) * 16
     for pair in range(int64_at(at.merged, RUN * run + PAIR), int64_at(at.merged, RUN * run + PAIR_END)):
-        q = lookup(codes + 256 * int64_at(slices, pair), _small_cells(shape, at, pair), centre)
+        # P - centre + 64, but no less than 0 and no more than 127
+        index = sub_bytes_down_to_0(add_bytes_up_to_255(_small_cells(shape, at, pair), up), splat(0x8080))
+        q = lookup(table, beyond, index)
         _add(sums, pair, sar(q << splat(8), splat(8)), sar(q, splat(8)))
 
 
@@ -108,10 +115,11 @@ def add_dynamic(shape, at, q_max, used, n, slot, z, block, run, by_table):
     shift, offset = splat(a + shape.read_scale - 1), splat(int64_at(form, OFFSET) - (zero << a))
     factor, fraction, tie = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION)), int64_at(form, TIE)
     codes = at.codes + 256 * int64_at(form, SPAN) + (128 * (zero & 1) if shape.read_scale == 2 else 0)
-    centre = splat(0x0101 * ((zero >> (shape.read_scale - 1)) + CENTRE & 0xFF))
+    table, beyond = load(codes, 0), load(codes, LANES)
+    least = splat(0x0101 * (zero >> (shape.read_scale - 1)))  # no P is below it
     for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
         if by_table:
-            q = lookup(codes, _small_cells(shape, at, pair), centre)
+            q = lookup(table, beyond, _small_cells(shape, at, pair) - least)
             q_even, q_odd = q & splat(0xFF), q >> splat(8)
         else:
             even, odd = cells(shape, at, pair, used)

@@ -28,6 +28,7 @@ FORM = 7  # fields of a form
 CLIP_LOW, CLIP_HIGH, Q_MIN = range(3)
 LIMITS = 3  # fields of a slice's limits
 CENTRE = 64  # of a table of codes
+LAST_CENTRE = 192  # `P - centre + LAST_CENTRE` must not be negative
 
 
 def _formula(layer, shape):
@@ -117,7 +118,7 @@ def _relative(layer, table):
 def _code_table(layer, k, relative):
     """The static ADC of slice `k` as a table of bytes, for the reads that fit: (table, most ones among their inputs).
 
-    Table, int8 `[2, 128]`: entry `[i, j mod 128]`, `-64 <= j < 64`, is the code of `u = 2 j - i` (analog reference: i is
+    Table, int8 `[2, 128]`: entry `[i, j + 64]`, `-64 <= j < 64`, is the code of `u = 2 j - i` (analog reference: i is
     the lowest bit of `2 r_k n`, `j = P - floor(r_k n)`) or of `u = j + 64` (digital, `j = P - 64`); less u if `relative`.
     A code, but not its difference from u, may hold for all reads with a j beyond too. -1 where the entries are no bytes.
     """
@@ -132,11 +133,11 @@ def _code_table(layer, k, relative):
     entries, ends = transfer(u), transfer(np.array(layer.u_range(k)))
     beyond = not relative and entries[:, 0].max() <= ends[0] and entries[:, -1].min() >= ends[1]
     entries = entries - u * relative
-    reach = 2 * CENTRE if beyond else CENTRE  # of j: what a signed byte holds, or the table
     most, n = 2 ** spec.slice_bits[k] - 1, np.arange(257)
-    zero = reference * n // 2 if analog else CENTRE
-    good = (most * n < 256) & (zero <= reach) & (most * n - zero < reach) & (np.abs(entries * 2 + 1).max() < 256)
-    return np.roll(entries, -CENTRE, axis=1), int(good.argmin()) - 1
+    zero = reference * n // 2 if analog else CENTRE + 0 * n
+    inside = zero <= LAST_CENTRE if beyond else (zero <= CENTRE) & (most * n - zero < CENTRE)
+    good = (most * n < 256) & inside & (np.abs(entries * 2 + 1).max() < 256)
+    return entries, int(good.argmin()) - 1
 
 
 # ---- ranges of the batch --------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def dynamic_adc(layer, low, high):
         codes = aligned((widest + 1) * 256, table.codes).reshape(-1, 2, 128)
         for d in np.unique(span[span > 0]):
             x = step * np.arange(2 * CENTRE) - np.arange(2)[:, None]
-            codes[d] = np.roll(_dynamic_codes(x, d, spec.adc_bits), -CENTRE, axis=1).astype(np.uint8).view(np.int8)
+            codes[d] = _dynamic_codes(x, d, spec.adc_bits).astype(np.uint8).view(np.int8)
         table = table._replace(codes=codes, table_ones=255 // (2**spec.cell_bits - 1))
     table.flush[:] = _flushes(span * table.q_max)
     return table._replace(exact=False)

@@ -38,7 +38,7 @@ Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums
 
 # What the hot functions see of `Plan`, `Adc` and `Buffers`: addresses (see `simd`), one number.
 Addresses = namedtuple("Addresses", """weights lists ones row_at row_count planes bytes sums acc lows highs
-    segments segment_start intervals n_intervals pair_slice runs run_columns merged reference step_of_slice forms limits
+    segments segment_start intervals n_intervals runs run_columns merged reference step_of_slice forms limits
     codes leaves""")
 
 
@@ -246,7 +246,7 @@ def _addresses(plan, table, buffers):
         bytes=buffers.bytes.ctypes.data, sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data,
         lows=buffers.lows.ctypes.data, highs=buffers.highs.ctypes.data, segments=plan.segments.ctypes.data,
         segment_start=plan.segment_start.ctypes.data, intervals=plan.intervals.ctypes.data,
-        n_intervals=len(plan.intervals), pair_slice=plan.pair_slice.ctypes.data, runs=plan.runs.ctypes.data,
+        n_intervals=len(plan.intervals), runs=plan.runs.ctypes.data,
         run_columns=plan.run_columns.ctypes.data, merged=plan.merged.ctypes.data, reference=plan.reference.ctypes.data,
         step_of_slice=plan.step_of_slice.ctypes.data, forms=table.forms.ctypes.data, limits=table.limits.ctypes.data,
         codes=table.codes.ctypes.data, leaves=buffers.leaves.ctypes.data)

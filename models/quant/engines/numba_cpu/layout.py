@@ -9,7 +9,7 @@ from collections import namedtuple
 import numpy as np
 from numba import njit, prange
 
-from ..simd import LANES, SOURCES, aligned, set_threads
+from ..simd import LANES, SOURCES, aligned, load, set_threads, splat, store
 
 BLOCK = 512  # columns of a block
 TURN = 16  # rows that are counted at a time; lists of rows end with so many entries of row 0, all zero
@@ -38,7 +38,7 @@ Plan = namedtuple("Plan", """
     weights array_base plane_stride
     segments segment_start intervals
     digit_start reference step_of_slice
-    pair_slice runs run_start run_columns merged merged_start""")
+    runs run_start run_columns merged merged_start""")
 # weights, array_base      words of cells, see `_weight_planes`; where those of [group, array] begin
 # plane_stride             words of one pass of an array
 # segments, segment_start  `TAP_Y..ROW` of each segment; where those of each array begin
@@ -46,14 +46,13 @@ Plan = namedtuple("Plan", """
 # digit_start              first input bit of each digit
 # reference                `2 r_k` of each slice, 0 where it is taken off behind the ADC
 # step_of_slice            which of the ADC steps each slice has
-# pair_slice               slice of each pair of vectors
 # runs, run_start          `PAIR..SLICE` of each run; where those of each block begin; run_columns: see `_run_columns`
-# merged, merged_start     the same for runs of slices with one reference
+# merged, merged_start     the same for runs of slices with one reference and one range
 TAP_Y, TAP_X, INTERVAL, ROW = range(4)  # of a segment: consecutive channels of one tap that an array holds
 SEGMENT = 4  # fields of a segment
 FIRST, LAST, SLOT = range(3)  # of a channel interval [first, last), whose active rows are listed from `slot` on
 BOUNDS = 3  # fields of an interval
-PAIR, PAIR_END, SLICE = range(3)  # of a run: vector pairs of one block that belong to one slice (`merged`: one reference)
+PAIR, PAIR_END, SLICE = range(3)  # of a run: vector pairs of one block that belong to one slice (`merged`: one table)
 RUN = 3  # fields of a run
 
 
@@ -79,7 +78,8 @@ def plan(layer, side_by_side):
     for step, (_, ks) in enumerate(layer.delta_groups if spec.adc_range != "dynamic" else ()):
         step_of_slice[ks] = step
     runs, run_start = _runs(range(slices), slice_vectors, blocks)
-    merged, merged_start = _runs(layer.reference_twice, slice_vectors, blocks)
+    ranges = zip(layer.reference_twice, layer.adc_delta.tolist(), layer.adc_q_min.tolist())
+    merged, merged_start = _runs(list(ranges), slice_vectors, blocks)
 
     shape = Shape(
         out_channels=out, channels=layer.group_channels, groups=groups,
@@ -97,7 +97,6 @@ def plan(layer, side_by_side):
         segment_start=np.cumsum([0] + [len(parts) for parts in segments], dtype=np.int64),
         intervals=np.array([(*interval, at) for interval, at in zip(intervals, slot)], np.int64),
         digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), reference=reference, step_of_slice=step_of_slice,
-        pair_slice=np.minimum(np.arange(8 * blocks) // (slice_vectors // 2), slices - 1),
         runs=runs, run_start=run_start, run_columns=_run_columns(runs, run_start, slice_vectors, out),
         merged=merged, merged_start=merged_start)
     return shape, tables
@@ -140,29 +139,30 @@ def _weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks,
     first_word = np.concatenate([array_base[g * len(rows) + t] + (np.arange(rows[t]) + 1) * blocks * LANES
                                  for g in range(groups) for t in range(len(rows))]).reshape(groups, -1)
     pass_words = np.tile(np.repeat(plane_stride, rows), groups).reshape(groups, -1)
-    _fill_planes(w_rows, place, first_word, pass_words, words)
+    _fill_planes(w_rows, place, slice_vectors * LANES, first_word, pass_words, words)
     return words
 
 
 @njit(cache=True, parallel=True)
-def _fill_planes(w_rows, place, first_word, pass_words, words, sources=SOURCES):
-    """Set the bits of `words`; place: see `_weight_planes`."""
+def _fill_planes(w_rows, place, padded, first_word, pass_words, words, sources=SOURCES):
+    """Set the bits of `words`; place: see `_weight_planes`; padded, channels of all vectors of a slice."""
     groups, rows, out = w_rows.shape
     for row in prange(groups * rows):
         g, r = row // rows, row % rows
+        codes = np.empty(padded, np.uint16)
+        for first in range(0, padded, out):  # again from the first channel where there are no more
+            for o in range(min(out, padded - first)):
+                codes[first + o] = w_rows[g, r, o]
         for i in range(len(place)):
             step, block, bit, code_bit, channel = place[i, 0], place[i, 1], place[i, 2], place[i, 3], place[i, 4]
             start = first_word[g, r] + step * pass_words[g, r] + block * LANES
-            o = channel % out
-            for lane in range(LANES):
-                words[start + lane] |= np.uint16((w_rows[g, r, o] >> code_bit & 1) << bit)
-                o += 1
-                if o == out:
-                    o = 0
+            bits = (load(codes.ctypes.data, channel) >> splat(code_bit)) & splat(1)
+            store(words.ctypes.data, start, load(words.ctypes.data, start) | (bits << splat(bit)))
+        codes[0] = 0  # keeps the array until here
 
 
 def _runs(kinds, slice_vectors, blocks):
-    """Runs of every block, and where the runs of each block begin: pairs of adjacent slices that have the same kind."""
+    """Runs of every block, and where the runs of each block begin: pairs of adjacent slices of one kind."""
     pairs = slice_vectors // 2
     start, runs = [0], []
     for block in range(blocks):

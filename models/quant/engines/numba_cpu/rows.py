@@ -65,10 +65,12 @@ def active_rows(shape, at, t, y, x, kept, in_height, in_width):
     An array of one segment uses the pixel's list as it is; the lists of several are joined behind all others.
     """
     begin, end = int64_at(at.segment_start, t), int64_at(at.segment_start, t + 1)
+    several = end - begin > 1
     joined = kept * in_width * shape.input_bits * shape.slots  # where lists of several segments are joined
     for i in range(shape.input_bits):
-        put_int64(at.row_at, i, joined + i * shape.slots)
         put_int64(at.row_count, i, 0)
+        if several:
+            put_int64(at.row_at, i, joined + i * shape.slots)
     for s in range(begin, end):
         segment = at.segments + 8 * SEGMENT * s
         iy = y * shape.stride_y - shape.pad_top + int64_at(segment, TAP_Y)
@@ -76,19 +78,20 @@ def active_rows(shape, at, t, y, x, kept, in_height, in_width):
         if iy < 0 or iy >= in_height or ix < 0 or ix >= in_width:
             continue
         v = int64_at(segment, INTERVAL)
+        slot = int64_at(at.intervals, BOUNDS * v + SLOT)
+        pixel = ((iy & (kept - 1)) * in_width + ix) * shape.input_bits
+        if not several:
+            for i in range(shape.input_bits):
+                put_int64(at.row_at, i, (pixel + i) * shape.slots + slot)
+                put_int64(at.row_count, i, int64_at(at.ones, (pixel + i) * at.n_intervals + v))
+            continue
         offset = int64_at(segment, ROW) * shape.blocks * LANES
         for i in range(shape.input_bits):
-            which = ((iy & (kept - 1)) * in_width + ix) * shape.input_bits + i
-            n = int64_at(at.ones, which * at.n_intervals + v)
-            source = which * shape.slots + int64_at(at.intervals, BOUNDS * v + SLOT)
-            if end - begin == 1:
-                put_int64(at.row_at, i, source)
-            else:
-                target = int64_at(at.row_at, i) + int64_at(at.row_count, i)
-                for j in range(n):
-                    put_uint32(at.lists, target + j, uint32_at(at.lists, source + j) + offset)
+            source, n = (pixel + i) * shape.slots + slot, int64_at(at.ones, (pixel + i) * at.n_intervals + v)
+            target = int64_at(at.row_at, i) + int64_at(at.row_count, i)
+            for j in range(n):
+                put_uint32(at.lists, target + j, uint32_at(at.lists, source + j) + offset)
             put_int64(at.row_count, i, int64_at(at.row_count, i) + n)
-    if end - begin > 1:
+    if several:
         for i in range(shape.input_bits):
             _end_list(at, int64_at(at.row_at, i) + int64_at(at.row_count, i))
-
