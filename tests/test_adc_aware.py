@@ -17,9 +17,10 @@ def pair(kind, wq, **hardware):
     """A training layer, the same layer on crossbars, and an input."""
     torch.manual_seed(0)
     spec = CrossbarSpec(**hardware)
-    if kind == "conv":
-        plain = Qconv2d(6, 4, 3, stride=2, padding=1, groups=2, alpha_init=0.8, wq=wq)
-        crossbar = Qconv2dDoreFa(6, 4, 3, stride=2, padding=1, groups=2, spec=spec, alpha_init=0.8, wq=wq)
+    if kind != "linear":
+        geometry = {"conv": dict(stride=2, padding=1, groups=2), "same": dict(padding="same", dilation=(1, 3), bias=False)}[kind]
+        plain = Qconv2d(6, 4, (3, 2), **geometry, alpha_init=0.8, wq=wq)
+        crossbar = Qconv2dDoreFa(6, 4, (3, 2), **geometry, spec=spec, alpha_init=0.8, wq=wq)
         x = torch.rand(3, 6, 7, 5) * 1.2 - 0.1
     else:
         plain = QLinear(30, 7, alpha_init=0.8, wq=wq, out_scale=0.25)
@@ -39,9 +40,22 @@ def gradients(layer, x, upstream, dtype=None):
     return y.detach(), [x.grad, *(parameter.grad for parameter in layer.parameters())]
 
 
+@pytest.mark.parametrize("kind", ["conv", "same", "linear"])
+def test_parts_that_do_not_train(kind):
+    """Frozen weights and inputs without a gradient get none; the output may be changed in place."""
+    _, layer, x = pair(kind, "dorefa", adc_bits=3, rows=8)
+    torch.relu_(layer(x)).sum().backward()
+    weight = layer.weight.grad
+    layer.zero_grad()
+    layer.weight.requires_grad_(False)
+    x.requires_grad_()
+    torch.relu_(layer(x)).sum().backward()
+    assert weight.abs().sum() > 0 and layer.weight.grad is None and x.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("wq", ["dorefa", "sawb"])
-@pytest.mark.parametrize("kind", ["conv", "linear"])
+@pytest.mark.parametrize("kind", ["conv", "same", "linear"])
 def test_lossless_adc_trains_as_the_quantized_layer(kind, wq, dtype):
     plain, crossbar, x = pair(kind, wq, adc_bits=8, rows=32)
     upstream = torch.randn(plain(x).shape)
@@ -54,7 +68,7 @@ def test_lossless_adc_trains_as_the_quantized_layer(kind, wq, dtype):
 
 @pytest.mark.parametrize("adc_range", ["calibrated", "full", "dynamic"])
 @pytest.mark.parametrize("wq", ["dorefa", "sawb"])
-@pytest.mark.parametrize("kind", ["conv", "linear"])
+@pytest.mark.parametrize("kind", ["conv", "same", "linear"])
 def test_coarse_adc_forward_gives_the_simulation_and_backward_passes_it_by(kind, wq, adc_range):
     plain, crossbar, x = pair(kind, wq, adc_bits=2, cell_bits=2, rows=8, adc_range=adc_range)
     upstream = torch.randn(plain(x).shape)
@@ -92,7 +106,7 @@ def test_weights_that_a_step_changed_are_simulated_anew(wq, fused):
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, fused=fused)
 
     def fresh():
-        other = Qconv2dDoreFa(6, 4, 3, stride=2, padding=1, groups=2, spec=layer.spec, wq=wq)
+        other = Qconv2dDoreFa(6, 4, (3, 2), stride=2, padding=1, groups=2, spec=layer.spec, wq=wq)
         other.load_state_dict(layer.state_dict())
         return other.train(layer.training)(x).detach()
 

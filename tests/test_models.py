@@ -1,7 +1,5 @@
 """The registry and the networks: names, parameters, training to inference, one set of logits from every engine."""
 
-import importlib.util
-
 import pytest
 import torch
 from test_engines import NAMES
@@ -13,8 +11,6 @@ from models.quant import (ADC_BUFFERS, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLi
                           correct, crossbar_layers, set_engine, set_spec)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-two_engines = pytest.mark.skipif("numba" not in NAMES or not importlib.util.find_spec("numba"),
-                                 reason="reference is the only engine here")
 KWARGS = {"num_classes": 10, "wbit": 4, "abit": 4, "alpha_init": 10.0}
 TINY = ([16, 24, "M", 40, "M", 24, "M"], 48)  # as VGG7, but small: a first convolution, three more, two linear layers
 
@@ -163,7 +159,6 @@ def vgg7():
     return model
 
 
-@two_engines
 def test_whole_vgg7_gives_the_same_logits_from_every_engine(vgg7):
     x, logits = images(2), {}
     with torch.no_grad():
@@ -175,7 +170,6 @@ def test_whole_vgg7_gives_the_same_logits_from_every_engine(vgg7):
     assert not torch.equal(logits["numba"][0], logits["numba"][1])
 
 
-@two_engines
 def test_whole_vgg7_does_not_depend_on_the_batch(vgg7):
     x = images(7)
     with torch.no_grad(), set_engine("numba"):

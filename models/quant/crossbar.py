@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import replace
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import adc, engines, fused_cpu
@@ -17,16 +18,28 @@ _engine = "auto"
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The simulated output forward, the gradient of the quantized one backward: straight through the ADC."""
+    """The simulated output forward, the gradient of the quantized layer backward: straight through the ADC. That gradient
+    does not depend on the layer's output, which is not computed."""
 
     @staticmethod
-    def forward(ctx, quantized, simulated):
-        ctx.dtype = quantized.dtype
-        return simulated
+    def forward(ctx, codes, weight, bias, x, layer, scale):
+        ctx.save_for_backward(codes, weight)
+        ctx.layer, ctx.scale = layer, scale
+        simulated = layer.simulate(x)
+        half = bias is None and codes.dtype.itemsize < 4  # a float32 bias makes float32 of the quantized layer's output
+        if half:
+            return simulated.to(codes.dtype)
+        return simulated.new_empty(0).set_(simulated)  # no view: what follows may change it in place
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
-        return grad.to(ctx.dtype), None
+        layer, (codes, weight) = ctx.layer, ctx.saved_tensors
+        of_bias = None
+        if layer.bias is not None:
+            of_bias = grad.sum([dim for dim in range(grad.dim()) if dim != 1]) * layer.out_scale
+        grad = grad.to(codes.dtype) * ctx.scale
+        return *layer._operation_gradients(grad, codes, weight, ctx.needs_input_grad[:2]), of_bias, None, None, None
 
 
 class _Crossbar:
@@ -121,14 +134,13 @@ class _Crossbar:
     def forward(self, x):
         if not (self.training and torch.is_grad_enabled()):
             return self.simulate(x)
-        quantized = super().forward(x)
+        codes, weight, scale = self._operands(x)
+        if torch.is_autocast_enabled(x.device.type):
+            codes, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (codes, weight))
         self._prepared = None
-        with torch.no_grad():
-            simulated = self.simulate(x)
+        y = _StraightThrough.apply(codes, weight, self.bias, x.detach(), self, scale)
         self._prepared = None  # the optimizer comes next, and a fused one changes weights without a trace in their version
-        if quantized.dtype.itemsize < 4:  # autocast: what follows runs in half precision
-            simulated = simulated.to(quantized.dtype)
-        return _StraightThrough.apply(quantized, simulated)
+        return y
 
     def train(self, mode=True):
         self._prepared = None  # as above: the last step of training came after the last preparation

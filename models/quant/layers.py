@@ -72,6 +72,15 @@ class Qconv2d(_Quantized, nn.Conv2d):
     def _operation(self, x, weight):
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
+    def _operation_gradients(self, grad, x, weight, wanted):
+        """Those of `x` and `weight`, as far as they are `wanted`, for the gradient of what `_operation` returns."""
+        left, right, top, bottom = pad = self._reversed_padding_repeated_twice
+        same = left == right and top == bottom
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x if same else F.pad(x, pad), weight, None, self.stride, (top, left) if same else (0, 0), self.dilation,
+            False, (0, 0), self.groups, (*wanted, False))
+        return of_x if same or of_x is None else F.pad(of_x, [-p for p in pad]), of_weight
+
     def _exact_operation(self, x, weight, scale):
         """In float64: a matrix product, on a CPU for two images at a time, whose results stay in the cache till scaled."""
         if self.groups > 1:
@@ -103,6 +112,9 @@ class QLinear(_Quantized, nn.Linear):
 
     def _operation(self, x, weight):
         return F.linear(x, weight)
+
+    def _operation_gradients(self, grad, x, weight, wanted):
+        return grad @ weight if wanted[0] else None, grad.t() @ x if wanted[1] else None
 
     def _exact_operation(self, x, weight, scale):
         return self._operation(x.double(), weight.double()).float() * scale

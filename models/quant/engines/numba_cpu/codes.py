@@ -115,7 +115,9 @@ def add_dynamic(shape, at, q_max, used, n, slot, z, block, run, by_table):
     shift, offset = splat(a + shape.read_scale - 1), splat(int64_at(form, OFFSET) - (zero << a))
     factor, fraction, tie = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION)), int64_at(form, TIE)
     codes = at.codes + 256 * int64_at(form, SPAN) + (128 * (zero & 1) if shape.read_scale == 2 else 0)
-    table, beyond = load(codes, 0), load(codes, LANES)
+    table = beyond = splat(0)
+    if by_table:
+        table, beyond = load(codes, 0), load(codes, LANES)
     least = splat(0x0101 * (zero >> (shape.read_scale - 1)))  # no P is below it
     for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
         if by_table:

@@ -154,14 +154,15 @@ def dynamic_adc(layer, low, high):
     widest = int(span.max())
     if not fits(layer) or accumulator_dtype(layer) != torch.int32 or widest * table.q_max >= 2**16:
         return table
-    forms = [_dynamic_form(d, spec.adc_bits) for d in range(widest + 1)]
-    if any(forms[d] is None for d in np.unique(span)):
+    spans, which = np.unique(span, return_inverse=True)
+    forms = [_dynamic_form(int(d), spec.adc_bits) for d in spans]
+    if None in forms:
         return table
-    table.forms[..., :LOW] = np.array([form or (0,) * LOW for form in forms])[span]
+    table.forms[..., :LOW] = np.array(forms)[which.reshape(span.shape)]
     step = 2 if spec.reference == "analog" else 1  # of u where P grows by one
     if has_byte_tables() and widest < 2 * CENTRE * step - 1 and spec.adc_bits <= 8:
         codes = aligned((widest + 1) * 256, table.codes).reshape(-1, 2, 128)
-        for d in np.unique(span[span > 0]):
+        for d in spans[spans > 0]:
             x = step * np.arange(2 * CENTRE) - np.arange(2)[:, None]
             codes[d] = _dynamic_codes(x, d, spec.adc_bits).astype(np.uint8).view(np.int8)
         table = table._replace(codes=codes, table_ones=255 // (2**spec.cell_bits - 1))

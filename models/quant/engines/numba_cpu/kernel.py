@@ -42,18 +42,20 @@ Addresses = namedtuple("Addresses", """weights lists ones row_at row_count plane
     codes leaves""")
 
 
+_WHAT = {STATIC: "fixed ADC ranges", DYNAMIC: "dynamic ADC ranges", RANGES: "the ranges of a batch",
+         HISTOGRAM: "histograms of the reads"}
+
+
 class _SayCompiling(event.Listener):
     """Tells about the one long wait. Numba reports a compilation only where its cache on disk holds none."""
 
     def on_start(self, compilation):
-        if compilation.data["dispatcher"] in _layers.values():
-            log.warning("compiling the numba kernels for this machine; the result is kept, it takes about half a minute, once")
+        for op, layer in _layers.items():
+            if compilation.data["dispatcher"] is layer:
+                log.warning("compiling the numba kernel for %s; the result is kept, it takes 10 to 20 seconds, once", _WHAT[op])
 
     def on_end(self, compilation):
         """The first result says it."""
-
-
-event.register("numba:compile", _SayCompiling())
 
 
 def run(shape, plan, table, a_codes, size, op, *, out=None, values=None, scale=None, offset=None, extremes=None,
@@ -79,14 +81,15 @@ def _work_items(images, height):
 
 def _compiled(op):
     """The loop over a layer for one `op`: a constant to the compiler, which leaves out what belongs to the others."""
-    @njit(cache=True, parallel=True)
     def layer(shape, plan, table, target, codes, height, width, items, sources=SOURCES):
         bands = items // max(len(codes), 1)
         for item in prange(items):
             image, band = item // bands, item % bands
             first, last = height * band // bands, height * (band + 1) // bands
             _band(shape, plan, table, target, codes, image, first, last, width, op)
-    return layer
+
+    layer.__qualname__ = f"layer_{op}"  # names its files in Numba's cache: two processes must not write to one of them
+    return njit(cache=True, parallel=True)(layer)
 
 
 @njit
@@ -127,10 +130,11 @@ def _band(shape, plan, table, target, codes, image, first, last, width, op):
                 start = (image * in_height + row) * in_width * shape.groups + g
                 list_rows(shape, at, codes.ctypes.data + start * shape.channels, in_width, row & (kept - 1))
             for x in range(width):
-                if added:
+                if added and table.exact:
+                    exact_acc[:] = 0
+                elif added:
                     sums[:] = 0
                     acc[:] = 0
-                    exact_acc[:] = 0
                 added = not relative  # whether anything is added to the sums of this pixel
                 idle = 0
                 for t in range(arrays):
@@ -258,3 +262,4 @@ def _keep_alive(buffers):
 
 
 _layers = {op: _compiled(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM)}
+event.register("numba:compile", _SayCompiling())
