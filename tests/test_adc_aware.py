@@ -10,7 +10,8 @@ import datasets
 from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate, collect_histograms,
                           correct, crossbar_layers, set_engine)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"),
+              pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")]
 
 
 def pair(kind, wq, **hardware):
