@@ -47,7 +47,7 @@ _WHAT = {STATIC: "fixed ADC ranges", DYNAMIC: "dynamic ADC ranges", RANGES: "the
 
 
 class _SayCompiling(event.Listener):
-    """Tells about the one long wait. Numba reports a compilation only where its cache on disk holds none."""
+    """Tells about the long waits. Numba reports a compilation only where its cache on disk holds none."""
 
     def on_start(self, compilation):
         for op, layer in _layers.items():
