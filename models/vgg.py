@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from .quant import CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa
+from .quant import CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, inference
 
 # Output channels of each 3x3 convolution, "M" for 2x2 max pooling; then the width of the hidden linear layer.
 CONFIGS = {
@@ -63,6 +63,7 @@ class VGG(nn.Module):
                 layers += [conv(channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 channels = width
         self.features = nn.Sequential(*layers)
+        self.flatten = nn.Flatten()
         self.classifier = nn.Sequential(
             linear(channels * side * side, hidden),
             nn.BatchNorm1d(hidden),
@@ -72,7 +73,7 @@ class VGG(nn.Module):
         )
 
     def forward(self, x):
-        return self.classifier(self.features(x).flatten(1))
+        return inference.run([self.features, self.flatten, self.classifier], x)
 
 
 def crossbar_vgg(config="vgg7", wbit=4, abit=4, spec=None, **kwargs):

@@ -42,7 +42,7 @@ class _StraightThrough(torch.autograd.Function):
         return *layer._operation_gradients(grad, codes, weight, ctx.needs_input_grad[:2]), of_bias, None, None, None
 
 
-class _Crossbar:
+class CrossbarLayer:
     """What both layers share: the spec, the ADC ranges and their correction as buffers, the mapped weights, the scaling.
 
     `y = gain out_scale (s_a s_w sum A (2 W - L) + bias) + offset`, the sum taken by an engine read by read; gain 1 and
@@ -148,26 +148,41 @@ class _Crossbar:
 
     def simulate(self, x):
         """The layer's output as the arrays give it; no gradient."""
-        with torch.autocast(x.device.type, enabled=False):  # sums of codes are exact in float32, not in bfloat16
-            return self._simulate(x)
+        return self.of_codes(self.a_codes(x))
 
-    def _simulate(self, x):
-        codes = self.a_codes(x)
-        engine, layer, prepared, scale = self._prepare(x.device)
+    def gives_codes(self, device):
+        """Whether `of_codes` can make the codes of the next layer."""
+        engine, layer, *_ = self._prepare(device)
+        return hasattr(engine, "scaled") and not self._subtracts_behind(layer)
+
+    @staticmethod
+    def _subtracts_behind(layer):
+        return layer.spec.reference == "digital" and layer.spec.adc_range != "ideal"
+
+    def of_codes(self, codes, to_codes=None):
+        """The layer's output for activation codes, uint8 `[N, H, W, in]`; or, with `to_codes` (`engines.output.ToCodes`)
+        and where `gives_codes`, the codes that the next layer makes of it, uint8 `[N, H', W', out]`."""
+        with torch.autocast(codes.device.type, enabled=False):  # sums of codes are exact in float32, not in bfloat16
+            return self._of_codes(codes, to_codes)
+
+    def _of_codes(self, codes, to_codes):
+        engine, layer, prepared, scale = self._prepare(codes.device)
         values, gain, offset = engines.value(layer), self.adc_gain, self.adc_offset
         if self.spec.adc_range != "calibrated":
             gain, offset = torch.ones_like(gain), torch.zeros_like(offset)
         if self.bias is not None:
             offset = offset + gain * (self.bias.detach().float() * self.out_scale)
         scale = scale * gain.double()
-        if layer.spec.reference == "digital" and layer.spec.adc_range != "ideal":
+        if self._subtracts_behind(layer):
             # In float64 the sum is exact wherever the ADC is, so that a lossless ADC equals the integer convolution.
             acc = engine.accumulate(prepared, codes)
             total = sum(plane.double() * value for plane, value in zip(acc, values)) - _reference_sum(layer, codes)
             y = total.float() * scale.float() + offset
-        elif len(values) == 1:  # exactly the value of one plane may be put into the scale
-            y = engines.scaled(engine, prepared, codes, [1.0], (scale * values[0]).float(), offset)
         else:
+            if len(values) == 1:  # exactly the value of one plane may be put into the scale
+                values, scale = [1.0], scale * values[0]
+            if to_codes is not None:
+                return engine.scaled(prepared, codes, values, scale.float(), offset, to_codes)
             y = engines.scaled(engine, prepared, codes, values, scale.float(), offset)
         return self._output(y.permute(0, 3, 1, 2))
 
@@ -232,7 +247,7 @@ class _Crossbar:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class Qconv2dDoreFa(_Crossbar, Qconv2d):
+class Qconv2dDoreFa(CrossbarLayer, Qconv2d):
     """A convolution on crossbars: any kernel, stride, padding (numbers, pairs, 'same'), dilation, groups, bias.
 
     Args: those of `nn.Conv2d`; `spec`, a `CrossbarSpec`; `alpha_init`, PACT clipping level; `wq`, weight quantizer.
@@ -247,10 +262,6 @@ class Qconv2dDoreFa(_Crossbar, Qconv2d):
                          wbit=spec.w_bits, abit=spec.a_bits, alpha_init=alpha_init, wq=wq)
         self._init_crossbar(spec)
 
-    def _geometry(self):
-        left, right, top, bottom = self._reversed_padding_repeated_twice
-        return Geometry(self.stride, (top, bottom, left, right), self.dilation, self.groups)
-
     def _weight4(self):
         return self.weight
 
@@ -261,7 +272,7 @@ class Qconv2dDoreFa(_Crossbar, Qconv2d):
         return y
 
 
-class QLinearDoreFa(_Crossbar, QLinear):
+class QLinearDoreFa(CrossbarLayer, QLinear):
     """A linear layer on crossbars: a 1x1 convolution of a 1x1 image; see `Qconv2dDoreFa`.
 
     Shapes: `[N, in]` to `[N, out]`.
@@ -303,7 +314,7 @@ def _reference_sum(layer, codes):
 
 def crossbar_layers(model):
     """`[(name, layer), ...]` of all layers on crossbars, in the order of the network."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, _Crossbar)]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, CrossbarLayer)]
 
 
 def set_spec(model, spec):

@@ -10,6 +10,8 @@ import torch
 from numba import njit, prange, types
 from numba.extending import overload
 
+from .engines.output import NOT_TO_CODES, act_code, next_code
+from .engines.output import scaled as scaled_value
 from .engines.simd import SOURCES, bits_of_float32, float32_from_bits, set_threads
 
 CHUNK = 2**14  # elements of one work item
@@ -145,17 +147,21 @@ def _codes(x, alpha, scale, out, sources=SOURCES):
     for chunk in prange((x.size + CHUNK - 1) // CHUNK):
         source, target = _part(x, chunk), _part(out, chunk)
         for i in range(len(source)):
-            target[i] = np.uint8(np.int32(np.rint(min(max(source[i], np.float32(0)), alpha) * scale)))
+            target[i] = act_code(source[i], alpha, scale)
 
 
 @njit(cache=True, parallel=True)
-def _scale(acc, scale, offset, out, sources=SOURCES):
+def _scale(acc, scale, offset, to_codes, out, sources=SOURCES):
     pixels, channels = acc.shape
     together = max(1, CHUNK // channels)
     for chunk in prange((pixels + together - 1) // together):
         for i in range(chunk * together, min(pixels, (chunk + 1) * together)):
             for c in range(channels):
-                out[i, c] = np.float32(acc[i, c]) * scale[c] + offset[c]
+                y = scaled_value(acc[i, c], scale[c], offset[c])
+                if len(to_codes.gain):
+                    out[i, c] = next_code(y, c, to_codes)
+                else:
+                    out[i, c] = y
 
 
 def act_codes(x, alpha, levels):
@@ -167,11 +173,16 @@ def act_codes(x, alpha, levels):
     return out
 
 
-def scale_in_place(acc, scale, offset):
-    """`acc * scale + offset` in float32, written over the int32 `acc`, `[N, H, W, out]` and contiguous; scale, offset,
-    float32 `[out]`."""
+def scaled(acc, scale, offset, to_codes=NOT_TO_CODES):
+    """`acc * scale + offset` in float32, written over an int32 `acc`; or the next layer's codes, uint8.
+
+    Args: acc, integers `[N, H, W, out]`, contiguous; scale, offset, float32 `[out]`; to_codes, `output.ToCodes`.
+    """
     set_threads()
-    out = acc.view(torch.float32)
+    if len(to_codes.gain):
+        out = torch.empty(acc.shape, dtype=torch.uint8)
+    else:
+        out = acc.view(torch.float32) if acc.dtype == torch.int32 else torch.empty(acc.shape)
     rows = -1, acc.shape[-1]
-    _scale(acc.view(rows).numpy(), scale.numpy(), offset.numpy(), out.view(rows).numpy())
+    _scale(acc.view(rows).numpy(), scale.numpy(), offset.numpy(), to_codes, out.view(rows).numpy())
     return out

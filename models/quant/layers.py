@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from . import image_cpu
 from .engines.integer_cpu import patches
 from .mapping import Geometry
 from .quantizers import AQ, WEIGHT_QUANTIZERS
@@ -48,11 +49,14 @@ class _Quantized:
 
     def forward(self, x):
         x, weight, scale = self._operands(x)
-        if self.image and self.weight_quant.on and not self.training:
-            # 53 bits hold the sum of image times code exactly, so the result cannot depend on the order of the
-            # additions, which a library chooses by the batch size.
+        if self.sums_exactly():
             return self._finish(self._exact_operation(x, weight, scale), 1.0)
         return self._finish(self._operation(x, weight), scale)
+
+    def sums_exactly(self):
+        """Whether the layer sums an image in inference: 53 bits hold the sum of image times code exactly, so the result
+        cannot depend on the order of the additions, which a library chooses by the batch size."""
+        return self.image and self.weight_quant.on and not self.training
 
 
 class Qconv2d(_Quantized, nn.Conv2d):
@@ -81,21 +85,30 @@ class Qconv2d(_Quantized, nn.Conv2d):
             False, (0, 0), self.groups, (*wanted, False))
         return of_x if same or of_x is None else F.pad(of_x, [-p for p in pad]), of_weight
 
+    def _geometry(self):
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        return Geometry(self.stride, (top, bottom, left, right), self.dilation, self.groups)
+
     def _exact_operation(self, x, weight, scale):
-        """In float64: a matrix product, on a CPU for two images at a time, whose results stay in the cache till scaled."""
         if self.groups > 1:
             return self._operation(x.double(), weight.double()).float() * scale
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            offset = torch.zeros(len(weight))
+            return image_cpu.convolution(x, weight, self._geometry(), scale, offset).permute(0, 3, 1, 2)
+        # The same as a matrix product.
         weight = weight.permute(2, 3, 1, 0).flatten(0, 2).double()
-        geometry = Geometry(self.stride, dilation=self.dilation)
         x = F.pad(x, self._reversed_padding_repeated_twice).permute(0, 2, 3, 1).contiguous().double()
-        size = geometry.output_size(*x.shape[1:3], self.kernel_size)
-        y = torch.empty(len(x), *size, self.out_channels, device=x.device)
-        images = 2 if x.device.type == "cpu" else max(1, len(x))
-        for first in range(0, len(x), images):
-            rows = patches(x[first:first + images], self.kernel_size, size, self.stride, self.dilation)
-            y[first:first + images] = (rows.reshape(-1, len(weight)) @ weight).view(-1, *y.shape[1:])
-            y[first:first + images] *= scale
-        return y.permute(0, 3, 1, 2)
+        size = Geometry(self.stride, dilation=self.dilation).output_size(*x.shape[1:3], self.kernel_size)
+        rows = patches(x, self.kernel_size, size, self.stride, self.dilation).reshape(-1, len(weight))
+        y = (rows @ weight).float() * scale
+        return y.view(len(x), *size, self.out_channels).permute(0, 3, 1, 2)
+
+    def next_codes(self, x, to_codes):
+        """In inference on a CPU, without groups and gradients: the codes that the next layer makes of the output for image
+        `x`, uint8 `[N, H', W', out]`; see `engines.output`."""
+        x, weight, scale = self._operands(x.detach())
+        offset = torch.zeros(len(weight)) if self.bias is None else self.bias.detach() * self.out_scale
+        return image_cpu.convolution(x, weight, self._geometry(), scale, offset, to_codes)
 
 
 class QLinear(_Quantized, nn.Linear):

@@ -9,7 +9,8 @@ Contract. An engine is a module with
 
 and, where it has a faster way than `scaled` below,
 
-    scaled(prepared, a_codes, values, scale, offset)   what that returns
+    scaled(prepared, a_codes, values, scale, offset, to_codes=None)
+        what that returns; with `to_codes` (`output.ToCodes`) the next layer's codes of it, uint8
 
 `a_codes` is uint8 `[N, H, W, in]`, contiguous. `accumulate` returns integers `[G, N, H', W', out]`, `value(...)` says
 what they are worth. With q the ADC code of array t, digit z, slice k (`adc.transfer`):

@@ -299,6 +299,16 @@ def bits_of_float32(typingctx, value):
 
 
 @intrinsic
+def fused_multiply_add(typingctx, x, y, z):
+    """`x y + z` of float32, rounded once where the machine has an instruction for that."""
+    def codegen(context, b, sig, args):
+        features = llvmlite.binding.get_host_cpu_features()
+        x86_without = "sse2" in features and not features.get("fma")
+        return b.fadd(b.fmul(*args[:2]), args[2]) if x86_without else b.fma(*args)
+    return types.float32(types.float32, types.float32, types.float32), codegen
+
+
+@intrinsic
 def bit_length(typingctx, value):
     """Number of bits of an integer from 0 up."""
     def codegen(context, b, sig, args):

@@ -12,6 +12,7 @@ import numpy as np
 from numba import literally, njit, prange
 from numba.core import event
 
+from ..output import NOT_TO_CODES, next_code, scaled
 from ..simd import LANES, SOURCES, aligned, bit_length, bits_of_float32, int64_at
 from .codes import DYNAMIC, HISTOGRAM, RANGES, STATIC, add_dynamic, add_static, add_static_by_table, shift_add
 from .counts import MAX_PLANES, MOST_LEAVES, any_outside, count, count_values, transpose
@@ -25,9 +26,10 @@ log = logging.getLogger(__name__)
 # Where results go.
 # out       accumulators `[step, N, H', W', out]`; or, with `values`, a float64 for each step, one plane with the bits of
 #           `float32(sum_step acc values) scale + offset`. Where `Adc.relative`, it holds the sum of all u before.
+# codes     where not empty, `[N, H', W', out]`: in place of those bits the next layer's codes, see `output.ToCodes`
 # extremes  smallest and largest u, `[thread, group, array, digit, slice, 2]`
 # counts    of u, `[thread, digit, slice, u - u_min, part]`: eight parts (`simd.add_ones`), or one where `exact`
-Target = namedtuple("Target", "out values scale offset extremes counts u_min")
+Target = namedtuple("Target", "out values scale offset codes extremes counts u_min")
 
 # Arrays of one work item. lists, ones: see `rows`; row_at, row_count: `rows.active_rows`; planes, bytes: P of one block;
 # sums: 16-bit sums of codes [digit, block, vector]; acc, exact_acc: accumulators [step, channel], total: their scaled sum;
@@ -58,10 +60,10 @@ class _SayCompiling(event.Listener):
         """The first result says it."""
 
 
-def run(shape, plan, table, a_codes, size, op, *, out=None, values=None, scale=None, offset=None, extremes=None,
-        counts=None, u_min=0):
-    """Do `op` with every read of a layer: codes of STATIC and DYNAMIC go to `out`, RANGES to `extremes`, HISTOGRAM to
-    `counts`; see `Target`.
+def run(shape, plan, table, a_codes, size, op, *, out=None, values=None, scale=None, offset=None, codes=None,
+        to_codes=NOT_TO_CODES, extremes=None, counts=None, u_min=0):
+    """Do `op` with every read of a layer: codes of STATIC and DYNAMIC go to `out` or `codes`, RANGES to `extremes`,
+    HISTOGRAM to `counts`; see `Target`.
 
     Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; table, `converter.Adc`.
     """
@@ -69,9 +71,10 @@ def run(shape, plan, table, a_codes, size, op, *, out=None, values=None, scale=N
         out=np.empty((0,) * 5, np.int32) if out is None else out, values=np.empty(0) if values is None else values,
         scale=np.empty(0, np.float32) if scale is None else scale,
         offset=np.empty(0, np.float32) if offset is None else offset,
+        codes=np.empty((0,) * 4, np.uint8) if codes is None else codes,
         extremes=np.empty((0,) * 6, np.int64) if extremes is None else extremes,
         counts=np.empty((0,) * 5, np.int64) if counts is None else counts, u_min=u_min)
-    _layers[op](shape, plan, table, target, a_codes.numpy(), *size, _work_items(len(a_codes), size[0]))
+    _layers[op](shape, plan, table, target, to_codes, a_codes.numpy(), *size, _work_items(len(a_codes), size[0]))
 
 
 def _work_items(images, height):
@@ -81,25 +84,25 @@ def _work_items(images, height):
 
 def _compiled(op):
     """The loop over a layer for one `op`: a constant to the compiler, which leaves out what belongs to the others."""
-    def layer(shape, plan, table, target, codes, height, width, items, sources=SOURCES):
+    def layer(shape, plan, table, target, to_codes, codes, height, width, items, sources=SOURCES):
         bands = items // max(len(codes), 1)
         for item in prange(items):
             image, band = item // bands, item % bands
             first, last = height * band // bands, height * (band + 1) // bands
-            _band(shape, plan, table, target, codes, image, first, last, width, op)
+            _band(shape, plan, table, target, to_codes, codes, image, first, last, width, op)
 
     layer.__qualname__ = f"layer_{op}"  # names its files in Numba's cache: two processes must not write to one of them
     return njit(cache=True, parallel=True)(layer)
 
 
 @njit
-def _band(shape, plan, table, target, codes, image, first, last, width, op):
+def _band(shape, plan, table, target, to_codes, codes, image, first, last, width, op):
     """All output pixels of one image in rows first..last - 1."""
     op = literally(op)
     # Numba counts a reference whenever an array is taken out of a tuple or given to a function: not in the loop over blocks.
     array_base, plane_stride, digit_start = plan.array_base, plan.plane_stride, plan.digit_start
     run_start, merged_start = plan.run_start, plan.merged_start
-    out, values, scale, offset, extremes, counts, u_min = target
+    out, values, scale, offset, next_codes, extremes, counts, u_min = target
     in_height, in_width = codes.shape[1:3]
     arrays, digits = len(plane_stride), len(digit_start) - 1
     padded = shape.slice_vectors * LANES
@@ -195,32 +198,37 @@ def _band(shape, plan, table, target, codes, image, first, last, width, op):
                 constant = table.constant[g] + idle
                 total[:] = 0
                 for step in range(shape.steps):
-                    pixel = out[min(step, len(out) - 1), image, y, x, o:end]
                     lane = step * padded
                     if table.exact:
-                        _finish(exact_acc[lane:lane + shape.out_channels], constant, pixel, values, step, total)
+                        _finish(exact_acc[lane:lane + shape.out_channels], constant, out, values, step, image, y, x, o, total)
                     elif relative:  # `out` holds the sum of all u
+                        pixel = out[0, image, y, x, o:end]
                         if added:
-                            pixel += acc[lane:lane + shape.out_channels]
-                        _finish(pixel, constant, pixel, values, step, total)
+                            pixel += acc[:shape.out_channels]
+                        _finish(pixel, constant, out, values, step, image, y, x, o, total)
                     else:
-                        _finish(acc[lane:lane + shape.out_channels], constant, pixel, values, step, total)
-                if len(values):
+                        _finish(acc[lane:lane + shape.out_channels], constant, out, values, step, image, y, x, o, total)
+                if len(next_codes):
+                    pixel_codes = next_codes[image, y, x, o:end]
+                    for c in range(shape.out_channels):
+                        pixel_codes[c] = next_code(scaled(total[c], scale[o + c], offset[o + c]), o + c, to_codes)
+                elif len(values):
                     pixel = out[0, image, y, x, o:end]
                     for c in range(shape.out_channels):
-                        pixel[c] = bits_of_float32(np.float32(total[c]) * scale[o + c] + offset[o + c])
+                        pixel[c] = bits_of_float32(scaled(total[c], scale[o + c], offset[o + c]))
         if op == RANGES and not table.exact:
             join_extremes(extremes[thread, g], lows, highs)
     _keep_alive(buffers)
 
 
 @njit
-def _finish(acc, constant, pixel, values, step, total):
-    """Accumulators of one ADC step to `pixel`, or with `values` to their scaled sum."""
+def _finish(acc, constant, out, values, step, image, y, x, first, total):
+    """Accumulators of one ADC step to `out`, from channel `first` on, or with `values` to their scaled sum."""
     if len(values):
         for c in range(len(acc)):
             total[c] += (acc[c] + constant) * values[step]
     else:
+        pixel = out[step, image, y, x, first:first + len(acc)]
         for c in range(len(acc)):
             pixel[c] = acc[c] + constant
 
