@@ -113,8 +113,8 @@ def count(shape, at, base, plane_stride, bit, bit_end, used):
 
 
 @njit(forceinline=True)
-def any_outside(shape, at, used, n, low, high):
-    """Whether u lies outside low..high in any column of a block, seen on its bit planes.
+def any_outside(shape, at, used, n, low, high, columns):
+    """Whether u lies outside low..high in any of the `columns` of a block (one bit each), seen on its bit planes.
 
     For slices of one reference and cells whose bits do not stand side by side.
     """
@@ -128,7 +128,7 @@ def any_outside(shape, at, used, n, low, high):
         p = load(at.planes, m * LANES)
         below = majority(below, p ^ splat(-1), splat(-(low >> m & 1)))
         above = majority(above, p, splat((high >> m & 1) - 1))
-    return any_bit(below | above)
+    return any_bit((below | above) & columns)
 
 
 @njit
@@ -162,7 +162,15 @@ def _swap(a, b, distance, mask):
 
 
 @njit(forceinline=True)
-def transpose(planes, source, bytes_, target):
+def to_bytes(at, used):
+    """P of one block from bit planes to bytes, the low ones of all vectors and, with more than 8 planes, the high ones."""
+    _transpose(at.planes, 0, at.bytes, 0)
+    if used > 8:
+        _transpose(at.planes, 8 * LANES, at.bytes, 8 * LANES)
+
+
+@njit(forceinline=True)
+def _transpose(planes, source, bytes_, target):
     """8 bit planes to bytes: byte j of vector i becomes the 8 bits that the planes hold at bit i of byte j."""
     p0, p4 = _swap(load(planes, source), load(planes, source + 4 * LANES), 4, 0x0F0F)
     p1, p5 = _swap(load(planes, source + LANES), load(planes, source + 5 * LANES), 4, 0x0F0F)

@@ -13,9 +13,9 @@ from numba import literally, njit, prange
 from numba.core import event
 
 from ..output import NOT_TO_CODES, next_code, scaled
-from ..simd import LANES, SOURCES, aligned, bit_length, bits_of_float32, int64_at
+from ..simd import LANES, SOURCES, aligned, bit_length, bits_of_float32, int64_at, splat
 from .codes import DYNAMIC, HISTOGRAM, RANGES, STATIC, add_dynamic, add_static, add_static_by_table, shift_add
-from .counts import MAX_PLANES, MOST_LEAVES, any_outside, count, count_values, transpose
+from .counts import MAX_PLANES, MOST_LEAVES, any_outside, count, count_values, to_bytes
 from .exact import add_exact
 from .extremes import join_extremes, keep_extremes, narrowest, spread_extremes
 from .layout import BLOCK
@@ -33,13 +33,13 @@ Target = namedtuple("Target", "out values scale offset codes extremes counts u_m
 
 # Arrays of one work item. lists, ones: see `rows`; row_at, row_count: `rows.active_rows`; planes, bytes: P of one block;
 # sums: 16-bit sums of codes [digit, block, vector]; acc, exact_acc: accumulators [step, channel], total: their scaled sum;
-# lows, highs: extremes in each lane; window: reads of [array, digit] in it, ends included, change nothing, those that add
-# nothing or move no extreme; leaves: `counts.count_values`.
-Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums acc exact_acc total lows highs window
+# lows, highs: extremes of [array, digit, slice] in each lane; own: of all lanes; window: reads of [array, digit] in it, ends
+# included, change nothing, those that add nothing or move no extreme; leaves: `counts.count_values`.
+Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums acc exact_acc total lows highs own window
     leaves""")
 
 # What the hot functions see of `Plan`, `Adc` and `Buffers`: addresses (see `simd`), one number.
-Addresses = namedtuple("Addresses", """weights lists ones row_at row_count planes bytes sums acc lows highs
+Addresses = namedtuple("Addresses", """weights lists ones row_at row_count planes bytes sums acc lows highs own
     segments segment_start intervals n_intervals runs run_columns merged reference step_of_slice forms limits
     codes leaves""")
 
@@ -102,6 +102,7 @@ def _band(shape, plan, table, target, to_codes, codes, image, first, last, width
     # Numba counts a reference whenever an array is taken out of a tuple or given to a function: not in the loop over blocks.
     array_base, plane_stride, digit_start = plan.array_base, plan.plane_stride, plan.digit_start
     run_start, merged_start = plan.run_start, plan.merged_start
+    flush, idle_reads, constants = table.flush, table.idle, table.constant
     out, values, scale, offset, next_codes, extremes, counts, u_min = target
     in_height, in_width = codes.shape[1:3]
     arrays, digits = len(plane_stride), len(digit_start) - 1
@@ -112,14 +113,14 @@ def _band(shape, plan, table, target, to_codes, codes, image, first, last, width
     buffers = _buffers(shape, plan, kept * in_width, op == HISTOGRAM and not table.exact)
     at = _addresses(plan, table, buffers)
     planes, sums, acc, exact_acc, total = buffers.planes, buffers.sums, buffers.acc, buffers.exact_acc, buffers.total
-    lows, highs, window = buffers.lows, buffers.highs, buffers.window
+    lows, highs, own, window = buffers.lows, buffers.highs, buffers.own, buffers.window
     thread = numba.get_thread_id() if op == HISTOGRAM or op == RANGES else 0
     relative = op == STATIC and table.relative
     look = shape.packed == 1 and shape.one_reference and not table.exact and (op == RANGES or relative)
 
     for g in range(shape.groups):
         if op == RANGES:
-            spread_extremes(extremes[thread, g], lows, highs, window)
+            spread_extremes(extremes[thread, g], lows, highs, own, window)
         elif op == STATIC:
             window[:, :, 0], window[:, :, 1] = table.quiet_low, table.quiet_high
         else:
@@ -142,7 +143,7 @@ def _band(shape, plan, table, target, to_codes, codes, image, first, last, width
                 idle = 0
                 for t in range(arrays):
                     active_rows(shape, at, t, y, x, kept, in_height, in_width)
-                    if op == DYNAMIC and table.flush[g, t]:
+                    if op == DYNAMIC and flush[g, t]:
                         shift_add(shape, at, digits, op)
                         sums[:] = 0
                     for z in range(digits):
@@ -151,7 +152,7 @@ def _band(shape, plan, table, target, to_codes, codes, image, first, last, width
                         for i in range(bit, bit_end):
                             n += int64_at(at.row_count, i) << (i - bit)
                         if op == DYNAMIC and n == 0:
-                            idle += table.idle[g, t, z]
+                            idle += idle_reads[g, t, z]
                             continue
                         low, high = window[t, z, 0], window[t, z, 1]
                         if low <= -shape.below * n and shape.above * n <= high:
@@ -168,12 +169,15 @@ def _band(shape, plan, table, target, to_codes, codes, image, first, last, width
                                 count_values(shape, at, counts[thread, z].ctypes.data, counts.shape[3], u_min, used, n,
                                              run_start[block], run_start[block + 1])
                                 continue
-                            if look and not any_outside(shape, at, used, n, low, high):
+                            if look and not any_outside(shape, at, used, n, low, high, splat(-1)):
+                                continue
+                            if op == RANGES:
+                                if keep_extremes(shape, at, used, n, slot, run_start[block], run_start[block + 1], look):
+                                    low, high = narrowest(lows, highs, own, slot, shape.slices)
+                                    window[t, z, 0], window[t, z, 1] = low, high
                                 continue
                             added = True
-                            transpose(at.planes, 0, at.bytes, 0)
-                            if used > 8:
-                                transpose(at.planes, 8 * LANES, at.bytes, 8 * LANES)
+                            to_bytes(at, used)
                             if op == STATIC and n <= table.table_ones:
                                 for run in range(merged_start[block], merged_start[block + 1]):
                                     add_static_by_table(shape, at, n, z, block, run)
@@ -181,21 +185,16 @@ def _band(shape, plan, table, target, to_codes, codes, image, first, last, width
                             for run in range(run_start[block], run_start[block + 1]):
                                 if op == STATIC:
                                     add_static(shape, at, relative, table.q_max, used, n, z, block, run)
-                                elif op == DYNAMIC:
+                                else:
                                     add_dynamic(shape, at, table.q_max, used, n, g * arrays * digits * shape.slices + slot,
                                                 z, block, run, n <= table.table_ones)
-                                else:
-                                    keep_extremes(shape, at, used, n, slot, run)
-                            if op == RANGES:
-                                window[t, z] = narrowest(lows, highs, slot, shape.slices)
-                                low, high = window[t, z, 0], window[t, z, 1]
                 if op == RANGES or op == HISTOGRAM:
                     continue
                 if added and not table.exact:
                     shift_add(shape, at, digits, op)
                 # The accumulators of this pixel to where they are wanted.
                 o, end = g * shape.out_channels, (g + 1) * shape.out_channels
-                constant = table.constant[g] + idle
+                constant = constants[g] + idle
                 total[:] = 0
                 for step in range(shape.steps):
                     lane = step * padded
@@ -238,7 +237,7 @@ def _buffers(shape, plan, pixels, with_leaves):
     arrays, digits, padded = len(plan.plane_stride), len(plan.digit_start) - 1, shape.slice_vectors * LANES
     places = pixels * shape.input_bits
     like, int16, int32 = plan.weights, np.empty(0, np.int16), np.empty(0, np.int32)
-    extremes = arrays * digits * shape.slices * LANES
+    slots = arrays * digits * shape.slices
     return Buffers(
         lists=np.empty((places + shape.input_bits) * shape.slots, np.uint32),
         ones=np.empty(places * len(plan.intervals), np.int64),
@@ -246,7 +245,8 @@ def _buffers(shape, plan, pixels, with_leaves):
         planes=aligned(MAX_PLANES * LANES, like), bytes=aligned(16 * LANES, like),
         sums=aligned(digits * shape.blocks * BLOCK, like), acc=aligned(shape.steps * padded, int32),
         exact_acc=np.empty(shape.steps * padded, np.int64), total=np.empty(padded),
-        lows=aligned(extremes, int16), highs=aligned(extremes, int16), window=np.empty((arrays, digits, 2), np.int64),
+        lows=aligned(slots * LANES, int16), highs=aligned(slots * LANES, int16), own=np.empty((slots, 2), np.int64),
+        window=np.empty((arrays, digits, 2), np.int64),
         leaves=aligned(MOST_LEAVES * LANES if with_leaves else 1, like))
 
 
@@ -256,8 +256,8 @@ def _addresses(plan, table, buffers):
         weights=plan.weights.ctypes.data, lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data,
         row_at=buffers.row_at.ctypes.data, row_count=buffers.row_count.ctypes.data, planes=buffers.planes.ctypes.data,
         bytes=buffers.bytes.ctypes.data, sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data,
-        lows=buffers.lows.ctypes.data, highs=buffers.highs.ctypes.data, segments=plan.segments.ctypes.data,
-        segment_start=plan.segment_start.ctypes.data, intervals=plan.intervals.ctypes.data,
+        lows=buffers.lows.ctypes.data, highs=buffers.highs.ctypes.data, own=buffers.own.ctypes.data,
+        segments=plan.segments.ctypes.data, segment_start=plan.segment_start.ctypes.data, intervals=plan.intervals.ctypes.data,
         n_intervals=len(plan.intervals), runs=plan.runs.ctypes.data,
         run_columns=plan.run_columns.ctypes.data, merged=plan.merged.ctypes.data, reference=plan.reference.ctypes.data,
         step_of_slice=plan.step_of_slice.ctypes.data, forms=table.forms.ctypes.data, limits=table.limits.ctypes.data,
