@@ -73,7 +73,8 @@ def reads_an_image(net, images):
 
 
 def layer_seconds(net, images, repeats):
-    """{layer: median seconds of one forward pass}."""
+    """{layer: median seconds of one forward pass}. The hooks make the network call module after module, each of which writes
+    its output in float32; without them it passes on codes."""
     times, started = collections.defaultdict(list), {}
     hooks = []
     for name, layer in quant.crossbar_layers(net):
@@ -192,6 +193,7 @@ def main(argv=None):
         markdown_table(["what", "ms an image", "ratio to float32", "G reads/s"], rows),
         markdown_table(["peak memory, batch 256", "MiB", "ratio"],
                        [[kind, f"{mib:.0f}", f"{mib / memory['plain']:.2f}"] for kind, mib in memory.items()]),
+        "Layers on crossbars, called one by one, which takes more time than they have in the whole network:",
         markdown_table(["setting", "layer", "ms an image", "G reads/s"], layers),
     ]
     write_results("engines", "Crossbar engines", sections, numbers)

@@ -185,3 +185,17 @@ def test_any_bit():
         x[:] = 0
         x[bit // 16] = 1 << bit % 16
         assert kernel(x)
+
+
+@pytest.mark.skipif(not llvmlite.binding.get_host_cpu_features().get("fma", True), reason="no such instruction here")
+def test_fused_multiply_add_rounds_once():
+    @njit
+    def run(x, y, z, out):
+        for i in range(len(x)):
+            out[i] = simd.fused_multiply_add(x[i], y[i], z[i])
+
+    x, y, z = np.random.default_rng(0).normal(size=(3, 10_000)).astype(np.float32)
+    out = np.empty_like(x)
+    run(x, y, z, out)
+    once = (x.astype(np.float64) * y + z).astype(np.float32)  # float64 holds the product
+    assert np.array_equal(out, once) and not np.array_equal(out, x * y + z)

@@ -42,7 +42,7 @@ class _StraightThrough(torch.autograd.Function):
         return *layer._operation_gradients(grad, codes, weight, ctx.needs_input_grad[:2]), of_bias, None, None, None
 
 
-class CrossbarLayer:
+class _Crossbar:
     """What both layers share: the spec, the ADC ranges and their correction as buffers, the mapped weights, the scaling.
 
     `y = gain out_scale (s_a s_w sum A (2 W - L) + bias) + offset`, the sum taken by an engine read by read; gain 1 and
@@ -161,7 +161,13 @@ class CrossbarLayer:
 
     def of_codes(self, codes, to_codes=None):
         """The layer's output for activation codes, uint8 `[N, H, W, in]`; or, with `to_codes` (`engines.output.ToCodes`)
-        and where `gives_codes`, the codes that the next layer makes of it, uint8 `[N, H', W', out]`."""
+        and where `gives_codes`, the codes that the next layer makes of it, uint8 `[N, H', W', out]`.
+
+        Raises: ValueError for codes of other channels.
+        """
+        channels = self._weight4().shape[1] * self._geometry().groups
+        if codes.shape[3] != channels:
+            raise ValueError(f"the input has {codes.shape[3]} channels; {channels} are expected")
         with torch.autocast(codes.device.type, enabled=False):  # sums of codes are exact in float32, not in bfloat16
             return self._of_codes(codes, to_codes)
 
@@ -247,7 +253,7 @@ class CrossbarLayer:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class Qconv2dDoreFa(CrossbarLayer, Qconv2d):
+class Qconv2dDoreFa(_Crossbar, Qconv2d):
     """A convolution on crossbars: any kernel, stride, padding (numbers, pairs, 'same'), dilation, groups, bias.
 
     Args: those of `nn.Conv2d`; `spec`, a `CrossbarSpec`; `alpha_init`, PACT clipping level; `wq`, weight quantizer.
@@ -272,7 +278,7 @@ class Qconv2dDoreFa(CrossbarLayer, Qconv2d):
         return y
 
 
-class QLinearDoreFa(CrossbarLayer, QLinear):
+class QLinearDoreFa(_Crossbar, QLinear):
     """A linear layer on crossbars: a 1x1 convolution of a 1x1 image; see `Qconv2dDoreFa`.
 
     Shapes: `[N, in]` to `[N, out]`.
@@ -314,7 +320,7 @@ def _reference_sum(layer, codes):
 
 def crossbar_layers(model):
     """`[(name, layer), ...]` of all layers on crossbars, in the order of the network."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, CrossbarLayer)]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, _Crossbar)]
 
 
 def set_spec(model, spec):

@@ -10,8 +10,7 @@ import torch
 from numba import njit, prange, types
 from numba.extending import overload
 
-from .engines.output import NOT_TO_CODES, act_code, next_code
-from .engines.output import scaled as scaled_value
+from .engines.output import NOT_TO_CODES, act_code, next_code, scale_sum
 from .engines.simd import SOURCES, bits_of_float32, float32_from_bits, set_threads
 
 CHUNK = 2**14  # elements of one work item
@@ -157,7 +156,7 @@ def _scale(acc, scale, offset, to_codes, out, sources=SOURCES):
     for chunk in prange((pixels + together - 1) // together):
         for i in range(chunk * together, min(pixels, (chunk + 1) * together)):
             for c in range(channels):
-                y = scaled_value(acc[i, c], scale[c], offset[c])
+                y = scale_sum(acc[i, c], scale[c], offset[c])
                 if len(to_codes.gain):
                     out[i, c] = next_code(y, c, to_codes)
                 else:
@@ -173,16 +172,16 @@ def act_codes(x, alpha, levels):
     return out
 
 
-def scaled(acc, scale, offset, to_codes=NOT_TO_CODES):
+def scaled(acc, scale, offset, to_codes=None):
     """`acc * scale + offset` in float32, written over an int32 `acc`; or the next layer's codes, uint8.
 
     Args: acc, integers `[N, H, W, out]`, contiguous; scale, offset, float32 `[out]`; to_codes, `output.ToCodes`.
     """
     set_threads()
-    if len(to_codes.gain):
+    if to_codes is not None:
         out = torch.empty(acc.shape, dtype=torch.uint8)
     else:
         out = acc.view(torch.float32) if acc.dtype == torch.int32 else torch.empty(acc.shape)
     rows = -1, acc.shape[-1]
-    _scale(acc.view(rows).numpy(), scale.numpy(), offset.numpy(), to_codes, out.view(rows).numpy())
+    _scale(acc.view(rows).numpy(), scale.numpy(), offset.numpy(), to_codes or NOT_TO_CODES, out.view(rows).numpy())
     return out

@@ -8,7 +8,7 @@ import torch
 from numba import njit, prange
 from torch.nn import functional as F
 
-from .engines.output import NOT_TO_CODES, next_code, scaled
+from .engines.output import NOT_TO_CODES, next_code, scale_sum
 from .engines.simd import SOURCES, set_threads
 
 TERMS = 4  # products that are added to a sum at a time, so that sums are loaded and stored less often
@@ -37,19 +37,22 @@ def _convolution(x, weight, kernel, stride, dilation, scale, offset, to_codes, o
                     total[o] += p0 * w0[o] + p1 * w1[o] + (p2 * w2[o] + p3 * w3[o])
             result = out[image, row, column]
             for o in range(channels):
-                y = scaled(total[o], scale, offset[o])
+                y = scale_sum(total[o], scale, offset[o])
                 if len(to_codes.gain):
                     result[o] = next_code(y, o, to_codes)
                 else:
                     result[o] = y
 
 
-def convolution(x, weight, geometry, scale, offset, to_codes=NOT_TO_CODES):
+def convolution(x, weight, geometry, scale, offset, to_codes=None):
     """`float32(sum of x weight) scale + offset`, or the next layer's codes of it (uint8): `[N, H', W', out]`.
 
     Args: x, `[N, in, H, W]`; weight, integers in floating point `[out, in, kh, kw]`; geometry, without groups; scale, a
         number; offset, float32 `[out]`; to_codes, `output.ToCodes`.
+    Raises: ValueError for an `x` of other channels.
     """
+    if x.dim() != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"the input has shape {list(x.shape)}; [N, {weight.shape[1]}, H, W] is expected")
     set_threads()
     top, bottom, left, right = geometry.padding
     kernel = tuple(weight.shape[2:])
@@ -58,7 +61,7 @@ def convolution(x, weight, geometry, scale, offset, to_codes=NOT_TO_CODES):
     x = F.pad(x, (left, right, top, bottom)).permute(0, 2, 3, 1).contiguous()
     rows = weight.permute(2, 3, 1, 0).flatten(0, 2).double()
     rows = F.pad(rows, (0, 0, 0, -len(rows) % TERMS)).contiguous()
-    out = torch.empty(len(x), *size, len(weight), dtype=torch.uint8 if len(to_codes.gain) else torch.float32)
+    out = torch.empty(len(x), *size, len(weight), dtype=torch.float32 if to_codes is None else torch.uint8)
     _convolution(x.numpy(), rows.numpy(), kernel, geometry.stride, geometry.dilation, np.float32(scale), offset.numpy(),
-                 to_codes, out.numpy())
+                 to_codes or NOT_TO_CODES, out.numpy())
     return out

@@ -1,4 +1,4 @@
-"""Inference on a CPU in which no activation is written to memory as a number: between layers there are codes, a byte each.
+"""Inference on a CPU with codes, a byte each, for activations between the layers.
 
 Between two quantized layers stand batch norm, ReLU, max pooling and the PACT quantizer of the second one. The first layer
 applies all but the pooling to each output when it has summed it (`engines.output`), and the pooling takes codes: they grow
@@ -12,21 +12,21 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair as pair
 
-from .crossbar import CrossbarLayer
+from .crossbar import Qconv2dDoreFa, QLinearDoreFa
 from .engines.output import ToCodes
 from .layers import Qconv2d
 
 
 def run(modules, x):
-    """What `nn.Sequential(*modules)(x)` returns, bit for bit, with codes between quantized layers where that is possible.
+    """What `nn.Sequential(*modules)(x)` returns, for finite `x` bit for bit, with codes between the layers where possible.
 
-    It is not where gradients are wanted, in training, and where a module has a hook: then every module is called.
+    It is not where gradients are wanted, in training, and where any module has a hook: then every module is called.
     """
     if not _can_fuse(modules, x):
         for module in modules:
             x = module(x)
         return x
-    modules = [part for module in modules for part in (module if isinstance(module, nn.Sequential) else [module])]
+    modules = [part for module in modules for part in (module if _is(module, nn.Sequential) else [module])]
     codes = None  # uint8 `[N, H, W, channels]`, in place of x
     position = 0
     while position < len(modules):
@@ -35,15 +35,15 @@ def run(modules, x):
         to_codes = _to_codes(module, behind, x.device)
         if to_codes is not None:
             position += 2  # batch norm and ReLU
-            if isinstance(module, CrossbarLayer):
+            if _on_crossbars(module):
                 codes = module.of_codes(module.a_codes(x) if codes is None else codes, to_codes)
             else:
                 codes = module.next_codes(x, to_codes)
         elif codes is None:
             x = module(x)
-        elif isinstance(module, CrossbarLayer):
+        elif _on_crossbars(module):
             x, codes = module.of_codes(codes), None
-        elif isinstance(module, nn.MaxPool2d):
+        elif _is(module, nn.MaxPool2d):
             codes = max_pool(codes, module)
         else:
             codes = codes.permute(0, 3, 1, 2).flatten(1)[:, None, None]  # the order of an image's values, for a linear layer
@@ -54,24 +54,50 @@ def _can_fuse(modules, x):
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     parts = [part for module in modules for part in module.modules()]
-    watched = any(part.training or part._forward_hooks or part._forward_pre_hooks for part in parts)
+    hooks = torch.nn.modules.module
+    watched = (hooks._global_forward_hooks or hooks._global_forward_pre_hooks
+               or any(part.training or part._forward_hooks or part._forward_pre_hooks for part in parts))
     return not watched and batch_norm_rounds_once()
+
+
+def _is(module, *kinds):
+    """Whether a module is exactly one of these: what is derived from one, or has a `forward` of its own, is called."""
+    return type(module) in kinds and "forward" not in vars(module)
+
+
+def _on_crossbars(module):
+    return _is(module, Qconv2dDoreFa, QLinearDoreFa)
 
 
 def _to_codes(layer, behind, device):
     """How `layer` makes the codes of the next layer on crossbars, or None where it cannot or there is none."""
-    if not (isinstance(layer, CrossbarLayer) and layer.gives_codes(device)
-            or type(layer) is Qconv2d and layer.sums_exactly() and layer.groups == 1):
-        return None
     norm, relu, *others = [*behind, None, None]
-    if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or norm.running_var is None or not isinstance(relu, nn.ReLU):
+    if not (_is(norm, nn.BatchNorm1d, nn.BatchNorm2d) and norm.running_var is not None and _is(relu, nn.ReLU)):
         return None
-    following = next((module for module in others if not isinstance(module, nn.Flatten) and not _pools_codes(module)), None)
-    if not isinstance(following, CrossbarLayer):
+    following, flat = _next_layer(others, _is(layer, QLinearDoreFa))
+    if following is None or isinstance(following, nn.Linear) != flat:
+        return None
+    if _is(layer, Qconv2d):
+        able = layer.sums_exactly() and layer.groups == 1 and following.gives_codes(device)
+    else:
+        able = _on_crossbars(layer) and layer.gives_codes(device)
+    if not able or norm.num_features != len(layer.weight):
         return None
     alpha = following.act_quant.act_alpha.detach()
     gain, shift = scale_and_shift(norm)
     return ToCodes(gain.numpy(), shift.numpy(), alpha.numpy()[()], (following.act_quant.levels / alpha).numpy()[()])
+
+
+def _next_layer(modules, flat):
+    """(the layer on crossbars behind modules that take codes, whether its input is flat), or (None, whatever)."""
+    for module in modules:
+        if _on_crossbars(module):
+            return module, flat
+        if _is(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
+            flat = True
+        elif flat or not _pools_codes(module):
+            break
+    return None, flat
 
 
 def scale_and_shift(norm):
@@ -97,13 +123,14 @@ def batch_norm_rounds_once():
 
 
 def _pools_codes(module):
-    return isinstance(module, nn.MaxPool2d) and not module.ceil_mode and not module.return_indices and module.dilation == 1
+    return (_is(module, nn.MaxPool2d) and not module.ceil_mode and not module.return_indices
+            and pair(module.dilation) == (1, 1))
 
 
 def max_pool(codes, pool):
-    """Max pooling of codes, uint8 `[N, H, W, channels]`; zeros in the padding are no larger than any code."""
+    """Max pooling of codes, uint8 `[N, H, W, channels]`, contiguous; zeros in the padding are no larger than any code."""
     top, left = pair(pool.padding)
     codes = F.pad(codes, (0, 0, left, left, top, top))
     for dim, taps, step in zip((1, 2), pair(pool.kernel_size), pair(pool.stride)):
         codes = functools.reduce(torch.maximum, codes.unfold(dim, taps, step).unbind(-1))
-    return codes
+    return codes.contiguous()

@@ -95,7 +95,7 @@ class Qconv2d(_Quantized, nn.Conv2d):
         if x.device.type == "cpu" and not torch.is_grad_enabled():
             offset = torch.zeros(len(weight))
             return image_cpu.convolution(x, weight, self._geometry(), scale, offset).permute(0, 3, 1, 2)
-        # The same as a matrix product.
+        # The same as a matrix product, of all images at a time.
         weight = weight.permute(2, 3, 1, 0).flatten(0, 2).double()
         x = F.pad(x, self._reversed_padding_repeated_twice).permute(0, 2, 3, 1).contiguous().double()
         size = Geometry(self.stride, dilation=self.dilation).output_size(*x.shape[1:3], self.kernel_size)

@@ -15,11 +15,12 @@ from .simd import fused_multiply_add
 
 # gain, shift: float32 `[out]`; alpha, clipping level of the next layer, and factor, `levels / alpha`: float32.
 ToCodes = namedtuple("ToCodes", "gain shift alpha factor")
-NOT_TO_CODES = ToCodes(np.empty(0, np.float32), np.empty(0, np.float32), np.float32(1), np.float32(1))  # outputs stay y
+# What kernels take in place of None, for outputs that stay y: Numba wants one type.
+NOT_TO_CODES = ToCodes(np.empty(0, np.float32), np.empty(0, np.float32), np.float32(1), np.float32(1))
 
 
 @njit(forceinline=True)
-def scaled(total, scale, offset):
+def scale_sum(total, scale, offset):
     return np.float32(total) * scale + offset
 
 

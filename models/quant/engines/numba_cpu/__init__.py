@@ -24,7 +24,6 @@ import torch
 from ... import fused_cpu
 from .. import accumulator_dtype
 from ..integer_cpu import IntegerConvolution
-from ..output import NOT_TO_CODES
 from ..simd import set_threads
 from . import kernel
 from .codes import DYNAMIC, HISTOGRAM, RANGES, STATIC
@@ -45,17 +44,17 @@ def accumulate(prepared, a_codes):
     return _simulate(prepared, a_codes)
 
 
-def scaled(prepared, a_codes, values, scale, offset, to_codes=NOT_TO_CODES):
+def scaled(prepared, a_codes, values, scale, offset, to_codes=None):
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
     if prepared.layer.spec.adc_range == "ideal":
         return fused_cpu.scaled(prepared.convolution(a_codes), scale, offset, to_codes)
     scaling = {"values": np.array(values), "scale": scale.numpy(), "offset": offset.numpy()}
-    if not len(to_codes.gain):
+    if to_codes is None:
         return _simulate(prepared, a_codes, **scaling).view(torch.float32)[0]
     size = prepared.layer.geometry.output_size(*a_codes.shape[1:3], prepared.layer.kernel)
     codes = torch.empty(len(a_codes), *size, len(prepared.layer.w_codes), dtype=torch.uint8)
-    _simulate(prepared, a_codes, codes=codes.numpy(), to_codes=to_codes, **scaling)
+    _simulate(prepared, a_codes, next_codes=codes.numpy(), to_codes=to_codes, **scaling)
     return codes
 
 
@@ -73,7 +72,7 @@ def histogram(prepared, a_codes):
 
 def _simulate(prepared, a_codes, **scaling):
     """Accumulators; with `scaling` (values, scale, offset) one plane, the bits of what `engines.scaled` returns; none with
-    `codes`, which are written there."""
+    `next_codes`, which are written there."""
     layer = prepared.layer
     if layer.spec.adc_range == "ideal":
         return prepared.convolution(a_codes)[None]
@@ -84,7 +83,7 @@ def _simulate(prepared, a_codes, **scaling):
     else:
         size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
         dtype = torch.int32 if scaling else accumulator_dtype(layer)
-        planes = 0 if "codes" in scaling else 1 if scaling else reads.shape.steps
+        planes = 0 if "next_codes" in scaling else 1 if scaling else reads.shape.steps
         out = torch.empty(planes, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
     if layer.spec.adc_range == "dynamic":
         reads.run(dynamic_adc(layer, *reads.ranges(a_codes)), a_codes, DYNAMIC, out=out.numpy(), **scaling)

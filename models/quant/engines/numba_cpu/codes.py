@@ -1,6 +1,6 @@
 """The ADC: codes of the reads of one block, added to the sums of their digit, and the shift-add at the end.
 
-P stands in bytes (`counts.transpose`), the low ones of 16 vectors and, with more than 8 planes, the high ones. Vectors come
+P stands in bytes (`counts.to_bytes`), the low ones of 16 vectors and, with more than 8 planes, the high ones. Vectors come
 in pairs; a lane of 16 bits holds a byte of each.
 """
 

@@ -12,7 +12,7 @@ import numpy as np
 from numba import literally, njit, prange
 from numba.core import event
 
-from ..output import NOT_TO_CODES, next_code, scaled
+from ..output import NOT_TO_CODES, next_code, scale_sum
 from ..simd import LANES, SOURCES, aligned, bit_length, bits_of_float32, int64_at, splat
 from .codes import DYNAMIC, HISTOGRAM, RANGES, STATIC, add_dynamic, add_static, add_static_by_table, shift_add
 from .counts import MAX_PLANES, MOST_LEAVES, any_outside, count, count_values, to_bytes
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 # Where results go.
 # out       accumulators `[step, N, H', W', out]`; or, with `values`, a float64 for each step, one plane with the bits of
 #           `float32(sum_step acc values) scale + offset`. Where `Adc.relative`, it holds the sum of all u before.
-# codes     where not empty, `[N, H', W', out]`: in place of those bits the next layer's codes, see `output.ToCodes`
+# next_codes  `[N, H', W', out]`: in place of those bits the codes that the next layer makes of them, see `output.ToCodes`
 # extremes  smallest and largest u, `[thread, group, array, digit, slice, 2]`
 # counts    of u, `[thread, digit, slice, u - u_min, part]`: eight parts (`simd.add_ones`), or one where `exact`
-Target = namedtuple("Target", "out values scale offset codes extremes counts u_min")
+Target = namedtuple("Target", "out values scale offset next_codes extremes counts u_min")
 
 # Arrays of one work item. lists, ones: see `rows`; row_at, row_count: `rows.active_rows`; planes, bytes: P of one block;
 # sums: 16-bit sums of codes [digit, block, vector]; acc, exact_acc: accumulators [step, channel], total: their scaled sum;
@@ -60,9 +60,9 @@ class _SayCompiling(event.Listener):
         """The first result says it."""
 
 
-def run(shape, plan, table, a_codes, size, op, *, out=None, values=None, scale=None, offset=None, codes=None,
-        to_codes=NOT_TO_CODES, extremes=None, counts=None, u_min=0):
-    """Do `op` with every read of a layer: codes of STATIC and DYNAMIC go to `out` or `codes`, RANGES to `extremes`,
+def run(shape, plan, table, a_codes, size, op, *, out=None, values=None, scale=None, offset=None, next_codes=None,
+        to_codes=None, extremes=None, counts=None, u_min=0):
+    """Do `op` with every read of a layer: codes of STATIC and DYNAMIC go to `out` or `next_codes`, RANGES to `extremes`,
     HISTOGRAM to `counts`; see `Target`.
 
     Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; table, `converter.Adc`.
@@ -71,10 +71,11 @@ def run(shape, plan, table, a_codes, size, op, *, out=None, values=None, scale=N
         out=np.empty((0,) * 5, np.int32) if out is None else out, values=np.empty(0) if values is None else values,
         scale=np.empty(0, np.float32) if scale is None else scale,
         offset=np.empty(0, np.float32) if offset is None else offset,
-        codes=np.empty((0,) * 4, np.uint8) if codes is None else codes,
+        next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
         extremes=np.empty((0,) * 6, np.int64) if extremes is None else extremes,
         counts=np.empty((0,) * 5, np.int64) if counts is None else counts, u_min=u_min)
-    _layers[op](shape, plan, table, target, to_codes, a_codes.numpy(), *size, _work_items(len(a_codes), size[0]))
+    _layers[op](shape, plan, table, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size,
+                _work_items(len(a_codes), size[0]))
 
 
 def _work_items(images, height):
@@ -207,14 +208,14 @@ def _band(shape, plan, table, target, to_codes, codes, image, first, last, width
                         _finish(pixel, constant, out, values, step, image, y, x, o, total)
                     else:
                         _finish(acc[lane:lane + shape.out_channels], constant, out, values, step, image, y, x, o, total)
-                if len(next_codes):
+                if len(to_codes.gain):
                     pixel_codes = next_codes[image, y, x, o:end]
                     for c in range(shape.out_channels):
-                        pixel_codes[c] = next_code(scaled(total[c], scale[o + c], offset[o + c]), o + c, to_codes)
+                        pixel_codes[c] = next_code(scale_sum(total[c], scale[o + c], offset[o + c]), o + c, to_codes)
                 elif len(values):
                     pixel = out[0, image, y, x, o:end]
                     for c in range(shape.out_channels):
-                        pixel[c] = bits_of_float32(scaled(total[c], scale[o + c], offset[o + c]))
+                        pixel[c] = bits_of_float32(scale_sum(total[c], scale[o + c], offset[o + c]))
         if op == RANGES and not table.exact:
             join_extremes(extremes[thread, g], lows, highs)
     _keep_alive(buffers)

@@ -1,7 +1,7 @@
 """Where everything stands that does not depend on the input: columns, blocks, words of cells, rows.
 
 A *column* is one output channel of one slice; a block is 512 columns, one bit each, in one vector of `simd`. Vector v of
-a block sits in bit `v // 2 + 8 (v % 2)` of its 16-bit words, the order in which `counts.transpose` gives the vectors back.
+a block sits in bit `v // 2 + 8 (v % 2)` of its 16-bit words, the order in which `counts.to_bytes` gives the vectors back.
 """
 
 from collections import namedtuple
