@@ -182,7 +182,7 @@ def trained_for(args, config):
 
 def all_settings(args):
     """The settings of the flags and of every --also, equal ones once."""
-    parser = utils.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = utils.ArgumentParser(add_help=False)
     add_hardware(parser)
     groups, settings = [args], []
     for text in args.also:
@@ -264,12 +264,14 @@ class Evaluation:
 
     def load_data(self, log):
         args, data = self.args, datasets.load(self.args.dataset, self.args.data_path, log.info)
+        if self.trained_on:
+            datasets.check_classes(data, self.trained_on["classes"], args.resume)
         self.stats = self.stats or (data.mean, data.std)  # the network expects images scaled as in its training
         order = torch.randperm(len(data.train_x), generator=utils.generator("calibration"))  # the same for every checkpoint
         images, labels, self.kind = data.test_x, data.test_y, "test images"
         if args.validation:
             train, held = datasets.training_split(data.train_y, *self.split)
-            if (len(train), list(data.classes)) != (self.trained_on["train_images"], self.trained_on["classes"]):
+            if len(train) != self.trained_on["train_images"]:
                 raise UserError(f"--validation: {args.resume} was trained on other images than those in {args.data_path}")
             images, labels, self.kind = data.train_x[held], data.train_y[held], "validation images"
             order = order[~torch.isin(order, held)]

@@ -278,6 +278,14 @@ def test_validation_images_are_those_that_training_held_out(run, refused, tmp_pa
         evaluation.main(["--resume", other, *FAST, "--validation"])
 
 
+def test_images_of_other_classes_are_refused(run, tmp_path):
+    data = load_digits()
+    facts = {"classes": ["a", *data.classes[1:]], "mean": list(data.mean), "std": list(data.std), "train_images": 9}
+    path = save(tmp_path / "a.pth.tar", network(), {"data": facts})
+    with pytest.raises(utils.UserError, match="a.pth.tar was trained on other classes: the images have 0 instead of a; labels"):
+        evaluation.main(["--resume", path, *FAST])
+
+
 def test_an_adc_aware_checkpoint_says_what_it_was_trained_for(run, tmp_path):
     (tmp_path / "save").mkdir()
     path = save(tmp_path / "save" / "aware.pth.tar", network(), adc_aware=True, cellBit=2, adc_prec=3, subArray=64)
@@ -438,7 +446,7 @@ def test_ranges_in_the_checkpoint_are_not_used(run, checkpoint):
 
 def test_images_are_scaled_as_in_training(run, tmp_path):
     stats = (0.4, 0.1, 0.2), (0.3, 0.2, 0.1)
-    path = save(tmp_path / "c.pth.tar", network(), {"data": {"mean": stats[0], "std": stats[1]}})
+    path = save(tmp_path / "c.pth.tar", network(), {"data": {"mean": stats[0], "std": stats[1], "classes": load_digits().classes}})
     _, predictions, _ = run(path, "--adc_range", "ideal")
     expected = classes(network(), shown_images(40, stats)[0])
     assert torch.equal(predictions[0], expected) and not torch.equal(expected, classes(network(), shown_images(40)[0]))
