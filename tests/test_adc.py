@@ -100,10 +100,10 @@ def test_full_range_follows_the_bits_of_each_slice_and_the_fullest_array():
     assert layer.adc_delta.tolist() == pytest.approx([36 * 3.5 / 7, 36 * 0.5 / 7], abs=1 / 64)
 
 
-def mapped(adc_bits, cell_bits=1, rows=20, channels=20, **options):
-    """A layer of one slice for each bit and four digits; its reads reach from -rows to rows."""
-    return Qconv2dDoreFa(channels, 4, 1, spec=CrossbarSpec(cell_bits=cell_bits, adc_bits=adc_bits, rows=rows, **options)).mapped(
-        "ideal")
+def mapped(adc_bits, cell_bits=1, rows=20, channels=20, wq="dorefa", **options):
+    """A layer of one slice for each bit and four digits; with DoReFa its reads reach from -rows to rows."""
+    spec = CrossbarSpec(cell_bits=cell_bits, adc_bits=adc_bits, rows=rows, **options)
+    return Qconv2dDoreFa(channels, 4, 1, spec=spec, wq=wq).mapped("ideal")
 
 
 def test_minmax_takes_the_extremes_of_all_digits_and_slices():
@@ -164,11 +164,19 @@ def test_percentile_leaves_out_the_outer_thousandth():
 
 
 def test_spacing_of_reads_that_are_whole_numbers():
-    """Where every read seen is a whole number, a step of 1 is exact with half as many codes."""
-    counts = np.zeros((4, 4, 41), np.int64)
-    counts[:, 0, 10:31:2] = 5  # v = -5 .. 5
+    """Where the reference column holds whole cells, every read is a whole number, and a step of 1 is exact with half as many
+    codes. Elsewhere reads that happen to be whole numbers say nothing of those to come."""
+    sawb = mapped(4, wq="sawb")
+    counts = np.zeros((4, 4, sawb.u_span[1] - sawb.u_span[0] + 1), np.int64)
+    middle = -sawb.u_span[0]
+    counts[:, 0, middle - 10:middle + 11:2] = 5  # v = -5 .. 5
     for rule in adc.RULES:
-        assert adc.calibrated_ranges(counts, mapped(4), rule, "slice")[0][0] == 1
+        assert adc.calibrated_ranges(counts, sawb, rule, "slice")[0][0] == 1
+    digital = mapped(6, reference="digital")
+    counts = np.zeros((4, 4, 21), np.int64)
+    counts[:, :, :5:2] = 5  # P = 0, 2, 4 of 0 .. 20
+    for rule in adc.RULES:
+        assert adc.calibrated_ranges(counts, digital, rule)[0][0] == 1
 
 
 @st.composite

@@ -90,8 +90,8 @@ class Reads:
         outputs = max(int(counts[0, 0].sum()), 1)  # times arrays: every digit and slice of them is one read
         u = np.arange(counts.shape[2]) + layer.u_span[0]
         seen = (counts.sum(axis=(0, 1)) > 0) & (u != 0)
-        spacing = 2 if seen.any() and not (u[seen] % 2).any() else 1  # 2 where the reference column holds whole cells
-        self.v, self.unit, self.arrays = spec.unit * u[seen], spec.unit * spacing, len(layer.arrays)
+        self.v, self.arrays = spec.unit * u[seen], len(layer.arrays)
+        self.unit = spec.unit * min(map(layer.u_spacing, slices))
         self.count = counts.sum(axis=(0, 1))[seen]
         self.square = (counts * scale**2).sum(axis=(0, 1))[seen] / outputs
         self.linear = (counts * scale).sum(axis=(0, 1))[seen] / outputs
