@@ -54,7 +54,7 @@ def test_numbers_of_every_layer_and_slice(options, wq, groups):
         for part in entry["slices"]:
             v, q, clipped, error = slices[part["slice"]]
             assert part["seen"] == [v.min(), v.max()]
-            assert part["reachable"][0] <= v.min() and v.max() <= part["reachable"][1]
+            assert part["reachable"] == reachable(layer, part["slice"])
             assert part["codes_used"] == len(np.unique(q)) / 4 and part["clipped"] == pytest.approx(clipped.mean())
             assert (part["delta"], part["q_min"]) == (layer.adc_delta[part["slice"]].item(), layer.adc_q_min[part["slice"]].item())
             if (error == 0).all():
@@ -77,6 +77,16 @@ def test_numbers_of_every_layer_and_slice(options, wq, groups):
         assert loss > 0 and entry["output_sqnr_db"] == pytest.approx(
             10 * torch.log10(ideal.square().sum() / loss).item(), rel=1e-6)
     assert found[0]["all_zero_reads"] > 0.2
+
+
+def reachable(layer, k):
+    """Extremes of a read of slice k: all rows of the tallest array driven, all cells of the column full or empty."""
+    spec, mapped = layer.spec, layer.mapped()
+    tallest = max(map(len, oracle.arrays(spec.mapping, mapped.kernel, mapped.group_channels, spec.rows)))
+    drive = tallest * (2**spec.dac_bits - 1)
+    full = 2 ** oracle.split(spec.w_bits, spec.cell_bits)[k][1] - 1
+    reference = mapped.reference_twice[k] / 2 if spec.reference == "analog" else 0
+    return [min(0, -drive * reference), drive * (full - reference)]
 
 
 def without_adc(layer, x):
