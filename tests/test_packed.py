@@ -1,6 +1,7 @@
 """Packed networks: the codes come back bit for bit, and so does everything that inference uses."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,6 +163,34 @@ def test_export_writes_the_network_and_what_is_known_of_it(tmp_path, monkeypatch
     small, large = utils.load_checkpoint("small/net.pt"), utils.load_checkpoint("run/model_best.pth.tar")
     for key, expected in codes(4, "dorefa", large["state_dict"]).items():
         assert torch.equal(codes(4, "dorefa", small["state_dict"])[key], expected)
+
+    # What is known goes on with the network: through a second file, and through a run that starts from the first.
+    train.main(["--evaluate", "--resume", "small/net.pt", "--export", "again.pt", "--ngpu", "0"])
+    again = json.loads((tmp_path / "again.json").read_text())
+    for name in ("commands", "hours", "machine", "validation_accuracy", "train_images"):
+        assert again[name] == facts[name], name
+    more = ["--fine_tune", "small/net.pt", *flags[:-1], "tuned"]
+    assert train.main(more) == 0
+    train.main(["--evaluate", "--save_path", "tuned", "--export", "tuned.pt", "--ngpu", "0"])
+    assert json.loads((tmp_path / "tuned.json").read_text())["commands"] == [
+        *facts["commands"], "python train.py " + " ".join(more)]
+
+
+def test_the_network_in_the_box_is_whole():
+    """What packing its unpacked weights gives is the file again, bit for bit, and the .json beside it speaks of it."""
+    path = Path(__file__).resolve().parent.parent / "pretrained" / "vgg7_w4a4_cifar10.pt"
+    assert path.stat().st_size < 8e6
+    stored, again = torch.load(path, weights_only=True), pack(utils.load_checkpoint(path))
+    assert [entry["shape"] for entry in stored["codes"].values()] == [
+        [128, 3, 3, 3], [128, 128, 3, 3], [256, 128, 3, 3], [256, 256, 3, 3], [512, 256, 3, 3], [512, 512, 3, 3], [1024, 8192],
+        [10, 1024]]
+    assert again.keys() == stored.keys() and again["codes"].keys() == stored["codes"].keys()
+    for key, entry in stored["codes"].items():
+        found = again["codes"][key]
+        assert torch.equal(found["bits"], entry["bits"]), key
+        assert found["scale"] == pytest.approx(entry["scale"], rel=1e-6)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["config"] == stored["config"] and facts["commands"] == stored["commands"]
 
 
 def test_size():
