@@ -39,8 +39,7 @@ def add_calibration_flags(group):
     group.add_argument(
         "--adc_calib", default="mse", choices=adc.RULES, help="how a calibrated range follows from the reads of training "
         "images; zero is always a code. minmax: the smallest range that covers all. percentile: the smallest that covers the "
-        "middle 99.9 %% of those that are not zero. mse: the one of least squared error, weighed by significance, meant for "
-        "--adc_correct channel. Default mse")
+        "middle 99.9 %% of those that are not zero. mse: the one of least squared error, weighed by significance. Default mse")
     group.add_argument(
         "--adc_per", default="reference", choices=adc.PER, help="which slices of a layer share a calibrated range. reference: "
         "those whose reference column is filled alike, all of them with DoReFa, all but the highest with SAWB and 1-bit "
@@ -48,7 +47,7 @@ def add_calibration_flags(group):
     group.add_argument(
         "--adc_correct", default="channel", choices=("channel", "none"), help="channel: each output channel is scaled and "
         "shifted digitally, so that its mean and deviation on training images are those without ADC; batch norm takes both "
-        "in. none: ranges alone, for which the rule mse is a poor choice. Default channel")
+        "in. none: ranges alone, which lose more, most of all with few bits. Default channel")
 
 
 def combinations(args, w_bits, a_bits, adc_ranges):

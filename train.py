@@ -144,7 +144,8 @@ def build_parser():
     add("--resume", nargs="?", const="", metavar="PATH", help="continue the run of this checkpoint, default "
         "save_path/checkpoint.pth.tar. Flags that are not given are the run's own")
     add("--fine_tune", nargs="?", const="", metavar="PATH", help="start a new run from the weights of PATH, or from those "
-        "of --resume PATH. What a 32-bit network lacks, clipping levels and the scale of its logits, is fitted to it")
+        "of --resume PATH. Clipping levels that they lack, and the scale of the logits under other quantizers, are fitted to "
+        "what the network did before")
     add("--evaluate", action="store_true", help="only measure the checkpoint of --resume, default "
         "save_path/model_best.pth.tar, on the test images")
     add("--export", metavar="FILE", help="with --evaluate: also write the network to FILE, weights as packed codes, which "
@@ -276,22 +277,58 @@ def fit_alphas(net, images, names):
 
 
 @torch.no_grad()
-def fit_logits(net, images):
-    """Give the logits the scale that the last layer's weights had before they were quantized, by that of its input.
+def fit_logits(net, source, images):
+    """Give the logits the deviation that they have in `source`, the network with the same weights but other quantizers, by
+    the scale of the last layer's input.
 
-    No batch norm follows it, and DoReFa's levels reach +-1 whatever the weights: without this the first epoch goes into
-    logits that are several times too small.
+    No batch norm follows it, and what its weights are worth depends on their quantizer (DoReFa's levels reach +-1 whatever
+    the weights): without this the first epoch goes into logits that are ten times too small or too large.
     """
+    spread = []
+    for network in (source, net):
+        with quant.without_adc(network, training=True):
+            logits = network(images)
+        spread.append((logits - logits.mean(0)).std())
     norm, _, last = net.classifier[-3:]
-    inputs = []
-    hook = last.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
-    with quant.without_adc(net, training=True):
-        logits = net(images)
-    hook.remove()
-    wanted = F.linear(inputs[0], last.weight)
-    factor = (wanted - wanted.mean(0)).std() / (logits - logits.mean(0)).std()
-    for parameter in (norm.weight, norm.bias, last.act_quant.act_alpha):
-        parameter.mul_(factor)
+    for parameter in (norm.weight, norm.bias, *([last.act_quant.act_alpha] if last.act_quant.on else [])):
+        parameter.mul_(spread[0] / spread[1])
+
+
+def quantizers(args):
+    """What decides how a network of these settings quantizes."""
+    return args.wbit, args.abit, args.wq if args.wbit < 32 else None
+
+
+def usable(args, state_dict):
+    """The part of a checkpoint's weights that another run with the settings `args` can use: not the ranges of hardware, nor
+    levels of quantizers that it does not have."""
+    useless = quant.ADC_BUFFERS + (() if args.wq == "sawb" and args.wbit < 32 else ("weight_quant.clip",)) + (
+        ("act_alpha",) if args.abit == 32 else ())
+    return {key: value for key, value in state_dict.items() if not key.endswith(useless)}
+
+
+USABLE_OPTIONAL = ("act_alpha", "weight_quant.clip", *quant.ADC_BUFFERS)  # what a run starts with where weights lack it
+
+
+def fit_quantizers(net, args, checkpoint, missing, num_classes, images):
+    """Make a network with the weights of `checkpoint` ready to be trained with quantizers that those had not.
+
+    Clipping levels that are `missing` get the least squared error, logits the scale they had, and batch norm, which the
+    first calibration of --adc_aware relies on, the statistics of these images.
+    """
+    if missing:
+        fit_alphas(net, images, missing)
+    names = "model", "wbit", "abit", "wq", "quantize_image"
+    config = {"abit": 32, "wbit": 32} if missing and not checkpoint["config"] else checkpoint["config"]
+    before = argparse.Namespace(**vars(args) | {name: config[name] for name in names if name in config})
+    before.adc_aware, before.abit = False, 32 if missing else before.abit
+    if quantizers(before) == quantizers(args):
+        return
+    source = build_network(before, num_classes, images.device)
+    utils.load_weights(source, usable(before, checkpoint["state_dict"]), USABLE_OPTIONAL, source=args.fine_tune)
+    fit_logits(net, source, images)
+    with quant.without_adc(net):
+        torch.optim.swa_utils.update_bn([images], net)
 
 
 @torch.no_grad()
@@ -405,6 +442,7 @@ class Run:
         return datasets.normalize(images, self.data.mean, self.data.std)
 
     def calibrate(self):
+        self.check_finite()
         images = self.some_images(64)
         if self.net.training:  # SAWB keeps the level of the last step's weights: reads are counted with that of these
             for layer in quantized_layers(self.net).values():
@@ -532,7 +570,8 @@ class Run:
 
 def export(checkpoint, args, accuracy, images):
     """Write the packed network to args.export, and what is known of it to a .json beside it."""
-    kept = {name: checkpoint[name] for name in ("format", "state_dict", "data", "epoch") if name in checkpoint}
+    names = "format", "state_dict", "data", "epoch", "best_acc", "commands", "seconds", "machine"
+    kept = {name: checkpoint[name] for name in names if name in checkpoint}
     network = {name: getattr(args, name) for name in ("model", "wbit", "abit", "wq", "quantize_image", "dataset")}
     config = {name: value for name, value in (network | checkpoint["config"]).items() if name not in FREE_ON_RESUME}
     try:
@@ -563,11 +602,8 @@ def main(argv=None):
     net = build_network(args, num_classes, device)
     if checkpoint:
         state, optional = checkpoint["state_dict"], ()
-        if args.fine_tune:  # ranges of other hardware, and levels of another quantizer or of none, are of no use
-            useless = quant.ADC_BUFFERS + (() if args.wq == "sawb" and args.wbit < 32 else ("weight_quant.clip",)) + (
-                ("act_alpha",) if args.abit == 32 else ())
-            state = {key: value for key, value in state.items() if not key.endswith(useless)}
-            optional = ("act_alpha", "weight_quant.clip", *quant.ADC_BUFFERS)
+        if args.fine_tune:
+            state, optional = usable(args, state), USABLE_OPTIONAL
         absent = utils.load_weights(net, state, optional, source=args.resume or args.fine_tune)
         missing = [name for name in used_alphas(net) if f"{name}.act_quant.act_alpha" in absent]
 
@@ -579,6 +615,7 @@ def main(argv=None):
         log = utils.get_logger()
         data = datasets.load(args.dataset, args.data_path, log.info)
         if checkpoint.get("format") == utils.CHECKPOINT_FORMAT:  # images are scaled as those of the training were
+            datasets.check_classes(data, checkpoint["data"]["classes"], args.resume)
             data = dataclasses.replace(data, mean=checkpoint["data"]["mean"], std=checkpoint["data"]["std"])
         _, accuracy = evaluate(net, data.test_x.to(device), data.test_y.to(device), data)
         log.info(f"test accuracy {accuracy:.2f} % on {len(data.test_y)} images of {args.dataset} ({args.resume})")
@@ -616,10 +653,7 @@ def main(argv=None):
             clip_weights(net, args.weight_clip)
         if checkpoint:
             if args.alpha_init == "fit":
-                if missing:
-                    fit_alphas(net, run.some_images(256), missing)
-                if missing or args.wbit < 32 and checkpoint["config"].get("wbit") == 32:
-                    fit_logits(net, run.some_images(256))
+                fit_quantizers(net, args, checkpoint, missing, num_classes, run.some_images(256))
             elif not missing:
                 log.info(f"--alpha_init has no effect: {args.fine_tune} has clipping levels")
             levels = ", ".join(f"{used_alphas(net)[name].item():.3g}" for name in missing)

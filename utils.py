@@ -35,7 +35,11 @@ class UserError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse prints its usage in front of every error; here an error is one line like all others."""
+    """argparse prints its usage in front of every error; here an error is one line like all others. Names of flags are
+    not to be shortened: the shell scripts, which look at some of them, would not see those."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
         raise UserError(f"{message} (see {self.prog} --help)")

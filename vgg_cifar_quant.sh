@@ -13,6 +13,10 @@ PYTHON=${PYTHON:-python3}
 
 recipe=full
 case "${1:-}" in full | fast) recipe=$1 && shift ;; esac
+case " $* " in *" -h "* | *" --help "*)
+    sed -n '2,/^set/s/^# \{0,1\}//p' vgg_cifar_quant.sh && sed -n '/^# network/,/^alpha_lr/p' vgg_cifar_quant.sh
+    echo "Other flags, of train.py:" && exec "$PYTHON" train.py --help ;;
+esac
 
 # network: bits 1 to 8
 model=vgg7_quant

@@ -3,6 +3,9 @@
 A VGG7 with few channels stands in for the real one, so that a step takes milliseconds; the training code is the same.
 """
 
+import argparse
+import copy
+import dataclasses
 import io
 import json
 import os
@@ -22,12 +25,14 @@ import datasets
 import models
 import train
 import utils
+from models import quant
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ([8, 8, "M", 8, 8, "M", 8, 8, "M"], 16)  # instead of VGG7's widths
 # 180 training images: 9 steps an epoch. Smaller batches make 45, so that a signal arrives inside an epoch.
 FLAGS = ["--epochs", "3", "--limit_train", "200", "--batch_size", "20", "--lr", "0.05", "--ngpu", "0"]
+FLOAT = ["--wbit", "32", "--abit", "32"]
 MANY_STEPS = ["--batch_size", "4", "--lr", "0.02"]
 
 
@@ -256,6 +261,27 @@ def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
     assert_same(utils.load_checkpoint(tmp_path / "b" / "checkpoint.pth.tar")["state_dict"], tuned["state_dict"])
 
 
+@pytest.mark.parametrize("before, after", [
+    (["--wq", "dorefa"], ["--wq", "sawb"]), (["--wq", "sawb"], ["--wq", "dorefa"]), (["--wq", "dorefa"], FLOAT),
+    (FLOAT, ["--wq", "dorefa"]), (FLOAT, ["--wq", "sawb"]), (["--wbit", "4"], ["--wbit", "2", "--wq", "sawb"])])
+def test_logits_keep_their_scale_under_other_quantizers(before, after, tmp_path):
+    quick(tmp_path / "start", *before, "--epochs", "2")
+    start = tmp_path / "start" / "model_best.pth.tar"
+    _, tuned = quick(tmp_path / "tuned", "--fine_tune", str(start), *after, "--epochs", "1", "--lr", "1e-12", "--wd", "0")
+    assert spread(tuned) == pytest.approx(spread(utils.load_checkpoint(start)), rel=0.05)
+
+
+def spread(checkpoint):
+    """Mean deviation of the logits of some images, with the statistics of the batch."""
+    config = argparse.Namespace(**checkpoint["config"])
+    net = train.build_network(config, 10, torch.device("cpu"))
+    net.load_state_dict(checkpoint["state_dict"])
+    data = datasets.load("digits")
+    with torch.no_grad():
+        logits = net.train()(datasets.normalize(data.train_x[::3], data.mean, data.std))
+    return logits.std(0).mean().item()
+
+
 @pytest.mark.parametrize("wq", ["dorefa", "sawb"])
 def test_fine_tune_without_quantizers_from_a_quantized_network(tmp_path, wq):
     quick(tmp_path / "quantized", "--wq", wq, "--epochs", "1")
@@ -266,7 +292,7 @@ def test_fine_tune_without_quantizers_from_a_quantized_network(tmp_path, wq):
     assert code == 0 and tuned["state_dict"].keys() == {
         key for key in start if not key.endswith(("act_alpha", "weight_quant.clip"))}
     for key, value in tuned["state_dict"].items():
-        if key.endswith("weight"):
+        if key.endswith("weight") and key != "classifier.1.weight":  # which scales the logits
             torch.testing.assert_close(value, start[key], atol=1e-6, rtol=1e-6)
 
 
@@ -357,11 +383,53 @@ def test_training_through_the_adc_resumes_to_the_same_bits(wq, tmp_path, capsys,
     assert plain == 0  # ranges, and levels of another quantizer, are of no use to this network
 
 
-def test_training_through_the_adc_from_a_32_bit_network(tmp_path):
-    quick(tmp_path / "float", "--wbit", "32", "--abit", "32", "--epochs", "1")
+def test_training_through_the_adc_from_a_32_bit_network(tmp_path, monkeypatch):
+    """Its first ranges fit the activations that the first steps have, with batch norm of the statistics of a batch."""
+    quick(tmp_path / "float", *FLOAT, "--epochs", "1")
+    first = []
+
+    def spy(self, calibrate=train.Run.calibrate):
+        if not first:
+            images = self.some_images(256)
+            for training in (False, True):
+                net, inputs = copy.deepcopy(self.net), []
+                with quant.without_adc(net, training), torch.no_grad():
+                    net.classifier[0].register_forward_pre_hook(lambda layer, x: inputs.append(layer.a_codes(x[0])))
+                    net(images)
+                first.append(inputs[0].float().mean().item())
+        calibrate(self)
+
+    monkeypatch.setattr(train.Run, "calibrate", spy)
     code, checkpoint = quick(tmp_path / "aware", "--fine_tune", str(tmp_path / "float" / "model_best.pth.tar"), "--adc_aware",
                              "--epochs", "1")
     assert code == 0 and checkpoint["state_dict"]["classifier.0.act_quant.act_alpha"] != 6
+    assert first[0] == pytest.approx(first[1], rel=0.05)
+
+
+def test_ranges_are_calibrated_every_so_many_steps_and_after_an_epoch(tmp_path, monkeypatch):
+    quick(tmp_path / "start", "--epochs", "1")
+    seen = []
+
+    def spy(self, calibrate=train.Run.calibrate):
+        seen.append((self.epoch, self.step))
+        calibrate(self)
+
+    monkeypatch.setattr(train.Run, "calibrate", spy)
+    _, checkpoint = quick(tmp_path / "aware", "--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), "--adc_aware",
+                          "--adc_prec", "3", "--subArray", "16", "--epochs", "2", "--calib_steps", "7")
+    steps = datasets.steps_per_epoch(checkpoint["data"]["train_images"], checkpoint["config"]["batch_size"])
+    assert steps > 7 and steps % 7
+    expected = [divmod(position, steps) for position in range(0, 2 * steps, 7)] + [(0, steps), (1, steps)]
+    assert seen == sorted(expected)
+
+    # Those that are kept are those of the weights that are kept.
+    args = argparse.Namespace(**checkpoint["config"])
+    net = train.build_network(args, 10, torch.device("cpu"))
+    net.load_state_dict(checkpoint["state_dict"])
+    run = train.Run(args, net.eval(), datasets.load("digits"), torch.device("cpu"), None)
+    run.calibrate()
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, checkpoint["state_dict"][key]), key
 
 
 def test_reads_of_too_many_values_for_training_through_the_adc(tmp_path, monkeypatch, capsys):
@@ -468,6 +536,7 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--model", "vgg7_quant_eval"], "choose from"),
     (["--dataset", "mnist"], "--dataset: invalid choice"),
     (["--bogus"], "unrecognized arguments: --bogus"),
+    (["--epoch", "2"], "unrecognized arguments: --epoch 2"),  # not short for --epochs: the scripts would not see it
     (["--ngpu", "2"], "several GPUs are not supported"),
     (["--schedule", "3", "5", "--gammas", "0.1"], "--schedule has 2 epochs, --gammas 1"),
     (["--schedule_type", "step"], "needs --schedule and --gammas"),
@@ -520,6 +589,18 @@ def test_bad_input_in_a_real_process(tmp_path):
     process = subprocess.run([sys.executable, str(ROOT / "train.py"), "--wbit", "33"], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 2 and process.stdout == "" and process.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_other_classes_are_not_evaluated(finished, monkeypatch):
+    load = datasets.load
+
+    def renamed(*args):
+        data = load(*args)
+        return dataclasses.replace(data, classes=("zero", *data.classes[1:]))
+
+    monkeypatch.setattr(datasets, "load", renamed)
+    with pytest.raises(UserError, match="was trained on other classes: the images have zero instead of 0; labels count"):
+        train.main(["--evaluate", "--save_path", str(finished), "--ngpu", "0"])
 
 
 def test_a_run_is_not_continued_on_other_images(tmp_path, monkeypatch):
@@ -701,6 +782,14 @@ def test_script_takes_its_variables_as_flags(tmp_path):
     assert (last.wbit, last.abit, last.wq, last.epochs, last.lr, last.cutout) == (2, 3, "sawb", 3, 0.3, 5)
     assert {(call.dataset, call.seed) for call in (plain, tuned, last)} == {("digits", 7)}
     assert (plain.save_path, tuned.save_path) == ("save/digits_vgg7_quant_fast_w32a32", "save/digits_vgg7_quant_fast_w2a3_sawb")
+
+
+def test_help_of_the_script_shows_its_variables_and_the_flags_of_train_py(tmp_path):
+    shutil.copy(ROOT / "vgg_cifar_quant.sh", tmp_path)
+    done = subprocess.run(["bash", str(tmp_path / "vgg_cifar_quant.sh"), "fast", "--help"], capture_output=True, text=True,
+                          check=True, env=os.environ | {"PYTHON": "echo"})
+    assert done.stdout.startswith("Train a quantized VGG7") and "\nlast_epochs=" in done.stdout.replace("    ", "")
+    assert done.stdout.endswith("\ntrain.py --help\n") and not done.stderr
 
 
 @pytest.mark.parametrize("flag", ["--save_path", "--resume", "--fine_tune", "--evaluate", "--save_path=y", "--overwrite"])

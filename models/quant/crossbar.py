@@ -398,8 +398,7 @@ def collect_histograms(model, batches):
 def calibrate(model, batches, rule="mse", per="reference", histograms=None):
     """Choose and freeze the ADC ranges of every crossbar layer.
 
-    `correct` belongs behind the rule "mse", whose ranges clip more than others: without it their clipping shrinks the
-    outputs of every layer.
+    `correct` belongs behind it: ranges that clip, as those of least squared error do, shrink the outputs of every layer.
 
     Args:
         batches: iterable of training inputs; None where `histograms` are given.
