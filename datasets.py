@@ -70,12 +70,14 @@ def num_classes(dataset, data_path="./data"):
     return {"digits": 10, "cifar10": 10, "cifar100": 100}[dataset]
 
 
-def check_classes(data, trained, source):
-    """Refuse images whose labels mean other classes than the list `trained` in the checkpoint `source`."""
-    other = [f"{name} instead of {of_training}" for name, of_training in zip(data.classes, trained) if name != of_training]
+def check_classes(data, trained_on, source):
+    """Refuse images whose labels mean other classes than those that the checkpoint `source` was trained on."""
+    pairs = zip(data.classes, trained_on.get("classes", data.classes))
+    other = [f"{name} instead of {trained}" for name, trained in pairs if name != trained]
     if other:
-        raise UserError(f"{source} was trained on other classes: the images have {', '.join(other[:3])}"
-                        f"{' ...' if other[3:] else ''}; labels count the sorted names, so name the folders as in the training")
+        raise UserError(f"{source} was trained on other classes: the images have {', '.join(other[:10])}"
+                        + ("; labels count the sorted names: name the folders as in the training"
+                           if data.name == "imagefolder" else ""))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -265,7 +265,7 @@ class Evaluation:
     def load_data(self, log):
         args, data = self.args, datasets.load(self.args.dataset, self.args.data_path, log.info)
         if self.trained_on:
-            datasets.check_classes(data, self.trained_on["classes"], args.resume)
+            datasets.check_classes(data, self.trained_on, args.resume)
         self.stats = self.stats or (data.mean, data.std)  # the network expects images scaled as in its training
         order = torch.randperm(len(data.train_x), generator=utils.generator("calibration"))  # the same for every checkpoint
         images, labels, self.kind = data.test_x, data.test_y, "test images"

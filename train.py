@@ -90,8 +90,9 @@ def build_parser():
     add("--wq", default="dorefa", choices=WEIGHT_QUANTIZERS, help="weight quantizer: dorefa, odd multiples of one step up "
         "to the largest weight; sawb, multiples around an exact zero up to a level that follows from the weights' "
         "statistics. Default dorefa")
-    add("--alpha_init", type=utils.FIT_OR_POSITIVE, help="first clipping level of every activation. fit: that of least "
-        "squared error on some training images, layer by layer. Default fit with --fine_tune, else 6")
+    add("--alpha_init", type=utils.FIT_OR_POSITIVE, help="first clipping level of every activation; with --fine_tune, of "
+        "those that the weights lack or have for another --abit. fit: that of least squared error on some training images, "
+        "layer by layer. Default fit with --fine_tune, else 6")
     add("--quantize_image", action="store_true", help="also round the input image to the activation grid")
     add("--dataset", default="digits", choices=datasets.DATASETS, help="default %(default)s")
     add("--data_path", default="./data", help="folder of the data set, default %(default)s; digits needs none")
@@ -144,8 +145,8 @@ def build_parser():
     add("--resume", nargs="?", const="", metavar="PATH", help="continue the run of this checkpoint, default "
         "save_path/checkpoint.pth.tar. Flags that are not given are the run's own")
     add("--fine_tune", nargs="?", const="", metavar="PATH", help="start a new run from the weights of PATH, or from those "
-        "of --resume PATH. Clipping levels that they lack, and the scale of the logits under other quantizers, are fitted to "
-        "what the network did before")
+        "of --resume PATH. With other quantizers than theirs, the scale of the logits and clipping levels are fitted to what "
+        "the network did before")
     add("--evaluate", action="store_true", help="only measure the checkpoint of --resume, default "
         "save_path/model_best.pth.tar, on the test images")
     add("--export", metavar="FILE", help="with --evaluate: also write the network to FILE, weights as packed codes, which "
@@ -288,15 +289,12 @@ def fit_logits(net, source, images):
     for network in (source, net):
         with quant.without_adc(network, training=True):
             logits = network(images)
-        spread.append((logits - logits.mean(0)).std())
+        spread.append((logits - logits.mean(0)).std().item())
     norm, _, last = net.classifier[-3:]
-    for parameter in (norm.weight, norm.bias, *([last.act_quant.act_alpha] if last.act_quant.on else [])):
-        parameter.mul_(spread[0] / spread[1])
-
-
-def quantizers(args):
-    """What decides how a network of these settings quantizes."""
-    return args.wbit, args.abit, args.wq if args.wbit < 32 else None
+    last.bias.mul_(source.classifier[-1].out_scale / last.out_scale)
+    if min(spread) > 1e-4 * max(spread):  # else one of them gives all images the same logits, to rounding
+        for parameter in (norm.weight, norm.bias, *([last.act_quant.act_alpha] if last.act_quant.on else [])):
+            parameter.mul_(spread[0] / spread[1])
 
 
 def usable(args, state_dict):
@@ -310,25 +308,51 @@ def usable(args, state_dict):
 USABLE_OPTIONAL = ("act_alpha", "weight_quant.clip", *quant.ADC_BUFFERS)  # what a run starts with where weights lack it
 
 
-def fit_quantizers(net, args, checkpoint, missing, num_classes, images):
-    """Make a network with the weights of `checkpoint` ready to be trained with quantizers that those had not.
+def quantizers(args):
+    """What decides how a network of these settings quantizes."""
+    return args.wbit, args.abit, args.wq if args.wbit < 32 else None, args.quantize_image and args.abit < 32
 
-    Clipping levels that are `missing` get the least squared error, logits the scale they had, and batch norm, which the
-    first calibration of --adc_aware relies on, the statistics of these images.
+
+def quantizers_of(checkpoint, args):
+    """The settings `args` with the quantizers of a checkpoint. Where it does not say them, it is of the original code, with
+    DoReFa and the bits of `args`, or, without clipping levels, of 32 bits."""
+    levels = any(key.endswith("act_alpha") for key in checkpoint["state_dict"])
+    known = {"wq": "dorefa"} | ({} if levels else {"wbit": 32, "abit": 32}) | checkpoint["config"]
+    names = "wbit", "abit", "wq", "quantize_image"
+    return argparse.Namespace(**vars(args) | {name: known[name] for name in names if name in known} | {"adc_aware": False})
+
+
+@torch.no_grad()
+def fit_quantizers(net, args, checkpoint, num_classes, images):
+    """Make a network with the weights of `checkpoint` ready to be trained with quantizers that those had not, so that it
+    does, as far as it can, what it did with its own.
+
+    Clipping levels that the weights lack, or have for other bits, start at --alpha_init; logits keep their scale; batch norm,
+    which the first calibration of --adc_aware relies on, gets the statistics of these images.
+
+    Returns: what was done, as text for the log.
     """
-    if missing:
-        fit_alphas(net, images, missing)
-    names = "model", "wbit", "abit", "wq", "quantize_image"
-    config = {"abit": 32, "wbit": 32} if missing and not checkpoint["config"] else checkpoint["config"]
-    before = argparse.Namespace(**vars(args) | {name: config[name] for name in names if name in config})
-    before.adc_aware, before.abit = False, 32 if missing else before.abit
-    if quantizers(before) == quantizers(args):
-        return
+    before = quantizers_of(checkpoint, args)
     source = build_network(before, num_classes, images.device)
-    utils.load_weights(source, usable(before, checkpoint["state_dict"]), USABLE_OPTIONAL, source=args.fine_tune)
-    fit_logits(net, source, images)
-    with quant.without_adc(net):
-        torch.optim.swa_utils.update_bn([images], net)
+    absent = utils.load_weights(source, usable(before, checkpoint["state_dict"]), USABLE_OPTIONAL, args.fine_tune)
+    own = {name for name in used_alphas(source) if f"{name}.act_quant.act_alpha" not in absent and args.abit == before.abit}
+    new = [name for name in used_alphas(net) if name not in own]
+    text = ""
+    if new:
+        if args.alpha_init == "fit":
+            fit_alphas(net, images, new)
+        else:
+            for name in new:
+                used_alphas(net)[name].fill_(args.alpha_init)
+        text = "; clipping levels start at " + ", ".join(f"{used_alphas(net)[name].item():.3g}" for name in new)
+    elif args.alpha_init != "fit":
+        text = "; they have clipping levels, so --alpha_init has no effect"
+    if quantizers(before) != quantizers(args):
+        fit_logits(net, source, images)
+        with quant.without_adc(net):
+            torch.optim.swa_utils.update_bn([images], net)
+        text += "; the logits keep their scale under other quantizers"
+    return text
 
 
 @torch.no_grad()
@@ -604,8 +628,7 @@ def main(argv=None):
         state, optional = checkpoint["state_dict"], ()
         if args.fine_tune:
             state, optional = usable(args, state), USABLE_OPTIONAL
-        absent = utils.load_weights(net, state, optional, source=args.resume or args.fine_tune)
-        missing = [name for name in used_alphas(net) if f"{name}.act_quant.act_alpha" in absent]
+        utils.load_weights(net, state, optional, source=args.resume or args.fine_tune)
 
     if args.evaluate:
         if args.export:
@@ -615,7 +638,7 @@ def main(argv=None):
         log = utils.get_logger()
         data = datasets.load(args.dataset, args.data_path, log.info)
         if checkpoint.get("format") == utils.CHECKPOINT_FORMAT:  # images are scaled as those of the training were
-            datasets.check_classes(data, checkpoint["data"]["classes"], args.resume)
+            datasets.check_classes(data, checkpoint["data"], args.resume)
             data = dataclasses.replace(data, mean=checkpoint["data"]["mean"], std=checkpoint["data"]["std"])
         _, accuracy = evaluate(net, data.test_x.to(device), data.test_y.to(device), data)
         log.info(f"test accuracy {accuracy:.2f} % on {len(data.test_y)} images of {args.dataset} ({args.resume})")
@@ -652,13 +675,8 @@ def main(argv=None):
         if args.weight_clip:
             clip_weights(net, args.weight_clip)
         if checkpoint:
-            if args.alpha_init == "fit":
-                fit_quantizers(net, args, checkpoint, missing, num_classes, run.some_images(256))
-            elif not missing:
-                log.info(f"--alpha_init has no effect: {args.fine_tune} has clipping levels")
-            levels = ", ".join(f"{used_alphas(net)[name].item():.3g}" for name in missing)
-            log.info(f"starting from the weights of {args.fine_tune}" + (
-                f"; clipping levels that it lacks start at {levels}" if missing else ""))
+            fitted = fit_quantizers(net, args, checkpoint, num_classes, run.some_images(256))
+            log.info(f"starting from the weights of {args.fine_tune}{fitted}")
         for file in (CHECKPOINT, BEST):  # after --overwrite, nothing may continue the old run by mistake
             Path(args.save_path, file).unlink(missing_ok=True)
     return run.fit()

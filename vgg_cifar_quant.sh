@@ -15,7 +15,7 @@ recipe=full
 case "${1:-}" in full | fast) recipe=$1 && shift ;; esac
 case " $* " in *" -h "* | *" --help "*)
     sed -n '2,/^set/s/^# \{0,1\}//p' vgg_cifar_quant.sh && sed -n '/^# network/,/^alpha_lr/p' vgg_cifar_quant.sh
-    echo "Other flags, of train.py:" && exec "$PYTHON" train.py --help ;;
+    echo "Other flags, of train.py (but the script itself chooses folders and goes on):" && exec "$PYTHON" train.py --help ;;
 esac
 
 # network: bits 1 to 8

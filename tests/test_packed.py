@@ -164,6 +164,8 @@ def test_export_writes_the_network_and_what_is_known_of_it(tmp_path, monkeypatch
     for key, expected in codes(4, "dorefa", large["state_dict"]).items():
         assert torch.equal(codes(4, "dorefa", small["state_dict"])[key], expected)
 
+    assert [small[name] for name in ("seconds", "best_acc")] == [large[name] for name in ("seconds", "best_acc")]
+
     # What is known goes on with the network: through a second file, and through a run that starts from the first.
     train.main(["--evaluate", "--resume", "small/net.pt", "--export", "again.pt", "--ngpu", "0"])
     again = json.loads((tmp_path / "again.json").read_text())

@@ -248,9 +248,11 @@ def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
     best = tmp_path / "float" / "model_best.pth.tar"
     code, tuned = quick(tmp_path / "a", "--fine_tune", str(best), "--alpha_init", "3", "--epochs", "1", "--lr", "1e-12",
                         "--wd", "0")
-    assert code == 0 and "clipping levels that it lacks start at 3, 3, 3, 3, 3, 3, 3" in capsys.readouterr().out
+    assert code == 0 and "; clipping levels start at 3, 3, 3, 3, 3, 3," in capsys.readouterr().out
     start = utils.load_checkpoint(best)["state_dict"]
     for key, value in tuned["state_dict"].items():
+        if key.startswith("classifier.1.") or key == "classifier.3.act_quant.act_alpha":
+            continue  # they scale the logits
         if key.endswith("act_alpha"):
             assert value == pytest.approx(3)
         elif key.endswith("weight"):
@@ -263,23 +265,89 @@ def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
 
 @pytest.mark.parametrize("before, after", [
     (["--wq", "dorefa"], ["--wq", "sawb"]), (["--wq", "sawb"], ["--wq", "dorefa"]), (["--wq", "dorefa"], FLOAT),
-    (FLOAT, ["--wq", "dorefa"]), (FLOAT, ["--wq", "sawb"]), (["--wbit", "4"], ["--wbit", "2", "--wq", "sawb"])])
-def test_logits_keep_their_scale_under_other_quantizers(before, after, tmp_path):
+    (FLOAT, ["--wq", "dorefa"]), (FLOAT, ["--wq", "sawb", "--alpha_init", "3"]), (["--abit", "8"], ["--abit", "1"]),
+    (["--wbit", "4"], ["--wbit", "2", "--wq", "sawb", "--alpha_init", "3"])])
+def test_logits_are_much_the_same_under_other_quantizers(before, after, tmp_path):
+    """Their deviation, and with biases that are far from zero their means."""
     quick(tmp_path / "start", *before, "--epochs", "2")
-    start = tmp_path / "start" / "model_best.pth.tar"
-    _, tuned = quick(tmp_path / "tuned", "--fine_tune", str(start), *after, "--epochs", "1", "--lr", "1e-12", "--wd", "0")
-    assert spread(tuned) == pytest.approx(spread(utils.load_checkpoint(start)), rel=0.05)
+    start, tuned = tmp_path / "start" / "model_best.pth.tar", ["--epochs", "1", "--lr", "1e-12", "--wd", "0", *after]
+    checkpoint = utils.load_checkpoint(start)
+    for name in ("classifier.1.bias", "classifier.3.bias"):
+        checkpoint["state_dict"][name] += torch.linspace(-1, 1, len(checkpoint["state_dict"][name]))
+    utils.save_checkpoint(start, checkpoint)
+    expected = logits(checkpoint)
+    found = logits(quick(tmp_path / "tuned", "--fine_tune", str(start), *tuned)[1])
+    assert found.std(0).mean() == pytest.approx(expected.std(0).mean(), rel=0.1)
+    assert abs(found.mean(0) - expected.mean(0)).max() < 0.15 * (expected.mean(0).max() - expected.mean(0).min())
 
 
-def spread(checkpoint):
-    """Mean deviation of the logits of some images, with the statistics of the batch."""
-    config = argparse.Namespace(**checkpoint["config"])
-    net = train.build_network(config, 10, torch.device("cpu"))
+def logits(checkpoint):
+    """Those of some images as numpy array, with the statistics of the batch."""
+    net = train.build_network(argparse.Namespace(**checkpoint["config"]), 10, torch.device("cpu"))
     net.load_state_dict(checkpoint["state_dict"])
     data = datasets.load("digits")
     with torch.no_grad():
-        logits = net.train()(datasets.normalize(data.train_x[::3], data.mean, data.std))
-    return logits.std(0).mean().item()
+        return net.train()(datasets.normalize(data.train_x[::3], data.mean, data.std)).numpy()
+
+
+def started(path, *flags):
+    """(network, text for the log) of a run that starts from a checkpoint, before its first step."""
+    args, checkpoint = train.parse(["--fine_tune", str(path), "--save_path", "none", *flags])
+    net, data = train.build_network(args, 10, torch.device("cpu")), datasets.load("digits")
+    utils.load_weights(net, train.usable(args, checkpoint["state_dict"]), train.USABLE_OPTIONAL)
+    images = datasets.normalize(data.train_x[::6], data.mean, data.std)
+    return net, train.fit_quantizers(net, args, checkpoint, 10, images)
+
+
+def test_nothing_is_fitted_under_the_same_quantizers(finished):
+    for flags in ([], ["--adc_aware"], ["--alpha_init", "7"]):
+        net, text = started(finished / "model_best.pth.tar", *flags)
+        before = utils.load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
+        assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+        assert text == ("; they have clipping levels, so --alpha_init has no effect" if "--alpha_init" in flags else "")
+
+
+def test_the_input_of_the_last_layer_is_scaled_as_a_whole(finished):
+    before = utils.load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
+    for flags in (["--wq", "sawb"], ["--abit", "2"]):
+        net, _ = started(finished / "model_best.pth.tar", *flags)
+        after = net.state_dict()
+        factor = (after["classifier.1.weight"] / before["classifier.1.weight"]).mean()
+        assert abs(factor - 1) > 0.02
+        torch.testing.assert_close(after["classifier.1.weight"], factor * before["classifier.1.weight"])
+        torch.testing.assert_close(after["classifier.1.bias"], factor * before["classifier.1.bias"])
+        if "--wq" in flags:
+            alpha = "classifier.3.act_quant.act_alpha"
+            torch.testing.assert_close(after[alpha], factor * before[alpha])
+
+
+def test_weights_that_do_not_say_their_quantizers(finished, tmp_path):
+    """Of the original code: DoReFa, or no quantizers at all where there are no clipping levels. They are fitted as those are
+    that say so."""
+    quick(tmp_path / "float", *FLOAT, "--epochs", "1")
+    for source, flags in ((finished, ["--wq", "sawb"]), (tmp_path / "float", []), (tmp_path / "float", ["--abit", "32"])):
+        state = utils.load_checkpoint(source / "model_best.pth.tar")["state_dict"]
+        torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "bare.pth")
+        known, text = started(source / "model_best.pth.tar", *flags)
+        bare, same_text = started(tmp_path / "bare.pth", *flags)
+        assert text == same_text and text.endswith("; the logits keep their scale under other quantizers")
+        assert_same(bare.state_dict(), known.state_dict())
+
+
+def test_the_images_clipping_level_is_fitted_where_it_was_not_in_use(finished):
+    net, text = started(finished / "model_best.pth.tar", "--quantize_image")
+    assert text.startswith("; clipping levels start at ") and text.count(",") == 0
+    data = datasets.load("digits")
+    largest = datasets.normalize(data.train_x, data.mean, data.std).max().item()
+    assert 0.5 * largest < net.features[0].act_quant.act_alpha.item() <= largest != 6
+
+
+def test_a_network_that_tells_nothing_apart_is_not_scaled(finished, tmp_path):
+    checkpoint = utils.load_checkpoint(finished / "model_best.pth.tar")
+    checkpoint["state_dict"]["classifier.3.weight"].zero_()
+    utils.save_checkpoint(tmp_path / "dead.pth.tar", checkpoint)
+    net, _ = started(tmp_path / "dead.pth.tar", "--wq", "sawb")
+    assert torch.equal(net.classifier[1].weight, checkpoint["state_dict"]["classifier.1.weight"])
 
 
 @pytest.mark.parametrize("wq", ["dorefa", "sawb"])
@@ -303,7 +371,7 @@ def test_fine_tune_fits_the_clipping_levels_to_the_activations(tmp_path, capsys)
     alphas = [value.item() for key, value in tuned["state_dict"].items() if key.endswith("act_alpha")][1:]
     assert len(set(alphas)) == 7 and all(0.1 < alpha < 20 for alpha in alphas)
     out = capsys.readouterr().out
-    assert "clipping levels that it lacks start at " + ", ".join(f"{alpha:.3g}" for alpha in alphas) in out
+    assert "; clipping levels start at " + ", ".join(f"{alpha:.3g}" for alpha in alphas) in out
     assert tuned["config"]["wq"] == "sawb" and all(
         value > 0 for key, value in tuned["state_dict"].items() if key.endswith("weight_quant.clip"))
     assert [command.split()[:2] for command in tuned["commands"]] == [["python", "train.py"]] * 2
@@ -430,6 +498,11 @@ def test_ranges_are_calibrated_every_so_many_steps_and_after_an_epoch(tmp_path, 
     run.calibrate()
     for key, value in net.state_dict().items():
         assert torch.equal(value, checkpoint["state_dict"][key]), key
+
+
+def test_weights_that_are_no_numbers_are_said_before_a_calibration(tmp_path):
+    with pytest.raises(UserError, match="is no longer a finite number in epoch 1, step [1-9]"):
+        quick(tmp_path, "--adc_aware", "--lr", "1e20", "--calib_steps", "1", "--subArray", "16")
 
 
 def test_reads_of_too_many_values_for_training_through_the_adc(tmp_path, monkeypatch, capsys):
@@ -599,7 +672,7 @@ def test_images_of_other_classes_are_not_evaluated(finished, monkeypatch):
         return dataclasses.replace(data, classes=("zero", *data.classes[1:]))
 
     monkeypatch.setattr(datasets, "load", renamed)
-    with pytest.raises(UserError, match="was trained on other classes: the images have zero instead of 0; labels count"):
+    with pytest.raises(UserError, match="was trained on other classes: the images have zero instead of 0$"):
         train.main(["--evaluate", "--save_path", str(finished), "--ngpu", "0"])
 
 
