@@ -22,7 +22,9 @@ import pytest
 import torch
 
 import datasets
+import fine_tune
 import models
+import networks
 import train
 import utils
 from models import quant
@@ -283,7 +285,7 @@ def test_logits_are_much_the_same_under_other_quantizers(before, after, tmp_path
 
 def logits(checkpoint):
     """Those of some images as numpy array, with the statistics of the batch."""
-    net = train.build_network(argparse.Namespace(**checkpoint["config"]), 10, torch.device("cpu"))
+    net = networks.build_network(argparse.Namespace(**checkpoint["config"]), 10, torch.device("cpu"))
     net.load_state_dict(checkpoint["state_dict"])
     data = datasets.load("digits")
     with torch.no_grad():
@@ -293,10 +295,10 @@ def logits(checkpoint):
 def started(path, *flags):
     """(network, text for the log) of a run that starts from a checkpoint, before its first step."""
     args, checkpoint = train.parse(["--fine_tune", str(path), "--save_path", "none", *flags])
-    net, data = train.build_network(args, 10, torch.device("cpu")), datasets.load("digits")
-    utils.load_weights(net, train.usable(args, checkpoint["state_dict"]), train.USABLE_OPTIONAL)
+    net, data = networks.build_network(args, 10, torch.device("cpu")), datasets.load("digits")
+    fine_tune.load(net, args, checkpoint["state_dict"])
     images = datasets.normalize(data.train_x[::6], data.mean, data.std)
-    return net, train.fit_quantizers(net, args, checkpoint, 10, images)
+    return net, fine_tune.fit_quantizers(net, args, checkpoint, 10, images)
 
 
 def test_nothing_is_fitted_under_the_same_quantizers(finished):
@@ -492,7 +494,7 @@ def test_ranges_are_calibrated_every_so_many_steps_and_after_an_epoch(tmp_path, 
 
     # Those that are kept are those of the weights that are kept.
     args = argparse.Namespace(**checkpoint["config"])
-    net = train.build_network(args, 10, torch.device("cpu"))
+    net = networks.build_network(args, 10, torch.device("cpu"))
     net.load_state_dict(checkpoint["state_dict"])
     run = train.Run(args, net.eval(), datasets.load("digits"), torch.device("cpu"), None)
     run.calibrate()
@@ -535,12 +537,12 @@ def network(abit=4, quantize_image=False):
     args = train.build_parser().parse_args(["--abit", str(abit), "--alpha_init", "5"])
     args.quantize_image = quantize_image
     train.fill_defaults(args)
-    return args, train.build_network(args, 10, torch.device("cpu"))
+    return args, networks.build_network(args, 10, torch.device("cpu"))
 
 
 def test_penalty_has_the_gradient_of_a_squared_clipping_level():
     _, net = network()
-    alphas = train.used_alphas(net)
+    alphas = networks.used_alphas(net)
     assert list(alphas) == [*(f"features.{i}" for i in (3, 7, 10, 14, 17)), "classifier.0", "classifier.3"]
     for i, alpha in enumerate(alphas.values()):
         alpha.data.fill_(i + 1.0)
@@ -549,8 +551,8 @@ def test_penalty_has_the_gradient_of_a_squared_clipping_level():
     penalty.backward()
     assert [alpha.grad.item() for alpha in alphas.values()] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4])
     assert net.features[0].act_quant.act_alpha.grad is None
-    assert list(train.used_alphas(network(quantize_image=True)[1]))[0] == "features.0"
-    assert train.used_alphas(network(abit=32)[1]) == {}
+    assert list(networks.used_alphas(network(quantize_image=True)[1]))[0] == "features.0"
+    assert networks.used_alphas(network(abit=32)[1]) == {}
 
 
 def test_clp_pulls_the_clipping_levels_down(tmp_path):
