@@ -26,7 +26,7 @@ def load(net, args, state_dict):
 def fit_alphas(net, images, names):
     """Set the clipping levels of the layers `names` to those of least squared error on their inputs, layer by layer.
 
-    Batch norm uses the statistics of these images: those of the 32-bit network are of weights of another scale.
+    Batch norm uses the statistics of these images: those that it has belong to weights under other quantizers.
     """
     hooks = [layer.register_forward_pre_hook(lambda layer, inputs: layer.act_quant.fit(inputs[0]))
              for name, layer in quantized_layers(net).items() if name in names]
