@@ -30,14 +30,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported;
 import torch
 from tqdm import tqdm
 
-import datasets
+from experiment import data as datasets
 import hardware
 import models
-import report
+from experiment import report
 import utils
 from models import quant
 from models.quant import diagnostics, engines
-from models.quant.mapping import ADC_RANGES
+from models.quant.spec import ADC_RANGES
 from models.quant.quantizers import WEIGHT_QUANTIZERS
 from utils import UserError
 

@@ -4,7 +4,7 @@ import itertools
 
 import utils
 from models.quant import CrossbarSpec, adc
-from models.quant.mapping import MAPPINGS, REFERENCES
+from models.quant.spec import MAPPINGS, REFERENCES
 from models.vgg import MAPS
 from utils import UserError
 

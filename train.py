@@ -49,15 +49,15 @@ import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-import datasets
-import fine_tune
+from experiment import data as datasets
+from experiment import starting as fine_tune
 import hardware
 import models
 import utils
 from models import quant
 from models.quant.quantizers import WEIGHT_QUANTIZERS
 from networks import build_network, quantized_layers, used_alphas
-from packed import pack
+from experiment.packed import pack
 from utils import UserError
 
 # Defaults that depend on the data set. Every flag given on the command line wins over them.

@@ -232,7 +232,7 @@ def load_checkpoint(path):
     if not isinstance(checkpoint.get("config"), dict):
         checkpoint["config"] = {}
     if "codes" in checkpoint:
-        from packed import unpack
+        from experiment.packed import unpack
 
         try:
             return unpack(checkpoint)

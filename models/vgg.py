@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from .quant import CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, inference
+from .quant import CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, fusion
 
 # Output channels of each 3x3 convolution, "M" for 2x2 max pooling; then the width of the hidden linear layer.
 CONFIGS = {
@@ -73,7 +73,7 @@ class VGG(nn.Module):
         )
 
     def forward(self, x):
-        return inference.run([self.features, self.flatten, self.classifier], x)
+        return fusion.run([self.features, self.flatten, self.classifier], x)
 
 
 def crossbar_vgg(config="vgg7", wbit=4, abit=4, spec=None, **kwargs):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import datasets
+from experiment import data as datasets
 from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate, collect_histograms,
                           correct, crossbar_layers, set_engine)
 

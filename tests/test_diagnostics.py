@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import report as files
+from experiment import report as files
 from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, collect_histograms, diagnostics
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,8 +17,8 @@ from strategies import Case, cases
 
 import models.quant.engines as engines
 from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, set_engine
-from models.quant.engines import integer_cpu
-from models.quant.mapping import Geometry
+from models.quant.engines.cpu import converter, integer
+from models.quant.spec import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -409,8 +409,8 @@ def test_forced_triton_without_a_gpu_says_why():
 
 def numba_reads(case):
     """The numba engine, and what it prepared for a layer."""
-    numba_cpu = engines.load("numba")
-    return numba_cpu, numba_cpu.prepare(case.layer()).reads
+    numba_engine = engines.load("numba")
+    return numba_engine, numba_engine.prepare(case.layer()).reads
 
 
 def dense_case(spec, ones, seed=0, out=70, **changes):
@@ -434,15 +434,15 @@ def test_codes_from_byte_tables_and_from_formulas(monkeypatch, tables, adc_range
     slices = len(spec.slice_bits)
     case.delta = [delta + 0.01 * k for k in range(slices)]
     case.q_min = [-16 - k if reference == "analog" else 0 for k in range(slices)]
-    numba_cpu, _ = numba_reads(case)
-    if tables and not numba_cpu.converter.has_byte_tables():
+    numba_engine, _ = numba_reads(case)
+    if tables and not converter.has_byte_tables():
         pytest.skip("this machine has no byte tables")
     if not tables:
-        monkeypatch.setattr(numba_cpu.converter, "has_byte_tables", lambda: False)
+        monkeypatch.setattr(converter, "has_byte_tables", lambda: False)
     _, reads = numba_reads(case)
     if adc_range == "calibrated":
         assert (0 < reads.static.table_ones < 280) == tables and not reads.static.exact
-    check(numba_cpu, case)
+    check(numba_engine, case)
 
 
 @pytest.mark.parametrize("reference", ["analog", "digital"])
@@ -450,7 +450,6 @@ def test_codes_from_byte_tables_and_from_formulas(monkeypatch, tables, adc_range
 @pytest.mark.parametrize("adc_bits", [4, 5, 6, 7, 8])
 def test_byte_tables_have_the_codes_of_every_read(reference, cell_bits, adc_bits):
     """All reads that may take the table, for steps that put the end of the ADC on both sides of the end of the table."""
-    converter = numba_reads(layer_case(CrossbarSpec()))[0].converter
     spec = CrossbarSpec(4, 4, cell_bits, adc_bits, 280, reference=reference)
     most, tried = 2**cell_bits - 1, 0
     for delta in np.arange(32, 385) / 64:
@@ -493,13 +492,13 @@ def test_dynamic_reads_below_a_reference_of_whole_cells(engine, rows):
 
 
 def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
-    """Numba's cache on disk knows a function's own file only. Here: a helper of `simd` for a kernel of `fused_cpu`."""
+    """Numba's cache on disk knows a function's own file only. Here: a helper of `simd` for a kernel of `elementwise`."""
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("__pycache__"))
     code = """if True:
         import torch
-        from models.quant import fused_cpu
+        from models.quant.engines.cpu import elementwise
         x = torch.tensor([1.0, 2.0]).bfloat16()
-        print(fused_cpu.pact_forward(x, torch.tensor(3.0), 3).tolist(), sum(fused_cpu._pact_forward.stats.cache_hits.values()))
+        print(elementwise.pact_forward(x, torch.tensor(3.0), 3).tolist(), sum(elementwise._pact_forward.stats.cache_hits.values()))
     """
 
     def run():
@@ -510,7 +509,7 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
 
     assert run() == "[1.0, 2.0] 0\n"
     assert run() == "[1.0, 2.0] 1\n"  # kept on disk
-    simd = tmp_path / "models/quant/engines/simd.py"
+    simd = tmp_path / "models/quant/engines/cpu/simd.py"
     text = simd.read_text()
     line = "return types.float32(types.uint32), lambda context, b, sig, args: b.bitcast(args[0], ir.FloatType())"
     assert line in text
@@ -524,7 +523,7 @@ def test_integer_convolution_without_products_of_bytes(instructions):
     code = """if True:
         import torch
         from models.quant import CrossbarSpec, Qconv2dDoreFa
-        from models.quant.engines.integer_cpu import IntegerConvolution
+        from models.quant.engines.cpu.integer import IntegerConvolution
         for bits in (5, 6, 7, 8):
             spec = CrossbarSpec(w_bits=bits, a_bits=7, adc_range="ideal")
             for factor, offset, size in ((2, None, 1), (1, 0, 1), (2, None, 2), (1, 0, 2)):
@@ -546,22 +545,22 @@ def test_integer_convolution_without_products_of_bytes(instructions):
     {}, {"padding": (1, 0, 2, 1)}, {"stride": (2, 1), "dilation": (1, 2)}, {"groups": 5}, {"stride": (1, 4)}])
 def test_integer_convolution_whatever_the_library_does(monkeypatch, library, geometry):
     """An operator that is not there, or wrong, changes nothing. Stride 4 leaves one column, where oneDNN 3.12 is wrong."""
-    class Wrong(integer_cpu._LibraryConvolution):
+    class Wrong(integer._LibraryConvolution):
         def __call__(self, x):
             return super().__call__(x) + 1
 
-    class Other(integer_cpu._LibraryConvolution):
+    class Other(integer._LibraryConvolution):
         def __call__(self, x):
             raise TypeError("other arguments")
 
     def missing(*args):
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(integer_cpu, "_library_is_exact", {})
+    monkeypatch.setattr(integer, "_library_is_exact", {})
     if library != "as it is":
-        monkeypatch.setattr(integer_cpu, "_LibraryConvolution", {"missing": missing, "other": Other, "wrong": Wrong}[library])
+        monkeypatch.setattr(integer, "_LibraryConvolution", {"missing": missing, "other": Other, "wrong": Wrong}[library])
     case = layer_case(CrossbarSpec(4, 4, 1, 6, adc_range="ideal"), out=35, **geometry)
-    convolution = integer_cpu.IntegerConvolution(case.layer())
+    convolution = integer.IntegerConvolution(case.layer())
     wanted = oracle.integer_convolution(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice)
     assert not convolution(0 * case.input()).any()  # says nothing about the library
     for _ in range(2):
@@ -584,9 +583,9 @@ def test_unit_steps_are_a_convolution_but_for_clipping(reference, w_bits, cell_b
     case.delta = [spec.unit] * slices
     for lowest in (-(2 ** (adc_bits - 1)), 0, 1 - 2**adc_bits):
         case.q_min = [max(lowest, 1 - 2**adc_bits)] * slices
-        numba_cpu, reads = numba_reads(case)
+        numba_engine, reads = numba_reads(case)
         assert reads.static.relative
-        check(numba_cpu, case)
+        check(numba_engine, case)
 
 
 @pytest.mark.parametrize("mapping", ["tap", "im2col"])
@@ -598,18 +597,18 @@ def test_unit_steps_in_a_usual_layer(mapping, groups, reference, step):
     spec = CrossbarSpec(4, 4, 1, 4, 100, mapping, reference)
     case = layer_case(spec, channels=130, out=66, size=(5, 6), padding=(1, 0, 1, 2), stride=(2, 1), groups=groups)
     case.delta, case.q_min = [spec.unit + step] * 4, [-8, -7, -9, -8]
-    numba_cpu, reads = numba_reads(case)
+    numba_engine, reads = numba_reads(case)
     assert reads.static.relative
-    assert (accumulators(numba_cpu, case) != reads.convolution(case.input()).numpy()).any()  # reads do clip
-    check(numba_cpu, case)
+    assert (accumulators(numba_engine, case) != reads.convolution(case.input()).numpy()).any()  # reads do clip
+    check(numba_engine, case)
 
 
 @pytest.mark.parametrize("delta, q_min, adc_bits", [([1.0] * 4, [-32] * 4, 6), ([0.5, 0.5, 0.5, 0.6], [-32] * 4, 6)])
 def test_other_steps_are_no_convolution(delta, q_min, adc_bits):
     case = dense_case(CrossbarSpec(adc_bits=adc_bits), range(0, 129, 8), delta=delta, q_min=q_min)
-    numba_cpu, reads = numba_reads(case)
+    numba_engine, reads = numba_reads(case)
     assert not reads.static.relative
-    check(numba_cpu, case)
+    check(numba_engine, case)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -645,11 +644,11 @@ def test_scaled_sums(engine, adc_range, delta, geometry):
 @pytest.mark.parametrize("factor, offset", [(2, None), (1, 0), (2, 0)])
 @pytest.mark.parametrize("part", [1, 2**22])
 def test_integer_convolution_in_parts(monkeypatch, w_bits, groups, factor, offset, part):
-    integer_cpu = pytest.importorskip("models.quant.engines.integer_cpu")
-    monkeypatch.setattr(integer_cpu, "PATCH_BYTES", part)
+    integer = pytest.importorskip("models.quant.engines.cpu.integer")
+    monkeypatch.setattr(integer, "PATCH_BYTES", part)
     case = layer_case(CrossbarSpec(w_bits, 4), channels=15, out=9, images=5, padding=(1, 0, 2, 1), stride=(2, 1),
                       dilation=(1, 2), groups=groups)
-    found = integer_cpu.IntegerConvolution(case.layer(), factor, offset)(case.input())
+    found = integer.IntegerConvolution(case.layer(), factor, offset)(case.input())
     whole = oracle.integer_convolution(case.a_codes, case.w_codes, case.spec, case.geometry, [0] * 9)  # sum A 2 W
     ones = oracle.integer_convolution(case.a_codes, np.ones_like(case.w_codes), case.spec, case.geometry, [0] * 9) // 2
     assert_same(found.numpy(), factor * whole // 2 - (case.layer().zero_twice if offset is None else offset) * ones)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-import datasets
+from experiment import data as datasets
 import eval as evaluation
 import models
 import train

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from strategies import cases
 
 from models.quant import CrossbarSpec
-from models.quant.mapping import Geometry, MappedLayer, array_bounds
+from models.quant.mapping import MappedLayer, array_bounds
+from models.quant.spec import Geometry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

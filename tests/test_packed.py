@@ -12,7 +12,7 @@ import utils
 from models import vgg
 from models.quant import Qconv2dDoreFa
 from models.quant.quantizers import WEIGHT_QUANTIZERS
-from packed import pack, unpack
+from experiment.packed import pack, unpack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ([6, 10, "M", 7, "M", 9, "M"], 11)  # odd numbers: the last byte of a layer is not full

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from models.quant import AQ, SAWB, WQ, CrossbarSpec, Qconv2d, QLinear, QLinearDoreFa, fused_cpu
+from models.quant import AQ, SAWB, WQ, CrossbarSpec, Qconv2d, QLinear, QLinearDoreFa
+from models.quant.engines.cpu import elementwise
 from models.quant.quantizers import act_codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -211,8 +212,8 @@ def test_dorefa_in_one_pass_is_the_formula(scale, bits, memory_format, monkeypat
     x = (scale * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(memory_format=memory_format)
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))  # another order of memory than x's
     found = []
-    for can_run in (fused_cpu.can_run, lambda x: False):
-        monkeypatch.setattr(fused_cpu, "can_run", can_run)
+    for can_run in (elementwise.can_run, lambda x: False):
+        monkeypatch.setattr(elementwise, "can_run", can_run)
         leaf = x.clone().requires_grad_()
         y = WQ(bits).integers(leaf)
         y.backward(grad)

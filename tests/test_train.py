@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import datasets
-import fine_tune
+from experiment import data as datasets
+from experiment import starting as fine_tune
 import models
 import networks
 import train

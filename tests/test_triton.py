@@ -21,7 +21,8 @@ from strategies import Case, cases, ranges, specs
 
 import models.quant.engines as engines
 from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, set_engine
-from models.quant.mapping import Geometry, MappedLayer, u_range
+from models.quant.mapping import MappedLayer, u_range
+from models.quant.spec import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU = torch.cuda.is_available()
@@ -334,7 +335,8 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from models.quant.engines import triton_gpu
-from models.quant.mapping import CrossbarSpec, Geometry, MappedLayer
+from models.quant.mapping import MappedLayer
+from models.quant.spec import CrossbarSpec, Geometry
 
 kernel = triton_gpu._kernel
 names = {torch.uint8: "*u8", torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from . import adc
-from .crossbar import crossbar_layers, without_adc
+from .calibration import without_adc
+from .crossbar import crossbar_layers
 
 CURVE_BITS = range(2, 9)  # ADC precisions of the SQNR curve
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import image_cpu
-from .engines.integer_cpu import patches
-from .mapping import Geometry
+from .engines.cpu import image as image_kernel
+from .engines.cpu.integer import patches
 from .quantizers import AQ, WEIGHT_QUANTIZERS
+from .spec import Geometry
 
 
 class _Quantized:
@@ -94,7 +94,7 @@ class Qconv2d(_Quantized, nn.Conv2d):
             return self._operation(x.double(), weight.double()).float() * scale
         if x.device.type == "cpu" and not torch.is_grad_enabled():
             offset = torch.zeros(len(weight))
-            return image_cpu.convolution(x, weight, self._geometry(), scale, offset).permute(0, 3, 1, 2)
+            return image_kernel.convolution(x, weight, self._geometry(), scale, offset).permute(0, 3, 1, 2)
         # The same as a matrix product, of all images at a time.
         weight = weight.permute(2, 3, 1, 0).flatten(0, 2).double()
         x = F.pad(x, self._reversed_padding_repeated_twice).permute(0, 2, 3, 1).contiguous().double()
@@ -105,10 +105,10 @@ class Qconv2d(_Quantized, nn.Conv2d):
 
     def next_codes(self, x, to_codes):
         """In inference on a CPU, without groups and gradients: the codes that the next layer makes of the output for image
-        `x`, uint8 `[N, H', W', out]`; see `engines.output`."""
+        `x`, uint8 `[N, H', W', out]`; see `engines.cpu.output`."""
         x, weight, scale = self._operands(x.detach())
         offset = torch.zeros(len(weight)) if self.bias is None else self.bias.detach() * self.out_scale
-        return image_cpu.convolution(x, weight, self._geometry(), scale, offset, to_codes)
+        return image_kernel.convolution(x, weight, self._geometry(), scale, offset, to_codes)
 
 
 class QLinear(_Quantized, nn.Linear):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from . import fused_cpu
+from .engines.cpu import elementwise
 
 OFF = 32  # bits that switch a quantizer off
 
@@ -29,16 +29,16 @@ class _PactCodes(torch.autograd.Function):
     def forward(ctx, x, alpha, levels):
         ctx.save_for_backward(x, alpha)
         ctx.levels = levels
-        if fused_cpu.can_run(x):
-            return fused_cpu.pact_forward(x, alpha, levels)
+        if elementwise.can_run(x):
+            return elementwise.pact_forward(x, alpha, levels)
         return act_codes(x, alpha, levels).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, alpha = ctx.saved_tensors
-        if fused_cpu.can_run(x):
-            return *fused_cpu.pact_backward(x, grad, alpha, ctx.levels), None
+        if elementwise.can_run(x):
+            return *elementwise.pact_backward(x, grad, alpha, ctx.levels), None
         grad = grad * (ctx.levels / alpha).to(grad.dtype)  # from code units to units of x
         above = x >= alpha.expand(x.shape)  # a single number would be rounded to the precision of x first
         grad_x = grad_alpha = None
@@ -57,16 +57,16 @@ class _DoReFaIntegers(torch.autograd.Function):
         t = torch.tanh(x)
         largest = largest_size(t)
         ctx.save_for_backward(t, levels / largest)
-        if t.dtype == torch.float32 and fused_cpu.can_run(t):
-            return fused_cpu.dorefa_forward(t, largest, levels)
+        if t.dtype == torch.float32 and elementwise.can_run(t):
+            return elementwise.dorefa_forward(t, largest, levels)
         return dorefa_position(t, largest, levels).round_().mul_(2).sub_(levels)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         t, factor = ctx.saved_tensors
-        if t.dtype == torch.float32 and fused_cpu.can_run(t):
-            return fused_cpu.dorefa_backward(t, grad, factor), None
+        if t.dtype == torch.float32 and elementwise.can_run(t):
+            return elementwise.dorefa_backward(t, grad, factor), None
         return grad * factor * (1 - t * t), None
 
 
@@ -78,7 +78,7 @@ def largest_size(t):
 def dorefa_position(t, largest, levels):
     """Where weights with hyperbolic tangent `t` lie on the code axis, before rounding: `levels (t / (2 largest) + 1/2)`.
 
-    The formula that decides a code; `fused_cpu` has it in one pass, with the same result.
+    The formula that decides a code; `engines.cpu.elementwise` has it in one pass, with the same result.
     """
     return (t / (2 * largest)).add_(0.5).mul_(levels)
 
@@ -86,7 +86,7 @@ def dorefa_position(t, largest, levels):
 def act_codes(x, alpha, levels):
     """Activation codes `round(clip(x, 0, alpha) levels / alpha)`, 0..levels, in float32; ties to even.
 
-    The formula that decides a code; `fused_cpu` has it in one pass, with the same result. The product is taken in
+    The formula that decides a code; `engines.cpu.elementwise` has it in one pass, with the same result. The product is taken in
     float32, so a bfloat16 `x` gets the code that the same value gets in float32.
     """
     return torch.clamp(x.float(), alpha.new_zeros(()), alpha).mul_(levels / alpha).round_()

@@ -33,7 +33,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-ENGINES = {"reference": "reference", "numba": "numba_cpu", "triton": "triton_gpu"}
+ENGINES = {"reference": "reference", "numba": "cpu.engine", "triton": "triton_gpu"}
 CHOICES = ("auto", *ENGINES)
 MAX_BINS = 2**22  # bins of one histogram: beyond, it would take gigabytes
 

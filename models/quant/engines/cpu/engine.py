@@ -21,11 +21,10 @@ import numba
 import numpy as np
 import torch
 
-from ... import fused_cpu
 from .. import accumulator_dtype
-from ..integer_cpu import IntegerConvolution
-from ..simd import set_threads
-from . import kernel
+from .integer import IntegerConvolution
+from .simd import set_threads
+from . import elementwise, kernel
 from .codes import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .converter import dynamic_adc, fits, static_adc
 from .counts import MOST_LEAVES
@@ -48,7 +47,7 @@ def scaled(prepared, a_codes, values, scale, offset, to_codes=None):
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
     if prepared.layer.spec.adc_range == "ideal":
-        return fused_cpu.scaled(prepared.convolution(a_codes), scale, offset, to_codes)
+        return elementwise.scaled(prepared.convolution(a_codes), scale, offset, to_codes)
     scaling = {"values": np.array(values), "scale": scale.numpy(), "offset": offset.numpy()}
     if to_codes is None:
         return _simulate(prepared, a_codes, **scaling).view(torch.float32)[0]

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from ..simd import LANES
+from .simd import LANES
 from .codes import HISTOGRAM, RANGES, STATIC
 from .converter import LOW, Q_MIN, SPAN
 from .layout import PAIR, PAIR_END, SLICE

@@ -10,11 +10,12 @@ from test_models import images, tiny  # noqa: F401  (a fixture)
 from torch import nn
 from torch.nn import functional as F
 
-from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinearDoreFa, calibrate, correct, crossbar_layers, fused_cpu,
-                          inference, set_engine)
+from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinearDoreFa, calibrate, correct, crossbar_layers, fusion,
+                          set_engine)
+from models.quant.engines.cpu import elementwise
 from models.quant.quantizers import act_codes
 
-needs_one_rounding = pytest.mark.skipif(not inference.batch_norm_rounds_once(), reason="PyTorch's batch norm rounds twice here")
+needs_one_rounding = pytest.mark.skipif(not fusion.batch_norm_rounds_once(), reason="PyTorch's batch norm rounds twice here")
 IDEAL = CrossbarSpec(adc_range="ideal")
 
 
@@ -27,8 +28,8 @@ def one_by_one(model, x):
 
 @pytest.fixture
 def fused(monkeypatch):
-    """A list of the layers that made codes of the next one, for each call of `inference.run` from here on."""
-    layers, function = [], inference._to_codes
+    """A list of the layers that made codes of the next one, for each call of `fusion.run` from here on."""
+    layers, function = [], fusion._to_codes
 
     def noting(layer, *others):
         to_codes = function(layer, *others)
@@ -36,7 +37,7 @@ def fused(monkeypatch):
             layers.append(layer)
         return to_codes
 
-    monkeypatch.setattr(inference, "_to_codes", noting)
+    monkeypatch.setattr(fusion, "_to_codes", noting)
     return layers
 
 
@@ -76,7 +77,7 @@ def test_biases_an_output_scale_and_other_pooling(fused):
         QLinearDoreFa(8, 4, spec=IDEAL, out_scale=0.1)).eval()
     x = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
-        assert torch.equal(inference.run([model], x), model(x))
+        assert torch.equal(fusion.run([model], x), model(x))
     assert fused == [model[0], model[3], model[8]]
 
 
@@ -108,7 +109,7 @@ def test_other_sequences_are_called(fused, between):
                             Qconv2dDoreFa(6, 6, 3, padding=1, spec=IDEAL)]).eval()
     x = torch.randn(2, 6, 9, 9)
     with torch.no_grad():
-        assert torch.equal(inference.run([model], x), model(x))
+        assert torch.equal(fusion.run([model], x), model(x))
     assert not fused
 
 
@@ -121,7 +122,7 @@ def test_other_sequences_are_called(fused, between):
 def test_layers_that_do_not_fit_are_refused(modules):
     """No kernel reads or writes beyond its arrays."""
     with torch.no_grad(), pytest.raises((ValueError, RuntimeError)):
-        inference.run([nn.Sequential(*modules).eval()], torch.rand(2, 3, 8, 8))
+        fusion.run([nn.Sequential(*modules).eval()], torch.rand(2, 3, 8, 8))
 
 
 @needs_one_rounding
@@ -197,7 +198,7 @@ def test_max_pooling_of_codes(size, kernel, stride, padding):
         return
     pool = nn.MaxPool2d(kernel, stride, padding)
     codes = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
-    found = inference.max_pool(codes.permute(0, 2, 3, 1).contiguous(), pool)
+    found = fusion.max_pool(codes.permute(0, 2, 3, 1).contiguous(), pool)
     assert torch.equal(found.permute(0, 3, 1, 2), pool(codes.float()).byte()) and found.is_contiguous()
 
 
@@ -212,14 +213,14 @@ def test_next_codes_around_every_threshold():
             values.normal_()
         norm.running_var.uniform_(0.1, 2)
         layers = [Qconv2dDoreFa(channels, channels, 1, spec=IDEAL, alpha_init=alpha) for _ in range(2)]
-        to_codes = inference._to_codes(layers[0], [norm, nn.ReLU(), layers[1]], torch.device("cpu"))
-        gain, shift = (values.double() for values in inference.scale_and_shift(norm))
+        to_codes = fusion._to_codes(layers[0], [norm, nn.ReLU(), layers[1]], torch.device("cpu"))
+        gain, shift = (values.double() for values in fusion.scale_and_shift(norm))
         ends = (torch.arange(levels).double() + 0.5) * alpha / levels
         y = ((ends[:, None] - shift) / gain).float()
         y = torch.cat([y + k * (torch.nextafter(y, y + 1) - y) for k in range(-8, 9)])  # [17 levels, channels]
         wanted = act_codes(F.relu(norm(y[:, :, None, None])), layers[1].act_quant.act_alpha, levels)[:, :, 0, 0]
         zeros, ones = torch.zeros(1, 1, 1, channels, dtype=torch.int32), torch.ones(channels)
-        found = torch.stack([fused_cpu.scaled(zeros, ones, row.contiguous(), to_codes)[0, 0, 0] for row in y])
+        found = torch.stack([elementwise.scaled(zeros, ones, row.contiguous(), to_codes)[0, 0, 0] for row in y])
         twice = act_codes(F.relu(y * gain.float() + shift.float()), layers[1].act_quant.act_alpha, levels)
     assert torch.equal(found.float(), wanted)
     assert not torch.equal(twice, wanted)  # so a product that is rounded for itself would be seen

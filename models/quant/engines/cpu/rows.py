@@ -7,7 +7,7 @@ entries of row 0, whose cells are all zero.
 import numpy as np
 from numba import njit
 
-from ..simd import (LANES, bit_of_bytes, can_compress, int64_at, put_compressed, put_int64, put_uint32, splat, store,
+from .simd import (LANES, bit_of_bytes, can_compress, int64_at, put_compressed, put_int64, put_uint32, splat, store,
                     trailing_zeros, uint8_at, uint32_at)
 from .layout import BOUNDS, FIRST, INTERVAL, LAST, ROW, SEGMENT, SLOT, TAP_X, TAP_Y
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-import datasets
+from experiment import data as datasets
 from utils import UserError, generator
 
 

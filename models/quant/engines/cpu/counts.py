@@ -6,7 +6,7 @@ Klarqvist, Mula, Lemire, "Efficient computation of positional population counts 
 
 from numba import njit
 
-from ..simd import LANES, add_ones, any_bit, int64_at, load, majority, splat, store, uint32_at
+from .simd import LANES, add_ones, any_bit, int64_at, load, majority, splat, store, uint32_at
 from .layout import RUN, SLICE, TURN
 
 MAX_PLANES = 32  # P stays below 2^26

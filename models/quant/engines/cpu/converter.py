@@ -10,8 +10,8 @@ import torch
 
 from ... import adc
 from .. import accumulator_dtype
-from ..integer_cpu import IntegerConvolution
-from ..simd import aligned, has_byte_tables
+from .integer import IntegerConvolution
+from .simd import aligned, has_byte_tables
 from .fixed_point import fixed_point
 
 # `forms` is [group, array, digit, slice, field] (1, 1, 1 where static), `limits` [slice, field], `codes` those of

@@ -11,8 +11,8 @@ import contextlib
 import torch
 from torch.nn import functional as F
 
-from . import accumulator_dtype
-from .reference import integer_convolution
+from .. import accumulator_dtype
+from ..reference import integer_convolution
 
 PATCH_BYTES = 2**22  # patches of one product: large enough for all threads, small enough for the cache
 

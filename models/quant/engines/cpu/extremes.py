@@ -2,7 +2,7 @@
 
 from numba import njit
 
-from ..simd import LANES, any_bit, int64_at, load, splat, store, vmax, vmin
+from .simd import LANES, any_bit, int64_at, load, splat, store, vmax, vmin
 from .codes import cells
 from .counts import any_outside, to_bytes
 from .layout import PAIR, PAIR_END, RUN, SLICE

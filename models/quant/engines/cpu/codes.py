@@ -6,7 +6,7 @@ in pairs; a lane of 16 bits holds a byte of each.
 
 from numba import njit
 
-from ..simd import (LANES, add_bytes_up_to_255, add_signed, add_unsigned, int64_at, load, lookup, mulhi, sar, splat, store,
+from .simd import (LANES, add_bytes_up_to_255, add_signed, add_unsigned, int64_at, load, lookup, mulhi, sar, splat, store,
                     sub_bytes_down_to_0, vmax, vmin)
 from .converter import (CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAST_CENTRE, LIMITS, LOW, OFFSET, Q_MIN, SHIFT,
                         SPAN, TIE)

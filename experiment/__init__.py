@@ -1,0 +1,1 @@
+"""What train.py and eval.py share: settings, data, checkpoints, training, measuring, results."""
