@@ -3,11 +3,11 @@
 import hashlib
 import json
 import logging
-import os
-import uuid
 from pathlib import Path
 
 import torch
+
+from .files import atomic_write
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -88,11 +88,11 @@ class PlaneStore:
             if problem:
                 if path.exists():
                     log.info("%s %s; it is rebuilt", path, problem)
-                _write_atomically(path, lambda file, planes=planes: torch.save(planes, file))
+                atomic_write(path, lambda file, planes=planes: torch.save(planes, file))
                 written += 1
         if entries != known:
             text = json.dumps(entries, indent=1)
-            _write_atomically(self.folder / MANIFEST, lambda file: file.write(text.encode()))
+            atomic_write(self.folder / MANIFEST, lambda file: file.write(text.encode()))
         return written
 
     def _problem(self, path, planes, entry, known):
@@ -153,17 +153,3 @@ def sha256(w_codes):
     digest = hashlib.sha256(str(tuple(w_codes.shape)).encode())
     digest.update(w_codes.to(torch.uint8).contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _write_atomically(path, write):
-    """Call `write(file)` on a temporary file in the same folder, then put it in place."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:  # unlike those of tempfile, readable for others where the umask allows it
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
