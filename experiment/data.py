@@ -25,7 +25,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from utils import UserError, atomic_write, generator, one_line, read_torch_file
+from experiment.checkpoint import read_torch_file
+from experiment.cli import UserError, one_line
+from models.quant.files import atomic_write
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagefolder")
 SIZE = 32  # pixels a side; the networks here are built for 32x32 images
@@ -78,6 +80,12 @@ def check_classes(data, trained_on, source):
         raise UserError(f"{source} was trained on other classes: the images have {', '.join(other[:10])}"
                         + ("; labels count the sorted names: name the folders as in the training"
                            if data.name == "imagefolder" else ""))
+
+
+def generator(*key):
+    """A CPU random generator whose stream depends only on `key` (numbers and strings)."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

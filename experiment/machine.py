@@ -1,0 +1,83 @@
+"""The machine: what it is, which device to use, the state of its random numbers."""
+
+import contextlib
+import ctypes
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from experiment.cli import UserError
+
+
+def machine_info():
+    """Versions and hardware, as plain values, to stand beside every measured number."""
+    def version(package):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # a str subclass otherwise, which weights_only refuses
+        "numba": version("numba"),
+        "triton": version("triton"),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu_name():
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def keep_freed_memory():
+    """Let the C library keep what tensors free, where it is glibc: training and evaluation take a quarter less time.
+
+    By default every large tensor is mapped anew, and the system fills each of its pages with zeros when it is first
+    written. Call this before tensors are made.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_TOP_PAD, 2**26)
+
+
+def pick_device(ngpu=None):
+    """The device for --ngpu: 0 the CPU, 1 the GPU, None the GPU if there is one."""
+    if ngpu is None:
+        ngpu = int(torch.cuda.is_available())
+    if ngpu not in (0, 1):
+        raise UserError(f"--ngpu {ngpu}: 0 (CPU) or 1 (one GPU); several GPUs are not supported")
+    if ngpu == 1 and not torch.cuda.is_available():
+        raise UserError("--ngpu 1: PyTorch finds no CUDA GPU here; use --ngpu 0")
+    return torch.device("cuda" if ngpu else "cpu")
+
+
+def has_fast_bf16(device):
+    """Whether bfloat16 arithmetic is done in hardware: there autocast is faster, elsewhere several times slower."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def rng_state():
+    """The state of torch's global generators, as a dict that goes into a checkpoint."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_rng_state(state):
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
