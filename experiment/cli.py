@@ -1,39 +1,61 @@
-"""What every program needs at its edges: errors in one line, the console and the log, stopping when asked to."""
+"""What the programs do at their edges: errors in one line, console and log file, stopping when asked to.
 
+    def main() -> int:                     # the exit code
+        ...
+        raise UserError("one line that says what is wrong and what to do")
+
+    if __name__ == "__main__":
+        run_main(main)
+"""
+
+import contextlib
+import errno
+import io
 import logging
 import signal
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from tqdm import tqdm
+from types import FrameType
+from typing import NoReturn, TextIO
 
 
 class UserError(Exception):
     """Something the user can put right. The message is one line; no traceback is shown."""
 
 
-def one_line(error):
-    """The text of an exception without its line breaks."""
+def one_line(error: BaseException) -> str:
+    """The text of an exception without its line breaks; for a full disk, words that say so."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full" + (f": cannot write {error.filename}" if error.filename else "")
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def run_main(main):
-    """Run main() and turn its outcome into an exit code: 2 with one line for a UserError or a file that cannot be read or
-    written, 130 for Ctrl-C."""
-    try:
-        code = main()
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+def run_main(main: Callable[[], int]) -> NoReturn:
+    """Run `main()` and exit with what it returns; with 2 and one line on stderr for a UserError or a file that cannot be read
+    or written; with 130 for Ctrl-C.
+
+    A console that goes away, as in `eval.py | head -1`, ends nothing: what is printed from then on is lost.
+    """
+    with _lasting_console():
+        try:
+            code = main()
+            print(end="", flush=True)  # here, where it can still be told that a full disk took not all of it
+        except (UserError, OSError) as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            code = 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            code = 130
     sys.exit(code)
 
 
-def check_writable(folder):
-    """Make `folder` and prove that a file can be written there, so that a run does not fail after hours of work."""
+def check_writable(folder: str | Path) -> None:
+    """Make `folder` and prove that a file can be written there, so that a run does not fail after hours of work.
+
+    Raises: UserError where that cannot be done.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -42,26 +64,64 @@ def check_writable(folder):
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
-class _ProgressBarHandler(logging.Handler):
-    """Print above a progress bar instead of through it."""
-
-    def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+# ---------------------------------------------------------------------------------------------------------------------
+# Console and log file
 
 
-def get_logger(path=None):
-    """A logger that prints to the console and, with a time, appends to the file `path`."""
+class _Console(io.FileIO):
+    """An open file descriptor that takes everything, also when nobody reads it any more."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # a pipe without a reader, a terminal that was closed
+                raise
+            return memoryview(data).nbytes
+
+
+def _lasting(stream: TextIO) -> TextIO:
+    """A stream to where `stream` writes, which outlives its reader and writes `\\xfc` for what its encoding lacks."""
+    try:
+        number = stream.fileno()
+    except (AttributeError, OSError):  # closed, or replaced by something in memory, as in a notebook
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(io.BufferedWriter(_Console(number, "wb", closefd=False)), stream.encoding, "backslashreplace",
+                            line_buffering=stream.line_buffering, write_through=stream.write_through)
+
+
+@contextlib.contextmanager
+def _lasting_console() -> Iterator[None]:
+    """Within `with`, `sys.stdout` and `sys.stderr` are lasting ones."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_lasting, before)
+    try:
+        yield
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def get_logger(path: str | Path | None = None) -> logging.Logger:
+    """The programs' logger, made anew: it prints to stdout and, with the time, appends to the file `path` (UTF-8).
+
+    Where a progress bar is on the screen, log within `tqdm.contrib.logging.logging_redirect_tqdm([log])`.
+
+    Raises: UserError for a file that cannot be written.
+    """
     log = logging.getLogger("vgg-quant")
     log.setLevel(logging.INFO)
     log.propagate = False
     for handler in log.handlers[:]:
         log.removeHandler(handler)
         handler.close()
-    log.addHandler(_ProgressBarHandler())
+    log.addHandler(logging.StreamHandler(sys.stdout))
     if path is not None:
         try:
-            to_file = logging.FileHandler(path)
+            to_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(f"cannot write the log file {path}: {error.strerror or error}") from error
         to_file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -69,27 +129,37 @@ def get_logger(path=None):
     return log
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Stopping
+
+
 class Stopped(Exception):
     """A signal asked to stop, and the program has come to a point where its state is complete."""
 
 
 class StopRequest:
-    """Within `with`, Ctrl-C and SIGTERM raise Stopped at the next check() instead of breaking into a step."""
+    """Within `with`, Ctrl-C and SIGTERM raise Stopped at the next check() instead of breaking into a step. A second Ctrl-C
+    does not wait.
 
-    signal = None  # number of the signal that came
+    Attributes: signal, the number of the signal that came, or None.
+    """
 
-    def __enter__(self):
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number, frame):
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, signal.default_int_handler)  # a second Ctrl-C does not wait
+        signal.signal(number, signal.default_int_handler)
 
-    def check(self):
+    def check(self) -> None:
+        """Raises: Stopped, when a signal has come."""
         if self.signal is not None:
             raise Stopped

@@ -1,36 +1,38 @@
-"""The machine: what it is, which device to use, the state of its random numbers."""
+"""The machine: what it is, which device computes, what its memory and its random numbers are told to do."""
 
 import contextlib
 import ctypes
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from experiment.cli import UserError
+from .cli import UserError
 
 
-def machine_info():
-    """Versions and hardware, as plain values, to stand beside every measured number."""
-    def version(package):
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
+def machine_info() -> dict[str, str | int | None]:
+    """Versions and hardware, as plain values, to stand beside every measured number; None for what is not there."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a str subclass otherwise, which weights_only refuses
-        "numba": version("numba"),
-        "triton": version("triton"),
+        "numba": _version("numba"),
+        "triton": _version("triton"),
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
-def _cpu_name():
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -38,7 +40,7 @@ def _cpu_name():
     return platform.processor() or platform.machine()
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Let the C library keep what tensors free, where it is glibc: training and evaluation take a quarter less time.
 
     By default every large tensor is mapped anew, and the system fills each of its pages with zeros when it is first
@@ -53,8 +55,11 @@ def keep_freed_memory():
     mallopt(M_TOP_PAD, 2**26)
 
 
-def pick_device(ngpu=None):
-    """The device for --ngpu: 0 the CPU, 1 the GPU, None the GPU if there is one."""
+def pick_device(ngpu: int | None = None) -> torch.device:
+    """The device for --ngpu: 0 the CPU, 1 the GPU, None the GPU if there is one.
+
+    Raises: UserError for other numbers, and for 1 without a GPU.
+    """
     if ngpu is None:
         ngpu = int(torch.cuda.is_available())
     if ngpu not in (0, 1):
@@ -64,7 +69,7 @@ def pick_device(ngpu=None):
     return torch.device("cuda" if ngpu else "cpu")
 
 
-def has_fast_bf16(device):
+def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is done in hardware: there autocast is faster, elsewhere several times slower."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -72,12 +77,13 @@ def has_fast_bf16(device):
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def rng_state():
+def rng_state() -> dict[str, Any]:
     """The state of torch's global generators, as a dict that goes into a checkpoint."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
-def set_rng_state(state):
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Go back to a `rng_state()`. That of GPUs is left out where their number is another."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
