@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Train a quantized VGG7 on CIFAR-10: first without quantizers, then with them, from the weights of the first run.
-#     bash vgg_cifar_quant.sh                   # the full recipe, for a GPU
-#     bash vgg_cifar_quant.sh fast              # with few epochs: two hours and a half on two cores with bfloat16. A third
-#                                               # run goes on, on nearly all images and with a part of each covered
-# Started again, the script goes on where it was stopped. The variables below can be given as flags; other flags are passed
-# on to all runs.
+# Train a quantized network on CIFAR-10: first without quantizers, then with them, from the weights of the first run.
+#     bash vgg_cifar_quant.sh                        # the full recipe, for a GPU
+#     bash vgg_cifar_quant.sh fast                   # two hours and a half on two cores with bfloat16
+#     bash vgg_cifar_quant.sh fast --wbit 2          # flags are passed on to train.py in every run
+#     float_epochs=1 bash vgg_cifar_quant.sh fast    # the variables below belong to single runs and can be set in front
+# Started again, it goes on where it was stopped. Flags behind "$@" make a run what it is, and win.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -12,70 +12,33 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 PYTHON=${PYTHON:-python3}
 
 recipe=full
-case "${1:-}" in full | fast) recipe=$1 && shift ;; esac
-case " $* " in *" -h "* | *" --help "*)
-    sed -n '2,/^set/s/^# \{0,1\}//p' vgg_cifar_quant.sh && sed -n '/^# network/,/^alpha_lr/p' vgg_cifar_quant.sh
-    echo "Other flags, of train.py (but the script itself chooses folders and goes on):" && exec "$PYTHON" train.py --help ;;
-esac
+case ${1:-} in full | fast) recipe=$1 && shift ;; esac
 
-# network: bits 1 to 8
-model=vgg7_quant
-wbit=4
-abit=4
-wq=dorefa # weight quantizer: dorefa or sawb
-
-# data: cifar10, cifar100, imagefolder or digits
-dataset=cifar10
-data_path=./data
-
-# optimizer
-if [ "$recipe" = full ]; then
-    float_epochs=100
-    epochs=100
-    last_epochs=0 # no third run
+# epochs of the float run, of the quantized run, and of a last run on nearly all images with a part of each covered
+if [ "$recipe" = fast ]; then
+    float_epochs=${float_epochs:-8} epochs=${epochs:-8} last_epochs=${last_epochs:-16}
 else
-    float_epochs=8
-    epochs=8
-    last_epochs=16
+    float_epochs=${float_epochs:-100} epochs=${epochs:-100} last_epochs=${last_epochs:-0} # 0: no last run
 fi
-batch_size=128
-float_lr=0.1
-lr=0.05
-wd=5e-4
-label_smoothing=0.1
-weight_clip=3  # weights stay within this many times their root mean square
-alpha_lr=0.01  # of the clipping levels of the activations, which start at those of least squared error
+float_lr=${float_lr:-0.1}
+lr=${lr:-0.05}
+alpha_lr=${alpha_lr:-0.01}     # of the clipping levels of the activations, which start at those of least squared error
+weight_clip=${weight_clip:-3}  # weights stay within this many times their root mean square
 
-more=() # other flags
-while [ $# -gt 0 ]; do
-    case "$1" in --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;; esac
-    case "$1" in
-    --model | --wbit | --abit | --wq | --dataset | --data_path | --float_epochs | --epochs | --last_epochs | --batch_size | \
-        --float_lr | --lr | --wd | --label_smoothing | --weight_clip | --alpha_lr)
-        printf -v "${1#--}" %s "${2:?a value is missing behind $1}" && shift 2 ;;
-    --save_path | --resume | --fine_tune | --evaluate | --overwrite)
-        echo "error: this script chooses the folders and goes on by itself; for $1 call train.py" >&2 && exit 2 ;;
-    *) more+=("$1") && shift ;;
-    esac
-done
+# of all runs; the flags in braces are filled in by train.py
+common=(
+    --model vgg7_quant --dataset cifar10 --data_path ./data
+    --batch_size 128 --wd 5e-4 --label_smoothing 0.1
+)
+quantized=(--wbit 4 --abit 4 --wq dorefa --lr "$lr" --alpha_lr "$alpha_lr" --weight_clip "$weight_clip")
+float_save=save/{dataset}_{model}_${recipe}_w32a32
+save=save/{dataset}_{model}_${recipe}_w{wbit}a{abit}_{wq}
 
-# The runs are kept in these folders.
-save=save/${dataset}_${model}_${recipe}
-float_save=${save}_w32a32
-quant_save=${save}_w${wbit}a${abit}_${wq}
-
-# run FOLDER START FLAGS...: go on with the run that is kept in FOLDER, or begin it with the flags START
-run() {
-    local folder=$1 start=$2
-    shift 2
-    [ -f "$folder/checkpoint.pth.tar" ] && start=--resume
-    # shellcheck disable=SC2086  # split on purpose
-    "$PYTHON" train.py $start --save_path "$folder" --model "$model" --dataset "$dataset" --data_path "$data_path" \
-        --batch_size "$batch_size" --wd "$wd" --label_smoothing "$label_smoothing" "$@" ${more[@]+"${more[@]}"}
-}
-
-run "$float_save" "" --wbit 32 --abit 32 --epochs "$float_epochs" --lr "$float_lr"
-quantized=(--wbit "$wbit" --abit "$abit" --wq "$wq" --lr "$lr" --alpha_lr "$alpha_lr" --weight_clip "$weight_clip")
-run "$quant_save" "--fine_tune $float_save/model_best.pth.tar" "${quantized[@]}" --epochs "$epochs"
-[ "$last_epochs" = 0 ] || run "${quant_save}_last" "--fine_tune $quant_save/model_best.pth.tar" "${quantized[@]}" \
-    --epochs "$last_epochs" --schedule_type cosine --cutout 8 --val_split 0.02
+"$PYTHON" train.py "${common[@]}" --lr "$float_lr" --epochs "$float_epochs" "$@" \
+    --wbit 32 --abit 32 --wq dorefa --save_path "$float_save" --go_on
+"$PYTHON" train.py "${common[@]}" "${quantized[@]}" --epochs "$epochs" "$@" \
+    --fine_tune "$float_save/model_best.pth.tar" --save_path "$save" --go_on
+[ "$last_epochs" = 0 ] ||
+    "$PYTHON" train.py "${common[@]}" "${quantized[@]}" --epochs "$last_epochs" \
+        --schedule_type cosine --cutout 8 --val_split 0.02 "$@" \
+        --fine_tune "$save/model_best.pth.tar" --save_path "${save}_last" --go_on

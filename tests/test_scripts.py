@@ -1,0 +1,109 @@
+"""The scripts at the top level: which programs they call, one after another, and with what settings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """calls(script, *flags, **variables): the argument lists of the programs that the script starts."""
+    stub = tmp_path / "python stub"
+    stub.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    stub.chmod(0o755)
+
+    def run(script, *flags, **variables):
+        done = subprocess.run(["bash", ROOT / script, *flags], capture_output=True, text=True, check=True, cwd=tmp_path,
+                              env=os.environ | {"PYTHON": str(stub)} | variables)
+        assert done.stderr == ""
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def settings(arguments):
+    """{flag: its values as one text}; of a flag that stands twice the last counts, as in argparse."""
+    found, flag = {}, None
+    for argument in arguments[1:]:
+        if argument.startswith("--") and " " not in argument:
+            flag, found[argument] = argument, ""
+        else:
+            found[flag] = f"{found[flag]} {argument}".strip()
+    return found
+
+
+COMMON = {"--model": "vgg7_quant", "--dataset": "cifar10", "--data_path": "./data", "--batch_size": "128", "--wd": "5e-4",
+          "--label_smoothing": "0.1", "--go_on": ""}
+FLOAT = COMMON | {"--wbit": "32", "--abit": "32", "--wq": "dorefa", "--lr": "0.1"}
+QUANTIZED = COMMON | {"--wbit": "4", "--abit": "4", "--wq": "dorefa", "--lr": "0.05", "--alpha_lr": "0.01",
+                      "--weight_clip": "3"}
+
+
+@pytest.mark.parametrize("flags", [[], ["full"]])
+def test_full_recipe(calls, flags):
+    plain, quantized = map(settings, calls("vgg_cifar_quant.sh", *flags))
+    folder = "save/{dataset}_{model}_full_"
+    assert plain == FLOAT | {"--epochs": "100", "--save_path": folder + "w32a32"}
+    assert quantized == QUANTIZED | {"--epochs": "100", "--save_path": folder + "w{wbit}a{abit}_{wq}",
+                                     "--fine_tune": folder + "w32a32/model_best.pth.tar"}
+
+
+def test_fast_recipe(calls):
+    plain, quantized, last = map(settings, calls("vgg_cifar_quant.sh", "fast"))
+    folder = "save/{dataset}_{model}_fast_"
+    assert plain == FLOAT | {"--epochs": "8", "--save_path": folder + "w32a32"}
+    assert quantized == QUANTIZED | {"--epochs": "8", "--save_path": folder + "w{wbit}a{abit}_{wq}",
+                                     "--fine_tune": folder + "w32a32/model_best.pth.tar"}
+    assert last == QUANTIZED | {"--epochs": "16", "--save_path": folder + "w{wbit}a{abit}_{wq}_last", "--cutout": "8",
+                                "--val_split": "0.02", "--schedule_type": "cosine",
+                                "--fine_tune": folder + "w{wbit}a{abit}_{wq}/model_best.pth.tar"}
+
+
+def test_flags_reach_every_run_but_not_what_makes_it(calls):
+    given = ["--wbit", "2", "--abit", "3", "--wq", "sawb", "--model", "other_quant", "--epochs", "1", "--data_path", "a folder",
+             "--cutout", "4"]
+    runs = [settings(call) for call in calls("vgg_cifar_quant.sh", "fast", *given, "--save_path", "x", "--fine_tune", "y")]
+    assert [(run["--wbit"], run["--abit"], run["--wq"]) for run in runs] == [("32", "32", "dorefa"), *[("2", "3", "sawb")] * 2]
+    for run in runs:
+        assert (run["--model"], run["--epochs"], run["--data_path"], run["--cutout"]) == ("other_quant", "1", "a folder", "4")
+    assert [run["--fine_tune"] for run in runs[1:]] == [f"{run['--save_path']}/model_best.pth.tar" for run in runs[:2]]
+    assert len({run["--save_path"] for run in runs} - {"x"}) == 3
+
+
+def test_variables_reach_one_kind_of_run(calls):
+    variables = {"float_epochs": "1", "epochs": "2", "last_epochs": "3", "float_lr": "0.2", "lr": "0.3", "alpha_lr": "0.4",
+                 "weight_clip": "5"}
+    plain, *others = map(settings, calls("vgg_cifar_quant.sh", "fast", **variables))
+    assert (plain["--epochs"], plain["--lr"]) == ("1", "0.2") and not {"--alpha_lr", "--weight_clip"} & plain.keys()
+    assert [run["--epochs"] for run in others] == ["2", "3"]
+    assert [(run["--lr"], run["--alpha_lr"], run["--weight_clip"]) for run in others] == [("0.3", "0.4", "5")] * 2
+    assert len(calls("vgg_cifar_quant.sh", "fast", last_epochs="0")) == 2
+
+
+def test_whole_table_of_the_network_in_the_box(calls):
+    [call] = calls("vgg_cifar_eval.sh")
+    assert call[:4] == ["eval.py", "--resume", "pretrained/vgg7_w4a4_cifar10.pt", "--table"]
+    assert (ROOT / call[2]).is_file()
+    assert call[4:] == ["--cellBit 1 2 4 --adc_prec 3 4 5 6 7 8", "--cellBit 1 2 4 --adc_range dynamic",
+                        "--cellBit 1 2 --adc_prec 4 5 --crossbar_layers conv", "--cellBit 1 --adc_prec 4 --mapping im2col",
+                        "--cellBit 1 2 --adc_prec 5 --mapping tap im2col --subArray 256"]
+
+
+def test_flags_of_the_evaluation_come_last(calls):
+    given = ["--cellBit", "3", "4", "--resume", "a folder/c.pth.tar", "--limit=5"]
+    [call] = calls("vgg_cifar_eval.sh", *given)
+    assert call[-len(given):] == given
+
+
+def test_programs_failure_ends_the_script(tmp_path):
+    (tmp_path / "failing").write_text("#!/bin/sh\necho called\nexit 3\n")
+    (tmp_path / "failing").chmod(0o755)
+    done = subprocess.run(["bash", ROOT / "vgg_cifar_quant.sh", "fast"], capture_output=True, text=True, cwd=tmp_path,
+                          env=os.environ | {"PYTHON": str(tmp_path / "failing")})
+    assert done.returncode == 3 and done.stdout == "called\n"
