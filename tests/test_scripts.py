@@ -66,8 +66,8 @@ def test_fast_recipe(calls):
 
 
 def test_flags_reach_every_run_but_not_what_makes_it(calls):
-    given = ["--wbit", "2", "--abit", "3", "--wq", "sawb", "--model", "other_quant", "--epochs", "1", "--data_path", "a folder",
-             "--cutout", "4"]
+    given = ["--wbit", "2", "--abit", "3", "--wq", "sawb", "--model", "other_quant", "--epochs", "1", "--cutout", "4",
+             "--data_path", "a folder"]
     runs = [settings(call) for call in calls("vgg_cifar_quant.sh", "fast", *given, "--save_path", "x", "--fine_tune", "y")]
     assert [(run["--wbit"], run["--abit"], run["--wq"]) for run in runs] == [("32", "32", "dorefa"), *[("2", "3", "sawb")] * 2]
     for run in runs:
