@@ -517,6 +517,30 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
     assert run() == "[3.0, 3.0] 0\n"
 
 
+def test_kernels_run_where_numba_may_write_nowhere(tmp_path):
+    """A read-only installation and no home: a file stands where each folder would be made, as a superuser may write anywhere."""
+    shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in [path for path in (tmp_path / "models").rglob("*") if path.is_dir()]:
+        (folder / "__pycache__").touch()
+    code = """if True:
+        import os, pathlib, stat, torch
+        from models.quant.engines.cpu import elementwise
+        folder = os.environ["NUMBA_CACHE_DIR"]
+        print(folder, oct(stat.S_IMODE(os.stat(folder).st_mode)))
+        print(elementwise.pact_forward(torch.tensor([1.0, 2.0]), torch.tensor(3.0), 3).tolist())
+        print(len(list(pathlib.Path(folder).rglob("*.nbi"))))
+    """
+    nowhere = str(tmp_path / "models/vgg.py")  # no folder can be made below a file
+    env = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env=env | {"HOME": nowhere, "XDG_CACHE_HOME": nowhere, "TMPDIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder, mode, *rest = done.stdout.split()
+    assert mode == "0o700" and rest == ["[1.0,", "2.0]", "1"]
+    assert Path(folder).parent == tmp_path and not Path(folder).exists()  # gone with the process
+    assert done.stderr.count("NUMBA_CACHE_DIR") == 1
+
+
 @pytest.mark.parametrize("instructions", ["AVX2", "ALL"])
 def test_integer_convolution_without_products_of_bytes(instructions):
     """Largest sums of 5, 6, 7 and 8 bits of weights on a processor whose sums of two products of bytes saturate."""

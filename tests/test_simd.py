@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from models.quant.engines import simd
+from models.quant.engines.cpu import simd
 
 LANES = simd.LANES
 

@@ -10,8 +10,9 @@ import torch
 from numba import njit, prange, types
 from numba.extending import overload
 
+from .cache import SOURCES
 from .output import NOT_TO_CODES, act_code, next_code, scale_sum
-from .simd import SOURCES, bits_of_float32, float32_from_bits, set_threads
+from .simd import bits_of_float32, float32_from_bits, set_threads
 
 CHUNK = 2**14  # elements of one work item
 

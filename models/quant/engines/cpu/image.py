@@ -8,8 +8,9 @@ import torch
 from numba import njit, prange
 from torch.nn import functional as F
 
+from .cache import SOURCES
 from .output import NOT_TO_CODES, next_code, scale_sum
-from .simd import SOURCES, set_threads
+from .simd import set_threads
 
 TERMS = 4  # products that are added to a sum at a time, so that sums are loaded and stored less often
 

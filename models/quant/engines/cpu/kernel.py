@@ -12,8 +12,9 @@ import numpy as np
 from numba import literally, njit, prange
 from numba.core import event
 
+from .cache import SOURCES
 from .output import NOT_TO_CODES, next_code, scale_sum
-from .simd import LANES, SOURCES, aligned, bit_length, bits_of_float32, int64_at, splat
+from .simd import LANES, aligned, bit_length, bits_of_float32, int64_at, splat
 from .codes import DYNAMIC, HISTOGRAM, RANGES, STATIC, add_dynamic, add_static, add_static_by_table, shift_add
 from .counts import MAX_PLANES, MOST_LEAVES, any_outside, count, count_values, to_bytes
 from .exact import add_exact

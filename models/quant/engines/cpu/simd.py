@@ -5,9 +5,7 @@ with it needs no compiler on the user's machine and does not depend on what the 
 Bit-wise operators see 512 independent bits; arithmetic wraps modulo 2^16; `>>` fills with zeros, `sar` with the sign.
 """
 
-import hashlib
 import operator
-from pathlib import Path
 
 import llvmlite.binding
 import numba
@@ -19,12 +17,6 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_jitable, register_model
 
 LANES = 32
-
-# A function compiled with `cache=True` is kept on disk. Numba compiles it anew when the file that it stands in changes, not
-# for the files of the functions that it calls; but the value of a default argument is part of the key. So it has `SOURCES`
-# for one, which stands for all files of the engines, and what it calls is not kept by itself.
-SOURCES = int.from_bytes(hashlib.sha256(b"".join(
-    file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))).digest()[:7], "little")
 
 
 class VecType(types.Type):

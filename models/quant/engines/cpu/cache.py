@@ -1,0 +1,44 @@
+"""Where compiled kernels are kept: what every module with an `@njit(cache=True)` imports first.
+
+Numba keeps them beside the source or in the user's cache folder, and where it may write to neither (a read-only
+installation, a user without a home) it refuses to make the function at all. Then they go to a temporary folder, which only
+this user can read and which goes with the process.
+"""
+
+import atexit
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numba
+
+log = logging.getLogger(__name__)
+
+# A function compiled with `cache=True` is kept on disk. Numba compiles it anew when the file that it stands in changes, not
+# for the files of the functions that it calls; but the value of a default argument is part of the key. So it has `SOURCES`
+# for one, which stands for all files of this folder, and what it calls is not kept by itself.
+SOURCES = int.from_bytes(hashlib.sha256(b"".join(
+    file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))).digest()[:7], "little")
+
+
+def _probe() -> None:
+    """A function of this folder: Numba looks for a place to write to by the file that a function stands in."""
+
+
+def _find_folder() -> None:
+    """See that Numba has a folder to keep compiled functions in, for this process and those that it starts."""
+    try:
+        numba.njit(cache=True)(_probe)
+    except RuntimeError:
+        folder = tempfile.mkdtemp(prefix="numba-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["NUMBA_CACHE_DIR"] = folder  # Numba reads its settings again when this changes, and so does a new process
+        numba.config.CACHE_DIR = folder
+        log.warning("no folder here can keep compiled kernels: they are compiled again in every run, which takes up to a "
+                    "minute; set NUMBA_CACHE_DIR to a folder that can")
+
+
+_find_folder()
