@@ -117,7 +117,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint["config"] = {}
     if "codes" in checkpoint:
         try:
-            checkpoint = unpack(checkpoint)
+            checkpoint = unpack(checkpoint) | {"exported": True}
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{path}: its weight codes cannot be unpacked ({one_line(error)[:120]})") from error
     _check_numbers(path, checkpoint["state_dict"])
@@ -195,17 +195,12 @@ def _check_facts(path: str | Path, checkpoint: dict[str, Any]) -> None:
     """Refuse facts of the wrong type. Of the data all must be there."""
     for name, (text, allowed) in _FACTS.items():
         if name in checkpoint and not allowed(checkpoint[name]):
-            raise UserError(f"{path}: its {name!r} is {_short(checkpoint[name])}, not {text}")
+            raise UserError(f"{path}: its {name!r} is not {text}")
     for name, (text, allowed) in _DATA_FACTS.items() if "data" in checkpoint else ():
         if name not in checkpoint["data"]:
             raise UserError(f"{path}: its 'data' lacks {name!r}, {text}")
         if not allowed(checkpoint["data"][name]):
-            raise UserError(f"{path}: {name!r} of its 'data' is {_short(checkpoint['data'][name])}, not {text}")
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
+            raise UserError(f"{path}: {name!r} of its 'data' is not {text}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
