@@ -446,7 +446,8 @@ def test_ranges_in_the_checkpoint_are_not_used(run, checkpoint):
 
 def test_images_are_scaled_as_in_training(run, tmp_path):
     stats = (0.4, 0.1, 0.2), (0.3, 0.2, 0.1)
-    path = save(tmp_path / "c.pth.tar", network(), {"data": {"mean": stats[0], "std": stats[1], "classes": load_digits().classes}})
+    facts = {"mean": stats[0], "std": stats[1], "classes": load_digits().classes, "train_images": 40}
+    path = save(tmp_path / "c.pth.tar", network(), {"data": facts})
     _, predictions, _ = run(path, "--adc_range", "ideal")
     expected = classes(network(), shown_images(40, stats)[0])
     assert torch.equal(predictions[0], expected) and not torch.equal(expected, classes(network(), shown_images(40)[0]))
