@@ -3,6 +3,8 @@
     data = load("digits")                                  # or cifar10, cifar100, imagefolder
     for step, x, y in train_batches(data.train_x.to(device), data.train_y.to(device), 128, seed=0, epoch=0):
         x = normalize(x, data.mean, data.std)              # float32 [N, 3, 32, 32], channels_last
+    for x in Batches(data.test_x.to(device), data.mean, data.std, 250):
+        ...
 
 A CIFAR-sized set is 150 MB as uint8. Kept on the device it needs no worker processes, and cropping 128 images at once
 takes milliseconds on a CPU.
@@ -15,9 +17,11 @@ imagefolder  any tree data_path/train/<class>/*.jpg with data_path/test/<class>/
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +29,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from experiment.checkpoint import read_torch_file
-from experiment.cli import UserError, one_line
-from models.quant.files import atomic_write
+# torchvision takes a second to import, and scikit-learn too: only the data sets that need them do so.
+from .checkpoint import read_torch_file, write_torch_file
+from .cli import UserError, one_line
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagefolder")
 SIZE = 32  # pixels a side; the networks here are built for 32x32 images
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 
 # Mean and standard deviation of the training pixels per channel, as fractions of full scale.
 CIFAR_STATS = {
@@ -42,20 +45,25 @@ CIFAR_STATS = {
 
 @dataclass(frozen=True)
 class Dataset:
+    """The images of a data set, and what is known of them."""
+
     name: str
     train_x: torch.Tensor  # uint8 [N, 3, 32, 32]
     train_y: torch.Tensor  # int64 [N]
     test_x: torch.Tensor
     test_y: torch.Tensor
-    classes: tuple  # class names; a label is an index into them
-    mean: tuple  # per channel, of full scale 1.0
-    std: tuple
+    classes: tuple[str, ...]  # names; a label is an index into them
+    mean: Sequence[float]  # per channel, of full scale 1.0
+    std: Sequence[float]
     pad: int = 4  # random crops shift an image by up to this many pixels
     flip: bool = True  # whether a mirrored image still shows the same class
 
 
-def load(dataset, data_path="./data", log=print):
-    """The data set named `dataset` (one of DATASETS). log(text) is told about caches and odd folders."""
+def load(dataset: str, data_path: str | Path = "./data", log: Callable[[str], object] = print) -> Dataset:
+    """The data set named `dataset` (one of DATASETS). log(text) is told about caches and odd folders.
+
+    Raises: UserError for a data set that is unknown, not there, or not as it should be.
+    """
     if dataset == "digits":
         return _digits()
     if dataset in CIFAR_STATS:
@@ -65,16 +73,23 @@ def load(dataset, data_path="./data", log=print):
     raise UserError(f"--dataset {dataset}: unknown, choose from {', '.join(DATASETS)}")
 
 
-def num_classes(dataset, data_path="./data"):
-    """How many classes load() would find, without decoding or downloading anything."""
+def num_classes(dataset: str, data_path: str | Path = "./data") -> int:
+    """How many classes load() would find, without decoding or downloading anything.
+
+    Raises: UserError for folders that are not as they should be.
+    """
     if dataset == "imagefolder":
         return len(_class_names(_folders(Path(data_path))[0]))
     return {"digits": 10, "cifar10": 10, "cifar100": 100}[dataset]
 
 
-def check_classes(data, trained_on, source):
-    """Refuse images whose labels mean other classes than those that the checkpoint `source` was trained on."""
-    pairs = zip(data.classes, trained_on.get("classes", data.classes))
+def check_classes(data: Dataset, trained_on: dict[str, Any], source: str | Path) -> None:
+    """Refuse images whose labels mean other classes than those that the checkpoint `source` was trained on.
+
+    Args: trained_on, the "data" of the checkpoint.
+    Raises: UserError that names the classes.
+    """
+    pairs = zip(data.classes, trained_on["classes"])
     other = [f"{name} instead of {trained}" for name, trained in pairs if name != trained]
     if other:
         raise UserError(f"{source} was trained on other classes: the images have {', '.join(other[:10])}"
@@ -82,8 +97,9 @@ def check_classes(data, trained_on, source):
                            if data.name == "imagefolder" else ""))
 
 
-def generator(*key):
-    """A CPU random generator whose stream depends only on `key` (numbers and strings)."""
+def generator(*key: int | str) -> torch.Generator:
+    """A CPU random generator whose stream depends only on `key`, as in generator("augment", seed, epoch, step): a run that
+    is resumed in the middle of an epoch draws the same numbers without replaying what came before."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
@@ -92,8 +108,9 @@ def generator(*key):
 # Splits, batches, augmentation
 
 
-def stratified_split(labels, fraction, seed):
-    """Split indices into (kept, held out), both ascending; of every class the same `fraction` is held out.
+def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split the indices of labels, int64 [N], into (kept, held out), both ascending; of every class the same `fraction` is
+    held out.
 
     The split depends on the labels, the fraction and the seed alone: a resumed run finds the same images.
     """
@@ -107,7 +124,8 @@ def stratified_split(labels, fraction, seed):
     return (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0]
 
 
-def training_split(labels, fraction, seed, limit=None):
+def training_split(labels: torch.Tensor, fraction: float, seed: int,
+                   limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """(training, validation): indices into the training images of a run; of `limit` random ones only, if that is given."""
     if not limit:
         return stratified_split(labels, fraction, seed)
@@ -115,13 +133,14 @@ def training_split(labels, fraction, seed, limit=None):
     return tuple(pick[part] for part in stratified_split(labels[pick], fraction, seed))
 
 
-def steps_per_epoch(n_images, batch_size):
+def steps_per_epoch(n_images: int, batch_size: int) -> int:
     """Full batches only: a last batch of a few images would upset the batch norm. A small set is one batch."""
     return max(1, n_images // batch_size)
 
 
-def train_batches(x, y, batch_size, seed, epoch, first_step=0, flip=True, **augmentation):
-    """Yield (step, images, labels), shuffled and augmented, from `first_step` on.
+def train_batches(x: torch.Tensor, y: torch.Tensor, batch_size: int, seed: int, epoch: int, first_step: int = 0,
+                  flip: bool = True, **augmentation: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield (step, images, labels), shuffled and augmented, from `first_step` on; images uint8 as x, [N, 3, H, W].
 
     Every epoch's order and every step's crops come from generators of their own, so that starting in the middle gives
     exactly the batches that an uninterrupted epoch would have given. flip: mirror half of the images in even epochs and
@@ -136,7 +155,8 @@ def train_batches(x, y, batch_size, seed, epoch, first_step=0, flip=True, **augm
         yield step, batch, y[pick]
 
 
-def augment(x, rng, mirrored=None, pad=4, cutout=0, fill=(0, 0, 0)):
+def augment(x: torch.Tensor, rng: torch.Generator, mirrored: torch.Tensor | None = None, pad: int = 4, cutout: int = 0,
+            fill: Sequence[int] = (0, 0, 0)) -> torch.Tensor:
     """Randomly shift, mirror and partly cover each image of a batch x, uint8 [N, 3, H, W], on its own device.
 
     mirrored: bool [N], the images to mirror; None for none. pad: pixels of black border, from which an H x W window is
@@ -165,14 +185,34 @@ def augment(x, rng, mirrored=None, pad=4, cutout=0, fill=(0, 0, 0)):
     return x
 
 
-def normalize(x, mean, std):
+def normalize(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 [N, 3, H, W] to float32 with mean 0 and deviation 1 per channel, in channels_last memory format."""
     mean = 255 * torch.tensor(mean, device=x.device)[:, None, None]
     std = 255 * torch.tensor(std, device=x.device)[:, None, None]
     return x.to(memory_format=torch.channels_last).float().sub_(mean).div_(std)
 
 
-def pixel_stats(x):
+class Batches:
+    """Images as a network takes them: batches of `normalize`d ones on the images' device, any number of times over.
+
+    Args: images, uint8 [N, 3, H, W]; mean, std, per channel, of full scale 1.0; batch_size, images in all batches but a
+        smaller last one.
+    Attributes: count, N. `len()` is the number of batches.
+    """
+
+    def __init__(self, images: torch.Tensor, mean: Sequence[float], std: Sequence[float], batch_size: int):
+        self.images, self.mean, self.std, self.batch_size = images, mean, std, batch_size
+        self.count = len(images)
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for start in range(0, self.count, self.batch_size):
+            yield normalize(self.images[start : start + self.batch_size], self.mean, self.std)
+
+
+def pixel_stats(x: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of uint8 images [N, 3, H, W], exact, as fractions of full scale."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
@@ -188,8 +228,8 @@ def pixel_stats(x):
 # The data sets
 
 
-def _digits():
-    from sklearn.datasets import load_digits  # takes a second to import and only this data set needs it
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
 
     grey, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(grey).float().reshape(-1, 1, 8, 8) * (255 / 16)  # 17 grey levels
@@ -202,7 +242,7 @@ def _digits():
     return Dataset("digits", x[train], y[train], x[test], y[test], names, mean, std, flip=False)
 
 
-def _cifar(name, data_path):
+def _cifar(name: str, data_path: str | Path) -> Dataset:
     from torchvision import datasets as torchvision_datasets
 
     kind, archive, folder = {
@@ -223,7 +263,7 @@ def _cifar(name, data_path):
     return Dataset(name, *tensors(train), *tensors(test), tuple(train.classes), *CIFAR_STATS[name])
 
 
-def _imagefolder(root, log):
+def _imagefolder(root: Path, log: Callable[[str], object]) -> Dataset:
     folders = _folders(root)
     if folders[1].name == "test" and (root / "val").is_dir():
         log(f"{root / 'val'} is not used: test/ is the test set, and --val_split takes validation images from train/")
@@ -232,23 +272,22 @@ def _imagefolder(root, log):
         odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:6])
         raise UserError(f"--data_path {root}: classes not in both train/ and {folders[1].name}/: {odd}")
 
-    files, labels, fingerprint = ([], []), ([], []), hashlib.sha256(f"{SIZE}x{SIZE} RGB, 1".encode())
-    for split, folder in enumerate(folders):
-        for label, name in enumerate(classes):
-            found = _image_files(folder / name)
-            if not found:
-                raise UserError(f"--data_path {root}: no images in {folder / name}")
-            for path, status in found:
-                fingerprint.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-                files[split].append(path)
-                labels[split].append(label)
+    files, labels, fingerprint = [], [], hashlib.sha256(f"{SIZE}x{SIZE} RGB, 1".encode())
+    for folder in folders:
+        found = _labelled_files(folder, classes)
+        empty = set(range(len(classes))) - {label for _, label in found}
+        if empty:
+            raise UserError(f"--data_path {root}: no images in {folder / classes[min(empty)]}")
+        for path, _ in found:
+            fingerprint.update(os.fsencode(f"{path.relative_to(root)}\0{_size_and_time(path)}\n"))
+        files.append([path for path, _ in found])
+        labels.append(torch.tensor([label for _, label in found]))
 
     train_x, test_x = _cached_images(root, fingerprint.hexdigest(), files, log)
-    train_y, test_y = map(torch.tensor, labels)
-    return Dataset("imagefolder", train_x, train_y, test_x, test_y, tuple(classes), *pixel_stats(train_x))
+    return Dataset("imagefolder", train_x, labels[0], test_x, labels[1], tuple(classes), *pixel_stats(train_x))
 
 
-def _folders(root):
+def _folders(root: Path) -> tuple[Path, Path]:
     """The folders with the training and with the test images."""
     test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if not (root / "train").is_dir() or test is None:
@@ -256,31 +295,44 @@ def _folders(root):
     return root / "train", test
 
 
-def _class_names(folder):
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _class_names(folder: Path) -> list[str]:
+    """The names of the class folders, sorted; a label is an index into them."""
+    from torchvision.datasets.folder import find_classes
+
+    try:
+        names = [name for name in find_classes(folder)[0] if not name.startswith(".")]
+    except FileNotFoundError:  # what torchvision raises where there is none
+        names = []
     if len(names) < 2:
         raise UserError(f"{folder}: needs at least two class folders, found {len(names)}")
     return names
 
 
-def _image_files(folder):
-    """(path, stat) of the images below `folder`, in a fixed order."""
-    found = []
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                path = Path(parent, name)
-                try:
-                    found.append((path, path.stat()))
-                except OSError as error:
-                    raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    return sorted(found, key=lambda item: item[0])
+def _labelled_files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """(path, label) of all images below the class folders in `folder`, in the order of their paths."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
+
+    def is_image(path: str) -> bool:
+        return has_file_allowed_extension(path, (*IMG_EXTENSIONS, ".gif")) and not os.path.basename(path).startswith(".")
+
+    labels = {name: label for label, name in enumerate(classes)}
+    found = make_dataset(folder, labels, is_valid_file=is_image, allow_empty=True)
+    return sorted((Path(path), label) for path, label in found)
 
 
-def _cached_images(root, fingerprint, splits, log):
+def _size_and_time(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    return f"{status.st_size}\0{status.st_mtime_ns}"
+
+
+def _cached_images(root: Path, fingerprint: str, splits: list[list[Path]],
+                   log: Callable[[str], object]) -> list[torch.Tensor]:
     """The decoded images of each split, from a cache file that carries this fingerprint or from the image files."""
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     places = [root / f".images_{SIZE}x{SIZE}.pt", user_cache / "vgg-quant" / f"{key}.pt"]
     for place in filter(Path.exists, places):
         try:
@@ -295,17 +347,18 @@ def _cached_images(root, fingerprint, splits, log):
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(place, lambda file: torch.save({"fingerprint": fingerprint, "images": images}, file))
+            write_torch_file(place, {"fingerprint": fingerprint, "images": images})
             log(f"decoded images kept in {place}")
             break
-        except (OSError, RuntimeError):  # not writable, or the disk is full
+        except (OSError, UserError):  # not writable, or the disk is full
             continue
     else:
         log(f"decoded images not kept: neither {places[0].parent} nor {places[1].parent} can be written")
     return images
 
 
-def _decode_all(files):
+def _decode_all(files: list[Path]) -> torch.Tensor:
+    """The images as uint8 [N, 3, 32, 32]."""
     out = torch.empty(len(files), 3, SIZE, SIZE, dtype=torch.uint8)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # PIL decodes outside the interpreter lock
         decoded = tqdm(pool.map(_decode, files), total=len(files), desc="decoding images", unit="img", disable=None)
@@ -314,7 +367,7 @@ def _decode_all(files):
     return out
 
 
-def _decode(path):
+def _decode(path: Path) -> torch.Tensor:
     """One image as uint8 [3, 32, 32]; others are scaled so that the centre square fills it."""
     try:
         with Image.open(path) as image:

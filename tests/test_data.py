@@ -1,5 +1,6 @@
 """Data sets, splits and augmentation, against arithmetic written again here in NumPy."""
 
+import hashlib
 import os
 import urllib.error
 
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 
 from experiment import data as datasets
-from utils import UserError, generator
+from experiment.cli import UserError
+from experiment.data import Batches, generator
 
 
 def noise(n, size=32, seed=0):
@@ -95,6 +97,19 @@ def test_normalize_and_pixel_stats():
     expected = (exact - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-5)
     assert datasets.pixel_stats(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))[1] == (1 / 255,) * 3  # never 0
+
+
+def test_batches_are_normalised_and_come_any_number_of_times():
+    x, stats = noise(7), ((0.4, 0.1, 0.2), (0.3, 0.2, 0.1))
+    batches = Batches(x, *stats, 3)
+    assert len(batches) == 3 and batches.count == 7
+    for _ in range(2):
+        found = list(batches)
+        assert [len(batch) for batch in found] == [3, 3, 1]
+        assert torch.equal(torch.cat(found), datasets.normalize(x, *stats))
+        assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in found)
+    assert len(Batches(x[:6], *stats, 3)) == 2 and len(list(Batches(x, *stats, 100))) == len(Batches(x, *stats, 100)) == 1
+    assert len(Batches(x[:0], *stats, 3)) == 0 and list(Batches(x[:0], *stats, 3)) == []
 
 
 # -- batches and splits
@@ -211,6 +226,68 @@ def test_imagefolder_notices_changed_added_and_removed_files(tree):
     assert len(datasets.load("imagefolder", tree).train_x) == 7
     (tree / "test" / "cat" / "0.png").rename(tree / "test" / "dog" / "7.png")
     assert datasets.load("imagefolder", tree).test_y.tolist() == [0, 1, 1, 1]
+
+
+def test_images_lie_in_the_order_of_their_paths(tree):
+    """A run that was begun before goes on with the same images, and finds its cache."""
+    cat = tree / "train" / "cat"
+    for i, name in enumerate(("2a/z.png", "10.png", "2a/b/a.JPG", "2.GIF", ".hidden.png", "notes.txt", "1.PNG.bak")):
+        (cat / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(cat / name, format="PNG")
+    (tree / "train" / ".ipynb_checkpoints").mkdir()
+    (tree / "train" / "README.txt").touch()
+    expected = [f"train/cat/{name}" for name in ("0.png", "1.png", "10.png", "2.GIF", "2.png", "2a/b/a.JPG", "2a/z.png")]
+    expected += [f"train/dog/{i}.png" for i in range(3)] + [f"test/{name}/{i}.png" for name in ("cat", "dog") for i in range(2)]
+
+    data = datasets.load("imagefolder", tree)
+    assert data.train_y.tolist() == [0] * 7 + [1] * 3
+    assert [data.train_x[i].unique().tolist() for i in (2, 3, 5, 6)] == [[1], [3], [2], [0]]
+    fingerprint = hashlib.sha256(b"32x32 RGB, 1")
+    for name in expected:
+        status = (tree / name).stat()
+        fingerprint.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    cache = torch.load(tree / ".images_32x32.pt", weights_only=True)
+    assert cache["fingerprint"] == fingerprint.hexdigest()
+
+
+def test_names_that_are_no_text(tree, tmp_path):
+    """As all names of other letters are where the locale is ASCII."""
+    (tree / "train" / "cat" / "0.png").rename(tree / "train" / "cat" / "\udcff.png")
+    odd = tmp_path / "\udcfe"
+    tree.rename(odd)
+    (odd / ".images_32x32.pt").mkdir()  # the cache lies in the other place, whose name is made of the folder's
+    assert torch.equal(datasets.load("imagefolder", odd).train_x[2], noise(1, seed="train00")[0])
+
+
+def test_ctrl_c_while_the_cache_is_written_stops(tree, monkeypatch):
+    def interrupted(content, file):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch.save ends then
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        datasets.load("imagefolder", tree)
+
+
+def test_classes_are_at_least_two(tree):
+    for split in ("train", "test"):
+        (tree / split / "dog").rename(tree / split / ".dog")
+    with pytest.raises(UserError, match=f"{tree}/train: needs at least two class folders, found 1"):
+        datasets.load("imagefolder", tree)
+    for split in ("train", "test"):
+        (tree / split / "cat").rename(tree / split / ".cat")
+    with pytest.raises(UserError, match="found 0"):
+        datasets.num_classes("imagefolder", tree)
+
+
+def test_images_of_other_classes_are_refused(tree):
+    data = datasets.load("imagefolder", tree)
+    datasets.check_classes(data, {"classes": ["cat", "dog"]}, "net.pt")
+    with pytest.raises(UserError, match="net.pt was trained on other classes: the images have dog instead of eel; labels count "
+                                        "the sorted names: name the folders as in the training$"):
+        datasets.check_classes(data, {"classes": ["cat", "eel"]}, "net.pt")
 
 
 def test_files_that_cannot_be_read_are_named(tree):

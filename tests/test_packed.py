@@ -8,11 +8,12 @@ import torch
 
 import models
 import train
-import utils
+from experiment.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
+from experiment.cli import UserError
+from experiment.packed import pack, unpack
 from models import vgg
 from models.quant import Qconv2dDoreFa
 from models.quant.quantizers import WEIGHT_QUANTIZERS
-from experiment.packed import pack, unpack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ([6, 10, "M", 7, "M", 9, "M"], 11)  # odd numbers: the last byte of a layer is not full
@@ -31,7 +32,7 @@ def checkpoint(wbit=4, wq="dorefa", seed=0):
     net(torch.randn(8, 3, 32, 32))  # statistics, and SAWB's levels
     config = {"model": "vgg7_quant", "wbit": wbit, "abit": 4, "wq": wq, "dataset": "digits", "data_path": "./data",
               "quantize_image": False}
-    return {"format": utils.CHECKPOINT_FORMAT, "state_dict": net.state_dict(), "config": config, "epoch": 3,
+    return {"format": CHECKPOINT_FORMAT, "state_dict": net.state_dict(), "config": config, "epoch": 3,
             "data": {"mean": [0.5] * 3, "std": [0.2] * 3, "classes": list("0123456789"), "train_images": 9}}
 
 
@@ -56,7 +57,7 @@ CASES = [(wbit, "dorefa") for wbit in range(1, 9)] + [(wbit, "sawb") for wbit in
 def test_codes_are_identical_after_a_round_trip_through_a_file(wbit, wq, tmp_path):
     before = checkpoint(wbit, wq)
     torch.save(pack(before), tmp_path / "small.pt")
-    after = utils.load_checkpoint(tmp_path / "small.pt")
+    after = load_checkpoint(tmp_path / "small.pt")
     assert {name: after[name] for name in before if name != "state_dict"} == {
         name: before[name] for name in before if name != "state_dict"}
     expected, found = codes(wbit, wq, before["state_dict"]), codes(wbit, wq, after["state_dict"])
@@ -140,8 +141,8 @@ def test_damaged_files_are_refused_in_one_line(damage, tmp_path):
     small = pack(checkpoint())
     damage(small)
     torch.save(small, tmp_path / "small.pt")
-    with pytest.raises(utils.UserError, match="small.pt: its weight codes cannot be unpacked"):
-        utils.load_checkpoint(tmp_path / "small.pt")
+    with pytest.raises(UserError, match="small.pt: its weight codes cannot be unpacked"):
+        load_checkpoint(tmp_path / "small.pt")
 
 
 def test_export_writes_the_network_and_what_is_known_of_it(tmp_path, monkeypatch, capsys):
@@ -160,7 +161,7 @@ def test_export_writes_the_network_and_what_is_known_of_it(tmp_path, monkeypatch
 
     train.main(["--evaluate", "--resume", "small/net.pt", "--ngpu", "0"])  # the small file is as good as the large one
     assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out
-    small, large = utils.load_checkpoint("small/net.pt"), utils.load_checkpoint("run/model_best.pth.tar")
+    small, large = load_checkpoint("small/net.pt"), load_checkpoint("run/model_best.pth.tar")
     for key, expected in codes(4, "dorefa", large["state_dict"]).items():
         assert torch.equal(codes(4, "dorefa", small["state_dict"])[key], expected)
 
@@ -182,7 +183,7 @@ def test_the_network_in_the_box_is_whole():
     """What packing its unpacked weights gives is the file again, bit for bit, and the .json beside it speaks of it."""
     path = Path(__file__).resolve().parent.parent / "pretrained" / "vgg7_w4a4_cifar10.pt"
     assert path.stat().st_size < 8e6
-    stored, again = torch.load(path, weights_only=True), pack(utils.load_checkpoint(path))
+    stored, again = torch.load(path, weights_only=True), pack(load_checkpoint(path))
     assert [entry["shape"] for entry in stored["codes"].values()] == [
         [128, 3, 3, 3], [128, 128, 3, 3], [256, 128, 3, 3], [256, 256, 3, 3], [512, 256, 3, 3], [512, 512, 3, 3], [1024, 8192],
         [10, 1024]]
@@ -219,7 +220,7 @@ def test_export_of_a_network_of_the_original_code(tmp_path, monkeypatch):
     state = checkpoint(3)["state_dict"]
     torch.save({"state_dict": state}, "old.pth")
     assert train.main(["--evaluate", "--resume", "old.pth", "--wbit", "3", "--export", "new.pt", "--ngpu", "0"]) == 0
-    small = utils.load_checkpoint("new.pt")
+    small = load_checkpoint("new.pt")
     assert small["config"] == {"model": "vgg7_quant", "wbit": 3, "abit": 4, "wq": "dorefa", "quantize_image": False,
                                "dataset": "digits"}
     for key, expected in codes(3, "dorefa", state).items():
