@@ -103,7 +103,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checkpoint in `path`, tensors on the CPU. It has at least "state_dict" and "config" (empty if unknown).
 
     Reads the files of this project ("format" is CHECKPOINT_FORMAT), packed ones too (see packed.py), those of the original
-    public code ({"state_dict": ...}) and bare state dicts.
+    public code ({"state_dict": ...}) and bare state dicts. What the files of this project hold beside the weights ("data",
+    "commands", ...) has the right types, and is there for no other file; "exported" is True for packed ones.
 
     Raises: UserError for everything else, and for numbers that no network has, such as a clipping level below 0.
     """
@@ -121,8 +122,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{path}: its weight codes cannot be unpacked ({one_line(error)[:120]})") from error
     _check_numbers(path, checkpoint["state_dict"])
-    if checkpoint.get("format") == CHECKPOINT_FORMAT:
-        _check_facts(path, checkpoint)
+    if checkpoint.get("format") != CHECKPOINT_FORMAT:  # other code means other things by these names
+        return {name: value for name, value in checkpoint.items() if name not in _FACTS}
+    _check_facts(path, checkpoint)
     return checkpoint
 
 
@@ -178,11 +180,19 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-# Facts beside the weights, which a file of this project may lack as a whole.
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+# Facts beside the weights; each may be missing.
 _FACTS = {
-    "data": ("a dict", lambda value: isinstance(value, dict)), "epoch": ("a whole number from 0 up", _is_count),
-    "commands": ("a list of texts", _list_of(_is_text)), "seconds": ("a number", _is_number),
-    "machine": ("a dict", lambda value: isinstance(value, dict)),
+    "data": ("a dict", _is_dict), "epoch": ("a whole number from 0 up", _is_count),
+    "best_acc": ("a number or None", _is_number_or_none), "test_acc": ("a number or None", _is_number_or_none),
+    "commands": ("a list of texts", _list_of(_is_text)), "seconds": ("a number", _is_number), "machine": ("a dict", _is_dict),
 }
 _DATA_FACTS = {
     "classes": ("a list of names", _list_of(_is_text)), "mean": ("three numbers", _list_of(_is_number, 3)),

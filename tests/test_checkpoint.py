@@ -10,13 +10,13 @@ import zipfile
 import pytest
 import torch
 
-from experiment import checkpoint as checkpoints
-from experiment.checkpoint import load_checkpoint, load_weights, read_torch_file, save_checkpoint, write_torch_file
+from experiment.checkpoint import (
+    CHECKPOINT_FORMAT, load_checkpoint, load_weights, read_torch_file, save_checkpoint, write_torch_file)
 from experiment.cli import UserError
 from experiment.packed import pack
 
 FACTS = {"data": {"classes": ["cat", "dog"], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "train_images": 7}, "epoch": 3,
-         "commands": ["python train.py"], "seconds": 1.5, "machine": {"torch": "2"}}
+         "commands": ["python train.py"], "seconds": 1.5, "machine": {"torch": "2"}, "best_acc": 90.5, "test_acc": None}
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def refused(path):
 
 def test_round_trip(path):
     checkpoint = load_checkpoint(path)
-    assert checkpoint["format"] == checkpoints.CHECKPOINT_FORMAT and checkpoint["config"] == {"lr": 0.1, "names": ["a"]}
+    assert checkpoint["format"] == CHECKPOINT_FORMAT and checkpoint["config"] == {"lr": 0.1, "names": ["a"]}
     assert torch.equal(checkpoint["state_dict"]["w"], torch.arange(5000.0))
     assert {name: checkpoint[name] for name in FACTS} == FACTS
 
@@ -156,9 +156,10 @@ def test_numbers_that_no_network_has_are_refused(key, value, text, prefix, tmp_p
 
 
 @pytest.mark.parametrize("key, value", [
-    ("running_var", torch.zeros(2)), ("weight_quant.clip", torch.zeros(())), ("adc_delta", torch.zeros(0, dtype=torch.float64)),
-    ("adc_q_min", torch.tensor([0, -7])), ("adc_gain", torch.tensor([-1.0])), ("weight", torch.zeros(2, 2).bfloat16().T),
-    ("num_batches_tracked", torch.tensor(9)), ("weight", torch.ones(3).to(torch.float8_e4m3fn)),
+    ("running_var", torch.zeros(2)), ("weight_quant.clip", torch.zeros(())), ("num_batches_tracked", torch.tensor(9)),
+    ("adc_delta", torch.zeros(0, dtype=torch.float64)), ("adc_q_min", torch.tensor([0, -7])),
+    ("adc_gain", torch.tensor([-1.0])), ("weight", torch.zeros(2, 2).bfloat16().T),
+    ("weight", torch.ones(3).to(torch.float8_e4m3fn)),
 ])
 def test_numbers_at_the_edge_of_what_networks_have_are_read(key, value, tmp_path):
     torch.save({key: value}, tmp_path / "c.pt")
@@ -201,21 +202,24 @@ def of_data(**values):
     (lambda facts: facts.update(commands="python"), "its 'commands' is not a list of texts"),
     (lambda facts: facts.update(seconds="long"), "its 'seconds' is not a number"),
     (lambda facts: facts.update(machine=None), "its 'machine' is not a dict"),
+    (lambda facts: facts.update(best_acc="90"), "its 'best_acc' is not a number or None"),
+    (lambda facts: facts.update(test_acc=float("inf")), "its 'test_acc' is not a number or None"),
 ])
 @pytest.mark.parametrize("small", [False, True])
 def test_facts_of_other_types_are_refused(damage, text, small, tmp_path):
     facts = copy.deepcopy(FACTS)
     damage(facts)
-    content = {"format": checkpoints.CHECKPOINT_FORMAT, "state_dict": {"a.weight": torch.eye(2)}, "config": {"wbit": 4}, **facts}
+    content = {"format": CHECKPOINT_FORMAT, "state_dict": {"a.weight": torch.eye(2)}, "config": {"wbit": 4}, **facts}
     torch.save(pack(content) if small else content, tmp_path / "c.pt")
     assert refused(tmp_path / "c.pt") == text
 
 
-def test_facts_may_be_missing_and_those_of_other_code_are_its_own(tmp_path):
+def test_facts_may_be_missing_and_those_of_other_code_are_left_out(tmp_path):
     save_checkpoint(tmp_path / "c.pt", {"state_dict": {}})
     assert set(load_checkpoint(tmp_path / "c.pt")) == {"format", "state_dict", "config"}
-    torch.save({"state_dict": {}, "epoch": "abc", "data": 7}, tmp_path / "c.pt")
-    assert load_checkpoint(tmp_path / "c.pt")["data"] == 7
+    for other in ({}, {"format": "other-1"}, {"format": [1]}):
+        torch.save({"state_dict": {}, "epoch": "abc", "data": 7, "commands": 1, "optimizer": {}} | other, tmp_path / "c.pt")
+        assert set(load_checkpoint(tmp_path / "c.pt")) == {"state_dict", "config", "optimizer", *other}
 
 
 # -- writing
@@ -279,7 +283,8 @@ def test_a_folder_that_is_not_there(tmp_path):
 def test_load_weights_names_what_does_not_fit():
     net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(4), "1.weight": torch.zeros(1, 3), "2.weight": torch.zeros(1)}
+    state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(4), "1.weight": torch.zeros(1, 3),
+             "2.weight": torch.zeros(1)}
     with pytest.raises(UserError) as error:
         load_weights(net, state, source="some.pth")
     for words in ("some.pth", "missing: 1.bias", "unexpected: 2.weight", "0.bias [4] instead of [3]"):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def program(body, **options):
     """A process that runs `body`, the body of a main(), by run_main."""
-    lines = ["import errno, os, sys", "from experiment import cli", "def main():", *("    " + line for line in body.splitlines()),
+    lines = ["import sys", "from experiment import cli", "def main():", *("    " + line for line in body.splitlines()),
              "cli.run_main(main)"]
     return subprocess.Popen([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             **options)
@@ -31,7 +31,7 @@ def program(body, **options):
 
 @pytest.mark.parametrize("error, code, text", [
     (UserError("no such\n network"), 2, "error: no such network\n"),
-    (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 2, "error: [Errno 2] No such file or directory: 'x'\n"),
+    (FileNotFoundError(errno.ENOENT, "No such file", "x"), 2, "error: [Errno 2] No such file: 'x'\n"),
     (OSError(errno.ENOSPC, "No space left on device", "some/file"), 2, "error: the disk is full: cannot write some/file\n"),
     (OSError(errno.ENOSPC, "No space left on device"), 2, "error: the disk is full\n"),
     (UserError(), 2, "error: UserError\n"),
@@ -41,15 +41,15 @@ def test_errors_are_one_line_and_an_exit_code(error, code, text, capsys):
     def main():
         raise error
 
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as raised:
         cli.run_main(main)
-    assert exit.value.code == code and capsys.readouterr() == ("", text)
+    assert raised.value.code == code and capsys.readouterr() == ("", text)
 
 
 def test_the_exit_code_is_that_of_main():
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as raised:
         cli.run_main(lambda: 7)
-    assert exit.value.code == 7
+    assert raised.value.code == 7
 
 
 def test_a_mistake_in_the_program_keeps_its_traceback():
@@ -81,7 +81,7 @@ return 5
 
 @pytest.mark.parametrize("gone", [{"stdout"}, {"stderr"}, {"stdout", "stderr"}])
 def test_a_console_that_is_closed_ends_nothing(gone, tmp_path):
-    """`eval.py | head -1`, `2>&1 | head -1`: the log goes on, the exit code is what it would have been, nothing else is said."""
+    """`eval.py | head -1`, `2>&1 | head -1`: the log goes on, the exit code is as it would have been, and nothing is said."""
     process = program(LOGGED.replace("run.log", str(tmp_path / "run.log")), stdin=subprocess.PIPE)
     assert process.stdout.readline() == b"line 0\n"
     for name in gone:
@@ -130,7 +130,7 @@ def test_help_into_a_closed_console_is_no_error():
     {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
 def test_letters_that_the_console_lacks(environment, tmp_path):
     """The console shows their code, the log file the letters. Bytes of a file's name that are no text are no error either."""
-    body = f"log = cli.get_logger({str(tmp_path / 'run.log')!r})\nlog.info(chr(0xfc) + ' caf' + chr(0xe9) + chr(0xdcff))\nreturn 0"
+    body = f"log = cli.get_logger({str(tmp_path / 'run.log')!r})\nlog.info(chr(0xfc) + ' caf' + chr(0xe9) + chr(0xdcff))"
     process = program(body, env=os.environ | {"PYTHONUTF8": "0"} | environment)
     assert process.communicate(timeout=60) == (b"\\xfc caf\\xe9\\udcff\n", b"") and process.returncode == 0
     assert (tmp_path / "run.log").read_text(encoding="utf-8").endswith("  ü café\\udcff\n")

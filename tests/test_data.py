@@ -237,7 +237,8 @@ def test_images_lie_in_the_order_of_their_paths(tree):
     (tree / "train" / ".ipynb_checkpoints").mkdir()
     (tree / "train" / "README.txt").touch()
     expected = [f"train/cat/{name}" for name in ("0.png", "1.png", "10.png", "2.GIF", "2.png", "2a/b/a.JPG", "2a/z.png")]
-    expected += [f"train/dog/{i}.png" for i in range(3)] + [f"test/{name}/{i}.png" for name in ("cat", "dog") for i in range(2)]
+    expected += [f"train/dog/{i}.png" for i in range(3)]
+    expected += [f"test/{name}/{i}.png" for name in ("cat", "dog") for i in range(2)]
 
     data = datasets.load("imagefolder", tree)
     assert data.train_y.tolist() == [0] * 7 + [1] * 3
@@ -285,9 +286,10 @@ def test_classes_are_at_least_two(tree):
 def test_images_of_other_classes_are_refused(tree):
     data = datasets.load("imagefolder", tree)
     datasets.check_classes(data, {"classes": ["cat", "dog"]}, "net.pt")
-    with pytest.raises(UserError, match="net.pt was trained on other classes: the images have dog instead of eel; labels count "
-                                        "the sorted names: name the folders as in the training$"):
+    with pytest.raises(UserError) as error:
         datasets.check_classes(data, {"classes": ["cat", "eel"]}, "net.pt")
+    assert str(error.value) == ("net.pt was trained on other classes: the images have dog instead of eel; labels count the "
+                                "sorted names: name the folders as in the training")
 
 
 def test_files_that_cannot_be_read_are_named(tree):
