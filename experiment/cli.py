@@ -33,8 +33,8 @@ def one_line(error: BaseException) -> str:
 
 
 def run_main(main: Callable[[], int]) -> NoReturn:
-    """Run `main()` and exit with what it returns; with 2 and one line on stderr for a UserError or a file that cannot be read
-    or written; with 130 for Ctrl-C.
+    """Run `main()` and exit with what it returns; with 2 and one line on stderr for a UserError or a file that cannot be read,
+    written or named; with 130 for Ctrl-C.
 
     A console that goes away, as in `eval.py | head -1`, ends nothing: what is printed from then on is lost.
     """
@@ -44,6 +44,11 @@ def run_main(main: Callable[[], int]) -> NoReturn:
             print(end="", flush=True)  # here, where it can still be told that a full disk took not all of it
         except (UserError, OSError) as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
+            code = 2
+        except UnicodeEncodeError as error:  # Python keeps the bytes of a name that is no text to it as "surrogates"
+            if error.reason != "surrogates not allowed":
+                raise
+            print("error: the name of a file has letters that the locale lacks; set PYTHONUTF8=1", file=sys.stderr)
             code = 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -55,6 +55,16 @@ def test_the_exit_code_is_that_of_main():
 def test_a_mistake_in_the_program_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         cli.run_main(lambda: 1 // 0)
+    with pytest.raises(UnicodeEncodeError):
+        cli.run_main(lambda: "\xfc".encode("ascii"))
+
+
+def test_names_that_a_library_cannot_pass_on_are_one_line(capsys):
+    """TensorBoard encodes them as UTF-8."""
+    with pytest.raises(SystemExit) as raised:
+        cli.run_main(lambda: "save/\udcc3\udcbc".encode())
+    assert raised.value.code == 2 and capsys.readouterr().err == (
+        "error: the name of a file has letters that the locale lacks; set PYTHONUTF8=1\n")
 
 
 def test_folders_that_cannot_be_written(tmp_path):
