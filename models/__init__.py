@@ -1,29 +1,52 @@
-"""The registry: `model_cfg = getattr(models, name)`, then `model_cfg.base(*model_cfg.args, **model_cfg.kwargs)`.
+"""The networks: `models.create("vgg7_quant", num_classes=10, wbit=4, abit=4, alpha_init=10.0)` builds one.
 
-`model_cfg.kwargs.update({"num_classes": 10, "wbit": 4, "abit": 4, "alpha_init": 10.0})` sets the network's options; the
-`_eval` configurations also take `spec=CrossbarSpec(...)` and `map="conv"|"all"`.
+Names ending in `_eval` are networks on crossbars, which also take `spec=CrossbarSpec(...)` and `crossbar_layers="all"|"conv"`.
+The older way holds too: `model_cfg = getattr(models, name)`, `model_cfg.kwargs.update({...})`, then
+`model_cfg.base(*model_cfg.args, **model_cfg.kwargs)`; each `getattr` gives a configuration of its own.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
 
 from .vgg import CONFIGS, VGG, crossbar_vgg
 
+_BUILDERS = {f"{name}_quant": (VGG, name) for name in CONFIGS}
+_BUILDERS |= {f"{name}_quant_eval": (crossbar_vgg, name) for name in CONFIGS}
+
 
 class ModelConfig:
-    """How to build one network: `base(*args, **kwargs)`."""
+    """How to build one network: `base(*args, **kwargs)`. `args` and `kwargs` may be changed; nobody else sees it."""
 
-    def __init__(self, base, *args, **kwargs):
+    def __init__(self, base: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> None:
         self.base, self.args, self.kwargs = base, list(args), kwargs
 
 
-_REGISTRY = {f"{name}_quant": ModelConfig(VGG, name) for name in CONFIGS}
-_REGISTRY |= {f"{name}_quant_eval": ModelConfig(crossbar_vgg, name) for name in CONFIGS}
+def names() -> list[str]:
+    """Names of all networks."""
+    return sorted(_BUILDERS)
 
 
-def names():
-    """Names of all registered networks."""
-    return sorted(_REGISTRY)
+def create(name: str, **options: Any) -> nn.Module:
+    """A new network with weights drawn at random.
+
+    Args: name, one of `names()`; options, those of `vgg.VGG`.
+    Raises: ValueError for an unknown name or option, or a value that is not allowed.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(_unknown(name))
+    base, config = _BUILDERS[name]
+    return base(config, **options)
 
 
-def __getattr__(name):
-    if name in _REGISTRY:
-        return _REGISTRY[name]
-    raise AttributeError(f"no network is named {name!r}; known are {', '.join(names())}")
+def __getattr__(name: str) -> ModelConfig:
+    if name in _BUILDERS:
+        return ModelConfig(*_BUILDERS[name])
+    raise AttributeError(_unknown(name))
+
+
+def _unknown(name):
+    return f"no network is named {name!r}; known are {', '.join(names())}"

@@ -286,7 +286,7 @@ def test_calibration_counts_reads_without_any_adc():
 def test_calibration_leaves_everything_else_alone():
     model = network(CrossbarSpec(rows=32)).train()
     state = copy.deepcopy(model.state_dict())
-    calibrate(model, [images()])
+    calibrate(model, [images()], correct=None)
     assert model.training and all(module.training for module in model)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name]) or name.endswith(("adc_delta", "adc_q_min")), name
@@ -345,7 +345,7 @@ def test_corrected_channels_have_the_mean_and_deviation_without_adc(reference, c
     """In the corrected network itself, layer behind layer; and what is written into a file gives the same outputs."""
     spec, x = CrossbarSpec(cell_bits=cell_bits, adc_bits=2, rows=32, reference=reference), images(40, 5)
     model = network(spec).train()
-    calibrate(model, [x])
+    calibrate(model, [x], correct=None)
     raw = outputs(model, x)
     with without_adc(model):
         wanted = outputs(model, x)
@@ -380,7 +380,7 @@ def test_a_lossless_adc_needs_no_correction():
 def test_a_correction_counts_for_calibrated_ranges_alone():
     """Loaded into a layer without an ADC it changes nothing; ranges that come without one drop it."""
     model, x = network(CrossbarSpec(adc_bits=2, rows=32)), images(20)
-    calibrate(model, [x])
+    calibrate(model, [x], correct=None)
     with without_adc(model):
         wanted = outputs(model, x)
     plain = copy.deepcopy(model.state_dict())
@@ -388,8 +388,10 @@ def test_a_correction_counts_for_calibrated_ranges_alone():
     other = network(CrossbarSpec(adc_bits=2, rows=32, adc_range="ideal"))
     other.load_state_dict(model.state_dict())
     assert all(np.array_equal(y, wanted[name]) for name, y in outputs(other, x).items())
-    with pytest.raises(ValueError, match="belongs to calibrated ranges, not to adc_range 'ideal'"):
+    with pytest.raises(ValueError, match="no layer of this network has an ADC"):
         correct(other, x)
+    with pytest.raises(ValueError, match="belongs to calibrated ranges, not to adc_range 'full'"):
+        correct(network(CrossbarSpec(adc_bits=2, rows=32, adc_range="full")), x)
     model.load_state_dict({key: value for key, value in plain.items() if not key.endswith(("gain", "offset"))}, strict=False)
     assert all((layer.adc_gain == 1).all() and (layer.adc_offset == 0).all() for _, layer in crossbar_layers(model))
 
@@ -401,7 +403,7 @@ def test_gain_and_offset_of_a_layer_are_taken_behind_everything_else(engine, bia
     layer = QLinearDoreFa(40, 7, bias, spec=CrossbarSpec(adc_bits=3, rows=16), out_scale=0.3)
     conv = Qconv2dDoreFa(8, 6, 3, groups=2, bias=bias, spec=CrossbarSpec(adc_bits=3, rows=16))
     for module, x in ((layer, torch.rand(5, 40) * 10), (conv, torch.rand(2, 8, 5, 5) * 10)):
-        calibrate(module, [x])
+        calibrate(module, [x], correct=None)
         gain, offset = torch.rand(len(module.weight)) + 0.5, torch.randn(len(module.weight))
         with set_engine(engine), torch.no_grad():
             y = module(x)
@@ -411,6 +413,7 @@ def test_gain_and_offset_of_a_layer_are_taken_behind_everything_else(engine, bia
             assert torch.equal(module.double()(x.double()).float(), module.float()(x))
             assert module.half().adc_gain.dtype == torch.float32 and torch.equal(module.adc_gain, gain)
             assert torch.isfinite(module(x.half())).all()
+            module.float()
 
 
 def test_a_correction_that_makes_no_sense_is_refused():
@@ -449,14 +452,14 @@ def test_a_correction_is_made_anew_or_from_kept_moments_and_belongs_to_its_range
     with without_adc(model):
         assert all((layer.adc_gain == 1).all() for layer in layers)
     assert all(torch.equal(layer.adc_gain, gain) for layer, gain in zip(layers, first))
-    calibrate(model, [x])
+    calibrate(model, [x], correct=None)
     assert all((layer.adc_gain == 1).all() and (layer.adc_offset == 0).all() for layer in layers)
     with pytest.raises(ValueError, match=r"shape \[3\] is given for 20 channels"):
         layers[0].set_correction(torch.ones(3), torch.zeros(3))
 
 
 def test_unknown_rule_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'best'; known are minmax"):
+    with pytest.raises(ValueError, match="^rule is 'best'; allowed are minmax, percentile, mse$"):
         calibrate(network(CrossbarSpec()), [images()], rule="best")
 
 
@@ -590,7 +593,8 @@ def test_a_state_in_half_precision_leaves_the_steps_in_float64():
     x = 4 * torch.rand(2, 8, 6, 6)
     wanted = layer(x)
     state = layer.state_dict()
-    layer.load_state_dict({key: v.half() if key.startswith("adc") and v.is_floating_point() else v for key, v in state.items()})
+    layer.load_state_dict({key: value.half() if key.startswith("adc") and value.is_floating_point() else value
+                           for key, value in state.items()})
     assert layer.adc_delta.dtype == torch.float64 and torch.equal(layer(x), wanted)
 
 
@@ -653,9 +657,10 @@ def test_input_in_any_memory_format_and_type():
     x = torch.rand(2, 5, 6, 7).bfloat16()
     with torch.no_grad():
         wanted = layer(x.float())
-        assert torch.equal(layer(x), wanted) and wanted.dtype == torch.float32
+        assert wanted.dtype == torch.float32
         assert torch.equal(layer(x.float().contiguous(memory_format=torch.channels_last)), wanted)
-        assert torch.equal(layer(x.double()), wanted)
+        for dtype in (torch.bfloat16, torch.double):
+            assert layer(x.to(dtype)).dtype == dtype and torch.equal(layer(x.to(dtype)), wanted.to(dtype))
 
 
 def test_histogram_too_large_to_hold_is_refused():

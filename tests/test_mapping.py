@@ -1,7 +1,7 @@
 """Hardware settings and how rows are cut into arrays."""
 
 import itertools
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, field, fields, make_dataclass, replace
 
 import numpy as np
 import oracle
@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cases
 
-from models.quant import CrossbarSpec
+from models.quant import Calibration, CrossbarSpec
 from models.quant.mapping import MappedLayer, array_bounds
-from models.quant.spec import Geometry
+from models.quant.spec import Geometry, check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,6 +40,30 @@ def test_spec_is_frozen_and_checked_when_replaced():
         replace(replace(spec, cell_bits=4), w_bits=3)
     assert (spec.w_bits, spec.a_bits, spec.cell_bits, spec.adc_bits, spec.rows) == (4, 4, 1, 6, 128)
     assert (spec.mapping, spec.reference, spec.dac_bits, spec.adc_range) == ("tap", "analog", 1, "calibrated")
+
+
+@pytest.mark.parametrize("settings", [CrossbarSpec, Calibration])
+def test_every_field_says_what_it_is_and_what_it_may_be(settings):
+    """Flags are made of this: one line of help, and the words or the largest number that are allowed."""
+    for item in fields(settings):
+        assert item.metadata["help"].endswith(".") and "\n" not in item.metadata["help"], item.name
+        assert ("allowed" in item.metadata) != ("most" in item.metadata), item.name
+        if "allowed" in item.metadata:
+            assert item.default in item.metadata["allowed"]
+        else:
+            assert item.metadata["most"] in (8, 12, 1024, "w_bits", "a_bits")
+
+
+def test_settings_are_checked_by_the_metadata_of_their_fields():
+    """Not by a list of names kept elsewhere."""
+    kind = make_dataclass("Kind", [("size", int, field(default=1, metadata={"most": 3})),
+                                   ("part", int, field(default=1, metadata={"most": "size"})),
+                                   ("word", str, field(default="a", metadata={"allowed": ("a", "b")}))])
+    check(kind(3, 3, "b"))
+    for wrong, message in ((kind(4), "size is 4; allowed are whole numbers from 1 to 3$"), (kind(word="c"), "word is 'c'.*a, b$"),
+                           (kind(2, 3), r"part is 3; allowed are whole numbers from 1 to 2 \(size\)$")):
+        with pytest.raises(ValueError, match=message):
+            check(wrong)
 
 
 @pytest.mark.parametrize("bits, size, parts", [(4, 3, (3, 1)), (4, 1, (1, 1, 1, 1)), (4, 2, (2, 2)), (4, 4, (4,)),

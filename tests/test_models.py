@@ -72,7 +72,7 @@ def test_unknown_name_lists_the_known_ones(name):
 
 
 @pytest.mark.parametrize("kwargs, message", [
-    (dict(map="linear"), "map is 'linear'; allowed are conv, all"), (dict(wbit=9), "1 to 8"),
+    (dict(map="linear"), "crossbar_layers is 'linear'; allowed are all, conv"), (dict(wbit=9), "1 to 8"),
     (dict(spec=CrossbarSpec(w_bits=3), wbit=4), "the spec has 3-bit weights.*wbit=4"),
     (dict(spec=CrossbarSpec(a_bits=3), wbit=4), "3-bit activations.*abit=4"), (dict(wbit=32, abit=32), "1 to 8")])
 def test_wrong_options_of_inference_networks(kwargs, message):

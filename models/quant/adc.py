@@ -177,10 +177,10 @@ def _errors(reads, sign, delta, codes):
 
 
 RULES = {"minmax": minmax, "percentile": percentile, "mse": least_squares}
-PER = ("reference", "layer", "slice")
+PER = ("alike", "layer", "slice")
 
 
-def calibrated_ranges(histogram, layer, rule="mse", per="reference"):
+def calibrated_ranges(histogram, layer, rule="mse", per="alike"):
     """`(delta, q_min)` of each slice by a rule; see `range_groups` for `per`.
 
     Args: histogram, counts of the reads `[digits, slices, u]`, bin i holding `u = layer.u_span[0] + i`; layer, a

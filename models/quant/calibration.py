@@ -1,41 +1,104 @@
 """The ADC ranges of a whole network and their digital correction, chosen on training images."""
 
-import contextlib
-from dataclasses import replace
+from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from . import adc
-from .crossbar import ADC_BUFFERS, crossbar_layers
+from .crossbar import ADC_BUFFERS, CrossbarLayer, crossbar_layers
+from .spec import check, choice
+
+CORRECTION_IMAGES = 256  # more change nothing that can be measured
+LARGEST_GAIN = 2.0  # what an ADC makes of a channel that needs more is mostly noise
+BATCH = 64  # images that are counted at a time; counts do not depend on it
+OTHER_WORDS = {"per": {"reference": "alike"}, "correct": {None: "none"}}  # what users may say for a field's value
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How calibrated ranges and their correction follow from training images; see `calibrate`.
+
+    Attributes:
+        rule: "minmax", "percentile" or "mse", a key of `adc.RULES`.
+        per: "alike", "layer" or "slice", which slices share a range (`adc.range_groups`); "reference" is taken for "alike".
+        correct: "channel" or "none", whether outputs are corrected (`correct`); None is taken for "none".
+    Raises: ValueError for values outside these.
+    """
+
+    rule: str = choice(
+        "mse", tuple(adc.RULES), "how a calibrated range follows from the reads of training images; zero is always a code. "
+        "minmax: the smallest range that covers all. percentile: the smallest that covers the middle 99.9 % of those that are "
+        "not zero. mse: the one of least squared error, weighed by significance.")
+    per: str = choice(
+        "alike", adc.PER, "which slices of a layer share a calibrated range. alike: those whose reference column is filled "
+        "alike, all of them with DoReFa, all but the highest with SAWB and 1-bit cells. layer: all. slice: each has its own.")
+    correct: str = choice(
+        "channel", ("channel", "none"), "channel: each output channel is scaled and shifted digitally, so that its mean and "
+        "deviation on training images are those without ADC; batch norm takes both in. none: ranges alone, which lose more, "
+        "most of all with few bits.")
+
+    def __post_init__(self) -> None:
+        for name, words in OTHER_WORDS.items():
+            with contextlib.suppress(TypeError):  # what cannot be looked up is no word either, which `check` says
+                value = getattr(self, name)
+                object.__setattr__(self, name, words.get(value, value))
+        check(self)
+
+
+def converted_layers(model: nn.Module) -> list[tuple[str, CrossbarLayer]]:
+    """`[(name, layer), ...]` of the crossbar layers that have an ADC: all but those with adc_range "ideal".
+
+    Raises: ValueError if there is none.
+    """
+    layers = [(name, layer) for name, layer in crossbar_layers(model) if layer.spec.adc_range != "ideal"]
+    if not layers:
+        raise ValueError("no layer of this network has an ADC: it has no crossbar layers, or their adc_range is 'ideal'")
+    return layers
 
 
 @contextlib.contextmanager
-def without_adc(model, training=False):
-    """Within the block the crossbar layers of `model` have no ADC, and it is in evaluation or training mode; then everything
-    is as before."""
-    layers = crossbar_layers(model)
-    before = [(layer.spec, [getattr(layer, name) for name in ADC_BUFFERS]) for _, layer in layers]
-    was_training = model.training
+def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Within the block the network is in training or evaluation mode; then each module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
-        for _, layer in layers:
-            layer.set_spec(replace(layer.spec, adc_range="ideal"))
         yield
     finally:
-        for (_, layer), (spec, buffers) in zip(layers, before):
-            layer.set_spec(spec)
-            for name, buffer in zip(ADC_BUFFERS, buffers):
-                setattr(layer, name, buffer)
-        model.train(was_training)
+        for module, mode in modes:  # not `train`, which sets the modules below too
+            module.training = mode
 
 
-def collect_histograms(model, batches):
-    """Exact histograms of every crossbar layer's read values, the network running without ADC.
+@contextlib.contextmanager
+def without_adc(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Within the block the crossbar layers of `model` have no ADC, and it is in evaluation or training mode; then everything
+    is as before, the mode of each module too."""
+    before = [(layer, layer.spec, [getattr(layer, name) for name in ADC_BUFFERS]) for _, layer in crossbar_layers(model)]
+    with _in_mode(model, training):
+        try:
+            for layer, spec, _ in before:
+                layer.set_spec(replace(spec, adc_range="ideal"))
+            yield
+        finally:
+            for layer, spec, buffers in before:
+                layer.set_spec(spec)
+                for name, buffer in zip(ADC_BUFFERS, buffers):
+                    setattr(layer, name, buffer)
 
-    Args: batches, an iterable of inputs `[N, 3, H, W]` on the model's device.
-    Returns: `{layer name: int64 array [digits, slices, u]}`.
+
+def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor]) -> dict[str, np.ndarray]:
+    """Exact histograms of the read values of every layer that has an ADC, the network running without ADCs.
+
+    Args: images, inputs on the model's device: a tensor `[N, ...]` or an iterable of such batches.
+    Returns: `{layer name: int64 array [digits, slices, u]}`; bin i counts reads of `u = MappedLayer.u_span[0] + i`.
+    Raises: ValueError for no images, no layer with an ADC, or more possible values than can be counted.
     """
-    layers, counters, histograms = crossbar_layers(model), {}, {}
+    layers, counters, histograms = converted_layers(model), {}, {}
 
     def count(name):
         def hook(layer, inputs):
@@ -48,42 +111,47 @@ def collect_histograms(model, batches):
         stack.enter_context(without_adc(model))
         for name, layer in layers:
             stack.callback(layer.register_forward_pre_hook(count(name)).remove)
-        for batch in batches:
+        for batch in _batches(images):
             model(batch)
     if len(histograms) < len(layers):
         raise ValueError("no images to calibrate on")
     return histograms
 
 
-def calibrate(model, batches, rule="mse", per="reference", histograms=None):
-    """Choose and freeze the ADC ranges of every crossbar layer.
+def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: str = Calibration.rule,
+              per: str = Calibration.per, correct: str | None = Calibration.correct,
+              histograms: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Choose and freeze the ADC range of every layer that has one, then correct the outputs for what the ADCs do to them.
 
-    `correct` belongs behind it: ranges that clip, as those of least squared error do, shrink the outputs of every layer.
+    Layers with adc_range "ideal" are left as they are. Only ranges that are "calibrated" have a correction.
 
     Args:
-        batches: iterable of training inputs; None where `histograms` are given.
-        rule: a key of `adc.RULES`.
-        per: one of `adc.PER`, which slices share a range; see `adc.range_groups`.
+        images: training inputs on the model's device: a tensor `[N, ...]` or any iterable of batches. All of them choose
+            the ranges, the first `CORRECTION_IMAGES`, as one batch, the correction. None where `histograms` are given: there
+            is then no correction.
+        rule, per, correct: see `Calibration`; `correct=None` leaves the correction out.
         histograms: result of `collect_histograms` for the same weights, rows, mapping, cells and reference.
     Returns: the histograms.
+    Raises: ValueError for no images, no layer with an ADC, or an unknown rule.
     """
-    if rule not in adc.RULES:
-        raise ValueError(f"no calibration rule is named {rule!r}; known are {', '.join(adc.RULES)}")
-    if per not in adc.PER:
-        raise ValueError(f"ranges per {per!r} are not known; take {' or '.join(adc.PER)}")
+    chosen = Calibration(rule, per, correct)
+    layers, first = converted_layers(model), _First(CORRECTION_IMAGES)
     if histograms is None:
-        histograms = collect_histograms(model, batches)
-    for name, layer in crossbar_layers(model):
-        layer.set_ranges(adc.calibrated_ranges(histograms[name], layer.mapped("ideal"), rule, per))
+        histograms = collect_histograms(model, first.of(() if images is None else images))
+    elif images is not None and chosen.correct == "channel":
+        first.fill(images)
+    if missing := [name for name, _ in layers if name not in histograms]:
+        raise ValueError(f"the histograms have no reads of layer {', '.join(missing)}")
+    for name, layer in layers:
+        layer.set_ranges(adc.calibrated_ranges(histograms[name], layer.mapped("ideal"), chosen.rule, chosen.per))
+    if images is not None and chosen.correct == "channel":
+        _correct(model, [pair for pair in layers if pair[1].spec.adc_range == "calibrated"], first.batch(), None)
     return histograms
 
 
-CORRECTION_IMAGES = 256  # more change nothing that can be measured
-LARGEST_GAIN = 2.0  # what an ADC makes of a channel that needs more is mostly noise
-
-
 @torch.no_grad()
-def correct(model, images, wanted=None):
+def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
+            wanted: dict[str, tuple[Tensor, Tensor]] | None = None) -> dict[str, tuple[Tensor, Tensor]]:
     """Make up, digitally, for what the calibrated ADCs do to the mean and the size of each layer's outputs.
 
     An ADC that clips or rounds to zero makes all outputs of a channel smaller, and shifts them: errors that they share,
@@ -94,22 +162,33 @@ def correct(model, images, wanted=None):
     al., arXiv 1906.04721, section 4.2, and of batch-norm statistics that are taken anew.)
 
     Args:
-        images: one batch of training inputs, on the model's device; all of them are in memory at a time.
+        images: training inputs on the model's device: a tensor, all of it in memory at a time, or an iterable of batches,
+            of which the first `CORRECTION_IMAGES` are one.
         wanted: result of an earlier call for the same weights and images.
-    Returns: `{layer name: (deviation, mean)}` without ADCs.
-    Raises: ValueError for no images, or layers whose ranges are not "calibrated".
+    Returns: `{layer name: (deviation, mean)}` of each channel without ADCs, float64 `[out]`.
+    Raises: ValueError for no images, no layer with an ADC, or layers whose ranges are not "calibrated".
     """
-    layers = crossbar_layers(model)
-    if not len(images):
-        raise ValueError("no images to correct with")
+    layers = converted_layers(model)
     for _, layer in layers:
         if layer.spec.adc_range != "calibrated":
             raise ValueError(f"a correction belongs to calibrated ranges, not to adc_range {layer.spec.adc_range!r}")
+    if not isinstance(images, Tensor):
+        first = _First(CORRECTION_IMAGES)
+        first.fill(images)
+        images = first.batch()
+    return _correct(model, layers, images, wanted)
+
+
+@torch.no_grad()
+def _correct(model, layers, images, wanted):
+    if images is None or not len(images):
+        raise ValueError("no images to correct with")
+    for _, layer in layers:
         layer.set_correction(torch.ones_like(layer.adc_gain), torch.zeros_like(layer.adc_offset))
     if wanted is None:
         wanted = {}
         with without_adc(model):
-            _watch_outputs(model, images, lambda name, layer, y: wanted.__setitem__(name, _std_mean(y)))
+            _watch_outputs(model, layers, images, lambda name, layer, y: wanted.__setitem__(name, _std_mean(y)))
 
     def set_correction(name, layer, y):
         (std, mean), (adc_std, adc_mean) = wanted[name], _std_mean(y)
@@ -117,24 +196,49 @@ def correct(model, images, wanted=None):
         layer.set_correction(gain, mean - gain * adc_mean)
         return torch.addcmul(*(values.view(-1, *[1] * (y.dim() - 2)) for values in (layer.adc_offset, layer.adc_gain)), y)
 
-    was_training = model.training
-    model.eval()
-    try:
-        _watch_outputs(model, images, set_correction)
-    finally:
-        model.train(was_training)
+    with _in_mode(model, training=False):
+        _watch_outputs(model, layers, images, set_correction)
     return wanted
 
 
-def _std_mean(y):
+def _std_mean(y: Tensor) -> tuple[Tensor, Tensor]:
     """Deviation and mean of each channel of `[N, out, ...]`, in float64."""
     return torch.std_mean(y.double(), [dim for dim in range(y.dim()) if dim != 1], correction=0)
 
 
-def _watch_outputs(model, images, see):
-    """Run the network and call `see(name, layer, output)` for each crossbar layer; what it returns replaces the output."""
+def _watch_outputs(model: nn.Module, layers: list[tuple[str, CrossbarLayer]], images: Tensor, see: Callable) -> None:
+    """Run the network and call `see(name, layer, output)` for each of `layers`; what it returns replaces the output."""
     with contextlib.ExitStack() as stack:
-        for name, layer in crossbar_layers(model):
+        for name, layer in layers:
             hook = layer.register_forward_hook(lambda layer, _, y, name=name: see(name, layer, y))
             stack.callback(hook.remove)
         model(images)
+
+
+def _batches(images: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
+    return images.split(BATCH) if isinstance(images, Tensor) else images
+
+
+class _First:
+    """Keeps the first images that pass by, for a source that can be read only once."""
+
+    def __init__(self, count: int):
+        self.missing, self.kept = count, []
+
+    def of(self, images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
+        """The batches of `images`, the first of which are kept."""
+        for batch in _batches(images):
+            if self.missing > 0:
+                self.kept.append(batch[:self.missing])
+                self.missing -= len(batch)
+            yield batch
+
+    def fill(self, images: Tensor | Iterable[Tensor]) -> None:
+        """Read no more of `images` than is kept."""
+        for _ in self.of(images):
+            if self.missing <= 0:
+                break
+
+    def batch(self) -> Tensor | None:
+        """What was kept, as one batch; None where there was nothing."""
+        return torch.cat(self.kept) if self.kept else None

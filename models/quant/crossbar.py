@@ -1,21 +1,27 @@
 """Layers on crossbars, and the calls that set the hardware and the engine of a whole network."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import ModuleType
 
 import torch
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import adc, engines
+from .eager import outside_graphs
 from .engines.cpu import elementwise
-from .layers import Qconv2d, QLinear
+from .engines.cpu.output import ToCodes
+from .layers import Pair, Qconv2d, QLinear
 from .mapping import MappedLayer
-from .quantizers import act_codes
+from .prepared import Prepared
+from .quantizers import act_codes, warn_of_nan
 from .spec import CrossbarSpec, Geometry
 
 ADC_BUFFERS = ("adc_delta", "adc_q_min", "adc_gain", "adc_offset")  # what the keys of ranges and correction end in
-
-_engine = "auto"
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -26,10 +32,9 @@ class _StraightThrough(torch.autograd.Function):
     def forward(ctx, codes, weight, bias, x, layer, scale):
         ctx.save_for_backward(codes, weight)
         ctx.layer, ctx.scale = layer, scale
-        simulated = layer.simulate(x)
-        half = bias is None and codes.dtype.itemsize < 4  # a float32 bias makes float32 of the quantized layer's output
-        if half:
-            return simulated.to(codes.dtype)
+        # The type of the quantized layer's output: autocast makes codes of 16 bits, and a float32 bias float32 of their sums.
+        dtype = codes.dtype if bias is None else torch.promote_types(codes.dtype, bias.dtype)
+        simulated = layer.simulate(x).to(dtype)
         return simulated.new_empty(0).set_(simulated)  # no view: what follows may change it in place
 
     @staticmethod
@@ -43,7 +48,7 @@ class _StraightThrough(torch.autograd.Function):
         return *layer._operation_gradients(grad, codes, weight, ctx.needs_input_grad[:2]), of_bias, None, None, None
 
 
-class _Crossbar:
+class CrossbarLayer:
     """What both layers share: the spec, the ADC ranges and their correction as buffers, the mapped weights, the scaling.
 
     `y = gain out_scale (s_a s_w sum A (2 W - L) + bias) + offset`, the sum taken by an engine read by read; gain 1 and
@@ -54,20 +59,33 @@ class _Crossbar:
     def _init_crossbar(self, spec):
         self.register_buffer("adc_delta", torch.zeros(0, dtype=torch.float64))
         self.register_buffer("adc_q_min", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("adc_gain", torch.ones(len(self.weight)))
-        self.register_buffer("adc_offset", torch.zeros(len(self.weight)))
+        self.register_buffer("adc_gain", torch.ones(len(self.weight), dtype=torch.float32))
+        self.register_buffer("adc_offset", torch.zeros(len(self.weight), dtype=torch.float32))
         self._w_codes = None
+        self._prepared = Prepared()
         self.set_spec(spec)
 
-    def set_spec(self, spec):
-        """Put the layer on other hardware of the same bits; ranges of another hardware are dropped."""
+    @property
+    def spec(self) -> CrossbarSpec:
+        """The hardware; setting it is `set_spec`."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: CrossbarSpec) -> None:
+        self.set_spec(spec)
+
+    def set_spec(self, spec: CrossbarSpec) -> None:
+        """Put the layer on other hardware of the same bits; ranges of another hardware are dropped.
+
+        Raises: ValueError for other bits than those of the layer's quantizers.
+        """
         if (spec.w_bits, spec.a_bits) != (self.weight_quant.wbit, self.act_quant.abit):
             raise ValueError(f"the spec has {spec.w_bits}-bit weights and {spec.a_bits}-bit activations, the layer "
                              f"{self.weight_quant.wbit} and {self.act_quant.abit}")
-        self.spec = spec
+        self._spec = spec
         self.set_ranges([(0.0, 0)] * len(spec.slice_bits))
 
-    def set_ranges(self, ranges):
+    def set_ranges(self, ranges: Sequence[tuple[float, int]]) -> None:
         """Set `(delta, q_min)` of each slice; `delta` in units of the read value, 0 for not calibrated. A correction, which
         belongs to other ranges, is dropped.
 
@@ -78,10 +96,9 @@ class _Crossbar:
         delta, q_min = zip(*ranges)
         self.adc_delta = torch.tensor(delta, dtype=torch.float64, device=self.adc_delta.device)
         self.adc_q_min = torch.tensor(q_min, dtype=torch.int64, device=self.adc_q_min.device)
-        self._prepared = None
-        self.set_correction(torch.ones(len(self.weight)), torch.zeros(len(self.weight)))
+        self.set_correction(torch.ones_like(self.adc_gain), torch.zeros_like(self.adc_offset))
 
-    def set_correction(self, gain, offset):
+    def set_correction(self, gain: Tensor, offset: Tensor) -> None:
         """Set the digital `gain` and `offset` of each output channel, `[out]`, the offset in units of the output.
 
         Raises: ValueError for another number of channels, or one that is not finite.
@@ -94,23 +111,29 @@ class _Crossbar:
         self.adc_gain = gain.to(self.adc_gain, copy=True)
         self.adc_offset = offset.to(self.adc_offset, copy=True)
 
-    def set_codes(self, w_codes):
-        """Use these weight codes (uint8, shape of the weight) in place of those of the weight."""
+    def set_codes(self, w_codes: Tensor) -> None:
+        """Use these weight codes, uint8 `[out, in / groups, kh, kw]`, in place of the weight's, until weights are loaded.
+
+        Raises: ValueError for another type or shape, or codes above `2^w - 1`.
+        """
         if w_codes.dtype != torch.uint8 or w_codes.numel() and int(w_codes.max()) > self.weight_quant.levels:
             raise ValueError(f"weight codes are {w_codes.dtype} up to {w_codes.max()}; torch.uint8 up to "
                              f"{self.weight_quant.levels} is expected")
         if w_codes.shape != self._weight4().shape:
             raise ValueError(f"weight codes have shape {list(w_codes.shape)}, the layer {list(self._weight4().shape)}")
-        self._w_codes, self._prepared = w_codes, None
+        self._w_codes = w_codes
 
-    def w_codes(self):
+    def w_codes(self) -> Tensor:
         """Weight codes that the cells hold, uint8 `[out, in / groups, kh, kw]`."""
         if self._w_codes is not None:
             return self._w_codes.to(self.weight.device)
         return self.weight_quant.codes(self._weight4().detach())
 
-    def mapped(self, adc_range=None):
-        """The layer as engines see it, with the spec's ADC range or another."""
+    def mapped(self, adc_range: str | None = None) -> MappedLayer:
+        """The layer as engines see it, with the spec's ADC range or another.
+
+        Raises: ValueError for "calibrated" without ranges, or with those of another ADC.
+        """
         spec = self.spec if adc_range is None else replace(self.spec, adc_range=adc_range)
         layer = MappedLayer(spec, self._geometry(), self.w_codes(), self.weight_quant.reference_twice(spec.slice_bits),
                             self.adc_delta.cpu(), self.adc_q_min.cpu())
@@ -132,43 +155,44 @@ class _Crossbar:
                              f"{layer.adc_q_min.tolist()}) are not of an ADC of {layer.spec.adc_bits} bits with a code "
                              f"for zero, whose lowest code lies between {lowest} and 0; calibrate again")
 
-    def forward(self, x):
+    @outside_graphs
+    def forward(self, x: Tensor) -> Tensor:
+        """The simulated output for input x, in the type of x (autocast aside); with gradients in training mode only."""
+        self._check_input(x)
         if not (self.training and torch.is_grad_enabled()):
             return self.simulate(x)
         codes, weight, scale = self._operands(x)
         if torch.is_autocast_enabled(x.device.type):
             codes, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (codes, weight))
-        self._prepared = None
-        y = _StraightThrough.apply(codes, weight, self.bias, x.detach(), self, scale)
-        self._prepared = None  # the optimizer comes next, and a fused one changes weights without a trace in their version
-        return y
+        return _StraightThrough.apply(codes, weight, self.bias, x.detach(), self, scale)
 
-    def train(self, mode=True):
-        self._prepared = None  # as above: the last step of training came after the last preparation
-        return super().train(mode)
+    def simulate(self, x: Tensor) -> Tensor:
+        """The layer's output as the arrays give it, in the type of x; no gradient."""
+        return self.of_codes(self.a_codes(x)).to(x.dtype)
 
-    def simulate(self, x):
-        """The layer's output as the arrays give it; no gradient."""
-        return self.of_codes(self.a_codes(x))
-
-    def gives_codes(self, device):
-        """Whether `of_codes` can make the codes of the next layer."""
-        engine, layer, *_ = self._prepare(device)
+    def gives_codes(self, device: torch.device) -> bool:
+        """Whether `of_codes` can make the codes of the next layer; its weights do not matter."""
+        engine, layer, *_ = self._prepare(device, any_weight=True)
         return hasattr(engine, "scaled") and not self._subtracts_behind(layer)
 
     @staticmethod
     def _subtracts_behind(layer):
         return layer.spec.reference == "digital" and layer.spec.adc_range != "ideal"
 
-    def of_codes(self, codes, to_codes=None):
-        """The layer's output for activation codes, uint8 `[N, H, W, in]`; or, with `to_codes` (`engines.cpu.output.ToCodes`)
-        and where `gives_codes`, the codes that the next layer makes of it, uint8 `[N, H', W', out]`.
+    def of_codes(self, codes: Tensor, to_codes: ToCodes | None = None) -> Tensor:
+        """The layer's output for activation codes, uint8 `[N, H, W, in]`, in float32; or, with `to_codes` and where
+        `gives_codes`, the codes that the next layer makes of it, uint8 `[N, H', W', out]`.
 
-        Raises: ValueError for codes of other channels.
+        Raises: ValueError for codes of other channels, or of fewer pixels than the kernel has.
         """
         channels = self._weight4().shape[1] * self._geometry().groups
         if codes.shape[3] != channels:
             raise ValueError(f"the input has {codes.shape[3]} channels; {channels} are expected")
+        size = self._geometry().output_size(*codes.shape[1:3], self._weight4().shape[2:])
+        if not len(codes):  # a range of no images is none
+            shape = 0, *size, len(self.weight)
+            return codes.new_empty(shape) if to_codes is not None else self._output(
+                torch.empty(shape, device=codes.device, dtype=torch.float32).permute(0, 3, 1, 2))
         with torch.autocast(codes.device.type, enabled=False):  # sums of codes are exact in float32, not in bfloat16
             return self._of_codes(codes, to_codes)
 
@@ -193,22 +217,27 @@ class _Crossbar:
             y = engines.scaled(engine, prepared, codes, values, scale.float(), offset)
         return self._output(y.permute(0, 3, 1, 2))
 
-    def a_codes(self, x):
-        """Activation codes of the layer's input, uint8 NHWC."""
-        x = self._input(x.detach().float()).permute(0, 2, 3, 1)
-        alpha, levels = self.act_quant.act_alpha.detach(), self.act_quant.levels
+    def a_codes(self, x: Tensor) -> Tensor:
+        """Activation codes of the layer's input, uint8 `[N, H, W, in]`. What is not a number gets a code, with a warning."""
+        x = x.detach()
+        warn_of_nan(x)
+        x = self._input(x.float()).permute(0, 2, 3, 1)
+        alpha, levels = self.act_quant.act_alpha.detach().float(), self.act_quant.levels
         if x.device.type == "cpu":
             return elementwise.act_codes(x, alpha, levels)
         return act_codes(x, alpha, levels).to(torch.uint8).contiguous()
 
-    def counter(self, device):
-        """`f(x)` that returns the exact counts of the read values for inputs `x`; see `engines`."""
+    def counter(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """`f(x)` that returns the exact counts of the read values for inputs `x`; see `engines`.
+
+        Raises: ValueError where more values are possible than can be counted.
+        """
         layer = self.mapped("ideal")
         low, high = layer.u_span
         if high - low >= engines.MAX_BINS:
             raise ValueError(f"{high - low + 1} possible read values are too many for a histogram; take fewer rows, "
                              "cell bits or dac bits, or adc_range full")
-        engine, _ = engines.choose(_engine, layer, device)
+        engine, _ = engines.choose(engines.selected(), layer, device)
         prepared = engine.prepare(layer)
 
         def count(x):
@@ -216,27 +245,24 @@ class _Crossbar:
                 return engine.histogram(prepared, self.a_codes(x))
         return count
 
-    def _prepare(self, device):
-        """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused."""
-        sources = self.weight.detach(), self.act_quant.act_alpha.detach()
-        key = (_engine, device, *map(_version, sources))
-        if self._prepared is None or self._prepared[0] != key:
-            layer = self.mapped()
-            engine, reason = engines.choose(_engine, layer, device)
-            if adc.is_lossless(layer):
-                layer = self.mapped("ideal")
-                reason += ", one integer convolution where the ADC changes no read"
-            engines.announce(engine, reason)
-            scale = self.act_quant.act_alpha.detach().double() / self.act_quant.levels * self.weight_quant.step
-            # With `sources` kept, no other tensor can come to lie where they do.
-            self._prepared = key, (engine, layer, engine.prepare(layer), scale * self.out_scale), sources
-        return self._prepared[1]
+    def _prepare(self, device, any_weight=False):
+        """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused while nothing changes."""
+        settings = (engines.selected(), device, self.spec, self._geometry(), self.out_scale, self.weight_quant.training)
+        numbers = [self.act_quant.act_alpha, self.adc_delta, self.adc_q_min, *self.weight_quant.buffers()]
+        weight = self.weight if self._w_codes is None else self._w_codes
+        return self._prepared.get(settings, numbers, weight, lambda: self._make(device), any_weight)
 
-    def __getstate__(self):  # what an engine prepared is made again, not copied or saved
-        return self.__dict__ | {"_prepared": None}
+    def _make(self, device: torch.device) -> tuple[ModuleType, MappedLayer, object, Tensor]:
+        layer = self.mapped()
+        engine, reason = engines.choose(engines.selected(), layer, device)
+        if adc.is_lossless(layer):
+            layer = self.mapped("ideal")
+            reason += ", one integer convolution where the ADC changes no read"
+        engines.announce(engine, reason)
+        scale = self.act_quant.act_alpha.detach().double() / self.act_quant.levels * self.weight_quant.step
+        return engine, layer, engine.prepare(layer), scale * self.out_scale
 
     def _apply(self, fn, recurse=True):
-        self._prepared = None
         exact = {name: getattr(self, name) for name in ADC_BUFFERS}
         super()._apply(fn, recurse)
         for name, values in exact.items():  # in the type they have: half() would move ties
@@ -250,11 +276,11 @@ class _Crossbar:
             stored, own = state_dict.get(prefix + name), getattr(self, name)
             if stored is not None and stored.shape == own.shape:
                 setattr(self, name, torch.empty_like(own))
-        self._prepared, self._w_codes = None, None
+        self._w_codes = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class Qconv2dDoreFa(_Crossbar, Qconv2d):
+class Qconv2dDoreFa(CrossbarLayer, Qconv2d):
     """A convolution on crossbars: any kernel, stride, padding (numbers, pairs, 'same'), dilation, groups, bias.
 
     Args: those of `nn.Conv2d`; `spec`, a `CrossbarSpec`; `alpha_init`, PACT clipping level; `wq`, weight quantizer.
@@ -263,8 +289,9 @@ class Qconv2dDoreFa(_Crossbar, Qconv2d):
     Raises: ValueError at the first call with adc_range "calibrated" and no ranges.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-                 spec=CrossbarSpec(), alpha_init=10.0, wq="dorefa"):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Pair, stride: Pair = 1, padding: Pair | str = 0,
+                 dilation: Pair = 1, groups: int = 1, bias: bool = True, spec: CrossbarSpec = CrossbarSpec(),
+                 alpha_init: float = 10.0, wq: str = "dorefa") -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
                          wbit=spec.w_bits, abit=spec.a_bits, alpha_init=alpha_init, wq=wq)
         self._init_crossbar(spec)
@@ -279,14 +306,14 @@ class Qconv2dDoreFa(_Crossbar, Qconv2d):
         return y
 
 
-class QLinearDoreFa(_Crossbar, QLinear):
+class QLinearDoreFa(CrossbarLayer, QLinear):
     """A linear layer on crossbars: a 1x1 convolution of a 1x1 image; see `Qconv2dDoreFa`.
 
     Shapes: `[N, in]` to `[N, out]`.
     """
 
-    def __init__(self, in_features, out_features, bias=True, spec=CrossbarSpec(), alpha_init=10.0, wq="dorefa",
-                 out_scale=1.0):
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, spec: CrossbarSpec = CrossbarSpec(),
+                 alpha_init: float = 10.0, wq: str = "dorefa", out_scale: float = 1.0) -> None:
         super().__init__(in_features, out_features, bias, wbit=spec.w_bits, abit=spec.a_bits, alpha_init=alpha_init,
                          wq=wq, out_scale=out_scale)
         self._init_crossbar(spec)
@@ -304,47 +331,25 @@ class QLinearDoreFa(_Crossbar, QLinear):
         return y.flatten(1)
 
 
-def _version(tensor):
-    """Changes with the tensor and its values; changes of tensors made under inference_mode are not counted."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-
-
 def _reference_sum(layer, codes):
     """What a digital reference subtracts, `L sum A` under each output pixel: float64 `[N, H', W', out]`."""
     top, bottom, left, right = layer.geometry.padding
     groups = layer.geometry.groups
     x = F.pad(codes.permute(0, 3, 1, 2).float(), (left, right, top, bottom))
-    ones = torch.ones(groups, layer.group_channels, *layer.kernel, device=x.device)
+    ones = torch.ones(groups, layer.group_channels, *layer.kernel, device=x.device, dtype=x.dtype)
     sums = F.conv2d(x, ones, None, layer.geometry.stride, 0, layer.geometry.dilation, groups)
     return layer.zero_twice * sums.double().permute(0, 2, 3, 1).repeat_interleave(len(layer.w_codes) // groups, dim=3)
 
 
-def crossbar_layers(model):
+def crossbar_layers(model: nn.Module) -> list[tuple[str, CrossbarLayer]]:
     """`[(name, layer), ...]` of all layers on crossbars, in the order of the network."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, _Crossbar)]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, CrossbarLayer)]
 
 
-def set_spec(model, spec):
-    """Put every crossbar layer of `model` on `spec`; calibrated ranges are dropped."""
+def set_spec(model: nn.Module, spec: CrossbarSpec) -> None:
+    """Put every crossbar layer of `model` on `spec`; calibrated ranges are dropped.
+
+    Raises: ValueError for other bits than those of a layer.
+    """
     for _, layer in crossbar_layers(model):
         layer.set_spec(spec)
-
-
-class set_engine:
-    """`set_engine(name)` chooses the engine of all crossbar layers from here on, in a `with` block for the block.
-
-    Args: name, one of `engines.CHOICES`. Raises: EngineError for an unknown name.
-    """
-
-    def __init__(self, name):
-        global _engine
-        if name != "auto":
-            engines.load(name)
-        self._before, _engine = _engine, name
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        global _engine
-        _engine = self._before

@@ -1,25 +1,31 @@
 """Where the ADC loses accuracy: numbers for every layer and slice of a network on crossbars."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import adc
-from .calibration import without_adc
-from .crossbar import crossbar_layers
+from .calibration import Calibration, converted_layers, without_adc
+from .crossbar import CrossbarLayer
+from .mapping import MappedLayer
 
 CURVE_BITS = range(2, 9)  # ADC precisions of the SQNR curve
 
 
-def decibels(signal, error):
+def decibels(signal: float, error: float) -> float | None:
     """SQNR `10 log10(signal / error)` of two sums of squares, in dB; None where nothing is lost."""
     return float(10 * np.log10(signal / error)) if signal and error else None
 
 
-def report(model, images, histograms, rule="mse", per="reference"):
-    """What the ADC does to each crossbar layer of `model`, whose ranges are set ("calibrated") or follow ("full").
+def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], rule: str = Calibration.rule,
+           per: str = Calibration.per) -> list[dict[str, Any]]:
+    """What the ADC does to each layer of `model` that has one, and whose ranges are set ("calibrated") or follow ("full").
 
     Args: images, a batch of network inputs, for what needs the layers' outputs; histograms, result of
         `collect_histograms`; rule, per: how `sqnr_over_adc_bits` chooses ranges for other precisions.
@@ -29,10 +35,11 @@ def report(model, images, histograms, rule="mse", per="reference"):
         shift-add weighs them, unit, u_min, and slices: slice, reachable and seen [low, high] of v, delta, q_min,
         codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram (counts of `v = unit (u_min + i)`).
         Decibels are None where no read is changed.
+    Raises: ValueError if no layer has an ADC, ranges are missing, or for an unknown rule.
     """
-    inputs, wanted = _ideal_pass(model, images)
-    result = []
-    for name, layer in crossbar_layers(model):
+    chosen, layers, result = Calibration(rule, per), converted_layers(model), []
+    inputs, wanted = _ideal_pass(model, layers, images)
+    for name, layer in layers:
         mapped, counts = layer.mapped(), histograms[name]
         found = layer.simulate(inputs[name]).double()
         ideal = wanted[name].double()
@@ -42,14 +49,15 @@ def report(model, images, histograms, rule="mse", per="reference"):
             "layer": name, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / layer.spec.rows,
             "all_zero_reads": _all_zero_share(mapped, layer.a_codes(inputs[name])),
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
-            "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, rule, per) for bits in CURVE_BITS},
+            "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, chosen) for bits in CURVE_BITS},
             "unit": layer.spec.unit, "u_min": mapped.u_span[0],
             "slices": [_slice(mapped, k, counts[:, k].sum(axis=0)) for k in range(counts.shape[1])],
         })
     return result
 
 
-def _ideal_pass(model, images):
+def _ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
+                images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """({layer: input}, {layer: output}) of the network without ADC."""
     inputs, outputs = {}, {}
 
@@ -59,7 +67,7 @@ def _ideal_pass(model, images):
         return hook
 
     with without_adc(model), torch.no_grad():
-        hooks = [layer.register_forward_hook(keep(name)) for name, layer in crossbar_layers(model)]
+        hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers]
         try:
             model(images)
         finally:
@@ -68,7 +76,7 @@ def _ideal_pass(model, images):
     return inputs, outputs
 
 
-def _slice(layer, k, counts):
+def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
     spec, delta, q_min = layer.spec, float(layer.adc_delta[k]), int(layer.adc_q_min[k])
     u = np.arange(len(counts)) + layer.u_span[0]
     seen = u[counts > 0]
@@ -84,18 +92,18 @@ def _slice(layer, k, counts):
     }
 
 
-def _weighted_sqnr(layer, histogram, adc_bits, rule, per):
+def _weighted_sqnr(layer: MappedLayer, histogram: np.ndarray, adc_bits: int, chosen: Calibration) -> float | None:
     """SQNR of all reads, each weighed by the square of what the shift-add multiplies it with."""
     other = replace(layer, spec=replace(layer.spec, adc_bits=adc_bits))
     signal = error = 0.0
-    for k, (delta, q_min) in enumerate(adc.calibrated_ranges(histogram, other, rule, per)):
+    for k, (delta, q_min) in enumerate(adc.calibrated_ranges(histogram, other, chosen.rule, chosen.per)):
         reads = adc.Reads(histogram, [k], other)
         signal += reads.square @ reads.v**2
         error += reads.square @ (delta * adc.transfer(reads.v, 1.0, delta, q_min, adc_bits) - reads.v) ** 2
     return decibels(float(signal), float(error))
 
 
-def _all_zero_share(layer, codes):
+def _all_zero_share(layer: MappedLayer, codes: Tensor) -> float:
     """Share of (output pixel, array, digit) whose inputs are all zero."""
     top, bottom, left, right = layer.geometry.padding
     geometry, (kh, kw), channels = layer.geometry, layer.kernel, layer.group_channels

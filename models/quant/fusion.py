@@ -5,22 +5,28 @@ applies all but the pooling to each output when it has summed it (`engines.cpu.o
 with what they stand for, so the largest code is that of the largest value.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair as pair
 
 from .crossbar import Qconv2dDoreFa, QLinearDoreFa
+from .eager import outside_graphs
 from .engines.cpu.output import ToCodes
 from .layers import Qconv2d
 
 
-def run(modules, x):
+@outside_graphs
+def run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     """What `nn.Sequential(*modules)(x)` returns, for finite `x` bit for bit, with codes between the layers where possible.
 
-    It is not where gradients are wanted, in training, and where any module has a hook: then every module is called.
+    It is not where gradients are wanted, in training, where any module has a hook, and in other types than float32: then
+    every module is called.
     """
     if not _can_fuse(modules, x):
         for module in modules:
@@ -51,7 +57,7 @@ def run(modules, x):
 
 
 def _can_fuse(modules, x):
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     parts = [part for module in modules for part in module.modules()]
     hooks = torch.nn.modules.module
@@ -81,9 +87,9 @@ def _to_codes(layer, behind, device):
         able = layer.sums_exactly() and layer.groups == 1 and following.gives_codes(device)
     else:
         able = _on_crossbars(layer) and layer.gives_codes(device)
-    if not able or norm.num_features != len(layer.weight):
-        return None
     alpha = following.act_quant.act_alpha.detach()
+    if not able or norm.num_features != len(layer.weight) or {norm.running_var.dtype, alpha.dtype} != {torch.float32}:
+        return None
     gain, shift = scale_and_shift(norm)
     return ToCodes(gain.numpy(), shift.numpy(), alpha.numpy()[()], (following.act_quant.levels / alpha).numpy()[()])
 
@@ -100,25 +106,25 @@ def _next_layer(modules, flat):
     return None, flat
 
 
-def scale_and_shift(norm):
+def scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """`(gain, shift)` of a batch norm in inference, `gain x + shift`, float32 `[channels]`: asked of PyTorch, whose last
     bits they have."""
-    ones = torch.ones(1, norm.num_features)
+    ones = torch.ones(1, norm.num_features, dtype=norm.running_var.dtype)
     gain = F.batch_norm(ones, torch.zeros_like(norm.running_mean), norm.running_var, norm.weight, None, False, 0, norm.eps)
     shift = F.batch_norm(0 * ones, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0, norm.eps)
     return gain[0].detach(), shift[0].detach()
 
 
 @functools.cache
-def batch_norm_rounds_once():
+def batch_norm_rounds_once() -> bool:
     """Whether PyTorch's batch norm is `gain x + shift`, rounded once, as that of `output.next_code`."""
-    norm = nn.BatchNorm2d(64).eval()
+    norm = nn.BatchNorm2d(64, dtype=torch.float32).eval()
     numbers = torch.Generator().manual_seed(0)  # not those of a training run
     with torch.no_grad():
         for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
-            values.copy_(torch.rand(64, generator=numbers) + 0.1)
+            values.copy_(torch.rand(64, generator=numbers, dtype=torch.float32) + 0.1)
         gain, shift = (values.view(-1, 1, 1) for values in scale_and_shift(norm))
-        x = torch.randn(4, 64, 8, 8, generator=numbers)
+        x = torch.randn(4, 64, 8, 8, generator=numbers, dtype=torch.float32)
         return torch.equal(norm(x), (x.double() * gain.double() + shift.double()).float())
 
 
@@ -127,7 +133,7 @@ def _pools_codes(module):
             and pair(module.dilation) == (1, 1))
 
 
-def max_pool(codes, pool):
+def max_pool(codes: Tensor, pool: nn.MaxPool2d) -> Tensor:
     """Max pooling of codes, uint8 `[N, H, W, channels]`, contiguous; zeros in the padding are no larger than any code."""
     top, left = pair(pool.padding)
     codes = F.pad(codes, (0, 0, left, left, top, top))

@@ -4,14 +4,21 @@
 `2^w - 1` and `1 / (2^w - 1)`): the operation runs on integer codes and is scaled once.
 """
 
-import torch
-from torch import nn
-from torch.nn import functional as F
+from __future__ import annotations
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair as pair
+
+from .eager import outside_graphs
 from .engines.cpu import image as image_kernel
 from .engines.cpu.integer import patches
-from .quantizers import AQ, WEIGHT_QUANTIZERS
+from .engines.cpu.output import ToCodes
+from .quantizers import AQ, WEIGHT_QUANTIZERS, warn_of_nan
 from .spec import Geometry
+
+Pair = int | tuple[int, int]  # a number for both, or (vertical, horizontal)
 
 
 class _Quantized:
@@ -40,6 +47,10 @@ class _Quantized:
             scale = scale * self.weight_quant.step
         return x, weight, scale
 
+    def _check_input(self, x):
+        if x.dim() != len(self.INPUT):
+            raise ValueError(f"the input has shape {list(x.shape)}; [{', '.join(self.INPUT)}] is expected")
+
     def _finish(self, y, scale):
         if not (isinstance(scale, float) and scale == 1.0):
             y = y * scale
@@ -47,13 +58,19 @@ class _Quantized:
             y = y + self.bias.view(-1, *[1] * (y.dim() - 2)) * self.out_scale
         return y
 
-    def forward(self, x):
-        x, weight, scale = self._operands(x)
-        if self.sums_exactly():
-            return self._finish(self._exact_operation(x, weight, scale), 1.0)
-        return self._finish(self._operation(x, weight), scale)
+    @outside_graphs
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output for input x, in the type of x (autocast aside).
 
-    def sums_exactly(self):
+        Raises: ValueError for an input without batch dimension, or of fewer pixels than the kernel has.
+        """
+        self._check_input(x)
+        codes, weight, scale = self._operands(x)
+        if self.sums_exactly():
+            return self._finish(self._exact_operation(codes, weight, scale), 1.0).to(x.dtype)
+        return self._finish(self._operation(codes, weight), scale)
+
+    def sums_exactly(self) -> bool:
         """Whether the layer sums an image in inference: 53 bits hold the sum of image times code exactly, so the result
         cannot depend on the order of the additions, which a library chooses by the batch size."""
         return self.image and self.weight_quant.on and not self.training
@@ -63,13 +80,16 @@ class Qconv2d(_Quantized, nn.Conv2d):
     """`nn.Conv2d` with a quantized weight (`wbit` bits) and a PACT input (`abit` bits); 32 bits switch either off.
 
     Args beyond those of `nn.Conv2d`: `alpha_init`, first clipping level; `wq`, weight quantizer, a key of
-    `WEIGHT_QUANTIZERS`; `image`, the input is the picture; `quantize_image`, round the picture to the activation grid,
-    clamped above only.
+    `WEIGHT_QUANTIZERS`; `image`, the input is the picture; `quantize_image`, round the picture to the activation grid, where
+    pixels above the clipping level become that level, and negative ones stay negative (`AQ.image_codes`).
     Shapes: `[N, in, H, W]` to `[N, out, H', W']`.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-                 wbit=4, abit=4, alpha_init=10.0, wq="dorefa", image=False, quantize_image=False):
+    INPUT = "N", "in", "H", "W"
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Pair, stride: Pair = 1, padding: Pair | str = 0,
+                 dilation: Pair = 1, groups: int = 1, bias: bool = True, wbit: int = 4, abit: int = 4,
+                 alpha_init: float = 10.0, wq: str = "dorefa", image: bool = False, quantize_image: bool = False) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         self._init_quantizers(wbit, abit, alpha_init, wq, image, quantize_image)
 
@@ -78,7 +98,8 @@ class Qconv2d(_Quantized, nn.Conv2d):
 
     def _operation_gradients(self, grad, x, weight, wanted):
         """Those of `x` and `weight`, as far as they are `wanted`, for the gradient of what `_operation` returns."""
-        left, right, top, bottom = pad = self._reversed_padding_repeated_twice
+        top, bottom, left, right = self._geometry().padding
+        pad = left, right, top, bottom
         same = left == right and top == bottom
         of_x, of_weight, _ = torch.ops.aten.convolution_backward(
             grad, x if same else F.pad(x, pad), weight, None, self.stride, (top, left) if same else (0, 0), self.dilation,
@@ -86,28 +107,38 @@ class Qconv2d(_Quantized, nn.Conv2d):
         return of_x if same or of_x is None else F.pad(of_x, [-p for p in pad]), of_weight
 
     def _geometry(self):
-        left, right, top, bottom = self._reversed_padding_repeated_twice
-        return Geometry(self.stride, (top, bottom, left, right), self.dilation, self.groups)
+        # From the attributes, which may be changed: `nn.Conv2d` computes its own padding once.
+        stride, dilation = pair(self.stride), pair(self.dilation)
+        if self.padding == "same":
+            total = [d * (k - 1) for d, k in zip(dilation, self.kernel_size)]
+            sides = [(size // 2, size - size // 2) for size in total]
+        else:
+            sides = [(size, size) for size in pair(0 if self.padding == "valid" else self.padding)]
+        return Geometry(stride, (*sides[0], *sides[1]), dilation, self.groups)
 
     def _exact_operation(self, x, weight, scale):
+        geometry = self._geometry()
+        size = geometry.output_size(*x.shape[2:], self.kernel_size)
         if self.groups > 1:
             return self._operation(x.double(), weight.double()).float() * scale
         if x.device.type == "cpu" and not torch.is_grad_enabled():
-            offset = torch.zeros(len(weight))
-            return image_kernel.convolution(x, weight, self._geometry(), scale, offset).permute(0, 3, 1, 2)
+            offset = torch.zeros(len(weight), dtype=torch.float32)
+            return image_kernel.convolution(x, weight, geometry, scale, offset).permute(0, 3, 1, 2)
         # The same as a matrix product, of all images at a time.
         weight = weight.permute(2, 3, 1, 0).flatten(0, 2).double()
-        x = F.pad(x, self._reversed_padding_repeated_twice).permute(0, 2, 3, 1).contiguous().double()
-        size = Geometry(self.stride, dilation=self.dilation).output_size(*x.shape[1:3], self.kernel_size)
-        rows = patches(x, self.kernel_size, size, self.stride, self.dilation).reshape(-1, len(weight))
+        top, bottom, left, right = geometry.padding
+        x = F.pad(x, (left, right, top, bottom)).permute(0, 2, 3, 1).contiguous().double()
+        rows = patches(x, self.kernel_size, size, geometry.stride, geometry.dilation).reshape(
+            len(x) * size[0] * size[1], len(weight))
         y = (rows @ weight).float() * scale
         return y.view(len(x), *size, self.out_channels).permute(0, 3, 1, 2)
 
-    def next_codes(self, x, to_codes):
+    def next_codes(self, x: Tensor, to_codes: ToCodes) -> Tensor:
         """In inference on a CPU, without groups and gradients: the codes that the next layer makes of the output for image
         `x`, uint8 `[N, H', W', out]`; see `engines.cpu.output`."""
+        warn_of_nan(x)
         x, weight, scale = self._operands(x.detach())
-        offset = torch.zeros(len(weight)) if self.bias is None else self.bias.detach() * self.out_scale
+        offset = torch.zeros(len(weight), dtype=torch.float32) if self.bias is None else self.bias.detach() * self.out_scale
         return image_kernel.convolution(x, weight, self._geometry(), scale, offset, to_codes)
 
 
@@ -119,7 +150,10 @@ class QLinear(_Quantized, nn.Linear):
     Shapes: `[N, in]` to `[N, out]`.
     """
 
-    def __init__(self, in_features, out_features, bias=True, wbit=4, abit=4, alpha_init=10.0, wq="dorefa", out_scale=1.0):
+    INPUT = "N", "in"
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, wbit: int = 4, abit: int = 4,
+                 alpha_init: float = 10.0, wq: str = "dorefa", out_scale: float = 1.0) -> None:
         super().__init__(in_features, out_features, bias)
         self._init_quantizers(wbit, abit, alpha_init, wq, out_scale=out_scale)
 

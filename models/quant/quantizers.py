@@ -4,16 +4,21 @@ Both work on integer codes. A training layer convolves the codes and scales the 
 nothing: integers up to 256 are exact in its 8-bit significand.
 """
 
+from __future__ import annotations
+
+import warnings
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .eager import outside_graphs
 from .engines.cpu import elementwise
 
 OFF = 32  # bits that switch a quantizer off
 
 
-def check_bits(name, bits):
+def check_bits(name: str, bits: int) -> None:
     """Raise ValueError unless `bits` is 1..8, or 32 for off."""
     if type(bits) is not int or bits != OFF and not 1 <= bits <= 8:
         raise ValueError(f"{name} is {bits!r}; allowed are 1 to 8, and {OFF} for off")
@@ -70,12 +75,12 @@ class _DoReFaIntegers(torch.autograd.Function):
         return grad * factor * (1 - t * t), None
 
 
-def largest_size(t):
+def largest_size(t: Tensor) -> Tensor:
     """`max|t|`, never 0 and so large that its inverse is finite."""
     return torch.linalg.vector_norm(t, float("inf")).clamp_min(max(2.0**-100, torch.finfo(t.dtype).tiny))
 
 
-def dorefa_position(t, largest, levels):
+def dorefa_position(t: Tensor, largest: Tensor, levels: int) -> Tensor:
     """Where weights with hyperbolic tangent `t` lie on the code axis, before rounding: `levels (t / (2 largest) + 1/2)`.
 
     The formula that decides a code; `engines.cpu.elementwise` has it in one pass, with the same result.
@@ -83,13 +88,22 @@ def dorefa_position(t, largest, levels):
     return (t / (2 * largest)).add_(0.5).mul_(levels)
 
 
-def act_codes(x, alpha, levels):
+def act_codes(x: Tensor, alpha: Tensor, levels: int) -> Tensor:
     """Activation codes `round(clip(x, 0, alpha) levels / alpha)`, 0..levels, in float32; ties to even.
 
-    The formula that decides a code; `engines.cpu.elementwise` has it in one pass, with the same result. The product is taken in
-    float32, so a bfloat16 `x` gets the code that the same value gets in float32.
+    The formula that decides a code; `engines.cpu.elementwise` has it in one pass, with the same result. The product is taken
+    in float32, so a bfloat16 `x` gets the code that the same value gets in float32.
     """
     return torch.clamp(x.float(), alpha.new_zeros(()), alpha).mul_(levels / alpha).round_()
+
+
+def warn_of_nan(x: Tensor) -> None:
+    """Warn where `x` holds what is not a number: a code is a number, so that nothing behind it would tell.
+
+    One pass over memory, of a sum that such values make one of them; more only where the sum is.
+    """
+    if x.is_floating_point() and bool(x.sum().isnan()) and bool(x.isnan().any()):
+        warnings.warn("the input of a quantized layer holds NaN, which becomes the code of a number", RuntimeWarning, 2)
 
 
 class AQ(nn.Module):
@@ -103,7 +117,7 @@ class AQ(nn.Module):
         alpha_init: first clipping level, in units of `x`.
     """
 
-    def __init__(self, abit=4, alpha_init=10.0):
+    def __init__(self, abit: int = 4, alpha_init: float = 10.0) -> None:
         super().__init__()
         check_bits("abit", abit)
         self.abit = abit
@@ -113,21 +127,22 @@ class AQ(nn.Module):
             self.act_alpha = nn.Parameter(torch.tensor(float(alpha_init)))
 
     @property
-    def on(self):
+    def on(self) -> bool:
+        """Whether it quantizes at all: bits other than 32."""
         return self.abit != OFF
 
     @property
-    def levels(self):
+    def levels(self) -> int:
         """Largest code, 2^a - 1."""
         return 2**self.abit - 1
 
     @property
-    def step(self):
+    def step(self) -> Tensor:
         """Value of code 1, `alpha / (2^a - 1)`; no gradient, since that of alpha flows through the codes."""
         return self.act_alpha.detach() / self.levels
 
     @torch.no_grad()
-    def fit(self, x):
+    def fit(self, x: Tensor) -> None:
         """Set `alpha` to the clipping level of least squared error on the values `x >= 0`, to a hundredth of their maximum.
 
         For a network trained without quantizers, whose activations say nothing of a clipping level.
@@ -140,19 +155,24 @@ class AQ(nn.Module):
         errors = [(act_codes(x, alpha, self.levels) * (alpha / self.levels) - x).square().sum() for alpha in candidates]
         self.act_alpha.copy_(candidates[torch.stack(errors).argmin()])
 
-    def codes(self, x):
+    def codes(self, x: Tensor) -> Tensor:
         """Codes of `x` as floating-point integers, with the PACT gradient."""
         return _PactCodes.apply(x, self.act_alpha, self.levels)
 
-    def image_codes(self, x):
-        """Codes of an image: rounded to the same grid but clamped above only, because it has negative values."""
+    def image_codes(self, x: Tensor) -> Tensor:
+        """Codes of an image: rounded to the same grid, at most 2^a - 1, but with no lowest code: an image has negative values.
+
+        The gradient passes where a pixel is below the clipping level, as if nothing were rounded.
+        """
         codes = torch.minimum(x, self.act_alpha) / self.step
         return codes + (codes.round() - codes).detach()
 
-    def forward(self, x):
+    @outside_graphs
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` rounded to its grid, in units of `x`; `x` itself where switched off."""
         return self.codes(x) * self.step if self.on else x
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"abit={self.abit}"
 
 
@@ -166,35 +186,38 @@ class _WeightQuantizer(nn.Module):
         wbit: bits w, 1..8; 32 passes the weight through.
     """
 
-    def __init__(self, wbit=4):
+    def __init__(self, wbit: int = 4) -> None:
         super().__init__()
         check_bits("wbit", wbit)
         self.wbit = wbit
 
     @property
-    def on(self):
+    def on(self) -> bool:
+        """Whether it quantizes at all: bits other than 32."""
         return self.wbit != OFF
 
     @property
-    def levels(self):
+    def levels(self) -> int:
         """Largest code that the bits hold, 2^w - 1."""
         return 2**self.wbit - 1
 
-    def integers(self, x):
+    def integers(self, x: Tensor) -> Tensor:
         """`2 W - L = x_q / step` as floating-point integers, with the straight-through gradient."""
         position = self._position(x)
         codes = position + (position.round() - position).detach()
         return 2 * codes - self.zero_twice
 
     @torch.no_grad()
-    def codes(self, x):
+    def codes(self, x: Tensor) -> Tensor:
         """Weight codes W, uint8, 0..2^w - 1."""
         return self._position(x).round().to(torch.uint8)
 
-    def forward(self, x):
+    @outside_graphs
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` rounded to its grid, in units of `x`; `x` itself where switched off."""
         return self.integers(x) * self.step if self.on else x
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"wbit={self.wbit}"
 
 
@@ -206,30 +229,32 @@ class WQ(_WeightQuantizer):
     """
 
     @property
-    def zero_twice(self):
+    def zero_twice(self) -> int:
+        """L, twice the weight level that stands for zero."""
         return self.levels
 
     @property
-    def step(self):
+    def step(self) -> float:
+        """What `2 W - L = 1` is worth, `1 / (2^w - 1)`."""
         return 1 / self.levels
 
-    def integers(self, x):
+    def integers(self, x: Tensor) -> Tensor:
         return _DoReFaIntegers.apply(x, self.levels)
 
     def _position(self, x):
         t = torch.tanh(x)
         return dorefa_position(t, largest_size(t), self.levels)
 
-    def scale(self, x):
+    def scale(self, x: Tensor) -> Tensor:
         """What codes alone do not tell: `max|t|`, which sets how far a step of training moves them."""
         return torch.tanh(x).abs().max().clamp_max(1 - 2**-20)  # its atanh is finite
 
-    def weights(self, codes, scale):
+    def weights(self, codes: Tensor, scale: Tensor) -> Tensor:
         """A weight tensor with these codes and this scale. One of the codes is 0 or 2^w - 1, as in every tensor's."""
         return torch.atanh(scale * (2 * codes.float() / self.levels - 1))
 
     @staticmethod
-    def reference_twice(slice_bits):
+    def reference_twice(slice_bits: tuple[int, ...]) -> tuple[int, ...]:
         """`2 r_k` for each slice: twice the level that stands for zero. DoReFa: `r_k = (2^b_k - 1) / 2`."""
         return tuple(2**bits - 1 for bits in slice_bits)
 
@@ -251,7 +276,7 @@ class SAWB(_WeightQuantizer):
     COEFFICIENTS = {2: (2.6, 1.71), 3: (6.92, 6.28), 4: (12.035, 12.03), 5: (17.36, 18.33), 6: (24.03, 26.23),
                     7: (28.24, 30.81), 8: (31.76, 35.04)}
 
-    def __init__(self, wbit=4):
+    def __init__(self, wbit: int = 4) -> None:
         super().__init__(wbit)
         if self.on:
             if wbit not in self.COEFFICIENTS:
@@ -259,11 +284,13 @@ class SAWB(_WeightQuantizer):
             self.register_buffer("clip", torch.zeros(()))
 
     @property
-    def zero_twice(self):
+    def zero_twice(self) -> int:
+        """L, twice the weight level that stands for zero."""
         return 2**self.wbit - 2
 
     @property
-    def step(self):
+    def step(self) -> Tensor:
+        """What `2 W - L = 1` is worth, `clip / L`; a scalar."""
         return self.clip / self.zero_twice
 
     def _position(self, x):
@@ -276,15 +303,15 @@ class SAWB(_WeightQuantizer):
         middle = self.zero_twice / 2
         return torch.clamp(x * (middle / self.clip), -middle, middle) + middle
 
-    def scale(self, x):
+    def scale(self, x: Tensor) -> Tensor:
         """What codes alone do not tell: the kept `clip`."""
         return self.clip
 
-    def weights(self, codes, scale):
+    def weights(self, codes: Tensor, scale: Tensor) -> Tensor:
         """A weight tensor with these codes at this scale."""
         return scale * (2 * codes.float() / self.zero_twice - 1)
 
-    def reference_twice(self, slice_bits):
+    def reference_twice(self, slice_bits: tuple[int, ...]) -> tuple[int, ...]:
         """`2 r_k` for each slice: cells that hold the digits of the code m."""
         m, result = self.zero_twice // 2, []
         for bits in slice_bits:

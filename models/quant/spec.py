@@ -1,71 +1,95 @@
-"""The hardware (`CrossbarSpec`) and the shape of a convolution (`Geometry`); the only place of their defaults."""
+"""The hardware (`CrossbarSpec`) and the shape of a convolution (`Geometry`).
 
-from dataclasses import dataclass, fields
+A settings class is the only place of its defaults, of the values that it allows and of a line of help for each field: they
+stand in the fields' metadata, from which `check` validates and command lines make their flags.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 MAPPINGS = ("tap", "im2col")
 REFERENCES = ("analog", "digital")
 ADC_RANGES = ("calibrated", "full", "dynamic", "ideal")
 
 
+def choice(default: str, allowed: tuple[str, ...], text: str) -> Any:
+    """A field that is one of some words: `metadata` has "allowed" and "help"."""
+    return field(default=default, metadata={"allowed": allowed, "help": text})
+
+
+def count(default: int, most: int | str, text: str) -> Any:
+    """A field that is a whole number from 1 to `most`, or to the field of that name: `metadata` has "most" and "help"."""
+    return field(default=default, metadata={"most": most, "help": text})
+
+
+def check(settings: Any) -> None:
+    """Raise ValueError, "<field> is <value>; allowed are ...", for the first field of a dataclass that breaks its metadata."""
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if "most" in item.metadata:
+            most, bound = item.metadata["most"], ""
+            if isinstance(most, str):
+                most, bound = getattr(settings, most), f" ({most})"
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"{item.name} is {value!r}; allowed are whole numbers from 1 to {most}{bound}")
+        elif value not in item.metadata["allowed"]:
+            raise ValueError(f"{item.name} is {value!r}; allowed are {', '.join(item.metadata['allowed'])}")
+
+
 @dataclass(frozen=True)
 class CrossbarSpec:
-    """One hardware setting.
+    """One hardware setting (docs of each field: its `metadata["help"]`, printed by the flags' help).
+
+    Sources: tap mapping and arrays, NeuroSim V1.2 (Peng et al., arXiv 2003.06471, section III).
 
     Attributes:
-        w_bits: bits of a weight code (1..8).
-        a_bits: bits of an activation code (1..8).
-        cell_bits: bits of one memory cell (1..w_bits); a weight takes `ceil(w_bits / cell_bits)` cells (slices).
-        adc_bits: bits of one ADC code (1..12).
-        rows: word lines of one array that are read together (1..1024).
-        mapping: "tap", each kernel position on arrays of its own (NeuroSim V1.2), or "im2col", taps laid end to end.
-        reference: "analog", the ADC sees the difference to a reference column; "digital", it sees the bit line and the
-            reference is subtracted behind it.
-        dac_bits: bits of one input digit (1..a_bits); inputs take `ceil(a_bits / dac_bits)` reads.
-        adc_range: "calibrated", frozen after calibration on training images; "full", all values that the array can
-            produce; "dynamic", minimum and maximum of the batch at hand; "ideal", no ADC.
+        w_bits: bits w of a weight code W, 1..8.
+        a_bits: bits a of an activation code A, 1..8.
+        cell_bits: bits c of one memory cell, 1..w; a weight takes `ceil(w / c)` cells (slices), `W = sum_k 2^(c k) C_k`.
+        adc_bits: bits B of one ADC code, 1..12; `q = clip(rint(v / delta), q_min, q_min + 2^B - 1)`.
+        rows: word lines of one array that are read together, 1..1024.
+        mapping: "tap" or "im2col", how kernel positions share arrays.
+        reference: "analog" or "digital", where the reference column is subtracted.
+        dac_bits: bits d of one input digit, 1..a; inputs take `ceil(a / d)` reads, `A = sum_z 2^(d z) a_z`.
+        adc_range: "calibrated", "full", "dynamic" or "ideal", where the ADC's range comes from.
+    Raises: ValueError for values outside these.
     """
 
-    w_bits: int = 4
-    a_bits: int = 4
-    cell_bits: int = 1
-    adc_bits: int = 6
-    rows: int = 128
-    mapping: str = "tap"
-    reference: str = "analog"
-    dac_bits: int = 1
-    adc_range: str = "calibrated"
+    w_bits: int = count(4, 8, "w, bits of a weight code, W = 0 .. 2^w - 1.")
+    a_bits: int = count(4, 8, "a, bits of an activation code, A = 0 .. 2^a - 1.")
+    cell_bits: int = count(1, "w_bits", "c, bits of one memory cell: W = sum_k 2^(c k) C_k.")
+    adc_bits: int = count(6, 12, "B, bits of the ADC: q = clip(rint(v / delta), q_min, q_min + 2^B - 1).")
+    rows: int = count(128, 1024, "rows of one array: v = sum over the rows of a_z C_k - r_k a_z.")
+    mapping: str = choice(
+        "tap", MAPPINGS, "tap: every kernel position on arrays of its own. im2col: kernel positions laid end to end.")
+    reference: str = choice(
+        "analog", REFERENCES, "analog: the ADC sees the difference to a reference column, v = P - r_k n. digital: it sees "
+        "v = P, and r_k n is subtracted behind it.")
+    dac_bits: int = count(1, "a_bits", "d, bits of one input digit: A = sum_z 2^(d z) a_z.")
+    adc_range: str = choice(
+        "calibrated", ADC_RANGES, "calibrated: delta and q_min chosen on training images, then frozen. full: all that an "
+        "array can produce. dynamic: smallest and largest v of the batch at hand. ideal: no ADC.")
 
-    def __post_init__(self):
-        limits = {"w_bits": 8, "a_bits": 8, "cell_bits": self.w_bits, "adc_bits": 12, "rows": 1024,
-                  "dac_bits": self.a_bits}
-        allowed = {"mapping": MAPPINGS, "reference": REFERENCES, "adc_range": ADC_RANGES}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in limits:
-                top = limits[field.name]
-                of = {"cell_bits": " (w_bits)", "dac_bits": " (a_bits)"}.get(field.name, "")
-                if type(value) is not int or not 1 <= value <= top:
-                    raise ValueError(f"{field.name} is {value!r}; allowed are whole numbers from 1 to {top}{of}")
-            elif value not in allowed[field.name]:
-                raise ValueError(f"{field.name} is {value!r}; allowed are {', '.join(allowed[field.name])}")
+    def __post_init__(self) -> None:
+        check(self)
 
     @property
-    def slice_bits(self):
+    def slice_bits(self) -> tuple[int, ...]:
         """Bits of each slice, LSB first; the last holds what is left: 4-bit weights on 3-bit cells give (3, 1)."""
         return _split(self.w_bits, self.cell_bits)
 
     @property
-    def digit_bits(self):
+    def digit_bits(self) -> tuple[int, ...]:
         """Bits of each input digit, LSB first."""
         return _split(self.a_bits, self.dac_bits)
 
     @property
-    def unit(self):
+    def unit(self) -> float:
         """Value of `u = 1` in units of `v`: 1/2 or 1."""
         return 0.5 if self.reference == "analog" else 1.0
 
 
-def _split(bits, size):
+def _split(bits: int, size: int) -> tuple[int, ...]:
     return tuple(min(size, bits - start) for start in range(0, bits, size))
 
 
@@ -76,13 +100,19 @@ class Geometry:
     Pairs are (vertical, horizontal); `padding` is (top, bottom, left, right), in pixels of code 0.
     """
 
-    stride: tuple = (1, 1)
-    padding: tuple = (0, 0, 0, 0)
-    dilation: tuple = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
-    def output_size(self, height, width, kernel):
+    def output_size(self, height: int, width: int, kernel: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the output, in pixels: `floor((size + padding - dilation (kernel - 1) - 1) / stride) + 1`.
+
+        Raises: ValueError where the kernel is larger than the padded input.
+        """
         top, bottom, left, right = self.padding
         sizes = (height + top + bottom, width + left + right)
-        return tuple((size - d * (k - 1) - 1) // s + 1
-                     for size, d, k, s in zip(sizes, self.dilation, kernel, self.stride))
+        reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, kernel))
+        if any(size < taps for size, taps in zip(sizes, reach)):
+            raise ValueError(f"the kernel covers {reach[0]} x {reach[1]} pixels, the padded input has {sizes[0]} x {sizes[1]}")
+        return tuple((size - taps) // step + 1 for size, taps, step in zip(sizes, reach, self.stride))

@@ -25,11 +25,21 @@ what they are worth. With q the ADC code of array t, digit z, slice k (`adc.tran
 All of them are exact, so engines agree bit for bit. Integers are int32, or int64 where int32 could overflow.
 """
 
+from __future__ import annotations
+
+import contextvars
 import importlib
 import logging
 import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..mapping import MappedLayer
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +52,36 @@ class EngineError(ValueError):
     """A forced engine cannot run; the message says why."""
 
 
-def load(name):
+_selected = contextvars.ContextVar("engine", default="auto")
+
+
+def selected() -> str:
+    """The name that `set_engine` chose, one of `CHOICES`."""
+    return _selected.get()
+
+
+class set_engine:
+    """`set_engine(name)` chooses the engine of all crossbar layers from here on, in a `with` block for the block.
+
+    The choice is that of the running context (`contextvars`): a thread that is started begins with "auto".
+
+    Args: name, one of `CHOICES`. Raises: EngineError for an unknown name, or an engine whose library is missing.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name != "auto":
+            load(name)
+        self._before = selected()
+        _selected.set(name)
+
+    def __enter__(self) -> set_engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _selected.set(self._before)
+
+
+def load(name: str) -> ModuleType:
     """The engine's module. Raises EngineError for an unknown name or one whose library is missing."""
     if name not in ENGINES:
         raise EngineError(f"no engine is named {name!r}; known are {', '.join(CHOICES)}")
@@ -52,7 +91,7 @@ def load(name):
         raise EngineError(f"engine {name} cannot run: {error}") from None
 
 
-def choose(name, layer, device):
+def choose(name: str, layer: MappedLayer, device: torch.device) -> tuple[ModuleType, str]:
     """(module, reason) for `layer` on `device`; "auto" takes the fastest that can run it.
 
     Raises: EngineError when a forced engine cannot run the layer there.
@@ -76,7 +115,7 @@ def choose(name, layer, device):
     raise EngineError("no engine can run this layer: " + "; ".join(refusals))
 
 
-def name_of(module):
+def name_of(module: ModuleType) -> str:
     """The name by which `load` finds an engine's module."""
     return next(name for name, file in ENGINES.items() if module.__name__ == f"{__name__}.{file}")
 
@@ -84,7 +123,7 @@ def name_of(module):
 _announced = set()
 
 
-def announce(module, reason):
+def announce(module: ModuleType, reason: str) -> None:
     """Log which engine was chosen and why, each such line once: the layers of a network mostly have the same."""
     line = f"engine {name_of(module)}: {reason}"
     if line not in _announced:
@@ -92,7 +131,7 @@ def announce(module, reason):
         log.info(line)
 
 
-def value(layer):
+def value(layer: MappedLayer) -> list[float]:
     """What one unit of each accumulator plane is worth in `sum A (2 W - L)`: a list of G floats."""
     spec = layer.spec
     if spec.adc_range == "ideal":
@@ -102,7 +141,8 @@ def value(layer):
     return [2 * delta for delta, _ in layer.delta_groups]
 
 
-def scaled(engine, prepared, a_codes, values, scale, offset):
+def scaled(engine: ModuleType, prepared: object, a_codes: Tensor, values: Sequence[float], scale: Tensor,
+           offset: Tensor) -> Tensor:
     """`float32(sum_g acc_g values_g) scale + offset`, the sum in float64: float32 `[N, H', W', out]`.
 
     Args: values, a float for each accumulator plane; scale, offset, float32 `[out]`.
@@ -115,7 +155,7 @@ def scaled(engine, prepared, a_codes, values, scale, offset):
     return sum(plane.double() * value for plane, value in zip(acc, values)).float() * scale + offset
 
 
-def accumulator_dtype(layer):
+def accumulator_dtype(layer: MappedLayer) -> torch.dtype:
     """int32 where no accumulator of this layer can overflow it, else int64."""
     spec = layer.spec
     if spec.adc_range == "ideal":
