@@ -5,7 +5,7 @@ import itertools
 import utils
 from models.quant import CrossbarSpec, adc
 from models.quant.spec import MAPPINGS, REFERENCES
-from models.vgg import MAPS
+from models.vgg import CROSSBAR_LAYERS as MAPS
 from utils import UserError
 
 # Flags named as in the original scripts, and the field of the spec that each sets.
