@@ -111,11 +111,15 @@ class CrossbarLayer:
         self.adc_gain = gain.to(self.adc_gain, copy=True)
         self.adc_offset = offset.to(self.adc_offset, copy=True)
 
-    def set_codes(self, w_codes: Tensor) -> None:
-        """Use these weight codes, uint8 `[out, in / groups, kh, kw]`, in place of the weight's, until weights are loaded.
+    def set_codes(self, w_codes: Tensor | None) -> None:
+        """Use these weight codes, uint8 `[out, in / groups, kh, kw]`, in place of the weight's, until weights are loaded; None
+        takes those of the weight again.
 
         Raises: ValueError for another type or shape, or codes above `2^w - 1`.
         """
+        if w_codes is None:
+            self._w_codes = None
+            return
         if w_codes.dtype != torch.uint8 or w_codes.numel() and int(w_codes.max()) > self.weight_quant.levels:
             raise ValueError(f"weight codes are {w_codes.dtype} up to {w_codes.max()}; torch.uint8 up to "
                              f"{self.weight_quant.levels} is expected")
