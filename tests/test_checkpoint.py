@@ -124,6 +124,7 @@ def test_files_that_are_not_there(tmp_path):
     (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "a quantized tensor"),
     (lambda: torch.ones(2, dtype=torch.complex64), "complex numbers"),
     (lambda: torch.zeros(1).expand(10**12), "elements share memory"),
+    (lambda: torch.zeros(3).as_strided((2, 2), (1, 1)), "elements share memory"),
 ])
 @pytest.mark.parametrize("bare", [False, True])
 def test_tensors_of_other_kinds_are_refused(make, words, bare, tmp_path):
@@ -293,6 +294,16 @@ def test_load_weights_names_what_does_not_fit():
     good = {"0.weight": torch.ones(3, 2), "0.bias": torch.ones(3), "1.weight": torch.ones(1, 3)}
     assert load_weights(net, good, allow_missing=("bias",)) == ["1.bias"]
     assert net[0].weight.eq(1).all() and torch.equal(net[1].bias, before["1.bias"])
+
+
+@pytest.mark.parametrize("state, words", [
+    ({"weight": torch.ones(1, 2)}, "missing: bias"),
+    ({"weight": torch.ones(1, 2), "bias": torch.ones(1), "gain": torch.ones(1)}, "unexpected: gain"),
+    ({"weight": torch.ones(2, 1), "bias": torch.ones(1)}, r"of another shape: weight \[2, 1\] instead of \[1, 2\]"),
+])
+def test_each_misfit_is_enough(state, words):
+    with pytest.raises(UserError, match=f"^some.pth does not fit the model: {words}$"):
+        load_weights(torch.nn.Linear(2, 1), state, allow_missing=("bia", "ias.x"), source="some.pth")
 
 
 def test_weights_of_data_parallel():

@@ -117,6 +117,20 @@ def test_a_terminal_that_is_closed_ends_nothing():
         print("text", file=stream, flush=True)
 
 
+def test_a_terminal_shows_every_line_at_once():
+    ours, theirs = pty.openpty()
+    with open(theirs, "w", buffering=1, encoding="latin-1") as terminal:
+        stream = cli._lasting(terminal)
+        assert (stream.line_buffering, stream.encoding, stream.isatty()) == (True, "latin-1", True)
+    os.close(ours)
+
+
+def test_what_was_printed_before_stays_before():
+    code = "from experiment import cli; print('first'); cli.run_main(lambda: print('second'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("first\nsecond\n", "", 0)
+
+
 def test_a_full_disk_is_no_closed_console():
     """What was printed is missed by somebody."""
     process = program('print("result")\nreturn 0')
@@ -153,10 +167,11 @@ def test_streams_come_back(capfd):
     assert (sys.stdout, sys.stderr) == before and capfd.readouterr().out == "text\n"
 
 
-def test_the_log_file_is_appended_to_and_has_the_time(tmp_path, capsys):
+def test_the_log_file_is_appended_to_and_has_the_time(tmp_path, capsys, caplog):
     for text in ("first", "second"):
         cli.get_logger(tmp_path / "run.log").info(text)
     assert capsys.readouterr() == ("first\nsecond\n", "")  # each once: the handlers of the first call are gone
+    assert caplog.records == []  # those of other programs do not hear of it
     lines = (tmp_path / "run.log").read_text().splitlines()
     assert [line[4::3][:2] + line[19:] for line in lines] == ["--  first", "--  second"]
     with pytest.raises(UserError, match=f"cannot write the log file {tmp_path}: Is a directory"):

@@ -109,6 +109,16 @@ def test_weights_come_back_close_to_those_that_were_trained(wq):
         assert difference < 1.1 * bound / 254 and after[key].abs().max() == pytest.approx(bound.item(), rel=0.01)
 
 
+def test_networks_that_do_not_say_their_quantizer_have_that_of_dorefa():
+    before = checkpoint()
+    expected = pack(before)["codes"]
+    del before["config"]["wq"]
+    found = pack(before)
+    for key, entry in expected.items():
+        assert torch.equal(found["codes"][key]["bits"], entry["bits"]) and found["codes"][key]["scale"] == entry["scale"]
+    assert weights(unpack(found)["state_dict"]).keys() == expected.keys()
+
+
 def test_32_bit_networks_have_no_codes():
     with pytest.raises(ValueError, match="--wbit 32 has no weight codes"):
         pack(checkpoint(32))
@@ -134,6 +144,7 @@ def test_codes_that_would_not_come_back_are_refused(monkeypatch):
     lambda c: c.update(format="vgg-quant-packed-9"),
     lambda c: c["codes"]["classifier.0.weight"].update(shape=[3, 1000]),
     lambda c: c["codes"]["classifier.0.weight"].pop("bits"),
+    lambda c: c["codes"]["classifier.0.weight"].update(bits=c["codes"]["classifier.0.weight"]["bits"].repeat(2)),
     lambda c: c["config"].pop("wbit"),
     lambda c: c["config"].update(wq="none"),
     lambda c: c.update(codes=[1]),
