@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from models import vgg
 from models.quant import set_engine
 
 # Derandomized: a run fails or passes for the code's sake alone, so that a red run can be repeated.
@@ -24,3 +25,29 @@ def engine_stays_auto():
     """No test leaves its engine to the next."""
     with set_engine("auto"):
         yield
+
+
+TINY = ([16, 24, "M", 40, "M", 24, "M"], 48)  # as VGG7, but small: a first convolution, three more, two linear layers
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Build a small network of the same class; `tiny(spec=None)` gives the training network."""
+    monkeypatch.setitem(vgg.CONFIGS, "tiny", TINY)
+
+    def make(**kwargs):
+        torch.manual_seed(0)
+        network = (vgg.VGG if "spec" in kwargs and kwargs["spec"] is None else vgg.crossbar_vgg)
+        return settle(network("tiny", **{"alpha_init": 2.0, **kwargs}))
+
+    return make
+
+
+def settle(model):
+    """Batch norms with statistics other than 0 and 1; then inference."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(1, 4, generator=generator)
+    return model.eval()

@@ -175,7 +175,7 @@ def test_spacing_of_reads_that_are_whole_numbers():
     counts = np.zeros((4, 4, 21), np.int64)
     counts[:, :, :5:2] = 5  # P = 0, 2, 4 of 0 .. 20
     for rule in adc.RULES:
-        assert adc.calibrated_ranges(counts, digital, rule)[0][0] == 1
+        assert adc.calibrated_ranges(counts, digital, rule, "alike")[0][0] == 1
 
 
 @st.composite

@@ -159,7 +159,7 @@ def test_ranges_chosen_on_one_half_of_the_images_serve_the_other_half(rule, adc_
     halves = [collect_histograms(net, [half]) for half in images.split(32)]
     for name, layer in crossbar_layers(net):
         mapped = layer.mapped("ideal")
-        ranges, own = (adc.calibrated_ranges(half[name], mapped, rule) for half in halves)
+        ranges, own = (adc.calibrated_ranges(half[name], mapped, rule, "alike") for half in halves)
         for k in range(2):
             reads = adc.Reads(halves[1][name], [k], mapped)
             assert reads.cost(*own[k], adc_bits) > 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_models import images, tiny  # noqa: F401  (a fixture)
+from test_models import images
 from torch import nn
 from torch.nn import functional as F
 
@@ -42,13 +42,14 @@ def fused(monkeypatch):
 
 
 @needs_one_rounding
-@pytest.mark.parametrize("wq, reference, adc_range, map", [
-    (wq, reference, adc_range, map) for wq, reference, adc_range, map in itertools.product(
+@pytest.mark.parametrize("wq, reference, adc_range, placed", [
+    (wq, reference, adc_range, placed) for wq, reference, adc_range, placed in itertools.product(
         ("dorefa", "sawb"), ("analog", "digital"), ("calibrated", "full", "dynamic", "ideal"), ("all", "conv"))
-    if (wq == "dorefa") + (reference == "analog") + (map == "all") >= 2])
-def test_outputs_are_those_of_the_modules(tiny, fused, wq, reference, adc_range, map):
+    if (wq == "dorefa") + (reference == "analog") + (placed == "all") >= 2])
+def test_outputs_are_those_of_the_modules(tiny, fused, wq, reference, adc_range, placed):
     """On all threads. Where a reference is subtracted behind the ADC, which is done in float64, there is no way for codes."""
-    model = tiny(wq=wq, map=map, spec=CrossbarSpec(cell_bits=2, adc_bits=4, rows=16, adc_range=adc_range, reference=reference))
+    spec = CrossbarSpec(cell_bits=2, adc_bits=4, rows=16, adc_range=adc_range, reference=reference)
+    model = tiny(wq=wq, crossbar_layers=placed, spec=spec)
     numbers = torch.Generator().manual_seed(2)
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):  # slopes of both signs
@@ -64,7 +65,7 @@ def test_outputs_are_those_of_the_modules(tiny, fused, wq, reference, adc_range,
         assert torch.equal(found, one_by_one(model, x))
     assert len(found.unique()) > 10  # images and classes differ
     behind = reference == "digital" and adc_range != "ideal"
-    assert len(fused) == (0 if behind else {"all": 5, "conv": 3}[map])  # of six layers; the last has no next
+    assert len(fused) == (0 if behind else {"all": 5, "conv": 3}[placed])  # of six layers; the last has no next
 
 
 @needs_one_rounding
@@ -118,7 +119,7 @@ def test_other_sequences_are_called(fused, between):
     [Qconv2dDoreFa(3, 8, 3, spec=IDEAL), nn.BatchNorm2d(8), nn.ReLU(), QLinearDoreFa(8, 8, spec=IDEAL)],
     [Qconv2dDoreFa(3, 8, 3, spec=IDEAL), nn.BatchNorm2d(8), nn.ReLU(), Qconv2dDoreFa(9, 8, 3, spec=IDEAL)],
     [Qconv2d(5, 8, 3, image=True), nn.BatchNorm2d(8), nn.ReLU(), Qconv2dDoreFa(8, 8, 3, spec=IDEAL)],
-    [Qconv2d(2, 8, 3, image=True)]], ids=["batch norm", "linear", "channels", "channels of the image", "the first layer alone"])
+    [Qconv2d(2, 8, 3, image=True)]], ids=["batch norm", "linear", "channels", "image's channels", "the first layer alone"])
 def test_layers_that_do_not_fit_are_refused(modules):
     """No kernel reads or writes beyond its arrays."""
     with torch.no_grad(), pytest.raises((ValueError, RuntimeError)):

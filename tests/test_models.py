@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import TINY, settle
 from test_engines import NAMES
 from torch.nn import functional as F
 
@@ -12,36 +13,12 @@ from models.quant import (ADC_BUFFERS, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLi
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KWARGS = {"num_classes": 10, "wbit": 4, "abit": 4, "alpha_init": 10.0}
-TINY = ([16, 24, "M", 40, "M", 24, "M"], 48)  # as VGG7, but small: a first convolution, three more, two linear layers
 
 
 def build(name, **kwargs):
     """As the scripts do it, but without changing the registry for the next test."""
     config = getattr(models, name)
     return config.base(*config.args, **{**config.kwargs, **kwargs}).eval()
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """Build a small network of the same class; `tiny(spec=None)` gives the training network."""
-    monkeypatch.setitem(vgg.CONFIGS, "tiny", TINY)
-
-    def make(**kwargs):
-        torch.manual_seed(0)
-        network = (vgg.VGG if "spec" in kwargs and kwargs["spec"] is None else vgg.crossbar_vgg)
-        return settle(network("tiny", **{"alpha_init": 2.0, **kwargs}))
-
-    return make
-
-
-def settle(model):
-    """Batch norms with statistics other than 0 and 1; then inference."""
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
-            module.running_mean.normal_(0, 0.3, generator=generator)
-            module.running_var.uniform_(1, 4, generator=generator)
-    return model.eval()
 
 
 def images(count, seed=0):
@@ -56,28 +33,61 @@ def test_names():
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_configuration_is_used_as_the_scripts_do(name, monkeypatch):
+def test_configuration_is_used_as_the_original_scripts_do(name):
     config = getattr(models, name)
-    monkeypatch.setattr(config, "kwargs", dict(config.kwargs))
     config.kwargs.update({**KWARGS, "num_classes": 7, "alpha_init": 3.0})
     model = config.base(*config.args, **config.kwargs)
     last = model.classifier[-1]
     assert last.weight.shape[0] == 7 and last.act_quant.act_alpha.item() == 3.0 and last.weight_quant.wbit == 4
 
 
+def test_what_one_caller_changes_is_not_seen_by_the_next():
+    config = models.vgg7_quant_eval
+    config.kwargs["wbit"], config.base = 9, None
+    config.args.append(3)
+    other = models.vgg7_quant_eval
+    assert other.kwargs == {} and other.args == ["vgg7"] and other.base is not None
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_create_builds_what_the_configuration_does(name, monkeypatch):
+    monkeypatch.setitem(vgg.CONFIGS, "vgg7", TINY)
+    monkeypatch.setitem(vgg.CONFIGS, "vgg16", TINY)
+    options = {"num_classes": 7, "wbit": 3, "abit": 2, "alpha_init": 3.0, "wq": "sawb"}
+    networks = []
+    for make in (lambda: models.create(name, **options), lambda: build(name, **options)):
+        torch.manual_seed(0)
+        networks.append(make())
+    assert str(networks[0]) == str(networks[1])
+    for a, b in zip(*(network.state_dict().values() for network in networks), strict=True):
+        assert torch.equal(a, b)
+    assert len(crossbar_layers(networks[0])) == (5 if name.endswith("_eval") else 0)
+
+
+def test_the_older_name_of_an_option():
+    """Checkpoints and scripts may say `map`."""
+    for options in (dict(map="conv"), dict(crossbar_layers="conv")):
+        assert len(crossbar_layers(models.create("vgg7_quant_eval", **options))) == 5
+
+
 @pytest.mark.parametrize("name", ["vgg8_quant", "vgg7", "VGG7_quant"])
 def test_unknown_name_lists_the_known_ones(name):
-    with pytest.raises(AttributeError, match=f"'{name}'; known are vgg16_quant, vgg16_quant_eval, vgg7_quant, vgg7_q"):
+    message = f"'{name}'; known are vgg16_quant, vgg16_quant_eval, vgg7_quant, vgg7_q"
+    with pytest.raises(AttributeError, match=message):
         getattr(models, name)
+    with pytest.raises(ValueError, match=message):
+        models.create(name)
 
 
 @pytest.mark.parametrize("kwargs, message", [
     (dict(map="linear"), "crossbar_layers is 'linear'; allowed are all, conv"), (dict(wbit=9), "1 to 8"),
+    (dict(w_bits=4), "^a VGG has no option w_bits; known are config, num_classes, wbit, .*, spec, crossbar_layers$"),
     (dict(spec=CrossbarSpec(w_bits=3), wbit=4), "the spec has 3-bit weights.*wbit=4"),
     (dict(spec=CrossbarSpec(a_bits=3), wbit=4), "3-bit activations.*abit=4"), (dict(wbit=32, abit=32), "1 to 8")])
 def test_wrong_options_of_inference_networks(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        build("vgg7_quant_eval", **kwargs)
+    for make in (build, models.create):
+        with pytest.raises(ValueError, match=message):
+            make("vgg7_quant_eval", **kwargs)
 
 
 # ---- VGG7 ------------------------------------------------------------------------------------------------------------
@@ -124,14 +134,14 @@ def test_first_loss_is_that_of_guessing():
     assert 2 < loss < 4
 
 
-@pytest.mark.parametrize("map, names", [
+@pytest.mark.parametrize("placed, names", [
     ("conv", ["features.3", "features.7", "features.10", "features.14", "features.17"]),
     ("all", ["features.3", "features.7", "features.10", "features.14", "features.17", "classifier.0", "classifier.3"])])
-def test_layers_on_crossbars(map, names):
-    model = build("vgg7_quant_eval", map=map)
+def test_layers_on_crossbars(placed, names):
+    model = build("vgg7_quant_eval", crossbar_layers=placed)
     assert [name for name, _ in crossbar_layers(model)] == names
     assert type(model.features[0]) is Qconv2d and model.features[0].image
-    kinds = {Qconv2dDoreFa: 5, QLinearDoreFa: 2 * (map == "all"), QLinear: 2 * (map == "conv")}
+    kinds = {Qconv2dDoreFa: 5, QLinearDoreFa: 2 * (placed == "all"), QLinear: 2 * (placed == "conv")}
     assert {kind: sum(type(m) is kind for m in model.modules()) for kind in kinds} == kinds
 
 
@@ -197,10 +207,10 @@ def test_network_gives_the_same_logits_from_every_engine(tiny, adc_range, refere
     assert not torch.equal(logits[0][0], logits[0][1])
 
 
-@pytest.mark.parametrize("map", ["conv", "all"])
+@pytest.mark.parametrize("placed", ["conv", "all"])
 @pytest.mark.parametrize("adc_range", ["calibrated", "full", "ideal"])
-def test_network_does_not_depend_on_the_batch(tiny, adc_range, map):
-    model = tiny(spec=CrossbarSpec(rows=16, adc_bits=4, adc_range=adc_range), map=map)
+def test_network_does_not_depend_on_the_batch(tiny, adc_range, placed):
+    model = tiny(spec=CrossbarSpec(rows=16, adc_bits=4, adc_range=adc_range), crossbar_layers=placed)
     x = images(7)
     if adc_range == "calibrated":
         calibrate(model, [images(2, seed=1)])
@@ -219,8 +229,8 @@ def test_training_network_does_not_depend_on_the_batch(tiny):
             assert torch.equal(torch.cat([model(part) for part in x.split(size)]), whole)
 
 
-@pytest.mark.parametrize("map", ["conv", "all"])
-def test_weights_go_from_training_to_inference(tiny, map):
+@pytest.mark.parametrize("placed", ["conv", "all"])
+def test_weights_go_from_training_to_inference(tiny, placed):
     """A trained network and its inference network without ADC give the same logits; only ranges are missing."""
     training = tiny(spec=None).train()
     optimizer = torch.optim.SGD(training.parameters(), 0.1)
@@ -229,7 +239,7 @@ def test_weights_go_from_training_to_inference(tiny, map):
         optimizer.step()
         optimizer.zero_grad()
     training.eval()
-    model = tiny(spec=CrossbarSpec(adc_range="ideal"), map=map)
+    model = tiny(spec=CrossbarSpec(adc_range="ideal"), crossbar_layers=placed)
     missing, unexpected = model.load_state_dict(training.state_dict(), strict=False)
     assert not unexpected
     assert set(missing) == {f"{name}.{key}" for name, _ in crossbar_layers(model) for key in ADC_BUFFERS}
@@ -239,7 +249,7 @@ def test_weights_go_from_training_to_inference(tiny, map):
 
         set_spec(model, CrossbarSpec(rows=16, adc_bits=3))
         calibrate(model, [x])
-        again = tiny(spec=CrossbarSpec(rows=16, adc_bits=3), map=map)
+        again = tiny(spec=CrossbarSpec(rows=16, adc_bits=3), crossbar_layers=placed)
         again.load_state_dict(model.state_dict())
         assert torch.equal(again(x), model(x)) and not torch.equal(model(x), training(x))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_models import images, tiny  # noqa: F401  (a fixture)
+from test_models import images
 from torch import nn
 
 from models.quant import CrossbarSpec, Qconv2dDoreFa, crossbar_layers, fusion, prepared, set_engine

@@ -1,6 +1,14 @@
 """The ADC: its transfer, and the choice of its range (pure functions), apart from each other."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from .mapping import MappedLayer
 
 # Steps are multiples of 1 / GRID: fractions such as 22/31 would leave ties to the rounding of float64, and codes to more
 # bits than fast engines compute with. Finer steps hardly lower an error (tests/test_adc.py says how little).
@@ -8,7 +16,7 @@ GRID = 64.0
 MOST_TERMS = 2**30  # errors that a search for the best step adds up: beyond, it takes minutes
 
 
-def transfer(u, unit, delta, q_min, adc_bits):
+def transfer(u: Any, unit: float, delta: float, q_min: int, adc_bits: int) -> np.ndarray:
     """ADC codes of the read values `v = unit * u`.
 
     `q = clip(rint(v / delta), q_min, q_min + 2^B - 1)` in float64, ties to even. This formula is the truth; an engine
@@ -21,7 +29,7 @@ def transfer(u, unit, delta, q_min, adc_bits):
     return np.clip(q, q_min, q_min + 2**adc_bits - 1).astype(np.int64)
 
 
-def is_lossless(layer):
+def is_lossless(layer: MappedLayer) -> bool:
     """Whether the ADC returns every value that a read of this layer can take: `delta q = unit u` for all `u`."""
     spec = layer.spec
     if spec.adc_range not in ("calibrated", "full"):
@@ -37,7 +45,7 @@ def is_lossless(layer):
     return True
 
 
-def covering_range(low, high, unit, adc_bits):
+def covering_range(low: float, high: float, unit: float, adc_bits: int) -> tuple[float, int]:
     """Smallest range whose codes reach from `low` to `high` with zero on the grid.
 
     Of the `2^B` codes, m lie below zero: `delta = max(-low / m, high / (2^B - 1 - m))`, smallest over m, and never
@@ -62,7 +70,7 @@ def covering_range(low, high, unit, adc_bits):
     return max(float(np.ceil(delta[best] * GRID) / GRID), unit), -best
 
 
-def full_ranges(layer):
+def full_ranges(layer: MappedLayer) -> list[tuple[float, int]]:
     """`(delta, q_min)` of each slice that cover every value its arrays can produce; see `MappedLayer.u_range`."""
     ranges, unit = [], layer.spec.unit
     for k in range(len(layer.reference_twice)):
@@ -83,7 +91,7 @@ class Reads:
         unit: spacing of `v`: all of them are multiples of it.
     """
 
-    def __init__(self, histogram, slices, layer):
+    def __init__(self, histogram: np.ndarray, slices: Sequence[int], layer: MappedLayer) -> None:
         spec = layer.spec
         counts = np.asarray(histogram)[:, slices]  # digits, slices, u
         scale = 2.0 ** (spec.dac_bits * np.arange(len(counts))[:, None] + spec.cell_bits * np.array(slices))[..., None]
@@ -96,7 +104,7 @@ class Reads:
         self.square = (counts * scale**2).sum(axis=(0, 1))[seen] / outputs
         self.linear = (counts * scale).sum(axis=(0, 1))[seen] / outputs
 
-    def cost(self, delta, q_min, adc_bits):
+    def cost(self, delta: float, q_min: int, adc_bits: int) -> float:
         """What an ADC costs: `sum square e^2 + T (sum linear e)^2` with `e = delta q - v`. Zero for an exact ADC.
 
         The first term is the squared error of an output, divided by T, whose reads err independently; the second is its
@@ -106,7 +114,7 @@ class Reads:
         return float(self.square @ e**2 + self.arrays * (self.linear @ e) ** 2)
 
 
-def minmax(reads, adc_bits):
+def minmax(reads: Reads, adc_bits: int) -> tuple[float, int]:
     """The smallest range that covers everything seen."""
     return covering_range(reads.v.min(initial=0), reads.v.max(initial=0), reads.unit, adc_bits)
 
@@ -114,7 +122,7 @@ def minmax(reads, adc_bits):
 PERCENTILE = 99.9
 
 
-def percentile(reads, adc_bits):
+def percentile(reads: Reads, adc_bits: int) -> tuple[float, int]:
     """The smallest range that covers the middle 99.9 % of the reads that are not zero."""
     if not len(reads.v):
         return reads.unit, 0
@@ -124,7 +132,7 @@ def percentile(reads, adc_bits):
     return covering_range(low, high, reads.unit, adc_bits)
 
 
-def least_squares(reads, adc_bits):
+def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
     """The `(delta, q_min)` of least `Reads.cost` among all q_min and all delta that are multiples of 1 / GRID.
 
     With a delta above twice the largest `v` all codes are zero. Where so many would take minutes, reads having thousands of
@@ -180,7 +188,7 @@ RULES = {"minmax": minmax, "percentile": percentile, "mse": least_squares}
 PER = ("alike", "layer", "slice")
 
 
-def calibrated_ranges(histogram, layer, rule="mse", per="alike"):
+def calibrated_ranges(histogram: np.ndarray, layer: MappedLayer, rule: str, per: str) -> list[tuple[float, int]]:
     """`(delta, q_min)` of each slice by a rule; see `range_groups` for `per`.
 
     Args: histogram, counts of the reads `[digits, slices, u]`, bin i holding `u = layer.u_span[0] + i`; layer, a
@@ -193,7 +201,7 @@ def calibrated_ranges(histogram, layer, rule="mse", per="alike"):
     return [ranges[k] for k in range(len(layer.reference_twice))]
 
 
-def range_groups(layer, per):
+def range_groups(layer: MappedLayer, per: str) -> list[list[int]]:
     """Lists of slices that share a range: each alone ("slice"), all of them ("layer"), or those with the same reference.
 
     Where the ADC sees `v = P - r_k n`, the share of a full cell that the reference is, `r_k / (2^b_k - 1)`, decides on which

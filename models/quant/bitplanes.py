@@ -1,11 +1,15 @@
 """Bit-planes of weight codes, and the `prob/` folder where people look at them and edit them."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .files import atomic_write
 
@@ -13,7 +17,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
 
-def decompose(w_codes, w_bits, cell_bits):
+def decompose(w_codes: Tensor, w_bits: int, cell_bits: int) -> Tensor:
     """Split codes into cells, least significant first: `W = sum_k 2^(c k) C_k`.
 
     The last slice holds the `w - c k` bits that are left, so 4-bit weights on 3-bit cells give a 3-bit and a 1-bit cell.
@@ -31,7 +35,7 @@ def decompose(w_codes, w_bits, cell_bits):
     return torch.stack([(codes >> low) & (2**bits - 1) for low, bits in _slices(w_bits, cell_bits)])
 
 
-def compose(planes, w_bits, cell_bits):
+def compose(planes: Tensor, w_bits: int, cell_bits: int) -> Tensor:
     """Inverse of `decompose`: codes `sum_k 2^(c k) C_k`, uint8.
 
     Raises: ValueError unless `planes` has one plane a slice, of whole numbers that fit in the cells.
@@ -62,17 +66,19 @@ class PlaneStore:
     weight codes. Files are written whole or not at all, so that several runs may share a folder.
     """
 
-    def __init__(self, root, model, w_bits, cell_bits):
+    def __init__(self, root: str | Path, model: str, w_bits: int, cell_bits: int) -> None:
         self.folder = Path(root) / f"{model}_w{w_bits}_c{cell_bits}"
         self.w_bits, self.cell_bits = w_bits, cell_bits
 
-    def path(self, index):
+    def path(self, index: int) -> Path:
+        """Where the planes of crossbar layer `index` are."""
         return self.folder / f"bit_levels{index}_ideal.pt"
 
-    def write(self, layers):
+    def write(self, layers: Sequence[tuple[str, Tensor]]) -> int:
         """Write the planes of `layers`, `[(name, w_codes), ...]`; a file that already holds them is left alone.
 
         Returns: the number of files written.
+        Raises: OSError where the folder cannot be written to; ValueError for codes that the bits do not hold.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         known = self._manifest()
@@ -114,7 +120,7 @@ class PlaneStore:
             return {}
 
 
-def read_planes(folder, layers, w_bits, cell_bits):
+def read_planes(folder: str | Path, layers: Sequence[tuple[str, Sequence[int]]], w_bits: int, cell_bits: int) -> list[Tensor]:
     """Weight codes from the planes that somebody put into `folder`, edited or not.
 
     Args: folder, with `bit_levels<i>_ideal.pt`; layers, `[(name, shape of w_codes), ...]` in order.
@@ -135,7 +141,7 @@ def read_planes(folder, layers, w_bits, cell_bits):
     return codes
 
 
-def load_planes(path):
+def load_planes(path: str | Path) -> Tensor:
     """The tensor in `path`; ValueError if it is absent, truncated, or anything but one tensor."""
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist")
@@ -148,8 +154,8 @@ def load_planes(path):
     return planes
 
 
-def sha256(w_codes):
-    """Hash of weight codes, their shape included."""
+def sha256(w_codes: Tensor) -> str:
+    """SHA-256 of weight codes, uint8 on the CPU, their shape included; 64 hexadecimal digits."""
     digest = hashlib.sha256(str(tuple(w_codes.shape)).encode())
     digest.update(w_codes.to(torch.uint8).contiguous().numpy().tobytes())
     return digest.hexdigest()

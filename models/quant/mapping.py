@@ -9,14 +9,16 @@ For array t, digit z and slice k a *read* gives `P = sum_rows a_z C_k`; with `n 
 `u = 2 P - (2 r_k) n`, `v = u / 2` (analog), or `u = v = P` (digital).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from .spec import CrossbarSpec, Geometry
 
 
-def array_bounds(mapping, taps, channels, rows):
+def array_bounds(mapping: str, taps: int, channels: int, rows: int) -> list[tuple[int, int]]:
     """Arrays of one group as (first, last + 1) rows, rows in (tap, channel) order.
 
     "tap" cuts each tap's channels every `rows`; "im2col" cuts all rows every `rows`. No row is ever dropped.
@@ -41,33 +43,34 @@ class MappedLayer:
 
     spec: CrossbarSpec
     geometry: Geometry
-    w_codes: torch.Tensor
-    reference_twice: tuple
-    adc_delta: torch.Tensor
-    adc_q_min: torch.Tensor
+    w_codes: Tensor
+    reference_twice: tuple[int, ...]
+    adc_delta: Tensor
+    adc_q_min: Tensor
 
     @property
-    def kernel(self):
+    def kernel(self) -> tuple[int, int]:
+        """Height and width of the kernel."""
         return tuple(self.w_codes.shape[2:])
 
     @property
-    def group_channels(self):
+    def group_channels(self) -> int:
         """Input channels of one group."""
         return self.w_codes.shape[1]
 
     @property
-    def arrays(self):
+    def arrays(self) -> list[tuple[int, int]]:
         """`array_bounds` of one group."""
         kh, kw = self.kernel
         return array_bounds(self.spec.mapping, kh * kw, self.group_channels, self.spec.rows)
 
     @property
-    def tallest(self):
+    def tallest(self) -> int:
         """Rows of the fullest array."""
         return max(stop - start for start, stop in self.arrays)
 
     @property
-    def w_rows(self):
+    def w_rows(self) -> Tensor:
         """Weight codes as `[groups, rows, out / groups]`, rows in (tap, channel) order."""
         out, channels, kh, kw = self.w_codes.shape
         groups = self.geometry.groups
@@ -75,32 +78,32 @@ class MappedLayer:
             groups, kh * kw * channels, out // groups)
 
     @property
-    def zero_twice(self):
+    def zero_twice(self) -> int:
         """L, twice the weight level that stands for zero: `sum_k 2^(c k) 2 r_k`."""
         return sum(r << (self.spec.cell_bits * k) for k, r in enumerate(self.reference_twice))
 
-    def u_range(self, k):
+    def u_range(self, k: int) -> tuple[int, int]:
         """Smallest and largest `u` that slice `k` of a full array can produce."""
         return u_range(self.spec, self.reference_twice[k], self.spec.slice_bits[k], self.tallest)
 
     @property
-    def largest_sum(self):
+    def largest_sum(self) -> int:
         """Largest P that any slice of a full array can produce."""
         return self.tallest * (2 ** max(self.spec.digit_bits) - 1) * (2 ** max(self.spec.slice_bits) - 1)
 
-    def u_spacing(self, k):
+    def u_spacing(self, k: int) -> int:
         """Distance between the values of `u` that slice `k` can produce: `2 P - (2 r_k) n` is even if 2 r_k is, where the
         reference column holds whole cells."""
         return 2 if self.spec.reference == "analog" and self.reference_twice[k] % 2 == 0 else 1
 
     @property
-    def u_span(self):
+    def u_span(self) -> tuple[int, int]:
         """Smallest and largest `u` over all slices: the bins of a histogram."""
         lows, highs = zip(*(self.u_range(k) for k in range(len(self.reference_twice))))
         return min(lows), max(highs)
 
     @property
-    def delta_groups(self):
+    def delta_groups(self) -> list[tuple[float, list[int]]]:
         """Slices by ADC step, `[(delta, [k, ...]), ...]`: codes of one step are added before they are scaled."""
         groups = {}
         for k, delta in enumerate(self.adc_delta.tolist()):
@@ -108,7 +111,7 @@ class MappedLayer:
         return list(groups.items())
 
 
-def u_range(spec, reference_twice, bits, rows):
+def u_range(spec: CrossbarSpec, reference_twice: int, bits: int, rows: int) -> tuple[int, int]:
     """Range of `u` for `rows` word lines: every input digit lies in 0..2^d - 1, every cell in 0..2^b_k - 1."""
     drive = rows * (2 ** max(spec.digit_bits) - 1)
     cell = 2**bits - 1

@@ -35,7 +35,7 @@ class _PactCodes(torch.autograd.Function):
         ctx.save_for_backward(x, alpha)
         ctx.levels = levels
         if elementwise.can_run(x):
-            return elementwise.pact_forward(x, alpha, levels)
+            return elementwise.pact_forward(x, alpha.float(), levels)
         return act_codes(x, alpha, levels).to(x.dtype)
 
     @staticmethod
@@ -43,7 +43,8 @@ class _PactCodes(torch.autograd.Function):
     def backward(ctx, grad):
         x, alpha = ctx.saved_tensors
         if elementwise.can_run(x):
-            return *elementwise.pact_backward(x, grad, alpha, ctx.levels), None
+            of_x, of_alpha = elementwise.pact_backward(x, grad, alpha.float(), ctx.levels)
+            return of_x, of_alpha.to(alpha.dtype), None
         grad = grad * (ctx.levels / alpha).to(grad.dtype)  # from code units to units of x
         above = x >= alpha.expand(x.shape)  # a single number would be rounded to the precision of x first
         grad_x = grad_alpha = None

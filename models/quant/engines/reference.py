@@ -1,20 +1,31 @@
 """Reference engine: the equations of `mapping.py` and `adc.py` in plain PyTorch, any device, short enough to check."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from . import accumulator_dtype
 
+if TYPE_CHECKING:
+    from ..mapping import MappedLayer
 
-def unsupported(layer, device):
-    return None
+
+def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
+    """It runs every layer on every device."""
 
 
-def prepare(layer):
+def prepare(layer: MappedLayer) -> MappedLayer:
+    """There is nothing to prepare."""
     return layer
 
 
-def accumulate(layer, a_codes):
+def accumulate(layer: MappedLayer, a_codes: Tensor) -> Tensor:
+    """The accumulators of the contract (`engines`)."""
     spec = layer.spec
     if spec.adc_range == "ideal":
         return integer_convolution(layer, a_codes)[None]
@@ -30,7 +41,8 @@ def accumulate(layer, a_codes):
     return _image(layer, acc, a_codes).to(accumulator_dtype(layer))
 
 
-def histogram(layer, a_codes):
+def histogram(layer: MappedLayer, a_codes: Tensor) -> Tensor:
+    """The counts of the contract (`engines`)."""
     low, high = layer.u_span
     spec = layer.spec
     counts = torch.zeros(len(spec.digit_bits), len(spec.slice_bits), high - low + 1, dtype=torch.int64)
@@ -39,7 +51,7 @@ def histogram(layer, a_codes):
     return counts
 
 
-def reads(layer, a_codes):
+def reads(layer: MappedLayer, a_codes: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Every read of a layer: yields (z, k, u), `u` int64 `[groups, pixels, out / groups]`, array after array.
 
     Sums of at most 1024 x 255 x 255 are exact in float64.
@@ -75,7 +87,7 @@ def _dynamic(u, adc_bits):
     return torch.where(span == 0, u * 2**adc_bits, value)
 
 
-def integer_convolution(layer, a_codes):
+def integer_convolution(layer: MappedLayer, a_codes: Tensor) -> Tensor:
     """`sum A (2 W - L)` as integers `[N, H', W', out]`: one float64 convolution, exact because the sums are small."""
     weight = 2 * layer.w_codes.to(a_codes.device).double() - layer.zero_twice
     top, bottom, left, right = layer.geometry.padding
