@@ -6,8 +6,8 @@ The kernel reads as the equations of `mapping.py`. With the *level* `m_k = 2 C_k
     u = 2 P - 2 r_k n = sum_rows a_z m_k        (u = P = sum_rows a_z C_k)
 
 and needs no count n. A digit is not shifted down: `A & mask_z` is `2^(d z) a_z`, so the dot product gives
-`U = 2^(d z) u`. One program makes a tile [pixels, output channels] of one group and one accumulator plane: for each
-slice of the plane and each array it loads a tile of codes and a tile of levels once, takes the digits in registers,
+`U = 2^(d z) u`. One program makes a tile [pixels, output channels] of the accumulators of one group and one ADC step: for
+each slice with that step and each array it loads a tile of codes and a tile of levels once, takes the digits in registers,
 converts every read in registers and stores once. What is done with a read is the kernel's MODE:
 
     sum         acc += U                                   "ideal", and an ADC that changes no value of this layer
@@ -22,10 +22,12 @@ ties to even, and the code stands in the low bits of the sum. The kernel adds th
 of the read, and takes MAGIC's share off at the end; integers wrap, so the difference is exact.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +37,7 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from .. import adc
+from ..mapping import MappedLayer
 from . import accumulator_dtype
 
 log = logging.getLogger(__name__)
@@ -70,124 +73,186 @@ def _divide(x, y):
 
 
 @triton.jit
-def _read(a, m, m_high, z: tl.constexpr, DAC_BITS: tl.constexpr, PARTS: tl.constexpr):
+def _read(a, m, m_high, z: tl.constexpr, L: tl.constexpr):
     """`U = 2^(d z) sum_rows a_z m` of a block of rows; levels that do not fit int8 come as `m + 16 m_high`."""
-    MASK: tl.constexpr = ((1 << DAC_BITS) - 1 << DAC_BITS * z) & 255
+    MASK: tl.constexpr = ((1 << L.dac_bits) - 1 << L.dac_bits * z) & 255
     u = _dot(a, m, MASK)
-    if PARTS == 2:
+    if L.parts == 2:
         u += _dot(a, m_high, MASK) * 16
     return u
 
 
 @triton.jit
-def _load(a_ptr, m_ptr, corner, column, row, depth, in_width, CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
-          TAPS: tl.constexpr, KERNEL_W: tl.constexpr, DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
-          PARTS: tl.constexpr, PART_SIZE: tl.constexpr, VECTOR: tl.constexpr):
+def _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L: tl.constexpr):
     """Codes `[pixels, rows]` and levels, twice `[rows, channels]`, of a block of rows.
 
-    Row r is tap r // CHANNELS, channel r % CHANNELS, and each VECTOR rows lie side by side in memory. Rows past the end
+    Row r is tap r // channels, channel r % channels, and each `L.vector` rows lie side by side in memory. Rows past the end
     of an array have level 0: their codes are read (from the next array, from row 0 after the last) and do not matter.
     """
-    row = row % (TAPS * CHANNELS)
-    tap = row // CHANNELS
-    shift = tap // KERNEL_W * DILATION_Y * in_width + tap % KERNEL_W * DILATION_X
-    offset = tl.max_contiguous(tl.multiple_of(shift * (GROUPS * CHANNELS) + row % CHANNELS, VECTOR), VECTOR)
+    row = row % (L.taps * L.channels)
+    tap = row // L.channels
+    shift = tap // L.kernel_w * L.dilation_y * in_width + tap % L.kernel_w * L.dilation_x
+    offset = shift * (L.groups * L.channels) + row % L.channels
+    VECTOR: tl.constexpr = L.vector
+    offset = tl.max_contiguous(tl.multiple_of(offset, VECTOR), VECTOR)
     a = tl.load(a_ptr + (corner[:, None] + offset[None, :]))
     levels = m_ptr + (column[None, :] + depth[:, None])
     m = tl.load(levels)
     m_high = m
-    if PARTS == 2:
-        m_high = tl.load(levels + PART_SIZE)
+    if L.parts == 2:
+        m_high = tl.load(levels + L.slices * L.groups * L.out * L.arrays * L.blocks * L.block_k)
     return a, m, m_high
 
 
 @triton.jit
-def _kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height, width, in_height, in_width, u_low,
-            MODE: tl.constexpr, ACC: tl.constexpr, ADC_BITS: tl.constexpr, BINS: tl.constexpr, COPIES: tl.constexpr,
-            CHANNELS: tl.constexpr, GROUPS: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
-            KERNEL_W: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, DILATION_Y: tl.constexpr,
-            DILATION_X: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, ARRAYS: tl.constexpr,
-            SLICES: tl.constexpr, DIGITS: tl.constexpr, DAC_BITS: tl.constexpr, PARTS: tl.constexpr,
-            VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-            BLOCKS: tl.constexpr):
-    """See the module. Shapes, with slices in the order of the planes:
+def _corner(pixel, group, height, width, in_height, in_width, L: tl.constexpr):
+    """Where the codes begin that an output pixel sees: those of the group at the pixel's upper left corner."""
+    image = (pixel // (height * width)).to(tl.int64)
+    y = pixel // width % height * L.stride_y
+    x = pixel % width * L.stride_x
+    return ((image * in_height + y) * in_width + x) * (L.groups * L.channels) + group * L.channels
 
-    a uint8 `[N, in_height, in_width, GROUPS * CHANNELS]`, padded; m int8 `[PARTS, SLICES, GROUPS, OUT, ARRAYS,
-    BLOCKS * BLOCK_K]`; out, accumulators `[planes, pixels, GROUPS * OUT]`, ranges int32 `[2, GROUPS, ARRAYS, DIGITS,
-    SLICES]` or counts int64 `[COPIES, DIGITS, SLICES, BINS]`; adc, `(s, MAGIC + q_min, MAGIC + q_max)` float32
-    `[SLICES, 3]`, table int16 `[SLICES, BINS]` or the ranges; first slice of each plane int32 `[planes + 1]`; weight
-    `2^(c k)` `[SLICES]`.
+
+# What becomes of a read U. Functions that convert one return (its code, what stands in the code's place where it is 0), both
+# times the weight of the read: the difference is what counts.
+
+
+@triton.jit
+def _static(u, adc_ptr, weight, k, z: tl.constexpr, L: tl.constexpr):
+    """Fixed ranges in float32."""
+    scale = tl.load(adc_ptr + 3 * k) * (1.0 / (1 << L.dac_bits * z))
+    q = tl.clamp(u.to(tl.float32) * scale + MAGIC, tl.load(adc_ptr + 3 * k + 1), tl.load(adc_ptr + 3 * k + 2))
+    weight = weight << L.dac_bits * z
+    return q.to(tl.int32, bitcast=True) * weight, MAGIC_BITS * weight
+
+
+@triton.jit
+def _table(u, adc_ptr, weight, k, z: tl.constexpr, L: tl.constexpr):
+    """Fixed ranges, looked up."""
+    return tl.load(adc_ptr + (k * L.bins + (u >> L.dac_bits * z) - L.u_low)) * (weight << L.dac_bits * z)
+
+
+@triton.jit
+def _dynamic(u, adc_ptr, weight, read, L: tl.constexpr):
+    """Ranges of the batch, smallest and largest U of each read."""
+    u_a = tl.load(adc_ptr + read)
+    span = tl.load(adc_ptr + (read + L.groups * L.arrays * L.digits * L.slices)) - u_a
+    step = tl.maximum(span, 1).to(tl.float32) * (1.0 / (1 << L.adc_bits))  # span 0: q = 0, value U_a
+    q = tl.minimum(_divide((u - u_a).to(tl.float32), step) + MAGIC, MAGIC + ((1 << L.adc_bits) - 1))
+    surplus = (MAGIC_BITS * span.to(L.acc) - (u_a.to(L.acc) << L.adc_bits)) * weight
+    return q.to(tl.int32, bitcast=True) * (span.to(L.acc) * weight), surplus
+
+
+@triton.jit
+def _widen(u, out_ptr, read, L: tl.constexpr):
+    """Take U into the smallest and largest of its read."""
+    tl.atomic_min(out_ptr + read, tl.min(u), sem="relaxed")
+    tl.atomic_max(out_ptr + (read + L.groups * L.arrays * L.digits * L.slices), tl.max(u), sem="relaxed")
+
+
+@triton.jit
+def _count(u, own, out_ptr, k, z: tl.constexpr, L: tl.constexpr):
+    """Count the reads by value, in one of several copies of the counts."""
+    copy = tl.program_id(0) % L.copies
+    counts = out_ptr + ((copy * L.digits + z) * L.slices + k).to(tl.int64) * L.bins
+    tl.atomic_add(counts + ((u >> L.dac_bits * z) - L.u_low), tl.full(u.shape, 1, tl.int64), mask=own, sem="relaxed")
+
+
+@triton.jit
+def _kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height, width, in_height, in_width,
+            L: tl.constexpr, MODE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """See the module. L, the layer's `Constants`. Shapes, with slices in the order of the accumulators:
+
+    a uint8 `[N, in_height, in_width, groups * channels]`, padded; m int8 `[parts, slices, groups, out, arrays,
+    blocks * block_k]`; out, accumulators `[steps, pixels, groups * out]`, ranges int32 `[2, groups, arrays, digits,
+    slices]` or counts int64 `[copies, digits, slices, bins]`; adc, `(s, MAGIC + q_min, MAGIC + q_max)` float32
+    `[slices, 3]`, table int16 `[slices, bins]` or the ranges; first slice of each step int32 `[steps + 1]`; weight
+    `2^(c k)` `[slices]`.
     """
-    group = tl.program_id(2) % GROUPS
-    plane = tl.program_id(2) // GROUPS
+    group = tl.program_id(2) % L.groups
+    step = tl.program_id(2) // L.groups
     own_pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     own_channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    own = (own_pixel < pixels)[:, None] & (own_channel < OUT)[None, :]
+    own = (own_pixel < pixels)[:, None] & (own_channel < L.out)[None, :]
     pixel = tl.minimum(own_pixel, pixels - 1)  # beyond the last it is read again: ranges do not change,
-    channel = tl.minimum(own_channel, OUT - 1)  # and nothing else is kept of what is not `own`
+    channel = tl.minimum(own_channel, L.out - 1)  # and nothing else is kept of what is not `own`
+    corner = _corner(pixel, group, height, width, in_height, in_width, L)
+    depth = tl.arange(0, L.block_k)
+    DIGITS: tl.constexpr = L.digits
 
-    image = (pixel // (height * width)).to(tl.int64)
-    y = pixel // width % height * STRIDE_Y
-    x = pixel % width * STRIDE_X
-    corner = ((image * in_height + y) * in_width + x) * (GROUPS * CHANNELS) + group * CHANNELS
-    depth = tl.arange(0, BLOCK_K)
-    PART_SIZE: tl.constexpr = SLICES * GROUPS * OUT * ARRAYS * BLOCKS * BLOCK_K
-
-    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    surplus = tl.full((), 0, ACC)
-    for i in range(tl.load(first_ptr + plane) * ARRAYS, tl.load(first_ptr + plane + 1) * ARRAYS):
-        k = i // ARRAYS
-        t = i % ARRAYS
-        row = t // tl.cdiv(SPAN, ROWS) * SPAN + t % tl.cdiv(SPAN, ROWS) * ROWS + depth
-        column = ((k * GROUPS + group).to(tl.int64) * OUT + channel) * (ARRAYS * BLOCKS * BLOCK_K) + (
-            t * (BLOCKS * BLOCK_K))
+    acc = tl.zeros((BLOCK_M, BLOCK_N), L.acc)
+    surplus = tl.full((), 0, L.acc)
+    for i in range(tl.load(first_ptr + step) * L.arrays, tl.load(first_ptr + step + 1) * L.arrays):
+        k = i // L.arrays
+        t = i % L.arrays
+        row = t // tl.cdiv(L.span, L.rows) * L.span + t % tl.cdiv(L.span, L.rows) * L.rows + depth
+        column = ((k * L.groups + group).to(tl.int64) * L.out + channel) * (L.arrays * L.blocks * L.block_k) + (
+            t * (L.blocks * L.block_k))
         weight = tl.load(weight_ptr + k)
-        a, m, m_high = _load(a_ptr, m_ptr, corner, column, row, depth, in_width, CHANNELS, GROUPS, TAPS, KERNEL_W,
-                             DILATION_Y, DILATION_X, PARTS, PART_SIZE, VECTOR)
+        a, m, m_high = _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L)
         for z in tl.static_range(DIGITS):
-            u = _read(a, m, m_high, z, DAC_BITS, PARTS)
-            for b in range(1, BLOCKS):  # arrays of more than BLOCK_K rows
-                a_b, m_b, m_high_b = _load(a_ptr, m_ptr, corner, column, row + b * BLOCK_K, depth + b * BLOCK_K,
-                                           in_width, CHANNELS, GROUPS, TAPS, KERNEL_W, DILATION_Y, DILATION_X, PARTS,
-                                           PART_SIZE, VECTOR)
-                u += _read(a_b, m_b, m_high_b, z, DAC_BITS, PARTS)
+            u = _read(a, m, m_high, z, L)
+            for b in range(1, L.blocks):  # arrays of more than block_k rows
+                a_b, m_b, m_high_b = _load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k,
+                                           in_width, L)
+                u += _read(a_b, m_b, m_high_b, z, L)
 
+            read = ((group * L.arrays + t) * L.digits + z) * L.slices + k
             if MODE == "sum":
                 acc += u
             elif MODE == "static":
-                scale = tl.load(adc_ptr + 3 * k) * (1.0 / (1 << DAC_BITS * z))
-                q = tl.clamp(u.to(tl.float32) * scale + MAGIC, tl.load(adc_ptr + 3 * k + 1),
-                             tl.load(adc_ptr + 3 * k + 2))
-                acc += q.to(tl.int32, bitcast=True) * (weight << DAC_BITS * z)
-                surplus += MAGIC_BITS * (weight << DAC_BITS * z)
+                q, zero = _static(u, adc_ptr, weight, k, z, L)
+                acc += q
+                surplus += zero
             elif MODE == "table":
-                q = tl.load(adc_ptr + (k * BINS + (u >> DAC_BITS * z) - u_low))
-                acc += q * (weight << DAC_BITS * z)
-            elif MODE == "histogram":
-                copy = tl.program_id(0) % COPIES
-                counts = out_ptr + ((copy * DIGITS + z) * SLICES + k).to(tl.int64) * BINS
-                tl.atomic_add(counts + ((u >> DAC_BITS * z) - u_low), tl.full(u.shape, 1, tl.int64), mask=own,
-                              sem="relaxed")
+                acc += _table(u, adc_ptr, weight, k, z, L)
+            elif MODE == "dynamic":
+                q, zero = _dynamic(u, adc_ptr, weight, read, L)
+                acc += q
+                surplus += zero
+            elif MODE == "range":
+                _widen(u, out_ptr, read, L)
             else:
-                read = ((group * ARRAYS + t) * DIGITS + z) * SLICES + k
-                highest = GROUPS * ARRAYS * DIGITS * SLICES
-                if MODE == "range":
-                    tl.atomic_min(out_ptr + read, tl.min(u), sem="relaxed")
-                    tl.atomic_max(out_ptr + (read + highest), tl.max(u), sem="relaxed")
-                else:
-                    u_a = tl.load(adc_ptr + read)
-                    span = tl.load(adc_ptr + (read + highest)) - u_a
-                    step = tl.maximum(span, 1).to(tl.float32) * (1.0 / (1 << ADC_BITS))  # span 0: q = 0, value U_a
-                    q = tl.minimum(_divide((u - u_a).to(tl.float32), step) + MAGIC, MAGIC + ((1 << ADC_BITS) - 1))
-                    acc += q.to(tl.int32, bitcast=True) * (span.to(ACC) * weight)
-                    surplus += (MAGIC_BITS * span.to(ACC) - (u_a.to(ACC) << ADC_BITS)) * weight
+                _count(u, own, out_ptr, k, z, L)
 
     if MODE != "range" and MODE != "histogram":
-        out = (plane.to(tl.int64) * pixels + own_pixel) * (GROUPS * OUT) + group * OUT
+        out = (step.to(tl.int64) * pixels + own_pixel) * (L.groups * L.out) + group * L.out
         tl.store(out_ptr + (out[:, None] + own_channel[None, :]), acc - surplus, mask=own)
 
 
-def unsupported(layer, device):
+@dataclass(frozen=True)
+class Constants:
+    """What the kernel is compiled for: all numbers of a layer. (Triton takes one such object as one argument; it would not
+    take fields that are tensors.)"""
+
+    acc: tl.dtype  # of the accumulators, int32 or int64
+    channels: int  # of one group, and so is out
+    groups: int
+    out: int
+    taps: int
+    kernel_w: int
+    stride_y: int
+    stride_x: int
+    dilation_y: int
+    dilation_x: int
+    span: int  # rows after which arrays begin anew: those of a tap, or all
+    rows: int  # of a full array
+    arrays: int
+    slices: int
+    digits: int
+    dac_bits: int
+    adc_bits: int
+    parts: int  # 2 where levels do not fit int8
+    vector: int  # rows that lie side by side in memory, wherever an array begins
+    block_k: int  # rows of one dot product
+    blocks: int  # dot products of an array
+    u_low: int  # smallest u
+    bins: int  # values of u
+    copies: int  # of the counts
+
+
+def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
+    """Why this engine cannot run on `device`, or None."""
     if _interpreted():
         return None
     if device.type != "cuda" or torch.version.hip:
@@ -198,27 +263,32 @@ def unsupported(layer, device):
     return None
 
 
-def prepare(layer):
+def prepare(layer: MappedLayer) -> Prepared:
+    """The weights and the ADC of `layer`, laid out for the kernel."""
     return Prepared(layer)
 
 
-def accumulate(prepared, a_codes):
+def accumulate(prepared: Prepared, a_codes: torch.Tensor) -> torch.Tensor:
     """Accumulators, int32 or int64 `[G, N, H', W', out]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
     return prepared.accumulate(a_codes)
 
 
-def histogram(prepared, a_codes):
+def histogram(prepared: Prepared, a_codes: torch.Tensor) -> torch.Tensor:
     """Counts of the read values, int64 `[digits, slices, u]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
     return prepared.histogram(a_codes)
 
 
 class Prepared:
-    """All that depends on the weights and the ADC; made once for a layer."""
+    """All that depends on the weights and the ADC; made once for a layer.
 
-    def __init__(self, layer):
+    Attributes:
+        mode: what `accumulate` does with a read, see the module; "dynamic" runs "range" before.
+    """
+
+    def __init__(self, layer: MappedLayer):
         spec = layer.spec
         self.layer = layer
-        self.mode, constants = _conversion(layer)
+        self.mode, conversion = _conversion(layer)
         if self.mode == "sum":
             # One digit, one slice, arrays of any rows: `sum A (2 W - L)`, or `sum A W` behind a digital reference.
             if spec.adc_range != "ideal":
@@ -226,24 +296,26 @@ class Prepared:
             whole = replace(spec, mapping="im2col", rows=MAX_ROWS, cell_bits=spec.w_bits, dac_bits=spec.a_bits,
                             reference="analog" if spec.adc_range == "ideal" else spec.reference)
             layer = replace(layer, spec=whole, reference_twice=(layer.zero_twice,))
-            planes = [[0]]
+            steps = [[0]]
         elif self.mode == "dynamic":
-            planes = [range(len(spec.slice_bits))]
+            steps = [range(len(spec.slice_bits))]
         else:
-            planes = [slices for _, slices in layer.delta_groups]
-        self.reads = _Reads(layer, planes, accumulator_dtype(self.layer), constants)
+            steps = [slices for _, slices in layer.delta_groups]
+        self.reads = _Reads(layer, steps, accumulator_dtype(self.layer), conversion)
 
     @cached_property
-    def every_read(self):
+    def every_read(self) -> _Reads:
         """The reads as the hardware makes them, whatever `accumulate` may skip."""
         return _Reads(self.layer, [range(len(self.layer.reference_twice))], torch.int32)
 
-    def accumulate(self, a_codes):
+    def accumulate(self, a_codes: torch.Tensor) -> torch.Tensor:
+        """`engines`' accumulators, int32 or int64 `[G, N, H', W', out]`, of codes uint8 `[N, H, W, in]`."""
         reads = self.reads
-        out = torch.empty(len(reads.planes), len(a_codes), *reads.output_size(a_codes), len(self.layer.w_codes),
+        out = torch.empty(len(reads.steps), len(a_codes), *reads.output_size(a_codes), len(self.layer.w_codes),
                           dtype=reads.dtype, device=a_codes.device)
         if self.mode == "dynamic":
-            ranges = torch.empty(2, *reads.counts, dtype=torch.int32, device=a_codes.device)
+            L = reads.constants
+            ranges = torch.empty(2, L.groups, L.arrays, L.digits, L.slices, dtype=torch.int32, device=a_codes.device)
             ranges[0], ranges[1] = 2**31 - 1, -(2**31)
             reads.run("range", a_codes, ranges)
             reads.run("dynamic", a_codes, out, ranges)
@@ -251,74 +323,71 @@ class Prepared:
             reads.run(self.mode, a_codes, out)
         return out
 
-    def histogram(self, a_codes):
-        reads = self.every_read
-        _, _, digits, slices = reads.counts
-        # Programs that count in one bin wait for each other, so there are several of each.
-        copies = min(16, 2**22 // (digits * slices * reads.bins) + 1)
-        counts = torch.zeros(copies, digits, slices, reads.bins, dtype=torch.int64, device=a_codes.device)
-        reads.run("histogram", a_codes, counts)
+    def histogram(self, a_codes: torch.Tensor) -> torch.Tensor:
+        """Counts of the read values, int64 `[digits, slices, u]`, of codes uint8 `[N, H, W, in]`."""
+        L = self.every_read.constants
+        counts = torch.zeros(L.copies, L.digits, L.slices, L.bins, dtype=torch.int64, device=a_codes.device)
+        self.every_read.run("histogram", a_codes, counts)
         return counts.sum(0)
 
 
 class _Reads:
     """The reads of a layer, laid out for the kernel.
 
-    Args: planes, slices of each accumulator plane; dtype of the accumulators; constants, what the ADC needs, a tensor
-        whose first dimension is the slices.
+    Args: steps, the slices of each ADC step; dtype of the accumulators; conversion, what the ADC needs, a tensor whose first
+        dimension is the slices.
     """
 
-    def __init__(self, layer, planes, dtype, constants=None):
+    def __init__(self, layer, steps, dtype, conversion=None):
         spec, geometry = layer.spec, layer.geometry
-        out, channels, kernel_h, kernel_w = layer.w_codes.shape
-        taps, order = kernel_h * kernel_w, [k for plane in planes for k in plane]
+        order = [k for step in steps for k in step]
         block_k = min(MAX_ROWS, max(32, triton.next_power_of_2(layer.tallest)))
-        self.layer, self.planes, self.dtype = layer, planes, dtype
-        self.counts = geometry.groups, len(layer.arrays), len(spec.digit_bits), len(order)
-        low, high = layer.u_span
-        self.u_low, self.bins = low, high - low + 1
         levels = _levels(layer, order, block_k)
-        first = torch.tensor([0, *np.cumsum([len(plane) for plane in planes])], dtype=torch.int32)
+        first = torch.tensor([0, *np.cumsum([len(step) for step in steps])], dtype=torch.int32)
         weight = torch.tensor([1 << spec.cell_bits * k for k in order], dtype=dtype)
-        self._tensors = levels, first, weight, weight if constants is None else constants[order]
+        self.layer, self.steps, self.dtype = layer, steps, dtype
+        self._tensors = levels, first, weight, weight if conversion is None else conversion[order]
         self._on_device = {}
-        self._constants = dict(
-            ACC=tl.int64 if dtype == torch.int64 else tl.int32, ADC_BITS=spec.adc_bits, BINS=self.bins,
-            CHANNELS=channels, GROUPS=geometry.groups, OUT=out // geometry.groups, TAPS=taps, KERNEL_W=kernel_w,
-            STRIDE_Y=geometry.stride[0], STRIDE_X=geometry.stride[1],
-            DILATION_Y=geometry.dilation[0], DILATION_X=geometry.dilation[1],
-            SPAN=channels if spec.mapping == "tap" else taps * channels, ROWS=spec.rows, ARRAYS=len(layer.arrays),
-            SLICES=len(order), DIGITS=len(spec.digit_bits), DAC_BITS=spec.dac_bits, PARTS=len(levels),
-            VECTOR=math.gcd(16, channels, *(start for start, _ in layer.arrays)), BLOCK_K=block_k,
-            BLOCKS=triton.cdiv(layer.tallest, block_k))
+
+        out, channels, kernel_h, kernel_w = layer.w_codes.shape
+        taps, digits, (low, high) = kernel_h * kernel_w, len(spec.digit_bits), layer.u_span
+        bins = high - low + 1
+        self.constants = Constants(
+            acc=tl.int64 if dtype == torch.int64 else tl.int32, channels=channels, groups=geometry.groups,
+            out=out // geometry.groups, taps=taps, kernel_w=kernel_w, stride_y=geometry.stride[0], stride_x=geometry.stride[1],
+            dilation_y=geometry.dilation[0], dilation_x=geometry.dilation[1],
+            span=channels if spec.mapping == "tap" else taps * channels, rows=spec.rows, arrays=len(layer.arrays),
+            slices=len(order), digits=digits, dac_bits=spec.dac_bits, adc_bits=spec.adc_bits, parts=len(levels),
+            vector=math.gcd(16, channels, *(start for start, _ in layer.arrays)), block_k=block_k,
+            blocks=triton.cdiv(layer.tallest, block_k), u_low=low, bins=bins,
+            # Programs that count in one bin wait for each other, so there are several of each.
+            copies=min(16, 2**22 // (digits * len(order) * bins) + 1))
 
     def output_size(self, a_codes):
         return self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
 
-    def run(self, mode, a_codes, out, constants=None):
-        """Run the kernel in `mode` on codes `[N, H, W, in]`; `constants`, in place of the layer's."""
+    def run(self, mode, a_codes, out, conversion=None):
+        """Run the kernel in `mode` on codes `[N, H, W, in]`; `conversion`, in place of the layer's."""
         device = a_codes.device
         if device not in self._on_device:
             self._on_device[device] = [tensor.to(device) for tensor in self._tensors]
-        levels, first, weight, adc_constants = self._on_device[device]
-        if constants is not None:
-            adc_constants = constants
+        levels, first, weight, of_layer = self._on_device[device]
         height, width = self.output_size(a_codes)
         top, bottom, left, right = self.layer.geometry.padding
         codes = a_codes.contiguous()
         if top + bottom + left + right:
             codes = F.pad(codes, (0, 0, left, right, top, bottom))
-        pixels, channels = len(a_codes) * height * width, self._constants["OUT"]
-        programs = self.layer.geometry.groups * len(self.planes)
-        block_m, block_n, options = tiling(mode, pixels, channels, programs, self._constants["BLOCKS"], self.dtype)
+        pixels, channels = len(a_codes) * height * width, self.constants.out
+        programs = self.layer.geometry.groups * len(self.steps)
+        block_m, block_n, options = tiling(mode, pixels, channels, programs, self.constants.blocks, self.dtype)
         grid = triton.cdiv(pixels, block_m), triton.cdiv(channels, block_n), programs
         with torch.cuda.device_of(codes):
-            _kernel[grid](codes, levels, out, adc_constants, first, weight, pixels, height, width, *codes.shape[1:3],
-                          self.u_low, MODE=mode, COPIES=len(out) if mode == "histogram" else 1, BLOCK_M=block_m,
-                          BLOCK_N=block_n, **self._constants, **options)
+            _kernel[grid](codes, levels, out, of_layer if conversion is None else conversion, first, weight, pixels, height,
+                          width, *codes.shape[1:3], L=self.constants, MODE=mode, BLOCK_M=block_m, BLOCK_N=block_n, **options)
 
 
-def tiling(mode, pixels, channels, programs, blocks, dtype):
+def tiling(mode: str, pixels: int, channels: int, programs: int, blocks: int,
+           dtype: torch.dtype) -> tuple[int, int, dict]:
     """Tile `(pixels, channels)` of one program and the launch options.
 
     On an H100 a tile of 128 x 64 on 8 warps takes 128 registers a thread, so 16 warps share a multiprocessor and
@@ -326,7 +395,7 @@ def tiling(mode, pixels, channels, programs, blocks, dtype):
     and so do the codes of several blocks: smaller tiles. Tiles also shrink where they would not fill the GPU's 132
     multiprocessors twice.
 
-    Args: pixels and channels of one group; programs, groups times planes; blocks of an array; dtype of accumulators.
+    Args: pixels and channels of one group; programs, groups times ADC steps; blocks of an array; dtype of accumulators.
     """
     block_n = min(64, max(16, triton.next_power_of_2(channels)))
     large = mode in ("sum", "static", "range") and blocks == 1
@@ -365,7 +434,7 @@ def _levels(layer, order, block_k):
 
 
 def _conversion(layer):
-    """How the kernel converts the reads of `layer`: `(mode, constants of each slice or None)`."""
+    """How the kernel converts the reads of `layer`: `(mode, what it needs of each slice or None)`."""
     spec = layer.spec
     slices = range(len(spec.slice_bits))
     if spec.adc_range == "dynamic":
@@ -375,14 +444,14 @@ def _conversion(layer):
     constants = [_float32_constants(layer, k) for k in slices]
     if None not in constants:
         return "static", torch.tensor(constants, dtype=torch.float32)
-    return "table", torch.stack([_table(layer, k) for k in slices])
+    return "table", torch.stack([_code_table(layer, k) for k in slices])
 
 
 def _codes(layer, k, u):
     return adc.transfer(u, layer.spec.unit, float(layer.adc_delta[k]), int(layer.adc_q_min[k]), layer.spec.adc_bits)
 
 
-def _table(layer, k):
+def _code_table(layer, k):
     """Codes of slice `k` for each u of the layer, int16 `[u]`; made in pieces, as it may have millions of entries."""
     low, high = layer.u_span
     pieces = [np.arange(u, min(u + 2**20, high + 1)) for u in range(low, high + 1, 2**20)]
