@@ -1,67 +1,150 @@
-"""`eval.py --report`: what `models.quant.diagnostics` finds, as a table, as JSON and as a picture."""
+"""What people look at: tables as text, pictures as PNG, the report of `eval.py --report`."""
 
+import io
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import rich.box
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.console import Console
+from rich.table import Table
 
-import utils
+from models.quant.files import atomic_write
+
+from .evaluation import Record
+
+# Only a rule of dashes below the header: prints the same on every terminal and in a log file.
+_BOX = rich.box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
-def _db(value):
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts as lines of one width: the first column to the left, the others to the right."""
+    table = Table(box=_BOX, show_edge=False, pad_edge=False, header_style="")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    out = io.StringIO()
+    Console(file=out, width=10_000, color_system=None, highlight=False, markup=False, emoji=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+# ---- the table of settings -------------------------------------------------------------------------------------------
+
+
+def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: str | None = None) -> str:
+    """The result of an evaluation. Args: records, that of the software first; of_all, how many images the set has; kind, of the
+    images, such as "test images"; planes, the folder that the cells came from."""
+    rows = [[str(r.setting or "software"), f"{r.accuracy:.2f}", f"{r.accuracy - r.software_accuracy:+.2f}",
+             str(r.changed_predictions), f"{r.images_per_s:.0f}"] for r in records]
+    n = records[-1].n_images
+    images = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
+    return "\n".join([text_table(["setting", "accuracy %", "difference", "changed", "images/s"], rows),
+                      images + (f"; cells from {planes}" if planes else ""),
+                      "changed: images that are classified differently than by the software"])
+
+
+def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> None:
+    """Accuracy over ADC bits, a line for all settings that differ in the ADC's precision only.
+
+    The band is that of chance: of k predictions that differ from the software's, as many become right as wrong, give or take
+    sqrt(k), so sqrt(k) / n of the accuracy says nothing.
+    """
+    curves: dict[str, list[Record]] = {}
+    for record in records:
+        spec = record.setting.spec
+        curves.setdefault(str(record.setting).replace(f"{spec.adc_bits}-bit ADC, ", ""), []).append(record)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)
+    for name, points in curves.items():
+        points = sorted(points, key=lambda r: r.setting.spec.adc_bits)
+        bits, accuracy = [r.setting.spec.adc_bits for r in points], np.array([r.accuracy for r in points])
+        chance = np.array([100 * r.changed_predictions**0.5 / r.n_images for r in points])
+        if len(points) > 1:
+            line, = axes.plot(bits, accuracy, marker="o", label=name)
+            axes.fill_between(bits, accuracy - chance, accuracy + chance, color=line.get_color(), alpha=0.15, linewidth=0)
+        else:
+            axes.errorbar(bits, accuracy, chance, marker="x", linestyle="", capsize=2, linewidth=1, label=name)
+    axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
+    axes.set(xlabel="ADC bits", ylabel="accuracy (%)")
+    axes.set_title(title + "\nband: what chance alone can do (the root of the changed predictions)", fontsize="small")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
+    _save(figure, path, dpi=150)
+
+
+# ---- the report of one setting ---------------------------------------------------------------------------------------
+
+
+def _db(value: float | None) -> str:
     return "exact" if value is None else f"{value:.1f}"
 
 
-def table(layers):
-    """Aligned text, one line for each slice of each layer."""
-    header = ["layer", "arrays", "fill", "zero reads", "slice", "reachable", "seen", "step", "codes used", "clipped",
-              "read dB", "output dB"]
-    lines = [header]
+def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each slice of each layer. Args: layers, result of `models.quant.diagnostics.report`."""
+    header = ["layer", "arrays", "fill", "zero reads", "slice", "reachable", "seen", "step", "codes used", "clipped", "read dB",
+              "output dB"]
+    rows = []
     for entry in layers:
         for s in entry["slices"]:
             first = s["slice"] == 0
-            lines.append([
-                *([entry["layer"], str(entry["arrays"]), f"{entry['fill']:.0%}", f"{entry['all_zero_reads']:.1%}"] if first
-                  else [""] * 4),
+            of_layer = entry["layer"], str(entry["arrays"]), f"{entry['fill']:.0%}", f"{entry['all_zero_reads']:.1%}"
+            rows.append([
+                *(of_layer if first else [""] * 4),
                 str(s["slice"]), f"{s['reachable'][0]:g}..{s['reachable'][1]:g}", f"{s['seen'][0]:g}..{s['seen'][1]:g}",
                 f"{s['delta']:.4g}", f"{s['codes_used']:.0%}", f"{s['clipped']:.2%}", _db(s["sqnr_db"]),
                 _db(entry["output_sqnr_db"]) if first else ""])
-    return "\n".join(utils.aligned(lines))
+    return text_table(header, rows)
 
 
-def write_json(path, title, layers):
-    utils.atomic_write(path, lambda file: file.write(json.dumps({"setting": title, "layers": layers}).encode()))
+def write_report(path: str | Path, setting: str, layers: Sequence[Mapping[str, Any]]) -> None:
+    """The numbers of a report as JSON."""
+    text = json.dumps({"setting": setting, "layers": layers})
+    atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def plot(path, title, layers, adc_bits):
+def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]], adc_bits: int) -> None:
     """One panel a layer: how often each partial sum occurs, and the ADC's levels; then SQNR over ADC bits."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     columns = 4
     rows = -(-(len(layers) + 1) // columns)
-    figure, grid = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), layout="constrained", squeeze=False)
-    panels = grid.flat
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for entry, axes in zip(layers, panels):
-        low = min(s["seen"][0] for s in entry["slices"])
-        high = max(s["seen"][1] for s in entry["slices"])
-        for s in entry["slices"]:
-            counts = np.array(s["histogram"], dtype=float)
-            v = entry["unit"] * (np.arange(len(counts)) + entry["u_min"])
-            line, = axes.plot(v[counts > 0], (counts / counts.sum())[counts > 0], marker=".", markersize=3, linewidth=1,
-                              label=f"slice {s['slice']}")
-            levels = s["delta"] * (s["q_min"] + np.arange(2**adc_bits))
-            place = 0.02 + 0.05 * s["slice"]  # of the panel's height: the slices' levels below one another
-            axes.vlines(levels, place, place + 0.04, transform=axes.get_xaxis_transform(), color=line.get_color(),
-                        linewidth=1)
-        margin = 0.05 * (high - low) + entry["unit"]
-        axes.set(title=entry["layer"], yscale="log", xlim=(low - margin, high + margin), xlabel="partial sum v",
-                 ylabel="share of reads")
-        bottom, top = axes.get_ylim()
-        axes.set_ylim(bottom / (top / bottom) ** 0.35, top)  # room for the levels
-        if entry is layers[0]:
-            axes.legend(fontsize="small", title="ticks: ADC levels", title_fontsize="small")
-    axes = grid.flat[len(layers)]
+        _reads_panel(axes, entry, adc_bits, legend=entry is layers[0])
+    _sqnr_panel(panels[len(layers)], layers, adc_bits)
+    for axes in panels[len(layers) + 1:]:
+        axes.set_axis_off()
+    figure.suptitle(title)
+    _save(figure, path, dpi=120)
+
+
+def _reads_panel(axes: Any, entry: Mapping[str, Any], adc_bits: int, legend: bool) -> None:
+    for s in entry["slices"]:
+        counts = np.array(s["histogram"], dtype=float)
+        v = entry["unit"] * (np.arange(len(counts)) + entry["u_min"])
+        line, = axes.plot(v[counts > 0], (counts / counts.sum())[counts > 0], marker=".", markersize=3, linewidth=1,
+                          label=f"slice {s['slice']}")
+        levels = s["delta"] * (s["q_min"] + np.arange(2**adc_bits))
+        place = 0.02 + 0.05 * s["slice"]  # of the panel's height: the slices' levels below one another
+        axes.vlines(levels, place, place + 0.04, transform=axes.get_xaxis_transform(), color=line.get_color(), linewidth=1)
+    low, high = min(s["seen"][0] for s in entry["slices"]), max(s["seen"][1] for s in entry["slices"])
+    margin = 0.05 * (high - low) + entry["unit"]
+    axes.set(title=entry["layer"], yscale="log", xlim=(low - margin, high + margin), xlabel="partial sum v",
+             ylabel="share of reads")
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom / (top / bottom) ** 0.35, top)  # room for the levels
+    if legend:
+        axes.legend(fontsize="small", title="ticks: ADC levels", title_fontsize="small")
+
+
+def _sqnr_panel(axes: Any, layers: Sequence[Mapping[str, Any]], adc_bits: int) -> None:
     for entry in layers:
         points = [(bits, db) for bits, db in entry["sqnr_over_adc_bits"].items() if db is not None]
         if points:
@@ -70,8 +153,7 @@ def plot(path, title, layers, adc_bits):
     axes.set(title="signal to quantization noise", xlabel="ADC bits", ylabel="SQNR of the reads (dB)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
-    for axes in grid.flat[len(layers) + 1:]:
-        axes.set_axis_off()
-    figure.suptitle(title)
-    utils.atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=120))
-    pyplot.close(figure)
+
+
+def _save(figure: Figure, path: str | Path, dpi: int) -> None:
+    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=dpi))

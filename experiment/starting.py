@@ -1,29 +1,59 @@
-"""How `train.py --fine_tune` starts from the weights of a network with other quantizers, or none."""
+"""The network of a run: built from its settings, and, with `train.py --fine_tune`, made of the weights of a network that had other
+quantizers, or none."""
 
-import argparse
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
+from torch import nn
 
-import utils
+import models
 from models import quant
-from networks import build_network, quantized_layers, used_alphas
+from models.quant.quantizers import OFF
+
+from . import train_settings
+from .checkpoint import load_weights
+from .train_settings import TrainSettings
 
 
-def load(net, args, state_dict):
-    """Copy the part of a checkpoint's weights that a run with the settings `args` can use into its network: not the ranges of
+def build_network(settings: TrainSettings, num_classes: int, device: torch.device) -> nn.Module:
+    """The network that these settings train, on crossbars with `adc_aware`, with random weights."""
+    options = {"num_classes": num_classes, "wbit": settings.wbit, "abit": settings.abit, "wq": settings.wq,
+               "alpha_init": 1.0 if settings.alpha_init == "fit" else settings.alpha_init,
+               "quantize_image": settings.quantize_image}
+    name = settings.model
+    if settings.adc_aware:
+        name += "_eval"
+        options |= {"spec": settings.spec, "crossbar_layers": settings.crossbar_layers}
+    return models.create(name, **options).to(device, memory_format=torch.channels_last)
+
+
+def quantized_layers(net: nn.Module) -> dict[str, nn.Module]:
+    """Name and module of every convolution and linear layer."""
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, (quant.Qconv2d, quant.QLinear))}
+
+
+def used_alphas(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Name and clipping level of the layers that quantize their input: the first does so only on --quantize_image."""
+    return {name: layer.act_quant.act_alpha for name, layer in quantized_layers(net).items()
+            if layer.act_quant.on and (layer.quantize_image or not layer.image)}
+
+
+def load(net: nn.Module, settings: TrainSettings, state_dict: Mapping[str, torch.Tensor], source: str = "checkpoint") -> list[str]:
+    """Copy the part of a checkpoint's weights that a run with these settings can use into its network: not the ranges of
     hardware, nor levels of quantizers that it does not have.
 
     Returns: the keys that the weights lack; their parameters keep their values.
     """
     optional = "act_alpha", "weight_quant.clip", *quant.ADC_BUFFERS
-    useless = quant.ADC_BUFFERS + (() if args.wq == "sawb" and args.wbit < 32 else ("weight_quant.clip",)) + (
-        ("act_alpha",) if args.abit == 32 else ())
+    useless = quant.ADC_BUFFERS + (() if settings.wq == "sawb" and settings.wbit != OFF else ("weight_quant.clip",)) + (
+        ("act_alpha",) if settings.abit == OFF else ())
     usable = {key: value for key, value in state_dict.items() if not key.endswith(useless)}
-    return utils.load_weights(net, usable, optional, source=args.fine_tune)
+    return load_weights(net, usable, optional, source=source)
 
 
 @torch.no_grad()
-def fit_alphas(net, images, names):
+def fit_alphas(net: nn.Module, images: torch.Tensor, names: Iterable[str]) -> None:
     """Set the clipping levels of the layers `names` to those of least squared error on their inputs, layer by layer.
 
     Batch norm uses the statistics of these images: those that it has belong to weights under other quantizers.
@@ -37,7 +67,7 @@ def fit_alphas(net, images, names):
 
 
 @torch.no_grad()
-def fit_logits(net, source, images):
+def fit_logits(net: nn.Module, source: nn.Module, images: torch.Tensor) -> None:
     """Give the logits the deviation that they have in `source`, the network with the same weights but other quantizers, by
     the scale of the last layer's input.
 
@@ -56,22 +86,25 @@ def fit_logits(net, source, images):
             parameter.mul_(spread[0] / spread[1])
 
 
-def quantizers(args):
+def _quantizers(settings: TrainSettings) -> tuple:
     """What decides how a network of these settings quantizes."""
-    return args.wbit, args.abit, args.wq if args.wbit < 32 else None, args.quantize_image and args.abit < 32
+    return (settings.wbit, settings.abit, settings.wq if settings.wbit != OFF else None,
+            settings.quantize_image and settings.abit != OFF)
 
 
-def quantizers_of(checkpoint, args):
-    """The settings `args` with the quantizers of a checkpoint. Where it does not say them, it is of the original code, with
-    DoReFa and the bits of `args`, or, without clipping levels, of 32 bits."""
+def _trained_with(checkpoint: dict, settings: TrainSettings, source: str) -> TrainSettings:
+    """The settings with the quantizers of a checkpoint. Where it does not say them, it is of the original code, with DoReFa and
+    the bits of the settings, or, without clipping levels, of 32 bits."""
     levels = any(key.endswith("act_alpha") for key in checkpoint["state_dict"])
-    known = {"wq": "dorefa"} | ({} if levels else {"wbit": 32, "abit": 32}) | checkpoint["config"]
-    names = "wbit", "abit", "wq", "quantize_image"
-    return argparse.Namespace(**vars(args) | {name: known[name] for name in names if name in known} | {"adc_aware": False})
+    stored = train_settings.from_checkpoint(checkpoint["config"], source)
+    known = {"wq": "dorefa"} | ({} if levels else {"wbit": OFF, "abit": OFF}) | stored
+    return replace(settings, adc_aware=False, **{name: known[name] for name in ("wbit", "abit", "wq", "quantize_image")
+                                                 if name in known})
 
 
 @torch.no_grad()
-def fit_quantizers(net, args, checkpoint, num_classes, images):
+def fit_quantizers(net: nn.Module, settings: TrainSettings, checkpoint: dict, num_classes: int, images: torch.Tensor,
+                   source: str = "checkpoint") -> str:
     """Make a network with the weights of `checkpoint` ready to be trained with quantizers that those had not, so that it
     does, as far as it can, what it did with its own.
 
@@ -80,23 +113,23 @@ def fit_quantizers(net, args, checkpoint, num_classes, images):
 
     Returns: what was done, as text for the log.
     """
-    before = quantizers_of(checkpoint, args)
-    source = build_network(before, num_classes, images.device)
-    absent = load(source, before, checkpoint["state_dict"])
-    own = {name for name in used_alphas(source) if f"{name}.act_quant.act_alpha" not in absent and args.abit == before.abit}
+    before = _trained_with(checkpoint, settings, source)
+    original = build_network(before, num_classes, images.device)
+    absent = load(original, before, checkpoint["state_dict"], source)
+    own = {name for name in used_alphas(original) if f"{name}.act_quant.act_alpha" not in absent and settings.abit == before.abit}
     new = [name for name in used_alphas(net) if name not in own]
     text = ""
     if new:
-        if args.alpha_init == "fit":
+        if settings.alpha_init == "fit":
             fit_alphas(net, images, new)
         else:
             for name in new:
-                used_alphas(net)[name].fill_(args.alpha_init)
+                used_alphas(net)[name].fill_(settings.alpha_init)
         text = "; clipping levels start at " + ", ".join(f"{used_alphas(net)[name].item():.3g}" for name in new)
-    elif args.alpha_init != "fit":
+    elif settings.alpha_init != "fit":
         text = "; they have clipping levels, so --alpha_init has no effect"
-    if quantizers(before) != quantizers(args):
-        fit_logits(net, source, images)
+    if _quantizers(before) != _quantizers(settings):
+        fit_logits(net, original, images)
         with quant.without_adc(net):
             torch.optim.swa_utils.update_bn([images], net)
         text += "; the logits keep their scale under other quantizers"

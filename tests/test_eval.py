@@ -19,11 +19,12 @@ import pytest
 import torch
 from PIL import Image
 
-from experiment import data as datasets
 import eval as evaluation
-import models
-import train
-import utils
+from experiment import data as datasets
+from experiment import eval_settings, ranges, train_settings, training
+from experiment import images as eval_images
+from experiment.checkpoint import save_checkpoint
+from experiment.cli import UserError, run_main
 from models import quant, vgg
 from models.quant import decompose, engines
 
@@ -40,11 +41,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def scene(monkeypatch, tmp_path):
-    """Small networks, an empty folder to work in, and a registry that is left as it was."""
+    """Small networks, and an empty folder to work in."""
     for name, config in SMALL.items():
         monkeypatch.setitem(vgg.CONFIGS, name, config)
-    for name in models.names():
-        monkeypatch.setattr(getattr(models, name), "kwargs", dict(getattr(models, name).kwargs))
     monkeypatch.setattr(datasets, "_digits", load_digits)
     monkeypatch.setattr(engines, "_announced", set())
     monkeypatch.chdir(tmp_path)
@@ -62,7 +61,7 @@ def network(config="vgg7", seed=0, **kwargs):
 
 
 def save(path, net, more=(), **config):
-    utils.save_checkpoint(path, {"state_dict": net.state_dict(), "config": CONFIG | config, **dict(more)})
+    save_checkpoint(path, {"state_dict": net.state_dict(), "config": CONFIG | config, **dict(more)})
     return str(path)
 
 
@@ -78,20 +77,21 @@ def run(monkeypatch, capsys):
     """run(checkpoint, flags...) evaluates in this process: (records, predictions of each, printed text)."""
 
     def run(checkpoint, *flags):
-        predictions, record, folder = [], evaluation.Evaluation._record, Path(checkpoint).parent
+        predictions, measure, folder = [], evaluation.measure, Path(checkpoint).parent
         before = len(results(folder))
 
-        def spy(self, setting, predicted, seconds):
+        def spy(*args, **options):
             assert len(results(folder)) == before + len(predictions)  # the others are in the file already
-            predictions.append(predicted)
-            return record(self, setting, predicted, seconds)
+            record = measure(*args, **options)
+            predictions.append(record.predictions)
+            return record
 
-        monkeypatch.setattr(evaluation.Evaluation, "_record", spy)
         capsys.readouterr()
         calibrated = "--adc_range" not in flags or "calibrated" in flags or "--also" in flags
         calibration = CALIBRATION if calibrated and "--adc_ranges" not in flags else []
-        assert evaluation.main(["--resume", checkpoint, *FAST, *calibration, *flags]) == 0
-        monkeypatch.setattr(evaluation.Evaluation, "_record", record)
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation, "measure", spy)
+            assert evaluation.main(["--resume", checkpoint, *FAST, *calibration, *flags]) == 0
         return results(folder)[before:], predictions, capsys.readouterr().out
 
     return run
@@ -223,7 +223,7 @@ def test_ranges_that_were_read_are_those_that_run(run, checkpoint):
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda c: c["ranges"][0].update(cell_bits=2), "has no ranges of features.4 with these weights for 1-bit cells, 6-bit ADC, calibrated"),
+    (lambda c: c["ranges"][0].update(cell_bits=2), "has no ranges of features.4 with these weights for 1-bit cells, 6-bit ADC"),
     (lambda c: c["ranges"][0]["layers"].pop("classifier.0"), "has no ranges of classifier.0"),
     (lambda c: c["ranges"][0]["layers"]["features.8"].update(ranges=[[0.5, -99]] * 4), "features.8, 1-bit cells"),
     (lambda c: c["ranges"][0]["layers"]["features.8"].update(ranges=[[0.5, -9]] * 3), "ranges.json, features.8, 1-bit cells"),
@@ -257,24 +257,21 @@ def test_ranges_of_another_network_are_refused(run, refused, checkpoint, tmp_pat
 
 
 def test_validation_images_are_those_that_training_held_out(run, refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation.datasets, "normalize", lambda x, mean, std, real=datasets.normalize: (
-        seen.append(x), real(x, mean, std))[1])
+    monkeypatch.setattr(eval_images, "Batches", lambda x, *args, real=eval_images.Batches: (seen.append(x), real(x, *args))[1])
     seen = []
     split = dict(val_split=0.2, seed=3, limit_train=300)
-    args = train.build_parser().parse_args(["--save_path", str(tmp_path / "run"), "--batch_size", "20", "--epochs", "1",
-                                            "--lr", "0.1", "--val_split", "0.2", "--seed", "3", "--limit_train", "300"])
-    train.fill_defaults(args)
-    data = load_digits()
-    trained = train.Run(args, network(), data, torch.device("cpu"), None)
+    flags = ["--save_path", str(tmp_path / "run"), "--batch_size", "20", "--epochs", "1", "--lr", "0.1", "--val_split", "0.2",
+             "--seed", "3", "--limit_train", "300"]
+    trained = training.Run(train_settings.parse(flags)[0], network(), load_digits(), torch.device("cpu"), None)
     held, facts = trained.val_x, trained.data_facts()
     path = save(tmp_path / "a.pth.tar", network(), {"data": facts}, **split)
     records, _, text = run(path, "--validation", "--adc_range", "full", "--limit", "1000")
     assert "60 validation images\n" in text and [r["n_images"] for r in records] == [60, 60]
-    assert all(r["validation"] for r in records) and torch.equal(seen[1], held)  # seen[0] is one image, to warm up
+    assert all(r["validation"] for r in records) and torch.equal(seen[0], held)
     refused(["--resume", save(tmp_path / "b.pth.tar", network()), "--validation"], "was trained without validation images")
     refused(["--resume", path, "--validation", "--dataset", "cifar10"], "was trained on digits, not cifar10")
     other = save(tmp_path / "c.pth.tar", network(), {"data": facts | {"train_images": 241}}, **split)
-    with pytest.raises(utils.UserError, match="was trained on other images than those in ./data"):
+    with pytest.raises(UserError, match="was trained on other images than those in ./data"):
         evaluation.main(["--resume", other, *FAST, "--validation"])
 
 
@@ -282,7 +279,7 @@ def test_images_of_other_classes_are_refused(run, tmp_path):
     data = load_digits()
     facts = {"classes": ["a", *data.classes[1:]], "mean": list(data.mean), "std": list(data.std), "train_images": 9}
     path = save(tmp_path / "a.pth.tar", network(), {"data": facts})
-    with pytest.raises(utils.UserError, match="a.pth.tar was trained on other classes: the images have 0 instead of a$"):
+    with pytest.raises(UserError, match="a.pth.tar was trained on other classes: the images have 0 instead of a$"):
         evaluation.main(["--resume", path, *FAST])
 
 
@@ -439,7 +436,7 @@ def test_ranges_in_the_checkpoint_are_not_used(run, checkpoint):
     net = network()
     ranges = {f"{name}.{key}": value for name in CROSSBARS
               for key, value in (("adc_delta", torch.full((4,), 9.0).double()), ("adc_q_min", torch.zeros(4).long()))}
-    utils.save_checkpoint(checkpoint, {"state_dict": net.state_dict() | ranges, "config": CONFIG})
+    save_checkpoint(checkpoint, {"state_dict": net.state_dict() | ranges, "config": CONFIG})
     predictions = run(checkpoint, *flags)[1]
     assert [p.tolist() for p in predictions] == [p.tolist() for p in expected]
 
@@ -473,6 +470,71 @@ def test_other_bits_and_another_network(run, tmp_path):
     assert torch.equal(predictions[0], classes(network("vgg16", wbit=3, abit=2), shown_images(40)[0]))
     assert (records[1]["model"], records[1]["wbit"], records[1]["abit"]) == ("vgg16_quant_eval", 3, 2)
     assert records[1]["changed_predictions"] == 0
+
+
+# ---- several programs in one folder, files that somebody damaged -------------------------------------------------------
+
+
+def test_two_evaluations_in_one_folder_keep_the_ranges_of_both(run, checkpoint, monkeypatch):
+    """The second begins before the first has written its ranges, and ends after it."""
+    give = ranges.RangesOfRun.keep
+
+    def other_first(self, *args):
+        monkeypatch.setattr(ranges.RangesOfRun, "keep", give)
+        evaluation.main(["--resume", checkpoint, *FAST, *CALIBRATION, "--adc_prec", "3"])
+        give(self, *args)
+
+    monkeypatch.setattr(ranges.RangesOfRun, "keep", other_first)
+    assert evaluation.main(["--resume", checkpoint, *FAST, *CALIBRATION, "--adc_prec", "4", "5"]) == 0
+    entries = json.loads(Path("save/adc_ranges.json").read_text())["ranges"]
+    assert sorted(entry["adc_bits"] for entry in entries) == [3, 4, 5]
+    run(checkpoint, "--adc_prec", "3", "4", "5", "--adc_ranges", "save/adc_ranges.json")
+
+
+def test_only_one_process_at_a_time_writes_to_a_folder(tmp_path):
+    code = ("import sys, time; from experiment.locking import locked\n"
+            "with locked('x'): print('in', flush=True); sys.stdin.read(); print('out', flush=True)")
+    options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    first = subprocess.Popen([sys.executable, "-c", code], **options)
+    assert first.stdout.readline() == "in\n"
+    second = subprocess.Popen([sys.executable, "-c", code], **options)
+    second.stdin.close()
+    with pytest.raises(subprocess.TimeoutExpired):  # it waits, however long
+        second.wait(timeout=2)
+    first.communicate("")
+    assert second.stdout.read() == "in\nout\n" and second.wait() == 0
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_a_torn_line_does_not_swallow_the_next_record(run, checkpoint):
+    Path("save/results.jsonl").write_text('{"model": "vgg7_quant", "acc')
+    assert evaluation.main(["--resume", checkpoint, *FAST, "--adc_range", "full"]) == 0
+    torn, *lines = Path("save/results.jsonl").read_text().splitlines()
+    assert torn == '{"model": "vgg7_quant", "acc' and [json.loads(line)["adc_range"] for line in lines] == [None, "full"]
+
+
+def test_a_damaged_file_of_ranges_is_not_replaced(run, refused, checkpoint):
+    for text in ("", '{"ranges": [{"w_bi', "[]"):
+        Path("save/adc_ranges.json").write_text(text)
+        refused(["--resume", checkpoint], "save/adc_ranges.json is not an adc_ranges.json")
+    run(checkpoint, "--adc_range", "full")  # which needs none
+
+
+def test_ranges_and_planes_of_before_are_read(run, checkpoint):
+    """As an earlier version wrote them: ranges shared per "reference"."""
+    expected = run(checkpoint, "--adc_prec", "3")[1]
+    content = json.loads(Path("save/adc_ranges.json").read_text())
+    content["ranges"][0]["adc_per"] = "reference"
+    Path("old.json").write_text(json.dumps(content))
+    found = run(checkpoint, "--adc_prec", "3", "--adc_ranges", "old.json")[1]
+    assert [p.tolist() for p in found] == [p.tolist() for p in expected]
+
+
+def test_older_names_of_flags_and_their_values(run, checkpoint):
+    for flags in (["--map", "conv"], ["--crossbar_layers", "conv"]):
+        assert run(checkpoint, "--adc_range", "full", *flags)[0][1]["map"] == "conv"
+    records, _, _ = run(checkpoint, "--adc_prec", "3", "--adc_per", "reference")
+    assert records[1]["adc_per"] == "alike"
 
 
 # ---- bit-planes ------------------------------------------------------------------------------------------------------
@@ -588,12 +650,12 @@ def refused(monkeypatch, capsys):
     def refused(flags, *words):
         before = listing()
         capsys.readouterr()
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
             patch.setattr(datasets, "load", lambda *_: pytest.fail("loaded data"))
-            patch.setattr(evaluation.Evaluation, "predict", lambda *_: pytest.fail("evaluated"))
-            utils.run_main(lambda: evaluation.main([*FAST, *flags]))
+            patch.setattr(evaluation, "measure", lambda *_, **__: pytest.fail("evaluated"))
+            run_main(lambda: evaluation.main([*FAST, *flags]))
         out, err = capsys.readouterr()
-        assert exit.value.code == 2 and out == ""
+        assert ended.value.code == 2 and out == ""
         assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 1000
         for word in words:
             assert word in err
@@ -650,7 +712,7 @@ def test_bad_flags(flags, words, refused, checkpoint):
 
 
 def test_no_checkpoint(refused, tmp_path):
-    refused([], "required: --resume")
+    refused([], "needs the network: --resume PATH")
     refused(["--resume", "no/such/file"], "no/such/file: no such file")
     refused(["--resume", "."], ".: is a folder")
 
@@ -692,8 +754,8 @@ def test_keys_that_do_not_fit_are_named(refused, checkpoint):
     ({"model": "resnet20_quant"}, "resnet20_quant_eval: unknown, choose from vgg16_quant_eval, vgg7_quant_eval"),
     ({"wbit": 32}, "has --wbit 32: crossbars hold quantized weights and inputs, 1 to 8 bits"),
     ({"abit": 32}, "has --abit 32"),
-    ({"wbit": 99}, "w_bits is 99; allowed are whole numbers from 1 to 8"),
-    ({"dataset": "mnist"}, "was trained on mnist: choose --dataset digits, cifar10, cifar100, imagefolder"),
+    ({"wbit": 99}, "has --wbit 99, which is not 1 to 8"),
+    ({"dataset": "mnist"}, "has --dataset 'mnist', which is not one of digits, cifar10, cifar100, imagefolder"),
 ])
 def test_checkpoints_that_crossbars_cannot_run(config, words, refused, checkpoint):
     save(checkpoint, network(), **config)
@@ -708,13 +770,13 @@ def test_a_checkpoint_without_clipping_levels_cannot_run(refused, checkpoint):
 def test_reads_with_too_many_values_to_calibrate_on(refused, tmp_path):
     path = save(tmp_path / "c.pth.tar", network(wbit=8, abit=8), wbit=8, abit=8)
     flags = ["--resume", path, "--map", "all", "--mapping", "im2col", "--subArray", "1024", "--dac_bits", "8", "--cellBit", "8"]
-    refused(flags, "possible values, too many to calibrate on; take --adc_range full without --report, or less of --subArray")
+    refused(flags, "possible values, too many to calibrate on; take adc_range full, or fewer rows, cell bits or dac bits")
 
 
 def test_results_that_cannot_be_written(checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "save" / "results.jsonl").mkdir()
-    monkeypatch.setattr(evaluation.Evaluation, "predict", lambda *_: pytest.fail("evaluated"))
-    with pytest.raises(utils.UserError, match="cannot write to .*results.jsonl: Is a directory"):
+    monkeypatch.setattr(evaluation, "measure", lambda *_, **__: pytest.fail("evaluated"))
+    with pytest.raises(UserError, match="cannot write to .*results.jsonl: Is a directory"):
         evaluation.main(["--resume", checkpoint, *FAST])
 
 
@@ -722,7 +784,8 @@ def test_results_that_cannot_be_written(checkpoint, tmp_path, monkeypatch, capsy
 
 
 def start(*flags):
-    code = f"import models.vgg, eval, utils; models.vgg.CONFIGS.update({SMALL!r}); utils.run_main(eval.main)"
+    code = ("import models.vgg, eval; from experiment.cli import run_main; "
+            f"models.vgg.CONFIGS.update({SMALL!r}); run_main(eval.main)")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     return subprocess.Popen([sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -756,9 +819,13 @@ def test_ctrl_c_leaves_complete_lines(checkpoint):
 # ---- vgg_cifar_eval.sh -----------------------------------------------------------------------------------------------
 
 
-def script_flags(name, *flags):
-    """What a script calls: the folder it calls from, and the arguments."""
-    stub = Path("python stub")
+@pytest.fixture
+def script_flags(tmp_path):
+    """script_flags(script, flags...): what a script calls: the program, and the arguments."""
+    return lambda name, *flags: _script_flags(tmp_path / "python stub", name, *flags)
+
+
+def _script_flags(stub, name, *flags):
     stub.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)
     done = subprocess.run(["bash", str(ROOT / name), *flags], capture_output=True, text=True, check=True,
@@ -768,14 +835,25 @@ def script_flags(name, *flags):
     return program, arguments
 
 
-def test_script_makes_the_whole_table_of_the_network_in_the_box():
-    program, flags = script_flags("vgg_cifar_eval.sh")
-    args = evaluation.build_parser().parse_args(flags)
-    assert program == "eval.py" and args.resume.startswith("pretrained/") and Path(ROOT, args.resume).exists()
-    assert (args.dataset, args.data_path) == ("cifar10", "./data")
-    args.wbit = args.abit = 4
-    found = {(s.spec.cell_bits, s.spec.adc_bits, s.spec.adc_range, s.spec.mapping, s.spec.rows, s.map)
-             for s in evaluation.all_settings(args)}
+@pytest.fixture
+def settings_of_script(script_flags):
+    """settings_of_script(flags...): the arguments of the script's call, and what eval.py makes of them."""
+    def settings_of_script(*flags):
+        program, arguments = script_flags("vgg_cifar_eval.sh", *flags)
+        assert program == "eval.py"
+        return arguments, eval_settings.parse(arguments)[0]
+    return settings_of_script
+
+
+def test_script_makes_the_whole_table_of_the_network_in_the_box(monkeypatch, settings_of_script):
+    monkeypatch.chdir(ROOT)
+    _, settings = settings_of_script("--limit", "5")
+    assert settings.resume.startswith("pretrained/") and settings.limit == 5
+    assert (settings.dataset, settings.data_path) == ("cifar10", "./data")
+    assert settings.save_path == "save/vgg7_w4a4_cifar10"  # not beside the network in the box
+    found = {(s.spec.cell_bits, s.spec.adc_bits, s.spec.adc_range, s.spec.mapping, s.spec.rows, s.crossbar_layers)
+             for s in settings.settings}
+    assert len(settings.settings) == len(found) == 30
     for cell_bits in (1, 2, 4):
         assert (cell_bits, 6, "dynamic", "tap", 128, "all") in found
         for adc_bits in range(3, 9):
@@ -784,20 +862,13 @@ def test_script_makes_the_whole_table_of_the_network_in_the_box():
             (2, 5, "calibrated", "im2col", 256, "all")} < found
 
 
-def test_flags_given_to_the_script_win():
-    given = ["--cellBit", "3", "4", "--resume", "a folder/c.pth.tar", "--limit", "5", "--engine", "numba"]
-    _, flags = script_flags("vgg_cifar_eval.sh", *given)
-    args = evaluation.build_parser().parse_args(flags)
-    assert flags[-len(given):] == given
-    assert args.save_path is args.dataset is args.data_path is None  # a network of one's own, its folder and its data
-    assert (args.cellBit, args.resume, args.limit, args.engine) == ([3, 4], "a folder/c.pth.tar", 5, "numba")
-    assert args.also == []  # hardware that is given replaces the table
-
-
-def test_other_flags_leave_the_scripts_table_whole():
-    _, flags = script_flags("vgg_cifar_eval.sh", "--limit", "5")
-    args = evaluation.build_parser().parse_args(flags)
-    assert args.limit == 5 and args.cellBit == [1, 2, 4] and len(args.also) == 4
-    _, flags = script_flags("vgg_cifar_eval.sh", "--cellBit=2")
-    args = evaluation.build_parser().parse_args(flags)
-    assert args.cellBit == [2] and args.adc_prec == [6] and args.also == []
+def test_flags_given_to_the_script_win(checkpoint, settings_of_script):
+    given = ["--cellBit", "3", "4", "--resume", checkpoint, "--limit", "5", "--engine", "numba"]
+    arguments, settings = settings_of_script(*given)
+    assert arguments[-len(given):] == given
+    assert (settings.resume, settings.limit, settings.engine) == (checkpoint, 5, "numba")
+    assert (settings.save_path, settings.dataset) == (str(Path(checkpoint).parent), "digits")  # a network of one's own
+    assert [s.spec.cell_bits for s in settings.settings] == [3, 4]  # hardware that is given replaces the table
+    assert len(settings_of_script("--resume", checkpoint, "--adc_prec=2")[1].settings) == 1
+    assert len(settings_of_script("--resume", checkpoint, "--also", "--adc_prec 2")[1].settings) == 2
+    assert len(settings_of_script("--resume", checkpoint)[1].settings) == 30

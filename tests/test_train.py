@@ -3,32 +3,28 @@
 A VGG7 with few channels stands in for the real one, so that a step takes milliseconds; the training code is the same.
 """
 
-import argparse
 import copy
 import dataclasses
-import io
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiment import data as datasets
-from experiment import starting as fine_tune
 import models
-import networks
 import train
-import utils
+from experiment import data as datasets
+from experiment import starting, train_settings, training
+from experiment.checkpoint import load_checkpoint, save_checkpoint
+from experiment.cli import UserError, run_main
+from experiment.training import Run, schedule_factor
 from models import quant
-from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ([8, 8, "M", 8, 8, "M", 8, 8, "M"], 16)  # instead of VGG7's widths
@@ -41,8 +37,6 @@ MANY_STEPS = ["--batch_size", "4", "--lr", "0.02"]
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch):
     monkeypatch.setitem(models.vgg.CONFIGS, "vgg7", SMALL)
-    for name in models.names():  # the registry is left as it was
-        monkeypatch.setattr(getattr(models, name), "kwargs", dict(getattr(models, name).kwargs))
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is too small to share, and waiting threads are slow on a busy machine
@@ -53,12 +47,13 @@ def small_network(monkeypatch):
 def quick(folder, *flags):
     """Train in this process; (exit code, final checkpoint)."""
     code = train.main(["--save_path", str(folder), *FLAGS, *flags])
-    return code, utils.load_checkpoint(Path(folder, "checkpoint.pth.tar"))
+    return code, load_checkpoint(Path(folder, "checkpoint.pth.tar"))
 
 
 def start(*flags):
     """train.py in a process of its own, with the small network."""
-    code = f"import models.vgg, train, utils; models.vgg.CONFIGS['vgg7'] = {SMALL!r}; utils.run_main(train.main)"
+    code = ("import models.vgg, train; from experiment.cli import run_main; "
+            f"models.vgg.CONFIGS['vgg7'] = {SMALL!r}; run_main(train.main)")
     return subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # several at a time on two cores
 
@@ -76,7 +71,7 @@ def send_inside_epoch(process, folder, number, epoch):
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         if path.exists():
-            checkpoint = utils.load_checkpoint(path)
+            checkpoint = load_checkpoint(path)
             if checkpoint["epoch"] == epoch and 3 <= checkpoint["step"] <= 30:
                 process.send_signal(number)
                 return
@@ -112,47 +107,46 @@ def test_killed_and_interrupted_run_ends_with_the_same_bits(tmp_path):
     process = start("--save_path", str(broken), "--save_minutes", "0", *flags)
     send_inside_epoch(process, broken, signal.SIGKILL, epoch=0)
     finish(process, -signal.SIGKILL)
-    killed = utils.load_checkpoint(broken / "checkpoint.pth.tar")
+    killed = load_checkpoint(broken / "checkpoint.pth.tar")
     assert killed["epoch"] == 0 and 0 < killed["step"] < 45 and not (broken / "model_best.pth.tar").exists()
 
     process = start("--resume", "--save_path", str(broken))  # all other flags come from the checkpoint
     send_inside_epoch(process, broken, signal.SIGINT, epoch=1)
     out, _ = finish(process, 130)
-    stopped = utils.load_checkpoint(broken / "checkpoint.pth.tar")
+    stopped = load_checkpoint(broken / "checkpoint.pth.tar")
     assert stopped["epoch"] == 1 and 0 < stopped["step"] <= 45
     command = out.splitlines()[-1].split("continue with: python train.py ")[1]  # one line says how to go on
 
     finish(start(*command.split()))
     finish(reference)
     for file in ("checkpoint.pth.tar", "model_best.pth.tar"):
-        expected, result = utils.load_checkpoint(whole / file), utils.load_checkpoint(broken / file)
+        expected, result = load_checkpoint(whole / file), load_checkpoint(broken / file)
         for checkpoint in (expected, result):
-            for name in ("save_path", "save_minutes"):
-                del checkpoint["config"][name]
+            del checkpoint["config"]["save_minutes"]
             assert checkpoint.pop("seconds") > 0
         assert len(expected.pop("commands")) == 1 and len(result.pop("commands")) == 3
         assert_same(expected, result)
-    last = utils.load_checkpoint(whole / "checkpoint.pth.tar")
+    last = load_checkpoint(whole / "checkpoint.pth.tar")
     assert max(row["val_acc"] for row in last["history"]) > 30  # and it learned something, so equality says something
 
 
 def test_interrupted_validation_is_repeated(tmp_path, monkeypatch):
     """The checkpoint of a run that stops between the last step of an epoch and its end."""
     _, expected = quick(tmp_path / "whole")
-    evaluate = train.evaluate
+    evaluate = training.evaluate
 
     def interrupted(net, x, *args, tick, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(net, x, *args, tick=tick, **kwargs)
 
-    monkeypatch.setattr(train, "evaluate", interrupted)
+    monkeypatch.setattr(training, "evaluate", interrupted)
     code, stopped = quick(tmp_path / "broken")
     assert code == 128 + signal.SIGTERM and (stopped["epoch"], stopped["step"]) == (0, 9)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # as before
     monkeypatch.undo()
     monkeypatch.setitem(models.vgg.CONFIGS, "vgg7", SMALL)
     assert train.main(["--resume", "--save_path", str(tmp_path / "broken")]) == 0
-    result = utils.load_checkpoint(tmp_path / "broken" / "checkpoint.pth.tar")
+    result = load_checkpoint(tmp_path / "broken" / "checkpoint.pth.tar")
     for name in ("state_dict", "optimizer", "history", "best_acc", "test_acc", "rng"):
         assert_same(expected[name], result[name], name)
 
@@ -180,7 +174,7 @@ def test_files_of_a_run(finished):
     assert not list(finished.glob("*.tmp")) and not list(finished.glob(".*"))
     log = (finished / "train.log").read_text()
     assert "seed 0" in log and log.count("validation") >= 3 and "test accuracy" in log
-    best, last = (utils.load_checkpoint(finished / f) for f in ("model_best.pth.tar", "checkpoint.pth.tar"))
+    best, last = (load_checkpoint(finished / f) for f in ("model_best.pth.tar", "checkpoint.pth.tar"))
     assert best["config"]["wbit"] == 4 and best["data"]["classes"] == [str(i) for i in range(10)]
     lowest = min(row["val_loss"] for row in last["history"])
     chosen = [row for row in last["history"] if row["val_loss"] == lowest][-1]
@@ -190,9 +184,9 @@ def test_files_of_a_run(finished):
 def test_the_epoch_of_lowest_validation_loss_is_kept(tmp_path, monkeypatch):
     """Whatever its accuracy; of equal ones the later."""
     losses = iter([(0.5, 90.0), (0.3, 80.0), (0.3, 70.0), (0.4, 95.0), (9.9, 1.0)])
-    monkeypatch.setattr(train, "evaluate", lambda *args, **options: next(losses))
+    monkeypatch.setattr(training, "evaluate", lambda *args, **options: next(losses))
     quick(tmp_path, "--epochs", "4")
-    best = utils.load_checkpoint(tmp_path / train.BEST)
+    best = load_checkpoint(tmp_path / train_settings.BEST)
     assert (best["epoch"], best["best_acc"]) == (3, 70.0)
 
 
@@ -208,13 +202,13 @@ def test_tensorboard_events(finished):
 
 
 def test_the_test_images_are_used_once_after_the_last_epoch(tmp_path, monkeypatch):
-    calls, evaluate = [], train.evaluate
+    calls, evaluate = [], training.evaluate
 
     def counted(net, x, *args, **kwargs):
         calls.append(len(x))
         return evaluate(net, x, *args, **kwargs)
 
-    monkeypatch.setattr(train, "evaluate", counted)
+    monkeypatch.setattr(training, "evaluate", counted)
     _, checkpoint = quick(tmp_path / "run")
     val = 200 - checkpoint["data"]["train_images"]
     assert calls == [val, val, val, 359]
@@ -222,7 +216,7 @@ def test_the_test_images_are_used_once_after_the_last_epoch(tmp_path, monkeypatc
 
 def test_without_a_validation_split_the_last_epoch_counts(tmp_path):
     code, checkpoint = quick(tmp_path, "--val_split", "0", "--epochs", "2")
-    best = utils.load_checkpoint(tmp_path / "model_best.pth.tar")
+    best = load_checkpoint(tmp_path / "model_best.pth.tar")
     assert code == 0 and checkpoint["data"]["train_images"] == 200 and best["epoch"] == 2
     assert_same(best["state_dict"], checkpoint["state_dict"])
 
@@ -230,7 +224,7 @@ def test_without_a_validation_split_the_last_epoch_counts(tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
     with pytest.raises(UserError, match="no longer a finite number in epoch 2"):
         quick(tmp_path, "--schedule", "1", "--gammas", "1e35")
-    checkpoint = utils.load_checkpoint(tmp_path / "checkpoint.pth.tar")
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.pth.tar")
     assert (checkpoint["epoch"], checkpoint["step"]) == (1, 0)
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
 
@@ -240,7 +234,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
 
 def test_evaluate_repeats_the_test_accuracy(finished, capsys):
     assert train.main(["--evaluate", "--resume", str(finished / "model_best.pth.tar"), "--ngpu", "0"]) == 0
-    accuracy = utils.load_checkpoint(finished / "checkpoint.pth.tar")["test_acc"]
+    accuracy = load_checkpoint(finished / "checkpoint.pth.tar")["test_acc"]
     assert f"test accuracy {accuracy:.2f} % on 359" in capsys.readouterr().out
     assert train.main(["--evaluate", "--save_path", str(finished), "--ngpu", "0"]) == 0  # finds model_best itself
 
@@ -251,7 +245,7 @@ def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
     code, tuned = quick(tmp_path / "a", "--fine_tune", str(best), "--alpha_init", "3", "--epochs", "1", "--lr", "1e-12",
                         "--wd", "0")
     assert code == 0 and "; clipping levels start at 3, 3, 3, 3, 3, 3," in capsys.readouterr().out
-    start = utils.load_checkpoint(best)["state_dict"]
+    start = load_checkpoint(best)["state_dict"]
     for key, value in tuned["state_dict"].items():
         if key.startswith("classifier.1.") or key == "classifier.3.act_quant.act_alpha":
             continue  # they scale the logits
@@ -262,7 +256,7 @@ def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
     # As users of the original scripts write it.
     quick(tmp_path / "b", "--resume", str(best), "--fine_tune", "--alpha_init", "3", "--epochs", "1", "--lr", "1e-12",
           "--wd", "0")
-    assert_same(utils.load_checkpoint(tmp_path / "b" / "checkpoint.pth.tar")["state_dict"], tuned["state_dict"])
+    assert_same(load_checkpoint(tmp_path / "b" / "checkpoint.pth.tar")["state_dict"], tuned["state_dict"])
 
 
 @pytest.mark.parametrize("before, after", [
@@ -273,10 +267,10 @@ def test_logits_are_much_the_same_under_other_quantizers(before, after, tmp_path
     """Their deviation, and with biases that are far from zero their means."""
     quick(tmp_path / "start", *before, "--epochs", "2")
     start, tuned = tmp_path / "start" / "model_best.pth.tar", ["--epochs", "1", "--lr", "1e-12", "--wd", "0", *after]
-    checkpoint = utils.load_checkpoint(start)
+    checkpoint = load_checkpoint(start)
     for name in ("classifier.1.bias", "classifier.3.bias"):
         checkpoint["state_dict"][name] += torch.linspace(-1, 1, len(checkpoint["state_dict"][name]))
-    utils.save_checkpoint(start, checkpoint)
+    save_checkpoint(start, checkpoint)
     expected = logits(checkpoint)
     found = logits(quick(tmp_path / "tuned", "--fine_tune", str(start), *tuned)[1])
     assert found.std(0).mean() == pytest.approx(expected.std(0).mean(), rel=0.1)
@@ -285,32 +279,37 @@ def test_logits_are_much_the_same_under_other_quantizers(before, after, tmp_path
 
 def logits(checkpoint):
     """Those of some images as numpy array, with the statistics of the batch."""
-    net = networks.build_network(argparse.Namespace(**checkpoint["config"]), 10, torch.device("cpu"))
+    net = starting.build_network(stored_settings(checkpoint), 10, torch.device("cpu"))
     net.load_state_dict(checkpoint["state_dict"])
     data = datasets.load("digits")
     with torch.no_grad():
         return net.train()(datasets.normalize(data.train_x[::3], data.mean, data.std)).numpy()
 
 
+def stored_settings(checkpoint):
+    """The settings of the run that a checkpoint is of."""
+    return train_settings.settings_of(train_settings.defaults() | checkpoint["config"])
+
+
 def started(path, *flags):
     """(network, text for the log) of a run that starts from a checkpoint, before its first step."""
-    args, checkpoint = train.parse(["--fine_tune", str(path), "--save_path", "none", *flags])
-    net, data = networks.build_network(args, 10, torch.device("cpu")), datasets.load("digits")
-    fine_tune.load(net, args, checkpoint["state_dict"])
+    settings, _, checkpoint = train_settings.parse(["--fine_tune", str(path), "--save_path", "none", *flags])
+    net, data = starting.build_network(settings, 10, torch.device("cpu")), datasets.load("digits")
+    starting.load(net, settings, checkpoint["state_dict"])
     images = datasets.normalize(data.train_x[::6], data.mean, data.std)
-    return net, fine_tune.fit_quantizers(net, args, checkpoint, 10, images)
+    return net, starting.fit_quantizers(net, settings, checkpoint, 10, images)
 
 
 def test_nothing_is_fitted_under_the_same_quantizers(finished):
     for flags in ([], ["--adc_aware"], ["--alpha_init", "7"]):
         net, text = started(finished / "model_best.pth.tar", *flags)
-        before = utils.load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
+        before = load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
         assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
         assert text == ("; they have clipping levels, so --alpha_init has no effect" if "--alpha_init" in flags else "")
 
 
 def test_the_input_of_the_last_layer_is_scaled_as_a_whole(finished):
-    before = utils.load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
+    before = load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
     for flags in (["--wq", "sawb"], ["--abit", "2"]):
         net, _ = started(finished / "model_best.pth.tar", *flags)
         after = net.state_dict()
@@ -328,7 +327,7 @@ def test_weights_that_do_not_say_their_quantizers(finished, tmp_path):
     that say so."""
     quick(tmp_path / "float", *FLOAT, "--epochs", "1")
     for source, flags in ((finished, ["--wq", "sawb"]), (tmp_path / "float", []), (tmp_path / "float", ["--abit", "32"])):
-        state = utils.load_checkpoint(source / "model_best.pth.tar")["state_dict"]
+        state = load_checkpoint(source / "model_best.pth.tar")["state_dict"]
         torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "bare.pth")
         known, text = started(source / "model_best.pth.tar", *flags)
         bare, same_text = started(tmp_path / "bare.pth", *flags)
@@ -345,9 +344,9 @@ def test_the_images_clipping_level_is_fitted_where_it_was_not_in_use(finished):
 
 
 def test_a_network_that_tells_nothing_apart_is_not_scaled(finished, tmp_path):
-    checkpoint = utils.load_checkpoint(finished / "model_best.pth.tar")
+    checkpoint = load_checkpoint(finished / "model_best.pth.tar")
     checkpoint["state_dict"]["classifier.3.weight"].zero_()
-    utils.save_checkpoint(tmp_path / "dead.pth.tar", checkpoint)
+    save_checkpoint(tmp_path / "dead.pth.tar", checkpoint)
     net, _ = started(tmp_path / "dead.pth.tar", "--wq", "sawb")
     assert torch.equal(net.classifier[1].weight, checkpoint["state_dict"]["classifier.1.weight"])
 
@@ -358,7 +357,7 @@ def test_fine_tune_without_quantizers_from_a_quantized_network(tmp_path, wq):
     best = tmp_path / "quantized" / "model_best.pth.tar"
     code, tuned = quick(tmp_path / "float", "--fine_tune", str(best), "--wbit", "32", "--abit", "32", "--wq", wq, "--epochs",
                         "1", "--lr", "1e-12", "--wd", "0")
-    start = utils.load_checkpoint(best)["state_dict"]
+    start = load_checkpoint(best)["state_dict"]
     assert code == 0 and tuned["state_dict"].keys() == {
         key for key in start if not key.endswith(("act_alpha", "weight_quant.clip"))}
     for key, value in tuned["state_dict"].items():
@@ -383,7 +382,7 @@ def test_fine_tune_fits_the_clipping_levels_to_the_activations(tmp_path, capsys)
 def test_fine_tune_fits_only_what_is_missing(tmp_path):
     """Levels of a network with 32-bit weights stay, and the logits keep their scale; one level that is missing is fitted."""
     quick(tmp_path / "start", "--wbit", "32", "--abit", "4", "--epochs", "2")
-    start = utils.load_checkpoint(tmp_path / "start" / "model_best.pth.tar")
+    start = load_checkpoint(tmp_path / "start" / "model_best.pth.tar")
     flags = "--epochs", "1", "--lr", "1e-12", "--wd", "0"
     alphas = [key for key in start["state_dict"] if key.endswith("act_alpha")][1:]
     _, tuned = quick(tmp_path / "a", "--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), *flags)
@@ -391,7 +390,7 @@ def test_fine_tune_fits_only_what_is_missing(tmp_path):
         torch.testing.assert_close(tuned["state_dict"][key], start["state_dict"][key])
     assert tuned["state_dict"][alphas[-1]] > 1.2 * start["state_dict"][alphas[-1]]  # else the logits were smaller
     del start["state_dict"][alphas[2]]
-    utils.save_checkpoint(tmp_path / "less.pth.tar", start)
+    save_checkpoint(tmp_path / "less.pth.tar", start)
     _, tuned = quick(tmp_path / "b", "--fine_tune", str(tmp_path / "less.pth.tar"), *flags)
     for key in alphas[:2] + alphas[3:-1]:
         torch.testing.assert_close(tuned["state_dict"][key], start["state_dict"][key])
@@ -420,36 +419,37 @@ def test_training_through_the_adc_resumes_to_the_same_bits(wq, tmp_path, capsys,
     assert all((plain["state_dict"][key] == 1).all() for key in gains)
 
     stopped = tmp_path / "stopped"
-    save, position = train.Run.save, (0, 5)  # between two calibrations; then after an evaluation that is none either
+    save, position = Run.save, (0, 5)  # between two calibrations; then after an evaluation that is none either
     for position in ((0, 5), (1, 1)):
         def save_and_die(self, position=position):
             save(self)
             if (self.epoch, self.step) == position:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(train.Run, "save", save_and_die)
+        monkeypatch.setattr(Run, "save", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             if stopped.exists():
                 train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"])
             else:
                 quick(stopped, *flags)
-        monkeypatch.setattr(train.Run, "save", save)
+        monkeypatch.setattr(Run, "save", save)
 
     def stop_in_validation(*args, tick, **kwargs):
         signal.raise_signal(signal.SIGTERM)
         tick()
 
-    evaluate = train.evaluate
-    monkeypatch.setattr(train, "evaluate", stop_in_validation)
+    evaluate = training.evaluate
+    monkeypatch.setattr(training, "evaluate", stop_in_validation)
     assert train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"]) == 128 + signal.SIGTERM
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(training, "evaluate", evaluate)
     assert train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"]) == 0
-    assert_same(utils.load_checkpoint(stopped / "checkpoint.pth.tar")["state_dict"], state)
+    assert_same(load_checkpoint(stopped / "checkpoint.pth.tar")["state_dict"], state)
 
     capsys.readouterr()
     assert train.main(["--evaluate", "--resume", str(tmp_path / "whole" / "model_best.pth.tar"), "--ngpu", "0"]) == 0
     assert f"test accuracy {whole['test_acc']:.2f} %" in capsys.readouterr().out
-    plain, _ = quick(tmp_path / "back", "--wq", "dorefa", "--fine_tune", str(tmp_path / "whole" / "model_best.pth.tar"), "--epochs", "1")
+    flags = ["--wq", "dorefa", "--fine_tune", str(tmp_path / "whole" / "model_best.pth.tar"), "--epochs", "1"]
+    plain, _ = quick(tmp_path / "back", *flags)
     assert plain == 0  # ranges, and levels of another quantizer, are of no use to this network
 
 
@@ -458,7 +458,7 @@ def test_training_through_the_adc_from_a_32_bit_network(tmp_path, monkeypatch):
     quick(tmp_path / "float", *FLOAT, "--epochs", "1")
     first = []
 
-    def spy(self, calibrate=train.Run.calibrate):
+    def spy(self, calibrate=Run.calibrate):
         if not first:
             images = self.some_images(256)
             for training in (False, True):
@@ -469,7 +469,7 @@ def test_training_through_the_adc_from_a_32_bit_network(tmp_path, monkeypatch):
                 first.append(inputs[0].float().mean().item())
         calibrate(self)
 
-    monkeypatch.setattr(train.Run, "calibrate", spy)
+    monkeypatch.setattr(Run, "calibrate", spy)
     code, checkpoint = quick(tmp_path / "aware", "--fine_tune", str(tmp_path / "float" / "model_best.pth.tar"), "--adc_aware",
                              "--epochs", "1")
     assert code == 0 and checkpoint["state_dict"]["classifier.0.act_quant.act_alpha"] != 6
@@ -480,11 +480,11 @@ def test_ranges_are_calibrated_every_so_many_steps_and_after_an_epoch(tmp_path, 
     quick(tmp_path / "start", "--epochs", "1")
     seen = []
 
-    def spy(self, calibrate=train.Run.calibrate):
+    def spy(self, calibrate=Run.calibrate):
         seen.append((self.epoch, self.step))
         calibrate(self)
 
-    monkeypatch.setattr(train.Run, "calibrate", spy)
+    monkeypatch.setattr(Run, "calibrate", spy)
     _, checkpoint = quick(tmp_path / "aware", "--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), "--adc_aware",
                           "--adc_prec", "3", "--subArray", "16", "--epochs", "2", "--calib_steps", "7")
     steps = datasets.steps_per_epoch(checkpoint["data"]["train_images"], checkpoint["config"]["batch_size"])
@@ -493,10 +493,10 @@ def test_ranges_are_calibrated_every_so_many_steps_and_after_an_epoch(tmp_path, 
     assert seen == sorted(expected)
 
     # Those that are kept are those of the weights that are kept.
-    args = argparse.Namespace(**checkpoint["config"])
-    net = networks.build_network(args, 10, torch.device("cpu"))
+    settings = stored_settings(checkpoint)
+    net = starting.build_network(settings, 10, torch.device("cpu"))
     net.load_state_dict(checkpoint["state_dict"])
-    run = train.Run(args, net.eval(), datasets.load("digits"), torch.device("cpu"), None)
+    run = Run(settings, net.eval(), datasets.load("digits"), torch.device("cpu"), None)
     run.calibrate()
     for key, value in net.state_dict().items():
         assert torch.equal(value, checkpoint["state_dict"][key]), key
@@ -515,10 +515,11 @@ def test_reads_of_too_many_values_for_training_through_the_adc(tmp_path, monkeyp
 
 def test_weights_of_the_original_code(finished, tmp_path, capsys):
     """{"state_dict": ...} with the prefix of DataParallel and nothing else."""
-    state = utils.load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
-    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "acc": 1.0, "config": 1}, tmp_path / "old.pth")
+    state = load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
+    state = {f"module.{key}": value for key, value in state.items()}
+    torch.save({"state_dict": state, "acc": 1.0, "config": 1}, tmp_path / "old.pth")
     assert train.main(["--evaluate", "--fine_tune", "--resume", str(tmp_path / "old.pth"), "--ngpu", "0"]) == 0
-    accuracy = utils.load_checkpoint(finished / "checkpoint.pth.tar")["test_acc"]
+    accuracy = load_checkpoint(finished / "checkpoint.pth.tar")["test_acc"]
     assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out
 
 
@@ -533,26 +534,25 @@ def test_quantize_image_uses_the_first_clipping_level(tmp_path):
 # -- optimizer and schedule
 
 
-def network(abit=4, quantize_image=False):
-    args = train.build_parser().parse_args(["--abit", str(abit), "--alpha_init", "5"])
-    args.quantize_image = quantize_image
-    train.fill_defaults(args)
-    return args, networks.build_network(args, 10, torch.device("cpu"))
+def network(abit=4, quantize_image=False, **others):
+    settings = train_settings.settings_of(train_settings.defaults() | others | {
+        "abit": abit, "alpha_init": 5.0, "quantize_image": quantize_image})
+    return settings, starting.build_network(settings, 10, torch.device("cpu"))
 
 
 def test_penalty_has_the_gradient_of_a_squared_clipping_level():
     _, net = network()
-    alphas = networks.used_alphas(net)
+    alphas = starting.used_alphas(net)
     assert list(alphas) == [*(f"features.{i}" for i in (3, 7, 10, 14, 17)), "classifier.0", "classifier.3"]
     for i, alpha in enumerate(alphas.values()):
         alpha.data.fill_(i + 1.0)
-    penalty = train.alpha_penalty(net, 0.1)
+    penalty = training.alpha_penalty(net, 0.1)
     assert penalty.item() == pytest.approx(0.1 * (1 + 4 + 9 + 16 + 25 + 36 + 49))
     penalty.backward()
     assert [alpha.grad.item() for alpha in alphas.values()] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4])
     assert net.features[0].act_quant.act_alpha.grad is None
-    assert list(networks.used_alphas(network(quantize_image=True)[1]))[0] == "features.0"
-    assert networks.used_alphas(network(abit=32)[1]) == {}
+    assert list(starting.used_alphas(network(quantize_image=True)[1]))[0] == "features.0"
+    assert starting.used_alphas(network(abit=32)[1]) == {}
 
 
 def test_clp_pulls_the_clipping_levels_down(tmp_path):
@@ -566,9 +566,8 @@ def test_clp_pulls_the_clipping_levels_down(tmp_path):
 
 
 def test_clipping_levels_have_a_group_of_their_own():
-    args, net = network()
-    args.alpha_lr, args.alpha_wd, args.lr, args.wd = 0.003, 0.7, 0.2, 0.01
-    weights, alphas = train.build_optimizer(net, args).param_groups
+    settings, net = network(alpha_lr=0.003, alpha_wd=0.7, lr=0.2, wd=0.01)
+    weights, alphas = training.build_optimizer(net, settings).param_groups
     assert (weights["initial_lr"], weights["weight_decay"]) == (0.2, 0.01)
     assert (alphas["initial_lr"], alphas["weight_decay"], len(alphas["params"])) == (0.003, 0.7, 7)
     assert len(weights["params"]) + len(alphas["params"]) + 1 == len(list(net.parameters()))  # 1: features.0, unused
@@ -583,11 +582,11 @@ def test_clipping_levels_have_a_group_of_their_own():
     ("triangular", 39, 1 / 30),
 ])
 def test_schedule(kind, step, expected):
-    assert utils.schedule_factor(kind, step, 40, 10, [1, 3], [0.5, 0.1]) == pytest.approx(expected)
+    assert schedule_factor(kind, step, 40, 10, [1, 3], [0.5, 0.1]) == pytest.approx(expected)
 
 
 def test_schedule_of_a_single_step():
-    assert utils.schedule_factor("triangular", 0, 1, 1) == 1
+    assert schedule_factor("triangular", 0, 1, 1) == 1
 
 
 def test_the_schedule_is_applied_to_both_groups(tmp_path):
@@ -651,10 +650,10 @@ def test_bad_input_is_one_line_before_any_work(flags, words, finished, tmp_path,
     flags = [flag.format(**names) for flag in flags]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("loaded data"))
-    with pytest.raises(SystemExit) as exit:
-        utils.run_main(lambda: train.main(flags))
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: train.main(flags))
     out, err = capsys.readouterr()
-    assert exit.value.code == 2 and out == ""
+    assert ended.value.code == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1
     assert words.format(**names) in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]  # nothing was made
@@ -680,8 +679,8 @@ def test_images_of_other_classes_are_not_evaluated(finished, monkeypatch):
 
 def test_a_run_is_not_continued_on_other_images(tmp_path, monkeypatch):
     quick(tmp_path, "--epochs", "1")
-    checkpoint = utils.load_checkpoint(tmp_path / "checkpoint.pth.tar")
-    utils.save_checkpoint(tmp_path / "checkpoint.pth.tar", checkpoint | {"test_acc": None})
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.pth.tar")
+    save_checkpoint(tmp_path / "checkpoint.pth.tar", checkpoint | {"test_acc": None})
     load = datasets.load
 
     def other(*args):
@@ -696,7 +695,7 @@ def test_a_run_is_not_continued_on_other_images(tmp_path, monkeypatch):
 
 def test_overwrite_leaves_nothing_of_the_old_run(tmp_path, monkeypatch):
     quick(tmp_path, "--epochs", "1")
-    monkeypatch.setattr(train.Run, "fit", lambda self: 0)  # as if killed before the first checkpoint
+    monkeypatch.setattr(Run, "fit", lambda self: 0)  # as if killed before the first checkpoint
     train.main(["--save_path", str(tmp_path), "--overwrite"])
     assert not list(tmp_path.glob("*.pth.tar"))
 
@@ -707,151 +706,49 @@ def test_run_killed_beside_its_first_checkpoint_goes_on(tmp_path, monkeypatch):
         if self.epoch:
             raise KeyboardInterrupt
         keep(self)
-    keep = train.Run.save
+    keep = Run.save
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train.Run, "save", save)
+        patch.setattr(Run, "save", save)
         quick(tmp_path / "a", "--epochs", "1")
-    assert (tmp_path / "a" / train.BEST).exists()
+    assert (tmp_path / "a" / train_settings.BEST).exists()
     assert train.main(["--resume", "--save_path", str(tmp_path / "a")]) == 0
     quick(tmp_path / "b", "--epochs", "1")
-    found, wanted = (utils.load_checkpoint(tmp_path / name / train.BEST)["state_dict"] for name in "ab")
+    found, wanted = (load_checkpoint(tmp_path / name / train_settings.BEST)["state_dict"] for name in "ab")
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-
-
-# -- checkpoint files
-
-
-@pytest.fixture
-def checkpoint_file(tmp_path):
-    path = tmp_path / "c.pth.tar"
-    utils.save_checkpoint(path, {"state_dict": {"w": torch.arange(5000.0)}, "config": {"lr": 0.1, "names": ["a"]}})
-    return path
-
-
-def test_checkpoint_round_trip(checkpoint_file):
-    checkpoint = utils.load_checkpoint(checkpoint_file)
-    assert checkpoint["format"] == utils.CHECKPOINT_FORMAT and checkpoint["config"] == {"lr": 0.1, "names": ["a"]}
-    assert torch.equal(checkpoint["state_dict"]["w"], torch.arange(5000.0))
-    assert os.stat(checkpoint_file).st_mode & 0o777 == 0o666 & ~utils._umask()
-
-
-def refused(path):
-    with pytest.raises(UserError) as error:
-        utils.load_checkpoint(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_truncated_checkpoints_are_refused(checkpoint_file):
-    data = checkpoint_file.read_bytes()
-    for length in (0, 1, 10, 100, len(data) // 2, len(data) - 1):
-        checkpoint_file.write_bytes(data[:length])
-        refused(checkpoint_file)
-
-
-def test_a_flipped_bit_is_refused_or_harmless(checkpoint_file):
-    data = checkpoint_file.read_bytes()
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        tensor = next(info for info in archive.infolist() if info.file_size == 20000)
-    inside = data.index(torch.arange(5000.0).numpy().tobytes())
-    for position in [inside, inside + 9999, inside + tensor.file_size - 1, *range(0, len(data), 487)]:
-        damaged = bytearray(data)
-        damaged[position] ^= 16
-        checkpoint_file.write_bytes(damaged)
-        try:
-            checkpoint = utils.load_checkpoint(checkpoint_file)
-        except UserError as error:
-            assert str(checkpoint_file) in str(error)
-        else:  # the bit lay in padding or in a field that is not used
-            assert position not in range(inside, inside + tensor.file_size)
-            assert torch.equal(checkpoint["state_dict"]["w"], torch.arange(5000.0))
-
-
-class Malicious:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
-
-@pytest.mark.parametrize("how", ["torch", "torch_legacy", "pickle"])
-def test_malicious_checkpoints_run_nothing(tmp_path, how):
-    path, marker = tmp_path / "evil.pth.tar", tmp_path / "marker"
-    content = {"state_dict": {"w": torch.zeros(2)}, "config": Malicious(marker)}
-    if how == "pickle":
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
-    refused(path)
-    assert not marker.exists()
-    torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())
-    assert marker.exists()  # it would have
-
-
-@pytest.mark.parametrize("content", [
-    [1, 2], {"a": 1}, {"state_dict": 3}, {"state_dict": {"w": 3}}, {"state_dict": {1: torch.zeros(1)}}, torch.nn.Linear(2, 2),
-])
-def test_foreign_files_are_refused(tmp_path, content):
-    torch.save(content, tmp_path / "foreign.pt")
-    refused(tmp_path / "foreign.pt")
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(file):
-        file.write(b"half of the new")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        utils.atomic_write(path, fail)
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-    utils.atomic_write(path, lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"new"
-
-
-def test_leftovers_of_killed_writers_are_removed_when_old(tmp_path):
-    old, recent = tmp_path / ".file.abc.tmp", tmp_path / ".file.def.tmp"
-    for path in (old, recent):
-        path.write_bytes(b"x")
-    os.utime(old, (0, 0))
-    utils.atomic_write(tmp_path / "file", lambda file: file.write(b"new"))
-    assert not old.exists() and recent.exists()  # another process may be writing the recent one
-
-
-def test_load_weights_names_what_does_not_fit():
-    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(4), "1.weight": torch.zeros(1, 3), "2.weight": torch.zeros(1)}
-    with pytest.raises(UserError) as error:
-        utils.load_weights(net, state, source="some.pth")
-    for words in ("some.pth", "missing: 1.bias", "unexpected: 2.weight", "0.bias [4] instead of [3]"):
-        assert words in str(error.value)
-    assert_same(before, dict(net.state_dict()))  # nothing was copied
-    good = {"0.weight": torch.ones(3, 2), "0.bias": torch.ones(3), "1.weight": torch.ones(1, 3)}
-    assert utils.load_weights(net, good, allow_missing=("bias",)) == ["1.bias"]
-    assert net[0].weight.eq(1).all() and torch.equal(net[1].bias, before["1.bias"])
-
-
-def test_machine_info_is_plain_values():
-    assert json.loads(json.dumps(utils.machine_info()))["torch"] == torch.__version__
-
-
-def test_bf16_is_the_default_only_where_the_processor_has_it(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    assert utils.has_fast_bf16(torch.device("cpu"))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
-    assert not utils.has_fast_bf16(torch.device("cpu"))
 
 
 # -- vgg_cifar_quant.sh
 
 
-def test_script_takes_its_variables_as_flags(tmp_path):
-    plain, tuned, last = script_calls(tmp_path, "fast", "--wbit=2", "--abit", "3", "--wq=sawb", "--dataset", "digits",
-                                      "--epochs", "4", "--last_epochs", "3", "--lr", "0.3", "--cutout", "5", "--seed", "7")
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """script(flags..., variables) calls vgg_cifar_quant.sh in a folder of its own: the settings of each call of train.py."""
+    shutil.copy(ROOT / "vgg_cifar_quant.sh", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    stub = tmp_path / "python stub"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho\n')
+    stub.chmod(0o755)
+
+    def script(*flags, **variables):
+        done = subprocess.run(["bash", str(tmp_path / "vgg_cifar_quant.sh"), *flags], capture_output=True, text=True, check=True,
+                              env=os.environ | {"PYTHON": str(stub)} | variables)
+        calls = [call.splitlines() for call in done.stdout.strip().split("\n\n")]
+        assert {call[0] for call in calls} == {"train.py"}
+        parsed = []
+        for call in calls:
+            settings, actions, _ = train_settings.parse(call[1:])
+            parsed.append((settings, actions))
+            path = Path(settings.save_path, train_settings.BEST)  # from which the next one starts
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(path, {"state_dict": {}, "config": {}})
+        return parsed
+
+    return script
+
+
+def test_flags_of_the_script_reach_the_runs_that_they_are_for(script):
+    (plain, _), (tuned, _), (last, _) = script("fast", "--wbit=2", "--abit", "3", "--wq=sawb", "--dataset", "digits", "--cutout",
+                                               "5", "--seed", "7", epochs="4", last_epochs="3", lr="0.3")
     assert (plain.wbit, plain.abit, plain.epochs, plain.lr, plain.cutout) == (32, 32, 8, 0.1, 5)
     assert (tuned.wbit, tuned.abit, tuned.wq, tuned.epochs, tuned.lr, tuned.cutout) == (2, 3, "sawb", 4, 0.3, 5)
     assert (last.wbit, last.abit, last.wq, last.epochs, last.lr, last.cutout) == (2, 3, "sawb", 3, 0.3, 5)
@@ -859,50 +756,133 @@ def test_script_takes_its_variables_as_flags(tmp_path):
     assert (plain.save_path, tuned.save_path) == ("save/digits_vgg7_quant_fast_w32a32", "save/digits_vgg7_quant_fast_w2a3_sawb")
 
 
-def test_help_of_the_script_shows_its_variables_and_the_flags_of_train_py(tmp_path):
-    shutil.copy(ROOT / "vgg_cifar_quant.sh", tmp_path)
-    done = subprocess.run(["bash", str(tmp_path / "vgg_cifar_quant.sh"), "fast", "--help"], capture_output=True, text=True,
-                          check=True, env=os.environ | {"PYTHON": "echo"})
-    assert done.stdout.startswith("Train a quantized VGG7") and "\nlast_epochs=" in done.stdout.replace("    ", "")
-    assert done.stdout.endswith("\ntrain.py --help\n") and not done.stderr
+@pytest.mark.parametrize("recipe, variables, epochs", [
+    ([], {}, [100, 100]), (["full"], {}, [100, 100]), (["fast"], {}, [8, 8, 16]), (["fast"], {"last_epochs": "0"}, [8, 8])])
+def test_script_trains_without_and_then_with_quantizers(recipe, variables, epochs, script):
+    calls = script(*recipe, "--seed", "3", "--data_path", "a folder", **variables)
+    settings = [call for call, _ in calls]
+    assert [call.epochs for call in settings] == epochs
+    assert [(call.wbit, call.abit) for call in settings] == [(32, 32), *[(4, 4)] * (len(calls) - 1)]
+    assert [call.lr for call in settings] == [0.1, *[0.05] * (len(calls) - 1)]
+    assert {(call.wd, call.label_smoothing, call.batch_size) for call in settings} == {(5e-4, 0.1, 128)}
+    assert [(call.alpha_lr, call.weight_clip, call.alpha_init) for call in settings[1:]] == [(0.01, 3, "fit")] * (len(calls) - 1)
+    assert settings[0].weight_clip is None
+    if len(calls) == 3:
+        assert (settings[2].schedule_type, settings[2].cutout, settings[2].val_split) == ("cosine", 8, 0.02)
+    assert calls[0][1].fine_tune is None
+    for (before, _), (call, actions) in zip(calls, calls[1:]):  # each starts from the one before it
+        assert call.wq == "dorefa" and actions.fine_tune == f"{before.save_path}/{train_settings.BEST}"
+    assert len({call.save_path for call in settings}) == len(calls)
+    assert {(call.seed, call.data_path, call.dataset) for call in settings} == {(3, "a folder", "cifar10")}
+    assert all(actions.go_on for _, actions in calls)
 
 
-@pytest.mark.parametrize("flag", ["--save_path", "--resume", "--fine_tune", "--evaluate", "--save_path=y", "--overwrite"])
-def test_script_chooses_folders_itself(flag, tmp_path):
-    shutil.copy(ROOT / "vgg_cifar_quant.sh", tmp_path)
-    done = subprocess.run(["bash", str(tmp_path / "vgg_cifar_quant.sh"), "fast", flag, "x"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and flag.split("=")[0] in done.stderr and done.stdout == ""
+# -- go_on, config.json, what a checkpoint may say
 
 
-def script_calls(folder, *flags):
-    """The calls of train.py that the script makes, with the script alone in `folder`; each as (options, settings)."""
-    shutil.copy(ROOT / "vgg_cifar_quant.sh", folder)
-    stub = folder / "python stub"
-    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho\n')
-    stub.chmod(0o755)
-    done = subprocess.run(["bash", str(folder / "vgg_cifar_quant.sh"), *flags], capture_output=True, text=True, check=True,
-                          env=os.environ | {"PYTHON": str(stub)})
-    calls = [call.splitlines() for call in done.stdout.strip().split("\n\n")]
-    assert {call[0] for call in calls} == {"train.py"}
-    return [train.build_parser().parse_args(call[1:]) for call in calls]
+def test_go_on_starts_a_run_goes_on_with_it_and_says_that_it_is_finished(tmp_path, monkeypatch, capsys):
+    folder = str(tmp_path / "{dataset}_w{wbit}")
+    save = Run.save
+
+    def save_and_die(self):
+        save(self)
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", save_and_die)
+    flags = ["--go_on", "--save_path", folder, *FLAGS]
+    with pytest.raises(KeyboardInterrupt):
+        train.main(flags)
+    monkeypatch.setattr(Run, "save", save)
+    capsys.readouterr()
+    assert train.main(flags) == 0
+    assert "continuing" in capsys.readouterr().out
+    assert train.main(flags) == 0
+    assert "is finished after 3 epochs" in capsys.readouterr().out
+    assert (tmp_path / "digits_w4" / "checkpoint.pth.tar").exists()
+    with pytest.raises(UserError, match="--go_on continues or starts a run: leave out --resume"):
+        train_settings.parse([*flags, "--resume"])
 
 
-@pytest.mark.parametrize("recipe, epochs", [([], [100, 100]), (["full"], [100, 100]), (["fast"], [8, 8, 16]),
-                                            (["fast", "--last_epochs", "0"], [8, 8])])
-def test_script_trains_without_and_then_with_quantizers(recipe, epochs, tmp_path):
-    calls = script_calls(tmp_path, *recipe, "--seed", "3", "--data_path", "a folder")
-    assert [call.epochs for call in calls] == epochs
-    assert [(call.wbit, call.abit) for call in calls] == [(32, 32), *[(4, 4)] * (len(calls) - 1)]
-    assert calls[0].fine_tune is None
-    for before, call in zip(calls, calls[1:]):  # each starts from the one before it
-        assert call.wq == "dorefa" and call.fine_tune == f"{before.save_path}/{train.BEST}"
-    assert len({call.save_path for call in calls}) == len(calls)
-    assert {(call.seed, call.data_path, call.dataset) for call in calls} == {(3, "a folder", "cifar10")}
+def test_settings_stand_in_config_json_and_in_tensorboard(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = json.loads((finished / "config.json").read_text())
+    assert (config["epochs"], config["save_path"], config["cellBit"]) == (3, str(finished), 1)
+    tags = EventAccumulator(str(finished)).Reload().Tags()["scalars"]
+    assert "test/acc" in tags
 
 
-def test_script_goes_on_where_it_was_stopped(tmp_path):
-    plain, *_ = script_calls(tmp_path, "fast")
-    (tmp_path / plain.save_path).mkdir(parents=True)
-    (tmp_path / plain.save_path / train.CHECKPOINT).touch()
-    plain, *others = script_calls(tmp_path, "fast")
-    assert plain.resume == "" and all(call.resume is None and call.fine_tune for call in others)
+def test_the_images_of_a_run_that_goes_on_are_those_of_its_config_json(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config | {"data_path": "elsewhere", "log_file": "/x/y"}))
+    resume = ["--resume", str(tmp_path / "copy" / "checkpoint.pth.tar")]
+    settings, *_ = train_settings.parse(resume)
+    assert (settings.data_path, settings.log_file) == ("elsewhere", "train.log")
+    assert train_settings.parse([*resume, "--data_path", "here"])[0].data_path == "here"
+
+
+def test_a_checkpoint_names_no_files_and_no_actions(finished, tmp_path, monkeypatch):
+    """Else a foreign one would have a file overwritten."""
+    monkeypatch.chdir(tmp_path)
+    foreign = load_checkpoint(finished / "model_best.pth.tar")
+    names = {"export": "victim.txt", "about": "x", "overwrite": True, "save_path": "victim", "log_file": "victim.txt",
+             "data_path": "victim", "fine_tune": "victim", "resume": "victim", "evaluate": True, "go_on": True}
+    save_checkpoint("foreign.pth.tar", foreign | {"config": foreign["config"] | names})
+    (tmp_path / "victim.txt").write_text("precious")
+    assert train.main(["--evaluate", "--resume", "foreign.pth.tar", "--ngpu", "0"]) == 0
+    assert (tmp_path / "victim.txt").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign.pth.tar", "victim.txt"]
+    settings, actions, _ = train_settings.parse(["--evaluate", "--resume", "foreign.pth.tar"])
+    assert (settings.data_path, settings.log_file, actions.export) == ("./data", "train.log", None)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"seed": "abc"}, "has --seed 'abc', which is not a whole number from 0 up"),
+    ({"dataset": 7}, "has --dataset 7, which is not one of digits, cifar10"),
+    ({"wbit": 9}, "has --wbit 9, which is not 1 to 8, or 32"), ({"wbit": True}, "has --wbit True"),
+    ({"lr": float("nan")}, "has --lr nan"), ({"schedule": ["x"]}, "has --schedule"), ({"clp": 1}, "has --clp 1"),
+    ({"adc_calib": "best"}, "has --adc_calib 'best', which is not one of minmax"), ({"cellBit": 0}, "has --cellBit 0"),
+    ({"val_split": None}, "has --val_split None"), ({"model": 3}, "has --model 3"),
+])
+def test_settings_of_a_checkpoint_are_checked_like_flags(change, words, finished, tmp_path):
+    for file, flags in (("checkpoint.pth.tar", ["--resume"]), ("model_best.pth.tar", ["--evaluate", "--resume"])):
+        checkpoint = load_checkpoint(finished / file)
+        save_checkpoint(tmp_path / "a.pth.tar", checkpoint | {"config": checkpoint["config"] | change})
+        with pytest.raises(UserError, match=words.replace("[", "\\[")):
+            train_settings.parse([*flags, str(tmp_path / "a.pth.tar")])
+
+
+def test_checkpoints_of_before_keep_their_settings(finished, tmp_path):
+    """Names of earlier versions: map, ranges shared per "reference", and the folders, which are not taken."""
+    checkpoint = load_checkpoint(finished / "checkpoint.pth.tar")
+    old = checkpoint["config"] | {"map": "conv", "adc_per": "reference", "adc_aware": True, "save_path": "x", "ngpu": None}
+    del old["crossbar_layers"]
+    save_checkpoint(tmp_path / "checkpoint.pth.tar", checkpoint | {"config": old})
+    settings, *_ = train_settings.parse(["--resume", str(tmp_path / "checkpoint.pth.tar")])
+    assert (settings.crossbar_layers, settings.calibration.per) == ("conv", "alike")
+    assert settings.save_path == str(tmp_path)
+
+
+def test_events_of_steps_that_are_repeated_are_dropped(tmp_path, monkeypatch):
+    """A run that dies behind a checkpoint has logged steps that its continuation logs again."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    end = Run.end_epoch
+
+    def die_in_the_second(self):
+        end(self)
+        if self.epoch == 2:  # its events are written, its checkpoint is lost
+            self.writer.flush()
+            shutil.copy(tmp_path / "first.pth.tar", tmp_path / "run" / "checkpoint.pth.tar")
+            raise KeyboardInterrupt
+        shutil.copy(tmp_path / "run" / "checkpoint.pth.tar", tmp_path / "first.pth.tar")
+
+    monkeypatch.setattr(Run, "end_epoch", die_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        quick(tmp_path / "run")
+    monkeypatch.setattr(Run, "end_epoch", end)
+    assert train.main(["--resume", "--save_path", str(tmp_path / "run")]) == 0
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [event.step for event in events.Scalars("val/acc")] == [8, 17, 26]  # each once

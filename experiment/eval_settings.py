@@ -1,0 +1,238 @@
+"""The settings of eval.py: what its flags are, and how they become a network, images and the rows of a table.
+
+`parse(argv)` merges once: the defaults below, then what the checkpoint was trained with, then what stands on the command line.
+"""
+
+import itertools
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import models
+from models.quant import Calibration, CrossbarSpec, engines
+from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
+
+from . import data, flags, train_settings
+from .checkpoint import load_checkpoint
+from .cli import UserError
+from .evaluation import Setting
+from .flags import ANY_INT, BITS, COUNT, ArgumentParser, flag_name, option
+from .train_settings import HARDWARE, ThroughADC, images_beside
+
+MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
+SPEC_FLAGS = (*HARDWARE, "adc_range")  # fields of CrossbarSpec that make the rows
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+USUAL = Calibration()
+CALIBRATION = tuple(flag_name(field.name) for field in fields(Calibration))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """network and data"""
+
+    resume: str | None = option(None, "checkpoint of train.py, or of the original code", metavar="PATH")
+    model: str | None = option(None, f"{' or '.join(MODELS)}; default that of the checkpoint")
+    wbit: int | None = option(None, "weight bits; default those of the checkpoint", BITS)
+    abit: int | None = option(None, "activation bits; default those of the checkpoint", BITS)
+    wq: str | None = option(None, "weight quantizer; default that of the checkpoint", tuple(WEIGHT_QUANTIZERS))
+    quantize_image: bool | None = option(None, "round the image to the activation grid; default as the checkpoint was trained. "
+                                         "Networks of the original code need it", bool)
+    dataset: str | None = option(None, "default that of the checkpoint; of an exported network of CIFAR-10's classes cifar10",
+                                 data.DATASETS)
+    data_path: str | None = option(None, "folder of the data set; default that of the run whose checkpoint it is, else ./data")
+    batch_size: int = option(64, "images at a time; changes no result but those of --adc_range dynamic", COUNT)
+    limit: int | None = option(None, "only LIMIT test images, spread evenly over the set; default all", COUNT)
+    validation: bool = option(False, "the validation images of the training in place of the test images: for choices, which the "
+                              "test images must not make", bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """more settings"""
+
+    also: list[str] = option([], "more settings in the same table: groups of the hardware flags, each group in quotes, a flag that "
+                             "is left out at its default: --also \"--cellBit 1 2 --crossbar_layers conv\" \"--adc_prec 5\"",
+                             several=True, metavar="FLAGS", says_default=True)
+    table: list[str] = option([], "the settings, in groups as those of --also, where no hardware flag is given",
+                              several=True, metavar="FLAGS", says_default=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """calibration"""
+
+    calib_images: int = option(256, "training images that calibrate the ADC; the first 256, as one batch, also correct what it "
+                               "does to the outputs. A checkpoint of train.py --adc_aware keeps its own ranges on the hardware it "
+                               "was trained for, unless a flag of this group is given", COUNT)
+    adc_ranges: str | None = option(None, "take the calibrated ranges, and their correction if it holds one, from the "
+                                    "adc_ranges.json of an earlier evaluation", metavar="FILE")
+    report: bool = option(False, "for every setting with calibrated or full ranges: what the ADC does to each layer and slice, as "
+                          "a table, a JSON file and a picture", bool)
+    planes: str | None = option(None, "take the cells from the bit_levels<i>_ideal.pt in DIR instead of the checkpoint",
+                                metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """machine and files"""
+
+    engine: str = option("auto", f"{', '.join(engines.CHOICES)}; changes no result; auto: the fastest")
+    ngpu: int | None = option(None, "0: CPU, 1: the GPU; default 1 where PyTorch finds a CUDA GPU", ANY_INT)
+    save_path: str | None = option(None, "folder for results; default that of the run, for an exported network save/<its name>")
+    prob_path: str = option("prob", "folder for the bit-planes")
+    log_file: str = option("eval.log", "name of the log inside save_path, or a full path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings(Network, Table, Ranges, Machine):
+    """Everything that decides an evaluation. Made by `parse`; no field is None that has a default.
+
+    Attributes beyond the flags:
+        settings: the rows of the table.
+        calibration: how calibrated ranges are chosen, in all rows.
+        trained_for: the setting that `train.py --adc_aware` trained for, if its ranges, which the checkpoint holds, are to be
+            used; else None.
+    """
+
+    settings: tuple[Setting, ...] = ()
+    calibration: Calibration = Calibration()
+    trained_for: Setting | None = None
+
+
+def build_parser(about: str | None = None) -> ArgumentParser:
+    """The parser of eval.py; `about`, the text at the top of its help."""
+    parser = ArgumentParser(description=about)
+    flags.add_flags(parser.add_argument_group(Network.__doc__), Network)
+    hardware = parser.add_argument_group("hardware (several values: every combination)")
+    _add_hardware(hardware)
+    flags.add_flags(hardware, Table)
+    calibration = parser.add_argument_group(Ranges.__doc__)
+    flags.add_flags(calibration, Calibration)
+    flags.add_flags(calibration, Ranges)
+    flags.add_flags(parser.add_argument_group(Machine.__doc__), Machine)
+    return parser
+
+
+def _add_hardware(group: Any) -> None:
+    """The flags whose values make the settings."""
+    flags.add_flags(group, CrossbarSpec, SPEC_FLAGS, several=True)
+    flags.add_flags(group, ThroughADC, ["crossbar_layers"], several=True)
+
+
+def _hardware_defaults() -> dict[str, list]:
+    values = flags.defaults(CrossbarSpec, SPEC_FLAGS) | flags.defaults(ThroughADC, ["crossbar_layers"])
+    return {name: [value] for name, value in values.items()}
+
+
+def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[EvalSettings, dict]:
+    """(settings, checkpoint), everything checked that can be checked without the images. Raises: UserError, one line."""
+    given = flags.parse(build_parser(about), argv)
+    if "resume" not in given:
+        raise UserError("eval.py needs the network: --resume PATH, a checkpoint of train.py")
+    source = given["resume"]
+    checkpoint = load_checkpoint(source)
+    values = _network(given, checkpoint, source)
+    rows = {name: given[name] for name in _hardware_defaults() if name in given}
+    calibration = Calibration(*(given.get(name, default) for name, default in flags.defaults(Calibration).items()))
+    settings = all_settings(rows, values["wbit"], values["abit"], given.get("also", []), given.get("table", []), calibration)
+    names = {field.name for field in fields(EvalSettings)}
+    found = EvalSettings(**{name: value for name, value in (values | given).items() if name in names and value is not None},
+                         settings=settings, calibration=calibration)
+    _check(found, given)
+    chosen = found.adc_ranges or found.planes or {*CALIBRATION, "calib_images"} & given.keys()
+    return (found if chosen else replace(found, trained_for=_trained_for(found, checkpoint["config"], source))), checkpoint
+
+
+def _network(given: Mapping[str, Any], checkpoint: dict, source: str) -> dict[str, Any]:
+    """What network and images the flags that are given and the checkpoint mean, `{flag: value}`."""
+    config = train_settings.from_checkpoint(checkpoint["config"], source)
+    exported = checkpoint.get("exported", False)
+    trained = config.get("model")
+    values = {"model": f"{trained or 'vgg7_quant'}_eval", "wbit": 4, "abit": 4, "wq": "dorefa", "quantize_image": False,
+              "dataset": "digits", "data_path": "./data",
+              "save_path": str(Path("save", Path(source).stem) if exported else Path(source).parent)}
+    of_network = {name: config[name] for name in ("wbit", "abit", "wq", "quantize_image") if name in config}
+    values |= of_network | {name: config[name] for name in ("dataset",) if name in config} | images_beside(source)
+    if exported and values["dataset"] == "imagefolder" and is_cifar10(checkpoint):
+        values["dataset"] = "cifar10"
+    values |= given
+    if values["model"] not in MODELS:
+        raise UserError(f"--model {values['model']}: unknown, choose from {', '.join(MODELS)}")
+    if trained and f"{trained}_eval" != values["model"]:
+        raise UserError(f"{source} is of the model {trained}, not {values['model'].removesuffix('_eval')}")
+    for name, stored in of_network.items():
+        if values[name] != stored:
+            raise UserError(f"{source} was trained with --{name} {stored}, not {values[name]}")
+    for name in ("wbit", "abit"):
+        if values[name] == OFF:
+            raise UserError(f"{source} has --{name} {OFF}: crossbars hold quantized weights and inputs, 1 to 8 bits")
+    return values
+
+
+def is_cifar10(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a network was trained on images with the names of CIFAR-10's classes."""
+    return list(checkpoint.get("data", {}).get("classes", [])) == CIFAR10_CLASSES
+
+
+def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Iterable[str] = (), table: Iterable[str] = (),
+                 calibration: Calibration = USUAL) -> tuple[Setting, ...]:
+    """The settings of the hardware flags `rows` and of the groups `also`; where neither is given, those of the groups `table`.
+    Equal ones appear once."""
+    parser = ArgumentParser(add_help=False)
+    _add_hardware(parser)
+    by_table = table and not rows and not also
+    groups = [] if by_table else [rows]
+    for name, texts in (("table", table if by_table else ()), ("also", also)):
+        for text in texts:
+            try:
+                groups.append(flags.parse(parser, shlex.split(text)))
+            except (UserError, ValueError) as error:
+                raise UserError(f"--{name} {text!r}: {error}") from None
+    settings = [setting for group in groups for setting in _combinations(group, w_bits, a_bits, calibration)]
+    return tuple(dict.fromkeys(settings))
+
+
+def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibration: Calibration) -> list[Setting]:
+    """Every combination of the flags' values, in the order of a table."""
+    values = _hardware_defaults() | given
+    order = ("crossbar_layers", "mapping", "reference", "dac_bits", "rows", "cell_bits", "adc_range", "adc_bits")
+    settings = []
+    for combination in itertools.product(*(values[flag_name(name)] for name in order)):
+        layers, *hardware = combination
+        try:
+            spec = CrossbarSpec(w_bits, a_bits, **dict(zip(order[1:], hardware)))
+        except ValueError as error:
+            raise UserError(flags.in_flags(str(error))) from None
+        if spec.adc_range == "ideal":  # without an ADC its bits make no difference
+            spec = replace(spec, adc_bits=1)
+        settings.append(Setting(spec, layers, calibration))
+    return settings
+
+
+def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
+    """Refuse flags that do not go together."""
+    adc_ranges = {setting.spec.adc_range for setting in found.settings}
+    useless = [name for name in given if name in (*CALIBRATION, "calib_images")]
+    if found.report:  # compares rules and ranges for other ADC bits
+        useless = [name for name in useless if name == "adc_correct"]
+    if found.adc_ranges and useless:
+        raise UserError(f"--{useless[0]} is for calibration, and --adc_ranges takes its result from a file: give one of them")
+    useless += ["adc_ranges"] if found.adc_ranges else []
+    if useless and "calibrated" not in adc_ranges:
+        raise UserError(f"--{useless[0]} is for calibrated ranges: add --adc_range calibrated")
+    if found.report and not {"calibrated", "full"} & adc_ranges:
+        raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
+    if found.planes and len({setting.spec.cell_bits for setting in found.settings}) > 1:
+        raise UserError("--planes holds cells of one precision: give one --cellBit")
+
+
+def _trained_for(found: EvalSettings, config: Mapping[str, Any], source: str) -> Setting | None:
+    """The setting that `train.py --adc_aware` trained for; None for other checkpoints."""
+    if not config.get("adc_aware"):
+        return None
+    stored = train_settings.from_checkpoint(config, source)
+    rows = {name: [stored[name]] for name in _hardware_defaults() if name in stored}
+    [setting] = _combinations(rows, found.wbit, found.abit, found.calibration)
+    return setting

@@ -1,0 +1,217 @@
+"""Measuring: what accuracy a network keeps on crossbars.
+
+    cache = Cache()
+    software = measure(network, images, labels, None)
+    for bits in (3, 4, 5):
+        setting = Setting(CrossbarSpec(adc_bits=bits))
+        record = measure(network, images, labels, setting, calibration=training_images, software=software, cache=cache)
+        print(setting, record.accuracy, record.changed_predictions)
+
+Nothing here reads flags or touches files, and nothing is kept between calls but in the `Cache` that the caller holds.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from models import quant
+from models.quant import Calibration, CrossbarSpec, engines
+
+Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of a table: the hardware, and how it is used.
+
+    Attributes:
+        spec: the hardware.
+        crossbar_layers: "all", every layer that can be is on crossbars; "conv", the convolutions only. The others compute their
+            sums of codes exactly, without an ADC.
+        calibration: how the ranges of adc_range "calibrated" are chosen.
+    """
+
+    spec: CrossbarSpec = CrossbarSpec()
+    crossbar_layers: str = "all"
+    calibration: Calibration = Calibration()
+
+    def __str__(self) -> str:
+        spec, usual = self.spec, CrossbarSpec()
+        adc = "no ADC" if spec.adc_range == "ideal" else f"{spec.adc_bits}-bit ADC, {spec.adc_range}"
+        notes = [f"{name} {getattr(spec, name)}" for name in ("rows", "mapping", "reference", "dac_bits")
+                 if getattr(spec, name) != getattr(usual, name)]
+        notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
+        return ", ".join([f"{spec.cell_bits}-bit cells, {adc}", *notes])
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What one measurement found.
+
+    Attributes:
+        setting: that which was measured; None for the software, the same quantized network computed with exact sums.
+        predictions: class of each image, int64 `[N]`.
+        accuracy, software_accuracy: in percent of the images.
+        changed_predictions: images that are classified differently than by the software.
+        seconds: time in the network, without loading and calibration.
+        engine: what ran the layers on crossbars; None for the software.
+    """
+
+    setting: Setting | None
+    predictions: torch.Tensor
+    accuracy: float
+    software_accuracy: float
+    changed_predictions: int
+    seconds: float
+    engine: str | None
+
+    @property
+    def n_images(self) -> int:
+        return len(self.predictions)
+
+    @property
+    def images_per_s(self) -> float:
+        return self.n_images / self.seconds
+
+
+@dataclass
+class Cache:
+    """What the measurements of one network share, as long as weights, edited cells and calibration images are the same:
+    histograms of the reads, which do not depend on the ADC, and the moments of the layers' outputs without ADC."""
+
+    histograms: dict[str, Any] = field(default_factory=dict)
+    counted_for: tuple | None = None
+    moments: dict[str, dict] = field(default_factory=dict)  # for each `crossbar_layers`
+
+
+def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: Setting | None, *,
+            calibration: Images | None = None, software: Record | None = None, cache: Cache | None = None,
+            cells: Mapping[str, torch.Tensor] | None = None, engine: str = "auto", batch_size: int = 64,
+            progress: bool = False) -> Record:
+    """Accuracy of a network on crossbars of one setting.
+
+    Args:
+        network: one with crossbar layers, in evaluation mode; it is left on the setting, calibrated. For the software it is
+            left as it was.
+        images, labels: network inputs `[N, ...]` or a re-iterable of batches of them; int64 `[N]`.
+        setting: the hardware; None for the software, every layer without an ADC.
+        calibration: training inputs that choose the ranges of adc_range "calibrated"; None where the network holds ranges for
+            this hardware, which are used as they are.
+        software: the record of the software on the same images; None to measure it here.
+        cache: shared by measurements of this network with these calibration images.
+        cells: `{layer: weight codes}` that the cells hold in place of those of the weights.
+        engine: one of `engines.CHOICES`; changes no result.
+        batch_size: images at a time where `images` is a tensor; changes no result but those of adc_range "dynamic".
+        progress: show a progress bar.
+    Raises: ValueError for an engine that cannot run here, ranges that are missing, or reads of too many values to calibrate on.
+    """
+    ran = None
+    with quant.set_engine(engine):
+        if setting is None:
+            use_cells(network, None)
+            with quant.without_adc(network):
+                predictions, seconds = predict(network, batches_of(images, batch_size), "software", progress)
+        else:
+            if software is None:
+                software = measure(network, images, labels, None, engine=engine, batch_size=batch_size, progress=progress)
+            place(network, setting, cells)
+            ran = engines_of(network, setting, engine)
+            if setting.spec.adc_range == "calibrated" and calibration is not None:
+                _calibrate(network, setting, batches_of(calibration, batch_size), cache or Cache(), progress)
+            predictions, seconds = predict(network, batches_of(images, batch_size), str(setting), progress)
+    right = (predictions == labels).double().mean().item()
+    baseline = predictions if software is None else software.predictions
+    return Record(
+        setting=setting, predictions=predictions, accuracy=100 * right,
+        software_accuracy=100 * (baseline == labels).double().mean().item(),
+        changed_predictions=int((predictions != baseline).sum()), seconds=seconds, engine=ran)
+
+
+def place(network: nn.Module, setting: Setting, cells: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Put the layers of a network on the hardware of a setting, with these `cells` (see `measure`); those that the setting leaves
+    out compute without an ADC. A layer that is on this hardware already keeps its ranges."""
+    use_cells(network, cells)
+    for _, layer in quant.crossbar_layers(network):
+        spec = setting.spec
+        if not _on_crossbars(layer, setting):
+            layer.set_codes(None)
+            spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal")
+        if layer.spec != spec:
+            layer.set_spec(spec)
+
+
+def use_cells(network: nn.Module, cells: Mapping[str, torch.Tensor] | None) -> None:
+    """Let the cells of a network hold these codes, `{layer: weight codes}`, or with None those of its weights."""
+    for name, layer in quant.crossbar_layers(network):
+        layer.set_codes(cells[name] if cells else None)
+
+
+def _on_crossbars(layer: nn.Module, setting: Setting) -> bool:
+    return setting.crossbar_layers == "all" or isinstance(layer, quant.Qconv2dDoreFa)
+
+
+def engines_of(network: nn.Module, setting: Setting, engine: str = "auto", counted: bool = False) -> str:
+    """Names of the engines that run the layers of a network that is placed on a setting, joined by "+"; costs nothing.
+
+    Args: counted, the reads will be counted whatever the ADC's range, as for a report.
+    Raises: ValueError for an engine that cannot run here, or reads of too many values to count.
+    """
+    names = []
+    for name, layer in on_adcs(network):
+        mapped = layer.mapped("full" if setting.spec.adc_range == "calibrated" else None)
+        low, high = mapped.u_span
+        if (counted or setting.spec.adc_range == "calibrated") and high - low >= engines.MAX_BINS:
+            raise ValueError(f"{setting}: a read of {name} has {high - low + 1} possible values, too many to calibrate on or to "
+                             "report; take adc_range full, or fewer rows, cell bits or dac bits")
+        names.append(engines.name_of(engines.choose(engine, mapped, layer.weight.device)[0]))
+    return "+".join(dict.fromkeys(names))
+
+
+def on_adcs(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers of a network that its setting has put on crossbars; all of them where no layer has an ADC."""
+    layers = quant.crossbar_layers(network)
+    return [(name, layer) for name, layer in layers if layer.spec.adc_range != "ideal"] or layers
+
+
+def batches_of(images: Images, batch_size: int) -> Iterable[torch.Tensor]:
+    """Batches of network inputs, which can be gone through more than once."""
+    return images.split(batch_size) if isinstance(images, torch.Tensor) else images
+
+
+@torch.no_grad()
+def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = "", progress: bool = False
+            ) -> tuple[torch.Tensor, float]:
+    """(predicted class of each image, seconds in the network)."""
+    predictions, seconds, watched = [], 0.0, sys.stderr.isatty()
+    network(next(iter(batches))[:1])  # prepares the weights, and the first time compiles
+    for batch in tqdm(batches, desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
+                      mininterval=0.5 if watched else 60, delay=0 if watched else 60):
+        started = time.perf_counter()
+        predictions.append(network(batch).argmax(1).cpu())
+        seconds += time.perf_counter() - started
+    return torch.cat(predictions), seconds
+
+
+def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor], cache: Cache, progress: bool = False
+                ) -> dict[str, Any]:
+    """Histograms of the reads on the hardware of a setting: `{layer: int64 [digits, slices, u]}`; counted once for all ADCs."""
+    key = setting.crossbar_layers, replace(setting.spec, adc_bits=1, adc_range="ideal")
+    if cache.counted_for != key:
+        shown = tqdm(images, desc="calibrating", unit="batch", leave=False, disable=None if progress else True)
+        cache.histograms, cache.counted_for = quant.collect_histograms(network, shown), key
+    return cache.histograms
+
+
+def _calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor], cache: Cache, progress: bool) -> None:
+    chosen = setting.calibration
+    histograms = count_reads(network, setting, images, cache, progress)
+    quant.calibrate(network, None, chosen.rule, chosen.per, histograms=histograms)
+    if chosen.correct == "channel":
+        wanted = cache.moments.get(setting.crossbar_layers)
+        cache.moments[setting.crossbar_layers] = quant.correct(network, images, wanted)

@@ -1,0 +1,194 @@
+"""Command-line flags made from dataclasses: a field's name, default, help text and allowed values stand in the dataclass alone.
+
+    @dataclass(frozen=True)
+    class Settings:
+        lr: float = option(0.05, "highest learning rate", POSITIVE)
+
+    add_flags(parser, Settings)                      # --lr LR  highest learning rate. Default 0.05
+    given = parse(parser, argv)                      # {"lr": 0.1}: what stands on the command line, nothing else
+    values = defaults(Settings) | checked(Settings, config, source) | given
+
+Fields of `CrossbarSpec` and `Calibration` are flags too. Some have the name that users of the original scripts know (`FLAG_NAMES`).
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from models.quant.calibration import OTHER_WORDS
+from models.quant.quantizers import OFF
+
+from .cli import UserError
+
+# Fields whose flag has another name: that of the original scripts, or one that says what it is about.
+FLAG_NAMES = {"cell_bits": "cellBit", "adc_bits": "adc_prec", "rows": "subArray", "rule": "adc_calib", "per": "adc_per",
+              "correct": "adc_correct", "w_bits": "wbit", "a_bits": "abit"}
+ALIASES = {"crossbar_layers": "map"}  # older names of flags, and of keys in the files of earlier versions
+
+
+class Number:
+    """A kind of flag: numbers of one type for which `allowed` holds; `text` says which those are."""
+
+    def __init__(self, kind: Callable, text: str, allowed: Callable[[Any], bool]):
+        self.kind, self.text, self.allowed = kind, text, allowed
+
+    def __call__(self, argument: str) -> Any:
+        """The value of an argument of the command line."""
+        try:
+            value = self.kind(argument)
+        except ValueError:
+            value = None
+        if value is None or not self.allowed(value):  # not a number compares as False everywhere
+            raise argparse.ArgumentTypeError(f"{argument} is not {self.text}")
+        return value
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value that somebody stored could have been given."""
+        try:
+            return not isinstance(value, bool) and self.kind(str(value)) == value and bool(self.allowed(value))
+        except (TypeError, ValueError):
+            return False
+
+
+BITS = Number(int, f"1 to 8, or {OFF} to switch the quantizer off", lambda bits: bits in (*range(1, 9), OFF))
+COUNT = Number(int, "a whole number from 1 up", lambda value: 1 <= value < 2**63)
+COUNT_OR_0 = Number(int, "a whole number from 0 up", lambda value: 0 <= value < 2**63)
+AT_LEAST_2 = Number(int, "2 or more, as batch norm needs", lambda value: 2 <= value < 2**63)
+ANY_INT = Number(int, "a whole number", lambda value: True)
+POSITIVE = Number(float, "a number above 0", lambda value: 0 < value < math.inf)
+POSITIVE_OR_0 = Number(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
+SHARE = Number(float, "from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+FIT_OR_POSITIVE = Number(lambda text: text if text == "fit" else float(text), "fit or a number above 0",
+                         lambda value: value == "fit" or 0 < value < math.inf)
+
+
+def option(default: Any, text: str, kind: Any = str, several: bool = False, metavar: str | None = None,
+           says_default: bool = False, or_empty: bool = False) -> Any:
+    """A field that is a flag.
+
+    Args: kind, a `Number`, `bool` for a switch, `str` for a text, or the allowed texts; several, the flag takes a list;
+        says_default, the help text says itself what holds where the flag is not given; or_empty, the flag may stand without
+        a value, which is "" then.
+    """
+    make = {"default_factory": lambda: default} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**make, metadata={"help": text, "kind": kind, "several": several, "metavar": metavar,
+                                               "says_default": says_default, "or_empty": or_empty})
+
+
+def flag_name(field: str) -> str:
+    """The flag of a field, without its dashes."""
+    return FLAG_NAMES.get(field, field)
+
+
+def in_flags(message: str) -> str:
+    """A message about a field of `CrossbarSpec` or `Calibration`, about its flag."""
+    for field in ("cell_bits", "adc_bits", "rows", "dac_bits", "adc_range", "mapping", "reference", "rule", "per"):
+        if message.startswith(f"{field} is "):
+            message = f"--{flag_name(field)}{message.removeprefix(field)}"
+    return message.replace("(w_bits)", "(the weight bits)").replace("(a_bits)", "(the activation bits)")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse prints its usage in front of every error; here an error is one line like all others. What is not given does not
+    appear in the result, and names of flags are not to be shortened."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+class _Extend(argparse.Action):
+    """Values of a flag that is given several times, one after the other."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), *values])
+
+
+def _kind(field: dataclasses.Field) -> Any:
+    """What a field's flag takes; the fields of `CrossbarSpec` say it by "allowed" or "most"."""
+    return field.metadata.get("kind") or field.metadata.get("allowed") or COUNT
+
+
+def flag_fields(cls: type, names: Iterable[str] | None = None) -> list[dataclasses.Field]:
+    """The fields of a dataclass that are flags, all or those named."""
+    return [field for field in dataclasses.fields(cls)
+            if "help" in field.metadata and (names is None or field.name in names)]
+
+
+def defaults(cls: type, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """`{flag: default}` of a dataclass."""
+    return {flag_name(field.name): field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            for field in flag_fields(cls, names)}
+
+
+def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several: bool = False) -> None:
+    """Add the flags of a dataclass to an argparse parser or group; with `several`, each takes a list of values."""
+    for field in flag_fields(cls, names):
+        meta, kind, name = field.metadata, _kind(field), flag_name(field.name)
+        options = {"dest": name}
+        if kind is bool:
+            options["action"] = "store_true"
+        elif isinstance(kind, tuple):
+            options |= {"choices": kind, "type": lambda text, field=field.name: _usual_word(field, text)}
+        elif kind is not str:
+            options["type"] = kind
+        if kind is not bool and not isinstance(kind, tuple):
+            options["metavar"] = meta.get("metavar") or name.upper()
+        if several or meta.get("several"):
+            options["nargs"] = "+"
+        if meta.get("several") and kind is str:
+            options["action"] = _Extend
+        if meta.get("or_empty"):
+            options |= {"nargs": "?", "const": ""}
+        text = meta["help"].rstrip(".")
+        if kind is not bool and not meta.get("says_default") and field.default not in (None, dataclasses.MISSING):
+            text += f". Default {field.default:g}" if isinstance(field.default, float) else f". Default {field.default}"
+        flags = [f"--{name}"] + ([f"--{ALIASES[name]}"] if name in ALIASES else [])
+        group.add_argument(*flags, help=text.replace("%", "%%"), **options)
+
+
+def parse(parser: ArgumentParser, argv: list[str] | None = None) -> dict[str, Any]:
+    """`{flag: value}` of those that stand on the command line."""
+    return vars(parser.parse_args(argv))
+
+
+def checked(cls: type, config: Mapping[str, Any], source: str, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """`{flag: value}` of the flags of a dataclass that a file holds, each checked like one that is given.
+
+    Raises: UserError that names the file `source` and the first value that no flag takes.
+    """
+    found = {}
+    for field in flag_fields(cls, names):
+        name, kind, default = flag_name(field.name), _kind(field), field.default
+        key = name if name in config else ALIASES.get(name)
+        if key not in config:
+            continue
+        value = _usual_word(field.name, config[key])
+        values = value if field.metadata.get("several") and isinstance(value, list) else [value]
+        if not (value is None and default is None) and not all(_allowed(kind, each) for each in values):
+            raise UserError(f"{source} has --{name} {value!r}, which is not {_text(kind)}")
+        found[name] = value
+    return found
+
+
+def _usual_word(field: str, value: Any) -> Any:
+    """The word that this version has for the value of a field."""
+    words = OTHER_WORDS.get(field, {})
+    return words[value] if isinstance(value, str) and value in words else value
+
+
+def _allowed(kind: Any, value: Any) -> bool:
+    if isinstance(kind, Number):
+        return kind.holds(value)
+    return value in kind if isinstance(kind, tuple) else isinstance(value, kind)
+
+
+def _text(kind: Any) -> str:
+    if isinstance(kind, Number):
+        return kind.text
+    return f"one of {', '.join(kind)}" if isinstance(kind, tuple) else {bool: "True or False", str: "a text"}[kind]

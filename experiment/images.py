@@ -1,0 +1,70 @@
+"""The images of an evaluation: those that are measured, and the training images that calibrate."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import data
+from .cli import UserError
+from .data import Batches, generator, training_split
+from .eval_settings import EvalSettings
+
+REPORT_IMAGES = 64  # calibration images whose layer outputs --report compares
+
+
+@dataclass(frozen=True)
+class EvalImages:
+    """What an evaluation looks at.
+
+    Attributes: batches, network inputs that are measured; labels, int64 `[N]`; kind, such as "test images"; of_all, how many
+        there are without --limit; calibration, training inputs; report, a few of them as one batch.
+    """
+
+    batches: Batches
+    labels: torch.Tensor
+    kind: str
+    of_all: int
+    calibration: Batches
+    report: torch.Tensor
+
+
+def check_validation(settings: EvalSettings, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse --validation for a checkpoint that does not say which images its training held out."""
+    if not settings.validation:
+        return
+    config = checkpoint["config"]
+    if not ("data" in checkpoint and config.get("val_split")):
+        raise UserError(f"--validation: {settings.resume} was trained without validation images")
+    if settings.dataset != config["dataset"]:
+        raise UserError(f"--validation: {settings.resume} was trained on {config['dataset']}, not {settings.dataset}")
+
+
+def load(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device, log: logging.Logger) -> EvalImages:
+    """The images that the settings name, scaled as in the training of the checkpoint.
+
+    Raises: UserError for images that cannot be read, of other classes, or other ones than the training split.
+    """
+    found, trained_on = data.load(settings.dataset, settings.data_path, log.info), checkpoint.get("data")
+    stats = found.mean, found.std
+    if trained_on:
+        data.check_classes(found, trained_on, settings.resume)
+        stats = tuple(trained_on["mean"]), tuple(trained_on["std"])
+    order = torch.randperm(len(found.train_x), generator=generator("calibration"))  # the same for every checkpoint
+    images, labels, kind = found.test_x, found.test_y, "test images"
+    if settings.validation:
+        config = checkpoint["config"]
+        train, held = training_split(found.train_y, config["val_split"], config["seed"], config["limit_train"])
+        if len(train) != trained_on["train_images"]:
+            raise UserError(f"--validation: {settings.resume} was trained on other images than those in {settings.data_path}")
+        images, labels, kind = found.train_x[held], found.train_y[held], "validation images"
+        order = order[~torch.isin(order, held)]
+    n = min(settings.limit or len(images), len(images))
+    shown = torch.arange(n) * len(images) // n
+    calibration = found.train_x[order[:settings.calib_images]].to(device)
+    return EvalImages(
+        batches=Batches(images[shown].to(device), *stats, settings.batch_size), labels=labels[shown], kind=kind,
+        of_all=len(images), calibration=Batches(calibration, *stats, settings.batch_size),
+        report=data.normalize(calibration[:REPORT_IMAGES], *stats))

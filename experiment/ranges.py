@@ -1,0 +1,137 @@
+"""`adc_ranges.json`: the calibrated ranges of several settings, to be used again with `eval.py --adc_ranges FILE`.
+
+`{"ranges": [{<hardware>, <how they were chosen>, "layers": {name: {"sha256": ..., "ranges": [[delta, q_min] of each slice],
+"gain": [of each channel], "offset": [of each channel]}}}]}`; sha256 is that of the layer's weight codes, whose reads the ranges
+fit; gain and offset are left out where there is no correction.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import quant
+from models.quant.files import atomic_write
+
+from .cli import UserError, one_line
+from .eval_settings import EvalSettings
+from .evaluation import Setting, on_adcs
+from .locking import locked
+
+HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits")  # which make an entry's key
+CORRECTION = {"gain", "offset"}
+
+
+class AdcRanges:
+    """Entries of one or several files, and those of the settings that were calibrated since."""
+
+    def __init__(self) -> None:
+        self.entries: dict[tuple, dict[str, Any]] = {}  # by hardware
+
+    def read(self, path: str | Path) -> None:
+        """Add the entries of a file. Raises: UserError for a file that cannot be read or is no adc_ranges.json."""
+        try:
+            for entry in json.loads(Path(path).read_text(encoding="utf-8"))["ranges"]:
+                for layer in entry["layers"].values():
+                    layer["ranges"] = [(float(delta), int(q_min)) for delta, q_min in layer["ranges"]]
+                    layer["sha256"]
+                    for name in CORRECTION if CORRECTION & layer.keys() else ():
+                        layer[name] = [float(value) for value in layer[name]]
+                self.entries[tuple(entry[name] for name in HARDWARE)] = entry
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise UserError(f"{path} is not an adc_ranges.json ({one_line(error)})") from None
+
+    def add(self, network: nn.Module, setting: Setting, calib_images: int) -> None:
+        """Note the ranges that a network calibrated on this setting has."""
+        rule = setting.calibration
+        facts = dict(zip(HARDWARE, _key(setting))) | {"adc_calib": rule.rule, "adc_per": rule.per, "adc_correct": rule.correct,
+                                                      "calib_images": calib_images}
+        entry = self.entries.get(_key(setting), {})
+        if any(entry.get(name) != value for name, value in facts.items()):
+            entry = self.entries[_key(setting)] = facts | {"layers": {}}  # nothing of another rule stays
+        for name, layer in on_adcs(network):
+            kept = {"sha256": quant.sha256(layer.w_codes().cpu()),
+                    "ranges": list(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist()))}
+            if rule.correct == "channel":  # 9 digits tell all float32 numbers apart
+                kept |= {"gain": [float(f"{x:.9g}") for x in layer.adc_gain.tolist()],
+                         "offset": [float(f"{x:.9g}") for x in layer.adc_offset.tolist()]}
+            entry["layers"][name] = kept
+
+    def restore(self, network: nn.Module, setting: Setting, source: str) -> None:
+        """Give a network that is placed on a setting the ranges that are kept for it.
+
+        Raises: UserError that names `source` where there are none for these weight codes, or they are not of this hardware.
+        """
+        layers = self.entries.get(_key(setting), {"layers": {}})["layers"]
+        for name, layer in on_adcs(network):
+            found: Mapping[str, Any] | None = layers.get(name)
+            if not found or found["sha256"] != quant.sha256(layer.w_codes().cpu()):
+                raise UserError(f"{source} has no ranges of {name} with these weights for {setting}; "
+                                "calibrate it without --adc_ranges")
+            try:
+                layer.set_ranges(found["ranges"])
+                layer.mapped()
+                if "gain" in found:
+                    layer.set_correction(torch.tensor(found["gain"]), torch.tensor(found["offset"]))
+            except ValueError as error:
+                raise UserError(f"{source}, {name}, {setting}: {error}") from None
+
+    def merge_into(self, path: str | Path) -> None:
+        """Write the entries to a file; those of other settings that others have written there meanwhile stay."""
+        with locked(path):
+            merged = AdcRanges()
+            if Path(path).exists():
+                merged.read(path)
+            for key, entry in self.entries.items():
+                others = merged.entries.get(key, {})
+                same_rule = all(others.get(name) == value for name, value in entry.items() if name != "layers")
+                layers = (others["layers"] if others and same_rule else {}) | entry["layers"]
+                merged.entries[key] = entry | {"layers": layers}
+            text = json.dumps({"ranges": list(merged.entries.values())})
+            atomic_write(path, lambda file: file.write(text.encode()))
+
+
+class RangesOfRun:
+    """Where the calibrated ranges of each setting of an evaluation come from: a file, the checkpoint, or calibration.
+
+    Raises: UserError for a file that is no adc_ranges.json, that of --adc_ranges or the one that new ranges will be added to.
+    """
+
+    def __init__(self, settings: EvalSettings, checkpoint: Mapping[str, Any]):
+        self.file, self.path = settings.adc_ranges, Path(settings.save_path, "adc_ranges.json")
+        self.trained = {key: value for key, value in checkpoint["state_dict"].items() if key.endswith(quant.ADC_BUFFERS)}
+        self.trained_for = settings.trained_for if self.trained else None
+        self.kept = AdcRanges()
+        if self.file:
+            self.kept.read(self.file)
+        elif self.path.exists() and any(self.to_calibrate(setting) for setting in settings.settings):
+            AdcRanges().read(self.path)
+
+    def to_calibrate(self, setting: Setting) -> bool:
+        """Whether the ranges of a setting are chosen in this evaluation."""
+        return setting.spec.adc_range == "calibrated" and not self.file and setting != self.trained_for
+
+    def give(self, network: nn.Module, setting: Setting) -> str | None:
+        """Give a network that is placed on a setting the ranges that are kept for it. Returns: where they come from, the file or
+        "checkpoint"; None where they are to be chosen, or none are needed."""
+        if setting.spec.adc_range != "calibrated" or self.to_calibrate(setting):
+            return None
+        if self.file:
+            self.kept.restore(network, setting, self.file)
+            return self.file
+        network.load_state_dict(self.trained, strict=False)
+        return "checkpoint"
+
+    def keep(self, network: nn.Module, setting: Setting, calib_images: int) -> None:
+        """Add the ranges that a setting was calibrated with to the results folder's adc_ranges.json."""
+        self.kept.add(network, setting, calib_images)
+        self.kept.merge_into(self.path)
+
+
+def _key(setting: Setting) -> tuple:
+    return tuple(getattr(setting.spec, name) for name in HARDWARE)

@@ -1,0 +1,57 @@
+"""`results.jsonl`: one line a measured setting, on the disk as soon as it is known."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .cli import UserError
+from .eval_settings import EvalSettings
+from .evaluation import Record
+from .locking import locked
+
+SPEC_KEYS = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_range")
+
+
+def row(record: Record, settings: EvalSettings, calib_images: int | None, source: str | None) -> dict[str, Any]:
+    """The keys of one line, plain values; what does not apply to a setting is None.
+
+    Args: calib_images, how many images chose the ranges of this setting, None where none did; source, where calibrated ranges
+        come from that were not chosen here: a file's path or "checkpoint".
+    """
+    setting = record.setting
+    hardware = {name: setting and getattr(setting.spec, name) for name in SPEC_KEYS}
+    if setting and setting.spec.adc_range == "ideal":
+        hardware["adc_bits"] = None
+    rule = setting.calibration if setting and calib_images else None
+    return {
+        "model": settings.model, "dataset": settings.dataset, "wbit": settings.wbit, "abit": settings.abit, "wq": settings.wq,
+        **hardware, "map": setting and setting.crossbar_layers, "engine": record.engine,
+        "accuracy": record.accuracy, "software_accuracy": record.software_accuracy, "n_images": record.n_images,
+        "changed_predictions": record.changed_predictions, "images_per_s": record.images_per_s, "seconds": record.seconds,
+        "batch_size": settings.batch_size, "planes": settings.planes if setting else None, "checkpoint": settings.resume,
+        "validation": settings.validation, "calib_images": calib_images, "adc_calib": rule and rule.rule,
+        "adc_per": rule and rule.per, "adc_correct": rule and rule.correct, "adc_ranges": source,
+    }
+
+
+def check_can_append(path: str | Path) -> None:
+    """Raise UserError where a file cannot be written to, before hours of work."""
+    try:
+        with open(path, "a"):
+            return
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
+
+
+def append(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Add one line. It stands on a line of its own also behind one that was torn by a crash, and beside other writers."""
+    with locked(path), open(path, "ab") as file:
+        torn = file.tell() > 0 and _last_byte(path) != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(values).encode() + b"\n")
+
+
+def _last_byte(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(-1, 2)
+        return file.read(1)

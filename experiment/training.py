@@ -1,0 +1,345 @@
+"""Training: the schedule, the optimizer, and the loop over epochs with its checkpoints and logs."""
+
+import copy
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from models import quant
+from models.quant.files import atomic_write
+
+from .checkpoint import load_checkpoint, load_weights, save_checkpoint
+from .cli import Stopped, StopRequest, UserError
+from .data import Dataset, normalize, steps_per_epoch, train_batches, training_split
+from .machine import machine_info, rng_state, set_rng_state
+from .starting import quantized_layers, used_alphas
+from .train_settings import BEST, CHECKPOINT, CONFIG, TrainSettings
+
+CALIBRATION_IMAGES = 64  # of each calibration during training: fewer than eval.py takes, since there are many
+
+
+def schedule_factor(kind: str, step: int, steps: int, epoch_steps: int, schedule: Sequence[int] = (),
+                    gammas: Sequence[float] = ()) -> float:
+    """What every parameter group's starting rate is multiplied by at `step`, 0 .. steps - 1; `epoch_steps`, those of an epoch."""
+    if kind == "step":
+        epoch = step // epoch_steps
+        return math.prod(gamma for start, gamma in zip(schedule, gammas, strict=True) if epoch >= start)
+    if kind == "cosine":
+        return (1 + math.cos(math.pi * step / steps)) / 2
+    peak = max(1, steps // 4)  # triangular: rises over `peak` steps, then falls; never quite 0, so every step counts
+    return (step + 1) / peak if step < peak else (steps - step) / (steps - peak)
+
+
+@torch.no_grad()
+def clip_weights(net: nn.Module, factor: float) -> None:
+    """Clip the weights of every layer to `factor` times their root mean square."""
+    for layer in quantized_layers(net).values():
+        bound = factor * torch.linalg.vector_norm(layer.weight) / layer.weight.numel() ** 0.5
+        layer.weight.clamp_(-bound, bound)
+
+
+def build_optimizer(net: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
+    """SGD in two groups; the schedule multiplies each group's own "initial_lr"."""
+    alphas = list(used_alphas(net).values())
+    weights = [p for name, p in net.named_parameters() if not name.endswith("act_alpha")]
+    groups = [{"params": weights, "lr": settings.lr, "initial_lr": settings.lr, "weight_decay": settings.wd}]
+    if alphas:
+        groups.append({"params": alphas, "lr": settings.alpha_lr, "initial_lr": settings.alpha_lr,
+                       "weight_decay": settings.alpha_wd})
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
+
+
+def alpha_penalty(net: nn.Module, a_lambda: float) -> torch.Tensor:
+    """a_lambda times the sum of alpha^2: the penalty that --clp adds to the loss."""
+    return a_lambda * sum(alpha.square() for alpha in used_alphas(net).values())
+
+
+class Meter:
+    """Sums of loss and correct answers. They stay on the device: reading them is what waits for the GPU."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self.images = 0
+
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """loss: mean over the batch (scalar tensor), logits [N, classes], labels [N]."""
+        correct = (logits.argmax(1) == labels).sum()
+        self.sums += torch.stack([loss.detach().double() * len(labels), correct.double()])
+        self.images += len(labels)
+
+    def read(self) -> tuple[float, float]:
+        """(mean loss, accuracy in percent) of all images so far."""
+        loss, correct = self.sums.tolist()
+        return loss / max(1, self.images), 100 * correct / max(1, self.images)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums.tolist(), "images": self.images}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self.images = state["images"]
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, x: torch.Tensor, y: torch.Tensor, data: Dataset, amp: str = "off", batch_size: int = 250,
+             tick: Callable[[], None] = lambda: None) -> tuple[float, float]:
+    """(mean loss, accuracy in percent) on uint8 images x. tick() is called before every batch and may raise."""
+    net.eval()
+    meter = Meter(x.device)
+    for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        tick()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"):
+            logits = net(normalize(images, data.mean, data.std)).float()
+        meter.add(F.cross_entropy(logits, labels), logits, labels)
+    return meter.read()
+
+
+@torch.no_grad()
+def write_histograms(writer: SummaryWriter, step: int, net: nn.Module, images: torch.Tensor) -> None:
+    """TensorBoard histograms of the weights of the quantized layers and of what flows into them for these images."""
+
+    def add(tag: str, values: torch.Tensor) -> None:
+        values = values.detach().flatten().float()
+        writer.add_histogram(tag, values[:: max(1, len(values) // 100_000)], step)  # a sample shows the same shape
+
+    hooks = []
+    try:
+        for name, layer in quantized_layers(net).items():
+            add(f"weight/{name}", layer.weight)
+            hooks.append(layer.register_forward_pre_hook(
+                lambda _, inputs, name=name: add(f"activation/{name}", inputs[0])))
+        net.eval()
+        net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Run:
+    """A training run: everything that a checkpoint holds, and the loop that moves it forward.
+
+    Args: history, the checkpoint that the run starts from, for how its weights came about.
+    """
+
+    def __init__(self, settings: TrainSettings, net: nn.Module, data: Dataset, device: torch.device, log: logging.Logger,
+                 history: Mapping[str, Any] | None = None):
+        self.settings, self.net, self.data, self.device, self.log = settings, net, data, device, log
+        # How these weights came about: the commands of this run and of those that it starts from, and their duration.
+        history = history or {}
+        self.commands, self.seconds = list(history.get("commands", [])), history.get("seconds", 0.0)
+        self.folder = Path(settings.save_path)
+        train_x, train_y = data.train_x, data.train_y
+        train, val = training_split(train_y, settings.val_split, settings.seed, settings.limit_train)
+        if len(train) < 2 or (settings.val_split and not len(val)):
+            raise UserError(f"{len(train) + len(val)} training images are too few for --val_split {settings.val_split}")
+        self.train_x, self.train_y = train_x[train].to(device), train_y[train].to(device)
+        self.val_x, self.val_y = train_x[val].to(device), train_y[val].to(device)
+        self.optimizer = build_optimizer(net, settings)
+        self.steps = steps_per_epoch(len(self.train_x), settings.batch_size)  # in an epoch
+        self.images = min(settings.batch_size, len(self.train_x))  # in a step
+        self.epoch = self.step = 0  # complete epochs, and complete steps of the epoch under way
+        self.meter = Meter(device)  # of the epoch under way
+        self.best_acc = self.test_acc = None  # percent; best_acc, validation accuracy of the best epoch
+        self.history = []  # a dict for every complete epoch
+        self.stop = StopRequest()
+
+    # -- checkpoints
+
+    def data_facts(self) -> dict[str, Any]:
+        """Tells data sets apart: a run is not continued on other images."""
+        return {"classes": list(self.data.classes), "mean": list(self.data.mean), "std": list(self.data.std),
+                "train_images": len(self.train_x)}
+
+    def weights(self) -> dict[str, Any]:
+        """What `model_best.pth.tar` holds."""
+        return {"state_dict": self.net.state_dict(), "epoch": self.epoch, "best_acc": self.best_acc,
+                "config": self.settings.of_computation(), "data": self.data_facts(), "machine": machine_info(),
+                "commands": self.commands, "seconds": self.seconds + time.monotonic() - self.started}
+
+    def save(self) -> None:
+        """Write the checkpoint from which this run can go on, bit for bit."""
+        self.check_finite()
+        save_checkpoint(self.folder / CHECKPOINT, {
+            **self.weights(), "optimizer": self.optimizer.state_dict(), "step": self.step, "test_acc": self.test_acc,
+            "history": self.history, "meter": self.meter.state_dict(), "rng": rng_state()})
+        self.saved_at = time.monotonic()
+
+    def restore(self, checkpoint: Mapping[str, Any], path: str) -> None:
+        """Go to where save() was called; the network has its weights already."""
+        if checkpoint["data"] != self.data_facts():
+            raise UserError(f"the images are not those that {path} was trained on; check --dataset and --data_path")
+        if checkpoint["epoch"] and not (self.folder / BEST).exists():
+            raise UserError(f"{self.folder / BEST} is missing: it belongs to the run of {path}")
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        for name in ("epoch", "step", "best_acc", "test_acc", "history"):
+            setattr(self, name, checkpoint[name])
+        self.meter.load_state_dict(checkpoint["meter"])
+        set_rng_state(checkpoint["rng"])
+
+    def check_finite(self) -> None:
+        """A checkpoint must not be replaced by one that cannot be continued."""
+        loss, _ = self.meter.read()
+        if not math.isfinite(loss) or not all(p.isfinite().all() for p in self.net.parameters()):
+            raise UserError(f"the loss or a weight is no longer a finite number in epoch {self.epoch + 1}, step "
+                            f"{self.step}; try a lower --lr. The last checkpoint in {self.folder} is from before")
+
+    # -- training
+
+    def some_images(self, count: int) -> torch.Tensor:
+        """Training images of all classes, always the same."""
+        images = self.train_x[:: max(1, len(self.train_x) // count)][:count]
+        return normalize(images, self.data.mean, self.data.std)
+
+    def calibrate(self) -> None:
+        """ADC ranges and their correction for the weights as they are."""
+        self.check_finite()
+        if self.net.training:  # SAWB keeps the level of the last step's weights: reads are counted with that of these
+            for layer in quantized_layers(self.net).values():
+                layer.weight_quant.codes(layer.weight.detach())
+        chosen = self.settings.calibration
+        try:
+            quant.calibrate(self.net, self.some_images(CALIBRATION_IMAGES), chosen.rule, chosen.per, chosen.correct)
+        except ValueError as error:  # more values than can be counted
+            raise UserError(f"--adc_aware: {error}") from None
+
+    def fit(self) -> int:
+        """Train to the last epoch, measure the best one on the test images, and return the exit code."""
+        settings = self.settings
+        self.saved_at = self.started = time.monotonic()
+        done = self.epoch * self.steps + self.step
+        write_config(self.folder, settings)
+        self.writer = SummaryWriter(self.folder, purge_step=done)  # drops what was logged after the checkpoint
+        self.bar = tqdm(total=settings.epochs * self.steps * self.images, initial=done * self.images, unit="img",
+                        unit_scale=True, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 60)
+        try:
+            with self.stop, self.bar, self.writer, logging_redirect_tqdm([self.log]):
+                if not done:  # from here on a run that dies can go on
+                    self.save()
+                while self.epoch < settings.epochs:
+                    self.train_epoch()
+                    self.end_epoch()
+                self.test()
+        except Stopped:
+            self.save()
+            self.log.info(f"stopped after {self.epoch} of {settings.epochs} epochs and {self.step} steps; continue with: "
+                          f"python train.py --resume {self.folder / CHECKPOINT}")
+            return 128 + self.stop.signal  # as a shell reports a process that the signal ended
+        return 0
+
+    def test(self) -> None:
+        """Measure the best epoch, in float32 as eval.py does. The only use of the test images."""
+        best = load_checkpoint(self.folder / BEST)
+        net = copy.deepcopy(self.net)
+        load_weights(net, best["state_dict"], source=self.folder / BEST)
+        x, y = self.data.test_x.to(self.device), self.data.test_y.to(self.device)
+        _, self.test_acc = evaluate(net, x, y, self.data, tick=self.stop.check)
+        self.save()
+        self.writer.add_hparams({name: value if isinstance(value, (bool, str, float, int)) else str(value)
+                                 for name, value in self.settings.config().items()},
+                                {"test/acc": self.test_acc, "val/acc_of_best": best["best_acc"] or math.nan}, run_name=".")
+        self.log.info(f"test accuracy {self.test_acc:.2f} % on {len(y)} images, with the weights of epoch {best['epoch']} "
+                      f"({self.folder / BEST})")
+
+    def train_epoch(self) -> None:
+        """The steps that are left of the epoch under way."""
+        settings = self.settings
+        started, first, shown = time.monotonic(), self.step, 0.0
+        fill = tuple(round(255 * mean) for mean in self.data.mean)
+        self.net.train()
+        self.bar.set_description(f"epoch {self.epoch + 1}/{settings.epochs}")
+        for step, x, y in train_batches(self.train_x, self.train_y, settings.batch_size, settings.seed, self.epoch, first,
+                                        pad=self.data.pad, flip=self.data.flip, cutout=settings.cutout, fill=fill):
+            self.stop.check()
+            position = self.epoch * self.steps + step
+            if settings.adc_aware and position % settings.calib_steps == 0:
+                self.calibrate()
+            loss = self.train_step(x, y, position)
+            self.step = step + 1
+            self.bar.update(len(y))
+
+            now = time.monotonic()
+            if now - shown >= 1:  # reading the meter waits for a GPU, so not at every step
+                shown = now
+                self.check_finite()
+                mean_loss, accuracy = self.meter.read()
+                self.bar.set_postfix(loss=f"{mean_loss:.3f}", acc=f"{accuracy:.1f}%", refresh=False)
+                self.writer.add_scalar("train/loss_of_step", loss.item(), position)
+                self.writer.add_scalar("lr", self.optimizer.param_groups[0]["lr"], position)
+            if now - self.saved_at >= 60 * settings.save_minutes:
+                self.save()
+        self.rate = (self.step - first) * self.images / (time.monotonic() - started)
+
+    def train_step(self, x: torch.Tensor, y: torch.Tensor, position: int) -> torch.Tensor:
+        """One step of the optimizer on uint8 images x, step `position` of the run; returns the loss without --clp."""
+        settings = self.settings
+        factor = schedule_factor(settings.schedule_type, position, settings.epochs * self.steps, self.steps, settings.schedule,
+                                 settings.gammas)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp == "bf16"):
+            logits = self.net(normalize(x, self.data.mean, self.data.std)).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
+        total = loss + alpha_penalty(self.net, settings.a_lambda) if settings.clp else loss
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self.optimizer.step()
+        if settings.weight_clip:
+            clip_weights(self.net, settings.weight_clip)
+        self.meter.add(loss, logits, y)
+        return loss
+
+    def end_epoch(self) -> None:
+        """Validate, log, keep the weights if they are the best, and write the checkpoint of the complete epoch."""
+        settings = self.settings
+        self.check_finite()
+        train_loss, train_acc = self.meter.read()
+        row = {"epoch": self.epoch + 1, "train_loss": train_loss, "train_acc": train_acc}
+        text = f"epoch {self.epoch + 1}/{settings.epochs}  loss {train_loss:.4f}  accuracy {train_acc:.2f} %"
+        if settings.adc_aware:
+            self.calibrate()
+        if len(self.val_x):
+            row["val_loss"], row["val_acc"] = evaluate(self.net, self.val_x, self.val_y, self.data, settings.amp,
+                                                       tick=self.stop.check)
+            text += f"  validation {row['val_acc']:.2f} %"
+        self.bar.set_postfix(loss=f"{train_loss:.3f}", acc=f"{train_acc:.1f}%")
+        self.log.info(f"{text}  lr {self.optimizer.param_groups[0]['lr']:.4g}  {self.rate:.0f} images/s")
+        self.write_summaries(row)
+        # On a tie the later epoch wins: its learning rate was lower. Without a validation split, every epoch does.
+        best = all(row["val_loss"] <= other["val_loss"] for other in self.history) if len(self.val_x) else True
+        self.history.append(row)
+        self.epoch, self.step, self.meter = self.epoch + 1, 0, Meter(self.device)
+        if best:  # written before checkpoint.pth.tar: a run that dies between the two repeats the epoch and writes it again
+            self.best_acc = row.get("val_acc")
+            save_checkpoint(self.folder / BEST, self.weights())
+        self.save()
+
+    def write_summaries(self, row: Mapping[str, float]) -> None:
+        """Scalars of the epoch; about ten times in a run also histograms of weights, clipping levels and layer inputs."""
+        position = (self.epoch + 1) * self.steps - 1  # a run that goes on drops what was logged from its first step on
+        for name, value in row.items():
+            self.writer.add_scalar(name.replace("_", "/", 1), value, position)
+        alphas = used_alphas(self.net)
+        for name, alpha in alphas.items():
+            self.writer.add_scalar(f"alpha/{name}", alpha.item(), position)
+        if self.epoch % max(1, self.settings.epochs // 10) == 0 or self.epoch + 1 == self.settings.epochs:
+            if alphas:
+                self.writer.add_histogram("alpha", torch.stack(list(alphas.values())), position)
+            write_histograms(self.writer, position, self.net, self.some_images(32))
+
+
+def write_config(folder: Path, settings: TrainSettings) -> None:
+    """`config.json`, the settings of a run for people, and for the folder of its images when it goes on."""
+    text = json.dumps(settings.config(), indent=1) + "\n"
+    atomic_write(folder / CONFIG, lambda file: file.write(text.encode()))

@@ -1,0 +1,140 @@
+"""experiment/evaluation.py: measuring as a function, from Python."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from test_eval import SMALL, classes, network, shown_images
+
+import models
+from experiment import evaluation
+from experiment.evaluation import Cache, Setting, measure, place
+from models import quant, vgg
+from models.quant import Calibration, CrossbarSpec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def scene(monkeypatch):
+    """A network on crossbars, images and labels, and images for calibration."""
+    monkeypatch.setitem(vgg.CONFIGS, "vgg7", SMALL["vgg7"])
+    net = models.create("vgg7_quant_eval", alpha_init=2.0)
+    net.load_state_dict(network().state_dict(), strict=False)
+    images, labels = shown_images(40)
+    return net.eval(), images, labels, shown_images(359)[0][200:220]
+
+
+def setting(adc_bits=3, layers="all", **spec):
+    return Setting(CrossbarSpec(adc_bits=adc_bits, rows=16, **spec), layers)
+
+
+def test_accuracy_and_changes_are_those_of_the_predictions(scene):
+    net, images, labels, calibration = scene
+    software = measure(net, images, labels, None)
+    record = measure(net, images, labels, setting(), calibration=calibration, software=software)
+    assert torch.equal(software.predictions, classes(network(), images)) and software.changed_predictions == 0
+    assert torch.equal(record.predictions, classes(net, images))  # the network is left on the setting
+    assert record.accuracy == pytest.approx(100 * (record.predictions == labels).float().mean().item())
+    assert record.software_accuracy == software.accuracy != record.accuracy
+    assert record.changed_predictions == int((record.predictions != software.predictions).sum()) > 0
+    assert (record.n_images, record.engine, software.engine) == (40, "numba", None)
+    assert record.images_per_s == 40 / record.seconds
+
+
+def test_the_software_is_measured_where_it_is_not_given(scene):
+    net, images, labels, calibration = scene
+    software = measure(net, images, labels, None)
+    record = measure(net, images, labels, setting(), calibration=calibration)
+    assert (record.software_accuracy, record.setting) == (software.accuracy, setting())
+    again = measure(net, images, labels, setting(), calibration=calibration, software=software)
+    assert torch.equal(again.predictions, record.predictions) and again.changed_predictions == record.changed_predictions
+
+
+def test_images_are_a_tensor_or_batches_that_can_be_gone_through_again(scene):
+    net, images, labels, calibration = scene
+    whole = measure(net, images, labels, setting(), calibration=calibration)
+    parts = measure(net, list(images.split(7)), labels, setting(), calibration=list(calibration.split(6)))
+    assert torch.equal(whole.predictions, parts.predictions)
+
+
+def test_reads_are_counted_once_for_all_adcs(scene, monkeypatch):
+    net, images, labels, calibration = scene
+    counted, collect = [], quant.collect_histograms
+    monkeypatch.setattr(quant, "collect_histograms", lambda *args: (counted.append(net.features[4].spec), collect(*args))[1])
+    cache, found = Cache(), {}
+    for bits in (3, 4):
+        found[bits] = measure(net, images, labels, setting(bits), calibration=calibration, cache=cache).predictions
+    assert len(counted) == 1
+    measure(net, images, labels, setting(3, cell_bits=2), calibration=calibration, cache=cache)
+    assert len(counted) == 2
+    for bits in (3, 4):  # and without a cache nothing is kept
+        alone = measure(net, images, labels, setting(bits), calibration=calibration)
+        assert torch.equal(alone.predictions, found[bits])
+    assert len(counted) == 4
+
+
+def test_a_network_keeps_the_ranges_that_it_has_for_the_setting(scene):
+    net, images, labels, calibration = scene
+    place(net, setting())
+    with pytest.raises(ValueError, match="not calibrated"):
+        measure(net, images, labels, setting())
+    quant.calibrate(net, calibration)
+    expected = classes(net, images)
+    assert torch.equal(measure(net, images, labels, setting()).predictions, expected)
+    place(net, setting(4))
+    with pytest.raises(ValueError, match="not calibrated"):  # they were of other hardware
+        measure(net, images, labels, setting(4))
+
+
+def test_layers_that_are_not_on_crossbars_have_no_adc(scene):
+    net, images, labels, calibration = scene
+    measure(net, images, labels, setting(2, "conv"), calibration=calibration)
+    on = {name for name, layer in quant.crossbar_layers(net) if layer.spec == setting(2).spec}
+    assert on == {"features.4", "features.8"}
+    assert {layer.spec.adc_range for name, layer in quant.crossbar_layers(net) if name not in on} == {"ideal"}
+    conv_only = models.create("vgg7_quant_eval", alpha_init=2.0, spec=setting(2).spec, crossbar_layers="conv").eval()
+    conv_only.load_state_dict(network().state_dict(), strict=False)
+    quant.calibrate(conv_only, calibration)
+    assert torch.equal(classes(net, images), classes(conv_only, images))
+
+
+def test_cells_in_place_of_the_weights(scene):
+    net, images, labels, _ = scene
+    plain = measure(net, images, labels, setting(adc_range="ideal"))
+    flipped = {name: 15 - layer.w_codes() for name, layer in quant.crossbar_layers(net)}
+    edited = measure(net, images, labels, setting(adc_range="ideal"), cells=flipped)
+    assert plain.changed_predictions == 0 < edited.changed_predictions  # the software keeps the weights
+    assert measure(net, images, labels, setting(adc_range="ideal")).changed_predictions == 0
+
+
+def test_calibration_is_that_of_the_setting(scene):
+    net, images, labels, calibration = scene
+    for rule in (Calibration("minmax", "slice", "none"), Calibration("mse", "layer")):
+        measure(net, images, labels, Setting(setting().spec, calibration=rule), calibration=calibration)
+        found = [layer.adc_delta.clone() for _, layer in quant.crossbar_layers(net)]
+        gains = [layer.adc_gain.clone() for _, layer in quant.crossbar_layers(net)]
+        quant.calibrate(net, calibration, rule.rule, rule.per, rule.correct)
+        assert all(torch.equal(a, layer.adc_delta) for a, (_, layer) in zip(found, quant.crossbar_layers(net)))
+        assert all(torch.equal(a, layer.adc_gain) for a, (_, layer) in zip(gains, quant.crossbar_layers(net)))
+        assert all((gain == 1).all() for gain in gains) == (rule.correct == "none")
+
+
+def test_what_cannot_run_is_refused(scene):
+    net, images, labels, _ = scene
+    with pytest.raises(ValueError, match="no engine is named 'cuda'"):
+        measure(net, images, labels, None, engine="cuda")
+    wide = Setting(CrossbarSpec(8, 8, 8, 6, 1024, "im2col", dac_bits=8))
+    big = models.create("vgg7_quant_eval", wbit=8, abit=8)
+    place(big, wide)
+    with pytest.raises(ValueError, match="possible values, too many to calibrate on"):
+        evaluation.engines_of(big, wide)
+
+
+def test_measuring_reads_no_flags_and_touches_no_files():
+    tree = ast.parse(Path(evaluation.__file__).read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {"argparse", "json", "pathlib", "os", "cli", "flags"} & imported
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "open"]
