@@ -92,10 +92,12 @@ def test_autocast_does_not_round_the_simulation(engine, hardware):
     x = torch.rand(2, 64, 6, 6)
     with set_engine(engine):
         with torch.autocast("cpu", torch.bfloat16):
-            calibrate(layer, [x])
+            if spec.adc_range != "ideal":
+                calibrate(layer, [x])
             ranges = layer.adc_delta.tolist()
             found = layer(x)
-        calibrate(layer, [x])
+        if spec.adc_range != "ideal":
+            calibrate(layer, [x])
         assert layer.adc_delta.tolist() == ranges
         assert torch.equal(found, layer(x).to(found.dtype))
 

@@ -46,7 +46,7 @@ def expected(layer, x):
 def test_numbers_of_every_layer_and_slice(options, wq, groups):
     spec = CrossbarSpec(adc_bits=2, **options)
     model, x = network(spec, wq, groups), images()
-    histograms = calibrate(model, [x])
+    histograms = calibrate(model, [x], correct=None)
     found = diagnostics.report(model, x, histograms)
     assert [entry["layer"] for entry in found] == ["0", "3"]
     for entry, layer, inputs in zip(found, (model[0], model[3]), (x, model[1:3](without_adc(model[0], x))), strict=True):
@@ -112,7 +112,7 @@ def all_zero(layer, x):
 def test_curve_over_adc_bits_weighs_reads_as_the_shift_add_does():
     spec = CrossbarSpec(cell_bits=2, adc_bits=4, rows=16)
     model, x = network(spec), images()
-    found = diagnostics.report(model, x, calibrate(model, [x]))[0]["sqnr_over_adc_bits"]
+    found = diagnostics.report(model, x, calibrate(model, [x], correct=None))[0]["sqnr_over_adc_bits"]
     layer = model[0]
     mapped = layer.mapped()
     histogram = collect_histograms(model, [x])["0"]
@@ -136,15 +136,15 @@ def test_curve_over_adc_bits_weighs_reads_as_the_shift_add_does():
 
 def test_a_lossless_layer_is_exact():
     model, x = network(CrossbarSpec(adc_bits=8, rows=8)), images()
-    found = diagnostics.report(model, x, calibrate(model, [x]))
+    found = diagnostics.report(model, x, calibrate(model, [x], correct=None))
     assert [entry["output_sqnr_db"] for entry in found] == [None, None]
     assert all(part["sqnr_db"] is None and part["clipped"] == 0 for entry in found for part in entry["slices"])
-    assert "exact" in files.table(found)
+    assert "exact" in files.layers_table(found)
 
 
 def test_model_is_left_as_it_was():
     model, x = network(CrossbarSpec(adc_bits=3, rows=8)), images()
-    histograms = calibrate(model, [x])
+    histograms = calibrate(model, [x], correct=None)
     model.train()
     state = {key: value.clone() for key, value in model.state_dict().items()}
     diagnostics.report(model, x, histograms)

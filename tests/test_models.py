@@ -81,7 +81,7 @@ def test_unknown_name_lists_the_known_ones(name):
 
 @pytest.mark.parametrize("kwargs, message", [
     (dict(map="linear"), "crossbar_layers is 'linear'; allowed are all, conv"), (dict(wbit=9), "1 to 8"),
-    (dict(w_bits=4), "^a VGG has no option w_bits; known are config, num_classes, wbit, .*, spec, crossbar_layers$"),
+    (dict(w_bits=4), "^a VGG has no option w_bits; known are num_classes, wbit, .*, spec, crossbar_layers$"),
     (dict(spec=CrossbarSpec(w_bits=3), wbit=4), "the spec has 3-bit weights.*wbit=4"),
     (dict(spec=CrossbarSpec(a_bits=3), wbit=4), "3-bit activations.*abit=4"), (dict(wbit=32, abit=32), "1 to 8")])
 def test_wrong_options_of_inference_networks(kwargs, message):
