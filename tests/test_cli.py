@@ -16,14 +16,15 @@ from experiment import cli, machine
 from experiment.cli import Stopped, StopRequest, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": ""}  # a console as users have it
 
 
-def program(body, **options):
+def program(body, environment=(), **options):
     """A process that runs `body`, the body of a main(), by run_main."""
     lines = ["import sys", "from experiment import cli", "def main():", *("    " + line for line in body.splitlines()),
              "cli.run_main(main)"]
-    return subprocess.Popen([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            **options)
+    return subprocess.Popen([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, env=ENVIRONMENT | dict(environment),
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 # -- errors
@@ -127,7 +128,7 @@ def test_a_terminal_shows_every_line_at_once():
 
 def test_what_was_printed_before_stays_before():
     code = "from experiment import cli; print('first'); cli.run_main(lambda: print('second'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert (done.stdout, done.stderr, done.returncode) == ("first\nsecond\n", "", 0)
 
 
@@ -137,7 +138,7 @@ def test_a_full_disk_is_no_closed_console():
     assert process.communicate(timeout=60) == (b"result\n", b"") and process.returncode == 0
     with open("/dev/full", "w") as full:
         process = subprocess.run([sys.executable, "-c", "from experiment import cli; cli.run_main(lambda: print('result'))"],
-                                 cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
+                                 cwd=ROOT, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE)
     assert (process.returncode, process.stderr) == (2, b"error: the disk is full\n")
 
 
@@ -155,7 +156,7 @@ def test_help_into_a_closed_console_is_no_error():
 def test_letters_that_the_console_lacks(environment, tmp_path):
     """The console shows their code, the log file the letters. Bytes of a file's name that are no text are no error either."""
     body = f"log = cli.get_logger({str(tmp_path / 'run.log')!r})\nlog.info(chr(0xfc) + ' caf' + chr(0xe9) + chr(0xdcff))"
-    process = program(body, env=os.environ | {"PYTHONUTF8": "0"} | environment)
+    process = program(body, {"PYTHONUTF8": "0"} | environment)
     assert process.communicate(timeout=60) == (b"\\xfc caf\\xe9\\udcff\n", b"") and process.returncode == 0
     assert (tmp_path / "run.log").read_text(encoding="utf-8").endswith("  ü café\\udcff\n")
 
@@ -228,3 +229,13 @@ def test_random_numbers_go_on_where_they_were():
     expected = torch.rand(5)
     machine.set_rng_state(state)
     assert torch.equal(torch.rand(5), expected)
+
+
+@pytest.mark.parametrize("count, restored", [(1, False), (2, True)])
+def test_random_numbers_of_gpus_are_restored_where_there_are_as_many(count, restored, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", calls.append)
+    machine.set_rng_state({"cpu": torch.get_rng_state(), "cuda": ["first", "second"]})
+    assert calls == ([["first", "second"]] if restored else [])
