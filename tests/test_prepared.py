@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_models import images
 from torch import nn
 
-from models.quant import CrossbarSpec, Qconv2dDoreFa, crossbar_layers, fusion, prepared, set_engine
+from models.quant import SAWB, CrossbarSpec, Qconv2dDoreFa, crossbar_layers, fusion, prepared, set_engine
 from models.quant.engines.cpu import checksum, engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,6 +63,8 @@ CHANGES = {
     "padding, a word": lambda layer: setattr(layer, "padding", "valid"),
     "dilation": lambda layer: setattr(layer, "dilation", (1, 2)),
     "spec": lambda layer: setattr(layer, "spec", replace(layer.spec, cell_bits=3, adc_range="full")),
+    "weight quantizer": lambda layer: setattr(layer, "weight_quant", SAWB(4)),
+    "activation bits": lambda layer: setattr(layer.act_quant, "abit", 3),
     "codes": lambda layer: layer.set_codes(15 - layer.w_codes()),
 }
 
@@ -107,6 +109,8 @@ def test_codes_that_are_changed_in_place_count(training):
         before = layer.train(training)(x)
         codes[0] = 15 - codes[0]
         assert not torch.equal(layer(x), before)
+        layer.set_codes(None)  # the weight's again
+        assert torch.equal(layer(x), before)
 
 
 @pytest.mark.parametrize("wq", ["dorefa", "sawb"])

@@ -251,7 +251,8 @@ class CrossbarLayer:
 
     def _prepare(self, device, any_weight=False):
         """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused while nothing changes."""
-        settings = (engines.selected(), device, self.spec, self._geometry(), self.out_scale, self.weight_quant.training)
+        quantizers = type(self.weight_quant), self.weight_quant.levels, self.act_quant.levels, self.weight_quant.training
+        settings = engines.selected(), device, self.spec, self._geometry(), self.out_scale, quantizers
         numbers = [self.act_quant.act_alpha, self.adc_delta, self.adc_q_min, *self.weight_quant.buffers()]
         weight = self.weight if self._w_codes is None else self._w_codes
         return self._prepared.get(settings, numbers, weight, lambda: self._make(device), any_weight)
