@@ -48,7 +48,7 @@ import torch
 from torch import nn
 
 from experiment import data, machine, starting, training
-from experiment.checkpoint import load_weights
+from experiment.checkpoint import load_weights, write_torch_file
 from experiment.cli import UserError, check_writable, get_logger, one_line, run_main
 from experiment.packed import pack
 from experiment.train_settings import BEST, CHECKPOINT, Actions, TrainSettings, parse
@@ -85,7 +85,7 @@ def export(settings: TrainSettings, actions: Actions, checkpoint: dict, accuracy
         small = pack(kept | {"config": config})
     except ValueError as error:
         raise UserError(f"{actions.resume} cannot be packed: {error}") from None
-    atomic_write(actions.export, lambda file: torch.save(small, file))
+    write_torch_file(actions.export, small)
     facts = {
         "dataset": settings.dataset, "about": actions.about, "test_images": images, "test_accuracy": round(accuracy, 2),
         "validation_accuracy": checkpoint.get("best_acc"), "train_images": checkpoint.get("data", {}).get("train_images"),
