@@ -246,6 +246,13 @@ def test_full_range_of_whole_reads_needs_half_as_many_codes():
     assert adc.is_lossless(layer)
 
 
+@pytest.mark.parametrize("rows, exact", [(15, True), (16, False)])
+def test_lossless_with_as_many_codes_as_values(rows, exact):
+    """15 rows of 1-bit cells give the sums 0 .. 15, which 4 bits hold."""
+    spec = CrossbarSpec(adc_bits=4, rows=rows, reference="digital", adc_range="full")
+    assert adc.is_lossless(Qconv2dDoreFa(rows, 4, 1, spec=spec).mapped()) == exact
+
+
 @pytest.mark.parametrize("adc_bits", [2, 3, 4])
 @pytest.mark.parametrize("width", [2, 5, 9])
 def test_finer_steps_hardly_lower_the_cost(width, adc_bits):

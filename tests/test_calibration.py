@@ -1,5 +1,6 @@
 """One call that calibrates a network: ranges and correction, from any source of images, and what it leaves as it was."""
 
+import contextvars
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ from test_crossbar import images, network, outputs
 from torch import nn
 
 from models.quant import (ADC_BUFFERS, CORRECTION_IMAGES, Calibration, CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate,
-                          collect_histograms, correct, crossbar_layers, diagnostics, set_engine, set_spec, without_adc)
+                          collect_histograms, correct, crossbar_layers, diagnostics, engines, set_engine, set_spec,
+                          without_adc)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEC = CrossbarSpec(adc_bits=2, rows=32)
@@ -238,6 +240,17 @@ def test_a_whole_calibration_runs_on_the_chosen_engine():
             calibrate(model, images(20))
         found.append(state(model))
     assert same(*found)
+
+
+def test_an_engine_is_chosen_for_the_running_context_alone():
+    """Not for all threads and all callers of the process."""
+    with set_engine("numba"):
+        contextvars.copy_context().run(set_engine, "reference")
+        assert engines.selected() == "numba"
+        with set_engine("reference"):
+            set_engine("auto")
+        assert engines.selected() == "numba"
+    assert engines.selected() == "auto"
 
 
 def test_a_layer_alone_can_be_calibrated():
