@@ -150,6 +150,24 @@ def test_stratified_split_is_disjoint_fixed_and_takes_the_share_of_every_class()
     assert len(datasets.stratified_split(labels, 0.0, seed=4)[1]) == 0
 
 
+def test_training_split_of_some_images():
+    labels = torch.tensor([0, 1] * 100)
+    train, val = datasets.training_split(labels, 0.2, seed=4, limit=50)
+    picked = train.tolist() + val.tolist()
+    assert len(train) == 40 and len(val) == 10 and len(set(picked)) == 50
+    assert max(picked) >= 150 and 15 < labels[picked].sum() < 35  # from the whole set, whatever the class
+    again, other = (datasets.training_split(labels, 0.2, seed, limit=50)[0] for seed in (4, 5))
+    assert torch.equal(train, again) and set(train.tolist()) != set(other.tolist())
+    for part, whole in zip(datasets.training_split(labels, 0.2, seed=4), datasets.stratified_split(labels, 0.2, seed=4)):
+        assert torch.equal(part, whole)
+
+
+def test_an_epoch_is_full_batches_or_one_smaller():
+    assert [datasets.steps_per_epoch(n, 16) for n in (5, 16, 31, 32, 70)] == [1, 1, 1, 2, 4]
+    [(step, images, labels)] = datasets.train_batches(noise(5), torch.arange(5), 16, seed=0, epoch=0)
+    assert step == 0 and len(images) == 5 and sorted(labels.tolist()) == list(range(5))
+
+
 # -- digits
 
 
