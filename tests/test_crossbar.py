@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.quant import (ADC_BUFFERS, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate,
-                          collect_histograms, correct, crossbar_layers, set_engine, set_spec, without_adc)
+                          collect_histograms, correct, crossbar_layers, engines, set_engine, set_spec, without_adc)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -667,6 +667,17 @@ def test_histogram_too_large_to_hold_is_refused():
     spec = CrossbarSpec(8, 8, 8, 12, 1024, dac_bits=8)
     with pytest.raises(ValueError, match="too many for a histogram; take fewer rows"):
         QLinearDoreFa(1024, 2, spec=spec).counter(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("bins, refused", [(16, False), (15, True)])
+def test_as_many_bins_as_a_histogram_may_have(monkeypatch, bins, refused):
+    monkeypatch.setattr(engines, "MAX_BINS", bins)
+    layer = QLinearDoreFa(15, 2, spec=CrossbarSpec(reference="digital"))  # sums of 0 .. 15
+    if refused:
+        with pytest.raises(ValueError, match="^16 possible read values are too many"):
+            calibrate(layer, torch.rand(1, 15))
+    else:
+        calibrate(layer, torch.rand(1, 15))
 
 
 def test_reference_adc_and_table_agree():

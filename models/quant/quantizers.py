@@ -240,6 +240,7 @@ class WQ(_WeightQuantizer):
         return 1 / self.levels
 
     def integers(self, x: Tensor) -> Tensor:
+        """`2 W - (2^w - 1)` as floating-point integers; gradient `(2^w - 1) (1 - t^2) / max|t|`, straight through the rounding."""
         return _DoReFaIntegers.apply(x, self.levels)
 
     def _position(self, x):
