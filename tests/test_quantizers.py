@@ -452,3 +452,17 @@ def test_image_layer_in_evaluation_is_the_float64_convolution(kernel, options):
     with torch.no_grad():
         for images in (5, 2, 1):
             assert torch.equal(layer(x[:images]), sums[:images].float() * layer.weight_quant.step)
+
+
+def test_a_clipping_level_is_fitted_up_to_the_maximum():
+    quantizer = AQ(8, 10.0)
+    quantizer.fit(torch.arange(256) * 3 / 255)  # each of its codes once: exact at the maximum
+    assert quantizer.act_alpha.item() == 3
+
+
+def test_weights_of_codes_are_numbers_however_large_the_weights_were():
+    """tanh of 100 is 1, whose atanh is infinite."""
+    quantizer = WQ(4)
+    x = torch.tensor([[100.0, -0.2, 0.4], [-100.0, 0, 0.1]])
+    weights = quantizer.weights(quantizer.codes(x), quantizer.scale(x))
+    assert weights.isfinite().all() and torch.equal(quantizer.codes(weights), quantizer.codes(x))
