@@ -130,6 +130,14 @@ def test_defaults_and_older_words():
     assert diagnostics.report(model, x, histograms, per="reference") == diagnostics.report(model, x, histograms)
 
 
+def test_outputs_that_never_change_are_not_scaled():
+    """Neither with the ADC nor without: their deviation is 0 in both."""
+    model, x = network(SPEC), torch.zeros(3, 6, 4, 4)
+    calibrate(model, x)
+    layer = crossbar_layers(model)[0][1]
+    assert (layer.adc_gain == 1).all() and layer.adc_offset.isfinite().all()
+
+
 # ---- layers without an ADC ---------------------------------------------------------------------------------------------
 
 
