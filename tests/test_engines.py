@@ -269,7 +269,7 @@ def test_half_integers_go_to_the_even_code(engine):
     assert accumulators(engine, case).ravel().tolist() == [2]  # v = 3/2
 
 
-def test_planes_of_each_adc_step(engine):
+def test_accumulators_of_each_adc_step(engine):
     """Slices of one step share an accumulator; steps come in the order of the first slice that has them."""
     case = layer_case(CrossbarSpec(rows=32), size=(3, 3))
     case.delta, case.q_min = [2.0, 0.5, 2.0, 1.3], [-32, -1, -63, 0]
@@ -457,7 +457,7 @@ def test_byte_tables_have_the_codes_of_every_read(reference, cell_bits, adc_bits
             case = dense_case(spec, [1], out=2)
             case.delta, case.q_min = [delta] * len(case.delta), [q_min] * len(case.delta)
             layer = case.layer()
-            table, ones = converter._code_table(layer, 0, False)
+            table, ones = converter.code_table(layer, 0, False)
             n = np.arange(1, ones + 1)[:, None]
             p = np.minimum(np.arange(most * max(ones, 1) + 1), most * n)
             zero = layer.reference_twice[0] * n if reference == "analog" else np.full_like(n, 2 * converter.CENTRE)
@@ -498,7 +498,8 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
         import torch
         from models.quant.engines.cpu import elementwise
         x = torch.tensor([1.0, 2.0]).bfloat16()
-        print(elementwise.pact_forward(x, torch.tensor(3.0), 3).tolist(), sum(elementwise._pact_forward.stats.cache_hits.values()))
+        hits = elementwise._pact_forward.stats.cache_hits
+        print(elementwise.pact_forward(x, torch.tensor(3.0), 3).tolist(), sum(hits.values()))
     """
 
     def run():
@@ -518,7 +519,7 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
 
 
 def test_kernels_run_where_numba_may_write_nowhere(tmp_path):
-    """A read-only installation and no home: a file stands where each folder would be made, as a superuser may write anywhere."""
+    """A read-only installation, no home. A superuser may write anywhere: so a file stands where each folder would be made."""
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("__pycache__"))
     for folder in [path for path in (tmp_path / "models").rglob("*") if path.is_dir()]:
         (folder / "__pycache__").touch()
@@ -659,7 +660,7 @@ def test_scaled_sums(engine, adc_range, delta, geometry):
     scale, offset = (torch.randn(len(layer.w_codes), generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     values = engines.value(layer)
     found = engines.scaled(engine, engine.prepare(layer), case.input(), values, scale, offset)
-    total = sum(plane.astype(np.float64) * value for plane, value in zip(expected(case), values))
+    total = sum(acc.astype(np.float64) * value for acc, value in zip(expected(case), values))
     assert found.dtype == torch.float32
     assert_same(found.numpy(), total.astype(np.float32) * scale.numpy() + offset.numpy())
 

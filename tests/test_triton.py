@@ -53,9 +53,10 @@ def interpreter():
             patched, patch_language, execute = set(), interpreter._patch_lang, interpreter.GridExecutor.__call__
 
             def patch_once(function):
-                if id(function.__globals__) not in patched:
-                    patched.add(id(function.__globals__))
-                    return patch_language(function)
+                if id(function.__globals__) in patched:
+                    return None
+                patched.add(id(function.__globals__))
+                return patch_language(function)
 
             def execute_patched(*args, **kwargs):
                 patched.clear()
@@ -219,7 +220,7 @@ def test_accumulators_beyond_int32(adc_range, dtype):
     check(case)
 
 
-def test_planes_of_each_adc_step():
+def test_accumulators_of_each_adc_step():
     """Slices of one step share an accumulator; steps come in the order of the first slice that has them."""
     case = layer_case(CrossbarSpec(rows=32), size=(3, 3))
     case.delta, case.q_min = [2.0, 0.5, 2.0, 1.3], [-32, -1, -63, 0]

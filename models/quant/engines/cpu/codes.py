@@ -1,38 +1,38 @@
 """The ADC: codes of the reads of one block, added to the sums of their digit, and the shift-add at the end.
 
-P stands in bytes (`counts.to_bytes`), the low ones of 16 vectors and, with more than 8 planes, the high ones. Vectors come
-in pairs; a lane of 16 bits holds a byte of each.
+P stands in bytes (`counts.to_bytes`), the low ones of 16 vectors and, with more than 8 bit planes, the high ones. Vectors come
+in pairs, even and odd columns; a lane of 16 bits holds a byte of each.
 """
 
 from numba import njit
 
-from .simd import (LANES, add_bytes_up_to_255, add_signed, add_unsigned, int64_at, load, lookup, mulhi, sar, splat, store,
-                    sub_bytes_down_to_0, vmax, vmin)
+from .buffers import STATIC
 from .converter import (CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAST_CENTRE, LIMITS, LOW, OFFSET, Q_MIN, SHIFT,
                         SPAN, TIE)
+from .counts import to_bytes
 from .fixed_point import EVEN, TOWARDS_ZERO
 from .layout import PAIR, PAIR_END, RUN, SLICE
-
-STATIC, DYNAMIC, RANGES, HISTOGRAM = range(4)  # what becomes of a read
+from .simd import (LANES, add_bytes_up_to_255, add_signed, add_unsigned, int64_at, load, lookup, mulhi, sar, splat, store,
+                   sub_bytes_down_to_0, vmax, vmin)
 
 
 @njit(forceinline=True)
-def _pair(at, pair, used):
+def _pair(at, pair, depth):
     """P of the two vectors of a pair: low bytes and high bytes of one vector, with 16 bits from a second one."""
     b = load(at.bytes, pair * LANES)
     even, odd = b & splat(0xFF), b >> splat(8)
-    if used > 8:
+    if depth > 8:
         b = load(at.bytes, (pair + 8) * LANES)
         even, odd = even | (b << splat(8)), odd | (b & splat(0xFF00))
     return even, odd
 
 
 @njit(forceinline=True)
-def cells(shape, at, pair, used):
+def cells(shape, at, pair, depth):
     """P of the two vectors of a pair, the bits of a cell put together: `P = sum_s 2^s P_s`."""
-    even, odd = _pair(at, pair, used)
+    even, odd = _pair(at, pair, depth)
     for s in range(1, shape.packed):
-        more_even, more_odd = _pair(at, pair + s * (shape.slices * shape.slice_vectors // 2), used)
+        more_even, more_odd = _pair(at, pair + s * (shape.slices * shape.slice_vectors // 2), depth)
         even, odd = even + (more_even << splat(s)), odd + (more_odd << splat(s))
     return even, odd
 
@@ -59,42 +59,17 @@ def _code(scaled, offset, factor, fraction, tie):
 
 
 @njit(forceinline=True)
-def add_static_by_table(shape, at, n, z, block, run):
-    """ADC codes of a run of slices with one reference and one range, looked up and added to the sums of digit z."""
-    k = int64_at(at.merged, RUN * run + SLICE)
-    zero = int64_at(at.reference, k) * n
-    up = splat(0x0101 * (LAST_CENTRE - (zero >> 1 if shape.read_scale == 2 else CENTRE)))
-    codes = at.codes + 256 * k + 128 * (zero & 1)
-    table, beyond = load(codes, 0), load(codes, LANES)
-    sums = at.sums + 2 * LANES * (z * shape.blocks + block) * 16
-    for pair in range(int64_at(at.merged, RUN * run + PAIR), int64_at(at.merged, RUN * run + PAIR_END)):
-        # P - centre + 64, but no less than 0 and no more than 127
-        index = sub_bytes_down_to_0(add_bytes_up_to_255(_small_cells(shape, at, pair), up), splat(0x8080))
-        q = lookup(table, beyond, index)
-        _add(sums, pair, sar(q << splat(8), splat(8)), sar(q, splat(8)))
+def _form(shape, form, zero):
+    """What `_code` takes for reads with `u = read_scale P - zero`: (shift of P, offset, factor, fraction, tie)."""
+    a = int64_at(form, SHIFT)
+    return (splat(a + shape.read_scale - 1), splat(int64_at(form, OFFSET) - (zero << a)), splat(int64_at(form, FACTOR)),
+            splat(int64_at(form, FRACTION)), int64_at(form, TIE))
 
 
 @njit(forceinline=True)
-def add_static(shape, at, relative, q_max, used, n, z, block, run):
-    """ADC codes of one run, less `u` if `relative`, added to the sums of digit z."""
-    k = int64_at(at.runs, RUN * run + SLICE)
-    form, limits = at.forms + 8 * FORM * k, at.limits + 8 * LIMITS * k
-    a, zero = int64_at(form, SHIFT), int64_at(at.reference, k) * n  # u = read_scale P - 2 r_k n
-    shift, offset = splat(a + shape.read_scale - 1), splat(int64_at(form, OFFSET) - (zero << a))
-    factor, fraction, tie = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION)), int64_at(form, TIE)
-    low = splat((int64_at(limits, CLIP_LOW) + zero) // shape.read_scale)
-    high = splat(-(-(int64_at(limits, CLIP_HIGH) + zero) // shape.read_scale))
-    bottom, top = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MIN) + q_max)
-    sums = at.sums + 2 * LANES * (z * shape.blocks + block) * 16
-    for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
-        even, odd = cells(shape, at, pair, used)
-        q_even = _code(vmax(vmin(even, high), low) << shift, offset, factor, fraction, tie)
-        q_odd = _code(vmax(vmin(odd, high), low) << shift, offset, factor, fraction, tie)
-        q_even, q_odd = vmax(vmin(q_even, top), bottom), vmax(vmin(q_odd, top), bottom)
-        if relative:
-            q_even = q_even + splat(zero) - (even << splat(shape.read_scale - 1))
-            q_odd = q_odd + splat(zero) - (odd << splat(shape.read_scale - 1))
-        _add(sums, pair, q_even, q_odd)
+def _sums(shape, at, read, block):
+    """Address of the sums of one digit and block."""
+    return at.sums + 2 * LANES * (read.digit * shape.blocks + block) * 16
 
 
 @njit(forceinline=True)
@@ -105,35 +80,98 @@ def _add(sums, pair, even, odd):
 
 
 @njit(forceinline=True)
-def add_dynamic(shape, at, q_max, used, n, slot, z, block, run, by_table):
-    """`q span` of one run, added to the sums of digit z; the constant `2^B u_a` of every read is added at the end."""
+def add_static(shape, at, read, block):
+    """ADC codes of one block, ranges fixed, added to the sums of its digit; where `Adc.relative`, codes less u."""
+    to_bytes(at, read.depth)
+    if read.ones <= at.table_ones:
+        for run in range(int64_at(at.merged_start, block), int64_at(at.merged_start, block + 1)):
+            _add_static_by_table(shape, at, read, block, run)
+    else:
+        for run in range(int64_at(at.run_start, block), int64_at(at.run_start, block + 1)):
+            _add_static_by_form(shape, at, read, block, run)
+
+
+@njit(forceinline=True)
+def _add_static_by_table(shape, at, read, block, run):
+    """Codes of a run of slices with one reference and one range, looked up in `converter.code_table`."""
+    k = int64_at(at.merged, RUN * run + SLICE)
+    zero = int64_at(at.reference, k) * read.ones
+    up = splat(0x0101 * (LAST_CENTRE - (zero >> 1 if shape.read_scale == 2 else CENTRE)))
+    codes = at.codes + 256 * k + 128 * (zero & 1)
+    table, beyond = load(codes, 0), load(codes, LANES)
+    sums = _sums(shape, at, read, block)
+    for pair in range(int64_at(at.merged, RUN * run + PAIR), int64_at(at.merged, RUN * run + PAIR_END)):
+        # P - centre + 64, but no less than 0 and no more than 127
+        index = sub_bytes_down_to_0(add_bytes_up_to_255(_small_cells(shape, at, pair), up), splat(0x8080))
+        q = lookup(table, beyond, index)
+        _add(sums, pair, sar(q << splat(8), splat(8)), sar(q, splat(8)))
+
+
+@njit(forceinline=True)
+def _add_static_by_form(shape, at, read, block, run):
+    """Codes of a run of one slice in 16-bit arithmetic; reads beyond all steps are clipped first, as 16 bits may not hold
+    what the arithmetic would make of them."""
     k = int64_at(at.runs, RUN * run + SLICE)
-    form = at.forms + 8 * FORM * (slot + k)
-    zero = int64_at(at.reference, k) * n + int64_at(form, LOW)  # u - u_a = read_scale P - zero
-    span, sums = splat(int64_at(form, SPAN)), at.sums + 2 * LANES * (z * shape.blocks + block) * 16
-    a = int64_at(form, SHIFT)
-    shift, offset = splat(a + shape.read_scale - 1), splat(int64_at(form, OFFSET) - (zero << a))
-    factor, fraction, tie = splat(int64_at(form, FACTOR)), splat(int64_at(form, FRACTION)), int64_at(form, TIE)
-    codes = at.codes + 256 * int64_at(form, SPAN) + (128 * (zero & 1) if shape.read_scale == 2 else 0)
-    table = beyond = splat(0)
-    if by_table:
-        table, beyond = load(codes, 0), load(codes, LANES)
+    limits = at.limits + 8 * LIMITS * k
+    zero = int64_at(at.reference, k) * read.ones
+    shift, offset, factor, fraction, tie = _form(shape, at.forms + 8 * FORM * k, zero)
+    low = splat((int64_at(limits, CLIP_LOW) + zero) // shape.read_scale)
+    high = splat(-(-(int64_at(limits, CLIP_HIGH) + zero) // shape.read_scale))
+    bottom, top = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MIN) + at.q_max)
+    sums = _sums(shape, at, read, block)
+    for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
+        even, odd = cells(shape, at, pair, read.depth)
+        q_even = _code(vmax(vmin(even, high), low) << shift, offset, factor, fraction, tie)
+        q_odd = _code(vmax(vmin(odd, high), low) << shift, offset, factor, fraction, tie)
+        q_even, q_odd = vmax(vmin(q_even, top), bottom), vmax(vmin(q_odd, top), bottom)
+        if at.relative:
+            q_even = q_even + splat(zero) - (even << splat(shape.read_scale - 1))
+            q_odd = q_odd + splat(zero) - (odd << splat(shape.read_scale - 1))
+        _add(sums, pair, q_even, q_odd)
+
+
+@njit(forceinline=True)
+def add_dynamic(shape, at, read, block):
+    """`q span` of one block, ranges of the batch, added to the sums of its digit; the constant `2^B u_a` of every read is added
+    at the end (`Adc.constant`)."""
+    to_bytes(at, read.depth)
+    for run in range(int64_at(at.run_start, block), int64_at(at.run_start, block + 1)):
+        form = at.forms + 8 * FORM * (read.first + int64_at(at.runs, RUN * run + SLICE))
+        zero = int64_at(at.reference, int64_at(at.runs, RUN * run + SLICE)) * read.ones + int64_at(form, LOW)
+        if read.ones <= at.table_ones:
+            _add_dynamic_by_table(shape, at, read, block, run, form, zero)
+        else:
+            _add_dynamic_by_form(shape, at, read, block, run, form, zero)
+
+
+@njit(forceinline=True)
+def _add_dynamic_by_table(shape, at, read, block, run, form, zero):
+    """Codes of reads with `u - u_a = read_scale P - zero`, looked up."""
+    span, sums = int64_at(form, SPAN), _sums(shape, at, read, block)
+    codes = at.codes + 256 * span + (128 * (zero & 1) if shape.read_scale == 2 else 0)
+    table, beyond = load(codes, 0), load(codes, LANES)
     least = splat(0x0101 * (zero >> (shape.read_scale - 1)))  # no P is below it
     for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
-        if by_table:
-            q = lookup(table, beyond, _small_cells(shape, at, pair) - least)
-            q_even, q_odd = q & splat(0xFF), q >> splat(8)
-        else:
-            even, odd = cells(shape, at, pair, used)
-            q_even = vmin(_code(even << shift, offset, factor, fraction, tie), splat(q_max))
-            q_odd = vmin(_code(odd << shift, offset, factor, fraction, tie), splat(q_max))
+        q = lookup(table, beyond, _small_cells(shape, at, pair) - least)
+        _add(sums, pair, (q & splat(0xFF)) * splat(span), (q >> splat(8)) * splat(span))
+
+
+@njit(forceinline=True)
+def _add_dynamic_by_form(shape, at, read, block, run, form, zero):
+    """Codes of reads with `u - u_a = read_scale P - zero`, in 16-bit arithmetic."""
+    span, sums, top = splat(int64_at(form, SPAN)), _sums(shape, at, read, block), splat(at.q_max)
+    shift, offset, factor, fraction, tie = _form(shape, form, zero)
+    for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
+        even, odd = cells(shape, at, pair, read.depth)
+        q_even = vmin(_code(even << shift, offset, factor, fraction, tie), top)
+        q_odd = vmin(_code(odd << shift, offset, factor, fraction, tie), top)
         _add(sums, pair, q_even * span, q_odd * span)
 
 
 @njit(forceinline=True)
-def shift_add(shape, at, digits, op):
-    """`sum_z sum_k 2^(d z + c k)` of the sums of 16 bits, slices of one step together."""
-    for z in range(digits):
+def shift_add(shape, at, op):
+    """`sum_z sum_k 2^(d z + c k)` of the 16-bit sums, added to the accumulators of each slice's step."""
+    for z in range(shape.digits):
         for k in range(shape.slices):
             lane = int64_at(at.step_of_slice, k) * shape.slice_vectors * LANES
             for v in range(shape.slice_vectors):

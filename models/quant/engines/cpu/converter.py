@@ -2,6 +2,8 @@
 `adc.transfer`, or of the dynamic formula of `engines`, checked on every read that can occur, or is not used.
 """
 
+from __future__ import annotations
+
 import functools
 from collections import namedtuple
 
@@ -9,23 +11,31 @@ import numpy as np
 import torch
 
 from ... import adc
+from ...mapping import MappedLayer
 from .. import accumulator_dtype
+from .fixed_point import fixed_point
 from .integer import IntegerConvolution
 from .simd import aligned, has_byte_tables
-from .fixed_point import fixed_point
 
-# `forms` is [group, array, digit, slice, field] (1, 1, 1 where static), `limits` [slice, field], `codes` those of
-# `_code_table` for each slice, dynamic ones for each span of u; reads with no more than `table_ones` ones take them. Where
-# `exact`, the reads are looked at one column at a time, and only LOW, SPAN and Q_MIN of these are used.
-# Static reads with u in `quiet_low..quiet_high` add nothing: 0..0, but where `relative` what is added is the code less u.
-# Dynamic reads without a one among their inputs add `idle`, [group, array, digit]; before the reads of an array are added
-# up, those of the arrays before it go where `flush`, [group, array], is set from 16 bits into 32. Every output of a group
-# gets its `constant`.
+# exact         no form holds: reads are converted one column at a time by the formula; of the rest only delta, unit, q_max, LOW,
+#               SPAN and Q_MIN count
+# forms         numbers of the 16-bit arithmetic, `[group, array, digit, slice, field]` (1, 1, 1 where ranges are fixed)
+# limits        `[slice, field]`
+# codes         tables of bytes, int8 `[., 2, 128]`: `code_table` of each slice, or those of each span of u where dynamic
+# table_ones    reads with no more ones among their inputs take the tables
+# relative      what is added is the code less u; the sum of all u is an integer convolution
+# quiet_low,    reads with a u in this range add nothing
+# quiet_high
+# delta, unit,  step of each slice, value of u = 1, highest code less lowest: of the formula
+# q_max
+# idle          dynamic: what a read without a one among its inputs adds, `[group, array, digit]`
+# flush         dynamic: before which arrays sums move from 16 bits into 32, `[group, array]`
+# constant      what every output of a group gets besides
 Adc = namedtuple("Adc", """exact forms limits codes table_ones relative quiet_low quiet_high delta unit q_max
     idle flush constant""")
-SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)
+SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)  # of a form: those of `fixed_point`; dynamic: u_a, u_b - u_a
 FORM = 7  # fields of a form
-CLIP_LOW, CLIP_HIGH, Q_MIN = range(3)
+CLIP_LOW, CLIP_HIGH, Q_MIN = range(3)  # the u beyond which all codes are the lowest or highest; the lowest code
 LIMITS = 3  # fields of a slice's limits
 CENTRE = 64  # of a table of codes
 LAST_CENTRE = 192  # `P - centre + LAST_CENTRE` must not be negative
@@ -43,8 +53,8 @@ def _formula(layer, shape):
         constant=np.zeros(layer.geometry.groups, np.int64))
 
 
-def fits(layer):
-    """Whether every P and u fits in a signed lane."""
+def fits(layer: MappedLayer) -> bool:
+    """Whether every P and u fits in a signed lane of 16 bits."""
     low, high = layer.u_span
     return max(layer.largest_sum, -low, high) < 2**15
 
@@ -55,9 +65,11 @@ def fits(layer):
 StaticForm = namedtuple("StaticForm", "form clip largest")
 
 
-def static_adc(layer):
-    """The ADC of a layer whose ranges are fixed; where it is one of differences, also the integer convolution that the
-    codes differ from, else None."""
+def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None]:
+    """The ADC of a layer whose ranges are fixed ("calibrated", "full"); for other layers the formula alone.
+
+    Returns: the ADC; where it is `relative`, the integer convolution that is the sum of all u, else None.
+    """
     spec, slices = layer.spec, len(layer.spec.slice_bits)
     table = _formula(layer, (1, 1, 1, slices))
     if spec.adc_range not in ("calibrated", "full") or not fits(layer) or accumulator_dtype(layer) != torch.int32:
@@ -70,7 +82,7 @@ def static_adc(layer):
         table.limits[k, :Q_MIN] = form.clip
     table, convolution = _relative(layer, table._replace(exact=False))
     if has_byte_tables():
-        codes, ones = zip(*(_code_table(layer, k, table.relative) for k in range(slices)))
+        codes, ones = zip(*(code_table(layer, k, table.relative) for k in range(slices)))
         table.codes[:] = codes
         table = table._replace(table_ones=min(ones))
     return table, convolution
@@ -96,7 +108,7 @@ def _static_form(low, high, unit, delta, q_min, adc_bits):
 
 
 def _relative(layer, table):
-    """`table` as one of differences from u, and the sum of all u, where codes are u itself unless they are clipped."""
+    """(`table`, None); where all codes are u itself unless they are clipped, (`table` as a `relative` one, the sum of all u)."""
     spec = layer.spec
     if len(layer.delta_groups) > 1:
         return table, None
@@ -115,7 +127,7 @@ def _relative(layer, table):
     return table._replace(relative=True, quiet_low=low, quiet_high=high), convolution
 
 
-def _code_table(layer, k, relative):
+def code_table(layer: MappedLayer, k: int, relative: bool) -> tuple[np.ndarray, int]:
     """The static ADC of slice `k` as a table of bytes, for the reads that fit: (table, most ones among their inputs).
 
     Table, int8 `[2, 128]`: entry `[i, j + 64]`, `-64 <= j < 64`, is the code of `u = 2 j - i` (analog reference: i is
@@ -143,8 +155,8 @@ def _code_table(layer, k, relative):
 # ---- ranges of the batch --------------------------------------------------------------------------------------------
 
 
-def dynamic_adc(layer, low, high):
-    """The ADC whose ranges are the smallest and largest u of the batch, low and high `[group, array, digit, slice]`."""
+def dynamic_adc(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Adc:
+    """The ADC whose ranges are the smallest and largest u of the batch, low and high int64 `[group, array, digit, slice]`."""
     spec, span = layer.spec, high - low
     place = spec.dac_bits * np.arange(low.shape[2])[:, None] + spec.cell_bits * np.arange(low.shape[3])  # of a read
     table = _formula(layer, span.shape)
@@ -170,7 +182,7 @@ def dynamic_adc(layer, low, high):
     return table._replace(exact=False)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _dynamic_form(span, adc_bits):
     """Fixed-point form of the dynamic ADC for reads `u - u_a` in 0..span; the float32 formula is the truth."""
     if span == 0:

@@ -1,16 +1,15 @@
 """Positional population counts: P, the sum of the active rows, of 512 columns at once, in bit planes.
 
-A tree of carry-save adders adds sixteen rows in 30 logical instructions of AVX-512; plane m then holds bit m of every P.
+Plane m is one vector and holds bit m of the P of each column.
+
+A tree of carry-save adders adds sixteen rows in 30 logical instructions of AVX-512.
 Klarqvist, Mula, Lemire, "Efficient computation of positional population counts using SIMD instructions", arXiv 1911.02696.
 """
 
 from numba import njit
 
-from .simd import LANES, add_ones, any_bit, int64_at, load, majority, splat, store, uint32_at
-from .layout import RUN, SLICE, TURN
-
-MAX_PLANES = 32  # P stays below 2^26
-MOST_LEAVES = 2**11  # values of P that are counted 512 columns at a time: a vector for each
+from .layout import TURN
+from .simd import LANES, any_bit, int64_at, load, majority, splat, store, uint32_at
 
 
 @njit(forceinline=True)
@@ -63,95 +62,86 @@ def _add_few_rows(at, cells, r, p0, p1, p2):
 
 
 @njit(forceinline=True)
-def count(shape, at, base, plane_stride, bit, bit_end, used):
-    """P of one block in bit planes: `P = sum_i sum_s 2^(i + s) (cells' bit s of the rows active in input bit i)`.
+def count(shape, at, read, block):
+    """P of one block of a read, to `at.planes`: `P = sum_i sum_s 2^(i + s) (cells' bit s of the rows active in input bit i)`,
+    i over the input bits of the digit.
 
-    `used` planes hold it. Sixteen rows a turn go through fifteen carry-save adders (ones, twos, fours, eights), the last
-    eight or fewer through seven, and the carry ripples up. Bits of a cell that stand side by side are added later, in `codes`.
+    Bits of a cell that stand side by side are added later, by `codes.cells`.
     """
-    single = bit_end - bit == 1 and shape.passes == 1  # planes 0 to 6 then start in registers
+    bit, bit_end = int64_at(at.digit_start, read.digit), int64_at(at.digit_start, read.digit + 1)
+    single = bit_end - bit == 1 and shape.passes == 1  # all is one sum: planes 0 to 6 start in registers
     if not single:
-        for m in range(7):
-            store(at.planes, m * LANES, splat(0))
-    store(at.planes, 7 * LANES, splat(0))
-    if used > 8:
-        for m in range(8, max(used, 16)):
-            store(at.planes, m * LANES, splat(0))
+        _clear_planes(at, 0, 7)
+    _clear_planes(at, 7, 8)
+    if read.depth > 8:
+        _clear_planes(at, 8, max(read.depth, 16))
     for i in range(bit, bit_end):
         for s in range(shape.passes):
-            low = (i - bit + s) * LANES
-            cells = base + s * plane_stride
-            p0 = p1 = p2 = p3 = p4 = p5 = p6 = splat(0)
-            if not single:
-                p0, p1, p2 = load(at.planes, low), load(at.planes, low + LANES), load(at.planes, low + 2 * LANES)
-                p3, p4, p5 = (load(at.planes, low + 3 * LANES), load(at.planes, low + 4 * LANES),
-                              load(at.planes, low + 5 * LANES))
-                p6 = load(at.planes, low + 6 * LANES)
-            r = int64_at(at.row_at, i)
-            end = r + int64_at(at.row_count, i)
-            while r < end:
-                if end - r > TURN // 2:
-                    carry, p0, p1, p2, p3 = _add_rows(at, cells, r, p0, p1, p2, p3)
-                else:
-                    carry, p0, p1, p2 = _add_few_rows(at, cells, r, p0, p1, p2)
-                    carry, p3 = p3 & carry, p3 ^ carry
-                r += TURN
-                carry, p4 = p4 & carry, p4 ^ carry
-                carry, p5 = p5 & carry, p5 ^ carry
-                carry, p6 = p6 & carry, p6 ^ carry
-                for m in range(low + 7 * LANES, used * LANES, LANES):
-                    p = load(at.planes, m)
-                    store(at.planes, m, p ^ carry)
-                    carry = p & carry
-            store(at.planes, low, p0)
-            store(at.planes, low + LANES, p1)
-            store(at.planes, low + 2 * LANES, p2)
-            store(at.planes, low + 3 * LANES, p3)
-            store(at.planes, low + 4 * LANES, p4)
-            store(at.planes, low + 5 * LANES, p5)
-            store(at.planes, low + 6 * LANES, p6)
+            cells = read.cells + block * LANES + s * read.pass_stride
+            _add_list(at, cells, int64_at(at.row_at, i), int64_at(at.row_count, i), i - bit + s, read.depth, single)
 
 
 @njit(forceinline=True)
-def any_outside(shape, at, used, n, low, high, columns):
-    """Whether u lies outside low..high in any of the `columns` of a block (one bit each), seen on its bit planes.
+def _clear_planes(at, first, last):
+    for m in range(first, last):
+        store(at.planes, m * LANES, splat(0))
+
+
+@njit(forceinline=True)
+def _add_list(at, cells, r, n, first, depth, fresh):
+    """Add the rows of `n` entries of the lists from `r` on to the bit planes from `first` on; seven of them are 0 if `fresh`.
+
+    Sixteen rows a turn go through fifteen carry-save adders (ones, twos, fours, eights), the last eight or fewer through
+    seven, and the carry ripples up: through three planes in registers, then through memory.
+    """
+    low = first * LANES
+    p0 = p1 = p2 = p3 = p4 = p5 = p6 = splat(0)
+    if not fresh:
+        p0, p1, p2 = load(at.planes, low), load(at.planes, low + LANES), load(at.planes, low + 2 * LANES)
+        p3, p4, p5 = (load(at.planes, low + 3 * LANES), load(at.planes, low + 4 * LANES),
+                      load(at.planes, low + 5 * LANES))
+        p6 = load(at.planes, low + 6 * LANES)
+    end = r + n
+    while r < end:
+        if end - r > TURN // 2:
+            carry, p0, p1, p2, p3 = _add_rows(at, cells, r, p0, p1, p2, p3)
+        else:
+            carry, p0, p1, p2 = _add_few_rows(at, cells, r, p0, p1, p2)
+            carry, p3 = p3 & carry, p3 ^ carry
+        r += TURN
+        carry, p4 = p4 & carry, p4 ^ carry
+        carry, p5 = p5 & carry, p5 ^ carry
+        carry, p6 = p6 & carry, p6 ^ carry
+        for m in range(low + 7 * LANES, depth * LANES, LANES):
+            p = load(at.planes, m)
+            store(at.planes, m, p ^ carry)
+            carry = p & carry
+    store(at.planes, low, p0)
+    store(at.planes, low + LANES, p1)
+    store(at.planes, low + 2 * LANES, p2)
+    store(at.planes, low + 3 * LANES, p3)
+    store(at.planes, low + 4 * LANES, p4)
+    store(at.planes, low + 5 * LANES, p5)
+    store(at.planes, low + 6 * LANES, p6)
+
+
+@njit(forceinline=True)
+def any_outside(shape, at, read, low, high, columns):
+    """Whether u lies outside low..high in any of the `columns` of a block (a vector, one bit each), seen on its bit planes.
 
     For slices of one reference and cells whose bits do not stand side by side.
     """
-    zero, most = int64_at(at.reference, 0) * n, (1 << used) - 1
-    low = min(max(-(-(low + zero) // shape.read_scale), 0), most + 1)  # smallest and largest P
+    zero, most = int64_at(at.reference, 0) * read.ones, (1 << read.depth) - 1
+    low = min(max(-(-(low + zero) // shape.read_scale), 0), most + 1)  # from here on: smallest and largest P
     high = min((high + zero) // shape.read_scale, most)
     if low > most or high < 0:
         return True
     below = above = splat(0)
-    for m in range(used):  # a bit that differs overrules the lower ones
+    for m in range(read.depth):  # a bit that differs overrules the lower ones
         p = load(at.planes, m * LANES)
         below = majority(below, p ^ splat(-1), splat(-(low >> m & 1)))
         above = majority(above, p, splat((high >> m & 1) - 1))
     return any_bit((below | above) & columns)
-
-
-@njit
-def count_values(shape, at, counts, bins, u_min, used, n, run, run_end):
-    """Count the reads of one block by value: leaf p of a tree over the bit planes marks the columns with P = p."""
-    most = n * ((1 << shape.cell_bits) - 1)
-    store(at.leaves, 0, splat(-1))
-    size = 1
-    for m in range(used - 1, -1, -1):
-        plane = load(at.planes, m * LANES)
-        for i in range(size - 1, -1, -1):
-            leaf = load(at.leaves, i * LANES)
-            one = leaf & plane
-            if 2 * i < most >> m:
-                store(at.leaves, (2 * i + 1) * LANES, one)
-            store(at.leaves, 2 * i * LANES, leaf ^ one)
-        size = (most >> m) + 1
-    for r in range(run, run_end):
-        k = int64_at(at.runs, RUN * r + SLICE)
-        columns = load(at.run_columns, r * LANES)
-        zero = -int64_at(at.reference, k) * n - u_min
-        for p in range(min(size, (bins - 1 - zero) // shape.read_scale + 1)):  # slices of fewer bits end earlier
-            add_ones(counts, k * bins + zero + shape.read_scale * p, load(at.leaves, p * LANES) & columns)
 
 
 @njit(forceinline=True)
@@ -162,10 +152,10 @@ def _swap(a, b, distance, mask):
 
 
 @njit(forceinline=True)
-def to_bytes(at, used):
+def to_bytes(at, depth):
     """P of one block from bit planes to bytes, the low ones of all vectors and, with more than 8 planes, the high ones."""
     _transpose(at.planes, 0, at.bytes, 0)
-    if used > 8:
+    if depth > 8:
         _transpose(at.planes, 8 * LANES, at.bytes, 8 * LANES)
 
 
@@ -192,4 +182,3 @@ def _transpose(planes, source, bytes_, target):
     store(bytes_, target + 5 * LANES, p5)
     store(bytes_, target + 6 * LANES, p6)
     store(bytes_, target + 7 * LANES, p7)
-

@@ -5,13 +5,15 @@ PyTorch would take four to eight passes for a quantizer and a slow mixed-type mu
 float32 or, in PACT, bfloat16, which NumPy does not have: its bits are the upper half of a float32's.
 """
 
+from __future__ import annotations
+
 import numpy as np
 import torch
 from numba import njit, prange, types
 from numba.extending import overload
 
 from .cache import SOURCES
-from .output import NOT_TO_CODES, act_code, next_code, scale_sum
+from .output import NOT_TO_CODES, ToCodes, act_code, next_code, scale_sum
 from .simd import bits_of_float32, float32_from_bits, set_threads
 
 CHUNK = 2**14  # elements of one work item
@@ -95,7 +97,7 @@ def _elements(x):
     return (flat.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else flat.numpy())
 
 
-def can_run(x):
+def can_run(x: torch.Tensor) -> bool:
     """Whether the functions of quantizers here take this tensor."""
     return (x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
             and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)))
@@ -107,7 +109,7 @@ def _like(grad, x):
     return grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
 
 
-def pact_forward(x, alpha, levels):
+def pact_forward(x: torch.Tensor, alpha: torch.Tensor, levels: int) -> torch.Tensor:
     """Codes `round(clip(x, 0, alpha) levels / alpha)` in the dtype and memory format of `x`."""
     set_threads()
     out = torch.empty_like(x)
@@ -115,7 +117,8 @@ def pact_forward(x, alpha, levels):
     return out
 
 
-def pact_backward(x, grad, alpha, levels):
+def pact_backward(x: torch.Tensor, grad: torch.Tensor, alpha: torch.Tensor,
+                  levels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(gradient of x, gradient of alpha) for `grad` of the codes; sums in a fixed order, whatever the threads."""
     set_threads()
     grad = _like(grad, x)
@@ -126,7 +129,7 @@ def pact_backward(x, grad, alpha, levels):
     return grad_x, alpha.new_tensor(sums.sum(dtype=np.float64))
 
 
-def dorefa_forward(t, largest, levels):
+def dorefa_forward(t: torch.Tensor, largest: torch.Tensor, levels: int) -> torch.Tensor:
     """`2 round(levels (t / (2 largest) + 1/2)) - levels` of float32 `t`; largest, a scalar tensor."""
     set_threads()
     out = torch.empty_like(t)
@@ -134,7 +137,7 @@ def dorefa_forward(t, largest, levels):
     return out
 
 
-def dorefa_backward(t, grad, factor):
+def dorefa_backward(t: torch.Tensor, grad: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """`grad factor (1 - t^2)`; factor, a scalar tensor."""
     set_threads()
     out = torch.empty_like(t)
@@ -159,12 +162,12 @@ def _scale(acc, scale, offset, to_codes, out, sources=SOURCES):
             for c in range(channels):
                 y = scale_sum(acc[i, c], scale[c], offset[c])
                 if len(to_codes.gain):
-                    out[i, c] = next_code(y, c, to_codes)
+                    out[i, c] = next_code(y, to_codes.gain[c], to_codes.shift[c], to_codes.alpha, to_codes.factor)
                 else:
                     out[i, c] = y
 
 
-def act_codes(x, alpha, levels):
+def act_codes(x: torch.Tensor, alpha: torch.Tensor, levels: int) -> torch.Tensor:
     """`quantizers.act_codes` as uint8: x, float32 NHWC; alpha, float32 scalar tensor."""
     set_threads()
     x = x.detach().contiguous()
@@ -173,7 +176,7 @@ def act_codes(x, alpha, levels):
     return out
 
 
-def scaled(acc, scale, offset, to_codes=None):
+def scaled(acc: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, to_codes: ToCodes | None = None) -> torch.Tensor:
     """`acc * scale + offset` in float32, written over an int32 `acc`; or the next layer's codes, uint8.
 
     Args: acc, integers `[N, H, W, out]`, contiguous; scale, offset, float32 `[out]`; to_codes, `output.ToCodes`.

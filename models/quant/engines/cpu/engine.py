@@ -11,9 +11,11 @@ first of these that the read and the machine allow:
 - 16-bit arithmetic, 32 columns at a time (`fixed_point`).
 
 `converter` prepares these, `codes` applies them. Where 16 bits do not hold a read or the sums of codes, or do not give the
-ADC's codes for every possible read, the same loop (`kernel`) hands its planes to the ADC's formula one column at a time
+ADC's codes for every possible read, the same loop (`kernel`) hands its bit planes to the ADC's formula one column at a time
 (`exact`).
 """
+
+from __future__ import annotations
 
 import functools
 
@@ -21,29 +23,34 @@ import numba
 import numpy as np
 import torch
 
+from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from .integer import IntegerConvolution
-from .simd import set_threads
 from . import elementwise, kernel
-from .codes import DYNAMIC, HISTOGRAM, RANGES, STATIC
+from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .converter import dynamic_adc, fits, static_adc
-from .counts import MOST_LEAVES
+from .integer import IntegerConvolution
 from .layout import plan
+from .output import ToCodes
+from .simd import set_threads
 
 
-def unsupported(layer, device):
+def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
+    """Why this engine cannot run on `device`, or None."""
     return None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}"
 
 
-def prepare(layer):
+def prepare(layer: MappedLayer) -> _Prepared:
+    """What does not depend on the input; made when first needed."""
     return _Prepared(layer)
 
 
-def accumulate(prepared, a_codes):
+def accumulate(prepared: _Prepared, a_codes: torch.Tensor) -> torch.Tensor:
+    """The layer's accumulators, int32 or int64 `[G, N, H', W', out]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
     return _simulate(prepared, a_codes)
 
 
-def scaled(prepared, a_codes, values, scale, offset, to_codes=None):
+def scaled(prepared: _Prepared, a_codes: torch.Tensor, values: list[float], scale: torch.Tensor, offset: torch.Tensor,
+           to_codes: ToCodes | None = None) -> torch.Tensor:
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
     if prepared.layer.spec.adc_range == "ideal":
@@ -57,7 +64,8 @@ def scaled(prepared, a_codes, values, scale, offset, to_codes=None):
     return codes
 
 
-def histogram(prepared, a_codes):
+def histogram(prepared: _Prepared, a_codes: torch.Tensor) -> torch.Tensor:
+    """Counts of the read values, int64 `[digits, slices, u]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
     layer, reads = prepared.layer, prepared.counting
     low, high = layer.u_span
     set_threads()
@@ -70,8 +78,8 @@ def histogram(prepared, a_codes):
 
 
 def _simulate(prepared, a_codes, **scaling):
-    """Accumulators; with `scaling` (values, scale, offset) one plane, the bits of what `engines.scaled` returns; none with
-    `next_codes`, which are written there."""
+    """Accumulators; with `scaling` (values, scale, offset) `[1, ...]`, the bits of what `engines.scaled` returns; with
+    `next_codes` `[0, ...]`, as results are written there."""
     layer = prepared.layer
     if layer.spec.adc_range == "ideal":
         return prepared.convolution(a_codes)[None]
@@ -82,8 +90,8 @@ def _simulate(prepared, a_codes, **scaling):
     else:
         size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
         dtype = torch.int32 if scaling else accumulator_dtype(layer)
-        planes = 0 if "next_codes" in scaling else 1 if scaling else reads.shape.steps
-        out = torch.empty(planes, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
+        results = 0 if "next_codes" in scaling else 1 if scaling else reads.shape.steps
+        out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
     if layer.spec.adc_range == "dynamic":
         reads.run(dynamic_adc(layer, *reads.ranges(a_codes)), a_codes, DYNAMIC, out=out.numpy(), **scaling)
     else:

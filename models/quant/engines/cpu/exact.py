@@ -3,41 +3,78 @@
 import numpy as np
 from numba import njit
 
-from .simd import LANES
-from .codes import HISTOGRAM, RANGES, STATIC
-from .converter import LOW, Q_MIN, SPAN
-from .layout import PAIR, PAIR_END, SLICE
+from .buffers import DYNAMIC, HISTOGRAM, RANGES
+from .converter import FORM, LIMITS, LOW, Q_MIN, SPAN
+from .layout import PAIR, PAIR_END, RUN, SLICE
+from .simd import LANES, float64_at, int64_at, put_int64, uint16_at
 
 
 @njit
-def add_exact(shape, plan, table, planes, used, n, g, t, z, block, op, acc, extremes, counts, u_min, thread):
-    """Do `op` with the reads of one block: the formulas of `adc.transfer` and of `engines`, extremes, or a count."""
-    reads = np.empty(LANES, np.int64)
-    for run in range(plan.run_start[block], plan.run_start[block + 1]):
-        k = plan.runs[run, SLICE]
-        place = shape.dac_bits * z + shape.cell_bits * k
-        for v in range(2 * plan.runs[run, PAIR], 2 * plan.runs[run, PAIR_END]):
-            reads[:] = 0
-            for s in range(shape.packed):
-                w = v + s * shape.slices * shape.slice_vectors
-                bit = w // 2 + 8 * (w % 2)
-                for m in range(used):
-                    for lane in range(LANES):
-                        reads[lane] += np.int64(planes[m * LANES + lane] >> bit & 1) << (m + s)
-            o = (block * 16 + v - k * shape.slice_vectors) * LANES
-            for lane in range(min(LANES, shape.out_channels - o)):
-                u = shape.read_scale * reads[lane] - plan.reference[k] * n
+def add_exact(shape, at, read, block, op):
+    """Do `op` with one block of a read."""
+    for run in range(int64_at(at.run_start, block), int64_at(at.run_start, block + 1)):
+        k = int64_at(at.runs, RUN * run + SLICE)
+        for vector in range(2 * int64_at(at.runs, RUN * run + PAIR), 2 * int64_at(at.runs, RUN * run + PAIR_END)):
+            _put_reads(shape, at, read, vector)
+            first = (block * 16 + vector - k * shape.slice_vectors) * LANES  # channel of the vector's first column
+            for lane in range(min(LANES, shape.out_channels - first)):
+                u = shape.read_scale * int64_at(at.reads, lane) - int64_at(at.reference, k) * read.ones
                 if op == HISTOGRAM:
-                    counts[thread, z, k, u - u_min, 0] += 1
+                    _increase(at.counts, (read.digit * shape.slices + k) * at.bins + u - at.u_min, 1)
                 elif op == RANGES:
-                    extremes[thread, g, t, z, k, 0] = min(extremes[thread, g, t, z, k, 0], u)
-                    extremes[thread, g, t, z, k, 1] = max(extremes[thread, g, t, z, k, 1], u)
-                elif op == STATIC:
-                    q = np.rint(u * table.unit / table.delta[k])
-                    q = min(max(q, table.limits[k, Q_MIN]), table.limits[k, Q_MIN] + table.q_max)
-                    acc[plan.step_of_slice[k] * shape.slice_vectors * LANES + o + lane] += np.int64(q) << place
-                elif table.forms[g, t, z, k, SPAN] > 0:
-                    span = table.forms[g, t, z, k, SPAN]
-                    step = np.float32(span) / np.float32(table.q_max + 1)
-                    q = np.rint(np.float32(u - table.forms[g, t, z, k, LOW]) / step)
-                    acc[o + lane] += min(np.int64(q), table.q_max) * span << place
+                    _widen(at, 2 * (read.first + k), u)
+                elif op == DYNAMIC:
+                    _increase(at.exact_acc, first + lane, _dynamic_value(at, read, k, u) << _place(shape, read, k))
+                else:
+                    step = int64_at(at.step_of_slice, k) * shape.slice_vectors * LANES
+                    _increase(at.exact_acc, step + first + lane, _static_code(at, k, u) << _place(shape, read, k))
+
+
+@njit
+def _put_reads(shape, at, read, vector):
+    """P of the columns of one vector, from their bit planes to `at.reads`."""
+    for lane in range(LANES):
+        total = 0
+        for s in range(shape.packed):
+            w = vector + s * shape.slices * shape.slice_vectors
+            bit = w // 2 + 8 * (w % 2)
+            for m in range(read.depth):
+                total += (np.int64(uint16_at(at.planes, m * LANES + lane)) >> bit & 1) << (m + s)
+        put_int64(at.reads, lane, total)
+
+
+@njit
+def _place(shape, read, k):
+    """The power of two with which a read of slice `k` enters the accumulators."""
+    return shape.dac_bits * read.digit + shape.cell_bits * k
+
+
+@njit
+def _static_code(at, k, u):
+    """`adc.transfer` of one read."""
+    q_min = int64_at(at.limits, LIMITS * k + Q_MIN)
+    q = np.rint(u * at.unit / float64_at(at.delta, k))
+    return np.int64(min(max(q, q_min), q_min + at.q_max))
+
+
+@njit
+def _dynamic_value(at, read, k, u):
+    """`q span`, the formula of `engines`; 0 where all reads are the same, as `Adc.constant` has what they are worth."""
+    form = at.forms + 8 * FORM * (read.first + k)
+    span = int64_at(form, SPAN)
+    if span == 0:
+        return 0
+    step = np.float32(span) / np.float32(at.q_max + 1)
+    return min(np.int64(np.rint(np.float32(u - int64_at(form, LOW)) / step)), at.q_max) * span
+
+
+@njit
+def _widen(at, entry, u):
+    """Take `u` into the smallest and the largest of one slice."""
+    put_int64(at.extremes, entry, min(int64_at(at.extremes, entry), u))
+    put_int64(at.extremes, entry + 1, max(int64_at(at.extremes, entry + 1), u))
+
+
+@njit
+def _increase(address, entry, value):
+    put_int64(address, entry, int64_at(address, entry) + value)

@@ -1,11 +1,14 @@
 """16-bit arithmetic that gives exactly the codes of an ADC: searched for, then checked on every read that can occur."""
 
+from __future__ import annotations
+
 import numpy as np
 
 EVEN, TOWARDS_ZERO = 1, 2  # how a form treats ties; 0 where there are none
 
 
-def fixed_point(u, codes, gain, bounds):
+def fixed_point(u: np.ndarray, codes: np.ndarray, gain: float,
+                bounds: tuple[int, int]) -> tuple[int, int, int, int, int] | None:
     """Find 16-bit arithmetic that gives `codes` for every `u`: `y = floor((u 2^s + c) M / 2^16)`,
     `q = floor((y + t) / 2^f)`, clipped to `bounds`.
 

@@ -3,13 +3,16 @@
 The sum is exact there: 24 bits of a pixel, 8 of a code and what tens or thousands of terms add need fewer than 53 bits.
 """
 
+from __future__ import annotations
+
 import numpy as np
 import torch
 from numba import njit, prange
 from torch.nn import functional as F
 
+from ...spec import Geometry
 from .cache import SOURCES
-from .output import NOT_TO_CODES, next_code, scale_sum
+from .output import NOT_TO_CODES, ToCodes, next_code, scale_sum
 from .simd import set_threads
 
 TERMS = 4  # products that are added to a sum at a time, so that sums are loaded and stored less often
@@ -17,6 +20,7 @@ TERMS = 4  # products that are added to a sum at a time, so that sums are loaded
 
 @njit(cache=True, parallel=True)
 def _convolution(x, weight, kernel, stride, dilation, scale, offset, to_codes, out, sources=SOURCES):
+    """`convolution` of x `[N, H, W, in]`, padded, and weight, float64 `[kh kw in and zeros up to a multiple of TERMS, out]`."""
     images, height, width, channels = out.shape
     depth = x.shape[3]
     for item in prange(images * height):
@@ -40,12 +44,13 @@ def _convolution(x, weight, kernel, stride, dilation, scale, offset, to_codes, o
             for o in range(channels):
                 y = scale_sum(total[o], scale, offset[o])
                 if len(to_codes.gain):
-                    result[o] = next_code(y, o, to_codes)
+                    result[o] = next_code(y, to_codes.gain[o], to_codes.shift[o], to_codes.alpha, to_codes.factor)
                 else:
                     result[o] = y
 
 
-def convolution(x, weight, geometry, scale, offset, to_codes=None):
+def convolution(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry, scale: float, offset: torch.Tensor,
+                to_codes: ToCodes | None = None) -> torch.Tensor:
     """`float32(sum of x weight) scale + offset`, or the next layer's codes of it (uint8): `[N, H', W', out]`.
 
     Args: x, `[N, in, H, W]`; weight, integers in floating point `[out, in, kh, kw]`; geometry, without groups; scale, a

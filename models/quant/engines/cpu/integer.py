@@ -6,18 +6,22 @@ float32): by oneDNN's convolution where PyTorch has it, else as a matrix product
 no sum can reach 2^24, else float64.
 """
 
+from __future__ import annotations
+
 import contextlib
 
 import torch
 from torch.nn import functional as F
 
+from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from ..reference import integer_convolution
 
 PATCH_BYTES = 2**22  # patches of one product: large enough for all threads, small enough for the cache
 
 
-def patches(x, kernel, size, stride, dilation):
+def patches(x: torch.Tensor, kernel: tuple[int, int], size: tuple[int, int], stride: tuple[int, int],
+            dilation: tuple[int, int]) -> torch.Tensor:
     """What each output pixel of a convolution sees of `x`, `[N, H, W, in]` and padded: a view `[N, *size, *kernel, in]`."""
     image, row, pixel, channel = x.stride()
     (sy, sx), (dy, dx) = stride, dilation
@@ -55,7 +59,7 @@ class IntegerConvolution:
     Call with a_codes, uint8 `[N, H, W, in]`; returns integers `[N, H', W', out]`.
     """
 
-    def __init__(self, layer, factor=2, offset=None):
+    def __init__(self, layer: MappedLayer, factor: int = 2, offset: int | None = None) -> None:
         self.layer, spec = layer, layer.spec
         offset = layer.zero_twice if offset is None else offset
         largest = max(offset, factor * (2**spec.w_bits - 1) - offset)  # |factor W - offset|
@@ -75,7 +79,7 @@ class IntegerConvolution:
             with contextlib.suppress(*NO_OPERATOR):
                 self.library = _LibraryConvolution((factor * layer.w_codes.int() - offset).to(torch.int8), layer.geometry)
 
-    def __call__(self, a_codes):
+    def __call__(self, a_codes: torch.Tensor) -> torch.Tensor:
         if not self._library_serves(a_codes.shape):
             return self._by_product(a_codes)
         y = self._by_library(a_codes)

@@ -4,11 +4,14 @@ A *column* is one output channel of one slice; a block is 512 columns, one bit e
 a block sits in bit `v // 2 + 8 (v % 2)` of its 16-bit words, the order in which `counts.to_bytes` gives the vectors back.
 """
 
+from __future__ import annotations
+
 from collections import namedtuple
 
 import numpy as np
 from numba import njit, prange
 
+from ...mapping import MappedLayer
 from .cache import SOURCES
 from .simd import LANES, aligned, load, set_threads, splat, store
 
@@ -17,15 +20,15 @@ TURN = 16  # rows that are counted at a time; lists of rows end with so many ent
 
 # A layer as the kernel sees it: numbers in `Shape`, tables in `Plan`.
 Shape = namedtuple("Shape", """
-    out_channels channels groups
+    out_channels channels groups arrays
     stride_y stride_x pad_top pad_left reach_y
-    input_bits cell_bits dac_bits slices
+    input_bits cell_bits dac_bits digits slices
     slice_vectors blocks
     passes packed
     slots
     read_scale below above one_reference
     steps""")
-# out_channels, channels   of one group
+# out_channels, channels   of one group; arrays: of one group too
 # reach_y                  input rows that a kernel spans
 # slice_vectors, blocks    vectors of columns of one slice; blocks of all slices
 # passes, packed           bits of a cell that are counted one after the other; that stand side by side
@@ -33,15 +36,15 @@ Shape = namedtuple("Shape", """
 # read_scale               `u = read_scale P - 2 r_k n`
 # below, above             over all slices, a read with n ones among its inputs has its u in `-below n .. above n`
 # one_reference            whether all slices have the same reference
-# steps                    different ADC steps: planes of accumulators
+# steps                    different ADC steps: each has accumulators of its own
 
 Plan = namedtuple("Plan", """
-    weights array_base plane_stride
+    weights array_base pass_stride
     segments segment_start intervals
     digit_start reference step_of_slice
     runs run_start run_columns merged merged_start""")
 # weights, array_base      words of cells, see `_weight_planes`; where those of [group, array] begin
-# plane_stride             words of one pass of an array
+# pass_stride              words of one pass of an array
 # segments, segment_start  `TAP_Y..ROW` of each segment; where those of each array begin
 # intervals                `FIRST..SLOT` of each channel interval
 # digit_start              first input bit of each digit
@@ -57,7 +60,7 @@ PAIR, PAIR_END, SLICE = range(3)  # of a run: vector pairs of one block that bel
 RUN = 3  # fields of a run
 
 
-def plan(layer, side_by_side):
+def plan(layer: MappedLayer, side_by_side: bool) -> tuple[Shape, Plan]:
     """(`Shape`, `Plan`) of a layer; the bits of a cell may stand `side_by_side` where one block has room for them."""
     spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
     out, slices = len(layer.w_codes) // groups, len(spec.slice_bits)
@@ -68,9 +71,9 @@ def plan(layer, side_by_side):
 
     intervals, segments = _segments(layer)
     slot = np.cumsum([0] + [last - first + TURN for first, last in intervals])
-    rows = np.array([stop - start for start, stop in layer.arrays])
-    plane_stride = (rows + 1) * blocks * LANES
-    array_base = np.cumsum(np.concatenate([[0], np.tile(plane_stride * passes, groups)]))
+    rows = np.array([stop - start for start, stop in layer.arrays], np.int64)
+    pass_stride = (rows + 1) * blocks * LANES
+    array_base = np.cumsum(np.concatenate([[0], np.tile(pass_stride * passes, groups)]))
 
     analog = spec.reference == "analog"
     reference = np.array(layer.reference_twice, np.int64) * analog
@@ -83,17 +86,18 @@ def plan(layer, side_by_side):
     merged, merged_start = _runs(list(ranges), slice_vectors, blocks)
 
     shape = Shape(
-        out_channels=out, channels=layer.group_channels, groups=groups,
+        out_channels=out, channels=layer.group_channels, groups=groups, arrays=len(layer.arrays),
         stride_y=geometry.stride[0], stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2],
         reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1,
-        input_bits=spec.a_bits, cell_bits=spec.cell_bits, dac_bits=spec.dac_bits, slices=slices,
+        input_bits=spec.a_bits, cell_bits=spec.cell_bits, dac_bits=spec.dac_bits,
+        digits=len(spec.digit_bits), slices=slices,
         slice_vectors=slice_vectors, blocks=blocks, passes=passes, packed=packed,
         slots=int(slot[-1] + rows.max() + TURN),
         read_scale=1 + analog, below=int(reference.max()), above=int(((1 + analog) * cells - reference).max()),
         one_reference=len(set(layer.reference_twice)) == 1, steps=int(step_of_slice.max()) + 1)
     tables = Plan(
-        weights=_weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks, packed),
-        array_base=array_base[:-1].reshape(groups, -1), plane_stride=plane_stride,
+        weights=_weight_planes(layer, rows, pass_stride, array_base, slice_vectors, blocks, packed),
+        array_base=array_base[:-1].reshape(groups, -1), pass_stride=pass_stride,
         segments=np.array([segment for parts in segments for segment in parts], np.int64),
         segment_start=np.cumsum([0] + [len(parts) for parts in segments], dtype=np.int64),
         intervals=np.array([(*interval, at) for interval, at in zip(intervals, slot)], np.int64),
@@ -119,7 +123,7 @@ def _segments(layer):
     return list(intervals), segments
 
 
-def _weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks, packed):
+def _weight_planes(layer, rows, pass_stride, array_base, slice_vectors, blocks, packed):
     """Bits of the cells, 16-bit words [group, array, pass, row + 1, block, lane]; row 0 is all zero.
 
     Column `(slice k, channel o)` is column `c = 64 ceil(O / 64) k + o`, lane `c % 32` of vector `c // 32`; with all bits
@@ -139,7 +143,7 @@ def _weight_planes(layer, rows, plane_stride, array_base, slice_vectors, blocks,
     words[:] = 0
     first_word = np.concatenate([array_base[g * len(rows) + t] + (np.arange(rows[t]) + 1) * blocks * LANES
                                  for g in range(groups) for t in range(len(rows))]).reshape(groups, -1)
-    pass_words = np.tile(np.repeat(plane_stride, rows), groups).reshape(groups, -1)
+    pass_words = np.tile(np.repeat(pass_stride, rows), groups).reshape(groups, -1)
     _fill_planes(w_rows, place, slice_vectors * LANES, first_word, pass_words, words)
     return words
 

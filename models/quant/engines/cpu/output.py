@@ -21,6 +21,7 @@ NOT_TO_CODES = ToCodes(np.empty(0, np.float32), np.empty(0, np.float32), np.floa
 
 @njit(forceinline=True)
 def scale_sum(total, scale, offset):
+    """y of one channel: `float32(total) scale + offset`; total, any number; scale, offset, float32."""
     return np.float32(total) * scale + offset
 
 
@@ -31,7 +32,6 @@ def act_code(x, alpha, factor):
 
 
 @njit(forceinline=True)
-def next_code(y, channel, to_codes):
-    """Code of output y of a channel in the next layer."""
-    x = fused_multiply_add(y, to_codes.gain[channel], to_codes.shift[channel])
-    return act_code(x, to_codes.alpha, to_codes.factor)
+def next_code(y, gain, shift, alpha, factor):
+    """Code of output y in the next layer; the numbers are those of `ToCodes`, gain and shift of y's channel."""
+    return act_code(fused_multiply_add(y, gain, shift), alpha, factor)

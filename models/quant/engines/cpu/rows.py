@@ -4,20 +4,47 @@ An entry of a list is where the row's cells stand, counted from where those of t
 entries of row 0, whose cells are all zero.
 """
 
+from collections import namedtuple
+
 import numpy as np
 from numba import njit
 
-from .simd import (LANES, bit_of_bytes, can_compress, int64_at, put_compressed, put_int64, put_uint32, splat, store,
-                    trailing_zeros, uint8_at, uint32_at)
 from .layout import BOUNDS, FIRST, INTERVAL, LAST, ROW, SEGMENT, SLOT, TAP_X, TAP_Y
+from .simd import (LANES, bit_of_bytes, can_compress, int64_at, put_compressed, put_int64, put_uint32, splat, store,
+                   trailing_zeros, uint8_at, uint32_at)
 
 COMPRESS = can_compress()
 
+# One input image: its size, and of how many of its rows the lists are kept, each in place of the one so many rows above it.
+Source = namedtuple("Source", "height width kept")
+
 
 @njit
-def list_rows(shape, at, codes, width, row):
-    """Lists of one input row, whose codes of one group begin at address `codes`. For each pixel, input bit and channel
-    interval: where the active rows stand in the weights (row + 1 rows behind the array's base), and how many they are."""
+def rows_to_keep(shape):
+    """Input rows that one output row needs, or a few more: a power of two, so that a remainder is a bit mask."""
+    kept = 1
+    while kept < shape.reach_y:
+        kept *= 2
+    return kept
+
+
+@njit(forceinline=True)
+def list_rows_under(shape, at, source, codes, y, listed):
+    """Lists of the input rows that output row `y` needs and that are not `listed`, the rows before that one; returns the row
+    behind the last. The codes of the image and group begin at address `codes`."""
+    top = y * shape.stride_y - shape.pad_top
+    end = max(listed, min(source.height, top + shape.reach_y))
+    for row in range(max(listed, top), end):
+        start = row * source.width * shape.groups * shape.channels
+        _list_row(shape, at, codes + start, source.width, row & (source.kept - 1))
+    return end
+
+
+@njit
+def _list_row(shape, at, codes, width, row):
+    """Lists of one input row, whose codes of one group begin at address `codes`, to place `row`. For each pixel, input bit and
+    channel interval: where the active rows stand in the weights (row + 1 rows behind the array's base), and how many they
+    are."""
     row_size = shape.blocks * LANES
     for x in range(width):
         pixel = codes + x * shape.groups * shape.channels
@@ -59,39 +86,51 @@ def _end_list(at, end):
 
 
 @njit(forceinline=True)
-def active_rows(shape, at, t, y, x, kept, in_height, in_width):
-    """For each input bit: where the list of active rows of array `t` under output pixel (y, x) begins, and its length.
+def active_rows(shape, at, source, t, y, x):
+    """For each input bit: where the list of active rows of array `t` under output pixel (y, x) begins (`at.row_at`), and its
+    length (`at.row_count`).
 
     An array of one segment uses the pixel's list as it is; the lists of several are joined behind all others.
     """
     begin, end = int64_at(at.segment_start, t), int64_at(at.segment_start, t + 1)
     several = end - begin > 1
-    joined = kept * in_width * shape.input_bits * shape.slots  # where lists of several segments are joined
+    behind = source.kept * source.width * shape.input_bits * shape.slots
     for i in range(shape.input_bits):
         put_int64(at.row_count, i, 0)
         if several:
-            put_int64(at.row_at, i, joined + i * shape.slots)
+            put_int64(at.row_at, i, behind + i * shape.slots)
     for s in range(begin, end):
         segment = at.segments + 8 * SEGMENT * s
         iy = y * shape.stride_y - shape.pad_top + int64_at(segment, TAP_Y)
         ix = x * shape.stride_x - shape.pad_left + int64_at(segment, TAP_X)
-        if iy < 0 or iy >= in_height or ix < 0 or ix >= in_width:
-            continue
-        v = int64_at(segment, INTERVAL)
-        slot = int64_at(at.intervals, BOUNDS * v + SLOT)
-        pixel = ((iy & (kept - 1)) * in_width + ix) * shape.input_bits
-        if not several:
-            for i in range(shape.input_bits):
-                put_int64(at.row_at, i, (pixel + i) * shape.slots + slot)
-                put_int64(at.row_count, i, int64_at(at.ones, (pixel + i) * at.n_intervals + v))
-            continue
-        offset = int64_at(segment, ROW) * shape.blocks * LANES
-        for i in range(shape.input_bits):
-            source, n = (pixel + i) * shape.slots + slot, int64_at(at.ones, (pixel + i) * at.n_intervals + v)
-            target = int64_at(at.row_at, i) + int64_at(at.row_count, i)
-            for j in range(n):
-                put_uint32(at.lists, target + j, uint32_at(at.lists, source + j) + offset)
-            put_int64(at.row_count, i, int64_at(at.row_count, i) + n)
+        if iy < 0 or iy >= source.height or ix < 0 or ix >= source.width:
+            continue  # padding: no row is active
+        pixel = ((iy & (source.kept - 1)) * source.width + ix) * shape.input_bits
+        if several:
+            _join_lists(shape, at, pixel, int64_at(segment, INTERVAL), int64_at(segment, ROW) * shape.blocks * LANES)
+        else:
+            _use_lists(shape, at, pixel, int64_at(segment, INTERVAL))
     if several:
         for i in range(shape.input_bits):
             _end_list(at, int64_at(at.row_at, i) + int64_at(at.row_count, i))
+
+
+@njit(forceinline=True)
+def _use_lists(shape, at, pixel, interval):
+    """The lists of one interval of a pixel (of its first input bit) as those of the array."""
+    slot = int64_at(at.intervals, BOUNDS * interval + SLOT)
+    for i in range(shape.input_bits):
+        put_int64(at.row_at, i, (pixel + i) * shape.slots + slot)
+        put_int64(at.row_count, i, int64_at(at.ones, (pixel + i) * at.n_intervals + interval))
+
+
+@njit(forceinline=True)
+def _join_lists(shape, at, pixel, interval, offset):
+    """The lists of one interval of a pixel to the end of those of the array, where its rows stand `offset` further."""
+    slot = int64_at(at.intervals, BOUNDS * interval + SLOT)
+    for i in range(shape.input_bits):
+        source, n = (pixel + i) * shape.slots + slot, int64_at(at.ones, (pixel + i) * at.n_intervals + interval)
+        target = int64_at(at.row_at, i) + int64_at(at.row_count, i)
+        for j in range(n):
+            put_uint32(at.lists, target + j, uint32_at(at.lists, source + j) + offset)
+        put_int64(at.row_count, i, int64_at(at.row_count, i) + n)

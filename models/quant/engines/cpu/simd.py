@@ -104,25 +104,32 @@ def _reader(element, numba_type):
     return read
 
 
-# Elements of a contiguous array by its address. Numba counts references to arrays at every call and wraps negative
-# indices; in the innermost loops either costs more than the arithmetic.
+# Elements of a contiguous array by its address (why: see `buffers`): `int64_at(address, index)`.
 int64_at = _reader(ir.IntType(64), types.int64)
 uint32_at = _reader(_I32, types.uint32)
+uint16_at = _reader(_I16, types.uint16)
+int16_at = _reader(_I16, types.int16)
+int32_at = _reader(_I32, types.int32)
 uint8_at = _reader(_I8, types.uint8)
+float32_at = _reader(ir.FloatType(), types.float32)
+float64_at = _reader(ir.DoubleType(), types.float64)
 
 
-def _writer(element):
+def _writer(element, numba_type=types.int64):
     @intrinsic
     def write(typingctx, address, index, value):
         def codegen(context, b, sig, args):
-            b.store(_resize(b, args[2], element), _pointer(b, args[0], args[1], element, 1))
+            value = _resize(b, args[2], element) if numba_type == types.int64 else args[2]
+            b.store(value, _pointer(b, args[0], args[1], element, 1))
             return context.get_dummy_value()
-        return types.void(types.intp, types.intp, types.int64), codegen
+        return types.void(types.intp, types.intp, numba_type), codegen
     return write
 
 
 put_int64 = _writer(ir.IntType(64))
-put_uint32 = _writer(_I32)
+put_uint32 = _writer(_I32)  # the low bits of any integer, and so for bytes
+put_uint8 = _writer(_I8)
+put_float64 = _writer(ir.DoubleType(), types.float64)
 
 
 @intrinsic
@@ -197,7 +204,7 @@ def majority(typingctx, x, y, z):
     return vec(vec, vec, vec), codegen
 
 
-def has_byte_tables():
+def has_byte_tables() -> bool:
     """Whether the machine looks 64 bytes up in a table of 128 at once (AVX-512 VBMI)."""
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512vbmi"))
 
@@ -242,7 +249,7 @@ def bit_of_bytes(typingctx, address, offset, bit):
     return types.uint32(types.intp, types.intp, types.intp), codegen
 
 
-def can_compress():
+def can_compress() -> bool:
     """Whether the machine moves the chosen lanes of a vector together (AVX-512)."""
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 
@@ -282,11 +289,13 @@ def trailing_zeros(typingctx, value):
 
 @intrinsic
 def float32_from_bits(typingctx, bits):
+    """The float32 whose bits are those of a uint32."""
     return types.float32(types.uint32), lambda context, b, sig, args: b.bitcast(args[0], ir.FloatType())
 
 
 @intrinsic
 def bits_of_float32(typingctx, value):
+    """The bits of a float32 as a uint32."""
     return types.uint32(types.float32), lambda context, b, sig, args: b.bitcast(args[0], _I32)
 
 
@@ -316,7 +325,7 @@ def aligned(size, like):
     return padded[first:first + size]
 
 
-def set_threads():
+def set_threads() -> None:
     """Give Numba as many threads as PyTorch uses."""
     threads = torch.get_num_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
