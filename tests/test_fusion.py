@@ -169,6 +169,20 @@ def test_a_change_of_the_network_counts_at_once(tiny, fused):
     assert len(fused) == 20
 
 
+@pytest.mark.parametrize("of_network, of_image", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_mixed_types_are_what_they_are_without_codes(tiny, fused, of_network, of_image):
+    model, x = tiny(spec=IDEAL).to(of_network), images(2).to(of_image)
+    with torch.no_grad():
+        try:
+            wanted = one_by_one(model, x)
+        except RuntimeError:
+            with pytest.raises(RuntimeError):
+                model(x)
+        else:
+            assert torch.equal(model(x), wanted)
+    assert not fused
+
+
 def test_gradients_and_training_go_through_the_modules(tiny, fused):
     model, x = tiny(spec=None), images(4).requires_grad_()
     model(x).sum().backward()

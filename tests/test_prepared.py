@@ -226,7 +226,8 @@ def test_changes_of_many_numbers_change_it(change, values):
 def test_layouts_of_the_same_numbers_are_told_apart():
     w = torch.arange(4096.0).view(16, 16, 4, 4)
     prints = [prepared.fingerprint([tensor]) for tensor in (
-        w, w.to(memory_format=torch.channels_last), w.view(16, 256), w.int(), w[:, :15], w.transpose(0, 1))]
+        w, w.to(memory_format=torch.channels_last), w.flatten().view(16, 4, 4, 16).permute(0, 3, 1, 2), w.view(16, 256),
+        w.int(), w[:, :15], w.transpose(0, 1))]
     assert all(a != b for i, a in enumerate(prints) for b in prints[:i])
     assert prepared.fingerprint([w[:, ::2]]) == prepared.fingerprint([w[:, ::2]])
 
@@ -244,6 +245,21 @@ def test_tensors_of_other_devices_get_the_same_sums(words):
             mixed = word ^ key
             wanted += (2**32 + (mixed >> 32)) * (2**32 + mixed % 2**32)
         assert total == wanted % 2**64
+
+
+def test_one_thread_and_all_of_them_find_the_same(monkeypatch):
+    words = np.random.default_rng(0).integers(0, 2**64, 5 * checksum.BLOCK + 3, np.uint64)
+    found = []
+    for many in (100, 1):
+        monkeypatch.setattr(checksum, "MANY", many)
+        found.append(checksum.block_sums(words))
+    assert np.array_equal(*found)
+
+
+def test_memory_that_is_not_aligned_is_no_matter_for_another_kernel():
+    w = torch.arange(4000, dtype=torch.uint8)
+    assert prepared.fingerprint([w[1:2]]) and prepared._sums(prepared._memory(w[3:])).any()
+    assert prepared._memory(w[3:]).data_ptr() % 8 == 0 and torch.equal(prepared._memory(w[3:]), w[3:])
 
 
 def test_it_draws_no_numbers_and_works_in_inference_mode():

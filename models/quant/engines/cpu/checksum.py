@@ -16,25 +16,40 @@ from .cache import SOURCES
 from .simd import set_threads
 
 BLOCK = 2**13  # words: 64 KB, a work item
+MANY = 64  # blocks: to wait for other threads takes longer than to do with fewer
 KEYS = np.random.Generator(np.random.PCG64(0)).integers(0, 2**64, BLOCK, np.uint64)  # not those of a training run
 _HALF, _LOW = np.uint64(32), np.uint64(2**32 - 1)
 
 
+@njit(forceinline=True)
+def _block_sum(words, keys, block):
+    part = words[block * BLOCK:(block + 1) * BLOCK]
+    total = np.uint64(0)
+    for i in range(len(part)):
+        mixed = part[i] ^ keys[i]
+        high, low = mixed >> _HALF, mixed & _LOW
+        total += high * low + ((high + low) << _HALF)  # the product modulo 2^64
+    return total
+
+
+@njit(cache=True)
+def _on_one_thread(words, keys, sums, sources=SOURCES):
+    for block in range(len(sums)):
+        sums[block] = _block_sum(words, keys, block)
+
+
 @njit(cache=True, parallel=True)
-def _block_sums(words, keys, sums, sources=SOURCES):
+def _on_all_threads(words, keys, sums, sources=SOURCES):
     for block in prange(len(sums)):
-        part = words[block * BLOCK:(block + 1) * BLOCK]
-        total = np.uint64(0)
-        for i in range(len(part)):
-            mixed = part[i] ^ keys[i]
-            high, low = mixed >> _HALF, mixed & _LOW
-            total += high * low + ((high + low) << _HALF)  # the product modulo 2^64
-        sums[block] = total
+        sums[block] = _block_sum(words, keys, block)
 
 
 def block_sums(words: np.ndarray) -> np.ndarray:
     """The sum of each block of `words`, uint64 and contiguous: uint64 `[ceil(words / BLOCK)]`."""
-    set_threads()
     sums = np.empty(-(-len(words) // BLOCK), np.uint64)
-    _block_sums(words, KEYS, sums)
+    if len(sums) < MANY:
+        _on_one_thread(words, KEYS, sums)
+    else:
+        set_threads()
+        _on_all_threads(words, KEYS, sums)
     return sums
