@@ -118,19 +118,19 @@ def fit_quantizers(net: nn.Module, settings: TrainSettings, checkpoint: dict, nu
     absent = load(original, before, checkpoint["state_dict"], source)
     own = {name for name in used_alphas(original) if f"{name}.act_quant.act_alpha" not in absent and settings.abit == before.abit}
     new = [name for name in used_alphas(net) if name not in own]
-    text = ""
-    if new:
-        if settings.alpha_init == "fit":
-            fit_alphas(net, images, new)
-        else:
-            for name in new:
-                used_alphas(net)[name].fill_(settings.alpha_init)
-        text = "; clipping levels start at " + ", ".join(f"{used_alphas(net)[name].item():.3g}" for name in new)
-    elif settings.alpha_init != "fit":
-        text = "; they have clipping levels, so --alpha_init has no effect"
-    if _quantizers(before) != _quantizers(settings):
+    if new and settings.alpha_init == "fit":
+        fit_alphas(net, images, new)
+    else:
+        for name in new:
+            used_alphas(net)[name].fill_(settings.alpha_init)
+    others = _quantizers(before) != _quantizers(settings)
+    if others:
         fit_logits(net, original, images)
         with quant.without_adc(net):
             torch.optim.swa_utils.update_bn([images], net)
-        text += "; the logits keep their scale under other quantizers"
-    return text
+    text = ""
+    if new:  # the last one as the logits' scale has left it
+        text = "; clipping levels start at " + ", ".join(f"{used_alphas(net)[name].item():.3g}" for name in new)
+    elif settings.alpha_init != "fit":
+        text = "; they have clipping levels, so --alpha_init has no effect"
+    return text + ("; the logits keep their scale under other quantizers" if others else "")

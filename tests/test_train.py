@@ -264,7 +264,7 @@ def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
     (FLOAT, ["--wq", "dorefa"]), (FLOAT, ["--wq", "sawb", "--alpha_init", "3"]), (["--abit", "8"], ["--abit", "1"]),
     (["--wbit", "4"], ["--wbit", "2", "--wq", "sawb", "--alpha_init", "3"])])
 def test_logits_are_much_the_same_under_other_quantizers(before, after, tmp_path):
-    """Their deviation, and with biases that are far from zero their means."""
+    """Their deviation on the images that they were fitted to, and with biases that are far from zero their means."""
     quick(tmp_path / "start", *before, "--epochs", "2")
     start, tuned = tmp_path / "start" / "model_best.pth.tar", ["--epochs", "1", "--lr", "1e-12", "--wd", "0", *after]
     checkpoint = load_checkpoint(start)
@@ -273,17 +273,19 @@ def test_logits_are_much_the_same_under_other_quantizers(before, after, tmp_path
     save_checkpoint(start, checkpoint)
     expected = logits(checkpoint)
     found = logits(quick(tmp_path / "tuned", "--fine_tune", str(start), *tuned)[1])
-    assert found.std(0).mean() == pytest.approx(expected.std(0).mean(), rel=0.1)
-    assert abs(found.mean(0) - expected.mean(0)).max() < 0.15 * (expected.mean(0).max() - expected.mean(0).min())
+    assert (found - found.mean(0)).std() == pytest.approx((expected - expected.mean(0)).std(), rel=1e-3)
+    # Other weights move the means of the classes somewhat; a bias of the wrong worth, by a factor of 4 here, moves them far more.
+    assert abs(found.mean(0) - expected.mean(0)).max() < 0.3 * (expected.mean(0).max() - expected.mean(0).min())
 
 
 def logits(checkpoint):
-    """Those of some images as numpy array, with the statistics of the batch."""
+    """Those of the training images as numpy array, with the statistics of the batch."""
     net = starting.build_network(stored_settings(checkpoint), 10, torch.device("cpu"))
     net.load_state_dict(checkpoint["state_dict"])
     data = datasets.load("digits")
+    kept, _ = datasets.training_split(data.train_y, 0.1, seed=0, limit=200)
     with torch.no_grad():
-        return net.train()(datasets.normalize(data.train_x[::3], data.mean, data.std)).numpy()
+        return net.train()(datasets.normalize(data.train_x[kept], data.mean, data.std)).numpy()
 
 
 def stored_settings(checkpoint):
