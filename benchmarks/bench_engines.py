@@ -7,6 +7,8 @@ that are one (rows that are zero cost nothing), so their share is part of the re
 without it the weights are random and the batch norm statistics are those of the embedded digits.
 """
 
+from __future__ import annotations
+
 import argparse
 import collections
 import re
@@ -19,9 +21,10 @@ from pathlib import Path
 from common import build, digit_images, markdown_table, median_seconds, write_results
 
 import torch
-import utils
+from experiment.checkpoint import load_checkpoint, load_weights
 from loop_and_convolve import convolution
 from models import quant
+from models.quant.quantizers import OFF
 
 W_BITS = A_BITS = 4
 ADC_BITS = 6
@@ -31,8 +34,8 @@ def crossbar_network(args, images):
     """VGG7 on crossbars with sensible activations: weights of a checkpoint, or random ones and the images' statistics."""
     net = build("vgg7_quant_eval", W_BITS, A_BITS)
     if args.resume:
-        state = utils.load_checkpoint(args.resume)["state_dict"]
-        utils.load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=args.resume)
+        state = load_checkpoint(args.resume)["state_dict"]
+        load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=args.resume)
         return net.eval()
     trained = build("vgg7_quant", W_BITS, A_BITS).train()
     for module in trained.modules():
@@ -40,15 +43,14 @@ def crossbar_network(args, images):
             module.momentum = None  # plain average over the calls
     with torch.no_grad():
         trained(images)
-    utils.load_weights(net, trained.state_dict(), allow_missing=quant.ADC_BUFFERS)
+    load_weights(net, trained.state_dict(), allow_missing=quant.ADC_BUFFERS)
     return net.eval()
 
 
 def set_hardware(net, cell_bits, adc_range, images):
     quant.set_spec(net, quant.CrossbarSpec(W_BITS, A_BITS, cell_bits, ADC_BITS, adc_range=adc_range))
     if adc_range == "calibrated":
-        quant.calibrate(net, [images])
-        quant.correct(net, images)
+        quant.calibrate(net, images)
 
 
 def reads_an_image(net, images):
@@ -116,7 +118,7 @@ def run_for_memory(kind):
     images, _ = digit_images(256)
     with torch.inference_mode():
         if kind == "plain":
-            build("vgg7_quant", 32, 32).eval()(images)
+            build("vgg7_quant", OFF, OFF).eval()(images)
         else:
             net = build("vgg7_quant_eval", W_BITS, A_BITS).eval()
             set_hardware(net, 1, "calibrated", images[:16])
@@ -127,7 +129,7 @@ def run_for_memory(kind):
     print((int(peak[1]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7, help="timed runs after one warm-up; the median counts")
@@ -137,13 +139,14 @@ def main(argv=None):
     parser.add_argument("--memory_of", choices=("plain", "crossbar"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.memory_of:
-        return run_for_memory(args.memory_of)
+        run_for_memory(args.memory_of)
+        return 0
 
     batch, _ = digit_images(args.batch_size)
     few, per_image = batch[:args.reference_images], 1e3 / args.batch_size
     rows, layers, numbers = [], [], {"batch_size": args.batch_size, "repeats": args.repeats}
     with torch.inference_mode():
-        plain = build("vgg7_quant", 32, 32).eval()
+        plain = build("vgg7_quant", OFF, OFF).eval()
         net = crossbar_network(args, batch)
 
         def beside(run, images, repeats=args.repeats):

@@ -5,15 +5,18 @@
 Writes benchmarks/results/train.md and train.json.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 
 from common import build, digit_images, markdown_table, median_seconds, write_results
 
 import torch
+from models.quant.quantizers import OFF
 from torch.nn import functional as F
 
-SETTINGS = [("plain, float32", 32, False), ("plain, bfloat16", 32, True), ("4-bit QAT, float32", 4, False),
+SETTINGS = [("plain, float32", OFF, False), ("plain, bfloat16", OFF, True), ("4-bit QAT, float32", 4, False),
             ("4-bit QAT, bfloat16", 4, True)]
 
 
@@ -31,7 +34,7 @@ def step_of(bits, bf16, images, labels):
     return step
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7, help="timed steps after one warm-up; the median counts")

@@ -1,41 +1,43 @@
 """What both benchmarks share: the clock, the plain network, and how a result is written down."""
 
+from __future__ import annotations
+
 import datetime
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's modules, from any folder
 
 import torch  # noqa: E402
 
-import datasets  # noqa: E402
 import models  # noqa: E402
-import utils  # noqa: E402
+from experiment import data  # noqa: E402
+from experiment.machine import machine_info  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def build(name, wbit, abit, seed=0, **kwargs):
-    """A network of the registry, channels last; the seed fixes its weights."""
-    torch.manual_seed(seed)
-    config = getattr(models, name)
-    config.kwargs.update({"num_classes": 10, "wbit": wbit, "abit": abit, "alpha_init": 6.0, **kwargs})
-    return config.base(*config.args, **config.kwargs).to(memory_format=torch.channels_last)
+def build(name: str, wbit: int, abit: int) -> torch.nn.Module:
+    """A network of `models`, channels last, with the weights of one seed."""
+    torch.manual_seed(0)
+    net = models.create(name, num_classes=10, wbit=wbit, abit=abit, alpha_init=6.0)
+    return net.to(memory_format=torch.channels_last)
 
 
-def digit_images(count):
+def digit_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`count` normalised test images of the embedded data set, channels last; labels beside them."""
-    data = datasets.load("digits")
-    repeats = -(-count // len(data.test_x))
-    images = data.test_x.repeat(repeats, 1, 1, 1)[:count]
-    return datasets.normalize(images, data.mean, data.std), data.test_y.repeat(repeats)[:count]
+    digits = data.load("digits")
+    repeats = -(-count // len(digits.test_x))
+    images = digits.test_x.repeat(repeats, 1, 1, 1)[:count]
+    return data.normalize(images, digits.mean, digits.std), digits.test_y.repeat(repeats)[:count]
 
 
-def median_seconds(*runs, repeats):
-    """Median wall time of each of `runs`, after one call that does not count. They are called in turns, so that what else
-    the machine does slows all of them alike."""
+def median_seconds(*runs: Callable[[], object], repeats: int) -> list[float]:
+    """Median wall time of each of `runs` in seconds, after one call that does not count. They are called in turns, so that
+    what else the machine does slows all of them alike."""
     for run in runs:
         run()
     seconds = [[] for _ in runs]
@@ -47,14 +49,15 @@ def median_seconds(*runs, repeats):
     return [sorted(times)[repeats // 2] for times in seconds]
 
 
-def markdown_table(header, rows):
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown."""
     cells = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in cells)
 
 
-def write_results(name, title, sections, numbers):
+def write_results(name: str, title: str, sections: list[str], numbers: dict[str, object]) -> None:
     """Write results/<name>.md and .json with machine, versions and date, and print the former."""
-    facts = utils.machine_info() | {"date": datetime.date.today().isoformat(), "command": " ".join(sys.argv)}
+    facts = machine_info() | {"date": datetime.date.today().isoformat(), "command": " ".join(sys.argv)}
     text = "\n\n".join([f"# {title}", ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None),
                         *sections]) + "\n"
     RESULTS.mkdir(exist_ok=True)

@@ -4,11 +4,19 @@ For each kernel position, block of 128 input channels, input bit and weight slic
 with the slice's cells at that position, one with the reference column, an ADC over the whole batch, and a shift-add.
 """
 
-import torch
-from torch.nn import functional as F
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's modules, from any folder
+
+import torch  # noqa: E402
+from models.quant import CrossbarSpec  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
 
-def convolution(a_codes, w_codes, spec, padding):
+def convolution(a_codes: torch.Tensor, w_codes: torch.Tensor, spec: CrossbarSpec, padding: int) -> torch.Tensor:
     """`sum A (2 W - L)` with a dynamic ADC; a_codes [N, in, H, W] and w_codes [out, in, kh, kw] as float tensors."""
     total = 0
     kh, kw = w_codes.shape[2:]
