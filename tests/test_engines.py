@@ -239,6 +239,14 @@ def test_dynamic_sums_around_16_bits(engine, arrays, groups):
     check(engine, Case(spec, Geometry(groups=groups), a_codes, w_codes, [1.0] * 4, [0] * 4))
 
 
+def test_dynamic_sums_of_exactly_16_bits(engine):
+    """64 arrays of 1024 rows, 1-bit ADC: each read of the first output adds its range, 1024, and all of them 2^16."""
+    spec = CrossbarSpec(1, 1, 1, 1, 1024, reference="digital", adc_range="dynamic")
+    case = layer_case(spec, channels=64 * 1024, out=2, kernel=(1, 1), size=(1, 1), images=1)
+    case.a_codes[:], case.w_codes[0], case.w_codes[1] = 1, 1, 0
+    check(engine, case)
+
+
 @pytest.mark.parametrize("arrays", [8, 9])
 @pytest.mark.parametrize("q_min", [0, -4095])
 def test_codes_fill_int32_and_go_beyond(engine, arrays, q_min):
@@ -468,6 +476,15 @@ def test_byte_tables_have_the_codes_of_every_read(reference, cell_bits, adc_bits
             assert (found == adc.transfer(u, spec.unit, delta, q_min, adc_bits)).all(), (delta, q_min)
             tried += u.size
     assert tried
+
+
+@pytest.mark.parametrize("w_bits, cell_bits", [(4, 1), (4, 2)])
+def test_byte_tables_beside_a_reference_of_whole_cells(w_bits, cell_bits):
+    """r_k n then passes the largest centre that a table of bytes can have, 192, one by one with 1-bit cells."""
+    case = dense_case(CrossbarSpec(w_bits, 1, cell_bits, 5, 210), range(211))
+    case.zero_code = 7
+    case.delta, case.q_min = [2.0] * len(case.delta), [-16] * len(case.delta)
+    check(engines.load("numba"), case)
 
 
 @pytest.mark.parametrize("delta, q_min, adc_bits", [(1.0, -64, 7), (2.0, -31, 6), (2.046875, -32, 6)])
