@@ -26,10 +26,11 @@ MOST_LEAVES = 2**11  # values of P that a histogram counts 512 columns at a time
 # Where results go; arrays that `op` does not write are empty.
 # out         accumulators `[step, N, H', W', out]`; or, with `values`, a float64 for each step, one array with the bits of
 #             `float32(sum_step acc values) scale + offset`. Where `Adc.relative`, it holds the sum of all u before.
+#             As int32 in any case, so that one compiled kernel serves both; wide: its elements are int64
 # next_codes  `[N, H', W', out]`: in place of those bits the codes that the next layer makes of them, see `output.ToCodes`
 # extremes    smallest and largest u, `[thread, group, array, digit, slice, 2]`
 # counts      of u, `[thread, digit, slice, u - u_min, part]`: eight parts (`simd.add_ones`), or one where `Adc.exact`
-Target = namedtuple("Target", "out values scale offset next_codes extremes counts u_min")
+Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts u_min")
 
 # Arrays of one work item, overwritten from pixel to pixel.
 # lists, ones        active rows of the input rows at hand, and how many they are: see `rows`
@@ -51,7 +52,7 @@ Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums
 # n_intervals           of `Plan`
 # exact .. unit         of `Adc`; relative holds for STATIC only
 # extremes, counts      those of this thread; u_min, bins: lowest u and number of values that are counted
-# step_size, wide       of `out`: elements of one ADC step, whether they are int64
+# step_size, wide       of `out`: elements of one ADC step; whether they are int64
 # scaling, to_codes     whether there are `values`; whether there are `next_codes`
 # gain .. factor        of `output.ToCodes`
 # look                  whether bit planes tell that a block of reads is quiet (`counts.any_outside`)
@@ -69,7 +70,7 @@ Addresses = namedtuple("Addresses", """
 # cells        where the cells of its array begin in the weights; pass_stride: words from one bit of the cells to the next
 # ones         n, the sum of its rows' digits
 # depth        bit planes that hold any P with so many ones
-Read = namedtuple("Read", "group array digit first slot cells pass_stride ones depth")
+Read = namedtuple("Read", "array digit first slot cells pass_stride ones depth")
 
 
 @njit
@@ -95,6 +96,7 @@ def addresses(shape, plan, adc, target, to_codes, buffers, thread, op):
     """`Addresses` for one `op`."""
     relative = op == STATIC and adc.relative
     look = (op == RANGES or relative) and shape.packed == 1 and shape.one_reference and not adc.exact
+    words = 2 if target.wide else 1  # of an element of `out`
     return Addresses(
         weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, pass_stride=plan.pass_stride.ctypes.data,
         segments=plan.segments.ctypes.data, segment_start=plan.segment_start.ctypes.data,
@@ -105,7 +107,7 @@ def addresses(shape, plan, adc, target, to_codes, buffers, thread, op):
         exact=adc.exact, relative=relative, table_ones=adc.table_ones, q_max=adc.q_max, unit=adc.unit,
         forms=adc.forms.ctypes.data, limits=adc.limits.ctypes.data, codes=adc.codes.ctypes.data,
         delta=adc.delta.ctypes.data, idle=adc.idle.ctypes.data, flush=adc.flush.ctypes.data, constant=adc.constant.ctypes.data,
-        out=target.out.ctypes.data, step_size=target.out[:1].size, wide=target.out.itemsize == 8,
+        out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
         scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
         offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
         gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,

@@ -58,7 +58,8 @@ def run(shape: Shape, plan: Plan, adc: Adc, a_codes: torch.Tensor, size: tuple[i
     Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`.
     """
     target = Target(
-        out=np.empty((0,) * 5, np.int32) if out is None else out, values=np.empty(0) if values is None else values,
+        out=np.empty((0,) * 5, np.int32) if out is None else out.view(np.int32),
+        wide=out is not None and out.dtype == np.int64, values=np.empty(0) if values is None else values,
         scale=np.empty(0, np.float32) if scale is None else scale,
         offset=np.empty(0, np.float32) if offset is None else offset,
         next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
@@ -173,7 +174,7 @@ def _read(shape, at, group, t, z):
     for i in range(first_bit, int64_at(at.digit_start, z + 1)):
         ones += int64_at(at.row_count, i) << (i - first_bit)
     slot = (t * shape.digits + z) * shape.slices
-    return Read(group=group, array=t, digit=z, first=group * shape.arrays * shape.digits * shape.slices + slot, slot=slot,
+    return Read(array=t, digit=z, first=group * shape.arrays * shape.digits * shape.slices + slot, slot=slot,
                 cells=int64_at(at.array_base, group * shape.arrays + t), pass_stride=int64_at(at.pass_stride, t),
                 ones=ones, depth=bit_length(ones * ((1 << shape.passes) - 1)))
 
