@@ -26,31 +26,19 @@ import torch
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import models
-from experiment import data, images, machine, report, results
-from experiment.checkpoint import load_weights
+from experiment import images, machine, report, results
 from experiment.cli import UserError, check_writable, get_logger, run_main
 from experiment.eval_settings import EvalSettings, parse
 from experiment.evaluation import Cache, Record, Setting, count_reads, engines_of, measure, place
 from experiment.images import EvalImages
 from experiment.ranges import RangesOfRun
+from experiment.starting import crossbar_network
 from experiment.train_settings import TRAINED_FOR
 from models import quant
 from models.quant import diagnostics
 
 FROZEN = "calibrated", "full"  # ADC ranges that --report describes
 Cells = dict[str, torch.Tensor]  # {layer: weight codes that its cells hold}
-
-
-def build_network(settings: EvalSettings, checkpoint: dict, device: torch.device) -> nn.Module:
-    """The network of the checkpoint on crossbars, without the ADC ranges that it may hold."""
-    net = models.create(settings.model, num_classes=data.num_classes(settings.dataset, settings.data_path), wbit=settings.wbit,
-                        abit=settings.abit, wq=settings.wq, quantize_image=settings.quantize_image)
-    state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
-    # Only --quantize_image uses the clipping level of the first layer.
-    optional = quant.ADC_BUFFERS + (() if settings.quantize_image else ("features.0.act_quant.act_alpha",))
-    load_weights(net, state, allow_missing=optional, source=settings.resume)
-    return net.to(device, memory_format=torch.channels_last).eval()
 
 
 def edited_cells(settings: EvalSettings, net: nn.Module) -> Cells | None:
@@ -131,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     settings, checkpoint = parse(argv, __doc__)
     machine.keep_freed_memory()
     device = machine.pick_device(settings.ngpu)
-    net = build_network(settings, checkpoint, device)
+    net = crossbar_network(settings, checkpoint, device)
     images.check_validation(settings, checkpoint)
     try:
         cells, ranges = edited_cells(settings, net), RangesOfRun(settings, checkpoint)

@@ -1,8 +1,9 @@
-"""The network of a run: built from its settings, and, with `train.py --fine_tune`, made of the weights of a network that had other
-quantizers, or none."""
+"""Networks to begin with: that of a run or an evaluation, and, for `train.py --fine_tune`, one made of the weights of a network
+that had other quantizers, or none."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,8 +12,9 @@ import models
 from models import quant
 from models.quant.quantizers import OFF
 
-from . import train_settings
+from . import data, train_settings
 from .checkpoint import load_weights
+from .eval_settings import EvalSettings
 from .train_settings import TrainSettings
 
 
@@ -26,6 +28,20 @@ def build_network(settings: TrainSettings, num_classes: int, device: torch.devic
         name += "_eval"
         options |= {"spec": settings.spec, "crossbar_layers": settings.crossbar_layers}
     return models.create(name, **options).to(device, memory_format=torch.channels_last)
+
+
+def crossbar_network(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device) -> nn.Module:
+    """The network of a checkpoint on crossbars, in evaluation mode, without the ADC ranges that the checkpoint may hold.
+
+    Raises: UserError for weights that do not fit.
+    """
+    net = models.create(settings.model, num_classes=data.num_classes(settings.dataset, settings.data_path), wbit=settings.wbit,
+                        abit=settings.abit, wq=settings.wq, quantize_image=settings.quantize_image)
+    state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
+    # Only --quantize_image uses the clipping level of the first layer.
+    optional = quant.ADC_BUFFERS + (() if settings.quantize_image else ("features.0.act_quant.act_alpha",))
+    load_weights(net, state, allow_missing=optional, source=settings.resume)
+    return net.to(device, memory_format=torch.channels_last).eval()
 
 
 def quantized_layers(net: nn.Module) -> dict[str, nn.Module]:

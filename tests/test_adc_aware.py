@@ -61,7 +61,8 @@ def test_lossless_adc_trains_as_the_quantized_layer(kind, wq, dtype):
     plain, crossbar, x = pair(kind, wq, adc_bits=8, rows=32)
     upstream = torch.randn(plain(x).shape)
     (wanted, expected), (y, found) = gradients(plain, x, upstream, dtype), gradients(crossbar, x, upstream, dtype)
-    torch.testing.assert_close(y.float(), wanted.float(), rtol=1e-5 if dtype is None else 1e-2, atol=1e-6 if dtype is None else 1e-2)
+    rtol, atol = (1e-5, 1e-6) if dtype is None else (1e-2, 1e-2)
+    torch.testing.assert_close(y.float(), wanted.float(), rtol=rtol, atol=atol)
     assert y.dtype == wanted.dtype
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b) and a.abs().sum() > 0

@@ -30,7 +30,7 @@ def expected(layer, x):
     spec, mapped = layer.spec, layer.mapped()
     a_codes, w_codes = layer.a_codes(x).numpy(), layer.w_codes().numpy()
     slices = {}
-    for _, _, z, k, u in oracle.reads(a_codes, w_codes, spec, mapped.geometry, mapped.reference_twice):
+    for *_, k, u in oracle.reads(a_codes, w_codes, spec, mapped.geometry, mapped.reference_twice):
         v = u.flatten() * (0.5 if spec.reference == "analog" else 1.0)
         delta, q_min = float(layer.adc_delta[k]), int(layer.adc_q_min[k])
         unclipped = np.rint(v / delta)
@@ -121,7 +121,7 @@ def test_curve_over_adc_bits_weighs_reads_as_the_shift_add_does():
         layer.set_spec(other)
         ranges = adc.calibrated_ranges(histogram, layer.mapped("ideal"), "mse", "alike")
         signal = error = 0.0
-        for _, _, z, k, u in oracle.reads(layer.a_codes(x).numpy(), layer.w_codes().numpy(), spec, mapped.geometry,
+        for *_, k, u in oracle.reads(layer.a_codes(x).numpy(), layer.w_codes().numpy(), spec, mapped.geometry,
                                           mapped.reference_twice):
             delta, q_min = ranges[k]
             v = u / 2

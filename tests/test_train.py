@@ -1,4 +1,4 @@
-"""train.py and utils.py: killed and interrupted runs, bad input, checkpoints, the schedule, the penalty.
+"""train.py: killed and interrupted runs, bad input, other starts, the schedule, the penalty, what a checkpoint may say.
 
 A VGG7 with few channels stands in for the real one, so that a step takes milliseconds; the training code is the same.
 """
@@ -746,16 +746,6 @@ def script(tmp_path, monkeypatch):
         return parsed
 
     return script
-
-
-def test_flags_of_the_script_reach_the_runs_that_they_are_for(script):
-    (plain, _), (tuned, _), (last, _) = script("fast", "--wbit=2", "--abit", "3", "--wq=sawb", "--dataset", "digits", "--cutout",
-                                               "5", "--seed", "7", epochs="4", last_epochs="3", lr="0.3")
-    assert (plain.wbit, plain.abit, plain.epochs, plain.lr, plain.cutout) == (32, 32, 8, 0.1, 5)
-    assert (tuned.wbit, tuned.abit, tuned.wq, tuned.epochs, tuned.lr, tuned.cutout) == (2, 3, "sawb", 4, 0.3, 5)
-    assert (last.wbit, last.abit, last.wq, last.epochs, last.lr, last.cutout) == (2, 3, "sawb", 3, 0.3, 5)
-    assert {(call.dataset, call.seed) for call in (plain, tuned, last)} == {("digits", 7)}
-    assert (plain.save_path, tuned.save_path) == ("save/digits_vgg7_quant_fast_w32a32", "save/digits_vgg7_quant_fast_w2a3_sawb")
 
 
 @pytest.mark.parametrize("recipe, variables, epochs", [
