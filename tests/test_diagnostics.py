@@ -121,7 +121,7 @@ def test_curve_over_adc_bits_weighs_reads_as_the_shift_add_does():
         layer.set_spec(other)
         ranges = adc.calibrated_ranges(histogram, layer.mapped("ideal"), "mse", "alike")
         signal = error = 0.0
-        for *_, k, u in oracle.reads(layer.a_codes(x).numpy(), layer.w_codes().numpy(), spec, mapped.geometry,
+        for _, _, z, k, u in oracle.reads(layer.a_codes(x).numpy(), layer.w_codes().numpy(), spec, mapped.geometry,
                                           mapped.reference_twice):
             delta, q_min = ranges[k]
             v = u / 2
