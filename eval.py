@@ -120,7 +120,6 @@ def main(argv: list[str] | None = None) -> int:
     machine.keep_freed_memory()
     device = machine.pick_device(settings.ngpu)
     net = crossbar_network(settings, checkpoint, device)
-    images.check_validation(settings, checkpoint)
     try:
         cells, ranges = edited_cells(settings, net), RangesOfRun(settings, checkpoint)
         check_settings(settings, net, cells, ranges)

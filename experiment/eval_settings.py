@@ -141,6 +141,7 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Eval
     found = EvalSettings(**{name: value for name, value in (values | given).items() if name in names and value is not None},
                          settings=settings, calibration=calibration)
     _check(found, given)
+    _check_validation(found, checkpoint)
     chosen = found.adc_ranges or found.planes or {*CALIBRATION, "calib_images"} & given.keys()
     return (found if chosen else replace(found, trained_for=_trained_for(found, checkpoint["config"], source))), checkpoint
 
@@ -226,6 +227,17 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
     if found.planes and len({setting.spec.cell_bits for setting in found.settings}) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
+
+
+def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse --validation for a checkpoint that does not say which images its training held out."""
+    if not found.validation:
+        return
+    config = checkpoint["config"]
+    if not ("data" in checkpoint and config.get("val_split")):
+        raise UserError(f"--validation: {found.resume} was trained without validation images")
+    if found.dataset != config["dataset"]:
+        raise UserError(f"--validation: {found.resume} was trained on {config['dataset']}, not {found.dataset}")
 
 
 def _trained_for(found: EvalSettings, config: Mapping[str, Any], source: str) -> Setting | None:

@@ -31,17 +31,6 @@ class EvalImages:
     report: torch.Tensor
 
 
-def check_validation(settings: EvalSettings, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse --validation for a checkpoint that does not say which images its training held out."""
-    if not settings.validation:
-        return
-    config = checkpoint["config"]
-    if not ("data" in checkpoint and config.get("val_split")):
-        raise UserError(f"--validation: {settings.resume} was trained without validation images")
-    if settings.dataset != config["dataset"]:
-        raise UserError(f"--validation: {settings.resume} was trained on {config['dataset']}, not {settings.dataset}")
-
-
 def load(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device, log: logging.Logger) -> EvalImages:
     """The images that the settings name, scaled as in the training of the checkpoint.
 
