@@ -132,7 +132,7 @@ def announce(module: ModuleType, reason: str) -> None:
 
 
 def value(layer: MappedLayer) -> list[float]:
-    """What one unit of each accumulator plane is worth in `sum A (2 W - L)`: a list of G floats."""
+    """What one unit of each step of accumulators is worth in `sum A (2 W - L)`: a list of G floats."""
     spec = layer.spec
     if spec.adc_range == "ideal":
         return [1.0]
@@ -145,7 +145,7 @@ def scaled(engine: ModuleType, prepared: object, a_codes: Tensor, values: Sequen
            offset: Tensor) -> Tensor:
     """`float32(sum_g acc_g values_g) scale + offset`, the sum in float64: float32 `[N, H', W', out]`.
 
-    Args: values, a float for each accumulator plane; scale, offset, float32 `[out]`.
+    Args: values, a float for each step of accumulators; scale, offset, float32 `[out]`.
     """
     if hasattr(engine, "scaled"):
         return engine.scaled(prepared, a_codes, values, scale, offset)
