@@ -27,7 +27,7 @@ _FINITE_ABOVE_0 = "finite and above 0", lambda values: values.isfinite() & (valu
 _FINITE_FROM_0 = "finite and not negative", lambda values: values.isfinite() & (values >= 0)
 _ALLOWED_VALUES = {
     "act_alpha": _FINITE_ABOVE_0, "adc_delta": _FINITE_ABOVE_0, "clip": _FINITE_FROM_0, "running_var": _FINITE_FROM_0,
-    "adc_q_min": ("finite and at most 0", lambda values: values.isfinite() & (values <= 0)),
+    "adc_bits_plan": _FINITE_FROM_0, "adc_q_min": ("finite and at most 0", lambda values: values.isfinite() & (values <= 0)),
 }
 
 

@@ -198,18 +198,28 @@ def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Itera
 def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibration: Calibration) -> list[Setting]:
     """Every combination of the flags' values, in the order of a table."""
     values = _hardware_defaults() | given
-    order = ("crossbar_layers", "mapping", "reference", "dac_bits", "rows", "cell_bits", "adc_range", "adc_bits")
+    order = ("crossbar_layers", "mapping", "reference", "dac_bits", "rows", "cell_bits", "adc_max_bits", "adc_range",
+             "adc_plan", "adc_bits")
     settings = []
     for combination in itertools.product(*(values[flag_name(name)] for name in order)):
         layers, *hardware = combination
+        *_, plan, bits = combination
+        if plan == "uniform" and _needs_a_plan(bits) and "significance" in values["adc_plan"]:
+            continue  # a mean for the plans of the same table
         try:
             spec = CrossbarSpec(w_bits, a_bits, **dict(zip(order[1:], hardware)))
         except ValueError as error:
             raise UserError(flags.in_flags(str(error))) from None
         if spec.adc_range == "ideal":  # without an ADC its bits make no difference
-            spec = replace(spec, adc_bits=1)
+            spec = replace(spec, adc_bits=1, adc_plan="uniform")
+        if not spec.planned:  # nor do, without a plan, the most bits of one
+            spec = replace(spec, adc_max_bits=CrossbarSpec().adc_max_bits)
         settings.append(Setting(spec, layers, calibration))
     return settings
+
+
+def _needs_a_plan(bits: float) -> bool:
+    return isinstance(bits, float) or bits == 0
 
 
 def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:

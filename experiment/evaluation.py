@@ -43,8 +43,9 @@ class Setting:
 
     def __str__(self) -> str:
         spec, usual = self.spec, CrossbarSpec()
-        adc = "no ADC" if spec.adc_range == "ideal" else f"{spec.adc_bits}-bit ADC, {spec.adc_range}"
-        notes = [f"{name} {getattr(spec, name)}" for name in ("rows", "mapping", "reference", "dac_bits")
+        adc = f"{spec.adc_bits:g}-bit ADC, {'planned' if spec.planned else spec.adc_range}"
+        adc = "no ADC" if spec.adc_range == "ideal" else adc
+        notes = [f"{name} {getattr(spec, name)}" for name in ("rows", "mapping", "reference", "dac_bits", "adc_max_bits")
                  if getattr(spec, name) != getattr(usual, name)]
         notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
         return ", ".join([f"{spec.cell_bits}-bit cells, {adc}", *notes])
@@ -61,6 +62,8 @@ class Record:
         changed_predictions: images that are classified differently than by the software.
         seconds: time in the network, without loading and calibration.
         engine: what ran the layers on crossbars; None for the software.
+        mean_bits, conversions: mean bits of all reads, those that are not converted counted as 0, and the share of reads that are
+            converted; None where there are no ADCs.
     """
 
     setting: Setting | None
@@ -70,6 +73,8 @@ class Record:
     changed_predictions: int
     seconds: float
     engine: str | None
+    mean_bits: float | None = None
+    conversions: float | None = None
 
     @property
     def n_images(self) -> int:
@@ -111,7 +116,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         progress: show a progress bar.
     Raises: ValueError for an engine that cannot run here, ranges that are missing, or reads of too many values to calibrate on.
     """
-    ran = None
+    ran = mean_bits = conversions = None
     with quant.set_engine(engine):
         if setting is None:
             use_cells(network, None)
@@ -125,12 +130,14 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
             if setting.spec.adc_range == "calibrated" and calibration is not None:
                 _calibrate(network, setting, batches_of(calibration, batch_size), cache or Cache(), progress)
             predictions, seconds = predict(network, batches_of(images, batch_size), str(setting), progress)
+            mean_bits, conversions = conversions_of(network, next(iter(batches_of(images, batch_size)))[:1])
     right = (predictions == labels).double().mean().item()
     baseline = predictions if software is None else software.predictions
     return Record(
         setting=setting, predictions=predictions, accuracy=100 * right,
         software_accuracy=100 * (baseline == labels).double().mean().item(),
-        changed_predictions=int((predictions != baseline).sum()), seconds=seconds, engine=ran)
+        changed_predictions=int((predictions != baseline).sum()), seconds=seconds, engine=ran,
+        mean_bits=mean_bits, conversions=conversions)
 
 
 def place(network: nn.Module, setting: Setting, cells: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -164,7 +171,7 @@ def engines_of(network: nn.Module, setting: Setting, engine: str = "auto", count
     """
     names = []
     for name, layer in on_adcs(network):
-        mapped = layer.mapped("full" if setting.spec.adc_range == "calibrated" else None)
+        mapped = layer.mapped("ideal")
         low, high = mapped.u_span
         if (counted or setting.spec.adc_range == "calibrated") and high - low >= engines.MAX_BINS:
             raise ValueError(f"{setting}: a read of {name} has {high - low + 1} possible values, too many to calibrate on or to "
@@ -177,6 +184,30 @@ def on_adcs(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """The layers of a network that its setting has put on crossbars; all of them where no layer has an ADC."""
     layers = quant.crossbar_layers(network)
     return [(name, layer) for name, layer in layers if layer.spec.adc_range != "ideal"] or layers
+
+
+@torch.no_grad()
+def conversions_of(network: nn.Module, image: torch.Tensor) -> tuple[float | None, float | None]:
+    """(mean bits of all reads, share of them that are converted) of a network on a setting; (None, None) without ADCs.
+
+    Args: image, one network input: how many reads a layer makes depends on its size.
+    """
+    bits = converted = reads = 0.0
+
+    def count(layer: nn.Module, _: Any, y: torch.Tensor) -> None:
+        nonlocal bits, converted, reads
+        mapped = layer.mapped()
+        kinds = [mapped.converter(z, k).bits for z in range(len(layer.spec.digit_bits)) for k in range(len(layer.spec.slice_bits))]
+        each = y.numel() * len(mapped.arrays)  # reads of one kind
+        bits, converted, reads = bits + each * sum(kinds), converted + each * sum(b > 0 for b in kinds), reads + each * len(kinds)
+
+    hooks = [layer.register_forward_hook(count) for _, layer in quant.crossbar_layers(network) if layer.spec.adc_range != "ideal"]
+    if not hooks:
+        return None, None
+    network(image)
+    for hook in hooks:
+        hook.remove()
+    return bits / reads, converted / reads
 
 
 def batches_of(images: Images, batch_size: int) -> Iterable[torch.Tensor]:
@@ -211,7 +242,7 @@ def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Ten
 def _calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor], cache: Cache, progress: bool) -> None:
     chosen = setting.calibration
     histograms = count_reads(network, setting, images, cache, progress)
-    quant.calibrate(network, None, chosen.rule, chosen.per, histograms=histograms)
+    quant.calibrate(network, images, chosen.rule, chosen.per, None, histograms, chosen.share)
     if chosen.correct == "channel":
         wanted = cache.moments.get(setting.crossbar_layers)
         cache.moments[setting.crossbar_layers] = quant.correct(network, images, wanted)

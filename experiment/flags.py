@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from models.quant import Calibration, CrossbarSpec
 from models.quant.calibration import OTHER_WORDS
 from models.quant.quantizers import OFF
 
@@ -24,7 +25,7 @@ from .cli import UserError
 
 # Fields whose flag has another name: that of the original scripts, or one that says what it is about.
 FLAG_NAMES = {"cell_bits": "cellBit", "adc_bits": "adc_prec", "rows": "subArray", "rule": "adc_calib", "per": "adc_per",
-              "correct": "adc_correct", "w_bits": "wbit", "a_bits": "abit"}
+              "correct": "adc_correct", "share": "adc_share", "w_bits": "wbit", "a_bits": "abit"}
 ALIASES = {"crossbar_layers": "map"}  # older names of flags, and of keys in the files of earlier versions
 
 
@@ -56,6 +57,8 @@ BITS = Number(int, f"1 to 8, or {OFF} to switch the quantizer off", lambda bits:
 COUNT = Number(int, "a whole number from 1 up", lambda value: 1 <= value < 2**63)
 COUNT_OR_0 = Number(int, "a whole number from 0 up", lambda value: 0 <= value < 2**63)
 AT_LEAST_2 = Number(int, "2 or more, as batch norm needs", lambda value: 2 <= value < 2**63)
+NUMBER_FROM_0 = Number(lambda text: int(text) if text.isdigit() else float(text), "a number from 0 up",
+                       lambda value: 0 <= value < math.inf)
 ANY_INT = Number(int, "a whole number", lambda value: True)
 POSITIVE = Number(float, "a number above 0", lambda value: 0 < value < math.inf)
 POSITIVE_OR_0 = Number(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
@@ -84,9 +87,10 @@ def flag_name(field: str) -> str:
 
 def in_flags(message: str) -> str:
     """A message about a field of `CrossbarSpec` or `Calibration`, about its flag."""
-    for field in ("cell_bits", "adc_bits", "rows", "dac_bits", "adc_range", "mapping", "reference", "rule", "per"):
+    for field in (field.name for cls in (CrossbarSpec, Calibration) for field in flag_fields(cls)):
         if message.startswith(f"{field} is "):
             message = f"--{flag_name(field)}{message.removeprefix(field)}"
+    message = message.replace("(adc_max_bits)", "(--adc_max_bits)").replace("adc_plan significance", "--adc_plan significance")
     return message.replace("(w_bits)", "(the weight bits)").replace("(a_bits)", "(the activation bits)")
 
 
@@ -110,8 +114,9 @@ class _Extend(argparse.Action):
 
 
 def _kind(field: dataclasses.Field) -> Any:
-    """What a field's flag takes; the fields of `CrossbarSpec` say it by "allowed" or "most"."""
-    return field.metadata.get("kind") or field.metadata.get("allowed") or COUNT
+    """What a field's flag takes; the fields of `CrossbarSpec` say it by "allowed", "fractions" or "most"."""
+    meta = field.metadata
+    return meta.get("kind") or meta.get("allowed") or (NUMBER_FROM_0 if meta.get("fractions") else COUNT)
 
 
 def flag_fields(cls: type, names: Iterable[str] | None = None) -> list[dataclasses.Field]:

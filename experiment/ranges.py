@@ -1,7 +1,8 @@
 """`adc_ranges.json`: the calibrated ranges of several settings, to be used again with `eval.py --adc_ranges FILE`.
 
 `{"ranges": [{<hardware>, <how they were chosen>, "layers": {name: {"sha256": ..., "ranges": [[delta, q_min] of each slice],
-"gain": [of each channel], "offset": [of each channel]}}}]}`; sha256 is that of the layer's weight codes, whose reads the ranges
+"gain": [of each channel], "offset": [of each channel]}}}]}`; with a plan `[[delta, q_min] of each slice] of each digit` and as many
+"bits"; sha256 is that of the layer's weight codes, whose reads the ranges
 fit; gain and offset are left out where there is no correction.
 """
 
@@ -10,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from models import quant
+from models.quant import CrossbarSpec, adc
 from models.quant.files import atomic_write
 
 from .cli import UserError, one_line
@@ -21,7 +24,8 @@ from .eval_settings import EvalSettings
 from .evaluation import Setting, on_adcs
 from .locking import locked
 
-HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits")  # which make an entry's key
+HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits")
+BEFORE_PLANS = {"adc_plan": "uniform", "adc_max_bits": CrossbarSpec().adc_max_bits}  # of files that do not say them
 CORRECTION = {"gain", "offset"}
 
 
@@ -36,10 +40,15 @@ class AdcRanges:
         try:
             for entry in json.loads(Path(path).read_text(encoding="utf-8"))["ranges"]:
                 for layer in entry["layers"].values():
-                    layer["ranges"] = [(float(delta), int(q_min)) for delta, q_min in layer["ranges"]]
+                    if "bits" in layer:
+                        layer["bits"] = [[int(bits) for bits in digit] for digit in layer["bits"]]
+                        layer["ranges"] = [[(float(delta), int(q_min)) for delta, q_min in digit] for digit in layer["ranges"]]
+                    else:
+                        layer["ranges"] = [(float(delta), int(q_min)) for delta, q_min in layer["ranges"]]
                     layer["sha256"]
                     for name in CORRECTION if CORRECTION & layer.keys() else ():
                         layer[name] = [float(value) for value in layer[name]]
+                entry |= {name: value for name, value in BEFORE_PLANS.items() if name not in entry}
                 self.entries[tuple(entry[name] for name in HARDWARE)] = entry
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
@@ -51,12 +60,15 @@ class AdcRanges:
         rule = setting.calibration
         facts = dict(zip(HARDWARE, _key(setting))) | {"adc_calib": rule.rule, "adc_per": rule.per, "adc_correct": rule.correct,
                                                       "calib_images": calib_images}
+        facts |= {"adc_share": rule.share} if setting.spec.planned else {}
         entry = self.entries.get(_key(setting), {})
         if any(entry.get(name) != value for name, value in facts.items()):
             entry = self.entries[_key(setting)] = facts | {"layers": {}}  # nothing of another rule stays
         for name, layer in on_adcs(network):
-            kept = {"sha256": quant.sha256(layer.w_codes().cpu()),
-                    "ranges": list(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist()))}
+            ranges = torch.stack([layer.adc_delta, layer.adc_q_min.double()], dim=-1).tolist()
+            kept = {"sha256": quant.sha256(layer.w_codes().cpu()), "ranges": ranges}
+            if setting.spec.planned:
+                kept["bits"] = layer.adc_bits_plan.tolist()
             if rule.correct == "channel":  # 9 digits tell all float32 numbers apart
                 kept |= {"gain": [float(f"{x:.9g}") for x in layer.adc_gain.tolist()],
                          "offset": [float(f"{x:.9g}") for x in layer.adc_offset.tolist()]}
@@ -74,12 +86,16 @@ class AdcRanges:
                 raise UserError(f"{source} has no ranges of {name} with these weights for {setting}; "
                                 "calibrate it without --adc_ranges")
             try:
-                layer.set_ranges(found["ranges"])
+                if setting.spec.planned:
+                    ranges = np.array(found["ranges"])
+                    layer.set_plan(adc.Plan(np.array(found["bits"]), ranges[..., 0], ranges[..., 1]))
+                else:
+                    layer.set_ranges(found["ranges"])
                 layer.mapped()
                 if "gain" in found:
                     layer.set_correction(torch.tensor(found["gain"]), torch.tensor(found["offset"]))
-            except ValueError as error:
-                raise UserError(f"{source}, {name}, {setting}: {error}") from None
+            except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+                raise UserError(f"{source}, {name}, {setting}: {one_line(error)}") from None
 
     def merge_into(self, path: str | Path) -> None:
         """Write the entries to a file; those of other settings that others have written there meanwhile stay."""
@@ -103,6 +119,7 @@ class RangesOfRun:
     """
 
     def __init__(self, settings: EvalSettings, checkpoint: Mapping[str, Any]):
+        self.checkpoint = settings.resume
         self.file, self.path = settings.adc_ranges, Path(settings.save_path, "adc_ranges.json")
         self.trained = {key: value for key, value in checkpoint["state_dict"].items() if key.endswith(quant.ADC_BUFFERS)}
         self.trained_for = settings.trained_for if self.trained else None
@@ -124,7 +141,12 @@ class RangesOfRun:
         if self.file:
             self.kept.restore(network, setting, self.file)
             return self.file
-        network.load_state_dict(self.trained, strict=False)
+        try:
+            network.load_state_dict(self.trained, strict=False)
+            for _, layer in on_adcs(network):
+                layer.mapped()
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"the ADC ranges in {self.checkpoint}: {one_line(error)}") from None
         return "checkpoint"
 
     def keep(self, network: nn.Module, setting: Setting, calib_images: int) -> None:

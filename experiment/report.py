@@ -40,13 +40,21 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: str | None = None) -> str:
     """The result of an evaluation. Args: records, that of the software first; of_all, how many images the set has; kind, of the
     images, such as "test images"; planes, the folder that the cells came from."""
-    rows = [[str(r.setting or "software"), f"{r.accuracy:.2f}", f"{r.accuracy - r.software_accuracy:+.2f}",
-             str(r.changed_predictions), f"{r.images_per_s:.0f}"] for r in records]
+    planned = any(r.setting and r.setting.spec.planned for r in records)
+    header = ["setting", *(["mean bits", "converted"] if planned else []), "accuracy %", "difference", "changed", "images/s"]
+    rows = [[str(r.setting or "software"), *(_conversions(r) if planned else []), f"{r.accuracy:.2f}",
+             f"{r.accuracy - r.software_accuracy:+.2f}", str(r.changed_predictions), f"{r.images_per_s:.0f}"] for r in records]
     n = records[-1].n_images
     images = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
-    return "\n".join([text_table(["setting", "accuracy %", "difference", "changed", "images/s"], rows),
+    return "\n".join([text_table(header, rows),
                       images + (f"; cells from {planes}" if planes else ""),
                       "changed: images that are classified differently than by the software"])
+
+
+def _conversions(record: Record) -> list[str]:
+    if record.mean_bits is None:
+        return ["", ""]
+    return [f"{record.mean_bits:.2f}", f"{record.conversions:.1%}"]
 
 
 def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> None:
@@ -58,13 +66,13 @@ def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> No
     curves: dict[str, list[Record]] = {}
     for record in records:
         spec = record.setting.spec
-        curves.setdefault(str(record.setting).replace(f"{spec.adc_bits}-bit ADC, ", ""), []).append(record)
+        curves.setdefault(str(record.setting).replace(f"{spec.adc_bits:g}-bit ADC, ", ""), []).append(record)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=colormaps["tab20"].colors)
     for name, points in curves.items():
-        points = sorted(points, key=lambda r: r.setting.spec.adc_bits)
-        bits, accuracy = [r.setting.spec.adc_bits for r in points], np.array([r.accuracy for r in points])
+        points = sorted(points, key=lambda r: r.mean_bits)
+        bits, accuracy = [r.mean_bits for r in points], np.array([r.accuracy for r in points])
         chance = np.array([100 * r.changed_predictions**0.5 / r.n_images for r in points])
         if len(points) > 1:
             line, = axes.plot(bits, accuracy, marker="o", label=name)
@@ -72,7 +80,8 @@ def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> No
         else:
             axes.errorbar(bits, accuracy, chance, marker="x", linestyle="", capsize=2, linewidth=1, label=name)
     axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
-    axes.set(xlabel="ADC bits", ylabel="accuracy (%)")
+    planned = any(record.setting.spec.planned for record in records)
+    axes.set(xlabel="mean ADC bits of all reads" if planned else "ADC bits", ylabel="accuracy (%)")
     axes.set_title(title + "\nband: what chance alone can do (the root of the changed predictions)", fontsize="small")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -89,8 +98,9 @@ def _db(value: float | None) -> str:
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
     """One line for each slice of each layer. Args: layers, result of `models.quant.diagnostics.report`."""
-    header = ["layer", "arrays", "fill", "zero reads", "slice", "reachable", "seen", "step", "codes used", "clipped", "read dB",
-              "output dB"]
+    planned = "bits" in layers[0]["slices"][0]
+    header = ["layer", "arrays", "fill", "zero reads", "slice", "reachable", "seen", "bits by digit" if planned else "step",
+              "codes used", "clipped", "read dB", "output dB"]
     rows = []
     for entry in layers:
         for s in entry["slices"]:
@@ -99,8 +109,8 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
             rows.append([
                 *(of_layer if first else [""] * 4),
                 str(s["slice"]), f"{s['reachable'][0]:g}..{s['reachable'][1]:g}", f"{s['seen'][0]:g}..{s['seen'][1]:g}",
-                f"{s['delta']:.4g}", f"{s['codes_used']:.0%}", f"{s['clipped']:.2%}", _db(s["sqnr_db"]),
-                _db(entry["output_sqnr_db"]) if first else ""])
+                " ".join(map(str, s["bits"])) if planned else f"{s['delta']:.4g}", f"{s['codes_used']:.0%}",
+                f"{s['clipped']:.2%}", _db(s["sqnr_db"]), _db(entry["output_sqnr_db"]) if first else ""])
     return text_table(header, rows)
 
 
@@ -110,14 +120,18 @@ def write_report(path: str | Path, setting: str, layers: Sequence[Mapping[str, A
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]], adc_bits: int) -> None:
-    """One panel a layer: how often each partial sum occurs, and the ADC's levels; then SQNR over ADC bits."""
+def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]], adc_bits: float) -> None:
+    """One panel a layer: how often each partial sum occurs, and the ADC's levels, or the bits of a plan; then SQNR over ADC bits."""
+    planned = "bits" in layers[0]["slices"][0]
     columns = 4
     rows = -(-(len(layers) + 1) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for entry, axes in zip(layers, panels):
-        _reads_panel(axes, entry, adc_bits, legend=entry is layers[0])
+        if planned:
+            _plan_panel(axes, entry, max(max(s["bits"]) for each in layers for s in each["slices"]))
+        else:
+            _reads_panel(axes, entry, adc_bits, legend=entry is layers[0])
     _sqnr_panel(panels[len(layers)], layers, adc_bits)
     for axes in panels[len(layers) + 1:]:
         axes.set_axis_off()
@@ -144,13 +158,25 @@ def _reads_panel(axes: Any, entry: Mapping[str, Any], adc_bits: int, legend: boo
         axes.legend(fontsize="small", title="ticks: ADC levels", title_fontsize="small")
 
 
+def _plan_panel(axes: Any, entry: Mapping[str, Any], most: int) -> None:
+    """Bits of each digit and slice of a layer, most significant at the upper right."""
+    bits = np.array([s["bits"] for s in entry["slices"]]).T  # [digit, slice]
+    axes.imshow(bits, origin="lower", cmap="Blues", vmin=0, vmax=max(most, 1), aspect="auto")
+    for z, k in np.ndindex(*bits.shape):
+        axes.text(k, z, str(bits[z, k]) if bits[z, k] else "-", ha="center", va="center",
+                  color="white" if bits[z, k] > 0.6 * most else "black")
+    axes.set(title=f"{entry['layer']}: {bits.mean():.2f} bits", xlabel="slice of the weight", ylabel="digit of the input")
+    axes.set_xticks(range(bits.shape[1]))
+    axes.set_yticks(range(bits.shape[0]))
+
+
 def _sqnr_panel(axes: Any, layers: Sequence[Mapping[str, Any]], adc_bits: int) -> None:
     for entry in layers:
         points = [(bits, db) for bits, db in entry["sqnr_over_adc_bits"].items() if db is not None]
         if points:
             axes.plot(*zip(*points), marker="o", markersize=3, label=entry["layer"])
     axes.axvline(adc_bits, color="black", linestyle="--", linewidth=1)
-    axes.set(title="signal to quantization noise", xlabel="ADC bits", ylabel="SQNR of the reads (dB)")
+    axes.set(title="signal to quantization noise, uniform bits", xlabel="ADC bits", ylabel="SQNR of the reads (dB)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
 

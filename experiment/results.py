@@ -10,7 +10,7 @@ from .eval_settings import EvalSettings
 from .evaluation import Record
 from .locking import locked
 
-SPEC_KEYS = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_range")
+SPEC_KEYS = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_range", "adc_plan", "adc_max_bits")
 
 
 def row(record: Record, settings: EvalSettings, calib_images: int | None, source: str | None) -> dict[str, Any]:
@@ -32,6 +32,8 @@ def row(record: Record, settings: EvalSettings, calib_images: int | None, source
         "batch_size": settings.batch_size, "planes": settings.planes if setting else None, "checkpoint": settings.resume,
         "validation": settings.validation, "calib_images": calib_images, "adc_calib": rule and rule.rule,
         "adc_per": rule and rule.per, "adc_correct": rule and rule.correct, "adc_ranges": source,
+        "adc_share": rule.share if rule and setting.spec.planned else None, "mean_bits": record.mean_bits,
+        "conversions": record.conversions,
     }
 
 

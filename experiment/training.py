@@ -210,7 +210,8 @@ class Run:
                 layer.weight_quant.codes(layer.weight.detach())
         chosen = self.settings.calibration
         try:
-            quant.calibrate(self.net, self.some_images(CALIBRATION_IMAGES), chosen.rule, chosen.per, chosen.correct)
+            quant.calibrate(self.net, self.some_images(CALIBRATION_IMAGES), chosen.rule, chosen.per, chosen.correct,
+                            share=chosen.share)
         except ValueError as error:  # more values than can be counted
             raise UserError(f"--adc_aware: {error}") from None
 

@@ -88,10 +88,10 @@ def reads(a_codes, w_codes, spec, geometry, reference_twice):
                         yield group, t, z, k, bit_line
 
 
-def static_code(u, spec, delta, q_min):
+def static_code(u, spec, delta, q_min, bits):
     """`clip(rint(v / delta), q_min, q_min + 2^B - 1)` in float64; NumPy's rint takes ties to even."""
     v = u / 2.0 if spec.reference == "analog" else u / 1.0
-    return np.minimum(np.maximum(np.rint(v / np.float64(delta)), q_min), q_min + 2**spec.adc_bits - 1).astype(np.int64)
+    return np.minimum(np.maximum(np.rint(v / np.float64(delta)), q_min), q_min + 2**bits - 1).astype(np.int64)
 
 
 def dynamic_value(u, adc_bits):
@@ -115,23 +115,35 @@ def steps(delta):
     return found
 
 
-def accumulate(a_codes, w_codes, spec, geometry, reference_twice, delta=None, q_min=None):
+def planned_value(u, spec, delta, q_min, bits):
+    """Value of each read in units of 1/64; one without bits is no conversion, whatever its step."""
+    if bits == 0:
+        return np.zeros_like(u)
+    size = int(delta * 64)
+    assert size == delta * 64
+    return static_code(u, spec, delta, q_min, bits) * size
+
+
+def accumulate(a_codes, w_codes, spec, geometry, reference_twice, delta=None, q_min=None, bits=None):
     """Accumulators of a layer, int64 `[G, N, H', W', out]`.
 
     Args: a_codes uint8 `[N, H, W, in]`; w_codes uint8 `[out, in / groups, kh, kw]`; reference_twice, delta and q_min
-    one number a slice (`delta`, `q_min` for "calibrated" and "full" only).
+    one number a slice (`delta`, `q_min` for "calibrated" and "full" only); with a plan delta, q_min and bits `[digit][slice]`.
     """
     if spec.adc_range == "ideal":
         return integer_convolution(a_codes, w_codes, spec, geometry, reference_twice)[None]
-    found = [0.0] if spec.adc_range == "dynamic" else steps(delta)
+    one_plane = spec.adc_range == "dynamic" or bits is not None
+    found = [0.0] if one_plane else steps(delta)
     out_channels, groups = len(w_codes), geometry.groups
     group_out = out_channels // groups
     total = np.zeros((len(found), len(a_codes), *output_size(a_codes, w_codes, geometry), out_channels), np.int64)
     for group, _, z, k, u in reads(a_codes, w_codes, spec, geometry, reference_twice):
         if spec.adc_range == "dynamic":
             plane, value = 0, dynamic_value(u, spec.adc_bits)
+        elif bits is not None:
+            plane, value = 0, planned_value(u, spec, delta[z][k], int(q_min[z][k]), int(bits[z][k]))
         else:
-            plane, value = found.index(float(delta[k])), static_code(u, spec, delta[k], int(q_min[k]))
+            plane, value = found.index(float(delta[k])), static_code(u, spec, delta[k], int(q_min[k]), spec.adc_bits)
         weight = 2 ** (spec.dac_bits * z + spec.cell_bits * k)
         total[plane, ..., group * group_out:(group + 1) * group_out] += weight * value
     return total

@@ -26,6 +26,7 @@ class Case:
     w_codes: np.ndarray
     delta: list
     q_min: list
+    bits: list | None = None  # of a plan, whose delta, q_min and bits are lists of slices for each digit
     zero_code: int | None = None  # that of SAWB, whose digits the reference column holds; None for DoReFa's half-scale cells
 
     @property
@@ -36,16 +37,18 @@ class Case:
 
     def layer(self):
         return MappedLayer(self.spec, self.geometry, torch.from_numpy(self.w_codes), tuple(self.reference_twice),
-                           torch.tensor(self.delta, dtype=torch.float64), torch.tensor(self.q_min))
+                           torch.tensor(self.delta, dtype=torch.float64), torch.tensor(self.q_min),
+                           None if self.bits is None else torch.tensor(self.bits))
 
     def input(self):
         return torch.from_numpy(self.a_codes)
 
 
 @st.composite
-def specs(draw, adc_ranges=ADC_RANGES, rows=ROWS):
+def specs(draw, adc_ranges=ADC_RANGES, rows=ROWS, adc_plan="uniform"):
     w_bits, a_bits = draw(st.integers(1, 8)), draw(st.integers(1, 8))
     return CrossbarSpec(
+        adc_plan=adc_plan, adc_max_bits=12,
         w_bits=w_bits, a_bits=a_bits, cell_bits=draw(st.integers(1, w_bits)), adc_bits=draw(st.integers(1, 12)),
         rows=draw(st.sampled_from(rows)), mapping=draw(st.sampled_from(MAPPINGS)),
         reference=draw(st.sampled_from(REFERENCES)), dac_bits=draw(st.sampled_from([1, 1, 2, a_bits]).map(
@@ -86,6 +89,30 @@ def ranges(draw, spec):
 
 
 @st.composite
+def plans(draw, spec):
+    """`(delta, q_min, bits)` of each digit and slice, steps being multiples of 1/64; whole digits and slices without bits."""
+    shape = len(spec.digit_bits), len(spec.slice_bits)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    most = draw(st.sampled_from([8, 3, 12, 5, 1, 0]))
+    bits = rng.integers(0, most + 1, shape)
+    if shape[0] > 1 and draw(st.booleans()):
+        bits[rng.integers(shape[0])] = 0
+    if shape[1] > 1 and draw(st.integers(0, 3)) == 3:
+        bits[:, rng.integers(shape[1])] = 0
+    if draw(st.booleans()):
+        bits[:] = bits[:, :1]  # neighbours with one range share a run
+    kind = draw(st.sampled_from(["unit", "small", "any", "any", "huge", "mixed"]))
+    steps = {"unit": np.full(shape, 64 * spec.unit), "small": rng.integers(1, 65, shape), "any": rng.integers(1, 2561, shape),
+             "huge": rng.integers(2**16, 2**30, shape)}
+    steps["mixed"] = np.where(rng.random(shape) < 0.5, steps["unit"], 64 * rng.integers(1, 9, shape))
+    size = steps[kind] if draw(st.booleans()) else np.broadcast_to(steps[kind][:, :1], shape)
+    last = 2**bits - 1
+    q_min = {"zero": 0 * last, "lowest": -last, "middle": -(2**bits // 2), "any": -rng.integers(0, last + 1)}[
+        draw(st.sampled_from(["zero", "lowest", "middle", "middle", "any"]))]
+    return (size / 64).tolist(), q_min.tolist(), bits.tolist()
+
+
+@st.composite
 def geometries(draw, kernel, groups):
     pair = st.tuples(st.integers(1, 2), st.integers(1, 2))
     dilation = draw(pair)
@@ -96,9 +123,9 @@ def geometries(draw, kernel, groups):
 
 
 @st.composite
-def cases(draw, adc_ranges=ADC_RANGES, rows=ROWS, max_channels=40):
+def cases(draw, adc_ranges=ADC_RANGES, rows=ROWS, max_channels=40, planned=False):
     """Any layer: convolutions (grouped, depthwise, strided, dilated, padded on each side) and linear layers."""
-    spec = draw(specs(adc_ranges, rows))
+    spec = draw(specs(["calibrated"] if planned else adc_ranges, rows, "significance" if planned else "uniform"))
     if draw(st.integers(0, 3)) == 0:  # a linear layer, wide enough to fill arrays of 1024 rows
         kernel, groups, size, geometry = (1, 1), 1, (1, 1), Geometry()
         channels = draw(st.integers(1, min(64 * max_channels, 10 * spec.rows)))
@@ -116,5 +143,6 @@ def cases(draw, adc_ranges=ADC_RANGES, rows=ROWS, max_channels=40):
     images = draw(st.integers(1, 3))
     a_codes = codes(draw(st.sampled_from(ACTIVATIONS)), spec.a_bits, (images, *size, channels * groups), rng)
     w_codes = codes(draw(st.sampled_from(WEIGHTS[:1] * 3 + WEIGHTS)), spec.w_bits, (out, channels, *kernel), rng)
-    delta, q_min = draw(ranges(spec))
-    return Case(spec, geometry, a_codes, w_codes, delta, q_min, draw(st.sampled_from([None, 2 ** (spec.w_bits - 1) - 1])))
+    delta, q_min, bits = draw(plans(spec)) if planned else (*draw(ranges(spec)), None)
+    zero_code = draw(st.sampled_from([None, 2 ** (spec.w_bits - 1) - 1]))
+    return Case(spec, geometry, a_codes, w_codes, delta, q_min, bits, zero_code)

@@ -36,7 +36,7 @@ def engine(request):
 
 def expected(case):
     return oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta,
-                             case.q_min)
+                             case.q_min, case.bits)
 
 
 def accumulators(engine, case):
@@ -61,6 +61,22 @@ def check(engine, case):
 @settings(max_examples=300)
 def test_static_adc(engine, case):
     check(engine, case)
+
+
+@given(case=cases(planned=True))
+@settings(max_examples=300)
+def test_planned_adc(engine, case):
+    check(engine, case)
+
+
+@given(case=cases(planned=True))
+@settings(max_examples=100)
+def test_planned_adc_without_byte_tables(case):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(converter, "has_byte_tables", lambda: False)
+        numba_engine, reads = numba_reads(case)
+        assert (reads.static.table_ones == -1).all()
+        check(numba_engine, case)
 
 
 @given(case=cases(adc_ranges=["dynamic"]))
@@ -266,6 +282,120 @@ def test_ideal_sums_beyond_int32(engine):
     assert accumulators(engine, case).ravel().tolist() == [40000 * 255 * 255, -40000 * 255 * 255]
 
 
+def planned_case(case, bits, delta, q_min=None, adc_max_bits=12):
+    """A case with a plan; numbers are broadcast to `[digits, slices]`, a lowest code that is not given is in the middle."""
+    spec = replace(case.spec, adc_plan="significance", adc_bits=1, adc_max_bits=adc_max_bits)
+    shape = len(spec.digit_bits), len(spec.slice_bits)
+    bits, delta = np.broadcast_to(bits, shape), np.broadcast_to(np.asarray(delta, float), shape)
+    q_min = -(2**bits // 2) if q_min is None else np.broadcast_to(q_min, shape)
+    return replace(case, spec=spec, bits=bits.tolist(), delta=delta.tolist(), q_min=q_min.tolist())
+
+
+BITS = np.array([[0, 0, 0, 2], [0, 1, 3, 4], [0, 2, 4, 5], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("cell_bits, dac_bits", [(1, 1), (2, 1), (3, 2), (1, 4)])
+def test_usual_plan(engine, mapping, reference, cell_bits, dac_bits):
+    """A slice and a digit without bits; every kind of read has a step of its own. In the 16 bits that are fast."""
+    spec = CrossbarSpec(4, 4, cell_bits, 6, 64, mapping, reference, dac_bits)
+    case = layer_case(spec, padding=(1, 1, 1, 1), out=66)
+    digits, slices = len(spec.digit_bits), len(spec.slice_bits)
+    bits = BITS[4 - digits:, -slices:] if digits > 1 else BITS[2:3, -slices:]
+    case = planned_case(case, bits, (70 + np.arange(digits * slices).reshape(digits, slices)) / 64,
+                        None if reference == "analog" else 0)
+    check(engine, case)
+    assert not numba_reads(case)[1].static.exact
+    assert accumulators(engine, case).any()
+
+
+@pytest.mark.parametrize("bits", [0, 1, 6])
+def test_plan_of_the_same_bits_everywhere(engine, bits):
+    """With one step and one lowest code it is the ADC of a layer without a plan; without bits nothing is added."""
+    plain = layer_case(CrossbarSpec(rows=32, adc_bits=max(bits, 1)), padding=(1, 1, 1, 1))
+    plain.delta = [1.25] * 4
+    case = planned_case(plain, bits, 1.25, -(2**bits // 2))
+    assert_same(accumulators(engine, case), expected(plain) * (80 if bits else 0))
+    assert engines.value(case.layer()) == [1 / 32] and case.layer().delta_groups == [(1 / 64, [0, 1, 2, 3])]
+    check(engine, case)
+
+
+@pytest.mark.parametrize("tables", [True, False])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("w_bits, cell_bits, bits", [
+    (4, 1, [[5, 0, 4, 5], [0, 3, 3, 3]]), (4, 2, [[0, 4], [5, 5]]), (3, 2, [[0, 0], [5, 1]]), (3, 3, [[2], [5]])])
+def test_planned_codes_from_byte_tables_and_from_formulas(monkeypatch, tables, reference, w_bits, cell_bits, bits):
+    """All numbers of ones from 0 to 280; kinds without bits do not keep the others from their tables."""
+    case = dense_case(CrossbarSpec(w_bits, 2, cell_bits, 5, 280, "tap", reference), range(281))
+    case.a_codes[0, 0, ::2, 1::2] = 1  # digits of different counts
+    case = planned_case(case, bits, [[45 / 64], [69 / 64]], None if reference == "analog" else 0)
+    if tables and not converter.has_byte_tables():
+        pytest.skip("this machine has no byte tables")
+    if not tables:
+        monkeypatch.setattr(converter, "has_byte_tables", lambda: False)
+    numba_engine, reads = numba_reads(case)
+    assert not reads.static.exact
+    for ones, of_digit in zip(reads.static.table_ones, bits):
+        assert (0 < ones < 280) == (tables and any(of_digit))
+    check(numba_engine, case)
+
+
+@pytest.mark.parametrize("arrays, adc_bits", [(520, 6), (521, 6), (128, 8), (129, 8), (130, 8)])
+@pytest.mark.parametrize("weight", [0, 1])
+def test_planned_sums_of_codes_around_16_bits(engine, arrays, adc_bits, weight):
+    """As without a plan: codes are added in 16 bits before they are multiplied by their steps."""
+    case = layer_case(CrossbarSpec(1, 2, 1, 6, 1), channels=arrays, out=2, kernel=(1, 1), size=(1, 2), images=1)
+    case.a_codes[:], case.w_codes[:] = 3, weight
+    last = 2**adc_bits - 1
+    for q_min in (0, -last):
+        check(engine, planned_case(case, [[adc_bits], [0]], [[1 / 64], [5.0]], [[q_min], [0]]))
+
+
+@pytest.mark.parametrize("delta, bits", [(2.0**17, 3), (2.0**30, 1), (2.0**20, 0)])
+def test_planned_sums_in_64_bits(engine, delta, bits):
+    """Steps far beyond what 32 bits hold, of reads that reach their codes; of kinds without bits they matter to none."""
+    spec = CrossbarSpec(8, 8, 8, 6, 1024, "im2col", "analog", 8)
+    case = layer_case(spec, channels=2048, out=2, kernel=(3, 1), size=(3, 1), images=2)
+    case.a_codes[0], case.w_codes[0], case.w_codes[1] = 255, 255, 0
+    case = planned_case(case, bits, delta)
+    assert accumulators(engine, case).dtype == np.int64
+    check(engine, case)
+
+
+@pytest.mark.parametrize("rows, cell_bits, dac_bits", [(257, 7, 1), (259, 7, 1), (129, 1, 8), (36, 5, 5), (1024, 4, 2)])
+def test_planned_reads_around_16_bits(engine, rows, cell_bits, dac_bits):
+    spec = CrossbarSpec(cell_bits, dac_bits, cell_bits, 6, rows, dac_bits=dac_bits)
+    case = layer_case(spec, channels=rows, out=3, kernel=(1, 1), size=(3, 2), images=1)
+    case.a_codes[:, 0], case.w_codes[0], case.w_codes[1] = 2**dac_bits - 1, 2**cell_bits - 1, 0
+    for bits, delta in ((6, 100.5), (4, 3.0), (0, 1.0)):
+        check(engine, planned_case(case, bits, delta))
+
+
+@pytest.mark.parametrize("out", [31, 65, 129, 257, 513])
+def test_planned_slices_that_share_blocks_or_fill_several(engine, out):
+    """Blocks of 512 columns in which all slices, some of them or none have bits."""
+    case = layer_case(CrossbarSpec(4, 4, 1, 5, 16), channels=20, out=out, kernel=(2, 1), size=(3, 2), images=1)
+    check(engine, planned_case(case, BITS, 1.5))
+
+
+@pytest.mark.parametrize("groups, channels, out", [(2, 130, 6), (16, 16, 48)])
+def test_planned_groups_and_depthwise(engine, groups, channels, out):
+    case = layer_case(CrossbarSpec(rows=32), channels, out, groups=groups, padding=(1, 0, 2, 1), stride=(2, 1))
+    check(engine, planned_case(case, BITS, 0.75))
+
+
+@pytest.mark.parametrize("kind", ["calibrated", "ideal"])
+def test_planned_histogram(engine, kind):
+    """All reads are counted, those that are not converted too."""
+    case = planned_case(layer_case(CrossbarSpec(rows=32)), BITS, 1.5)
+    case.spec = replace(case.spec, adc_range=kind, adc_bits=1.5)
+    if kind == "ideal":  # as a layer gives it
+        case.delta, case.q_min, case.bits = [0.0] * 4, [0] * 4, None
+    wanted = oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice)
+    assert_same(engine.histogram(engine.prepare(case.layer()), case.input()).numpy(), wanted)
+
+
 def test_half_integers_go_to_the_even_code(engine):
     """One word line, 1-bit cells: v is -1/2 or 1/2, and a step of 1 makes both a tie, which goes to 0."""
     spec = CrossbarSpec(1, 1, 1, 6, 1)
@@ -449,7 +579,7 @@ def test_codes_from_byte_tables_and_from_formulas(monkeypatch, tables, adc_range
         monkeypatch.setattr(converter, "has_byte_tables", lambda: False)
     _, reads = numba_reads(case)
     if adc_range == "calibrated":
-        assert (0 < reads.static.table_ones < 280) == tables and not reads.static.exact
+        assert (0 < reads.static.table_ones[0] < 280) == tables and not reads.static.exact
     check(numba_engine, case)
 
 
@@ -465,7 +595,7 @@ def test_byte_tables_have_the_codes_of_every_read(reference, cell_bits, adc_bits
             case = dense_case(spec, [1], out=2)
             case.delta, case.q_min = [delta] * len(case.delta), [q_min] * len(case.delta)
             layer = case.layer()
-            table, ones = converter.code_table(layer, 0, False)
+            table, ones = converter.code_table(layer, 0, 0, False)
             n = np.arange(1, ones + 1)[:, None]
             p = np.minimum(np.arange(most * max(ones, 1) + 1), most * n)
             zero = layer.reference_twice[0] * n if reference == "analog" else np.full_like(n, 2 * converter.CENTRE)
@@ -679,6 +809,17 @@ def test_scaled_sums(engine, adc_range, delta, geometry):
     found = engines.scaled(engine, engine.prepare(layer), case.input(), values, scale, offset)
     total = sum(acc.astype(np.float64) * value for acc, value in zip(expected(case), values))
     assert found.dtype == torch.float32
+    assert_same(found.numpy(), total.astype(np.float32) * scale.numpy() + offset.numpy())
+
+
+@pytest.mark.parametrize("delta", [1.5, 2.0**20])  # sums in 32 and in 64 bits
+@pytest.mark.parametrize("values", [[1.0], [1 / 32]])
+def test_scaled_sums_of_a_plan(engine, delta, values):
+    case = planned_case(layer_case(CrossbarSpec(rows=32), padding=(1, 1, 1, 1)), BITS, np.where(BITS == 5, delta, 1.25))
+    layer = case.layer()
+    scale, offset = (torch.randn(len(layer.w_codes), generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    found = engines.scaled(engine, engine.prepare(layer), case.input(), values, scale, offset)
+    total = expected(case)[0] * np.float64(values[0])
     assert_same(found.numpy(), total.astype(np.float32) * scale.numpy() + offset.numpy())
 
 

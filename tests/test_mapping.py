@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import cases
 
@@ -47,10 +47,10 @@ def test_every_field_says_what_it_is_and_what_it_may_be(settings):
     """Flags are made of this: one line of help, and the words or the largest number that are allowed."""
     for item in fields(settings):
         assert item.metadata["help"].endswith(".") and "\n" not in item.metadata["help"], item.name
-        assert ("allowed" in item.metadata) != ("most" in item.metadata), item.name
+        assert len({"allowed", "most", "fractions"} & item.metadata.keys()) == 1, item.name
         if "allowed" in item.metadata:
             assert item.default in item.metadata["allowed"]
-        else:
+        elif "most" in item.metadata:
             assert item.metadata["most"] in (8, 12, 1024, "w_bits", "a_bits")
 
 
@@ -64,6 +64,26 @@ def test_settings_are_checked_by_the_metadata_of_their_fields():
                            (kind(2, 3), r"part is 3; allowed are whole numbers from 1 to 2 \(size\)$")):
         with pytest.raises(ValueError, match=message):
             check(wrong)
+
+
+@given(case=cases(planned=True))
+@settings(max_examples=50)
+def test_planned_layer_facts(case):
+    """The ADC of each kind of read, what its codes are worth, and one plane for all of them."""
+    layer = case.layer()
+    for z, k in np.ndindex(len(case.spec.digit_bits), len(case.spec.slice_bits)):
+        assert layer.converter(z, k) == (case.delta[z][k], case.q_min[z][k], case.bits[z][k])
+        assert layer.multiplier(z, k) == 64 * case.delta[z][k]
+    assert layer.delta_groups == [(1 / 64, list(range(len(case.spec.slice_bits))))]
+    ideal = replace(layer, spec=replace(case.spec, adc_range="ideal", adc_bits=1.5), adc_delta=torch.ones(len(case.spec.slice_bits)))
+    assert not ideal.spec.planned and ideal.multiplier(0, 0) == 1
+
+
+def test_ranges_of_slices_serve_all_digits():
+    spec = CrossbarSpec(adc_bits=5)
+    layer = MappedLayer(spec, Geometry(), torch.zeros(1, 5, 1, 1, dtype=torch.uint8), (1,) * 4, torch.tensor([1.0, 2.5, 1.0, 0.3]),
+                        torch.tensor([-3, -1, 0, -9]))
+    assert [layer.converter(z, 1) for z in range(4)] == [(2.5, -1, 5)] * 4 and layer.multiplier(3, 1) == 1
 
 
 @pytest.mark.parametrize("bits, size, parts", [(4, 3, (3, 1)), (4, 1, (1, 1, 1, 1)), (4, 2, (2, 2)), (4, 4, (4,)),

@@ -102,7 +102,7 @@ def assert_same(found, wanted):
 
 def check(case, mode=None):
     wanted = oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta,
-                               case.q_min)
+                               case.q_min, case.bits)
     assert_same(accumulators(case, mode), wanted)
 
 
@@ -117,6 +117,12 @@ def check_histogram(case):
 @given(case=cases(adc_ranges=["calibrated", "full"]).filter(small))
 @settings(max_examples=150)
 def test_static_adc(case):
+    check(case)
+
+
+@given(case=cases(planned=True).filter(small))
+@settings(max_examples=80)
+def test_planned_adc(case):
     check(case)
 
 
@@ -156,6 +162,43 @@ def layer_case(spec, channels=40, out=9, kernel=(3, 3), size=(3, 4), images=2, s
 def test_usual_layer(adc_range, mapping, reference, cell_bits, dac_bits):
     spec = CrossbarSpec(4, 4, cell_bits, 3, 32, mapping, reference, dac_bits, adc_range)
     check(layer_case(spec, padding=(1, 0, 2, 1), stride=(1, 2)))
+
+
+def planned_case(case, bits, delta, q_min=None):
+    """A case with a plan; numbers are broadcast to `[digits, slices]`, a lowest code that is not given is in the middle."""
+    spec = replace(case.spec, adc_plan="significance", adc_bits=1, adc_max_bits=12)
+    shape = len(spec.digit_bits), len(spec.slice_bits)
+    bits, delta = np.broadcast_to(bits, shape), np.broadcast_to(np.asarray(delta, float), shape)
+    q_min = -(2**bits // 2) if q_min is None else np.broadcast_to(q_min, shape)
+    return replace(case, spec=spec, bits=bits.tolist(), delta=delta.tolist(), q_min=q_min.tolist())
+
+
+@pytest.mark.parametrize("mode", ["static", "table"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("cell_bits, dac_bits, bits", [(1, 1, [[0, 2, 3, 0], [4, 5, 1, 0], [0] * 4, [0, 5, 6, 8]]),
+                                                       (3, 2, [[0, 3], [4, 0]]), (2, 4, [[0, 0]])])
+def test_usual_plan(mode, reference, cell_bits, dac_bits, bits, monkeypatch):
+    """Kinds of read, whole digits and all slices without bits, steps of their own; in float32 and looked up."""
+    if mode == "table":
+        monkeypatch.setattr(triton_gpu, "_float32_constants", lambda *args: None)
+    spec = CrossbarSpec(4, 4, cell_bits, 3, 32, "tap", reference, dac_bits)
+    digits, slices = len(spec.digit_bits), len(spec.slice_bits)
+    case = planned_case(layer_case(spec, padding=(1, 0, 2, 1), stride=(1, 2), groups=2, out=10), bits,
+                        (70 + np.arange(digits * slices).reshape(digits, slices)) / 64, None if reference == "analog" else 0)
+    check(case, mode)
+    check_histogram(case)
+
+
+@pytest.mark.parametrize("mode", ["static", "table"])
+@pytest.mark.parametrize("rows", [20, 300])
+def test_planned_sums_in_64_bits(mode, rows, monkeypatch):
+    """With the code words of float32, which the steps multiply too; arrays of one block and of several."""
+    if mode == "table":
+        monkeypatch.setattr(triton_gpu, "_float32_constants", lambda *args: None)
+    case = layer_case(CrossbarSpec(4, 4, 2, 3, rows, dac_bits=2), channels=310, kernel=(1, 1))
+    case = planned_case(case, [[0, 4], [5, 6]], [[2.0**24, 3.5], [2.0**15, 3.25]])
+    assert accumulators(case, mode).dtype == np.int64
+    check(case, mode)
 
 
 @pytest.mark.parametrize("rows", [31, 32, 33, 127, 128, 129, 260, 1024])
@@ -235,7 +278,7 @@ def test_float32_or_a_table_decided_for_the_layer(monkeypatch):
     check(case, "static")
     case.delta, case.q_min = [7.0] * 4, [-6] * 4
     check(case, "table")
-    monkeypatch.setattr(triton_gpu, "_float32_constants", lambda layer, k: None)
+    monkeypatch.setattr(triton_gpu, "_float32_constants", lambda layer, z, k: None)
     case.delta, case.q_min = [1.0, 0.7, 2.0, 0.7], [-8, -3, 0, -15]
     check(case, "table")
 
@@ -255,7 +298,7 @@ def test_float32_arithmetic_equals_the_transfer_everywhere(spec, data):
     w_codes = torch.zeros(1, spec.rows, 1, 1, dtype=torch.uint8)
     layer = MappedLayer(spec, Geometry(), w_codes, (2**bits - 1,), torch.tensor([delta], dtype=torch.float64),
                         torch.tensor([q_min]))
-    constants = triton_gpu._float32_constants(layer, 0)
+    constants = triton_gpu._float32_constants(layer, 0, 0)
     u = np.arange(low, high + 1)
     scale = np.float32(constants[0] if constants else spec.unit / delta)
     bounds = magic + np.float32(q_min), magic + np.float32(q_min + 2**spec.adc_bits - 1)
@@ -367,6 +410,10 @@ for adc_range, delta, adc_bits in (("calibrated", 1.0, 6), ("calibrated", 7.0, 4
     prepared = triton_gpu.prepare(layer)
     triton_gpu.accumulate(prepared, codes)
 triton_gpu.histogram(prepared, codes)
+bits = torch.tensor([[0, 1, 2, 3]] * 4)
+layer = MappedLayer(CrossbarSpec(adc_plan="significance", adc_bits=1.5), Geometry(padding=(1, 1, 1, 1)), w_codes, (1,) * 4,
+                    torch.full((4, 4), 1.25), torch.zeros(4, 4, dtype=torch.int64), bits)
+triton_gpu.accumulate(triton_gpu.prepare(layer), codes)
 """
 
 
@@ -379,9 +426,11 @@ def test_kernel_compiles_for_hopper():
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines] == ["static", "table", "range", "dynamic", "sum", "histogram"]
-    for mode, *found in lines:
+    assert [line[0] for line in lines] == ["static", "table", "range", "dynamic", "sum", "histogram", "static"]
+    for mode, *found in lines[:-1]:
         assert found == ["True", "True", str(mode == "dynamic"), "False"], mode
+    products, _, fused, divides = lines[-1][1:]  # of a plan: no copies ahead into the branches of reads that are not made
+    assert (products, fused, divides) == ("True", "False", "False")
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from .spec import ADC_GRID
 
 if TYPE_CHECKING:
     from .mapping import MappedLayer
 
 # Steps are multiples of 1 / GRID: fractions such as 22/31 would leave ties to the rounding of float64, and codes to more
 # bits than fast engines compute with. Finer steps hardly lower an error (tests/test_adc.py says how little).
-GRID = 64.0
+GRID = float(ADC_GRID)
 MOST_TERMS = 2**30  # errors that a search for the best step adds up: beyond, it takes minutes
 
 
@@ -34,14 +36,15 @@ def is_lossless(layer: MappedLayer) -> bool:
     spec = layer.spec
     if spec.adc_range not in ("calibrated", "full"):
         return False
-    for k, (delta, q_min) in enumerate(zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist())):
+    for k in range(len(spec.slice_bits)):
         low, high = layer.u_range(k)
         u = range(low, high + 1, layer.u_spacing(k))
-        if len(u) > 2**spec.adc_bits:
-            return False  # fewer codes than values
-        u = np.array(u)
-        if not (delta * transfer(u, spec.unit, delta, q_min, spec.adc_bits) == spec.unit * u).all():
-            return False
+        for delta, q_min, bits in {layer.converter(z, k) for z in range(len(spec.digit_bits))}:
+            if len(u) > 2**bits:
+                return False  # fewer codes than values
+            v = spec.unit * np.array(u)
+            if not (delta * transfer(u, spec.unit, delta, q_min, bits) == v).all():
+                return False
     return True
 
 
@@ -216,3 +219,186 @@ def range_groups(layer: MappedLayer, per: str) -> list[list[int]]:
         same = per == "layer" or layer.spec.reference == "digital"
         groups.setdefault(0 if same else reference / (2 ** bits[k] - 1), []).append(k)
     return list(groups.values())
+
+
+# ---- bits where they count -------------------------------------------------------------------------------------------
+
+STEPS = 256  # steps that are tried first for one kind of read and one number of bits,
+BEST = 6  # and the best of them, around which finer ones are tried: all multiples of 1 / GRID,
+FINER = 64  # but no more than so many on each side
+
+
+class Plan(NamedTuple):
+    """Bits and range of each kind of read: arrays `[digits, slices]`, int64, float64, int64. Kinds of 0 bits are not converted,
+    their codes are 0 and their steps have no meaning."""
+
+    bits: np.ndarray
+    delta: np.ndarray
+    q_min: np.ndarray
+
+
+class Choices(NamedTuple):
+    """What each number of bits B = 0 .. adc_max_bits does to each kind of read of a layer: arrays `[digits, slices, B]`.
+
+    error, of an output: `T 4^(d z + c k) E[(delta q - v)^2]`, T the arrays that an output sums, whose reads err independently. The
+    mean of an error counts too, although a channel's offset takes it away on the whole: it differs from input to input.
+    delta, q_min: the range of least error.
+    reads: conversions of one kind of read for the images that were counted.
+    """
+
+    error: np.ndarray
+    delta: np.ndarray
+    q_min: np.ndarray
+    reads: int
+
+
+def choices(histogram: np.ndarray, layer: MappedLayer) -> Choices:
+    """The errors over bits of a layer's kinds of read, and the ranges that go with them. Args: see `calibrated_ranges`."""
+    spec, counts = layer.spec, np.asarray(histogram, dtype=np.float64)
+    shape = (*counts.shape[:2], spec.adc_max_bits + 1)
+    error, delta, q_min = np.zeros(shape), np.full(shape, spec.unit), np.zeros(shape, np.int64)
+    for z, k in np.ndindex(*shape[:2]):
+        place = spec.dac_bits * z + spec.cell_bits * k
+        share = counts[z, k] / max(counts[z, k].sum(), 1)
+        for bits in range(shape[2]):
+            found = _best_range(share, layer.u_span[0], spec.unit, spec.unit * layer.u_spacing(k), bits)
+            error[z, k, bits], delta[z, k, bits], q_min[z, k, bits] = found
+        error[z, k] *= len(layer.arrays) * 4.0**place
+    return Choices(error, delta, q_min, int(counts[0, 0].sum()))
+
+
+def _best_range(share: np.ndarray, u_min: int, unit: float, spacing: float, bits: int) -> tuple[float, float, int]:
+    """`(mean of (delta q - v)^2, delta, q_min)` of the best range: of all q_min and, as far as the search sees, of all
+    steps that are multiples of 1 / GRID up to twice that which covers all reads.
+
+    Args: share of the reads with each u from `u_min` on; spacing of v.
+    """
+    seen = np.flatnonzero(share)
+    if not len(seen):
+        return 0.0, spacing, 0
+    v, p = unit * (seen + u_min), share[seen]
+    if bits == 0:
+        return float(p @ v**2), spacing, 0
+    covering = covering_range(v[0], v[-1], spacing, bits)
+    if np.array_equal(covering[0] * transfer(v, 1.0, *covering, bits), v):
+        return 0.0, *covering
+    reads = _Shares(v[v != 0], p[v != 0], p[v != 0])
+    top, whole = int(np.ceil(2 * covering[0] * GRID)), int(spacing * GRID)
+    apart, wholes_apart = -(-top // STEPS), whole * -(-top // (whole * STEPS))
+    # Multiples of the spacing leave many reads exact: the error has narrow dips there.
+    rough = np.unique([*range(apart, top + 1, apart), *range(whole, top + 1, wholes_apart), round(covering[0] * GRID)])
+    least = _square_errors(reads, rough, bits).min(axis=1)
+    best = rough[np.argsort(least, kind="stable")[:BEST]]
+    around = np.linspace(-apart, apart, 2 * min(apart, FINER) + 1).round().astype(np.int64)
+    fine = np.unique(np.add.outer(best, around).clip(1, top))
+    square = _square_errors(reads, fine, bits)
+    i, m = np.unravel_index(square.argmin(), square.shape)
+    delta, q_min = float(fine[i] / GRID), -int(m)
+    return float(p @ (delta * transfer(v, 1.0, delta, q_min, bits) - v) ** 2), delta, q_min
+
+
+class _Shares(NamedTuple):
+    """The reads of one kind as `_errors` takes them: values, and the share of each, as the weight of both errors."""
+
+    v: np.ndarray
+    square: np.ndarray
+    linear: np.ndarray
+
+
+def _square_errors(reads: _Shares, steps: np.ndarray, bits: int) -> np.ndarray:
+    """Mean of (delta q - v)^2, `[step, m]`. Args: steps, in units of 1 / GRID; m of the codes lie below zero."""
+    codes, parts = 2**bits - 1, []
+    for delta in np.array_split(steps[:, None] / GRID, -(-len(steps) * (len(reads.v) + codes) // 2**20)):
+        below, above = (_errors(reads, sign, delta, codes)[0] for sign in (-1, 1))
+        parts.append(below + above[:, ::-1])
+    return np.concatenate(parts)
+
+
+def best_bits(error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For every number of bits that a layer's kinds of read may have together, the least error and the bits of each kind.
+
+    Args: error, `[kinds, B]` for B = 0 .. most.
+    Returns: `(least, bits)`: least, `[total]` for total = 0 .. kinds most, never rising; bits, int64 `[total, kinds]`. Where
+        errors are the same the later kinds get fewer bits, and bits that lower no error are not given. Found by dynamic
+        programming, so exact for any shape of errors: one code beside zero covers one side of the reads only, so that the first
+        bit may be worth less than the second.
+    """
+    kinds, most = error.shape[0], error.shape[1] - 1
+    total = kinds * most
+    least, taken = np.zeros(total + 1), np.zeros((kinds, total + 1), np.int64)
+    for kind in range(kinds):
+        tried = np.full((most + 1, total + 1), np.inf)
+        for bits in range(most + 1):
+            tried[bits, bits:] = least[:total + 1 - bits] + error[kind, bits]
+        taken[kind] = tried.argmin(axis=0)
+        least = tried.min(axis=0)
+    bits, left = np.zeros((total + 1, kinds), np.int64), np.arange(total + 1)
+    for kind in reversed(range(kinds)):
+        bits[:, kind] = taken[kind, left]
+        left = left - bits[:, kind]
+    return least, bits
+
+
+def least_error(layer: Choices, adc_bits: float) -> float:
+    """The least error (see `Choices`) of a layer whose kinds of read have `adc_bits` in the mean."""
+    least, _ = best_bits(layer.error.reshape(-1, layer.error.shape[2]))
+    return float(least[int(adc_bits * layer.error[..., 0].size + 1e-9)])
+
+
+def share_bits(least: Sequence[np.ndarray], reads: Sequence[int], budget: float) -> list[int]:
+    """How many bits each of several layers gets: those go where a bit of a conversion lowers the error most.
+
+    Args: least, for each layer the errors of `best_bits`, weighed so that they may be compared; reads, conversions of one kind of
+        read of each layer, which is what one bit more costs; budget, bits of all conversions together.
+    Returns: the total of each layer. Steps are those of the lower convex hull of error over bits, in the order of their slope, ties
+        in the order of the layers; the last one is made as far as the budget goes. So a larger budget never has a larger error.
+    """
+    totals, steps = [0] * len(least), []
+    budget = int(budget * (1 + 1e-12) + 1e-6)  # a mean times billions of reads may come out a little below a whole number
+    for layer, errors in enumerate(least):
+        hull, slope = _lower_hull(errors), np.inf
+        for a, b in zip(hull, hull[1:]):  # slopes that float64 cannot tell apart must not bring a later step before an earlier one
+            slope = min(slope, (errors[a] - errors[b]) / ((b - a) * max(reads[layer], 1)))
+            steps.append((-slope, layer, b))
+    for _, layer, total in sorted(steps):
+        fits = min(total - totals[layer], budget // max(reads[layer], 1))
+        budget -= fits * reads[layer]
+        totals[layer] += fits
+        if totals[layer] < total:
+            break
+    return totals
+
+
+def _lower_hull(values: np.ndarray) -> list[int]:
+    """Corners of the lower convex hull of a sequence that never rises, from 0 on, as far as it falls."""
+    last = int(np.flatnonzero(values == values.min())[0])
+    corners = [0]
+    while corners[-1] < last:
+        at = corners[-1]
+        slopes = (values[at + 1:last + 1] - values[at]) / np.arange(1, last + 1 - at)
+        corners.append(at + 1 + int(np.flatnonzero(slopes == slopes.min())[-1]))
+    return corners
+
+
+def plans(layers: Sequence[Choices], adc_bits: Sequence[float], weights: Sequence[float] | None = None) -> list[Plan]:
+    """A plan for each layer: bits that are `adc_bits` in the mean over its kinds of read, or, with `weights`, over all conversions
+    of all layers.
+
+    Args: layers, `choices` of each; adc_bits, the mean of each layer (with weights all the same); weights, what a unit of each
+        layer's error does to the output of the network.
+    """
+    curves = [best_bits(layer.error.reshape(-1, layer.error.shape[2])) for layer in layers]
+    kinds = [layer.error[..., 0].size for layer in layers]
+    if weights is None:
+        totals = [int(mean * n + 1e-9) for mean, n in zip(adc_bits, kinds)]
+    else:
+        reads = [layer.reads for layer in layers]
+        budget = adc_bits[0] * sum(n * each for n, each in zip(kinds, reads))
+        totals = share_bits([weight * least for weight, (least, _) in zip(weights, curves)], reads, budget)
+    return [_plan(layer, bits[total].reshape(layer.error.shape[:2]))
+            for layer, (_, bits), total in zip(layers, curves, totals)]
+
+
+def _plan(layer: Choices, bits: np.ndarray) -> Plan:
+    delta, q_min = (np.take_along_axis(values, bits[..., None], axis=2)[..., 0] for values in (layer.delta, layer.q_min))
+    return Plan(bits, delta, q_min)

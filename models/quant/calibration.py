@@ -28,6 +28,8 @@ class Calibration:
         rule: "minmax", "percentile" or "mse", a key of `adc.RULES`.
         per: "alike", "layer" or "slice", which slices share a range (`adc.range_groups`); "reference" is taken for "alike".
         correct: "channel" or "none", whether outputs are corrected (`correct`); None is taken for "none".
+        share: "network" or "layer", what has `adc_bits` in the mean where the spec has a plan. With a plan each kind of read has
+            the range of least squared error, and `rule` and `per` have no effect.
     Raises: ValueError for values outside these.
     """
 
@@ -42,6 +44,9 @@ class Calibration:
         "channel", ("channel", "none"), "channel: each output channel is scaled and shifted digitally, so that its mean and "
         "deviation on training images are those without ADC; batch norm takes both in. none: ranges alone, which lose more, "
         "most of all with few bits.")
+
+    share: str = choice("network", ("network", "layer"), "what the mean of a plan is taken over. network: all conversions of the "
+                        "network, each layer's error weighed by what it does to the network's output. layer: those of each layer.")
 
     def __post_init__(self) -> None:
         for name, words in OTHER_WORDS.items():
@@ -120,7 +125,7 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor]) -> d
 
 def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: str = Calibration.rule,
               per: str = Calibration.per, correct: str | None = Calibration.correct,
-              histograms: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+              histograms: dict[str, np.ndarray] | None = None, share: str = Calibration.share) -> dict[str, np.ndarray]:
     """Choose and freeze the ADC range of every layer that has one, then correct the outputs for what the ADCs do to them.
 
     Layers with adc_range "ideal" are left as they are. Only ranges that are "calibrated" have a correction.
@@ -131,10 +136,11 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
             is then no correction.
         rule, per, correct: see `Calibration`; `correct=None` leaves the correction out.
         histograms: result of `collect_histograms` for the same weights, rows, mapping, cells and reference.
+        share: see `Calibration`.
     Returns: the histograms.
     Raises: ValueError for no images, no layer with an ADC, or an unknown rule.
     """
-    chosen = Calibration(rule, per, correct)
+    chosen = Calibration(rule, per, correct, share)
     layers, first = converted_layers(model), _First(CORRECTION_IMAGES)
     if histograms is None:
         histograms = collect_histograms(model, first.of(() if images is None else images))
@@ -142,11 +148,80 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
         first.fill(images)
     if missing := [name for name, _ in layers if name not in histograms]:
         raise ValueError(f"the histograms have no reads of layer {', '.join(missing)}")
+    planned = [(name, layer) for name, layer in layers if layer.spec.planned]
     for name, layer in layers:
-        layer.set_ranges(adc.calibrated_ranges(histograms[name], layer.mapped("ideal"), chosen.rule, chosen.per))
+        if not layer.spec.planned:
+            layer.set_ranges(adc.calibrated_ranges(histograms[name], layer.mapped("ideal"), chosen.rule, chosen.per))
+    if planned:
+        if chosen.share == "network":
+            if images is None:
+                raise ValueError("a plan for the whole network weighs the layers' errors on images: give some")
+            if not first.kept:
+                first.fill(images)
+        _set_plans(model, planned, histograms, chosen.share, first.kept)
     if images is not None and chosen.correct == "channel":
         _correct(model, [pair for pair in layers if pair[1].spec.adc_range == "calibrated"], first.batch(), None)
     return histograms
+
+
+def _set_plans(model, layers, histograms, share, images):
+    """Plans for layers whose spec has one: one budget for all of the same mean, or one for each."""
+    choices = {name: adc.choices(histograms[name], layer.mapped("ideal")) for name, layer in layers}
+    groups = {}
+    for name, layer in layers:
+        groups.setdefault(layer.spec.adc_bits if share == "network" else name, []).append((name, layer))
+    for group in groups.values():
+        bits, weights = [layer.spec.adc_bits for _, layer in group], None
+        if share == "network":
+            errors = {name: 4 * adc.least_error(choices[name], bits[0]) for name, _ in group}  # of 2 sum ...
+            weights = list(error_weights(model, images, errors).values())
+        for (_, layer), plan in zip(group, adc.plans([choices[name] for name, _ in group], bits, weights)):
+            layer.set_plan(plan)
+
+
+WEIGHT_IMAGES = 64  # the noise is drawn for every output of each of them, so few are enough
+LEAST_NOISE = 0.01  # of an error that is smaller, in deviations of the layer's output
+
+
+@torch.no_grad()
+def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], errors: dict[str, float]) -> dict[str, float]:
+    """What an error of each layer with an ADC does to the network's output: mean square of the output's change over the variance
+    of the error.
+
+    Measured: each layer alone gets normal noise of a given variance, the same in all channels, and the network without ADCs is
+    run on the images with and without it. The size matters: activations are rounded to codes behind each layer, so small errors
+    change the output by more than their share, and large ones are cut off by clipping levels.
+
+    Args:
+        images: training inputs on the model's device: a tensor or an iterable of batches, of which the first
+        `WEIGHT_IMAGES` count.
+        errors: `{layer name: variance of the error of sum A (2 W - L)}`; the result has these layers, in this order.
+    Raises: ValueError for no images.
+    """
+    first = _First(WEIGHT_IMAGES)
+    first.fill(images)
+    images = first.batch()
+    if images is None or not len(images):
+        raise ValueError("no images to weigh the layers' errors with")
+    weights, layers = {}, dict(crossbar_layers(model))
+    with without_adc(model):
+        expected = model(images)
+        for name, error in errors.items():
+            layer, variance = layers[name], []
+            step = layer.act_quant.act_alpha.double().item() / layer.act_quant.levels * float(layer.weight_quant.step)
+            scale = step * layer.out_scale  # value of 1 in sum A (2 W - L)
+
+            def disturb(_, inputs, y, error=error, scale=scale, variance=variance):
+                least = LEAST_NOISE * y.double().std().item() / scale
+                variance.append(max(error, least**2))
+                numbers = torch.Generator().manual_seed(0)
+                return y + scale * variance[0] ** 0.5 * torch.randn(y.shape, generator=numbers).to(y)
+
+            hook = layer.register_forward_hook(disturb)
+            change = (model(images).double() - expected).square().mean().item()
+            hook.remove()
+            weights[name] = change / max(variance[0], 1e-30)
+    return weights
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -19,9 +20,10 @@ from .layers import Pair, Qconv2d, QLinear
 from .mapping import MappedLayer
 from .prepared import Prepared
 from .quantizers import act_codes, warn_of_nan
-from .spec import CrossbarSpec, Geometry
+from .spec import ADC_GRID, CrossbarSpec, Geometry
 
-ADC_BUFFERS = ("adc_delta", "adc_q_min", "adc_gain", "adc_offset")  # what the keys of ranges and correction end in
+LARGEST_STEP = 2**32  # of a plan: far beyond all reads, and engines multiply it by 64 and the place of its reads in 64 bits
+ADC_BUFFERS = ("adc_delta", "adc_q_min", "adc_gain", "adc_offset", "adc_bits_plan")  # endings of keys
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -57,6 +59,7 @@ class CrossbarLayer:
     """
 
     def _init_crossbar(self, spec):
+        self.register_buffer("adc_bits_plan", None)
         self.register_buffer("adc_delta", torch.zeros(0, dtype=torch.float64))
         self.register_buffer("adc_q_min", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("adc_gain", torch.ones(len(self.weight), dtype=torch.float32))
@@ -83,19 +86,45 @@ class CrossbarLayer:
             raise ValueError(f"the spec has {spec.w_bits}-bit weights and {spec.a_bits}-bit activations, the layer "
                              f"{self.weight_quant.wbit} and {self.act_quant.abit}")
         self._spec = spec
-        self.set_ranges([(0.0, 0)] * len(spec.slice_bits))
+        self._forget_ranges()
+
+    def _forget_ranges(self):
+        if self.spec.planned:
+            none = np.zeros((len(self.spec.digit_bits), len(self.spec.slice_bits)))
+            self.set_plan(adc.Plan(none, none, none))
+        else:
+            self.set_ranges([(0.0, 0)] * len(self.spec.slice_bits))
 
     def set_ranges(self, ranges: Sequence[tuple[float, int]]) -> None:
         """Set `(delta, q_min)` of each slice; `delta` in units of the read value, 0 for not calibrated. A correction, which
         belongs to other ranges, is dropped.
 
-        Raises: ValueError for another number of ranges.
+        Raises: ValueError for another number of ranges, or on hardware with a plan.
         """
+        if self.spec.planned:
+            raise ValueError("ranges of slices are given where the spec has adc_plan 'significance'; give a plan (`set_plan`)")
         if len(ranges) != len(self.spec.slice_bits):
             raise ValueError(f"{len(ranges)} ADC ranges are given for {len(self.spec.slice_bits)} slices")
         delta, q_min = zip(*ranges)
         self.adc_delta = torch.tensor(delta, dtype=torch.float64, device=self.adc_delta.device)
         self.adc_q_min = torch.tensor(q_min, dtype=torch.int64, device=self.adc_q_min.device)
+        self.adc_bits_plan = None
+        self.set_correction(torch.ones_like(self.adc_gain), torch.zeros_like(self.adc_offset))
+
+    def set_plan(self, plan: adc.Plan) -> None:
+        """Set bits and range of each digit and slice, on hardware with adc_plan "significance"; steps of 0 are not calibrated. A
+        correction, which belongs to other ranges, is dropped.
+
+        Raises: ValueError for another shape, or on hardware without a plan.
+        """
+        shape = len(self.spec.digit_bits), len(self.spec.slice_bits)
+        if not self.spec.planned or any(np.shape(values) != shape for values in plan):
+            raise ValueError(f"a plan of {list(np.shape(plan.bits))} digits and slices is given; {list(shape)} is expected, and a "
+                             "spec with adc_plan 'significance'")
+        device = self.adc_delta.device
+        self.adc_bits_plan, self.adc_q_min = (torch.tensor(np.asarray(values), dtype=torch.int64, device=device)
+                                              for values in (plan.bits, plan.q_min))
+        self.adc_delta = torch.tensor(np.asarray(plan.delta), dtype=torch.float64, device=device)
         self.set_correction(torch.ones_like(self.adc_gain), torch.zeros_like(self.adc_offset))
 
     def set_correction(self, gain: Tensor, offset: Tensor) -> None:
@@ -139,8 +168,11 @@ class CrossbarLayer:
         Raises: ValueError for "calibrated" without ranges, or with those of another ADC.
         """
         spec = self.spec if adc_range is None else replace(self.spec, adc_range=adc_range)
-        layer = MappedLayer(spec, self._geometry(), self.w_codes(), self.weight_quant.reference_twice(spec.slice_bits),
-                            self.adc_delta.cpu(), self.adc_q_min.cpu())
+        ranges = self.adc_delta.cpu(), self.adc_q_min.cpu(), self.adc_bits_plan.cpu() if spec.planned else None
+        if self.spec.planned and not spec.planned:  # those of a plan are none of slices
+            none = torch.zeros(len(spec.slice_bits))
+            ranges = none.double(), none.long(), None
+        layer = MappedLayer(spec, self._geometry(), self.w_codes(), self.weight_quant.reference_twice(spec.slice_bits), *ranges)
         if spec.adc_range == "full":
             delta, q_min = zip(*adc.full_ranges(layer))
             return replace(layer, adc_delta=torch.tensor(delta, dtype=torch.float64), adc_q_min=torch.tensor(q_min))
@@ -153,11 +185,24 @@ class CrossbarLayer:
         if not bool((layer.adc_delta > 0).all()):
             raise ValueError("this layer's ADC range is not calibrated; call models.quant.calibrate(model, batches), "
                              "load a checkpoint that holds ranges, or take another adc_range")
+        if layer.spec.planned:
+            CrossbarLayer._check_plan(layer)
+            return
         lowest = 1 - 2**layer.spec.adc_bits
         if not bool(((layer.adc_q_min >= lowest) & (layer.adc_q_min <= 0) & layer.adc_delta.isfinite()).all()):
             raise ValueError(f"this layer's ADC ranges (steps {layer.adc_delta.tolist()}, lowest codes "
                              f"{layer.adc_q_min.tolist()}) are not of an ADC of {layer.spec.adc_bits} bits with a code "
                              f"for zero, whose lowest code lies between {lowest} and 0; calibrate again")
+
+    @staticmethod
+    def _check_plan(layer):
+        bits, delta, q_min, most = layer.adc_bits_plan, layer.adc_delta, layer.adc_q_min, layer.spec.adc_max_bits
+        if not bool(((bits >= 0) & (bits <= most) & (q_min <= 0) & (q_min >= 1 - 2**bits)).all()):
+            raise ValueError(f"this layer's ADC plan (bits {bits.tolist()}, lowest codes {q_min.tolist()}) is not one of 0 to "
+                             f"{most} bits with a code for zero; calibrate again")
+        if not bool(((delta < LARGEST_STEP) & (delta * ADC_GRID == (delta * ADC_GRID).round())).all()):
+            raise ValueError(f"this layer's ADC steps {delta.tolist()} are not multiples of 1/{ADC_GRID} below {LARGEST_STEP}, as "
+                             "those of a plan are; calibrate again")
 
     @outside_graphs
     def forward(self, x: Tensor) -> Tensor:
@@ -253,7 +298,8 @@ class CrossbarLayer:
         """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused while nothing changes."""
         quantizers = type(self.weight_quant), self.weight_quant.levels, self.act_quant.levels, self.weight_quant.training
         settings = engines.selected(), device, self.spec, self._geometry(), self.out_scale, quantizers
-        numbers = [self.act_quant.act_alpha, self.adc_delta, self.adc_q_min, *self.weight_quant.buffers()]
+        numbers = [self.act_quant.act_alpha, self.adc_delta, self.adc_q_min, *self.weight_quant.buffers(),
+                   *([] if self.adc_bits_plan is None else [self.adc_bits_plan])]
         weight = self.weight if self._w_codes is None else self._w_codes
         return self._prepared.get(settings, numbers, weight, lambda: self._make(device), any_weight)
 
@@ -271,15 +317,15 @@ class CrossbarLayer:
         exact = {name: getattr(self, name) for name in ADC_BUFFERS}
         super()._apply(fn, recurse)
         for name, values in exact.items():  # in the type they have: half() would move ties
-            setattr(self, name, values.to(getattr(self, name).device))
+            setattr(self, name, None if values is None else values.to(getattr(self, name).device))
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if prefix + "adc_delta" in state_dict:  # other ranges: a correction comes with them, or there is none
-            self.set_ranges([(0.0, 0)] * len(self.spec.slice_bits))
+            self._forget_ranges()
         for name in ADC_BUFFERS:  # those made in inference mode cannot be written to
             stored, own = state_dict.get(prefix + name), getattr(self, name)
-            if stored is not None and stored.shape == own.shape:
+            if stored is not None and own is not None and stored.shape == own.shape:
                 setattr(self, name, torch.empty_like(own))
         self._w_codes = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

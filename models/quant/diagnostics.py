@@ -34,7 +34,8 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
         all_zero_reads (share of reads with no active row), output_sqnr_db, sqnr_over_adc_bits {B: dB} of the reads as the
         shift-add weighs them, unit, u_min, and slices: slice, reachable and seen [low, high] of v, delta, q_min,
         codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram (counts of `v = unit (u_min + i)`).
-        Decibels are None where no read is changed.
+        With a plan delta, q_min and bits are lists over the digits, codes_used a mean over those that are converted, and
+        sqnr_over_adc_bits is that of uniform ADCs, for comparison. Decibels are None where no read is changed.
     Raises: ValueError if no layer has an ADC, ranges are missing, or for an unknown rule.
     """
     chosen, layers, result = Calibration(rule, per), converted_layers(model), []
@@ -51,7 +52,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, chosen) for bits in CURVE_BITS},
             "unit": layer.spec.unit, "u_min": mapped.u_span[0],
-            "slices": [_slice(mapped, k, counts[:, k].sum(axis=0)) for k in range(counts.shape[1])],
+            "slices": [_slice(mapped, k, counts[:, k]) for k in range(counts.shape[1])],
         })
     return result
 
@@ -77,24 +78,34 @@ def _ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
 
 
 def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
-    spec, delta, q_min = layer.spec, float(layer.adc_delta[k]), int(layer.adc_q_min[k])
-    u = np.arange(len(counts)) + layer.u_span[0]
-    seen = u[counts > 0]
-    v, count = spec.unit * seen, counts[counts > 0]
-    q = adc.transfer(seen, spec.unit, delta, q_min, spec.adc_bits)
-    unclipped = np.rint(v / delta)
-    error = delta * q - v
+    """One slice, the reads of all its digits; counts, `[digits, u]`."""
+    spec, adcs = layer.spec, [layer.converter(z, k) for z in range(len(counts))]
+    u = np.arange(counts.shape[1]) + layer.u_span[0]
+    v = spec.unit * u
+    q = np.stack([adc.transfer(u, spec.unit, *each) for each in adcs])  # [digit, u]
+    delta = np.array([[each.delta] for each in adcs])
+    seen, total = np.flatnonzero(counts.sum(axis=0)), counts.sum()
+    used = [len(np.unique(q[z][counts[z] > 0])) / 2**each.bits for z, each in enumerate(adcs) if each.bits]
+    if not spec.planned:  # one ADC for all digits
+        used = [len(np.unique(q[0][seen])) / 2**spec.adc_bits]
     return {
-        "slice": k, "reachable": [spec.unit * u for u in layer.u_range(k)], "seen": [float(v.min()), float(v.max())],
-        "delta": delta, "q_min": q_min, "codes_used": len(np.unique(q)) / 2**spec.adc_bits,
-        "clipped": float(count[unclipped != q].sum() / count.sum()),
-        "sqnr_db": decibels(float(count @ v**2), float(count @ error**2)), "histogram": counts.tolist(),
+        "slice": k, "reachable": [spec.unit * u for u in layer.u_range(k)], "seen": [float(v[seen[0]]), float(v[seen[-1]])],
+        **_ranges_of(spec.planned, adcs), "codes_used": float(np.mean(used)) if used else 0.0,
+        "clipped": float((counts * (np.rint(v / delta) != q) * np.array([[each.bits > 0] for each in adcs])).sum() / total),
+        "sqnr_db": decibels(float((counts * v**2).sum()), float((counts * (delta * q - v) ** 2).sum())),
+        "histogram": counts.sum(axis=0).tolist(),
     }
+
+
+def _ranges_of(planned, adcs):
+    """Step, lowest code and bits of a slice; those of each digit with a plan."""
+    values = {name: [getattr(each, name) for each in adcs] for name in ("delta", "q_min", "bits")}
+    return values if planned else {"delta": values["delta"][0], "q_min": values["q_min"][0]}
 
 
 def _weighted_sqnr(layer: MappedLayer, histogram: np.ndarray, adc_bits: int, chosen: Calibration) -> float | None:
     """SQNR of all reads, each weighed by the square of what the shift-add multiplies it with."""
-    other = replace(layer, spec=replace(layer.spec, adc_bits=adc_bits))
+    other = replace(layer, spec=replace(layer.spec, adc_plan="uniform", adc_bits=adc_bits))
     signal = error = 0.0
     for k, (delta, q_min) in enumerate(adc.calibrated_ranges(histogram, other, chosen.rule, chosen.per)):
         reads = adc.Reads(histogram, [k], other)

@@ -12,10 +12,11 @@ For array t, digit z and slice k a *read* gives `P = sum_rows a_z C_k`; with `n 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
-from .spec import CrossbarSpec, Geometry
+from .spec import ADC_GRID, CrossbarSpec, Geometry
 
 
 def array_bounds(mapping: str, taps: int, channels: int, rows: int) -> list[tuple[int, int]]:
@@ -28,6 +29,14 @@ def array_bounds(mapping: str, taps: int, channels: int, rows: int) -> list[tupl
     return [(start, min(start + rows, stop)) for first, stop in spans for start in range(first, stop, rows)]
 
 
+class Converter(NamedTuple):
+    """One ADC: step in units of `v`, lowest code, bits; 0 bits make no conversion, and the code is 0."""
+
+    delta: float
+    q_min: int
+    bits: int
+
+
 @dataclass(frozen=True, eq=False)
 class MappedLayer:
     """Everything an engine needs to know of a layer besides its input.
@@ -37,8 +46,10 @@ class MappedLayer:
         geometry: stride, padding, dilation, groups.
         w_codes: weight codes, uint8 `[out, in / groups, kh, kw]`.
         reference_twice: `2 r_k` of each slice, integers.
-        adc_delta: ADC step of each slice in units of `v`, float64 `[slices]` (unused by "dynamic" and "ideal").
-        adc_q_min: lowest ADC code of each slice, int64 `[slices]`.
+        adc_delta: ADC step of each slice in units of `v`, float64 `[slices]` (unused by "dynamic" and "ideal"); of each digit and
+            slice, `[digits, slices]`, where the spec has a plan.
+        adc_q_min: lowest ADC code, int64 of the same shape.
+        adc_bits_plan: bits of each digit and slice, int64 `[digits, slices]`; None without a plan.
     """
 
     spec: CrossbarSpec
@@ -47,6 +58,7 @@ class MappedLayer:
     reference_twice: tuple[int, ...]
     adc_delta: Tensor
     adc_q_min: Tensor
+    adc_bits_plan: Tensor | None = None
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -102,9 +114,22 @@ class MappedLayer:
         lows, highs = zip(*(self.u_range(k) for k in range(len(self.reference_twice))))
         return min(lows), max(highs)
 
+    def converter(self, z: int, k: int) -> Converter:
+        """The ADC of the reads of digit `z` and slice `k`."""
+        place = (z, k) if self.spec.planned else k
+        bits = int(self.adc_bits_plan[place]) if self.spec.planned else self.spec.adc_bits
+        return Converter(float(self.adc_delta[place]), int(self.adc_q_min[place]), bits)
+
+    def multiplier(self, z: int, k: int) -> int:
+        """What a code of digit `z` and slice `k` is multiplied by before codes are added, beside its place `2^(d z + c k)`: with
+        a plan `64 delta`, an integer, so that codes of all steps add up exactly; else 1."""
+        return round(ADC_GRID * float(self.adc_delta[z, k])) if self.spec.planned else 1
+
     @property
     def delta_groups(self) -> list[tuple[float, list[int]]]:
-        """Slices by ADC step, `[(delta, [k, ...]), ...]`: codes of one step are added before they are scaled."""
+        """Slices by the worth of their codes, `[(delta, [k, ...]), ...]`: those of one worth are added before they are scaled."""
+        if self.spec.planned:  # `multiplier` brings all codes to one unit
+            return [(1 / ADC_GRID, list(range(len(self.reference_twice))))]
         groups = {}
         for k, delta in enumerate(self.adc_delta.tolist()):
             groups.setdefault(delta, []).append(k)

@@ -10,6 +10,9 @@ from typing import Any
 MAPPINGS = ("tap", "im2col")
 REFERENCES = ("analog", "digital")
 ADC_RANGES = ("calibrated", "full", "dynamic", "ideal")
+ADC_PLANS = ("uniform", "significance")
+MOST_ADC_BITS = 12
+ADC_GRID = 64  # ADC steps are multiples of 1 / ADC_GRID in units of the read value
 
 
 def choice(default: str, allowed: tuple[str, ...], text: str) -> Any:
@@ -32,7 +35,7 @@ def check(settings: Any) -> None:
                 most, bound = getattr(settings, most), f" ({most})"
             if type(value) is not int or not 1 <= value <= most:
                 raise ValueError(f"{item.name} is {value!r}; allowed are whole numbers from 1 to {most}{bound}")
-        elif value not in item.metadata["allowed"]:
+        elif "allowed" in item.metadata and value not in item.metadata["allowed"]:
             raise ValueError(f"{item.name} is {value!r}; allowed are {', '.join(item.metadata['allowed'])}")
 
 
@@ -46,19 +49,27 @@ class CrossbarSpec:
         w_bits: bits w of a weight code W, 1..8.
         a_bits: bits a of an activation code A, 1..8.
         cell_bits: bits c of one memory cell, 1..w; a weight takes `ceil(w / c)` cells (slices), `W = sum_k 2^(c k) C_k`.
-        adc_bits: bits B of one ADC code, 1..12; `q = clip(rint(v / delta), q_min, q_min + 2^B - 1)`.
+        adc_bits: bits B of one ADC code, 1..12; `q = clip(rint(v / delta), q_min, q_min + 2^B - 1)`. With a plan the mean over
+            all reads of a layer, or of the network, from 0 to `adc_max_bits`, fractions too.
         rows: word lines of one array that are read together, 1..1024.
         mapping: "tap" or "im2col", how kernel positions share arrays.
         reference: "analog" or "digital", where the reference column is subtracted.
         dac_bits: bits d of one input digit, 1..a; inputs take `ceil(a / d)` reads, `A = sum_z 2^(d z) a_z`.
         adc_range: "calibrated", "full", "dynamic" or "ideal", where the ADC's range comes from.
+        adc_plan: "uniform", or "significance": reads of digit z and slice k enter the output with `2^(d z + c k)`, and each such
+            kind of read has bits `b[z, k]` and a range of its own, 0 bits being no conversion. A successive-approximation
+            converter that stops early is all the hardware it takes. (Adapting an ADC to the significance of what it reads: Nag
+            et al., Newton, IEEE Micro 38 (5), 2018, there for exactness.)
+        adc_max_bits: most bits of one kind of read in a plan, 1..12.
     Raises: ValueError for values outside these.
     """
 
     w_bits: int = count(4, 8, "w, bits of a weight code, W = 0 .. 2^w - 1.")
     a_bits: int = count(4, 8, "a, bits of an activation code, A = 0 .. 2^a - 1.")
     cell_bits: int = count(1, "w_bits", "c, bits of one memory cell: W = sum_k 2^(c k) C_k.")
-    adc_bits: int = count(6, 12, "B, bits of the ADC: q = clip(rint(v / delta), q_min, q_min + 2^B - 1).")
+    adc_bits: float = field(default=6, metadata={
+        "fractions": True, "help": "B, bits of the ADC: q = clip(rint(v / delta), q_min, q_min + 2^B - 1); with adc_plan significance "
+        "the mean over all reads, such as 2.5."})
     rows: int = count(128, 1024, "rows of one array: v = sum over the rows of a_z C_k - r_k a_z.")
     mapping: str = choice(
         "tap", MAPPINGS, "tap: every kernel position on arrays of its own. im2col: kernel positions laid end to end.")
@@ -69,9 +80,32 @@ class CrossbarSpec:
     adc_range: str = choice(
         "calibrated", ADC_RANGES, "calibrated: delta and q_min chosen on training images, then frozen. full: all that an "
         "array can produce. dynamic: smallest and largest v of the batch at hand. ideal: no ADC.")
+    adc_plan: str = choice(
+        "uniform", ADC_PLANS, "uniform: all reads have adc_bits. significance: every digit z and slice k has bits and a range of "
+        "its own, b[z, k] from 0 (no conversion) to adc_max_bits, adc_bits in the mean, where they lower the error most.")
+    adc_max_bits: int = count(8, MOST_ADC_BITS, "most bits of one read of a plan.")
 
     def __post_init__(self) -> None:
         check(self)
+        self._check_adc_bits()
+
+    def _check_adc_bits(self) -> None:
+        bits, planned = self.adc_bits, self.adc_plan == "significance"
+        if planned and self.adc_range not in ("calibrated", "ideal"):
+            raise ValueError(f"adc_plan is 'significance' with adc_range {self.adc_range!r}; a plan follows from the reads of "
+                             "training images, so allowed is calibrated")
+        if planned and not (isinstance(bits, (int, float)) and not isinstance(bits, bool) and 0 <= bits <= self.adc_max_bits):
+            raise ValueError(f"adc_bits is {bits!r}; allowed are means from 0 to {self.adc_max_bits} (adc_max_bits)")
+        if not planned and isinstance(bits, float) and bits > 0:
+            raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}, a mean of fractions with "
+                             "adc_plan significance")
+        if not planned and (type(bits) is not int or not 1 <= bits <= MOST_ADC_BITS):
+            raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}")
+
+    @property
+    def planned(self) -> bool:
+        """Whether each digit and slice has an ADC precision of its own."""
+        return self.adc_plan == "significance" and self.adc_range == "calibrated"
 
     @property
     def slice_bits(self) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ and, where it has a faster way than `scaled` below,
 what they are worth. With q the ADC code of array t, digit z, slice k (`adc.transfer`):
 
     calibrated, full   `sum_t sum_z sum_k 2^(d z + c k) q`, over the slices k of each ADC step: G steps
+    with a plan        `sum_t sum_z sum_k 2^(d z + c k) q (64 delta[z, k])`; G = 1. Reads of 0 bits are not even counted
     dynamic            `sum_t sum_z sum_k 2^(d z + c k) (q (u_b - u_a) + 2^B u_a)`, `u_a`, `u_b` smallest and largest
                        `u` of that (t, z, k) in the batch; `q = clip(rint((u - u_a) / ((u_b - u_a) / 2^B)), 0, 2^B - 1)`
                        in float32, and `u` itself where `u_a = u_b`, so that `step q + lb` is exact; G = 1
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import contextvars
 import importlib
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -163,6 +165,9 @@ def accumulator_dtype(layer: MappedLayer) -> torch.dtype:
         bound = terms * (2**spec.a_bits - 1) * max(layer.zero_twice, largest - layer.zero_twice)
     else:
         low, high = layer.u_span
-        read = 2**spec.adc_bits * (2 * max(-low, high) if spec.adc_range == "dynamic" else 1)
-        bound = len(layer.arrays) * (2**spec.a_bits - 1) * (2**spec.w_bits - 1) * read
+        largest = 2**spec.adc_bits * 2 * max(-low, high)
+        if spec.adc_range != "dynamic":
+            kinds = itertools.product(range(len(spec.digit_bits)), range(len(spec.slice_bits)))
+            largest = max(2**layer.converter(z, k).bits * layer.multiplier(z, k) for z, k in kinds)
+        bound = len(layer.arrays) * (2**spec.a_bits - 1) * (2**spec.w_bits - 1) * largest
     return torch.int32 if bound < 2**31 else torch.int64

@@ -36,7 +36,7 @@ def accumulate(layer: MappedLayer, a_codes: Tensor) -> Tensor:
     for z, k, u in reads(layer, a_codes):
         if acc is None:
             acc = torch.zeros(max(slices.values()) + 1, *u.shape, dtype=torch.int64, device=u.device)
-        value = _dynamic(u, spec.adc_bits) if spec.adc_range == "dynamic" else _static(u, layer, k)
+        value = _dynamic(u, spec.adc_bits) if spec.adc_range == "dynamic" else _static(u, layer, z, k)
         acc[slices[k]] += value << (spec.dac_bits * z + spec.cell_bits * k)
     return _image(layer, acc, a_codes).to(accumulator_dtype(layer))
 
@@ -70,11 +70,11 @@ def reads(layer: MappedLayer, a_codes: Tensor) -> Iterator[tuple[int, int, Tenso
                 yield z, k, u.long()
 
 
-def _static(u, layer, k):
-    """`adc.transfer` on a tensor."""
-    spec = layer.spec
-    delta, q_min = float(layer.adc_delta[k]), int(layer.adc_q_min[k])
-    return torch.round(u.double() * spec.unit / delta).clamp(q_min, q_min + 2**spec.adc_bits - 1).long()
+def _static(u, layer, z, k):
+    """`adc.transfer` on a tensor, in units of what codes are added in."""
+    delta, q_min, bits = layer.converter(z, k)
+    q = torch.round(u.double() * layer.spec.unit / delta).clamp(q_min, q_min + 2**bits - 1).long()
+    return q * layer.multiplier(z, k)
 
 
 def _dynamic(u, adc_bits):

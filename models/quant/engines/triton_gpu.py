@@ -118,18 +118,17 @@ def _corner(pixel, group, height, width, in_height, in_width, L: tl.constexpr):
 
 
 @triton.jit
-def _static(u, adc_ptr, weight, k, z: tl.constexpr, L: tl.constexpr):
+def _static(u, adc_ptr, weight, kind, z: tl.constexpr, L: tl.constexpr):
     """Fixed ranges in float32."""
-    scale = tl.load(adc_ptr + 3 * k) * (1.0 / (1 << L.dac_bits * z))
-    q = tl.clamp(u.to(tl.float32) * scale + MAGIC, tl.load(adc_ptr + 3 * k + 1), tl.load(adc_ptr + 3 * k + 2))
-    weight = weight << L.dac_bits * z
+    scale = tl.load(adc_ptr + 3 * kind) * (1.0 / (1 << L.dac_bits * z))
+    q = tl.clamp(u.to(tl.float32) * scale + MAGIC, tl.load(adc_ptr + 3 * kind + 1), tl.load(adc_ptr + 3 * kind + 2))
     return q.to(tl.int32, bitcast=True) * weight, MAGIC_BITS * weight
 
 
 @triton.jit
-def _table(u, adc_ptr, weight, k, z: tl.constexpr, L: tl.constexpr):
+def _table(u, adc_ptr, weight, kind, z: tl.constexpr, L: tl.constexpr):
     """Fixed ranges, looked up."""
-    return tl.load(adc_ptr + (k * L.bins + (u >> L.dac_bits * z) - L.u_low)) * (weight << L.dac_bits * z)
+    return tl.load(adc_ptr + (kind * L.bins + (u >> L.dac_bits * z) - L.u_low)) * weight
 
 
 @triton.jit
@@ -166,8 +165,8 @@ def _kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, heigh
     a uint8 `[N, in_height, in_width, groups * channels]`, padded; m int8 `[parts, slices, groups, out, arrays,
     blocks * block_k]`; out, accumulators `[steps, pixels, groups * out]`, ranges int32 `[2, groups, arrays, digits,
     slices]` or counts int64 `[copies, digits, slices, bins]`; adc, `(s, MAGIC + q_min, MAGIC + q_max)` float32
-    `[slices, 3]`, table int16 `[slices, bins]` or the ranges; first slice of each step int32 `[steps + 1]`; weight
-    `2^(c k)` `[slices]`.
+    `[slices, digits, 3]`, table int16 `[slices, digits, bins]` or the ranges; first slice of each step int32 `[steps + 1]`;
+    weight of a code `[slices, digits]`, 0 for reads that are not converted, which are not made.
     """
     group = tl.program_id(2) % L.groups
     step = tl.program_id(2) // L.groups
@@ -188,32 +187,33 @@ def _kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, heigh
         row = t // tl.cdiv(L.span, L.rows) * L.span + t % tl.cdiv(L.span, L.rows) * L.rows + depth
         column = ((k * L.groups + group).to(tl.int64) * L.out + channel) * (L.arrays * L.blocks * L.block_k) + (
             t * (L.blocks * L.block_k))
-        weight = tl.load(weight_ptr + k)
         a, m, m_high = _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L)
         for z in tl.static_range(DIGITS):
-            u = _read(a, m, m_high, z, L)
-            for b in range(1, L.blocks):  # arrays of more than block_k rows
-                a_b, m_b, m_high_b = _load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k,
-                                           in_width, L)
-                u += _read(a_b, m_b, m_high_b, z, L)
+            weight = tl.load(weight_ptr + (k * L.digits + z))
+            if not L.planned or weight != 0:  # with a plan, reads that are not converted are not made
+                u = _read(a, m, m_high, z, L)
+                for b in range(1, L.blocks):  # arrays of more than block_k rows
+                    a_b, m_b, m_high_b = _load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k,
+                                               in_width, L)
+                    u += _read(a_b, m_b, m_high_b, z, L)
 
-            read = ((group * L.arrays + t) * L.digits + z) * L.slices + k
-            if MODE == "sum":
-                acc += u
-            elif MODE == "static":
-                q, zero = _static(u, adc_ptr, weight, k, z, L)
-                acc += q
-                surplus += zero
-            elif MODE == "table":
-                acc += _table(u, adc_ptr, weight, k, z, L)
-            elif MODE == "dynamic":
-                q, zero = _dynamic(u, adc_ptr, weight, read, L)
-                acc += q
-                surplus += zero
-            elif MODE == "range":
-                _widen(u, out_ptr, read, L)
-            else:
-                _count(u, own, out_ptr, k, z, L)
+                read = ((group * L.arrays + t) * L.digits + z) * L.slices + k
+                if MODE == "sum":
+                    acc += u
+                elif MODE == "static":
+                    q, zero = _static(u, adc_ptr, weight, k * L.digits + z, z, L)
+                    acc += q
+                    surplus += zero
+                elif MODE == "table":
+                    acc += _table(u, adc_ptr, weight, k * L.digits + z, z, L)
+                elif MODE == "dynamic":
+                    q, zero = _dynamic(u, adc_ptr, weight, read, L)
+                    acc += q
+                    surplus += zero
+                elif MODE == "range":
+                    _widen(u, out_ptr, read, L)
+                else:
+                    _count(u, own, out_ptr, k, z, L)
 
     if MODE != "range" and MODE != "histogram":
         out = (step.to(tl.int64) * pixels + own_pixel) * (L.groups * L.out) + group * L.out
@@ -241,6 +241,7 @@ class Constants:
     slices: int
     digits: int
     dac_bits: int
+    planned: bool  # whether some reads are not converted
     adc_bits: int
     parts: int  # 2 where levels do not fit int8
     vector: int  # rows that lie side by side in memory, wherever an array begins
@@ -295,13 +296,13 @@ class Prepared:
                 log.info("this layer's ADC changes no value: it runs as one integer convolution")
             whole = replace(spec, mapping="im2col", rows=MAX_ROWS, cell_bits=spec.w_bits, dac_bits=spec.a_bits,
                             reference="analog" if spec.adc_range == "ideal" else spec.reference)
-            layer = replace(layer, spec=whole, reference_twice=(layer.zero_twice,))
+            layer = replace(layer, spec=replace(whole, adc_plan="uniform", adc_bits=1), reference_twice=(layer.zero_twice,))
             steps = [[0]]
         elif self.mode == "dynamic":
             steps = [range(len(spec.slice_bits))]
         else:
             steps = [slices for _, slices in layer.delta_groups]
-        self.reads = _Reads(layer, steps, accumulator_dtype(self.layer), conversion)
+        self.reads = _Reads(layer, steps, accumulator_dtype(self.layer), conversion, self.mode)
 
     @cached_property
     def every_read(self) -> _Reads:
@@ -334,17 +335,17 @@ class Prepared:
 class _Reads:
     """The reads of a layer, laid out for the kernel.
 
-    Args: steps, the slices of each ADC step; dtype of the accumulators; conversion, what the ADC needs, a tensor whose first
-        dimension is the slices.
+    Args: steps, the slices of each ADC step; dtype of the accumulators; conversion, what the ADC needs, a tensor `[slices,
+        digits, ...]`; mode, in which codes are added.
     """
 
-    def __init__(self, layer, steps, dtype, conversion=None):
+    def __init__(self, layer, steps, dtype, conversion=None, mode="histogram"):
         spec, geometry = layer.spec, layer.geometry
         order = [k for step in steps for k in step]
         block_k = min(MAX_ROWS, max(32, triton.next_power_of_2(layer.tallest)))
         levels = _levels(layer, order, block_k)
         first = torch.tensor([0, *np.cumsum([len(step) for step in steps])], dtype=torch.int32)
-        weight = torch.tensor([1 << spec.cell_bits * k for k in order], dtype=dtype)
+        weight = torch.tensor([[_weight(layer, mode, z, k) for z in range(len(spec.digit_bits))] for k in order], dtype=dtype)
         self.layer, self.steps, self.dtype = layer, steps, dtype
         self._tensors = levels, first, weight, weight if conversion is None else conversion[order]
         self._on_device = {}
@@ -357,7 +358,8 @@ class _Reads:
             out=out // geometry.groups, taps=taps, kernel_w=kernel_w, stride_y=geometry.stride[0], stride_x=geometry.stride[1],
             dilation_y=geometry.dilation[0], dilation_x=geometry.dilation[1],
             span=channels if spec.mapping == "tap" else taps * channels, rows=spec.rows, arrays=len(layer.arrays),
-            slices=len(order), digits=digits, dac_bits=spec.dac_bits, adc_bits=spec.adc_bits, parts=len(levels),
+            slices=len(order), digits=digits, dac_bits=spec.dac_bits,
+            planned=mode in ("static", "table") and spec.planned, adc_bits=0 if spec.planned else spec.adc_bits, parts=len(levels),
             vector=math.gcd(16, channels, *(start for start, _ in layer.arrays)), block_k=block_k,
             blocks=triton.cdiv(layer.tallest, block_k), u_low=low, bins=bins,
             # Programs that count in one bin wait for each other, so there are several of each.
@@ -434,55 +436,63 @@ def _levels(layer, order, block_k):
 
 
 def _conversion(layer):
-    """How the kernel converts the reads of `layer`: `(mode, what it needs of each slice or None)`."""
+    """How the kernel converts the reads of `layer`: `(mode, what it needs of each slice and digit or None)`."""
     spec = layer.spec
-    slices = range(len(spec.slice_bits))
+    slices, digits = range(len(spec.slice_bits)), range(len(spec.digit_bits))
     if spec.adc_range == "dynamic":
         return "dynamic", None
-    if spec.adc_range == "ideal" or len(layer.delta_groups) == 1 and all(_is_identity(layer, k) for k in slices):
+    if spec.adc_range == "ideal" or (not spec.planned and len(layer.delta_groups) == 1
+                                     and all(_is_identity(layer, k) for k in slices)):
         return "sum", None
-    constants = [_float32_constants(layer, k) for k in slices]
-    if None not in constants:
+    constants = [[_float32_constants(layer, z, k) for z in digits] for k in slices]
+    if not any(None in of_slice for of_slice in constants):
         return "static", torch.tensor(constants, dtype=torch.float32)
-    return "table", torch.stack([_code_table(layer, k) for k in slices])
+    return "table", torch.stack([torch.stack([_code_table(layer, z, k) for z in digits]) for k in slices])
 
 
-def _codes(layer, k, u):
-    return adc.transfer(u, layer.spec.unit, float(layer.adc_delta[k]), int(layer.adc_q_min[k]), layer.spec.adc_bits)
+def _weight(layer, mode, z, k):
+    """What a code of digit `z` and slice `k` is worth in the accumulators, 0 where the read is not converted."""
+    spec = layer.spec
+    if mode not in ("static", "table"):  # U has the digit's place; and nothing is left out
+        return 1 << spec.cell_bits * k
+    return (layer.multiplier(z, k) << spec.dac_bits * z + spec.cell_bits * k) * (layer.converter(z, k).bits > 0)
 
 
-def _code_table(layer, k):
-    """Codes of slice `k` for each u of the layer, int16 `[u]`; made in pieces, as it may have millions of entries."""
+def _codes(layer, z, k, u):
+    return adc.transfer(u, layer.spec.unit, *layer.converter(z, k))
+
+
+def _code_table(layer, z, k):
+    """Codes of digit `z` and slice `k` for each u of the layer, int16 `[u]`; made in pieces, as it may have millions of entries."""
     low, high = layer.u_span
     pieces = [np.arange(u, min(u + 2**20, high + 1)) for u in range(low, high + 1, 2**20)]
-    return torch.from_numpy(np.concatenate([_codes(layer, k, u).astype(np.int16) for u in pieces]))
+    return torch.from_numpy(np.concatenate([_codes(layer, z, k, u).astype(np.int16) for u in pieces]))
 
 
 def _is_identity(layer, k):
     """Whether slice `k`'s ADC gives q = u for every u that it can meet."""
     low, high = layer.u_range(k)
-    if high - low >= 2**layer.spec.adc_bits:
+    if high - low >= 2**layer.converter(0, k).bits:
         return False
     u = np.arange(low, high + 1)
-    return np.array_equal(_codes(layer, k, u), u)
+    return np.array_equal(_codes(layer, 0, k, u), u)
 
 
-def _float32_constants(layer, k):
+def _float32_constants(layer, z, k):
     """`(s, MAGIC + q_min, MAGIC + q_max)` with which the kernel's float32 arithmetic is `adc.transfer`; None without.
 
     Neither falls as u grows. So they agree on all of slice `k`'s range if they agree on a set of points with both ends
     in which the transfer is the same at two neighbours that are not adjacent integers: here all around its steps.
     """
-    spec, (low, high) = layer.spec, layer.u_range(k)
-    delta, q_min = float(layer.adc_delta[k]), int(layer.adc_q_min[k])
-    steps = np.floor((q_min + np.arange(2**spec.adc_bits) + 0.5) * delta / spec.unit)
+    spec, (low, high), (delta, q_min, bits) = layer.spec, layer.u_range(k), layer.converter(z, k)
+    steps = np.floor((q_min + np.arange(2**bits) + 0.5) * delta / spec.unit)
     around = np.clip(np.add.outer([-1, 0, 1, 2], steps), low, high).astype(np.int64)
     u = np.unique([low, high, *around.flat])
-    codes = _codes(layer, k, u)
+    codes = _codes(layer, z, k, u)
     if np.any((np.diff(codes) != 0) & (np.diff(u) > 1)):
         return None
     magic, nearest = np.float32(MAGIC.value), np.float32(spec.unit / delta)
-    bounds = magic + np.float32(q_min), magic + np.float32(q_min + 2**spec.adc_bits - 1)
+    bounds = magic + np.float32(q_min), magic + np.float32(q_min + 2**bits - 1)
     for s in (nearest, np.nextafter(nearest, np.float32(0)), np.nextafter(nearest, np.float32(np.inf))):
         if np.array_equal(np.clip(u.astype(np.float32) * s + magic, *bounds) - magic, codes):
             return float(s), float(bounds[0]), float(bounds[1])

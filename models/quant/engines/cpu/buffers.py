@@ -59,7 +59,7 @@ Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums
 Addresses = namedtuple("Addresses", """
     weights array_base pass_stride segments segment_start intervals n_intervals digit_start reference step_of_slice runs
     run_start run_columns merged merged_start
-    exact relative table_ones q_max unit forms limits codes delta idle flush constant
+    exact relative table_ones q_max unit forms limits codes delta factors idle flush constant
     out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts u_min bins
     lists ones row_at row_count planes bytes sums acc exact_acc reads step total lows highs seen quiet leaves
@@ -104,9 +104,10 @@ def addresses(shape, plan, adc, target, to_codes, buffers, thread, op):
         reference=plan.reference.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
         runs=plan.runs.ctypes.data, run_start=plan.run_start.ctypes.data, run_columns=plan.run_columns.ctypes.data,
         merged=plan.merged.ctypes.data, merged_start=plan.merged_start.ctypes.data,
-        exact=adc.exact, relative=relative, table_ones=adc.table_ones, q_max=adc.q_max, unit=adc.unit,
+        exact=adc.exact, relative=relative, table_ones=adc.table_ones.ctypes.data, q_max=adc.q_max, unit=adc.unit,
         forms=adc.forms.ctypes.data, limits=adc.limits.ctypes.data, codes=adc.codes.ctypes.data,
-        delta=adc.delta.ctypes.data, idle=adc.idle.ctypes.data, flush=adc.flush.ctypes.data, constant=adc.constant.ctypes.data,
+        delta=adc.delta.ctypes.data, factors=adc.factors.ctypes.data, idle=adc.idle.ctypes.data,
+        flush=adc.flush.ctypes.data, constant=adc.constant.ctypes.data,
         out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
         scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
         offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,

@@ -7,8 +7,8 @@ in pairs, even and odd columns; a lane of 16 bits holds a byte of each.
 from numba import njit
 
 from .buffers import STATIC
-from .converter import (CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAST_CENTRE, LIMITS, LOW, OFFSET, Q_MIN, SHIFT,
-                        SPAN, TIE)
+from .converter import (CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAST_CENTRE, LIMITS, LOW, OFFSET, Q_MAX, Q_MIN,
+                        SHIFT, SPAN, TIE)
 from .counts import to_bytes
 from .fixed_point import EVEN, TOWARDS_ZERO
 from .layout import PAIR, PAIR_END, RUN, SLICE
@@ -80,11 +80,19 @@ def _add(sums, pair, even, odd):
 
 
 @njit(forceinline=True)
+def converted_runs(shape, at, read, block):
+    """Where the runs of one block that are converted for this digit begin and end; none where a plan gives them no bits."""
+    entry = read.digit * shape.blocks + block
+    return int64_at(at.merged_start, entry), int64_at(at.merged_start, entry + 1)
+
+
+@njit(forceinline=True)
 def add_static(shape, at, read, block):
     """ADC codes of one block, ranges fixed, added to the sums of its digit; where `Adc.relative`, codes less u."""
     to_bytes(at, read.depth)
-    if read.ones <= at.table_ones:
-        for run in range(int64_at(at.merged_start, block), int64_at(at.merged_start, block + 1)):
+    if read.ones <= int64_at(at.table_ones, read.digit):
+        first, end = converted_runs(shape, at, read, block)
+        for run in range(first, end):
             _add_static_by_table(shape, at, read, block, run)
     else:
         for run in range(int64_at(at.run_start, block), int64_at(at.run_start, block + 1)):
@@ -96,6 +104,7 @@ def _add_static_by_table(shape, at, read, block, run):
     """Codes of a run of slices with one reference and one range, looked up in `converter.code_table`."""
     k = int64_at(at.merged, RUN * run + SLICE)
     zero = int64_at(at.reference, k) * read.ones
+    k += read.digit * shape.slices
     up = splat(0x0101 * (LAST_CENTRE - (zero >> 1 if shape.read_scale == 2 else CENTRE)))
     codes = at.codes + 256 * k + 128 * (zero & 1)
     table, beyond = load(codes, 0), load(codes, LANES)
@@ -112,12 +121,15 @@ def _add_static_by_form(shape, at, read, block, run):
     """Codes of a run of one slice in 16-bit arithmetic; reads beyond all steps are clipped first, as 16 bits may not hold
     what the arithmetic would make of them."""
     k = int64_at(at.runs, RUN * run + SLICE)
-    limits = at.limits + 8 * LIMITS * k
     zero = int64_at(at.reference, k) * read.ones
+    k += read.digit * shape.slices
+    limits = at.limits + 8 * LIMITS * k
+    if int64_at(limits, Q_MIN) == int64_at(limits, Q_MAX):  # the one code is that of zero: no bits
+        return
     shift, offset, factor, fraction, tie = _form(shape, at.forms + 8 * FORM * k, zero)
     low = splat((int64_at(limits, CLIP_LOW) + zero) // shape.read_scale)
     high = splat(-(-(int64_at(limits, CLIP_HIGH) + zero) // shape.read_scale))
-    bottom, top = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MIN) + at.q_max)
+    bottom, top = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MAX))
     sums = _sums(shape, at, read, block)
     for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
         even, odd = cells(shape, at, pair, read.depth)
@@ -138,7 +150,7 @@ def add_dynamic(shape, at, read, block):
     for run in range(int64_at(at.run_start, block), int64_at(at.run_start, block + 1)):
         form = at.forms + 8 * FORM * (read.first + int64_at(at.runs, RUN * run + SLICE))
         zero = int64_at(at.reference, int64_at(at.runs, RUN * run + SLICE)) * read.ones + int64_at(form, LOW)
-        if read.ones <= at.table_ones:
+        if read.ones <= int64_at(at.table_ones, read.digit):
             _add_dynamic_by_table(shape, at, read, block, run, form, zero)
         else:
             _add_dynamic_by_form(shape, at, read, block, run, form, zero)
@@ -170,13 +182,15 @@ def _add_dynamic_by_form(shape, at, read, block, run, form, zero):
 
 @njit(forceinline=True)
 def shift_add(shape, at, op):
-    """`sum_z sum_k 2^(d z + c k)` of the 16-bit sums, added to the accumulators of each slice's step."""
+    """The 16-bit sums of each digit and slice times what their codes are worth (`Adc.factors`), added to the accumulators of the
+    slice's step."""
     for z in range(shape.digits):
         for k in range(shape.slices):
+            factor = int64_at(at.factors, z * shape.slices + k)
             lane = int64_at(at.step_of_slice, k) * shape.slice_vectors * LANES
             for v in range(shape.slice_vectors):
                 total = load(at.sums, (z * shape.blocks * 16 + k * shape.slice_vectors + v) * LANES)
                 if op == STATIC:
-                    add_signed(at.acc, lane + v * LANES, total, shape.dac_bits * z + shape.cell_bits * k)
+                    add_signed(at.acc, lane + v * LANES, total, factor)
                 else:
-                    add_unsigned(at.acc, lane + v * LANES, total, shape.dac_bits * z + shape.cell_bits * k)
+                    add_unsigned(at.acc, lane + v * LANES, total, factor)

@@ -18,38 +18,49 @@ from .integer import IntegerConvolution
 from .simd import aligned, has_byte_tables
 
 # exact         no form holds: reads are converted one column at a time by the formula; of the rest only delta, unit, q_max, LOW,
-#               SPAN and Q_MIN count
-# forms         numbers of the 16-bit arithmetic, `[group, array, digit, slice, field]` (1, 1, 1 where ranges are fixed)
-# limits        `[slice, field]`
-# codes         tables of bytes, int8 `[., 2, 128]`: `code_table` of each slice, or those of each span of u where dynamic
-# table_ones    reads with no more ones among their inputs take the tables
+#               SPAN, Q_MIN and Q_MAX count
+# forms         numbers of the 16-bit arithmetic, `[group, array, digit, slice, field]` (1, 1 where ranges are fixed)
+# limits        `[digit, slice, field]`
+# codes         tables of bytes, int8 `[., 2, 128]`: `code_table` of each digit and slice, or those of each span of u where
+#               dynamic
+# table_ones    reads with no more ones among their inputs take the tables, `[digit]`
 # relative      what is added is the code less u; the sum of all u is an integer convolution
-# quiet_low,    reads with a u in this range add nothing
-# quiet_high
-# delta, unit,  step of each slice, value of u = 1, highest code less lowest: of the formula
-# q_max
+# quiet         reads with a u from the first to the second add nothing, `[digit, 2]`
+# delta, unit   step of each digit and slice, value of u = 1: of the formula
+# q_max         dynamic: highest code
+# factors       what a code is worth in the accumulators, `[digit, slice]`: `2^(d z + c k)`, times `64 delta` with a plan
 # idle          dynamic: what a read without a one among its inputs adds, `[group, array, digit]`
 # flush         dynamic: before which arrays sums move from 16 bits into 32, `[group, array]`
 # constant      what every output of a group gets besides
-Adc = namedtuple("Adc", """exact forms limits codes table_ones relative quiet_low quiet_high delta unit q_max
-    idle flush constant""")
+Adc = namedtuple("Adc", "exact forms limits codes table_ones relative quiet delta unit q_max factors idle flush constant")
 SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)  # of a form: those of `fixed_point`; dynamic: u_a, u_b - u_a
 FORM = 7  # fields of a form
-CLIP_LOW, CLIP_HIGH, Q_MIN = range(3)  # the u beyond which all codes are the lowest or highest; the lowest code
-LIMITS = 3  # fields of a slice's limits
+CLIP_LOW, CLIP_HIGH, Q_MIN, Q_MAX = range(4)  # the u beyond which all codes are the lowest or highest; these codes
+LIMITS = 4  # fields of the limits of a digit and slice
+ALL = -2**40, 2**40  # a range of u that holds every read
 CENTRE = 64  # of a table of codes
 LAST_CENTRE = 192  # `P - centre + LAST_CENTRE` must not be negative
 
 
 def _formula(layer, shape):
     """An ADC that is nothing but its formula, with room for forms of this `shape`."""
-    limits = np.zeros((shape[-1], LIMITS), np.int64)
-    limits[:, Q_MIN] = layer.adc_q_min.numpy()
-    codes = aligned(shape[-1] * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
+    digits, slices = shape[2:]
+    kinds = list(np.ndindex(digits, slices))
+    limits, delta = np.zeros((digits, slices, LIMITS), np.int64), np.ones((digits, slices))
+    factors = np.zeros((digits, slices), np.int64)
+    dynamic = layer.spec.adc_range == "dynamic"
+    for z, k in kinds:
+        factors[z, k] = 1 << layer.spec.dac_bits * z + layer.spec.cell_bits * k
+        if not dynamic:
+            delta[z, k], q_min, bits = layer.converter(z, k)
+            limits[z, k, Q_MIN:] = q_min, q_min + 2**bits - 1
+            factors[z, k] *= layer.multiplier(z, k)
+    codes = aligned(len(kinds) * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
     return Adc(
-        exact=True, forms=np.zeros((*shape, FORM), np.int64), limits=limits, codes=codes, table_ones=-1,
-        relative=False, quiet_low=0, quiet_high=0, delta=layer.adc_delta.numpy().copy(), unit=layer.spec.unit,
-        q_max=2**layer.spec.adc_bits - 1, idle=np.zeros(shape[:3], np.int64), flush=np.zeros(shape[:2], np.bool_),
+        exact=True, forms=np.zeros((*shape, FORM), np.int64), limits=limits, codes=codes,
+        table_ones=np.full(digits, -1, np.int64), relative=False, quiet=np.zeros((digits, 2), np.int64), delta=delta,
+        unit=layer.spec.unit, q_max=2**layer.spec.adc_bits - 1 if dynamic else 0, factors=factors,
+        idle=np.zeros(shape[:3], np.int64), flush=np.zeros(shape[:2], np.bool_),
         constant=np.zeros(layer.geometry.groups, np.int64))
 
 
@@ -61,8 +72,8 @@ def fits(layer: MappedLayer) -> bool:
 
 # ---- ranges that are fixed ------------------------------------------------------------------------------------------
 
-# form, see `fixed_point`; clip, beyond which codes are the lowest or highest; largest |code|.
-StaticForm = namedtuple("StaticForm", "form clip largest")
+# form, see `fixed_point`; clip, beyond which codes are the lowest or highest; largest |code|; silent, between which codes are 0.
+StaticForm = namedtuple("StaticForm", "form clip largest silent")
 
 
 def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None]:
@@ -70,21 +81,28 @@ def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None]:
 
     Returns: the ADC; where it is `relative`, the integer convolution that is the sum of all u, else None.
     """
-    spec, slices = layer.spec, len(layer.spec.slice_bits)
-    table = _formula(layer, (1, 1, 1, slices))
+    spec = layer.spec
+    table = _formula(layer, (1, 1, len(spec.digit_bits), len(spec.slice_bits)))
     if spec.adc_range not in ("calibrated", "full") or not fits(layer) or accumulator_dtype(layer) != torch.int32:
         return table, None
-    for k in range(slices):
-        form = _static_form(*layer.u_range(k), spec.unit, float(table.delta[k]), int(table.limits[k, Q_MIN]), spec.adc_bits)
+    silent = np.zeros((*table.delta.shape, 2), np.int64)
+    for z, k in np.ndindex(*table.delta.shape):
+        adc_of_kind = layer.converter(z, k)
+        form = _static_form(*layer.u_range(k), spec.unit, *adc_of_kind)
         if form is None or len(layer.arrays) * form.largest >= 2**15:
             return table, None
-        table.forms[0, 0, 0, k, :LOW] = form.form
-        table.limits[k, :Q_MIN] = form.clip
+        table.forms[0, 0, z, k, :LOW] = form.form
+        table.limits[z, k, :Q_MIN] = form.clip
+        silent[z, k] = form.silent if adc_of_kind.bits else ALL
+    table.quiet[:, 0], table.quiet[:, 1] = silent[..., 0].max(axis=1), silent[..., 1].min(axis=1)
     table, convolution = _relative(layer, table._replace(exact=False))
     if has_byte_tables():
-        codes, ones = zip(*(code_table(layer, k, table.relative) for k in range(slices)))
-        table.codes[:] = codes
-        table = table._replace(table_ones=min(ones))
+        for z in range(len(spec.digit_bits)):
+            ones = []
+            for k in range(len(spec.slice_bits)):
+                table.codes[z * len(spec.slice_bits) + k], most = code_table(layer, z, k, table.relative)
+                ones += [most] if layer.converter(z, k).bits else []
+            table.table_ones[z] = min(ones, default=-1)
     return table, convolution
 
 
@@ -93,6 +111,9 @@ def _static_form(low, high, unit, delta, q_min, adc_bits):
     """The fixed-point form of a static ADC for reads low..high, or None."""
     u = np.arange(low, high + 1)
     codes = adc.transfer(u, unit, delta, q_min, adc_bits)
+    zeros = u[codes == 0]  # one range, which has the read 0
+    if adc_bits == 0:
+        return StaticForm((0,) * LOW, (0, 0), 0, (low, high))
     # Beyond [first, last] all codes are the lowest or the highest: reads that 16 bits do not hold are clipped to it
     # first, one step to spare, since P moves u by two.
     first = int(u[np.flatnonzero(codes == codes[0])[-1]])
@@ -103,32 +124,32 @@ def _static_form(low, high, unit, delta, q_min, adc_bits):
             inside = u[(u >= domain[0]) & (u <= domain[1])]
             form = fixed_point(inside, codes[inside - low], unit / delta, bounds)
             if form:
-                return StaticForm(form, (first, last), int(np.abs(codes).max()))
+                return StaticForm(form, (first, last), int(np.abs(codes).max()), (int(zeros[0]), int(zeros[-1])))
     return None
 
 
 def _relative(layer, table):
     """(`table`, None); where all codes are u itself unless they are clipped, (`table` as a `relative` one, the sum of all u)."""
     spec = layer.spec
-    if len(layer.delta_groups) > 1:
+    if len(layer.delta_groups) > 1 or spec.planned:
         return table, None
-    taken = 0
+    taken, q_max = 0, 2**spec.adc_bits - 1
     for k in range(len(spec.slice_bits)):
         u, q_min = np.arange(layer.u_range(k)[0], layer.u_range(k)[1] + 1), int(layer.adc_q_min[k])
         codes = adc.transfer(u, spec.unit, float(layer.adc_delta[k]), q_min, spec.adc_bits)
-        if not np.array_equal(codes, u.clip(q_min, q_min + table.q_max)):
+        if not np.array_equal(codes, u.clip(q_min, q_min + q_max)):
             return table, None
         taken = max(taken, int(np.abs(codes - u).max()))
     # `u = 2 P - 2 r_k n` adds up to `sum A (2 W - L)`, `u = P` to `sum A W`.
     convolution = IntegerConvolution(layer) if spec.reference == "analog" else IntegerConvolution(layer, 1, 0)
     if len(layer.arrays) * taken >= 2**15 or not (convolution.int8 or convolution.float32):
         return table, None
-    low, high = int(layer.adc_q_min.max()), int(layer.adc_q_min.min()) + table.q_max
-    return table._replace(relative=True, quiet_low=low, quiet_high=high), convolution
+    table.quiet[:] = int(layer.adc_q_min.max()), int(layer.adc_q_min.min()) + q_max
+    return table._replace(relative=True), convolution
 
 
-def code_table(layer: MappedLayer, k: int, relative: bool) -> tuple[np.ndarray, int]:
-    """The static ADC of slice `k` as a table of bytes, for the reads that fit: (table, most ones among their inputs).
+def code_table(layer: MappedLayer, z: int, k: int, relative: bool) -> tuple[np.ndarray, int]:
+    """The static ADC of digit `z` and slice `k` as a table of bytes, for the reads that fit: (table, most ones among their inputs).
 
     Table, int8 `[2, 128]`: entry `[i, j + 64]`, `-64 <= j < 64`, is the code of `u = 2 j - i` (analog reference: i is
     the lowest bit of `2 r_k n`, `j = P - floor(r_k n)`) or of `u = j + 64` (digital, `j = P - 64`); less u if `relative`.
@@ -138,7 +159,7 @@ def code_table(layer: MappedLayer, k: int, relative: bool) -> tuple[np.ndarray, 
     analog = spec.reference == "analog"
 
     def transfer(u):
-        return adc.transfer(u, spec.unit, float(layer.adc_delta[k]), int(layer.adc_q_min[k]), spec.adc_bits)
+        return adc.transfer(u, spec.unit, *layer.converter(z, k))
 
     j = np.arange(-CENTRE, CENTRE)
     u = np.stack([2 * j - i for i in (0, 1)] if analog else [j + CENTRE] * 2)
@@ -177,7 +198,8 @@ def dynamic_adc(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Adc:
         for d in spans[spans > 0]:
             x = step * np.arange(2 * CENTRE) - np.arange(2)[:, None]
             codes[d] = _dynamic_codes(x, d, spec.adc_bits).astype(np.uint8).view(np.int8)
-        table = table._replace(codes=codes, table_ones=255 // (2**spec.cell_bits - 1))
+        table = table._replace(codes=codes)
+        table.table_ones[:] = 255 // (2**spec.cell_bits - 1)
     table.flush[:] = _flushes(span * table.q_max)
     return table._replace(exact=False)
 

@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 from .buffers import DYNAMIC, HISTOGRAM, RANGES
-from .converter import FORM, LIMITS, LOW, Q_MIN, SPAN
+from .converter import FORM, LIMITS, LOW, Q_MAX, Q_MIN, SPAN
 from .layout import PAIR, PAIR_END, RUN, SLICE
 from .simd import LANES, float64_at, int64_at, put_int64, uint16_at
 
@@ -24,10 +24,10 @@ def add_exact(shape, at, read, block, op):
                 elif op == RANGES:
                     _widen(at, 2 * (read.first + k), u)
                 elif op == DYNAMIC:
-                    _increase(at.exact_acc, first + lane, _dynamic_value(at, read, k, u) << _place(shape, read, k))
+                    _increase(at.exact_acc, first + lane, _dynamic_value(at, read, k, u) * _factor(shape, at, read, k))
                 else:
                     step = int64_at(at.step_of_slice, k) * shape.slice_vectors * LANES
-                    _increase(at.exact_acc, step + first + lane, _static_code(at, k, u) << _place(shape, read, k))
+                    _increase(at.exact_acc, step + first + lane, _static_code(shape, at, read, k, u) * _factor(shape, at, read, k))
 
 
 @njit
@@ -44,17 +44,17 @@ def _put_reads(shape, at, read, vector):
 
 
 @njit
-def _place(shape, read, k):
-    """The power of two with which a read of slice `k` enters the accumulators."""
-    return shape.dac_bits * read.digit + shape.cell_bits * k
+def _factor(shape, at, read, k):
+    """What a code of slice `k` is worth in the accumulators."""
+    return int64_at(at.factors, read.digit * shape.slices + k)
 
 
 @njit
-def _static_code(at, k, u):
+def _static_code(shape, at, read, k, u):
     """`adc.transfer` of one read."""
-    q_min = int64_at(at.limits, LIMITS * k + Q_MIN)
-    q = np.rint(u * at.unit / float64_at(at.delta, k))
-    return np.int64(min(max(q, q_min), q_min + at.q_max))
+    kind = read.digit * shape.slices + k
+    q = np.rint(u * at.unit / float64_at(at.delta, kind))
+    return np.int64(min(max(q, int64_at(at.limits, LIMITS * kind + Q_MIN)), int64_at(at.limits, LIMITS * kind + Q_MAX)))
 
 
 @njit

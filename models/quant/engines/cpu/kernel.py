@@ -17,7 +17,7 @@ from numba.core import event
 
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC, Read, Target, addresses, keep_alive, new_buffers
 from .cache import SOURCES
-from .codes import add_dynamic, add_static, shift_add
+from .codes import add_dynamic, add_static, converted_runs, shift_add
 from .converter import Adc
 from .counts import any_outside, count
 from .exact import add_exact
@@ -124,7 +124,7 @@ def _band(shape, plan, adc, target, to_codes, codes, image, first, last, height,
 def _set_quiet(adc, quiet, op):
     """Of STATIC, the reads that add nothing; of DYNAMIC and HISTOGRAM an empty range, as all of theirs count."""
     if op == STATIC:
-        quiet[:, :, 0], quiet[:, :, 1] = adc.quiet_low, adc.quiet_high
+        quiet[:] = adc.quiet
     else:
         quiet[:, :, 0], quiet[:, :, 1] = 1, 0
 
@@ -199,6 +199,8 @@ def _blocks_of_read(shape, at, read, op):
     op = literally(op)
     added = False
     for block in range(shape.blocks):
+        if op == STATIC and not _any_converted(shape, at, read, block):
+            continue
         count(shape, at, read, block)
         if at.exact:
             add_exact(shape, at, read, block, op)
@@ -213,6 +215,13 @@ def _blocks_of_read(shape, at, read, op):
                 add_dynamic(shape, at, read, block)
             added = True
     return added
+
+
+@njit(forceinline=True)
+def _any_converted(shape, at, read, block):
+    """Whether the plan gives any bits to this digit of a slice in the block."""
+    first, end = converted_runs(shape, at, read, block)
+    return first < end
 
 
 @njit(forceinline=True)

@@ -51,7 +51,8 @@ Plan = namedtuple("Plan", """
 # reference                `2 r_k` of each slice, 0 where it is taken off behind the ADC
 # step_of_slice            which of the ADC steps each slice has
 # runs, run_start          `PAIR..SLICE` of each run; where those of each block begin; run_columns: see `_run_columns`
-# merged, merged_start     the same for runs of slices with one reference and one range
+# merged, merged_start     the same for each [digit, block], runs of slices with one reference and one range; those of no bits
+#                          are left out
 TAP_Y, TAP_X, INTERVAL, ROW = range(4)  # of a segment: consecutive channels of one tap that an array holds
 SEGMENT = 4  # fields of a segment
 FIRST, LAST, SLOT = range(3)  # of a channel interval [first, last), whose active rows are listed from `slot` on
@@ -82,8 +83,7 @@ def plan(layer: MappedLayer, side_by_side: bool) -> tuple[Shape, Plan]:
     for step, (_, ks) in enumerate(layer.delta_groups if spec.adc_range != "dynamic" else ()):
         step_of_slice[ks] = step
     runs, run_start = _runs(range(slices), slice_vectors, blocks)
-    ranges = zip(layer.reference_twice, layer.adc_delta.tolist(), layer.adc_q_min.tolist())
-    merged, merged_start = _runs(list(ranges), slice_vectors, blocks)
+    merged, merged_start = _converted_runs(layer, slice_vectors, blocks)
 
     shape = Shape(
         out_channels=out, channels=layer.group_channels, groups=groups, arrays=len(layer.arrays),
@@ -180,6 +180,18 @@ def _runs(kinds, slice_vectors, blocks):
             pair = stop
         start.append(len(runs))
     return np.array(runs, np.int64), np.array(start, np.int64)
+
+
+def _converted_runs(layer, slice_vectors, blocks):
+    """Runs of every digit and block, slices of one reference and one range together, and where those of each begin."""
+    start, runs = [0], []
+    for z in range(len(layer.spec.digit_bits)):
+        of_slice = [layer.converter(z, k) for k in range(len(layer.reference_twice))]
+        found, found_start = _runs(list(zip(layer.reference_twice, of_slice)), slice_vectors, blocks)
+        for first, end in zip(found_start, found_start[1:]):
+            runs += [run for run in found[first:end] if of_slice[run[SLICE]].bits > 0]
+            start.append(len(runs))
+    return np.array(runs, np.int64).reshape(-1, RUN), np.array(start, np.int64)
 
 
 def _run_columns(runs, run_start, slice_vectors, out):

@@ -151,17 +151,17 @@ def store(typingctx, address, offset, value):
 
 def _adder(extend):
     @intrinsic
-    def add(typingctx, address, offset, value, shift):
+    def add(typingctx, address, offset, value, factor):
         def codegen(context, b, sig, args):
             pointer = _pointer(b, args[0], args[1], _I32, LANES)
-            term = b.shl(getattr(b, extend)(args[2], _V32), _broadcast(b, b.trunc(args[3], _I32), _V32))
+            term = b.mul(getattr(b, extend)(args[2], _V32), _broadcast(b, b.trunc(args[3], _I32), _V32))
             b.store(b.add(b.load(pointer, align=4, typ=_V32), term), pointer, align=4)
             return context.get_dummy_value()
         return types.void(types.intp, types.intp, vec, types.intp), codegen
     return add
 
 
-add_signed = _adder("sext")  # int32 at address, element offset + lane: += value[lane] << shift
+add_signed = _adder("sext")  # int32 at address, element offset + lane: += value[lane] factor
 add_unsigned = _adder("zext")
 
 
