@@ -646,7 +646,7 @@ def test_ideal_layer_is_the_training_layer(w_bits, a_bits):
              (QLinear(40, 8, out_scale=0.2, **bits), QLinearDoreFa(40, 8, spec=spec, out_scale=0.2), (2, 40))]
     for training, inference, shape in pairs:
         missing, unexpected = inference.load_state_dict(training.state_dict(), strict=False)
-        assert set(missing) == set(ADC_BUFFERS) and not unexpected
+        assert set(missing) == set(ADC_BUFFERS) - {"adc_bits_plan"} and not unexpected
         x = torch.rand(shape) * 12 - 1
         with torch.no_grad():
             torch.testing.assert_close(inference(x), training(x), rtol=1e-5, atol=1e-4)
