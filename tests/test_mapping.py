@@ -75,7 +75,7 @@ def test_planned_layer_facts(case):
         assert layer.converter(z, k) == (case.delta[z][k], case.q_min[z][k], case.bits[z][k])
         assert layer.multiplier(z, k) == 64 * case.delta[z][k]
     assert layer.delta_groups == [(1 / 64, list(range(len(case.spec.slice_bits))))]
-    ideal = replace(layer, spec=replace(case.spec, adc_range="ideal", adc_bits=1.5), adc_delta=torch.ones(len(case.spec.slice_bits)))
+    ideal = replace(layer, spec=replace(case.spec, adc_range="ideal", adc_bits=1.5))
     assert not ideal.spec.planned and ideal.multiplier(0, 0) == 1
 
 

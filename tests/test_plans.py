@@ -27,8 +27,8 @@ from experiment.checkpoint import load_checkpoint
 from experiment.cli import UserError, run_main
 from experiment.training import Run
 from models import vgg
-from models.quant import (CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, collect_histograms, crossbar_layers,
-                          error_weights, set_engine, set_spec)
+from models.quant import (CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, calibration, collect_histograms,
+                          crossbar_layers, error_weights, set_engine, set_spec)
 from models.quant.mapping import MappedLayer
 from models.quant.spec import Geometry
 
@@ -124,7 +124,8 @@ def corners(errors):
 def test_layers_with_steps_of_the_same_slope():
     """Equal falls whose slopes float64 tells apart before they are divided by the reads, or after: bits are never taken back."""
     thirds = np.array([5, 4.5, 3.5, 2, 1.5, 0]) * (14 / 3)
-    for errors in (thirds, np.array([1.0, 2 / 3, 1 / 3, 0.0]), np.arange(6)[::-1] * 0.1, np.arange(6)[::-1] / 3):
+    tenths = np.array([0.6, 0.5, 0.4, 0.30000000000000004, 0.2, 0.1, 0.0])  # its last step falls an ulp faster than those before
+    for errors in (thirds, tenths, np.array([1.0, 2 / 3, 1 / 3, 0.0]), np.arange(6)[::-1] * 0.1, np.arange(6)[::-1] / 3):
         for each in range(1, 60):
             totals = [adc.share_bits([errors], [each], each * n)[0] for n in range(len(errors))]
             assert totals == sorted(totals) and totals[-1] == len(errors) - 1
@@ -134,8 +135,9 @@ def test_layers_with_steps_of_the_same_slope():
 
 def test_a_budget_of_billions_of_reads_is_spent_to_the_last():
     errors = np.arange(64.0)[::-1]
-    for tenths in range(1, 64):
-        assert adc.share_bits([errors], [10**10], tenths / 10 * 10 * 10**10) == [tenths]
+    for each in (10**9, 3 * 10**9 + 1, 10**10 + 19):
+        for tenths in range(1, 64):
+            assert adc.share_bits([errors], [each], tenths / 10 * (10 * each)) == [tenths]
 
 
 # ---- ranges ----------------------------------------------------------------------------------------------------------
@@ -311,13 +313,14 @@ def test_a_budget_of_the_network_is_met(tiny):
 
 @torch.no_grad()
 def test_weights_of_errors(tiny):
-    """An error of a layer whose output is twice as far from the network's output, by a batch norm behind it, counts four times."""
+    """An error of the last layer is one of the output, in the output's units; it counts four times where they are twice as large."""
     model, x = tiny(spec=PLANNED), images(5)
-    errors = {name: 100.0 * (1 + i) for i, (name, _) in enumerate(crossbar_layers(model))}
+    errors = {name: 1e4 for name, _ in crossbar_layers(model)}
     before = error_weights(model, x, errors)
-    assert before == error_weights(model, x, errors) and min(before.values()) > 0
-    assert before == error_weights(model, [x[:3], x[3:]], errors)
-    last = crossbar_layers(model)[-1][1]
+    assert before == error_weights(model, [x[:3], x[3:]], errors) and list(before) == list(errors) and min(before.values()) > 0
+    name, last = crossbar_layers(model)[-1]
+    unit = last.act_quant.act_alpha.item() / 15 * float(last.weight_quant.step) * last.out_scale
+    assert before[name] == pytest.approx(unit**2, rel=0.4)  # of 50 random numbers
     last.out_scale *= 2
     after = error_weights(model, x, errors)
     for name in before:
@@ -327,10 +330,22 @@ def test_weights_of_errors(tiny):
             error_weights(model, none, errors)
 
 
+@torch.no_grad()
+def test_weights_of_errors_decide_who_gets_the_bits(tiny, monkeypatch):
+    x, totals = images(3), []
+    for heavy in (0, 1):
+        monkeypatch.setattr(calibration, "error_weights", lambda model, images, errors, heavy=heavy: {
+            name: 1e6 if i == heavy else 1.0 for i, name in enumerate(errors)})
+        model = tiny(spec=PLANNED)
+        calibrate(model, x, correct=None)
+        totals.append([int(layer.adc_bits_plan.sum()) for _, layer in crossbar_layers(model)])
+    assert totals[0][0] > totals[1][0] + 5 and totals[1][1] > totals[0][1] + 5
+
+
 def test_a_plan_of_the_network_needs_images(tiny):
     model, x = tiny(spec=PLANNED), images(2)
     histograms = collect_histograms(model, x)
-    with pytest.raises(ValueError, match="on images: give some"):
+    with pytest.raises(ValueError, match="images: give some"):
         calibrate(model, None, histograms=histograms)
     calibrate(model, None, histograms=histograms, share="layer")
 
@@ -445,8 +460,8 @@ def test_numbers_of_a_plan_that_are_changed_in_place_count(name, value):
 
 @pytest.mark.parametrize("name, value, words", [
     ("adc_bits_plan", -1, "bits"), ("adc_bits_plan", 9, "0 to 8 bits"), ("adc_bits_plan", 70, "0 to 8 bits"),
-    ("adc_q_min", 1, "a code for zero"), ("adc_q_min", -256, "a code for zero"),
-    ("adc_delta", 0.3, "multiples of 1/64"), ("adc_delta", 0.0, "not calibrated"),
+    ("adc_q_min", 1, "a code for zero"), ("adc_q_min", -256, "a code for zero"), ("adc_delta", 0.3, "multiples of 1/64"),
+    ("adc_delta", 0.0, "not calibrated"),
     ("adc_delta", -1.0, "not calibrated"), ("adc_delta", float("inf"), "steps"), ("adc_delta", float("nan"), "not calibrated"),
     ("adc_delta", 1e300, "steps")])
 @pytest.mark.parametrize("engine", ["reference", "numba"])
