@@ -67,9 +67,9 @@ def write_planes(settings: EvalSettings, net: nn.Module, log: logging.Logger) ->
 
 
 def evaluate(settings: EvalSettings, net: nn.Module, cells: Cells | None, ranges: RangesOfRun, shown: EvalImages,
-             log: logging.Logger) -> list[Record]:
+             log: logging.Logger, argv: list[str] | None) -> list[Record]:
     """Measure the software and every setting; each record is on the disk as soon as it is known."""
-    facts = machine.machine_info() | {"command": shlex.join(sys.argv)}
+    facts = machine.machine_info() | {"command": shlex.join(["eval.py", *(sys.argv[1:] if argv is None else argv)])}
     records, cache = [], Cache()
     for setting in (None, *settings.settings):
         source = chosen = None
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         say_what_is_measured(settings, ranges, checkpoint["config"], shown, log)
         if not settings.planes:
             write_planes(settings, net, log)
-        records = evaluate(settings, net, cells, ranges, shown, log)
+        records = evaluate(settings, net, cells, ranges, shown, log, argv)
     log.info("\n" + report.settings_table(records, shown.of_all, shown.kind, settings.planes))
     points = [record for record in records[1:] if record.setting.spec.adc_range != "ideal"]
     if len({record.setting.spec.adc_bits for record in points}) > 1:

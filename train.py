@@ -101,7 +101,7 @@ def start(run: training.Run, actions: Actions, checkpoint: dict | None, num_clas
     if actions.resume:
         try:
             run.restore(checkpoint, actions.resume)
-        except (KeyError, TypeError, ValueError) as error:  # the file is whole, but somebody has edited it
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # somebody has edited it
             raise UserError(f"{actions.resume} cannot be continued: {one_line(error)}") from error
         run.log.info(f"continuing {actions.resume} after epoch {run.epoch}, step {run.step} of {run.steps}")
         return

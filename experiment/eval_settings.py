@@ -143,12 +143,12 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Eval
     _check(found, given)
     _check_validation(found, checkpoint)
     chosen = found.adc_ranges or found.planes or {*CALIBRATION, "calib_images"} & given.keys()
-    return (found if chosen else replace(found, trained_for=_trained_for(found, checkpoint["config"], source))), checkpoint
+    return (found if chosen else replace(found, trained_for=_trained_for(found, checkpoint, source))), checkpoint
 
 
 def _network(given: Mapping[str, Any], checkpoint: dict, source: str) -> dict[str, Any]:
     """What network and images the flags that are given and the checkpoint mean, `{flag: value}`."""
-    config = train_settings.from_checkpoint(checkpoint["config"], source)
+    config = train_settings.from_checkpoint(checkpoint, source)
     exported = checkpoint.get("exported", False)
     trained = config.get("model")
     values = {"model": f"{trained or 'vgg7_quant'}_eval", "wbit": 4, "abit": 4, "wq": "dorefa", "quantize_image": False,
@@ -243,18 +243,18 @@ def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> Non
     """Refuse --validation for a checkpoint that does not say which images its training held out."""
     if not found.validation:
         return
-    config = checkpoint["config"]
-    if not ("data" in checkpoint and config.get("val_split")):
+    config = train_settings.defaults() | {"val_split": 0} | train_settings.from_checkpoint(checkpoint, found.resume)
+    if not ("data" in checkpoint and config["val_split"]):
         raise UserError(f"--validation: {found.resume} was trained without validation images")
     if found.dataset != config["dataset"]:
         raise UserError(f"--validation: {found.resume} was trained on {config['dataset']}, not {found.dataset}")
 
 
-def _trained_for(found: EvalSettings, config: Mapping[str, Any], source: str) -> Setting | None:
+def _trained_for(found: EvalSettings, checkpoint: Mapping[str, Any], source: str) -> Setting | None:
     """The setting that `train.py --adc_aware` trained for; None for other checkpoints."""
-    if not config.get("adc_aware"):
+    stored = train_settings.from_checkpoint(checkpoint, source)
+    if not stored.get("adc_aware"):
         return None
-    stored = train_settings.from_checkpoint(config, source)
     rows = {name: [stored[name]] for name in _hardware_defaults() if name in stored}
     [setting] = _combinations(rows, found.wbit, found.abit, found.calibration)
     return setting

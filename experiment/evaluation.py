@@ -22,6 +22,9 @@ from tqdm import tqdm
 
 from models import quant
 from models.quant import Calibration, CrossbarSpec, engines
+from models.quant.calibration import in_mode
+from models.quant.prepared import fingerprint
+from models.vgg import CROSSBAR_LAYERS
 
 Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
 
@@ -40,6 +43,10 @@ class Setting:
     spec: CrossbarSpec = CrossbarSpec()
     crossbar_layers: str = "all"
     calibration: Calibration = Calibration()
+
+    def __post_init__(self) -> None:
+        if self.crossbar_layers not in CROSSBAR_LAYERS:
+            raise ValueError(f"crossbar_layers is {self.crossbar_layers!r}; allowed are {', '.join(CROSSBAR_LAYERS)}")
 
     def __str__(self) -> str:
         spec, usual = self.spec, CrossbarSpec()
@@ -87,12 +94,22 @@ class Record:
 
 @dataclass
 class Cache:
-    """What the measurements of one network share, as long as weights, edited cells and calibration images are the same:
-    histograms of the reads, which do not depend on the ADC, and the moments of the layers' outputs without ADC."""
+    """What the measurements of one network share: histograms of the reads, which do not depend on the ADC, and the moments of the
+    layers' outputs without ADC. Both are made anew where weights, edited cells or calibration images are others."""
 
     histograms: dict[str, Any] = field(default_factory=dict)
     counted_for: tuple | None = None
     moments: dict[str, dict] = field(default_factory=dict)  # for each `crossbar_layers`
+    made_of: list | None = None  # checksums of the network's state, its cells and the images
+
+    def check(self, network: nn.Module, images: Iterable[torch.Tensor]) -> None:
+        """Forget what was made of something else."""
+        ranges = tuple(quant.ADC_BUFFERS)
+        state = [value for key, value in network.state_dict().items() if not key.endswith(ranges)]
+        cells = [layer.w_codes() for _, layer in quant.crossbar_layers(network)]
+        made_of = fingerprint([*state, *cells, *images])
+        if made_of != self.made_of:
+            self.histograms, self.counted_for, self.moments, self.made_of = {}, None, {}, made_of
 
 
 def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: Setting | None, *,
@@ -116,8 +133,9 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         progress: show a progress bar.
     Raises: ValueError for an engine that cannot run here, ranges that are missing, or reads of too many values to calibrate on.
     """
+    labels = torch.as_tensor(labels)
     ran = mean_bits = conversions = None
-    with quant.set_engine(engine):
+    with quant.set_engine(engine), in_mode(network, training=False):
         if setting is None:
             use_cells(network, None)
             with quant.without_adc(network):
@@ -131,6 +149,8 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
                 _calibrate(network, setting, batches_of(calibration, batch_size), cache or Cache(), progress)
             predictions, seconds = predict(network, batches_of(images, batch_size), str(setting), progress)
             mean_bits, conversions = conversions_of(network, next(iter(batches_of(images, batch_size)))[:1])
+    if len(predictions) != len(labels):
+        raise ValueError(f"{len(predictions)} images have {len(labels)} labels")
     right = (predictions == labels).double().mean().item()
     baseline = predictions if software is None else software.predictions
     return Record(
@@ -220,6 +240,8 @@ def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = ""
             ) -> tuple[torch.Tensor, float]:
     """(predicted class of each image, seconds in the network)."""
     predictions, seconds, watched = [], 0.0, sys.stderr.isatty()
+    if iter(batches) is batches:
+        raise ValueError("the images are gone through more than once: give a tensor or a list of batches, not a generator")
     network(next(iter(batches))[:1])  # prepares the weights, and the first time compiles
     for batch in tqdm(batches, desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
                       mininterval=0.5 if watched else 60, delay=0 if watched else 60):
@@ -232,6 +254,7 @@ def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = ""
 def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor], cache: Cache, progress: bool = False
                 ) -> dict[str, Any]:
     """Histograms of the reads on the hardware of a setting: `{layer: int64 [digits, slices, u]}`; counted once for all ADCs."""
+    cache.check(network, images)
     key = setting.crossbar_layers, replace(setting.spec, adc_bits=1, adc_range="ideal")
     if cache.counted_for != key:
         shown = tqdm(images, desc="calibrating", unit="batch", leave=False, disable=None if progress else True)
@@ -242,7 +265,7 @@ def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Ten
 def _calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor], cache: Cache, progress: bool) -> None:
     chosen = setting.calibration
     histograms = count_reads(network, setting, images, cache, progress)
-    quant.calibrate(network, images, chosen.rule, chosen.per, None, histograms, chosen.share)
+    quant.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share)
     if chosen.correct == "channel":
         wanted = cache.moments.get(setting.crossbar_layers)
         cache.moments[setting.crossbar_layers] = quant.correct(network, images, wanted)

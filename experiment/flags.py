@@ -162,8 +162,10 @@ def parse(parser: ArgumentParser, argv: list[str] | None = None) -> dict[str, An
     return vars(parser.parse_args(argv))
 
 
-def checked(cls: type, config: Mapping[str, Any], source: str, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """`{flag: value}` of the flags of a dataclass that a file holds, each checked like one that is given.
+def checked(cls: type, config: Mapping[str, Any], source: str, names: Iterable[str] | None = None,
+            foreign: bool = False) -> dict[str, Any]:
+    """`{flag: value}` of the flags of a dataclass that a file holds, each checked like one that is given. In a `foreign` file, of
+    other code, the same name may mean something else: values that no flag takes are left out.
 
     Raises: UserError that names the file `source` and the first value that no flag takes.
     """
@@ -176,6 +178,8 @@ def checked(cls: type, config: Mapping[str, Any], source: str, names: Iterable[s
         value = _usual_word(field.name, config[key])
         values = value if field.metadata.get("several") and isinstance(value, list) else [value]
         if not (value is None and default is None) and not all(_allowed(kind, each) for each in values):
+            if foreign:
+                continue
             raise UserError(f"{source} has --{name} {value!r}, which is not {_text(kind)}")
         found[name] = value
     return found

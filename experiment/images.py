@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import data
+from . import data, train_settings
 from .cli import UserError
 from .data import Batches, generator, training_split
 from .eval_settings import EvalSettings
@@ -44,7 +44,7 @@ def load(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.de
     order = torch.randperm(len(found.train_x), generator=generator("calibration"))  # the same for every checkpoint
     images, labels, kind = found.test_x, found.test_y, "test images"
     if settings.validation:
-        config = checkpoint["config"]
+        config = train_settings.defaults() | train_settings.from_checkpoint(checkpoint, settings.resume)
         train, held = training_split(found.train_y, config["val_split"], config["seed"], config["limit_train"])
         if len(train) != trained_on["train_images"]:
             raise UserError(f"--validation: {settings.resume} was trained on other images than those in {settings.data_path}")

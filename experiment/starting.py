@@ -112,7 +112,7 @@ def _trained_with(checkpoint: dict, settings: TrainSettings, source: str) -> Tra
     """The settings with the quantizers of a checkpoint. Where it does not say them, it is of the original code, with DoReFa and
     the bits of the settings, or, without clipping levels, of 32 bits."""
     levels = any(key.endswith("act_alpha") for key in checkpoint["state_dict"])
-    stored = train_settings.from_checkpoint(checkpoint["config"], source)
+    stored = train_settings.from_checkpoint(checkpoint, source)
     known = {"wq": "dorefa"} | ({} if levels else {"wbit": OFF, "abit": OFF}) | stored
     return replace(settings, adc_aware=False, **{name: known[name] for name in ("wbit", "abit", "wq", "quantize_image")
                                                  if name in known})

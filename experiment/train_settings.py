@@ -182,12 +182,11 @@ def defaults() -> dict[str, Any]:
     return values
 
 
-def from_checkpoint(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """`{flag: value}` of what a checkpoint was trained with; a value that no flag takes is an error."""
-    values = (flags.checked(CrossbarSpec, config, source, HARDWARE) | flags.checked(Calibration, config, source)
-              | flags.checked(Machine, config, source, OF_CHECKPOINT))
-    for part in COMPUTATION:
-        values |= flags.checked(part, config, source)
+def from_checkpoint(checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """`{flag: value}` of what a checkpoint was trained with; a value that no flag takes is an error in a file of this project."""
+    config, foreign, values = checkpoint["config"], checkpoint.get("format") != CHECKPOINT_FORMAT, {}
+    for part, names in ((CrossbarSpec, HARDWARE), (Calibration, None), (Machine, OF_CHECKPOINT), *((part, None) for part in COMPUTATION)):
+        values |= flags.checked(part, config, source, names, foreign)
     return values
 
 
@@ -201,6 +200,8 @@ def settings_of(values: Mapping[str, Any], fine_tuned: bool = False) -> TrainSet
         "schedule_type": "step" if values["schedule"] else "triangular", "alpha_init": "fit" if fine_tuned else 6.0,
         "alpha_lr": values["lr"], "alpha_wd": values["wd"], "save_path": "save/{dataset}_{model}_w{wbit}a{abit}"}
     values |= {name: value for name, value in depending.items() if values[name] is None}
+    if not values["save_path"]:
+        raise UserError("--save_path is empty: give the name of a folder")
     values["save_path"] = expanded(values["save_path"], values)
     if values["adc_aware"] and OFF in (values["wbit"], values["abit"]):
         raise UserError("--adc_aware needs quantized weights and activations, --wbit and --abit from 1 to 8")
@@ -284,7 +285,7 @@ def _find_checkpoint(actions: Actions, folder: str, model: str) -> tuple[Actions
 def _settings_of_checkpoint(actions: Actions, checkpoint: dict, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the checkpoint of --resume was trained with; what was given must agree with it."""
     source = actions.resume
-    found = from_checkpoint(checkpoint["config"], source)
+    found = from_checkpoint(checkpoint, source)
     fixed = FIXED_ON_EVALUATE
     if not actions.evaluate:
         if checkpoint.get("format") != CHECKPOINT_FORMAT or "optimizer" not in checkpoint:

@@ -185,6 +185,8 @@ class Run:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         for name in ("epoch", "step", "best_acc", "test_acc", "history"):
             setattr(self, name, checkpoint[name])
+        if not (0 <= self.epoch <= self.settings.epochs and 0 <= self.step <= self.steps and len(self.history) == self.epoch):
+            raise ValueError(f"it stands at epoch {self.epoch}, step {self.step} of {self.settings.epochs} epochs of {self.steps} steps")
         self.meter.load_state_dict(checkpoint["meter"])
         set_rng_state(checkpoint["rng"])
 
@@ -210,8 +212,8 @@ class Run:
                 layer.weight_quant.codes(layer.weight.detach())
         chosen = self.settings.calibration
         try:
-            quant.calibrate(self.net, self.some_images(CALIBRATION_IMAGES), chosen.rule, chosen.per, chosen.correct,
-                            share=chosen.share)
+            quant.calibrate(self.net, self.some_images(CALIBRATION_IMAGES), chosen.rule, chosen.per,
+                            correct=chosen.correct, share=chosen.share)
         except ValueError as error:  # more values than can be counted
             raise UserError(f"--adc_aware: {error}") from None
 

@@ -115,7 +115,7 @@ def test_calibration_is_that_of_the_setting(scene):
         measure(net, images, labels, Setting(setting().spec, calibration=rule), calibration=calibration)
         found = [layer.adc_delta.clone() for _, layer in quant.crossbar_layers(net)]
         gains = [layer.adc_gain.clone() for _, layer in quant.crossbar_layers(net)]
-        quant.calibrate(net, calibration, rule.rule, rule.per, rule.correct)
+        quant.calibrate(net, calibration, rule.rule, rule.per, correct=rule.correct)
         assert all(torch.equal(a, layer.adc_delta) for a, (_, layer) in zip(found, quant.crossbar_layers(net)))
         assert all(torch.equal(a, layer.adc_gain) for a, (_, layer) in zip(gains, quant.crossbar_layers(net)))
         assert all((gain == 1).all() for gain in gains) == (rule.correct == "none")
@@ -138,3 +138,55 @@ def test_measuring_reads_no_flags_and_touches_no_files():
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {"argparse", "json", "pathlib", "os", "cli", "flags"} & imported
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "open"]
+
+
+def test_a_cache_knows_what_it_was_made_of(scene):
+    """Other calibration images, weights or cells: nothing of before is used."""
+    net, images, labels, calibration = scene
+    cache, others = Cache(), shown_images(359)[0][:20] * 0.3
+    measure(net, images, labels, setting(), calibration=calibration, cache=cache)
+    for change in (lambda: None, lambda: net.features[4].weight.data.mul_(-1)):
+        change()
+        found = measure(net, images, labels, setting(), calibration=others, cache=cache).predictions
+        assert torch.equal(found, measure(net, images, labels, setting(), calibration=others).predictions)
+    cells = {name: 15 - layer.w_codes() for name, layer in quant.crossbar_layers(net)}
+    found = measure(net, images, labels, setting(), calibration=others, cache=cache, cells=cells).predictions
+    assert torch.equal(found, measure(net, images, labels, setting(), calibration=others, cells=cells).predictions)
+
+
+def test_convolutions_alone_and_then_all_layers_with_one_cache(scene):
+    net, images, labels, calibration = scene
+    cache = Cache()
+    for layers in ("conv", "all", "conv"):
+        found = measure(net, images, labels, setting(3, layers), calibration=calibration, cache=cache).predictions
+        assert torch.equal(found, measure(net, images, labels, setting(3, layers), calibration=calibration).predictions)
+
+
+def test_a_network_in_training_mode_is_measured_in_evaluation_mode_and_keeps_its_own(scene):
+    net, images, labels, calibration = scene
+    expected = measure(net, images, labels, setting(), calibration=calibration)
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    net.train()
+    net.features[1].eval()
+    record = measure(net, images, labels, setting(), calibration=calibration)
+    assert torch.equal(record.predictions, expected.predictions) and net.training and not net.features[1].training
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_what_is_no_measurement_is_one_line(scene):
+    net, images, labels, calibration = scene
+    with pytest.raises(ValueError, match="^40 images have 39 labels$"):
+        measure(net, images, labels[:39], None)
+    with pytest.raises(ValueError, match="give a tensor or a list of batches"):
+        measure(net, (batch for batch in images.split(8)), labels, None)
+    with pytest.raises(ValueError, match="^crossbar_layers is 'convs'; allowed are all, conv$"):
+        Setting(crossbar_layers="convs")
+    assert measure(net, images, labels.tolist(), None).accuracy == measure(net, images, labels, None).accuracy
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_of_other_types_are_calibrated_and_measured(scene, dtype):
+    net, images, labels, calibration = scene
+    record = measure(net.to(dtype), images.to(dtype), labels, setting(), calibration=calibration.to(dtype))
+    software = classes(network(), images)
+    assert (record.predictions == software).float().mean() > 0.5  # as it is in float32, give or take what rounding does

@@ -68,7 +68,7 @@ def converted_layers(model: nn.Module) -> list[tuple[str, CrossbarLayer]]:
 
 
 @contextlib.contextmanager
-def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Within the block the network is in training or evaluation mode; then each module is in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(training)
@@ -84,7 +84,7 @@ def without_adc(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Within the block the crossbar layers of `model` have no ADC, and it is in evaluation or training mode; then everything
     is as before, the mode of each module too."""
     before = [(layer, layer.spec, [getattr(layer, name) for name in ADC_BUFFERS]) for _, layer in crossbar_layers(model)]
-    with _in_mode(model, training):
+    with in_mode(model, training):
         try:
             for layer, spec, _ in before:
                 layer.set_spec(replace(spec, adc_range="ideal"))
@@ -124,8 +124,8 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor]) -> d
 
 
 def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: str = Calibration.rule,
-              per: str = Calibration.per, correct: str | None = Calibration.correct,
-              histograms: dict[str, np.ndarray] | None = None, share: str = Calibration.share) -> dict[str, np.ndarray]:
+              per: str = Calibration.per, histograms: dict[str, np.ndarray] | None = None,
+              correct: str | None = Calibration.correct, share: str = Calibration.share) -> dict[str, np.ndarray]:
     """Choose and freeze the ADC range of every layer that has one, then correct the outputs for what the ADCs do to them.
 
     Layers with adc_range "ideal" are left as they are. Only ranges that are "calibrated" have a correction.
@@ -269,9 +269,10 @@ def _correct(model, layers, images, wanted):
         (std, mean), (adc_std, adc_mean) = wanted[name], _std_mean(y)
         gain = torch.where(adc_std > 0, std / adc_std, 1.0).clamp_max(LARGEST_GAIN)
         layer.set_correction(gain, mean - gain * adc_mean)
-        return torch.addcmul(*(values.view(-1, *[1] * (y.dim() - 2)) for values in (layer.adc_offset, layer.adc_gain)), y)
+        offset, gain = (values.view(-1, *[1] * (y.dim() - 2)) for values in (layer.adc_offset, layer.adc_gain))
+        return torch.addcmul(offset, gain, y.float()).to(y.dtype)
 
-    with _in_mode(model, training=False):
+    with in_mode(model, training=False):
         _watch_outputs(model, layers, images, set_correction)
     return wanted
 
