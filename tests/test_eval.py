@@ -670,7 +670,7 @@ def refused(monkeypatch, capsys):
     (["--cellBit", "1", "9"], "--cellBit is 9; allowed are whole numbers from 1 to 4 (the weight bits)"),
     (["--cellBit", "5"], "--cellBit is 5; allowed are whole numbers from 1 to 4 (the weight bits)"),
     (["--cellBit", "two"], "--cellBit: two is not"),
-    (["--adc_prec", "0"], "--adc_prec: 0 is not"),
+    (["--adc_prec", "0"], "--adc_prec is 0; allowed are whole numbers from 1 to 12"),
     (["--adc_prec", "6", "13"], "--adc_prec is 13; allowed are whole numbers from 1 to 12"),
     (["--subArray", "1025"], "--subArray is 1025; allowed are whole numbers from 1 to 1024"),
     (["--dac_bits", "5"], "--dac_bits is 5; allowed are whole numbers from 1 to 4 (the activation bits)"),

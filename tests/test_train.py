@@ -878,3 +878,27 @@ def test_events_of_steps_that_are_repeated_are_dropped(tmp_path, monkeypatch):
     assert train.main(["--resume", "--save_path", str(tmp_path / "run")]) == 0
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert [event.step for event in events.Scalars("val/acc")] == [8, 17, 26]  # each once
+
+
+@pytest.mark.parametrize("change", [{"optimizer": 7}, {"step": "x"}, {"step": -5}, {"step": 10**6}, {"epoch": 10**6}, {"history": 7},
+                                    {"history": []}, {"meter": {}}, {"rng": 3}])
+def test_a_checkpoint_that_somebody_edited_is_one_line(change, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    checkpoint = load_checkpoint(finished / "checkpoint.pth.tar") | {"test_acc": None}
+    save_checkpoint(tmp_path / "run" / "checkpoint.pth.tar", checkpoint | change)
+    with pytest.raises(UserError, match=r"checkpoint.pth.tar(:| cannot be continued)") as error:
+        train.main(["--resume", "--save_path", str(tmp_path / "run")])
+    assert "\n" not in str(error.value)
+
+
+def test_settings_of_other_code_that_no_flag_takes_are_left_out(finished, tmp_path):
+    """They may mean something else there."""
+    state = load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
+    torch.save({"state_dict": state, "config": {"lr": 0, "dataset": "digits", "wbit": 4, "seed": "x"}}, tmp_path / "other.pth")
+    settings, *_ = train_settings.parse(["--evaluate", "--resume", str(tmp_path / "other.pth")])
+    assert (settings.lr, settings.seed, settings.dataset) == (0.05, 0, "digits")
+
+
+def test_an_empty_folder_name_is_refused():
+    with pytest.raises(UserError, match="--save_path is empty"):
+        train_settings.parse(["--save_path", ""])
