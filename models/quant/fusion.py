@@ -136,7 +136,8 @@ def _pools_codes(module):
 def max_pool(codes: Tensor, pool: nn.MaxPool2d) -> Tensor:
     """Max pooling of codes, uint8 `[N, H, W, channels]`, contiguous; zeros in the padding are no larger than any code."""
     top, left = pair(pool.padding)
-    codes = F.pad(codes, (0, 0, left, left, top, top))
+    if top or left:
+        codes = F.pad(codes, (0, 0, left, left, top, top))
     for dim, taps, step in zip((1, 2), pair(pool.kernel_size), pair(pool.stride)):
         codes = functools.reduce(torch.maximum, codes.unfold(dim, taps, step).unbind(-1))
     return codes.contiguous()

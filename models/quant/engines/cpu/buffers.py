@@ -26,11 +26,12 @@ MOST_LEAVES = 2**11  # values of P that a histogram counts 512 columns at a time
 # Where results go; arrays that `op` does not write are empty.
 # out         accumulators `[step, N, H', W', out]`; or, with `values`, a float64 for each step, one array with the bits of
 #             `float32(sum_step acc values) scale + offset`. Where `Adc.relative`, it holds the sum of all u before.
-#             As int32 in any case, so that one compiled kernel serves both; wide: its elements are int64
+#             As int32 in any case, so that one compiled kernel serves all; wide: its elements are int64; floats: the sums of
+#             all u are float32
 # next_codes  `[N, H', W', out]`: in place of those bits the codes that the next layer makes of them, see `output.ToCodes`
 # extremes    smallest and largest u, `[thread, group, array, digit, slice, 2]`
 # counts      of u, `[thread, digit, slice, u - u_min, part]`: eight parts (`simd.add_ones`), or one where `Adc.exact`
-Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts u_min")
+Target = namedtuple("Target", "out wide floats values scale offset next_codes extremes counts u_min")
 
 # Arrays of one work item, overwritten from pixel to pixel.
 # lists, ones        active rows of the input rows at hand, and how many they are: see `rows`
@@ -52,7 +53,7 @@ Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums
 # n_intervals           of `Plan`
 # exact .. unit         of `Adc`; relative holds for STATIC only
 # extremes, counts      those of this thread; u_min, bins: lowest u and number of values that are counted
-# step_size, wide       of `out`: elements of one ADC step; whether they are int64
+# step_size             of `out`: elements of one ADC step; wide, floats: see `Target`
 # scaling, to_codes     whether there are `values`; whether there are `next_codes`
 # gain .. factor        of `output.ToCodes`
 # look                  whether bit planes tell that a block of reads is quiet (`counts.any_outside`)
@@ -60,7 +61,7 @@ Addresses = namedtuple("Addresses", """
     weights array_base pass_stride segments segment_start intervals n_intervals digit_start reference step_of_slice runs
     run_start run_columns merged merged_start
     exact relative table_ones q_max unit forms limits codes delta factors idle flush constant
-    out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
+    out step_size wide floats scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts u_min bins
     lists ones row_at row_count planes bytes sums acc exact_acc reads step total lows highs seen quiet leaves
     look""")
@@ -109,7 +110,7 @@ def addresses(shape, plan, adc, target, to_codes, buffers, thread, op):
         delta=adc.delta.ctypes.data, factors=adc.factors.ctypes.data,
         idle=adc.idle.ctypes.data,
         flush=adc.flush.ctypes.data, constant=adc.constant.ctypes.data,
-        out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
+        out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide, floats=target.floats,
         scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
         offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
         gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,

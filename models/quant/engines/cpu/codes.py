@@ -12,7 +12,7 @@ from .converter import (CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAS
 from .counts import to_bytes
 from .fixed_point import EVEN, TOWARDS_ZERO
 from .layout import PAIR, PAIR_END, RUN, SLICE
-from .simd import (LANES, add_bytes_up_to_255, add_signed, add_unsigned, int64_at, load, lookup, mulhi, sar, splat, store,
+from .simd import (LANES, add_bytes_up_to_255, add_signed, add_signed_short, add_unsigned, int64_at, load, lookup, mulhi, sar, splat, store,
                    sub_bytes_down_to_0, vmax, vmin)
 
 
@@ -190,7 +190,9 @@ def shift_add(shape, at, op):
             lane = int64_at(at.step_of_slice, k) * shape.slice_vectors * LANES
             for v in range(shape.slice_vectors):
                 total = load(at.sums, (z * shape.blocks * 16 + k * shape.slice_vectors + v) * LANES)
-                if op == STATIC:
+                if op == STATIC and factor < 2**15:
+                    add_signed_short(at.acc, lane + v * LANES, total, factor)
+                elif op == STATIC:
                     add_signed(at.acc, lane + v * LANES, total, factor)
                 else:
                     add_unsigned(at.acc, lane + v * LANES, total, factor)

@@ -177,15 +177,15 @@ def act_codes(x: torch.Tensor, alpha: torch.Tensor, levels: int) -> torch.Tensor
 
 
 def scaled(acc: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, to_codes: ToCodes | None = None) -> torch.Tensor:
-    """`acc * scale + offset` in float32, written over an int32 `acc`; or the next layer's codes, uint8.
+    """`acc * scale + offset` in float32, written over an `acc` of 32 bits; or the next layer's codes, uint8.
 
-    Args: acc, integers `[N, H, W, out]`, contiguous; scale, offset, float32 `[out]`; to_codes, `output.ToCodes`.
+    Args: acc, integers (or float32 that are integers) `[N, H, W, out]`, contiguous; scale, offset, float32 `[out]`; to_codes, `output.ToCodes`.
     """
     set_threads()
     if to_codes is not None:
         out = torch.empty(acc.shape, dtype=torch.uint8)
     else:
-        out = acc.view(torch.float32) if acc.dtype == torch.int32 else torch.empty(acc.shape)
+        out = torch.empty(acc.shape) if acc.dtype == torch.int64 else acc.view(torch.float32)
     rows = -1, acc.shape[-1]
     _scale(acc.view(rows).numpy(), scale.numpy(), offset.numpy(), to_codes or NOT_TO_CODES, out.view(rows).numpy())
     return out

@@ -54,7 +54,7 @@ def scaled(prepared: _Prepared, a_codes: torch.Tensor, values: list[float], scal
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
     if prepared.layer.spec.adc_range == "ideal":
-        return elementwise.scaled(prepared.convolution(a_codes), scale, offset, to_codes)
+        return elementwise.scaled(prepared.convolution.sums(a_codes), scale, offset, to_codes)
     scaling = {"values": np.array(values), "scale": scale.numpy(), "offset": offset.numpy()}
     if to_codes is None:
         return _simulate(prepared, a_codes, **scaling).view(torch.float32)[0]
@@ -86,7 +86,7 @@ def _simulate(prepared, a_codes, **scaling):
     set_threads()  # before anything is sized by their number
     reads = prepared.reads
     if reads.static.relative:
-        out = reads.convolution(a_codes)[None]
+        out = reads.convolution.sums(a_codes)[None]
     else:
         size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
         dtype = torch.int32 if scaling else accumulator_dtype(layer)
@@ -96,7 +96,7 @@ def _simulate(prepared, a_codes, **scaling):
         reads.run(dynamic_adc(layer, *reads.ranges(a_codes)), a_codes, DYNAMIC, out=out.numpy(), **scaling)
     else:
         reads.run(reads.static, a_codes, STATIC, out=out.numpy(), **scaling)
-    return out
+    return out if out.dtype == torch.int64 else out.view(torch.int32)
 
 
 class _Prepared:

@@ -2,7 +2,7 @@
 
 from collections import namedtuple
 
-from numba import njit
+from numba import int64, njit
 
 from .output import next_code, scale_sum
 from .simd import (LANES, bits_of_float32, float32_at, float64_at, int32_at, int64_at, put_float64, put_int64, put_uint8,
@@ -52,12 +52,16 @@ def _put_step(shape, at, pixel, step):
     elif not at.relative:
         for c in range(shape.out_channels):
             put_int64(at.step, c, int32_at(at.acc, lane + c) + pixel.constant)
-    elif pixel.added:  # to the sum of all u, which `out` holds
-        for c in range(shape.out_channels):
-            put_int64(at.step, c, int32_at(at.out, pixel.place + c) + int32_at(at.acc, c))
-    else:
-        for c in range(shape.out_channels):
-            put_int64(at.step, c, int32_at(at.out, pixel.place + c))
+    else:  # to the sum of all u, which `out` holds
+        if at.floats:
+            for c in range(shape.out_channels):
+                put_int64(at.step, c, int64(float32_at(at.out, pixel.place + c)))
+        else:
+            for c in range(shape.out_channels):
+                put_int64(at.step, c, int32_at(at.out, pixel.place + c))
+        if pixel.added:
+            for c in range(shape.out_channels):
+                put_int64(at.step, c, int64_at(at.step, c) + int32_at(at.acc, c))
 
 
 @njit(forceinline=True)

@@ -37,13 +37,17 @@ class _LibraryConvolution:
     """
 
     def __init__(self, weight, geometry):
-        self.shape = [list(geometry.stride), [0, 0], list(geometry.dilation), geometry.groups]
+        top, bottom, left, right = geometry.padding
+        even = (top, left) == (bottom, right)  # the library pads both sides alike, without a copy
+        self.padding = None if even else (0, 0, left, right, top, bottom)
+        self.shape = [list(geometry.stride), [top, left] if even else [0, 0], list(geometry.dilation), geometry.groups]
         self.scales = torch.ones(len(weight), dtype=torch.float32)
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)
         self.weight = torch.ops.onednn.qconv_prepack(weight, self.scales, 1.0, 0, *self.shape)
 
     def __call__(self, x):
-        """x, uint8 `[N, H, W, in]` and padded; returns float32 `[N, H', W', out]`."""
+        """x, uint8 `[N, H, W, in]`; returns float32 `[N, H', W', out]`."""
+        x = F.pad(x, self.padding) if self.padding else x
         y = torch.ops.onednn.qconv2d_pointwise(x.permute(0, 3, 1, 2), 1.0, 0, self.weight, self.scales, self.zeros, None,
                                                *self.shape, 1.0, 0, torch.float32, "none", [], "")
         return y.permute(0, 2, 3, 1).contiguous()
@@ -80,14 +84,12 @@ class IntegerConvolution:
                 self.library = _LibraryConvolution((factor * layer.w_codes.int() - offset).to(torch.int8), layer.geometry)
 
     def __call__(self, a_codes: torch.Tensor) -> torch.Tensor:
-        if not self._library_serves(a_codes.shape):
-            return self._by_product(a_codes)
-        y = self._by_library(a_codes)
-        return y.view(torch.int32).copy_(y)  # in place
+        y = self.sums(a_codes)
+        return y.view(torch.int32).copy_(y) if y.dtype == torch.float32 else y  # in place
 
-    def _by_library(self, a_codes):
-        top, bottom, left, right = self.layer.geometry.padding
-        return self.library(F.pad(a_codes, (0, 0, left, right, top, bottom)))
+    def sums(self, a_codes: torch.Tensor) -> torch.Tensor:
+        """What a call returns, as float32 where the library computed it: exact, and a pass over memory less."""
+        return self.library(a_codes) if self._library_serves(a_codes.shape) else self._by_product(a_codes)
 
     def _library_serves(self, shape):
         """Whether the library gives exact sums for inputs of this shape; tried once, on random codes.
@@ -103,7 +105,7 @@ class IntegerConvolution:
             ends = slice(None, None, max(1, shape[0] - 1))  # the first and the last image
             wanted = self._by_product(a_codes[ends].contiguous()).float()
             try:
-                _library_is_exact[key] = torch.equal(self._by_library(a_codes)[ends], wanted)
+                _library_is_exact[key] = torch.equal(self.library(a_codes)[ends], wanted)
             except NO_OPERATOR:
                 _library_is_exact[key] = False
         return _library_is_exact[key]
