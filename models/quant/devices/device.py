@@ -51,7 +51,7 @@ class Device:
     source: str
     g_min: float
     g_max: float
-    law: Law = field(default=None, repr=False)  # type: ignore[assignment]
+    law: Law | None = field(default=None, repr=False)
     time: float | str | None = None
     temp: float | None = None
     level_values: tuple[float, ...] | None = field(default=None, repr=False)
@@ -109,7 +109,7 @@ class Device:
         if type(bits) is not int or not 1 <= bits <= MOST_CELL_BITS:
             raise ValueError(f"bits of a cell are {bits!r}; allowed are whole numbers from 1 to {MOST_CELL_BITS}")
         if self.rows is not None:
-            return self.rows.law(bits).series[None].targets
+            return self.rows.law(bits).series[None].targets.copy()
         if self.level_values is None:
             return self.g_min + np.arange(2**bits) * ((self.g_max - self.g_min) / (2**bits - 1))
         return np.array(self.level_values, np.float64)[spread(len(self.level_values), bits, f"{self.name} has", "levels")]

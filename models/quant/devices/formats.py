@@ -10,30 +10,16 @@
   the most significant cell first.
 """
 
-import csv
-import math
-import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from .device import Device
-from .rows import JointRows, split
+from .joint import RAW, read_joint, read_raw
+from .lines import Line, by_level, check_rise, check_siemens, check_us, read_lines
 from .tables import Cells, Samples, Series, Table
 
-RAW = re.compile(r"level(\{W\}|\d+)_raw\.npy")
 LEVEL_COLUMNS = {"level", "conductance_uS", "time_s", "temp_C", "cell", "std_uS"}
-SMALLEST_US = 1e-2  # a device whose every cell is below 10 nS is one in siemens; one above 10 mS is none in siemens
-LARGEST_S = 1e-2
-
-
-class Line(NamedTuple):
-    """A line of a CSV: its number, from 1 on, and its columns as numbers."""
-
-    number: int
-    values: dict[str, float]
 
 
 def read(path: str | Path) -> Device:
@@ -44,83 +30,17 @@ def read(path: str | Path) -> Device:
     """
     path = Path(path)
     if path.is_dir() or RAW.fullmatch(path.name):
-        return _raw(path if path.is_dir() else path.parent)
-    names, lines = _lines(path)
+        return read_raw(path if path.is_dir() else path.parent)
+    names, lines = read_lines(path)
     columns = set(names)
     if names[0] == "weight_level":
-        return _joint(path, names, lines)
+        return read_joint(path, names, lines)
     if columns == {"states", "mean", "std"}:
         return _states(path, lines)
     if {"level", "conductance_uS"} <= columns <= LEVEL_COLUMNS:
         return _gaussian(path, lines) if "std_uS" in columns else _samples(path, lines)
     raise ValueError(f"{path}, line 1: columns {','.join(names)}; known are level,conductance_uS (with time_s,temp_C,cell,std_uS), "
                      "weight_level,cell0,cell1,... and states,mean,std")
-
-
-def _lines(path: Path) -> tuple[list[str], list[Line]]:
-    """Names of the columns, and all lines."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as text ({error})") from None
-    if len(rows) < 2:
-        raise ValueError(f"{path}, line 1: no lines of data")
-    names = [name.strip() for name in rows[0][1]]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{path}, line {rows[0][0]}: a column stands there twice")
-    return names, [_line(path, number, names, row) for number, row in rows[1:]]
-
-
-def _line(path: Path, number: int, names: list[str], row: list[str]) -> Line:
-    if len(row) != len(names):
-        raise ValueError(f"{path}, line {number}: {len(row)} values for {len(names)} columns")
-    values = {}
-    for name, text in zip(names, row):
-        if name == "cell":
-            continue
-        try:
-            values[name] = float(text)
-        except ValueError:
-            raise ValueError(f"{path}, line {number}: {name} is {text.strip()!r}, no number") from None
-        if not math.isfinite(values[name]):
-            raise ValueError(f"{path}, line {number}: {name} is {text.strip()}, not finite")
-        if values[name] < 0 and name != "temp_C":
-            raise ValueError(f"{path}, line {number}: {name} is {text.strip()}, negative")
-        if name in ("level", "states", "weight_level") and values[name] != int(values[name]):
-            raise ValueError(f"{path}, line {number}: {name} is {text.strip()}, no whole number")
-    return Line(number, values)
-
-
-def _check_us(path: Path, lines: list[Line], columns: list[str]) -> None:
-    if all(line.values[column] < SMALLEST_US for line in lines for column in columns):
-        raise ValueError(f"{path}, line {lines[0].number}: {columns[0]} is {lines[0].values[columns[0]]:g} and none is as large as "
-                         f"{SMALLEST_US:g}: these look like siemens, uS are expected")
-
-
-def _check_siemens(where: str, values: np.ndarray) -> None:
-    if values.max() > LARGEST_S:
-        raise ValueError(f"{where}: {values.max():g} looks like uS, siemens are expected")
-
-
-def _check_rise(levels: Sequence[float], where: Callable[[int], str]) -> None:
-    """Args: mean of each level, uS; where a level stands, for the message."""
-    for level in range(1, len(levels)):
-        if levels[level] <= levels[level - 1]:
-            raise ValueError(f"{where(level)}: level {level} has a mean of {levels[level]:g} uS, not above the {levels[level - 1]:g} uS "
-                             f"of level {level - 1}")
-
-
-def _by_level(path: Path, lines: list[Line], column: str, what: str = "") -> list[list[Line]]:
-    """Lines of each level 0, 1, ..., at least two."""
-    levels = {}
-    for line in lines:
-        levels.setdefault(int(line.values[column]), []).append(line)
-    for level in range(max(2, max(levels) + 1)):
-        if level not in levels:
-            raise ValueError(f"{path}, line {lines[-1].number}: the data end{what} without level {level}; levels are 0, 1, ... without gap")
-    return [levels[level] for level in sorted(levels)]
 
 
 def _moments(path: Path, lines: list[Line]) -> dict[float | None, dict[float | None, list[list[Line]]]]:
@@ -132,7 +52,7 @@ def _moments(path: Path, lines: list[Line]) -> dict[float | None, dict[float | N
     for temp in sorted(groups, key=lambda value: value or 0.0):
         for time in sorted(groups[temp], key=lambda value: value or 0.0):
             what = "".join(f" at {value:g} {unit}" for value, unit in ((time, "s"), (temp, "C")) if value is not None)
-            levels = _by_level(path, groups[temp][time], "level", what)
+            levels = by_level(path, groups[temp][time], "level", what)
             if len(levels) < count:
                 raise ValueError(f"{path}, line {levels[-1][-1].number}: the data end{what} without level {len(levels)}; other times or "
                                  f"temperatures have {count} levels")
@@ -141,23 +61,23 @@ def _moments(path: Path, lines: list[Line]) -> dict[float | None, dict[float | N
 
 
 def _samples(path: Path, lines: list[Line]) -> Device:
-    _check_us(path, lines, ["conductance_uS"])
+    check_us(path, lines, ["conductance_uS"])
     moments = _moments(path, lines)
     reads = {temp: [[np.array([line.values["conductance_uS"] for line in level]) for level in levels] for levels in times.values()]
              for temp, times in moments.items()}
     targets = _targets(path, moments, [float(level.mean()) for level in next(iter(reads.values()))[0]])
     series = [Cells(temp, _times(moments[temp]), targets, reads[temp]) for temp in moments]
-    return _device(path, Samples(path.stem, series), targets, len(next(iter(next(iter(moments.values())).values()))[0]))
+    return _device(path, Samples(path.stem, series), targets, sum(map(len, _first(moments))))
 
 
 def _gaussian(path: Path, lines: list[Line]) -> Device:
-    _check_us(path, lines, ["conductance_uS"])
+    check_us(path, lines, ["conductance_uS"])
     moments = _moments(path, lines)
     for levels in (levels for times in moments.values() for levels in times.values()):
         for level in levels:
             if len(level) > 1:
-                raise ValueError(f"{path}, line {level[1].number}: a second line of level {int(level[1].values['level'])}; with std_uS there "
-                                 "is one a level, time and temperature")
+                raise ValueError(f"{path}, line {level[1].number}: a second line of level {int(level[1].values['level'])}; with "
+                                 "std_uS there is one a level, time and temperature")
     series = []
     for temp, times in moments.items():
         mean, std = (np.array([[level[0].values[key] for level in levels] for levels in times.values()])
@@ -169,9 +89,14 @@ def _gaussian(path: Path, lines: list[Line]) -> Device:
 
 def _targets(path: Path, moments: dict, means: list[float]) -> np.ndarray:
     """Nominal conductances: the means at the first time and lowest temperature, which rise."""
-    first = next(iter(next(iter(moments.values())).values()))
-    _check_rise(means, lambda level: f"{path}, line {first[level][0].number}")
+    first = _first(moments)
+    check_rise(means, lambda level: f"{path}, line {first[level][0].number}")
     return np.array(means)
+
+
+def _first(moments: dict) -> list[list[Line]]:
+    """Lines of each level at the first time and lowest temperature."""
+    return next(iter(next(iter(moments.values())).values()))
 
 
 def _times(times: dict) -> tuple[float, ...]:
@@ -179,13 +104,13 @@ def _times(times: dict) -> tuple[float, ...]:
 
 
 def _states(path: Path, lines: list[Line]) -> Device:
-    levels = _by_level(path, lines, "states")
+    levels = by_level(path, lines, "states")
     for level in levels:
         if len(level) > 1:
             raise ValueError(f"{path}, line {level[1].number}: a second line of state {int(level[1].values['states'])}")
-        _check_siemens(f"{path}, line {level[0].number}", np.array([level[0].values["mean"], level[0].values["std"]]))
+        check_siemens(f"{path}, line {level[0].number}", np.array([level[0].values["mean"], level[0].values["std"]]))
     mean, std = (np.array([1e6 * level[0].values[key] for level in levels]) for key in ("mean", "std"))
-    _check_rise(mean, lambda level: f"{path}, line {levels[level][0].number}")
+    check_rise(mean, lambda level: f"{path}, line {levels[level][0].number}")
     return _device(path, Table(path.stem, [Series(None, (), mean, mean[None], std[None])]), mean, None)
 
 

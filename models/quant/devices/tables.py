@@ -110,7 +110,7 @@ class Samples(_Levels):
         """As `Law.draw`; one uniform number a cell."""
         reads, (level, above) = self._reads(time, temp), self._nearest(g, temp)
         uniform, cells = generator.random(index.shape), np.empty(index.shape)
-        for l in np.unique(index):
-            here, pool = index == l, reads[level[l]]
-            cells[here] = pool[(uniform[here] * len(pool)).astype(np.intp)] + above[l]
+        for number in np.unique(index):
+            here, pool = index == number, reads[level[number]]
+            cells[here] = pool[(uniform[here] * len(pool)).astype(np.intp)] + above[number]
         return cells
