@@ -102,7 +102,7 @@ def test_literature_by_hand():
     assert two.mean(two.levels(2)) - two.levels(2) == pytest.approx([0.16, -4, -2.5, -0.6])
     assert two.sigma(two.levels(2)) == pytest.approx([0.34, 3.42, 2.82, 0.32])
     one = Device.preset("winbond_asu_1bit").draw(np.ones(1000, np.uint8), 1, generator())
-    assert 147 <= one.min() < 149 and 164 < one.max() <= 166
+    assert 147 <= one.min() < 147.3 and 165.7 < one.max() <= 166
     chip = Device.preset("neurram_chip").draw(np.ones(1000, np.uint8), 1, generator())
     assert np.abs(chip - 40).max() <= 1
 
@@ -447,6 +447,7 @@ HEAD = "level,conductance_uS\n"
     ("level,conductance_uS,std_uS\n0,1,1\n0,2,1\n1,3,1\n", "line 3: a second line of level 0"),
     ("level,conductance_uS,std_uS\n0,1,-1\n1,3,1\n", "line 2: std_uS is -1, negative"),
     ("level,conductance_uS,time_s\n0,1,0\n1,3,0\n0,1,1\n", "line 4: the data end at 1 s without level 1"),
+    ("level,conductance_uS,time_s\n0,1,0\n1,3,0\n2,5,0\n0,1,1\n1,3,1\n", "line 6: the data end at 1 s without level 2; other times"),
     ("states,mean,std\n0,1,0.1\n1,20,0.1\n", "line 2: 1 looks like uS, siemens are expected"),
     ("states,mean,std\n0,1e-6,0\n1,1e-6,0\n", "line 3: level 1 has a mean"),
     ("weight_level,cell0\n0,1\n1,2\n2,3\n", "code 3 is absent; weights of 2 bits have 4 codes"),
