@@ -15,7 +15,7 @@ FILES = sorted(FOLDER.rglob("*.py"))
 
 # From the ground up: a room imports from those below it alone. Rooms of one line do not know each other.
 FLOORS = [
-    ["files", "eager", "spec", "engines.cpu"],
+    ["files", "eager", "spec", "engines.cpu", "devices"],
     ["mapping", "adc", "bitplanes"],
     ["engines"],
     ["prepared", "quantizers"],

@@ -1,0 +1,234 @@
+"""A device (`Device`): what its cells do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import faults
+from .laws import Law, Polynomial
+from .noise import affine
+from .rows import JointRows
+from .times import parse_time
+
+MOST_CELL_BITS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Device:
+    """What a cell does: its levels in microsiemens, and how cells scatter around them, drift and fail, at one time and temperature.
+
+    Measured presets hold the statistics of cells whose first read lay within their programming window: that rule hides cells that
+    missed their target. `techC_cells` draws measured cells, those that missed included.
+
+    Conductances are not clipped: where sigma is as large as the mean a cell may come out below 0 uS.
+
+    Attributes:
+        name: of the device.
+        source: where its numbers come from.
+        g_min, g_max: nominal conductances, uS, of the lowest and the highest level.
+        law: mean, sigma and draws by nominal conductance; without one, cells without scatter.
+        time: s since the first read (measured data) or since programming (laws); None: the first time that the data have.
+        temp: C; None: the lowest temperature that the data have.
+        level_values: nominal conductances, uS, of devices with a few levels; None: any number between g_min and g_max.
+        rows: cells of one weight measured together; None: no such data.
+        stuck_on, stuck_off: probabilities that a cell always has the nominal conductance of the highest or of the lowest level.
+        stuck_mask: array of -1 (stuck off), 0 and 1 (stuck on), or a file of one (.npy, or text with commas). It is a map of an
+            array that all arrays share: it is repeated over the cells of each draw in row-major order.
+        read_noise: standard deviation, uS, of reads of one cell: a number, an array with one for each level, "device" for the
+            law that the data give, None for none. Sigma of measured tables already holds the noise of the one read they made.
+        sigma_us: standard deviation, uS, Gaussian and the same for all levels, in place of the law's; None: the law's.
+        n: cells behind the numbers; None: not known.
+        certainty: how sure the numbers are. note: what else must be known.
+    Raises: ValueError for values that cannot be, and for times, temperatures and conductances outside the data.
+    """
+
+    name: str
+    source: str
+    g_min: float
+    g_max: float
+    law: Law | None = field(default=None, repr=False)
+    time: float | str | None = None
+    temp: float | None = None
+    level_values: tuple[float, ...] | None = field(default=None, repr=False)
+    rows: JointRows | None = field(default=None, repr=False)
+    stuck_on: float = 0.0
+    stuck_off: float = 0.0
+    stuck_mask: np.ndarray | str | Path | None = field(default=None, repr=False)
+    read_noise: float | str | np.ndarray | None = None
+    sigma_us: float | None = None
+    n: int | None = None
+    certainty: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        given = {"law": self.law or Polynomial(self.name), "stuck_mask": faults.load_mask(self.stuck_mask)}
+        given["time"], given["temp"] = given["law"].moment(parse_time(self.time), self.temp)
+        for key, value in given.items():
+            object.__setattr__(self, key, value)
+        self._check_conductances()
+        faults.check(self.stuck_on, self.stuck_off)
+        self._check_noise()
+
+    @classmethod
+    def preset(cls, name: str, time: float | str | None = None, temp: float | None = None, **changes: Any) -> Device:
+        """A device that comes with the package, see `presets`.
+
+        Args: time, seconds or text such as "1h"; temp, C; changes, other attributes such as `stuck_on=0.001`.
+        Raises: ValueError for an unknown name (listing those there are), attribute, time or temperature.
+        """
+        from .presets import load  # presets make devices
+        return changed(load(name), time=time, temp=temp, **changes)
+
+    @classmethod
+    def read(cls, path: str | Path, time: float | str | None = None, temp: float | None = None, **changes: Any) -> Device:
+        """A device of own measurements, see `formats` for the files. Arguments as in `preset`.
+
+        Raises: ValueError, one line with file and line, for a file that cannot be right.
+        """
+        from .formats import read  # formats make devices
+        return changed(read(path), time=time, temp=temp, **changes)
+
+    @property
+    def joint(self) -> bool:
+        """Whether `draw_weights` has rows measured together for all cells of one weight."""
+        return self.rows is not None
+
+    def levels(self, bits: int) -> np.ndarray:
+        """Nominal conductances `G_l`, uS, float64 `[2^bits]`, rising.
+
+        `G_min + l (G_max - G_min) / (2^bits - 1)`; of devices with a few levels those nearest to even spacing in level number, the
+        first and the last among them.
+
+        Raises: ValueError where the device has fewer levels, or joint rows have no cell of so many bits.
+        """
+        if type(bits) is not int or not 1 <= bits <= MOST_CELL_BITS:
+            raise ValueError(f"bits of a cell are {bits!r}; allowed are whole numbers from 1 to {MOST_CELL_BITS}")
+        if self.rows is not None:
+            return self.rows.law(bits).series[None].targets.copy()
+        if self.level_values is None:
+            return self.g_min + np.arange(2**bits) * ((self.g_max - self.g_min) / (2**bits - 1))
+        return np.array(self.level_values, np.float64)[spread(len(self.level_values), bits, f"{self.name} has", "levels")]
+
+    def step(self, bits: int) -> float:
+        """`dG = (G_max - G_min) / (2^bits - 1)`, uS; a cell's value in units of levels is `x = (G - G_min) / dG`."""
+        g = self.levels(bits)
+        return float(g[-1] - g[0]) / (2**bits - 1)
+
+    def mean(self, g: np.ndarray | float) -> np.ndarray:
+        """Mean conductance, uS, at the device's time and temperature, of cells programmed to nominal `g` uS. Faults are left out.
+
+        Raises: ValueError for conductances that the data do not cover.
+        """
+        g = self._nominal(g)
+        return self.law.mean(g, self.time, self.temp)
+
+    def sigma(self, g: np.ndarray | float) -> np.ndarray:
+        """Standard deviation, uS, of such cells. Raises: as `mean`."""
+        g = self._nominal(g)
+        return self.law.sigma(g, self.time, self.temp) if self.sigma_us is None else np.full(g.shape, float(self.sigma_us))
+
+    def draw(self, levels_index: np.ndarray, bits: int, generator: np.random.Generator) -> np.ndarray:
+        """One draw of cells: conductances, uS, float64 of the same shape, scattered and drifted, faults applied.
+
+        Args: levels_index, level of each cell, 0..2^bits-1, any shape. Of the generator first the scatter of all cells is drawn,
+            then, where faults have a probability, one uniform number a cell.
+        Raises: ValueError as `levels`, and for an index beyond the levels.
+        """
+        g, index = self.levels(bits), np.asarray(levels_index)
+        _check_codes(index, 2**bits, "level")
+        if self.sigma_us is not None:
+            cells = self.mean(g)[index] + self.sigma_us * generator.standard_normal(index.shape)
+        else:
+            law = self.law if self.rows is None else self.rows.law(bits)
+            cells = law.draw(g, index, self.time, self.temp, generator)
+        return faults.apply(cells, g[0], g[-1], self.stuck_off, self.stuck_on, self.stuck_mask, generator)
+
+    def draw_weights(self, w_codes: np.ndarray, slice_bits: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+        """One draw of all cells of weights, a measured row for each: uS, float64 `[slices, *w_codes.shape]`, LSB slice first.
+
+        Args: w_codes, weight codes, any shape; slice_bits, bits of each slice, LSB first. Generator as in `draw`.
+        Raises: ValueError for a device without joint rows, or with rows of other slices.
+        """
+        if self.rows is None:
+            raise ValueError(f"{self.name} has no rows of all cells of a weight; draw its slices one by one")
+        if tuple(slice_bits) != self.rows.slice_bits:
+            raise ValueError(f"{self.name} has rows of cells with {self.rows.slice_bits} bits, LSB first, not {tuple(slice_bits)}")
+        codes = np.asarray(w_codes)
+        _check_codes(codes, len(self.rows.rows), "weight code")
+        cells = self.rows.draw(codes, generator)
+        ends = np.array([self.levels(bits)[[0, -1]] for bits in slice_bits]).reshape(-1, 2, *[1] * codes.ndim)
+        return faults.apply(cells, ends[:, 0], ends[:, 1], self.stuck_off, self.stuck_on, self.stuck_mask, generator)
+
+    def cell_noise(self, bits: int) -> tuple[float, float, float]:
+        """Read-noise variance of a cell in units of levels squared, as a line in its value: `s^2 = c_0 + c_1 x`.
+
+        The line of least squares through the levels' variances among those with `s^2 >= 0` on 0..2^bits-1.
+
+        Returns: `(c_0, c_1, misfit)`; misfit is the largest |sigma of the line / sigma - 1| over the levels (infinite where a level
+            without noise gets some).
+        """
+        if self.read_noise is None:
+            return 0.0, 0.0, 0.0
+        g, dg = self.levels(bits), self.step(bits)
+        return affine((g - g[0]) / dg, self._read_sigma(g, bits) / dg, float(2**bits - 1))
+
+    def _read_sigma(self, g: np.ndarray, bits: int) -> np.ndarray:
+        if isinstance(self.read_noise, str):
+            return self.law.read_sigma(g, self.time, self.temp)
+        noise = np.asarray(self.read_noise, np.float64)
+        return np.full(len(g), noise) if noise.ndim == 0 else noise[spread(len(noise), bits, "read_noise has", "values")]
+
+    def _nominal(self, g: np.ndarray | float) -> np.ndarray:
+        g = np.asarray(g, np.float64)
+        if g.size:
+            self.law.covers(float(g.min()), float(g.max()))
+        return g
+
+    def _check_conductances(self) -> None:
+        if not (math.isfinite(self.g_min) and math.isfinite(self.g_max) and 0 <= self.g_min < self.g_max):
+            raise ValueError(f"{self.name}: g_min is {self.g_min!r} and g_max {self.g_max!r} uS; allowed are 0 <= g_min < g_max")
+        values = self.level_values
+        if values is not None and (values[0], values[-1]) != (self.g_min, self.g_max):
+            raise ValueError(f"{self.name} has {len(values)} levels of its own, from {values[0]:g} to {values[-1]:g} uS; "
+                             "g_min and g_max cannot be changed")
+        self.law.covers(self.g_min, self.g_max)
+
+    def _check_noise(self) -> None:
+        if isinstance(self.read_noise, str):
+            if self.read_noise != "device":
+                raise ValueError(f"read_noise is {self.read_noise!r}; allowed are uS, one for each level, or 'device'")
+            self.law.read_sigma(np.array([self.g_min, self.g_max]), self.time, self.temp)
+        for key in ("sigma_us", *([] if isinstance(self.read_noise, str) else ["read_noise"])):
+            values = getattr(self, key)
+            if values is not None and not (np.isfinite(values).all() and (np.asarray(values) >= 0).all()):
+                raise ValueError(f"{key} is {values!r}; allowed are finite uS from 0 on")
+        if self.rows is not None and self.sigma_us is not None:
+            raise ValueError(f"{self.name} has measured rows; sigma_us cannot be changed")
+
+
+def changed(device: Device, **changes: Any) -> Device:
+    """`dataclasses.replace` with a message for attributes that there are not."""
+    unknown = sorted(changes.keys() - Device.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: no attribute of a device; there are {', '.join(Device.__dataclass_fields__)}")
+    return replace(device, **changes)
+
+
+def spread(count: int, bits: int, who: str, what: str) -> np.ndarray:
+    """Which of `count` levels a cell of so many bits uses: `rint(l (count - 1) / (2^bits - 1))`.
+
+    Raises: ValueError where they are fewer than the cell's.
+    """
+    if count < 2**bits:
+        raise ValueError(f"{who} {count} {what}, a cell of {bits} bits needs {2**bits}")
+    return np.rint(np.arange(2**bits) * ((count - 1) / (2**bits - 1))).astype(np.intp)
+
+
+def _check_codes(codes: np.ndarray, count: int, what: str) -> None:
+    if codes.dtype.kind not in "ui" or codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < count:
+        raise ValueError(f"a {what} is no whole number from 0 to {count - 1}")

@@ -1,0 +1,119 @@
+"""Own measurements as devices (`read`). The kind of a file follows from its name or its first line.
+
+- CSV `level,conductance_uS`, with optional columns `time_s`, `temp_C`, `cell`, `std_uS`. Levels are numbered 0, 1, ... and all of
+  them stand at each time and temperature. Without `std_uS` each line is a measured cell, and cells are drawn from them with
+  replacement; with it one line a level is a mean, and cells are Gaussian. The means at the first time and the lowest temperature
+  are the nominal conductances. `cell` is for the reader: it is not used.
+- CSV `weight_level,cell0,cell1,...`, uS: each line holds all cells of one weight measured together, the most significant first.
+- CSV `states,mean,std`, siemens: one line a level.
+- A folder of `level{W}_raw.npy`, one of these files, or that pattern: for each weight code W an array `[samples, cells]`, siemens,
+  the most significant cell first.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from .device import Device
+from .joint import RAW, read_joint, read_raw
+from .lines import Line, by_level, check_rise, check_siemens, check_us, read_lines
+from .tables import Cells, Samples, Series, Table
+
+LEVEL_COLUMNS = {"level", "conductance_uS", "time_s", "temp_C", "cell", "std_uS"}
+
+
+def read(path: str | Path) -> Device:
+    """The device of a file or folder, at its first time and lowest temperature.
+
+    Raises: ValueError, one line with the file and the line that is wrong, for absent levels, values that are no numbers, negative,
+        or in another unit, and level means that do not rise.
+    """
+    path = Path(path)
+    if path.is_dir() or RAW.fullmatch(path.name):
+        return read_raw(path if path.is_dir() else path.parent)
+    names, lines = read_lines(path)
+    columns = set(names)
+    if names[0] == "weight_level":
+        return read_joint(path, names, lines)
+    if columns == {"states", "mean", "std"}:
+        return _states(path, lines)
+    if {"level", "conductance_uS"} <= columns <= LEVEL_COLUMNS:
+        return _gaussian(path, lines) if "std_uS" in columns else _samples(path, lines)
+    raise ValueError(f"{path}, line 1: columns {','.join(names)}; known are level,conductance_uS (with time_s,temp_C,cell,std_uS), "
+                     "weight_level,cell0,cell1,... and states,mean,std")
+
+
+def _moments(path: Path, lines: list[Line]) -> dict[float | None, dict[float | None, list[list[Line]]]]:
+    """Lines by temperature, time and level, both rising. All have the same levels."""
+    groups = {}
+    for line in lines:
+        groups.setdefault(line.values.get("temp_C"), {}).setdefault(line.values.get("time_s"), []).append(line)
+    found, count = {}, int(max(line.values["level"] for line in lines)) + 1
+    for temp in sorted(groups, key=lambda value: value or 0.0):
+        for time in sorted(groups[temp], key=lambda value: value or 0.0):
+            what = "".join(f" at {value:g} {unit}" for value, unit in ((time, "s"), (temp, "C")) if value is not None)
+            levels = by_level(path, groups[temp][time], "level", what)
+            if len(levels) < count:
+                raise ValueError(f"{path}, line {levels[-1][-1].number}: the data end{what} without level {len(levels)}; other times or "
+                                 f"temperatures have {count} levels")
+            found.setdefault(temp, {})[time] = levels
+    return found
+
+
+def _samples(path: Path, lines: list[Line]) -> Device:
+    check_us(path, lines, ["conductance_uS"])
+    moments = _moments(path, lines)
+    reads = {temp: [[np.array([line.values["conductance_uS"] for line in level]) for level in levels] for levels in times.values()]
+             for temp, times in moments.items()}
+    targets = _targets(path, moments, [float(level.mean()) for level in next(iter(reads.values()))[0]])
+    series = [Cells(temp, _times(moments[temp]), targets, reads[temp]) for temp in moments]
+    return _device(path, Samples(path.stem, series), targets, sum(map(len, _first(moments))))
+
+
+def _gaussian(path: Path, lines: list[Line]) -> Device:
+    check_us(path, lines, ["conductance_uS"])
+    moments = _moments(path, lines)
+    for levels in (levels for times in moments.values() for levels in times.values()):
+        for level in levels:
+            if len(level) > 1:
+                raise ValueError(f"{path}, line {level[1].number}: a second line of level {int(level[1].values['level'])}; with "
+                                 "std_uS there is one a level, time and temperature")
+    series = []
+    for temp, times in moments.items():
+        mean, std = (np.array([[level[0].values[key] for level in levels] for levels in times.values()])
+                     for key in ("conductance_uS", "std_uS"))
+        targets = _targets(path, moments, mean[0].tolist()) if not series else series[0].targets
+        series.append(Series(temp, _times(times), targets, mean, std))
+    return _device(path, Table(path.stem, series), series[0].targets, None)
+
+
+def _targets(path: Path, moments: dict, means: list[float]) -> np.ndarray:
+    """Nominal conductances: the means at the first time and lowest temperature, which rise."""
+    first = _first(moments)
+    check_rise(means, lambda level: f"{path}, line {first[level][0].number}")
+    return np.array(means)
+
+
+def _first(moments: dict) -> list[list[Line]]:
+    """Lines of each level at the first time and lowest temperature."""
+    return next(iter(next(iter(moments.values())).values()))
+
+
+def _times(times: dict) -> tuple[float, ...]:
+    return () if None in times else tuple(times)
+
+
+def _states(path: Path, lines: list[Line]) -> Device:
+    levels = by_level(path, lines, "states")
+    for level in levels:
+        if len(level) > 1:
+            raise ValueError(f"{path}, line {level[1].number}: a second line of state {int(level[1].values['states'])}")
+        check_siemens(f"{path}, line {level[0].number}", np.array([level[0].values["mean"], level[0].values["std"]]))
+    mean, std = (np.array([1e6 * level[0].values[key] for level in levels]) for key in ("mean", "std"))
+    check_rise(mean, lambda level: f"{path}, line {levels[level][0].number}")
+    return _device(path, Table(path.stem, [Series(None, (), mean, mean[None], std[None])]), mean, None)
+
+
+def _device(path: Path, law: Samples | Table, targets: np.ndarray, n: int | None) -> Device:
+    levels = tuple(targets.tolist())
+    return Device(path.stem, f"measured, {path.name}", levels[0], levels[-1], law, level_values=levels, n=n)

@@ -1,0 +1,85 @@
+"""Lines of a CSV of measurements, and what cannot be right in them: every message names the file and the line."""
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+SMALLEST_US = 1e-2  # a device whose every cell is below 10 nS is one in siemens; one above 10 mS is none in siemens
+LARGEST_S = 1e-2
+
+
+class Line(NamedTuple):
+    """A line of a CSV: its number, from 1 on, and its columns as numbers."""
+
+    number: int
+    values: dict[str, float]
+
+
+def read_lines(path: Path) -> tuple[list[str], list[Line]]:
+    """Names of the columns, and all lines."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as text ({error})") from None
+    if len(rows) < 2:
+        raise ValueError(f"{path}, line 1: no lines of data")
+    names = [name.strip() for name in rows[0][1]]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}, line {rows[0][0]}: a column stands there twice")
+    return names, [_line(path, number, names, row) for number, row in rows[1:]]
+
+
+def _line(path: Path, number: int, names: list[str], row: list[str]) -> Line:
+    if len(row) != len(names):
+        raise ValueError(f"{path}, line {number}: {len(row)} values for {len(names)} columns")
+    values = {}
+    for name, text in zip(names, row):
+        if name == "cell":
+            continue
+        try:
+            values[name] = float(text)
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: {name} is {text.strip()!r}, no number") from None
+        if not math.isfinite(values[name]):
+            raise ValueError(f"{path}, line {number}: {name} is {text.strip()}, not finite")
+        if values[name] < 0 and name != "temp_C":
+            raise ValueError(f"{path}, line {number}: {name} is {text.strip()}, negative")
+        if name in ("level", "states", "weight_level") and values[name] != int(values[name]):
+            raise ValueError(f"{path}, line {number}: {name} is {text.strip()}, no whole number")
+    return Line(number, values)
+
+
+def check_us(path: Path, lines: list[Line], columns: list[str]) -> None:
+    if all(line.values[column] < SMALLEST_US for line in lines for column in columns):
+        raise ValueError(f"{path}, line {lines[0].number}: {columns[0]} is {lines[0].values[columns[0]]:g} and none is as large as "
+                         f"{SMALLEST_US:g}: these look like siemens, uS are expected")
+
+
+def check_siemens(where: str, values: np.ndarray) -> None:
+    if values.max() > LARGEST_S:
+        raise ValueError(f"{where}: {values.max():g} looks like uS, siemens are expected")
+
+
+def check_rise(levels: Sequence[float], where: Callable[[int], str]) -> None:
+    """Args: mean of each level, uS; where a level stands, for the message."""
+    for level in range(1, len(levels)):
+        if levels[level] <= levels[level - 1]:
+            raise ValueError(f"{where(level)}: level {level} has a mean of {levels[level]:g} uS, not above the {levels[level - 1]:g} uS "
+                             f"of level {level - 1}")
+
+
+def by_level(path: Path, lines: list[Line], column: str, what: str = "") -> list[list[Line]]:
+    """Lines of each level 0, 1, ..., at least two."""
+    levels = {}
+    for line in lines:
+        levels.setdefault(int(line.values[column]), []).append(line)
+    for level in range(max(2, max(levels) + 1)):
+        if level not in levels:
+            raise ValueError(f"{path}, line {lines[-1].number}: the data end{what} without level {level}; levels are 0, 1, ... without gap")
+    return [levels[level] for level in sorted(levels)]

@@ -1,0 +1,117 @@
+"""The devices that come with the package: one JSON file each in `data`, see the README there."""
+
+import csv
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .device import Device
+from .laws import Decades, Law, PowerLaw, Polynomial, Relaxation
+from .tables import Cells, Samples, Series, Table
+
+FOLDER = Path(__file__).parent / "data"
+
+
+def presets() -> list[str]:
+    """Names for `Device.preset`, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+@functools.cache
+def load(name: str) -> Device:
+    """The preset at its first time and lowest temperature.
+
+    Raises: ValueError for an unknown name, listing those there are.
+    """
+    if name not in presets():
+        raise ValueError(f"no device is called {name!r}; there are {', '.join(presets())}")
+    with open(FOLDER / f"{name}.json", encoding="utf-8") as file:
+        data = json.load(file)
+    law = LAWS[data["law"]](name, data)
+    levels = tuple(data["levels_uS"]) if "levels_uS" in data else None
+    low, high = data.get("range_uS") or law.span or ()
+    return Device(name, data["source"], low, high, law, level_values=levels, n=data["n"], certainty=data["certainty"],
+                  note=data["note"], stuck_on=data.get("stuck_on", 0.0), stuck_off=data.get("stuck_off", 0.0))
+
+
+def _polynomial(name: str, data: dict[str, Any]) -> Law:
+    span = data.get("covers_uS")
+    return Polynomial(name, tuple(map(tuple, data["sigma_uS"])), tuple(data["times_s"]), data["scale_uS"], span and tuple(span),
+                      data.get("shape", "gaussian"))
+
+
+def _levels(name: str, data: dict[str, Any]) -> Law:
+    half = np.array(data["half_width_uS"])
+    targets = np.array(data["levels_uS"])
+    return Table(name, [Series(None, (), targets, targets[None], half[None] / math.sqrt(3))], "uniform")
+
+
+def _relaxation(name: str, data: dict[str, Any]) -> Law:
+    return Relaxation(name, tuple(data["programming_uS"]), tuple(data["relaxing_uS"]), data["mean_slope_uS"], tuple(data["read"]),
+                      tuple(data["range_uS"]))
+
+
+def _power(name: str, data: dict[str, Any]) -> Law:
+    low, high = data["range_uS"]
+    return PowerLaw(name, data["g_top_uS"], tuple(data["programming_uS"]), tuple(data["exponent"]), tuple(data["exponent_sigma"]),
+                    data["first_s"], tuple(data["read"]), (low, high))
+
+
+def _decades(name: str, data: dict[str, Any]) -> Law:
+    slopes = {float(temp): (np.array(each["mean"]), np.array(each["sigma"])) for temp, each in data["slopes_uS_per_decade"].items()}
+    return Decades(name, np.array(data["levels_uS"]), data["first_s"], slopes, data["reference_temp_C"])
+
+
+def _table(name: str, data: dict[str, Any]) -> Law:
+    rows = {}
+    with open(FOLDER / data["file"], encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            target, time, temp, mean, std = (float(row[key]) for key in ("target_uS", "time_s", "temp_C", "mean_uS", "std_uS"))
+            if temp not in data["without_temps_C"]:
+                rows.setdefault(temp, {}).setdefault(time, {})[target] = mean, std
+    series = []
+    for temp, by_time in sorted(rows.items()):
+        times, targets = tuple(sorted(by_time)), sorted(next(iter(by_time.values())))
+        values = np.array([[by_time[time][target] for target in targets] for time in times])
+        series.append(Series(temp, times, np.array(targets), values[..., 0], values[..., 1]))
+    return Table(name, series)
+
+
+def _cells(name: str, data: dict[str, Any]) -> Law:
+    _, target, time, g = np.loadtxt(FOLDER / data["file"], delimiter=",", skiprows=1, unpack=True)  # opens .gz by itself
+    times, targets = np.unique(time), np.unique(target)
+    reads = [[g[(time == t) & (target == level)] for level in targets] for t in times]
+    return Samples(name, [Cells(data["temp_C"], tuple(times.tolist()), targets, reads)])
+
+
+LAWS = {"polynomial": _polynomial, "levels": _levels, "relaxation": _relaxation, "power": _power, "decades": _decades,
+        "table": _table, "cells": _cells}
+
+
+def describe() -> list[str]:
+    """A line for each preset: name, levels, scatter, times, temperatures, cells measured, source, notes."""
+    return [_describe(load(name)) for name in presets()]
+
+
+def _describe(device: Device) -> str:
+    levels = device.level_values
+    parts = [", ".join(f"{g:g}" for g in levels) + " uS" if levels else f"{device.g_min:g} to {device.g_max:g} uS", _scatter(device)]
+    for temp, times in device.law.times.items():
+        where = "" if temp is None else f" at {temp:g} C"
+        parts.append(f"{times}{where}" if str(times) else f"no times{where}")
+    for key in ("stuck_on", "stuck_off"):
+        if getattr(device, key):
+            parts.append(f"{key} {getattr(device, key):g}")
+    parts += ["n not known" if device.n is None else f"n = {device.n}", device.source, device.certainty, device.note]
+    return f"{device.name}: " + "; ".join(part for part in parts if part)
+
+
+def _scatter(device: Device) -> str:
+    g = np.array(device.level_values or np.linspace(device.g_min, device.g_max, 33))
+    sigma = device.sigma(g)
+    kind = "measured cells" if isinstance(device.law, Samples) else device.law.shape
+    return f"{kind}, sigma {sigma.min():.3g} to {sigma.max():.3g} uS at first" if sigma.any() else "no scatter at first"

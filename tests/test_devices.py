@@ -1,0 +1,484 @@
+"""Devices: presets against the tables they come from (read here by hand), draws against their statistics, own data and its errors.
+
+Draws are compared within 5 standard deviations of what is estimated, seeds fixed: mean of n cells sigma / sqrt n, deviation of n
+Gaussian cells sigma / sqrt(2 n), counts sqrt(n p (1 - p)).
+"""
+
+import csv
+import gzip
+import math
+import re
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.quant import devices
+from models.quant.devices import Device, describe, parse_time, presets
+
+DATA = Path(devices.__file__).parent / "data"
+TABLES = {"techA": "rram_techA.csv", "techB": "rram_techB.csv", "techB_cycled10k": "rram_techB_cycled10k.csv", "techC": "rram_techC.csv"}
+COLLAPSED = {("techA", 260.0), ("techC", 260.0)}
+
+
+def generator(seed=0):
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def table(name):
+    """{(temp, time): [(target, mean, std), ...]} of a table."""
+    rows = defaultdict(list)
+    with open(DATA / TABLES[name], newline="") as file:
+        for row in csv.DictReader(file):
+            if (name, float(row["temp_C"])) not in COLLAPSED:
+                rows[float(row["temp_C"]), float(row["time_s"])].append(
+                    tuple(float(row[key]) for key in ("target_uS", "mean_uS", "std_uS")))
+    return {key: sorted(value) for key, value in rows.items()}
+
+
+def write(folder, text, name="own.csv"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+MOMENTS = [(name, temp, time) for name in TABLES for temp, time in table(name)]
+
+
+# ---- presets -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, temp, time", MOMENTS)
+def test_mean_and_sigma_are_those_of_the_table(name, temp, time):
+    device = Device.preset(name, time, temp)
+    for target, mean, std in table(name)[temp, time]:
+        assert device.mean(target) == pytest.approx(mean, rel=1e-12)
+        assert device.sigma(target) == pytest.approx(std, rel=1e-12)
+
+
+@pytest.mark.parametrize("name, temp, time", MOMENTS)
+def test_cells_drawn_lie_as_in_the_table(name, temp, time):
+    """A 5-bit cell has the table's 32 targets for levels. 10,000 cells a level: sigma within 5 / sqrt 20,000 = 3.5 % < 5 %."""
+    device, n = Device.preset(name, time, temp), 10_000
+    targets = [target for target, _, _ in table(name)[25.0, 0.0]]
+    assert device.levels(5) == pytest.approx(targets, rel=1e-12)
+    cells = device.draw(np.repeat(np.arange(32, dtype=np.uint8)[:, None], n, axis=1), 5, generator())
+    for target, mean, std in table(name)[temp, time]:
+        drawn = cells[targets.index(target)]
+        assert abs(drawn.mean() - mean) < 5 * std / math.sqrt(n), target
+        assert abs(drawn.std() / std - 1) < 5 / math.sqrt(2 * n), target
+
+
+def test_every_preset_loads_draws_and_is_described():
+    lines = describe()
+    assert len(lines) == len(presets()) >= 15
+    for name, line in zip(presets(), lines):
+        device = Device.preset(name)
+        assert line.startswith(f"{name}: ") and device.source in line and device.certainty
+        g = device.levels(1)
+        cells = replace(device, stuck_on=0.0, stuck_off=0.0).draw(np.tile(np.arange(2, dtype=np.uint8), 20_000), 1, generator(1))
+        for level in range(2):
+            sigma, drawn = float(device.sigma(g[level])), cells[level::2]
+            assert abs(drawn.mean() - device.mean(g[level])) <= 5 * sigma / math.sqrt(20_000) + 1e-12, name
+            assert drawn.std() == pytest.approx(sigma, rel=0.08), name
+    assert "level order uncertain" in next(line for line in lines if line.startswith("winbond_asu_2bit"))
+
+
+def test_literature_by_hand():
+    assert Device.preset("milo_irps21").sigma(100.0) == pytest.approx(4.7823 - 0.9107)
+    wan = Device.preset("rram_wan", "1s")  # x = 1/2
+    assert wan.sigma(20.0) == pytest.approx(0.348 + 16.03 / 2 - 43.853 / 4 + 45.393 / 8 - 16.815 / 16)
+    assert Device.preset("rram_wan_crosssim").sigma(10.0) == pytest.approx(0.1536 - 1.167 + 2.374 + 1.053)
+    cmo = Device.preset("cmo_hfox", "1h")
+    log = math.log(3600)
+    assert cmo.mean(50.0) == pytest.approx(50 - 0.089 * log)
+    assert cmo.sigma(50.0) == pytest.approx(math.sqrt((0.01122 + 0.5645)**2 + (0.4118 + 0.042 * log)**2))
+    assert Device.preset("cmo_hfox").sigma(50.0) == pytest.approx(0.01122 + 0.5645)
+    intel = Device.preset("neurosim_intel_22nm")
+    assert intel.g_max == pytest.approx(1e6 / 6000) and intel.g_max / intel.g_min == pytest.approx(17)
+    two = Device.preset("winbond_asu_2bit", 2000, 120)  # two decades after 20 s
+    assert two.mean(two.levels(2)) - two.levels(2) == pytest.approx([0.16, -4, -2.5, -0.6])
+    assert two.sigma(two.levels(2)) == pytest.approx([0.34, 3.42, 2.82, 0.32])
+    one = Device.preset("winbond_asu_1bit").draw(np.ones(1000, np.uint8), 1, generator())
+    assert 147 <= one.min() < 147.3 and 165.7 < one.max() <= 166
+    chip = Device.preset("neurram_chip").draw(np.ones(1000, np.uint8), 1, generator())
+    assert np.abs(chip - 40).max() <= 1
+
+
+def test_phase_change_cells_follow_their_power_law():
+    """Exponent and its deviation by hand at G = G_max / 2; of the draw mean and sigma, and exp((s l)^2 / 2) in the mean."""
+    device = Device.preset("pcm", "1d", g_min=12.5)
+    log, m = math.log(86400 / 20), 0.049
+    s = max(0.008, -0.0125 * math.log(0.5) - 0.0059)
+    assert device.mean(12.5) == pytest.approx(12.5 * math.exp(-m * log + (s * log)**2 / 2))
+    cells = device.draw(np.zeros(200_000, np.uint8), 1, generator())
+    assert abs(cells.mean() - device.mean(12.5)) < 5 * device.sigma(12.5) / math.sqrt(200_000)
+    assert cells.std() == pytest.approx(device.sigma(12.5), rel=0.01)
+
+
+# ---- times and temperatures ----------------------------------------------------------------------------------------------
+
+
+def test_time_is_interpolated_in_its_logarithm():
+    """sqrt(1000 10000) s is half way in log t; 10 s is half way from 1 to 100 s; between levels linear in G."""
+    rows = {key: {target: (mean, std) for target, mean, std in value} for key, value in table("techA").items()}
+    for time, low, high in ((math.sqrt(1e7), 1e3, 1e4), (10, 1, 100)):
+        device = Device.preset("techA", time)
+        for target in (3.75, 123.75):
+            mean, std = np.add(rows[25.0, low][target], rows[25.0, high][target]) / 2
+            assert device.mean(target) == pytest.approx(mean, rel=1e-9)
+            assert device.sigma(target) == pytest.approx(std, rel=1e-9)
+    mean, std = np.add(rows[25.0, 1][3.75], rows[25.0, 1][11.25]) / 2
+    assert Device.preset("techA", 1).mean(7.5) == pytest.approx(mean) and Device.preset("techA", 1).sigma(7.5) == pytest.approx(std)
+    wan = [Device.preset("rram_wan", time).sigma(20.0) for time in (1, math.sqrt(86400), 86400)]
+    assert wan[1] == pytest.approx((wan[0] + wan[2]) / 2)
+
+
+def test_first_time_and_lowest_temperature_unless_said():
+    device = Device.preset("techA")
+    assert (device.time, device.temp) == (0.0, 25.0)
+    assert Device.preset("techA", temp=180).time == 5262
+    assert Device.preset("pcm").time == 20 and Device.preset("milo_irps21").time is None
+    assert replace(Device.preset("techC"), time="1d").time == 86400
+
+
+@pytest.mark.parametrize("name, time, temp, message", [
+    ("techC", 0.005, None, "techC at 25 C has no data at 0.005 s; nearest: 0 s and 0.01 s; it has 0, 0.01, 0.1, 1, 3.44, 100000 s"),
+    ("techC", "2w", None, "nearest: 100000 s"),
+    ("techA", 5000, 180, "techA at 180 C has no data at 5000 s; nearest: 5262 s"),
+    ("techA", None, 260, "techA has no data at 260 C; it has 25 C, 100 C, 140 C, 180 C, 220 C"),
+    ("techC", None, 260, "has no data at 260 C"),
+    ("techA", None, 50, "has no data at 50 C"),
+    ("techC_cells", 10, None, "techC_cells at 25 C has no data at 10 s; nearest: 3.44 s and 100000 s"),
+    ("milo_irps21", 1, None, "milo_irps21 has no data over time"),
+    ("milo_irps21", None, 25, "milo_irps21 has no data at 25 C; it has no data over temperature"),
+    ("cmo_hfox", 0.5, None, "nearest: 0 s and 1 s; it has 0 s and all times from 1 s on"),
+    ("pcm", 10, None, "pcm has no data at 10 s; nearest: 20 s"),
+    ("rram_wan", "3d", None, "nearest: 172800 s"),
+    ("winbond_asu_2bit", 100, 25, "winbond_asu_2bit at 25 C has no data at 100 s"),
+    ("nobody", None, None, "no device is called 'nobody'; there are cmo_hfox"),
+])
+def test_what_the_data_lack_is_refused(name, time, temp, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        Device.preset(name, time, temp)
+    assert "\n" not in str(error.value)
+
+
+def test_times_as_text():
+    assert [parse_time(text) for text in ("1s", "10 s", "1h", "1d", "1w", "5min", "10ms", "3600", "1e5s", None, 2)] == [
+        1, 10, 3600, 86400, 604800, 300, 0.01, 3600, 1e5, None, 2]
+    for wrong in ("soon", "1 year", "", "-1s", "1h30", "nan", math.nan, math.inf, -1.0):
+        with pytest.raises(ValueError, match="time is"):
+            parse_time(wrong)
+
+
+# ---- levels and draws ----------------------------------------------------------------------------------------------------
+
+
+def test_levels_and_step():
+    device = Device.preset("milo_irps21")
+    assert device.levels(2) == pytest.approx([50, 50 + 175 / 3, 50 + 350 / 3, 225])
+    assert device.step(2) == pytest.approx(175 / 3)
+    two = Device.preset("winbond_asu_2bit")
+    assert two.levels(1) == pytest.approx([0.75, 136.65]) and two.step(2) == pytest.approx(45.3)
+    with pytest.raises(ValueError, match="winbond_asu_2bit has 4 levels, a cell of 3 bits needs 8"):
+        two.levels(3)
+    with pytest.raises(ValueError, match="bits of a cell are 9"):
+        device.levels(9)
+
+
+def test_same_seed_same_cells():
+    index = generator(5).integers(0, 4, (50, 7), dtype=np.uint8)
+    for name in ("techA", "techC_cells", "pcm", "neurram_chip"):
+        device = Device.preset(name, stuck_on=0.1)
+        first = device.draw(index, 2, generator(3))
+        assert first.dtype == np.float64 and first.shape == index.shape
+        assert np.array_equal(first, device.draw(index, 2, generator(3)))
+        assert not np.array_equal(first, device.draw(index, 2, generator(4)))
+
+
+def test_scatter_is_drawn_before_faults():
+    """So that cells that are not stuck are those of the device without faults, and no uniforms are drawn without need."""
+    index = np.repeat(np.arange(4, dtype=np.uint8), 100)
+    device, rng = Device.preset("techA", 1), generator(3)
+    plain, after = device.draw(index, 2, rng), rng.random()
+    faulty = replace(device, stuck_on=0.2).draw(index, 2, generator(3))
+    stuck = faulty == device.levels(2)[-1]
+    assert 0 < stuck.sum() < 400 and np.array_equal(plain[~stuck], faulty[~stuck])
+    normals = generator(3)
+    expected = device.mean(device.levels(2))[index] + device.sigma(device.levels(2))[index] * normals.standard_normal(400)
+    assert np.array_equal(plain, expected) and normals.random() == after
+
+
+def kolmogorov(drawn, pool):
+    """Largest distance between the distribution of a draw and that of what it is drawn from."""
+    points = np.unique(pool)
+    return np.abs(np.searchsorted(np.sort(drawn), points, "right") / len(drawn)
+                  - np.searchsorted(np.sort(pool), points, "right") / len(pool)).max()
+
+
+def test_measured_cells_are_drawn_as_in_the_file():
+    """Kolmogorov: P(sqrt n D > 2.2) < 2 exp(-2 2.2^2) = 1.3e-4, less for a discrete distribution. A 2-bit cell's levels: the two
+    between lie off the targets and are moved."""
+    pools = defaultdict(list)
+    with gzip.open(DATA / "rram_techC_cells.csv.gz", "rt", newline="") as file:
+        for row in csv.DictReader(file):
+            if float(row["time_s"]) == 1:
+                pools[float(row["target_uS"])].append(float(row["conductance_uS"]))
+    device, n = Device.preset("techC_cells", "1s"), 20_000
+    cells = device.draw(np.repeat(np.arange(4, dtype=np.uint8)[:, None], n, axis=1), 2, generator())
+    for level in range(4):
+        nominal = 0.625 + level * (39.375 - 0.625) / 3
+        target = min(pools, key=lambda t: abs(t - nominal))
+        pool = np.array(pools[target]) + nominal - target
+        assert abs(nominal - target) <= 0.625 and (level in (0, 3)) == (abs(nominal - target) < 1e-9)
+        assert math.sqrt(n) * kolmogorov(np.round(cells[level], 9), np.round(pool, 9)) < 2.2
+        assert device.mean(nominal) == pytest.approx(pool.mean()) and device.sigma(nominal) == pytest.approx(pool.std())
+
+
+def test_stuck_cells():
+    n, p_on, p_off = 100_000, 0.03, 0.1
+    device = Device.preset("techA", stuck_on=p_on, stuck_off=p_off)
+    cells = device.draw(np.full(n, 1, np.uint8), 2, generator())
+    for value, p in ((device.levels(2)[-1], p_on), (device.levels(2)[0], p_off)):
+        assert abs((cells == value).sum() - n * p) < 5 * math.sqrt(n * p * (1 - p))
+
+
+def test_stuck_mask(tmp_path):
+    mask = np.array([[0, 1, 0], [-1, 0, 0]])
+    np.save(tmp_path / "mask.npy", mask)
+    write(tmp_path, "0,1,0\n-1,0,0\n", "mask.csv")
+    index = np.ones((4, 3), np.uint8)
+    for given in (mask, tmp_path / "mask.npy", str(tmp_path / "mask.csv")):
+        device = Device.preset("milo_irps21", stuck_mask=given)
+        cells = device.draw(index, 2, generator())
+        assert np.array_equal(cells == 225, np.tile(mask == 1, (2, 1))) and np.array_equal(cells == 50, np.tile(mask == -1, (2, 1)))
+    for wrong, name in ((np.array([2]), "stuck_mask"), (write(tmp_path, "a,b\n", "x.csv"), "x.csv"), (tmp_path / "no.npy", "no.npy")):
+        with pytest.raises(ValueError, match=name):
+            Device.preset("milo_irps21", stuck_mask=wrong)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"stuck_on": 1.5}, "stuck_on is 1.5; allowed are probabilities from 0 to 1"),
+    ({"stuck_off": -0.1}, "stuck_off is -0.1"),
+    ({"stuck_on": math.nan}, "stuck_on is nan"),
+    ({"stuck_on": 0.6, "stuck_off": 0.5}, "sum above 1"),
+    ({"read_noise": -1.0}, "read_noise is -1.0"),
+    ({"read_noise": "much"}, "read_noise is 'much'"),
+    ({"read_noise": "device"}, "techA has no read noise of its own"),
+    ({"sigma_us": math.nan}, "sigma_us is nan"),
+    ({"g_min": 1.0}, "techA has no data at 1 uS; it covers 3.75 to 236.25 uS"),
+    ({"g_min": 50.0, "g_max": 40.0}, "allowed are 0 <= g_min < g_max"),
+    ({"colour": 1}, "colour: no attribute of a device"),
+])
+def test_changes_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Device.preset("techA", **changes)
+
+
+def test_changes():
+    device = Device.preset("techA", g_min=11.25, g_max=33.75, sigma_us=0.5)
+    assert device.levels(1) == pytest.approx([11.25, 33.75])
+    assert device.draw(np.zeros(10_000, np.uint8), 1, generator()).std() == pytest.approx(0.5, rel=0.04)
+    with pytest.raises(ValueError, match="g_min and g_max cannot be changed"):
+        Device.preset("winbond_asu_1bit", g_max=111)
+    own = Device("own", "here", g_min=1, g_max=10)
+    assert np.array_equal(own.draw(np.arange(4), 2, generator()), [1, 4, 7, 10])
+    for index in (np.array([4]), np.array([-1]), np.array([0.5])):
+        with pytest.raises(ValueError, match="level is no whole number from 0 to 3"):
+            own.draw(index, 2, generator())
+    with pytest.raises(ValueError, match="no rows of all cells"):
+        own.draw_weights(np.arange(4), (1, 1), generator())
+
+
+# ---- read noise ----------------------------------------------------------------------------------------------------------
+
+
+def test_read_noise_is_a_line_in_the_level():
+    own = Device("own", "here", g_min=10, g_max=40)  # 10 uS a level at 2 bits
+    assert own.cell_noise(2) == (0, 0, 0)
+    assert replace(own, read_noise=2.0).cell_noise(2) == pytest.approx((0.04, 0, 0))
+    c_0, c_1, misfit = replace(own, read_noise=np.sqrt([1.0, 3.0, 5.0, 7.0])).cell_noise(2)
+    assert (c_0, c_1) == pytest.approx((0.01, 0.02)) and misfit < 1e-9
+    x, variance = np.arange(4), np.array([1, 1, 4, 9.0]) / 100
+    slope, offset = np.polyfit(x, variance, 1)
+    found = replace(own, read_noise=10 * np.sqrt(variance)).cell_noise(2)
+    expected = (0, float(x @ variance / (x @ x))) if offset < 0 else (offset, slope)
+    assert found[:2] == pytest.approx(expected)
+    assert found[2] == pytest.approx(np.abs(np.sqrt((found[0] + found[1] * x) / variance) - 1).max())
+
+
+@pytest.mark.parametrize("variance", [[0, 0, 0, 9.0], [9.0, 0, 0, 0], [0, 0, 1, 9], [9, 1, 0, 0], [1, 5, 1, 5]])
+def test_read_noise_is_never_negative_and_the_best_line(variance):
+    """Against a search over all lines through non-negative end points."""
+    c_0, c_1, misfit = Device("own", "here", g_min=0, g_max=3, read_noise=np.sqrt(variance)).cell_noise(2)
+    x = np.arange(4)
+    assert c_0 >= 0 and c_0 + 3 * c_1 >= -1e-12
+    left, right = np.meshgrid(np.linspace(0, 10, 201), np.linspace(0, 10, 201))
+    errors = sum((left + (right - left) * i / 3 - variance[i])**2 for i in x)
+    assert ((c_0 + c_1 * x - variance)**2).sum() <= errors.min() + 1e-9
+    assert math.isinf(misfit) == any(v == 0 and c_0 + c_1 * i > 1e-9 for i, v in enumerate(variance))
+
+
+def test_read_noise_of_the_device():
+    device = Device.preset("cmo_hfox", "1h", read_noise="device")
+    log = math.sqrt(math.log(3600 / 2e-6))
+    sigma = [0.0277 * math.log10(g - 0.089 * math.log(3600)) * log for g in (8, 90)]
+    c_0, c_1, misfit = device.cell_noise(1)
+    assert (c_0, c_0 + c_1) == pytest.approx([(s / 82)**2 for s in sigma], rel=1e-6) and misfit < 1e-6
+    assert Device.preset("pcm", read_noise="device").cell_noise(2)[0] >= 0
+    with pytest.raises(ValueError, match="read_noise has 2 values, a cell of 2 bits needs 4"):
+        Device.preset("milo_irps21", read_noise=[1.0, 2.0]).cell_noise(2)
+
+
+# ---- own data ------------------------------------------------------------------------------------------------------------
+
+
+def test_own_cells_are_drawn_with_replacement(tmp_path):
+    pools = {0: [1.0, 1.5, 3.0], 1: [10.0, 12.0], 2: [20.0], 3: [30.0, 31.0, 33.0, 40.0]}
+    lines = [f"{g},{level}" for level, pool in pools.items() for g in pool]
+    device = Device.read(write(tmp_path, "\n".join(["conductance_uS,level", *lines])))
+    assert device.levels(2) == pytest.approx([np.mean(pool) for pool in pools.values()]) and device.n == 10
+    assert device.levels(1) == pytest.approx([np.mean(pools[0]), np.mean(pools[3])])
+    cells = device.draw(np.repeat(np.arange(4, dtype=np.uint8)[:, None], 10_000, axis=1), 2, generator())
+    for level, pool in pools.items():
+        assert set(np.round(cells[level], 9)) == set(pool)
+        for g in pool:
+            p = 1 / len(pool)
+            assert abs(np.isclose(cells[level], g).sum() - 10_000 * p) <= 5 * math.sqrt(10_000 * p * (1 - p))
+
+
+def test_own_gaussian_levels_over_time_and_temperature(tmp_path):
+    path = write(tmp_path, "level,conductance_uS,std_uS,time_s,temp_C\n"
+                 "0,1,.1,1,25\n1,10,.2,1,25\n0,2,.3,100,25\n1,14,.6,100,25\n1,12,.5,50,85\n0,3,.4,50,85\n")
+    device = Device.read(path, "10s")
+    assert device.levels(1) == pytest.approx([1, 10]) and device.mean([1, 10]) == pytest.approx([1.5, 12])
+    assert device.sigma([1, 10]) == pytest.approx([0.2, 0.4])
+    hot = Device.read(path, temp=85)
+    assert hot.time == 50 and hot.levels(1) == pytest.approx([1, 10]) and hot.mean([1, 10]) == pytest.approx([3, 12])
+    with pytest.raises(ValueError, match="own at 25 C has no data at 200 s; nearest: 100 s"):
+        Device.read(path, 200)
+
+
+def test_states_in_siemens(tmp_path):
+    device = Device.read(write(tmp_path, "states,mean,std\n0,1e-6,1e-7\n1,2e-5,5e-7\n"))
+    assert device.levels(1) == pytest.approx([1, 20]) and device.sigma([1, 20]) == pytest.approx([0.1, 0.5])
+
+
+def joint_rows(w_bits, cells, samples, seed=0):
+    """Rows whose cells share an error: {W: uS [samples, cells]}, MSB first, and two bits a cell where cells = w_bits / 2."""
+    rng, size = generator(seed), w_bits // cells
+    rows = {}
+    for w in range(2**w_bits):
+        level = [(w >> size * (cells - 1 - j)) & (2**size - 1) for j in range(cells)]
+        rows[w] = 10 + 20 * np.array(level) + rng.normal(0, 2, (samples, 1)) + rng.normal(0, 0.5, (samples, cells))
+    return rows
+
+
+def check_joint(device, rows, slice_bits):
+    assert device.joint
+    codes = np.tile(np.arange(len(rows), dtype=np.uint8), (3000, 1))
+    drawn = device.draw_weights(codes, slice_bits, generator(7))
+    assert drawn.shape == (len(slice_bits), *codes.shape)
+    for w, pool in rows.items():
+        got = drawn[::-1, :, w].T  # MSB first, as measured
+        assert {tuple(row) for row in np.round(got, 6)} <= {tuple(row) for row in np.round(pool, 6)}
+        assert abs(got.mean(axis=0) - pool.mean(axis=0)).max() < 5 * pool.std(axis=0).max() / math.sqrt(3000)
+        assert abs(np.corrcoef(got.T) - np.corrcoef(pool.T)).max() < 0.02  # (1 - r^2) / sqrt 3000 = 0.002, five times and more
+    bits = slice_bits[0]
+    pools = [np.concatenate([pool[:, j] for w, pool in rows.items() for j in range(len(slice_bits))
+                             if (w >> bits * (len(slice_bits) - 1 - j)) & (2**bits - 1) == level]) for level in range(2**bits)]
+    assert device.levels(bits) == pytest.approx([pool.mean() for pool in pools])
+    single = device.draw(np.ones(5000, np.uint8), bits, generator())
+    assert set(np.round(single, 6)) <= set(np.round(pools[1], 6))
+    assert np.array_equal(drawn, device.draw_weights(codes, slice_bits, generator(7)))
+
+
+def test_joint_rows_of_a_csv(tmp_path):
+    rows = joint_rows(4, 2, 50)
+    lines = [",".join(map(repr, [w, *map(float, row)])) for w, pool in rows.items() for row in pool]
+    check_joint(Device.read(write(tmp_path, "\n".join(["weight_level,cell0,cell1", *lines]))), rows, (2, 2))
+
+
+def test_joint_rows_of_numpy_files(tmp_path):
+    rows = joint_rows(3, 3, 40)
+    for w, pool in rows.items():
+        np.save(tmp_path / f"level{w}_raw.npy", 1e-6 * pool)
+    for path in (tmp_path, tmp_path / "level0_raw.npy", str(tmp_path / "level{W}_raw.npy")):
+        device = Device.read(path)
+        check_joint(device, rows, (1, 1, 1))
+    with pytest.raises(ValueError, match=re.escape("rows of cells with (1, 1, 1) bits, LSB first, not (2, 1)")):
+        device.draw_weights(np.arange(8), (2, 1), generator())
+    with pytest.raises(ValueError, match="cells of 1 bits, not of 2"):
+        device.levels(2)
+    n, p = 10_000, 0.1
+    stuck = replace(device, stuck_on=p).draw_weights(np.zeros(n, np.uint8), (1, 1, 1), generator())
+    assert abs((stuck == device.levels(1)[-1]).sum() - 3 * n * p) < 5 * math.sqrt(3 * n * p * (1 - p))
+
+
+def test_a_last_cell_with_fewer_bits(tmp_path):
+    """3-bit weights on two cells: the low one of 2 bits, the high one of 1, and LSB comes first."""
+    lines = [f"{w},{100 + w // 4},{10 + w % 4}" for w in range(8)]
+    device = Device.read(write(tmp_path, "\n".join(["weight_level,cell0,cell1", *lines])))
+    drawn = device.draw_weights(np.arange(8), (2, 1), generator())
+    assert np.array_equal(drawn, [[10, 11, 12, 13] * 2, [100] * 4 + [101] * 4])
+    assert np.array_equal(device.levels(1), [100, 101]) and np.array_equal(device.levels(2), [10, 11, 12, 13])
+
+
+HEAD = "level,conductance_uS\n"
+
+
+@pytest.mark.parametrize("text, message", [
+    (HEAD + "0,1\n2,5\n", "line 3: the data end without level 1"),
+    (HEAD + "0,1\n", "without level 1"),
+    (HEAD + "0,1\n1,-5\n", "line 3: conductance_uS is -5, negative"),
+    (HEAD + "0,5\n1,4\n", "line 3: level 1 has a mean of 4 uS, not above the 5 uS of level 0"),
+    (HEAD + "0,5\n\n1,5\n", "line 4: level 1 has a mean of 5 uS"),
+    (HEAD + "0,1e-6\n1,2e-5\n", "line 2: conductance_uS is 1e-06 and none is as large as 0.01: these look like siemens, uS are expected"),
+    (HEAD + "0,1\n1,nan\n", "line 3: conductance_uS is nan, not finite"),
+    (HEAD + "0,1\n1,\n", "line 3: conductance_uS is '', no number"),
+    (HEAD + "0,1\n1,2,3\n", "line 3: 3 values for 2 columns"),
+    (HEAD + "0,1\n0.5,2\n", "line 3: level is 0.5, no whole number"),
+    (HEAD, "line 1: no lines of data"),
+    ("level,conductance\n0,1\n", "line 1: columns level,conductance; known are level,conductance_uS"),
+    ("level,conductance_uS,colour\n0,1,2\n", "line 1: columns level,conductance_uS,colour"),
+    ("level,conductance_uS,std_uS\n0,1,1\n0,2,1\n1,3,1\n", "line 3: a second line of level 0"),
+    ("level,conductance_uS,std_uS\n0,1,-1\n1,3,1\n", "line 2: std_uS is -1, negative"),
+    ("level,conductance_uS,time_s\n0,1,0\n1,3,0\n0,1,1\n", "line 4: the data end at 1 s without level 1"),
+    ("level,conductance_uS,time_s\n0,1,0\n1,3,0\n2,5,0\n0,1,1\n1,3,1\n", "line 6: the data end at 1 s without level 2; other times"),
+    ("states,mean,std\n0,1,0.1\n1,20,0.1\n", "line 2: 1 looks like uS, siemens are expected"),
+    ("states,mean,std\n0,1e-6,0\n1,1e-6,0\n", "line 3: level 1 has a mean"),
+    ("weight_level,cell0\n0,1\n1,2\n2,3\n", "code 3 is absent; weights of 2 bits have 4 codes"),
+    ("weight_level,cell1,cell0\n0,1,1\n", "line 1: columns weight_level,cell1,cell0"),
+    ("weight_level,cell0\n0,2\n1,1\n", "level 1 has a mean of 1 uS, not above the 2 uS"),
+    ("weight_level,cell0,cell1\n0,1,1\n1,2,2\n", "2 cells cannot hold weights of 1 bits"),
+    ("weight_level,cell0\n0,1e-6\n1,2e-6\n", "these look like siemens"),
+])
+def test_wrong_files_are_refused_with_their_line(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        Device.read(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("arrays, message", [
+    ({0: [[1e-6]], 2: [[2e-6]]}, "no level1_raw.npy"),
+    ({0: [[1.0]], 1: [[2.0]]}, "level0_raw.npy: 1 looks like uS, siemens are expected"),
+    ({0: [[1e-6]], 1: [[math.nan]]}, "level1_raw.npy, sample 0: cell 0 is nan, not finite"),
+    ({0: [[1e-6], [-1e-6]], 1: [[2e-6]]}, "level0_raw.npy, sample 1: cell 0 is -1e-06, negative"),
+    ({0: [[1e-6]], 1: [[2e-6, 1e-6]]}, "level1_raw.npy: 2 cells a weight, level0_raw.npy has 1"),
+    ({0: [1e-6], 1: [[2e-6]]}, "expected are numbers [samples, cells]"),
+    ({}, "no level0_raw.npy"),
+])
+def test_wrong_numpy_files_are_refused(tmp_path, arrays, message):
+    for w, values in arrays.items():
+        np.save(tmp_path / f"level{w}_raw.npy", np.array(values))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Device.read(tmp_path)
+
+
+def test_data_are_small_and_licensed():
+    assert sum(path.stat().st_size for path in DATA.iterdir()) < 800_000
+    assert "Copyright (c) 2021 Akash Levy" in (DATA / "LICENSE").read_text()
