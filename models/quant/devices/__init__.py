@@ -1,0 +1,1 @@
+"""What real cells and real wires do to an array."""
