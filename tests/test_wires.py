@@ -330,6 +330,13 @@ def test_one_curve_for_many_arrays():
     assert curve.error < 0.02
 
 
+def test_the_mean_line_is_that_of_all_arrays():
+    cells, on = np.full((30, 2), 1 / 2e4), np.ones((1, 30))
+    two, mean = gate_curve(np.stack([cells, 3 * cells]), on, 4.0), gate_curve(2 * cells, on, 4.0)
+    close(two.cells[0], mean.cells / 2, 1e-13)
+    close(two.cells[1], mean.cells * 1.5, 1e-13)
+
+
 def test_curve_without_currents():
     curve = gate_curve(np.full((4, 2), 1e-4), np.zeros((3, 4)), 1.0)
     assert curve.b == (1, 0, 0) and curve.error == 0
