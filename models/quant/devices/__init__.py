@@ -1,10 +1,11 @@
-"""Devices: what the cells of a crossbar do, measured or from literature. Stands alone: NumPy only."""
+"""Devices: what the cells of a crossbar do, measured or from literature, and what its wires do (`wires`). NumPy only."""
 
 from .device import Device
 from .laws import Decades, Law, PowerLaw, Polynomial, Relaxation
 from .presets import describe, presets
 from .tables import Cells, Samples, Series, Table
 from .times import parse_time
+from .wires import WIRE_OHM, Wires
 
 __all__ = ["Device", "presets", "describe", "parse_time", "Law", "Polynomial", "Relaxation", "PowerLaw", "Decades", "Table", "Series",
-           "Samples", "Cells"]
+           "Samples", "Cells", "Wires", "WIRE_OHM"]

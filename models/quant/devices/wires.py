@@ -1,0 +1,319 @@
+"""The resistance of an array's wires: bit lines, word lines, drivers.
+
+A cell of conductance g sits where a word line crosses a bit line. Row 0 is the far end of a bit line: behind the last row, one
+segment of wire further, lies the sense node at 0 V, where the column's current is read. Column 0 is the near end of a word line:
+in front of it lies the driver, one segment of wire away.
+
+There are two ways to read such an array. With `access="voltage"` (a crosspoint of linear cells) the word lines carry the input
+voltages. The network is linear, so each column's current is a weighted sum of the inputs, and the weights, siemens like the
+cells, are the *effective cells*: found once for an array (`effective`), they are exact for all inputs. With `access="gate"` (1T1R)
+a word line drives the gates of its row: the cells of a driven row lie between one ideal supply and their bit lines, the others are
+cut off. Which cells load a bit line then depends on the input: exact is one pass over the ladder for each input (`gate_exact`),
+and close to it are effective cells behind a curve (`gate_curve`).
+
+All arithmetic is float64, and nothing here approximates but `gate_curve`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..spec import check, choice
+
+ACCESS = ("voltage", "gate")
+
+# Ohms of bit line from one 1T1R cell to the next, `4 rho / (AR w) / (1 - t (2 AR + 1) / (AR w))`: a cell is 4 wire widths w high
+# (the length of the segment), the wire AR w thick, and a barrier of thickness t around it does not conduct. w, AR, rho, t of each
+# node: the wire tables of NeuroSim V1.4.
+WIRE_OHM = {"130nm": 0.34, "90nm": 0.66, "65nm": 0.60, "45nm": 0.83, "32nm": 1.3, "22nm": 1.9, "14nm": 2.5, "7nm": 5.6}
+
+
+def ohms(text: str) -> Any:
+    """A field that is a resistance, finite and not negative: `metadata` has "unit" and "help"."""
+    return field(default=0.0, metadata={"unit": "ohm", "help": text})
+
+
+@dataclass(frozen=True)
+class Wires:
+    """Resistances of an array's wires, and the way of access (docs of each field: its `metadata["help"]`).
+
+    Attributes:
+        access: "voltage" (crosspoint: inputs are voltages of the word lines, cells are linear) or "gate" (1T1R: a row at 0 V is
+            cut off).
+        wire_ohm: ohms of a bit line between neighbouring cells, and between the last cell and the sense node. `WIRE_OHM` has
+            those of some technology nodes.
+        row_ohm: ohms of a word line between neighbouring cells, and between the driver and the first cell; voltage access only.
+        driver_ohm: ohms of the source behind each word line, in series with the first segment; voltage access only.
+    Raises: ValueError for values outside these, and for `row_ohm` or `driver_ohm` with gate access: no current flows into a gate.
+    """
+
+    access: str = choice(
+        "voltage", ACCESS, "voltage: word lines carry the inputs, cells are linear. gate: a word line switches the cells of its "
+        "row to a supply (1T1R).")
+    wire_ohm: float = ohms("ohms of a bit line from one cell to the next, and from the last one to the sense node.")
+    row_ohm: float = ohms("ohms of a word line from one cell to the next, and from the driver to the first one (voltage access).")
+    driver_ohm: float = ohms("ohms of the source of each word line (voltage access).")
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("wire_ohm", "row_ohm", "driver_ohm"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not 0 <= value < np.inf:
+                raise ValueError(f"{name} is {value!r}; allowed are finite numbers of ohms from 0")
+            if self.access == "gate" and name != "wire_ohm" and value:
+                raise ValueError(f"{name} is {value!r} with access 'gate'; no current flows into a gate, so allowed is 0")
+
+
+def solve(conductance: ArrayLike, volts: ArrayLike, wire_ohm: float, row_ohm: float = 0.0, driver_ohm: float = 0.0,
+          access: str = "voltage") -> np.ndarray:
+    """The currents of one array's columns, from Kirchhoff's laws.
+
+    Voltage access: `volts @ effective(conductance, wires)`. Gate access: a row at 0 V is cut off, the cells of any other row i
+    lie between an ideal supply at `volts[i]` and their bit lines.
+
+    Args: conductance, siemens `[rows, columns]`; volts `[n, rows]`; the others as in `Wires`.
+    Returns: amperes `[n, columns]`.
+    Raises: ValueError for other shapes, conductances that are negative or not finite, volts that are not finite, and what
+        `Wires` refuses.
+    """
+    wires = Wires(access, wire_ohm, row_ohm, driver_ohm)
+    cells = _cells(conductance)
+    if cells.ndim != 2:
+        raise ValueError(f"conductance has the shape {list(cells.shape)}; one array has [rows, columns]")
+    volts = np.asarray(volts, dtype=np.float64)
+    if volts.ndim != 2 or volts.shape[1] != len(cells):
+        raise ValueError(f"volts has the shape {list(volts.shape)}; expected is [n, {len(cells)}], a volt for each row")
+    if not np.isfinite(volts).all():
+        raise ValueError("volts has values that are not finite")
+    if access == "voltage":
+        return volts @ effective(cells, wires)
+    # What a bit line is, seen from below a row: the current into a short circuit, and the conductance.
+    short, seen = np.zeros((2, len(volts), cells.shape[1]))
+    for i, row in enumerate(cells):
+        seen += (volts[:, i, None] != 0) * row
+        short += volts[:, i, None] * row
+        passed = 1 / (1 + wire_ohm * seen)  # the share of a short circuit's current that gets through the next segment
+        seen *= passed
+        short *= passed
+    return short
+
+
+def effective(conductance: ArrayLike, wires: Wires) -> np.ndarray:
+    """Cells that give the same currents for all inputs without wires: `I = volts @ effective(conductance, wires)`.
+
+    An effective cell is the current of its column per volt of its row. With bit-line wires alone, or with those of word lines
+    alone, each line is a ladder of its own. With both it is a nodal solve of the whole array, block by block, in some
+    `8 rows columns^3` operations, or `8 columns rows^3` if that is less. (Blocks of 128 are too small for threads: BLAS is faster
+    with one, `OPENBLAS_NUM_THREADS=1`, when other work runs beside it.)
+
+    Args: conductance, siemens `[..., rows, columns]`: each array of the leading axes is one for itself.
+    Returns: siemens, float64, of the same shape.
+    Raises: ValueError for gate access, where no such cells exist, and conductances that are negative or not finite.
+    """
+    if wires.access != "voltage":
+        raise ValueError("access is 'gate'; cells that are exact for all inputs exist for access 'voltage' only, see gate_curve")
+    cells, wire, row, driver = _cells(conductance), wires.wire_ohm, wires.row_ohm, wires.driver_ohm
+    if row == driver == 0:
+        return cells * _shares(cells, wire, wire)
+    if wire == 0:
+        return cells * _turned(_shares(_turned(cells), row, row + driver))
+    if cells.shape[-1] > cells.shape[-2]:
+        return _turned(_by_array(_turned(cells), row, row + driver, wire, wire))
+    return _by_array(cells, wire, wire, row, row + driver)
+
+
+def _cells(conductance: ArrayLike) -> np.ndarray:
+    """Checked conductances as float64."""
+    cells = np.asarray(conductance, dtype=np.float64)
+    if cells.ndim < 2 or 0 in cells.shape[-2:]:
+        raise ValueError(f"conductance has the shape {list(cells.shape)}; expected is [..., rows, columns]")
+    if not (np.isfinite(cells).all() and (cells >= 0).all()):
+        raise ValueError("conductance has values that are negative or not finite; a cell that does not conduct has 0")
+    return cells
+
+
+def _turned(cells: np.ndarray) -> np.ndarray:
+    """Bit lines for word lines and sense nodes for drivers: seen from there it is the same kind of network, and by reciprocity the
+    current of a sense node per volt of a driver is that of the driver per volt of the sense node. Twice turned is unturned."""
+    return np.swapaxes(cells, -1, -2)[..., ::-1, ::-1]
+
+
+def _shares(cells: np.ndarray, step: float, end: float) -> np.ndarray:
+    """The share of a current into the bit line at each row that reaches the sense node, where only bit lines resist.
+
+    Of a current that enters at row i, `1 / (1 + r y_i)` gets past the segment r below, the rest flows back into the rows 0..i, whose
+    conductance is `y_i = g_i + y_{i-1} / (1 + r y_{i-1})`. Everything is a sum or a product of positive numbers, so no digits are
+    lost. By reciprocity it is also the share of the supply's voltage across each cell, if all rows are at the same voltage.
+
+    Args: cells, siemens `[..., rows, columns]`; ohms between neighbouring cells, and behind the last one.
+    """
+    shares, seen = np.empty_like(cells), 0.0
+    last = cells.shape[-2] - 1
+    for i in range(last + 1):
+        seen = seen + cells[..., i, :]
+        shares[..., i, :] = 1 / (1 + (step if i < last else end) * seen)
+        seen = seen * shares[..., i, :]
+    for i in range(last - 1, -1, -1):
+        shares[..., i, :] *= shares[..., i + 1, :]
+    return shares
+
+
+def _by_array(cells: np.ndarray, *resistances: float) -> np.ndarray:
+    found = np.empty_like(cells)
+    for index in np.ndindex(cells.shape[:-2]):
+        found[index] = _nodal(cells[index], *resistances)
+    return found
+
+
+def _nodal(cells: np.ndarray, step: float, end: float, row: float, source: float) -> np.ndarray:
+    """Effective cells of one array whose bit lines and word lines resist.
+
+    The ladder of `_shares` with all columns at once, since word lines join them: conductances become symmetric matrices
+    `Y_i = K_i + (1 + r Y_{i-1})^-1 Y_{i-1}`, and the currents that flow down into the sense nodes, one column for each driver at
+    1 V, are `J_i = (1 + r Y_i)^-1 [J_{i-1}, s_i]`. (`K_i`, `s_i`: see `_word_lines`.)
+
+    Args: cells, siemens `[rows, columns]`; ohms between neighbouring cells of a bit line, from the last one to the sense node,
+        between neighbouring cells of a word line, from the driver's source to the first one.
+    """
+    rows, columns = cells.shape
+    unit = np.eye(columns)
+    both = np.zeros((columns, columns + rows))  # Y and, a column for each row so far, J
+    at_once = max(2**18 // columns**2, 1)  # rows: 2 MB of K
+    for first in range(0, rows, at_once):
+        loads, sources = _word_lines(cells[first:first + at_once], row, source)
+        for i, (load, current) in enumerate(zip(loads, sources), start=first):
+            both[:, :columns] += load
+            both[:, columns + i] = current
+            used = both[:, :columns + i + 1]
+            used[...] = np.linalg.solve(unit + (step if i < rows - 1 else end) * both[:, :columns], used)
+    return both[:, columns:].T.copy()
+
+
+def _word_lines(cells: np.ndarray, row: float, source: float) -> tuple[np.ndarray, np.ndarray]:
+    """What the bit lines see of each word line with its cells: with bit-line nodes at b volts and the driver at V, the currents
+    `s V - K b` flow from the word line into them.
+
+    With D the diagonal matrix of the cells and Z the impedances of the line's nodes, `Z[a, b]` volts at a per ampere into b, cells
+    included, `K = D - D Z D`. On a line, `Z[a, b] = Z[a, a] d_{a+1} .. d_b` for b > a, where d_b is the share of the voltage that
+    the segment before node b leaves, and `Z[a, a]` follows from what the node sees on either side.
+
+    Args: cells, siemens `[rows, columns]`; ohms between neighbouring cells, and from the driver's source to the first one.
+    Returns: K, siemens `[rows, columns, columns]`; s, siemens `[rows, columns]`.
+    """
+    rows, columns = cells.shape
+    beyond = np.zeros_like(cells)  # conductance of the line beyond a node
+    for c in range(columns - 1, 0, -1):
+        load = cells[:, c] + beyond[:, c]
+        beyond[:, c - 1] = load / (1 + row * load)
+    before = np.empty_like(cells)  # resistance of the line before a node, with the node's own cell
+    for c in range(columns):
+        series = before[:, c - 1] + row if c else source
+        before[:, c] = series / (1 + series * cells[:, c])
+    left = 1 / (1 + np.where(np.arange(columns) > 0, row, source) * (cells + beyond))
+    volts = np.zeros((rows, columns, columns))  # [:, b, a], a <= b: of node b per ampere into node a
+    for b in range(columns):
+        volts[:, b, :b] = volts[:, b - 1, :b] * left[:, b, None]
+        volts[:, b, b] = before[:, b] / (1 + before[:, b] * beyond[:, b])
+    loads = -cells[:, :, None] * volts * cells[:, None, :]
+    loads += np.tril(loads, -1).transpose(0, 2, 1)
+    loads[:, range(columns), range(columns)] += cells
+    return loads, cells * np.cumprod(left, axis=1)
+
+
+# ---- gate access ---------------------------------------------------------------------------------------------------------
+
+INPUTS_AT_ONCE = 64  # so that what one pass works on stays in a core's cache
+
+
+def gate_exact(conductance: ArrayLike, on: ArrayLike, wire_ohm: float, volt: float = 1.0) -> np.ndarray:
+    """The currents of bit lines with one ideal supply, each input by a pass over its ladder: exact.
+
+    The cells of the rows that are on lie between the supply and the bit line. `I = volt y_last`, where `y_i = x / (1 + r x)`,
+    `x = y_{i-1} + on_i g_i`, is the conductance from the supply to the wire below row i.
+
+    Args: conductance, siemens `[..., rows, columns]`; on, `[..., n, rows]`, 1 or True where a row is driven, else 0; wire_ohm, see
+        `Wires`; volt, of the supply. Leading axes are arrays, each for itself; those of `on` may be missing.
+    Returns: amperes `[..., n, columns]`.
+    Raises: ValueError for other shapes or values, and what `Wires` refuses.
+    """
+    Wires("gate", wire_ohm)
+    cells, on = _cells(conductance), np.asarray(on)
+    if on.ndim < 2 or on.shape[-1] != cells.shape[-2]:
+        raise ValueError(f"on has the shape {list(on.shape)}; expected is [..., n, {cells.shape[-2]}], a value for each row")
+    if not ((on == 0) | (on == 1)).all():
+        raise ValueError("on has values other than 0 and 1")
+    try:
+        arrays = np.broadcast_shapes(cells.shape[:-2], on.shape[:-2])
+    except ValueError:
+        raise ValueError(f"conductance is {list(cells.shape)}, on is {list(on.shape)}: the arrays of their leading axes do not "
+                         "match") from None
+    cells = np.broadcast_to(cells, arrays + cells.shape[-2:])
+    on = np.broadcast_to(on.astype(np.float64), arrays + on.shape[-2:])
+    currents = np.zeros((*arrays, on.shape[-2], cells.shape[-1]))
+    for index in np.ndindex(arrays):
+        for start in range(0, on.shape[-2], INPUTS_AT_ONCE):
+            part = slice(start, start + INPUTS_AT_ONCE)
+            _pass_down(cells[index], on[index][part], wire_ohm, currents[index][part])
+    currents *= volt
+    return currents
+
+
+def _pass_down(cells: np.ndarray, on: np.ndarray, wire_ohm: float, seen: np.ndarray) -> None:
+    """Add to `seen`, zeros `[n, columns]`, the conductances from the supply to the sense node."""
+    work = np.empty_like(seen)
+    for gates, row in zip(np.ascontiguousarray(on.T)[..., None], cells):
+        np.multiply(gates, row, out=work)
+        seen += work
+        np.multiply(seen, wire_ohm, out=work)
+        work += 1
+        seen /= work
+
+
+class Curve(NamedTuple):
+    """What a gate array is nearly: effective cells behind a curve. `current` applies it.
+
+    cells: siemens, `[..., rows, columns]`.
+    b: `(b_0, b_1, b_2)` for S in siemens, so in 1, 1/siemens, 1/siemens^2.
+    error: `sqrt(sum (I - exact)^2 / sum exact^2)` over the inputs, columns and arrays that it was fitted on.
+    """
+
+    cells: np.ndarray
+    b: tuple[float, float, float]
+    error: float
+
+    def current(self, on: ArrayLike, volt: float = 1.0) -> np.ndarray:
+        """`I = volt S (b_0 + b_1 S + b_2 S^2)`, `S = on @ cells`. Args: see `gate_exact`. Returns: amperes `[..., n, columns]`."""
+        s = np.asarray(on, dtype=np.float64) @ self.cells
+        b0, b1, b2 = self.b
+        return volt * s * (b0 + s * (b1 + s * b2))
+
+
+def gate_curve(conductance: ArrayLike, on: ArrayLike, wire_ohm: float) -> Curve:
+    """Effective cells and a curve of one variable that come close to `gate_exact`, fitted on the inputs of a calibration.
+
+    The mean bit line has at row i the mean conductance of all inputs, columns and arrays. With h_i the share of the supply's voltage
+    across its cells, a cell that is a little larger adds `V h_i^2 dg` to the current: its own drop is `V h_i`, and the share h_i of
+    what it lets through reaches the sense node. So the effective cells are `g h^2`, and what a larger or smaller current changes
+    for all rows alike is left to `I = V S (b_0 + b_1 S + b_2 S^2)`, S the sum of the effective cells of the rows that are on, by
+    least squares. One curve serves all arrays that are given.
+
+    With `a = n r I_0 / V` (n rows, I_0 the mean current without wires), the error is some 0.5 % for a = 0.4 and 1.2 % for 1.4 where
+    about as many rows are on in each input, and twice that where inputs or columns differ much.
+
+    Args: as in `gate_exact`; all exact currents are held in memory, so a sample of inputs and arrays should be given.
+    Raises: ValueError as there.
+    """
+    exact = gate_exact(conductance, on, wire_ohm)
+    cells, on = np.asarray(conductance, dtype=np.float64), np.asarray(on, dtype=np.float64)
+    if wire_ohm == 0 or not exact.any():
+        return Curve(cells.copy(), (1.0, 0.0, 0.0), 0.0)
+    mean = (on.mean(axis=-2) * cells.mean(axis=-1)).reshape(-1, cells.shape[-2]).mean(axis=0)[:, None]
+    cells = cells * _shares(mean, wire_ohm, wire_ohm) ** 2
+    s = on @ cells
+    top = s.max()  # powers of S / top, of the size of 1, lose no digits
+    powers = (s / top).reshape(-1, 1) ** np.arange(1, 4)
+    fitted, *_ = np.linalg.lstsq(powers, exact.ravel(), rcond=None)
+    error = np.sqrt(np.mean((powers @ fitted - exact.ravel()) ** 2) / np.mean(exact**2))
+    return Curve(cells, tuple(float(b) for b in fitted / top ** np.arange(1, 4)), float(error))
