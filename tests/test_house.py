@@ -15,13 +15,14 @@ FILES = sorted(FOLDER.rglob("*.py"))
 
 # From the ground up: a room imports from those below it alone. Rooms of one line do not know each other.
 FLOORS = [
-    ["files", "eager", "spec", "engines.cpu"],
-    ["mapping", "adc", "bitplanes", "devices"],
+    ["files", "eager", "spec", "engines.cpu", "readout"],
+    ["cells", "devices"],
+    ["mapping", "adc", "bitplanes"],
     ["engines"],
     ["prepared", "quantizers"],
     ["layers"],
     ["crossbar"],
-    ["calibration"],
+    ["calibration", "program"],
     ["diagnostics", "fusion"],
     ["__init__"],
 ]

@@ -42,8 +42,8 @@ def is_lossless(layer: MappedLayer) -> bool:
         for delta, q_min, bits in {layer.converter(z, k) for z in range(len(spec.digit_bits))}:
             if len(u) > 2**bits:
                 return False  # fewer codes than values
-            v = spec.unit * np.array(u)
-            if not (delta * transfer(u, spec.unit, delta, q_min, bits) == v).all():
+            v = layer.unit * np.array(u)
+            if not (delta * transfer(u, layer.unit, delta, q_min, bits) == v).all():
                 return False
     return True
 
@@ -75,7 +75,7 @@ def covering_range(low: float, high: float, unit: float, adc_bits: int) -> tuple
 
 def full_ranges(layer: MappedLayer) -> list[tuple[float, int]]:
     """`(delta, q_min)` of each slice that cover every value its arrays can produce; see `MappedLayer.u_range`."""
-    ranges, unit = [], layer.spec.unit
+    ranges, unit = [], layer.unit
     for k in range(len(layer.reference_twice)):
         low, high = layer.u_range(k)
         ranges.append(covering_range(unit * low, unit * high, unit * layer.u_spacing(k), layer.spec.adc_bits))
@@ -101,8 +101,8 @@ class Reads:
         outputs = max(int(counts[0, 0].sum()), 1)  # times arrays: every digit and slice of them is one read
         u = np.arange(counts.shape[2]) + layer.u_span[0]
         seen = (counts.sum(axis=(0, 1)) > 0) & (u != 0)
-        self.v, self.arrays = spec.unit * u[seen], len(layer.arrays)
-        self.unit = spec.unit * min(map(layer.u_spacing, slices))
+        self.v, self.arrays = layer.unit * u[seen], len(layer.arrays)
+        self.unit = layer.unit * min(map(layer.u_spacing, slices))
         self.count = counts.sum(axis=(0, 1))[seen]
         self.square = (counts * scale**2).sum(axis=(0, 1))[seen] / outputs
         self.linear = (counts * scale).sum(axis=(0, 1))[seen] / outputs
@@ -256,12 +256,12 @@ def choices(histogram: np.ndarray, layer: MappedLayer) -> Choices:
     """The errors over bits of a layer's kinds of read, and the ranges that go with them. Args: see `calibrated_ranges`."""
     spec, counts = layer.spec, np.asarray(histogram, dtype=np.float64)
     shape = (*counts.shape[:2], spec.adc_max_bits + 1)
-    error, delta, q_min = np.zeros(shape), np.full(shape, spec.unit), np.zeros(shape, np.int64)
+    error, delta, q_min = np.zeros(shape), np.full(shape, layer.unit), np.zeros(shape, np.int64)
     for z, k in np.ndindex(*shape[:2]):
         place = spec.dac_bits * z + spec.cell_bits * k
         share = counts[z, k] / max(counts[z, k].sum(), 1)
         for bits in range(shape[2]):
-            found = _best_range(share, layer.u_span[0], spec.unit, spec.unit * layer.u_spacing(k), bits)
+            found = _best_range(share, layer.u_span[0], layer.unit, layer.unit * layer.u_spacing(k), bits)
             error[z, k, bits], delta[z, k, bits], q_min[z, k, bits] = found
         error[z, k] *= len(layer.arrays) * 4.0**place
     return Choices(error, delta, q_min, int(counts[0, 0].sum()))

@@ -28,6 +28,7 @@ class Calibration:
         rule: "minmax", "percentile" or "mse", a key of `adc.RULES`.
         per: "alike", "layer" or "slice", which slices share a range (`adc.range_groups`); "reference" is taken for "alike".
         correct: "channel" or "none", whether outputs are corrected (`correct`); None is taken for "none".
+        on: "nominal" or "chip", the cells whose reads choose the ranges.
         share: "network" or "layer", what has `adc_bits` in the mean where the spec has a plan. With a plan each kind of read has
             the range of least squared error, and `rule` and `per` have no effect.
     Raises: ValueError for values outside these.
@@ -47,6 +48,8 @@ class Calibration:
 
     share: str = choice("network", ("network", "layer"), "what the mean of a plan is taken over. network: all conversions of the "
                         "network, each layer's error weighed by what it does to the network's output. layer: those of each layer.")
+    on: str = choice("nominal", ("nominal", "chip"), "nominal: ranges are chosen on cells without scatter, at design time. chip: on the "
+                     "cells of the chip. The correction is measured on the chip in any case.")
 
     def __post_init__(self) -> None:
         for name, words in OTHER_WORDS.items():
@@ -81,34 +84,39 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_adc(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Within the block the crossbar layers of `model` have no ADC, and it is in evaluation or training mode; then everything
-    is as before, the mode of each module too."""
-    before = [(layer, layer.spec, [getattr(layer, name) for name in ADC_BUFFERS]) for _, layer in crossbar_layers(model)]
+    """Within the block the crossbar layers of `model` have no ADC and ideal cells, as software computes them, and it is in
+    evaluation or training mode; then everything is as before, the mode of each module too."""
+    before = [(layer, layer.spec, [getattr(layer, name) for name in ADC_BUFFERS], layer.chip) for _, layer in crossbar_layers(model)]
     with in_mode(model, training):
         try:
-            for layer, spec, _ in before:
+            for layer, spec, *_ in before:
+                layer.chip = None
                 layer.set_spec(replace(spec, adc_range="ideal"))
             yield
         finally:
-            for layer, spec, buffers in before:
+            for layer, spec, buffers, chip in before:
                 layer.set_spec(spec)
+                layer.chip = chip
                 for name, buffer in zip(ADC_BUFFERS, buffers):
                     setattr(layer, name, buffer)
 
 
-def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor]) -> dict[str, np.ndarray]:
+def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: str = "nominal") -> dict[str, np.ndarray]:
     """Exact histograms of the read values of every layer that has an ADC, the network running without ADCs.
 
-    Args: images, inputs on the model's device: a tensor `[N, ...]` or an iterable of such batches.
+    Args: images, inputs on the model's device: a tensor `[N, ...]` or an iterable of such batches; on, the cells that are read,
+        see `Calibration` (cells on a grid are counted in the bins of ideal cells that are nearest, the outermost for those beyond).
     Returns: `{layer name: int64 array [digits, slices, u]}`; bin i counts reads of `u = MappedLayer.u_span[0] + i`.
     Raises: ValueError for no images, no layer with an ADC, or more possible values than can be counted.
     """
     layers, counters, histograms = converted_layers(model), {}, {}
+    chips = {name: layer.chip for name, layer in layers}
 
     def count(name):
         def hook(layer, inputs):
             if name not in counters:
-                counters[name] = layer.counter(inputs[0].device)
+                chip = chips[name]
+                counters[name] = layer.counter(inputs[0].device, chip and (chip.cells if on == "chip" else chip.nominal))
             histograms[name] = counters[name](inputs[0]).cpu().numpy() + histograms.get(name, 0)
         return hook
 
@@ -125,7 +133,8 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor]) -> d
 
 def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: str = Calibration.rule,
               per: str = Calibration.per, histograms: dict[str, np.ndarray] | None = None,
-              correct: str | None = Calibration.correct, share: str = Calibration.share) -> dict[str, np.ndarray]:
+              correct: str | None = Calibration.correct, share: str = Calibration.share,
+              on: str = Calibration.on) -> dict[str, np.ndarray]:
     """Choose and freeze the ADC range of every layer that has one, then correct the outputs for what the ADCs do to them.
 
     Layers with adc_range "ideal" are left as they are. Only ranges that are "calibrated" have a correction.
@@ -136,14 +145,14 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
             is then no correction.
         rule, per, correct: see `Calibration`; `correct=None` leaves the correction out.
         histograms: result of `collect_histograms` for the same weights, rows, mapping, cells and reference.
-        share: see `Calibration`.
+        share, on: see `Calibration`.
     Returns: the histograms.
     Raises: ValueError for no images, no layer with an ADC, or an unknown rule.
     """
-    chosen = Calibration(rule, per, correct, share)
+    chosen = Calibration(rule, per, correct, share, on)
     layers, first = converted_layers(model), _First(CORRECTION_IMAGES)
     if histograms is None:
-        histograms = collect_histograms(model, first.of(() if images is None else images))
+        histograms = collect_histograms(model, first.of(() if images is None else images), chosen.on)
     elif images is not None and chosen.correct == "channel":
         first.fill(images)
     if missing := [name for name, _ in layers if name not in histograms]:
@@ -151,7 +160,7 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
     planned = [(name, layer) for name, layer in layers if layer.spec.planned]
     for name, layer in layers:
         if not layer.spec.planned:
-            layer.set_ranges(adc.calibrated_ranges(histograms[name], layer.mapped("ideal"), chosen.rule, chosen.per))
+            layer.set_ranges(adc.calibrated_ranges(histograms[name], layer.mapped("ideal", cells=None), chosen.rule, chosen.per))
     if planned:
         if chosen.share == "network":
             if images is None:
@@ -166,7 +175,7 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
 
 def _set_plans(model, layers, histograms, share, images):
     """Plans for layers whose spec has one: one budget for all of the same mean, or one for each."""
-    choices = {name: adc.choices(histograms[name], layer.mapped("ideal")) for name, layer in layers}
+    choices = {name: adc.choices(histograms[name], layer.mapped("ideal", cells=None)) for name, layer in layers}
     groups = {}
     for name, layer in layers:
         groups.setdefault(layer.spec.adc_bits if share == "network" else name, []).append((name, layer))

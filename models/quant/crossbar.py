@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import adc, engines
+from .cells import Cells, Chip, fraction_bits
 from .eager import outside_graphs
 from .engines.cpu import elementwise
 from .engines.cpu.output import ToCodes
@@ -20,6 +21,7 @@ from .layers import Pair, Qconv2d, QLinear
 from .mapping import MappedLayer
 from .prepared import Prepared
 from .quantizers import act_codes, warn_of_nan
+from .readout import Readout
 from .spec import ADC_GRID, CrossbarSpec, Geometry
 
 LARGEST_STEP = 2**32  # of a plan: far beyond all reads, and engines multiply it by 64 and the place of its reads in 64 bits
@@ -65,7 +67,9 @@ class CrossbarLayer:
         self.register_buffer("adc_gain", torch.ones(len(self.weight), dtype=torch.float32))
         self.register_buffer("adc_offset", torch.zeros(len(self.weight), dtype=torch.float32))
         self._w_codes = None
+        self.chip: Chip | None = None  # None: ideal cells
         self._prepared = Prepared()
+        self._spec = spec
         self.set_spec(spec)
 
     @property
@@ -78,13 +82,16 @@ class CrossbarLayer:
         self.set_spec(spec)
 
     def set_spec(self, spec: CrossbarSpec) -> None:
-        """Put the layer on other hardware of the same bits; ranges of another hardware are dropped.
+        """Put the layer on other hardware of the same bits; ranges of another hardware are dropped, and cells of other slices or
+        another reference: they are ideal again.
 
         Raises: ValueError for other bits than those of the layer's quantizers.
         """
         if (spec.w_bits, spec.a_bits) != (self.weight_quant.wbit, self.act_quant.abit):
             raise ValueError(f"the spec has {spec.w_bits}-bit weights and {spec.a_bits}-bit activations, the layer "
                              f"{self.weight_quant.wbit} and {self.act_quant.abit}")
+        if (spec.cell_bits, spec.reference) != (self._spec.cell_bits, self._spec.reference):
+            self.chip = None
         self._spec = spec
         self._forget_ranges()
 
@@ -162,8 +169,40 @@ class CrossbarLayer:
             return self._w_codes.to(self.weight.device)
         return self.weight_quant.codes(self._weight4().detach())
 
-    def mapped(self, adc_range: str | None = None) -> MappedLayer:
-        """The layer as engines see it, with the spec's ADC range or another.
+    def cells(self) -> Cells:
+        """What the cells hold: those of the chip that was programmed (`program`, `set_cells`), else ideal ones.
+
+        Ideal: `values = 2^F C_k`, `reference = 2^F r_k`.
+        """
+        return self.chip.cells if self.chip else self.ideal_cells()
+
+    def ideal_cells(self) -> Cells:
+        """Cells that hold exactly the digits of the weight codes, see `cells`."""
+        spec, w_rows = self.spec, self.mapped("ideal", cells=None).w_rows.int()
+        scale = 2 ** fraction_bits(spec.cell_bits)
+        values = torch.stack([((w_rows >> (spec.cell_bits * k)) & (2**bits - 1)) * scale for k, bits in enumerate(spec.slice_bits)])
+        twice = torch.tensor(self.weight_quant.reference_twice(spec.slice_bits), dtype=torch.int32, device=values.device)
+        reference = (twice * (scale // 2)).view(-1, 1, 1).expand(values.shape[:3]).contiguous()
+        return Cells(values, reference, fraction_bits(spec.cell_bits))
+
+    def set_cells(self, cells: Cells | None, nominal: Cells | None = None, readout: Readout | None = None) -> None:
+        """Let the cells hold these, until weights are loaded or the hardware's slices change; None: ideal cells again.
+
+        They stay what they are when the weight changes, as on a chip that was programmed. Tensors that are handed over must not be
+        changed afterwards: hand over others.
+
+        Args: nominal, the same cells without scatter, on which ADC ranges are chosen (None: ideal ones); readout, see `Readout`.
+        Raises: ValueError for cells of another shape.
+        """
+        shape = list(self.mapped("ideal", cells=None).w_rows.shape)
+        for each in (cells, nominal):
+            if each is not None and list(each.values.shape) != [len(self.spec.slice_bits), *shape]:
+                raise ValueError(f"cells have shape {list(each.values.shape)}, the layer "
+                                 f"{[len(self.spec.slice_bits), *shape]}: slices, groups, rows, outputs of a group")
+        self.chip = None if cells is None else Chip(cells, nominal, readout)
+
+    def mapped(self, adc_range: str | None = None, cells: Cells | str | None = "own") -> MappedLayer:
+        """The layer as engines see it, with the spec's ADC range or another, with its own cells, others, or ideal ones (None).
 
         Raises: ValueError for "calibrated" without ranges, or with those of another ADC.
         """
@@ -172,13 +211,20 @@ class CrossbarLayer:
         if self.spec.planned and not spec.planned:  # those of a plan are none of slices
             none = torch.zeros(len(spec.slice_bits))
             ranges = none.double(), none.long(), None
-        layer = MappedLayer(spec, self._geometry(), self.w_codes(), self.weight_quant.reference_twice(spec.slice_bits), *ranges)
+        layer = MappedLayer(spec, self._geometry(), self.w_codes(), self.weight_quant.reference_twice(spec.slice_bits), *ranges,
+                            *self._chip_parts(cells))
         if spec.adc_range == "full":
-            delta, q_min = zip(*adc.full_ranges(layer))
+            delta, q_min = zip(*adc.full_ranges(replace(layer, cells=None, readout=None)))
             return replace(layer, adc_delta=torch.tensor(delta, dtype=torch.float64), adc_q_min=torch.tensor(q_min))
         if spec.adc_range == "calibrated":
             self._check_ranges(layer)
         return layer
+
+    def _chip_parts(self, cells):
+        """(cells, readout) of a mapped layer."""
+        if not isinstance(cells, str):
+            return cells, None
+        return (self.chip.cells, self.chip.readout) if self.chip else (None, None)
 
     @staticmethod
     def _check_ranges(layer):
@@ -276,12 +322,12 @@ class CrossbarLayer:
             return elementwise.act_codes(x, alpha, levels)
         return act_codes(x, alpha, levels).to(torch.uint8).contiguous()
 
-    def counter(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """`f(x)` that returns the exact counts of the read values for inputs `x`; see `engines`.
+    def counter(self, device: torch.device, cells: Cells | None = None) -> Callable[[Tensor], Tensor]:
+        """`f(x)` that returns the exact counts of the read values of these cells, or of ideal ones, for inputs `x`; see `engines`.
 
         Raises: ValueError where more values are possible than can be counted.
         """
-        layer = self.mapped("ideal")
+        layer = self.mapped("ideal", cells)
         low, high = layer.u_span
         if high - low >= engines.MAX_BINS:
             raise ValueError(f"{high - low + 1} possible read values are too many for a histogram; take fewer rows, "
@@ -291,13 +337,14 @@ class CrossbarLayer:
 
         def count(x):
             with torch.autocast(device.type, enabled=False):
-                return engine.histogram(prepared, self.a_codes(x))
+                counts = engine.histogram(prepared, self.a_codes(x))
+            return counts if cells is None else _in_bins_of(counts, layer, self.mapped("ideal", cells=None))
         return count
 
     def _prepare(self, device, any_weight=False):
         """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused while nothing changes."""
         quantizers = type(self.weight_quant), self.weight_quant.levels, self.act_quant.levels, self.weight_quant.training
-        settings = engines.selected(), device, self.spec, self._geometry(), self.out_scale, quantizers
+        settings = engines.selected(), device, self.spec, self._geometry(), self.out_scale, quantizers, self.chip
         numbers = [self.act_quant.act_alpha, self.adc_delta, self.adc_q_min, *self.weight_quant.buffers(),
                    *([] if self.adc_bits_plan is None else [self.adc_bits_plan])]
         weight = self.weight if self._w_codes is None else self._w_codes
@@ -327,7 +374,7 @@ class CrossbarLayer:
             stored, own = state_dict.get(prefix + name), getattr(self, name)
             if stored is not None and own is not None and stored.shape == own.shape:
                 setattr(self, name, torch.empty_like(own))
-        self._w_codes = None
+        self._w_codes = self.chip = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -382,14 +429,27 @@ class QLinearDoreFa(CrossbarLayer, QLinear):
         return y.flatten(1)
 
 
+def _in_bins_of(counts, layer, ideal):
+    """Counts of the reads of cells on a grid, in the bins of ideal cells that are nearest, or the outermost."""
+    (low, high), (first, last) = layer.u_span, ideal.u_span
+    bins = torch.arange(low, high + 1, dtype=torch.float64) * (layer.unit / ideal.unit)
+    bins = (bins.round().clamp(first, last) - first).long().expand(counts.shape)
+    return counts.new_zeros(*counts.shape[:2], last - first + 1).scatter_add_(2, bins.to(counts.device), counts)
+
+
 def _reference_sum(layer, codes):
-    """What a digital reference subtracts, `L sum A` under each output pixel: float64 `[N, H', W', out]`."""
+    """What a digital reference subtracts under each output pixel, `L sum A`, or twice the sum of A times the reference cells:
+    float64 `[N, H', W', out]`."""
     top, bottom, left, right = layer.geometry.padding
-    groups = layer.geometry.groups
-    x = F.pad(codes.permute(0, 3, 1, 2).float(), (left, right, top, bottom))
-    ones = torch.ones(groups, layer.group_channels, *layer.kernel, device=x.device, dtype=x.dtype)
-    sums = F.conv2d(x, ones, None, layer.geometry.stride, 0, layer.geometry.dilation, groups)
-    return layer.zero_twice * sums.double().permute(0, 2, 3, 1).repeat_interleave(len(layer.w_codes) // groups, dim=3)
+    groups, (kh, kw) = layer.geometry.groups, layer.kernel
+    x = F.pad(codes.permute(0, 3, 1, 2).double(), (left, right, top, bottom))
+    if layer.cells is None:
+        weight = torch.full((groups, layer.group_channels, kh, kw), float(layer.zero_twice), dtype=x.dtype, device=x.device)
+    else:
+        rows = sum(2.0 ** (layer.spec.cell_bits * k) * part.double() for k, part in enumerate(layer.cells.reference))
+        weight = 2 * layer.unit * rows.view(groups, kh, kw, -1).permute(0, 3, 1, 2).to(x.device)
+    sums = F.conv2d(x, weight, None, layer.geometry.stride, 0, layer.geometry.dilation, groups)
+    return sums.permute(0, 2, 3, 1).repeat_interleave(len(layer.w_codes) // groups, dim=3)
 
 
 def crossbar_layers(model: nn.Module) -> list[tuple[str, CrossbarLayer]]:

@@ -6,16 +6,20 @@ bits, `W = sum_k 2^(c k) C_k`; an input code is applied in digits of `dac_bits` 
 
 For array t, digit z and slice k a *read* gives `P = sum_rows a_z C_k`; with `n = sum_rows a_z` the ADC digitises
 `v = P - r_k n` (analog reference) or `v = P` (digital reference). Engines work on the integer `u`:
-`u = 2 P - (2 r_k) n`, `v = u / 2` (analog), or `u = v = P` (digital).
+`u = 2 P - (2 r_k) n`, `v = u / 2` (analog), or `u = v = P` (digital). Cells that are not ideal have integers of their own on a
+grid of `2^-F` levels (`cells`), and `v = 2^-F u`.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
+from .cells import Cells
+from .readout import Readout
 from .spec import ADC_GRID, CrossbarSpec, Geometry
 
 
@@ -50,6 +54,8 @@ class MappedLayer:
             slice, `[digits, slices]`, where the spec has a plan.
         adc_q_min: lowest ADC code, int64 of the same shape.
         adc_bits_plan: bits of each digit and slice, int64 `[digits, slices]`; None without a plan.
+        cells: what the cells hold on one chip; None: ideal cells, those of the weight codes.
+        readout: what the reads of that chip have besides; None: nothing.
     """
 
     spec: CrossbarSpec
@@ -59,6 +65,13 @@ class MappedLayer:
     adc_delta: Tensor
     adc_q_min: Tensor
     adc_bits_plan: Tensor | None = None
+    cells: Cells | None = None
+    readout: Readout | None = None
+
+    @property
+    def unit(self) -> float:
+        """Value of `u = 1` in units of `v`."""
+        return self.spec.unit if self.cells is None else self.cells.unit
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -90,13 +103,26 @@ class MappedLayer:
             groups, kh * kw * channels, out // groups)
 
     @property
+    def cell_weights(self) -> Tensor:
+        """`sum_k 2^(c k) (values - reference)` of cells on a grid as a kernel, float64 `[out, in / groups, kh, kw]`."""
+        total = sum(2.0 ** (self.spec.cell_bits * k) * part.double() for k, part in enumerate(self.cells.weights(analog=True)))
+        groups, kh, kw = self.geometry.groups, *self.kernel
+        return total.view(groups, kh, kw, self.group_channels, -1).permute(0, 4, 3, 1, 2).reshape(self.w_codes.shape)
+
+    @property
     def zero_twice(self) -> int:
         """L, twice the weight level that stands for zero: `sum_k 2^(c k) 2 r_k`."""
         return sum(r << (self.spec.cell_bits * k) for k, r in enumerate(self.reference_twice))
 
     def u_range(self, k: int) -> tuple[int, int]:
-        """Smallest and largest `u` that slice `k` of a full array can produce."""
+        """Smallest and largest `u` that slice `k` can produce, of a full array, or of the cells as they are."""
+        if self.cells is not None:
+            return self._cell_ranges[k]
         return u_range(self.spec, self.reference_twice[k], self.spec.slice_bits[k], self.tallest)
+
+    @functools.cached_property
+    def _cell_ranges(self):
+        return self.cells.u_range(self.spec.reference == "analog", self.arrays, 2 ** max(self.spec.digit_bits) - 1)
 
     @property
     def largest_sum(self) -> int:
@@ -106,7 +132,7 @@ class MappedLayer:
     def u_spacing(self, k: int) -> int:
         """Distance between the values of `u` that slice `k` can produce: `2 P - (2 r_k) n` is even if 2 r_k is, where the
         reference column holds whole cells."""
-        return 2 if self.spec.reference == "analog" and self.reference_twice[k] % 2 == 0 else 1
+        return 2 if self.cells is None and self.spec.reference == "analog" and self.reference_twice[k] % 2 == 0 else 1
 
     @property
     def u_span(self) -> tuple[int, int]:

@@ -20,7 +20,8 @@ what they are worth. With q the ADC code of array t, digit z, slice k (`adc.tran
     dynamic            `sum_t sum_z sum_k 2^(d z + c k) (q (u_b - u_a) + 2^B u_a)`, `u_a`, `u_b` smallest and largest
                        `u` of that (t, z, k) in the batch; `q = clip(rint((u - u_a) / ((u_b - u_a) / 2^B)), 0, 2^B - 1)`
                        in float32, and `u` itself where `u_a = u_b`, so that `step q + lb` is exact; G = 1
-    ideal              `sum A (2 W - L)`, L twice the level that stands for zero; G = 1
+    ideal              `sum A (2 W - L)`, L twice the level that stands for zero; G = 1; with cells on a grid
+                       `sum_t sum_z sum_k 2^(d z + c k) sum_rows a (values - reference)`
 
 `histogram` counts every read of every output pixel, those in the padding too; bin i is `u = layer.u_span[0] + i`.
 All of them are exact, so engines agree bit for bit. Integers are int32, or int64 where int32 could overflow.
@@ -137,9 +138,9 @@ def value(layer: MappedLayer) -> list[float]:
     """What one unit of each step of accumulators is worth in `sum A (2 W - L)`: a list of G floats."""
     spec = layer.spec
     if spec.adc_range == "ideal":
-        return [1.0]
+        return [1.0 if layer.cells is None else 2 * layer.unit]
     if spec.adc_range == "dynamic":
-        return [2 * spec.unit / 2**spec.adc_bits]
+        return [2 * layer.unit / 2**spec.adc_bits]
     return [2 * delta for delta, _ in layer.delta_groups]
 
 
@@ -160,13 +161,15 @@ def scaled(engine: ModuleType, prepared: object, a_codes: Tensor, values: Sequen
 def accumulator_dtype(layer: MappedLayer) -> torch.dtype:
     """int32 where no accumulator of this layer can overflow it, else int64."""
     spec = layer.spec
-    if spec.adc_range == "ideal":
+    if spec.adc_range == "ideal" and layer.cells is None:
         terms, largest = layer.group_channels * math.prod(layer.kernel), 2 * (2**spec.w_bits - 1)
         bound = terms * (2**spec.a_bits - 1) * max(layer.zero_twice, largest - layer.zero_twice)
     else:
         low, high = layer.u_span
         largest = 2**spec.adc_bits * 2 * max(-low, high)
-        if spec.adc_range != "dynamic":
+        if spec.adc_range == "ideal":
+            largest = max(-low, high) + int(layer.cells.reference.abs().max()) * layer.tallest * (2**spec.a_bits - 1)
+        elif spec.adc_range != "dynamic":
             kinds = itertools.product(range(len(spec.digit_bits)), range(len(spec.slice_bits)))
             largest = max(2**layer.converter(z, k).bits * layer.multiplier(z, k) for z, k in kinds)
         bound = len(layer.arrays) * (2**spec.a_bits - 1) * (2**spec.w_bits - 1) * largest

@@ -54,26 +54,36 @@ def histogram(layer: MappedLayer, a_codes: Tensor) -> Tensor:
 def reads(layer: MappedLayer, a_codes: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Every read of a layer: yields (z, k, u), `u` int64 `[groups, pixels, out / groups]`, array after array.
 
-    Sums of at most 1024 x 255 x 255 are exact in float64.
+    Sums of at most 1024 x 255 x 255, or of cells on a grid below 2^20, are exact in float64.
     """
     spec = layer.spec
     a_rows = _rows(layer, a_codes)
-    w_rows = layer.w_rows.to(a_codes.device)
+    cells = _cells(layer, a_codes.device)
     for start, stop in layer.arrays:
         for z, digit_bits in enumerate(spec.digit_bits):
             a = ((a_rows[:, :, start:stop] >> (spec.dac_bits * z)) & (2**digit_bits - 1)).double()
-            n = a.sum(2, keepdim=True)
-            for k, slice_bits in enumerate(spec.slice_bits):
-                c = ((w_rows[:, start:stop] >> (spec.cell_bits * k)) & (2**slice_bits - 1)).double()
-                p = a @ c
-                u = p if spec.reference == "digital" else 2 * p - layer.reference_twice[k] * n
+            for k, (values, reference) in enumerate(cells):
+                u = a @ values[:, start:stop]
+                if spec.reference == "analog":
+                    u = u - a @ reference[:, start:stop]
                 yield z, k, u.long()
+
+
+def _cells(layer, device):
+    """For each slice what its cells add to `u`, float64 `[groups, rows, out / groups]`, and their reference, `[groups, rows, 1]`."""
+    if layer.cells is not None:
+        return [(values.to(device).double(), reference.to(device).double()[..., None])
+                for values, reference in zip(layer.cells.values, layer.cells.reference)]
+    spec, w_rows = layer.spec, layer.w_rows.to(device)
+    scale = round(1 / spec.unit)
+    bits = [((w_rows >> (spec.cell_bits * k)) & (2**size - 1)).double() for k, size in enumerate(spec.slice_bits)]
+    return [(scale * c, torch.full_like(c[..., :1], twice)) for c, twice in zip(bits, layer.reference_twice)]
 
 
 def _static(u, layer, z, k):
     """`adc.transfer` on a tensor, in units of what codes are added in."""
     delta, q_min, bits = layer.converter(z, k)
-    q = torch.round(u.double() * layer.spec.unit / delta).clamp(q_min, q_min + 2**bits - 1).long()
+    q = torch.round(u.double() * layer.unit / delta).clamp(q_min, q_min + 2**bits - 1).long()
     return q * layer.multiplier(z, k)
 
 
@@ -88,8 +98,10 @@ def _dynamic(u, adc_bits):
 
 
 def integer_convolution(layer: MappedLayer, a_codes: Tensor) -> Tensor:
-    """`sum A (2 W - L)` as integers `[N, H', W', out]`: one float64 convolution, exact because the sums are small."""
-    weight = 2 * layer.w_codes.to(a_codes.device).double() - layer.zero_twice
+    """`sum A (2 W - L)` as integers `[N, H', W', out]`, or the sum that `engines` names for cells on a grid: one float64
+    convolution, exact because the sums are small."""
+    weight = (2 * layer.w_codes.to(a_codes.device).double() - layer.zero_twice if layer.cells is None
+              else layer.cell_weights.to(a_codes.device))
     top, bottom, left, right = layer.geometry.padding
     x = F.pad(a_codes.permute(0, 3, 1, 2).double(), (left, right, top, bottom))
     y = F.conv2d(x, weight, None, layer.geometry.stride, 0, layer.geometry.dilation, layer.geometry.groups)

@@ -254,6 +254,8 @@ class Constants:
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
+    if layer.cells is not None:
+        return "cells on a grid"
     if _interpreted():
         return None
     if device.type != "cuda" or torch.version.hip:

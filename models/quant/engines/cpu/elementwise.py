@@ -179,7 +179,7 @@ def act_codes(x: torch.Tensor, alpha: torch.Tensor, levels: int) -> torch.Tensor
 def scaled(acc: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, to_codes: ToCodes | None = None) -> torch.Tensor:
     """`acc * scale + offset` in float32, written over an `acc` of 32 bits; or the next layer's codes, uint8.
 
-    Args: acc, integers (or float32 that are integers) `[N, H, W, out]`, contiguous; scale, offset, float32 `[out]`; to_codes, `output.ToCodes`.
+    Args: acc, integers `[N, H, W, out]`, in float32 too, contiguous; scale, offset, float32 `[out]`; to_codes, `output.ToCodes`.
     """
     set_threads()
     if to_codes is not None:

@@ -36,6 +36,8 @@ from .simd import set_threads
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
+    if layer.cells is not None:
+        return "cells on a grid"
     return None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}"
 
 

@@ -59,7 +59,8 @@ def run(shape: Shape, plan: Plan, adc: Adc, a_codes: torch.Tensor, size: tuple[i
     """
     target = Target(
         out=np.empty((0,) * 5, np.int32) if out is None else out.view(np.int32),
-        wide=out is not None and out.dtype == np.int64, floats=out is not None and out.dtype == np.float32, values=np.empty(0) if values is None else values,
+        wide=out is not None and out.dtype == np.int64, floats=out is not None and out.dtype == np.float32,
+        values=np.empty(0) if values is None else values,
         scale=np.empty(0, np.float32) if scale is None else scale,
         offset=np.empty(0, np.float32) if offset is None else offset,
         next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
