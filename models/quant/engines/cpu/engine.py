@@ -25,7 +25,7 @@ import torch
 
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from . import elementwise, kernel
+from . import cells, elementwise, kernel
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .converter import dynamic_adc, fits, static_adc
 from .integer import IntegerConvolution
@@ -36,22 +36,22 @@ from .simd import set_threads
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
-    if layer.cells is not None:
-        return "cells on a grid"
+    if layer.cells is not None and not cells.fits(layer):
+        return "cells too far from their levels for sums of 16 bits"
     return None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}"
 
 
-def prepare(layer: MappedLayer) -> _Prepared:
+def prepare(layer: MappedLayer) -> _Prepared | cells.Prepared:
     """What does not depend on the input; made when first needed."""
-    return _Prepared(layer)
+    return _Prepared(layer) if layer.cells is None else cells.Prepared(layer)
 
 
-def accumulate(prepared: _Prepared, a_codes: torch.Tensor) -> torch.Tensor:
+def accumulate(prepared: _Prepared | cells.Prepared, a_codes: torch.Tensor) -> torch.Tensor:
     """The layer's accumulators, int32 or int64 `[G, N, H', W', out]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
-    return _simulate(prepared, a_codes)
+    return prepared.simulate(a_codes)
 
 
-def scaled(prepared: _Prepared, a_codes: torch.Tensor, values: list[float], scale: torch.Tensor, offset: torch.Tensor,
+def scaled(prepared: _Prepared | cells.Prepared, a_codes: torch.Tensor, values: list[float], scale: torch.Tensor, offset: torch.Tensor,
            to_codes: ToCodes | None = None) -> torch.Tensor:
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
@@ -59,46 +59,16 @@ def scaled(prepared: _Prepared, a_codes: torch.Tensor, values: list[float], scal
         return elementwise.scaled(prepared.convolution.sums(a_codes), scale, offset, to_codes)
     scaling = {"values": np.array(values), "scale": scale.numpy(), "offset": offset.numpy()}
     if to_codes is None:
-        return _simulate(prepared, a_codes, **scaling).view(torch.float32)[0]
+        return prepared.simulate(a_codes, **scaling).view(torch.float32)[0]
     size = prepared.layer.geometry.output_size(*a_codes.shape[1:3], prepared.layer.kernel)
     codes = torch.empty(len(a_codes), *size, len(prepared.layer.w_codes), dtype=torch.uint8)
-    _simulate(prepared, a_codes, next_codes=codes.numpy(), to_codes=to_codes, **scaling)
+    prepared.simulate(a_codes, next_codes=codes.numpy(), to_codes=to_codes, **scaling)
     return codes
 
 
-def histogram(prepared: _Prepared, a_codes: torch.Tensor) -> torch.Tensor:
+def histogram(prepared: _Prepared | cells.Prepared, a_codes: torch.Tensor) -> torch.Tensor:
     """Counts of the read values, int64 `[digits, slices, u]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
-    layer, reads = prepared.layer, prepared.counting
-    low, high = layer.u_span
-    set_threads()
-    table = reads.static._replace(exact=layer.largest_sum >= MOST_LEAVES)
-    parts = 1 if table.exact else 8
-    bins = high - low + 1
-    counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), reads.shape.slices, bins, parts), np.int64)
-    reads.run(table, a_codes, HISTOGRAM, counts=counts, u_min=low)
-    return torch.from_numpy(counts.sum(axis=(0, 4)))
-
-
-def _simulate(prepared, a_codes, **scaling):
-    """Accumulators; with `scaling` (values, scale, offset) `[1, ...]`, the bits of what `engines.scaled` returns; with
-    `next_codes` `[0, ...]`, as results are written there."""
-    layer = prepared.layer
-    if layer.spec.adc_range == "ideal":
-        return prepared.convolution(a_codes)[None]
-    set_threads()  # before anything is sized by their number
-    reads = prepared.reads
-    if reads.static.relative:
-        out = reads.convolution.sums(a_codes)[None]
-    else:
-        size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-        dtype = torch.int32 if scaling else accumulator_dtype(layer)
-        results = 0 if "next_codes" in scaling else 1 if scaling else reads.shape.steps
-        out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
-    if layer.spec.adc_range == "dynamic":
-        reads.run(dynamic_adc(layer, *reads.ranges(a_codes)), a_codes, DYNAMIC, out=out.numpy(), **scaling)
-    else:
-        reads.run(reads.static, a_codes, STATIC, out=out.numpy(), **scaling)
-    return out if out.dtype == torch.int64 else out.view(torch.int32)
+    return prepared.histogram(a_codes)
 
 
 class _Prepared:
@@ -119,6 +89,39 @@ class _Prepared:
     @functools.cached_property
     def convolution(self):
         return IntegerConvolution(self.layer)
+
+    def simulate(self, a_codes, **scaling):
+        """Accumulators; with `scaling` (values, scale, offset) `[1, ...]`, the bits of what `engines.scaled` returns; with
+        `next_codes` `[0, ...]`, as results are written there."""
+        layer = self.layer
+        if layer.spec.adc_range == "ideal":
+            return self.convolution(a_codes)[None]
+        set_threads()  # before anything is sized by their number
+        reads = self.reads
+        if reads.static.relative:
+            out = reads.convolution.sums(a_codes)[None]
+        else:
+            size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
+            dtype = torch.int32 if scaling else accumulator_dtype(layer)
+            results = 0 if "next_codes" in scaling else 1 if scaling else reads.shape.steps
+            out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
+        if layer.spec.adc_range == "dynamic":
+            reads.run(dynamic_adc(layer, *reads.ranges(a_codes)), a_codes, DYNAMIC, out=out.numpy(), **scaling)
+        else:
+            reads.run(reads.static, a_codes, STATIC, out=out.numpy(), **scaling)
+        return out if out.dtype == torch.int64 else out.view(torch.int32)
+
+    def histogram(self, a_codes):
+        """Counts of the read values, int64 `[digits, slices, u]`."""
+        layer, reads = self.layer, self.counting
+        low, high = layer.u_span
+        set_threads()
+        table = reads.static._replace(exact=layer.largest_sum >= MOST_LEAVES)
+        parts = 1 if table.exact else 8
+        bins = high - low + 1
+        counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), reads.shape.slices, bins, parts), np.int64)
+        reads.run(table, a_codes, HISTOGRAM, counts=counts, u_min=low)
+        return torch.from_numpy(counts.sum(axis=(0, 4)))
 
 
 class _Reads:

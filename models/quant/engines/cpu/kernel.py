@@ -115,7 +115,7 @@ def _band(shape, plan, adc, target, to_codes, codes, image, first, last, height,
                         shift_add(shape, at, op)
                     channel = group * shape.out_channels
                     place = ((image * height + y) * width + x) * shape.groups * shape.out_channels + channel
-                    finish_pixel(shape, at, Pixel(place, channel, int64_at(at.constant, group) + idle, added))
+                    finish_pixel(shape, at, Pixel(place, channel, int64_at(at.constant, group) + idle, added, 0))
         if op == RANGES and not at.exact:
             join_extremes(target.extremes[thread, group], buffers)
     keep_alive(buffers)
@@ -155,7 +155,7 @@ def _reads_of_pixel(shape, at, source, group, y, x, op):
     op = literally(op)
     added, idle = not at.relative, 0
     for t in range(shape.arrays):
-        active_rows(shape, at, source, t, y, x)
+        active_rows(shape, at, source, t, y, x, 0)
         if op == DYNAMIC and uint8_at(at.flush, group * shape.arrays + t):
             shift_add(shape, at, op)
             _clear(at.sums, shape.digits * shape.blocks * BLOCK // LANES)
