@@ -24,10 +24,13 @@ ROW = 64  # pixels of one row, where a layer is a matrix product: so many use a 
 
 
 class Prepared:
-    """A layer with cells on a grid, as `engine` asks for it; parts are made when first needed."""
+    """A layer with cells on a grid, as `engine` asks for it; parts are made when first needed.
 
-    def __init__(self, layer: MappedLayer) -> None:
-        self.layer = layer
+    Args: dtype, of the accumulators, where it is not that of this layer.
+    """
+
+    def __init__(self, layer: MappedLayer, dtype: torch.dtype | None = None) -> None:
+        self.layer, self.dtype = layer, dtype or accumulator_dtype(layer)
 
     @functools.cached_property
     def _plan(self):
@@ -56,15 +59,15 @@ class Prepared:
         forms = dynamic_forms(layer, *self._ranges(a_codes)) if dynamic else self._static
         size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
         results = 0 if "next_codes" in scaling else 1 if scaling else self._plan[0].steps
-        dtype = torch.int32 if scaling else accumulator_dtype(layer)
+        dtype = torch.int32 if scaling else self.dtype
         out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
         self._run(forms, a_codes, DYNAMIC if dynamic else STATIC, out=out.numpy(), **scaling)
         return out
 
-    def histogram(self, a_codes: torch.Tensor) -> torch.Tensor:
-        """Counts of the read values, int64 `[digits, slices, u]`; see `engines`."""
+    def histogram(self, a_codes: torch.Tensor, span: tuple[int, int] | None = None) -> torch.Tensor:
+        """Counts of the read values, int64 `[digits, slices, u]`, u from the first to the last of `span`; see `engines`."""
         set_threads()
-        (low, high), spec = self.layer.u_span, self.layer.spec
+        (low, high), spec = span or self.layer.u_span, self.layer.spec
         counts = np.zeros((numba.get_num_threads(), len(spec.digit_bits), len(spec.slice_bits), high - low + 1), np.int64)
         self._run(_NO_FORMS, a_codes, HISTOGRAM, counts=counts, u_min=low)
         return torch.from_numpy(counts.sum(axis=0))
