@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..readout import first_image, noise, read_key
 from . import accumulator_dtype
 
 if TYPE_CHECKING:
@@ -27,16 +28,19 @@ def prepare(layer: MappedLayer) -> MappedLayer:
 def accumulate(layer: MappedLayer, a_codes: Tensor) -> Tensor:
     """The accumulators of the contract (`engines`)."""
     spec = layer.spec
-    if spec.adc_range == "ideal":
+    if spec.adc_range == "ideal" and layer.readout is None:
         return integer_convolution(layer, a_codes)[None]
     slices = {k: g for g, (_, ks) in enumerate(layer.delta_groups) for k in ks}
-    if spec.adc_range == "dynamic":
+    if spec.adc_range in ("dynamic", "ideal"):
         slices = dict.fromkeys(slices, 0)
     acc = None
     for z, k, u in reads(layer, a_codes):
         if acc is None:
             acc = torch.zeros(max(slices.values()) + 1, *u.shape, dtype=torch.int64, device=u.device)
-        value = _dynamic(u, spec.adc_bits) if spec.adc_range == "dynamic" else _static(u, layer, z, k)
+        if spec.adc_range == "ideal":
+            value = u
+        else:
+            value = _dynamic(u, spec.adc_bits) if spec.adc_range == "dynamic" else _static(u, layer, z, k)
         acc[slices[k]] += value << (spec.dac_bits * z + spec.cell_bits * k)
     return _image(layer, acc, a_codes).to(accumulator_dtype(layer))
 
@@ -59,14 +63,35 @@ def reads(layer: MappedLayer, a_codes: Tensor) -> Iterator[tuple[int, int, Tenso
     spec = layer.spec
     a_rows = _rows(layer, a_codes)
     cells = _cells(layer, a_codes.device)
-    for start, stop in layer.arrays:
+    for t, (start, stop) in enumerate(layer.arrays):
         for z, digit_bits in enumerate(spec.digit_bits):
             a = ((a_rows[:, :, start:stop] >> (spec.dac_bits * z)) & (2**digit_bits - 1)).double()
             for k, (values, reference) in enumerate(cells):
                 u = a @ values[:, start:stop]
                 if spec.reference == "analog":
                     u = u - a @ reference[:, start:stop]
+                if layer.readout is not None:
+                    u = _read_out(layer, u, a, values[:, start:stop], reference[:, start:stop], (t, z, k), len(a_codes))
                 yield z, k, u.long()
+
+
+def _read_out(layer, u, a, values, reference, place, images):
+    """`u` as the converters of a chip see it, with noise, gain and offset: `readout.Readout`."""
+    readout, (t, z, k) = layer.readout, place
+    groups, pixels, out = u.shape
+    if readout.noisy:
+        c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
+        ones = (a**2).sum(2, keepdim=True)
+        twice = 2 * (a**2 @ values) + 2 * m * (a**2 @ reference)
+        variance = (readout.base + c0 * (1 + m) * ones).float() + torch.tensor(c1 / 2).float() * twice.float()
+        pixel = torch.arange(pixels, device=u.device)
+        image, pixel = pixel // max(pixels // max(images, 1), 1) + first_image(), pixel % max(pixels // max(images, 1), 1)
+        counter = ((pixel * len(layer.arrays) + t) * len(layer.spec.digit_bits) + z) * len(layer.spec.slice_bits) + k
+        key = read_key(readout.seed, image, counter).view(1, -1, 1)
+        u = u + noise(variance, key, torch.arange(groups * out, device=u.device).view(groups, 1, out)).double()
+    if readout.gain is not None:
+        u = (u * readout.gain[k, :, t, None].to(u.device)).round()
+    return u if readout.offset is None else u + readout.offset[k, :, t, None].to(u.device)
 
 
 def _cells(layer, device):

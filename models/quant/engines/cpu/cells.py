@@ -16,7 +16,7 @@ from .. import accumulator_dtype
 from ..reference import integer_convolution
 from . import cells_kernel
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
-from .cells_plan import TILE, Forms, dynamic_forms, fits, plan, static_forms
+from .cells_plan import TILE, Forms, besides, dynamic_forms, fits, plan, static_forms
 from .simd import set_threads
 
 __all__ = ["Prepared", "fits"]
@@ -85,13 +85,14 @@ class Prepared:
         shape, tables = self._plan
         layer, size = self.layer, self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
         pixels = len(a_codes) * math.prod(size)
+        beside = besides(layer, math.prod(size))
         geometry = layer.geometry
         if layer.kernel == (1, 1) and geometry.stride == (1, 1) and not any(geometry.padding):
             width = max(1, min(ROW, -(-pixels // numba.get_num_threads())))
             rows = -(-pixels // width)
             a_codes = F.pad(a_codes.reshape(pixels, -1), (0, 0, 0, rows * width - pixels)).view(rows, 1, width, -1)
             size = 1, width
-        cells_kernel.run(shape, tables, forms, a_codes, size, pixels, op, **target)
+        cells_kernel.run(shape, tables, forms, beside, a_codes, size, pixels, op, **target)
 
 
 _NO_FORMS = Forms(np.zeros((1, 1, 1, 1), np.float32), np.zeros((1, 1, 1, 1)), False, False, np.zeros((1, 1, 1), np.int64),

@@ -16,13 +16,14 @@ from numba import literally, njit, prange
 
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .cache import SOURCES
-from .cells_plan import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, TILE, UNIT, UNROLL, Forms, Plan, Shape
+from .cells_plan import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, TILE, UNIT, UNROLL, Besides, Forms, Plan, Shape
 from .finish import Pixel, finish_pixel
 from .output import NOT_TO_CODES, ToCodes
 from .rows import Source, active_rows, list_rows_under, rows_to_keep
 from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, load, put_int64, splat, uint32_at
 from .wide import (add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, code_f32, code_f64_of_f32, code_of_quotient_f32,
                    code_of_quotient_f64, full_f32, full_f64, larger, load_ints, no_ints, shifted_up, smaller, store_ints, widened)
+from .wide_noise import converted_by, noise, read_key
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
 
@@ -32,18 +33,25 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 
 # Addresses of the arrays of `Plan`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.Addresses`.
 # pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of an output row
+# pixel_reference                 sum of the reference cells under each pixel and digit, of one array and slice
 # reads                           u of one tile
+# noisy .. seed                   of `cells_plan.Besides`
 Addresses = namedtuple("Addresses", """
+    noisy changed keys noise reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
     singles doubles divide low constant
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts u_min bins
-    lists ones row_at row_count pixel_row_at pixel_row_count acc exact_acc step total reads""")
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference acc exact_acc step total reads""")
 
-Buffers = namedtuple("Buffers", "lists ones row_at row_count pixel_row_at pixel_row_count acc exact_acc step total reads")
+Buffers = namedtuple("Buffers", "lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference acc exact_acc step total reads")
 
 
-def run(shape: Shape, plan: Plan, forms: Forms, a_codes: torch.Tensor, size: tuple[int, int], pixels: int, op: int, *,
+# A pixel and tile at hand: their numbers, array being that of all groups; image and pixel, its numbers in the set and the image.
+Place = namedtuple("Place", "group t array k tile x image pixel")
+
+
+def run(shape: Shape, plan: Plan, forms: Forms, besides: Besides, a_codes: torch.Tensor, size: tuple[int, int], pixels: int, op: int, *,
         out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
         offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None,
         extremes: np.ndarray | None = None, counts: np.ndarray | None = None, u_min: int = 0) -> None:
@@ -60,14 +68,14 @@ def run(shape: Shape, plan: Plan, forms: Forms, a_codes: torch.Tensor, size: tup
         counts=np.empty((0,) * 4, np.int64) if counts is None else counts, u_min=u_min)
     bands = min(size[0], max(1, 8 * numba.get_num_threads() // max(len(a_codes), 1)))
     _layers[STATIC_BROAD if op == STATIC and forms.broad else op](
-        shape, plan, forms, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, pixels, bands)
+        shape, plan, forms, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, pixels, bands)
 
 
 def _compiled(op):
-    def layer(shape, plan, forms, target, to_codes, codes, height, width, pixels, bands, sources=SOURCES):
+    def layer(shape, plan, forms, besides, target, to_codes, codes, height, width, pixels, bands, sources=SOURCES):
         for item in prange(len(codes) * bands):
             image, band = item // bands, item % bands
-            _band(shape, plan, forms, target, to_codes, codes, image, height * band // bands, height * (band + 1) // bands,
+            _band(shape, plan, forms, besides, target, to_codes, codes, image, height * band // bands, height * (band + 1) // bands,
                   height, width, pixels, op)
 
     layer.__qualname__ = f"cells_layer_{op}"  # names its files in Numba's cache
@@ -75,12 +83,12 @@ def _compiled(op):
 
 
 @njit
-def _band(shape, plan, forms, target, to_codes, codes, image, first, last, height, width, pixels, op):
+def _band(shape, plan, forms, besides, target, to_codes, codes, image, first, last, height, width, pixels, op):
     """All output pixels of one image in rows first..last - 1."""
     op = literally(op)
     source = Source(codes.shape[1], codes.shape[2], rows_to_keep(shape))
     buffers = _new_buffers(shape, source.kept * source.width, len(plan.intervals), width, op)
-    at = _addresses(shape, plan, forms, target, to_codes, buffers, numba.get_thread_id(), op)
+    at = _addresses(shape, plan, forms, besides, target, to_codes, buffers, numba.get_thread_id(), op)
     for group in range(shape.groups):
         group_codes = codes.ctypes.data + (image * source.height * source.width * shape.groups + group) * shape.channels
         listed = 0
@@ -91,7 +99,7 @@ def _band(shape, plan, forms, target, to_codes, codes, image, first, last, heigh
             if op != RANGES and op != HISTOGRAM:
                 buffers.acc[:] = 0
                 buffers.exact_acc[:] = 0
-            _reads_of_row(shape, at, source, group, y, count, op)
+            _reads_of_row(shape, at, source, besides, group, y, start, count, op)
             if op != RANGES and op != HISTOGRAM:
                 for x in range(count):
                     channel = group * shape.out_channels
@@ -102,8 +110,8 @@ def _band(shape, plan, forms, target, to_codes, codes, image, first, last, heigh
 
 
 @njit(forceinline=True)
-def _reads_of_row(shape, at, source, group, y, count, op):
-    """Do `op` with all reads of the first `count` output pixels of row `y`."""
+def _reads_of_row(shape, at, source, besides, group, y, start, count, op):
+    """Do `op` with all reads of the first `count` output pixels of row `y`, which are those from number `start` on."""
     op = literally(op)
     for t in range(shape.arrays):
         for x in range(count):
@@ -113,23 +121,41 @@ def _reads_of_row(shape, at, source, group, y, count, op):
                 put_int64(at.pixel_row_count, x * shape.input_bits + i, int64_at(at.row_count, i))
         array = group * shape.arrays + t
         for k in range(shape.slices):
+            if at.noisy:
+                _add_references(shape, at, group, t, k, count)
             for tile in range(shape.tiles):
                 weights = at.weights + 2 * (int64_at(at.array_base, array)
                                             + (k * shape.tiles + tile) * int64_at(at.tile_stride, t))
                 for x in range(count):
+                    image, pixel = (start + x) // besides.pixels + besides.first_image, (start + x) % besides.pixels
+                    place = Place(group, t, array, k, tile, x, image, pixel)
                     if op == RANGES:
-                        _keep_extremes(shape, at, weights, array, k, tile, x)
+                        _keep_extremes(shape, at, weights, place)
                     elif op == HISTOGRAM:
-                        _count_values(shape, at, weights, k, tile, x)
+                        _count_values(shape, at, weights, place)
                     elif op == STATIC:
-                        _add_codes(shape, at, weights, k, tile, x)
+                        _add_codes(shape, at, weights, place)
                     else:
-                        _add_broad_codes(shape, at, weights, array, k, tile, x, op)
+                        _add_broad_codes(shape, at, weights, place, op)
+
+
+@njit(forceinline=True)
+def _add_references(shape, at, group, t, k, count):
+    """The sum of the reference cells in the active rows of each pixel and digit (of one bit), to `pixel_reference`."""
+    rows = int64_at(at.reference_base, t) + (k * shape.groups + group) * shape.reference_rows
+    for x in range(count):
+        for z in range(shape.digits):
+            r, total = int64_at(at.pixel_row_at, x * shape.input_bits + z), 0
+            for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + z)):
+                total += int32_at(at.reference, rows + uint32_at(at.lists, i) // TILE)
+            put_int64(at.pixel_reference, x * shape.digits + z, total)
 
 
 @njit(forceinline=True)
 def _is_idle(shape, at, x, z):
-    """Whether digit `z` of pixel `x` has no active row."""
+    """Whether a read of digit `z` of pixel `x` is 0 in all columns."""
+    if at.noisy or at.changed:
+        return False
     for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
         if int64_at(at.pixel_row_count, x * shape.input_bits + i):
             return False
@@ -137,7 +163,35 @@ def _is_idle(shape, at, x, z):
 
 
 @njit(forceinline=True)
-def _read(shape, at, weights, x, z):
+def _read(shape, at, weights, place, z):
+    """u of the two vectors of a tile, as their converters see them."""
+    u0, u1 = _sum_rows(shape, at, weights, place.x, z)
+    if at.noisy:
+        low, high, at_zero, slope, reference = _noise_of_read(shape, at, place, z)
+        keys = (place.group * shape.tiles + place.tile) * TILE
+        u0 = added(u0, noise(u0, at.keys, keys, low, high, at_zero, slope, reference))
+        u1 = added(u1, noise(u1, at.keys, keys + LANES, low, high, at_zero, slope, reference))
+    if at.changed:
+        column = (((place.k * shape.groups + place.group) * shape.arrays + place.t) * shape.tiles + place.tile) * TILE
+        u0 = converted_by(u0, at.gains, at.offsets, column)
+        u1 = converted_by(u1, at.gains, at.offsets, column + LANES)
+    return u0, u1
+
+
+@njit(forceinline=True)
+def _noise_of_read(shape, at, place, z):
+    """(the halves of its key, its variance as `at_zero + slope (2 u + reference)`) of a read."""
+    counter = ((place.pixel * shape.arrays + place.t) * shape.digits + z) * shape.slices + place.k
+    key = read_key(at.seed, place.image, counter)
+    ones = int64_at(at.pixel_row_count, place.x * shape.input_bits + z)
+    at_zero = np.float32(at.base + float64_at(at.noise, 3 * place.k) * ones)
+    slope = np.float32(float64_at(at.noise, 3 * place.k + 1))
+    reference = int64_at(at.pixel_reference, place.x * shape.digits + z) * np.int64(float64_at(at.noise, 3 * place.k + 2))
+    return np.int64(key & np.uint64(0xFFFFFFFF)), np.int64(key >> np.uint64(32)), at_zero, slope, reference
+
+
+@njit(forceinline=True)
+def _sum_rows(shape, at, weights, x, z):
     """u of the two vectors of a tile: sums of 16 bits over as many rows as they hold, added in 32 bits."""
     u0 = u1 = no_ints(0)
     first_bit = int64_at(at.digit_start, z)
@@ -160,22 +214,22 @@ def _read(shape, at, weights, x, z):
 
 
 @njit(forceinline=True)
-def _sums(shape, at, k, tile, x):
+def _sums(shape, at, place):
     """The first accumulator of a pixel's tile."""
-    step = int64_at(at.step_of_slice, k)
-    return (x * shape.steps + step) * shape.slice_vectors * LANES + tile * TILE
+    step = int64_at(at.step_of_slice, place.k)
+    return (place.x * shape.steps + step) * shape.slice_vectors * LANES + place.tile * TILE
 
 
 @njit(forceinline=True)
-def _add_codes(shape, at, weights, k, tile, x):
+def _add_codes(shape, at, weights, place):
     """STATIC: ADC codes of all digits of one pixel, times their factors, to its accumulators; float32 holds them exactly."""
     total0 = total1 = full_f32(np.float32(0))
     for z in range(shape.digits):
-        form = at.singles + 4 * FORM * (z * shape.slices + k)
+        form = at.singles + 4 * FORM * (z * shape.slices + place.k)
         factor = float32_at(form, FACTOR)
-        if factor == 0 or _is_idle(shape, at, x, z):
+        if factor == 0 or _is_idle(shape, at, place.x, z):
             continue
-        u0, u1 = _read(shape, at, weights, x, z)
+        u0, u1 = _read(shape, at, weights, place, z)
         low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
         if at.divide:
             unit, delta = float32_at(form, UNIT), float32_at(form, DELTA)
@@ -185,22 +239,22 @@ def _add_codes(shape, at, weights, k, tile, x):
             scale = float32_at(form, SCALE)
             q0, q1 = code_f32(u0, scale, low, high), code_f32(u1, scale, low, high)
         total0, total1 = add_product_f32(total0, q0, factor), add_product_f32(total1, q1, factor)
-    place = _sums(shape, at, k, tile, x)
-    add_to_int32(at.acc, place, total0)
-    add_to_int32(at.acc, place + LANES, total1)
+    sums = _sums(shape, at, place)
+    add_to_int32(at.acc, sums, total0)
+    add_to_int32(at.acc, sums + LANES, total1)
 
 
 @njit(forceinline=True)
-def _add_broad_codes(shape, at, weights, array, k, tile, x, op):
+def _add_broad_codes(shape, at, weights, place, op):
     """STATIC_BROAD and DYNAMIC: the same in float64, by the formula."""
     total0 = total1 = full_f64(0.0)
     for z in range(shape.digits):
-        entry = (array * shape.digits + z) * shape.slices + k if op == DYNAMIC else z * shape.slices + k
+        entry = (place.array * shape.digits + z) * shape.slices + place.k if op == DYNAMIC else z * shape.slices + place.k
         form, single = at.doubles + 8 * FORM * entry, at.singles + 4 * FORM * entry
         factor = float64_at(form, FACTOR)
         if factor == 0:
             continue
-        u0, u1 = _read(shape, at, weights, x, z)
+        u0, u1 = _read(shape, at, weights, place, z)
         if op == DYNAMIC:
             start = no_ints(-int64_at(at.low, entry))
             delta, high = float32_at(single, DELTA), float32_at(single, HIGHEST)
@@ -211,33 +265,34 @@ def _add_broad_codes(shape, at, weights, array, k, tile, x, op):
             q0 = code_of_quotient_f64(u0, unit, delta, low, high)
             q1 = code_of_quotient_f64(u1, unit, delta, low, high)
         total0, total1 = add_product_f64(total0, q0, factor), add_product_f64(total1, q1, factor)
-    place = _sums(shape, at, k, tile, x)
-    add_to_int64(at.exact_acc, place, total0)
-    add_to_int64(at.exact_acc, place + LANES, total1)
+    sums = _sums(shape, at, place)
+    add_to_int64(at.exact_acc, sums, total0)
+    add_to_int64(at.exact_acc, sums + LANES, total1)
 
 
 @njit(forceinline=True)
-def _keep_extremes(shape, at, weights, array, k, tile, x):
+def _keep_extremes(shape, at, weights, place):
     for z in range(shape.digits):
-        u0, u1 = _read(shape, at, weights, x, z)
-        place = 2 * TILE * (((array * shape.digits + z) * shape.slices + k) * shape.tiles + tile)
-        store_ints(at.extremes, place, smaller(load_ints(at.extremes, place), u0))
-        store_ints(at.extremes, place + LANES, smaller(load_ints(at.extremes, place + LANES), u1))
-        store_ints(at.extremes, place + TILE, larger(load_ints(at.extremes, place + TILE), u0))
-        store_ints(at.extremes, place + TILE + LANES, larger(load_ints(at.extremes, place + TILE + LANES), u1))
+        u0, u1 = _read(shape, at, weights, place, z)
+        low = 2 * TILE * (((place.array * shape.digits + z) * shape.slices + place.k) * shape.tiles + place.tile)
+        high = low + TILE
+        store_ints(at.extremes, low, smaller(load_ints(at.extremes, low), u0))
+        store_ints(at.extremes, low + LANES, smaller(load_ints(at.extremes, low + LANES), u1))
+        store_ints(at.extremes, high, larger(load_ints(at.extremes, high), u0))
+        store_ints(at.extremes, high + LANES, larger(load_ints(at.extremes, high + LANES), u1))
 
 
 @njit(forceinline=True)
-def _count_values(shape, at, weights, k, tile, x):
-    columns = min(TILE, shape.out_channels - tile * TILE)
+def _count_values(shape, at, weights, place):
+    columns = min(TILE, shape.out_channels - place.tile * TILE)
     for z in range(shape.digits):
-        u0, u1 = _read(shape, at, weights, x, z)
+        u0, u1 = _read(shape, at, weights, place, z)
         store_ints(at.reads, 0, u0)
         store_ints(at.reads, LANES, u1)
-        start = (z * shape.slices + k) * at.bins - at.u_min
+        start = (z * shape.slices + place.k) * at.bins - at.u_min
         for c in range(columns):
-            place = start + int32_at(at.reads, c)
-            put_int64(at.counts, place, int64_at(at.counts, place) + 1)
+            one = start + int32_at(at.reads, c)
+            put_int64(at.counts, one, int64_at(at.counts, one) + 1)
 
 
 @njit
@@ -251,16 +306,20 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
         row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
         pixel_row_at=np.empty(width * shape.input_bits, np.int64), pixel_row_count=np.empty(width * shape.input_bits, np.int64),
+        pixel_reference=np.empty(width * shape.digits, np.int64),
         acc=aligned(narrow_sums, np.empty(0, np.int32)), exact_acc=np.empty(broad_sums, np.int64),
         step=np.empty(shape.slice_vectors * LANES, np.int64), total=np.empty(shape.slice_vectors * LANES),
         reads=np.empty(TILE, np.int32))
 
 
 @njit
-def _addresses(shape, plan, forms, target, to_codes, buffers, thread, op):
+def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, op):
     words = 2 if target.wide else 1
     exact = op == STATIC_BROAD or op == DYNAMIC
     return Addresses(
+        noisy=besides.noisy, changed=besides.changed, keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
+        reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
+        gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base, seed=besides.seed,
         weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, tile_stride=plan.tile_stride.ctypes.data,
         segments=plan.segments.ctypes.data, segment_start=plan.segment_start.ctypes.data, intervals=plan.intervals.ctypes.data,
         n_intervals=len(plan.intervals), digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
@@ -275,7 +334,8 @@ def _addresses(shape, plan, forms, target, to_codes, buffers, thread, op):
         counts=target.counts.ctypes.data + thread * target.counts.strides[0], u_min=target.u_min, bins=target.counts.shape[3],
         lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
         row_count=buffers.row_count.ctypes.data, pixel_row_at=buffers.pixel_row_at.ctypes.data,
-        pixel_row_count=buffers.pixel_row_count.ctypes.data, acc=buffers.acc.ctypes.data,
+        pixel_row_count=buffers.pixel_row_count.ctypes.data,
+        pixel_reference=buffers.pixel_reference.ctypes.data, acc=buffers.acc.ctypes.data,
         exact_acc=buffers.exact_acc.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,
         reads=buffers.reads.ctypes.data)
 

@@ -13,6 +13,7 @@ import torch
 
 from ... import adc
 from ...mapping import MappedLayer
+from ...readout import COLUMN_KEY, DEVIATION, NORMAL, first_image
 from .. import accumulator_dtype
 from .layout import TURN, segments_of
 from .simd import LANES, aligned
@@ -23,9 +24,10 @@ UNROLL = 4  # rows that are added at a time
 # A layer as the kernel sees it; the names that `rows` and `finish` use mean what they mean in `layout.Shape`.
 Shape = namedtuple("Shape", """
     out_channels channels groups arrays stride_y stride_x pad_top pad_left reach_y input_bits blocks slots digits slices steps
-    slice_vectors tiles chunk""")
+    slice_vectors tiles chunk reference_rows""")
 # tiles     of one slice
 # chunk     rows whose sum 16 bits hold, a multiple of UNROLL
+# reference_rows   of one slice and group in `Besides.reference`
 
 Plan = namedtuple("Plan", """
     weights array_base tile_stride segments segment_start intervals digit_start step_of_slice""")
@@ -41,6 +43,15 @@ Plan = namedtuple("Plan", """
 Forms = namedtuple("Forms", "singles doubles divide broad low constant")
 SCALE, UNIT, DELTA, LOWEST, HIGHEST, FACTOR = range(6)  # q = clip(rint(u SCALE), ..) or clip(rint(u UNIT / DELTA), ..), times FACTOR
 FORM = 6
+
+
+# What reads have besides, see `readout.Readout`; empty arrays where there is nothing.
+# keys        of each column, int32 `[group, column]`, columns up to whole tiles
+# noise       `(c_0 (1 + m), c_1 / 2, 2 m + 2 (analog) or 2 m (digital))` of each slice, float64 `[slice, 3]`
+# reference   of the noise: int32 `[slice, group, row + 1]`, rows of all arrays, those of each behind a 0
+# gain, offset   float64 and int32 `[slice, group, array, column]`
+# base, seed, first_image, pixels   see there; pixels of one image
+Besides = namedtuple("Besides", "noisy changed keys noise reference reference_base gain offset base seed first_image pixels")
 
 
 def plan(layer: MappedLayer) -> tuple[Shape, Plan]:
@@ -62,7 +73,8 @@ def plan(layer: MappedLayer) -> tuple[Shape, Plan]:
         stride_y=geometry.stride[0], stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2],
         reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1, input_bits=spec.a_bits, blocks=TILE // LANES,
         slots=int(slot[-1] + rows.max() + TURN), digits=len(spec.digit_bits), slices=slices, steps=int(step_of_slice.max()) + 1,
-        slice_vectors=tiles * TILE // LANES, tiles=tiles, chunk=_chunk(cells))
+        slice_vectors=tiles * TILE // LANES, tiles=tiles, chunk=_chunk(cells),
+        reference_rows=cells.shape[2] + len(layer.arrays))
     return shape, Plan(
         weights=_tiles(cells, layer.arrays, array_base, tile_stride, tiles), array_base=array_base[:-1].reshape(groups, -1),
         tile_stride=tile_stride, segments=np.array([segment for parts in segments for segment in parts], np.int64),
@@ -82,9 +94,9 @@ def _chunk(cells):
 
 
 def _tiles(cells, arrays, array_base, tile_stride, tiles):
-    """The words of `Plan.weights`. Columns without a channel repeat the first, so that they move no extreme."""
-    slices, groups, _, out = cells.shape
-    padded = np.concatenate([cells, np.repeat(cells[..., :1], tiles * TILE - out, axis=3)], axis=3).astype(np.int16)
+    """The words of `Plan.weights`."""
+    slices, groups = cells.shape[:2]
+    padded = _padded(cells, tiles * TILE).astype(np.int16)
     words = aligned(int(array_base[-1]), np.empty(0, np.int16))
     for g in range(groups):
         for t, (start, stop) in enumerate(arrays):
@@ -92,6 +104,11 @@ def _tiles(cells, arrays, array_base, tile_stride, tiles):
             part[:, :, 0] = 0
             part[:, :, 1:] = padded[:, g, start:stop].reshape(slices, stop - start, tiles, TILE).transpose(0, 2, 1, 3)
     return words
+
+
+def _padded(columns, count):
+    """Columns up to `count`, those without a channel repeating the first, so that they move no extreme."""
+    return np.concatenate([columns, np.repeat(columns[..., :1], count - columns.shape[-1], axis=-1)], axis=-1)
 
 
 def static_forms(layer: MappedLayer) -> Forms:
@@ -105,7 +122,8 @@ def static_forms(layer: MappedLayer) -> Forms:
         forms[0, z, k] = layer.unit / delta, layer.unit, delta, q_min, q_min + 2**bits - 1, factor if bits else 0
     singles = forms.astype(np.float32)
     largest = (np.abs(forms[..., [LOWEST, HIGHEST]]).max(-1) * forms[..., FACTOR]).sum(1).max()
-    low, high = layer.u_span
+    low, high = np.array([_read_range(layer, k) for k in range(len(spec.slice_bits))]).T
+    low, high = int(low.min()), int(high.max())
     broad = largest >= 2**24 or max(-low, high) >= 2**24 or accumulator_dtype(layer) != torch.int32
     divide = False
     if not broad:
@@ -130,8 +148,24 @@ def _divides(layer, z, k, form):
     return np.array_equal(np.rint(u * form[UNIT] / form[DELTA]).clip(form[LOWEST], form[HIGHEST]), codes)
 
 
+def _read_range(layer, k):
+    """Smallest and largest u of slice `k` that a converter can see: a sum of four entries of the noise's table is bounded too."""
+    (low, high), readout = layer.u_range(k), layer.readout
+    if readout is None:
+        return low, high
+    if readout.noisy:
+        c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
+        most = layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2
+        cell = max(int(layer.cells.values[k].abs().max()), int(layer.cells.reference[k].abs().max()))
+        reach = int(4 * max(NORMAL) / DEVIATION * (readout.base + most * (1 + m) * (abs(c0) + abs(c1) * cell)) ** 0.5) + 2
+        low, high = low - reach, high + reach
+    gain = 1.0 if readout.gain is None else max(1.0, float(readout.gain.max()))
+    offset = 0 if readout.offset is None else int(readout.offset.abs().max())
+    return int(low * gain) - 1 - offset, int(high * gain) + 1 + offset
+
+
 def _codes(layer, z, k):
-    low, high = layer.u_range(k)
+    low, high = _read_range(layer, k)
     u = np.arange(low, high + 1)
     return u.astype(np.float32), adc.transfer(u, layer.unit, *layer.converter(z, k)).astype(np.float32)
 
@@ -147,3 +181,35 @@ def dynamic_forms(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Form
     flat = forms.reshape(-1, *forms.shape[2:])
     return Forms(flat.astype(np.float32), flat, True, True, low.reshape(-1, *low.shape[2:]),
                  (low << place).sum(axis=(1, 2, 3)) << spec.adc_bits)
+
+
+def besides(layer: MappedLayer, pixels: int) -> Besides:
+    """What the reads of a layer have besides their cells, for images of so many output pixels."""
+    readout, spec, groups = layer.readout, layer.spec, layer.geometry.groups
+    out = len(layer.w_codes) // groups
+    padded = -(-out // TILE) * TILE
+    arrays, slices = layer.arrays, len(spec.slice_bits)
+    table = np.zeros((slices, 3))
+    reference = np.zeros((slices, groups, layer.w_rows.shape[1] + len(arrays)), np.int32)
+    starts = np.array([start + t for t, (start, _) in enumerate(arrays)], np.int64)
+    keys = np.zeros((groups, padded), np.int64)
+    keys[:] = np.arange(groups)[:, None] * out  # columns without a channel repeat the first in all
+    keys[:, :out] += np.arange(out)
+    if readout is None:
+        return Besides(False, False, keys.astype(np.int32), table, reference, starts, np.zeros(0), np.zeros(0, np.int32), 0.0, 0, 0,
+                       pixels)
+    for k, (c0, c1, m) in enumerate(readout.cell_noise or ()):
+        table[k] = c0 * (1 + m), c1 / 2, 2 * m + 2 * (spec.reference == "analog")
+    rows = layer.cells.reference.cpu().numpy()
+    for t, (start, stop) in enumerate(arrays):
+        reference[:, :, starts[t] + 1:starts[t] + 1 + stop - start] = rows[:, :, start:stop]
+    gain, offset = np.ones((slices, groups, len(arrays), padded)), np.zeros((slices, groups, len(arrays), padded), np.int32)
+    if readout.gain is not None:
+        gain[:] = _padded(readout.gain.cpu().numpy(), padded)
+    if readout.offset is not None:
+        offset[:] = _padded(readout.offset.cpu().numpy(), padded)
+    changed = readout.gain is not None or readout.offset is not None
+    keys = (keys * COLUMN_KEY & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+    seed = np.array([readout.seed & (2**64 - 1)], np.uint64).view(np.int64)[0]
+    return Besides(readout.noisy, changed, keys, table, reference, starts, gain, offset, float(readout.base), int(seed), first_image(),
+                   pixels)

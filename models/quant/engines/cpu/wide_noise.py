@@ -1,0 +1,110 @@
+"""What a chip does to reads beside its cells, on 32 columns at a time: `readout` bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from ...readout import DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL
+from .simd import LANES, _broadcast, _pointer, has_byte_tables
+from .wide import _DOUBLES, _F64, _FLOATS, _I32, _INTS, _call, ints
+
+_HALF, _BYTES, _WORDS = ir.VectorType(_I32, 16), ir.VectorType(ir.IntType(8), 64), ir.VectorType(ir.IntType(16), 32)
+
+
+@njit(forceinline=True)
+def _mix(x):
+    x = x + types.uint64(GOLDEN)
+    x = (x ^ (x >> types.uint64(30))) * types.uint64(MIX_3)
+    x = (x ^ (x >> types.uint64(27))) * types.uint64(MIX_4)
+    return x ^ (x >> types.uint64(31))
+
+
+@njit(forceinline=True)
+def read_key(seed, image, counter):
+    """`readout.read_key` as a uint64."""
+    golden = types.uint64(GOLDEN)
+    return _mix(_mix(types.uint64(image) * golden + types.uint64(seed)) + types.uint64(counter) * golden)
+
+
+def _lanes(value):
+    return ir.Constant(_INTS, [value & 0xFFFFFFFF] * LANES)
+
+
+def _table_sums(b, x):
+    """The sum of the four entries of NORMAL that the bytes of each lane name."""
+    if has_byte_tables():
+        return _table_sums_of_bytes(b, x)
+    table = ir.GlobalVariable(b.module, ir.ArrayType(_I32, len(NORMAL)), b.module.get_unique_name("normal"))
+    table.global_constant, table.linkage = True, "internal"
+    table.initializer = ir.Constant(table.type.pointee, [v & 0xFFFFFFFF for v in NORMAL])
+    total = _lanes(0)
+    for shift in (0, 8, 16, 24):
+        index, entries = b.and_(b.lshr(x, _lanes(shift)), _lanes(127)), ir.Constant(_INTS, ir.Undefined)
+        for lane in range(LANES):
+            place = ir.Constant(_I32, lane)
+            entry = b.load(b.gep(table, [ir.Constant(_I32, 0), b.extract_element(index, place)]), typ=_I32)
+            entries = b.insert_element(entries, entry, place)
+        total = b.add(total, entries)
+    return total
+
+
+def _table_sums_of_bytes(b, x):
+    def function(name, result, *arguments):
+        return b.module.declare_intrinsic(name, (), ir.FunctionType(result, arguments))
+
+    low, high = (ir.Constant(_BYTES, [v & 0xFF for v in NORMAL[first:first + 64]]) for first in (0, 64))
+    lookup = function("llvm.x86.avx512.vpermi2var.qi.512", _BYTES, _BYTES, _BYTES, _BYTES)
+    pairs = function("llvm.x86.avx512.pmaddubs.w.512", _WORDS, _BYTES, _BYTES)
+    fours = function("llvm.x86.avx512.pmaddw.d.512", _HALF, _WORDS, _WORDS)
+    halves = []
+    for first in (0, 16):
+        mask = ir.Constant(ir.VectorType(_I32, 16), list(range(first, first + 16)))
+        entries = b.call(lookup, [low, b.bitcast(b.shuffle_vector(x, x, mask), _BYTES), high])
+        sums = b.call(pairs, [ir.Constant(_BYTES, [1] * 64), entries])
+        halves.append(b.call(fours, [sums, ir.Constant(_WORDS, [1] * 32)]))
+    return b.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 32), list(range(32))))
+
+
+@intrinsic
+def noise(typingctx, u, keys, offset, low, high, at_zero, slope, reference):
+    """`readout.noise` of reads of variance `at_zero + slope (2 u + reference)`.
+
+    Args: keys and offset, where the columns' keys stand (int32); low and high, the halves of the reads' key.
+    """
+    def codegen(context, b, sig, args):
+        u, keys, offset, low, high, at_zero, slope, reference = args
+
+        def all_lanes(value):
+            return _broadcast(b, b.trunc(value, _I32), _INTS)
+
+        x = b.add(b.load(_pointer(b, keys, offset, _I32, LANES), align=4, typ=_INTS), all_lanes(low))
+        x = b.mul(b.xor(x, b.lshr(x, _lanes(16))), _lanes(MIX_1))
+        x = b.xor(x, all_lanes(high))
+        x = b.mul(b.xor(x, b.lshr(x, _lanes(13))), _lanes(MIX_2))
+        total = _table_sums(b, b.xor(x, b.lshr(x, _lanes(16))))
+        twice = b.sitofp(b.add(b.add(u, u), all_lanes(reference)), _FLOATS)
+        variance = b.fadd(_broadcast(b, at_zero, _FLOATS), b.fmul(_broadcast(b, slope, _FLOATS), twice))
+        zeros, unit = (ir.Constant(_FLOATS, [value] * LANES) for value in (0.0, _single(1 / DEVIATION)))
+        deviation = b.fmul(_call(b, "sqrt", _FLOATS, _call(b, "maxnum", _FLOATS, variance, zeros)), unit)
+        return b.fptosi(_call(b, "rint", _FLOATS, b.fmul(b.sitofp(total, _FLOATS), deviation)), _INTS)
+    return ints(ints, types.intp, types.intp, types.int64, types.int64, types.float32, types.float32, types.intp), codegen
+
+
+@intrinsic
+def converted_by(typingctx, u, gains, offsets, place):
+    """`rint(u gain) + offset` with the gains (float64) and offsets (int32) from element `place` of the arrays at two addresses."""
+    def codegen(context, b, sig, args):
+        u, gains, offsets, place = args
+        gain = b.load(_pointer(b, gains, place, _F64, LANES), align=8, typ=_DOUBLES)
+        offset = b.load(_pointer(b, offsets, place, _I32, LANES), align=4, typ=_INTS)
+        scaled = _call(b, "rint", _DOUBLES, b.fmul(b.sitofp(u, _DOUBLES), gain))
+        return b.add(b.fptosi(scaled, _INTS), offset)
+    return ints(ints, types.intp, types.intp, types.intp), codegen
+
+
+def _single(value):
+    """The float32 nearest to a number."""
+    return float(np.float32(value))
