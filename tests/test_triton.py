@@ -1,8 +1,4 @@
-"""The Triton engine against the oracle, bit for bit: without a GPU in Triton's interpreter, on one with more shapes.
-
-The interpreter is chosen when a kernel is defined, so the engine is imported here with TRITON_INTERPRET set. It is set
-again only while these tests run: to all others the engine has no GPU.
-"""
+"""The Triton engine against the oracle, bit for bit: without a GPU in Triton's interpreter, on one with more shapes."""
 
 import os
 import platform
@@ -11,12 +7,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import interpreter
 import numpy as np
 import oracle
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from interpreter import DEVICE, GPU, running
 from strategies import Case, cases, ranges, specs
 
 import models.quant.engines as engines
@@ -25,13 +23,9 @@ from models.quant.mapping import MappedLayer, u_range
 from models.quant.spec import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
-GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
-with pytest.MonkeyPatch.context() as patch:
-    if not GPU:
-        patch.setenv("TRITON_INTERPRET", "1")
+with interpreter.chosen():  # Triton itself defines kernels, too
     triton = pytest.importorskip("triton", reason="triton is not installed")
-    triton_gpu = engines.load("triton")
+    triton_gpu = interpreter.load()
     import triton.language as tl
 
     @triton.jit
@@ -42,30 +36,8 @@ with pytest.MonkeyPatch.context() as patch:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def interpreter():
-    """Triton's interpreter without what makes it slow: device functions that patch the language at each call, and
-    checks for integers that wrap."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not GPU:
-            from triton.runtime import interpreter
-            assert not isinstance(triton_gpu._kernel, triton.JITFunction), "triton was imported before this file"
-            patch.setenv("TRITON_INTERPRET", "1")
-            patched, patch_language, execute = set(), interpreter._patch_lang, interpreter.GridExecutor.__call__
-
-            def patch_once(function):
-                if id(function.__globals__) in patched:
-                    return None
-                patched.add(id(function.__globals__))
-                return patch_language(function)
-
-            def execute_patched(*args, **kwargs):
-                patched.clear()
-                return execute(*args, **kwargs)
-
-            patch.setattr(interpreter, "_patch_lang", patch_once)
-            patch.setattr(interpreter.GridExecutor, "__call__", execute_patched)
-            patch.setattr(interpreter.interpreter_builder, "options",
-                          replace(interpreter.interpreter_builder.options, sanitize_overflow=False))
+def in_interpreter():
+    with running():
         yield
 
 
