@@ -26,13 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]
 with interpreter.chosen():  # Triton itself defines kernels, too
     triton = pytest.importorskip("triton", reason="triton is not installed")
     triton_gpu = interpreter.load()
+    from models.quant.engines import triton_tile
     import triton.language as tl
 
     @triton.jit
     def divide(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
         index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + index, mask=index < n)
-        tl.store(out_ptr + index, triton_gpu._divide(x, tl.load(y_ptr)), mask=index < n)
+        tl.store(out_ptr + index, triton_tile.divide(x, tl.load(y_ptr)), mask=index < n)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,212 @@
+"""The Triton engine's kernel for cells on a grid of integers (`cells.Cells`).
+
+What a row adds to a read, `m = values - reference` (analog reference, and without an ADC) or `values` (digital), is known when the
+cells are. It does not fit int8, so it is taken apart into digits of its own, -128..127 with places of 256,
+
+    m = sum_p 256^p m_p        u = sum_rows a_z m = sum_p 256^p sum_rows a_z m_p
+
+and a read is one exact int8 dot product a digit, added in int32 (int64 where u needs it; integers wrap, so that only u itself must
+fit). Two digits serve cells up to 32639 units from their reference, 127 levels of a grid of 1/256. What becomes of u is the MODE:
+
+    sum         acc += u                                      "ideal": one read of all digits and slices, `m = sum_k 2^(c k) m_k`
+    static      acc += 2^(d z + c k) clip(rint(u s), ..)      in float32, where `conversion` proved it equal to `adc.transfer`
+    exact       acc += 2^(d z + c k) clip(rint(2^-F u / delta), ..)    otherwise: in float64, as `adc.transfer` has it
+    range, dynamic, histogram                                 as in `triton_gpu`
+
+Nothing is left to PyTorch but the layout. Numbers that differ from chip to chip (the bins of a histogram) are arguments, not
+constants, so that another chip runs the code that was compiled for the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch.nn import functional as F
+
+from .. import adc
+from .triton_tile import MAGIC, MAGIC_BITS, corner_of, divide, dot
+
+if TYPE_CHECKING:
+    from ..mapping import MappedLayer
+
+WIDE_MAGIC = tl.constexpr(1.5 * 2**52)  # float64 from 2^52 to 2^53 are the integers; its low 32 bits are 0
+
+
+@triton.jit
+def _read(a_ptr, m_ptr, corner, column, row, depth, in_width, z: tl.constexpr, L: tl.constexpr):
+    """`u` of a block of rows, `[pixels, channels]`. Rows as in `triton_gpu._load`."""
+    row = row % (L.taps * L.channels)
+    tap = row // L.channels
+    shift = tap // L.kernel_w * L.dilation_y * in_width + tap % L.kernel_w * L.dilation_x
+    offset = shift * (L.groups * L.channels) + row % L.channels
+    VECTOR: tl.constexpr = L.vector
+    offset = tl.max_contiguous(tl.multiple_of(offset, VECTOR), VECTOR)
+    a = tl.load(a_ptr + (corner[:, None] + offset[None, :])) >> L.dac_bits * z
+    levels = m_ptr + (column[None, :] + depth[:, None])
+    MASK: tl.constexpr = (1 << L.dac_bits) - 1
+    PARTS: tl.constexpr = L.parts
+    u = _sized(dot(a, tl.load(levels), MASK), L)
+    for p in tl.static_range(1, PARTS):
+        levels += L.slices * L.groups * L.out * L.arrays * L.blocks * L.block_k
+        u += _sized(dot(a, tl.load(levels), MASK), L) << 8 * p
+    return u
+
+
+@triton.jit
+def _sized(u, L: tl.constexpr):
+    """In the type of reads."""
+    if L.wide:
+        u = u.to(tl.int64)
+    return u
+
+
+@triton.jit
+def _static(u, adc_ptr, kind):
+    """Codes of fixed ranges in float32, int32."""
+    q = tl.clamp(u.to(tl.float32) * tl.load(adc_ptr + 3 * kind) + MAGIC, tl.load(adc_ptr + 3 * kind + 1), tl.load(adc_ptr + 3 * kind + 2))
+    return q.to(tl.int32, bitcast=True) - MAGIC_BITS
+
+
+@triton.jit
+def _exact(u, adc_ptr, kind):
+    """Codes of fixed ranges in float64, int32. Clipped before they are rounded, which is the same as the bounds are integers; the
+    code then stands in the low bits of the sum, ties to even."""
+    q = u.to(tl.float64) * tl.load(adc_ptr + 4 * kind) / tl.load(adc_ptr + 4 * kind + 1)
+    q = tl.minimum(tl.maximum(q, tl.load(adc_ptr + 4 * kind + 2)), tl.load(adc_ptr + 4 * kind + 3))
+    return (q + WIDE_MAGIC).to(tl.int64, bitcast=True).to(tl.int32)
+
+
+@triton.jit
+def _dynamic(u, adc_ptr, read, L: tl.constexpr):
+    """Value of a read in units of `u / 2^B`, ranges of the batch, smallest and largest u of each read."""
+    u_a = tl.load(adc_ptr + read)
+    span = tl.load(adc_ptr + (read + L.groups * L.arrays * L.digits * L.slices)) - u_a
+    step = tl.maximum(span, 1).to(tl.float32) * (1.0 / (1 << L.adc_bits))  # span 0: q = 0, value u_a
+    q = tl.minimum(divide((u - u_a).to(tl.float32), step) + MAGIC, MAGIC + ((1 << L.adc_bits) - 1))
+    return (q.to(tl.int32, bitcast=True) - MAGIC_BITS).to(L.acc) * span.to(L.acc) + (u_a.to(L.acc) << L.adc_bits)
+
+
+@triton.jit
+def _widen(u, out_ptr, read, L: tl.constexpr):
+    """Take u into the smallest and largest of its read."""
+    tl.atomic_min(out_ptr + read, tl.min(u), sem="relaxed")
+    tl.atomic_max(out_ptr + (read + L.groups * L.arrays * L.digits * L.slices), tl.max(u), sem="relaxed")
+
+
+@triton.jit
+def _count(u, own, out_ptr, adc_ptr, k, z: tl.constexpr, L: tl.constexpr):
+    """Count the reads by value, in one of several copies of the counts."""
+    bins = tl.load(adc_ptr + 1)
+    copy = tl.program_id(0) % tl.load(adc_ptr + 2)
+    counts = out_ptr + ((copy * L.digits + z) * L.slices + k) * bins
+    tl.atomic_add(counts + (u - tl.load(adc_ptr)), tl.full(u.shape, 1, tl.int64), mask=own, sem="relaxed")
+
+
+@triton.jit
+def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height, width, in_height, in_width,
+           L: tl.constexpr, MODE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """See the module. L, the layer's `triton_gpu.Constants`. Shapes are those of `triton_gpu._kernel`, but for the ADC:
+
+    adc, `(s, MAGIC + q_min, MAGIC + q_max)` float32 `[slices, digits, 3]` for "static", `(2^-F, delta, q_min, q_max)` float64
+    `[slices, digits, 4]` for "exact", the ranges for "dynamic", `(smallest u, bins, copies)` int64 for "histogram". Ranges are
+    int64 where reads are.
+    """
+    group = tl.program_id(2) % L.groups
+    step = tl.program_id(2) // L.groups
+    own_pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    own_channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    own = (own_pixel < pixels)[:, None] & (own_channel < L.out)[None, :]
+    pixel = tl.minimum(own_pixel, pixels - 1)  # beyond the last it is read again, and not kept
+    channel = tl.minimum(own_channel, L.out - 1)
+    corner = corner_of(pixel, group, height, width, in_height, in_width, L)
+    depth = tl.arange(0, L.block_k)
+    DIGITS: tl.constexpr = L.digits
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), L.acc)
+    for i in range(tl.load(first_ptr + step) * L.arrays, tl.load(first_ptr + step + 1) * L.arrays):
+        k = i // L.arrays
+        t = i % L.arrays
+        row = t // tl.cdiv(L.span, L.rows) * L.span + t % tl.cdiv(L.span, L.rows) * L.rows + depth
+        column = ((k * L.groups + group).to(tl.int64) * L.out + channel) * (L.arrays * L.blocks * L.block_k) + (
+            t * (L.blocks * L.block_k))
+        for z in tl.static_range(DIGITS):
+            weight = tl.load(weight_ptr + (k * L.digits + z))
+            if not L.planned or weight != 0:  # with a plan, reads that are not converted are not made
+                u = _read(a_ptr, m_ptr, corner, column, row, depth, in_width, z, L)
+                for b in range(1, L.blocks):  # arrays of more than block_k rows
+                    u += _read(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k, in_width, z, L)
+
+                read = ((group * L.arrays + t) * L.digits + z) * L.slices + k
+                if MODE == "sum":
+                    acc += u.to(L.acc)
+                elif MODE == "static":
+                    acc += _static(u, adc_ptr, k * L.digits + z).to(L.acc) * weight
+                elif MODE == "exact":
+                    acc += _exact(u, adc_ptr, k * L.digits + z).to(L.acc) * weight
+                elif MODE == "dynamic":
+                    acc += _dynamic(u, adc_ptr, read, L) * weight
+                elif MODE == "range":
+                    _widen(u, out_ptr, read, L)
+                else:
+                    _count(u, own, out_ptr, adc_ptr, k, z, L)
+
+    if MODE != "range" and MODE != "histogram":
+        out = (step.to(tl.int64) * pixels + own_pixel) * (L.groups * L.out) + group * L.out
+        tl.store(out_ptr + (out[:, None] + own_channel[None, :]), acc, mask=own)
+
+
+def row_weights(layer: MappedLayer, whole: bool = False) -> torch.Tensor:
+    """What a row adds to `u`: int32 `[slices, groups, rows, out / groups]`; or, `whole`, to the sum over all slices without an ADC,
+    int64 with one slice."""
+    if not whole:
+        return layer.cells.weights(layer.spec.reference == "analog")
+    return sum(part.long() << layer.spec.cell_bits * k for k, part in enumerate(layer.cells.weights(analog=True)))[None]
+
+
+def levels(weights: torch.Tensor, order: list[int], rows: torch.Tensor) -> torch.Tensor:
+    """Weights of the slices in `order`, digit by digit: int8 `[parts, slices, groups, out / groups, positions]`.
+
+    Args: weights, see `row_weights`; rows, which row stands at each position, the one after the last being empty.
+    """
+    m = F.pad(weights[order].transpose(2, 3), (0, 1))
+    m = m.index_select(-1, rows.to(m.device))
+    parts = []
+    while not parts or m.any():
+        parts.append(((m + 128) % 256 - 128).to(torch.int8))
+        m = (m - parts[-1]) >> 8
+    return torch.stack(parts)
+
+
+def conversion(layer: MappedLayer) -> tuple[str, torch.Tensor | None]:
+    """How the kernel converts the reads of `layer`: `(mode, what it needs of each slice and digit)`."""
+    spec = layer.spec
+    if spec.adc_range in ("ideal", "dynamic"):
+        return {"ideal": "sum", "dynamic": "dynamic"}[spec.adc_range], None
+    digits, slices = range(len(spec.digit_bits)), range(len(spec.slice_bits))
+    every = [[layer.converter(z, k) for z in digits] for k in slices]
+    return "exact", torch.tensor([[(layer.unit, delta, q_min, q_min + 2**bits - 1) for delta, q_min, bits in of_slice]
+                                  for of_slice in every], dtype=torch.float64)
+
+
+def constants(common: object, layer: MappedLayer, mode: str, dtype: torch.dtype, conversion: torch.Tensor) -> tuple[object, torch.Tensor]:
+    """(constants of the kernel, what its ADC needs): from those that all layers have, bins and copies moved to the latter."""
+    low, high = layer.u_span
+    wide = dtype == torch.int64 if mode == "sum" else max(-low, high) >= 2**31
+    if mode == "histogram":
+        conversion = torch.tensor([low, high - low + 1, common.copies])
+    return replace(common, wide=wide, u_low=0, bins=0, copies=0), conversion
+
+
+def tiling(pixels: int, channels: int, programs: int) -> tuple[int, int, dict]:
+    """Tile `(pixels, channels)` of one program and the launch options; arguments as `triton_gpu.tiling`.
+
+    Codes in float64 take many registers: tiles are half of those of ideal cells.
+    """
+    block_n = min(32, max(16, triton.next_power_of_2(channels)))
+    block_m = min(64, max(16, triton.next_power_of_2(pixels)))
+    return block_m, block_n, dict(num_warps=4, num_stages=2, enable_fp_fusion=False, sanitize_overflow=False)
