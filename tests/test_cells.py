@@ -18,8 +18,8 @@ from strategies import Case, grid_cases, random_cells
 from torch import nn
 
 import models.quant.engines as engines
-from models.quant import (Cells, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, crossbar_layers, program,
-                          set_engine, set_spec, without_adc)
+from models.quant import (Cells, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, crossbar_layers,
+                          program, set_engine, set_spec, without_adc)
 from models.quant.cells import LARGEST_CELL, fraction_bits
 from models.quant.engines import reference as reference_engine
 from models.quant.spec import Geometry

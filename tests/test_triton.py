@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 with interpreter.chosen():  # Triton itself defines kernels, too
     triton = pytest.importorskip("triton", reason="triton is not installed")
     triton_gpu = interpreter.load()
-    from models.quant.engines import triton_tile
+    from models.quant.engines import triton_cells, triton_tile
     import triton.language as tl
 
     @triton.jit
@@ -34,6 +34,13 @@ with interpreter.chosen():  # Triton itself defines kernels, too
         index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + index, mask=index < n)
         tl.store(out_ptr + index, triton_tile.divide(x, tl.load(y_ptr)), mask=index < n)
+
+    @triton.jit
+    def convert(u_ptr, adc_ptr, out_ptr, n, MODE: tl.constexpr, BLOCK: tl.constexpr):
+        index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        u = tl.load(u_ptr + index, mask=index < n)
+        code = triton_cells._static(u, adc_ptr, 0) if MODE == "static" else triton_cells._exact(u, adc_ptr, 0)
+        tl.store(out_ptr + index, code, mask=index < n)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -289,6 +296,32 @@ def test_division_is_correctly_rounded(span, bits):
     out = torch.empty_like(x, device=DEVICE)
     divide[(triton.cdiv(len(x), 2**14),)](x.to(DEVICE), step.to(DEVICE), out, len(x), BLOCK=2**14)
     assert torch.equal(out.cpu(), x / step)
+
+
+@pytest.mark.parametrize("bits, q_min", [(1, 0), (1, -1), (6, -31), (8, 0), (12, -4095), (12, -2000)])
+@pytest.mark.parametrize("fraction", [8, 4, 0])
+def test_codes_of_cells_on_a_grid(bits, q_min, fraction):
+    """Of every u that a code or the first ones beyond the range have, and of far ones, in both ways, for awkward steps: halves are
+    many where a step is even."""
+    rng = np.random.default_rng(bits)
+    for delta in [*(rng.integers(1, 64 * 40, 6) / 64), 1.0, 7.0, 1 / 64, 3.0, 0.7, 1e-9, 1e9]:
+        unit = 2.0**-fraction
+        ends = (q_min - 2) * delta / unit, (q_min + 2**bits + 2) * delta / unit
+        low, high = (int(np.clip(end, -2**22, 2**22)) for end in ends)
+        u = np.arange(low, high + 1) if high - low < 2**18 else rng.integers(low, high + 1, 2**18)
+        codes = np.arange(q_min, q_min + 2**bits)
+        halves = np.clip((codes + 0.5) * delta / unit, -2**22, 2**22).astype(np.int64)
+        u = np.concatenate([u, halves, halves + 1, halves - 1, [-2**23, -2**22, -1, 0, 1, 2**22, 2**23 - 1]])
+        numbers = np.array([unit / delta, delta / unit, q_min, q_min + 2**bits - 1])
+        wanted = adc.transfer(u, unit, delta, q_min, bits)
+        modes = ["exact"]
+        if triton_cells._exact_in_float32(numbers[1], (-2**23, 2**23)):
+            modes.append("static")
+        for mode in modes:
+            out = torch.empty(len(u), dtype=torch.int32, device=DEVICE)
+            constants = torch.from_numpy(numbers if mode == "exact" else numbers.astype(np.float32)).to(DEVICE)
+            convert[(triton.cdiv(len(u), 2**14),)](torch.from_numpy(u).int().to(DEVICE), constants, out, len(u), MODE=mode, BLOCK=2**14)
+            assert np.array_equal(out.cpu().numpy(), wanted), (mode, delta)
 
 
 @pytest.mark.parametrize("reference, adc_bits", [("analog", 7), ("digital", 6)])

@@ -9,8 +9,8 @@ and a read is one exact int8 dot product a digit, added in int32 (int64 where u 
 fit). Two digits serve cells up to 32639 units from their reference, 127 levels of a grid of 1/256. What becomes of u is the MODE:
 
     sum         acc += u                                      "ideal": one read of all digits and slices, `m = sum_k 2^(c k) m_k`
-    static      acc += 2^(d z + c k) clip(rint(u s), ..)      in float32, where `conversion` proved it equal to `adc.transfer`
-    exact       acc += 2^(d z + c k) clip(rint(2^-F u / delta), ..)    otherwise: in float64, as `adc.transfer` has it
+    static      acc += 2^(d z + c k) clip(rint(u / D), ..)    `D = 2^F delta`; in float32 and corrected, where that is exact
+    exact       acc += 2^(d z + c k) clip(rint(u / D), ..)    otherwise: in float64, as `adc.transfer` has it
     range, dynamic, histogram                                 as in `triton_gpu`
 
 Nothing is left to PyTorch but the layout. Numbers that differ from chip to chip (the bins of a histogram) are arguments, not
@@ -28,7 +28,6 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from .. import adc
 from .triton_tile import MAGIC, MAGIC_BITS, corner_of, divide, dot
 
 if TYPE_CHECKING:
@@ -67,16 +66,29 @@ def _sized(u, L: tl.constexpr):
 
 @triton.jit
 def _static(u, adc_ptr, kind):
-    """Codes of fixed ranges in float32, int32."""
-    q = tl.clamp(u.to(tl.float32) * tl.load(adc_ptr + 3 * kind) + MAGIC, tl.load(adc_ptr + 3 * kind + 1), tl.load(adc_ptr + 3 * kind + 2))
-    return q.to(tl.int32, bitcast=True) - MAGIC_BITS
+    """Codes of fixed ranges in float32, int32.
+
+    `u (1 / D)` is next to u / D, so its nearest integer q is the code or beside it. What is left, `r = u - q D`, is exact (see
+    `_exact_in_float32`) and says which, and where there is a tie. Beyond the range by one or more, a code's bound is all that
+    matters.
+    """
+    step, low, high = tl.load(adc_ptr + 4 * kind + 1), tl.load(adc_ptr + 4 * kind + 2), tl.load(adc_ptr + 4 * kind + 3)
+    x = u.to(tl.float32)
+    rounded = tl.clamp(x * tl.load(adc_ptr + 4 * kind), low - 1, high + 1) + MAGIC
+    left, half = x - (rounded - MAGIC) * step, 0.5 * step
+    code = rounded.to(tl.int32, bitcast=True) - MAGIC_BITS
+    odd = (code & 1) != 0
+    above = (left > half) | ((left == half) & odd)
+    below = (left < -half) | ((left == -half) & odd)
+    code += above.to(tl.int32) - below.to(tl.int32)
+    return tl.minimum(tl.maximum(code, low.to(tl.int32)), high.to(tl.int32))
 
 
 @triton.jit
 def _exact(u, adc_ptr, kind):
     """Codes of fixed ranges in float64, int32. Clipped before they are rounded, which is the same as the bounds are integers; the
     code then stands in the low bits of the sum, ties to even."""
-    q = u.to(tl.float64) * tl.load(adc_ptr + 4 * kind) / tl.load(adc_ptr + 4 * kind + 1)
+    q = u.to(tl.float64) / tl.load(adc_ptr + 4 * kind + 1)
     q = tl.minimum(tl.maximum(q, tl.load(adc_ptr + 4 * kind + 2)), tl.load(adc_ptr + 4 * kind + 3))
     return (q + WIDE_MAGIC).to(tl.int64, bitcast=True).to(tl.int32)
 
@@ -112,9 +124,8 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
            L: tl.constexpr, MODE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """See the module. L, the layer's `triton_gpu.Constants`. Shapes are those of `triton_gpu._kernel`, but for the ADC:
 
-    adc, `(s, MAGIC + q_min, MAGIC + q_max)` float32 `[slices, digits, 3]` for "static", `(2^-F, delta, q_min, q_max)` float64
-    `[slices, digits, 4]` for "exact", the ranges for "dynamic", `(smallest u, bins, copies)` int64 for "histogram". Ranges are
-    int64 where reads are.
+    adc, `(1 / D, D, q_min, q_max)` `[slices, digits, 4]`, float32 for "static" and float64 for "exact", the ranges for "dynamic",
+    `(smallest u, bins, copies)` int64 for "histogram". Ranges are int64 where reads are.
     """
     group = tl.program_id(2) % L.groups
     step = tl.program_id(2) // L.groups
@@ -183,14 +194,32 @@ def levels(weights: torch.Tensor, order: list[int], rows: torch.Tensor) -> torch
 
 
 def conversion(layer: MappedLayer) -> tuple[str, torch.Tensor | None]:
-    """How the kernel converts the reads of `layer`: `(mode, what it needs of each slice and digit)`."""
+    """How the kernel converts the reads of `layer`: `(mode, what it needs of each slice and digit or None)`."""
     spec = layer.spec
     if spec.adc_range in ("ideal", "dynamic"):
         return {"ideal": "sum", "dynamic": "dynamic"}[spec.adc_range], None
     digits, slices = range(len(spec.digit_bits)), range(len(spec.slice_bits))
-    every = [[layer.converter(z, k) for z in digits] for k in slices]
-    return "exact", torch.tensor([[(layer.unit, delta, q_min, q_min + 2**bits - 1) for delta, q_min, bits in of_slice]
-                                  for of_slice in every], dtype=torch.float64)
+    numbers = np.array([[_numbers(layer, z, k) for z in digits] for k in slices])
+    if all(_exact_in_float32(numbers[k, z, 1], layer.u_range(k)) for z in digits for k in slices if layer.converter(z, k).bits):
+        return "static", torch.from_numpy(numbers.astype(np.float32))
+    return "exact", torch.from_numpy(numbers)
+
+
+def _numbers(layer, z, k):
+    """`(1 / D, D, q_min, q_max)` of the ADC of digit `z` and slice `k`, D its step in units of u: a power of two times delta."""
+    delta, q_min, bits = layer.converter(z, k)
+    step = delta / layer.unit
+    return 1 / step, step, q_min, q_min + 2**bits - 1
+
+
+def _exact_in_float32(step, u_range):
+    """Whether `u - q D` is exact in float32 for every u of the range and the codes q beside u / D.
+
+    D is a multiple of 1/g, g a power of two, and so are u, q D and what is left. All of them are below the largest |u| + 2 D, so they
+    are floats if that is at most 2^24 / g. Steps that are multiples of 1/64 of a level are wholes here on the grid of 1/256.
+    """
+    grain = step.as_integer_ratio()[1]
+    return (max(-u_range[0], u_range[1]) + 2 * step) * grain <= 2**24
 
 
 def constants(common: object, layer: MappedLayer, mode: str, dtype: torch.dtype, conversion: torch.Tensor) -> tuple[object, torch.Tensor]:
