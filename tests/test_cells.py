@@ -83,7 +83,7 @@ def test_engines_without_cells_say_so():
 
 
 @given(case=grid_cases(adc_ranges=["calibrated", "full"]))
-@settings(max_examples=200)
+@settings(max_examples=150)
 def test_static_adc(engine, case):
     assume(fits(engine, case))
     check(engine, case)

@@ -15,10 +15,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from interpreter import DEVICE, GPU, running
-from strategies import Case, cases, ranges, specs
+from strategies import Case, cases, random_cells, ranges, specs
 
 import models.quant.engines as engines
-from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, set_engine
+from models.quant import CrossbarSpec, Qconv2dDoreFa, Readout, adc, set_engine
 from models.quant.mapping import MappedLayer, u_range
 from models.quant.spec import Geometry
 
@@ -82,7 +82,7 @@ def assert_same(found, wanted):
 
 def check(case, mode=None):
     wanted = oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta,
-                               case.q_min, case.bits)
+                               case.q_min, case.bits, case.cells)
     assert_same(accumulators(case, mode), wanted)
 
 
@@ -91,7 +91,7 @@ def check_histogram(case):
     found = triton_gpu.histogram(triton_gpu.prepare(layer), case.input().to(DEVICE))
     assert found.dtype == torch.int64
     assert_same(found.cpu().numpy(), oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry,
-                                                      case.reference_twice))
+                                                      case.reference_twice, case.cells))
 
 
 @given(case=cases(adc_ranges=["calibrated", "full"]).filter(small))
@@ -208,6 +208,55 @@ def test_tiles_that_the_layer_does_not_fill(tile, adc_range, monkeypatch):
     check(case)
     if adc_range == "ideal":
         check_histogram(case)
+
+
+@pytest.mark.parametrize("tile", [(32, 16), (64, 32), (64, 64)])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+def test_tiles_that_a_layer_on_a_chip_does_not_fill(tile, adc_range, monkeypatch):
+    real = triton_cells.tiling
+    monkeypatch.setattr(triton_cells, "tiling", lambda *args: (*tile, real(*args)[2]))
+    case = with_cells(layer_case(CrossbarSpec(2, 2, 1, 3, 32, adc_range=adc_range), 10, 140, kernel=(1, 1), size=(5, 29), images=1,
+                                 groups=2))
+    check(case)
+    if adc_range == "ideal":
+        check_histogram(case)
+
+
+def with_cells(case, seed=0, kind="near"):
+    case.cells = random_cells(kind, case, np.random.default_rng(seed))
+    return case
+
+
+@pytest.mark.parametrize("rows", [64, 300])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_cells_in_float32_or_float64_decided_for_the_layer(rows, reference):
+    """Steps that are multiples of 1/64 of a level are wholes on the grid; others, and reads beyond 2^24, take float64."""
+    case = with_cells(layer_case(CrossbarSpec(4, 4, 1, 4, rows, reference=reference), channels=320, kernel=(1, 1)))
+    case.q_min = [-8, -3, 0, -15]
+    for delta, mode in (([1.0] * 4, "static"), ([1.0, 7 / 64, 93 / 64, 1.0], "static"), ([1.0, 0.7, 2.0, 0.7], "exact")):
+        case.delta = delta
+        check(case, mode)
+    case.cells = np.full_like(case.cells[0], 2**19), np.zeros_like(case.cells[1]), 8
+    case.delta = [1000.0] * 4
+    check(case, "exact")
+
+
+def test_a_plan_whose_reads_without_bits_have_any_step():
+    case = with_cells(layer_case(CrossbarSpec(4, 4, 2, 3, 32, dac_bits=2)))
+    case = planned_case(case, [[0, 4], [5, 6]], [[0.7, 3.5], [2.0, 3.25]])
+    assert triton_cells.conversion(case.layer())[0] == "static"
+    case.delta[0][0] = 0.75  # multiples of 1/64 are what layers allow
+    check(case, "static")
+
+
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+def test_another_chip_runs_the_same_code(adc_range):
+    """What the kernel is compiled for does not depend on what the cells hold, nor do the counts of their reads."""
+    found = []
+    for seed in (1, 2):
+        prepared = triton_gpu.prepare(with_cells(layer_case(CrossbarSpec(adc_range=adc_range)), seed).layer())
+        found.append((prepared.reads.constants, prepared.every_read.constants))
+    assert found[0] == found[1]
 
 
 def test_tiling_fills_the_gpu_or_shrinks():
@@ -374,6 +423,11 @@ def test_layer_output_does_not_depend_on_the_engine(adc_range, reference):
     assert torch.equal(*outputs)
 
 
+def test_reads_with_noise_are_refused():
+    layer = replace(with_cells(layer_case(CrossbarSpec())).layer(), readout=Readout(base=1.0))
+    assert "noise" in triton_gpu.unsupported(layer, DEVICE)
+
+
 def test_without_a_gpu_the_engine_says_so(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "needs a GPU" in triton_gpu.unsupported(layer_case(CrossbarSpec()).layer(), torch.device("cpu"))
@@ -384,17 +438,21 @@ import sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from models.quant.engines import triton_gpu
+from models.quant.cells import Cells
+from models.quant.engines import triton_cells, triton_gpu
 from models.quant.mapping import MappedLayer
 from models.quant.spec import CrossbarSpec, Geometry
 
-kernel = triton_gpu._kernel
 names = {torch.uint8: "*u8", torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
-         torch.float32: "*fp32"}
+         torch.float32: "*fp32", torch.float64: "*fp64"}
 
 class Compile:
+    def __init__(self, kernel):
+        self.kernel = kernel
+
     def __getitem__(self, grid):
         def launch(*args, **kwargs):
+            kernel = self.kernel
             constants = {name: kwargs.pop(name) for name in list(kwargs) if name in kernel.arg_names}
             types = [names[arg.dtype] if torch.is_tensor(arg) else "i32" for arg in args]
             signature = dict(zip(kernel.arg_names, types)) | dict.fromkeys(constants, "constexpr")
@@ -403,9 +461,12 @@ class Compile:
             ptx = code.asm["ptx"]
             print(constants["MODE"], "wgmma" in ptx and "s32.s8.s8" in ptx, "cp.async.cg.shared" in ptx,
                   "fma.rn.f32" in ptx, "div.full" in ptx)
+            if kernel is cells_kernel:
+                assert code.metadata.shared < 99 * 1024 and "fma.rn.f64" not in ptx
         return launch
 
-triton_gpu._kernel = Compile()
+triton_gpu._kernel, cells_kernel = Compile(triton_gpu._kernel), triton_cells.kernel
+triton_cells.kernel = Compile(cells_kernel)
 codes = torch.zeros(64, 16, 16, 128, dtype=torch.uint8)
 w_codes = torch.zeros(128, 128, 3, 3, dtype=torch.uint8)
 for adc_range, delta, adc_bits in (("calibrated", 1.0, 6), ("calibrated", 7.0, 4), ("dynamic", 1.0, 6),
@@ -420,6 +481,13 @@ bits = torch.tensor([[0, 1, 2, 3]] * 4)
 layer = MappedLayer(CrossbarSpec(adc_plan="significance", adc_bits=1.5), Geometry(padding=(1, 1, 1, 1)), w_codes, (1,) * 4,
                     torch.full((4, 4), 1.25), torch.zeros(4, 4, dtype=torch.int64), bits)
 triton_gpu.accumulate(triton_gpu.prepare(layer), codes)
+cells = Cells(torch.full((4, 1, 1152, 128), 300, dtype=torch.int32), torch.zeros(4, 1, 1152, dtype=torch.int32), 8)
+for adc_range, delta in (("calibrated", 1.0), ("calibrated", 1.01), ("dynamic", 1.0), ("ideal", 1.0)):
+    layer = MappedLayer(CrossbarSpec(adc_range=adc_range), Geometry(padding=(1, 1, 1, 1)), w_codes, (1,) * 4,
+                        torch.tensor([delta] * 4, dtype=torch.float64), torch.tensor([-6] * 4), cells=cells)
+    prepared = triton_gpu.prepare(layer)
+    triton_gpu.accumulate(prepared, codes)
+triton_gpu.histogram(prepared, codes)
 """
 
 
@@ -432,10 +500,13 @@ def test_kernel_compiles_for_hopper():
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines] == ["static", "table", "range", "dynamic", "sum", "histogram", "static"]
-    for mode, *found in lines[:-1]:
+    assert [line[0] for line in lines] == ["static", "table", "range", "dynamic", "sum", "histogram", "static",
+                                           "static", "exact", "range", "dynamic", "sum", "histogram"]
+    for mode, *found in lines[:6]:
         assert found == ["True", "True", str(mode == "dynamic"), "False"], mode
-    products, _, fused, divides = lines[-1][1:]  # of a plan: no copies ahead into the branches of reads that are not made
+    for mode, products, _, *found in lines[7:]:  # cells on a grid
+        assert [products, *found] == ["True", str(mode == "dynamic"), "False"], mode
+    products, _, fused, divides = lines[6][1:]  # of a plan: no copies ahead into the branches of reads that are not made
     assert (products, fused, divides) == ("True", "False", "False")
 
 
@@ -456,4 +527,18 @@ def test_vgg_layers(channels, out, side, cell_bits, adc_range):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found, reference.accumulate(reference.prepare(layer), codes))
+    assert torch.equal(triton_gpu.histogram(prepared, codes).cpu(), reference.histogram(layer, codes).cpu())
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.parametrize("adc_range", ["calibrated", "full", "dynamic", "ideal"])
+@pytest.mark.parametrize("delta", [1.25, 1.3])
+@pytest.mark.parametrize("channels, out, side, cell_bits", [(128, 128, 32, 1), (512, 512, 8, 2), (72, 40, 9, 4)])
+def test_vgg_layers_on_a_chip(channels, out, side, cell_bits, delta, adc_range):
+    spec = CrossbarSpec(cell_bits=cell_bits, adc_range=adc_range)
+    case = with_cells(layer_case(spec, channels, out, size=(side, side), images=8, padding=(1, 1, 1, 1)))
+    case.delta = [delta] * len(case.delta)
+    layer, codes, reference = case.layer(), case.input().to(DEVICE), engines.load("reference")
+    prepared = triton_gpu.prepare(layer)
+    assert torch.equal(triton_gpu.accumulate(prepared, codes), reference.accumulate(reference.prepare(layer), codes))
     assert torch.equal(triton_gpu.histogram(prepared, codes).cpu(), reference.histogram(layer, codes).cpu())

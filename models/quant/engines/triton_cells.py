@@ -231,11 +231,16 @@ def constants(common: object, layer: MappedLayer, mode: str, dtype: torch.dtype,
     return replace(common, wide=wide, u_low=0, bins=0, copies=0), conversion
 
 
-def tiling(pixels: int, channels: int, programs: int) -> tuple[int, int, dict]:
+def tiling(mode: str, pixels: int, channels: int, programs: int, blocks: int) -> tuple[int, int, dict]:
     """Tile `(pixels, channels)` of one program and the launch options; arguments as `triton_gpu.tiling`.
 
-    Codes in float64 take many registers: tiles are half of those of ideal cells.
+    The largest that need no more registers than there are: float64, and the division of "dynamic", take many. Passes that store no
+    tile have their products unrolled, and with several stages in flight these would not fit the shared memory of smaller GPUs.
     """
-    block_n = min(32, max(16, triton.next_power_of_2(channels)))
+    most = 64 if mode == "sum" or mode == "static" and blocks == 1 else 32
+    block_n = min(most, max(16, triton.next_power_of_2(channels)))
     block_m = min(64, max(16, triton.next_power_of_2(pixels)))
-    return block_m, block_n, dict(num_warps=4, num_stages=2, enable_fp_fusion=False, sanitize_overflow=False)
+    if triton.cdiv(pixels, block_m) * triton.cdiv(channels, block_n) * programs < 2 * 132:
+        block_n = min(block_n, 32)
+    stages = 1 if mode in ("range", "histogram") else 2
+    return block_m, block_n, dict(num_warps=4, num_stages=stages, enable_fp_fusion=False, sanitize_overflow=False)

@@ -356,10 +356,11 @@ class _Reads:
             codes = F.pad(codes, (0, 0, left, right, top, bottom))
         pixels, channels = len(a_codes) * height * width, self.constants.out
         programs = self.layer.geometry.groups * len(self.steps)
+        kernel, size = _kernel, (mode, pixels, channels, programs, self.constants.blocks)
         if self.layer.cells is None:
-            kernel, (block_m, block_n, options) = _kernel, tiling(mode, pixels, channels, programs, self.constants.blocks, self.dtype)
+            block_m, block_n, options = tiling(*size, self.dtype)
         else:
-            kernel, (block_m, block_n, options) = triton_cells.kernel, triton_cells.tiling(pixels, channels, programs)
+            kernel, (block_m, block_n, options) = triton_cells.kernel, triton_cells.tiling(*size)
         grid = triton.cdiv(pixels, block_m), triton.cdiv(channels, block_n), programs
         with torch.cuda.device_of(codes):
             kernel[grid](codes, levels, out, of_layer if conversion is None else conversion, first, weight, pixels, height,
