@@ -25,6 +25,8 @@ from models.quant.engines import reference as reference_engine
 from models.quant.spec import Geometry
 
 ENGINES_WITH_CELLS = ["reference", "triton"]
+if importlib.util.find_spec("triton"):
+    interpreter.load()  # before any test imports it
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

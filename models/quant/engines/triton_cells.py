@@ -37,22 +37,36 @@ WIDE_MAGIC = tl.constexpr(1.5 * 2**52)  # float64 from 2^52 to 2^53 are the inte
 
 
 @triton.jit
-def _read(a_ptr, m_ptr, corner, column, row, depth, in_width, z: tl.constexpr, L: tl.constexpr):
-    """`u` of a block of rows, `[pixels, channels]`. Rows as in `triton_gpu._load`."""
+def _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L: tl.constexpr):
+    """Codes `[pixels, rows]` of a block of rows, and their levels `[rows, channels]`: the two lower digits, and where all of them lie.
+    Rows as in `triton_gpu._load`."""
     row = row % (L.taps * L.channels)
     tap = row // L.channels
     shift = tap // L.kernel_w * L.dilation_y * in_width + tap % L.kernel_w * L.dilation_x
     offset = shift * (L.groups * L.channels) + row % L.channels
     VECTOR: tl.constexpr = L.vector
     offset = tl.max_contiguous(tl.multiple_of(offset, VECTOR), VECTOR)
-    a = tl.load(a_ptr + (corner[:, None] + offset[None, :])) >> L.dac_bits * z
+    a = tl.load(a_ptr + (corner[:, None] + offset[None, :]))
     levels = m_ptr + (column[None, :] + depth[:, None])
-    MASK: tl.constexpr = (1 << L.dac_bits) - 1
+    m = tl.load(levels)
+    m_high = m
+    if L.parts > 1:
+        m_high = tl.load(levels + L.slices * L.groups * L.out * L.arrays * L.blocks * L.block_k)
+    return a, m, m_high, levels
+
+
+@triton.jit
+def _read(a, m, m_high, levels, z: tl.constexpr, L: tl.constexpr):
+    """`u` of a block of rows, `[pixels, channels]`. A third digit is rare, and loaded when it is needed."""
     PARTS: tl.constexpr = L.parts
-    u = _sized(dot(a, tl.load(levels), MASK), L)
-    for p in tl.static_range(1, PARTS):
-        levels += L.slices * L.groups * L.out * L.arrays * L.blocks * L.block_k
-        u += _sized(dot(a, tl.load(levels), MASK), L) << 8 * p
+    MASK: tl.constexpr = (1 << L.dac_bits) - 1
+    a = a >> L.dac_bits * z
+    u = _sized(dot(a, m, MASK), L)
+    if PARTS > 1:
+        u += _sized(dot(a, m_high, MASK), L) << 8
+    for p in tl.static_range(2, PARTS):
+        part = levels + p * (L.slices * L.groups * L.out * L.arrays * L.blocks * L.block_k)
+        u += _sized(dot(a, tl.load(part), MASK), L) << 8 * p
     return u
 
 
@@ -145,12 +159,15 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
         row = t // tl.cdiv(L.span, L.rows) * L.span + t % tl.cdiv(L.span, L.rows) * L.rows + depth
         column = ((k * L.groups + group).to(tl.int64) * L.out + channel) * (L.arrays * L.blocks * L.block_k) + (
             t * (L.blocks * L.block_k))
+        a, m, m_high, levels = _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L)
         for z in tl.static_range(DIGITS):
             weight = tl.load(weight_ptr + (k * L.digits + z))
             if not L.planned or weight != 0:  # with a plan, reads that are not converted are not made
-                u = _read(a_ptr, m_ptr, corner, column, row, depth, in_width, z, L)
+                u = _read(a, m, m_high, levels, z, L)
                 for b in range(1, L.blocks):  # arrays of more than block_k rows
-                    u += _read(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k, in_width, z, L)
+                    a_b, m_b, m_high_b, levels_b = _load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k,
+                                                         in_width, L)
+                    u += _read(a_b, m_b, m_high_b, levels_b, z, L)
 
                 read = ((group * L.arrays + t) * L.digits + z) * L.slices + k
                 if MODE == "sum":
