@@ -30,7 +30,7 @@ MOST_LEAVES = 2**11  # values of P that a histogram counts 512 columns at a time
 #             all u are float32
 # next_codes  `[N, H', W', out]`: in place of those bits the codes that the next layer makes of them, see `output.ToCodes`
 # extremes    smallest and largest u, `[thread, group, array, digit, slice, 2]`
-# counts      of u, `[thread, digit, slice, u - u_min, part]`: eight parts (`simd.add_ones`), or one where `Adc.exact`
+# counts      of u, `[thread, digit, slice, u - u_min, part]`: eight parts (`simd.add_ones`)
 Target = namedtuple("Target", "out wide floats values scale offset next_codes extremes counts u_min")
 
 # Arrays of one work item, overwritten from pixel to pixel.
@@ -39,19 +39,19 @@ Target = namedtuple("Target", "out wide floats values scale offset next_codes ex
 # planes, bytes      P of one block of columns in bit planes, and in bytes
 # sums               16-bit sums of ADC codes, `[digit, block, vector, lane]`
 # acc                accumulators, int32 `[step, channel]`; channels of whole vectors
-# exact_acc, reads   where `Adc.exact`: accumulators, int64, and the P of one vector of columns
 # step, total        of one pixel, `[channel]`: accumulators of one ADC step, int64; their scaled sum, float64
 # lows, highs        RANGES: smallest and largest u in each lane, `[array, digit, slice, lane]`
 # seen               RANGES: those of all lanes, `[array, digit, slice, 2]`
 # quiet              `[array, digit, 2]`: reads with a u from the first to the second change nothing (their code is 0, or
 #                    every slice has seen smaller and larger ones) and are not looked at closely, or not at all
 # leaves             HISTOGRAM: see `histogram`
-Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums acc exact_acc reads step total lows highs seen
+Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums acc step total lows highs seen
     quiet leaves""")
 
 # Addresses of the arrays of `Plan`, `converter.Adc`, `Target` and `Buffers`, one line each, and numbers beside them.
 # n_intervals           of `Plan`
-# exact .. unit         of `Adc`; relative holds for STATIC only
+# exact, exact_acc       whether sums are int64, and those sums: in `cells_kernel`
+# relative .. constant   of `Adc`; relative holds for STATIC only
 # extremes, counts      those of this thread; u_min, bins: lowest u and number of values that are counted
 # step_size             of `out`: elements of one ADC step; wide, floats: see `Target`
 # scaling, to_codes     whether there are `values`; whether there are `next_codes`
@@ -60,10 +60,10 @@ Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums
 Addresses = namedtuple("Addresses", """
     weights array_base pass_stride segments segment_start intervals n_intervals digit_start reference step_of_slice runs
     run_start run_columns merged merged_start
-    exact relative table_ones q_max unit forms limits codes delta factors idle flush constant
+    exact relative table_ones q_max forms limits codes factors idle flush constant
     out step_size wide floats scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts u_min bins
-    lists ones row_at row_count planes bytes sums acc exact_acc reads step total lows highs seen quiet leaves
+    lists ones row_at row_count planes bytes sums acc exact_acc step total lows highs seen quiet leaves
     look""")
 
 # The reads of all columns of one array at one output pixel, for one digit of the input.
@@ -86,7 +86,6 @@ def new_buffers(shape, pixels, n_intervals, leaves):
         row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
         planes=aligned(MAX_PLANES * LANES, like), bytes=aligned(16 * LANES, like),
         sums=aligned(shape.digits * shape.blocks * BLOCK, like), acc=aligned(shape.steps * padded, int32),
-        exact_acc=np.empty(shape.steps * padded, np.int64), reads=np.empty(LANES, np.int64),
         step=np.empty(padded, np.int64), total=np.empty(padded),
         lows=aligned(slots * LANES, int16), highs=aligned(slots * LANES, int16), seen=np.empty((slots, 2), np.int64),
         quiet=np.empty((shape.arrays, shape.digits, 2), np.int64), leaves=aligned(leaves * LANES, like))
@@ -96,7 +95,7 @@ def new_buffers(shape, pixels, n_intervals, leaves):
 def addresses(shape, plan, adc, target, to_codes, buffers, thread, op):
     """`Addresses` for one `op`."""
     relative = op == STATIC and adc.relative
-    look = (op == RANGES or relative) and shape.packed == 1 and shape.one_reference and not adc.exact
+    look = (op == RANGES or relative) and shape.packed == 1 and shape.one_reference
     words = 2 if target.wide else 1  # of an element of `out`
     return Addresses(
         weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, pass_stride=plan.pass_stride.ctypes.data,
@@ -105,10 +104,9 @@ def addresses(shape, plan, adc, target, to_codes, buffers, thread, op):
         reference=plan.reference.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
         runs=plan.runs.ctypes.data, run_start=plan.run_start.ctypes.data, run_columns=plan.run_columns.ctypes.data,
         merged=plan.merged.ctypes.data, merged_start=plan.merged_start.ctypes.data,
-        exact=adc.exact, relative=relative, table_ones=adc.table_ones.ctypes.data, q_max=adc.q_max, unit=adc.unit,
+        exact=False, relative=relative, table_ones=adc.table_ones.ctypes.data, q_max=adc.q_max,
         forms=adc.forms.ctypes.data, limits=adc.limits.ctypes.data, codes=adc.codes.ctypes.data,
-        delta=adc.delta.ctypes.data, factors=adc.factors.ctypes.data,
-        idle=adc.idle.ctypes.data,
+        factors=adc.factors.ctypes.data, idle=adc.idle.ctypes.data,
         flush=adc.flush.ctypes.data, constant=adc.constant.ctypes.data,
         out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide, floats=target.floats,
         scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
@@ -118,8 +116,8 @@ def addresses(shape, plan, adc, target, to_codes, buffers, thread, op):
         u_min=target.u_min, bins=target.counts.shape[3],
         lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
         row_count=buffers.row_count.ctypes.data, planes=buffers.planes.ctypes.data, bytes=buffers.bytes.ctypes.data,
-        sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data, exact_acc=buffers.exact_acc.ctypes.data,
-        reads=buffers.reads.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,
+        sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data, exact_acc=0,
+        step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,
         lows=buffers.lows.ctypes.data, highs=buffers.highs.ctypes.data,
         seen=buffers.seen.ctypes.data, quiet=buffers.quiet.ctypes.data, leaves=buffers.leaves.ctypes.data, look=look)
 

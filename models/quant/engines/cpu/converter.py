@@ -17,8 +17,6 @@ from .fixed_point import fixed_point
 from .integer import IntegerConvolution
 from .simd import aligned, has_byte_tables
 
-# exact         no form holds: reads are converted one column at a time by the formula; of the rest only delta, unit, q_max, LOW,
-#               SPAN, Q_MIN and Q_MAX count
 # forms         numbers of the 16-bit arithmetic, `[group, array, digit, slice, field]` (1, 1 where ranges are fixed)
 # limits        `[digit, slice, field]`
 # codes         tables of bytes, int8 `[., 2, 128]`: `code_table` of each digit and slice, or those of each span of u where
@@ -26,13 +24,12 @@ from .simd import aligned, has_byte_tables
 # table_ones    reads with no more ones among their inputs take the tables, `[digit]`
 # relative      what is added is the code less u; the sum of all u is an integer convolution
 # quiet         reads with a u from the first to the second add nothing, `[digit, 2]`
-# delta, unit   step of each digit and slice, value of u = 1: of the formula
 # q_max         dynamic: highest code
 # factors       what a code is worth in the accumulators, `[digit, slice]`: `2^(d z + c k)`, times `64 delta` with a plan
 # idle          dynamic: what a read without a one among its inputs adds, `[group, array, digit]`
 # flush         dynamic: before which arrays sums move from 16 bits into 32, `[group, array]`
 # constant      what every output of a group gets besides
-Adc = namedtuple("Adc", "exact forms limits codes table_ones relative quiet delta unit q_max factors idle flush constant")
+Adc = namedtuple("Adc", "forms limits codes table_ones relative quiet q_max factors idle flush constant")
 SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)  # of a form: those of `fixed_point`; dynamic: u_a, u_b - u_a
 FORM = 7  # fields of a form
 CLIP_LOW, CLIP_HIGH, Q_MIN, Q_MAX = range(4)  # the u beyond which all codes are the lowest or highest; these codes
@@ -42,24 +39,24 @@ CENTRE = 64  # of a table of codes
 LAST_CENTRE = 192  # `P - centre + LAST_CENTRE` must not be negative
 
 
-def _formula(layer, shape):
-    """An ADC that is nothing but its formula, with room for forms of this `shape`."""
+def _without_forms(layer, shape):
+    """An ADC with room for forms of this `shape`."""
     digits, slices = shape[2:]
     kinds = list(np.ndindex(digits, slices))
-    limits, delta = np.zeros((digits, slices, LIMITS), np.int64), np.ones((digits, slices))
+    limits = np.zeros((digits, slices, LIMITS), np.int64)
     factors = np.zeros((digits, slices), np.int64)
     dynamic = layer.spec.adc_range == "dynamic"
     for z, k in kinds:
         factors[z, k] = 1 << layer.spec.dac_bits * z + layer.spec.cell_bits * k
         if not dynamic:
-            delta[z, k], q_min, bits = layer.converter(z, k)
+            _, q_min, bits = layer.converter(z, k)
             limits[z, k, Q_MIN:] = q_min, q_min + 2**bits - 1
             factors[z, k] *= layer.multiplier(z, k)
     codes = aligned(len(kinds) * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
     return Adc(
-        exact=True, forms=np.zeros((*shape, FORM), np.int64), limits=limits, codes=codes,
-        table_ones=np.full(digits, -1, np.int64), relative=False, quiet=np.zeros((digits, 2), np.int64), delta=delta,
-        unit=layer.spec.unit, q_max=2**layer.spec.adc_bits - 1 if dynamic else 0, factors=factors,
+        forms=np.zeros((*shape, FORM), np.int64), limits=limits, codes=codes,
+        table_ones=np.full(digits, -1, np.int64), relative=False, quiet=np.zeros((digits, 2), np.int64),
+        q_max=2**layer.spec.adc_bits - 1 if dynamic else 0, factors=factors,
         idle=np.zeros(shape[:3], np.int64), flush=np.zeros(shape[:2], np.bool_),
         constant=np.zeros(layer.geometry.groups, np.int64))
 
@@ -76,26 +73,31 @@ def fits(layer: MappedLayer) -> bool:
 StaticForm = namedtuple("StaticForm", "form clip largest silent")
 
 
-def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None]:
-    """The ADC of a layer whose ranges are fixed ("calibrated", "full"); for other layers the formula alone.
+def no_adc(layer: MappedLayer) -> Adc:
+    """What passes over the reads take that convert none."""
+    return _without_forms(layer, (1, 1, len(layer.spec.digit_bits), len(layer.spec.slice_bits)))
 
-    Returns: the ADC; where it is `relative`, the integer convolution that is the sum of all u, else None.
+
+def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | None:
+    """The ADC of a layer whose ranges are fixed ("calibrated", "full").
+
+    Returns: the ADC and, where it is `relative`, the integer convolution that is the sum of all u; None where 16 bits do not hold
+        a read or the sums of codes, or do not give the ADC's codes for every possible read.
     """
-    spec = layer.spec
-    table = _formula(layer, (1, 1, len(spec.digit_bits), len(spec.slice_bits)))
-    if spec.adc_range not in ("calibrated", "full") or not fits(layer) or accumulator_dtype(layer) != torch.int32:
-        return table, None
-    silent = np.zeros((*table.delta.shape, 2), np.int64)
-    for z, k in np.ndindex(*table.delta.shape):
+    spec, table = layer.spec, no_adc(layer)
+    if not fits(layer) or accumulator_dtype(layer) != torch.int32:
+        return None
+    silent = np.zeros((*table.limits.shape[:2], 2), np.int64)
+    for z, k in np.ndindex(*table.limits.shape[:2]):
         adc_of_kind = layer.converter(z, k)
         form = _static_form(*layer.u_range(k), spec.unit, *adc_of_kind)
         if form is None or len(layer.arrays) * form.largest >= 2**15:
-            return table, None
+            return None
         table.forms[0, 0, z, k, :LOW] = form.form
         table.limits[z, k, :Q_MIN] = form.clip
         silent[z, k] = form.silent if adc_of_kind.bits else ALL
     table.quiet[:, 0], table.quiet[:, 1] = silent[..., 0].max(axis=1), silent[..., 1].min(axis=1)
-    table, convolution = _relative(layer, table._replace(exact=False))
+    table, convolution = _relative(layer, table)
     if has_byte_tables():
         for z in range(len(spec.digit_bits)):
             ones = []
@@ -176,21 +178,22 @@ def code_table(layer: MappedLayer, z: int, k: int, relative: bool) -> tuple[np.n
 # ---- ranges of the batch --------------------------------------------------------------------------------------------
 
 
-def dynamic_adc(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Adc:
-    """The ADC whose ranges are the smallest and largest u of the batch, low and high int64 `[group, array, digit, slice]`."""
+def dynamic_adc(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Adc | None:
+    """The ADC whose ranges are the smallest and largest u of the batch, low and high int64 `[group, array, digit, slice]`; None
+    where 16 bits do not do, as in `static_adc`."""
     spec, span = layer.spec, high - low
     place = spec.dac_bits * np.arange(low.shape[2])[:, None] + spec.cell_bits * np.arange(low.shape[3])  # of a read
-    table = _formula(layer, span.shape)
+    table = _without_forms(layer, span.shape)
     table.forms[..., LOW], table.forms[..., SPAN] = low, span
     table.idle[:] = (_dynamic_codes(-low, span, spec.adc_bits) * span << place).sum(axis=3)
     table.constant[:] = (low << place).sum(axis=(1, 2, 3)) << spec.adc_bits
     widest = int(span.max())
     if not fits(layer) or accumulator_dtype(layer) != torch.int32 or widest * table.q_max >= 2**16:
-        return table
+        return None
     spans, which = np.unique(span, return_inverse=True)
     forms = [_dynamic_form(int(d), spec.adc_bits) for d in spans]
     if None in forms:
-        return table
+        return None
     table.forms[..., :LOW] = np.array(forms)[which.reshape(span.shape)]
     step = 2 if spec.reference == "analog" else 1  # of u where P grows by one
     if has_byte_tables() and widest < 2 * CENTRE * step - 1 and spec.adc_bits <= 8:
@@ -201,7 +204,7 @@ def dynamic_adc(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Adc:
         table = table._replace(codes=codes)
         table.table_ones[:] = 255 // (2**spec.cell_bits - 1)
     table.flush[:] = _flushes(span * table.q_max)
-    return table._replace(exact=False)
+    return table
 
 
 @functools.cache

@@ -11,23 +11,24 @@ first of these that the read and the machine allow:
 - 16-bit arithmetic, 32 columns at a time (`fixed_point`).
 
 `converter` prepares these, `codes` applies them. Where 16 bits do not hold a read or the sums of codes, or do not give the
-ADC's codes for every possible read, the same loop (`kernel`) hands its bit planes to the ADC's formula one column at a time
-(`exact`).
+ADC's codes for every possible read, the layer is run as cells on a grid are (`cells`): by sums of rows in place of bit planes.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numba
 import numpy as np
 import torch
 
+from ...cells import Cells
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from . import elementwise, kernel
+from . import cells, elementwise, kernel
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
-from .converter import dynamic_adc, fits, static_adc
+from .converter import dynamic_adc, fits, no_adc, static_adc
 from .integer import IntegerConvolution
 from .layout import plan
 from .output import ToCodes
@@ -36,22 +37,22 @@ from .simd import set_threads
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
-    if layer.cells is not None:
-        return "cells on a grid"
+    if layer.cells is not None and not cells.fits(layer):
+        return "cells too far from their levels for sums of 16 bits"
     return None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}"
 
 
-def prepare(layer: MappedLayer) -> _Prepared:
+def prepare(layer: MappedLayer) -> _Prepared | cells.Prepared:
     """What does not depend on the input; made when first needed."""
-    return _Prepared(layer)
+    return _Prepared(layer) if layer.cells is None else cells.Prepared(layer)
 
 
-def accumulate(prepared: _Prepared, a_codes: torch.Tensor) -> torch.Tensor:
+def accumulate(prepared: _Prepared | cells.Prepared, a_codes: torch.Tensor) -> torch.Tensor:
     """The layer's accumulators, int32 or int64 `[G, N, H', W', out]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
-    return _simulate(prepared, a_codes)
+    return prepared.simulate(a_codes)
 
 
-def scaled(prepared: _Prepared, a_codes: torch.Tensor, values: list[float], scale: torch.Tensor, offset: torch.Tensor,
+def scaled(prepared: _Prepared | cells.Prepared, a_codes: torch.Tensor, values: list[float], scale: torch.Tensor, offset: torch.Tensor,
            to_codes: ToCodes | None = None) -> torch.Tensor:
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
@@ -59,46 +60,16 @@ def scaled(prepared: _Prepared, a_codes: torch.Tensor, values: list[float], scal
         return elementwise.scaled(prepared.convolution.sums(a_codes), scale, offset, to_codes)
     scaling = {"values": np.array(values), "scale": scale.numpy(), "offset": offset.numpy()}
     if to_codes is None:
-        return _simulate(prepared, a_codes, **scaling).view(torch.float32)[0]
+        return prepared.simulate(a_codes, **scaling).view(torch.float32)[0]
     size = prepared.layer.geometry.output_size(*a_codes.shape[1:3], prepared.layer.kernel)
     codes = torch.empty(len(a_codes), *size, len(prepared.layer.w_codes), dtype=torch.uint8)
-    _simulate(prepared, a_codes, next_codes=codes.numpy(), to_codes=to_codes, **scaling)
+    prepared.simulate(a_codes, next_codes=codes.numpy(), to_codes=to_codes, **scaling)
     return codes
 
 
-def histogram(prepared: _Prepared, a_codes: torch.Tensor) -> torch.Tensor:
+def histogram(prepared: _Prepared | cells.Prepared, a_codes: torch.Tensor) -> torch.Tensor:
     """Counts of the read values, int64 `[digits, slices, u]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
-    layer, reads = prepared.layer, prepared.counting
-    low, high = layer.u_span
-    set_threads()
-    table = reads.static._replace(exact=layer.largest_sum >= MOST_LEAVES)
-    parts = 1 if table.exact else 8
-    bins = high - low + 1
-    counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), reads.shape.slices, bins, parts), np.int64)
-    reads.run(table, a_codes, HISTOGRAM, counts=counts, u_min=low)
-    return torch.from_numpy(counts.sum(axis=(0, 4)))
-
-
-def _simulate(prepared, a_codes, **scaling):
-    """Accumulators; with `scaling` (values, scale, offset) `[1, ...]`, the bits of what `engines.scaled` returns; with
-    `next_codes` `[0, ...]`, as results are written there."""
-    layer = prepared.layer
-    if layer.spec.adc_range == "ideal":
-        return prepared.convolution(a_codes)[None]
-    set_threads()  # before anything is sized by their number
-    reads = prepared.reads
-    if reads.static.relative:
-        out = reads.convolution.sums(a_codes)[None]
-    else:
-        size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-        dtype = torch.int32 if scaling else accumulator_dtype(layer)
-        results = 0 if "next_codes" in scaling else 1 if scaling else reads.shape.steps
-        out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
-    if layer.spec.adc_range == "dynamic":
-        reads.run(dynamic_adc(layer, *reads.ranges(a_codes)), a_codes, DYNAMIC, out=out.numpy(), **scaling)
-    else:
-        reads.run(reads.static, a_codes, STATIC, out=out.numpy(), **scaling)
-    return out if out.dtype == torch.int64 else out.view(torch.int32)
+    return prepared.histogram(a_codes)
 
 
 class _Prepared:
@@ -120,6 +91,47 @@ class _Prepared:
     def convolution(self):
         return IntegerConvolution(self.layer)
 
+    @functools.cached_property
+    def on_grid(self):
+        """The same layer by sums of rows, where 16 bits do not do: its ideal cells on a grid of its u."""
+        layer, spec = self.layer, self.layer.spec
+        w_rows, scale = layer.w_rows.int(), round(1 / spec.unit)
+        values = torch.stack([scale * ((w_rows >> (spec.cell_bits * k)) & (2**bits - 1)) for k, bits in enumerate(spec.slice_bits)])
+        reference = torch.tensor(layer.reference_twice, dtype=torch.int32).view(-1, 1, 1).expand(values.shape[:3]).contiguous()
+        return cells.Prepared(replace(layer, cells=Cells(values, reference, scale - 1)), accumulator_dtype(layer))
+
+    def simulate(self, a_codes, **scaling):
+        """Accumulators; with `scaling` (values, scale, offset) `[1, ...]`, the bits of what `engines.scaled` returns; with
+        `next_codes` `[0, ...]`, as results are written there."""
+        layer = self.layer
+        if layer.spec.adc_range == "ideal":
+            return self.convolution(a_codes)[None]
+        set_threads()  # before anything is sized by their number
+        reads = self.reads
+        adc = reads.adc(a_codes)
+        if adc is None:
+            return self.on_grid.simulate(a_codes, **scaling)
+        if adc.relative:
+            out = reads.convolution.sums(a_codes)[None]
+        else:
+            size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
+            dtype = torch.int32 if scaling else accumulator_dtype(layer)
+            results = 0 if "next_codes" in scaling else 1 if scaling else reads.shape.steps
+            out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
+        reads.run(adc, a_codes, DYNAMIC if layer.spec.adc_range == "dynamic" else STATIC, out=out.numpy(), **scaling)
+        return out if out.dtype == torch.int64 else out.view(torch.int32)
+
+    def histogram(self, a_codes):
+        """Counts of the read values, int64 `[digits, slices, u]`."""
+        layer = self.layer
+        if layer.largest_sum >= MOST_LEAVES:
+            return self.on_grid.histogram(a_codes, layer.u_span)
+        reads, (low, high) = self.counting, layer.u_span
+        set_threads()
+        counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), reads.shape.slices, high - low + 1, 8), np.int64)
+        reads.run(no_adc(layer), a_codes, HISTOGRAM, counts=counts, u_min=low)
+        return torch.from_numpy(counts.sum(axis=(0, 4)))
+
 
 class _Reads:
     """The bit planes of a layer's weights and the forms of its ADC; `convolution`: see `static_adc`."""
@@ -127,16 +139,23 @@ class _Reads:
     def __init__(self, layer, side_by_side=True):
         self.layer = layer
         self.shape, self.plan = plan(layer, side_by_side)
-        self.static, self.convolution = static_adc(layer)
+        fixed = layer.spec.adc_range in ("calibrated", "full")
+        self.static, self.convolution = fixed and static_adc(layer) or (None, None)
+
+    def adc(self, a_codes):
+        """The ADC for these inputs, or None where 16 bits do not do."""
+        if self.layer.spec.adc_range != "dynamic":
+            return self.static
+        return dynamic_adc(self.layer, *self._ranges(a_codes)) if fits(self.layer) else None
 
     def run(self, table, a_codes, op, **target):
         size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
         kernel.run(self.shape, self.plan, table, a_codes, size, op, **target)
 
-    def ranges(self, a_codes):
+    def _ranges(self, a_codes):
         """Smallest and largest `u` of each (group, array, digit, slice) in the batch."""
         shape = (*self.plan.array_base.shape, len(self.layer.spec.digit_bits), self.shape.slices)
         extremes = np.empty((numba.get_num_threads(), *shape, 2), np.int64)
         extremes[..., 0], extremes[..., 1] = 2**62, -2**62
-        self.run(self.static._replace(exact=not fits(self.layer)), a_codes, RANGES, extremes=extremes)
+        self.run(no_adc(self.layer), a_codes, RANGES, extremes=extremes)
         return extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)

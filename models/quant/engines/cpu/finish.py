@@ -12,7 +12,8 @@ from .simd import (LANES, bits_of_float32, float32_at, float64_at, int32_at, int
 # place     its first channel in `[N, H', W', out]`; channel: that channel's number
 # constant  what each of its accumulators gets besides the codes
 # added     whether anything was added to the sums
-Pixel = namedtuple("Pixel", "place channel constant added")
+# sums      the first of its accumulators
+Pixel = namedtuple("Pixel", "place channel constant added sums")
 
 
 @njit(forceinline=True)
@@ -45,7 +46,7 @@ def finish_pixel(shape, at, pixel):
 @njit(forceinline=True)
 def _put_step(shape, at, pixel, step):
     """The accumulators of one ADC step to `at.step`, as 64-bit integers."""
-    lane = step * shape.slice_vectors * LANES
+    lane = pixel.sums + step * shape.slice_vectors * LANES
     if at.exact:
         for c in range(shape.out_channels):
             put_int64(at.step, c, int64_at(at.exact_acc, lane + c) + pixel.constant)

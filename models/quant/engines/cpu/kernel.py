@@ -2,7 +2,7 @@
 
 Nothing is stored but the sums of ADC codes of one output pixel, 16 bits a column and digit, added up in 32 bits before
 they could pass 16 and when the pixel is done. What is done with a block of reads is in `codes`, `extremes`, `histogram` and
-`exact`, what becomes of the pixel in `finish`.
+what becomes of the pixel in `finish`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from .cache import SOURCES
 from .codes import add_dynamic, add_static, converted_runs, shift_add
 from .converter import Adc
 from .counts import any_outside, count
-from .exact import add_exact
 from .extremes import join_extremes, keep_extremes, spread_extremes
 from .finish import Pixel, finish_pixel
 from .histogram import count_values
@@ -93,7 +92,7 @@ def _band(shape, plan, adc, target, to_codes, codes, image, first, last, height,
     """All output pixels of one image in rows first..last - 1."""
     op = literally(op)
     source = Source(codes.shape[1], codes.shape[2], rows_to_keep(shape))
-    leaves = MOST_LEAVES if op == HISTOGRAM and not adc.exact else 1
+    leaves = MOST_LEAVES if op == HISTOGRAM else 1
     buffers = new_buffers(shape, source.kept * source.width, len(plan.intervals), leaves)
     thread = numba.get_thread_id() if op == HISTOGRAM or op == RANGES else 0
     at = addresses(shape, plan, adc, target, to_codes, buffers, thread, op)
@@ -111,12 +110,12 @@ def _band(shape, plan, adc, target, to_codes, codes, image, first, last, height,
                     _clear_sums(shape, at)
                 added, idle = _reads_of_pixel(shape, at, source, group, y, x, op)
                 if op == STATIC or op == DYNAMIC:
-                    if added and not at.exact:
+                    if added:
                         shift_add(shape, at, op)
                     channel = group * shape.out_channels
                     place = ((image * height + y) * width + x) * shape.groups * shape.out_channels + channel
-                    finish_pixel(shape, at, Pixel(place, channel, int64_at(at.constant, group) + idle, added))
-        if op == RANGES and not at.exact:
+                    finish_pixel(shape, at, Pixel(place, channel, int64_at(at.constant, group) + idle, added, 0))
+        if op == RANGES:
             join_extremes(target.extremes[thread, group], buffers)
     keep_alive(buffers)
 
@@ -133,11 +132,8 @@ def _set_quiet(adc, quiet, op):
 @njit(forceinline=True)
 def _clear_sums(shape, at):
     """Zero the 16-bit sums and the accumulators before a pixel."""
-    if at.exact:
-        _clear(at.exact_acc, 4 * shape.steps * shape.slice_vectors)
-    else:
-        _clear(at.sums, shape.digits * shape.blocks * BLOCK // LANES)
-        _clear(at.acc, 2 * shape.steps * shape.slice_vectors)
+    _clear(at.sums, shape.digits * shape.blocks * BLOCK // LANES)
+    _clear(at.acc, 2 * shape.steps * shape.slice_vectors)
 
 
 @njit(forceinline=True)
@@ -155,7 +151,7 @@ def _reads_of_pixel(shape, at, source, group, y, x, op):
     op = literally(op)
     added, idle = not at.relative, 0
     for t in range(shape.arrays):
-        active_rows(shape, at, source, t, y, x)
+        active_rows(shape, at, source, t, y, x, 0)
         if op == DYNAMIC and uint8_at(at.flush, group * shape.arrays + t):
             shift_add(shape, at, op)
             _clear(at.sums, shape.digits * shape.blocks * BLOCK // LANES)
@@ -203,9 +199,7 @@ def _blocks_of_read(shape, at, read, op):
         if op == STATIC and not _any_converted(shape, at, read, block):
             continue
         count(shape, at, read, block)
-        if at.exact:
-            add_exact(shape, at, read, block, op)
-        elif op == HISTOGRAM:
+        if op == HISTOGRAM:
             count_values(shape, at, read, block)
         elif not at.look or _any_loud(shape, at, read):
             if op == RANGES:

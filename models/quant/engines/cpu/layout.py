@@ -70,7 +70,7 @@ def plan(layer: MappedLayer, side_by_side: bool) -> tuple[Shape, Plan]:
     passes = spec.cell_bits // packed
     blocks = -(-slices * slice_vectors * LANES // BLOCK)
 
-    intervals, segments = _segments(layer)
+    intervals, segments = segments_of(layer)
     slot = np.cumsum([0] + [last - first + TURN for first, last in intervals])
     rows = np.array([stop - start for start, stop in layer.arrays], np.int64)
     pass_stride = (rows + 1) * blocks * LANES
@@ -107,7 +107,7 @@ def plan(layer: MappedLayer, side_by_side: bool) -> tuple[Shape, Plan]:
     return shape, tables
 
 
-def _segments(layer):
+def segments_of(layer):
     """The channel intervals of a layer, each once, and the segments of every array."""
     (_, kw), (dy, dx), channels = layer.kernel, layer.geometry.dilation, layer.group_channels
     intervals, segments = {}, []

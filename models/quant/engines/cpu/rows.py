@@ -86,15 +86,15 @@ def _end_list(at, end):
 
 
 @njit(forceinline=True)
-def active_rows(shape, at, source, t, y, x):
+def active_rows(shape, at, source, t, y, x, spare):
     """For each input bit: where the list of active rows of array `t` under output pixel (y, x) begins (`at.row_at`), and its
     length (`at.row_count`).
 
-    An array of one segment uses the pixel's list as it is; the lists of several are joined behind all others.
+    An array of one segment uses the pixel's list as it is; the lists of several are joined behind all others, in place `spare`.
     """
     begin, end = int64_at(at.segment_start, t), int64_at(at.segment_start, t + 1)
     several = end - begin > 1
-    behind = source.kept * source.width * shape.input_bits * shape.slots
+    behind = (source.kept * source.width + spare) * shape.input_bits * shape.slots
     for i in range(shape.input_bits):
         put_int64(at.row_count, i, 0)
         if several:

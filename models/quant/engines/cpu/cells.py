@@ -1,0 +1,98 @@
+"""CPU engine for cells on a grid: a layer's cells laid out in tiles (`cells_plan`) and the passes over them (`cells_kernel`)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ...mapping import MappedLayer
+from .. import accumulator_dtype
+from ..reference import integer_convolution
+from . import cells_kernel
+from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
+from .cells_plan import TILE, Forms, dynamic_forms, fits, plan, static_forms
+from .simd import set_threads
+
+__all__ = ["Prepared", "fits"]
+ROW = 64  # pixels of one row, where a layer is a matrix product: so many use a tile of cells while it is in the cache
+
+
+class Prepared:
+    """A layer with cells on a grid, as `engine` asks for it; parts are made when first needed.
+
+    Args: dtype, of the accumulators, where it is not that of this layer.
+    """
+
+    def __init__(self, layer: MappedLayer, dtype: torch.dtype | None = None) -> None:
+        self.layer, self.dtype = layer, dtype or accumulator_dtype(layer)
+
+    @functools.cached_property
+    def _plan(self):
+        return plan(self.layer)
+
+    @functools.cached_property
+    def _static(self):
+        return static_forms(self.layer)
+
+    @property
+    def convolution(self) -> Prepared:
+        """`sum_t sum_z sum_k 2^(d z + c k) u`, without an ADC."""
+        return self
+
+    def sums(self, a_codes: torch.Tensor) -> torch.Tensor:
+        """Those sums, integers `[N, H', W', out]`."""
+        return integer_convolution(self.layer, a_codes)
+
+    def simulate(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
+        """Accumulators, or what `scaling` makes of them; see `engine._Prepared.simulate`."""
+        layer = self.layer
+        if layer.spec.adc_range == "ideal":
+            return self.sums(a_codes)[None]
+        set_threads()
+        dynamic = layer.spec.adc_range == "dynamic"
+        forms = dynamic_forms(layer, *self._ranges(a_codes)) if dynamic else self._static
+        size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
+        results = 0 if "next_codes" in scaling else 1 if scaling else self._plan[0].steps
+        dtype = torch.int32 if scaling else self.dtype
+        out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
+        self._run(forms, a_codes, DYNAMIC if dynamic else STATIC, out=out.numpy(), **scaling)
+        return out
+
+    def histogram(self, a_codes: torch.Tensor, span: tuple[int, int] | None = None) -> torch.Tensor:
+        """Counts of the read values, int64 `[digits, slices, u]`, u from the first to the last of `span`; see `engines`."""
+        set_threads()
+        (low, high), spec = span or self.layer.u_span, self.layer.spec
+        counts = np.zeros((numba.get_num_threads(), len(spec.digit_bits), len(spec.slice_bits), high - low + 1), np.int64)
+        self._run(_NO_FORMS, a_codes, HISTOGRAM, counts=counts, u_min=low)
+        return torch.from_numpy(counts.sum(axis=0))
+
+    def _ranges(self, a_codes):
+        """Smallest and largest u of each `[group, array, digit, slice]` in the batch."""
+        shape = self._plan[0]
+        parts = shape.groups, shape.arrays, shape.digits, shape.slices, shape.tiles
+        extremes = np.empty((numba.get_num_threads(), *parts, 2, TILE), np.int32)
+        extremes[..., 0, :], extremes[..., 1, :] = 2**31 - 1, -2**31
+        self._run(_NO_FORMS, a_codes, RANGES, extremes=extremes)
+        return extremes[..., 0, :].min((0, 5, 6)).astype(np.int64), extremes[..., 1, :].max((0, 5, 6)).astype(np.int64)
+
+    def _run(self, forms: Forms, a_codes, op, **target):
+        shape, tables = self._plan
+        layer, size = self.layer, self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
+        pixels = len(a_codes) * math.prod(size)
+        geometry = layer.geometry
+        if layer.kernel == (1, 1) and geometry.stride == (1, 1) and not any(geometry.padding):
+            width = max(1, min(ROW, -(-pixels // numba.get_num_threads())))
+            rows = -(-pixels // width)
+            a_codes = F.pad(a_codes.reshape(pixels, -1), (0, 0, 0, rows * width - pixels)).view(rows, 1, width, -1)
+            size = 1, width
+        cells_kernel.run(shape, tables, forms, a_codes, size, pixels, op, **target)
+
+
+_NO_FORMS = Forms(np.zeros((1, 1, 1, 1), np.float32), np.zeros((1, 1, 1, 1)), False, False, np.zeros((1, 1, 1), np.int64),
+                  np.zeros(1, np.int64))

@@ -1,0 +1,288 @@
+"""The loop over a layer whose cells lie on a grid: sums of 16-bit rows over the active rows only, tile by tile.
+
+Threads take images or bands of rows. For an output row: arrays, slices, tiles of columns, pixels, digits. The cells of one array
+and tile stay in the first-level cache while the pixels pass; a read is converted in registers, the codes of all digits of a pixel
+are added there too, and what is stored is their sum.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import numba
+import numpy as np
+import torch
+from numba import literally, njit, prange
+
+from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
+from .cache import SOURCES
+from .cells_plan import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, TILE, UNIT, UNROLL, Forms, Plan, Shape
+from .finish import Pixel, finish_pixel
+from .output import NOT_TO_CODES, ToCodes
+from .rows import Source, active_rows, list_rows_under, rows_to_keep
+from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, load, put_int64, splat, uint32_at
+from .wide import (add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, code_f32, code_f64_of_f32, code_of_quotient_f32,
+                   code_of_quotient_f64, full_f32, full_f64, larger, load_ints, no_ints, shifted_up, smaller, store_ints, widened)
+
+STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
+
+# Where results go; see `buffers.Target`. extremes: int32 `[thread, group, array, digit, slice, tile, 2, column]`;
+# counts: int64 `[thread, digit, slice, u - u_min]`.
+Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts u_min")
+
+# Addresses of the arrays of `Plan`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.Addresses`.
+# pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of an output row
+# reads                           u of one tile
+Addresses = namedtuple("Addresses", """
+    weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
+    singles doubles divide low constant
+    exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
+    extremes counts u_min bins
+    lists ones row_at row_count pixel_row_at pixel_row_count acc exact_acc step total reads""")
+
+Buffers = namedtuple("Buffers", "lists ones row_at row_count pixel_row_at pixel_row_count acc exact_acc step total reads")
+
+
+def run(shape: Shape, plan: Plan, forms: Forms, a_codes: torch.Tensor, size: tuple[int, int], pixels: int, op: int, *,
+        out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
+        offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None,
+        extremes: np.ndarray | None = None, counts: np.ndarray | None = None, u_min: int = 0) -> None:
+    """Do `op` with every read of a layer, as `kernel.run`.
+
+    Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; pixels, how many of the N H' W' output pixels there are.
+    """
+    target = Target(
+        out=np.empty((0,) * 5, np.int32) if out is None else out.view(np.int32),
+        wide=out is not None and out.dtype == np.int64, values=np.empty(0) if values is None else values,
+        scale=np.empty(0, np.float32) if scale is None else scale, offset=np.empty(0, np.float32) if offset is None else offset,
+        next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
+        extremes=np.empty((0,) * 8, np.int32) if extremes is None else extremes,
+        counts=np.empty((0,) * 4, np.int64) if counts is None else counts, u_min=u_min)
+    bands = min(size[0], max(1, 8 * numba.get_num_threads() // max(len(a_codes), 1)))
+    _layers[STATIC_BROAD if op == STATIC and forms.broad else op](
+        shape, plan, forms, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, pixels, bands)
+
+
+def _compiled(op):
+    def layer(shape, plan, forms, target, to_codes, codes, height, width, pixels, bands, sources=SOURCES):
+        for item in prange(len(codes) * bands):
+            image, band = item // bands, item % bands
+            _band(shape, plan, forms, target, to_codes, codes, image, height * band // bands, height * (band + 1) // bands,
+                  height, width, pixels, op)
+
+    layer.__qualname__ = f"cells_layer_{op}"  # names its files in Numba's cache
+    return njit(cache=True, parallel=True)(layer)
+
+
+@njit
+def _band(shape, plan, forms, target, to_codes, codes, image, first, last, height, width, pixels, op):
+    """All output pixels of one image in rows first..last - 1."""
+    op = literally(op)
+    source = Source(codes.shape[1], codes.shape[2], rows_to_keep(shape))
+    buffers = _new_buffers(shape, source.kept * source.width, len(plan.intervals), width, op)
+    at = _addresses(shape, plan, forms, target, to_codes, buffers, numba.get_thread_id(), op)
+    for group in range(shape.groups):
+        group_codes = codes.ctypes.data + (image * source.height * source.width * shape.groups + group) * shape.channels
+        listed = 0
+        for y in range(first, last):
+            listed = list_rows_under(shape, at, source, group_codes, y, listed)
+            start = (image * height + y) * width
+            count = min(width, pixels - start)
+            if op != RANGES and op != HISTOGRAM:
+                buffers.acc[:] = 0
+                buffers.exact_acc[:] = 0
+            _reads_of_row(shape, at, source, group, y, count, op)
+            if op != RANGES and op != HISTOGRAM:
+                for x in range(count):
+                    channel = group * shape.out_channels
+                    place = (start + x) * shape.groups * shape.out_channels + channel
+                    sums = x * shape.steps * shape.slice_vectors * LANES
+                    finish_pixel(shape, at, Pixel(place, channel, int64_at(at.constant, group), True, sums))
+    _keep_alive(buffers)
+
+
+@njit(forceinline=True)
+def _reads_of_row(shape, at, source, group, y, count, op):
+    """Do `op` with all reads of the first `count` output pixels of row `y`."""
+    op = literally(op)
+    for t in range(shape.arrays):
+        for x in range(count):
+            active_rows(shape, at, source, t, y, x, x)
+            for i in range(shape.input_bits):
+                put_int64(at.pixel_row_at, x * shape.input_bits + i, int64_at(at.row_at, i))
+                put_int64(at.pixel_row_count, x * shape.input_bits + i, int64_at(at.row_count, i))
+        array = group * shape.arrays + t
+        for k in range(shape.slices):
+            for tile in range(shape.tiles):
+                weights = at.weights + 2 * (int64_at(at.array_base, array)
+                                            + (k * shape.tiles + tile) * int64_at(at.tile_stride, t))
+                for x in range(count):
+                    if op == RANGES:
+                        _keep_extremes(shape, at, weights, array, k, tile, x)
+                    elif op == HISTOGRAM:
+                        _count_values(shape, at, weights, k, tile, x)
+                    elif op == STATIC:
+                        _add_codes(shape, at, weights, k, tile, x)
+                    else:
+                        _add_broad_codes(shape, at, weights, array, k, tile, x, op)
+
+
+@njit(forceinline=True)
+def _is_idle(shape, at, x, z):
+    """Whether digit `z` of pixel `x` has no active row."""
+    for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
+        if int64_at(at.pixel_row_count, x * shape.input_bits + i):
+            return False
+    return True
+
+
+@njit(forceinline=True)
+def _read(shape, at, weights, x, z):
+    """u of the two vectors of a tile: sums of 16 bits over as many rows as they hold, added in 32 bits."""
+    u0 = u1 = no_ints(0)
+    first_bit = int64_at(at.digit_start, z)
+    for i in range(first_bit, int64_at(at.digit_start, z + 1)):
+        r = int64_at(at.pixel_row_at, x * shape.input_bits + i)
+        end = r + int64_at(at.pixel_row_count, x * shape.input_bits + i)
+        while r < end:
+            stop = min(end, r + shape.chunk)
+            s0 = s1 = splat(0)
+            while r < stop:  # beyond the end of a list stand rows of zeros
+                a, b = uint32_at(at.lists, r), uint32_at(at.lists, r + 1)
+                c, d = uint32_at(at.lists, r + 2), uint32_at(at.lists, r + 3)
+                s0 = s0 + ((load(weights, a) + load(weights, b)) + (load(weights, c) + load(weights, d)))
+                s1 = s1 + ((load(weights, a + LANES) + load(weights, b + LANES))
+                           + (load(weights, c + LANES) + load(weights, d + LANES)))
+                r += UNROLL
+            u0 = added(u0, shifted_up(widened(s0), i - first_bit))
+            u1 = added(u1, shifted_up(widened(s1), i - first_bit))
+    return u0, u1
+
+
+@njit(forceinline=True)
+def _sums(shape, at, k, tile, x):
+    """The first accumulator of a pixel's tile."""
+    step = int64_at(at.step_of_slice, k)
+    return (x * shape.steps + step) * shape.slice_vectors * LANES + tile * TILE
+
+
+@njit(forceinline=True)
+def _add_codes(shape, at, weights, k, tile, x):
+    """STATIC: ADC codes of all digits of one pixel, times their factors, to its accumulators; float32 holds them exactly."""
+    total0 = total1 = full_f32(np.float32(0))
+    for z in range(shape.digits):
+        form = at.singles + 4 * FORM * (z * shape.slices + k)
+        factor = float32_at(form, FACTOR)
+        if factor == 0 or _is_idle(shape, at, x, z):
+            continue
+        u0, u1 = _read(shape, at, weights, x, z)
+        low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
+        if at.divide:
+            unit, delta = float32_at(form, UNIT), float32_at(form, DELTA)
+            q0 = code_of_quotient_f32(u0, unit, delta, low, high)
+            q1 = code_of_quotient_f32(u1, unit, delta, low, high)
+        else:
+            scale = float32_at(form, SCALE)
+            q0, q1 = code_f32(u0, scale, low, high), code_f32(u1, scale, low, high)
+        total0, total1 = add_product_f32(total0, q0, factor), add_product_f32(total1, q1, factor)
+    place = _sums(shape, at, k, tile, x)
+    add_to_int32(at.acc, place, total0)
+    add_to_int32(at.acc, place + LANES, total1)
+
+
+@njit(forceinline=True)
+def _add_broad_codes(shape, at, weights, array, k, tile, x, op):
+    """STATIC_BROAD and DYNAMIC: the same in float64, by the formula."""
+    total0 = total1 = full_f64(0.0)
+    for z in range(shape.digits):
+        entry = (array * shape.digits + z) * shape.slices + k if op == DYNAMIC else z * shape.slices + k
+        form, single = at.doubles + 8 * FORM * entry, at.singles + 4 * FORM * entry
+        factor = float64_at(form, FACTOR)
+        if factor == 0:
+            continue
+        u0, u1 = _read(shape, at, weights, x, z)
+        if op == DYNAMIC:
+            start = no_ints(-int64_at(at.low, entry))
+            delta, high = float32_at(single, DELTA), float32_at(single, HIGHEST)
+            q0, q1 = code_f64_of_f32(added(u0, start), delta, high), code_f64_of_f32(added(u1, start), delta, high)
+        else:
+            unit, delta = float64_at(form, UNIT), float64_at(form, DELTA)
+            low, high = float64_at(form, LOWEST), float64_at(form, HIGHEST)
+            q0 = code_of_quotient_f64(u0, unit, delta, low, high)
+            q1 = code_of_quotient_f64(u1, unit, delta, low, high)
+        total0, total1 = add_product_f64(total0, q0, factor), add_product_f64(total1, q1, factor)
+    place = _sums(shape, at, k, tile, x)
+    add_to_int64(at.exact_acc, place, total0)
+    add_to_int64(at.exact_acc, place + LANES, total1)
+
+
+@njit(forceinline=True)
+def _keep_extremes(shape, at, weights, array, k, tile, x):
+    for z in range(shape.digits):
+        u0, u1 = _read(shape, at, weights, x, z)
+        place = 2 * TILE * (((array * shape.digits + z) * shape.slices + k) * shape.tiles + tile)
+        store_ints(at.extremes, place, smaller(load_ints(at.extremes, place), u0))
+        store_ints(at.extremes, place + LANES, smaller(load_ints(at.extremes, place + LANES), u1))
+        store_ints(at.extremes, place + TILE, larger(load_ints(at.extremes, place + TILE), u0))
+        store_ints(at.extremes, place + TILE + LANES, larger(load_ints(at.extremes, place + TILE + LANES), u1))
+
+
+@njit(forceinline=True)
+def _count_values(shape, at, weights, k, tile, x):
+    columns = min(TILE, shape.out_channels - tile * TILE)
+    for z in range(shape.digits):
+        u0, u1 = _read(shape, at, weights, x, z)
+        store_ints(at.reads, 0, u0)
+        store_ints(at.reads, LANES, u1)
+        start = (z * shape.slices + k) * at.bins - at.u_min
+        for c in range(columns):
+            place = start + int32_at(at.reads, c)
+            put_int64(at.counts, place, int64_at(at.counts, place) + 1)
+
+
+@njit
+def _new_buffers(shape, pixels, n_intervals, width, op):
+    """`Buffers` for lists of so many input pixels and so many channel intervals, and an output row of so many pixels."""
+    places = pixels * shape.input_bits
+    sums = width * shape.steps * shape.slice_vectors * LANES
+    broad = op == STATIC_BROAD or op == DYNAMIC
+    narrow_sums, broad_sums = 0 if broad else sums, sums if broad else 0
+    return Buffers(
+        lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
+        row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
+        pixel_row_at=np.empty(width * shape.input_bits, np.int64), pixel_row_count=np.empty(width * shape.input_bits, np.int64),
+        acc=aligned(narrow_sums, np.empty(0, np.int32)), exact_acc=np.empty(broad_sums, np.int64),
+        step=np.empty(shape.slice_vectors * LANES, np.int64), total=np.empty(shape.slice_vectors * LANES),
+        reads=np.empty(TILE, np.int32))
+
+
+@njit
+def _addresses(shape, plan, forms, target, to_codes, buffers, thread, op):
+    words = 2 if target.wide else 1
+    exact = op == STATIC_BROAD or op == DYNAMIC
+    return Addresses(
+        weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, tile_stride=plan.tile_stride.ctypes.data,
+        segments=plan.segments.ctypes.data, segment_start=plan.segment_start.ctypes.data, intervals=plan.intervals.ctypes.data,
+        n_intervals=len(plan.intervals), digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
+        singles=forms.singles.ctypes.data, doubles=forms.doubles.ctypes.data, divide=forms.divide, low=forms.low.ctypes.data,
+        constant=forms.constant.ctypes.data,
+        exact=exact, relative=False, floats=False,
+        out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
+        scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
+        offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
+        gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
+        extremes=target.extremes.ctypes.data + thread * target.extremes.strides[0],
+        counts=target.counts.ctypes.data + thread * target.counts.strides[0], u_min=target.u_min, bins=target.counts.shape[3],
+        lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
+        row_count=buffers.row_count.ctypes.data, pixel_row_at=buffers.pixel_row_at.ctypes.data,
+        pixel_row_count=buffers.pixel_row_count.ctypes.data, acc=buffers.acc.ctypes.data,
+        exact_acc=buffers.exact_acc.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,
+        reads=buffers.reads.ctypes.data)
+
+
+@njit
+def _keep_alive(buffers):
+    """Numba frees an array after its last use, and does not see the uses by address."""
+
+
+_layers = {op: _compiled(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD)}

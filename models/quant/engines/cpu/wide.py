@@ -1,0 +1,152 @@
+"""Vectors of 32 lanes of 32-bit integers, float32 or float64 beside those of `simd`, for reads that 16 bits do not hold.
+
+Every operation is one IEEE operation a lane, so that results are those of NumPy and PyTorch bit for bit.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+from .simd import LANES, _broadcast, _pointer, vec
+
+_I32, _F32, _F64 = ir.IntType(32), ir.FloatType(), ir.DoubleType()
+
+
+def _vector_type(name, element):
+    class Type(types.Type):
+        def __init__(self):
+            super().__init__(name)
+
+    vector = ir.VectorType(element, LANES)
+
+    @register_model(Type)
+    class _Model(models.PrimitiveModel):
+        def __init__(self, manager, fe_type):
+            super().__init__(manager, fe_type, vector)
+
+    return Type(), vector
+
+
+ints, _INTS = _vector_type("Vec32xI32", _I32)
+floats, _FLOATS = _vector_type("Vec32xF32", _F32)
+doubles, _DOUBLES = _vector_type("Vec32xF64", _F64)
+
+
+def _operation(result, *arguments):
+    """An intrinsic of these types whose code is `build(builder, *values)`."""
+    def decorate(build):
+        def codegen(context, builder, sig, args):
+            return build(builder, *args)
+
+        if len(arguments) == 1:
+            @intrinsic
+            def call(typingctx, a):
+                return result(*arguments), codegen
+        elif len(arguments) == 2:
+            @intrinsic
+            def call(typingctx, a, b):
+                return result(*arguments), codegen
+        else:
+            @intrinsic
+            def call(typingctx, a, b, c):
+                return result(*arguments), codegen
+        return call
+    return decorate
+
+
+def _call(builder, name, vector, *values):
+    suffix = f"v{vector.count}f{32 if vector.element == _F32 else 64}"
+    function = builder.module.declare_intrinsic(f"llvm.{name}.{suffix}", (), ir.FunctionType(vector, [vector] * len(values)))
+    return builder.call(function, values)
+
+
+no_ints = _operation(ints, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I32), _INTS))  # all lanes that integer
+widened = _operation(ints, vec)(lambda b, x: b.sext(x, _INTS))
+added = _operation(ints, ints, ints)(lambda b, x, y: b.add(x, y))
+shifted_up = _operation(ints, ints, types.intp)(lambda b, x, n: b.shl(x, _broadcast(b, b.trunc(n, _I32), _INTS)))
+smaller = _operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))
+larger = _operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
+
+
+@intrinsic
+def load_ints(typingctx, address, offset):
+    """The vector that starts at element `offset` of the int32 array at `address`."""
+    def codegen(context, b, sig, args):
+        return b.load(_pointer(b, *args, _I32, LANES), align=4, typ=_INTS)
+    return ints(types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_ints(typingctx, address, offset, value):
+    """Write the vector that starts at element `offset` of the int32 array at `address`."""
+    def codegen(context, b, sig, args):
+        b.store(args[2], _pointer(b, args[0], args[1], _I32, LANES), align=4)
+        return context.get_dummy_value()
+    return types.void(types.intp, types.intp, ints), codegen
+
+
+def _kind(vector, numba_type, element):
+    """The operations of one floating-point type: (zeros, of ints, code by product, code by quotient, added product, add to memory)."""
+    scalar = types.float32 if element == _F32 else types.float64
+
+    @intrinsic
+    def full(typingctx, value):
+        """All lanes that number."""
+        return numba_type(scalar), lambda context, b, sig, args: _broadcast(b, args[0], vector)
+
+    @intrinsic
+    def code(typingctx, u, scale, low, high):
+        """`clip(rint(u scale), low, high)`, ties to even; scale, low and high, numbers."""
+        def codegen(context, b, sig, args):
+            scale, low, high = (_broadcast(b, value, vector) for value in args[1:])
+            return _clipped(b, b.fmul(b.sitofp(args[0], vector), scale), low, high, vector)
+        return numba_type(ints, scalar, scalar, scalar), codegen
+
+    @intrinsic
+    def code_of_quotient(typingctx, u, unit, delta, low, high):
+        """`clip(rint(u unit / delta), low, high)`, ties to even; the others are numbers."""
+        def codegen(context, b, sig, args):
+            unit, delta, low, high = (_broadcast(b, value, vector) for value in args[1:])
+            return _clipped(b, b.fdiv(b.fmul(b.sitofp(args[0], vector), unit), delta), low, high, vector)
+        return numba_type(ints, scalar, scalar, scalar, scalar), codegen
+
+    @intrinsic
+    def add_product(typingctx, total, x, factor):
+        """`total + x factor`; exact wherever it is used."""
+        def codegen(context, b, sig, args):
+            return _call(b, "fma", vector, args[1], _broadcast(b, args[2], vector), args[0])
+        return numba_type(numba_type, numba_type, scalar), codegen
+
+    wide = ir.IntType(32 if element == _F32 else 64)
+
+    @intrinsic
+    def add_to(typingctx, address, offset, x):
+        """Add whole numbers to the integers (int32, or int64 for float64) from element `offset` of the array at `address`."""
+        def codegen(context, b, sig, args):
+            pointer = _pointer(b, args[0], args[1], wide, LANES)
+            term = b.fptosi(args[2], ir.VectorType(wide, LANES))
+            b.store(b.add(b.load(pointer, align=4, typ=term.type), term), pointer, align=4)
+            return context.get_dummy_value()
+        return types.void(types.intp, types.intp, numba_type), codegen
+
+    return full, code, code_of_quotient, add_product, add_to
+
+
+def _clipped(b, x, low, high, vector):
+    return _call(b, "minnum", vector, _call(b, "maxnum", vector, _call(b, "rint", vector, x), low), high)
+
+
+full_f32, code_f32, code_of_quotient_f32, add_product_f32, add_to_int32 = _kind(_FLOATS, floats, _F32)
+full_f64, code_f64, code_of_quotient_f64, add_product_f64, add_to_int64 = _kind(_DOUBLES, doubles, _F64)
+
+
+@intrinsic
+def code_f64_of_f32(typingctx, u, delta, high):
+    """`clip(rint(u / delta), 0, high)` of float32 numbers, as float64."""
+    def codegen(context, b, sig, args):
+        delta, high = (_broadcast(b, value, _FLOATS) for value in args[1:])
+        quotient = b.fdiv(b.sitofp(args[0], _FLOATS), delta)
+        return b.fpext(_clipped(b, quotient, ir.Constant(_FLOATS, [0.0] * LANES), high, _FLOATS), _DOUBLES)
+    return doubles(ints, types.float32, types.float32), codegen
