@@ -24,7 +24,8 @@ from models.quant.cells import LARGEST_CELL, fraction_bits
 from models.quant.engines import reference as reference_engine
 from models.quant.spec import Geometry
 
-ENGINES_WITH_CELLS = ["reference", "triton"]
+ENGINES_WITH_CELLS = ["reference", "numba", "triton"]
+REFUSED = "cells too far from their levels for sums of 16 bits"  # by the CPU engine, of random cells that no device makes
 if importlib.util.find_spec("triton"):
     interpreter.load()  # before any test imports it
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,8 +45,10 @@ def device_of(engine):
 
 
 def fits(engine, case, most=80):
-    """Triton's interpreter takes long for many dot products."""
+    """Whether the engine runs these cells; and Triton's interpreter takes long for many dot products."""
     spec, layer = case.spec, case.layer()
+    if engines.name_of(engine) == "numba":
+        return engine.unsupported(layer, device_of(engine)) != REFUSED
     blocks = sum(-(-(stop - start) // 128) for start, stop in layer.arrays)
     return engines.name_of(engine) != "triton" or interpreter.GPU or (
         2 * blocks * len(spec.digit_bits) * len(spec.slice_bits) * case.geometry.groups * (1 + (spec.dac_bits > 7)) <= most)
@@ -74,14 +77,6 @@ def check_histogram(engine, case):
     assert found.dtype == torch.int64
     assert_same(found.cpu().numpy(), oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice,
                                                       case.cells))
-
-
-def test_engines_without_cells_say_so():
-    layer = layer_case(CrossbarSpec()).layer()
-    for name in ("numba", "triton"):
-        if name in ENGINES_WITH_CELLS or importlib.util.find_spec(name) is None:
-            continue
-        assert engines.load(name).unsupported(layer, torch.device("cpu")) == "cells on a grid"
 
 
 @given(case=grid_cases(adc_ranges=["calibrated", "full"]))
@@ -168,7 +163,10 @@ def test_cells_at_the_end_of_the_grid(engine, adc_range, reference, dac_bits):
     values[..., 0], line[..., :100], case.a_codes[0] = LARGEST_CELL - 1, 1 - LARGEST_CELL, 255
     case.cells, case.delta = (values, line, 4), [2.0**16 + 0.5]
     assert dac_bits == 1 or max(-case.layer().u_span[0], case.layer().u_span[1]) > 2**31
-    check(engine, case)
+    if engines.name_of(engine) == "numba":
+        assert engine.unsupported(case.layer(), device_of(engine)) == REFUSED
+    else:
+        check(engine, case)
 
 
 @pytest.mark.parametrize("out", [1, 31, 33, 65, 129])
