@@ -39,32 +39,27 @@ def arrays(mapping, kernel, channels, rows):
     return found
 
 
-def output_size(a_codes, w_codes, geometry):
+def output_size(a_codes, kernel, geometry):
     """`(H', W')`, by counting the positions at which the dilated kernel fits into the padded image."""
     top, bottom, left, right = geometry.padding
     sizes = []
-    for size, kernel, dilation, stride in zip(
-            (a_codes.shape[1] + top + bottom, a_codes.shape[2] + left + right), w_codes.shape[2:],
+    for size, taps, dilation, stride in zip(
+            (a_codes.shape[1] + top + bottom, a_codes.shape[2] + left + right), kernel,
             geometry.dilation, geometry.stride):
-        reach = dilation * (kernel - 1)
+        reach = dilation * (taps - 1)
         sizes.append(len([first for first in range(0, size, stride) if first + reach < size]))
     return tuple(sizes)
 
 
-def reads(a_codes, w_codes, spec, geometry, reference_twice):
-    """Yield `(group, t, z, k, u)`, u int64 `[N, H', W', out / groups]`: 2 P - 2 r_k n (analog), P (digital)."""
-    a_codes = np.asarray(a_codes).astype(np.int64)
-    w_codes = np.asarray(w_codes).astype(np.int64)
+def word_lines(a_codes, kernel, spec, geometry):
+    """Yield `(group, t, lines, codes)`: the codes on the word lines of each array, int64 `[N, H', W', lines]`; 0 in the padding."""
     images, height, width, in_channels = a_codes.shape
-    out_channels, group_in, kh, kw = w_codes.shape
-    groups = geometry.groups
-    assert in_channels == group_in * groups and out_channels % groups == 0
-    group_out = out_channels // groups
-    out_height, out_width = output_size(a_codes, w_codes, geometry)
+    groups, (out_height, out_width) = geometry.groups, output_size(a_codes, kernel, geometry)
+    assert in_channels % groups == 0
+    group_in = in_channels // groups
     top, _, left, _ = geometry.padding
     for group in range(groups):
-        for t, lines in enumerate(arrays(spec.mapping, (kh, kw), group_in, spec.rows)):
-            # Codes on the word lines of this array, for every image and output pixel; 0 in the padding.
+        for t, lines in enumerate(arrays(spec.mapping, kernel, group_in, spec.rows)):
             codes = np.zeros((images, out_height, out_width, len(lines)), np.int64)
             for oy in range(out_height):
                 for ox in range(out_width):
@@ -73,24 +68,59 @@ def reads(a_codes, w_codes, spec, geometry, reference_twice):
                         x = ox * geometry.stride[1] + kx * geometry.dilation[1] - left
                         if 0 <= y < height and 0 <= x < width:
                             codes[:, oy, ox, line] = a_codes[:, y, x, group * group_in + channel]
-            weights = np.zeros((len(lines), group_out), np.int64)
-            for line, (ky, kx, channel) in enumerate(lines):
-                weights[line] = w_codes[group * group_out:(group + 1) * group_out, channel, ky, kx]
-            for z, (a_shift, a_bits) in enumerate(split(spec.a_bits, spec.dac_bits)):
-                digits = codes // 2**a_shift % 2**a_bits
-                active = digits.sum(axis=-1)[..., None]
-                for k, (w_shift, w_bits) in enumerate(split(spec.w_bits, spec.cell_bits)):
-                    cells = weights // 2**w_shift % 2**w_bits
-                    bit_line = digits @ cells
-                    if spec.reference == "analog":
-                        yield group, t, z, k, 2 * bit_line - int(reference_twice[k]) * active
-                    else:
-                        yield group, t, z, k, bit_line
+            yield group, t, lines, codes
 
 
-def static_code(u, spec, delta, q_min, bits):
-    """`clip(rint(v / delta), q_min, q_min + 2^B - 1)` in float64; NumPy's rint takes ties to even."""
-    v = u / 2.0 if spec.reference == "analog" else u / 1.0
+def reads(a_codes, w_codes, spec, geometry, reference_twice):
+    """Yield `(group, t, z, k, u)`, u int64 `[N, H', W', out / groups]`: 2 P - 2 r_k n (analog), P (digital)."""
+    w_codes = np.asarray(w_codes).astype(np.int64)
+    out_channels, group_in, kh, kw = w_codes.shape
+    assert a_codes.shape[3] == group_in * geometry.groups and out_channels % geometry.groups == 0
+    group_out = out_channels // geometry.groups
+    for group, t, lines, codes in word_lines(np.asarray(a_codes), (kh, kw), spec, geometry):
+        weights = np.zeros((len(lines), group_out), np.int64)
+        for line, (ky, kx, channel) in enumerate(lines):
+            weights[line] = w_codes[group * group_out:(group + 1) * group_out, channel, ky, kx]
+        for z, (a_shift, a_bits) in enumerate(split(spec.a_bits, spec.dac_bits)):
+            digits = codes // 2**a_shift % 2**a_bits
+            active = digits.sum(axis=-1)[..., None]
+            for k, (w_shift, w_bits) in enumerate(split(spec.w_bits, spec.cell_bits)):
+                cells = weights // 2**w_shift % 2**w_bits
+                bit_line = digits @ cells
+                if spec.reference == "analog":
+                    yield group, t, z, k, 2 * bit_line - int(reference_twice[k]) * active
+                else:
+                    yield group, t, z, k, bit_line
+
+
+def line_cells(cells, group, k, lines, kernel, group_in):
+    """What stands on these word lines, int64 `[lines, out / groups]`, and their reference, `[lines]`. Args: cells, `(values,
+    reference, F)`, arrays `[slices, groups, rows, out / groups]` and `[slices, groups, rows]`, rows tap after tap."""
+    values, reference, _ = cells
+    rows = [(ky * kernel[1] + kx) * group_in + channel for ky, kx, channel in lines]
+    return (np.stack([values[k, group, row] for row in rows]).astype(np.int64),
+            np.array([int(reference[k, group, row]) for row in rows]))
+
+
+def cell_reads(a_codes, kernel, spec, geometry, cells, subtract=None):
+    """Yield `(group, t, z, k, u)` of cells on a grid: `sum a (value - reference)` with an analog reference, or where `subtract`
+    says so, else `sum a value`."""
+    subtract = spec.reference == "analog" if subtract is None else subtract
+    group_in = a_codes.shape[3] // geometry.groups
+    for group, t, lines, codes in word_lines(np.asarray(a_codes), kernel, spec, geometry):
+        for z, (a_shift, a_bits) in enumerate(split(spec.a_bits, spec.dac_bits)):
+            digits = codes // 2**a_shift % 2**a_bits
+            for k in range(len(split(spec.w_bits, spec.cell_bits))):
+                values, reference = line_cells(cells, group, k, lines, kernel, group_in)
+                u = digits @ values
+                if subtract:
+                    u = u - (digits @ reference)[..., None]
+                yield group, t, z, k, u
+
+
+def static_code(u, parts, delta, q_min, bits):
+    """`clip(rint(v / delta), q_min, q_min + 2^B - 1)`, v = u / parts, in float64; NumPy's rint takes ties to even."""
+    v = u / float(parts)
     return np.minimum(np.maximum(np.rint(v / np.float64(delta)), q_min), q_min + 2**bits - 1).astype(np.int64)
 
 
@@ -115,37 +145,52 @@ def steps(delta):
     return found
 
 
-def planned_value(u, spec, delta, q_min, bits):
+def planned_value(u, parts, delta, q_min, bits):
     """Value of each read in units of 1/64; one without bits is no conversion, whatever its step."""
     if bits == 0:
         return np.zeros_like(u)
     size = int(delta * 64)
     assert size == delta * 64
-    return static_code(u, spec, delta, q_min, bits) * size
+    return static_code(u, parts, delta, q_min, bits) * size
 
 
-def accumulate(a_codes, w_codes, spec, geometry, reference_twice, delta=None, q_min=None, bits=None):
+def accumulate(a_codes, w_codes, spec, geometry, reference_twice, delta=None, q_min=None, bits=None, cells=None):
     """Accumulators of a layer, int64 `[G, N, H', W', out]`.
 
     Args: a_codes uint8 `[N, H, W, in]`; w_codes uint8 `[out, in / groups, kh, kw]`; reference_twice, delta and q_min
-    one number a slice (`delta`, `q_min` for "calibrated" and "full" only); with a plan delta, q_min and bits `[digit][slice]`.
+    one number a slice (`delta`, `q_min` for "calibrated" and "full" only); with a plan delta, q_min and bits `[digit][slice]`;
+    cells on a grid `(values, reference, F)`, see `line_cells`.
     """
+    if spec.adc_range == "ideal" and cells is not None:
+        return ideal_cells(a_codes, w_codes.shape, spec, geometry, cells)[None]
     if spec.adc_range == "ideal":
         return integer_convolution(a_codes, w_codes, spec, geometry, reference_twice)[None]
     one_plane = spec.adc_range == "dynamic" or bits is not None
     found = [0.0] if one_plane else steps(delta)
     out_channels, groups = len(w_codes), geometry.groups
     group_out = out_channels // groups
-    total = np.zeros((len(found), len(a_codes), *output_size(a_codes, w_codes, geometry), out_channels), np.int64)
-    for group, _, z, k, u in reads(a_codes, w_codes, spec, geometry, reference_twice):
+    total = np.zeros((len(found), len(a_codes), *output_size(a_codes, w_codes.shape[2:], geometry), out_channels), np.int64)
+    every_read, parts = reads(a_codes, w_codes, spec, geometry, reference_twice), 2 if spec.reference == "analog" else 1
+    if cells is not None:
+        every_read, parts = cell_reads(a_codes, w_codes.shape[2:], spec, geometry, cells), 2 ** cells[2]
+    for group, _, z, k, u in every_read:
         if spec.adc_range == "dynamic":
             plane, value = 0, dynamic_value(u, spec.adc_bits)
         elif bits is not None:
-            plane, value = 0, planned_value(u, spec, delta[z][k], int(q_min[z][k]), int(bits[z][k]))
+            plane, value = 0, planned_value(u, parts, delta[z][k], int(q_min[z][k]), int(bits[z][k]))
         else:
-            plane, value = found.index(float(delta[k])), static_code(u, spec, delta[k], int(q_min[k]), spec.adc_bits)
+            plane, value = found.index(float(delta[k])), static_code(u, parts, delta[k], int(q_min[k]), spec.adc_bits)
         weight = 2 ** (spec.dac_bits * z + spec.cell_bits * k)
         total[plane, ..., group * group_out:(group + 1) * group_out] += weight * value
+    return total
+
+
+def ideal_cells(a_codes, w_shape, spec, geometry, cells):
+    """`sum over reads of 2^(d z + c k) sum a (value - reference)`, int64 `[N, H', W', out]`."""
+    group_out = w_shape[0] // geometry.groups
+    total = np.zeros((len(a_codes), *output_size(a_codes, w_shape[2:], geometry), w_shape[0]), np.int64)
+    for group, _, z, k, u in cell_reads(a_codes, w_shape[2:], spec, geometry, cells, subtract=True):
+        total[..., group * group_out:(group + 1) * group_out] += 2 ** (spec.dac_bits * z + spec.cell_bits * k) * u
     return total
 
 
@@ -157,7 +202,7 @@ def integer_convolution(a_codes, w_codes, spec, geometry, reference_twice):
     _, height, width, _ = a_codes.shape
     out_channels, group_in, kh, kw = weights.shape
     group_out = out_channels // geometry.groups
-    out_height, out_width = output_size(a_codes, w_codes, geometry)
+    out_height, out_width = output_size(a_codes, w_codes.shape[2:], geometry)
     total = np.zeros((len(a_codes), out_height, out_width, out_channels), np.int64)
     for out in range(out_channels):
         first = out // group_out * group_in
@@ -184,11 +229,29 @@ def u_span(w_codes, spec, reference_twice):
     return min(values), max(values)
 
 
-def histogram(a_codes, w_codes, spec, geometry, reference_twice):
-    """Counts of the reads, int64 `[digits, slices, u]`; bin i is `u = u_span(...)[0] + i`."""
-    low, high = u_span(w_codes, spec, reference_twice)
+def cell_span(w_shape, spec, geometry, cells):
+    """Smallest and largest `u` of any read of cells on a grid: on each array every input is off or at its largest, as suits."""
+    drive, values = max(2**bits - 1 for _, bits in split(spec.a_bits, spec.dac_bits)), [0]
+    for group in range(geometry.groups):
+        for lines in arrays(spec.mapping, w_shape[2:], w_shape[1], spec.rows):
+            for k in range(len(cells[0])):
+                held, reference = line_cells(cells, group, k, lines, w_shape[2:], w_shape[1])
+                added = held - reference[:, None] if spec.reference == "analog" else held
+                for column in added.T.tolist():
+                    values += [drive * sum(x for x in column if x < 0), drive * sum(x for x in column if x > 0)]
+    return min(values), max(values)
+
+
+def histogram(a_codes, w_codes, spec, geometry, reference_twice, cells=None):
+    """Counts of the reads, int64 `[digits, slices, u]`; bin i is `u = u_span(...)[0] + i`, or `cell_span(...)[0] + i`."""
+    if cells is None:
+        low, high = u_span(w_codes, spec, reference_twice)
+        every_read = reads(a_codes, w_codes, spec, geometry, reference_twice)
+    else:
+        low, high = cell_span(w_codes.shape, spec, geometry, cells)
+        every_read = cell_reads(a_codes, w_codes.shape[2:], spec, geometry, cells)
     counts = np.zeros((len(split(spec.a_bits, spec.dac_bits)), len(split(spec.w_bits, spec.cell_bits)),
                        high - low + 1), np.int64)
-    for _, _, z, k, u in reads(a_codes, w_codes, spec, geometry, reference_twice):
+    for _, _, z, k, u in every_read:
         np.add.at(counts[z, k], u - low, 1)
     return counts

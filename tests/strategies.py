@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from models.quant.cells import Cells
 from models.quant.mapping import MappedLayer
 from models.quant.spec import ADC_RANGES, MAPPINGS, REFERENCES, CrossbarSpec, Geometry
 
@@ -13,6 +14,7 @@ KERNELS = [(1, 1), (3, 3), (1, 3), (5, 5), (2, 2), (3, 1), (4, 3)]
 ROWS = [1, 2, 3, 5, 8, 16, 31, 32, 33, 64, 65, 100, 128, 1024]
 ACTIVATIONS = ["dense", "sparse", "one", "zeros", "ones", "powers"]
 WEIGHTS = ["dense", "zeros", "ones"]
+CELLS = ["near", "near", "wide", "negative", "levels", "zeros", "constant"]
 STEPS = ["unit", "one", "two", "tiny", "huge", "odd", "mixed"]
 
 
@@ -28,6 +30,7 @@ class Case:
     q_min: list
     bits: list | None = None  # of a plan, whose delta, q_min and bits are lists of slices for each digit
     zero_code: int | None = None  # that of SAWB, whose digits the reference column holds; None for DoReFa's half-scale cells
+    cells: tuple | None = None  # (values, reference, F) of cells on a grid, int32 arrays
 
     @property
     def reference_twice(self):
@@ -38,7 +41,8 @@ class Case:
     def layer(self):
         return MappedLayer(self.spec, self.geometry, torch.from_numpy(self.w_codes), tuple(self.reference_twice),
                            torch.tensor(self.delta, dtype=torch.float64), torch.tensor(self.q_min),
-                           None if self.bits is None else torch.tensor(self.bits))
+                           None if self.bits is None else torch.tensor(self.bits), self.cells and Cells(
+                               torch.from_numpy(self.cells[0]), torch.from_numpy(self.cells[1]), self.cells[2]))
 
     def input(self):
         return torch.from_numpy(self.a_codes)
@@ -146,3 +150,37 @@ def cases(draw, adc_ranges=ADC_RANGES, rows=ROWS, max_channels=40, planned=False
     delta, q_min, bits = draw(plans(spec)) if planned else (*draw(ranges(spec)), None)
     zero_code = draw(st.sampled_from([None, 2 ** (spec.w_bits - 1) - 1]))
     return Case(spec, geometry, a_codes, w_codes, delta, q_min, bits, zero_code)
+
+
+def random_cells(kind, case, rng):
+    """`(values, reference, F)` for a layer. Kinds: those of a device with scatter (near) or without (levels), anything up to 2^16
+    (wide), all below zero (negative), none at all (zeros), all alike (constant)."""
+    spec, (out, channels, kh, kw) = case.spec, case.w_codes.shape
+    groups, fraction = case.geometry.groups, 8 if spec.cell_bits <= 4 else 12 - spec.cell_bits
+    shape = len(spec.slice_bits), groups, kh * kw * channels, out // groups
+    if kind in ("near", "levels"):
+        rows = case.w_codes.reshape(groups, out // groups, channels, kh * kw).transpose(0, 3, 2, 1).reshape(shape[1:]).astype(int)
+        digits = np.stack([rows >> spec.cell_bits * k & 2**bits - 1 for k, bits in enumerate(spec.slice_bits)])
+        level = np.array(case.reference_twice).reshape(-1, 1, 1) / 2 + np.zeros(shape[:3])
+        if kind == "near":
+            spread = rng.choice([0.01, 0.1, 0.5])
+            off = rng.choice([0.0, 0.0, 0.3])  # share of an off-current
+            digits = digits + spread * rng.standard_normal(shape) + off
+            level = level + spread * rng.standard_normal(shape[:3]) + off
+        values, reference = np.rint(2.0**fraction * digits), np.rint(2.0**fraction * level)
+    elif kind == "wide":
+        values, reference = (rng.integers(-2**16, 2**16 + 1, dims) for dims in (shape, shape[:3]))
+    elif kind == "negative":
+        values, reference = rng.integers(-1000, 0, shape), rng.integers(0, 300, shape[:3])
+    else:
+        number = 0 if kind == "zeros" else int(rng.integers(-600, 600))
+        values, reference = np.full(shape, number), np.full(shape[:3], number // 2)
+    return values.astype(np.int32), reference.astype(np.int32), fraction
+
+
+@st.composite
+def grid_cases(draw, kinds=CELLS, **options):
+    """Any layer with cells on a grid. Args: kinds of `random_cells`; options of `cases`."""
+    case = draw(cases(**options))
+    case.cells = random_cells(draw(st.sampled_from(kinds)), case, np.random.default_rng(draw(st.integers(0, 2**32 - 1))))
+    return case

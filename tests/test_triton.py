@@ -1,8 +1,4 @@
-"""The Triton engine against the oracle, bit for bit: without a GPU in Triton's interpreter, on one with more shapes.
-
-The interpreter is chosen when a kernel is defined, so the engine is imported here with TRITON_INTERPRET set. It is set
-again only while these tests run: to all others the engine has no GPU.
-"""
+"""The Triton engine against the oracle, bit for bit: without a GPU in Triton's interpreter, on one with more shapes."""
 
 import os
 import platform
@@ -11,61 +7,45 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import interpreter
 import numpy as np
 import oracle
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import Case, cases, ranges, specs
+from interpreter import DEVICE, GPU, running
+from strategies import Case, cases, random_cells, ranges, specs
 
 import models.quant.engines as engines
-from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, set_engine
+from models.quant import CrossbarSpec, Qconv2dDoreFa, Readout, adc, set_engine
 from models.quant.mapping import MappedLayer, u_range
 from models.quant.spec import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
-GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
-with pytest.MonkeyPatch.context() as patch:
-    if not GPU:
-        patch.setenv("TRITON_INTERPRET", "1")
+with interpreter.chosen():  # Triton itself defines kernels, too
     triton = pytest.importorskip("triton", reason="triton is not installed")
-    triton_gpu = engines.load("triton")
+    triton_gpu = interpreter.load()
+    from models.quant.engines import triton_cells, triton_tile
     import triton.language as tl
 
     @triton.jit
     def divide(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
         index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + index, mask=index < n)
-        tl.store(out_ptr + index, triton_gpu._divide(x, tl.load(y_ptr)), mask=index < n)
+        tl.store(out_ptr + index, triton_tile.divide(x, tl.load(y_ptr)), mask=index < n)
+
+    @triton.jit
+    def convert(u_ptr, adc_ptr, out_ptr, n, MODE: tl.constexpr, BLOCK: tl.constexpr):
+        index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        u = tl.load(u_ptr + index, mask=index < n)
+        code = triton_cells._static(u, adc_ptr, 0) if MODE == "static" else triton_cells._exact(u, adc_ptr, 0)
+        tl.store(out_ptr + index, code, mask=index < n)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def interpreter():
-    """Triton's interpreter without what makes it slow: device functions that patch the language at each call, and
-    checks for integers that wrap."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not GPU:
-            from triton.runtime import interpreter
-            assert not isinstance(triton_gpu._kernel, triton.JITFunction), "triton was imported before this file"
-            patch.setenv("TRITON_INTERPRET", "1")
-            patched, patch_language, execute = set(), interpreter._patch_lang, interpreter.GridExecutor.__call__
-
-            def patch_once(function):
-                if id(function.__globals__) in patched:
-                    return None
-                patched.add(id(function.__globals__))
-                return patch_language(function)
-
-            def execute_patched(*args, **kwargs):
-                patched.clear()
-                return execute(*args, **kwargs)
-
-            patch.setattr(interpreter, "_patch_lang", patch_once)
-            patch.setattr(interpreter.GridExecutor, "__call__", execute_patched)
-            patch.setattr(interpreter.interpreter_builder, "options",
-                          replace(interpreter.interpreter_builder.options, sanitize_overflow=False))
+def in_interpreter():
+    with running():
         yield
 
 
@@ -102,7 +82,7 @@ def assert_same(found, wanted):
 
 def check(case, mode=None):
     wanted = oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta,
-                               case.q_min, case.bits)
+                               case.q_min, case.bits, case.cells)
     assert_same(accumulators(case, mode), wanted)
 
 
@@ -111,7 +91,7 @@ def check_histogram(case):
     found = triton_gpu.histogram(triton_gpu.prepare(layer), case.input().to(DEVICE))
     assert found.dtype == torch.int64
     assert_same(found.cpu().numpy(), oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry,
-                                                      case.reference_twice))
+                                                      case.reference_twice, case.cells))
 
 
 @given(case=cases(adc_ranges=["calibrated", "full"]).filter(small))
@@ -230,6 +210,55 @@ def test_tiles_that_the_layer_does_not_fill(tile, adc_range, monkeypatch):
         check_histogram(case)
 
 
+@pytest.mark.parametrize("tile", [(32, 16), (64, 32), (64, 64)])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+def test_tiles_that_a_layer_on_a_chip_does_not_fill(tile, adc_range, monkeypatch):
+    real = triton_cells.tiling
+    monkeypatch.setattr(triton_cells, "tiling", lambda *args: (*tile, real(*args)[2]))
+    case = with_cells(layer_case(CrossbarSpec(2, 2, 1, 3, 32, adc_range=adc_range), 10, 140, kernel=(1, 1), size=(5, 29), images=1,
+                                 groups=2))
+    check(case)
+    if adc_range == "ideal":
+        check_histogram(case)
+
+
+def with_cells(case, seed=0, kind="near"):
+    case.cells = random_cells(kind, case, np.random.default_rng(seed))
+    return case
+
+
+@pytest.mark.parametrize("rows", [64, 300])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_cells_in_float32_or_float64_decided_for_the_layer(rows, reference):
+    """Steps that are multiples of 1/64 of a level are wholes on the grid; others, and reads beyond 2^24, take float64."""
+    case = with_cells(layer_case(CrossbarSpec(4, 4, 1, 4, rows, reference=reference), channels=320, kernel=(1, 1)))
+    case.q_min = [-8, -3, 0, -15]
+    for delta, mode in (([1.0] * 4, "static"), ([1.0, 7 / 64, 93 / 64, 1.0], "static"), ([1.0, 0.7, 2.0, 0.7], "exact")):
+        case.delta = delta
+        check(case, mode)
+    case.cells = np.full_like(case.cells[0], 2**19), np.zeros_like(case.cells[1]), 8
+    case.delta = [1000.0] * 4
+    check(case, "exact")
+
+
+def test_a_plan_whose_reads_without_bits_have_any_step():
+    case = with_cells(layer_case(CrossbarSpec(4, 4, 2, 3, 32, dac_bits=2)))
+    case = planned_case(case, [[0, 4], [5, 6]], [[0.7, 3.5], [2.0, 3.25]])
+    assert triton_cells.conversion(case.layer())[0] == "static"
+    case.delta[0][0] = 0.75  # multiples of 1/64 are what layers allow
+    check(case, "static")
+
+
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+def test_another_chip_runs_the_same_code(adc_range):
+    """What the kernel is compiled for does not depend on what the cells hold, nor do the counts of their reads."""
+    found = []
+    for seed in (1, 2):
+        prepared = triton_gpu.prepare(with_cells(layer_case(CrossbarSpec(adc_range=adc_range)), seed).layer())
+        found.append((prepared.reads.constants, prepared.every_read.constants))
+    assert found[0] == found[1]
+
+
 def test_tiling_fills_the_gpu_or_shrinks():
     big, small = (triton_gpu.tiling("static", pixels, 512, 1, 1, torch.int32) for pixels in (65536, 64))
     assert big[:2] == (128, 64) and small[:2] == (64, 32)
@@ -318,6 +347,32 @@ def test_division_is_correctly_rounded(span, bits):
     assert torch.equal(out.cpu(), x / step)
 
 
+@pytest.mark.parametrize("bits, q_min", [(1, 0), (1, -1), (6, -31), (8, 0), (12, -4095), (12, -2000)])
+@pytest.mark.parametrize("fraction", [8, 4, 0])
+def test_codes_of_cells_on_a_grid(bits, q_min, fraction):
+    """Of every u that a code or the first ones beyond the range have, and of far ones, in both ways, for awkward steps: halves are
+    many where a step is even."""
+    rng = np.random.default_rng(bits)
+    for delta in [*(rng.integers(1, 64 * 40, 6) / 64), 1.0, 7.0, 1 / 64, 3.0, 0.7, 1e-9, 1e9]:
+        unit = 2.0**-fraction
+        ends = (q_min - 2) * delta / unit, (q_min + 2**bits + 2) * delta / unit
+        low, high = (int(np.clip(end, -2**22, 2**22)) for end in ends)
+        u = np.arange(low, high + 1) if high - low < 2**18 else rng.integers(low, high + 1, 2**18)
+        codes = np.arange(q_min, q_min + 2**bits)
+        halves = np.clip((codes + 0.5) * delta / unit, -2**22, 2**22).astype(np.int64)
+        u = np.concatenate([u, halves, halves + 1, halves - 1, [-2**23, -2**22, -1, 0, 1, 2**22, 2**23 - 1]])
+        numbers = np.array([unit / delta, delta / unit, q_min, q_min + 2**bits - 1])
+        wanted = adc.transfer(u, unit, delta, q_min, bits)
+        modes = ["exact"]
+        if triton_cells._exact_in_float32(numbers[1], (-2**23, 2**23)):
+            modes.append("static")
+        for mode in modes:
+            out = torch.empty(len(u), dtype=torch.int32, device=DEVICE)
+            constants = torch.from_numpy(numbers if mode == "exact" else numbers.astype(np.float32)).to(DEVICE)
+            convert[(triton.cdiv(len(u), 2**14),)](torch.from_numpy(u).int().to(DEVICE), constants, out, len(u), MODE=mode, BLOCK=2**14)
+            assert np.array_equal(out.cpu().numpy(), wanted), (mode, delta)
+
+
 @pytest.mark.parametrize("reference, adc_bits", [("analog", 7), ("digital", 6)])
 def test_an_adc_that_changes_no_value_runs_as_one_convolution(reference, adc_bits):
     """32 rows of 1-bit cells: u is -32..32, or 0..32."""
@@ -368,6 +423,11 @@ def test_layer_output_does_not_depend_on_the_engine(adc_range, reference):
     assert torch.equal(*outputs)
 
 
+def test_reads_with_noise_are_refused():
+    layer = replace(with_cells(layer_case(CrossbarSpec())).layer(), readout=Readout(base=1.0))
+    assert "noise" in triton_gpu.unsupported(layer, DEVICE)
+
+
 def test_without_a_gpu_the_engine_says_so(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "needs a GPU" in triton_gpu.unsupported(layer_case(CrossbarSpec()).layer(), torch.device("cpu"))
@@ -378,17 +438,21 @@ import sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from models.quant.engines import triton_gpu
+from models.quant.cells import Cells
+from models.quant.engines import triton_cells, triton_gpu
 from models.quant.mapping import MappedLayer
 from models.quant.spec import CrossbarSpec, Geometry
 
-kernel = triton_gpu._kernel
 names = {torch.uint8: "*u8", torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
-         torch.float32: "*fp32"}
+         torch.float32: "*fp32", torch.float64: "*fp64"}
 
 class Compile:
+    def __init__(self, kernel):
+        self.kernel = kernel
+
     def __getitem__(self, grid):
         def launch(*args, **kwargs):
+            kernel = self.kernel
             constants = {name: kwargs.pop(name) for name in list(kwargs) if name in kernel.arg_names}
             types = [names[arg.dtype] if torch.is_tensor(arg) else "i32" for arg in args]
             signature = dict(zip(kernel.arg_names, types)) | dict.fromkeys(constants, "constexpr")
@@ -397,9 +461,12 @@ class Compile:
             ptx = code.asm["ptx"]
             print(constants["MODE"], "wgmma" in ptx and "s32.s8.s8" in ptx, "cp.async.cg.shared" in ptx,
                   "fma.rn.f32" in ptx, "div.full" in ptx)
+            if kernel is cells_kernel:
+                assert code.metadata.shared < 99 * 1024 and "fma.rn.f64" not in ptx
         return launch
 
-triton_gpu._kernel = Compile()
+triton_gpu._kernel, cells_kernel = Compile(triton_gpu._kernel), triton_cells.kernel
+triton_cells.kernel = Compile(cells_kernel)
 codes = torch.zeros(64, 16, 16, 128, dtype=torch.uint8)
 w_codes = torch.zeros(128, 128, 3, 3, dtype=torch.uint8)
 for adc_range, delta, adc_bits in (("calibrated", 1.0, 6), ("calibrated", 7.0, 4), ("dynamic", 1.0, 6),
@@ -414,6 +481,13 @@ bits = torch.tensor([[0, 1, 2, 3]] * 4)
 layer = MappedLayer(CrossbarSpec(adc_plan="significance", adc_bits=1.5), Geometry(padding=(1, 1, 1, 1)), w_codes, (1,) * 4,
                     torch.full((4, 4), 1.25), torch.zeros(4, 4, dtype=torch.int64), bits)
 triton_gpu.accumulate(triton_gpu.prepare(layer), codes)
+cells = Cells(torch.full((4, 1, 1152, 128), 300, dtype=torch.int32), torch.zeros(4, 1, 1152, dtype=torch.int32), 8)
+for adc_range, delta in (("calibrated", 1.0), ("calibrated", 1.01), ("dynamic", 1.0), ("ideal", 1.0)):
+    layer = MappedLayer(CrossbarSpec(adc_range=adc_range), Geometry(padding=(1, 1, 1, 1)), w_codes, (1,) * 4,
+                        torch.tensor([delta] * 4, dtype=torch.float64), torch.tensor([-6] * 4), cells=cells)
+    prepared = triton_gpu.prepare(layer)
+    triton_gpu.accumulate(prepared, codes)
+triton_gpu.histogram(prepared, codes)
 """
 
 
@@ -426,10 +500,13 @@ def test_kernel_compiles_for_hopper():
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines] == ["static", "table", "range", "dynamic", "sum", "histogram", "static"]
-    for mode, *found in lines[:-1]:
+    assert [line[0] for line in lines] == ["static", "table", "range", "dynamic", "sum", "histogram", "static",
+                                           "static", "exact", "range", "dynamic", "sum", "histogram"]
+    for mode, *found in lines[:6]:
         assert found == ["True", "True", str(mode == "dynamic"), "False"], mode
-    products, _, fused, divides = lines[-1][1:]  # of a plan: no copies ahead into the branches of reads that are not made
+    for mode, products, _, *found in lines[7:]:  # cells on a grid
+        assert [products, *found] == ["True", str(mode == "dynamic"), "False"], mode
+    products, _, fused, divides = lines[6][1:]  # of a plan: no copies ahead into the branches of reads that are not made
     assert (products, fused, divides) == ("True", "False", "False")
 
 
@@ -450,4 +527,18 @@ def test_vgg_layers(channels, out, side, cell_bits, adc_range):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found, reference.accumulate(reference.prepare(layer), codes))
+    assert torch.equal(triton_gpu.histogram(prepared, codes).cpu(), reference.histogram(layer, codes).cpu())
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.parametrize("adc_range", ["calibrated", "full", "dynamic", "ideal"])
+@pytest.mark.parametrize("delta", [1.25, 1.3])
+@pytest.mark.parametrize("channels, out, side, cell_bits", [(128, 128, 32, 1), (512, 512, 8, 2), (72, 40, 9, 4)])
+def test_vgg_layers_on_a_chip(channels, out, side, cell_bits, delta, adc_range):
+    spec = CrossbarSpec(cell_bits=cell_bits, adc_range=adc_range)
+    case = with_cells(layer_case(spec, channels, out, size=(side, side), images=8, padding=(1, 1, 1, 1)))
+    case.delta = [delta] * len(case.delta)
+    layer, codes, reference = case.layer(), case.input().to(DEVICE), engines.load("reference")
+    prepared = triton_gpu.prepare(layer)
+    assert torch.equal(triton_gpu.accumulate(prepared, codes), reference.accumulate(reference.prepare(layer), codes))
     assert torch.equal(triton_gpu.histogram(prepared, codes).cpu(), reference.histogram(layer, codes).cpu())

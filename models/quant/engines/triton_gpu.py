@@ -20,6 +20,8 @@ converts every read in registers and stores once. What is done with a read is th
 Rounding is `x + MAGIC` in float32: from 2^23 to 2^24 floats are the integers, so the addition rounds to the nearest,
 ties to even, and the code stands in the low bits of the sum. The kernel adds these bits as they are, times the weight
 of the read, and takes MAGIC's share off at the end; integers wrap, so the difference is exact.
+
+Cells on a grid have a kernel of their own, with the same arguments (`triton_cells`).
 """
 
 from __future__ import annotations
@@ -38,47 +40,18 @@ from torch.nn import functional as F
 
 from .. import adc
 from ..mapping import MappedLayer
-from . import accumulator_dtype
+from . import accumulator_dtype, triton_cells
+from .triton_tile import MAGIC, MAGIC_BITS, MAX_ROWS, corner_of, divide, dot
 
 log = logging.getLogger(__name__)
-
-MAGIC = tl.constexpr(1.5 * 2**23)
-MAGIC_BITS = tl.constexpr(0x4B400000)  # MAGIC as an integer; MAGIC + q is MAGIC_BITS + q
-MAX_ROWS = 128  # rows of one dot product
-
-
-@triton.jit
-def _dot(a, m, MASK: tl.constexpr):
-    """`sum_rows (a & MASK) m`, int32 `[pixels, channels]`. Codes above 127 do not fit int8: two halves of 4 bits."""
-    if MASK < 128:
-        total = tl.dot((a & MASK).to(tl.int8), m)
-    else:
-        total = tl.dot(((a & MASK) >> 4).to(tl.int8), m) * 16
-        if MASK % 16 != 0:
-            total += tl.dot((a & (MASK % 16)).to(tl.int8), m)
-    return total
-
-
-@triton.jit
-def _divide(x, y):
-    """`x / y` in float32, correctly rounded, for a scalar y: one reciprocal for all of x.
-
-    Markstein: with 1/y correctly rounded and q within one ulp of x/y, q + (x - q y) / y is x/y correctly rounded. The
-    first correction brings q there. (`/` may be approximate on a GPU, and `div_rn` is 20 instructions an element.)
-    """
-    reciprocal = tl.div_rn(1.0, y)
-    q = x * reciprocal
-    q = tl.fma(tl.fma(-q, y, x), reciprocal, q)
-    return tl.fma(tl.fma(-q, y, x), reciprocal, q)
-
 
 @triton.jit
 def _read(a, m, m_high, z: tl.constexpr, L: tl.constexpr):
     """`U = 2^(d z) sum_rows a_z m` of a block of rows; levels that do not fit int8 come as `m + 16 m_high`."""
     MASK: tl.constexpr = ((1 << L.dac_bits) - 1 << L.dac_bits * z) & 255
-    u = _dot(a, m, MASK)
+    u = dot(a, m, MASK)
     if L.parts == 2:
-        u += _dot(a, m_high, MASK) * 16
+        u += dot(a, m_high, MASK) * 16
     return u
 
 
@@ -102,15 +75,6 @@ def _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L: tl.constexpr):
     if L.parts == 2:
         m_high = tl.load(levels + L.slices * L.groups * L.out * L.arrays * L.blocks * L.block_k)
     return a, m, m_high
-
-
-@triton.jit
-def _corner(pixel, group, height, width, in_height, in_width, L: tl.constexpr):
-    """Where the codes begin that an output pixel sees: those of the group at the pixel's upper left corner."""
-    image = (pixel // (height * width)).to(tl.int64)
-    y = pixel // width % height * L.stride_y
-    x = pixel % width * L.stride_x
-    return ((image * in_height + y) * in_width + x) * (L.groups * L.channels) + group * L.channels
 
 
 # What becomes of a read U. Functions that convert one return (its code, what stands in the code's place where it is 0), both
@@ -137,7 +101,7 @@ def _dynamic(u, adc_ptr, weight, read, L: tl.constexpr):
     u_a = tl.load(adc_ptr + read)
     span = tl.load(adc_ptr + (read + L.groups * L.arrays * L.digits * L.slices)) - u_a
     step = tl.maximum(span, 1).to(tl.float32) * (1.0 / (1 << L.adc_bits))  # span 0: q = 0, value U_a
-    q = tl.minimum(_divide((u - u_a).to(tl.float32), step) + MAGIC, MAGIC + ((1 << L.adc_bits) - 1))
+    q = tl.minimum(divide((u - u_a).to(tl.float32), step) + MAGIC, MAGIC + ((1 << L.adc_bits) - 1))
     surplus = (MAGIC_BITS * span.to(L.acc) - (u_a.to(L.acc) << L.adc_bits)) * weight
     return q.to(tl.int32, bitcast=True) * (span.to(L.acc) * weight), surplus
 
@@ -175,7 +139,7 @@ def _kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, heigh
     own = (own_pixel < pixels)[:, None] & (own_channel < L.out)[None, :]
     pixel = tl.minimum(own_pixel, pixels - 1)  # beyond the last it is read again: ranges do not change,
     channel = tl.minimum(own_channel, L.out - 1)  # and nothing else is kept of what is not `own`
-    corner = _corner(pixel, group, height, width, in_height, in_width, L)
+    corner = corner_of(pixel, group, height, width, in_height, in_width, L)
     depth = tl.arange(0, L.block_k)
     DIGITS: tl.constexpr = L.digits
 
@@ -250,12 +214,13 @@ class Constants:
     u_low: int  # smallest u
     bins: int  # values of u
     copies: int  # of the counts
+    wide: bool = False  # cells on a grid: whether a read needs 64 bits
 
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
-    if layer.cells is not None:
-        return "cells on a grid"
+    if layer.readout is not None:
+        return "reads with noise, or converters that are not alike"
     if _interpreted():
         return None
     if device.type != "cuda" or torch.version.hip:
@@ -285,13 +250,14 @@ class Prepared:
     """All that depends on the weights and the ADC; made once for a layer.
 
     Attributes:
-        mode: what `accumulate` does with a read, see the module; "dynamic" runs "range" before.
+        mode: what `accumulate` does with a read, see the module, or `triton_cells`; "dynamic" runs "range" before.
     """
 
     def __init__(self, layer: MappedLayer):
         spec = layer.spec
         self.layer = layer
-        self.mode, conversion = _conversion(layer)
+        self.mode, conversion = _conversion(layer) if layer.cells is None else triton_cells.conversion(layer)
+        weights = None if layer.cells is None else triton_cells.row_weights(layer, whole=self.mode == "sum")
         if self.mode == "sum":
             # One digit, one slice, arrays of any rows: `sum A (2 W - L)`, or `sum A W` behind a digital reference.
             if spec.adc_range != "ideal":
@@ -304,12 +270,13 @@ class Prepared:
             steps = [range(len(spec.slice_bits))]
         else:
             steps = [slices for _, slices in layer.delta_groups]
-        self.reads = _Reads(layer, steps, accumulator_dtype(self.layer), conversion, self.mode)
+        self.reads = _Reads(layer, steps, accumulator_dtype(self.layer), conversion, self.mode, weights)
 
     @cached_property
     def every_read(self) -> _Reads:
         """The reads as the hardware makes them, whatever `accumulate` may skip."""
-        return _Reads(self.layer, [range(len(self.layer.reference_twice))], torch.int32)
+        weights = None if self.layer.cells is None else triton_cells.row_weights(self.layer)
+        return _Reads(self.layer, [range(len(self.layer.reference_twice))], torch.int32, weights=weights)
 
     def accumulate(self, a_codes: torch.Tensor) -> torch.Tensor:
         """`engines`' accumulators, int32 or int64 `[G, N, H', W', out]`, of codes uint8 `[N, H, W, in]`."""
@@ -318,8 +285,9 @@ class Prepared:
                           dtype=reads.dtype, device=a_codes.device)
         if self.mode == "dynamic":
             L = reads.constants
-            ranges = torch.empty(2, L.groups, L.arrays, L.digits, L.slices, dtype=torch.int32, device=a_codes.device)
-            ranges[0], ranges[1] = 2**31 - 1, -(2**31)
+            dtype = torch.int64 if L.wide else torch.int32
+            ranges = torch.empty(2, L.groups, L.arrays, L.digits, L.slices, dtype=dtype, device=a_codes.device)
+            ranges[0], ranges[1] = torch.iinfo(dtype).max, torch.iinfo(dtype).min
             reads.run("range", a_codes, ranges)
             reads.run("dynamic", a_codes, out, ranges)
         else:
@@ -329,7 +297,8 @@ class Prepared:
     def histogram(self, a_codes: torch.Tensor) -> torch.Tensor:
         """Counts of the read values, int64 `[digits, slices, u]`, of codes uint8 `[N, H, W, in]`."""
         L = self.every_read.constants
-        counts = torch.zeros(L.copies, L.digits, L.slices, L.bins, dtype=torch.int64, device=a_codes.device)
+        low, high = self.layer.u_span
+        counts = torch.zeros(self.every_read.copies, L.digits, L.slices, high - low + 1, dtype=torch.int64, device=a_codes.device)
         self.every_read.run("histogram", a_codes, counts)
         return counts.sum(0)
 
@@ -338,34 +307,38 @@ class _Reads:
     """The reads of a layer, laid out for the kernel.
 
     Args: steps, the slices of each ADC step; dtype of the accumulators; conversion, what the ADC needs, a tensor `[slices,
-        digits, ...]`; mode, in which codes are added.
+        digits, ...]`; mode, in which codes are added; weights, what a row of cells on a grid adds to a read (`row_weights`).
     """
 
-    def __init__(self, layer, steps, dtype, conversion=None, mode="histogram"):
+    def __init__(self, layer, steps, dtype, conversion=None, mode="histogram", weights=None):
         spec, geometry = layer.spec, layer.geometry
         order = [k for step in steps for k in step]
         block_k = min(MAX_ROWS, max(32, triton.next_power_of_2(layer.tallest)))
-        levels = _levels(layer, order, block_k)
+        rows = _row_index(layer, block_k)
+        levels = _levels(layer, order, rows) if weights is None else triton_cells.levels(weights, order, rows)
         first = torch.tensor([0, *np.cumsum([len(step) for step in steps])], dtype=torch.int32)
         weight = torch.tensor([[_weight(layer, mode, z, k) for z in range(len(spec.digit_bits))] for k in order], dtype=dtype)
         self.layer, self.steps, self.dtype = layer, steps, dtype
-        self._tensors = levels, first, weight, weight if conversion is None else conversion[order]
         self._on_device = {}
 
         out, channels, kernel_h, kernel_w = layer.w_codes.shape
         taps, digits, (low, high) = kernel_h * kernel_w, len(spec.digit_bits), layer.u_span
         bins = high - low + 1
+        # Programs that count in one bin wait for each other, so there are several of each.
+        self.copies = min(16, 2**22 // (digits * len(order) * bins) + 1)
         self.constants = Constants(
             acc=tl.int64 if dtype == torch.int64 else tl.int32, channels=channels, groups=geometry.groups,
             out=out // geometry.groups, taps=taps, kernel_w=kernel_w, stride_y=geometry.stride[0], stride_x=geometry.stride[1],
             dilation_y=geometry.dilation[0], dilation_x=geometry.dilation[1],
             span=channels if spec.mapping == "tap" else taps * channels, rows=spec.rows, arrays=len(layer.arrays),
             slices=len(order), digits=digits, dac_bits=spec.dac_bits,
-            planned=mode in ("static", "table") and spec.planned, adc_bits=0 if spec.planned else spec.adc_bits, parts=len(levels),
+            planned=mode in ("static", "table", "exact") and spec.planned, adc_bits=0 if spec.planned else spec.adc_bits, parts=len(levels),
             vector=math.gcd(16, channels, *(start for start, _ in layer.arrays)), block_k=block_k,
-            blocks=triton.cdiv(layer.tallest, block_k), u_low=low, bins=bins,
-            # Programs that count in one bin wait for each other, so there are several of each.
-            copies=min(16, 2**22 // (digits * len(order) * bins) + 1))
+            blocks=triton.cdiv(layer.tallest, block_k), u_low=low, bins=bins, copies=self.copies)
+        conversion = weight if conversion is None else conversion[order]
+        if weights is not None:
+            self.constants, conversion = triton_cells.constants(self.constants, layer, mode, dtype, conversion)
+        self._tensors = levels, first, weight, conversion
 
     def output_size(self, a_codes):
         return self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
@@ -383,11 +356,15 @@ class _Reads:
             codes = F.pad(codes, (0, 0, left, right, top, bottom))
         pixels, channels = len(a_codes) * height * width, self.constants.out
         programs = self.layer.geometry.groups * len(self.steps)
-        block_m, block_n, options = tiling(mode, pixels, channels, programs, self.constants.blocks, self.dtype)
+        kernel, size = _kernel, (mode, pixels, channels, programs, self.constants.blocks)
+        if self.layer.cells is None:
+            block_m, block_n, options = tiling(*size, self.dtype)
+        else:
+            kernel, (block_m, block_n, options) = triton_cells.kernel, triton_cells.tiling(*size)
         grid = triton.cdiv(pixels, block_m), triton.cdiv(channels, block_n), programs
         with torch.cuda.device_of(codes):
-            _kernel[grid](codes, levels, out, of_layer if conversion is None else conversion, first, weight, pixels, height,
-                          width, *codes.shape[1:3], L=self.constants, MODE=mode, BLOCK_M=block_m, BLOCK_N=block_n, **options)
+            kernel[grid](codes, levels, out, of_layer if conversion is None else conversion, first, weight, pixels, height,
+                         width, *codes.shape[1:3], L=self.constants, MODE=mode, BLOCK_M=block_m, BLOCK_N=block_n, **options)
 
 
 def tiling(mode: str, pixels: int, channels: int, programs: int, blocks: int,
@@ -418,21 +395,25 @@ def _interpreted():
     return os.environ.get("TRITON_INTERPRET") == "1" and not isinstance(_kernel, triton.JITFunction)
 
 
-def _levels(layer, order, block_k):
-    """Levels `m_k` of the slices in `order`, int8 `[parts, slices, groups, out / groups, arrays x blocks x block_k]`.
+def _row_index(layer, block_k):
+    """Which row stands where in the arrays, int64 `[arrays x blocks x block_k]`: arrays are filled up to whole blocks with an empty
+    row, that after the last."""
+    rows = torch.full((len(layer.arrays), triton.cdiv(layer.tallest, block_k) * block_k), layer.arrays[-1][1])
+    for index, (start, stop) in zip(rows, layer.arrays):
+        index[:stop - start] = torch.arange(start, stop)
+    return rows.flatten()
 
-    Arrays are filled up to whole blocks with rows of level 0. Levels that do not fit int8 make two parts.
-    """
-    spec, arrays = layer.spec, layer.arrays
+
+def _levels(layer, order, rows):
+    """Levels `m_k` of the slices in `order`, int8 `[parts, slices, groups, out / groups, arrays x blocks x block_k]`; empty rows
+    have level 0. Levels that do not fit int8 make two parts. Args: rows, see `_row_index`."""
+    spec = layer.spec
     cells = layer.w_rows.transpose(1, 2).to(torch.int16)
     slices = [(cells >> spec.cell_bits * k) & (2 ** spec.slice_bits[k] - 1) for k in order]
     if spec.reference == "analog":
         slices = [2 * cell - layer.reference_twice[k] for k, cell in zip(order, slices)]
     m = F.pad(torch.stack(slices), (0, 1))  # the last row is the empty one
-    rows = torch.full((len(arrays), triton.cdiv(layer.tallest, block_k) * block_k), m.shape[-1] - 1)
-    for index, (start, stop) in zip(rows, arrays):
-        index[:stop - start] = torch.arange(start, stop)
-    m = m.index_select(-1, rows.flatten().to(m.device))
+    m = m.index_select(-1, rows.to(m.device))
     fits = bool((m == m.to(torch.int8)).all())
     return torch.stack([m] if fits else [m & 15, m >> 4]).to(torch.int8)
 
@@ -455,8 +436,8 @@ def _conversion(layer):
 def _weight(layer, mode, z, k):
     """What a code of digit `z` and slice `k` is worth in the accumulators, 0 where the read is not converted."""
     spec = layer.spec
-    if mode not in ("static", "table"):  # U has the digit's place; and nothing is left out
-        return 1 << spec.cell_bits * k
+    if mode not in ("static", "table", "exact"):  # nothing is left out; U has the digit's place, u of cells on a grid has not
+        return 1 << spec.cell_bits * k + (0 if layer.cells is None else spec.dac_bits * z)
     return (layer.multiplier(z, k) << spec.dac_bits * z + spec.cell_bits * k) * (layer.converter(z, k).bits > 0)
 
 

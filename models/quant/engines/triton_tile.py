@@ -1,0 +1,42 @@
+"""What the kernels of the Triton engine share: products of codes, a division, rounding, and where the codes of a pixel lie."""
+
+import triton
+import triton.language as tl
+
+MAGIC = tl.constexpr(1.5 * 2**23)
+MAGIC_BITS = tl.constexpr(0x4B400000)  # MAGIC as an integer; MAGIC + q is MAGIC_BITS + q
+MAX_ROWS = 128  # rows of one dot product
+
+
+@triton.jit
+def dot(a, m, MASK: tl.constexpr):
+    """`sum_rows (a & MASK) m`, int32 `[pixels, channels]`. Codes above 127 do not fit int8: two halves of 4 bits."""
+    if MASK < 128:
+        total = tl.dot((a & MASK).to(tl.int8), m)
+    else:
+        total = tl.dot(((a & MASK) >> 4).to(tl.int8), m) * 16
+        if MASK % 16 != 0:
+            total += tl.dot((a & (MASK % 16)).to(tl.int8), m)
+    return total
+
+
+@triton.jit
+def divide(x, y):
+    """`x / y` in float32, correctly rounded, for a scalar y: one reciprocal for all of x.
+
+    Markstein: with 1/y correctly rounded and q within one ulp of x/y, q + (x - q y) / y is x/y correctly rounded. The
+    first correction brings q there. (`/` may be approximate on a GPU, and `div_rn` is 20 instructions an element.)
+    """
+    reciprocal = tl.div_rn(1.0, y)
+    q = x * reciprocal
+    q = tl.fma(tl.fma(-q, y, x), reciprocal, q)
+    return tl.fma(tl.fma(-q, y, x), reciprocal, q)
+
+
+@triton.jit
+def corner_of(pixel, group, height, width, in_height, in_width, L: tl.constexpr):
+    """Where the codes begin that an output pixel sees: those of the group at the pixel's upper left corner."""
+    image = (pixel // (height * width)).to(tl.int64)
+    y = pixel // width % height * L.stride_y
+    x = pixel % width * L.stride_x
+    return ((image * in_height + y) * in_width + x) * (L.groups * L.channels) + group * L.channels

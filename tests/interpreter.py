@@ -1,0 +1,59 @@
+"""The Triton engine for tests: without a GPU in Triton's interpreter.
+
+The interpreter is chosen when a kernel is defined, so `load` imports the engine with TRITON_INTERPRET set. It is set again only
+within `running`: to all other tests the engine has no GPU.
+"""
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+import models.quant.engines as engines
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+
+
+@contextlib.contextmanager
+def chosen():
+    """Within the block kernels are defined for the interpreter, where there is no GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not GPU:
+            patch.setenv("TRITON_INTERPRET", "1")
+        yield patch
+
+
+def load():
+    """The Triton engine."""
+    with chosen():
+        return engines.load("triton")
+
+
+@contextlib.contextmanager
+def running():
+    """Triton's interpreter without what makes it slow: device functions that patch the language at each call, and checks for
+    integers that wrap."""
+    with chosen() as patch:
+        if not GPU:
+            import triton
+            from triton.runtime import interpreter
+            assert not isinstance(load()._kernel, triton.JITFunction), "triton was imported before the tests that need it"
+            patched, patch_language, execute = set(), interpreter._patch_lang, interpreter.GridExecutor.__call__
+
+            def patch_once(function):
+                if id(function.__globals__) in patched:
+                    return None
+                patched.add(id(function.__globals__))
+                return patch_language(function)
+
+            def execute_patched(*args, **kwargs):
+                patched.clear()
+                return execute(*args, **kwargs)
+
+            patch.setattr(interpreter, "_patch_lang", patch_once)
+            patch.setattr(interpreter.GridExecutor, "__call__", execute_patched)
+            patch.setattr(interpreter.interpreter_builder, "options",
+                          replace(interpreter.interpreter_builder.options, sanitize_overflow=False))
+        yield

@@ -1,0 +1,596 @@
+"""Cells of a chip: every engine that reads them against the oracle, bit for bit; programming a network; closed forms of what
+scatter and faults do to a read."""
+
+import contextlib
+import copy
+import importlib.util
+import math
+from dataclasses import replace
+
+import interpreter
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from scipy import stats
+from strategies import Case, grid_cases, random_cells
+from torch import nn
+
+import models.quant.engines as engines
+from models.quant import (Cells, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, crossbar_layers,
+                          program, set_engine, set_spec, without_adc)
+from models.quant.cells import LARGEST_CELL, fraction_bits
+from models.quant.engines import reference as reference_engine
+from models.quant.spec import Geometry
+
+ENGINES_WITH_CELLS = ["reference", "numba", "triton"]
+REFUSED = "cells too far from their levels for sums of 16 bits"  # by the CPU engine, of random cells that no device makes
+if importlib.util.find_spec("triton"):
+    interpreter.load()  # before any test imports it
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(params=ENGINES_WITH_CELLS, scope="module")
+def engine(request):
+    name = request.param
+    if name != "reference" and importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    with interpreter.running() if name == "triton" else contextlib.nullcontext():
+        yield interpreter.load() if name == "triton" else engines.load(name)
+
+
+def device_of(engine):
+    return interpreter.DEVICE if engines.name_of(engine) == "triton" else torch.device("cpu")
+
+
+def fits(engine, case, most=80):
+    """Whether the engine runs these cells; and Triton's interpreter takes long for many dot products."""
+    spec, layer = case.spec, case.layer()
+    if engines.name_of(engine) == "numba":
+        return engine.unsupported(layer, device_of(engine)) != REFUSED
+    blocks = sum(-(-(stop - start) // 128) for start, stop in layer.arrays)
+    return engines.name_of(engine) != "triton" or interpreter.GPU or (
+        2 * blocks * len(spec.digit_bits) * len(spec.slice_bits) * case.geometry.groups * (1 + (spec.dac_bits > 7)) <= most)
+
+
+def assert_same(found, wanted):
+    assert found.shape == wanted.shape
+    differ = np.argwhere(found != wanted)
+    assert not len(differ), f"{len(differ)} of {wanted.size} differ, first at {differ[0]}"
+
+
+def check(engine, case):
+    layer, device = case.layer(), device_of(engine)
+    assert engine.unsupported(layer, device) is None
+    found = engine.accumulate(engine.prepare(layer), case.input().to(device))
+    assert found.dtype == engines.accumulator_dtype(layer)
+    wanted = oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta, case.q_min,
+                               case.bits, case.cells)
+    assert_same(found.cpu().numpy(), wanted)
+
+
+def check_histogram(engine, case):
+    layer, device = case.layer(), device_of(engine)
+    assert layer.u_span == oracle.cell_span(case.w_codes.shape, case.spec, case.geometry, case.cells)
+    found = engine.histogram(engine.prepare(layer), case.input().to(device))
+    assert found.dtype == torch.int64
+    assert_same(found.cpu().numpy(), oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice,
+                                                      case.cells))
+
+
+@given(case=grid_cases(adc_ranges=["calibrated", "full"]))
+@settings(max_examples=150)
+def test_static_adc(engine, case):
+    assume(fits(engine, case))
+    check(engine, case)
+
+
+@given(case=grid_cases(planned=True))
+@settings(max_examples=100)
+def test_planned_adc(engine, case):
+    assume(fits(engine, case))
+    check(engine, case)
+
+
+@given(case=grid_cases(adc_ranges=["dynamic"]))
+@settings(max_examples=100)
+def test_dynamic_adc(engine, case):
+    assume(fits(engine, case))
+    check(engine, case)
+
+
+@given(case=grid_cases(adc_ranges=["ideal"]))
+@settings(max_examples=100)
+def test_ideal(engine, case):
+    assume(fits(engine, case))
+    check(engine, case)
+
+
+@given(case=grid_cases(kinds=["near", "levels", "negative", "zeros", "constant"]))
+@settings(max_examples=80)
+def test_histogram(engine, case):
+    low, high = case.layer().u_span
+    assume(fits(engine, case) and high - low < 2**19)
+    check_histogram(engine, case)
+
+
+def layer_case(spec, channels=40, out=9, kernel=(3, 3), size=(3, 4), images=2, seed=0, kind="near", **geometry):
+    rng = np.random.default_rng(seed)
+    a_codes = rng.integers(0, 2**spec.a_bits, (images, *size, channels), dtype=np.uint8)
+    a_codes[rng.random(a_codes.shape) < 0.6] = 0
+    w_codes = rng.integers(0, 2**spec.w_bits, (out, channels // geometry.get("groups", 1), *kernel), dtype=np.uint8)
+    slices = len(spec.slice_bits)
+    case = Case(spec, Geometry(**geometry), a_codes, w_codes, [1.0] * slices, [-2 ** (spec.adc_bits - 1)] * slices)
+    case.cells = random_cells(kind, case, rng)
+    return case
+
+
+@pytest.mark.parametrize("cell_bits, w_bits", [(1, 4), (2, 4), (3, 4), (4, 4), (5, 5), (6, 8), (7, 7), (8, 8)])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_usual_layer(engine, cell_bits, w_bits, adc_range, reference):
+    case = layer_case(CrossbarSpec(w_bits, 4, cell_bits, 6, 64, reference=reference, adc_range=adc_range), padding=(1, 1, 1, 1))
+    check(engine, case)
+
+
+@pytest.mark.parametrize("rows", [31, 32, 33, 127, 128, 129, 260, 1024])
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
+def test_rows_around_the_blocks_of_a_dot_product(engine, rows, mapping, adc_range):
+    spec = CrossbarSpec(4, 4, 4, 5, rows, mapping, dac_bits=4, adc_range=adc_range)
+    check(engine, layer_case(spec, channels=390, kernel=(1, 3), size=(2, 4)))
+
+
+@pytest.mark.parametrize("groups, channels, out", [(2, 66, 6), (5, 15, 20), (8, 8, 8)])
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+def test_groups_and_depthwise(engine, groups, channels, out, adc_range):
+    spec = CrossbarSpec(4, 4, 2, 2, 32, adc_range=adc_range, dac_bits=2)
+    case = layer_case(spec, channels, out, kernel=(2, 2), groups=groups, padding=(1, 0, 2, 1), dilation=(1, 2))
+    check(engine, case)
+    check_histogram(engine, case)
+
+
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("dac_bits", [1, 8])
+def test_cells_at_the_end_of_the_grid(engine, adc_range, reference, dac_bits):
+    """Reads of up to 2^34, accumulators of 64 bits."""
+    spec = CrossbarSpec(8, 8, 8, 8, 100, reference=reference, adc_range=adc_range, dac_bits=dac_bits)
+    case = layer_case(spec, channels=150, out=5, kernel=(1, 1), size=(2, 2), images=4)
+    rng = np.random.default_rng(1)
+    values, line = (rng.integers(-LARGEST_CELL + 1, LARGEST_CELL, part.shape).astype(np.int32) for part in case.cells[:2])
+    values[..., 0], line[..., :100], case.a_codes[0] = LARGEST_CELL - 1, 1 - LARGEST_CELL, 255
+    case.cells, case.delta = (values, line, 4), [2.0**16 + 0.5]
+    assert dac_bits == 1 or max(-case.layer().u_span[0], case.layer().u_span[1]) > 2**31
+    if engines.name_of(engine) == "numba":
+        assert engine.unsupported(case.layer(), device_of(engine)) == REFUSED
+    else:
+        check(engine, case)
+
+
+@pytest.mark.parametrize("out", [1, 31, 33, 65, 129])
+def test_output_channels_around_vector_boundaries(engine, out):
+    check(engine, layer_case(CrossbarSpec(4, 4, 2, 5, 16), channels=20, out=out, kernel=(2, 1), size=(3, 2), images=1))
+
+
+def test_accumulators_of_each_adc_step(engine):
+    case = layer_case(CrossbarSpec(rows=32), size=(3, 3))
+    case.delta, case.q_min = [2.0, 0.5, 2.0, 1.3], [-32, -1, -63, 0]
+    check(engine, case)
+
+
+def test_ties_go_to_the_even_code(engine):
+    """One word line whose cells hold odd halves of the step, on either side of zero."""
+    halves = np.array([-5, -3, -1, 1, 3, 5], np.int32)
+    case = Case(CrossbarSpec(1, 1, 1, 6, 1), Geometry(), np.ones((1, 1, 1, 1), np.uint8), np.ones((6, 1, 1, 1), np.uint8), [0.75],
+                [-32], cells=(96 * halves.reshape(1, 1, 1, 6), np.zeros((1, 1, 1), np.int32), 8))
+    layer = case.layer()
+    found = engine.accumulate(engine.prepare(layer), case.input().to(device_of(engine)))
+    assert found.flatten().tolist() == [-2, -2, 0, 0, 2, 2]
+    check(engine, case)
+
+
+def test_prepared_cells_serve_many_inputs(engine):
+    case = layer_case(CrossbarSpec(4, 4, 2, 4, 32, dac_bits=2), padding=(1, 1, 1, 1))
+    prepared = engine.prepare(case.layer())
+    for images, size in ((2, (4, 3)), (1, (3, 5)), (4, (1, 3))):
+        other = layer_case(case.spec, size=size, images=images, seed=images, padding=(1, 1, 1, 1))
+        before = other.a_codes.copy()
+        found = engine.accumulate(prepared, other.input().to(device_of(engine))).cpu().numpy()
+        assert_same(found, oracle.accumulate(other.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta,
+                                             case.q_min, cells=case.cells))
+        assert np.array_equal(other.a_codes, before)
+
+
+# Programming a network.
+
+EXACT = Device("exact", "here", g_min=2.0, g_max=42.0)
+BROAD = Device("broad", "here", g_min=2.0, g_max=42.0, sigma_us=3.0)
+
+
+@pytest.fixture
+def network(tiny):
+    """A small VGG with calibrated ADCs, and images."""
+    model = tiny(spec=CrossbarSpec(rows=32))
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    calibrate(model, images)
+    return model, images
+
+
+def outputs(model, images):
+    with torch.no_grad():
+        return model(images)
+
+
+def values(model):
+    return {name: layer.cells().values for name, layer in crossbar_layers(model)}
+
+
+@pytest.mark.parametrize("on_off", [math.inf, 21, 1.5])
+@pytest.mark.parametrize("cell_bits", [1, 3])
+@pytest.mark.parametrize("adc_range", ["calibrated", "full", "dynamic", "ideal"])
+def test_a_device_without_scatter_gives_ideal_cells(tiny, on_off, cell_bits, adc_range):
+    """Bit for bit in the whole network, whatever the off-current: an analog reference takes it away."""
+    model = tiny(spec=CrossbarSpec(rows=32, cell_bits=cell_bits, adc_range=adc_range))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    if adc_range == "calibrated":
+        calibrate(model, images)
+    wanted = outputs(model, images)
+    program(model, Device("exact", "here", g_min=0.0 if on_off == math.inf else 30 / on_off, g_max=30.0), seed=3)
+    for _, layer in crossbar_layers(model):
+        assert torch.equal(layer.chip.cells.values, layer.ideal_cells().values)
+        assert torch.equal(layer.chip.cells.reference, layer.ideal_cells().reference)
+    assert torch.equal(outputs(model, images), wanted)
+
+
+def test_one_seed_is_one_chip(network):
+    model, images = network
+    program(model, BROAD, seed=5)
+    first, seen = values(model), outputs(model, images)
+    program(model, BROAD, seed=6)
+    assert all(not torch.equal(first[name], other) for name, other in values(model).items())
+    assert not torch.equal(outputs(model, images), seen)
+    program(model, BROAD, seed=5)
+    assert all(torch.equal(first[name], again) for name, again in values(model).items())
+    assert torch.equal(outputs(model, images), seen)
+
+
+def linear(spec, out=3, channels=40, codes=None, **options):
+    layer = QLinearDoreFa(channels, out, bias=False, spec=spec, alpha_init=1.0, **options).eval()
+    layer.set_codes(torch.full((out, channels, 1, 1), 5, dtype=torch.uint8) if codes is None else codes)
+    return layer
+
+
+def test_layers_and_slices_differ_and_do_not_depend_on_others():
+    """Layers of the same shape and weights; one of them alone, and beside another in any order, has the same cells."""
+    spec = CrossbarSpec(w_bits=4, cell_bits=2, adc_range="full")
+    codes = torch.full((3, 40, 1, 1), 5, dtype=torch.uint8)  # both slices hold level 1
+    alone, both = nn.ModuleDict({"a": linear(spec, codes=codes)}), nn.ModuleDict({"b": linear(spec, 7), "a": linear(spec, codes=codes)})
+    same = nn.ModuleDict({name: linear(spec, codes=codes) for name in "ab"})
+    for model in (alone, both, same):
+        program(model, BROAD, seed=1)
+    assert torch.equal(alone["a"].cells().values, both["a"].cells().values)
+    assert torch.equal(alone["a"].cells().reference, both["a"].cells().reference)
+    assert not torch.equal(same["a"].cells().values, same["b"].cells().values)
+    low, high = alone["a"].cells().values
+    assert not torch.equal(low, high)
+
+
+def test_programming_with_none_gives_ideal_cells_again(network):
+    model, images = network
+    wanted = outputs(model, images)
+    program(model, BROAD)
+    assert not torch.equal(outputs(model, images), wanted)
+    program(model, None)
+    assert all(layer.chip is None for _, layer in crossbar_layers(model))
+    assert torch.equal(outputs(model, images), wanted)
+
+
+def test_a_device_of_too_few_levels_changes_no_layer():
+    model = nn.ModuleDict({"a": linear(CrossbarSpec(4, 4, 1)), "b": linear(CrossbarSpec(4, 4, 4))})
+    program(model, BROAD)
+    before = {name: layer.chip for name, layer in model.items()}
+    with pytest.raises(ValueError, match="needs 16"):
+        program(model, Device("own", "here", g_min=1.0, g_max=3.0, level_values=(1.0, 2.0, 2.5, 3.0)))
+    with pytest.raises(ValueError, match="allowed are device, ideal"):
+        program(model, BROAD, reference_cells="none")
+    assert all(layer.chip is before[name] for name, layer in model.items())
+
+
+def test_cells_of_another_shape_or_type_are_refused():
+    layer = linear(CrossbarSpec(4, 4, 2))
+    own = layer.ideal_cells()
+    assert own.values.shape == (2, 1, 40, 3)
+    for wrong in (own.values[:1], own.values[:, :, :39], own.values[..., :2], own.values.expand(2, 2, 40, 3)):
+        cells = Cells(wrong.contiguous(), torch.zeros(wrong.shape[:3], dtype=torch.int32), 8)
+        for given_cells in ((cells, None), (own, cells)):
+            with pytest.raises(ValueError, match="slices, groups, rows, outputs of a group"):
+                layer.set_cells(*given_cells)
+        assert layer.chip is None
+    with pytest.raises(ValueError, match="int32 tensor of 4 dimensions"):
+        Cells(own.values.long(), own.reference, 8)
+    with pytest.raises(ValueError, match="int32 tensor of 3 dimensions"):
+        Cells(own.values, own.reference[0], 8)
+    with pytest.raises(ValueError, match="the reference has shape"):
+        Cells(own.values, own.reference[:, :, :39], 8)
+    with pytest.raises(ValueError, match="below 1048576 is expected"):
+        Cells(own.values + LARGEST_CELL, own.reference, 8)
+    for wrong in (-1, 13, 8.0, True):
+        with pytest.raises(ValueError, match="whole numbers from 0 to 12"):
+            Cells(own.values, own.reference, wrong)
+
+
+@pytest.mark.parametrize("change, kept", [
+    (dict(adc_bits=3), True), (dict(rows=8), True), (dict(mapping="im2col"), True), (dict(dac_bits=2), True),
+    (dict(adc_range="dynamic"), True), (dict(adc_plan="significance", adc_bits=2.5), True), (dict(cell_bits=2), False),
+    (dict(reference="digital"), False)])
+def test_cells_are_kept_where_the_hardware_of_the_slices_is(change, kept):
+    layer = linear(CrossbarSpec())
+    program(nn.ModuleList([layer]), BROAD)
+    chip = layer.chip
+    layer.set_spec(replace(layer.spec, **change))
+    assert layer.chip is (chip if kept else None)
+
+
+def oracle_output(layer, x):
+    """`s_a s_w sum A (2 W - L)` of a linear layer without bias as the oracle reads its cells, float64."""
+    mapped, spec, cells = layer.mapped(), layer.spec, layer.cells()
+    a_codes = layer.a_codes(x).numpy()
+    parts = cells.values.numpy(), cells.reference.numpy(), cells.fraction_bits
+    acc = oracle.accumulate(a_codes, mapped.w_codes.numpy(), spec, mapped.geometry, mapped.reference_twice, mapped.adc_delta.numpy(),
+                            mapped.adc_q_min.numpy(), cells=parts)
+    worth = [2 * 2.0**-parts[2]] if spec.adc_range == "ideal" else [2 * step for step in oracle.steps(mapped.adc_delta)]
+    total = sum(plane * each for plane, each in zip(acc, worth))
+    if spec.reference == "digital" and spec.adc_range != "ideal":
+        shares = np.array([2.0 ** (spec.cell_bits * k) for k in range(len(parts[1]))])
+        total = total - 2 * 2.0**-parts[2] * (a_codes.astype(np.float64)[:, 0, 0] @ (shares @ parts[1][:, 0]))[:, None, None, None]
+    scale = float(layer.act_quant.act_alpha) / layer.act_quant.levels * float(layer.weight_quant.step)
+    return torch.from_numpy(total[:, 0, 0] * scale)
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("adc_range", ["calibrated", "full", "ideal"])
+@pytest.mark.parametrize("device", [EXACT, BROAD], ids=["exact", "broad"])
+def test_output_of_a_layer(reference, adc_range, device):
+    generator = torch.Generator().manual_seed(0)
+    spec = CrossbarSpec(4, 4, 2, 7, 32, reference=reference, adc_range=adc_range)
+    layer = linear(spec, 6, codes=torch.randint(16, (6, 40, 1, 1), dtype=torch.uint8, generator=generator))
+    x = torch.rand(9, 40, generator=generator)
+    program(nn.ModuleList([layer]), device, seed=2)
+    if adc_range == "calibrated":
+        layer.set_ranges([(1.0, -60 if reference == "analog" else 0), (1.5, -31 if reference == "analog" else 0)])
+    with torch.no_grad(), set_engine("reference"):
+        torch.testing.assert_close(layer(x).double(), oracle_output(layer, x), rtol=1e-5, atol=1e-5)
+        if device is EXACT and adc_range == "ideal":  # an off-current is taken away, by whatever reference
+            wanted = layer(x)
+            program(nn.ModuleList([layer]), None)
+            torch.testing.assert_close(layer(x), wanted)
+
+
+@pytest.mark.parametrize("cell_bits", [1, 2, 8])
+def test_cells_without_scatter_behind_a_digital_reference(cell_bits):
+    """values = 2^F C + Z, reference = 2^F r_k + Z, Z = rint(2^F G_min / dG); DoReFa's r_k is half of the highest level."""
+    w_bits = max(cell_bits, 4)
+    codes = (torch.arange(120).view(3, 40, 1, 1) * 7 % 2**w_bits).to(torch.uint8)
+    layer = linear(CrossbarSpec(w_bits, 4, cell_bits, reference="digital", adc_range="full"), codes=codes)
+    program(nn.ModuleList([layer]), EXACT)
+    cells, scale = layer.cells(), 2 ** fraction_bits(cell_bits)
+    assert scale == (256 if cell_bits <= 4 else 16)
+    for k, bits in enumerate(layer.spec.slice_bits):
+        off = round(scale * 2 / (40 / (2**bits - 1)))
+        digits = codes[:, :, 0, 0].T.int() // 2 ** (cell_bits * k) % 2**bits
+        assert torch.equal(cells.values[k, 0], scale * digits + off)
+        assert (cells.reference[k] == scale * (2**bits - 1) // 2 + off).all()
+    assert torch.equal(layer.chip.nominal.values, cells.values) and torch.equal(layer.chip.nominal.reference, cells.reference)
+
+
+def test_sawb_has_whole_reference_cells():
+    """The digits of the code that stands for zero, 0111 for 4 bits on 1-bit cells."""
+    layer = QLinearDoreFa(40, 3, spec=CrossbarSpec(adc_range="full"), wq="sawb")
+    twice = layer.weight_quant.reference_twice(layer.spec.slice_bits)
+    program(nn.ModuleList([layer]), EXACT)
+    assert twice == (2, 2, 2, 0)
+    assert layer.cells().reference[:, 0, 0].tolist() == [128 * each for each in twice]
+
+
+# Closed forms. Errors are of `u`, in units of the grid: 256 to a level.
+
+MOST = 1e-5  # probability that a test of a right program fails, were its seed drawn anew
+
+
+def reads_of(layer, a_codes):
+    """{(z, k): u of each output, int64 `[outputs]`} of one image, as the reference engine reads the cells."""
+    found = {}
+    for z, k, u in reference_engine.reads(layer.mapped("ideal"), a_codes.view(1, 1, 1, -1)):
+        found[z, k] = found.get((z, k), 0) + u.flatten()
+    return found
+
+
+def assert_variance(errors, wanted):
+    """The sample variance of independent Gaussian numbers lies within its chi-square interval."""
+    free = len(errors) - 1
+    low, high = stats.chi2.ppf([MOST / 2, 1 - MOST / 2], free) / free
+    assert low < np.var(errors, ddof=1) / wanted < high
+
+
+ROWS = 48
+DEVIATION = 256 * 3.0 / 40  # of a 1-bit cell of BROAD
+GRID = 1 / 12  # variance of a number that is rounded
+
+
+def sums(dac_bits, seed=0):
+    """Codes of one image on ROWS rows, and for each digit the sum of a^2."""
+    codes = np.random.default_rng(seed).integers(0, 16, ROWS)
+    digits = [codes // 2**low % 2**dac_bits for low in range(0, 4, dac_bits)]
+    return torch.from_numpy(codes.astype(np.uint8)), [int(digit @ digit) for digit in digits]
+
+
+@pytest.mark.parametrize("dac_bits", [1, 2])
+def test_variance_of_columns(dac_bits):
+    """`sum a^2 s^2` over the columns of one chip, whose reference is ideal."""
+    layer = linear(CrossbarSpec(dac_bits=dac_bits, adc_range="ideal"), 3000, ROWS)
+    a_codes, squares = sums(dac_bits)
+    ideal = reads_of(layer, a_codes)
+    program(nn.ModuleList([layer]), BROAD, seed=1, reference_cells="ideal")
+    for (z, k), u in reads_of(layer, a_codes).items():
+        errors = (u - ideal[z, k] * 128).double().numpy()
+        assert abs(errors.mean()) < 5 * math.sqrt(squares[z] * (DEVIATION**2 + GRID) / len(errors))
+        assert_variance(errors, squares[z] * (DEVIATION**2 + GRID))
+
+
+def test_variance_over_chips_has_the_reference_in_it():
+    """A half-level reference is the mean of two cells: half the variance of one; a column adds its own cells'."""
+    layer = linear(CrossbarSpec(adc_range="ideal"), 2, ROWS)
+    a_codes, squares = sums(1)
+    ideal, found = reads_of(layer, a_codes), []
+    for seed in range(400):
+        program(nn.ModuleList([layer]), BROAD, seed)
+        found.append(reads_of(layer, a_codes))
+    for (z, k), u in ideal.items():
+        errors = np.array([(chip[z, k] - u * 128).tolist() for chip in found])
+        own, common = DEVIATION**2 + GRID, DEVIATION**2 / 2 + GRID
+        assert_variance(errors[:, 0], squares[z] * (own + common))
+        assert_variance(errors[:, 0] - errors[:, 1], squares[z] * 2 * own)  # all columns of an array share its reference
+
+
+@pytest.mark.parametrize("on, off", [(0.0, 0.1), (0.05, 0.0), (0.1, 0.2)])
+def test_mean_of_stuck_cells(on, off):
+    """`E[du] = sum a (p_on (x_on - x) + p_off (x_off - x))`, on 2-bit cells."""
+    codes = torch.randint(16, (1, ROWS, 1, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    layer = linear(CrossbarSpec(cell_bits=2, adc_range="ideal"), 2000, ROWS, codes=codes.repeat(2000, 1, 1, 1))
+    a_codes, _ = sums(1)
+    ideal = reads_of(layer, a_codes)
+    program(nn.ModuleList([layer]), replace(EXACT, stuck_on=on, stuck_off=off), seed=4, reference_cells="ideal")
+    for (z, k), u in reads_of(layer, a_codes).items():
+        a, x = a_codes.numpy() >> z & 1, codes.flatten().numpy() >> 2 * k & 3
+        error = (u - ideal[z, k] * 128).double().numpy() / 256
+        wanted = float(a @ (on * (3.0 - x) + off * (0.0 - x)))
+        assert abs(error.mean() - wanted) < 5 * error.std() / math.sqrt(len(error))
+
+
+@pytest.mark.parametrize("code, ratio", [(15, 225 / 85), (5, 25 / 17), (8, 1.0)])
+def test_all_digits_of_an_input_see_the_same_error(code, ratio):
+    """Against cells that are drawn anew for each digit, `(sum 2^z a_z)^2 / sum 4^z a_z` times the variance."""
+    layer = linear(CrossbarSpec(4, 4, 4, adc_range="ideal"), 4000, ROWS)
+    a_codes = torch.full((ROWS,), code, dtype=torch.uint8)
+    ideal, chips = reads_of(layer, a_codes), []
+    for seed in range(4):
+        program(nn.ModuleList([layer]), BROAD, seed, reference_cells="ideal")
+        chips.append({z: (u - ideal[z, k] * 128).double().numpy() for (z, k), u in reads_of(layer, a_codes).items()})
+    static = sum(2.0**z * chips[0][z] for z in range(4))
+    anew = sum(2.0**z * chips[z][z] for z in range(4))
+    low, high = stats.f.ppf([MOST / 2, 1 - MOST / 2], len(static) - 1, len(anew) - 1)
+    assert low * ratio < static.var() / anew.var() < high * ratio
+
+
+# What else knows of a chip.
+
+def test_ranges_are_chosen_on_the_chip_or_at_design_time(network):
+    model, images = network
+    nominal = collect_histograms(model, images)
+    program(model, EXACT)
+    for on in ("nominal", "chip"):
+        found = collect_histograms(model, images, on)
+        assert all(np.array_equal(found[name], counts) for name, counts in nominal.items())
+    program(model, BROAD, seed=1)
+    found = collect_histograms(model, images)
+    assert all(np.array_equal(found[name], counts) for name, counts in nominal.items())
+    found = collect_histograms(model, images, "chip")
+    assert all(counts.sum() == nominal[name].sum() for name, counts in found.items())
+    assert any(not np.array_equal(counts, nominal[name]) for name, counts in found.items())
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_counts_on_the_chip_are_those_of_its_reads(reference):
+    """In the nearest bin of ideal cells, the outermost for reads beyond."""
+    spec = CrossbarSpec(4, 4, 2, 4, 32, reference=reference)
+    layer, x = linear(spec, 6), torch.rand(9, 40, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(layer)
+    program(model, replace(BROAD, stuck_on=0.2), seed=2)
+    cells, mapped = layer.cells(), layer.mapped("ideal", cells=None)
+    a_codes, (low, high) = layer.a_codes(x).numpy(), mapped.u_span
+    wanted = np.zeros((4, 2, high - low + 1), np.int64)
+    for _, _, z, k, u in oracle.cell_reads(a_codes, (1, 1), spec, mapped.geometry,
+                                           (cells.values.numpy(), cells.reference.numpy(), cells.fraction_bits)):
+        nearest = np.rint(u / 256 * (2 if reference == "analog" else 1)).astype(int)
+        np.add.at(wanted[z, k], np.clip(nearest, low, high) - low, 1)
+    assert np.array_equal(collect_histograms(model, x, "chip")["0"], wanted)
+    calibrate(model, x, on="nominal")
+    before = layer.adc_delta.clone(), layer.adc_q_min.clone()
+    calibrate(model, x, on="chip")
+    assert not (torch.equal(layer.adc_delta, before[0]) and torch.equal(layer.adc_q_min, before[1]))
+
+
+def test_the_correction_is_measured_on_the_chip(network):
+    model, images = network
+    before = [layer.adc_gain.clone() for _, layer in crossbar_layers(model)]
+    program(model, BROAD, seed=1)
+    calibrate(model, images)
+    assert any(not torch.equal(layer.adc_gain, gain) for (_, layer), gain in zip(crossbar_layers(model), before))
+
+
+def test_software_knows_no_chip(network):
+    model, images = network
+    with without_adc(model):
+        wanted = outputs(model, images)
+    program(model, BROAD)
+    chips, on_chip = [layer.chip for _, layer in crossbar_layers(model)], outputs(model, images)
+    with without_adc(model):
+        assert torch.equal(outputs(model, images), wanted)
+    assert all(layer.chip is chip for (_, layer), chip in zip(crossbar_layers(model), chips))
+    assert torch.equal(outputs(model, images), on_chip)
+
+
+def test_a_copy_has_the_same_chip_and_its_own(network):
+    model, images = network
+    program(model, BROAD)
+    wanted, twin = outputs(model, images), copy.deepcopy(model)
+    assert torch.equal(outputs(twin, images), wanted)
+    program(model, None)
+    assert torch.equal(outputs(twin, images), wanted)
+    assert not torch.equal(outputs(model, images), wanted)
+
+
+def test_a_state_dict_holds_no_chip_and_loading_weights_drops_it(network):
+    model, images = network
+    wanted, keys = outputs(model, images), set(model.state_dict())
+    program(model, BROAD)
+    state = model.state_dict()
+    assert set(state) == keys
+    model.load_state_dict(state)
+    assert all(layer.chip is None for _, layer in crossbar_layers(model))
+    assert torch.equal(outputs(model, images), wanted)
+
+
+def test_a_chip_stays_when_the_weight_changes():
+    layer, x = linear(CrossbarSpec(adc_range="full")), torch.rand(3, 40)
+    program(nn.ModuleList([layer]), BROAD)
+    with torch.no_grad():
+        before = layer(x)
+        layer.set_codes(torch.zeros_like(layer.w_codes()))
+        assert torch.equal(layer(x), before)
+
+
+def test_another_spec_for_the_whole_network_keeps_or_drops_its_chip(network):
+    model, _ = network
+    program(model, BROAD)
+    set_spec(model, CrossbarSpec(rows=16, adc_bits=4))
+    assert all(layer.chip is not None for _, layer in crossbar_layers(model))
+    set_spec(model, CrossbarSpec(cell_bits=2))
+    assert all(layer.chip is None for _, layer in crossbar_layers(model))
+
+
+def test_layer_output_does_not_depend_on_the_engine(engine):
+    for adc_range in ("full", "dynamic", "ideal"):
+        for reference in ("analog", "digital"):
+            found = []
+            for name in (engines.name_of(engine), "reference"):
+                torch.manual_seed(0)
+                spec = CrossbarSpec(4, 4, 3, 4, 16, adc_range=adc_range, reference=reference)
+                layer = Qconv2dDoreFa(20, 12, 3, stride=2, padding=1, spec=spec, alpha_init=1.0)
+                x = torch.rand(2, 20, 5, 5) * 1.2
+                program(nn.ModuleList([layer]), BROAD)
+                with torch.no_grad(), set_engine(name):
+                    found.append(layer.to(device_of(engine))(x.to(device_of(engine))))
+            assert torch.equal(*found)
