@@ -105,18 +105,17 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
     """Exact histograms of the read values of every layer that has an ADC, the network running without ADCs.
 
     Args: images, inputs on the model's device: a tensor `[N, ...]` or an iterable of such batches; on, the cells that are read,
-        see `Calibration` (cells on a grid are counted in the bins of ideal cells that are nearest, the outermost for those beyond).
+        see `Calibration`.
     Returns: `{layer name: int64 array [digits, slices, u]}`; bin i counts reads of `u = MappedLayer.u_span[0] + i`.
     Raises: ValueError for no images, no layer with an ADC, or more possible values than can be counted.
     """
     layers, counters, histograms = converted_layers(model), {}, {}
-    chips = {name: layer.chip for name, layer in layers}
+    counted = {name: _counted(layer, on) for name, layer in layers}
 
     def count(name):
         def hook(layer, inputs):
             if name not in counters:
-                chip = chips[name]
-                counters[name] = layer.counter(inputs[0].device, chip and (chip.cells if on == "chip" else chip.nominal))
+                counters[name] = layer.counter(inputs[0].device, counted[name])
             histograms[name] = counters[name](inputs[0]).cpu().numpy() + histograms.get(name, 0)
         return hook
 
@@ -160,22 +159,32 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
     planned = [(name, layer) for name, layer in layers if layer.spec.planned]
     for name, layer in layers:
         if not layer.spec.planned:
-            layer.set_ranges(adc.calibrated_ranges(histograms[name], layer.mapped("ideal", cells=None), chosen.rule, chosen.per))
+            layer.set_ranges(adc.calibrated_ranges(histograms[name], _bins(layer, chosen.on), chosen.rule, chosen.per))
     if planned:
         if chosen.share == "network":
             if images is None:
                 raise ValueError("a plan for the whole network weighs the layers' errors on images: give some")
             if not first.kept:
                 first.fill(images)
-        _set_plans(model, planned, histograms, chosen.share, first.kept)
+        _set_plans(model, planned, histograms, chosen, first.kept)
     if images is not None and chosen.correct == "channel":
         _correct(model, [pair for pair in layers if pair[1].spec.adc_range == "calibrated"], first.batch(), None)
     return histograms
 
 
-def _set_plans(model, layers, histograms, share, images):
+def _counted(layer, on):
+    """The cells of a layer whose reads choose its ranges; None: ideal ones."""
+    return layer.chip and (layer.chip.cells if on == "chip" else layer.chip.nominal)
+
+
+def _bins(layer, on):
+    """The layer in whose bins those reads are counted."""
+    return layer.mapped("ideal", layer.binned(_counted(layer, on)))
+
+
+def _set_plans(model, layers, histograms, chosen, images):
     """Plans for layers whose spec has one: one budget for all of the same mean, or one for each."""
-    choices = {name: adc.choices(histograms[name], layer.mapped("ideal", cells=None)) for name, layer in layers}
+    choices, share = {name: adc.choices(histograms[name], _bins(layer, chosen.on)) for name, layer in layers}, chosen.share
     groups = {}
     for name, layer in layers:
         groups.setdefault(layer.spec.adc_bits if share == "network" else name, []).append((name, layer))

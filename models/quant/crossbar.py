@@ -214,7 +214,7 @@ class CrossbarLayer:
         layer = MappedLayer(spec, self._geometry(), self.w_codes(), self.weight_quant.reference_twice(spec.slice_bits), *ranges,
                             *self._chip_parts(cells))
         if spec.adc_range == "full":
-            delta, q_min = zip(*adc.full_ranges(replace(layer, cells=None, readout=None)))
+            delta, q_min = zip(*adc.full_ranges(replace(layer, cells=self.chip.nominal if self.chip else None, readout=None)))
             return replace(layer, adc_delta=torch.tensor(delta, dtype=torch.float64), adc_q_min=torch.tensor(q_min))
         if spec.adc_range == "calibrated":
             self._check_ranges(layer)
@@ -322,8 +322,14 @@ class CrossbarLayer:
             return elementwise.act_codes(x, alpha, levels)
         return act_codes(x, alpha, levels).to(torch.uint8).contiguous()
 
+    def binned(self, cells: Cells | None) -> Cells | None:
+        """The cells in whose bins reads of these cells are counted: ideal ones (None), in whose fewer bins ranges are found sooner,
+        but with a digital reference, where an off-current takes reads beyond them."""
+        return cells if self.spec.reference == "digital" else None
+
     def counter(self, device: torch.device, cells: Cells | None = None) -> Callable[[Tensor], Tensor]:
-        """`f(x)` that returns the exact counts of the read values of these cells, or of ideal ones, for inputs `x`; see `engines`.
+        """`f(x)` that returns the exact counts of the read values of these cells, or of ideal ones, for inputs `x`; see `engines` and
+        `binned`.
 
         Raises: ValueError where more values are possible than can be counted.
         """
@@ -338,7 +344,8 @@ class CrossbarLayer:
         def count(x):
             with torch.autocast(device.type, enabled=False):
                 counts = engine.histogram(prepared, self.a_codes(x))
-            return counts if cells is None else _in_bins_of(counts, layer, self.mapped("ideal", cells=None))
+            binned = self.binned(cells)
+            return counts if cells is binned else _in_bins_of(counts, layer, self.mapped("ideal", binned))
         return count
 
     def _prepare(self, device, any_weight=False):

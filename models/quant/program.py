@@ -1,21 +1,46 @@
-"""Programming a chip (`program`): one draw of all cells of a network on a device."""
+"""Programming a chip (`program`): one draw of all cells of a network on a device, its wires and its converters."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import zlib
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from .cells import Cells, on_grid
+from .cells import Cells, Chip, on_grid
 from .crossbar import CrossbarLayer, crossbar_layers
-from .devices import Device
+from .devices import Device, Wires
+from .devices.wires import effective, gate_curve
+from .readout import Readout
 
-VALUES, REFERENCE = range(2)  # what a generator draws: the last part of its key
+log = logging.getLogger(__name__)
+
+VALUES, REFERENCE, CONVERTERS, INPUTS = range(4)  # what a generator draws: the last part of its key
+COLUMNS = 128  # bit lines of one array, where word lines resist: outputs of one slice, behind its reference columns
+FITTED_INPUTS, FITTED_ARRAYS, DENSEST = 64, 8, 0.5  # of the curve of gate access: random inputs, the share of their rows that is on
 
 
-def program(model: nn.Module, device: Device | None, seed: int = 0, reference_cells: str = "device") -> None:
+@dataclass(frozen=True)
+class _Draw:
+    """Everything that decides a chip; see `program`."""
+
+    device: Device
+    seed: int
+    reference_cells: str
+    adc_noise: float
+    adc_offset: float
+    adc_gain: float
+    wires: Wires
+    noise_seed: int
+
+
+def program(model: nn.Module, device: Device | None, seed: int = 0, reference_cells: str = "device", *,
+            read_noise: float | str | None = None, adc_noise: float = 0.0, adc_offset: float = 0.0, adc_gain: float = 0.0,
+            wires: Wires | None = None, noise_seed: int = 0) -> None:
     """Program every crossbar layer of `model`: cells as the device makes them, the same for the same seed on every machine.
 
     A cell of conductance G has the value `x = (G - G_min) / dG` in levels, on a grid (`cells.Cells`). The reference column of an
@@ -26,61 +51,143 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         device: None gives ideal cells again.
         seed: of the chip. Draws have keys (seed, layer's name, slice), so that a layer's cells do not depend on the others.
         reference_cells: "device", or "ideal": a reference without scatter.
-    Raises: ValueError for a device of fewer levels than the cells have, or cells that the grid does not hold; no layer is changed.
+        read_noise: standard deviation of a cell's reads, uS, in place of the device's (`Device.read_noise`).
+        adc_noise: standard deviation of a converter's noise, in levels of a cell.
+        adc_offset, adc_gain: standard deviations of the converters' offsets, in levels of a cell, and of their gains, relative: one
+            draw for each physical column, which stays what it is.
+        wires: see `Wires`. With voltage access the cells become the effective ones, exact for all inputs; with gate access those of
+            `devices.wires.gate_curve` behind its curve, whose error on random inputs is logged.
+        noise_seed: of the noise of reads.
+    Raises: ValueError for values that cannot be, a device of fewer levels than the cells have, or cells that the grid does not
+        hold; no layer is changed.
     """
+    if device is None:
+        for _, layer in crossbar_layers(model):
+            layer.chip = None
+        return
     if reference_cells not in ("device", "ideal"):
         raise ValueError(f"reference_cells is {reference_cells!r}; allowed are device, ideal")
-    layers = crossbar_layers(model)
-    if device is None:
-        for _, layer in layers:
-            layer.set_cells(None)
-        return
-    chips = [(layer, *_programmed(name, layer, device, seed, reference_cells)) for name, layer in layers]
-    for layer, cells, nominal in chips:
-        layer.set_cells(cells, nominal)
+    for name, value in (("adc_noise", adc_noise), ("adc_offset", adc_offset), ("adc_gain", adc_gain)):
+        if not 0 <= value < np.inf:
+            raise ValueError(f"{name} is {value!r}; allowed are finite numbers from 0")
+    if read_noise is not None:
+        device = replace(device, read_noise=read_noise)
+    if wires is not None and wires.access == "gate" and any(layer.spec.dac_bits > 1 for _, layer in crossbar_layers(model)):
+        raise ValueError("wires have access 'gate', where a row is on or off, with input digits of several bits; allowed is dac_bits 1")
+    draw = _Draw(device, seed, reference_cells, adc_noise, adc_offset, adc_gain, wires or Wires(), noise_seed)
+    chips = [(layer, _chip(name, layer, draw)) for name, layer in crossbar_layers(model)]
+    for layer, chip in chips:
+        layer.chip = chip
 
 
-def _programmed(name: str, layer: CrossbarLayer, device: Device, seed: int, reference_cells: str) -> tuple[Cells, Cells | None]:
-    """(cells of a layer, those cells without scatter where they are not the ideal ones)."""
-    ideal, spec = layer.ideal_cells(), layer.spec
-    fraction, scale = ideal.fraction_bits, 2**ideal.fraction_bits
+def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
+    """A layer on the chip."""
+    ideal, spec, device = layer.ideal_cells(), layer.spec, draw.device
+    scale, digital = 2**ideal.fraction_bits, spec.reference == "digital"
     levels = (ideal.values.cpu() // scale).numpy().astype(np.uint8)
     twice = layer.weight_quant.reference_twice(spec.slice_bits)
-    joint = _joint(name, layer, device, seed, levels) if device.joint else None
+    joint = _joint(name, layer, draw, levels) if device.joint else None
     values, reference = np.empty(levels.shape, np.int32), np.empty(levels.shape[:3], np.int32)
-    off = np.zeros(len(levels), np.int32)  # an off-current in units of the grid: a digital reference does not take it away
+    off, curves = np.zeros(len(levels)), []
     for k, bits in enumerate(spec.slice_bits):
         g_min, step = device.levels(bits)[0], device.step(bits)
-        drawn = device.draw(levels[k], bits, _generator(seed, name, k, VALUES)) if joint is None else joint[k]
-        if spec.reference == "digital":
-            off[k] = np.rint(scale * g_min / step)
-        values[k] = on_grid((drawn - g_min) / step, spec.cell_bits) + off[k]
-        if spec.reference == "analog" and reference_cells == "device":
-            x = _reference_cells(device, bits, twice[k], levels.shape[1:3], _generator(seed, name, k, REFERENCE))
-            reference[k] = np.rint(scale * (x - g_min) / step)
-        else:
+        drawn = device.draw(levels[k], bits, _generator(draw.seed, name, k, VALUES)) if joint is None else joint[k]
+        pair = _reference_cells(draw, bits, twice[k], levels.shape[1:3], _generator(draw.seed, name, k, REFERENCE))
+        if draw.wires.wire_ohm or draw.wires.row_ohm or draw.wires.driver_ohm:
+            drawn, pair, curve = _behind_wires(drawn, pair, layer, draw, _generator(draw.seed, name, k, INPUTS))
+            b0, b1, b2 = curve
+            unit = step * 1e-6 / scale  # siemens
+            curves.append((b0, b1 * unit, b2 * unit**2, scale * g_min / step - (np.rint(scale * g_min / step) if digital else 0)))
+        # An off-current that a digital reference does not take away is part of a cell's value.
+        off[k] = np.rint(scale * g_min / step) if digital else 0
+        values[k] = on_grid((drawn - g_min) / step, spec.cell_bits) + off[k].astype(np.int32)
+        if digital:
             reference[k] = twice[k] * scale // 2 + off[k]
+        else:
+            reference[k] = np.rint(scale * (pair.mean(-1) - g_min) / step)
     where = ideal.values.device
-    cells = Cells(torch.from_numpy(values).to(where), torch.from_numpy(reference).to(where), fraction)
-    if not off.any():
-        return cells, None
-    shift = torch.from_numpy(off).to(where)
-    return cells, Cells(ideal.values + shift.view(-1, 1, 1, 1), ideal.reference + shift.view(-1, 1, 1), fraction)
+    cells = Cells(torch.from_numpy(values).to(where), torch.from_numpy(reference).to(where), ideal.fraction_bits)
+    nominal, shift = None, torch.from_numpy(off.astype(np.int32)).to(where)
+    if off.any():
+        nominal = Cells(ideal.values + shift.view(-1, 1, 1, 1), ideal.reference + shift.view(-1, 1, 1), ideal.fraction_bits)
+    return Chip(cells, nominal, _readout(name, layer, draw, scale, off, twice, curves))
 
 
-def _joint(name, layer, device, seed, levels):
+def _joint(name, layer, draw, levels):
     """Conductances of cells that were measured together, `[slices, groups, rows, out / groups]`."""
     codes = sum(levels[k].astype(np.int64) << (layer.spec.cell_bits * k) for k in range(len(levels)))
-    return device.draw_weights(codes, layer.spec.slice_bits, _generator(seed, name, 0, VALUES))
+    return draw.device.draw_weights(codes, layer.spec.slice_bits, _generator(draw.seed, name, 0, VALUES))
 
 
-def _reference_cells(device, bits, twice, shape, generator):
-    """Conductance of the reference in each row: of a cell of level `twice / 2`, or the mean of two of the levels around it."""
-    if twice % 2 == 0:
-        return device.draw(np.full(shape, twice // 2, np.uint8), bits, generator)
-    high = min(2**bits - 1, twice)
-    pair = device.draw(np.stack([np.full(shape, high, np.uint8), np.full(shape, twice - high, np.uint8)]), bits, generator)
-    return pair.mean(0)
+def _reference_cells(draw, bits, twice, shape, generator):
+    """Conductances of the reference in each row, uS `[*shape, 1 or 2]`: of a cell of level `twice / 2`, or of the two whose mean it
+    is."""
+    high = twice // 2 if twice % 2 == 0 else min(2**bits - 1, twice)
+    levels = [high] if twice % 2 == 0 else [high, twice - high]
+    if draw.reference_cells == "ideal":
+        return np.broadcast_to(draw.device.levels(bits)[levels], (*shape, len(levels)))
+    return np.moveaxis(draw.device.draw(np.stack([np.full(shape, level, np.uint8) for level in levels]), bits, generator), 0, -1)
+
+
+def _behind_wires(cells, pair, layer, draw, generator):
+    """(cells, reference cells) of one slice as the sense nodes see them, and the curve behind them, `(b_0, b_1, b_2)` for siemens.
+
+    Args: cells, uS `[groups, rows, out / groups]`; pair, uS `[groups, rows, 1 or 2]`. Conductances below 0 are none.
+    """
+    cells, pair, curve = cells.clip(0), pair.clip(0), (1.0, 0.0, 0.0)
+    arrays = layer.mapped("ideal", cells=None).arrays
+    if draw.wires.access == "gate":
+        return _behind_a_curve(cells, pair, arrays, draw.wires.wire_ohm, generator)
+    found, found_pair = np.empty_like(cells), np.empty_like(pair)
+    columns = COLUMNS if draw.wires.row_ohm or draw.wires.driver_ohm else cells.shape[-1]
+    for start, stop in arrays:
+        for first in range(0, cells.shape[-1], columns):
+            part = np.concatenate([pair[:, start:stop], cells[:, start:stop, first:first + columns]], axis=-1)
+            part = 1e6 * effective(1e-6 * part, draw.wires)
+            found[:, start:stop, first:first + columns] = part[..., pair.shape[-1]:]
+            if not first:
+                found_pair[:, start:stop] = part[..., :pair.shape[-1]]
+    return found, found_pair, curve
+
+
+def _behind_a_curve(cells, pair, arrays, wire_ohm, generator):
+    found, found_pair, curve = np.empty_like(cells), np.empty_like(pair), None
+    for start, stop in sorted(arrays, key=lambda array: array[0] - array[1]):  # the curve is that of the fullest array
+        part = 1e-6 * np.concatenate([pair[:, start:stop], cells[:, start:stop]], axis=-1)
+        share = generator.random((FITTED_INPUTS, 1)) * DENSEST
+        on = generator.random((FITTED_INPUTS, stop - start)) < share
+        fit = gate_curve(part[:FITTED_ARRAYS, :, :COLUMNS], on, wire_ohm)
+        if curve is None:
+            curve = fit.b
+            log.info("gate access: the curve is %.2f %% off the exact ladder (rms, random inputs)", 100 * fit.error)
+        seen = 1e6 * part * (fit.cells[0, :, :1] / np.maximum(part[0, :, :1], 1e-30))
+        found[:, start:stop], found_pair[:, start:stop] = seen[..., pair.shape[-1]:], seen[..., :pair.shape[-1]]
+    return found, found_pair, curve
+
+
+def _readout(name, layer, draw, scale, off, twice, curves):
+    """What the layer's reads have besides, or None."""
+    noise = [draw.device.cell_noise(bits) for bits in layer.spec.slice_bits]
+    if worst := max(misfit for *_, misfit in noise):
+        log.info("read noise: its line in conductance is %.0f %% off the sigma of a level at most", 100 * worst)
+    shares = [0.0 if layer.spec.reference == "digital" or draw.reference_cells == "ideal" else 1.0 if r % 2 == 0 else 0.5
+              for r in twice]
+    cell_noise = tuple((scale**2 * c0 - scale * c1 * shift, scale * c1, m) for (c0, c1, _), shift, m in zip(noise, off, shares))
+    gain = offset = None
+    if draw.adc_gain or draw.adc_offset:
+        mapped = layer.mapped("ideal", cells=None)
+        groups, _, out = mapped.w_rows.shape
+        normals = np.stack([_generator(draw.seed, name, k, CONVERTERS).standard_normal((2, groups, len(mapped.arrays), out))
+                            for k in range(len(twice))], axis=1)
+        gain = torch.from_numpy(1 + draw.adc_gain * normals[0])
+        offset = torch.from_numpy(np.rint(scale * draw.adc_offset * normals[1]).astype(np.int32))
+    noisy = any(c0 or c1 for c0, c1, _ in noise)
+    curved = any(b1 or b2 for _, b1, b2, _ in curves)
+    if not (noisy or draw.adc_noise or gain is not None or curved):
+        return None
+    key = hashlib.sha256(f"{draw.noise_seed} {name}".encode()).digest()[:8]
+    return Readout((scale * draw.adc_noise) ** 2, cell_noise if noisy else None, int.from_bytes(key, "little"), gain, offset,
+                   tuple(curves) if curved else None)
 
 
 def _generator(seed: int, name: str, k: int, part: int) -> np.random.Generator:

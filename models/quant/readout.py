@@ -31,7 +31,7 @@ _first_image = contextvars.ContextVar("first_image", default=0)
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """A read's `u` becomes `rint((u + e) gain) + offset` before the ADC, e its noise.
+    """A read's `u` becomes `rint((f(u) + e) gain) + offset` before the ADC, e its noise, f the curve of its bit lines.
 
     Noise: `e ~ N(0, s^2)`, fresh for each read (image, pixel, array, digit, slice, column), with, in units of u,
     `s^2 = base + sum a^2 (c_0 + c_1 X) + m sum a^2 (c_0 + c_1 R)`, the sums over the rows of the read, X its cells' values and R its
@@ -44,6 +44,10 @@ class Readout:
         seed: up to 64 bits that name seed and layer: the key of the noise.
         gain: float64 `[slices, groups, arrays, out / groups]`, of the converter of each column, about 1; None: all 1.
         offset: int32 of the same shape, in units of u; None: all 0.
+        curve: `(b_0, b_1, b_2, z)` of each slice, of bit lines that load themselves (`devices.wires.gate_curve`): with
+            `c(S) = S (b_0 + b_1 S + b_2 S^2)` in float64, `f(u) = rint(c(u + S) - c(S))`, `S = sum a (R + z)` the reference column's
+            current (analog), or `f(u) = rint(c(u + S) - S)` with `S = z' sum a` (digital, where z' is what values lack of the
+            current). None: straight.
     """
 
     base: float = 0.0
@@ -51,6 +55,7 @@ class Readout:
     seed: int = 0
     gain: Tensor | None = None
     offset: Tensor | None = None
+    curve: tuple[tuple[float, float, float, float], ...] | None = None
 
     @property
     def noisy(self) -> bool:

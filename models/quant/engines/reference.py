@@ -79,6 +79,7 @@ def _read_out(layer, u, a, values, reference, place, images):
     """`u` as the converters of a chip see it, with noise, gain and offset: `readout.Readout`."""
     readout, (t, z, k) = layer.readout, place
     groups, pixels, out = u.shape
+    error = 0
     if readout.noisy:
         c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
         ones = (a**2).sum(2, keepdim=True)
@@ -88,7 +89,16 @@ def _read_out(layer, u, a, values, reference, place, images):
         image, pixel = pixel // max(pixels // max(images, 1), 1) + first_image(), pixel % max(pixels // max(images, 1), 1)
         counter = ((pixel * len(layer.arrays) + t) * len(layer.spec.digit_bits) + z) * len(layer.spec.slice_bits) + k
         key = read_key(readout.seed, image, counter).view(1, -1, 1)
-        u = u + noise(variance, key, torch.arange(groups * out, device=u.device).view(groups, 1, out)).double()
+        error = noise(variance, key, torch.arange(groups * out, device=u.device).view(groups, 1, out)).double()
+    if readout.curve is not None:
+        b0, b1, b2, z = readout.curve[k]
+        start = z * a.sum(2, keepdim=True)
+        if layer.spec.reference == "analog":
+            start = a @ reference + start
+        taken = start * (b0 + start * (b1 + start * b2)) if layer.spec.reference == "analog" else start
+        total = u + start
+        u = (total * (b0 + total * (b1 + total * b2)) - taken).round()
+    u = u + error
     if readout.gain is not None:
         u = (u * readout.gain[k, :, t, None].to(u.device)).round()
     return u if readout.offset is None else u + readout.offset[k, :, t, None].to(u.device)

@@ -23,7 +23,7 @@ from .rows import Source, active_rows, list_rows_under, rows_to_keep
 from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, load, put_int64, splat, uint32_at
 from .wide import (add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, code_f32, code_f64_of_f32, code_of_quotient_f32,
                    code_of_quotient_f64, full_f32, full_f64, larger, load_ints, no_ints, shifted_up, smaller, store_ints, widened)
-from .wide_noise import converted_by, noise, read_key
+from .wide_noise import converted_by, curved, noise, read_key
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
 
@@ -37,7 +37,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # reads                           u of one tile
 # noisy .. seed                   of `cells_plan.Besides`
 Addresses = namedtuple("Addresses", """
-    noisy changed keys noise reference reference_base gains offsets base seed
+    noisy changed curved analog keys noise curve reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
     singles doubles divide low constant
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
@@ -121,7 +121,7 @@ def _reads_of_row(shape, at, source, besides, group, y, start, count, op):
                 put_int64(at.pixel_row_count, x * shape.input_bits + i, int64_at(at.row_count, i))
         array = group * shape.arrays + t
         for k in range(shape.slices):
-            if at.noisy:
+            if at.noisy or at.curved:
                 _add_references(shape, at, group, t, k, count)
             for tile in range(shape.tiles):
                 weights = at.weights + 2 * (int64_at(at.array_base, array)
@@ -154,7 +154,7 @@ def _add_references(shape, at, group, t, k, count):
 @njit(forceinline=True)
 def _is_idle(shape, at, x, z):
     """Whether a read of digit `z` of pixel `x` is 0 in all columns."""
-    if at.noisy or at.changed:
+    if at.noisy or at.changed or at.curved:
         return False
     for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
         if int64_at(at.pixel_row_count, x * shape.input_bits + i):
@@ -166,11 +166,16 @@ def _is_idle(shape, at, x, z):
 def _read(shape, at, weights, place, z):
     """u of the two vectors of a tile, as their converters see them."""
     u0, u1 = _sum_rows(shape, at, weights, place.x, z)
+    e0 = e1 = no_ints(0)
     if at.noisy:
         low, high, at_zero, slope, reference = _noise_of_read(shape, at, place, z)
         keys = (place.group * shape.tiles + place.tile) * TILE
-        u0 = added(u0, noise(u0, at.keys, keys, low, high, at_zero, slope, reference))
-        u1 = added(u1, noise(u1, at.keys, keys + LANES, low, high, at_zero, slope, reference))
+        e0 = noise(u0, at.keys, keys, low, high, at_zero, slope, reference)
+        e1 = noise(u1, at.keys, keys + LANES, low, high, at_zero, slope, reference)
+    if at.curved:
+        b0, b1, b2, start, taken = _curve_of_read(shape, at, place, z)
+        u0, u1 = curved(u0, start, b0, b1, b2, taken), curved(u1, start, b0, b1, b2, taken)
+    u0, u1 = added(u0, e0), added(u1, e1)
     if at.changed:
         column = (((place.k * shape.groups + place.group) * shape.arrays + place.t) * shape.tiles + place.tile) * TILE
         u0 = converted_by(u0, at.gains, at.offsets, column)
@@ -188,6 +193,18 @@ def _noise_of_read(shape, at, place, z):
     slope = np.float32(float64_at(at.noise, 3 * place.k + 1))
     reference = int64_at(at.pixel_reference, place.x * shape.digits + z) * np.int64(float64_at(at.noise, 3 * place.k + 2))
     return np.int64(key & np.uint64(0xFFFFFFFF)), np.int64(key >> np.uint64(32)), at_zero, slope, reference
+
+
+@njit(forceinline=True)
+def _curve_of_read(shape, at, place, z):
+    """(b_0, b_1, b_2, S, what is taken off) of the curve of a read, see `readout.Readout`."""
+    b0, b1 = float64_at(at.curve, 4 * place.k), float64_at(at.curve, 4 * place.k + 1)
+    b2, off = float64_at(at.curve, 4 * place.k + 2), float64_at(at.curve, 4 * place.k + 3)
+    start = off * int64_at(at.pixel_row_count, place.x * shape.input_bits + z)
+    if at.analog:
+        start = int64_at(at.pixel_reference, place.x * shape.digits + z) + start
+        return b0, b1, b2, start, start * (b0 + start * (b1 + start * b2))
+    return b0, b1, b2, start, start
 
 
 @njit(forceinline=True)
@@ -317,7 +334,8 @@ def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, o
     words = 2 if target.wide else 1
     exact = op == STATIC_BROAD or op == DYNAMIC
     return Addresses(
-        noisy=besides.noisy, changed=besides.changed, keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
+        noisy=besides.noisy, changed=besides.changed, curved=besides.curved, analog=besides.analog,
+        curve=besides.curve.ctypes.data, keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
         reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
         gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base, seed=besides.seed,
         weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, tile_stride=plan.tile_stride.ctypes.data,

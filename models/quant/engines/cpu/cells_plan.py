@@ -49,9 +49,11 @@ FORM = 6
 # keys        of each column, int32 `[group, column]`, columns up to whole tiles
 # noise       `(c_0 (1 + m), c_1 / 2, 2 m + 2 (analog) or 2 m (digital))` of each slice, float64 `[slice, 3]`
 # reference   of the noise: int32 `[slice, group, row + 1]`, rows of all arrays, those of each behind a 0
+# curve       `Readout.curve`, float64 `[slice, 4]`
 # gain, offset   float64 and int32 `[slice, group, array, column]`
 # base, seed, first_image, pixels   see there; pixels of one image
-Besides = namedtuple("Besides", "noisy changed keys noise reference reference_base gain offset base seed first_image pixels")
+Besides = namedtuple("Besides", """noisy changed curved analog keys noise curve reference reference_base gain offset base seed
+    first_image pixels""")
 
 
 def plan(layer: MappedLayer) -> tuple[Shape, Plan]:
@@ -153,6 +155,8 @@ def _read_range(layer, k):
     (low, high), readout = layer.u_range(k), layer.readout
     if readout is None:
         return low, high
+    if readout.curve is not None:  # bit lines that load themselves carry less, and never more than cells without wires
+        low, high = 2 * low, 2 * high
     if readout.noisy:
         c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
         most = layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2
@@ -196,8 +200,8 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     keys[:] = np.arange(groups)[:, None] * out  # columns without a channel repeat the first in all
     keys[:, :out] += np.arange(out)
     if readout is None:
-        return Besides(False, False, keys.astype(np.int32), table, reference, starts, np.zeros(0), np.zeros(0, np.int32), 0.0, 0, 0,
-                       pixels)
+        return Besides(False, False, False, False, keys.astype(np.int32), table, np.zeros((slices, 4)), reference, starts,
+                       np.zeros(0), np.zeros(0, np.int32), 0.0, 0, 0, pixels)
     for k, (c0, c1, m) in enumerate(readout.cell_noise or ()):
         table[k] = c0 * (1 + m), c1 / 2, 2 * m + 2 * (spec.reference == "analog")
     rows = layer.cells.reference.cpu().numpy()
@@ -211,5 +215,6 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     changed = readout.gain is not None or readout.offset is not None
     keys = (keys * COLUMN_KEY & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
     seed = np.array([readout.seed & (2**64 - 1)], np.uint64).view(np.int64)[0]
-    return Besides(readout.noisy, changed, keys, table, reference, starts, gain, offset, float(readout.base), int(seed), first_image(),
-                   pixels)
+    curve = np.array(readout.curve or np.zeros((slices, 4)), np.float64)
+    return Besides(readout.noisy, changed, readout.curve is not None, spec.reference == "analog", keys, table, curve, reference,
+                   starts, gain, offset, float(readout.base), int(seed), first_image(), pixels)

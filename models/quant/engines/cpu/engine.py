@@ -39,8 +39,9 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
     if layer.cells is not None and not cells.fits(layer):
         return "cells too far from their levels for sums of 16 bits"
-    if layer.readout is not None and (layer.spec.adc_range == "ideal" or layer.readout.noisy and layer.spec.dac_bits > 1):
-        return "noise of reads without an ADC, or of input digits of several bits"
+    readout, spec = layer.readout, layer.spec
+    if readout is not None and (spec.adc_range == "ideal" or (readout.noisy or readout.curve) and spec.dac_bits > 1):
+        return "noise or curves of reads without an ADC, or of input digits of several bits"
     return None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}"
 
 

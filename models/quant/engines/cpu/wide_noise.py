@@ -94,6 +94,17 @@ def noise(typingctx, u, keys, offset, low, high, at_zero, slope, reference):
 
 
 @intrinsic
+def curved(typingctx, u, start, b0, b1, b2, taken):
+    """`rint(c(u + start) - taken)` with `c(S) = S (b_0 + S (b_1 + S b_2))`, in float64."""
+    def codegen(context, b, sig, args):
+        start, b0, b1, b2, taken = (_broadcast(b, value, _DOUBLES) for value in args[1:])
+        total = b.fadd(b.sitofp(args[0], _DOUBLES), start)
+        inner = b.fadd(b0, b.fmul(total, b.fadd(b1, b.fmul(total, b2))))
+        return b.fptosi(_call(b, "rint", _DOUBLES, b.fsub(b.fmul(total, inner), taken)), _INTS)
+    return ints(ints, *[types.float64] * 5), codegen
+
+
+@intrinsic
 def converted_by(typingctx, u, gains, offsets, place):
     """`rint(u gain) + offset` with the gains (float64) and offsets (int32) from element `place` of the arrays at two addresses."""
     def codegen(context, b, sig, args):
