@@ -311,31 +311,70 @@ def test_a_budget_of_the_network_is_met(tiny):
     assert buffers(again) == buffers(model)
 
 
+def choices_of(model, x):
+    histograms = collect_histograms(model, x)
+    return {name: adc.choices(histograms[name], layer.mapped("ideal")) for name, layer in crossbar_layers(model)}
+
+
 @torch.no_grad()
 def test_weights_of_errors(tiny):
-    """An error of the last layer is one of the output, in the output's units; it counts four times where they are twice as large."""
+    """What the ADCs of one layer alone change at the output, over the error of its plan; four times as much where outputs are twice
+    as large. The network is left as it was."""
     model, x = tiny(spec=PLANNED), images(5)
-    errors = {name: 1e4 for name, _ in crossbar_layers(model)}
-    before = error_weights(model, x, errors)
-    assert before == error_weights(model, [x[:3], x[3:]], errors) and list(before) == list(errors) and min(before.values()) > 0
+    choices, state = choices_of(model, x), buffers(model)
+    before = error_weights(model, x, choices)
+    assert before == error_weights(model, [x[:3], x[3:]], choices) and list(before) == list(choices) and min(before.values()) > 0
+    assert buffers(model) == state and all(layer.spec == PLANNED for _, layer in crossbar_layers(model))
+    for name, weight in before.items():
+        alone = tiny(spec=CrossbarSpec(cell_bits=2, adc_range="ideal"))
+        expected, layer = alone(x), dict(crossbar_layers(alone))[name]
+        layer.set_spec(PLANNED)
+        plan, = adc.plans([choices[name]], [2.5])
+        calibrate(alone, x, share="layer")
+        assert np.array_equal(layer.adc_bits_plan.numpy(), plan.bits)
+        error = np.take_along_axis(choices[name].error, plan.bits[..., None], 2).sum()
+        assert weight == pytest.approx(float((alone(x) - expected).square().mean()) / error, rel=1e-3)
+    assert error_weights(model, x, dict([*choices.items()][2:0:-1])) == {name: before[name] for name in [*choices][2:0:-1]}
     name, last = crossbar_layers(model)[-1]
-    unit = last.act_quant.act_alpha.item() / 15 * float(last.weight_quant.step) * last.out_scale
-    assert before[name] == pytest.approx(unit**2, rel=0.4)  # of 50 random numbers
     last.out_scale *= 2
-    after = error_weights(model, x, errors)
+    after = error_weights(model, x, choices)
     for name in before:
         assert after[name] == pytest.approx(4 * before[name], rel=1e-3)
     for none in ([], x[:0]):
         with pytest.raises(ValueError, match="^no images"):
-            error_weights(model, none, errors)
+            error_weights(model, none, choices)
+
+
+def test_a_plan_alone_has_an_error_that_can_be_measured():
+    layer = mapped(16, **PLAN, adc_bits=2)
+    choices = adc.choices(counted(layer, "bell", 3), layer)
+    whole = choices.error[..., 0].sum()
+    for mean in (0, 0.5, 2, 3.3):
+        plan, error = adc.plan_alone(choices, mean)
+        assert all(np.array_equal(*pair) for pair in zip(plan, *adc.plans([choices], [mean])))
+        assert error == pytest.approx(np.take_along_axis(choices.error, plan.bits[..., None], 2).sum())
+    plan, error = adc.plan_alone(choices, 8)
+    least, _ = adc.best_bits(choices.error.reshape(-1, 9))
+    assert error >= 1e-4 * whole > least[plan.bits.sum() + 1]  # with a bit more it were too small
+    nothing = np.zeros_like(counted(layer, "bell", 3))
+    assert adc.plan_alone(adc.choices(nothing, layer), 2)[1] == 0
+
+
+@torch.no_grad()
+def test_weights_of_a_network_whose_mean_would_be_exact(tiny):
+    """A layer that would be without an error at the mean is weighed with fewer bits: it counts where others take them."""
+    x = images(3)
+    model = tiny(spec=replace(PLANNED, adc_bits=8))
+    weights = error_weights(model, x, choices_of(model, x))
+    assert min(weights.values()) > 0 and np.isfinite([*weights.values()]).all()
 
 
 @torch.no_grad()
 def test_weights_of_errors_decide_who_gets_the_bits(tiny, monkeypatch):
     x, totals = images(3), []
     for heavy in (0, 1):
-        monkeypatch.setattr(calibration, "error_weights", lambda model, images, errors, heavy=heavy: {
-            name: 1e6 if i == heavy else 1.0 for i, name in enumerate(errors)})
+        monkeypatch.setattr(calibration, "error_weights", lambda model, images, choices, heavy=heavy: {
+            name: 1e6 if i == heavy else 1.0 for i, name in enumerate(choices)})
         model = tiny(spec=PLANNED)
         calibrate(model, x, correct=None)
         totals.append([int(layer.adc_bits_plan.sum()) for _, layer in crossbar_layers(model)])

@@ -226,6 +226,7 @@ def range_groups(layer: MappedLayer, per: str) -> list[list[int]]:
 STEPS = 256  # steps that are tried first for one kind of read and one number of bits,
 BEST = 6  # and the best of them, around which finer ones are tried: all multiples of 1 / GRID,
 FINER = 64  # but no more than so many on each side
+LEAST_ERROR = 1e-4  # of the error without bits: what a smaller one does to a network is too little to be measured
 
 
 class Plan(NamedTuple):
@@ -339,10 +340,13 @@ def best_bits(error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return least, bits
 
 
-def least_error(layer: Choices, adc_bits: float) -> float:
-    """The least error (see `Choices`) of a layer whose kinds of read have `adc_bits` in the mean."""
-    least, _ = best_bits(layer.error.reshape(-1, layer.error.shape[2]))
-    return float(least[int(adc_bits * layer.error[..., 0].size + 1e-9)])
+def plan_alone(layer: Choices, adc_bits: float) -> tuple[Plan, float]:
+    """The plan of a layer whose kinds of read have `adc_bits` in the mean, and its error (see `Choices`). It has fewer bits where
+    its error were else below LEAST_ERROR of that without bits."""
+    least, bits = best_bits(layer.error.reshape(-1, layer.error.shape[2]))
+    total = int(adc_bits * layer.error[..., 0].size + 1e-9)
+    total = int(np.flatnonzero(least[:total + 1] >= LEAST_ERROR * least[0])[-1])
+    return _plan(layer, bits[total].reshape(layer.error.shape[:2])), float(least[total])
 
 
 def share_bits(least: Sequence[np.ndarray], reads: Sequence[int], budget: float) -> list[int]:

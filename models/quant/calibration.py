@@ -191,29 +191,29 @@ def _set_plans(model, layers, histograms, chosen, images):
     for group in groups.values():
         bits, weights = [layer.spec.adc_bits for _, layer in group], None
         if share == "network":
-            errors = {name: 4 * adc.least_error(choices[name], bits[0]) for name, _ in group}  # of 2 sum ...
-            weights = list(error_weights(model, images, errors).values())
+            weights = list(error_weights(model, images, {name: choices[name] for name, _ in group}).values())
         for (_, layer), plan in zip(group, adc.plans([choices[name] for name, _ in group], bits, weights)):
             layer.set_plan(plan)
 
 
-WEIGHT_IMAGES = 64  # the noise is drawn for every output of each of them, so few are enough
-LEAST_NOISE = 0.01  # of an error that is smaller, in deviations of the layer's output
+WEIGHT_IMAGES = 64  # errors of every output of each of them, so few are enough
 
 
 @torch.no_grad()
-def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], errors: dict[str, float]) -> dict[str, float]:
-    """What an error of each layer with an ADC does to the network's output: mean square of the output's change over the variance
-    of the error.
+def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: dict[str, adc.Choices]) -> dict[str, float]:
+    """What an error of each layer with a plan does to the network's output: mean square of the output's change over the error that
+    `Choices` counts.
 
-    Measured: each layer alone gets normal noise of a given variance, the same in all channels, and the network without ADCs is
-    run on the images with and without it. The size matters: activations are rounded to codes behind each layer, so small errors
-    change the output by more than their share, and large ones are cut off by clipping levels.
+    Measured: each layer alone is on its ADC, with the plan that it would have for itself (`adc.plan_alone`) and corrected, and the
+    network is run on the images with and without it. Its real errors count, not noise of their size: that changes VGG7's output up
+    to eight times less, since layers behind average it out where channels have no error in common. The size matters as well:
+    activations are rounded to codes, so small errors change the output by more than their share, and large ones are cut off by
+    clipping levels. Where the output does not change at all, the layer is measured with half the bits.
 
     Args:
-        images: training inputs on the model's device: a tensor or an iterable of batches, of which the first
-        `WEIGHT_IMAGES` count.
-        errors: `{layer name: variance of the error of sum A (2 W - L)}`; the result has these layers, in this order.
+        images: training inputs on the model's device: a tensor or an iterable of batches, of which the first `WEIGHT_IMAGES`
+            count.
+        choices: `{layer name: adc.choices of it}`; the result has these layers, in this order.
     Raises: ValueError for no images.
     """
     first = _First(WEIGHT_IMAGES)
@@ -221,25 +221,23 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], errors: d
     images = first.batch()
     if images is None or not len(images):
         raise ValueError("no images to weigh the layers' errors with")
-    weights, layers = {}, dict(crossbar_layers(model))
+    layers = [(name, layer, layer.spec) for name, layer in crossbar_layers(model) if name in choices]
+    weights = {}
     with without_adc(model):
-        expected = model(images)
-        for name, error in errors.items():
-            layer, variance = layers[name], []
-            step = layer.act_quant.act_alpha.double().item() / layer.act_quant.levels * float(layer.weight_quant.step)
-            scale = step * layer.out_scale  # value of 1 in sum A (2 W - L)
-
-            def disturb(_, inputs, y, error=error, scale=scale, variance=variance):
-                least = LEAST_NOISE * y.double().std().item() / scale
-                variance.append(max(error, least**2))
-                numbers = torch.Generator().manual_seed(0)
-                return y + scale * variance[0] ** 0.5 * torch.randn(y.shape, generator=numbers).to(y)
-
-            hook = layer.register_forward_hook(disturb)
-            change = (model(images).double() - expected).square().mean().item()
-            hook.remove()
-            weights[name] = change / max(variance[0], 1e-30)
-    return weights
+        wanted, expected = _moments(model, [(name, layer) for name, layer, _ in layers], images)
+        for name, layer, spec in layers:
+            bits, change = spec.adc_bits, 0.0
+            while not change:
+                plan, error = adc.plan_alone(choices[name], bits)
+                layer.set_spec(spec)
+                layer.set_plan(plan)
+                y = _watch_outputs(model, [(name, layer)], images, lambda name, layer, y: _correct_layer(layer, wanted[name], y))
+                layer.set_spec(replace(spec, adc_range="ideal"))
+                change, bits = (y.double() - expected).square().mean().item(), plan.bits.mean() / 2
+                if not plan.bits.any():
+                    break
+            weights[name] = change / max(error, 1e-30)
+    return {name: weights[name] for name in choices}
 
 
 @torch.no_grad()
@@ -279,20 +277,27 @@ def _correct(model, layers, images, wanted):
     for _, layer in layers:
         layer.set_correction(torch.ones_like(layer.adc_gain), torch.zeros_like(layer.adc_offset))
     if wanted is None:
-        wanted = {}
         with without_adc(model):
-            _watch_outputs(model, layers, images, lambda name, layer, y: wanted.__setitem__(name, _std_mean(y)))
-
-    def set_correction(name, layer, y):
-        (std, mean), (adc_std, adc_mean) = wanted[name], _std_mean(y)
-        gain = torch.where(adc_std > 0, std / adc_std, 1.0).clamp_max(LARGEST_GAIN)
-        layer.set_correction(gain, mean - gain * adc_mean)
-        offset, gain = (values.view(-1, *[1] * (y.dim() - 2)) for values in (layer.adc_offset, layer.adc_gain))
-        return torch.addcmul(offset, gain, y.float()).to(y.dtype)
-
+            wanted, _ = _moments(model, layers, images)
     with in_mode(model, training=False):
-        _watch_outputs(model, layers, images, set_correction)
+        _watch_outputs(model, layers, images, lambda name, layer, y: _correct_layer(layer, wanted[name], y))
     return wanted
+
+
+def _moments(model, layers, images):
+    """(`{layer name: deviation and mean of each channel}`, output of the network)."""
+    moments = {}
+    y = _watch_outputs(model, layers, images, lambda name, layer, y: moments.__setitem__(name, _std_mean(y)))
+    return moments, y
+
+
+def _correct_layer(layer: CrossbarLayer, wanted: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+    """Set the correction that gives the layer's output `y` the wanted deviation and mean. Returns: `y`, corrected."""
+    (std, mean), (adc_std, adc_mean) = wanted, _std_mean(y)
+    gain = torch.where(adc_std > 0, std / adc_std, 1.0).clamp_max(LARGEST_GAIN)
+    layer.set_correction(gain, mean - gain * adc_mean)
+    offset, gain = (values.view(-1, *[1] * (y.dim() - 2)) for values in (layer.adc_offset, layer.adc_gain))
+    return torch.addcmul(offset, gain, y.float()).to(y.dtype)
 
 
 def _std_mean(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,13 +305,16 @@ def _std_mean(y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.std_mean(y.double(), [dim for dim in range(y.dim()) if dim != 1], correction=0)
 
 
-def _watch_outputs(model: nn.Module, layers: list[tuple[str, CrossbarLayer]], images: Tensor, see: Callable) -> None:
-    """Run the network and call `see(name, layer, output)` for each of `layers`; what it returns replaces the output."""
+def _watch_outputs(model: nn.Module, layers: list[tuple[str, CrossbarLayer]], images: Tensor, see: Callable) -> Tensor:
+    """Run the network and call `see(name, layer, output)` for each of `layers`; what it returns replaces the output.
+
+    Returns: the network's output.
+    """
     with contextlib.ExitStack() as stack:
         for name, layer in layers:
             hook = layer.register_forward_hook(lambda layer, _, y, name=name: see(name, layer, y))
             stack.callback(hook.remove)
-        model(images)
+        return model(images)
 
 
 def _batches(images: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
