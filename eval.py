@@ -29,7 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from experiment import images, machine, report, results
 from experiment.cli import UserError, check_writable, get_logger, run_main
 from experiment.eval_settings import EvalSettings, parse
-from experiment.evaluation import Cache, Record, Setting, count_reads, engines_of, measure, place
+from experiment.evaluation import Cache, Record, Setting, check_chips, count_reads, engines_of, measure, place
 from experiment.images import EvalImages
 from experiment.ranges import RangesOfRun
 from experiment.starting import crossbar_network
@@ -54,6 +54,8 @@ def check_settings(settings: EvalSettings, net: nn.Module, cells: Cells | None, 
     """Refuse, before any work, settings that cannot run here, or whose ranges are not where they should be."""
     for setting in settings.settings:
         place(net, setting, cells)
+        if setting.chips:
+            check_chips(net, setting)
         engines_of(net, setting, settings.engine, counted=settings.report and setting.spec.adc_range in FROZEN)
         ranges.give(net, setting)
 
@@ -79,7 +81,7 @@ def evaluate(settings: EvalSettings, net: nn.Module, cells: Cells | None, ranges
             chosen = shown.calibration if ranges.to_calibrate(setting) else None
         record = measure(net, shown.batches, shown.labels, setting, calibration=chosen, cells=cells, cache=cache,
                          software=records[0] if records else None, engine=settings.engine, progress=True)
-        if chosen:
+        if chosen and not setting.chips:
             ranges.keep(net, setting, chosen.count)
         row = results.row(record, settings, chosen.count if chosen else None, source)
         results.append(Path(settings.save_path, "results.jsonl"), row | facts)

@@ -41,20 +41,30 @@ def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: st
     """The result of an evaluation. Args: records, that of the software first; of_all, how many images the set has; kind, of the
     images, such as "test images"; planes, the folder that the cells came from."""
     planned = any(r.setting and r.setting.spec.planned for r in records)
-    header = ["setting", *(["mean bits", "converted"] if planned else []), "accuracy %", "difference", "changed", "images/s"]
+    several = max(len(r.chip_accuracies or ()) for r in records)
+    header = ["setting", *(["mean bits", "converted"] if planned else []), "accuracy %",
+              *(["deviation", "lowest"] if several > 1 else []), "difference", "changed", "images/s"]
     rows = [[str(r.setting or "software"), *(_conversions(r) if planned else []), f"{r.accuracy:.2f}",
-             f"{r.accuracy - r.software_accuracy:+.2f}", str(r.changed_predictions), f"{r.images_per_s:.0f}"] for r in records]
+             *(_over_chips(r) if several > 1 else []), f"{r.accuracy - r.software_accuracy:+.2f}", str(r.changed_predictions),
+             f"{r.images_per_s:.0f}"] for r in records]
     n = records[-1].n_images
     images = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
     return "\n".join([text_table(header, rows),
                       images + (f"; cells from {planes}" if planes else ""),
-                      "changed: images that are classified differently than by the software"])
+                      "changed: images that are classified differently than by the software",
+                      *([f"with a device: mean, deviation and lowest of {several} chips"] if several > 1 else [])])
 
 
 def _conversions(record: Record) -> list[str]:
     if record.mean_bits is None:
         return ["", ""]
     return [f"{record.mean_bits:.2f}", f"{record.conversions:.1%}"]
+
+
+def _over_chips(record: Record) -> list[str]:
+    if record.accuracy_std is None:
+        return ["", ""]
+    return [f"{record.accuracy_std:.2f}", f"{record.accuracy_lowest:.2f}"]
 
 
 def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> None:

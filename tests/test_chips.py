@@ -1,0 +1,286 @@
+"""Chips: a network measured on cells of a device, from Python and by the flags of eval.py."""
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_eval import CROSSBARS, SMALL, checkpoint, classes, network, refused, results, run, shown_images  # noqa: F401
+from test_eval import scene as small_networks  # noqa: F401
+
+import eval as evaluation
+import models
+from experiment import chips as chip_flags
+from experiment import eval_settings
+from experiment.chips import Chips, DeviceSettings, chips_of, show_time
+from experiment.evaluation import Cache, Setting, measure, place
+from models import quant, vgg
+from models.quant import Calibration, CrossbarSpec, Device, Wires
+from models.quant.devices import presets
+from models.quant.readout import first_image
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NOISY = Device("noisy", "invented", 1.0, 31.0, sigma_us=4.0)  # 0.4 levels of 2-bit cells
+PERFECT = Device("perfect", "invented", 3.0, 40.0)
+
+
+@pytest.fixture
+def scene(monkeypatch):
+    """A network on crossbars, images and labels, and images for calibration."""
+    monkeypatch.setitem(vgg.CONFIGS, "vgg7", SMALL["vgg7"])
+    net = models.create("vgg7_quant_eval", alpha_init=2.0)
+    net.load_state_dict(network().state_dict(), strict=False)
+    images, labels = shown_images(24)
+    return net.eval(), images, labels, shown_images(359)[0][200:216]
+
+
+def setting(device=NOISY, layers="all", on="nominal", spec=(), **options):
+    chips = None if device is None else Chips(device=device, **options)
+    return Setting(CrossbarSpec(**{"cell_bits": 2, "adc_bits": 4, "rows": 16, **dict(spec)}), layers, Calibration(on=on), chips)
+
+
+def measured(scene, *args, **options):
+    net, images, labels, calibration = scene
+    given = {name: options.pop(name) for name in ("cache", "software", "batch_size") if name in options}
+    return measure(net, images, labels, setting(*args, **options), calibration=calibration, engine="reference", **given)
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [{}, {"adc_range": "full"}, {"adc_range": "ideal", "adc_bits": 1}, {"cell_bits": 3}])
+def test_a_device_without_scatter_gives_what_ideal_cells_give(scene, spec):
+    ideal, found = measured(scene, None, spec=spec), measured(scene, PERFECT, spec=spec)
+    assert torch.equal(found.predictions, ideal.predictions) and found.accuracy == ideal.accuracy
+    assert (ideal.chip_predictions, ideal.chip_accuracies, ideal.accuracy_std, ideal.accuracy_lowest) == (None,) * 4
+    assert found.chip_accuracies == (found.accuracy,) and found.chip_changes == (found.changed_predictions,)
+    assert found.accuracy_std is None and found.accuracy_lowest == found.accuracy
+
+
+def test_each_chip_is_corrected_on_its_own_cells_behind_ranges_of_nominal_ones(scene):
+    net, images, labels, calibration = scene
+    record = measured(scene, chips=3, chip_seed=5)
+    software = classes(network(), images)
+    place(net, setting())
+    quant.calibrate(net, calibration, correct=None)  # on ideal cells
+    expected = []
+    with quant.set_engine("reference"):
+        for seed in (5, 6, 7):
+            quant.program(net, NOISY, seed)
+            quant.correct(net, calibration)
+            expected.append(classes(net, images))
+    assert torch.equal(record.chip_predictions, torch.stack(expected)) and torch.equal(record.predictions, expected[0])
+    accuracies = [100 * (found == labels).double().mean().item() for found in expected]
+    assert record.chip_accuracies == pytest.approx(accuracies) and record.accuracy == pytest.approx(statistics.mean(accuracies))
+    assert record.accuracy_std == pytest.approx(statistics.stdev(accuracies)) and record.accuracy_lowest == min(accuracies)
+    assert record.chip_changes == tuple(int((found != software).sum()) for found in expected)
+    assert record.changed_predictions == round(statistics.mean(record.chip_changes)) > 0
+    assert len({tuple(found.tolist()) for found in expected}) > 1  # so this says something
+    assert record.images_per_s == pytest.approx(3 * 24 / record.seconds)
+
+
+def test_ranges_of_the_chip(scene):
+    net, images, _, calibration = scene
+    record = measured(scene, on="chip", chips=2)
+    place(net, setting())
+    with quant.set_engine("reference"):
+        for seed, found in enumerate(record.chip_predictions):
+            quant.program(net, NOISY, seed)
+            quant.calibrate(net, calibration, on="chip")
+            assert torch.equal(found, classes(net, images))
+
+
+def test_afterwards_cells_are_ideal_again(scene):
+    net, images, labels, calibration = scene
+    measured(scene)
+    assert all(layer.chip is None for _, layer in quant.crossbar_layers(net))
+    with pytest.raises(ValueError, match="24 images have 23"):
+        measure(net, images, labels[:23], setting(), calibration=calibration, engine="reference")
+    with pytest.raises(ValueError, match="not calibrated"):
+        measure(net, images, labels, setting(spec={"rows": 8}), engine="reference")
+    assert all(layer.chip is None for _, layer in quant.crossbar_layers(net))
+
+
+def test_the_software_has_no_chip_and_neither_has_a_setting_without_device(scene):
+    net, images, labels, calibration = scene
+    before = measured(scene, None)
+    quant.program(net, NOISY, 0)
+    assert torch.equal(measure(net, images, labels, None, engine="reference").predictions, classes(network(), images))
+    quant.program(net, NOISY, 0)
+    assert torch.equal(measured(scene, None).predictions, before.predictions)
+
+
+def test_reads_are_counted_once_for_all_chips_and_devices(scene, monkeypatch):
+    counted, collect = [], quant.collect_histograms
+    monkeypatch.setattr(quant, "collect_histograms", lambda *args, **more: (counted.append(1), collect(*args, **more))[1])
+    cache = Cache()
+    measured(scene, None, cache=cache)
+    first = measured(scene, chips=2, cache=cache)
+    measured(scene, PERFECT, cache=cache)
+    assert len(counted) == 1
+    assert torch.equal(first.chip_predictions, measured(scene, chips=2).chip_predictions)
+    counted.clear()
+    measured(scene, chips=2, on="chip", cache=cache)  # each chip's own
+    measured(scene, spec={"reference": "digital"}, cache=cache)  # with the off-current of this device, and of that
+    measured(scene, PERFECT, spec={"reference": "digital"}, cache=cache)
+    measured(scene, PERFECT, spec={"reference": "digital"}, cache=cache, chips=2)
+    assert len(counted) == 4
+
+
+def test_layers_that_are_not_on_crossbars_have_ideal_cells(scene, monkeypatch):
+    net, seen = scene[0], []
+    monkeypatch.setattr(quant, "correct", lambda *args, real=quant.correct: (
+        seen.append([name for name, layer in quant.crossbar_layers(net) if layer.chip]), real(*args))[1])
+    measured(scene, layers="conv")
+    measured(scene)
+    assert seen == [["features.4", "features.8"], CROSSBARS]
+
+
+def test_batches_know_the_number_of_their_first_image(scene):
+    net, seen = scene[0], []
+    hook = net.register_forward_hook(lambda net, inputs, _: seen.append((first_image(), len(inputs[0]))))
+    measured(scene, batch_size=10, spec={"adc_range": "full"})
+    hook.remove()
+    assert seen[-3:] == [(0, 10), (10, 10), (20, 4)]
+
+
+def test_what_is_not_at_its_default_is_handed_to_the_programming(scene, monkeypatch):
+    given = []
+    monkeypatch.setattr(quant, "program", lambda model, device, *args, **more: given.append((args, more)))
+    net = scene[0]
+    Chips(device=NOISY).program(net, 3)
+    Chips(device=NOISY, read_noise=0.5, adc_noise=0.1, adc_offset=0.2, adc_gain=0.3, wire_ohm=2.0, noise_seed=7,
+          reference_cells="ideal").program(net, 4)
+    Chips(device=NOISY, read_noise=0.0, access="gate").program(net, 0)
+    Chips(device=Device.preset("pcm"), read_noise="device").program(net, 0)
+    assert given == [((3, "device"), {}), ((4, "ideal"), {
+        "read_noise": 0.5, "adc_noise": 0.1, "adc_offset": 0.2, "adc_gain": 0.3, "wires": Wires(wire_ohm=2.0), "noise_seed": 7}),
+        ((0, "device"), {}), ((0, "device"), {})]
+    assert Chips(device=Device.preset("pcm"), read_noise="device").device.read_noise == "device"
+
+
+def test_chips_are_equal_if_their_numbers_are():
+    a, b = (chips_of({"device": "techA", "device_time": 3600.0, "chips": 2}) for _ in range(2))
+    assert a == b and hash(a) == hash(b) and Setting(chips=a) == Setting(chips=b)
+    others = [{"device_time": 0.0}, {"chips": 3}, {"device": "techB"}, {"stuck_on": 0.1}, {"read_noise": 0.1}, {"wire_ohm": 1.0}]
+    assert all(chips_of({"device": "techA", "device_time": 3600.0, "chips": 2} | other) != a for other in others)
+    assert chips_of({"device": "techA"}) == chips_of({"device": "techA", "device_time": 0.0})
+    assert chips_of({}) is None and chips_of({"device": None, "chips": 1}) is None
+
+
+@pytest.mark.parametrize("values, text", [
+    ({"device": "techA"}, "techA at 0s"),
+    ({"device": "techA", "device_time": 86400.0}, "techA at 1d"),
+    ({"device": "techA", "device_temp": 100.0}, "techA at 7165s and 100 C"),
+    ({"device": "neurram_chip", "stuck_on": 0.01, "adc_noise": 0.5, "wire_ohm": 1.0}, "neurram_chip, stuck_on 0.01, adc_noise 0.5, wire_ohm 1"),
+    ({"device": "milo_irps21", "read_noise": 0.2, "reference_cells": "ideal"}, "milo_irps21, read_noise 0.2 uS, reference_cells ideal"),
+])
+def test_what_tables_call_them(values, text):
+    assert str(chips_of(values)) == text
+
+
+def test_times_as_people_say_them():
+    assert [show_time(t) for t in (0, 0.01, 1, 90, 5400, 3600, 172800, 1e5)] == ["0s", "0.01s", "1s", "90s", "90min", "1h", "2d", "100000s"]
+
+
+# ---- eval.py -----------------------------------------------------------------------------------------------------------
+
+FLAGS = ["--engine", "reference", "--cellBit", "2", "--adc_prec", "4", "--limit", "12"]
+
+
+def test_table_and_results_of_chips(run, checkpoint):  # noqa: F811
+    records, predictions, text = run(checkpoint, *FLAGS, "--device", "techC_cells", "--device_time", "0", "100000s",
+                                     "--chips", "3", "--chip_seed", "4", "--also", "--cellBit 2 --adc_prec 4 --subArray 16")
+    software, early, late, ideal = records
+    titles = ["software", *(f"2-bit cells, 4-bit ADC, calibrated, rows 16, techC_cells at {t}" for t in ("0s", "100000s")),
+              "2-bit cells, 4-bit ADC, calibrated, rows 16"]
+    table = text[text.index("setting   "):].splitlines()
+    assert table[0].split() == ["setting", "accuracy", "%", "deviation", "lowest", "difference", "changed", "images/s"]
+    for line, title, record in zip(table[2:6], titles, records):
+        lowest = [] if record["accuracy_std"] is None else [f"{record[name]:.2f}" for name in ("accuracy_std", "accuracy_lowest")]
+        assert line.startswith(title + " ") and line.removeprefix(title).split()[:1 + len(lowest)] == [f"{record['accuracy']:.2f}", *lowest]
+    assert "with a device: mean, deviation and lowest of 3 chips" in table
+    for record in (software, ideal):
+        assert not any(record[name] is not None for name in (
+            "device", "device_time_s", "device_temp_C", "chips", "chip_seed", "noise_seed", "accuracy_std", "accuracy_lowest",
+            "chip_accuracies", "chip_changed_predictions", "stuck_on", "read_noise", "adc_noise", "wire_ohm", "calib_on"))
+    for record, time in ((early, 0.0), (late, 1e5)):
+        expected = {"device": "techC_cells", "device_time_s": time, "device_temp_C": 25.0, "chips": 3, "chip_seed": 4, "noise_seed": 0,
+                    "stuck_on": 0.0, "stuck_off": 0.0, "read_noise": None, "adc_noise": 0.0, "adc_offset": 0.0, "adc_gain": 0.0,
+                    "wire_ohm": 0.0, "reference_cells": "device", "calib_on": "nominal", "adc_correct": "channel"}
+        assert record.items() >= expected.items()
+        assert record["accuracy"] == pytest.approx(statistics.mean(record["chip_accuracies"]))
+        assert record["accuracy_lowest"] == min(record["chip_accuracies"]) and len(record["chip_changed_predictions"]) == 3
+        assert record["images_per_s"] == pytest.approx(3 * record["n_images"] / record["seconds"])
+    ranges = json.loads(Path("save/adc_ranges.json").read_text())["ranges"]
+    assert len(ranges) == 1  # a chip's correction is of no use to another
+    again = run(checkpoint, *FLAGS, "--device", "techC_cells", "--chip_seed", "5")[0][1]
+    assert again["accuracy"] == early["chip_accuracies"][1]
+
+
+def test_own_measurements(run, checkpoint):  # noqa: F811
+    Path("mine.csv").write_text("level,conductance_uS,std_uS\n0,1,0.2\n1,10,1\n2,20,1\n3,30,2\n")
+    records, _, text = run(checkpoint, *FLAGS, "--device", "mine.csv", "--stuck_off", "0", "0.5")
+    assert [(r["device"], r["stuck_off"]) for r in records[1:]] == [("mine", 0.0), ("mine", 0.5)]
+    assert "rows 16, mine, stuck_off 0.5 " in text
+    assert records[1]["changed_predictions"] != records[2]["changed_predictions"]
+
+
+def test_a_list_of_devices_needs_no_checkpoint(capsys):
+    with pytest.raises(SystemExit) as ended:
+        evaluation.main(["--device", "list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not ended.value.code and [line.split(":")[0] for line in lines] == presets()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--device", "techX"], ["--device techX: no preset and no file is called so; presets are cmo_hfox, ", "techA"]),
+    (["--device", "techA", "--device_time", "1y"], ["--device_time: 1y is not seconds, or a number with ms, s, min, h, d or w"]),
+    (["--device", "techA", "--device_time", "3w"], ["--device techA: techA at 25 C has no data at 1.8144e+06 s; nearest: 100000 s"]),
+    (["--device", "neurram_chip", "--device_time", "1h"], ["--device neurram_chip: neurram_chip has no data over time"]),
+    (["--device", "techA", "--device_temp", "50"], ["--device techA: ", "50 C"]),
+    (["--device", "techA", "--stuck_on", "1.5"], ["--stuck_on: 1.5 is not a probability from 0 to 1"]),
+    (["--device", "techA", "--stuck_off", "nan"], ["--stuck_off: nan is not a probability"]),
+    (["--device", "techA", "--stuck_on", "0.6", "--stuck_off", "0.6"], ["--device techA: stuck_on 0.6 and stuck_off 0.6 sum above 1"]),
+    (["--device", "techA", "--chips", "0"], ["--chips: 0 is not a whole number from 1 up"]),
+    (["--device", "winbond_asu_1bit", "--cellBit", "2"], ["winbond_asu_1bit has 2 levels, a cell of 2 bits needs 4"]),
+    (["--device", "techA", "--read_noise", "device"], ["--device techA: "]),
+    (["--device", "techA", "--read_noise", "some"], ["--read_noise: some is not device, or a number of uS from 0 up"]),
+    (["--device", "techA", "--access", "gate", "--row_ohm", "1"], ["--row_ohm is 1.0 with access 'gate'"]),
+    (["--device", "techA", "--adc_ranges", "x.json"], ["--adc_ranges are of ideal cells"]),
+    (["--device", "techA", "--engine", "cuda"], ["no engine is named 'cuda'"]),
+    (["--device_time", "1h"], ["--device_time is for the cells of a device: add --device NAME, or see --device list"]),
+    *[([f"--{name}", value], [f"--{name} is for the cells of a device: add --device NAME"]) for name, value in (
+        ("read_noise", "1"), ("adc_noise", "1"), ("adc_offset", "1"), ("adc_gain", "1"), ("access", "gate"), ("wire_ohm", "1"),
+        ("stuck_on", "0"), ("chips", "2"), ("chip_seed", "1"), ("noise_seed", "1"), ("calib_on", "chip"),
+        ("reference_cells", "ideal"))],
+    (["--also", "--device_time 1h"], ["--device_time is for the cells of a device"]),
+    (["--device", "mine.csv"], ["--device mine.csv: no preset and no file is called so"]),
+    (["--device", "bad.csv"], ["--device bad.csv: bad.csv, line 1: columns a,b"]),
+    (["--device", "bytes.csv"], ["--device bytes.csv: "]),
+    (["--device", "empty"], ["--device empty: "]),
+])
+def test_bad_input_of_devices_is_one_line(flags, words, refused, checkpoint):  # noqa: F811
+    Path("bad.csv").write_text("a,b\n1,2\n")
+    Path("bytes.csv").write_bytes(bytes(range(256)))
+    Path("empty").mkdir()
+    refused(["--resume", checkpoint, *flags], *words)
+
+
+def test_flags_are_the_fields(monkeypatch):
+    values = eval_settings.flags.parse(eval_settings.build_parser(), [
+        "--device", "techA", "techB", "--device_time", "1h", "10s", "--read_noise", "device", "0.5", "--chips", "4", "--calib_on", "chip"])
+    assert values == {"device": ["techA", "techB"], "device_time": [3600.0, 10.0], "read_noise": ["device", 0.5], "chips": 4,
+                      "calib_on": "chip"}
+    made = DeviceSettings(device="techA", device_time=3600.0, stuck_on=0.25).made()
+    assert (made.time, made.stuck_on, np.isfinite(made.sigma(100.0))) == (3600.0, 0.25, True)
+    assert set(chip_flags.OF_ROW) | set(chip_flags.OF_RUN) == {*chip_flags.OF_DEVICE, *chip_flags.CHIP_FIELDS}
+
+
+def test_equal_settings_of_a_device_are_one(tmp_path):
+    rows = {"device": ["techA"], "device_time": [None, 0.0, 10.0], "adc_range": ["ideal", "calibrated"], "adc_prec": [4, 6]}
+    found = eval_settings.all_settings(rows, 4, 4)
+    assert [(s.chips.device.time, s.spec.adc_range, s.spec.adc_bits) for s in found] == [
+        (t, *adc) for t in (0.0, 10.0) for adc in (("ideal", 1), ("calibrated", 4), ("calibrated", 6))]
