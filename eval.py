@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from experiment import images, machine, report, results
+from experiment import chip_report, images, machine, report, results
 from experiment.cli import UserError, check_writable, get_logger, run_main
 from experiment.eval_settings import EvalSettings, parse
 from experiment.evaluation import Cache, Record, Setting, check_chips, count_reads, engines_of, measure, place
@@ -87,19 +87,23 @@ def evaluate(settings: EvalSettings, net: nn.Module, cells: Cells | None, ranges
         results.append(Path(settings.save_path, "results.jsonl"), row | facts)
         records.append(record)
         if settings.report and setting and setting.spec.adc_range in FROZEN:
-            write_report(settings, net, setting, shown, cache, log)
+            write_report(settings, net, setting, shown, cache, log, cells)
         log.info(f"{setting or 'software'}: {record.accuracy:.2f} %")
     return records
 
 
 def write_report(settings: EvalSettings, net: nn.Module, setting: Setting, shown: EvalImages, cache: Cache,
-                 log: logging.Logger) -> None:
-    """Table, JSON and picture of what the ADC does to each layer, for the setting that was measured last."""
+                 log: logging.Logger, cells: Cells | None) -> None:
+    """Table, JSON and picture of what the ADC, or a chip, does to each layer, for the setting that was measured last."""
+    path = Path(settings.save_path, "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower()))
+    title = f"{settings.model.removesuffix('_eval')} on {settings.dataset}: {setting}"
+    if setting.chips:
+        table = chip_report.write(path, net, setting, title, shown.report, shown.calibration, cache, cells, settings.engine)
+        log.info(f"{setting}:\n{table}\npicture: {path.with_suffix('.png')}")
+        return
     histograms = count_reads(net, setting, shown.calibration, cache, progress=True)
     layers = diagnostics.report(net, shown.report, histograms, setting.calibration.rule, setting.calibration.per)
-    path = Path(settings.save_path, "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower()))
     report.write_report(path.with_suffix(".json"), str(setting), layers)
-    title = f"{settings.model.removesuffix('_eval')} on {settings.dataset}: {setting}"
     report.report_plot(path.with_suffix(".png"), title, layers, setting.spec.adc_bits)
     log.info(f"{setting}:\n{report.layers_table(layers)}\npicture: {path.with_suffix('.png')}")
 
@@ -142,11 +146,9 @@ def main(argv: list[str] | None = None) -> int:
             write_planes(settings, net, log)
         records = evaluate(settings, net, cells, ranges, shown, log, argv)
     log.info("\n" + report.settings_table(records, shown.of_all, shown.kind, settings.planes))
-    points = [record for record in records[1:] if record.setting.spec.adc_range != "ideal"]
-    if len({record.setting.spec.adc_bits for record in points}) > 1:
-        path = folder / "accuracy_over_adc_bits.png"
-        report.accuracy_plot(points, f"{settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit "
-                             f"activations: {shown.batches.count} {shown.kind} of {settings.dataset}", path)
+    title = (f"{settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit activations: "
+             f"{shown.batches.count} {shown.kind} of {settings.dataset}")
+    for path in report.plots(records[1:], title, folder):
         log.info(f"plot: {path}")
     log.info(f"results: {folder / 'results.jsonl'}")
     return 0

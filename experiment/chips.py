@@ -103,6 +103,7 @@ OF_DEVICE = tuple(flags.defaults(DeviceSettings))
 CHIP_FIELDS = tuple(flags.defaults(ChipSettings))
 OF_RUN = ("chips", "chip_seed", "noise_seed")  # the same for all rows of a table
 OF_ROW = tuple(name for name in (*OF_DEVICE, *CHIP_FIELDS) if name not in OF_RUN)
+UNITS = {"device_temp": " C", "read_noise": " uS", "wire_ohm": " ohm", "row_ohm": " ohm", "driver_ohm": " ohm"}
 WITHOUT = "--{} is for the cells of a device: add --device NAME, or see --device " + LIST
 
 
@@ -160,16 +161,24 @@ class Chips(ChipSettings):
         quant.program(network, self.device, seed, self.reference_cells, **further)
 
     def __str__(self) -> str:
-        """As rows of a table name it, without how many there are."""
+        return self.text()
+
+    def text(self, without: str | None = None) -> str:
+        """As rows of a table name it, without how many there are. Args: without, a flag that the text leaves out."""
         device, usual = self.device, ChipSettings
-        parts = [self.name + ("" if device.time is None else f" at {show_time(device.time)}")
-                 + ("" if device.temp in (None, *list(device.law.times)[:1]) else f" and {device.temp:g} C")]
-        parts += [f"{name} {getattr(device, name):g}" for name in ("stuck_on", "stuck_off") if getattr(device, name)]
-        parts += [f"{name} {value:g}{unit}" if isinstance(value, float) else f"{name} {value}"
-                  for name, unit in (("read_noise", " uS"), ("adc_noise", ""), ("adc_offset", ""), ("adc_gain", ""), ("wire_ohm", ""),
-                                     ("row_ohm", ""), ("driver_ohm", "")) if (value := getattr(self, name))]
+        own_temp = device.temp in (None, *list(device.law.times)[:1])
+        parts = [self.name + ("" if device.time is None or without == "device_time" else f" at {show_time(device.time)}")
+                 + ("" if own_temp or without == "device_temp" else f" and {device.temp:g} C")]
+        shown = {name: self.value(name) for name in ("stuck_on", "stuck_off", "read_noise", "adc_noise", "adc_offset", "adc_gain",
+                                                     "wire_ohm", "row_ohm", "driver_ohm")}
+        parts += [f"{name} {value:g}{UNITS.get(name, '')}" if isinstance(value, float) else f"{name} {value}"
+                  for name, value in shown.items() if value and name != without]
         parts += [f"{name} {getattr(self, name)}" for name in ("access", "reference_cells") if getattr(self, name) != getattr(usual, name)]
         return ", ".join(parts)
+
+    def value(self, name: str) -> Any:
+        """What a flag means for these chips, also where it was not given."""
+        return getattr(self.device if name in OF_DEVICE else self, name.removeprefix("device_"))
 
 
 def _with_noise(device: Device, read_noise: float | str | None) -> Device:

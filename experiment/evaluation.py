@@ -55,13 +55,17 @@ class Setting:
             raise ValueError(f"crossbar_layers is {self.crossbar_layers!r}; allowed are {', '.join(CROSSBAR_LAYERS)}")
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, without: str | None = None) -> str:
+        """As rows of a table name it. Args: without, a flag of the chips that the text leaves out."""
         spec, usual = self.spec, CrossbarSpec()
         adc = f"{spec.adc_bits:g}-bit ADC, {'planned' if spec.planned else spec.adc_range}"
         adc = "no ADC" if spec.adc_range == "ideal" else adc
         notes = [f"{name} {getattr(spec, name)}" for name in ("rows", "mapping", "reference", "dac_bits", "adc_max_bits")
                  if getattr(spec, name) != getattr(usual, name)]
         notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
-        notes += [str(self.chips)] if self.chips else []
+        notes += [self.chips.text(without)] if self.chips else []
         notes += ["ranges of the chip"] if self.calibration.on == "chip" and spec.adc_range == "calibrated" else []
         return ", ".join([f"{spec.cell_bits}-bit cells, {adc}", *notes])
 

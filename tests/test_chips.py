@@ -13,11 +13,11 @@ from test_eval import scene as small_networks  # noqa: F401
 import eval as evaluation
 import models
 from experiment import chips as chip_flags
-from experiment import eval_settings
+from experiment import eval_settings, report
 from experiment.chips import Chips, DeviceSettings, chips_of, show_time
 from experiment.evaluation import Cache, Setting, measure, place
 from models import quant, vgg
-from models.quant import Calibration, CrossbarSpec, Device, Wires
+from models.quant import Calibration, CrossbarSpec, Device, Wires, diagnostics
 from models.quant.devices import presets
 from models.quant.readout import first_image
 
@@ -174,8 +174,10 @@ def test_chips_are_equal_if_their_numbers_are():
     ({"device": "techA"}, "techA at 0s"),
     ({"device": "techA", "device_time": 86400.0}, "techA at 1d"),
     ({"device": "techA", "device_temp": 100.0}, "techA at 7165s and 100 C"),
-    ({"device": "neurram_chip", "stuck_on": 0.01, "adc_noise": 0.5, "wire_ohm": 1.0}, "neurram_chip, stuck_on 0.01, adc_noise 0.5, wire_ohm 1"),
-    ({"device": "milo_irps21", "read_noise": 0.2, "reference_cells": "ideal"}, "milo_irps21, read_noise 0.2 uS, reference_cells ideal"),
+    ({"device": "neurram_chip", "stuck_on": 0.01, "adc_noise": 0.5, "wire_ohm": 1.0},
+     "neurram_chip, stuck_on 0.01, adc_noise 0.5, wire_ohm 1 ohm"),
+    ({"device": "milo_irps21", "read_noise": 0.2, "reference_cells": "ideal"},
+     "milo_irps21, read_noise 0.2 uS, reference_cells ideal"),
 ])
 def test_what_tables_call_them(values, text):
     assert str(chips_of(values)) == text
@@ -284,3 +286,89 @@ def test_equal_settings_of_a_device_are_one(tmp_path):
     found = eval_settings.all_settings(rows, 4, 4)
     assert [(s.chips.device.time, s.spec.adc_range, s.spec.adc_bits) for s in found] == [
         (t, *adc) for t in (0.0, 10.0) for adc in (("ideal", 1), ("calibrated", 4), ("calibrated", 6))]
+
+
+# ---- pictures and the report -------------------------------------------------------------------------------------------
+
+
+def png(path):
+    return Path(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_over_what_is_swept(run, checkpoint, monkeypatch):  # noqa: F811
+    drawn, draw = {}, report.sweep_plot
+    monkeypatch.setattr(report, "sweep_plot", lambda curves, name, *args: (drawn.update({name: curves}), draw(curves, name, *args)))
+    records, _, text = run(checkpoint, *FLAGS, "--adc_range", "full", "--device", "techB", "--device_time", "0", "10s", "1h",
+                           "--stuck_on", "0", "0.1", "--chips", "2")
+    assert list(drawn) == ["device_time", "stuck_on"]
+    assert {curve: [value for value, _ in points] for curve, points in drawn["device_time"].items()} == {
+        f"2-bit cells, 4-bit ADC, full, rows 16, techB{stuck}": [0.0, 10.0, 3600.0] for stuck in ("", ", stuck_on 0.1")}
+    assert len(drawn["stuck_on"]) == 3 and len(records) == 7
+    for name in drawn:
+        assert png(f"save/accuracy_over_{name}.png") and f"plot: save/accuracy_over_{name}.png" in text.replace(f"{Path.cwd()}/", "")
+    assert not Path("save/accuracy_over_adc_bits.png").exists()
+
+
+def test_what_has_no_axis_is_no_picture(run, checkpoint):  # noqa: F811
+    run(checkpoint, *FLAGS, "--adc_range", "full", "--device", "techB", "techC", "--reference_cells", "device", "ideal")
+    assert not list(Path("save").glob("*.png"))
+
+
+def test_the_report_of_a_chip(run, checkpoint, monkeypatch):  # noqa: F811
+    programmed, program = [], quant.program
+    monkeypatch.setattr(quant, "program", lambda model, device, *args, **more: (
+        programmed.append(args[:1] if device else None), program(model, device, *args, **more))[1])
+    records, _, text = run(checkpoint, *FLAGS, "--device", "rram_wan", "--chips", "2", "--chip_seed", "3", "--report")
+    assert [seeds for seeds in programmed if seeds] == [(3,), (4,), (3,)] and programmed[-1] is None
+    [path] = Path("save").glob("report_*.json")
+    assert path.name == "report_2_bit_cells_4_bit_adc_calibrated_rows_16_rram_wan_at_1s.json" and png(path.with_suffix(".png"))
+    content = json.loads(path.read_text())
+    assert (content["setting"], content["chip_seed"]) == ("2-bit cells, 4-bit ADC, calibrated, rows 16, rram_wan at 1s", 3)
+    assert [entry["layer"] for entry in content["losses"]] == CROSSBARS
+    assert content["cells"]["layer"] == "classifier.0" and [s["bits"] for s in content["cells"]["slices"]] == [2, 2]
+    table = text[text.index("layer "):].splitlines()
+    assert table[0].split() == "layer scatter off by > 1/2 ADC alone dB cells alone dB both dB".split()
+    assert [line.split()[0] for line in table[2:6]] == CROSSBARS
+
+
+def on_a_chip(net, device, seed=0):
+    place(net, setting())
+    quant.calibrate(net, shown_images(359)[0][200:216])
+    quant.program(net, device, seed)
+
+
+def test_losses_of_a_perfect_chip_are_those_of_the_adc(scene):
+    net, images, *_ = scene
+    with quant.set_engine("reference"):
+        on_a_chip(net, PERFECT)
+        for entry in diagnostics.losses(net, images):
+            assert (entry["cells"], entry["scatter"], entry["far"]) == (None, 0.0, 0.0) or entry["cells"] > 100
+            assert entry["adc"] == entry["both"] == entry["chip"] < 60
+
+
+def test_losses_with_scatter(scene):
+    net, images, *_ = scene
+    with quant.set_engine("reference"):
+        on_a_chip(net, NOISY)
+        chips = [layer.chip.cells for _, layer in quant.crossbar_layers(net)]
+        found, plain = diagnostics.losses(net, images), diagnostics.losses(net, images, corrected=False)
+        assert [layer.chip.cells for _, layer in quant.crossbar_layers(net)] == chips
+    for entry, other in zip(found, plain):
+        assert entry["both"] < min(entry["adc"], entry["cells"]) + 0.5 and entry["chip"] == entry["both"] > 0
+        assert entry["scatter"] == pytest.approx(0.4, rel=0.1) and entry["far"] == pytest.approx(0.211, abs=0.03)
+        assert other["cells"] <= entry["cells"] + 0.1
+
+
+def test_levels_of_cells(scene):
+    net, *_ = scene
+    on_a_chip(net, NOISY, 1)
+    layer = net.features[8]
+    slices = diagnostics.cell_levels(layer)
+    for k, entry in enumerate(slices):
+        assert sum(each["cells"] for each in entry["levels"]) == layer.weight.numel()
+        assert all(sum(each["histogram"]) == each["cells"] for each in entry["levels"])
+        for each in entry["levels"]:
+            own = layer.cells().values[k][layer.ideal_cells().values[k] == 256 * each["level"]] / 256
+            assert each["cells"] == len(own)
+            if len(own) > 100:
+                assert each["mean"] == pytest.approx(each["level"], abs=0.15) and each["deviation"] == pytest.approx(0.4, abs=0.08)

@@ -272,10 +272,10 @@ def _correct(model, layers, images, wanted):
     if wanted is None:
         wanted = {}
         with without_adc(model):
-            _watch_outputs(model, layers, images, lambda name, layer, y: wanted.__setitem__(name, _std_mean(y)))
+            _watch_outputs(model, layers, images, lambda name, layer, y: wanted.__setitem__(name, std_mean(y)))
 
     def set_correction(name, layer, y):
-        (std, mean), (adc_std, adc_mean) = wanted[name], _std_mean(y)
+        (std, mean), (adc_std, adc_mean) = wanted[name], std_mean(y)
         gain = torch.where(adc_std > 0, std / adc_std, 1.0).clamp_max(LARGEST_GAIN)
         layer.set_correction(gain, mean - gain * adc_mean)
         offset, gain = (values.view(-1, *[1] * (y.dim() - 2)) for values in (layer.adc_offset, layer.adc_gain))
@@ -286,7 +286,7 @@ def _correct(model, layers, images, wanted):
     return wanted
 
 
-def _std_mean(y: Tensor) -> tuple[Tensor, Tensor]:
+def std_mean(y: Tensor) -> tuple[Tensor, Tensor]:
     """Deviation and mean of each channel of `[N, out, ...]`, in float64."""
     return torch.std_mean(y.double(), [dim for dim in range(y.dim()) if dim != 1], correction=0)
 
