@@ -33,7 +33,7 @@ from experiment.evaluation import Cache, Record, Setting, check_chips, count_rea
 from experiment.images import EvalImages
 from experiment.ranges import RangesOfRun
 from experiment.starting import crossbar_network
-from experiment.train_settings import TRAINED_FOR
+from experiment.train_settings import trained_for
 from models import quant
 from models.quant import diagnostics
 
@@ -114,7 +114,7 @@ def say_what_is_measured(settings: EvalSettings, ranges: RangesOfRun, config: di
              f"activations; {shown.batches.count} {shown.kind} of {settings.dataset}; "
              f"{'CPU' if shown.report.device.type == 'cpu' else 'GPU'}")
     if config.get("adc_aware"):
-        text = "trained through the ADC of " + ", ".join(f"--{name} {config[name]}" for name in TRAINED_FOR if name in config)
+        text = f"trained through the ADC of {trained_for(config)}"
         if ranges.trained_for:
             used = ranges.trained_for in settings.settings
             text += ", whose ranges " + ("it holds and keeps" if used else "are not used: the settings are of other hardware")

@@ -66,8 +66,9 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
     figure = Figure(figsize=(width, 3.1 * rows + 3.1), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[rows, 1])
     panels = list(above.subplots(rows, columns, squeeze=False).flat)
-    for entry, axes in zip(slices, panels):
+    for i, (entry, axes) in enumerate(zip(slices, panels)):
         _levels_panel(axes, entry, setting)
+        axes.set_ylabel("share of cells" if i % columns == 0 else "")
     for axes in panels[len(slices):]:
         axes.set_axis_off()
     above.suptitle(f"cells of {name}, by the level that they were programmed to (dashed)", fontsize="medium")
@@ -87,7 +88,7 @@ def _levels_panel(axes: Any, entry: Mapping[str, Any], setting: Setting) -> None
         axes.axvline(each["level"], color=color, linestyle="--", linewidth=0.9)
     device, bits = setting.chips.device, entry["bits"]
     low, step = float(device.levels(bits)[0]), device.step(bits)
-    axes.set(yscale="log", xlabel="value of a cell (levels)", ylabel="share of cells")
+    axes.set(yscale="log", xlabel="value of a cell (levels)")
     axes.set_title(f"slice {entry['slice']}, {bits} bit{'s' if bits > 1 else ''}", fontsize="small")
     if setting.spec.reference == "analog":
         top = axes.secondary_xaxis("top", functions=(lambda x: low + step * x, lambda g: (g - low) / step))

@@ -5,7 +5,7 @@
     for seed in chips.seeds:
         chips.program(network, seed)
 
-The flags of eval.py and train.py are the fields of `DeviceSettings` and `ChipSettings`.
+The flags of eval.py are the fields of `DeviceSettings` and `ChipSettings`, those of train.py the fields of `TrainingChips`.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from models import quant
@@ -74,8 +75,8 @@ def _first(name: str) -> Device:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChipSettings:
-    """what reads have besides, and how many chips there are"""
+class ReadSettings:
+    """what reads have besides"""
 
     read_noise: float | str | None = option(
         None, "standard deviation s of a cell's conductance, uS, drawn anew at each read: a read gets N(0, s^2 sum a^2). device: "
@@ -93,16 +94,32 @@ class ChipSettings:
     driver_ohm: float = option(0.0, "ohms of the source of each word line (access voltage)", POSITIVE_OR_0)
     reference_cells: str = option("device", "device: the cells of reference columns are like all others. ideal: they do not scatter",
                                   ("device", "ideal"))
+    noise_seed: int = option(0, "seed of what is drawn anew at each read", COUNT_OR_0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipSettings(ReadSettings):
+    """what reads have besides, and which chips are measured"""
+
     chips: int = option(1, "chips that are measured, each a draw of all cells, with the seeds S, S + 1, ...: mean, deviation (of "
                         "n - 1) and lowest of their accuracies", COUNT)
     chip_seed: int = option(0, "seed S of the first chip", COUNT_OR_0)
-    noise_seed: int = option(0, "seed of what is drawn anew at each read", COUNT_OR_0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingChips(DeviceSettings, ReadSettings):
+    """training on chips of a device"""
+
+    chip_steps: int = option(1, "steps K that have the same chip: step i of the run is made on chip S + 1 + floor(i / K), programmed "
+                             "from the weights as they are", COUNT)
+    chip_seed: int = option(0, "seed S of the chip on which each epoch is measured; training sees those above", COUNT_OR_0)
 
 
 OF_DEVICE = tuple(flags.defaults(DeviceSettings))
 CHIP_FIELDS = tuple(flags.defaults(ChipSettings))
 OF_RUN = ("chips", "chip_seed", "noise_seed")  # the same for all rows of a table
 OF_ROW = tuple(name for name in (*OF_DEVICE, *CHIP_FIELDS) if name not in OF_RUN)
+OF_TRAINING = tuple(flags.defaults(TrainingChips))
 UNITS = {"device_temp": " C", "read_noise": " uS", "wire_ohm": " ohm", "row_ohm": " ohm", "driver_ohm": " ohm"}
 WITHOUT = "--{} is for the cells of a device: add --device NAME, or see --device " + LIST
 
@@ -192,7 +209,7 @@ def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None) 
     Raises: UserError for flags of chips without a device, and as `made`.
     """
     if values.get("device") is None:
-        for name, usual in (flags.defaults(DeviceSettings) | flags.defaults(ChipSettings)).items():
+        for name, usual in (flags.defaults(TrainingChips) | flags.defaults(ChipSettings)).items():
             if values.get(name, usual) != usual:
                 raise UserError(WITHOUT.format(name))
         return None
@@ -203,6 +220,14 @@ def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None) 
     except ValueError as error:
         text = str(error)
         raise UserError(f"--{text}" if text.startswith(CHIP_FIELDS) else f"--device {values['device']}: {text}") from None
+
+
+def check_device(device: Device, slice_bits: tuple[int, ...]) -> None:
+    """Refuse a device that has no cells of so many bits. Raises: ValueError."""
+    for bits in slice_bits:
+        device.levels(bits)
+    if device.joint:  # which has rows of all slices of a weight
+        device.draw_weights(np.zeros(1, np.uint8), slice_bits, np.random.default_rng(0))
 
 
 def say_devices() -> None:

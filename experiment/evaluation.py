@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from models.quant.calibration import in_mode
 from models.quant.prepared import fingerprint
 from models.vgg import CROSSBAR_LAYERS
 
-from .chips import Chips
+from .chips import Chips, check_device
 
 Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
 
@@ -233,13 +232,8 @@ def check_chips(network: nn.Module, setting: Setting) -> None:
 
     Raises: ValueError.
     """
-    device = setting.chips.device
+    check_device(setting.chips.device, setting.spec.slice_bits)
     for _, layer in quant.crossbar_layers(network):
-        bits = layer.spec.slice_bits
-        for each in bits:
-            device.levels(each)
-        if device.joint:  # which has rows of all slices of a weight
-            device.draw_weights(np.zeros(1, np.uint8), bits, np.random.default_rng(0))
         layer.set_cells(layer.ideal_cells())  # engines are chosen as for the chip's
 
 

@@ -151,8 +151,10 @@ def _curve(axes: Any, name: str, x: Sequence[float], points: Sequence[Record]) -
     accuracy, band = np.array([r.accuracy for r in points]), np.array([_band(r) for r in points])
     if len(points) > 1:
         line, = axes.plot(x, accuracy, marker="o", label=name)
-        top = np.where([r.accuracy_std is None for r in points], np.inf, 100.0)  # no chip has more
-        axes.fill_between(x, accuracy - band, np.minimum(accuracy + band, top), color=line.get_color(), alpha=0.15, linewidth=0)
+        ends = [accuracy - band, accuracy + band]
+        if all(r.accuracy_std is not None for r in points):  # no chip has less or more
+            ends = np.clip(ends, 0, 100)
+        axes.fill_between(x, *ends, color=line.get_color(), alpha=0.15, linewidth=0)
     else:
         axes.errorbar(x, accuracy, band, marker="x", linestyle="", capsize=2, linewidth=1, label=name)
 
