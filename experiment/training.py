@@ -278,7 +278,9 @@ class Run:
                                         pad=self.data.pad, flip=self.data.flip, cutout=settings.cutout, fill=fill):
             self.stop.check()
             position = self.epoch * self.steps + step
-            program(self.net, settings, position)
+            if settings.chips:
+                self.check_finite()  # what is no number has no cells
+                program(self.net, settings, position)
             if settings.adc_aware and position % settings.calib_steps == 0:
                 self.calibrate()
             loss = self.train_step(x, y, position)
