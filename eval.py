@@ -27,6 +27,7 @@ from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from experiment import chip_report, images, machine, report, results
+from experiment.chip_files import save_cells
 from experiment.cli import UserError, check_writable, get_logger, run_main
 from experiment.eval_settings import EvalSettings, parse
 from experiment.evaluation import Cache, Record, Setting, check_chips, count_reads, engines_of, measure, place
@@ -86,6 +87,10 @@ def evaluate(settings: EvalSettings, net: nn.Module, cells: Cells | None, ranges
         row = results.row(record, settings, chosen.count if chosen else None, source)
         results.append(Path(settings.save_path, "results.jsonl"), row | facts)
         records.append(record)
+        if settings.save_cells and setting and setting.chips:
+            folder = quant.PlaneStore(settings.prob_path, settings.model, settings.wbit, setting.spec.cell_bits).folder
+            if save_cells(net, setting, folder):
+                log.info(f"cells of {setting.chips} written to {folder}")
         if settings.report and setting and setting.spec.adc_range in FROZEN:
             write_report(settings, net, setting, shown, cache, log, cells)
         log.info(f"{setting or 'software'}: {record.accuracy:.2f} %")
@@ -131,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         check_settings(settings, net, cells, ranges)
     except ValueError as error:  # what the package refuses: engines, planes, reads of too many values
         raise UserError(str(error)) from None
-    for folder in (settings.save_path, *([] if settings.planes else [settings.prob_path])):
+    for folder in (settings.save_path, *([settings.prob_path] if settings.save_cells or not settings.planes else [])):
         check_writable(folder)
     folder = Path(settings.save_path)
     results.check_can_append(folder / "results.jsonl")

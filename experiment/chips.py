@@ -120,6 +120,7 @@ CHIP_FIELDS = tuple(flags.defaults(ChipSettings))
 OF_RUN = ("chips", "chip_seed", "noise_seed")  # the same for all rows of a table
 OF_ROW = tuple(name for name in (*OF_DEVICE, *CHIP_FIELDS) if name not in OF_RUN)
 OF_TRAINING = tuple(flags.defaults(TrainingChips))
+NOT_OF_CELLS = ("read_noise ", "adc_noise ", "adc_offset ", "adc_gain ")
 UNITS = {"device_temp": " C", "read_noise": " uS", "wire_ohm": " ohm", "row_ohm": " ohm", "driver_ohm": " ohm"}
 WITHOUT = "--{} is for the cells of a device: add --device NAME, or see --device " + LIST
 
@@ -192,6 +193,13 @@ class Chips(ChipSettings):
                   for name, value in shown.items() if value and name != without]
         parts += [f"{name} {getattr(self, name)}" for name in ("access", "reference_cells") if getattr(self, name) != getattr(usual, name)]
         return ", ".join(parts)
+
+    def label(self) -> str:
+        """What the cells are called in names of files: the device, and what is not at its first or its default."""
+        first = self.device.law.moment(None, self.device.temp)[0]
+        text = self.text("device_time" if self.device.time == first else None)
+        parts = [part for part in text.split(", ") if not part.startswith(NOT_OF_CELLS)]
+        return "_".join(part.replace(" at ", "_").replace(" and ", "_").replace(" ", "") for part in parts)
 
     def value(self, name: str) -> Any:
         """What a flag means for these chips, also where it was not given."""

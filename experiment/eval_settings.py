@@ -84,6 +84,7 @@ class Machine:
     ngpu: int | None = option(None, "0: CPU, 1: the GPU; default 1 where PyTorch finds a CUDA GPU", ANY_INT)
     save_path: str | None = option(None, "folder for results; default that of the run, for an exported network save/<its name>")
     prob_path: str = option("prob", "folder for the bit-planes")
+    save_cells: bool = option(False, "write what the cells of every chip hold to prob_path too, beside the bit-planes", bool)
     log_file: str = option("eval.log", "name of the log inside save_path, or a full path")
 
 
@@ -251,7 +252,7 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     if found.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
     with_device = any(setting.chips for setting in found.settings)
-    for name in (*chips.OF_RUN, "calib_on"):
+    for name in (*chips.OF_RUN, "calib_on", "save_cells"):
         if name in given and not with_device:
             raise UserError(chips.WITHOUT.format(name))
     if found.adc_ranges and with_device:

@@ -258,6 +258,7 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
         ("read_noise", "1"), ("adc_noise", "1"), ("adc_offset", "1"), ("adc_gain", "1"), ("access", "gate"), ("wire_ohm", "1"),
         ("stuck_on", "0"), ("chips", "2"), ("chip_seed", "1"), ("noise_seed", "1"), ("calib_on", "chip"),
         ("reference_cells", "ideal"))],
+    (["--save_cells"], ["--save_cells is for the cells of a device"]),
     (["--also", "--device_time 1h"], ["--device_time is for the cells of a device"]),
     (["--device", "mine.csv"], ["--device mine.csv: no preset and no file is called so"]),
     (["--device", "bad.csv"], ["--device bad.csv: bad.csv, line 1: columns a,b"]),
@@ -372,3 +373,105 @@ def test_levels_of_cells(scene):
             assert each["cells"] == len(own)
             if len(own) > 100:
                 assert each["mean"] == pytest.approx(each["level"], abs=0.15) and each["deviation"] == pytest.approx(0.4, abs=0.08)
+
+
+# ---- cells as files ----------------------------------------------------------------------------------------------------
+
+
+def cells_of(net):
+    return [(layer.cells().values.clone(), layer.cells().reference.clone()) for _, layer in quant.crossbar_layers(net)]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for one, other in zip(a, b, strict=True) for x, y in zip(one, other))
+
+
+def test_cells_that_are_written_can_be_read(scene, tmp_path):
+    net, images, *_ = scene
+    place(net, setting())
+    quant.program(net, NOISY, 3)
+    expected = cells_of(net)
+    assert quant.write_cells(tmp_path, net, "noisy", 3) == 4 and quant.write_cells(tmp_path, net, "noisy", 3) == 0
+    content = torch.load(tmp_path / "bit_levels1_noisy_chip3.pt")
+    assert set(content) == {"values", "reference", "fraction_bits"} and torch.equal(content["values"], expected[1][0])
+    quant.program(net, None)
+    quant.read_cells(tmp_path, net, "noisy", 3)
+    assert same(cells_of(net), expected)
+    quant.PlaneStore(tmp_path.parent, "x", 4, 2).write([])  # other folders do not matter
+    content["values"] += 1  # somebody edits them
+    torch.save(content, tmp_path / "bit_levels1_noisy_chip3.pt")
+    quant.read_cells(tmp_path, net, "noisy", 3)
+    assert torch.equal(net.features[8].cells().values, expected[1][0] + 1)
+
+
+def test_planes_and_chips_share_a_manifest(scene, tmp_path):
+    net, *_ = scene
+    place(net, setting())
+    store = quant.PlaneStore(tmp_path, "net", 4, 2)
+    codes = [(name, layer.w_codes()) for name, layer in quant.crossbar_layers(net)]
+    assert store.write(codes) == 4
+    quant.program(net, NOISY, 0)
+    assert quant.write_cells(store.folder, net, "noisy", 0) == 4
+    assert store.write(codes) == 0 and quant.write_cells(store.folder, net, "noisy", 0) == 0
+    manifest = json.loads((store.folder / "manifest.json").read_text())
+    assert len(manifest) == 8
+    entry = manifest["bit_levels1_noisy_chip0.pt"]
+    assert (entry["layer"], entry["device"], entry["seed"], entry["shape"]) == ("features.8", "noisy", 0, [2, 1, 216, 40])
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda path: path.unlink(), "does not exist"),
+    (lambda path: path.write_bytes(path.read_bytes()[:500]), "cannot be read"),
+    (lambda path: torch.save(torch.zeros(3), path), "holds no dict of values, reference, fraction_bits"),
+    (lambda path: torch.save({"values": 1, "reference": 2, "fraction_bits": 8}, path), "values of cells are int"),
+    (lambda path: torch.save({"values": torch.zeros(2, 1, 3, 4, dtype=torch.int32), "fraction_bits": 8,
+                              "reference": torch.zeros(2, 1, 3, dtype=torch.int32)}, path), "has cells of shape [2, 1, 3, 4]"),
+])
+def test_cells_that_cannot_be_read_change_nothing(damage, words, scene, tmp_path):
+    net, *_ = scene
+    place(net, setting())
+    quant.program(net, NOISY, 0)
+    quant.write_cells(tmp_path, net, "noisy", 0)
+    quant.program(net, NOISY, 1)
+    before, path = cells_of(net), tmp_path / "bit_levels2_noisy_chip0.pt"
+    damage(path)
+    with pytest.raises(ValueError) as error:
+        quant.read_cells(tmp_path, net, "noisy", 0)
+    assert str(path) in str(error.value) and words in str(error.value) and same(cells_of(net), before)
+
+
+def test_cells_of_other_weights_are_refused_and_written_anew(scene, tmp_path):
+    net, *_ = scene
+    place(net, setting())
+    quant.program(net, NOISY, 0)
+    quant.write_cells(tmp_path, net, "noisy", 0)
+    net.features[4].weight.data.neg_()
+    with pytest.raises(ValueError, match="bit_levels0_noisy_chip0.pt holds cells of other weights than those of features.4"):
+        quant.read_cells(tmp_path, net, "noisy", 0)
+    assert quant.write_cells(tmp_path, net, "noisy", 0) == 4 and quant.write_cells(tmp_path, net, "noisy", 0, {"rows": 8}) == 4
+
+
+def test_saving_the_cells_of_an_evaluation(run, checkpoint):  # noqa: F811
+    flags = [*FLAGS, "--adc_range", "full", "--device", "techB", "--device_time", "0", "1h", "--chips", "2", "--save_cells"]
+    _, _, text = run(checkpoint, *flags)
+    folder = Path("prob/vgg7_quant_eval_w4_c2")
+    names = {f"bit_levels{i}_{device}_chip{seed}.pt" for i in range(4) for device in ("techB", "techB_1h") for seed in (0, 1)}
+    assert {path.name for path in folder.glob("*_chip*")} == names and names < json.loads((folder / "manifest.json").read_text()).keys()
+    assert text.count(f"written to {folder}") == 3
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert "cells of" not in run(checkpoint, *flags)[2]
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    net = models.create("vgg7_quant_eval", alpha_init=2.0)
+    net.load_state_dict(network().state_dict(), strict=False)
+    place(net, setting())
+    quant.read_cells(folder, net, "techB_1h", 1)
+    found = cells_of(net)
+    quant.program(net, Device.preset("techB", time="1h"), 1)
+    assert same(found, cells_of(net))
+
+
+def test_what_files_call_them():
+    values = [{"device": "techA"}, {"device": "techA", "device_time": 3600.0, "stuck_on": 0.01, "adc_noise": 1.0},
+              {"device": "techA", "device_temp": 100.0}, {"device": "neurram_chip", "reference_cells": "ideal"}]
+    assert [chips_of(each).label() for each in values] == [
+        "techA", "techA_1h_stuck_on0.01", "techA_100C", "neurram_chip_reference_cellsideal"]
