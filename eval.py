@@ -80,8 +80,13 @@ def evaluate(settings: EvalSettings, net: nn.Module, cells: Cells | None, ranges
             place(net, setting, cells)
             source = ranges.give(net, setting)
             chosen = shown.calibration if ranges.to_calibrate(setting) else None
-        record = measure(net, shown.batches, shown.labels, setting, calibration=chosen, cells=cells, cache=cache,
-                         software=records[0] if records else None, engine=settings.engine, progress=True)
+        try:
+            record = measure(net, shown.batches, shown.labels, setting, calibration=chosen, cells=cells, cache=cache,
+                             software=records[0] if records else None, engine=settings.engine, progress=True)
+        except ValueError as error:
+            if setting and setting.chips:  # cells that the grid does not hold
+                raise UserError(f"{setting}: {error}") from None
+            raise
         if chosen and not setting.chips:
             ranges.keep(net, setting, chosen.count)
         row = results.row(record, settings, chosen.count if chosen else None, source)

@@ -31,7 +31,8 @@ def write(path: Path, network: nn.Module, setting: Setting, title: str, images: 
         try:
             program(network, setting, seed)
             calibrate(network, setting, calibration, cache)
-            layers = diagnostics.losses(network, images, setting.calibration.correct == "channel")
+            corrected = setting.spec.adc_range == "calibrated" and setting.calibration.correct == "channel"
+            layers = diagnostics.losses(network, images, corrected)
             name, layer = max(on_adcs(network), key=lambda pair: pair[1].weight.numel())
             slices = diagnostics.cell_levels(layer)
         finally:

@@ -170,7 +170,7 @@ class Chips(ChipSettings):
         Raises: ValueError for a device of fewer levels than a cell has, see `quant.program`.
         """
         further = {name: value for name in ("adc_noise", "adc_offset", "adc_gain") if (value := getattr(self, name))}
-        if isinstance(self.read_noise, float) and (self.read_noise or self.device.read_noise is not None):
+        if self.read_noise not in (None, "device") and (self.read_noise or self.device.read_noise is not None):
             further["read_noise"] = self.read_noise
         if self.wires:
             further["wires"] = self.wires
@@ -189,7 +189,7 @@ class Chips(ChipSettings):
                  + ("" if own_temp or without == "device_temp" else f" and {device.temp:g} C")]
         shown = {name: self.value(name) for name in ("stuck_on", "stuck_off", "read_noise", "adc_noise", "adc_offset", "adc_gain",
                                                      "wire_ohm", "row_ohm", "driver_ohm")}
-        parts += [f"{name} {value:g}{UNITS.get(name, '')}" if isinstance(value, float) else f"{name} {value}"
+        parts += [f"{name} {value:g}{UNITS.get(name, '')}" if isinstance(value, (int, float)) else f"{name} {value}"
                   for name, value in shown.items() if value and name != without]
         parts += [f"{name} {getattr(self, name)}" for name in ("access", "reference_cells") if getattr(self, name) != getattr(usual, name)]
         return ", ".join(parts)

@@ -234,7 +234,13 @@ def check_chips(network: nn.Module, setting: Setting) -> None:
     """
     check_device(setting.chips.device, setting.spec.slice_bits)
     for _, layer in quant.crossbar_layers(network):
-        layer.set_cells(layer.ideal_cells())  # engines are chosen as for the chip's
+        cells = layer.ideal_cells()
+        if layer.spec.reference == "digital":  # which sees the off-current
+            off = [round(2**cells.fraction_bits * setting.chips.device.levels(bits)[0] / setting.chips.device.step(bits))
+                   for bits in layer.spec.slice_bits]
+            shift = torch.tensor(off, dtype=torch.int32, device=cells.values.device)
+            cells = quant.Cells(cells.values + shift.view(-1, 1, 1, 1), cells.reference + shift.view(-1, 1, 1), cells.fraction_bits)
+        layer.set_cells(cells, cells if layer.spec.reference == "digital" else None)  # engines are chosen as for the chip's
 
 
 def place(network: nn.Module, setting: Setting, cells: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -15,6 +15,7 @@ import models
 from experiment import chips as chip_flags
 from experiment import eval_settings, report
 from experiment.chips import Chips, DeviceSettings, chips_of, show_time
+from experiment.cli import UserError
 from experiment.evaluation import Cache, Setting, measure, place
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device, Wires, diagnostics
@@ -230,6 +231,12 @@ def test_own_measurements(run, checkpoint):  # noqa: F811
     assert records[1]["changed_predictions"] != records[2]["changed_predictions"]
 
 
+def test_cells_far_beyond_their_levels_are_one_line(run, checkpoint):  # noqa: F811
+    Path("mine.csv").write_text("level,conductance_uS,std_uS\n0,1,90\n1,1.01,90\n2,1.02,90\n3,1.03,90\n")
+    with pytest.raises(UserError, match="^2-bit cells, 4-bit ADC, calibrated, rows 16, mine: values of cells reach "):
+        run(checkpoint, *FLAGS, "--device", "mine.csv")
+
+
 def test_a_list_of_devices_needs_no_checkpoint(capsys):
     with pytest.raises(SystemExit) as ended:
         evaluation.main(["--device", "list"])
@@ -252,6 +259,8 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
     (["--device", "techA", "--read_noise", "some"], ["--read_noise: some is not device, or a number of uS from 0 up"]),
     (["--device", "techA", "--access", "gate", "--row_ohm", "1"], ["--row_ohm is 1.0 with access 'gate'"]),
     (["--device", "techA", "--adc_ranges", "x.json"], ["--adc_ranges are of ideal cells"]),
+    (["--device", "techA", "--reference", "digital", "--dac_bits", "4", "--subArray", "1024", "--mapping", "im2col", "--cellBit", "4"],
+     ["has ", "possible values, too many to calibrate on"]),
     (["--device", "techA", "--engine", "cuda"], ["no engine is named 'cuda'"]),
     (["--device_time", "1h"], ["--device_time is for the cells of a device: add --device NAME, or see --device list"]),
     *[([f"--{name}", value], [f"--{name} is for the cells of a device: add --device NAME"]) for name, value in (
