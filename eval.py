@@ -4,11 +4,15 @@
 
 Every hardware flag that takes several values takes part in the product: the line above evaluates four settings, each on
 the whole test set. The software baseline is the same quantized network computed with exact integer arithmetic, so every
-difference to it comes from the ADC.
+difference to it comes from the ADC, and from the cells where these are of a device: ten chips of measured cells, after an hour,
+
+    python eval.py --resume ... --cellBit 2 --adc_prec 5 --device techA --device_time 1h --chips 10
+    python eval.py --device list
 
 Written to --save_path (the checkpoint's folder unless given): results.jsonl, one line a setting, appended as soon as it
 is known; adc_ranges.json, all ranges that were calibrated, for --adc_ranges; report_<setting>.json and .png with
---report; accuracy_over_adc_bits.png when several ADC precisions are given; eval.log. The bit-planes of the weights go to
+--report; accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and the like for
+several values of a device; eval.log. The bit-planes of the weights go to
 --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at with torch.load. To evaluate
 planes that you changed, copy the folder, edit the files, and pass --planes FOLDER.
 """
