@@ -6,7 +6,7 @@ from torch import nn
 
 from models import quant
 
-from .evaluation import Setting, program
+from .evaluation import Setting
 
 
 def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
@@ -18,7 +18,7 @@ def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
     for seed in chips.seeds:
         if not quant.cell_files.cells_are_written(folder, network, label, seed, facts):
             try:
-                program(network, setting, seed)
+                chips.program(network, seed)  # of all layers, also those that a setting leaves out
                 written += quant.write_cells(folder, network, label, seed, facts)
             finally:
                 quant.program(network, None)

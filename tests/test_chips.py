@@ -479,6 +479,15 @@ def test_saving_the_cells_of_an_evaluation(run, checkpoint):  # noqa: F811
     assert same(found, cells_of(net))
 
 
+def test_files_hold_all_layers_whatever_a_setting_leaves_out(run, checkpoint):  # noqa: F811
+    run(checkpoint, *FLAGS, "--adc_range", "full", "--device", "techB", "--save_cells", "--crossbar_layers", "conv")
+    path = Path("prob/vgg7_quant_eval_w4_c2/bit_levels3_techB_chip0.pt")
+    before = path.stat().st_mtime_ns
+    assert (torch.load(path)["values"] % 256 != 0).any()
+    run(checkpoint, *FLAGS, "--adc_range", "full", "--device", "techB", "--save_cells")
+    assert path.stat().st_mtime_ns == before
+
+
 def test_what_files_call_them():
     values = [{"device": "techA"}, {"device": "techA", "device_time": 3600.0, "stuck_on": 0.01, "adc_noise": 1.0},
               {"device": "techA", "device_temp": 100.0}, {"device": "neurram_chip", "reference_cells": "ideal"}]
