@@ -4,11 +4,15 @@
 
 Every hardware flag that takes several values takes part in the product: the line above evaluates four settings, each on
 the whole test set. The software baseline is the same quantized network computed with exact integer arithmetic, so every
-difference to it comes from the ADC.
+difference to it comes from the ADC, and from the cells where these are of a device: ten chips of measured cells, after an hour,
+
+    python eval.py --resume ... --cellBit 2 --adc_prec 5 --device techA --device_time 1h --chips 10
+    python eval.py --device list
 
 Written to --save_path (the checkpoint's folder unless given): results.jsonl, one line a setting, appended as soon as it
 is known; adc_ranges.json, all ranges that were calibrated, for --adc_ranges; report_<setting>.json and .png with
---report; accuracy_over_adc_bits.png when several ADC precisions are given; eval.log. The bit-planes of the weights go to
+--report; accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and the like for
+several values of a device; eval.log. The bit-planes of the weights go to
 --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at with torch.load. To evaluate
 planes that you changed, copy the folder, edit the files, and pass --planes FOLDER.
 """
@@ -26,14 +30,15 @@ import torch
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from experiment import images, machine, report, results
+from experiment import chip_report, images, machine, report, results
+from experiment.chip_files import save_cells
 from experiment.cli import UserError, check_writable, get_logger, run_main
 from experiment.eval_settings import EvalSettings, parse
-from experiment.evaluation import Cache, Record, Setting, count_reads, engines_of, measure, place
+from experiment.evaluation import Cache, Record, Setting, check_chips, count_reads, engines_of, measure, place
 from experiment.images import EvalImages
 from experiment.ranges import RangesOfRun
 from experiment.starting import crossbar_network
-from experiment.train_settings import TRAINED_FOR
+from experiment.train_settings import trained_for
 from models import quant
 from models.quant import diagnostics
 
@@ -54,6 +59,8 @@ def check_settings(settings: EvalSettings, net: nn.Module, cells: Cells | None, 
     """Refuse, before any work, settings that cannot run here, or whose ranges are not where they should be."""
     for setting in settings.settings:
         place(net, setting, cells)
+        if setting.chips:
+            check_chips(net, setting)
         engines_of(net, setting, settings.engine, counted=settings.report and setting.spec.adc_range in FROZEN)
         ranges.give(net, setting)
 
@@ -77,27 +84,40 @@ def evaluate(settings: EvalSettings, net: nn.Module, cells: Cells | None, ranges
             place(net, setting, cells)
             source = ranges.give(net, setting)
             chosen = shown.calibration if ranges.to_calibrate(setting) else None
-        record = measure(net, shown.batches, shown.labels, setting, calibration=chosen, cells=cells, cache=cache,
-                         software=records[0] if records else None, engine=settings.engine, progress=True)
-        if chosen:
+        try:
+            record = measure(net, shown.batches, shown.labels, setting, calibration=chosen, cells=cells, cache=cache,
+                             software=records[0] if records else None, engine=settings.engine, progress=True)
+        except ValueError as error:
+            if setting and setting.chips:  # cells that the grid does not hold
+                raise UserError(f"{setting}: {error}") from None
+            raise
+        if chosen and not setting.chips:
             ranges.keep(net, setting, chosen.count)
         row = results.row(record, settings, chosen.count if chosen else None, source)
         results.append(Path(settings.save_path, "results.jsonl"), row | facts)
         records.append(record)
+        if settings.save_cells and setting and setting.chips:
+            folder = quant.PlaneStore(settings.prob_path, settings.model, settings.wbit, setting.spec.cell_bits).folder
+            if save_cells(net, setting, folder):
+                log.info(f"cells of {setting.chips} written to {folder}")
         if settings.report and setting and setting.spec.adc_range in FROZEN:
-            write_report(settings, net, setting, shown, cache, log)
+            write_report(settings, net, setting, shown, cache, log, cells)
         log.info(f"{setting or 'software'}: {record.accuracy:.2f} %")
     return records
 
 
 def write_report(settings: EvalSettings, net: nn.Module, setting: Setting, shown: EvalImages, cache: Cache,
-                 log: logging.Logger) -> None:
-    """Table, JSON and picture of what the ADC does to each layer, for the setting that was measured last."""
+                 log: logging.Logger, cells: Cells | None) -> None:
+    """Table, JSON and picture of what the ADC, or a chip, does to each layer, for the setting that was measured last."""
+    path = Path(settings.save_path, "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower()))
+    title = f"{settings.model.removesuffix('_eval')} on {settings.dataset}: {setting}"
+    if setting.chips:
+        table = chip_report.write(path, net, setting, title, shown.report, shown.calibration, cache, cells, settings.engine)
+        log.info(f"{setting}:\n{table}\npicture: {path.with_suffix('.png')}")
+        return
     histograms = count_reads(net, setting, shown.calibration, cache, progress=True)
     layers = diagnostics.report(net, shown.report, histograms, setting.calibration.rule, setting.calibration.per)
-    path = Path(settings.save_path, "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower()))
     report.write_report(path.with_suffix(".json"), str(setting), layers)
-    title = f"{settings.model.removesuffix('_eval')} on {settings.dataset}: {setting}"
     report.report_plot(path.with_suffix(".png"), title, layers, setting.spec.adc_bits)
     log.info(f"{setting}:\n{report.layers_table(layers)}\npicture: {path.with_suffix('.png')}")
 
@@ -108,7 +128,7 @@ def say_what_is_measured(settings: EvalSettings, ranges: RangesOfRun, config: di
              f"activations; {shown.batches.count} {shown.kind} of {settings.dataset}; "
              f"{'CPU' if shown.report.device.type == 'cpu' else 'GPU'}")
     if config.get("adc_aware"):
-        text = "trained through the ADC of " + ", ".join(f"--{name} {config[name]}" for name in TRAINED_FOR if name in config)
+        text = f"trained through the ADC of {trained_for(config)}"
         if ranges.trained_for:
             used = ranges.trained_for in settings.settings
             text += ", whose ranges " + ("it holds and keeps" if used else "are not used: the settings are of other hardware")
@@ -125,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         check_settings(settings, net, cells, ranges)
     except ValueError as error:  # what the package refuses: engines, planes, reads of too many values
         raise UserError(str(error)) from None
-    for folder in (settings.save_path, *([] if settings.planes else [settings.prob_path])):
+    for folder in (settings.save_path, *([settings.prob_path] if settings.save_cells or not settings.planes else [])):
         check_writable(folder)
     folder = Path(settings.save_path)
     results.check_can_append(folder / "results.jsonl")
@@ -140,11 +160,9 @@ def main(argv: list[str] | None = None) -> int:
             write_planes(settings, net, log)
         records = evaluate(settings, net, cells, ranges, shown, log, argv)
     log.info("\n" + report.settings_table(records, shown.of_all, shown.kind, settings.planes))
-    points = [record for record in records[1:] if record.setting.spec.adc_range != "ideal"]
-    if len({record.setting.spec.adc_bits for record in points}) > 1:
-        path = folder / "accuracy_over_adc_bits.png"
-        report.accuracy_plot(points, f"{settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit "
-                             f"activations: {shown.batches.count} {shown.kind} of {settings.dataset}", path)
+    title = (f"{settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit activations: "
+             f"{shown.batches.count} {shown.kind} of {settings.dataset}")
+    for path in report.plots(records[1:], title, folder):
         log.info(f"plot: {path}")
     log.info(f"results: {folder / 'results.jsonl'}")
     return 0

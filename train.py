@@ -19,6 +19,10 @@ Go on with the ADC of 1-bit cells and 3 bits in the forward pass:
     python train.py --dataset cifar10 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 1 --lr 0.01 \\
         --adc_aware --cellBit 1 --adc_prec 3
 
+The same, each step on another chip of a measured device, as it is after an hour:
+    python train.py --dataset cifar10 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 1 --lr 0.01 \\
+        --adc_aware --cellBit 1 --adc_prec 4 --device techA --device_time 1h
+
 Begin, or go on where it stopped: what scripts use
     python train.py --go_on --save_path save/cifar10_w4a4
 
@@ -67,6 +71,7 @@ def measure_checkpoint(settings: TrainSettings, actions: Actions, checkpoint: di
     if trained_on:  # images are scaled as those of the training were
         data.check_classes(images, trained_on, actions.resume)
         images = replace(images, mean=tuple(trained_on["mean"]), std=tuple(trained_on["std"]))
+    training.program(net, settings)
     _, accuracy = training.evaluate(net, images.test_x.to(device), images.test_y.to(device), images)
     log.info(f"test accuracy {accuracy:.2f} % on {len(images.test_y)} images of {settings.dataset} ({actions.resume})")
     if actions.export:

@@ -8,14 +8,16 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import models
-from models.quant import Calibration, CrossbarSpec, engines
+from models.quant import Calibration, CrossbarSpec, Device, engines
 from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
 
-from . import data, flags, train_settings
+from . import chips, data, flags, train_settings
 from .checkpoint import load_checkpoint
+from .chips import ChipSettings, DeviceSettings
 from .cli import UserError
 from .evaluation import Setting
 from .flags import ANY_INT, BITS, COUNT, ArgumentParser, flag_name, option
@@ -82,6 +84,7 @@ class Machine:
     ngpu: int | None = option(None, "0: CPU, 1: the GPU; default 1 where PyTorch finds a CUDA GPU", ANY_INT)
     save_path: str | None = option(None, "folder for results; default that of the run, for an exported network save/<its name>")
     prob_path: str = option("prob", "folder for the bit-planes")
+    save_cells: bool = option(False, "write what the cells of every chip hold to prob_path too, beside the bit-planes", bool)
     log_file: str = option("eval.log", "name of the log inside save_path, or a full path")
 
 
@@ -108,6 +111,7 @@ def build_parser(about: str | None = None) -> ArgumentParser:
     hardware = parser.add_argument_group("hardware (several values: every combination)")
     _add_hardware(hardware)
     flags.add_flags(hardware, Table)
+    flags.add_flags(parser.add_argument_group("chips"), ChipSettings, chips.OF_RUN)
     calibration = parser.add_argument_group(Ranges.__doc__)
     flags.add_flags(calibration, Calibration)
     flags.add_flags(calibration, Ranges)
@@ -119,16 +123,22 @@ def _add_hardware(group: Any) -> None:
     """The flags whose values make the settings."""
     flags.add_flags(group, CrossbarSpec, SPEC_FLAGS, several=True)
     flags.add_flags(group, ThroughADC, ["crossbar_layers"], several=True)
+    flags.add_flags(group, DeviceSettings, several=True)
+    flags.add_flags(group, ChipSettings, chips.OF_ROW, several=True)
 
 
 def _hardware_defaults() -> dict[str, list]:
     values = flags.defaults(CrossbarSpec, SPEC_FLAGS) | flags.defaults(ThroughADC, ["crossbar_layers"])
+    values |= flags.defaults(DeviceSettings) | flags.defaults(ChipSettings, chips.OF_ROW)
     return {name: [value] for name, value in values.items()}
 
 
 def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[EvalSettings, dict]:
     """(settings, checkpoint), everything checked that can be checked without the images. Raises: UserError, one line."""
     given = flags.parse(build_parser(about), argv)
+    if chips.LIST in given.get("device", ()):
+        chips.say_devices()
+        raise SystemExit(0)
     if "resume" not in given:
         raise UserError("eval.py needs the network: --resume PATH, a checkpoint of train.py")
     source = given["resume"]
@@ -136,7 +146,8 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Eval
     values = _network(given, checkpoint, source)
     rows = {name: given[name] for name in _hardware_defaults() if name in given}
     calibration = Calibration(*(given.get(name, default) for name, default in flags.defaults(Calibration).items()))
-    settings = all_settings(rows, values["wbit"], values["abit"], given.get("also", []), given.get("table", []), calibration)
+    of_run = {name: given[name] for name in chips.OF_RUN if name in given}
+    settings = all_settings(rows, values["wbit"], values["abit"], given.get("also", []), given.get("table", []), calibration, of_run)
     names = {field.name for field in fields(EvalSettings)}
     found = EvalSettings(**{name: value for name, value in (values | given).items() if name in names and value is not None},
                          settings=settings, calibration=calibration)
@@ -178,9 +189,9 @@ def is_cifar10(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Iterable[str] = (), table: Iterable[str] = (),
-                 calibration: Calibration = USUAL) -> tuple[Setting, ...]:
+                 calibration: Calibration = USUAL, of_chips: Mapping[str, int] = MappingProxyType({})) -> tuple[Setting, ...]:
     """The settings of the hardware flags `rows` and of the groups `also`; where neither is given, those of the groups `table`.
-    Equal ones appear once."""
+    Equal ones appear once. Args: of_chips, how many each setting with a device has, and their seeds (`chips.OF_RUN`)."""
     parser = ArgumentParser(add_help=False)
     _add_hardware(parser)
     by_table = table and not rows and not also
@@ -191,30 +202,35 @@ def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Itera
                 groups.append(flags.parse(parser, shlex.split(text)))
             except (UserError, ValueError) as error:
                 raise UserError(f"--{name} {text!r}: {error}") from None
-    settings = [setting for group in groups for setting in _combinations(group, w_bits, a_bits, calibration)]
+    devices: dict[str, Device] = {}
+    settings = [setting for group in groups for setting in _combinations(group, w_bits, a_bits, calibration, of_chips, devices)]
     return tuple(dict.fromkeys(settings))
 
 
-def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibration: Calibration) -> list[Setting]:
+def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibration: Calibration,
+                  of_chips: Mapping[str, int] = MappingProxyType({}), devices: dict[str, Device] | None = None) -> list[Setting]:
     """Every combination of the flags' values, in the order of a table."""
     values = _hardware_defaults() | given
-    order = ("crossbar_layers", "mapping", "reference", "dac_bits", "rows", "cell_bits", "adc_max_bits", "adc_range",
-             "adc_plan", "adc_bits")
+    before, after = ("crossbar_layers", "mapping", "reference", "dac_bits", "rows", "cell_bits"), ("adc_max_bits", "adc_range",
+                                                                                                 "adc_plan", "adc_bits")
+    order = (*before, *chips.OF_ROW, *after)
     settings = []
     for combination in itertools.product(*(values[flag_name(name)] for name in order)):
-        layers, *hardware = combination
-        *_, plan, bits = combination
+        found = dict(zip(order, combination))
+        row = {name: found.pop(name) for name in chips.OF_ROW}
+        made = chips.chips_of(row | (of_chips if row["device"] else {}), devices)
+        layers, plan, bits = found.pop("crossbar_layers"), found["adc_plan"], found["adc_bits"]
         if plan == "uniform" and _needs_a_plan(bits) and "significance" in values["adc_plan"]:
             continue  # a mean for the plans of the same table
         try:
-            spec = CrossbarSpec(w_bits, a_bits, **dict(zip(order[1:], hardware)))
+            spec = CrossbarSpec(w_bits, a_bits, **found)
         except ValueError as error:
             raise UserError(flags.in_flags(str(error))) from None
         if spec.adc_range == "ideal":  # without an ADC its bits make no difference
             spec = replace(spec, adc_bits=1, adc_plan="uniform")
         if not spec.planned:  # nor do, without a plan, the most bits of one
             spec = replace(spec, adc_max_bits=CrossbarSpec().adc_max_bits)
-        settings.append(Setting(spec, layers, calibration))
+        settings.append(Setting(spec, layers, calibration if made else replace(calibration, on=USUAL.on), made))
     return settings
 
 
@@ -235,6 +251,12 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
         raise UserError(f"--{useless[0]} is for calibrated ranges: add --adc_range calibrated")
     if found.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
+    with_device = any(setting.chips for setting in found.settings)
+    for name in (*chips.OF_RUN, "calib_on", "save_cells"):
+        if name in given and not with_device:
+            raise UserError(chips.WITHOUT.format(name))
+    if found.adc_ranges and with_device:
+        raise UserError("--adc_ranges are of ideal cells, and those of a --device are calibrated on its chips: give one of them")
     if found.planes and len({setting.spec.cell_bits for setting in found.settings}) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
 
@@ -253,7 +275,7 @@ def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> Non
 def _trained_for(found: EvalSettings, checkpoint: Mapping[str, Any], source: str) -> Setting | None:
     """The setting that `train.py --adc_aware` trained for; None for other checkpoints."""
     stored = train_settings.from_checkpoint(checkpoint, source)
-    if not stored.get("adc_aware"):
+    if not stored.get("adc_aware") or stored.get("device"):  # ranges for chips are chosen anew
         return None
     rows = {name: [stored[name]] for name in _hardware_defaults() if name in stored}
     [setting] = _combinations(rows, found.wbit, found.abit, found.calibration)

@@ -10,9 +10,10 @@
 Nothing here reads flags or touches files, and nothing is kept between calls but in the `Cache` that the caller holds.
 """
 
+import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,8 @@ from models.quant.calibration import in_mode
 from models.quant.prepared import fingerprint
 from models.vgg import CROSSBAR_LAYERS
 
+from .chips import Chips, check_device
+
 Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
 
 
@@ -38,23 +41,31 @@ class Setting:
         crossbar_layers: "all", every layer that can be is on crossbars; "conv", the convolutions only. The others compute their
             sums of codes exactly, without an ADC.
         calibration: how the ranges of adc_range "calibrated" are chosen.
+        chips: what the cells are, and how many chips are measured; None: ideal cells.
     """
 
     spec: CrossbarSpec = CrossbarSpec()
     crossbar_layers: str = "all"
     calibration: Calibration = Calibration()
+    chips: Chips | None = None
 
     def __post_init__(self) -> None:
         if self.crossbar_layers not in CROSSBAR_LAYERS:
             raise ValueError(f"crossbar_layers is {self.crossbar_layers!r}; allowed are {', '.join(CROSSBAR_LAYERS)}")
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, without: str | None = None) -> str:
+        """As rows of a table name it. Args: without, a flag of the chips that the text leaves out."""
         spec, usual = self.spec, CrossbarSpec()
         adc = f"{spec.adc_bits:g}-bit ADC, {'planned' if spec.planned else spec.adc_range}"
         adc = "no ADC" if spec.adc_range == "ideal" else adc
         notes = [f"{name} {getattr(spec, name)}" for name in ("rows", "mapping", "reference", "dac_bits", "adc_max_bits")
                  if getattr(spec, name) != getattr(usual, name)]
         notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
+        notes += [self.chips.text(without)] if self.chips else []
+        notes += ["ranges of the chip"] if self.calibration.on == "chip" and spec.adc_range == "calibrated" else []
         return ", ".join([f"{spec.cell_bits}-bit cells, {adc}", *notes])
 
 
@@ -65,12 +76,14 @@ class Record:
     Attributes:
         setting: that which was measured; None for the software, the same quantized network computed with exact sums.
         predictions: class of each image, int64 `[N]`.
-        accuracy, software_accuracy: in percent of the images.
-        changed_predictions: images that are classified differently than by the software.
-        seconds: time in the network, without loading and calibration.
+        accuracy, software_accuracy: in percent of the images; of several chips the mean.
+        changed_predictions: images that are classified differently than by the software; of several chips the mean, rounded.
+        seconds: time in the network, without loading, programming and calibration; of all chips together.
         engine: what ran the layers on crossbars; None for the software.
         mean_bits, conversions: mean bits of all reads, those that are not converted counted as 0, and the share of reads that are
             converted; None where there are no ADCs.
+        chip_predictions, chip_accuracies, chip_changes: of each chip, int64 `[chips, N]`, percent, and images; `predictions` are
+            those of the first. None for ideal cells.
     """
 
     setting: Setting | None
@@ -82,6 +95,9 @@ class Record:
     engine: str | None
     mean_bits: float | None = None
     conversions: float | None = None
+    chip_predictions: torch.Tensor | None = None
+    chip_accuracies: tuple[float, ...] | None = None
+    chip_changes: tuple[int, ...] | None = None
 
     @property
     def n_images(self) -> int:
@@ -89,7 +105,17 @@ class Record:
 
     @property
     def images_per_s(self) -> float:
-        return self.n_images / self.seconds
+        return self.n_images * len(self.chip_accuracies or [None]) / self.seconds
+
+    @property
+    def accuracy_std(self) -> float | None:
+        """Deviation of the chips' accuracies, of n - 1; None where there is no second chip."""
+        return statistics.stdev(self.chip_accuracies) if len(self.chip_accuracies or ()) > 1 else None
+
+    @property
+    def accuracy_lowest(self) -> float | None:
+        """The accuracy of the worst chip; None for ideal cells."""
+        return min(self.chip_accuracies) if self.chip_accuracies else None
 
 
 @dataclass
@@ -98,7 +124,7 @@ class Cache:
     layers' outputs without ADC. Both are made anew where weights, edited cells or calibration images are others."""
 
     histograms: dict[str, Any] = field(default_factory=dict)
-    counted_for: tuple | None = None
+    counted_for: tuple | None = None  # hardware and nominal cells
     moments: dict[str, dict] = field(default_factory=dict)  # for each `crossbar_layers`
     made_of: list | None = None  # checksums of the network's state, its cells and the images
 
@@ -118,16 +144,19 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
             progress: bool = False) -> Record:
     """Accuracy of a network on crossbars of one setting.
 
+    With `setting.chips` each chip is programmed in turn. The first one's reads choose the ADC ranges, by its nominal cells, which all
+    chips share, or with `Calibration(on="chip")` each chip's own; the digital correction is measured on each chip.
+
     Args:
-        network: one with crossbar layers, in evaluation mode; it is left on the setting, calibrated. For the software it is
-            left as it was.
+        network: one with crossbar layers, in evaluation mode; it is left on the setting, calibrated, with ideal cells. For the
+            software it is left as it was.
         images, labels: network inputs `[N, ...]` or a re-iterable of batches of them; int64 `[N]`.
         setting: the hardware; None for the software, every layer without an ADC.
         calibration: training inputs that choose the ranges of adc_range "calibrated"; None where the network holds ranges for
-            this hardware, which are used as they are.
+            this hardware, which are used as they are, with the correction that belongs to them, whatever the chip.
         software: the record of the software on the same images; None to measure it here.
         cache: shared by measurements of this network with these calibration images.
-        cells: `{layer: weight codes}` that the cells hold in place of those of the weights.
+        cells: `{layer: weight codes}` that the cells hold, or are programmed to, in place of those of the weights.
         engine: one of `engines.CHOICES`; changes no result.
         batch_size: images at a time where `images` is a tensor; changes no result but those of adc_range "dynamic".
         progress: show a progress bar.
@@ -140,35 +169,91 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
             use_cells(network, None)
             with quant.without_adc(network):
                 predictions, seconds = predict(network, batches_of(images, batch_size), "software", progress)
+            found = [predictions]
         else:
             if software is None:
                 software = measure(network, images, labels, None, engine=engine, batch_size=batch_size, progress=progress)
             place(network, setting, cells)
-            ran = engines_of(network, setting, engine)
-            if setting.spec.adc_range == "calibrated" and calibration is not None:
-                _calibrate(network, setting, batches_of(calibration, batch_size), cache or Cache(), progress)
-            predictions, seconds = predict(network, batches_of(images, batch_size), str(setting), progress)
-            mean_bits, conversions = conversions_of(network, next(iter(batches_of(images, batch_size)))[:1])
-    if len(predictions) != len(labels):
-        raise ValueError(f"{len(predictions)} images have {len(labels)} labels")
-    right = (predictions == labels).double().mean().item()
-    baseline = predictions if software is None else software.predictions
+            chosen = None if calibration is None else batches_of(calibration, batch_size)
+            found, seconds = [], 0.0
+            try:
+                for title in _each_chip(network, setting, chosen, cache or Cache(), progress):
+                    if not found:
+                        ran = engines_of(network, setting, engine)
+                        mean_bits, conversions = conversions_of(network, next(iter(batches_of(images, batch_size)))[:1])
+                    predictions, taken = predict(network, batches_of(images, batch_size), title, progress)
+                    found, seconds = [*found, predictions], seconds + taken
+            finally:
+                if setting.chips:
+                    quant.program(network, None)
+    if len(found[0]) != len(labels):
+        raise ValueError(f"{len(found[0])} images have {len(labels)} labels")
+    baseline = found[0] if software is None else software.predictions
+    accuracies = [_accuracy(predictions, labels) for predictions in found]
+    changes = [int((predictions != baseline).sum()) for predictions in found]
+    of_chips = {} if setting is None or not setting.chips else {
+        "chip_predictions": torch.stack(found), "chip_accuracies": tuple(accuracies), "chip_changes": tuple(changes)}
     return Record(
-        setting=setting, predictions=predictions, accuracy=100 * right,
-        software_accuracy=100 * (baseline == labels).double().mean().item(),
-        changed_predictions=int((predictions != baseline).sum()), seconds=seconds, engine=ran,
-        mean_bits=mean_bits, conversions=conversions)
+        setting=setting, predictions=found[0], accuracy=statistics.fmean(accuracies), software_accuracy=_accuracy(baseline, labels),
+        changed_predictions=round(statistics.fmean(changes)), seconds=seconds, engine=ran, mean_bits=mean_bits,
+        conversions=conversions, **of_chips)
+
+
+def _accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:
+    return 100 * (predictions == labels).double().mean().item()
+
+
+def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch.Tensor] | None, cache: Cache, progress: bool
+               ) -> Iterator[str]:
+    """Bring a network that is placed on a setting to each of its chips, calibrated: a title for each; one for ideal cells."""
+    if not setting.chips:
+        calibrate(network, setting, calibration, cache, progress)
+        yield str(setting)
+        return
+    seeds, watched = setting.chips.seeds, sys.stderr.isatty()
+    shown = tqdm(seeds, desc=str(setting), unit="chip", leave=False, dynamic_ncols=True, disable=not progress or len(seeds) < 2,
+                 mininterval=0.5 if watched else 60, delay=0 if watched else 60)
+    for seed in shown:
+        program(network, setting, seed)
+        calibrate(network, setting, calibration, cache, progress, ranges=seed == seeds[0] or setting.calibration.on == "chip")
+        yield f"chip {seed}" if len(seeds) > 1 else str(setting)
+
+
+def program(network: nn.Module, setting: Setting, seed: int) -> None:
+    """Program a chip of a setting that a network is placed on. Layers that the setting leaves out keep ideal cells."""
+    setting.chips.program(network, seed)
+    for _, layer in quant.crossbar_layers(network):
+        if not _on_crossbars(layer, setting):
+            layer.set_cells(None)
+
+
+def check_chips(network: nn.Module, setting: Setting) -> None:
+    """Refuse a device whose cells cannot be those of a setting that a network is placed on, without drawing any.
+
+    Raises: ValueError.
+    """
+    check_device(setting.chips.device, setting.spec.slice_bits)
+    for _, layer in quant.crossbar_layers(network):
+        cells = layer.ideal_cells()
+        if layer.spec.reference == "digital":  # which sees the off-current
+            off = [round(2**cells.fraction_bits * setting.chips.device.levels(bits)[0] / setting.chips.device.step(bits))
+                   for bits in layer.spec.slice_bits]
+            shift = torch.tensor(off, dtype=torch.int32, device=cells.values.device)
+            cells = quant.Cells(cells.values + shift.view(-1, 1, 1, 1), cells.reference + shift.view(-1, 1, 1), cells.fraction_bits)
+        layer.set_cells(cells, cells if layer.spec.reference == "digital" else None)  # engines are chosen as for the chip's
 
 
 def place(network: nn.Module, setting: Setting, cells: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Put the layers of a network on the hardware of a setting, with these `cells` (see `measure`); those that the setting leaves
-    out compute without an ADC. A layer that is on this hardware already keeps its ranges."""
+    """Put the layers of a network on the hardware of a setting, with these `cells` (see `measure`), as yet ideal ones; those that
+    the setting leaves out compute without an ADC. A layer that is on this hardware already keeps its ranges."""
     use_cells(network, cells)
+    quant.program(network, None)
     for _, layer in quant.crossbar_layers(network):
         spec = setting.spec
         if not _on_crossbars(layer, setting):
             layer.set_codes(None)
-            spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal")
+            cell_bits = {"cell_bits": spec.cell_bits} if setting.chips else {}  # for devices that have these alone
+            spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal", **cell_bits)
         if layer.spec != spec:
             layer.set_spec(spec)
 
@@ -192,12 +277,17 @@ def engines_of(network: nn.Module, setting: Setting, engine: str = "auto", count
     names = []
     for name, layer in on_adcs(network):
         mapped = layer.mapped("ideal")
-        low, high = mapped.u_span
+        low, high = layer.mapped("ideal", _counted_cells(layer, setting)).u_span
         if (counted or setting.spec.adc_range == "calibrated") and high - low >= engines.MAX_BINS:
             raise ValueError(f"{setting}: a read of {name} has {high - low + 1} possible values, too many to calibrate on or to "
                              "report; take adc_range full, or fewer rows, cell bits or dac bits")
         names.append(engines.name_of(engines.choose(engine, mapped, layer.weight.device)[0]))
     return "+".join(dict.fromkeys(names))
+
+
+def _counted_cells(layer: nn.Module, setting: Setting) -> quant.Cells | None:
+    """The cells whose reads choose a layer's ranges; None: ideal ones."""
+    return layer.chip and (layer.chip.cells if setting.calibration.on == "chip" else layer.chip.nominal)
 
 
 def on_adcs(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -239,33 +329,46 @@ def batches_of(images: Images, batch_size: int) -> Iterable[torch.Tensor]:
 def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = "", progress: bool = False
             ) -> tuple[torch.Tensor, float]:
     """(predicted class of each image, seconds in the network)."""
-    predictions, seconds, watched = [], 0.0, sys.stderr.isatty()
+    predictions, seconds, first, watched = [], 0.0, 0, sys.stderr.isatty()
     if iter(batches) is batches:
         raise ValueError("the images are gone through more than once: give a tensor or a list of batches, not a generator")
     network(next(iter(batches))[:1])  # prepares the weights, and the first time compiles
     for batch in tqdm(batches, desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
                       mininterval=0.5 if watched else 60, delay=0 if watched else 60):
         started = time.perf_counter()
-        predictions.append(network(batch).argmax(1).cpu())
+        with quant.image_numbers(first):  # noise of reads does not depend on the batches
+            predictions.append(network(batch).argmax(1).cpu())
         seconds += time.perf_counter() - started
+        first += len(batch)
     return torch.cat(predictions), seconds
 
 
 def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor], cache: Cache, progress: bool = False
                 ) -> dict[str, Any]:
-    """Histograms of the reads on the hardware of a setting: `{layer: int64 [digits, slices, u]}`; counted once for all ADCs."""
+    """Histograms of the reads on the hardware of a setting: `{layer: int64 [digits, slices, u]}`; counted once for all ADCs, and
+    all chips that have the same nominal cells."""
     cache.check(network, images)
     key = setting.crossbar_layers, replace(setting.spec, adc_bits=1, adc_range="ideal")
+    own = [cells for _, layer in on_adcs(network) if (cells := _counted_cells(layer, setting))]
+    if own:
+        key = *key, tuple(fingerprint([part for cells in own for part in (cells.values, cells.reference)]))
     if cache.counted_for != key:
         shown = tqdm(images, desc="calibrating", unit="batch", leave=False, disable=None if progress else True)
-        cache.histograms, cache.counted_for = quant.collect_histograms(network, shown), key
+        on = {"on": setting.calibration.on} if own else {}
+        cache.histograms, cache.counted_for = quant.collect_histograms(network, shown, **on), key
     return cache.histograms
 
 
-def _calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor], cache: Cache, progress: bool) -> None:
+def calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor] | None, cache: Cache, progress: bool = False,
+              ranges: bool = True) -> None:
+    """Choose the ADC ranges of a network that is placed on a setting (or, without `ranges`, keep those that it has), and correct
+    the outputs on the cells that it has. Does nothing where the setting has no calibrated ranges, or images are None."""
+    if images is None or setting.spec.adc_range != "calibrated":
+        return
     chosen = setting.calibration
-    histograms = count_reads(network, setting, images, cache, progress)
-    quant.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share)
+    if ranges:
+        histograms = count_reads(network, setting, images, cache, progress)
+        quant.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share)
     if chosen.correct == "channel":
         wanted = cache.moments.get(setting.crossbar_layers)
         cache.moments[setting.crossbar_layers] = quant.correct(network, images, wanted)

@@ -25,7 +25,7 @@ from .cli import UserError
 
 # Fields whose flag has another name: that of the original scripts, or one that says what it is about.
 FLAG_NAMES = {"cell_bits": "cellBit", "adc_bits": "adc_prec", "rows": "subArray", "rule": "adc_calib", "per": "adc_per",
-              "correct": "adc_correct", "share": "adc_share", "w_bits": "wbit", "a_bits": "abit"}
+              "correct": "adc_correct", "share": "adc_share", "on": "calib_on", "w_bits": "wbit", "a_bits": "abit"}
 ALIASES = {"crossbar_layers": "map"}  # older names of flags, and of keys in the files of earlier versions
 
 

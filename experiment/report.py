@@ -16,6 +16,7 @@ from rich.table import Table
 
 from models.quant.files import atomic_write
 
+from .chips import show_time
 from .evaluation import Record
 
 # Only a rule of dashes below the header: prints the same on every terminal and in a log file.
@@ -41,14 +42,18 @@ def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: st
     """The result of an evaluation. Args: records, that of the software first; of_all, how many images the set has; kind, of the
     images, such as "test images"; planes, the folder that the cells came from."""
     planned = any(r.setting and r.setting.spec.planned for r in records)
-    header = ["setting", *(["mean bits", "converted"] if planned else []), "accuracy %", "difference", "changed", "images/s"]
+    several = max(len(r.chip_accuracies or ()) for r in records)
+    header = ["setting", *(["mean bits", "converted"] if planned else []), "accuracy %",
+              *(["deviation", "lowest"] if several > 1 else []), "difference", "changed", "images/s"]
     rows = [[str(r.setting or "software"), *(_conversions(r) if planned else []), f"{r.accuracy:.2f}",
-             f"{r.accuracy - r.software_accuracy:+.2f}", str(r.changed_predictions), f"{r.images_per_s:.0f}"] for r in records]
+             *(_over_chips(r) if several > 1 else []), f"{r.accuracy - r.software_accuracy:+.2f}", str(r.changed_predictions),
+             f"{r.images_per_s:.0f}"] for r in records]
     n = records[-1].n_images
     images = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
     return "\n".join([text_table(header, rows),
                       images + (f"; cells from {planes}" if planes else ""),
-                      "changed: images that are classified differently than by the software"])
+                      "changed: images that are classified differently than by the software",
+                      *([f"with a device: mean, deviation and lowest of {several} chips"] if several > 1 else [])])
 
 
 def _conversions(record: Record) -> list[str]:
@@ -57,42 +62,127 @@ def _conversions(record: Record) -> list[str]:
     return [f"{record.mean_bits:.2f}", f"{record.conversions:.1%}"]
 
 
-def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> None:
-    """Accuracy over ADC bits, a line for all settings that differ in the ADC's precision only.
+def _over_chips(record: Record) -> list[str]:
+    if record.accuracy_std is None:
+        return ["", ""]
+    return [f"{record.accuracy_std:.2f}", f"{record.accuracy_lowest:.2f}"]
 
-    The band is that of chance: of k predictions that differ from the software's, as many become right as wrong, give or take
-    sqrt(k), so sqrt(k) / n of the accuracy says nothing.
-    """
+
+# ---- pictures of many settings -----------------------------------------------------------------------------------------
+
+SWEPT = {"device_time": "time since the first read or programming", "device_temp": "temperature (C)",
+         "stuck_on": "probability that a cell is stuck on", "stuck_off": "probability that a cell is stuck off",
+         "read_noise": "read noise of a cell (uS)", "adc_noise": "noise of the ADC (levels)",
+         "adc_offset": "deviation of ADC offsets (levels)", "adc_gain": "relative deviation of ADC gains",
+         "wire_ohm": "bit line from cell to cell (ohm)", "row_ohm": "word line from cell to cell (ohm)",
+         "driver_ohm": "source of a word line (ohm)"}  # flags that have an axis, and its name
+
+
+def plots(records: Sequence[Record], title: str, folder: str | Path) -> list[Path]:
+    """The pictures that the settings of an evaluation make: accuracy over each value of chips, and over the ADC's precision, of
+    which there are several. Args: records, without the software's. Returns: their paths."""
+    made = []
+    for name in SWEPT:
+        curves = _sweep(records, name)
+        if curves:
+            made.append(Path(folder, f"accuracy_over_{name}.png"))
+            sweep_plot(curves, name, title, made[-1])
+    points = [record for record in records if record.setting.spec.adc_range != "ideal"]
+    if len({record.setting.spec.adc_bits for record in points}) > 1:
+        made.append(Path(folder, "accuracy_over_adc_bits.png"))
+        accuracy_plot(points, title, made[-1])
+    return made
+
+
+def _sweep(records: Sequence[Record], name: str) -> dict[str, list[tuple[float, Record]]]:
+    """`{curve: [(value, record), ...]}` of the settings that differ in this flag alone; empty where there are none."""
+    curves: dict[str, list[tuple[float, Record]]] = {}
+    for record in records:
+        value = record.setting.chips and record.setting.chips.value(name)
+        value = 0.0 if value is None and record.setting.chips and name == "read_noise" else value
+        if isinstance(value, (int, float)):
+            curves.setdefault(record.setting.text(without=name), []).append((value, record))
+    return {curve: sorted(points, key=lambda point: point[0]) for curve, points in curves.items() if len(points) > 1}
+
+
+def sweep_plot(curves: Mapping[str, Sequence[tuple[float, Record]]], name: str, title: str, path: str | Path) -> None:
+    """Accuracy over a value of chips, such as the device's time: a line a curve, with its band over the chips."""
+    figure, axes = _axes("tab10" if len(curves) <= 10 else "tab20")
+    for curve, points in curves.items():
+        _curve(axes, curve, [value for value, _ in points], [record for _, record in points])
+    values = sorted({value for points in curves.values() for value, _ in points})
+    positive = [value for value in values if value > 0]
+    if positive and values[-1] > 30 * positive[0] and name != "device_temp":
+        if values[0] > 0:
+            axes.set_xscale("log")
+        else:  # 0 stands beside the smallest
+            axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+        axes.minorticks_off()
+    if name == "device_time" and len(values) <= 12:
+        axes.set_xticks(values, [show_time(value) for value in values], rotation=45 if len(values) > 6 else 0)
+    axes.set_xlabel(SWEPT[name])
+    _finish(figure, axes, [record for points in curves.values() for _, record in points], title, path)
+
+
+def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> None:
+    """Accuracy over ADC bits, a line for all settings that differ in the ADC's precision only."""
     curves: dict[str, list[Record]] = {}
     for record in records:
         spec = record.setting.spec
         curves.setdefault(str(record.setting).replace(f"{spec.adc_bits:g}-bit ADC, ", ""), []).append(record)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.set_prop_cycle(color=colormaps["tab20"].colors)
+    figure, axes = _axes()
     for name, points in curves.items():
         points = sorted(points, key=lambda r: r.mean_bits)
-        bits, accuracy = [r.mean_bits for r in points], np.array([r.accuracy for r in points])
-        chance = np.array([100 * r.changed_predictions**0.5 / r.n_images for r in points])
-        if len(points) > 1:
-            line, = axes.plot(bits, accuracy, marker="o", label=name)
-            axes.fill_between(bits, accuracy - chance, accuracy + chance, color=line.get_color(), alpha=0.15, linewidth=0)
-        else:
-            axes.errorbar(bits, accuracy, chance, marker="x", linestyle="", capsize=2, linewidth=1, label=name)
-    axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
+        _curve(axes, name, [r.mean_bits for r in points], points)
     planned = any(record.setting.spec.planned for record in records)
-    axes.set(xlabel="mean ADC bits of all reads" if planned else "ADC bits", ylabel="accuracy (%)")
-    axes.set_title(title + "\nband: what chance alone can do (the root of the changed predictions)", fontsize="small")
+    axes.set_xlabel("mean ADC bits of all reads" if planned else "ADC bits")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(figure, axes, records, title, path)
+
+
+def _axes(colors: str = "tab20") -> tuple[Figure, Any]:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps[colors].colors)
+    return figure, axes
+
+
+def _curve(axes: Any, name: str, x: Sequence[float], points: Sequence[Record]) -> None:
+    accuracy, band = np.array([r.accuracy for r in points]), np.array([_band(r) for r in points])
+    if len(points) > 1:
+        line, = axes.plot(x, accuracy, marker="o", label=name)
+        ends = [accuracy - band, accuracy + band]
+        if all(r.accuracy_std is not None for r in points):  # no chip has less or more
+            ends = np.clip(ends, 0, 100)
+        axes.fill_between(x, *ends, color=line.get_color(), alpha=0.15, linewidth=0)
+    else:
+        axes.errorbar(x, accuracy, band, marker="x", linestyle="", capsize=2, linewidth=1, label=name)
+
+
+def _band(record: Record) -> float:
+    """Of chips the deviation. Of one chip or ideal cells that of chance: of k predictions that differ from the software's, as many
+    become right as wrong, give or take sqrt(k), so sqrt(k) / n of the accuracy says nothing."""
+    if record.accuracy_std is not None:
+        return record.accuracy_std
+    return 100 * record.changed_predictions**0.5 / record.n_images
+
+
+def _finish(figure: Figure, axes: Any, records: Sequence[Record], title: str, path: str | Path) -> None:
+    axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
+    axes.set_ylabel("accuracy (%)")
+    chips = max(len(record.chip_accuracies or ()) for record in records)
+    band = f"band: deviation over {chips} chips" if chips > 1 else "band: what chance alone can do (the root of the changed predictions)"
+    axes.set_title(f"{title}\n{band}", fontsize="small")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
-    _save(figure, path, dpi=150)
+    save(figure, path, dpi=150)
 
 
 # ---- the report of one setting ---------------------------------------------------------------------------------------
 
 
-def _db(value: float | None) -> str:
+def db(value: float | None) -> str:
+    """Decibels as tables show them."""
     return "exact" if value is None else f"{value:.1f}"
 
 
@@ -110,7 +200,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
                 *(of_layer if first else [""] * 4),
                 str(s["slice"]), f"{s['reachable'][0]:g}..{s['reachable'][1]:g}", f"{s['seen'][0]:g}..{s['seen'][1]:g}",
                 " ".join(map(str, s["bits"])) if planned else f"{s['delta']:.4g}", f"{s['codes_used']:.0%}",
-                f"{s['clipped']:.2%}", _db(s["sqnr_db"]), _db(entry["output_sqnr_db"]) if first else ""])
+                f"{s['clipped']:.2%}", db(s["sqnr_db"]), db(entry["output_sqnr_db"]) if first else ""])
     return text_table(header, rows)
 
 
@@ -136,7 +226,7 @@ def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]
     for axes in panels[len(layers) + 1:]:
         axes.set_axis_off()
     figure.suptitle(title)
-    _save(figure, path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def _reads_panel(axes: Any, entry: Mapping[str, Any], adc_bits: int, legend: bool) -> None:
@@ -181,5 +271,6 @@ def _sqnr_panel(axes: Any, layers: Sequence[Mapping[str, Any]], adc_bits: int) -
     axes.legend(fontsize="x-small")
 
 
-def _save(figure: Figure, path: str | Path, dpi: int) -> None:
+def save(figure: Figure, path: str | Path, dpi: int) -> None:
+    """Write a picture as PNG, whole or not at all."""
     atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=dpi))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .chips import CHIP_FIELDS
 from .cli import UserError
 from .eval_settings import EvalSettings
 from .evaluation import Record
@@ -24,6 +25,7 @@ def row(record: Record, settings: EvalSettings, calib_images: int | None, source
     if setting and setting.spec.adc_range == "ideal":
         hardware["adc_bits"] = None
     rule = setting.calibration if setting and calib_images else None
+    chips = setting and setting.chips
     return {
         "model": settings.model, "dataset": settings.dataset, "wbit": settings.wbit, "abit": settings.abit, "wq": settings.wq,
         **hardware, "map": setting and setting.crossbar_layers, "engine": record.engine,
@@ -34,6 +36,12 @@ def row(record: Record, settings: EvalSettings, calib_images: int | None, source
         "adc_per": rule and rule.per, "adc_correct": rule and rule.correct, "adc_ranges": source,
         "adc_share": rule.share if rule and setting.spec.planned else None, "mean_bits": record.mean_bits,
         "conversions": record.conversions,
+        "device": chips and chips.name, "device_time_s": chips and chips.device.time, "device_temp_C": chips and chips.device.temp,
+        **{name: chips and getattr(chips.device, name) for name in ("stuck_on", "stuck_off")},
+        **{name: chips and getattr(chips, name) for name in CHIP_FIELDS},
+        "calib_on": rule.on if rule and chips else None, "accuracy_std": record.accuracy_std,
+        "accuracy_lowest": record.accuracy_lowest, "chip_accuracies": record.chip_accuracies,
+        "chip_changed_predictions": record.chip_changes,
     }
 
 

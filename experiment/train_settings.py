@@ -5,6 +5,7 @@ From a checkpoint come settings of the computation only. What to do (`Actions`) 
 folder of the images is that of the `config.json` beside the checkpoint, a file that this project wrote on this machine.
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,8 +17,9 @@ from models.quant import Calibration, CrossbarSpec
 from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
 from models.vgg import CROSSBAR_LAYERS
 
-from . import data, flags
+from . import chips, data, flags
 from .checkpoint import CHECKPOINT_FORMAT, load_checkpoint
+from .chips import Chips, TrainingChips
 from .cli import UserError
 from .flags import (ANY_INT, AT_LEAST_2, BITS, COUNT, COUNT_OR_0, FIT_OR_POSITIVE, POSITIVE, POSITIVE_OR_0, SHARE, ArgumentParser,
                     flag_name, option)
@@ -139,8 +141,13 @@ class Actions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(Network, Optimizer, ThroughADC, Reproducible, Machine):
+class TrainSettings(Network, Optimizer, ThroughADC, TrainingChips, Reproducible, Machine):
     """Everything that decides a run, and where its files lie. Made by `settings_of`; no field is None that has a default."""
+
+    @functools.cached_property
+    def chips(self) -> Chips | None:
+        """Chips of the device that is trained for; None for ideal cells."""
+        return chips.chips_of({name: getattr(self, name) for name in chips.OF_TRAINING})
 
     def config(self) -> dict[str, Any]:
         """All settings by their flags, plain values: what `config.json` holds."""
@@ -154,10 +161,11 @@ class TrainSettings(Network, Optimizer, ThroughADC, Reproducible, Machine):
         return {name: value for name, value in self.config().items() if name not in places}
 
 
-COMPUTATION = (Network, Optimizer, ThroughADC, Reproducible)  # what a checkpoint may say, and a continued run may not change
+COMPUTATION = (Network, Optimizer, ThroughADC, TrainingChips, Reproducible)  # what a checkpoint may say, and a continued run may not change
 PARTS = (*COMPUTATION, Machine)
 OF_CHECKPOINT = {"save_minutes"}  # the one setting of `Machine` that a checkpoint may say: it is no place
-TRAINED_FOR = tuple(flag_name(name) for name in (*HARDWARE, "crossbar_layers", *asdict(Calibration())))  # for --adc_aware only
+# For --adc_aware only.
+TRAINED_FOR = (*(flag_name(name) for name in (*HARDWARE, "crossbar_layers", *asdict(Calibration()))), *chips.OF_TRAINING)
 # What --evaluate takes from the checkpoint and does not let the command line change.
 FIXED_ON_EVALUATE = {"model", "wbit", "abit", "wq", "quantize_image", "adc_aware", *TRAINED_FOR}
 
@@ -222,6 +230,13 @@ def expanded(path: str, values: Mapping[str, Any]) -> str:
     return path
 
 
+def trained_for(config: Mapping[str, Any]) -> str:
+    """The hardware of a checkpoint of --adc_aware as flags; those of chips only where they are not at their defaults."""
+    usual = flags.defaults(TrainingChips)
+    return ", ".join(f"--{name} {config[name]}" for name in TRAINED_FOR
+                     if name in config and (name not in usual or config[name] != usual[name]))
+
+
 def images_beside(checkpoint: str | Path) -> dict[str, str]:
     """`{"data_path": ...}` as it stands in the config.json of the run's folder; empty where there is none."""
     try:
@@ -237,6 +252,9 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Trai
     Raises: UserError, one line.
     """
     given = flags.parse(build_parser(about), argv)
+    if given.get("device") == chips.LIST:
+        chips.say_devices()
+        raise SystemExit(0)
     actions = Actions(**{field.name: given.pop(field.name) for field in fields(Actions) if field.name in given})
     named = defaults() | given  # for the names of folders
     actions = replace(actions, **{name: expanded(path, named) for name in ("resume", "fine_tune")
@@ -305,6 +323,13 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
     useless = [name for name in given if name in (*TRAINED_FOR, "calib_steps") and not settings.adc_aware]
     if useless:
         raise UserError(f"--{useless[0]} is for training through the ADC: add --adc_aware")
+    if settings.chips:
+        try:
+            chips.check_device(settings.chips.device, settings.spec.slice_bits)
+        except ValueError as error:
+            raise UserError(f"--device {settings.device}: {error}") from None
+    elif settings.calibration.on == "chip":
+        raise UserError(chips.WITHOUT.format("calib_on"))
     if settings.model not in MODELS:
         raise UserError(f"--model {settings.model}: unknown, choose from {', '.join(MODELS)}")
     if settings.wq == "sawb" and settings.wbit == 1:

@@ -100,7 +100,7 @@ def evaluate(net: nn.Module, x: torch.Tensor, y: torch.Tensor, data: Dataset, am
     meter = Meter(x.device)
     for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
         tick()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"), quant.image_numbers(meter.images):
             logits = net(normalize(images, data.mean, data.std)).float()
         meter.add(F.cross_entropy(logits, labels), logits, labels)
     return meter.read()
@@ -125,6 +125,17 @@ def write_histograms(writer: SummaryWriter, step: int, net: nn.Module, images: t
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def program(net: nn.Module, settings: TrainSettings, step: int | None = None) -> None:
+    """Give a network the chip of a step of the run, or that on which it is measured; ideal cells where no device is trained for."""
+    chips = settings.chips
+    if not chips:
+        return
+    chips.program(net, chips.chip_seed + (0 if step is None else 1 + step // settings.chip_steps))
+    for _, layer in quant.crossbar_layers(net):
+        if layer.spec.adc_range == "ideal":  # of --crossbar_layers conv
+            layer.set_cells(None)
 
 
 class Run:
@@ -213,7 +224,7 @@ class Run:
         chosen = self.settings.calibration
         try:
             quant.calibrate(self.net, self.some_images(CALIBRATION_IMAGES), chosen.rule, chosen.per,
-                            correct=chosen.correct, share=chosen.share)
+                            correct=chosen.correct, share=chosen.share, on=chosen.on)
         except ValueError as error:  # more values than can be counted
             raise UserError(f"--adc_aware: {error}") from None
 
@@ -246,6 +257,7 @@ class Run:
         best = load_checkpoint(self.folder / BEST)
         net = copy.deepcopy(self.net)
         load_weights(net, best["state_dict"], source=self.folder / BEST)
+        program(net, self.settings)
         x, y = self.data.test_x.to(self.device), self.data.test_y.to(self.device)
         _, self.test_acc = evaluate(net, x, y, self.data, tick=self.stop.check)
         self.save()
@@ -266,6 +278,9 @@ class Run:
                                         pad=self.data.pad, flip=self.data.flip, cutout=settings.cutout, fill=fill):
             self.stop.check()
             position = self.epoch * self.steps + step
+            if settings.chips:
+                self.check_finite()  # what is no number has no cells
+                program(self.net, settings, position)
             if settings.adc_aware and position % settings.calib_steps == 0:
                 self.calibrate()
             loss = self.train_step(x, y, position)
@@ -291,7 +306,8 @@ class Run:
                                  settings.gammas)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp == "bf16"):
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp == "bf16")
+        with autocast, quant.image_numbers(position * self.images):  # noise of reads is another in every step
             logits = self.net(normalize(x, self.data.mean, self.data.std)).float()
         loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
         total = loss + alpha_penalty(self.net, settings.a_lambda) if settings.clp else loss
@@ -311,6 +327,7 @@ class Run:
         row = {"epoch": self.epoch + 1, "train_loss": train_loss, "train_acc": train_acc}
         text = f"epoch {self.epoch + 1}/{settings.epochs}  loss {train_loss:.4f}  accuracy {train_acc:.2f} %"
         if settings.adc_aware:
+            program(self.net, settings)
             self.calibrate()
         if len(self.val_x):
             row["val_loss"], row["val_acc"] = evaluate(self.net, self.val_x, self.val_y, self.data, settings.amp,

@@ -22,7 +22,7 @@ FLOORS = [
     ["prepared", "quantizers"],
     ["layers"],
     ["crossbar"],
-    ["calibration", "program"],
+    ["calibration", "program", "cell_files"],
     ["diagnostics", "fusion"],
     ["__init__"],
 ]

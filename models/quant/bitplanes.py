@@ -81,8 +81,8 @@ class PlaneStore:
         Raises: OSError where the folder cannot be written to; ValueError for codes that the bits do not hold.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        known = self._manifest()
-        entries, written = {}, 0
+        known = read_manifest(self.folder)
+        entries, written = {name: entry for name, entry in known.items() if not name.endswith("_ideal.pt")}, 0  # chips stay
         for index, (name, w_codes) in enumerate(layers):
             w_codes = w_codes.cpu()
             planes = decompose(w_codes, self.w_bits, self.cell_bits)
@@ -112,12 +112,14 @@ class PlaneStore:
         same = stored.dtype == planes.dtype and torch.equal(stored, planes)
         return None if same else "holds other values than its manifest says"
 
-    def _manifest(self):
-        try:
-            entries = json.loads((self.folder / MANIFEST).read_text())
-            return entries if isinstance(entries, dict) else {}
-        except (OSError, ValueError):
-            return {}
+
+def read_manifest(folder: str | Path) -> dict[str, dict]:
+    """The entries of a folder's manifest by the names of files; empty where there is none that can be read."""
+    try:
+        entries = json.loads((Path(folder) / MANIFEST).read_text())
+        return {name: entry for name, entry in entries.items() if isinstance(entry, dict)} if isinstance(entries, dict) else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def read_planes(folder: str | Path, layers: Sequence[tuple[str, Sequence[int]]], w_bits: int, cell_bits: int) -> list[Tensor]:

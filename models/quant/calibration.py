@@ -287,20 +287,20 @@ def _correct(model, layers, images, wanted):
 def _moments(model, layers, images):
     """(`{layer name: deviation and mean of each channel}`, output of the network)."""
     moments = {}
-    y = _watch_outputs(model, layers, images, lambda name, layer, y: moments.__setitem__(name, _std_mean(y)))
+    y = _watch_outputs(model, layers, images, lambda name, layer, y: moments.__setitem__(name, std_mean(y)))
     return moments, y
 
 
 def _correct_layer(layer: CrossbarLayer, wanted: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
     """Set the correction that gives the layer's output `y` the wanted deviation and mean. Returns: `y`, corrected."""
-    (std, mean), (adc_std, adc_mean) = wanted, _std_mean(y)
+    (std, mean), (adc_std, adc_mean) = wanted, std_mean(y)
     gain = torch.where(adc_std > 0, std / adc_std, 1.0).clamp_max(LARGEST_GAIN)
     layer.set_correction(gain, mean - gain * adc_mean)
     offset, gain = (values.view(-1, *[1] * (y.dim() - 2)) for values in (layer.adc_offset, layer.adc_gain))
     return torch.addcmul(offset, gain, y.float()).to(y.dtype)
 
 
-def _std_mean(y: Tensor) -> tuple[Tensor, Tensor]:
+def std_mean(y: Tensor) -> tuple[Tensor, Tensor]:
     """Deviation and mean of each channel of `[N, out, ...]`, in float64."""
     return torch.std_mean(y.double(), [dim for dim in range(y.dim()) if dim != 1], correction=0)
 

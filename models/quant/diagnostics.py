@@ -1,4 +1,4 @@
-"""Where the ADC loses accuracy: numbers for every layer and slice of a network on crossbars."""
+"""Where the ADC and the cells lose accuracy: numbers for every layer and slice of a network on crossbars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import adc
-from .calibration import Calibration, converted_layers, without_adc
+from .calibration import LARGEST_GAIN, Calibration, converted_layers, std_mean, without_adc
 from .crossbar import CrossbarLayer
 from .mapping import MappedLayer
 
@@ -55,6 +55,77 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
             "slices": [_slice(mapped, k, counts[:, k]) for k in range(counts.shape[1])],
         })
     return result
+
+
+@torch.no_grad()
+def losses(model: nn.Module, images: Tensor, corrected: bool = True) -> list[dict[str, Any]]:
+    """Where a network on a chip (`program`) loses accuracy: what is left of each layer's output with errors switched on one after
+    another. Inputs are those of software, so that layers do not see each other's errors.
+
+    Args: images, a batch of network inputs; corrected, outputs are compared after `correct`, measured on these images for each row:
+        each output channel has its mean and deviation without errors.
+    Returns: a list of dicts of plain values, one for each layer that has an ADC and is on a chip: layer; scatter (root mean square
+        distance of its cells from nominal ones, in levels); far (share of cells that are more than half a level away); and output
+        SQNR in dB, None where nothing is lost: adc (the ADC on nominal cells), cells (the chip's cells without ADC), both, and
+        chip (with what its reads have besides, equal to both where that is nothing).
+    """
+    layers, result = [(name, layer) for name, layer in converted_layers(model) if layer.chip], []
+    inputs, wanted = _ideal_pass(model, layers, images)
+    for name, layer in layers:
+        chip, ideal = layer.chip, wanted[name].double()
+
+        def sqnr(layer=layer, x=inputs[name], ideal=ideal):
+            y = layer.simulate(x).double()
+            if corrected:
+                (std, mean), (own_std, own_mean) = (std_mean(each) for each in (ideal, y))
+                shape = -1, *[1] * (y.dim() - 2)
+                gain = torch.where(own_std > 0, std / own_std, 1.0).clamp_max(LARGEST_GAIN)
+                y = gain.view(shape) * y + (mean - gain * own_mean).view(shape)
+            return decibels(ideal.square().sum().item(), (y - ideal).square().sum().item())
+
+        entry = {"layer": name, **_scatter(layer), "chip": sqnr()}
+        try:
+            layer.set_cells(chip.nominal)
+            entry["adc"] = sqnr()
+            layer.set_cells(chip.cells, chip.nominal)
+            entry["both"] = sqnr()
+            with without_adc(model):
+                layer.set_cells(chip.cells, chip.nominal)
+                entry["cells"] = sqnr()
+        finally:
+            layer.set_cells(chip.cells, chip.nominal, chip.readout)
+        result.append(entry)
+    return result
+
+
+def cell_levels(layer: CrossbarLayer) -> list[dict[str, Any]]:
+    """Where the cells of a layer on a chip lie. Returns: one dict for each slice: slice, bits, and levels: level, cells (how many),
+    mean and deviation in units of levels, and histogram, `[counts, edges]` of all cells of that level."""
+    levels, x = _in_levels(layer)
+    result = []
+    for k, bits in enumerate(layer.spec.slice_bits):
+        found = []
+        low, high = float(x[k].min()), float(x[k].max())
+        edges = np.linspace(low, high, 121) if high > low else np.array([low - 0.5, low + 0.5])
+        for level in range(2**bits):
+            own = x[k][levels[k] == level]
+            counts = np.histogram(own, edges)[0]
+            found.append({"level": level, "cells": len(own), "mean": float(own.mean()) if len(own) else None,
+                          "deviation": float(own.std()) if len(own) else None, "histogram": counts.tolist()})
+        result.append({"slice": k, "bits": bits, "edges": edges.tolist(), "levels": found})
+    return result
+
+
+def _in_levels(layer: CrossbarLayer) -> tuple[np.ndarray, np.ndarray]:
+    """(level that each cell was programmed to, value that it has in units of levels), `[slices, groups, rows, out / groups]`."""
+    ideal, cells, nominal = layer.ideal_cells(), layer.cells(), layer.chip.nominal if layer.chip else None
+    levels = ideal.values.cpu().numpy() // 2**ideal.fraction_bits
+    return levels, levels + cells.unit * (cells.values - (nominal or ideal).values).cpu().numpy()
+
+
+def _scatter(layer: CrossbarLayer) -> dict[str, float]:
+    levels, x = _in_levels(layer)
+    return {"scatter": float(np.sqrt(np.square(x - levels).mean())), "far": float((np.abs(x - levels) > 0.5).mean())}
 
 
 def _ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],

@@ -1,0 +1,112 @@
+"""What `eval.py --report` says of a setting with a device: where its cells lie, and where accuracy is lost."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from models import quant
+from models.quant import diagnostics
+from models.quant.files import atomic_write
+
+from .data import Batches
+from .evaluation import Cache, Setting, calibrate, on_adcs, place, program
+from .report import db, save, text_table
+
+STEPS = {"adc": "ADC alone", "cells": "cells alone", "both": "both", "chip": "whole chip"}
+
+
+def write(path: Path, network: nn.Module, setting: Setting, title: str, images: Tensor, calibration: Batches, cache: Cache,
+          cells: Mapping[str, Tensor] | None = None, engine: str = "auto") -> str:
+    """Report on the first chip of a setting that was measured: `path` with .json and .png, and the table as text. The network is
+    left with ideal cells. Args: images, a batch whose layer outputs are compared; the others as for `measure`."""
+    seed = setting.chips.chip_seed
+    place(network, setting, cells)
+    with quant.set_engine(engine):
+        try:
+            program(network, setting, seed)
+            calibrate(network, setting, calibration, cache)
+            corrected = setting.spec.adc_range == "calibrated" and setting.calibration.correct == "channel"
+            layers = diagnostics.losses(network, images, corrected)
+            name, layer = max(on_adcs(network), key=lambda pair: pair[1].weight.numel())
+            slices = diagnostics.cell_levels(layer)
+        finally:
+            quant.program(network, None)
+    content = {"setting": str(setting), "chip_seed": seed, "losses": layers, "cells": {"layer": name, "slices": slices}}
+    atomic_write(path.with_suffix(".json"), lambda file: file.write(json.dumps(content).encode()))
+    plot(path.with_suffix(".png"), f"{title}\nchip {seed}", name, slices, layers, setting)
+    return losses_table(layers)
+
+
+def _steps(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The errors that are told apart: without the last where a chip has nothing but its cells."""
+    return {key: text for key, text in STEPS.items() if key != "chip" or any(e["chip"] != e["both"] for e in layers)}
+
+
+def losses_table(layers: Sequence[Mapping[str, Any]]) -> str:
+    """One line a layer. Args: layers, result of `models.quant.diagnostics.losses`."""
+    steps = _steps(layers)
+    rows = [[e["layer"], f"{e['scatter']:.3f}", f"{e['far']:.2%}", *(db(e[key]) for key in steps)] for e in layers]
+    return "\n".join([
+        text_table(["layer", "scatter", "off by > 1/2", *(f"{text} dB" for text in steps.values())], rows),
+        "scatter: root mean square distance of the cells from nominal ones, in levels; off by > 1/2: share that is further than half a "
+        "level away", "dB: signal to error of the layer's output, its inputs those of software"])
+
+
+def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]],
+         setting: Setting) -> None:
+    """A panel for each slice of one layer, how its cells lie around their levels; below, the losses of all layers."""
+    columns = min(len(slices), 4)
+    rows = -(-len(slices) // columns)
+    width = max(8.0, 4.0 * columns)
+    figure = Figure(figsize=(width, 3.1 * rows + 3.1), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[rows, 1])
+    panels = list(above.subplots(rows, columns, squeeze=False).flat)
+    for i, (entry, axes) in enumerate(zip(slices, panels)):
+        _levels_panel(axes, entry, setting)
+        axes.set_ylabel("share of cells" if i % columns == 0 else "")
+    for axes in panels[len(slices):]:
+        axes.set_axis_off()
+    above.suptitle(f"cells of {name}, by the level that they were programmed to (dashed)", fontsize="medium")
+    _losses_panel(below.subplots(), layers)
+    figure.suptitle(title, fontsize="medium")
+    save(figure, path, dpi=120)
+
+
+def _levels_panel(axes: Any, entry: Mapping[str, Any], setting: Setting) -> None:
+    edges, count = np.array(entry["edges"]), 2 ** entry["bits"]
+    colors = colormaps["viridis"](np.linspace(0, 0.85, count))
+    total = sum(each["cells"] for each in entry["levels"])
+    for each, color in zip(entry["levels"], colors):
+        share = np.array(each["histogram"]) / max(total, 1)
+        axes.stairs(share, edges, color=color, fill=True, alpha=0.55)
+        axes.stairs(share, edges, color=color, linewidth=0.8)
+        axes.axvline(each["level"], color=color, linestyle="--", linewidth=0.9)
+    device, bits = setting.chips.device, entry["bits"]
+    low, step = float(device.levels(bits)[0]), device.step(bits)
+    axes.set(yscale="log", xlabel="value of a cell (levels)")
+    axes.set_title(f"slice {entry['slice']}, {bits} bit{'s' if bits > 1 else ''}", fontsize="small")
+    if setting.spec.reference == "analog":
+        top = axes.secondary_xaxis("top", functions=(lambda x: low + step * x, lambda g: (g - low) / step))
+        top.tick_params(labelsize="x-small")
+        top.set_xlabel("uS", fontsize="x-small", labelpad=2)
+
+
+def _losses_panel(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
+    steps, place = _steps(layers), np.arange(len(layers))
+    width = 0.8 / len(steps)
+    for i, (key, text) in enumerate(steps.items()):
+        values = [np.nan if e[key] is None else e[key] for e in layers]
+        axes.bar(place + (i - (len(steps) - 1) / 2) * width, values, width, label=text)
+    axes.set_xticks(place, [e["layer"] for e in layers], fontsize="small")
+    axes.set_ylabel("output SQNR (dB)")
+    axes.set_title("what is left of each layer's output, errors switched on one after another", fontsize="small")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(fontsize="x-small", ncols=len(steps), loc="upper right")

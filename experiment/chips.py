@@ -1,0 +1,251 @@
+"""Chips: which device the cells of a network are, and what its reads have besides.
+
+    device = DeviceSettings(device="techA", device_time=3600.0).made()
+    chips = Chips(device=device, chips=10, adc_noise=0.3)
+    for seed in chips.seeds:
+        chips.program(network, seed)
+
+The flags of eval.py are the fields of `DeviceSettings` and `ChipSettings`, those of train.py the fields of `TrainingChips`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from models import quant
+from models.quant import Device, Wires
+from models.quant.devices import describe, parse_time, presets
+
+from . import flags
+from .cli import UserError
+from .flags import COUNT, COUNT_OR_0, POSITIVE_OR_0, Number, option
+
+LIST = "list"  # --device list: say which there are
+TIME = Number(parse_time, "seconds, or a number with ms, s, min, h, d or w, such as 1h", lambda value: True)
+TEMP = Number(float, "a number of degrees Celsius", lambda value: -274 < value < float("inf"))
+PROBABILITY = Number(float, "a probability from 0 to 1", lambda value: 0 <= value <= 1)
+NOISE = Number(lambda text: text if text == "device" else float(text), "device, or a number of uS from 0 up",
+               lambda value: value == "device" or 0 <= value < float("inf"))
+ACCESS = Wires.__dataclass_fields__["access"].metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings:
+    """what a cell is"""
+
+    device: str | None = option(
+        None, f"what the cells are: one of the presets, or a file or folder of your own measurements (docs/devices.md); {LIST} "
+        "describes the presets and ends. Default: ideal cells", metavar="NAME|FILE")
+    device_time: float | None = option(
+        None, "time t at which the cells are read, in seconds or as 10s, 1h, 1d: mean and sigma of the data at t, linear in log t "
+        "between measured times. Default: the first that the device has", TIME)
+    device_temp: float | None = option(None, "temperature, C. Default: the lowest that the device has", TEMP)
+    stuck_on: float | None = option(
+        None, "probability that a cell always has the conductance of the highest level; default that of the device", PROBABILITY)
+    stuck_off: float | None = option(None, "the same for the lowest level; default that of the device", PROBABILITY)
+
+    def made(self, known: dict[str, Device] | None = None) -> Device:
+        """The device. Args: known, devices that were read already, which saves reading a file again for each of its times.
+
+        Raises: UserError for an unknown name, a file that cannot be right, and times and temperatures outside the data.
+        """
+        known, name = {} if known is None else known, self.device
+        changes = {"time": self.device_time, "temp": self.device_temp} | {
+            key: value for key in ("stuck_on", "stuck_off") if (value := getattr(self, key)) is not None}
+        try:
+            if name not in known:
+                known[name] = _first(name)
+            return replace(known[name], **changes)
+        except (ValueError, OSError) as error:
+            text = f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else error
+            raise UserError(f"--device {name}: {text}") from None
+
+
+def _first(name: str) -> Device:
+    """The preset or the file, at its first time and lowest temperature."""
+    if name in presets():
+        return Device.preset(name)
+    if not Path(name).exists():
+        raise ValueError(f"no preset and no file is called so; presets are {', '.join(presets())}")
+    return Device.read(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings:
+    """what reads have besides"""
+
+    read_noise: float | str | None = option(
+        None, "standard deviation s of a cell's conductance, uS, drawn anew at each read: a read gets N(0, s^2 sum a^2). device: "
+        "the law of the device's data. Default: none", NOISE)
+    adc_noise: float = option(0.0, "standard deviation of N(0, s^2) that each conversion adds to v, in units of a cell's level",
+                              POSITIVE_OR_0)
+    adc_offset: float = option(0.0, "standard deviation of the offset of each column's converter, the same in all reads of a chip, in "
+                               "units of a cell's level: v + o", POSITIVE_OR_0)
+    adc_gain: float = option(0.0, "relative standard deviation of the gain of each column's converter, the same in all reads of a "
+                             "chip: v (1 + g)", POSITIVE_OR_0)
+    access: str = option(Wires.access, ACCESS["help"], ACCESS["allowed"])
+    wire_ohm: float = option(0.0, "ohms of a bit line from one cell to the next, and from the last to the sense node", POSITIVE_OR_0)
+    row_ohm: float = option(0.0, "ohms of a word line from one cell to the next, and from the driver to the first (access voltage)",
+                            POSITIVE_OR_0)
+    driver_ohm: float = option(0.0, "ohms of the source of each word line (access voltage)", POSITIVE_OR_0)
+    reference_cells: str = option("device", "device: the cells of reference columns are like all others. ideal: they do not scatter",
+                                  ("device", "ideal"))
+    noise_seed: int = option(0, "seed of what is drawn anew at each read", COUNT_OR_0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipSettings(ReadSettings):
+    """what reads have besides, and which chips are measured"""
+
+    chips: int = option(1, "chips that are measured, each a draw of all cells, with the seeds S, S + 1, ...: mean, deviation (of "
+                        "n - 1) and lowest of their accuracies", COUNT)
+    chip_seed: int = option(0, "seed S of the first chip", COUNT_OR_0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingChips(DeviceSettings, ReadSettings):
+    """training on chips of a device"""
+
+    chip_steps: int = option(1, "steps K that have the same chip: step i of the run is made on chip S + 1 + floor(i / K), programmed "
+                             "from the weights as they are", COUNT)
+    chip_seed: int = option(0, "seed S of the chip on which each epoch is measured; training sees those above", COUNT_OR_0)
+
+
+OF_DEVICE = tuple(flags.defaults(DeviceSettings))
+CHIP_FIELDS = tuple(flags.defaults(ChipSettings))
+OF_RUN = ("chips", "chip_seed", "noise_seed")  # the same for all rows of a table
+OF_ROW = tuple(name for name in (*OF_DEVICE, *CHIP_FIELDS) if name not in OF_RUN)
+OF_TRAINING = tuple(flags.defaults(TrainingChips))
+NOT_OF_CELLS = ("read_noise ", "adc_noise ", "adc_offset ", "adc_gain ")
+UNITS = {"device_temp": " C", "read_noise": " uS", "wire_ohm": " ohm", "row_ohm": " ohm", "driver_ohm": " ohm"}
+WITHOUT = "--{} is for the cells of a device: add --device NAME, or see --device " + LIST
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chips(ChipSettings):
+    """The chips of one setting; its other fields are `ChipSettings`'.
+
+    Attributes: device, of all cells; two Chips are equal if they have the same numbers on the same data. name, what the device is
+        called in tables.
+    Raises: ValueError for wires that cannot be.
+    """
+
+    device: Device
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", _with_noise(self.device, self.read_noise))
+        object.__setattr__(self, "name", self.name or self.device.name)
+        self.wires  # noqa: B018 - refuses what cannot be
+
+    def _key(self) -> tuple:
+        values = (getattr(self.device, field.name) for field in fields(Device))
+        return (*(value if isinstance(value, (str, int, float, tuple, type(None))) else id(value) for value in values),
+                *(getattr(self, field.name) for field in fields(self) if field.name != "device"))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chips) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the chips."""
+        return range(self.chip_seed, self.chip_seed + self.chips)
+
+    @property
+    def wires(self) -> Wires | None:
+        """The resistances of an array's wires; None where there are none."""
+        wires = Wires(self.access, self.wire_ohm, self.row_ohm, self.driver_ohm)
+        return None if wires == Wires(self.access) else wires
+
+    def program(self, network: nn.Module, seed: int) -> None:
+        """Program all layers of a network on crossbars: the chip of this seed.
+
+        Raises: ValueError for a device of fewer levels than a cell has, see `quant.program`.
+        """
+        further = {name: value for name in ("adc_noise", "adc_offset", "adc_gain") if (value := getattr(self, name))}
+        if self.read_noise not in (None, "device") and (self.read_noise or self.device.read_noise is not None):
+            further["read_noise"] = self.read_noise
+        if self.wires:
+            further["wires"] = self.wires
+        if self.noise_seed:
+            further["noise_seed"] = self.noise_seed
+        quant.program(network, self.device, seed, self.reference_cells, **further)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, without: str | None = None) -> str:
+        """As rows of a table name it, without how many there are. Args: without, a flag that the text leaves out."""
+        device, usual = self.device, ChipSettings
+        own_temp = device.temp in (None, *list(device.law.times)[:1])
+        parts = [self.name + ("" if device.time is None or without == "device_time" else f" at {show_time(device.time)}")
+                 + ("" if own_temp or without == "device_temp" else f" and {device.temp:g} C")]
+        shown = {name: self.value(name) for name in ("stuck_on", "stuck_off", "read_noise", "adc_noise", "adc_offset", "adc_gain",
+                                                     "wire_ohm", "row_ohm", "driver_ohm")}
+        parts += [f"{name} {value:g}{UNITS.get(name, '')}" if isinstance(value, (int, float)) else f"{name} {value}"
+                  for name, value in shown.items() if value and name != without]
+        parts += [f"{name} {getattr(self, name)}" for name in ("access", "reference_cells") if getattr(self, name) != getattr(usual, name)]
+        return ", ".join(parts)
+
+    def label(self) -> str:
+        """What the cells are called in names of files: the device, and what is not at its first or its default."""
+        first = self.device.law.moment(None, self.device.temp)[0]
+        text = self.text("device_time" if self.device.time == first else None)
+        parts = [part for part in text.split(", ") if not part.startswith(NOT_OF_CELLS)]
+        return "_".join(part.replace(" at ", "_").replace(" and ", "_").replace(" ", "") for part in parts)
+
+    def value(self, name: str) -> Any:
+        """What a flag means for these chips, also where it was not given."""
+        return getattr(self.device if name in OF_DEVICE else self, name.removeprefix("device_"))
+
+
+def _with_noise(device: Device, read_noise: float | str | None) -> Device:
+    """The device with the read noise that its data give, where it is asked for."""
+    return replace(device, read_noise="device") if read_noise == "device" else device
+
+
+def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None) -> Chips | None:
+    """The chips that flags mean, `{flag: value}` of some or all of them; None without a device. Args: known, see `made`.
+
+    Raises: UserError for flags of chips without a device, and as `made`.
+    """
+    if values.get("device") is None:
+        for name, usual in (flags.defaults(TrainingChips) | flags.defaults(ChipSettings)).items():
+            if values.get(name, usual) != usual:
+                raise UserError(WITHOUT.format(name))
+        return None
+    device = DeviceSettings(**{name: values[name] for name in OF_DEVICE if name in values}).made(known)
+    name = values["device"] if values["device"] in presets() else Path(values["device"]).stem
+    try:
+        return Chips(device=device, name=name, **{name: values[name] for name in CHIP_FIELDS if name in values})
+    except ValueError as error:
+        text = str(error)
+        raise UserError(f"--{text}" if text.startswith(CHIP_FIELDS) else f"--device {values['device']}: {text}") from None
+
+
+def check_device(device: Device, slice_bits: tuple[int, ...]) -> None:
+    """Refuse a device that has no cells of so many bits. Raises: ValueError."""
+    for bits in slice_bits:
+        device.levels(bits)
+    if device.joint:  # which has rows of all slices of a weight
+        device.draw_weights(np.zeros(1, np.uint8), slice_bits, np.random.default_rng(0))
+
+
+def say_devices() -> None:
+    """Print a paragraph for each preset: what `--device list` does."""
+    print("\n".join(describe()))
+
+
+def show_time(seconds: float) -> str:
+    """A time in the largest unit of which it is a whole number: 1h, 90min, 100000s."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"

@@ -1,0 +1,99 @@
+"""The cells of a chip as files beside the bit-planes, where people look at them and edit them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .bitplanes import MANIFEST, read_manifest, sha256
+from .cells import Cells
+from .crossbar import CrossbarLayer, crossbar_layers
+from .files import atomic_write
+
+log = logging.getLogger(__name__)
+KEYS = ("values", "reference", "fraction_bits")
+
+
+def cell_path(folder: str | Path, index: int, device: str, seed: int) -> Path:
+    """`bit_levels<i>_<device>_chip<seed>.pt` of crossbar layer `index`; letters that no file name should have become "_"."""
+    return Path(folder) / f"bit_levels{index}_{re.sub(r'[^0-9A-Za-z.+-]+', '_', device)}_chip{seed}.pt"
+
+
+def cells_are_written(folder: str | Path, model: nn.Module, device: str, seed: int, facts: Mapping[str, Any] = {}) -> bool:
+    """Whether the files are there and, by the manifest, of these weights and facts. Arguments as for `write_cells`."""
+    known = read_manifest(folder)
+    return all((path := cell_path(folder, i, device, seed)).is_file() and known.get(path.name) == _entry(name, layer, device, seed, facts)
+               for i, (name, layer) in enumerate(crossbar_layers(model)))
+
+
+def write_cells(folder: str | Path, model: nn.Module, device: str, seed: int, facts: Mapping[str, Any] = {}) -> int:
+    """Write what the cells of every crossbar layer hold (`layer.cells()`), unless the files hold it already: dicts with `values`,
+    `reference` (int32) and `fraction_bits`, see `Cells`. The manifest beside them gets an entry for each.
+
+    Args: device, what the chip's device is called in the files' names; facts, what else the cells depend on, for the manifest.
+    Returns: the number of files written.
+    Raises: OSError where the folder cannot be written to.
+    """
+    if cells_are_written(folder, model, device, seed, facts):
+        return 0
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    entries = {}
+    for i, (name, layer) in enumerate(crossbar_layers(model)):
+        path, cells = cell_path(folder, i, device, seed), layer.cells()
+        content = {"values": cells.values.cpu(), "reference": cells.reference.cpu(), "fraction_bits": cells.fraction_bits}
+        atomic_write(path, lambda file, content=content: torch.save(content, file))
+        entries[path.name] = _entry(name, layer, device, seed, facts)
+    text = json.dumps(read_manifest(folder) | entries, indent=1)
+    atomic_write(Path(folder) / MANIFEST, lambda file: file.write(text.encode()))
+    return len(entries)
+
+
+def read_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> None:
+    """Let the cells of every crossbar layer hold what the files say, edited or not.
+
+    Raises: ValueError, naming the file, for one that is missing, unreadable, of other weights (by the manifest) or of another shape;
+        no layer is changed.
+    """
+    known, found = read_manifest(folder), []
+    for i, (name, layer) in enumerate(crossbar_layers(model)):
+        path = cell_path(folder, i, device, seed)
+        cells = _load(path)
+        if path.name in known and known[path.name].get("sha256") != sha256(layer.w_codes().cpu()):
+            raise ValueError(f"{path} holds cells of other weights than those of {name}")
+        expected = layer.ideal_cells()
+        if cells.values.shape != expected.values.shape or cells.fraction_bits != expected.fraction_bits:
+            raise ValueError(f"{path} has cells of shape {list(cells.values.shape)} on a grid of {cells.fraction_bits} bits; {name} needs "
+                             f"{list(expected.values.shape)} and {expected.fraction_bits}")
+        where = expected.values.device
+        found.append((layer, Cells(cells.values.to(where), cells.reference.to(where), cells.fraction_bits)))
+    for layer, cells in found:
+        layer.set_cells(cells)
+
+
+def _load(path: Path) -> Cells:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types for damaged and for unsafe files
+        raise ValueError(f"{path} cannot be read ({type(error).__name__})") from None
+    if not isinstance(content, dict) or set(content) != set(KEYS):
+        raise ValueError(f"{path} holds no dict of {', '.join(KEYS)}")
+    try:
+        return Cells(**content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _entry(name: str, layer: CrossbarLayer, device: str, seed: int, facts: Mapping[str, Any]) -> dict[str, Any]:
+    spec, codes = layer.spec, layer.w_codes().cpu()
+    shape = [len(spec.slice_bits), *layer.mapped("ideal", cells=None).w_rows.shape]
+    return {"layer": name, "shape": shape, "w_bits": spec.w_bits, "cell_bits": spec.cell_bits, "reference": spec.reference,
+            "sha256": sha256(codes), "device": device, "seed": seed, **facts}

@@ -1,0 +1,128 @@
+"""train.py --adc_aware --device: which chips training and validation see, and that a run goes on to the same bits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import FLAGS, assert_same, quick, small_network, stored_settings  # noqa: F401
+
+import eval as evaluation
+import train
+from experiment import data as datasets
+from experiment import starting, training
+from experiment.checkpoint import load_checkpoint
+from experiment.cli import run_main
+from experiment.training import Run
+from models import quant
+
+ON_CHIPS = ["--adc_aware", "--cellBit", "2", "--adc_prec", "4", "--subArray", "32", "--limit_train", "70", "--epochs", "2",
+            "--device", "rram_wan", "--device_time", "1d"]
+
+
+@pytest.fixture(autouse=True)
+def reference_engine():
+    with quant.set_engine("reference"):
+        yield
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A trained network to start from, and few test images."""
+    quick(tmp_path / "start", "--epochs", "1")
+    return str(tmp_path / "start" / "model_best.pth.tar")
+
+
+@pytest.fixture(autouse=True)
+def few_test_images(monkeypatch):
+    load = datasets.load
+
+    def small(*args):
+        data = load(*args)
+        return type(data)(**{**vars(data), "test_x": data.test_x[:20], "test_y": data.test_y[:20]})
+
+    monkeypatch.setattr(datasets, "load", small)
+
+
+def test_each_step_has_a_chip_and_epochs_are_measured_on_one_that_training_does_not_see(trained, tmp_path, monkeypatch):
+    seeds, program = [], quant.program
+    monkeypatch.setattr(quant, "program", lambda model, device, seed, *args: (seeds.append(seed), program(model, device, seed, *args)))
+    _, checkpoint = quick(tmp_path / "a", "--fine_tune", trained, *ON_CHIPS, "--chip_steps", "2", "--chip_seed", "7")
+    steps = datasets.steps_per_epoch(checkpoint["data"]["train_images"], 20)
+    assert steps == 3
+    assert seeds == [8, 8, 9, 7, 9, 10, 10, 7, 7]  # three steps and a validation, twice; the test images
+    config = checkpoint["config"]
+    assert (config["device"], config["device_time"], config["chip_steps"], config["chip_seed"]) == ("rram_wan", 86400.0, 2, 7)
+
+    # Those ranges and that correction are kept which belong to the chip of the validation.
+    settings = stored_settings(checkpoint)
+    net = starting.build_network(settings, 10, torch.device("cpu"))
+    net.load_state_dict(checkpoint["state_dict"])
+    run = Run(settings, net.eval(), datasets.load("digits"), torch.device("cpu"), None)
+    training.program(net, settings)
+    run.calibrate()
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, checkpoint["state_dict"][key]), key
+
+
+def test_a_run_on_chips_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
+    flags = ["--fine_tune", trained, *ON_CHIPS, "--calib_steps", "2", "--save_minutes", "0", "--chip_steps", "2"]
+    _, whole = quick(tmp_path / "whole", *flags)
+    save = Run.save
+    stopped = tmp_path / "stopped"
+    for position in ((0, 1), (1, 2)):
+        def save_and_die(self, position=position):
+            save(self)
+            if (self.epoch, self.step) == position:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Run, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            if stopped.exists():
+                train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"])
+            else:
+                quick(stopped, *flags)
+    monkeypatch.setattr(Run, "save", save)
+    assert train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"]) == 0
+    found = load_checkpoint(stopped / "checkpoint.pth.tar")
+    for name in ("commands", "seconds", "machine"):
+        whole.pop(name), found.pop(name)
+    assert_same(found, whole)
+    _, other = quick(tmp_path / "other", *flags, "--chip_seed", "9")
+    assert any(not torch.equal(a, b) for a, b in zip(other["state_dict"].values(), whole["state_dict"].values()))
+
+
+def test_evaluating_a_checkpoint_of_chips(trained, tmp_path, capsys):
+    _, checkpoint = quick(tmp_path / "a", "--fine_tune", trained, *ON_CHIPS)
+    best = str(tmp_path / "a" / "model_best.pth.tar")
+    capsys.readouterr()
+    assert train.main(["--evaluate", "--resume", best, "--ngpu", "0"]) == 0  # on the same chip
+    assert f"test accuracy {checkpoint['test_acc']:.2f} % on 20 images" in capsys.readouterr().out
+    assert evaluation.main(["--resume", best, "--ngpu", "0", "--limit", "8", "--calib_images", "8", "--engine", "reference", "--cellBit",
+                            "2", "--adc_prec", "4", "--subArray", "32", "--prob_path", str(tmp_path / "prob")]) == 0
+    text = capsys.readouterr().out
+    assert "trained through the ADC of --cellBit 2, " in text and ", --device rram_wan, --device_time 86400.0" in text
+    assert "adc_noise" not in text and "whose ranges" not in text  # ideal cells are calibrated anew
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--device", "techA"], "--device is for training through the ADC: add --adc_aware"),
+    (["--adc_aware", "--chip_steps", "2"], "--chip_steps is for the cells of a device: add --device NAME"),
+    (["--adc_aware", "--adc_noise", "1"], "--adc_noise is for the cells of a device"),
+    (["--adc_aware", "--calib_on", "chip"], "--calib_on is for the cells of a device"),
+    (["--adc_aware", "--device", "techX"], "--device techX: no preset and no file is called so"),
+    (["--adc_aware", "--device", "techA", "--device_time", "1w"], "--device techA: techA at 25 C has no data at 604800 s"),
+    (["--adc_aware", "--device", "winbond_asu_1bit", "--cellBit", "2"], "--device winbond_asu_1bit: winbond_asu_1bit has 2 levels"),
+    (["--adc_aware", "--device", "techA", "--chip_steps", "0"], "--chip_steps: 0 is not a whole number from 1 up"),
+])
+def test_bad_input_of_chips_is_one_line(flags, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: train.main(["--save_path", str(tmp_path / "run"), *FLAGS, *flags]))
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and words in err
+    assert not Path(tmp_path, "run").exists()
+
+
+def test_a_list_of_devices(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--device", "list"])
+    assert not ended.value.code and capsys.readouterr().out.startswith("cmo_hfox: ")

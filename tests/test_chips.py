@@ -1,0 +1,495 @@
+"""Chips: a network measured on cells of a device, from Python and by the flags of eval.py."""
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_eval import CROSSBARS, SMALL, checkpoint, classes, network, refused, results, run, shown_images  # noqa: F401
+from test_eval import scene as small_networks  # noqa: F401
+
+import eval as evaluation
+import models
+from experiment import chips as chip_flags
+from experiment import eval_settings, report
+from experiment.chips import Chips, DeviceSettings, chips_of, show_time
+from experiment.cli import UserError
+from experiment.evaluation import Cache, Setting, measure, place
+from models import quant, vgg
+from models.quant import Calibration, CrossbarSpec, Device, Wires, diagnostics
+from models.quant.devices import presets
+from models.quant.readout import first_image
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NOISY = Device("noisy", "invented", 1.0, 31.0, sigma_us=4.0)  # 0.4 levels of 2-bit cells
+PERFECT = Device("perfect", "invented", 3.0, 40.0)
+
+
+@pytest.fixture
+def scene(monkeypatch):
+    """A network on crossbars, images and labels, and images for calibration."""
+    monkeypatch.setitem(vgg.CONFIGS, "vgg7", SMALL["vgg7"])
+    net = models.create("vgg7_quant_eval", alpha_init=2.0)
+    net.load_state_dict(network().state_dict(), strict=False)
+    images, labels = shown_images(24)
+    return net.eval(), images, labels, shown_images(359)[0][200:216]
+
+
+def setting(device=NOISY, layers="all", on="nominal", spec=(), **options):
+    chips = None if device is None else Chips(device=device, **options)
+    return Setting(CrossbarSpec(**{"cell_bits": 2, "adc_bits": 4, "rows": 16, **dict(spec)}), layers, Calibration(on=on), chips)
+
+
+def measured(scene, *args, **options):
+    net, images, labels, calibration = scene
+    given = {name: options.pop(name) for name in ("cache", "software", "batch_size") if name in options}
+    return measure(net, images, labels, setting(*args, **options), calibration=calibration, engine="reference", **given)
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [{}, {"adc_range": "full"}, {"adc_range": "ideal", "adc_bits": 1}, {"cell_bits": 3}])
+def test_a_device_without_scatter_gives_what_ideal_cells_give(scene, spec):
+    ideal, found = measured(scene, None, spec=spec), measured(scene, PERFECT, spec=spec)
+    assert torch.equal(found.predictions, ideal.predictions) and found.accuracy == ideal.accuracy
+    assert (ideal.chip_predictions, ideal.chip_accuracies, ideal.accuracy_std, ideal.accuracy_lowest) == (None,) * 4
+    assert found.chip_accuracies == (found.accuracy,) and found.chip_changes == (found.changed_predictions,)
+    assert found.accuracy_std is None and found.accuracy_lowest == found.accuracy
+
+
+def test_each_chip_is_corrected_on_its_own_cells_behind_ranges_of_nominal_ones(scene):
+    net, images, labels, calibration = scene
+    record = measured(scene, chips=3, chip_seed=5)
+    software = classes(network(), images)
+    place(net, setting())
+    quant.calibrate(net, calibration, correct=None)  # on ideal cells
+    expected = []
+    with quant.set_engine("reference"):
+        for seed in (5, 6, 7):
+            quant.program(net, NOISY, seed)
+            quant.correct(net, calibration)
+            expected.append(classes(net, images))
+    assert torch.equal(record.chip_predictions, torch.stack(expected)) and torch.equal(record.predictions, expected[0])
+    accuracies = [100 * (found == labels).double().mean().item() for found in expected]
+    assert record.chip_accuracies == pytest.approx(accuracies) and record.accuracy == pytest.approx(statistics.mean(accuracies))
+    assert record.accuracy_std == pytest.approx(statistics.stdev(accuracies)) and record.accuracy_lowest == min(accuracies)
+    assert record.chip_changes == tuple(int((found != software).sum()) for found in expected)
+    assert record.changed_predictions == round(statistics.mean(record.chip_changes)) > 0
+    assert len({tuple(found.tolist()) for found in expected}) > 1  # so this says something
+    assert record.images_per_s == pytest.approx(3 * 24 / record.seconds)
+
+
+def test_ranges_of_the_chip(scene):
+    net, images, _, calibration = scene
+    record = measured(scene, on="chip", chips=2)
+    place(net, setting())
+    with quant.set_engine("reference"):
+        for seed, found in enumerate(record.chip_predictions):
+            quant.program(net, NOISY, seed)
+            quant.calibrate(net, calibration, on="chip")
+            assert torch.equal(found, classes(net, images))
+
+
+def test_afterwards_cells_are_ideal_again(scene):
+    net, images, labels, calibration = scene
+    measured(scene)
+    assert all(layer.chip is None for _, layer in quant.crossbar_layers(net))
+    with pytest.raises(ValueError, match="24 images have 23"):
+        measure(net, images, labels[:23], setting(), calibration=calibration, engine="reference")
+    with pytest.raises(ValueError, match="not calibrated"):
+        measure(net, images, labels, setting(spec={"rows": 8}), engine="reference")
+    assert all(layer.chip is None for _, layer in quant.crossbar_layers(net))
+
+
+def test_the_software_has_no_chip_and_neither_has_a_setting_without_device(scene):
+    net, images, labels, calibration = scene
+    before = measured(scene, None)
+    quant.program(net, NOISY, 0)
+    assert torch.equal(measure(net, images, labels, None, engine="reference").predictions, classes(network(), images))
+    quant.program(net, NOISY, 0)
+    assert torch.equal(measured(scene, None).predictions, before.predictions)
+
+
+def test_reads_are_counted_once_for_all_chips_and_devices(scene, monkeypatch):
+    counted, collect = [], quant.collect_histograms
+    monkeypatch.setattr(quant, "collect_histograms", lambda *args, **more: (counted.append(1), collect(*args, **more))[1])
+    cache = Cache()
+    measured(scene, None, cache=cache)
+    first = measured(scene, chips=2, cache=cache)
+    measured(scene, PERFECT, cache=cache)
+    assert len(counted) == 1
+    assert torch.equal(first.chip_predictions, measured(scene, chips=2).chip_predictions)
+    counted.clear()
+    measured(scene, chips=2, on="chip", cache=cache)  # each chip's own
+    measured(scene, spec={"reference": "digital"}, cache=cache)  # with the off-current of this device, and of that
+    measured(scene, PERFECT, spec={"reference": "digital"}, cache=cache)
+    measured(scene, PERFECT, spec={"reference": "digital"}, cache=cache, chips=2)
+    assert len(counted) == 4
+
+
+def test_layers_that_are_not_on_crossbars_have_ideal_cells(scene, monkeypatch):
+    net, seen = scene[0], []
+    monkeypatch.setattr(quant, "correct", lambda *args, real=quant.correct: (
+        seen.append([name for name, layer in quant.crossbar_layers(net) if layer.chip]), real(*args))[1])
+    measured(scene, layers="conv")
+    measured(scene)
+    assert seen == [["features.4", "features.8"], CROSSBARS]
+
+
+def test_batches_know_the_number_of_their_first_image(scene):
+    net, seen = scene[0], []
+    hook = net.register_forward_hook(lambda net, inputs, _: seen.append((first_image(), len(inputs[0]))))
+    measured(scene, batch_size=10, spec={"adc_range": "full"})
+    hook.remove()
+    assert seen[-3:] == [(0, 10), (10, 10), (20, 4)]
+
+
+def test_what_is_not_at_its_default_is_handed_to_the_programming(scene, monkeypatch):
+    given = []
+    monkeypatch.setattr(quant, "program", lambda model, device, *args, **more: given.append((args, more)))
+    net = scene[0]
+    Chips(device=NOISY).program(net, 3)
+    Chips(device=NOISY, read_noise=0.5, adc_noise=0.1, adc_offset=0.2, adc_gain=0.3, wire_ohm=2.0, noise_seed=7,
+          reference_cells="ideal").program(net, 4)
+    Chips(device=NOISY, read_noise=0.0, access="gate").program(net, 0)
+    Chips(device=Device.preset("pcm"), read_noise="device").program(net, 0)
+    assert given == [((3, "device"), {}), ((4, "ideal"), {
+        "read_noise": 0.5, "adc_noise": 0.1, "adc_offset": 0.2, "adc_gain": 0.3, "wires": Wires(wire_ohm=2.0), "noise_seed": 7}),
+        ((0, "device"), {}), ((0, "device"), {})]
+    assert Chips(device=Device.preset("pcm"), read_noise="device").device.read_noise == "device"
+
+
+def test_chips_are_equal_if_their_numbers_are():
+    a, b = (chips_of({"device": "techA", "device_time": 3600.0, "chips": 2}) for _ in range(2))
+    assert a == b and hash(a) == hash(b) and Setting(chips=a) == Setting(chips=b)
+    others = [{"device_time": 0.0}, {"chips": 3}, {"device": "techB"}, {"stuck_on": 0.1}, {"read_noise": 0.1}, {"wire_ohm": 1.0}]
+    assert all(chips_of({"device": "techA", "device_time": 3600.0, "chips": 2} | other) != a for other in others)
+    assert chips_of({"device": "techA"}) == chips_of({"device": "techA", "device_time": 0.0})
+    assert chips_of({}) is None and chips_of({"device": None, "chips": 1}) is None
+
+
+@pytest.mark.parametrize("values, text", [
+    ({"device": "techA"}, "techA at 0s"),
+    ({"device": "techA", "device_time": 86400.0}, "techA at 1d"),
+    ({"device": "techA", "device_temp": 100.0}, "techA at 7165s and 100 C"),
+    ({"device": "neurram_chip", "stuck_on": 0.01, "adc_noise": 0.5, "wire_ohm": 1.0},
+     "neurram_chip, stuck_on 0.01, adc_noise 0.5, wire_ohm 1 ohm"),
+    ({"device": "milo_irps21", "read_noise": 0.2, "reference_cells": "ideal"},
+     "milo_irps21, read_noise 0.2 uS, reference_cells ideal"),
+])
+def test_what_tables_call_them(values, text):
+    assert str(chips_of(values)) == text
+
+
+def test_times_as_people_say_them():
+    assert [show_time(t) for t in (0, 0.01, 1, 90, 5400, 3600, 172800, 1e5)] == ["0s", "0.01s", "1s", "90s", "90min", "1h", "2d", "100000s"]
+
+
+# ---- eval.py -----------------------------------------------------------------------------------------------------------
+
+FLAGS = ["--engine", "reference", "--cellBit", "2", "--adc_prec", "4", "--limit", "12"]
+
+
+def test_table_and_results_of_chips(run, checkpoint):  # noqa: F811
+    records, predictions, text = run(checkpoint, *FLAGS, "--device", "techC_cells", "--device_time", "0", "100000s",
+                                     "--chips", "3", "--chip_seed", "4", "--also", "--cellBit 2 --adc_prec 4 --subArray 16")
+    software, early, late, ideal = records
+    titles = ["software", *(f"2-bit cells, 4-bit ADC, calibrated, rows 16, techC_cells at {t}" for t in ("0s", "100000s")),
+              "2-bit cells, 4-bit ADC, calibrated, rows 16"]
+    table = text[text.index("setting   "):].splitlines()
+    assert table[0].split() == ["setting", "accuracy", "%", "deviation", "lowest", "difference", "changed", "images/s"]
+    for line, title, record in zip(table[2:6], titles, records):
+        lowest = [] if record["accuracy_std"] is None else [f"{record[name]:.2f}" for name in ("accuracy_std", "accuracy_lowest")]
+        assert line.startswith(title + " ") and line.removeprefix(title).split()[:1 + len(lowest)] == [f"{record['accuracy']:.2f}", *lowest]
+    assert "with a device: mean, deviation and lowest of 3 chips" in table
+    for record in (software, ideal):
+        assert not any(record[name] is not None for name in (
+            "device", "device_time_s", "device_temp_C", "chips", "chip_seed", "noise_seed", "accuracy_std", "accuracy_lowest",
+            "chip_accuracies", "chip_changed_predictions", "stuck_on", "read_noise", "adc_noise", "wire_ohm", "calib_on"))
+    for record, time in ((early, 0.0), (late, 1e5)):
+        expected = {"device": "techC_cells", "device_time_s": time, "device_temp_C": 25.0, "chips": 3, "chip_seed": 4, "noise_seed": 0,
+                    "stuck_on": 0.0, "stuck_off": 0.0, "read_noise": None, "adc_noise": 0.0, "adc_offset": 0.0, "adc_gain": 0.0,
+                    "wire_ohm": 0.0, "reference_cells": "device", "calib_on": "nominal", "adc_correct": "channel"}
+        assert record.items() >= expected.items()
+        assert record["accuracy"] == pytest.approx(statistics.mean(record["chip_accuracies"]))
+        assert record["accuracy_lowest"] == min(record["chip_accuracies"]) and len(record["chip_changed_predictions"]) == 3
+        assert record["images_per_s"] == pytest.approx(3 * record["n_images"] / record["seconds"])
+    ranges = json.loads(Path("save/adc_ranges.json").read_text())["ranges"]
+    assert len(ranges) == 1  # a chip's correction is of no use to another
+    again = run(checkpoint, *FLAGS, "--device", "techC_cells", "--chip_seed", "5")[0][1]
+    assert again["accuracy"] == early["chip_accuracies"][1]
+
+
+def test_own_measurements(run, checkpoint):  # noqa: F811
+    Path("mine.csv").write_text("level,conductance_uS,std_uS\n0,1,0.2\n1,10,1\n2,20,1\n3,30,2\n")
+    records, _, text = run(checkpoint, *FLAGS, "--device", "mine.csv", "--stuck_off", "0", "0.5")
+    assert [(r["device"], r["stuck_off"]) for r in records[1:]] == [("mine", 0.0), ("mine", 0.5)]
+    assert "rows 16, mine, stuck_off 0.5 " in text
+    assert records[1]["changed_predictions"] != records[2]["changed_predictions"]
+
+
+def test_cells_far_beyond_their_levels_are_one_line(run, checkpoint):  # noqa: F811
+    Path("mine.csv").write_text("level,conductance_uS,std_uS\n0,1,90\n1,1.01,90\n2,1.02,90\n3,1.03,90\n")
+    with pytest.raises(UserError, match="^2-bit cells, 4-bit ADC, calibrated, rows 16, mine: values of cells reach "):
+        run(checkpoint, *FLAGS, "--device", "mine.csv")
+
+
+def test_a_list_of_devices_needs_no_checkpoint(capsys):
+    with pytest.raises(SystemExit) as ended:
+        evaluation.main(["--device", "list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not ended.value.code and [line.split(":")[0] for line in lines] == presets()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--device", "techX"], ["--device techX: no preset and no file is called so; presets are cmo_hfox, ", "techA"]),
+    (["--device", "techA", "--device_time", "1y"], ["--device_time: 1y is not seconds, or a number with ms, s, min, h, d or w"]),
+    (["--device", "techA", "--device_time", "3w"], ["--device techA: techA at 25 C has no data at 1.8144e+06 s; nearest: 100000 s"]),
+    (["--device", "neurram_chip", "--device_time", "1h"], ["--device neurram_chip: neurram_chip has no data over time"]),
+    (["--device", "techA", "--device_temp", "50"], ["--device techA: ", "50 C"]),
+    (["--device", "techA", "--stuck_on", "1.5"], ["--stuck_on: 1.5 is not a probability from 0 to 1"]),
+    (["--device", "techA", "--stuck_off", "nan"], ["--stuck_off: nan is not a probability"]),
+    (["--device", "techA", "--stuck_on", "0.6", "--stuck_off", "0.6"], ["--device techA: stuck_on 0.6 and stuck_off 0.6 sum above 1"]),
+    (["--device", "techA", "--chips", "0"], ["--chips: 0 is not a whole number from 1 up"]),
+    (["--device", "winbond_asu_1bit", "--cellBit", "2"], ["winbond_asu_1bit has 2 levels, a cell of 2 bits needs 4"]),
+    (["--device", "techA", "--read_noise", "device"], ["--device techA: "]),
+    (["--device", "techA", "--read_noise", "some"], ["--read_noise: some is not device, or a number of uS from 0 up"]),
+    (["--device", "techA", "--access", "gate", "--row_ohm", "1"], ["--row_ohm is 1.0 with access 'gate'"]),
+    (["--device", "techA", "--adc_ranges", "x.json"], ["--adc_ranges are of ideal cells"]),
+    (["--device", "techA", "--reference", "digital", "--dac_bits", "4", "--subArray", "1024", "--mapping", "im2col", "--cellBit", "4"],
+     ["has ", "possible values, too many to calibrate on"]),
+    (["--device", "techA", "--engine", "cuda"], ["no engine is named 'cuda'"]),
+    (["--device_time", "1h"], ["--device_time is for the cells of a device: add --device NAME, or see --device list"]),
+    *[([f"--{name}", value], [f"--{name} is for the cells of a device: add --device NAME"]) for name, value in (
+        ("read_noise", "1"), ("adc_noise", "1"), ("adc_offset", "1"), ("adc_gain", "1"), ("access", "gate"), ("wire_ohm", "1"),
+        ("stuck_on", "0"), ("chips", "2"), ("chip_seed", "1"), ("noise_seed", "1"), ("calib_on", "chip"),
+        ("reference_cells", "ideal"))],
+    (["--save_cells"], ["--save_cells is for the cells of a device"]),
+    (["--also", "--device_time 1h"], ["--device_time is for the cells of a device"]),
+    (["--device", "mine.csv"], ["--device mine.csv: no preset and no file is called so"]),
+    (["--device", "bad.csv"], ["--device bad.csv: bad.csv, line 1: columns a,b"]),
+    (["--device", "bytes.csv"], ["--device bytes.csv: "]),
+    (["--device", "empty"], ["--device empty: "]),
+])
+def test_bad_input_of_devices_is_one_line(flags, words, refused, checkpoint):  # noqa: F811
+    Path("bad.csv").write_text("a,b\n1,2\n")
+    Path("bytes.csv").write_bytes(bytes(range(256)))
+    Path("empty").mkdir()
+    refused(["--resume", checkpoint, *flags], *words)
+
+
+def test_flags_are_the_fields(monkeypatch):
+    values = eval_settings.flags.parse(eval_settings.build_parser(), [
+        "--device", "techA", "techB", "--device_time", "1h", "10s", "--read_noise", "device", "0.5", "--chips", "4", "--calib_on", "chip"])
+    assert values == {"device": ["techA", "techB"], "device_time": [3600.0, 10.0], "read_noise": ["device", 0.5], "chips": 4,
+                      "calib_on": "chip"}
+    made = DeviceSettings(device="techA", device_time=3600.0, stuck_on=0.25).made()
+    assert (made.time, made.stuck_on, np.isfinite(made.sigma(100.0))) == (3600.0, 0.25, True)
+    assert set(chip_flags.OF_ROW) | set(chip_flags.OF_RUN) == {*chip_flags.OF_DEVICE, *chip_flags.CHIP_FIELDS}
+
+
+def test_equal_settings_of_a_device_are_one(tmp_path):
+    rows = {"device": ["techA"], "device_time": [None, 0.0, 10.0], "adc_range": ["ideal", "calibrated"], "adc_prec": [4, 6]}
+    found = eval_settings.all_settings(rows, 4, 4)
+    assert [(s.chips.device.time, s.spec.adc_range, s.spec.adc_bits) for s in found] == [
+        (t, *adc) for t in (0.0, 10.0) for adc in (("ideal", 1), ("calibrated", 4), ("calibrated", 6))]
+
+
+# ---- pictures and the report -------------------------------------------------------------------------------------------
+
+
+def png(path):
+    return Path(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_over_what_is_swept(run, checkpoint, monkeypatch):  # noqa: F811
+    drawn, draw = {}, report.sweep_plot
+    monkeypatch.setattr(report, "sweep_plot", lambda curves, name, *args: (drawn.update({name: curves}), draw(curves, name, *args)))
+    records, _, text = run(checkpoint, *FLAGS, "--adc_range", "full", "--device", "techB", "--device_time", "0", "10s", "1h",
+                           "--stuck_on", "0", "0.1", "--chips", "2")
+    assert list(drawn) == ["device_time", "stuck_on"]
+    assert {curve: [value for value, _ in points] for curve, points in drawn["device_time"].items()} == {
+        f"2-bit cells, 4-bit ADC, full, rows 16, techB{stuck}": [0.0, 10.0, 3600.0] for stuck in ("", ", stuck_on 0.1")}
+    assert len(drawn["stuck_on"]) == 3 and len(records) == 7
+    for name in drawn:
+        assert png(f"save/accuracy_over_{name}.png") and f"plot: save/accuracy_over_{name}.png" in text.replace(f"{Path.cwd()}/", "")
+    assert not Path("save/accuracy_over_adc_bits.png").exists()
+
+
+def test_what_has_no_axis_is_no_picture(run, checkpoint):  # noqa: F811
+    run(checkpoint, *FLAGS, "--adc_range", "full", "--device", "techB", "techC", "--reference_cells", "device", "ideal")
+    assert not list(Path("save").glob("*.png"))
+
+
+def test_the_report_of_a_chip(run, checkpoint, monkeypatch):  # noqa: F811
+    programmed, program = [], quant.program
+    monkeypatch.setattr(quant, "program", lambda model, device, *args, **more: (
+        programmed.append(args[:1] if device else None), program(model, device, *args, **more))[1])
+    records, _, text = run(checkpoint, *FLAGS, "--device", "rram_wan", "--chips", "2", "--chip_seed", "3", "--report")
+    assert [seeds for seeds in programmed if seeds] == [(3,), (4,), (3,)] and programmed[-1] is None
+    [path] = Path("save").glob("report_*.json")
+    assert path.name == "report_2_bit_cells_4_bit_adc_calibrated_rows_16_rram_wan_at_1s.json" and png(path.with_suffix(".png"))
+    content = json.loads(path.read_text())
+    assert (content["setting"], content["chip_seed"]) == ("2-bit cells, 4-bit ADC, calibrated, rows 16, rram_wan at 1s", 3)
+    assert [entry["layer"] for entry in content["losses"]] == CROSSBARS
+    assert content["cells"]["layer"] == "classifier.0" and [s["bits"] for s in content["cells"]["slices"]] == [2, 2]
+    table = text[text.index("layer "):].splitlines()
+    assert table[0].split() == "layer scatter off by > 1/2 ADC alone dB cells alone dB both dB".split()
+    assert [line.split()[0] for line in table[2:6]] == CROSSBARS
+
+
+def on_a_chip(net, device, seed=0):
+    place(net, setting())
+    quant.calibrate(net, shown_images(359)[0][200:216])
+    quant.program(net, device, seed)
+
+
+def test_losses_of_a_perfect_chip_are_those_of_the_adc(scene):
+    net, images, *_ = scene
+    with quant.set_engine("reference"):
+        on_a_chip(net, PERFECT)
+        for entry in diagnostics.losses(net, images):
+            assert (entry["cells"], entry["scatter"], entry["far"]) == (None, 0.0, 0.0) or entry["cells"] > 100
+            assert entry["adc"] == entry["both"] == entry["chip"] < 60
+
+
+def test_losses_with_scatter(scene):
+    net, images, *_ = scene
+    with quant.set_engine("reference"):
+        on_a_chip(net, NOISY)
+        chips = [layer.chip.cells for _, layer in quant.crossbar_layers(net)]
+        found, plain = diagnostics.losses(net, images), diagnostics.losses(net, images, corrected=False)
+        assert [layer.chip.cells for _, layer in quant.crossbar_layers(net)] == chips
+    for entry, other in zip(found, plain):
+        assert entry["both"] < min(entry["adc"], entry["cells"]) + 0.5 and entry["chip"] == entry["both"] > 0
+        assert entry["scatter"] == pytest.approx(0.4, rel=0.1) and entry["far"] == pytest.approx(0.211, abs=0.03)
+        assert other["cells"] <= entry["cells"] + 0.1
+
+
+def test_levels_of_cells(scene):
+    net, *_ = scene
+    on_a_chip(net, NOISY, 1)
+    layer = net.features[8]
+    slices = diagnostics.cell_levels(layer)
+    for k, entry in enumerate(slices):
+        assert sum(each["cells"] for each in entry["levels"]) == layer.weight.numel()
+        assert all(sum(each["histogram"]) == each["cells"] for each in entry["levels"])
+        for each in entry["levels"]:
+            own = layer.cells().values[k][layer.ideal_cells().values[k] == 256 * each["level"]] / 256
+            assert each["cells"] == len(own)
+            if len(own) > 100:
+                assert each["mean"] == pytest.approx(each["level"], abs=0.15) and each["deviation"] == pytest.approx(0.4, abs=0.08)
+
+
+# ---- cells as files ----------------------------------------------------------------------------------------------------
+
+
+def cells_of(net):
+    return [(layer.cells().values.clone(), layer.cells().reference.clone()) for _, layer in quant.crossbar_layers(net)]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for one, other in zip(a, b, strict=True) for x, y in zip(one, other))
+
+
+def test_cells_that_are_written_can_be_read(scene, tmp_path):
+    net, images, *_ = scene
+    place(net, setting())
+    quant.program(net, NOISY, 3)
+    expected = cells_of(net)
+    assert quant.write_cells(tmp_path, net, "noisy", 3) == 4 and quant.write_cells(tmp_path, net, "noisy", 3) == 0
+    content = torch.load(tmp_path / "bit_levels1_noisy_chip3.pt")
+    assert set(content) == {"values", "reference", "fraction_bits"} and torch.equal(content["values"], expected[1][0])
+    quant.program(net, None)
+    quant.read_cells(tmp_path, net, "noisy", 3)
+    assert same(cells_of(net), expected)
+    quant.PlaneStore(tmp_path.parent, "x", 4, 2).write([])  # other folders do not matter
+    content["values"] += 1  # somebody edits them
+    torch.save(content, tmp_path / "bit_levels1_noisy_chip3.pt")
+    quant.read_cells(tmp_path, net, "noisy", 3)
+    assert torch.equal(net.features[8].cells().values, expected[1][0] + 1)
+
+
+def test_planes_and_chips_share_a_manifest(scene, tmp_path):
+    net, *_ = scene
+    place(net, setting())
+    store = quant.PlaneStore(tmp_path, "net", 4, 2)
+    codes = [(name, layer.w_codes()) for name, layer in quant.crossbar_layers(net)]
+    assert store.write(codes) == 4
+    quant.program(net, NOISY, 0)
+    assert quant.write_cells(store.folder, net, "noisy", 0) == 4
+    assert store.write(codes) == 0 and quant.write_cells(store.folder, net, "noisy", 0) == 0
+    manifest = json.loads((store.folder / "manifest.json").read_text())
+    assert len(manifest) == 8
+    entry = manifest["bit_levels1_noisy_chip0.pt"]
+    assert (entry["layer"], entry["device"], entry["seed"], entry["shape"]) == ("features.8", "noisy", 0, [2, 1, 216, 40])
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda path: path.unlink(), "does not exist"),
+    (lambda path: path.write_bytes(path.read_bytes()[:500]), "cannot be read"),
+    (lambda path: torch.save(torch.zeros(3), path), "holds no dict of values, reference, fraction_bits"),
+    (lambda path: torch.save({"values": 1, "reference": 2, "fraction_bits": 8}, path), "values of cells are int"),
+    (lambda path: torch.save({"values": torch.zeros(2, 1, 3, 4, dtype=torch.int32), "fraction_bits": 8,
+                              "reference": torch.zeros(2, 1, 3, dtype=torch.int32)}, path), "has cells of shape [2, 1, 3, 4]"),
+])
+def test_cells_that_cannot_be_read_change_nothing(damage, words, scene, tmp_path):
+    net, *_ = scene
+    place(net, setting())
+    quant.program(net, NOISY, 0)
+    quant.write_cells(tmp_path, net, "noisy", 0)
+    quant.program(net, NOISY, 1)
+    before, path = cells_of(net), tmp_path / "bit_levels2_noisy_chip0.pt"
+    damage(path)
+    with pytest.raises(ValueError) as error:
+        quant.read_cells(tmp_path, net, "noisy", 0)
+    assert str(path) in str(error.value) and words in str(error.value) and same(cells_of(net), before)
+
+
+def test_cells_of_other_weights_are_refused_and_written_anew(scene, tmp_path):
+    net, *_ = scene
+    place(net, setting())
+    quant.program(net, NOISY, 0)
+    quant.write_cells(tmp_path, net, "noisy", 0)
+    net.features[4].weight.data.neg_()
+    with pytest.raises(ValueError, match="bit_levels0_noisy_chip0.pt holds cells of other weights than those of features.4"):
+        quant.read_cells(tmp_path, net, "noisy", 0)
+    assert quant.write_cells(tmp_path, net, "noisy", 0) == 4 and quant.write_cells(tmp_path, net, "noisy", 0, {"rows": 8}) == 4
+
+
+def test_saving_the_cells_of_an_evaluation(run, checkpoint):  # noqa: F811
+    flags = [*FLAGS, "--adc_range", "full", "--device", "techB", "--device_time", "0", "1h", "--chips", "2", "--save_cells"]
+    _, _, text = run(checkpoint, *flags)
+    folder = Path("prob/vgg7_quant_eval_w4_c2")
+    names = {f"bit_levels{i}_{device}_chip{seed}.pt" for i in range(4) for device in ("techB", "techB_1h") for seed in (0, 1)}
+    assert {path.name for path in folder.glob("*_chip*")} == names and names < json.loads((folder / "manifest.json").read_text()).keys()
+    assert text.count(f"written to {folder}") == 3
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert "cells of" not in run(checkpoint, *flags)[2]
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    net = models.create("vgg7_quant_eval", alpha_init=2.0)
+    net.load_state_dict(network().state_dict(), strict=False)
+    place(net, setting())
+    quant.read_cells(folder, net, "techB_1h", 1)
+    found = cells_of(net)
+    quant.program(net, Device.preset("techB", time="1h"), 1)
+    assert same(found, cells_of(net))
+
+
+def test_files_hold_all_layers_whatever_a_setting_leaves_out(run, checkpoint):  # noqa: F811
+    run(checkpoint, *FLAGS, "--adc_range", "full", "--device", "techB", "--save_cells", "--crossbar_layers", "conv")
+    path = Path("prob/vgg7_quant_eval_w4_c2/bit_levels3_techB_chip0.pt")
+    before = path.stat().st_mtime_ns
+    assert (torch.load(path)["values"] % 256 != 0).any()
+    run(checkpoint, *FLAGS, "--adc_range", "full", "--device", "techB", "--save_cells")
+    assert path.stat().st_mtime_ns == before
+
+
+def test_what_files_call_them():
+    values = [{"device": "techA"}, {"device": "techA", "device_time": 3600.0, "stuck_on": 0.01, "adc_noise": 1.0},
+              {"device": "techA", "device_temp": 100.0}, {"device": "neurram_chip", "reference_cells": "ideal"}]
+    assert [chips_of(each).label() for each in values] == [
+        "techA", "techA_1h_stuck_on0.01", "techA_100C", "neurram_chip_reference_cellsideal"]
