@@ -7,6 +7,7 @@ are added there too, and what is stored is their sum.
 
 from __future__ import annotations
 
+import functools
 from collections import namedtuple
 
 import numba
@@ -26,6 +27,7 @@ from .wide import (add_product_f32, add_product_f64, add_to_int32, add_to_int64,
 from .wide_noise import converted_by, curved, noise, read_key
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
+NOISY, CURVED, CHANGED = 8, 16, 32  # added to one of those: what reads have besides; each sum is compiled by itself
 
 # Where results go; see `buffers.Target`. extremes: int32 `[thread, group, array, digit, slice, tile, 2, column]`;
 # counts: int64 `[thread, digit, slice, u - u_min]`.
@@ -35,9 +37,9 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of an output row
 # pixel_reference                 sum of the reference cells under each pixel and digit, of one array and slice
 # reads                           u of one tile
-# noisy .. seed                   of `cells_plan.Besides`
+# analog .. seed                  of `cells_plan.Besides`
 Addresses = namedtuple("Addresses", """
-    noisy changed curved analog keys noise curve reference reference_base gains offsets base seed
+    analog keys noise curve reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
     singles doubles divide low constant
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
@@ -67,10 +69,13 @@ def run(shape: Shape, plan: Plan, forms: Forms, besides: Besides, a_codes: torch
         extremes=np.empty((0,) * 8, np.int32) if extremes is None else extremes,
         counts=np.empty((0,) * 4, np.int64) if counts is None else counts, u_min=u_min)
     bands = min(size[0], max(1, 8 * numba.get_num_threads() // max(len(a_codes), 1)))
-    _layers[STATIC_BROAD if op == STATIC and forms.broad else op](
+    op = STATIC_BROAD if op == STATIC and forms.broad else op
+    op += NOISY * besides.noisy + CURVED * besides.curved + CHANGED * besides.changed
+    _compiled(op)(
         shape, plan, forms, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, pixels, bands)
 
 
+@functools.cache
 def _compiled(op):
     def layer(shape, plan, forms, besides, target, to_codes, codes, height, width, pixels, bands, sources=SOURCES):
         for item in prange(len(codes) * bands):
@@ -96,11 +101,11 @@ def _band(shape, plan, forms, besides, target, to_codes, codes, image, first, la
             listed = list_rows_under(shape, at, source, group_codes, y, listed)
             start = (image * height + y) * width
             count = min(width, pixels - start)
-            if op != RANGES and op != HISTOGRAM:
+            if op % NOISY != RANGES and op % NOISY != HISTOGRAM:
                 buffers.acc[:] = 0
                 buffers.exact_acc[:] = 0
             _reads_of_row(shape, at, source, besides, group, y, start, count, op)
-            if op != RANGES and op != HISTOGRAM:
+            if op % NOISY != RANGES and op % NOISY != HISTOGRAM:
                 for x in range(count):
                     channel = group * shape.out_channels
                     place = (start + x) * shape.groups * shape.out_channels + channel
@@ -121,7 +126,7 @@ def _reads_of_row(shape, at, source, besides, group, y, start, count, op):
                 put_int64(at.pixel_row_count, x * shape.input_bits + i, int64_at(at.row_count, i))
         array = group * shape.arrays + t
         for k in range(shape.slices):
-            if at.noisy or at.curved:
+            if op & (NOISY | CURVED):
                 _add_references(shape, at, group, t, k, count)
             for tile in range(shape.tiles):
                 weights = at.weights + 2 * (int64_at(at.array_base, array)
@@ -129,12 +134,12 @@ def _reads_of_row(shape, at, source, besides, group, y, start, count, op):
                 for x in range(count):
                     image, pixel = (start + x) // besides.pixels + besides.first_image, (start + x) % besides.pixels
                     place = Place(group, t, array, k, tile, x, image, pixel)
-                    if op == RANGES:
-                        _keep_extremes(shape, at, weights, place)
-                    elif op == HISTOGRAM:
-                        _count_values(shape, at, weights, place)
-                    elif op == STATIC:
-                        _add_codes(shape, at, weights, place)
+                    if op % NOISY == RANGES:
+                        _keep_extremes(shape, at, weights, place, op)
+                    elif op % NOISY == HISTOGRAM:
+                        _count_values(shape, at, weights, place, op)
+                    elif op % NOISY == STATIC:
+                        _add_codes(shape, at, weights, place, op)
                     else:
                         _add_broad_codes(shape, at, weights, place, op)
 
@@ -152,9 +157,9 @@ def _add_references(shape, at, group, t, k, count):
 
 
 @njit(forceinline=True)
-def _is_idle(shape, at, x, z):
+def _is_idle(shape, at, x, z, op):
     """Whether a read of digit `z` of pixel `x` is 0 in all columns."""
-    if at.noisy or at.changed or at.curved:
+    if op >= NOISY:
         return False
     for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
         if int64_at(at.pixel_row_count, x * shape.input_bits + i):
@@ -163,20 +168,20 @@ def _is_idle(shape, at, x, z):
 
 
 @njit(forceinline=True)
-def _read(shape, at, weights, place, z):
+def _read(shape, at, weights, place, z, op):
     """u of the two vectors of a tile, as their converters see them."""
     u0, u1 = _sum_rows(shape, at, weights, place.x, z)
     e0 = e1 = no_ints(0)
-    if at.noisy:
+    if op & NOISY:
         low, high, at_zero, slope, reference = _noise_of_read(shape, at, place, z)
         keys = (place.group * shape.tiles + place.tile) * TILE
         e0 = noise(u0, at.keys, keys, low, high, at_zero, slope, reference)
         e1 = noise(u1, at.keys, keys + LANES, low, high, at_zero, slope, reference)
-    if at.curved:
+    if op & CURVED:
         b0, b1, b2, start, taken = _curve_of_read(shape, at, place, z)
         u0, u1 = curved(u0, start, b0, b1, b2, taken), curved(u1, start, b0, b1, b2, taken)
     u0, u1 = added(u0, e0), added(u1, e1)
-    if at.changed:
+    if op & CHANGED:
         column = (((place.k * shape.groups + place.group) * shape.arrays + place.t) * shape.tiles + place.tile) * TILE
         u0 = converted_by(u0, at.gains, at.offsets, column)
         u1 = converted_by(u1, at.gains, at.offsets, column + LANES)
@@ -238,15 +243,15 @@ def _sums(shape, at, place):
 
 
 @njit(forceinline=True)
-def _add_codes(shape, at, weights, place):
+def _add_codes(shape, at, weights, place, op):
     """STATIC: ADC codes of all digits of one pixel, times their factors, to its accumulators; float32 holds them exactly."""
     total0 = total1 = full_f32(np.float32(0))
     for z in range(shape.digits):
         form = at.singles + 4 * FORM * (z * shape.slices + place.k)
         factor = float32_at(form, FACTOR)
-        if factor == 0 or _is_idle(shape, at, place.x, z):
+        if factor == 0 or _is_idle(shape, at, place.x, z, op):
             continue
-        u0, u1 = _read(shape, at, weights, place, z)
+        u0, u1 = _read(shape, at, weights, place, z, op)
         low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
         if at.divide:
             unit, delta = float32_at(form, UNIT), float32_at(form, DELTA)
@@ -266,13 +271,13 @@ def _add_broad_codes(shape, at, weights, place, op):
     """STATIC_BROAD and DYNAMIC: the same in float64, by the formula."""
     total0 = total1 = full_f64(0.0)
     for z in range(shape.digits):
-        entry = (place.array * shape.digits + z) * shape.slices + place.k if op == DYNAMIC else z * shape.slices + place.k
+        entry = (place.array * shape.digits + z) * shape.slices + place.k if op % NOISY == DYNAMIC else z * shape.slices + place.k
         form, single = at.doubles + 8 * FORM * entry, at.singles + 4 * FORM * entry
         factor = float64_at(form, FACTOR)
         if factor == 0:
             continue
-        u0, u1 = _read(shape, at, weights, place, z)
-        if op == DYNAMIC:
+        u0, u1 = _read(shape, at, weights, place, z, op)
+        if op % NOISY == DYNAMIC:
             start = no_ints(-int64_at(at.low, entry))
             delta, high = float32_at(single, DELTA), float32_at(single, HIGHEST)
             q0, q1 = code_f64_of_f32(added(u0, start), delta, high), code_f64_of_f32(added(u1, start), delta, high)
@@ -288,9 +293,9 @@ def _add_broad_codes(shape, at, weights, place, op):
 
 
 @njit(forceinline=True)
-def _keep_extremes(shape, at, weights, place):
+def _keep_extremes(shape, at, weights, place, op):
     for z in range(shape.digits):
-        u0, u1 = _read(shape, at, weights, place, z)
+        u0, u1 = _read(shape, at, weights, place, z, op)
         low = 2 * TILE * (((place.array * shape.digits + z) * shape.slices + place.k) * shape.tiles + place.tile)
         high = low + TILE
         store_ints(at.extremes, low, smaller(load_ints(at.extremes, low), u0))
@@ -300,10 +305,10 @@ def _keep_extremes(shape, at, weights, place):
 
 
 @njit(forceinline=True)
-def _count_values(shape, at, weights, place):
+def _count_values(shape, at, weights, place, op):
     columns = min(TILE, shape.out_channels - place.tile * TILE)
     for z in range(shape.digits):
-        u0, u1 = _read(shape, at, weights, place, z)
+        u0, u1 = _read(shape, at, weights, place, z, op)
         store_ints(at.reads, 0, u0)
         store_ints(at.reads, LANES, u1)
         start = (z * shape.slices + place.k) * at.bins - at.u_min
@@ -317,7 +322,7 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
     """`Buffers` for lists of so many input pixels and so many channel intervals, and an output row of so many pixels."""
     places = pixels * shape.input_bits
     sums = width * shape.steps * shape.slice_vectors * LANES
-    broad = op == STATIC_BROAD or op == DYNAMIC
+    broad = op % NOISY == STATIC_BROAD or op % NOISY == DYNAMIC
     narrow_sums, broad_sums = 0 if broad else sums, sums if broad else 0
     return Buffers(
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
@@ -332,10 +337,9 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
 @njit
 def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, op):
     words = 2 if target.wide else 1
-    exact = op == STATIC_BROAD or op == DYNAMIC
+    exact = op % NOISY == STATIC_BROAD or op % NOISY == DYNAMIC
     return Addresses(
-        noisy=besides.noisy, changed=besides.changed, curved=besides.curved, analog=besides.analog,
-        curve=besides.curve.ctypes.data, keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
+        analog=besides.analog, curve=besides.curve.ctypes.data, keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
         reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
         gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base, seed=besides.seed,
         weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, tile_stride=plan.tile_stride.ctypes.data,
@@ -362,5 +366,3 @@ def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, o
 def _keep_alive(buffers):
     """Numba frees an array after its last use, and does not see the uses by address."""
 
-
-_layers = {op: _compiled(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD)}
