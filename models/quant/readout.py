@@ -45,7 +45,7 @@ class Readout:
         gain: float64 `[slices, groups, arrays, out / groups]`, of the converter of each column, about 1; None: all 1.
         offset: int32 of the same shape, in units of u; None: all 0.
         curve: `(b_0, b_1, b_2, z)` of each slice, of bit lines that load themselves (`devices.wires.gate_curve`): with
-            `c(S) = S (b_0 + b_1 S + b_2 S^2)` in float64, `f(u) = rint(c(u + S) - c(S))`, `S = sum a (R + z)` the reference column's
+            `c(S) = S (b_0 + S (b_1 + S b_2))` in float32, `f(u) = rint(c(u + S) - c(S))`, `S = sum a (R + z)` the reference column's
             current (analog), or `f(u) = rint(c(u + S) - S)` with `S = z' sum a` (digital, where z' is what values lack of the
             current). None: straight.
     """

@@ -91,13 +91,14 @@ def _read_out(layer, u, a, values, reference, place, images):
         key = read_key(readout.seed, image, counter).view(1, -1, 1)
         error = noise(variance, key, torch.arange(groups * out, device=u.device).view(groups, 1, out)).double()
     if readout.curve is not None:
-        b0, b1, b2, z = readout.curve[k]
+        *b, z = readout.curve[k]
+        b0, b1, b2 = torch.tensor(b, dtype=torch.float32, device=u.device)
         start = z * a.sum(2, keepdim=True)
         if layer.spec.reference == "analog":
             start = a @ reference + start
+        start, total = start.float(), u.float() + start.float()
         taken = start * (b0 + start * (b1 + start * b2)) if layer.spec.reference == "analog" else start
-        total = u + start
-        u = (total * (b0 + total * (b1 + total * b2)) - taken).round()
+        u = (total * (b0 + total * (b1 + total * b2)) - taken).round().double()
     u = u + error
     if readout.gain is not None:
         u = (u * readout.gain[k, :, t, None].to(u.device)).round()

@@ -21,9 +21,10 @@ from .cells_plan import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, TILE, UNIT,
 from .finish import Pixel, finish_pixel
 from .output import NOT_TO_CODES, ToCodes
 from .rows import Source, active_rows, list_rows_under, rows_to_keep
-from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, load, put_int64, splat, uint32_at
-from .wide import (add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, code_f32, code_f64_of_f32, code_of_quotient_f32,
-                   code_of_quotient_f64, full_f32, full_f64, larger, load_ints, no_ints, shifted_up, smaller, store_ints, widened)
+from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, put_int64, uint32_at
+from .wide import (WIDE, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, added_shorts, code_f32, code_f64_of_f32,
+                   code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i16, full_i32, larger, load_ints, load_shorts,
+                   shifted_up, smaller, store_ints, widened)
 from .wide_noise import converted_by, curved, noise, read_key
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
@@ -171,12 +172,12 @@ def _is_idle(shape, at, x, z, op):
 def _read(shape, at, weights, place, z, op):
     """u of the two vectors of a tile, as their converters see them."""
     u0, u1 = _sum_rows(shape, at, weights, place.x, z)
-    e0 = e1 = no_ints(0)
+    e0 = e1 = full_i32(0)
     if op & NOISY:
         low, high, at_zero, slope, reference = _noise_of_read(shape, at, place, z)
         keys = (place.group * shape.tiles + place.tile) * TILE
         e0 = noise(u0, at.keys, keys, low, high, at_zero, slope, reference)
-        e1 = noise(u1, at.keys, keys + LANES, low, high, at_zero, slope, reference)
+        e1 = noise(u1, at.keys, keys + WIDE, low, high, at_zero, slope, reference)
     if op & CURVED:
         b0, b1, b2, start, taken = _curve_of_read(shape, at, place, z)
         u0, u1 = curved(u0, start, b0, b1, b2, taken), curved(u1, start, b0, b1, b2, taken)
@@ -184,7 +185,7 @@ def _read(shape, at, weights, place, z, op):
     if op & CHANGED:
         column = (((place.k * shape.groups + place.group) * shape.arrays + place.t) * shape.tiles + place.tile) * TILE
         u0 = converted_by(u0, at.gains, at.offsets, column)
-        u1 = converted_by(u1, at.gains, at.offsets, column + LANES)
+        u1 = converted_by(u1, at.gains, at.offsets, column + WIDE)
     return u0, u1
 
 
@@ -203,32 +204,38 @@ def _noise_of_read(shape, at, place, z):
 @njit(forceinline=True)
 def _curve_of_read(shape, at, place, z):
     """(b_0, b_1, b_2, S, what is taken off) of the curve of a read, see `readout.Readout`."""
-    b0, b1 = float64_at(at.curve, 4 * place.k), float64_at(at.curve, 4 * place.k + 1)
-    b2, off = float64_at(at.curve, 4 * place.k + 2), float64_at(at.curve, 4 * place.k + 3)
-    start = off * int64_at(at.pixel_row_count, place.x * shape.input_bits + z)
+    b0, b1 = np.float32(float64_at(at.curve, 4 * place.k)), np.float32(float64_at(at.curve, 4 * place.k + 1))
+    b2 = np.float32(float64_at(at.curve, 4 * place.k + 2))
+    current = float64_at(at.curve, 4 * place.k + 3) * int64_at(at.pixel_row_count, place.x * shape.input_bits + z)
     if at.analog:
-        start = int64_at(at.pixel_reference, place.x * shape.digits + z) + start
+        start = np.float32(int64_at(at.pixel_reference, place.x * shape.digits + z) + current)
         return b0, b1, b2, start, start * (b0 + start * (b1 + start * b2))
+    start = np.float32(current)
     return b0, b1, b2, start, start
+
+
+@njit(forceinline=True)
+def _with_rows(total, weights, a, b, c, d):
+    return added_shorts(total, added_shorts(added_shorts(load_shorts(weights, a), load_shorts(weights, b)),
+                                            added_shorts(load_shorts(weights, c), load_shorts(weights, d))))
 
 
 @njit(forceinline=True)
 def _sum_rows(shape, at, weights, x, z):
     """u of the two vectors of a tile: sums of 16 bits over as many rows as they hold, added in 32 bits."""
-    u0 = u1 = no_ints(0)
+    u0 = u1 = full_i32(0)
     first_bit = int64_at(at.digit_start, z)
     for i in range(first_bit, int64_at(at.digit_start, z + 1)):
         r = int64_at(at.pixel_row_at, x * shape.input_bits + i)
         end = r + int64_at(at.pixel_row_count, x * shape.input_bits + i)
         while r < end:
             stop = min(end, r + shape.chunk)
-            s0 = s1 = splat(0)
+            s0 = s1 = full_i16(0)
             while r < stop:  # beyond the end of a list stand rows of zeros
                 a, b = uint32_at(at.lists, r), uint32_at(at.lists, r + 1)
                 c, d = uint32_at(at.lists, r + 2), uint32_at(at.lists, r + 3)
-                s0 = s0 + ((load(weights, a) + load(weights, b)) + (load(weights, c) + load(weights, d)))
-                s1 = s1 + ((load(weights, a + LANES) + load(weights, b + LANES))
-                           + (load(weights, c + LANES) + load(weights, d + LANES)))
+                s0 = _with_rows(s0, weights, a, b, c, d)
+                s1 = _with_rows(s1, weights + 2 * WIDE, a, b, c, d)
                 r += UNROLL
             u0 = added(u0, shifted_up(widened(s0), i - first_bit))
             u1 = added(u1, shifted_up(widened(s1), i - first_bit))
@@ -263,7 +270,7 @@ def _add_codes(shape, at, weights, place, op):
         total0, total1 = add_product_f32(total0, q0, factor), add_product_f32(total1, q1, factor)
     sums = _sums(shape, at, place)
     add_to_int32(at.acc, sums, total0)
-    add_to_int32(at.acc, sums + LANES, total1)
+    add_to_int32(at.acc, sums + WIDE, total1)
 
 
 @njit(forceinline=True)
@@ -278,7 +285,7 @@ def _add_broad_codes(shape, at, weights, place, op):
             continue
         u0, u1 = _read(shape, at, weights, place, z, op)
         if op % NOISY == DYNAMIC:
-            start = no_ints(-int64_at(at.low, entry))
+            start = full_i32(-int64_at(at.low, entry))
             delta, high = float32_at(single, DELTA), float32_at(single, HIGHEST)
             q0, q1 = code_f64_of_f32(added(u0, start), delta, high), code_f64_of_f32(added(u1, start), delta, high)
         else:
@@ -289,7 +296,7 @@ def _add_broad_codes(shape, at, weights, place, op):
         total0, total1 = add_product_f64(total0, q0, factor), add_product_f64(total1, q1, factor)
     sums = _sums(shape, at, place)
     add_to_int64(at.exact_acc, sums, total0)
-    add_to_int64(at.exact_acc, sums + LANES, total1)
+    add_to_int64(at.exact_acc, sums + WIDE, total1)
 
 
 @njit(forceinline=True)
@@ -299,9 +306,9 @@ def _keep_extremes(shape, at, weights, place, op):
         low = 2 * TILE * (((place.array * shape.digits + z) * shape.slices + place.k) * shape.tiles + place.tile)
         high = low + TILE
         store_ints(at.extremes, low, smaller(load_ints(at.extremes, low), u0))
-        store_ints(at.extremes, low + LANES, smaller(load_ints(at.extremes, low + LANES), u1))
+        store_ints(at.extremes, low + WIDE, smaller(load_ints(at.extremes, low + WIDE), u1))
         store_ints(at.extremes, high, larger(load_ints(at.extremes, high), u0))
-        store_ints(at.extremes, high + LANES, larger(load_ints(at.extremes, high + LANES), u1))
+        store_ints(at.extremes, high + WIDE, larger(load_ints(at.extremes, high + WIDE), u1))
 
 
 @njit(forceinline=True)
@@ -310,7 +317,7 @@ def _count_values(shape, at, weights, place, op):
     for z in range(shape.digits):
         u0, u1 = _read(shape, at, weights, place, z, op)
         store_ints(at.reads, 0, u0)
-        store_ints(at.reads, LANES, u1)
+        store_ints(at.reads, WIDE, u1)
         start = (z * shape.slices + place.k) * at.bins - at.u_min
         for c in range(columns):
             one = start + int32_at(at.reads, c)

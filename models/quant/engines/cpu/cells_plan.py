@@ -17,8 +17,9 @@ from ...readout import COLUMN_KEY, DEVIATION, NORMAL, first_image
 from .. import accumulator_dtype
 from .layout import TURN, segments_of
 from .simd import LANES, aligned
+from .wide import WIDE
 
-TILE = 2 * LANES  # columns: a row of them is two vectors
+TILE = 2 * WIDE  # columns: a row of them is two vectors
 UNROLL = 4  # rows that are added at a time
 
 # A layer as the kernel sees it; the names that `rows` and `finish` use mean what they mean in `layout.Shape`.

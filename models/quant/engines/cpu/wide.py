@@ -1,4 +1,5 @@
-"""Vectors of 32 lanes of 32-bit integers, float32 or float64 beside those of `simd`, for reads that 16 bits do not hold.
+"""Vectors of 64 lanes of 16- and 32-bit integers, float32 and float64, beside the 512 bits of `simd`: what is done with one list of
+rows is done with more columns.
 
 Every operation is one IEEE operation a lane, so that results are those of NumPy and PyTorch bit for bit.
 """
@@ -9,9 +10,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from .simd import LANES, _broadcast, _pointer, vec
+from .simd import _broadcast, _pointer
 
-_I32, _F32, _F64 = ir.IntType(32), ir.FloatType(), ir.DoubleType()
+WIDE = 64  # lanes
+_I16, _I32, _F32, _F64 = ir.IntType(16), ir.IntType(32), ir.FloatType(), ir.DoubleType()
 
 
 def _vector_type(name, element):
@@ -19,7 +21,7 @@ def _vector_type(name, element):
         def __init__(self):
             super().__init__(name)
 
-    vector = ir.VectorType(element, LANES)
+    vector = ir.VectorType(element, WIDE)
 
     @register_model(Type)
     class _Model(models.PrimitiveModel):
@@ -29,9 +31,10 @@ def _vector_type(name, element):
     return Type(), vector
 
 
-ints, _INTS = _vector_type("Vec32xI32", _I32)
-floats, _FLOATS = _vector_type("Vec32xF32", _F32)
-doubles, _DOUBLES = _vector_type("Vec32xF64", _F64)
+shorts, _SHORTS = _vector_type("Vec64xI16", _I16)
+ints, _INTS = _vector_type("Vec64xI32", _I32)
+floats, _FLOATS = _vector_type("Vec64xF32", _F32)
+doubles, _DOUBLES = _vector_type("Vec64xF64", _F64)
 
 
 def _operation(result, *arguments):
@@ -62,8 +65,10 @@ def _call(builder, name, vector, *values):
     return builder.call(function, values)
 
 
-no_ints = _operation(ints, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I32), _INTS))  # all lanes that integer
-widened = _operation(ints, vec)(lambda b, x: b.sext(x, _INTS))
+full_i32 = _operation(ints, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I32), _INTS))  # all lanes that integer
+full_i16 = _operation(shorts, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I16), _SHORTS))
+added_shorts = _operation(shorts, shorts, shorts)(lambda b, x, y: b.add(x, y))
+widened = _operation(ints, shorts)(lambda b, x: b.sext(x, _INTS))
 added = _operation(ints, ints, ints)(lambda b, x, y: b.add(x, y))
 shifted_up = _operation(ints, ints, types.intp)(lambda b, x, n: b.shl(x, _broadcast(b, b.trunc(n, _I32), _INTS)))
 smaller = _operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))
@@ -71,10 +76,18 @@ larger = _operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed(">"
 
 
 @intrinsic
+def load_shorts(typingctx, address, offset):
+    """The vector that starts at element `offset` of the int16 array at `address`."""
+    def codegen(context, b, sig, args):
+        return b.load(_pointer(b, *args, _I16, WIDE), align=2, typ=_SHORTS)
+    return shorts(types.intp, types.intp), codegen
+
+
+@intrinsic
 def load_ints(typingctx, address, offset):
     """The vector that starts at element `offset` of the int32 array at `address`."""
     def codegen(context, b, sig, args):
-        return b.load(_pointer(b, *args, _I32, LANES), align=4, typ=_INTS)
+        return b.load(_pointer(b, *args, _I32, WIDE), align=4, typ=_INTS)
     return ints(types.intp, types.intp), codegen
 
 
@@ -82,7 +95,7 @@ def load_ints(typingctx, address, offset):
 def store_ints(typingctx, address, offset, value):
     """Write the vector that starts at element `offset` of the int32 array at `address`."""
     def codegen(context, b, sig, args):
-        b.store(args[2], _pointer(b, args[0], args[1], _I32, LANES), align=4)
+        b.store(args[2], _pointer(b, args[0], args[1], _I32, WIDE), align=4)
         return context.get_dummy_value()
     return types.void(types.intp, types.intp, ints), codegen
 
@@ -125,8 +138,8 @@ def _kind(vector, numba_type, element):
     def add_to(typingctx, address, offset, x):
         """Add whole numbers to the integers (int32, or int64 for float64) from element `offset` of the array at `address`."""
         def codegen(context, b, sig, args):
-            pointer = _pointer(b, args[0], args[1], wide, LANES)
-            term = b.fptosi(args[2], ir.VectorType(wide, LANES))
+            pointer = _pointer(b, args[0], args[1], wide, WIDE)
+            term = b.fptosi(args[2], ir.VectorType(wide, WIDE))
             b.store(b.add(b.load(pointer, align=4, typ=term.type), term), pointer, align=4)
             return context.get_dummy_value()
         return types.void(types.intp, types.intp, numba_type), codegen
@@ -148,5 +161,5 @@ def code_f64_of_f32(typingctx, u, delta, high):
     def codegen(context, b, sig, args):
         delta, high = (_broadcast(b, value, _FLOATS) for value in args[1:])
         quotient = b.fdiv(b.sitofp(args[0], _FLOATS), delta)
-        return b.fpext(_clipped(b, quotient, ir.Constant(_FLOATS, [0.0] * LANES), high, _FLOATS), _DOUBLES)
+        return b.fpext(_clipped(b, quotient, ir.Constant(_FLOATS, [0.0] * WIDE), high, _FLOATS), _DOUBLES)
     return doubles(ints, types.float32, types.float32), codegen

@@ -1,4 +1,4 @@
-"""What a chip does to reads beside its cells, on 32 columns at a time: `readout` bit for bit."""
+"""What a chip does to reads beside its cells, on 64 columns at a time: `readout` bit for bit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from ...readout import DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL
-from .simd import LANES, _broadcast, _pointer, has_byte_tables
-from .wide import _DOUBLES, _F64, _FLOATS, _I32, _INTS, _call, ints
+from .simd import _broadcast, _pointer, has_byte_tables
+from .wide import _DOUBLES, _F64, _FLOATS, _I32, _INTS, WIDE, _call, ints
 
 _HALF, _BYTES, _WORDS = ir.VectorType(_I32, 16), ir.VectorType(ir.IntType(8), 64), ir.VectorType(ir.IntType(16), 32)
 
@@ -30,7 +30,7 @@ def read_key(seed, image, counter):
 
 
 def _lanes(value):
-    return ir.Constant(_INTS, [value & 0xFFFFFFFF] * LANES)
+    return ir.Constant(_INTS, [value & 0xFFFFFFFF] * WIDE)
 
 
 def _table_sums(b, x):
@@ -43,7 +43,7 @@ def _table_sums(b, x):
     total = _lanes(0)
     for shift in (0, 8, 16, 24):
         index, entries = b.and_(b.lshr(x, _lanes(shift)), _lanes(127)), ir.Constant(_INTS, ir.Undefined)
-        for lane in range(LANES):
+        for lane in range(WIDE):
             place = ir.Constant(_I32, lane)
             entry = b.load(b.gep(table, [ir.Constant(_I32, 0), b.extract_element(index, place)]), typ=_I32)
             entries = b.insert_element(entries, entry, place)
@@ -59,13 +59,16 @@ def _table_sums_of_bytes(b, x):
     lookup = function("llvm.x86.avx512.vpermi2var.qi.512", _BYTES, _BYTES, _BYTES, _BYTES)
     pairs = function("llvm.x86.avx512.pmaddubs.w.512", _WORDS, _BYTES, _BYTES)
     fours = function("llvm.x86.avx512.pmaddw.d.512", _HALF, _WORDS, _WORDS)
-    halves = []
-    for first in (0, 16):
+    parts = []
+    for first in range(0, WIDE, 16):
         mask = ir.Constant(ir.VectorType(_I32, 16), list(range(first, first + 16)))
         entries = b.call(lookup, [low, b.bitcast(b.shuffle_vector(x, x, mask), _BYTES), high])
         sums = b.call(pairs, [ir.Constant(_BYTES, [1] * 64), entries])
-        halves.append(b.call(fours, [sums, ir.Constant(_WORDS, [1] * 32)]))
-    return b.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 32), list(range(32))))
+        parts.append(b.call(fours, [sums, ir.Constant(_WORDS, [1] * 32)]))
+    while len(parts) > 1:
+        both = ir.Constant(ir.VectorType(_I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+        parts = [b.shuffle_vector(*pair, both) for pair in zip(parts[::2], parts[1::2])]
+    return parts[0]
 
 
 @intrinsic
@@ -80,14 +83,14 @@ def noise(typingctx, u, keys, offset, low, high, at_zero, slope, reference):
         def all_lanes(value):
             return _broadcast(b, b.trunc(value, _I32), _INTS)
 
-        x = b.add(b.load(_pointer(b, keys, offset, _I32, LANES), align=4, typ=_INTS), all_lanes(low))
+        x = b.add(b.load(_pointer(b, keys, offset, _I32, WIDE), align=4, typ=_INTS), all_lanes(low))
         x = b.mul(b.xor(x, b.lshr(x, _lanes(16))), _lanes(MIX_1))
         x = b.xor(x, all_lanes(high))
         x = b.mul(b.xor(x, b.lshr(x, _lanes(13))), _lanes(MIX_2))
         total = _table_sums(b, b.xor(x, b.lshr(x, _lanes(16))))
         twice = b.sitofp(b.add(b.add(u, u), all_lanes(reference)), _FLOATS)
         variance = b.fadd(_broadcast(b, at_zero, _FLOATS), b.fmul(_broadcast(b, slope, _FLOATS), twice))
-        zeros, unit = (ir.Constant(_FLOATS, [value] * LANES) for value in (0.0, _single(1 / DEVIATION)))
+        zeros, unit = (ir.Constant(_FLOATS, [value] * WIDE) for value in (0.0, _single(1 / DEVIATION)))
         deviation = b.fmul(_call(b, "sqrt", _FLOATS, _call(b, "maxnum", _FLOATS, variance, zeros)), unit)
         return b.fptosi(_call(b, "rint", _FLOATS, b.fmul(b.sitofp(total, _FLOATS), deviation)), _INTS)
     return ints(ints, types.intp, types.intp, types.int64, types.int64, types.float32, types.float32, types.intp), codegen
@@ -95,13 +98,13 @@ def noise(typingctx, u, keys, offset, low, high, at_zero, slope, reference):
 
 @intrinsic
 def curved(typingctx, u, start, b0, b1, b2, taken):
-    """`rint(c(u + start) - taken)` with `c(S) = S (b_0 + S (b_1 + S b_2))`, in float64."""
+    """`rint(c(u + start) - taken)` with `c(S) = S (b_0 + S (b_1 + S b_2))`, in float32."""
     def codegen(context, b, sig, args):
-        start, b0, b1, b2, taken = (_broadcast(b, value, _DOUBLES) for value in args[1:])
-        total = b.fadd(b.sitofp(args[0], _DOUBLES), start)
+        start, b0, b1, b2, taken = (_broadcast(b, value, _FLOATS) for value in args[1:])
+        total = b.fadd(b.sitofp(args[0], _FLOATS), start)
         inner = b.fadd(b0, b.fmul(total, b.fadd(b1, b.fmul(total, b2))))
-        return b.fptosi(_call(b, "rint", _DOUBLES, b.fsub(b.fmul(total, inner), taken)), _INTS)
-    return ints(ints, *[types.float64] * 5), codegen
+        return b.fptosi(_call(b, "rint", _FLOATS, b.fsub(b.fmul(total, inner), taken)), _INTS)
+    return ints(ints, *[types.float32] * 5), codegen
 
 
 @intrinsic
@@ -109,8 +112,8 @@ def converted_by(typingctx, u, gains, offsets, place):
     """`rint(u gain) + offset` with the gains (float64) and offsets (int32) from element `place` of the arrays at two addresses."""
     def codegen(context, b, sig, args):
         u, gains, offsets, place = args
-        gain = b.load(_pointer(b, gains, place, _F64, LANES), align=8, typ=_DOUBLES)
-        offset = b.load(_pointer(b, offsets, place, _I32, LANES), align=4, typ=_INTS)
+        gain = b.load(_pointer(b, gains, place, _F64, WIDE), align=8, typ=_DOUBLES)
+        offset = b.load(_pointer(b, offsets, place, _I32, WIDE), align=4, typ=_INTS)
         scaled = _call(b, "rint", _DOUBLES, b.fmul(b.sitofp(u, _DOUBLES), gain))
         return b.add(b.fptosi(scaled, _INTS), offset)
     return ints(ints, types.intp, types.intp, types.intp), codegen
