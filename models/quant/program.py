@@ -92,9 +92,9 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     for k, bits in enumerate(spec.slice_bits):
         g_min, step = device.levels(bits)[0], device.step(bits)
         drawn = device.draw(levels[k], bits, _generator(draw.seed, name, k, VALUES)) if joint is None else joint[k]
-        pair = _reference_cells(draw, bits, twice[k], levels.shape[1:3], _generator(draw.seed, name, k, REFERENCE))
+        column = _reference_column(draw, bits, twice[k], levels.shape[1:3], _generator(draw.seed, name, k, REFERENCE))
         if draw.wires.wire_ohm or draw.wires.row_ohm or draw.wires.driver_ohm:
-            drawn, pair, curve = _behind_wires(drawn, pair, layer, draw, _generator(draw.seed, name, k, INPUTS))
+            drawn, column, curve = _behind_wires(drawn, column, layer, draw, _generator(draw.seed, name, k, INPUTS))
             b0, b1, b2 = curve
             unit = step * 1e-6 / scale  # siemens
             curves.append((b0, b1 * unit, b2 * unit**2, scale * g_min / step - (np.rint(scale * g_min / step) if digital else 0)))
@@ -104,7 +104,7 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
         if digital:
             reference[k] = twice[k] * scale // 2 + off[k]
         else:
-            reference[k] = np.rint(scale * (pair.mean(-1) - g_min) / step)
+            reference[k] = np.rint(scale * (column - g_min) / step)
     where = ideal.values.device
     cells = Cells(torch.from_numpy(values).to(where), torch.from_numpy(reference).to(where), ideal.fraction_bits)
     nominal, shift = None, torch.from_numpy(off.astype(np.int32)).to(where)
@@ -119,41 +119,40 @@ def _joint(name, layer, draw, levels):
     return draw.device.draw_weights(codes, layer.spec.slice_bits, _generator(draw.seed, name, 0, VALUES))
 
 
-def _reference_cells(draw, bits, twice, shape, generator):
-    """Conductances of the reference in each row, uS `[*shape, 1 or 2]`: of a cell of level `twice / 2`, or of the two whose mean it
-    is."""
+def _reference_column(draw, bits, twice, shape, generator):
+    """Conductance of the reference column in each row, uS: of a cell of level `twice / 2`, or the mean of the two around it."""
     high = twice // 2 if twice % 2 == 0 else min(2**bits - 1, twice)
     levels = [high] if twice % 2 == 0 else [high, twice - high]
     if draw.reference_cells == "ideal":
-        return np.broadcast_to(draw.device.levels(bits)[levels], (*shape, len(levels)))
-    return np.moveaxis(draw.device.draw(np.stack([np.full(shape, level, np.uint8) for level in levels]), bits, generator), 0, -1)
+        return np.full(shape, draw.device.levels(bits)[levels].mean())
+    return draw.device.draw(np.stack([np.full(shape, level, np.uint8) for level in levels]), bits, generator).mean(0)
 
 
-def _behind_wires(cells, pair, layer, draw, generator):
-    """(cells, reference cells) of one slice as the sense nodes see them, and the curve behind them, `(b_0, b_1, b_2)` for siemens.
+def _behind_wires(cells, column, layer, draw, generator):
+    """(cells, reference column) of one slice as the sense nodes see them, and the curve behind them, `(b_0, b_1, b_2)` for siemens.
 
-    Args: cells, uS `[groups, rows, out / groups]`; pair, uS `[groups, rows, 1 or 2]`. Conductances below 0 are none.
+    Args: cells, uS `[groups, rows, out / groups]`; column, uS `[groups, rows]`. Conductances below 0 are none.
     """
-    cells, pair, curve = cells.clip(0), pair.clip(0), (1.0, 0.0, 0.0)
+    cells, column = cells.clip(0), column.clip(0)[..., None]
     arrays = layer.mapped("ideal", cells=None).arrays
     if draw.wires.access == "gate":
-        return _behind_a_curve(cells, pair, arrays, draw.wires.wire_ohm, generator)
-    found, found_pair = np.empty_like(cells), np.empty_like(pair)
+        return _behind_a_curve(cells, column, arrays, draw.wires.wire_ohm, generator)
+    found, found_column = np.empty_like(cells), np.empty_like(column)
     columns = COLUMNS if draw.wires.row_ohm or draw.wires.driver_ohm else cells.shape[-1]
     for start, stop in arrays:
         for first in range(0, cells.shape[-1], columns):
-            part = np.concatenate([pair[:, start:stop], cells[:, start:stop, first:first + columns]], axis=-1)
+            part = np.concatenate([column[:, start:stop], cells[:, start:stop, first:first + columns]], axis=-1)
             part = 1e6 * effective(1e-6 * part, draw.wires)
-            found[:, start:stop, first:first + columns] = part[..., pair.shape[-1]:]
+            found[:, start:stop, first:first + columns] = part[..., 1:]
             if not first:
-                found_pair[:, start:stop] = part[..., :pair.shape[-1]]
-    return found, found_pair, curve
+                found_column[:, start:stop] = part[..., :1]
+    return found, found_column[..., 0], (1.0, 0.0, 0.0)
 
 
-def _behind_a_curve(cells, pair, arrays, wire_ohm, generator):
-    found, found_pair, curve = np.empty_like(cells), np.empty_like(pair), None
+def _behind_a_curve(cells, column, arrays, wire_ohm, generator):
+    found, found_column, curve = np.empty_like(cells), np.empty_like(column), None
     for start, stop in sorted(arrays, key=lambda array: array[0] - array[1]):  # the curve is that of the fullest array
-        part = 1e-6 * np.concatenate([pair[:, start:stop], cells[:, start:stop]], axis=-1)
+        part = 1e-6 * np.concatenate([column[:, start:stop], cells[:, start:stop]], axis=-1)
         share = generator.random((FITTED_INPUTS, 1)) * DENSEST
         on = generator.random((FITTED_INPUTS, stop - start)) < share
         fit = gate_curve(part[:FITTED_ARRAYS, :, :COLUMNS], on, wire_ohm)
@@ -161,8 +160,8 @@ def _behind_a_curve(cells, pair, arrays, wire_ohm, generator):
             curve = fit.b
             log.info("gate access: the curve is %.2f %% off the exact ladder (rms, random inputs)", 100 * fit.error)
         seen = 1e6 * part * (fit.cells[0, :, :1] / np.maximum(part[0, :, :1], 1e-30))
-        found[:, start:stop], found_pair[:, start:stop] = seen[..., pair.shape[-1]:], seen[..., :pair.shape[-1]]
-    return found, found_pair, curve
+        found[:, start:stop], found_column[:, start:stop] = seen[..., 1:], seen[..., :1]
+    return found, found_column[..., 0], curve
 
 
 def _readout(name, layer, draw, scale, off, twice, curves):

@@ -1,0 +1,183 @@
+"""Noise of reads, converters that are not alike, wires: against brute force, closed forms and exact ladders."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.quant import CrossbarSpec, Device, QLinearDoreFa, Wires, calibrate, image_numbers, program, set_engine
+from models.quant.devices.wires import gate_exact
+from models.quant.readout import DEVIATION, NORMAL, noise, read_key
+
+ROWS = 64
+
+
+def layer(outputs=40, reference="analog", **spec):
+    torch.manual_seed(0)
+    made = QLinearDoreFa(ROWS, outputs, bias=False, spec=CrossbarSpec(rows=ROWS, reference=reference, **spec), alpha_init=1.0)
+    return nn.Sequential(made).eval()
+
+
+def reads(network, codes, first=0):
+    """u of every read of the only array, as the converters see it: `{(digit, slice): int64 [image, out]}`."""
+    from models.quant.engines import reference
+    mapped = network[0].mapped("ideal")
+    with image_numbers(first):
+        return {(z, k): u[0] for z, k, u in reference.reads(mapped, codes.view(len(codes), 1, 1, -1))}
+
+
+def codes_of(images, seed=1, rows=ROWS):
+    return torch.randint(0, 16, (images, rows), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def test_table_is_normal():
+    """The exact distribution of the sum of four entries: by convolution."""
+    one = np.zeros(255)
+    np.add.at(one, np.array(NORMAL) + 127, 1 / 128)
+    two = np.convolve(one, one)
+    four, x = np.convolve(two, two), np.arange(-508, 509) / DEVIATION
+    assert (four * x**2).sum() == pytest.approx(1, abs=1e-12)
+    assert (four * x**4).sum() == pytest.approx(3, abs=0.002)
+    normal = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in x])
+    above, below = np.cumsum(four), np.cumsum(four) - four
+    assert max(np.abs(above - normal).max(), np.abs(below - normal).max()) < 0.003
+
+
+def test_noise_moments_and_independence():
+    """A million draws: moments, and correlations between columns, reads and images, each within five standard errors."""
+    images, counters, columns = 64, 128, 128
+    image, counter = (v.reshape(-1) for v in torch.meshgrid(torch.arange(images), torch.arange(counters), indexing="ij"))
+    key = read_key(2**63 + 12345, image, counter).view(-1, 1)
+    drawn = noise(torch.tensor([1e8]), key, torch.arange(columns).view(1, -1)).double().view(images, counters, columns) / 1e4
+    n = drawn.numel()
+    assert abs(float(drawn.mean())) < 5 / n**0.5
+    assert abs(float(drawn.var()) - 1) < 5 * (2 / n) ** 0.5
+    assert abs(float((drawn**4).mean()) - 3) < 5 * (96 / n) ** 0.5 + 0.002
+    for a, b in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1]), (drawn[..., 1:], drawn[..., :-1]),
+                 (drawn[:, :, 32:], drawn[:, :, :-32])):
+        assert abs(float((a * b).mean())) < 5 / a.numel() ** 0.5
+        assert abs(float((a**2 * b**2).mean()) - 1) < 5 * (8 / a.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("reference, cell_bits", [("analog", 1), ("analog", 2), ("digital", 1)])
+def test_read_noise_against_every_cell_drawn(reference, cell_bits):
+    """The variance of a column's noise is that of a sum over cells which are each drawn: those of the reference too."""
+    device = Device("own", "here", g_min=5.0, g_max=50.0)
+    network, codes = layer(8, reference, cell_bits=cell_bits), codes_of(2)
+    program(network, device, seed=3)
+    still = reads(network, codes)
+    per_level = np.linspace(1.0, 4.0, 2**cell_bits)
+    program(network, Device("own", "here", g_min=5.0, g_max=50.0, read_noise=per_level), seed=3)
+    repeats = 1500
+    noisy = [reads(network, codes, first=2 * i) for i in range(repeats)]
+    cells, bits = network[0].cells(), network[0].spec.slice_bits
+    c0, c1, _ = Device("own", "here", 5.0, 50.0, read_noise=per_level).cell_noise(cell_bits)
+    for z, k in ((0, 0), (3, len(bits) - 1)):
+        errors = torch.stack([each[z, k] - still[z, k] for each in noisy]).numpy()  # [repeat, image, out]
+        a = ((codes.numpy() >> z) & 1).astype(float)
+        scale = 2.0**cells.fraction_bits
+        off = round(scale * 5.0 / (45.0 / (2 ** bits[k] - 1))) if reference == "digital" else 0
+        x = (cells.values[k, 0].numpy() - off) / scale
+        of_cells = scale**2 * (c0 + c1 * x)
+        of_reference = 0.0
+        if reference == "analog":  # the mean of a cell of the highest level and one of the lowest
+            of_reference = scale**2 * ((c0 + c1 * (2 ** bits[k] - 1)) + c0) / 4
+        wanted = a @ (of_cells + of_reference)
+        got = errors.var(axis=0)
+        assert np.abs(got / wanted - 1).max() < 5 * (2 / repeats) ** 0.5
+        assert np.abs(errors.mean(axis=0) / np.sqrt(wanted / repeats)).max() < 5
+
+
+def test_noise_does_not_depend_on_batch_engine_or_order():
+    network, x = layer(adc_bits=5), codes_of(33).float() / 15
+    calibrate(network, x)
+    program(network, Device.preset("techC"), seed=1, read_noise=0.5, adc_noise=0.3, adc_offset=0.2, adc_gain=0.02, noise_seed=7)
+    with torch.no_grad():
+        with image_numbers(100):
+            whole = network(x)
+        one_by_one = []
+        for i in reversed(range(len(x))):
+            with image_numbers(100 + i):
+                one_by_one.append(network(x[i:i + 1]))
+        with set_engine("reference"), image_numbers(100):
+            by_reference = network(x)
+        with image_numbers(101):
+            others = network(x)
+        program(network, Device.preset("techC"), seed=1, read_noise=0.5, adc_noise=0.3, adc_offset=0.2, adc_gain=0.02, noise_seed=8)
+        with image_numbers(100):
+            other_seed = network(x)
+    assert torch.equal(whole, torch.cat(one_by_one[::-1])) and torch.equal(whole, by_reference)
+    assert not torch.equal(whole, others) and not torch.equal(whole, other_seed)
+
+
+def test_converters_are_drawn_once_and_have_their_deviations():
+    network = layer(2000)
+    program(network, Device("own", "here", 1.0, 10.0), seed=5, adc_offset=0.5, adc_gain=0.03)
+    readout = network[0].chip.readout
+    n = readout.gain.numel()
+    assert readout.gain.shape == readout.offset.shape == (4, 1, 1, 2000) and not readout.noisy
+    assert abs(float(readout.gain.std()) / 0.03 - 1) < 5 / (2 * n) ** 0.5
+    assert abs(float(readout.offset.double().std()) / (0.5 * 256) - 1) < 5 / (2 * n) ** 0.5
+    codes = codes_of(1)
+    first, again = reads(network, codes), reads(network, codes)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    program(network, Device("own", "here", 1.0, 10.0), seed=5)
+    for (z, k), u in reads(network, codes).items():
+        wanted = np.rint(u[0].numpy() * readout.gain[k, 0, 0].numpy()) + readout.offset[k, 0, 0].numpy()
+        assert np.array_equal(first[z, k][0].numpy(), wanted)
+
+
+@pytest.mark.parametrize("wires", [Wires(wire_ohm=2.0), Wires(wire_ohm=1.0, row_ohm=2.0, driver_ohm=50.0)])
+def test_voltage_access_is_exact_for_all_inputs(wires):
+    """Currents of the array by Kirchhoff's laws, the reference columns in front of the data, against the sums of effective cells."""
+    from models.quant.devices.wires import solve
+    g_min, g_max = 5.0, 100.0
+    network, codes = layer(20), codes_of(6)
+    program(network, Device("own", "here", g_min, g_max), wires=wires)
+    ideal = network[0].ideal_cells()
+    for (z, k), u in reads(network, codes).items():
+        a = ((codes.numpy() >> z) & 1).astype(float)
+        cells = g_min + (g_max - g_min) * ideal.values[k, 0].numpy() / 256
+        array = np.concatenate([np.full((ROWS, 1), (g_min + g_max) / 2), cells], axis=1)
+        current = 1e6 * solve(1e-6 * array, a, wires.wire_ohm, wires.row_ohm, wires.driver_ohm)
+        wanted = (current[:, 1:] - current[:, :1]) / (g_max - g_min)
+        assert np.abs(u.numpy() / 256 - wanted).max() < ROWS * 1.01 / 256  # a row rounds its cell and its reference to the grid
+
+
+def test_gate_access_within_two_percent_of_the_exact_ladder():
+    """128 rows of 6 kOhm cells, 1 Ohm a cell, a quarter of the inputs on: DESIGN's case, the reference column taken off."""
+    g_max, rows = 1e6 / 6000, 128
+    torch.manual_seed(0)
+    network = nn.Sequential(QLinearDoreFa(rows, 50, bias=False, spec=CrossbarSpec(rows=rows), alpha_init=1.0)).eval()
+    device = Device("own", "here", g_max / 100, g_max)
+    program(network, device, wires=Wires("gate", 1.0))
+    generator = torch.Generator().manual_seed(3)
+    codes = (torch.rand(40, rows, generator=generator) < 0.25).to(torch.uint8)
+    ideal, scale = network[0].ideal_cells(), (g_max - g_max / 100)
+    for k in range(4):
+        u = reads(network, codes)[0, k].numpy() / 256
+        cells = g_max / 100 + scale * ideal.values[k, 0].numpy() / 256
+        array = np.concatenate([np.full((rows, 1), (g_max + g_max / 100) / 2), cells], axis=1)
+        exact = 1e6 * gate_exact(1e-6 * array, codes.numpy(), 1.0)
+        data = exact[:, 1:] / scale
+        error = u - (data - exact[:, :1] / scale)
+        assert np.sqrt((error**2).mean() / (data**2).mean()) < 0.02
+        ignored = codes.numpy().astype(float) @ (1e-6 * cells) * 1e6 / scale
+        assert np.sqrt(((ignored - data) ** 2).mean() / (data**2).mean()) > 0.05
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"adc_noise": -1.0}, "adc_noise is -1.0"), ({"adc_gain": math.nan}, "adc_gain is nan"),
+    ({"read_noise": -0.1}, "read_noise"), ({"reference_cells": "none"}, "reference_cells is 'none'")])
+def test_bad_values_change_nothing(arguments, message):
+    network = layer()
+    with pytest.raises(ValueError, match=message):
+        program(network, Device.preset("techC"), **arguments)
+    assert network[0].chip is None
+
+
+def test_gate_access_wants_rows_that_are_on_or_off():
+    with pytest.raises(ValueError, match="dac_bits 1"):
+        program(layer(dac_bits=2), Device.preset("techC"), wires=Wires("gate", 1.0))
