@@ -28,6 +28,8 @@ from models.quant.quantizers import OFF
 
 W_BITS = A_BITS = 4
 ADC_BITS = 6
+CHIPS = {"cells of techC after a day": {}, "the same with read noise": {"read_noise": 0.3},
+         "the same with wires, gate access": {"wires": quant.Wires("gate", 1.0)}}
 
 
 def crossbar_network(args, images):
@@ -182,6 +184,15 @@ def main(argv: list[str] | None = None) -> int:
                 with quant.set_engine("reference"):
                     title = f"reference, {cell_bits}-bit cells, {adc_range}"
                     add(title, *beside(net, few, 1), sum(counts.values()))
+        for cell_bits in (1, 2, 4):
+            with quant.set_engine("numba"):
+                set_hardware(net, cell_bits, "calibrated", batch)
+                for title, options in CHIPS.items():
+                    started = time.perf_counter()
+                    quant.program(net, quant.Device.preset("techC", time="1d"), **options)
+                    numbers[f"seconds to program {cell_bits}-bit {title}"] = time.perf_counter() - started
+                    add(f"numba, {cell_bits}-bit {title}", *beside(net, batch))
+                quant.program(net, None)
         if not args.skip_slow:
             set_hardware(net, 1, "dynamic", batch)
             older_ms = 1e3 * older_algorithm_seconds(net, few)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class _Draw:
     adc_gain: float
     wires: Wires
     noise_seed: int
+    curve_errors: list[float] = field(default_factory=list)  # of the curves that were fitted
 
 
 def program(model: nn.Module, device: Device | None, seed: int = 0, reference_cells: str = "device", *,
@@ -78,6 +79,11 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
     chips = [(layer, _chip(name, layer, draw)) for name, layer in crossbar_layers(model)]
     for layer, chip in chips:
         layer.chip = chip
+    if draw.curve_errors:
+        log.info("gate access: the fitted curves are %.1f %% off the exact ladders at most (rms, random inputs)",
+                 100 * max(draw.curve_errors))
+    if worst := max((device.cell_noise(bits)[2] for layer, _ in chips for bits in layer.spec.slice_bits), default=0.0):
+        log.info("read noise: its line in conductance is %.0f %% off the sigma of a level at most", 100 * worst)
 
 
 def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
@@ -136,7 +142,7 @@ def _behind_wires(cells, column, layer, draw, generator):
     cells, column = cells.clip(0), column.clip(0)[..., None]
     arrays = layer.mapped("ideal", cells=None).arrays
     if draw.wires.access == "gate":
-        return _behind_a_curve(cells, column, arrays, draw.wires.wire_ohm, generator)
+        return _behind_a_curve(cells, column, arrays, draw.wires.wire_ohm, generator, draw.curve_errors)
     found, found_column = np.empty_like(cells), np.empty_like(column)
     columns = COLUMNS if draw.wires.row_ohm or draw.wires.driver_ohm else cells.shape[-1]
     for start, stop in arrays:
@@ -149,16 +155,15 @@ def _behind_wires(cells, column, layer, draw, generator):
     return found, found_column[..., 0], (1.0, 0.0, 0.0)
 
 
-def _behind_a_curve(cells, column, arrays, wire_ohm, generator):
+def _behind_a_curve(cells, column, arrays, wire_ohm, generator, errors):
     found, found_column, curve = np.empty_like(cells), np.empty_like(column), None
     for start, stop in sorted(arrays, key=lambda array: array[0] - array[1]):  # the curve is that of the fullest array
         part = 1e-6 * np.concatenate([column[:, start:stop], cells[:, start:stop]], axis=-1)
         share = generator.random((FITTED_INPUTS, 1)) * DENSEST
         on = generator.random((FITTED_INPUTS, stop - start)) < share
         fit = gate_curve(part[:FITTED_ARRAYS, :, :COLUMNS], on, wire_ohm)
-        if curve is None:
-            curve = fit.b
-            log.info("gate access: the curve is %.2f %% off the exact ladder (rms, random inputs)", 100 * fit.error)
+        curve = curve or fit.b
+        errors.append(fit.error)
         seen = 1e6 * part * (fit.cells[0, :, :1] / np.maximum(part[0, :, :1], 1e-30))
         found[:, start:stop], found_column[:, start:stop] = seen[..., 1:], seen[..., :1]
     return found, found_column[..., 0], curve
@@ -167,8 +172,6 @@ def _behind_a_curve(cells, column, arrays, wire_ohm, generator):
 def _readout(name, layer, draw, scale, off, twice, curves):
     """What the layer's reads have besides, or None."""
     noise = [draw.device.cell_noise(bits) for bits in layer.spec.slice_bits]
-    if worst := max(misfit for *_, misfit in noise):
-        log.info("read noise: its line in conductance is %.0f %% off the sigma of a level at most", 100 * worst)
     shares = [0.0 if layer.spec.reference == "digital" or draw.reference_cells == "ideal" else 1.0 if r % 2 == 0 else 0.5
               for r in twice]
     cell_noise = tuple((scale**2 * c0 - scale * c1 * shift, scale * c1, m) for (c0, c1, _), shift, m in zip(noise, off, shares))
