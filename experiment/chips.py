@@ -169,14 +169,9 @@ class Chips(ChipSettings):
 
         Raises: ValueError for a device of fewer levels than a cell has, see `quant.program`.
         """
-        further = {name: value for name in ("adc_noise", "adc_offset", "adc_gain") if (value := getattr(self, name))}
-        if self.read_noise not in (None, "device") and (self.read_noise or self.device.read_noise is not None):
-            further["read_noise"] = self.read_noise
-        if self.wires:
-            further["wires"] = self.wires
-        if self.noise_seed:
-            further["noise_seed"] = self.noise_seed
-        quant.program(network, self.device, seed, self.reference_cells, **further)
+        noise = None if self.read_noise == "device" else self.read_noise  # the device has its own already
+        quant.program(network, self.device, seed, self.reference_cells, read_noise=noise, adc_noise=self.adc_noise,
+                      adc_offset=self.adc_offset, adc_gain=self.adc_gain, wires=self.wires, noise_seed=self.noise_seed)
 
     def __str__(self) -> str:
         return self.text()

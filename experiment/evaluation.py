@@ -233,6 +233,7 @@ def check_chips(network: nn.Module, setting: Setting) -> None:
     Raises: ValueError.
     """
     check_device(setting.chips.device, setting.spec.slice_bits)
+    quant.check_access(setting.chips.wires, setting.spec)
     for _, layer in quant.crossbar_layers(network):
         cells = layer.ideal_cells()
         if layer.spec.reference == "digital":  # which sees the off-current

@@ -147,19 +147,28 @@ def test_batches_know_the_number_of_their_first_image(scene):
     assert seen[-3:] == [(0, 10), (10, 10), (20, 4)]
 
 
-def test_what_is_not_at_its_default_is_handed_to_the_programming(scene, monkeypatch):
+def test_what_flags_say_is_handed_to_the_programming(scene, monkeypatch):
     given = []
     monkeypatch.setattr(quant, "program", lambda model, device, *args, **more: given.append((args, more)))
     net = scene[0]
+    usual = {"read_noise": None, "adc_noise": 0.0, "adc_offset": 0.0, "adc_gain": 0.0, "wires": None, "noise_seed": 0}
     Chips(device=NOISY).program(net, 3)
     Chips(device=NOISY, read_noise=0.5, adc_noise=0.1, adc_offset=0.2, adc_gain=0.3, wire_ohm=2.0, noise_seed=7,
           reference_cells="ideal").program(net, 4)
     Chips(device=NOISY, read_noise=0.0, access="gate").program(net, 0)
     Chips(device=Device.preset("pcm"), read_noise="device").program(net, 0)
-    assert given == [((3, "device"), {}), ((4, "ideal"), {
+    assert given == [((3, "device"), usual), ((4, "ideal"), {
         "read_noise": 0.5, "adc_noise": 0.1, "adc_offset": 0.2, "adc_gain": 0.3, "wires": Wires(wire_ohm=2.0), "noise_seed": 7}),
-        ((0, "device"), {}), ((0, "device"), {})]
+        ((0, "device"), usual | {"read_noise": 0.0}), ((0, "device"), usual)]
     assert Chips(device=Device.preset("pcm"), read_noise="device").device.read_noise == "device"
+
+
+@pytest.mark.parametrize("flags", [{"read_noise": 2.0, "adc_noise": 0.5, "adc_offset": 0.5, "adc_gain": 0.05},
+                                   {"access": "gate", "wire_ohm": 20.0}, {"wire_ohm": 20.0, "row_ohm": 10.0}])
+def test_noise_and_wires_do_something_and_do_not_depend_on_the_batch(scene, flags):
+    records = [measured(scene, batch_size=size, **more) for size, more in ((10, flags), (7, flags), (10, {}))]
+    assert torch.equal(records[0].predictions, records[1].predictions)
+    assert not torch.equal(records[0].predictions, records[2].predictions)
 
 
 def test_chips_are_equal_if_their_numbers_are():

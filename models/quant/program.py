@@ -16,6 +16,7 @@ from .crossbar import CrossbarLayer, crossbar_layers
 from .devices import Device, Wires
 from .devices.wires import effective, gate_curve
 from .readout import Readout
+from .spec import CrossbarSpec
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,8 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
             raise ValueError(f"{name} is {value!r}; allowed are finite numbers from 0")
     if read_noise is not None:
         device = replace(device, read_noise=read_noise)
-    if wires is not None and wires.access == "gate" and any(layer.spec.dac_bits > 1 for _, layer in crossbar_layers(model)):
-        raise ValueError("wires have access 'gate', where a row is on or off, with input digits of several bits; allowed is dac_bits 1")
+    for _, layer in crossbar_layers(model):
+        check_access(wires, layer.spec)
     draw = _Draw(device, seed, reference_cells, adc_noise, adc_offset, adc_gain, wires or Wires(), noise_seed)
     chips = [(layer, _chip(name, layer, draw)) for name, layer in crossbar_layers(model)]
     for layer, chip in chips:
@@ -84,6 +85,12 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
                  100 * max(draw.curve_errors))
     if worst := max((device.cell_noise(bits)[2] for layer, _ in chips for bits in layer.spec.slice_bits), default=0.0):
         log.info("read noise: its line in conductance is %.0f %% off the sigma of a level at most", 100 * worst)
+
+
+def check_access(wires: Wires | None, spec: CrossbarSpec) -> None:
+    """Refuse gate access, where a row is on or off, with input digits of several bits. Raises: ValueError."""
+    if wires is not None and wires.access == "gate" and spec.dac_bits > 1:
+        raise ValueError(f"access is 'gate', where a row is on or off, and dac_bits {spec.dac_bits}; allowed is dac_bits 1")
 
 
 def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
