@@ -596,3 +596,17 @@ def test_layer_output_does_not_depend_on_the_engine(engine):
                 with torch.no_grad(), set_engine(name):
                     found.append(layer.to(device_of(engine))(x.to(device_of(engine))))
             assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("adc_range", ["full", "calibrated"])
+def test_a_range_holds_the_off_current_that_a_digital_reference_leaves(adc_range):
+    """With an on/off ratio of 2 every row that is on adds a level; ranges of ideal cells would clip most reads (71 and more)."""
+    spec = CrossbarSpec(4, 4, 1, 8, 128, reference="digital", adc_range=adc_range)
+    layer, x = linear(spec, 6), torch.rand(64, 40, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(layer)
+    with without_adc(model):
+        wanted = model(x)
+    program(model, Device("own", "here", 10.0, 20.0))
+    if adc_range == "calibrated":
+        calibrate(model, x)
+    assert float((model(x) - wanted).square().mean() / wanted.var()) < 0.05
