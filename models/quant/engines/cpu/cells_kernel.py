@@ -25,7 +25,8 @@ from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, pu
 from .wide import (WIDE, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, added_shorts, code_f32, code_f64_of_f32,
                    code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i16, full_i32, larger, load_ints, load_shorts,
                    shifted_up, smaller, store_ints, widened)
-from .wide_noise import converted_by, curved, noise, read_key
+from .wide_noise import UNIT as UNIT_DEVIATION
+from .wide_noise import converted_by, curved, noise, noise_of_one_variance, read_key
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
 NOISY, CURVED, CHANGED = 8, 16, 32  # added to one of those: what reads have besides; each sum is compiled by itself
@@ -176,8 +177,13 @@ def _read(shape, at, weights, place, z, op):
     if op & NOISY:
         low, high, at_zero, slope, reference = _noise_of_read(shape, at, place, z)
         keys = (place.group * shape.tiles + place.tile) * TILE
-        e0 = noise(u0, at.keys, keys, low, high, at_zero, slope, reference)
-        e1 = noise(u1, at.keys, keys + WIDE, low, high, at_zero, slope, reference)
+        if slope == 0:
+            deviation = np.sqrt(max(at_zero, np.float32(0))) * UNIT_DEVIATION
+            e0 = noise_of_one_variance(at.keys, keys, low, high, deviation)
+            e1 = noise_of_one_variance(at.keys, keys + WIDE, low, high, deviation)
+        else:
+            e0 = noise(u0, at.keys, keys, low, high, at_zero, slope, reference)
+            e1 = noise(u1, at.keys, keys + WIDE, low, high, at_zero, slope, reference)
     if op & CURVED:
         b0, b1, b2, start, taken = _curve_of_read(shape, at, place, z)
         u0, u1 = curved(u0, start, b0, b1, b2, taken), curved(u1, start, b0, b1, b2, taken)

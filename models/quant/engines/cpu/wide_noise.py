@@ -11,6 +11,7 @@ from ...readout import DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL
 from .simd import _broadcast, _pointer, has_byte_tables
 from .wide import _DOUBLES, _F64, _FLOATS, _I32, _INTS, WIDE, _call, ints
 
+UNIT = np.float32(1 / DEVIATION)
 _HALF, _BYTES, _WORDS = ir.VectorType(_I32, 16), ir.VectorType(ir.IntType(8), 64), ir.VectorType(ir.IntType(16), 32)
 
 
@@ -71,6 +72,23 @@ def _table_sums_of_bytes(b, x):
     return parts[0]
 
 
+def _all_lanes(b, value):
+    return _broadcast(b, b.trunc(value, _I32), _INTS)
+
+
+def _normals(b, keys, offset, low, high):
+    """Sums of four entries of NORMAL for the columns whose keys stand there, of one read."""
+    x = b.add(b.load(_pointer(b, keys, offset, _I32, WIDE), align=4, typ=_INTS), _all_lanes(b, low))
+    x = b.mul(b.xor(x, b.lshr(x, _lanes(16))), _lanes(MIX_1))
+    x = b.xor(x, _all_lanes(b, high))
+    x = b.mul(b.xor(x, b.lshr(x, _lanes(13))), _lanes(MIX_2))
+    return _table_sums(b, b.xor(x, b.lshr(x, _lanes(16))))
+
+
+def _times(b, total, deviation):
+    return b.fptosi(_call(b, "rint", _FLOATS, b.fmul(b.sitofp(total, _FLOATS), deviation)), _INTS)
+
+
 @intrinsic
 def noise(typingctx, u, keys, offset, low, high, at_zero, slope, reference):
     """`readout.noise` of reads of variance `at_zero + slope (2 u + reference)`.
@@ -79,21 +97,20 @@ def noise(typingctx, u, keys, offset, low, high, at_zero, slope, reference):
     """
     def codegen(context, b, sig, args):
         u, keys, offset, low, high, at_zero, slope, reference = args
-
-        def all_lanes(value):
-            return _broadcast(b, b.trunc(value, _I32), _INTS)
-
-        x = b.add(b.load(_pointer(b, keys, offset, _I32, WIDE), align=4, typ=_INTS), all_lanes(low))
-        x = b.mul(b.xor(x, b.lshr(x, _lanes(16))), _lanes(MIX_1))
-        x = b.xor(x, all_lanes(high))
-        x = b.mul(b.xor(x, b.lshr(x, _lanes(13))), _lanes(MIX_2))
-        total = _table_sums(b, b.xor(x, b.lshr(x, _lanes(16))))
-        twice = b.sitofp(b.add(b.add(u, u), all_lanes(reference)), _FLOATS)
+        twice = b.sitofp(b.add(b.add(u, u), _all_lanes(b, reference)), _FLOATS)
         variance = b.fadd(_broadcast(b, at_zero, _FLOATS), b.fmul(_broadcast(b, slope, _FLOATS), twice))
-        zeros, unit = (ir.Constant(_FLOATS, [value] * WIDE) for value in (0.0, _single(1 / DEVIATION)))
+        zeros, unit = (ir.Constant(_FLOATS, [value] * WIDE) for value in (0.0, float(UNIT)))
         deviation = b.fmul(_call(b, "sqrt", _FLOATS, _call(b, "maxnum", _FLOATS, variance, zeros)), unit)
-        return b.fptosi(_call(b, "rint", _FLOATS, b.fmul(b.sitofp(total, _FLOATS), deviation)), _INTS)
+        return _times(b, _normals(b, keys, offset, low, high), deviation)
     return ints(ints, types.intp, types.intp, types.int64, types.int64, types.float32, types.float32, types.intp), codegen
+
+
+@intrinsic
+def noise_of_one_variance(typingctx, keys, offset, low, high, deviation):
+    """The same where all columns have one variance; deviation, its root over `DEVIATION`: a root takes longer than all the rest."""
+    def codegen(context, b, sig, args):
+        return _times(b, _normals(b, *args[:4]), _broadcast(b, args[4], _FLOATS))
+    return ints(types.intp, types.intp, types.int64, types.int64, types.float32), codegen
 
 
 @intrinsic
@@ -117,8 +134,3 @@ def converted_by(typingctx, u, gains, offsets, place):
         scaled = _call(b, "rint", _DOUBLES, b.fmul(b.sitofp(u, _DOUBLES), gain))
         return b.add(b.fptosi(scaled, _INTS), offset)
     return ints(ints, types.intp, types.intp, types.intp), codegen
-
-
-def _single(value):
-    """The float32 nearest to a number."""
-    return float(np.float32(value))
