@@ -45,7 +45,8 @@ def few_test_images(monkeypatch):
 
 def test_each_step_has_a_chip_and_epochs_are_measured_on_one_that_training_does_not_see(trained, tmp_path, monkeypatch):
     seeds, program = [], quant.program
-    monkeypatch.setattr(quant, "program", lambda model, device, seed, *args: (seeds.append(seed), program(model, device, seed, *args)))
+    monkeypatch.setattr(quant, "program", lambda model, device, seed, *args, **more: (
+        seeds.append(seed), program(model, device, seed, *args, **more)))
     _, checkpoint = quick(tmp_path / "a", "--fine_tune", trained, *ON_CHIPS, "--chip_steps", "2", "--chip_seed", "7")
     steps = datasets.steps_per_epoch(checkpoint["data"]["train_images"], 20)
     assert steps == 3
