@@ -1,4 +1,4 @@
-"""Train a VGG with PACT activations and DoReFa or SAWB weights on CIFAR-sized images.
+"""Train a VGG or a ResNet with PACT activations and DoReFa or SAWB weights on CIFAR-sized images.
 
 A first try: 4-bit VGG7 on scikit-learn's digits. It needs no download and takes minutes on two CPU cores.
     python train.py

@@ -25,7 +25,7 @@ from models import quant
 from models.quant import Calibration, CrossbarSpec, engines
 from models.quant.calibration import in_mode
 from models.quant.prepared import fingerprint
-from models.vgg import CROSSBAR_LAYERS
+from models.building import CROSSBAR_LAYERS
 
 from .chips import Chips, check_device
 

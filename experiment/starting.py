@@ -39,7 +39,8 @@ def crossbar_network(settings: EvalSettings, checkpoint: Mapping[str, Any], devi
                         abit=settings.abit, wq=settings.wq, quantize_image=settings.quantize_image)
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
     # Only --quantize_image uses the clipping level of the first layer.
-    optional = quant.ADC_BUFFERS + (() if settings.quantize_image else ("features.0.act_quant.act_alpha",))
+    unused = [f"{name}.act_quant.act_alpha" for name, layer in quantized_layers(net).items() if layer.image and not layer.quantize_image]
+    optional = *quant.ADC_BUFFERS, *unused
     load_weights(net, state, allow_missing=optional, source=settings.resume)
     return net.to(device, memory_format=torch.channels_last).eval()
 
@@ -84,8 +85,7 @@ def fit_alphas(net: nn.Module, images: torch.Tensor, names: Iterable[str]) -> No
 
 @torch.no_grad()
 def fit_logits(net: nn.Module, source: nn.Module, images: torch.Tensor) -> None:
-    """Give the logits the deviation that they have in `source`, the network with the same weights but other quantizers, by
-    the scale of the last layer's input.
+    """Give the logits the deviation that they have in `source`, the network with the same weights but other quantizers.
 
     No batch norm follows it, and what its weights are worth depends on their quantizer (DoReFa's levels reach +-1 whatever
     the weights): without this the first epoch goes into logits that are ten times too small or too large.
@@ -95,11 +95,9 @@ def fit_logits(net: nn.Module, source: nn.Module, images: torch.Tensor) -> None:
         with quant.without_adc(network, training=True):
             logits = network(images)
         spread.append((logits - logits.mean(0)).std().item())
-    norm, _, last = net.classifier[-3:]
-    last.bias.mul_(source.classifier[-1].out_scale / last.out_scale)
+    net.last.bias.mul_(source.last.out_scale / net.last.out_scale)
     if min(spread) > 1e-4 * max(spread):  # else one of them gives all images the same logits, to rounding
-        for parameter in (norm.weight, norm.bias, *([last.act_quant.act_alpha] if last.act_quant.on else [])):
-            parameter.mul_(spread[0] / spread[1])
+        net.scale_logits(spread[0] / spread[1])
 
 
 def _quantizers(settings: TrainSettings) -> tuple:

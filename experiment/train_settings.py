@@ -15,7 +15,7 @@ from typing import Any
 import models
 from models.quant import Calibration, CrossbarSpec
 from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
-from models.vgg import CROSSBAR_LAYERS
+from models.building import CROSSBAR_LAYERS
 
 from . import chips, data, flags
 from .checkpoint import CHECKPOINT_FORMAT, load_checkpoint

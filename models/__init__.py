@@ -7,15 +7,18 @@ The older way holds too: `model_cfg = getattr(models, name)`, `model_cfg.kwargs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from .vgg import CONFIGS, VGG, crossbar_vgg
+from . import resnet, vgg
+from .building import on_crossbars
 
-_BUILDERS = {f"{name}_quant": (VGG, name) for name in CONFIGS}
-_BUILDERS |= {f"{name}_quant_eval": (crossbar_vgg, name) for name in CONFIGS}
+_NETWORKS = [(network, name) for network, configs in ((vgg.VGG, vgg.CONFIGS), (resnet.ResNet, resnet.CONFIGS)) for name in configs]
+_BUILDERS = {f"{name}_quant": (network, name) for network, name in _NETWORKS}
+_BUILDERS |= {f"{name}_quant_eval": (functools.partial(on_crossbars, network), name) for network, name in _NETWORKS}
 
 
 class ModelConfig:
@@ -33,7 +36,7 @@ def names() -> list[str]:
 def create(name: str, **options: Any) -> nn.Module:
     """A new network with weights drawn at random.
 
-    Args: name, one of `names()`; options, those of `vgg.VGG`.
+    Args: name, one of `names()`; options, `num_classes` and those of `building.Layers`.
     Raises: ValueError for an unknown name or option, or a value that is not allowed.
     """
     if name not in _BUILDERS:

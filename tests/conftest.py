@@ -3,6 +3,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from models import vgg
+from models.building import on_crossbars
 from models.quant import set_engine
 
 # Derandomized: a run fails or passes for the code's sake alone, so that a red run can be repeated.
@@ -37,8 +38,9 @@ def tiny(monkeypatch):
 
     def make(**kwargs):
         torch.manual_seed(0)
-        network = (vgg.VGG if "spec" in kwargs and kwargs["spec"] is None else vgg.crossbar_vgg)
-        return settle(network("tiny", **{"alpha_init": 2.0, **kwargs}))
+        options = {"alpha_init": 2.0, **kwargs}
+        in_software = "spec" in kwargs and kwargs["spec"] is None
+        return settle(vgg.VGG("tiny", **options) if in_software else on_crossbars(vgg.VGG, "tiny", **options))
 
     return make
 

@@ -685,7 +685,7 @@ def refused(monkeypatch, capsys):
     (["--engine", "cuda"], "no engine is named 'cuda'; known are auto, reference, numba, triton"),
     (["--ngpu", "2"], "several GPUs are not supported"),
     (["--model", "vgg16_quant_eval"], "is of the model vgg7_quant, not vgg16_quant"),
-    (["--model", "resnet18_quant_eval"], "unknown, choose from vgg16_quant_eval, vgg7_quant_eval"),
+    (["--model", "resnet9_quant_eval"], "unknown, choose from resnet18_quant_eval, resnet20_quant_eval, vgg16"),
     (["--dataset", "mnist"], "--dataset: invalid choice"),
     (["--dataset", "cifar100"], "classifier.3.weight [10, 32] instead of [100, 32]"),
     (["--dataset", "imagefolder", "--data_path", "nowhere"], "--data_path nowhere: imagefolder needs"),
@@ -751,7 +751,7 @@ def test_keys_that_do_not_fit_are_named(refused, checkpoint):
 
 
 @pytest.mark.parametrize("config, words", [
-    ({"model": "resnet20_quant"}, "resnet20_quant_eval: unknown, choose from vgg16_quant_eval, vgg7_quant_eval"),
+    ({"model": "resnet9_quant"}, "resnet9_quant_eval: unknown, choose from resnet18_quant_eval, resnet20_quant_eval"),
     ({"wbit": 32}, "has --wbit 32: crossbars hold quantized weights and inputs, 1 to 8 bits"),
     ({"abit": 32}, "has --abit 32"),
     ({"wbit": 99}, "has --wbit 99, which is not 1 to 8"),

@@ -29,7 +29,7 @@ def images(count, seed=0):
 
 
 def test_names():
-    assert models.names() == ["vgg16_quant", "vgg16_quant_eval", "vgg7_quant", "vgg7_quant_eval"]
+    assert models.names() == [f"{name}_quant{end}" for name in ("resnet18", "resnet20", "vgg16", "vgg7") for end in ("", "_eval")]
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -37,7 +37,7 @@ def test_configuration_is_used_as_the_original_scripts_do(name):
     config = getattr(models, name)
     config.kwargs.update({**KWARGS, "num_classes": 7, "alpha_init": 3.0})
     model = config.base(*config.args, **config.kwargs)
-    last = model.classifier[-1]
+    last = model.last
     assert last.weight.shape[0] == 7 and last.act_quant.act_alpha.item() == 3.0 and last.weight_quant.wbit == 4
 
 
@@ -61,7 +61,8 @@ def test_create_builds_what_the_configuration_does(name, monkeypatch):
     assert str(networks[0]) == str(networks[1])
     for a, b in zip(*(network.state_dict().values() for network in networks), strict=True):
         assert torch.equal(a, b)
-    assert len(crossbar_layers(networks[0])) == (5 if name.endswith("_eval") else 0)
+    count = {"vgg": 5, "resnet20": 19, "resnet18": 20}[name[:3] if name[0] == "v" else name[:8]]
+    assert len(crossbar_layers(networks[0])) == (count if name.endswith("_eval") else 0)
 
 
 def test_the_older_name_of_an_option():
@@ -72,7 +73,7 @@ def test_the_older_name_of_an_option():
 
 @pytest.mark.parametrize("name", ["vgg8_quant", "vgg7", "VGG7_quant"])
 def test_unknown_name_lists_the_known_ones(name):
-    message = f"'{name}'; known are vgg16_quant, vgg16_quant_eval, vgg7_quant, vgg7_q"
+    message = f"'{name}'; known are resnet18_quant, .*, vgg16_quant_eval, vgg7_quant, vgg7_q"
     with pytest.raises(AttributeError, match=message):
         getattr(models, name)
     with pytest.raises(ValueError, match=message):
@@ -81,7 +82,7 @@ def test_unknown_name_lists_the_known_ones(name):
 
 @pytest.mark.parametrize("kwargs, message", [
     (dict(map="linear"), "crossbar_layers is 'linear'; allowed are all, conv"), (dict(wbit=9), "1 to 8"),
-    (dict(w_bits=4), "^a VGG has no option w_bits; known are num_classes, wbit, .*, spec, crossbar_layers$"),
+    (dict(w_bits=4), "^a VGG has no option w_bits; known are config, num_classes, wbit, .*, spec, crossbar_layers$"),
     (dict(spec=CrossbarSpec(w_bits=3), wbit=4), "the spec has 3-bit weights.*wbit=4"),
     (dict(spec=CrossbarSpec(a_bits=3), wbit=4), "3-bit activations.*abit=4"), (dict(wbit=32, abit=32), "1 to 8")])
 def test_wrong_options_of_inference_networks(kwargs, message):
@@ -186,6 +187,65 @@ def test_whole_vgg7_does_not_depend_on_the_batch(vgg7):
         whole = vgg7(x)
         for size in (1, 3):
             assert torch.equal(torch.cat([vgg7(part) for part in x.split(size)]), whole)
+
+
+# ---- ResNets ---------------------------------------------------------------------------------------------------------
+
+
+def plain_resnet(state, depths, x):
+    """He et al., section 4.2, written from the paper, with the parameters of a network whose quantizers are off."""
+    def norm(y, name):
+        mean, var, gain, shift = (state[f"{name}.{key}"].view(1, -1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias"))
+        return (y - mean) / (var + 1e-5).sqrt() * gain + shift
+
+    x = norm(F.conv2d(x, state["stem.0.weight"], padding=1), "stem.1").relu()
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            at, stride = f"stages.{stage}.{block}", 2 if stage > 0 and block == 0 else 1
+            y = norm(F.conv2d(x, state[f"{at}.conv1.weight"], stride=stride, padding=1), f"{at}.bn1").relu()
+            y = norm(F.conv2d(y, state[f"{at}.conv2.weight"], padding=1), f"{at}.bn2")
+            if f"{at}.downsample.0.weight" in state:
+                x = norm(F.conv2d(x, state[f"{at}.downsample.0.weight"], stride=stride), f"{at}.downsample.1")
+            elif stride > 1:
+                x = F.avg_pool2d(x, 1, stride)
+                x = torch.cat([x, torch.zeros(len(x), y.shape[1] - x.shape[1], *x.shape[2:])], 1)
+            x = (x + y).relu()
+    return (F.adaptive_avg_pool2d(x, 1).flatten(1) @ state["last.weight"].T + state["last.bias"]) * state["logit_scale"]
+
+
+@pytest.mark.parametrize("name, depths, weights", [("resnet20", (3, 3, 3), 268_336), ("resnet18", (2, 2, 2, 2), 11_164_352)])
+def test_resnets_are_those_of_the_paper(name, depths, weights):
+    torch.manual_seed(0)
+    model = settle(build(f"{name}_quant", wbit=32, abit=32))
+    state = model.state_dict()
+    assert sum(value.numel() for key, value in state.items() if key.endswith("weight") and value.dim() > 1) == weights
+    with torch.no_grad():
+        x = images(2)
+        torch.testing.assert_close(model(x), plain_resnet(state, depths, x), rtol=1e-4, atol=1e-4)
+
+
+def test_resnet_on_crossbars_without_an_adc_is_the_trained_one():
+    """On crossbars all but the first layer, and the shortcuts that have weights."""
+    for name in ("resnet20", "resnet18"):
+        torch.manual_seed(0)
+        trained = settle(build(f"{name}_quant", alpha_init=3.0))
+        mapped = build(f"{name}_quant_eval", alpha_init=3.0)
+        mapped.load_state_dict(trained.state_dict(), strict=False)
+        set_spec(mapped, CrossbarSpec(adc_range="ideal"))
+        names = [key.removesuffix(".weight") for key, value in trained.state_dict().items()
+                 if key.endswith("weight") and value.dim() > 1 and not key.startswith("stem")]
+        assert [layer for layer, _ in crossbar_layers(mapped)] == names
+        with torch.no_grad():
+            x = images(2)
+            torch.testing.assert_close(mapped(x), trained(x), rtol=1e-4, atol=1e-4)
+
+
+def test_logits_of_a_resnet_are_scaled_by_what_it_is_told():
+    model, x = settle(build("resnet20_quant", **KWARGS)), images(2)
+    with torch.no_grad():
+        before = model(x)
+        model.scale_logits(3.0)
+        torch.testing.assert_close(model(x), 3 * before)
 
 
 # ---- a small network of the same class -------------------------------------------------------------------------------

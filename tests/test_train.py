@@ -608,7 +608,7 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--epochs", "many"], "--epochs: many is not"),
     (["--batch_size", "1"], "--batch_size: 1 is not 2 or more"),
     (["--val_split", "1"], "--val_split: 1 is not"),
-    (["--model", "resnet20"], "choose from vgg16_quant, vgg7_quant"),
+    (["--model", "resnet20"], "choose from resnet18_quant, resnet20_quant, vgg16_quant, vgg7_quant"),
     (["--model", "vgg7_quant_eval"], "choose from"),
     (["--dataset", "mnist"], "--dataset: invalid choice"),
     (["--bogus"], "unrecognized arguments: --bogus"),
