@@ -15,13 +15,13 @@ FILES = sorted(FOLDER.rglob("*.py"))
 
 # From the ground up: a room imports from those below it alone. Rooms of one line do not know each other.
 FLOORS = [
-    ["files", "eager", "spec", "engines.cpu", "readout"],
+    ["files", "eager", "spec", "engines.cpu", "readout", "scales", "attention"],
     ["cells", "devices"],
     ["mapping", "adc", "bitplanes"],
     ["engines"],
     ["prepared", "quantizers"],
-    ["layers"],
-    ["crossbar"],
+    ["layers", "linear_quantizers"],
+    ["crossbar", "gptq"],
     ["calibration", "program", "cell_files"],
     ["diagnostics", "fusion"],
     ["__init__"],

@@ -261,7 +261,33 @@ class WQ(_WeightQuantizer):
         return tuple(2**bits - 1 for bits in slice_bits)
 
 
-class SAWB(_WeightQuantizer):
+class AroundZero(_WeightQuantizer):
+    """Weight quantizers with an exact zero in the middle: codes 0..2 m with `m = 2^(w-1) - 1`, and m stands for zero.
+
+    Args: wbit, 2..8, or 32.
+    Raises: ValueError for 1 bit, which leaves no code but zero.
+    """
+
+    def __init__(self, wbit: int = 4) -> None:
+        super().__init__(wbit)
+        if wbit == 1:
+            raise ValueError(f"wbit is 1; {type(self).__name__} has codes around an exact zero and needs 2 to 8 bits")
+
+    @property
+    def zero_twice(self) -> int:
+        """L, twice the weight level that stands for zero: 2 m."""
+        return 2**self.wbit - 2
+
+    def reference_twice(self, slice_bits: tuple[int, ...]) -> tuple[int, ...]:
+        """`2 r_k` for each slice: cells that hold the digits of the code m."""
+        m, result = self.zero_twice // 2, []
+        for bits in slice_bits:
+            result.append(2 * (m % 2**bits))
+            m >>= bits
+        return tuple(result)
+
+
+class SAWB(AroundZero):
     """Statistics-aware weight binning (Choi et al., "Accurate and Efficient 2-bit Quantized Neural Networks", SysML 2019).
 
     `clip = c_1 sqrt(mean x^2) - c_2 mean |x|`, close to the clipping level of least squared error for bell-shaped
@@ -281,14 +307,7 @@ class SAWB(_WeightQuantizer):
     def __init__(self, wbit: int = 4) -> None:
         super().__init__(wbit)
         if self.on:
-            if wbit not in self.COEFFICIENTS:
-                raise ValueError(f"wbit is {wbit}; SAWB has codes around an exact zero and needs 2 to 8 bits")
             self.register_buffer("clip", torch.zeros(()))
-
-    @property
-    def zero_twice(self) -> int:
-        """L, twice the weight level that stands for zero."""
-        return 2**self.wbit - 2
 
     @property
     def step(self) -> Tensor:
@@ -312,14 +331,6 @@ class SAWB(_WeightQuantizer):
     def weights(self, codes: Tensor, scale: Tensor) -> Tensor:
         """A weight tensor with these codes at this scale."""
         return scale * (2 * codes.float() / self.zero_twice - 1)
-
-    def reference_twice(self, slice_bits: tuple[int, ...]) -> tuple[int, ...]:
-        """`2 r_k` for each slice: cells that hold the digits of the code m."""
-        m, result = self.zero_twice // 2, []
-        for bits in slice_bits:
-            result.append(2 * (m % 2**bits))
-            m >>= bits
-        return tuple(result)
 
 
 WEIGHT_QUANTIZERS = {"dorefa": WQ, "sawb": SAWB}
