@@ -255,7 +255,7 @@ def place(network: nn.Module, setting: Setting, cells: Mapping[str, torch.Tensor
             layer.set_codes(None)
             cell_bits = {"cell_bits": spec.cell_bits} if setting.chips else {}  # for devices that have these alone
             spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal", **cell_bits)
-        if layer.spec != spec:
+        if layer.spec != layer.fitted(spec):
             layer.set_spec(spec)
 
 

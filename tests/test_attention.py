@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.quant.attention import OpenAttention, open_attention
+from models.quant.conversion.attention import OpenAttention, open_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N, L, S, E, HEADS = 3, 5, 7, 12, 3

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.quant.gptq import gptq
-from models.quant.linear_quantizers import LinearWQ
+from models.quant.conversion.gptq import gptq
+from models.quant.conversion.linear_quantizers import LinearWQ
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

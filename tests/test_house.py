@@ -15,15 +15,16 @@ FILES = sorted(FOLDER.rglob("*.py"))
 
 # From the ground up: a room imports from those below it alone. Rooms of one line do not know each other.
 FLOORS = [
-    ["files", "eager", "spec", "engines.cpu", "readout", "scales", "attention"],
+    ["files", "eager", "spec", "engines.cpu", "readout"],
     ["cells", "devices"],
     ["mapping", "adc", "bitplanes"],
     ["engines"],
     ["prepared", "quantizers"],
-    ["layers", "linear_quantizers"],
-    ["crossbar", "gptq"],
+    ["layers"],
+    ["crossbar"],
     ["calibration", "program", "cell_files"],
     ["diagnostics", "fusion"],
+    ["conversion"],
     ["__init__"],
 ]
 

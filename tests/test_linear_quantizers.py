@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.quant.linear_quantizers import InputQuantizer, LinearWQ
+from models.quant.conversion.linear_quantizers import InputQuantizer, LinearWQ
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 W_BITS = [2, 3, 4, 8]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -231,7 +231,7 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
                 plan, error = adc.plan_alone(choices[name], bits)
                 layer.set_spec(spec)
                 layer.set_plan(plan)
-                y = _watch_outputs(model, [(name, layer)], images, lambda name, layer, y: _correct_layer(layer, wanted[name], y))
+                y = match_channels(model, [(name, layer)], images, wanted, CrossbarLayer.set_correction)
                 layer.set_spec(replace(spec, adc_range="ideal"))
                 change, bits = (y.double() - expected).square().mean().item(), plan.bits.mean() / 2
                 if not plan.bits.any():
@@ -280,29 +280,75 @@ def _correct(model, layers, images, wanted):
         with without_adc(model):
             wanted, _ = _moments(model, layers, images)
     with in_mode(model, training=False):
-        _watch_outputs(model, layers, images, lambda name, layer, y: _correct_layer(layer, wanted[name], y))
+        match_channels(model, layers, images, wanted, CrossbarLayer.set_correction)
     return wanted
 
 
 def _moments(model, layers, images):
     """(`{layer name: deviation and mean of each channel}`, output of the network)."""
     moments = {}
-    y = _watch_outputs(model, layers, images, lambda name, layer, y: moments.__setitem__(name, std_mean(y)))
-    return moments, y
+    y = _watch_outputs(model, layers, images, lambda name, layer, y: moments.setdefault(name, []).append(_counted_moments(layer, y)))
+    return {name: _together(calls) for name, calls in moments.items()}, y
 
 
-def _correct_layer(layer: CrossbarLayer, wanted: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
-    """Set the correction that gives the layer's output `y` the wanted deviation and mean. Returns: `y`, corrected."""
-    (std, mean), (adc_std, adc_mean) = wanted, std_mean(y)
-    gain = torch.where(adc_std > 0, std / adc_std, 1.0).clamp_max(LARGEST_GAIN)
-    layer.set_correction(gain, mean - gain * adc_mean)
-    offset, gain = (values.view(-1, *[1] * (y.dim() - 2)) for values in (layer.adc_offset, layer.adc_gain))
-    return torch.addcmul(offset, gain, y.float()).to(y.dtype)
+def match_channels(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]], images: Tensor,
+                   wanted: Mapping[str, tuple[Tensor, Tensor]], give: Callable[[CrossbarLayer, Tensor, Tensor], None]) -> Tensor:
+    """Run the network and give each layer's channels the deviation and mean that are wanted, those of the layers before it first.
+
+    A layer that the network calls more than once gets what all its calls together need, when they are over.
+
+    Args: wanted, `{layer name: (deviation, mean)}`, float64 `[out]`; give, called with (layer, gain, offset), float64 `[out]`.
+    Returns: the network's output.
+    """
+    calls = {}
+
+    def see(name, layer, y):
+        found = _counted_moments(layer, y)
+        if layer.shared:
+            calls.setdefault(name, []).append(found)
+            return None
+        gain, offset = _towards(wanted[name], found[:2])
+        give(layer, gain, offset)
+        offset, gain = (along_channels(values.float(), y, layer.channel_dim) for values in (offset, gain))
+        return torch.addcmul(offset, gain, y.float()).to(y.dtype)
+
+    y = _watch_outputs(model, layers, images, see)
+    for name, layer in layers:
+        if name in calls:
+            give(layer, *_towards(wanted[name], _together(calls[name])))
+    return y
 
 
-def std_mean(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Deviation and mean of each channel of `[N, out, ...]`, in float64."""
-    return torch.std_mean(y.double(), [dim for dim in range(y.dim()) if dim != 1], correction=0)
+def _towards(wanted, found):
+    """(gain, offset) that bring deviation and mean from what was found to what is wanted."""
+    (std, mean), (own_std, own_mean) = wanted, found
+    gain = torch.where(own_std > 0, std / own_std, 1.0).clamp_max(LARGEST_GAIN)
+    return gain, mean - gain * own_mean
+
+
+def _counted_moments(layer, y):
+    """(deviation, mean, values) of each channel."""
+    return *std_mean(y, layer.channel_dim), y.numel() // len(layer.adc_gain)
+
+
+def _together(calls):
+    """(deviation, mean) of the values of several calls."""
+    if len(calls) == 1:
+        return calls[0][:2]
+    counts = torch.tensor([count for *_, count in calls], dtype=torch.float64, device=calls[0][0].device)[:, None]
+    std, mean = (torch.stack(values) for values in list(zip(*calls))[:2])
+    total = (counts * mean).sum(0) / counts.sum()
+    return ((counts * (std**2 + (mean - total) ** 2)).sum(0) / counts.sum()).sqrt(), total
+
+
+def std_mean(y: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
+    """Deviation and mean of each channel, in float64."""
+    return torch.std_mean(y.double(), [dim for dim in range(y.dim()) if dim != channel_dim % y.dim()], correction=0)
+
+
+def along_channels(values: Tensor, y: Tensor, channel_dim: int) -> Tensor:
+    """A number for each channel, `[out]`, in a shape that goes with `y`."""
+    return values.view(-1, *[1] * (y.dim() - 1 - channel_dim % y.dim()))
 
 
 def _watch_outputs(model: nn.Module, layers: list[tuple[str, CrossbarLayer]], images: Tensor, see: Callable) -> Tensor:

@@ -60,6 +60,9 @@ class CrossbarLayer:
     the quantized layer without arrays: straight through the ADC and its correction.
     """
 
+    channel_dim = 1  # of the output
+    shared = False  # whether the network calls it more than once
+
     def _init_crossbar(self, spec):
         self.register_buffer("adc_bits_plan", None)
         self.register_buffer("adc_delta", torch.zeros(0, dtype=torch.float64))
@@ -87,13 +90,21 @@ class CrossbarLayer:
 
         Raises: ValueError for other bits than those of the layer's quantizers.
         """
-        if (spec.w_bits, spec.a_bits) != (self.weight_quant.wbit, self.act_quant.abit):
-            raise ValueError(f"the spec has {spec.w_bits}-bit weights and {spec.a_bits}-bit activations, the layer "
-                             f"{self.weight_quant.wbit} and {self.act_quant.abit}")
+        spec = self.fitted(spec)
         if (spec.cell_bits, spec.reference) != (self._spec.cell_bits, self._spec.reference):
             self.chip = None
         self._spec = spec
         self._forget_ranges()
+
+    def fitted(self, spec: CrossbarSpec) -> CrossbarSpec:
+        """The hardware of a network as this layer has it.
+
+        Raises: ValueError for other bits than those of the layer's quantizers.
+        """
+        if (spec.w_bits, spec.a_bits) != (self.weight_quant.wbit, self.act_quant.abit):
+            raise ValueError(f"the spec has {spec.w_bits}-bit weights and {spec.a_bits}-bit activations, the layer "
+                             f"{self.weight_quant.wbit} and {self.act_quant.abit}")
+        return spec
 
     def _forget_ranges(self):
         if self.spec.planned:
@@ -292,18 +303,11 @@ class CrossbarLayer:
             return self._of_codes(codes, to_codes)
 
     def _of_codes(self, codes, to_codes):
-        engine, layer, prepared, scale = self._prepare(codes.device)
-        values, gain, offset = engines.value(layer), self.adc_gain, self.adc_offset
-        if self.spec.adc_range != "calibrated":
-            gain, offset = torch.ones_like(gain), torch.zeros_like(offset)
-        if self.bias is not None:
-            offset = offset + gain * (self.bias.detach().float() * self.out_scale)
+        made = engine, layer, prepared, scale = self._prepare(codes.device)
+        values, (gain, offset) = engines.value(layer), self._correction()
         scale = scale * gain.double()
         if self._subtracts_behind(layer):
-            # In float64 the sum is exact wherever the ADC is, so that a lossless ADC equals the integer convolution.
-            acc = engine.accumulate(prepared, codes)
-            total = sum(plane.double() * value for plane, value in zip(acc, values)) - _reference_sum(layer, codes)
-            y = total.float() * scale.float() + offset
+            y = self._exact_sums(made, codes).float() * scale.float() + offset
         else:
             if len(values) == 1:  # exactly the value of one plane may be put into the scale
                 values, scale = [1.0], scale * values[0]
@@ -311,6 +315,27 @@ class CrossbarLayer:
                 return engine.scaled(prepared, codes, values, scale.float(), offset, to_codes)
             y = engines.scaled(engine, prepared, codes, values, scale.float(), offset)
         return self._output(y.permute(0, 3, 1, 2))
+
+    def _correction(self):
+        """(gain, offset) of each output channel behind the ADC; the offset with the bias."""
+        gain, offset = self.adc_gain, self.adc_offset
+        if self.spec.adc_range != "calibrated":
+            gain, offset = torch.ones_like(gain), torch.zeros_like(offset)
+        if self.bias is not None:
+            offset = offset + gain * (self.bias.detach().float() * self.out_scale)
+        return gain, offset
+
+    def _exact_sums(self, made, codes):
+        """`sum A (2 W - L)` as the arrays give it, float64 `[N, H', W', out]`: exact wherever the ADC is, so that a lossless ADC equals
+        the integer convolution. Args: made, result of `_prepare`."""
+        engine, layer, prepared, _ = made
+        acc = engine.accumulate(prepared, codes)
+        total = sum(plane.double() * value for plane, value in zip(acc, engines.value(layer)))
+        return total - _reference_sum(layer, codes) if self._subtracts_behind(layer) else total
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        """All codes that the arrays see of input `x`, uint8 `[N, H, W, in]` each, one read after the other."""
+        return [self.a_codes(x)]
 
     def a_codes(self, x: Tensor) -> Tensor:
         """Activation codes of the layer's input, uint8 `[N, H, W, in]`. What is not a number gets a code, with a warning."""
@@ -343,18 +368,18 @@ class CrossbarLayer:
 
         def count(x):
             with torch.autocast(device.type, enabled=False):
-                counts = engine.histogram(prepared, self.a_codes(x))
+                counts = sum(engine.histogram(prepared, codes) for codes in self.parts(x))
             binned = self.binned(cells)
             return counts if cells is binned else _in_bins_of(counts, layer, self.mapped("ideal", binned))
         return count
 
     def _prepare(self, device, any_weight=False):
         """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused while nothing changes."""
-        quantizers = type(self.weight_quant), self.weight_quant.levels, self.act_quant.levels, self.weight_quant.training
+        quantizers = type(self.weight_quant), self.weight_quant.levels, self.weight_quant.training
         settings = engines.selected(), device, self.spec, self._geometry(), self.out_scale, quantizers, self.chip
-        numbers = [self.act_quant.act_alpha, self.adc_delta, self.adc_q_min, *self.weight_quant.buffers(),
+        numbers = [*self._numbers(), self.adc_delta, self.adc_q_min, *self.weight_quant.buffers(),
                    *([] if self.adc_bits_plan is None else [self.adc_bits_plan])]
-        weight = self.weight if self._w_codes is None else self._w_codes
+        weight = self._operand() if self._w_codes is None else self._w_codes
         return self._prepared.get(settings, numbers, weight, lambda: self._make(device), any_weight)
 
     def _make(self, device: torch.device) -> tuple[ModuleType, MappedLayer, object, Tensor]:
@@ -364,8 +389,19 @@ class CrossbarLayer:
             layer = self.mapped("ideal")
             reason += ", one integer convolution where the ADC changes no read"
         engines.announce(engine, reason)
-        scale = self.act_quant.act_alpha.detach().double() / self.act_quant.levels * self.weight_quant.step
-        return engine, layer, engine.prepare(layer), scale * self.out_scale
+        return engine, layer, engine.prepare(layer), self._scale()
+
+    def _operand(self):
+        """The memory from which the weight codes are made."""
+        return self.weight
+
+    def _numbers(self):
+        """What decides the scale, beside the weight quantizer."""
+        return [self.act_quant.act_alpha]
+
+    def _scale(self):
+        """What `A (2 W - L) = 1` is worth in the output, float64."""
+        return self.act_quant.act_alpha.detach().double() / self.act_quant.levels * self.weight_quant.step * self.out_scale
 
     def _apply(self, fn, recurse=True):
         exact = {name: getattr(self, name) for name in ADC_BUFFERS}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import adc
-from .calibration import LARGEST_GAIN, Calibration, converted_layers, std_mean, without_adc
+from .calibration import LARGEST_GAIN, Calibration, along_channels, converted_layers, std_mean, without_adc
 from .crossbar import CrossbarLayer
 from .mapping import MappedLayer
 
@@ -48,7 +48,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
         groups = mapped.geometry.groups
         result.append({
             "layer": name, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / layer.spec.rows,
-            "all_zero_reads": _all_zero_share(mapped, layer.a_codes(inputs[name])),
+            "all_zero_reads": _all_zero_share(mapped, torch.cat(layer.parts(inputs[name]))),
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, chosen) for bits in CURVE_BITS},
             "unit": layer.spec.unit, "u_min": mapped.u_span[0],
@@ -77,10 +77,9 @@ def losses(model: nn.Module, images: Tensor, corrected: bool = True) -> list[dic
         def sqnr(layer=layer, x=inputs[name], ideal=ideal):
             y = layer.simulate(x).double()
             if corrected:
-                (std, mean), (own_std, own_mean) = (std_mean(each) for each in (ideal, y))
-                shape = -1, *[1] * (y.dim() - 2)
+                (std, mean), (own_std, own_mean) = (std_mean(each, layer.channel_dim) for each in (ideal, y))
                 gain = torch.where(own_std > 0, std / own_std, 1.0).clamp_max(LARGEST_GAIN)
-                y = gain.view(shape) * y + (mean - gain * own_mean).view(shape)
+                y = along_channels(gain, y, layer.channel_dim) * y + along_channels(mean - gain * own_mean, y, layer.channel_dim)
             return decibels(ideal.square().sum().item(), (y - ideal).square().sum().item())
 
         entry = {"layer": name, **_scatter(layer), "chip": sqnr()}

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..eager import outside_graphs
+from ..quantizers import OFF, AroundZero, check_bits
 from . import scales
-from .eager import outside_graphs
-from .quantizers import OFF, AroundZero, check_bits
+from .encodings import ENCODINGS
 
-ENCODINGS = ("phases", "ternary", "twos", "offset")
 SYMMETRIC_COSTS = 1.05  # a symmetric window is taken where its squared error is at most this many times the least
 
 

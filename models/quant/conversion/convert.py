@@ -1,0 +1,310 @@
+"""Any network on crossbars: `convert(model, spec, images)`.
+
+    net = convert(model, CrossbarSpec(w_bits=8, a_bits=8, adc_bits=6), images)
+    logits = net(x)
+    print(net.crossbar_report)
+
+The network is run once on the images to see what it multiplies (`tracing`); each weight is then bound to a layer on crossbars
+(`binding`, `converted`), its quantizers fitted, its channels brought back to the float network's mean and deviation, and its ADCs
+calibrated. What is no product with a weight (norms, activation functions, sums, products of two activations) is digital and stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+from ..calibration import CORRECTION_IMAGES, calibrate, match_channels, without_adc
+from ..spec import CrossbarSpec
+from .attention import open_attention
+from .binding import Bound
+from .encodings import ENCODINGS
+from .gptq import gptq
+from .layer import ConvertedLayer
+from .report import ConversionReport, first_tensor, measure_layers
+from .tracing import Product, Trace, trace
+
+BATCH = 32  # images that run together where they are given as one tensor
+REPORT_IMAGES = 4  # of which the report compares every layer's outputs
+METHODS = ("mse", "max")  # how scales are chosen: least squared error, or so that nothing is clipped
+ROUNDINGS = ("nearest", "gptq")
+CORRECTIONS = ("channel", "none")
+NAME = "crossbar"  # of a layer in the module whose weight it holds
+
+
+def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterable[Tensor], *, skip: Sequence[str] = (),
+            specs: Mapping[str, CrossbarSpec] | None = None, first_last_bits: int | None = 8, weight_scale: str = "mse",
+            inputs: str = "phases", activations: str = "mse", rounding: str = "nearest", correct: str = "channel", qat: bool = False,
+            inplace: bool = False, strict: bool = True) -> nn.Module:
+    """A network whose products with weights are those of crossbars.
+
+    `y_c = g_c s_a s_c sum A (W - m) + o_c` with `W = clip(rint(w / s_c), -m, m) + m`, `m = 2^(w-1) - 1`, and
+    `A = clip(rint(x / s_a), lo, hi)`, `lo <= 0 <= hi`; s_c for each output channel, s_a for each layer.
+
+    Args:
+        model: any network that takes one tensor; in its own type and on its own device.
+        spec: the hardware; `w_bits` 2..8 and `a_bits` are those of all layers but the first and the last. None binds the weights and
+            quantizes nothing: a check that the network's answers stay what they are.
+        images: inputs like those of its training, a tensor `[N, ...]` or an iterable of batches: they choose scales and ADC ranges.
+        skip: patterns (`fnmatch`) of names of layers that stay digital, such as "head*".
+        specs: `{pattern: spec}` for layers with other hardware or bits; the first that fits counts.
+        first_last_bits: weight and input bits of the first and the last layer; None: those of the spec.
+        weight_scale, activations: "mse", scales of least squared error, or "max".
+        inputs: how inputs below zero drive word lines, one of `encodings.ENCODINGS`.
+        rounding: "nearest", or "gptq" (Frantar et al., arXiv 2210.17323): rounding errors of a row are made up for by its other weights.
+        correct: "channel" gives each channel the float network's mean and deviation on the images, or "none".
+        qat: return it in training mode, in which products are those of quantized numbers with straight-through gradients.
+        inplace: convert `model` itself, not a copy.
+        strict: raise for a weight that would stay digital without being skipped; else it is only named in the report.
+    Returns: the network in evaluation mode, with `crossbar_report`, a `ConversionReport`.
+    Raises: ValueError for options that are not allowed, images that the network does not take, or, with `strict`, a product with a weight
+        that no crossbar does.
+    """
+    _check(dict(weight_scale=(weight_scale, METHODS), activations=(activations, METHODS), inputs=(inputs, ENCODINGS),
+                rounding=(rounding, ROUNDINGS), correct=(correct, CORRECTIONS)))
+    if inputs == "twos" and spec is not None and spec.dac_bits > 1:
+        raise ValueError("inputs is 'twos' with dac_bits above 1: the digit that counts negative is one bit; take dac_bits 1, or phases")
+    net = _prepared_copy(model, inplace)
+    batches = _batches(images, net)
+    found = _traced(net, batches, gram=rounding == "gptq" and spec is not None)
+    names = _names(found.products)
+    chosen, digital = _choose(found, names, skip, strict)
+    layers = {}
+    own = _specs(chosen, spec, specs or {}, first_last_bits)
+    for product in chosen:
+        layers[names[product]] = product, own[product]
+    bound = _bind(net, layers, found, inputs, weight_scale, activations, quantized=spec is not None)
+    notes = [] if spec is None else _quantize(net, bound, rounding)
+    report = ConversionReport(digital, found.between, _never_used(net, found), notes, digital_multiplications=sum(
+        product.multiplications for product in found.products if product not in own))
+    with torch.no_grad():
+        _verify(net, bound, batches[0], found.outputs[0])
+        if spec is not None:
+            first = torch.cat(batches)[:CORRECTION_IMAGES]
+            if correct == "channel":
+                _towards_float(net, bound, first)
+            if any(layer.spec.adc_range == "calibrated" for layer, _ in bound.values()):
+                calibrate(net, batches, correct=correct)
+        report.measure(net, bound, batches[0], found.outputs[0],
+                       *measure_layers(net, [layer for layer, _ in bound.values()], batches[0][:REPORT_IMAGES], spec is not None))
+    net.crossbar_report = report
+    return net.train(qat)
+
+
+def _check(options: dict[str, tuple[Any, tuple]]) -> None:
+    for name, (value, allowed) in options.items():
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
+
+
+def _prepared_copy(model, inplace):
+    """The network in evaluation mode, with plain parameters and attention whose products can be seen."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is a {type(model).__name__}; a torch.nn.Module is expected")
+    model = getattr(model, "_orig_mod", model)  # under torch.compile
+    if any(isinstance(parameter, Bound) for parameter in model.parameters()):
+        raise ValueError("this network is on crossbars already; convert the one that it was made from")
+    hooks = [(module, hook) for module in model.modules() for hook in module._forward_pre_hooks.values()
+             if isinstance(hook, (WeightNorm, SpectralNorm))]
+    for module, hook in hooks:  # what they compute has a gradient, which cannot be copied
+        setattr(module, hook.name, getattr(module, hook.name).detach())
+    net = model if inplace else copy.deepcopy(model)
+    net.eval()
+    for module in net.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+        if parametrize.is_parametrized(module):
+            _bake(module)
+    open_attention(net)
+    return net
+
+
+def _bake(module):
+    """Put what its parametrizations compute in their place. PyTorch's own removal would change the class that copies share."""
+    made = {name: (getattr(module, name).detach().clone(), each) for name, each in module.parametrizations.items()}
+    del module.parametrizations
+    module.__class__ = module.__class__.__bases__[0]
+    for name, (value, each) in made.items():
+        parameter = any(isinstance(original, nn.Parameter) for original in each.parameters(recurse=False))
+        (module.register_parameter if parameter else module.register_buffer)(name, nn.Parameter(value) if parameter else value)
+
+
+def _batches(images, net):
+    """The images as a list of batches, on the network's device, in its type."""
+    batches = list(images.split(BATCH) if isinstance(images, Tensor) else images)
+    for batch in batches:
+        if not isinstance(batch, Tensor):
+            raise ValueError(f"a batch of the images is a {type(batch).__name__}; give tensors of what the network takes, without labels")
+        if batch.is_floating_point() and not bool(batch.isfinite().all()):
+            raise ValueError("the images hold numbers that are not finite")
+    batches = [batch for batch in batches if len(batch)]
+    if not batches:
+        raise ValueError("there are no images to convert with; give some of the training set")
+    parameter = next(net.parameters(), None)
+    if parameter is None:
+        raise ValueError("this network has no weights")
+    return [batch.to(parameter.device, parameter.dtype if batch.is_floating_point() else batch.dtype) for batch in batches]
+
+
+def _traced(net, batches, gram):
+    try:
+        return trace(net, batches, gram)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"the network does not run on the images, of shape {list(batches[0].shape)}: {line}") from error
+
+
+def _names(products):
+    """`{product: name of its layer}`: the module's, or the parameter's where it has others, and the number of the part."""
+    parts = {}
+    for product in products:
+        parts.setdefault(product.parameter, []).append(product)
+    names = {}
+    for parameter, group in parts.items():
+        name = parameter.removesuffix(".weight") if parameter != "weight" else parameter
+        for number, product in enumerate(group):
+            names[product] = name if len(group) == 1 else f"{name}.{number}"
+    return names
+
+
+def _choose(found: Trace, names, skip, strict):
+    """(products that go on crossbars, `{name: reason}` of those that stay digital)."""
+    chosen, digital = [], {}
+    for product in found.products:
+        name = names[product]
+        if _fits(name, product.parameter, skip):
+            digital[name] = "skipped"
+        elif (reason := _unsupported(product)) is not None:
+            digital[name] = reason
+        else:
+            chosen.append(product)
+    for parameter, what in found.others.items():
+        name = parameter.removesuffix(".weight")
+        digital[name] = "skipped" if _fits(name, parameter, skip) else what
+    refused = {name: reason for name, reason in digital.items() if reason != "skipped"}
+    if strict and refused:
+        name, reason = next(iter(refused.items()))
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise ValueError(f"{name} cannot be put on crossbars: it is {reason}{more}. To keep it digital, give skip=[{name!r}], or "
+                         "strict=False")
+    if not chosen:
+        raise ValueError("nothing of this network can be put on crossbars: no product of an input and a weight was seen"
+                         + (" that is not skipped" if digital else ""))
+    return chosen, digital
+
+
+def _fits(name, parameter, patterns):
+    return any(fnmatchcase(name, pattern) or fnmatchcase(parameter, pattern) for pattern in patterns)
+
+
+def _unsupported(product: Product) -> str | None:
+    if product.other_form:
+        return "a weight that is used in two kinds of products"
+    if product.form.kind == "transposed" and product.form.dims == 3:
+        return "a transposed convolution of three dimensions"
+    if not product.weight.is_floating_point() or product.weight.is_complex():
+        return f"a product with a weight of {product.weight.dtype}"
+    return None
+
+
+def _never_used(net, found):
+    """Names of matrices that entered no product."""
+    used = {product.parameter for product in found.products} | found.others.keys()
+    return [name for name, parameter in net.named_parameters() if parameter.dim() > 1 and name not in used]
+
+
+def _specs(products, spec, specs, first_last_bits):
+    """`{product: its hardware}`."""
+    own = {}
+    for position, product in enumerate(products):
+        name = product.parameter.removesuffix(".weight")
+        own[product] = next((each for pattern, each in specs.items() if _fits(name, product.parameter, [pattern])), None)
+        if own[product] is None and spec is not None:
+            ends = position in (0, len(products) - 1) and first_last_bits is not None
+            own[product] = replace(spec, w_bits=first_last_bits, a_bits=first_last_bits) if ends else spec
+    for pattern in specs:
+        if not any(_fits(product.parameter.removesuffix(".weight"), product.parameter, [pattern]) for product in products):
+            raise ValueError(f"specs has {pattern!r}, which fits no layer on crossbars")
+    return own
+
+
+def _bind(net, layers, found, inputs, weight_scale, activations, quantized):
+    """Put the layers into the network: `{name: (layer, product)}`."""
+    parameters, bound, roots = dict(net.named_parameters()), {}, {}
+    owners = {}
+    for module in list(net.modules()):
+        for key, parameter in module._parameters.items():
+            owners.setdefault(id(parameter), []).append((module, key))
+    for name, (product, spec) in layers.items():
+        parameter = parameters[product.parameter]
+        if product.parameter not in roots:
+            roots[product.parameter] = Bound.of(parameter, {}, frozenset(found.known.get(product.parameter, ())))
+            for module, key in owners[id(parameter)]:
+                module._parameters[key] = roots[product.parameter]
+        root = roots[product.parameter]
+        layer = ConvertedLayer(product.form, root, product.path, product.weight, product.made, spec or CrossbarSpec(8, 8), inputs,
+                               quantized)
+        layer.to(parameter.device)
+        layer.shared = product.calls > 1
+        if quantized:
+            layer.fit(torch.cat(product.sample), product.lowest, product.largest, weight_scale, activations)
+        owner, key = owners[id(parameter)][0]
+        place = NAME if key == "weight" and not product.path else f"{NAME}_{key}" + (f"_{len(root.layers)}" if product.path else "")
+        owner.add_module(place, layer.eval())
+        root.layers[product.path] = layer
+        bound[name] = layer, product
+    return bound
+
+
+def _quantize(net, bound, rounding):
+    """Round weights; what could not be done as it was asked for, as lines for the report."""
+    notes = []
+    for name, (layer, product) in bound.items() if rounding == "gptq" else ():
+        if product.made or product.form.kind == "transposed" or product.form.dims == 3:
+            notes.append(f"{name}: rounded to nearest, as GPTQ's result cannot be written into its weight")
+            continue
+        kernel = layer.weight
+        rounded = gptq(kernel.flatten(1).double(), product.gram, layer.weight_quant, groups=product.form.groups)
+        layer.set_weight(rounded.view_as(kernel).to(kernel.dtype))
+        product.gram = None
+    return notes
+
+
+def _verify(net, bound, images, wanted):
+    """With quantizers off, the bound network has to give the float network's answers, through every layer."""
+    called = set()
+    with contextlib.ExitStack() as stack:
+        for name, (layer, _) in bound.items():
+            stack.callback(layer.register_forward_pre_hook(lambda *_, name=name: called.add(name)).remove)
+            stack.callback(setattr, layer, "quantized", layer.quantized)
+            layer.quantized = False
+        y = first_tensor(net(images)).double()
+    if missing := [name for name in bound if name not in called]:
+        raise ValueError(f"{missing[0]} was put on crossbars, but the network passes it by; give skip=[{missing[0]!r}], and report it")
+    wanted = first_tensor(wanted).double()
+    if (y - wanted).square().sum() > 1e-4 * wanted.square().sum():
+        raise ValueError("with its weights bound, the network gives other answers than before: is it the same at each call?")
+
+
+def _towards_float(net, bound, images):
+    """Bring the channels of the quantized network, without ADCs, to the float network's mean and deviation."""
+    wanted = {name: product.moments for name, (_, product) in bound.items()}
+
+    def give(layer: ConvertedLayer, gain: Tensor, offset: Tensor) -> None:
+        layer.quant_gain, layer.quant_offset = gain.float(), offset.float()
+
+    with without_adc(net):
+        match_channels(net, [(name, layer) for name, (layer, _) in bound.items()], images, wanted, give)

@@ -1,0 +1,61 @@
+"""How signed input codes drive word lines: as reads of codes that are not negative, put together digitally.
+
+A word line has a pulse or none, so codes `A = lo .. hi` with `lo < 0` need an encoding:
+
+    phases   `sum A w = sum max(A, 0) w - sum max(-A, 0) w`: two reads, one after the other, on the same cells
+    ternary  word lines at -V, 0 or +V: each digit of |A| with the sign of A, in one read
+    twos     two's complement: `A mod 2^a`, whose highest digit counts negative
+    offset   `A - lo`, and `lo sum w` is added digitally; around the image stand pixels of code `-lo`
+
+With no ADC, or one that changes no read, all give the same sums. They differ in what the ADC sees: with an offset or in two's complement
+small negative inputs drive most word lines, and the sums are large where the result is small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ENCODINGS = ("phases", "ternary", "twos", "offset")
+OTHER_PHASE = 2**40  # added to the numbers of images in a read of its own, whose noise is another
+
+
+@dataclass(frozen=True)
+class Part:
+    """One input of the arrays: codes, uint8 `[N, H, W, in]`; what their sums count; what is added to the numbers of the images."""
+
+    codes: Tensor
+    factor: int = 1
+    image_shift: int = 0
+
+
+def parts(codes: Tensor, lo: int, encoding: str, padding: tuple[int, int, int, int], bits: int) -> list[Part]:
+    """What the word lines see of input codes, int16 `[N, H, W, in]`.
+
+    Args: lo, smallest code; padding, of the convolution (top, bottom, left, right), which an offset puts in itself; bits, of the code.
+    """
+    if lo == 0:
+        return [Part(codes.to(torch.uint8))]
+    if encoding == "phases":
+        return [Part(codes.clamp_min(0).to(torch.uint8)), Part(codes.neg().clamp_min_(0).to(torch.uint8), -1, OTHER_PHASE)]
+    if encoding == "ternary":  # a word line of +V beside one of -V; see `signed_rows`
+        both = torch.stack([codes.clamp_min(0), codes.neg().clamp_min_(0)], -1)
+        return [Part(both.flatten(3).to(torch.uint8))]
+    if encoding == "twos":  # the highest digit, once too often and positive in the first part, is taken off twice
+        top = 2 ** (bits - 1)
+        return [Part(torch.where(codes < 0, codes + 2 * top, codes).to(torch.uint8)), Part((codes < 0).to(torch.uint8) * top, -2)]
+    return [Part(shifted(codes, lo, padding))]
+
+
+def shifted(codes: Tensor, lo: int, padding: tuple[int, int, int, int]) -> Tensor:
+    """Codes `A - lo`, uint8, with pixels of code `-lo` around them."""
+    top, bottom, left, right = padding
+    return F.pad(codes - lo, (0, 0, left, right, top, bottom), value=-lo).to(torch.uint8)
+
+
+def signed_rows(values: Tensor, dim: int) -> Tensor:
+    """Rows of cells for ternary inputs: for each word line one that adds and one that takes off, next to each other."""
+    return torch.stack([values, -values], dim + 1).flatten(dim, dim + 1)

@@ -1,0 +1,203 @@
+"""A layer on crossbars that stands for one product of a network of any code (`convert`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..crossbar import CrossbarLayer
+from ..eager import outside_graphs
+from ..quantizers import warn_of_nan
+from ..readout import first_image, image_numbers
+from ..spec import CrossbarSpec, Geometry
+from . import encodings
+from .binding import Bound, plain
+from .linear_quantizers import InputQuantizer, LinearWQ
+from .products import Form
+
+
+class ConvertedLayer(CrossbarLayer, nn.Module):
+    """`y_c = gain_c (g_c (s_a s_c sum A (2 W - L) / 2 + bias_c) + o_c) + offset_c`: a product with quantized weight and input.
+
+    `g_c`, `o_c` make up for what quantization does to the float network's channels (`convert`), gain and offset for what ADCs do
+    (`calibrate`). In training the product is that of the quantized input and weight, with straight-through gradients and no arrays.
+
+    Args: form, the product; root, the parameter, a `Bound`, and path, how the weight follows from it; weight, as the product takes it;
+        made, it is computed at each call and kept as a buffer; spec, the hardware, whose bits are those of the network; bits, (w, a) of
+        this layer; encoding, one of `encodings.ENCODINGS`; quantized, False computes the float product.
+    Shapes: those of the product.
+    """
+
+    bias = None  # comes with each call
+    out_scale = 1.0
+
+    def __init__(self, form: Form, root: Bound, path: str, weight: Tensor, made: bool, spec: CrossbarSpec, encoding: str,
+                 quantized: bool = True) -> None:
+        super().__init__()
+        self.form, self.path, self.encoding, self.quantized = form, path, encoding, quantized
+        self._root = (root,)  # in a tuple: it is no parameter of this layer
+        self._view = None if made or not path else (tuple(weight.shape), weight.stride(), weight.storage_offset())
+        self.register_buffer("made", weight.detach().clone() if made else None)
+        self.weight_quant, self.act_quant = LinearWQ(spec.w_bits), InputQuantizer(spec.a_bits)
+        self.register_buffer("quant_gain", torch.ones(len(self.weight), dtype=torch.float32))
+        self.register_buffer("quant_offset", torch.zeros(len(self.weight), dtype=torch.float32))
+        self._bias: Tensor | None = None
+        self._init_crossbar(self.fitted(spec))
+        self.register_load_state_dict_post_hook(_fit_spec)
+
+    # -- the weight
+
+    @property
+    def operand(self) -> Tensor:
+        """The weight as the product takes it, as it was last seen where it is computed at each call."""
+        if self.made is not None:
+            return self.made
+        root = plain(self._root[0].detach())
+        return root if self._view is None else root.as_strided(*self._view)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight `[out, in / groups, kh, kw]`, float32."""
+        return self.form.kernel(self.operand).float()
+
+    def _weight4(self):
+        return self.weight
+
+    def _operand(self):
+        return self.operand
+
+    def fit(self, sample: Tensor, lowest: float, largest: float, weight_scale: str, activations: str) -> None:
+        """Choose the scales. Args: see `InputQuantizer.fit` and `LinearWQ.fit`."""
+        self.weight_quant.fit(self.weight, weight_scale)
+        self.act_quant.fit(sample, lowest, largest, self.encoding, activations)
+        self.set_spec(self.spec)
+
+    @torch.no_grad()
+    def set_weight(self, kernel: Tensor) -> None:
+        """Write other values into the network's weight. Raises: ValueError where it is computed at each call."""
+        if self.made is not None:
+            raise ValueError("this weight is computed at each call: nothing else can be written into it")
+        self.operand.copy_(self.form.matrix(kernel))
+
+    # -- the hardware
+
+    def fitted(self, spec: CrossbarSpec) -> CrossbarSpec:
+        """The hardware of a network with this layer's bits; an input of signed codes has as many as its parts have."""
+        w_bits, a_bits = self.weight_quant.wbit, self.act_quant.bits
+        return replace(spec, w_bits=w_bits, a_bits=a_bits, cell_bits=min(spec.cell_bits, w_bits), dac_bits=min(spec.dac_bits, a_bits))
+
+    def _geometry(self) -> Geometry:
+        geometry = self.form.geometry
+        return replace(geometry, padding=(0, 0, 0, 0)) if self.act_quant.signed and self.encoding == "offset" else geometry
+
+    def _make(self, device):
+        engine, layer, prepared, scale = super()._make(device)
+        if self._sums_at_once(layer):
+            spec = replace(layer.spec, a_bits=self.act_quant.abit, dac_bits=1)
+            layer = replace(layer, spec=spec, geometry=replace(layer.geometry, padding=(0, 0, 0, 0)))
+            prepared = engine.prepare(layer)
+        return engine, layer, prepared, scale
+
+    def _sums_at_once(self, layer):
+        """Whether one sum of codes with an offset does for both signs: where no ADC sees it."""
+        return self.act_quant.signed and layer.spec.adc_range == "ideal" and layer.cells is None and layer.readout is None
+
+    @property
+    def channel_dim(self) -> int:
+        """Dimension of the output's channels."""
+        return self.form.channel_dim
+
+    def _numbers(self):
+        return [self.act_quant.scale, self.quant_gain]
+
+    def _scale(self):
+        return self.act_quant.scale.detach().double() * self.weight_quant.step.double() * self.quant_gain.double()
+
+    def _correction(self):
+        gain, offset = super()._correction()
+        own = self.quant_offset if self._bias is None else self.quant_offset + self.quant_gain * self._bias.detach().float()
+        return gain, offset + gain * own
+
+    # -- the product
+
+    @outside_graphs
+    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """The product of `x` and the weight, plus the bias, in the type of `x`. Args: weight, as the network computed it; None: as it was
+        last seen."""
+        if self.made is not None and weight is not None:
+            self.made = weight.detach()
+        if not self.quantized or self.training and torch.is_grad_enabled():
+            return self._in_float(x, self.operand if weight is None else weight, bias)
+        self._bias = bias
+        return self.simulate(x)
+
+    def simulate(self, x: Tensor) -> Tensor:
+        """The product as the arrays give it, in the type of `x`; no gradient."""
+        x = plain(x.detach())
+        if not x.numel():
+            return self._in_float(x, self.operand, None)
+        with torch.autocast(x.device.type, enabled=False):
+            y = self._signed(x) if self.act_quant.signed else self._of_images(self._parts(x)[0].codes, x)
+        return self.form.outputs(y, x).to(x.dtype)
+
+    def _of_images(self, codes, x):
+        with self._numbered(x):
+            return self._of_codes(codes, None)
+
+    def _signed(self, x):
+        """`[N, H', W', out]` of an input with codes below zero."""
+        made = _, layer, _, scale = self._prepare(x.device)
+        at_once = self._sums_at_once(layer)
+        parts = self._parts(x, "offset" if at_once else self.encoding)
+        total = 0.0
+        for part in parts:
+            with self._numbered(x, part.image_shift):
+                total = total + part.factor * self._exact_sums(made, part.codes)
+        if at_once or self.encoding == "offset":
+            total = total + self.act_quant.window[0] * self._sum_of_weights()
+        gain, offset = self._correction()
+        return total.float() * (scale * gain.double()).float() + offset
+
+    def _numbered(self, x, shift=0):
+        return image_numbers(first_image() * self.form.planes_of(x) + shift)
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        """All codes that the arrays see of input `x`, uint8 `[N, H, W, in]` each, one read after the other."""
+        return [part.codes for part in self._parts(plain(x.detach()), self.encoding)]
+
+    def _parts(self, x, encoding=encodings.ENCODINGS[0]):
+        warn_of_nan(x)
+        codes = self.act_quant.codes(self.form.images(x).float())
+        return encodings.parts(codes, self.act_quant.window[0], encoding, self.form.geometry.padding, self.act_quant.abit)
+
+    def _sum_of_weights(self):
+        """`sum (2 W - L)` of each output channel, float64: what an offset of one in all codes adds."""
+        return (2 * self.w_codes().double() - self.weight_quant.zero_twice).sum((1, 2, 3))
+
+    def _output(self, y):
+        return y.permute(0, 2, 3, 1)  # `outputs` does the rest
+
+    def _in_float(self, x, weight, bias):
+        """The product of float32 numbers, or of 16 bits under autocast; quantized ones, with straight-through gradients."""
+        images, kernel = self.form.images(x), self.form.kernel(weight)
+        gain = offset = None
+        if self.quantized:
+            images = (self.act_quant.integers(images) * self.act_quant.scale).to(x.dtype)
+            kernel = (self.weight_quant.integers(kernel.float()) * self.weight_quant.step.view(-1, 1, 1, 1)).to(x.dtype)
+            gain, offset = self.quant_gain, self.quant_offset
+        geometry, images = self.form.geometry, images.permute(0, 3, 1, 2)
+        top, bottom, left, right = geometry.padding
+        if (top, left) != (bottom, right):
+            images, top, left = F.pad(images, (left, right, top, bottom)), 0, 0
+        y = F.conv2d(images, kernel, None, geometry.stride, (top, left), geometry.dilation, geometry.groups).permute(0, 2, 3, 1)
+        if bias is not None:
+            y = y + bias
+        return self.form.outputs(y if gain is None else y * gain + offset, x).to(x.dtype)
+
+
+def _fit_spec(layer, _):
+    """After other input codes were loaded."""
+    layer._spec = layer.fitted(layer._spec)

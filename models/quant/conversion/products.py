@@ -1,0 +1,211 @@
+"""Products of an input and a weight: how PyTorch is asked for them, and each as one convolution of images, channels last.
+
+Arrays hold a matrix that an input is multiplied by pixel after pixel, so every product becomes a convolution `[N, H, W, in]` to
+`[N, H', W', out]` with weights `[out, in / groups, kh, kw]`:
+
+- a linear layer on any leading dimensions: a 1x1 convolution, the middle dimensions being pixels;
+- a convolution of one dimension: an image one pixel wide; of three: each output plane an image whose channels are those of the `kd`
+  planes that it sees, group by group;
+- a transposed convolution: one of the input with `stride - 1` zeros between its pixels, the kernel turned round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..spec import Geometry
+
+# Python has several names for each; the kinds are those that `operands` reads.
+PRODUCTS: dict[Callable, str] = {
+    F.linear: "linear", torch.conv1d: "conv", torch.conv2d: "conv", torch.conv3d: "conv", torch.conv_transpose1d: "transposed",
+    torch.conv_transpose2d: "transposed", torch.conv_transpose3d: "transposed", torch.addmm: "addmm", Tensor.addmm: "addmm",
+    torch.matmul: "matmul", Tensor.matmul: "matmul", Tensor.__matmul__: "matmul", Tensor.__rmatmul__: "rmatmul", torch.mm: "matmul",
+    Tensor.mm: "matmul",
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What kind of product it is: all that is not a tensor.
+
+    Attributes: kind, "linear", "conv" or "transposed"; turned, a linear weight is `[in, out]`; dims, of a convolution, with its
+        stride, padding (before, after), dilation, output_padding and kernel size for each, and groups.
+    """
+
+    kind: str
+    turned: bool = False
+    dims: int = 0
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
+    groups: int = 1
+    kernel_size: tuple[int, ...] = ()
+
+    @property
+    def channel_dim(self) -> int:
+        """Dimension of the output's channels, from the end."""
+        return -1 - self.dims
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the convolution that this product is."""
+        if self.kind == "linear":
+            return Geometry()
+        if self.kind == "transposed":  # `images` has put zeros between and around the pixels
+            return Geometry(dilation=_pair(self.dilation), groups=self.groups)
+        (top, bottom), (left, right) = [*self.padding[-2:], (0, 0)][:2]
+        return Geometry(_pair(self.stride[-2:]), (top, bottom, left, right), _pair(self.dilation[-2:]), self.groups)
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        """The weight as `[out, in / groups, kh, kw]`; a view where it can be."""
+        if self.kind == "linear":
+            return (weight.t() if self.turned else weight)[:, :, None, None]
+        if self.kind == "transposed":  # [in, out / groups, ...]
+            inputs, outputs, *size = weight.shape
+            weight = weight.view(self.groups, inputs // self.groups, outputs, *size).transpose(1, 2).flip(*range(3, 3 + self.dims))
+            weight = weight.reshape(self.groups * outputs, inputs // self.groups, *size)
+        if self.dims == 1:
+            return weight[..., None]
+        if self.dims == 3:
+            return weight.transpose(1, 2).flatten(1, 2)
+        return weight
+
+    def matrix(self, kernel: Tensor) -> Tensor:
+        """The weight that has this kernel: the inverse of `kernel`, for a linear layer or a convolution of one or two dimensions."""
+        if self.kind == "linear":
+            return kernel[:, :, 0, 0].t() if self.turned else kernel[:, :, 0, 0]
+        return kernel[..., 0] if self.dims == 1 else kernel
+
+    def images(self, x: Tensor) -> Tensor:
+        """The input as `[N, H, W, in]`; a view where it can be."""
+        if self.kind == "linear":
+            return x.reshape(*_pixels(x), 1, x.shape[-1])
+        x = x if x.dim() > self.dims + 1 else x[None]
+        if self.kind == "transposed":
+            x = self._spread(x)
+        if self.dims == 1:
+            x = x[..., None]
+        if self.dims == 3:
+            x = self._planes(x)
+        return x.permute(0, 2, 3, 1)
+
+    def outputs(self, y: Tensor, x: Tensor) -> Tensor:
+        """`[N, H', W', out]` in the shape that the product gives for input `x`."""
+        if self.kind == "linear":
+            return y.reshape(*x.shape[:-1], y.shape[-1])
+        y = y.permute(0, 3, 1, 2)
+        if self.dims == 1:
+            y = y[..., 0]
+        if self.dims == 3:
+            images = len(x) if x.dim() > 4 else 1
+            y = y.view(images, len(y) // images, *y.shape[1:]).transpose(1, 2)
+        return y if x.dim() > self.dims + 1 else y[0]
+
+    def planes_of(self, x: Tensor) -> int:
+        """Images of the convolution for each image of the input."""
+        if self.dims < 3:
+            return 1
+        (before, after), reach = self.padding[0], self._reach
+        return (x.shape[-3] + before + after - reach) // self.stride[0] + 1
+
+    def multiplications(self, x: Tensor, weight: Tensor, y: Tensor) -> int:
+        """How many products of two numbers it takes."""
+        return x.numel() * math.prod(weight.shape[1:]) if self.kind == "transposed" else y.numel() * (
+            x.shape[-1] if self.kind == "linear" else math.prod(weight.shape[1:]))
+
+    def _spread(self, x):
+        """Zeros between the pixels and around them, so that a convolution of stride 1 is the transposed one."""
+        for dim, (step, (size, after), dilation, more, kernel) in enumerate(
+                zip(self.stride, self.padding, self.dilation, self.output_padding, self.kernel_size), start=2):
+            if step > 1:
+                spread = x.new_zeros(*x.shape[:dim], (x.shape[dim] - 1) * step + 1, *x.shape[dim + 1:])
+                spread[(slice(None),) * dim + (slice(None, None, step),)] = x
+                x = spread
+            reach = dilation * (kernel - 1)
+            sides = [0, 0] * (x.dim() - 1 - dim) + [reach - size, reach - after + more]
+            x = F.pad(x, sides)  # a negative number cuts
+        return x
+
+    def _planes(self, x):
+        """`[N, C, D, H, W]` to `[N D', groups kd C / groups, H, W]`."""
+        x = F.pad(x, (0, 0, 0, 0, *self.padding[0]))
+        first = torch.arange(0, x.shape[2] - self._reach + 1, self.stride[0], device=x.device)
+        seen = first[:, None] + torch.arange(0, self._reach, self.dilation[0], device=x.device)
+        x = x[:, :, seen].unflatten(1, (self.groups, -1))  # N, groups, C / groups, D', kd, H, W
+        return x.permute(0, 3, 1, 4, 2, 5, 6).flatten(2, 4).flatten(0, 1)
+
+    @property
+    def _reach(self):
+        return self.dilation[0] * (self.kernel_size[0] - 1) + 1
+
+
+@dataclass
+class Operands:
+    """One product: input, weight as the call has it, bias, and its form."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    form: Form
+
+
+def operands(func: Callable, args: tuple, kwargs: dict) -> Operands | None:
+    """The parts of one call of a function in `PRODUCTS`; None where none of them can be a weight matrix on the right."""
+    return _READ[PRODUCTS[func]](*args, **kwargs)
+
+
+def _linear(input, weight, bias=None):  # noqa: A002  PyTorch's names, which calls may use
+    return Operands(input, weight, bias, Form("linear"))
+
+
+def _conv(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):  # noqa: A002
+    dims, size = weight.dim() - 2, tuple(weight.shape[2:])
+    if isinstance(padding, str):
+        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(_each(dilation, dims), size)]
+        sides = tuple((length // 2, length - length // 2) for length in total)
+    else:
+        sides = tuple((length, length) for length in _each(padding, dims))
+    return Operands(input, weight, bias, Form("conv", False, dims, _each(stride, dims), sides, _each(dilation, dims), (), groups, size))
+
+
+def _transposed(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):  # noqa: A002
+    dims = weight.dim() - 2
+    sides = tuple((length, length) for length in _each(padding, dims))
+    return Operands(input, weight, bias, Form("transposed", False, dims, _each(stride, dims), sides, _each(dilation, dims),
+                                              _each(output_padding, dims), groups, tuple(weight.shape[2:])))
+
+
+def _addmm(input, mat1, mat2, *, beta=1, alpha=1):  # noqa: A002
+    return Operands(mat1, mat2, input, Form("linear", turned=True)) if beta == alpha == 1 and input.dim() == 1 else None
+
+
+def _matmul(input, other):  # noqa: A002
+    return Operands(input, other, None, Form("linear", turned=True)) if other.dim() == 2 else None
+
+
+_READ = {"linear": _linear, "conv": _conv, "transposed": _transposed, "addmm": _addmm,
+         "matmul": lambda input, other=None, mat2=None: _matmul(input, other if mat2 is None else mat2),  # noqa: A006
+         "rmatmul": lambda input, other: _matmul(other, input)}  # noqa: A006
+
+
+def _each(value, dims):
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * dims if len(values) == 1 else values
+
+
+def _pair(values):
+    return (*values, 1)[:2]
+
+
+def _pixels(x):
+    """(images, pixels of each) of the input of a linear layer."""
+    if x.dim() == 1:
+        return 1, 1
+    return len(x), math.prod(x.shape[1:-1])

@@ -1,0 +1,133 @@
+"""What became of a network that was put on crossbars: what is mapped, what is digital and why, what it costs in accuracy."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as tree
+
+from ..calibration import without_adc
+from ..diagnostics import decibels
+
+
+@dataclass
+class ConversionReport:
+    """Printed, a page for people; `as_dict()` for programs.
+
+    Attributes: digital, `{name: reason}` of products with weights that stay digital; between, multiplications of two activations in the
+        first batch; unused, matrices that entered no product (looked up, added, or not used at all); notes; images, of the
+        first batch; layers, a dict for each layer on crossbars: name, weights, multiplications (of the first batch), arrays
+        (row blocks), fill (mean share of their rows that is used), quantization_db and hardware_db (SQNR of the layer's output against the
+        float product of the same input, quantized and then also through its ADC; None where nothing is lost); same_top1 and sqnr_db,
+        of the network's output against the float network's: "quantized", and "hardware".
+    """
+
+    digital: dict[str, str]
+    between: int
+    unused: list[str]
+    notes: list[str] = field(default_factory=list)
+    images: int = 0
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    digital_multiplications: int = 0
+    same_top1: dict[str, float] = field(default_factory=dict)
+    sqnr_db: dict[str, float | None] = field(default_factory=dict)
+
+    def measure(self, net: nn.Module, bound: dict, images: Tensor, wanted: Any, quantization: list, hardware: list) -> None:
+        """Fill in what the first batch of images shows."""
+        self.images = len(images)
+        for (name, (layer, product)), quantized, real in zip(bound.items(), quantization, hardware):
+            entry = {"name": name, "weights": product.weight.numel(), "multiplications": product.multiplications}
+            if layer.quantized:
+                rows = [stop - start for start, stop in layer.mapped("ideal", cells=None).arrays]
+                entry |= {"bits": [layer.weight_quant.wbit, layer.act_quant.abit],
+                          "inputs": "unsigned" if not layer.act_quant.signed else layer.encoding, "arrays": len(rows) * layer.form.groups,
+                          "fill": sum(rows) / len(rows) / layer.spec.rows, "quantization_db": quantized, "hardware_db": real}
+            self.layers.append(entry)
+        wanted = first_tensor(wanted).double()
+        with without_adc(net):
+            outputs = {"quantized": first_tensor(net(images))}
+        outputs["hardware"] = first_tensor(net(images))
+        for name, y in outputs.items():
+            self.same_top1[name] = (y.argmax(-1) == wanted.argmax(-1)).double().mean().item()
+            self.sqnr_db[name] = decibels(wanted.square().sum().item(), (y.double() - wanted).square().sum().item())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @property
+    def share(self) -> float:
+        """Share of all multiplications that are on crossbars."""
+        mapped = sum(layer["multiplications"] for layer in self.layers)
+        return mapped / max(1, mapped + self.between + self.digital_multiplications)
+
+    def __str__(self) -> str:
+        weights = sum(layer["weights"] for layer in self.layers)
+        lines = [f"{len(self.layers)} layers with {weights:,} weights on crossbars: {100 * self.share:.1f} % of the multiplications"]
+        if self.between:
+            lines.append(f"digital: {self.between / self.images:,.0f} multiplications of two activations an image")
+        lines += [f"digital: {name}, {reason}" for name, reason in self.digital.items()]
+        if self.unused:
+            lines.append("in no product (looked up, added or not used): " + ", ".join(self.unused[:6])
+                         + (f" and {len(self.unused) - 6} more" if len(self.unused) > 6 else ""))
+        lines += self.notes
+        if "arrays" in self.layers[0]:
+            arrays = sum(layer["arrays"] for layer in self.layers)
+            fill = sum(layer["fill"] * layer["arrays"] for layer in self.layers) / arrays
+            lines.append(f"{arrays:,} row blocks, {100 * fill:.0f} % of their rows in use")
+            for name, text in (("quantized", "quantized"), ("hardware", "with ADCs")):
+                lines.append(f"{text}: {100 * self.same_top1[name]:.1f} % of {self.images} images classified as by the float network, "
+                             f"SQNR of the output {_db(self.sqnr_db[name])}")
+            worst = min(self.layers, key=lambda layer: math.inf if layer["hardware_db"] is None else layer["hardware_db"])
+            lines.append(f"worst layer: {worst['name']}, {_db(worst['quantization_db'])} quantized, "
+                         f"{_db(worst['hardware_db'])} with its ADC")
+        return "\n".join(lines)
+
+
+def _db(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f} dB"
+
+
+def first_tensor(y: Any) -> Tensor:
+    """The output that counts where a network returns several: `logits`, or the first."""
+    if hasattr(y, "logits"):
+        return y.logits
+    return y if isinstance(y, Tensor) else next(leaf for leaf in tree.tree_leaves(y) if isinstance(leaf, Tensor))
+
+
+def measure_layers(net: nn.Module, layers: list, images: Tensor, quantized: bool) -> tuple[list, list]:
+    """SQNR in dB of each layer's output against the float product of the same input, of the quantized layer without and with its ADC."""
+    if not quantized:
+        return [None] * len(layers), [None] * len(layers)
+    with without_adc(net):
+        first = _against_float(net, layers, images)
+    return first, _against_float(net, layers, images)
+
+
+@torch.no_grad()
+def _against_float(net, layers, images):
+    sums = {id(layer): [0.0, 0.0] for layer in layers}
+
+    def see(layer, inputs, y):
+        layer.quantized = True
+        error = layer(*inputs).double() - y.double()
+        layer.quantized = False
+        sums[id(layer)][0] += y.double().square().sum().item()
+        sums[id(layer)][1] += error.square().sum().item()
+
+    def guarded(layer, inputs, y):
+        if not layer.quantized:  # not for the call that `see` makes
+            see(layer, inputs, y)
+
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.callback(setattr, layer, "quantized", True)
+            layer.quantized = False
+            stack.callback(layer.register_forward_hook(guarded).remove)
+        net(images)
+    return [decibels(*sums[id(layer)]) for layer in layers]

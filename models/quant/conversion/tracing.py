@@ -1,0 +1,192 @@
+"""What a network multiplies, found by running it once: products with weights, by which path (`binding`), on which inputs.
+
+Nothing is asked of the network's code but that it runs: a mode of PyTorch sees every call. What follows from parameters and buffers
+alone is told from what follows from the input, so that a weight that is computed at each call is known as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as tree
+
+from .binding import step
+from .products import PRODUCTS, Form, operands
+
+SAMPLE = 2**14  # values of one call that are kept of a product's input
+# Products that no layer on crossbars stands for, by what they are called.
+OTHERS: dict[str, str] = {
+    "einsum": "an einsum", "bmm": "a batched product", "baddbmm": "a batched product", "bilinear": "a bilinear layer",
+    "tensordot": "a tensordot", "mv": "a product with a vector", "inner": "an inner product", "addmm": "a scaled addmm",
+    "multi_head_attention_forward": "an attention called as one function", "matmul": "a product with the weight on the left",
+    "__matmul__": "a product with the weight on the left", "mm": "a product with the weight on the left", "lstm": "a recurrent layer",
+    "gru": "a recurrent layer", "rnn_tanh": "a recurrent layer", "rnn_relu": "a recurrent layer", "lstm_cell": "a recurrent layer",
+    "gru_cell": "a recurrent layer", "rnn_tanh_cell": "a recurrent layer", "rnn_relu_cell": "a recurrent layer",
+    "_transformer_encoder_layer_fwd": "a fused encoder layer", "_native_multi_head_attention": "a fused attention",
+}
+BETWEEN_ACTIVATIONS = ("matmul", "__matmul__", "bmm", "baddbmm", "einsum", "mm", "scaled_dot_product_attention")
+
+
+@dataclass(eq=False)
+class Product:
+    """One product of an input and a weight.
+
+    Attributes:
+        parameter: name of the parameter in the network; path: how the weight follows from it, "" being the parameter itself.
+        form: what kind of product it is. other_form: whether it was seen as two kinds.
+        weight: as the product takes it. made: it is no part of the parameter's memory, but computed from it at each call.
+        calls, multiplications: in all calls of one pass.
+        lowest, largest, sample: of the input's values; total, squares, count: sums over the output of each channel.
+        gram: `sum x x^T` over pixels, `[groups, rows, rows]`, rows in (channel, tap) order, where it is asked for.
+    """
+
+    parameter: str
+    path: str
+    form: Form
+    weight: Tensor
+    made: bool
+    other_form: bool = False
+    calls: int = 0
+    multiplications: int = 0
+    lowest: float = float("inf")
+    largest: float = float("-inf")
+    sample: list[Tensor] = field(default_factory=list)
+    total: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+    count: int = 0
+    gram: Tensor | None = None
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Deviation and mean of each channel of the output, float64 `[out]`."""
+        mean = self.total / self.count
+        return (self.squares / self.count - mean * mean).clamp_min(0).sqrt(), mean
+
+
+@dataclass
+class Trace:
+    """What `trace` found.
+
+    Attributes: products, in the order of their first calls; known, `{parameter: paths on the way to its products}`; others,
+        `{name of a parameter: what it is that no crossbar does}`; buffers, multiplications with a matrix that is no parameter;
+        between, those of two activations; outputs, of the network, for each batch.
+    """
+
+    products: list[Product] = field(default_factory=list)
+    known: dict[str, set[str]] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+    between: int = 0
+    outputs: list[Any] = field(default_factory=list)
+
+
+@torch.no_grad()
+def trace(model: nn.Module, batches: list[Tensor], gram: bool = False) -> Trace:
+    """Run a network on batches of its inputs and see what it multiplies. Args: gram, sum `x x^T` of every input too."""
+    watcher = _Watcher(model, gram)
+    for number, batch in enumerate(batches):
+        watcher.first = number == 0
+        with watcher:
+            y = model(batch)
+        watcher.found.outputs.append(y)
+    return watcher.found
+
+
+class _Watcher(TorchFunctionMode):
+    def __init__(self, model: nn.Module, gram: bool):
+        super().__init__()
+        self.found, self.gram, self.first = Trace(), gram, True
+        self.by_place: dict[tuple[str, str], Product] = {}
+        self.origin: dict[int, tuple[str, str, Tensor]] = {}  # of matrices that follow from one parameter: its name, the path
+        self.fixed: dict[int, Tensor] = {}  # everything that follows from parameters and buffers; kept, so that ids stay theirs
+        for name, parameter in model.named_parameters():
+            self.fixed[id(parameter)] = parameter
+            if parameter.dim() > 1 and parameter.is_floating_point():
+                self.origin[id(parameter)] = name, "", parameter
+        self.parameters = dict(model.named_parameters())
+        self.fixed.update({id(buffer): buffer for buffer in model.buffers()})
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        name = getattr(func, "__name__", "")
+        if all(id(tensor) in self.fixed for tensor in tensors):
+            self._follow(func, args, kwargs, tensors, result)
+        elif func in PRODUCTS or name in OTHERS or name in BETWEEN_ACTIVATIONS:
+            self._multiply(func, name, args, kwargs, tensors, result)
+        return result
+
+    def _follow(self, func, args, kwargs, tensors, result):
+        """What follows from parameters and buffers alone."""
+        made = [leaf for leaf in tree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.fixed.update({id(leaf): leaf for leaf in made})
+        source = next((self.origin[id(tensor)] for tensor in tensors if id(tensor) in self.origin), None)
+        if source is not None:
+            name, path, _ = source
+            paths = step(path, func, args, kwargs, result)
+            self.origin.update({id(leaf): (name, paths[id(leaf)], leaf) for leaf in made if leaf.dim() > 1 and id(leaf) not in self.origin})
+
+    def _multiply(self, func, name, args, kwargs, tensors, result):
+        found = operands(func, args, kwargs) if func in PRODUCTS else None
+        if found is not None and id(found.weight) in self.origin and id(found.x) not in self.fixed:
+            self._weighs(found, result)
+            return
+        weights = [self.origin[id(tensor)][0] for tensor in tensors if id(tensor) in self.origin]
+        if weights and name in OTHERS:
+            self.found.others.update(dict.fromkeys(weights, OTHERS[name]))
+        elif name in BETWEEN_ACTIVATIONS and self.first and isinstance(result, Tensor):
+            left, right = tensors[:2]
+            twice = 2 if name == "scaled_dot_product_attention" else 1
+            length = right.shape[-2] if twice == 2 else left.shape[-1]
+            self.found.between += twice * length * (left.numel() if twice == 2 else result.numel())
+
+    def _weighs(self, found, result):
+        name, path, weight = self.origin[id(found.weight)]
+        product = self.by_place.get((name, path))
+        if product is None:
+            parameter = self.parameters[name]
+            made = weight.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr()
+            product = Product(name, path, found.form, weight.detach(), made)
+            self.by_place[name, path] = product
+            self.found.products.append(product)
+            parts = path.split("|")
+            self.found.known.setdefault(name, set()).update("|".join(parts[:end]) for end in range(2, len(parts) + 1))
+        product.other_form |= product.form != found.form
+        if self.first:
+            product.calls += 1
+            product.multiplications += found.form.multiplications(found.x, found.weight, result)
+        x, y = found.x.detach(), result.detach()
+        if not x.numel():
+            return
+        low, high = torch.aminmax(x)
+        product.lowest, product.largest = min(product.lowest, low.item()), max(product.largest, high.item())
+        flat = x.reshape(-1)
+        product.sample.append(flat[::max(1, len(flat) // SAMPLE)][:SAMPLE].float().clone())
+        others = [dim for dim in range(y.dim()) if dim != y.dim() + found.form.channel_dim]
+        product.total = product.total + y.double().sum(others)
+        product.squares = product.squares + y.double().square().sum(others)
+        product.count += y.numel() // y.shape[found.form.channel_dim]
+        if self.gram:
+            gram = gram_of(found.form, x, product.weight)
+            product.gram = gram if product.gram is None else product.gram + gram
+
+
+def gram_of(form: Form, x: Tensor, weight: Tensor) -> Tensor:
+    """`sum x x^T` over all output pixels: float64 `[groups, rows, rows]`, rows in (channel, tap) order."""
+    kernel, geometry = form.kernel(weight), form.geometry
+    x = form.images(x.float()).permute(0, 3, 1, 2)
+    if kernel.shape[2:] == (1, 1) and geometry.stride == (1, 1):
+        rows = x.flatten(2).unflatten(1, (geometry.groups, -1))  # N, groups, channels, pixels
+        return torch.einsum("ngrp,ngsp->grs", rows, rows).double()
+    top, bottom, left, right = geometry.padding
+    total = 0.0
+    for image in F.pad(x, (left, right, top, bottom)).split(1):
+        rows = F.unfold(image, kernel.shape[2:], geometry.dilation, 0, geometry.stride)[0].unflatten(0, (geometry.groups, -1))
+        total = total + (rows @ rows.transpose(1, 2)).double()
+    return total

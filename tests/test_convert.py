@@ -1,0 +1,402 @@
+"""Networks of any code on crossbars: what is bound, what the numbers are (against float64 and int64 written out here), and traps."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.quant import CrossbarSpec, Device, calibrate, convert, crossbar_layers, image_numbers, program, set_engine
+from models.quant.conversion.binding import Bound
+from models.quant.conversion.layer import ConvertedLayer
+from models.quant.conversion.encodings import ENCODINGS
+
+pytestmark = pytest.mark.usefixtures("plain_engine")
+W8A8 = CrossbarSpec(8, 8, adc_range="ideal")
+
+
+@pytest.fixture
+def plain_engine():
+    """Engines are compared elsewhere; here the one that compiles nothing."""
+    with set_engine("reference"):
+        yield
+
+
+def seeded(shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Small(nn.Module):
+    """A signed image, batch norm behind ReLU, a residual sum in place, a depthwise layer, GELU, a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.norm(F.relu(self.stem(x), inplace=True))
+        y = self.depthwise(x)
+        y += x
+        return self.head(F.gelu(y).mean((2, 3)))
+
+
+def of(net, name):
+    return dict(crossbar_layers(net))[f"{name}.crossbar"]
+
+
+def expected(layer, x, bias=None):
+    """What one converted layer computes without an ADC, in float64 from its weight and scales alone."""
+    s_w, s_a, form = layer.weight_quant.scale.double(), layer.act_quant.scale.double(), layer.form
+    most = 2 ** (layer.weight_quant.wbit - 1) - 1
+    weight = (layer.weight.float() / layer.weight_quant.scale.view(-1, 1, 1, 1)).round().clamp(-most, most).double()
+    codes = (form.images(x).double() / s_a).round().clamp(*layer.act_quant.window).permute(0, 3, 1, 2)
+    top, bottom, left, right = form.geometry.padding
+    total = F.conv2d(F.pad(codes, (left, right, top, bottom)), weight, None, form.geometry.stride, 0, form.geometry.dilation,
+                     form.groups).permute(0, 2, 3, 1)
+    y = layer.quant_gain.double() * (total * s_w * s_a + (0 if bias is None else bias.double())) + layer.quant_offset.double()
+    return form.outputs(y, x)
+
+
+# ---- arithmetic --------------------------------------------------------------------------------------------------------
+
+
+MODULES = {
+    "linear": (nn.Linear(20, 6), (4, 20)), "tokens": (nn.Linear(20, 6), (2, 3, 5, 20)), "one vector": (nn.Linear(20, 6), (20,)),
+    "conv1d": (nn.Conv1d(6, 8, 5, stride=2, padding=2, groups=2), (3, 6, 17)),
+    "conv2d": (nn.Conv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2), (3, 6, 11, 9)),
+    "same": (nn.Conv2d(4, 5, 4, padding="same", bias=False), (2, 4, 7, 7)),
+    "reflect": (nn.Conv2d(4, 5, 3, padding=1, padding_mode="reflect"), (2, 4, 7, 7)),
+    "unbatched": (nn.Conv2d(4, 5, 3), (4, 7, 7)),
+    "conv3d": (nn.Conv3d(4, 6, (2, 3, 2), stride=(2, 1, 2), padding=(1, 1, 0), dilation=(2, 1, 1), groups=2), (2, 4, 7, 6, 6)),
+    "transposed1d": (nn.ConvTranspose1d(6, 4, 4, stride=3, padding=1, output_padding=1, groups=2), (2, 6, 7)),
+    "transposed2d": (nn.ConvTranspose2d(6, 4, (3, 2), stride=2, padding=(1, 0), output_padding=1, dilation=(1, 2)), (2, 6, 5, 4)),
+    "transposed cut": (nn.ConvTranspose2d(3, 4, 1, padding=1), (2, 3, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("signed", [True, False])
+def test_every_kind_of_product(name, signed):
+    module, shape = copy.deepcopy(MODULES[name][0]).eval(), MODULES[name][1]
+    x = seeded(shape, 1) if signed else seeded(shape, 1).abs()
+    images = x[None] if name in ("one vector", "unbatched") else x
+    with torch.no_grad():
+        wanted = module(x)
+        bound = convert(module, None, images)
+        assert torch.equal(bound(x), wanted) or torch.allclose(bound(x), wanted, atol=1e-5)
+        net = convert(module, W8A8, images, correct="none", first_last_bits=None)
+        [(_, layer)] = crossbar_layers(net)
+        assert layer.act_quant.signed == signed
+        if name != "reflect":  # which pads before the product
+            torch.testing.assert_close(net(x), expected(layer, x, module.bias).float(), rtol=1e-5, atol=1e-5)
+        assert (net(x) - wanted).square().mean() < 1e-3 * wanted.square().mean()
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+def test_a_lossless_adc_changes_nothing_in_any_encoding(reference, mapping):
+    x, found = seeded((4, 3, 6, 6)), []
+    for inputs in ENCODINGS:
+        for adc_range in ("full", "ideal"):
+            spec = CrossbarSpec(4, 4, cell_bits=2, adc_bits=12, rows=16, adc_range=adc_range, reference=reference, mapping=mapping)
+            net = convert(Small(), spec, x, inputs=inputs, activations="max", first_last_bits=None)
+            for _, layer in crossbar_layers(net):  # the same codes in all encodings
+                if layer.act_quant.signed:
+                    layer.act_quant._set(0.5, -7, 7)
+                    layer.quant_gain.fill_(1)
+                    layer.quant_offset.fill_(0)
+                    layer.set_spec(spec)
+            found.append(net(x))
+    for y in found[1:]:
+        assert torch.equal(y, found[0])
+
+
+def test_correction_gives_the_float_channels_mean_and_deviation():
+    x = seeded((32, 3, 6, 6))
+    float_net, stats = Small().eval(), []
+    net = convert(float_net, CrossbarSpec(3, 3, adc_range="ideal"), x, first_last_bits=None)
+    for model, layer in ((float_net, float_net.depthwise), (net, of(net, "depthwise"))):
+        hook = layer.register_forward_hook(lambda module, inputs, y: stats.append((y.mean((0, 2, 3)), y.std((0, 2, 3)))))
+        with torch.no_grad():
+            model(x)
+        hook.remove()
+    torch.testing.assert_close(stats[0], stats[1], rtol=2e-3, atol=2e-3)
+
+
+def test_report_says_what_is_measured():
+    x = seeded((8, 3, 6, 6))
+    net, model = convert(Small(), CrossbarSpec(8, 8, adc_bits=8, rows=4, mapping="im2col"), x), Small().eval()
+    report = net.crossbar_report
+    multiplications = 8 * (36 * 8 * 27 + 36 * 8 * 9 + 8 * 5)
+    assert sum(layer["multiplications"] for layer in report.layers) == multiplications and report.share == 1
+    assert [layer["weights"] for layer in report.layers] == [216, 72, 40]
+    assert [layer["arrays"] for layer in report.layers] == [7, 8 * 3, 2]
+    assert report.layers[1]["fill"] == 9 / 3 / 4
+    with torch.no_grad():
+        wanted = model(x).double()
+        error = (net(x).double() - wanted).square().sum()
+        assert report.same_top1["hardware"] == (net(x).argmax(1) == wanted.argmax(1)).double().mean()
+    assert report.sqnr_db["hardware"] == pytest.approx(10 * torch.log10(wanted.square().sum() / error).item())
+    assert "3 layers with 328 weights on crossbars: 100.0 %" in str(report)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(rounding="gptq"), dict(weight_scale="max", activations="max"), dict(inputs="offset")])
+def test_options_keep_the_networks_answers(options):
+    x = seeded((16, 3, 6, 6))
+    net = convert(Small(), W8A8, x, **options)
+    assert net.crossbar_report.sqnr_db["quantized"] > 28
+
+
+def test_bits_of_layers():
+    x = seeded((4, 3, 6, 6))
+    net = convert(Small(), CrossbarSpec(4, 3, adc_range="ideal"), x)
+    assert [layer["bits"] for layer in net.crossbar_report.layers] == [[8, 8], [4, 3], [8, 8]]
+    net = convert(Small(), CrossbarSpec(4, 3, adc_range="ideal"), x, first_last_bits=None, specs={"dep*": CrossbarSpec(5, 6)})
+    assert [layer["bits"] for layer in net.crossbar_report.layers] == [[4, 3], [5, 6], [4, 3]]
+
+
+# ---- traps -------------------------------------------------------------------------------------------------------------
+
+
+def equal_to_float(model, x, **options):
+    """Bound and not quantized, a network gives the float network's answers; quantized to 8 bits nearly."""
+    model.eval()
+    with torch.no_grad():
+        wanted = model(x)
+        torch.testing.assert_close(convert(model, None, x, **options)(x), wanted, rtol=1e-4, atol=1e-5)
+        net = convert(model, W8A8, x, **options)
+        assert (net(x) - wanted).square().mean() < 0.01 * wanted.square().mean()
+    return net
+
+
+class Functional(nn.Module):
+    """Weights that are used in many ways by functions, none by a module."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        for name, shape in dict(joined=(12, 8), turned=(4, 6), right=(6, 5), given=(3, 4), standard=(4, 4, 3)).items():
+            setattr(self, name, nn.Parameter(torch.randn(*shape)))
+        self.gain = nn.Parameter(torch.rand(4) + 0.5)
+
+    def forward(self, x):
+        query, key, value = self.joined.chunk(3)
+        x = F.linear(x, query) + F.linear(x, key).tanh() * F.linear(x, value)
+        x = x @ self.turned
+        x = torch.addmm(torch.ones(5), x, self.right).relu()
+        x = torch.matmul(x[:, :4], self.given.T)
+        weight = F.batch_norm(self.standard.reshape(1, 4, -1), None, None, weight=(self.gain * 2).view(-1), training=True)
+        x = torch.cat([x, x[:, :1]], 1)[:, :, None].expand(-1, -1, 5)
+        return F.conv1d(x, weight.reshape_as(self.standard)).flatten(1)
+
+
+def test_weights_by_functions_parts_and_standardized():
+    net = equal_to_float(Functional(), seeded((6, 8)))
+    assert len(crossbar_layers(net)) == 7 and net.crossbar_report.unused == []
+
+
+class Tied(nn.Module):
+    """An embedding whose matrix gives the logits, a layer that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.embedding, self.block, self.head = nn.Embedding(11, 8), nn.Linear(8, 8), nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        for _ in range(2):
+            x = x + F.silu(self.block(x))
+        return self.head(x)
+
+
+def test_tied_embeddings_tokens_and_a_layer_called_twice():
+    x = torch.arange(22).view(2, 11) % 11
+    net = equal_to_float(Tied(), x)
+    assert net.head.weight is net.embedding.weight and isinstance(net.head.weight, Bound)
+    assert [layer.shared for _, layer in crossbar_layers(net)] == [False, True]
+    with torch.no_grad():  # a lookup sees the weight itself
+        assert torch.equal(net.embedding(x), net.embedding.weight.detach()[x])
+
+
+@pytest.mark.parametrize("make", [
+    lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)),
+    lambda: nn.utils.weight_norm(nn.Linear(6, 4)), lambda: nn.utils.spectral_norm(nn.Linear(6, 4))])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_norms_of_weights(make):
+    torch.manual_seed(3)
+    equal_to_float(nn.Sequential(make(), nn.ReLU(), nn.Linear(4, 3)), seeded((5, 6)))
+
+
+def test_transformer_encoder():
+    torch.manual_seed(4)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = equal_to_float(nn.TransformerEncoder(layer, 2), seeded((3, 5, 8)))
+    assert len(crossbar_layers(net)) == 2 * 6 and net.crossbar_report.between == 2 * 2 * 3 * 2 * 5 * 5 * 4
+
+
+def test_all_zero_channels_and_half_precision():
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[0].weight[1] = 0
+    x = seeded((8, 6))
+    net = convert(model, W8A8, x)
+    y = net(x)
+    assert y.isfinite().all()
+    half = convert(copy.deepcopy(model).half(), W8A8, x)
+    assert half(x.half()).dtype == torch.float16
+    torch.testing.assert_close(half(x.half()).float(), y, rtol=0.05, atol=0.02)
+
+
+def test_a_network_in_training_mode_stays_as_it_is():
+    model = Small().train()
+    before = copy.deepcopy(model.state_dict())
+    net = convert(model, W8A8, seeded((8, 3, 6, 6)))
+    assert model.training and not net.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(isinstance(parameter, Bound) for parameter in model.parameters())
+
+
+def test_in_place_and_twice():
+    model = Small()
+    assert convert(model, W8A8, seeded((8, 3, 6, 6)), inplace=True) is model
+    with pytest.raises(ValueError, match="on crossbars already"):
+        convert(model, W8A8, seeded((8, 3, 6, 6)))
+
+
+def test_copies_pickles_and_state_dicts():
+    x = seeded((8, 3, 6, 6))
+    spec = CrossbarSpec(4, 4, adc_bits=4, rows=8)
+    net = convert(Small(), spec, x)
+    wanted = net(x)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(other(x), wanted)
+        with torch.no_grad():
+            other.depthwise.weight.mul_(-1)  # a copy's weight is its own
+        assert not torch.equal(other(x), wanted) and torch.equal(net(x), wanted)
+    file = io.BytesIO()
+    torch.save(net.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert all(type(value) is torch.Tensor for value in state.values()) and "depthwise.weight" in state
+    fresh = convert(Small(), spec, 3 * seeded((8, 3, 6, 6), 5) - 1)
+    assert not torch.equal(fresh(x), wanted)
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(x), wanted)
+
+
+def test_changed_weights_are_seen():
+    x = seeded((8, 3, 6, 6))
+    net = convert(Small(), W8A8, x)
+    before = net(x)
+    net.head.weight.data[0] = 0
+    assert not torch.equal(net(x)[:, 0], before[:, 0]) and torch.equal(net(x)[:, 1:], before[:, 1:])
+
+
+def test_training_of_quantized_products():
+    x = seeded((64, 3, 6, 6)) + 2 * seeded((64, 3, 1, 1), 1)
+    labels = x.mean((2, 3)).argmax(1)
+    net = convert(Small(), CrossbarSpec(3, 3, adc_range="ideal"), x, qat=True)
+    assert net.training
+    net.eval()
+    with torch.no_grad():
+        simulated = net(x)
+        layer = of(net, "depthwise")
+        layer.train()
+        assert torch.is_grad_enabled() is False
+    with torch.enable_grad():  # the quantized product of training is that of the arrays without ADC
+        for module in net.modules():
+            if isinstance(module, ConvertedLayer):
+                module.train()
+        torch.testing.assert_close(net(x).detach(), simulated, rtol=1e-3, atol=1e-3)
+    net.train()
+    optimizer, losses = torch.optim.Adam(net.parameters(), 0.02), []
+    for _ in range(60):
+        loss = F.cross_entropy(net(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0] and net.stem.weight.grad is not None
+
+
+def test_devices_and_calibration():
+    x = seeded((8, 3, 6, 6))
+    net = convert(Small(), CrossbarSpec(4, 4, cell_bits=2, adc_bits=6, rows=8), x)
+    ideal = net(x)
+    program(net, Device.preset("techA", time="1d"), 1)
+    calibrate(net, x)
+    one = net(x)
+    assert not torch.equal(one, ideal) and (one - ideal).square().mean() < 0.3 * ideal.square().mean()
+    program(net, None)
+    calibrate(net, x)
+    assert torch.equal(net(x), ideal)
+
+
+def test_noise_is_another_in_each_phase_and_the_same_in_every_batch():
+    x = seeded((6, 3, 6, 6))
+    net = convert(nn.Conv2d(3, 4, 3), CrossbarSpec(4, 4, cell_bits=1, adc_bits=8, rows=8), x, first_last_bits=None)
+    quiet = net(x)
+    program(net, Device.preset("techA"), 1, adc_noise=0.3)
+    noisy = net(x)
+    assert not torch.equal(noisy, quiet)
+    parts = []
+    for first, part in zip((0, 2), x.split((2, 4))):
+        with image_numbers(first):
+            parts.append(net(part))
+    assert torch.equal(torch.cat(parts), noisy)
+
+
+def test_compiled_networks_and_unused_heads():
+    class Heads(Small):
+        def __init__(self):
+            super().__init__()
+            self.aux = nn.Linear(8, 2)
+
+    net = convert(torch.compile(Heads()), W8A8, seeded((8, 3, 6, 6)))
+    assert net.crossbar_report.unused == ["aux.weight"] and len(crossbar_layers(net)) == 3
+
+
+# ---- errors ------------------------------------------------------------------------------------------------------------
+
+
+class Einsum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.mix = nn.Linear(4, 4), nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x):
+        return torch.einsum("ni,ij->nj", self.first(x), self.mix)
+
+
+def test_what_cannot_be_mapped_is_named():
+    x = seeded((4, 4))
+    with pytest.raises(ValueError, match=r"^mix cannot be put on crossbars: it is an einsum. To keep it digital, give skip=\['mix'\]"):
+        convert(Einsum(), W8A8, x)
+    for options in (dict(skip=["mix"]), dict(strict=False)):
+        net = convert(Einsum(), W8A8, x, **options)
+        assert list(net.crossbar_report.digital) == ["mix"] and len(crossbar_layers(net)) == 1
+    with pytest.raises(ValueError, match=r"^weight_ih_l0 cannot be put on crossbars: it is a recurrent layer \(and 1 more\)"):
+        convert(nn.GRU(4, 4), W8A8, seeded((3, 4, 4)))
+
+
+@pytest.mark.parametrize("images, options, message", [
+    (torch.zeros(0, 3, 6, 6), {}, "^there are no images to convert with"), ([], {}, "no images"),
+    (torch.full((2, 3, 6, 6), float("nan")), {}, "^the images hold numbers that are not finite$"),
+    (torch.zeros(2, 4, 6, 6), {}, r"^the network does not run on the images, of shape \[2, 4, 6, 6\]: Given groups=1"),
+    ([(torch.zeros(2, 3, 6, 6), torch.zeros(2))], {}, "^a batch of the images is a (tuple|list); give tensors"),
+    (torch.zeros(2, 3, 6, 6), dict(inputs="sign"), "^inputs is 'sign'; allowed are phases, ternary, twos, offset$"),
+    (torch.zeros(2, 3, 6, 6), dict(rounding="up"), "^rounding is 'up'; allowed are nearest, gptq$"),
+    (torch.zeros(2, 3, 6, 6), dict(skip=["*"]), "^nothing of this network can be put on crossbars"),
+    (torch.zeros(2, 3, 6, 6), dict(specs={"tail": W8A8}), "^specs has 'tail', which fits no layer")])
+def test_bad_input(images, options, message):
+    with pytest.raises(ValueError, match=message):
+        convert(Small(), W8A8, images, **options)
