@@ -66,8 +66,8 @@ def check_settings(settings: EvalSettings, net: nn.Module, cells: Cells | None, 
 
 
 def write_planes(settings: EvalSettings, net: nn.Module, log: logging.Logger) -> None:
-    """The bit-planes of the weights for the cells of every setting, where they do not lie in their folder already."""
-    for cell_bits in dict.fromkeys(setting.spec.cell_bits for setting in settings.settings):
+    """The bit-planes of the weights for the cells of every setting but those of pairs, where they are not in their folder already."""
+    for cell_bits in dict.fromkeys(setting.spec.cell_bits for setting in settings.settings if setting.spec.weights == "offset"):
         store = quant.PlaneStore(settings.prob_path, settings.model, settings.wbit, cell_bits)
         if store.write([(name, layer.w_codes()) for name, layer in quant.crossbar_layers(net)]):
             log.info(f"bit-planes of the weights written to {store.folder}")

@@ -14,7 +14,7 @@ def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
     the number of files that were not there."""
     chips, spec, written = setting.chips, setting.spec, 0
     facts = {"chip": chips.text()} | ({"rows": spec.rows, "mapping": spec.mapping} if chips.wires else {})  # arrays matter for wires
-    label = chips.label() + ("_digital" if spec.reference == "digital" else "")
+    label = chips.label() + ("_digital" if spec.reference == "digital" else "") + ("_pair" if spec.weights == "pair" else "")
     for seed in chips.seeds:
         if not quant.cell_files.cells_are_written(folder, network, label, seed, facts):
             try:

@@ -79,8 +79,8 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
 
 
 def _levels_panel(axes: Any, entry: Mapping[str, Any], setting: Setting) -> None:
-    edges, count = np.array(entry["edges"]), 2 ** entry["bits"]
-    colors = colormaps["viridis"](np.linspace(0, 0.85, count))
+    edges = np.array(entry["edges"])
+    colors = colormaps["viridis"](np.linspace(0, 0.85, len(entry["levels"])))
     total = sum(each["cells"] for each in entry["levels"])
     for each, color in zip(entry["levels"], colors):
         share = np.array(each["histogram"]) / max(total, 1)
@@ -88,7 +88,7 @@ def _levels_panel(axes: Any, entry: Mapping[str, Any], setting: Setting) -> None
         axes.stairs(share, edges, color=color, linewidth=0.8)
         axes.axvline(each["level"], color=color, linestyle="--", linewidth=0.9)
     device, bits = setting.chips.device, entry["bits"]
-    low, step = float(device.levels(bits)[0]), device.step(bits)
+    low, step = 0.0 if setting.spec.weights == "pair" else float(device.levels(bits)[0]), device.step(bits)
     axes.set(yscale="log", xlabel="value of a cell (levels)")
     axes.set_title(f"slice {entry['slice']}, {bits} bit{'s' if bits > 1 else ''}", fontsize="small")
     if setting.spec.reference == "analog":

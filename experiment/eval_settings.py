@@ -211,7 +211,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
                   of_chips: Mapping[str, int] = MappingProxyType({}), devices: dict[str, Device] | None = None) -> list[Setting]:
     """Every combination of the flags' values, in the order of a table."""
     values = _hardware_defaults() | given
-    before, after = ("crossbar_layers", "mapping", "reference", "dac_bits", "rows", "cell_bits"), ("adc_max_bits", "adc_range",
+    before, after = ("crossbar_layers", "weights", "mapping", "reference", "dac_bits", "rows", "cell_bits"), ("adc_max_bits", "adc_range",
                                                                                                  "adc_plan", "adc_bits")
     order = (*before, *chips.OF_ROW, *after)
     settings = []
@@ -257,6 +257,8 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
             raise UserError(chips.WITHOUT.format(name))
     if found.adc_ranges and with_device:
         raise UserError("--adc_ranges are of ideal cells, and those of a --device are calibrated on its chips: give one of them")
+    if found.planes and any(setting.spec.weights == "pair" for setting in found.settings):
+        raise UserError("--planes holds the bits of weight codes, and --weights pair stores others: leave one of them out")
     if found.planes and len({setting.spec.cell_bits for setting in found.settings}) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
 

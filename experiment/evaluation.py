@@ -27,7 +27,7 @@ from models.quant.calibration import in_mode
 from models.quant.prepared import fingerprint
 from models.building import CROSSBAR_LAYERS
 
-from .chips import Chips, check_device
+from .chips import Chips
 
 Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
 
@@ -61,7 +61,7 @@ class Setting:
         spec, usual = self.spec, CrossbarSpec()
         adc = f"{spec.adc_bits:g}-bit ADC, {'planned' if spec.planned else spec.adc_range}"
         adc = "no ADC" if spec.adc_range == "ideal" else adc
-        notes = [f"{name} {getattr(spec, name)}" for name in ("rows", "mapping", "reference", "dac_bits", "adc_max_bits")
+        notes = [f"{name} {getattr(spec, name)}" for name in ("weights", "rows", "mapping", "reference", "dac_bits", "adc_max_bits")
                  if getattr(spec, name) != getattr(usual, name)]
         notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
         notes += [self.chips.text(without)] if self.chips else []
@@ -232,13 +232,12 @@ def check_chips(network: nn.Module, setting: Setting) -> None:
 
     Raises: ValueError.
     """
-    check_device(setting.chips.device, setting.spec.slice_bits)
-    quant.check_access(setting.chips.wires, setting.spec)
     for _, layer in quant.crossbar_layers(network):
+        setting.chips.check(layer)
         cells = layer.ideal_cells()
         if layer.spec.reference == "digital":  # which sees the off-current
             off = [round(2**cells.fraction_bits * setting.chips.device.levels(bits)[0] / setting.chips.device.step(bits))
-                   for bits in layer.spec.slice_bits]
+                   for bits in layer.slice_bits]
             shift = torch.tensor(off, dtype=torch.int32, device=cells.values.device)
             cells = quant.Cells(cells.values + shift.view(-1, 1, 1, 1), cells.reference + shift.view(-1, 1, 1), cells.fraction_bits)
         layer.set_cells(cells, cells if layer.spec.reference == "digital" else None)  # engines are chosen as for the chip's
@@ -253,8 +252,8 @@ def place(network: nn.Module, setting: Setting, cells: Mapping[str, torch.Tensor
         spec = setting.spec
         if not _on_crossbars(layer, setting):
             layer.set_codes(None)
-            cell_bits = {"cell_bits": spec.cell_bits} if setting.chips else {}  # for devices that have these alone
-            spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal", **cell_bits)
+            alike = {"cell_bits": spec.cell_bits, "weights": spec.weights} if setting.chips else {}  # for devices that have these alone
+            spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal", **alike)
         if layer.spec != spec:
             layer.set_spec(spec)
 
@@ -308,7 +307,7 @@ def conversions_of(network: nn.Module, image: torch.Tensor) -> tuple[float | Non
     def count(layer: nn.Module, _: Any, y: torch.Tensor) -> None:
         nonlocal bits, converted, reads
         mapped = layer.mapped()
-        kinds = [mapped.converter(z, k).bits for z in range(len(layer.spec.digit_bits)) for k in range(len(layer.spec.slice_bits))]
+        kinds = [mapped.converter(z, k).bits for z in range(len(layer.spec.digit_bits)) for k in range(len(layer.slice_bits))]
         each = y.numel() * len(mapped.arrays)  # reads of one kind
         bits, converted, reads = bits + each * sum(kinds), converted + each * sum(b > 0 for b in kinds), reads + each * len(kinds)
 

@@ -9,7 +9,7 @@ from .devices import Device, Wires
 from .engines import set_engine
 from .layers import Qconv2d, QLinear
 from .mapping import MappedLayer
-from .program import check_access, program
+from .program import check_chip, program
 from .quantizers import AQ, SAWB, WQ
 from .readout import Readout, image_numbers
 from .spec import CrossbarSpec, Geometry
@@ -17,5 +17,5 @@ from .spec import CrossbarSpec, Geometry
 __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibration", "Geometry", "MappedLayer", "Qconv2dDoreFa",
            "QLinearDoreFa", "ADC_BUFFERS", "CORRECTION_IMAGES", "calibrate", "collect_histograms", "correct", "error_weights",
            "crossbar_layers", "set_engine", "set_spec", "without_adc", "decompose", "compose", "PlaneStore", "read_planes",
-           "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_access", "program", "image_numbers",
+           "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
            "read_cells", "write_cells"]

@@ -94,6 +94,6 @@ def _load(path: Path) -> Cells:
 
 def _entry(name: str, layer: CrossbarLayer, device: str, seed: int, facts: Mapping[str, Any]) -> dict[str, Any]:
     spec, codes = layer.spec, layer.w_codes().cpu()
-    shape = [len(spec.slice_bits), *layer.mapped("ideal", cells=None).w_rows.shape]
+    shape = list(layer.cells().values.shape)
     return {"layer": name, "shape": shape, "w_bits": spec.w_bits, "cell_bits": spec.cell_bits, "reference": spec.reference,
-            "sha256": sha256(codes), "device": device, "seed": seed, **facts}
+            "weights": spec.weights, "sha256": sha256(codes), "device": device, "seed": seed, **facts}

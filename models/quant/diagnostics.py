@@ -99,15 +99,15 @@ def losses(model: nn.Module, images: Tensor, corrected: bool = True) -> list[dic
 
 
 def cell_levels(layer: CrossbarLayer) -> list[dict[str, Any]]:
-    """Where the cells of a layer on a chip lie. Returns: one dict for each slice: slice, bits, and levels: level, cells (how many),
-    mean and deviation in units of levels, and histogram, `[counts, edges]` of all cells of that level."""
+    """Where the cells of a layer on a chip lie. Returns: one dict for each slice: slice, bits, and levels: level (of pairs the difference
+    of both cells), cells (how many), mean and deviation in units of levels, and histogram, `[counts, edges]` of all cells of that level."""
     levels, x = _in_levels(layer)
     result = []
-    for k, bits in enumerate(layer.spec.slice_bits):
+    for k, bits in enumerate(layer.slice_bits):
         found = []
         low, high = float(x[k].min()), float(x[k].max())
         edges = np.linspace(low, high, 121) if high > low else np.array([low - 0.5, low + 0.5])
-        for level in range(2**bits):
+        for level in range(1 - 2**bits if layer.spec.weights == "pair" else 0, 2**bits):
             own = x[k][levels[k] == level]
             counts = np.histogram(own, edges)[0]
             found.append({"level": level, "cells": len(own), "mean": float(own.mean()) if len(own) else None,
