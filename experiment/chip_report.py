@@ -15,21 +15,22 @@ from models.quant import diagnostics
 from models.quant.files import atomic_write
 
 from .data import Batches
-from .evaluation import Cache, Setting, calibrate, on_adcs, place, program
+from .evaluation import Cache, Setting, Stored, calibrate, on_adcs, place, program
 from .report import db, save, text_table
 
 STEPS = {"adc": "ADC alone", "cells": "cells alone", "both": "both", "chip": "whole chip"}
 
 
 def write(path: Path, network: nn.Module, setting: Setting, title: str, images: Tensor, calibration: Batches, cache: Cache,
-          cells: Mapping[str, Tensor] | None = None, engine: str = "auto") -> str:
-    """Report on the first chip of a setting that was measured: `path` with .json and .png, and the table as text. The network is
-    left with ideal cells. Args: images, a batch whose layer outputs are compared; the others as for `measure`."""
-    seed = setting.chips.chip_seed
+          cells: Stored | None = None, engine: str = "auto") -> str:
+    """Report on the first chip of a setting that was measured, or on that of `cells`: `path` with .json and .png, and the table as
+    text. The network is left with ideal cells. Args: images, a batch whose layer outputs are compared; the others as for `measure`."""
+    seed = setting.chips and setting.chips.chip_seed
     place(network, setting, cells)
     with quant.set_engine(engine):
         try:
-            program(network, setting, seed)
+            if setting.chips:
+                program(network, setting, seed)
             calibrate(network, setting, calibration, cache)
             corrected = setting.spec.adc_range == "calibrated" and setting.calibration.correct == "channel"
             layers = diagnostics.losses(network, images, corrected)
@@ -39,7 +40,7 @@ def write(path: Path, network: nn.Module, setting: Setting, title: str, images: 
             quant.program(network, None)
     content = {"setting": str(setting), "chip_seed": seed, "losses": layers, "cells": {"layer": name, "slices": slices}}
     atomic_write(path.with_suffix(".json"), lambda file: file.write(json.dumps(content).encode()))
-    plot(path.with_suffix(".png"), f"{title}\nchip {seed}", name, slices, layers, setting)
+    plot(path.with_suffix(".png"), title if seed is None else f"{title}\nchip {seed}", name, slices, layers, setting)
     return losses_table(layers)
 
 
@@ -87,11 +88,12 @@ def _levels_panel(axes: Any, entry: Mapping[str, Any], setting: Setting) -> None
         axes.stairs(share, edges, color=color, fill=True, alpha=0.55)
         axes.stairs(share, edges, color=color, linewidth=0.8)
         axes.axvline(each["level"], color=color, linestyle="--", linewidth=0.9)
-    device, bits = setting.chips.device, entry["bits"]
-    low, step = 0.0 if setting.spec.weights == "pair" else float(device.levels(bits)[0]), device.step(bits)
+    bits = entry["bits"]
     axes.set(yscale="log", xlabel="value of a cell (levels)")
     axes.set_title(f"slice {entry['slice']}, {bits} bit{'s' if bits > 1 else ''}", fontsize="small")
-    if setting.spec.reference == "analog":
+    if setting.chips and setting.spec.reference == "analog":
+        device = setting.chips.device
+        low, step = 0.0 if setting.spec.weights == "pair" else float(device.levels(bits)[0]), device.step(bits)
         top = axes.secondary_xaxis("top", functions=(lambda x: low + step * x, lambda g: (g - low) / step))
         top.tick_params(labelsize="x-small")
         top.set_xlabel("uS", fontsize="x-small", labelpad=2)

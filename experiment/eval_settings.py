@@ -72,7 +72,8 @@ class Ranges:
                                     "adc_ranges.json of an earlier evaluation", metavar="FILE")
     report: bool = option(False, "for every setting with calibrated or full ranges: what the ADC does to each layer and slice, as "
                           "a table, a JSON file and a picture", bool)
-    planes: str | None = option(None, "take the cells from the bit_levels<i>_ideal.pt in DIR instead of the checkpoint",
+    planes: str | None = option(None, "take the cells from the bit_levels<i>_ideal.pt in DIR instead of the checkpoint, or those of one "
+                                "chip, bit_levels<i>_<device>_chip<seed>.pt",
                                 metavar="DIR")
 
 
@@ -257,8 +258,6 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
             raise UserError(chips.WITHOUT.format(name))
     if found.adc_ranges and with_device:
         raise UserError("--adc_ranges are of ideal cells, and those of a --device are calibrated on its chips: give one of them")
-    if found.planes and any(setting.spec.weights == "pair" for setting in found.settings):
-        raise UserError("--planes holds the bits of weight codes, and --weights pair stores others: leave one of them out")
     if found.planes and len({setting.spec.cell_bits for setting in found.settings}) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
 

@@ -30,6 +30,7 @@ from models.building import CROSSBAR_LAYERS
 from .chips import Chips
 
 Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
+Stored = Mapping[str, torch.Tensor | quant.Chip]  # {layer: weight codes that its cells hold, or the cells of a chip}
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Cache:
 
 def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: Setting | None, *,
             calibration: Images | None = None, software: Record | None = None, cache: Cache | None = None,
-            cells: Mapping[str, torch.Tensor] | None = None, engine: str = "auto", batch_size: int = 64,
+            cells: Stored | None = None, engine: str = "auto", batch_size: int = 64,
             progress: bool = False) -> Record:
     """Accuracy of a network on crossbars of one setting.
 
@@ -156,7 +157,8 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
             this hardware, which are used as they are, with the correction that belongs to them, whatever the chip.
         software: the record of the software on the same images; None to measure it here.
         cache: shared by measurements of this network with these calibration images.
-        cells: `{layer: weight codes}` that the cells hold, or are programmed to, in place of those of the weights.
+        cells: `{layer: weight codes}` that the cells hold, or are programmed to, in place of those of the weights; or `{layer: Chip}`,
+            what the cells hold (`quant.load_cells`), for a setting without chips of its own.
         engine: one of `engines.CHOICES`; changes no result.
         batch_size: images at a time where `images` is a tensor; changes no result but those of adc_range "dynamic".
         progress: show a progress bar.
@@ -243,12 +245,12 @@ def check_chips(network: nn.Module, setting: Setting) -> None:
         layer.set_cells(cells, cells if layer.spec.reference == "digital" else None)  # engines are chosen as for the chip's
 
 
-def place(network: nn.Module, setting: Setting, cells: Mapping[str, torch.Tensor] | None = None) -> None:
+def place(network: nn.Module, setting: Setting, cells: Stored | None = None) -> None:
     """Put the layers of a network on the hardware of a setting, with these `cells` (see `measure`), as yet ideal ones; those that
     the setting leaves out compute without an ADC. A layer that is on this hardware already keeps its ranges."""
     use_cells(network, cells)
     quant.program(network, None)
-    for _, layer in quant.crossbar_layers(network):
+    for name, layer in quant.crossbar_layers(network):
         spec = setting.spec
         if not _on_crossbars(layer, setting):
             layer.set_codes(None)
@@ -256,12 +258,19 @@ def place(network: nn.Module, setting: Setting, cells: Mapping[str, torch.Tensor
             spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal", **alike)
         if layer.spec != spec:
             layer.set_spec(spec)
+        if is_chip(cells) and _on_crossbars(layer, setting):
+            layer.set_cells(cells[name].cells, cells[name].nominal)
 
 
-def use_cells(network: nn.Module, cells: Mapping[str, torch.Tensor] | None) -> None:
-    """Let the cells of a network hold these codes, `{layer: weight codes}`, or with None those of its weights."""
+def is_chip(cells: Stored | None) -> bool:
+    """Whether these are the cells of a chip, not weight codes."""
+    return bool(cells) and isinstance(next(iter(cells.values())), quant.Chip)
+
+
+def use_cells(network: nn.Module, cells: Stored | None) -> None:
+    """Let the cells of a network be programmed to these codes, or to those of its weights."""
     for name, layer in quant.crossbar_layers(network):
-        layer.set_codes(cells[name] if cells else None)
+        layer.set_codes(cells[name] if cells and not is_chip(cells) else None)
 
 
 def _on_crossbars(layer: nn.Module, setting: Setting) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.quant import CrossbarSpec, Device, QLinearDoreFa, Wires, calibrate, image_numbers, program, set_engine
+from models.quant import CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, image_numbers, program, set_engine
 from models.quant.devices.wires import gate_exact
 from models.quant.readout import DEVIATION, NORMAL, noise, read_key
 
@@ -110,6 +110,26 @@ def test_noise_does_not_depend_on_batch_engine_or_order():
             other_seed = network(x)
     assert torch.equal(whole, torch.cat(one_by_one[::-1])) and torch.equal(whole, by_reference)
     assert not torch.equal(whole, others) and not torch.equal(whole, other_seed)
+
+
+@pytest.mark.parametrize("spec", [dict(dac_bits=2, adc_bits=5), dict(dac_bits=3, adc_range="ideal"), dict(adc_range="ideal"),
+                                  dict(dac_bits=2, adc_range="dynamic")])
+def test_noise_of_digits_of_several_bits_and_without_an_adc(spec):
+    """The fast engine draws what the reference engine draws, in arrays of several segments too: `c_0 sum a^2`."""
+    torch.manual_seed(0)
+    spec = CrossbarSpec(rows=32, mapping="im2col", **spec)
+    network = nn.Sequential(Qconv2dDoreFa(20, 9, 2, padding=1, bias=False, spec=spec, alpha_init=1.0)).eval()
+    x = torch.rand(3, 20, 3, 4)
+    device = Device("own", "here", 1.0, 10.0, sigma_us=0.5, read_noise=0.7)
+    found = {}
+    for name in ("reference", "numba"):
+        with set_engine(name), image_numbers(5), torch.no_grad():
+            if spec.adc_range == "calibrated" and not found:
+                calibrate(network, x)
+            program(network, device, seed=1, adc_noise=0.2, adc_gain=0.02, adc_offset=0.1)
+            found[name] = network(x)
+    program(network, device, seed=1)
+    assert torch.equal(found["reference"], found["numba"]) and not torch.equal(network(x), found["numba"])
 
 
 def test_converters_are_drawn_once_and_have_their_deviations():

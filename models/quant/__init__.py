@@ -1,7 +1,7 @@
 """Quantization and crossbar simulation: what users of the package call."""
 
 from .bitplanes import PlaneStore, compose, decompose, read_planes, sha256
-from .cell_files import read_cells, write_cells
+from .cell_files import chips_in, load_cells, read_cells, write_cells
 from .cells import Cells, Chip
 from .calibration import CORRECTION_IMAGES, Calibration, calibrate, collect_histograms, correct, error_weights, without_adc
 from .crossbar import ADC_BUFFERS, Qconv2dDoreFa, QLinearDoreFa, crossbar_layers, set_spec
@@ -18,4 +18,4 @@ __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibratio
            "QLinearDoreFa", "ADC_BUFFERS", "CORRECTION_IMAGES", "calibrate", "collect_histograms", "correct", "error_weights",
            "crossbar_layers", "set_engine", "set_spec", "without_adc", "decompose", "compose", "PlaneStore", "read_planes",
            "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
-           "read_cells", "write_cells"]
+           "chips_in", "load_cells", "read_cells", "write_cells"]
