@@ -151,7 +151,8 @@ def main(argv: list[str] | None = None) -> int:
         say_what_is_measured(settings, ranges, checkpoint["config"], shown, log)
         if not settings.planes:
             write_planes(settings, net, log)
-        records = evaluate(settings, net, cells, ranges, shown, log, argv)
+        with quant.keep_effective_cells(Path(settings.prob_path, "effective") if settings.save_cells else None):
+            records = evaluate(settings, net, cells, ranges, shown, log, argv)
     log.info("\n" + report.settings_table(records, shown.of_all, shown.kind, settings.planes))
     title = (f"{settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit activations: "
              f"{shown.batches.count} {shown.kind} of {settings.dataset}")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from models import quant
 from models.quant import diagnostics
+from models.quant.gate_errors import gate_errors
 from models.quant.files import atomic_write
 
 from .data import Batches
@@ -34,6 +36,8 @@ def write(path: Path, network: nn.Module, setting: Setting, title: str, images: 
             calibrate(network, setting, calibration, cache)
             corrected = setting.spec.adc_range == "calibrated" and setting.calibration.correct == "channel"
             layers = diagnostics.losses(network, images, corrected)
+            if setting.chips and setting.chips.access == "gate" and setting.chips.wire_ohm:
+                _add_gate_errors(layers, network, setting, seed, images)
             name, layer = max(on_adcs(network), key=lambda pair: pair[1].weight.numel())
             slices = diagnostics.cell_levels(layer)
         finally:
@@ -44,6 +48,18 @@ def write(path: Path, network: nn.Module, setting: Setting, title: str, images: 
     return losses_table(layers)
 
 
+def _add_gate_errors(layers: Sequence[dict[str, Any]], network: nn.Module, setting: Setting, seed: int, images: Tensor) -> None:
+    """What the curve of gate access does to the reads of a network that is on the chip of this seed, for each layer."""
+    chips = [(layer, layer.chip) for _, layer in quant.crossbar_layers(network)]
+    program(network, replace(setting, chips=replace(setting.chips, wire_ohm=0.0, access="voltage")), seed)
+    straight = {name: layer.cells() for name, layer in on_adcs(network)}
+    for layer, chip in chips:
+        layer.chip = chip
+    found = gate_errors(network, images, setting.chips.device, straight, setting.chips.wire_ohm)
+    for entry in layers:
+        entry["gate_error"], entry["without_wires_error"] = found[entry["layer"]]
+
+
 def _steps(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The errors that are told apart: without the last where a chip has nothing but its cells."""
     return {key: text for key, text in STEPS.items() if key != "chip" or any(e["chip"] != e["both"] for e in layers)}
@@ -52,11 +68,15 @@ def _steps(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def losses_table(layers: Sequence[Mapping[str, Any]]) -> str:
     """One line a layer. Args: layers, result of `models.quant.diagnostics.losses`."""
     steps = _steps(layers)
-    rows = [[e["layer"], f"{e['scatter']:.3f}", f"{e['far']:.2%}", *(db(e[key]) for key in steps)] for e in layers]
+    gate = {"gate_error": "curve off by", "without_wires_error": "no wires off by"} if "gate_error" in layers[0] else {}
+    rows = [[e["layer"], f"{e['scatter']:.3f}", f"{e['far']:.2%}", *(db(e[key]) for key in steps), *(f"{e[key]:.1%}" for key in gate)]
+            for e in layers]
+    of_gate = ["curve, no wires off by: root mean square error of the reads v against the exact ladders of gate access, of the curve that "
+               "stands for them and of cells without wires, relative to v, on this network's reads"] if gate else []
     return "\n".join([
-        text_table(["layer", "scatter", "off by > 1/2", *(f"{text} dB" for text in steps.values())], rows),
+        text_table(["layer", "scatter", "off by > 1/2", *(f"{text} dB" for text in steps.values()), *gate.values()], rows),
         "scatter: root mean square distance of the cells from nominal ones, in levels; off by > 1/2: share that is further than half a "
-        "level away", "dB: signal to error of the layer's output, its inputs those of software"])
+        "level away", "dB: signal to error of the layer's output, its inputs those of software", *of_gate])
 
 
 def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]],

@@ -85,7 +85,8 @@ class Machine:
     ngpu: int | None = option(None, "0: CPU, 1: the GPU; default 1 where PyTorch finds a CUDA GPU", ANY_INT)
     save_path: str | None = option(None, "folder for results; default that of the run, for an exported network save/<its name>")
     prob_path: str = option("prob", "folder for the bit-planes")
-    save_cells: bool = option(False, "write what the cells of every chip hold to prob_path too, beside the bit-planes", bool)
+    save_cells: bool = option(False, "write what the cells of every chip hold to prob_path too, beside the bit-planes, and keep "
+                              "cells behind word lines with --row_ohm or --driver_ohm there: they take minutes to solve", bool)
     log_file: str = option("eval.log", "name of the log inside save_path, or a full path")
 
 

@@ -526,8 +526,16 @@ def test_a_network_on_the_cells_in_a_folder(run, refused, checkpoint, more):  # 
         torch.save(cells | {"values": cells["values"].flip(3)}, path)
     assert not torch.equal(run(checkpoint, *flags, "--planes", "mine")[1][1], wanted)
     weights = "offset" if "pair" in more else "pair"
-    refused(["--resume", checkpoint, *FLAGS, "--weights", weights, "--planes", "mine"], "chip3.pt holds cells of ", ", and the hardware has ")
+    refused(["--resume", checkpoint, *FLAGS, "--weights", weights, "--planes", "mine"], "chip3.pt holds cells of ", " hardware has ")
     refused(["--resume", checkpoint, *flags, "--cellBit", "1", "--planes", "mine"], "holds cells of cell_bits 2, and the hardware has 1")
     refused(["--resume", checkpoint, *flags, "--planes", "mine", "--device", "techC"], "mine holds the cells of a chip, and a device")
     Path("mine", next(Path("mine").glob("bit_levels0_*")).name.replace("chip3", "chip4")).write_bytes(b"")
     refused(["--resume", checkpoint, *flags, "--planes", "mine"], "mine holds the cells of 2 chips; keep those of one: techC_1d")
+
+
+def test_a_report_of_gate_access_says_how_far_its_curve_is_off(run, checkpoint):  # noqa: F811
+    _, _, text = run(checkpoint, *FLAGS, "--device", "techC", "--access", "gate", "--wire_ohm", "2", "--report")
+    assert "curve off by" in text and "no wires off by" in text
+    [path] = Path("save").glob("report_*.json")
+    for layer in json.loads(path.read_text())["losses"]:
+        assert 0 < layer["gate_error"] < 0.03 and layer["gate_error"] < layer["without_wires_error"]

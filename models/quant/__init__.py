@@ -6,6 +6,7 @@ from .cells import Cells, Chip
 from .calibration import CORRECTION_IMAGES, Calibration, calibrate, collect_histograms, correct, error_weights, without_adc
 from .crossbar import ADC_BUFFERS, Qconv2dDoreFa, QLinearDoreFa, crossbar_layers, set_spec
 from .devices import Device, Wires
+from .effective import keep_effective_cells
 from .engines import set_engine
 from .layers import Qconv2d, QLinear
 from .mapping import MappedLayer
@@ -18,4 +19,4 @@ __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibratio
            "QLinearDoreFa", "ADC_BUFFERS", "CORRECTION_IMAGES", "calibrate", "collect_histograms", "correct", "error_weights",
            "crossbar_layers", "set_engine", "set_spec", "without_adc", "decompose", "compose", "PlaneStore", "read_planes",
            "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
-           "chips_in", "load_cells", "read_cells", "write_cells"]
+           "chips_in", "keep_effective_cells", "load_cells", "read_cells", "write_cells"]

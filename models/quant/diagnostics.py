@@ -39,7 +39,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
     Raises: ValueError if no layer has an ADC, ranges are missing, or for an unknown rule.
     """
     chosen, layers, result = Calibration(rule, per), converted_layers(model), []
-    inputs, wanted = _ideal_pass(model, layers, images)
+    inputs, wanted = ideal_pass(model, layers, images)
     for name, layer in layers:
         mapped, counts = layer.mapped(), histograms[name]
         found = layer.simulate(inputs[name]).double()
@@ -70,7 +70,7 @@ def losses(model: nn.Module, images: Tensor, corrected: bool = True) -> list[dic
         chip (with what its reads have besides, equal to both where that is nothing).
     """
     layers, result = [(name, layer) for name, layer in converted_layers(model) if layer.chip], []
-    inputs, wanted = _ideal_pass(model, layers, images)
+    inputs, wanted = ideal_pass(model, layers, images)
     for name, layer in layers:
         chip, ideal = layer.chip, wanted[name].double()
 
@@ -128,9 +128,9 @@ def _scatter(layer: CrossbarLayer) -> dict[str, float]:
     return {"scatter": float(np.sqrt(np.square(x - levels).mean())), "far": float((np.abs(x - levels) > 0.5).mean())}
 
 
-def _ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
+def ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
                 images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """({layer: input}, {layer: output}) of the network without ADC."""
+    """({layer: input}, {layer: output}) of the network without ADC, for a batch of network inputs."""
     inputs, outputs = {}, {}
 
     def keep(name):

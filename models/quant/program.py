@@ -15,6 +15,7 @@ from .cells import Cells, Chip, on_grid
 from .crossbar import CrossbarLayer, crossbar_layers
 from .devices import Device, Wires
 from .devices.wires import effective, gate_curve
+from .effective import kept
 from .readout import Readout
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,8 @@ def _pair_chip(name, layer, draw):
                  for part, levels in lines]
         if wires.wire_ohm or wires.row_ohm or wires.driver_ohm:
             sides = np.stack(drawn, axis=-1)  # the lines of a pair side by side
-            sides = _effective(sides.clip(0).reshape(*sides.shape[:2], -1), layer, wires).reshape(sides.shape)
+            arrays = layer.mapped("ideal", cells=ideal).arrays
+            sides = _effective(sides.clip(0).reshape(*sides.shape[:2], -1), arrays, wires).reshape(sides.shape)
             drawn = [sides[..., 0], sides[..., 1]]
         values[k] = on_grid((drawn[0] - drawn[1]) / device.step(bits), layer.cell_spec.cell_bits)
     where = ideal.values.device
@@ -165,13 +167,24 @@ def _pair_chip(name, layer, draw):
     return Chip(cells, None, _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, []))
 
 
-def _effective(lines, layer, wires):
-    """Cells as the sense nodes of bit lines see them, uS `[groups, rows, lines]`."""
-    found, columns = np.empty_like(lines), COLUMNS if wires.row_ohm or wires.driver_ohm else lines.shape[-1]
-    for start, stop in layer.mapped("ideal").arrays:
-        for first in range(0, lines.shape[-1], columns):
-            part = np.s_[:, start:stop, first:first + columns]
-            found[part] = 1e6 * effective(1e-6 * lines[part], wires)
+def _effective(lines, arrays, wires, beside=0):
+    """Cells as the sense nodes of bit lines see them, uS `[groups, rows, lines]`. Where word lines resist, an array has COLUMNS of the
+    lines, and beside them, nearest to the drivers, the first `beside` of all: the reference column of each array.
+    """
+    if not (wires.row_ohm or wires.driver_ohm):
+        return _solved(lines, arrays, wires, lines.shape[-1], 0)
+    return kept(lines, (arrays, wires, COLUMNS, beside), lambda: _solved(lines, arrays, wires, COLUMNS, beside))
+
+
+def _solved(lines, arrays, wires, columns, beside):
+    found = np.empty_like(lines)
+    for start, stop in arrays:
+        for first in range(beside, lines.shape[-1], columns):
+            part, common = np.s_[:, start:stop, first:first + columns], np.s_[:, start:stop, :beside]
+            solved = 1e6 * effective(1e-6 * np.concatenate([lines[common], lines[part]], axis=-1), wires)
+            found[part] = solved[..., beside:]
+            if first == beside:  # one of each array: that of its first outputs stands for all
+                found[common] = solved[..., :beside]
     return found
 
 
@@ -199,16 +212,8 @@ def _behind_wires(cells, column, layer, draw, generator):
     arrays = layer.mapped("ideal", cells=None).arrays
     if draw.wires.access == "gate":
         return _behind_a_curve(cells, column, arrays, draw.wires.wire_ohm, generator, draw.curve_errors)
-    found, found_column = np.empty_like(cells), np.empty_like(column)
-    columns = COLUMNS if draw.wires.row_ohm or draw.wires.driver_ohm else cells.shape[-1]
-    for start, stop in arrays:
-        for first in range(0, cells.shape[-1], columns):
-            part = np.concatenate([column[:, start:stop], cells[:, start:stop, first:first + columns]], axis=-1)
-            part = 1e6 * effective(1e-6 * part, draw.wires)
-            found[:, start:stop, first:first + columns] = part[..., 1:]
-            if not first:
-                found_column[:, start:stop] = part[..., :1]
-    return found, found_column[..., 0], (1.0, 0.0, 0.0)
+    found = _effective(np.concatenate([column, cells], axis=-1), arrays, draw.wires, beside=1)
+    return found[..., 1:], found[..., 0], (1.0, 0.0, 0.0)
 
 
 def _behind_a_curve(cells, column, arrays, wire_ohm, generator, errors):
