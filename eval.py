@@ -26,15 +26,14 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; train.py says why
 
-import torch
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from experiment import chip_report, images, machine, report, results
-from experiment.chip_files import save_cells
+from experiment.chip_files import save_cells, stored_cells
 from experiment.cli import UserError, check_writable, get_logger, run_main
 from experiment.eval_settings import EvalSettings, parse
-from experiment.evaluation import Cache, Record, Setting, check_chips, count_reads, engines_of, measure, place
+from experiment.evaluation import Cache, Record, Setting, Stored, check_chips, count_reads, engines_of, is_chip, measure, place
 from experiment.images import EvalImages
 from experiment.ranges import RangesOfRun
 from experiment.starting import crossbar_network
@@ -43,20 +42,12 @@ from models import quant
 from models.quant import diagnostics
 
 FROZEN = "calibrated", "full"  # ADC ranges that --report describes
-Cells = dict[str, torch.Tensor]  # {layer: weight codes that its cells hold}
 
 
-def edited_cells(settings: EvalSettings, net: nn.Module) -> Cells | None:
-    """The cells in --planes."""
-    if not settings.planes:
-        return None
-    layers = [(name, layer.w_codes().shape) for name, layer in quant.crossbar_layers(net)]
-    codes = quant.read_planes(settings.planes, layers, settings.wbit, settings.settings[0].spec.cell_bits)
-    return {name: each for (name, _), each in zip(layers, codes)}
-
-
-def check_settings(settings: EvalSettings, net: nn.Module, cells: Cells | None, ranges: RangesOfRun) -> None:
+def check_settings(settings: EvalSettings, net: nn.Module, cells: Stored | None, ranges: RangesOfRun) -> None:
     """Refuse, before any work, settings that cannot run here, or whose ranges are not where they should be."""
+    if is_chip(cells) and settings.adc_ranges:
+        raise ValueError("--adc_ranges are of ideal cells, and those of a chip in --planes are corrected for it: give one of them")
     for setting in settings.settings:
         place(net, setting, cells)
         if setting.chips:
@@ -66,14 +57,14 @@ def check_settings(settings: EvalSettings, net: nn.Module, cells: Cells | None, 
 
 
 def write_planes(settings: EvalSettings, net: nn.Module, log: logging.Logger) -> None:
-    """The bit-planes of the weights for the cells of every setting, where they do not lie in their folder already."""
-    for cell_bits in dict.fromkeys(setting.spec.cell_bits for setting in settings.settings):
+    """The bit-planes of the weights for the cells of every setting but those of pairs, where they are not in their folder already."""
+    for cell_bits in dict.fromkeys(setting.spec.cell_bits for setting in settings.settings if setting.spec.weights == "offset"):
         store = quant.PlaneStore(settings.prob_path, settings.model, settings.wbit, cell_bits)
         if store.write([(name, layer.w_codes()) for name, layer in quant.crossbar_layers(net)]):
             log.info(f"bit-planes of the weights written to {store.folder}")
 
 
-def evaluate(settings: EvalSettings, net: nn.Module, cells: Cells | None, ranges: RangesOfRun, shown: EvalImages,
+def evaluate(settings: EvalSettings, net: nn.Module, cells: Stored | None, ranges: RangesOfRun, shown: EvalImages,
              log: logging.Logger, argv: list[str] | None) -> list[Record]:
     """Measure the software and every setting; each record is on the disk as soon as it is known."""
     facts = machine.machine_info() | {"command": shlex.join(["eval.py", *(sys.argv[1:] if argv is None else argv)])}
@@ -91,7 +82,7 @@ def evaluate(settings: EvalSettings, net: nn.Module, cells: Cells | None, ranges
             if setting and setting.chips:  # cells that the grid does not hold
                 raise UserError(f"{setting}: {error}") from None
             raise
-        if chosen and not setting.chips:
+        if chosen and not setting.chips and not is_chip(cells):
             ranges.keep(net, setting, chosen.count)
         row = results.row(record, settings, chosen.count if chosen else None, source)
         results.append(Path(settings.save_path, "results.jsonl"), row | facts)
@@ -107,11 +98,11 @@ def evaluate(settings: EvalSettings, net: nn.Module, cells: Cells | None, ranges
 
 
 def write_report(settings: EvalSettings, net: nn.Module, setting: Setting, shown: EvalImages, cache: Cache,
-                 log: logging.Logger, cells: Cells | None) -> None:
+                 log: logging.Logger, cells: Stored | None) -> None:
     """Table, JSON and picture of what the ADC, or a chip, does to each layer, for the setting that was measured last."""
     path = Path(settings.save_path, "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower()))
     title = f"{settings.model.removesuffix('_eval')} on {settings.dataset}: {setting}"
-    if setting.chips:
+    if setting.chips or is_chip(cells):
         table = chip_report.write(path, net, setting, title, shown.report, shown.calibration, cache, cells, settings.engine)
         log.info(f"{setting}:\n{table}\npicture: {path.with_suffix('.png')}")
         return
@@ -141,7 +132,9 @@ def main(argv: list[str] | None = None) -> int:
     device = machine.pick_device(settings.ngpu)
     net = crossbar_network(settings, checkpoint, device)
     try:
-        cells, ranges = edited_cells(settings, net), RangesOfRun(settings, checkpoint)
+        cells, ranges = None, RangesOfRun(settings, checkpoint)
+        if settings.planes:
+            cells = stored_cells(settings.planes, net, settings.settings, settings.wbit)
         check_settings(settings, net, cells, ranges)
     except ValueError as error:  # what the package refuses: engines, planes, reads of too many values
         raise UserError(str(error)) from None
@@ -158,7 +151,8 @@ def main(argv: list[str] | None = None) -> int:
         say_what_is_measured(settings, ranges, checkpoint["config"], shown, log)
         if not settings.planes:
             write_planes(settings, net, log)
-        records = evaluate(settings, net, cells, ranges, shown, log, argv)
+        with quant.keep_effective_cells(Path(settings.prob_path, "effective") if settings.save_cells else None):
+            records = evaluate(settings, net, cells, ranges, shown, log, argv)
     log.info("\n" + report.settings_table(records, shown.of_all, shown.kind, settings.planes))
     title = (f"{settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit activations: "
              f"{shown.batches.count} {shown.kind} of {settings.dataset}")

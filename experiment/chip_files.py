@@ -1,20 +1,50 @@
-"""`eval.py --save_cells`: what the cells of each chip hold, beside the bit-planes."""
+"""Cells in files: `eval.py --save_cells` writes those of each chip beside the bit-planes, `--planes` takes them, or bit-planes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from models import quant
 
-from .evaluation import Setting
+from .evaluation import Setting, Stored, place
+
+
+def stored_cells(folder: str, network: nn.Module, settings: Sequence[Setting], w_bits: int) -> Stored:
+    """What `eval.py --planes FOLDER` has for the cells of each layer: weight codes from edited bit-planes, or a chip's cells.
+
+    Raises: ValueError for what does not fit the network or a setting, or for cells of several chips.
+    """
+    chips = [] if Path(folder, "bit_levels0_ideal.pt").exists() else quant.chips_in(folder)
+    if len(chips) > 1:
+        raise ValueError(f"{folder} holds the cells of {len(chips)} chips; keep those of one: " + ", ".join(
+            f"{device} chip{seed}" for device, seed in chips))
+    if chips:
+        return _of_a_chip(folder, network, settings, *chips[0])
+    if any(setting.spec.weights == "pair" for setting in settings):
+        raise ValueError(f"{folder} holds no cells of a chip; bit-planes are those of weight codes, and weights 'pair' stores others")
+    layers = [(name, layer.w_codes().shape) for name, layer in quant.crossbar_layers(network)]
+    codes = quant.read_planes(folder, layers, w_bits, settings[0].spec.cell_bits)
+    return {name: each for (name, _), each in zip(layers, codes)}
+
+
+def _of_a_chip(folder, network, settings, device, seed):
+    if any(setting.chips for setting in settings):
+        raise ValueError(f"{folder} holds the cells of a chip, and a device programs others: give one of them")
+    kinds = {(spec.cell_bits, spec.reference, spec.weights, spec.rows, spec.mapping): spec for spec in (each.spec for each in settings)}
+    for spec in kinds.values():  # the cells must fit the hardware of each
+        place(network, Setting(spec))
+        found = quant.load_cells(folder, network, device, seed)
+    return found
 
 
 def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
     """Write what the cells of each chip of a setting hold, on which the network was measured last; see `quant.write_cells`. Returns:
     the number of files that were not there."""
     chips, spec, written = setting.chips, setting.spec, 0
-    facts = {"chip": chips.text()} | ({"rows": spec.rows, "mapping": spec.mapping} if chips.wires else {})  # arrays matter for wires
-    label = chips.label() + ("_digital" if spec.reference == "digital" else "")
+    facts = {"chip": chips.text()} | (
+        {"rows": spec.rows, "mapping": spec.mapping, "access": chips.access} if chips.wires else {})  # arrays matter for wires
+    label = chips.label() + ("_digital" if spec.reference == "digital" else "") + ("_pair" if spec.weights == "pair" else "")
     for seed in chips.seeds:
         if not quant.cell_files.cells_are_written(folder, network, label, seed, facts):
             try:

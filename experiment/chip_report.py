@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,51 @@ from torch import Tensor, nn
 
 from models import quant
 from models.quant import diagnostics
+from models.quant.gate_errors import gate_errors
 from models.quant.files import atomic_write
 
 from .data import Batches
-from .evaluation import Cache, Setting, calibrate, on_adcs, place, program
+from .evaluation import Cache, Setting, Stored, calibrate, on_adcs, place, program
 from .report import db, save, text_table
 
 STEPS = {"adc": "ADC alone", "cells": "cells alone", "both": "both", "chip": "whole chip"}
 
 
 def write(path: Path, network: nn.Module, setting: Setting, title: str, images: Tensor, calibration: Batches, cache: Cache,
-          cells: Mapping[str, Tensor] | None = None, engine: str = "auto") -> str:
-    """Report on the first chip of a setting that was measured: `path` with .json and .png, and the table as text. The network is
-    left with ideal cells. Args: images, a batch whose layer outputs are compared; the others as for `measure`."""
-    seed = setting.chips.chip_seed
+          cells: Stored | None = None, engine: str = "auto") -> str:
+    """Report on the first chip of a setting that was measured, or on that of `cells`: `path` with .json and .png, and the table as
+    text. The network is left with ideal cells. Args: images, a batch whose layer outputs are compared; the others as for `measure`."""
+    seed = setting.chips and setting.chips.chip_seed
     place(network, setting, cells)
     with quant.set_engine(engine):
         try:
-            program(network, setting, seed)
+            if setting.chips:
+                program(network, setting, seed)
             calibrate(network, setting, calibration, cache)
             corrected = setting.spec.adc_range == "calibrated" and setting.calibration.correct == "channel"
             layers = diagnostics.losses(network, images, corrected)
+            if setting.chips and setting.chips.access == "gate" and setting.chips.wire_ohm:
+                _add_gate_errors(layers, network, setting, seed, images)
             name, layer = max(on_adcs(network), key=lambda pair: pair[1].weight.numel())
             slices = diagnostics.cell_levels(layer)
         finally:
             quant.program(network, None)
     content = {"setting": str(setting), "chip_seed": seed, "losses": layers, "cells": {"layer": name, "slices": slices}}
     atomic_write(path.with_suffix(".json"), lambda file: file.write(json.dumps(content).encode()))
-    plot(path.with_suffix(".png"), f"{title}\nchip {seed}", name, slices, layers, setting)
+    plot(path.with_suffix(".png"), title if seed is None else f"{title}\nchip {seed}", name, slices, layers, setting)
     return losses_table(layers)
+
+
+def _add_gate_errors(layers: Sequence[dict[str, Any]], network: nn.Module, setting: Setting, seed: int, images: Tensor) -> None:
+    """What the curve of gate access does to the reads of a network that is on the chip of this seed, for each layer."""
+    chips = [(layer, layer.chip) for _, layer in quant.crossbar_layers(network)]
+    program(network, replace(setting, chips=replace(setting.chips, wire_ohm=0.0, access="voltage")), seed)
+    straight = {name: layer.cells() for name, layer in on_adcs(network)}
+    for layer, chip in chips:
+        layer.chip = chip
+    found = gate_errors(network, images, setting.chips.device, straight, setting.chips.wire_ohm)
+    for entry in layers:
+        entry["gate_error"], entry["without_wires_error"] = found[entry["layer"]]
 
 
 def _steps(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -51,11 +68,15 @@ def _steps(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def losses_table(layers: Sequence[Mapping[str, Any]]) -> str:
     """One line a layer. Args: layers, result of `models.quant.diagnostics.losses`."""
     steps = _steps(layers)
-    rows = [[e["layer"], f"{e['scatter']:.3f}", f"{e['far']:.2%}", *(db(e[key]) for key in steps)] for e in layers]
+    gate = {"gate_error": "curve off by", "without_wires_error": "no wires off by"} if "gate_error" in layers[0] else {}
+    rows = [[e["layer"], f"{e['scatter']:.3f}", f"{e['far']:.2%}", *(db(e[key]) for key in steps), *(f"{e[key]:.1%}" for key in gate)]
+            for e in layers]
+    of_gate = ["curve, no wires off by: root mean square error of the reads v against the exact ladders of gate access, of the curve that "
+               "stands for them and of cells without wires, relative to v, on this network's reads"] if gate else []
     return "\n".join([
-        text_table(["layer", "scatter", "off by > 1/2", *(f"{text} dB" for text in steps.values())], rows),
+        text_table(["layer", "scatter", "off by > 1/2", *(f"{text} dB" for text in steps.values()), *gate.values()], rows),
         "scatter: root mean square distance of the cells from nominal ones, in levels; off by > 1/2: share that is further than half a "
-        "level away", "dB: signal to error of the layer's output, its inputs those of software"])
+        "level away", "dB: signal to error of the layer's output, its inputs those of software", *of_gate])
 
 
 def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]],
@@ -79,19 +100,20 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
 
 
 def _levels_panel(axes: Any, entry: Mapping[str, Any], setting: Setting) -> None:
-    edges, count = np.array(entry["edges"]), 2 ** entry["bits"]
-    colors = colormaps["viridis"](np.linspace(0, 0.85, count))
+    edges = np.array(entry["edges"])
+    colors = colormaps["viridis"](np.linspace(0, 0.85, len(entry["levels"])))
     total = sum(each["cells"] for each in entry["levels"])
     for each, color in zip(entry["levels"], colors):
         share = np.array(each["histogram"]) / max(total, 1)
         axes.stairs(share, edges, color=color, fill=True, alpha=0.55)
         axes.stairs(share, edges, color=color, linewidth=0.8)
         axes.axvline(each["level"], color=color, linestyle="--", linewidth=0.9)
-    device, bits = setting.chips.device, entry["bits"]
-    low, step = float(device.levels(bits)[0]), device.step(bits)
+    bits = entry["bits"]
     axes.set(yscale="log", xlabel="value of a cell (levels)")
     axes.set_title(f"slice {entry['slice']}, {bits} bit{'s' if bits > 1 else ''}", fontsize="small")
-    if setting.spec.reference == "analog":
+    if setting.chips and setting.spec.reference == "analog":
+        device = setting.chips.device
+        low, step = 0.0 if setting.spec.weights == "pair" else float(device.levels(bits)[0]), device.step(bits)
         top = axes.secondary_xaxis("top", functions=(lambda x: low + step * x, lambda g: (g - low) / step))
         top.tick_params(labelsize="x-small")
         top.set_xlabel("uS", fontsize="x-small", labelpad=2)

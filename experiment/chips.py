@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from models import quant
@@ -164,6 +163,11 @@ class Chips(ChipSettings):
         wires = Wires(self.access, self.wire_ohm, self.row_ohm, self.driver_ohm)
         return None if wires == Wires(self.access) else wires
 
+    def check(self, layer: nn.Module) -> None:
+        """Refuse a layer on crossbars whose cells these cannot be, without drawing any. Raises: ValueError."""
+        noise = {} if self.read_noise in (None, "device") else {"read_noise": self.read_noise}
+        quant.check_chip(layer, replace(self.device, **noise), self.wires, self.reference_cells)
+
     def program(self, network: nn.Module, seed: int) -> None:
         """Program all layers of a network on crossbars: the chip of this seed.
 
@@ -223,14 +227,6 @@ def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None) 
     except ValueError as error:
         text = str(error)
         raise UserError(f"--{text}" if text.startswith(CHIP_FIELDS) else f"--device {values['device']}: {text}") from None
-
-
-def check_device(device: Device, slice_bits: tuple[int, ...]) -> None:
-    """Refuse a device that has no cells of so many bits. Raises: ValueError."""
-    for bits in slice_bits:
-        device.levels(bits)
-    if device.joint:  # which has rows of all slices of a weight
-        device.draw_weights(np.zeros(1, np.uint8), slice_bits, np.random.default_rng(0))
 
 
 def say_devices() -> None:

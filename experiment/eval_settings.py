@@ -72,7 +72,8 @@ class Ranges:
                                     "adc_ranges.json of an earlier evaluation", metavar="FILE")
     report: bool = option(False, "for every setting with calibrated or full ranges: what the ADC does to each layer and slice, as "
                           "a table, a JSON file and a picture", bool)
-    planes: str | None = option(None, "take the cells from the bit_levels<i>_ideal.pt in DIR instead of the checkpoint",
+    planes: str | None = option(None, "take the cells from the bit_levels<i>_ideal.pt in DIR instead of the checkpoint, or those of one "
+                                "chip, bit_levels<i>_<device>_chip<seed>.pt",
                                 metavar="DIR")
 
 
@@ -84,7 +85,8 @@ class Machine:
     ngpu: int | None = option(None, "0: CPU, 1: the GPU; default 1 where PyTorch finds a CUDA GPU", ANY_INT)
     save_path: str | None = option(None, "folder for results; default that of the run, for an exported network save/<its name>")
     prob_path: str = option("prob", "folder for the bit-planes")
-    save_cells: bool = option(False, "write what the cells of every chip hold to prob_path too, beside the bit-planes", bool)
+    save_cells: bool = option(False, "write what the cells of every chip hold to prob_path too, beside the bit-planes, and keep "
+                              "cells behind word lines with --row_ohm or --driver_ohm there: they take minutes to solve", bool)
     log_file: str = option("eval.log", "name of the log inside save_path, or a full path")
 
 
@@ -211,7 +213,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
                   of_chips: Mapping[str, int] = MappingProxyType({}), devices: dict[str, Device] | None = None) -> list[Setting]:
     """Every combination of the flags' values, in the order of a table."""
     values = _hardware_defaults() | given
-    before, after = ("crossbar_layers", "mapping", "reference", "dac_bits", "rows", "cell_bits"), ("adc_max_bits", "adc_range",
+    before, after = ("crossbar_layers", "weights", "mapping", "reference", "dac_bits", "rows", "cell_bits"), ("adc_max_bits", "adc_range",
                                                                                                  "adc_plan", "adc_bits")
     order = (*before, *chips.OF_ROW, *after)
     settings = []

@@ -27,9 +27,10 @@ from models.quant.calibration import in_mode
 from models.quant.prepared import fingerprint
 from models.building import CROSSBAR_LAYERS
 
-from .chips import Chips, check_device
+from .chips import Chips
 
 Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
+Stored = Mapping[str, torch.Tensor | quant.Chip]  # {layer: weight codes that its cells hold, or the cells of a chip}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Setting:
         spec, usual = self.spec, CrossbarSpec()
         adc = f"{spec.adc_bits:g}-bit ADC, {'planned' if spec.planned else spec.adc_range}"
         adc = "no ADC" if spec.adc_range == "ideal" else adc
-        notes = [f"{name} {getattr(spec, name)}" for name in ("rows", "mapping", "reference", "dac_bits", "adc_max_bits")
+        notes = [f"{name} {getattr(spec, name)}" for name in ("weights", "rows", "mapping", "reference", "dac_bits", "adc_max_bits")
                  if getattr(spec, name) != getattr(usual, name)]
         notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
         notes += [self.chips.text(without)] if self.chips else []
@@ -140,7 +141,7 @@ class Cache:
 
 def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: Setting | None, *,
             calibration: Images | None = None, software: Record | None = None, cache: Cache | None = None,
-            cells: Mapping[str, torch.Tensor] | None = None, engine: str = "auto", batch_size: int = 64,
+            cells: Stored | None = None, engine: str = "auto", batch_size: int = 64,
             progress: bool = False) -> Record:
     """Accuracy of a network on crossbars of one setting.
 
@@ -156,7 +157,8 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
             this hardware, which are used as they are, with the correction that belongs to them, whatever the chip.
         software: the record of the software on the same images; None to measure it here.
         cache: shared by measurements of this network with these calibration images.
-        cells: `{layer: weight codes}` that the cells hold, or are programmed to, in place of those of the weights.
+        cells: `{layer: weight codes}` that the cells hold, or are programmed to, in place of those of the weights; or `{layer: Chip}`,
+            what the cells hold (`quant.load_cells`), for a setting without chips of its own.
         engine: one of `engines.CHOICES`; changes no result.
         batch_size: images at a time where `images` is a tensor; changes no result but those of adc_range "dynamic".
         progress: show a progress bar.
@@ -232,37 +234,43 @@ def check_chips(network: nn.Module, setting: Setting) -> None:
 
     Raises: ValueError.
     """
-    check_device(setting.chips.device, setting.spec.slice_bits)
-    quant.check_access(setting.chips.wires, setting.spec)
     for _, layer in quant.crossbar_layers(network):
+        setting.chips.check(layer)
         cells = layer.ideal_cells()
         if layer.spec.reference == "digital":  # which sees the off-current
             off = [round(2**cells.fraction_bits * setting.chips.device.levels(bits)[0] / setting.chips.device.step(bits))
-                   for bits in layer.spec.slice_bits]
+                   for bits in layer.slice_bits]
             shift = torch.tensor(off, dtype=torch.int32, device=cells.values.device)
             cells = quant.Cells(cells.values + shift.view(-1, 1, 1, 1), cells.reference + shift.view(-1, 1, 1), cells.fraction_bits)
         layer.set_cells(cells, cells if layer.spec.reference == "digital" else None)  # engines are chosen as for the chip's
 
 
-def place(network: nn.Module, setting: Setting, cells: Mapping[str, torch.Tensor] | None = None) -> None:
+def place(network: nn.Module, setting: Setting, cells: Stored | None = None) -> None:
     """Put the layers of a network on the hardware of a setting, with these `cells` (see `measure`), as yet ideal ones; those that
     the setting leaves out compute without an ADC. A layer that is on this hardware already keeps its ranges."""
     use_cells(network, cells)
     quant.program(network, None)
-    for _, layer in quant.crossbar_layers(network):
+    for name, layer in quant.crossbar_layers(network):
         spec = setting.spec
         if not _on_crossbars(layer, setting):
             layer.set_codes(None)
-            cell_bits = {"cell_bits": spec.cell_bits} if setting.chips else {}  # for devices that have these alone
-            spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal", **cell_bits)
+            alike = {"cell_bits": spec.cell_bits, "weights": spec.weights} if setting.chips else {}  # for devices that have these alone
+            spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal", **alike)
         if layer.spec != layer.fitted(spec):
             layer.set_spec(spec)
+        if is_chip(cells) and _on_crossbars(layer, setting):
+            layer.set_cells(cells[name].cells, cells[name].nominal)
 
 
-def use_cells(network: nn.Module, cells: Mapping[str, torch.Tensor] | None) -> None:
-    """Let the cells of a network hold these codes, `{layer: weight codes}`, or with None those of its weights."""
+def is_chip(cells: Stored | None) -> bool:
+    """Whether these are the cells of a chip, not weight codes."""
+    return bool(cells) and isinstance(next(iter(cells.values())), quant.Chip)
+
+
+def use_cells(network: nn.Module, cells: Stored | None) -> None:
+    """Let the cells of a network be programmed to these codes, or to those of its weights."""
     for name, layer in quant.crossbar_layers(network):
-        layer.set_codes(cells[name] if cells else None)
+        layer.set_codes(cells[name] if cells and not is_chip(cells) else None)
 
 
 def _on_crossbars(layer: nn.Module, setting: Setting) -> bool:
@@ -308,7 +316,7 @@ def conversions_of(network: nn.Module, image: torch.Tensor) -> tuple[float | Non
     def count(layer: nn.Module, _: Any, y: torch.Tensor) -> None:
         nonlocal bits, converted, reads
         mapped = layer.mapped()
-        kinds = [mapped.converter(z, k).bits for z in range(len(layer.spec.digit_bits)) for k in range(len(layer.spec.slice_bits))]
+        kinds = [mapped.converter(z, k).bits for z in range(len(layer.spec.digit_bits)) for k in range(len(layer.slice_bits))]
         each = y.numel() * len(mapped.arrays)  # reads of one kind
         bits, converted, reads = bits + each * sum(kinds), converted + each * sum(b > 0 for b in kinds), reads + each * len(kinds)
 

@@ -24,8 +24,8 @@ from .eval_settings import EvalSettings
 from .evaluation import Setting, on_adcs
 from .locking import locked
 
-HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits")
-BEFORE_PLANS = {"adc_plan": "uniform", "adc_max_bits": CrossbarSpec().adc_max_bits}  # of files that do not say them
+HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits", "weights")
+LATER = {name: getattr(CrossbarSpec(), name) for name in ("adc_plan", "adc_max_bits", "weights")}  # of files that do not say them
 CORRECTION = {"gain", "offset"}
 
 
@@ -48,7 +48,7 @@ class AdcRanges:
                     layer["sha256"]
                     for name in CORRECTION if CORRECTION & layer.keys() else ():
                         layer[name] = [float(value) for value in layer[name]]
-                entry |= {name: value for name, value in BEFORE_PLANS.items() if name not in entry}
+                entry |= {name: value for name, value in LATER.items() if name not in entry}
                 self.entries[tuple(entry[name] for name in HARDWARE)] = entry
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None

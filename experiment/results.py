@@ -11,7 +11,7 @@ from .eval_settings import EvalSettings
 from .evaluation import Record
 from .locking import locked
 
-SPEC_KEYS = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_range", "adc_plan", "adc_max_bits")
+SPEC_KEYS = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_range", "adc_plan", "adc_max_bits", "weights")
 
 
 def row(record: Record, settings: EvalSettings, calib_images: int | None, source: str | None) -> dict[str, Any]:

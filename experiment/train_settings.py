@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import models
-from models.quant import Calibration, CrossbarSpec
+from models.quant import Calibration, CrossbarSpec, QLinearDoreFa
 from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
 from models.building import CROSSBAR_LAYERS
 
@@ -26,7 +26,7 @@ from .flags import (ANY_INT, AT_LEAST_2, BITS, COUNT, COUNT_OR_0, FIT_OR_POSITIV
 
 CHECKPOINT, BEST, CONFIG = "checkpoint.pth.tar", "model_best.pth.tar", "config.json"  # in the folder of a run
 MODELS = tuple(name for name in models.names() if not name.endswith("_eval"))  # --adc_aware trains the others
-HARDWARE = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits")  # of CrossbarSpec
+HARDWARE = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits", "weights")  # of CrossbarSpec
 
 # Defaults that depend on the data set.
 DIGITS = {"epochs": 5, "batch_size": 32}  # 200 steps: 99.4 to 99.7 % of the test images over 4 seeds
@@ -323,17 +323,17 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
     useless = [name for name in given if name in (*TRAINED_FOR, "calib_steps") and not settings.adc_aware]
     if useless:
         raise UserError(f"--{useless[0]} is for training through the ADC: add --adc_aware")
-    if settings.chips:
-        try:
-            chips.check_device(settings.chips.device, settings.spec.slice_bits)
-        except ValueError as error:
-            raise UserError(f"--device {settings.device}: {error}") from None
-    elif settings.calibration.on == "chip":
-        raise UserError(chips.WITHOUT.format("calib_on"))
     if settings.model not in MODELS:
         raise UserError(f"--model {settings.model}: unknown, choose from {', '.join(MODELS)}")
     if settings.wq == "sawb" and settings.wbit == 1:
         raise UserError("--wq sawb has codes around an exact zero: it needs --wbit 2 to 8")
+    if settings.chips:
+        try:
+            settings.chips.check(QLinearDoreFa(1, 1, spec=settings.spec, wq=settings.wq))  # any layer: what cells hold depends on wq
+        except ValueError as error:
+            raise UserError(f"--device {settings.device}: {error}") from None
+    elif settings.calibration.on == "chip":
+        raise UserError(chips.WITHOUT.format("calib_on"))
     if len(settings.schedule) != len(settings.gammas):
         raise UserError(f"--schedule has {len(settings.schedule)} epochs, --gammas {len(settings.gammas)} factors: give as many")
     if settings.schedule_type == "step" and not settings.schedule:

@@ -118,6 +118,37 @@ def cell_reads(a_codes, kernel, spec, geometry, cells, subtract=None):
                 yield group, t, z, k, u
 
 
+def pair_lines(w_codes, zero_twice, cell_bits):
+    """What the cells of the positive and of the negative bit line of each weight hold: `(bits of each slice, plus, minus)`, int64
+    `[slices, out, in / groups, kh, kw]`; digits of |2 W - L| for odd L, else of |W - L / 2|."""
+    numbers = 2 * np.asarray(w_codes).astype(np.int64) - zero_twice
+    if zero_twice % 2 == 0:
+        numbers //= 2
+    most = zero_twice if zero_twice % 2 else zero_twice // 2
+    slices = split(len(f"{most:b}"), cell_bits)
+    plus, minus = (np.zeros((len(slices), *numbers.shape), np.int64) for _ in range(2))
+    for place, number in np.ndenumerate(numbers):
+        for k, (shift, bits) in enumerate(slices):
+            (plus if number > 0 else minus)[(k, *place)] = abs(number) // 2**shift % 2**bits
+    return [bits for _, bits in slices], plus, minus
+
+
+def pair_reads(a_codes, spec, geometry, lines):
+    """Yield `(group, t, z, k, u)`: what the positive bit line of each pair carries less the negative one. Args: lines, of `pair_lines`."""
+    _, plus, minus = lines
+    _, out_channels, group_in, kh, kw = plus.shape
+    group_out = out_channels // geometry.groups
+    for group, t, word, codes in word_lines(np.asarray(a_codes), (kh, kw), spec, geometry):
+        for z, (a_shift, a_bits) in enumerate(split(spec.a_bits, spec.dac_bits)):
+            digits = codes // 2**a_shift % 2**a_bits
+            for k in range(len(plus)):
+                carried = []
+                for line in (plus, minus):
+                    cells = np.array([line[k, group * group_out:(group + 1) * group_out, channel, ky, kx] for ky, kx, channel in word])
+                    carried.append(digits @ cells)
+                yield group, t, z, k, carried[0] - carried[1]
+
+
 def static_code(u, parts, delta, q_min, bits):
     """`clip(rint(v / delta), q_min, q_min + 2^B - 1)`, v = u / parts, in float64; NumPy's rint takes ties to even."""
     v = u / float(parts)
@@ -154,12 +185,13 @@ def planned_value(u, parts, delta, q_min, bits):
     return static_code(u, parts, delta, q_min, bits) * size
 
 
-def accumulate(a_codes, w_codes, spec, geometry, reference_twice, delta=None, q_min=None, bits=None, cells=None):
+def accumulate(a_codes, w_codes, spec, geometry, reference_twice, delta=None, q_min=None, bits=None, cells=None,
+               pairs=None):
     """Accumulators of a layer, int64 `[G, N, H', W', out]`.
 
     Args: a_codes uint8 `[N, H, W, in]`; w_codes uint8 `[out, in / groups, kh, kw]`; reference_twice, delta and q_min
     one number a slice (`delta`, `q_min` for "calibrated" and "full" only); with a plan delta, q_min and bits `[digit][slice]`;
-    cells on a grid `(values, reference, F)`, see `line_cells`.
+    cells on a grid `(values, reference, F)`, see `line_cells`; ideal pairs as `pair_lines` gives them.
     """
     if spec.adc_range == "ideal" and cells is not None:
         return ideal_cells(a_codes, w_codes.shape, spec, geometry, cells)[None]
@@ -173,6 +205,8 @@ def accumulate(a_codes, w_codes, spec, geometry, reference_twice, delta=None, q_
     every_read, parts = reads(a_codes, w_codes, spec, geometry, reference_twice), 2 if spec.reference == "analog" else 1
     if cells is not None:
         every_read, parts = cell_reads(a_codes, w_codes.shape[2:], spec, geometry, cells), 2 ** cells[2]
+    if pairs is not None:
+        every_read, parts = pair_reads(a_codes, spec, geometry, pairs), 1
     for group, _, z, k, u in every_read:
         if spec.adc_range == "dynamic":
             plane, value = 0, dynamic_value(u, spec.adc_bits)

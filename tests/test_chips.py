@@ -502,3 +502,40 @@ def test_what_files_call_them():
               {"device": "techA", "device_temp": 100.0}, {"device": "neurram_chip", "reference_cells": "ideal"}]
     assert [chips_of(each).label() for each in values] == [
         "techA", "techA_1h_stuck_on0.01", "techA_100C", "neurram_chip_reference_cellsideal"]
+
+
+@pytest.mark.parametrize("more", [["--weights", "pair"], ["--reference", "digital"]])
+def test_a_network_on_the_cells_in_a_folder(run, refused, checkpoint, more):  # noqa: F811
+    """The chip that wrote them, to the bit, with the ranges of its nominal cells; edited cells are another chip; what does not fit is
+    one line."""
+    flags = [*FLAGS, *more]
+    [_, chip], (_, wanted), _ = run(checkpoint, *flags, "--device", "techC", "--device_time", "1d", "--chip_seed", "3", "--save_cells")
+    folder = Path("prob/vgg7_quant_eval_w4_c2")
+    refused(["--resume", checkpoint, *flags, "--planes", "mine"], "mine/bit_levels0_ideal.pt does not exist" if "digital" in more else
+            "mine holds no cells of a chip")
+    Path("mine").mkdir()
+    for path in (*folder.glob("*_chip3.pt"), folder / "manifest.json"):
+        Path("mine", path.name).write_bytes(path.read_bytes())
+    kept = Path("save/adc_ranges.json").read_text() if Path("save/adc_ranges.json").exists() else None
+    [_, record], (_, found), text = run(checkpoint, *flags, "--planes", "mine", "--report")
+    assert torch.equal(found, wanted) and record["accuracy"] == chip["accuracy"]
+    assert record["planes"] == "mine" and record["device"] is None and "cells from mine" in text and "cells alone dB" in text
+    assert (Path("save/adc_ranges.json").read_text() if kept else None) == kept
+    for path in Path("mine").glob("bit_levels*.pt"):
+        cells = torch.load(path)
+        torch.save(cells | {"values": cells["values"].flip(3)}, path)
+    assert not torch.equal(run(checkpoint, *flags, "--planes", "mine")[1][1], wanted)
+    weights = "offset" if "pair" in more else "pair"
+    refused(["--resume", checkpoint, *FLAGS, "--weights", weights, "--planes", "mine"], "chip3.pt holds cells of ", " hardware has ")
+    refused(["--resume", checkpoint, *flags, "--cellBit", "1", "--planes", "mine"], "holds cells of cell_bits 2, and the hardware has 1")
+    refused(["--resume", checkpoint, *flags, "--planes", "mine", "--device", "techC"], "mine holds the cells of a chip, and a device")
+    Path("mine", next(Path("mine").glob("bit_levels0_*")).name.replace("chip3", "chip4")).write_bytes(b"")
+    refused(["--resume", checkpoint, *flags, "--planes", "mine"], "mine holds the cells of 2 chips; keep those of one: techC_1d")
+
+
+def test_a_report_of_gate_access_says_how_far_its_curve_is_off(run, checkpoint):  # noqa: F811
+    _, _, text = run(checkpoint, *FLAGS, "--device", "techC", "--access", "gate", "--wire_ohm", "2", "--report")
+    assert "curve off by" in text and "no wires off by" in text
+    [path] = Path("save").glob("report_*.json")
+    for layer in json.loads(path.read_text())["losses"]:
+        assert 0 < layer["gate_error"] < 0.03 and layer["gate_error"] < layer["without_wires_error"]

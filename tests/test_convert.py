@@ -106,16 +106,52 @@ def test_a_lossless_adc_changes_nothing_in_any_encoding(reference, mapping):
     for inputs in ENCODINGS:
         for adc_range in ("full", "ideal"):
             spec = CrossbarSpec(4, 4, cell_bits=2, adc_bits=12, rows=16, adc_range=adc_range, reference=reference, mapping=mapping)
-            net = convert(Small(), spec, x, inputs=inputs, activations="max", first_last_bits=None)
+            net = convert(Small(), spec, x, inputs=inputs, activations="max", first_last_bits=None, correct="none")
             for _, layer in crossbar_layers(net):  # the same codes in all encodings
                 if layer.act_quant.signed:
                     layer.act_quant._set(0.5, -7, 7)
-                    layer.quant_gain.fill_(1)
-                    layer.quant_offset.fill_(0)
                     layer.set_spec(spec)
             found.append(net(x))
     for y in found[1:]:
         assert torch.equal(y, found[0])
+
+
+@pytest.mark.parametrize("weights, reference", [("offset", "analog"), ("offset", "digital"), ("pair", "analog")])
+@pytest.mark.parametrize("inputs", ENCODINGS)
+def test_what_an_adc_sees_of_signed_inputs(inputs, weights, reference):
+    """Every read of every array of a linear layer, in integers, as the encodings' equations say."""
+    torch.manual_seed(6)
+    model, x = nn.Linear(11, 4), seeded((5, 11), 7)
+    spec = CrossbarSpec(4, 4, cell_bits=2, adc_bits=3, rows=4, reference=reference, weights=weights)
+    net = convert(model, spec, x, inputs=inputs, first_last_bits=None, correct="none", activations="max")
+    [(_, layer)] = crossbar_layers(net)
+    slices = len(layer.slice_bits)
+    deltas = [1.5, 2.0][:slices]
+    layer.set_ranges([(delta, -3) for delta in deltas])
+    lo, hi = layer.act_quant.window
+    a = (x / layer.act_quant.scale).round().clamp(lo, hi).long()
+    w = layer.w_codes()[:, :, 0, 0].T.long() - 7  # signed, -7 .. 7
+    phases = {"phases": [(a.clamp_min(0), 1), ((-a).clamp_min(0), -1)], "ternary": [(a, 1)], "twos": [(a % 16, 1)],
+              "offset": [(a - lo, 1)]}[inputs]
+    total = torch.zeros(5, 4, dtype=torch.float64)
+    for codes, sign in phases:
+        for z in range(4):
+            digit = codes.abs() // 2**z % 2 * codes.sign()
+            place = sign * 2**z * (-1 if inputs == "twos" and z == 3 else 1)
+            for k in range(slices):
+                cells = w.sign() * (w.abs() // 4**k % 4) if weights == "pair" else (w + 7) // 4**k % 4
+                level = 0 if weights == "pair" else 7 // 4**k % 4
+                for start in range(0, 11, 4):
+                    part = digit[:, start:start + 4]
+                    p, n = part @ cells[start:start + 4], part.sum(1, keepdim=True)
+                    v = (p if reference == "digital" else p - level * n).double()
+                    q = (v / deltas[k]).round().clamp(-3, 4)
+                    total += place * 4**k * (q * deltas[k] - (level * n if reference == "digital" else 0))
+    if inputs == "offset":
+        total += lo * w.sum(0)
+    expected = total * layer.act_quant.scale.double() * layer.weight_quant.scale.double() + model.bias.double()
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), expected.float(), rtol=1e-6, atol=1e-6)
 
 
 def test_correction_gives_the_float_channels_mean_and_deviation():

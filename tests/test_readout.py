@@ -1,5 +1,6 @@
 """Noise of reads, converters that are not alike, wires: against brute force, closed forms and exact ladders."""
 
+import importlib
 import math
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from models.quant import CrossbarSpec, Device, QLinearDoreFa, Wires, calibrate, image_numbers, program, set_engine
+from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, image_numbers, keep_effective_cells,
+                          program, set_engine)
 from models.quant.devices.wires import gate_exact
+from models.quant.gate_errors import gate_errors
 from models.quant.readout import DEVIATION, NORMAL, noise, read_key
 
+program_module = importlib.import_module("models.quant.program")  # the package has the function of this name
 ROWS = 64
 
 
@@ -112,6 +116,26 @@ def test_noise_does_not_depend_on_batch_engine_or_order():
     assert not torch.equal(whole, others) and not torch.equal(whole, other_seed)
 
 
+@pytest.mark.parametrize("spec", [dict(dac_bits=2, adc_bits=5), dict(dac_bits=3, adc_range="ideal"), dict(adc_range="ideal"),
+                                  dict(dac_bits=2, adc_range="dynamic")])
+def test_noise_of_digits_of_several_bits_and_without_an_adc(spec):
+    """The fast engine draws what the reference engine draws, in arrays of several segments too: `c_0 sum a^2`."""
+    torch.manual_seed(0)
+    spec = CrossbarSpec(rows=32, mapping="im2col", **spec)
+    network = nn.Sequential(Qconv2dDoreFa(20, 9, 2, padding=1, bias=False, spec=spec, alpha_init=1.0)).eval()
+    x = torch.rand(3, 20, 3, 4)
+    device = Device("own", "here", 1.0, 10.0, sigma_us=0.5, read_noise=0.7)
+    found = {}
+    for name in ("reference", "numba"):
+        with set_engine(name), image_numbers(5), torch.no_grad():
+            if spec.adc_range == "calibrated" and not found:
+                calibrate(network, x)
+            program(network, device, seed=1, adc_noise=0.2, adc_gain=0.02, adc_offset=0.1)
+            found[name] = network(x)
+    program(network, device, seed=1)
+    assert torch.equal(found["reference"], found["numba"]) and not torch.equal(network(x), found["numba"])
+
+
 def test_converters_are_drawn_once_and_have_their_deviations():
     network = layer(2000)
     program(network, Device("own", "here", 1.0, 10.0), seed=5, adc_offset=0.5, adc_gain=0.03)
@@ -166,6 +190,64 @@ def test_gate_access_within_two_percent_of_the_exact_ladder():
         assert np.sqrt((error**2).mean() / (data**2).mean()) < 0.02
         ignored = codes.numpy().astype(float) @ (1e-6 * cells) * 1e6 / scale
         assert np.sqrt(((ignored - data) ** 2).mean() / (data**2).mean()) > 0.05
+
+
+@pytest.mark.parametrize("weights", ["offset", "pair"])
+def test_effective_cells_are_kept_on_disk(weights, tmp_path, monkeypatch):
+    """Solved once for the same conductances and wires, whatever the programming; a damaged file is solved again."""
+    solved, real = [], program_module.effective
+    monkeypatch.setattr(program_module, "effective", lambda *args: (solved.append(1), real(*args))[1])
+    network, device, wires = layer(9, weights=weights), Device("own", "here", 5.0, 100.0, sigma_us=2.0), Wires(wire_ohm=1.0, row_ohm=2.0)
+
+    def chip(seed=0, wires=wires, **more):
+        program(network, device, seed, wires=wires, **more)
+        return network[0].cells()
+
+    wanted = chip()
+    assert solved and not list(tmp_path.iterdir())
+    for work, damage, other in ((True, False, {}), (False, False, {}), (False, False, {"adc_noise": 0.1}), (True, False, {"seed": 1}),
+                                (True, False, {"wires": Wires(wire_ohm=1.0, row_ohm=2.5)}), (True, True, {}), (False, False, {})):
+        if damage:
+            for path in tmp_path.iterdir():
+                path.write_bytes(path.read_bytes()[:-8])
+        solved.clear()
+        with keep_effective_cells(tmp_path):
+            found = chip(**other)
+        same = torch.equal(found.values, wanted.values) and torch.equal(found.reference, wanted.reference)
+        assert bool(solved) == work and same == (not {"seed", "wires"} & other.keys())
+    assert len(list(tmp_path.glob("effective_*.npy"))) == 3 * 4  # of four slices
+    solved.clear()
+    with keep_effective_cells(tmp_path / "no"):
+        chip(wires=Wires(wire_ohm=1.0))
+    assert solved and not (tmp_path / "no").exists()  # bit lines alone are solved sooner than read
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_error_of_gate_access_on_the_networks_own_reads(reference):
+    """What `gate_errors` says, from the ladders of all reads that the reference engine makes, columns and inputs in other loops."""
+    g_min, g_max, rows = 2.0, 160.0, 100
+    torch.manual_seed(0)
+    network = nn.Sequential(QLinearDoreFa(rows, 20, bias=False, spec=CrossbarSpec(cell_bits=2, rows=rows, reference=reference,
+                                                                                 adc_range="full"), alpha_init=1.0)).eval()
+    device, x = Device("own", "here", g_min, g_max, sigma_us=4.0), torch.rand(2, rows) * (torch.rand(2, rows) < 0.5)
+    program(network, device, seed=2)
+    straight = network[0].cells()
+    program(network, device, seed=2, wires=Wires("gate", 2.0))
+    scale, step, squares = 256, (g_max - g_min) / 3, np.zeros(3)
+    off = round(scale * g_min / step) if reference == "digital" else 0
+    codes = network[0].a_codes(x)[:, 0, 0]
+    for (z, k), u in reads(network, codes).items():
+        on = (codes.numpy() >> z) & 1
+        for column in range(20):
+            held = [straight.values[k, 0, :, column]] + ([straight.reference[k, 0]] if reference == "analog" else [])
+            lines = np.stack([g_min + step * (part.numpy() - off) / scale for part in held], axis=1).clip(0)
+            current = 1e6 * gate_exact(1e-6 * lines, on, 2.0) / step * scale
+            exact = current[:, 0] - current[:, 1] if reference == "analog" else current[:, 0] - on.sum(1) * (scale * g_min / step - off)
+            plain = on @ (held[0] - (held[1] if reference == "analog" else 0)).numpy()
+            squares += [np.sum((u[:, column].numpy() - exact) ** 2), np.sum((plain - exact) ** 2), np.sum(exact**2)]
+    wanted = np.sqrt(squares[:2] / squares[2])
+    [found] = gate_errors(network, x, device, {"0": straight}, 2.0).values()
+    assert np.allclose(found, wanted, rtol=1e-6) and found[0] < 0.5 * found[1]
 
 
 @pytest.mark.parametrize("arguments, message", [

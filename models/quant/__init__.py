@@ -1,16 +1,17 @@
 """Quantization and crossbar simulation: what users of the package call."""
 
 from .bitplanes import PlaneStore, compose, decompose, read_planes, sha256
-from .cell_files import read_cells, write_cells
+from .cell_files import chips_in, load_cells, read_cells, write_cells
 from .cells import Cells, Chip
 from .calibration import CORRECTION_IMAGES, Calibration, calibrate, collect_histograms, correct, error_weights, without_adc
 from .conversion import convert
 from .crossbar import ADC_BUFFERS, Qconv2dDoreFa, QLinearDoreFa, crossbar_layers, set_spec
 from .devices import Device, Wires
+from .effective import keep_effective_cells
 from .engines import set_engine
 from .layers import Qconv2d, QLinear
 from .mapping import MappedLayer
-from .program import check_access, program
+from .program import check_chip, program
 from .quantizers import AQ, SAWB, WQ
 from .readout import Readout, image_numbers
 from .spec import CrossbarSpec, Geometry
@@ -18,5 +19,5 @@ from .spec import CrossbarSpec, Geometry
 __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibration", "Geometry", "MappedLayer", "Qconv2dDoreFa",
            "QLinearDoreFa", "ADC_BUFFERS", "CORRECTION_IMAGES", "calibrate", "collect_histograms", "correct", "error_weights",
            "crossbar_layers", "set_engine", "set_spec", "without_adc", "decompose", "compose", "PlaneStore", "read_planes",
-           "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_access", "program", "image_numbers",
-           "read_cells", "write_cells", "convert"]
+           "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
+           "chips_in", "keep_effective_cells", "load_cells", "read_cells", "write_cells", "convert"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .bitplanes import MANIFEST, read_manifest, sha256
-from .cells import Cells
+from .cells import Cells, Chip
 from .crossbar import CrossbarLayer, crossbar_layers
 from .files import atomic_write
 
@@ -55,26 +55,58 @@ def write_cells(folder: str | Path, model: nn.Module, device: str, seed: int, fa
     return len(entries)
 
 
+def chips_in(folder: str | Path) -> list[tuple[str, int]]:
+    """`[(device, seed), ...]` of the chips whose cells lie in a folder, by the names of the files of its first layer."""
+    names = (re.fullmatch(r"bit_levels0_(.+)_chip(\d+)\.pt", path.name) for path in sorted(Path(folder).glob("bit_levels0_*.pt")))
+    return [(name[1], int(name[2])) for name in names if name]
+
+
 def read_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> None:
     """Let the cells of every crossbar layer hold what the files say, edited or not.
 
-    Raises: ValueError, naming the file, for one that is missing, unreadable, of other weights (by the manifest) or of another shape;
-        no layer is changed.
+    Raises: as `load_cells`; no layer is changed.
     """
-    known, found = read_manifest(folder), []
+    found = load_cells(folder, model, device, seed)
+    for name, layer in crossbar_layers(model):
+        layer.set_cells(found[name].cells, found[name].nominal)
+
+
+def load_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> dict[str, Chip]:
+    """What the files say the cells of every crossbar layer hold, edited or not, and their nominal cells: `{layer name: Chip}`.
+
+    Raises: ValueError, naming the file, for one that is missing, unreadable, of other weights or other hardware than the layer's (by
+        the manifest) or of another shape.
+    """
+    known, found = read_manifest(folder), {}
     for i, (name, layer) in enumerate(crossbar_layers(model)):
         path = cell_path(folder, i, device, seed)
         cells = _load(path)
-        if path.name in known and known[path.name].get("sha256") != sha256(layer.w_codes().cpu()):
-            raise ValueError(f"{path} holds cells of other weights than those of {name}")
+        if path.name in known:
+            _check_entry(path, known[path.name], name, layer)
         expected = layer.ideal_cells()
         if cells.values.shape != expected.values.shape or cells.fraction_bits != expected.fraction_bits:
             raise ValueError(f"{path} has cells of shape {list(cells.values.shape)} on a grid of {cells.fraction_bits} bits; {name} needs "
                              f"{list(expected.values.shape)} and {expected.fraction_bits}")
-        where = expected.values.device
-        found.append((layer, Cells(cells.values.to(where), cells.reference.to(where), cells.fraction_bits)))
-    for layer, cells in found:
-        layer.set_cells(cells)
+        where, nominal = expected.values.device, None
+        cells = Cells(cells.values.to(where), cells.reference.to(where), cells.fraction_bits)
+        if layer.spec.reference == "digital":  # whose reads hold the off-current, which stands in the reference
+            off = (cells.reference - expected.reference)[..., None]
+            nominal = Cells(expected.values + off, cells.reference, cells.fraction_bits)
+        found[name] = Chip(cells, nominal)
+    return found
+
+
+def _check_entry(path, entry, name, layer):
+    """Refuse cells that by their entry in the manifest are none of a layer's."""
+    for key, usual in (("w_bits", None), ("cell_bits", None), ("reference", "analog"), ("weights", "offset"), ("rows", None),
+                       ("mapping", None)):
+        held, own = entry.get(key, usual), getattr(layer.spec, key)
+        if held not in (None, own):
+            raise ValueError(f"{path} holds cells of {key} {held}, and the hardware has {own}")
+    if entry.get("access", "voltage") != "voltage":
+        raise ValueError(f"{path} holds cells of gate access, which lie behind a curve that the files do not hold")
+    if entry.get("sha256") != sha256(layer.w_codes().cpu()):
+        raise ValueError(f"{path} holds cells of other weights than those of {name}")
 
 
 def _load(path: Path) -> Cells:
@@ -94,6 +126,6 @@ def _load(path: Path) -> Cells:
 
 def _entry(name: str, layer: CrossbarLayer, device: str, seed: int, facts: Mapping[str, Any]) -> dict[str, Any]:
     spec, codes = layer.spec, layer.w_codes().cpu()
-    shape = [len(spec.slice_bits), *layer.mapped("ideal", cells=None).w_rows.shape]
+    shape = list(layer.cells().values.shape)
     return {"layer": name, "shape": shape, "w_bits": spec.w_bits, "cell_bits": spec.cell_bits, "reference": spec.reference,
-            "sha256": sha256(codes), "device": device, "seed": seed, **facts}
+            "weights": spec.weights, "sha256": sha256(codes), "device": device, "seed": seed, **facts}

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from . import adc, engines
+from . import adc, engines, pair
 from .cells import Cells, Chip, fraction_bits
 from .eager import outside_graphs
 from .engines.cpu import elementwise
 from .engines.cpu.output import ToCodes
 from .layers import Pair, Qconv2d, QLinear
-from .mapping import MappedLayer
+from .mapping import MappedLayer, w_rows
 from .prepared import Prepared
 from .quantizers import act_codes, warn_of_nan
 from .readout import Readout
@@ -84,14 +84,27 @@ class CrossbarLayer:
     def spec(self, spec: CrossbarSpec) -> None:
         self.set_spec(spec)
 
+    @property
+    def cell_spec(self) -> CrossbarSpec:
+        """The hardware with the bits that cells hold: fewer than the weight's in some pairs (`pair.on_cells`)."""
+        return self._on_cells(self.spec)
+
+    def _on_cells(self, spec):
+        return pair.on_cells(spec, self.weight_quant.zero_twice) if spec.weights == "pair" else spec
+
+    @property
+    def slice_bits(self) -> tuple[int, ...]:
+        """Bits of the cells of each slice, LSB first."""
+        return self.cell_spec.slice_bits
+
     def set_spec(self, spec: CrossbarSpec) -> None:
-        """Put the layer on other hardware of the same bits; ranges of another hardware are dropped, and cells of other slices or
-        another reference: they are ideal again.
+        """Put the layer on other hardware of the same bits; ranges of another hardware are dropped, and cells of other slices,
+        another reference or other lines: they are ideal again.
 
         Raises: ValueError for other bits than those of the layer's quantizers.
         """
         spec = self.fitted(spec)
-        if (spec.cell_bits, spec.reference) != (self._spec.cell_bits, self._spec.reference):
+        if any(getattr(spec, name) != getattr(self._spec, name) for name in ("cell_bits", "reference", "weights")):
             self.chip = None
         self._spec = spec
         self._forget_ranges()
@@ -108,10 +121,10 @@ class CrossbarLayer:
 
     def _forget_ranges(self):
         if self.spec.planned:
-            none = np.zeros((len(self.spec.digit_bits), len(self.spec.slice_bits)))
+            none = np.zeros((len(self.spec.digit_bits), len(self.slice_bits)))
             self.set_plan(adc.Plan(none, none, none))
         else:
-            self.set_ranges([(0.0, 0)] * len(self.spec.slice_bits))
+            self.set_ranges([(0.0, 0)] * len(self.slice_bits))
 
     def set_ranges(self, ranges: Sequence[tuple[float, int]]) -> None:
         """Set `(delta, q_min)` of each slice; `delta` in units of the read value, 0 for not calibrated. A correction, which
@@ -121,8 +134,8 @@ class CrossbarLayer:
         """
         if self.spec.planned:
             raise ValueError("ranges of slices are given where the spec has adc_plan 'significance'; give a plan (`set_plan`)")
-        if len(ranges) != len(self.spec.slice_bits):
-            raise ValueError(f"{len(ranges)} ADC ranges are given for {len(self.spec.slice_bits)} slices")
+        if len(ranges) != len(self.slice_bits):
+            raise ValueError(f"{len(ranges)} ADC ranges are given for {len(self.slice_bits)} slices")
         delta, q_min = zip(*ranges)
         self.adc_delta = torch.tensor(delta, dtype=torch.float64, device=self.adc_delta.device)
         self.adc_q_min = torch.tensor(q_min, dtype=torch.int64, device=self.adc_q_min.device)
@@ -135,7 +148,7 @@ class CrossbarLayer:
 
         Raises: ValueError for another shape, or on hardware without a plan.
         """
-        shape = len(self.spec.digit_bits), len(self.spec.slice_bits)
+        shape = len(self.spec.digit_bits), len(self.slice_bits)
         if not self.spec.planned or any(np.shape(values) != shape for values in plan):
             raise ValueError(f"a plan of {list(np.shape(plan.bits))} digits and slices is given; {list(shape)} is expected, and a "
                              "spec with adc_plan 'significance'")
@@ -183,18 +196,31 @@ class CrossbarLayer:
     def cells(self) -> Cells:
         """What the cells hold: those of the chip that was programmed (`program`, `set_cells`), else ideal ones.
 
-        Ideal: `values = 2^F C_k`, `reference = 2^F r_k`.
+        Ideal: `values = 2^F C_k`, `reference = 2^F r_k`; of pairs `values = 2^F (X+ - X-)`, `reference = 0`.
         """
         return self.chip.cells if self.chip else self.ideal_cells()
 
     def ideal_cells(self) -> Cells:
         """Cells that hold exactly the digits of the weight codes, see `cells`."""
-        spec, w_rows = self.spec, self.mapped("ideal", cells=None).w_rows.int()
-        scale = 2 ** fraction_bits(spec.cell_bits)
-        values = torch.stack([((w_rows >> (spec.cell_bits * k)) & (2**bits - 1)) * scale for k, bits in enumerate(spec.slice_bits)])
-        twice = torch.tensor(self.weight_quant.reference_twice(spec.slice_bits), dtype=torch.int32, device=values.device)
-        reference = (twice * (scale // 2)).view(-1, 1, 1).expand(values.shape[:3]).contiguous()
-        return Cells(values, reference, fraction_bits(spec.cell_bits))
+        fraction = fraction_bits(self.cell_spec.cell_bits)
+        if self.spec.weights == "pair":
+            return self._ideal_pairs(fraction)
+        spec, codes = self.spec, self._w_rows().int()
+        values = torch.stack([((codes >> (spec.cell_bits * k)) & (2**bits - 1)) << fraction for k, bits in enumerate(spec.slice_bits)])
+        twice = torch.tensor(self._reference_twice(spec), dtype=torch.int32, device=values.device)
+        reference = (twice << (fraction - 1)).view(-1, 1, 1).expand(values.shape[:3]).contiguous()
+        return Cells(values, reference, fraction)
+
+    def _ideal_pairs(self, fraction):
+        """Pairs on a grid of `2^-fraction` levels."""
+        values = pair.signed_digits(self._w_rows(), self.weight_quant.zero_twice, self.cell_spec) << fraction
+        return Cells(values, torch.zeros(values.shape[:3], dtype=torch.int32, device=values.device), fraction)
+
+    def _w_rows(self):
+        return w_rows(self.w_codes(), self._geometry().groups)
+
+    def _reference_twice(self, spec):
+        return (0,) * len(spec.slice_bits) if spec.weights == "pair" else self.weight_quant.reference_twice(spec.slice_bits)
 
     def set_cells(self, cells: Cells | None, nominal: Cells | None = None, readout: Readout | None = None) -> None:
         """Let the cells hold these, until weights are loaded or the hardware's slices change; None: ideal cells again.
@@ -205,11 +231,11 @@ class CrossbarLayer:
         Args: nominal, the same cells without scatter, on which ADC ranges are chosen (None: ideal ones); readout, see `Readout`.
         Raises: ValueError for cells of another shape.
         """
-        shape = list(self.mapped("ideal", cells=None).w_rows.shape)
+        shape = list(self._w_rows().shape)
         for each in (cells, nominal):
-            if each is not None and list(each.values.shape) != [len(self.spec.slice_bits), *shape]:
+            if each is not None and list(each.values.shape) != [len(self.slice_bits), *shape]:
                 raise ValueError(f"cells have shape {list(each.values.shape)}, the layer "
-                                 f"{[len(self.spec.slice_bits), *shape]}: slices, groups, rows, outputs of a group")
+                                 f"{[len(self.slice_bits), *shape]}: slices, groups, rows, outputs of a group")
         self.chip = None if cells is None else Chip(cells, nominal, readout)
 
     def mapped(self, adc_range: str | None = None, cells: Cells | str | None = "own") -> MappedLayer:
@@ -217,13 +243,13 @@ class CrossbarLayer:
 
         Raises: ValueError for "calibrated" without ranges, or with those of another ADC.
         """
-        spec = self.spec if adc_range is None else replace(self.spec, adc_range=adc_range)
+        spec = self._on_cells(self.spec if adc_range is None else replace(self.spec, adc_range=adc_range))
         ranges = self.adc_delta.cpu(), self.adc_q_min.cpu(), self.adc_bits_plan.cpu() if spec.planned else None
         if self.spec.planned and not spec.planned:  # those of a plan are none of slices
             none = torch.zeros(len(spec.slice_bits))
             ranges = none.double(), none.long(), None
-        layer = MappedLayer(spec, self._geometry(), self.w_codes(), self.weight_quant.reference_twice(spec.slice_bits), *ranges,
-                            *self._chip_parts(cells))
+        worth = pair.worth(self.weight_quant.zero_twice) if spec.weights == "pair" else 2
+        layer = MappedLayer(spec, self._geometry(), self.w_codes(), self._reference_twice(spec), *ranges, *self._chip_parts(cells), worth)
         if spec.adc_range == "full":
             delta, q_min = zip(*adc.full_ranges(replace(layer, cells=self.chip.nominal if self.chip else None, readout=None)))
             return replace(layer, adc_delta=torch.tensor(delta, dtype=torch.float64), adc_q_min=torch.tensor(q_min))
@@ -232,10 +258,11 @@ class CrossbarLayer:
         return layer
 
     def _chip_parts(self, cells):
-        """(cells, readout) of a mapped layer."""
-        if not isinstance(cells, str):
-            return cells, None
-        return (self.chip.cells, self.chip.readout) if self.chip else (None, None)
+        """(cells, readout) of a mapped layer. Ideal pairs are cells too, on a grid of whole levels."""
+        if isinstance(cells, str) and self.chip:
+            return self.chip.cells, self.chip.readout
+        cells = None if isinstance(cells, str) else cells
+        return self._ideal_pairs(0) if cells is None and self.spec.weights == "pair" else cells, None
 
     @staticmethod
     def _check_ranges(layer):
@@ -388,6 +415,8 @@ class CrossbarLayer:
         if adc.is_lossless(layer):
             layer = self.mapped("ideal")
             reason += ", one integer convolution where the ADC changes no read"
+        if layer.spec.adc_range == "ideal" and not self.chip:
+            layer = self._with_offset_cells(layer)
         engines.announce(engine, reason)
         return engine, layer, engine.prepare(layer), self._scale()
 
@@ -402,6 +431,13 @@ class CrossbarLayer:
     def _scale(self):
         """What `A (2 W - L) = 1` is worth in the output, float64."""
         return self.act_quant.act_alpha.detach().double() / self.act_quant.levels * self.weight_quant.step * self.out_scale
+
+    def _with_offset_cells(self, layer):
+        """A layer with ideal cells that has no ADC: pairs and offset cells give the same sums, and those of codes are faster."""
+        if layer.spec.weights == "offset":
+            return layer
+        spec = replace(self.spec, adc_range="ideal", weights="offset")
+        return replace(layer, spec=spec, reference_twice=self._reference_twice(spec), cells=None, worth=2)
 
     def _apply(self, fn, recurse=True):
         exact = {name: getattr(self, name) for name in ADC_BUFFERS}

@@ -39,7 +39,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
     Raises: ValueError if no layer has an ADC, ranges are missing, or for an unknown rule.
     """
     chosen, layers, result = Calibration(rule, per), converted_layers(model), []
-    inputs, wanted = _ideal_pass(model, layers, images)
+    inputs, wanted = ideal_pass(model, layers, images)
     for name, layer in layers:
         mapped, counts = layer.mapped(), histograms[name]
         found = layer.simulate(inputs[name]).double()
@@ -70,7 +70,7 @@ def losses(model: nn.Module, images: Tensor, corrected: bool = True) -> list[dic
         chip (with what its reads have besides, equal to both where that is nothing).
     """
     layers, result = [(name, layer) for name, layer in converted_layers(model) if layer.chip], []
-    inputs, wanted = _ideal_pass(model, layers, images)
+    inputs, wanted = ideal_pass(model, layers, images)
     for name, layer in layers:
         chip, ideal = layer.chip, wanted[name].double()
 
@@ -98,15 +98,15 @@ def losses(model: nn.Module, images: Tensor, corrected: bool = True) -> list[dic
 
 
 def cell_levels(layer: CrossbarLayer) -> list[dict[str, Any]]:
-    """Where the cells of a layer on a chip lie. Returns: one dict for each slice: slice, bits, and levels: level, cells (how many),
-    mean and deviation in units of levels, and histogram, `[counts, edges]` of all cells of that level."""
+    """Where the cells of a layer on a chip lie. Returns: one dict for each slice: slice, bits, and levels: level (of pairs the difference
+    of both cells), cells (how many), mean and deviation in units of levels, and histogram, `[counts, edges]` of all cells of that level."""
     levels, x = _in_levels(layer)
     result = []
-    for k, bits in enumerate(layer.spec.slice_bits):
+    for k, bits in enumerate(layer.slice_bits):
         found = []
         low, high = float(x[k].min()), float(x[k].max())
         edges = np.linspace(low, high, 121) if high > low else np.array([low - 0.5, low + 0.5])
-        for level in range(2**bits):
+        for level in range(1 - 2**bits if layer.spec.weights == "pair" else 0, 2**bits):
             own = x[k][levels[k] == level]
             counts = np.histogram(own, edges)[0]
             found.append({"level": level, "cells": len(own), "mean": float(own.mean()) if len(own) else None,
@@ -127,9 +127,9 @@ def _scatter(layer: CrossbarLayer) -> dict[str, float]:
     return {"scatter": float(np.sqrt(np.square(x - levels).mean())), "far": float((np.abs(x - levels) > 0.5).mean())}
 
 
-def _ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
+def ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
                 images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """({layer: input}, {layer: output}) of the network without ADC."""
+    """({layer: input}, {layer: output}) of the network without ADC, for a batch of network inputs."""
     inputs, outputs = {}, {}
 
     def keep(name):

@@ -46,16 +46,17 @@ class MappedLayer:
     """Everything an engine needs to know of a layer besides its input.
 
     Attributes:
-        spec: the hardware.
+        spec: the hardware; of pairs with the bits that cells hold (`pair.on_cells`).
         geometry: stride, padding, dilation, groups.
         w_codes: weight codes, uint8 `[out, in / groups, kh, kw]`.
-        reference_twice: `2 r_k` of each slice, integers.
+        reference_twice: `2 r_k` of each slice, integers; 0 of pairs.
         adc_delta: ADC step of each slice in units of `v`, float64 `[slices]` (unused by "dynamic" and "ideal"); of each digit and
             slice, `[digits, slices]`, where the spec has a plan.
         adc_q_min: lowest ADC code, int64 of the same shape.
         adc_bits_plan: bits of each digit and slice, int64 `[digits, slices]`; None without a plan.
-        cells: what the cells hold on one chip; None: ideal cells, those of the weight codes.
+        cells: what the cells hold on one chip; None: ideal cells, those of the weight codes. Engines run pairs with cells only.
         readout: what the reads of that chip have besides; None: nothing.
+        worth: what `v = 1` of digit 0 and slice 0 is worth in `sum A (2 W - L)`: 2, or 1 of some pairs (`pair.worth`).
     """
 
     spec: CrossbarSpec
@@ -67,6 +68,7 @@ class MappedLayer:
     adc_bits_plan: Tensor | None = None
     cells: Cells | None = None
     readout: Readout | None = None
+    worth: int = 2
 
     @property
     def unit(self) -> float:
@@ -97,10 +99,7 @@ class MappedLayer:
     @property
     def w_rows(self) -> Tensor:
         """Weight codes as `[groups, rows, out / groups]`, rows in (tap, channel) order."""
-        out, channels, kh, kw = self.w_codes.shape
-        groups = self.geometry.groups
-        return self.w_codes.view(groups, out // groups, channels, kh * kw).permute(0, 3, 2, 1).reshape(
-            groups, kh * kw * channels, out // groups)
+        return w_rows(self.w_codes, self.geometry.groups)
 
     @property
     def cell_weights(self) -> Tensor:
@@ -132,7 +131,7 @@ class MappedLayer:
     def u_spacing(self, k: int) -> int:
         """Distance between the values of `u` that slice `k` can produce: `2 P - (2 r_k) n` is even if 2 r_k is, where the
         reference column holds whole cells."""
-        return 2 if self.cells is None and self.spec.reference == "analog" and self.reference_twice[k] % 2 == 0 else 1
+        return 2 if self.cells is None and self.spec.unit == 0.5 and self.reference_twice[k] % 2 == 0 else 1
 
     @property
     def u_span(self) -> tuple[int, int]:
@@ -162,10 +161,19 @@ class MappedLayer:
         return list(groups.items())
 
 
+def w_rows(w_codes: Tensor, groups: int) -> Tensor:
+    """Weight codes `[out, in / groups, kh, kw]` as `[groups, rows, out / groups]`, rows in (tap, channel) order."""
+    out, channels, kh, kw = w_codes.shape
+    return w_codes.view(groups, out // groups, channels, kh * kw).permute(0, 3, 2, 1).reshape(
+        groups, kh * kw * channels, out // groups)
+
+
 def u_range(spec: CrossbarSpec, reference_twice: int, bits: int, rows: int) -> tuple[int, int]:
     """Range of `u` for `rows` word lines: every input digit lies in 0..2^d - 1, every cell in 0..2^b_k - 1."""
     drive = rows * (2 ** max(spec.digit_bits) - 1)
     cell = 2**bits - 1
+    if spec.weights == "pair":
+        return -cell * drive, cell * drive
     if spec.reference == "digital":
         return 0, cell * drive
     return -reference_twice * drive, (2 * cell - reference_twice) * drive

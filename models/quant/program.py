@@ -15,13 +15,13 @@ from .cells import Cells, Chip, on_grid
 from .crossbar import CrossbarLayer, crossbar_layers
 from .devices import Device, Wires
 from .devices.wires import effective, gate_curve
+from .effective import kept
 from .readout import Readout
-from .spec import CrossbarSpec
 
 log = logging.getLogger(__name__)
 
-VALUES, REFERENCE, CONVERTERS, INPUTS = range(4)  # what a generator draws: the last part of its key
-COLUMNS = 128  # bit lines of one array, where word lines resist: outputs of one slice, behind its reference columns
+VALUES, REFERENCE, CONVERTERS, INPUTS, NEGATIVE = range(5)  # what a generator draws: the last part of its key
+COLUMNS = 128  # bit lines of one array, where word lines resist: outputs of one slice, behind its reference columns, or their pairs
 FITTED_INPUTS, FITTED_ARRAYS, DENSEST = 64, 8, 0.5  # of the curve of gate access: random inputs, the share of their rows that is on
 
 
@@ -47,7 +47,8 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
 
     A cell of conductance G has the value `x = (G - G_min) / dG` in levels, on a grid (`cells.Cells`). The reference column of an
     array has cells of the same device, one column for all outputs of that array: a cell of level r_k in each row, or, where r_k
-    lies half-way (DoReFa), the mean of a cell of the highest and one of the lowest level.
+    lies half-way (DoReFa), the mean of a cell of the highest and one of the lowest level. Pairs (`pair`) have no reference column: both
+    of their cells are drawn, off or not, and the grid holds their difference.
 
     Args:
         device: None gives ideal cells again.
@@ -57,8 +58,8 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         adc_noise: standard deviation of a converter's noise, in levels of a cell.
         adc_offset, adc_gain: standard deviations of the converters' offsets, in levels of a cell, and of their gains, relative: one
             draw for each physical column, which stays what it is.
-        wires: see `Wires`. With voltage access the cells become the effective ones, exact for all inputs; with gate access those of
-            `devices.wires.gate_curve` behind its curve, whose error on random inputs is logged.
+        wires: see `Wires`. With voltage access the cells become the effective ones, exact for all inputs, the two lines of a pair side
+            by side; with gate access those of `devices.wires.gate_curve` behind its curve, whose error on random inputs is logged.
         noise_seed: of the noise of reads.
     Raises: ValueError for values that cannot be, a device of fewer levels than the cells have, or cells that the grid does not
         hold; no layer is changed.
@@ -75,7 +76,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
     if read_noise is not None:
         device = replace(device, read_noise=read_noise)
     for _, layer in crossbar_layers(model):
-        check_access(wires, layer.spec)
+        check_chip(layer, device, wires, reference_cells)
     draw = _Draw(device, seed, reference_cells, adc_noise, adc_offset, adc_gain, wires or Wires(), noise_seed)
     chips = [(layer, _chip(name, layer, draw)) for name, layer in crossbar_layers(model)]
     for layer, chip in chips:
@@ -83,18 +84,34 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
     if draw.curve_errors:
         log.info("gate access: the fitted curves are %.1f %% off the exact ladders at most (rms, random inputs)",
                  100 * max(draw.curve_errors))
-    if worst := max((device.cell_noise(bits)[2] for layer, _ in chips for bits in layer.spec.slice_bits), default=0.0):
+    if worst := max((device.cell_noise(bits)[2] for layer, _ in chips for bits in layer.slice_bits), default=0.0):
         log.info("read noise: its line in conductance is %.0f %% off the sigma of a level at most", 100 * worst)
 
 
-def check_access(wires: Wires | None, spec: CrossbarSpec) -> None:
-    """Refuse gate access, where a row is on or off, with input digits of several bits. Raises: ValueError."""
-    if wires is not None and wires.access == "gate" and spec.dac_bits > 1:
+def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None, reference_cells: str = "device") -> None:
+    """Refuse what the cells of a layer cannot be, without drawing any; arguments as for `program`. Raises: ValueError."""
+    spec, gate = layer.spec, wires is not None and wires.access == "gate"
+    for bits in layer.slice_bits:
+        device.levels(bits)
+    if device.joint:  # which has rows of all slices of a weight
+        device.draw_weights(np.zeros(1, np.uint8), layer.slice_bits, np.random.default_rng(0))
+    if gate and spec.dac_bits > 1:
         raise ValueError(f"access is 'gate', where a row is on or off, and dac_bits {spec.dac_bits}; allowed is dac_bits 1")
+    if spec.weights == "offset":
+        return
+    if gate:
+        raise ValueError("access is 'gate' and weights 'pair', each of whose lines has a curve of its own; allowed is access voltage")
+    if reference_cells != "device":
+        raise ValueError(f"reference_cells is {reference_cells!r} and weights 'pair', which have no reference column; leave it at device")
+    if any(device.cell_noise(bits)[1] for bits in layer.slice_bits):
+        raise ValueError("read_noise depends on a cell's level, and weights is 'pair', whose reads hold the difference of two cells, not "
+                         "their sum; allowed is one number of uS")
 
 
 def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     """A layer on the chip."""
+    if layer.spec.weights == "pair":
+        return _pair_chip(name, layer, draw)
     ideal, spec, device = layer.ideal_cells(), layer.spec, draw.device
     scale, digital = 2**ideal.fraction_bits, spec.reference == "digital"
     levels = (ideal.values.cpu() // scale).numpy().astype(np.uint8)
@@ -123,13 +140,58 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     nominal, shift = None, torch.from_numpy(off.astype(np.int32)).to(where)
     if off.any():
         nominal = Cells(ideal.values + shift.view(-1, 1, 1, 1), ideal.reference + shift.view(-1, 1, 1), ideal.fraction_bits)
-    return Chip(cells, nominal, _readout(name, layer, draw, scale, off, twice, curves))
+    shares = [0.0 if digital or draw.reference_cells == "ideal" else 1.0 if r % 2 == 0 else 0.5 for r in twice]
+    return Chip(cells, nominal, _readout(name, layer, draw, scale, off, shares, curves))
 
 
-def _joint(name, layer, draw, levels):
+def _pair_chip(name, layer, draw):
+    """A layer of pairs on the chip. Its reference, where noise is concerned, is the other cell of each pair, on or off: 1 of it."""
+    ideal, device, wires = layer.ideal_cells(), draw.device, draw.wires
+    scale = 2**ideal.fraction_bits
+    signed = ideal.values.cpu().numpy() // scale
+    lines = [(part, size.clip(0).astype(np.uint8)) for part, size in ((VALUES, signed), (NEGATIVE, -signed))]
+    joint = {part: _joint(name, layer, draw, levels, part) for part, levels in lines} if device.joint else None
+    values = np.empty(signed.shape, np.int32)
+    for k, bits in enumerate(layer.slice_bits):
+        drawn = [device.draw(levels[k], bits, _generator(draw.seed, name, k, part)) if joint is None else joint[part][k]
+                 for part, levels in lines]
+        if wires.wire_ohm or wires.row_ohm or wires.driver_ohm:
+            sides = np.stack(drawn, axis=-1)  # the lines of a pair side by side
+            arrays = layer.mapped("ideal", cells=ideal).arrays
+            sides = _effective(sides.clip(0).reshape(*sides.shape[:2], -1), arrays, wires).reshape(sides.shape)
+            drawn = [sides[..., 0], sides[..., 1]]
+        values[k] = on_grid((drawn[0] - drawn[1]) / device.step(bits), layer.cell_spec.cell_bits)
+    where = ideal.values.device
+    cells = Cells(torch.from_numpy(values).to(where), ideal.reference, ideal.fraction_bits)
+    slices = len(values)
+    return Chip(cells, None, _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, []))
+
+
+def _effective(lines, arrays, wires, beside=0):
+    """Cells as the sense nodes of bit lines see them, uS `[groups, rows, lines]`. Where word lines resist, an array has COLUMNS of the
+    lines, and beside them, nearest to the drivers, the first `beside` of all: the reference column of each array.
+    """
+    if not (wires.row_ohm or wires.driver_ohm):
+        return _solved(lines, arrays, wires, lines.shape[-1], 0)
+    return kept(lines, (arrays, wires, COLUMNS, beside), lambda: _solved(lines, arrays, wires, COLUMNS, beside))
+
+
+def _solved(lines, arrays, wires, columns, beside):
+    found = np.empty_like(lines)
+    for start, stop in arrays:
+        for first in range(beside, lines.shape[-1], columns):
+            part, common = np.s_[:, start:stop, first:first + columns], np.s_[:, start:stop, :beside]
+            solved = 1e6 * effective(1e-6 * np.concatenate([lines[common], lines[part]], axis=-1), wires)
+            found[part] = solved[..., beside:]
+            if first == beside:  # one of each array: that of its first outputs stands for all
+                found[common] = solved[..., :beside]
+    return found
+
+
+def _joint(name, layer, draw, levels, part=VALUES):
     """Conductances of cells that were measured together, `[slices, groups, rows, out / groups]`."""
-    codes = sum(levels[k].astype(np.int64) << (layer.spec.cell_bits * k) for k in range(len(levels)))
-    return draw.device.draw_weights(codes, layer.spec.slice_bits, _generator(draw.seed, name, 0, VALUES))
+    codes = sum(levels[k].astype(np.int64) << (layer.cell_spec.cell_bits * k) for k in range(len(levels)))
+    return draw.device.draw_weights(codes, layer.slice_bits, _generator(draw.seed, name, 0, part))
 
 
 def _reference_column(draw, bits, twice, shape, generator):
@@ -150,16 +212,8 @@ def _behind_wires(cells, column, layer, draw, generator):
     arrays = layer.mapped("ideal", cells=None).arrays
     if draw.wires.access == "gate":
         return _behind_a_curve(cells, column, arrays, draw.wires.wire_ohm, generator, draw.curve_errors)
-    found, found_column = np.empty_like(cells), np.empty_like(column)
-    columns = COLUMNS if draw.wires.row_ohm or draw.wires.driver_ohm else cells.shape[-1]
-    for start, stop in arrays:
-        for first in range(0, cells.shape[-1], columns):
-            part = np.concatenate([column[:, start:stop], cells[:, start:stop, first:first + columns]], axis=-1)
-            part = 1e6 * effective(1e-6 * part, draw.wires)
-            found[:, start:stop, first:first + columns] = part[..., 1:]
-            if not first:
-                found_column[:, start:stop] = part[..., :1]
-    return found, found_column[..., 0], (1.0, 0.0, 0.0)
+    found = _effective(np.concatenate([column, cells], axis=-1), arrays, draw.wires, beside=1)
+    return found[..., 1:], found[..., 0], (1.0, 0.0, 0.0)
 
 
 def _behind_a_curve(cells, column, arrays, wire_ohm, generator, errors):
@@ -176,18 +230,16 @@ def _behind_a_curve(cells, column, arrays, wire_ohm, generator, errors):
     return found, found_column[..., 0], curve
 
 
-def _readout(name, layer, draw, scale, off, twice, curves):
-    """What the layer's reads have besides, or None."""
-    noise = [draw.device.cell_noise(bits) for bits in layer.spec.slice_bits]
-    shares = [0.0 if layer.spec.reference == "digital" or draw.reference_cells == "ideal" else 1.0 if r % 2 == 0 else 0.5
-              for r in twice]
+def _readout(name, layer, draw, scale, off, shares, curves):
+    """What the layer's reads have besides, or None. Args: shares, m of `Readout.cell_noise` for each slice."""
+    noise = [draw.device.cell_noise(bits) for bits in layer.slice_bits]
     cell_noise = tuple((scale**2 * c0 - scale * c1 * shift, scale * c1, m) for (c0, c1, _), shift, m in zip(noise, off, shares))
     gain = offset = None
     if draw.adc_gain or draw.adc_offset:
         mapped = layer.mapped("ideal", cells=None)
         groups, _, out = mapped.w_rows.shape
         normals = np.stack([_generator(draw.seed, name, k, CONVERTERS).standard_normal((2, groups, len(mapped.arrays), out))
-                            for k in range(len(twice))], axis=1)
+                            for k in range(len(shares))], axis=1)
         gain = torch.from_numpy(1 + draw.adc_gain * normals[0])
         offset = torch.from_numpy(np.rint(scale * draw.adc_offset * normals[1]).astype(np.int32))
     noisy = any(c0 or c1 for c0, c1, _ in noise)

@@ -9,9 +9,11 @@ from typing import Any
 
 MAPPINGS = ("tap", "im2col")
 REFERENCES = ("analog", "digital")
+WEIGHTS = ("offset", "pair")
 ADC_RANGES = ("calibrated", "full", "dynamic", "ideal")
 ADC_PLANS = ("uniform", "significance")
 MOST_ADC_BITS = 12
+MOST_ROWS = 1024
 ADC_GRID = 64  # ADC steps are multiples of 1 / ADC_GRID in units of the read value
 
 
@@ -61,6 +63,8 @@ class CrossbarSpec:
             converter that stops early is all the hardware it takes. (Adapting an ADC to the significance of what it reads: Nag
             et al., Newton, IEEE Micro 38 (5), 2018, there for exactness.)
         adc_max_bits: most bits of one kind of read in a plan, 1..12.
+        weights: "offset" or "pair", whether a weight lies on one cell of each slice, and a reference column holds the code that stands
+            for zero, or on two, on a positive or a negative bit line (`pair`).
     Raises: ValueError for values outside these.
     """
 
@@ -70,7 +74,7 @@ class CrossbarSpec:
     adc_bits: float = field(default=6, metadata={
         "fractions": True, "help": "B, bits of the ADC: q = clip(rint(v / delta), q_min, q_min + 2^B - 1); with adc_plan significance "
         "the mean over all reads, such as 2.5."})
-    rows: int = count(128, 1024, "rows of one array: v = sum over the rows of a_z C_k - r_k a_z.")
+    rows: int = count(128, MOST_ROWS, "rows of one array: v = sum over the rows of a_z C_k - r_k a_z.")
     mapping: str = choice(
         "tap", MAPPINGS, "tap: every kernel position on arrays of its own. im2col: kernel positions laid end to end.")
     reference: str = choice(
@@ -84,9 +88,15 @@ class CrossbarSpec:
         "uniform", ADC_PLANS, "uniform: all reads have adc_bits. significance: every digit z and slice k has bits and a range of "
         "its own, b[z, k] from 0 (no conversion) to adc_max_bits, adc_bits in the mean, where they lower the error most.")
     adc_max_bits: int = count(8, MOST_ADC_BITS, "most bits of one read of a plan.")
+    weights: str = choice(
+        "offset", WEIGHTS, "offset: a cell for each slice of W, and a reference column that holds the code of zero. pair: the digits of "
+        "the weight's size lie on a positive or a negative bit line, v = sum a_z (X+ - X-); twice the cells, and no reference.")
 
     def __post_init__(self) -> None:
         check(self)
+        if self.weights == "pair" and self.reference == "digital":
+            raise ValueError("weights is 'pair' with reference 'digital'; a pair has no reference column that could be subtracted, so "
+                             "allowed is reference analog")
         self._check_adc_bits()
 
     def _check_adc_bits(self) -> None:
@@ -109,7 +119,8 @@ class CrossbarSpec:
 
     @property
     def slice_bits(self) -> tuple[int, ...]:
-        """Bits of each slice, LSB first; the last holds what is left: 4-bit weights on 3-bit cells give (3, 1)."""
+        """Bits of each slice of a code, LSB first; the last holds what is left: 4-bit weights on 3-bit cells give (3, 1). (Pairs may
+        hold a bit less: `pair.on_cells`.)"""
         return _split(self.w_bits, self.cell_bits)
 
     @property
@@ -119,8 +130,8 @@ class CrossbarSpec:
 
     @property
     def unit(self) -> float:
-        """Value of `u = 1` in units of `v`: 1/2 or 1."""
-        return 0.5 if self.reference == "analog" else 1.0
+        """Value of `u = 1` in units of `v`: 1/2 where half a level may be subtracted, else 1."""
+        return 0.5 if self.reference == "analog" and self.weights == "offset" else 1.0
 
 
 def _split(bits: int, size: int) -> tuple[int, ...]:

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import adc, engines
+from ..cells import Cells
 from ..crossbar import CrossbarLayer
 from ..eager import outside_graphs
+from ..mapping import MappedLayer
 from ..quantizers import warn_of_nan
 from ..readout import first_image, image_numbers
-from ..spec import CrossbarSpec, Geometry
+from ..spec import MOST_ROWS, CrossbarSpec, Geometry
 from . import encodings
 from .binding import Bound, plain
 from .linear_quantizers import InputQuantizer, LinearWQ
@@ -87,23 +90,57 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def fitted(self, spec: CrossbarSpec) -> CrossbarSpec:
         """The hardware of a network with this layer's bits; an input of signed codes has as many as its parts have."""
         w_bits, a_bits = self.weight_quant.wbit, self.act_quant.bits
+        if self._ternary and spec.rows > MOST_ROWS // 2:
+            raise ValueError(f"rows is {spec.rows} with inputs 'ternary'; allowed are at most {MOST_ROWS // 2}")
         return replace(spec, w_bits=w_bits, a_bits=a_bits, cell_bits=min(spec.cell_bits, w_bits), dac_bits=min(spec.dac_bits, a_bits))
 
     def _geometry(self) -> Geometry:
         geometry = self.form.geometry
         return replace(geometry, padding=(0, 0, 0, 0)) if self.act_quant.signed and self.encoding == "offset" else geometry
 
+    def mapped(self, adc_range: str | None = None, cells: Cells | str | None = "own") -> MappedLayer:
+        """The layer as engines see it; see `CrossbarLayer.mapped`. Ternary inputs have two rows of cells for each word line."""
+        layer = super().mapped(adc_range, cells)
+        if not self._ternary:
+            return layer
+        layer = self._with_signed_rows(layer)
+        if layer.spec.adc_range == "full":
+            nominal = self._with_signed_rows(super().mapped("ideal", self.chip.nominal if self.chip else None))
+            delta, q_min = zip(*adc.full_ranges(replace(nominal, spec=layer.spec)))
+            layer = replace(layer, adc_delta=torch.tensor(delta, dtype=torch.float64), adc_q_min=torch.tensor(q_min))
+        return layer
+
+    @property
+    def _ternary(self):
+        return self.encoding == "ternary" and self.act_quant.signed
+
+    def _with_signed_rows(self, layer):
+        cells = layer.cells or self._whole_cells()
+        if layer.readout is not None and (layer.readout.curve is not None or any(c1 for _, c1, _ in layer.readout.cell_noise or ())):
+            raise ValueError("inputs 'ternary' have no gate access and no read noise that grows with conductance; take inputs 'phases'")
+        values, reference = (encodings.signed_rows(part, 2) for part in (cells.values, cells.reference))
+        return replace(layer, spec=replace(layer.spec, rows=2 * layer.spec.rows), w_codes=layer.w_codes.repeat_interleave(2, 1),
+                       cells=Cells(values, reference, cells.fraction_bits))
+
+    def _whole_cells(self):
+        """Ideal cells on the coarsest grid that holds the reference: half levels."""
+        cells = self.ideal_cells()
+        shift = cells.fraction_bits - 1
+        return Cells(cells.values >> shift, cells.reference >> shift, 1)
+
     def _make(self, device):
         engine, layer, prepared, scale = super()._make(device)
         if self._sums_at_once(layer):
+            layer = self._with_offset_cells(super().mapped("ideal", None))
             spec = replace(layer.spec, a_bits=self.act_quant.abit, dac_bits=1)
             layer = replace(layer, spec=spec, geometry=replace(layer.geometry, padding=(0, 0, 0, 0)))
+            engine, _ = engines.choose(engines.selected(), layer, device)
             prepared = engine.prepare(layer)
         return engine, layer, prepared, scale
 
     def _sums_at_once(self, layer):
         """Whether one sum of codes with an offset does for both signs: where no ADC sees it."""
-        return self.act_quant.signed and layer.spec.adc_range == "ideal" and layer.cells is None and layer.readout is None
+        return self.act_quant.signed and layer.spec.adc_range == "ideal" and not self.chip
 
     @property
     def channel_dim(self) -> int:

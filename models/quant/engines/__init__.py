@@ -138,10 +138,10 @@ def value(layer: MappedLayer) -> list[float]:
     """What one unit of each step of accumulators is worth in `sum A (2 W - L)`: a list of G floats."""
     spec = layer.spec
     if spec.adc_range == "ideal":
-        return [1.0 if layer.cells is None else 2 * layer.unit]
+        return [1.0 if layer.cells is None else layer.worth * layer.unit]
     if spec.adc_range == "dynamic":
-        return [2 * layer.unit / 2**spec.adc_bits]
-    return [2 * delta for delta, _ in layer.delta_groups]
+        return [layer.worth * layer.unit / 2**spec.adc_bits]
+    return [layer.worth * delta for delta, _ in layer.delta_groups]
 
 
 def scaled(engine: ModuleType, prepared: object, a_codes: Tensor, values: Sequence[float], scale: Tensor,
@@ -161,6 +161,8 @@ def scaled(engine: ModuleType, prepared: object, a_codes: Tensor, values: Sequen
 def accumulator_dtype(layer: MappedLayer) -> torch.dtype:
     """int32 where no accumulator of this layer can overflow it, else int64."""
     spec = layer.spec
+    if spec.adc_range in ("ideal", "dynamic") and layer.readout is not None:
+        return torch.int64  # noise goes beyond what cells alone can give
     if spec.adc_range == "ideal" and layer.cells is None:
         terms, largest = layer.group_channels * math.prod(layer.kernel), 2 * (2**spec.w_bits - 1)
         bound = terms * (2**spec.a_bits - 1) * max(layer.zero_twice, largest - layer.zero_twice)

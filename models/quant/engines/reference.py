@@ -61,7 +61,7 @@ def reads(layer: MappedLayer, a_codes: Tensor) -> Iterator[tuple[int, int, Tenso
     Sums of at most 1024 x 255 x 255, or of cells on a grid below 2^20, are exact in float64.
     """
     spec = layer.spec
-    a_rows = _rows(layer, a_codes)
+    a_rows = input_rows(layer, a_codes)
     cells = _cells(layer, a_codes.device)
     for t, (start, stop) in enumerate(layer.arrays):
         for z, digit_bits in enumerate(spec.digit_bits):
@@ -91,18 +91,24 @@ def _read_out(layer, u, a, values, reference, place, images):
         key = read_key(readout.seed, image, counter).view(1, -1, 1)
         error = noise(variance, key, torch.arange(groups * out, device=u.device).view(groups, 1, out)).double()
     if readout.curve is not None:
-        *b, z = readout.curve[k]
-        b0, b1, b2 = torch.tensor(b, dtype=torch.float32, device=u.device)
-        start = z * a.sum(2, keepdim=True)
-        if layer.spec.reference == "analog":
-            start = a @ reference + start
-        start, total = start.float(), u.float() + start.float()
-        taken = start * (b0 + start * (b1 + start * b2)) if layer.spec.reference == "analog" else start
-        u = (total * (b0 + total * (b1 + total * b2)) - taken).round().double()
+        u = through_curve(readout.curve[k], u, a, reference if layer.spec.reference == "analog" else None)
     u = u + error
     if readout.gain is not None:
         u = (u * readout.gain[k, :, t, None].to(u.device)).round()
     return u if readout.offset is None else u + readout.offset[k, :, t, None].to(u.device)
+
+
+def through_curve(curve: tuple[float, ...], u: Tensor, a: Tensor, reference: Tensor | None) -> Tensor:
+    """`f(u)` of `readout.Readout.curve`, for one slice. Args: u `[..., pixels, out]`, a `[..., pixels, rows]`, reference `[..., rows, 1]`,
+    None where it is digital; all float64."""
+    *b, z = curve
+    b0, b1, b2 = torch.tensor(b, dtype=torch.float32, device=u.device)
+    start = z * a.sum(-1, keepdim=True)
+    if reference is not None:
+        start = a @ reference + start
+    start, total = start.float(), u.float() + start.float()
+    taken = start if reference is None else start * (b0 + start * (b1 + start * b2))
+    return (total * (b0 + total * (b1 + total * b2)) - taken).round().double()
 
 
 def _cells(layer, device):
@@ -144,8 +150,8 @@ def integer_convolution(layer: MappedLayer, a_codes: Tensor) -> Tensor:
     return y.permute(0, 2, 3, 1).round().to(accumulator_dtype(layer)).contiguous()
 
 
-def _rows(layer, a_codes):
-    """Input codes `[groups, pixels, rows]`, rows in (tap, channel) order, pixels in (image, y, x) order."""
+def input_rows(layer: MappedLayer, a_codes: Tensor) -> Tensor:
+    """Input codes, int64 `[groups, pixels, rows]`, rows in (tap, channel) order, pixels in (image, y, x) order."""
     top, bottom, left, right = layer.geometry.padding
     x = F.pad(a_codes.permute(0, 3, 1, 2).double(), (left, right, top, bottom))
     patches = F.unfold(x, layer.kernel, layer.geometry.dilation, 0, layer.geometry.stride).long()

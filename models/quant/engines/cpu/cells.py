@@ -16,7 +16,7 @@ from .. import accumulator_dtype
 from ..reference import integer_convolution
 from . import cells_kernel
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
-from .cells_plan import TILE, Forms, besides, dynamic_forms, fits, plan, static_forms
+from .cells_plan import TILE, Forms, besides, dynamic_forms, fits, no_adc_forms, plan, static_forms
 from .simd import set_threads
 
 __all__ = ["Prepared", "fits"]
@@ -38,7 +38,12 @@ class Prepared:
 
     @functools.cached_property
     def _static(self):
-        return static_forms(self.layer)
+        return no_adc_forms(self.layer) if self.layer.spec.adc_range == "ideal" else static_forms(self.layer)
+
+    @property
+    def sums_alone(self) -> bool:
+        """Whether `sums` are all that the layer does: it has no ADC, and its reads are nothing but their cells'."""
+        return self.layer.spec.adc_range == "ideal" and self.layer.readout is None
 
     @property
     def convolution(self) -> Prepared:
@@ -52,7 +57,7 @@ class Prepared:
     def simulate(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
         """Accumulators, or what `scaling` makes of them; see `engine._Prepared.simulate`."""
         layer = self.layer
-        if layer.spec.adc_range == "ideal":
+        if self.sums_alone:
             return self.sums(a_codes)[None]
         set_threads()
         dynamic = layer.spec.adc_range == "dynamic"

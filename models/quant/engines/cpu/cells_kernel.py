@@ -38,6 +38,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # Addresses of the arrays of `Plan`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.Addresses`.
 # pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of an output row
 # pixel_reference                 sum of the reference cells under each pixel and digit, of one array and slice
+# pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
 # reads                           u of one tile
 # analog .. seed                  of `cells_plan.Besides`
 Addresses = namedtuple("Addresses", """
@@ -46,9 +47,10 @@ Addresses = namedtuple("Addresses", """
     singles doubles divide low constant
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts u_min bins
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference acc exact_acc step total reads""")
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares drive acc exact_acc step total reads""")
 
-Buffers = namedtuple("Buffers", "lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference acc exact_acc step total reads")
+Buffers = namedtuple("Buffers", """
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares drive acc exact_acc step total reads""")
 
 
 # A pixel and tile at hand: their numbers, array being that of all groups; image and pixel, its numbers in the set and the image.
@@ -127,8 +129,10 @@ def _reads_of_row(shape, at, source, besides, group, y, start, count, op):
                 put_int64(at.pixel_row_at, x * shape.input_bits + i, int64_at(at.row_at, i))
                 put_int64(at.pixel_row_count, x * shape.input_bits + i, int64_at(at.row_count, i))
         array = group * shape.arrays + t
+        if op & NOISY:
+            _add_squares(shape, at, count)
         for k in range(shape.slices):
-            if op & (NOISY | CURVED):
+            if op & (NOISY | CURVED) and shape.digits == shape.input_bits:
                 _add_references(shape, at, group, t, k, count)
             for tile in range(shape.tiles):
                 weights = at.weights + 2 * (int64_at(at.array_base, array)
@@ -148,7 +152,8 @@ def _reads_of_row(shape, at, source, besides, group, y, start, count, op):
 
 @njit(forceinline=True)
 def _add_references(shape, at, group, t, k, count):
-    """The sum of the reference cells in the active rows of each pixel and digit (of one bit), to `pixel_reference`."""
+    """The sum of the reference cells in the active rows of each pixel and digit of one bit, to `pixel_reference`. (Of more bits no
+    read needs it: `engine.unsupported`.)"""
     rows = int64_at(at.reference_base, t) + (k * shape.groups + group) * shape.reference_rows
     for x in range(count):
         for z in range(shape.digits):
@@ -156,6 +161,35 @@ def _add_references(shape, at, group, t, k, count):
             for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + z)):
                 total += int32_at(at.reference, rows + uint32_at(at.lists, i) // TILE)
             put_int64(at.pixel_reference, x * shape.digits + z, total)
+
+
+@njit
+def _add_squares(shape, at, count):
+    """`sum a^2` over the rows of an array under each pixel, a being its digit there, to `pixel_squares`: from the lists of its bits,
+    `sum over bits i of 2^i sum over rows of list i of a`."""
+    for x in range(count):
+        for z in range(shape.digits):
+            first, end, total = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1), 0
+            if end - first == 1:
+                total = int64_at(at.pixel_row_count, x * shape.input_bits + first)
+            else:
+                _drive(shape, at, x, first, end, 1)
+                for bit in range(first, end):
+                    r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
+                    for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
+                        total += int64_at(at.drive, uint32_at(at.lists, i) // TILE) << (bit - first)
+                _drive(shape, at, x, first, end, -1)
+            put_int64(at.pixel_squares, x * shape.digits + z, total)
+
+
+@njit(forceinline=True)
+def _drive(shape, at, x, first, end, sign):
+    """Add a digit, input bits `first` to `end` of pixel x, to what drives each row, or take it away again."""
+    for bit in range(first, end):
+        r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
+        for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
+            row = uint32_at(at.lists, i) // TILE
+            put_int64(at.drive, row, int64_at(at.drive, row) + (sign << (bit - first)))
 
 
 @njit(forceinline=True)
@@ -200,8 +234,8 @@ def _noise_of_read(shape, at, place, z):
     """(the halves of its key, its variance as `at_zero + slope (2 u + reference)`) of a read."""
     counter = ((place.pixel * shape.arrays + place.t) * shape.digits + z) * shape.slices + place.k
     key = read_key(at.seed, place.image, counter)
-    ones = int64_at(at.pixel_row_count, place.x * shape.input_bits + z)
-    at_zero = np.float32(at.base + float64_at(at.noise, 3 * place.k) * ones)
+    squares = int64_at(at.pixel_squares, place.x * shape.digits + z)
+    at_zero = np.float32(at.base + float64_at(at.noise, 3 * place.k) * squares)
     slope = np.float32(float64_at(at.noise, 3 * place.k + 1))
     reference = int64_at(at.pixel_reference, place.x * shape.digits + z) * np.int64(float64_at(at.noise, 3 * place.k + 2))
     return np.int64(key & np.uint64(0xFFFFFFFF)), np.int64(key >> np.uint64(32)), at_zero, slope, reference
@@ -341,7 +375,8 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
         row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
         pixel_row_at=np.empty(width * shape.input_bits, np.int64), pixel_row_count=np.empty(width * shape.input_bits, np.int64),
-        pixel_reference=np.empty(width * shape.digits, np.int64),
+        pixel_reference=np.zeros(width * shape.digits, np.int64), pixel_squares=np.empty(width * shape.digits, np.int64),
+        drive=np.zeros(shape.reference_rows + 1, np.int64),
         acc=aligned(narrow_sums, np.empty(0, np.int32)), exact_acc=np.empty(broad_sums, np.int64),
         step=np.empty(shape.slice_vectors * LANES, np.int64), total=np.empty(shape.slice_vectors * LANES),
         reads=np.empty(TILE, np.int32))
@@ -370,7 +405,8 @@ def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, o
         lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
         row_count=buffers.row_count.ctypes.data, pixel_row_at=buffers.pixel_row_at.ctypes.data,
         pixel_row_count=buffers.pixel_row_count.ctypes.data,
-        pixel_reference=buffers.pixel_reference.ctypes.data, acc=buffers.acc.ctypes.data,
+        pixel_reference=buffers.pixel_reference.ctypes.data, pixel_squares=buffers.pixel_squares.ctypes.data,
+        drive=buffers.drive.ctypes.data, acc=buffers.acc.ctypes.data,
         exact_acc=buffers.exact_acc.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,
         reads=buffers.reads.ctypes.data)
 

@@ -136,6 +136,18 @@ def static_forms(layer: MappedLayer) -> Forms:
                  np.zeros(layer.geometry.groups, np.int64))
 
 
+def no_adc_forms(layer: MappedLayer) -> Forms:
+    """Every read as it is, as the code of an ADC with steps of one u."""
+    spec = layer.spec
+    forms = np.zeros((1, len(spec.digit_bits), len(spec.slice_bits), FORM))
+    forms[..., UNIT] = forms[..., DELTA] = 1
+    forms[..., LOWEST], forms[..., HIGHEST] = -(2**31), 2**31
+    place = spec.dac_bits * np.arange(forms.shape[1])[:, None] + spec.cell_bits * np.arange(forms.shape[2])
+    forms[..., FACTOR] = 2.0**place
+    return Forms(forms.astype(np.float32), forms, True, True, np.zeros((1, *forms.shape[1:3]), np.int64),
+                 np.zeros(layer.geometry.groups, np.int64))
+
+
 def _scale(layer, z, k, form):
     """Whether a product gives the ADC's codes for every u; `SCALE` may move by one place."""
     u, codes = _codes(layer, z, k)

@@ -40,8 +40,8 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     if layer.cells is not None and not cells.fits(layer):
         return "cells too far from their levels for sums of 16 bits"
     readout, spec = layer.readout, layer.spec
-    if readout is not None and (spec.adc_range == "ideal" or (readout.noisy or readout.curve) and spec.dac_bits > 1):
-        return "noise or curves of reads without an ADC, or of input digits of several bits"
+    if readout is not None and spec.dac_bits > 1 and (readout.curve or any(c1 for _, c1, _ in readout.cell_noise or ())):
+        return "curves, or noise that depends on the level, of reads with input digits of several bits"
     return None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}"
 
 
@@ -59,7 +59,7 @@ def scaled(prepared: _Prepared | cells.Prepared, a_codes: torch.Tensor, values: 
            to_codes: ToCodes | None = None) -> torch.Tensor:
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
-    if prepared.layer.spec.adc_range == "ideal":
+    if prepared.sums_alone:
         return elementwise.scaled(prepared.convolution.sums(a_codes), scale, offset, to_codes)
     scaling = {"values": np.array(values), "scale": scale.numpy(), "offset": offset.numpy()}
     if to_codes is None:
@@ -79,7 +79,7 @@ class _Prepared:
     """Made when first asked for: a layer without an ADC needs no bit planes, one with an ADC seldom a convolution."""
 
     def __init__(self, layer):
-        self.layer = layer
+        self.layer, self.sums_alone = layer, layer.spec.adc_range == "ideal"
 
     @functools.cached_property
     def reads(self):
@@ -107,7 +107,7 @@ class _Prepared:
         """Accumulators; with `scaling` (values, scale, offset) `[1, ...]`, the bits of what `engines.scaled` returns; with
         `next_codes` `[0, ...]`, as results are written there."""
         layer = self.layer
-        if layer.spec.adc_range == "ideal":
+        if self.sums_alone:
             return self.convolution(a_codes)[None]
         set_threads()  # before anything is sized by their number
         reads = self.reads

@@ -1,0 +1,330 @@
+"""Weights on pairs of bit lines: every engine against the oracle, against offset cells, and closed forms of what a chip does to them."""
+
+import contextlib
+import importlib.util
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import interpreter
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from strategies import codes
+from test_eval import checkpoint, refused, run, scene  # noqa: F401
+from torch import nn
+
+import models.quant.engines as engines
+from experiment.train_settings import parse as train_parse
+from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, image_numbers, program, set_engine,
+                          without_adc)
+from models.quant import diagnostics
+from models.quant.devices.wires import solve
+from models.quant.engines import reference as reference_engine
+from models.quant.spec import ADC_RANGES, MAPPINGS
+
+if importlib.util.find_spec("triton"):
+    interpreter.load()  # before any test imports it
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EXACT = Device("exact", "here", g_min=2.0, g_max=42.0)
+BROAD = Device("broad", "here", g_min=2.0, g_max=42.0, sigma_us=3.0)
+SCATTER = 256 * 3.0 / 40  # of a 1-bit cell of BROAD, in units of the grid
+GRID = 1 / 12  # variance of a number that is rounded
+ROWS = 48
+MOST = 1e-5  # probability that a test of a right program fails, were its seed drawn anew
+
+
+@pytest.fixture(params=["reference", "numba", "triton"], scope="module")
+def engine(request):
+    name = request.param
+    if name != "reference" and importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    with interpreter.running() if name == "triton" else contextlib.nullcontext():
+        yield interpreter.load() if name == "triton" else engines.load(name)
+
+
+# ---- ideal pairs -------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def layers(draw):
+    """(a layer on pairs with its ranges, activation codes)."""
+    wq = draw(st.sampled_from(["dorefa", "sawb"]))
+    w_bits, a_bits = draw(st.integers(1 if wq == "dorefa" else 2, 8)), draw(st.integers(1, 8))
+    adc_range, planned = draw(st.sampled_from(ADC_RANGES)), draw(st.booleans())
+    spec = CrossbarSpec(w_bits, a_bits, draw(st.integers(1, w_bits)), draw(st.integers(1, 8)), draw(st.sampled_from([3, 16, 33, 128])),
+                        draw(st.sampled_from(MAPPINGS)), dac_bits=draw(st.integers(1, min(2, a_bits))), adc_range=adc_range, weights="pair")
+    if planned and adc_range == "calibrated":
+        spec = replace(spec, adc_plan="significance", adc_max_bits=8)
+    groups, rng = draw(st.sampled_from([1, 1, 2])), np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    channels, out = groups * draw(st.integers(1, 20)), groups * draw(st.integers(1, 6))
+    layer = Qconv2dDoreFa(channels, out, draw(st.sampled_from([1, 2, (1, 3)])), draw(st.integers(1, 2)), draw(st.integers(0, 1)),
+                          groups=groups, bias=False, spec=spec, wq=wq)
+    top = layer.weight_quant.zero_twice
+    shape = layer.weight.shape
+    layer.set_codes(torch.from_numpy(np.minimum(codes("dense", w_bits, shape, rng), top).astype(np.uint8)))
+    shape = len(spec.digit_bits), len(layer.slice_bits)
+    if spec.planned:
+        bits = rng.integers(0, 5, shape)
+        layer.adc_bits_plan, layer.adc_delta = torch.tensor(bits), torch.tensor(rng.integers(1, 400, shape) / 64)
+        layer.adc_q_min = torch.tensor(-rng.integers(0, 2**bits))
+    else:
+        layer.set_ranges([(float(rng.choice([1.0, 0.75, 3.3])), -int(rng.integers(2**spec.adc_bits))) for _ in range(shape[1])])
+    size = draw(st.integers(2, 3)), draw(st.integers(3, 4))
+    return layer, codes(draw(st.sampled_from(["dense", "sparse", "powers"])), a_bits, (draw(st.integers(1, 2)), *size, channels), rng)
+
+
+@given(case=layers())
+@settings(max_examples=60)
+def test_every_engine_reads_the_difference_of_two_lines(engine, case):
+    layer, a_codes = case
+    mapped, spec, device = layer.mapped(), layer.spec, interpreter.DEVICE if engines.name_of(engine) == "triton" else torch.device("cpu")
+    if engines.name_of(engine) == "triton" and len(mapped.arrays) * len(spec.digit_bits) * len(mapped.reference_twice) > 40:
+        return  # hundreds of small products take Triton's interpreter minutes
+    assert engine.unsupported(mapped, device) is None
+    found = engine.accumulate(engine.prepare(mapped), torch.from_numpy(a_codes).to(device)).cpu().numpy()
+    assert found.dtype == (np.int32 if engines.accumulator_dtype(mapped) == torch.int32 else np.int64)
+    zero_twice, w_codes = layer.weight_quant.zero_twice, layer.w_codes().numpy()
+    if spec.adc_range == "ideal":
+        twice = layer.weight_quant.reference_twice(spec.slice_bits)
+        wanted = oracle.integer_convolution(a_codes, w_codes, spec, mapped.geometry, twice)[None]
+        assert engines.value(mapped) == [2 - zero_twice % 2]  # of `|2 W - L|`, or of `|W - m|`
+        found = found * int(engines.value(mapped)[0])
+    else:
+        lines = oracle.pair_lines(w_codes, zero_twice, spec.cell_bits)
+        assert list(layer.slice_bits) == lines[0]
+        wanted = oracle.accumulate(a_codes, w_codes, mapped.spec, mapped.geometry, None, mapped.adc_delta.numpy(), mapped.adc_q_min.numpy(),
+                                   mapped.adc_bits_plan if spec.planned else None, pairs=lines)
+    assert found.shape == wanted.shape and (found == wanted).all()
+
+
+def linear(spec, out=3, channels=ROWS, w_codes=None, **options):
+    layer = QLinearDoreFa(channels, out, bias=False, spec=replace(spec, weights="pair"), alpha_init=1.0, **options).eval()
+    layer.set_codes(torch.full((out, channels, 1, 1), 5, dtype=torch.uint8) if w_codes is None else w_codes)
+    return layer
+
+
+def random_codes(out, top, channels=ROWS, seed=0):
+    return torch.randint(top + 1, (out, channels, 1, 1), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+@pytest.mark.parametrize("wq, code, plus, minus", [
+    ("dorefa", 0, [0, 0, 0, 0], [1, 1, 1, 1]), ("dorefa", 7, [0, 0, 0, 0], [1, 0, 0, 0]), ("dorefa", 10, [1, 0, 1, 0], [0, 0, 0, 0]),
+    ("sawb", 7, [0, 0, 0], [0, 0, 0]), ("sawb", 13, [0, 1, 1], [0, 0, 0]), ("sawb", 0, [0, 0, 0], [1, 1, 1])])
+def test_digits_of_a_weights_size(wq, code, plus, minus):
+    """4 bits on 1-bit cells: |2 W - 15| of DoReFa; |W - 7| of SAWB, whose zero is two cells that are off."""
+    layer = linear(CrossbarSpec(), 1, 1, torch.full((1, 1, 1, 1), code, dtype=torch.uint8), wq=wq)
+    cells = layer.cells()
+    assert (cells.values.flatten() // 256).tolist() == [p - m for p, m in zip(plus, minus)] and not cells.reference.any()
+
+
+def test_a_code_that_no_quantizer_makes_is_refused():
+    layer = linear(CrossbarSpec(), 1, 1, torch.full((1, 1, 1, 1), 15, dtype=torch.uint8), wq="sawb")
+    with pytest.raises(ValueError, match="^weight codes reach 15; pairs of cells hold those from 0 to 14$"):
+        layer.cells()
+
+
+@pytest.mark.parametrize("wq", ["dorefa", "sawb"])
+@pytest.mark.parametrize("cell_bits", [1, 3, 4])
+@pytest.mark.parametrize("adc_range", ADC_RANGES)
+def test_a_network_on_pairs(tiny, wq, cell_bits, adc_range):
+    """A device without scatter gives what ideal pairs give, to the bit; an ADC that loses nothing, or none, what offset cells give."""
+    spec = CrossbarSpec(rows=32, cell_bits=cell_bits, adc_range=adc_range, weights="pair", adc_bits=5)
+    model = tiny(spec=spec, wq=wq)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    layers = [layer for layer in model.modules() if isinstance(layer, (Qconv2dDoreFa, QLinearDoreFa))]
+
+    def outputs():
+        with torch.no_grad(), set_engine("reference"):
+            return model(images)
+
+    with without_adc(model):
+        outputs()  # SAWB takes its clipping level from the weights
+    if adc_range == "calibrated":
+        with set_engine("reference"):
+            calibrate(model, images)
+    wanted = outputs()
+    program(model, Device("exact", "here", g_min=10.0, g_max=30.0), seed=3)
+    assert all(torch.equal(layer.chip.cells.values, layer.ideal_cells().values) for layer in layers)
+    assert torch.equal(outputs(), wanted)
+    program(model, None)
+    for layer in layers:
+        layer.set_spec(replace(spec, weights="offset", adc_range="ideal"))
+    exact = outputs()
+    assert torch.equal(wanted, exact) or adc_range != "ideal"
+    if adc_range == "full":
+        for layer in layers:
+            layer.set_spec(replace(spec, adc_bits=12))
+        assert torch.equal(outputs(), exact)
+
+
+def test_ranges_are_those_of_the_arrays_whatever_the_weights():
+    """`full`: a pair gives -n (2^b - 1) .. n (2^b - 1); here with steps of 2 * 48 * 3 / 63."""
+    layer = linear(CrossbarSpec(cell_bits=2, adc_range="full"))
+    mapped = layer.mapped()
+    low = mapped.adc_q_min.double() * mapped.adc_delta
+    assert (low <= -144 + mapped.adc_delta).all() and ((mapped.adc_q_min + 63) * mapped.adc_delta >= 144).all()
+    assert (mapped.adc_delta >= 288 / 63).all() and (mapped.adc_delta < 288 / 62 + 1 / 32).all()
+
+
+# ---- on a chip -----------------------------------------------------------------------------------------------------------
+
+
+def reads_of(layer, a_codes, first=0):
+    """{(z, k): u, int64 `[images, outputs]`} as the reference engine reads the cells. Args: a_codes, uint8 `[images, rows]`."""
+    found = {}
+    with image_numbers(first):
+        for z, k, u in reference_engine.reads(layer.mapped("ideal"), a_codes.view(len(a_codes), 1, 1, -1)):
+            found[z, k] = found.get((z, k), 0) + u[0]
+    return found
+
+
+def inputs(images=1, seed=0):
+    """Codes of images on ROWS rows, and the number of ones of each digit."""
+    drawn = np.random.default_rng(seed).integers(0, 16, (images, ROWS))
+    return torch.from_numpy(drawn.astype(np.uint8)), [(drawn >> z & 1).sum(1) for z in range(4)]
+
+
+def assert_variance(errors, wanted):
+    """The sample variance of independent Gaussian numbers lies within its chi-square interval."""
+    free = len(errors) - 1
+    low, high = stats.chi2.ppf([MOST / 2, 1 - MOST / 2], free) / free
+    assert low < np.var(errors, ddof=1) / wanted < high
+
+
+@pytest.mark.parametrize("wq, code", [("dorefa", 5), ("sawb", 7)])
+def test_variances_of_both_cells_add(wq, code):
+    """`2 s^2` for each row that is on, also where the weight is zero and both cells are off; columns have nothing in common."""
+    layer = linear(CrossbarSpec(adc_range="ideal"), 3000, w_codes=torch.full((3000, ROWS, 1, 1), code, dtype=torch.uint8), wq=wq)
+    a_codes, ones = inputs()
+    ideal = reads_of(layer, a_codes)
+    program(nn.ModuleList([layer]), BROAD, seed=1)
+    for (z, k), u in reads_of(layer, a_codes).items():
+        errors = (u - ideal[z, k] * 256).double().numpy()[0]
+        wanted = ones[z][0] * (2 * SCATTER**2 + GRID)
+        assert abs(errors.mean()) < 5 * math.sqrt(wanted / len(errors))
+        assert_variance(errors, wanted)
+
+
+def test_mean_of_stuck_cells():
+    """`sum a (p_on (x_on - x) + p_off (x_off - x))` of the positive line less that of the negative one, on 2-bit cells."""
+    on, off, w_codes = 0.1, 0.2, random_codes(1, 15).repeat(2000, 1, 1, 1)
+    layer = linear(CrossbarSpec(cell_bits=2, adc_range="ideal"), 2000, w_codes=w_codes)
+    a_codes, _ = inputs()
+    ideal = reads_of(layer, a_codes)
+    program(nn.ModuleList([layer]), replace(EXACT, stuck_on=on, stuck_off=off), seed=4)
+    _, plus, minus = oracle.pair_lines(w_codes[:1].numpy(), 15, 2)
+    for (z, k), u in reads_of(layer, a_codes).items():
+        a = a_codes[0].numpy() >> z & 1
+        error = (u - ideal[z, k] * 256).double().numpy()[0] / 256
+        wanted = sum(sign * float(a @ (on * (3.0 - x) - off * x))
+                     for sign, x in ((1, plus[k, 0, :, 0, 0]), (-1, minus[k, 0, :, 0, 0])))
+        assert abs(error.mean() - wanted) < 5 * error.std() / math.sqrt(len(error))
+
+
+def test_read_noise_is_that_of_two_cells():
+    """`s^2 = 2 c_0 sum a^2 + adc_noise^2`, and every engine draws the same, whatever the batch."""
+    layer, (a_codes, ones) = linear(CrossbarSpec(adc_bits=5), 40), inputs(2)
+    network, device = nn.Sequential(layer), replace(EXACT, read_noise=2.0)
+    x = torch.rand(9, ROWS, generator=torch.Generator().manual_seed(0))
+    with set_engine("reference"):
+        calibrate(network, x)
+    program(network, EXACT)
+    still = reads_of(layer, a_codes)
+    program(network, device, adc_noise=0.3)
+    noisy = [reads_of(layer, a_codes, first=2 * i) for i in range(300)]
+    for z, k in ((0, 0), (3, 2)):
+        errors = torch.stack([each[z, k] - still[z, k] for each in noisy]).double().numpy()
+        for image in range(2):
+            wanted = 2 * ones[z][image] * (256 * 2.0 / 40) ** 2 + (256 * 0.3) ** 2 + GRID
+            assert_variance(errors[:, image].ravel(), wanted)
+    with torch.no_grad():
+        with set_engine("reference"), image_numbers(5):
+            wanted = layer(x)
+        with set_engine("numba"):
+            found = []
+            for i in range(len(x)):
+                with image_numbers(5 + i):
+                    found.append(layer(x[i:i + 1]))
+    assert torch.equal(torch.cat(found), wanted)
+
+
+@pytest.mark.parametrize("wires", [Wires(wire_ohm=2.0), Wires(wire_ohm=1.0, row_ohm=2.0, driver_ohm=50.0)])
+def test_lines_of_a_pair_lie_side_by_side(wires):
+    """Currents by Kirchhoff's laws, the difference of neighbouring lines, against the sums of effective cells."""
+    w_codes, (a_codes, _) = random_codes(20, 15), inputs(4)
+    layer = linear(CrossbarSpec(rows=ROWS, adc_range="ideal"), 20, w_codes=w_codes)
+    program(nn.ModuleList([layer]), EXACT, wires=wires)
+    _, plus, minus = oracle.pair_lines(w_codes.numpy(), 15, 1)
+    for (z, k), u in reads_of(layer, a_codes).items():
+        array = np.empty((ROWS, 40))
+        array[:, ::2], array[:, 1::2] = (2 + 40 * line[k, :, :, 0, 0].T for line in (plus, minus))
+        current = 1e6 * solve(1e-6 * array, (a_codes.numpy() >> z) & 1, wires.wire_ohm, wires.row_ohm, wires.driver_ohm)
+        assert np.abs(u.numpy() / 256 - (current[:, ::2] - current[:, 1::2]) / 40).max() < ROWS * 0.51 / 256
+
+
+def test_software_of_a_chip_of_pairs(tiny):
+    model, images = tiny(spec=CrossbarSpec(rows=32, weights="pair")), torch.rand(2, 3, 32, 32)
+    with torch.no_grad(), set_engine("reference"):
+        with without_adc(model):
+            wanted = model(images)
+        calibrate(model, images)
+        program(model, BROAD)
+        before = model(images)
+        with without_adc(model):
+            assert torch.equal(model(images), wanted)
+        assert torch.equal(model(images), before) and not torch.equal(before, wanted)
+
+
+@pytest.mark.parametrize("device, given, message", [
+    (EXACT, {"wires": Wires("gate", 1.0)}, "access is 'gate' and weights 'pair'"),
+    (EXACT, {"reference_cells": "ideal"}, "reference_cells is 'ideal' and weights 'pair'"),
+    (EXACT, {"read_noise": np.array([1.0, 2.0])}, "read_noise depends on a cell's level, and weights is 'pair'")])
+def test_what_pairs_are_not(device, given, message):
+    layer = linear(CrossbarSpec())
+    with pytest.raises(ValueError, match=message):
+        program(nn.ModuleList([layer]), device, **given)
+    assert layer.chip is None
+    with pytest.raises(ValueError, match="weights is 'pair' with reference 'digital'"):
+        CrossbarSpec(weights="pair", reference="digital")
+
+
+def test_levels_of_pairs_are_their_differences():
+    """Of 2-bit cells, all odd in the lowest slice of DoReFa, whose numbers are odd."""
+    layer = linear(CrossbarSpec(cell_bits=2), 500, w_codes=random_codes(500, 15))
+    program(nn.ModuleList([layer]), BROAD)
+    low, high = (slice_["levels"] for slice_ in diagnostics.cell_levels(layer))
+    assert [each["level"] for each in low] == list(range(-3, 4)) and [each["cells"] > 0 for each in low] == [True, False] * 3 + [True]
+    assert all(each["cells"] > 2000 and abs(each["mean"] - each["level"]) < 0.05 for each in high)
+    assert all(abs(each["deviation"] / (2**0.5 * 3 * 3 / 40) - 1) < 0.1 for each in high)
+
+
+# ---- the programs --------------------------------------------------------------------------------------------------------
+
+
+def test_eval_of_pairs(run, refused, checkpoint):  # noqa: F811
+    """Both in one table, ideal and on a chip; what they leave behind."""
+    flags = ["--engine", "reference", "--cellBit", "2", "--adc_prec", "4", "--limit", "12", "--weights", "offset", "pair"]
+    records, _, text = run(checkpoint, *flags, "--also", "--cellBit 2 --adc_prec 4 --weights pair --device techC", "--save_cells")
+    assert [record["weights"] for record in records] == [None, "offset", "pair", "pair"]
+    assert "2-bit cells, 4-bit ADC, calibrated, weights pair, techC at " in text
+    kept = json.loads(Path("save/adc_ranges.json").read_text())["ranges"]
+    assert [entry["weights"] for entry in kept] == ["offset", "pair"] and kept[0]["layers"] != kept[1]["layers"]
+    again = run(checkpoint, *flags[:-2], "pair", "--adc_ranges", "save/adc_ranges.json")[0][1]
+    assert again["accuracy"] == records[2]["accuracy"] and again["changed_predictions"] == records[2]["changed_predictions"]
+    [folder] = Path("prob").iterdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {entry.get("weights") for entry in manifest.values()} == {None, "pair"}
+    assert (folder / "bit_levels0_techC_pair_chip0.pt").is_file() and (folder / "bit_levels0_ideal.pt").is_file()
+    refused(["--resume", checkpoint, "--weights", "pair", "--reference", "digital"], "--weights is 'pair' with reference 'digital'")
+
+
+def test_training_on_pairs_is_told_by_a_flag():
+    given = ["--dataset", "digits", "--adc_aware", "--weights", "pair", "--wbit", "4", "--abit", "4"]
+    assert train_parse(given)[0].spec.weights == "pair"
