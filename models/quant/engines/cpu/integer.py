@@ -69,21 +69,21 @@ NO_OPERATOR = AttributeError, RuntimeError, TypeError
 _library_is_exact = {}  # for each shape of layer and input, and number of threads: the library chooses its code by them
 
 
-def _library_serves(shape, weight, geometry, largest_code, saturates):
-    """Whether the library gives exact sums for codes of this shape and for weights of the shape of these; tried once, on numbers
-    half of which are the largest.
+def _library_serves(shape, weight_shape, geometry, largest_code, saturates):
+    """Whether the library gives exact sums for codes and weights of these shapes, codes up to `largest_code` and weights beyond SAFE
+    or not; tried once, on numbers half of which are the largest.
 
     Where a processor has no products of bytes that add up in 32 bits, oneDNN adds two of them in 16, which saturate. oneDNN 3.12
     is wrong for outputs one pixel wide with a horizontal stride above 1.
     """
-    key = shape, weight.shape, geometry, torch.get_num_threads(), largest_code, saturates
+    key = shape, weight_shape, geometry, torch.get_num_threads(), largest_code, saturates
     if key not in _library_is_exact:
         numbers = torch.Generator().manual_seed(0)  # not those of a training run
         low, high = (-128, 127) if saturates else (-SAFE, SAFE)
         a_codes = torch.randint(1, largest_code + 1, shape, generator=numbers)
-        trial = torch.randint(low, high + 1, weight.shape, generator=numbers)
+        trial = torch.randint(low, high + 1, weight_shape, generator=numbers)
         a_codes[torch.rand(shape, generator=numbers) < 0.5] = largest_code
-        trial = torch.where(torch.rand(weight.shape, generator=numbers) < 0.5, trial, torch.where(trial < 0, low, high))
+        trial = torch.where(torch.rand(weight_shape, generator=numbers) < 0.5, trial, torch.where(trial < 0, low, high))
         trial, a_codes = trial.to(torch.int8), a_codes.to(torch.uint8)
         ends = slice(None, None, max(1, shape[0] - 1))  # the first and the last image
         try:
@@ -115,8 +115,8 @@ class _Parts:
         count = 1
         while count < weight.shape[1] and any(_largest_sum(part, largest_code) >= EXACT for part in weight.chunk(count, dim=1)):
             count *= 2
-        self.weights = [part.contiguous() for part in weight.chunk(count, dim=1)]
-        self.convolutions = [kind(part, geometry) for part in self.weights]
+        parts = [part.contiguous() for part in weight.chunk(count, dim=1)]
+        self.shapes, self.convolutions = [part.shape for part in parts], [kind(part, geometry) for part in parts]
         self.geometry, self.largest_code, self.integers = geometry, largest_code, integers
         self.saturates = weight.dtype == torch.int8 and max(-int(weight.min()), int(weight.max())) > SAFE
 
@@ -126,15 +126,15 @@ class _Parts:
         return parts[0] if len(parts) == 1 else sum(part.to(self.integers) for part in parts)
 
     def _inputs(self, x):
-        if len(self.weights) == 1:
+        if len(self.shapes) == 1:
             return [x]
         grouped = x.view(*x.shape[:3], self.geometry.groups, -1)
-        return [part.flatten(3) for part in grouped.split([weight.shape[1] for weight in self.weights], dim=4)]
+        return [part.flatten(3) for part in grouped.split([shape[1] for shape in self.shapes], dim=4)]
 
     def served_by_library(self, x):
         """Whether the library computes all parts exactly."""
-        return all(_library_serves(codes.shape, weight, self.geometry, self.largest_code, self.saturates)
-                   for codes, weight in zip(self._inputs(x), self.weights))
+        return all(_library_serves(codes.shape, shape, self.geometry, self.largest_code, self.saturates)
+                   for codes, shape in zip(self._inputs(x), self.shapes))
 
 
 class IntegerConvolution:

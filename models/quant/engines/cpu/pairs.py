@@ -33,24 +33,24 @@ class Table:
         self._added = None
 
     def _kinds(self):
-        """Yield (z, k, u) of each kind of read, u `[weight code, input code]`."""
+        """Yield (z, k, digits, cells, u) of each kind of read: its digit of each input code, its cell of each weight code, and u of
+        every `[cell, digit]`."""
         spec = self.layer.spec
-        a_codes, w_codes = np.arange(2**spec.a_bits), np.arange(2**spec.w_bits)[:, None]
         for (z, digit_bits), (k, bits) in itertools.product(enumerate(spec.digit_bits), enumerate(spec.slice_bits)):
-            a = a_codes >> (spec.dac_bits * z) & (2**digit_bits - 1)
-            cell = w_codes >> (spec.cell_bits * k) & (2**bits - 1)
-            yield z, k, (2 * cell - self.layer.reference_twice[k]) * a if spec.reference == "analog" else cell * a
+            a, c = np.arange(2**digit_bits), np.arange(2**bits)[:, None]
+            u = (2 * c - self.layer.reference_twice[k]) * a if spec.reference == "analog" else c * a
+            digits = np.arange(2**spec.a_bits) >> (spec.dac_bits * z) & (2**digit_bits - 1)
+            yield z, k, digits, np.arange(2**spec.w_bits) >> (spec.cell_bits * k) & (2**bits - 1), u
 
     def _sum_kinds(self):
         """What each pair adds to the accumulators of each ADC step, `[step, pair]`."""
         layer, spec = self.layer, self.layer.spec
         groups = [ks for _, ks in layer.delta_groups]
         total = np.zeros((len(groups), 2**spec.w_bits, 2**spec.a_bits), np.int64)
-        for z, k, u in self._kinds():
-            seen, where = np.unique(u, return_inverse=True)
-            codes = adc.transfer(seen, spec.unit, *layer.converter(z, k)) * layer.multiplier(z, k)
+        for z, k, digits, cells, u in self._kinds():
+            codes = adc.transfer(u, spec.unit, *layer.converter(z, k)) * layer.multiplier(z, k)
             step = next(step for step, ks in enumerate(groups) if k in ks)
-            total[step] += codes[where.reshape(u.shape)] << (spec.dac_bits * z + spec.cell_bits * k)
+            total[step] += codes[cells[:, None], digits] << (spec.dac_bits * z + spec.cell_bits * k)
         return total.reshape(len(groups), -1).astype(str(accumulator_dtype(layer)).removeprefix("torch."))
 
     def sums(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -67,9 +67,12 @@ class Table:
         spec, (low, high) = self.layer.spec, self.layer.u_span
         seen = np.zeros((numba.get_num_threads(), 2 ** (spec.w_bits + spec.a_bits)), np.int64)
         _count(x, self.first, self.taps, self.stride, *size, seen)
+        seen = seen.sum(0).reshape(2**spec.w_bits, 2**spec.a_bits)
         counts = np.zeros((len(spec.digit_bits), len(spec.slice_bits), high - low + 1), np.int64)
-        for z, k, u in self._kinds():
-            np.add.at(counts[z, k], u.ravel() - low, seen.sum(0))
+        for z, k, digits, cells, u in self._kinds():
+            of_digits = np.stack([seen[:, digits == digit].sum(1) for digit in range(u.shape[1])])
+            of_reads = np.stack([of_digits[:, cells == cell].sum(1) for cell in range(u.shape[0])])
+            np.add.at(counts[z, k], u - low, of_reads)
         return counts
 
 
