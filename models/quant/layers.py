@@ -13,7 +13,6 @@ from torch.nn.modules.utils import _pair as pair
 
 from .eager import outside_graphs
 from .engines.cpu import image as image_kernel
-from .engines.cpu.integer import patches
 from .engines.cpu.output import ToCodes
 from .quantizers import AQ, WEIGHT_QUANTIZERS, warn_of_nan
 from .spec import Geometry
@@ -128,7 +127,7 @@ class Qconv2d(_Quantized, nn.Conv2d):
         weight = weight.permute(2, 3, 1, 0).flatten(0, 2).double()
         top, bottom, left, right = geometry.padding
         x = F.pad(x, (left, right, top, bottom)).permute(0, 2, 3, 1).contiguous().double()
-        rows = patches(x, self.kernel_size, size, geometry.stride, geometry.dilation).reshape(
+        rows = _patches(x, self.kernel_size, size, geometry.stride, geometry.dilation).reshape(
             len(x) * size[0] * size[1], len(weight))
         y = (rows @ weight).float() * scale
         return y.view(len(x), *size, self.out_channels).permute(0, 3, 1, 2)
@@ -140,6 +139,14 @@ class Qconv2d(_Quantized, nn.Conv2d):
         x, weight, scale = self._operands(x.detach())
         offset = torch.zeros(len(weight), dtype=torch.float32) if self.bias is None else self.bias.detach() * self.out_scale
         return image_kernel.convolution(x, weight, self._geometry(), scale, offset, to_codes)
+
+
+def _patches(x, kernel, size, stride, dilation):
+    """What each output pixel of a convolution sees of `x`, `[N, H, W, in]` and padded: a view `[N, *size, *kernel, in]`."""
+    image, row, pixel, channel = x.stride()
+    (sy, sx), (dy, dx) = stride, dilation
+    return x.as_strided((len(x), *size, *kernel, x.shape[3]),
+                        (image, sy * row, sx * pixel, dy * row, dx * pixel, channel), x.storage_offset())
 
 
 class QLinear(_Quantized, nn.Linear):

@@ -144,7 +144,7 @@ def _relative(layer, table):
         taken = max(taken, int(np.abs(codes - u).max()))
     # `u = 2 P - 2 r_k n` adds up to `sum A (2 W - L)`, `u = P` to `sum A W`.
     convolution = IntegerConvolution(layer) if spec.reference == "analog" else IntegerConvolution(layer, 1, 0)
-    if len(layer.arrays) * taken >= 2**15 or not (convolution.int8 or convolution.float32):
+    if len(layer.arrays) * taken >= 2**15 or convolution.dtype == torch.int64:
         return table, None
     table.quiet[:] = int(layer.adc_q_min.max()), int(layer.adc_q_min.min()) + q_max
     return table._replace(relative=True), convolution

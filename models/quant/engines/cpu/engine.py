@@ -26,7 +26,7 @@ import torch
 from ...cells import Cells
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from . import cells, elementwise, kernel
+from . import cells, elementwise, grouped, kernel
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .converter import dynamic_adc, fits, no_adc, static_adc
 from .integer import IntegerConvolution
@@ -45,22 +45,25 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     return None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}"
 
 
-def prepare(layer: MappedLayer) -> _Prepared | cells.Prepared:
+def prepare(layer: MappedLayer) -> _AnyPrepared:
     """What does not depend on the input; made when first needed."""
-    return _Prepared(layer) if layer.cells is None else cells.Prepared(layer)
+    usual = _Prepared(layer) if layer.cells is None else cells.Prepared(layer)
+    return grouped.Prepared(layer, usual) if grouped.serves(layer) else usual
 
 
-def accumulate(prepared: _Prepared | cells.Prepared, a_codes: torch.Tensor) -> torch.Tensor:
+def accumulate(prepared: _AnyPrepared, a_codes: torch.Tensor) -> torch.Tensor:
     """The layer's accumulators, int32 or int64 `[G, N, H', W', out]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
     return prepared.simulate(a_codes)
 
 
-def scaled(prepared: _Prepared | cells.Prepared, a_codes: torch.Tensor, values: list[float], scale: torch.Tensor, offset: torch.Tensor,
+def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], scale: torch.Tensor, offset: torch.Tensor,
            to_codes: ToCodes | None = None) -> torch.Tensor:
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
     if prepared.sums_alone:
         return elementwise.scaled(prepared.convolution.sums(a_codes), scale, offset, to_codes)
+    if isinstance(prepared, grouped.Prepared):
+        return prepared.scaled(a_codes, values, scale, offset, to_codes)
     scaling = {"values": np.array(values), "scale": scale.numpy(), "offset": offset.numpy()}
     if to_codes is None:
         return prepared.simulate(a_codes, **scaling).view(torch.float32)[0]
@@ -70,7 +73,7 @@ def scaled(prepared: _Prepared | cells.Prepared, a_codes: torch.Tensor, values: 
     return codes
 
 
-def histogram(prepared: _Prepared | cells.Prepared, a_codes: torch.Tensor) -> torch.Tensor:
+def histogram(prepared: _AnyPrepared, a_codes: torch.Tensor) -> torch.Tensor:
     """Counts of the read values, int64 `[digits, slices, u]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
     return prepared.histogram(a_codes)
 
@@ -162,3 +165,6 @@ class _Reads:
         extremes[..., 0], extremes[..., 1] = 2**62, -2**62
         self.run(no_adc(self.layer), a_codes, RANGES, extremes=extremes)
         return extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)
+
+
+_AnyPrepared = _Prepared | cells.Prepared | grouped.Prepared

@@ -106,6 +106,7 @@ def _reader(element, numba_type):
 
 # Elements of a contiguous array by its address (why: see `buffers`): `int64_at(address, index)`.
 int64_at = _reader(ir.IntType(64), types.int64)
+uint64_at = _reader(ir.IntType(64), types.uint64)
 uint32_at = _reader(_I32, types.uint32)
 uint16_at = _reader(_I16, types.uint16)
 int16_at = _reader(_I16, types.int16)
@@ -127,6 +128,7 @@ def _writer(element, numba_type=types.int64):
 
 
 put_int64 = _writer(ir.IntType(64))
+put_uint64 = _writer(ir.IntType(64), types.uint64)
 put_uint32 = _writer(_I32)  # the low bits of any integer, and so for bytes
 put_uint8 = _writer(_I8)
 put_float64 = _writer(ir.DoubleType(), types.float64)

@@ -163,3 +163,40 @@ def code_f64_of_f32(typingctx, u, delta, high):
         quotient = b.fdiv(b.sitofp(args[0], _FLOATS), delta)
         return b.fpext(_clipped(b, quotient, ir.Constant(_FLOATS, [0.0] * WIDE), high, _FLOATS), _DOUBLES)
     return doubles(ints, types.float32, types.float32), codegen
+
+
+@intrinsic
+def bit_of_64_bytes(typingctx, address, offset, bit):
+    """Bit `bit` of the 64 bytes from element `offset` of the byte array at `address`, packed into one uint64."""
+    def codegen(context, b, sig, args):
+        byte, vector = ir.IntType(8), ir.VectorType(ir.IntType(8), WIDE)
+        mask = _broadcast(b, b.shl(ir.Constant(byte, 1), b.trunc(args[2], byte)), vector)
+        hit = b.and_(b.load(_pointer(b, args[0], args[1], byte, WIDE), align=1, typ=vector), mask)
+        return b.bitcast(b.icmp_unsigned("!=", hit, ir.Constant(vector, [0] * WIDE)), ir.IntType(64))
+    return types.uint64(types.intp, types.intp, types.intp), codegen
+
+
+@_operation(shorts, shorts, shorts, types.uint64)
+def added_where(b, x, y, lanes):
+    """`x + y` in the lanes whose bits are set, elsewhere `x`."""
+    return b.select(b.bitcast(lanes, ir.VectorType(ir.IntType(1), WIDE)), b.add(x, y), x)
+
+
+@intrinsic
+def code_f64_of_f32_by(typingctx, u, deltas, offset, high):
+    """As `code_f64_of_f32`, each lane by its own delta: those from element `offset` of the float32 array at `deltas`."""
+    def codegen(context, b, sig, args):
+        delta = b.load(_pointer(b, args[1], args[2], _F32, WIDE), align=4, typ=_FLOATS)
+        quotient = b.fdiv(b.sitofp(args[0], _FLOATS), delta)
+        codes = _clipped(b, quotient, ir.Constant(_FLOATS, [0.0] * WIDE), _broadcast(b, args[3], _FLOATS), _FLOATS)
+        return b.fpext(codes, _DOUBLES)
+    return doubles(ints, types.intp, types.intp, types.float32), codegen
+
+
+@intrinsic
+def add_product_by(typingctx, total, x, factors, offset):
+    """As `add_product_f64`, each lane times its own factor: those from element `offset` of the float64 array at `factors`."""
+    def codegen(context, b, sig, args):
+        factor = b.load(_pointer(b, args[2], args[3], _F64, WIDE), align=8, typ=_DOUBLES)
+        return _call(b, "fma", _DOUBLES, args[1], factor, args[0])
+    return doubles(doubles, doubles, types.intp, types.intp), codegen

@@ -1,0 +1,109 @@
+"""Layers of many small groups on the CPU, bit for bit as the reference engine computes them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from strategies import ACTIVATIONS, CELLS, KERNELS, WEIGHTS, Case, codes, geometries, plans, random_cells, ranges, specs
+
+from models.quant import CrossbarSpec, engines
+from models.quant.engines.cpu import grouped
+from models.quant.engines.cpu.output import ToCodes
+from models.quant.spec import Geometry
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+REFERENCE, NUMBA = engines.load("reference"), engines.load("numba")
+
+
+@st.composite
+def cases(draw, adc_ranges=("calibrated",), planned=False, on_grid=None):
+    """A layer of 16 and more groups of one channel, or of a few, and one output or a few; arrays of one row among them."""
+    spec = draw(specs(list(adc_ranges), rows=[1, 4, 16, 128], adc_plan="significance" if planned else "uniform"))
+    kernel, groups = draw(st.sampled_from(KERNELS)), draw(st.sampled_from([16, 17, 63, 64, 65, 130]))
+    channels, outputs = draw(st.sampled_from([1, 1, 2])), draw(st.sampled_from([1, 1, 2, 8]))
+    geometry = draw(geometries(kernel, groups))
+    size = [max(1, d * (k - 1) + 1 - sum(geometry.padding[2 * i:2 * i + 2]) + draw(st.integers(0, 3)))
+            for i, (d, k) in enumerate(zip(geometry.dilation, kernel))]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    a_codes = codes(draw(st.sampled_from(ACTIVATIONS)), spec.a_bits, (draw(st.integers(1, 2)), *size, channels * groups), rng)
+    w_codes = codes(draw(st.sampled_from(WEIGHTS)), spec.w_bits, (outputs * groups, channels, *kernel), rng)
+    delta, q_min, bits = draw(plans(spec)) if planned else (*draw(ranges(spec)), None)
+    case = Case(spec, geometry, a_codes, w_codes, delta, q_min, bits, draw(st.sampled_from([None, 2 ** (spec.w_bits - 1) - 1])))
+    if draw(st.booleans()) if on_grid is None else on_grid:
+        case.cells = random_cells(draw(st.sampled_from(CELLS)), case, rng)
+    return case
+
+
+def prepared(layer):
+    found = NUMBA.prepare(layer)
+    assert isinstance(found, grouped.Prepared)
+    return found
+
+
+def check(case):
+    layer = case.layer()
+    assume(grouped.serves(layer))  # cells of 16 bits
+    found, wanted = NUMBA.accumulate(prepared(layer), case.input()), REFERENCE.accumulate(layer, case.input())
+    assert found.dtype == wanted.dtype == engines.accumulator_dtype(layer)
+    assert torch.equal(found, wanted)
+
+
+@given(case=cases(("calibrated", "full")))
+@settings(max_examples=60)
+def test_fixed_ranges(case):
+    check(case)
+
+
+@given(case=cases(planned=True))
+@settings(max_examples=40)
+def test_plans(case):
+    check(case)
+
+
+@given(case=cases(("dynamic",)))
+@settings(max_examples=25)
+def test_ranges_of_the_batch(case):
+    check(case)
+
+
+@given(case=cases(("calibrated", "ideal")))
+@settings(max_examples=40)
+def test_histogram(case):
+    layer = case.layer()
+    low, high = layer.u_span
+    assume(grouped.serves(layer) and high - low < 2**18)
+    assert torch.equal(NUMBA.histogram(prepared(layer), case.input()), REFERENCE.histogram(layer, case.input()))
+
+
+def depthwise(groups=40, mapping="tap", **options):
+    rng = np.random.default_rng(0)
+    a_codes, w_codes = rng.integers(0, 16, (2, 5, 6, groups), dtype=np.uint8), rng.integers(0, 16, (groups, 1, 3, 3), dtype=np.uint8)
+    return Case(CrossbarSpec(4, 4, 1, 2, mapping=mapping, **options), Geometry((2, 1), (1, 1, 1, 1), (1, 1), groups), a_codes, w_codes,
+                [0.4] * 4, [-2] * 4)
+
+
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+@pytest.mark.parametrize("delta", [[0.4] * 4, [0.4, 0.5, 0.4, 0.3]])
+def test_outputs_and_codes_of_the_next_layer_are_those_of_the_usual_kernel(monkeypatch, mapping, delta):
+    case = replace(depthwise(mapping=mapping), delta=delta)
+    layer, numbers = case.layer(), torch.Generator().manual_seed(0)
+    scale, offset, gain, shift = (torch.randn(40, generator=numbers) for _ in range(4))
+    to_codes = ToCodes(gain.numpy(), shift.numpy(), np.float32(9.0), np.float32(15 / 9))
+    values, results = engines.value(layer), []
+    for many in (16, 41):
+        monkeypatch.setattr(grouped, "MANY", many)
+        found = NUMBA.prepare(layer)
+        assert isinstance(found, grouped.Prepared) == (many == 16)
+        results.append([NUMBA.scaled(found, case.input(), values, scale, offset, target) for target in (None, to_codes)])
+    (y, codes_of_y), (usual, usual_codes) = results
+    assert torch.equal(y, usual) and torch.equal(codes_of_y, usual_codes) and codes_of_y.unique().numel() > 8  # not all zero
+
+
+@pytest.mark.parametrize("groups, outputs, serves", [(16, 8, True), (15, 1, False), (16, 9, False)])
+def test_which_layers_are_many_small_groups(groups, outputs, serves):
+    case = depthwise(groups)
+    case.w_codes = case.w_codes.repeat(outputs, axis=0)
+    assert isinstance(NUMBA.prepare(case.layer()), grouped.Prepared) == serves
