@@ -65,8 +65,8 @@ class LinearWQ(_OwnScale, AroundZero):
     """Linear weights, symmetric around an exact zero, with a step of its own for each output channel.
 
     `W = clip(rint(x / s_c), -m, m) + m` with `m = 2^(w-1) - 1`, value `s_c (W - m)`; `L = 2 m`. The gradient passes where
-    `|x| <= m s_c`; the steps are constants. (Uniform symmetric quantization per channel: Krishnamoorthi, arXiv 1806.08342,
-    section 2.2.)
+    `|x| <= m s_c`; the steps are constants. (The uniform symmetric quantizer of Krishnamoorthi, arXiv 1806.08342,
+    section 2.2, with an odd number of levels.)
 
     Args: wbit, 2..8, or 32 for off.
     Buffer: `scale`, s_c, float32 `[out]`, in units of the weight; empty until `fit`, or until one is loaded.

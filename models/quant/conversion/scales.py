@@ -14,6 +14,7 @@ from torch import Tensor
 
 METHODS = ("mse", "max")
 SMALLEST = 2.0**-100  # numbers that are all below are zero: a step whose inverse is infinite is none
+COARSE = 32  # steps that are tried first, from the smallest that may be best to the largest
 ELEMENTS = 2**17  # weights that are searched together: what a processor's cache holds
 
 
@@ -46,13 +47,12 @@ def _of_few_channels(w, m, method):
 
 
 def _of_least_error(w, cover, m):
-    """A coarse grid of steps, a fine one around the best of it, then the best step for the codes that were found."""
+    """A coarse grid of steps, then a fine one around the best of it."""
     count = w.shape[1]
     # Bounds: a step s < cover clips the largest weight, an error of at least (m cover - m s)^2, and the step `cover` has at
     # most n (cover / 2)^2. Above, the largest weight would lose the code m.
     low, high = max(1 - count**0.5 / (2 * m), 1 / 64), m / (m - 0.5)
-    coarse = 24 + 2048 // count  # few weights have an error of many valleys, and cost little
-    ratio = (high / low) ** (1 / (coarse - 1))
+    ratio = (high / low) ** (1 / (COARSE - 1))
     quotient, codes = torch.empty_like(w), torch.empty_like(w)
     best, least = cover, torch.full_like(cover, float("inf"))
 
@@ -64,16 +64,12 @@ def _of_least_error(w, cover, m):
         better = error < least
         best, least = torch.where(better, step, best), torch.where(better, error, least)
 
-    for factor in [1.0, *(low * ratio**i for i in range(coarse))]:
+    for factor in [1.0, *(low * ratio**i for i in range(COARSE))]:
         offer(cover * factor)
     middle = best
     for i in range(1, 6):
         for factor in (ratio ** (i / 6), ratio ** (-i / 6)):
             offer(middle * factor)
-    for _ in range(2):
-        torch.div(w, best[:, None], out=codes).round_().clamp_(-m, m)
-        projected = (w * codes).sum(1) / codes.square().sum(1)
-        offer(torch.where(projected > SMALLEST, projected, best))
     return best
 
 
