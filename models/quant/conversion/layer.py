@@ -12,6 +12,7 @@ from .. import adc, engines
 from ..cells import Cells
 from ..crossbar import CrossbarLayer
 from ..eager import outside_graphs
+from ..engines.cpu import elementwise
 from ..mapping import MappedLayer
 from ..quantizers import warn_of_nan
 from ..readout import first_image, image_numbers
@@ -177,29 +178,34 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if not x.numel():
             return self._in_float(x, self.operand, None)
         with torch.autocast(x.device.type, enabled=False):
-            y = self._signed(x) if self.act_quant.signed else self._of_images(self._parts(x)[0].codes, x)
+            if self.act_quant.signed:
+                y = self._signed(x)
+            else:
+                y = self._numbered(x, self._parts(x)[0], lambda codes: self._of_codes(codes, None))
         return self.form.outputs(y, x).to(x.dtype)
-
-    def _of_images(self, codes, x):
-        with self._numbered(x):
-            return self._of_codes(codes, None)
 
     def _signed(self, x):
         """`[N, H', W', out]` of an input with codes below zero."""
-        made = _, layer, _, scale = self._prepare(x.device)
-        at_once = self._sums_at_once(layer)
-        parts = self._parts(x, "offset" if at_once else self.encoding)
-        total = 0.0
-        for part in parts:
-            with self._numbered(x, part.image_shift):
-                total = total + part.factor * self._exact_sums(made, part.codes)
-        if at_once or self.encoding == "offset":
-            total = total + self.act_quant.window[0] * self._sum_of_weights()
+        made = engine, layer, prepared, scale = self._prepare(x.device)
         gain, offset = self._correction()
-        return total.float() * (scale * gain.double()).float() + offset
+        scale = (scale * gain.double()).float()
+        if self._sums_at_once(layer):
+            [part] = self._parts(x, "offset")
+            sums = engine.accumulate(prepared, part.codes)[0]  # integers, of which what an offset adds is taken off exactly
+            return scaled(sums.add_(self._of_an_offset().to(sums.dtype)), scale, offset)
+        values, parts = engines.value(layer), self._parts(x, self.encoding)
+        if len(values) > 1 or self.encoding == "offset" or self._subtracts_behind(layer):
+            total = sum(part.factor * self._numbered(x, part, lambda codes: self._exact_sums(made, codes)) for part in parts)
+            if self.encoding == "offset":
+                total = total + self._of_an_offset()
+            return total.float() * scale + offset
+        sums = sum(part.factor * self._numbered(x, part, lambda codes: engine.accumulate(prepared, codes))[0].long() for part in parts)
+        return scaled(sums, scale * values[0], offset)
 
-    def _numbered(self, x, shift=0):
-        return image_numbers(first_image() * self.form.planes_of(x) + shift)
+    def _numbered(self, x, part, run):
+        """`run(codes)` with the numbers that the images of a part have for the noise of its reads."""
+        with image_numbers(first_image() * self.form.planes_of(x) + part.image_shift):
+            return run(part.codes)
 
     def parts(self, x: Tensor) -> list[Tensor]:
         """All codes that the arrays see of input `x`, uint8 `[N, H, W, in]` each, one read after the other."""
@@ -210,9 +216,9 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         codes = self.act_quant.codes(self.form.images(x).float())
         return encodings.parts(codes, self.act_quant.window[0], encoding, self.form.geometry.padding, self.act_quant.abit)
 
-    def _sum_of_weights(self):
-        """`sum (2 W - L)` of each output channel, float64: what an offset of one in all codes adds."""
-        return (2 * self.w_codes().double() - self.weight_quant.zero_twice).sum((1, 2, 3))
+    def _of_an_offset(self):
+        """`lo sum (2 W - L)` of each output channel, int64: what codes `A - lo` in place of A have too little."""
+        return self.act_quant.window[0] * (2 * self.w_codes().long() - self.weight_quant.zero_twice).sum((1, 2, 3))
 
     def _output(self, y):
         return y.permute(0, 2, 3, 1)  # `outputs` does the rest
@@ -238,3 +244,10 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
 def _fit_spec(layer, _):
     """After other input codes were loaded."""
     layer._spec = layer.fitted(layer._spec)
+
+
+def scaled(sums: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """`float32(sums) scale + offset` of integers `[N, H, W, out]`, contiguous; may be written over them."""
+    if sums.device.type == "cpu":
+        return elementwise.scaled(sums, scale, offset)
+    return sums.float() * scale + offset

@@ -56,7 +56,7 @@ class Prepared:
     """
 
     def __init__(self, layer: MappedLayer, usual: Any) -> None:
-        self.layer, self._usual = layer, usual
+        self.layer, self._usual, self.sums_alone = layer, usual, usual.sums_alone
 
     @property
     def convolution(self) -> Any:
