@@ -23,7 +23,7 @@ FLOORS = [
     ["layers", "linear_quantizers"],
     ["crossbar", "gptq"],
     ["calibration", "program", "cell_files"],
-    ["diagnostics", "fusion"],
+    ["diagnostics", "fusion", "cost"],
     ["__init__"],
 ]
 
