@@ -252,7 +252,7 @@ def test_idle_reads_are_skipped_where_hardware_can(technology):
 
 def test_pairs_take_two_bit_lines_and_no_reference(technology):
     """|2 W - L| of DoReFa's 2 bits: 3 1 1 3; SAWB's |W - m|: 1 0 1."""
-    for wq, levels, ends in (("dorefa", [3, 1, 1, 3], 2), ("sawb", [1, 0, 1], 1)):
+    for wq, levels in (("dorefa", [3, 1, 1, 3]), ("sawb", [1, 0, 1])):
         layer = QLinearDoreFa(len(levels), 1, spec=CrossbarSpec(w_bits=2, a_bits=1, adc_range="full"), alpha_init=1.0, wq=wq).eval()
         layer.set_codes(torch.arange(len(levels), dtype=torch.uint8).view(1, -1, 1, 1))
         layer._spec = pair(layer.spec)
