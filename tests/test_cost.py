@@ -17,6 +17,7 @@ from models.quant.adc import Plan
 from models.quant.cost import Band, Technology, adc_fit, count, counting, estimate, scaling
 from models.quant.cost.columns import columns
 from models.quant.devices import Device
+from models.quant.engines.cpu.ones import Ones
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEADER = "component,value,unit,bits,node_nm,source\n"
@@ -145,6 +146,17 @@ def test_counts_and_cell_energy_are_those_of_every_read_and_cell(technology):
         kinds |= {type(layer).__name__, layer.spec.mapping, layer.spec.reference, type(layer.weight_quant).__name__,
                   layer.spec.dac_bits > 1, layer.geometry.groups > 1}
     assert len(kinds) == 10  # each kind was there
+
+
+@pytest.mark.parametrize("images", [1, 2, 14, 15, 16, 17, 255, 256, 300])
+def test_fields_of_a_word_never_carry_over(images):
+    """Sums of bits in two, four and eight bits of a word, full ones too."""
+    for codes in (torch.randint(0, 256, (images, 7, 5), dtype=torch.uint8), torch.full((images, 7, 5), 255, dtype=torch.uint8)):
+        counter = Ones(7, 5, 8, [0, 2, 5])
+        joined = counter.add(codes)
+        assert counter.sums.tolist() == [(codes >> b & 1).sum(0).tolist() for b in range(8)]
+        parts = [codes[:, :, :2].numpy(), codes[:, :, 2:].numpy()]
+        assert np.array_equal(joined, np.stack([np.bitwise_or.reduce(part, 2) for part in parts], 1))
 
 
 def network():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..crossbar import CrossbarLayer
-from ..engines.cpu.ones import ones
+from ..engines.cpu.ones import Ones
 from .count import LayerCounts
 
 
@@ -65,8 +65,12 @@ def _digit_ones(layer: CrossbarLayer, paired: bool) -> np.ndarray:
         codes = ((2 * codes.int() - zero_twice).abs() // (1 if zero_twice % 2 else 2)).to(torch.uint8)
     out, channels, kh, kw = codes.shape
     groups = layer.geometry.groups
-    rows = codes.view(groups, out // groups, channels, kh * kw).permute(0, 1, 3, 2).reshape(groups, out // groups, -1)
-    return np.stack([ones(group, layer.spec.w_bits) for group in rows], 1)
+    found = []
+    for group in codes.view(groups, out // groups, channels, kh * kw):
+        counter = Ones(channels, kh * kw, layer.spec.w_bits)
+        counter.add(group.contiguous())
+        found.append(counter.sums.transpose(0, 2, 1).reshape(layer.spec.w_bits, -1))
+    return np.stack(found, 1)
 
 
 def level_sums(bits: np.ndarray, slice_bits: tuple[int, ...]) -> np.ndarray:

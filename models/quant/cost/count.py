@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..calibration import without_adc
 from ..crossbar import CrossbarLayer, crossbar_layers
-from ..engines.cpu.ones import array_codes, ones
+from ..engines.cpu.ones import Ones, array_codes, tap_codes
 from ..mapping import array_bounds
 from ..prepared import Prepared
 from ..spec import Geometry
@@ -125,9 +125,13 @@ class _Watch:
     def __init__(self, layer: CrossbarLayer, layouts: list[Layout] | None) -> None:
         self.geometry, self.w_shape, self.a_bits = layer.geometry, layer.w_shape, layer.spec.a_bits
         layouts = [(layer.spec.mapping, layer.spec.rows)] if layouts is None else layouts
-        self.pieces = {layout: _pieces(*layout, self.w_shape, self.geometry.groups) for layout in layouts}
+        arrays = {layout: _spans(*layout, self.w_shape) for layout in layouts}
+        ends = {end for spans in arrays.values() for _, _, *ends in spans for end in ends}
+        self.cuts, groups = sorted(ends), self.geometry.groups
+        self.pieces = {layout: _pieces(spans, self.cuts, self.w_shape[3], groups) for layout, spans in arrays.items()}
+        self.cuts = [group * self.w_shape[1] + cut for group in range(groups) for cut in self.cuts[:-1]] + [groups * self.w_shape[1]]
         self.reads = {layout: np.zeros(256, np.int64) for layout in layouts}
-        self.places: dict[tuple[int, int], np.ndarray] = {}  # ones of each input, int64 [bits, H, W, in], by its size
+        self.places: dict[tuple[int, ...], Ones] = {}  # by the input's size [H, W, in]
         self.pixels = self.inputs = 0
 
     def see(self, codes: Tensor) -> None:
@@ -139,17 +143,23 @@ class _Watch:
         size = self.geometry.output_size(height, width, self.w_shape[2:])
         self.pixels += images * size[0] * size[1]
         self.inputs += codes.numel()
-        seen = ones(codes.view(images, -1), self.a_bits).reshape(self.a_bits, height, width, channels)
-        if (height, width) in self.places:
-            self.places[height, width] += seen
-        else:
-            self.places[height, width] = seen
-        for layout, (cuts, pieces) in self.pieces.items():
-            moved = pieces * [1, self.geometry.dilation[0], self.geometry.dilation[1], 1]
-            self.reads[layout] += array_codes(codes, cuts, moved, size, self.geometry.stride, self.geometry.padding[::2])
+        if codes.shape[1:] not in self.places:
+            self.places[codes.shape[1:]] = Ones(height * width, channels, self.a_bits, self.cuts)
+        joined = self.places[codes.shape[1:]].add(codes.view(images, -1, channels))
+        for layout, pieces in self.pieces.items():
+            if layout[0] == "tap":
+                found = tap_codes(joined, pieces[:, [0, 3]], _times_seen((height, width), self.geometry, self.w_shape[2:]))
+                reads = images * size[0] * size[1] * self.w_shape[2] * self.w_shape[3] * (int(pieces[-1, 0]) + 1)
+                found[0] += reads - found.sum()  # in the padding
+            else:
+                pieces = pieces * [1, *self.geometry.dilation, 1]
+                found = array_codes(joined.reshape(images, -1, height, width), pieces, size, self.geometry.stride,
+                                    self.geometry.padding[::2])
+            self.reads[layout] += found
 
     def result(self) -> LayerCounts:
-        found = sum(_under_the_kernel(places, self.geometry, self.w_shape[2:]) for places in self.places.values())
+        found = sum(_under_the_kernel(places.sums.reshape(self.a_bits, *size), self.geometry, self.w_shape[2:])
+                    for size, places in self.places.items())
         groups = self.geometry.groups
         found = found.reshape(self.a_bits, -1, groups, self.w_shape[1]).transpose(0, 2, 1, 3).reshape(self.a_bits, groups, -1)
         return LayerCounts(self.w_shape, groups, self.pixels, self.inputs, found, self.reads)
@@ -169,16 +179,31 @@ def _under_the_kernel(places: np.ndarray, geometry: Geometry, kernel: tuple[int,
     return np.stack(sums, 1)
 
 
-def _pieces(mapping: str, rows: int, w_shape: tuple[int, int, int, int], groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """(cuts, pieces) for `array_codes`: channels that always lie on the same arrays are a segment."""
+def _times_seen(size: tuple[int, int], geometry: Geometry, kernel: tuple[int, int]) -> np.ndarray:
+    """How many output pixels and positions of the kernel see each pixel of the input: int64 `[H W]`."""
+    times = []
+    for length, out, taps, step, dilation, before in zip(
+            size, geometry.output_size(*size, kernel), kernel, geometry.stride, geometry.dilation, geometry.padding[::2]):
+        seen = (np.arange(out)[:, None] * step + np.arange(taps) * dilation - before).ravel()
+        times.append(np.bincount(seen[(seen >= 0) & (seen < length)], minlength=length))
+    return np.outer(*times).ravel()
+
+
+def _spans(mapping: str, rows: int, w_shape: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+    """What the arrays of one group consist of: `(array, tap, first channel, behind the last)`. With "tap" mapping those of one tap:
+    the others have the same."""
     _, channels, kh, kw = w_shape
-    spans = []  # (array, tap, first channel, behind the last) of each array's part in a tap
-    for array, (start, stop) in enumerate(array_bounds(mapping, kh * kw, channels, rows)):
+    spans = []
+    for array, (start, stop) in enumerate(array_bounds(mapping, 1 if mapping == "tap" else kh * kw, channels, rows)):
         for tap in range(start // channels, (stop - 1) // channels + 1):
             spans.append((array, tap, max(start - tap * channels, 0), min(stop - tap * channels, channels)))
-    cuts = sorted({end for _, _, *ends in spans for end in ends})
-    pieces = [(array, tap // kw, tap % kw, cuts.index(cut)) for array, tap, first, end in spans for cut in cuts if first <= cut < end]
+    return spans
+
+
+def _pieces(spans: list[tuple[int, int, int, int]], cuts: list[int], kw: int, groups: int) -> np.ndarray:
+    """The same of all groups, cut into segments of channels: int64 `[n, 4]`, (array, row and column of the tap, segment)."""
+    pieces = [(array, tap // kw, tap % kw, segment) for array, tap, first, end in spans
+              for segment, cut in enumerate(cuts) if first <= cut < end]
     arrays = spans[-1][0] + 1
-    all_cuts = [group * channels + cut for group in range(groups) for cut in cuts[:-1]] + [groups * channels]
     shifted = np.array(pieces)[None] + np.arange(groups)[:, None, None] * [arrays, 0, 0, len(cuts) - 1]
-    return np.array(all_cuts), np.ascontiguousarray(shifted.reshape(-1, 4))
+    return np.ascontiguousarray(shifted.reshape(-1, 4))
