@@ -225,7 +225,6 @@ class _Ends:
             self.chosen[component] = (known[order[0]], known[0], known[order[-1]]) if known else ()
         return self.chosen[component]
 
-
     def _cost(self, component: str, done: Events) -> Callable[[Source], float]:
         """`f(source)`: what a layer's use of a part costs by one source."""
         node, skip = self.technology.node, self.technology.skip_idle
