@@ -9,12 +9,17 @@ difference to it comes from the ADC, and from the cells where these are of a dev
     python eval.py --resume ... --cellBit 2 --adc_prec 5 --device techA --device_time 1h --chips 10
     python eval.py --device list
 
+and what it costs, in energy, time and area, in a technology:
+
+    python eval.py --resume ... --cellBit 1 2 --adc_prec 4 6 --cost rram_32nm
+    python eval.py --cost list
+
 Written to --save_path (the checkpoint's folder unless given): results.jsonl, one line a setting, appended as soon as it
 is known; adc_ranges.json, all ranges that were calibrated, for --adc_ranges; report_<setting>.json and .png with
 --report; accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and the like for
-several values of a device; eval.log. The bit-planes of the weights go to
---prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at with torch.load. To evaluate
-planes that you changed, copy the folder, edit the files, and pass --planes FOLDER.
+several values of a device; cost.json, cost.csv, cost_by_layer.png and accuracy_over_energy.png with --cost; eval.log. The
+bit-planes of the weights go to --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at
+with torch.load. To evaluate planes that you changed, copy the folder, edit the files, and pass --planes FOLDER.
 """
 
 import logging
@@ -22,6 +27,7 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; train.py says why
@@ -29,9 +35,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported;
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from experiment import chip_report, images, machine, report, results
+from experiment import chip_report, cost_report, images, machine, report, results
 from experiment.chip_files import save_cells, stored_cells
 from experiment.cli import UserError, check_writable, get_logger, run_main
+from experiment.costs import Costs
 from experiment.eval_settings import EvalSettings, parse
 from experiment.evaluation import Cache, Record, Setting, Stored, check_chips, count_reads, engines_of, is_chip, measure, place
 from experiment.images import EvalImages
@@ -44,7 +51,7 @@ from models.quant import diagnostics
 FROZEN = "calibrated", "full"  # ADC ranges that --report describes
 
 
-def check_settings(settings: EvalSettings, net: nn.Module, cells: Stored | None, ranges: RangesOfRun) -> None:
+def check_settings(settings: EvalSettings, net: nn.Module, cells: Stored | None, ranges: RangesOfRun, costs: Costs) -> None:
     """Refuse, before any work, settings that cannot run here, or whose ranges are not where they should be."""
     if is_chip(cells) and settings.adc_ranges:
         raise ValueError("--adc_ranges are of ideal cells, and those of a chip in --planes are corrected for it: give one of them")
@@ -54,6 +61,7 @@ def check_settings(settings: EvalSettings, net: nn.Module, cells: Stored | None,
             check_chips(net, setting)
         engines_of(net, setting, settings.engine, counted=settings.report and setting.spec.adc_range in FROZEN)
         ranges.give(net, setting)
+        costs.check(net, setting)
 
 
 def write_planes(settings: EvalSettings, net: nn.Module, log: logging.Logger) -> None:
@@ -64,7 +72,8 @@ def write_planes(settings: EvalSettings, net: nn.Module, log: logging.Logger) ->
             log.info(f"bit-planes of the weights written to {store.folder}")
 
 
-def evaluate(settings: EvalSettings, net: nn.Module, cells: Stored | None, ranges: RangesOfRun, shown: EvalImages,
+def evaluate(settings: EvalSettings, net: nn.Module, cells: Stored | None, ranges: RangesOfRun, costs: Costs,
+             shown: EvalImages,
              log: logging.Logger, argv: list[str] | None) -> list[Record]:
     """Measure the software and every setting; each record is on the disk as soon as it is known."""
     facts = machine.machine_info() | {"command": shlex.join(["eval.py", *(sys.argv[1:] if argv is None else argv)])}
@@ -77,7 +86,9 @@ def evaluate(settings: EvalSettings, net: nn.Module, cells: Stored | None, range
             chosen = shown.calibration if ranges.to_calibrate(setting) else None
         try:
             record = measure(net, shown.batches, shown.labels, setting, calibration=chosen, cells=cells, cache=cache,
-                             software=records[0] if records else None, engine=settings.engine, progress=True)
+                             software=records[0] if records else None, engine=settings.engine, progress=True,
+                             passing=costs.counting(net))
+            record = replace(record, cost=costs.of(net, setting))
         except ValueError as error:
             if setting and setting.chips:  # cells that the grid does not hold
                 raise UserError(f"{setting}: {error}") from None
@@ -94,6 +105,8 @@ def evaluate(settings: EvalSettings, net: nn.Module, cells: Stored | None, range
         if settings.report and setting and setting.spec.adc_range in FROZEN:
             write_report(settings, net, setting, shown, cache, log, cells)
         log.info(f"{setting or 'software'}: {record.accuracy:.2f} %")
+        if record.cost:
+            log.info(cost_report.layers_table(record.cost))
     return records
 
 
@@ -135,7 +148,8 @@ def main(argv: list[str] | None = None) -> int:
         cells, ranges = None, RangesOfRun(settings, checkpoint)
         if settings.planes:
             cells = stored_cells(settings.planes, net, settings.settings, settings.wbit)
-        check_settings(settings, net, cells, ranges)
+        costs = Costs(settings.cost, settings.settings)
+        check_settings(settings, net, cells, ranges, costs)
     except ValueError as error:  # what the package refuses: engines, planes, reads of too many values
         raise UserError(str(error)) from None
     for folder in (settings.save_path, *([settings.prob_path] if settings.save_cells or not settings.planes else [])):
@@ -152,12 +166,14 @@ def main(argv: list[str] | None = None) -> int:
         if not settings.planes:
             write_planes(settings, net, log)
         with quant.keep_effective_cells(Path(settings.prob_path, "effective") if settings.save_cells else None):
-            records = evaluate(settings, net, cells, ranges, shown, log, argv)
+            records = evaluate(settings, net, cells, ranges, costs, shown, log, argv)
     log.info("\n" + report.settings_table(records, shown.of_all, shown.kind, settings.planes))
     title = (f"{settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit activations: "
              f"{shown.batches.count} {shown.kind} of {settings.dataset}")
     for path in report.plots(records[1:], title, folder):
         log.info(f"plot: {path}")
+    for path in cost_report.write(records, costs.technology, title, folder):
+        log.info(f"costs: {path}")
     log.info(f"results: {folder / 'results.jsonl'}")
     return 0
 

@@ -15,7 +15,7 @@ import models
 from models.quant import Calibration, CrossbarSpec, Device, engines
 from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
 
-from . import chips, data, flags, train_settings
+from . import chips, costs, data, flags, train_settings
 from .checkpoint import load_checkpoint
 from .chips import ChipSettings, DeviceSettings
 from .cli import UserError
@@ -78,6 +78,14 @@ class Ranges:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost:
+    """cost"""
+
+    cost: str | None = option(None, "what each setting costs, energy, latency, area, in one of the technologies, or in that of a file of "
+                              f"your own (docs/cost.md); {costs.LIST} describes the technologies and ends", metavar="NAME|FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """machine and files"""
 
@@ -91,7 +99,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(Network, Table, Ranges, Machine):
+class EvalSettings(Network, Table, Ranges, Cost, Machine):
     """Everything that decides an evaluation. Made by `parse`; no field is None that has a default.
 
     Attributes beyond the flags:
@@ -117,6 +125,7 @@ def build_parser(about: str | None = None) -> ArgumentParser:
     calibration = parser.add_argument_group(Ranges.__doc__)
     flags.add_flags(calibration, Calibration)
     flags.add_flags(calibration, Ranges)
+    flags.add_flags(parser.add_argument_group(Cost.__doc__), Cost)
     flags.add_flags(parser.add_argument_group(Machine.__doc__), Machine)
     return parser
 
@@ -140,6 +149,9 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Eval
     given = flags.parse(build_parser(about), argv)
     if chips.LIST in given.get("device", ()):
         chips.say_devices()
+        raise SystemExit(0)
+    if given.get("cost") == costs.LIST:
+        costs.say_technologies()
         raise SystemExit(0)
     if "resume" not in given:
         raise UserError("eval.py needs the network: --resume PATH, a checkpoint of train.py")

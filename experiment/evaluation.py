@@ -10,6 +10,7 @@
 Nothing here reads flags or touches files, and nothing is kept between calls but in the `Cache` that the caller holds.
 """
 
+import contextlib
 import statistics
 import sys
 import time
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from models import quant
 from models.quant import Calibration, CrossbarSpec, engines
 from models.quant.calibration import in_mode
+from models.quant.cost import CostReport
 from models.quant.prepared import fingerprint
 from models.building import CROSSBAR_LAYERS
 
@@ -83,6 +85,7 @@ class Record:
         engine: what ran the layers on crossbars; None for the software.
         mean_bits, conversions: mean bits of all reads, those that are not converted counted as 0, and the share of reads that are
             converted; None where there are no ADCs.
+        cost: of the setting, in a technology; None where it was not asked for. `measure` leaves it to `costs.Costs`.
         chip_predictions, chip_accuracies, chip_changes: of each chip, int64 `[chips, N]`, percent, and images; `predictions` are
             those of the first. None for ideal cells.
     """
@@ -99,6 +102,7 @@ class Record:
     chip_predictions: torch.Tensor | None = None
     chip_accuracies: tuple[float, ...] | None = None
     chip_changes: tuple[int, ...] | None = None
+    cost: CostReport | None = None
 
     @property
     def n_images(self) -> int:
@@ -142,7 +146,7 @@ class Cache:
 def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: Setting | None, *,
             calibration: Images | None = None, software: Record | None = None, cache: Cache | None = None,
             cells: Stored | None = None, engine: str = "auto", batch_size: int = 64,
-            progress: bool = False) -> Record:
+            progress: bool = False, passing: contextlib.AbstractContextManager | None = None) -> Record:
     """Accuracy of a network on crossbars of one setting.
 
     With `setting.chips` each chip is programmed in turn. The first one's reads choose the ADC ranges, by its nominal cells, which all
@@ -162,6 +166,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         engine: one of `engines.CHOICES`; changes no result.
         batch_size: images at a time where `images` is a tensor; changes no result but those of adc_range "dynamic".
         progress: show a progress bar.
+        passing: a context that is open while the images pass the software, such as one that counts (`quant.cost.counting`).
     Raises: ValueError for an engine that cannot run here, ranges that are missing, or reads of too many values to calibrate on.
     """
     labels = torch.as_tensor(labels)
@@ -170,7 +175,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         if setting is None:
             use_cells(network, None)
             with quant.without_adc(network):
-                predictions, seconds = predict(network, batches_of(images, batch_size), "software", progress)
+                predictions, seconds = predict(network, batches_of(images, batch_size), "software", progress, passing)
             found = [predictions]
         else:
             if software is None:
@@ -335,20 +340,22 @@ def batches_of(images: Images, batch_size: int) -> Iterable[torch.Tensor]:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = "", progress: bool = False
-            ) -> tuple[torch.Tensor, float]:
-    """(predicted class of each image, seconds in the network)."""
+def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = "", progress: bool = False,
+            passing: contextlib.AbstractContextManager | None = None) -> tuple[torch.Tensor, float]:
+    """(predicted class of each image, seconds in the network). Args: passing, see `measure`."""
     predictions, seconds, first, watched = [], 0.0, 0, sys.stderr.isatty()
     if iter(batches) is batches:
         raise ValueError("the images are gone through more than once: give a tensor or a list of batches, not a generator")
     network(next(iter(batches))[:1])  # prepares the weights, and the first time compiles
-    for batch in tqdm(batches, desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
-                      mininterval=0.5 if watched else 60, delay=0 if watched else 60):
-        started = time.perf_counter()
-        with quant.image_numbers(first):  # noise of reads does not depend on the batches
-            predictions.append(network(batch).argmax(1).cpu())
-        seconds += time.perf_counter() - started
-        first += len(batch)
+    shown = tqdm(batches, desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
+                 mininterval=0.5 if watched else 60, delay=0 if watched else 60)
+    with passing or contextlib.nullcontext():
+        for batch in shown:
+            started = time.perf_counter()
+            with quant.image_numbers(first):  # noise of reads does not depend on the batches
+                predictions.append(network(batch).argmax(1).cpu())
+            seconds += time.perf_counter() - started
+            first += len(batch)
     return torch.cat(predictions), seconds
 
 

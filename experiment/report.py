@@ -14,9 +14,11 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
+from models.quant.cost import Band
 from models.quant.files import atomic_write
 
 from .chips import show_time
+from .costs import FIGURES
 from .evaluation import Record
 
 # Only a rule of dashes below the header: prints the same on every terminal and in a log file.
@@ -35,6 +37,9 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
+COST_COLUMNS = {"energy uJ": "energy_uJ", "latency us": "latency_us", "area mm2": "area_mm2", "TOPS/W": "tops_per_w"}
+
+
 # ---- the table of settings -------------------------------------------------------------------------------------------
 
 
@@ -43,23 +48,38 @@ def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: st
     images, such as "test images"; planes, the folder that the cells came from."""
     planned = any(r.setting and r.setting.spec.planned for r in records)
     several = max(len(r.chip_accuracies or ()) for r in records)
+    costed = any(r.cost for r in records)
     header = ["setting", *(["mean bits", "converted"] if planned else []), "accuracy %",
-              *(["deviation", "lowest"] if several > 1 else []), "difference", "changed", "images/s"]
+              *(["deviation", "lowest"] if several > 1 else []), "difference", "changed", "images/s",
+              *(COST_COLUMNS if costed else [])]
     rows = [[str(r.setting or "software"), *(_conversions(r) if planned else []), f"{r.accuracy:.2f}",
              *(_over_chips(r) if several > 1 else []), f"{r.accuracy - r.software_accuracy:+.2f}", str(r.changed_predictions),
-             f"{r.images_per_s:.0f}"] for r in records]
+             f"{r.images_per_s:.0f}", *(_costs(r) if costed else [])] for r in records]
     n = records[-1].n_images
     images = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
     return "\n".join([text_table(header, rows),
                       images + (f"; cells from {planes}" if planes else ""),
                       "changed: images that are classified differently than by the software",
-                      *([f"with a device: mean, deviation and lowest of {several} chips"] if several > 1 else [])])
+                      *([f"with a device: mean, deviation and lowest of {several} chips"] if several > 1 else []),
+                      *(["costs, of an image: by typical sources (by the cheapest to the dearest)"] if costed else [])])
 
 
 def _conversions(record: Record) -> list[str]:
     if record.mean_bits is None:
         return ["", ""]
     return [f"{record.mean_bits:.2f}", f"{record.conversions:.1%}"]
+
+
+def _costs(record: Record) -> list[str]:
+    if record.cost is None:
+        return [""] * len(COST_COLUMNS)
+    return [band_text(getattr(record.cost, name).scaled(1 / unit)) for name, unit in map(FIGURES.get, COST_COLUMNS.values())]
+
+
+def band_text(band: Band) -> str:
+    """A band as tables show it: 12.3 (4.5-23.4)."""
+    low, typical, high = (f"{value:.3g}" for value in band)
+    return typical if low == typical == high else f"{typical} ({low}-{high})"
 
 
 def _over_chips(record: Record) -> list[str]:
@@ -148,7 +168,7 @@ def _axes(colors: str = "tab20") -> tuple[Figure, Any]:
 
 
 def _curve(axes: Any, name: str, x: Sequence[float], points: Sequence[Record]) -> None:
-    accuracy, band = np.array([r.accuracy for r in points]), np.array([_band(r) for r in points])
+    accuracy, band = np.array([r.accuracy for r in points]), np.array([band_of_chance(r) for r in points])
     if len(points) > 1:
         line, = axes.plot(x, accuracy, marker="o", label=name)
         ends = [accuracy - band, accuracy + band]
@@ -159,7 +179,7 @@ def _curve(axes: Any, name: str, x: Sequence[float], points: Sequence[Record]) -
         axes.errorbar(x, accuracy, band, marker="x", linestyle="", capsize=2, linewidth=1, label=name)
 
 
-def _band(record: Record) -> float:
+def band_of_chance(record: Record) -> float:
     """Of chips the deviation. Of one chip or ideal cells that of chance: of k predictions that differ from the software's, as many
     become right as wrong, give or take sqrt(k), so sqrt(k) / n of the accuracy says nothing."""
     if record.accuracy_std is not None:

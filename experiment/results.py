@@ -7,6 +7,7 @@ from typing import Any
 
 from .chips import CHIP_FIELDS
 from .cli import UserError
+from .costs import figures
 from .eval_settings import EvalSettings
 from .evaluation import Record
 from .locking import locked
@@ -42,6 +43,7 @@ def row(record: Record, settings: EvalSettings, calib_images: int | None, source
         "calib_on": rule.on if rule and chips else None, "accuracy_std": record.accuracy_std,
         "accuracy_lowest": record.accuracy_lowest, "chip_accuracies": record.chip_accuracies,
         "chip_changed_predictions": record.chip_changes,
+        **figures(record.cost),
     }
 
 

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from models.quant import CrossbarSpec, Device, calibrate, convert, crossbar_layers, image_numbers, program, set_engine
 from models.quant.conversion.binding import Bound
-from models.quant.conversion.layer import ConvertedLayer
 from models.quant.conversion.encodings import ENCODINGS
+from models.quant.conversion.layer import ConvertedLayer
+from models.quant.cost import count
 
 pytestmark = pytest.mark.usefixtures("plain_engine")
 W8A8 = CrossbarSpec(8, 8, adc_range="ideal")
@@ -152,6 +153,20 @@ def test_what_an_adc_sees_of_signed_inputs(inputs, weights, reference):
     expected = total * layer.act_quant.scale.double() * layer.weight_quant.scale.double() + model.bias.double()
     with torch.no_grad():
         torch.testing.assert_close(net(x), expected.float(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("inputs", ENCODINGS)
+def test_costs_count_what_word_lines_see(inputs):
+    x = seeded((5, 11), 7)
+    net = convert(nn.Linear(11, 4), CrossbarSpec(4, 4, rows=4), x, inputs=inputs, first_last_bits=None)
+    [(name, layer)] = crossbar_layers(net)
+    lo, hi = layer.act_quant.window
+    a = (x / layer.act_quant.scale).round().clamp(lo, hi).long()
+    pulses = {"phases": [a.clamp_min(0), (-a).clamp_min(0)], "ternary": [a.abs()], "twos": [a % 16], "offset": [a - lo]}[inputs]
+    expected = [[sum((codes[:, row] // 2**bit % 2).sum().item() for codes in pulses) for row in range(11)]
+                for bit in range(layer.spec.a_bits)]
+    found = count(net, x).layers[name]
+    assert found.ones[:, 0].tolist() == expected and found.pixels == 5 * len(pulses)
 
 
 def test_correction_gives_the_float_channels_mean_and_deviation():

@@ -23,7 +23,7 @@ FLOORS = [
     ["layers"],
     ["crossbar"],
     ["calibration", "program", "cell_files"],
-    ["diagnostics", "fusion"],
+    ["diagnostics", "fusion", "cost"],
     ["conversion", "gate_errors"],
     ["__init__"],
 ]

@@ -71,6 +71,7 @@ class CrossbarLayer:
         self.register_buffer("adc_offset", torch.zeros(len(self.weight), dtype=torch.float32))
         self._w_codes = None
         self.chip: Chip | None = None  # None: ideal cells
+        self.watch: Callable[[Tensor], None] | None = None  # is shown all codes that reach the arrays, uint8 [N, H, W, in]
         self._prepared = Prepared()
         self._spec = spec
         self.set_spec(spec)
@@ -186,6 +187,21 @@ class CrossbarLayer:
         if w_codes.shape != self._weight4().shape:
             raise ValueError(f"weight codes have shape {list(w_codes.shape)}, the layer {list(self._weight4().shape)}")
         self._w_codes = w_codes
+
+    @property
+    def geometry(self) -> Geometry:
+        """Stride, padding, dilation, groups."""
+        return self._geometry()
+
+    @property
+    def w_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the weight codes, `[out, in / groups, kh, kw]`."""
+        return tuple(self._weight4().shape)
+
+    @property
+    def w_source(self) -> Tensor:
+        """What the weight codes are made of: the weight, or the codes that stand in its place."""
+        return self.weight if self._w_codes is None else self._w_codes
 
     def w_codes(self) -> Tensor:
         """Weight codes that the cells hold, uint8 `[out, in / groups, kh, kw]`."""
@@ -322,6 +338,8 @@ class CrossbarLayer:
         if codes.shape[3] != channels:
             raise ValueError(f"the input has {codes.shape[3]} channels; {channels} are expected")
         size = self._geometry().output_size(*codes.shape[1:3], self._weight4().shape[2:])
+        if self.watch is not None:
+            self.watch(codes)
         if not len(codes):  # a range of no images is none
             shape = 0, *size, len(self.weight)
             return codes.new_empty(shape) if to_codes is not None else self._output(
@@ -406,8 +424,7 @@ class CrossbarLayer:
         settings = engines.selected(), device, self.spec, self._geometry(), self.out_scale, quantizers, self.chip
         numbers = [*self._numbers(), self.adc_delta, self.adc_q_min, *self.weight_quant.buffers(),
                    *([] if self.adc_bits_plan is None else [self.adc_bits_plan])]
-        weight = self._operand() if self._w_codes is None else self._w_codes
-        return self._prepared.get(settings, numbers, weight, lambda: self._make(device), any_weight)
+        return self._prepared.get(settings, numbers, self.w_source, lambda: self._make(device), any_weight)
 
     def _make(self, device: torch.device) -> tuple[ModuleType, MappedLayer, object, Tensor]:
         layer = self.mapped()
@@ -419,10 +436,6 @@ class CrossbarLayer:
             layer = self._with_offset_cells(layer)
         engines.announce(engine, reason)
         return engine, layer, engine.prepare(layer), self._scale()
-
-    def _operand(self):
-        """The memory from which the weight codes are made."""
-        return self.weight
 
     def _numbers(self):
         """What decides the scale, beside the weight quantizer."""

@@ -25,11 +25,22 @@ OTHER_PHASE = 2**40  # added to the numbers of images in a read of its own, whos
 
 @dataclass(frozen=True)
 class Part:
-    """One input of the arrays: codes, uint8 `[N, H, W, in]`; what their sums count; what is added to the numbers of the images."""
+    """One input of the arrays.
+
+    Attributes: codes, uint8 `[N, H, W, in]`; factor, what their sums count; image_shift, what is added to the numbers of the images;
+        repeats, its reads are among those of another part, and count again; pairs, every word line stands twice, for both signs.
+    """
 
     codes: Tensor
     factor: int = 1
     image_shift: int = 0
+    repeats: bool = False
+    pairs: bool = False
+
+    @property
+    def pulses(self) -> Tensor:
+        """Sizes of what is applied to each word line, uint8."""
+        return self.codes.unflatten(3, (-1, 2)).amax(4) if self.pairs else self.codes
 
 
 def parts(codes: Tensor, lo: int, encoding: str, padding: tuple[int, int, int, int], bits: int) -> list[Part]:
@@ -43,10 +54,11 @@ def parts(codes: Tensor, lo: int, encoding: str, padding: tuple[int, int, int, i
         return [Part(codes.clamp_min(0).to(torch.uint8)), Part(codes.neg().clamp_min_(0).to(torch.uint8), -1, OTHER_PHASE)]
     if encoding == "ternary":  # a word line of +V beside one of -V; see `signed_rows`
         both = torch.stack([codes.clamp_min(0), codes.neg().clamp_min_(0)], -1)
-        return [Part(both.flatten(3).to(torch.uint8))]
+        return [Part(both.flatten(3).to(torch.uint8), pairs=True)]
     if encoding == "twos":  # the highest digit, once too often and positive in the first part, is taken off twice
         top = 2 ** (bits - 1)
-        return [Part(torch.where(codes < 0, codes + 2 * top, codes).to(torch.uint8)), Part((codes < 0).to(torch.uint8) * top, -2)]
+        whole = Part(torch.where(codes < 0, codes + 2 * top, codes).to(torch.uint8))
+        return [whole, Part((codes < 0).to(torch.uint8) * top, -2, repeats=True)]
     return [Part(shifted(codes, lo, padding))]
 
 

@@ -70,8 +70,10 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def _weight4(self):
         return self.weight
 
-    def _operand(self):
-        return self.operand
+    @property
+    def w_source(self) -> Tensor:
+        """What the weight codes are made of."""
+        return self.operand if self._w_codes is None else self._w_codes
 
     def fit(self, sample: Tensor, lowest: float, largest: float, weight_scale: str, activations: str) -> None:
         """Choose the scales. Args: see `InputQuantizer.fit` and `LinearWQ.fit`."""
@@ -178,6 +180,10 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if not x.numel():
             return self._in_float(x, self.operand, None)
         with torch.autocast(x.device.type, enabled=False):
+            if self.watch is not None:
+                for part in self._parts(x, self.encoding):
+                    if not part.repeats:
+                        self.watch(part.pulses)
             if self.act_quant.signed:
                 y = self._signed(x)
             else:
@@ -209,7 +215,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
 
     def parts(self, x: Tensor) -> list[Tensor]:
         """All codes that the arrays see of input `x`, uint8 `[N, H, W, in]` each, one read after the other."""
-        return [part.codes for part in self._parts(plain(x.detach()), self.encoding)]
+        return [part.codes for part in self._parts(plain(x.detach()), self.encoding) if not part.repeats]
 
     def _parts(self, x, encoding=encodings.ENCODINGS[0]):
         warn_of_nan(x)

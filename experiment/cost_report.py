@@ -1,0 +1,162 @@
+"""What `eval.py --cost` shows and writes: a table of each setting's layers, cost.json, cost.csv, pictures."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+from models.quant.cost import Band, CostReport, LayerCost, Technology
+from models.quant.cost.estimate import AREA, ENERGY
+from models.quant.files import atomic_write
+
+from .costs import figures
+from .evaluation import Record
+from .report import band_of_chance, band_text, save, text_table
+
+MICRO = 1e6
+COLUMNS = 3  # panels beside one another
+
+
+def write(records: Sequence[Record], technology: Technology, title: str, folder: Path) -> list[Path]:
+    """Write cost.json, cost.csv and the pictures of the records that have costs. Returns: their paths."""
+    costed = [record for record in records if record.cost]
+    if not costed:
+        return []
+    paths = [folder / name for name in ("cost.json", "cost.csv", "cost_by_layer.png", "accuracy_over_energy.png")]
+    content = {"technology": _content(technology), "settings": [_setting(record) for record in costed]}
+    atomic_write(paths[0], lambda file: file.write(json.dumps(content).encode()))
+    atomic_write(paths[1], lambda file: file.write(_csv(costed).encode()))
+    title = f"{title}\n{technology.name}; bars and whiskers: by the cheapest and the dearest sources"
+    by_layer(paths[2], costed, title)
+    accuracy_over_energy(paths[3], costed, title)
+    return paths
+
+
+def _content(technology: Technology) -> dict[str, Any]:
+    lines = [{"component": component, "value": source.value, "law": source.law, "bits": source.bits, "node_nm": source.node,
+              "source": source.text} for component, sources in technology.sources.items() for source in sources]
+    return {"name": technology.name, "note": technology.note, "si_units": True,
+            **{name: value for name, value in asdict(technology).items() if name not in ("name", "note", "sources")}, "sources": lines}
+
+
+def _setting(record: Record) -> dict[str, Any]:
+    cost = record.cost
+    return {
+        "setting": str(record.setting), "spec": asdict(record.setting.spec), "crossbar_layers": record.setting.crossbar_layers,
+        "device": record.setting.chips and record.setting.chips.name, "accuracy": record.accuracy, "n_images": record.n_images,
+        **figures(cost), "digital": cost.digital, "leakage_W": cost.leakage, "interval_s": cost.interval, "sources_of_ends": cost.sources,
+        "layers": [{"layer": layer.name, "energy_J": layer.energy, "area_m2": layer.area, "latency_s": layer.latency,
+                    "utilisation": layer.utilisation, "events": asdict(layer.events)} for layer in cost.layers]}
+
+
+def _csv(records: Sequence[Record]) -> str:
+    """A line for each setting, layer, quantity and component."""
+    text = io.StringIO()
+    spec = list(asdict(records[0].setting.spec))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["setting", "technology", *spec, "accuracy", "layer", "quantity", "component", "low", "typical", "high"])
+    for record in records:
+        start = [str(record.setting), record.cost.technology, *asdict(record.setting.spec).values(), record.accuracy]
+        for layer in record.cost.layers:
+            for line in _lines(layer):
+                writer.writerow([*start, layer.name, *line])
+    return text.getvalue()
+
+
+def _lines(layer: LayerCost) -> Iterator[tuple]:
+    for quantity, values in (("energy_uJ", layer.energy), ("area_mm2", layer.area), ("latency_us", {"all": layer.latency})):
+        for component, band in values.items():
+            yield quantity, component, *band.scaled(MICRO)
+
+
+def layers_table(cost: CostReport) -> str:
+    """One line a layer, then the components of the energy, the sources that made the ends, and what is not in it."""
+    rows = []
+    for layer in cost.layers:
+        done = layer.events
+        conversions = sum(done.conversions.values())
+        bits = sum(b * n for b, n in done.conversions.items()) / conversions if conversions else 0
+        rows.append([layer.name, str(done.arrays), f"{layer.utilisation:.0%}", f"{done.idle_reads / done.reads:.1%}",
+                     f"{conversions / cost.images:.3g}", f"{bits:.3g}", *_texts(sum(layer.energy.values(), Band(0, 0, 0)), layer.latency,
+                                                                               sum(layer.area.values(), Band(0, 0, 0)))])
+    rows.append(["all", str(sum(layer.events.arrays for layer in cost.layers)), f"{cost.utilisation:.0%}", "", "", "",
+                 *_texts(cost.energy, cost.latency, cost.area)])
+    header = ["layer", "arrays", "used", "idle reads", "conversions", "bits", "energy uJ", "latency us", "area mm2"]
+    parts = [f"{part} {band_text(band.scaled(MICRO))}" for part, band in cost.energy_by_component.items()]
+    ends = ", ".join(f"{component} {short(low)} and {short(high)}" for component, (low, _, high) in cost.sources.items())
+    ends = [f"cheapest and dearest sources: {ends}"] if ends else []
+    digital = [f"not in it, computed without an ADC: {', '.join(cost.digital)}"] if cost.digital else []
+    return "\n".join([text_table(header, rows), f"energy of an image, uJ: {', '.join(parts)}", *ends, *digital])
+
+
+def short(source: str) -> str:
+    """The name of a source, without what it says."""
+    return source.split(":")[0].split(" (")[0]
+
+
+def _texts(energy: Band, latency: Band, area: Band) -> list[str]:
+    return [band_text(band.scaled(MICRO)) for band in (energy, latency, area)]
+
+
+def by_layer(path: Path, records: Sequence[Record], title: str) -> None:
+    """A row of two panels for each setting: energy and area of its layers, a color for each component."""
+    rows = len(records)
+    figure = Figure(figsize=(11, 0.6 + 2.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False)
+    for (left, right), record in zip(panels, records):
+        _stacked(left, record.cost.layers, "energy", ENERGY, "energy of an image (uJ)")
+        _stacked(right, record.cost.layers, "area", AREA, "area (mm2)")
+        left.set_title(str(record.setting), fontsize="small", loc="left")
+    for axes in panels[0]:
+        axes.legend(fontsize="x-small")
+    figure.suptitle(title, fontsize="small")
+    save(figure, path, dpi=100)
+
+
+def _stacked(axes: Any, layers: Sequence[LayerCost], name: str, parts: Sequence[str], label: str) -> None:
+    names = [layer.name for layer in layers]
+    bottom, ends = np.zeros(len(layers)), np.zeros((3, len(layers)))
+    for i, part in enumerate(parts):
+        values = MICRO * np.array([getattr(layer, name)[part] for layer in layers]).T
+        axes.bar(names, values[1], bottom=bottom, label=part, color=colormaps["tab10"](i))
+        bottom, ends = bottom + values[1], ends + values
+    axes.errorbar(names, ends[1], [np.maximum(ends[1] - ends[0], 0), np.maximum(ends[2] - ends[1], 0)], fmt="none", color="black",
+                  linewidth=0.8, capsize=2)
+    axes.set_ylabel(label, fontsize="small")
+    axes.tick_params(labelsize="x-small")
+
+
+def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> None:
+    """Accuracy over the energy of an image, a line for all settings that differ in the ADC's precision only."""
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    curves: dict[str, list[Record]] = {}
+    for record in records:
+        bits = f"{record.setting.spec.adc_bits:g}-bit ADC, "
+        curves.setdefault(str(record.setting).replace(bits, ""), []).append(record)
+    for i, (curve, points) in enumerate(curves.items()):
+        points = sorted(points, key=lambda record: record.setting.spec.adc_bits)
+        low, typical, high = MICRO * np.array([record.cost.energy for record in points]).T
+        accuracy, chance = np.array([(record.accuracy, band_of_chance(record)) for record in points]).T
+        color = colormaps["tab10" if len(curves) <= 10 else "tab20"](i)
+        axes.errorbar(typical, accuracy, chance, [typical - low, high - typical], color=color, marker="o", markersize=4, linewidth=1,
+                      elinewidth=0.6, capsize=2, label=curve)
+        for x, y, record in zip(typical, accuracy, points):
+            text = f"{record.setting.spec.adc_bits:g}"
+            axes.annotate(text, (x, y), (3, -9), textcoords="offset points", fontsize="xx-small", color=color)
+    axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
+    axes.set(xscale="log", xlabel="energy of an image (uJ); beside each point the ADC's bits", ylabel="accuracy (%)")
+    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        which(LogFormatter(minor_thresholds=(2, 1)))
+    axes.set_title(title, fontsize="small")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="x-small")
+    save(figure, path, dpi=150)

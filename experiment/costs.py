@@ -1,0 +1,87 @@
+"""What the settings of an evaluation cost: counted on the software's pass, estimated for each setting.
+
+    costs = Costs("rram_32nm", settings)
+    software = measure(network, images, labels, None, passing=costs.counting(network))
+    record = replace(measure(network, images, labels, setting, ...), cost=costs.of(network, setting))
+"""
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from models import quant
+from models.quant.cost import CostReport, Counts, Technology, counting, estimate
+from models.quant.cost.events import check_width
+
+from .cli import UserError
+from .evaluation import Setting
+
+LIST = "list"  # --cost list: say which there are
+# Keys of results and of tables: what a report has under which name, and a unit of it in SI units.
+FIGURES = {"energy_uJ": ("energy", 1e-6), "latency_us": ("latency", 1e-6), "area_mm2": ("area", 1e-6), "tops": ("tops", 1.0),
+           "tops_per_w": ("tops_per_watt", 1.0)}
+
+
+class Costs:
+    """The costs of settings in one technology; without one there are none.
+
+    Args: name, of a technology, or its file, or None; settings, of which there will be costs.
+    Raises: UserError for an unknown technology, or a file that cannot be right.
+    """
+
+    def __init__(self, name: str | None, settings: Iterable[Setting]) -> None:
+        self.technology: Technology | None = None
+        self.counts: Counts | None = None
+        self._layouts = [(setting.spec.mapping, setting.spec.rows) for setting in settings]
+        if name is not None:
+            try:
+                self.technology = Technology.load(name)
+            except ValueError as error:
+                raise UserError(f"--cost {name}: {error}") from None
+
+    def check(self, network: nn.Module, setting: Setting) -> None:
+        """Refuse a setting, on which the network is placed, that has no cost in this technology. Raises: ValueError."""
+        if not self._has(setting):
+            return
+        spec = setting.spec
+        try:
+            self.technology.check_adc(range(1, spec.adc_max_bits + 1) if spec.planned else [int(spec.adc_bits)])
+            for _, layer in quant.crossbar_layers(network):
+                if layer.spec.adc_range != "ideal":
+                    check_width(layer, self.technology.columns)
+        except ValueError as error:
+            raise ValueError(f"--cost {self.technology.name}, {setting}: {error}") from None
+
+    @contextlib.contextmanager
+    def counting(self, network: nn.Module) -> Any:
+        """Within the block, a pass of all images without ADCs, what the costs follow from is counted."""
+        if self.technology is None:
+            yield
+            return
+        with counting(network, self._layouts) as self.counts:
+            yield
+
+    def of(self, network: nn.Module, setting: Setting | None) -> CostReport | None:
+        """The costs of a network that is on a setting, calibrated; None for the software and settings without an ADC."""
+        if setting is None or not self._has(setting):
+            return None
+        return estimate(self.counts, network, self.technology, setting.chips and setting.chips.device)
+
+    def _has(self, setting: Setting) -> bool:
+        return self.technology is not None and setting.spec.adc_range != "ideal"
+
+
+def figures(cost: CostReport | None) -> dict[str, Any]:
+    """The keys of `results.jsonl`: each figure with its low and high end; None where there are no costs."""
+    found: dict[str, Any] = {"cost": cost and cost.technology}
+    for key, (name, unit) in FIGURES.items():
+        band = getattr(cost, name).scaled(1 / unit) if cost else (None, None, None)
+        found |= {key: band[1], f"{key}_low": band[0], f"{key}_high": band[2]}
+    return found | {"utilisation": cost and cost.utilisation}
+
+
+def say_technologies() -> None:
+    """Print a paragraph for each technology that comes with the package: what `--cost list` does."""
+    print("\n".join(Technology.load(name).describe() for name in Technology.presets()))

@@ -1,0 +1,86 @@
+"""What lies on the bit lines of a layer: how many of them its slices take, and what their cells add up to (`Columns`).
+
+The one place that knows how weights lie on cells. With an offset, a slice of an output is one bit line, and in every array each slice
+has a reference column: one line of cells of level `r_k` where that is a level, else (DoReFa) a line of cells of the highest level and
+one of the lowest, whose mean is taken. In pairs a slice of an output is two bit lines, and one of its two cells holds the digit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..crossbar import CrossbarLayer
+from ..engines.cpu.ones import Ones
+from .count import LayerCounts
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Attributes:
+        slice_bits: bits of the cells of each slice, LSB first.
+        lines: bit lines that a slice of an output takes.
+        reference: for each slice `(lines, sum of their levels)` of the reference in one array, in each of its rows.
+    """
+
+    slice_bits: tuple[int, ...]
+    lines: int
+    reference: tuple[tuple[int, int], ...]
+
+    @property
+    def of_output(self) -> int:
+        """Bit lines that an output takes."""
+        return self.lines * len(self.slice_bits)
+
+    @property
+    def of_reference(self) -> int:
+        """Bit lines that the references of an array take."""
+        return sum(lines for lines, _ in self.reference)
+
+
+def columns(layer: CrossbarLayer) -> Columns:
+    """The bit lines of a layer on its hardware."""
+    slice_bits = getattr(layer, "cell_spec", layer.spec).slice_bits
+    if _paired(layer):
+        return Columns(slice_bits, 2, tuple((0, 0) for _ in slice_bits))
+    if layer.spec.reference == "digital":  # what is taken off is computed, no cells hold it
+        return Columns(slice_bits, 1, tuple((0, 0) for _ in slice_bits))
+    twice = layer.weight_quant.reference_twice(slice_bits)
+    return Columns(slice_bits, 1, tuple((0, 0) if r == 0 else (1, r // 2) if r % 2 == 0 else (2, r) for r in twice))
+
+
+def digit_ones(layer: CrossbarLayer, counts: LayerCounts) -> np.ndarray:
+    """How many cells of each row hold each bit of the numbers that lie on cells: int64 `[bits, groups, rows]`, from which
+    `level_sums` makes those of all cells. Counted anew where the weights are others."""
+    paired, quantizer = _paired(layer), layer.weight_quant
+    settings = paired, type(quantizer), quantizer.levels, layer.geometry.groups
+    return counts.weight_ones.get(settings, list(quantizer.buffers()), layer.w_source, lambda: _digit_ones(layer, paired))
+
+
+def _digit_ones(layer: CrossbarLayer, paired: bool) -> np.ndarray:
+    codes, zero_twice = layer.w_codes().cpu(), layer.weight_quant.zero_twice
+    if paired:
+        codes = ((2 * codes.int() - zero_twice).abs() // (1 if zero_twice % 2 else 2)).to(torch.uint8)
+    out, channels, kh, kw = codes.shape
+    groups = layer.geometry.groups
+    found = []
+    for group in codes.view(groups, out // groups, channels, kh * kw):
+        counter = Ones(channels, kh * kw, layer.spec.w_bits)
+        counter.add(group.contiguous())
+        found.append(counter.sums.transpose(0, 2, 1).reshape(layer.spec.w_bits, -1))
+    return np.stack(found, 1)
+
+
+def level_sums(bits: np.ndarray, slice_bits: tuple[int, ...]) -> np.ndarray:
+    """`S_k[r]`, the levels of slice k's cells in row r, added up over the outputs: int64 `[slices, groups, rows]`."""
+    sums, first = [], 0
+    for size in slice_bits:
+        sums.append(sum(bits[first + b] << b for b in range(size)))
+        first += size
+    return np.stack(sums)
+
+
+def _paired(layer: CrossbarLayer) -> bool:
+    return getattr(layer.spec, "weights", "offset") == "pair"

@@ -1,0 +1,148 @@
+"""How often each part of the hardware is used (`events`): what was counted, on the arrays and the converters of a setting."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..crossbar import CrossbarLayer
+from ..mapping import array_bounds
+from .columns import columns, digit_ones, level_sums
+from .count import LayerCounts
+
+
+@dataclass(frozen=True)
+class Events:
+    """What one layer does for all the images that were counted, on arrays of `rows x width` cells.
+
+    A digit of d bits is applied bit by bit, bit b for `2^b` pulses whose currents are integrated before the converter sees them
+    (NeuRRAM; with 1-bit digits it is one pulse).
+
+    Attributes:
+        arrays: physical ones. rows: word lines of each. reference_lines: bit lines of references in each, beside its `width`.
+        cells_used, cells_allocated: those that hold weights, and all of the arrays but the references'.
+        level_pulses: for each slice, `(bits of its cells, n, m)`: sums of pulses over all cells on word lines that are on, n counting
+            each pulse once (what G_min draws), m as often as the level of its cell (what dG draws).
+        line_ones, line_bits: word lines that are switched on; word lines times bits applied, on or not.
+        column_bits, column_pulses: bit lines times bits applied, and times pulses.
+        array_bits: arrays times bits applied.
+        reads, idle_reads: a read is one digit on the rows of one array; idle, no row is on.
+        conversions, idle_conversions: `{bits: how many}`, the idle ones among them.
+        shift_adds, idle_shift_adds: one for each conversion. adds: of the sums of arrays, and of what a digital reference takes off.
+        buffer_bits: codes that are fetched for each output pixel, and those of the outputs.
+        pixels, pulses: output pixels; for each digit its pulses.
+        conversions_in_turn: for each digit `{bits: how many}` that one converter makes for an output pixel, one after another.
+        multiplications: products of a weight and an input.
+        input_bits: of all codes of the layer's input.
+    """
+
+    arrays: int
+    rows: int
+    reference_lines: int
+    cells_used: int
+    cells_allocated: int
+    level_pulses: tuple[tuple[int, int, int], ...]
+    line_ones: int
+    line_bits: int
+    column_bits: int
+    column_pulses: int
+    array_bits: int
+    reads: int
+    idle_reads: int
+    conversions: dict[int, int]
+    idle_conversions: dict[int, int]
+    shift_adds: int
+    idle_shift_adds: int
+    adds: int
+    buffer_bits: int
+    pixels: int
+    pulses: tuple[int, ...]
+    conversions_in_turn: tuple[dict[int, float], ...]
+    multiplications: int
+    input_bits: int
+
+    @property
+    def most_bits(self) -> int:
+        """Bits of the layer's converters: the most that it asks for."""
+        return max(self.conversions, default=0)
+
+
+def check_width(layer: CrossbarLayer, width: int) -> None:
+    """Refuse arrays in which one weight has no room. Raises: ValueError."""
+    if columns(layer).of_output > width:
+        raise ValueError(f"arrays of {width} columns do not hold one weight of {columns(layer).of_output} cells: take more columns, or "
+                         "more cell bits")
+
+
+def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_adc: int) -> Events:
+    """The events of one layer on its hardware. Args: width, columns of an array.
+
+    An output is never cut between arrays: each holds `floor(width / columns of an output)` of them.
+
+    Raises: ValueError for arrays too narrow for one weight, a layer whose ADC has no plan yet, and arrays whose idle reads were not
+        counted.
+    """
+    check_width(layer, width)
+    spec, lines, groups = layer.spec, columns(layer), counts.groups
+    out, taps = counts.w_shape[0] // groups, counts.w_shape[2] * counts.w_shape[3]
+    tall = array_bounds(spec.mapping, taps, counts.w_shape[1], spec.rows)
+    outputs_each = width // lines.of_output
+    wide = -(-out // outputs_each)
+    arrays, rows = groups * len(tall) * wide, groups * counts.w_shape[1] * taps
+    kinds = _kinds(layer, len(lines.slice_bits))  # bits of each digit and slice
+    starts = np.cumsum([0, *spec.digit_bits])
+    pulses_of_bit = [1 << (b - first) for first, size in zip(starts, spec.digit_bits) for b in range(first, first + size)]
+    pulses = tuple(2**size - 1 for size in spec.digit_bits)
+
+    on = np.tensordot(pulses_of_bit, counts.ones, 1)  # pulses on each row, [groups, rows]
+    sums = level_sums(digit_ones(layer, counts), lines.slice_bits)
+    level_pulses = tuple(
+        (bits, int(on.sum()) * (out * lines.lines + wide * reference), int((on * total).sum()) + int(on.sum()) * wide * level)
+        for bits, total, (reference, level) in zip(lines.slice_bits, sums, lines.reference))
+    bit_lines = groups * len(tall) * (out * lines.of_output + wide * lines.of_reference)
+
+    codes, reads = np.arange(256), counts.reads_of(spec.mapping, spec.rows)
+    idle = [int(reads[(codes >> first) % 2**size == 0].sum()) for first, size in zip(starts, spec.digit_bits)]
+    conversions, idle_conversions = Counter(), Counter()
+    for digit, row in zip(idle, kinds):
+        for bits in row:
+            conversions[bits] += int(reads.sum()) * out
+            idle_conversions[bits] += digit * out
+    adcs = -(-width // columns_per_adc)
+    in_turn = tuple(_in_turn([bits for bits in row if bits], min(out, outputs_each), adcs) for row in kinds)
+    per_output = len(tall) + (1 if spec.reference == "digital" else 0)
+    adds = counts.pixels * counts.w_shape[0] * per_output
+    if spec.reference == "digital":  # the rows that are on, counted for each read
+        adds += int(reads.sum()) * len(spec.digit_bits)
+    conversions.pop(0, None), idle_conversions.pop(0, None)  # 0 bits make none
+    return Events(
+        arrays=arrays, rows=spec.rows, reference_lines=lines.of_reference, cells_used=rows * out * lines.of_output,
+        cells_allocated=arrays * spec.rows * width, level_pulses=level_pulses, line_ones=int(counts.ones.sum()) * wide,
+        line_bits=counts.pixels * rows * spec.a_bits * wide, column_bits=counts.pixels * bit_lines * spec.a_bits,
+        column_pulses=counts.pixels * bit_lines * sum(pulses), array_bits=counts.pixels * arrays * spec.a_bits,
+        reads=int(reads.sum()) * len(spec.digit_bits), idle_reads=sum(idle), conversions=dict(sorted(conversions.items())),
+        idle_conversions=dict(sorted(idle_conversions.items())), shift_adds=sum(conversions.values()),
+        idle_shift_adds=sum(idle_conversions.values()), adds=adds,
+        buffer_bits=counts.pixels * (rows + counts.w_shape[0]) * spec.a_bits, pixels=counts.pixels, pulses=pulses,
+        conversions_in_turn=in_turn, multiplications=counts.multiplications, input_bits=counts.inputs * spec.a_bits)
+
+
+def _kinds(layer: CrossbarLayer, slices: int) -> list[list[int]]:
+    """Bits of the converter for the reads of each digit and slice."""
+    digits = len(layer.spec.digit_bits)
+    if not layer.spec.planned:
+        return [[int(layer.spec.adc_bits)] * slices] * digits
+    if not bool((layer.adc_delta > 0).all()):
+        raise ValueError("this layer's ADC has no plan yet, which its cost depends on; call models.quant.calibrate(model, batches)")
+    return layer.adc_bits_plan.tolist()
+
+
+def _in_turn(bits: list[int], outputs: int, adcs: int) -> dict[int, float]:
+    """Conversions that the busiest converter of an array makes for one digit, shared out evenly over its kinds of reads."""
+    if not bits:
+        return {}
+    turns = math.ceil(outputs * len(bits) / adcs)
+    return {b: turns * n / len(bits) for b, n in sorted(Counter(bits).items())}

@@ -1,0 +1,83 @@
+"""eval.py --cost: columns, files and keys, settings that have no cost, refusals before any work."""
+
+import csv
+import json
+
+import pytest
+import test_eval
+from test_eval import checkpoint, run, scene  # noqa: F401 - fixtures
+
+from experiment.cli import UserError
+from models.quant.cost import Technology
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_costs_of_a_table(run, checkpoint):
+    also = ["--adc_range ideal", "--crossbar_layers conv --adc_range full --adc_prec 6"]
+    flags = ["--cellBit", "1", "2", "--adc_prec", "4", "--also", *also, "--cost", "rram_65nm", "--engine", "reference"]
+    _, predictions, text = run(checkpoint, *test_eval.FAST, *flags)
+    folder = test_eval.Path(checkpoint).parent
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert [row["cost"] for row in rows] == [None, "rram_65nm", "rram_65nm", None, "rram_65nm"]
+    assert all(row["energy_uJ_low"] <= row["energy_uJ"] <= row["energy_uJ_high"] for row in rows if row["cost"])
+    assert rows[0]["energy_uJ"] is None and rows[2]["energy_uJ"] < rows[1]["energy_uJ"]
+    table = text.split("setting   ")[-1]
+    assert "energy uJ" in table and "TOPS/W" in table and f"{rows[1]['energy_uJ']:.3g} (" in table
+    content = json.loads((folder / "cost.json").read_text())
+    assert content["technology"]["name"] == "rram_65nm" and len(content["settings"]) == 3
+    for found, row in zip(content["settings"], (rows[1], rows[2], rows[4])):
+        assert found["energy_uJ"] == row["energy_uJ"] and found["spec"]["cell_bits"] == row["cell_bits"]
+        assert found["n_images"] == 40 and found["accuracy"] == row["accuracy"]
+    assert [layer["layer"] for layer in content["settings"][0]["layers"]] == test_eval.CROSSBARS
+    assert content["settings"][2]["digital"] == test_eval.CROSSBARS[2:] and f"without an ADC: {', '.join(test_eval.CROSSBARS[2:])}" in text
+    with open(folder / "cost.csv", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["quantity"] == "energy_uJ" and line["setting"].startswith("2-bit")]
+    assert sum(float(line["typical"]) for line in lines) == pytest.approx(rows[2]["energy_uJ"])
+    for name in ("cost_by_layer", "accuracy_over_energy"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_costs_are_those_of_the_images_that_are_measured(run, checkpoint):
+    """The pass of the software counts each image once; a second table with other arrays counts those."""
+    seen = {}
+    for rows in ("16", "8"):
+        flags = ["--limit", "3", "--subArray", rows, "--adc_range", "full", "--cost", "rram_65nm", "--engine", "reference"]
+        run(checkpoint, "--ngpu", "0", *flags)
+        content = json.loads((test_eval.Path(checkpoint).parent / "cost.json").read_text())["settings"][0]
+        seen[rows] = {layer["layer"]: layer["events"] for layer in content["layers"]}
+    first = test_eval.CROSSBARS[0]
+    assert seen["16"][first]["pixels"] == 3 * 16 * 16 and seen["8"][first]["reads"] == 2 * seen["16"][first]["reads"]
+    for same in ("level_pulses", "line_ones", "line_bits", "cells_used"):  # rows only lie on other arrays
+        assert seen["16"][first][same] == seen["8"][first][same]
+
+
+def test_a_device_gives_its_levels(run, checkpoint):
+    flags = ["--limit", "3", "--subArray", "16", "--cost", "rram_65nm", "--engine", "reference", "--adc_range", "full"]
+    run(checkpoint, "--ngpu", "0", *flags, "--device", "neurosim_tsinghua_130nm", "--also", "")
+    rows = [json.loads(line) for line in (test_eval.Path(checkpoint).parent / "results.jsonl").read_text().splitlines()]
+    content = json.loads((test_eval.Path(checkpoint).parent / "cost.json").read_text())["settings"]
+    cells = [sum(layer["energy_J"]["cells"][1] for layer in found["layers"]) for found in content]
+    assert rows[1]["device"] == "neurosim_tsinghua_130nm" and len(cells) == 2
+    assert cells[0] < cells[1] * 10 / 100  # 1 to 10 uS, and those of the technology, 1.1 to 167
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--cost", "rram_3nm"], "--cost rram_3nm: no technology and no file is called 'rram_3nm'; technologies are isaac_32nm,"),
+    (["--cost", "mine.csv"], "--cost mine.csv: mine.csv line 2: adc_energy has the unit 'J'"),
+    (["--cost", "isaac_32nm", "--adc_prec", "12"], "--cost isaac_32nm, 1-bit cells, 12-bit ADC, calibrated, rows 16: isaac_32nm has"),
+    (["--cost", "isaac_32nm", "--adc_plan", "significance", "--adc_max_bits", "10"], "no adc_energy for converters of 1, 2, 3,"),
+])
+def test_refused_before_any_work(flags, message, run, checkpoint):
+    test_eval.Path("mine.csv").write_text("component,value,unit,bits,node_nm,source\nadc_energy,1,J,,,x\n")
+    with pytest.raises(UserError) as error:
+        run(checkpoint, *test_eval.FAST, *flags)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (test_eval.Path(checkpoint).parent / "results.jsonl").exists()
+
+
+def test_list_says_what_there_is(capsys):
+    with pytest.raises(SystemExit) as end:
+        test_eval.evaluation.main(["--cost", "list"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and all(f"{name}: " in text for name in Technology.presets())
