@@ -205,6 +205,16 @@ def test_options_keep_the_networks_answers(options):
     assert net.crossbar_report.sqnr_db["quantized"] > 28
 
 
+def test_rounding_to_its_inputs_loses_less():
+    x = seeded((64, 24)) @ seeded((24, 24), 1)  # correlated
+    model = nn.Sequential(nn.Linear(24, 16))
+    errors = []
+    for rounding in ("nearest", "gptq"):
+        net = convert(model, CrossbarSpec(3, 8, adc_range="ideal"), x, rounding=rounding, first_last_bits=None, correct="none")
+        errors.append((net(x) - model(x)).square().mean().item())
+    assert errors[1] < 0.7 * errors[0]
+
+
 def test_bits_of_layers():
     x = seeded((4, 3, 6, 6))
     net = convert(Small(), CrossbarSpec(4, 3, adc_range="ideal"), x)

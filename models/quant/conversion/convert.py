@@ -84,11 +84,12 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
     for product in chosen:
         layers[names[product]] = product, own[product]
     bound = _bind(net, layers, found, inputs, weight_scale, activations, quantized=spec is not None)
-    notes = [] if spec is None else _quantize(net, bound, rounding)
+    with torch.no_grad():
+        _verify(net, bound, batches[0], found.outputs[0])
+    notes = [] if spec is None else _round(bound, rounding)
     report = ConversionReport(digital, found.between, _never_used(net, found), notes, digital_multiplications=sum(
         product.multiplications for product in found.products if product not in own))
     with torch.no_grad():
-        _verify(net, bound, batches[0], found.outputs[0])
         if spec is not None:
             first = torch.cat(batches)[:CORRECTION_IMAGES]
             if correct == "channel":
@@ -269,7 +270,7 @@ def _bind(net, layers, found, inputs, weight_scale, activations, quantized):
     return bound
 
 
-def _quantize(net, bound, rounding):
+def _round(bound, rounding):
     """Round weights; what could not be done as it was asked for, as lines for the report."""
     notes = []
     for name, (layer, product) in bound.items() if rounding == "gptq" else ():
