@@ -732,7 +732,7 @@ def test_ranges_of_files_without_plans_mean_what_they_did(run, checkpoint):  # n
     first, predictions, _ = run(checkpoint, "--adc_prec", "3")
     text = Path("save/adc_ranges.json").read_text()
     [entry] = json.loads(text)["ranges"]
-    assert entry.pop("adc_plan") == "uniform" and entry.pop("adc_max_bits") == 8
+    assert entry.pop("adc_plan") == "uniform" and entry.pop("adc_max_bits") == 8 and entry.pop("weights") == "offset"
     Path("before.json").write_text(json.dumps({"ranges": [entry]}))
     again, repeated, _ = run(checkpoint, "--adc_prec", "3", "--adc_ranges", "before.json")
     assert torch.equal(predictions[1], repeated[1]) and again[1]["adc_ranges"] == "before.json"

@@ -28,6 +28,8 @@ class Cells:
         analog reference     v = 2^-F sum over rows of a (values - reference)
         digital reference    v = 2^-F sum over rows of a values, and 2^-F sum over rows of a reference is taken off behind the ADC
 
+    Of pairs of bit lines `values` are the cells of the positive line less those of the negative one, and the reference is 0.
+
     Attributes:
         values: int32 `[slices, groups, rows, out / groups]`. With a digital reference a cell's off-current is part of its value.
         reference: int32 `[slices, groups, rows]`: the reference column of each array, shared by all its outputs.

@@ -40,7 +40,8 @@ class Readout:
     Attributes:
         base: variance that every read has, that of the ADC; 0 for none.
         cell_noise: `(c_0, c_1, m)` of each slice: a cell of value X has the variance `c_0 + c_1 X`, and the reference m times that
-            of a cell of its value (1: it is a cell in each row; 1/2: the mean of two; 0: it has none). None where cells have none.
+            of a cell of its value (1: it is a cell in each row, or the other line of a pair; 1/2: the mean of two; 0: it has none).
+            None where cells have none.
         seed: up to 64 bits that name seed and layer: the key of the noise.
         gain: float64 `[slices, groups, arrays, out / groups]`, of the converter of each column, about 1; None: all 1.
         offset: int32 of the same shape, in units of u; None: all 0.
