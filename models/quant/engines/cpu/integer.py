@@ -80,7 +80,7 @@ def _library_serves(shape, weight_shape, geometry, largest_code, saturates):
     if key not in _library_is_exact:
         numbers = torch.Generator().manual_seed(0)  # not those of a training run
         low, high = (-128, 127) if saturates else (-SAFE, SAFE)
-        a_codes = torch.randint(1, largest_code + 1, shape, generator=numbers)
+        a_codes = torch.randint(0, largest_code + 1, shape, generator=numbers)
         trial = torch.randint(low, high + 1, weight_shape, generator=numbers)
         a_codes[torch.rand(shape, generator=numbers) < 0.5] = largest_code
         trial = torch.where(torch.rand(weight_shape, generator=numbers) < 0.5, trial, torch.where(trial < 0, low, high))
@@ -188,10 +188,10 @@ class IntegerConvolution:
 
     def _with_rest(self, y, a_codes):
         """`unit y + rest sum A`, in place where it can be."""
-        if not self.rest:
-            return y if self.unit == 1 else y.mul_(self.unit)
         in_float = self.dtype == torch.float32 and abs(self.rest) * self.largest_code * self.rows < EXACT
         y = y if in_float else y.to(self.integers)  # which may wrap, and back
+        if not self.rest:
+            return y if self.unit == 1 else y.mul_(self.unit)
         grouped = y.view(*y.shape[:3], self.geometry.groups, -1)
         total = self.rest * self._code_sums(a_codes).to(y.dtype)
         torch.add(total[..., None], grouped, alpha=self.unit, out=grouped)
