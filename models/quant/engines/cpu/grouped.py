@@ -59,11 +59,6 @@ class Prepared:
         self.layer, self._usual, self.sums_alone = layer, usual, usual.sums_alone
 
     @property
-    def sums_alone(self) -> bool:
-        """Whether the layer has no ADC: its sums are all that it does."""
-        return self._usual.sums_alone
-
-    @property
     def convolution(self) -> Any:
         """That of the layer without an ADC."""
         return self._usual.convolution
