@@ -846,3 +846,13 @@ def test_integer_convolution_in_parts(monkeypatch, w_bits, groups, channels, fac
     whole = oracle.integer_convolution(case.a_codes, case.w_codes, case.spec, case.geometry, [0] * 9)  # sum A 2 W
     ones = oracle.integer_convolution(case.a_codes, np.ones_like(case.w_codes), case.spec, case.geometry, [0] * 9) // 2
     assert_same(found.numpy(), factor * whole // 2 - (case.layer().zero_twice if offset is None else offset) * ones)
+
+
+@pytest.mark.parametrize("width", [5, 6, 7])
+def test_integer_convolution_of_one_bit_where_the_library_is_wrong(width):
+    """Outputs one pixel wide, stride 2: what it reads there is chance, and so is whether a trial finds it out."""
+    case = layer_case(CrossbarSpec(8, 1, adc_range="ideal"), channels=1, out=8, kernel=(1, 5), size=(3, width), stride=(1, 2))
+    for reference in (None, 127):
+        case.zero_code = reference
+        check(engines.load("numba"), case)
+        assert width == 7 or not integer.IntegerConvolution(case.layer()).serves(case.input())

@@ -2,7 +2,7 @@
 
 A group of one channel has a word line for each kernel position and few bit lines: lists of active rows and vectors of hundreds of
 columns (`kernel`, `cells_kernel`) would be empty but for one entry. Here a vector takes the same column of 64 groups
-(`grouped_kernel`), or, where an array has a single word line, what its reads add is looked up for each pair of codes (`pairs`).
+(`grouped_kernel`), or, where an array has a single word line, what its reads add is looked up for each pair of codes (`lookup`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from . import elementwise, grouped_kernel, pairs
+from . import elementwise, grouped_kernel, lookup
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .cells_plan import Forms, dynamic_forms, static_forms
 from .grouped_kernel import NO_RANGES, Plan, Ranges, Shape
@@ -80,9 +80,9 @@ class Prepared:
         return static_forms(self.layer)
 
     @functools.cached_property
-    def _pairs(self):
+    def _table(self):
         """What each pair of codes adds, where the arrays have one row of ideal cells and fixed ranges; else None."""
-        return pairs.Table(self.layer) if self.layer.cells is None and self.layer.tallest == 1 else None
+        return lookup.Table(self.layer) if self.layer.cells is None and self.layer.tallest == 1 else None
 
     def _input(self, a_codes):
         """Codes as the kernels take them: `[N, H, W, channel of a group, group]`, padded on all sides, groups up to whole vectors."""
@@ -93,7 +93,7 @@ class Prepared:
 
     def _run(self, forms, ranges, a_codes, op, **target):
         layer, geometry, x = self.layer, self.layer.geometry, self._input(a_codes)
-        taps = pairs.taps(layer)
+        taps = lookup.taps(layer)
         plan = self._plan._replace(row_at=taps @ np.array(x.strides[1:4], np.int64))
         blocks, outputs, slices, rows, _ = plan.cells.shape
         shape = Shape(
@@ -107,13 +107,13 @@ class Prepared:
     def simulate(self, a_codes: Tensor) -> Tensor:
         """The layer's accumulators, integers `[G, N, H', W', out]`; see `engines`."""
         layer, geometry = self.layer, self.layer.geometry
-        if layer.spec.adc_range == "ideal":
+        if self.sums_alone:
             return self._usual.simulate(a_codes)
         set_threads()
         size = geometry.output_size(*a_codes.shape[1:3], layer.kernel)
         dtype = accumulator_dtype(layer)
-        if layer.spec.adc_range != "dynamic" and self._pairs is not None:
-            return torch.from_numpy(self._pairs.sums(self._input(a_codes), size)).flatten(4)
+        if layer.spec.adc_range != "dynamic" and self._table is not None:
+            return torch.from_numpy(self._table.sums(self._input(a_codes), size)).flatten(4)
         out = torch.empty(int(self._plan.step_of_slice.max()) + 1, len(a_codes), *size, geometry.groups,
                           len(layer.w_codes) // geometry.groups, dtype=dtype)
         if layer.spec.adc_range != "dynamic":
@@ -133,8 +133,8 @@ class Prepared:
         """Counts of the read values, int64 `[digits, slices, u]`; see `engines`."""
         set_threads()
         size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
-        if self._pairs is not None:
-            return torch.from_numpy(self._pairs.histogram(self._input(a_codes), size))
+        if self._table is not None:
+            return torch.from_numpy(self._table.histogram(self._input(a_codes), size))
         (low, high), spec = self.layer.u_span, self.layer.spec
         counts = np.zeros((numba.get_num_threads(), len(spec.digit_bits), len(spec.slice_bits), high - low + 1), np.int64)
         self._run(_NO_FORMS, NO_RANGES, a_codes, HISTOGRAM, counts=counts, u_min=low)
