@@ -167,6 +167,7 @@ def test_costs_count_what_word_lines_see(inputs):
                 for bit in range(layer.spec.a_bits)]
     found = count(net, x).layers[name]
     assert found.ones[:, 0].tolist() == expected and found.pixels == 5 * len(pulses)
+    assert found.multiplications == 5 * layer.weight.numel() and found.inputs == 5 * 11
 
 
 def test_correction_gives_the_float_channels_mean_and_deviation():

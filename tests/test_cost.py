@@ -49,12 +49,6 @@ def technology(tmp_path):
     return make
 
 
-def pair(spec):
-    """The hardware with two bit lines for a column."""
-    object.__setattr__(spec, "weights", "pair")
-    return spec
-
-
 def linear(inputs, outputs, spec, ones=True):
     """A linear layer and one image, of ones (code 2^a - 1) or zeros."""
     torch.manual_seed(0)
@@ -265,9 +259,9 @@ def test_idle_reads_are_skipped_where_hardware_can(technology):
 def test_pairs_take_two_bit_lines_and_no_reference(technology):
     """|2 W - L| of DoReFa's 2 bits: 3 1 1 3; SAWB's |W - m|: 1 0 1."""
     for wq, levels in (("dorefa", [3, 1, 1, 3]), ("sawb", [1, 0, 1])):
-        layer = QLinearDoreFa(len(levels), 1, spec=CrossbarSpec(w_bits=2, a_bits=1, adc_range="full"), alpha_init=1.0, wq=wq).eval()
+        spec = CrossbarSpec(w_bits=2, a_bits=1, adc_range="full", weights="pair")
+        layer = QLinearDoreFa(len(levels), 1, spec=spec, alpha_init=1.0, wq=wq).eval()
         layer.set_codes(torch.arange(len(levels), dtype=torch.uint8).view(1, -1, 1, 1))
-        layer._spec = pair(layer.spec)
         report = costs(layer, torch.ones(1, len(levels)), technology(read_voltage="1,V", read_pulse="1,ns", g_min="1,uS", g_max="10,uS"))
         slices = columns(layer).slice_bits
         cells, on = 2 * len(slices) * len(levels), sum(bin(level).count("1") for level in levels)
@@ -422,8 +416,8 @@ def test_yao_28nm(rows, milliwatts, technology):
 
 @pytest.mark.parametrize("rows, milliwatts", [(64, 67.2), (128, 87.0), (256, 126.6), (512, 195)])
 def test_li_28nm(rows, milliwatts, technology):
-    layer, x = linear(rows, 512, CrossbarSpec(w_bits=1, a_bits=1, rows=rows, adc_range="full"))
-    layer._spec = pair(layer.spec)  # 1,024 bit lines for 512 converters
+    spec = CrossbarSpec(w_bits=1, a_bits=1, rows=rows, adc_range="full", weights="pair")  # 1,024 bit lines for 512 converters
+    layer, x = linear(rows, 512, spec)
     report = costs(layer, x, technology(node="28,nm", columns="1024,lines", columns_per_adc="2,lines", row_bit="8.532,pJ",
                                         column_bit="0.519,pJ", adc_energy="1.931,pJ", adc_time="30,ns"))
     assert 1e3 * report.energy.typical / report.latency.typical == pytest.approx(milliwatts, rel=0.03)

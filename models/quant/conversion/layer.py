@@ -181,9 +181,9 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
             return self._in_float(x, self.operand, None)
         with torch.autocast(x.device.type, enabled=False):
             if self.watch is not None:
-                for part in self._parts(x, self.encoding):
-                    if not part.repeats:
-                        self.watch(part.pulses)
+                passes = [part for part in self._parts(x, self.encoding) if not part.repeats]
+                for number, part in enumerate(passes):
+                    self.watch(part.pulses, again=number > 0)
             if self.act_quant.signed:
                 y = self._signed(x)
             else:

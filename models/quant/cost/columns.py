@@ -14,6 +14,7 @@ import torch
 
 from ..crossbar import CrossbarLayer
 from ..engines.cpu.ones import Ones
+from ..pair import worth
 from .count import LayerCounts
 
 
@@ -42,8 +43,8 @@ class Columns:
 
 def columns(layer: CrossbarLayer) -> Columns:
     """The bit lines of a layer on its hardware."""
-    slice_bits = getattr(layer, "cell_spec", layer.spec).slice_bits
-    if _paired(layer):
+    slice_bits = layer.slice_bits
+    if layer.spec.weights == "pair":
         return Columns(slice_bits, 2, tuple((0, 0) for _ in slice_bits))
     if layer.spec.reference == "digital":  # what is taken off is computed, no cells hold it
         return Columns(slice_bits, 1, tuple((0, 0) for _ in slice_bits))
@@ -54,7 +55,7 @@ def columns(layer: CrossbarLayer) -> Columns:
 def digit_ones(layer: CrossbarLayer, counts: LayerCounts) -> np.ndarray:
     """How many cells of each row hold each bit of the numbers that lie on cells: int64 `[bits, groups, rows]`, from which
     `level_sums` makes those of all cells. Counted anew where the weights are others."""
-    paired, quantizer = _paired(layer), layer.weight_quant
+    paired, quantizer = layer.spec.weights == "pair", layer.weight_quant
     settings = paired, type(quantizer), quantizer.levels, layer.geometry.groups
     return counts.weight_ones.get(settings, list(quantizer.buffers()), layer.w_source, lambda: _digit_ones(layer, paired))
 
@@ -62,7 +63,7 @@ def digit_ones(layer: CrossbarLayer, counts: LayerCounts) -> np.ndarray:
 def _digit_ones(layer: CrossbarLayer, paired: bool) -> np.ndarray:
     codes, zero_twice = layer.w_codes().cpu(), layer.weight_quant.zero_twice
     if paired:
-        codes = ((2 * codes.int() - zero_twice).abs() // (1 if zero_twice % 2 else 2)).to(torch.uint8)
+        codes = ((2 * codes.int() - zero_twice).abs() // worth(zero_twice)).to(torch.uint8)
     out, channels, kh, kw = codes.shape
     groups = layer.geometry.groups
     found = []
@@ -80,7 +81,3 @@ def level_sums(bits: np.ndarray, slice_bits: tuple[int, ...]) -> np.ndarray:
         sums.append(sum(bits[first + b] << b for b in range(size)))
         first += size
     return np.stack(sums)
-
-
-def _paired(layer: CrossbarLayer) -> bool:
-    return getattr(layer.spec, "weights", "offset") == "pair"

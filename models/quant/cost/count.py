@@ -39,8 +39,8 @@ class LayerCounts:
 
     Attributes:
         w_shape: `[out, in / groups, kh, kw]`. groups: of the convolution.
-        pixels: output pixels, those of all passes where a layer needs several (signed inputs in phases).
-        inputs: codes that came in.
+        pixels: output pixels, once for each pass that a layer needs (signed inputs in phases take two).
+        outputs: output pixels, once. inputs: codes that came in, once.
         ones: int64 `[a_bits, groups, rows]`, rows in (tap, channel) order, as above.
         reads: for each layout, int64 `[256]`: how many times the codes on the word lines of an array, joined by OR, were 0, 1, ...
         weight_ones: of the weights, kept by `columns.digit_ones`.
@@ -49,6 +49,7 @@ class LayerCounts:
     w_shape: tuple[int, int, int, int]
     groups: int
     pixels: int
+    outputs: int
     inputs: int
     ones: np.ndarray
     reads: dict[Layout, np.ndarray]
@@ -57,7 +58,7 @@ class LayerCounts:
     @property
     def multiplications(self) -> int:
         """Products of a weight and an input."""
-        return self.pixels * int(np.prod(self.w_shape))
+        return self.outputs * int(np.prod(self.w_shape))
 
     def reads_of(self, mapping: str, rows: int) -> np.ndarray:
         """`reads` of one layout. Raises: ValueError where it was not counted."""
@@ -132,17 +133,19 @@ class _Watch:
         self.cuts = [group * self.w_shape[1] + cut for group in range(groups) for cut in self.cuts[:-1]] + [groups * self.w_shape[1]]
         self.reads = {layout: np.zeros(256, np.int64) for layout in layouts}
         self.places: dict[tuple[int, ...], Ones] = {}  # by the input's size [H, W, in]
-        self.pixels = self.inputs = 0
+        self.pixels = self.outputs = self.inputs = 0
 
-    def see(self, codes: Tensor) -> None:
-        """Args: codes, uint8 `[N, H, W, in]`."""
+    def see(self, codes: Tensor, again: bool = False) -> None:
+        """Args: codes, uint8 `[N, H, W, in]`; again, they are another pass of inputs that were seen."""
         if not len(codes):
             return
         codes = codes.detach().cpu().contiguous()
         images, height, width, channels = codes.shape
         size = self.geometry.output_size(height, width, self.w_shape[2:])
         self.pixels += images * size[0] * size[1]
-        self.inputs += codes.numel()
+        if not again:
+            self.outputs += images * size[0] * size[1]
+            self.inputs += codes.numel()
         if codes.shape[1:] not in self.places:
             self.places[codes.shape[1:]] = Ones(height * width, channels, self.a_bits, self.cuts)
         joined = self.places[codes.shape[1:]].add(codes.view(images, -1, channels))
@@ -162,7 +165,7 @@ class _Watch:
                     for size, places in self.places.items())
         groups = self.geometry.groups
         found = found.reshape(self.a_bits, -1, groups, self.w_shape[1]).transpose(0, 2, 1, 3).reshape(self.a_bits, groups, -1)
-        return LayerCounts(self.w_shape, groups, self.pixels, self.inputs, found, self.reads)
+        return LayerCounts(self.w_shape, groups, self.pixels, self.outputs, self.inputs, found, self.reads)
 
 
 def _under_the_kernel(places: np.ndarray, geometry: Geometry, kernel: tuple[int, int]) -> np.ndarray:

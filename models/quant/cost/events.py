@@ -126,7 +126,7 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
         reads=int(reads.sum()) * len(spec.digit_bits), idle_reads=sum(idle), conversions=dict(sorted(conversions.items())),
         idle_conversions=dict(sorted(idle_conversions.items())), shift_adds=sum(conversions.values()),
         idle_shift_adds=sum(idle_conversions.values()), adds=adds,
-        buffer_bits=counts.pixels * (rows + counts.w_shape[0]) * spec.a_bits, pixels=counts.pixels, pulses=pulses,
+        buffer_bits=(counts.pixels * rows + counts.outputs * counts.w_shape[0]) * spec.a_bits, pixels=counts.pixels, pulses=pulses,
         conversions_in_turn=in_turn, multiplications=counts.multiplications, input_bits=counts.inputs * spec.a_bits)
 
 
