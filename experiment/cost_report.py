@@ -34,9 +34,9 @@ def write(records: Sequence[Record], technology: Technology, title: str, folder:
     content = {"technology": _content(technology), "settings": [_setting(record) for record in costed]}
     atomic_write(paths[0], lambda file: file.write(json.dumps(content).encode()))
     atomic_write(paths[1], lambda file: file.write(_csv(costed).encode()))
-    title = f"{title}\n{technology.name}; bars and whiskers: by the cheapest and the dearest sources"
-    by_layer(paths[2], costed, title)
-    accuracy_over_energy(paths[3], costed, title)
+    title = f"{title}\n{technology.name}, typical sources; from the cheapest to the dearest ones:"
+    by_layer(paths[2], costed, f"{title} whiskers")
+    accuracy_over_energy(paths[3], costed, f"{title} bars; whiskers: what chance alone can do")
     return paths
 
 
@@ -147,8 +147,9 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
         low, typical, high = MICRO * np.array([record.cost.energy for record in points]).T
         accuracy, chance = np.array([(record.accuracy, band_of_chance(record)) for record in points]).T
         color = colormaps["tab10" if len(curves) <= 10 else "tab20"](i)
-        axes.errorbar(typical, accuracy, chance, [typical - low, high - typical], color=color, marker="o", markersize=4, linewidth=1,
-                      elinewidth=0.6, capsize=2, label=curve)
+        axes.errorbar(typical, accuracy, chance, color=color, marker="o", markersize=4, linewidth=1.2, elinewidth=0.6, capsize=2,
+                      label=curve)
+        axes.hlines(accuracy, low, high, color=color, alpha=0.25, linewidth=2.5)
         for x, y, record in zip(typical, accuracy, points):
             text = f"{record.setting.spec.adc_bits:g}"
             axes.annotate(text, (x, y), (3, -9), textcoords="offset points", fontsize="xx-small", color=color)
@@ -158,5 +159,5 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
         which(LogFormatter(minor_thresholds=(2, 1)))
     axes.set_title(title, fontsize="small")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="x-small")
+    axes.legend(fontsize="x-small", loc="lower right")
     save(figure, path, dpi=150)
