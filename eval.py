@@ -14,120 +14,65 @@ and what it costs, in energy, time and area, in a technology:
     python eval.py --resume ... --cellBit 1 2 --adc_prec 4 6 --cost rram_32nm
     python eval.py --cost list
 
-Written to --save_path (the checkpoint's folder unless given): results.jsonl, one line a setting, appended as soon as it
-is known; adc_ranges.json, all ranges that were calibrated, for --adc_ranges; report_<setting>.json and .png with
---report; accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and the like for
+A setting that was measured before, with the same weights, images, hardware and seeds, is not measured again: every one is a file,
+points/<key>.json in --save_path (the checkpoint's folder unless given). So a run that was killed goes on when it is started again,
+and several may share a folder: by --workers, by --shard on several machines, or by starting eval.py twice.
+
+    python eval.py --resume ... --cellBit 1 2 4 --adc_prec 3:8 --workers 8        # --dry_run says what that would measure
+    python eval.py --resume ... --adc_plan significance --adc_prec 1:3:0.25 --search 50 --objective accuracy bits
+
+Also in --save_path: results.jsonl, one line a setting, appended as soon as it is known; results.csv; adc_ranges.json, all ranges
+that were calibrated, for --adc_ranges; report_<setting>.json and .png with --report; results.html with --html;
+accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and the like for
 several values of a device; cost.json, cost.csv, cost_by_layer.png and accuracy_over_energy.png with --cost; eval.log. The
 bit-planes of the weights go to --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at
 with torch.load. To evaluate planes that you changed, copy the folder, edit the files, and pass --planes FOLDER.
 """
 
+import contextlib
 import logging
 import os
-import re
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; train.py says why
 
-from torch import nn
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from experiment import chip_report, cost_report, images, machine, report, results
-from experiment.chip_files import save_cells, stored_cells
-from experiment.cli import UserError, check_writable, get_logger, run_main
-from experiment.costs import Costs
-from experiment.eval_settings import EvalSettings, parse
-from experiment.evaluation import Cache, Record, Setting, Stored, check_chips, count_reads, engines_of, is_chip, measure, place
-from experiment.images import EvalImages
-from experiment.ranges import RangesOfRun
-from experiment.starting import crossbar_network
+from experiment import cost_report, html_report, machine, report, results
+from experiment.bench import FROZEN, Bench
+from experiment.cli import check_writable, get_logger, run_main
+from experiment.eval_settings import EvalSettings, parse_all
+from experiment.plan import Job, Plan
+from experiment.search import Search, check_search, validation_bench
 from experiment.train_settings import trained_for
-from models import quant
-from models.quant import diagnostics
-
-FROZEN = "calibrated", "full"  # ADC ranges that --report describes
+from experiment.workers import Pool, check_workers
 
 
-def check_settings(settings: EvalSettings, net: nn.Module, cells: Stored | None, ranges: RangesOfRun, costs: Costs) -> None:
-    """Refuse, before any work, settings that cannot run here, or whose ranges are not where they should be."""
-    if is_chip(cells) and settings.adc_ranges:
-        raise ValueError("--adc_ranges are of ideal cells, and those of a chip in --planes are corrected for it: give one of them")
-    for setting in settings.settings:
-        place(net, setting, cells)
-        if setting.chips:
-            check_chips(net, setting)
-        engines_of(net, setting, settings.engine, counted=settings.report and setting.spec.adc_range in FROZEN)
-        ranges.give(net, setting)
-        costs.check(net, setting)
+def check_folders(settings: EvalSettings) -> None:
+    """Refuse folders that cannot be written to, before hours of work."""
+    for folder in (settings.save_path, *([settings.prob_path] if settings.save_cells or not settings.planes else [])):
+        check_writable(folder)
+    results.check_can_append(Path(settings.save_path, "results.jsonl"))
 
 
-def write_planes(settings: EvalSettings, net: nn.Module, log: logging.Logger) -> None:
-    """The bit-planes of the weights for the cells of every setting but those of pairs, where they are not in their folder already."""
-    for cell_bits in dict.fromkeys(setting.spec.cell_bits for setting in settings.settings if setting.spec.weights == "offset"):
-        store = quant.PlaneStore(settings.prob_path, settings.model, settings.wbit, cell_bits)
-        if store.write([(name, layer.w_codes()) for name, layer in quant.crossbar_layers(net)]):
-            log.info(f"bit-planes of the weights written to {store.folder}")
+@contextlib.contextmanager
+def logging_to(settings: EvalSettings) -> Iterator[logging.Logger]:
+    """Within `with`, console and log file, beside a progress bar."""
+    log = get_logger(None if settings.dry_run else Path(settings.save_path, settings.log_file))
+    package_log = logging.getLogger("models")  # says which engine runs, and why
+    package_log.handlers[:], package_log.level = log.handlers, logging.INFO
+    with logging_redirect_tqdm([log, package_log]):
+        yield log
 
 
-def evaluate(settings: EvalSettings, net: nn.Module, cells: Stored | None, ranges: RangesOfRun, costs: Costs,
-             shown: EvalImages,
-             log: logging.Logger, argv: list[str] | None) -> list[Record]:
-    """Measure the software and every setting; each record is on the disk as soon as it is known."""
-    facts = machine.machine_info() | {"command": shlex.join(["eval.py", *(sys.argv[1:] if argv is None else argv)])}
-    records, cache = [], Cache()
-    for setting in (None, *settings.settings):
-        source = chosen = None
-        if setting:
-            place(net, setting, cells)
-            source = ranges.give(net, setting)
-            chosen = shown.calibration if ranges.to_calibrate(setting) else None
-        try:
-            record = measure(net, shown.batches, shown.labels, setting, calibration=chosen, cells=cells, cache=cache,
-                             software=records[0] if records else None, engine=settings.engine, progress=True,
-                             passing=costs.counting(net))
-            record = replace(record, cost=costs.of(net, setting))
-        except ValueError as error:
-            if setting and setting.chips:  # cells that the grid does not hold
-                raise UserError(f"{setting}: {error}") from None
-            raise
-        if chosen and not setting.chips and not is_chip(cells):
-            ranges.keep(net, setting, chosen.count)
-        row = results.row(record, settings, chosen.count if chosen else None, source)
-        results.append(Path(settings.save_path, "results.jsonl"), row | facts)
-        records.append(record)
-        if settings.save_cells and setting and setting.chips:
-            folder = quant.PlaneStore(settings.prob_path, settings.model, settings.wbit, setting.spec.cell_bits).folder
-            if save_cells(net, setting, folder):
-                log.info(f"cells of {setting.chips} written to {folder}")
-        if settings.report and setting and setting.spec.adc_range in FROZEN:
-            write_report(settings, net, setting, shown, cache, log, cells)
-        log.info(f"{setting or 'software'}: {record.accuracy:.2f} %")
-        if record.cost:
-            log.info(cost_report.layers_table(record.cost))
-    return records
-
-
-def write_report(settings: EvalSettings, net: nn.Module, setting: Setting, shown: EvalImages, cache: Cache,
-                 log: logging.Logger, cells: Stored | None) -> None:
-    """Table, JSON and picture of what the ADC, or a chip, does to each layer, for the setting that was measured last."""
-    path = Path(settings.save_path, "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower()))
-    title = f"{settings.model.removesuffix('_eval')} on {settings.dataset}: {setting}"
-    if setting.chips or is_chip(cells):
-        table = chip_report.write(path, net, setting, title, shown.report, shown.calibration, cache, cells, settings.engine)
-        log.info(f"{setting}:\n{table}\npicture: {path.with_suffix('.png')}")
-        return
-    histograms = count_reads(net, setting, shown.calibration, cache, progress=True)
-    layers = diagnostics.report(net, shown.report, histograms, setting.calibration.rule, setting.calibration.per)
-    report.write_report(path.with_suffix(".json"), str(setting), layers)
-    report.report_plot(path.with_suffix(".png"), title, layers, setting.spec.adc_bits)
-    log.info(f"{setting}:\n{report.layers_table(layers)}\npicture: {path.with_suffix('.png')}")
-
-
-def say_what_is_measured(settings: EvalSettings, ranges: RangesOfRun, config: dict, shown: EvalImages, log: logging.Logger) -> None:
+def say_what_is_measured(bench: Bench, log: logging.Logger) -> None:
     """The network and its images, and what `train.py --adc_aware` trained it for."""
+    settings, shown, config, ranges = bench.settings, bench.shown, bench.checkpoint["config"], bench.ranges
     log.info(f"{settings.resume}: {settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit "
              f"activations; {shown.batches.count} {shown.kind} of {settings.dataset}; "
              f"{'CPU' if shown.report.device.type == 'cpu' else 'GPU'}")
@@ -139,42 +84,83 @@ def say_what_is_measured(settings: EvalSettings, ranges: RangesOfRun, config: di
         log.info(text)
 
 
-def main(argv: list[str] | None = None) -> int:
-    settings, checkpoint = parse(argv, __doc__)
-    machine.keep_freed_memory()
-    device = machine.pick_device(settings.ngpu)
-    net = crossbar_network(settings, checkpoint, device)
-    try:
-        cells, ranges = None, RangesOfRun(settings, checkpoint)
-        if settings.planes:
-            cells = stored_cells(settings.planes, net, settings.settings, settings.wbit)
-        costs = Costs(settings.cost, settings.settings)
-        check_settings(settings, net, cells, ranges, costs)
-    except ValueError as error:  # what the package refuses: engines, planes, reads of too many values
-        raise UserError(str(error)) from None
-    for folder in (settings.save_path, *([settings.prob_path] if settings.save_cells or not settings.planes else [])):
-        check_writable(folder)
-    folder = Path(settings.save_path)
-    results.check_can_append(folder / "results.jsonl")
-    log = get_logger(folder / settings.log_file)
-    package_log = logging.getLogger("models")  # says which engine runs, and why
-    package_log.handlers[:], package_log.level = log.handlers, logging.INFO
+def measure_plan(plan: Plan, pool: Pool, log: logging.Logger) -> None:
+    """Measure what a plan lacks, under one progress bar."""
+    log.info(plan.text(pool.workers or 1))
+    several = sys.stderr.isatty() and len(plan.missing) > 1  # of one, its images are shown
+    with tqdm(total=len(plan.missing), desc="settings", unit="point", dynamic_ncols=True, leave=False, disable=not several) as bar:
 
-    with logging_redirect_tqdm([log, package_log]):
-        shown = images.load(settings, checkpoint, device, log)
-        say_what_is_measured(settings, ranges, checkpoint["config"], shown, log)
-        if not settings.planes:
-            write_planes(settings, net, log)
-        with quant.keep_effective_cells(Path(settings.prob_path, "effective") if settings.save_cells else None):
-            records = evaluate(settings, net, cells, ranges, costs, shown, log, argv)
-    log.info("\n" + report.settings_table(records, shown.of_all, shown.kind, settings.planes))
-    title = (f"{settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit activations: "
-             f"{shown.batches.count} {shown.kind} of {settings.dataset}")
+        def done(job: Job) -> None:
+            bar.update()
+            record = plan.benches[job.bench].record(job.setting)
+            log.info(f"{job.setting or 'software'}: {record.accuracy:.2f} %")
+            if record.cost:
+                log.info(cost_report.layers_table(record.cost))
+
+        pool.measure(plan.missing, done)
+
+
+def find_best(bench: Bench, choosing: Bench, pool: Pool, log: logging.Logger) -> Search:
+    """Search with the images of the bench `choosing`; the front becomes the settings of the other."""
+    found = Search(choosing)
+    found.run(lambda settings: measure_plan(Plan(pool.benches, {choosing: (None, *settings)}), pool, log), log)
+    bench.settings = replace(bench.settings, settings=tuple(found.front))
+    return found
+
+
+def write_results(bench: Bench, settings: Sequence, log: logging.Logger) -> None:
+    """The table and the files that follow from the points of a network's settings."""
+    of, folder = bench.settings, Path(bench.settings.save_path)
+    bench.write_ranges()
+    for setting in settings:
+        if of.report and setting and setting.spec.adc_range in FROZEN:
+            bench.write_report(setting, log)
+    if of.save_cells:
+        bench.write_cells(log)
+    records = [bench.record(setting) for setting in settings]
+    log.info("\n" + report.settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
+    title = (f"{of.model.removesuffix('_eval')}, {of.wbit}-bit weights, {of.abit}-bit activations: "
+             f"{bench.shown.batches.count} {bench.shown.kind} of {of.dataset}")
     for path in report.plots(records[1:], title, folder):
         log.info(f"plot: {path}")
-    for path in cost_report.write(records, costs.technology, title, folder):
+    for path in cost_report.write(records, bench.costs.technology, title, folder):
         log.info(f"costs: {path}")
+    rows = bench.points.rows()
+    results.write_tables(folder, rows)
+    if of.html:
+        log.info(f"page: {html_report.write(folder, rows)}")
     log.info(f"results: {folder / 'results.jsonl'}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    networks = parse_all(argv, __doc__)
+    first, command = networks[0][0], shlex.join(["eval.py", *(sys.argv[1:] if argv is None else argv)])
+    check_workers(first.workers)
+    check_search(first)
+    machine.keep_freed_memory()
+    benches = [Bench(settings, checkpoint, command) for settings, checkpoint in networks]
+    choosing = [validation_bench(bench) for bench in benches if first.search]
+    for bench in benches:
+        bench.check(bench.settings.settings)
+        if not first.dry_run:
+            check_folders(bench.settings)
+    with logging_to(first) as log, Pool([*benches, *choosing], first.workers) as pool:
+        for bench in pool.benches:
+            bench.load(log)
+            say_what_is_measured(bench, log)
+        searches = [find_best(*pair, pool, log) for pair in zip(benches, choosing)]
+        plan = Plan(pool.benches, {bench: (None, *bench.settings.settings) for bench in benches}, first.shard)
+        if first.dry_run:
+            log.info(f"{plan.listing()}\n{plan.text(first.workers or 1)}")
+            return 0
+        for bench in benches:
+            if not bench.settings.planes:
+                bench.write_planes(log)
+        measure_plan(plan, pool, log)
+        for bench in benches:
+            write_results(bench, plan.settings_of(bench), log)
+        for search, bench in zip(searches, benches):
+            log.info(f"search: {', '.join(map(str, search.write(bench)))}")
     return 0
 
 

@@ -6,14 +6,16 @@
 """
 
 import contextlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
 from models import quant
-from models.quant.cost import CostReport, Counts, Technology, counting, estimate
-from models.quant.cost.events import check_width
+from models.quant.cost import Band, CostReport, Counts, LayerCost, Technology, counting, estimate
+from models.quant.cost.events import Events, check_width
 
 from .cli import UserError
 from .evaluation import Setting
@@ -34,7 +36,7 @@ class Costs:
     def __init__(self, name: str | None, settings: Iterable[Setting]) -> None:
         self.technology: Technology | None = None
         self.counts: Counts | None = None
-        self._layouts = [(setting.spec.mapping, setting.spec.rows) for setting in settings]
+        self._layouts = [layout for setting in settings for layout in _layouts(setting)]
         if name is not None:
             try:
                 self.technology = Technology.load(name)
@@ -45,11 +47,11 @@ class Costs:
         """Refuse a setting, on which the network is placed, that has no cost in this technology. Raises: ValueError."""
         if not self._has(setting):
             return
-        spec = setting.spec
         try:
-            self.technology.check_adc(range(1, spec.adc_max_bits + 1) if spec.planned else [int(spec.adc_bits)])
             for _, layer in quant.crossbar_layers(network):
-                if layer.spec.adc_range != "ideal":
+                spec = layer.spec
+                if spec.adc_range != "ideal":
+                    self.technology.check_adc(range(1, spec.adc_max_bits + 1) if spec.planned else [int(spec.adc_bits)])
                     check_width(layer, self.technology.columns)
         except ValueError as error:
             raise ValueError(f"--cost {self.technology.name}, {setting}: {error}") from None
@@ -71,6 +73,39 @@ class Costs:
 
     def _has(self, setting: Setting) -> bool:
         return self.technology is not None and setting.spec.adc_range != "ideal"
+
+
+def _layouts(setting: Setting) -> list[tuple[str, int]]:
+    """(mapping, rows) of the layers."""
+    others = [dict(values) for _, values in setting.per_layer]
+    mappings, rows = ({getattr(setting.spec, name), *(values[name] for values in others if name in values)} for name in ("mapping", "rows"))
+    return list(itertools.product(sorted(mappings), sorted(rows)))
+
+
+def plain(cost: CostReport) -> dict[str, Any]:
+    """Costs as values that JSON has."""
+    return asdict(cost)
+
+
+def restored(values: Mapping[str, Any]) -> CostReport:
+    """The costs that `plain` was given, from JSON."""
+    layers = tuple(LayerCost(**each | {
+        "events": _events(each["events"]), "latency": Band(*each["latency"]),
+        **{name: {part: Band(*band) for part, band in each[name].items()} for name in ("energy", "area")}}) for each in values["layers"])
+    return CostReport(**values | {
+        "layers": layers, "digital": tuple(values["digital"]), "interval": Band(*values["interval"]), "leakage": Band(*values["leakage"]),
+        "sources": {part: tuple(each) for part, each in values["sources"].items()}})
+
+
+def _events(values: Mapping[str, Any]) -> Events:
+    """JSON has no numbers as keys, and no tuples."""
+    def numbers(counts: Mapping[str, Any]) -> dict[int, Any]:
+        return {int(bits): count for bits, count in counts.items()}
+
+    return Events(**values | {
+        "level_pulses": tuple(map(tuple, values["level_pulses"])), "pulses": tuple(values["pulses"]),
+        "conversions": numbers(values["conversions"]), "idle_conversions": numbers(values["idle_conversions"]),
+        "conversions_in_turn": tuple(map(numbers, values["conversions_in_turn"]))})
 
 
 def figures(cost: CostReport | None) -> dict[str, Any]:

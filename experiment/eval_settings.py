@@ -6,7 +6,7 @@
 import itertools
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,12 +15,12 @@ import models
 from models.quant import Calibration, CrossbarSpec, Device, engines
 from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
 
-from . import chips, costs, data, flags, train_settings
+from . import chips, costs, data, flags, per_layer, train_settings
 from .checkpoint import load_checkpoint
 from .chips import ChipSettings, DeviceSettings
 from .cli import UserError
 from .evaluation import Setting
-from .flags import ANY_INT, BITS, COUNT, ArgumentParser, flag_name, option
+from .flags import ANY_INT, BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, flag_name, option
 from .train_settings import HARDWARE, ThroughADC, images_beside
 
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
@@ -34,7 +34,8 @@ CALIBRATION = tuple(flag_name(field.name) for field in fields(Calibration))
 class Network:
     """network and data"""
 
-    resume: str | None = option(None, "checkpoint of train.py, or of the original code", metavar="PATH")
+    resume: str | None = option(None, "checkpoint of train.py, or of the original code; several are evaluated one after the other",
+                                metavar="PATH")
     model: str | None = option(None, f"{' or '.join(MODELS)}; default that of the checkpoint")
     wbit: int | None = option(None, "weight bits; default those of the checkpoint", BITS)
     abit: int | None = option(None, "activation bits; default those of the checkpoint", BITS)
@@ -48,6 +49,15 @@ class Network:
     limit: int | None = option(None, "only LIMIT test images, spread evenly over the set; default all", COUNT)
     validation: bool = option(False, "the validation images of the training in place of the test images: for choices, which the "
                               "test images must not make", bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """single layers"""
+
+    per_layer: list[str] = option([], "other hardware of some layers, in all rows: a layer's name or a pattern, and hardware flags: "
+                                  "--per_layer \"features.4:adc_prec=5,cellBit=2\" \"classifier.*:adc_range=ideal\"",
+                                  several=True, metavar="LAYER:FLAG=VALUE", says_default=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,44 @@ class Ranges:
                                 metavar="DIR")
 
 
+def _shard(text: str) -> tuple[int, int]:
+    part, of = map(int, text.split("/"))
+    return part, of
+
+
+SHARD = Number(_shard, "I/N, such as 2/8: I from 1 to N", lambda shard: 1 <= shard[0] <= shard[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """many settings"""
+
+    dry_run: bool = option(False, "say what would be measured, and what is measured already, and end", bool)
+    workers: int | None = option(None, "processes that measure at the same time, each with its share of the cores; on this machine, or "
+                                 "on the Ray cluster that RAY_ADDRESS names. Needs Ray (requirements-cluster.txt). Default: this "
+                                 "process alone, with all cores", COUNT)
+    shard: tuple[int, int] | None = option(None, "measure only the I-th of N parts of the settings, for job arrays that share a folder",
+                                           SHARD, metavar="I/N")
+    html: bool = option(False, "write results.html, one page with all that was measured in the results folder", bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """search"""
+
+    search: int | None = option(None, "measure N settings out of all combinations, each chosen by what is known of those before it; "
+                                "--per_layer may then give several values, of which each layer gets one. Chosen on validation "
+                                "images; the front is measured on the test images. Needs Optuna (requirements-search.txt)", COUNT,
+                                metavar="N")
+    objective: list[str] = option(["accuracy", "bits"], "what is best: a front of two or more. accuracy; bits, the mean of all reads; "
+                                  "changed; conversions; energy, latency and area where they are estimated. Default accuracy bits",
+                                  several=True, says_default=True)
+    at_least: list[str] = option([], "bounds of a search: --at_least accuracy=90", several=True, metavar="NAME=VALUE", says_default=True)
+    at_most: list[str] = option([], "bounds of a search: --at_most bits=2", several=True, metavar="NAME=VALUE", says_default=True)
+    search_seed: int = option(0, "seed of the search: the same one measures the same settings, however many workers there are",
+                              COUNT_OR_0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """cost"""
@@ -99,17 +147,20 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(Network, Table, Ranges, Cost, Machine):
+class EvalSettings(Network, Table, Ranges, Cost, Sweep, Search, Machine):
     """Everything that decides an evaluation. Made by `parse`; no field is None that has a default.
 
     Attributes beyond the flags:
-        settings: the rows of the table.
+        settings: the rows of the table; none for a search.
+        rows, of_chips: values of the hardware flags that were given, of which a search takes combinations, and those of all chips.
         calibration: how calibrated ranges are chosen, in all rows.
         trained_for: the setting that `train.py --adc_aware` trained for, if its ranges, which the checkpoint holds, are to be
             used; else None.
     """
 
     settings: tuple[Setting, ...] = ()
+    rows: Mapping[str, list] = field(default_factory=dict)
+    of_chips: Mapping[str, int] = field(default_factory=dict)
     calibration: Calibration = Calibration()
     trained_for: Setting | None = None
 
@@ -117,7 +168,9 @@ class EvalSettings(Network, Table, Ranges, Cost, Machine):
 def build_parser(about: str | None = None) -> ArgumentParser:
     """The parser of eval.py; `about`, the text at the top of its help."""
     parser = ArgumentParser(description=about)
-    flags.add_flags(parser.add_argument_group(Network.__doc__), Network)
+    network = parser.add_argument_group(Network.__doc__)
+    flags.add_flags(network, Network, ["resume"], several=True)
+    flags.add_flags(network, Network, [field.name for field in fields(Network) if field.name != "resume"])
     hardware = parser.add_argument_group("hardware (several values: every combination)")
     _add_hardware(hardware)
     flags.add_flags(hardware, Table)
@@ -125,8 +178,8 @@ def build_parser(about: str | None = None) -> ArgumentParser:
     calibration = parser.add_argument_group(Ranges.__doc__)
     flags.add_flags(calibration, Calibration)
     flags.add_flags(calibration, Ranges)
-    flags.add_flags(parser.add_argument_group(Cost.__doc__), Cost)
-    flags.add_flags(parser.add_argument_group(Machine.__doc__), Machine)
+    for cls in (Cost, Sweep, Search, Machine):
+        flags.add_flags(parser.add_argument_group(cls.__doc__), cls)
     return parser
 
 
@@ -136,6 +189,7 @@ def _add_hardware(group: Any) -> None:
     flags.add_flags(group, ThroughADC, ["crossbar_layers"], several=True)
     flags.add_flags(group, DeviceSettings, several=True)
     flags.add_flags(group, ChipSettings, chips.OF_ROW, several=True)
+    flags.add_flags(group, Layers)
 
 
 def _hardware_defaults() -> dict[str, list]:
@@ -145,7 +199,15 @@ def _hardware_defaults() -> dict[str, list]:
 
 
 def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[EvalSettings, dict]:
-    """(settings, checkpoint), everything checked that can be checked without the images. Raises: UserError, one line."""
+    """(settings, checkpoint) of one network, everything checked that can be checked without the images. Raises: UserError, one line."""
+    found = parse_all(argv, about)
+    if len(found) > 1:
+        raise UserError(f"--resume names {len(found)} networks where one is expected")
+    return found[0]
+
+
+def parse_all(argv: list[str] | None = None, about: str | None = None) -> list[tuple[EvalSettings, dict]]:
+    """`parse` for each network of --resume."""
     given = flags.parse(build_parser(about), argv)
     if chips.LIST in given.get("device", ()):
         chips.say_devices()
@@ -155,16 +217,22 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Eval
         raise SystemExit(0)
     if "resume" not in given:
         raise UserError("eval.py needs the network: --resume PATH, a checkpoint of train.py")
+    return [_settings(given | {"resume": source}) for source in dict.fromkeys(given["resume"])]
+
+
+def _settings(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
+    """(settings, checkpoint) of the flags that are given, --resume naming one network."""
     source = given["resume"]
     checkpoint = load_checkpoint(source)
     values = _network(given, checkpoint, source)
-    rows = {name: given[name] for name in _hardware_defaults() if name in given}
+    rows = {name: given[name] for name in (*_hardware_defaults(), "per_layer") if name in given}
     calibration = Calibration(*(given.get(name, default) for name, default in flags.defaults(Calibration).items()))
-    of_run = {name: given[name] for name in chips.OF_RUN if name in given}
-    settings = all_settings(rows, values["wbit"], values["abit"], given.get("also", []), given.get("table", []), calibration, of_run)
-    names = {field.name for field in fields(EvalSettings)}
-    found = EvalSettings(**{name: value for name, value in (values | given).items() if name in names and value is not None},
-                         settings=settings, calibration=calibration)
+    of_chips = {name: given[name] for name in chips.OF_RUN if name in given}
+    found = EvalSettings(**{each.name: value for each in fields(EvalSettings)
+                            if (value := (values | given).get(each.name)) is not None},
+                         rows=rows, of_chips=of_chips, calibration=calibration)
+    if not found.search:
+        found = replace(found, settings=all_settings(rows, found.wbit, found.abit, found.also, found.table, calibration, of_chips))
     _check(found, given)
     _check_validation(found, checkpoint)
     chosen = found.adc_ranges or found.planes or {*CALIBRATION, "calib_images"} & given.keys()
@@ -225,6 +293,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
                   of_chips: Mapping[str, int] = MappingProxyType({}), devices: dict[str, Device] | None = None) -> list[Setting]:
     """Every combination of the flags' values, in the order of a table."""
     values = _hardware_defaults() | given
+    of_layers = per_layer.single(per_layer.parse(given.get("per_layer", ())))
     before, after = ("crossbar_layers", "weights", "mapping", "reference", "dac_bits", "rows", "cell_bits"), ("adc_max_bits", "adc_range",
                                                                                                  "adc_plan", "adc_bits")
     order = (*before, *chips.OF_ROW, *after)
@@ -244,7 +313,10 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
             spec = replace(spec, adc_bits=1, adc_plan="uniform")
         if not spec.planned:  # nor do, without a plan, the most bits of one
             spec = replace(spec, adc_max_bits=CrossbarSpec().adc_max_bits)
-        settings.append(Setting(spec, layers, calibration if made else replace(calibration, on=USUAL.on), made))
+        try:
+            settings.append(Setting(spec, layers, calibration if made else replace(calibration, on=USUAL.on), made, of_layers))
+        except ValueError as error:
+            raise UserError(f"--{error}") from None
     return settings
 
 
@@ -254,7 +326,8 @@ def _needs_a_plan(bits: float) -> bool:
 
 def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     """Refuse flags that do not go together."""
-    adc_ranges = {setting.spec.adc_range for setting in found.settings}
+    _check_search(found, given)
+    adc_ranges = {setting.spec.adc_range for setting in found.settings} or {*given.get("adc_range", [CrossbarSpec.adc_range])}
     useless = [name for name in given if name in (*CALIBRATION, "calib_images")]
     if found.report:  # compares rules and ranges for other ADC bits
         useless = [name for name in useless if name == "adc_correct"]
@@ -265,7 +338,7 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
         raise UserError(f"--{useless[0]} is for calibrated ranges: add --adc_range calibrated")
     if found.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
-    with_device = any(setting.chips for setting in found.settings)
+    with_device = any(setting.chips for setting in found.settings) or found.search and "device" in given
     for name in (*chips.OF_RUN, "calib_on", "save_cells"):
         if name in given and not with_device:
             raise UserError(chips.WITHOUT.format(name))
@@ -273,17 +346,33 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
         raise UserError("--adc_ranges are of ideal cells, and those of a --device are calibrated on its chips: give one of them")
     if found.planes and len({setting.spec.cell_bits for setting in found.settings}) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
+    if any(dict(values).get("cell_bits") for setting in found.settings for _, values in setting.per_layer):
+        for name in ("planes", "save_cells"):
+            if name in given:
+                raise UserError(f"--{name} is for cells of one precision: leave cellBit out of --per_layer")
+
+
+def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
+    if not found.search:
+        for each in fields(Search):
+            if each.name in given:
+                raise UserError(f"--{each.name} is for a search: add --search N")
+        return
+    for name in ("also", "table", "report", "planes", "save_cells", "shard", "adc_ranges", "dry_run"):
+        if name in given:
+            raise UserError(f"--{name} does not go with --search")
 
 
 def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> None:
     """Refuse --validation for a checkpoint that does not say which images its training held out."""
-    if not found.validation:
+    if not (found.validation or found.search):
         return
+    asked = "--search chooses on validation images" if found.search else "--validation"
     config = train_settings.defaults() | {"val_split": 0} | train_settings.from_checkpoint(checkpoint, found.resume)
     if not ("data" in checkpoint and config["val_split"]):
-        raise UserError(f"--validation: {found.resume} was trained without validation images")
+        raise UserError(f"{asked}: {found.resume} was trained without validation images")
     if found.dataset != config["dataset"]:
-        raise UserError(f"--validation: {found.resume} was trained on {config['dataset']}, not {found.dataset}")
+        raise UserError(f"{asked}: {found.resume} was trained on {config['dataset']}, not {found.dataset}")
 
 
 def _trained_for(found: EvalSettings, checkpoint: Mapping[str, Any], source: str) -> Setting | None:

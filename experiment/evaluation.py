@@ -15,7 +15,8 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ from models.building import CROSSBAR_LAYERS
 
 from .chips import Chips
 
+PerLayer = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+OF_ADC = ("adc_bits", "adc_plan", "adc_max_bits")  # fields of the spec that make no other reads
+LAYER_FIELDS = tuple(item.name for item in fields(CrossbarSpec) if item.name not in ("w_bits", "a_bits"))  # the network has those
 Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
 Stored = Mapping[str, torch.Tensor | quant.Chip]  # {layer: weight codes that its cells hold, or the cells of a chip}
 
@@ -45,16 +49,38 @@ class Setting:
             sums of codes exactly, without an ADC.
         calibration: how the ranges of adc_range "calibrated" are chosen.
         chips: what the cells are, and how many chips are measured; None: ideal cells.
+        per_layer: other hardware of some layers, `{name or pattern with * ? [...]: {field of the spec: value}}`; of several that fit
+            a layer the later ones win. Kept as tuples. A layer may be without an ADC (adc_range "ideal") where the others have one.
     """
 
     spec: CrossbarSpec = CrossbarSpec()
     crossbar_layers: str = "all"
     calibration: Calibration = Calibration()
     chips: Chips | None = None
+    per_layer: PerLayer | Mapping[str, Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         if self.crossbar_layers not in CROSSBAR_LAYERS:
             raise ValueError(f"crossbar_layers is {self.crossbar_layers!r}; allowed are {', '.join(CROSSBAR_LAYERS)}")
+        changes = {pattern: dict(values) for pattern, values in dict(self.per_layer).items()}
+        for pattern, values in changes.items():
+            if unknown := values.keys() - {*LAYER_FIELDS}:
+                raise ValueError(f"per_layer {pattern} has {', '.join(sorted(unknown))}; allowed are {', '.join(LAYER_FIELDS)}")
+            if values.get("adc_range", "ideal") not in ("ideal", self.spec.adc_range):
+                raise ValueError(f"per_layer {pattern}: adc_range is {values['adc_range']!r}; allowed are {self.spec.adc_range}, which "
+                                 "the others have, and ideal")
+        object.__setattr__(self, "per_layer", tuple((name, tuple(sorted(values.items()))) for name, values in changes.items()))
+
+    def spec_of(self, name: str) -> CrossbarSpec:
+        """The hardware of the layer `name`. Raises: ValueError where what several patterns say of it does not go together."""
+        spec = self.spec
+        for pattern, values in self.per_layer:
+            if fnmatchcase(name, pattern):
+                try:
+                    spec = replace(spec, **dict(values))
+                except ValueError as error:
+                    raise ValueError(f"per_layer {pattern}: {error}") from None
+        return spec
 
     def __str__(self) -> str:
         return self.text()
@@ -67,6 +93,7 @@ class Setting:
         notes = [f"{name} {getattr(spec, name)}" for name in ("weights", "rows", "mapping", "reference", "dac_bits", "adc_max_bits")
                  if getattr(spec, name) != getattr(usual, name)]
         notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
+        notes += [f"{pattern}: " + " ".join(f"{name} {value}" for name, value in values) for pattern, values in self.per_layer]
         notes += [self.chips.text(without)] if self.chips else []
         notes += ["ranges of the chip"] if self.calibration.on == "chip" and spec.adc_range == "calibrated" else []
         return ", ".join([f"{spec.cell_bits}-bit cells, {adc}", *notes])
@@ -130,7 +157,7 @@ class Cache:
 
     histograms: dict[str, Any] = field(default_factory=dict)
     counted_for: tuple | None = None  # hardware and nominal cells
-    moments: dict[str, dict] = field(default_factory=dict)  # for each `crossbar_layers`
+    moments: dict[tuple, dict] = field(default_factory=dict)  # by the names of the layers that have an ADC
     made_of: list | None = None  # checksums of the network's state, its cells and the images
 
     def check(self, network: nn.Module, images: Iterable[torch.Tensor]) -> None:
@@ -254,11 +281,24 @@ def place(network: nn.Module, setting: Setting, cells: Stored | None = None) -> 
     """Put the layers of a network on the hardware of a setting, with these `cells` (see `measure`), as yet ideal ones; those that
     the setting leaves out compute without an ADC. A layer that is on this hardware already keeps its ranges."""
     use_cells(network, cells)
+    put(network, setting, cells)
+
+
+def put(network: nn.Module, setting: Setting, cells: Stored | None = None) -> None:
+    """As `place`, with the weight codes that the cells hold already.
+
+    Raises: ValueError for a pattern of `per_layer` that fits no layer with an ADC, and hardware that cannot be.
+    """
     quant.program(network, None)
+    names = [name for name, layer in quant.crossbar_layers(network) if _on_crossbars(layer, setting)]
+    for pattern, _ in setting.per_layer:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"per_layer {pattern}: no layer on crossbars is called so; there are {', '.join(names)}")
     for name, layer in quant.crossbar_layers(network):
-        spec = setting.spec
+        spec = setting.spec_of(name)
         if not _on_crossbars(layer, setting):
             layer.set_codes(None)
+            spec = setting.spec
             alike = {"cell_bits": spec.cell_bits, "weights": spec.weights} if setting.chips else {}  # for devices that have these alone
             spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal", **alike)
         if layer.spec != layer.fitted(spec):
@@ -364,7 +404,7 @@ def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Ten
     """Histograms of the reads on the hardware of a setting: `{layer: int64 [digits, slices, u]}`; counted once for all ADCs, and
     all chips that have the same nominal cells."""
     cache.check(network, images)
-    key = setting.crossbar_layers, replace(setting.spec, adc_bits=1, adc_range="ideal")
+    key = reads_of(setting)
     own = [cells for _, layer in on_adcs(network) if (cells := _counted_cells(layer, setting))]
     if own:
         key = *key, tuple(fingerprint([part for cells in own for part in (cells.values, cells.reference)]))
@@ -373,6 +413,13 @@ def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Ten
         on = {"on": setting.calibration.on} if own else {}
         cache.histograms, cache.counted_for = quant.collect_histograms(network, shown, **on), key
     return cache.histograms
+
+
+def reads_of(setting: Setting) -> tuple:
+    """What decides which values the reads of a network have, but for its cells: where it is the same, histograms are shared."""
+    spec = replace(setting.spec, adc_bits=1, adc_range="ideal", adc_plan="uniform", adc_max_bits=CrossbarSpec.adc_max_bits)
+    per_layer = ((pattern, tuple((name, value) for name, value in values if name not in OF_ADC)) for pattern, values in setting.per_layer)
+    return setting.crossbar_layers, spec, tuple((pattern, values) for pattern, values in per_layer if values)
 
 
 def calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor] | None, cache: Cache, progress: bool = False,
@@ -386,5 +433,5 @@ def calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tenso
         histograms = count_reads(network, setting, images, cache, progress)
         quant.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share)
     if chosen.correct == "channel":
-        wanted = cache.moments.get(setting.crossbar_layers)
-        cache.moments[setting.crossbar_layers] = quant.correct(network, images, wanted)
+        converted = tuple(name for name, _ in on_adcs(network))
+        cache.moments[converted] = quant.correct(network, images, cache.moments.get(converted))

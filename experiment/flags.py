@@ -53,6 +53,29 @@ class Number:
             return False
 
 
+class Span:
+    """A flag's values of one kind, `3`, or a span of them with both its ends: `3:8`, or with a step `1:3:0.5`."""
+
+    def __init__(self, kind: Number):
+        self.kind = kind
+
+    def __call__(self, argument: str) -> list:
+        """The values that an argument of the command line means."""
+        if ":" not in argument:
+            return [self.kind(argument)]
+        try:
+            first, last, step = ([self.kind(part) for part in argument.split(":")] + [1])[:3]
+            numbers = argument.count(":") < 3 and all(isinstance(end, (int, float)) for end in (first, last, step))
+        except argparse.ArgumentTypeError:
+            numbers = False
+        if not numbers:
+            raise argparse.ArgumentTypeError(f"{argument} is not a span FIRST:LAST or FIRST:LAST:STEP; each is {self.kind.text}")
+        if first > last or step <= 0:
+            raise argparse.ArgumentTypeError(f"{argument} is an empty span; FIRST:LAST:STEP goes up, from the first to the last")
+        count = int((last - first) / step + 1e-9) + 1
+        return [self.kind(f"{first + i * step:.12g}") for i in range(count)]
+
+
 BITS = Number(int, f"1 to 8, or {OFF} to switch the quantizer off", lambda bits: bits in (*range(1, 9), OFF))
 COUNT = Number(int, "a whole number from 1 up", lambda value: 1 <= value < 2**63)
 COUNT_OR_0 = Number(int, "a whole number from 0 up", lambda value: 0 <= value < 2**63)
@@ -94,6 +117,11 @@ def in_flags(message: str) -> str:
     return message.replace("(w_bits)", "(the weight bits)").replace("(a_bits)", "(the activation bits)")
 
 
+def of_layers(message: str) -> str:
+    """A message about the field `per_layer` of a setting, about its flag."""
+    return f"--{message}" if message.startswith("per_layer ") else message
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse prints its usage in front of every error; here an error is one line like all others. What is not given does not
     appear in the result, and names of flags are not to be shortened."""
@@ -106,6 +134,13 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+class _Flatten(argparse.Action):
+    """The values of several spans in one list."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [value for span in values for value in span])
+
+
 class _Extend(argparse.Action):
     """Values of a flag that is given several times, one after the other."""
 
@@ -113,7 +148,7 @@ class _Extend(argparse.Action):
         setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), *values])
 
 
-def _kind(field: dataclasses.Field) -> Any:
+def flag_kind(field: dataclasses.Field) -> Any:
     """What a field's flag takes; the fields of `CrossbarSpec` say it by "allowed", "fractions" or "most"."""
     meta = field.metadata
     return meta.get("kind") or meta.get("allowed") or (NUMBER_FROM_0 if meta.get("fractions") else COUNT)
@@ -134,7 +169,7 @@ def defaults(cls: type, names: Iterable[str] | None = None) -> dict[str, Any]:
 def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several: bool = False) -> None:
     """Add the flags of a dataclass to an argparse parser or group; with `several`, each takes a list of values."""
     for field in flag_fields(cls, names):
-        meta, kind, name = field.metadata, _kind(field), flag_name(field.name)
+        meta, kind, name = field.metadata, flag_kind(field), flag_name(field.name)
         options = {"dest": name}
         if kind is bool:
             options["action"] = "store_true"
@@ -146,6 +181,8 @@ def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several
             options["metavar"] = meta.get("metavar") or name.upper()
         if several or meta.get("several"):
             options["nargs"] = "+"
+            if isinstance(kind, Number):
+                options |= {"type": Span(kind), "action": _Flatten}
         if meta.get("several") and kind is str:
             options["action"] = _Extend
         if meta.get("or_empty"):
@@ -171,7 +208,7 @@ def checked(cls: type, config: Mapping[str, Any], source: str, names: Iterable[s
     """
     found = {}
     for field in flag_fields(cls, names):
-        name, kind, default = flag_name(field.name), _kind(field), field.default
+        name, kind, default = flag_name(field.name), flag_kind(field), field.default
         key = name if name in config else ALIASES.get(name)
         if key not in config:
             continue

@@ -39,40 +39,23 @@ class AdcRanges:
         """Add the entries of a file. Raises: UserError for a file that cannot be read or is no adc_ranges.json."""
         try:
             for entry in json.loads(Path(path).read_text(encoding="utf-8"))["ranges"]:
-                for layer in entry["layers"].values():
-                    if "bits" in layer:
-                        layer["bits"] = [[int(bits) for bits in digit] for digit in layer["bits"]]
-                        layer["ranges"] = [[(float(delta), int(q_min)) for delta, q_min in digit] for digit in layer["ranges"]]
-                    else:
-                        layer["ranges"] = [(float(delta), int(q_min)) for delta, q_min in layer["ranges"]]
-                    layer["sha256"]
-                    for name in CORRECTION if CORRECTION & layer.keys() else ():
-                        layer[name] = [float(value) for value in layer[name]]
-                entry |= {name: value for name, value in LATER.items() if name not in entry}
-                self.entries[tuple(entry[name] for name in HARDWARE)] = entry
+                _check(entry)
+                self.entries[(*(entry[name] for name in HARDWARE), json.dumps(entry.get("per_layer", [])))] = entry
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"{path} is not an adc_ranges.json ({one_line(error)})") from None
 
-    def add(self, network: nn.Module, setting: Setting, calib_images: int) -> None:
-        """Note the ranges that a network calibrated on this setting has."""
-        rule = setting.calibration
-        facts = dict(zip(HARDWARE, _key(setting))) | {"adc_calib": rule.rule, "adc_per": rule.per, "adc_correct": rule.correct,
-                                                      "calib_images": calib_images}
-        facts |= {"adc_share": rule.share} if setting.spec.planned else {}
-        entry = self.entries.get(_key(setting), {})
-        if any(entry.get(name) != value for name, value in facts.items()):
-            entry = self.entries[_key(setting)] = facts | {"layers": {}}  # nothing of another rule stays
-        for name, layer in on_adcs(network):
-            ranges = torch.stack([layer.adc_delta, layer.adc_q_min.double()], dim=-1).tolist()
-            kept = {"sha256": quant.sha256(layer.w_codes().cpu()), "ranges": ranges}
-            if setting.spec.planned:
-                kept["bits"] = layer.adc_bits_plan.tolist()
-            if rule.correct == "channel":  # 9 digits tell all float32 numbers apart
-                kept |= {"gain": [float(f"{x:.9g}") for x in layer.adc_gain.tolist()],
-                         "offset": [float(f"{x:.9g}") for x in layer.adc_offset.tolist()]}
-            entry["layers"][name] = kept
+    def add(self, key: tuple, entry: Mapping[str, Any]) -> None:
+        """Add an entry, see `entry_of`. Other layers of an entry for the same hardware stay, if it is of the same rule."""
+        others = self.entries.get(key, {})
+        same_rule = all(others.get(name) == value for name, value in entry.items() if name != "layers")
+        self.entries[key] = {**entry, "layers": (others["layers"] if others and same_rule else {}) | entry["layers"]}
+
+    def add_of(self, setting: Setting, entry: dict[str, Any]) -> None:
+        """Add the entry that `entry_of` made for a setting."""
+        _check(entry)
+        self.add(_key(setting), entry)
 
     def restore(self, network: nn.Module, setting: Setting, source: str) -> None:
         """Give a network that is placed on a setting the ranges that are kept for it.
@@ -86,7 +69,7 @@ class AdcRanges:
                 raise UserError(f"{source} has no ranges of {name} with these weights for {setting}; "
                                 "calibrate it without --adc_ranges")
             try:
-                if setting.spec.planned:
+                if layer.spec.planned:
                     ranges = np.array(found["ranges"])
                     layer.set_plan(adc.Plan(np.array(found["bits"]), ranges[..., 0], ranges[..., 1]))
                 else:
@@ -103,13 +86,45 @@ class AdcRanges:
             merged = AdcRanges()
             if Path(path).exists():
                 merged.read(path)
+            before = dict(merged.entries)
             for key, entry in self.entries.items():
-                others = merged.entries.get(key, {})
-                same_rule = all(others.get(name) == value for name, value in entry.items() if name != "layers")
-                layers = (others["layers"] if others and same_rule else {}) | entry["layers"]
-                merged.entries[key] = entry | {"layers": layers}
-            text = json.dumps({"ranges": list(merged.entries.values())})
-            atomic_write(path, lambda file: file.write(text.encode()))
+                merged.add(key, entry)
+            if merged.entries != before:
+                text = json.dumps({"ranges": list(merged.entries.values())})
+                atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def _check(entry: dict[str, Any]) -> None:
+    """Bring an entry into the form that it has here. Raises: many kinds of errors for what is none."""
+    for layer in entry["layers"].values():
+        if "bits" in layer:
+            layer["bits"] = [[int(bits) for bits in digit] for digit in layer["bits"]]
+            layer["ranges"] = [[(float(delta), int(q_min)) for delta, q_min in digit] for digit in layer["ranges"]]
+        else:
+            layer["ranges"] = [(float(delta), int(q_min)) for delta, q_min in layer["ranges"]]
+        layer["sha256"]
+        for name in CORRECTION if CORRECTION & layer.keys() else ():
+            layer[name] = [float(value) for value in layer[name]]
+    entry |= {name: value for name, value in LATER.items() if name not in entry}
+
+
+def entry_of(network: nn.Module, setting: Setting, calib_images: int, sha256: Mapping[str, str]) -> dict[str, Any]:
+    """The ranges that a network calibrated on this setting has, as an entry of the file. Args: sha256, of each layer's weight codes."""
+    rule = setting.calibration
+    entry = {name: getattr(setting.spec, name) for name in HARDWARE} | {
+        "adc_calib": rule.rule, "adc_per": rule.per, "adc_correct": rule.correct, "calib_images": calib_images}
+    entry |= {"adc_share": rule.share} if setting.spec.planned else {}
+    entry |= {"per_layer": json.loads(json.dumps(setting.per_layer))} if setting.per_layer else {}
+    layers = {}
+    for name, layer in on_adcs(network):
+        ranges = torch.stack([layer.adc_delta, layer.adc_q_min.double()], dim=-1).tolist()
+        layers[name] = {"sha256": sha256[name], "ranges": ranges}
+        if layer.spec.planned:
+            layers[name]["bits"] = layer.adc_bits_plan.tolist()
+        if rule.correct == "channel":  # 9 digits tell all float32 numbers apart
+            layers[name] |= {"gain": [float(f"{x:.9g}") for x in layer.adc_gain.tolist()],
+                             "offset": [float(f"{x:.9g}") for x in layer.adc_offset.tolist()]}
+    return entry | {"layers": layers}
 
 
 class RangesOfRun:
@@ -149,11 +164,20 @@ class RangesOfRun:
             raise UserError(f"the ADC ranges in {self.checkpoint}: {one_line(error)}") from None
         return "checkpoint"
 
-    def keep(self, network: nn.Module, setting: Setting, calib_images: int) -> None:
-        """Add the ranges that a setting was calibrated with to the results folder's adc_ranges.json."""
-        self.kept.add(network, setting, calib_images)
-        self.kept.merge_into(self.path)
+    def given(self, setting: Setting) -> Any:
+        """The ranges that `give` gives, as they are kept."""
+        if setting.spec.adc_range != "calibrated" or self.to_calibrate(setting):
+            return None
+        return self.kept.entries.get(_key(setting), {"layers": None})["layers"] if self.file else self.trained
+
+    def keep(self, entries: Mapping[Setting, dict[str, Any]]) -> None:
+        """Add the ranges that settings were calibrated with to the results folder's adc_ranges.json. Args: entries, see `entry_of`."""
+        found = AdcRanges()
+        for setting, entry in entries.items():
+            found.add_of(setting, entry)
+        if entries:
+            found.merge_into(self.path)
 
 
 def _key(setting: Setting) -> tuple:
-    return tuple(getattr(setting.spec, name) for name in HARDWARE)
+    return *(getattr(setting.spec, name) for name in HARDWARE), json.dumps(setting.per_layer)

@@ -1,9 +1,15 @@
-"""`results.jsonl`: one line a measured setting, on the disk as soon as it is known."""
+"""`results.jsonl`: one line a measured setting, on the disk as soon as it is known; `results.csv` and `results.parquet`, all of them."""
 
+import contextlib
+import csv
+import importlib.util
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from models.quant.files import atomic_write
 
 from .chips import CHIP_FIELDS
 from .cli import UserError
@@ -40,6 +46,7 @@ def row(record: Record, settings: EvalSettings, calib_images: int | None, source
         "device": chips and chips.name, "device_time_s": chips and chips.device.time, "device_temp_C": chips and chips.device.temp,
         **{name: chips and getattr(chips.device, name) for name in ("stuck_on", "stuck_off")},
         **{name: chips and getattr(chips, name) for name in CHIP_FIELDS},
+        "per_layer": {pattern: dict(values) for pattern, values in setting.per_layer} or None if setting else None,
         "calib_on": rule.on if rule and chips else None, "accuracy_std": record.accuracy_std,
         "accuracy_lowest": record.accuracy_lowest, "chip_accuracies": record.chip_accuracies,
         "chip_changed_predictions": record.chip_changes,
@@ -67,3 +74,53 @@ def _last_byte(path: str | Path) -> bytes:
     with open(path, "rb") as file:
         file.seek(-1, 2)
         return file.read(1)
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a file; none of a file that is not there. Lines that a crash tore, or that are no results, are left out."""
+    rows = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in Path(path).read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def write_tables(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """results.csv, and results.parquet where pyarrow is installed, of these rows. Lists and dicts are JSON in a column. Returns: the
+    paths of those that were written; none is where they hold these rows already."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    flat = [{name: _flat(row.get(name)) for name in names} for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    path = Path(folder, "results.csv")
+    if path.exists() and path.read_bytes() == text.getvalue().encode():
+        return []
+    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+    return [path, *_write_parquet(path.with_suffix(".parquet"), names, flat)]
+
+
+def _flat(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
+
+
+def _write_parquet(path: Path, names: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Columns of one type: numbers, truths, or texts for what is mixed."""
+    if importlib.util.find_spec("pyarrow") is None:
+        return []
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {}
+    for name in names:
+        values = [row[name] for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        if len(kinds) > 1 and not kinds <= {int, float}:
+            values = [None if value is None else str(value) for value in values]
+        elif kinds == {int, float}:
+            values = [None if value is None else float(value) for value in values]
+        columns[name] = values
+    atomic_write(path, lambda file: pyarrow.parquet.write_table(pyarrow.table(columns), file))
+    return [path]

@@ -1,0 +1,219 @@
+"""A trained network with its images and the folder of its results (`Bench`): what measures settings, each of them once."""
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models import quant
+from models.quant import CrossbarSpec, diagnostics
+
+from . import chip_report, flags, images, keys, machine, per_layer, points, report, results
+from .checkpoint import load_checkpoint
+from .chip_files import save_cells, stored_cells
+from .cli import UserError
+from .costs import Costs
+from .eval_settings import EvalSettings
+from .evaluation import Cache, Record, Setting, check_chips, count_reads, engines_of, is_chip, measure, place, put, reads_of, use_cells
+from .points import Points
+from .ranges import AdcRanges, RangesOfRun, entry_of
+from .starting import crossbar_network
+
+FROZEN = "calibrated", "full"  # ADC ranges that --report describes
+
+
+class Bench:
+    """The network of some settings on its device. `check` refuses what cannot run, before `load` reads the images.
+
+    Args: checkpoint, of `settings.resume`, if it is loaded already; command, what stands in results.jsonl.
+    Raises: UserError for weights, planes and ranges that are not as they should be.
+    """
+
+    def __init__(self, settings: EvalSettings, checkpoint: dict | None = None, command: str = "") -> None:
+        self.settings = settings
+        self.checkpoint = checkpoint or load_checkpoint(settings.resume)
+        self.device = machine.pick_device(settings.ngpu)
+        self.net = crossbar_network(settings, self.checkpoint, self.device)
+        self.costs = Costs(settings.cost, settings.settings or search_layouts(settings))
+        try:
+            self.cells = settings.planes and stored_cells(settings.planes, self.net, settings.settings, settings.wbit)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if is_chip(self.cells) and settings.adc_ranges:
+            raise UserError("--adc_ranges are of ideal cells, and those of a chip in --planes are corrected for it: give one of them")
+        self.ranges, self.points, self.cache = RangesOfRun(settings, self.checkpoint), Points(settings.save_path), Cache()
+        self.facts = machine.machine_info() | {"command": command}
+        self.sha256: dict[str, str] = {}  # of the weight codes of each layer's cells
+        self.keys: dict[Setting | None, str] = {}
+        self.known: dict[str, dict[str, Any]] = {}  # points that were read, by key
+        self.shown: images.EvalImages | None = None
+
+    def check(self, settings: Iterable[Setting]) -> None:
+        """Refuse settings that cannot run here, or whose ranges are not where they should be. Raises: UserError."""
+        seen = set()
+        try:
+            codes = None if is_chip(self.cells) else self.cells
+            # Once, as they are found anew at each question otherwise.
+            use_cells(self.net, codes or {name: layer.w_codes() for name, layer in quant.crossbar_layers(self.net)})
+            for setting in settings:
+                kept = setting.spec.adc_range == "calibrated" and not self.ranges.to_calibrate(setting)
+                same = reads_of(setting), setting.spec.adc_range, setting.chips, setting.calibration.on
+                if same in seen and not setting.per_layer and not kept and not self.costs.technology:
+                    continue  # ADCs of other bits
+                seen.add(same)
+                put(self.net, setting, self.cells)
+                if setting.chips:
+                    check_chips(self.net, setting)
+                engines_of(self.net, setting, self.settings.engine, counted=self.settings.report and setting.spec.adc_range in FROZEN)
+                self.ranges.give(self.net, setting)
+                self.costs.check(self.net, setting)
+        except ValueError as error:  # what the package refuses: engines, reads of too many values
+            raise UserError(flags.of_layers(str(error))) from None
+
+    def load(self, log: logging.Logger) -> None:
+        """The images, and what decides the results of all settings."""
+        self.shown = images.load(self.settings, self.checkpoint, self.device, log)
+        of = self.settings
+        self.decides_all = {
+            "arithmetic": keys.ARITHMETIC, "images": keys.of_images(self.shown.batches, self.shown.labels),
+            "network": keys.of_network(self.net, [of.model, of.wbit, of.abit, of.wq, of.quantize_image])}
+        self.decides_hardware = {"cells": keys.digest(self.cells)} if self.cells else {}
+        self.decides_ranges = {"calibration_images": keys.of_images(self.shown.calibration)}
+
+    def decides(self, setting: Setting | None) -> dict[str, Any]:
+        """What decides the result of a setting; None: of the software."""
+        if setting is None:
+            return self.decides_all
+        found = self.decides_all | self.decides_hardware | {"setting": keys.of_setting(setting)}
+        if self.costs.technology and setting.spec.adc_range != "ideal":
+            found["cost"] = keys.digest(self.costs.technology)
+        if setting.spec.adc_range == "dynamic":
+            found["batch_size"] = self.settings.batch_size
+        if self.ranges.to_calibrate(setting):
+            found |= self.decides_ranges
+        elif setting.spec.adc_range == "calibrated":
+            found["ranges"] = keys.digest(self.ranges.given(setting))
+        return found
+
+    def key(self, setting: Setting | None) -> str:
+        """The key of a setting's point."""
+        if setting not in self.keys:
+            self.keys[setting] = keys.key_of(self.decides(setting))
+        return self.keys[setting]
+
+    def point(self, setting: Setting | None) -> dict[str, Any] | None:
+        """The point of a setting; None where none was measured, here or elsewhere."""
+        key = self.key(setting)
+        if key not in self.known and (point := self.points.read(key)):
+            self.known[key] = point
+        return self.known.get(key)
+
+    def record(self, setting: Setting | None) -> Record | None:
+        """What was measured of a setting, or None."""
+        point = self.point(setting)
+        return point and points.record_of(point, setting)
+
+    def measure(self, setting: Setting | None, wait: bool = False, progress: bool = False) -> bool:
+        """Measure a setting, or the software, unless its point is there. Args and result: see `Points.measure`."""
+        software = None
+        if setting is not None:
+            if not self.point(None):
+                self.measure(None, wait=True, progress=progress)
+            software = self.record(None)
+            if self.costs.technology and not self.costs.counts:  # which were made where the software was measured
+                self._measure(None, progress=progress)
+        return self.points.measure(self.key(setting), lambda: self._make(setting, software, progress), wait)
+
+    def _make(self, setting: Setting | None, software: Record | None, progress: bool) -> dict[str, Any]:
+        source = chosen = kept = None
+        if setting:
+            place(self.net, setting, self.cells)
+            source = self.ranges.give(self.net, setting)
+            chosen = self.shown.calibration if self.ranges.to_calibrate(setting) else None
+        record = self._measure(setting, calibration=chosen, software=software, progress=progress)
+        if chosen and not setting.chips and not is_chip(self.cells):  # a chip's correction is of no use to another
+            self.sha256 = self.sha256 or {name: quant.sha256(layer.w_codes().cpu()) for name, layer in quant.crossbar_layers(self.net)}
+            kept = entry_of(self.net, setting, chosen.count, self.sha256)
+        row = results.row(record, self.settings, chosen.count if chosen else None, source)
+        return points.of_record(record, row | self.facts, self.decides(setting), kept)
+
+    def _measure(self, setting: Setting | None, **options: Any) -> Record:
+        """The record of a network that is placed on a setting, with its costs."""
+        try:
+            with quant.keep_effective_cells(self._effective):
+                record = measure(self.net, self.shown.batches, self.shown.labels, setting, cells=self.cells, cache=self.cache,
+                                 engine=self.settings.engine, passing=self.costs.counting(self.net), **options)
+            return replace(record, cost=self.costs.of(self.net, setting))
+        except ValueError as error:
+            if setting and setting.chips:  # cells that the grid does not hold
+                raise UserError(f"{setting}: {error}") from None
+            raise
+
+    @property
+    def _effective(self) -> Path | None:
+        """Where cells behind word lines are kept."""
+        return Path(self.settings.prob_path, "effective") if self.settings.save_cells else None
+
+    # ---- files beside the points ------------------------------------------------------------------------------------------
+
+    def write_planes(self, log: logging.Logger) -> None:
+        """The bit-planes of the weights for the cells of every setting but those of pairs, where they are not in their folder already."""
+        layers = quant.crossbar_layers(self.net)
+        specs = (setting.spec_of(name) for setting in self.settings.settings for name, _ in layers)
+        for cell_bits in dict.fromkeys(spec.cell_bits for spec in specs if spec.weights == "offset"):
+            store = self._planes(cell_bits)
+            if store.write([(name, layer.w_codes()) for name, layer in layers]):
+                log.info(f"bit-planes of the weights written to {store.folder}")
+
+    def _planes(self, cell_bits: int) -> quant.PlaneStore:
+        return quant.PlaneStore(self.settings.prob_path, self.settings.model, self.settings.wbit, cell_bits)
+
+    def write_ranges(self) -> None:
+        """The ranges of the settings' points, in adc_ranges.json."""
+        found = {setting: self.point(setting) for setting in self.settings.settings
+                 if self.ranges.to_calibrate(setting) and not setting.chips and not is_chip(self.cells)}
+        self.ranges.keep({setting: point["ranges"] for setting, point in found.items() if point})
+
+    def write_cells(self, log: logging.Logger) -> None:
+        """What the cells of every chip hold, beside the bit-planes."""
+        for setting in self.settings.settings:
+            if setting.chips:
+                place(self.net, setting, self.cells)
+                folder = self._planes(setting.spec.cell_bits).folder
+                with quant.keep_effective_cells(self._effective):
+                    written = save_cells(self.net, setting, folder)
+                if written:
+                    log.info(f"cells of {setting.chips} written to {folder}")
+
+    def write_report(self, setting: Setting, log: logging.Logger) -> None:
+        """Table, JSON and picture of what the ADC, or a chip, does to each layer, for a setting that was measured."""
+        path = Path(self.settings.save_path, "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower()))
+        title = f"{self.settings.model.removesuffix('_eval')} on {self.settings.dataset}: {setting}"
+        shown, cache = self.shown, self.cache
+        place(self.net, setting, self.cells)
+        if setting.chips or is_chip(self.cells):
+            table = chip_report.write(path, self.net, setting, title, shown.report, shown.calibration, cache, self.cells,
+                                      self.settings.engine)
+            log.info(f"{setting}:\n{table}\npicture: {path.with_suffix('.png')}")
+            return
+        if self.ranges.to_calibrate(setting):
+            kept = AdcRanges()
+            kept.add_of(setting, self.point(setting)["ranges"])
+            kept.restore(self.net, setting, str(self.points.path(self.key(setting))))
+        else:
+            self.ranges.give(self.net, setting)
+        histograms = count_reads(self.net, setting, shown.calibration, cache, progress=True)
+        layers = diagnostics.report(self.net, shown.report, histograms, setting.calibration.rule, setting.calibration.per)
+        report.write_report(path.with_suffix(".json"), str(setting), layers)
+        report.report_plot(path.with_suffix(".png"), title, layers, setting.spec.adc_bits)
+        log.info(f"{setting}:\n{report.layers_table(layers)}\npicture: {path.with_suffix('.png')}")
+
+
+def search_layouts(settings: EvalSettings) -> list[Setting]:
+    """Settings with all mappings and rows that a search may take, whose idle reads are counted."""
+    usual, rows, of_layers = CrossbarSpec(), settings.rows, per_layer.parse(settings.rows.get("per_layer", ())).values()
+    mappings, counts = ([*rows.get(flags.flag_name(name), [getattr(usual, name)]), *(each for values in of_layers for each in values.get(name, ()))]
+                        for name in ("mapping", "rows"))
+    return [Setting(replace(usual, mapping=mapping, rows=count)) for mapping in mappings for count in counts]

@@ -1,0 +1,109 @@
+"""What decides the result of a measurement, and the key that follows from it.
+
+Two measurements have the same key if they must have the same result: time, machine, engine, threads and batch size are no part of it,
+nor are names of files and devices.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from models import quant
+from models.quant.devices import Law
+
+from .chips import Chips
+from .data import Batches
+from .evaluation import Setting
+from .starting import quantized_layers
+
+ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
+NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
+
+_laws: dict[int, tuple[Law, str]] = {}  # digests of data that many devices share, with the law, so that its id stays its own
+
+
+def key_of(decides: Mapping[str, Any]) -> str:
+    """SHA-256 of plain values, in whatever order they stand."""
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def of_network(network: nn.Module, facts: Sequence[Any]) -> str:
+    """Digest of what a network computes, without its ADC ranges. Of quantized weights only the codes count, so that an exported
+    network is the one that it was exported from. Args: facts, plain values that its tensors do not say, such as its model's name."""
+    state = {name: value for name, value in network.state_dict().items() if not name.endswith(quant.ADC_BUFFERS)}
+    for name, layer in quantized_layers(network).items():
+        if layer.weight_quant.on:
+            state[f"{name}.weight"] = layer.weight_quant.codes(state[f"{name}.weight"])
+    return digest([list(facts), state])
+
+
+def of_images(images: Batches, labels: torch.Tensor | None = None) -> str:
+    """Digest of network inputs, and of their classes."""
+    return digest([images.images, list(images.mean), list(images.std), labels])
+
+
+def of_setting(setting: Setting) -> dict[str, Any]:
+    """A setting as plain values: a device by the digest of its data, how ranges are chosen only where they are."""
+    chosen = asdict(setting.calibration) if setting.spec.adc_range == "calibrated" else None
+    return {"spec": _plain(asdict(setting.spec)), "crossbar_layers": setting.crossbar_layers, "calibration": chosen,
+            "per_layer": [[pattern, _plain(dict(changes))] for pattern, changes in setting.per_layer],
+            "chips": setting.chips and of_chips(setting.chips)}
+
+
+def of_chips(chips: Chips) -> dict[str, Any]:
+    """Chips as plain values."""
+    values = {field.name: getattr(chips, field.name) for field in fields(chips) if field.name not in NAMES}
+    return _plain(values | {"device": digest(chips.device)})
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Whole numbers as such: 3.0 bits are 3 bits."""
+    return {name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in values.items()}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of numbers, texts, arrays, tensors, devices, and of what is made of these. Raises: TypeError for anything else."""
+    found = hashlib.sha256()
+    for part in _parts(value):
+        found.update(part)
+    return found.hexdigest()
+
+
+def _parts(value: Any):
+    """Bytes that tell a value from every other one."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        yield f"array {value.dtype.str} {value.shape} ".encode()
+        yield np.ascontiguousarray(value).data if value.size else b""
+    elif isinstance(value, (bool, int, float, str, bytes, np.generic, type(None))):
+        yield f"{type(value).__name__} {value!r} ".encode()
+    elif isinstance(value, Mapping):
+        yield f"mapping {len(value)} ".encode()
+        for name in sorted(value, key=repr):
+            yield from _parts(name)
+            yield from _parts(value[name])
+    elif isinstance(value, (Sequence, range)):
+        yield f"list {len(value)} ".encode()
+        for each in value:
+            yield from _parts(each)
+    elif isinstance(value, Law):
+        if id(value) not in _laws:
+            _laws[id(value)] = value, digest(_attributes(value))
+        yield _laws[id(value)][1].encode()
+    elif is_dataclass(value) and not isinstance(value, Path):
+        yield from _parts(_attributes(value))
+    else:
+        raise TypeError(f"no digest of {type(value).__name__}")
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    found = {name: value for name, value in vars(thing).items() if name not in NAMES and not name.startswith("_")}
+    return {"": type(thing).__name__} | found

@@ -1,0 +1,121 @@
+"""What is to be measured (`Plan`), and in which order several workers take it (`Queue`)."""
+
+import statistics
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .bench import Bench
+from .evaluation import Setting, reads_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """One setting of one network. Attributes: bench, which of several; setting, None for the software; group, the same for settings
+    that share the histograms of their reads, which one worker therefore takes one after the other."""
+
+    bench: int
+    setting: Setting | None
+    group: Hashable
+
+
+class Plan:
+    """The settings of some networks, and which of them are measured already.
+
+    Args: settings, of some of the benches, None for the software; shard, `(i, n)`: the i-th of n parts alone, each of which has, as
+        far as can be, whole groups, and the software. Parts do not depend on what is measured already.
+    Attributes: jobs, all of them; missing, those that are not measured.
+    """
+
+    def __init__(self, benches: Sequence[Bench], settings: Mapping[Bench, Iterable[Setting | None]],
+                 shard: tuple[int, int] | None = None) -> None:
+        self.benches = benches
+        self.jobs = [Job(benches.index(bench), setting, (benches.index(bench), setting and (reads_of(setting), setting.chips)))
+                     for bench, each in settings.items() for setting in each]
+        if shard:
+            self.jobs = _part(self.jobs, *shard)
+        self.missing = [job for job in self.jobs if benches[job.bench].record(job.setting) is None]
+
+    def settings_of(self, bench: Bench) -> list[Setting | None]:
+        """The settings of a bench, the software first."""
+        return [job.setting for job in self.jobs if self.benches[job.bench] is bench]
+
+    def text(self, workers: int) -> str:
+        """How many points there are and are missing, and the time that these may take, judged by those there are."""
+        points = f"{len(self.jobs)} points: "
+        if not self.missing:
+            return points + "all are measured already"
+        there = len(self.jobs) - len(self.missing)
+        text = points + (f"{there} {'is' if there == 1 else 'are'} measured already, " if there else "")
+        text += f"{len(self.missing)} to measure"
+        if (each := self._seconds()) is not None:
+            text += f", about {show_seconds(each * len(self.missing) / workers)} ({show_seconds(each)} each so far)"
+        return text
+
+    def _seconds(self) -> float | None:
+        """Mean time of the settings that were measured already, but for the software."""
+        there = {*self.jobs} - {*self.missing}
+        found = [point["took_s"] for job in there if job.setting
+                 if (point := self.benches[job.bench].point(job.setting))]
+        return statistics.fmean(found) if found else None
+
+    def listing(self) -> str:
+        """A line for each point."""
+        missing = {*self.missing}
+        names = len(self.benches) > 1
+        return "\n".join(f"{'to measure' if job in missing else 'measured  '}  "
+                         + (f"{self.benches[job.bench].settings.resume}: " if names else "") + str(job.setting or "software")
+                         for job in self.jobs)
+
+
+def _part(jobs: Sequence[Job], part: int, of: int) -> list[Job]:
+    """The part-th of some jobs, in their order: groups are laid end to end and cut into parts of the same size."""
+    by_group: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        if job.setting:
+            by_group.setdefault(job.group, []).append(job)
+    laid = [job for group in by_group.values() for job in group]
+    mine = {*laid[len(laid) * (part - 1) // of:len(laid) * part // of]}
+    return [job for job in jobs if job in mine or job.setting is None]
+
+
+def show_seconds(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Queue:
+    """Hands jobs to workers: to each those of one group, as long as there are any, then a group that nobody has, then half of what is
+    left of the largest one. Jobs that another program is measuring come last."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self.groups: dict[Hashable, list[Job]] = {}
+        self.busy: list[Job] = []
+        self.taken: set[Hashable] = set()
+        for job in jobs:
+            self.groups.setdefault(job.group, []).append(job)
+
+    def take(self, last: Job | None) -> tuple[Job, bool] | None:
+        """The next job of a worker, and whether to wait for another program that is measuring it; None where nothing is left.
+
+        Args: last, the worker's last job, whose histograms it has.
+        """
+        left = {group: jobs for group, jobs in self.groups.items() if jobs}
+        if last is not None and last.group in left:
+            return left[last.group].pop(0), False
+        if fresh := [group for group in left if group not in self.taken]:
+            self.taken.add(fresh[0])
+            return left[fresh[0]].pop(0), False
+        if left:
+            return max(left.values(), key=len).pop(), False
+        return (self.busy.pop(0), True) if self.busy else None
+
+    def is_busy(self, job: Job) -> None:
+        """Another program is measuring this job: it is handed out again when nothing else is left."""
+        self.busy.append(job)
+
+    def put_back(self, job: Job) -> None:
+        """The worker of this job died."""
+        self.groups.setdefault(job.group, []).insert(0, job)
+        self.taken.discard(job.group)

@@ -1,0 +1,131 @@
+"""Points: every measured setting is a file of its own, whose existence means that it is done.
+
+    points = Points("save/run")
+    points.measure(key, make)                    # calls make() only where no process has made or is making this point
+    point = points.read(key)                     # {"key", "decides", "row", "took_s", "predictions", "ranges"}
+
+`points/<key>.json` is written whole or not at all by whoever measured it, and its row is appended to results.jsonl. Any number of
+processes and machines may share the folder: while one measures a point it holds a lock on one byte of `points/.claims`, which ends
+with the process. Where a network drive has no locks, a point may be measured twice, to the same result.
+"""
+
+import base64
+import contextlib
+import json
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.quant.files import STALE, atomic_write
+
+from . import costs, results
+from .evaluation import Record, Setting
+from .locking import Claims
+
+
+class Points:
+    """The points of a results folder. Nothing is written before the first one is measured."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.results = Path(folder, "results.jsonl")
+        self.folder = Path(folder, "points")
+        self.claims = Claims(self.folder / ".claims")
+
+    def path(self, key: str) -> Path:
+        """Where a point is, or will be."""
+        return self.folder / f"{key}.json"
+
+    def exists(self, key: str) -> bool:
+        """Whether a point was measured."""
+        return self.path(key).exists()
+
+    def read(self, key: str) -> dict[str, Any] | None:
+        """A point; None where it was not measured, or its file was damaged since."""
+        with contextlib.suppress(OSError, ValueError):
+            point = json.loads(self.path(key).read_bytes())
+            if isinstance(point, dict) and point.get("key") == key:
+                return point
+        return None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of all points of the folder, as results.jsonl has them; of one that was measured twice the last."""
+        self.mend()
+        there = {path.stem for path in self._paths()}
+        return list({row["key"]: row for row in results.read(self.results) if row.get("key") in there}.values())
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9a-f]*.json"))
+
+    def measure(self, key: str, make: Callable[[], Mapping[str, Any]], wait: bool = False) -> bool:
+        """Write the point that `make()` returns, without its key, unless it is there already.
+
+        Args: wait, for a process that is measuring it now.
+        Returns: whether the point is there; False where another process is measuring it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.claims.claim(key, wait) as mine:
+            if mine and not self.read(key):
+                started = time.perf_counter()
+                point = {"key": key, **make()}
+                point["row"] = {**point["row"], "key": key}
+                point["took_s"] = time.perf_counter() - started
+                text = json.dumps(point).encode()
+                atomic_write(self.path(key), lambda file: file.write(text))
+                results.append(self.results, point["row"])
+            return mine or self.exists(key)
+
+    def mend(self) -> None:
+        """Append what a process did not come to that was killed behind a point; remove what it left of a file."""
+        if not self.folder.exists():
+            return
+        known = {row.get("key") for row in results.read(self.results)}
+        for path in self._paths():
+            if path.stem not in known:
+                with self.claims.claim(path.stem) as mine:  # else its process is about to append it
+                    if mine and (point := self.read(path.stem)):
+                        results.append(self.results, point["row"])
+        for path in self.folder.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE:
+                    path.unlink()
+
+
+# ---- a record as plain values -----------------------------------------------------------------------------------------
+
+
+def of_record(record: Record, row: Mapping[str, Any], decides: Mapping[str, Any], ranges: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A point, but for its key. Args: row, the line of results.jsonl; decides, see `keys`; ranges, the entry of an adc_ranges.json
+    of the ranges that were chosen for it."""
+    predictions = record.predictions[None] if record.chip_predictions is None else record.chip_predictions
+    return {"decides": decides, "row": row, "predictions": _packed(predictions), "ranges": ranges,
+            "cost": record.cost and costs.plain(record.cost)}
+
+
+def record_of(point: Mapping[str, Any], setting: Setting | None) -> Record:
+    """The record of a setting's point."""
+    row, predictions = point["row"], _unpacked(point["predictions"])
+    chips = row["chip_accuracies"] is not None
+    return Record(
+        setting=setting, predictions=predictions[0], accuracy=row["accuracy"], software_accuracy=row["software_accuracy"],
+        changed_predictions=row["changed_predictions"], seconds=row["seconds"], engine=row["engine"], mean_bits=row["mean_bits"],
+        conversions=row["conversions"], chip_predictions=predictions if chips else None,
+        chip_accuracies=tuple(row["chip_accuracies"]) if chips else None,
+        chip_changes=tuple(row["chip_changed_predictions"]) if chips else None,
+        cost=point["cost"] and costs.restored(point["cost"]))
+
+
+def _packed(predictions: torch.Tensor) -> dict[str, Any]:
+    """Classes, int64 `[chips, N]`, in few letters."""
+    small = predictions.numpy().astype(np.min_scalar_type(int(predictions.max())).newbyteorder("<"))
+    return {"type": small.dtype.str, "shape": list(small.shape), "zlib": base64.b64encode(zlib.compress(small.tobytes())).decode()}
+
+
+def _unpacked(stored: Mapping[str, Any]) -> torch.Tensor:
+    values = np.frombuffer(zlib.decompress(base64.b64decode(stored["zlib"])), stored["type"]).reshape(stored["shape"])
+    return torch.from_numpy(values.astype(np.int64))
+

@@ -1,0 +1,270 @@
+"""`eval.py --search N`: of all combinations of the flags' values, N that Optuna proposes, each by what is known of those before it.
+
+Proposals are made in the driver alone, `TOGETHER` at a time, and from a seed: the same search measures the same settings, however
+many workers it has. So nothing of it needs to be kept: a search that was killed asks the same questions again, and the points
+answer at once.
+"""
+
+import csv
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from models import quant
+from models.quant.files import atomic_write
+
+from . import per_layer
+from .bench import Bench
+from .cli import UserError
+from .eval_settings import EvalSettings, all_settings
+from .evaluation import Setting
+from .flags import flag_name
+from .report import save
+
+TOGETHER = 8  # settings that are proposed at a time, whatever the number of workers
+ASKED = 10  # proposals for each setting, most of which are new
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Something to be best at. Attributes: column, of results.jsonl; sign, 1 where more is better, else -1; axis, its name and unit;
+    needs, what must be given for it."""
+
+    column: str
+    sign: int
+    axis: str
+    needs: str = ""
+
+
+OBJECTIVES = {
+    "accuracy": Objective("accuracy", 1, "accuracy (%)"),
+    "changed": Objective("changed_predictions", -1, "predictions that differ from the software's"),
+    "bits": Objective("mean_bits", -1, "mean ADC bits of all reads"),
+    "conversions": Objective("conversions", -1, "share of the reads that are converted"),
+    "energy": Objective("energy_uJ", -1, "energy of an image (uJ)", "--cost"),
+    "latency": Objective("latency_us", -1, "latency of an image (us)", "--cost"),
+    "area": Objective("area_mm2", -1, "area (mm2)", "--cost"),
+}
+
+
+class Space:
+    """All combinations of the values of flags, and of single layers.
+
+    Attributes: variables, `{name: values}`; a flag, or "layer flag".
+    Raises: UserError where there is nothing to choose from, or a pattern fits no layer.
+    """
+
+    def __init__(self, settings: EvalSettings, layers: Sequence[str]) -> None:
+        self.settings = settings
+        self.rows = {name: values for name, values in settings.rows.items() if name != "per_layer"}
+        self.variables = {name: values for name, values in self.rows.items() if len(values) > 1}
+        self.fixed: list[str] = []  # as texts of --per_layer
+        for pattern, changes in per_layer.parse(settings.rows.get("per_layer", ())).items():
+            fitting = [name for name in layers if fnmatchcase(name, pattern)]
+            if not fitting:
+                raise UserError(f"--per_layer {pattern}: no layer on crossbars is called so; there are {', '.join(layers)}")
+            for field, values in changes.items():
+                if len(values) == 1:
+                    self.fixed.append(f"{pattern}:{field}={values[0]}")
+                else:
+                    self.variables |= {f"{name} {flag_name(field)}": values for name in fitting}
+        if not self.variables:
+            raise UserError("--search chooses among the values of hardware flags: give one of them several, such as --adc_prec 3:8")
+
+    def setting(self, chosen: Mapping[str, Any]) -> Setting:
+        """The setting of one value for each variable. Raises: UserError for hardware that cannot be."""
+        rows = {name: [chosen.get(name, values[0])] for name, values in self.rows.items()}
+        own = [f"{name.replace(' ', ':')}={value}" for name, value in chosen.items() if " " in name]
+        of = self.settings
+        [found] = all_settings(rows | {"per_layer": [*self.fixed, *own]}, of.wbit, of.abit, calibration=of.calibration,
+                               of_chips=of.of_chips)
+        return found
+
+
+class Search:
+    """The search for the best settings of one network.
+
+    Args: bench, whose images choose: the validation images.
+    Attributes: found, `{setting: {objective: value}}`; front, the settings that no other one is better than in everything, of those
+        within the bounds.
+    Raises: UserError for objectives and bounds that cannot be.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.of = bench, bench.settings
+        self.space = Space(self.of, [name for name, _ in quant.crossbar_layers(bench.net)])
+        self.objectives = [_objective(name) for name in dict.fromkeys(self.of.objective)]
+        self.bounds = [_bound(text, 1) for text in self.of.at_least] + [_bound(text, -1) for text in self.of.at_most]
+        self.names = list(dict.fromkeys([*self.objectives, *(name for name, _, _ in self.bounds)]))
+        self.found: dict[Setting, dict[str, float]] = {}
+        self.front: list[Setting] = []
+
+    def run(self, measure: Callable[[Sequence[Setting]], object], log: logging.Logger) -> None:
+        """Measure N settings. Args: measure, what measures some with the bench."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(seed=self.of.search_seed, multivariate=True)
+        study = optuna.create_study(directions=["maximize" if OBJECTIVES[name].sign > 0 else "minimize" for name in self.objectives],
+                                    sampler=sampler)
+        for share in (1, 0, 0.5, 0.75, 0.25):  # all variables alike, to begin with
+            study.enqueue_trial({name: round(share * (len(values) - 1)) if _ordered(values) else values[round(share * (len(values) - 1))]
+                                 for name, values in self.space.variables.items()})
+        asked = 0
+        while len(self.found) < self.of.search and asked < ASKED * self.of.search:
+            trials = [study.ask() for _ in range(min(TOGETHER, self.of.search - len(self.found)))]
+            asked += len(trials)
+            settings = [self._setting(trial) for trial in trials]
+            new = list(dict.fromkeys(setting for setting in settings if setting and setting not in self.found))
+            if new:
+                measure(new)
+                self.found |= {setting: self._values(setting) for setting in new}
+                log.info(f"search: {len(self.found)} of {self.of.search} settings")
+            for trial, setting in zip(trials, settings):
+                if setting is None:
+                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                    continue
+                values = self.found[setting]
+                for name, bound, sign in self.bounds:
+                    trial.set_constraint(f"{name} {sign}", sign * (bound - values[name]))
+                study.tell(trial, [values[name] for name in self.objectives])
+        if not self.found:
+            raise UserError("--search: no combination of these values is hardware that can be")
+        self.front = self._front()
+        if not self.front:
+            best = max(self.found, key=lambda setting: -sum(max(0, excess) for excess in self._excess(setting)))
+            raise UserError(f"--search: none of {len(self.found)} settings is within the bounds; nearest is {best}: "
+                            + ", ".join(f"{name} {value:.4g}" for name, value in self.found[best].items()))
+
+    def _setting(self, trial: Any) -> Setting | None:
+        """What a trial proposes: of numbers, which have an order, Optuna knows the place, of words the word."""
+        chosen = {name: values[trial.suggest_int(name, 0, len(values) - 1)] if _ordered(values) else trial.suggest_categorical(name, values)
+                  for name, values in self.space.variables.items()}
+        try:
+            setting = self.space.setting(chosen)
+            self.bench.check([setting])
+        except UserError:
+            return None
+        return setting
+
+    def _values(self, setting: Setting) -> dict[str, float]:
+        row = self.bench.point(setting)["row"]
+        for name in self.names:
+            if row.get(OBJECTIVES[name].column) is None:
+                needs = OBJECTIVES[name].needs or "settings with an ADC"
+                raise UserError(f"--search: {setting} has no {name}, which needs {needs}")
+        return {name: row[OBJECTIVES[name].column] for name in self.names}
+
+    def _excess(self, setting: Setting) -> list[float]:
+        """How far a setting is beyond each bound."""
+        return [sign * (bound - self.found[setting][name]) for name, bound, sign in self.bounds]
+
+    def _front(self) -> list[Setting]:
+        """Not dominated, and within the bounds; by the first objective, best first."""
+        points = {setting: [OBJECTIVES[name].sign * values[name] for name in self.objectives] for setting, values in self.found.items()
+                  if all(excess <= 0 for excess in self._excess(setting))}
+        best = [setting for setting, own in points.items()
+                if not any(other != own and all(a >= b for a, b in zip(other, own)) for other in points.values())]
+        return sorted(best, key=lambda setting: points[setting], reverse=True)
+
+    # ---- what people look at ------------------------------------------------------------------------------------------
+
+    def write(self, tested: Bench) -> list[Path]:
+        """search.csv, search.png and, where plotly is installed, search.html. Args: tested, the bench that measured the front on the
+        test images. Returns: their paths."""
+        folder = Path(self.of.save_path)
+        rows = [self._row(setting, tested) for setting in self.found]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        paths = [folder / "search.csv", folder / "search.png"]
+        atomic_write(paths[0], lambda file: file.write(text.getvalue().encode()))
+        self._plot(paths[1], rows)
+        if importlib.util.find_spec("plotly"):
+            paths.append(folder / "search.html")
+            self._page(paths[2], rows)
+        return paths
+
+    def _row(self, setting: Setting, tested: Bench) -> dict[str, Any]:
+        point = tested.point(setting) if setting in self.front else None
+        return {"setting": str(setting), **self.found[setting], "within_bounds": all(excess <= 0 for excess in self._excess(setting)),
+                "front": setting in self.front,
+                **{f"test_{name}": point and point["row"][OBJECTIVES[name].column] for name in self.names},
+                "test_software_accuracy": point and point["row"]["software_accuracy"]}
+
+    def _axes_of(self) -> tuple[str, str]:
+        """The objectives on the horizontal and the vertical axis: the first one is up."""
+        up, *others = self.objectives
+        return (others or ["bits"])[0], up
+
+    def _plot(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        x, y = self._axes_of()
+        x = x if x in rows[0] else y
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        front = sorted((row for row in rows if row["front"]), key=lambda row: row[x])
+        axes.plot([row[x] for row in rows], [row[y] for row in rows], "o", color="0.7", markersize=4, label="measured")
+        axes.plot([row[x] for row in front], [row[y] for row in front], "o-", label=f"front, {self.bench.shown.kind}")
+        axes.plot([row[f"test_{x}"] for row in front], [row[f"test_{y}"] for row in front], "x--", label="front, as measured at the end")
+        axes.set(xlabel=OBJECTIVES[x].axis, ylabel=OBJECTIVES[y].axis)
+        axes.set_title(f"{self.of.resume}: {len(rows)} settings", fontsize="small")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="x-small")
+        save(figure, path, dpi=150)
+
+    def _page(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        import plotly.graph_objects as go
+
+        x, y = self._axes_of()
+        x = x if x in rows[0] else y
+        figure = go.Figure()
+        front = sorted((row for row in rows if row["front"]), key=lambda row: row[x])
+        for name, some, mode, prefix in (("measured", rows, "markers", ""), ("front", front, "lines+markers", ""),
+                                         ("front, as measured at the end", front, "lines+markers", "test_")):
+            text = ["<br>".join([row["setting"].replace(", ", "<br>"), *(f"{objective}: {row[prefix + objective]:.4g}"
+                                                                        for objective in self.names)]) for row in some]
+            figure.add_scatter(x=[row[prefix + x] for row in some], y=[row[prefix + y] for row in some], mode=mode, name=name, text=text,
+                               hoverinfo="text")
+        figure.update_layout(title=f"{self.of.resume}: {len(rows)} settings", xaxis_title=OBJECTIVES[x].axis,
+                             yaxis_title=OBJECTIVES[y].axis)
+        page = figure.to_html(include_plotlyjs=True, full_html=True)
+        atomic_write(path, lambda file: file.write(page.encode()))
+
+
+def check_search(settings: EvalSettings) -> None:
+    """Refuse a search where Optuna is not installed. Raises: UserError."""
+    if settings.search and importlib.util.find_spec("optuna") is None:
+        raise UserError("--search needs Optuna: pip install -r requirements-search.txt")
+
+
+def validation_bench(bench: Bench) -> Bench:
+    """The bench whose images choose."""
+    return Bench(replace(bench.settings, validation=True), bench.checkpoint, bench.facts["command"])
+
+
+def _ordered(values: Sequence) -> bool:
+    return all(isinstance(value, (int, float)) for value in values)
+
+
+def _objective(name: str) -> str:
+    if name not in OBJECTIVES:
+        raise UserError(f"--objective {name}: unknown, choose from {', '.join(OBJECTIVES)}")
+    return name
+
+
+def _bound(text: str, sign: int) -> tuple[str, float, int]:
+    name, _, value = text.partition("=")
+    try:
+        return _objective(name), float(value), sign
+    except (ValueError, UserError):
+        raise UserError(f"--at_{'least' if sign > 0 else 'most'} {text}: is not NAME=VALUE with one of {', '.join(OBJECTIVES)}") from None

@@ -1,0 +1,95 @@
+"""experiment/html_report.py: the page of a results folder, as a parser and as a browser see it."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+
+from experiment import html_report
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ROWS = [
+    {"model": "vgg7", "rows": None, "cell_bits": None, "adc_bits": None, "accuracy": 99.5, "adc_range": None, "chips": None,
+     "python": "3.11", "cpu": "A",
+     "command": "eval.py", "n_images": 9, "key": "a"},
+    {"model": "vgg7", "rows": 128, "cell_bits": 1, "adc_bits": 10, "accuracy": 98.25, "adc_range": "full", "chips": [1, 2],
+     "python": "3.11", "cpu": "A",
+     "command": "eval.py --x '<b>'", "n_images": 9, "key": "b"},
+    {"model": "vgg7", "rows": 128, "cell_bits": 1, "adc_bits": 2.5, "accuracy": 9.0, "adc_range": "calibrated <&>", "chips": None,
+     "python": "3.12", "cpu": "B",
+     "command": "eval.py", "n_images": 9, "key": "c", "per_layer": {"a": {"adc_bits": 3}}},
+]
+
+
+@pytest.fixture
+def page(tmp_path):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "accuracy_over_adc_bits.png")
+    return html_report.write(tmp_path, ROWS)
+
+
+class Reader(html.parser.HTMLParser):
+    """Rows of cells, pictures, links to other files, and elements that were not closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.sources, self.open, self.text = [], [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in ("meta", "img", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if {"td", "th"} & {*self.open}:
+            self.rows[-1][-1] += text
+        self.text += text
+
+
+def test_the_page_has_everything_in_it(page):
+    reader = Reader()
+    reader.feed(page.read_text())
+    assert not reader.open and page.name == "results.html"
+    assert reader.rows[0] == ["cell_bits", "adc_bits", "adc_range", "accuracy", "chips", "per_layer"]
+    assert reader.rows[1:] == [["", "", "", "99.5", "", ""], ["1", "10", "full", "98.25", "[1, 2]", ""],
+                               ["1", "2.5", "calibrated <&>", "9", "", '{"a": {"adc_bits": 3}}']]
+    assert len(reader.sources) == 1 and reader.sources[0].startswith("data:image/png;base64,")
+    for text in ("vgg7", "rows128", "n_images", "3.11", "3.12", "eval.py --x '<b>'"):
+        assert text in reader.text
+
+
+ACTIONS = """
+const shown = () => rows.length && [...body.rows].filter(row => !row.hidden).map(row => row.cells[names.indexOf("accuracy")].textContent);
+const type = text => { filter.value = text; filter.dispatchEvent(new Event("input")); return shown().concat(count.textContent); };
+const click = name => { heads[names.indexOf(name)].firstChild.click(); return shown(); };
+addEventListener("load", () => {
+  const seen = {first: shown(), up: click("adc_bits"), down: click("adc_bits"), words: click("adc_range"), full: type("full"),
+  both: type("accuracy>=9 adc_bits<10"), not: type("adc_range!=full"), equal: type("adc_bits=10"), empty: type("adc_range="),
+  none: type("adc_bits>10"), odd: type("speed=3"), all: type(""), red: document.images[0].naturalWidth,
+  arrow: heads[names.indexOf("adc_range")].getAttribute("aria-sort")};
+document.title = JSON.stringify(seen); });
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here; everything but the page's script is tested without it")
+def test_the_page_in_a_browser(page, tmp_path):
+    text = page.read_text()
+    page.write_text(text.replace("</script>", ACTIONS + "</script>"))
+    done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+                           "--virtual-time-budget=2000", page.as_uri()], capture_output=True, text=True, timeout=120)
+    seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
+    assert seen == {
+        "first": ["99.5", "98.25", "9"], "up": ["9", "98.25", "99.5"], "down": ["98.25", "9", "99.5"], "words": ["9", "98.25", "99.5"],
+        "full": ["98.25", "1 of 3 rows"], "both": ["9", "1 of 3 rows"], "not": ["9", "99.5", "2 of 3 rows"],
+        "equal": ["98.25", "1 of 3 rows"], "empty": ["99.5", "1 of 3 rows"], "none": ["0 of 3 rows"], "odd": ["0 of 3 rows"],
+        "all": ["9", "98.25", "99.5", "3 of 3 rows"], "red": 30, "arrow": "ascending"}

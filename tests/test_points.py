@@ -1,0 +1,227 @@
+"""experiment/points.py and keys.py: what a point's key says, and points that are measured once whoever is killed."""
+
+import collections
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from test_eval import SMALL, network, shown_images
+
+import models
+from experiment import keys, packed, points, results
+from experiment.chips import Chips
+from experiment.data import Batches
+from experiment.evaluation import Setting, measure
+from experiment.points import Points
+from models import quant, vgg
+from models.quant import Calibration, CrossbarSpec, Device
+
+FORK = multiprocessing.get_context("fork")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    monkeypatch.setitem(vgg.CONFIGS, "vgg7", SMALL["vgg7"])
+
+
+def started(target, *args):
+    process = FORK.Process(target=target, args=args)
+    process.start()
+    return process
+
+
+# ---- killed at any moment ----------------------------------------------------------------------------------------------
+
+
+def driver(folder, names):
+    """What a program does that measures many settings; the time of one is that of writing it."""
+    found = Points(folder)
+    random.seed(os.getpid())
+    busy = list(names)
+    for wait in (False, True):  # first those that nobody else is measuring
+        for name in busy.copy():
+            def make(name=name):
+                with open(folder / "begun", "a") as file:
+                    file.write(name + "\n")
+                return {"decides": {}, "row": {"number": int(name, 16)}, "ranges": [random.random()] * 500, "predictions": {}}
+            if found.measure(name, make, wait):
+                busy.remove(name)
+
+
+def test_a_thousand_points_and_twenty_kills(tmp_path):
+    """Two programs in one folder, one of them killed 20 times: all points are there, whole, with one line each, and a kill costs no
+    more than the one point that it hit."""
+    names = [f"{number:064x}" for number in np.random.default_rng(0).permutation(1000).tolist()]
+    generator, kills = random.Random(0), 0
+    running = [started(driver, tmp_path, names) for _ in range(2)]
+    while kills < 20:
+        time.sleep(generator.uniform(0, 0.03))  # when it is killed is left to chance
+        victim = generator.randrange(2)
+        if running[victim].is_alive():
+            os.kill(running[victim].pid, signal.SIGKILL)
+            kills += 1
+        running[victim].join()
+        running[victim] = started(driver, tmp_path, names)
+    for process in running:
+        process.join()
+        assert process.exitcode == 0
+    found = Points(tmp_path)
+    assert sorted(row["number"] for row in found.rows()) == list(range(1000))
+    assert [found.read(name)["row"]["number"] for name in names] == [int(name, 16) for name in names]
+    assert collections.Counter(row["number"] for row in results.read(found.results)) == dict.fromkeys(range(1000), 1)
+    begun = collections.Counter((tmp_path / "begun").read_text().split())
+    assert len(begun) == 1000 and begun.total() <= 1000 + kills
+
+
+def dying(folder, where):
+    """A program that is killed at a chosen place of writing a point."""
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if where == "in the file":
+        os.fsync = die
+    elif where == "before its name":
+        os.replace = die
+    else:
+        results.append = die
+    Points(folder).measure("ab" * 32, lambda: {"decides": {}, "row": {"a": 1}})
+
+
+@pytest.mark.parametrize("where, there", [("in the file", False), ("before its name", False), ("before its line", True)])
+def test_killed_while_a_point_is_written(where, there, tmp_path):
+    process = started(dying, tmp_path, where)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    found, made = Points(tmp_path), []
+    assert found.exists("ab" * 32) == there and not results.read(found.results)
+    found.measure("ab" * 32, lambda: made.append(1) or {"decides": {}, "row": {"a": 1}})
+    assert bool(made) != there and len(results.read(found.results)) == len(made)
+    found.mend()
+    found.mend()
+    assert [row["a"] for row in results.read(found.results)] == [1] and found.read("ab" * 32)["row"]["a"] == 1
+    left = list((tmp_path / "points").glob(".*.tmp"))
+    assert len(left) == (not there)  # it may be another program's, until it is old
+    for path in left:
+        os.utime(path, (0, 0))
+    found.mend()
+    assert not list((tmp_path / "points").glob(".*.tmp"))
+
+
+def test_a_damaged_point_is_measured_again(tmp_path):
+    found = Points(tmp_path)
+    for damage in (b"", b"{", b"[1]", b'{"key": "cd"}'):
+        found.path("ab" * 32).parent.mkdir(exist_ok=True)
+        found.path("ab" * 32).write_bytes(damage)
+        assert found.read("ab" * 32) is None and found.measure("ab" * 32, lambda: {"decides": {}, "row": {}})
+        assert found.read("ab" * 32)
+
+
+def holder(folder, pipe):
+    def make():
+        pipe.send("making")
+        pipe.recv()
+        return {"decides": {}, "row": {"by": "holder"}}
+    Points(folder).measure("ab" * 32, make)
+
+
+def test_what_another_program_is_measuring_is_left_to_it(tmp_path):
+    here, there = FORK.Pipe()
+    process = started(holder, tmp_path, there)
+    assert here.recv() == "making"
+    found = Points(tmp_path)
+    assert found.measure("ab" * 32, lambda: pytest.fail("measured twice")) is False
+    assert found.measure("cd" * 32, lambda: {"decides": {}, "row": {}}) is True
+    here.send("go on")
+    assert found.measure("ab" * 32, lambda: pytest.fail("measured twice"), wait=True) is True
+    process.join()
+    assert found.read("ab" * 32)["row"]["by"] == "holder"
+
+
+def test_a_record_comes_back_from_its_point():
+    net = models.create("vgg7_quant_eval", alpha_init=2.0).eval()
+    net.load_state_dict(network().state_dict(), strict=False)
+    images, labels = shown_images(8)
+    noisy = Device("noisy", "invented", 1.0, 31.0, sigma_us=4.0)
+    full, two = CrossbarSpec(adc_range="full"), Chips(device=noisy, chips=2)
+    for setting in (None, Setting(full), Setting(full, chips=two)):
+        record = measure(net, images, labels, setting, engine="reference")
+        row = {field.name: getattr(record, field.name) for field in fields(record)
+               if field.name not in ("setting", "predictions", "chip_predictions", "chip_changes")}
+        stored = points.of_record(record, row | {"chip_changed_predictions": record.chip_changes}, {}, None)
+        again = points.record_of(json.loads(json.dumps(stored)), setting)
+        for field in fields(record):
+            one, other = getattr(record, field.name), getattr(again, field.name)
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, field.name
+
+
+# ---- what a key says ---------------------------------------------------------------------------------------------------
+
+
+def key(setting):
+    return keys.key_of(keys.of_setting(setting))
+
+
+TECH = Device.preset("techA")
+SETTINGS = [
+    Setting(), *(Setting(CrossbarSpec(**{name: value})) for name, value in (
+        ("cell_bits", 2), ("adc_bits", 5), ("rows", 64), ("mapping", "im2col"), ("reference", "digital"), ("dac_bits", 2),
+        ("adc_range", "full"), ("adc_plan", "significance"), ("adc_max_bits", 7), ("w_bits", 5), ("a_bits", 5))),
+    Setting(crossbar_layers="conv"), Setting(calibration=Calibration(rule="minmax")), Setting(calibration=Calibration(correct="none")),
+    Setting(per_layer={"a": {"adc_bits": 5}}), Setting(per_layer={"a": {"adc_bits": 4}}), Setting(per_layer={"b": {"adc_bits": 5}}),
+    *(Setting(chips=Chips(**({"device": TECH} | changes))) for changes in (
+        {}, {"chips": 2}, {"chip_seed": 1}, {"noise_seed": 1}, {"adc_noise": 0.1}, {"wire_ohm": 1.0}, {"reference_cells": "ideal"},
+        {"device": Device.preset("techA", time="1h")}, {"device": Device.preset("techB")}, {"device": replace(TECH, stuck_on=0.1)})),
+]
+
+
+def test_every_part_of_a_setting_counts():
+    assert len({key(setting) for setting in SETTINGS}) == len(SETTINGS)
+
+
+def test_names_and_ways_to_say_the_same_do_not_count():
+    assert key(Setting(chips=Chips(device=TECH))) == key(Setting(chips=Chips(device=replace(TECH, name="mine", source="x"), name="other")))
+    full = CrossbarSpec(adc_range="full")
+    assert key(Setting(full)) == key(Setting(full, calibration=Calibration(rule="minmax")))  # nothing is calibrated
+    plan = {"adc_plan": "significance"}
+    assert key(Setting(CrossbarSpec(adc_bits=3, **plan))) == key(Setting(CrossbarSpec(adc_bits=3.0, **plan)))
+
+
+def test_every_number_of_the_network_and_the_images_counts():
+    net = network()
+    seen = {keys.of_network(net, ["a"]), keys.of_network(net, ["b"])}
+    for name, value in network().state_dict().items():
+        changed = network()
+        state = changed.state_dict()
+        state[name] = -value if value.dim() > 1 else value + 1
+        changed.load_state_dict(state)
+        seen.add(keys.of_network(changed, ["a"]))
+    assert len(seen) == 2 + len(net.state_dict())
+    x, y = torch.arange(96, dtype=torch.uint8).reshape(2, 3, 4, 4), torch.tensor([1, 2])
+    images = [(x, [0.5], [1.0], y), (x + 1, [0.5], [1.0], y), (x, [0.4], [1.0], y), (x, [0.5], [2.0], y), (x, [0.5], [1.0], y + 1)]
+    assert len({keys.of_images(Batches(x, mean, std, 4), y) for x, mean, std, y in images}) == len(images)
+    assert keys.of_images(Batches(x, [0.5], [1.0], 4), y) == keys.of_images(Batches(x, [0.5], [1.0], 1), y)
+
+
+def test_an_exported_network_is_the_one_that_it_was_exported_from():
+    """Weights of the same codes, ranges of an ADC: nothing of these changes a result."""
+    net = network()
+    weights = packed.unpack(packed.pack({"state_dict": net.state_dict(), "config": {"wbit": 4}}))["state_dict"]
+    other = network(seed=1)
+    other.load_state_dict(weights)
+    assert not torch.equal(other.features[4].weight, net.features[4].weight)
+    assert keys.of_network(other, []) == keys.of_network(net, [])
+    on_arrays = network(spec=CrossbarSpec())
+    on_arrays.load_state_dict(net.state_dict(), strict=False)
+    expected = keys.of_network(on_arrays, [])
+    quant.set_spec(on_arrays, CrossbarSpec(cell_bits=2))
+    for _, layer in quant.crossbar_layers(on_arrays):
+        layer.set_ranges([(0.5, -1)] * 2)
+    assert keys.of_network(on_arrays, []) == expected

@@ -1,0 +1,357 @@
+"""eval.py over many settings: measured once whatever happens, spans, shards, several networks, single layers, searches."""
+
+import csv
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_eval import checkpoint, load_digits, network, refused, results, run, save, scene, shown_images, start  # noqa: F401
+
+import eval as evaluation
+from experiment import bench, eval_settings, flags, per_layer, plan, points, search
+from experiment.cli import UserError, run_main
+from experiment.data import training_split
+from experiment.evaluation import Cache, Setting, measure, place, reads_of
+from experiment.plan import Job, Plan, Queue
+from models import quant
+from models.quant import CrossbarSpec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+QUICK = ["--ngpu", "0", "--limit", "6", "--subArray", "16", "--engine", "reference"]
+
+
+@pytest.fixture
+def evaluate(capsys, monkeypatch):
+    """evaluate(checkpoint, flags...): (the settings that were measured, the printed text)."""
+
+    def evaluate(*flags):
+        measured, real = [], bench.measure
+        with monkeypatch.context() as patch:
+            patch.setattr(bench, "measure", lambda *args, **options: (measured.append(args[3]), real(*args, **options))[1])
+            capsys.readouterr()
+            calibration = [] if "--adc_ranges" in flags or "full" in flags and "calibrated" not in flags else ["--calib_images", "4"]
+            assert evaluation.main([*QUICK, *calibration, "--resume", *flags]) == 0
+        return measured, capsys.readouterr().out
+
+    return evaluate
+
+
+def table(text):
+    """The lines of the table, without the speed of the engine."""
+    lines = text[text.index("setting   "):].splitlines()
+    return [line.rsplit(None, 1)[0] for line in lines[2:lines.index(next(line for line in lines if "test images" in line))]]
+
+
+# ---- measured once -----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_measured_is_not_measured_again(evaluate, checkpoint):  # noqa: F811
+    measured, first = evaluate(checkpoint, "--adc_prec", "3", "4")
+    assert [setting and setting.spec.adc_bits for setting in measured] == [None, 3, 4] and "3 points: 3 to measure\n" in first
+    lines, ranges = results("save"), Path("save/adc_ranges.json").read_bytes()
+    measured, again = evaluate(checkpoint, "--adc_prec", "3", "4", "--batch_size", "5")
+    assert not measured and table(again) == table(first) and "3 points: all are measured already\n" in again
+    assert results("save") == lines and Path("save/adc_ranges.json").read_bytes() == ranges
+    measured, more = evaluate(checkpoint, "--adc_prec", "3", "5")
+    assert [setting.spec.adc_bits for setting in measured] == [5]
+    assert re.search(r"\n3 points: 2 are measured already, 1 to measure, about \S+ \w+ \(\S+ \w+ each so far\)\n", more)
+    assert [row["adc_bits"] for row in results("save")] == [None, 3, 4, 5]
+    table_ = list(csv.DictReader(open("save/results.csv")))
+    assert [row["adc_bits"] for row in table_] == ["", "3", "4", "5"]
+    assert [float(row["accuracy"]) for row in table_] == [row["accuracy"] for row in results("save")]
+    if Path("save/results.parquet").exists():
+        import pyarrow.parquet
+        columns = pyarrow.parquet.read_table("save/results.parquet").to_pydict()
+        assert columns["adc_bits"] == [None, 3, 4, 5] and columns["accuracy"] == [row["accuracy"] for row in results("save")]
+
+
+def test_other_networks_images_and_ranges_do_not_mix_in(evaluate, checkpoint):  # noqa: F811
+    other = save("other.pth.tar", network(seed=1))
+    for flags_, count in (([checkpoint], 2), ([other], 2), ([checkpoint, "--limit", "5"], 2), ([checkpoint, "--adc_calib", "minmax"], 1),
+                          ([checkpoint, "--calib_images", "9"], 1), ([checkpoint, "--adc_ranges", "ranges.json"], 1),
+                          ([checkpoint, "--batch_size", "5"], 0)):
+        measured, _ = evaluate(*flags_, "--adc_prec", "3", "--save_path", "save")
+        assert len(measured) == count, flags_
+        Path("ranges.json").exists() or shutil.copy("save/adc_ranges.json", "ranges.json")
+    for size, count in (("5", 1), ("4", 1), ("5", 0)):  # results of dynamic ranges depend on the batch
+        flags_ = [*QUICK, "--resume", checkpoint, "--adc_range", "dynamic", "--batch_size", size]
+        before = len(results("save"))
+        assert evaluation.main(flags_) == 0 and len(results("save")) == before + count
+
+
+def test_points_of_a_report_need_no_second_measuring(evaluate, checkpoint):  # noqa: F811
+    flags_ = [checkpoint, "--cellBit", "2", "--adc_prec", "3", "--adc_plan", "uniform", "significance"]
+    evaluate(*flags_)
+    assert not evaluate(*flags_, "--report")[0]
+    reports = {path.name: json.loads(path.read_text()) for path in Path("save").glob("report_*.json")}
+    assert len(reports) == 2
+    shutil.rmtree("save/points")
+    evaluate(*flags_, "--report")
+    assert reports == {path.name: json.loads(path.read_text()) for path in Path("save").glob("report_*.json")}
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(evaluate, checkpoint, capsys, monkeypatch):  # noqa: F811
+    written, write_file = [], points.atomic_write
+
+    def full(path, write):
+        def fails(file):
+            write(file)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        write_file(path, fails if len(written) == 3 else write)
+
+    flags_ = [*QUICK, "--calib_images", "4", "--adc_prec", "3:5", "--resume", checkpoint]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(points, "atomic_write", full)
+        run_main(lambda: evaluation.main(flags_))
+    assert ended.value.code == 2 and capsys.readouterr().err == "error: the disk is full\n"
+    measured, _ = evaluate(checkpoint, "--adc_prec", "3:5")
+    assert [setting.spec.adc_bits for setting in measured] == [4, 5] and not list(Path("save/points").glob(".*.tmp"))
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(evaluate, checkpoint):  # noqa: F811
+    flags_ = ["--cellBit", "1", "2", "--adc_prec", "2:4", "--adc_range", "calibrated", "full"]
+    _, expected = evaluate(checkpoint, "--save_path", "whole", *flags_)
+    process = start("--resume", checkpoint, *QUICK, "--calib_images", "4", *flags_)
+    deadline = time.monotonic() + 120
+    while len(list(Path("save").glob("points/*.json"))) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    there = len(list(Path("save").glob("points/*.json")))
+    measured, found = evaluate(checkpoint, *flags_)
+    assert table(found) == table(expected) and len(measured) == 13 - there
+    keys = [row["key"] for row in results("save")]
+    assert len(keys) == len({*keys}) == 13 and {*keys} == {row["key"] for row in results("whole")}
+    assert json.loads(Path("save/adc_ranges.json").read_text()) == json.loads(Path("whole/adc_ranges.json").read_text())
+
+
+# ---- what is measured --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, values", [
+    ("3", [3]), ("3:5", [3, 4, 5]), ("3:3", [3]), ("1:2:0.5", [1, 1.5, 2]), ("0:1:0.3", [0, 0.3, 0.6, 0.9]), ("2.5", [2.5])])
+def test_spans(text, values):
+    found = flags.Span(flags.NUMBER_FROM_0)(text)
+    assert found == values and [type(value) for value in found] == [type(value) for value in values]
+
+
+def test_a_dry_run_says_what_there_is_and_writes_nothing(checkpoint, capsys):  # noqa: F811
+    assert evaluation.main(["--resume", checkpoint, *QUICK, "--adc_prec", "3:4", "--cellBit", "2", "--dry_run"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[1:] == ["to measure  software", "to measure  2-bit cells, 3-bit ADC, calibrated, rows 16",
+                       "to measure  2-bit cells, 4-bit ADC, calibrated, rows 16", "3 points: 3 to measure"]
+    assert os.listdir("save") == ["model_best.pth.tar"] and not Path("prob").exists()
+
+
+def test_several_networks(evaluate, checkpoint):  # noqa: F811
+    Path("other").mkdir()
+    other = save("other/b.pth.tar", network(seed=1))
+    measured, text = evaluate(checkpoint, other, "--adc_prec", "3:4", "--adc_range", "full", "calibrated")
+    assert "10 points: 10 to measure" in text and len(measured) == 10
+    assert len(results("save")) == len(results("other")) == 5
+    assert {row["checkpoint"] for row in results("other")} == {other} and text.count("setting   ") == 2
+
+
+class FakeBench:
+    settings = None
+
+    def point(self, setting):
+        return None
+
+    record = point
+
+
+def all_of(**rows):
+    return eval_settings.all_settings(rows, 4, 4)
+
+
+def test_shards_share_the_settings_and_keep_histograms_together():
+    settings = all_of(cellBit=[1, 2, 4], adc_prec=[3, 4, 5, 6], adc_range=["calibrated", "full"])
+    one = FakeBench()
+    parts = [Plan([one], {one: (None, *settings)}, (i, 5)).settings_of(one) for i in range(1, 6)]
+    assert all(part[0] is None for part in parts)
+    assert sorted(map(str, settings)) == sorted(str(setting) for part in parts for setting in part[1:])
+    assert {len(part) for part in parts} == {5, 6}
+    assert sum(len({reads_of(setting) for setting in part[1:]}) for part in parts) == 3 + 4  # each of the four cuts lies in a group
+
+
+def test_workers_take_whole_groups_and_then_share_what_is_left():
+    jobs = [Job(0, Setting(CrossbarSpec(cell_bits=cells, adc_bits=bits)), cells) for cells in (1, 2) for bits in range(1, 5)]
+    queue, last, taken = Queue(jobs), {}, {0: [], 1: []}
+    for worker in (0, 1, 0, 1, 0, 1, 0, 0, 0):  # the second is slow
+        job, wait = queue.take(last.get(worker))
+        last[worker] = job
+        taken[worker].append((job.group, job.setting.spec.adc_bits))
+        assert not wait
+        if len(taken[1]) + len(taken[0]) == 8:
+            break
+    assert taken == {0: [(1, 1), (1, 2), (1, 3), (1, 4), (2, 4)], 1: [(2, 1), (2, 2), (2, 3)]}
+    assert queue.take(last[0]) is None
+    queue.put_back(jobs[3])
+    queue.is_busy(jobs[5])
+    assert [queue.take(None), queue.take(None), queue.take(None)] == [(jobs[3], False), (jobs[5], True), None]
+
+
+def test_the_time_to_expect():
+    assert [plan.show_seconds(s) for s in (0.04, 12.3, 89, 600, 5399, 9000)] == ["0.0 s", "12 s", "89 s", "10 min", "90 min", "2.5 h"]
+
+
+# ---- single layers -----------------------------------------------------------------------------------------------------
+
+
+def test_hardware_of_single_layers(checkpoint, run):  # noqa: F811
+    """As a network whose layers were put on this hardware by hand."""
+    flags_ = ["--engine", "reference", "--cellBit", "2", "--adc_prec", "4", "--limit", "12", "--per_layer",
+              "features.*:adc_prec=3,cellBit=1", "classifier.0:adc_range=ideal"]
+    records, predictions, text = run(checkpoint, *flags_)
+    assert "2-bit cells, 4-bit ADC, calibrated, rows 16, features.*: adc_bits 3 cell_bits 1, classifier.0: adc_range ideal" in text
+    assert records[1]["per_layer"] == {"features.*": {"adc_bits": 3, "cell_bits": 1}, "classifier.0": {"adc_range": "ideal"}}
+    net = network(spec=CrossbarSpec(cell_bits=2, adc_bits=4, rows=16))
+    for name, layer in quant.crossbar_layers(net):
+        if name.startswith("features"):
+            layer.set_spec(CrossbarSpec(cell_bits=1, adc_bits=3, rows=16))
+        elif name == "classifier.0":
+            layer.set_spec(CrossbarSpec(cell_bits=2, adc_bits=4, rows=16, adc_range="ideal"))
+    images, _ = shown_images(12)
+    shown = bench.Bench(*eval_settings.parse(["--resume", checkpoint, "--calib_images", "20", "--ngpu", "0"]))
+    shown.load(logging.getLogger())
+    quant.calibrate(net, shown.shown.calibration)
+    with torch.no_grad(), quant.set_engine("reference"):
+        assert torch.equal(net(images).argmax(1), predictions[1])
+    assert records[1]["changed_predictions"] > 0 and sorted(os.listdir("prob")) == [f"vgg7_quant_eval_w4_c{c}" for c in (1, 2)]
+    again, repeated, _ = run(checkpoint, *flags_, "--adc_ranges", "save/adc_ranges.json")
+    assert torch.equal(repeated[1], predictions[1]) and again[1]["adc_ranges"] == "save/adc_ranges.json"
+
+
+def test_settings_of_single_layers_in_python():
+    setting = Setting(CrossbarSpec(cell_bits=2), per_layer={"a*": {"adc_bits": 5, "cell_bits": 1}, "ab": {"adc_bits": 3}})
+    assert [(s.cell_bits, s.adc_bits) for s in map(setting.spec_of, ("a", "ab", "b"))] == [(1, 5), (1, 3), (2, 6)]
+    assert setting == Setting(CrossbarSpec(cell_bits=2), per_layer=setting.per_layer) and hash(setting)
+    adcs = (Setting(per_layer={"a": {"adc_bits": bits}}) for bits in (3, 4))
+    assert reads_of(next(adcs)) == reads_of(next(adcs)) == reads_of(Setting())
+    assert reads_of(Setting(per_layer={"a": {"cell_bits": 2}})) != reads_of(Setting())
+    net = network(spec=CrossbarSpec())
+    place(net, Setting(crossbar_layers="conv", per_layer={"features.8": {"adc_bits": 3}}))
+    assert [layer.spec.adc_bits for _, layer in quant.crossbar_layers(net) if layer.spec.adc_range != "ideal"] == [6, 3]
+    for wrong, words in (({"a": {"w_bits": 3}}, "per_layer a has w_bits; allowed are cell_bits, "),
+                         ({"a": {"adc_range": "full"}}, "per_layer a: adc_range is 'full'; allowed are calibrated, which")):
+        with pytest.raises(ValueError, match=words):
+            Setting(per_layer=wrong)
+    with pytest.raises(ValueError, match="per_layer classifier.3: no layer on crossbars is called so; there are features.4, features.8$"):
+        place(net, Setting(crossbar_layers="conv", per_layer={"classifier.3": {"adc_bits": 3}}))
+    with pytest.raises(ValueError, match="per_layer features.4: adc_bits is 13; allowed are"):
+        place(net, Setting(per_layer={"features.4": {"adc_bits": 13}}))
+
+
+def test_correction_of_some_layers_and_then_of_all_with_one_cache():
+    net, (images, labels) = network(spec=CrossbarSpec()), shown_images(8)
+    cache, some = Cache(), Setting(CrossbarSpec(adc_bits=3), per_layer={"features.4": {"adc_range": "ideal"}})
+    for setting in (some, Setting(CrossbarSpec(adc_bits=3)), some):
+        found = measure(net, images, labels, setting, calibration=images, cache=cache, engine="reference")
+        alone = measure(net, images, labels, setting, calibration=images, engine="reference")
+        assert torch.equal(found.predictions, alone.predictions)
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags_, words", [
+    (["--adc_prec", "8:3"], "argument --adc_prec: 8:3 is an empty span; FIRST:LAST:STEP goes up"),
+    (["--adc_prec", "3:8:0"], "3:8:0 is an empty span"),
+    (["--adc_prec", "1:2:3:4"], "1:2:3:4 is not a span FIRST:LAST or FIRST:LAST:STEP; each is a number from 0 up"),
+    (["--cellBit", "1:"], "argument --cellBit: 1: is not a span FIRST:LAST or FIRST:LAST:STEP; each is a whole number from 1 up"),
+    (["--workers", "0"], "argument --workers: 0 is not a whole number from 1 up"),
+    (["--shard", "3/2"], "argument --shard: 3/2 is not I/N, such as 2/8: I from 1 to N"),
+    (["--shard", "2"], "argument --shard: 2 is not I/N"),
+    (["--per_layer", "features.4"], "--per_layer features.4: is not LAYER:FLAG=VALUE"),
+    (["--per_layer", "features.3:adc_prec=3"], "--per_layer features.3: no layer on crossbars is called so; there are features.4, "),
+    (["--per_layer", "features.4:speed=3"], "no hardware flag is called speed; there are cellBit, adc_prec, "),
+    (["--per_layer", "features.4:adc_prec=x"], "--per_layer features.4:adc_prec=x: x is not a number from 0 up"),
+    (["--per_layer", "features.4:mapping=x"], "x is not one of tap, im2col"),
+    (["--per_layer", "features.4:adc_prec=2.5"], "--per_layer features.4: adc_bits is 2.5; allowed are whole numbers"),
+    (["--per_layer", "features.4:adc_prec=3:5"], "--per_layer features.4: adc_prec has 3 values; several are for --search"),
+    (["--per_layer", "features.4:adc_range=full"], "--per_layer features.4: adc_range is 'full'; allowed are calibrated"),
+    (["--planes", "x", "--per_layer", "features.4:cellBit=2"], "--planes is for cells of one precision: leave cellBit out of --per_layer"),
+    (["--objective", "bits"], "--objective is for a search: add --search N"),
+    (["--search", "5", "--adc_prec", "3:5"], "--search chooses on validation images: "),
+    (["--search", "5", "--report"], "--report does not go with --search"),
+])
+def test_bad_sweeps_are_one_line(flags_, words, refused, checkpoint):  # noqa: F811
+    refused(["--resume", checkpoint, *flags_], words)
+
+
+def test_what_is_not_installed_is_one_line(refused, checkpoint, monkeypatch):  # noqa: F811
+    find = evaluation.check_workers.__globals__["importlib"].util.find_spec
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name, *args: None if name in ("ray", "optuna") else find(name, *args))
+        refused(["--resume", checkpoint, "--workers", "2"], "--workers needs Ray: pip install -r requirements-cluster.txt; or start ")
+
+
+# ---- search ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained():
+    """A checkpoint that says which images its training held out."""
+    data = load_digits()
+    facts = {"classes": list(data.classes), "mean": list(data.mean), "std": list(data.std),
+             "train_images": len(training_split(data.train_y, 0.02, 3)[0])}
+    Path("save").mkdir()
+    return save("save/a.pth.tar", network(), {"data": facts}, val_split=0.02, seed=3)
+
+
+SEARCH = ["--adc_range", "full", "--per_layer", "features.*:adc_prec=1:6", "classifier.*:cellBit=1/2", "--objective", "bits", "changed"]
+
+
+def test_a_search(evaluate, trained):
+    measured, text = evaluate(trained, *SEARCH, "--search", "12")
+    rows = list(csv.DictReader(open("save/search.csv")))
+    assert len(rows) == len({row["setting"] for row in rows}) == 12 and "search: 12 of 12 settings" in text
+    points = [(float(row["bits"]), float(row["changed"])) for row in rows]
+    front = [point for point, row in zip(points, rows) if row["front"] == "True"]
+    assert {point for point in points if not any(o != point and o[0] <= point[0] and o[1] <= point[1] for o in points)} == {*front}
+    tested = [row for row in results("save") if row["per_layer"] and not row["validation"]]
+    assert len(tested) == len(front) and all(row["test_changed"] for row in rows if row["front"] == "True")
+    assert all((row["test_changed"] == "") == (row["front"] == "False") for row in rows)
+    assert Path("save/search.png").read_bytes().startswith(b"\x89PNG")
+    if search.importlib.util.find_spec("plotly"):
+        page = Path("save/search.html").read_text()
+        assert rows[0]["setting"].split(", ")[0] in page and "plotly" in page.lower()
+    before = Path("save/search.csv").read_bytes()
+    assert evaluate(trained, *SEARCH, "--search", "12")[0] == [] and Path("save/search.csv").read_bytes() == before
+    measured, _ = evaluate(trained, *SEARCH, "--search", "14")  # it goes on where it ended
+    assert 2 <= len(measured) <= 2 + 14
+
+
+def test_bounds_of_a_search(evaluate, trained, capsys):
+    evaluate(trained, *SEARCH, "--search", "6", "--at_most", "bits=4", "--at_least", "accuracy=0")
+    rows = list(csv.DictReader(open("save/search.csv")))
+    assert {row["within_bounds"] for row in rows} == {"True", "False"}
+    assert all((float(row["bits"]) <= 4) == (row["within_bounds"] == "True") for row in rows)
+    assert all(float(row["bits"]) <= 4 for row in rows if row["front"] == "True")
+    for more, words in ((["--at_least", "accuracy=101"], "none of 6 settings is within the bounds; nearest is 1-bit cells"),
+                        (["--at_least", "speed=1"], "--at_least speed=1: is not NAME=VALUE with one of accuracy, "),
+                        (["--objective", "speed"], "--objective speed: unknown, choose from accuracy, "),
+                        (["--objective", "energy"], "has no energy, which needs --cost")):
+        with pytest.raises(UserError, match=re.escape(words)):
+            evaluate(trained, *SEARCH, "--search", "6", *more)
+    with pytest.raises(UserError, match="--search chooses among the values of hardware flags: give one of them several"):
+        evaluate(trained, "--search", "6")
+    with pytest.raises(UserError, match="--per_layer x: no layer on crossbars is called so"):
+        evaluate(trained, "--search", "6", "--per_layer", "x:adc_prec=1/2")
+
+
+def test_values_of_single_layers():
+    assert per_layer.parse(["a:adc_prec=1/2:3:0.5,mapping=tap/im2col", "a:rows=64"]) == {
+        "a": {"adc_bits": [1, 2, 2.5, 3], "mapping": ["tap", "im2col"], "rows": [64]}}

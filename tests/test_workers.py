@@ -1,0 +1,90 @@
+"""experiment/workers.py: Ray's workers, killed or in error, and a driver that is killed; a real network and a stand-in for one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+from test_eval import ROOT, SMALL, checkpoint, results, scene  # noqa: F401
+from test_sweeps import QUICK, evaluate, table  # noqa: F401
+
+from experiment import workers
+from experiment.cli import UserError
+from experiment.plan import Job
+from experiment.points import Points
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the folder of the tests
+
+
+class StandIn:
+    """A worker that measures names: those with "once" in them kill the first worker that tries, those with "always" every one."""
+
+    def __init__(self, settings, command, folder, threads):
+        os.chdir(folder)
+        self.folder = settings[0]
+
+    def measure(self, bench, name, wait):
+        tried = Path(self.folder, name)
+        if "always" in name or "once" in name and not tried.exists():
+            tried.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == "wrong":
+            return UserError("one line")
+        return Points(self.folder).measure(name.encode().hex().zfill(64), lambda: {"row": {"name": name}}, wait)
+
+
+def test_workers_that_die_are_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "Worker", StandIn)
+    bench = SimpleNamespace(settings=str(tmp_path), facts={"command": ""}, device=SimpleNamespace(type="cpu"))
+    names = [*map(str, range(12)), "once a"]
+    done = []
+    with workers.Pool([bench], 2) as pool:
+        pool.measure([Job(0, name, int(name[-1], 16) % 3) for name in names], lambda job: done.append(job.setting))
+        assert sorted(done) == sorted(names)
+        assert Counter(row["name"] for row in results(tmp_path)) == dict.fromkeys(names, 1)
+        with pytest.raises(UserError, match="^always a: 3 workers died of it, one after the other, as they do for want"):
+            pool.measure([Job(0, "always a", 0)], done.append)
+        with pytest.raises(UserError, match="^one line$"):
+            pool.measure([Job(0, "wrong", 0)], done.append)
+    assert not ray.is_initialized() and len(done) == len(names)
+
+
+PROGRAM = """
+import models.vgg, eval, experiment.workers as workers
+from experiment.cli import run_main
+SMALL = {small!r}
+models.vgg.CONFIGS.update(SMALL)
+
+class Small(workers.Worker):
+    def __init__(self, *args):
+        import models.vgg
+        models.vgg.CONFIGS.update(SMALL)
+        super().__init__(*args)
+
+workers.Worker = Small
+run_main(eval.main)
+"""
+
+
+def test_a_driver_with_workers_that_is_killed(evaluate, checkpoint):  # noqa: F811
+    flags = ["--cellBit", "1", "2", "3", "4", "--adc_prec", "2:6"]
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM.format(small=SMALL), "--resume", checkpoint, *QUICK, "--calib_images", "4",
+                                *flags, "--workers", "2"], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while len(results("save")) < 6:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    measured, found = evaluate(checkpoint, *flags)
+    _, expected = evaluate(checkpoint, *flags, "--save_path", "whole")
+    assert table(found) == table(expected) and len(measured) <= 21 - 6
+    assert len(results("save")) == 21 == len({row["key"] for row in results("save")})
