@@ -214,6 +214,6 @@ class Bench:
 def search_layouts(settings: EvalSettings) -> list[Setting]:
     """Settings with all mappings and rows that a search may take, whose idle reads are counted."""
     usual, rows, of_layers = CrossbarSpec(), settings.rows, per_layer.parse(settings.rows.get("per_layer", ())).values()
-    mappings, counts = ([*rows.get(flags.flag_name(name), [getattr(usual, name)]), *(each for values in of_layers for each in values.get(name, ()))]
-                        for name in ("mapping", "rows"))
+    mappings, counts = ([*rows.get(flags.flag_name(name), [getattr(usual, name)]),
+                         *(each for values in of_layers for each in values.get(name, ()))] for name in ("mapping", "rows"))
     return [Setting(replace(usual, mapping=mapping, rows=count)) for mapping in mappings for count in counts]
