@@ -213,7 +213,7 @@ class Bench:
 
 def search_layouts(settings: EvalSettings) -> list[Setting]:
     """Settings with all mappings and rows that a search may take, whose idle reads are counted."""
-    usual, rows, of_layers = CrossbarSpec(), settings.rows, per_layer.parse(settings.rows.get("per_layer", ())).values()
-    mappings, counts = ([*rows.get(flags.flag_name(name), [getattr(usual, name)]),
-                         *(each for values in of_layers for each in values.get(name, ()))] for name in ("mapping", "rows"))
-    return [Setting(replace(usual, mapping=mapping, rows=count)) for mapping in mappings for count in counts]
+    usual, of_layers = CrossbarSpec(), per_layer.parse(settings.rows.get("per_layer", ())).values()
+    mappings, rows = ([*settings.rows.get(flags.flag_name(name), [getattr(usual, name)]),
+                       *(value for values in of_layers for value in values.get(name, ()))] for name in ("mapping", "rows"))
+    return [Setting(replace(usual, mapping=mapping, rows=count)) for mapping in mappings for count in rows]

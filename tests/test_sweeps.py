@@ -99,6 +99,18 @@ def test_points_of_a_report_need_no_second_measuring(evaluate, checkpoint):  # n
     assert reports == {path.name: json.loads(path.read_text()) for path in Path("save").glob("report_*.json")}
 
 
+def test_costs_come_back_from_points(evaluate, checkpoint):  # noqa: F811
+    """And a technology that was not asked for before needs the images again."""
+    flags_ = [checkpoint, "--adc_range", "full", "--adc_prec", "3:4"]
+    assert len(evaluate(*flags_)[0]) == 3
+    measured, text = evaluate(*flags_, "--cost", "rram_65nm", "--per_layer", "features.4:subArray=8")
+    assert measured == [None, *measured[1:]] and len(measured) == 3  # the software once more, to count
+    cost = json.loads(Path("save/cost.json").read_text())
+    measured, again = evaluate(*flags_, "--cost", "rram_65nm", "--per_layer", "features.4:subArray=8")
+    assert not measured and json.loads(Path("save/cost.json").read_text()) == cost and table(again) == table(text)
+    assert len(evaluate(*flags_, "--cost", "rram_32nm")[0]) == 3
+
+
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(evaluate, checkpoint, capsys, monkeypatch):  # noqa: F811
     written, write_file = [], points.atomic_write
 
@@ -346,6 +358,9 @@ def test_bounds_of_a_search(evaluate, trained, capsys):
                         (["--objective", "energy"], "has no energy, which needs --cost")):
         with pytest.raises(UserError, match=re.escape(words)):
             evaluate(trained, *SEARCH, "--search", "6", *more)
+    evaluate(trained, *SEARCH, "--search", "6", "--objective", "energy", "accuracy", "--cost", "rram_65nm")
+    rows = list(csv.DictReader(open("save/search.csv")))
+    assert all(float(row["energy"]) > 0 for row in rows) and len({row["energy"] for row in rows}) > 3
     with pytest.raises(UserError, match="--search chooses among the values of hardware flags: give one of them several"):
         evaluate(trained, "--search", "6")
     with pytest.raises(UserError, match="--per_layer x: no layer on crossbars is called so"):
