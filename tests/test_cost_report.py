@@ -52,6 +52,20 @@ def test_costs_are_those_of_the_images_that_are_measured(run, checkpoint):
         assert seen["16"][first][same] == seen["8"][first][same]
 
 
+def test_conversions_of_a_plan_are_those_of_the_table(run, checkpoint):
+    """Against the share of reads and the mean bits that the measurement finds in another way."""
+    flags = ["--limit", "3", "--subArray", "16", "--adc_prec", "2", "--adc_plan", "uniform", "significance"]
+    run(checkpoint, "--ngpu", "0", *flags, "--cost", "rram_65nm", "--engine", "reference")
+    folder = test_eval.Path(checkpoint).parent
+    row = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()][-1]
+    uniform, planned = ([layer["events"]["conversions"] for layer in found["layers"]]
+                        for found in json.loads((folder / "cost.json").read_text())["settings"])
+    reads = sum(layer["2"] for layer in uniform)
+    assert row["adc_plan"] == "significance" and 0 < row["conversions"] < 1
+    assert sum(n for layer in planned for n in layer.values()) / reads == pytest.approx(row["conversions"])
+    assert sum(int(bits) * n for layer in planned for bits, n in layer.items()) / reads == pytest.approx(row["mean_bits"])
+
+
 def test_a_device_gives_its_levels(run, checkpoint):
     flags = ["--limit", "3", "--subArray", "16", "--cost", "rram_65nm", "--engine", "reference", "--adc_range", "full"]
     run(checkpoint, "--ngpu", "0", *flags, "--device", "neurosim_tsinghua_130nm", "--also", "")
