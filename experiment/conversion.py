@@ -17,14 +17,18 @@ from .conversion_settings import OPTIONS
 from .eval_settings import EvalSettings
 from .foreign import Foreign
 from .images import EvalImages
+from .train_settings import TrainSettings
 
 
-def network_of(settings: Any) -> Foreign | None:
-    """The network of `settings.model`, without its published weights where a checkpoint of `train.py --qat` gives others; None for the
-    networks of this project. Raises: UserError, see `foreign.load`."""
+CALIBRATION_IMAGES = 64  # of a network that is trained: its quantizers learn what more images would tell
+
+
+def network_of(settings: Any, checkpoint: str | None) -> Foreign | None:
+    """The network of `settings.model`; None for those of this project. Args: checkpoint, a file of `train.py --qat` that gives it other
+    weights than the published ones. Raises: UserError, see `foreign.load`."""
     if not foreign.is_foreign(settings.model):
         return None
-    return foreign.load(settings.model, settings.state, settings.image_size, weights=not settings.resume)
+    return foreign.load(settings.model, settings.state, settings.image_size, weights=not checkpoint)
 
 
 def images_of(found: Foreign, settings: Any, device: torch.device, log: logging.Logger) -> data.Dataset:
@@ -73,3 +77,10 @@ def start_evaluation(found: Foreign, settings: EvalSettings, checkpoint: Mapping
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
     load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=settings.resume)
     return net, None, shown
+
+
+def for_training(found: Foreign, settings: TrainSettings, shown: data.Dataset, device: torch.device) -> nn.Module:
+    """The network of others that `train.py --qat` trains. Raises: UserError, see `converted`."""
+    some = shown.train_x[:: max(1, len(shown.train_x) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES].to(device)
+    batches = data.Batches(some, shown.mean, shown.std, settings.batch_size)
+    return converted(found.network, settings, batches, "none", qat=True)

@@ -56,6 +56,13 @@ def check(values: Mapping[str, Any], given: Iterable[str], useless: Iterable[str
             raise UserError(f"--{name} {values[name]}: a converted network has {lowest} to 8 bits")
 
 
+def check_code(config: Mapping[str, Any], given: Mapping[str, Any], source: str) -> None:
+    """Refuse to run a file because a checkpoint names it. Args: see `check_checkpoint`. Raises: UserError."""
+    model = config.get("model", "")
+    if foreign.is_file(model) and "model" not in given:
+        raise UserError(f"{source} is of {model}, and a checkpoint alone runs no code: add --model {model}")
+
+
 def check_checkpoint(config: Mapping[str, Any], given: Mapping[str, Any], source: str) -> None:
     """Refuse flags that contradict the checkpoint of a converted network, or that leave it without its code.
 
@@ -64,8 +71,7 @@ def check_checkpoint(config: Mapping[str, Any], given: Mapping[str, Any], source
     trained = config.get("model", "")
     if not foreign.is_foreign(trained):
         raise UserError(f"{source} is of the model {trained or 'vgg7_quant'}, not {given['model']}")
-    if foreign.is_file(trained) and "model" not in given:
-        raise UserError(f"{source} is of {trained}, and a checkpoint alone runs no code: add --model {trained}")
+    check_code(config, given, source)
     if not foreign.is_file(trained) and given.get("model", trained) != trained:
         raise UserError(f"{source} is of the model {trained}, not {given['model']}")
     for name in ("wbit", "abit", "image_size", *OPTIONS):
