@@ -48,16 +48,19 @@ def images_of(found: Foreign, settings: Any, device: torch.device, log: logging.
     return shown
 
 
-def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], correct: str, qat: bool = False) -> nn.Module:
+def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], correct: str, qat: bool = False, engine: str = "auto"
+              ) -> nn.Module:
     """A copy of a network on crossbars, without ADCs as yet.
 
-    Args: settings, with `model`, `wbit`, `abit` and `OPTIONS`; shown, training inputs; correct, see `convert`; qat, to be trained.
+    Args: settings, with `model`, `wbit`, `abit` and `OPTIONS`; shown, training inputs; correct, see `convert`; qat, to be trained;
+        engine, what runs it meanwhile.
     Raises: UserError for a network that cannot be converted so.
     """
     spec = CrossbarSpec(settings.wbit, settings.abit, adc_range="ideal")
     options = {name: getattr(settings, name) for name in OPTIONS}
     try:
-        return quant.convert(network, spec, shown, correct=correct, qat=qat, **options)
+        with quant.set_engine(engine):
+            return quant.convert(network, spec, shown, correct=correct, qat=qat, **options)
     except ValueError as error:
         raise UserError(f"{settings.model}: {one_line(error)}") from None
 
@@ -70,7 +73,7 @@ def start_evaluation(found: Foreign, settings: EvalSettings, checkpoint: Mapping
     Raises: UserError, see `images_of`, `images.choose` and `converted`, and for weights of the checkpoint that do not fit.
     """
     shown = images.choose(images_of(found, settings, device, log), settings, checkpoint, device)
-    net = converted(found.network, settings, shown.calibration, settings.calibration.correct)
+    net = converted(found.network, settings, shown.calibration, settings.calibration.correct, engine=settings.engine)
     log.info(str(net.crossbar_report))
     if not settings.resume:
         return net, found.network, shown
