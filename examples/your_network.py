@@ -6,6 +6,7 @@ It is trained in seconds, and needs no download. `convert` takes any `torch.nn.M
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
-from models.quant import CrossbarSpec, Device, calibrate, convert, program, set_spec
+from models.quant import CrossbarSpec, Device, calibrate, convert, correct, program, set_spec
 
 
 class Residual(nn.Module):
@@ -74,20 +75,21 @@ def main(epochs: int = 10) -> None:
     network = trained(train_x, train_y, epochs)
     print(f"float                        {accuracy(network, test_x, test_y):6.2f} %")
 
-    spec = CrossbarSpec(w_bits=4, a_bits=4, cell_bits=2, adc_bits=6)
+    spec = CrossbarSpec(w_bits=4, a_bits=4, cell_bits=2, adc_bits=6, mapping="im2col")
     net = convert(network, spec, train_x[:256])
     print(f"{'2-bit cells, 6-bit ADC':28s} {accuracy(net, test_x, test_y):6.2f} %\n\n{net.crossbar_report}\n")
 
     # Other hardware for the same network: no conversion, ranges alone are chosen anew.
     for adc_bits in (5, 4, 3):
-        set_spec(net, CrossbarSpec(w_bits=4, a_bits=4, cell_bits=2, adc_bits=adc_bits))
+        set_spec(net, replace(spec, adc_bits=adc_bits))
         calibrate(net, train_x[:256])
         print(f"{f'2-bit cells, {adc_bits}-bit ADC':28s} {accuracy(net, test_x, test_y):6.2f} %")
 
-    # A chip of measured cells, an hour after they were programmed.
+    # A chip of measured cells, an hour after they were programmed: the ADC ranges of the design, a digital correction of its own.
     set_spec(net, spec)
-    program(net, Device.preset("techA", time="1h"), seed=0)
     calibrate(net, train_x[:256])
+    program(net, Device.preset("techA", time="1h"), seed=0)
+    correct(net, train_x[:256])
     print(f"{'techA, 6-bit ADC, after 1 h':28s} {accuracy(net, test_x, test_y):6.2f} %")
 
 
