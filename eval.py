@@ -14,6 +14,10 @@ and what it costs, in energy, time and area, in a technology:
     python eval.py --resume ... --cellBit 1 2 --adc_prec 4 6 --cost rram_32nm
     python eval.py --cost list
 
+A network that was not made here is converted first, and the table begins with the float network (docs/networks.md):
+
+    python eval.py --model torchvision/resnet18 --dataset imagefolder --data_path path/to/images --cellBit 1 --adc_prec 8
+
 A setting that was measured before, with the same weights, images, hardware and seeds, is not measured again: every one is a file,
 points/<key>.json in --save_path (the checkpoint's folder unless given). So a run that was killed goes on when it is started again,
 and several may share a folder: by --workers, by --shard on several machines, or by starting eval.py twice.

@@ -15,7 +15,7 @@ from torch import nn
 
 import eval as evaluation
 import train
-from experiment import class_index, conversion_settings, data, foreign, training
+from experiment import bench, class_index, conversion_settings, data, foreign, training
 from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.cli import UserError
 from experiment.evaluation import Setting, measure, measure_float
@@ -208,14 +208,14 @@ EVAL = ["--ngpu", "0", "--engine", "reference", "--save_path", "out"]
 
 def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     """Float, quantized, hardware; changes are counted against both. Expected numbers are counted here from the classes of each."""
-    seen, measured = [], evaluation.measure
+    seen, measured = [], bench.measure
 
     def spy(network, images, labels, setting, **options):
         record = measured(network, images, labels, setting, **options)
         seen.append(record.predictions)
         return record
 
-    monkeypatch.setattr(evaluation, "measure", spy)
+    monkeypatch.setattr(bench, "measure", spy)
     flags = ["--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--wbit", "3", "--abit", "3",
              "--first_last_bits", "4", "--adc_prec", "2", "--subArray", "16", "--batch_size", "4"]
     assert evaluation.main([*EVAL, *flags]) == 0
@@ -239,6 +239,10 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     table = out[out.index("setting  "):].splitlines()
     assert [line.split("  ")[0] for line in table[2:5]] == ["float", "quantized", "1-bit cells, 2-bit ADC, calibrated, rows 16"]
     assert "numbered as the sorted names of the folders" in out
+    assert evaluation.main([*EVAL, *flags]) == 0
+    assert len(results("out")) == 3  # all measured already
+    assert evaluation.main([*EVAL, *flags, "--inputs", "ternary"]) == 0
+    assert [(row["wbit"], row["inputs"]) for row in results("out")[3:]] == [(3, "ternary")] * 2  # the float network is the same
 
 
 @pytest.mark.parametrize("flags, says", [
