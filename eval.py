@@ -14,6 +14,10 @@ and what it costs, in energy, time and area, in a technology:
     python eval.py --resume ... --cellBit 1 2 --adc_prec 4 6 --cost rram_32nm
     python eval.py --cost list
 
+A network that was not made here is converted first, and the table begins with the float network (docs/networks.md):
+
+    python eval.py --model torchvision/resnet18 --dataset imagefolder --data_path path/to/images --cellBit 1 --adc_prec 8
+
 A setting that was measured before, with the same weights, images, hardware and seeds, is not measured again: every one is a file,
 points/<key>.json in --save_path (the checkpoint's folder unless given). So a run that was killed goes on when it is started again,
 and several may share a folder: by --workers, by --shard on several machines, or by starting eval.py twice.
@@ -73,7 +77,8 @@ def logging_to(settings: EvalSettings) -> Iterator[logging.Logger]:
 def say_what_is_measured(bench: Bench, log: logging.Logger) -> None:
     """The network and its images, and what `train.py --adc_aware` trained it for."""
     settings, shown, config, ranges = bench.settings, bench.shown, bench.checkpoint["config"], bench.ranges
-    log.info(f"{settings.resume}: {settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit "
+    source = settings.resume or settings.state
+    log.info(f"{f'{source}: ' if source else ''}{settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit "
              f"activations; {shown.batches.count} {shown.kind} of {settings.dataset}; "
              f"{'CPU' if shown.report.device.type == 'cpu' else 'GPU'}")
     if config.get("adc_aware"):
@@ -93,7 +98,7 @@ def measure_plan(plan: Plan, pool: Pool, log: logging.Logger) -> None:
         def done(job: Job) -> None:
             bar.update()
             record = plan.benches[job.bench].record(job.setting)
-            log.info(f"{job.setting or 'software'}: {record.accuracy:.2f} %")
+            log.info(f"{record}: {record.accuracy:.2f} %")
             if record.cost:
                 log.info(cost_report.layers_table(record.cost))
 
@@ -117,11 +122,11 @@ def write_results(bench: Bench, settings: Sequence, log: logging.Logger) -> None
             bench.write_report(setting, log)
     if of.save_cells:
         bench.write_cells(log)
-    records = [bench.record(setting) for setting in settings]
+    records = [*filter(None, [bench.of_float()]), *(bench.record(setting) for setting in settings)]
     log.info("\n" + report.settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
     title = (f"{of.model.removesuffix('_eval')}, {of.wbit}-bit weights, {of.abit}-bit activations: "
              f"{bench.shown.batches.count} {bench.shown.kind} of {of.dataset}")
-    for path in report.plots(records[1:], title, folder):
+    for path in report.plots([record for record in records if record.setting], title, folder):
         log.info(f"plot: {path}")
     for path in cost_report.write(records, bench.costs.technology, title, folder):
         log.info(f"costs: {path}")
@@ -154,8 +159,7 @@ def main(argv: list[str] | None = None) -> int:
             log.info(f"{plan.listing()}\n{plan.text(first.workers or 1)}")
             return 0
         for bench in benches:
-            if not bench.settings.planes:
-                bench.write_planes(log)
+            bench.write_planes(log)
         measure_plan(plan, pool, log)
         for bench in benches:
             write_results(bench, plan.settings_of(bench), log)

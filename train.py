@@ -23,6 +23,9 @@ The same, each step on another chip of a measured device, as it is after an hour
     python train.py --dataset cifar10 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 1 --lr 0.01 \\
         --adc_aware --cellBit 1 --adc_prec 4 --device techA --device_time 1h
 
+A network of others, converted to crossbars and trained on with its quantizers:
+    python train.py --dataset cifar10 --model path/to/net.py:small --state small.pt --wbit 4 --abit 4 --epochs 5 --qat
+
 Begin, or go on where it stopped: what scripts use
     python train.py --go_on --save_path save/cifar10_w4a4
 
@@ -51,11 +54,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import nn
 
-from experiment import data, machine, starting, training
+from experiment import conversion, data, machine, starting, training
 from experiment.checkpoint import load_weights, write_torch_file
 from experiment.cli import UserError, check_writable, get_logger, one_line, run_main
 from experiment.packed import pack
 from experiment.train_settings import BEST, CHECKPOINT, Actions, TrainSettings, parse
+from models.quant import ADC_BUFFERS
 from models.quant.files import atomic_write
 
 
@@ -101,6 +105,16 @@ def export(settings: TrainSettings, actions: Actions, checkpoint: dict, accuracy
     atomic_write(Path(actions.export).with_suffix(".json"), lambda file: file.write(text.encode()))
 
 
+def own_network(settings: TrainSettings, actions: Actions, checkpoint: dict | None, num_classes: int, device: torch.device) -> nn.Module:
+    """A network of this project with random weights or those of the checkpoint."""
+    net = starting.build_network(settings, num_classes, device)
+    if actions.fine_tune:
+        starting.load(net, settings, checkpoint["state_dict"], actions.fine_tune)
+    elif checkpoint:
+        load_weights(net, checkpoint["state_dict"], source=actions.resume)
+    return net
+
+
 def start(run: training.Run, actions: Actions, checkpoint: dict | None, num_classes: int) -> None:
     """Bring a run to its first step: where its checkpoint stands, or with weights made ready for its quantizers."""
     if actions.resume:
@@ -127,23 +141,27 @@ def main(argv: list[str] | None = None) -> int:
     num_classes = data.num_classes(settings.dataset, settings.data_path)
     torch.backends.cudnn.benchmark = True  # all batches have one shape: let cuDNN try its algorithms once
     torch.manual_seed(settings.seed)
-    net = starting.build_network(settings, num_classes, device)
-    if actions.fine_tune:
-        starting.load(net, settings, checkpoint["state_dict"], actions.fine_tune)
-    elif checkpoint:
-        load_weights(net, checkpoint["state_dict"], source=actions.resume)
+    others = conversion.network_of(settings, actions.resume)
+    if not others:
+        net = own_network(settings, actions, checkpoint, num_classes, device)
     if actions.evaluate:
         return measure_checkpoint(settings, actions, checkpoint, net, device)
 
     if settings.amp is None:
-        settings = replace(settings, amp="bf16" if machine.has_fast_bf16(device) else "off")
+        settings = replace(settings, amp="bf16" if machine.has_fast_bf16(device) and not others else "off")
     check_writable(settings.save_path)
     log = get_logger(Path(settings.save_path, settings.log_file))
     if actions.resume and checkpoint.get("test_acc") is not None:
         log.info(f"{settings.save_path} is finished after {checkpoint['epoch']} epochs: test accuracy "
                  f"{checkpoint['test_acc']:.2f} %. To train on, start from its weights with --fine_tune")
         return 0
-    images = data.load(settings.dataset, settings.data_path, log.info)
+    if others:  # images decide how it is converted
+        images = conversion.images_of(others, settings, device, log)
+        net = conversion.for_training(others, settings, images, device)
+        if checkpoint:
+            load_weights(net, checkpoint["state_dict"], allow_missing=ADC_BUFFERS, source=actions.resume)
+    else:
+        images = data.load(settings.dataset, settings.data_path, log.info)
     run = training.Run(settings, net, images, device, log, checkpoint)
     run.commands.append(shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]))
     log.info(run.commands[-1])

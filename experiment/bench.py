@@ -7,16 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from models import quant
 from models.quant import CrossbarSpec, diagnostics
 
-from . import chip_report, flags, images, keys, machine, per_layer, points, report, results
-from .checkpoint import load_checkpoint
+from . import chip_report, conversion, flags, images, keys, machine, per_layer, points, report, results
 from .chip_files import save_cells, stored_cells
 from .cli import UserError
 from .costs import Costs
-from .eval_settings import EvalSettings
-from .evaluation import Cache, Record, Setting, check_chips, count_reads, engines_of, is_chip, measure, place, put, reads_of, use_cells
+from .conversion_settings import OPTIONS
+from .eval_settings import EvalSettings, checkpoint_of
+from .evaluation import (Cache, Record, Setting, check_chips, count_reads, engines_of, is_chip, measure, measure_float, place, put,
+                         reads_of, use_cells)
 from .points import Points
 from .ranges import AdcRanges, RangesOfRun, entry_of
 from .starting import crossbar_network
@@ -25,7 +28,8 @@ FROZEN = "calibrated", "full"  # ADC ranges that --report describes
 
 
 class Bench:
-    """The network of some settings on its device. `check` refuses what cannot run, before `load` reads the images.
+    """The network of some settings on its device. `check` refuses what cannot run, before `load` reads the images; a network of others
+    is there only then, since images decide how it is converted.
 
     Args: checkpoint, of `settings.resume`, if it is loaded already; command, what stands in results.jsonl.
     Raises: UserError for weights, planes and ranges that are not as they should be.
@@ -33,9 +37,11 @@ class Bench:
 
     def __init__(self, settings: EvalSettings, checkpoint: dict | None = None, command: str = "") -> None:
         self.settings = settings
-        self.checkpoint = checkpoint or load_checkpoint(settings.resume)
+        self.checkpoint = checkpoint or checkpoint_of(settings.resume)
         self.device = machine.pick_device(settings.ngpu)
-        self.net = crossbar_network(settings, self.checkpoint, self.device)
+        self.others = conversion.network_of(settings, settings.resume)
+        self.net = None if self.others else crossbar_network(settings, self.checkpoint, self.device)
+        self.original: nn.Module | None = None  # the float network that was converted
         self.costs = Costs(settings.cost, settings.settings or search_layouts(settings))
         try:
             self.cells = settings.planes and stored_cells(settings.planes, self.net, settings.settings, settings.wbit)
@@ -52,6 +58,8 @@ class Bench:
 
     def check(self, settings: Iterable[Setting]) -> None:
         """Refuse settings that cannot run here, or whose ranges are not where they should be. Raises: UserError."""
+        if self.net is None:
+            return
         seen = set()
         try:
             codes = None if is_chip(self.cells) else self.cells
@@ -74,11 +82,16 @@ class Bench:
 
     def load(self, log: logging.Logger) -> None:
         """The images, and what decides the results of all settings."""
-        self.shown = images.load(self.settings, self.checkpoint, self.device, log)
         of = self.settings
+        if self.others:
+            self.net, self.original, self.shown = conversion.start_evaluation(self.others, of, self.checkpoint, self.device, log)
+            self.check(of.settings)
+        else:
+            self.shown = images.load(of, self.checkpoint, self.device, log)
+        options = [getattr(of, name) for name in OPTIONS] if self.others else []
         self.decides_all = {
             "arithmetic": keys.ARITHMETIC, "images": keys.of_images(self.shown.batches, self.shown.labels),
-            "network": keys.of_network(self.net, [of.model, of.wbit, of.abit, of.wq, of.quantize_image])}
+            "network": keys.of_network(self.net, [of.model, of.wbit, of.abit, of.wq, of.quantize_image, *options])}
         self.decides_hardware = {"cells": keys.digest(self.cells)} if self.cells else {}
         self.decides_ranges = {"calibration_images": keys.of_images(self.shown.calibration)}
 
@@ -96,6 +109,22 @@ class Bench:
         elif setting.spec.adc_range == "calibrated":
             found["ranges"] = keys.digest(self.ranges.given(setting))
         return found
+
+    def of_float(self) -> Record | None:
+        """What was measured of the float network that was converted, now where no process has done it; None where there is none."""
+        if self.original is None:
+            return None
+        decides = self.decides_all | {"network": keys.of_network(self.original, ["float", self.settings.model])}
+        key = keys.key_of(decides)
+
+        def make() -> dict[str, Any]:
+            record = measure_float(self.original, self.shown.batches, self.shown.labels, progress=True)
+            return points.of_record(record, results.row(record, self.settings, None, None) | self.facts, decides, None)
+
+        if key not in self.known:
+            self.points.measure(key, make, wait=True)
+            self.known[key] = self.points.read(key)
+        return points.record_of(self.known[key], None)
 
     def key(self, setting: Setting | None) -> str:
         """The key of a setting's point."""
@@ -144,7 +173,8 @@ class Bench:
         try:
             with quant.keep_effective_cells(self._effective):
                 record = measure(self.net, self.shown.batches, self.shown.labels, setting, cells=self.cells, cache=self.cache,
-                                 engine=self.settings.engine, passing=self.costs.counting(self.net), **options)
+                                 engine=self.settings.engine, passing=self.costs.counting(self.net), original=self.of_float(),
+                                 **options)
             return replace(record, cost=self.costs.of(self.net, setting))
         except ValueError as error:
             if setting and setting.chips:  # cells that the grid does not hold
@@ -160,6 +190,8 @@ class Bench:
 
     def write_planes(self, log: logging.Logger) -> None:
         """The bit-planes of the weights for the cells of every setting but those of pairs, where they are not in their folder already."""
+        if self.others or self.settings.planes:
+            return
         layers = quant.crossbar_layers(self.net)
         specs = (setting.spec_of(name) for setting in self.settings.settings for name, _ in layers)
         for cell_bits in dict.fromkeys(spec.cell_bits for spec in specs if spec.weights == "offset"):

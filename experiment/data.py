@@ -13,13 +13,15 @@ digits       scikit-learn's 1,797 handwritten digits, 8x8 grey, enlarged to 3x32
 cifar10/100  read from, or downloaded to, data_path by torchvision.
 imagefolder  any tree data_path/train/<class>/*.jpg with data_path/test/<class>/ or data_path/val/<class>/. Decoded once
              into a cache file that is used again as long as no file's name, size or time of change differs.
+
+A network that brings a transform sees images of any size: they are then read when they are looked at (`streamed.Streamed`).
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,9 @@ from tqdm import tqdm
 
 # torchvision takes a second to import, and scikit-learn too: only the data sets that need them do so.
 from .checkpoint import read_torch_file, write_torch_file
+from .class_index import read_class_index
 from .cli import UserError, one_line
+from .streamed import Streamed, Transform
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagefolder")
 SIZE = 32  # pixels a side; the networks here are built for 32x32 images
@@ -41,6 +45,7 @@ CIFAR_STATS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
+AS_THEY_ARE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # of images that a transform has made network inputs already
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,9 @@ class Dataset:
     """The images of a data set, and what is known of them."""
 
     name: str
-    train_x: torch.Tensor  # uint8 [N, 3, 32, 32]
+    train_x: torch.Tensor | Streamed  # uint8 [N, 3, 32, 32], or N images seen through a transform
     train_y: torch.Tensor  # int64 [N]
-    test_x: torch.Tensor
+    test_x: torch.Tensor | Streamed
     test_y: torch.Tensor
     classes: tuple[str, ...]  # names; a label is an index into them
     mean: Sequence[float]  # per channel, of full scale 1.0
@@ -59,18 +64,25 @@ class Dataset:
     flip: bool = True  # whether a mirrored image still shows the same class
 
 
-def load(dataset: str, data_path: str | Path = "./data", log: Callable[[str], object] = print) -> Dataset:
+def load(dataset: str, data_path: str | Path = "./data", log: Callable[[str], object] = print, transform: Transform | None = None,
+         class_index: str | Path | None = None) -> Dataset:
     """The data set named `dataset` (one of DATASETS). log(text) is told about caches and odd folders.
 
+    Args:
+        transform: makes a picture a network's input; images of an imagefolder then have any size. None: all are 32x32.
+        class_index: with a transform and imagefolder, a file that says which class a folder holds (`read_class_index`); else labels
+            count the sorted names.
     Raises: UserError for a data set that is unknown, not there, or not as it should be.
     """
-    if dataset == "digits":
-        return _digits()
-    if dataset in CIFAR_STATS:
-        return _cifar(dataset, data_path)
+    if class_index and not (transform and dataset == "imagefolder"):
+        raise UserError("--class_index names the classes of folders: it is for --dataset imagefolder with a network of others")
     if dataset == "imagefolder":
-        return _imagefolder(Path(data_path), log)
-    raise UserError(f"--dataset {dataset}: unknown, choose from {', '.join(DATASETS)}")
+        root = Path(data_path)
+        return _streamed_folder(root, log, transform, class_index) if transform else _imagefolder(root, log)
+    if dataset not in DATASETS:
+        raise UserError(f"--dataset {dataset}: unknown, choose from {', '.join(DATASETS)}")
+    found = _digits() if dataset == "digits" else _cifar(dataset, data_path)
+    return _seen_through(found, transform) if transform else found
 
 
 def num_classes(dataset: str, data_path: str | Path = "./data") -> int:
@@ -140,7 +152,7 @@ def steps_per_epoch(n_images: int, batch_size: int) -> int:
 
 def train_batches(x: torch.Tensor, y: torch.Tensor, batch_size: int, seed: int, epoch: int, first_step: int = 0,
                   flip: bool = True, **augmentation: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield (step, images, labels), shuffled and augmented, from `first_step` on; images uint8 as x, [N, 3, H, W].
+    """Yield (step, images, labels), shuffled and augmented, from `first_step` on; images as those of x, [N, 3, H, W].
 
     Every epoch's order and every step's crops come from generators of their own, so that starting in the middle gives
     exactly the batches that an uninterrupted epoch would have given. flip: mirror half of the images in even epochs and
@@ -151,15 +163,15 @@ def train_batches(x: torch.Tensor, y: torch.Tensor, batch_size: int, seed: int, 
     mirrored = torch.randint(2, (len(x),), generator=generator("flip", seed)).to(x.device) == epoch % 2 if flip else None
     for step in range(first_step, steps_per_epoch(len(x), batch_size)):
         pick = order[step * batch_size : (step + 1) * batch_size]
-        batch = augment(x[pick], generator("augment", seed, epoch, step), mirrored[pick] if flip else None, **augmentation)
+        batch = augment(_pixels(x[pick]), generator("augment", seed, epoch, step), mirrored[pick] if flip else None, **augmentation)
         yield step, batch, y[pick]
 
 
 def augment(x: torch.Tensor, rng: torch.Generator, mirrored: torch.Tensor | None = None, pad: int = 4, cutout: int = 0,
             fill: Sequence[int] = (0, 0, 0)) -> torch.Tensor:
-    """Randomly shift, mirror and partly cover each image of a batch x, uint8 [N, 3, H, W], on its own device.
+    """Randomly shift, mirror and partly cover each image of a batch x, uint8 or float [N, 3, H, W], on its own device.
 
-    mirrored: bool [N], the images to mirror; None for none. pad: pixels of black border, from which an H x W window is
+    mirrored: bool [N], the images to mirror; None for none. pad: pixels of border of value 0, from which an H x W window is
     cut. cutout: side in pixels of a square painted in the colour `fill` around a random pixel (0: none; it may reach
     over the edge).
     """
@@ -185,22 +197,30 @@ def augment(x: torch.Tensor, rng: torch.Generator, mirrored: torch.Tensor | None
     return x
 
 
-def normalize(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 [N, 3, H, W] to float32 with mean 0 and deviation 1 per channel, in channels_last memory format."""
+def normalize(x: torch.Tensor | Streamed, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 [N, 3, H, W] to float32 with mean 0 and deviation 1 per channel, in channels_last memory format. Images that a transform
+    has made network inputs stay what they are."""
+    x = _pixels(x)
+    if x.is_floating_point():
+        return x.to(memory_format=torch.channels_last)
     mean = 255 * torch.tensor(mean, device=x.device)[:, None, None]
     std = 255 * torch.tensor(std, device=x.device)[:, None, None]
     return x.to(memory_format=torch.channels_last).float().sub_(mean).div_(std)
 
 
+def _pixels(x: torch.Tensor | Streamed) -> torch.Tensor:
+    return x.read() if isinstance(x, Streamed) else x
+
+
 class Batches:
     """Images as a network takes them: batches of `normalize`d ones on the images' device, any number of times over.
 
-    Args: images, uint8 [N, 3, H, W]; mean, std, per channel, of full scale 1.0; batch_size, images in all batches but a
-        smaller last one.
+    Args: images, uint8 [N, 3, H, W], or `Streamed`, which are read anew each time; mean, std, per channel, of full scale 1.0;
+        batch_size, images in all batches but a smaller last one.
     Attributes: count, N. `len()` is the number of batches.
     """
 
-    def __init__(self, images: torch.Tensor, mean: Sequence[float], std: Sequence[float], batch_size: int):
+    def __init__(self, images: torch.Tensor | Streamed, mean: Sequence[float], std: Sequence[float], batch_size: int):
         self.images, self.mean, self.std, self.batch_size = images, mean, std, batch_size
         self.count = len(images)
 
@@ -263,28 +283,63 @@ def _cifar(name: str, data_path: str | Path) -> Dataset:
     return Dataset(name, *tensors(train), *tensors(test), tuple(train.classes), *CIFAR_STATS[name])
 
 
+def _seen_through(data: Dataset, transform: Transform) -> Dataset:
+    """A data set in memory, each image through a network's transform when it is looked at."""
+    train, test = (Streamed(list(x.permute(0, 2, 3, 1).numpy()), transform) for x in (data.train_x, data.test_x))
+    mean, std = AS_THEY_ARE
+    return replace(data, train_x=train, test_x=test, mean=mean, std=std)
+
+
+def _streamed_folder(root: Path, log: Callable[[str], object], transform: Transform, class_index: str | Path | None) -> Dataset:
+    folders = _both_folders(root, log)
+    if class_index:
+        labels = read_class_index(class_index)
+        for folder in folders:
+            if unknown := [name for name in _class_names(folder) if name not in labels]:
+                raise UserError(f"{class_index} does not say the class of the folder {folder / unknown[0]}")
+        by_label = {label: name for name, label in labels.items()}
+        classes = [by_label.get(i, f"class {i}") for i in range(max(by_label) + 1)]
+    else:
+        classes = _common_classes(root, folders)
+        labels = {name: label for label, name in enumerate(classes)}
+    (train, train_y), (test, test_y) = (_files_and_labels(root, folder, labels) for folder in folders)
+    return Dataset("imagefolder", Streamed(train, transform), train_y, Streamed(test, transform), test_y, tuple(classes), *AS_THEY_ARE)
+
+
 def _imagefolder(root: Path, log: Callable[[str], object]) -> Dataset:
+    folders = _both_folders(root, log)
+    classes = _common_classes(root, folders)
+    found = [_files_and_labels(root, folder, {name: label for label, name in enumerate(classes)}) for folder in folders]
+    fingerprint = hashlib.sha256(f"{SIZE}x{SIZE} RGB, 1".encode())
+    for path in (path for files, _ in found for path in files):
+        fingerprint.update(os.fsencode(f"{path.relative_to(root)}\0{_size_and_time(path)}\n"))
+    train_x, test_x = _cached_images(root, fingerprint.hexdigest(), [files for files, _ in found], log)
+    return Dataset("imagefolder", train_x, found[0][1], test_x, found[1][1], tuple(classes), *pixel_stats(train_x))
+
+
+def _both_folders(root: Path, log: Callable[[str], object]) -> tuple[Path, Path]:
     folders = _folders(root)
     if folders[1].name == "test" and (root / "val").is_dir():
         log(f"{root / 'val'} is not used: test/ is the test set, and --val_split takes validation images from train/")
+    return folders
+
+
+def _common_classes(root: Path, folders: tuple[Path, Path]) -> list[str]:
+    """The names of the classes, which must be the same in both folders."""
     classes, test_classes = map(_class_names, folders)
     if classes != test_classes:
         odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:6])
         raise UserError(f"--data_path {root}: classes not in both train/ and {folders[1].name}/: {odd}")
+    return classes
 
-    files, labels, fingerprint = [], [], hashlib.sha256(f"{SIZE}x{SIZE} RGB, 1".encode())
-    for folder in folders:
-        found = _labelled_files(folder, classes)
-        empty = set(range(len(classes))) - {label for _, label in found}
-        if empty:
-            raise UserError(f"--data_path {root}: no images in {folder / classes[min(empty)]}")
-        for path, _ in found:
-            fingerprint.update(os.fsencode(f"{path.relative_to(root)}\0{_size_and_time(path)}\n"))
-        files.append([path for path, _ in found])
-        labels.append(torch.tensor([label for _, label in found]))
 
-    train_x, test_x = _cached_images(root, fingerprint.hexdigest(), files, log)
-    return Dataset("imagefolder", train_x, labels[0], test_x, labels[1], tuple(classes), *pixel_stats(train_x))
+def _files_and_labels(root: Path, folder: Path, labels: dict[str, int]) -> tuple[list[Path], torch.Tensor]:
+    """The images below the class folders in `folder`, and the label of each, int64 [N]. Args: labels, `{name of a class: label}`."""
+    names = _class_names(folder)
+    found = _labelled_files(folder, names)
+    if empty := set(range(len(names))) - {label for _, label in found}:
+        raise UserError(f"--data_path {root}: no images in {folder / names[min(empty)]}")
+    return [path for path, _ in found], torch.tensor([labels[names[label]] for _, label in found])
 
 
 def _folders(root: Path) -> tuple[Path, Path]:

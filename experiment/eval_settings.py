@@ -15,10 +15,11 @@ import models
 from models.quant import Calibration, CrossbarSpec, Device, engines
 from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
 
-from . import chips, costs, data, flags, per_layer, train_settings
+from . import chips, conversion_settings, costs, data, flags, foreign, per_layer, train_settings
 from .checkpoint import load_checkpoint
 from .chips import ChipSettings, DeviceSettings
 from .cli import UserError
+from .conversion_settings import Conversion, ConversionFiles
 from .evaluation import Setting
 from .flags import ANY_INT, BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, flag_name, option
 from .train_settings import HARDWARE, ThroughADC, images_beside
@@ -26,6 +27,7 @@ from .train_settings import HARDWARE, ThroughADC, images_beside
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
 SPEC_FLAGS = (*HARDWARE, "adc_range")  # fields of CrossbarSpec that make the rows
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CALIBRATE_OTHERS = 64  # images that calibrate networks of others, whose images are large
 USUAL = Calibration()
 CALIBRATION = tuple(flag_name(field.name) for field in fields(Calibration))
 
@@ -36,14 +38,15 @@ class Network:
 
     resume: str | None = option(None, "checkpoint of train.py, or of the original code; several are evaluated one after the other",
                                 metavar="PATH")
-    model: str | None = option(None, f"{' or '.join(MODELS)}; default that of the checkpoint")
-    wbit: int | None = option(None, "weight bits; default those of the checkpoint", BITS)
-    abit: int | None = option(None, "activation bits; default those of the checkpoint", BITS)
+    model: str | None = option(None, f"{' or '.join(MODELS)}, default that of the checkpoint; or a network of others, which is "
+                               f"converted: {foreign.KINDS}")
+    wbit: int | None = option(None, "weight bits; default those of the checkpoint, of networks of others 8", BITS)
+    abit: int | None = option(None, "activation bits; default those of the checkpoint, of networks of others 8", BITS)
     wq: str | None = option(None, "weight quantizer; default that of the checkpoint", tuple(WEIGHT_QUANTIZERS))
     quantize_image: bool | None = option(None, "round the image to the activation grid; default as the checkpoint was trained. "
                                          "Networks of the original code need it", bool)
-    dataset: str | None = option(None, "default that of the checkpoint; of an exported network of CIFAR-10's classes cifar10",
-                                 data.DATASETS)
+    dataset: str | None = option(None, "default that of the checkpoint; of an exported network of CIFAR-10's classes cifar10, of "
+                                 "networks of others imagefolder", data.DATASETS)
     data_path: str | None = option(None, "folder of the data set; default that of the run whose checkpoint it is, else ./data")
     batch_size: int = option(64, "images at a time; changes no result but those of --adc_range dynamic", COUNT)
     limit: int | None = option(None, "only LIMIT test images, spread evenly over the set; default all", COUNT)
@@ -76,8 +79,9 @@ class Ranges:
     """calibration"""
 
     calib_images: int = option(256, "training images that calibrate the ADC; the first 256, as one batch, also correct what it "
-                               "does to the outputs. A checkpoint of train.py --adc_aware keeps its own ranges on the hardware it "
-                               "was trained for, unless a flag of this group is given", COUNT)
+                               f"does to the outputs. Of networks of others {CALIBRATE_OTHERS} unless it is given. A "
+                               "checkpoint of train.py --adc_aware keeps its own ranges on the hardware it was trained for, unless a "
+                               "flag of this group is given", COUNT)
     adc_ranges: str | None = option(None, "take the calibrated ranges, and their correction if it holds one, from the "
                                     "adc_ranges.json of an earlier evaluation", metavar="FILE")
     report: bool = option(False, "for every setting with calibrated or full ranges: what the ADC does to each layer and slice, as "
@@ -147,7 +151,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(Network, Table, Ranges, Cost, Sweep, Search, Machine):
+class EvalSettings(Network, Conversion, ConversionFiles, Table, Ranges, Cost, Sweep, Search, Machine):
     """Everything that decides an evaluation. Made by `parse`; no field is None that has a default.
 
     Attributes beyond the flags:
@@ -171,6 +175,9 @@ def build_parser(about: str | None = None) -> ArgumentParser:
     network = parser.add_argument_group(Network.__doc__)
     flags.add_flags(network, Network, ["resume"], several=True)
     flags.add_flags(network, Network, [field.name for field in fields(Network) if field.name != "resume"])
+    others = parser.add_argument_group(Conversion.__doc__)
+    for part in (Conversion, ConversionFiles):
+        flags.add_flags(others, part)
     hardware = parser.add_argument_group("hardware (several values: every combination)")
     _add_hardware(hardware)
     flags.add_flags(hardware, Table)
@@ -215,16 +222,22 @@ def parse_all(argv: list[str] | None = None, about: str | None = None) -> list[t
     if given.get("cost") == costs.LIST:
         costs.say_technologies()
         raise SystemExit(0)
-    if "resume" not in given:
-        raise UserError("eval.py needs the network: --resume PATH, a checkpoint of train.py")
-    return [_settings(given | {"resume": source}) for source in dict.fromkeys(given["resume"])]
+    if not given.get("resume") and not foreign.is_foreign(given.get("model", "")):
+        raise UserError(f"eval.py needs the network: --resume PATH, a checkpoint of train.py, or --model {foreign.KINDS}")
+    return [_settings(given | ({"resume": source} if source else {})) for source in dict.fromkeys(given.get("resume", [None]))]
+
+
+def checkpoint_of(source: str | None) -> dict[str, Any]:
+    """The checkpoint `source`; an empty one without, as networks of others have none before they are trained here."""
+    return load_checkpoint(source) if source else {"state_dict": {}, "config": {}}
 
 
 def _settings(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     """(settings, checkpoint) of the flags that are given, --resume naming one network."""
-    source = given["resume"]
-    checkpoint = load_checkpoint(source)
+    source = given.get("resume")
+    checkpoint = checkpoint_of(source)
     values = _network(given, checkpoint, source)
+    conversion_settings.check(values, given, useless=("planes", "save_cells"))
     rows = {name: given[name] for name in (*_hardware_defaults(), "per_layer") if name in given}
     calibration = Calibration(*(given.get(name, default) for name, default in flags.defaults(Calibration).items()))
     of_chips = {name: given[name] for name in chips.OF_RUN if name in given}
@@ -239,9 +252,11 @@ def _settings(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     return (found if chosen else replace(found, trained_for=_trained_for(found, checkpoint, source))), checkpoint
 
 
-def _network(given: Mapping[str, Any], checkpoint: dict, source: str) -> dict[str, Any]:
+def _network(given: Mapping[str, Any], checkpoint: dict, source: str | None) -> dict[str, Any]:
     """What network and images the flags that are given and the checkpoint mean, `{flag: value}`."""
     config = train_settings.from_checkpoint(checkpoint, source)
+    if foreign.is_foreign(given.get("model", config.get("model", ""))):
+        return _network_of_others(given, config, source)
     exported = checkpoint.get("exported", False)
     trained = config.get("model")
     values = {"model": f"{trained or 'vgg7_quant'}_eval", "wbit": 4, "abit": 4, "wq": "dorefa", "quantize_image": False,
@@ -263,6 +278,18 @@ def _network(given: Mapping[str, Any], checkpoint: dict, source: str) -> dict[st
         if values[name] == OFF:
             raise UserError(f"{source} has --{name} {OFF}: crossbars hold quantized weights and inputs, 1 to 8 bits")
     return values
+
+
+def _network_of_others(given: Mapping[str, Any], config: Mapping[str, Any], source: str | None) -> dict[str, Any]:
+    """As `_network`, of one that is converted. Args: config, of the checkpoint `source` of `train.py --qat`, if there is one."""
+    if source:
+        conversion_settings.check_checkpoint(config, given, source)
+    names = "model", "wbit", "abit", "dataset", "image_size", *conversion_settings.OPTIONS
+    values = {"wbit": 8, "abit": 8, "wq": "linear", "quantize_image": False, "dataset": "imagefolder", "data_path": "./data",
+              "calib_images": CALIBRATE_OTHERS} | (images_beside(source) if source else {})
+    values |= {name: config[name] for name in names if name in config} | given
+    folder = Path("save", f"{foreign.short_name(values['model'])}_w{values['wbit']}a{values['abit']}")
+    return {"save_path": str(Path(source).parent if source else folder)} | values
 
 
 def is_cifar10(checkpoint: Mapping[str, Any]) -> bool:
@@ -344,6 +371,8 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
             raise UserError(chips.WITHOUT.format(name))
     if found.adc_ranges and with_device:
         raise UserError("--adc_ranges are of ideal cells, and those of a --device are calibrated on its chips: give one of them")
+    if foreign.is_foreign(found.model) and any(setting.crossbar_layers != "all" for setting in found.settings):
+        raise UserError("--crossbar_layers conv is for the networks of this project; name the layers that stay digital by --skip")
     if found.planes and len({setting.spec.cell_bits for setting in found.settings}) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
     if any(dict(values).get("cell_bits") for setting in found.settings for _, values in setting.per_layer):
@@ -370,7 +399,7 @@ def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> Non
     asked = "--search chooses on validation images" if found.search else "--validation"
     config = train_settings.defaults() | {"val_split": 0} | train_settings.from_checkpoint(checkpoint, found.resume)
     if not ("data" in checkpoint and config["val_split"]):
-        raise UserError(f"{asked}: {found.resume} was trained without validation images")
+        raise UserError(f"{asked}: {found.resume or found.model} was trained without validation images")
     if found.dataset != config["dataset"]:
         raise UserError(f"{asked}: {found.resume} was trained on {config['dataset']}, not {found.dataset}")
 

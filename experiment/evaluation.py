@@ -104,7 +104,8 @@ class Record:
     """What one measurement found.
 
     Attributes:
-        setting: that which was measured; None for the software, the same quantized network computed with exact sums.
+        setting: that which was measured; None for the software, the same quantized network computed with exact sums, and for the
+            float network that was converted.
         predictions: class of each image, int64 `[N]`.
         accuracy, software_accuracy: in percent of the images; of several chips the mean.
         changed_predictions: images that are classified differently than by the software; of several chips the mean, rounded.
@@ -115,6 +116,9 @@ class Record:
         cost: of the setting, in a technology; None where it was not asked for. `measure` leaves it to `costs.Costs`.
         chip_predictions, chip_accuracies, chip_changes: of each chip, int64 `[chips, N]`, percent, and images; `predictions` are
             those of the first. None for ideal cells.
+        float_accuracy, float_changes: of a converted network: that of the float network, and images that are classified differently
+            than by it; of several chips the mean, rounded. Else None.
+        is_float: whether it is that float network itself that was measured.
     """
 
     setting: Setting | None
@@ -130,6 +134,15 @@ class Record:
     chip_accuracies: tuple[float, ...] | None = None
     chip_changes: tuple[int, ...] | None = None
     cost: CostReport | None = None
+    float_accuracy: float | None = None
+    float_changes: int | None = None
+    is_float: bool = False
+
+    def __str__(self) -> str:
+        """As rows of a table name it."""
+        if self.is_float:
+            return "float"
+        return str(self.setting or ("software" if self.float_accuracy is None else "quantized"))
 
     @property
     def n_images(self) -> int:
@@ -172,8 +185,8 @@ class Cache:
 
 def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: Setting | None, *,
             calibration: Images | None = None, software: Record | None = None, cache: Cache | None = None,
-            cells: Stored | None = None, engine: str = "auto", batch_size: int = 64,
-            progress: bool = False, passing: contextlib.AbstractContextManager | None = None) -> Record:
+            cells: Stored | None = None, engine: str = "auto", batch_size: int = 64, progress: bool = False,
+            passing: contextlib.AbstractContextManager | None = None, original: Record | None = None) -> Record:
     """Accuracy of a network on crossbars of one setting.
 
     With `setting.chips` each chip is programmed in turn. The first one's reads choose the ADC ranges, by its nominal cells, which all
@@ -194,6 +207,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         batch_size: images at a time where `images` is a tensor; changes no result but those of adc_range "dynamic".
         progress: show a progress bar.
         passing: a context that is open while the images pass the software, such as one that counts (`quant.cost.counting`).
+        original: the record of the float network that was converted (`measure_float`), on the same images; None where there is none.
     Raises: ValueError for an engine that cannot run here, ranges that are missing, or reads of too many values to calibrate on.
     """
     labels = torch.as_tensor(labels)
@@ -206,7 +220,8 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
             found = [predictions]
         else:
             if software is None:
-                software = measure(network, images, labels, None, engine=engine, batch_size=batch_size, progress=progress)
+                software = measure(network, images, labels, None, engine=engine, batch_size=batch_size, progress=progress,
+                                   original=original)
             place(network, setting, cells)
             chosen = None if calibration is None else batches_of(calibration, batch_size)
             found, seconds = [], 0.0
@@ -224,13 +239,26 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         raise ValueError(f"{len(found[0])} images have {len(labels)} labels")
     baseline = found[0] if software is None else software.predictions
     accuracies = [_accuracy(predictions, labels) for predictions in found]
-    changes = [int((predictions != baseline).sum()) for predictions in found]
+    changes = [_changes(predictions, baseline) for predictions in found]
+    of_float = {} if original is None else {
+        "float_accuracy": original.accuracy,
+        "float_changes": round(statistics.fmean(_changes(predictions, original.predictions) for predictions in found))}
     of_chips = {} if setting is None or not setting.chips else {
         "chip_predictions": torch.stack(found), "chip_accuracies": tuple(accuracies), "chip_changes": tuple(changes)}
     return Record(
         setting=setting, predictions=found[0], accuracy=statistics.fmean(accuracies), software_accuracy=_accuracy(baseline, labels),
         changed_predictions=round(statistics.fmean(changes)), seconds=seconds, engine=ran, mean_bits=mean_bits,
-        conversions=conversions, **of_chips)
+        conversions=conversions, **of_chips, **of_float)
+
+
+def measure_float(network: nn.Module, images: Images, labels: torch.Tensor, *, batch_size: int = 64, progress: bool = False) -> Record:
+    """Accuracy of a float network that is, or will be, converted; it has no crossbar layers. Args: see `measure`."""
+    found = measure(network, images, labels, None, batch_size=batch_size, progress=progress)
+    return replace(found, float_accuracy=found.accuracy, float_changes=0, is_float=True)
+
+
+def _changes(predictions: torch.Tensor, baseline: torch.Tensor) -> int:
+    return int((predictions != baseline).sum())
 
 
 def _accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:

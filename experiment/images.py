@@ -36,7 +36,12 @@ def load(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.de
 
     Raises: UserError for images that cannot be read, of other classes, or other ones than the training split.
     """
-    found, trained_on = data.load(settings.dataset, settings.data_path, log.info), checkpoint.get("data")
+    return choose(data.load(settings.dataset, settings.data_path, log.info), settings, checkpoint, device)
+
+
+def choose(found: data.Dataset, settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device) -> EvalImages:
+    """Those of a data set that the settings ask for; see `load`."""
+    trained_on = checkpoint.get("data")
     stats = found.mean, found.std
     if trained_on:
         data.check_classes(found, trained_on, settings.resume)

@@ -22,6 +22,7 @@ from .chips import Chips
 from .data import Batches
 from .evaluation import Setting
 from .starting import quantized_layers
+from .streamed import Streamed
 
 ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
@@ -46,7 +47,8 @@ def of_network(network: nn.Module, facts: Sequence[Any]) -> str:
 
 def of_images(images: Batches, labels: torch.Tensor | None = None) -> str:
     """Digest of network inputs, and of their classes."""
-    return digest([images.images, list(images.mean), list(images.std), labels])
+    shown = images.images.identity() if isinstance(images.images, Streamed) else images.images
+    return digest([shown, list(images.mean), list(images.std), labels])
 
 
 def of_setting(setting: Setting) -> dict[str, Any]:

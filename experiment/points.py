@@ -102,7 +102,7 @@ def of_record(record: Record, row: Mapping[str, Any], decides: Mapping[str, Any]
     """A point, but for its key. Args: row, the line of results.jsonl; decides, see `keys`; ranges, the entry of an adc_ranges.json
     of the ranges that were chosen for it."""
     predictions = record.predictions[None] if record.chip_predictions is None else record.chip_predictions
-    return {"decides": decides, "row": row, "predictions": _packed(predictions), "ranges": ranges,
+    return {"decides": decides, "row": row, "is_float": record.is_float, "predictions": _packed(predictions), "ranges": ranges,
             "cost": record.cost and costs.plain(record.cost)}
 
 
@@ -116,7 +116,8 @@ def record_of(point: Mapping[str, Any], setting: Setting | None) -> Record:
         conversions=row["conversions"], chip_predictions=predictions if chips else None,
         chip_accuracies=tuple(row["chip_accuracies"]) if chips else None,
         chip_changes=tuple(row["chip_changed_predictions"]) if chips else None,
-        cost=point["cost"] and costs.restored(point["cost"]))
+        cost=point["cost"] and costs.restored(point["cost"]), float_accuracy=row.get("float_accuracy"),
+        float_changes=row.get("float_changed_predictions"), is_float=point.get("is_float", False))
 
 
 def _packed(predictions: torch.Tensor) -> dict[str, Any]:

@@ -44,22 +44,26 @@ COST_COLUMNS = {"energy uJ": "energy_uJ", "latency us": "latency_us", "area mm2"
 
 
 def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: str | None = None) -> str:
-    """The result of an evaluation. Args: records, that of the software first; of_all, how many images the set has; kind, of the
-    images, such as "test images"; planes, the folder that the cells came from."""
+    """The result of an evaluation. Args: records, that of the float network, if there is one, and that of the software first; of_all,
+    how many images the set has; kind, of the images, such as "test images"; planes, the folder that the cells came from."""
+    converted = records[0].is_float
     planned = any(r.setting and r.setting.spec.planned for r in records)
     several = max(len(r.chip_accuracies or ()) for r in records)
     costed = any(r.cost for r in records)
     header = ["setting", *(["mean bits", "converted"] if planned else []), "accuracy %",
-              *(["deviation", "lowest"] if several > 1 else []), "difference", "changed", "images/s",
+              *(["deviation", "lowest"] if several > 1 else []),
+              *(["to float", "changed", "to quantized", "changed"] if converted else ["difference", "changed"]), "images/s",
               *(COST_COLUMNS if costed else [])]
-    rows = [[str(r.setting or "software"), *(_conversions(r) if planned else []), f"{r.accuracy:.2f}",
-             *(_over_chips(r) if several > 1 else []), f"{r.accuracy - r.software_accuracy:+.2f}", str(r.changed_predictions),
-             f"{r.images_per_s:.0f}", *(_costs(r) if costed else [])] for r in records]
+    rows = [[str(r), *(_conversions(r) if planned else []), f"{r.accuracy:.2f}", *(_over_chips(r) if several > 1 else []),
+             *([f"{r.accuracy - r.float_accuracy:+.2f}", str(r.float_changes)] if converted else []),
+             *([f"{r.accuracy - r.software_accuracy:+.2f}", str(r.changed_predictions)] if not r.is_float else ["", ""]),
+             f"{r.images_per_s:{'.0f' if r.images_per_s >= 10 else '.2g'}}", *(_costs(r) if costed else [])] for r in records]
     n = records[-1].n_images
     images = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
     return "\n".join([text_table(header, rows),
                       images + (f"; cells from {planes}" if planes else ""),
-                      "changed: images that are classified differently than by the software",
+                      "changed: images that are classified differently than by "
+                      + ("the float network, or by the quantized one without ADCs" if converted else "the software"),
                       *([f"with a device: mean, deviation and lowest of {several} chips"] if several > 1 else []),
                       *(["costs, of an image: by typical sources (by the cheapest to the dearest)"] if costed else [])])
 

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from models.quant.files import atomic_write
+from models.quant.quantizers import OFF
 
+from . import foreign
 from .chips import CHIP_FIELDS
 from .cli import UserError
+from .conversion_settings import OPTIONS
 from .costs import figures
 from .eval_settings import EvalSettings
 from .evaluation import Record
@@ -33,8 +36,12 @@ def row(record: Record, settings: EvalSettings, calib_images: int | None, source
         hardware["adc_bits"] = None
     rule = setting.calibration if setting and calib_images else None
     chips = setting and setting.chips
+    bits = {"wbit": OFF, "abit": OFF, "wq": None} if record.is_float else {
+        "wbit": settings.wbit, "abit": settings.abit, "wq": settings.wq}
+    options = {name: getattr(settings, name) if foreign.is_foreign(settings.model) else None for name in OPTIONS}
     return {
-        "model": settings.model, "dataset": settings.dataset, "wbit": settings.wbit, "abit": settings.abit, "wq": settings.wq,
+        "model": settings.model, "dataset": settings.dataset, **bits, **options, "float_accuracy": record.float_accuracy,
+        "float_changed_predictions": record.float_changes,
         **hardware, "map": setting and setting.crossbar_layers, "engine": record.engine,
         "accuracy": record.accuracy, "software_accuracy": record.software_accuracy, "n_images": record.n_images,
         "changed_predictions": record.changed_predictions, "images_per_s": record.images_per_s, "seconds": record.seconds,

@@ -17,10 +17,11 @@ from models.quant import Calibration, CrossbarSpec, QLinearDoreFa
 from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
 from models.building import CROSSBAR_LAYERS
 
-from . import chips, data, flags
+from . import chips, conversion_settings, data, flags, foreign
 from .checkpoint import CHECKPOINT_FORMAT, load_checkpoint
 from .chips import Chips, TrainingChips
 from .cli import UserError
+from .conversion_settings import Conversion, ConversionFiles
 from .flags import (ANY_INT, AT_LEAST_2, BITS, COUNT, COUNT_OR_0, FIT_OR_POSITIVE, POSITIVE, POSITIVE_OR_0, SHARE, ArgumentParser,
                     flag_name, option)
 
@@ -31,6 +32,9 @@ HARDWARE = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits",
 # Defaults that depend on the data set.
 DIGITS = {"epochs": 5, "batch_size": 32}  # 200 steps: 99.4 to 99.7 % of the test images over 4 seeds
 OTHERS = {"epochs": 100, "batch_size": 128}
+LR, LR_OF_QAT = 0.05, 0.005  # a converted network is trained already
+# Flags without effect on a converted network: its input quantizers have no clipping level that is trained.
+OF_PACT = ("alpha_init", "weight_clip", "alpha_lr", "alpha_wd", "clp", "a_lambda", "adc_aware")
 
 
 def _by_data(name: str) -> str:
@@ -41,7 +45,8 @@ def _by_data(name: str) -> str:
 class Network:
     """what to train, and on what"""
 
-    model: str = option("vgg7_quant", " or ".join(MODELS))
+    model: str = option("vgg7_quant", f"{' or '.join(MODELS)}; or, with --qat, a network of others: {foreign.KINDS}")
+    qat: bool = option(False, "go on training a network of others that is converted, with its quantizers in the forward pass", bool)
     wbit: int = option(4, f"weight bits, 1 to 8, or {OFF} to switch the quantizer off", BITS)
     abit: int = option(4, f"activation bits, 1 to 8, or {OFF} to switch the quantizer off", BITS)
     wq: str = option("dorefa", "weight quantizer: dorefa, odd multiples of one step up to the largest weight; sawb, multiples "
@@ -64,7 +69,7 @@ class Optimizer:
 
     epochs: int | None = option(None, f"passes over the training images; {_by_data('epochs')}", COUNT)
     batch_size: int | None = option(None, f"images a step; {_by_data('batch_size')}", AT_LEAST_2)
-    lr: float = option(0.05, "highest learning rate", POSITIVE)
+    lr: float | None = option(None, f"highest learning rate; default {LR}, with --qat {LR_OF_QAT}", POSITIVE)
     momentum: float = option(0.9, "share of the last step that is made again", SHARE)
     wd: float = option(1e-4, "weight decay of all but the clipping levels", POSITIVE_OR_0)
     schedule_type: str | None = option(
@@ -141,7 +146,7 @@ class Actions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(Network, Optimizer, ThroughADC, TrainingChips, Reproducible, Machine):
+class TrainSettings(Network, Conversion, ConversionFiles, Optimizer, ThroughADC, TrainingChips, Reproducible, Machine):
     """Everything that decides a run, and where its files lie. Made by `settings_of`; no field is None that has a default."""
 
     @functools.cached_property
@@ -157,12 +162,13 @@ class TrainSettings(Network, Optimizer, ThroughADC, TrainingChips, Reproducible,
 
     def of_computation(self) -> dict[str, Any]:
         """`config` without what says where files lie: what a checkpoint holds."""
-        places = {field.name for field in flags.flag_fields(Machine)} - OF_CHECKPOINT
+        places = {field.name for part in (ConversionFiles, Machine) for field in flags.flag_fields(part)} - OF_CHECKPOINT
         return {name: value for name, value in self.config().items() if name not in places}
 
 
-COMPUTATION = (Network, Optimizer, ThroughADC, TrainingChips, Reproducible)  # what a checkpoint may say, and a continued run may not change
-PARTS = (*COMPUTATION, Machine)
+# What a checkpoint may say, and a continued run may not change.
+COMPUTATION = (Network, Conversion, Optimizer, ThroughADC, TrainingChips, Reproducible)
+PARTS = (*COMPUTATION, ConversionFiles, Machine)
 OF_CHECKPOINT = {"save_minutes"}  # the one setting of `Machine` that a checkpoint may say: it is no place
 # For --adc_aware only.
 TRAINED_FOR = (*(flag_name(name) for name in (*HARDWARE, "crossbar_layers", *asdict(Calibration()))), *chips.OF_TRAINING)
@@ -204,6 +210,7 @@ def settings_of(values: Mapping[str, Any], fine_tuned: bool = False) -> TrainSet
     Raises: UserError for hardware that cannot be.
     """
     values = dict(values)
+    values["lr"] = values["lr"] or (LR_OF_QAT if values["qat"] else LR)
     depending = (DIGITS if values["dataset"] == "digits" else OTHERS) | {
         "schedule_type": "step" if values["schedule"] else "triangular", "alpha_init": "fit" if fine_tuned else 6.0,
         "alpha_lr": values["lr"], "alpha_wd": values["wd"], "save_path": "save/{dataset}_{model}_w{wbit}a{abit}"}
@@ -225,6 +232,8 @@ def settings_of(values: Mapping[str, Any], fine_tuned: bool = False) -> TrainSet
 
 def expanded(path: str, values: Mapping[str, Any]) -> str:
     """A path with `{dataset}` and the like replaced by the settings of these names."""
+    if foreign.is_foreign(values["model"]):
+        values = {**values, "model": foreign.short_name(values["model"])}
     for name in ("dataset", "model", "wbit", "abit", "wq"):
         path = path.replace(f"{{{name}}}", str(values[name]))
     return path
@@ -304,6 +313,7 @@ def _settings_of_checkpoint(actions: Actions, checkpoint: dict, given: Mapping[s
     """What the checkpoint of --resume was trained with; what was given must agree with it."""
     source = actions.resume
     found = from_checkpoint(checkpoint, source)
+    conversion_settings.check_code(found, given, source)
     fixed = FIXED_ON_EVALUATE
     if not actions.evaluate:
         if checkpoint.get("format") != CHECKPOINT_FORMAT or "optimizer" not in checkpoint:
@@ -323,8 +333,17 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
     useless = [name for name in given if name in (*TRAINED_FOR, "calib_steps") and not settings.adc_aware]
     if useless:
         raise UserError(f"--{useless[0]} is for training through the ADC: add --adc_aware")
-    if settings.model not in MODELS:
-        raise UserError(f"--model {settings.model}: unknown, choose from {', '.join(MODELS)}")
+    others = foreign.is_foreign(settings.model)
+    if not others and settings.model not in MODELS:
+        raise UserError(f"--model {settings.model}: unknown, choose from {', '.join(MODELS)}, or with --qat {foreign.KINDS}")
+    conversion_settings.check({"model": settings.model, "wbit": settings.wbit, "abit": settings.abit}, given, useless=OF_PACT)
+    if settings.qat != others:
+        raise UserError(f"--model {settings.model} is converted before it is trained: add --qat" if others else
+                        f"--qat trains a converted network, --model {foreign.KINDS}")
+    for name in ("fine_tune", "evaluate", "export"):
+        if others and getattr(actions, name):
+            raise UserError(f"--{name} is for the networks of this project; {settings.model} starts from --state FILE or its published "
+                            "weights, and eval.py measures its checkpoint")
     if settings.wq == "sawb" and settings.wbit == 1:
         raise UserError("--wq sawb has codes around an exact zero: it needs --wbit 2 to 8")
     if settings.chips:

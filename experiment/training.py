@@ -174,8 +174,10 @@ class Run:
                 "train_images": len(self.train_x)}
 
     def weights(self) -> dict[str, Any]:
-        """What `model_best.pth.tar` holds."""
-        return {"state_dict": self.net.state_dict(), "epoch": self.epoch, "best_acc": self.best_acc,
+        """What `model_best.pth.tar` holds: no ADC ranges where none were chosen."""
+        unused = () if self.settings.adc_aware else quant.ADC_BUFFERS
+        state = {key: value for key, value in self.net.state_dict().items() if not key.endswith(unused)}
+        return {"state_dict": state, "epoch": self.epoch, "best_acc": self.best_acc,
                 "config": self.settings.of_computation(), "data": self.data_facts(), "machine": machine_info(),
                 "commands": self.commands, "seconds": self.seconds + time.monotonic() - self.started}
 
@@ -256,7 +258,7 @@ class Run:
         """Measure the best epoch, in float32 as eval.py does. The only use of the test images."""
         best = load_checkpoint(self.folder / BEST)
         net = copy.deepcopy(self.net)
-        load_weights(net, best["state_dict"], source=self.folder / BEST)
+        load_weights(net, best["state_dict"], allow_missing=quant.ADC_BUFFERS, source=self.folder / BEST)
         program(net, self.settings)
         x, y = self.data.test_x.to(self.device), self.data.test_y.to(self.device)
         _, self.test_acc = evaluate(net, x, y, self.data, tick=self.stop.check)

