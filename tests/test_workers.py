@@ -74,7 +74,7 @@ run_main(eval.main)
 
 
 def test_a_driver_with_workers_that_is_killed(evaluate, checkpoint):  # noqa: F811
-    flags = ["--cellBit", "1", "2", "3", "4", "--adc_prec", "2:6"]
+    flags = ["--cellBit", "1", "2", "--adc_prec", "2:11"]
     process = subprocess.Popen([sys.executable, "-c", PROGRAM.format(small=SMALL), "--resume", checkpoint, *QUICK, "--calib_images", "4",
                                 *flags, "--workers", "2"], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)
