@@ -420,7 +420,7 @@ class CrossbarLayer:
 
     def _prepare(self, device, any_weight=False):
         """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused while nothing changes."""
-        quantizers = type(self.weight_quant), self.weight_quant.levels, self.weight_quant.training
+        quantizers = type(self.weight_quant), self.weight_quant.levels, self.act_quant.levels, self.weight_quant.training
         settings = engines.selected(), device, self.spec, self._geometry(), self.out_scale, quantizers, self.chip
         numbers = [*self._numbers(), self.adc_delta, self.adc_q_min, *self.weight_quant.buffers(),
                    *([] if self.adc_bits_plan is None else [self.adc_bits_plan])]
