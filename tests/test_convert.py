@@ -170,6 +170,19 @@ def test_costs_count_what_word_lines_see(inputs):
     assert found.multiplications == 5 * layer.weight.numel() and found.inputs == 5 * 11
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_images_in_any_order_of_memory(signed):
+    """Kernels take codes channels last; images come in PyTorch's order, and in others."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 20, 7, 7) if signed else torch.rand(6, 20, 7, 7)
+    net = convert(nn.Sequential(nn.Conv2d(20, 8, 3)), CrossbarSpec(4, 4, adc_bits=3), x, first_last_bits=None)
+    expected = net(x)
+    for ordered in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        for engine in ("numba", "reference"):
+            with set_engine(engine):
+                assert torch.equal(net(ordered), expected), engine
+
+
 def test_correction_gives_the_float_channels_mean_and_deviation():
     x = seeded((32, 3, 6, 6))
     float_net, stats = Small().eval(), []
