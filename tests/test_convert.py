@@ -475,3 +475,130 @@ def test_what_cannot_be_mapped_is_named():
 def test_bad_input(images, options, message):
     with pytest.raises(ValueError, match=message):
         convert(Small(), W8A8, images, **options)
+
+
+# ---- what a hostile reader found ---------------------------------------------------------------------------------------
+
+
+class Of(nn.Module):
+    """A module whose forward is a function of itself and the input."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def test_correction_and_what_it_aims_at_are_of_the_same_images():
+    """The first images of a long, sorted set are of another kind than the rest."""
+    torch.manual_seed(8)
+    model = nn.Sequential(nn.Linear(6, 4))
+    x = torch.cat([seeded((256, 6)), 3 * seeded((300, 6), 1) + 5])
+    losses = [convert(model, W8A8, x, correct=correct)(x) - model(x) for correct in ("channel", "none")]
+    assert losses[0].square().mean() < 2 * losses[1].square().mean()
+
+
+def test_parts_by_index_tensors_and_weights_that_come_about_alike():
+    x = seeded((8, 6))
+    net = Of(lambda s, x: F.linear(x, s.w[torch.tensor(0)]) + 2 * F.linear(x, s.w[torch.tensor(1)]), w=nn.Parameter(seeded((2, 4, 6), 1)))
+    assert len(crossbar_layers(equal_to_float(net, x))) == 2
+    a = (seeded((8, 6), 2) > 0).float()
+    net = Of(lambda s, x: F.linear(x, s.w * s.a) + F.linear(x, s.w * s.b), w=nn.Parameter(seeded((8, 6), 1)), a=nn.Parameter(a),
+             b=nn.Parameter(1 - a))
+    with pytest.raises(ValueError, match="^w cannot be put on crossbars: it is a weight of several products that cannot be told apart"):
+        convert(net, W8A8, x)
+
+
+def test_states_that_replace_parameters_are_bound_again():
+    x = seeded((8, 6))
+    net = convert(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), CrossbarSpec(4, 4), x)
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    state["0.weight"] = -state["0.weight"]
+    net.load_state_dict(state, assign=True)
+    other = convert(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), CrossbarSpec(4, 4), x)
+    other.load_state_dict(state)
+    assert isinstance(net[0].weight, Bound) and torch.equal(net(x), other(x))
+
+
+def test_biases_are_no_state_and_copies_work_after_a_pass_with_gradients():
+    x = seeded((3, 5, 8))
+    net = convert(nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1), W8A8, x)
+    y = net(x)
+    assert torch.equal(copy.deepcopy(net)(x), y)
+    assert not any("bias" in key.split(".crossbar")[-1] for key in net.state_dict() if ".crossbar" in key)
+    shared = Of(lambda s, x: F.linear(F.linear(x, s.w, s.b), s.w, s.b * 2), w=nn.Parameter(seeded((6, 6))), b=nn.Parameter(seeded((6,), 1)))
+    equal_to_float(shared, seeded((8, 6)))
+
+
+def test_products_that_were_not_seen_are_told():
+    net = convert(Of(lambda s, x: F.linear(x, s.w[:, :x.shape[1]]), w=nn.Parameter(seeded((4, 8)))), W8A8, seeded((8, 6)))
+    with pytest.warns(RuntimeWarning, match="a product with w that was not seen"):
+        net(seeded((2, 5)))
+
+
+def test_parts_of_a_weight_in_another_order_of_memory():
+    x = seeded((2, 3, 6, 6))
+    net = convert(Of(lambda s, x: F.conv2d(x, s.w[:4]) + F.conv2d(x, s.w[4:]), w=nn.Parameter(seeded((8, 3, 3, 3), 1))), W8A8, x)
+    y = net(x)
+    torch.testing.assert_close(net.to(memory_format=torch.channels_last)(x), y)
+    net.load_state_dict({key: -value if key == "w" else value for key, value in net.state_dict().items()})
+    assert not torch.equal(net(x), y)
+
+
+def test_rounding_leaves_embeddings_alone():
+    x = torch.arange(22).view(2, 11) % 11
+    net = convert(Tied(), CrossbarSpec(3, 8, adc_range="ideal"), x, rounding="gptq", first_last_bits=None)
+    assert torch.equal(net.embedding(x), Tied().embedding(x)) and "embedding: rounded to nearest" in str(net.crossbar_report)
+
+
+def test_names_by_which_layers_are_skipped():
+    x = torch.arange(22).view(2, 11) % 11
+    for skip in (["head"], ["embedding"], "he*"):
+        assert [name for name, _ in crossbar_layers(convert(Tied(), W8A8, x, skip=skip))] == ["block.crossbar"]
+    with pytest.raises(ValueError, match=r"^skip has 'nosuch\*', which fits no product with a weight$"):
+        convert(Tied(), W8A8, x, skip=["nosuch*"])
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = convert(encoder, CrossbarSpec(4, 4), seeded((3, 5, 8)), skip=["linear1"],
+                  specs={"self_attn.in_proj_weight.1": CrossbarSpec(5, 5)})
+    assert [layer["bits"] for layer in net.crossbar_report.layers] == [[8, 8], [5, 5], [8, 8], [4, 4], [8, 8]]
+
+
+def test_images_are_left_as_they_were():
+    x = seeded((8, 6))
+    before = x.clone()
+    convert(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 3)), CrossbarSpec(4, 4), x)
+    assert torch.equal(x, before)
+    with torch.inference_mode():
+        net = convert(nn.Sequential(nn.Linear(6, 3)), CrossbarSpec(4, 4), seeded((8, 6)), qat=True)
+    net(x).sum().backward()
+
+
+def test_types_of_corrections_and_empty_inputs():
+    net = convert(nn.Sequential(nn.Linear(6, 6)), W8A8, seeded((8, 6))).bfloat16()
+    assert of(net, "0").quant_gain.dtype == torch.float32
+    for name, shape in (("tokens", (5, 0, 20)), ("conv3d", (0, 4, 7, 6, 6)), ("transposed2d", (0, 6, 5, 4)), ("conv1d", (0, 6, 17))):
+        module = MODULES[name][0]
+        assert convert(module, W8A8, seeded(MODULES[name][1]))(torch.zeros(shape)).shape == module(torch.zeros(shape)).shape
+
+
+def test_the_largest_weight_is_trained_too():
+    net = convert(nn.Sequential(nn.Linear(64, 256, bias=False)), W8A8, seeded((8, 64)), qat=True, weight_scale="max", activations="max")
+    net(seeded((8, 64))).sum().backward()
+    assert (net[0].weight.grad != 0).all()
+
+
+def test_a_learned_query_is_named():
+    net = convert(Of(lambda s, x: s.l(x) + s.p(torch.arange(6.0)), p=nn.Linear(6, 3), l=nn.Linear(6, 3)), W8A8, seeded((8, 6)))
+    assert net.crossbar_report.digital == {"p": "a product whose input is the same for every image"}
+
+
+@pytest.mark.parametrize("images, message", [
+    ([torch.zeros(2, 3, 6, 6), torch.zeros(2, 3, 8, 8)], r"^the images have several sizes \(\[3, 6, 6\], \[3, 8, 8\]\)"),
+    (None, "^there are no images to convert with"), (torch.tensor(1.0), "^there are no images to convert with")])
+def test_images_of_no_use(images, message):
+    with pytest.raises(ValueError, match=message):
+        convert(Small(), W8A8, images)

@@ -224,7 +224,7 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
     layers = [(name, layer, layer.spec) for name, layer in crossbar_layers(model) if name in choices]
     weights = {}
     with without_adc(model):
-        wanted, expected = _moments(model, [(name, layer) for name, layer, _ in layers], images)
+        wanted, expected = output_moments(model, [(name, layer) for name, layer, _ in layers], images)
         for name, layer, spec in layers:
             bits, change = spec.adc_bits, 0.0
             while not change:
@@ -278,13 +278,14 @@ def _correct(model, layers, images, wanted):
         layer.set_correction(torch.ones_like(layer.adc_gain), torch.zeros_like(layer.adc_offset))
     if wanted is None:
         with without_adc(model):
-            wanted, _ = _moments(model, layers, images)
+            wanted, _ = output_moments(model, layers, images)
     with in_mode(model, training=False):
         match_channels(model, layers, images, wanted, CrossbarLayer.set_correction)
     return wanted
 
 
-def _moments(model, layers, images):
+def output_moments(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]], images: Tensor
+                   ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
     """(`{layer name: deviation and mean of each channel}`, output of the network)."""
     moments = {}
     y = _watch_outputs(model, layers, images, lambda name, layer, y: moments.setdefault(name, []).append(_counted_moments(layer, y)))

@@ -60,6 +60,7 @@ class CrossbarLayer:
     the quantized layer without arrays: straight through the ADC and its correction.
     """
 
+    EXACT = ADC_BUFFERS  # what keeps its type
     channel_dim = 1  # of the output
     shared = False  # whether the network calls it more than once
 
@@ -453,7 +454,7 @@ class CrossbarLayer:
         return replace(layer, spec=spec, reference_twice=self._reference_twice(spec), cells=None, worth=2)
 
     def _apply(self, fn, recurse=True):
-        exact = {name: getattr(self, name) for name in ADC_BUFFERS}
+        exact = {name: getattr(self, name) for name in self.EXACT}
         super()._apply(fn, recurse)
         for name, values in exact.items():  # in the type they have: half() would move ties
             setattr(self, name, None if values is None else values.to(getattr(self, name).device))

@@ -12,6 +12,7 @@ product, and here the same calls lead to the same path, and by it to the layer.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,20 +23,30 @@ from torch.utils import _pytree as tree
 from .products import PRODUCTS, operands
 
 
+# What takes a part of a weight, or the same in another shape or type: a product with it is one with the weight.
+PARTS = {"__getitem__", "bfloat16", "chunk", "contiguous", "double", "expand", "flatten", "float", "half", "index_select", "mT", "narrow",
+         "permute", "repeat", "reshape", "select", "split", "squeeze", "t", "T", "to", "transpose", "type", "type_as", "unflatten",
+         "unsqueeze", "view", "view_as"}
+
+
 class Bound(nn.Parameter):
     """A parameter whose products are those of layers on crossbars: `layers`, `{path: layer}`, "" being the parameter itself.
 
-    `known` are the paths on the way to these. Everything else that is done with it is done with an ordinary tensor.
+    `known` are the paths on the way to these, `digital` those of products that stay as they are, `label` the name of the parameter.
+    Everything else that is done with it is done with an ordinary tensor.
     """
 
     layers: dict[str, nn.Module]
     known: frozenset[str]
+    digital: frozenset[str]
+    label: str
 
     @staticmethod
-    def of(parameter: Tensor, layers: dict[str, nn.Module], known: frozenset[str]) -> Bound:
+    def of(parameter: Tensor, layers: dict[str, nn.Module], known: frozenset[str] = frozenset(), digital: frozenset[str] = frozenset(),
+           label: str = "") -> Bound:
         """The same memory as a parameter that is bound."""
         bound = Tensor._make_subclass(Bound, parameter.detach(), parameter.requires_grad)
-        bound.layers, bound.known = layers, known
+        bound.layers, bound.known, bound.digital, bound.label = layers, known, digital, label
         return bound
 
     @classmethod
@@ -45,7 +56,8 @@ class Bound(nn.Parameter):
     def __deepcopy__(self, memo: dict) -> Bound:
         if id(self) not in memo:
             with torch._C.DisableTorchFunctionSubclass():
-                memo[id(self)] = copied = Bound.of(self.detach().clone(memory_format=torch.preserve_format), {}, self.known)
+                memo[id(self)] = copied = Bound.of(self.detach().clone(memory_format=torch.preserve_format), {}, self.known,
+                                                    self.digital, self.label)
                 copied.requires_grad_(self.requires_grad)
             copied.layers.update(copy.deepcopy(self.layers, memo))
         return memo[id(self)]
@@ -53,15 +65,16 @@ class Bound(nn.Parameter):
     def __reduce_ex__(self, protocol: int) -> tuple:
         with torch._C.DisableTorchFunctionSubclass():
             data = self.detach().as_subclass(Tensor)
-        return _rebuild, (data, self.requires_grad), {"layers": self.layers, "known": self.known}, None, None, _set_state
+        state = {name: getattr(self, name) for name in ("layers", "known", "digital", "label")}
+        return _rebuild, (data, self.requires_grad), state, None, None, _set_state
 
 
 def _rebuild(data, requires_grad):
-    return Bound.of(nn.Parameter(data, requires_grad), {}, frozenset())
+    return Bound.of(nn.Parameter(data, requires_grad), {})
 
 
 def _set_state(bound, state):
-    bound.layers, bound.known = state["layers"], state["known"]
+    vars(bound).update(state)
 
 
 class _Made(Tensor):
@@ -90,15 +103,16 @@ def _call(func, args, kwargs):
             if path in root.layers:
                 with torch._C.DisableTorchFunctionSubclass():
                     return root.layers[path](found.x, plain(found.weight), found.bias)
+            if path not in root.digital:
+                warnings.warn(f"a product with {root.label} that was not seen when the network was converted is computed without "
+                              "crossbars: its weight is another part or comes about in another way", RuntimeWarning, 2)
     with torch._C.DisableTorchFunctionSubclass():
         result = func(*args, **kwargs)
-    marked = next((arg for arg in tree.tree_leaves((args, kwargs)) if isinstance(arg, (Bound, _Made))), None)
-    root, path = origin(marked)
-    if not root.known:
-        return result
-    paths = step(path, func, args, kwargs, result)
+    tensors = [arg for arg in tree.tree_leaves((args, kwargs)) if isinstance(arg, Tensor)]
+    root, path = origin(next(arg for arg in tensors if isinstance(arg, (Bound, _Made))))
+    paths, part = step(path, func, args, kwargs, result), _name(func) in PARTS and isinstance(tensors[0], (Bound, _Made))
     return tree.tree_map_only(Tensor, lambda value: _Made.of(value, root, paths[id(value)])
-                              if paths.get(id(value)) in root.known else value, result)
+                              if paths[id(value)] in root.known or part and value.dim() > 1 else value, result)
 
 
 def origin(weight: Bound | _Made) -> tuple[Bound, str]:
@@ -111,11 +125,23 @@ def plain(weight: Tensor) -> Tensor:
     return weight.as_subclass(Tensor)
 
 
+def _text(leaf):
+    """What a path says of one argument: of a tensor nothing, but for the few whole numbers of an index."""
+    if not isinstance(leaf, Tensor):
+        return repr(leaf)
+    short = not isinstance(leaf, (Bound, _Made)) and leaf.numel() <= 16 and not leaf.is_floating_point() and not leaf.is_complex()
+    return repr(leaf.tolist()) if short else "_"
+
+
+def _name(func):
+    """That of a function, a method or, for its `__get__`, a property: T, mT."""
+    name = getattr(func, "__name__", repr(func))
+    return getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
+
+
 def step(path: str, func: Callable, args: tuple, kwargs: dict, result: Any) -> dict[int, str]:
     """`{id of a tensor of the result: its path}` after one call on what has this path."""
-    numbers = ",".join("_" if isinstance(leaf, Tensor) else repr(leaf) for leaf in tree.tree_leaves((args, kwargs)))
-    name = getattr(func, "__name__", repr(func))
-    if name in ("__get__", "__set__"):  # properties: T, mT, data
-        name = f"{name}:{getattr(getattr(func, '__self__', None), '__name__', '')}"
+    numbers = ",".join(_text(leaf) for leaf in tree.tree_leaves((args, kwargs)))
+    name = _name(func)
     tensors = [leaf for leaf in tree.tree_leaves(result) if isinstance(leaf, Tensor)]
     return {id(leaf): f"{path}|{name}({numbers})[{index}]" for index, leaf in enumerate(tensors)}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -24,7 +25,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from ..calibration import CORRECTION_IMAGES, calibrate, match_channels, without_adc
+from ..calibration import CORRECTION_IMAGES, calibrate, match_channels, output_moments, without_adc
 from ..spec import CrossbarSpec
 from .attention import open_attention
 from .binding import Bound
@@ -42,6 +43,7 @@ CORRECTIONS = ("channel", "none")
 NAME = "crossbar"  # of a layer in the module whose weight it holds
 
 
+@torch.inference_mode(False)
 def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterable[Tensor], *, skip: Sequence[str] = (),
             specs: Mapping[str, CrossbarSpec] | None = None, first_last_bits: int | None = 8, weight_scale: str = "mse",
             inputs: str = "phases", activations: str = "mse", rounding: str = "nearest", correct: str = "channel", qat: bool = False,
@@ -77,25 +79,23 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
     net = _prepared_copy(model, inplace)
     batches = _batches(images, net)
     found = _traced(net, batches, gram=rounding == "gptq" and spec is not None)
-    names = _names(found.products)
-    chosen, digital = _choose(found, names, skip, strict)
-    layers = {}
-    own = _specs(chosen, spec, specs or {}, first_last_bits)
-    for product in chosen:
-        layers[names[product]] = product, own[product]
-    bound = _bind(net, layers, found, inputs, weight_scale, activations, quantized=spec is not None)
+    labels = _labels(net, found.products)
+    chosen, digital = _choose(found, labels, _patterns(skip), strict)
+    own = _specs(found.products, chosen, labels, spec, specs or {}, first_last_bits)
+    bound = _bind(net, {labels[product][0]: (product, own[product]) for product in chosen}, found, inputs, weight_scale, activations,
+                  quantized=spec is not None)
     with torch.no_grad():
         _verify(net, bound, batches[0], found.outputs[0])
-    notes = [] if spec is None else _round(bound, rounding)
-    report = ConversionReport(digital, found.between, _never_used(net, found), notes, digital_multiplications=sum(
-        product.multiplications for product in found.products if product not in own))
+    notes = [] if spec is None else _round(net, bound, rounding)
+    report = ConversionReport(digital, found.between, _never_used(net, found), notes,
+                              digital_multiplications=found.others_multiplications + sum(
+                                  product.multiplications for product in found.products if product not in chosen))
     with torch.no_grad():
         if spec is not None:
-            first = torch.cat(batches)[:CORRECTION_IMAGES]
             if correct == "channel":
-                _towards_float(net, bound, first)
+                _towards_float(net, bound, torch.cat(batches)[:CORRECTION_IMAGES])
             if any(layer.spec.adc_range == "calibrated" for layer, _ in bound.values()):
-                calibrate(net, batches, correct=correct)
+                calibrate(net, (batch.clone() for batch in batches), correct=correct)
         report.measure(net, bound, batches[0], found.outputs[0],
                        *measure_layers(net, [layer for layer, _ in bound.values()], batches[0][:REPORT_IMAGES], spec is not None))
     net.crossbar_report = report
@@ -145,6 +145,8 @@ def _bake(module):
 
 def _batches(images, net):
     """The images as a list of batches, on the network's device, in its type."""
+    if images is None or isinstance(images, Tensor) and not images.dim():
+        raise ValueError("there are no images to convert with; give a tensor [N, ...] of some of the training set, or batches of them")
     batches = list(images.split(BATCH) if isinstance(images, Tensor) else images)
     for batch in batches:
         if not isinstance(batch, Tensor):
@@ -154,6 +156,9 @@ def _batches(images, net):
     batches = [batch for batch in batches if len(batch)]
     if not batches:
         raise ValueError("there are no images to convert with; give some of the training set")
+    if len({batch.shape[1:] for batch in batches}) > 1:
+        sizes = ", ".join(str(list(shape)) for shape in dict.fromkeys(batch.shape[1:] for batch in batches))
+        raise ValueError(f"the images have several sizes ({sizes}); give those of one size, cut or padded as the network takes them")
     parameter = next(net.parameters(), None)
     if parameter is None:
         raise ValueError("this network has no weights")
@@ -168,52 +173,79 @@ def _traced(net, batches, gram):
         raise ValueError(f"the network does not run on the images, of shape {list(batches[0].shape)}: {line}") from error
 
 
-def _names(products):
-    """`{product: name of its layer}`: the module's, or the parameter's where it has others, and the number of the part."""
-    parts = {}
+def _labels(net, products):
+    """`{product: names by which it is called}`, first that of its layer: the module's, or the parameter's where it has others, with
+    the number of the part. Then those of the parameter itself, of all its places in the network, and of the modules that hold it."""
+    places, parts = {}, {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    parameters = dict(net.named_parameters())
     for product in products:
         parts.setdefault(product.parameter, []).append(product)
-    names = {}
+    labels = {}
     for parameter, group in parts.items():
-        name = parameter.removesuffix(".weight") if parameter != "weight" else parameter
         for number, product in enumerate(group):
-            names[product] = name if len(group) == 1 else f"{name}.{number}"
-    return names
+            own = _short(parameter) if len(group) == 1 else f"{_short(parameter)}.{number}"
+            others = [each for place in places[id(parameters[parameter])] for each in (place, _short(place), *_holders(place))]
+            labels[product] = list(dict.fromkeys([own, *others]))
+    return labels
 
 
-def _choose(found: Trace, names, skip, strict):
+def _short(parameter):
+    return parameter.removesuffix(".weight")
+
+
+def _holders(name):
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _patterns(skip):
+    return [skip] if isinstance(skip, str) else list(skip)
+
+
+def _choose(found: Trace, labels, skip, strict):
     """(products that go on crossbars, `{name: reason}` of those that stay digital)."""
-    chosen, digital = [], {}
+    chosen, digital, used = [], {}, set()
+
+    def skipped(names):
+        fitting = [pattern for pattern in skip if _fits(names, pattern)]
+        used.update(fitting)
+        return bool(fitting)
+
     for product in found.products:
-        name = names[product]
-        if _fits(name, product.parameter, skip):
+        name = labels[product][0]
+        if skipped(labels[product]):
             digital[name] = "skipped"
         elif (reason := _unsupported(product)) is not None:
             digital[name] = reason
         else:
             chosen.append(product)
     for parameter, what in found.others.items():
-        name = parameter.removesuffix(".weight")
-        digital[name] = "skipped" if _fits(name, parameter, skip) else what
+        digital[_short(parameter)] = "skipped" if skipped([_short(parameter), parameter, *_holders(parameter)]) else what
     refused = {name: reason for name, reason in digital.items() if reason != "skipped"}
     if strict and refused:
         name, reason = next(iter(refused.items()))
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise ValueError(f"{name} cannot be put on crossbars: it is {reason}{more}. To keep it digital, give skip=[{name!r}], or "
                          "strict=False")
+    if unused := [pattern for pattern in skip if pattern not in used]:
+        raise ValueError(f"skip has {unused[0]!r}, which fits no product with a weight")
     if not chosen:
         raise ValueError("nothing of this network can be put on crossbars: no product of an input and a weight was seen"
                          + (" that is not skipped" if digital else ""))
+    mapped = {product.parameter for product in chosen}
+    digital |= {_short(name): "a product whose input is the same for every image" for name in found.constant if name not in mapped}
     return chosen, digital
 
 
-def _fits(name, parameter, patterns):
-    return any(fnmatchcase(name, pattern) or fnmatchcase(parameter, pattern) for pattern in patterns)
+def _fits(names, pattern):
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _unsupported(product: Product) -> str | None:
     if product.other_form:
-        return "a weight that is used in two kinds of products"
+        return "a weight of several products that cannot be told apart"
     if product.form.kind == "transposed" and product.form.dims == 3:
         return "a transposed convolution of three dimensions"
     if not product.weight.is_floating_point() or product.weight.is_complex():
@@ -223,21 +255,22 @@ def _unsupported(product: Product) -> str | None:
 
 def _never_used(net, found):
     """Names of matrices that entered no product."""
-    used = {product.parameter for product in found.products} | found.others.keys()
+    used = {product.parameter for product in found.products} | found.others.keys() | found.constant.keys()
     return [name for name, parameter in net.named_parameters() if parameter.dim() > 1 and name not in used]
 
 
-def _specs(products, spec, specs, first_last_bits):
-    """`{product: its hardware}`."""
-    own = {}
-    for position, product in enumerate(products):
-        name = product.parameter.removesuffix(".weight")
-        own[product] = next((each for pattern, each in specs.items() if _fits(name, product.parameter, [pattern])), None)
+def _specs(products, chosen, labels, spec, specs, first_last_bits):
+    """`{product: its hardware}` of those that were chosen. Products of one parameter, such as query, key and value, are first together."""
+    own, ends = {}, {products[0].parameter, products[-1].parameter}
+    for product in chosen:
+        own[product] = next((each for pattern, each in specs.items() if _fits(labels[product], pattern)), None)
         if own[product] is None and spec is not None:
-            ends = position in (0, len(products) - 1) and first_last_bits is not None
-            own[product] = replace(spec, w_bits=first_last_bits, a_bits=first_last_bits) if ends else spec
+            own[product] = spec
+            if product.parameter in ends and first_last_bits is not None:
+                own[product] = replace(spec, w_bits=first_last_bits, a_bits=first_last_bits, cell_bits=min(spec.cell_bits, first_last_bits),
+                                       dac_bits=min(spec.dac_bits, first_last_bits))
     for pattern in specs:
-        if not any(_fits(product.parameter.removesuffix(".weight"), product.parameter, [pattern]) for product in products):
+        if not any(_fits(labels[product], pattern) for product in chosen):
             raise ValueError(f"specs has {pattern!r}, which fits no layer on crossbars")
     return own
 
@@ -252,9 +285,11 @@ def _bind(net, layers, found, inputs, weight_scale, activations, quantized):
     for name, (product, spec) in layers.items():
         parameter = parameters[product.parameter]
         if product.parameter not in roots:
-            roots[product.parameter] = Bound.of(parameter, {}, frozenset(found.known.get(product.parameter, ())))
+            root = roots[product.parameter] = Bound.of(parameter, {}, frozenset(found.known.get(product.parameter, ())), frozenset(
+                other.path for other in found.products if other.parameter == product.parameter), product.parameter)
             for module, key in owners[id(parameter)]:
-                module._parameters[key] = roots[product.parameter]
+                module._parameters[key] = root
+                module.register_load_state_dict_post_hook(functools.partial(_bind_again, key, root))
         root = roots[product.parameter]
         layer = ConvertedLayer(product.form, root, product.path, product.weight, product.made, spec or CrossbarSpec(8, 8), inputs,
                                quantized)
@@ -263,18 +298,33 @@ def _bind(net, layers, found, inputs, weight_scale, activations, quantized):
         if quantized:
             layer.fit(torch.cat(product.sample), product.lowest, product.largest, weight_scale, activations)
         owner, key = owners[id(parameter)][0]
+        if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            raise ValueError(f"{product.parameter} cannot be put on crossbars: it is a weight of a {type(owner).__name__} itself, whose "
+                             f"parts are its layers; give it a module of its own, or skip=[{product.parameter!r}]")
         place = NAME if key == "weight" and not product.path else f"{NAME}_{key}" + (f"_{len(root.layers)}" if product.path else "")
+        while hasattr(owner, place):  # a name that the network has itself
+            place += "_"
         owner.add_module(place, layer.eval())
         root.layers[product.path] = layer
         bound[name] = layer, product
     return bound
 
 
-def _round(bound, rounding):
+def _bind_again(key, root, module, _):
+    """After a state was loaded that put other tensors in place of the parameters (`assign=True`)."""
+    loaded = module._parameters[key]
+    if loaded is not root:
+        root.data = loaded.detach()
+        module._parameters[key] = root
+
+
+def _round(net, bound, rounding):
     """Round weights; what could not be done as it was asked for, as lines for the report."""
-    notes = []
+    notes, places = [], [id(parameter) for _, parameter in net.named_parameters(remove_duplicate=False)]
     for name, (layer, product) in bound.items() if rounding == "gptq" else ():
-        if product.made or product.form.kind == "transposed" or product.form.dims == 3:
+        root = layer._root[0]
+        shared = len(root.layers) > 1 or places.count(id(root)) > 1  # other products, or lookups, want the weight as it is
+        if shared or product.made or product.form.kind == "transposed" or product.form.dims == 3:
             notes.append(f"{name}: rounded to nearest, as GPTQ's result cannot be written into its weight")
             continue
         kernel = layer.weight
@@ -292,7 +342,7 @@ def _verify(net, bound, images, wanted):
             stack.callback(layer.register_forward_pre_hook(lambda *_, name=name: called.add(name)).remove)
             stack.callback(setattr, layer, "quantized", layer.quantized)
             layer.quantized = False
-        y = first_tensor(net(images)).double()
+        y = first_tensor(net(images.clone())).double()
     if missing := [name for name in bound if name not in called]:
         raise ValueError(f"{missing[0]} was put on crossbars, but the network passes it by; give skip=[{missing[0]!r}], and report it")
     wanted = first_tensor(wanted).double()
@@ -302,10 +352,15 @@ def _verify(net, bound, images, wanted):
 
 def _towards_float(net, bound, images):
     """Bring the channels of the quantized network, without ADCs, to the float network's mean and deviation."""
-    wanted = {name: product.moments for name, (_, product) in bound.items()}
+    layers = [(name, layer) for name, (layer, _) in bound.items()]
+    for _, layer in layers:
+        layer.quantized = False
+    wanted, _ = output_moments(net, layers, images.clone())
+    for _, layer in layers:
+        layer.quantized = True
 
     def give(layer: ConvertedLayer, gain: Tensor, offset: Tensor) -> None:
         layer.quant_gain, layer.quant_offset = gain.float(), offset.float()
 
     with without_adc(net):
-        match_channels(net, [(name, layer) for name, (layer, _) in bound.items()], images, wanted, give)
+        match_channels(net, layers, images.clone(), wanted, give)

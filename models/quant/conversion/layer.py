@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .. import adc, engines
 from ..cells import Cells
-from ..crossbar import CrossbarLayer
+from ..crossbar import ADC_BUFFERS, CrossbarLayer
 from ..eager import outside_graphs
 from ..engines.cpu import elementwise
 from ..mapping import MappedLayer
@@ -35,6 +35,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     Shapes: those of the product.
     """
 
+    EXACT = (*ADC_BUFFERS, "quant_gain", "quant_offset")
     bias = None  # comes with each call
     out_scale = 1.0
 
@@ -43,7 +44,9 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         super().__init__()
         self.form, self.path, self.encoding, self.quantized = form, path, encoding, quantized
         self._root = (root,)  # in a tuple: it is no parameter of this layer
-        self._view = None if made or not path else (tuple(weight.shape), weight.stride(), weight.storage_offset())
+        self._view = None if made or not path else (
+            tuple(weight.shape), weight.stride(), weight.storage_offset() - root.storage_offset(), root.stride())
+        self._seen = None if self._view is None else weight.detach()
         self.register_buffer("made", weight.detach().clone() if made else None)
         self.weight_quant, self.act_quant = LinearWQ(spec.w_bits), InputQuantizer(spec.a_bits)
         self.register_buffer("quant_gain", torch.ones(len(self.weight), dtype=torch.float32))
@@ -60,7 +63,11 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if self.made is not None:
             return self.made
         root = plain(self._root[0].detach())
-        return root if self._view is None else root.as_strided(*self._view)
+        if self._view is None:
+            return root
+        shape, stride, start, root_stride = self._view
+        # In another order of memory the parts lie elsewhere: as they were seen last.
+        return root.as_strided(shape, stride, root.storage_offset() + start) if root.stride() == root_stride else self._seen
 
     @property
     def weight(self) -> Tensor:
@@ -167,18 +174,20 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The product of `x` and the weight, plus the bias, in the type of `x`. Args: weight, as the network computed it; None: as it was
         last seen."""
-        if self.made is not None and weight is not None:
+        if weight is not None and self.made is not None:
             self.made = weight.detach()
+        elif weight is not None and self._view is not None:
+            self._seen = weight.detach()
         if not self.quantized or self.training and torch.is_grad_enabled():
             return self._in_float(x, self.operand if weight is None else weight, bias)
-        self._bias = bias
+        self._bias = None if bias is None else plain(bias.detach())  # no parameter of this layer
         return self.simulate(x)
 
     def simulate(self, x: Tensor) -> Tensor:
         """The product as the arrays give it, in the type of `x`; no gradient."""
         x = plain(x.detach())
         if not x.numel():
-            return self._in_float(x, self.operand, None)
+            return self.form.empty(x, self.operand)
         with torch.autocast(x.device.type, enabled=False):
             if self.watch is not None:
                 passes = [part for part in self._parts(x, self.encoding) if not part.repeats]

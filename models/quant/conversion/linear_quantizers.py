@@ -17,6 +17,7 @@ from ..quantizers import OFF, AroundZero, check_bits
 from . import scales
 from .encodings import ENCODINGS
 
+EDGE = 1e-4  # of a code
 SYMMETRIC_COSTS = 1.05  # a symmetric window is taken where its squared error is at most this many times the least
 
 
@@ -26,7 +27,8 @@ def _rounded(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
 
 class _Rounded(torch.autograd.Function):
-    """`_rounded` in the type of x, with the straight-through gradient: `1 / scale` where `low <= x / scale <= high`."""
+    """`_rounded` in the type of x, with the straight-through gradient: `1 / scale` where `low <= x / scale <= high`, or so nearly that
+    float32 may have rounded it there: a scale that clips nothing puts the largest number at the end."""
 
     @staticmethod
     def forward(ctx, x, scale, low, high):
@@ -40,7 +42,7 @@ class _Rounded(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         low, high = ctx.window
         position = x.float() / scale
-        inside = (position >= low) & (position <= high)
+        inside = (position >= low - EDGE) & (position <= high + EDGE)
         return torch.where(inside, grad / scale, 0).to(x.dtype), None, None, None
 
 

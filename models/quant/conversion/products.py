@@ -25,8 +25,8 @@ from ..spec import Geometry
 PRODUCTS: dict[Callable, str] = {
     F.linear: "linear", torch.conv1d: "conv", torch.conv2d: "conv", torch.conv3d: "conv", torch.conv_transpose1d: "transposed",
     torch.conv_transpose2d: "transposed", torch.conv_transpose3d: "transposed", torch.addmm: "addmm", Tensor.addmm: "addmm",
-    torch.matmul: "matmul", Tensor.matmul: "matmul", Tensor.__matmul__: "matmul", Tensor.__rmatmul__: "rmatmul", torch.mm: "matmul",
-    Tensor.mm: "matmul",
+    torch.linalg.matmul: "matmul", torch.matmul: "matmul", Tensor.matmul: "matmul", Tensor.__matmul__: "matmul",
+    Tensor.__rmatmul__: "rmatmul", torch.mm: "matmul", Tensor.mm: "matmul",
 }
 
 
@@ -107,6 +107,18 @@ class Form:
             images = len(x) if x.dim() > 4 else 1
             y = y.view(images, len(y) // images, *y.shape[1:]).transpose(1, 2)
         return y if x.dim() > self.dims + 1 else y[0]
+
+    def empty(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The product of an input without numbers: none, in its shape."""
+        if self.kind == "linear":
+            return x.new_empty(*x.shape[:-1], weight.shape[1 if self.turned else 0])
+        if self.kind == "transposed":
+            padding = tuple(before for before, _ in self.padding)
+            name, numbers = f"conv_transpose{self.dims}d", (self.stride, padding, self.output_padding, self.groups, self.dilation)
+        else:
+            x = F.pad(x, [size for sides in reversed(self.padding) for size in sides])
+            name, numbers = f"conv{self.dims}d", (self.stride, 0, self.dilation, self.groups)
+        return getattr(F, name)(x.float(), weight.float(), None, *numbers).to(x.dtype)
 
     def planes_of(self, x: Tensor) -> int:
         """Images of the convolution for each image of the input."""

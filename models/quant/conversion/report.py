@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -50,10 +51,11 @@ class ConversionReport:
             self.layers.append(entry)
         wanted = first_tensor(wanted).double()
         with without_adc(net):
-            outputs = {"quantized": first_tensor(net(images))}
-        outputs["hardware"] = first_tensor(net(images))
+            outputs = {"quantized": first_tensor(net(images.clone()))}
+        outputs["hardware"] = first_tensor(net(images.clone()))
         for name, y in outputs.items():
-            self.same_top1[name] = (y.argmax(-1) == wanted.argmax(-1)).double().mean().item()
+            classes = 1 if y.dim() == 4 else -1  # of each pixel
+            self.same_top1[name] = (y.argmax(classes) == wanted.argmax(classes)).double().mean().item()
             self.sqnr_db[name] = decibels(wanted.square().sum().item(), (y.double() - wanted).square().sum().item())
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,9 +97,11 @@ def _db(value: float | None) -> str:
 
 def first_tensor(y: Any) -> Tensor:
     """The output that counts where a network returns several: `logits`, or the first."""
-    if hasattr(y, "logits"):
-        return y.logits
-    return y if isinstance(y, Tensor) else next(leaf for leaf in tree.tree_leaves(y) if isinstance(leaf, Tensor))
+    if isinstance(y, Tensor):
+        return y
+    logits = y.get("logits") if isinstance(y, Mapping) else getattr(y, "logits", None)
+    return logits if logits is not None else next(
+        leaf for leaf in tree.tree_leaves(y) if isinstance(leaf, Tensor) and leaf.is_floating_point())
 
 
 def measure_layers(net: nn.Module, layers: list, images: Tensor, quantized: bool) -> tuple[list, list]:
@@ -129,5 +133,5 @@ def _against_float(net, layers, images):
             stack.callback(setattr, layer, "quantized", True)
             layer.quantized = False
             stack.callback(layer.register_forward_hook(guarded).remove)
-        net(images)
+        net(images.clone())
     return [decibels(*sums[id(layer)]) for layer in layers]

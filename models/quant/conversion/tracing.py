@@ -39,10 +39,11 @@ class Product:
 
     Attributes:
         parameter: name of the parameter in the network; path: how the weight follows from it, "" being the parameter itself.
-        form: what kind of product it is. other_form: whether it was seen as two kinds.
+        form: what kind of product it is. other_form: whether it was seen as two kinds, or with weights
+            that come about alike and are not the same.
         weight: as the product takes it. made: it is no part of the parameter's memory, but computed from it at each call.
         calls, multiplications: in all calls of one pass.
-        lowest, largest, sample: of the input's values; total, squares, count: sums over the output of each channel.
+        lowest, largest, sample: of the input's values.
         gram: `sum x x^T` over pixels, `[groups, rows, rows]`, rows in (channel, tap) order, where it is asked for.
     """
 
@@ -57,16 +58,7 @@ class Product:
     lowest: float = float("inf")
     largest: float = float("-inf")
     sample: list[Tensor] = field(default_factory=list)
-    total: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
-    count: int = 0
     gram: Tensor | None = None
-
-    @property
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Deviation and mean of each channel of the output, float64 `[out]`."""
-        mean = self.total / self.count
-        return (self.squares / self.count - mean * mean).clamp_min(0).sqrt(), mean
 
 
 @dataclass
@@ -74,13 +66,16 @@ class Trace:
     """What `trace` found.
 
     Attributes: products, in the order of their first calls; known, `{parameter: paths on the way to its products}`; others,
-        `{name of a parameter: what it is that no crossbar does}`; buffers, multiplications with a matrix that is no parameter;
-        between, those of two activations; outputs, of the network, for each batch.
+        `{name of a parameter: what it is that no crossbar does}`; others_multiplications, of these, as if each weight met each
+        row of the input once; constant, parameters of products whose input is the same for every image; between, multiplications of
+        two activations; outputs, of the network, for each batch.
     """
 
     products: list[Product] = field(default_factory=list)
     known: dict[str, set[str]] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
+    others_multiplications: int = 0
+    constant: dict[str, None] = field(default_factory=dict)
     between: int = 0
     outputs: list[Any] = field(default_factory=list)
 
@@ -92,7 +87,7 @@ def trace(model: nn.Module, batches: list[Tensor], gram: bool = False) -> Trace:
     for number, batch in enumerate(batches):
         watcher.first = number == 0
         with watcher:
-            y = model(batch)
+            y = model(batch.clone())  # which the network may write to
         watcher.found.outputs.append(y)
     return watcher.found
 
@@ -124,6 +119,9 @@ class _Watcher(TorchFunctionMode):
 
     def _follow(self, func, args, kwargs, tensors, result):
         """What follows from parameters and buffers alone."""
+        found = operands(func, args, kwargs) if func in PRODUCTS else None
+        if found is not None and id(found.weight) in self.origin and id(found.x) not in self.origin:
+            self.found.constant[self.origin[id(found.weight)][0]] = None
         made = [leaf for leaf in tree.tree_leaves(result) if isinstance(leaf, Tensor)]
         self.fixed.update({id(leaf): leaf for leaf in made})
         source = next((self.origin[id(tensor)] for tensor in tensors if id(tensor) in self.origin), None)
@@ -140,6 +138,9 @@ class _Watcher(TorchFunctionMode):
         weights = [self.origin[id(tensor)][0] for tensor in tensors if id(tensor) in self.origin]
         if weights and name in OTHERS:
             self.found.others.update(dict.fromkeys(weights, OTHERS[name]))
+            if self.first:
+                x = next((tensor for tensor in tensors if id(tensor) not in self.fixed), tensors[0])
+                self.found.others_multiplications += sum(self.parameters[each].numel() for each in weights) * x.numel() // x.shape[-1]
         elif name in BETWEEN_ACTIVATIONS and self.first and isinstance(result, Tensor):
             left, right = tensors[:2]
             twice = 2 if name == "scaled_dot_product_attention" else 1
@@ -157,24 +158,27 @@ class _Watcher(TorchFunctionMode):
             self.found.products.append(product)
             parts = path.split("|")
             self.found.known.setdefault(name, set()).update("|".join(parts[:end]) for end in range(2, len(parts) + 1))
-        product.other_form |= product.form != found.form
+        product.other_form |= product.form != found.form or not _same(product, weight)
         if self.first:
             product.calls += 1
             product.multiplications += found.form.multiplications(found.x, found.weight, result)
-        x, y = found.x.detach(), result.detach()
+        x = found.x.detach()
         if not x.numel():
             return
         low, high = torch.aminmax(x)
         product.lowest, product.largest = min(product.lowest, low.item()), max(product.largest, high.item())
         flat = x.reshape(-1)
         product.sample.append(flat[::max(1, len(flat) // SAMPLE)][:SAMPLE].float().clone())
-        others = [dim for dim in range(y.dim()) if dim != y.dim() + found.form.channel_dim]
-        product.total = product.total + y.double().sum(others)
-        product.squares = product.squares + y.double().square().sum(others)
-        product.count += y.numel() // y.shape[found.form.channel_dim]
         if self.gram:
             gram = gram_of(found.form, x, product.weight)
             product.gram = gram if product.gram is None else product.gram + gram
+
+
+def _same(product, weight):
+    """Whether this is the weight that the product was seen with."""
+    if not product.made:
+        return weight.data_ptr() == product.weight.data_ptr() and weight.shape == product.weight.shape
+    return torch.equal(weight, product.weight)
 
 
 def gram_of(form: Form, x: Tensor, weight: Tensor) -> Tensor:
