@@ -228,7 +228,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
 
     def _parts(self, x, encoding=encodings.ENCODINGS[0]):
         warn_of_nan(x)
-        codes = self.act_quant.codes(self.form.images(x).float()).contiguous()  # as engines take them, whatever the order of x
+        codes = self.act_quant.codes(self.form.images(x).float().contiguous())  # as engines take them, whatever the order of x
         return encodings.parts(codes, self.act_quant.window[0], encoding, self.form.geometry.padding, self.act_quant.abit)
 
     def _of_an_offset(self):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..eager import outside_graphs
+from ..engines.cpu import elementwise
 from ..quantizers import OFF, AroundZero, check_bits
 from . import scales
 from .encodings import ENCODINGS
@@ -232,7 +233,10 @@ class InputQuantizer(_OwnScale, nn.Module):
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
-        """Codes of x, int16, lo..hi, in its order of memory. What is not a number gets some code: `quantizers.warn_of_nan`."""
+        """Codes of x, lo..hi, in its order of memory: int16, or uint8 where none is negative and a CPU makes them in one pass. What is not
+        a number gets some code: `quantizers.warn_of_nan`."""
+        if x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous():
+            return elementwise.window_codes(x, self.scale, *self.window)
         return _rounded(x, self.scale, *self.window).to(torch.int16)
 
     def integers(self, x: Tensor) -> Tensor:

@@ -154,6 +154,14 @@ def _codes(x, alpha, scale, out, sources=SOURCES):
 
 
 @njit(cache=True, parallel=True)
+def _window_codes(x, scale, low, high, out, sources=SOURCES):
+    for chunk in prange((x.size + CHUNK - 1) // CHUNK):
+        source, target = _part(x, chunk), _part(out, chunk)
+        for i in range(len(source)):
+            target[i] = np.int16(np.int32(min(max(np.rint(source[i] / scale), low), high)))
+
+
+@njit(cache=True, parallel=True)
 def _scale(acc, scale, offset, to_codes, out, sources=SOURCES):
     pixels, channels = acc.shape
     together = max(1, CHUNK // channels)
@@ -173,6 +181,14 @@ def act_codes(x: torch.Tensor, alpha: torch.Tensor, levels: int) -> torch.Tensor
     x = x.detach().contiguous()
     out = torch.empty(x.shape, dtype=torch.uint8)
     _codes(x.view(-1).numpy(), np.float32(alpha), np.float32(levels / alpha), out.view(-1).numpy())
+    return out
+
+
+def window_codes(x: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    """`clip(rint(x / scale), low, high)` of float32 `x`, contiguous; ties to even: uint8 where no code is negative, else int16."""
+    set_threads()
+    out = torch.empty(x.shape, dtype=torch.int16 if low < 0 else torch.uint8)
+    _window_codes(x.view(-1).numpy(), np.float32(scale), np.float32(low), np.float32(high), out.view(-1).numpy())
     return out
 
 
