@@ -64,8 +64,8 @@ class Claims:
             fcntl.lockf(self._file(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
         except (BlockingIOError, PermissionError):
             return False
-        except OSError:  # a drive without locks: a point may be measured twice, to the same result
-            return True
+        except OSError:
+            pass  # a drive without locks: a point may be measured twice, to the same result
         return True
 
     def _file(self) -> int:
