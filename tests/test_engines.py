@@ -752,33 +752,45 @@ def test_integer_convolution_whatever_the_library_does(monkeypatch, library, geo
         assert not convolution.serves(case.input())
 
 
-@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("reference, whole", [("analog", False), ("analog", True), ("digital", False)])
 @pytest.mark.parametrize("w_bits, cell_bits, dac_bits, adc_bits", [(4, 1, 1, 6), (4, 1, 2, 6), (3, 2, 1, 6), (2, 2, 1, 8),
                                                                    (2, 1, 1, 4), (4, 1, 1, 3)])
-def test_unit_steps_are_a_convolution_but_for_clipping(reference, w_bits, cell_bits, dac_bits, adc_bits):
-    """Reads of every number of ones, so that the first that can clip, the first that does and all beyond are there."""
+def test_unit_steps_are_a_convolution_but_for_clipping(reference, whole, w_bits, cell_bits, dac_bits, adc_bits):
+    """Reads of every number of ones, so that the first that can clip, the first that does and all beyond are there; with reference
+    columns of whole cells, whose reads are whole levels: on both sides of zero, above in some slices and below in others."""
     spec = CrossbarSpec(w_bits, 2, cell_bits, adc_bits, 200, "tap", reference, dac_bits)
-    case = dense_case(spec, range(201))
-    slices = len(spec.slice_bits)
-    case.delta = [spec.unit] * slices
-    for lowest in (-(2 ** (adc_bits - 1)), 0, 1 - 2**adc_bits):
-        case.q_min = [max(lowest, 1 - 2**adc_bits)] * slices
-        numba_engine, reads = numba_reads(case)
-        assert reads.static.relative
-        check(numba_engine, case)
+    step, slices = 1 + whole, len(spec.slice_bits)
+    for zero_code in ([2 ** (w_bits - 1) - 1, 2 ** (w_bits - 1), 0, 1] if whole else [None]):
+        case = dense_case(spec, range(201), zero_code=zero_code)
+        case.delta = [step * spec.unit] * slices
+        for lowest in (-(2 ** (adc_bits - 1)), 0, 1 - 2**adc_bits):
+            case.q_min = [max(lowest, 1 - 2**adc_bits) if k % 2 or not whole else 1 - 2**adc_bits - lowest for k in range(slices)]
+            numba_engine, reads = numba_reads(case)
+            assert reads.static.relative == step
+            check(numba_engine, case)
+
+
+def test_whole_reference_cells_limit_only_their_side():
+    """Reads of slices whose reference column is full lie below zero, those of the others above: few ones cannot clip either."""
+    case = dense_case(CrossbarSpec(adc_bits=6), range(129), zero_code=7, delta=[1.0] * 4, q_min=[-63, -63, -63, 0])
+    numba_engine, reads = numba_reads(case)
+    assert reads.static.quiet.tolist() == [[-126, 126]] * len(case.spec.digit_bits)
+    check(numba_engine, case)
 
 
 @pytest.mark.parametrize("mapping", ["tap", "im2col"])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("reference", ["analog", "digital"])
-@pytest.mark.parametrize("step", [0.0, 1e-6])
-def test_unit_steps_in_a_usual_layer(mapping, groups, reference, step):
+@pytest.mark.parametrize("step, zero_code", [(0.0, None), (1e-6, None), (0.0, 7)])
+def test_unit_steps_in_a_usual_layer(mapping, groups, reference, step, zero_code):
     """Padding, strides, groups, arrays of several taps, limits of their own for each slice; a step hardly off the unit."""
     spec = CrossbarSpec(4, 4, 1, 4, 100, mapping, reference)
     case = layer_case(spec, channels=130, out=66, size=(5, 6), padding=(1, 0, 1, 2), stride=(2, 1), groups=groups)
-    case.delta, case.q_min = [spec.unit + step] * 4, [-8, -7, -9, -8]
+    case = replace(case, zero_code=zero_code)
+    whole = zero_code is not None and reference == "analog"
+    case.delta, case.q_min = [(1 + whole) * spec.unit + step] * 4, [-8, -7, -9, -8]
     numba_engine, reads = numba_reads(case)
-    assert reads.static.relative
+    assert reads.static.relative == 1 + whole
     assert (accumulators(numba_engine, case) != reads.convolution(case.input()).numpy()).any()  # reads do clip
     check(numba_engine, case)
 

@@ -25,7 +25,7 @@ MOST_LEAVES = 2**11  # values of P that a histogram counts 512 columns at a time
 
 # Where results go; arrays that `op` does not write are empty.
 # out         accumulators `[step, N, H', W', out]`; or, with `values`, a float64 for each step, one array with the bits of
-#             `float32(sum_step acc values) scale + offset`. Where `Adc.relative`, it holds the sum of all u before.
+#             `float32(sum_step acc values) scale + offset`. Where `Adc.relative`, it holds the sum of all u / s before.
 #             As int32 in any case, so that one compiled kernel serves all; wide: its elements are int64; floats: the sums of
 #             all u are float32
 # next_codes  `[N, H', W', out]`: in place of those bits the codes that the next layer makes of them, see `output.ToCodes`
@@ -94,8 +94,8 @@ def new_buffers(shape, pixels, n_intervals, leaves):
 @njit
 def addresses(shape, plan, adc, target, to_codes, buffers, thread, op):
     """`Addresses` for one `op`."""
-    relative = op == STATIC and adc.relative
-    look = (op == RANGES or relative) and shape.packed == 1 and shape.one_reference
+    relative = adc.relative if op == STATIC else 0
+    look = (op == RANGES or relative > 0) and shape.packed == 1 and shape.one_reference
     words = 2 if target.wide else 1  # of an element of `out`
     return Addresses(
         weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, pass_stride=plan.pass_stride.ctypes.data,

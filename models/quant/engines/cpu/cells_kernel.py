@@ -395,7 +395,7 @@ def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, o
         n_intervals=len(plan.intervals), digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
         singles=forms.singles.ctypes.data, doubles=forms.doubles.ctypes.data, divide=forms.divide, low=forms.low.ctypes.data,
         constant=forms.constant.ctypes.data,
-        exact=exact, relative=False, floats=False,
+        exact=exact, relative=0, floats=False,
         out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
         scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
         offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,

@@ -88,7 +88,7 @@ def converted_runs(shape, at, read, block):
 
 @njit(forceinline=True)
 def add_static(shape, at, read, block):
-    """ADC codes of one block, ranges fixed, added to the sums of its digit; where `Adc.relative`, codes less u."""
+    """ADC codes of one block, ranges fixed, added to the sums of its digit; where `Adc.relative`, codes less u / s."""
     to_bytes(at, read.depth)
     if read.ones <= int64_at(at.table_ones, read.digit):
         first, end = converted_runs(shape, at, read, block)
@@ -137,8 +137,8 @@ def _add_static_by_form(shape, at, read, block, run):
         q_odd = _code(vmax(vmin(odd, high), low) << shift, offset, factor, fraction, tie)
         q_even, q_odd = vmax(vmin(q_even, top), bottom), vmax(vmin(q_odd, top), bottom)
         if at.relative:
-            q_even = q_even + splat(zero) - (even << splat(shape.read_scale - 1))
-            q_odd = q_odd + splat(zero) - (odd << splat(shape.read_scale - 1))
+            exact, scale = splat(zero >> (at.relative - 1)), splat(shape.read_scale - at.relative)  # u / s = 2^scale P - exact
+            q_even, q_odd = q_even + exact - (even << scale), q_odd + exact - (odd << scale)
         _add(sums, pair, q_even, q_odd)
 
 

@@ -22,7 +22,7 @@ from .simd import aligned, has_byte_tables
 # codes         tables of bytes, int8 `[., 2, 128]`: `code_table` of each digit and slice, or those of each span of u where
 #               dynamic
 # table_ones    reads with no more ones among their inputs take the tables, `[digit]`
-# relative      what is added is the code less u; the sum of all u is an integer convolution
+# relative      s = 1, 2: what is added is the code less u / s; the sum of all u / s is an integer convolution. 0: it is the code
 # quiet         reads with a u from the first to the second add nothing, `[digit, 2]`
 # q_max         dynamic: highest code
 # factors       what a code is worth in the accumulators, `[digit, slice]`: `2^(d z + c k)`, times `64 delta` with a plan
@@ -55,7 +55,7 @@ def _without_forms(layer, shape):
     codes = aligned(len(kinds) * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
     return Adc(
         forms=np.zeros((*shape, FORM), np.int64), limits=limits, codes=codes,
-        table_ones=np.full(digits, -1, np.int64), relative=False, quiet=np.zeros((digits, 2), np.int64),
+        table_ones=np.full(digits, -1, np.int64), relative=0, quiet=np.zeros((digits, 2), np.int64),
         q_max=2**layer.spec.adc_bits - 1 if dynamic else 0, factors=factors,
         idle=np.zeros(shape[:3], np.int64), flush=np.zeros(shape[:2], np.bool_),
         constant=np.zeros(layer.geometry.groups, np.int64))
@@ -69,7 +69,8 @@ def fits(layer: MappedLayer) -> bool:
 
 # ---- ranges that are fixed ------------------------------------------------------------------------------------------
 
-# form, see `fixed_point`; clip, beyond which codes are the lowest or highest; largest |code|; silent, between which codes are 0.
+# form, see `fixed_point`; clip, beyond which codes are the lowest or highest; largest |code|; silent, between which codes are 0, or
+# an end of `ALL` where no read lies beyond.
 StaticForm = namedtuple("StaticForm", "form clip largest silent")
 
 
@@ -81,8 +82,8 @@ def no_adc(layer: MappedLayer) -> Adc:
 def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | None:
     """The ADC of a layer whose ranges are fixed ("calibrated", "full").
 
-    Returns: the ADC and, where it is `relative`, the integer convolution that is the sum of all u; None where 16 bits do not hold
-        a read or the sums of codes, or do not give the ADC's codes for every possible read.
+    Returns: the ADC and, where it is `relative`, the integer convolution that is the sum of all u / s; None where 16 bits do not
+        hold a read or the sums of codes, or do not give the ADC's codes for every possible read.
     """
     spec, table = layer.spec, no_adc(layer)
     if not fits(layer) or accumulator_dtype(layer) != torch.int32:
@@ -95,7 +96,7 @@ def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | No
             return None
         table.forms[0, 0, z, k, :LOW] = form.form
         table.limits[z, k, :Q_MIN] = form.clip
-        silent[z, k] = form.silent if adc_of_kind.bits else ALL
+        silent[z, k] = form.silent
     table.quiet[:, 0], table.quiet[:, 1] = silent[..., 0].max(axis=1), silent[..., 1].min(axis=1)
     table, convolution = _relative(layer, table)
     if has_byte_tables():
@@ -113,9 +114,9 @@ def _static_form(low, high, unit, delta, q_min, adc_bits):
     """The fixed-point form of a static ADC for reads low..high, or None."""
     u = np.arange(low, high + 1)
     codes = adc.transfer(u, unit, delta, q_min, adc_bits)
-    zeros = u[codes == 0]  # one range, which has the read 0
+    silent = _or_beyond(u[codes == 0], low, high)  # one range, which has the read 0
     if adc_bits == 0:
-        return StaticForm((0,) * LOW, (0, 0), 0, (low, high))
+        return StaticForm((0,) * LOW, (0, 0), 0, silent)
     # Beyond [first, last] all codes are the lowest or the highest: reads that 16 bits do not hold are clipped to it
     # first, one step to spare, since P moves u by two.
     first = int(u[np.flatnonzero(codes == codes[0])[-1]])
@@ -126,36 +127,45 @@ def _static_form(low, high, unit, delta, q_min, adc_bits):
             inside = u[(u >= domain[0]) & (u <= domain[1])]
             form = fixed_point(inside, codes[inside - low], unit / delta, bounds)
             if form:
-                return StaticForm(form, (first, last), int(np.abs(codes).max()), (int(zeros[0]), int(zeros[-1])))
+                return StaticForm(form, (first, last), int(np.abs(codes).max()), silent)
     return None
 
 
+def _or_beyond(part, low, high):
+    """The ends of a part of the reads low..high; an end of `ALL` where no read lies beyond, so that it limits no other slice."""
+    return ALL[0] if part[0] == low else int(part[0]), ALL[1] if part[-1] == high else int(part[-1])
+
+
 def _relative(layer, table):
-    """(`table`, None); where all codes are u itself unless they are clipped, (`table` as a `relative` one, the sum of all u)."""
-    spec = layer.spec
+    """(`table`, None); where all codes are u, or the half of an even u, unless they are clipped, (`table` as a `relative` one, the
+    sum of all u / s)."""
+    spec, slices = layer.spec, range(len(layer.spec.slice_bits))
     if len(layer.delta_groups) > 1 or spec.planned:
         return table, None
-    taken, q_max = 0, 2**spec.adc_bits - 1
-    for k in range(len(spec.slice_bits)):
-        u, q_min = np.arange(layer.u_range(k)[0], layer.u_range(k)[1] + 1), int(layer.adc_q_min[k])
+    s, taken, exact = min(map(layer.u_spacing, slices)), 0, []
+    for k in slices:
+        low, high = layer.u_range(k)
+        u, q_min = np.arange(low, high + 1, s), int(layer.adc_q_min[k])  # from an even one on where they are even
         codes = adc.transfer(u, spec.unit, float(layer.adc_delta[k]), q_min, spec.adc_bits)
-        if not np.array_equal(codes, u.clip(q_min, q_min + q_max)):
+        if not np.array_equal(codes, (u // s).clip(q_min, q_min + 2**spec.adc_bits - 1)):
             return table, None
-        taken = max(taken, int(np.abs(codes - u).max()))
-    # `u = 2 P - 2 r_k n` adds up to `sum A (2 W - L)`, `u = P` to `sum A W`.
-    convolution = IntegerConvolution(layer) if spec.reference == "analog" else IntegerConvolution(layer, 1, 0)
+        taken = max(taken, int(np.abs(codes - u // s).max()))
+        exact.append(_or_beyond(u[codes == u // s], low, high))
+    # `u = 2 P - 2 r_k n` adds up to `sum A (2 W - L)`, its half to `sum A (W - L / 2)`, `u = P` to `sum A W`.
+    analog = spec.reference == "analog"
+    convolution = IntegerConvolution(layer, 2 // s, layer.zero_twice // s) if analog else IntegerConvolution(layer, 1, 0)
     if len(layer.arrays) * taken >= 2**15 or convolution.dtype == torch.int64:
         return table, None
-    table.quiet[:] = int(layer.adc_q_min.max()), int(layer.adc_q_min.min()) + q_max
-    return table._replace(relative=True), convolution
+    table.quiet[:, 0], table.quiet[:, 1] = np.max(exact, axis=0)[0], np.min(exact, axis=0)[1]
+    return table._replace(relative=s), convolution
 
 
-def code_table(layer: MappedLayer, z: int, k: int, relative: bool) -> tuple[np.ndarray, int]:
+def code_table(layer: MappedLayer, z: int, k: int, relative: int) -> tuple[np.ndarray, int]:
     """The static ADC of digit `z` and slice `k` as a table of bytes, for the reads that fit: (table, most ones among their inputs).
 
     Table, int8 `[2, 128]`: entry `[i, j + 64]`, `-64 <= j < 64`, is the code of `u = 2 j - i` (analog reference: i is
-    the lowest bit of `2 r_k n`, `j = P - floor(r_k n)`) or of `u = j + 64` (digital, `j = P - 64`); less u if `relative`.
-    A code, but not its difference from u, may hold for all reads with a j beyond too. -1 where the entries are no bytes.
+    the lowest bit of `2 r_k n`, `j = P - floor(r_k n)`) or of `u = j + 64` (digital, `j = P - 64`); less u / s if `relative`.
+    A code, but not its difference from u / s, may hold for all reads with a j beyond too. -1 where the entries are no bytes.
     """
     spec, reference = layer.spec, layer.reference_twice[k]
     analog = spec.reference == "analog"
@@ -167,7 +177,7 @@ def code_table(layer: MappedLayer, z: int, k: int, relative: bool) -> tuple[np.n
     u = np.stack([2 * j - i for i in (0, 1)] if analog else [j + CENTRE] * 2)
     entries, ends = transfer(u), transfer(np.array(layer.u_range(k)))
     beyond = not relative and entries[:, 0].max() <= ends[0] and entries[:, -1].min() >= ends[1]
-    entries = entries - u * relative
+    entries = entries - u // relative if relative else entries
     most, n = 2 ** spec.slice_bits[k] - 1, np.arange(257)
     zero = reference * n // 2 if analog else CENTRE + 0 * n
     inside = zero <= LAST_CENTRE if beyond else (zero <= CENTRE) & (most * n - zero < CENTRE)

@@ -4,8 +4,8 @@ A read of array t, digit z adds, for every input bit that is one, the cells of i
 512 columns at a time (`layout` says where they stand, `rows` which rows are active, `counts` adds them). The ADC is the
 first of these that the read and the machine allow:
 
-- None, where a code is `u` itself unless it is clipped (`Adc.relative`): the sum of all `u` is an integer convolution, and
-  only what clipping takes off is added. Reads of few ones cannot clip and are not even counted; of the others
+- None, where a code is `u`, or half of an even one, unless it is clipped (`Adc.relative`): their sum is an integer convolution,
+  and only what clipping takes off is added. Reads of few ones cannot clip and are not even counted; of the others
   `counts.any_outside` sees on the bit planes that no column does, nearly always.
 - A table of bytes, where one instruction looks up 64 columns.
 - 16-bit arithmetic, 32 columns at a time (`fixed_point`).
@@ -117,7 +117,7 @@ class _Prepared:
         adc = reads.adc(a_codes)
         if adc is None:
             return self.on_grid.simulate(a_codes, **scaling)
-        if adc.relative:
+        if adc.relative > 0:
             out = reads.convolution.sums(a_codes)[None]
         else:
             size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)

@@ -50,10 +50,10 @@ def _put_step(shape, at, pixel, step):
     if at.exact:
         for c in range(shape.out_channels):
             put_int64(at.step, c, int64_at(at.exact_acc, lane + c) + pixel.constant)
-    elif not at.relative:
+    elif at.relative == 0:
         for c in range(shape.out_channels):
             put_int64(at.step, c, int32_at(at.acc, lane + c) + pixel.constant)
-    else:  # to the sum of all u, which `out` holds
+    else:  # to the sum of all u / s, which `out` holds
         if at.floats:
             for c in range(shape.out_channels):
                 put_int64(at.step, c, int64(float32_at(at.out, pixel.place + c)))

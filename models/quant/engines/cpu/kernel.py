@@ -149,7 +149,7 @@ def _reads_of_pixel(shape, at, source, group, y, x, op):
     Returns: whether anything was added to the pixel's sums, and what its reads without a one add (DYNAMIC).
     """
     op = literally(op)
-    added, idle = not at.relative, 0
+    added, idle = at.relative == 0, 0
     for t in range(shape.arrays):
         active_rows(shape, at, source, t, y, x, 0)
         if op == DYNAMIC and uint8_at(at.flush, group * shape.arrays + t):
