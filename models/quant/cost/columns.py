@@ -8,6 +8,7 @@ one of the lowest, whose mean is taken. In pairs a slice of an output is two bit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ import torch
 from ..crossbar import CrossbarLayer
 from ..engines.cpu.ones import Ones
 from ..pair import worth
-from .count import LayerCounts
+
+if TYPE_CHECKING:
+    from .count import LayerCounts
 
 
 @dataclass(frozen=True)

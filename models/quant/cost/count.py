@@ -28,6 +28,7 @@ from ..engines.cpu.ones import Ones, array_codes, tap_codes
 from ..mapping import array_bounds
 from ..prepared import Prepared
 from ..spec import Geometry
+from .columns import digit_ones
 
 Layout = tuple[str, int]  # (mapping, rows) of `CrossbarSpec`: how rows are cut into arrays
 BATCH = 64  # images at a time where they come as one tensor
@@ -117,6 +118,9 @@ def counting(network: nn.Module, layouts: Iterable[Layout] | None = None) -> Ite
         for _, layer in layers:
             layer.watch = None
     counts.layers = {name: watch.result() for name, watch in watches.items() if watch.pixels}
+    for name, layer in layers:
+        if name in counts.layers:
+            digit_ones(layer, counts.layers[name])  # now, so that no estimate takes longer than the others
 
 
 class _Watch:
