@@ -10,7 +10,7 @@ from test_crossbar import images, network, outputs
 from torch import nn
 
 from models.quant import (ADC_BUFFERS, CORRECTION_IMAGES, Calibration, CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate,
-                          collect_histograms, correct, crossbar_layers, diagnostics, engines, set_engine, set_spec,
+                          calibration, collect_histograms, correct, crossbar_layers, diagnostics, engines, set_engine, set_spec,
                           without_adc)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,6 +53,24 @@ def test_one_call_is_both_calls(source):
     calibrate(other, x, correct=None)
     correct(other, source(x) if not isinstance(source(x), torch.Tensor) else x[:CORRECTION_IMAGES])
     assert same(state(other), wanted)
+
+
+@pytest.mark.parametrize("shape, order, channel_dim", [
+    ((7, 5, 6, 33), (0, 3, 1, 2), 1), ((3000, 40), (0, 1), 1), ((40, 6, 50), (0, 1, 2), -1), ((4, 9, 5, 5), (0, 1, 2, 3), 1),
+    ((1, 70000), (0, 1), 1)])
+def test_moments_of_channels_are_those_of_numpy(shape, order, channel_dim):
+    """Far from zero and of small deviation too; of a channel whose values are all alike the deviation is exactly 0."""
+    numbers = torch.Generator().manual_seed(0)
+    y = torch.randn(shape, generator=numbers).permute(order)
+    along = y.movedim(channel_dim, -1)
+    along *= torch.linspace(1e-3, 3, along.shape[-1])
+    along += torch.linspace(-900, 900, along.shape[-1])
+    along[..., 2] = 0.1
+    values = along.double().numpy().reshape(-1, along.shape[-1])
+    std, mean = calibration.std_mean(y, channel_dim)
+    assert std.dtype == mean.dtype == torch.float64 and std[2] == 0 and mean[2] == float(np.float32(0.1))
+    np.testing.assert_allclose(mean, values.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(std, values.std(0), rtol=1e-9, atol=0 if len(values) > 1 else 1e-12)
 
 
 @pytest.mark.parametrize("none", [None, "none"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import adc
 from .crossbar import ADC_BUFFERS, CrossbarLayer, crossbar_layers
+from .engines.cpu import moments
 from .spec import check, choice
 
 CORRECTION_IMAGES = 256  # more change nothing that can be measured
@@ -344,6 +345,9 @@ def _together(calls):
 
 def std_mean(y: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
     """Deviation and mean of each channel, in float64."""
+    rows = y.movedim(channel_dim, -1)
+    if y.device.type == "cpu" and y.dtype == torch.float32 and rows.is_contiguous() and y.numel():
+        return moments.std_mean(rows.view(-1, rows.shape[-1]))
     return torch.std_mean(y.double(), [dim for dim in range(y.dim()) if dim != channel_dim % y.dim()], correction=0)
 
 
