@@ -20,7 +20,7 @@ FLOORS = [
     ["mapping", "adc", "bitplanes"],
     ["engines"],
     ["prepared", "quantizers"],
-    ["layers"],
+    ["layers", "on_arrays"],
     ["crossbar"],
     ["calibration", "program", "cell_files"],
     ["diagnostics", "fusion", "cost"],

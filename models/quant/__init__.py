@@ -5,12 +5,13 @@ from .cell_files import chips_in, load_cells, read_cells, write_cells
 from .cells import Cells, Chip
 from .calibration import CORRECTION_IMAGES, Calibration, calibrate, collect_histograms, correct, error_weights, without_adc
 from .conversion import convert
-from .crossbar import ADC_BUFFERS, Qconv2dDoreFa, QLinearDoreFa, crossbar_layers, set_spec
+from .crossbar import Qconv2dDoreFa, QLinearDoreFa, crossbar_layers, set_spec
 from .devices import Device, Wires
 from .effective import keep_effective_cells
 from .engines import set_engine
 from .layers import Qconv2d, QLinear
 from .mapping import MappedLayer
+from .on_arrays import ADC_BUFFERS
 from .program import check_chip, program
 from .quantizers import AQ, SAWB, WQ
 from .readout import Readout, image_numbers

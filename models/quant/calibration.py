@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from . import adc
-from .crossbar import ADC_BUFFERS, CrossbarLayer, crossbar_layers
+from .crossbar import CrossbarLayer, crossbar_layers
 from .engines.cpu import moments
+from .on_arrays import ADC_BUFFERS
 from .spec import check, choice
 
 CORRECTION_IMAGES = 256  # more change nothing that can be measured

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from .. import adc, engines
 from ..cells import Cells
-from ..crossbar import ADC_BUFFERS, CrossbarLayer
+from ..crossbar import CrossbarLayer
 from ..eager import outside_graphs
 from ..engines.cpu import elementwise
 from ..mapping import MappedLayer
+from ..on_arrays import ADC_BUFFERS
 from ..quantizers import warn_of_nan
 from ..readout import first_image, image_numbers
 from ..spec import MOST_ROWS, CrossbarSpec, Geometry
@@ -52,7 +53,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         self.register_buffer("quant_gain", torch.ones(len(self.weight), dtype=torch.float32))
         self.register_buffer("quant_offset", torch.zeros(len(self.weight), dtype=torch.float32))
         self._bias: Tensor | None = None
-        self._init_crossbar(self.fitted(spec))
+        self._put_on(self.fitted(spec))
         self.register_load_state_dict_post_hook(_fit_spec)
 
     # -- the weight
