@@ -66,7 +66,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
         rounding: "nearest", or "gptq" (Frantar et al., arXiv 2210.17323): rounding errors of a row are made up for by its other weights.
         correct: "channel" gives each channel the float network's mean and deviation on the images, or "none".
         qat: return it in training mode, in which products are those of quantized numbers with straight-through gradients.
-        inplace: convert `model` itself, not a copy.
+        inplace: convert `model` itself, not a copy: what is refused later than at the first look may leave it half converted.
         strict: raise for a weight that would stay digital without being skipped; else it is only named in the report.
     Returns: the network in evaluation mode, with `crossbar_report`, a `ConversionReport`.
     Raises: ValueError for options that are not allowed, images that the network does not take, or, with `strict`, a product with a weight
