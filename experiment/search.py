@@ -36,17 +36,24 @@ ASKED = 10  # proposals for each setting, most of which are new
 @dataclass(frozen=True)
 class Objective:
     """Something to be best at. Attributes: column, of results.jsonl; sign, 1 where more is better, else -1; axis, its name and unit;
-    needs, what must be given for it."""
+    needs, what must be given for it; share, it is a number of images, and their share in percent is what is compared, between sets of
+    different size too."""
 
     column: str
     sign: int
     axis: str
     needs: str = ""
+    share: bool = False
+
+    def of(self, row: Mapping[str, Any]) -> float | None:
+        """Its value in a line of results.jsonl; None where it has none."""
+        value = row.get(self.column)
+        return 100 * value / row["n_images"] if self.share and value is not None else value
 
 
 OBJECTIVES = {
     "accuracy": Objective("accuracy", 1, "accuracy (%)"),
-    "changed": Objective("changed_predictions", -1, "predictions that differ from the software's"),
+    "changed": Objective("changed_predictions", -1, "predictions that differ from the software's (%)", share=True),
     "bits": Objective("mean_bits", -1, "mean ADC bits of all reads"),
     "conversions": Objective("conversions", -1, "share of the reads that are converted"),
     "energy": Objective("energy_uJ", -1, "energy of an image (uJ)", "--cost"),
@@ -159,10 +166,10 @@ class Search:
     def _values(self, setting: Setting) -> dict[str, float]:
         row = self.bench.point(setting)["row"]
         for name in self.names:
-            if row.get(OBJECTIVES[name].column) is None:
+            if OBJECTIVES[name].of(row) is None:
                 needs = OBJECTIVES[name].needs or "settings with an ADC"
                 raise UserError(f"--search: {setting} has no {name}, which needs {needs}")
-        return {name: row[OBJECTIVES[name].column] for name in self.names}
+        return {name: OBJECTIVES[name].of(row) for name in self.names}
 
     def _excess(self, setting: Setting) -> list[float]:
         """How far a setting is beyond each bound."""
@@ -199,7 +206,7 @@ class Search:
         point = tested.point(setting) if setting in self.front else None
         return {"setting": str(setting), **self.found[setting], "within_bounds": all(excess <= 0 for excess in self._excess(setting)),
                 "front": setting in self.front,
-                **{f"test_{name}": point and point["row"][OBJECTIVES[name].column] for name in self.names},
+                **{f"test_{name}": point and OBJECTIVES[name].of(point["row"]) for name in self.names},
                 "test_software_accuracy": point and point["row"]["software_accuracy"]}
 
     def _axes_of(self) -> tuple[str, str]:

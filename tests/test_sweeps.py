@@ -336,6 +336,8 @@ def test_a_search(evaluate, trained):
     tested = [row for row in results("save") if row["per_layer"] and not row["validation"]]
     assert len(tested) == len(front) and all(row["test_changed"] for row in rows if row["front"] == "True")
     assert all((row["test_changed"] == "") == (row["front"] == "False") for row in rows)
+    shares = {100 * row["changed_predictions"] / row["n_images"] for row in tested}  # of sets of different size
+    assert {float(row["test_changed"]) for row in rows if row["test_changed"]} == shares
     assert Path("save/search.png").read_bytes().startswith(b"\x89PNG")
     if search.importlib.util.find_spec("plotly"):
         page = Path("save/search.html").read_text()
