@@ -7,6 +7,7 @@ stay what they are and only compute otherwise while a batch passes.
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,7 +25,7 @@ def shared(net: nn.Module) -> Callable[[Tensor], Tensor]:
     """What computes the output of `net` in training for this process's part of a batch, so that each process gets, by `backward`, the
     mean of all processes' gradients. Where there is one process it is `net` itself.
 
-    All processes then have the weights of process 0.
+    All processes then have the weights and buffers of process 0.
     Raises: UserError for a network with batch norm that has a `forward` of its own.
     """
     if distributed.world() == 1:
@@ -33,8 +34,11 @@ def shared(net: nn.Module) -> Callable[[Tensor], Tensor]:
         if isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm) and not _is_plain(norm):
             raise UserError(f"{name} is a {type(norm).__name__}, whose statistics would be those of a part of each batch: train this "
                             "network in one process")
-    # What batch norm and ADCs have as buffers is the same in all processes. Of some layers the clipping level is not used.
-    parallel = DistributedDataParallel(net, broadcast_buffers=False, find_unused_parameters=True)
+    distributed.same_weights(net)
+    # From here on what batch norm and ADCs have as buffers stays the same in all. Of some layers the clipping level is not used.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer releases have another name for the first option
+        parallel = DistributedDataParallel(net, broadcast_buffers=False, find_unused_parameters=True)
 
     def forward(x: Tensor) -> Tensor:
         with synchronised(net):

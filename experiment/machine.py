@@ -71,7 +71,8 @@ def pick_device(ngpu: int | None = None) -> torch.device:
         raise UserError(f"--ngpu {ngpu}: PyTorch finds {torch.cuda.device_count() or 'no'} CUDA GPU here; use --ngpu 0")
     if not ngpu:
         return torch.device("cpu")
-    torch.cuda.set_device(number)
+    if number:
+        torch.cuda.set_device(number)
     return torch.device("cuda")
 
 
