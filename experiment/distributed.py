@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -32,13 +33,14 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=1)
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")  # in errors of such connections
 
-_store: dist.Store | None = None  # what all processes can read and write; None: this one is alone
-_helpers: list[Any] = []  # see `led`
+_store: dist.Store | None = None  # what all processes can read and write; None: there is one process
+_helpers: Sequence[Any] = ()  # of process 0 while it leads
+_alone = False  # whether process 0 leads and does something by itself
 
 
 def world() -> int:
-    """How many processes there are."""
-    return dist.get_world_size() if _store else 1
+    """How many processes do together what this one does now."""
+    return dist.get_world_size() if _store and not _alone else 1
 
 
 def rank() -> int:
@@ -113,14 +115,15 @@ def group() -> Iterator[None]:
     """Within the block this process is one of those that `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` name; at its end they
     wait for one another. Only the first prints.
 
-    Raises: UserError for an error that this process was the first to have, or where another one has died; SystemExit, without a word,
-        where another one was the first.
+    Raises: what this process was the first to raise; UserError where another one has died; SystemExit, without a word, where another
+        one was the first to raise something.
     """
     global _store
     store, number, count = next(dist.rendezvous("env://"))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=number, world_size=count,
                             timeout=PATIENCE)
     _store = dist.PrefixStore("program", store)
+    before = signal.signal(signal.SIGTERM, _told_to_end)
     try:
         with open(os.devnull, "w") as nobody, contextlib.nullcontext() if number == 0 else contextlib.redirect_stdout(nobody):
             yield
@@ -130,11 +133,20 @@ def group() -> Iterator[None]:
         raise
     finally:
         _store = None
+        signal.signal(signal.SIGTERM, before)
     dist.destroy_process_group()
 
 
+class _ToldToEnd(BaseException):
+    """SIGTERM has come."""
+
+
+def _told_to_end(*_: object) -> NoReturn:
+    raise _ToldToEnd
+
+
 def _end(error: BaseException) -> None:
-    """Raise what is to be said of an error in place of it, or nothing where it is to be said itself."""
+    """Raise what is to be said of an error in place of it; return where that is the error itself."""
     if isinstance(error, SystemExit) and not error.code:  # of --help, in all processes
         return
     try:
@@ -143,6 +155,9 @@ def _end(error: BaseException) -> None:
         first = True
     if not first:
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
+    if isinstance(error, _ToldToEnd):
+        raise UserError(f"told to end (SIGTERM), as all {world()} processes are when one of them has died; what they have written "
+                        "stays") from None
     if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
         raise UserError(f"another of the {world()} processes has ended, and this run with it; what it has written stays") from None
 
@@ -227,20 +242,21 @@ def part(count: int) -> slice:
 
 @contextlib.contextmanager
 def led(helpers: Sequence[Any]) -> Iterator[bool]:
-    """`with led(...) as leads:` True in process 0, which goes on alone: whatever it calls of `helpers` by a method that is `together`,
+    """`with led(...) as leads:` True in process 0, which goes on alone: only what it calls of `helpers` by a method that is `together`,
     the other processes, which have such helpers too, call as well. They come to the block, with False, when its own is over.
     """
+    global _helpers, _alone
     if not is_first():
         while (order := broadcast(None)) is not None:
             number, name, args = order
             getattr(helpers[number], name)(*args)
         yield False
         return
-    _helpers[:] = helpers
+    _helpers, _alone = helpers, True
     try:
         yield True
     finally:
-        _helpers.clear()
+        _helpers, _alone = (), False
     broadcast(None)
 
 
@@ -250,9 +266,15 @@ def together(method: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **own: Any) -> T:
-        if world() > 1 and is_first():
+        global _alone
+        if not _alone:  # another process, that was told to, or a program of one
+            return method(self, *args, **own)
+        _alone = False
+        try:
             broadcast((_helpers.index(self), method.__name__, args))
-        return method(self, *args, **own)
+            return method(self, *args, **own)
+        finally:
+            _alone = True
 
     return call
 

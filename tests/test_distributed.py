@@ -171,7 +171,29 @@ def fail(folder):
     return train.main(["--save_path", f"{folder}/failed", *FLAGS])
 
 
-SCENES = [(2, gradients), (3, gradients), (3, evaluate), (2, evaluate), (1, on_chips), (2, on_chips), (2, go_on), (3, refused)]
+class Helper:
+    def __init__(self):
+        self.asked = []
+
+    @distributed.together
+    def ask(self, *args, own=None):
+        self.asked.append((*args, own))
+        return distributed.gathered((distributed.rank(), *args))
+
+
+def lead(folder):
+    """What the first process does by itself and what all do, and the calls that each has seen."""
+    helpers, found = [Helper(), Helper()], []
+    with distributed.led(helpers) as leads:
+        if leads:
+            found.append(distributed.gathered("alone") + [distributed.broadcast("alone"), distributed.world()])
+            found.append(helpers[1].ask("a", own=1))
+            found.append(distributed.in_order(["alone"]))
+            found.append(helpers[0].ask())
+    return {"found": found, "asked": [helper.asked for helper in helpers], "world": distributed.world()}
+
+
+SCENES = [(2, lead), (2, gradients), (3, gradients), (3, evaluate), (2, evaluate), (1, on_chips), (2, on_chips), (2, go_on), (3, refused)]
 LAST = 3, fail  # ends its processes
 
 
@@ -279,6 +301,13 @@ def test_what_is_measured_is_not_measured_again_by_any_process(played, world):
     assert all(found == results[0] for found in results)
     assert len(results[0]["first"]) == 5  # and for costs the software again:
     assert results[0]["second"] == ["None", "1-bit cells, 5-bit ADC, calibrated, rows 8"]
+
+
+def test_the_first_process_leads(played):
+    first, second = result(played, lead, 2)
+    assert first["found"] == [["alone", "alone", 1], [(0, "a"), (1, "a")], ["alone"], [(0,), (1,)]]
+    assert first["asked"] == [[(None,)], [("a", 1)]] and second["asked"] == [[(None,)], [("a", None)]]  # named ones are its own
+    assert first["world"] == second["world"] == 2
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------
