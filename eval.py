@@ -25,6 +25,11 @@ and several may share a folder: by --workers, by --shard on several machines, or
     python eval.py --resume ... --cellBit 1 2 4 --adc_prec 3:8 --workers 8        # --dry_run says what that would measure
     python eval.py --resume ... --adc_plan significance --adc_prec 1:3:0.25 --search 50 --objective accuracy bits
 
+One setting on many GPUs, or in many processes, with the same result (docs/cluster.md):
+
+    python eval.py --resume ... --cellBit 1 --adc_prec 5 --ngpu 4
+    torchrun --standalone --nproc_per_node 2 eval.py --resume ... --cellBit 1 --adc_prec 5 --ngpu 0
+
 Also in --save_path: results.jsonl, one line a setting, appended as soon as it is known; results.csv; adc_ranges.json, all ranges
 that were calibrated, for --adc_ranges; report_<setting>.json and .png with --report; results.html with --html;
 accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and the like for

@@ -29,6 +29,10 @@ A network of others, converted to crossbars and trained on with its quantizers:
 Begin, or go on where it stopped: what scripts use
     python train.py --go_on --save_path save/cifar10_w4a4
 
+On two GPUs, or in two processes on the CPU (docs/cluster.md):
+    python train.py --dataset cifar10 --ngpu 2
+    torchrun --standalone --nproc_per_node 2 train.py --dataset cifar10 --ngpu 0
+
 Only measure a checkpoint on the test images:
     python train.py --evaluate --resume save/cifar10_w4a4/model_best.pth.tar
 
