@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import distributed
 from .cli import UserError
+from .starting import quantized_layers, used_alphas
 
 
 def shared(net: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -35,16 +36,22 @@ def shared(net: nn.Module) -> Callable[[Tensor], Tensor]:
             raise UserError(f"{name} is a {type(norm).__name__}, whose statistics would be those of a part of each batch: train this "
                             "network in one process")
     distributed.same_weights(net)
-    # From here on what batch norm and ADCs have as buffers stays the same in all. Of some layers the clipping level is not used.
+    # From here on what batch norm and ADCs have as buffers stays the same in all.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer releases have another name for the first option
-        parallel = DistributedDataParallel(net, broadcast_buffers=False, find_unused_parameters=True)
+        parallel = DistributedDataParallel(net, broadcast_buffers=False, find_unused_parameters=_may_have_unused(net))
 
     def forward(x: Tensor) -> Tensor:
         with synchronised(net):
             return parallel(x)
 
     return forward
+
+
+def _may_have_unused(net: nn.Module) -> bool:
+    """Whether some parameters may have no part in the output: a first layer's clipping level, and what networks of others keep."""
+    levels = [name for name, _ in net.named_parameters() if name.endswith("act_alpha")]
+    return not quantized_layers(net) or len(levels) > len(used_alphas(net))
 
 
 def _is_plain(norm: nn.Module) -> bool:

@@ -25,13 +25,13 @@ from torch import nn
 from models import quant
 
 from . import cli
-from .cli import UserError, run_main
+from .cli import UserError, one_line, run_main
 
 T = TypeVar("T")
 
 # How long processes wait for one that calibrates or solves wires. One that dies is noticed at once, since its connections close.
 PATIENCE = timedelta(days=1)
-LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")  # in errors of such connections
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exiting")  # what gloo and NCCL say then
 
 _store: dist.Store | None = None  # what all processes can read and write; None: there is one process
 _helpers: Sequence[Any] = ()  # of process 0 while it leads
@@ -63,7 +63,7 @@ def on_this_machine() -> tuple[int, int]:
 
 def must_start(ngpu: int | None) -> bool:
     """Whether `--ngpu` asks for processes that nobody has started yet."""
-    return ngpu is not None and ngpu > 1 and "WORLD_SIZE" not in os.environ
+    return ngpu is not None and ngpu > 1 and "RANK" not in os.environ
 
 
 def start(count: int, argv: Sequence[str] | None = None) -> int:
@@ -81,7 +81,7 @@ def start(count: int, argv: Sequence[str] | None = None) -> int:
 
 
 def _launch(count: int, command: Sequence[str]) -> int:
-    """The exit code of `count` processes of a Python program: of several that of the one that ended first."""
+    """The exit code of `count` processes of a Python program."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -91,8 +91,9 @@ def _launch(count: int, command: Sequence[str]) -> int:
     try:
         torchrun.run(torchrun.parse_args(["--standalone", "--nproc_per_node", str(count), *command]))
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code >= 0 else 128 - code  # as a shell reports a process that a signal ended
+        codes = {failure.exitcode for failure in error.failures.values()}
+        code = min(codes - {-signal.SIGTERM} or codes)  # of one that was killed before those that noticed, or that the launcher ended
+        return code if code >= 0 else 128 - code  # as a shell reports it
     except SignalException as error:
         return 128 + error.sigval
     return 0
@@ -102,7 +103,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     """`cli.run_main` for a program of several processes: an error ends them all, and the process that had it says so."""
 
     def joined() -> int:
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return main()
         with group():
             return main()
@@ -115,13 +116,16 @@ def group() -> Iterator[None]:
     """Within the block this process is one of those that `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` name; at its end they
     wait for one another. Only the first prints.
 
-    Raises: what this process was the first to raise; UserError where another one has died; SystemExit, without a word, where another
-        one was the first to raise something.
+    Raises: what this process was the first to raise; UserError where they do not meet, or another one has died; SystemExit, without a
+        word, where another one was the first to raise something.
     """
     global _store
-    store, number, count = next(dist.rendezvous("env://"))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=number, world_size=count,
-                            timeout=PATIENCE)
+    try:
+        store, number, count = next(dist.rendezvous("env://"))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=number,
+                                world_size=count, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes that torchrun has started do not find each other: {one_line(error)[:200]}") from None
     _store = dist.PrefixStore("program", store)
     before = signal.signal(signal.SIGTERM, _told_to_end)
     try:
@@ -129,11 +133,12 @@ def group() -> Iterator[None]:
             yield
             _wait()
     except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, while the error is being said
         _end(error)
         raise
     finally:
         _store = None
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, before)
     dist.destroy_process_group()
 
 
