@@ -169,12 +169,12 @@ class Run:
             raise UserError(f"{len(train) + len(val)} training images are too few for --val_split {settings.val_split}")
         self.train_x, self.train_y = train_x[train].to(device), train_y[train].to(device)
         self.val_x, self.val_y = train_x[val].to(device), train_y[val].to(device)
-        self.optimizer = build_optimizer(net, settings)
-        self.steps = steps_per_epoch(len(self.train_x), settings.batch_size)  # in an epoch
         self.images = min(settings.batch_size, len(self.train_x))  # in a step
         self.part = distributed.part(self.images)  # of them, those of this process
         if self.images < distributed.world():
             raise UserError(f"batches of {self.images} images are too small for {distributed.world()} processes: raise --batch_size")
+        self.optimizer = build_optimizer(net, settings)
+        self.steps = steps_per_epoch(len(self.train_x), settings.batch_size)  # in an epoch
         self.forward: Callable[[torch.Tensor], torch.Tensor] = net  # in training
         self.epoch = self.step = 0  # complete epochs, and complete steps of the epoch under way
         self.meter = Meter(device)  # of the epoch under way

@@ -37,7 +37,7 @@ PATH = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
 
 SMALL = [8, "M", "M", 12, 12, "M"], 16  # instead of VGG7's widths
 # 19 images in batches of 4: the last one has 3, and of three processes one has a batch less.
-IMAGES = ["--ngpu", "0", "--batch_size", "4", "--calib_images", "12", "--engine", "reference", "--subArray", "8"]
+IMAGES = ["--ngpu", "0", "--batch_size", "4", "--calib_images", "12", "--engine", "reference"]
 TABLE = ["--cellBit", "2", "--adc_prec", "4", "--chips", "2", "--also", "--adc_range dynamic --adc_prec 3",
          "--adc_plan significance --adc_prec 2", "--adc_prec 3 --device techA --read_noise 0.5 --adc_noise 0.3 --adc_offset 0.2"]
 COSTS = ["--cost", "rram_32nm", "--adc_prec", "5"]
@@ -94,7 +94,7 @@ def gradients(folder):
             "float64": in_float64, "run": gradients_of(net), "meter": run.meter.read(),
             "buffers": {key: value.clone() for key, value in net.state_dict().items() if "running" in key or "tracked" in key},
             "types": [type(module).__name__ for module in net.modules()],
-            "validation": training.evaluate(net.float(), images, labels, data, batch_size=8)}
+            "validation": training.evaluate(network(wbit=bits, abit=bits), images, labels, data, batch_size=8)}
     return found
 
 
@@ -193,8 +193,8 @@ def lead(folder):
     return {"found": found, "asked": [helper.asked for helper in helpers], "world": distributed.world()}
 
 
-SCENES = [(2, lead), (2, gradients), (3, gradients), (3, evaluate), (2, evaluate), (1, on_chips), (2, on_chips), (2, go_on), (3, refused)]
-LAST = 3, fail  # ends its processes
+SCENES = [(2, lead), (2, gradients), (3, evaluate), (2, evaluate), (1, on_chips), (2, on_chips), (2, go_on), (3, refused)]
+LAST = 2, fail  # ends its processes
 
 
 def play(number, folder, *ports):
@@ -210,6 +210,8 @@ def play(number, folder, *ports):
                 found = scene(folder)
             torch.save(found, folder / f"{scene.__name__}_{world}_{number}.pt")
     world, scene = LAST
+    if number >= world:
+        return
     os.environ.update(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_PORT=ports[-1])
     distributed.run(lambda: scene(folder))
 
@@ -300,7 +302,7 @@ def test_what_is_measured_is_not_measured_again_by_any_process(played, world):
     results = result(played, evaluate, world)
     assert all(found == results[0] for found in results)
     assert len(results[0]["first"]) == 5  # and for costs the software again:
-    assert results[0]["second"] == ["None", "1-bit cells, 5-bit ADC, calibrated, rows 8"]
+    assert results[0]["second"] == ["None", "1-bit cells, 5-bit ADC, calibrated"]
 
 
 def test_the_first_process_leads(played):
@@ -313,15 +315,9 @@ def test_the_first_process_leads(played):
 # ---- training ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def expected(played):
-    """What one process has."""
-    return gradients(played[0])
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_gradients_are_those_of_the_whole_batch(played, expected, world):
-    for found in result(played, gradients, world):
+def test_gradients_are_those_of_the_whole_batch(played, alone):
+    expected = gradients(played[0])
+    for found in result(played, gradients, 2):
         for name in ("plain", "quantized"):
             for kind, tolerance in (("float64", 1e-12 if name == "plain" else 1e-5), ("run", 1e-5)):
                 assert expected[name][kind].keys() == found[name][kind].keys()
@@ -332,8 +328,7 @@ def test_gradients_are_those_of_the_whole_batch(played, expected, world):
                 assert torch.allclose(found[name]["buffers"][key].double(), value.double(), rtol=1e-6, atol=1e-9), key
             assert found[name]["types"] == expected[name]["types"] and "BatchNorm2d" in found[name]["types"]
             assert found[name]["meter"] == pytest.approx(expected[name]["meter"], rel=1e-6)
-    first, *others = result(played, gradients, world)
-    assert all(found[name]["validation"] == first[name]["validation"] for found in others for name in found)
+            assert found[name]["validation"] == expected[name]["validation"]  # every bit
 
 
 def test_a_run_goes_on_with_another_number_of_processes_on_the_same_images(played, alone, tmp_path):
@@ -374,8 +369,8 @@ def test_an_error_of_one_process_is_one_line_and_ends_all(played):
     _, ends = played
     codes, outs, errors = zip(*ends)
     said = [line for text in errors for line in text.splitlines() if "rror" in line]
-    assert codes == (2, 2, 2) and said == ["error: [Errno 5] cannot read: 'picture.png'"]
-    assert "epoch" not in outs[1] + outs[2] and not any("Traceback" in text for text in errors)
+    assert codes == (2, 2, 0) and said == ["error: [Errno 5] cannot read: 'picture.png'"]
+    assert "epoch" not in outs[1] + outs[2] and "epoch" in outs[0] and not any("Traceback" in text for text in errors)
 
 
 def die():
