@@ -25,6 +25,11 @@ and several may share a folder: by --workers, by --shard on several machines, or
     python eval.py --resume ... --cellBit 1 2 4 --adc_prec 3:8 --workers 8        # --dry_run says what that would measure
     python eval.py --resume ... --adc_plan significance --adc_prec 1:3:0.25 --search 50 --objective accuracy bits
 
+One setting on many GPUs, or in many processes, with the same result (docs/cluster.md):
+
+    python eval.py --resume ... --cellBit 1 --adc_prec 5 --ngpu 4
+    torchrun --standalone --nproc_per_node 2 eval.py --resume ... --cellBit 1 --adc_prec 5 --ngpu 0
+
 Also in --save_path: results.jsonl, one line a setting, appended as soon as it is known; results.csv; adc_ranges.json, all ranges
 that were calibrated, for --adc_ranges; report_<setting>.json and .png with --report; results.html with --html;
 accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and the like for
@@ -47,9 +52,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported;
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from experiment import cost_report, html_report, machine, report, results
+from experiment import cost_report, distributed, html_report, machine, report, results
 from experiment.bench import FROZEN, Bench
-from experiment.cli import check_writable, get_logger, run_main
+from experiment.cli import check_writable, get_logger
 from experiment.eval_settings import EvalSettings, parse_all
 from experiment.plan import Job, Plan
 from experiment.search import Search, check_search, validation_bench
@@ -67,7 +72,8 @@ def check_folders(settings: EvalSettings) -> None:
 @contextlib.contextmanager
 def logging_to(settings: EvalSettings) -> Iterator[logging.Logger]:
     """Within `with`, console and log file, beside a progress bar."""
-    log = get_logger(None if settings.dry_run else Path(settings.save_path, settings.log_file))
+    silent = settings.dry_run or not distributed.is_first()
+    log = get_logger(None if silent else Path(settings.save_path, settings.log_file))
     package_log = logging.getLogger("models")  # says which engine runs, and why
     package_log.handlers[:], package_log.level = log.handlers, logging.INFO
     with logging_redirect_tqdm([log, package_log]):
@@ -137,9 +143,28 @@ def write_results(bench: Bench, settings: Sequence, log: logging.Logger) -> None
     log.info(f"results: {folder / 'results.jsonl'}")
 
 
+def measure_all(benches: Sequence[Bench], choosing: Sequence[Bench], pool: Pool, log: logging.Logger) -> None:
+    """Search, measure, and write what was found. Args: choosing, the benches whose images choose, for a search."""
+    first = benches[0].settings
+    searches = [find_best(*pair, pool, log) for pair in zip(benches, choosing)]
+    plan = Plan(pool.benches, {bench: (None, *bench.settings.settings) for bench in benches}, first.shard)
+    if first.dry_run:
+        log.info(f"{plan.listing()}\n{plan.text(first.workers or 1)}")
+        return
+    for bench in benches:
+        bench.write_planes(log)
+    measure_plan(plan, pool, log)
+    for bench in benches:
+        write_results(bench, plan.settings_of(bench), log)
+    for search, bench in zip(searches, benches):
+        log.info(f"search: {', '.join(map(str, search.write(bench)))}")
+
+
 def main(argv: list[str] | None = None) -> int:
     networks = parse_all(argv, __doc__)
     first, command = networks[0][0], shlex.join(["eval.py", *(sys.argv[1:] if argv is None else argv)])
+    if distributed.must_start(first.ngpu):
+        return distributed.start(first.ngpu, argv)
     check_workers(first.workers)
     check_search(first)
     machine.keep_freed_memory()
@@ -147,26 +172,17 @@ def main(argv: list[str] | None = None) -> int:
     choosing = [validation_bench(bench) for bench in benches if first.search]
     for bench in benches:
         bench.check(bench.settings.settings)
-        if not first.dry_run:
+        if not first.dry_run and distributed.is_first():
             check_folders(bench.settings)
     with logging_to(first) as log, Pool([*benches, *choosing], first.workers) as pool:
         for bench in pool.benches:
             bench.load(log)
             say_what_is_measured(bench, log)
-        searches = [find_best(*pair, pool, log) for pair in zip(benches, choosing)]
-        plan = Plan(pool.benches, {bench: (None, *bench.settings.settings) for bench in benches}, first.shard)
-        if first.dry_run:
-            log.info(f"{plan.listing()}\n{plan.text(first.workers or 1)}")
-            return 0
-        for bench in benches:
-            bench.write_planes(log)
-        measure_plan(plan, pool, log)
-        for bench in benches:
-            write_results(bench, plan.settings_of(bench), log)
-        for search, bench in zip(searches, benches):
-            log.info(f"search: {', '.join(map(str, search.write(bench)))}")
+        with distributed.led(pool.benches) as leads:  # the other processes measure what the first one does, and write nothing
+            if leads:
+                measure_all(benches, choosing, pool, log)
     return 0
 
 
 if __name__ == "__main__":
-    run_main(main)
+    distributed.run(main)

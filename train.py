@@ -29,6 +29,10 @@ A network of others, converted to crossbars and trained on with its quantizers:
 Begin, or go on where it stopped: what scripts use
     python train.py --go_on --save_path save/cifar10_w4a4
 
+On two GPUs, or in two processes on the CPU (docs/cluster.md):
+    python train.py --dataset cifar10 --ngpu 2
+    torchrun --standalone --nproc_per_node 2 train.py --dataset cifar10 --ngpu 0
+
 Only measure a checkpoint on the test images:
     python train.py --evaluate --resume save/cifar10_w4a4/model_best.pth.tar
 
@@ -54,9 +58,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import nn
 
-from experiment import conversion, data, machine, starting, training
+from experiment import conversion, data, distributed, machine, starting, training
 from experiment.checkpoint import load_weights, write_torch_file
-from experiment.cli import UserError, check_writable, get_logger, one_line, run_main
+from experiment.cli import UserError, check_writable, get_logger, one_line
 from experiment.packed import pack
 from experiment.train_settings import BEST, CHECKPOINT, Actions, TrainSettings, parse
 from models.quant import ADC_BUFFERS
@@ -65,7 +69,7 @@ from models.quant.files import atomic_write
 
 def measure_checkpoint(settings: TrainSettings, actions: Actions, checkpoint: dict, net: nn.Module, device: torch.device) -> int:
     """--evaluate: the accuracy of a checkpoint on the test images, and the files of --export."""
-    if actions.export:
+    if actions.export and distributed.is_first():
         check_writable(Path(actions.export).parent)
         if Path(actions.export).is_dir():
             raise UserError(f"--export {actions.export} is a folder: give the name of a file")
@@ -78,7 +82,7 @@ def measure_checkpoint(settings: TrainSettings, actions: Actions, checkpoint: di
     training.program(net, settings)
     _, accuracy = training.evaluate(net, images.test_x.to(device), images.test_y.to(device), images)
     log.info(f"test accuracy {accuracy:.2f} % on {len(images.test_y)} images of {settings.dataset} ({actions.resume})")
-    if actions.export:
+    if actions.export and distributed.is_first():
         export(settings, actions, checkpoint, accuracy, len(images.test_y))
         log.info(f"packed into {actions.export} ({os.path.getsize(actions.export) / 1e6:.2f} MB)")
     return 0
@@ -130,12 +134,14 @@ def start(run: training.Run, actions: Actions, checkpoint: dict | None, num_clas
         images = run.some_images(256)
         fitted = starting.fit_quantizers(run.net, run.settings, checkpoint, num_classes, images, actions.fine_tune)
         run.log.info(f"starting from the weights of {actions.fine_tune}{fitted}")
-    for file in (CHECKPOINT, BEST):  # after --overwrite, nothing may continue the old run by mistake
+    for file in (CHECKPOINT, BEST) if distributed.is_first() else ():  # after --overwrite, nothing may continue the old run by mistake
         Path(run.folder, file).unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     settings, actions, checkpoint = parse(argv, __doc__)
+    if distributed.must_start(settings.ngpu):
+        return distributed.start(settings.ngpu, argv)
     machine.keep_freed_memory()
     device = machine.pick_device(settings.ngpu)
     num_classes = data.num_classes(settings.dataset, settings.data_path)
@@ -149,8 +155,9 @@ def main(argv: list[str] | None = None) -> int:
 
     if settings.amp is None:
         settings = replace(settings, amp="bf16" if machine.has_fast_bf16(device) and not others else "off")
-    check_writable(settings.save_path)
-    log = get_logger(Path(settings.save_path, settings.log_file))
+    if distributed.is_first():
+        check_writable(settings.save_path)
+    log = get_logger(Path(settings.save_path, settings.log_file) if distributed.is_first() else None)
     if actions.resume and checkpoint.get("test_acc") is not None:
         log.info(f"{settings.save_path} is finished after {checkpoint['epoch']} epochs: test accuracy "
                  f"{checkpoint['test_acc']:.2f} %. To train on, start from its weights with --fine_tune")
@@ -176,4 +183,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    distributed.run(main)

@@ -12,7 +12,7 @@ from torch import nn
 from models import quant
 from models.quant import CrossbarSpec, diagnostics
 
-from . import chip_report, conversion, flags, images, keys, machine, per_layer, points, report, results
+from . import chip_report, conversion, data, distributed, flags, images, keys, machine, per_layer, points, report, results
 from .chip_files import save_cells, stored_cells
 from .cli import UserError
 from .costs import Costs
@@ -85,6 +85,7 @@ class Bench:
         of = self.settings
         if self.others:
             self.net, self.original, self.shown = conversion.start_evaluation(self.others, of, self.checkpoint, self.device, log)
+            distributed.same_weights(self.net)  # scales that were fitted have the last bits of the machine
             self.check(of.settings)
         else:
             self.shown = images.load(of, self.checkpoint, self.device, log)
@@ -118,7 +119,7 @@ class Bench:
         key = keys.key_of(decides)
 
         def make() -> dict[str, Any]:
-            record = measure_float(self.original, self.shown.batches, self.shown.labels, progress=True)
+            record = self._measure_float(progress=True)
             return points.of_record(record, results.row(record, self.settings, None, None) | self.facts, decides, None)
 
         if key not in self.known:
@@ -146,36 +147,46 @@ class Bench:
 
     def measure(self, setting: Setting | None, wait: bool = False, progress: bool = False) -> bool:
         """Measure a setting, or the software, unless its point is there. Args and result: see `Points.measure`."""
-        software = None
+        software, original = None, self.of_float()
         if setting is not None:
             if not self.point(None):
                 self.measure(None, wait=True, progress=progress)
             software = self.record(None)
             if self.costs.technology and not self.costs.counts:  # which were made where the software was measured
-                self._measure(None, progress=progress)
-        return self.points.measure(self.key(setting), lambda: self._make(setting, software, progress), wait)
+                self._measure(None, None, original, progress=progress)
+        return self.points.measure(self.key(setting), lambda: self._make(setting, software, original, progress), wait)
 
-    def _make(self, setting: Setting | None, software: Record | None, progress: bool) -> dict[str, Any]:
-        source = chosen = kept = None
-        if setting:
-            place(self.net, setting, self.cells)
-            source = self.ranges.give(self.net, setting)
-            chosen = self.shown.calibration if self.ranges.to_calibrate(setting) else None
-        record = self._measure(setting, calibration=chosen, software=software, progress=progress)
+    def _make(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool) -> dict[str, Any]:
+        record, source = self._measure(setting, software, original, progress=progress)
+        kept, chosen = None, self._calibration(setting)
         if chosen and not setting.chips and not is_chip(self.cells):  # a chip's correction is of no use to another
             self.sha256 = self.sha256 or {name: quant.sha256(layer.w_codes().cpu()) for name, layer in quant.crossbar_layers(self.net)}
             kept = entry_of(self.net, setting, chosen.count, self.sha256)
         row = results.row(record, self.settings, chosen.count if chosen else None, source)
         return points.of_record(record, row | self.facts, self.decides(setting), kept)
 
-    def _measure(self, setting: Setting | None, **options: Any) -> Record:
-        """The record of a network that is placed on a setting, with its costs."""
+    def _calibration(self, setting: Setting | None) -> data.Batches | None:
+        """The images that choose the ranges of a setting, where they are to be chosen."""
+        return self.shown.calibration if setting and self.ranges.to_calibrate(setting) else None
+
+    @distributed.together
+    def _measure_float(self, progress: bool = False) -> Record:
+        return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress)
+
+    @distributed.together
+    def _measure(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool = False
+                 ) -> tuple[Record, str | None]:
+        """The record of a setting, with its costs, and where ranges come from that are not chosen here. Args: see `measure`."""
+        source = None
+        if setting:
+            place(self.net, setting, self.cells)
+            source = self.ranges.give(self.net, setting)
         try:
             with quant.keep_effective_cells(self._effective):
                 record = measure(self.net, self.shown.batches, self.shown.labels, setting, cells=self.cells, cache=self.cache,
-                                 engine=self.settings.engine, passing=self.costs.counting(self.net), original=self.of_float(),
-                                 **options)
-            return replace(record, cost=self.costs.of(self.net, setting))
+                                 engine=self.settings.engine, passing=self.costs.counting(self.net), original=original,
+                                 calibration=self._calibration(setting), software=software, progress=progress)
+            return replace(record, cost=self.costs.of(self.net, setting)), source
         except ValueError as error:
             if setting and setting.chips:  # cells that the grid does not hold
                 raise UserError(f"{setting}: {error}") from None

@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from models import quant
 from models.quant.cost import Band, CostReport, Counts, LayerCost, Technology, counting, estimate
 from models.quant.cost.events import Events, check_width
 
+from . import distributed
 from .cli import UserError
 from .evaluation import Setting
 
@@ -58,12 +60,13 @@ class Costs:
 
     @contextlib.contextmanager
     def counting(self, network: nn.Module) -> Any:
-        """Within the block, a pass of all images without ADCs, what the costs follow from is counted."""
+        """Within the block, a pass of all images without ADCs, what the costs follow from is counted, of several processes together."""
         if self.technology is None:
             yield
             return
-        with counting(network, self._layouts) as self.counts:
+        with counting(network, self._layouts) as counts:
             yield
+        self.counts = functools.reduce(Counts.__add__, distributed.gathered(counts))
 
     def of(self, network: nn.Module, setting: Setting | None) -> CostReport | None:
         """The costs of a network that is on a setting, calibrated; None for the software and settings without an ADC."""

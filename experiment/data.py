@@ -32,6 +32,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 # torchvision takes a second to import, and scikit-learn too: only the data sets that need them do so.
+from . import distributed
 from .checkpoint import read_torch_file, write_torch_file
 from .class_index import read_class_index
 from .cli import UserError, one_line
@@ -76,12 +77,13 @@ def load(dataset: str, data_path: str | Path = "./data", log: Callable[[str], ob
     """
     if class_index and not (transform and dataset == "imagefolder"):
         raise UserError("--class_index names the classes of folders: it is for --dataset imagefolder with a network of others")
-    if dataset == "imagefolder":
-        root = Path(data_path)
-        return _streamed_folder(root, log, transform, class_index) if transform else _imagefolder(root, log)
     if dataset not in DATASETS:
         raise UserError(f"--dataset {dataset}: unknown, choose from {', '.join(DATASETS)}")
-    found = _digits() if dataset == "digits" else _cifar(dataset, data_path)
+    with distributed.one_first():
+        if dataset == "imagefolder":
+            root = Path(data_path)
+            return _streamed_folder(root, log, transform, class_index) if transform else _imagefolder(root, log)
+        found = _digits() if dataset == "digits" else _cifar(dataset, data_path)
     return _seen_through(found, transform) if transform else found
 
 
@@ -151,8 +153,10 @@ def steps_per_epoch(n_images: int, batch_size: int) -> int:
 
 
 def train_batches(x: torch.Tensor, y: torch.Tensor, batch_size: int, seed: int, epoch: int, first_step: int = 0,
-                  flip: bool = True, **augmentation: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield (step, images, labels), shuffled and augmented, from `first_step` on; images as those of x, [N, 3, H, W].
+                  flip: bool = True, part: slice = slice(None), **augmentation: Any
+                  ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield (step, images, labels), shuffled and augmented, from `first_step` on; images as those of x, [N, 3, H, W]. part: only these
+    images of each batch, as they are in the whole one.
 
     Every epoch's order and every step's crops come from generators of their own, so that starting in the middle gives
     exactly the batches that an uninterrupted epoch would have given. flip: mirror half of the images in even epochs and
@@ -163,22 +167,24 @@ def train_batches(x: torch.Tensor, y: torch.Tensor, batch_size: int, seed: int, 
     mirrored = torch.randint(2, (len(x),), generator=generator("flip", seed)).to(x.device) == epoch % 2 if flip else None
     for step in range(first_step, steps_per_epoch(len(x), batch_size)):
         pick = order[step * batch_size : (step + 1) * batch_size]
-        batch = augment(_pixels(x[pick]), generator("augment", seed, epoch, step), mirrored[pick] if flip else None, **augmentation)
-        yield step, batch, y[pick]
+        own = pick[part]
+        batch = augment(_pixels(x[own]), generator("augment", seed, epoch, step), mirrored[own] if flip else None, of=len(pick),
+                        part=part, **augmentation)
+        yield step, batch, y[own]
 
 
 def augment(x: torch.Tensor, rng: torch.Generator, mirrored: torch.Tensor | None = None, pad: int = 4, cutout: int = 0,
-            fill: Sequence[int] = (0, 0, 0)) -> torch.Tensor:
+            fill: Sequence[int] = (0, 0, 0), of: int | None = None, part: slice = slice(None)) -> torch.Tensor:
     """Randomly shift, mirror and partly cover each image of a batch x, uint8 or float [N, 3, H, W], on its own device.
 
     mirrored: bool [N], the images to mirror; None for none. pad: pixels of border of value 0, from which an H x W window is
     cut. cutout: side in pixels of a square painted in the colour `fill` around a random pixel (0: none; it may reach
-    over the edge).
+    over the edge). of, part: x is this part of a batch of so many images, for all of which numbers are drawn.
     """
     n, _, height, width = x.shape
 
     def draw(high):  # from a CPU generator, so that CPU and GPU runs see the same images
-        return torch.randint(high, (n,), generator=rng).to(x.device, non_blocking=True)
+        return torch.randint(high, (of or n,), generator=rng)[part].to(x.device, non_blocking=True)
 
     if pad:
         windows = F.pad(x, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # [N, 3, 2 pad + 1, 2 pad + 1, H, W]
@@ -227,9 +233,14 @@ class Batches:
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
+    def __getitem__(self, number: int) -> torch.Tensor:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        start = number * self.batch_size
+        return normalize(self.images[start : start + self.batch_size], self.mean, self.std)
+
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for start in range(0, self.count, self.batch_size):
-            yield normalize(self.images[start : start + self.batch_size], self.mean, self.std)
+        return map(self.__getitem__, range(len(self)))
 
 
 def pixel_stats(x: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -21,8 +21,8 @@ from .chips import ChipSettings, DeviceSettings
 from .cli import UserError
 from .conversion_settings import Conversion, ConversionFiles
 from .evaluation import Setting
-from .flags import ANY_INT, BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, flag_name, option
-from .train_settings import HARDWARE, ThroughADC, images_beside
+from .flags import BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, flag_name, option
+from .train_settings import HARDWARE, NGPU, ThroughADC, images_beside
 
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
 SPEC_FLAGS = (*HARDWARE, "adc_range")  # fields of CrossbarSpec that make the rows
@@ -142,7 +142,7 @@ class Machine:
     """machine and files"""
 
     engine: str = option("auto", f"{', '.join(engines.CHOICES)}; changes no result; auto: the fastest")
-    ngpu: int | None = option(None, "0: CPU, 1: the GPU; default 1 where PyTorch finds a CUDA GPU", ANY_INT)
+    ngpu: int | None = NGPU
     save_path: str | None = option(None, "folder for results; default that of the run, for an exported network save/<its name>")
     prob_path: str = option("prob", "folder for the bit-planes")
     save_cells: bool = option(False, "write what the cells of every chip hold to prob_path too, beside the bit-planes, and keep "

@@ -14,7 +14,7 @@ import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -30,7 +30,9 @@ from models.quant.cost import CostReport
 from models.quant.prepared import fingerprint
 from models.building import CROSSBAR_LAYERS
 
+from . import distributed
 from .chips import Chips
+from .data import Batches
 
 PerLayer = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
 OF_ADC = ("adc_bits", "adc_plan", "adc_max_bits")  # fields of the spec that make no other reads
@@ -410,21 +412,34 @@ def batches_of(images: Images, batch_size: int) -> Iterable[torch.Tensor]:
 @torch.no_grad()
 def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = "", progress: bool = False,
             passing: contextlib.AbstractContextManager | None = None) -> tuple[torch.Tensor, float]:
-    """(predicted class of each image, seconds in the network). Args: passing, see `measure`."""
-    predictions, seconds, first, watched = [], 0.0, 0, sys.stderr.isatty()
+    """(predicted class of each image, seconds in the network); of several processes, each of which has whole batches, those of the
+    slowest. Args: passing, see `measure`."""
+    predictions, seconds, watched = [], 0.0, sys.stderr.isatty()
     if iter(batches) is batches:
         raise ValueError("the images are gone through more than once: give a tensor or a list of batches, not a generator")
     network(next(iter(batches))[:1])  # prepares the weights, and the first time compiles
-    shown = tqdm(batches, desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
+    shown = tqdm(_mine(batches), desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
+                 total=-(-len(batches) // distributed.world()) if isinstance(batches, Sized) else None,
                  mininterval=0.5 if watched else 60, delay=0 if watched else 60)
     with passing or contextlib.nullcontext():
-        for batch in shown:
+        for first, batch in shown:
             started = time.perf_counter()
             with quant.image_numbers(first):  # noise of reads does not depend on the batches
                 predictions.append(network(batch).argmax(1).cpu())
             seconds += time.perf_counter() - started
-            first += len(batch)
-    return torch.cat(predictions), seconds
+    return torch.cat(distributed.in_order(predictions)), max(distributed.gathered(seconds))
+
+
+def _mine(batches: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+    """(number of its first image, batch) of the batches that are this process's. Those of `Batches` that are not are not made."""
+    if isinstance(batches, Batches):
+        yield from ((number * batches.batch_size, batches[number]) for number in range(len(batches)) if distributed.mine(number))
+        return
+    first = 0
+    for number, batch in enumerate(batches):
+        if distributed.mine(number):
+            yield first, batch
+        first += len(batch)
 
 
 def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor], cache: Cache, progress: bool = False
@@ -453,13 +468,16 @@ def reads_of(setting: Setting) -> tuple:
 def calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor] | None, cache: Cache, progress: bool = False,
               ranges: bool = True) -> None:
     """Choose the ADC ranges of a network that is placed on a setting (or, without `ranges`, keep those that it has), and correct
-    the outputs on the cells that it has. Does nothing where the setting has no calibrated ranges, or images are None."""
+    the outputs on the cells that it has. Does nothing where the setting has no calibrated ranges, or images are None. Of several
+    processes the first does it for all."""
     if images is None or setting.spec.adc_range != "calibrated":
         return
-    chosen = setting.calibration
-    if ranges:
-        histograms = count_reads(network, setting, images, cache, progress)
-        quant.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share)
-    if chosen.correct == "channel":
-        converted = tuple(name for name, _ in on_adcs(network))
-        cache.moments[converted] = quant.correct(network, images, cache.moments.get(converted))
+    if distributed.is_first():
+        chosen = setting.calibration
+        if ranges:
+            histograms = count_reads(network, setting, images, cache, progress)
+            quant.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share)
+        if chosen.correct == "channel":
+            converted = tuple(name for name, _ in on_adcs(network))
+            cache.moments[converted] = quant.correct(network, images, cache.moments.get(converted))
+    distributed.same_ranges(network)

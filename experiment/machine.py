@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from . import distributed
 from .cli import UserError
 
 
@@ -21,6 +22,7 @@ def machine_info() -> dict[str, str | int | None]:
         "triton": _version("triton"),
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
+        "processes": distributed.world(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
@@ -56,17 +58,22 @@ def keep_freed_memory() -> None:
 
 
 def pick_device(ngpu: int | None = None) -> torch.device:
-    """The device for --ngpu: 0 the CPU, 1 the GPU, None the GPU if there is one.
+    """The device of this process for --ngpu: 0 the CPU, else a GPU; None a GPU if there is one. Each process of a machine has its own.
 
-    Raises: UserError for other numbers, and for 1 without a GPU.
+    Raises: UserError for another number of GPUs than that of the processes, or GPUs that are not there.
     """
+    number, processes = distributed.on_this_machine()
     if ngpu is None:
-        ngpu = int(torch.cuda.is_available())
-    if ngpu not in (0, 1):
-        raise UserError(f"--ngpu {ngpu}: 0 (CPU) or 1 (one GPU); several GPUs are not supported")
-    if ngpu == 1 and not torch.cuda.is_available():
-        raise UserError("--ngpu 1: PyTorch finds no CUDA GPU here; use --ngpu 0")
-    return torch.device("cuda" if ngpu else "cpu")
+        ngpu = processes if torch.cuda.is_available() else 0
+    if ngpu not in (0, processes):
+        raise UserError(f"--ngpu {ngpu}: 0 (CPU) or {processes}, a GPU for each process of this machine")
+    if ngpu > torch.cuda.device_count():
+        raise UserError(f"--ngpu {ngpu}: PyTorch finds {torch.cuda.device_count() or 'no'} CUDA GPU here; use --ngpu 0")
+    if not ngpu:
+        return torch.device("cpu")
+    if number:
+        torch.cuda.set_device(number)
+    return torch.device("cuda")
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -32,6 +32,8 @@ HARDWARE = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits",
 # Defaults that depend on the data set.
 DIGITS = {"epochs": 5, "batch_size": 32}  # 200 steps: 99.4 to 99.7 % of the test images over 4 seeds
 OTHERS = {"epochs": 100, "batch_size": 128}
+NGPU = option(None, "0: CPU. N: N GPUs of this machine, with a process each. Default a GPU where PyTorch finds one; for each process "
+              "where torchrun has started several", ANY_INT)
 LR, LR_OF_QAT = 0.05, 0.005  # a converted network is trained already
 # Flags without effect on a converted network: its input quantizers have no clipping level that is trained.
 OF_PACT = ("alpha_init", "weight_clip", "alpha_lr", "alpha_wd", "clp", "a_lambda", "adc_aware")
@@ -118,7 +120,7 @@ class Machine:
     """machine and files"""
 
     data_path: str = option("./data", "folder of the data set; digits needs none")
-    ngpu: int | None = option(None, "0: CPU, 1: the GPU; default 1 where PyTorch finds a CUDA GPU", ANY_INT)
+    ngpu: int | None = NGPU
     save_path: str | None = option(None, "folder of the run; {dataset}, {model}, {wbit}, {abit} and {wq} in it stand for these "
                                    "settings. Default save/{dataset}_{model}_w{wbit}a{abit}")
     log_file: str = option("train.log", "name of the log inside save_path, or a full path")

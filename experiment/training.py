@@ -1,5 +1,6 @@
 """Training: the schedule, the optimizer, and the loop over epochs with its checkpoints and logs."""
 
+import contextlib
 import copy
 import json
 import logging
@@ -20,9 +21,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from models import quant
 from models.quant.files import atomic_write
 
+from . import data_parallel, distributed
 from .checkpoint import load_checkpoint, load_weights, save_checkpoint
-from .cli import Stopped, StopRequest, UserError
-from .data import Dataset, normalize, steps_per_epoch, train_batches, training_split
+from .cli import Stopped, UserError
+from .data import Dataset, generator, normalize, steps_per_epoch, train_batches, training_split
 from .machine import machine_info, rng_state, set_rng_state
 from .starting import quantized_layers, used_alphas
 from .train_settings import BEST, CHECKPOINT, CONFIG, TrainSettings
@@ -67,17 +69,16 @@ def alpha_penalty(net: nn.Module, a_lambda: float) -> torch.Tensor:
 
 
 class Meter:
-    """Sums of loss and correct answers. They stay on the device: reading them is what waits for the GPU."""
+    """Sums of loss and correct answers, over all processes. They stay on the device: reading them is what waits for the GPU."""
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.images = 0
 
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """loss: mean over the batch (scalar tensor), logits [N, classes], labels [N]."""
-        correct = (logits.argmax(1) == labels).sum()
-        self.sums += torch.stack([loss.detach().double() * len(labels), correct.double()])
-        self.images += len(labels)
+    def add(self, sums: torch.Tensor, images: int) -> None:
+        """sums: those of some `images`, see `loss_and_correct`."""
+        self.sums += sums
+        self.images += images
 
     def read(self) -> tuple[float, float]:
         """(mean loss, accuracy in percent) of all images so far."""
@@ -92,18 +93,29 @@ class Meter:
         self.images = state["images"]
 
 
+def loss_and_correct(loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sums over a batch, float64 [2]. loss: mean over the batch (scalar tensor), logits [N, classes], labels [N]."""
+    correct = (logits.argmax(1) == labels).sum()
+    return torch.stack([loss.detach().double() * len(labels), correct.double()])
+
+
 @torch.no_grad()
 def evaluate(net: nn.Module, x: torch.Tensor, y: torch.Tensor, data: Dataset, amp: str = "off", batch_size: int = 250,
              tick: Callable[[], None] = lambda: None) -> tuple[float, float]:
-    """(mean loss, accuracy in percent) on uint8 images x. tick() is called before every batch and may raise."""
+    """(mean loss, accuracy in percent) on uint8 images x; each of several processes has whole batches. tick() is called before every
+    batch, by all processes before each of them has one, and may raise."""
     net.eval()
-    meter = Meter(x.device)
-    for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-        tick()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"), quant.image_numbers(meter.images):
+    sums = []
+    for number, (images, labels) in enumerate(zip(x.split(batch_size), y.split(batch_size), strict=True)):
+        if number % distributed.world() == 0:
+            tick()
+        if not distributed.mine(number):
+            continue
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"), quant.image_numbers(number * batch_size):
             logits = net(normalize(images, data.mean, data.std)).float()
-        meter.add(F.cross_entropy(logits, labels), logits, labels)
-    return meter.read()
+        sums.append(loss_and_correct(F.cross_entropy(logits, labels), logits, labels))
+    loss, correct = sum(distributed.in_order([each.cpu() for each in sums])).tolist()  # one after the other, as one process adds them
+    return loss / len(y), 100 * correct / len(y)
 
 
 @torch.no_grad()
@@ -157,14 +169,18 @@ class Run:
             raise UserError(f"{len(train) + len(val)} training images are too few for --val_split {settings.val_split}")
         self.train_x, self.train_y = train_x[train].to(device), train_y[train].to(device)
         self.val_x, self.val_y = train_x[val].to(device), train_y[val].to(device)
+        self.images = min(settings.batch_size, len(self.train_x))  # in a step
+        self.part = distributed.part(self.images)  # of them, those of this process
+        if self.images < distributed.world():
+            raise UserError(f"batches of {self.images} images are too small for {distributed.world()} processes: raise --batch_size")
         self.optimizer = build_optimizer(net, settings)
         self.steps = steps_per_epoch(len(self.train_x), settings.batch_size)  # in an epoch
-        self.images = min(settings.batch_size, len(self.train_x))  # in a step
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = net  # in training
         self.epoch = self.step = 0  # complete epochs, and complete steps of the epoch under way
         self.meter = Meter(device)  # of the epoch under way
         self.best_acc = self.test_acc = None  # percent; best_acc, validation accuracy of the best epoch
         self.history = []  # a dict for every complete epoch
-        self.stop = StopRequest()
+        self.stop = distributed.StopRequest()
 
     # -- checkpoints
 
@@ -182,11 +198,13 @@ class Run:
                 "commands": self.commands, "seconds": self.seconds + time.monotonic() - self.started}
 
     def save(self) -> None:
-        """Write the checkpoint from which this run can go on, bit for bit."""
+        """Write the checkpoint from which this run can go on, bit for bit. All processes stand where the first one, which writes it,
+        does, so that it need not tell them when it is time for one."""
         self.check_finite()
-        save_checkpoint(self.folder / CHECKPOINT, {
-            **self.weights(), "optimizer": self.optimizer.state_dict(), "step": self.step, "test_acc": self.test_acc,
-            "history": self.history, "meter": self.meter.state_dict(), "rng": rng_state()})
+        if distributed.is_first():
+            save_checkpoint(self.folder / CHECKPOINT, {
+                **self.weights(), "optimizer": self.optimizer.state_dict(), "step": self.step, "test_acc": self.test_acc,
+                "history": self.history, "meter": self.meter.state_dict(), "rng": rng_state()})
         self.saved_at = time.monotonic()
 
     def restore(self, checkpoint: Mapping[str, Any], path: str) -> None:
@@ -218,26 +236,32 @@ class Run:
         return normalize(images, self.data.mean, self.data.std)
 
     def calibrate(self) -> None:
-        """ADC ranges and their correction for the weights as they are."""
+        """ADC ranges and their correction for the weights as they are, which the first process chooses for all."""
         self.check_finite()
         if self.net.training:  # SAWB keeps the level of the last step's weights: reads are counted with that of these
             for layer in quantized_layers(self.net).values():
                 layer.weight_quant.codes(layer.weight.detach())
         chosen = self.settings.calibration
         try:
-            quant.calibrate(self.net, self.some_images(CALIBRATION_IMAGES), chosen.rule, chosen.per,
-                            correct=chosen.correct, share=chosen.share, on=chosen.on)
+            if distributed.is_first():
+                quant.calibrate(self.net, self.some_images(CALIBRATION_IMAGES), chosen.rule, chosen.per,
+                                correct=chosen.correct, share=chosen.share, on=chosen.on)
         except ValueError as error:  # more values than can be counted
             raise UserError(f"--adc_aware: {error}") from None
+        distributed.same_ranges(self.net)
 
     def fit(self) -> int:
         """Train to the last epoch, measure the best one on the test images, and return the exit code."""
         settings = self.settings
         self.saved_at = self.started = time.monotonic()
         done = self.epoch * self.steps + self.step
-        write_config(self.folder, settings)
-        self.writer = SummaryWriter(self.folder, purge_step=done)  # drops what was logged after the checkpoint
-        self.bar = tqdm(total=settings.epochs * self.steps * self.images, initial=done * self.images, unit="img",
+        self.forward = data_parallel.shared(self.net)
+        first = distributed.is_first()
+        if first:
+            write_config(self.folder, settings)
+        # drops what was logged after the checkpoint
+        self.writer = SummaryWriter(self.folder, purge_step=done) if first else contextlib.nullcontext()
+        self.bar = tqdm(total=settings.epochs * self.steps * self.images, initial=done * self.images, unit="img", disable=not first,
                         unit_scale=True, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 60)
         try:
             with self.stop, self.bar, self.writer, logging_redirect_tqdm([self.log]):
@@ -256,13 +280,15 @@ class Run:
 
     def test(self) -> None:
         """Measure the best epoch, in float32 as eval.py does. The only use of the test images."""
-        best = load_checkpoint(self.folder / BEST)
+        best = distributed.broadcast(load_checkpoint(self.folder / BEST) if distributed.is_first() else None)
         net = copy.deepcopy(self.net)
         load_weights(net, best["state_dict"], allow_missing=quant.ADC_BUFFERS, source=self.folder / BEST)
         program(net, self.settings)
         x, y = self.data.test_x.to(self.device), self.data.test_y.to(self.device)
         _, self.test_acc = evaluate(net, x, y, self.data, tick=self.stop.check)
         self.save()
+        if not distributed.is_first():
+            return
         self.writer.add_hparams({name: value if isinstance(value, (bool, str, float, int)) else str(value)
                                  for name, value in self.settings.config().items()},
                                 {"test/acc": self.test_acc, "val/acc_of_best": best["best_acc"] or math.nan}, run_name=".")
@@ -277,7 +303,7 @@ class Run:
         self.net.train()
         self.bar.set_description(f"epoch {self.epoch + 1}/{settings.epochs}")
         for step, x, y in train_batches(self.train_x, self.train_y, settings.batch_size, settings.seed, self.epoch, first,
-                                        pad=self.data.pad, flip=self.data.flip, cutout=settings.cutout, fill=fill):
+                                        pad=self.data.pad, flip=self.data.flip, cutout=settings.cutout, fill=fill, part=self.part):
             self.stop.check()
             position = self.epoch * self.steps + step
             if settings.chips:
@@ -287,10 +313,10 @@ class Run:
                 self.calibrate()
             loss = self.train_step(x, y, position)
             self.step = step + 1
-            self.bar.update(len(y))
+            self.bar.update(self.images)
 
             now = time.monotonic()
-            if now - shown >= 1:  # reading the meter waits for a GPU, so not at every step
+            if now - shown >= 1 and distributed.is_first():  # reading the meter waits for a GPU, so not at every step
                 shown = now
                 self.check_finite()
                 mean_loss, accuracy = self.meter.read()
@@ -302,23 +328,27 @@ class Run:
         self.rate = (self.step - first) * self.images / (time.monotonic() - started)
 
     def train_step(self, x: torch.Tensor, y: torch.Tensor, position: int) -> torch.Tensor:
-        """One step of the optimizer on uint8 images x, step `position` of the run; returns the loss without --clp."""
+        """One step of the optimizer on uint8 images x, this process's part of those of step `position` of the run; returns their loss
+        without --clp."""
         settings = self.settings
         factor = schedule_factor(settings.schedule_type, position, settings.epochs * self.steps, self.steps, settings.schedule,
                                  settings.gammas)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp == "bf16")
-        with autocast, quant.image_numbers(position * self.images):  # noise of reads is another in every step
-            logits = self.net(normalize(x, self.data.mean, self.data.std)).float()
+        distributed.own_random_numbers(generator("step", settings.seed, position).initial_seed())
+        with autocast, quant.image_numbers(position * self.images + self.part.start):  # noise of reads is another in every step
+            logits = self.forward(normalize(x, self.data.mean, self.data.std)).float()
         loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
-        total = loss + alpha_penalty(self.net, settings.a_lambda) if settings.clp else loss
+        total = loss * (len(y) * distributed.world() / self.images)  # the mean over the processes is that over the images
+        if settings.clp:
+            total = total + alpha_penalty(self.net, settings.a_lambda)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
         if settings.weight_clip:
             clip_weights(self.net, settings.weight_clip)
-        self.meter.add(loss, logits, y)
+        self.meter.add(distributed.summed(loss_and_correct(loss, logits, y)), self.images)
         return loss
 
     def end_epoch(self) -> None:
@@ -337,14 +367,16 @@ class Run:
             text += f"  validation {row['val_acc']:.2f} %"
         self.bar.set_postfix(loss=f"{train_loss:.3f}", acc=f"{train_acc:.1f}%")
         self.log.info(f"{text}  lr {self.optimizer.param_groups[0]['lr']:.4g}  {self.rate:.0f} images/s")
-        self.write_summaries(row)
+        if distributed.is_first():
+            self.write_summaries(row)
         # On a tie the later epoch wins: its learning rate was lower. Without a validation split, every epoch does.
         best = all(row["val_loss"] <= other["val_loss"] for other in self.history) if len(self.val_x) else True
         self.history.append(row)
         self.epoch, self.step, self.meter = self.epoch + 1, 0, Meter(self.device)
         if best:  # written before checkpoint.pth.tar: a run that dies between the two repeats the epoch and writes it again
             self.best_acc = row.get("val_acc")
-            save_checkpoint(self.folder / BEST, self.weights())
+            if distributed.is_first():
+                save_checkpoint(self.folder / BEST, self.weights())
         self.save()
 
     def write_summaries(self, row: Mapping[str, float]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import machine
+from . import distributed, machine
 from .bench import Bench
 from .cli import UserError, one_line
 from .eval_settings import EvalSettings
@@ -135,7 +135,9 @@ class Pool:
 
 
 def check_workers(workers: int | None) -> None:
-    """Refuse workers where Ray is not installed. Raises: UserError."""
+    """Refuse workers where Ray is not installed, or several processes are there already. Raises: UserError."""
+    if workers is not None and distributed.world() > 1:
+        raise UserError(f"--workers starts processes of its own, and torchrun has started {distributed.world()}: take one or the other")
     if workers is not None and importlib.util.find_spec("ray") is None:
         raise UserError("--workers needs Ray: pip install -r requirements-cluster.txt; or start eval.py several times, with the same "
                         "flags, in the same folder: they share the work")

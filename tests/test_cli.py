@@ -219,9 +219,15 @@ def test_devices(monkeypatch):
     with pytest.raises(UserError, match="finds no CUDA GPU"):
         machine.pick_device(1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert machine.pick_device() == machine.pick_device(1) == torch.device("cuda")
-    with pytest.raises(UserError, match="--ngpu 2: .* several GPUs are not supported"):
+    with pytest.raises(UserError, match="--ngpu 2: 0 .CPU. or 1, a GPU for each process"):
         machine.pick_device(2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for asked in (None, 2):
+        with pytest.raises(UserError, match="--ngpu 2: PyTorch finds 1 CUDA GPU here"):
+            machine.pick_device(asked)
 
 
 def test_random_numbers_go_on_where_they_were():

@@ -684,7 +684,7 @@ def refused(monkeypatch, capsys):
     (["--limit", "0"], "--limit: 0 is not"),
     (["--batch_size", "-1"], "--batch_size: -1 is not"),
     (["--engine", "cuda"], "no engine is named 'cuda'; known are auto, reference, numba, triton"),
-    (["--ngpu", "2"], "several GPUs are not supported"),
+    (["--ngpu", "2"], "PyTorch finds 0 CUDA GPUs here; processes on CPUs are started by torchrun --nproc_per_node 2"),
     (["--model", "vgg16_quant_eval"], "is of the model vgg7_quant, not vgg16_quant"),
     (["--model", "resnet9_quant_eval"], "unknown, choose from resnet18_quant_eval, resnet20_quant_eval, vgg16"),
     (["--dataset", "mnist"], "--dataset: invalid choice"),

@@ -613,7 +613,7 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--dataset", "mnist"], "--dataset: invalid choice"),
     (["--bogus"], "unrecognized arguments: --bogus"),
     (["--epoch", "2"], "unrecognized arguments: --epoch 2"),  # not short for --epochs: the scripts would not see it
-    (["--ngpu", "2"], "several GPUs are not supported"),
+    (["--ngpu", "2"], "PyTorch finds 0 CUDA GPUs here; processes on CPUs are started by torchrun --nproc_per_node 2"),
     (["--schedule", "3", "5", "--gammas", "0.1"], "--schedule has 2 epochs, --gammas 1"),
     (["--schedule_type", "step"], "needs --schedule and --gammas"),
     (["--dataset", "imagefolder", "--data_path", "no/such/folder"], "no/such/folder"),

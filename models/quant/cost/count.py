@@ -76,6 +76,18 @@ class Counts:
     images: int = 0
     layers: dict[str, LayerCounts] = field(default_factory=dict)
 
+    def __add__(self, other: Counts) -> Counts:
+        """What one network's arrays had to do for the images of both."""
+        layers = {name: _both(self.layers[name], other.layers[name]) if name in self.layers and name in other.layers else
+                  (self.layers | other.layers)[name] for name in self.layers | other.layers}
+        return Counts(self.images + other.images, layers)
+
+
+def _both(a: LayerCounts, b: LayerCounts) -> LayerCounts:
+    """Counts of a layer on two sets of images."""
+    reads = {layout: found + b.reads[layout] for layout, found in a.reads.items()}
+    return LayerCounts(a.w_shape, a.groups, a.pixels + b.pixels, a.outputs + b.outputs, a.inputs + b.inputs, a.ones + b.ones, reads)
+
 
 def count(network: nn.Module, images: Tensor | Iterable[Tensor], layouts: Iterable[Layout] | None = None) -> Counts:
     """Let `images` pass a network without ADCs, and count.
