@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -294,10 +294,17 @@ def same_ranges(network: nn.Module) -> None:
             setattr(layer, name, None if value is None else value.to(layer.weight.device))
 
 
+def same_tensors(tensors: Iterable[torch.Tensor]) -> None:
+    """Give tensors, of the same shapes in all processes, the values that they have in process 0."""
+    if world() > 1:
+        own = [tensor.detach() for tensor in tensors]
+        for tensor, value in zip(own, broadcast([tensor.cpu() for tensor in own])):
+            tensor.copy_(value)
+
+
 def same_weights(network: nn.Module) -> None:
     """Give a network the parameters and buffers that it has in process 0."""
-    if world() > 1:
-        network.load_state_dict(broadcast({name: value.cpu() for name, value in network.state_dict().items()}))
+    same_tensors(network.state_dict().values())
 
 
 def own_random_numbers(seed: int) -> None:

@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from models import quant
 from models.quant.files import atomic_write
 
-from . import data_parallel, distributed
+from . import batch_norms, data_parallel, distributed
 from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .cli import Stopped, UserError
 from .data import Dataset, generator, normalize, steps_per_epoch, train_batches, training_split
@@ -30,6 +30,7 @@ from .starting import quantized_layers, used_alphas
 from .train_settings import BEST, CHECKPOINT, CONFIG, TrainSettings
 
 CALIBRATION_IMAGES = 64  # of each calibration during training: fewer than eval.py takes, since there are many
+NORM_BATCHES = 8  # from which batch norms take their statistics anew
 
 
 def schedule_factor(kind: str, step: int, steps: int, epoch_steps: int, schedule: Sequence[int] = (),
@@ -244,11 +245,16 @@ class Run:
         chosen = self.settings.calibration
         try:
             if distributed.is_first():
+                if self.settings.chips:
+                    images = self.some_images(NORM_BATCHES * self.images)
+                    batch_norms.take_anew(self.net, images.chunk(max(1, len(images) // self.images)))
                 quant.calibrate(self.net, self.some_images(CALIBRATION_IMAGES), chosen.rule, chosen.per,
                                 correct=chosen.correct, share=chosen.share, on=chosen.on)
         except ValueError as error:  # more values than can be counted
             raise UserError(f"--adc_aware: {error}") from None
         distributed.same_ranges(self.net)
+        if self.settings.chips:
+            distributed.same_tensors(value for norm in batch_norms.of(self.net) for value in norm.buffers())
 
     def fit(self) -> int:
         """Train to the last epoch, measure the best one on the test images, and return the exit code."""

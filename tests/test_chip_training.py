@@ -11,7 +11,7 @@ from test_train import FLAGS, assert_same, quick, small_network, stored_settings
 import eval as evaluation
 import train
 from experiment import data as datasets
-from experiment import starting, training
+from experiment import batch_norms, starting, training
 from experiment.checkpoint import load_checkpoint
 from experiment.cli import run_main
 from experiment.training import Run
@@ -170,3 +170,33 @@ def test_a_list_of_devices(capsys):
     with pytest.raises(SystemExit) as ended:
         train.main(["--device", "list"])
     assert not ended.value.code and capsys.readouterr().out.startswith("cmo_hfox: ")
+
+
+def test_batch_norms_know_the_network_without_arrays():
+    """Their statistics are those of the software, whatever chips left behind, and everything else is as before."""
+    torch.manual_seed(0)
+    spec = CrossbarSpec(4, 4, cell_bits=2, adc_bits=3)
+    net = torch.nn.Sequential(Qconv2dDoreFa(3, 8, 3, spec=spec, alpha_init=1.0), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+                              Qconv2dDoreFa(8, 5, 3, spec=spec, alpha_init=2.0), torch.nn.BatchNorm2d(5)).eval()
+    batches = torch.rand(12, 3, 8, 8).split(6)
+    quant.calibrate(net, batches)
+    quant.program(net, quant.Device.preset("techC", time="1d"), 0)
+    chips, before = [layer.chip for _, layer in quant.crossbar_layers(net)], {k: v.clone() for k, v in net.state_dict().items()}
+    batch_norms.take_anew(net, batches)
+
+    first, second = [], []  # (mean, variance of n - 1) of each batch
+    with torch.no_grad(), quant.without_adc(net):
+        for batch in batches:
+            y = net[0](batch).double()
+            first.append((y.mean((0, 2, 3)), y.var((0, 2, 3))))
+            y = (y - first[-1][0].view(-1, 1, 1)) / (y.var((0, 2, 3), correction=0).view(-1, 1, 1) + 1e-5).sqrt()
+            y = net[3](torch.relu(y).float()).double()
+            second.append((y.mean((0, 2, 3)), y.var((0, 2, 3))))
+    for norm, found in ((net[1], first), (net[4], second)):
+        mean, var = (sum(values) / 2 for values in zip(*found))
+        torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-3, atol=1e-6)
+        assert norm.momentum == 0.1 and not norm.training
+    assert [layer.chip for _, layer in quant.crossbar_layers(net)] == chips
+    for key, value in net.state_dict().items():
+        assert "running" in key or torch.equal(value, before[key]), key
