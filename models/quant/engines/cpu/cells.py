@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from ..reference import integer_convolution
-from . import cells_kernel
+from . import cells_kernel, cells_matrix
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
-from .cells_plan import TILE, Forms, besides, dynamic_forms, fits, no_adc_forms, plan, static_forms
+from .amx import TILE_ROWS, can_multiply
+from .cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
+from .cells_plan import besides, fits, padded_columns, plan, step_of_slice, weights_of
 from .simd import set_threads
 
 __all__ = ["Prepared", "fits"]
-ROW = 64  # pixels of one row, where a layer is a matrix product: so many use a tile of cells while it is in the cache
 
 
 class Prepared:
@@ -33,8 +34,14 @@ class Prepared:
         self.layer, self.dtype = layer, dtype or accumulator_dtype(layer)
 
     @functools.cached_property
-    def _plan(self):
-        return plan(self.layer)
+    def _by_rows(self):
+        return plan(self.layer, matrix=False)
+
+    @functools.cached_property
+    def _by_matrix(self):
+        """The plan of products of matrices, None where the machine or the layer does not fit."""
+        fit = can_multiply() and cells_matrix.fits(self.layer, weights_of(self.layer))
+        return plan(self.layer, matrix=True) if fit else None
 
     @functools.cached_property
     def _static(self):
@@ -63,7 +70,7 @@ class Prepared:
         dynamic = layer.spec.adc_range == "dynamic"
         forms = dynamic_forms(layer, *self._ranges(a_codes)) if dynamic else self._static
         size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-        results = 0 if "next_codes" in scaling else 1 if scaling else self._plan[0].steps
+        results = 0 if "next_codes" in scaling else 1 if scaling else int(step_of_slice(layer).max()) + 1
         dtype = torch.int32 if scaling else self.dtype
         out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
         self._run(forms, a_codes, DYNAMIC if dynamic else STATIC, out=out.numpy(), **scaling)
@@ -79,24 +86,25 @@ class Prepared:
 
     def _ranges(self, a_codes):
         """Smallest and largest u of each `[group, array, digit, slice]` in the batch."""
-        shape = self._plan[0]
-        parts = shape.groups, shape.arrays, shape.digits, shape.slices, shape.tiles
-        extremes = np.empty((numba.get_num_threads(), *parts, 2, TILE), np.int32)
+        layer, spec = self.layer, self.layer.spec
+        kinds = layer.geometry.groups, len(layer.arrays), len(spec.digit_bits), len(spec.slice_bits)
+        extremes = np.empty((numba.get_num_threads(), *kinds, 2, padded_columns(layer)), np.int32)
         extremes[..., 0, :], extremes[..., 1, :] = 2**31 - 1, -2**31
         self._run(_NO_FORMS, a_codes, RANGES, extremes=extremes)
-        return extremes[..., 0, :].min((0, 5, 6)).astype(np.int64), extremes[..., 1, :].max((0, 5, 6)).astype(np.int64)
+        return extremes[..., 0, :].min((0, 5)).astype(np.int64), extremes[..., 1, :].max((0, 5)).astype(np.int64)
 
     def _run(self, forms: Forms, a_codes, op, **target):
-        shape, tables = self._plan
-        layer, size = self.layer, self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
+        layer, geometry = self.layer, self.layer.geometry
+        size = geometry.output_size(*a_codes.shape[1:3], layer.kernel)
         pixels = len(a_codes) * math.prod(size)
         beside = besides(layer, math.prod(size))
-        geometry = layer.geometry
         if layer.kernel == (1, 1) and geometry.stride == (1, 1) and not any(geometry.padding):
-            width = max(1, min(ROW, -(-pixels // numba.get_num_threads())))
+            width = max(1, min(cells_kernel.STRIP, -(-pixels // numba.get_num_threads())))
             rows = -(-pixels // width)
             a_codes = F.pad(a_codes.reshape(pixels, -1), (0, 0, 0, rows * width - pixels)).view(rows, 1, width, -1)
             size = 1, width
+        fills_tiles = min(math.prod(size), cells_kernel.STRIP) * len(layer.spec.digit_bits) >= TILE_ROWS // 2
+        shape, tables = fills_tiles and self._by_matrix or self._by_rows
         cells_kernel.run(shape, tables, forms, beside, a_codes, size, pixels, op, **target)
 
 

@@ -20,7 +20,7 @@ from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from . import elementwise, grouped_kernel, lookup
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
-from .cells_plan import Forms, dynamic_forms, static_forms
+from .cells_forms import Forms, dynamic_forms, static_forms
 from .grouped_kernel import NO_RANGES, Plan, Ranges, Shape
 from .output import ToCodes
 from .simd import set_threads

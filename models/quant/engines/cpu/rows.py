@@ -20,10 +20,10 @@ Source = namedtuple("Source", "height width kept")
 
 
 @njit
-def rows_to_keep(shape):
-    """Input rows that one output row needs, or a few more: a power of two, so that a remainder is a bit mask."""
+def rows_to_keep(shape, lines=1):
+    """Input rows that so many output rows need, or a few more: a power of two, so that a remainder is a bit mask."""
     kept = 1
-    while kept < shape.reach_y:
+    while kept < shape.reach_y + (lines - 1) * shape.stride_y:
         kept *= 2
     return kept
 

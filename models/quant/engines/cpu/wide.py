@@ -16,6 +16,9 @@ WIDE = 64  # lanes
 _I16, _I32, _F32, _F64 = ir.IntType(16), ir.IntType(32), ir.FloatType(), ir.DoubleType()
 
 
+MAGIC = {_F32: 1.5 * 2**23, _F64: 1.5 * 2**52}  # numbers near it are whole: what is added to it is rounded, ties to even
+
+
 def _vector_type(name, element):
     class Type(types.Type):
         def __init__(self):
@@ -101,7 +104,7 @@ def store_ints(typingctx, address, offset, value):
 
 
 def _kind(vector, numba_type, element):
-    """The operations of one floating-point type: (zeros, of ints, code by product, code by quotient, added product, add to memory)."""
+    """The operations of one floating-point type: (zeros, of ints, code of a product, code by quotient, added product, add to memory)."""
     scalar = types.float32 if element == _F32 else types.float64
 
     @intrinsic
@@ -111,10 +114,12 @@ def _kind(vector, numba_type, element):
 
     @intrinsic
     def code(typingctx, u, scale, low, high):
-        """`clip(rint(u scale), low, high)`, ties to even; scale, low and high, numbers."""
+        """`clip(rint(u scale), low, high)`, ties to even, of the product before it is rounded; scale, low and high, numbers."""
         def codegen(context, b, sig, args):
             scale, low, high = (_broadcast(b, value, vector) for value in args[1:])
-            return _clipped(b, b.fmul(b.sitofp(args[0], vector), scale), low, high, vector)
+            magic = ir.Constant(vector, [MAGIC[element]] * WIDE)
+            near = _call(b, "fma", vector, b.sitofp(args[0], vector), scale, magic)
+            return b.fsub(_between(b, near, b.fadd(low, magic), b.fadd(high, magic)), magic)
         return numba_type(ints, scalar, scalar, scalar), codegen
 
     @intrinsic
@@ -147,8 +152,14 @@ def _kind(vector, numba_type, element):
     return full, code, code_of_quotient, add_product, add_to
 
 
+def _between(b, x, low, high):
+    """One instruction each, as `maxnum` and `minnum`, which look for NaN, are not."""
+    x = b.select(b.fcmp_ordered(">", x, low), x, low)
+    return b.select(b.fcmp_ordered("<", x, high), x, high)
+
+
 def _clipped(b, x, low, high, vector):
-    return _call(b, "minnum", vector, _call(b, "maxnum", vector, _call(b, "rint", vector, x), low), high)
+    return _between(b, _call(b, "rint", vector, x), low, high)
 
 
 full_f32, code_f32, code_of_quotient_f32, add_product_f32, add_to_int32 = _kind(_FLOATS, floats, _F32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -62,14 +63,10 @@ def _table_sums_of_bytes(b, x):
     fours = function("llvm.x86.avx512.pmaddw.d.512", _HALF, _WORDS, _WORDS)
     parts = []
     for first in range(0, WIDE, 16):
-        mask = ir.Constant(ir.VectorType(_I32, 16), list(range(first, first + 16)))
-        entries = b.call(lookup, [low, b.bitcast(b.shuffle_vector(x, x, mask), _BYTES), high])
+        entries = b.call(lookup, [low, b.bitcast(_part(b, x, first), _BYTES), high])
         sums = b.call(pairs, [ir.Constant(_BYTES, [1] * 64), entries])
         parts.append(b.call(fours, [sums, ir.Constant(_WORDS, [1] * 32)]))
-    while len(parts) > 1:
-        both = ir.Constant(ir.VectorType(_I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
-        parts = [b.shuffle_vector(*pair, both) for pair in zip(parts[::2], parts[1::2])]
-    return parts[0]
+    return _joined(b, parts)
 
 
 def _all_lanes(b, value):
@@ -80,13 +77,37 @@ def _normals(b, keys, offset, low, high):
     """Sums of four entries of NORMAL for the columns whose keys stand there, of one read."""
     x = b.add(b.load(_pointer(b, keys, offset, _I32, WIDE), align=4, typ=_INTS), _all_lanes(b, low))
     x = b.mul(b.xor(x, b.lshr(x, _lanes(16))), _lanes(MIX_1))
-    x = b.xor(x, _all_lanes(b, high))
-    x = b.mul(b.xor(x, b.lshr(x, _lanes(13))), _lanes(MIX_2))
+    moved = b.xor(high, b.lshr(b.and_(high, ir.Constant(high.type, 2**32 - 1)), ir.Constant(high.type, 13)))
+    x = b.mul(b.xor(b.xor(x, b.lshr(x, _lanes(13))), _all_lanes(b, moved)), _lanes(MIX_2))  # x ^ high, xor that without its last 13 bits
     return _table_sums(b, b.xor(x, b.lshr(x, _lanes(16))))
 
 
 def _times(b, total, deviation):
-    return b.fptosi(_call(b, "rint", _FLOATS, b.fmul(b.sitofp(total, _FLOATS), deviation)), _INTS)
+    return _rounded(b, b.fmul(b.sitofp(total, _FLOATS), deviation))
+
+
+def _rounded(b, x):
+    """`rint` of float32 as integers: one instruction where the machine has AVX-512."""
+    if not llvmlite.binding.get_host_cpu_features().get("avx512f"):
+        return b.fptosi(_call(b, "rint", _FLOATS, x), _INTS)
+    ints, floats = ir.VectorType(_I32, 16), ir.VectorType(ir.FloatType(), 16)
+    mask, mode = ir.Constant(ir.IntType(16), -1), ir.Constant(_I32, 4)  # all lanes; the mode that the processor is in: to the nearest
+    convert = b.module.declare_intrinsic(
+        "llvm.x86.avx512.mask.cvtps2dq.512", (), ir.FunctionType(ints, [floats, ints, mask.type, mode.type]))
+    parts = [b.call(convert, [_part(b, x, first), ir.Constant(ints, [0] * 16), mask, mode]) for first in range(0, WIDE, 16)]
+    return _joined(b, parts)
+
+
+def _part(b, x, first):
+    """Sixteen lanes of a vector."""
+    return b.shuffle_vector(x, x, ir.Constant(_HALF, list(range(first, first + 16))))
+
+
+def _joined(b, parts):
+    while len(parts) > 1:
+        both = ir.Constant(ir.VectorType(_I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+        parts = [b.shuffle_vector(*pair, both) for pair in zip(parts[::2], parts[1::2])]
+    return parts[0]
 
 
 @intrinsic
@@ -120,7 +141,7 @@ def curved(typingctx, u, start, b0, b1, b2, taken):
         start, b0, b1, b2, taken = (_broadcast(b, value, _FLOATS) for value in args[1:])
         total = b.fadd(b.sitofp(args[0], _FLOATS), start)
         inner = b.fadd(b0, b.fmul(total, b.fadd(b1, b.fmul(total, b2))))
-        return b.fptosi(_call(b, "rint", _FLOATS, b.fsub(b.fmul(total, inner), taken)), _INTS)
+        return _rounded(b, b.fsub(b.fmul(total, inner), taken))
     return ints(ints, *[types.float32] * 5), codegen
 
 

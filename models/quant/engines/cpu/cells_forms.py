@@ -1,0 +1,109 @@
+"""The ADC of cells on a grid, or of many groups at once, in the forms that vectors take."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import numpy as np
+import torch
+
+from ... import adc
+from ...mapping import MappedLayer
+from ...readout import DEVIATION, NORMAL
+from .. import accumulator_dtype
+
+# The ADC. `[., digit, slice, field]`, `.` being 1 or, with the ranges of a batch, `[group, array]`.
+# singles, doubles   `SCALE..FACTOR` as float32 and as float64
+# divide             the codes are those of a division: a product does not give all of them
+# broad              codes and sums need float64 and int64
+# low                DYNAMIC: smallest u of each entry
+# constant           what every output of a group gets besides the codes
+Forms = namedtuple("Forms", "singles doubles divide broad low constant")
+SCALE, UNIT, DELTA, LOWEST, HIGHEST, FACTOR = range(6)  # q = clip(rint(u SCALE), ..) or clip(rint(u UNIT / DELTA), ..), times FACTOR
+FORM = 6
+
+
+def static_forms(layer: MappedLayer) -> Forms:
+    """The ADC of a layer whose ranges are fixed."""
+    spec = layer.spec
+    kinds = list(np.ndindex(len(spec.digit_bits), len(spec.slice_bits)))
+    forms = np.zeros((1, len(spec.digit_bits), len(spec.slice_bits), FORM))
+    for z, k in kinds:
+        delta, q_min, bits = layer.converter(z, k)
+        factor = layer.multiplier(z, k) << (spec.dac_bits * z + spec.cell_bits * k)
+        forms[0, z, k] = layer.unit / delta, layer.unit, delta, q_min, q_min + 2**bits - 1, factor if bits else 0
+    singles = forms.astype(np.float32)
+    largest = (np.abs(forms[..., [LOWEST, HIGHEST]]).max(-1) * forms[..., FACTOR]).sum(1).max()
+    low, high = np.array([_read_range(layer, k) for k in range(len(spec.slice_bits))]).T
+    low, high = int(low.min()), int(high.max())
+    broad = largest >= 2**24 or max(-low, high) >= 2**24 or accumulator_dtype(layer) != torch.int32
+    divide = False
+    if not broad:
+        divide = not all(_scale(layer, z, k, singles[0, z, k]) for z, k in kinds)
+        broad = divide and not all(_divides(layer, z, k, singles[0, z, k]) for z, k in kinds)
+    return Forms(singles, forms, divide, broad, np.zeros((1, *forms.shape[1:3]), np.int64),
+                 np.zeros(layer.geometry.groups, np.int64))
+
+
+def no_adc_forms(layer: MappedLayer) -> Forms:
+    """Every read as it is, as the code of an ADC with steps of one u."""
+    spec = layer.spec
+    forms = np.zeros((1, len(spec.digit_bits), len(spec.slice_bits), FORM))
+    forms[..., UNIT] = forms[..., DELTA] = 1
+    forms[..., LOWEST], forms[..., HIGHEST] = -(2**31), 2**31
+    place = spec.dac_bits * np.arange(forms.shape[1])[:, None] + spec.cell_bits * np.arange(forms.shape[2])
+    forms[..., FACTOR] = 2.0**place
+    return Forms(forms.astype(np.float32), forms, True, True, np.zeros((1, *forms.shape[1:3]), np.int64),
+                 np.zeros(layer.geometry.groups, np.int64))
+
+
+def _scale(layer, z, k, form):
+    """Whether a product gives the ADC's codes for every u; `SCALE` may move by one place."""
+    u, codes = _codes(layer, z, k)
+    for scale in (form[SCALE], np.nextafter(form[SCALE], np.float32(np.inf)), np.nextafter(form[SCALE], np.float32(0))):
+        if np.array_equal(np.rint(u * np.float64(scale)).clip(form[LOWEST], form[HIGHEST]), codes):
+            form[SCALE] = scale
+            return True
+    return False
+
+
+def _divides(layer, z, k, form):
+    u, codes = _codes(layer, z, k)
+    return np.array_equal(np.rint(u * form[UNIT] / form[DELTA]).clip(form[LOWEST], form[HIGHEST]), codes)
+
+
+def _read_range(layer, k):
+    """Smallest and largest u of slice `k` that a converter can see: a sum of four entries of the noise's table is bounded too."""
+    (low, high), readout = layer.u_range(k), layer.readout
+    if readout is None:
+        return low, high
+    if readout.curve is not None:  # bit lines that load themselves carry less, and never more than cells without wires
+        low, high = 2 * low, 2 * high
+    if readout.noisy:
+        c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
+        most = layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2
+        cell = max(int(layer.cells.values[k].abs().max()), int(layer.cells.reference[k].abs().max()))
+        reach = int(4 * max(NORMAL) / DEVIATION * (readout.base + most * (1 + m) * (abs(c0) + abs(c1) * cell)) ** 0.5) + 2
+        low, high = low - reach, high + reach
+    gain = 1.0 if readout.gain is None else max(1.0, float(readout.gain.max()))
+    offset = 0 if readout.offset is None else int(readout.offset.abs().max())
+    return int(low * gain) - 1 - offset, int(high * gain) + 1 + offset
+
+
+def _codes(layer, z, k):
+    low, high = _read_range(layer, k)
+    u = np.arange(low, high + 1)
+    return u.astype(np.float32), adc.transfer(u, layer.unit, *layer.converter(z, k)).astype(np.float32)
+
+
+def dynamic_forms(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Forms:
+    """The ADC whose ranges are the smallest and largest u of the batch, low and high int64 `[group, array, digit, slice]`."""
+    spec, span = layer.spec, high - low
+    place = spec.dac_bits * np.arange(low.shape[2])[:, None] + spec.cell_bits * np.arange(low.shape[3])
+    forms = np.zeros((*span.shape, FORM))
+    forms[..., UNIT], forms[..., HIGHEST] = 1, 2**spec.adc_bits - 1
+    forms[..., DELTA] = np.maximum(span, 1).astype(np.float32) / np.float32(2**spec.adc_bits)
+    forms[..., FACTOR] = span << place
+    flat = forms.reshape(-1, *forms.shape[2:])
+    return Forms(flat.astype(np.float32), flat, True, True, low.reshape(-1, *low.shape[2:]),
+                 (low << place).sum(axis=(1, 2, 3)) << spec.adc_bits)

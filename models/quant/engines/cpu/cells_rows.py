@@ -1,0 +1,48 @@
+"""Sums of reads by rows: of 16-bit rows of cells, those that are on are added, 128 columns at a time."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from .cells_plan import UNROLL
+from .simd import int64_at, uint32_at
+from .wide import WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, widened
+
+
+@njit(forceinline=True)
+def add_rows(shape, at, weights, first, end, target):
+    """u of the two vectors of a tile, whose cells are at `weights`, of the reads of output pixels `first` to `end`, to address `target`."""
+    for x in range(first, end):
+        for z in range(shape.digits):
+            u0, u1 = _sum_rows(shape, at, weights, x, z)
+            place = ((x - first) * shape.digits + z) * shape.tile
+            store_ints(target, place, u0)
+            store_ints(target, place + WIDE, u1)
+
+
+@njit(forceinline=True)
+def _sum_rows(shape, at, weights, x, z):
+    """Sums of 16 bits over as many rows as they hold, added in 32 bits."""
+    u0 = u1 = full_i32(0)
+    first_bit = int64_at(at.digit_start, z)
+    for i in range(first_bit, int64_at(at.digit_start, z + 1)):
+        r = int64_at(at.pixel_row_at, x * shape.input_bits + i)
+        end = r + int64_at(at.pixel_row_count, x * shape.input_bits + i)
+        while r < end:
+            stop = min(end, r + shape.chunk)
+            s0 = s1 = full_i16(0)
+            while r < stop:  # beyond the end of a list stand rows of zeros
+                a, b = uint32_at(at.lists, r), uint32_at(at.lists, r + 1)
+                c, d = uint32_at(at.lists, r + 2), uint32_at(at.lists, r + 3)
+                s0 = _with_rows(s0, weights, a, b, c, d)
+                s1 = _with_rows(s1, weights + 2 * WIDE, a, b, c, d)
+                r += UNROLL
+            u0 = added(u0, shifted_up(widened(s0), i - first_bit))
+            u1 = added(u1, shifted_up(widened(s1), i - first_bit))
+    return u0, u1
+
+
+@njit(forceinline=True)
+def _with_rows(total, weights, a, b, c, d):
+    return added_shorts(total, added_shorts(added_shorts(load_shorts(weights, a), load_shorts(weights, b)),
+                                            added_shorts(load_shorts(weights, c), load_shorts(weights, d))))
