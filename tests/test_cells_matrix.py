@@ -25,11 +25,12 @@ def way(request, monkeypatch):
         monkeypatch.setattr(cells, "can_multiply", lambda: False)
     monkeypatch.setattr(cells, "TILE_ROWS", 0)
     monkeypatch.setattr(cells_matrix, "SPARSEST", 1000)
+    monkeypatch.setattr(cells_matrix, "FEWEST", 1)
     return request.param
 
 
 @given(case=grid_cases(adc_ranges=["calibrated", "dynamic"]))
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_layer(way, case):
     layer = case.layer()
     assume(engine.unsupported(layer, torch.device("cpu")) is None)

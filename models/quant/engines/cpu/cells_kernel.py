@@ -1,8 +1,9 @@
-"""The loop over a layer whose cells lie on a grid: sums of 16-bit rows over the active rows only, tile by tile.
+"""The loop over a layer whose cells lie on a grid, tile by tile: sums of cells (`cells_rows`, `cells_matrix`), what reads have besides
+(`cells_reads`), codes.
 
-Threads take images or bands of rows. For a strip of output rows: arrays, slices, tiles of columns, pixels, digits. The cells of one array
-and tile stay in the first-level cache while the pixels pass; a read is converted in registers, the codes of all digits of a pixel
-are added there too, and what is stored is their sum.
+Threads take images or bands of rows. For a strip of output rows: arrays, slices, tiles of columns, pixels, digits. The cells of one
+array and tile stay in the first-level cache while the pixels pass; the sums of a few pixels are kept there until they are converted,
+the codes of all digits of a pixel are added in registers, and what is stored is their sum.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .cache import SOURCES
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from .cells_matrix import multiply, pack
 from .cells_plan import Besides, Plan, Shape
-from .cells_reads import CHANGED, CURVED, NOISY, Place, add_references, add_squares, read
+from .cells_reads import CHANGED, CURVED, NOISY, Place, add_keys, add_references, add_squares, read
 from .cells_rows import add_rows
 from .finish import Pixel, finish_pixel
 from .output import NOT_TO_CODES, ToCodes
@@ -42,10 +43,11 @@ Strip = namedtuple("Strip", "y width start count")
 Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts u_min")
 
 # Addresses of the arrays of `Plan`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.Addresses`.
-# pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of a strip; pixel_ones: sum of the latter
+# pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of a strip
 # pixel_reference                 sum of the reference cells under each pixel and digit, of one array and slice
+# pixel_key                       key of the noise under each pixel and digit, of one array and slice
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
-# codes_row, panel                see `cells_matrix.pack`; sums: u of two turns, int32 `[pixel, digit, column of a tile]`
+# codes_row, panel                see `cells_matrix.pack`; sums: u of a turn, int32 `[pixel, digit, column of a tile]`
 # reads                           u of 64 columns
 # analog .. seed                  of `cells_plan.Besides`
 Addresses = namedtuple("Addresses", """
@@ -54,12 +56,12 @@ Addresses = namedtuple("Addresses", """
     singles doubles divide low constant
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts u_min bins
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_ones pixel_reference pixel_squares drive codes_row panel sums acc exact_acc
-    step total reads""")
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_key drive codes_row panel
+    sums acc exact_acc step total reads""")
 
 Buffers = namedtuple("Buffers", """
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_ones pixel_reference pixel_squares drive codes_row panel sums acc exact_acc
-    step total reads""")
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_key drive codes_row panel
+    sums acc exact_acc step total reads""")
 
 
 
@@ -138,42 +140,32 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
     for t in range(shape.arrays):
         for x in range(count):
             active_rows(shape, at, source, t, strip.y + x // strip.width, x % strip.width, x)
-            ones = 0
             for i in range(shape.input_bits):
                 put_int64(at.pixel_row_at, x * shape.input_bits + i, int64_at(at.row_at, i))
                 put_int64(at.pixel_row_count, x * shape.input_bits + i, int64_at(at.row_count, i))
-                ones += int64_at(at.row_count, i)
-            put_int64(at.pixel_ones, x, ones)
         if shape.matrix:
             pack(shape, at, source, codes, t, strip)
         array = group * shape.arrays + t
         if op & NOISY:
             add_squares(shape, at, count)
         for k in range(shape.slices):
-            if op & (NOISY | CURVED) and shape.digits == shape.input_bits:
+            if shape.digits == shape.input_bits and (op & CURVED or op & NOISY and float64_at(at.noise, 3 * k + 1) != 0):
                 add_references(shape, at, group, t, k, count)
+            if op & NOISY:
+                add_keys(shape, at, besides, strip, t, k)
             for tile in range(shape.tiles):
                 weights = at.weights + 2 * (int64_at(at.array_base, array)
                                             + (k * shape.tiles + tile) * int64_at(at.tile_stride, t))
-                for first in range(-shape.turn, count, shape.turn):
-                    # Sums are made a turn before they are read, in between its pixels: what multiplies and what converts work side by side.
-                    ahead = first + shape.turn
-                    target = at.sums + ahead // shape.turn % 2 * 4 * TILE_ROWS * shape.tile
-                    if ahead < count and not shape.matrix:
-                        add_rows(shape, at, weights, ahead, min(count, ahead + shape.turn), target)
-                    for part in range(shape.turn):
-                        if ahead < count and shape.matrix:
-                            multiply(shape, at, weights, t, ahead * shape.digits, target, part)
-                        x = first + part
-                        if not 0 <= x < count or op == STATIC and int64_at(at.pixel_ones, x) == 0:  # padding: its codes are 0
-                            continue
-                        sums = at.sums + 4 * (first // shape.turn % 2 * TILE_ROWS + part * shape.digits) * shape.tile
-                        image = pixel = 0
-                        if op & NOISY:
-                            image = (strip.start + x) // besides.pixels + besides.first_image
-                            pixel = (strip.start + x) % besides.pixels
+                for first in range(0, count, shape.turn):
+                    end = min(count, first + shape.turn)
+                    if shape.matrix:
+                        multiply(shape, at, weights, t, first * shape.digits)
+                    else:
+                        add_rows(shape, at, weights, first, end)
+                    for x in range(first, end):
                         for half in range(0, min(shape.tile, shape.out_channels - tile * shape.tile), WIDE):
-                            place = Place(group, t, array, k, tile * shape.tile + half, x, image, pixel, sums + 4 * half)
+                            sums = (x - first) * shape.digits * shape.tile + half
+                            place = Place(group, t, array, k, tile * shape.tile + half, x, sums)
                             if op % NOISY == RANGES:
                                 _keep_extremes(shape, at, place, op)
                             elif op % NOISY == HISTOGRAM:
@@ -182,6 +174,17 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
                                 _add_codes(shape, at, place, op)
                             else:
                                 _add_broad_codes(shape, at, place, op)
+
+
+@njit(forceinline=True)
+def _is_idle(shape, at, x, z, op):
+    """Whether a read of digit `z` of pixel `x` is 0 in all columns."""
+    if op >= NOISY:
+        return False
+    for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
+        if int64_at(at.pixel_row_count, x * shape.input_bits + i):
+            return False
+    return True
 
 
 @njit(forceinline=True)
@@ -198,7 +201,7 @@ def _add_codes(shape, at, place, op):
     for z in range(shape.digits):
         form = at.singles + 4 * FORM * (z * shape.slices + place.k)
         factor = float32_at(form, FACTOR)
-        if factor == 0:
+        if factor == 0 or _is_idle(shape, at, place.x, z, op):
             continue
         u = read(shape, at, place, z, op)
         low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
@@ -264,11 +267,12 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
         row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
         pixel_row_at=np.empty(width * shape.input_bits, np.int64), pixel_row_count=np.empty(width * shape.input_bits, np.int64),
-        pixel_ones=np.empty(width, np.int64), pixel_reference=np.zeros(width * shape.digits, np.int64), pixel_squares=np.empty(width * shape.digits, np.int64),
+        pixel_reference=np.zeros(width * shape.digits, np.int64),
+        pixel_squares=np.empty(width * shape.digits, np.int64), pixel_key=np.empty(width * shape.digits, np.uint64),
         drive=np.zeros(shape.reference_rows + 1, np.int64),
         codes_row=np.empty(shape.panel_row, np.uint8),
         panel=aligned((width * shape.digits + TILE_ROWS) * 2 * shape.panel_row, np.empty(0, np.uint8)),
-        sums=aligned(2 * TILE_ROWS * shape.tile, np.empty(0, np.int32)),
+        sums=aligned(TILE_ROWS * shape.tile, np.empty(0, np.int32)),
         acc=aligned(narrow_sums, np.empty(0, np.int32)), exact_acc=np.empty(broad_sums, np.int64),
         step=np.empty(shape.slice_vectors * LANES, np.int64), total=np.empty(shape.slice_vectors * LANES),
         reads=np.empty(WIDE, np.int32))
@@ -297,7 +301,8 @@ def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, o
         lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
         row_count=buffers.row_count.ctypes.data, pixel_row_at=buffers.pixel_row_at.ctypes.data,
         pixel_row_count=buffers.pixel_row_count.ctypes.data,
-        pixel_ones=buffers.pixel_ones.ctypes.data, pixel_reference=buffers.pixel_reference.ctypes.data, pixel_squares=buffers.pixel_squares.ctypes.data,
+        pixel_reference=buffers.pixel_reference.ctypes.data,
+        pixel_squares=buffers.pixel_squares.ctypes.data, pixel_key=buffers.pixel_key.ctypes.data,
         drive=buffers.drive.ctypes.data, codes_row=buffers.codes_row.ctypes.data, panel=buffers.panel.ctypes.data,
         sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data,
         exact_acc=buffers.exact_acc.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,

@@ -22,6 +22,7 @@ from .wide import WIDE
 
 STEP = TILE_BYTES  # rows of one product
 SPARSEST = 2  # a layer is run so where filling its arrays up makes them no longer than so many times
+FEWEST = 2
 _BYTE, _BYTES = ir.IntType(8), ir.VectorType(ir.IntType(8), STEP)
 
 
@@ -31,11 +32,12 @@ def scale_bits(layer: MappedLayer) -> int:
 
 
 def fits(layer: MappedLayer, cells: np.ndarray) -> bool:
-    """Whether two bytes hold each cell, and the arrays are not mostly zeros that fill them up."""
+    """Whether two bytes hold each cell, the arrays are not mostly zeros that fill them up, and digits that are packed are used for
+    `FEWEST` slices."""
     half, largest = 2 ** scale_bits(layer) // 2, 2**7 * 2 ** scale_bits(layer)
     rows = sum(stop - start for start, stop in layer.arrays)
     filled = sum(filled_rows(stop - start) for start, stop in layer.arrays)
-    return half > 0 and -largest <= cells.min() and cells.max() < largest - half and filled <= SPARSEST * rows
+    return half > 0 and -largest <= cells.min() and cells.max() < largest - half and filled <= SPARSEST * rows and len(cells) >= FEWEST
 
 
 def filled_rows(rows):
@@ -113,15 +115,11 @@ def pack(shape, at, source, codes, t, strip):
 
 
 @njit(forceinline=True)
-def multiply(shape, at, weights, t, first, target, part):
-    """u of the 64 columns whose cells of array `t` are at `weights`, of the `TILE_ROWS` reads from `first` on, to address `target`:
-    part `part` of `shape.turn` of the work, in order; the sums are there after the last."""
+def multiply(shape, at, weights, t, first):
+    """u of the 64 columns whose cells of array `t` are at `weights`, of the `TILE_ROWS` reads from `first` on, to `at.sums`."""
     rows = int64_at(at.tile_stride, t) // WIDE
     digits, stride = at.panel + first * 2 * rows, 2 * rows
-    steps = stride // STEP
-    if part == 0:
-        clear_sums()
-    for step in range(part * steps // shape.turn, (part + 1) * steps // shape.turn):
+    clear_sums()
+    for step in range(stride // STEP):
         add_products(digits + step * STEP, stride, weights + step * STEP * WIDE)
-    if part == shape.turn - 1:
-        put_sums(target, 4 * WIDE)
+    put_sums(at.sums, 4 * WIDE)

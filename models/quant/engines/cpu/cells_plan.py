@@ -23,9 +23,9 @@ UNROLL = 4  # rows that are added at a time
 # A layer as the kernel sees it; the names that `rows` and `finish` use mean what they mean in `layout.Shape`.
 Shape = namedtuple("Shape", """
     out_channels channels groups arrays stride_y stride_x pad_top pad_left reach_y input_bits blocks slots digits slices steps
-    slice_vectors matrix tile tiles turn chunk scale_bits panel_row reference_rows""")
+    slice_vectors matrix tile tile_bits tiles turn chunk scale_bits panel_row reference_rows""")
 # matrix    whether reads are products of matrices (`cells_matrix`), or sums of rows (`cells_rows`)
-# tile      columns of one; tiles: of one slice
+# tile      columns of one, 2 to the power of tile_bits; tiles: of one slice
 # turn      pixels that are read one tile at a time
 # chunk     rows whose sum 16 bits hold, a multiple of UNROLL
 # scale_bits, panel_row   of `cells_matrix`: of m; rows of the largest array, 0 if there are none
@@ -67,7 +67,8 @@ def plan(layer: MappedLayer, matrix: bool) -> tuple[Shape, Plan]:
         stride_y=geometry.stride[0], stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2],
         reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1, input_bits=spec.a_bits, blocks=tile // LANES,
         slots=int(slot[-1] + rows.max() + TURN), digits=len(spec.digit_bits), slices=slices, steps=int(step.max()) + 1,
-        slice_vectors=padded_columns(layer) // LANES, matrix=matrix, tile=tile, tiles=tiles,
+        slice_vectors=padded_columns(layer) // LANES, matrix=matrix, tile=tile,
+        tile_bits=tile.bit_length() - 1, tiles=tiles,
         turn=max(1, TILE_ROWS // len(spec.digit_bits)), chunk=_chunk(cells), scale_bits=cells_matrix.scale_bits(layer),
         panel_row=int(filled.max()) if matrix else 0, reference_rows=cells.shape[2] + len(layer.arrays))
     words = aligned(int(array_base[-1]), np.empty(0, np.int16))

@@ -7,21 +7,21 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-from .simd import LANES, float64_at, int32_at, int64_at, put_int64, uint32_at
+from .simd import LANES, float64_at, int32_at, int64_at, put_int64, put_uint64, uint32_at, uint64_at
 from .wide import added, load_ints
 from .wide_noise import UNIT, converted_by, curved, noise, noise_of_one_variance, read_key
 
 NOISY, CURVED, CHANGED = 8, 16, 32  # added to an operation of `buffers`: what reads have besides; each sum is compiled by itself
 
 # The reads of 64 columns at one output pixel, a digit each. array, that of all groups; column, the first of 64 in its group; x, the
-# pixel in its row; image and pixel, its numbers in the set and the image; sums, address of u of the first digit.
-Place = namedtuple("Place", "group t array k column x image pixel sums")
+# pixel in its strip; sums, where u of the first digit stands in `at.sums`.
+Place = namedtuple("Place", "group t array k column x sums")
 
 
 @njit(forceinline=True)
 def read(shape, at, place, z, op):
     """u as the converters of 64 columns see it."""
-    u = load_ints(place.sums, z * shape.tile)
+    u = load_ints(at.sums, place.sums + z * shape.tile)
     columns = shape.slice_vectors * LANES
     if op & NOISY:
         low, high, at_zero, slope, reference = _noise_of_read(shape, at, place, z)
@@ -44,15 +44,25 @@ def read(shape, at, place, z, op):
 
 @njit(forceinline=True)
 def add_references(shape, at, group, t, k, count):
-    """The sum of the reference cells in the active rows of each pixel and digit of one bit, to `pixel_reference`. (Of more bits no
-    read needs it: `engine.unsupported`.)"""
+    """The sum of the reference cells in the active rows of each pixel and digit of one bit, to `pixel_reference`.
+    (Of more bits no read needs it: `engine.unsupported`.)"""
     rows = int64_at(at.reference_base, t) + (k * shape.groups + group) * shape.reference_rows
     for x in range(count):
         for z in range(shape.digits):
             r, total = int64_at(at.pixel_row_at, x * shape.input_bits + z), 0
             for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + z)):
-                total += int32_at(at.reference, rows + uint32_at(at.lists, i) // shape.tile)
+                total += int32_at(at.reference, rows + (uint32_at(at.lists, i) >> shape.tile_bits))
             put_int64(at.pixel_reference, x * shape.digits + z, total)
+
+
+@njit
+def add_keys(shape, at, besides, strip, t, k):
+    """The key of the noise of each pixel's and digit's read of array t and slice k, to `pixel_key`: all its columns use it."""
+    for x in range(strip.count):
+        image, pixel = (strip.start + x) // besides.pixels + besides.first_image, (strip.start + x) % besides.pixels
+        for z in range(shape.digits):
+            counter = ((pixel * shape.arrays + t) * shape.digits + z) * shape.slices + k
+            put_uint64(at.pixel_key, x * shape.digits + z, read_key(at.seed, image, counter))
 
 
 @njit
@@ -69,7 +79,7 @@ def add_squares(shape, at, count):
                 for bit in range(first, end):
                     r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
                     for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
-                        total += int64_at(at.drive, uint32_at(at.lists, i) // shape.tile) << (bit - first)
+                        total += int64_at(at.drive, uint32_at(at.lists, i) >> shape.tile_bits) << (bit - first)
                 _drive(shape, at, x, first, end, -1)
             put_int64(at.pixel_squares, x * shape.digits + z, total)
 
@@ -80,19 +90,18 @@ def _drive(shape, at, x, first, end, sign):
     for bit in range(first, end):
         r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
         for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
-            row = uint32_at(at.lists, i) // shape.tile
+            row = uint32_at(at.lists, i) >> shape.tile_bits
             put_int64(at.drive, row, int64_at(at.drive, row) + (sign << (bit - first)))
 
 
 @njit(forceinline=True)
 def _noise_of_read(shape, at, place, z):
     """(the halves of its key, its variance as `at_zero + slope (2 u + reference)`) of a read."""
-    counter = ((place.pixel * shape.arrays + place.t) * shape.digits + z) * shape.slices + place.k
-    key = read_key(at.seed, place.image, counter)
-    squares = int64_at(at.pixel_squares, place.x * shape.digits + z)
-    at_zero = np.float32(at.base + float64_at(at.noise, 3 * place.k) * squares)
+    at_read = place.x * shape.digits + z
+    key = uint64_at(at.pixel_key, at_read)
+    at_zero = np.float32(at.base + float64_at(at.noise, 3 * place.k) * int64_at(at.pixel_squares, at_read))
     slope = np.float32(float64_at(at.noise, 3 * place.k + 1))
-    reference = int64_at(at.pixel_reference, place.x * shape.digits + z) * np.int64(float64_at(at.noise, 3 * place.k + 2))
+    reference = int64_at(at.pixel_reference, at_read) * np.int64(float64_at(at.noise, 3 * place.k + 2))
     return np.int64(key & np.uint64(0xFFFFFFFF)), np.int64(key >> np.uint64(32)), at_zero, slope, reference
 
 
