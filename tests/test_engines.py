@@ -651,6 +651,7 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
         x = torch.tensor([1.0, 2.0]).bfloat16()
         hits = elementwise._pact_forward.stats.cache_hits
         print(elementwise.pact_forward(x, torch.tensor(3.0), 3).tolist(), sum(hits.values()))
+        elementwise.scaled(torch.ones(1, 1, 1, 1, dtype=torch.int32), x[:1].float(), x[:1].float())
     """
 
     def run():
@@ -666,6 +667,9 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
     line = "return types.float32(types.uint32), lambda context, b, sig, args: b.bitcast(args[0], ir.FloatType())"
     assert line in text
     simd.write_text(text.replace(line, line.replace("b.bitcast(args[0], ir.FloatType())", "ir.Constant(ir.FloatType(), 3.0)")))
+    assert run() == "[3.0, 3.0] 0\n"
+    for file in (tmp_path / "models").rglob("*.py"):  # what is kept has a type that is there no longer
+        file.write_text(file.read_text().replace("ToCodes", "OtherCodes"))
     assert run() == "[3.0, 3.0] 0\n"
 
 

@@ -6,6 +6,7 @@ this user can read and which goes with the process.
 """
 
 import atexit
+import contextlib
 import hashlib
 import logging
 import os
@@ -28,10 +29,22 @@ def _probe() -> None:
     """A function of this folder: Numba looks for a place to write to by the file that a function stands in."""
 
 
+def _drop_older(folder: Path) -> None:
+    """Remove what was kept of other versions of these files. Numba would compile it anew too, but reads its lists before it looks at
+    their age, and fails where a type in them has moved to another file since."""
+    mark = folder / "sources"
+    with contextlib.suppress(OSError):
+        if mark.exists() and mark.read_text() == str(SOURCES):
+            return
+        for index in folder.glob("*.nbi"):
+            index.unlink(missing_ok=True)
+        mark.write_text(str(SOURCES))
+
+
 def _find_folder() -> None:
     """See that Numba has a folder to keep compiled functions in, for this process and those that it starts."""
     try:
-        numba.njit(cache=True)(_probe)
+        _drop_older(Path(numba.njit(cache=True)(_probe).stats.cache_path))
     except RuntimeError:
         folder = tempfile.mkdtemp(prefix="numba-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
