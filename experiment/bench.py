@@ -85,7 +85,9 @@ class Bench:
         of = self.settings
         if self.others:
             self.net, self.original, self.shown = conversion.start_evaluation(self.others, of, self.checkpoint, self.device, log)
-            distributed.same_weights(self.net)  # scales that were fitted have the last bits of the machine
+            for network in (self.net, self.original):  # scales that were fitted have the last bits of the machine
+                if network is not None:
+                    distributed.same_weights(network)
             self.check(of.settings)
         else:
             self.shown = images.load(of, self.checkpoint, self.device, log)

@@ -144,7 +144,7 @@ class Stopped(Exception):
 
 class StopRequest:
     """Within `with`, Ctrl-C and SIGTERM raise Stopped at the next check() instead of breaking into a step. A second Ctrl-C
-    does not wait.
+    does not wait; a second SIGTERM, which a process may get from its launcher and from a batch system, does.
 
     Attributes: signal, the number of the signal that came, or None.
     """
@@ -162,7 +162,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, signal.default_int_handler)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
 
     def check(self) -> None:
         """Raises: Stopped, when a signal has come."""

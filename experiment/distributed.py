@@ -304,7 +304,7 @@ def same_tensors(tensors: Iterable[torch.Tensor]) -> None:
 
 def same_weights(network: nn.Module) -> None:
     """Give a network the parameters and buffers that it has in process 0."""
-    same_tensors(network.state_dict().values())
+    same_tensors([*network.parameters(), *network.buffers()])
 
 
 def own_random_numbers(seed: int) -> None:

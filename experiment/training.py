@@ -269,19 +269,19 @@ class Run:
         self.writer = SummaryWriter(self.folder, purge_step=done) if first else contextlib.nullcontext()
         self.bar = tqdm(total=settings.epochs * self.steps * self.images, initial=done * self.images, unit="img", disable=not first,
                         unit_scale=True, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 60)
-        try:
-            with self.stop, self.bar, self.writer, logging_redirect_tqdm([self.log]):
+        with self.stop, self.bar, self.writer, logging_redirect_tqdm([self.log]):
+            try:
                 if not done:  # from here on a run that dies can go on
                     self.save()
                 while self.epoch < settings.epochs:
                     self.train_epoch()
                     self.end_epoch()
                 self.test()
-        except Stopped:
-            self.save()
-            self.log.info(f"stopped after {self.epoch} of {settings.epochs} epochs and {self.step} steps; continue with: "
-                          f"python train.py --resume {self.folder / CHECKPOINT}")
-            return 128 + self.stop.signal  # as a shell reports a process that the signal ended
+            except Stopped:
+                self.save()
+                self.log.info(f"stopped after {self.epoch} of {settings.epochs} epochs and {self.step} steps; continue with: "
+                              f"python train.py --resume {self.folder / CHECKPOINT}")
+                return 128 + self.stop.signal  # as a shell reports a process that the signal ended
         return 0
 
     def test(self) -> None:

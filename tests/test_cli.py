@@ -191,8 +191,11 @@ def test_the_first_signal_waits_for_a_check_and_a_second_ctrl_c_does_not(number)
         assert stop.signal == number
         with pytest.raises(Stopped):
             stop.check()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+        else:
+            signal.raise_signal(number)  # a launcher and a batch system may both send one
     assert signal.getsignal(number) is before
     StopRequest().check()  # every request has a signal of its own
 

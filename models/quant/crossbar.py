@@ -206,6 +206,7 @@ class CrossbarLayer(OnArrays):
         spec = replace(self.spec, adc_range="ideal", weights="offset")
         return replace(layer, spec=spec, reference_twice=self._reference_twice(spec), cells=None, worth=2)
 
+
 class Qconv2dDoreFa(CrossbarLayer, Qconv2d):
     """A convolution on crossbars: any kernel, stride, padding (numbers, pairs, 'same'), dilation, groups, bias.
 

@@ -44,7 +44,9 @@ def _drop_older(folder: Path) -> None:
 def _find_folder() -> None:
     """See that Numba has a folder to keep compiled functions in, for this process and those that it starts."""
     try:
-        _drop_older(Path(numba.njit(cache=True)(_probe).stats.cache_path))
+        kept = numba.njit(cache=True)(_probe)
+        if not numba.config.DISABLE_JIT:
+            _drop_older(Path(kept.stats.cache_path))
     except RuntimeError:
         folder = tempfile.mkdtemp(prefix="numba-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -58,10 +58,10 @@ def no_adc_forms(layer: MappedLayer) -> Forms:
 
 
 def _scale(layer, z, k, form):
-    """Whether a product gives the ADC's codes for every u; `SCALE` may move by one place."""
+    """Whether a product, rounded once, gives the ADC's codes for every u; `SCALE` may move by one place."""
     u, codes = _codes(layer, z, k)
     for scale in (form[SCALE], np.nextafter(form[SCALE], np.float32(np.inf)), np.nextafter(form[SCALE], np.float32(0))):
-        if np.array_equal(np.rint(u * np.float64(scale)).clip(form[LOWEST], form[HIGHEST]), codes):
+        if np.array_equal(np.rint(u.astype(np.float64) * np.float64(scale)).clip(form[LOWEST], form[HIGHEST]), codes):
             form[SCALE] = scale
             return True
     return False

@@ -64,7 +64,6 @@ Buffers = namedtuple("Buffers", """
     sums acc exact_acc step total reads""")
 
 
-
 def run(shape: Shape, plan: Plan, forms: Forms, besides: Besides, a_codes: torch.Tensor, size: tuple[int, int], pixels: int, op: int, *,
         out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
         offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None,

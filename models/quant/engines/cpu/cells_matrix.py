@@ -22,7 +22,7 @@ from .wide import WIDE
 
 STEP = TILE_BYTES  # rows of one product
 SPARSEST = 2  # a layer is run so where filling its arrays up makes them no longer than so many times
-FEWEST = 2
+FEWEST = 2  # slices: packing digits costs about as much as adding the rows of one
 _BYTE, _BYTES = ir.IntType(8), ir.VectorType(ir.IntType(8), STEP)
 
 

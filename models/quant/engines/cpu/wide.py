@@ -163,7 +163,7 @@ def _clipped(b, x, low, high, vector):
 
 
 full_f32, code_f32, code_of_quotient_f32, add_product_f32, add_to_int32 = _kind(_FLOATS, floats, _F32)
-full_f64, code_f64, code_of_quotient_f64, add_product_f64, add_to_int64 = _kind(_DOUBLES, doubles, _F64)
+full_f64, _, code_of_quotient_f64, add_product_f64, add_to_int64 = _kind(_DOUBLES, doubles, _F64)
 
 
 @intrinsic
