@@ -10,6 +10,7 @@ that choose quantizers and ADC ranges are others than those that are classified.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 from common import markdown_table, median_seconds, write_results
@@ -91,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
                             "float32_seconds_an_image": plain / 8}
             times = f"{1e3 * simulated / 8:.0f}", f"{1e3 * plain / 8:.0f}", f"{conversion:.0f}"
             rows.append([title, f"{same:.1f} %", f"{sqnr:.1f}", *times])
+            print(*rows[-1], sep=", ", file=sys.stderr)
     sections = [f"EfficientNet-Lite0, published weights, {args.images} crops of {SIZE} x {SIZE}, batch 8; quantizers and ranges from "
                 f"{args.calib_images} others.",
                 markdown_table(["setting", "answers as float", "SQNR of the logits, dB", "ms an image", "float32, ms", "conversion, s"],
