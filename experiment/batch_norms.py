@@ -20,8 +20,7 @@ def take_anew(network: nn.Module, batches: Iterable[torch.Tensor]) -> None:
 
     Training on chips leaves statistics behind that belong to no chip: those of the last steps, each on a chip of its own that is
     corrected for another. A calibration brings the channels of a chip to what they are without arrays, so that is what a batch
-    norm behind them has to know. (Batch norm's statistics are likewise taken anew behind other quantizers, as in Nagel et al.,
-    arXiv 2106.08295, section 4.)
+    norm behind them has to know. (Taken anew behind a quantized training too: Nagel et al., arXiv 2203.11086.)
     """
     norms = of(network)
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
