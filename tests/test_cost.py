@@ -4,6 +4,7 @@ The oracle of the energies makes each array as a list of its cells' conductances
 published figures are compositions of published parts: they guard counting and linearity, not the physics.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -189,6 +190,23 @@ def test_counting_rides_on_any_pass(tiny):
     assert list(counts.layers) == list(other.layers) and len(counts.layers) == 5
     for name, layer in counts.layers.items():
         assert np.array_equal(layer.ones, other.layers[name].ones)
+
+
+@pytest.mark.parametrize("weights", ["offset", "pair"])
+def test_weights_are_counted_with_the_images_and_anew_where_they_change(weights):
+    """So that no estimate takes longer than another: of sums of several processes' counts, and of cells of another kind too."""
+    net, images = network()
+    counts = count(net, images) + count(net, images)
+    set_spec(net, CrossbarSpec(weights=weights, adc_range="full", rows=16))
+    layers = [layer for layer in net.modules() if hasattr(layer, "w_codes")]
+    for layer in layers:
+        layer.w_codes = lambda: pytest.fail("weights were counted anew")
+    before = estimate(counts, net, Technology.load("rram_65nm")).energy
+    for layer in layers:
+        del layer.w_codes
+        layer.weight.data[0] *= 0.25
+    other = estimate(counts, copy.deepcopy(net), Technology.load("rram_65nm")).energy
+    assert estimate(counts, net, Technology.load("rram_65nm")).energy == other != before
 
 
 def test_layers_add_up_and_no_ones_cost_no_cells():

@@ -8,17 +8,16 @@ one of the lowest, whose mean is taken. In pairs a slice of an output is two bit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..crossbar import CrossbarLayer
 from ..engines.cpu.ones import Ones
 from ..pair import worth
-
-if TYPE_CHECKING:
-    from .count import LayerCounts
+from ..prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -55,25 +54,34 @@ def columns(layer: CrossbarLayer) -> Columns:
     return Columns(slice_bits, 1, tuple((0, 0) if r == 0 else (1, r // 2) if r % 2 == 0 else (2, r) for r in twice))
 
 
-def digit_ones(layer: CrossbarLayer, counts: LayerCounts) -> np.ndarray:
+def digit_ones(layer: CrossbarLayer) -> np.ndarray:
     """How many cells of each row hold each bit of the numbers that lie on cells: int64 `[bits, groups, rows]`, from which
-    `level_sums` makes those of all cells. Counted anew where the weights are others."""
-    paired, quantizer = layer.spec.weights == "pair", layer.weight_quant
-    settings = paired, type(quantizer), quantizer.levels, layer.geometry.groups
-    return counts.weight_ones.get(settings, list(quantizer.buffers()), layer.w_source, lambda: _digit_ones(layer, paired))
+    `level_sums` makes those of all cells. Counted once for both ways of placing weights, and anew where the weights are others."""
+    quantizer = layer.weight_quant
+    settings = type(quantizer), quantizer.levels, layer.geometry.groups
+    kept = _ONES.setdefault(layer, Prepared())
+    codes, numbers = kept.get(settings, list(quantizer.buffers()), layer.w_source, lambda: _digit_ones(layer))
+    return numbers if layer.spec.weights == "pair" else codes
 
 
-def _digit_ones(layer: CrossbarLayer, paired: bool) -> np.ndarray:
-    codes, zero_twice = layer.w_codes().cpu(), layer.weight_quant.zero_twice
-    if paired:
-        codes = ((2 * codes.int() - zero_twice).abs() // worth(zero_twice)).to(torch.uint8)
-    out, channels, kh, kw = codes.shape
-    groups = layer.geometry.groups
+_ONES: WeakKeyDictionary[CrossbarLayer, Prepared] = WeakKeyDictionary()
+
+
+def _digit_ones(layer: CrossbarLayer) -> tuple[np.ndarray, np.ndarray]:
+    """Of the codes, and of the numbers that pairs hold."""
+    codes, zero_twice, groups = layer.w_codes().cpu(), layer.weight_quant.zero_twice, layer.geometry.groups
+    of_pairs = ((2 * torch.arange(256) - zero_twice).abs() // worth(zero_twice)).to(torch.uint8)
+    return tuple(_bits(numbers, groups, layer.spec.w_bits) for numbers in (codes, of_pairs[codes.int()]))
+
+
+def _bits(numbers: Tensor, groups: int, bits: int) -> np.ndarray:
+    """Args: numbers, uint8 `[out, in / groups, kh, kw]`."""
+    out, channels, kh, kw = numbers.shape
     found = []
-    for group in codes.view(groups, out // groups, channels, kh * kw):
-        counter = Ones(channels, kh * kw, layer.spec.w_bits)
+    for group in numbers.view(groups, out // groups, channels, kh * kw):
+        counter = Ones(channels, kh * kw, bits)
         counter.add(group.contiguous())
-        found.append(counter.sums.transpose(0, 2, 1).reshape(layer.spec.w_bits, -1))
+        found.append(counter.sums.transpose(0, 2, 1).reshape(bits, -1))
     return np.stack(found, 1)
 
 

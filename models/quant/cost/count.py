@@ -26,7 +26,6 @@ from ..calibration import without_adc
 from ..crossbar import CrossbarLayer, crossbar_layers
 from ..engines.cpu.ones import Ones, array_codes, tap_codes
 from ..mapping import array_bounds
-from ..prepared import Prepared
 from ..spec import Geometry
 from .columns import digit_ones
 
@@ -44,7 +43,6 @@ class LayerCounts:
         outputs: output pixels, once. inputs: codes that came in, once.
         ones: int64 `[a_bits, groups, rows]`, rows in (tap, channel) order, as above.
         reads: for each layout, int64 `[256]`: how many times the codes on the word lines of an array, joined by OR, were 0, 1, ...
-        weight_ones: of the weights, kept by `columns.digit_ones`.
     """
 
     w_shape: tuple[int, int, int, int]
@@ -54,7 +52,6 @@ class LayerCounts:
     inputs: int
     ones: np.ndarray
     reads: dict[Layout, np.ndarray]
-    weight_ones: Prepared = field(default_factory=Prepared, repr=False)
 
     @property
     def multiplications(self) -> int:
@@ -132,7 +129,7 @@ def counting(network: nn.Module, layouts: Iterable[Layout] | None = None) -> Ite
     counts.layers = {name: watch.result() for name, watch in watches.items() if watch.pixels}
     for name, layer in layers:
         if name in counts.layers:
-            digit_ones(layer, counts.layers[name])  # now, so that no estimate takes longer than the others
+            digit_ones(layer)  # now, so that no estimate takes longer than the others
 
 
 class _Watch:

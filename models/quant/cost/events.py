@@ -98,7 +98,7 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
     pulses = tuple(2**size - 1 for size in spec.digit_bits)
 
     on = np.tensordot(pulses_of_bit, counts.ones, 1)  # pulses on each row, [groups, rows]
-    sums = level_sums(digit_ones(layer, counts), lines.slice_bits)
+    sums = level_sums(digit_ones(layer), lines.slice_bits)
     level_pulses = tuple(
         (bits, int(on.sum()) * (out * lines.lines + wide * reference), int((on * total).sum()) + int(on.sum()) * wide * level)
         for bits, total, (reference, level) in zip(lines.slice_bits, sums, lines.reference))
