@@ -18,10 +18,11 @@ from .cli import UserError
 from .costs import Costs
 from .conversion_settings import OPTIONS
 from .eval_settings import EvalSettings, checkpoint_of
-from .evaluation import (Cache, Record, Setting, check_chips, count_reads, engines_of, is_chip, measure, measure_float, place, put,
-                         reads_of, use_cells)
+from .evaluation import Cache, Record, count_reads, measure, measure_float
+from .placing import check_chips, engines_of, is_chip, place, put, use_cells
 from .points import Points
 from .ranges import AdcRanges, RangesOfRun, entry_of
+from .setting import Setting, reads_of
 from .starting import crossbar_network
 
 FROZEN = "calibrated", "full"  # ADC ranges that --report describes

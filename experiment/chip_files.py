@@ -7,7 +7,8 @@ from torch import nn
 
 from models import quant
 
-from .evaluation import Setting, Stored, place
+from .placing import Stored, place
+from .setting import Setting
 
 
 def stored_cells(folder: str, network: nn.Module, settings: Sequence[Setting], w_bits: int) -> Stored:

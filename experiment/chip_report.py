@@ -17,8 +17,10 @@ from models.quant.gate_errors import gate_errors
 from models.quant.files import atomic_write
 
 from .data import Batches
-from .evaluation import Cache, Setting, Stored, calibrate, on_adcs, place, program
+from .evaluation import Cache, calibrate
+from .placing import Stored, on_adcs, place, program
 from .report import db, save, text_table
+from .setting import Setting
 
 STEPS = {"adc": "ADC alone", "cells": "cells alone", "both": "both", "chip": "whole chip"}
 

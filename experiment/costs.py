@@ -20,7 +20,7 @@ from models.quant.cost.events import Events, check_width
 
 from . import distributed
 from .cli import UserError
-from .evaluation import Setting
+from .setting import Setting
 
 LIST = "list"  # --cost list: say which there are
 # Keys of results and of tables: what a report has under which name, and a unit of it in SI units.

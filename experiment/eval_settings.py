@@ -20,8 +20,8 @@ from .checkpoint import load_checkpoint
 from .chips import ChipSettings, DeviceSettings
 from .cli import UserError
 from .conversion_settings import Conversion, ConversionFiles
-from .evaluation import Setting
 from .flags import BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, flag_name, option
+from .setting import Setting
 from .train_settings import HARDWARE, NGPU, ThroughADC, images_beside
 
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))

@@ -14,9 +14,8 @@ import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field, fields, replace
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,81 +23,16 @@ from torch import nn
 from tqdm import tqdm
 
 from models import quant
-from models.quant import Calibration, CrossbarSpec, engines
 from models.quant.calibration import in_mode
 from models.quant.cost import CostReport
 from models.quant.prepared import fingerprint
-from models.building import CROSSBAR_LAYERS
 
 from . import distributed
-from .chips import Chips
 from .data import Batches
+from .placing import Stored, counted_cells, engines_of, on_adcs, place, program, use_cells
+from .setting import Setting, reads_of
 
-PerLayer = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
-OF_ADC = ("adc_bits", "adc_plan", "adc_max_bits")  # fields of the spec that make no other reads
-LAYER_FIELDS = tuple(item.name for item in fields(CrossbarSpec) if item.name not in ("w_bits", "a_bits"))  # the network has those
 Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
-Stored = Mapping[str, torch.Tensor | quant.Chip]  # {layer: weight codes that its cells hold, or the cells of a chip}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One row of a table: the hardware, and how it is used.
-
-    Attributes:
-        spec: the hardware.
-        crossbar_layers: "all", every layer that can be is on crossbars; "conv", the convolutions only. The others compute their
-            sums of codes exactly, without an ADC.
-        calibration: how the ranges of adc_range "calibrated" are chosen.
-        chips: what the cells are, and how many chips are measured; None: ideal cells.
-        per_layer: other hardware of some layers, `{name or pattern with * ? [...]: {field of the spec: value}}`; of several that fit
-            a layer the later ones win. Kept as tuples. A layer may be without an ADC (adc_range "ideal") where the others have one.
-    """
-
-    spec: CrossbarSpec = CrossbarSpec()
-    crossbar_layers: str = "all"
-    calibration: Calibration = Calibration()
-    chips: Chips | None = None
-    per_layer: PerLayer | Mapping[str, Mapping[str, Any]] = ()
-
-    def __post_init__(self) -> None:
-        if self.crossbar_layers not in CROSSBAR_LAYERS:
-            raise ValueError(f"crossbar_layers is {self.crossbar_layers!r}; allowed are {', '.join(CROSSBAR_LAYERS)}")
-        changes = {pattern: dict(values) for pattern, values in dict(self.per_layer).items()}
-        for pattern, values in changes.items():
-            if unknown := values.keys() - {*LAYER_FIELDS}:
-                raise ValueError(f"per_layer {pattern} has {', '.join(sorted(unknown))}; allowed are {', '.join(LAYER_FIELDS)}")
-            if values.get("adc_range", "ideal") not in ("ideal", self.spec.adc_range):
-                raise ValueError(f"per_layer {pattern}: adc_range is {values['adc_range']!r}; allowed are {self.spec.adc_range}, which "
-                                 "the others have, and ideal")
-        object.__setattr__(self, "per_layer", tuple((name, tuple(sorted(values.items()))) for name, values in changes.items()))
-
-    def spec_of(self, name: str) -> CrossbarSpec:
-        """The hardware of the layer `name`. Raises: ValueError where what several patterns say of it does not go together."""
-        spec = self.spec
-        for pattern, values in self.per_layer:
-            if fnmatchcase(name, pattern):
-                try:
-                    spec = replace(spec, **dict(values))
-                except ValueError as error:
-                    raise ValueError(f"per_layer {pattern}: {error}") from None
-        return spec
-
-    def __str__(self) -> str:
-        return self.text()
-
-    def text(self, without: str | None = None) -> str:
-        """As rows of a table name it. Args: without, a flag of the chips that the text leaves out."""
-        spec, usual = self.spec, CrossbarSpec()
-        adc = f"{spec.adc_bits:g}-bit ADC, {'planned' if spec.planned else spec.adc_range}"
-        adc = "no ADC" if spec.adc_range == "ideal" else adc
-        notes = [f"{name} {getattr(spec, name)}" for name in ("weights", "rows", "mapping", "reference", "dac_bits", "adc_max_bits")
-                 if getattr(spec, name) != getattr(usual, name)]
-        notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
-        notes += [f"{pattern}: " + " ".join(f"{name} {value}" for name, value in values) for pattern, values in self.per_layer]
-        notes += [self.chips.text(without)] if self.chips else []
-        notes += ["ranges of the chip"] if self.calibration.on == "chip" and spec.adc_range == "calibrated" else []
-        return ", ".join([f"{spec.cell_bits}-bit cells, {adc}", *notes])
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,103 +217,6 @@ def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch
         yield f"chip {seed}" if len(seeds) > 1 else str(setting)
 
 
-def program(network: nn.Module, setting: Setting, seed: int) -> None:
-    """Program a chip of a setting that a network is placed on. Layers that the setting leaves out keep ideal cells."""
-    setting.chips.program(network, seed)
-    for _, layer in quant.crossbar_layers(network):
-        if not _on_crossbars(layer, setting):
-            layer.set_cells(None)
-
-
-def check_chips(network: nn.Module, setting: Setting) -> None:
-    """Refuse a device whose cells cannot be those of a setting that a network is placed on, without drawing any.
-
-    Raises: ValueError.
-    """
-    for _, layer in quant.crossbar_layers(network):
-        setting.chips.check(layer)
-        cells = layer.ideal_cells()
-        if layer.spec.reference == "digital":  # which sees the off-current
-            off = [round(2**cells.fraction_bits * setting.chips.device.levels(bits)[0] / setting.chips.device.step(bits))
-                   for bits in layer.slice_bits]
-            shift = torch.tensor(off, dtype=torch.int32, device=cells.values.device)
-            cells = quant.Cells(cells.values + shift.view(-1, 1, 1, 1), cells.reference + shift.view(-1, 1, 1), cells.fraction_bits)
-        layer.set_cells(cells, cells if layer.spec.reference == "digital" else None)  # engines are chosen as for the chip's
-
-
-def place(network: nn.Module, setting: Setting, cells: Stored | None = None) -> None:
-    """Put the layers of a network on the hardware of a setting, with these `cells` (see `measure`), as yet ideal ones; those that
-    the setting leaves out compute without an ADC. A layer that is on this hardware already keeps its ranges."""
-    use_cells(network, cells)
-    put(network, setting, cells)
-
-
-def put(network: nn.Module, setting: Setting, cells: Stored | None = None) -> None:
-    """As `place`, with the weight codes that the cells hold already.
-
-    Raises: ValueError for a pattern of `per_layer` that fits no layer with an ADC, and hardware that cannot be.
-    """
-    quant.program(network, None)
-    names = [name for name, layer in quant.crossbar_layers(network) if _on_crossbars(layer, setting)]
-    for pattern, _ in setting.per_layer:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"per_layer {pattern}: no layer on crossbars is called so; there are {', '.join(names)}")
-    for name, layer in quant.crossbar_layers(network):
-        spec = setting.spec_of(name)
-        if not _on_crossbars(layer, setting):
-            layer.set_codes(None)
-            spec = setting.spec
-            alike = {"cell_bits": spec.cell_bits, "weights": spec.weights} if setting.chips else {}  # for devices that have these alone
-            spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal", **alike)
-        if layer.spec != layer.fitted(spec):
-            layer.set_spec(spec)
-        if is_chip(cells) and _on_crossbars(layer, setting):
-            layer.set_cells(cells[name].cells, cells[name].nominal)
-
-
-def is_chip(cells: Stored | None) -> bool:
-    """Whether these are the cells of a chip, not weight codes."""
-    return bool(cells) and isinstance(next(iter(cells.values())), quant.Chip)
-
-
-def use_cells(network: nn.Module, cells: Stored | None) -> None:
-    """Let the cells of a network be programmed to these codes, or to those of its weights."""
-    for name, layer in quant.crossbar_layers(network):
-        layer.set_codes(cells[name] if cells and not is_chip(cells) else None)
-
-
-def _on_crossbars(layer: nn.Module, setting: Setting) -> bool:
-    return setting.crossbar_layers == "all" or isinstance(layer, quant.Qconv2dDoreFa)
-
-
-def engines_of(network: nn.Module, setting: Setting, engine: str = "auto", counted: bool = False) -> str:
-    """Names of the engines that run the layers of a network that is placed on a setting, joined by "+"; costs nothing.
-
-    Args: counted, the reads will be counted whatever the ADC's range, as for a report.
-    Raises: ValueError for an engine that cannot run here, or reads of too many values to count.
-    """
-    names = []
-    for name, layer in on_adcs(network):
-        mapped = layer.mapped("ideal")
-        low, high = layer.mapped("ideal", _counted_cells(layer, setting)).u_span
-        if (counted or setting.spec.adc_range == "calibrated") and high - low >= engines.MAX_BINS:
-            raise ValueError(f"{setting}: a read of {name} has {high - low + 1} possible values, too many to calibrate on or to "
-                             "report; take adc_range full, or fewer rows, cell bits or dac bits")
-        names.append(engines.name_of(engines.choose(engine, mapped, layer.weight.device)[0]))
-    return "+".join(dict.fromkeys(names))
-
-
-def _counted_cells(layer: nn.Module, setting: Setting) -> quant.Cells | None:
-    """The cells whose reads choose a layer's ranges; None: ideal ones."""
-    return layer.chip and (layer.chip.cells if setting.calibration.on == "chip" else layer.chip.nominal)
-
-
-def on_adcs(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers of a network that its setting has put on crossbars; all of them where no layer has an ADC."""
-    layers = quant.crossbar_layers(network)
-    return [(name, layer) for name, layer in layers if layer.spec.adc_range != "ideal"] or layers
-
-
 @torch.no_grad()
 def conversions_of(network: nn.Module, image: torch.Tensor) -> tuple[float | None, float | None]:
     """(mean bits of all reads, share of them that are converted) of a network on a setting; (None, None) without ADCs.
@@ -448,7 +285,7 @@ def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Ten
     all chips that have the same nominal cells."""
     cache.check(network, images)
     key = reads_of(setting)
-    own = [cells for _, layer in on_adcs(network) if (cells := _counted_cells(layer, setting))]
+    own = [cells for _, layer in on_adcs(network) if (cells := counted_cells(layer, setting))]
     if own:
         key = *key, tuple(fingerprint([part for cells in own for part in (cells.values, cells.reference)]))
     if cache.counted_for != key:
@@ -456,13 +293,6 @@ def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Ten
         on = {"on": setting.calibration.on} if own else {}
         cache.histograms, cache.counted_for = quant.collect_histograms(network, shown, **on), key
     return cache.histograms
-
-
-def reads_of(setting: Setting) -> tuple:
-    """What decides which values the reads of a network have, but for its cells: where it is the same, histograms are shared."""
-    spec = replace(setting.spec, adc_bits=1, adc_range="ideal", adc_plan="uniform", adc_max_bits=CrossbarSpec.adc_max_bits)
-    per_layer = ((pattern, tuple((name, value) for name, value in values if name not in OF_ADC)) for pattern, values in setting.per_layer)
-    return setting.crossbar_layers, spec, tuple((pattern, values) for pattern, values in per_layer if values)
 
 
 def calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor] | None, cache: Cache, progress: bool = False,

@@ -20,7 +20,7 @@ from models.quant.devices import Law
 
 from .chips import Chips
 from .data import Batches
-from .evaluation import Setting
+from .setting import Setting
 from .starting import quantized_layers
 from .streamed import Streamed
 

@@ -11,8 +11,8 @@ from typing import Any
 from models.quant import CrossbarSpec
 
 from .cli import UserError
-from .evaluation import LAYER_FIELDS
 from .flags import Number, Span, flag_fields, flag_kind, flag_name
+from .setting import LAYER_FIELDS
 
 FIELDS = {flag_name(field.name): field for field in flag_fields(CrossbarSpec, LAYER_FIELDS)}
 Changes = dict[str, dict[str, list]]  # {pattern: {field of the spec: values}}

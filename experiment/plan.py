@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .bench import Bench
-from .evaluation import Setting, reads_of
+from .setting import Setting, reads_of
 
 
 @dataclass(frozen=True)

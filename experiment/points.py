@@ -24,8 +24,9 @@ import torch
 from models.quant.files import STALE, atomic_write
 
 from . import costs, results
-from .evaluation import Record, Setting
+from .evaluation import Record
 from .locking import Claims
+from .setting import Setting
 
 
 class Points:

@@ -21,8 +21,9 @@ from models.quant.files import atomic_write
 
 from .cli import UserError, one_line
 from .eval_settings import EvalSettings
-from .evaluation import Setting, on_adcs
 from .locking import locked
+from .placing import on_adcs
+from .setting import Setting
 
 HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits", "weights")
 LATER = {name: getattr(CrossbarSpec(), name) for name in ("adc_plan", "adc_max_bits", "weights")}  # of files that do not say them

@@ -25,9 +25,9 @@ from . import per_layer
 from .bench import Bench
 from .cli import UserError
 from .eval_settings import EvalSettings, all_settings
-from .evaluation import Setting
 from .flags import flag_name
 from .report import save
+from .setting import Setting
 
 TOGETHER = 8  # settings that are proposed at a time, whatever the number of workers
 ASKED = 10  # proposals for each setting, most of which are new

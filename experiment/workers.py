@@ -18,8 +18,8 @@ from . import distributed, machine
 from .bench import Bench
 from .cli import UserError, one_line
 from .eval_settings import EvalSettings
-from .evaluation import Setting
 from .plan import Job, Queue
+from .setting import Setting
 
 MOST_DEATHS = 3  # of workers at the same setting
 

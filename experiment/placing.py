@@ -1,0 +1,115 @@
+"""A network on the hardware of a setting: its layers' specs, their cells, the engines that will run them.
+
+    place(network, setting)             # ideal cells, no ranges yet where the hardware is another
+    program(network, setting, seed)     # a chip of it
+"""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from models import quant
+from models.quant import CrossbarSpec, engines
+
+from .setting import Setting
+
+Stored = Mapping[str, torch.Tensor | quant.Chip]  # {layer: weight codes that its cells hold, or the cells of a chip}
+
+
+def place(network: nn.Module, setting: Setting, cells: Stored | None = None) -> None:
+    """Put the layers of a network on the hardware of a setting, with these `cells` (see `measure`), as yet ideal ones; those that
+    the setting leaves out compute without an ADC. A layer that is on this hardware already keeps its ranges."""
+    use_cells(network, cells)
+    put(network, setting, cells)
+
+
+def put(network: nn.Module, setting: Setting, cells: Stored | None = None) -> None:
+    """As `place`, with the weight codes that the cells hold already.
+
+    Raises: ValueError for a pattern of `per_layer` that fits no layer with an ADC, and hardware that cannot be.
+    """
+    quant.program(network, None)
+    names = [name for name, layer in quant.crossbar_layers(network) if _on_crossbars(layer, setting)]
+    for pattern, _ in setting.per_layer:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"per_layer {pattern}: no layer on crossbars is called so; there are {', '.join(names)}")
+    for name, layer in quant.crossbar_layers(network):
+        spec = setting.spec_of(name)
+        if not _on_crossbars(layer, setting):
+            layer.set_codes(None)
+            spec = setting.spec
+            alike = {"cell_bits": spec.cell_bits, "weights": spec.weights} if setting.chips else {}  # for devices that have these alone
+            spec = CrossbarSpec(spec.w_bits, spec.a_bits, adc_range="ideal", **alike)
+        if layer.spec != layer.fitted(spec):
+            layer.set_spec(spec)
+        if is_chip(cells) and _on_crossbars(layer, setting):
+            layer.set_cells(cells[name].cells, cells[name].nominal)
+
+
+def program(network: nn.Module, setting: Setting, seed: int) -> None:
+    """Program a chip of a setting that a network is placed on. Layers that the setting leaves out keep ideal cells."""
+    setting.chips.program(network, seed)
+    for _, layer in quant.crossbar_layers(network):
+        if not _on_crossbars(layer, setting):
+            layer.set_cells(None)
+
+
+def check_chips(network: nn.Module, setting: Setting) -> None:
+    """Refuse a device whose cells cannot be those of a setting that a network is placed on, without drawing any.
+
+    Raises: ValueError.
+    """
+    for _, layer in quant.crossbar_layers(network):
+        setting.chips.check(layer)
+        cells = layer.ideal_cells()
+        if layer.spec.reference == "digital":  # which sees the off-current
+            off = [round(2**cells.fraction_bits * setting.chips.device.levels(bits)[0] / setting.chips.device.step(bits))
+                   for bits in layer.slice_bits]
+            shift = torch.tensor(off, dtype=torch.int32, device=cells.values.device)
+            cells = quant.Cells(cells.values + shift.view(-1, 1, 1, 1), cells.reference + shift.view(-1, 1, 1), cells.fraction_bits)
+        layer.set_cells(cells, cells if layer.spec.reference == "digital" else None)  # engines are chosen as for the chip's
+
+
+def use_cells(network: nn.Module, cells: Stored | None) -> None:
+    """Let the cells of a network be programmed to these codes, or to those of its weights."""
+    for name, layer in quant.crossbar_layers(network):
+        layer.set_codes(cells[name] if cells and not is_chip(cells) else None)
+
+
+def is_chip(cells: Stored | None) -> bool:
+    """Whether these are the cells of a chip, not weight codes."""
+    return bool(cells) and isinstance(next(iter(cells.values())), quant.Chip)
+
+
+def on_adcs(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers of a network that its setting has put on crossbars; all of them where no layer has an ADC."""
+    layers = quant.crossbar_layers(network)
+    return [(name, layer) for name, layer in layers if layer.spec.adc_range != "ideal"] or layers
+
+
+def _on_crossbars(layer: nn.Module, setting: Setting) -> bool:
+    return setting.crossbar_layers == "all" or isinstance(layer, quant.Qconv2dDoreFa)
+
+
+def counted_cells(layer: nn.Module, setting: Setting) -> quant.Cells | None:
+    """The cells whose reads choose a layer's ranges; None: ideal ones."""
+    return layer.chip and (layer.chip.cells if setting.calibration.on == "chip" else layer.chip.nominal)
+
+
+def engines_of(network: nn.Module, setting: Setting, engine: str = "auto", counted: bool = False) -> str:
+    """Names of the engines that run the layers of a network that is placed on a setting, joined by "+"; costs nothing.
+
+    Args: counted, the reads will be counted whatever the ADC's range, as for a report.
+    Raises: ValueError for an engine that cannot run here, or reads of too many values to count.
+    """
+    names = []
+    for name, layer in on_adcs(network):
+        mapped = layer.mapped("ideal")
+        low, high = layer.mapped("ideal", counted_cells(layer, setting)).u_span
+        if (counted or setting.spec.adc_range == "calibrated") and high - low >= engines.MAX_BINS:
+            raise ValueError(f"{setting}: a read of {name} has {high - low + 1} possible values, too many to calibrate on or to "
+                             "report; take adc_range full, or fewer rows, cell bits or dac bits")
+        names.append(engines.name_of(engines.choose(engine, mapped, layer.weight.device)[0]))
+    return "+".join(dict.fromkeys(names))

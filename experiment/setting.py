@@ -1,0 +1,82 @@
+"""What is measured: one row of a table (`Setting`)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from models.building import CROSSBAR_LAYERS
+from models.quant import Calibration, CrossbarSpec
+
+from .chips import Chips
+
+PerLayer = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+OF_ADC = ("adc_bits", "adc_plan", "adc_max_bits")  # fields of the spec that make no other reads
+LAYER_FIELDS = tuple(item.name for item in fields(CrossbarSpec) if item.name not in ("w_bits", "a_bits"))  # the network has those
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of a table: the hardware, and how it is used.
+
+    Attributes:
+        spec: the hardware.
+        crossbar_layers: "all", every layer that can be is on crossbars; "conv", the convolutions only. The others compute their
+            sums of codes exactly, without an ADC.
+        calibration: how the ranges of adc_range "calibrated" are chosen.
+        chips: what the cells are, and how many chips are measured; None: ideal cells.
+        per_layer: other hardware of some layers, `{name or pattern with * ? [...]: {field of the spec: value}}`; of several that fit
+            a layer the later ones win. Kept as tuples. A layer may be without an ADC (adc_range "ideal") where the others have one.
+    """
+
+    spec: CrossbarSpec = CrossbarSpec()
+    crossbar_layers: str = "all"
+    calibration: Calibration = Calibration()
+    chips: Chips | None = None
+    per_layer: PerLayer | Mapping[str, Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        if self.crossbar_layers not in CROSSBAR_LAYERS:
+            raise ValueError(f"crossbar_layers is {self.crossbar_layers!r}; allowed are {', '.join(CROSSBAR_LAYERS)}")
+        changes = {pattern: dict(values) for pattern, values in dict(self.per_layer).items()}
+        for pattern, values in changes.items():
+            if unknown := values.keys() - {*LAYER_FIELDS}:
+                raise ValueError(f"per_layer {pattern} has {', '.join(sorted(unknown))}; allowed are {', '.join(LAYER_FIELDS)}")
+            if values.get("adc_range", "ideal") not in ("ideal", self.spec.adc_range):
+                raise ValueError(f"per_layer {pattern}: adc_range is {values['adc_range']!r}; allowed are {self.spec.adc_range}, which "
+                                 "the others have, and ideal")
+        object.__setattr__(self, "per_layer", tuple((name, tuple(sorted(values.items()))) for name, values in changes.items()))
+
+    def spec_of(self, name: str) -> CrossbarSpec:
+        """The hardware of the layer `name`. Raises: ValueError where what several patterns say of it does not go together."""
+        spec = self.spec
+        for pattern, values in self.per_layer:
+            if fnmatchcase(name, pattern):
+                try:
+                    spec = replace(spec, **dict(values))
+                except ValueError as error:
+                    raise ValueError(f"per_layer {pattern}: {error}") from None
+        return spec
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, without: str | None = None) -> str:
+        """As rows of a table name it. Args: without, a flag of the chips that the text leaves out."""
+        spec, usual = self.spec, CrossbarSpec()
+        adc = f"{spec.adc_bits:g}-bit ADC, {'planned' if spec.planned else spec.adc_range}"
+        adc = "no ADC" if spec.adc_range == "ideal" else adc
+        notes = [f"{name} {getattr(spec, name)}" for name in ("weights", "rows", "mapping", "reference", "dac_bits", "adc_max_bits")
+                 if getattr(spec, name) != getattr(usual, name)]
+        notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
+        notes += [f"{pattern}: " + " ".join(f"{name} {value}" for name, value in values) for pattern, values in self.per_layer]
+        notes += [self.chips.text(without)] if self.chips else []
+        notes += ["ranges of the chip"] if self.calibration.on == "chip" and spec.adc_range == "calibrated" else []
+        return ", ".join([f"{spec.cell_bits}-bit cells, {adc}", *notes])
+
+
+def reads_of(setting: Setting) -> tuple:
+    """What decides which values the reads of a network have, but for its cells: where it is the same, histograms are shared."""
+    spec = replace(setting.spec, adc_bits=1, adc_range="ideal", adc_plan="uniform", adc_max_bits=CrossbarSpec.adc_max_bits)
+    per_layer = ((pattern, tuple((name, value) for name, value in values if name not in OF_ADC)) for pattern, values in setting.per_layer)
+    return setting.crossbar_layers, spec, tuple((pattern, values) for pattern, values in per_layer if values)
