@@ -11,30 +11,22 @@ takes milliseconds on a CPU.
 
 digits       scikit-learn's 1,797 handwritten digits, 8x8 grey, enlarged to 3x32x32. Needs no download.
 cifar10/100  read from, or downloaded to, data_path by torchvision.
-imagefolder  any tree data_path/train/<class>/*.jpg with data_path/test/<class>/ or data_path/val/<class>/. Decoded once
-             into a cache file that is used again as long as no file's name, size or time of change differs.
+imagefolder  any tree data_path/train/<class>/*.jpg with data_path/test/<class>/ or data_path/val/<class>/ (`folders`).
 
 A network that brings a transform sees images of any size: they are then read when they are looked at (`streamed.Streamed`).
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
-from tqdm import tqdm
 
 # torchvision takes a second to import, and scikit-learn too: only the data sets that need them do so.
-from . import distributed
-from .checkpoint import read_torch_file, write_torch_file
-from .class_index import read_class_index
+from . import distributed, folders
 from .cli import UserError, one_line
 from .streamed import Streamed, Transform
 
@@ -93,7 +85,7 @@ def num_classes(dataset: str, data_path: str | Path = "./data") -> int:
     Raises: UserError for folders that are not as they should be.
     """
     if dataset == "imagefolder":
-        return len(_class_names(_folders(Path(data_path))[0]))
+        return len(folders.class_names(Path(data_path)))
     return {"digits": 10, "cifar10": 10, "cifar100": 100}[dataset]
 
 
@@ -302,144 +294,12 @@ def _seen_through(data: Dataset, transform: Transform) -> Dataset:
 
 
 def _streamed_folder(root: Path, log: Callable[[str], object], transform: Transform, class_index: str | Path | None) -> Dataset:
-    folders = _both_folders(root, log)
-    if class_index:
-        labels = read_class_index(class_index)
-        for folder in folders:
-            if unknown := [name for name in _class_names(folder) if name not in labels]:
-                raise UserError(f"{class_index} does not say the class of the folder {folder / unknown[0]}")
-        by_label = {label: name for name, label in labels.items()}
-        classes = [by_label.get(i, f"class {i}") for i in range(max(by_label) + 1)]
-    else:
-        classes = _common_classes(root, folders)
-        labels = {name: label for label, name in enumerate(classes)}
-    (train, train_y), (test, test_y) = (_files_and_labels(root, folder, labels) for folder in folders)
-    return Dataset("imagefolder", Streamed(train, transform), train_y, Streamed(test, transform), test_y, tuple(classes), *AS_THEY_ARE)
+    found = folders.read(root, log, class_index)
+    train, test = (Streamed(files, transform) for files in found.files)
+    return Dataset("imagefolder", train, found.labels[0], test, found.labels[1], found.classes, *AS_THEY_ARE)
 
 
 def _imagefolder(root: Path, log: Callable[[str], object]) -> Dataset:
-    folders = _both_folders(root, log)
-    classes = _common_classes(root, folders)
-    found = [_files_and_labels(root, folder, {name: label for label, name in enumerate(classes)}) for folder in folders]
-    fingerprint = hashlib.sha256(f"{SIZE}x{SIZE} RGB, 1".encode())
-    for path in (path for files, _ in found for path in files):
-        fingerprint.update(os.fsencode(f"{path.relative_to(root)}\0{_size_and_time(path)}\n"))
-    train_x, test_x = _cached_images(root, fingerprint.hexdigest(), [files for files, _ in found], log)
-    return Dataset("imagefolder", train_x, found[0][1], test_x, found[1][1], tuple(classes), *pixel_stats(train_x))
-
-
-def _both_folders(root: Path, log: Callable[[str], object]) -> tuple[Path, Path]:
-    folders = _folders(root)
-    if folders[1].name == "test" and (root / "val").is_dir():
-        log(f"{root / 'val'} is not used: test/ is the test set, and --val_split takes validation images from train/")
-    return folders
-
-
-def _common_classes(root: Path, folders: tuple[Path, Path]) -> list[str]:
-    """The names of the classes, which must be the same in both folders."""
-    classes, test_classes = map(_class_names, folders)
-    if classes != test_classes:
-        odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:6])
-        raise UserError(f"--data_path {root}: classes not in both train/ and {folders[1].name}/: {odd}")
-    return classes
-
-
-def _files_and_labels(root: Path, folder: Path, labels: dict[str, int]) -> tuple[list[Path], torch.Tensor]:
-    """The images below the class folders in `folder`, and the label of each, int64 [N]. Args: labels, `{name of a class: label}`."""
-    names = _class_names(folder)
-    found = _labelled_files(folder, names)
-    if empty := set(range(len(names))) - {label for _, label in found}:
-        raise UserError(f"--data_path {root}: no images in {folder / names[min(empty)]}")
-    return [path for path, _ in found], torch.tensor([labels[names[label]] for _, label in found])
-
-
-def _folders(root: Path) -> tuple[Path, Path]:
-    """The folders with the training and with the test images."""
-    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if not (root / "train").is_dir() or test is None:
-        raise UserError(f"--data_path {root}: imagefolder needs train/<class>/ and test/<class>/ (or val/<class>/) there")
-    return root / "train", test
-
-
-def _class_names(folder: Path) -> list[str]:
-    """The names of the class folders, sorted; a label is an index into them."""
-    from torchvision.datasets.folder import find_classes
-
-    try:
-        names = [name for name in find_classes(folder)[0] if not name.startswith(".")]
-    except FileNotFoundError:  # what torchvision raises where there is none
-        names = []
-    if len(names) < 2:
-        raise UserError(f"{folder}: needs at least two class folders, found {len(names)}")
-    return names
-
-
-def _labelled_files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """(path, label) of all images below the class folders in `folder`, in the order of their paths."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
-
-    def is_image(path: str) -> bool:
-        return has_file_allowed_extension(path, (*IMG_EXTENSIONS, ".gif")) and not os.path.basename(path).startswith(".")
-
-    labels = {name: label for label, name in enumerate(classes)}
-    found = make_dataset(folder, labels, is_valid_file=is_image, allow_empty=True)
-    return sorted((Path(path), label) for path, label in found)
-
-
-def _size_and_time(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    return f"{status.st_size}\0{status.st_mtime_ns}"
-
-
-def _cached_images(root: Path, fingerprint: str, splits: list[list[Path]],
-                   log: Callable[[str], object]) -> list[torch.Tensor]:
-    """The decoded images of each split, from a cache file that carries this fingerprint or from the image files."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    places = [root / f".images_{SIZE}x{SIZE}.pt", user_cache / "vgg-quant" / f"{key}.pt"]
-    for place in filter(Path.exists, places):
-        try:
-            cache = read_torch_file(place)
-            if cache["fingerprint"] == fingerprint:
-                return cache["images"]
-            log(f"{place} belongs to other files than {root} holds now: decoding again")
-        except (UserError, KeyError, TypeError) as error:
-            log(f"{place} cannot be used ({one_line(error)}): decoding again")
-
-    images = [_decode_all(files) for files in splits]
-    for place in places:
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_torch_file(place, {"fingerprint": fingerprint, "images": images})
-            log(f"decoded images kept in {place}")
-            break
-        except (OSError, UserError):  # not writable, or the disk is full
-            continue
-    else:
-        log(f"decoded images not kept: neither {places[0].parent} nor {places[1].parent} can be written")
-    return images
-
-
-def _decode_all(files: list[Path]) -> torch.Tensor:
-    """The images as uint8 [N, 3, 32, 32]."""
-    out = torch.empty(len(files), 3, SIZE, SIZE, dtype=torch.uint8)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # PIL decodes outside the interpreter lock
-        decoded = tqdm(pool.map(_decode, files), total=len(files), desc="decoding images", unit="img", disable=None)
-        for i, image in enumerate(decoded):
-            out[i] = image
-    return out
-
-
-def _decode(path: Path) -> torch.Tensor:
-    """One image as uint8 [3, 32, 32]; others are scaled so that the centre square fills it."""
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            if image.size != (SIZE, SIZE):
-                image = ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    except Exception as error:  # a damaged file can make PIL raise nearly anything
-        raise UserError(f"cannot decode {path}: {one_line(error)}") from error
+    found = folders.read(root, log)
+    train, test = folders.decoded(found, SIZE, log)
+    return Dataset("imagefolder", train, found.labels[0], test, found.labels[1], found.classes, *pixel_stats(train))

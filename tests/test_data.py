@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from experiment import data as datasets
+from experiment import folders
 from experiment.cli import UserError
 from experiment.data import Batches, generator
 
@@ -228,7 +229,7 @@ def test_imagefolder_pixels_and_labels(tree):
 
 def test_imagefolder_decodes_once(tree, monkeypatch):
     first = datasets.load("imagefolder", tree)
-    monkeypatch.setattr(datasets, "_decode", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(folders, "_decode", lambda path, size: pytest.fail("decoded again"))
     second = datasets.load("imagefolder", str(tree))
     assert torch.equal(first.train_x, second.train_x) and torch.equal(first.test_x, second.test_x)
 
@@ -350,7 +351,7 @@ def test_imagefolder_that_cannot_be_written_is_cached_elsewhere(tree, tmp_path, 
     (tree / ".images_32x32.pt").mkdir()  # in the way of the cache file, for the superuser too
     datasets.load("imagefolder", tree)
     assert len(list((tmp_path / "cache").rglob("*.pt"))) == 1
-    monkeypatch.setattr(datasets, "_decode", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(folders, "_decode", lambda path, size: pytest.fail("decoded again"))
     datasets.load("imagefolder", tree)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tree / "train" / "cat" / "0.png"))  # no folder can be made there

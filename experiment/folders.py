@@ -1,0 +1,187 @@
+"""Image folders: which files there are, of which classes, and their pixels.
+
+    found = read(root, log)                   # root/train/<class>/*.jpg with root/test/<class>/ or root/val/<class>/
+    train, test = decoded(found, 32, log)     # uint8 [N, 3, 32, 32], from a cache file where nothing has changed
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+# torchvision takes a second to import: only what needs it does so.
+from .checkpoint import read_torch_file, write_torch_file
+from .class_index import read_class_index
+from .cli import UserError, one_line
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What lies below `root`. Attributes: classes, their names, a label is an index into them; files and labels, int64 `[N]`, of the
+    training and of the test images."""
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[list[Path], list[Path]]
+    labels: tuple[torch.Tensor, torch.Tensor]
+
+
+def read(root: Path, log: Callable[[str], object], class_index: str | Path | None = None) -> Folder:
+    """The files of an image folder, none of which is opened.
+
+    Args: log(text) is told about odd folders; class_index, a file that says the class of each folder (`class_index`), where the
+        labels are not those of the folders' order.
+    Raises: UserError for folders or images that are missing, and classes that are not the same in both.
+    """
+    both = _both_folders(root, log)
+    if class_index:
+        labels = read_class_index(class_index)
+        for folder in both:
+            if unknown := [name for name in _class_names(folder) if name not in labels]:
+                raise UserError(f"{class_index} does not say the class of the folder {folder / unknown[0]}")
+        by_label = {label: name for name, label in labels.items()}
+        classes = [by_label.get(i, f"class {i}") for i in range(max(by_label) + 1)]
+    else:
+        classes = _common_classes(root, both)
+        labels = {name: label for label, name in enumerate(classes)}
+    files, targets = zip(*(_files_and_labels(root, folder, labels) for folder in both))
+    return Folder(root, tuple(classes), files, targets)
+
+
+def class_names(root: Path) -> list[str]:
+    """The names of the classes of the training images. Raises: UserError for folders that are missing."""
+    return _class_names(_folders(root)[0])
+
+
+def decoded(found: Folder, size: int, log: Callable[[str], object]) -> list[torch.Tensor]:
+    """The training and the test images, uint8 `[N, 3, size, size]`, from a cache file, as long as no file's name, size or time of
+    change differs, or from the image files. log(text) is told about caches. Raises: UserError for what cannot be decoded."""
+    key = hashlib.sha256(f"{size}x{size} RGB, 1".encode())
+    for path in (path for files in found.files for path in files):
+        key.update(os.fsencode(f"{path.relative_to(found.root)}\0{_size_and_time(path)}\n"))
+    return _cached_images(found.root, key.hexdigest(), found.files, size, log)
+
+
+def _both_folders(root: Path, log: Callable[[str], object]) -> tuple[Path, Path]:
+    folders = _folders(root)
+    if folders[1].name == "test" and (root / "val").is_dir():
+        log(f"{root / 'val'} is not used: test/ is the test set, and --val_split takes validation images from train/")
+    return folders
+
+
+def _common_classes(root: Path, folders: tuple[Path, Path]) -> list[str]:
+    """The names of the classes, which must be the same in both folders."""
+    classes, test_classes = map(_class_names, folders)
+    if classes != test_classes:
+        odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:6])
+        raise UserError(f"--data_path {root}: classes not in both train/ and {folders[1].name}/: {odd}")
+    return classes
+
+
+def _files_and_labels(root: Path, folder: Path, labels: dict[str, int]) -> tuple[list[Path], torch.Tensor]:
+    """The images below the class folders in `folder`, and the label of each, int64 [N]. Args: labels, `{name of a class: label}`."""
+    names = _class_names(folder)
+    found = _labelled_files(folder, names)
+    if empty := set(range(len(names))) - {label for _, label in found}:
+        raise UserError(f"--data_path {root}: no images in {folder / names[min(empty)]}")
+    return [path for path, _ in found], torch.tensor([labels[names[label]] for _, label in found])
+
+
+def _folders(root: Path) -> tuple[Path, Path]:
+    """The folders with the training and with the test images."""
+    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if not (root / "train").is_dir() or test is None:
+        raise UserError(f"--data_path {root}: imagefolder needs train/<class>/ and test/<class>/ (or val/<class>/) there")
+    return root / "train", test
+
+
+def _class_names(folder: Path) -> list[str]:
+    """The names of the class folders, sorted; a label is an index into them."""
+    from torchvision.datasets.folder import find_classes
+
+    try:
+        names = [name for name in find_classes(folder)[0] if not name.startswith(".")]
+    except FileNotFoundError:  # what torchvision raises where there is none
+        names = []
+    if len(names) < 2:
+        raise UserError(f"{folder}: needs at least two class folders, found {len(names)}")
+    return names
+
+
+def _labelled_files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """(path, label) of all images below the class folders in `folder`, in the order of their paths."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
+
+    def is_image(path: str) -> bool:
+        return has_file_allowed_extension(path, (*IMG_EXTENSIONS, ".gif")) and not os.path.basename(path).startswith(".")
+
+    labels = {name: label for label, name in enumerate(classes)}
+    found = make_dataset(folder, labels, is_valid_file=is_image, allow_empty=True)
+    return sorted((Path(path), label) for path, label in found)
+
+
+def _size_and_time(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    return f"{status.st_size}\0{status.st_mtime_ns}"
+
+
+def _cached_images(root: Path, fingerprint: str, splits: tuple[list[Path], list[Path]], size: int,
+                   log: Callable[[str], object]) -> list[torch.Tensor]:
+    """The decoded images of each split, from a cache file that carries this fingerprint or from the image files."""
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    places = [root / f".images_{size}x{size}.pt", user_cache / "vgg-quant" / f"{key}.pt"]
+    for place in filter(Path.exists, places):
+        try:
+            cache = read_torch_file(place)
+            if cache["fingerprint"] == fingerprint:
+                return cache["images"]
+            log(f"{place} belongs to other files than {root} holds now: decoding again")
+        except (UserError, KeyError, TypeError) as error:
+            log(f"{place} cannot be used ({one_line(error)}): decoding again")
+
+    images = [_decode_all(files, size) for files in splits]
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_torch_file(place, {"fingerprint": fingerprint, "images": images})
+            log(f"decoded images kept in {place}")
+            break
+        except (OSError, UserError):  # not writable, or the disk is full
+            continue
+    else:
+        log(f"decoded images not kept: neither {places[0].parent} nor {places[1].parent} can be written")
+    return images
+
+
+def _decode_all(files: list[Path], size: int) -> torch.Tensor:
+    """The images as uint8 [N, 3, size, size]."""
+    out = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # PIL decodes outside the interpreter lock
+        images = tqdm(pool.map(_decode, files, repeat(size)), total=len(files), desc="decoding images", unit="img", disable=None)
+        for i, image in enumerate(images):
+            out[i] = image
+    return out
+
+
+def _decode(path: Path, size: int) -> torch.Tensor:
+    """One image as uint8 [3, size, size]; others are scaled so that the centre square fills it."""
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+            if image.size != (size, size):
+                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    except Exception as error:  # a damaged file can make PIL raise nearly anything
+        raise UserError(f"cannot decode {path}: {one_line(error)}") from error
