@@ -39,7 +39,7 @@ def running():
         if not GPU:
             import triton
             from triton.runtime import interpreter
-            assert not isinstance(load()._kernel, triton.JITFunction), "triton was imported before the tests that need it"
+            assert not isinstance(load().triton_ideal.kernel, triton.JITFunction), "triton was imported before the tests that need it"
             patched, patch_language, execute = set(), interpreter._patch_lang, interpreter.GridExecutor.__call__
 
             def patch_once(function):

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 with interpreter.chosen():  # Triton itself defines kernels, too
     triton = pytest.importorskip("triton", reason="triton is not installed")
     triton_gpu = interpreter.load()
-    from models.quant.engines import triton_cells, triton_tile
+    from models.quant.engines import triton_cells, triton_ideal, triton_tile
     import triton.language as tl
 
     @triton.jit
@@ -160,7 +160,7 @@ def planned_case(case, bits, delta, q_min=None):
 def test_usual_plan(mode, reference, cell_bits, dac_bits, bits, monkeypatch):
     """Kinds of read, whole digits and all slices without bits, steps of their own; in float32 and looked up."""
     if mode == "table":
-        monkeypatch.setattr(triton_gpu, "_float32_constants", lambda *args: None)
+        monkeypatch.setattr(triton_ideal, "_float32_constants", lambda *args: None)
     spec = CrossbarSpec(4, 4, cell_bits, 3, 32, "tap", reference, dac_bits)
     digits, slices = len(spec.digit_bits), len(spec.slice_bits)
     case = planned_case(layer_case(spec, padding=(1, 0, 2, 1), stride=(1, 2), groups=2, out=10), bits,
@@ -174,7 +174,7 @@ def test_usual_plan(mode, reference, cell_bits, dac_bits, bits, monkeypatch):
 def test_planned_sums_in_64_bits(mode, rows, monkeypatch):
     """With the code words of float32, which the steps multiply too; arrays of one block and of several."""
     if mode == "table":
-        monkeypatch.setattr(triton_gpu, "_float32_constants", lambda *args: None)
+        monkeypatch.setattr(triton_ideal, "_float32_constants", lambda *args: None)
     case = layer_case(CrossbarSpec(4, 4, 2, 3, rows, dac_bits=2), channels=310, kernel=(1, 1))
     case = planned_case(case, [[0, 4], [5, 6]], [[2.0**24, 3.5], [2.0**15, 3.25]])
     assert accumulators(case, mode).dtype == np.int64
@@ -201,8 +201,8 @@ def test_groups_and_depthwise(groups, channels, out, adc_range):
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
 def test_tiles_that_the_layer_does_not_fill(tile, adc_range, monkeypatch):
     """145 pixels and 2 x 70 channels: every tile overhangs, and what overhangs is neither stored nor counted."""
-    real = triton_gpu.tiling
-    monkeypatch.setattr(triton_gpu, "tiling", lambda *args: (*tile, real(*args)[2]))
+    real = triton_ideal.tiling
+    monkeypatch.setattr(triton_ideal, "tiling", lambda *args: (*tile, real(*args)[2]))
     spec = CrossbarSpec(2, 2, 1, 3, 32, adc_range=adc_range)
     case = layer_case(spec, 10, 140, kernel=(1, 1), size=(5, 29), images=1, groups=2)
     check(case)
@@ -260,12 +260,12 @@ def test_another_chip_runs_the_same_code(adc_range):
 
 
 def test_tiling_fills_the_gpu_or_shrinks():
-    big, small = (triton_gpu.tiling("static", pixels, 512, 1, 1, torch.int32) for pixels in (65536, 64))
+    big, small = (triton_ideal.tiling("static", pixels, 512, 1, 1, torch.int32) for pixels in (65536, 64))
     assert big[:2] == (128, 64) and small[:2] == (64, 32)
     for mode in ("sum", "static", "table", "range", "dynamic", "histogram"):
         for pixels in (1, 17, 10**6):
             for channels in (1, 10, 1000):
-                m, n, _ = triton_gpu.tiling(mode, pixels, channels, 1, 8, torch.int64)
+                m, n, _ = triton_ideal.tiling(mode, pixels, channels, 1, 8, torch.int64)
                 assert 16 <= m <= 128 and 16 <= n <= 64 and m & (m - 1) == n & (n - 1) == 0
 
 
@@ -307,7 +307,7 @@ def test_float32_or_a_table_decided_for_the_layer(monkeypatch):
     check(case, "static")
     case.delta, case.q_min = [7.0] * 4, [-6] * 4
     check(case, "table")
-    monkeypatch.setattr(triton_gpu, "_float32_constants", lambda layer, z, k: None)
+    monkeypatch.setattr(triton_ideal, "_float32_constants", lambda layer, z, k: None)
     case.delta, case.q_min = [1.0, 0.7, 2.0, 0.7], [-8, -3, 0, -15]
     check(case, "table")
 
@@ -327,7 +327,7 @@ def test_float32_arithmetic_equals_the_transfer_everywhere(spec, data):
     w_codes = torch.zeros(1, spec.rows, 1, 1, dtype=torch.uint8)
     layer = MappedLayer(spec, Geometry(), w_codes, (2**bits - 1,), torch.tensor([delta], dtype=torch.float64),
                         torch.tensor([q_min]))
-    constants = triton_gpu._float32_constants(layer, 0, 0)
+    constants = triton_ideal._float32_constants(layer, 0, 0)
     u = np.arange(low, high + 1)
     scale = np.float32(constants[0] if constants else spec.unit / delta)
     bounds = magic + np.float32(q_min), magic + np.float32(q_min + 2**spec.adc_bits - 1)
@@ -439,7 +439,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from models.quant.cells import Cells
-from models.quant.engines import triton_cells, triton_gpu
+from models.quant.engines import triton_cells, triton_gpu, triton_ideal
 from models.quant.mapping import MappedLayer
 from models.quant.spec import CrossbarSpec, Geometry
 
@@ -465,7 +465,7 @@ class Compile:
                 assert code.metadata.shared < 99 * 1024 and "fma.rn.f64" not in ptx
         return launch
 
-triton_gpu._kernel, cells_kernel = Compile(triton_gpu._kernel), triton_cells.kernel
+triton_ideal.kernel, cells_kernel = Compile(triton_ideal.kernel), triton_cells.kernel
 triton_cells.kernel = Compile(cells_kernel)
 codes = torch.zeros(64, 16, 16, 128, dtype=torch.uint8)
 w_codes = torch.zeros(128, 128, 3, 3, dtype=torch.uint8)

@@ -11,7 +11,7 @@ fit). Two digits serve cells up to 32639 units from their reference, 127 levels 
     sum         acc += u                                      "ideal": one read of all digits and slices, `m = sum_k 2^(c k) m_k`
     static      acc += 2^(d z + c k) clip(rint(u / D), ..)    `D = 2^F delta`; in float32 and corrected, where that is exact
     exact       acc += 2^(d z + c k) clip(rint(u / D), ..)    otherwise: in float64, as `adc.transfer` has it
-    range, dynamic, histogram                                 as in `triton_gpu`
+    range, dynamic, histogram                                 as in `triton_ideal`
 
 Nothing is left to PyTorch but the layout. Numbers that differ from chip to chip (the bins of a histogram) are arguments, not
 constants, so that another chip runs the code that was compiled for the first.
@@ -39,7 +39,7 @@ WIDE_MAGIC = tl.constexpr(1.5 * 2**52)  # float64 from 2^52 to 2^53 are the inte
 @triton.jit
 def _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L: tl.constexpr):
     """Codes `[pixels, rows]` of a block of rows, and their levels `[rows, channels]`: the two lower digits, and where all of them lie.
-    Rows as in `triton_gpu._load`."""
+    Rows as in `triton_ideal._load`."""
     row = row % (L.taps * L.channels)
     tap = row // L.channels
     shift = tap // L.kernel_w * L.dilation_y * in_width + tap % L.kernel_w * L.dilation_x
@@ -136,7 +136,7 @@ def _count(u, own, out_ptr, adc_ptr, k, z: tl.constexpr, L: tl.constexpr):
 @triton.jit
 def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height, width, in_height, in_width,
            L: tl.constexpr, MODE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """See the module. L, the layer's `triton_gpu.Constants`. Shapes are those of `triton_gpu._kernel`, but for the ADC:
+    """See the module. L, the layer's `triton_gpu.Constants`. Shapes are those of `triton_ideal.kernel`, but for the ADC:
 
     adc, `(1 / D, D, q_min, q_max)` `[slices, digits, 4]`, float32 for "static" and float64 for "exact", the ranges for "dynamic",
     `(smallest u, bins, copies)` int64 for "histogram". Ranges are int64 where reads are.
@@ -248,8 +248,8 @@ def constants(common: object, layer: MappedLayer, mode: str, dtype: torch.dtype,
     return replace(common, wide=wide, u_low=0, bins=0, copies=0), conversion
 
 
-def tiling(mode: str, pixels: int, channels: int, programs: int, blocks: int) -> tuple[int, int, dict]:
-    """Tile `(pixels, channels)` of one program and the launch options; arguments as `triton_gpu.tiling`.
+def tiling(mode: str, pixels: int, channels: int, programs: int, blocks: int, dtype: torch.dtype) -> tuple[int, int, dict]:
+    """Tile `(pixels, channels)` of one program and the launch options; arguments as `triton_ideal.tiling`.
 
     The largest that need no more registers than there are: float64, and the division of "dynamic", take many. Passes that store no
     tile have their products unrolled, and with several stages in flight these would not fit the shared memory of smaller GPUs.
