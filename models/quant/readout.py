@@ -15,14 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A normal number is the sum of four entries of this table, the upper half of 128 integers that lie symmetrically about 0: the
-# quantiles of a normal distribution in steps of 1/47, the outermost moved so that the sum has its kurtosis (-0.001 in excess). Its
-# distribution is nowhere further than 0.0022 from the normal one.
+# A normal number is a sum or difference of four entries of this table, the upper half of 128 integers that lie symmetrically about 0:
+# the quantiles of a normal distribution in steps of 1/47, the outermost moved so that the sum has its kurtosis (-0.001 in excess). Its
+# distribution is nowhere further than 0.0022 from the normal one. Four columns share four entries, with signs that are orthogonal: of
+# normal numbers such sums are independent, and of the table's the joint moments are those of normal ones up to that kurtosis.
 UPPER_HALF = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25, 26, 27, 28, 29, 30, 31,
               32, 33, 35, 36, 37, 38, 40, 41, 42, 44, 45, 47, 48, 50, 51, 53, 55, 57, 59, 61, 63, 65, 68, 71, 74, 77, 81, 85, 90, 97,
               118, 127)
 NORMAL = tuple(-v for v in reversed(UPPER_HALF)) + UPPER_HALF
+SIGNS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))  # [sum, entry]
+SHARING, APART = 64, 16  # columns whose numbers are alike but for a multiple of APART share entries within blocks of SHARING
 DEVIATION = math.sqrt(4 * sum(v * v for v in NORMAL) / len(NORMAL))  # of the sum
+STEPS = 2**12  # deviations of reads are multiples of DEVIATION / STEPS: then float32 has room for a product with them and for its rounding
 COLUMN_KEY, MIX_1, MIX_2 = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35  # odd numbers that spread bits, the last two of MurmurHash3
 GOLDEN, MIX_3, MIX_4 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64 (Steele et al., OOPSLA 2014)
 
@@ -46,9 +50,9 @@ class Readout:
         gain: float64 `[slices, groups, arrays, out / groups]`, of the converter of each column, about 1; None: all 1.
         offset: int32 of the same shape, in units of u; None: all 0.
         curve: `(b_0, b_1, b_2, z)` of each slice, of bit lines that load themselves (`devices.wires.gate_curve`): with
-            `c(S) = S (b_0 + S (b_1 + S b_2))` in float32, `f(u) = rint(c(u + S) - c(S))`, `S = sum a (R + z)` the reference column's
-            current (analog), or `f(u) = rint(c(u + S) - S)` with `S = z' sum a` (digital, where z' is what values lack of the
-            current). None: straight.
+            `c(S) = S (b_0 + S (b_1 + S b_2))`, `f(u) = rint(c(u + S) - c(S))`, `S = sum a (R + z)` the reference column's current
+            (analog), or `f(u) = rint(c(u + S) - c(S)) + rint(c(S) - S)` with `S = z' sum a` (digital, where z' is what values lack
+            of the current), by `curve_at`. None: straight.
     """
 
     base: float = 0.0
@@ -85,21 +89,49 @@ def read_key(seed: int, image: Tensor, counter: Tensor) -> Tensor:
     return _mix(_mix(image * _signed(GOLDEN) + _signed(seed)) + counter * _signed(GOLDEN))
 
 
+def column_numbers(groups: int, out: int) -> Tensor:
+    """What `noise` knows the columns of an array by: int64 `[groups, out]`, each group starting a block of `SHARING`."""
+    wide = -(-out // SHARING) * SHARING
+    return torch.arange(groups * wide).view(groups, wide)[:, :out]
+
+
 def noise(variance: Tensor, key: Tensor, column: Tensor) -> Tensor:
     """`rint(N(0, variance))` for reads with these keys and columns: int64.
 
-    Args: variance, float32, of the shape that key (`read_key`) and column (int64) have together.
+    Args: variance, float32, of the shape that key (`read_key`) and column (`column_numbers`) have together.
     """
     low, high = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
-    x = (column * COLUMN_KEY + low) & 0xFFFFFFFF
+    word = column // SHARING * APART + column % APART
+    x = (word * COLUMN_KEY + low) & 0xFFFFFFFF
     x = (x ^ (x >> 16)) * MIX_1 & 0xFFFFFFFF
     x = x ^ high
     x = (x ^ (x >> 13)) * MIX_2 & 0xFFFFFFFF
     x = x ^ (x >> 16)
-    table = torch.tensor(NORMAL, dtype=torch.int64, device=x.device)
-    total = sum(table[(x >> shift) & 127] for shift in (0, 8, 16, 24))
-    deviation = variance.clamp_min(0).sqrt() * torch.tensor(1 / DEVIATION, dtype=torch.float32)
-    return (total.float() * deviation).round().long()
+    table, signs = (torch.tensor(values, dtype=torch.int64, device=x.device) for values in (NORMAL, SIGNS))
+    which = column % SHARING // APART
+    total = sum(table[(x >> 8 * i) & 127] * signs[which, i] for i in range(4))
+    deviation = (variance.clamp_min(0).sqrt() * torch.tensor(STEPS / DEVIATION, dtype=torch.float32)).round() / STEPS
+    return (total * deviation.double()).round().long()
+
+
+def curve_at(curve: tuple[float, ...], start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`(first, second, third, rise)`, float32, with which `c(u + S) - S = u (first + u (second + u third)) + rise`: one curve for
+    each read, the same for all its columns. Args: curve, `Readout.curve` of a slice; start, S, float32."""
+    b0, b1, b2 = torch.tensor(curve[:3], dtype=torch.float32, device=start.device)
+    bent = start * (3 * b2)
+    return b0 + start * (2 * b1 + bent), b1 + bent, b2, start * (b0 + start * (b1 + start * b2)) - start
+
+
+def fused(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """`x y + z` of float32 tensors, rounded once. Float64 has the product exactly. Where it has not the sum, the one of the two numbers
+    beside it that is odd is taken: it lies on the same side of every float32 number and of every middle between two."""
+    product, z = x.double() * y.double(), z.double()
+    total = product + z
+    part = total - product
+    error = (product - (total - part)) + (z - part)
+    even = total.view(torch.int64) & 1 == 0
+    odd = torch.nextafter(total, error.sign() * math.inf)
+    return torch.where((error != 0) & even, odd, total).float()
 
 
 def _mix(x):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..readout import first_image, noise, read_key
+from ..readout import column_numbers, curve_at, first_image, fused, noise, read_key
 from . import accumulator_dtype
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _read_out(layer, u, a, values, reference, place, images):
         image, pixel = pixel // max(pixels // max(images, 1), 1) + first_image(), pixel % max(pixels // max(images, 1), 1)
         counter = ((pixel * len(layer.arrays) + t) * len(layer.spec.digit_bits) + z) * len(layer.spec.slice_bits) + k
         key = read_key(readout.seed, image, counter).view(1, -1, 1)
-        error = noise(variance, key, torch.arange(groups * out, device=u.device).view(groups, 1, out)).double()
+        error = noise(variance, key, column_numbers(groups, out).to(u.device)[:, None]).double()
     if readout.curve is not None:
         u = through_curve(readout.curve[k], u, a, reference if layer.spec.reference == "analog" else None)
     u = u + error
@@ -101,14 +101,13 @@ def _read_out(layer, u, a, values, reference, place, images):
 def through_curve(curve: tuple[float, ...], u: Tensor, a: Tensor, reference: Tensor | None) -> Tensor:
     """`f(u)` of `readout.Readout.curve`, for one slice. Args: u `[..., pixels, out]`, a `[..., pixels, rows]`, reference `[..., rows, 1]`,
     None where it is digital; all float64."""
-    *b, z = curve
-    b0, b1, b2 = torch.tensor(b, dtype=torch.float32, device=u.device)
-    start = z * a.sum(-1, keepdim=True)
-    if reference is not None:
-        start = a @ reference + start
-    start, total = start.float(), u.float() + start.float()
-    taken = start if reference is None else start * (b0 + start * (b1 + start * b2))
-    return (total * (b0 + total * (b1 + total * b2)) - taken).round().double()
+    current = curve[3] * a.sum(-1, keepdim=True)
+    start = (current if reference is None else a @ reference + current).float()
+    first, second, third, rise = curve_at(curve, start)
+    u = u.float()
+    slope = fused(u, fused(u, third, second), first)
+    change = u.double() * slope.double()
+    return (change if reference is not None else change + rise.round()).round()
 
 
 def _cells(layer, device):

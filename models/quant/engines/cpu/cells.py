@@ -91,7 +91,8 @@ class Prepared:
         extremes = np.empty((numba.get_num_threads(), *kinds, 2, padded_columns(layer)), np.int32)
         extremes[..., 0, :], extremes[..., 1, :] = 2**31 - 1, -2**31
         self._run(_NO_FORMS, a_codes, RANGES, extremes=extremes)
-        return extremes[..., 0, :].min((0, 5)).astype(np.int64), extremes[..., 1, :].max((0, 5)).astype(np.int64)
+        low, high = np.moveaxis(extremes[..., :len(layer.w_codes) // layer.geometry.groups], -2, 0)
+        return low.min((0, -1)).astype(np.int64), high.max((0, -1)).astype(np.int64)
 
     def _run(self, forms: Forms, a_codes, op, **target):
         layer, geometry = self.layer, self.layer.geometry

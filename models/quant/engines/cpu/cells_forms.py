@@ -11,6 +11,7 @@ from ... import adc
 from ...mapping import MappedLayer
 from ...readout import DEVIATION, NORMAL
 from .. import accumulator_dtype
+from .wide_noise import MOST
 
 # The ADC. `[., digit, slice, field]`, `.` being 1 or, with the ranges of a batch, `[group, array]`.
 # singles, doubles   `SCALE..FACTOR` as float32 and as float64
@@ -72,6 +73,25 @@ def _divides(layer, z, k, form):
     return np.array_equal(np.rint(u * form[UNIT] / form[DELTA]).clip(form[LOWEST], form[HIGHEST]), codes)
 
 
+def singles_hold(layer: MappedLayer) -> bool:
+    """Whether float32 has what curves and noise make of reads, and rounds it when `MAGIC` is added (`wide_noise`)."""
+    readout = layer.readout
+    if readout is None or not (readout.noisy or readout.curve):
+        return True
+    slices = range(len(layer.spec.slice_bits))
+    return (max(_deviation(layer, k) for k in slices) < MOST * DEVIATION
+            and max(max(-low, high) for low, high in (_read_range(layer, k) for k in slices)) < 2**22)
+
+
+def _deviation(layer, k):
+    """Of the noise of slice `k`, at most."""
+    readout = layer.readout
+    c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
+    most = layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2
+    cell = max(int(layer.cells.values[k].abs().max()), int(layer.cells.reference[k].abs().max()))
+    return (readout.base + most * (1 + m) * (abs(c0) + abs(c1) * cell)) ** 0.5
+
+
 def _read_range(layer, k):
     """Smallest and largest u of slice `k` that a converter can see: a sum of four entries of the noise's table is bounded too."""
     (low, high), readout = layer.u_range(k), layer.readout
@@ -80,10 +100,7 @@ def _read_range(layer, k):
     if readout.curve is not None:  # bit lines that load themselves carry less, and never more than cells without wires
         low, high = 2 * low, 2 * high
     if readout.noisy:
-        c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
-        most = layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2
-        cell = max(int(layer.cells.values[k].abs().max()), int(layer.cells.reference[k].abs().max()))
-        reach = int(4 * max(NORMAL) / DEVIATION * (readout.base + most * (1 + m) * (abs(c0) + abs(c1) * cell)) ** 0.5) + 2
+        reach = int(4 * max(NORMAL) / DEVIATION * _deviation(layer, k)) + 2
         low, high = low - reach, high + reach
     gain = 1.0 if readout.gain is None else max(1.0, float(readout.gain.max()))
     offset = 0 if readout.offset is None else int(readout.offset.abs().max())

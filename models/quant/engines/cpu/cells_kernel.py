@@ -22,13 +22,13 @@ from .cache import SOURCES
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from .cells_matrix import multiply, pack
 from .cells_plan import Besides, Plan, Shape
-from .cells_reads import CHANGED, CURVED, NOISY, Place, add_keys, add_references, add_squares, read
+from .cells_reads import CHANGED, CURVED, NOISY, SHARED, Place, add_curves, add_noise, add_references, add_squares, read, sums_of_cells
 from .cells_rows import add_rows
 from .finish import Pixel, finish_pixel
 from .output import NOT_TO_CODES, ToCodes
 from .rows import Source, active_rows, list_rows_under, rows_to_keep
 from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, put_int64
-from .wide import (WIDE, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, code_f32, code_f64_of_f32,
+from .wide import (WIDE, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, as_floats, code_f32, code_f64_of_f32,
                    code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i32, larger, load_ints, smaller, store_ints)
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
@@ -44,8 +44,8 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 
 # Addresses of the arrays of `Plan`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.Addresses`.
 # pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of a strip
-# pixel_reference                 sum of the reference cells under each pixel and digit, of one array and slice
-# pixel_key                       key of the noise under each pixel and digit, of one array and slice
+# pixel_reference                 sums of the reference cells under each pixel and digit, of one array and all slices
+# pixel_key, pixel_shared         of the noise under each pixel and digit, and `cells_reads.SHARED`, of one array and slice
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
 # codes_row, panel                see `cells_matrix.pack`; sums: u of a turn, int32 `[pixel, digit, column of a tile]`
 # reads                           u of 64 columns
@@ -56,11 +56,11 @@ Addresses = namedtuple("Addresses", """
     singles doubles divide low constant
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts u_min bins
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_key drive codes_row panel
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_key pixel_shared drive codes_row panel
     sums acc exact_acc step total reads""")
 
 Buffers = namedtuple("Buffers", """
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_key drive codes_row panel
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_key pixel_shared drive codes_row panel
     sums acc exact_acc step total reads""")
 
 
@@ -147,11 +147,13 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
         array = group * shape.arrays + t
         if op & NOISY:
             add_squares(shape, at, count)
+        if besides.referred:
+            add_references(shape, at, group, t, count)
         for k in range(shape.slices):
-            if shape.digits == shape.input_bits and (op & CURVED or op & NOISY and float64_at(at.noise, 3 * k + 1) != 0):
-                add_references(shape, at, group, t, k, count)
+            if op & CURVED:
+                add_curves(shape, at, k, count)
             if op & NOISY:
-                add_keys(shape, at, besides, strip, t, k)
+                add_noise(shape, at, besides, strip, t, k)
             for tile in range(shape.tiles):
                 weights = at.weights + 2 * (int64_at(at.array_base, array)
                                             + (k * shape.tiles + tile) * int64_at(at.tile_stride, t))
@@ -177,8 +179,8 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
 
 @njit(forceinline=True)
 def _is_idle(shape, at, x, z, op):
-    """Whether a read of digit `z` of pixel `x` is 0 in all columns."""
-    if op >= NOISY:
+    """Whether a read of digit `z` of pixel `x` is 0 in all columns: no row is on, and nothing else adds to it."""
+    if op & CHANGED or at.base > 0:
         return False
     for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
         if int64_at(at.pixel_row_count, x * shape.input_bits + i):
@@ -202,7 +204,7 @@ def _add_codes(shape, at, place, op):
         factor = float32_at(form, FACTOR)
         if factor == 0 or _is_idle(shape, at, place.x, z, op):
             continue
-        u = read(shape, at, place, z, op)
+        u = read(shape, at, place, z, op, as_floats(sums_of_cells(shape, at, place, z)))
         low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
         if at.divide:
             q = code_of_quotient_f32(u, float32_at(form, UNIT), float32_at(form, DELTA), low, high)
@@ -222,7 +224,7 @@ def _add_broad_codes(shape, at, place, op):
         factor = float64_at(form, FACTOR)
         if factor == 0:
             continue
-        u = read(shape, at, place, z, op)
+        u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
         if op % NOISY == DYNAMIC:
             start = full_i32(-int64_at(at.low, entry))
             q = code_f64_of_f32(added(u, start), float32_at(single, DELTA), float32_at(single, HIGHEST))
@@ -237,7 +239,7 @@ def _add_broad_codes(shape, at, place, op):
 def _keep_extremes(shape, at, place, op):
     columns = shape.slice_vectors * LANES
     for z in range(shape.digits):
-        u = read(shape, at, place, z, op)
+        u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
         low = 2 * columns * ((place.array * shape.digits + z) * shape.slices + place.k) + place.column
         high = low + columns
         store_ints(at.extremes, low, smaller(load_ints(at.extremes, low), u))
@@ -248,7 +250,8 @@ def _keep_extremes(shape, at, place, op):
 def _count_values(shape, at, place, op):
     columns = min(WIDE, shape.out_channels - place.column)
     for z in range(shape.digits):
-        store_ints(at.reads, 0, read(shape, at, place, z, op))
+        u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
+        store_ints(at.reads, 0, u)
         start = (z * shape.slices + place.k) * at.bins - at.u_min
         for c in range(columns):
             one = start + int32_at(at.reads, c)
@@ -266,8 +269,9 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
         row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
         pixel_row_at=np.empty(width * shape.input_bits, np.int64), pixel_row_count=np.empty(width * shape.input_bits, np.int64),
-        pixel_reference=np.zeros(width * shape.digits, np.int64),
+        pixel_reference=np.zeros(width * shape.digits * shape.reference_slices, np.int64),
         pixel_squares=np.empty(width * shape.digits, np.int64), pixel_key=np.empty(width * shape.digits, np.uint64),
+        pixel_shared=np.empty(width * shape.digits * SHARED, np.float32),
         drive=np.zeros(shape.reference_rows + 1, np.int64),
         codes_row=np.empty(shape.panel_row, np.uint8),
         panel=aligned((width * shape.digits + TILE_ROWS) * 2 * shape.panel_row, np.empty(0, np.uint8)),
@@ -302,6 +306,7 @@ def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, o
         pixel_row_count=buffers.pixel_row_count.ctypes.data,
         pixel_reference=buffers.pixel_reference.ctypes.data,
         pixel_squares=buffers.pixel_squares.ctypes.data, pixel_key=buffers.pixel_key.ctypes.data,
+        pixel_shared=buffers.pixel_shared.ctypes.data,
         drive=buffers.drive.ctypes.data, codes_row=buffers.codes_row.ctypes.data, panel=buffers.panel.ctypes.data,
         sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data,
         exact_acc=buffers.exact_acc.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,

@@ -11,9 +11,10 @@ from collections import namedtuple
 import numpy as np
 
 from ...mapping import MappedLayer
-from ...readout import COLUMN_KEY, first_image
+from ...readout import APART, COLUMN_KEY, SHARING, SIGNS, column_numbers, first_image
 from . import cells_matrix
 from .amx import TILE_ROWS, configuration
+from .cells_reads import TOGETHER
 from .layout import TURN, segments_of
 from .simd import LANES, aligned
 from .wide import WIDE
@@ -23,13 +24,14 @@ UNROLL = 4  # rows that are added at a time
 # A layer as the kernel sees it; the names that `rows` and `finish` use mean what they mean in `layout.Shape`.
 Shape = namedtuple("Shape", """
     out_channels channels groups arrays stride_y stride_x pad_top pad_left reach_y input_bits blocks slots digits slices steps
-    slice_vectors matrix tile tile_bits tiles turn chunk scale_bits panel_row reference_rows""")
+    slice_vectors matrix tile tile_bits tiles turn chunk scale_bits panel_row reference_rows
+    reference_slices""")
 # matrix    whether reads are products of matrices (`cells_matrix`), or sums of rows (`cells_rows`)
 # tile      columns of one, 2 to the power of tile_bits; tiles: of one slice
 # turn      pixels that are read one tile at a time
 # chunk     rows whose sum 16 bits hold, a multiple of UNROLL
 # scale_bits, panel_row   of `cells_matrix`: of m; rows of the largest array, 0 if there are none
-# reference_rows   of one slice and group in `Besides.reference`
+# reference_rows, reference_slices   of one group in `Besides.reference`
 
 Plan = namedtuple("Plan", """
     weights array_base tile_stride segments segment_start intervals digit_start step_of_slice configuration""")
@@ -38,13 +40,14 @@ Plan = namedtuple("Plan", """
 # configuration   of `amx`
 
 # What reads have besides, see `readout.Readout`; empty arrays where there is nothing.
-# keys        of each column, int32 `[group, column]`, columns up to whole tiles
+# keys        of the words of the noise, int32 `[group, word]`, of columns up to whole tiles
 # noise       `(c_0 (1 + m), c_1 / 2, 2 m + 2 (analog) or 2 m (digital))` of each slice, float64 `[slice, 3]`
-# reference   of the noise: int32 `[slice, group, row + 1]`, rows of all arrays, those of each behind a 0
+# referred    whether reads need the sums of their reference cells
+# reference   int32 `[group, row + 1, slice]`, rows of all arrays, those of each behind a 0; slices up to whole `TOGETHER`
 # curve       `Readout.curve`, float64 `[slice, 4]`
 # gain, offset   float64 and int32 `[slice, group, array, column]`
 # base, seed, first_image, pixels   see there; pixels of one image
-Besides = namedtuple("Besides", """noisy changed curved analog keys noise curve reference reference_base gain offset base seed
+Besides = namedtuple("Besides", """noisy changed curved referred analog keys noise curve reference reference_base gain offset base seed
     first_image pixels""")
 
 
@@ -70,7 +73,8 @@ def plan(layer: MappedLayer, matrix: bool) -> tuple[Shape, Plan]:
         slice_vectors=padded_columns(layer) // LANES, matrix=matrix, tile=tile,
         tile_bits=tile.bit_length() - 1, tiles=tiles,
         turn=max(1, TILE_ROWS // len(spec.digit_bits)), chunk=_chunk(cells), scale_bits=cells_matrix.scale_bits(layer),
-        panel_row=int(filled.max()) if matrix else 0, reference_rows=cells.shape[2] + len(layer.arrays))
+        panel_row=int(filled.max()) if matrix else 0, reference_rows=cells.shape[2] + len(layer.arrays),
+        reference_slices=_reference_slices(slices))
     words = aligned(int(array_base[-1]), np.empty(0, np.int16))
     padded = _padded(cells, tiles * tile)
     for part, (g, t) in enumerate(np.ndindex(groups, len(rows))):
@@ -120,8 +124,12 @@ def _rows(cells, tile):
 
 
 def _padded(columns, count):
-    """Columns up to `count`, those without a channel repeating the first, so that they move no extreme."""
-    return np.concatenate([columns, np.repeat(columns[..., :1], count - columns.shape[-1], axis=-1)], axis=-1)
+    """Columns up to `count`, those without a channel of zeros."""
+    return np.pad(columns, ((0, 0),) * (columns.ndim - 1) + ((0, count - columns.shape[-1]),))
+
+
+def _reference_slices(slices):
+    return -(-slices // TOGETHER) * TOGETHER
 
 
 def besides(layer: MappedLayer, pixels: int) -> Besides:
@@ -130,27 +138,27 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     out, padded = len(layer.w_codes) // groups, padded_columns(layer)
     arrays, slices = layer.arrays, len(spec.slice_bits)
     table = np.zeros((slices, 3))
-    reference = np.zeros((slices, groups, layer.w_rows.shape[1] + len(arrays)), np.int32)
+    reference = np.zeros((groups, layer.w_rows.shape[1] + len(arrays), _reference_slices(slices)), np.int32)
     starts = np.array([start + t for t, (start, _) in enumerate(arrays)], np.int64)
-    keys = np.zeros((groups, padded), np.int64)
-    keys[:] = np.arange(groups)[:, None] * out  # columns without a channel repeat the first in all
-    keys[:, :out] += np.arange(out)
+    keys = np.zeros((groups, padded // len(SIGNS)), np.int32)
     if readout is None:
-        return Besides(False, False, False, False, keys.astype(np.int32), table, np.zeros((slices, 4)), reference, starts,
+        return Besides(False, False, False, False, False, keys, table, np.zeros((slices, 4)), reference, starts,
                        np.zeros(0), np.zeros(0, np.int32), 0.0, 0, 0, pixels)
+    words = column_numbers(groups, out)[:, :1].numpy() // SHARING * APART + np.arange(padded // len(SIGNS))
+    keys[:] = (words * COLUMN_KEY & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
     for k, (c0, c1, m) in enumerate(readout.cell_noise or ()):
         table[k] = c0 * (1 + m), c1 / 2, 2 * m + 2 * (spec.reference == "analog")
-    rows = layer.cells.reference.cpu().numpy()
+    rows = layer.cells.reference.cpu().numpy().transpose(1, 2, 0)
     for t, (start, stop) in enumerate(arrays):
-        reference[:, :, starts[t] + 1:starts[t] + 1 + stop - start] = rows[:, :, start:stop]
+        reference[:, starts[t] + 1:starts[t] + 1 + stop - start, :slices] = rows[:, start:stop]
     gain, offset = np.ones((slices, groups, len(arrays), padded)), np.zeros((slices, groups, len(arrays), padded), np.int32)
     if readout.gain is not None:
         gain[:] = _padded(readout.gain.cpu().numpy(), padded)
     if readout.offset is not None:
         offset[:] = _padded(readout.offset.cpu().numpy(), padded)
     changed = readout.gain is not None or readout.offset is not None
-    keys = (keys * COLUMN_KEY & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
     seed = np.array([readout.seed & (2**64 - 1)], np.uint64).view(np.int64)[0]
     curve = np.array(readout.curve or np.zeros((slices, 4)), np.float64)
-    return Besides(readout.noisy, changed, readout.curve is not None, spec.reference == "analog", keys, table, curve, reference,
+    referred = readout.curve is not None or bool(table[:, 1].any())
+    return Besides(readout.noisy, changed, readout.curve is not None, referred, spec.reference == "analog", keys, table, curve, reference,
                    starts, gain, offset, float(readout.base), int(seed), first_image(), pixels)

@@ -7,9 +7,10 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-from .simd import LANES, float64_at, int32_at, int64_at, put_int64, put_uint64, uint32_at, uint64_at
-from .wide import added, load_ints
-from .wide_noise import UNIT, converted_by, curved, noise, noise_of_one_variance, read_key
+from .simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int64, put_uint64, uint32_at, uint64_at
+from .wide import load_ints
+from .wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, converted_by, curved, mixed, moved_high, with_noise,
+                         with_noise_of_levels)
 
 NOISY, CURVED, CHANGED = 8, 16, 32  # added to an operation of `buffers`: what reads have besides; each sum is compiled by itself
 
@@ -17,52 +18,116 @@ NOISY, CURVED, CHANGED = 8, 16, 32  # added to an operation of `buffers`: what r
 # pixel in its strip; sums, where u of the first digit stands in `at.sums`.
 Place = namedtuple("Place", "group t array k column x sums")
 
+# What all columns of a read share, float32 `[pixel, digit, field]` of one array and slice: arguments of `curved` and `with_noise`.
+FIRST, SECOND, RISE, DEVIATION, LIFT = range(5)
+SHARED = 5
+TOGETHER = 4  # slices whose reference cells are added up at a time
+
 
 @njit(forceinline=True)
-def read(shape, at, place, z, op):
-    """u as the converters of 64 columns see it."""
-    u = load_ints(at.sums, place.sums + z * shape.tile)
-    columns = shape.slice_vectors * LANES
-    if op & NOISY:
-        low, high, at_zero, slope, reference = _noise_of_read(shape, at, place, z)
-        keys = place.group * columns + place.column
-        if slope == 0:
-            deviation = np.sqrt(max(at_zero, np.float32(0))) * UNIT
-            e = noise_of_one_variance(at.keys, keys, low, high, deviation)
-        else:
-            e = noise(u, at.keys, keys, low, high, at_zero, slope, reference)
+def sums_of_cells(shape, at, place, z):
+    """u of 64 columns before what reads have besides, ints."""
+    return load_ints(at.sums, place.sums + z * shape.tile)
+
+
+@njit(forceinline=True)
+def read(shape, at, place, z, op, u):
+    """u, ints or whole floats, as the converters of 64 columns see it; u, their `sums_of_cells` as either."""
+    columns, at_read = shape.slice_vectors * LANES, place.x * shape.digits + z
+    shared = at.pixel_shared + 4 * SHARED * at_read
     if op & CURVED:
-        b0, b1, b2, start, taken = _curve_of_read(shape, at, place, z)
-        u = curved(u, start, b0, b1, b2, taken)
+        u = curved(u, float32_at(shared, FIRST), float32_at(shared, SECOND), np.float32(float64_at(at.curve, 4 * place.k + 2)),
+                   float32_at(shared, RISE))
     if op & NOISY:
-        u = added(u, e)
+        key = uint64_at(at.pixel_key, at_read)
+        low, high = np.int64(key & np.uint64(0xFFFFFFFF)), np.int64(moved_high(key))
+        words = (place.group * columns + place.column) // SHARING * APART
+        slope = np.float32(float64_at(at.noise, 3 * place.k + 1))
+        if slope == 0:
+            u = with_noise(u, at.keys, words, low, high, float32_at(shared, DEVIATION), float32_at(shared, LIFT))
+        else:
+            reference = _reference(shape, at, place.x, z, place.k) * np.int64(float64_at(at.noise, 3 * place.k + 2))
+            at_zero = _variance_at_zero(shape, at, place.x, z, place.k)
+            sums = sums_of_cells(shape, at, place, z)
+            u = with_noise_of_levels(u, sums, at.keys, words, low, high, at_zero, slope, reference)
     if op & CHANGED:
         converters = ((place.k * shape.groups + place.group) * shape.arrays + place.t) * columns + place.column
         u = converted_by(u, at.gains, at.offsets, converters)
     return u
 
 
-@njit(forceinline=True)
-def add_references(shape, at, group, t, k, count):
-    """The sum of the reference cells in the active rows of each pixel and digit of one bit, to `pixel_reference`.
+@njit
+def add_references(shape, at, group, t, count):
+    """The sums of the reference cells of all slices in the active rows of each pixel and digit of one bit, to `pixel_reference`.
     (Of more bits no read needs it: `engine.unsupported`.)"""
-    rows = int64_at(at.reference_base, t) + (k * shape.groups + group) * shape.reference_rows
-    for x in range(count):
-        for z in range(shape.digits):
-            r, total = int64_at(at.pixel_row_at, x * shape.input_bits + z), 0
-            for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + z)):
-                total += int32_at(at.reference, rows + (uint32_at(at.lists, i) >> shape.tile_bits))
-            put_int64(at.pixel_reference, x * shape.digits + z, total)
+    slices = shape.reference_slices
+    rows = at.reference + 4 * slices * (int64_at(at.reference_base, t) + group * shape.reference_rows)
+    for at_read in range(count * shape.digits):
+        first = int64_at(at.pixel_row_at, at_read)
+        end = first + int64_at(at.pixel_row_count, at_read)
+        for k in range(0, slices, TOGETHER):
+            s0 = s1 = s2 = s3 = 0
+            for i in range(first, end):
+                row = rows + 4 * (slices * np.int64(uint32_at(at.lists, i) >> shape.tile_bits) + k)
+                s0 += int32_at(row, 0)
+                s1 += int32_at(row, 1)
+                s2 += int32_at(row, 2)
+                s3 += int32_at(row, 3)
+            place = at_read * slices + k
+            put_int64(at.pixel_reference, place, s0)
+            put_int64(at.pixel_reference, place + 1, s1)
+            put_int64(at.pixel_reference, place + 2, s2)
+            put_int64(at.pixel_reference, place + 3, s3)
+
+
+@njit(forceinline=True)
+def _reference(shape, at, x, z, k):
+    return int64_at(at.pixel_reference, (x * shape.digits + z) * shape.reference_slices + k)
 
 
 @njit
-def add_keys(shape, at, besides, strip, t, k):
-    """The key of the noise of each pixel's and digit's read of array t and slice k, to `pixel_key`: all its columns use it."""
+def add_curves(shape, at, k, count):
+    """The curve of each pixel's and digit's read of slice k, see `readout.curve_at`, to `pixel_shared`."""
+    b0, b1 = np.float32(float64_at(at.curve, 4 * k)), np.float32(float64_at(at.curve, 4 * k + 1))
+    b2, current = np.float32(float64_at(at.curve, 4 * k + 2)), float64_at(at.curve, 4 * k + 3)
+    for x in range(count):
+        for z in range(shape.digits):
+            total = current * int64_at(at.pixel_row_count, x * shape.input_bits + z)
+            if at.analog:
+                total += _reference(shape, at, x, z, k)
+            start = np.float32(total)
+            bent = start * (np.float32(3) * b2)
+            shared = at.pixel_shared + 4 * SHARED * (x * shape.digits + z)
+            put_float32(shared, FIRST, b0 + start * (np.float32(2) * b1 + bent))
+            put_float32(shared, SECOND, b1 + bent)
+            rise = np.float32(0) if at.analog else start * (b0 + start * (b1 + start * b2)) - start
+            put_float32(shared, RISE, ROUNDER + np.float32(np.rint(rise)))
+
+
+@njit
+def add_noise(shape, at, besides, strip, t, k):
+    """The key of the noise of each pixel's and digit's read of array t and slice k, to `pixel_key`, and its deviation, to `pixel_shared`,
+    where all columns have the same."""
+    image, pixel = strip.start // besides.pixels + besides.first_image, strip.start % besides.pixels
+    image_key = mixed(at.seed, image)
     for x in range(strip.count):
-        image, pixel = (strip.start + x) // besides.pixels + besides.first_image, (strip.start + x) % besides.pixels
+        if pixel == besides.pixels:
+            image, pixel = image + 1, 0
+            image_key = mixed(at.seed, image)
         for z in range(shape.digits):
             counter = ((pixel * shape.arrays + t) * shape.digits + z) * shape.slices + k
-            put_uint64(at.pixel_key, x * shape.digits + z, read_key(at.seed, image, counter))
+            put_uint64(at.pixel_key, x * shape.digits + z, mixed(image_key, counter))
+            deviation = np.float32(np.rint(np.sqrt(max(_variance_at_zero(shape, at, x, z, k), np.float32(0))) * IN_STEPS)) * STEP
+            shared = at.pixel_shared + 4 * SHARED * (x * shape.digits + z)
+            put_float32(shared, DEVIATION, deviation)
+            put_float32(shared, LIFT, ROUNDER - ROUNDER * deviation)
+        pixel += 1
+
+
+@njit(forceinline=True)
+def _variance_at_zero(shape, at, x, z, k):
+    """That of a read of pixel x and digit z whose cells have no current."""
+    return np.float32(at.base + float64_at(at.noise, 3 * k) * int64_at(at.pixel_squares, x * shape.digits + z))
 
 
 @njit
@@ -92,27 +157,3 @@ def _drive(shape, at, x, first, end, sign):
         for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
             row = uint32_at(at.lists, i) >> shape.tile_bits
             put_int64(at.drive, row, int64_at(at.drive, row) + (sign << (bit - first)))
-
-
-@njit(forceinline=True)
-def _noise_of_read(shape, at, place, z):
-    """(the halves of its key, its variance as `at_zero + slope (2 u + reference)`) of a read."""
-    at_read = place.x * shape.digits + z
-    key = uint64_at(at.pixel_key, at_read)
-    at_zero = np.float32(at.base + float64_at(at.noise, 3 * place.k) * int64_at(at.pixel_squares, at_read))
-    slope = np.float32(float64_at(at.noise, 3 * place.k + 1))
-    reference = int64_at(at.pixel_reference, at_read) * np.int64(float64_at(at.noise, 3 * place.k + 2))
-    return np.int64(key & np.uint64(0xFFFFFFFF)), np.int64(key >> np.uint64(32)), at_zero, slope, reference
-
-
-@njit(forceinline=True)
-def _curve_of_read(shape, at, place, z):
-    """(b_0, b_1, b_2, S, what is taken off) of the curve of a read, see `readout.Readout`."""
-    b0, b1 = np.float32(float64_at(at.curve, 4 * place.k)), np.float32(float64_at(at.curve, 4 * place.k + 1))
-    b2 = np.float32(float64_at(at.curve, 4 * place.k + 2))
-    current = float64_at(at.curve, 4 * place.k + 3) * int64_at(at.pixel_row_count, place.x * shape.input_bits + z)
-    if at.analog:
-        start = np.float32(int64_at(at.pixel_reference, place.x * shape.digits + z) + current)
-        return b0, b1, b2, start, start * (b0 + start * (b1 + start * b2))
-    start = np.float32(current)
-    return b0, b1, b2, start, start

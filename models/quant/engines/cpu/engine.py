@@ -28,6 +28,7 @@ from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from . import cells, elementwise, grouped, kernel
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
+from .cells_forms import singles_hold
 from .converter import dynamic_adc, fits, no_adc, static_adc
 from .integer import IntegerConvolution
 from .layout import plan
@@ -42,6 +43,8 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     readout, spec = layer.readout, layer.spec
     if readout is not None and spec.dac_bits > 1 and (readout.curve or any(c1 for _, c1, _ in readout.cell_noise or ())):
         return "curves, or noise that depends on the level, of reads with input digits of several bits"
+    if not singles_hold(layer):
+        return "curves or noise of reads that float32 does not hold"
     return None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}"
 
 

@@ -103,6 +103,14 @@ def store_ints(typingctx, address, offset, value):
     return types.void(types.intp, types.intp, ints), codegen
 
 
+as_floats = _operation(floats, ints)(lambda b, x: b.sitofp(x, _FLOATS))
+
+
+def as_vector(b, x, vector):
+    """Whole numbers, ints or floats of that type already, as a vector of floating-point numbers."""
+    return x if x.type == vector else b.sitofp(x, vector)
+
+
 def _kind(vector, numba_type, element):
     """The operations of one floating-point type: (zeros, of ints, code of a product, code by quotient, added product, add to memory)."""
     scalar = types.float32 if element == _F32 else types.float64
@@ -114,21 +122,22 @@ def _kind(vector, numba_type, element):
 
     @intrinsic
     def code(typingctx, u, scale, low, high):
-        """`clip(rint(u scale), low, high)`, ties to even, of the product before it is rounded; scale, low and high, numbers."""
+        """`clip(rint(u scale), low, high)`, ties to even, of the product before it is rounded; scale, low and high, numbers. u, ints
+        or whole numbers of this type."""
         def codegen(context, b, sig, args):
             scale, low, high = (_broadcast(b, value, vector) for value in args[1:])
             magic = ir.Constant(vector, [MAGIC[element]] * WIDE)
-            near = _call(b, "fma", vector, b.sitofp(args[0], vector), scale, magic)
+            near = _call(b, "fma", vector, as_vector(b, args[0], vector), scale, magic)
             return b.fsub(_between(b, near, b.fadd(low, magic), b.fadd(high, magic)), magic)
-        return numba_type(ints, scalar, scalar, scalar), codegen
+        return numba_type(u, scalar, scalar, scalar), codegen
 
     @intrinsic
     def code_of_quotient(typingctx, u, unit, delta, low, high):
-        """`clip(rint(u unit / delta), low, high)`, ties to even; the others are numbers."""
+        """`clip(rint(u unit / delta), low, high)`, ties to even; the others are numbers, u as above."""
         def codegen(context, b, sig, args):
             unit, delta, low, high = (_broadcast(b, value, vector) for value in args[1:])
-            return _clipped(b, b.fdiv(b.fmul(b.sitofp(args[0], vector), unit), delta), low, high, vector)
-        return numba_type(ints, scalar, scalar, scalar, scalar), codegen
+            return _clipped(b, b.fdiv(b.fmul(as_vector(b, args[0], vector), unit), delta), low, high, vector)
+        return numba_type(u, scalar, scalar, scalar, scalar), codegen
 
     @intrinsic
     def add_product(typingctx, total, x, factor):
