@@ -24,7 +24,7 @@ from .setting import Setting
 from .starting import quantized_layers
 from .streamed import Streamed
 
-ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
+ARITHMETIC = 2  # raise it where a setting's result is no longer what it was: no older point is used then
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
 
 _laws: dict[int, tuple[Law, str]] = {}  # digests of data that many devices share, with the law, so that its id stays its own

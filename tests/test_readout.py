@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wi
                           program, set_engine)
 from models.quant.devices.wires import gate_exact
 from models.quant.gate_errors import gate_errors
-from models.quant.readout import DEVIATION, NORMAL, noise, read_key
+from models.quant.readout import APART, DEVIATION, NORMAL, SIGNS, column_numbers, fused, noise, read_key
 
 program_module = importlib.import_module("models.quant.program")  # the package has the function of this name
 ROWS = 64
@@ -50,7 +51,8 @@ def test_table_is_normal():
 
 
 def test_noise_moments_and_independence():
-    """A million draws: moments, and correlations between columns, reads and images, each within five standard errors."""
+    """A million draws: moments, and correlations between columns, reads and images, each within five standard errors: of columns that
+    share entries too (16, 32 and 48 apart)."""
     images, counters, columns = 64, 128, 128
     image, counter = (v.reshape(-1) for v in torch.meshgrid(torch.arange(images), torch.arange(counters), indexing="ij"))
     key = read_key(2**63 + 12345, image, counter).view(-1, 1)
@@ -60,9 +62,49 @@ def test_noise_moments_and_independence():
     assert abs(float(drawn.var()) - 1) < 5 * (2 / n) ** 0.5
     assert abs(float((drawn**4).mean()) - 3) < 5 * (96 / n) ** 0.5 + 0.002
     for a, b in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1]), (drawn[..., 1:], drawn[..., :-1]),
-                 (drawn[:, :, 32:], drawn[:, :, :-32])):
+                 *((drawn[:, :, apart:], drawn[:, :, :-apart]) for apart in (16, 32, 48, 64))):
         assert abs(float((a * b).mean())) < 5 / a.numel() ** 0.5
         assert abs(float((a**2 * b**2).mean()) - 1) < 5 * (8 / a.numel()) ** 0.5
+    sharing = drawn.view(images, counters, -1, len(SIGNS), APART)
+    assert abs(float(sharing.prod(3).mean())) < 5 / (n / 4) ** 0.5 + 0.001
+    assert abs(float((sharing.sum(3) / 2).pow(4).mean()) - 3) < 5 * (96 / (n / 4)) ** 0.5 + 0.004
+
+
+def test_columns_of_groups_have_words_of_their_own():
+    assert column_numbers(3, 70).tolist() == [list(range(start, start + 70)) for start in (0, 128, 256)]
+    groups, key = column_numbers(2, 64), read_key(1, torch.zeros(1000, dtype=torch.int64), torch.arange(1000)).view(-1, 1)
+    first, second = (noise(torch.tensor([1e8]), key, columns[None]).double() / 1e4 for columns in groups)
+    assert abs(float((first * second).mean())) < 5 / first.numel() ** 0.5
+
+
+def test_fused_rounds_once():
+    """Against exact fractions, at and beside the middle of two float32 numbers, where a sum in float64 is rounded to that middle."""
+    generator = np.random.default_rng(0)
+    x, y = (generator.integers(2**23, 2**24, 400).astype(np.float32) for _ in range(2))
+    z = np.ldexp(np.float32(1), 73) + np.ldexp(generator.integers(0, 2**22, 400).astype(np.float32), 51)
+    x[:200], y[:200] = np.ldexp(np.float32(1), 24), np.ldexp(np.float32(1), 25)  # their product is a middle: half a step of z
+    x[100:200] += 2.0
+    y[150:200] *= -1
+    x[200:300] *= np.float32(1e-3)
+    found = fused(*map(torch.from_numpy, (x, y, z.astype(np.float32)))).numpy()
+    for a, b, c, got in zip(x, y, z.astype(np.float32), found):
+        exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+        near = [np.nextafter(got, np.float32(-np.inf)), got, np.nextafter(got, np.float32(np.inf))]
+        away = [abs(Fraction(float(v)) - exact) for v in near]
+        assert away[1] == min(away)
+        if away.count(away[1]) == 2:
+            assert got.view(np.int32) % 2 == 0
+
+
+def test_noise_beyond_float32_is_left_to_the_reference_engine():
+    from models.quant.engines.cpu import engine
+    network, x = layer(adc_bits=5), codes_of(2).float() / 15
+    calibrate(network, x)
+    program(network, Device.preset("techC"), adc_noise=300.0)
+    assert engine.unsupported(network[0].mapped("calibrated"), torch.device("cpu")) is None
+    program(network, Device.preset("techC"), adc_noise=400.0)
+    assert "float32" in engine.unsupported(network[0].mapped("calibrated"), torch.device("cpu"))
+    network(x)
 
 
 @pytest.mark.parametrize("reference, cell_bits", [("analog", 1), ("analog", 2), ("digital", 1)])
@@ -116,7 +158,8 @@ def test_noise_does_not_depend_on_batch_engine_or_order():
     assert not torch.equal(whole, others) and not torch.equal(whole, other_seed)
 
 
-@pytest.mark.parametrize("spec", [dict(dac_bits=2, adc_bits=5), dict(dac_bits=3, adc_range="ideal"), dict(adc_range="ideal")])
+@pytest.mark.parametrize("spec", [dict(dac_bits=2, adc_bits=5), dict(dac_bits=3, adc_range="ideal"), dict(adc_range="ideal"),
+                                  dict(adc_range="dynamic")])
 def test_noise_of_digits_of_several_bits_and_without_an_adc(spec):
     """The fast engine draws what the reference engine draws, in arrays of several segments too: `c_0 sum a^2`."""
     torch.manual_seed(0)

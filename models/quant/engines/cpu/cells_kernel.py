@@ -45,7 +45,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # Addresses of the arrays of `Plan`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.Addresses`.
 # pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of a strip
 # pixel_reference                 sums of the reference cells under each pixel and digit, of one array and all slices
-# pixel_key, pixel_shared         of the noise under each pixel and digit, and `cells_reads.SHARED`, of one array and slice
+# pixel_shared                    `cells_reads.SHARED` numbers of each pixel and digit, of one array and slice
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
 # codes_row, panel                see `cells_matrix.pack`; sums: u of a turn, int32 `[pixel, digit, column of a tile]`
 # reads                           u of 64 columns
@@ -56,11 +56,11 @@ Addresses = namedtuple("Addresses", """
     singles doubles divide low constant
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts u_min bins
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_key pixel_shared drive codes_row panel
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_shared drive codes_row panel
     sums acc exact_acc step total reads""")
 
 Buffers = namedtuple("Buffers", """
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_key pixel_shared drive codes_row panel
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_shared drive codes_row panel
     sums acc exact_acc step total reads""")
 
 
@@ -270,8 +270,7 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
         pixel_row_at=np.empty(width * shape.input_bits, np.int64), pixel_row_count=np.empty(width * shape.input_bits, np.int64),
         pixel_reference=np.zeros(width * shape.digits * shape.reference_slices, np.int64),
-        pixel_squares=np.empty(width * shape.digits, np.int64), pixel_key=np.empty(width * shape.digits, np.uint64),
-        pixel_shared=np.empty(width * shape.digits * SHARED, np.float32),
+        pixel_squares=np.empty(width * shape.digits, np.int64), pixel_shared=np.empty(width * shape.digits * SHARED, np.float32),
         drive=np.zeros(shape.reference_rows + 1, np.int64),
         codes_row=np.empty(shape.panel_row, np.uint8),
         panel=aligned((width * shape.digits + TILE_ROWS) * 2 * shape.panel_row, np.empty(0, np.uint8)),
@@ -305,8 +304,7 @@ def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, o
         row_count=buffers.row_count.ctypes.data, pixel_row_at=buffers.pixel_row_at.ctypes.data,
         pixel_row_count=buffers.pixel_row_count.ctypes.data,
         pixel_reference=buffers.pixel_reference.ctypes.data,
-        pixel_squares=buffers.pixel_squares.ctypes.data, pixel_key=buffers.pixel_key.ctypes.data,
-        pixel_shared=buffers.pixel_shared.ctypes.data,
+        pixel_squares=buffers.pixel_squares.ctypes.data, pixel_shared=buffers.pixel_shared.ctypes.data,
         drive=buffers.drive.ctypes.data, codes_row=buffers.codes_row.ctypes.data, panel=buffers.panel.ctypes.data,
         sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data,
         exact_acc=buffers.exact_acc.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,

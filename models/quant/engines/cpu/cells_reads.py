@@ -7,7 +7,7 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-from .simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int64, put_uint64, uint32_at, uint64_at
+from .simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int64, put_uint32, uint32_at
 from .wide import load_ints
 from .wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, converted_by, curved, mixed, moved_high, with_noise,
                          with_noise_of_levels)
@@ -18,9 +18,11 @@ NOISY, CURVED, CHANGED = 8, 16, 32  # added to an operation of `buffers`: what r
 # pixel in its strip; sums, where u of the first digit stands in `at.sums`.
 Place = namedtuple("Place", "group t array k column x sums")
 
-# What all columns of a read share, float32 `[pixel, digit, field]` of one array and slice: arguments of `curved` and `with_noise`.
-FIRST, SECOND, RISE, DEVIATION, LIFT = range(5)
-SHARED = 5
+# What all columns of a read share, 32 bits each, `[pixel, digit, field]` of one array and slice: arguments of `curved` and `with_noise`.
+# Vectors take them from memory: no instruction is spent on spreading a number over the lanes.
+FIRST, SECOND, THIRD, RISE, LOW, HIGH, DEVIATION, LIFT = range(8)
+SHARED = 8
+UNLIKE = np.float32(-1)  # DEVIATION where each column has its own
 TOGETHER = 4  # slices whose reference cells are added up at a time
 
 
@@ -36,19 +38,16 @@ def read(shape, at, place, z, op, u):
     columns, at_read = shape.slice_vectors * LANES, place.x * shape.digits + z
     shared = at.pixel_shared + 4 * SHARED * at_read
     if op & CURVED:
-        u = curved(u, float32_at(shared, FIRST), float32_at(shared, SECOND), np.float32(float64_at(at.curve, 4 * place.k + 2)),
-                   float32_at(shared, RISE))
+        u = curved(u, float32_at(shared, FIRST), float32_at(shared, SECOND), float32_at(shared, THIRD), float32_at(shared, RISE))
     if op & NOISY:
-        key = uint64_at(at.pixel_key, at_read)
-        low, high = np.int64(key & np.uint64(0xFFFFFFFF)), np.int64(moved_high(key))
         words = (place.group * columns + place.column) // SHARING * APART
-        slope = np.float32(float64_at(at.noise, 3 * place.k + 1))
-        if slope == 0:
-            u = with_noise(u, at.keys, words, low, high, float32_at(shared, DEVIATION), float32_at(shared, LIFT))
+        low, high, deviation = int32_at(shared, LOW), int32_at(shared, HIGH), float32_at(shared, DEVIATION)
+        if deviation >= 0:
+            u = with_noise(u, at.keys, words, low, high, deviation, float32_at(shared, LIFT))
         else:
+            slope = np.float32(float64_at(at.noise, 3 * place.k + 1))
             reference = _reference(shape, at, place.x, z, place.k) * np.int64(float64_at(at.noise, 3 * place.k + 2))
-            at_zero = _variance_at_zero(shape, at, place.x, z, place.k)
-            sums = sums_of_cells(shape, at, place, z)
+            at_zero, sums = _variance_at_zero(shape, at, place.x, z, place.k), sums_of_cells(shape, at, place, z)
             u = with_noise_of_levels(u, sums, at.keys, words, low, high, at_zero, slope, reference)
     if op & CHANGED:
         converters = ((place.k * shape.groups + place.group) * shape.arrays + place.t) * columns + place.column
@@ -100,25 +99,30 @@ def add_curves(shape, at, k, count):
             shared = at.pixel_shared + 4 * SHARED * (x * shape.digits + z)
             put_float32(shared, FIRST, b0 + start * (np.float32(2) * b1 + bent))
             put_float32(shared, SECOND, b1 + bent)
+            put_float32(shared, THIRD, b2)
             rise = np.float32(0) if at.analog else start * (b0 + start * (b1 + start * b2)) - start
             put_float32(shared, RISE, ROUNDER + np.float32(np.rint(rise)))
 
 
 @njit
 def add_noise(shape, at, besides, strip, t, k):
-    """The key of the noise of each pixel's and digit's read of array t and slice k, to `pixel_key`, and its deviation, to `pixel_shared`,
-    where all columns have the same."""
+    """The key of the noise of each pixel's and digit's read of array t and slice k, and its deviation, to `pixel_shared`."""
     image, pixel = strip.start // besides.pixels + besides.first_image, strip.start % besides.pixels
     image_key = mixed(at.seed, image)
+    alike = float64_at(at.noise, 3 * k + 1) == 0
     for x in range(strip.count):
         if pixel == besides.pixels:
             image, pixel = image + 1, 0
             image_key = mixed(at.seed, image)
         for z in range(shape.digits):
-            counter = ((pixel * shape.arrays + t) * shape.digits + z) * shape.slices + k
-            put_uint64(at.pixel_key, x * shape.digits + z, mixed(image_key, counter))
-            deviation = np.float32(np.rint(np.sqrt(max(_variance_at_zero(shape, at, x, z, k), np.float32(0))) * IN_STEPS)) * STEP
+            key = mixed(image_key, ((pixel * shape.arrays + t) * shape.digits + z) * shape.slices + k)
+            deviation = UNLIKE
+            if alike:
+                root = np.sqrt(max(_variance_at_zero(shape, at, x, z, k), np.float32(0)))
+                deviation = np.float32(np.rint(root * IN_STEPS)) * STEP
             shared = at.pixel_shared + 4 * SHARED * (x * shape.digits + z)
+            put_uint32(shared, LOW, np.int64(key))
+            put_uint32(shared, HIGH, np.int64(moved_high(key)))
             put_float32(shared, DEVIATION, deviation)
             put_float32(shared, LIFT, ROUNDER - ROUNDER * deviation)
         pixel += 1
