@@ -26,7 +26,7 @@ import torch
 from ...cells import Cells
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from . import cells, elementwise, grouped, kernel
+from . import cells, elementwise, grouped, kernel, pixels
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .converter import dynamic_adc, fits, no_adc, static_adc
 from .integer import IntegerConvolution
@@ -98,6 +98,10 @@ class _Prepared:
         return IntegerConvolution(self.layer)
 
     @functools.cached_property
+    def side_by_side(self):
+        return pixels.SideBySide(self.layer)
+
+    @functools.cached_property
     def on_grid(self):
         """The same layer by sums of rows, where 16 bits do not do: its ideal cells on a grid of its u."""
         layer, spec = self.layer, self.layer.spec
@@ -113,6 +117,8 @@ class _Prepared:
         if self.sums_alone:
             return self.convolution(a_codes)[None]
         set_threads()  # before anything is sized by their number
+        if self.side_by_side.serves(a_codes):
+            return self.side_by_side.simulate(a_codes, torch.int32 if scaling else accumulator_dtype(layer), **scaling)
         reads = self.reads
         adc = reads.adc(a_codes)
         if adc is None:
