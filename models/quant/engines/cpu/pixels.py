@@ -8,10 +8,12 @@ import math
 import numba
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from ...mapping import MappedLayer
 from .output import NOT_TO_CODES, ToCodes
-from .pixels_kernel import PAIR, Raster, Target, run
+from .picks import PIXELS
+from .pixels_kernel import Raster, Target, run
 from .pixels_plan import plan
 from .simd import has_byte_tables, set_threads
 from .wide import WIDE
@@ -53,7 +55,8 @@ class SideBySide:
             scale=np.empty(0, np.float32) if scale is None else scale, offset=np.empty(0, np.float32) if offset is None else offset,
             next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes)
         raster, place = self._raster(a_codes.shape, size)
-        run(shape, tables, raster, place, target, to_codes or NOT_TO_CODES, a_codes.contiguous().numpy())
+        codes = F.pad(a_codes.flatten(), (0, WIDE))  # a vector from the last code on is read too
+        run(shape, tables, raster, place, target, to_codes or NOT_TO_CODES, codes.numpy())
         return out
 
     def _raster(self, input_shape, size):
@@ -68,7 +71,7 @@ class SideBySide:
         pixels = images * rows * pitch
         cached = PLANES // (shape.input_bits * shape.intervals * phases)
         shared = -(-pixels // numba.get_num_threads())
-        block = max(1, min(cached, shared) // PAIR) * PAIR
+        block = max(1, min(cached, shared) // PIXELS) * PIXELS
         length = block + reach
         return (Raster(images, height, width, *size, pitch, rows, block, length),
                 (tables.plane * phases + phase) * length + distance)

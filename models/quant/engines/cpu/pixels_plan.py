@@ -24,15 +24,16 @@ from .cells_plan import step_of_slice
 from .picks import BYTE_ROWS, SHORT_ROWS, TABLE
 from .simd import LANES, aligned
 
-WINDOW = 128  # codes of a table of bytes
+TABLES = 2 * TABLE  # codes of two tables of bytes
 
 # A layer as the kernel sees it; the names that `finish` uses mean what they mean in `layout.Shape`.
 Shape = namedtuple("Shape", """
     narrow divide out_channels channels groups arrays digits slices steps slice_vectors input_bits intervals sets
-    stride_y stride_x pad_top pad_left clip together""")
+    stride_y stride_x pad_top pad_left clip small together""")
 # narrow     whether u and codes are bytes; else u has 16 bits and codes are float32, of a quotient where `divide`
 # intervals  channel intervals, of as many rows as a set has; sets: of one column
 # clip       whether u must be brought into the window of a table of codes first
+# small      whether tables of codes have 64 entries, not 128
 # together   arrays whose codes a byte can add up
 
 # tables         int8 `[group, out, slice, set, 64]`, or int16 `[.., 32]`
@@ -41,11 +42,11 @@ Shape = namedtuple("Shape", """
 # plane          interval of each set; down, right: of its tap, in input pixels
 # digit_start    first input bit of each digit
 # step_of_slice  which of the ADC steps each slice has
-# codes          narrow: int8 `[digit, slice, 128]`, entry `u mod 128`
+# codes          narrow: int8 `[digit, slice, 128]`, entry `u mod 128`, or `u mod 64` where `small`
 # ends           narrow: the window of u, int64 `[digit, slice, 2]`
 # forms          else: `cells_forms.Forms.singles`
-# factors        what a code is worth, int64 `[digit, slice]`; 0 without a conversion
-Plan = namedtuple("Plan", "tables set_start first size plane down right digit_start step_of_slice codes ends forms factors")
+# factors        what a code is worth among those of its slice, int64 `[digit, slice]`; 0 without a conversion; worth: of the slice's
+Plan = namedtuple("Plan", "tables set_start first size plane down right digit_start step_of_slice codes ends forms factors worth")
 
 
 @dataclass(frozen=True)
@@ -86,55 +87,59 @@ def row_weights(layer: MappedLayer) -> np.ndarray:
                      for k, (bits, reference) in enumerate(zip(spec.slice_bits, layer.reference_twice))])
 
 
-def _narrow_codes(layer):
-    """(`Plan.codes`, `Plan.ends`, whether u is clipped, largest |code|) where bytes hold u and codes, else None."""
+# codes, ends: of `Plan`; clip, small, together: of `Shape`; largest: |code| of `[digit, slice]`
+Narrow = namedtuple("Narrow", "codes ends clip small together")
+
+
+def _narrow(layer, factors):
+    """The codes of a layer as tables of bytes, None where bytes do not hold u and codes, or 16 bits the sums of a slice."""
     low, high = layer.u_span
+    kinds = factors.shape
     if low < -128 or high > 127:
         return None
-    kinds = len(layer.spec.digit_bits), len(layer.spec.slice_bits)
-    tables, ends, largest = np.zeros((*kinds, WINDOW), np.int8), np.zeros((*kinds, 2), np.int64), 1
-    u = np.arange(low, high + 1)
-    for z, k in np.ndindex(kinds):
-        codes = adc.transfer(u, layer.unit, *layer.converter(z, k))
-        first, last = low, high
-        if len(u) > WINDOW:  # beyond these all codes are alike
-            first = int(u[np.flatnonzero(codes == codes[0])[-1]])
-            last = max(first, int(u[np.flatnonzero(codes == codes[-1])[0]]))
-        if last - first >= WINDOW or np.abs(codes).max() > 127:
-            return None
-        tables[z, k, np.arange(first, last + 1) % WINDOW] = codes[first - low:last + 1 - low]
-        ends[z, k], largest = (first, last), max(largest, int(np.abs(codes).max()))
-    return tables, ends, len(u) > WINDOW, largest
+    u, codes = np.arange(low, high + 1), np.zeros((*kinds, TABLES), np.int8)
+    found = [adc.transfer(u, layer.unit, *layer.converter(z, k)) for z, k in np.ndindex(kinds)]
+    largest = np.array([max(1, np.abs(values).max()) for values in found]).reshape(kinds)
+    # Beyond these all codes are alike.
+    first = [int(u[np.flatnonzero(values == values[0])[-1]]) for values in found]
+    last = [max(start, int(u[np.flatnonzero(values == values[-1])[0]])) for start, values in zip(first, found)]
+    span = max(end - start for start, end in zip(first, last)) + 1
+    if span > TABLES or largest.max() > 127 or (len(layer.arrays) * largest * factors).sum(0).max() >= 2**15:
+        return None
+    small = min(span, len(u)) <= TABLE
+    clip = len(u) > (TABLE if small else TABLES)
+    ends = np.ascontiguousarray(np.array([first, last] if clip else [[low] * len(found), [high] * len(found)]).T)
+    for place, (values, (start, end)) in enumerate(zip(found, ends)):
+        codes[np.unravel_index(place, kinds)][np.arange(start, end + 1) % (TABLE if small else TABLES)] = values[start - low:end + 1 - low]
+    return Narrow(codes, ends, clip, small, 127 // int(largest.max()))
 
 
 def plan(layer: MappedLayer) -> tuple[Shape, Plan] | None:
     """(`Shape`, `Plan`) of a layer with fixed ranges, None where neither form holds its reads or gives its codes."""
     spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
-    forms, narrow = static_forms(layer), None if layer.cells is not None else _narrow_codes(layer)
     low, high = layer.u_span
+    digits, slices = np.arange(len(spec.digit_bits)), np.arange(len(spec.slice_bits))
+    factors = np.array([[layer.multiplier(z, k) << spec.dac_bits * z if layer.converter(z, k).bits else 0 for k in slices] for z in digits])
+    forms, narrow = static_forms(layer), None if layer.cells is not None else _narrow(layer, factors)
     if forms.broad or low < -2**15 or high >= 2**15:
         return None
-    tables, ends, clip, largest = narrow or (np.zeros(0, np.int8), np.zeros(0, np.int64), False, 1)
-    most = SHORT_ROWS if narrow is None else BYTE_ROWS
-    sets, out, step = sets_of(layer, most), len(layer.w_codes) // groups, step_of_slice(layer)
-    places = [(z, k) for z in range(len(spec.digit_bits)) for k in range(len(spec.slice_bits))]
-    factors = [layer.multiplier(z, k) << (spec.dac_bits * z + spec.cell_bits * k) if layer.converter(z, k).bits else 0 for z, k in places]
     if len(layer.arrays) * np.abs(forms.singles[..., [LOWEST, HIGHEST]]).max() >= 2**24:
         return None
-    intervals = np.array(sets.intervals, np.int64)
+    most = SHORT_ROWS if narrow is None else BYTE_ROWS
+    sets, out, step = sets_of(layer, most), len(layer.w_codes) // groups, step_of_slice(layer)
+    intervals, (down, right) = np.array(sets.intervals, np.int64), np.array(sets.taps, np.int64).T
+    tables = narrow or Narrow(np.zeros(0, np.int8), np.zeros(0, np.int64), False, False, 1)
     shape = Shape(
         narrow=narrow is not None, divide=bool(forms.divide), out_channels=out, channels=layer.group_channels, groups=groups,
-        arrays=len(layer.arrays), digits=len(spec.digit_bits), slices=len(spec.slice_bits), steps=int(step.max()) + 1,
-        slice_vectors=-(-out // LANES), input_bits=spec.a_bits, intervals=len(intervals), sets=len(sets.rows),
-        stride_y=geometry.stride[0], stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2],
-        clip=clip, together=127 // largest)
-    down, right = np.array(sets.taps, np.int64).T
+        arrays=len(layer.arrays), digits=len(digits), slices=len(slices), steps=int(step.max()) + 1, slice_vectors=-(-out // LANES),
+        input_bits=spec.a_bits, intervals=len(intervals), sets=len(sets.rows), stride_y=geometry.stride[0],
+        stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=tables.clip, small=tables.small,
+        together=tables.together)
     return shape, Plan(
-        tables=_tables(row_weights(layer), sets, most, np.int8 if narrow else np.int16),
-        set_start=np.array(sets.start, np.int64), first=intervals[:, 0].copy(), size=intervals[:, 1] - intervals[:, 0],
-        plane=np.array(sets.interval, np.int64), down=down.copy(), right=right.copy(),
-        digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, codes=tables, ends=ends,
-        forms=forms.singles[0], factors=np.array(factors, np.int64))
+        tables=_tables(row_weights(layer), sets, most, np.int8 if narrow else np.int16), set_start=np.array(sets.start, np.int64),
+        first=intervals[:, 0].copy(), size=intervals[:, 1] - intervals[:, 0], plane=np.array(sets.interval, np.int64), down=down.copy(),
+        right=right.copy(), digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, codes=tables.codes,
+        ends=tables.ends, forms=forms.singles[0], factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
 
 
 def _tables(weights, sets, most, dtype):
