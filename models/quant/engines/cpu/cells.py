@@ -51,6 +51,8 @@ class Prepared:
     def _side_by_side(self):
         return pixels.SideBySide(self.layer)
 
+    clips_alone = False  # its converters do more than clip
+
     @property
     def sums_alone(self) -> bool:
         """Whether `sums` are all that the layer does: it has no ADC, and its reads are nothing but their cells'."""

@@ -91,6 +91,25 @@ add_product_of_odds = _operation(many_shorts, many_shorts, many_bytes, types.int
 
 
 @intrinsic
+def any_beyond(typingctx, x, low, high):
+    """Whether any byte lies below that of `low` or above that of `high`."""
+    def codegen(context, b, sig, args):
+        x, low, high = args
+        beyond = b.or_(b.icmp_signed("<", x, low), b.icmp_signed(">", x, high))
+        return b.icmp_unsigned("!=", b.bitcast(beyond, ir.IntType(PIXELS)), ir.Constant(ir.IntType(PIXELS), 0))
+    return types.boolean(many_bytes, many_bytes, many_bytes), codegen
+
+
+@intrinsic
+def store_bytes(typingctx, address, x):
+    """Write 256 bytes to an address."""
+    def codegen(context, b, sig, args):
+        b.store(args[1], _at(b, args[0], _BYTES), align=1)
+        return context.get_dummy_value()
+    return types.void(types.intp, many_bytes), codegen
+
+
+@intrinsic
 def add_to_sums(typingctx, address, x, factor):
     """Add 128 numbers of 16 bits, times a factor, to the int32 at an address."""
     def codegen(context, b, sig, args):

@@ -136,13 +136,13 @@ def plan(layer: MappedLayer) -> tuple[Shape, Plan] | None:
         stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=tables.clip, small=tables.small,
         together=tables.together)
     return shape, Plan(
-        tables=_tables(row_weights(layer), sets, most, np.int8 if narrow else np.int16), set_start=np.array(sets.start, np.int64),
+        tables=tables_of(row_weights(layer), sets, most, np.int8 if narrow else np.int16), set_start=np.array(sets.start, np.int64),
         first=intervals[:, 0].copy(), size=intervals[:, 1] - intervals[:, 0], plane=np.array(sets.interval, np.int64), down=down.copy(),
         right=right.copy(), digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, codes=tables.codes,
         ends=tables.ends, forms=forms.singles[0], factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
 
 
-def _tables(weights, sets, most, dtype):
+def tables_of(weights, sets, most, dtype):
     """What each set of rows adds for each pattern of its input bits, `[group, out, slice, set, pattern]`."""
     slices, groups, _, out = weights.shape
     padded = np.zeros((slices, groups, len(sets.rows), most, out), np.int32)
