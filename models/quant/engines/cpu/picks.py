@@ -58,6 +58,7 @@ def load_bytes(typingctx, address):
 
 full_i8 = _operation(many_bytes, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I8), _BYTES))
 added_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.add(x, y))
+less_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.sub(x, y))
 larger_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
 smaller_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))
 zero_shorts = _operation(many_shorts, types.intp)(lambda b, value: ir.Constant(_HALVES, [0] * _HALVES.count))
@@ -91,13 +92,12 @@ add_product_of_odds = _operation(many_shorts, many_shorts, many_bytes, types.int
 
 
 @intrinsic
-def any_beyond(typingctx, x, low, high):
-    """Whether any byte lies below that of `low` or above that of `high`."""
+def any_byte(typingctx, x):
+    """Whether any byte is not 0."""
     def codegen(context, b, sig, args):
-        x, low, high = args
-        beyond = b.or_(b.icmp_signed("<", x, low), b.icmp_signed(">", x, high))
-        return b.icmp_unsigned("!=", b.bitcast(beyond, ir.IntType(PIXELS)), ir.Constant(ir.IntType(PIXELS), 0))
-    return types.boolean(many_bytes, many_bytes, many_bytes), codegen
+        some = b.icmp_unsigned("!=", args[0], ir.Constant(_BYTES, [0] * PIXELS))
+        return b.icmp_unsigned("!=", b.bitcast(some, ir.IntType(PIXELS)), ir.Constant(ir.IntType(PIXELS), 0))
+    return types.boolean(many_bytes), codegen
 
 
 @intrinsic

@@ -20,6 +20,7 @@ from .wide import WIDE
 
 PLANES = 2**15  # bytes of the planes of a block, about: they stay in the first-level cache
 FEWEST = WIDE  # output pixels of a call
+MOST_ROWS, MOST_COLUMNS = 64, 64  # of an array; of one slice, half of them with u in 16 bits: more fill vectors of columns
 
 
 class SideBySide:
@@ -35,12 +36,15 @@ class SideBySide:
     def serves(self, a_codes: torch.Tensor) -> bool:
         """Whether this is the faster way for such an input, or can be gone at all."""
         size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
-        return has_byte_tables() and len(a_codes) * math.prod(size) >= FEWEST and self._is_faster and self._plan is not None
+        return has_byte_tables() and len(a_codes) * math.prod(size) >= FEWEST and self._is_faster
 
     @functools.cached_property
     def _is_faster(self):
         layer = self.layer
-        return layer.spec.adc_range in ("calibrated", "full") and layer.readout is None and layer.tallest <= 64
+        columns = len(layer.w_codes) // layer.geometry.groups
+        if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None or layer.tallest > MOST_ROWS or columns > MOST_COLUMNS:
+            return False
+        return self._plan is not None and (self._plan[0].narrow or columns <= MOST_COLUMNS // 2)
 
     def simulate(self, a_codes: torch.Tensor, dtype: torch.dtype, values: np.ndarray | None = None, scale: np.ndarray | None = None,
                  offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None) -> torch.Tensor:
