@@ -40,9 +40,10 @@ class SideBySide:
 
     @functools.cached_property
     def _is_faster(self):
-        layer = self.layer
-        columns = len(layer.w_codes) // layer.geometry.groups
-        if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None or layer.tallest > MOST_ROWS or columns > MOST_COLUMNS:
+        layer, columns = self.layer, len(self.layer.w_codes) // self.layer.geometry.groups
+        if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None:
+            return False
+        if layer.tallest > MOST_ROWS or columns > MOST_COLUMNS:
             return False
         return self._plan is not None and (self._plan[0].narrow or columns <= MOST_COLUMNS // 2)
 

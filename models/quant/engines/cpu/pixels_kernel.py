@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import namedtuple
 
-import numba
 import numpy as np
 from numba import njit, prange
 
