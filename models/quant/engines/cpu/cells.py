@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from ..reference import integer_convolution
-from . import cells_kernel, cells_matrix
+from . import cells_kernel, cells_matrix, pixels
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .amx import TILE_ROWS, can_multiply
 from .cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
@@ -49,6 +49,12 @@ class Prepared:
     def _static(self):
         return no_adc_forms(self.layer) if self.layer.spec.adc_range == "ideal" else static_forms(self.layer)
 
+    @functools.cached_property
+    def _side_by_side(self):
+        return pixels.SideBySide(self.layer)
+
+    clips_alone = False  # its converters do more than clip
+
     @property
     def sums_alone(self) -> bool:
         """Whether `sums` are all that the layer does: it has no ADC, and its reads are nothing but their cells'."""
@@ -69,6 +75,8 @@ class Prepared:
         if self.sums_alone:
             return self.sums(a_codes)[None]
         set_threads()
+        if self._side_by_side.serves(a_codes):
+            return self._side_by_side.simulate(a_codes, torch.int32 if scaling else self.dtype, **scaling)
         dynamic = layer.spec.adc_range == "dynamic"
         forms = dynamic_forms(layer, *self._ranges(a_codes)) if dynamic else self._static
         size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)

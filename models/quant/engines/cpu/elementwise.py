@@ -205,3 +205,10 @@ def scaled(acc: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, to_code
     rows = -1, acc.shape[-1]
     _scale(acc.view(rows).numpy(), scale.numpy(), offset.numpy(), to_codes or NOT_TO_CODES, out.view(rows).numpy())
     return out
+
+
+def scaled_steps(acc: torch.Tensor, values: list[float], scale: torch.Tensor, offset: torch.Tensor,
+                 to_codes: ToCodes | None = None) -> torch.Tensor:
+    """`scaled` of `sum_step acc values`, added in float64, of accumulators `[step, N, H, W, out]`; values, a float for each step."""
+    total = acc[0] if values == [1.0] else sum(plane.double() * value for plane, value in zip(acc, values)).float()
+    return scaled(total, scale, offset, to_codes)

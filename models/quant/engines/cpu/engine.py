@@ -26,7 +26,7 @@ import torch
 from ...cells import Cells
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from . import cells, elementwise, grouped, kernel
+from . import cells, elementwise, grouped, kernel, loud, pixels
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .cells_forms import singles_hold
 from .converter import dynamic_adc, fits, no_adc, static_adc
@@ -67,6 +67,8 @@ def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], s
         return elementwise.scaled(prepared.convolution.sums(a_codes), scale, offset, to_codes)
     if isinstance(prepared, grouped.Prepared):
         return prepared.scaled(a_codes, values, scale, offset, to_codes)
+    if prepared.clips_alone:
+        return elementwise.scaled_steps(prepared.simulate(a_codes), values, scale, offset, to_codes)
     scaling = {"values": np.array(values), "scale": scale.numpy(), "offset": offset.numpy()}
     if to_codes is None:
         return prepared.simulate(a_codes, **scaling).view(torch.float32)[0]
@@ -89,16 +91,35 @@ class _Prepared:
 
     @functools.cached_property
     def reads(self):
-        return _Reads(self.layer)
+        return _Reads(self.layer, *self.static)
 
     @functools.cached_property
     def counting(self):
         """Reads whose bit planes hold whole values, not the bits of a cell side by side."""
-        return self.reads if self.reads.shape.packed == 1 else _Reads(self.layer, side_by_side=False)
+        return self.reads if self.reads.shape.packed == 1 else _Reads(self.layer, *self.static, side_by_side=False)
 
     @functools.cached_property
     def convolution(self):
         return IntegerConvolution(self.layer)
+
+    @functools.cached_property
+    def side_by_side(self):
+        return pixels.SideBySide(self.layer)
+
+    @functools.cached_property
+    def static(self):
+        """The ADC and the convolution of fixed ranges (`converter.static_adc`), or (None, None)."""
+        fixed = self.layer.spec.adc_range in ("calibrated", "full")
+        return fixed and static_adc(self.layer) or (None, None)
+
+    @functools.cached_property
+    def loud(self):
+        return loud.Loud(self.layer, *self.static)
+
+    @property
+    def clips_alone(self):
+        """Whether the accumulators are made without regard to how they are scaled: by `loud`."""
+        return self.loud.serves
 
     @functools.cached_property
     def on_grid(self):
@@ -116,6 +137,10 @@ class _Prepared:
         if self.sums_alone:
             return self.convolution(a_codes)[None]
         set_threads()  # before anything is sized by their number
+        if self.clips_alone:
+            return self.loud.simulate(a_codes)
+        if self.side_by_side.serves(a_codes):
+            return self.side_by_side.simulate(a_codes, torch.int32 if scaling else accumulator_dtype(layer), **scaling)
         reads = self.reads
         adc = reads.adc(a_codes)
         if adc is None:
@@ -145,11 +170,9 @@ class _Prepared:
 class _Reads:
     """The bit planes of a layer's weights and the forms of its ADC; `convolution`: see `static_adc`."""
 
-    def __init__(self, layer, side_by_side=True):
-        self.layer = layer
+    def __init__(self, layer, static, convolution, side_by_side=True):
+        self.layer, self.static, self.convolution = layer, static, convolution
         self.shape, self.plan = plan(layer, side_by_side)
-        fixed = layer.spec.adc_range in ("calibrated", "full")
-        self.static, self.convolution = fixed and static_adc(layer) or (None, None)
 
     def adc(self, a_codes):
         """The ADC for these inputs, or None where 16 bits do not do."""

@@ -125,9 +125,7 @@ class Prepared:
 
     def scaled(self, a_codes: Tensor, values: list[float], scale: Tensor, offset: Tensor, to_codes: ToCodes | None = None) -> Tensor:
         """`engines.scaled`, or the codes of the next layer."""
-        acc = self.simulate(a_codes)
-        total = acc[0] if values == [1.0] else sum(plane.double() * value for plane, value in zip(acc, values)).float()
-        return elementwise.scaled(total, scale, offset, to_codes)
+        return elementwise.scaled_steps(self.simulate(a_codes), values, scale, offset, to_codes)
 
     def histogram(self, a_codes: Tensor) -> Tensor:
         """Counts of the read values, int64 `[digits, slices, u]`; see `engines`."""

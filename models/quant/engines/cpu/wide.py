@@ -19,12 +19,12 @@ _I16, _I32, _F32, _F64 = ir.IntType(16), ir.IntType(32), ir.FloatType(), ir.Doub
 MAGIC = {_F32: 1.5 * 2**23, _F64: 1.5 * 2**52}  # numbers near it are whole: what is added to it is rounded, ties to even
 
 
-def _vector_type(name, element):
+def _vector_type(name, element, lanes=WIDE):
     class Type(types.Type):
         def __init__(self):
             super().__init__(name)
 
-    vector = ir.VectorType(element, WIDE)
+    vector = ir.VectorType(element, lanes)
 
     @register_model(Type)
     class _Model(models.PrimitiveModel):

@@ -1,0 +1,195 @@
+"""Layers of few columns whose ADCs only clip (`converter.Adc.relative`): the integer convolution, less what clipping takes off.
+
+A read with few ones among its inputs cannot clip. The input pixels of which a digit has more, the *loud* ones, are listed; their reads
+are made side by side, 256 pixels to a vector, column by column and tap by tap, as in `pixels_kernel`. Of those hardly one clips.
+
+    output = sum A (2 W - L) / s + sum over loud reads 2^(z + c k) (clip(u / s) - u / s)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import namedtuple
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from ...mapping import MappedLayer
+from .cache import SOURCES
+from .converter import Adc
+from .picks import (BYTE_ROWS, PIXELS, TABLE, added_bytes, any_byte, full_i8, larger_bytes, less_bytes, load_bytes, load_table,
+                    picked_bytes, smaller_bytes, store_bytes)
+from .pixels_plan import row_weights, sets_of, tables_of
+from .simd import has_byte_tables, set_threads, uint8_at
+from .wide import WIDE, bit_of_64_bytes
+
+TOGETHER = 4096  # input pixels of a work item, about
+FAR = 3.25  # measured: nearer, looking for what clips takes longer than to convert every read
+MOST_ROWS = 64  # of an array; longer ones fill vectors of columns
+
+# tables        int8 `[group, out, slice, tap, set, 64]`, see `pixels_plan`
+# first, size   channels of each set of a tap
+# low, high     u beyond which a read clips, `[slice]`; spacing: s
+# most          ones that a read can have and cannot clip
+# taps          `[tap, 2]`, input pixels down and right
+# place         of codes, `[digit, slice]`: exponents of 2
+Plan = namedtuple("Plan", "tables first size low high spacing most taps place stride pad groups channels input_bits")
+
+
+class Loud:
+    """One layer, as it is run where `serves`. Args: adc and convolution, of `converter.static_adc`."""
+
+    def __init__(self, layer: MappedLayer, adc: Adc | None, convolution: object) -> None:
+        self.layer, self.adc, self.convolution = layer, adc, convolution
+
+    @functools.cached_property
+    def serves(self) -> bool:
+        """Whether this is the way for the layer: its reads fit in bytes, belong to one tap, and clip seldom."""
+        layer, channels = self.layer, self.layer.group_channels
+        if self.adc is None or not self.adc.relative or not has_byte_tables() or layer.tallest > MOST_ROWS or layer.spec.dac_bits > 1:
+            return False
+        whole_taps = [stop - start for start, stop in layer.arrays] == [channels] * (layer.kernel[0] * layer.kernel[1])
+        low, high = self._reach
+        return whole_taps and low >= -127 and high <= 127 and self._seldom_clips
+
+    @property
+    def _seldom_clips(self):
+        """Whether the limits lie `FAR` deviations of u away, were a quarter of the inputs on at random."""
+        deviations = (np.square(row_weights(self.layer).astype(np.float64)).mean((1, 2, 3)) * self.layer.tallest / 4) ** 0.5
+        low, high = self._limits
+        return bool((np.minimum(-low, high) >= FAR * deviations).all())
+
+    @property
+    def _limits(self):
+        """u beyond which reads clip, of each slice."""
+        s, q_min = self.adc.relative, self.layer.adc_q_min.cpu().numpy().astype(np.int64)
+        return s * q_min, s * (q_min + 2**self.layer.spec.adc_bits - 1)
+
+    @functools.cached_property
+    def _reach(self):
+        """Smallest and largest u that these weights can give."""
+        weights = row_weights(self.layer)
+        parts = [weights[:, :, start:stop] for start, stop in self.layer.arrays]
+        return min(int(part.clip(max=0).sum(2).min()) for part in parts), max(int(part.clip(min=0).sum(2).max()) for part in parts)
+
+    @functools.cached_property
+    def _plan(self):
+        layer, spec, geometry = self.layer, self.layer.spec, self.layer.geometry
+        sets, weights = sets_of(layer, BYTE_ROWS), row_weights(layer)
+        s, of_tap = self.adc.relative, sets.start[1]
+        channels = np.array(sets.rows[:of_tap], np.int64)
+        low, high = self._limits
+        largest, smallest = weights.max((1, 2, 3)), weights.min((1, 2, 3))
+        most = min([TABLE * WIDE, *(int(h) // int(w) for h, w in zip(high, largest) if w > 0),
+                    *(int(v) // int(w) for v, w in zip(low, smallest) if w < 0)])
+        tables = tables_of(weights, sets, BYTE_ROWS, np.int8)
+        place = np.arange(len(spec.digit_bits))[:, None] + spec.cell_bits * np.arange(len(spec.slice_bits))
+        return Plan(tables.reshape(*tables.shape[:3], -1, of_tap, TABLE), channels[:, 0].copy(), channels[:, 1] - channels[:, 0],
+                    low.clip(-128), high.clip(max=127), s, most, np.array(sets.taps[::of_tap], np.int64), place,
+                    np.array(geometry.stride), np.array([geometry.padding[0], geometry.padding[2]]), geometry.groups, layer.group_channels,
+                    spec.a_bits)
+
+    def simulate(self, a_codes: torch.Tensor) -> torch.Tensor:
+        """The layer's accumulators, int32 `[1, N, H', W', out]`."""
+        set_threads()
+        out, (low, high) = self.convolution(a_codes)[None], self._reach
+        plan = self._plan
+        if low < plan.low.max() or high > plan.high.min():
+            out = out.contiguous()
+            images, height, width, _ = a_codes.shape
+            _correct(plan, a_codes.contiguous().numpy(), out[0].numpy(), max(1, TOGETHER // (height * width)))
+        return out
+
+
+@njit(cache=True, parallel=True)
+def _correct(plan, codes, out, together, sources=SOURCES):
+    for item in prange((len(codes) + together - 1) // together):
+        _correct_images(plan, codes[item * together:(item + 1) * together], out[item * together:(item + 1) * together],
+                        codes.ctypes.data + codes.size)
+
+
+@njit
+def _correct_images(plan, codes, out, end):
+    room = codes.shape[0] * codes.shape[1] * codes.shape[2] + PIXELS
+    pixels, indices, changes = np.empty(room, np.int64), np.empty((len(plan.first), room), np.uint8), np.empty(PIXELS // 8, np.uint64)
+    for group in range(plan.groups):
+        for z in range(plan.input_bits):
+            count = _list_loud(plan, codes, group, z, end, pixels, indices)
+            for first in range(0, count, PIXELS):
+                for o in range(plan.tables.shape[1]):
+                    for k in range(plan.tables.shape[2]):
+                        low, high = full_i8(plan.low[k]), full_i8(plan.high[k])
+                        for tap in range(len(plan.taps)):
+                            table = plan.tables[group, o, k, tap].ctypes.data
+                            u = full_i8(0)
+                            for s in range(len(plan.first)):
+                                u = added_bytes(u, picked_bytes(load_table(table + s * TABLE), load_bytes(indices[s].ctypes.data + first)))
+                            change = less_bytes(smaller_bytes(larger_bytes(u, low), high), u)
+                            if any_byte(change):
+                                store_bytes(changes.ctypes.data, change)
+                                channel = group * plan.tables.shape[1] + o
+                                _take_off(plan, changes, pixels[first:first + PIXELS], codes.shape[1], codes.shape[2], tap,
+                                          plan.place[z, k], out[..., channel])
+
+
+@njit
+def _list_loud(plan, codes, group, z, end, pixels, indices):
+    """Number and input bits of the loud pixels; those up to whole vectors have no ones. Returns: how many."""
+    images, height, width, _ = codes.shape
+    count, words = 0, np.empty((plan.channels + WIDE - 1) // WIDE, np.uint64)
+    for pixel in range(images * height * width):
+        start = codes.ctypes.data + (pixel * plan.groups + group) * plan.channels
+        ones = 0
+        for w in range(len(words)):
+            words[w] = _bits(start + w * WIDE, min(WIDE, plan.channels - w * WIDE), z, end)
+            ones += _count_ones(words[w])
+        if ones > plan.most:
+            pixels[count] = pixel
+            for s in range(len(plan.first)):
+                c, size = plan.first[s], plan.size[s]
+                bits = words[c // WIDE] >> np.uint64(c % WIDE)
+                if c % WIDE + size > WIDE:
+                    bits |= words[c // WIDE + 1] << np.uint64(WIDE - c % WIDE)
+                indices[s, count] = bits & np.uint64((1 << size) - 1)
+            count += 1
+    indices[:, count:count + PIXELS] = 0
+    return count
+
+
+@njit(forceinline=True)
+def _bits(codes, size, z, end):
+    """Bit z of so many codes from an address on, nothing read from address `end` on."""
+    if codes + WIDE <= end:
+        word = bit_of_64_bytes(codes, 0, z)
+        return word if size == WIDE else word & np.uint64((1 << size) - 1)
+    word = np.uint64(0)
+    for c in range(size):
+        word |= np.uint64(uint8_at(codes, c) >> z & 1) << np.uint64(c)
+    return word
+
+
+@njit(forceinline=True)
+def _count_ones(word):
+    word -= word >> np.uint64(1) & np.uint64(0x5555555555555555)
+    word = (word & np.uint64(0x3333333333333333)) + (word >> np.uint64(2) & np.uint64(0x3333333333333333))
+    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+@njit
+def _take_off(plan, changes, pixels, height, width, tap, place, out):
+    """What clipping changes in the reads of one column, eight bytes to a word, to `out`, `[N, H', W']`."""
+    for word in range(len(changes)):
+        left, i = changes[word], 8 * word
+        while left:
+            change = np.int64(np.int8(left & np.uint64(255)))
+            if change != 0:
+                image, rest = pixels[i] // (height * width), pixels[i] % (height * width)
+                y, x = rest // width + plan.pad[0] - plan.taps[tap, 0], rest % width + plan.pad[1] - plan.taps[tap, 1]
+                if y >= 0 and x >= 0 and y % plan.stride[0] == 0 and x % plan.stride[1] == 0:
+                    y, x = y // plan.stride[0], x // plan.stride[1]
+                    if y < out.shape[1] and x < out.shape[2]:
+                        out[image, y, x] += np.int32(change // plan.spacing << place)
+            left >>= np.uint64(8)
+            i += 1

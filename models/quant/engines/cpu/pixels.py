@@ -1,0 +1,88 @@
+"""CPU engine for layers of few columns: output pixels side by side (`pixels_plan`, `pixels_kernel`)."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numba
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ...mapping import MappedLayer
+from .output import NOT_TO_CODES, ToCodes
+from .picks import PIXELS
+from .pixels_kernel import Raster, Target, run
+from .pixels_plan import plan
+from .simd import has_byte_tables, set_threads
+from .wide import WIDE
+
+PLANES = 2**15  # bytes of the planes of a block, about: they stay in the first-level cache
+FEWEST = WIDE  # output pixels of a call
+MOST_ROWS, MOST_COLUMNS = 64, 64  # of an array; of one slice, half of them with u in 16 bits: more fill vectors of columns
+
+
+class SideBySide:
+    """One layer, as it is run where `serves`."""
+
+    def __init__(self, layer: MappedLayer) -> None:
+        self.layer = layer
+
+    @functools.cached_property
+    def _plan(self):
+        return plan(self.layer)
+
+    def serves(self, a_codes: torch.Tensor) -> bool:
+        """Whether this is the faster way for such an input, or can be gone at all."""
+        size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
+        return has_byte_tables() and len(a_codes) * math.prod(size) >= FEWEST and self._is_faster
+
+    @functools.cached_property
+    def _is_faster(self):
+        layer, columns = self.layer, len(self.layer.w_codes) // self.layer.geometry.groups
+        if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None:
+            return False
+        if layer.tallest > MOST_ROWS or columns > MOST_COLUMNS:
+            return False
+        return self._plan is not None and (self._plan[0].narrow or columns <= MOST_COLUMNS // 2)
+
+    def simulate(self, a_codes: torch.Tensor, dtype: torch.dtype, values: np.ndarray | None = None, scale: np.ndarray | None = None,
+                 offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None) -> torch.Tensor:
+        """Accumulators of `dtype`, or what the others make of them; see `engine._Prepared.simulate`."""
+        set_threads()
+        shape, tables = self._plan
+        size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
+        results = shape.steps if values is None else 1 if next_codes is None else 0
+        out = torch.empty(results, len(a_codes), *size, len(self.layer.w_codes), dtype=dtype)
+        target = Target(
+            out=out.numpy().view(np.int32), wide=dtype == torch.int64, values=np.empty(0) if values is None else values,
+            scale=np.empty(0, np.float32) if scale is None else scale, offset=np.empty(0, np.float32) if offset is None else offset,
+            next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes)
+        raster, place = self._raster(a_codes.shape, size)
+        codes = F.pad(a_codes.flatten(), (0, WIDE))  # a vector from the last code on is read too
+        run(shape, tables, raster, place, target, to_codes or NOT_TO_CODES, codes.numpy())
+        return out
+
+    def _raster(self, input_shape, size):
+        """(`Raster`, `Addresses.place`) for inputs `[N, H, W, in]` and outputs of `size`."""
+        shape, tables = self._plan
+        images, height, width, _ = input_shape
+        rows = _pitch(height, shape.pad_top, shape.stride_y, size[0], int(tables.down.max()))
+        pitch = _pitch(width, shape.pad_left, shape.stride_x, size[1], int(tables.right.max()))
+        distance = tables.down // shape.stride_y * pitch + tables.right // shape.stride_x
+        phase = tables.down % shape.stride_y * shape.stride_x + tables.right % shape.stride_x
+        phases, reach = shape.stride_y * shape.stride_x, int(distance.max())
+        pixels = images * rows * pitch
+        cached = PLANES // (shape.input_bits * shape.intervals * phases)
+        shared = -(-pixels // numba.get_num_threads())
+        block = max(1, min(cached, shared) // PIXELS) * PIXELS
+        length = block + reach
+        return (Raster(images, height, width, *size, pitch, rows, block, length),
+                (tables.plane * phases + phase) * length + distance)
+
+
+def _pitch(length, pad, stride, outputs, last_tap):
+    """Pixels of a plane from one row to the next, of rows of a phase: a row's padding behind it is that before the next one."""
+    touched = (outputs - 1) * stride + last_tap + 1  # of the padded input
+    return max(-(-min(pad + length, touched) // stride), -(-(touched - pad) // stride), outputs)

@@ -1,0 +1,156 @@
+"""Output pixels side by side: what of a layer the kernel (`pixels_kernel`) reads, and which layers it can run.
+
+A lane of a vector is an output pixel, so that vectors are full however few columns a layer has. What up to six rows of one column add to
+u depends on as many input bits: it is looked up in a table of 2^6 bytes, or of 2^5 numbers of 16 bits where bytes do not hold u.
+
+    u = sum over sets of rows  table[set, column][input bits of the rows]
+
+Input bits that belong to a set are one byte a pixel, in *planes*: of one input bit, channel interval and phase, all pixels of the padded
+input in the order of memory, from one row to the next without a gap. A tap is then nothing but a distance. With a stride s an input
+has s x s phases, `[y mod s, x mod s]`, each a plane with a pixel for each output pixel.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import numpy as np
+
+from ... import adc
+from ...mapping import MappedLayer
+from .cells_forms import HIGHEST, LOWEST, static_forms
+from .cells_plan import step_of_slice
+from .picks import BYTE_ROWS, SHORT_ROWS, TABLE
+from .simd import LANES, aligned
+
+TABLES = 2 * TABLE  # codes of two tables of bytes
+
+# A layer as the kernel sees it; the names that `finish` uses mean what they mean in `layout.Shape`.
+Shape = namedtuple("Shape", """
+    narrow divide out_channels channels groups arrays digits slices steps slice_vectors input_bits intervals sets
+    stride_y stride_x pad_top pad_left clip small together""")
+# narrow     whether u and codes are bytes; else u has 16 bits and codes are float32, of a quotient where `divide`
+# intervals  channel intervals, of as many rows as a set has; sets: of one column
+# clip       whether u must be brought into the window of a table of codes first
+# small      whether tables of codes have 64 entries, not 128
+# together   arrays whose codes a byte can add up
+
+# tables         int8 `[group, out, slice, set, 64]`, or int16 `[.., 32]`
+# set_start      first set of each array, and the end of the last
+# first, size    channels of each interval
+# plane          interval of each set; down, right: of its tap, in input pixels
+# digit_start    first input bit of each digit
+# step_of_slice  which of the ADC steps each slice has
+# codes          narrow: int8 `[digit, slice, 128]`, entry `u mod 128`, or `u mod 64` where `small`
+# ends           narrow: the window of u, int64 `[digit, slice, 2]`
+# forms          else: `cells_forms.Forms.singles`
+# factors        what a code is worth among those of its slice, int64 `[digit, slice]`; 0 without a conversion; worth: of the slice's
+Plan = namedtuple("Plan", "tables set_start first size plane down right digit_start step_of_slice codes ends forms factors worth")
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Sets of rows of one tap: `rows` of the layer, range of `interval`, tap (down, right), and the first of each array."""
+
+    rows: list[tuple[int, int]]
+    interval: list[int]
+    taps: list[tuple[int, int]]
+    start: list[int]
+    intervals: list[tuple[int, int]]
+
+
+def sets_of(layer: MappedLayer, most: int) -> Sets:
+    """The arrays of a layer cut into sets of at most `most` rows, which lie in one tap."""
+    (_, kw), (dy, dx), channels = layer.kernel, layer.geometry.dilation, layer.group_channels
+    rows, interval, taps, start, intervals = [], [], [], [0], {}
+    for first, stop in layer.arrays:
+        row = first
+        while row < stop:
+            tap, channel = divmod(row, channels)
+            end = min(row + most, stop, (tap + 1) * channels)
+            rows.append((row, end))
+            interval.append(intervals.setdefault((channel, channel + end - row), len(intervals)))
+            taps.append((tap // kw * dy, tap % kw * dx))
+            row = end
+        start.append(len(rows))
+    return Sets(rows, interval, taps, start, list(intervals))
+
+
+def row_weights(layer: MappedLayer) -> np.ndarray:
+    """What a row that is on adds to u, int32 `[slices, groups, rows, out / groups]`."""
+    spec, analog = layer.spec, layer.spec.reference == "analog"
+    if layer.cells is not None:
+        return layer.cells.weights(analog).cpu().numpy()
+    w_rows, scale = layer.w_rows.cpu().numpy().astype(np.int32), round(1 / spec.unit)
+    return np.stack([scale * ((w_rows >> (spec.cell_bits * k)) & (2**bits - 1)) - (reference if analog else 0)
+                     for k, (bits, reference) in enumerate(zip(spec.slice_bits, layer.reference_twice))])
+
+
+# codes, ends: of `Plan`; clip, small, together: of `Shape`; largest: |code| of `[digit, slice]`
+Narrow = namedtuple("Narrow", "codes ends clip small together")
+
+
+def _narrow(layer, factors):
+    """The codes of a layer as tables of bytes, None where bytes do not hold u and codes, or 16 bits the sums of a slice."""
+    low, high = layer.u_span
+    kinds = factors.shape
+    if low < -128 or high > 127:
+        return None
+    u, codes = np.arange(low, high + 1), np.zeros((*kinds, TABLES), np.int8)
+    found = [adc.transfer(u, layer.unit, *layer.converter(z, k)) for z, k in np.ndindex(kinds)]
+    largest = np.array([max(1, np.abs(values).max()) for values in found]).reshape(kinds)
+    # Beyond these all codes are alike.
+    first = [int(u[np.flatnonzero(values == values[0])[-1]]) for values in found]
+    last = [max(start, int(u[np.flatnonzero(values == values[-1])[0]])) for start, values in zip(first, found)]
+    span = max(end - start for start, end in zip(first, last)) + 1
+    if span > TABLES or largest.max() > 127 or (len(layer.arrays) * largest * factors).sum(0).max() >= 2**15:
+        return None
+    small = min(span, len(u)) <= TABLE
+    clip = len(u) > (TABLE if small else TABLES)
+    ends = np.ascontiguousarray(np.array([first, last] if clip else [[low] * len(found), [high] * len(found)]).T)
+    for place, (values, (start, end)) in enumerate(zip(found, ends)):
+        codes[np.unravel_index(place, kinds)][np.arange(start, end + 1) % (TABLE if small else TABLES)] = values[start - low:end + 1 - low]
+    return Narrow(codes, ends, clip, small, 127 // int(largest.max()))
+
+
+def plan(layer: MappedLayer) -> tuple[Shape, Plan] | None:
+    """(`Shape`, `Plan`) of a layer with fixed ranges, None where neither form holds its reads or gives its codes."""
+    spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
+    low, high = layer.u_span
+    digits, slices = np.arange(len(spec.digit_bits)), np.arange(len(spec.slice_bits))
+    factors = np.array([[layer.multiplier(z, k) << spec.dac_bits * z if layer.converter(z, k).bits else 0 for k in slices] for z in digits])
+    forms, narrow = static_forms(layer), None if layer.cells is not None else _narrow(layer, factors)
+    if forms.broad or low < -2**15 or high >= 2**15:
+        return None
+    if len(layer.arrays) * np.abs(forms.singles[..., [LOWEST, HIGHEST]]).max() >= 2**24:
+        return None
+    most = SHORT_ROWS if narrow is None else BYTE_ROWS
+    sets, out, step = sets_of(layer, most), len(layer.w_codes) // groups, step_of_slice(layer)
+    intervals, (down, right) = np.array(sets.intervals, np.int64), np.array(sets.taps, np.int64).T
+    tables = narrow or Narrow(np.zeros(0, np.int8), np.zeros(0, np.int64), False, False, 1)
+    shape = Shape(
+        narrow=narrow is not None, divide=bool(forms.divide), out_channels=out, channels=layer.group_channels, groups=groups,
+        arrays=len(layer.arrays), digits=len(digits), slices=len(slices), steps=int(step.max()) + 1, slice_vectors=-(-out // LANES),
+        input_bits=spec.a_bits, intervals=len(intervals), sets=len(sets.rows), stride_y=geometry.stride[0],
+        stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=tables.clip, small=tables.small,
+        together=tables.together)
+    return shape, Plan(
+        tables=tables_of(row_weights(layer), sets, most, np.int8 if narrow else np.int16), set_start=np.array(sets.start, np.int64),
+        first=intervals[:, 0].copy(), size=intervals[:, 1] - intervals[:, 0], plane=np.array(sets.interval, np.int64), down=down.copy(),
+        right=right.copy(), digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, codes=tables.codes,
+        ends=tables.ends, forms=forms.singles[0], factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
+
+
+def tables_of(weights, sets, most, dtype):
+    """What each set of rows adds for each pattern of its input bits, `[group, out, slice, set, pattern]`."""
+    slices, groups, _, out = weights.shape
+    padded = np.zeros((slices, groups, len(sets.rows), most, out), np.int32)
+    for number, (first, end) in enumerate(sets.rows):
+        padded[:, :, number, :end - first] = weights[:, :, first:end]
+    tables = aligned(groups * out * slices * len(sets.rows) * TABLE // np.dtype(dtype).itemsize, np.empty(0, dtype))
+    tables = tables.reshape(groups, out, slices, len(sets.rows), 2**most)
+    tables[..., 0] = 0
+    for bit in range(most):  # of patterns with this bit as the highest: those without it, and what its row adds
+        tables[..., 2**bit:2 ** (bit + 1)] = tables[..., :2**bit] + padded[:, :, :, bit].transpose(1, 3, 0, 2)[..., None]
+    return tables
