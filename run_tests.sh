@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# From a fresh checkout to a tested one: makes .venv, installs the test requirements, runs all tests, two at a time. Arguments go to pytest.
+# From a fresh checkout to a tested one: makes .venv, installs the test requirements, runs all tests, two at a time on one thread each.
+# Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 source environment.sh requirements-test.txt
-python -m pytest --numprocesses 2 "$@"
+OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 "$@"

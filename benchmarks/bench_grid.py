@@ -1,0 +1,65 @@
+"""Time of a trained network on every cell and ADC of a table, beside a plain float32 pass of the same network: no setting may fall far
+behind the others.
+
+    python benchmarks/bench_grid.py
+    python benchmarks/bench_grid.py --resume pretrained/vgg7_w4a4_cifar10.pt
+
+Images are those of the embedded digits. Writes benchmarks/results/grid_<model>.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from common import build, digit_images, markdown_table, median_seconds, write_results
+
+import torch
+from experiment.eval_settings import parse
+from experiment.starting import crossbar_network
+from models import quant
+from models.quant.quantizers import OFF
+
+CELL_BITS, ADC_BITS = (1, 2, 4), (3, 4, 5, 6, 7, 8)
+CHIP_BITS = 6  # of the ADC of chips
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resume", default=str(Path(__file__).parents[1] / "pretrained" / "resnet20_w4a4_cifar10.pt"),
+                        help="checkpoint of a network of `models`")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=15, help="timed passes after one warm-up; the median counts")
+    args = parser.parse_args(argv)
+    settings, checkpoint = parse(["--resume", args.resume])
+    net = crossbar_network(settings, checkpoint, torch.device("cpu"))
+    name = settings.model.removesuffix("_eval")
+    plain, (images, _) = build(name, OFF, OFF).eval(), digit_images(args.batch_size)
+    rows, found = [], {}
+    with torch.inference_mode():
+        def ratio(title):
+            simulated, float_seconds = median_seconds(lambda: net(images), lambda: plain(images), repeats=args.repeats)
+            found[title] = {"seconds_a_batch": simulated, "float32": float_seconds}
+            return f"{simulated / float_seconds:.2f}"
+
+        for cell_bits in CELL_BITS:
+            row = []
+            for adc_bits in ADC_BITS:
+                quant.set_spec(net, quant.CrossbarSpec(settings.wbit, settings.abit, cell_bits, adc_bits))
+                quant.calibrate(net, images)
+                row.append(ratio(f"{cell_bits}-bit cells, {adc_bits}-bit ADC"))
+            quant.set_spec(net, quant.CrossbarSpec(settings.wbit, settings.abit, cell_bits, CHIP_BITS))
+            quant.program(net, quant.Device.preset("techC", time="1d"))
+            quant.calibrate(net, images)
+            rows.append([f"{cell_bits}-bit cells", *row, ratio(f"{cell_bits}-bit cells, a chip")])
+            quant.program(net, None)
+    sections = [f"{name}, weights of {Path(args.resume).name}, 32 x 32, batch {args.batch_size}, calibrated ranges; ratio to plain "
+                f"float32 of the same network, median of {args.repeats} passes in turns.",
+                markdown_table(["", *(f"{bits}-bit ADC" for bits in ADC_BITS), f"a chip of techC after a day, {CHIP_BITS}-bit ADC"], rows)]
+    write_results(f"grid_{name}", "Every cell and ADC", sections, {"settings": found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
