@@ -24,7 +24,8 @@ from .setting import Setting
 from .starting import quantized_layers
 from .streamed import Streamed
 
-ARITHMETIC = 2  # raise it where a setting's result is no longer what it was: no older point is used then
+ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
+ARITHMETIC_OF_CHIPS = 2  # the same for settings with chips, where it is their cells and reads alone that changed
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
 
 _laws: dict[int, tuple[Law, str]] = {}  # digests of data that many devices share, with the law, so that its id stays its own
@@ -62,7 +63,7 @@ def of_setting(setting: Setting) -> dict[str, Any]:
 def of_chips(chips: Chips) -> dict[str, Any]:
     """Chips as plain values."""
     values = {field.name: getattr(chips, field.name) for field in fields(chips) if field.name not in NAMES}
-    return _plain(values | {"device": digest(chips.device)})
+    return _plain(values | {"device": digest(chips.device), "arithmetic": ARITHMETIC_OF_CHIPS})
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
