@@ -1,5 +1,6 @@
 """Output pixels side by side, and layers whose converters only clip: against the oracle, bit for bit."""
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -31,6 +32,18 @@ def check_pixels(case):
     assert (found.numpy() == wanted(case)).all()
 
 
+@given(case=cases(adc_ranges=["calibrated"], rows=ROWS), size=st.tuples(st.integers(17, 24), st.integers(17, 24)), images=st.integers(1, 3),
+       block=st.sampled_from([256, 512]))
+@settings(max_examples=60)
+def test_inputs_of_several_blocks(case, size, images, block):
+    """Whose borders lie anywhere in an image."""
+    numbers = np.random.default_rng(size[0])
+    case.a_codes = numbers.integers(0, 2**case.spec.a_bits, (images, *size, case.a_codes.shape[3]), dtype=np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pixels, "PLANES", block * 8)
+        check_pixels(case)
+
+
 @given(case=cases(adc_ranges=["calibrated", "full"], rows=ROWS))
 @settings(max_examples=200)
 def test_ideal_cells(case):
@@ -56,8 +69,9 @@ def test_converters_that_only_clip(case, bits, lowest, images):
     case.spec = type(case.spec)(**{**vars(case.spec), "adc_bits": bits, "dac_bits": 1})
     case.a_codes = case.a_codes.repeat(images, axis=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loud, "FAR", 0.0)
+        patch.setattr(loud, "MOST_CLIPPED", 2.0)
+        patch.setattr(loud, "TOGETHER", 40)  # several work items
         prepared = engine._Prepared(case.layer())
-        assume(prepared.clips_alone)
+        assume(prepared.clips_alone(case.input()))
         found = prepared.simulate(case.input())
     assert found.dtype == torch.int32 and (found.numpy() == wanted(case)).all()

@@ -228,5 +228,3 @@ def _weight(layer, mode, z, k):
     if mode not in ("static", "table", "exact"):  # nothing is left out; U has the digit's place, u of cells on a grid has not
         return 1 << spec.cell_bits * k + (0 if layer.cells is None else spec.dac_bits * z)
     return (layer.multiplier(z, k) << spec.dac_bits * z + spec.cell_bits * k) * (layer.converter(z, k).bits > 0)
-
-

@@ -53,7 +53,9 @@ class Prepared:
     def _side_by_side(self):
         return pixels.SideBySide(self.layer)
 
-    clips_alone = False  # its converters do more than clip
+    def clips_alone(self, a_codes: torch.Tensor) -> bool:
+        """Its converters do more than clip."""
+        return False
 
     @property
     def sums_alone(self) -> bool:

@@ -1,8 +1,8 @@
 """CPU engine: positional population counts with carry-save adders, many columns to a vector.
 
 A read of array t, digit z adds, for every input bit that is one, the cells of its row: `P = sum of the active rows`, for
-512 columns at a time (`layout` says where they stand, `rows` which rows are active, `counts` adds them). The ADC is the
-first of these that the read and the machine allow:
+512 columns at a time (`layout` says where they stand, `rows` which rows are active, `counts` adds them). Layers of few columns go another
+way (`loud`, `pixels`), and so do depthwise ones (`grouped`). The ADC is the first of these that the read and the machine allow:
 
 - None, where a code is `u`, or half of an even one, unless it is clipped (`Adc.relative`): their sum is an integer convolution,
   and only what clipping takes off is added. Reads of few ones cannot clip and are not even counted; of the others
@@ -67,8 +67,8 @@ def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], s
         return elementwise.scaled(prepared.convolution.sums(a_codes), scale, offset, to_codes)
     if isinstance(prepared, grouped.Prepared):
         return prepared.scaled(a_codes, values, scale, offset, to_codes)
-    if prepared.clips_alone:
-        return elementwise.scaled_steps(prepared.simulate(a_codes), values, scale, offset, to_codes)
+    if prepared.clips_alone(a_codes):
+        return elementwise.scaled_steps(prepared.loud.simulate(a_codes), values, scale, offset, to_codes)
     scaling = {"values": np.array(values), "scale": scale.numpy(), "offset": offset.numpy()}
     if to_codes is None:
         return prepared.simulate(a_codes, **scaling).view(torch.float32)[0]
@@ -116,10 +116,9 @@ class _Prepared:
     def loud(self):
         return loud.Loud(self.layer, *self.static)
 
-    @property
-    def clips_alone(self):
+    def clips_alone(self, a_codes):
         """Whether the accumulators are made without regard to how they are scaled: by `loud`."""
-        return self.loud.serves
+        return self.loud.serves(a_codes)
 
     @functools.cached_property
     def on_grid(self):
@@ -137,7 +136,7 @@ class _Prepared:
         if self.sums_alone:
             return self.convolution(a_codes)[None]
         set_threads()  # before anything is sized by their number
-        if self.clips_alone:
+        if self.clips_alone(a_codes):
             return self.loud.simulate(a_codes)
         if self.side_by_side.serves(a_codes):
             return self.side_by_side.simulate(a_codes, torch.int32 if scaling else accumulator_dtype(layer), **scaling)

@@ -4,6 +4,8 @@ A read with few ones among its inputs cannot clip. The input pixels of which a d
 are made side by side, 256 pixels to a vector, column by column and tap by tap, as in `pixels_kernel`. Of those hardly one clips.
 
     output = sum A (2 W - L) / s + sum over loud reads 2^(z + c k) (clip(u / s) - u / s)
+
+s being the spacing of u, which is also the ADC's step.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from .cache import SOURCES
 from .converter import Adc
 from .picks import (BYTE_ROWS, PIXELS, TABLE, added_bytes, any_byte, full_i8, larger_bytes, less_bytes, load_bytes, load_table,
                     picked_bytes, smaller_bytes, store_bytes)
+from .pixels import MOST_ROWS
 from .pixels_plan import row_weights, sets_of, tables_of
 from .simd import has_byte_tables, set_threads, uint8_at
 from .wide import WIDE, bit_of_64_bytes
 
 TOGETHER = 4096  # input pixels of a work item, about
-FAR = 3.25  # measured: nearer, looking for what clips takes longer than to convert every read
-MOST_ROWS = 64  # of an array; longer ones fill vectors of columns
+MOST_CLIPPED = 3e-3  # share of the reads; of more, looking for them takes longer than to convert every read
+SAMPLE = 4096  # codes of an input that are looked at for the share of ones
 
 # tables        int8 `[group, out, slice, tap, set, 64]`, see `pixels_plan`
 # first, size   channels of each set of a tap
@@ -43,43 +46,63 @@ class Loud:
     def __init__(self, layer: MappedLayer, adc: Adc | None, convolution: object) -> None:
         self.layer, self.adc, self.convolution = layer, adc, convolution
 
+    def serves(self, a_codes: torch.Tensor) -> bool:
+        """Whether this is the way for the layer and such an input: reads fit in bytes, belong to one tap, and clip seldom."""
+        return self._fits and self._share_clipped(a_codes) <= MOST_CLIPPED
+
     @functools.cached_property
-    def serves(self) -> bool:
-        """Whether this is the way for the layer: its reads fit in bytes, belong to one tap, and clip seldom."""
+    def _fits(self):
         layer, channels = self.layer, self.layer.group_channels
         if self.adc is None or not self.adc.relative or not has_byte_tables() or layer.tallest > MOST_ROWS or layer.spec.dac_bits > 1:
             return False
         whole_taps = [stop - start for start, stop in layer.arrays] == [channels] * (layer.kernel[0] * layer.kernel[1])
         low, high = self._reach
-        return whole_taps and low >= -127 and high <= 127 and self._seldom_clips
+        return whole_taps and low.min() >= -127 and high.max() <= 127
 
-    @property
-    def _seldom_clips(self):
-        """Whether the limits lie `FAR` deviations of u away, were a quarter of the inputs on at random."""
-        deviations = (np.square(row_weights(self.layer).astype(np.float64)).mean((1, 2, 3)) * self.layer.tallest / 4) ** 0.5
-        low, high = self._limits
-        return bool((np.minimum(-low, high) >= FAR * deviations).all())
+    def _share_clipped(self, a_codes):
+        """Of the reads of the digit that has most ones, were these at random: each `u` normal, with the mean and deviation of its column's
+        weights. A side that a column cannot reach has none."""
+        if not self._can_clip:
+            return 0.0
+        some = a_codes.flatten()[::max(1, a_codes.numel() // SAMPLE) | 1]
+        ones = max(float((some >> z & 1).float().mean()) for z in range(self.layer.spec.a_bits))
+        mean, deviation = ones * self._sums(self._weights), (ones * (1 - ones) * self._sums(np.square(self._weights)) + 1e-9) ** 0.5
+        (smallest, largest), (low, high) = self._reach, self._limits
+        below, above = (mean - low) / deviation, (high - mean) / deviation
+        below[smallest >= low], above[largest <= high] = np.inf, np.inf
+        return float(torch.erfc(torch.from_numpy(np.stack([below, above])) / 2**0.5).mean())  # two sides, each half of it
 
-    @property
+    @functools.cached_property
+    def _weights(self):
+        return row_weights(self.layer).astype(np.float64)
+
+    def _sums(self, weights):
+        """Over the rows of each array: `[array, slice, group, out]`."""
+        return np.stack([weights[:, :, start:stop].sum(2) for start, stop in self.layer.arrays])
+
+    @functools.cached_property
     def _limits(self):
-        """u beyond which reads clip, of each slice."""
-        s, q_min = self.adc.relative, self.layer.adc_q_min.cpu().numpy().astype(np.int64)
+        """u beyond which reads clip, `[slice, 1, 1]`."""
+        s, q_min = self.adc.relative, self.layer.adc_q_min.cpu().numpy().astype(np.int64)[:, None, None]
         return s * q_min, s * (q_min + 2**self.layer.spec.adc_bits - 1)
 
     @functools.cached_property
     def _reach(self):
-        """Smallest and largest u that these weights can give."""
-        weights = row_weights(self.layer)
-        parts = [weights[:, :, start:stop] for start, stop in self.layer.arrays]
-        return min(int(part.clip(max=0).sum(2).min()) for part in parts), max(int(part.clip(min=0).sum(2).max()) for part in parts)
+        """Smallest and largest u that each column can give, `[array, slice, group, out]`."""
+        return self._sums(self._weights.clip(max=0)), self._sums(self._weights.clip(min=0))
+
+    @functools.cached_property
+    def _can_clip(self):
+        (smallest, largest), (low, high) = self._reach, self._limits
+        return bool((smallest < low).any() or (largest > high).any())
 
     @functools.cached_property
     def _plan(self):
         layer, spec, geometry = self.layer, self.layer.spec, self.layer.geometry
-        sets, weights = sets_of(layer, BYTE_ROWS), row_weights(layer)
+        sets, weights = sets_of(layer, BYTE_ROWS), self._weights.astype(np.int32)
         s, of_tap = self.adc.relative, sets.start[1]
         channels = np.array(sets.rows[:of_tap], np.int64)
-        low, high = self._limits
+        low, high = (limits.ravel() for limits in self._limits)
         largest, smallest = weights.max((1, 2, 3)), weights.min((1, 2, 3))
         most = min([TABLE * WIDE, *(int(h) // int(w) for h, w in zip(high, largest) if w > 0),
                     *(int(v) // int(w) for v, w in zip(low, smallest) if w < 0)])
@@ -93,10 +116,9 @@ class Loud:
     def simulate(self, a_codes: torch.Tensor) -> torch.Tensor:
         """The layer's accumulators, int32 `[1, N, H', W', out]`."""
         set_threads()
-        out, (low, high) = self.convolution(a_codes)[None], self._reach
-        plan = self._plan
-        if low < plan.low.max() or high > plan.high.min():
-            out = out.contiguous()
+        out = self.convolution(a_codes)[None]
+        if self._can_clip:
+            out, plan = out.contiguous(), self._plan
             images, height, width, _ = a_codes.shape
             _correct(plan, a_codes.contiguous().numpy(), out[0].numpy(), max(1, TOGETHER // (height * width)))
         return out
@@ -137,21 +159,14 @@ def _correct_images(plan, codes, out, end):
 def _list_loud(plan, codes, group, z, end, pixels, indices):
     """Number and input bits of the loud pixels; those up to whole vectors have no ones. Returns: how many."""
     images, height, width, _ = codes.shape
-    count, words = 0, np.empty((plan.channels + WIDE - 1) // WIDE, np.uint64)
+    count = 0
     for pixel in range(images * height * width):
         start = codes.ctypes.data + (pixel * plan.groups + group) * plan.channels
-        ones = 0
-        for w in range(len(words)):
-            words[w] = _bits(start + w * WIDE, min(WIDE, plan.channels - w * WIDE), z, end)
-            ones += _count_ones(words[w])
-        if ones > plan.most:
+        word = _bits(start, plan.channels, z, end)
+        if _count_ones(word) > plan.most:
             pixels[count] = pixel
             for s in range(len(plan.first)):
-                c, size = plan.first[s], plan.size[s]
-                bits = words[c // WIDE] >> np.uint64(c % WIDE)
-                if c % WIDE + size > WIDE:
-                    bits |= words[c // WIDE + 1] << np.uint64(WIDE - c % WIDE)
-                indices[s, count] = bits & np.uint64((1 << size) - 1)
+                indices[s, count] = word >> np.uint64(plan.first[s]) & np.uint64((1 << plan.size[s]) - 1)
             count += 1
     indices[:, count:count + PIXELS] = 0
     return count

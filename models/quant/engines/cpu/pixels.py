@@ -20,6 +20,7 @@ from .wide import WIDE
 
 PLANES = 2**15  # bytes of the planes of a block, about: they stay in the first-level cache
 FEWEST = WIDE  # output pixels of a call
+MOST_PHASES = 4  # strides of 2; of longer ones most planes are not used
 MOST_ROWS, MOST_COLUMNS = 64, 64  # of an array; of one slice, half of them with u in 16 bits: more fill vectors of columns
 
 
@@ -36,14 +37,18 @@ class SideBySide:
     def serves(self, a_codes: torch.Tensor) -> bool:
         """Whether this is the faster way for such an input, or can be gone at all."""
         size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
-        return has_byte_tables() and len(a_codes) * math.prod(size) >= FEWEST and self._is_faster
+        outputs = len(a_codes) * math.prod(size)
+        if outputs < FEWEST or not has_byte_tables() or not self._is_faster:
+            return False
+        raster, _ = self._raster(a_codes.shape, size)
+        return 2 * outputs >= -(-raster.images * raster.rows * raster.pitch // raster.block) * raster.block  # else most lanes are padding
 
     @functools.cached_property
     def _is_faster(self):
         layer, columns = self.layer, len(self.layer.w_codes) // self.layer.geometry.groups
         if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None:
             return False
-        if layer.tallest > MOST_ROWS or columns > MOST_COLUMNS:
+        if layer.tallest > MOST_ROWS or columns > MOST_COLUMNS or math.prod(layer.geometry.stride) > MOST_PHASES:
             return False
         return self._plan is not None and (self._plan[0].narrow or columns <= MOST_COLUMNS // 2)
 
