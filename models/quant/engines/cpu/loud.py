@@ -66,7 +66,8 @@ class Loud:
             return 0.0
         some = a_codes.flatten()[::max(1, a_codes.numel() // SAMPLE) | 1]
         ones = max(float((some >> z & 1).float().mean()) for z in range(self.layer.spec.a_bits))
-        mean, deviation = ones * self._sums(self._weights), (ones * (1 - ones) * self._sums(np.square(self._weights)) + 1e-9) ** 0.5
+        first, second = self._moments
+        mean, deviation = ones * first, (ones * (1 - ones) * second + 1e-9) ** 0.5
         (smallest, largest), (low, high) = self._reach, self._limits
         below, above = (mean - low) / deviation, (high - mean) / deviation
         below[smallest >= low], above[largest <= high] = np.inf, np.inf
@@ -75,6 +76,10 @@ class Loud:
     @functools.cached_property
     def _weights(self):
         return row_weights(self.layer).astype(np.float64)
+
+    @functools.cached_property
+    def _moments(self):
+        return self._sums(self._weights), self._sums(np.square(self._weights))
 
     def _sums(self, weights):
         """Over the rows of each array: `[array, slice, group, out]`."""

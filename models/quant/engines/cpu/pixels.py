@@ -28,7 +28,7 @@ class SideBySide:
     """One layer, as it is run where `serves`."""
 
     def __init__(self, layer: MappedLayer) -> None:
-        self.layer = layer
+        self.layer, self._rasters = layer, {}
 
     @functools.cached_property
     def _plan(self):
@@ -40,7 +40,7 @@ class SideBySide:
         outputs = len(a_codes) * math.prod(size)
         if outputs < FEWEST or not has_byte_tables() or not self._is_faster:
             return False
-        raster, _ = self._raster(a_codes.shape, size)
+        raster, _ = self._raster(a_codes.shape)
         return 2 * outputs >= -(-raster.images * raster.rows * raster.pitch // raster.block) * raster.block  # else most lanes are padding
 
     @functools.cached_property
@@ -64,13 +64,20 @@ class SideBySide:
             out=out.numpy().view(np.int32), wide=dtype == torch.int64, values=np.empty(0) if values is None else values,
             scale=np.empty(0, np.float32) if scale is None else scale, offset=np.empty(0, np.float32) if offset is None else offset,
             next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes)
-        raster, place = self._raster(a_codes.shape, size)
+        raster, place = self._raster(a_codes.shape)
         codes = F.pad(a_codes.flatten(), (0, WIDE))  # a vector from the last code on is read too
         run(shape, tables, raster, place, target, to_codes or NOT_TO_CODES, codes.numpy())
         return out
 
-    def _raster(self, input_shape, size):
-        """(`Raster`, `Addresses.place`) for inputs `[N, H, W, in]` and outputs of `size`."""
+    def _raster(self, input_shape):
+        """(`Raster`, `Addresses.place`) for inputs `[N, H, W, in]`."""
+        key = *input_shape, numba.get_num_threads()
+        if key not in self._rasters:
+            self._rasters = {key: self._make_raster(input_shape)}
+        return self._rasters[key]
+
+    def _make_raster(self, input_shape):
+        size = self.layer.geometry.output_size(*input_shape[1:3], self.layer.kernel)
         shape, tables = self._plan
         images, height, width, _ = input_shape
         rows = _pitch(height, shape.pad_top, shape.stride_y, size[0], int(tables.down.max()))
