@@ -34,7 +34,7 @@ def check_pixels(case):
 
 @given(case=cases(adc_ranges=["calibrated"], rows=ROWS), size=st.tuples(st.integers(17, 24), st.integers(17, 24)), images=st.integers(1, 3),
        block=st.sampled_from([256, 512]))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_inputs_of_several_blocks(case, size, images, block):
     """Whose borders lie anywhere in an image."""
     numbers = np.random.default_rng(size[0])
@@ -45,25 +45,25 @@ def test_inputs_of_several_blocks(case, size, images, block):
 
 
 @given(case=cases(adc_ranges=["calibrated", "full"], rows=ROWS))
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_ideal_cells(case):
     check_pixels(case)
 
 
 @given(case=cases(planned=True, rows=ROWS))
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_planned_adc(case):
     check_pixels(case)
 
 
 @given(case=grid_cases(adc_ranges=["calibrated"], rows=ROWS))
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_cells_on_a_grid(case):
     check_pixels(case)
 
 
 @given(case=cases(adc_ranges=["calibrated"], rows=[64]), bits=st.integers(1, 4), lowest=st.integers(1, 8), images=st.integers(1, 9))
-@settings(max_examples=300)
+@settings(max_examples=120)
 def test_converters_that_only_clip(case, bits, lowest, images):
     case.delta, case.q_min = [case.spec.unit] * len(case.delta), [-min(lowest, 2**bits - 1)] * len(case.delta)
     case.spec = type(case.spec)(**{**vars(case.spec), "adc_bits": bits, "dac_bits": 1})
