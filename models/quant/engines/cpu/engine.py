@@ -136,7 +136,7 @@ class _Prepared:
         if self.sums_alone:
             return self.convolution(a_codes)[None]
         set_threads()  # before anything is sized by their number
-        if self.clips_alone(a_codes):
+        if not scaling and self.clips_alone(a_codes):  # `scaled` has asked before
             return self.loud.simulate(a_codes)
         if self.side_by_side.serves(a_codes):
             return self.side_by_side.simulate(a_codes, torch.int32 if scaling else accumulator_dtype(layer), **scaling)
