@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from experiment import data as datasets
-from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate, collect_histograms,
-                          correct, crossbar_layers, set_engine)
+from models.quant import (CrossbarSpec, Device, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate, collect_histograms,
+                          correct, crossbar_layers, program, set_engine)
 
 pytestmark = [pytest.mark.usefixtures("one_thread"),
               pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")]
@@ -39,6 +39,27 @@ def gradients(layer, x, upstream, dtype=None):
         y = layer(x)
     (y.float() * upstream).sum().backward()
     return y.detach(), [x.grad, *(parameter.grad for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("kind", ["conv", "same", "linear"])
+def test_a_chip_is_corrected_to_each_batch(kind):
+    """In training, whichever chip the layer was calibrated on: each channel has the mean and the deviation of the layer without arrays,
+    and its gradient. In evaluation it has the correction of that chip."""
+    plain, layer, x = pair(kind, "dorefa", adc_bits=8, rows=8)
+    x = torch.rand(9, *x.shape[1:])
+    upstream = torch.randn_like(plain(x))
+    program(layer, Device.preset("techC", time="1d"), 3)
+    y, found = gradients(layer, x, upstream)
+    exact, wanted = gradients(plain, x, upstream)
+    assert not torch.allclose(y, exact, rtol=1e-3)
+    dims = [dim for dim in range(y.dim()) if dim != 1]
+    for moment in (torch.mean, torch.std):
+        torch.testing.assert_close(moment(y, dims), moment(exact, dims), rtol=1e-4, atol=1e-5)
+    for one, other in zip(found, wanted):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    simulated = layer.eval()(x)
+    assert torch.equal(simulated, layer.simulate(x))
+    assert not torch.allclose(simulated.mean(dims), exact.mean(dims), rtol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["conv", "same", "linear"])

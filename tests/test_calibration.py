@@ -10,7 +10,7 @@ from test_crossbar import images, network, outputs
 from torch import nn
 
 from models.quant import (ADC_BUFFERS, CORRECTION_IMAGES, Calibration, CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate,
-                          calibration, collect_histograms, correct, crossbar_layers, diagnostics, engines, set_engine, set_spec,
+                          channels, collect_histograms, correct, crossbar_layers, diagnostics, engines, set_engine, set_spec,
                           without_adc)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ def test_moments_of_channels_are_those_of_numpy(shape, order, channel_dim):
     along += torch.linspace(-900, 900, along.shape[-1])
     along[..., 2] = 0.1
     values = along.double().numpy().reshape(-1, along.shape[-1])
-    std, mean = calibration.std_mean(y, channel_dim)
+    std, mean = channels.std_mean(y, channel_dim)
     assert std.dtype == mean.dtype == torch.float64 and std[2] == 0 and mean[2] == float(np.float32(0.1))
     np.testing.assert_allclose(mean, values.mean(0), rtol=1e-12)
     np.testing.assert_allclose(std, values.std(0), rtol=1e-9, atol=0 if len(values) > 1 else 1e-12)

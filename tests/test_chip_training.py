@@ -22,12 +22,6 @@ ON_CHIPS = ["--adc_aware", "--cellBit", "2", "--adc_prec", "4", "--subArray", "3
             "--device", "rram_wan", "--device_time", "1d"]
 
 
-@pytest.fixture(autouse=True)
-def reference_engine():
-    with quant.set_engine("reference"):
-        yield
-
-
 @pytest.fixture
 def trained(tmp_path):
     """A trained network to start from, and few test images."""
@@ -101,7 +95,7 @@ def test_evaluating_a_checkpoint_of_chips(trained, tmp_path, capsys):
     capsys.readouterr()
     assert train.main(["--evaluate", "--resume", best, "--ngpu", "0"]) == 0  # on the same chip
     assert f"test accuracy {checkpoint['test_acc']:.2f} % on 20 images" in capsys.readouterr().out
-    assert evaluation.main(["--resume", best, "--ngpu", "0", "--limit", "8", "--calib_images", "8", "--engine", "reference", "--cellBit",
+    assert evaluation.main(["--resume", best, "--ngpu", "0", "--limit", "8", "--calib_images", "8", "--cellBit",
                             "2", "--adc_prec", "4", "--subArray", "32", "--prob_path", str(tmp_path / "prob")]) == 0
     text = capsys.readouterr().out
     assert "trained through the ADC of --cellBit 2, " in text and ", --device rram_wan, --device_time 86400.0" in text
@@ -170,6 +164,20 @@ def test_a_list_of_devices(capsys):
     with pytest.raises(SystemExit) as ended:
         train.main(["--device", "list"])
     assert not ended.value.code and capsys.readouterr().out.startswith("cmo_hfox: ")
+
+
+def test_batch_norms_are_taken_of_images_as_training_sees_them(trained, tmp_path, monkeypatch):
+    """The first batches of an epoch, shifted and all, not images as they are."""
+    seen, take_anew = [], batch_norms.take_anew
+    monkeypatch.setattr(batch_norms, "take_anew", lambda net, batches: take_anew(net, seen.append(list(batches)) or seen[-1]))
+    _, checkpoint = quick(tmp_path / "a", "--fine_tune", trained, *ON_CHIPS, "--epochs", "1")
+    settings, data = stored_settings(checkpoint), datasets.load("digits")
+    run = Run(settings, starting.build_network(settings, 10, torch.device("cpu")), data, torch.device("cpu"), None)
+    batches = datasets.train_batches(run.train_x, run.train_y, settings.batch_size, settings.seed, 0, pad=data.pad, flip=data.flip)
+    wanted = [datasets.normalize(x, data.mean, data.std) for _, x, _ in batches]
+    assert len(seen) >= 2 and data.pad and len(wanted) == 3
+    for found in seen:
+        assert_same(found, wanted)
 
 
 def test_batch_norms_know_the_network_without_arrays():

@@ -16,7 +16,7 @@ FILES = sorted(FOLDER.rglob("*.py"))
 # From the ground up: a room imports from those below it alone. Rooms of one line do not know each other.
 FLOORS = [
     ["files", "eager", "spec", "engines.cpu", "readout"],
-    ["cells", "devices", "effective", "pair"],
+    ["cells", "channels", "devices", "effective", "pair"],
     ["mapping", "adc", "bitplanes"],
     ["engines"],
     ["prepared", "quantizers"],

@@ -10,14 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import adc
+from . import adc, channels
 from .crossbar import CrossbarLayer, crossbar_layers
-from .engines.cpu import moments
 from .on_arrays import ADC_BUFFERS
 from .spec import check, choice
 
 CORRECTION_IMAGES = 256  # more change nothing that can be measured
-LARGEST_GAIN = 2.0  # what an ADC makes of a channel that needs more is mostly noise
 BATCH = 64  # images that are counted at a time; counts do not depend on it
 OTHER_WORDS = {"per": {"reference": "alike"}, "correct": {None: "none"}}  # what users may say for a field's value
 
@@ -310,28 +308,20 @@ def match_channels(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]]
         if layer.shared:
             calls.setdefault(name, []).append(found)
             return None
-        gain, offset = _towards(wanted[name], found[:2])
+        gain, offset = channels.towards(wanted[name], found[:2])
         give(layer, gain, offset)
-        offset, gain = (along_channels(values.float(), y, layer.channel_dim) for values in (offset, gain))
-        return torch.addcmul(offset, gain, y.float()).to(y.dtype)
+        return channels.scaled(y, gain, offset, layer.channel_dim)
 
     y = _watch_outputs(model, layers, images, see)
     for name, layer in layers:
         if name in calls:
-            give(layer, *_towards(wanted[name], _together(calls[name])))
+            give(layer, *channels.towards(wanted[name], _together(calls[name])))
     return y
-
-
-def _towards(wanted, found):
-    """(gain, offset) that bring deviation and mean from what was found to what is wanted."""
-    (std, mean), (own_std, own_mean) = wanted, found
-    gain = torch.where(own_std > 0, std / own_std, 1.0).clamp_max(LARGEST_GAIN)
-    return gain, mean - gain * own_mean
 
 
 def _counted_moments(layer, y):
     """(deviation, mean, values) of each channel."""
-    return *std_mean(y, layer.channel_dim), y.numel() // len(layer.adc_gain)
+    return *channels.std_mean(y, layer.channel_dim), y.numel() // len(layer.adc_gain)
 
 
 def _together(calls):
@@ -342,19 +332,6 @@ def _together(calls):
     std, mean = (torch.stack(values) for values in list(zip(*calls))[:2])
     total = (counts * mean).sum(0) / counts.sum()
     return ((counts * (std**2 + (mean - total) ** 2)).sum(0) / counts.sum()).sqrt(), total
-
-
-def std_mean(y: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-    """Deviation and mean of each channel, in float64."""
-    rows = y.movedim(channel_dim, -1)
-    if y.device.type == "cpu" and y.dtype == torch.float32 and rows.is_contiguous() and y.numel():
-        return moments.std_mean(rows.view(-1, rows.shape[-1]))
-    return torch.std_mean(y.double(), [dim for dim in range(y.dim()) if dim != channel_dim % y.dim()], correction=0)
-
-
-def along_channels(values: Tensor, y: Tensor, channel_dim: int) -> Tensor:
-    """A number for each channel, `[out]`, in a shape that goes with `y`."""
-    return values.view(-1, *[1] * (y.dim() - 1 - channel_dim % y.dim()))
 
 
 def _watch_outputs(model: nn.Module, layers: list[tuple[str, CrossbarLayer]], images: Tensor, see: Callable) -> Tensor:

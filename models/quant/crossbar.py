@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from . import adc, engines
+from . import adc, channels, engines
 from .cells import Cells
 from .eager import outside_graphs
 from .engines.cpu import elementwise
@@ -33,7 +33,10 @@ class _StraightThrough(torch.autograd.Function):
         ctx.layer, ctx.scale = layer, scale
         # The type of the quantized layer's output: autocast makes codes of 16 bits, and a float32 bias float32 of their sums.
         dtype = codes.dtype if bias is None else torch.promote_types(codes.dtype, bias.dtype)
-        simulated = layer.simulate(x).to(dtype)
+        simulated = layer.simulate(x)
+        if layer.chip and layer.spec.adc_range == "calibrated":
+            simulated = layer.corrected_to(layer._finish(layer._operation(codes, weight), scale), simulated)
+        simulated = simulated.to(dtype)
         return simulated.new_empty(0).set_(simulated)  # no view: what follows may change it in place
 
     @staticmethod
@@ -73,6 +76,15 @@ class CrossbarLayer(OnArrays):
         """The layer's output as the arrays give it, in the type of x; no gradient."""
         return self.of_codes(self.a_codes(x)).to(x.dtype)
 
+    def corrected_to(self, exact: Tensor, simulated: Tensor) -> Tensor:
+        """The simulated output with each channel brought to the mean and the deviation of the exact one.
+
+        Training sees many chips, and the correction that the layer has is that of the one it was calibrated on. A chip that is used
+        has its own, so in training each has that of its batch.
+        """
+        wanted, found = (channels.std_mean(y, self.channel_dim) for y in (exact.float(), simulated))
+        return channels.scaled(simulated, *channels.towards(wanted, found), self.channel_dim)
+
     def gives_codes(self, device: torch.device) -> bool:
         """Whether `of_codes` can make the codes of the next layer; its weights do not matter."""
         engine, layer, *_ = self._prepare(device, any_weight=True)
@@ -88,9 +100,9 @@ class CrossbarLayer(OnArrays):
 
         Raises: ValueError for codes of other channels, or of fewer pixels than the kernel has.
         """
-        channels = self._weight4().shape[1] * self._geometry().groups
-        if codes.shape[3] != channels:
-            raise ValueError(f"the input has {codes.shape[3]} channels; {channels} are expected")
+        expected = self._weight4().shape[1] * self._geometry().groups
+        if codes.shape[3] != expected:
+            raise ValueError(f"the input has {codes.shape[3]} channels; {expected} are expected")
         size = self._geometry().output_size(*codes.shape[1:3], self._weight4().shape[2:])
         if self.watch is not None:
             self.watch(codes)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import adc
-from .calibration import LARGEST_GAIN, Calibration, along_channels, converted_layers, std_mean, without_adc
+from . import adc, channels
+from .calibration import Calibration, converted_layers, without_adc
 from .crossbar import CrossbarLayer
 from .mapping import MappedLayer
 
@@ -77,9 +77,8 @@ def losses(model: nn.Module, images: Tensor, corrected: bool = True) -> list[dic
         def sqnr(layer=layer, x=inputs[name], ideal=ideal):
             y = layer.simulate(x).double()
             if corrected:
-                (std, mean), (own_std, own_mean) = (std_mean(each, layer.channel_dim) for each in (ideal, y))
-                gain = torch.where(own_std > 0, std / own_std, 1.0).clamp_max(LARGEST_GAIN)
-                y = along_channels(gain, y, layer.channel_dim) * y + along_channels(mean - gain * own_mean, y, layer.channel_dim)
+                gain, offset = channels.towards(*(channels.std_mean(each, layer.channel_dim) for each in (ideal, y)))
+                y = channels.scaled(y, gain, offset, layer.channel_dim)
             return decibels(ideal.square().sum().item(), (y - ideal).square().sum().item())
 
         entry = {"layer": name, **_scatter(layer), "chip": sqnr()}
