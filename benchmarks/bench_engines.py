@@ -131,6 +131,97 @@ def run_for_memory(kind):
     print((int(peak[1]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024)
 
 
+class Times:
+    """Times of a crossbar network, each beside one of the plain network, which is called in turns with it.
+
+    Attributes: rows, of the table; layers, of that of single layers; numbers, of the JSON file.
+    """
+
+    def __init__(self, batch: torch.Tensor, repeats: int):
+        self.batch, self.repeats = batch, repeats
+        self.plain = build("vgg7_quant", OFF, OFF).eval()
+        self.rows, self.layers, self.numbers = [], [], {"batch_size": len(batch), "repeats": repeats}
+
+    def beside(self, run, images=None, repeats=None):
+        """(ms an image of `run(images)`, ms an image of the plain network)."""
+        images = self.batch if images is None else images
+        seconds, plain = median_seconds(lambda: run(images), lambda: self.plain(self.batch), repeats=repeats or self.repeats)
+        return 1e3 / len(images) * seconds, 1e3 / len(self.batch) * plain
+
+    def add(self, title, ms, float_ms, reads=None):
+        self.rows.append([title, f"{ms:.3g}", f"{ms / float_ms:.2f}", f"{reads / ms / 1e6:.3g}" if reads else ""])
+        self.numbers[title] = {"ms_an_image": ms, "ratio_to_float32": ms / float_ms, "reads_an_image": reads}
+
+    def add_layers(self, title, net, counts):
+        """The layers of a network one by one; counts, reads of each for an image."""
+        for name, seconds in layer_seconds(net, self.batch, self.repeats).items():
+            ms = 1e3 / len(self.batch) * seconds
+            self.layers.append([title, name, f"{ms:.3g}", f"{counts[name] / ms / 1e6:.3g}"])
+
+
+def time_software(times, net):
+    """The plain network in both types, and the crossbar network without ADCs."""
+    def bf16(images):
+        with torch.autocast("cpu", torch.bfloat16):
+            times.plain(images)
+
+    bf16_ms, float_ms = times.beside(bf16)
+    times.add("plain float32", float_ms, float_ms)
+    times.add("plain bfloat16", bf16_ms, float_ms)
+    quant.set_spec(net, quant.CrossbarSpec(W_BITS, A_BITS, adc_range="ideal"))
+    times.add("no ADC (one integer convolution a layer)", *times.beside(net))
+
+
+def time_ideal_cells(times, net, few):
+    """All cells and ranges, with the reference engine too where it is given a few images; returns the share of input bits that are one."""
+    for cell_bits in (1, 2, 4):
+        for adc_range in ("calibrated", "dynamic"):
+            kind = f"{cell_bits}-bit cells, {adc_range}"
+            with quant.set_engine("numba"):
+                set_hardware(net, cell_bits, adc_range, times.batch)
+                counts, share = reads_an_image(net, times.batch)
+                times.add(f"numba, {kind}", *times.beside(net), sum(counts.values()))
+                times.add_layers(f"numba, {kind}", net, counts)
+            if few is not None:
+                with quant.set_engine("reference"):
+                    times.add(f"reference, {kind}", *times.beside(net, few, 1), sum(counts.values()))
+    return share
+
+
+def time_chips(times, net):
+    for cell_bits in (1, 2, 4):
+        with quant.set_engine("numba"):
+            set_hardware(net, cell_bits, "calibrated", times.batch)
+            for title, options in CHIPS.items():
+                started = time.perf_counter()
+                quant.program(net, quant.Device.preset("techC", time="1d"), **options)
+                times.numbers[f"seconds to program {cell_bits}-bit {title}"] = time.perf_counter() - started
+                times.add(f"numba, {cell_bits}-bit {title}", *times.beside(net))
+            quant.program(net, None)
+
+
+def time_older_algorithm(times, net, few):
+    set_hardware(net, 1, "dynamic", times.batch)
+    ms = 1e3 * older_algorithm_seconds(net, few)
+    times.add("older algorithm (loop and convolve), convolutions alone, 1-bit cells, dynamic", ms,
+              times.numbers["plain float32"]["ms_an_image"])
+
+
+def sections(times, share, memory, resume):
+    """The text of the results."""
+    return [
+        f"VGG7 on 32x32 images, {W_BITS}-bit weights and activations, 128 rows, {ADC_BITS}-bit ADC, whole network, batch "
+        f"{len(times.batch)}, {'weights of ' + resume if resume else 'random weights'}; {100 * share:.1f} % of the "
+        f"input bits are one. Median of {times.repeats} runs after a warm-up, "
+        "in turns with the plain network.",
+        markdown_table(["what", "ms an image", "ratio to float32", "G reads/s"], times.rows),
+        markdown_table(["peak memory, batch 256", "MiB", "ratio"],
+                       [[kind, f"{mib:.0f}", f"{mib / memory['plain']:.2f}"] for kind, mib in memory.items()]),
+        "Layers on crossbars, called one by one, which takes more time than they have in the whole network:",
+        markdown_table(["setting", "layer", "ms an image", "G reads/s"], times.layers),
+    ]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -145,72 +236,17 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     batch, _ = digit_images(args.batch_size)
-    few, per_image = batch[:args.reference_images], 1e3 / args.batch_size
-    rows, layers, numbers = [], [], {"batch_size": args.batch_size, "repeats": args.repeats}
+    few = None if args.skip_slow else batch[:args.reference_images]
     with torch.inference_mode():
-        plain = build("vgg7_quant", OFF, OFF).eval()
-        net = crossbar_network(args, batch)
-
-        def beside(run, images, repeats=args.repeats):
-            """ms an image of `run(images)` and of the plain network, called in turns."""
-            seconds, float_seconds = median_seconds(lambda: run(images), lambda: plain(batch), repeats=repeats)
-            return 1e3 / len(images) * seconds, per_image * float_seconds
-
-        def add(title, ms, float_ms, reads=None):
-            rows.append([title, f"{ms:.3g}", f"{ms / float_ms:.2f}", f"{reads / ms / 1e6:.3g}" if reads else ""])
-            numbers[title] = {"ms_an_image": ms, "ratio_to_float32": ms / float_ms, "reads_an_image": reads}
-
-        def bf16(images):
-            with torch.autocast("cpu", torch.bfloat16):
-                plain(images)
-
-        bf16_ms, float_ms = beside(bf16, batch)
-        add("plain float32", float_ms, float_ms)
-        add("plain bfloat16", bf16_ms, float_ms)
-        quant.set_spec(net, quant.CrossbarSpec(W_BITS, A_BITS, adc_range="ideal"))
-        add("no ADC (one integer convolution a layer)", *beside(net, batch))
-        for cell_bits in (1, 2, 4):
-            for adc_range in ("calibrated", "dynamic"):
-                with quant.set_engine("numba"):
-                    set_hardware(net, cell_bits, adc_range, batch)
-                    counts, share = reads_an_image(net, batch)
-                    title = f"numba, {cell_bits}-bit cells, {adc_range}"
-                    add(title, *beside(net, batch), sum(counts.values()))
-                    for name, seconds in layer_seconds(net, batch, args.repeats).items():
-                        ms = per_image * seconds
-                        layers.append([title, name, f"{ms:.3g}", f"{counts[name] / ms / 1e6:.3g}"])
-                if args.skip_slow:
-                    continue
-                with quant.set_engine("reference"):
-                    title = f"reference, {cell_bits}-bit cells, {adc_range}"
-                    add(title, *beside(net, few, 1), sum(counts.values()))
-        for cell_bits in (1, 2, 4):
-            with quant.set_engine("numba"):
-                set_hardware(net, cell_bits, "calibrated", batch)
-                for title, options in CHIPS.items():
-                    started = time.perf_counter()
-                    quant.program(net, quant.Device.preset("techC", time="1d"), **options)
-                    numbers[f"seconds to program {cell_bits}-bit {title}"] = time.perf_counter() - started
-                    add(f"numba, {cell_bits}-bit {title}", *beside(net, batch))
-                quant.program(net, None)
-        if not args.skip_slow:
-            set_hardware(net, 1, "dynamic", batch)
-            older_ms = 1e3 * older_algorithm_seconds(net, few)
-            add("older algorithm (loop and convolve), convolutions alone, 1-bit cells, dynamic", older_ms, float_ms)
+        times, net = Times(batch, args.repeats), crossbar_network(args, batch)
+        time_software(times, net)
+        share = time_ideal_cells(times, net, few)
+        time_chips(times, net)
+        if few is not None:
+            time_older_algorithm(times, net, few)
     memory = {kind: peak_memory(kind) for kind in ("plain", "crossbar")}
-    numbers |= {"ones_share": share, "peak_memory_mib": memory}
-    sections = [
-        f"VGG7 on 32x32 images, {W_BITS}-bit weights and activations, 128 rows, {ADC_BITS}-bit ADC, whole network, batch "
-        f"{args.batch_size}, {'weights of ' + args.resume if args.resume else 'random weights'}; {100 * share:.1f} % of the "
-        f"input bits are one. Median of {args.repeats} runs after a warm-up, "
-        "in turns with the plain network.",
-        markdown_table(["what", "ms an image", "ratio to float32", "G reads/s"], rows),
-        markdown_table(["peak memory, batch 256", "MiB", "ratio"],
-                       [[kind, f"{mib:.0f}", f"{mib / memory['plain']:.2f}"] for kind, mib in memory.items()]),
-        "Layers on crossbars, called one by one, which takes more time than they have in the whole network:",
-        markdown_table(["setting", "layer", "ms an image", "G reads/s"], layers),
-    ]
-    write_results("engines", "Crossbar engines", sections, numbers)
+    write_results("engines", "Crossbar engines", sections(times, share, memory, args.resume),
+                  times.numbers | {"ones_share": share, "peak_memory_mib": memory})
     return 0
 
 
