@@ -45,7 +45,7 @@ def setting(device=NOISY, layers="all", on="nominal", spec=(), **options):
 def measured(scene, *args, **options):
     net, images, labels, calibration = scene
     given = {name: options.pop(name) for name in ("cache", "software", "batch_size") if name in options}
-    return measure(net, images, labels, setting(*args, **options), calibration=calibration, engine="reference", **given)
+    return measure(net, images, labels, setting(*args, **options), calibration=calibration, engine="numba", **given)
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def test_each_chip_is_corrected_on_its_own_cells_behind_ranges_of_nominal_ones(s
     place(net, setting())
     quant.calibrate(net, calibration, correct=None)  # on ideal cells
     expected = []
-    with quant.set_engine("reference"):
+    with quant.set_engine("numba"):
         for seed in (5, 6, 7):
             quant.program(net, NOISY, seed)
             quant.correct(net, calibration)
@@ -86,7 +86,7 @@ def test_ranges_of_the_chip(scene):
     net, images, _, calibration = scene
     record = measured(scene, on="chip", chips=2)
     place(net, setting())
-    with quant.set_engine("reference"):
+    with quant.set_engine("numba"):
         for seed, found in enumerate(record.chip_predictions):
             quant.program(net, NOISY, seed)
             quant.calibrate(net, calibration, on="chip")
@@ -98,9 +98,9 @@ def test_afterwards_cells_are_ideal_again(scene):
     measured(scene)
     assert all(layer.chip is None for _, layer in quant.crossbar_layers(net))
     with pytest.raises(ValueError, match="24 images have 23"):
-        measure(net, images, labels[:23], setting(), calibration=calibration, engine="reference")
+        measure(net, images, labels[:23], setting(), calibration=calibration, engine="numba")
     with pytest.raises(ValueError, match="not calibrated"):
-        measure(net, images, labels, setting(spec={"rows": 8}), engine="reference")
+        measure(net, images, labels, setting(spec={"rows": 8}), engine="numba")
     assert all(layer.chip is None for _, layer in quant.crossbar_layers(net))
 
 
@@ -108,7 +108,7 @@ def test_the_software_has_no_chip_and_neither_has_a_setting_without_device(scene
     net, images, labels, calibration = scene
     before = measured(scene, None)
     quant.program(net, NOISY, 0)
-    assert torch.equal(measure(net, images, labels, None, engine="reference").predictions, classes(network(), images))
+    assert torch.equal(measure(net, images, labels, None, engine="numba").predictions, classes(network(), images))
     quant.program(net, NOISY, 0)
     assert torch.equal(measured(scene, None).predictions, before.predictions)
 
@@ -199,7 +199,7 @@ def test_times_as_people_say_them():
 
 # ---- eval.py -----------------------------------------------------------------------------------------------------------
 
-FLAGS = ["--engine", "reference", "--cellBit", "2", "--adc_prec", "4", "--limit", "12"]
+FLAGS = ["--engine", "numba", "--cellBit", "2", "--adc_prec", "4", "--limit", "12"]
 
 
 def test_table_and_results_of_chips(run, checkpoint):  # noqa: F811
@@ -358,7 +358,7 @@ def on_a_chip(net, device, seed=0):
 
 def test_losses_of_a_perfect_chip_are_those_of_the_adc(scene):
     net, images, *_ = scene
-    with quant.set_engine("reference"):
+    with quant.set_engine("numba"):
         on_a_chip(net, PERFECT)
         for entry in diagnostics.losses(net, images):
             assert (entry["cells"], entry["scatter"], entry["far"]) == (None, 0.0, 0.0) or entry["cells"] > 100
@@ -367,7 +367,7 @@ def test_losses_of_a_perfect_chip_are_those_of_the_adc(scene):
 
 def test_losses_with_scatter(scene):
     net, images, *_ = scene
-    with quant.set_engine("reference"):
+    with quant.set_engine("numba"):
         on_a_chip(net, NOISY)
         chips = [layer.chip.cells for _, layer in quant.crossbar_layers(net)]
         found, plain = diagnostics.losses(net, images), diagnostics.losses(net, images, corrected=False)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_costs_of_a_table(run, checkpoint):
     also = ["--adc_range ideal", "--crossbar_layers conv --adc_range full --adc_prec 6"]
-    flags = ["--cellBit", "1", "2", "--adc_prec", "4", "--also", *also, "--cost", "rram_65nm", "--engine", "reference"]
+    flags = ["--cellBit", "1", "2", "--adc_prec", "4", "--also", *also, "--cost", "rram_65nm"]
     _, predictions, text = run(checkpoint, *test_eval.FAST, *flags)
     folder = test_eval.Path(checkpoint).parent
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
@@ -42,7 +42,7 @@ def test_costs_are_those_of_the_images_that_are_measured(run, checkpoint):
     """The pass of the software counts each image once; a second table with other arrays counts those."""
     seen = {}
     for rows in ("16", "8"):
-        flags = ["--limit", "3", "--subArray", rows, "--adc_range", "full", "--cost", "rram_65nm", "--engine", "reference"]
+        flags = ["--limit", "3", "--subArray", rows, "--adc_range", "full", "--cost", "rram_65nm"]
         run(checkpoint, "--ngpu", "0", *flags)
         content = json.loads((test_eval.Path(checkpoint).parent / "cost.json").read_text())["settings"][0]
         seen[rows] = {layer["layer"]: layer["events"] for layer in content["layers"]}
@@ -55,7 +55,7 @@ def test_costs_are_those_of_the_images_that_are_measured(run, checkpoint):
 def test_conversions_of_a_plan_are_those_of_the_table(run, checkpoint):
     """Against the share of reads and the mean bits that the measurement finds in another way."""
     flags = ["--limit", "3", "--subArray", "16", "--adc_prec", "2", "--adc_plan", "uniform", "significance"]
-    run(checkpoint, "--ngpu", "0", *flags, "--cost", "rram_65nm", "--engine", "reference")
+    run(checkpoint, "--ngpu", "0", *flags, "--cost", "rram_65nm")
     folder = test_eval.Path(checkpoint).parent
     row = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()][-1]
     uniform, planned = ([layer["events"]["conversions"] for layer in found["layers"]]
@@ -67,7 +67,7 @@ def test_conversions_of_a_plan_are_those_of_the_table(run, checkpoint):
 
 
 def test_a_device_gives_its_levels(run, checkpoint):
-    flags = ["--limit", "3", "--subArray", "16", "--cost", "rram_65nm", "--engine", "reference", "--adc_range", "full"]
+    flags = ["--limit", "3", "--subArray", "16", "--cost", "rram_65nm", "--adc_range", "full"]
     run(checkpoint, "--ngpu", "0", *flags, "--device", "neurosim_tsinghua_130nm", "--also", "")
     rows = [json.loads(line) for line in (test_eval.Path(checkpoint).parent / "results.jsonl").read_text().splitlines()]
     content = json.loads((test_eval.Path(checkpoint).parent / "cost.json").read_text())["settings"]
