@@ -9,8 +9,8 @@ compiler puts one function into the other, and fetch from memory with `simd.int6
 from collections import namedtuple
 
 import numpy as np
-from numba import njit
 
+from .inner import inner
 from .layout import BLOCK
 from .simd import LANES, aligned
 
@@ -74,7 +74,7 @@ Addresses = namedtuple("Addresses", """
 Read = namedtuple("Read", "array digit first slot cells pass_stride ones depth")
 
 
-@njit
+@inner
 def new_buffers(shape, pixels, n_intervals, leaves):
     """`Buffers` for lists of so many input pixels and so many channel intervals; with room for `leaves` vectors."""
     like, int16, int32 = np.empty(0, np.uint16), np.empty(0, np.int16), np.empty(0, np.int32)
@@ -91,7 +91,7 @@ def new_buffers(shape, pixels, n_intervals, leaves):
         quiet=np.empty((shape.arrays, shape.digits, 2), np.int64), leaves=aligned(leaves * LANES, like))
 
 
-@njit
+@inner
 def addresses(shape, plan, adc, target, to_codes, buffers, thread, op):
     """`Addresses` for one `op`."""
     relative = adc.relative if op == STATIC else 0
@@ -122,12 +122,12 @@ def addresses(shape, plan, adc, target, to_codes, buffers, thread, op):
         seen=buffers.seen.ctypes.data, quiet=buffers.quiet.ctypes.data, leaves=buffers.leaves.ctypes.data, look=look)
 
 
-@njit
+@inner
 def _of_thread(array, thread):
     """Address of one thread's part of an array whose first dimension is the threads."""
     return array.ctypes.data + thread * array.strides[0]
 
 
-@njit
+@inner
 def keep_alive(buffers):
     """Numba frees an array after its last use, and does not see the uses by address."""

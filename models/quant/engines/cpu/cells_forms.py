@@ -122,5 +122,6 @@ def dynamic_forms(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Form
     forms[..., DELTA] = np.maximum(span, 1).astype(np.float32) / np.float32(2**spec.adc_bits)
     forms[..., FACTOR] = span << place
     flat = forms.reshape(-1, *forms.shape[2:])
-    return Forms(flat.astype(np.float32), flat, True, True, low.reshape(-1, *low.shape[2:]),
+    # Contiguous, whatever the ranges are a view of: for each layout Numba would compile the kernel once more.
+    return Forms(flat.astype(np.float32), flat, True, True, np.ascontiguousarray(low.reshape(-1, *low.shape[2:])),
                  (low << place).sum(axis=(1, 2, 3)) << spec.adc_bits)

@@ -22,9 +22,10 @@ from .cache import SOURCES
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from .cells_matrix import multiply, pack
 from .cells_plan import Besides, Plan, Shape
-from .cells_reads import CHANGED, CURVED, NOISY, SHARED, Place, add_curves, add_noise, add_references, add_squares, read, sums_of_cells
+from .cells_reads import PLAIN, SHARED, Place, add_curves, add_noise, add_references, add_squares, read, sums_of_cells
 from .cells_rows import add_rows
 from .finish import Pixel, finish_pixel
+from .inner import inlined, inner
 from .output import NOT_TO_CODES, ToCodes
 from .rows import Source, active_rows, list_rows_under, rows_to_keep
 from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, put_int64
@@ -49,9 +50,9 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
 # codes_row, panel                see `cells_matrix.pack`; sums: u of a turn, int32 `[pixel, digit, column of a tile]`
 # reads                           u of 64 columns
-# analog .. seed                  of `cells_plan.Besides`
+# analog .. seed                  of `cells_plan.Besides`; of all of them but one, whether there is any of it
 Addresses = namedtuple("Addresses", """
-    analog keys noise curve reference reference_base gains offsets base seed
+    analog noisy curved changed keys noise curve reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
     singles doubles divide low constant
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
@@ -80,8 +81,8 @@ def run(shape: Shape, plan: Plan, forms: Forms, besides: Besides, a_codes: torch
         extremes=np.empty((0,) * 8, np.int32) if extremes is None else extremes,
         counts=np.empty((0,) * 4, np.int64) if counts is None else counts, u_min=u_min)
     bands = min(size[0], max(1, 8 * numba.get_num_threads() // max(len(a_codes), 1)))
-    op = STATIC_BROAD if op == STATIC and forms.broad else op
-    op += NOISY * besides.noisy + CURVED * besides.curved + CHANGED * besides.changed
+    if op == STATIC:
+        op = STATIC_BROAD if forms.broad else STATIC if besides.noisy or besides.curved or besides.changed else PLAIN
     _compiled(op)(
         shape, plan, forms, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, pixels, bands)
 
@@ -98,7 +99,7 @@ def _compiled(op):
     return njit(cache=True, parallel=True)(layer)
 
 
-@njit
+@inner
 def _band(shape, plan, forms, besides, target, to_codes, codes, image, first, last, height, width, pixels, op):
     """All output pixels of one image in rows first..last - 1, a strip of some rows at a time."""
     op = literally(op)
@@ -117,11 +118,11 @@ def _band(shape, plan, forms, besides, target, to_codes, codes, image, first, la
                 listed = list_rows_under(shape, at, source, group_codes, line, listed)
             start = (image * height + y) * width
             count = min((end - y) * width, pixels - start)
-            if op % NOISY != RANGES and op % NOISY != HISTOGRAM:
+            if op != RANGES and op != HISTOGRAM:
                 buffers.acc[:] = 0
                 buffers.exact_acc[:] = 0
             _reads_of_strip(shape, at, source, besides, group, group_codes, Strip(y, width, start, count), op)
-            if op % NOISY != RANGES and op % NOISY != HISTOGRAM:
+            if op != RANGES and op != HISTOGRAM:
                 for x in range(count):
                     channel = group * shape.out_channels
                     place = (start + x) * shape.groups * shape.out_channels + channel
@@ -132,7 +133,7 @@ def _band(shape, plan, forms, besides, target, to_codes, codes, image, first, la
     _keep_alive(buffers)
 
 
-@njit(forceinline=True)
+@inlined
 def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
     """Do `op` with all reads of a strip; the codes of the image and group begin at address `codes`."""
     op, count = literally(op), strip.count
@@ -145,14 +146,14 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
         if shape.matrix:
             pack(shape, at, source, codes, t, strip)
         array = group * shape.arrays + t
-        if op & NOISY:
+        if at.noisy:
             add_squares(shape, at, count)
         if besides.referred:
             add_references(shape, at, group, t, count)
         for k in range(shape.slices):
-            if op & CURVED:
+            if at.curved:
                 add_curves(shape, at, k, count)
-            if op & NOISY:
+            if at.noisy:
                 add_noise(shape, at, besides, strip, t, k)
             for tile in range(shape.tiles):
                 weights = at.weights + 2 * (int64_at(at.array_base, array)
@@ -167,20 +168,20 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
                         for half in range(0, min(shape.tile, shape.out_channels - tile * shape.tile), WIDE):
                             sums = (x - first) * shape.digits * shape.tile + half
                             place = Place(group, t, array, k, tile * shape.tile + half, x, sums)
-                            if op % NOISY == RANGES:
+                            if op == RANGES:
                                 _keep_extremes(shape, at, place, op)
-                            elif op % NOISY == HISTOGRAM:
+                            elif op == HISTOGRAM:
                                 _count_values(shape, at, place, op)
-                            elif op % NOISY == STATIC:
+                            elif op == STATIC or op == PLAIN:
                                 _add_codes(shape, at, place, op)
                             else:
                                 _add_broad_codes(shape, at, place, op)
 
 
-@njit(forceinline=True)
-def _is_idle(shape, at, x, z, op):
+@inlined
+def _is_idle(shape, at, x, z):
     """Whether a read of digit `z` of pixel `x` is 0 in all columns: no row is on, and nothing else adds to it."""
-    if op & CHANGED or at.base > 0:
+    if at.changed or at.base > 0:
         return False
     for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
         if int64_at(at.pixel_row_count, x * shape.input_bits + i):
@@ -188,21 +189,21 @@ def _is_idle(shape, at, x, z, op):
     return True
 
 
-@njit(forceinline=True)
+@inlined
 def _accumulator(shape, at, place):
     """The first accumulator of 64 columns of a pixel."""
     step = int64_at(at.step_of_slice, place.k)
     return (place.x * shape.steps + step) * shape.slice_vectors * LANES + place.column
 
 
-@njit(forceinline=True)
+@inlined
 def _add_codes(shape, at, place, op):
-    """STATIC: ADC codes of all digits of one pixel, times their factors, to its accumulators; float32 holds them exactly."""
+    """STATIC and PLAIN: ADC codes of all digits of one pixel, times their factors, to its accumulators; float32 holds them exactly."""
     total = full_f32(np.float32(0))
     for z in range(shape.digits):
         form = at.singles + 4 * FORM * (z * shape.slices + place.k)
         factor = float32_at(form, FACTOR)
-        if factor == 0 or _is_idle(shape, at, place.x, z, op):
+        if factor == 0 or _is_idle(shape, at, place.x, z):
             continue
         u = read(shape, at, place, z, op, as_floats(sums_of_cells(shape, at, place, z)))
         low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
@@ -214,18 +215,18 @@ def _add_codes(shape, at, place, op):
     add_to_int32(at.acc, _accumulator(shape, at, place), total)
 
 
-@njit(forceinline=True)
+@inlined
 def _add_broad_codes(shape, at, place, op):
     """STATIC_BROAD and DYNAMIC: the same in float64, by the formula."""
     total = full_f64(0.0)
     for z in range(shape.digits):
-        entry = (place.array * shape.digits + z) * shape.slices + place.k if op % NOISY == DYNAMIC else z * shape.slices + place.k
+        entry = (place.array * shape.digits + z) * shape.slices + place.k if op == DYNAMIC else z * shape.slices + place.k
         form, single = at.doubles + 8 * FORM * entry, at.singles + 4 * FORM * entry
         factor = float64_at(form, FACTOR)
         if factor == 0:
             continue
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
-        if op % NOISY == DYNAMIC:
+        if op == DYNAMIC:
             start = full_i32(-int64_at(at.low, entry))
             q = code_f64_of_f32(added(u, start), float32_at(single, DELTA), float32_at(single, HIGHEST))
         else:
@@ -235,7 +236,7 @@ def _add_broad_codes(shape, at, place, op):
     add_to_int64(at.exact_acc, _accumulator(shape, at, place), total)
 
 
-@njit(forceinline=True)
+@inlined
 def _keep_extremes(shape, at, place, op):
     columns = shape.slice_vectors * LANES
     for z in range(shape.digits):
@@ -246,7 +247,7 @@ def _keep_extremes(shape, at, place, op):
         store_ints(at.extremes, high, larger(load_ints(at.extremes, high), u))
 
 
-@njit(forceinline=True)
+@inlined
 def _count_values(shape, at, place, op):
     columns = min(WIDE, shape.out_channels - place.column)
     for z in range(shape.digits):
@@ -258,12 +259,12 @@ def _count_values(shape, at, place, op):
             put_int64(at.counts, one, int64_at(at.counts, one) + 1)
 
 
-@njit
+@inner
 def _new_buffers(shape, pixels, n_intervals, width, op):
     """`Buffers` for lists of so many input pixels and so many channel intervals, and a strip of so many pixels."""
     places = pixels * shape.input_bits
     sums = width * shape.steps * shape.slice_vectors * LANES
-    broad = op % NOISY == STATIC_BROAD or op % NOISY == DYNAMIC
+    broad = op == STATIC_BROAD or op == DYNAMIC
     narrow_sums, broad_sums = 0 if broad else sums, sums if broad else 0
     return Buffers(
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
@@ -280,12 +281,13 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         reads=np.empty(WIDE, np.int32))
 
 
-@njit
+@inner
 def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, op):
     words = 2 if target.wide else 1
-    exact = op % NOISY == STATIC_BROAD or op % NOISY == DYNAMIC
+    exact = op == STATIC_BROAD or op == DYNAMIC
     return Addresses(
-        analog=besides.analog, curve=besides.curve.ctypes.data, keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
+        analog=besides.analog, noisy=besides.noisy, curved=besides.curved, changed=besides.changed,
+        curve=besides.curve.ctypes.data, keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
         reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
         gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base, seed=besides.seed,
         weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, tile_stride=plan.tile_stride.ctypes.data,
@@ -311,7 +313,7 @@ def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, o
         reads=buffers.reads.ctypes.data)
 
 
-@njit
+@inner
 def _keep_alive(buffers):
     """Numba frees an array after its last use, and does not see the uses by address."""
 

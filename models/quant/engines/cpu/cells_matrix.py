@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from ...mapping import MappedLayer
 from .amx import TILE_BYTES, add_products, clear_sums, put_sums
+from .inner import inlined
 from .layout import BOUNDS, FIRST, INTERVAL, LAST, ROW, SEGMENT, TAP_X, TAP_Y
 from .simd import _broadcast, _pointer, int64_at
 from .wide import WIDE
@@ -90,7 +91,7 @@ def _put_digits(typingctx, target, source, first, mask, up):
     return types.void(*[types.intp] * 5), codegen
 
 
-@njit(forceinline=True)
+@inlined
 def pack(shape, at, source, codes, t, strip):
     """The digits of array `t` under the pixels of a strip to `at.panel`; the codes of the image and group begin at address `codes`."""
     rows = int64_at(at.tile_stride, t) // WIDE
@@ -114,7 +115,7 @@ def pack(shape, at, source, codes, t, strip):
                 _put_digits(target + rows + row, at.codes_row + row, first, (1 << (end - first)) - 1, 0)
 
 
-@njit(forceinline=True)
+@inlined
 def multiply(shape, at, weights, t, first):
     """u of the 64 columns whose cells of array `t` are at `weights`, of the `TILE_ROWS` reads from `first` on, to `at.sums`."""
     rows = int64_at(at.tile_stride, t) // WIDE

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import namedtuple
 
 import numpy as np
-from numba import njit
 
+from .inner import inlined, inner
 from .simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int64, put_uint32, uint32_at
 from .wide import load_ints
 from .wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, converted_by, curved, mixed, moved_high, with_noise,
                          with_noise_of_levels)
 
-NOISY, CURVED, CHANGED = 8, 16, 32  # added to an operation of `buffers`: what reads have besides; each sum is compiled by itself
+PLAIN = 5  # an operation beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it
 
 # The reads of 64 columns at one output pixel, a digit each. array, that of all groups; column, the first of 64 in its group; x, the
 # pixel in its strip; sums, where u of the first digit stands in `at.sums`.
@@ -26,20 +26,22 @@ UNLIKE = np.float32(-1)  # DEVIATION where each column has its own
 TOGETHER = 4  # slices whose reference cells are added up at a time
 
 
-@njit(forceinline=True)
+@inlined
 def sums_of_cells(shape, at, place, z):
     """u of 64 columns before what reads have besides, ints."""
     return load_ints(at.sums, place.sums + z * shape.tile)
 
 
-@njit(forceinline=True)
+@inlined
 def read(shape, at, place, z, op, u):
     """u, ints or whole floats, as the converters of 64 columns see it; u, their `sums_of_cells` as either."""
+    if op == PLAIN:
+        return u
     columns, at_read = shape.slice_vectors * LANES, place.x * shape.digits + z
     shared = at.pixel_shared + 4 * SHARED * at_read
-    if op & CURVED:
+    if at.curved:
         u = curved(u, float32_at(shared, FIRST), float32_at(shared, SECOND), float32_at(shared, THIRD), float32_at(shared, RISE))
-    if op & NOISY:
+    if at.noisy:
         words = (place.group * columns + place.column) // SHARING * APART
         low, high, deviation = int32_at(shared, LOW), int32_at(shared, HIGH), float32_at(shared, DEVIATION)
         if deviation >= 0:
@@ -49,13 +51,13 @@ def read(shape, at, place, z, op, u):
             reference = _reference(shape, at, place.x, z, place.k) * np.int64(float64_at(at.noise, 3 * place.k + 2))
             at_zero, sums = _variance_at_zero(shape, at, place.x, z, place.k), sums_of_cells(shape, at, place, z)
             u = with_noise_of_levels(u, sums, at.keys, words, low, high, at_zero, slope, reference)
-    if op & CHANGED:
+    if at.changed:
         converters = ((place.k * shape.groups + place.group) * shape.arrays + place.t) * columns + place.column
         u = converted_by(u, at.gains, at.offsets, converters)
     return u
 
 
-@njit
+@inner
 def add_references(shape, at, group, t, count):
     """The sums of the reference cells of all slices in the active rows of each pixel and digit of one bit, to `pixel_reference`.
     (Of more bits no read needs it: `engine.unsupported`.)"""
@@ -79,12 +81,12 @@ def add_references(shape, at, group, t, count):
             put_int64(at.pixel_reference, place + 3, s3)
 
 
-@njit(forceinline=True)
+@inlined
 def _reference(shape, at, x, z, k):
     return int64_at(at.pixel_reference, (x * shape.digits + z) * shape.reference_slices + k)
 
 
-@njit
+@inner
 def add_curves(shape, at, k, count):
     """The curve of each pixel's and digit's read of slice k, see `readout.curve_at`, to `pixel_shared`."""
     b0, b1 = np.float32(float64_at(at.curve, 4 * k)), np.float32(float64_at(at.curve, 4 * k + 1))
@@ -104,7 +106,7 @@ def add_curves(shape, at, k, count):
             put_float32(shared, RISE, ROUNDER + np.float32(np.rint(rise)))
 
 
-@njit
+@inner
 def add_noise(shape, at, besides, strip, t, k):
     """The key of the noise of each pixel's and digit's read of array t and slice k, and its deviation, to `pixel_shared`."""
     image, pixel = strip.start // besides.pixels + besides.first_image, strip.start % besides.pixels
@@ -128,13 +130,13 @@ def add_noise(shape, at, besides, strip, t, k):
         pixel += 1
 
 
-@njit(forceinline=True)
+@inlined
 def _variance_at_zero(shape, at, x, z, k):
     """That of a read of pixel x and digit z whose cells have no current."""
     return np.float32(at.base + float64_at(at.noise, 3 * k) * int64_at(at.pixel_squares, x * shape.digits + z))
 
 
-@njit
+@inner
 def add_squares(shape, at, count):
     """`sum a^2` over the rows of an array under each pixel, a being its digit there, to `pixel_squares`: from the lists of its bits,
     `sum over bits i of 2^i sum over rows of list i of a`."""
@@ -153,7 +155,7 @@ def add_squares(shape, at, count):
             put_int64(at.pixel_squares, x * shape.digits + z, total)
 
 
-@njit(forceinline=True)
+@inlined
 def _drive(shape, at, x, first, end, sign):
     """Add a digit, input bits `first` to `end` of pixel x, to what drives each row, or take it away again."""
     for bit in range(first, end):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from numba import njit
 
 from .cells_plan import UNROLL
+from .inner import inlined
 from .simd import int64_at, uint32_at
 from .wide import WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, widened
 
 
-@njit(forceinline=True)
+@inlined
 def add_rows(shape, at, weights, first, end):
     """u of the two vectors of a tile, whose cells are at `weights`, of the reads of output pixels `first` to `end`, to `at.sums`."""
     for x in range(first, end):
@@ -20,7 +20,7 @@ def add_rows(shape, at, weights, first, end):
             store_ints(at.sums, place + WIDE, u1)
 
 
-@njit(forceinline=True)
+@inlined
 def _sum_rows(shape, at, weights, x, z):
     """Sums of 16 bits over as many rows as they hold, added in 32 bits."""
     u0 = u1 = full_i32(0)
@@ -42,7 +42,7 @@ def _sum_rows(shape, at, weights, x, z):
     return u0, u1
 
 
-@njit(forceinline=True)
+@inlined
 def _with_rows(total, weights, a, b, c, d):
     return added_shorts(total, added_shorts(added_shorts(load_shorts(weights, a), load_shorts(weights, b)),
                                             added_shorts(load_shorts(weights, c), load_shorts(weights, d))))

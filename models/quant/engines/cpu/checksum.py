@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit, prange
 
 from .cache import SOURCES
+from .inner import inlined
 from .simd import set_threads
 
 BLOCK = 2**13  # words: 64 KB, a work item
@@ -21,7 +22,7 @@ KEYS = np.random.Generator(np.random.PCG64(0)).integers(0, 2**64, BLOCK, np.uint
 _HALF, _LOW = np.uint64(32), np.uint64(2**32 - 1)
 
 
-@njit(forceinline=True)
+@inlined
 def _block_sum(words, keys, block):
     part = words[block * BLOCK:(block + 1) * BLOCK]
     total = np.uint64(0)

@@ -4,19 +4,18 @@ P stands in bytes (`counts.to_bytes`), the low ones of 16 vectors and, with more
 in pairs, even and odd columns; a lane of 16 bits holds a byte of each.
 """
 
-from numba import njit
-
 from .buffers import STATIC
 from .converter import (CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAST_CENTRE, LIMITS, LOW, OFFSET, Q_MAX, Q_MIN,
                         SHIFT, SPAN, TIE)
 from .counts import to_bytes
 from .fixed_point import EVEN, TOWARDS_ZERO
+from .inner import inlined
 from .layout import PAIR, PAIR_END, RUN, SLICE
 from .simd import (LANES, add_bytes_up_to_255, add_signed, add_signed_short, add_unsigned, int64_at, load, lookup, mulhi, sar, splat, store,
                    sub_bytes_down_to_0, vmax, vmin)
 
 
-@njit(forceinline=True)
+@inlined
 def _pair(at, pair, depth):
     """P of the two vectors of a pair: low bytes and high bytes of one vector, with 16 bits from a second one."""
     b = load(at.bytes, pair * LANES)
@@ -27,7 +26,7 @@ def _pair(at, pair, depth):
     return even, odd
 
 
-@njit(forceinline=True)
+@inlined
 def cells(shape, at, pair, depth):
     """P of the two vectors of a pair, the bits of a cell put together: `P = sum_s 2^s P_s`."""
     even, odd = _pair(at, pair, depth)
@@ -37,7 +36,7 @@ def cells(shape, at, pair, depth):
     return even, odd
 
 
-@njit(forceinline=True)
+@inlined
 def _small_cells(shape, at, pair):
     """P of the two vectors of a pair as bytes, for P below 256: the first vector's in the low half of each lane."""
     stride = shape.slices * shape.slice_vectors // 2
@@ -47,7 +46,7 @@ def _small_cells(shape, at, pair):
     return b
 
 
-@njit(forceinline=True)
+@inlined
 def _code(scaled, offset, factor, fraction, tie):
     """ADC code of u: `floor((floor((2^s u + c) M / 2^16) + t) / 2^f)`, `scaled + offset = 2^s u + c`; see `fixed_point`."""
     y = mulhi(scaled + offset, factor)
@@ -58,7 +57,7 @@ def _code(scaled, offset, factor, fraction, tie):
     return sar(y, fraction)
 
 
-@njit(forceinline=True)
+@inlined
 def _form(shape, form, zero):
     """What `_code` takes for reads with `u = read_scale P - zero`: (shift of P, offset, factor, fraction, tie)."""
     a = int64_at(form, SHIFT)
@@ -66,27 +65,27 @@ def _form(shape, form, zero):
             splat(int64_at(form, FRACTION)), int64_at(form, TIE))
 
 
-@njit(forceinline=True)
+@inlined
 def _sums(shape, at, read, block):
     """Address of the sums of one digit and block."""
     return at.sums + 2 * LANES * (read.digit * shape.blocks + block) * 16
 
 
-@njit(forceinline=True)
+@inlined
 def _add(sums, pair, even, odd):
     lane = 2 * pair * LANES
     store(sums, lane, load(sums, lane) + even)
     store(sums, lane + LANES, load(sums, lane + LANES) + odd)
 
 
-@njit(forceinline=True)
+@inlined
 def converted_runs(shape, at, read, block):
     """Where the runs of one block that are converted for this digit begin and end; none where a plan gives them no bits."""
     entry = read.digit * shape.blocks + block
     return int64_at(at.merged_start, entry), int64_at(at.merged_start, entry + 1)
 
 
-@njit(forceinline=True)
+@inlined
 def add_static(shape, at, read, block):
     """ADC codes of one block, ranges fixed, added to the sums of its digit; where `Adc.relative`, codes less u / s."""
     to_bytes(at, read.depth)
@@ -99,7 +98,7 @@ def add_static(shape, at, read, block):
             _add_static_by_form(shape, at, read, block, run)
 
 
-@njit(forceinline=True)
+@inlined
 def _add_static_by_table(shape, at, read, block, run):
     """Codes of a run of slices with one reference and one range, looked up in `converter.code_table`."""
     k = int64_at(at.merged, RUN * run + SLICE)
@@ -116,7 +115,7 @@ def _add_static_by_table(shape, at, read, block, run):
         _add(sums, pair, sar(q << splat(8), splat(8)), sar(q, splat(8)))
 
 
-@njit(forceinline=True)
+@inlined
 def _add_static_by_form(shape, at, read, block, run):
     """Codes of a run of one slice in 16-bit arithmetic; reads beyond all steps are clipped first, as 16 bits may not hold
     what the arithmetic would make of them."""
@@ -142,7 +141,7 @@ def _add_static_by_form(shape, at, read, block, run):
         _add(sums, pair, q_even, q_odd)
 
 
-@njit(forceinline=True)
+@inlined
 def add_dynamic(shape, at, read, block):
     """`q span` of one block, ranges of the batch, added to the sums of its digit; the constant `2^B u_a` of every read is added
     at the end (`Adc.constant`)."""
@@ -156,7 +155,7 @@ def add_dynamic(shape, at, read, block):
             _add_dynamic_by_form(shape, at, read, block, run, form, zero)
 
 
-@njit(forceinline=True)
+@inlined
 def _add_dynamic_by_table(shape, at, read, block, run, form, zero):
     """Codes of reads with `u - u_a = read_scale P - zero`, looked up."""
     span, sums = int64_at(form, SPAN), _sums(shape, at, read, block)
@@ -168,7 +167,7 @@ def _add_dynamic_by_table(shape, at, read, block, run, form, zero):
         _add(sums, pair, (q & splat(0xFF)) * splat(span), (q >> splat(8)) * splat(span))
 
 
-@njit(forceinline=True)
+@inlined
 def _add_dynamic_by_form(shape, at, read, block, run, form, zero):
     """Codes of reads with `u - u_a = read_scale P - zero`, in 16-bit arithmetic."""
     span, sums, top = splat(int64_at(form, SPAN)), _sums(shape, at, read, block), splat(at.q_max)
@@ -180,7 +179,7 @@ def _add_dynamic_by_form(shape, at, read, block, run, form, zero):
         _add(sums, pair, q_even * span, q_odd * span)
 
 
-@njit(forceinline=True)
+@inlined
 def shift_add(shape, at, op):
     """The 16-bit sums of each digit and slice times what their codes are worth (`Adc.factors`), added to the accumulators of the
     slice's step."""

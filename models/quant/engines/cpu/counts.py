@@ -6,25 +6,24 @@ A tree of carry-save adders adds sixteen rows in 30 logical instructions of AVX-
 Klarqvist, Mula, Lemire, "Efficient computation of positional population counts using SIMD instructions", arXiv 1911.02696.
 """
 
-from numba import njit
-
+from .inner import inlined
 from .layout import TURN
 from .simd import LANES, any_bit, int64_at, load, majority, splat, store, uint32_at
 
 
-@njit(forceinline=True)
+@inlined
 def _full_add(x, y, z):
     """(carry, sum) of three bits, in each of 512 columns."""
     return majority(x, y, z), x ^ y ^ z
 
 
-@njit(forceinline=True)
+@inlined
 def _row(at, cells, r):
     """The cells of the row that stands in entry `r` of the lists."""
     return load(at.weights, cells + uint32_at(at.lists, r))
 
 
-@njit(forceinline=True)
+@inlined
 def _add_rows(at, cells, r, p0, p1, p2, p3):
     """Add the rows of `TURN` entries of the lists, from `r` on, to four bit planes: (carry of sixteens, p0, p1, p2, p3).
 
@@ -48,7 +47,7 @@ def _add_rows(at, cells, r, p0, p1, p2, p3):
     return carry, p0, p1, p2, p3
 
 
-@njit(forceinline=True)
+@inlined
 def _add_few_rows(at, cells, r, p0, p1, p2):
     """As `_add_rows`, for the last `TURN / 2` entries or fewer: (carry of eights, p0, p1, p2)."""
     two_a, a = _full_add(_row(at, cells, r), _row(at, cells, r + 1), _row(at, cells, r + 2))
@@ -61,7 +60,7 @@ def _add_few_rows(at, cells, r, p0, p1, p2):
     return carry, p0, p1, p2
 
 
-@njit(forceinline=True)
+@inlined
 def count(shape, at, read, block):
     """P of one block of a read, to `at.planes`: `P = sum_i sum_s 2^(i + s) (cells' bit s of the rows active in input bit i)`,
     i over the input bits of the digit.
@@ -81,13 +80,13 @@ def count(shape, at, read, block):
             _add_list(at, cells, int64_at(at.row_at, i), int64_at(at.row_count, i), i - bit + s, read.depth, single)
 
 
-@njit(forceinline=True)
+@inlined
 def _clear_planes(at, first, last):
     for m in range(first, last):
         store(at.planes, m * LANES, splat(0))
 
 
-@njit(forceinline=True)
+@inlined
 def _add_list(at, cells, r, n, first, depth, fresh):
     """Add the rows of `n` entries of the lists from `r` on to the bit planes from `first` on; seven of them are 0 if `fresh`.
 
@@ -125,7 +124,7 @@ def _add_list(at, cells, r, n, first, depth, fresh):
     store(at.planes, low + 6 * LANES, p6)
 
 
-@njit(forceinline=True)
+@inlined
 def any_outside(shape, at, read, low, high, columns):
     """Whether u lies outside low..high in any of the `columns` of a block (a vector, one bit each), seen on its bit planes.
 
@@ -144,14 +143,14 @@ def any_outside(shape, at, read, low, high, columns):
     return any_bit((below | above) & columns)
 
 
-@njit(forceinline=True)
+@inlined
 def _swap(a, b, distance, mask):
     """Exchange the bits of `a` above and of `b` below: one step of a bit-matrix transposition."""
     d, low, high = splat(distance), splat(mask), splat(~mask)
     return (a & low) | ((b << d) & high), ((a >> d) & low) | (b & high)
 
 
-@njit(forceinline=True)
+@inlined
 def to_bytes(at, depth):
     """P of one block from bit planes to bytes, the low ones of all vectors and, with more than 8 planes, the high ones."""
     _transpose(at.planes, 0, at.bytes, 0)
@@ -159,7 +158,7 @@ def to_bytes(at, depth):
         _transpose(at.planes, 8 * LANES, at.bytes, 8 * LANES)
 
 
-@njit(forceinline=True)
+@inlined
 def _transpose(planes, source, bytes_, target):
     """8 bit planes to bytes: byte j of vector i becomes the 8 bits that the planes hold at bit i of byte j."""
     p0, p4 = _swap(load(planes, source), load(planes, source + 4 * LANES), 4, 0x0F0F)

@@ -13,13 +13,14 @@ from numba import njit, prange, types
 from numba.extending import overload
 
 from .cache import SOURCES
+from .inner import inlined
 from .output import NOT_TO_CODES, ToCodes, act_code, next_code, scale_sum
 from .simd import bits_of_float32, float32_from_bits, set_threads
 
 CHUNK = 2**14  # elements of one work item
 
 
-@njit(forceinline=True)
+@inlined
 def _part(array, chunk):
     """The elements of one work item. A loop over them from 0 on is one that LLVM vectorises: in one that starts at
     `chunk * CHUNK`, Numba allows for indices below zero."""

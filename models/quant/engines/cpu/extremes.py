@@ -1,14 +1,13 @@
 """Smallest and largest u of each group, array, digit and slice, the ranges of the dynamic ADC, kept lane by lane."""
 
-from numba import njit
-
 from .codes import cells
 from .counts import any_outside, to_bytes
+from .inner import inlined, inner
 from .layout import PAIR, PAIR_END, RUN, SLICE
 from .simd import LANES, any_bit, int16_at, int64_at, load, put_int64, splat, store, vmax, vmin
 
 
-@njit
+@inner
 def spread_extremes(extremes, buffers):
     """What one thread knows of a group, [array, digit, slice, 2], to each lane."""
     lows, highs, seen = buffers.lows, buffers.highs, buffers.seen
@@ -23,7 +22,7 @@ def spread_extremes(extremes, buffers):
                 highs[slot * LANES:(slot + 1) * LANES] = max(seen[slot, 1], -2**15)
 
 
-@njit(forceinline=True)
+@inlined
 def keep_extremes(shape, at, read, block):
     """Take the `u` of one block into the smallest and largest ones."""
     in_bytes = new = False
@@ -39,7 +38,7 @@ def keep_extremes(shape, at, read, block):
         _narrow(shape, at, read)
 
 
-@njit(forceinline=True)
+@inlined
 def _moves_any(shape, at, read, run, k):
     """Whether any column of a run lies beyond what its own slice has seen. That the block is not quiet may be due to
     another slice."""
@@ -47,7 +46,7 @@ def _moves_any(shape, at, read, run, k):
     return any_outside(shape, at, read, int64_at(at.seen, seen), int64_at(at.seen, seen + 1), load(at.run_columns, run * LANES))
 
 
-@njit(forceinline=True)
+@inlined
 def _keep_run(shape, at, read, run, k):
     """The extremes of each lane and one run, of slice `k`; returns whether any of them is a new one."""
     low, high = splat(32767), splat(0)
@@ -63,7 +62,7 @@ def _keep_run(shape, at, read, run, k):
     return any_bit((low ^ before_low) | (high ^ before_high))
 
 
-@njit
+@inner
 def _narrow(shape, at, read):
     """From the lanes: the range of `u` that each slice has seen, to `at.seen`, and the one that all have seen, to `at.quiet`."""
     quiet_low, quiet_high = -2**62, 2**62
@@ -79,7 +78,7 @@ def _narrow(shape, at, read):
     put_int64(at.quiet, quiet + 1, quiet_high)
 
 
-@njit
+@inner
 def join_extremes(extremes, buffers):
     """The extremes of all lanes back to what the thread knows of the group."""
     lows, highs = buffers.lows, buffers.highs

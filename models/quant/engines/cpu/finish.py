@@ -2,8 +2,9 @@
 
 from collections import namedtuple
 
-from numba import int64, njit
+from numba import int64
 
+from .inner import inlined
 from .output import next_code, scale_sum
 from .simd import (LANES, bits_of_float32, float32_at, float64_at, int32_at, int64_at, put_float64, put_int64, put_uint8,
                    put_uint32)
@@ -16,7 +17,7 @@ from .simd import (LANES, bits_of_float32, float32_at, float64_at, int32_at, int
 Pixel = namedtuple("Pixel", "place channel constant added sums")
 
 
-@njit(forceinline=True)
+@inlined
 def finish_pixel(shape, at, pixel):
     """The accumulators of a pixel, `[step, channel]`, to `Target.out` or `Target.next_codes`."""
     if at.scaling:
@@ -43,7 +44,7 @@ def finish_pixel(shape, at, pixel):
             put_uint32(at.out, pixel.place + c, bits_of_float32(_scaled(at, pixel, c)))
 
 
-@njit(forceinline=True)
+@inlined
 def _put_step(shape, at, pixel, step):
     """The accumulators of one ADC step to `at.step`, as 64-bit integers."""
     lane = pixel.sums + step * shape.slice_vectors * LANES
@@ -65,7 +66,7 @@ def _put_step(shape, at, pixel, step):
                 put_int64(at.step, c, int64_at(at.step, c) + int32_at(at.acc, c))
 
 
-@njit(forceinline=True)
+@inlined
 def _scaled(at, pixel, c):
     """y of the pixel's channel `c`, float32."""
     return scale_sum(float64_at(at.total, c), float32_at(at.scale, pixel.channel + c), float32_at(at.offset, pixel.channel + c))

@@ -16,6 +16,7 @@ from numba import literally, njit, prange
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .cache import SOURCES
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
+from .inner import inlined, inner
 from .simd import float32_at, float64_at, int32_at, int64_at, put_int64, put_uint64, uint64_at
 from .wide import (WIDE, add_product_by, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, added_where, bit_of_64_bytes,
                    code_f32, code_f64_of_f32_by, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i16, full_i32,
@@ -71,7 +72,7 @@ def _compiled(op):
     return njit(cache=True, parallel=True)(layer)
 
 
-@njit
+@inner
 def _row(shape, plan, forms, ranges, target, x, image, y, width, op):
     """All reads of one output row of one image."""
     op = literally(op)
@@ -104,7 +105,7 @@ def _row(shape, plan, forms, ranges, target, x, image, y, width, op):
     _keep_alive(masks, reads, acc, broad_acc)
 
 
-@njit
+@inner
 def _put(shape, sums, out):
     """The accumulators of one pixel, `[step, output, lane]`, to `out`, `[step, group, output]`."""
     for step in range(shape.steps):
@@ -114,7 +115,7 @@ def _put(shape, sums, out):
                 out[step, lane, output] = sums[first + lane]
 
 
-@njit(forceinline=True)
+@inlined
 def _list_masks(shape, at, pixel):
     """The input bits of each row under one output pixel, whose first code is at address `pixel`."""
     for r in range(shape.rows):
@@ -123,7 +124,7 @@ def _list_masks(shape, at, pixel):
             put_uint64(at.masks, i * shape.rows + r, bit_of_64_bytes(pixel, codes, i))
 
 
-@njit(forceinline=True)
+@inlined
 def _read(shape, at, cells, t, z):
     """u of one read of 64 groups; their cells of one slice begin at address `cells`."""
     u = full_i32(0)
@@ -139,7 +140,7 @@ def _read(shape, at, cells, t, z):
     return u
 
 
-@njit(forceinline=True)
+@inlined
 def _reads(shape, at, block, output, k, t, op):
     """Do `op` with the reads of all digits of one slice of an array."""
     op = literally(op)
@@ -173,7 +174,7 @@ def _reads(shape, at, block, output, k, t, op):
                 _count(shape, at, u, block, (z * shape.slices + k) * at.bins - at.u_min)
 
 
-@njit(forceinline=True)
+@inlined
 def _code(at, u, kind):
     """(ADC codes, their factor) of one kind of read, in float32."""
     form = at.singles + 4 * FORM * kind
@@ -183,7 +184,7 @@ def _code(at, u, kind):
     return code_f32(u, float32_at(form, SCALE), low, high), factor
 
 
-@njit(forceinline=True)
+@inlined
 def _broad_code(at, u, kind):
     """The same by the formula, in float64."""
     form = at.doubles + 8 * FORM * kind
@@ -191,7 +192,7 @@ def _broad_code(at, u, kind):
     return code_of_quotient_f64(u, float64_at(form, UNIT), float64_at(form, DELTA), low, high), factor
 
 
-@njit(forceinline=True)
+@inlined
 def _count(shape, at, u, block, first):
     store_ints(at.reads, 0, u)
     for lane in range(min(WIDE, shape.groups - block * WIDE)):
@@ -199,6 +200,6 @@ def _count(shape, at, u, block, first):
         put_int64(at.counts, one, int64_at(at.counts, one) + 1)
 
 
-@njit
+@inner
 def _keep_alive(masks, reads, acc, broad_acc):
     """Numba frees an array after its last use, and does not see the uses by address."""

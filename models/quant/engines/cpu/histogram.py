@@ -1,12 +1,11 @@
 """How often each value of u occurs, 512 columns at a time."""
 
-from numba import njit
-
+from .inner import inner
 from .layout import RUN, SLICE
 from .simd import LANES, add_ones, int64_at, load, splat, store
 
 
-@njit
+@inner
 def count_values(shape, at, read, block):
     """Count the reads of one block by value; for those whose P stays below `buffers.MOST_LEAVES`.
 

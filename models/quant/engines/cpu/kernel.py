@@ -23,6 +23,7 @@ from .counts import any_outside, count
 from .extremes import join_extremes, keep_extremes, spread_extremes
 from .finish import Pixel, finish_pixel
 from .histogram import count_values
+from .inner import inlined, inner
 from .layout import BLOCK, Plan, Shape
 from .output import NOT_TO_CODES, ToCodes
 from .rows import Source, active_rows, list_rows_under, rows_to_keep
@@ -87,7 +88,7 @@ def _compiled(op):
     return njit(cache=True, parallel=True)(layer)
 
 
-@njit
+@inner
 def _band(shape, plan, adc, target, to_codes, codes, image, first, last, height, width, op):
     """All output pixels of one image in rows first..last - 1."""
     op = literally(op)
@@ -120,7 +121,7 @@ def _band(shape, plan, adc, target, to_codes, codes, image, first, last, height,
     keep_alive(buffers)
 
 
-@njit
+@inner
 def _set_quiet(adc, quiet, op):
     """Of STATIC, the reads that add nothing; of DYNAMIC and HISTOGRAM an empty range, as all of theirs count."""
     if op == STATIC:
@@ -129,20 +130,20 @@ def _set_quiet(adc, quiet, op):
         quiet[:, :, 0], quiet[:, :, 1] = 1, 0
 
 
-@njit(forceinline=True)
+@inlined
 def _clear_sums(shape, at):
     """Zero the 16-bit sums and the accumulators before a pixel."""
     _clear(at.sums, shape.digits * shape.blocks * BLOCK // LANES)
     _clear(at.acc, 2 * shape.steps * shape.slice_vectors)
 
 
-@njit(forceinline=True)
+@inlined
 def _clear(address, vectors):
     for i in range(vectors):
         store(address, i * LANES, splat(0))
 
 
-@njit(forceinline=True)
+@inlined
 def _reads_of_pixel(shape, at, source, group, y, x, op):
     """Do `op` with all reads of one output pixel and group.
 
@@ -164,7 +165,7 @@ def _reads_of_pixel(shape, at, source, group, y, x, op):
     return added, idle
 
 
-@njit(forceinline=True)
+@inlined
 def _read(shape, at, group, t, z):
     """The `Read` of array `t` and digit `z`, whose active rows are listed."""
     first_bit, ones = int64_at(at.digit_start, z), 0
@@ -176,21 +177,21 @@ def _read(shape, at, group, t, z):
                 ones=ones, depth=bit_length(ones * ((1 << shape.passes) - 1)))
 
 
-@njit(forceinline=True)
+@inlined
 def _quiet(shape, at, read):
     """Range of the u that change nothing."""
     entry = 2 * (read.array * shape.digits + read.digit)
     return int64_at(at.quiet, entry), int64_at(at.quiet, entry + 1)
 
 
-@njit(forceinline=True)
+@inlined
 def _must_be_quiet(shape, at, read):
     """Whether no u that so many ones can give changes anything."""
     low, high = _quiet(shape, at, read)
     return low <= -shape.below * read.ones and shape.above * read.ones <= high
 
 
-@njit(forceinline=True)
+@inlined
 def _blocks_of_read(shape, at, read, op):
     """Do `op` with all columns of one read; returns whether anything was added to the sums."""
     op = literally(op)
@@ -212,14 +213,14 @@ def _blocks_of_read(shape, at, read, op):
     return added
 
 
-@njit(forceinline=True)
+@inlined
 def _any_converted(shape, at, read, block):
     """Whether the plan gives any bits to this digit of a slice in the block."""
     first, end = converted_runs(shape, at, read, block)
     return first < end
 
 
-@njit(forceinline=True)
+@inlined
 def _any_loud(shape, at, read):
     """Whether a read of the block changes anything."""
     low, high = _quiet(shape, at, read)

@@ -20,6 +20,7 @@ from numba import njit, prange
 from ...mapping import MappedLayer
 from .cache import SOURCES
 from .converter import Adc
+from .inner import inlined, inner
 from .picks import (BYTE_ROWS, PIXELS, TABLE, added_bytes, any_byte, full_i8, larger_bytes, less_bytes, load_bytes, load_table,
                     picked_bytes, smaller_bytes, store_bytes)
 from .pixels import MOST_ROWS
@@ -136,7 +137,7 @@ def _correct(plan, codes, out, together, sources=SOURCES):
                         codes.ctypes.data + codes.size)
 
 
-@njit
+@inner
 def _correct_images(plan, codes, out, end):
     room = codes.shape[0] * codes.shape[1] * codes.shape[2] + PIXELS
     pixels, indices, changes = np.empty(room, np.int64), np.empty((len(plan.first), room), np.uint8), np.empty(PIXELS // 8, np.uint64)
@@ -160,7 +161,7 @@ def _correct_images(plan, codes, out, end):
                                           plan.place[z, k], out[..., channel])
 
 
-@njit
+@inner
 def _list_loud(plan, codes, group, z, end, pixels, indices):
     """Number and input bits of the loud pixels; those up to whole vectors have no ones. Returns: how many."""
     images, height, width, _ = codes.shape
@@ -177,7 +178,7 @@ def _list_loud(plan, codes, group, z, end, pixels, indices):
     return count
 
 
-@njit(forceinline=True)
+@inlined
 def _bits(codes, size, z, end):
     """Bit z of so many codes from an address on, nothing read from address `end` on."""
     if codes + WIDE <= end:
@@ -189,7 +190,7 @@ def _bits(codes, size, z, end):
     return word
 
 
-@njit(forceinline=True)
+@inlined
 def _count_ones(word):
     word -= word >> np.uint64(1) & np.uint64(0x5555555555555555)
     word = (word & np.uint64(0x3333333333333333)) + (word >> np.uint64(2) & np.uint64(0x3333333333333333))
@@ -197,7 +198,7 @@ def _count_ones(word):
     return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@njit
+@inner
 def _take_off(plan, changes, pixels, height, width, tap, place, out):
     """What clipping changes in the reads of one column, eight bytes to a word, to `out`, `[N, H', W']`."""
     for word in range(len(changes)):

@@ -11,6 +11,7 @@ import torch
 from numba import njit, prange
 
 from .cache import SOURCES
+from .inner import inner
 from .simd import set_threads
 
 WORDS = 512  # of one work item: their sums stay in the first-level cache
@@ -19,7 +20,7 @@ _TWO, _FOUR, _EIGHT = np.uint64(0x5555555555555555), np.uint64(0x333333333333333
 _1, _2, _4 = np.uint64(1), np.uint64(2), np.uint64(4)
 
 
-@njit
+@inner
 def _add_three(x, y, z, fields):
     """Add the bits of three rows of words to `fields`, `[4, W]`: field b has bit b of a code below, and bit b + 4 above."""
     f0, f1, f2, f3 = fields[0], fields[1], fields[2], fields[3]
@@ -32,7 +33,7 @@ def _add_three(x, y, z, fields):
         f3[i] += odd >> _2 & _FOUR
 
 
-@njit
+@inner
 def _add_fields(fields, lanes):
     """Add `fields` to the bytes of `lanes`, `[bits, W]`."""
     for b in range(len(lanes)):
@@ -41,7 +42,7 @@ def _add_fields(fields, lanes):
             lane[i] += field[i] >> shift & _EIGHT
 
 
-@njit
+@inner
 def _add_lanes(lanes, sums):
     """Add the bytes of `lanes` to `sums`, int32 `[bits, 8, W]`."""
     for b in range(len(sums)):
@@ -52,7 +53,7 @@ def _add_lanes(lanes, sums):
                 target[i] += np.int32(lane[i] >> shift & np.uint64(255))
 
 
-@njit
+@inner
 def _add_words(words, sums):
     """Add the bits of words, `[N, W]`, to `sums`, int32 `[bits, 8, W]`."""
     none = np.zeros(words.shape[1], np.uint64)
@@ -71,7 +72,7 @@ def _add_words(words, sums):
             lanes[:] = 0
 
 
-@njit
+@inner
 def _join(part):
     joined = np.uint8(0)
     for i in range(len(part)):
@@ -79,7 +80,7 @@ def _join(part):
     return joined
 
 
-@njit
+@inner
 def _join_segments(codes, cuts, joined):
     """codes, `[pixels, channels]`; joined, `[segments, pixels]`."""
     for pixel in range(len(codes)):
@@ -157,7 +158,7 @@ def tap_codes(joined: np.ndarray, spans: np.ndarray, times: np.ndarray) -> np.nd
     return counts.sum(0)
 
 
-@njit
+@inner
 def _join_row(line, source, shift, step):
     """Join the pixels `x step + shift` of a row of the input, where it has them, to each x of `line`."""
     first = max(0, -(shift // step))

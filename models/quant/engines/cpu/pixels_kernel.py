@@ -14,6 +14,7 @@ from numba import njit, prange
 from .cache import SOURCES
 from .cells_forms import DELTA, FORM, HIGHEST, LOWEST, SCALE, UNIT
 from .finish import Pixel, finish_pixel
+from .inner import inlined, inner
 from .output import ToCodes
 from .picks import (PIXELS, TABLE, add_product_of_evens, add_product_of_floats, add_product_of_odds, add_to_sums, added_bytes, full_i8,
                     larger_bytes, load_bytes, load_table, picked_bytes, picked_of_two, picked_shorts, smaller_bytes, zero_shorts)
@@ -46,7 +47,7 @@ def run(shape: Shape, plan: Plan, raster: Raster, place: np.ndarray, target: Tar
 def _compiled(narrow):
     column = _narrow_column if narrow else _broad_column
 
-    @njit
+    @inner
     def block(shape, plan, raster, place, target, to_codes, codes, first):
         phases = shape.stride_y * shape.stride_x
         bit_stride = shape.intervals * phases * raster.length
@@ -86,12 +87,12 @@ def _compiled(narrow):
     return njit(cache=True, parallel=True)(layer)
 
 
-@njit
+@inner
 def _keep_alive(planes, sums, acc, step, total):
     """Numba frees an array after its last use, and does not see the uses by address."""
 
 
-@njit(forceinline=True)
+@inlined
 def _put_sets(shape, at, codes, stride, place):
     """The input bits of one pixel, whose codes are at address `codes`, to `place` of the planes of all intervals, `stride` apart."""
     for i in range(shape.input_bits):
@@ -103,7 +104,7 @@ def _put_sets(shape, at, codes, stride, place):
             put_uint8(at.planes, i * at.bit_stride + v * stride + place, np.int64(word >> np.uint64(first - base)) & ((1 << size) - 1))
 
 
-@njit
+@inner
 def _fill_planes(shape, at, raster, codes, group, first):
     """The input bits of the pixels that the block from raster pixel `first` on sees; the others of a plane are 0."""
     phases, pixel_bytes = shape.stride_y * shape.stride_x, shape.groups * shape.channels
@@ -128,7 +129,7 @@ def _fill_planes(shape, at, raster, codes, group, first):
         row += 1
 
 
-@njit(forceinline=True)
+@inlined
 def _narrow_column(shape, at, group, o, pixel):
     """The sums of codes of one column, of the pixels from `pixel` of the block on; u and codes in bytes, sums of one slice in 16 bits."""
     for k in range(shape.slices):
@@ -157,7 +158,7 @@ def _narrow_column(shape, at, group, o, pixel):
         add_to_sums(place + 2 * PIXELS, odds, int64_at(at.worth, k))
 
 
-@njit(forceinline=True)
+@inlined
 def _narrow_read(shape, at, tables, t, z, pixel):
     """u of array t and digit z."""
     u = full_i8(0)
@@ -173,7 +174,7 @@ def _narrow_read(shape, at, tables, t, z, pixel):
         u = added_bytes(u, u)
 
 
-@njit(forceinline=True)
+@inlined
 def _broad_column(shape, at, group, o, pixel):
     """The same with u in 16 bits and codes in float32."""
     for half in range(pixel, pixel + PIXELS, WIDE):
@@ -195,7 +196,7 @@ def _broad_column(shape, at, group, o, pixel):
             store_ints(at.sums, (step * shape.out_channels + o) * at.sums_stride + half, total)
 
 
-@njit(forceinline=True)
+@inlined
 def _broad_read(shape, at, tables, t, z, pixel):
     """u of array t and digit z, of a vector of pixels."""
     u = full_i16(0)
@@ -211,7 +212,7 @@ def _broad_read(shape, at, tables, t, z, pixel):
         u = added_shorts(u, u)
 
 
-@njit(forceinline=True)
+@inlined
 def _broad_code(shape, at, u, kind):
     form = at.forms + 4 * FORM * kind
     low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
@@ -220,7 +221,7 @@ def _broad_code(shape, at, u, kind):
     return code_f32(u, float32_at(form, SCALE), low, high)
 
 
-@njit
+@inner
 def _finish(shape, at, raster, group, first):
     """The sums of the block's output pixels to where they are wanted."""
     channel = group * shape.out_channels
@@ -238,7 +239,7 @@ def _finish(shape, at, raster, group, first):
         row += 1
 
 
-@njit(forceinline=True)
+@inlined
 def _turn(shape, at, pixel):
     """The sums of one pixel to `at.acc`, as `finish` takes them."""
     for step in range(shape.steps):

@@ -7,8 +7,8 @@ entries of row 0, whose cells are all zero.
 from collections import namedtuple
 
 import numpy as np
-from numba import njit
 
+from .inner import inlined, inner
 from .layout import BOUNDS, FIRST, INTERVAL, LAST, ROW, SEGMENT, SLOT, TAP_X, TAP_Y
 from .simd import (LANES, bit_of_bytes, can_compress, int64_at, put_compressed, put_int64, put_uint32, splat, store,
                    trailing_zeros, uint8_at, uint32_at)
@@ -19,7 +19,7 @@ COMPRESS = can_compress()
 Source = namedtuple("Source", "height width kept")
 
 
-@njit
+@inner
 def rows_to_keep(shape, lines=1):
     """Input rows that so many output rows need, or a few more: a power of two, so that a remainder is a bit mask."""
     kept = 1
@@ -28,7 +28,7 @@ def rows_to_keep(shape, lines=1):
     return kept
 
 
-@njit(forceinline=True)
+@inlined
 def list_rows_under(shape, at, source, codes, y, listed):
     """Lists of the input rows that output row `y` needs and that are not `listed`, the rows before that one; returns the row
     behind the last. The codes of the image and group begin at address `codes`."""
@@ -40,7 +40,7 @@ def list_rows_under(shape, at, source, codes, y, listed):
     return end
 
 
-@njit
+@inner
 def _list_row(shape, at, codes, width, row):
     """Lists of one input row, whose codes of one group begin at address `codes`, to place `row`. For each pixel, input bit and
     channel interval: where the active rows stand in the weights (row + 1 rows behind the array's base), and how many they
@@ -66,7 +66,7 @@ def _list_row(shape, at, codes, width, row):
                 put_int64(at.ones, which * at.n_intervals + v, end - begin)
 
 
-@njit(forceinline=True)
+@inlined
 def _put_rows(at, end, bits, first, row_size):
     """List the rows whose bits are set of 32 rows from `first` on; returns how many they are."""
     if COMPRESS:
@@ -79,13 +79,13 @@ def _put_rows(at, end, bits, first, row_size):
     return n
 
 
-@njit(forceinline=True)
+@inlined
 def _end_list(at, end):
     """Row 0, all zero, up to a multiple of `TURN` entries: one vector holds as many."""
     store(at.lists, 2 * end, splat(0))
 
 
-@njit(forceinline=True)
+@inlined
 def active_rows(shape, at, source, t, y, x, spare):
     """For each input bit: where the list of active rows of array `t` under output pixel (y, x) begins (`at.row_at`), and its
     length (`at.row_count`).
@@ -115,7 +115,7 @@ def active_rows(shape, at, source, t, y, x, spare):
             _end_list(at, int64_at(at.row_at, i) + int64_at(at.row_count, i))
 
 
-@njit(forceinline=True)
+@inlined
 def _use_lists(shape, at, pixel, interval):
     """The lists of one interval of a pixel (of its first input bit) as those of the array."""
     slot = int64_at(at.intervals, BOUNDS * interval + SLOT)
@@ -124,7 +124,7 @@ def _use_lists(shape, at, pixel, interval):
         put_int64(at.row_count, i, int64_at(at.ones, (pixel + i) * at.n_intervals + interval))
 
 
-@njit(forceinline=True)
+@inlined
 def _join_lists(shape, at, pixel, interval, offset):
     """The lists of one interval of a pixel to the end of those of the array, where its rows stand `offset` further."""
     slot = int64_at(at.intervals, BOUNDS * interval + SLOT)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from ...readout import APART, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS
+from .inner import inlined
 from .simd import _broadcast, _pointer, has_byte_tables
 from .wide import _DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, MAGIC, WIDE, _call, as_vector
 
@@ -21,7 +22,7 @@ _MAGIC_BITS = 0x4B400000  # of float32 MAGIC: MAGIC + n has these + n
 assert SHARING == WIDE and WIDE == APART * len(SIGNS)
 
 
-@njit(forceinline=True)
+@inlined
 def mixed(key, number):
     """A uint64 for a uint64 and a number: `readout.read_key` is `mixed(mixed(seed, image), counter)`."""
     x = types.uint64(number) * types.uint64(GOLDEN) + types.uint64(key)
@@ -85,7 +86,7 @@ def _normals(b, keys, offset, low, high):
     return _signed_sums(b, b.xor(x, b.lshr(x, _all(_PART, 16))))
 
 
-@njit(forceinline=True)
+@inlined
 def moved_high(key):
     """`h ^ h >> 13` of the upper half h of a read's key: x ^ h, xor that without its last 13 bits, is x ^ x >> 13 ^ this."""
     high = key >> types.uint64(32)
