@@ -50,7 +50,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
 # codes_row, panel                see `cells_matrix.pack`; sums: u of a turn, int32 `[pixel, digit, column of a tile]`
 # reads                           u of 64 columns
-# analog .. seed                  of `cells_plan.Besides`; of all of them but one, whether there is any of it
+# analog .. seed                  of `cells_plan.Besides`
 Addresses = namedtuple("Addresses", """
     analog noisy curved changed keys noise curve reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice

@@ -143,7 +143,7 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     keys = np.zeros((groups, padded // len(SIGNS)), np.int32)
     if readout is None:
         return Besides(False, False, False, False, False, keys, table, np.zeros((slices, 4)), reference, starts,
-                       np.zeros(0), np.zeros(0, np.int32), 0.0, 0, 0, pixels)
+                       np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32), 0.0, 0, 0, pixels)
     words = column_numbers(groups, out)[:, :1].numpy() // SHARING * APART + np.arange(padded // len(SIGNS))
     keys[:] = (words * COLUMN_KEY & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
     for k, (c0, c1, m) in enumerate(readout.cell_noise or ()):
