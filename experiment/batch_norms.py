@@ -18,8 +18,8 @@ def of(network: nn.Module) -> list[_BatchNorm]:
 def take_anew(network: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     """Give every batch norm of a network the mean of its statistics over these batches, on ideal cells and without ADCs.
 
-    Training on chips leaves statistics behind that belong to no chip: those of the last steps, each on a chip of its own that is
-    corrected for another. A calibration brings the channels of a chip to what they are without arrays, so that is what a batch
+    Training on chips leaves statistics behind that belong to no chip: those of the last steps, each on a chip of its own. A
+    calibration brings the channels of a chip to what they are without arrays, so that is what a batch
     norm behind them has to know. (Taken anew behind a quantized training too: Nagel et al., arXiv 2203.11086.)
     """
     norms = of(network)

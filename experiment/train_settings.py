@@ -96,8 +96,8 @@ class Optimizer:
 class ThroughADC:
     """training through the ADC"""
 
-    adc_aware: bool = option(False, "the forward pass is that of simulated crossbars, bit for bit; gradients go straight through "
-                             "the ADC. Start from a trained network with --fine_tune", bool)
+    adc_aware: bool = option(False, "the forward pass is that of simulated crossbars, bit for bit (on chips corrected to the batch); "
+                             "gradients go straight through the ADC. Start from a trained network with --fine_tune", bool)
     calib_steps: int = option(50, "steps between calibrations of the ADC ranges and their correction, on 64 training images",
                               COUNT)
     crossbar_layers: str = option("all", "all: every layer but the first on crossbars. conv: the convolutions only",

@@ -148,6 +148,7 @@ def program(net: nn.Module, settings: TrainSettings, step: int | None = None) ->
         return
     chips.program(net, chips.chip_seed + (0 if step is None else 1 + step // settings.chip_steps))
     for _, layer in quant.crossbar_layers(net):
+        layer.correct_batches = settings.calibration.correct == "channel"
         if layer.spec.adc_range == "ideal":  # of --crossbar_layers conv
             layer.set_cells(None)
 

@@ -41,25 +41,28 @@ def gradients(layer, x, upstream, dtype=None):
     return y.detach(), [x.grad, *(parameter.grad for parameter in layer.parameters())]
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["conv", "same", "linear"])
-def test_a_chip_is_corrected_to_each_batch(kind):
-    """In training, whichever chip the layer was calibrated on: each channel has the mean and the deviation of the layer without arrays,
-    and its gradient. In evaluation it has the correction of that chip."""
+def test_a_chip_is_corrected_to_each_batch(kind, dtype):
+    """In training, where it is asked for and whichever chip the layer was calibrated on: each channel has the mean and the deviation of
+    the layer without arrays, and its gradient. Otherwise it has the correction of that chip."""
     plain, layer, x = pair(kind, "dorefa", adc_bits=8, rows=8)
     x = torch.rand(9, *x.shape[1:])
     upstream = torch.randn_like(plain(x))
     program(layer, Device.preset("techC", time="1d"), 3)
-    y, found = gradients(layer, x, upstream)
-    exact, wanted = gradients(plain, x, upstream)
-    assert not torch.allclose(y, exact, rtol=1e-3)
-    dims = [dim for dim in range(y.dim()) if dim != 1]
+    own, found = gradients(layer, x, upstream, dtype)
+    simulated = layer.simulate(x)
+    assert torch.equal(own, simulated.to(own.dtype))
+    layer.correct_batches = True
+    y, corrected = gradients(layer, x, upstream, dtype)
+    exact, dims = plain(x).detach(), [dim for dim in range(y.dim()) if dim != 1]
+    rounding = {None: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]  # of the output
     for moment in (torch.mean, torch.std):
-        torch.testing.assert_close(moment(y, dims), moment(exact, dims), rtol=1e-4, atol=1e-5)
-    for one, other in zip(found, wanted):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    simulated = layer.eval()(x)
-    assert torch.equal(simulated, layer.simulate(x))
-    assert not torch.allclose(simulated.mean(dims), exact.mean(dims), rtol=1e-2)
+        torch.testing.assert_close(moment(y.float(), dims), moment(exact, dims), rtol=rounding, atol=rounding)
+        assert not torch.allclose(moment(simulated, dims), moment(exact, dims), rtol=rounding, atol=rounding)
+    assert all(torch.equal(one, other) for one, other in zip(found, corrected))
+    assert torch.equal(layer.eval()(x), simulated)
+    assert layer.train()(x[:0]).shape[1:] == y.shape[1:]
 
 
 @pytest.mark.parametrize("kind", ["conv", "same", "linear"])

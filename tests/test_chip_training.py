@@ -166,6 +166,15 @@ def test_a_list_of_devices(capsys):
     assert not ended.value.code and capsys.readouterr().out.startswith("cmo_hfox: ")
 
 
+@pytest.mark.parametrize("flags, corrects", [([], True), (["--adc_correct", "none"], False)])
+def test_steps_are_corrected_where_evaluations_are(trained, tmp_path, flags, corrects, monkeypatch):
+    seen, step = [], Run.train_step
+    monkeypatch.setattr(Run, "train_step", lambda self, *args: (
+        seen.extend(layer.correct_batches for _, layer in quant.crossbar_layers(self.net)), step(self, *args))[1])
+    quick(tmp_path / "a", "--fine_tune", trained, *ON_CHIPS, "--epochs", "1", *flags)
+    assert len(seen) > 3 and set(seen) == {corrects}
+
+
 def test_batch_norms_are_taken_of_images_as_training_sees_them(trained, tmp_path, monkeypatch):
     """The first batches of an epoch, shifted and all, not images as they are."""
     seen, take_anew = [], batch_norms.take_anew

@@ -25,7 +25,7 @@ from .spec import CrossbarSpec, Geometry
 
 class _StraightThrough(torch.autograd.Function):
     """The simulated output forward, the gradient of the quantized layer backward: straight through the ADC. That gradient
-    does not depend on the layer's output, which is not computed."""
+    does not depend on the layer's output, which is computed only where a chip is corrected to it."""
 
     @staticmethod
     def forward(ctx, codes, weight, bias, x, layer, scale):
@@ -34,8 +34,8 @@ class _StraightThrough(torch.autograd.Function):
         # The type of the quantized layer's output: autocast makes codes of 16 bits, and a float32 bias float32 of their sums.
         dtype = codes.dtype if bias is None else torch.promote_types(codes.dtype, bias.dtype)
         simulated = layer.simulate(x)
-        if layer.chip and layer.spec.adc_range == "calibrated":
-            simulated = layer.corrected_to(layer._finish(layer._operation(codes, weight), scale), simulated)
+        if layer.correct_batches and layer.chip and layer.spec.adc_range == "calibrated" and len(x):
+            simulated = layer._corrected_to_batch(simulated, codes, weight, scale)
         simulated = simulated.to(dtype)
         return simulated.new_empty(0).set_(simulated)  # no view: what follows may change it in place
 
@@ -56,10 +56,16 @@ class CrossbarLayer(OnArrays):
     `y = gain out_scale (s_a s_w sum A (2 W - L) + bias) + offset`, the sum taken by an engine read by read; gain 1 and
     offset 0 until `correct` sets them, and with any adc_range but "calibrated". In training mode the gradient is that of
     the quantized layer without arrays: straight through the ADC and its correction.
+
+    Attributes: correct_batches, in training mode and on a chip each channel of the output is brought to the mean and the deviation
+    that it has for this batch without arrays, as `correct` does for the chip that is used. For trainings that see many chips: the
+    correction that the layer has belongs to one of them, and what batch norm does not make up for (the last layer has none) would
+    be off in each step. Of several processes each corrects to its part of the batch.
     """
 
     channel_dim = 1  # of the output
     shared = False  # whether the network calls it more than once
+    correct_batches = False
 
     @outside_graphs
     def forward(self, x: Tensor) -> Tensor:
@@ -76,13 +82,11 @@ class CrossbarLayer(OnArrays):
         """The layer's output as the arrays give it, in the type of x; no gradient."""
         return self.of_codes(self.a_codes(x)).to(x.dtype)
 
-    def corrected_to(self, exact: Tensor, simulated: Tensor) -> Tensor:
-        """The simulated output with each channel brought to the mean and the deviation of the exact one.
-
-        Training sees many chips, and the correction that the layer has is that of the one it was calibrated on. A chip that is used
-        has its own, so in training each has that of its batch.
-        """
-        wanted, found = (channels.std_mean(y, self.channel_dim) for y in (exact.float(), simulated))
+    def _corrected_to_batch(self, simulated, codes, weight, scale):
+        """See `correct_batches`; codes, weight and scale are the layer's `_operands`."""
+        with torch.autocast(codes.device.type, enabled=False):  # sums of codes go beyond what 16 bits hold
+            exact = self._finish(self._operation(codes.float(), weight.float()), scale)
+        wanted, found = (channels.std_mean(y, self.channel_dim) for y in (exact, simulated))
         return channels.scaled(simulated, *channels.towards(wanted, found), self.channel_dim)
 
     def gives_codes(self, device: torch.device) -> bool:
