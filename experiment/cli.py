@@ -74,13 +74,15 @@ def check_writable(folder: str | Path) -> None:
 
 
 class _Console(io.FileIO):
-    """An open file descriptor that takes everything, also when nobody reads it any more."""
+    """An open file descriptor that takes everything, also when nobody reads it any more, and when it is over, whatever the reason."""
+
+    over = False
 
     def write(self, data) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # a pipe without a reader, a terminal that was closed
+            if error.errno not in (errno.EPIPE, errno.EIO) and not self.over:  # a pipe without a reader, a terminal that was closed
                 raise
             return memoryview(data).nbytes
 
@@ -107,6 +109,9 @@ def _lasting_console() -> Iterator[None]:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             with contextlib.suppress(OSError):
                 stream.flush()
+            console = getattr(getattr(stream, "buffer", None), "raw", None)
+            if isinstance(console, _Console):  # what a full disk did not take, Python would try again when the stream goes
+                console.over = True
         sys.stdout, sys.stderr = before
 
 

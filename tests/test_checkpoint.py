@@ -131,6 +131,10 @@ def test_tensors_of_other_kinds_are_refused(make, words, bare, tmp_path):
     state = {"v": torch.ones(2), "w": make()}
     torch.save(state if bare else {"state_dict": state}, tmp_path / "c.pt")
     text = refused(tmp_path / "c.pt")
+    if words == "a nested tensor" and "it holds more than tensors" in text:  # PyTorch refuses them by itself, from some version on
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(tmp_path / "c.pt", weights_only=True)
+        return
     assert text.startswith("w is ") and words in text
 
 
