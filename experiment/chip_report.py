@@ -53,11 +53,12 @@ def write(path: Path, network: nn.Module, setting: Setting, title: str, images: 
 def _add_gate_errors(layers: Sequence[dict[str, Any]], network: nn.Module, setting: Setting, seed: int, images: Tensor) -> None:
     """What the curve of gate access does to the reads of a network that is on the chip of this seed, for each layer."""
     chips = [(layer, layer.chip) for _, layer in quant.crossbar_layers(network)]
-    program(network, replace(setting, chips=replace(setting.chips, wire_ohm=0.0, access="voltage")), seed)
+    quant.program(network, setting.chips.device, seed, setting.chips.reference_cells, wires=quant.Wires("gate"))
     straight = {name: layer.cells() for name, layer in on_adcs(network)}
+    both = {name: layer.chip.readout.both for name, layer in on_adcs(network) if setting.spec.weights == "pair"}
     for layer, chip in chips:
         layer.chip = chip
-    found = gate_errors(network, images, setting.chips.device, straight, setting.chips.wire_ohm)
+    found = gate_errors(network, images, setting.chips.device, straight, setting.chips.wire_ohm, both)
     for entry in layers:
         entry["gate_error"], entry["without_wires_error"] = found[entry["layer"]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from .crossbar import CrossbarLayer, crossbar_layers
 from .devices import Device
 from .devices.wires import gate_exact
 from .diagnostics import ideal_pass
-from .engines.reference import input_rows, through_curve
+from .engines.reference import between_curves, input_rows, through_curve
 
 IMAGES = 2  # that are looked at, and of each layer's reads of them
 PIXELS, ARRAYS, COLUMNS = 64, 8, 128  # at most so many, of all digits and slices of the first group
@@ -21,23 +22,25 @@ PIXELS, ARRAYS, COLUMNS = 64, 8, 128  # at most so many, of all digits and slice
 
 @torch.no_grad()
 def gate_errors(model: nn.Module, images: Tensor, device: Device, straight: Mapping[str, Cells],
-                wire_ohm: float) -> dict[str, tuple[float, float]]:
+                wire_ohm: float, both: Mapping[str, Tensor] = MappingProxyType({})) -> dict[str, tuple[float, float]]:
     """Errors of the read values v of a chip with gate access, `sqrt(sum (v - exact)^2 / sum exact^2)` over the network's own reads:
-    `exact` by `devices.wires.gate_exact` of the column and of its reference column, the inputs of each layer those of software.
+    `exact` by `devices.wires.gate_exact` of the column and of its reference column, or of both lines of a pair, the inputs of each layer
+    those of software.
 
     Args:
         images: network inputs, such as those of a calibration.
-        device: of the chip. straight: what the chip's cells hold without wires, by layer (`program` without `wires`).
-        wire_ohm: ohms from cell to cell.
+        device: of the chip. straight: what the chip's cells hold without wires, by layer (`program` without resistance).
+        wire_ohm: ohms from cell to cell. both: of pairs, `Readout.both` without wires (`program` with gate access).
     Returns: for each layer on a chip (error of the chip's v, error of v if wires had no resistance).
     """
     layers = [(name, layer) for name, layer in crossbar_layers(model) if layer.chip and layer.chip.readout and layer.chip.readout.curve]
     inputs, _ = ideal_pass(model, layers, images[:IMAGES])
-    return {name: _of_layer(layer, layer.a_codes(inputs[name]), device, straight[name], wire_ohm) for name, layer in layers}
+    return {name: _of_layer(layer, layer.a_codes(inputs[name]), device, straight[name], wire_ohm, both.get(name)) for name, layer in layers}
 
 
-def _of_layer(layer: CrossbarLayer, a_codes: Tensor, device: Device, straight: Cells, wire_ohm: float) -> tuple[float, float]:
-    mapped, analog = layer.mapped("ideal"), layer.spec.reference == "analog"
+def _of_layer(layer: CrossbarLayer, a_codes: Tensor, device: Device, straight: Cells, wire_ohm: float,
+              both: Tensor | None) -> tuple[float, float]:
+    mapped, referred = layer.mapped("ideal"), both is None and layer.spec.reference == "analog"
     rows, scale = input_rows(mapped, a_codes)[0].cpu(), 2**straight.fraction_bits
     drawn = np.random.Generator(np.random.PCG64(0))  # the same reads each time
     pixels = np.sort(drawn.permutation(len(rows))[:PIXELS])
@@ -47,19 +50,23 @@ def _of_layer(layer: CrossbarLayer, a_codes: Tensor, device: Device, straight: C
         g_min, step, curve = device.levels(bits)[0], device.step(bits), layer.chip.readout.curve[k]
         values, reference = (part[k, 0].cpu().double() for part in (layer.chip.cells.values, layer.chip.cells.reference))
         held, held_reference = (part[k, 0].cpu().double() for part in (straight.values, straight.reference))
-        off = 0.0 if analog else round(scale * g_min / step)  # what values have of the off-current
+        off = round(scale * g_min / step) if not referred and both is None else 0.0  # what values have of the off-current
         for start, stop in arrays:
             seen = np.s_[start:stop, :COLUMNS]
-            line = reference[start:stop, None]
-            siemens = 1e-6 * (g_min + step * (torch.cat([held_reference[start:stop, None], held[seen]], 1) - off) / scale).clamp_min(0)
+            line, plus = reference[start:stop, None] if referred else None, held[seen]
+            beside = held_reference[start:stop, None] if referred else plus[:, :0]  # the lines whose current is taken off
+            if both is not None:
+                sums, seen_sums = (part[k, 0].cpu().double()[seen] for part in (both, layer.chip.readout.both))
+                plus, beside = (sums + plus) / 2, (sums - plus) / 2
+            siemens = 1e-6 * (g_min + step * (torch.cat([beside, plus], 1) - off) / scale).clamp_min(0)
             for z in range(len(layer.spec.digit_bits)):
                 a = ((rows[pixels, start:stop] >> z) & 1).double()
                 current = torch.from_numpy(1e6 * gate_exact(siemens.numpy(), a.numpy(), wire_ohm)) * (scale / step)
                 missing = a.sum(1, keepdim=True) * curve[3]  # a digital reference's column has it, and u has not
-                exact = current[:, 1:] - (current[:, :1] if analog else missing)
-                u = a @ values[seen] - (a @ line if analog else 0)
-                found = through_curve(curve, u, a, line if analog else None)
-                plain = a @ held[seen] - (a @ held_reference[start:stop, None] if analog else 0)
+                exact = current[:, beside.shape[1]:] - (current[:, :beside.shape[1]] if beside.shape[1] else missing)
+                u = a @ values[seen] - (a @ line if referred else 0)
+                found = through_curve(curve, u, a, line) if both is None else between_curves(curve, u, a, seen_sums)
+                plain = a @ held[seen] - (a @ held_reference[start:stop, None] if referred else 0)
                 curve_error += float((found - exact).square().sum())
                 wire_error += float((plain - exact).square().sum())
                 total += float(exact.square().sum())

@@ -59,7 +59,8 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         adc_offset, adc_gain: standard deviations of the converters' offsets, in levels of a cell, and of their gains, relative: one
             draw for each physical column, which stays what it is.
         wires: see `Wires`. With voltage access the cells become the effective ones, exact for all inputs, the two lines of a pair side
-            by side; with gate access those of `devices.wires.gate_curve` behind its curve, whose error on random inputs is logged.
+            by side; with gate access those of `devices.wires.gate_curve` behind its curve, whose error on random inputs is logged;
+            each line of a pair is behind a curve of its own.
         noise_seed: of the noise of reads.
     Raises: ValueError for values that cannot be, a device of fewer levels than the cells have, or cells that the grid does not
         hold; no layer is changed.
@@ -99,13 +100,8 @@ def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None,
         raise ValueError(f"access is 'gate', where a row is on or off, and dac_bits {spec.dac_bits}; allowed is dac_bits 1")
     if spec.weights == "offset":
         return
-    if gate:
-        raise ValueError("access is 'gate' and weights 'pair', each of whose lines has a curve of its own; allowed is access voltage")
     if reference_cells != "device":
         raise ValueError(f"reference_cells is {reference_cells!r} and weights 'pair', which have no reference column; leave it at device")
-    if any(device.cell_noise(bits)[1] for bits in layer.slice_bits):
-        raise ValueError("read_noise depends on a cell's level, and weights is 'pair', whose reads hold the difference of two cells, not "
-                         "their sum; allowed is one number of uS")
 
 
 def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
@@ -125,9 +121,8 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
         column = _reference_column(draw, bits, twice[k], levels.shape[1:3], _generator(draw.seed, name, k, REFERENCE))
         if draw.wires.wire_ohm or draw.wires.row_ohm or draw.wires.driver_ohm:
             drawn, column, curve = _behind_wires(drawn, column, layer, draw, _generator(draw.seed, name, k, INPUTS))
-            b0, b1, b2 = curve
-            unit = step * 1e-6 / scale  # siemens
-            curves.append((b0, b1 * unit, b2 * unit**2, scale * g_min / step - (np.rint(scale * g_min / step) if digital else 0)))
+            missing = scale * g_min / step - (np.rint(scale * g_min / step) if digital else 0)
+            curves.append(_of_cells(curve, scale, step, missing))
         # An off-current that a digital reference does not take away is part of a cell's value.
         off[k] = np.rint(scale * g_min / step) if digital else 0
         values[k] = on_grid((drawn - g_min) / step, spec.cell_bits) + off[k].astype(np.int32)
@@ -151,20 +146,37 @@ def _pair_chip(name, layer, draw):
     signed = ideal.values.cpu().numpy() // scale
     lines = [(part, size.clip(0).astype(np.uint8)) for part, size in ((VALUES, signed), (NEGATIVE, -signed))]
     joint = {part: _joint(name, layer, draw, levels, part) for part, levels in lines} if device.joint else None
-    values = np.empty(signed.shape, np.int32)
+    values, both, curves = np.empty(signed.shape, np.int32), None, []
+    if wires.access == "gate" or any(device.cell_noise(bits)[1] for bits in layer.slice_bits):
+        both = np.empty(signed.shape, np.int32)
     for k, bits in enumerate(layer.slice_bits):
+        g_min, step = device.levels(bits)[0], device.step(bits)
         drawn = [device.draw(levels[k], bits, _generator(draw.seed, name, k, part)) if joint is None else joint[part][k]
                  for part, levels in lines]
         if wires.wire_ohm or wires.row_ohm or wires.driver_ohm:
-            sides = np.stack(drawn, axis=-1)  # the lines of a pair side by side
-            arrays = layer.mapped("ideal", cells=ideal).arrays
-            sides = _effective(sides.clip(0).reshape(*sides.shape[:2], -1), arrays, wires).reshape(sides.shape)
-            drawn = [sides[..., 0], sides[..., 1]]
-        values[k] = on_grid((drawn[0] - drawn[1]) / device.step(bits), layer.cell_spec.cell_bits)
+            sides = np.stack(drawn, axis=-1).clip(0)  # the lines of a pair side by side
+            beside, arrays = sides.reshape(*sides.shape[:2], -1), layer.mapped("ideal", cells=ideal).arrays
+            if wires.access == "gate":
+                beside, curve = _behind_a_curve(beside, arrays, wires.wire_ohm, _generator(draw.seed, name, k, INPUTS), draw.curve_errors)
+                curves.append(_of_cells(curve, scale, step, scale * g_min / step))
+            else:
+                beside = _effective(beside, arrays, wires)
+            drawn = np.moveaxis(beside.reshape(sides.shape), -1, 0)
+        values[k] = on_grid((drawn[0] - drawn[1]) / step, layer.cell_spec.cell_bits)
+        if both is not None:
+            both[k] = on_grid((drawn[0] + drawn[1] - 2 * g_min) / step, layer.cell_spec.cell_bits)
     where = ideal.values.device
     cells = Cells(torch.from_numpy(values).to(where), ideal.reference, ideal.fraction_bits)
-    slices = len(values)
-    return Chip(cells, None, _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, []))
+    slices, both = len(values), None if both is None else torch.from_numpy(both).to(where)
+    return Chip(cells, None, _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, curves, both))
+
+
+def _of_cells(curve, scale, step, missing):
+    """`Readout.curve` of a slice. Args: curve, `(b_0, b_1, b_2)` for siemens; step, uS of a level; missing, what a cell's value lacks
+    of its current, in units of u."""
+    b0, b1, b2 = curve
+    unit = step * 1e-6 / scale  # siemens
+    return b0, b1 * unit, b2 * unit**2, missing
 
 
 def _effective(lines, arrays, wires, beside=0):
@@ -208,30 +220,32 @@ def _behind_wires(cells, column, layer, draw, generator):
 
     Args: cells, uS `[groups, rows, out / groups]`; column, uS `[groups, rows]`. Conductances below 0 are none.
     """
-    cells, column = cells.clip(0), column.clip(0)[..., None]
+    lines, curve = np.concatenate([column[..., None], cells], axis=-1).clip(0), (1.0, 0.0, 0.0)
     arrays = layer.mapped("ideal", cells=None).arrays
     if draw.wires.access == "gate":
-        return _behind_a_curve(cells, column, arrays, draw.wires.wire_ohm, generator, draw.curve_errors)
-    found = _effective(np.concatenate([column, cells], axis=-1), arrays, draw.wires, beside=1)
-    return found[..., 1:], found[..., 0], (1.0, 0.0, 0.0)
+        found, curve = _behind_a_curve(lines, arrays, draw.wires.wire_ohm, generator, draw.curve_errors)
+    else:
+        found = _effective(lines, arrays, draw.wires, beside=1)
+    return found[..., 1:], found[..., 0], curve
 
 
-def _behind_a_curve(cells, column, arrays, wire_ohm, generator, errors):
-    found, found_column, curve = np.empty_like(cells), np.empty_like(column), None
+def _behind_a_curve(lines, arrays, wire_ohm, generator, errors):
+    """(cells of bit lines with gate access, uS as `lines`, `(b_0, b_1, b_2)` for siemens). Args: lines, uS `[groups, rows, lines]`."""
+    found, curve = np.empty_like(lines), None
     for start, stop in sorted(arrays, key=lambda array: array[0] - array[1]):  # the curve is that of the fullest array
-        part = 1e-6 * np.concatenate([column[:, start:stop], cells[:, start:stop]], axis=-1)
+        part = 1e-6 * lines[:, start:stop]
         share = generator.random((FITTED_INPUTS, 1)) * DENSEST
         on = generator.random((FITTED_INPUTS, stop - start)) < share
         fit = gate_curve(part[:FITTED_ARRAYS, :, :COLUMNS], on, wire_ohm)
         curve = curve or fit.b
         errors.append(fit.error)
-        seen = 1e6 * part * (fit.cells[0, :, :1] / np.maximum(part[0, :, :1], 1e-30))
-        found[:, start:stop], found_column[:, start:stop] = seen[..., 1:], seen[..., :1]
-    return found, found_column[..., 0], curve
+        share = fit.cells[0].sum(-1) / np.maximum(part[0, :, :COLUMNS].sum(-1), 1e-30)  # of a row, in all lines
+        found[:, start:stop] = 1e6 * part * share[:, None]
+    return found, curve
 
 
-def _readout(name, layer, draw, scale, off, shares, curves):
-    """What the layer's reads have besides, or None. Args: shares, m of `Readout.cell_noise` for each slice."""
+def _readout(name, layer, draw, scale, off, shares, curves, both=None):
+    """What the layer's reads have besides, or None. Args: shares, m of `Readout.cell_noise` for each slice; both, see there."""
     noise = [draw.device.cell_noise(bits) for bits in layer.slice_bits]
     cell_noise = tuple((scale**2 * c0 - scale * c1 * shift, scale * c1, m) for (c0, c1, _), shift, m in zip(noise, off, shares))
     gain = offset = None
@@ -244,11 +258,11 @@ def _readout(name, layer, draw, scale, off, shares, curves):
         offset = torch.from_numpy(np.rint(scale * draw.adc_offset * normals[1]).astype(np.int32))
     noisy = any(c0 or c1 for c0, c1, _ in noise)
     curved = any(b1 or b2 for _, b1, b2, _ in curves)
-    if not (noisy or draw.adc_noise or gain is not None or curved):
+    if not (noisy or draw.adc_noise or gain is not None or curved or both is not None):
         return None
     key = hashlib.sha256(f"{draw.noise_seed} {name}".encode()).digest()[:8]
     return Readout((scale * draw.adc_noise) ** 2, cell_noise if noisy else None, int.from_bytes(key, "little"), gain, offset,
-                   tuple(curves) if curved else None)
+                   tuple(curves) if curved else None, both)
 
 
 def _generator(seed: int, name: str, k: int, part: int) -> np.random.Generator:

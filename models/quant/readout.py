@@ -39,7 +39,8 @@ class Readout:
 
     Noise: `e ~ N(0, s^2)`, fresh for each read (image, pixel, array, digit, slice, column), with, in units of u,
     `s^2 = base + sum a^2 (c_0 + c_1 X) + m sum a^2 (c_0 + c_1 R)`, the sums over the rows of the read, X its cells' values and R its
-    reference. Variances of independent cells add, so it is drawn once for the read.
+    reference. Variances of independent cells add, so it is drawn once for the read. Of pairs, whose lines hold B together,
+    `s^2 = base + sum a^2 (2 c_0 + c_1 B)`.
 
     Attributes:
         base: variance that every read has, that of the ADC; 0 for none.
@@ -52,7 +53,10 @@ class Readout:
         curve: `(b_0, b_1, b_2, z)` of each slice, of bit lines that load themselves (`devices.wires.gate_curve`): with
             `c(S) = S (b_0 + S (b_1 + S b_2))`, `f(u) = rint(c(u + S) - c(S))`, `S = sum a (R + z)` the reference column's current
             (analog), or `f(u) = rint(c(u + S) - c(S)) + rint(c(S) - S)` with `S = z' sum a` (digital, where z' is what values lack
-            of the current), by `curve_at`. None: straight.
+            of the current), by `curve_at`. Of pairs `f(u) = rint(c(S+) - c(S-))`, S+ and S- the currents of the two lines: the first
+            formula with `S = S- = (sum a B - u) / 2 + z sum a`. None: straight.
+        both: int32 `[slices, groups, rows, out / groups]`, B, what both cells of a pair hold together where `Cells.values` are their
+            difference: what noise that depends on the level, and curves, need to know of pairs. None: nothing does.
     """
 
     base: float = 0.0
@@ -61,6 +65,12 @@ class Readout:
     gain: Tensor | None = None
     offset: Tensor | None = None
     curve: tuple[tuple[float, float, float, float], ...] | None = None
+    both: Tensor | None = None
+
+    @property
+    def needs_both(self) -> bool:
+        """Whether reads of pairs depend on what both lines hold together."""
+        return self.both is not None and (self.curve is not None or any(c1 for _, c1, _ in self.cell_noise or ()))
 
     @property
     def noisy(self) -> bool:

@@ -79,11 +79,13 @@ def _read_out(layer, u, a, values, reference, place, images):
     """`u` as the converters of a chip see it, with noise, gain and offset: `readout.Readout`."""
     readout, (t, z, k) = layer.readout, place
     groups, pixels, out = u.shape
-    error = 0
+    error, both = 0, None
+    if readout.needs_both:
+        both = readout.both[k, :, slice(*layer.arrays[t])].to(u.device).double()
     if readout.noisy:
         c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
         ones = (a**2).sum(2, keepdim=True)
-        twice = 2 * (a**2 @ values) + 2 * m * (a**2 @ reference)
+        twice = 2 * (a**2 @ values) + 2 * m * (a**2 @ reference) if both is None else 2 * (a**2 @ both)
         variance = (readout.base + c0 * (1 + m) * ones).float() + torch.tensor(c1 / 2).float() * twice.float()
         pixel = torch.arange(pixels, device=u.device)
         image, pixel = pixel // max(pixels // max(images, 1), 1) + first_image(), pixel % max(pixels // max(images, 1), 1)
@@ -91,7 +93,10 @@ def _read_out(layer, u, a, values, reference, place, images):
         key = read_key(readout.seed, image, counter).view(1, -1, 1)
         error = noise(variance, key, column_numbers(groups, out).to(u.device)[:, None]).double()
     if readout.curve is not None:
-        u = through_curve(readout.curve[k], u, a, reference if layer.spec.reference == "analog" else None)
+        if both is not None:
+            u = between_curves(readout.curve[k], u, a, both)
+        else:
+            u = through_curve(readout.curve[k], u, a, reference if layer.spec.reference == "analog" else None)
     u = u + error
     if readout.gain is not None:
         u = (u * readout.gain[k, :, t, None].to(u.device)).round()
@@ -103,11 +108,23 @@ def through_curve(curve: tuple[float, ...], u: Tensor, a: Tensor, reference: Ten
     None where it is digital; all float64."""
     current = curve[3] * a.sum(-1, keepdim=True)
     start = (current if reference is None else a @ reference + current).float()
+    change, rise = _change(curve, u, start)
+    return (change if reference is not None else change + rise.round()).round()
+
+
+def between_curves(curve: tuple[float, ...], u: Tensor, a: Tensor, both: Tensor) -> Tensor:
+    """`f(u)` of `readout.Readout.curve` for one slice of pairs. Args: u `[..., pixels, out]`, a `[..., pixels, rows]`, both
+    `[..., rows, out]`; all float64."""
+    current = curve[3] * a.sum(-1, keepdim=True)
+    return _change(curve, u, (a @ both - u).float() * 0.5 + current.float())[0].round()
+
+
+def _change(curve, u, start):
+    """(`c(u + S) - c(S)`, `c(S) - S`) for S = start, float32."""
     first, second, third, rise = curve_at(curve, start)
     u = u.float()
     slope = fused(u, fused(u, third, second), first)
-    change = u.double() * slope.double()
-    return (change if reference is not None else change + rise.round()).round()
+    return u.double() * slope.double(), rise
 
 
 def _cells(layer, device):

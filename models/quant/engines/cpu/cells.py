@@ -42,7 +42,7 @@ class Prepared:
         """The plan of products of matrices, None where the machine or the layer does not fit, or reads are noisy: the work that noise
         takes overlaps with the additions of rows better than with products (a fifth of the time, where an eighth of the bits are one)."""
         noisy = self.layer.readout is not None and self.layer.readout.noisy
-        fit = can_multiply() and not noisy and cells_matrix.fits(self.layer, weights_of(self.layer))
+        fit = can_multiply() and not noisy and all(cells_matrix.fits(self.layer, part) for part in weights_of(self.layer))
         return plan(self.layer, matrix=True) if fit else None
 
     @functools.cached_property

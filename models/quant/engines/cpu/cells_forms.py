@@ -88,7 +88,8 @@ def _deviation(layer, k):
     readout = layer.readout
     c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
     most = layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2
-    cell = max(int(layer.cells.values[k].abs().max()), int(layer.cells.reference[k].abs().max()))
+    parts = [layer.cells.values, layer.cells.reference, *([readout.both] if readout.needs_both else [])]
+    cell = max(int(part[k].abs().max()) for part in parts)
     return (readout.base + most * (1 + m) * (abs(c0) + abs(c1) * cell)) ** 0.5
 
 

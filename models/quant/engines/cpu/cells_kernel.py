@@ -48,7 +48,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # pixel_reference                 sums of the reference cells under each pixel and digit, of one array and all slices
 # pixel_shared                    `cells_reads.SHARED` numbers of each pixel and digit, of one array and slice
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
-# codes_row, panel                see `cells_matrix.pack`; sums: u of a turn, int32 `[pixel, digit, column of a tile]`
+# codes_row, panel                see `cells_matrix.pack`; sums: of a turn, int32 `[pixel, digit, column of a tile]`, u and, with two lines, B
 # reads                           u of 64 columns
 # analog .. seed                  of `cells_plan.Besides`
 Addresses = namedtuple("Addresses", """
@@ -156,14 +156,15 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
             if at.noisy:
                 add_noise(shape, at, besides, strip, t, k)
             for tile in range(shape.tiles):
-                weights = at.weights + 2 * (int64_at(at.array_base, array)
-                                            + (k * shape.tiles + tile) * int64_at(at.tile_stride, t))
+                words = int64_at(at.array_base, array) + (k * shape.tiles + tile) * int64_at(at.tile_stride, t)
                 for first in range(0, count, shape.turn):
                     end = min(count, first + shape.turn)
-                    if shape.matrix:
-                        multiply(shape, at, weights, t, first * shape.digits)
-                    else:
-                        add_rows(shape, at, weights, first, end)
+                    for part in range(shape.sums):
+                        weights, sums = at.weights + 2 * (part * shape.words + words), at.sums + 4 * part * TILE_ROWS * shape.tile
+                        if shape.matrix:
+                            multiply(shape, at, weights, t, first * shape.digits, sums)
+                        else:
+                            add_rows(shape, at, weights, first, end, sums)
                     for x in range(first, end):
                         for half in range(0, min(shape.tile, shape.out_channels - tile * shape.tile), WIDE):
                             sums = (x - first) * shape.digits * shape.tile + half
@@ -275,7 +276,7 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         drive=np.zeros(shape.reference_rows + 1, np.int64),
         codes_row=np.empty(shape.panel_row, np.uint8),
         panel=aligned((width * shape.digits + TILE_ROWS) * 2 * shape.panel_row, np.empty(0, np.uint8)),
-        sums=aligned(TILE_ROWS * shape.tile, np.empty(0, np.int32)),
+        sums=aligned(shape.sums * TILE_ROWS * shape.tile, np.empty(0, np.int32)),
         acc=aligned(narrow_sums, np.empty(0, np.int32)), exact_acc=np.empty(broad_sums, np.int64),
         step=np.empty(shape.slice_vectors * LANES, np.int64), total=np.empty(shape.slice_vectors * LANES),
         reads=np.empty(WIDE, np.int32))

@@ -116,11 +116,11 @@ def pack(shape, at, source, codes, t, strip):
 
 
 @inlined
-def multiply(shape, at, weights, t, first):
-    """u of the 64 columns whose cells of array `t` are at `weights`, of the `TILE_ROWS` reads from `first` on, to `at.sums`."""
+def multiply(shape, at, weights, t, first, sums):
+    """The sums of the 64 columns whose cells of array `t` are at `weights`, of the `TILE_ROWS` reads from `first` on, to `sums`."""
     rows = int64_at(at.tile_stride, t) // WIDE
     digits, stride = at.panel + first * 2 * rows, 2 * rows
     clear_sums()
     for step in range(stride // STEP):
         add_products(digits + step * STEP, stride, weights + step * STEP * WIDE)
-    put_sums(at.sums, 4 * WIDE)
+    put_sums(sums, 4 * WIDE)

@@ -24,10 +24,11 @@ UNROLL = 4  # rows that are added at a time
 # A layer as the kernel sees it; the names that `rows` and `finish` use mean what they mean in `layout.Shape`.
 Shape = namedtuple("Shape", """
     out_channels channels groups arrays stride_y stride_x pad_top pad_left reach_y input_bits blocks slots digits slices steps
-    slice_vectors matrix tile tile_bits tiles turn chunk scale_bits panel_row reference_rows
+    slice_vectors matrix tile tile_bits tiles sums words turn chunk scale_bits panel_row reference_rows
     reference_slices""")
 # matrix    whether reads are products of matrices (`cells_matrix`), or sums of rows (`cells_rows`)
 # tile      columns of one, 2 to the power of tile_bits; tiles: of one slice
+# sums      how many are made of each read: u, and of pairs, where `Readout.needs_both`, B; words: elements of the cells of one of them
 # turn      pixels that are read one tile at a time
 # chunk     rows whose sum 16 bits hold, a multiple of UNROLL
 # scale_bits, panel_row   of `cells_matrix`: of m; rows of the largest array, 0 if there are none
@@ -35,7 +36,7 @@ Shape = namedtuple("Shape", """
 
 Plan = namedtuple("Plan", """
     weights array_base tile_stride segments segment_start intervals digit_start step_of_slice configuration""")
-# weights      int16, [group, array, slice, tile, row + 1, column], row 0 all zero; or [.., tile, word] of `cells_matrix.tiles`
+# weights      int16, [sum, group, array, slice, tile, row + 1, column], row 0 all zero; or [.., tile, word] of `cells_matrix.tiles`
 # array_base   where those of [group, array] begin; tile_stride: elements of one tile of an array
 # configuration   of `amx`
 
@@ -63,7 +64,7 @@ def plan(layer: MappedLayer, matrix: bool) -> tuple[Shape, Plan]:
     filled = cells_matrix.filled_rows(rows)
     tile_stride = (filled if matrix else rows + 1) * tile
     array_base = np.cumsum(np.concatenate([[0], np.tile(tile_stride * slices * tiles, groups)]))
-    cells = weights_of(layer)
+    parts = weights_of(layer)
     step = step_of_slice(layer)
     shape = Shape(
         out_channels=out, channels=layer.group_channels, groups=groups, arrays=len(layer.arrays),
@@ -71,16 +72,17 @@ def plan(layer: MappedLayer, matrix: bool) -> tuple[Shape, Plan]:
         reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1, input_bits=spec.a_bits, blocks=tile // LANES,
         slots=int(slot[-1] + rows.max() + TURN), digits=len(spec.digit_bits), slices=slices, steps=int(step.max()) + 1,
         slice_vectors=padded_columns(layer) // LANES, matrix=matrix, tile=tile,
-        tile_bits=tile.bit_length() - 1, tiles=tiles,
-        turn=max(1, TILE_ROWS // len(spec.digit_bits)), chunk=_chunk(cells), scale_bits=cells_matrix.scale_bits(layer),
-        panel_row=int(filled.max()) if matrix else 0, reference_rows=cells.shape[2] + len(layer.arrays),
+        tile_bits=tile.bit_length() - 1, tiles=tiles, sums=len(parts), words=int(array_base[-1]),
+        turn=max(1, TILE_ROWS // len(spec.digit_bits)), chunk=min(map(_chunk, parts)), scale_bits=cells_matrix.scale_bits(layer),
+        panel_row=int(filled.max()) if matrix else 0, reference_rows=parts[0].shape[2] + len(layer.arrays),
         reference_slices=_reference_slices(slices))
-    words = aligned(int(array_base[-1]), np.empty(0, np.int16))
-    padded = _padded(cells, tiles * tile)
-    for part, (g, t) in enumerate(np.ndindex(groups, len(rows))):
-        array = padded[:, g, slice(*layer.arrays[t])]
-        words[array_base[part]:array_base[part + 1]] = (
-            cells_matrix.tiles(array, shape.scale_bits) if matrix else _rows(array, tile)).ravel()
+    words = aligned(shape.sums * shape.words, np.empty(0, np.int16))
+    for own, cells in zip(words.reshape(shape.sums, -1), parts):
+        padded = _padded(cells, tiles * tile)
+        for place, (g, t) in enumerate(np.ndindex(groups, len(rows))):
+            array = padded[:, g, slice(*layer.arrays[t])]
+            own[array_base[place]:array_base[place + 1]] = (
+                cells_matrix.tiles(array, shape.scale_bits) if matrix else _rows(array, tile)).ravel()
     return shape, Plan(
         weights=words, array_base=array_base[:-1].reshape(groups, -1),
         tile_stride=tile_stride, segments=np.array([segment for parts in segments for segment in parts], np.int64),
@@ -102,14 +104,17 @@ def step_of_slice(layer: MappedLayer) -> np.ndarray:
     return steps
 
 
-def weights_of(layer: MappedLayer) -> np.ndarray:
-    """What a row adds to u: int32 `[slices, groups, rows, out / groups]`."""
-    return layer.cells.weights(layer.spec.reference == "analog").cpu().numpy()
+def weights_of(layer: MappedLayer) -> list[np.ndarray]:
+    """What a row adds to each of the sums of a read, `Shape.sums`: int32 `[slices, groups, rows, out / groups]`."""
+    weights = [layer.cells.weights(layer.spec.reference == "analog")]
+    if layer.readout is not None and layer.readout.needs_both:
+        weights.append(layer.readout.both)
+    return [part.cpu().numpy() for part in weights]
 
 
 def fits(layer: MappedLayer) -> bool:
     """Whether 16 bits hold the sum of a few rows, so that the kernel can run the layer."""
-    return _chunk(weights_of(layer)) > 0
+    return min(map(_chunk, weights_of(layer))) > 0
 
 
 def _chunk(cells):
@@ -159,6 +164,6 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     changed = readout.gain is not None or readout.offset is not None
     seed = np.array([readout.seed & (2**64 - 1)], np.uint64).view(np.int64)[0]
     curve = np.array(readout.curve or np.zeros((slices, 4)), np.float64)
-    referred = readout.curve is not None or bool(table[:, 1].any())
+    referred = not readout.needs_both and (readout.curve is not None or bool(table[:, 1].any()))
     return Besides(readout.noisy, changed, readout.curve is not None, referred, spec.reference == "analog", keys, table, curve, reference,
                    starts, gain, offset, float(readout.base), int(seed), first_image(), pixels)

@@ -9,7 +9,8 @@ import numpy as np
 from .inner import inlined, inner
 from .simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int64, put_uint32, uint32_at
 from .wide import load_ints
-from .wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, converted_by, curved, mixed, moved_high, with_noise,
+from .amx import TILE_ROWS
+from .wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, between_curves, converted_by, curved, mixed, moved_high, with_noise,
                          with_noise_of_levels)
 
 PLAIN = 5  # an operation beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it
@@ -19,7 +20,7 @@ PLAIN = 5  # an operation beside those of `buffers`: STATIC where reads have not
 Place = namedtuple("Place", "group t array k column x sums")
 
 # What all columns of a read share, 32 bits each, `[pixel, digit, field]` of one array and slice: arguments of `curved` and `with_noise`.
-# Vectors take them from memory: no instruction is spent on spreading a number over the lanes.
+# Vectors take them from memory: no instruction is spent on spreading a number over the lanes. Of pairs FIRST is `z sum a`.
 FIRST, SECOND, THIRD, RISE, LOW, HIGH, DEVIATION, LIFT = range(8)
 SHARED = 8
 UNLIKE = np.float32(-1)  # DEVIATION where each column has its own
@@ -33,6 +34,12 @@ def sums_of_cells(shape, at, place, z):
 
 
 @inlined
+def _sums_of_both(shape, at, place, z):
+    """B of 64 columns of pairs, see `readout.Readout`."""
+    return load_ints(at.sums, (TILE_ROWS + z) * shape.tile + place.sums)
+
+
+@inlined
 def read(shape, at, place, z, op, u):
     """u, ints or whole floats, as the converters of 64 columns see it; u, their `sums_of_cells` as either."""
     if op == PLAIN:
@@ -40,16 +47,23 @@ def read(shape, at, place, z, op, u):
     columns, at_read = shape.slice_vectors * LANES, place.x * shape.digits + z
     shared = at.pixel_shared + 4 * SHARED * at_read
     if at.curved:
-        u = curved(u, float32_at(shared, FIRST), float32_at(shared, SECOND), float32_at(shared, THIRD), float32_at(shared, RISE))
+        if shape.sums > 1:
+            b0, b1 = float64_at(at.curve, 4 * place.k), float64_at(at.curve, 4 * place.k + 1)
+            b2, both = float64_at(at.curve, 4 * place.k + 2), _sums_of_both(shape, at, place, z)
+            u = between_curves(u, both, float32_at(shared, FIRST), np.float32(b0), np.float32(b1), np.float32(b2))
+        else:
+            u = curved(u, float32_at(shared, FIRST), float32_at(shared, SECOND), float32_at(shared, THIRD), float32_at(shared, RISE))
     if at.noisy:
         words = (place.group * columns + place.column) // SHARING * APART
         low, high, deviation = int32_at(shared, LOW), int32_at(shared, HIGH), float32_at(shared, DEVIATION)
         if deviation >= 0:
             u = with_noise(u, at.keys, words, low, high, deviation, float32_at(shared, LIFT))
         else:
-            slope = np.float32(float64_at(at.noise, 3 * place.k + 1))
+            slope, at_zero = np.float32(float64_at(at.noise, 3 * place.k + 1)), _variance_at_zero(shape, at, place.x, z, place.k)
             reference = _reference(shape, at, place.x, z, place.k) * np.int64(float64_at(at.noise, 3 * place.k + 2))
-            at_zero, sums = _variance_at_zero(shape, at, place.x, z, place.k), sums_of_cells(shape, at, place, z)
+            sums = sums_of_cells(shape, at, place, z)
+            if shape.sums > 1:  # whose reference is 0
+                sums = _sums_of_both(shape, at, place, z)
             u = with_noise_of_levels(u, sums, at.keys, words, low, high, at_zero, slope, reference)
     if at.changed:
         converters = ((place.k * shape.groups + place.group) * shape.arrays + place.t) * columns + place.column
@@ -94,11 +108,14 @@ def add_curves(shape, at, k, count):
     for x in range(count):
         for z in range(shape.digits):
             total = current * int64_at(at.pixel_row_count, x * shape.input_bits + z)
+            shared = at.pixel_shared + 4 * SHARED * (x * shape.digits + z)
+            if shape.sums > 1:
+                put_float32(shared, FIRST, np.float32(total))
+                continue
             if at.analog:
                 total += _reference(shape, at, x, z, k)
             start = np.float32(total)
             bent = start * (np.float32(3) * b2)
-            shared = at.pixel_shared + 4 * SHARED * (x * shape.digits + z)
             put_float32(shared, FIRST, b0 + start * (np.float32(2) * b1 + bent))
             put_float32(shared, SECOND, b1 + bent)
             put_float32(shared, THIRD, b2)

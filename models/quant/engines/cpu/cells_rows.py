@@ -10,14 +10,14 @@ from .wide import WIDE, added, added_shorts, full_i16, full_i32, load_shorts, sh
 
 
 @inlined
-def add_rows(shape, at, weights, first, end):
-    """u of the two vectors of a tile, whose cells are at `weights`, of the reads of output pixels `first` to `end`, to `at.sums`."""
+def add_rows(shape, at, weights, first, end, sums):
+    """The sums of the two vectors of a tile, whose cells are at `weights`, of the reads of output pixels `first` to `end`, to `sums`."""
     for x in range(first, end):
         for z in range(shape.digits):
             u0, u1 = _sum_rows(shape, at, weights, x, z)
             place = ((x - first) * shape.digits + z) * shape.tile
-            store_ints(at.sums, place, u0)
-            store_ints(at.sums, place + WIDE, u1)
+            store_ints(sums, place, u0)
+            store_ints(sums, place + WIDE, u1)
 
 
 @inlined

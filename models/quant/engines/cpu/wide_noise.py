@@ -152,6 +152,21 @@ def curved(typingctx, u, first, second, third, rise):
 
 
 @intrinsic
+def between_curves(typingctx, u, both, current, b0, b1, b2):
+    """`rint(c(S+) - c(S-))` of `readout.Readout.curve`, of pairs whose lines carry `S- = (both - u) / 2 + current` and `S+ = S- + u`, in
+    the steps of `readout.curve_at`. u, ints or whole floats; both, ints."""
+    def codegen(context, b, sig, args):
+        current, b0, b1, b2 = (_every_lane(b, value, _FLOATS) for value in args[2:])
+        u, both = (as_vector(b, value, _FLOATS) for value in args[:2])
+        start = b.fadd(b.fmul(b.fsub(both, u), _all(_FLOATS, 0.5)), current)
+        bent = b.fmul(start, b.fmul(b2, _all(_FLOATS, 3.0)))
+        first = b.fadd(b0, b.fmul(start, b.fadd(b.fmul(b1, _all(_FLOATS, 2.0)), bent)))
+        slope = _call(b, "fma", _FLOATS, u, _call(b, "fma", _FLOATS, u, b2, b.fadd(b1, bent)), first)
+        return _whole(b, _call(b, "fma", _FLOATS, u, slope, _all(_FLOATS, MAGIC[_F32])), args[0].type)
+    return u(u, both, *[types.float32] * 4), codegen
+
+
+@intrinsic
 def converted_by(typingctx, u, gains, offsets, place):
     """`rint(u gain) + offset` with the gains (float64) and offsets (int32) from element `place` of the arrays at two addresses. u, ints
     or whole floats."""
