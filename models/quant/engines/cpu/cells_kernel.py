@@ -48,7 +48,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # pixel_reference                 sums of the reference cells under each pixel and digit, of one array and all slices
 # pixel_shared                    `cells_reads.SHARED` numbers of each pixel and digit, of one array and slice
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
-# codes_row, panel                see `cells_matrix.pack`; sums: of a turn, int32 `[pixel, digit, column of a tile]`, u and, with two lines, B
+# codes_row, panel                see `cells_matrix.pack`; sums: of a turn, int32 `[pixel, digit, column of a tile]`, u and perhaps B
 # reads                           u of 64 columns
 # analog .. seed                  of `cells_plan.Besides`
 Addresses = namedtuple("Addresses", """
