@@ -56,6 +56,7 @@ from experiment import cost_report, distributed, html_report, machine, report, r
 from experiment.bench import FROZEN, Bench
 from experiment.cli import check_writable, get_logger
 from experiment.eval_settings import EvalSettings, parse_all
+from experiment.evaluation import Record
 from experiment.plan import Job, Plan
 from experiment.search import Search, check_search, validation_bench
 from experiment.train_settings import trained_for
@@ -101,13 +102,19 @@ def measure_plan(plan: Plan, pool: Pool, log: logging.Logger) -> None:
     several = sys.stderr.isatty() and len(plan.missing) > 1  # of one, its images are shown
     with tqdm(total=len(plan.missing), desc="settings", unit="point", dynamic_ncols=True, leave=False, disable=not several) as bar:
 
+        def say(records: Sequence[Record]) -> None:
+            for record in records:
+                log.info(f"{record}: {record.accuracy:.2f} %")
+                if record.cost:
+                    log.info(cost_report.layers_table(record.cost))
+
         def done(job: Job) -> None:
             bar.update()
-            record = plan.benches[job.bench].record(job.setting)
-            log.info(f"{record}: {record.accuracy:.2f} %")
-            if record.cost:
-                log.info(cost_report.layers_table(record.cost))
+            if job.of_several:
+                log.info(f"{job}: {plan.benches[job.bench].chip(job.setting)['row']['accuracy']:.2f} %")
+            say(plan.complete(job))
 
+        say(plan.complete())
         pool.measure(plan.missing, done)
 
 
@@ -128,7 +135,7 @@ def write_results(bench: Bench, settings: Sequence, log: logging.Logger) -> None
             bench.write_report(setting, log)
     if of.save_cells:
         bench.write_cells(log)
-    records = [*filter(None, [bench.of_float()]), *(bench.record(setting) for setting in settings)]
+    records = [*filter(None, [bench.of_float(), *(bench.record(setting) for setting in settings)])]
     log.info("\n" + report.settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
     title = (f"{of.model.removesuffix('_eval')}, {of.wbit}-bit weights, {of.abit}-bit activations: "
              f"{bench.shown.batches.count} {bench.shown.kind} of {of.dataset}")

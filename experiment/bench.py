@@ -18,7 +18,7 @@ from .cli import UserError
 from .costs import Costs
 from .conversion_settings import OPTIONS
 from .eval_settings import EvalSettings, checkpoint_of
-from .evaluation import Cache, Record, count_reads, measure, measure_float
+from .evaluation import Cache, Record, count_reads, measure, measure_float, of_chips
 from .placing import check_chips, engines_of, is_chip, place, put, use_cells
 from .points import Points
 from .ranges import AdcRanges, RangesOfRun, entry_of
@@ -55,6 +55,7 @@ class Bench:
         self.sha256: dict[str, str] = {}  # of the weight codes of each layer's cells
         self.keys: dict[Setting | None, str] = {}
         self.known: dict[str, dict[str, Any]] = {}  # points that were read, by key
+        self.known_chips: dict[str, dict[str, Any]] = {}  # those of chips of several
         self.shown: images.EvalImages | None = None
 
     def check(self, settings: Iterable[Setting]) -> None:
@@ -143,13 +144,27 @@ class Bench:
             self.known[key] = point
         return self.known.get(key)
 
+    def chip(self, setting: Setting | None) -> dict[str, Any] | None:
+        """The point of a setting with one chip, measured by itself or as one of several; None where it was neither."""
+        key = self.key(setting)
+        if key not in self.known_chips and (point := self.point(setting) or self.points.read(key, of_several=True)):
+            self.known_chips[key] = point
+        return self.known_chips.get(key)
+
     def record(self, setting: Setting | None) -> Record | None:
         """What was measured of a setting, or None."""
         point = self.point(setting)
         return point and points.record_of(point, setting)
 
-    def measure(self, setting: Setting | None, wait: bool = False, progress: bool = False) -> bool:
-        """Measure a setting, or the software, unless its point is there. Args and result: see `Points.measure`."""
+    def measure(self, setting: Setting | None, wait: bool = False, progress: bool = False, of_several: bool = False) -> bool:
+        """Measure a setting, or the software, unless its point is there; of several chips those whose points are not. Args and result:
+        see `Points.measure`."""
+        alone = (setting,) if setting is None else setting.one_by_one
+        if len(alone) > 1 and self.point(setting) is None:
+            for chip in alone:
+                if self.chip(chip) is None:
+                    self.measure(chip, wait=True, progress=progress, of_several=True)
+            return self.points.measure(self.key(setting), lambda: self._of_chips(setting), wait)
         software, original = None, self.of_float()
         if setting is not None:
             if not self.point(None):
@@ -157,7 +172,20 @@ class Bench:
             software = self.record(None)
             if self.costs.technology and not self.costs.counts:  # which were made where the software was measured
                 self._measure(None, None, original, progress=progress)
-        return self.points.measure(self.key(setting), lambda: self._make(setting, software, original, progress), wait)
+
+        def make() -> dict[str, Any]:
+            there = setting and self.chip(setting)  # the other point of this chip
+            return there or self._make(setting, software, original, progress)
+
+        return self.points.measure(self.key(setting), make, wait, of_several)
+
+    def _of_chips(self, setting: Setting) -> dict[str, Any]:
+        """The point of a setting with several chips, whose points are there."""
+        found = [self.chip(chip) for chip in setting.one_by_one]
+        record = of_chips(setting, [points.record_of(point, chip) for point, chip in zip(found, setting.one_by_one)])
+        first = found[0]["row"]
+        row = results.row(record, self.settings, first["calib_images"], first["adc_ranges"])
+        return points.of_record(record, row | self.facts, self.decides(setting), None)
 
     def _make(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool) -> dict[str, Any]:
         record, source = self._measure(setting, software, original, progress=progress)

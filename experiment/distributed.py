@@ -286,12 +286,9 @@ def together(method: Callable[..., T]) -> Callable[..., T]:
 
 def same_ranges(network: nn.Module) -> None:
     """Give a network, which all processes have on the same hardware, the ADC ranges, plans and corrections that it has in process 0."""
-    layers = [layer for _, layer in quant.crossbar_layers(network)]
-    found = broadcast([[None if (value := getattr(layer, name)) is None else value.cpu() for name in quant.ADC_BUFFERS]
-                       for layer in layers]) if world() > 1 else []
-    for layer, values in zip(layers, found):
-        for name, value in zip(quant.ADC_BUFFERS, values):
-            setattr(layer, name, None if value is None else value.to(layer.weight.device))
+    if world() > 1:
+        own = [[None if value is None else value.cpu() for value in values] for values in quant.ranges_of(network)]
+        quant.give_ranges(network, broadcast(own))
 
 
 def same_tensors(tensors: Iterable[torch.Tensor]) -> None:

@@ -14,7 +14,7 @@ import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,10 +101,12 @@ class Record:
 
 @dataclass
 class Cache:
-    """What the measurements of one network share: histograms of the reads, which do not depend on the ADC, and the moments of the
-    layers' outputs without ADC. Both are made anew where weights, edited cells or calibration images are others."""
+    """What the measurements of one network share: histograms of the reads, which do not depend on the ADC, the ranges of settings with
+    chips, and the moments of the layers' outputs without ADC. All are made anew where weights, edited cells or calibration images are
+    others."""
 
     histograms: dict[str, Any] = field(default_factory=dict)
+    ranges: dict[tuple, list] = field(default_factory=dict)  # of settings with chips, which share them, by what decides them
     counted_for: tuple | None = None  # hardware and nominal cells
     moments: dict[tuple, dict] = field(default_factory=dict)  # by the names of the layers that have an ADC
     made_of: list | None = None  # checksums of the network's state, its cells and the images
@@ -116,7 +118,7 @@ class Cache:
         cells = [layer.w_codes() for _, layer in quant.crossbar_layers(network)]
         made_of = fingerprint([*state, *cells, *images])
         if made_of != self.made_of:
-            self.histograms, self.counted_for, self.moments, self.made_of = {}, None, {}, made_of
+            self.histograms, self.ranges, self.counted_for, self.moments, self.made_of = {}, {}, None, {}, made_of
 
 
 def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: Setting | None, *,
@@ -185,6 +187,17 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         setting=setting, predictions=found[0], accuracy=statistics.fmean(accuracies), software_accuracy=_accuracy(baseline, labels),
         changed_predictions=round(statistics.fmean(changes)), seconds=seconds, engine=ran, mean_bits=mean_bits,
         conversions=conversions, **of_chips, **of_float)
+
+
+def of_chips(setting: Setting, found: Sequence[Record]) -> Record:
+    """The record of a setting with several chips, from those of its chips, `Setting.one_by_one`: what `measure` finds."""
+    changes = [record.chip_changes[0] for record in found]
+    of_float = None if found[0].float_changes is None else round(statistics.fmean(record.float_changes for record in found))
+    return replace(
+        found[0], setting=setting, accuracy=statistics.fmean(record.accuracy for record in found),
+        changed_predictions=round(statistics.fmean(changes)), seconds=sum(record.seconds for record in found),
+        chip_predictions=torch.cat([record.chip_predictions for record in found]), float_changes=of_float,
+        chip_accuracies=tuple(record.accuracy for record in found), chip_changes=tuple(changes))
 
 
 def measure_float(network: nn.Module, images: Images, labels: torch.Tensor, *, batch_size: int = 64, progress: bool = False) -> Record:
@@ -306,7 +319,11 @@ def calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tenso
         chosen = setting.calibration
         if ranges:
             histograms = count_reads(network, setting, images, cache, progress)
-            quant.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share)
+            decides = cache.counted_for, replace(setting, chips=None)
+            if not setting.chips or decides not in cache.ranges:
+                quant.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share)
+            if setting.chips:
+                quant.give_ranges(network, cache.ranges.setdefault(decides, quant.ranges_of(network)))
         if chosen.correct == "channel":
             converted = tuple(name for name, _ in on_adcs(network))
             cache.moments[converted] = quant.correct(network, images, cache.moments.get(converted))

@@ -5,17 +5,24 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .bench import Bench
+from .evaluation import Record
 from .setting import Setting, reads_of
 
 
 @dataclass(frozen=True)
 class Job:
-    """One setting of one network. Attributes: bench, which of several; setting, None for the software; group, the same for settings
-    that share the histograms of their reads, which one worker therefore takes one after the other."""
+    """One setting of one network, with one chip where it has any. Attributes: bench, which of several; setting, None for the software;
+    group, the same for settings that share the histograms of their reads, which one worker therefore takes one after the other;
+    of_several, whether its chip is one of several."""
 
     bench: int
     setting: Setting | None
     group: Hashable
+    of_several: bool = False
+
+    def __str__(self) -> str:
+        """As tables name it."""
+        return f"{self.setting or 'software'}" + (f", chip {self.setting.chips.chip_seed}" if self.of_several else "")
 
 
 class Plan:
@@ -23,21 +30,38 @@ class Plan:
 
     Args: settings, of some of the benches, None for the software; shard, `(i, n)`: the i-th of n parts alone, each of which has, as
         far as can be, whole groups, and the software. Parts do not depend on what is measured already.
-    Attributes: jobs, all of them; missing, those that are not measured.
+    Attributes: wholes, `{(bench, setting): its jobs}`; jobs, all of this part; missing, those that are not measured.
     """
 
     def __init__(self, benches: Sequence[Bench], settings: Mapping[Bench, Iterable[Setting | None]],
                  shard: tuple[int, int] | None = None) -> None:
-        self.benches = benches
-        self.jobs = [Job(benches.index(bench), setting, (benches.index(bench), setting and (reads_of(setting), setting.chips)))
-                     for bench, each in settings.items() for setting in each]
+        self.benches, self.wholes = benches, {}
+        for bench, each in settings.items():
+            for setting in each:
+                self.wholes[bench, setting] = _jobs(benches.index(bench), setting)
+        self.jobs = [job for jobs in self.wholes.values() for job in jobs]
         if shard:
             self.jobs = _part(self.jobs, *shard)
-        self.missing = [job for job in self.jobs if benches[job.bench].record(job.setting) is None]
+        there = {job for (bench, setting), jobs in self.wholes.items() if bench.point(setting) for job in jobs}
+        self.missing = [job for job in self.jobs if job not in there and not (job.of_several and benches[job.bench].chip(job.setting))]
+
+    def complete(self, last: Job | None = None) -> list[Record]:
+        """The records of settings that are complete now that the job `last` is done. A setting with several chips is, when all of its chips
+        are measured, and its point is made of theirs here; None: those that were complete before any job, but for that."""
+        found = []
+        for (bench, setting), jobs in self.wholes.items():
+            asked = last in jobs or last is None and not bench.point(setting)
+            if len(jobs) > 1 and asked and all(bench.chip(job.setting) for job in jobs):
+                bench.measure(setting, wait=True)
+                found.append(bench.record(setting))
+            elif jobs == [last]:
+                found.append(bench.record(setting))
+        return found
 
     def settings_of(self, bench: Bench) -> list[Setting | None]:
-        """The settings of a bench, the software first."""
-        return [job.setting for job in self.jobs if self.benches[job.bench] is bench]
+        """The settings of a bench, the software first, of which this plan has a job."""
+        own = {*self.jobs}
+        return [setting for (of, setting), jobs in self.wholes.items() if of is bench and own & {*jobs}]
 
     def text(self, workers: int) -> str:
         """How many points there are and are missing, and the time that these may take, judged by those there are."""
@@ -55,7 +79,7 @@ class Plan:
         """Mean time of the settings that were measured already, but for the software."""
         there = {*self.jobs} - {*self.missing}
         found = [point["took_s"] for job in there if job.setting
-                 if (point := self.benches[job.bench].point(job.setting))]
+                 if (point := self.benches[job.bench].chip(job.setting))]
         return statistics.fmean(found) if found else None
 
     def listing(self) -> str:
@@ -63,8 +87,16 @@ class Plan:
         missing = {*self.missing}
         names = len(self.benches) > 1
         return "\n".join(f"{'to measure' if job in missing else 'measured  '}  "
-                         + (f"{self.benches[job.bench].settings.resume}: " if names else "") + str(job.setting or "software")
+                         + (f"{self.benches[job.bench].settings.resume}: " if names else "") + str(job)
                          for job in self.jobs)
+
+
+def _jobs(bench: int, setting: Setting | None) -> list[Job]:
+    """One for each chip. All chips share histograms, unless each has ranges of its own."""
+    if setting is None:
+        return [Job(bench, None, (bench, None))]
+    own, alone = setting.calibration.on == "chip", setting.one_by_one
+    return [Job(bench, each, (bench, (reads_of(each), each.chips if own else setting.chips)), len(alone) > 1) for each in alone]
 
 
 def _part(jobs: Sequence[Job], part: int, of: int) -> list[Job]:

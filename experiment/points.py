@@ -4,7 +4,8 @@
     points.measure(key, make)                    # calls make() only where no process has made or is making this point
     point = points.read(key)                     # {"key", "decides", "row", "took_s", "predictions", "ranges"}
 
-`points/<key>.json` is written whole or not at all by whoever measured it, and its row is appended to results.jsonl. Any number of
+`points/<key>.json` is written whole or not at all by whoever measured it, and its row is appended to results.jsonl. A setting with
+several chips has a point of each chip besides, under the key that it has alone, in `points/chips` and without a row. Any number of
 processes and machines may share the folder: while one measures a point it holds a lock on one byte of `points/.claims`, which ends
 with the process. Where a network drive has no locks, a point may be measured twice, to the same result.
 """
@@ -37,18 +38,18 @@ class Points:
         self.folder = Path(folder, "points")
         self.claims = Claims(self.folder / ".claims")
 
-    def path(self, key: str) -> Path:
-        """Where a point is, or will be."""
-        return self.folder / f"{key}.json"
+    def path(self, key: str, of_several: bool = False) -> Path:
+        """Where a point is, or will be. Args: of_several, that of a chip as one of several."""
+        return Path(self.folder, *(["chips"] if of_several else []), f"{key}.json")
 
-    def exists(self, key: str) -> bool:
-        """Whether a point was measured."""
-        return self.path(key).exists()
+    def exists(self, key: str, of_several: bool = False) -> bool:
+        """Whether a point was measured. Args: see `path`."""
+        return self.path(key, of_several).exists()
 
-    def read(self, key: str) -> dict[str, Any] | None:
-        """A point; None where it was not measured, or its file was damaged since."""
+    def read(self, key: str, of_several: bool = False) -> dict[str, Any] | None:
+        """A point; None where it was not measured, or its file was damaged since. Args: see `path`."""
         with contextlib.suppress(OSError, ValueError):
-            point = json.loads(self.path(key).read_bytes())
+            point = json.loads(self.path(key, of_several).read_bytes())
             if isinstance(point, dict) and point.get("key") == key:
                 return point
         return None
@@ -62,23 +63,25 @@ class Points:
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9a-f]*.json"))
 
-    def measure(self, key: str, make: Callable[[], Mapping[str, Any]], wait: bool = False) -> bool:
+    def measure(self, key: str, make: Callable[[], Mapping[str, Any]], wait: bool = False, of_several: bool = False) -> bool:
         """Write the point that `make()` returns, without its key, unless it is there already.
 
-        Args: wait, for a process that is measuring it now.
+        Args: wait, for a process that is measuring it now; of_several, see `path`: results.jsonl then gets no row.
         Returns: whether the point is there; False where another process is measuring it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(key, of_several)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with self.claims.claim(key, wait) as mine:
-            if mine and not self.read(key):
+            if mine and not self.read(key, of_several):
                 started = time.perf_counter()
                 point = {"key": key, **make()}
                 point["row"] = {**point["row"], "key": key}
-                point["took_s"] = time.perf_counter() - started
+                point.setdefault("took_s", time.perf_counter() - started)  # of a copy that of the other
                 text = json.dumps(point).encode()
-                atomic_write(self.path(key), lambda file: file.write(text))
-                results.append(self.results, point["row"])
-            return mine or self.exists(key)
+                atomic_write(path, lambda file: file.write(text))
+                if not of_several:
+                    results.append(self.results, point["row"])
+            return mine or self.exists(key, of_several)
 
     def mend(self) -> None:
         """Append what a process did not come to that was killed behind a point; remove what it left of a file."""
@@ -90,7 +93,7 @@ class Points:
                 with self.claims.claim(path.stem) as mine:  # else its process is about to append it
                     if mine and (point := self.read(path.stem)):
                         results.append(self.results, point["row"])
-        for path in self.folder.glob(".*.tmp"):
+        for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("chips/.*.tmp")]:
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > STALE:
                     path.unlink()

@@ -58,6 +58,13 @@ class Setting:
                     raise ValueError(f"per_layer {pattern}: {error}") from None
         return spec
 
+    @property
+    def one_by_one(self) -> "tuple[Setting, ...]":
+        """A setting for each of its chips; itself alone where it has one, or ideal cells."""
+        if not self.chips or self.chips.chips == 1:
+            return (self,)
+        return tuple(replace(self, chips=replace(self.chips, chips=1, chip_seed=seed)) for seed in self.chips.seeds)
+
     def __str__(self) -> str:
         return self.text()
 

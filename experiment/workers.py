@@ -34,13 +34,13 @@ class Worker:
         self.settings, self.command = settings, command
         self.benches: dict[int, Bench] = {}
 
-    def measure(self, bench: int, setting: Setting | None, wait: bool) -> bool | Exception:
+    def measure(self, bench: int, setting: Setting | None, wait: bool, of_several: bool) -> bool | Exception:
         """As `Bench.measure`. Returns: an error in place of raising it, where it is one for the user."""
         try:
             if bench not in self.benches:
                 self.benches[bench] = Bench(self.settings[bench], command=self.command)
                 self.benches[bench].load(logging.getLogger("worker"))
-            return self.benches[bench].measure(setting, wait)
+            return self.benches[bench].measure(setting, wait, of_several=of_several)
         except (UserError, OSError) as error:
             return error
 
@@ -78,7 +78,7 @@ class Pool:
         job = None
         while taken := queue.take(job):
             job, wait = taken
-            if self.benches[job.bench].measure(job.setting, wait, progress):
+            if self.benches[job.bench].measure(job.setting, wait, progress, job.of_several):
                 done(job)
             else:
                 queue.is_busy(job)
@@ -92,7 +92,7 @@ class Pool:
             while self.idle and (taken := queue.take(self.idle[-1][1])):
                 job, wait = taken
                 worker, _ = self.idle.pop()
-                running[worker.measure.remote(job.bench, job.setting, wait)] = worker, job
+                running[worker.measure.remote(job.bench, job.setting, wait, job.of_several)] = worker, job
             if not running:
                 return
             [ready], _ = ray.wait(list(running))
@@ -104,7 +104,7 @@ class Pool:
             except ray.exceptions.RayError as error:
                 deaths[job] = deaths.get(job, 0) + 1
                 if deaths[job] == MOST_DEATHS:
-                    raise UserError(f"{job.setting or 'software'}: {MOST_DEATHS} workers died of it, one after the other, as they do for "
+                    raise UserError(f"{job}: {MOST_DEATHS} workers died of it, one after the other, as they do for "
                                     f"want of memory: {one_line(error)[-400:]}") from None
                 queue.put_back(job)
                 self.idle.append((self.make(), None))

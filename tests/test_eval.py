@@ -82,7 +82,9 @@ def run(monkeypatch, capsys):
         before = len(results(folder))
 
         def spy(*args, **options):
-            assert len(results(folder)) == before + len(predictions)  # the others are in the file already
+            there = [json.loads(path.read_bytes())["row"] for path in folder.glob("points/**/*.json")]
+            assert sum(row["chips"] in (None, 1) for row in there) == len(predictions)  # the others are on the disk already
+            assert len(results(folder)) == before + len(list(folder.glob("points/*.json")))
             record = measure(*args, **options)
             predictions.append(record.predictions)
             return record

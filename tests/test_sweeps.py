@@ -148,6 +148,83 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(evaluate, che
     assert json.loads(Path("save/adc_ranges.json").read_text()) == json.loads(Path("whole/adc_ranges.json").read_text())
 
 
+# ---- chips -------------------------------------------------------------------------------------------------------------
+
+CHIPS = ["--cellBit", "2", "--device", "techC", "--device_time", "1d"]
+
+
+@pytest.mark.parametrize("more, calibrations", [(["--adc_plan", "significance"], 1), (["--calib_on", "chip"], 3),
+                                                (["--reference", "digital"], 1), (["--adc_range", "full"], 0)])
+def test_chips_one_by_one_are_what_they_are_together(evaluate, checkpoint, monkeypatch, more, calibrations):  # noqa: F811
+    chosen, real = [], quant.calibrate
+    with monkeypatch.context() as patch:
+        patch.setattr(quant, "calibrate", lambda *args, **options: (chosen.append(1), real(*args, **options))[1])
+        measured, text = evaluate(checkpoint, *CHIPS, *more, "--adc_prec", "3", "--chips", "3", "--chip_seed", "5")
+    assert [setting and setting.chips.seeds for setting in measured] == [None, range(5, 6), range(6, 7), range(7, 8)]
+    assert len(chosen) == calibrations and "4 points: 4 to measure\n" in text and ", chip 6: " in text
+    calibration = ["--calib_images", "4"] if calibrations else []
+    settings, _ = eval_settings.parse([*QUICK, *calibration, *CHIPS, *more, "--adc_prec", "3", "--chips", "3", "--chip_seed", "5",
+                                       "--resume", checkpoint])
+    own = bench.Bench(settings)
+    own.load(logging.getLogger())
+    record = measure(own.net, own.shown.batches, own.shown.labels, settings.settings[0], calibration=own.shown.calibration)
+    found = own.record(settings.settings[0])
+    assert torch.equal(found.chip_predictions, record.chip_predictions) and len({*found.chip_accuracies}) > 1
+    for name in ("accuracy", "software_accuracy", "changed_predictions", "chip_accuracies", "chip_changes", "engine", "mean_bits",
+                 "conversions"):
+        assert getattr(found, name) == getattr(record, name), name
+    assert [row["chips"] for row in results("save")] == [None, 3]
+
+
+def test_a_chip_is_measured_once_alone_or_as_one_of_several(evaluate, checkpoint):  # noqa: F811
+    flags_ = [checkpoint, *CHIPS, "--adc_range", "full", "--adc_prec", "4", "--cost", "rram_65nm"]
+
+    def seeds(*more):
+        measured, text = evaluate(*flags_, *more)
+        return [setting.chips.chip_seed for setting in measured if setting], text
+
+    assert seeds("--chips", "2")[0] == [0, 1]
+    assert seeds("--chips", "2")[0] == []
+    found, text = seeds("--chips", "4")
+    assert found == [2, 3] and "5 points: 3 are measured already, 2 to measure" in text
+    assert seeds("--chip_seed", "3")[0] == [] and seeds("--chip_seed", "9")[0] == [9]
+    assert seeds("--chip_seed", "8", "--chips", "3")[0] == [8, 10]
+    rows = results("save")
+    assert [(row["chips"], row["chip_seed"]) for row in rows[1:]] == [(2, 0), (4, 0), (1, 3), (1, 9), (3, 8)]
+    of = {(row["chips"], row["chip_seed"]): row["chip_accuracies"] for row in rows[1:]}
+    assert of[2, 0] == of[4, 0][:2] and of[1, 3] == of[4, 0][3:] and of[1, 9] == of[3, 8][1:2]
+    costs = [row["energy_uJ"] for row in rows[1:]]
+    assert len({*map(str, costs)}) == 1 and costs[0]
+
+
+def test_chips_that_are_interrupted_are_not_lost(evaluate, checkpoint, monkeypatch):  # noqa: F811
+    flags_ = [checkpoint, *CHIPS, "--adc_prec", "3:4", "--chips", "3"]
+    expected = table(evaluate(*flags_, "--save_path", "whole")[1])
+    real = bench.measure
+
+    def stop(*args, **options):
+        if args[3] and args[3].chips.chip_seed == 2 and args[3].spec.adc_bits == 4:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(bench, "measure", stop)
+        evaluation.main([*QUICK, "--calib_images", "4", "--resume", *flags_])
+    assert len(list(Path("save/points/chips").glob("*.json"))) == 5
+    measured, text = evaluate(*flags_)
+    assert [(setting.chips.chip_seed, setting.spec.adc_bits) for setting in measured] == [(2, 4)] and table(text) == expected
+    shutil.rmtree("save/points/chips")  # they are nothing that a result needs
+    assert not evaluate(*flags_)[0] and len(results("save")) == 3
+
+
+def test_shards_share_chips(evaluate, checkpoint):  # noqa: F811
+    flags_ = [checkpoint, *CHIPS, "--adc_range", "full", "--adc_prec", "4", "--chips", "4"]
+    first, text = evaluate(*flags_, "--shard", "1/2")
+    assert len(first) == 3 and len(table(text)) == 1  # the software, and two chips of a setting that is not there yet
+    second, text = evaluate(*flags_, "--shard", "2/2")
+    assert len(second) == 2 and len(table(text)) == 2 and [row["chips"] for row in results("save")] == [None, 4]
+
+
 # ---- what is measured --------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from .cell_files import chips_in, load_cells, read_cells, write_cells
 from .cells import Cells, Chip
 from .calibration import CORRECTION_IMAGES, Calibration, calibrate, collect_histograms, correct, error_weights, without_adc
 from .conversion import convert
-from .crossbar import Qconv2dDoreFa, QLinearDoreFa, crossbar_layers, set_spec
+from .crossbar import Qconv2dDoreFa, QLinearDoreFa, crossbar_layers, give_ranges, ranges_of, set_spec
 from .devices import Device, Wires
 from .effective import keep_effective_cells
 from .engines import set_engine
@@ -19,6 +19,6 @@ from .spec import CrossbarSpec, Geometry
 
 __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibration", "Geometry", "MappedLayer", "Qconv2dDoreFa",
            "QLinearDoreFa", "ADC_BUFFERS", "CORRECTION_IMAGES", "calibrate", "collect_histograms", "correct", "error_weights",
-           "crossbar_layers", "set_engine", "set_spec", "without_adc", "decompose", "compose", "PlaneStore", "read_planes",
-           "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
+           "crossbar_layers", "ranges_of", "give_ranges", "set_engine", "set_spec", "without_adc", "decompose", "compose", "PlaneStore",
+           "read_planes", "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
            "chips_in", "keep_effective_cells", "load_cells", "read_cells", "write_cells", "convert"]

@@ -18,7 +18,7 @@ from .engines.cpu import elementwise
 from .engines.cpu.output import ToCodes
 from .layers import Pair, Qconv2d, QLinear
 from .mapping import MappedLayer
-from .on_arrays import OnArrays
+from .on_arrays import ADC_BUFFERS, OnArrays
 from .quantizers import act_codes, warn_of_nan
 from .spec import CrossbarSpec, Geometry
 
@@ -300,6 +300,18 @@ def _reference_sum(layer, codes):
 def crossbar_layers(model: nn.Module) -> list[tuple[str, CrossbarLayer]]:
     """`[(name, layer), ...]` of all layers on crossbars, in the order of the network."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, CrossbarLayer)]
+
+
+def ranges_of(model: nn.Module) -> list[list[Tensor | None]]:
+    """What the crossbar layers of `model` have of ADC ranges, plans and corrections: the values of `ADC_BUFFERS`, layer by layer."""
+    return [[getattr(layer, name) for name in ADC_BUFFERS] for _, layer in crossbar_layers(model)]
+
+
+def give_ranges(model: nn.Module, ranges: list[list[Tensor | None]]) -> None:
+    """Give the layers of a model, on the same hardware, the ranges that `ranges_of` returned."""
+    for (_, layer), values in zip(crossbar_layers(model), ranges):
+        for name, value in zip(ADC_BUFFERS, values):
+            setattr(layer, name, None if value is None else value.to(layer.weight.device))
 
 
 def set_spec(model: nn.Module, spec: CrossbarSpec) -> None:
