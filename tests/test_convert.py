@@ -1,6 +1,7 @@
 """Networks of any code on crossbars: what is bound, what the numbers are (against float64 and int64 written out here), and traps."""
 
 import copy
+import importlib
 import io
 import pickle
 
@@ -16,6 +17,7 @@ from models.quant.conversion.layer import ConvertedLayer
 from models.quant.cost import count
 
 pytestmark = pytest.mark.usefixtures("plain_engine")
+convert_module = importlib.import_module("models.quant.conversion.convert")  # the package has the function of this name
 W8A8 = CrossbarSpec(8, 8, adc_range="ideal")
 
 
@@ -227,6 +229,26 @@ def test_rounding_to_its_inputs_loses_less():
         net = convert(model, CrossbarSpec(3, 8, adc_range="ideal"), x, rounding=rounding, first_last_bits=None, correct="none")
         errors.append((net(x) - model(x)).square().mean().item())
     assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_what_corrections_and_the_report_compare_with_is_the_float_network(rounding):
+    """Not one whose weights are rounded: each channel has its mean and deviation, and each layer's error is from its product."""
+    x = seeded((64, 24)) @ seeded((24, 24), 1)
+    model = nn.Sequential(nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 8))
+    net = convert(model, CrossbarSpec(2, 8, adc_range="ideal"), x, rounding=rounding, first_last_bits=None)
+    with torch.no_grad():
+        for end in (1, 3):
+            wanted, found = model[:end](x), net[:end](x)
+            for got, aim in zip(torch.std_mean(found, 0, correction=0), torch.std_mean(wanted, 0, correction=0)):
+                assert torch.allclose(got, aim, rtol=1e-3, atol=1e-3)
+            assert (found - wanted).square().mean() > 0.01 * wanted.square().mean()  # 2 bits change more than rounding errors
+        shown = x[:convert_module.REPORT_IMAGES]
+        error = 10 * torch.log10(model[0](shown).square().sum() / (net[0](shown) - model[0](shown)).square().sum())
+    assert net.crossbar_report.layers[0]["quantization_db"] == pytest.approx(error.item(), abs=0.01)
+    again = [layer.weight.clone() for _, layer in crossbar_layers(net)]  # the report left what was rounded
+    assert rounding == "nearest" or all((w / layer.weight_quant.scale.view(-1, 1, 1, 1)).frac().abs().max() < 1e-5 for w, (_, layer) in
+                                        zip(again, crossbar_layers(net)))
 
 
 def test_bits_of_layers():

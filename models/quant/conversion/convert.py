@@ -86,18 +86,21 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
                   quantized=spec is not None)
     with torch.no_grad():
         _verify(net, bound, batches[0], found.outputs[0])
-    notes = [] if spec is None else _round(net, bound, rounding)
+        first = torch.cat(batches)[:CORRECTION_IMAGES]
+        wanted = _float_moments(net, bound, first) if spec is not None and correct == "channel" else {}  # before weights are rounded
+    notes, unrounded = ([], {}) if spec is None else _round(net, bound, rounding)
     report = ConversionReport(digital, found.between, _never_used(net, found), notes,
                               digital_multiplications=found.others_multiplications + sum(
                                   product.multiplications for product in found.products if product not in chosen))
     with torch.no_grad():
         if spec is not None:
             if correct == "channel":
-                _towards_float(net, bound, torch.cat(batches)[:CORRECTION_IMAGES])
+                _towards_float(net, bound, first, wanted)
             if any(layer.spec.adc_range == "calibrated" for layer, _ in bound.values()):
                 calibrate(net, (batch.clone() for batch in batches), correct=correct)
         report.measure(net, bound, batches[0], found.outputs[0],
-                       *measure_layers(net, [layer for layer, _ in bound.values()], batches[0][:REPORT_IMAGES], spec is not None))
+                       *measure_layers(net, [layer for layer, _ in bound.values()], batches[0][:REPORT_IMAGES], spec is not None,
+                                       unrounded))
     net.crossbar_report = report
     return net.train(qat)
 
@@ -319,19 +322,19 @@ def _bind_again(key, root, module, _):
 
 
 def _round(net, bound, rounding):
-    """Round weights; what could not be done as it was asked for, as lines for the report."""
-    notes, places = [], [id(parameter) for _, parameter in net.named_parameters(remove_duplicate=False)]
+    """Round weights. Returns: what could not be done as it was asked for, as lines for the report; `{layer: its kernel before}`."""
+    notes, unrounded, places = [], {}, [id(parameter) for _, parameter in net.named_parameters(remove_duplicate=False)]
     for name, (layer, product) in bound.items() if rounding == "gptq" else ():
         root = layer._root[0]
         shared = len(root.layers) > 1 or places.count(id(root)) > 1  # other products, or lookups, want the weight as it is
         if shared or product.made or product.form.kind == "transposed" or product.form.dims == 3:
             notes.append(f"{name}: rounded to nearest, as GPTQ's result cannot be written into its weight")
             continue
-        kernel = layer.weight
+        kernel = unrounded[layer] = layer.weight.clone()
         rounded = gptq(kernel.flatten(1).double(), product.gram, layer.weight_quant, groups=product.form.groups)
         layer.set_weight(rounded.view_as(kernel).to(kernel.dtype))
         product.gram = None
-    return notes
+    return notes, unrounded
 
 
 def _verify(net, bound, images, wanted):
@@ -350,14 +353,20 @@ def _verify(net, bound, images, wanted):
         raise ValueError("with its weights bound, the network gives other answers than before: is it the same at each call?")
 
 
-def _towards_float(net, bound, images):
-    """Bring the channels of the quantized network, without ADCs, to the float network's mean and deviation."""
+def _float_moments(net, bound, images):
+    """`{layer name: (deviation, mean)}` of the float network's channels."""
     layers = [(name, layer) for name, (layer, _) in bound.items()]
     for _, layer in layers:
         layer.quantized = False
     wanted, _ = output_moments(net, layers, images.clone())
     for _, layer in layers:
         layer.quantized = True
+    return wanted
+
+
+def _towards_float(net, bound, images, wanted):
+    """Bring the channels of the quantized network, without ADCs, to the mean and deviation that are wanted."""
+    layers = [(name, layer) for name, (layer, _) in bound.items()]
 
     def give(layer: ConvertedLayer, gain: Tensor, offset: Tensor) -> None:
         layer.quant_gain, layer.quant_offset = gain.float(), offset.float()

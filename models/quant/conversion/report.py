@@ -104,23 +104,31 @@ def first_tensor(y: Any) -> Tensor:
         leaf for leaf in tree.tree_leaves(y) if isinstance(leaf, Tensor) and leaf.is_floating_point())
 
 
-def measure_layers(net: nn.Module, layers: list, images: Tensor, quantized: bool) -> tuple[list, list]:
-    """SQNR in dB of each layer's output against the float product of the same input, of the quantized layer without and with its ADC."""
+def measure_layers(net: nn.Module, layers: list, images: Tensor, quantized: bool, unrounded: Mapping[nn.Module, Tensor]
+                   ) -> tuple[list, list]:
+    """SQNR in dB of each layer's output against the float product of the same input, of the quantized layer without and with its ADC.
+    Args: unrounded, the float kernels of layers whose weights were rounded."""
     if not quantized:
         return [None] * len(layers), [None] * len(layers)
     with without_adc(net):
-        first = _against_float(net, layers, images)
-    return first, _against_float(net, layers, images)
+        first = _against_float(net, layers, images, unrounded)
+    return first, _against_float(net, layers, images, unrounded)
 
 
 @torch.no_grad()
-def _against_float(net, layers, images):
+def _against_float(net, layers, images, unrounded):
     sums = {id(layer): [0.0, 0.0] for layer in layers}
+    rounded = {layer: layer.weight.clone() for layer in unrounded}
+
+    def turn(layer, quantized):
+        layer.quantized = quantized
+        if layer in unrounded:
+            layer.set_weight((rounded if quantized else unrounded)[layer])
 
     def see(layer, inputs, y):
-        layer.quantized = True
+        turn(layer, True)
         error = layer(*inputs).double() - y.double()
-        layer.quantized = False
+        turn(layer, False)
         sums[id(layer)][0] += y.double().square().sum().item()
         sums[id(layer)][1] += error.square().sum().item()
 
@@ -130,8 +138,8 @@ def _against_float(net, layers, images):
 
     with contextlib.ExitStack() as stack:
         for layer in layers:
-            stack.callback(setattr, layer, "quantized", True)
-            layer.quantized = False
+            stack.callback(turn, layer, True)
+            turn(layer, False)
             stack.callback(layer.register_forward_hook(guarded).remove)
         net(images.clone())
     return [decibels(*sums[id(layer)]) for layer in layers]
