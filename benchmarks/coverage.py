@@ -7,6 +7,7 @@ Weights are random, but for those that packages hold: what is reached does not d
 (`convert(..., spec=None)`), which also checks that the network with its weights bound gives the answers that it gave before.
 """
 
+import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
-from experiment.cli import UserError
+from experiment.cli import UserError, run_main
 from experiment.report import text_table
 from models.quant import convert
 
@@ -95,15 +96,19 @@ def row(package: str, name: str) -> list[str]:
             ", ".join(rest[:4]) + (f" and {len(rest) - 4} more" if len(rest) > 4 else "")]
 
 
-def main(names: list[str]) -> None:
-    wanted = names or [f"{package}/{name}" for package, (_, known) in NETWORKS.items() for name in known]
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", metavar="PACKAGE/NAME", help=f"of {', '.join(NETWORKS)}; all by default")
+    wanted = parser.parse_args(argv).networks or [f"{package}/{name}" for package, (_, known) in NETWORKS.items() for name in known]
     for each in wanted:
-        if each.partition("/")[0] not in NETWORKS:
+        package, _, name = each.partition("/")
+        if package not in NETWORKS or not name:
             raise UserError(f"{each}: choose from {', '.join(NETWORKS)}, each with /NAME")
     rows = [row(*each.split("/")) for each in wanted if importlib.util.find_spec(each.split("/")[0])]
     print(text_table(["network", "layers", "weights on crossbars", "of all matrices", "of multiplications", "in no product, or digital"],
                      rows))
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_main(main)

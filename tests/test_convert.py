@@ -583,6 +583,10 @@ def test_names_by_which_layers_are_skipped():
         assert [name for name, _ in crossbar_layers(convert(Tied(), W8A8, x, skip=skip))] == ["block.crossbar"]
     with pytest.raises(ValueError, match=r"^skip has 'nosuch\*', which fits no product with a weight$"):
         convert(Tied(), W8A8, x, skip=["nosuch*"])
+    small = Small()
+    small.aux = nn.Linear(4, 4)  # a head that serves in training alone is in no product, and may be named all the same
+    names = [[name for name, _ in crossbar_layers(convert(small, W8A8, seeded((2, 3, 6, 6)), skip=skip))] for skip in ([], ["aux*"], "aux")]
+    assert len(names[0]) == 3 and names[0] == names[1] == names[2]
     encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     net = convert(encoder, CrossbarSpec(4, 4), seeded((3, 5, 8)), skip=["linear1"],
                   specs={"self_attn.in_proj_weight.1": CrossbarSpec(5, 5)})

@@ -80,7 +80,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
     batches = _batches(images, net)
     found = _traced(net, batches, gram=rounding == "gptq" and spec is not None)
     labels = _labels(net, found.products)
-    chosen, digital = _choose(found, labels, _patterns(skip), strict)
+    chosen, digital = _choose(net, found, labels, _patterns(skip), strict)
     own = _specs(found.products, chosen, labels, spec, specs or {}, first_last_bits)
     bound = _bind(net, {labels[product][0]: (product, own[product]) for product in chosen}, found, inputs, weight_scale, activations,
                   quantized=spec is not None)
@@ -207,7 +207,7 @@ def _patterns(skip):
     return [skip] if isinstance(skip, str) else list(skip)
 
 
-def _choose(found: Trace, labels, skip, strict):
+def _choose(net, found: Trace, labels, skip, strict):
     """(products that go on crossbars, `{name: reason}` of those that stay digital)."""
     chosen, digital, used = [], {}, set()
 
@@ -232,6 +232,8 @@ def _choose(found: Trace, labels, skip, strict):
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise ValueError(f"{name} cannot be put on crossbars: it is {reason}{more}. To keep it digital, give skip=[{name!r}], or "
                          "strict=False")
+    for name, _ in net.named_parameters(remove_duplicate=False):
+        skipped([_short(name), name, *_holders(name)])  # what is in no product, such as a head that serves in training, is digital anyway
     if unused := [pattern for pattern in skip if pattern not in used]:
         raise ValueError(f"skip has {unused[0]!r}, which fits no product with a weight")
     if not chosen:
