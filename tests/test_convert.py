@@ -273,6 +273,37 @@ def equal_to_float(model, x, **options):
     return net
 
 
+class Left(nn.Module):
+    """Weights on the left of columns, and of a vector, where they are its rows' products."""
+
+    def __init__(self, columns=True):
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.second, self.last = (nn.Parameter(torch.randn(shape)) for shape in ((12, 8), (6, 12), (5, 6)))
+        self.columns = columns
+
+    def forward(self, x):
+        if self.columns:
+            y = torch.relu(self.first @ x)  # [N, 12, T]
+            y = torch.stack([torch.mm(self.second, each) for each in y])
+            return torch.stack([self.last.mv(each) for each in y.mean(2)])
+        y = torch.relu(F.linear(x.mT, self.first))
+        y = torch.stack([F.linear(each, self.second) for each in y])
+        return torch.stack([F.linear(each, self.last) for each in y.mean(1)])
+
+
+@pytest.mark.parametrize("options", [dict(), dict(rounding="gptq"), dict(inputs="offset")])
+@pytest.mark.parametrize("images", [1, 3])
+def test_weights_on_the_left_are_those_of_linear_layers(options, images):
+    x, spec = seeded((images, 8, 5), 7), CrossbarSpec(4, 5, rows=8, adc_bits=4)
+    equal_to_float(Left(), x)
+    left, right = (convert(Left(columns), spec, x, **options) for columns in (True, False))
+    found = [[layer | {"name": ""} for layer in net.crossbar_report.layers] for net in (left, right)]
+    assert len(found[0]) == 3 and [layer["multiplications"] for layer in found[0]] == [layer["multiplications"] for layer in found[1]]
+    torch.testing.assert_close(left(x), right(x), rtol=1e-4, atol=1e-5)
+    assert of(left, "first")(x[:, :, :0]).shape == (images, 12, 0)
+
+
 class Functional(nn.Module):
     """Weights that are used in many ways by functions, none by a module."""
 

@@ -97,8 +97,8 @@ class _Made(Tensor):
 def _call(func, args, kwargs):
     """Any function of PyTorch with a bound parameter, or what was made of it, among its arguments."""
     if func in PRODUCTS:
-        found = operands(func, args, kwargs)
-        if found is not None and isinstance(found.weight, (Bound, _Made)):
+        found = operands(func, args, kwargs, lambda each: isinstance(each.weight, (Bound, _Made)))
+        if found is not None:
             root, path = origin(found.weight)
             if path in root.layers:
                 with torch._C.DisableTorchFunctionSubclass():

@@ -3,7 +3,8 @@
 Arrays hold a matrix that an input is multiplied by pixel after pixel, so every product becomes a convolution `[N, H, W, in]` to
 `[N, H', W', out]` with weights `[out, in / groups, kh, kw]`:
 
-- a linear layer on any leading dimensions: a 1x1 convolution, the middle dimensions being pixels;
+- a linear layer on any leading dimensions: a 1x1 convolution, the middle dimensions being pixels; with the weight on the left, `W x`,
+  the same of columns;
 - a convolution of one dimension: an image one pixel wide; of three: each output plane an image whose channels are those of the `kd`
   planes that it sees, group by group;
 - a transposed convolution: one of the input with `stride - 1` zeros between its pixels, the kernel turned round.
@@ -26,7 +27,7 @@ PRODUCTS: dict[Callable, str] = {
     F.linear: "linear", torch.conv1d: "conv", torch.conv2d: "conv", torch.conv3d: "conv", torch.conv_transpose1d: "transposed",
     torch.conv_transpose2d: "transposed", torch.conv_transpose3d: "transposed", torch.addmm: "addmm", Tensor.addmm: "addmm",
     torch.linalg.matmul: "matmul", torch.matmul: "matmul", Tensor.matmul: "matmul", Tensor.__matmul__: "matmul",
-    Tensor.__rmatmul__: "rmatmul", torch.mm: "matmul", Tensor.mm: "matmul",
+    Tensor.__rmatmul__: "rmatmul", torch.mm: "matmul", Tensor.mm: "matmul", torch.mv: "matmul", Tensor.mv: "matmul",
 }
 
 
@@ -34,12 +35,14 @@ PRODUCTS: dict[Callable, str] = {
 class Form:
     """What kind of product it is: all that is not a tensor.
 
-    Attributes: kind, "linear", "conv" or "transposed"; turned, a linear weight is `[in, out]`; dims, of a convolution, with its
-        stride, padding (before, after), dilation, output_padding and kernel size for each, and groups.
+    Attributes: kind, "linear", "conv" or "transposed"; turned, a linear weight is `[in, out]`; columns, it is multiplied by columns of the
+        input, `W x`; dims, of a convolution, with its stride, padding (before, after), dilation, output_padding and kernel size for
+        each, and groups.
     """
 
     kind: str
     turned: bool = False
+    columns: bool = False
     dims: int = 0
     stride: tuple[int, ...] = ()
     padding: tuple[tuple[int, int], ...] = ()
@@ -51,7 +54,7 @@ class Form:
     @property
     def channel_dim(self) -> int:
         """Dimension of the output's channels, from the end."""
-        return -1 - self.dims
+        return -1 - self.dims - self.columns
 
     @property
     def geometry(self) -> Geometry:
@@ -86,6 +89,7 @@ class Form:
     def images(self, x: Tensor) -> Tensor:
         """The input as `[N, H, W, in]`; a view where it can be."""
         if self.kind == "linear":
+            x = x.mT if self.columns else x
             return x.reshape(*_pixels(x), 1, x.shape[-1])
         x = x if x.dim() > self.dims + 1 else x[None]
         if self.kind == "transposed":
@@ -98,6 +102,8 @@ class Form:
 
     def outputs(self, y: Tensor, x: Tensor) -> Tensor:
         """`[N, H', W', out]` in the shape that the product gives for input `x`."""
+        if self.columns:
+            return y.reshape(*x.mT.shape[:-1], y.shape[-1]).mT
         if self.kind == "linear":
             return y.reshape(*x.shape[:-1], y.shape[-1])
         y = y.permute(0, 3, 1, 2)
@@ -110,6 +116,8 @@ class Form:
 
     def empty(self, x: Tensor, weight: Tensor) -> Tensor:
         """The product of an input without numbers: none, in its shape."""
+        if self.columns:
+            return x.new_empty(*x.shape[:-2], len(weight), x.shape[-1])
         if self.kind == "linear":
             return x.new_empty(*x.shape[:-1], weight.shape[1 if self.turned else 0])
         if self.kind == "transposed":
@@ -130,7 +138,7 @@ class Form:
     def multiplications(self, x: Tensor, weight: Tensor, y: Tensor) -> int:
         """How many products of two numbers it takes."""
         return x.numel() * math.prod(weight.shape[1:]) if self.kind == "transposed" else y.numel() * (
-            x.shape[-1] if self.kind == "linear" else math.prod(weight.shape[1:]))
+            x.shape[-1 - self.columns] if self.kind == "linear" else math.prod(weight.shape[1:]))
 
     def _spread(self, x):
         """Zeros between the pixels and around them, so that a convolution of stride 1 is the transposed one."""
@@ -168,9 +176,10 @@ class Operands:
     form: Form
 
 
-def operands(func: Callable, args: tuple, kwargs: dict) -> Operands | None:
-    """The parts of one call of a function in `PRODUCTS`; None where none of them can be a weight matrix on the right."""
-    return _READ[PRODUCTS[func]](*args, **kwargs)
+def operands(func: Callable, args: tuple, kwargs: dict, fits: Callable[[Operands], bool]) -> Operands | None:
+    """The parts of one call of a function in `PRODUCTS`, read so that they fit; of a product of two matrices each may be the weight."""
+    found = _READ[PRODUCTS[func]](*args, **kwargs)
+    return next((each for each in (found if isinstance(found, list) else [found]) if each is not None and fits(each)), None)
 
 
 def _linear(input, weight, bias=None):  # noqa: A002  PyTorch's names, which calls may use
@@ -184,14 +193,16 @@ def _conv(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1): 
         sides = tuple((length // 2, length - length // 2) for length in total)
     else:
         sides = tuple((length, length) for length in _each(padding, dims))
-    return Operands(input, weight, bias, Form("conv", False, dims, _each(stride, dims), sides, _each(dilation, dims), (), groups, size))
+    return Operands(input, weight, bias, Form("conv", dims=dims, stride=_each(stride, dims), padding=sides, dilation=_each(dilation, dims),
+                                              groups=groups, kernel_size=size))
 
 
 def _transposed(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):  # noqa: A002
     dims = weight.dim() - 2
     sides = tuple((length, length) for length in _each(padding, dims))
-    return Operands(input, weight, bias, Form("transposed", False, dims, _each(stride, dims), sides, _each(dilation, dims),
-                                              _each(output_padding, dims), groups, tuple(weight.shape[2:])))
+    return Operands(input, weight, bias, Form(
+        "transposed", dims=dims, stride=_each(stride, dims), padding=sides, dilation=_each(dilation, dims),
+        output_padding=_each(output_padding, dims), groups=groups, kernel_size=tuple(weight.shape[2:])))
 
 
 def _addmm(input, mat1, mat2, *, beta=1, alpha=1):  # noqa: A002
@@ -199,11 +210,14 @@ def _addmm(input, mat1, mat2, *, beta=1, alpha=1):  # noqa: A002
 
 
 def _matmul(input, other):  # noqa: A002
-    return Operands(input, other, None, Form("linear", turned=True)) if other.dim() == 2 else None
+    right = Operands(input, other, None, Form("linear", turned=True)) if other.dim() == 2 else None
+    left = Operands(other, input, None, Form("linear", columns=other.dim() > 1)) if input.dim() == 2 else None
+    return [right, left]
 
 
 _READ = {"linear": _linear, "conv": _conv, "transposed": _transposed, "addmm": _addmm,
-         "matmul": lambda input, other=None, mat2=None: _matmul(input, other if mat2 is None else mat2),  # noqa: A006
+         "matmul": lambda input, other=None, mat2=None, vec=None: _matmul(  # noqa: A006
+             input, next(each for each in (other, mat2, vec) if each is not None)),
          "rmatmul": lambda input, other: _matmul(other, input)}  # noqa: A006
 
 

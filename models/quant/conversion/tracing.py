@@ -23,9 +23,9 @@ SAMPLE = 2**14  # values of one call that are kept of a product's input
 # Products that no layer on crossbars stands for, by what they are called.
 OTHERS: dict[str, str] = {
     "einsum": "an einsum", "bmm": "a batched product", "baddbmm": "a batched product", "bilinear": "a bilinear layer",
-    "tensordot": "a tensordot", "mv": "a product with a vector", "inner": "an inner product", "addmm": "a scaled addmm",
-    "multi_head_attention_forward": "an attention called as one function", "matmul": "a product with the weight on the left",
-    "__matmul__": "a product with the weight on the left", "mm": "a product with the weight on the left", "lstm": "a recurrent layer",
+    "tensordot": "a tensordot", "inner": "an inner product", "addmm": "a scaled addmm",
+    "multi_head_attention_forward": "an attention called as one function", "matmul": "a batched product",
+    "__matmul__": "a batched product", "lstm": "a recurrent layer",
     "gru": "a recurrent layer", "rnn_tanh": "a recurrent layer", "rnn_relu": "a recurrent layer", "lstm_cell": "a recurrent layer",
     "gru_cell": "a recurrent layer", "rnn_tanh_cell": "a recurrent layer", "rnn_relu_cell": "a recurrent layer",
     "_transformer_encoder_layer_fwd": "a fused encoder layer", "_native_multi_head_attention": "a fused attention",
@@ -119,8 +119,8 @@ class _Watcher(TorchFunctionMode):
 
     def _follow(self, func, args, kwargs, tensors, result):
         """What follows from parameters and buffers alone."""
-        found = operands(func, args, kwargs) if func in PRODUCTS else None
-        if found is not None and id(found.weight) in self.origin and id(found.x) not in self.origin:
+        found = self._operands(func, args, kwargs, self.origin)
+        if found is not None:
             self.found.constant[self.origin[id(found.weight)][0]] = None
         made = [leaf for leaf in tree.tree_leaves(result) if isinstance(leaf, Tensor)]
         self.fixed.update({id(leaf): leaf for leaf in made})
@@ -131,8 +131,8 @@ class _Watcher(TorchFunctionMode):
             self.origin.update({id(leaf): (name, paths[id(leaf)], leaf) for leaf in made if leaf.dim() > 1 and id(leaf) not in self.origin})
 
     def _multiply(self, func, name, args, kwargs, tensors, result):
-        found = operands(func, args, kwargs) if func in PRODUCTS else None
-        if found is not None and id(found.weight) in self.origin and id(found.x) not in self.fixed:
+        found = self._operands(func, args, kwargs, self.fixed)
+        if found is not None:
             self._weighs(found, result)
             return
         weights = [self.origin[id(tensor)][0] for tensor in tensors if id(tensor) in self.origin]
@@ -146,6 +146,11 @@ class _Watcher(TorchFunctionMode):
             twice = 2 if name == "scaled_dot_product_attention" else 1
             length = right.shape[-2] if twice == 2 else left.shape[-1]
             self.found.between += twice * length * (left.numel() if twice == 2 else result.numel())
+
+    def _operands(self, func, args, kwargs, known):
+        """The parts of a product whose weight follows from one parameter, and whose input is none of what is known."""
+        return operands(func, args, kwargs, lambda each: id(each.weight) in self.origin and id(each.x) not in known
+                        ) if func in PRODUCTS else None
 
     def _weighs(self, found, result):
         name, path, weight = self.origin[id(found.weight)]
