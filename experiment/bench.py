@@ -185,7 +185,7 @@ class Bench:
         record = of_chips(setting, [points.record_of(point, chip) for point, chip in zip(found, setting.one_by_one)])
         first = found[0]["row"]
         row = results.row(record, self.settings, first["calib_images"], first["adc_ranges"])
-        return points.of_record(record, row | self.facts, self.decides(setting), None)
+        return points.of_record(record, row | self.facts, self.decides(setting), None) | {"took_s": sum(point["took_s"] for point in found)}
 
     def _make(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool) -> dict[str, Any]:
         record, source = self._measure(setting, software, original, progress=progress)

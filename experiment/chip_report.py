@@ -54,7 +54,7 @@ def _add_gate_errors(layers: Sequence[dict[str, Any]], network: nn.Module, setti
     chips = [(layer, layer.chip) for _, layer in quant.crossbar_layers(network)]
     quant.program(network, setting.chips.device, seed, setting.chips.reference_cells, wires=quant.Wires("gate"))
     straight = {name: layer.cells() for name, layer in on_adcs(network)}
-    both = {name: layer.chip.readout.both for name, layer in on_adcs(network) if setting.spec.weights == "pair"}
+    both = {name: layer.chip.readout.both for name, layer in on_adcs(network) if layer.spec.weights == "pair"}
     for layer, chip in chips:
         layer.chip = chip
     found = gate_errors(network, images, setting.chips.device, straight, setting.chips.wire_ohm, both)

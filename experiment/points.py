@@ -76,7 +76,7 @@ class Points:
                 started = time.perf_counter()
                 point = {"key": key, **make()}
                 point["row"] = {**point["row"], "key": key}
-                point.setdefault("took_s", time.perf_counter() - started)  # of a copy that of the other
+                point.setdefault("took_s", time.perf_counter() - started)
                 text = json.dumps(point).encode()
                 atomic_write(path, lambda file: file.write(text))
                 if not of_several:

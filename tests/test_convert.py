@@ -4,6 +4,7 @@ import copy
 import importlib
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -302,6 +303,52 @@ def test_weights_on_the_left_are_those_of_linear_layers(options, images):
     assert len(found[0]) == 3 and [layer["multiplications"] for layer in found[0]] == [layer["multiplications"] for layer in found[1]]
     torch.testing.assert_close(left(x), right(x), rtol=1e-4, atol=1e-5)
     assert next(layer for _, layer in crossbar_layers(left))(x[:, :, :0]).shape == (images, 12, 0)
+
+
+class Beside(nn.Module):
+    """Products of a weight with what does not depend on the input, beside its product with the input: they belong to no layer."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(5)
+        self.kind, self.first, self.second = kind, nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 6))
+        self.register_buffer("far", 50 * torch.randn(8))
+
+    def forward(self, x):
+        if self.kind == "norm":
+            return F.linear(x, self.first) / (self.first @ self.far).norm()
+        if self.kind == "sum":
+            return x @ self.first + self.first @ self.far / 50
+        return F.linear(x, self.first @ self.second.mm(self.second.t()))
+
+
+@pytest.mark.parametrize("kind", ["norm", "sum", "factors"])
+def test_products_beside_a_layers_own_are_as_they_were(kind):
+    x = seeded((16, 8), 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = equal_to_float(Beside(kind), x, correct="none")
+        net(x)
+
+
+class Viewed(nn.Module):
+    """Outputs of products in other shapes, as memory in PyTorch's order allows."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(6)
+        self.conv, self.left, self.head = nn.Conv2d(3, 8, 3), nn.Parameter(torch.randn(4, 8)), nn.Linear(16, 5)
+
+    def forward(self, x):
+        y = F.max_pool2d(F.relu(self.conv(x)), 2).view(-1, 8, 4)
+        return self.head((self.left @ y).view(len(x), -1))
+
+
+def test_networks_that_view_outputs_in_other_shapes():
+    x = seeded((16, 3, 6, 6), 9)
+    net = equal_to_float(Viewed(), x)
+    assert copy.deepcopy(net)(x).equal(net(x)) and all(layer.contiguous for _, layer in crossbar_layers(net))
+    assert not any(layer.contiguous for _, layer in crossbar_layers(convert(Small(), W8A8, x)))
 
 
 class Functional(nn.Module):
@@ -618,6 +665,9 @@ def test_names_by_which_layers_are_skipped():
     small.aux = nn.Linear(4, 4)  # a head that serves in training alone is in no product, and may be named all the same
     names = [[name for name, _ in crossbar_layers(convert(small, W8A8, seeded((2, 3, 6, 6)), skip=skip))] for skip in ([], ["aux*"], "aux")]
     assert len(names[0]) == 3 and names[0] == names[1] == names[2]
+    for slip in ("stem.bias", "norm*"):
+        with pytest.raises(ValueError, match="which fits no product with a weight$"):
+            convert(small, W8A8, seeded((2, 3, 6, 6)), skip=[slip])
     encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     net = convert(encoder, CrossbarSpec(4, 4), seeded((3, 5, 8)), skip=["linear1"],
                   specs={"self_attn.in_proj_weight.1": CrossbarSpec(5, 5)})

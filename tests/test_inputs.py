@@ -153,6 +153,7 @@ def test_an_input_that_is_not_a_number_is_told_of_once(tiny, fused):
         warnings.simplefilter("default")
         for _ in range(3):
             y = model(x)
+    print([(w.filename,w.lineno) for w in caught])
     assert [str(warning.message) for warning in caught if warning.category is RuntimeWarning] == [
         "the input of a quantized layer holds NaN, which becomes the code of a number"]
     assert y.isfinite().all()

@@ -212,6 +212,10 @@ def test_chips_that_are_interrupted_are_not_lost(evaluate, checkpoint, monkeypat
         evaluation.main([*QUICK, "--calib_images", "4", "--resume", *flags_])
     assert len(list(Path("save/points/chips").glob("*.json"))) == 5
     measured, text = evaluate(*flags_)
+    took = {path: json.loads(path.read_bytes())["took_s"] for path in Path("save/points").glob("**/*.json")}
+    alone = sum(seconds for path, seconds in took.items() if path.parent.name == "chips")
+    software = min((json.loads(path.read_bytes())["row"]["cell_bits"] is not None, seconds) for path, seconds in took.items())[1]
+    assert sum(took.values()) - software == pytest.approx(2 * alone)  # each chip's time is in its setting's too
     assert [(setting.chips.chip_seed, setting.spec.adc_bits) for setting in measured] == [(2, 4)] and table(text) == expected
     shutil.rmtree("save/points/chips")  # they are nothing that a result needs
     assert not evaluate(*flags_)[0] and len(results("save")) == 3

@@ -30,4 +30,5 @@ def scaled(y: Tensor, gain: Tensor, offset: Tensor, channel_dim: int) -> Tensor:
     dtype = torch.promote_types(y.dtype, torch.float32)
     shape = -1, *[1] * (y.dim() - 1 - channel_dim % y.dim())
     gain, offset = gain.to(dtype).view(shape), offset.to(dtype).view(shape)
-    return torch.addcmul(offset, gain, y.to(dtype)).to(y.dtype)
+    y_in = y.to(dtype)
+    return torch.addcmul(offset, gain, y_in, out=torch.empty_like(y_in)).to(y.dtype)  # in y's order of memory

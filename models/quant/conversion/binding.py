@@ -97,12 +97,15 @@ class _Made(Tensor):
 def _call(func, args, kwargs):
     """Any function of PyTorch with a bound parameter, or what was made of it, among its arguments."""
     if func in PRODUCTS:
-        found = operands(func, args, kwargs, lambda each: isinstance(each.weight, (Bound, _Made)))
+        found = operands(func, args, kwargs, _has_a_layer)
         if found is not None:
             root, path = origin(found.weight)
-            if path in root.layers:
-                with torch._C.DisableTorchFunctionSubclass():
-                    return root.layers[path](found.x, plain(found.weight), found.bias)
+            with torch._C.DisableTorchFunctionSubclass():
+                return root.layers[path](found.x, plain(found.weight), found.bias)
+        # What a weight is on the left of may follow from weights alone: its norm, another factor.
+        found = operands(func, args, kwargs, lambda each: isinstance(each.weight, (Bound, _Made)) and not each.form.left)
+        if found is not None:
+            root, path = origin(found.weight)
             if path not in root.digital:
                 warnings.warn(f"a product with {root.label} that was not seen when the network was converted is computed without "
                               "crossbars: its weight is another part or comes about in another way", RuntimeWarning, 2)
@@ -113,6 +116,14 @@ def _call(func, args, kwargs):
     paths, part = step(path, func, args, kwargs, result), _name(func) in PARTS and isinstance(tensors[0], (Bound, _Made))
     return tree.tree_map_only(Tensor, lambda value: _Made.of(value, root, paths[id(value)])
                               if paths[id(value)] in root.known or part and value.dim() > 1 else value, result)
+
+
+def _has_a_layer(product):
+    """Whether it is a product that a layer was made for: of this weight, of this form."""
+    if not isinstance(product.weight, (Bound, _Made)):
+        return False
+    root, path = origin(product.weight)
+    return path in root.layers and root.layers[path].form == product.form
 
 
 def origin(weight: Bound | _Made) -> tuple[Bound, str]:

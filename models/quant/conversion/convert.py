@@ -86,15 +86,16 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
                   quantized=spec is not None)
     with torch.no_grad():
         _verify(net, bound, batches[0], found.outputs[0])
-        first = torch.cat(batches)[:CORRECTION_IMAGES]
-        wanted = _float_moments(net, bound, first) if spec is not None and correct == "channel" else {}  # before weights are rounded
+        corrected = spec is not None and correct == "channel"
+        first = torch.cat(batches)[:CORRECTION_IMAGES] if corrected else None
+        wanted = _float_moments(net, bound, first) if corrected else {}  # before weights are rounded
     notes, unrounded = ([], {}) if spec is None else _round(net, bound, rounding)
     report = ConversionReport(digital, found.between, _never_used(net, found), notes,
                               digital_multiplications=found.others_multiplications + sum(
                                   product.multiplications for product in found.products if product not in chosen))
     with torch.no_grad():
         if spec is not None:
-            if correct == "channel":
+            if corrected:
                 _towards_float(net, bound, first, wanted)
             if any(layer.spec.adc_range == "calibrated" for layer, _ in bound.values()):
                 calibrate(net, (batch.clone() for batch in batches), correct=correct)
@@ -232,9 +233,9 @@ def _choose(net, found: Trace, labels, skip, strict):
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise ValueError(f"{name} cannot be put on crossbars: it is {reason}{more}. To keep it digital, give skip=[{name!r}], or "
                          "strict=False")
-    for name, _ in net.named_parameters(remove_duplicate=False):
-        skipped([_short(name), name, *_holders(name)])  # what is in no product, such as a head that serves in training, is digital anyway
-    if unused := [pattern for pattern in skip if pattern not in used]:
+    # What is in no product, such as a head that serves in training, is digital anyway, and may be named.
+    spared = {pattern for name in _never_used(net, found) for pattern in skip if _fits([_short(name), name, *_holders(name)], pattern)}
+    if unused := [pattern for pattern in skip if pattern not in used | spared]:
         raise ValueError(f"skip has {unused[0]!r}, which fits no product with a weight")
     if not chosen:
         raise ValueError("nothing of this network can be put on crossbars: no product of an input and a weight was seen"
@@ -347,7 +348,14 @@ def _verify(net, bound, images, wanted):
             stack.callback(layer.register_forward_pre_hook(lambda *_, name=name: called.add(name)).remove)
             stack.callback(setattr, layer, "quantized", layer.quantized)
             layer.quantized = False
-        y = first_tensor(net(images.clone())).double()
+        try:
+            y = first_tensor(net(images.clone())).double()
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+            for layer, _ in bound.values():  # outputs lie channels last otherwise
+                layer.contiguous = True
+            y = first_tensor(net(images.clone())).double()
     if missing := [name for name in bound if name not in called]:
         raise ValueError(f"{missing[0]} was put on crossbars, but the network passes it by; give skip=[{missing[0]!r}], and report it")
     wanted = first_tensor(wanted).double()

@@ -37,6 +37,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     """
 
     EXACT = (*ADC_BUFFERS, "quant_gain", "quant_offset")
+    contiguous = False  # whether outputs are, as those of PyTorch are: for networks that view them in other shapes
     bias = None  # comes with each call
     out_scale = 1.0
 
@@ -198,7 +199,12 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
                 y = self._signed(x)
             else:
                 y = self._numbered(x, self._parts(x)[0], lambda codes: self._of_codes(codes, None))
-        return self.form.outputs(y, x).to(x.dtype)
+        return self._shaped(y, x)
+
+    def _shaped(self, y, x):
+        """`[N, H', W', out]` as the product with `x` has it."""
+        y = self.form.outputs(y, x).to(x.dtype)
+        return y.contiguous() if self.contiguous else y
 
     def _signed(self, x):
         """`[N, H', W', out]` of an input with codes below zero."""
@@ -252,9 +258,10 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if (top, left) != (bottom, right):
             images, top, left = F.pad(images, (left, right, top, bottom)), 0, 0
         y = F.conv2d(images, kernel, None, geometry.stride, (top, left), geometry.dilation, geometry.groups).permute(0, 2, 3, 1)
+        y = y.contiguous()  # channels last, as arrays give it: what suits one of both suits the other
         if bias is not None:
             y = y + bias
-        return self.form.outputs(y if gain is None else y * gain + offset, x).to(x.dtype)
+        return self._shaped(y if gain is None else y * gain + offset, x)
 
 
 def _fit_spec(layer, _):

@@ -35,14 +35,14 @@ PRODUCTS: dict[Callable, str] = {
 class Form:
     """What kind of product it is: all that is not a tensor.
 
-    Attributes: kind, "linear", "conv" or "transposed"; turned, a linear weight is `[in, out]`; columns, it is multiplied by columns of the
-        input, `W x`; dims, of a convolution, with its stride, padding (before, after), dilation, output_padding and kernel size for
-        each, and groups.
+    Attributes: kind, "linear", "conv" or "transposed"; turned, a linear weight is `[in, out]`; left, of `W x`, where the weight is on the
+        left: 1 for a vector x, 2 for columns, 0 where it is on the right; dims, of a convolution, with its stride, padding (before,
+        after), dilation, output_padding and kernel size for each, and groups.
     """
 
     kind: str
     turned: bool = False
-    columns: bool = False
+    left: int = 0
     dims: int = 0
     stride: tuple[int, ...] = ()
     padding: tuple[tuple[int, int], ...] = ()
@@ -50,6 +50,11 @@ class Form:
     output_padding: tuple[int, ...] = ()
     groups: int = 1
     kernel_size: tuple[int, ...] = ()
+
+    @property
+    def columns(self) -> bool:
+        """Whether the weight is multiplied by columns of the input."""
+        return self.left > 1
 
     @property
     def channel_dim(self) -> int:
@@ -178,12 +183,11 @@ class Operands:
 
 def operands(func: Callable, args: tuple, kwargs: dict, fits: Callable[[Operands], bool]) -> Operands | None:
     """The parts of one call of a function in `PRODUCTS`, read so that they fit; of a product of two matrices each may be the weight."""
-    found = _READ[PRODUCTS[func]](*args, **kwargs)
-    return next((each for each in (found if isinstance(found, list) else [found]) if each is not None and fits(each)), None)
+    return next((each for each in _READ[PRODUCTS[func]](*args, **kwargs) if each is not None and fits(each)), None)
 
 
 def _linear(input, weight, bias=None):  # noqa: A002  PyTorch's names, which calls may use
-    return Operands(input, weight, bias, Form("linear"))
+    return [Operands(input, weight, bias, Form("linear"))]
 
 
 def _conv(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):  # noqa: A002
@@ -193,25 +197,25 @@ def _conv(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1): 
         sides = tuple((length // 2, length - length // 2) for length in total)
     else:
         sides = tuple((length, length) for length in _each(padding, dims))
-    return Operands(input, weight, bias, Form("conv", dims=dims, stride=_each(stride, dims), padding=sides, dilation=_each(dilation, dims),
-                                              groups=groups, kernel_size=size))
+    return [Operands(input, weight, bias, Form("conv", dims=dims, stride=_each(stride, dims), padding=sides, dilation=_each(dilation, dims),
+                                               groups=groups, kernel_size=size))]
 
 
 def _transposed(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):  # noqa: A002
     dims = weight.dim() - 2
     sides = tuple((length, length) for length in _each(padding, dims))
-    return Operands(input, weight, bias, Form(
+    return [Operands(input, weight, bias, Form(
         "transposed", dims=dims, stride=_each(stride, dims), padding=sides, dilation=_each(dilation, dims),
-        output_padding=_each(output_padding, dims), groups=groups, kernel_size=tuple(weight.shape[2:])))
+        output_padding=_each(output_padding, dims), groups=groups, kernel_size=tuple(weight.shape[2:])))]
 
 
 def _addmm(input, mat1, mat2, *, beta=1, alpha=1):  # noqa: A002
-    return Operands(mat1, mat2, input, Form("linear", turned=True)) if beta == alpha == 1 and input.dim() == 1 else None
+    return [Operands(mat1, mat2, input, Form("linear", turned=True))] if beta == alpha == 1 and input.dim() == 1 else []
 
 
 def _matmul(input, other):  # noqa: A002
     right = Operands(input, other, None, Form("linear", turned=True)) if other.dim() == 2 else None
-    left = Operands(other, input, None, Form("linear", columns=other.dim() > 1)) if input.dim() == 2 else None
+    left = Operands(other, input, None, Form("linear", left=min(other.dim(), 2))) if input.dim() == 2 else None
     return [right, left]
 
 

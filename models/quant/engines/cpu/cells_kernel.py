@@ -167,8 +167,8 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
                             add_rows(shape, at, weights, first, end, sums)
                     for x in range(first, end):
                         for half in range(0, min(shape.tile, shape.out_channels - tile * shape.tile), WIDE):
-                            sums = (x - first) * shape.digits * shape.tile + half
-                            place = Place(group, t, array, k, tile * shape.tile + half, x, sums)
+                            at_sums = (x - first) * shape.digits * shape.tile + half
+                            place = Place(group, t, array, k, tile * shape.tile + half, x, at_sums)
                             if op == RANGES:
                                 _keep_extremes(shape, at, place, op)
                             elif op == HISTOGRAM:

@@ -6,10 +6,10 @@ from collections import namedtuple
 
 import numpy as np
 
+from .amx import TILE_ROWS
 from .inner import inlined, inner
 from .simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int64, put_uint32, uint32_at
 from .wide import load_ints
-from .amx import TILE_ROWS
 from .wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, between_curves, converted_by, curved, mixed, moved_high, with_noise,
                          with_noise_of_levels)
 
@@ -36,7 +36,7 @@ def sums_of_cells(shape, at, place, z):
 @inlined
 def _sums_of_both(shape, at, place, z):
     """B of 64 columns of pairs, see `readout.Readout`."""
-    return load_ints(at.sums, (TILE_ROWS + z) * shape.tile + place.sums)
+    return load_ints(at.sums, place.sums + (TILE_ROWS + z) * shape.tile)
 
 
 @inlined
