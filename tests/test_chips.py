@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from test_eval import scene as small_networks  # noqa: F401
 import eval as evaluation
 import models
 from experiment import chips as chip_flags
-from experiment import eval_settings, report
+from experiment import chip_report, eval_settings, report
 from experiment.chips import Chips, DeviceSettings, chips_of, show_time
 from experiment.cli import UserError
-from experiment.evaluation import Cache, Setting, measure, place
+from experiment.evaluation import Cache, Setting, measure, place, program
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device, Wires, diagnostics
 from models.quant.devices import presets
@@ -348,6 +349,24 @@ def test_the_report_of_a_chip(run, checkpoint, monkeypatch):  # noqa: F811
     table = text[text.index("layer "):].splitlines()
     assert table[0].split() == "layer scatter off by > 1/2 ADC alone dB cells alone dB both dB".split()
     assert [line.split()[0] for line in table[2:6]] == CROSSBARS
+
+
+def test_errors_of_gate_access_of_single_layers():
+    """Layers on pairs and layers on offset cells in one report are off as far as where all are alike."""
+    spec, found = CrossbarSpec(rows=64, cell_bits=2, adc_range="full"), {}
+    x = torch.rand(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    for name, more in (("offset", {}), ("pair", {"weights": "pair"}), ("mixed", {})):
+        torch.manual_seed(0)
+        layers = (quant.Qconv2dDoreFa(channels, 8, 3, bias=False, spec=spec, alpha_init=1.0) for channels in (4, 8))
+        net = torch.nn.Sequential(*layers).eval()
+        made = Setting(replace(spec, **more), chips=Chips(device=quant.Device("own", "here", 2.0, 160.0), access="gate", wire_ohm=2.0),
+                       per_layer={"1": {"weights": "pair"}} if name == "mixed" else {})
+        place(net, made)
+        program(net, made, 0)
+        found[name] = [{"layer": each} for each in "01"]
+        chip_report._add_gate_errors(found[name], net, made, 0, x)
+    assert found["mixed"] == [found["offset"][0], found["pair"][1]]
+    assert all(0 < each["gate_error"] < each["without_wires_error"] for each in found["pair"])
 
 
 def on_a_chip(net, device, seed=0):
