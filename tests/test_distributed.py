@@ -301,7 +301,7 @@ def test_an_evaluation_has_the_same_bits_on_any_number_of_processes(played, worl
 def test_what_is_measured_is_not_measured_again_by_any_process(played, world):
     results = result(played, evaluate, world)
     assert all(found == results[0] for found in results)
-    assert len(results[0]["first"]) == 5  # and for costs the software again:
+    assert len(results[0]["first"]) == 6  # two chips one by one; and for costs the software again:
     assert results[0]["second"] == ["None", "1-bit cells, 5-bit ADC, calibrated"]
 
 

@@ -264,7 +264,7 @@ def test_noise_that_depends_on_the_level_is_that_of_two_cells():
     program(nn.ModuleList([layer]), EXACT)
     still = reads_of(layer, a_codes)
     program(nn.ModuleList([layer]), device, seed=1)
-    noisy = [reads_of(layer, a_codes, first=2 * i) for i in range(1500)]
+    noisy = [reads_of(layer, a_codes, first=2 * i) for i in range(500)]
     bits, plus, minus = oracle.pair_lines(w_codes.numpy(), 15, 2)
     for z, k in ((0, 0), (3, 1)):
         c0, c1, _ = device.cell_noise(bits[k])
