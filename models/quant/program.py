@@ -60,7 +60,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
             draw for each physical column, which stays what it is.
         wires: see `Wires`. With voltage access the cells become the effective ones, exact for all inputs, the two lines of a pair side
             by side; with gate access those of `devices.wires.gate_curve` behind its curve, whose error on random inputs is logged;
-            each line of a pair is behind a curve of its own.
+            of pairs each line is behind it.
         noise_seed: of the noise of reads.
     Raises: ValueError for values that cannot be, a device of fewer levels than the cells have, or cells that the grid does not
         hold; no layer is changed.
