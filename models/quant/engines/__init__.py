@@ -23,7 +23,8 @@ what they are worth. With q the ADC code of array t, digit z, slice k (`adc.tran
     ideal              `sum A (2 W - L)`, L twice the level that stands for zero; G = 1; with cells on a grid
                        `sum_t sum_z sum_k 2^(d z + c k) sum_rows a (values - reference)`
 
-`histogram` counts every read of every output pixel, those in the padding too; bin i is `u = layer.u_span[0] + i`.
+`histogram` counts every read of every output pixel of a layer without a readout, those in the padding too; bin i is
+`u = layer.u_span[0] + i`.
 All of them are exact, so engines agree bit for bit. Integers are int32, or int64 where int32 could overflow.
 """
 

@@ -9,6 +9,7 @@ and a read is one exact int8 dot product a digit, added in int32 (int64 where u 
 fit). Two digits serve cells up to 32639 units from their reference, 127 levels of a grid of 1/256. What becomes of u is the MODE:
 
     sum         acc += u                                      "ideal": one read of all digits and slices, `m = sum_k 2^(c k) m_k`
+    as read     acc += 2^(d z + c k) u                        "ideal", of reads that have something besides (`triton_readout`)
     static      acc += 2^(d z + c k) clip(rint(u / D), ..)    `D = 2^F delta`; in float32 and corrected, where that is exact
     exact       acc += 2^(d z + c k) clip(rint(u / D), ..)    otherwise: in float64, as `adc.transfer` has it
     range, dynamic, histogram                                 as in `triton_ideal`
@@ -26,27 +27,20 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from torch.nn import functional as F
 
-from .triton_tile import MAGIC, MAGIC_BITS, corner_of, divide, dot
+from .reach import read_range
+from .triton_readout import read_out
+from .triton_tile import MAGIC, MAGIC_BITS, WIDE_MAGIC, codes_of_rows, corner_of, divide, dot
 
 if TYPE_CHECKING:
     from ..mapping import MappedLayer
-
-WIDE_MAGIC = tl.constexpr(1.5 * 2**52)  # float64 from 2^52 to 2^53 are the integers; its low 32 bits are 0
 
 
 @triton.jit
 def _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L: tl.constexpr):
     """Codes `[pixels, rows]` of a block of rows, and their levels `[rows, channels]`: the two lower digits, and where all of them lie.
     Rows as in `triton_ideal._load`."""
-    row = row % (L.taps * L.channels)
-    tap = row // L.channels
-    shift = tap // L.kernel_w * L.dilation_y * in_width + tap % L.kernel_w * L.dilation_x
-    offset = shift * (L.groups * L.channels) + row % L.channels
-    VECTOR: tl.constexpr = L.vector
-    offset = tl.max_contiguous(tl.multiple_of(offset, VECTOR), VECTOR)
-    a = tl.load(a_ptr + (corner[:, None] + offset[None, :]))
+    a = codes_of_rows(a_ptr, corner, row, in_width, L)
     levels = m_ptr + (column[None, :] + depth[:, None])
     m = tl.load(levels)
     m_high = m
@@ -56,7 +50,7 @@ def _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L: tl.constexpr):
 
 
 @triton.jit
-def _read(a, m, m_high, levels, z: tl.constexpr, L: tl.constexpr):
+def _read(a, m, m_high, levels, z, L: tl.constexpr):
     """`u` of a block of rows, `[pixels, channels]`. A third digit is rare, and loaded when it is needed."""
     PARTS: tl.constexpr = L.parts
     MASK: tl.constexpr = (1 << L.dac_bits) - 1
@@ -125,7 +119,7 @@ def _widen(u, out_ptr, read, L: tl.constexpr):
 
 
 @triton.jit
-def _count(u, own, out_ptr, adc_ptr, k, z: tl.constexpr, L: tl.constexpr):
+def _count(u, own, out_ptr, adc_ptr, k, z, L: tl.constexpr):
     """Count the reads by value, in one of several copies of the counts."""
     bins = tl.load(adc_ptr + 1)
     copy = tl.program_id(0) % tl.load(adc_ptr + 2)
@@ -134,8 +128,39 @@ def _count(u, own, out_ptr, adc_ptr, k, z: tl.constexpr, L: tl.constexpr):
 
 
 @triton.jit
-def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height, width, in_height, in_width,
-           L: tl.constexpr, MODE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def _add_read(acc, a, m, m_high, levels, a_ptr, m_ptr, out_ptr, adc_ptr, weight_ptr, besides, first_image, seed, corner, column, row, depth,
+              in_width, pixel, size, channel, own, group, k, t, z, L: tl.constexpr, R: tl.constexpr, MODE: tl.constexpr):
+    """Make a read of digit z and do with it what MODE says. Returns: acc and what the read adds to it."""
+    weight = tl.load(weight_ptr + (k * L.digits + z))
+    if not L.planned or weight != 0:  # with a plan, reads that are not converted are not made
+        u = _read(a, m, m_high, levels, z, L)
+        for b in range(1, L.blocks):  # arrays of more than block_k rows
+            a_b, m_b, m_high_b, levels_b = _load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k, in_width, L)
+            u += _read(a_b, m_b, m_high_b, levels_b, z, L)
+        if R is not None:
+            u = read_out(u, besides, first_image, seed, a, a_ptr, corner, row, in_width, pixel, size, channel, group, k, t, z, L, R)
+
+        read = ((group * L.arrays + t) * L.digits + z) * L.slices + k
+        if MODE == "sum":
+            acc += u.to(L.acc)
+        elif MODE == "as read":
+            acc += u.to(L.acc) * weight
+        elif MODE == "static":
+            acc += _static(u, adc_ptr, k * L.digits + z).to(L.acc) * weight
+        elif MODE == "exact":
+            acc += _exact(u, adc_ptr, k * L.digits + z).to(L.acc) * weight
+        elif MODE == "dynamic":
+            acc += _dynamic(u, adc_ptr, read, L) * weight
+        elif MODE == "range":
+            _widen(u, out_ptr, read, L)
+        else:
+            _count(u, own, out_ptr, adc_ptr, k, z, L)
+    return acc
+
+
+@triton.jit
+def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height, width, in_height, in_width, besides, first_image, seed,
+           L: tl.constexpr, R: tl.constexpr, MODE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """See the module. L, the layer's `triton_gpu.Constants`. Shapes are those of `triton_ideal.kernel`, but for the ADC:
 
     adc, `(1 / D, D, q_min, q_max)` `[slices, digits, 4]`, float32 for "static" and float64 for "exact", the ranges for "dynamic",
@@ -160,28 +185,14 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
         column = ((k * L.groups + group).to(tl.int64) * L.out + channel) * (L.arrays * L.blocks * L.block_k) + (
             t * (L.blocks * L.block_k))
         a, m, m_high, levels = _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L)
-        for z in tl.static_range(DIGITS):
-            weight = tl.load(weight_ptr + (k * L.digits + z))
-            if not L.planned or weight != 0:  # with a plan, reads that are not converted are not made
-                u = _read(a, m, m_high, levels, z, L)
-                for b in range(1, L.blocks):  # arrays of more than block_k rows
-                    a_b, m_b, m_high_b, levels_b = _load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k,
-                                                         in_width, L)
-                    u += _read(a_b, m_b, m_high_b, levels_b, z, L)
-
-                read = ((group * L.arrays + t) * L.digits + z) * L.slices + k
-                if MODE == "sum":
-                    acc += u.to(L.acc)
-                elif MODE == "static":
-                    acc += _static(u, adc_ptr, k * L.digits + z).to(L.acc) * weight
-                elif MODE == "exact":
-                    acc += _exact(u, adc_ptr, k * L.digits + z).to(L.acc) * weight
-                elif MODE == "dynamic":
-                    acc += _dynamic(u, adc_ptr, read, L) * weight
-                elif MODE == "range":
-                    _widen(u, out_ptr, read, L)
-                else:
-                    _count(u, own, out_ptr, adc_ptr, k, z, L)
+        if R is None:
+            for z in tl.static_range(DIGITS):
+                acc = _add_read(acc, a, m, m_high, levels, a_ptr, m_ptr, out_ptr, adc_ptr, weight_ptr, besides, first_image, seed, corner,
+                                column, row, depth, in_width, pixel, height * width, channel, own, group, k, t, z, L, R, MODE)
+        else:  # digits one after the other: all of them would need more registers than there are
+            for z in range(DIGITS):
+                acc = _add_read(acc, a, m, m_high, levels, a_ptr, m_ptr, out_ptr, adc_ptr, weight_ptr, besides, first_image, seed, corner,
+                                column, row, depth, in_width, pixel, height * width, channel, own, group, k, t, z, L, R, MODE)
 
     if MODE != "range" and MODE != "histogram":
         out = (step.to(tl.int64) * pixels + own_pixel) * (L.groups * L.out) + group * L.out
@@ -196,28 +207,16 @@ def row_weights(layer: MappedLayer, whole: bool = False) -> torch.Tensor:
     return sum(part.long() << layer.spec.cell_bits * k for k, part in enumerate(layer.cells.weights(analog=True)))[None]
 
 
-def levels(weights: torch.Tensor, order: list[int], rows: torch.Tensor) -> torch.Tensor:
-    """Weights of the slices in `order`, digit by digit: int8 `[parts, slices, groups, out / groups, positions]`.
-
-    Args: weights, see `row_weights`; rows, which row stands at each position, the one after the last being empty.
-    """
-    m = F.pad(weights[order].transpose(2, 3), (0, 1))
-    m = m.index_select(-1, rows.to(m.device))
-    parts = []
-    while not parts or m.any():
-        parts.append(((m + 128) % 256 - 128).to(torch.int8))
-        m = (m - parts[-1]) >> 8
-    return torch.stack(parts)
-
-
 def conversion(layer: MappedLayer) -> tuple[str, torch.Tensor | None]:
     """How the kernel converts the reads of `layer`: `(mode, what it needs of each slice and digit or None)`."""
     spec = layer.spec
-    if spec.adc_range in ("ideal", "dynamic"):
-        return {"ideal": "sum", "dynamic": "dynamic"}[spec.adc_range], None
+    if spec.adc_range == "ideal":
+        return "sum" if layer.readout is None else "as read", None
+    if spec.adc_range == "dynamic":
+        return "dynamic", None
     digits, slices = range(len(spec.digit_bits)), range(len(spec.slice_bits))
     numbers = np.array([[_numbers(layer, z, k) for z in digits] for k in slices])
-    if all(_exact_in_float32(numbers[k, z, 1], layer.u_range(k)) for z in digits for k in slices if layer.converter(z, k).bits):
+    if all(_exact_in_float32(numbers[k, z, 1], read_range(layer, k)) for z in digits for k in slices if layer.converter(z, k).bits):
         return "static", torch.from_numpy(numbers.astype(np.float32))
     return "exact", torch.from_numpy(numbers)
 

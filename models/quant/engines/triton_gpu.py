@@ -1,5 +1,5 @@
 """Triton engine: a layer laid out for a kernel on NVIDIA GPUs, and its launch. Ideal cells have one kernel (`triton_ideal`), cells on a
-grid another with the same arguments (`triton_cells`).
+grid another with the same arguments (`triton_cells`) and, for what reads have besides, those of `triton_readout`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from ..mapping import MappedLayer
-from . import accumulator_dtype, triton_cells, triton_ideal
+from ..readout import first_image
+from . import accumulator_dtype, triton_cells, triton_ideal, triton_readout, triton_tile
 from .triton_tile import MAX_ROWS
 
 log = logging.getLogger(__name__)
@@ -58,10 +59,9 @@ class Constants:
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
-    if layer.readout is not None:
-        return "reads with noise, or converters that are not alike"
-    if _interpreted():
-        return None
+    reason = triton_readout.unsupported(layer)
+    if reason or _interpreted():
+        return reason
     if device.type != "cuda" or torch.version.hip:
         return f"it needs a GPU from NVIDIA, not {torch.version.hip and 'one from AMD' or device.type}"
     capability = torch.cuda.get_device_capability(device)
@@ -105,7 +105,7 @@ class Prepared:
                             reference="analog" if spec.adc_range == "ideal" else spec.reference)
             layer = replace(layer, spec=replace(whole, adc_plan="uniform", adc_bits=1), reference_twice=(layer.zero_twice,))
             steps = [[0]]
-        elif self.mode == "dynamic":
+        elif self.mode in ("dynamic", "as read"):
             steps = [range(len(spec.slice_bits))]
         else:
             steps = [slices for _, slices in layer.delta_groups]
@@ -113,7 +113,8 @@ class Prepared:
 
     @cached_property
     def every_read(self) -> _Reads:
-        """The reads as the hardware makes them, whatever `accumulate` may skip."""
+        """The reads as the hardware makes them, whatever `accumulate` may skip. Noise would take them out of the bins."""
+        assert self.layer.readout is None
         weights = None if self.layer.cells is None else triton_cells.row_weights(self.layer)
         return _Reads(self.layer, [range(len(self.layer.reference_twice))], torch.int32, weights=weights)
 
@@ -154,7 +155,7 @@ class _Reads:
         order = [k for step in steps for k in step]
         block_k = min(MAX_ROWS, max(32, triton.next_power_of_2(layer.tallest)))
         rows = _row_index(layer, block_k)
-        levels = triton_ideal.levels(layer, order, rows) if weights is None else triton_cells.levels(weights, order, rows)
+        levels = triton_ideal.levels(layer, order, rows) if weights is None else triton_tile.levels(weights, order, rows)
         first = torch.tensor([0, *np.cumsum([len(step) for step in steps])], dtype=torch.int32)
         weight = torch.tensor([[_weight(layer, mode, z, k) for z in range(len(spec.digit_bits))] for k in order], dtype=dtype)
         self.layer, self.steps, self.dtype = layer, steps, dtype
@@ -177,7 +178,8 @@ class _Reads:
         conversion = weight if conversion is None else conversion[order]
         if weights is not None:
             self.constants, conversion = triton_cells.constants(self.constants, layer, mode, dtype, conversion)
-        self._tensors = levels, first, weight, conversion
+        self._besides = None if layer.readout is None else triton_readout.Besides(layer, order, rows)
+        self._tensors = levels, first, weight, conversion, *(self._besides.tables if self._besides else ())
 
     def output_size(self, a_codes):
         return self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
@@ -187,7 +189,7 @@ class _Reads:
         device = a_codes.device
         if device not in self._on_device:
             self._on_device[device] = [tensor.to(device) for tensor in self._tensors]
-        levels, first, weight, of_layer = self._on_device[device]
+        levels, first, weight, of_layer, *tables = self._on_device[device]
         height, width = self.output_size(a_codes)
         top, bottom, left, right = self.layer.geometry.padding
         codes = a_codes.contiguous()
@@ -196,12 +198,19 @@ class _Reads:
         pixels, channels = len(a_codes) * height * width, self.constants.out
         programs = self.layer.geometry.groups * len(self.steps)
         of_cells = _kernel_of(self.layer)
-        block_m, block_n, options = of_cells.tiling(mode, pixels, channels, programs, self.constants.blocks, self.dtype)
+        if self._besides:
+            block_m, block_n, options = triton_readout.tiling(pixels, channels)
+        else:
+            block_m, block_n, options = of_cells.tiling(mode, pixels, channels, programs, self.constants.blocks, self.dtype)
         grid = triton.cdiv(pixels, block_m), triton.cdiv(channels, block_n), programs
+        besides = []
+        if of_cells is triton_cells:
+            besides = [tuple(tables), first_image(), self._besides.seed if self._besides else 0]
+            options["R"] = self._besides.constants if self._besides else None
         with torch.cuda.device_of(codes):
             of_cells.kernel[grid](
                 codes, levels, out, of_layer if conversion is None else conversion, first, weight, pixels, height, width,
-                *codes.shape[1:3], L=self.constants, MODE=mode, BLOCK_M=block_m, BLOCK_N=block_n, **options)
+                *codes.shape[1:3], *besides, L=self.constants, MODE=mode, BLOCK_M=block_m, BLOCK_N=block_n, **options)
 
 
 def _kernel_of(layer):

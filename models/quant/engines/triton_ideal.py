@@ -33,7 +33,7 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from .. import adc
-from .triton_tile import MAGIC, MAGIC_BITS, corner_of, divide, dot
+from .triton_tile import MAGIC, MAGIC_BITS, codes_of_rows, corner_of, divide, dot
 
 if TYPE_CHECKING:
     from ..mapping import MappedLayer
@@ -56,13 +56,7 @@ def _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L: tl.constexpr):
     Row r is tap r // channels, channel r % channels, and each `L.vector` rows lie side by side in memory. Rows past the end
     of an array have level 0: their codes are read (from the next array, from row 0 after the last) and do not matter.
     """
-    row = row % (L.taps * L.channels)
-    tap = row // L.channels
-    shift = tap // L.kernel_w * L.dilation_y * in_width + tap % L.kernel_w * L.dilation_x
-    offset = shift * (L.groups * L.channels) + row % L.channels
-    VECTOR: tl.constexpr = L.vector
-    offset = tl.max_contiguous(tl.multiple_of(offset, VECTOR), VECTOR)
-    a = tl.load(a_ptr + (corner[:, None] + offset[None, :]))
+    a = codes_of_rows(a_ptr, corner, row, in_width, L)
     levels = m_ptr + (column[None, :] + depth[:, None])
     m = tl.load(levels)
     m_high = m

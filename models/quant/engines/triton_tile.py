@@ -1,10 +1,13 @@
 """What the kernels of the Triton engine share: products of codes, a division, rounding, and where the codes of a pixel lie."""
 
+import torch
 import triton
 import triton.language as tl
+from torch.nn import functional as F
 
 MAGIC = tl.constexpr(1.5 * 2**23)
 MAGIC_BITS = tl.constexpr(0x4B400000)  # MAGIC as an integer; MAGIC + q is MAGIC_BITS + q
+WIDE_MAGIC = tl.constexpr(1.5 * 2**52)  # float64 from 2^52 to 2^53 are the integers; its low 32 bits are 0
 MAX_ROWS = 128  # rows of one dot product
 
 
@@ -40,3 +43,29 @@ def corner_of(pixel, group, height, width, in_height, in_width, L: tl.constexpr)
     y = pixel // width % height * L.stride_y
     x = pixel % width * L.stride_x
     return ((image * in_height + y) * in_width + x) * (L.groups * L.channels) + group * L.channels
+
+
+@triton.jit
+def codes_of_rows(a_ptr, corner, row, in_width, L: tl.constexpr):
+    """Codes `[pixels, rows]` of a block of rows; row may go beyond the last, to codes that meet levels of 0."""
+    row = row % (L.taps * L.channels)
+    tap = row // L.channels
+    shift = tap // L.kernel_w * L.dilation_y * in_width + tap % L.kernel_w * L.dilation_x
+    offset = shift * (L.groups * L.channels) + row % L.channels
+    VECTOR: tl.constexpr = L.vector
+    offset = tl.max_contiguous(tl.multiple_of(offset, VECTOR), VECTOR)
+    return tl.load(a_ptr + (corner[:, None] + offset[None, :]))
+
+
+def levels(weights: torch.Tensor, order: list[int], rows: torch.Tensor) -> torch.Tensor:
+    """Weights of the slices in `order`, digit by digit: int8 `[parts, slices, groups, out / groups, positions]`.
+
+    Args: weights, see `row_weights`; rows, which row stands at each position, the one after the last being empty.
+    """
+    m = F.pad(weights[order].transpose(2, 3), (0, 1))
+    m = m.index_select(-1, rows.to(m.device))
+    parts = []
+    while not parts or m.any():
+        parts.append(((m + 128) % 256 - 128).to(torch.int8))
+        m = (m - parts[-1]) >> 8
+    return torch.stack(parts)

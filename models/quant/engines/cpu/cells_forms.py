@@ -9,9 +9,8 @@ import torch
 
 from ... import adc
 from ...mapping import MappedLayer
-from ...readout import DEVIATION, NORMAL
 from .. import accumulator_dtype
-from .wide_noise import MOST
+from ..reach import read_range
 
 # The ADC. `[., digit, slice, field]`, `.` being 1 or, with the ranges of a batch, `[group, array]`.
 # singles, doubles   `SCALE..FACTOR` as float32 and as float64
@@ -35,7 +34,7 @@ def static_forms(layer: MappedLayer) -> Forms:
         forms[0, z, k] = layer.unit / delta, layer.unit, delta, q_min, q_min + 2**bits - 1, factor if bits else 0
     singles = forms.astype(np.float32)
     largest = (np.abs(forms[..., [LOWEST, HIGHEST]]).max(-1) * forms[..., FACTOR]).sum(1).max()
-    low, high = np.array([_read_range(layer, k) for k in range(len(spec.slice_bits))]).T
+    low, high = np.array([read_range(layer, k) for k in range(len(spec.slice_bits))]).T
     low, high = int(low.min()), int(high.max())
     broad = largest >= 2**24 or max(-low, high) >= 2**24 or accumulator_dtype(layer) != torch.int32
     divide = False
@@ -73,43 +72,8 @@ def _divides(layer, z, k, form):
     return np.array_equal(np.rint(u * form[UNIT] / form[DELTA]).clip(form[LOWEST], form[HIGHEST]), codes)
 
 
-def singles_hold(layer: MappedLayer) -> bool:
-    """Whether float32 has what curves and noise make of reads, and rounds it when `MAGIC` is added (`wide_noise`)."""
-    readout = layer.readout
-    if readout is None or not (readout.noisy or readout.curve):
-        return True
-    slices = range(len(layer.spec.slice_bits))
-    return (max(_deviation(layer, k) for k in slices) < MOST * DEVIATION
-            and max(max(-low, high) for low, high in (_read_range(layer, k) for k in slices)) < 2**22)
-
-
-def _deviation(layer, k):
-    """Of the noise of slice `k`, at most."""
-    readout = layer.readout
-    c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
-    most = layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2
-    parts = [layer.cells.values, layer.cells.reference, *([readout.both] if readout.needs_both else [])]
-    cell = max(int(part[k].abs().max()) for part in parts)
-    return (readout.base + most * (1 + m) * (abs(c0) + abs(c1) * cell)) ** 0.5
-
-
-def _read_range(layer, k):
-    """Smallest and largest u of slice `k` that a converter can see: a sum of four entries of the noise's table is bounded too."""
-    (low, high), readout = layer.u_range(k), layer.readout
-    if readout is None:
-        return low, high
-    if readout.curve is not None:  # bit lines that load themselves carry less, and never more than cells without wires
-        low, high = 2 * low, 2 * high
-    if readout.noisy:
-        reach = int(4 * max(NORMAL) / DEVIATION * _deviation(layer, k)) + 2
-        low, high = low - reach, high + reach
-    gain = 1.0 if readout.gain is None else max(1.0, float(readout.gain.max()))
-    offset = 0 if readout.offset is None else int(readout.offset.abs().max())
-    return int(low * gain) - 1 - offset, int(high * gain) + 1 + offset
-
-
 def _codes(layer, z, k):
-    low, high = _read_range(layer, k)
+    low, high = read_range(layer, k)
     u = np.arange(low, high + 1)
     return u.astype(np.float32), adc.transfer(u, layer.unit, *layer.converter(z, k)).astype(np.float32)
 

@@ -26,9 +26,9 @@ import torch
 from ...cells import Cells
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
+from ..reach import singles_hold
 from . import cells, elementwise, grouped, kernel, loud, pixels
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
-from .cells_forms import singles_hold
 from .converter import dynamic_adc, fits, no_adc, static_adc
 from .integer import IntegerConvolution
 from .layout import plan

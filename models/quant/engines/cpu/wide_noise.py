@@ -14,7 +14,6 @@ from .simd import _broadcast, _pointer, has_byte_tables
 from .wide import _DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, MAGIC, WIDE, _call, as_vector
 
 STEP = np.float32(1 / STEPS)  # of the deviations of reads, over `DEVIATION`
-MOST = 1024  # they are below: a product with `MAGIC` is exact
 IN_STEPS = np.float32(STEPS / DEVIATION)
 ROUNDER = np.float32(MAGIC[_F32])
 _PART, _BYTES = ir.VectorType(_I32, APART), ir.VectorType(ir.IntType(8), 4 * APART)

@@ -1,0 +1,43 @@
+"""How far reads reach with what they have besides (`readout.Readout`), and whether float32 holds it."""
+
+from __future__ import annotations
+
+from ..mapping import MappedLayer
+from ..readout import DEVIATION, NORMAL
+
+MOST = 1024  # deviations over `DEVIATION` are below, and reads below 2^22: 1.5 2^23 and their products are then exact in float32
+
+
+def read_range(layer: MappedLayer, k: int) -> tuple[int, int]:
+    """Smallest and largest u of slice `k` that a converter can see: a sum of four entries of the noise's table is bounded too."""
+    (low, high), readout = layer.u_range(k), layer.readout
+    if readout is None:
+        return low, high
+    if readout.curve is not None:  # bit lines that load themselves carry less, and never more than cells without wires
+        low, high = 2 * low, 2 * high
+    if readout.noisy:
+        reach = int(4 * max(NORMAL) / DEVIATION * _deviation(layer, k)) + 2
+        low, high = low - reach, high + reach
+    gain = 1.0 if readout.gain is None else max(1.0, float(readout.gain.max()))
+    offset = 0 if readout.offset is None else int(readout.offset.abs().max())
+    return int(low * gain) - 1 - offset, int(high * gain) + 1 + offset
+
+
+def singles_hold(layer: MappedLayer) -> bool:
+    """Whether float32 has what curves and noise make of reads, and rounds it when 1.5 2^23 is added."""
+    readout = layer.readout
+    if readout is None or not (readout.noisy or readout.curve):
+        return True
+    slices = range(len(layer.spec.slice_bits))
+    return (max(_deviation(layer, k) for k in slices) < MOST * DEVIATION
+            and max(max(-low, high) for low, high in (read_range(layer, k) for k in slices)) < 2**22)
+
+
+def _deviation(layer, k):
+    """Of the noise of slice `k`, at most."""
+    readout = layer.readout
+    c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
+    most = layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2
+    parts = [layer.cells.values, layer.cells.reference, *([readout.both] if readout.needs_both else [])]
+    cell = max(int(part[k].abs().max()) for part in parts)
+    return (readout.base + most * (1 + m) * (abs(c0) + abs(c1) * cell)) ** 0.5

@@ -1,0 +1,130 @@
+"""Reads with noise, curves and converters that are not alike: the Triton engine against the reference engine, bit for bit."""
+
+from dataclasses import replace
+
+import interpreter
+import numpy as np
+import pytest
+import torch
+from interpreter import DEVICE, running
+from strategies import random_cells
+from test_triton import assert_same, layer_case, planned_case
+
+from models.quant import CrossbarSpec, Readout, image_numbers
+from models.quant.engines import reference
+
+with interpreter.chosen():
+    triton_gpu = interpreter.load()
+    from models.quant.engines import triton_cells, triton_readout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_interpreter():
+    with running():
+        yield
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NOISE = Readout(base=900.0, cell_noise=((40.0, 0.0, 0.5),) * 4, seed=5)
+LEVELS = Readout(cell_noise=((400.0, 1.5, 0.5), (300.0, 2.5, 1.0), (200.0, 0.5, 0.0), (0.0, 3.0, 0.5)), seed=2**64 - 7)
+CURVE = Readout(curve=((0.98, -1e-6, 2e-12, 20.0), (0.97, -2e-6, 1e-12, 10.0), (0.99, -1e-6, 0.0, 0.0), (0.96, -1e-6, 3e-12, 5.0)))
+READOUTS = {"noise": NOISE, "levels": LEVELS, "curve": CURVE, "all": replace(LEVELS, base=50.0, curve=CURVE.curve)}
+
+
+def on_chip(case, readout, pair=False, seed=0):
+    """The layer of `case` on cells drawn at random, with this readout of as many slices as it has, and with converters if it is noisy
+    and curved."""
+    rng = np.random.default_rng(seed)
+    case.cells = random_cells("near", case, rng)
+    layer = case.layer()
+    slices = len(layer.spec.slice_bits)
+    readout = replace(readout, cell_noise=readout.cell_noise and readout.cell_noise[:slices],
+                      curve=readout.curve and readout.curve[:slices])
+    if readout.curve and readout.noisy:
+        shape = slices, layer.geometry.groups, len(layer.arrays), len(layer.w_codes) // layer.geometry.groups
+        readout = replace(readout, gain=torch.from_numpy(rng.normal(1, 0.02, shape)),
+                          offset=torch.from_numpy(rng.integers(-300, 300, shape)).int())
+    if pair:
+        values = torch.from_numpy(rng.integers(-700, 700, layer.cells.values.shape)).int()
+        layer = replace(layer, cells=replace(layer.cells, values=values, reference=torch.zeros_like(layer.cells.reference)))
+        readout = replace(readout, both=values.abs() + torch.from_numpy(rng.integers(0, 500, values.shape)).int())
+    return replace(layer, readout=readout)
+
+
+def check(layer, a_codes, mode=None, first=0):
+    assert triton_gpu.unsupported(layer, DEVICE) is None
+    prepared = triton_gpu.prepare(layer)
+    assert mode in (None, prepared.mode)
+    with image_numbers(first):
+        found = triton_gpu.accumulate(prepared, a_codes.to(DEVICE)).cpu()
+        wanted = reference.accumulate(layer, a_codes)
+    assert found.dtype == wanted.dtype
+    assert_same(found.numpy(), wanted.numpy())
+
+
+@pytest.mark.parametrize("pair", [False, True], ids=["", "pair"])
+@pytest.mark.parametrize("dac_bits", [1, 2, 4])
+@pytest.mark.parametrize("kind", READOUTS)
+@pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
+def test_every_kind(adc_range, kind, dac_bits, pair):
+    case = layer_case(CrossbarSpec(4, 4, 2, 5, 32, dac_bits=dac_bits, adc_range=adc_range, weights="pair" if pair else "offset"),
+                      20, 18, kernel=(1, 2), size=(3, 3), padding=(1, 0, 2, 1), stride=(1, 2))
+    case.delta = [1.0, 3.25]
+    layer = on_chip(case, READOUTS[kind], pair)
+    assert not pair or layer.readout.needs_both == (kind != "noise")
+    check(layer, case.input(), first=11)
+
+
+@pytest.mark.parametrize("kind", READOUTS)
+@pytest.mark.parametrize("dac_bits, mapping", [(1, "tap"), (3, "im2col")])
+def test_digital_reference_and_groups(kind, dac_bits, mapping):
+    case = layer_case(CrossbarSpec(4, 4, 1, 6, 128, mapping, "digital", dac_bits), 20, 150, kernel=(1, 1), size=(2, 2), groups=2)
+    case.q_min = [0] * 4
+    check(on_chip(case, READOUTS[kind]), case.input())
+
+
+@pytest.mark.parametrize("dac_bits", [1, 4])
+def test_arrays_of_several_blocks_and_plans(dac_bits):
+    """Rows beyond one dot product; steps in which 64-bit floats are needed; slices in the order of their steps; reads of 0 bits."""
+    case = layer_case(CrossbarSpec(4, 4, 2, 5, 300, dac_bits=dac_bits), 310, 9, kernel=(1, 1), size=(1, 2))
+    for delta, mode in (([0.7, 2.3], "exact"), ([1.0, 2.0], "static")):
+        case.delta = delta
+        check(on_chip(case, READOUTS["all"]), case.input(), mode)
+    digits = len(case.spec.digit_bits)
+    case = planned_case(case, [[0, 5], [4, 6], [3, 0], [1, 8]][:digits], [[0.75, 3.5]] * digits)
+    check(on_chip(case, READOUTS["all"]), case.input())
+
+
+def test_slices_are_known_by_their_number_not_by_their_step():
+    """Slices 0 and 2 share a step, so the kernel makes them one after the other; noise, curve and converters are those of each."""
+    case = layer_case(CrossbarSpec(rows=32), kernel=(1, 1), size=(2, 2))
+    case.delta, case.q_min = [2.0, 0.5, 2.0, 1.25], [-32, -1, -32, 0]
+    check(on_chip(case, READOUTS["all"]), case.input())
+
+
+def test_an_image_sees_its_noise_in_any_batch():
+    case = layer_case(CrossbarSpec(), images=4, kernel=(1, 1), size=(2, 2))
+    prepared = triton_gpu.prepare(on_chip(case, NOISE))
+    whole = triton_gpu.accumulate(prepared, case.input().to(DEVICE))
+    for first, stop in ((0, 1), (1, 4)):
+        with image_numbers(first):
+            assert torch.equal(triton_gpu.accumulate(prepared, case.input()[first:stop].to(DEVICE)), whole[:, first:stop])
+
+
+def test_another_chip_runs_the_same_code():
+    """What the kernel is compiled for does not depend on the numbers that differ from chip to chip."""
+    found = []
+    for seed in (1, 2):
+        case = layer_case(CrossbarSpec())
+        prepared = triton_gpu.prepare(on_chip(case, replace(READOUTS["all"], seed=seed), seed=seed))
+        found.append((prepared.reads.constants, prepared.reads._besides.constants))
+    assert found[0] == found[1]
+
+
+def test_what_float32_or_32_bits_do_not_hold_is_refused():
+    layer = on_chip(layer_case(CrossbarSpec()), replace(NOISE, base=1e10))
+    assert "float32" in triton_gpu.unsupported(layer, DEVICE)
+    layer = on_chip(layer_case(CrossbarSpec(8, 8, 2, 5, dac_bits=8)), replace(NOISE, base=1.0, cell_noise=None))
+    assert "32 bits" in triton_gpu.unsupported(layer, DEVICE)
+    assert triton_readout.unsupported(replace(layer, readout=None)) is None and triton_cells.conversion(layer)[0] in ("static", "exact")
