@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import namedtuple
 
 import numpy as np
-from numba import njit, prange
+from numba import literally, njit, prange
 
 from .cache import SOURCES
 from .cells_forms import DELTA, FORM, HIGHEST, LOWEST, SCALE, UNIT
@@ -45,46 +45,52 @@ def run(shape: Shape, plan: Plan, raster: Raster, place: np.ndarray, target: Tar
 
 
 def _compiled(narrow):
-    column = _narrow_column if narrow else _broad_column
-
-    @inner
-    def block(shape, plan, raster, place, target, to_codes, codes, first):
-        phases = shape.stride_y * shape.stride_x
-        bit_stride = shape.intervals * phases * raster.length
-        planes = np.zeros(shape.input_bits * bit_stride + PIXELS, np.uint8)
-        stride = raster.block + LANES // 2  # not a multiple of what the cache repeats by
-        sums = np.empty(shape.steps * shape.out_channels * stride, np.int32)
-        acc = np.empty(shape.steps * shape.slice_vectors * LANES, np.int32)
-        step, total = np.empty(shape.slice_vectors * LANES, np.int64), np.empty(shape.slice_vectors * LANES)
-        words = 2 if target.wide else 1  # of an element of `out`
-        at = Addresses(
-            tables=plan.tables.ctypes.data, set_start=plan.set_start.ctypes.data,
-            first=plan.first.ctypes.data, size=plan.size.ctypes.data, place=place.ctypes.data, planes=planes.ctypes.data,
-            bit_stride=bit_stride, digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
-            codes=plan.codes.ctypes.data, ends=plan.ends.ctypes.data, forms=plan.forms.ctypes.data, factors=plan.factors.ctypes.data,
-            worth=plan.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride, exact=False, relative=0, floats=False,
-            out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
-            scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
-            offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
-            gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
-            acc=acc.ctypes.data, exact_acc=0, step=step.ctypes.data, total=total.ctypes.data)
-        for group in range(shape.groups):
-            planes[:] = 0
-            sums[:] = 0
-            _fill_planes(shape, at, raster, codes, group, first)
-            for pixel in range(0, raster.block, PIXELS):
-                for o in range(shape.out_channels):
-                    column(shape, at, group, o, pixel)
-            _finish(shape, at, raster, group, first)
-        _keep_alive(planes, sums, acc, step, total)
-
+    """The loop over a layer. What it closes over is part of its key in Numba's cache: a number, the same in every process, which no
+    compiled function is."""
     def layer(shape, plan, raster, place, target, to_codes, codes, sources=SOURCES):
         pixels = raster.images * raster.rows * raster.pitch
         for item in prange((pixels + raster.block - 1) // raster.block):
-            block(shape, plan, raster, place, target, to_codes, codes, item * raster.block)
+            _block(shape, plan, raster, place, target, to_codes, codes, item * raster.block, narrow)
 
     layer.__qualname__ = f"pixels_layer_{'narrow' if narrow else 'broad'}"  # names its files in Numba's cache
     return njit(cache=True, parallel=True)(layer)
+
+
+@inner
+def _block(shape, plan, raster, place, target, to_codes, codes, first, narrow):
+    """All columns of the output pixels of one block, from raster pixel `first` on."""
+    narrow = literally(narrow)
+    phases = shape.stride_y * shape.stride_x
+    bit_stride = shape.intervals * phases * raster.length
+    planes = np.zeros(shape.input_bits * bit_stride + PIXELS, np.uint8)
+    stride = raster.block + LANES // 2  # not a multiple of what the cache repeats by
+    sums = np.empty(shape.steps * shape.out_channels * stride, np.int32)
+    acc = np.empty(shape.steps * shape.slice_vectors * LANES, np.int32)
+    step, total = np.empty(shape.slice_vectors * LANES, np.int64), np.empty(shape.slice_vectors * LANES)
+    words = 2 if target.wide else 1  # of an element of `out`
+    at = Addresses(
+        tables=plan.tables.ctypes.data, set_start=plan.set_start.ctypes.data,
+        first=plan.first.ctypes.data, size=plan.size.ctypes.data, place=place.ctypes.data, planes=planes.ctypes.data,
+        bit_stride=bit_stride, digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
+        codes=plan.codes.ctypes.data, ends=plan.ends.ctypes.data, forms=plan.forms.ctypes.data, factors=plan.factors.ctypes.data,
+        worth=plan.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride, exact=False, relative=0, floats=False,
+        out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
+        scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
+        offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
+        gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
+        acc=acc.ctypes.data, exact_acc=0, step=step.ctypes.data, total=total.ctypes.data)
+    for group in range(shape.groups):
+        planes[:] = 0
+        sums[:] = 0
+        _fill_planes(shape, at, raster, codes, group, first)
+        for pixel in range(0, raster.block, PIXELS):
+            for o in range(shape.out_channels):
+                if narrow:
+                    _narrow_column(shape, at, group, o, pixel)
+                else:
+                    _broad_column(shape, at, group, o, pixel)
+        _finish(shape, at, raster, group, first)
+    _keep_alive(planes, sums, acc, step, total)
 
 
 @inner
