@@ -1,4 +1,4 @@
-"""How far reads reach with what they have besides (`readout.Readout`), and whether float32 holds it."""
+"""How far reads reach with what they have besides (`readout.Readout`), and whether 32 bits hold it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,19 @@ def read_range(layer: MappedLayer, k: int) -> tuple[int, int]:
     return int(low * gain) - 1 - offset, int(high * gain) + 1 + offset
 
 
-def singles_hold(layer: MappedLayer) -> bool:
-    """Whether float32 has what curves and noise make of reads, and rounds it when 1.5 2^23 is added."""
+def too_far(layer: MappedLayer) -> str | None:
+    """Why curves and noise of the reads cannot be done in 32 bits, or None: float32 has what they make of reads and rounds it when
+    1.5 2^23 is added, and int32 what the noise of a pair's two lines is of, `2 sum a^2 X`."""
     readout = layer.readout
     if readout is None or not (readout.noisy or readout.curve):
-        return True
+        return None
     slices = range(len(layer.spec.slice_bits))
-    return (max(_deviation(layer, k) for k in slices) < MOST * DEVIATION
-            and max(max(-low, high) for low, high in (read_range(layer, k) for k in slices)) < 2**22)
+    farthest = max(max(-low, high) for low, high in (read_range(layer, k) for k in slices))
+    if farthest >= 2**22 or max(_deviation(layer, k) for k in slices) >= MOST * DEVIATION:
+        return "curves or noise of reads that float32 does not hold"
+    largest = max(int(part.abs().max()) for part in (layer.cells.values, layer.cells.reference))
+    sums = 4 * layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2 * largest
+    return "noise or curves of reads whose cells' sums 32 bits do not hold" if sums >= 2**31 else None
 
 
 def _deviation(layer, k):

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..mapping import MappedLayer
 from ..readout import first_image
 from . import accumulator_dtype, triton_cells, triton_ideal, triton_readout, triton_tile
+from .reach import too_far
 from .triton_tile import MAX_ROWS
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Constants:
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
-    reason = triton_readout.unsupported(layer)
+    reason = too_far(layer)
     if reason or _interpreted():
         return reason
     if device.type != "cuda" or torch.version.hip:

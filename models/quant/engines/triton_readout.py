@@ -4,7 +4,7 @@ not alike.
 The sums that they need beside u, of a, a^2 and of the reference cells under both, are int8 products with 16 columns more; where the
 cells of each column count, those with their values, or with what both lines of a pair hold, are another product. What follows is
 the arithmetic of `readout` in 32 bits, every float operation rounded once and only where `readout` rounds; the sum with MAGIC leaves the
-nearest integer in the low bits, ties to even. `reach.singles_hold` says that float32 has room for it.
+nearest integer in the low bits, ties to even. `reach.too_far` says that float32 has room for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from ..mapping import MappedLayer
 from ..readout import (APART, COLUMN_KEY, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS, Readout)
-from .reach import singles_hold
 from .triton_tile import MAGIC, WIDE_MAGIC, codes_of_rows, dot, levels
 
 _SHARING, _APART, _ENTRIES, _SUMMED = (tl.constexpr(n) for n in (SHARING, APART, len(NORMAL), len(SIGNS[0])))
@@ -80,18 +79,6 @@ class Besides:
             noisy=readout.noisy, levels=_depends_on_level(readout), curved=readout.curve is not None,
             changed=readout.gain is not None or readout.offset is not None, analog=layer.spec.reference == "analog",
             pair=readout.needs_both, parts=len(cells))
-
-
-def unsupported(layer: MappedLayer) -> str | None:
-    """Why the kernel cannot do what reads of `layer` have besides their cells, or None."""
-    readout = layer.readout
-    if readout is None:
-        return None
-    if not singles_hold(layer):
-        return "curves or noise of reads that float32 does not hold"
-    largest = max(int(part.abs().max()) for part in (layer.cells.values, layer.cells.reference))
-    sums = 4 * layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2 * largest  # of a pair's two lines, twice
-    return "sums of a read's cells that 32 bits do not hold" if sums >= 2**31 else None
 
 
 def tiling(pixels: int, channels: int) -> tuple[int, int, dict]:

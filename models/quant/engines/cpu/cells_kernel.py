@@ -23,7 +23,7 @@ from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Form
 from .cells_matrix import multiply, pack
 from .cells_plan import Besides, Plan, Shape
 from .cells_reads import PLAIN, SHARED, Place, add_curves, add_noise, add_references, add_squares, read, sums_of_cells
-from .cells_rows import add_rows
+from .cells_rows import add_rows, add_squared_rows
 from .finish import Pixel, finish_pixel
 from .inner import inlined, inner
 from .output import NOT_TO_CODES, ToCodes
@@ -165,6 +165,9 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
                             multiply(shape, at, weights, t, first * shape.digits, sums)
                         else:
                             add_rows(shape, at, weights, first, end, sums)
+                    if shape.squared:
+                        weights = at.weights + 2 * ((shape.sums - 1) * shape.words + words)
+                        add_squared_rows(shape, at, weights, first, end, at.sums + 4 * shape.sums * TILE_ROWS * shape.tile)
                     for x in range(first, end):
                         for half in range(0, min(shape.tile, shape.out_channels - tile * shape.tile), WIDE):
                             at_sums = (x - first) * shape.digits * shape.tile + half
@@ -271,12 +274,12 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
         row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
         pixel_row_at=np.empty(width * shape.input_bits, np.int64), pixel_row_count=np.empty(width * shape.input_bits, np.int64),
-        pixel_reference=np.zeros(width * shape.digits * shape.reference_slices, np.int64),
+        pixel_reference=np.zeros(width * shape.digits * shape.reference_slices * (1 + shape.squared), np.int64),
         pixel_squares=np.empty(width * shape.digits, np.int64), pixel_shared=np.empty(width * shape.digits * SHARED, np.float32),
         drive=np.zeros(shape.reference_rows + 1, np.int64),
         codes_row=np.empty(shape.panel_row, np.uint8),
         panel=aligned((width * shape.digits + TILE_ROWS) * 2 * shape.panel_row, np.empty(0, np.uint8)),
-        sums=aligned(shape.sums * TILE_ROWS * shape.tile, np.empty(0, np.int32)),
+        sums=aligned((shape.sums + shape.squared) * TILE_ROWS * shape.tile, np.empty(0, np.int32)),
         acc=aligned(narrow_sums, np.empty(0, np.int32)), exact_acc=np.empty(broad_sums, np.int64),
         step=np.empty(shape.slice_vectors * LANES, np.int64), total=np.empty(shape.slice_vectors * LANES),
         reads=np.empty(WIDE, np.int32))

@@ -24,11 +24,12 @@ UNROLL = 4  # rows that are added at a time
 # A layer as the kernel sees it; the names that `rows` and `finish` use mean what they mean in `layout.Shape`.
 Shape = namedtuple("Shape", """
     out_channels channels groups arrays stride_y stride_x pad_top pad_left reach_y input_bits blocks slots digits slices steps
-    slice_vectors matrix tile tile_bits tiles sums words turn chunk scale_bits panel_row reference_rows
+    slice_vectors matrix tile tile_bits tiles sums squared words turn chunk scale_bits panel_row reference_rows
     reference_slices""")
 # matrix    whether reads are products of matrices (`cells_matrix`), or sums of rows (`cells_rows`)
 # tile      columns of one, 2 to the power of tile_bits; tiles: of one slice
 # sums      how many are made of each read: u, and of pairs, where `Readout.needs_both`, B; words: elements of the cells of one of them
+# squared   whether one more is made, of a^2 and the cells of the last: noise of levels needs it where digits have several bits
 # turn      pixels that are read one tile at a time
 # chunk     rows whose sum 16 bits hold, a multiple of UNROLL
 # scale_bits, panel_row   of `cells_matrix`: of m; rows of the largest array, 0 if there are none
@@ -72,7 +73,7 @@ def plan(layer: MappedLayer, matrix: bool) -> tuple[Shape, Plan]:
         reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1, input_bits=spec.a_bits, blocks=tile // LANES,
         slots=int(slot[-1] + rows.max() + TURN), digits=len(spec.digit_bits), slices=slices, steps=int(step.max()) + 1,
         slice_vectors=padded_columns(layer) // LANES, matrix=matrix, tile=tile,
-        tile_bits=tile.bit_length() - 1, tiles=tiles, sums=len(parts), words=int(array_base[-1]),
+        tile_bits=tile.bit_length() - 1, tiles=tiles, sums=len(parts), squared=_needs_squares(layer), words=int(array_base[-1]),
         turn=max(1, TILE_ROWS // len(spec.digit_bits)), chunk=min(map(_chunk, parts)), scale_bits=cells_matrix.scale_bits(layer),
         panel_row=int(filled.max()) if matrix else 0, reference_rows=parts[0].shape[2] + len(layer.arrays),
         reference_slices=_reference_slices(slices))
@@ -102,6 +103,11 @@ def step_of_slice(layer: MappedLayer) -> np.ndarray:
     for step, (_, ks) in enumerate(layer.delta_groups if layer.spec.adc_range in ("calibrated", "full") else ()):
         steps[ks] = step
     return steps
+
+
+def _needs_squares(layer):
+    noise = layer.readout.cell_noise if layer.readout is not None else None
+    return max(layer.spec.digit_bits) > 1 and any(c1 for _, c1, _ in noise or ())
 
 
 def weights_of(layer: MappedLayer) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from .amx import TILE_ROWS
 from .inner import inlined, inner
+from .rows import drive
 from .simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int64, put_uint32, uint32_at
 from .wide import load_ints
 from .wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, between_curves, converted_by, curved, mixed, moved_high, with_noise,
@@ -34,9 +35,9 @@ def sums_of_cells(shape, at, place, z):
 
 
 @inlined
-def _sums_of_both(shape, at, place, z):
-    """B of 64 columns of pairs, see `readout.Readout`."""
-    return load_ints(at.sums, place.sums + (TILE_ROWS + z) * shape.tile)
+def _other_sums(shape, at, place, z, part):
+    """What `Shape` has besides u, of 64 columns: sum 1 is B of pairs, see `readout.Readout`; behind the last stands that of a^2."""
+    return load_ints(at.sums, place.sums + (part * TILE_ROWS + z) * shape.tile)
 
 
 @inlined
@@ -49,7 +50,7 @@ def read(shape, at, place, z, op, u):
     if at.curved:
         if shape.sums > 1:
             b0, b1 = float64_at(at.curve, 4 * place.k), float64_at(at.curve, 4 * place.k + 1)
-            b2, both = float64_at(at.curve, 4 * place.k + 2), _sums_of_both(shape, at, place, z)
+            b2, both = float64_at(at.curve, 4 * place.k + 2), _other_sums(shape, at, place, z, 1)
             u = between_curves(u, both, float32_at(shared, FIRST), np.float32(b0), np.float32(b1), np.float32(b2))
         else:
             u = curved(u, float32_at(shared, FIRST), float32_at(shared, SECOND), float32_at(shared, THIRD), float32_at(shared, RISE))
@@ -60,10 +61,9 @@ def read(shape, at, place, z, op, u):
             u = with_noise(u, at.keys, words, low, high, deviation, float32_at(shared, LIFT))
         else:
             slope, at_zero = np.float32(float64_at(at.noise, 3 * place.k + 1)), _variance_at_zero(shape, at, place.x, z, place.k)
-            reference = _reference(shape, at, place.x, z, place.k) * np.int64(float64_at(at.noise, 3 * place.k + 2))
-            sums = sums_of_cells(shape, at, place, z)
-            if shape.sums > 1:  # whose reference is 0
-                sums = _sums_of_both(shape, at, place, z)
+            squares = _reference_place(shape, place.x, z) + shape.squared * shape.reference_slices + place.k
+            reference = int64_at(at.pixel_reference, squares) * np.int64(float64_at(at.noise, 3 * place.k + 2))
+            sums = _other_sums(shape, at, place, z, shape.sums - 1 + shape.squared)  # of pairs the reference is 0
             u = with_noise_of_levels(u, sums, at.keys, words, low, high, at_zero, slope, reference)
     if at.changed:
         converters = ((place.k * shape.groups + place.group) * shape.arrays + place.t) * columns + place.column
@@ -73,31 +73,46 @@ def read(shape, at, place, z, op, u):
 
 @inner
 def add_references(shape, at, group, t, count):
-    """The sums of the reference cells of all slices in the active rows of each pixel and digit of one bit, to `pixel_reference`.
-    (Of more bits no read needs it: `engine.unsupported`.)"""
+    """The sums of the reference cells of all slices in the active rows of each pixel and digit, `sum a R`, to `pixel_reference`, and
+    behind those of a read `sum a^2 R` where that is needed."""
     slices = shape.reference_slices
     rows = at.reference + 4 * slices * (int64_at(at.reference_base, t) + group * shape.reference_rows)
-    for at_read in range(count * shape.digits):
-        first = int64_at(at.pixel_row_at, at_read)
-        end = first + int64_at(at.pixel_row_count, at_read)
-        for k in range(0, slices, TOGETHER):
-            s0 = s1 = s2 = s3 = 0
-            for i in range(first, end):
-                row = rows + 4 * (slices * np.int64(uint32_at(at.lists, i) >> shape.tile_bits) + k)
-                s0 += int32_at(row, 0)
-                s1 += int32_at(row, 1)
-                s2 += int32_at(row, 2)
-                s3 += int32_at(row, 3)
-            place = at_read * slices + k
-            put_int64(at.pixel_reference, place, s0)
-            put_int64(at.pixel_reference, place + 1, s1)
-            put_int64(at.pixel_reference, place + 2, s2)
-            put_int64(at.pixel_reference, place + 3, s3)
+    for x in range(count):
+        for z in range(shape.digits):
+            first, end, place = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1), _reference_place(shape, x, z)
+            for k in range(0, slices, TOGETHER):
+                t0 = t1 = t2 = t3 = 0
+                for bit in range(first, end):
+                    s0 = s1 = s2 = s3 = 0
+                    r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
+                    for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
+                        row = rows + 4 * (slices * np.int64(uint32_at(at.lists, i) >> shape.tile_bits) + k)
+                        s0 += int32_at(row, 0)
+                        s1 += int32_at(row, 1)
+                        s2 += int32_at(row, 2)
+                        s3 += int32_at(row, 3)
+                    up = bit - first
+                    t0, t1, t2, t3 = t0 + (s0 << up), t1 + (s1 << up), t2 + (s2 << up), t3 + (s3 << up)
+                put_int64(at.pixel_reference, place + k, t0)
+                put_int64(at.pixel_reference, place + k + 1, t1)
+                put_int64(at.pixel_reference, place + k + 2, t2)
+                put_int64(at.pixel_reference, place + k + 3, t3)
+            if shape.squared:
+                drive(shape, at, x, first, end, 1)
+                for k in range(shape.slices):
+                    total = 0
+                    for bit in range(first, end):
+                        r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
+                        for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
+                            row = np.int64(uint32_at(at.lists, i) >> shape.tile_bits)
+                            total += (int64_at(at.drive, row) << (bit - first)) * int32_at(rows, slices * row + k)
+                    put_int64(at.pixel_reference, place + slices + k, total)
+                drive(shape, at, x, first, end, -1)
 
 
 @inlined
-def _reference(shape, at, x, z, k):
-    return int64_at(at.pixel_reference, (x * shape.digits + z) * shape.reference_slices + k)
+def _reference_place(shape, x, z):
+    return (x * shape.digits + z) * shape.reference_slices * (1 + shape.squared)
 
 
 @inner
@@ -107,13 +122,16 @@ def add_curves(shape, at, k, count):
     b2, current = np.float32(float64_at(at.curve, 4 * k + 2)), float64_at(at.curve, 4 * k + 3)
     for x in range(count):
         for z in range(shape.digits):
-            total = current * int64_at(at.pixel_row_count, x * shape.input_bits + z)
+            first, total = int64_at(at.digit_start, z), 0
+            for bit in range(first, int64_at(at.digit_start, z + 1)):
+                total += int64_at(at.pixel_row_count, x * shape.input_bits + bit) << (bit - first)
+            total = current * total
             shared = at.pixel_shared + 4 * SHARED * (x * shape.digits + z)
             if shape.sums > 1:
                 put_float32(shared, FIRST, np.float32(total))
                 continue
             if at.analog:
-                total += _reference(shape, at, x, z, k)
+                total += int64_at(at.pixel_reference, _reference_place(shape, x, z) + k)
             start = np.float32(total)
             bent = start * (np.float32(3) * b2)
             put_float32(shared, FIRST, b0 + start * (np.float32(2) * b1 + bent))
@@ -163,20 +181,10 @@ def add_squares(shape, at, count):
             if end - first == 1:
                 total = int64_at(at.pixel_row_count, x * shape.input_bits + first)
             else:
-                _drive(shape, at, x, first, end, 1)
+                drive(shape, at, x, first, end, 1)
                 for bit in range(first, end):
                     r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
                     for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
                         total += int64_at(at.drive, uint32_at(at.lists, i) >> shape.tile_bits) << (bit - first)
-                _drive(shape, at, x, first, end, -1)
+                drive(shape, at, x, first, end, -1)
             put_int64(at.pixel_squares, x * shape.digits + z, total)
-
-
-@inlined
-def _drive(shape, at, x, first, end, sign):
-    """Add a digit, input bits `first` to `end` of pixel x, to what drives each row, or take it away again."""
-    for bit in range(first, end):
-        r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
-        for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
-            row = uint32_at(at.lists, i) >> shape.tile_bits
-            put_int64(at.drive, row, int64_at(at.drive, row) + (sign << (bit - first)))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-
 from .cells_plan import UNROLL
 from .inner import inlined
+from .rows import drive
 from .simd import int64_at, uint32_at
-from .wide import WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, widened
+from .wide import WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, times, widened
 
 
 @inlined
@@ -46,3 +46,24 @@ def _sum_rows(shape, at, weights, x, z):
 def _with_rows(total, weights, a, b, c, d):
     return added_shorts(total, added_shorts(added_shorts(load_shorts(weights, a), load_shorts(weights, b)),
                                             added_shorts(load_shorts(weights, c), load_shorts(weights, d))))
+
+
+@inlined
+def add_squared_rows(shape, at, weights, first, end, sums):
+    """As `add_rows`, each row times the square of its digit: `sum over bits i of sum over rows of list i of (2^i a) X`, in 32 bits."""
+    for x in range(first, end):
+        for z in range(shape.digits):
+            first_bit, end_bit = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)
+            u0 = u1 = full_i32(0)
+            drive(shape, at, x, first_bit, end_bit, 1)
+            for bit in range(first_bit, end_bit):
+                r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
+                for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
+                    row = uint32_at(at.lists, i)
+                    factor = int64_at(at.drive, row >> shape.tile_bits) << (bit - first_bit)
+                    u0 = added(u0, times(widened(load_shorts(weights, row)), factor))
+                    u1 = added(u1, times(widened(load_shorts(weights + 2 * WIDE, row)), factor))
+            drive(shape, at, x, first_bit, end_bit, -1)
+            place = ((x - first) * shape.digits + z) * shape.tile
+            store_ints(sums, place, u0)
+            store_ints(sums, place + WIDE, u1)

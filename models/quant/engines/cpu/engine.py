@@ -26,7 +26,7 @@ import torch
 from ...cells import Cells
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from ..reach import singles_hold
+from ..reach import too_far
 from . import cells, elementwise, grouped, kernel, loud, pixels
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .converter import dynamic_adc, fits, no_adc, static_adc
@@ -40,12 +40,7 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
     if layer.cells is not None and not cells.fits(layer):
         return "cells too far from their levels for sums of 16 bits"
-    readout, spec = layer.readout, layer.spec
-    if readout is not None and spec.dac_bits > 1 and (readout.curve or any(c1 for _, c1, _ in readout.cell_noise or ())):
-        return "curves, or noise that depends on the level, of reads with input digits of several bits"
-    if not singles_hold(layer):
-        return "curves or noise of reads that float32 does not hold"
-    return None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}"
+    return too_far(layer) or (None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}")
 
 
 def prepare(layer: MappedLayer) -> _AnyPrepared:

@@ -134,3 +134,13 @@ def _join_lists(shape, at, pixel, interval, offset):
         for j in range(n):
             put_uint32(at.lists, target + j, uint32_at(at.lists, source + j) + offset)
         put_int64(at.row_count, i, int64_at(at.row_count, i) + n)
+
+
+@inlined
+def drive(shape, at, x, first, end, sign):
+    """Add a digit, input bits `first` to `end` of pixel x, to what drives each row, or take it away again."""
+    for bit in range(first, end):
+        r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
+        for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
+            row = uint32_at(at.lists, i) >> shape.tile_bits
+            put_int64(at.drive, row, int64_at(at.drive, row) + (sign << (bit - first)))

@@ -73,6 +73,7 @@ full_i16 = _operation(shorts, types.intp)(lambda b, value: _broadcast(b, b.trunc
 added_shorts = _operation(shorts, shorts, shorts)(lambda b, x, y: b.add(x, y))
 widened = _operation(ints, shorts)(lambda b, x: b.sext(x, _INTS))
 added = _operation(ints, ints, ints)(lambda b, x, y: b.add(x, y))
+times = _operation(ints, ints, types.intp)(lambda b, x, n: b.mul(x, _broadcast(b, b.trunc(n, _I32), _INTS)))
 shifted_up = _operation(ints, ints, types.intp)(lambda b, x, n: b.shl(x, _broadcast(b, b.trunc(n, _I32), _INTS)))
 smaller = _operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))
 larger = _operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
