@@ -158,7 +158,7 @@ def _add_read(acc, a, m, m_high, levels, a_ptr, m_ptr, out_ptr, adc_ptr, weight_
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_image", "seed"])  # of which each value would be compiled for, if it were 1
 def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height, width, in_height, in_width, besides, first_image, seed,
            L: tl.constexpr, R: tl.constexpr, MODE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """See the module. L, the layer's `triton_gpu.Constants`. Shapes are those of `triton_ideal.kernel`, but for the ADC:
