@@ -55,7 +55,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from experiment import cost_report, distributed, html_report, machine, report, results
 from experiment.bench import FROZEN, Bench
 from experiment.cli import check_writable, get_logger
-from experiment.eval_settings import EvalSettings, parse_all
+from experiment.eval_flags import EvalSettings
+from experiment.eval_settings import parse_all
 from experiment.evaluation import Record
 from experiment.plan import Job, Plan
 from experiment.search import Search, check_search, validation_bench

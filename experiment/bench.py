@@ -17,7 +17,8 @@ from .chip_files import save_cells, stored_cells
 from .cli import UserError
 from .costs import Costs
 from .conversion_settings import OPTIONS
-from .eval_settings import EvalSettings, checkpoint_of
+from .eval_flags import EvalSettings
+from .eval_settings import checkpoint_of
 from .evaluation import Cache, Record, count_reads, measure, measure_float, of_chips
 from .placing import check_chips, engines_of, is_chip, place, put, use_cells
 from .points import Points

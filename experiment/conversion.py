@@ -14,7 +14,7 @@ from . import data, foreign, images
 from .checkpoint import load_weights
 from .cli import UserError, one_line
 from .conversion_settings import OPTIONS
-from .eval_settings import EvalSettings
+from .eval_flags import EvalSettings
 from .foreign import Foreign
 from .images import EvalImages
 from .train_settings import TrainSettings

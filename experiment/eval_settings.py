@@ -1,208 +1,29 @@
-"""The settings of eval.py: what its flags are, and how they become a network, images and the rows of a table.
+"""The settings of eval.py: how its flags (`eval_flags`) become a network, images and the rows of a table.
 
-`parse(argv)` merges once: the defaults below, then what the checkpoint was trained with, then what stands on the command line.
+`parse(argv)` merges once: the defaults, then what the checkpoint was trained with, then what stands on the command line.
 """
 
 import itertools
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import models
-from models.quant import Calibration, CrossbarSpec, Device, engines
-from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
+from models.quant import Calibration, CrossbarSpec, Device
+from models.quant.quantizers import OFF
 
-from . import chips, conversion_settings, costs, data, flags, foreign, per_layer, train_settings
+from . import chips, conversion_settings, costs, flags, foreign, per_layer, train_settings
 from .checkpoint import load_checkpoint
-from .chips import ChipSettings, DeviceSettings
 from .cli import UserError
-from .conversion_settings import Conversion, ConversionFiles
-from .flags import BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, flag_name, option
+from .eval_flags import CALIBRATE_OTHERS, CALIBRATION, MODELS, EvalSettings, Search, add_hardware, build_parser, hardware_defaults
+from .flags import ArgumentParser, flag_name
 from .setting import Setting
-from .train_settings import HARDWARE, NGPU, ThroughADC, images_beside
+from .train_settings import images_beside
 
-MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
-SPEC_FLAGS = (*HARDWARE, "adc_range")  # fields of CrossbarSpec that make the rows
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-CALIBRATE_OTHERS = 64  # images that calibrate networks of others, whose images are large
 USUAL = Calibration()
-CALIBRATION = tuple(flag_name(field.name) for field in fields(Calibration))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """network and data"""
-
-    resume: str | None = option(None, "checkpoint of train.py, or of the original code; several are evaluated one after the other",
-                                metavar="PATH")
-    model: str | None = option(None, f"{' or '.join(MODELS)}, default that of the checkpoint; or a network of others, which is "
-                               f"converted: {foreign.KINDS}")
-    wbit: int | None = option(None, "weight bits; default those of the checkpoint, of networks of others 8", BITS)
-    abit: int | None = option(None, "activation bits; default those of the checkpoint, of networks of others 8", BITS)
-    wq: str | None = option(None, "weight quantizer; default that of the checkpoint", tuple(WEIGHT_QUANTIZERS))
-    quantize_image: bool | None = option(None, "round the image to the activation grid; default as the checkpoint was trained. "
-                                         "Networks of the original code need it", bool)
-    dataset: str | None = option(None, "default that of the checkpoint; of an exported network of CIFAR-10's classes cifar10, of "
-                                 "networks of others imagefolder", data.DATASETS)
-    data_path: str | None = option(None, "folder of the data set; default that of the run whose checkpoint it is, else ./data")
-    batch_size: int = option(64, "images at a time; changes no result but those of --adc_range dynamic", COUNT)
-    limit: int | None = option(None, "only LIMIT test images, spread evenly over the set; default all", COUNT)
-    validation: bool = option(False, "the validation images of the training in place of the test images: for choices, which the "
-                              "test images must not make", bool)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layers:
-    """single layers"""
-
-    per_layer: list[str] = option([], "other hardware of some layers, in all rows: a layer's name or a pattern, and hardware flags: "
-                                  "--per_layer \"features.4:adc_prec=5,cellBit=2\" \"classifier.*:adc_range=ideal\"",
-                                  several=True, metavar="LAYER:FLAG=VALUE", says_default=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """more settings"""
-
-    also: list[str] = option([], "more settings in the same table: groups of the hardware flags, each group in quotes, a flag that "
-                             "is left out at its default: --also \"--cellBit 1 2 --crossbar_layers conv\" \"--adc_prec 5\"",
-                             several=True, metavar="FLAGS", says_default=True)
-    table: list[str] = option([], "the settings, in groups as those of --also, where no hardware flag is given",
-                              several=True, metavar="FLAGS", says_default=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranges:
-    """calibration"""
-
-    calib_images: int = option(256, "training images that calibrate the ADC; the first 256, as one batch, also correct what it "
-                               f"does to the outputs. Of networks of others {CALIBRATE_OTHERS} unless it is given. A "
-                               "checkpoint of train.py --adc_aware keeps its own ranges on the hardware it was trained for, unless a "
-                               "flag of this group is given", COUNT)
-    adc_ranges: str | None = option(None, "take the calibrated ranges, and their correction if it holds one, from the "
-                                    "adc_ranges.json of an earlier evaluation", metavar="FILE")
-    report: bool = option(False, "for every setting with calibrated or full ranges: what the ADC does to each layer and slice, as "
-                          "a table, a JSON file and a picture", bool)
-    planes: str | None = option(None, "take the cells from the bit_levels<i>_ideal.pt in DIR instead of the checkpoint, or those of one "
-                                "chip, bit_levels<i>_<device>_chip<seed>.pt",
-                                metavar="DIR")
-
-
-def _shard(text: str) -> tuple[int, int]:
-    part, of = map(int, text.split("/"))
-    return part, of
-
-
-SHARD = Number(_shard, "I/N, such as 2/8: I from 1 to N", lambda shard: 1 <= shard[0] <= shard[1])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """many settings"""
-
-    dry_run: bool = option(False, "say what would be measured, and what is measured already, and end", bool)
-    workers: int | None = option(None, "processes that measure at the same time, each with its share of the cores; on this machine, or "
-                                 "on the Ray cluster that RAY_ADDRESS names. Needs Ray (requirements-cluster.txt). Default: this "
-                                 "process alone, with all cores", COUNT)
-    shard: tuple[int, int] | None = option(None, "measure only the I-th of N parts of the settings, for job arrays that share a folder",
-                                           SHARD, metavar="I/N")
-    html: bool = option(False, "write results.html, one page with all that was measured in the results folder", bool)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """search"""
-
-    search: int | None = option(None, "measure N settings out of all combinations, each chosen by what is known of those before it; "
-                                "--per_layer may then give several values, of which each layer gets one. Chosen on validation "
-                                "images; the front is measured on the test images. Needs Optuna (requirements-search.txt)", COUNT,
-                                metavar="N")
-    objective: list[str] = option(["accuracy", "bits"], "what is best: a front of two or more. accuracy; bits, the mean of all reads; "
-                                  "changed; conversions; energy, latency and area where they are estimated. Default accuracy bits",
-                                  several=True, says_default=True)
-    at_least: list[str] = option([], "bounds of a search: --at_least accuracy=90", several=True, metavar="NAME=VALUE", says_default=True)
-    at_most: list[str] = option([], "bounds of a search: --at_most bits=2", several=True, metavar="NAME=VALUE", says_default=True)
-    search_seed: int = option(0, "seed of the search: the same one measures the same settings, however many workers there are",
-                              COUNT_OR_0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """cost"""
-
-    cost: str | None = option(None, "what each setting costs, energy, latency, area, in one of the technologies, or in that of a file of "
-                              f"your own (docs/cost.md); {costs.LIST} describes the technologies and ends", metavar="NAME|FILE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """machine and files"""
-
-    engine: str = option("auto", f"{', '.join(engines.CHOICES)}; changes no result; auto: the fastest")
-    ngpu: int | None = NGPU
-    save_path: str | None = option(None, "folder for results; default that of the run, for an exported network save/<its name>")
-    prob_path: str = option("prob", "folder for the bit-planes")
-    save_cells: bool = option(False, "write what the cells of every chip hold to prob_path too, beside the bit-planes, and keep "
-                              "cells behind word lines with --row_ohm or --driver_ohm there: they take minutes to solve", bool)
-    log_file: str = option("eval.log", "name of the log inside save_path, or a full path")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalSettings(Network, Conversion, ConversionFiles, Table, Ranges, Cost, Sweep, Search, Machine):
-    """Everything that decides an evaluation. Made by `parse`; no field is None that has a default.
-
-    Attributes beyond the flags:
-        settings: the rows of the table; none for a search.
-        rows, of_chips: values of the hardware flags that were given, of which a search takes combinations, and those of all chips.
-        calibration: how calibrated ranges are chosen, in all rows.
-        trained_for: the setting that `train.py --adc_aware` trained for, if its ranges, which the checkpoint holds, are to be
-            used; else None.
-    """
-
-    settings: tuple[Setting, ...] = ()
-    rows: Mapping[str, list] = field(default_factory=dict)
-    of_chips: Mapping[str, int] = field(default_factory=dict)
-    calibration: Calibration = Calibration()
-    trained_for: Setting | None = None
-
-
-def build_parser(about: str | None = None) -> ArgumentParser:
-    """The parser of eval.py; `about`, the text at the top of its help."""
-    parser = ArgumentParser(description=about)
-    network = parser.add_argument_group(Network.__doc__)
-    flags.add_flags(network, Network, ["resume"], several=True)
-    flags.add_flags(network, Network, [field.name for field in fields(Network) if field.name != "resume"])
-    others = parser.add_argument_group(Conversion.__doc__)
-    for part in (Conversion, ConversionFiles):
-        flags.add_flags(others, part)
-    hardware = parser.add_argument_group("hardware (several values: every combination)")
-    _add_hardware(hardware)
-    flags.add_flags(hardware, Table)
-    flags.add_flags(parser.add_argument_group("chips"), ChipSettings, chips.OF_RUN)
-    calibration = parser.add_argument_group(Ranges.__doc__)
-    flags.add_flags(calibration, Calibration)
-    flags.add_flags(calibration, Ranges)
-    for cls in (Cost, Sweep, Search, Machine):
-        flags.add_flags(parser.add_argument_group(cls.__doc__), cls)
-    return parser
-
-
-def _add_hardware(group: Any) -> None:
-    """The flags whose values make the settings."""
-    flags.add_flags(group, CrossbarSpec, SPEC_FLAGS, several=True)
-    flags.add_flags(group, ThroughADC, ["crossbar_layers"], several=True)
-    flags.add_flags(group, DeviceSettings, several=True)
-    flags.add_flags(group, ChipSettings, chips.OF_ROW, several=True)
-    flags.add_flags(group, Layers)
-
-
-def _hardware_defaults() -> dict[str, list]:
-    values = flags.defaults(CrossbarSpec, SPEC_FLAGS) | flags.defaults(ThroughADC, ["crossbar_layers"])
-    values |= flags.defaults(DeviceSettings) | flags.defaults(ChipSettings, chips.OF_ROW)
-    return {name: [value] for name, value in values.items()}
 
 
 def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[EvalSettings, dict]:
@@ -238,7 +59,7 @@ def _settings(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     checkpoint = checkpoint_of(source)
     values = _network(given, checkpoint, source)
     conversion_settings.check(values, given, useless=("planes", "save_cells"))
-    rows = {name: given[name] for name in (*_hardware_defaults(), "per_layer") if name in given}
+    rows = {name: given[name] for name in (*hardware_defaults(), "per_layer") if name in given}
     calibration = Calibration(*(given.get(name, default) for name, default in flags.defaults(Calibration).items()))
     of_chips = {name: given[name] for name in chips.OF_RUN if name in given}
     found = EvalSettings(**{each.name: value for each in fields(EvalSettings)
@@ -302,7 +123,7 @@ def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Itera
     """The settings of the hardware flags `rows` and of the groups `also`; where neither is given, those of the groups `table`.
     Equal ones appear once. Args: of_chips, how many each setting with a device has, and their seeds (`chips.OF_RUN`)."""
     parser = ArgumentParser(add_help=False)
-    _add_hardware(parser)
+    add_hardware(parser)
     by_table = table and not rows and not also
     groups = [] if by_table else [rows]
     for name, texts in (("table", table if by_table else ()), ("also", also)):
@@ -319,7 +140,7 @@ def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Itera
 def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibration: Calibration,
                   of_chips: Mapping[str, int] = MappingProxyType({}), devices: dict[str, Device] | None = None) -> list[Setting]:
     """Every combination of the flags' values, in the order of a table."""
-    values = _hardware_defaults() | given
+    values = hardware_defaults() | given
     of_layers = per_layer.single(per_layer.parse(given.get("per_layer", ())))
     before, after = ("crossbar_layers", "weights", "mapping", "reference", "dac_bits", "rows", "cell_bits"), ("adc_max_bits", "adc_range",
                                                                                                  "adc_plan", "adc_bits")
@@ -409,6 +230,6 @@ def _trained_for(found: EvalSettings, checkpoint: Mapping[str, Any], source: str
     stored = train_settings.from_checkpoint(checkpoint, source)
     if not stored.get("adc_aware") or stored.get("device"):  # ranges for chips are chosen anew
         return None
-    rows = {name: [stored[name]] for name in _hardware_defaults() if name in stored}
+    rows = {name: [stored[name]] for name in hardware_defaults() if name in stored}
     [setting] = _combinations(rows, found.wbit, found.abit, found.calibration)
     return setting

@@ -10,7 +10,7 @@ import torch
 from . import data, train_settings
 from .cli import UserError
 from .data import Batches, generator, training_split
-from .eval_settings import EvalSettings
+from .eval_flags import EvalSettings
 
 REPORT_IMAGES = 64  # calibration images whose layer outputs --report compares
 

@@ -20,7 +20,7 @@ from models.quant import CrossbarSpec, adc
 from models.quant.files import atomic_write
 
 from .cli import UserError, one_line
-from .eval_settings import EvalSettings
+from .eval_flags import EvalSettings
 from .locking import locked
 from .placing import on_adcs
 from .setting import Setting

@@ -17,7 +17,7 @@ from .chips import CHIP_FIELDS
 from .cli import UserError
 from .conversion_settings import OPTIONS
 from .costs import figures
-from .eval_settings import EvalSettings
+from .eval_flags import EvalSettings
 from .evaluation import Record
 from .locking import locked
 

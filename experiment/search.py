@@ -24,7 +24,8 @@ from models.quant.files import atomic_write
 from . import per_layer
 from .bench import Bench
 from .cli import UserError
-from .eval_settings import EvalSettings, all_settings
+from .eval_flags import EvalSettings
+from .eval_settings import all_settings
 from .flags import flag_name
 from .report import save
 from .setting import Setting

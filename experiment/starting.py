@@ -14,7 +14,7 @@ from models.quant.quantizers import OFF
 
 from . import data, train_settings
 from .checkpoint import load_weights
-from .eval_settings import EvalSettings
+from .eval_flags import EvalSettings
 from .train_settings import TrainSettings
 
 

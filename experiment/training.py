@@ -1,4 +1,4 @@
-"""Training: the schedule, the optimizer, and the loop over epochs with its checkpoints and logs."""
+"""Training: the loop over epochs with its checkpoints and logs."""
 
 import contextlib
 import copy
@@ -8,7 +8,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,97 +27,13 @@ from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .cli import Stopped, UserError
 from .data import Dataset, generator, normalize, steps_per_epoch, train_batches, training_split
 from .machine import machine_info, rng_state, set_rng_state
+from .meter import Meter, evaluate, loss_and_correct
+from .optimizing import alpha_penalty, build_optimizer, clip_weights, schedule_factor
 from .starting import quantized_layers, used_alphas
 from .train_settings import BEST, CHECKPOINT, CONFIG, TrainSettings
 
 CALIBRATION_IMAGES = 64  # of each calibration during training: fewer than eval.py takes, since there are many
 NORM_BATCHES = 8  # from which batch norms take their statistics anew
-
-
-def schedule_factor(kind: str, step: int, steps: int, epoch_steps: int, schedule: Sequence[int] = (),
-                    gammas: Sequence[float] = ()) -> float:
-    """What every parameter group's starting rate is multiplied by at `step`, 0 .. steps - 1; `epoch_steps`, those of an epoch."""
-    if kind == "step":
-        epoch = step // epoch_steps
-        return math.prod(gamma for start, gamma in zip(schedule, gammas, strict=True) if epoch >= start)
-    if kind == "cosine":
-        return (1 + math.cos(math.pi * step / steps)) / 2
-    peak = max(1, steps // 4)  # triangular: rises over `peak` steps, then falls; never quite 0, so every step counts
-    return (step + 1) / peak if step < peak else (steps - step) / (steps - peak)
-
-
-@torch.no_grad()
-def clip_weights(net: nn.Module, factor: float) -> None:
-    """Clip the weights of every layer to `factor` times their root mean square."""
-    for layer in quantized_layers(net).values():
-        bound = factor * torch.linalg.vector_norm(layer.weight) / layer.weight.numel() ** 0.5
-        layer.weight.clamp_(-bound, bound)
-
-
-def build_optimizer(net: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
-    """SGD in two groups; the schedule multiplies each group's own "initial_lr"."""
-    alphas = list(used_alphas(net).values())
-    weights = [p for name, p in net.named_parameters() if not name.endswith("act_alpha")]
-    groups = [{"params": weights, "lr": settings.lr, "initial_lr": settings.lr, "weight_decay": settings.wd}]
-    if alphas:
-        groups.append({"params": alphas, "lr": settings.alpha_lr, "initial_lr": settings.alpha_lr,
-                       "weight_decay": settings.alpha_wd})
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
-
-
-def alpha_penalty(net: nn.Module, a_lambda: float) -> torch.Tensor:
-    """a_lambda times the sum of alpha^2: the penalty that --clp adds to the loss."""
-    return a_lambda * sum(alpha.square() for alpha in used_alphas(net).values())
-
-
-class Meter:
-    """Sums of loss and correct answers, over all processes. They stay on the device: reading them is what waits for the GPU."""
-
-    def __init__(self, device: torch.device):
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self.images = 0
-
-    def add(self, sums: torch.Tensor, images: int) -> None:
-        """sums: those of some `images`, see `loss_and_correct`."""
-        self.sums += sums
-        self.images += images
-
-    def read(self) -> tuple[float, float]:
-        """(mean loss, accuracy in percent) of all images so far."""
-        loss, correct = self.sums.tolist()
-        return loss / max(1, self.images), 100 * correct / max(1, self.images)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"sums": self.sums.tolist(), "images": self.images}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
-        self.images = state["images"]
-
-
-def loss_and_correct(loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sums over a batch, float64 [2]. loss: mean over the batch (scalar tensor), logits [N, classes], labels [N]."""
-    correct = (logits.argmax(1) == labels).sum()
-    return torch.stack([loss.detach().double() * len(labels), correct.double()])
-
-
-@torch.no_grad()
-def evaluate(net: nn.Module, x: torch.Tensor, y: torch.Tensor, data: Dataset, amp: str = "off", batch_size: int = 250,
-             tick: Callable[[], None] = lambda: None) -> tuple[float, float]:
-    """(mean loss, accuracy in percent) on uint8 images x; each of several processes has whole batches. tick() is called before every
-    batch, by all processes before each of them has one, and may raise."""
-    net.eval()
-    sums = []
-    for number, (images, labels) in enumerate(zip(x.split(batch_size), y.split(batch_size), strict=True)):
-        if number % distributed.world() == 0:
-            tick()
-        if not distributed.mine(number):
-            continue
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"), quant.image_numbers(number * batch_size):
-            logits = net(normalize(images, data.mean, data.std)).float()
-        sums.append(loss_and_correct(F.cross_entropy(logits, labels), logits, labels))
-    loss, correct = sum(distributed.in_order([each.cpu() for each in sums])).tolist()  # one after the other, as one process adds them
-    return loss / len(y), 100 * correct / len(y)
 
 
 @torch.no_grad()

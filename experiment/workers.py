@@ -17,7 +17,7 @@ import torch
 from . import distributed, machine
 from .bench import Bench
 from .cli import UserError, one_line
-from .eval_settings import EvalSettings
+from .eval_flags import EvalSettings
 from .plan import Job, Queue
 from .setting import Setting
 
