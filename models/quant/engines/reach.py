@@ -24,18 +24,33 @@ def read_range(layer: MappedLayer, k: int) -> tuple[int, int]:
 
 
 def too_far(layer: MappedLayer) -> str | None:
-    """Why curves and noise of the reads cannot be done in 32 bits, or None: float32 has what they make of reads and rounds it when
-    1.5 2^23 is added, and int32 what the noise of a pair's two lines is of, `2 sum a^2 X`."""
+    """Why 32 bits do not hold what the reads of a layer have besides, or None.
+
+    int32 must have u and, where noise depends on the level, the sum that it is of, `2 sum a^2 (X + m R)` or `2 sum a^2 B`; for curves
+    float32 `sum a B` of pairs, and int32 `sum a R`. What noise and curves make of reads is rounded in float32, by adding 1.5 2^23.
+    """
     readout = layer.readout
-    if readout is None or not (readout.noisy or readout.curve):
+    if readout is None:
         return None
-    slices = range(len(layer.spec.slice_bits))
+    slices, digit = range(len(layer.spec.slice_bits)), 2 ** max(layer.spec.digit_bits) - 1
     farthest = max(max(-low, high) for low, high in (read_range(layer, k) for k in slices))
+    if farthest >= 2**31:
+        return "reads with gains, offsets or noise that 32 bits do not hold"
+    if not (readout.noisy or readout.curve):
+        return None
     if farthest >= 2**22 or max(_deviation(layer, k) for k in slices) >= MOST * DEVIATION:
         return "curves or noise of reads that float32 does not hold"
-    largest = max(int(part.abs().max()) for part in (layer.cells.values, layer.cells.reference))
-    sums = 4 * layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2 * largest
-    return "noise or curves of reads whose cells' sums 32 bits do not hold" if sums >= 2**31 else None
+    cells = _largest_cells(layer)
+    of_levels = [m for _, c1, m in readout.cell_noise or () if c1]
+    squared = 2 * layer.tallest * digit**2 * (cells[0] + max(of_levels) * cells[1]) if of_levels else 0
+    bent = layer.tallest * digit * (cells[0] << 7 if readout.needs_both else cells[1]) if readout.curve else 0
+    return "noise or curves of reads whose cells' sums 32 bits do not hold" if max(squared, bent) >= 2**31 else None
+
+
+def _largest_cells(layer):
+    """(X, R): the largest cell, of pairs what both lines hold together, and the largest reference cell."""
+    values = layer.readout.both if layer.readout.needs_both else layer.cells.values
+    return int(values.abs().max()), 0 if layer.readout.needs_both else int(layer.cells.reference.abs().max())
 
 
 def _deviation(layer, k):

@@ -60,7 +60,7 @@ class Besides:
         for place, k in enumerate(order):
             c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
             curve = readout.curve[k] if readout.curve else (0.0,) * 4
-            numbers[place] = torch.tensor([k, readout.base, c0 * (1 + m), np.float32(c1 / 2), 2 * m, *curve])
+            numbers[place] = torch.tensor([k, readout.base, c0 * (1 + m), np.float32(c1 / 2), 2 * m, *curve], dtype=torch.float64)
         reference = layer.cells.reference.cpu()[..., None]
         shared = torch.cat([levels(torch.ones_like(reference), order, rows), levels(reference, order, rows)])[:, :, :, 0]
         shared = F.pad(shared.permute(1, 2, 0, 3), (0, 0, 0, _SHARED.value - len(shared))).contiguous()

@@ -125,7 +125,8 @@ def with_noise(typingctx, u, keys, offset, low, high, deviation, lift):
 
 @intrinsic
 def with_noise_of_levels(typingctx, u, sums, keys, offset, low, high, at_zero, slope, reference):
-    """The same where columns differ: of variance `at_zero + slope (2 sums + reference)`; sums, ints, what u is before any curve."""
+    """The same where columns differ: of variance `at_zero + slope (2 sums + reference)`; sums, ints: of the cells' values, or of
+    those less their reference, each times the square of its digit."""
     def codegen(context, b, sig, args):
         u, sums, keys, offset, low, high, at_zero, slope, reference = args
         magic, step, steps = (_all(_FLOATS, float(value)) for value in (ROUNDER, STEP, IN_STEPS))
