@@ -40,11 +40,13 @@ def too_far(layer: MappedLayer) -> str | None:
         return None
     if farthest >= 2**22 or max(_deviation(layer, k) for k in slices) >= MOST * DEVIATION:
         return "curves or noise of reads that float32 does not hold"
-    cells = _largest_cells(layer)
+    cell, reference = _largest_cells(layer)
     of_levels = [m for _, c1, m in readout.cell_noise or () if c1]
-    squared = 2 * layer.tallest * digit**2 * (cells[0] + max(of_levels) * cells[1]) if of_levels else 0
-    bent = layer.tallest * digit * (cells[0] << 7 if readout.needs_both else cells[1]) if readout.curve else 0
-    return "noise or curves of reads whose cells' sums 32 bits do not hold" if max(squared, bent) >= 2**31 else None
+    too_large = bool(of_levels) and 2 * layer.tallest * digit**2 * (cell + max(of_levels) * reference) >= 2**31
+    if readout.curve:
+        largest, most = (cell, 2**24) if readout.needs_both else (reference, 2**31)
+        too_large = too_large or layer.tallest * digit * largest >= most
+    return "noise or curves of reads whose cells' sums 32 bits do not hold" if too_large else None
 
 
 def _largest_cells(layer):
