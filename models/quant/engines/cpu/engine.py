@@ -39,7 +39,7 @@ from .simd import set_threads
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
     if layer.cells is not None and not cells.fits(layer):
-        return "cells too far from their levels for sums of 16 and 32 bits"
+        return "cells too far from their levels for sums of 16 bits"
     return too_far(layer) or (None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}")
 
 
