@@ -95,7 +95,7 @@ def check_histogram(case):
 
 
 @given(case=cases(adc_ranges=["calibrated", "full"]).filter(small))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_static_adc(case):
     check(case)
 
@@ -107,7 +107,7 @@ def test_planned_adc(case):
 
 
 @given(case=cases(adc_ranges=["dynamic"]).filter(small))
-@settings(max_examples=80)
+@settings(max_examples=50)
 def test_dynamic_adc(case):
     check(case, "dynamic")
 
