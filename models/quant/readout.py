@@ -70,7 +70,12 @@ class Readout:
     @property
     def needs_both(self) -> bool:
         """Whether reads of pairs depend on what both lines hold together."""
-        return self.both is not None and (self.curve is not None or any(c1 for _, c1, _ in self.cell_noise or ()))
+        return self.both is not None and (self.curve is not None or self.depends_on_level)
+
+    @property
+    def depends_on_level(self) -> bool:
+        """Whether the noise of a cell depends on its value."""
+        return any(c1 for _, c1, _ in self.cell_noise or ())
 
     @property
     def noisy(self) -> bool:

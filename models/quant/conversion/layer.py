@@ -128,7 +128,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
 
     def _with_signed_rows(self, layer):
         cells = layer.cells or self._whole_cells()
-        if layer.readout is not None and (layer.readout.curve is not None or any(c1 for _, c1, _ in layer.readout.cell_noise or ())):
+        if layer.readout is not None and (layer.readout.curve is not None or layer.readout.depends_on_level):
             raise ValueError("inputs 'ternary' have no gate access and no read noise that grows with conductance; take inputs 'phases'")
         values, reference = (encodings.signed_rows(part, 2) for part in (cells.values, cells.reference))
         return replace(layer, spec=replace(layer.spec, rows=2 * layer.spec.rows), w_codes=layer.w_codes.repeat_interleave(2, 1),

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from ..mapping import MappedLayer
-from ..readout import (APART, COLUMN_KEY, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS, Readout)
+from ..readout import (APART, COLUMN_KEY, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS)
 from .triton_tile import MAGIC, WIDE_MAGIC, codes_of_rows, dot, levels
 
 _SHARING, _APART, _ENTRIES, _SUMMED = (tl.constexpr(n) for n in (SHARING, APART, len(NORMAL), len(SIGNS[0])))
@@ -76,7 +76,7 @@ class Besides:
         seed = readout.seed & 2**64 - 1
         self.seed = seed - (seed >> 63 << 64)
         self.constants = Constants(
-            noisy=readout.noisy, levels=_depends_on_level(readout), curved=readout.curve is not None,
+            noisy=readout.noisy, levels=readout.depends_on_level, curved=readout.curve is not None,
             changed=readout.gain is not None or readout.offset is not None, analog=layer.spec.reference == "analog",
             pair=readout.needs_both, parts=len(cells))
 
@@ -87,17 +87,13 @@ def tiling(pixels: int, channels: int) -> tuple[int, int, dict]:
     return block_m, block_n, dict(num_warps=8, num_stages=1, enable_fp_fusion=False, sanitize_overflow=False)
 
 
-def _depends_on_level(readout: Readout) -> bool:
-    return any(c1 for _, c1, _ in readout.cell_noise or ())
-
-
 def _second(layer):
     """Cells whose sums reads need besides u: int32 `[slices, groups, rows, out / groups]`, or None: of digits of one bit and with one line
     a column, the sum of the values is u and the reference's."""
     readout = layer.readout
     if readout.needs_both:
         return readout.both
-    return layer.cells.values if _depends_on_level(readout) and max(layer.spec.digit_bits) > 1 else None
+    return layer.cells.values if readout.depends_on_level and max(layer.spec.digit_bits) > 1 else None
 
 
 @triton.jit

@@ -106,8 +106,7 @@ def step_of_slice(layer: MappedLayer) -> np.ndarray:
 
 
 def _needs_squares(layer):
-    noise = layer.readout.cell_noise if layer.readout is not None else None
-    return max(layer.spec.digit_bits) > 1 and any(c1 for _, c1, _ in noise or ())
+    return layer.readout is not None and layer.readout.depends_on_level and max(layer.spec.digit_bits) > 1
 
 
 def weights_of(layer: MappedLayer) -> list[np.ndarray]:
