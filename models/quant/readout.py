@@ -101,7 +101,7 @@ def first_image() -> int:
 
 def read_key(seed: int, image: Tensor, counter: Tensor) -> Tensor:
     """64 bits for each read of one column of an array: int64, by SplitMix64. Args: image and counter, int64, of one shape."""
-    return _mix(_mix(image * _signed(GOLDEN) + _signed(seed)) + counter * _signed(GOLDEN))
+    return _mix(_mix(image * signed(GOLDEN) + signed(seed)) + counter * signed(GOLDEN))
 
 
 def column_numbers(groups: int, out: int) -> Tensor:
@@ -150,12 +150,12 @@ def fused(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def _mix(x):
-    x = x + _signed(GOLDEN)
-    x = (x ^ ((x >> 30) & (2**34 - 1))) * _signed(MIX_3)
-    x = (x ^ ((x >> 27) & (2**37 - 1))) * _signed(MIX_4)
+    x = x + signed(GOLDEN)
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * signed(MIX_3)
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * signed(MIX_4)
     return x ^ ((x >> 31) & (2**33 - 1))
 
 
-def _signed(bits):
+def signed(bits: int) -> int:
     """64 bits as the int64 that has them."""
     return (bits & (2**64 - 1)) - (2**64 if bits & 2**63 else 0)

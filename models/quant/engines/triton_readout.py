@@ -18,14 +18,14 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from ..mapping import MappedLayer
-from ..readout import (APART, COLUMN_KEY, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS)
+from ..readout import APART, COLUMN_KEY, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS, signed
 from .triton_tile import MAGIC, WIDE_MAGIC, codes_of_rows, dot, levels
 
 _SHARING, _APART, _ENTRIES, _SUMMED = (tl.constexpr(n) for n in (SHARING, APART, len(NORMAL), len(SIGNS[0])))
 _COLUMN_KEY, _MIX_1, _MIX_2 = (tl.constexpr(n) for n in (COLUMN_KEY, MIX_1, MIX_2))
 _GOLDEN, _MIX_3, _MIX_4 = (tl.constexpr(n) for n in (GOLDEN, MIX_3, MIX_4))
 _IN_STEPS, _STEP = tl.constexpr(float(np.float32(STEPS / DEVIATION))), tl.constexpr(1 / STEPS)
-_NUMBERS = tl.constexpr(9)  # of a slice, see `Tables`
+_NUMBERS = tl.constexpr(9)  # of a slice, see `Besides`
 _SHARED = tl.constexpr(16)  # columns of the product that all columns share: 1 where a row stands, and the reference, digit by digit
 
 
@@ -73,8 +73,7 @@ class Besides:
         if readout.offset is not None:
             offset[:] = readout.offset.cpu()[order]
         self.tables = numbers, torch.tensor(NORMAL + sum(SIGNS, ()), dtype=torch.int32), shared, cells, gain, offset
-        seed = readout.seed & 2**64 - 1
-        self.seed = seed - (seed >> 63 << 64)
+        self.seed = signed(readout.seed)
         self.constants = Constants(
             noisy=readout.noisy, levels=readout.depends_on_level, curved=readout.curve is not None,
             changed=readout.gain is not None or readout.offset is not None, analog=layer.spec.reference == "analog",

@@ -1,4 +1,5 @@
-"""What the kernels of the Triton engine share: products of codes, a division, rounding, and where the codes of a pixel lie."""
+"""What the kernels of the Triton engine share: products of codes, a division, rounding, where the codes of a pixel lie, and levels that
+int8 does not hold."""
 
 import torch
 import triton
@@ -60,7 +61,8 @@ def codes_of_rows(a_ptr, corner, row, in_width, L: tl.constexpr):
 def levels(weights: torch.Tensor, order: list[int], rows: torch.Tensor) -> torch.Tensor:
     """Weights of the slices in `order`, digit by digit: int8 `[parts, slices, groups, out / groups, positions]`.
 
-    Args: weights, see `row_weights`; rows, which row stands at each position, the one after the last being empty.
+    Args: weights, int32 `[slices, groups, rows, out / groups]`; rows, which row stands at each position, the one after the last being
+        empty.
     """
     m = F.pad(weights[order].transpose(2, 3), (0, 1))
     m = m.index_select(-1, rows.to(m.device))

@@ -11,7 +11,7 @@ from collections import namedtuple
 import numpy as np
 
 from ...mapping import MappedLayer
-from ...readout import APART, COLUMN_KEY, SHARING, SIGNS, column_numbers, first_image
+from ...readout import APART, COLUMN_KEY, SHARING, SIGNS, column_numbers, first_image, signed
 from . import cells_matrix
 from .amx import TILE_ROWS, configuration
 from .cells_reads import TOGETHER
@@ -167,8 +167,7 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     if readout.offset is not None:
         offset[:] = _padded(readout.offset.cpu().numpy(), padded)
     changed = readout.gain is not None or readout.offset is not None
-    seed = np.array([readout.seed & (2**64 - 1)], np.uint64).view(np.int64)[0]
     curve = np.array(readout.curve or np.zeros((slices, 4)), np.float64)
     referred = not readout.needs_both and (readout.curve is not None or bool(table[:, 1].any()))
     return Besides(readout.noisy, changed, readout.curve is not None, referred, spec.reference == "analog", keys, table, curve, reference,
-                   starts, gain, offset, float(readout.base), int(seed), first_image(), pixels)
+                   starts, gain, offset, float(readout.base), signed(readout.seed), first_image(), pixels)
