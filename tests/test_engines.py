@@ -676,13 +676,12 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
 def test_what_kernels_close_over_is_the_same_in_every_process():
     """It is part of their key in Numba's cache, pickled: of a compiled function that has a number of its own in each process, so that the
     kernel would be compiled in each."""
-    from models.quant.engines.cpu import buffers, cells_kernel, grouped_kernel, kernel, pixels_kernel
-    ops = buffers.STATIC, buffers.DYNAMIC, buffers.RANGES, buffers.HISTOGRAM
-    kernels = [*kernel._layers.values(), pixels_kernel._narrow, pixels_kernel._broad,
-               *(room._compiled(op) for room in (cells_kernel, grouped_kernel) for op in ops)]
-    for layer in kernels:
-        closed_over = [cell.cell_contents for cell in layer.py_func.__closure__]
-        assert closed_over and all(type(value) in (int, bool) for value in closed_over), layer
+    from models.quant.engines.cpu import cells_kernel, grouped_kernel, kernel, pixels_kernel
+    kernels = [pixels_kernel._narrow, pixels_kernel._broad,
+               *(one for room in (kernel, cells_kernel, grouped_kernel) for one in room._kernels.values())]
+    for one in kernels:
+        closed_over = [cell.cell_contents for cell in one.compiled.py_func.__closure__]
+        assert closed_over and all(type(value) in (int, bool) for value in closed_over), one
 
 
 def test_kernels_run_where_numba_may_write_nowhere(tmp_path):

@@ -8,13 +8,12 @@ the codes of all digits of a pixel are added in registers, and what is stored is
 
 from __future__ import annotations
 
-import functools
 from collections import namedtuple
 
 import numba
 import numpy as np
 import torch
-from numba import literally, njit, prange
+from numba import literally
 
 from .amx import TILE_ROWS, configure, release
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
@@ -26,6 +25,7 @@ from .cells_reads import PLAIN, SHARED, Place, add_curves, add_noise, add_refere
 from .cells_rows import add_rows, add_squared_rows
 from .finish import Pixel, finish_pixel
 from .inner import inlined, inner
+from .loop import Kernel, bands_of, loaded
 from .output import NOT_TO_CODES, ToCodes
 from .rows import Source, active_rows, list_rows_under, rows_to_keep
 from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, put_int64
@@ -80,57 +80,48 @@ def run(shape: Shape, plan: Plan, forms: Forms, besides: Besides, a_codes: torch
         next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
         extremes=np.empty((0,) * 8, np.int32) if extremes is None else extremes,
         counts=np.empty((0,) * 4, np.int64) if counts is None else counts, u_min=u_min)
-    bands = min(size[0], max(1, 8 * numba.get_num_threads() // max(len(a_codes), 1)))
+    bands = bands_of(len(a_codes), size[0])
     if op == STATIC:
         op = STATIC_BROAD if forms.broad else STATIC if besides.noisy or besides.curved or besides.changed else PLAIN
-    _compiled(op)(
-        shape, plan, forms, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, pixels, bands)
+    _kernels[op](len(a_codes) * bands, shape, plan, forms, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, pixels, bands)
 
 
-@functools.cache
-def _compiled(op):
-    def layer(shape, plan, forms, besides, target, to_codes, codes, height, width, pixels, bands, sources=SOURCES):
-        for item in prange(len(codes) * bands):
-            image, band = item // bands, item % bands
-            _band(shape, plan, forms, besides, target, to_codes, codes, image, height * band // bands, height * (band + 1) // bands,
-                  height, width, pixels, op)
+def _kernel(op):
+    """The kernel for one `op`, see `kernel`. Its items are bands of output rows, done a strip of some rows at a time."""
+    def layer(arguments, item, sources=SOURCES):
+        shape, plan, forms, besides, target, to_codes, codes, height, width, pixels, bands = loaded(arguments)
+        image, band = item // bands, item % bands
+        first, last = height * band // bands, height * (band + 1) // bands
+        lines = min(last - first, max(1, STRIP // width))
+        source = Source(codes.shape[1], codes.shape[2], rows_to_keep(shape, lines))
+        if shape.matrix:
+            configure(plan.configuration.ctypes.data)
+        buffers = _new_buffers(shape, source.kept * source.width, len(plan.intervals), lines * width, op)
+        at = _addresses(shape, plan, forms, besides, target, to_codes, buffers, numba.get_thread_id(), op)
+        for group in range(shape.groups):
+            group_codes = codes.ctypes.data + (image * source.height * source.width * shape.groups + group) * shape.channels
+            listed = 0
+            for y in range(first, last, lines):
+                end = min(last, y + lines)
+                for line in range(y, end):
+                    listed = list_rows_under(shape, at, source, group_codes, line, listed)
+                start = (image * height + y) * width
+                count = min((end - y) * width, pixels - start)
+                if op != RANGES and op != HISTOGRAM:
+                    buffers.acc[:] = 0
+                    buffers.exact_acc[:] = 0
+                _reads_of_strip(shape, at, source, besides, group, group_codes, Strip(y, width, start, count), op)
+                if op != RANGES and op != HISTOGRAM:
+                    for x in range(count):
+                        channel = group * shape.out_channels
+                        place = (start + x) * shape.groups * shape.out_channels + channel
+                        sums = x * shape.steps * shape.slice_vectors * LANES
+                        finish_pixel(shape, at, Pixel(place, channel, int64_at(at.constant, group), True, sums))
+        if shape.matrix:
+            release()
+        _keep_alive(buffers)
 
-    layer.__qualname__ = f"cells_layer_{op}"  # names its files in Numba's cache
-    return njit(cache=True, parallel=True)(layer)
-
-
-@inner
-def _band(shape, plan, forms, besides, target, to_codes, codes, image, first, last, height, width, pixels, op):
-    """All output pixels of one image in rows first..last - 1, a strip of some rows at a time."""
-    op = literally(op)
-    lines = min(last - first, max(1, STRIP // width))
-    source = Source(codes.shape[1], codes.shape[2], rows_to_keep(shape, lines))
-    if shape.matrix:
-        configure(plan.configuration.ctypes.data)
-    buffers = _new_buffers(shape, source.kept * source.width, len(plan.intervals), lines * width, op)
-    at = _addresses(shape, plan, forms, besides, target, to_codes, buffers, numba.get_thread_id(), op)
-    for group in range(shape.groups):
-        group_codes = codes.ctypes.data + (image * source.height * source.width * shape.groups + group) * shape.channels
-        listed = 0
-        for y in range(first, last, lines):
-            end = min(last, y + lines)
-            for line in range(y, end):
-                listed = list_rows_under(shape, at, source, group_codes, line, listed)
-            start = (image * height + y) * width
-            count = min((end - y) * width, pixels - start)
-            if op != RANGES and op != HISTOGRAM:
-                buffers.acc[:] = 0
-                buffers.exact_acc[:] = 0
-            _reads_of_strip(shape, at, source, besides, group, group_codes, Strip(y, width, start, count), op)
-            if op != RANGES and op != HISTOGRAM:
-                for x in range(count):
-                    channel = group * shape.out_channels
-                    place = (start + x) * shape.groups * shape.out_channels + channel
-                    sums = x * shape.steps * shape.slice_vectors * LANES
-                    finish_pixel(shape, at, Pixel(place, channel, int64_at(at.constant, group), True, sums))
-    if shape.matrix:
-        release()
-    _keep_alive(buffers)
+    return Kernel(layer, f"cells_layer_{op}")
 
 
 @inlined
@@ -321,3 +312,5 @@ def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, o
 def _keep_alive(buffers):
     """Numba frees an array after its last use, and does not see the uses by address."""
 
+
+_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN)}

@@ -14,10 +14,10 @@ def spread_extremes(extremes, buffers):
     arrays, digits, slices, _ = extremes.shape
     for t in range(arrays):
         for z in range(digits):
-            buffers.quiet[t, z] = extremes[t, z, :, 0].max(), extremes[t, z, :, 1].min()
+            buffers.quiet[t, z, 0], buffers.quiet[t, z, 1] = extremes[t, z, :, 0].max(), extremes[t, z, :, 1].min()
             for k in range(slices):
                 slot = (t * digits + z) * slices + k
-                seen[slot] = extremes[t, z, k]
+                seen[slot, 0], seen[slot, 1] = extremes[t, z, k, 0], extremes[t, z, k, 1]
                 lows[slot * LANES:(slot + 1) * LANES] = min(seen[slot, 0], 2**15 - 1)
                 highs[slot * LANES:(slot + 1) * LANES] = max(seen[slot, 1], -2**15)
 

@@ -6,17 +6,17 @@ where that bit is one.
 
 from __future__ import annotations
 
-import functools
 from collections import namedtuple
 
 import numba
 import numpy as np
-from numba import literally, njit, prange
+from numba import literally
 
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .cache import SOURCES
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from .inner import inlined, inner
+from .loop import Kernel, loaded
 from .simd import float32_at, float64_at, int32_at, int64_at, put_int64, put_uint64, uint64_at
 from .wide import (WIDE, add_product_by, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, added_where, bit_of_64_bytes,
                    code_f32, code_f64_of_f32_by, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i16, full_i32,
@@ -59,50 +59,43 @@ def run(shape: Shape, plan: Plan, forms: Forms, ranges: Ranges, x: np.ndarray, s
     Args: x, codes uint8 `[N, H, W, channel of a group, group]`, padded on all sides, groups up to whole blocks; size, `(H', W')`.
     """
     op = STATIC_BROAD if op == STATIC and forms.broad else op
-    _compiled(op)(shape, plan, forms, ranges, Target(out, extremes, counts, u_min), x, *size)
+    _kernels[op](len(x) * size[0], shape, plan, forms, ranges, Target(out, extremes, counts, u_min), x, *size)
 
 
-@functools.cache
-def _compiled(op):
-    def layer(shape, plan, forms, ranges, target, x, height, width, sources=SOURCES):
-        for item in prange(len(x) * height):
-            _row(shape, plan, forms, ranges, target, x, item // height, item % height, width, op)
+def _kernel(op):
+    """The kernel for one `op`, see `kernel`. Its items are output rows."""
+    def layer(arguments, item, sources=SOURCES):
+        shape, plan, forms, ranges, target, x, height, width = loaded(arguments)
+        image, y = item // height, item % height
+        broad = op == STATIC_BROAD or op == DYNAMIC
+        sums = shape.steps * shape.outputs * WIDE
+        acc, broad_acc = np.zeros(0 if broad else sums, np.int32), np.zeros(sums if broad else 0, np.int64)
+        masks, reads = np.empty(shape.bits * shape.rows, np.uint64), np.empty(WIDE, np.int32)
+        thread = numba.get_thread_id() if op == RANGES or op == HISTOGRAM else 0
+        at = Addresses(
+            plan.cells.ctypes.data, plan.row_at.ctypes.data, plan.array_start.ctypes.data, plan.digit_start.ctypes.data,
+            plan.step_of_slice.ctypes.data, forms.singles.ctypes.data, forms.doubles.ctypes.data, forms.divide,
+            ranges.minus_low.ctypes.data, ranges.delta.ctypes.data, ranges.factor.ctypes.data,
+            target.extremes.ctypes.data + thread * target.extremes.strides[0],
+            target.counts.ctypes.data + thread * target.counts.strides[0], target.u_min, target.counts.shape[3],
+            masks.ctypes.data, reads.ctypes.data, broad_acc.ctypes.data if broad else acc.ctypes.data)
+        first = x.ctypes.data + image * x.strides[0] + y * shape.stride
+        for block in range(shape.blocks):
+            for column in range(width):
+                _list_masks(shape, at, first + column * shape.pitch + block * WIDE)
+                acc[:] = 0
+                broad_acc[:] = 0
+                for output in range(shape.outputs):
+                    for k in range(shape.slices):
+                        for t in range(shape.arrays):
+                            _reads(shape, at, block, output, k, t, op)
+                if op == STATIC:
+                    _put(shape, acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
+                elif broad:
+                    _put(shape, broad_acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
+        _keep_alive(masks, reads, acc, broad_acc)
 
-    layer.__qualname__ = f"grouped_layer_{op}"  # names its files in Numba's cache
-    return njit(cache=True, parallel=True)(layer)
-
-
-@inner
-def _row(shape, plan, forms, ranges, target, x, image, y, width, op):
-    """All reads of one output row of one image."""
-    op = literally(op)
-    broad = op == STATIC_BROAD or op == DYNAMIC
-    sums = shape.steps * shape.outputs * WIDE
-    acc, broad_acc = np.zeros(0 if broad else sums, np.int32), np.zeros(sums if broad else 0, np.int64)
-    masks, reads = np.empty(shape.bits * shape.rows, np.uint64), np.empty(WIDE, np.int32)
-    thread = numba.get_thread_id() if op == RANGES or op == HISTOGRAM else 0
-    at = Addresses(
-        plan.cells.ctypes.data, plan.row_at.ctypes.data, plan.array_start.ctypes.data, plan.digit_start.ctypes.data,
-        plan.step_of_slice.ctypes.data, forms.singles.ctypes.data, forms.doubles.ctypes.data, forms.divide,
-        ranges.minus_low.ctypes.data, ranges.delta.ctypes.data, ranges.factor.ctypes.data,
-        target.extremes.ctypes.data + thread * target.extremes.strides[0],
-        target.counts.ctypes.data + thread * target.counts.strides[0], target.u_min, target.counts.shape[3],
-        masks.ctypes.data, reads.ctypes.data, broad_acc.ctypes.data if broad else acc.ctypes.data)
-    first = x.ctypes.data + image * x.strides[0] + y * shape.stride
-    for block in range(shape.blocks):
-        for column in range(width):
-            _list_masks(shape, at, first + column * shape.pitch + block * WIDE)
-            acc[:] = 0
-            broad_acc[:] = 0
-            for output in range(shape.outputs):
-                for k in range(shape.slices):
-                    for t in range(shape.arrays):
-                        _reads(shape, at, block, output, k, t, op)
-            if op == STATIC:
-                _put(shape, acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
-            elif broad:
-                _put(shape, broad_acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
-    _keep_alive(masks, reads, acc, broad_acc)
+    return Kernel(layer, f"grouped_layer_{op}")
 
 
 @inner
@@ -203,3 +196,6 @@ def _count(shape, at, u, block, first):
 @inner
 def _keep_alive(masks, reads, acc, broad_acc):
     """Numba frees an array after its last use, and does not see the uses by address."""
+
+
+_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD)}

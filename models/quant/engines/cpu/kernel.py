@@ -12,7 +12,7 @@ import logging
 import numba
 import numpy as np
 import torch
-from numba import literally, njit, prange
+from numba import literally
 from numba.core import event
 
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC, Read, Target, addresses, keep_alive, new_buffers
@@ -25,6 +25,7 @@ from .finish import Pixel, finish_pixel
 from .histogram import count_values
 from .inner import inlined, inner
 from .layout import BLOCK, Plan, Shape
+from .loop import Kernel, bands_of, loaded
 from .output import NOT_TO_CODES, ToCodes
 from .rows import Source, active_rows, list_rows_under, rows_to_keep
 from .simd import LANES, bit_length, int64_at, splat, store, uint8_at
@@ -39,8 +40,8 @@ class _SayCompiling(event.Listener):
     """Tells about the long waits. Numba reports a compilation only where its cache on disk holds none."""
 
     def on_start(self, compilation):
-        for op, layer in _layers.items():
-            if compilation.data["dispatcher"] is layer:
+        for op, kernel in _kernels.items():
+            if compilation.data["dispatcher"] is kernel.compiled:
                 log.warning("compiling the numba kernel for %s; the result is kept, it takes 10 to 20 seconds, once",
                             _WHAT[op])
 
@@ -66,68 +67,54 @@ def run(shape: Shape, plan: Plan, adc: Adc, a_codes: torch.Tensor, size: tuple[i
         next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
         extremes=np.empty((0,) * 6, np.int64) if extremes is None else extremes,
         counts=np.empty((0,) * 5, np.int64) if counts is None else counts, u_min=u_min)
-    _layers[op](shape, plan, adc, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size,
-                _work_items(len(a_codes), size[0]))
+    bands = bands_of(len(a_codes), size[0])
+    _kernels[op](len(a_codes) * bands, shape, plan, adc, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, bands)
 
 
-def _work_items(images, height):
-    """Work items of one call: bands of output rows where there are fewer images than threads can share."""
-    return images * min(height, max(1, 8 * numba.get_num_threads() // max(images, 1)))
+def _kernel(op):
+    """The kernel for one `op`: a constant to the compiler, which leaves out what belongs to the others. Its items are bands of rows."""
+    def layer(arguments, item, sources=SOURCES):
+        shape, plan, adc, target, to_codes, codes, height, width, bands = loaded(arguments)
+        image, band = item // bands, item % bands
+        first, last = height * band // bands, height * (band + 1) // bands
+        source = Source(codes.shape[1], codes.shape[2], rows_to_keep(shape))
+        leaves = MOST_LEAVES if op == HISTOGRAM else 1
+        buffers = new_buffers(shape, source.kept * source.width, len(plan.intervals), leaves)
+        thread = numba.get_thread_id() if op == HISTOGRAM or op == RANGES else 0
+        at = addresses(shape, plan, adc, target, to_codes, buffers, thread, op)
+        for group in range(shape.groups):
+            if op == RANGES:
+                spread_extremes(target.extremes[thread, group], buffers)
+            else:
+                _set_quiet(adc.quiet, buffers.quiet, op)
+            group_codes = codes.ctypes.data + (image * source.height * source.width * shape.groups + group) * shape.channels
+            added, listed = True, 0
+            for y in range(first, last):
+                listed = list_rows_under(shape, at, source, group_codes, y, listed)
+                for x in range(width):
+                    if added and (op == STATIC or op == DYNAMIC):
+                        _clear_sums(shape, at)
+                    added, idle = _reads_of_pixel(shape, at, source, group, y, x, op)
+                    if op == STATIC or op == DYNAMIC:
+                        if added:
+                            shift_add(shape, at, op)
+                        channel = group * shape.out_channels
+                        place = ((image * height + y) * width + x) * shape.groups * shape.out_channels + channel
+                        finish_pixel(shape, at, Pixel(place, channel, int64_at(at.constant, group) + idle, added, 0))
+            if op == RANGES:
+                join_extremes(target.extremes[thread, group], buffers)
+        keep_alive(buffers)
 
-
-def _compiled(op):
-    """The loop over a layer for one `op`: a constant to the compiler, which leaves out what belongs to the others."""
-    def layer(shape, plan, adc, target, to_codes, codes, height, width, items, sources=SOURCES):
-        bands = items // max(len(codes), 1)
-        for item in prange(items):
-            image, band = item // bands, item % bands
-            first, last = height * band // bands, height * (band + 1) // bands
-            _band(shape, plan, adc, target, to_codes, codes, image, first, last, height, width, op)
-
-    layer.__qualname__ = f"layer_{op}"  # names its files in Numba's cache: two processes must not write to one of them
-    return njit(cache=True, parallel=True)(layer)
-
-
-@inner
-def _band(shape, plan, adc, target, to_codes, codes, image, first, last, height, width, op):
-    """All output pixels of one image in rows first..last - 1."""
-    op = literally(op)
-    source = Source(codes.shape[1], codes.shape[2], rows_to_keep(shape))
-    leaves = MOST_LEAVES if op == HISTOGRAM else 1
-    buffers = new_buffers(shape, source.kept * source.width, len(plan.intervals), leaves)
-    thread = numba.get_thread_id() if op == HISTOGRAM or op == RANGES else 0
-    at = addresses(shape, plan, adc, target, to_codes, buffers, thread, op)
-    for group in range(shape.groups):
-        if op == RANGES:
-            spread_extremes(target.extremes[thread, group], buffers)
-        else:
-            _set_quiet(adc, buffers.quiet, op)
-        group_codes = codes.ctypes.data + (image * source.height * source.width * shape.groups + group) * shape.channels
-        added, listed = True, 0
-        for y in range(first, last):
-            listed = list_rows_under(shape, at, source, group_codes, y, listed)
-            for x in range(width):
-                if added and (op == STATIC or op == DYNAMIC):
-                    _clear_sums(shape, at)
-                added, idle = _reads_of_pixel(shape, at, source, group, y, x, op)
-                if op == STATIC or op == DYNAMIC:
-                    if added:
-                        shift_add(shape, at, op)
-                    channel = group * shape.out_channels
-                    place = ((image * height + y) * width + x) * shape.groups * shape.out_channels + channel
-                    finish_pixel(shape, at, Pixel(place, channel, int64_at(at.constant, group) + idle, added, 0))
-        if op == RANGES:
-            join_extremes(target.extremes[thread, group], buffers)
-    keep_alive(buffers)
+    return Kernel(layer, f"layer_{op}")
 
 
 @inner
-def _set_quiet(adc, quiet, op):
-    """Of STATIC, the reads that add nothing; of DYNAMIC and HISTOGRAM an empty range, as all of theirs count."""
-    if op == STATIC:
-        quiet[:] = adc.quiet
-    else:
-        quiet[:, :, 0], quiet[:, :, 1] = 1, 0
+def _set_quiet(of_adc, quiet, op):
+    """Of STATIC, the reads that add nothing; of DYNAMIC and HISTOGRAM an empty range, as all of theirs count. (Element by element: for
+    arrays that might not fit, Numba compiles four seconds of error messages.)"""
+    for t in range(quiet.shape[0]):
+        for z in range(quiet.shape[1]):
+            quiet[t, z, 0], quiet[t, z, 1] = (of_adc[z, 0], of_adc[z, 1]) if op == STATIC else (1, 0)
 
 
 @inlined
@@ -227,5 +214,5 @@ def _any_loud(shape, at, read):
     return any_outside(shape, at, read, low, high, splat(-1))
 
 
-_layers = {op: _compiled(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM)}
+_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM)}
 event.register("numba:compile", _SayCompiling())

@@ -92,7 +92,8 @@ def _add(x, first, taps, stride, table, out, sources=SOURCES):
                         pair = first[output, r]
                         for g in range(groups):
                             total[g] += added[np.uint32(pair[g] + codes[g])]
-                    out[step, image, y, column, :, output] = total
+                    for g in range(groups):
+                        out[step, image, y, column, g, output] = total[g]
 
 
 @njit(cache=True, parallel=True)

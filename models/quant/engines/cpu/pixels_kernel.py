@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import namedtuple
 
 import numpy as np
-from numba import literally, njit, prange
 
 from .cache import SOURCES
 from .cells_forms import DELTA, FORM, HIGHEST, LOWEST, SCALE, UNIT
 from .finish import Pixel, finish_pixel
 from .inner import inlined, inner
+from .loop import Kernel, loaded
 from .output import ToCodes
 from .picks import (PIXELS, TABLE, add_product_of_evens, add_product_of_floats, add_product_of_odds, add_to_sums, added_bytes, full_i8,
                     larger_bytes, load_bytes, load_table, picked_bytes, picked_of_two, picked_shorts, smaller_bytes, zero_shorts)
@@ -41,56 +41,48 @@ Addresses = namedtuple("Addresses", """
 
 def run(shape: Shape, plan: Plan, raster: Raster, place: np.ndarray, target: Target, to_codes: ToCodes, codes: np.ndarray) -> None:
     """Codes of every read of a layer to `target`. Args: place, see `Addresses`; codes, uint8 `[N, H, W, in]` flat, and a vector behind."""
-    (_narrow if shape.narrow else _broad)(shape, plan, raster, place, target, to_codes, codes)
+    blocks = -(-raster.images * raster.rows * raster.pitch // raster.block)
+    (_narrow if shape.narrow else _broad)(blocks, shape, plan, raster, place, target, to_codes, codes)
 
 
-def _compiled(narrow):
-    """The loop over a layer. What it closes over is part of its key in Numba's cache: a number, the same in every process, which no
-    compiled function is."""
-    def layer(shape, plan, raster, place, target, to_codes, codes, sources=SOURCES):
-        pixels = raster.images * raster.rows * raster.pitch
-        for item in prange((pixels + raster.block - 1) // raster.block):
-            _block(shape, plan, raster, place, target, to_codes, codes, item * raster.block, narrow)
+def _kernel(narrow):
+    """The kernel for u in bytes (narrow) or in 16 bits. Its items are blocks of output pixels, with all of their columns."""
+    def layer(arguments, item, sources=SOURCES):
+        shape, plan, raster, place, target, to_codes, codes = loaded(arguments)
+        first = item * raster.block
+        phases = shape.stride_y * shape.stride_x
+        bit_stride = shape.intervals * phases * raster.length
+        planes = np.zeros(shape.input_bits * bit_stride + PIXELS, np.uint8)
+        stride = raster.block + LANES // 2  # not a multiple of what the cache repeats by
+        sums = np.empty(shape.steps * shape.out_channels * stride, np.int32)
+        acc = np.empty(shape.steps * shape.slice_vectors * LANES, np.int32)
+        step, total = np.empty(shape.slice_vectors * LANES, np.int64), np.empty(shape.slice_vectors * LANES)
+        words = 2 if target.wide else 1  # of an element of `out`
+        at = Addresses(
+            tables=plan.tables.ctypes.data, set_start=plan.set_start.ctypes.data,
+            first=plan.first.ctypes.data, size=plan.size.ctypes.data, place=place.ctypes.data, planes=planes.ctypes.data,
+            bit_stride=bit_stride, digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
+            codes=plan.codes.ctypes.data, ends=plan.ends.ctypes.data, forms=plan.forms.ctypes.data, factors=plan.factors.ctypes.data,
+            worth=plan.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride, exact=False, relative=0, floats=False,
+            out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
+            scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
+            offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
+            gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
+            acc=acc.ctypes.data, exact_acc=0, step=step.ctypes.data, total=total.ctypes.data)
+        for group in range(shape.groups):
+            planes[:] = 0
+            sums[:] = 0
+            _fill_planes(shape, at, raster, codes, group, first)
+            for pixel in range(0, raster.block, PIXELS):
+                for o in range(shape.out_channels):
+                    if narrow:
+                        _narrow_column(shape, at, group, o, pixel)
+                    else:
+                        _broad_column(shape, at, group, o, pixel)
+            _finish(shape, at, raster, group, first)
+        _keep_alive(planes, sums, acc, step, total)
 
-    layer.__qualname__ = f"pixels_layer_{'narrow' if narrow else 'broad'}"  # names its files in Numba's cache
-    return njit(cache=True, parallel=True)(layer)
-
-
-@inner
-def _block(shape, plan, raster, place, target, to_codes, codes, first, narrow):
-    """All columns of the output pixels of one block, from raster pixel `first` on."""
-    narrow = literally(narrow)
-    phases = shape.stride_y * shape.stride_x
-    bit_stride = shape.intervals * phases * raster.length
-    planes = np.zeros(shape.input_bits * bit_stride + PIXELS, np.uint8)
-    stride = raster.block + LANES // 2  # not a multiple of what the cache repeats by
-    sums = np.empty(shape.steps * shape.out_channels * stride, np.int32)
-    acc = np.empty(shape.steps * shape.slice_vectors * LANES, np.int32)
-    step, total = np.empty(shape.slice_vectors * LANES, np.int64), np.empty(shape.slice_vectors * LANES)
-    words = 2 if target.wide else 1  # of an element of `out`
-    at = Addresses(
-        tables=plan.tables.ctypes.data, set_start=plan.set_start.ctypes.data,
-        first=plan.first.ctypes.data, size=plan.size.ctypes.data, place=place.ctypes.data, planes=planes.ctypes.data,
-        bit_stride=bit_stride, digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
-        codes=plan.codes.ctypes.data, ends=plan.ends.ctypes.data, forms=plan.forms.ctypes.data, factors=plan.factors.ctypes.data,
-        worth=plan.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride, exact=False, relative=0, floats=False,
-        out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
-        scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
-        offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
-        gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
-        acc=acc.ctypes.data, exact_acc=0, step=step.ctypes.data, total=total.ctypes.data)
-    for group in range(shape.groups):
-        planes[:] = 0
-        sums[:] = 0
-        _fill_planes(shape, at, raster, codes, group, first)
-        for pixel in range(0, raster.block, PIXELS):
-            for o in range(shape.out_channels):
-                if narrow:
-                    _narrow_column(shape, at, group, o, pixel)
-                else:
-                    _broad_column(shape, at, group, o, pixel)
-        _finish(shape, at, raster, group, first)
-    _keep_alive(planes, sums, acc, step, total)
+    return Kernel(layer, f"pixels_layer_{'narrow' if narrow else 'broad'}")
 
 
 @inner
@@ -254,4 +246,4 @@ def _turn(shape, at, pixel):
             put_int32(at.acc, step * shape.slice_vectors * LANES + o, int32_at(at.sums, first + o * at.sums_stride))
 
 
-_narrow, _broad = _compiled(True), _compiled(False)
+_narrow, _broad = _kernel(True), _kernel(False)

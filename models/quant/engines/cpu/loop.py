@@ -1,0 +1,98 @@
+"""The loop over work items that all large kernels share: each is compiled once, and called by its address on every thread.
+
+Numba compiles a function with a `prange` four times over: the loop's body as a function of its own, that in two wrappers, and all of them
+in the function. With the large kernels that is half of the time that a user waits for them. So the loop is one small function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import _dispatcher, njit, prange, types
+from numba.core.cgutils import alloca_once
+from numba.extending import intrinsic
+
+from .cache import SOURCES
+
+
+class Kernel:
+    """What is done with each work item of a layer.
+
+    Args:
+        work: `(arguments, item, sources=SOURCES)`, its first line `a, b, ... = loaded(arguments)`. What it closes over is part of its key
+            in Numba's cache, so plain numbers only: a compiled function has a number of its own in each process.
+        name: that of its files in the cache: two processes must not write to one of them.
+    """
+
+    def __init__(self, work: Callable, name: str) -> None:
+        work.__qualname__ = name
+        self.compiled = njit(cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(work)
+        self._address: dict[bytes, int] = {}
+
+    def __call__(self, items: int, *arguments: np.ndarray | int | float | tuple) -> None:
+        """Do the items 0 .. items - 1 with these arguments, on Numba's threads."""
+        kind = _dispatcher.compute_fingerprint(arguments)  # what Numba tells types apart by, too, 50 times faster than `typeof`
+        if kind not in self._address:
+            self._address[kind] = self._compile(numba.typeof(arguments))
+        _start(self._address[kind], arguments, items)
+
+    def _compile(self, arguments):
+        """The address of the machine code for arguments of these types."""
+        signature = types.CPointer(arguments), types.intp, types.Omitted(SOURCES)
+        self.compiled.compile(signature)
+        result = self.compiled.overloads[signature]
+        return result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+
+
+def bands_of(images: int, height: int) -> int:
+    """Bands of output rows that each image is cut into, a work item each, where there are fewer images than threads can share."""
+    return min(height, max(1, 8 * numba.get_num_threads() // max(images, 1)))
+
+
+@intrinsic
+def loaded(typing, arguments):
+    """The tuple at the address `arguments`."""
+    def generate(context, builder, signature, values):
+        value = context.data_model_manager[arguments.dtype].load_from_data_pointer(builder, values[0])
+        context.nrt.incref(builder, arguments.dtype, value)
+        return value
+
+    return arguments.dtype(arguments), generate
+
+
+@intrinsic
+def _address_of(typing, arguments):
+    """Where a copy of a tuple lies on the stack of the function that asks, as long as that runs."""
+    def generate(context, builder, signature, values):
+        model = context.data_model_manager[arguments]
+        place = alloca_once(builder, model.get_data_type())
+        builder.store(model.as_data(builder, values[0]), place)
+        return builder.ptrtoint(place, ir.IntType(64))
+
+    return types.intp(arguments), generate
+
+
+@intrinsic
+def _call(typing, address, arguments, item):
+    """Call the compiled work of a kernel."""
+    def generate(context, builder, signature, values):
+        kinds = types.intp, types.intp
+        function = builder.inttoptr(values[0], context.call_conv.get_function_type(types.none, kinds).as_pointer())
+        context.call_conv.call_function(builder, function, types.none, kinds, values[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
+
+
+@njit(cache=True, parallel=True)
+def _on_threads(address, arguments, items, sources=SOURCES):
+    for item in prange(items):
+        _call(address, arguments, item)
+
+
+@njit(cache=True)
+def _start(address, arguments, items, sources=SOURCES):
+    _on_threads(address, _address_of(arguments), items)
