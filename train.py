@@ -58,7 +58,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import nn
 
-from experiment import conversion, data, distributed, machine, starting, training
+from experiment import conversion, data, distributed, machine, starting, teacher, training
 from experiment.checkpoint import load_weights, write_torch_file
 from experiment.cli import UserError, check_writable, get_logger, one_line
 from experiment.packed import pack
@@ -169,7 +169,8 @@ def main(argv: list[str] | None = None) -> int:
             load_weights(net, checkpoint["state_dict"], allow_missing=ADC_BUFFERS, source=actions.resume)
     else:
         images = data.load(settings.dataset, settings.data_path, log.info)
-    run = training.Run(settings, net, images, device, log, checkpoint)
+    learns_from = teacher.teacher_of(settings, others, checkpoint, num_classes, device, actions.fine_tune or actions.resume)
+    run = training.Run(settings, net, images, device, log, checkpoint, learns_from)
     run.commands.append(shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]))
     log.info(run.commands[-1])
     log.info(", ".join(f"{name} {value}" for name, value in machine.machine_info().items() if value is not None))

@@ -86,6 +86,7 @@ ANY_INT = Number(int, "a whole number", lambda value: True)
 POSITIVE = Number(float, "a number above 0", lambda value: 0 < value < math.inf)
 POSITIVE_OR_0 = Number(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
 SHARE = Number(float, "from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+SHARE_OR_ALL = Number(float, "from 0 to 1", lambda value: 0 <= value <= 1)
 FIT_OR_POSITIVE = Number(lambda text: text if text == "fit" else float(text), "fit or a number above 0",
                          lambda value: value == "fit" or 0 < value < math.inf)
 

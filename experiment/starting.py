@@ -116,6 +116,14 @@ def _trained_with(checkpoint: dict, settings: TrainSettings, source: str) -> Tra
                                                  if name in known})
 
 
+def original(settings: TrainSettings, checkpoint: Mapping[str, Any], num_classes: int, device: torch.device, source: str = "checkpoint"
+             ) -> tuple[nn.Module, TrainSettings, list[str]]:
+    """The network of a checkpoint as it was trained, without crossbars: (network, its settings, keys that the weights lack)."""
+    before = _trained_with(checkpoint, settings, source)
+    net = build_network(before, num_classes, device)
+    return net, before, load(net, before, checkpoint["state_dict"], source)
+
+
 @torch.no_grad()
 def fit_quantizers(net: nn.Module, settings: TrainSettings, checkpoint: dict, num_classes: int, images: torch.Tensor,
                    source: str = "checkpoint") -> str:
@@ -127,10 +135,8 @@ def fit_quantizers(net: nn.Module, settings: TrainSettings, checkpoint: dict, nu
 
     Returns: what was done, as text for the log.
     """
-    before = _trained_with(checkpoint, settings, source)
-    original = build_network(before, num_classes, images.device)
-    absent = load(original, before, checkpoint["state_dict"], source)
-    own = {name for name in used_alphas(original) if f"{name}.act_quant.act_alpha" not in absent and settings.abit == before.abit}
+    source_net, before, absent = original(settings, checkpoint, num_classes, images.device, source)
+    own = {name for name in used_alphas(source_net) if f"{name}.act_quant.act_alpha" not in absent and settings.abit == before.abit}
     new = [name for name in used_alphas(net) if name not in own]
     if new and settings.alpha_init == "fit":
         fit_alphas(net, images, new)
@@ -139,7 +145,7 @@ def fit_quantizers(net: nn.Module, settings: TrainSettings, checkpoint: dict, nu
             used_alphas(net)[name].fill_(settings.alpha_init)
     others = _quantizers(before) != _quantizers(settings)
     if others:
-        fit_logits(net, original, images)
+        fit_logits(net, source_net, images)
         with quant.without_adc(net):
             torch.optim.swa_utils.update_bn([images], net)
     text = ""

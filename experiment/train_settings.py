@@ -22,8 +22,8 @@ from .checkpoint import CHECKPOINT_FORMAT, load_checkpoint
 from .chips import Chips, TrainingChips
 from .cli import UserError
 from .conversion_settings import Conversion, ConversionFiles
-from .flags import (ANY_INT, AT_LEAST_2, BITS, COUNT, COUNT_OR_0, FIT_OR_POSITIVE, POSITIVE, POSITIVE_OR_0, SHARE, ArgumentParser,
-                    flag_name, option)
+from .flags import (ANY_INT, AT_LEAST_2, BITS, COUNT, COUNT_OR_0, FIT_OR_POSITIVE, POSITIVE, POSITIVE_OR_0, SHARE, SHARE_OR_ALL,
+                    ArgumentParser, flag_name, option)
 
 CHECKPOINT, BEST, CONFIG = "checkpoint.pth.tar", "model_best.pth.tar", "config.json"  # in the folder of a run
 MODELS = tuple(name for name in models.names() if not name.endswith("_eval"))  # --adc_aware trains the others
@@ -82,6 +82,8 @@ class Optimizer:
                                  says_default=True)
     gammas: list[float] = option([], "factor at each epoch of --schedule", POSITIVE, several=True, metavar="G", says_default=True)
     label_smoothing: float = option(0.0, "share of the target spread over all classes", SHARE)
+    distill: float = option(0.0, "share of the loss that asks for the answers of the network that the run starts from, as it was, without "
+                                 "ADCs: that of --fine_tune, with --qat the float network; the labels have the rest", SHARE_OR_ALL)
     weight_clip: float | None = option(
         None, "after every step, clip each layer's weights to K times their root mean square: DoReFa divides by the largest, so "
         "that a few large ones leave most levels unused", POSITIVE, metavar="K")
@@ -361,6 +363,8 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
         raise UserError("--schedule_type step needs --schedule and --gammas")
     if settings.alpha_init == "fit" and not (actions.fine_tune or actions.resume):
         raise UserError("--alpha_init fit needs the trained network of --fine_tune")
+    if settings.distill and not (actions.fine_tune or actions.resume or settings.qat):
+        raise UserError("--distill learns from the network that a run starts from: add --fine_tune PATH")
     if actions.export and not actions.evaluate:
         raise UserError("--export writes a trained network: add --evaluate and --resume PATH")
     if actions.about and not actions.export:

@@ -30,6 +30,7 @@ from .machine import machine_info, rng_state, set_rng_state
 from .meter import Meter, evaluate, loss_and_correct
 from .optimizing import alpha_penalty, build_optimizer, clip_weights, schedule_factor
 from .starting import quantized_layers, used_alphas
+from .teacher import Teacher
 from .train_settings import BEST, CHECKPOINT, CONFIG, TrainSettings
 
 CALIBRATION_IMAGES = 64  # of each calibration during training: fewer than eval.py takes, since there are many
@@ -72,12 +73,12 @@ def program(net: nn.Module, settings: TrainSettings, step: int | None = None) ->
 class Run:
     """A training run: everything that a checkpoint holds, and the loop that moves it forward.
 
-    Args: history, the checkpoint that the run starts from, for how its weights came about.
+    Args: history, the checkpoint that the run starts from, for how its weights came about; teacher, of `--distill`.
     """
 
     def __init__(self, settings: TrainSettings, net: nn.Module, data: Dataset, device: torch.device, log: logging.Logger,
-                 history: Mapping[str, Any] | None = None):
-        self.settings, self.net, self.data, self.device, self.log = settings, net, data, device, log
+                 history: Mapping[str, Any] | None = None, teacher: Teacher | None = None):
+        self.settings, self.net, self.data, self.device, self.log, self.teacher = settings, net, data, device, log, teacher
         # How these weights came about: the commands of this run and of those that it starts from, and their duration.
         history = history or {}
         self.commands, self.seconds = list(history.get("commands", [])), history.get("seconds", 0.0)
@@ -122,8 +123,9 @@ class Run:
         self.check_finite()
         if distributed.is_first():
             save_checkpoint(self.folder / CHECKPOINT, {
-                **self.weights(), "optimizer": self.optimizer.state_dict(), "step": self.step, "test_acc": self.test_acc,
-                "history": self.history, "meter": self.meter.state_dict(), "rng": rng_state()})
+                **self.weights(), "teacher": self.teacher and self.teacher.made_of, "optimizer": self.optimizer.state_dict(),
+                "step": self.step, "test_acc": self.test_acc, "history": self.history, "meter": self.meter.state_dict(),
+                "rng": rng_state()})
         self.saved_at = time.monotonic()
 
     def restore(self, checkpoint: Mapping[str, Any], path: str) -> None:
@@ -267,8 +269,12 @@ class Run:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp == "bf16")
         distributed.own_random_numbers(generator("step", settings.seed, position).initial_seed())
         with autocast, quant.image_numbers(position * self.images + self.part.start):  # noise of reads is another in every step
-            logits = self.forward(normalize(x, self.data.mean, self.data.std)).float()
+            inputs = normalize(x, self.data.mean, self.data.std)
+            logits = self.forward(inputs).float()
+            answers = self.teacher.answers(inputs) if self.teacher else None
         loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
+        if answers is not None:
+            loss = torch.lerp(loss, F.cross_entropy(logits, answers), settings.distill)
         total = loss * (len(y) * distributed.world() / self.images)  # the mean over the processes is that over the images
         if settings.clp:
             total = total + alpha_penalty(self.net, settings.a_lambda)

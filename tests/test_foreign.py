@@ -292,7 +292,7 @@ class Crash(Exception):
 def test_training_goes_on_from_a_converted_network(net, monkeypatch):
     """A run that crashes after its first epoch and goes on ends with the bits of one that did not; eval.py measures what it did."""
     flags = ["--model", "net.py:small", "--qat", "--wbit", "3", "--abit", "3", "--limit_train", "64", "--epochs", "2", "--lr", "0.02",
-             "--skip", "0", "--ngpu", "0"]
+             "--skip", "0", "--ngpu", "0", "--distill", "0.5"]
     assert train.main([*flags, "--save_path", "run"]) == 0
     end_epoch = training.Run.end_epoch
 

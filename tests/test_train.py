@@ -636,6 +636,8 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--wq", "lsq"], "--wq: invalid choice: 'lsq'"),
     (["--wq", "sawb", "--wbit", "1"], "--wq sawb has codes around an exact zero: it needs --wbit 2 to 8"),
     (["--alpha_init", "fit"], "--alpha_init fit needs the trained network of --fine_tune"),
+    (["--distill", "0.5"], "--distill learns from the network that a run starts from: add --fine_tune PATH"),
+    (["--distill", "1.5"], "--distill: 1.5 is not from 0 to 1"),
     (["--alpha_init", "0"], "--alpha_init: 0 is not fit or a number above 0"),
     (["--adc_prec", "4"], "--adc_prec is for training through the ADC: add --adc_aware"),
     (["--adc_aware", "--wbit", "32"], "--adc_aware needs quantized weights and activations"),

@@ -1,0 +1,48 @@
+"""What a network in training learns from beside the labels (`--distill`): the answers of the network that it starts from, as it was.
+
+    loss = (1 - share) CE(labels) + share CE(softmax of the teacher's logits)
+
+The teacher sees the images as they are augmented and says which classes are near, where a label names one; so a network whose training
+images are known by heart still learns what its ADCs take from it. Hinton, Vinyals and Dean 2015 (arXiv:1503.02531), at temperature 1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import starting
+from .checkpoint import load_weights
+from .foreign import Foreign
+from .train_settings import TrainSettings
+
+KEPT = "format", "config", "state_dict"  # of the checkpoint that a teacher is made of
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """Args: made_of, what the run's checkpoints hold of it, from which a run that goes on makes it again."""
+
+    network: nn.Module
+    made_of: Mapping[str, Any]
+
+    @torch.no_grad()
+    def answers(self, x: torch.Tensor) -> torch.Tensor:
+        """The probability that it gives each class, float32 `[N, classes]`. Args: x, the network's inputs."""
+        return self.network(x).float().softmax(1)
+
+
+def teacher_of(settings: TrainSettings, others: Foreign | None, checkpoint: Mapping[str, Any] | None, num_classes: int,
+               device: torch.device, source: str) -> Teacher | None:
+    """The teacher of a run; None without `--distill`. Args: checkpoint, which the run starts from or goes on from; source, its path."""
+    if not settings.distill:
+        return None
+    if others:
+        if checkpoint:
+            load_weights(others.network, checkpoint["teacher"]["state_dict"], source=source)
+        return Teacher(others.network.eval(), {"state_dict": others.network.state_dict()})
+    made_of = checkpoint.get("teacher") or {name: checkpoint[name] for name in KEPT if name in checkpoint}
+    network, _, _ = starting.original(settings, made_of, num_classes, device, source)
+    return Teacher(network.eval(), made_of)

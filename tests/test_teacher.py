@@ -1,0 +1,96 @@
+"""train.py --distill: the loss that asks for the answers of the network that a run starts from."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import models
+import train
+from experiment.checkpoint import load_checkpoint
+from experiment.data import normalize
+from experiment.training import Run
+from test_train import assert_same, quick, small_network  # noqa: F401
+
+SHARE, SMOOTHING = 0.3, 0.1
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.vgg.CONFIGS, "vgg7", ([8, 8, "M", 8, 8, "M", 8, 8, "M"], 16))
+        quick(folder, "--epochs", "2")
+    return folder / "model_best.pth.tar"
+
+
+def log_softmax(logits):
+    logits = logits.detach().double().numpy()
+    shifted = logits - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def expected_loss(logits, answers, y):
+    """By the formula: labels, of which a share is spread over all classes, and the teacher's answers."""
+    found, wanted = log_softmax(logits), np.exp(log_softmax(answers))
+    hard = np.full(found.shape, SMOOTHING / found.shape[1])
+    hard[np.arange(len(y)), y] += 1 - SMOOTHING
+    return -(((1 - SHARE) * hard + SHARE * wanted) * found).sum(1).mean()
+
+
+@pytest.mark.parametrize("flags", [("--wbit", "2"), ("--adc_aware", "--adc_prec", "3", "--cellBit", "2", "--subArray", "16")],
+                         ids=["other bits", "ADC"])
+def test_the_loss_of_a_step(flags, start, tmp_path, monkeypatch):
+    """The teacher has the bits that its weights were trained with and no ADC, and stays as it was while the network learns."""
+    teacher = models.create("vgg7_quant")
+    teacher.load_state_dict(load_checkpoint(start)["state_dict"], strict=False)  # clipping levels of the first layer are not in use
+    teacher.eval()
+    step, found = Run.train_step, []
+
+    def watched(self, x, y, position):
+        twin, inputs = copy.deepcopy(self.net), normalize(x, self.data.mean, self.data.std)
+        with torch.no_grad():
+            expected = expected_loss(twin(inputs), teacher(inputs), y)
+        loss = step(self, x, y, position)
+        found.append((loss.item(), expected))
+        return loss
+
+    monkeypatch.setattr(Run, "train_step", watched)
+    quick(tmp_path, "--fine_tune", str(start), "--distill", str(SHARE), "--label_smoothing", str(SMOOTHING), "--amp", "off",
+          "--epochs", "1", *flags)
+    assert len(found) == 9
+    np.testing.assert_allclose(*np.array(found).T, rtol=1e-5)
+
+
+def test_a_run_goes_on_with_its_teacher(start, tmp_path, monkeypatch):
+    """Even where the file that it was read from is gone: it is in the checkpoint."""
+    given = tmp_path / "given.pth.tar"
+    given.write_bytes(start.read_bytes())
+    flags = "--fine_tune", str(given), "--distill", "1", "--wbit", "2", "--epochs", "2", "--save_minutes", "0"
+    _, whole = quick(tmp_path / "whole", *flags)
+    _, plain = quick(tmp_path / "plain", *flags, "--distill", "0")
+    assert plain["teacher"] is None
+    assert any(not torch.equal(value, plain["state_dict"][key]) for key, value in whole["state_dict"].items())
+    save = Run.save
+
+    def save_and_die(self):
+        save(self)
+        if (self.epoch, self.step) == (1, 4):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        quick(tmp_path / "stopped", *flags)
+    monkeypatch.setattr(Run, "save", save)
+    given.unlink()
+    path = tmp_path / "stopped" / "checkpoint.pth.tar"
+    assert train.main(["--resume", str(path), "--ngpu", "0"]) == 0
+    assert_same(load_checkpoint(path)["state_dict"], whole["state_dict"])
+
+
+def test_answers_come_closer_to_the_teachers(start, tmp_path):
+    """What two bits of weights take away, an epoch of answers alone gives back in part; no label is seen."""
+    _, taught = quick(tmp_path / "taught", "--fine_tune", str(start), "--distill", "1", "--wbit", "2", "--epochs", "3")
+    losses = [row["train_loss"] for row in taught["history"]]
+    assert losses[-1] < 0.9 * losses[0]
