@@ -177,12 +177,11 @@ def test_ranges_are_those_of_the_arrays_whatever_the_weights():
 # ---- on a chip -----------------------------------------------------------------------------------------------------------
 
 
-def reads_of(layer, a_codes, first=0):
+def reads_of(layer, a_codes):
     """{(z, k): u, int64 `[images, outputs]`} as the reference engine reads the cells. Args: a_codes, uint8 `[images, rows]`."""
     found = {}
-    with image_numbers(first):
-        for z, k, u in reference_engine.reads(layer.mapped("ideal"), a_codes.view(len(a_codes), 1, 1, -1)):
-            found[z, k] = found.get((z, k), 0) + u[0]
+    for z, k, u in reference_engine.reads(layer.mapped("ideal"), a_codes.view(len(a_codes), 1, 1, -1)):
+        found[z, k] = found.get((z, k), 0) + u[0]
     return found
 
 
@@ -239,9 +238,9 @@ def test_read_noise_is_that_of_two_cells():
     program(network, EXACT)
     still = reads_of(layer, a_codes)
     program(network, device, adc_noise=0.3)
-    noisy = [reads_of(layer, a_codes, first=2 * i) for i in range(300)]
+    noisy = reads_of(layer, a_codes.repeat(300, 1))  # each image has draws of its own
     for z, k in ((0, 0), (3, 2)):
-        errors = torch.stack([each[z, k] - still[z, k] for each in noisy]).double().numpy()
+        errors = (noisy[z, k].view(-1, *still[z, k].shape) - still[z, k]).double().numpy()
         for image in range(2):
             wanted = 2 * ones[z][image] * (256 * 2.0 / 40) ** 2 + (256 * 0.3) ** 2 + GRID
             assert_variance(errors[:, image].ravel(), wanted)
@@ -264,13 +263,13 @@ def test_noise_that_depends_on_the_level_is_that_of_two_cells():
     program(nn.ModuleList([layer]), EXACT)
     still = reads_of(layer, a_codes)
     program(nn.ModuleList([layer]), device, seed=1)
-    noisy = [reads_of(layer, a_codes, first=2 * i) for i in range(500)]
+    noisy = reads_of(layer, a_codes.repeat(500, 1))  # each image has draws of its own
     bits, plus, minus = oracle.pair_lines(w_codes.numpy(), 15, 2)
     for z, k in ((0, 0), (3, 1)):
         c0, c1, _ = device.cell_noise(bits[k])
         levels = (plus + minus)[k, :, :, 0, 0].T  # of the cell that is on; the other one is off
         wanted = 256**2 * ((a_codes.numpy() >> z & 1) @ (2 * c0 + c1 * levels)) + GRID
-        errors = torch.stack([each[z, k] - still[z, k] for each in noisy]).double().numpy()
+        errors = (noisy[z, k].view(-1, *still[z, k].shape) - still[z, k]).double().numpy()
         assert wanted.max() > 1.2 * wanted.min()  # columns differ
         for image, column in np.ndindex(*wanted.shape):
             assert_variance(errors[:, image, column], wanted[image, column])

@@ -25,12 +25,11 @@ def layer(outputs=40, reference="analog", **spec):
     return nn.Sequential(made).eval()
 
 
-def reads(network, codes, first=0):
+def reads(network, codes):
     """u of every read of the only array, as the converters see it: `{(digit, slice): int64 [image, out]}`."""
     from models.quant.engines import reference
     mapped = network[0].mapped("ideal")
-    with image_numbers(first):
-        return {(z, k): u[0] for z, k, u in reference.reads(mapped, codes.view(len(codes), 1, 1, -1))}
+    return {(z, k): u[0] for z, k, u in reference.reads(mapped, codes.view(len(codes), 1, 1, -1))}
 
 
 def codes_of(images, seed=1, rows=ROWS):
@@ -117,11 +116,11 @@ def test_read_noise_against_every_cell_drawn(reference, cell_bits):
     per_level = np.linspace(1.0, 4.0, 2**cell_bits)
     program(network, Device("own", "here", g_min=5.0, g_max=50.0, read_noise=per_level), seed=3)
     repeats = 1500
-    noisy = [reads(network, codes, first=2 * i) for i in range(repeats)]
+    noisy = reads(network, codes.repeat(repeats, 1))  # each image has draws of its own
     cells, bits = network[0].cells(), network[0].spec.slice_bits
     c0, c1, _ = Device("own", "here", 5.0, 50.0, read_noise=per_level).cell_noise(cell_bits)
     for z, k in ((0, 0), (3, len(bits) - 1)):
-        errors = torch.stack([each[z, k] - still[z, k] for each in noisy]).numpy()  # [repeat, image, out]
+        errors = (noisy[z, k].view(repeats, *still[z, k].shape) - still[z, k]).numpy()  # [repeat, image, out]
         a = ((codes.numpy() >> z) & 1).astype(float)
         scale = 2.0**cells.fraction_bits
         off = round(scale * 5.0 / (45.0 / (2 ** bits[k] - 1))) if reference == "digital" else 0
