@@ -80,6 +80,11 @@ def start(count: int, argv: Sequence[str] | None = None) -> int:
     return _launch(count, [sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
 
 
+def cores() -> int:
+    """Cores that this process may use: on a cluster those of its job, not all of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _launch(count: int, command: Sequence[str]) -> int:
     """The exit code of `count` processes of a Python program."""
     from torch.distributed import run as torchrun
@@ -87,7 +92,7 @@ def _launch(count: int, command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the process has said what was wrong
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     try:
         torchrun.run(torchrun.parse_args(["--standalone", "--nproc_per_node", str(count), *command]))
     except ChildFailedError as error:

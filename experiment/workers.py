@@ -124,7 +124,7 @@ class Pool:
 
         address = os.environ.get("RAY_ADDRESS")
         options = {"address": address} if address else {"address": "local", "num_cpus": self.workers, "include_dashboard": False}
-        threads = 1 if address else max(1, (os.cpu_count() or 1) // self.workers)
+        threads = 1 if address else max(1, distributed.cores() // self.workers)
         found = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {"PYTHONPATH": found, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         ray.init(**options, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR)

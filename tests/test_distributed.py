@@ -406,3 +406,10 @@ def test_a_killed_process_ends_those_that_ngpu_started(tmp_path, alone, monkeypa
     assert code == 128 + signal.SIGKILL, err
     assert said == ["error: another of the 2 processes has ended, and this run with it; what it has written stays"], err
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pth.tar")["step"] == 2
+
+
+def test_cores_are_those_of_the_job():
+    """As a cluster's scheduler gives them, in a process of its own."""
+    code = "import os; from experiment import distributed; os.sched_setaffinity(0, [0]); print(distributed.cores())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
