@@ -23,6 +23,9 @@ The same, each step on another chip of a measured device, as it is after an hour
     python train.py --dataset cifar10 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 1 --lr 0.01 \\
         --adc_aware --cellBit 1 --adc_prec 4 --device techA --device_time 1h
 
+Two bits of weights that learn from the answers of the 4-bit network, not from the labels alone:
+    python train.py --dataset cifar10 --wbit 2 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 20 --distill 0.5
+
 A network of others, converted to crossbars and trained on with its quantizers:
     python train.py --dataset cifar10 --model path/to/net.py:small --state small.pt --wbit 4 --abit 4 --epochs 5 --qat
 
@@ -169,7 +172,8 @@ def main(argv: list[str] | None = None) -> int:
             load_weights(net, checkpoint["state_dict"], allow_missing=ADC_BUFFERS, source=actions.resume)
     else:
         images = data.load(settings.dataset, settings.data_path, log.info)
-    learns_from = teacher.teacher_of(settings, others, checkpoint, num_classes, device, actions.fine_tune or actions.resume)
+    learns_from = teacher.teacher_of(settings, others, checkpoint, bool(actions.resume), num_classes, device,
+                                     actions.fine_tune or actions.resume)
     run = training.Run(settings, net, images, device, log, checkpoint, learns_from)
     run.commands.append(shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]))
     log.info(run.commands[-1])

@@ -202,7 +202,7 @@ _DATA_FACTS = {
 
 
 def _check_facts(path: str | Path, checkpoint: dict[str, Any]) -> None:
-    """Refuse facts of the wrong type. Of the data all must be there."""
+    """Refuse facts of the wrong type, and numbers that a teacher cannot have. Of the data all must be there."""
     for name, (text, allowed) in _FACTS.items():
         if name in checkpoint and not allowed(checkpoint[name]):
             raise UserError(f"{path}: its {name!r} is not {text}")
@@ -211,6 +211,12 @@ def _check_facts(path: str | Path, checkpoint: dict[str, Any]) -> None:
             raise UserError(f"{path}: its 'data' lacks {name!r}, {text}")
         if not allowed(checkpoint["data"][name]):
             raise UserError(f"{path}: {name!r} of its 'data' is not {text}")
+    teacher = checkpoint.get("teacher")  # of --distill: a network too
+    if teacher is not None:
+        if not (_is_dict(teacher) and _is_dict(teacher.get("state_dict")) and _is_dict(teacher.get("config", {}))):
+            raise UserError(f"{path}: its 'teacher' is not a network")
+        _check_tensors(path, teacher["state_dict"])
+        _check_numbers(path, teacher["state_dict"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import nn
 
 from . import starting
 from .checkpoint import load_weights
+from .cli import UserError
 from .foreign import Foreign
 from .train_settings import TrainSettings
 
@@ -34,15 +35,22 @@ class Teacher:
         return self.network(x).float().softmax(1)
 
 
-def teacher_of(settings: TrainSettings, others: Foreign | None, checkpoint: Mapping[str, Any] | None, num_classes: int,
+def teacher_of(settings: TrainSettings, others: Foreign | None, start: Mapping[str, Any] | None, goes_on: bool, num_classes: int,
                device: torch.device, source: str) -> Teacher | None:
-    """The teacher of a run; None without `--distill`. Args: checkpoint, which the run starts from or goes on from; source, its path."""
+    """The teacher of a run; None without `--distill`.
+
+    Args: others, a network of others that is trained; start, the checkpoint that the run starts from or, `goes_on`, that of its own which
+        holds its teacher; source, its path.
+    Raises: UserError for a run that had no teacher before.
+    """
     if not settings.distill:
         return None
+    if goes_on and not start.get("teacher"):
+        raise UserError(f"{source} is of a run without --distill")
     if others:
-        if checkpoint:
-            load_weights(others.network, checkpoint["teacher"]["state_dict"], source=source)
+        if goes_on:
+            load_weights(others.network, start["teacher"]["state_dict"], source=source)
         return Teacher(others.network.eval(), {"state_dict": others.network.state_dict()})
-    made_of = checkpoint.get("teacher") or {name: checkpoint[name] for name in KEPT if name in checkpoint}
+    made_of = {"config": {}, **start["teacher"]} if goes_on else {name: start[name] for name in KEPT if name in start}
     network, _, _ = starting.original(settings, made_of, num_classes, device, source)
     return Teacher(network.eval(), made_of)

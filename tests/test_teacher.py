@@ -8,8 +8,10 @@ import torch
 
 import models
 import train
-from experiment.checkpoint import load_checkpoint
+from experiment.checkpoint import load_checkpoint, save_checkpoint
+from experiment.cli import UserError
 from experiment.data import normalize
+from experiment.teacher import teacher_of
 from experiment.training import Run
 from test_train import assert_same, quick, small_network  # noqa: F401
 
@@ -94,3 +96,27 @@ def test_answers_come_closer_to_the_teachers(start, tmp_path):
     _, taught = quick(tmp_path / "taught", "--fine_tune", str(start), "--distill", "1", "--wbit", "2", "--epochs", "3")
     losses = [row["train_loss"] for row in taught["history"]]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_who_is_the_teacher(start, tmp_path):
+    """Of a new run the network that it starts from, even where that had a teacher; of one that goes on its own, which must be there."""
+    _, taught = quick(tmp_path / "taught", "--fine_tune", str(start), "--distill", "1", "--wbit", "2", "--epochs", "1")
+    settings = train.parse(["--fine_tune", str(start), "--distill", "1", "--wbit", "2", "--save_path", str(tmp_path / "new")])[0]
+    for goes_on, expected in ((False, taught["state_dict"]), (True, load_checkpoint(start)["state_dict"])):
+        teacher = teacher_of(settings, None, taught, goes_on, 10, torch.device("cpu"), "file")
+        assert_same(teacher.made_of["state_dict"], expected)
+        weights = teacher.network.state_dict()
+        assert all(torch.equal(weights[key], value) for key, value in expected.items() if key.endswith("weight"))
+    del taught["teacher"]
+    with pytest.raises(UserError, match="^file is of a run without --distill$"):
+        teacher_of(settings, None, taught, True, 10, torch.device("cpu"), "file")
+
+
+@pytest.mark.parametrize("teacher, words", [
+    ("x", "its 'teacher' is not a network"), ({"config": {}}, "its 'teacher' is not a network"),
+    ({"state_dict": {"a": torch.tensor([float("nan")])}}, "a holds nan; it must be"), ({"state_dict": {"a": 7}}, "which is not a tensor")])
+def test_a_teacher_that_somebody_edited_is_one_line(teacher, words, start, tmp_path):
+    checkpoint = {name: value for name, value in load_checkpoint(start).items() if name != "format"}
+    save_checkpoint(tmp_path / "edited.pt", checkpoint | {"teacher": teacher})
+    with pytest.raises(UserError, match=words):
+        load_checkpoint(tmp_path / "edited.pt")

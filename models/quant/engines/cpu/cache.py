@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # A function compiled with `cache=True` is kept on disk. Numba compiles it anew when the file that it stands in changes, not
 # for the files of the functions that it calls; but the value of a default argument is part of the key. So it has `SOURCES`
-# for one, which stands for all files of this folder, and what it calls is not kept by itself.
+# for one, which stands for all files of this folder, and so has what it calls, where that is kept by itself too.
 SOURCES = int.from_bytes(hashlib.sha256(b"".join(
     file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))).digest()[:7], "little")
 

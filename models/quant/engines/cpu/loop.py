@@ -24,7 +24,7 @@ class Kernel:
     Args:
         work: `(arguments, item, sources=SOURCES)`, its first line `a, b, ... = loaded(arguments)`. What it closes over is part of its key
             in Numba's cache, so plain numbers only: a compiled function has a number of its own in each process.
-        name: that of its files in the cache: two processes must not write to one of them.
+        name: that of its files in the cache, where kernels of one function that close over other numbers need names of their own.
     """
 
     def __init__(self, work: Callable, name: str) -> None:
@@ -33,14 +33,16 @@ class Kernel:
         self._address: dict[bytes, int] = {}
 
     def __call__(self, items: int, *arguments: np.ndarray | int | float | tuple) -> None:
-        """Do the items 0 .. items - 1 with these arguments, on Numba's threads."""
+        """Do the items 0 .. items - 1 with these arguments, on Numba's threads. Raises: MemoryError, of what their buffers need."""
         kind = _dispatcher.compute_fingerprint(arguments)  # what Numba tells types apart by, too, 50 times faster than `typeof`
         if kind not in self._address:
             self._address[kind] = self._compile(numba.typeof(arguments))
-        _start(self._address[kind], arguments, items)
+        if _start(self._address[kind], arguments, items):
+            raise MemoryError(f"the kernel {self.compiled.__name__} could not do its work: there is not enough memory for its buffers")
 
     def _compile(self, arguments):
         """The address of the machine code for arguments of these types."""
+        numba.get_num_threads()  # starts the threads, which `_start` from the disk relies on
         signature = types.CPointer(arguments), types.intp, types.Omitted(SOURCES)
         self.compiled.compile(signature)
         result = self.compiled.overloads[signature]
@@ -77,22 +79,24 @@ def _address_of(typing, arguments):
 
 @intrinsic
 def _call(typing, address, arguments, item):
-    """Call the compiled work of a kernel."""
+    """Call the compiled work of a kernel. Returns: 1 where it raised something, which can only be for want of memory, else 0."""
     def generate(context, builder, signature, values):
         kinds = types.intp, types.intp
         function = builder.inttoptr(values[0], context.call_conv.get_function_type(types.none, kinds).as_pointer())
-        context.call_conv.call_function(builder, function, types.none, kinds, values[1:])
-        return context.get_dummy_value()
+        status, _ = context.call_conv.call_function(builder, function, types.none, kinds, values[1:])
+        return builder.zext(status.is_error, ir.IntType(64))
 
-    return types.void(types.intp, types.intp, types.intp), generate
+    return types.int64(types.intp, types.intp, types.intp), generate
 
 
 @njit(cache=True, parallel=True)
 def _on_threads(address, arguments, items, sources=SOURCES):
+    failed = 0
     for item in prange(items):
-        _call(address, arguments, item)
+        failed += _call(address, arguments, item)
+    return failed
 
 
 @njit(cache=True)
 def _start(address, arguments, items, sources=SOURCES):
-    _on_threads(address, _address_of(arguments), items)
+    return _on_threads(address, _address_of(arguments), items)

@@ -1,0 +1,71 @@
+"""engines/cpu/loop.py: kernels that one loop calls by their address."""
+
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.quant.engines.cpu.cache import SOURCES
+from models.quant.engines.cpu.loop import Kernel, loaded
+
+ROOT = Path(__file__).resolve().parent.parent
+Pair = namedtuple("Pair", "a b")
+
+
+def of_pairs(arguments, item, sources=SOURCES):
+    pair, factor, wide, out = loaded(arguments)
+    out[item] = pair.a[item] * factor + pair.b if wide else -1
+
+
+def with_buffers(arguments, item, sources=SOURCES):
+    out, size = loaded(arguments)
+    buffer = np.empty(size if item == 2 else 1, np.uint8)
+    buffer[0] = item
+    out[item] = buffer[0]
+
+
+def test_arguments_arrive_whatever_their_types():
+    kernel = Kernel(of_pairs, "of_pairs")
+    for a in (np.arange(5), np.arange(5.0), np.arange(10)[::2]):
+        for factor, wide in ((3, True), (np.float32(0.5), True), (3, False)):
+            out = np.zeros(5)
+            kernel(len(out), Pair(a, 7), factor, wide, out)
+            np.testing.assert_array_equal(out, a * factor + 7 if wide else np.full(5, -1.0))
+    out = np.zeros(5)
+    kernel(0, Pair(np.arange(5), 7), 3, True, out)
+    assert not out.any()
+
+
+def test_want_of_memory_is_said():
+    kernel, out = Kernel(with_buffers, "with_buffers"), np.zeros(5)
+    kernel(5, out, 100)
+    np.testing.assert_array_equal(out, np.arange(5))
+    with pytest.raises(MemoryError, match="^the kernel with_buffers could not do its work"):
+        kernel(5, out, 2**60)
+
+
+def test_kernels_of_the_disk_run_in_a_new_process(tmp_path):
+    """Whose threads nothing else has started: the loop comes from the disk, and then what starts it too."""
+    (tmp_path / "program.py").write_text(f"""\
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np
+from models.quant.engines.cpu.loop import SOURCES, Kernel, loaded
+
+def work(arguments, item, sources=SOURCES):
+    a, out = loaded(arguments)
+    out[item] = a[item]
+
+for kind in sys.argv[1:]:
+    out = np.zeros(4)
+    Kernel(work, "work")(4, np.arange(4).astype(kind), out)
+    print(out.sum())
+""")
+    for kinds in (["i8"], ["i8", "f4"], ["i8", "f4"]):
+        done = subprocess.run([sys.executable, "program.py", *kinds], cwd=tmp_path, capture_output=True, text=True,
+                              env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")})
+        assert done.returncode == 0 and done.stdout.split() == ["6.0"] * len(kinds), (done.returncode, done.stderr)
