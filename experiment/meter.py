@@ -11,6 +11,7 @@ from models import quant
 
 from . import distributed
 from .data import Dataset, normalize
+from .teacher import Teacher
 
 
 class Meter:
@@ -46,9 +47,9 @@ def loss_and_correct(loss: torch.Tensor, logits: torch.Tensor, labels: torch.Ten
 
 @torch.no_grad()
 def evaluate(net: nn.Module, x: torch.Tensor, y: torch.Tensor, data: Dataset, amp: str = "off", batch_size: int = 250,
-             tick: Callable[[], None] = lambda: None) -> tuple[float, float]:
+             tick: Callable[[], None] = lambda: None, teacher: Teacher | None = None) -> tuple[float, float]:
     """(mean loss, accuracy in percent) on uint8 images x; each of several processes has whole batches. tick() is called before every
-    batch, by all processes before each of them has one, and may raise."""
+    batch, by all processes before each of them has one, and may raise. With a teacher the loss is that of training with it."""
     net.eval()
     sums = []
     for number, (images, labels) in enumerate(zip(x.split(batch_size), y.split(batch_size), strict=True)):
@@ -57,7 +58,10 @@ def evaluate(net: nn.Module, x: torch.Tensor, y: torch.Tensor, data: Dataset, am
         if not distributed.mine(number):
             continue
         with torch.autocast(x.device.type, torch.bfloat16, enabled=amp == "bf16"), quant.image_numbers(number * batch_size):
-            logits = net(normalize(images, data.mean, data.std)).float()
-        sums.append(loss_and_correct(F.cross_entropy(logits, labels), logits, labels))
+            inputs = normalize(images, data.mean, data.std)
+            logits = net(inputs).float()
+            answers = teacher.answers(inputs) if teacher else None
+        loss = F.cross_entropy(logits, labels)
+        sums.append(loss_and_correct(teacher.loss(loss, logits, answers) if teacher else loss, logits, labels))
     loss, correct = sum(distributed.in_order([each.cpu() for each in sums])).tolist()  # one after the other, as one process adds them
     return loss / len(y), 100 * correct / len(y)

@@ -2,6 +2,8 @@
 
     loss = (1 - share) CE(labels) + share CE(softmax of the teacher's logits)
 
+in training and where validation chooses the epoch.
+
 The teacher sees the images as they are augmented and says which classes are near, where a label names one; so a network whose training
 images are known by heart still learns what its ADCs take from it. Hinton, Vinyals and Dean 2015 (arXiv:1503.02531), at temperature 1.
 """
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from . import starting
@@ -24,15 +27,20 @@ KEPT = "format", "config", "state_dict"  # of the checkpoint that a teacher is m
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """Args: made_of, what the run's checkpoints hold of it, from which a run that goes on makes it again."""
+    """Args: share, of the loss; made_of, what the run's checkpoints hold of it, from which a run that goes on makes it again."""
 
     network: nn.Module
+    share: float
     made_of: Mapping[str, Any]
 
     @torch.no_grad()
     def answers(self, x: torch.Tensor) -> torch.Tensor:
         """The probability that it gives each class, float32 `[N, classes]`. Args: x, the network's inputs."""
         return self.network(x).float().softmax(1)
+
+    def loss(self, of_labels: torch.Tensor, logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a batch. Args: of_labels, that of the labels alone; logits and answers, float32 `[N, classes]`."""
+        return torch.lerp(of_labels, F.cross_entropy(logits, answers), self.share)
 
 
 def teacher_of(settings: TrainSettings, others: Foreign | None, start: Mapping[str, Any] | None, goes_on: bool, num_classes: int,
@@ -50,7 +58,7 @@ def teacher_of(settings: TrainSettings, others: Foreign | None, start: Mapping[s
     if others:
         if goes_on:
             load_weights(others.network, start["teacher"]["state_dict"], source=source)
-        return Teacher(others.network.eval(), {"state_dict": others.network.state_dict()})
+        return Teacher(others.network.eval(), settings.distill, {"state_dict": others.network.state_dict()})
     made_of = {"config": {}, **start["teacher"]} if goes_on else {name: start[name] for name in KEPT if name in start}
     network, _, _ = starting.original(settings, made_of, num_classes, device, source)
-    return Teacher(network.eval(), made_of)
+    return Teacher(network.eval(), settings.distill, made_of)

@@ -273,8 +273,8 @@ class Run:
             logits = self.forward(inputs).float()
             answers = self.teacher.answers(inputs) if self.teacher else None
         loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
-        if answers is not None:
-            loss = torch.lerp(loss, F.cross_entropy(logits, answers), settings.distill)
+        if self.teacher:
+            loss = self.teacher.loss(loss, logits, answers)
         total = loss * (len(y) * distributed.world() / self.images)  # the mean over the processes is that over the images
         if settings.clp:
             total = total + alpha_penalty(self.net, settings.a_lambda)
@@ -298,7 +298,7 @@ class Run:
             self.calibrate()
         if len(self.val_x):
             row["val_loss"], row["val_acc"] = evaluate(self.net, self.val_x, self.val_y, self.data, settings.amp,
-                                                       tick=self.stop.check)
+                                                       tick=self.stop.check, teacher=self.teacher)
             text += f"  validation {row['val_acc']:.2f} %"
         self.bar.set_postfix(loss=f"{train_loss:.3f}", acc=f"{train_acc:.1f}%")
         self.log.info(f"{text}  lr {self.optimizer.param_groups[0]['lr']:.4g}  {self.rate:.0f} images/s")

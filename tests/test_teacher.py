@@ -8,6 +8,7 @@ import torch
 
 import models
 import train
+from experiment import data as datasets
 from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.cli import UserError
 from experiment.data import normalize
@@ -33,11 +34,11 @@ def log_softmax(logits):
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
-def expected_loss(logits, answers, y):
+def expected_loss(logits, answers, y, smoothing=SMOOTHING):
     """By the formula: labels, of which a share is spread over all classes, and the teacher's answers."""
     found, wanted = log_softmax(logits), np.exp(log_softmax(answers))
-    hard = np.full(found.shape, SMOOTHING / found.shape[1])
-    hard[np.arange(len(y)), y] += 1 - SMOOTHING
+    hard = np.full(found.shape, smoothing / found.shape[1])
+    hard[np.arange(len(y)), y] += 1 - smoothing
     return -(((1 - SHARE) * hard + SHARE * wanted) * found).sum(1).mean()
 
 
@@ -120,3 +121,17 @@ def test_a_teacher_that_somebody_edited_is_one_line(teacher, words, start, tmp_p
     save_checkpoint(tmp_path / "edited.pt", checkpoint | {"teacher": teacher})
     with pytest.raises(UserError, match=words):
         load_checkpoint(tmp_path / "edited.pt")
+
+
+def test_validation_has_the_loss_of_training(start, tmp_path):
+    """So that the epoch is chosen by what was asked for. Only labels are not smoothed there."""
+    _, run = quick(tmp_path, "--fine_tune", str(start), "--distill", str(SHARE), "--wbit", "2", "--amp", "off", "--epochs", "1")
+    images = datasets.load("digits", "", lambda _: None)
+    _, chosen = datasets.training_split(images.train_y, 0.1, 0, 200)
+    networks = []
+    for path, bits in ((tmp_path / "checkpoint.pth.tar", 2), (start, 4)):
+        networks.append(models.create("vgg7_quant", wbit=bits))
+        networks[-1].load_state_dict(load_checkpoint(path)["state_dict"], strict=False)
+    with torch.no_grad():
+        logits, answers = (net.eval()(normalize(images.train_x[chosen], images.mean, images.std)) for net in networks)
+    assert run["history"][0]["val_loss"] == pytest.approx(expected_loss(logits, answers, images.train_y[chosen], smoothing=0), rel=1e-5)
