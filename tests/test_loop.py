@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
 from models.quant.engines.cpu.cache import SOURCES
 from models.quant.engines.cpu.grouped_kernel import Ranges
-from models.quant.engines.cpu.loop import Kernel, loaded
+from models.quant.engines.cpu.loop import Kernel, _take, loaded
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,6 +26,18 @@ def with_buffers(arguments, item, sources=SOURCES):
     buffer = np.empty(size if item == 2 else 1, np.uint8)
     buffer[0] = item
     out[item] = buffer[0]
+
+
+def waits(arguments, item, sources=SOURCES):
+    """The first item waits until all others are done, which add one to `done` each, as its own asking does."""
+    done, items, out = loaded(arguments)
+    if item:
+        _take(done.ctypes.data)
+        return
+    for asked in range(500_000_000):  # some seconds
+        if _take(done.ctypes.data) - asked == items - 1:
+            out[0] = 1
+            return
 
 
 def test_arguments_arrive_whatever_their_types():
@@ -46,6 +59,17 @@ def test_want_of_memory_is_said():
     np.testing.assert_array_equal(out, np.arange(5))
     with pytest.raises(MemoryError, match="^the kernel with_buffers could not do its work"):
         kernel(5, out, 2**60)
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread does all items")
+def test_a_thread_that_is_held_up_leaves_the_items_to_the_others():
+    before, out = numba.get_num_threads(), np.zeros(1)
+    numba.set_num_threads(2)
+    try:
+        Kernel(waits, "waits")(64, np.zeros(1, np.int64), 64, out)
+    finally:
+        numba.set_num_threads(before)
+    assert out[0] == 1
 
 
 def test_kernels_of_the_disk_run_in_a_new_process(tmp_path):

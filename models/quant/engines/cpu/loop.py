@@ -1,4 +1,5 @@
-"""The loop over work items that all large kernels share: each is compiled once, and called by its address on every thread.
+"""The loop over work items that all large kernels share: each is compiled once, and called by its address. Threads take the next item when
+they are done with one, so that a core which is slower, or has other work, holds up nobody.
 
 Numba compiles a function with a `prange` four times over: the loop's body as a function of its own, that in two wrappers, and all of them
 in the function. With the large kernels that is half of the time that a user waits for them. So the loop is one small function.
@@ -37,12 +38,12 @@ class Kernel:
         kind = _dispatcher.compute_fingerprint(arguments)  # what Numba tells types apart by, too, 50 times faster than `typeof`
         if kind not in self._address:
             self._address[kind] = self._compile(numba.typeof(arguments))
-        if _start(self._address[kind], arguments, items):
+        # Asking for their number also starts the threads, which a `_start` from the disk relies on.
+        if _start(self._address[kind], arguments, items, numba.get_num_threads()):
             raise MemoryError(f"the kernel {self.compiled.__name__} could not do its work: there is not enough memory for its buffers")
 
     def _compile(self, arguments):
         """The address of the machine code for arguments of these types."""
-        numba.get_num_threads()  # starts the threads, which `_start` from the disk relies on
         signature = types.CPointer(arguments), types.intp, types.Omitted(SOURCES)
         self.compiled.compile(signature)
         result = self.compiled.overloads[signature]
@@ -89,14 +90,28 @@ def _call(typing, address, arguments, item):
     return types.int64(types.intp, types.intp, types.intp), generate
 
 
+@intrinsic
+def _take(typing, counter):
+    """The number at an address, which is one more for who asks next."""
+    def generate(context, builder, signature, values):
+        integer = ir.IntType(64)
+        return builder.atomic_rmw("add", builder.inttoptr(values[0], integer.as_pointer()), integer(1), "monotonic")
+
+    return types.int64(types.intp), generate
+
+
 @njit(cache=True, parallel=True)
-def _on_threads(address, arguments, items, sources=SOURCES):
-    failed = 0
-    for item in prange(items):
-        failed += _call(address, arguments, item)
+def _on_threads(address, arguments, items, threads, sources=SOURCES):
+    """Each thread takes the next item when it is done with one: cores may be of different speed, or have other work to do."""
+    counter, failed = np.zeros(1, np.int64), 0
+    for _ in prange(threads):
+        item = _take(counter.ctypes.data)
+        while item < items:
+            failed += _call(address, arguments, item)
+            item = _take(counter.ctypes.data)
     return failed
 
 
 @njit(cache=True)
-def _start(address, arguments, items, sources=SOURCES):
-    return _on_threads(address, _address_of(arguments), items)
+def _start(address, arguments, items, threads, sources=SOURCES):
+    return _on_threads(address, _address_of(arguments), items, threads)
