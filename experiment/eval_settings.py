@@ -142,9 +142,8 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
     """Every combination of the flags' values, in the order of a table."""
     values = hardware_defaults() | given
     of_layers = per_layer.single(per_layer.parse(given.get("per_layer", ())))
-    before, after = ("crossbar_layers", "weights", "mapping", "reference", "dac_bits", "rows", "cell_bits"), ("adc_max_bits", "adc_range",
-                                                                                                 "adc_plan", "adc_bits")
-    order = (*before, *chips.OF_ROW, *after)
+    before = "crossbar_layers", "weights", "mapping", "reference", "dac_bits", "rows", "cell_bits"
+    order = (*before, *chips.OF_ROW, "adc_max_bits", "adc_range", "adc_plan", "adc_idle", "adc_bits")
     settings = []
     for combination in itertools.product(*(values[flag_name(name)] for name in order)):
         found = dict(zip(order, combination))
@@ -158,7 +157,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
         except ValueError as error:
             raise UserError(flags.in_flags(str(error))) from None
         if spec.adc_range == "ideal":  # without an ADC its bits make no difference
-            spec = replace(spec, adc_bits=1, adc_plan="uniform")
+            spec = replace(spec, adc_bits=1, adc_plan="uniform", adc_idle=CrossbarSpec().adc_idle)
         if not spec.planned:  # nor do, without a plan, the most bits of one
             spec = replace(spec, adc_max_bits=CrossbarSpec().adc_max_bits)
         try:

@@ -11,6 +11,7 @@ Nothing here reads flags or touches files, and nothing is kept between calls but
 """
 
 import contextlib
+import functools
 import statistics
 import sys
 import time
@@ -18,13 +19,15 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from models import quant
-from models.quant.calibration import in_mode
+from models.quant.counts import Counts, counting
 from models.quant.cost import CostReport
+from models.quant.modes import in_mode
 from models.quant.prepared import fingerprint
 
 from . import distributed
@@ -48,7 +51,7 @@ class Record:
         seconds: time in the network, without loading, programming and calibration; of all chips together.
         engine: what ran the layers on crossbars; None for the software.
         mean_bits, conversions: mean bits of all reads, those that are not converted counted as 0, and the share of reads that are
-            converted; None where there are no ADCs.
+            converted; None where there are no ADCs. Where idle reads are not converted, for these images, of the first chip.
         cost: of the setting, in a technology; None where it was not asked for. `measure` leaves it to `costs.Costs`.
         chip_predictions, chip_accuracies, chip_changes: of each chip, int64 `[chips, N]`, percent, and images; `predictions` are
             those of the first. None for ideal cells.
@@ -167,8 +170,11 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
                 for title in _each_chip(network, setting, chosen, cache or Cache(), progress):
                     if not found:
                         ran = engines_of(network, setting, engine)
-                        mean_bits, conversions = conversions_of(network, next(iter(batches_of(images, batch_size)))[:1])
-                    predictions, taken = predict(network, batches_of(images, batch_size), title, progress)
+                    counts: list[Counts] = []
+                    predictions, taken = predict(network, batches_of(images, batch_size), title, progress,
+                                                 None if found else _counting_idle(network, counts))
+                    if not found:
+                        mean_bits, conversions = conversions_of(network, next(iter(batches_of(images, batch_size)))[:1], counts)
                     found, seconds = [*found, predictions], seconds + taken
             finally:
                 if setting.chips:
@@ -230,28 +236,43 @@ def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch
         yield f"chip {seed}" if len(seeds) > 1 else str(setting)
 
 
+@contextlib.contextmanager
+def _counting_idle(network: nn.Module, found: list[Counts]) -> Iterator[None]:
+    """Within the block reads are counted where idle ones are not converted; the counts are added to `found`."""
+    if all(layer.spec.adc_idle == "convert" for _, layer in on_adcs(network)):
+        yield
+        return
+    with counting(network) as counts:
+        yield
+    found += distributed.gathered(counts)
+
+
 @torch.no_grad()
-def conversions_of(network: nn.Module, image: torch.Tensor) -> tuple[float | None, float | None]:
+def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Counts]) -> tuple[float | None, float | None]:
     """(mean bits of all reads, share of them that are converted) of a network on a setting; (None, None) without ADCs.
 
-    Args: image, one network input: how many reads a layer makes depends on its size.
+    Args: image, one network input: how many reads a layer makes depends on its size; counts, of all images, where layers do not
+        convert idle reads.
     """
     bits = converted = reads = 0.0
+    whole = functools.reduce(Counts.__add__, counts, Counts())
+    names = {layer: name for name, layer in on_adcs(network)}
 
     def count(layer: nn.Module, _: Any, y: torch.Tensor) -> None:
         nonlocal bits, converted, reads
         mapped = layer.mapped()
-        kinds = [mapped.converter(z, k).bits for z in range(len(layer.spec.digit_bits)) for k in range(len(layer.slice_bits))]
+        kinds = np.array([[mapped.converter(z, k).bits for k in range(len(layer.slice_bits))] for z in range(len(layer.spec.digit_bits))])
         each = y.numel() * len(mapped.arrays)  # reads of one kind
-        bits, converted, reads = bits + each * sum(kinds), converted + each * sum(b > 0 for b in kinds), reads + each * len(kinds)
+        busy = each * (1 if layer.spec.adc_idle == "convert" else whole.layers[names[layer]].busy(layer.spec)[:, None])
+        bits, converted, reads = bits + (busy * kinds).sum(), converted + (busy * (kinds > 0)).sum(), reads + each * kinds.size
 
-    hooks = [layer.register_forward_hook(count) for _, layer in quant.crossbar_layers(network) if layer.spec.adc_range != "ideal"]
+    hooks = [layer.register_forward_hook(count) for layer in names]
     if not hooks:
         return None, None
     network(image)
     for hook in hooks:
         hook.remove()
-    return bits / reads, converted / reads
+    return float(bits / reads), float(converted / reads)
 
 
 def batches_of(images: Images, batch_size: int) -> Iterable[torch.Tensor]:

@@ -25,8 +25,9 @@ from .locking import locked
 from .placing import on_adcs
 from .setting import Setting
 
-HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits", "weights")
-LATER = {name: getattr(CrossbarSpec(), name) for name in ("adc_plan", "adc_max_bits", "weights")}  # of files that do not say them
+HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits", "adc_idle",
+            "weights")
+LATER = {name: getattr(CrossbarSpec(), name) for name in ("adc_plan", "adc_max_bits", "adc_idle", "weights")}  # of older files
 CORRECTION = {"gain", "offset"}
 
 

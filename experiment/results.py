@@ -21,7 +21,8 @@ from .eval_flags import EvalSettings
 from .evaluation import Record
 from .locking import locked
 
-SPEC_KEYS = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_range", "adc_plan", "adc_max_bits", "weights")
+SPEC_KEYS = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_range", "adc_plan", "adc_max_bits", "adc_idle",
+             "weights")
 
 
 def row(record: Record, settings: EvalSettings, calib_images: int | None, source: str | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from models.quant import Calibration, CrossbarSpec
 from .chips import Chips
 
 PerLayer = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
-OF_ADC = ("adc_bits", "adc_plan", "adc_max_bits")  # fields of the spec that make no other reads
+OF_ADC = ("adc_bits", "adc_plan", "adc_max_bits", "adc_idle")  # fields of the spec that make no other reads
 LAYER_FIELDS = tuple(item.name for item in fields(CrossbarSpec) if item.name not in ("w_bits", "a_bits"))  # the network has those
 
 
@@ -75,6 +75,7 @@ class Setting:
         adc = "no ADC" if spec.adc_range == "ideal" else adc
         notes = [f"{name} {getattr(spec, name)}" for name in ("weights", "rows", "mapping", "reference", "dac_bits", "adc_max_bits")
                  if getattr(spec, name) != getattr(usual, name)]
+        notes += ["idle reads skipped"] if spec.adc_idle == "skip" else []
         notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
         notes += [f"{pattern}: " + " ".join(f"{name} {value}" for name, value in values) for pattern, values in self.per_layer]
         notes += [self.chips.text(without)] if self.chips else []
@@ -84,6 +85,8 @@ class Setting:
 
 def reads_of(setting: Setting) -> tuple:
     """What decides which values the reads of a network have, but for its cells: where it is the same, histograms are shared."""
-    spec = replace(setting.spec, adc_bits=1, adc_range="ideal", adc_plan="uniform", adc_max_bits=CrossbarSpec.adc_max_bits)
+    usual = CrossbarSpec()
+    spec = replace(setting.spec, adc_bits=1, adc_range="ideal", adc_plan="uniform", adc_max_bits=usual.adc_max_bits,
+                   adc_idle=usual.adc_idle)
     per_layer = ((pattern, tuple((name, value) for name, value in values if name not in OF_ADC)) for pattern, values in setting.per_layer)
     return setting.crossbar_layers, spec, tuple((pattern, values) for pattern, values in per_layer if values)

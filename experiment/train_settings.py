@@ -27,7 +27,8 @@ from .flags import (ANY_INT, AT_LEAST_2, BITS, COUNT, COUNT_OR_0, FIT_OR_POSITIV
 
 CHECKPOINT, BEST, CONFIG = "checkpoint.pth.tar", "model_best.pth.tar", "config.json"  # in the folder of a run
 MODELS = tuple(name for name in models.names() if not name.endswith("_eval"))  # --adc_aware trains the others
-HARDWARE = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits", "weights")  # of CrossbarSpec
+HARDWARE = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits", "adc_idle",
+            "weights")  # of CrossbarSpec
 
 # Defaults that depend on the data set.
 DIGITS = {"epochs": 5, "batch_size": 32}  # 200 steps: 99.4 to 99.7 % of the test images over 4 seeds

@@ -22,6 +22,7 @@ FLOORS = [
     ["prepared", "quantizers"],
     ["layers", "on_arrays"],
     ["crossbar"],
+    ["modes", "counts"],
     ["calibration", "program", "cell_files"],
     ["diagnostics", "fusion", "cost"],
     ["conversion", "gate_errors"],

@@ -3,7 +3,7 @@
 from .bitplanes import PlaneStore, compose, decompose, read_planes, sha256
 from .cell_files import chips_in, load_cells, read_cells, write_cells
 from .cells import Cells, Chip
-from .calibration import CORRECTION_IMAGES, Calibration, calibrate, collect_histograms, correct, error_weights, without_adc
+from .calibration import CORRECTION_IMAGES, Calibration, calibrate, collect_histograms, correct, error_weights
 from .conversion import convert
 from .crossbar import Qconv2dDoreFa, QLinearDoreFa, crossbar_layers, give_ranges, ranges_of, set_spec
 from .devices import Device, Wires
@@ -11,6 +11,7 @@ from .effective import keep_effective_cells
 from .engines import set_engine
 from .layers import Qconv2d, QLinear
 from .mapping import MappedLayer
+from .modes import without_adc
 from .on_arrays import ADC_BUFFERS
 from .program import check_chip, program
 from .quantizers import AQ, SAWB, WQ

@@ -226,6 +226,7 @@ def range_groups(layer: MappedLayer, per: str) -> list[list[int]]:
 STEPS = 256  # steps that are tried first for one kind of read and one number of bits,
 BEST = 6  # and the best of them, around which finer ones are tried: all multiples of 1 / GRID,
 FINER = 64  # but no more than so many on each side
+PARTS = 64  # what a bit costs a kind of read is counted in so many parts of the kind's reads
 LEAST_ERROR = 1e-4  # of the error without bits: what a smaller one does to a network is too little to be measured
 
 
@@ -244,17 +245,30 @@ class Choices(NamedTuple):
     error, of an output: `T 4^(d z + c k) E[(delta q - v)^2]`, T the arrays that an output sums, whose reads err independently. The
     mean of an error counts too, although a channel's offset takes it away on the whole: it differs from input to input.
     delta, q_min: the range of least error.
-    reads: conversions of one kind of read for the images that were counted.
+    reads: how many there were of each kind for the images that were counted.
+    busy: float64 `[digits]`, the share of them that is converted where a kind has bits: 1, or that which is not idle.
     """
 
     error: np.ndarray
     delta: np.ndarray
     q_min: np.ndarray
     reads: int
+    busy: np.ndarray
+
+    @property
+    def costs(self) -> tuple[np.ndarray, int]:
+        """(what a bit costs each kind of read, int64 `[kinds]`; the unit of it, in PARTS of `reads`), rounded up to PARTS."""
+        parts = np.ceil(PARTS * self.busy).astype(np.int64)
+        unit = int(np.gcd.reduce(parts)) or 1
+        return np.repeat(parts // unit, self.error.shape[1]), unit
 
 
-def choices(histogram: np.ndarray, layer: MappedLayer) -> Choices:
-    """The errors over bits of a layer's kinds of read, and the ranges that go with them. Args: see `calibrated_ranges`."""
+def choices(histogram: np.ndarray, layer: MappedLayer, busy: np.ndarray | None = None) -> Choices:
+    """The errors over bits of a layer's kinds of read, and the ranges that go with them.
+
+    Args: histogram, layer, see `calibrated_ranges`; busy, share of the reads of each digit that are not idle, `[digits]`, where idle
+        reads are not converted.
+    """
     spec, counts = layer.spec, np.asarray(histogram, dtype=np.float64)
     shape = (*counts.shape[:2], spec.adc_max_bits + 1)
     error, delta, q_min = np.zeros(shape), np.full(shape, layer.unit), np.zeros(shape, np.int64)
@@ -265,7 +279,8 @@ def choices(histogram: np.ndarray, layer: MappedLayer) -> Choices:
             found = _best_range(share, layer.u_span[0], layer.unit, layer.unit * layer.u_spacing(k), bits)
             error[z, k, bits], delta[z, k, bits], q_min[z, k, bits] = found
         error[z, k] *= len(layer.arrays) * 4.0**place
-    return Choices(error, delta, q_min, int(counts[0, 0].sum()))
+    reads = int(counts[0, 0].sum())
+    return Choices(error, delta, q_min, reads, np.ones(shape[0]) if busy is None else busy)
 
 
 def _best_range(share: np.ndarray, u_min: int, unit: float, spacing: float, bits: int) -> tuple[float, float, int]:
@@ -315,38 +330,49 @@ def _square_errors(reads: _Shares, steps: np.ndarray, bits: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def best_bits(error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For every number of bits that a layer's kinds of read may have together, the least error and the bits of each kind.
+def best_bits(error: np.ndarray, costs: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """For everything that the bits of a layer's kinds of read may cost together, the least error and the bits of each kind.
 
-    Args: error, `[kinds, B]` for B = 0 .. most.
-    Returns: `(least, bits)`: least, `[total]` for total = 0 .. kinds most, never rising; bits, int64 `[total, kinds]`. Where
+    Args: error, `[kinds, B]` for B = 0 .. most; costs, of a bit of each kind, int64 `[kinds]`; None, 1 each.
+    Returns: `(least, bits)`: least, `[total]` for total = 0 .. most sum(costs), never rising; bits, int64 `[total, kinds]`. Where
         errors are the same the later kinds get fewer bits, and bits that lower no error are not given. Found by dynamic
         programming, so exact for any shape of errors: one code beside zero covers one side of the reads only, so that the first
         bit may be worth less than the second.
     """
     kinds, most = error.shape[0], error.shape[1] - 1
-    total = kinds * most
+    costs = np.ones(kinds, np.int64) if costs is None else costs
+    total = most * int(costs.sum())
     least, taken = np.zeros(total + 1), np.zeros((kinds, total + 1), np.int64)
     for kind in range(kinds):
         tried = np.full((most + 1, total + 1), np.inf)
         for bits in range(most + 1):
-            tried[bits, bits:] = least[:total + 1 - bits] + error[kind, bits]
+            spent = bits * costs[kind]
+            tried[bits, spent:] = least[:total + 1 - spent] + error[kind, bits]
         taken[kind] = tried.argmin(axis=0)
         least = tried.min(axis=0)
     bits, left = np.zeros((total + 1, kinds), np.int64), np.arange(total + 1)
     for kind in reversed(range(kinds)):
         bits[:, kind] = taken[kind, left]
-        left = left - bits[:, kind]
+        left = left - bits[:, kind] * costs[kind]
     return least, bits
 
 
 def plan_alone(layer: Choices, adc_bits: float) -> tuple[Plan, float]:
     """The plan of a layer whose kinds of read have `adc_bits` in the mean, and its error (see `Choices`). It has fewer bits where
     its error were else below LEAST_ERROR of that without bits."""
-    least, bits = best_bits(layer.error.reshape(-1, layer.error.shape[2]))
-    total = int(adc_bits * layer.error[..., 0].size + 1e-9)
+    least, bits = _best_bits(layer)
+    total = _whole_mean(layer, adc_bits)
     total = int(np.flatnonzero(least[:total + 1] >= LEAST_ERROR * least[0])[-1])
     return _plan(layer, bits[total].reshape(layer.error.shape[:2])), float(least[total])
+
+
+def _best_bits(layer: Choices) -> tuple[np.ndarray, np.ndarray]:
+    return best_bits(layer.error.reshape(-1, layer.error.shape[2]), layer.costs[0])
+
+
+def _whole_mean(layer: Choices, adc_bits: float) -> int:
+    """What bits that are `adc_bits` in the mean over the reads of a layer cost, in its unit."""
+    return int(adc_bits * layer.error[..., 0].size * PARTS / layer.costs[1] + 1e-9)
 
 
 def share_bits(least: Sequence[np.ndarray], reads: Sequence[int], budget: float) -> list[int]:
@@ -391,13 +417,12 @@ def plans(layers: Sequence[Choices], adc_bits: Sequence[float], weights: Sequenc
     Args: layers, `choices` of each; adc_bits, the mean of each layer (with weights all the same); weights, what a unit of each
         layer's error does to the output of the network.
     """
-    curves = [best_bits(layer.error.reshape(-1, layer.error.shape[2])) for layer in layers]
-    kinds = [layer.error[..., 0].size for layer in layers]
+    curves = [_best_bits(layer) for layer in layers]
     if weights is None:
-        totals = [int(mean * n + 1e-9) for mean, n in zip(adc_bits, kinds)]
+        totals = [min(_whole_mean(layer, mean), len(least) - 1) for layer, mean, (least, _) in zip(layers, adc_bits, curves)]
     else:
-        reads = [layer.reads for layer in layers]
-        budget = adc_bits[0] * sum(n * each for n, each in zip(kinds, reads))
+        reads = [layer.reads * layer.costs[1] for layer in layers]
+        budget = adc_bits[0] * PARTS * sum(layer.error[..., 0].size * layer.reads for layer in layers)
         totals = share_bits([weight * least for weight, (least, _) in zip(weights, curves)], reads, budget)
     return [_plan(layer, bits[total].reshape(layer.error.shape[:2]))
             for layer, (_, bits), total in zip(layers, curves, totals)]

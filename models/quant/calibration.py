@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from . import adc, channels
+from .counts import counting
 from .crossbar import CrossbarLayer, crossbar_layers
-from .on_arrays import ADC_BUFFERS
+from .modes import converted_layers, in_mode, without_adc
 from .spec import check, choice
 
 CORRECTION_IMAGES = 256  # more change nothing that can be measured
@@ -57,48 +58,6 @@ class Calibration:
                 value = getattr(self, name)
                 object.__setattr__(self, name, words.get(value, value))
         check(self)
-
-
-def converted_layers(model: nn.Module) -> list[tuple[str, CrossbarLayer]]:
-    """`[(name, layer), ...]` of the crossbar layers that have an ADC: all but those with adc_range "ideal".
-
-    Raises: ValueError if there is none.
-    """
-    layers = [(name, layer) for name, layer in crossbar_layers(model) if layer.spec.adc_range != "ideal"]
-    if not layers:
-        raise ValueError("no layer of this network has an ADC: it has no crossbar layers, or their adc_range is 'ideal'")
-    return layers
-
-
-@contextlib.contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Within the block the network is in training or evaluation mode; then each module is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:  # not `train`, which sets the modules below too
-            module.training = mode
-
-
-@contextlib.contextmanager
-def without_adc(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Within the block the crossbar layers of `model` have no ADC and ideal cells, as software computes them, and it is in
-    evaluation or training mode; then everything is as before, the mode of each module too."""
-    before = [(layer, layer.spec, [getattr(layer, name) for name in ADC_BUFFERS], layer.chip) for _, layer in crossbar_layers(model)]
-    with in_mode(model, training):
-        try:
-            for layer, spec, *_ in before:
-                layer.chip = None
-                layer.set_spec(replace(spec, adc_range="ideal"))
-            yield
-        finally:
-            for layer, spec, buffers, chip in before:
-                layer.set_spec(spec)
-                layer.chip = chip
-                for name, buffer in zip(ADC_BUFFERS, buffers):
-                    setattr(layer, name, buffer)
 
 
 def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: str = "nominal") -> dict[str, np.ndarray]:
@@ -161,9 +120,12 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
         if not layer.spec.planned:
             layer.set_ranges(adc.calibrated_ranges(histograms[name], _bins(layer, chosen.on), chosen.rule, chosen.per))
     if planned:
-        if chosen.share == "network":
+        if chosen.share == "network" or any(layer.spec.adc_idle == "skip" for _, layer in planned):
             if images is None:
-                raise ValueError("a plan for the whole network weighs the layers' errors on images: give some")
+                needs = "for the whole network weighs the layers' errors"
+                if chosen.share == "layer":
+                    needs = "that skips idle reads counts them"
+                raise ValueError(f"a plan {needs} on images: give some")
             if not first.kept:
                 first.fill(images)
         _set_plans(model, planned, histograms, chosen, first.kept)
@@ -184,7 +146,8 @@ def _bins(layer, on):
 
 def _set_plans(model, layers, histograms, chosen, images):
     """Plans for layers whose spec has one: one budget for all of the same mean, or one for each."""
-    choices, share = {name: adc.choices(histograms[name], _bins(layer, chosen.on)) for name, layer in layers}, chosen.share
+    busy, share = _busy(model, layers, images), chosen.share
+    choices = {name: adc.choices(histograms[name], _bins(layer, chosen.on), busy.get(name)) for name, layer in layers}
     groups = {}
     for name, layer in layers:
         groups.setdefault(layer.spec.adc_bits if share == "network" else name, []).append((name, layer))
@@ -194,6 +157,18 @@ def _set_plans(model, layers, histograms, chosen, images):
             weights = list(error_weights(model, images, {name: choices[name] for name, _ in group}).values())
         for (_, layer), plan in zip(group, adc.plans([choices[name] for name, _ in group], bits, weights)):
             layer.set_plan(plan)
+
+
+@torch.no_grad()
+def _busy(model, layers, images):
+    """`{layer name: share of the reads of each digit that are not idle}` of those layers that do not convert idle ones."""
+    skipping = [(name, layer) for name, layer in layers if layer.spec.adc_idle == "skip"]
+    if not skipping:
+        return {}
+    with without_adc(model), counting(model) as counts:
+        for batch in images:
+            model(batch)
+    return {name: counts.layers[name].busy(layer.spec) for name, layer in skipping}
 
 
 WEIGHT_IMAGES = 64  # errors of every output of each of them, so few are enough

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import adc, channels
-from .calibration import Calibration, converted_layers, without_adc
+from .calibration import Calibration
 from .crossbar import CrossbarLayer
 from .mapping import MappedLayer
+from .modes import converted_layers, without_adc
 
 CURVE_BITS = range(2, 9)  # ADC precisions of the SQNR curve
 

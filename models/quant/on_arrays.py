@@ -37,7 +37,7 @@ class OnArrays:
         self.register_buffer("adc_offset", torch.zeros(len(self.weight), dtype=torch.float32))
         self._w_codes = None
         self.chip: Chip | None = None  # None: ideal cells
-        self.watch: Callable[..., None] | None = None  # is shown all codes that reach the arrays: `cost.count`
+        self.watch: Callable[..., None] | None = None  # is shown all codes that reach the arrays: `counts`
         self._prepared = Prepared()
         self._spec = spec
         self.set_spec(spec)

@@ -12,6 +12,7 @@ REFERENCES = ("analog", "digital")
 WEIGHTS = ("offset", "pair")
 ADC_RANGES = ("calibrated", "full", "dynamic", "ideal")
 ADC_PLANS = ("uniform", "significance")
+ADC_IDLE = ("convert", "skip")
 MOST_ADC_BITS = 12
 MOST_ROWS = 1024
 ADC_GRID = 64  # ADC steps are multiples of 1 / ADC_GRID in units of the read value
@@ -63,6 +64,9 @@ class CrossbarSpec:
             converter that stops early is all the hardware it takes. (Adapting an ADC to the significance of what it reads: Nag
             et al., Newton, IEEE Micro 38 (5), 2018, there for exactness.)
         adc_max_bits: most bits of one kind of read in a plan, 1..12.
+        adc_idle: "convert" or "skip", whether reads are converted that are idle: no word line of the array is on, so that the read
+            is 0. Skipped ones are exactly 0, whatever the converter's noise and offset, and have 0 bits in the mean of a plan. An OR
+            of the digits on the word lines is all the hardware it takes.
         weights: "offset" or "pair", whether a weight lies on one cell of each slice, and a reference column holds the code that stands
             for zero, or on two, on a positive or a negative bit line (`pair`).
     Raises: ValueError for values outside these.
@@ -88,6 +92,9 @@ class CrossbarSpec:
         "uniform", ADC_PLANS, "uniform: all reads have adc_bits. significance: every digit z and slice k has bits and a range of "
         "its own, b[z, k] from 0 (no conversion) to adc_max_bits, adc_bits in the mean, where they lower the error most.")
     adc_max_bits: int = count(8, MOST_ADC_BITS, "most bits of one read of a plan.")
+    adc_idle: str = choice(
+        "convert", ADC_IDLE, "convert: all reads are converted. skip: not those of arrays without a word line that is on, which are 0; "
+        "they have 0 bits in the mean of a plan, so that the others may have more.")
     weights: str = choice(
         "offset", WEIGHTS, "offset: a cell for each slice of W, and a reference column that holds the code of zero. pair: the digits of "
         "the weight's size lie on a positive or a negative bit line, v = sum a_z (X+ - X-); twice the cells, and no reference.")
@@ -97,6 +104,8 @@ class CrossbarSpec:
         if self.weights == "pair" and self.reference == "digital":
             raise ValueError("weights is 'pair' with reference 'digital'; a pair has no reference column that could be subtracted, so "
                              "allowed is reference analog")
+        if self.adc_idle == "skip" and self.adc_range == "dynamic":
+            raise ValueError("adc_idle is 'skip' with adc_range 'dynamic', which has no code that is 0; allowed is adc_idle convert")
         self._check_adc_bits()
 
     def _check_adc_bits(self) -> None:

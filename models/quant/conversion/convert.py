@@ -25,7 +25,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from ..calibration import CORRECTION_IMAGES, calibrate, match_channels, output_moments, without_adc
+from ..calibration import CORRECTION_IMAGES, calibrate, match_channels, output_moments
+from ..modes import without_adc
 from ..spec import CrossbarSpec
 from .attention import open_attention
 from .binding import Bound

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
-from ..calibration import without_adc
 from ..diagnostics import decibels
+from ..modes import without_adc
 
 
 @dataclass

@@ -7,7 +7,8 @@
 `docs/cost.md` has the formulas, the sources and what is not modelled.
 """
 
-from .count import Counts, LayerCounts, count, counting
+from ..counts import Counts, LayerCounts
+from .count import count, counting
 from .estimate import Band, CostReport, LayerCost, estimate
 from .events import Events, events
 from .technology import Source, Technology

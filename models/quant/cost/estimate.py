@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..counts import Counts
 from ..crossbar import CrossbarLayer, crossbar_layers
 from ..devices import Device
-from .count import Counts
 from .events import Events, events
 from .technology import OF_ADC, Source, Technology
 
@@ -227,7 +227,7 @@ class _Ends:
 
     def _cost(self, component: str, done: Events) -> Callable[[Source], float]:
         """`f(source)`: what a layer's use of a part costs by one source."""
-        node, skip = self.technology.node, self.technology.skip_idle
+        node, skip = self.technology.node, self.technology.skip_idle or done.skips_idle
         arrays = done.arrays * self.technology.copies
         adcs = arrays * -(-self.technology.columns // self.technology.columns_per_adc)
         if component == "adc_time":

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..counts import LayerCounts
 from ..crossbar import CrossbarLayer
 from ..mapping import array_bounds
 from .columns import columns, digit_ones, level_sums
-from .count import LayerCounts
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Events:
     conversions_in_turn: tuple[dict[int, float], ...]
     multiplications: int
     input_bits: int
+    skips_idle: bool = False  # not in what was stored before there was the choice
 
     @property
     def most_bits(self) -> int:
@@ -104,8 +105,7 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
         for bits, total, (reference, level) in zip(lines.slice_bits, sums, lines.reference))
     bit_lines = groups * len(tall) * (out * lines.of_output + wide * lines.of_reference)
 
-    codes, reads = np.arange(256), counts.reads_of(spec.mapping, spec.rows)
-    idle = [int(reads[(codes >> first) % 2**size == 0].sum()) for first, size in zip(starts, spec.digit_bits)]
+    reads, idle = counts.reads_of(spec.mapping, spec.rows), counts.idle(spec)
     conversions, idle_conversions = Counter(), Counter()
     for digit, row in zip(idle, kinds):
         for bits in row:
@@ -127,7 +127,8 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
         idle_conversions=dict(sorted(idle_conversions.items())), shift_adds=sum(conversions.values()),
         idle_shift_adds=sum(idle_conversions.values()), adds=adds,
         buffer_bits=(counts.pixels * rows + counts.outputs * counts.w_shape[0]) * spec.a_bits, pixels=counts.pixels, pulses=pulses,
-        conversions_in_turn=in_turn, multiplications=counts.multiplications, input_bits=counts.inputs * spec.a_bits)
+        conversions_in_turn=in_turn, multiplications=counts.multiplications, input_bits=counts.inputs * spec.a_bits,
+        skips_idle=spec.adc_idle == "skip")
 
 
 def _kinds(layer: CrossbarLayer, slices: int) -> list[list[int]]:

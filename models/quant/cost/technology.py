@@ -108,7 +108,7 @@ class Technology:
     g_max: float = setting("conductance", "highest level")
     copies: int = setting("number", "arrays with the same weights that share the pixels of a layer", 1)
     pipelined: bool = setting("switch", "1: layers work at the same time on images that follow each other", False)
-    skip_idle: bool = setting("switch", "1: reads without a row that is on are not converted", False)
+    skip_idle: bool = setting("switch", "1: reads without a row that is on are not converted, whatever the layers' adc_idle says", False)
 
     def __post_init__(self) -> None:
         for part, (_, required, text) in PARTS.items():

@@ -72,6 +72,8 @@ def reads(layer: MappedLayer, a_codes: Tensor) -> Iterator[tuple[int, int, Tenso
                     u = u - a @ reference[:, start:stop]
                 if layer.readout is not None:
                     u = _read_out(layer, u, a, values[:, start:stop], reference[:, start:stop], (t, z, k), len(a_codes))
+                    if spec.adc_idle == "skip":
+                        u = u * (a > 0).any(2, keepdim=True)
                 yield z, k, u.long()
 
 

@@ -37,6 +37,7 @@ class Constants:
     levels: bool  # whether the noise of cells depends on their values
     curved: bool
     changed: bool  # whether converters are not alike
+    skips_idle: bool  # whether reads that no row is on for are 0
     analog: bool
     pair: bool  # whether lines of pairs are told apart
     parts: int  # int8 digits of the cells of the second product, 0 without one
@@ -77,7 +78,7 @@ class Besides:
         self.constants = Constants(
             noisy=readout.noisy, levels=readout.depends_on_level, curved=readout.curve is not None,
             changed=readout.gain is not None or readout.offset is not None, analog=layer.spec.reference == "analog",
-            pair=readout.needs_both, parts=len(cells))
+            skips_idle=layer.spec.adc_idle == "skip", pair=readout.needs_both, parts=len(cells))
 
 
 def tiling(pixels: int, channels: int) -> tuple[int, int, dict]:
@@ -131,6 +132,8 @@ def read_out(u, besides, first_image, seed, a, a_ptr, corner, row, in_width, pix
         converter = ((k * L.groups + group) * L.arrays + t) * L.out + channel
         q = u.to(tl.float64) * tl.load(gain_ptr + converter)[None, :]
         u = (q + WIDE_MAGIC).to(tl.int64, bitcast=True).to(tl.int32) + tl.load(offset_ptr + converter)[None, :]
+    if R.skips_idle:
+        u = tl.where(ones[:, None] > 0, u, 0)
     return u
 
 

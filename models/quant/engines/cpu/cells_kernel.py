@@ -52,7 +52,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # reads                           u of 64 columns
 # analog .. seed                  of `cells_plan.Besides`
 Addresses = namedtuple("Addresses", """
-    analog noisy curved changed keys noise curve reference reference_base gains offsets base seed
+    analog noisy curved changed idle_is_zero keys noise curve reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
     singles doubles divide low constant
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
@@ -175,8 +175,8 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
 
 @inlined
 def _is_idle(shape, at, x, z):
-    """Whether a read of digit `z` of pixel `x` is 0 in all columns: no row is on, and nothing else adds to it."""
-    if at.changed or at.base > 0:
+    """Whether a read of digit `z` of pixel `x` is 0 in all columns: no row is on, and nothing else counts."""
+    if not at.idle_is_zero:
         return False
     for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
         if int64_at(at.pixel_row_count, x * shape.input_bits + i):
@@ -218,7 +218,7 @@ def _add_broad_codes(shape, at, place, op):
         entry = (place.array * shape.digits + z) * shape.slices + place.k if op == DYNAMIC else z * shape.slices + place.k
         form, single = at.doubles + 8 * FORM * entry, at.singles + 4 * FORM * entry
         factor = float64_at(form, FACTOR)
-        if factor == 0:
+        if factor == 0 or op != DYNAMIC and _is_idle(shape, at, place.x, z):
             continue
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
         if op == DYNAMIC:
@@ -282,7 +282,7 @@ def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, o
     exact = op == STATIC_BROAD or op == DYNAMIC
     return Addresses(
         analog=besides.analog, noisy=besides.noisy, curved=besides.curved, changed=besides.changed,
-        curve=besides.curve.ctypes.data, keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
+        idle_is_zero=besides.idle_is_zero, curve=besides.curve.ctypes.data, keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
         reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
         gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base, seed=besides.seed,
         weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, tile_stride=plan.tile_stride.ctypes.data,

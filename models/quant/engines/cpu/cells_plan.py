@@ -49,8 +49,9 @@ Plan = namedtuple("Plan", """
 # curve       `Readout.curve`, float64 `[slice, 4]`
 # gain, offset   float64 and int32 `[slice, group, array, column]`
 # base, seed, first_image, pixels   see there; pixels of one image
-Besides = namedtuple("Besides", """noisy changed curved referred analog keys noise curve reference reference_base gain offset base seed
-    first_image pixels""")
+# idle_is_zero   whether reads that no row is on for are 0
+Besides = namedtuple("Besides", """noisy changed idle_is_zero curved referred analog keys noise curve reference reference_base gain offset
+    base seed first_image pixels""")
 
 
 def plan(layer: MappedLayer, matrix: bool) -> tuple[Shape, Plan]:
@@ -152,7 +153,7 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     starts = np.array([start + t for t, (start, _) in enumerate(arrays)], np.int64)
     keys = np.zeros((groups, padded // len(SIGNS)), np.int32)
     if readout is None:
-        return Besides(False, False, False, False, False, keys, table, np.zeros((slices, 4)), reference, starts,
+        return Besides(False, False, True, False, False, False, keys, table, np.zeros((slices, 4)), reference, starts,
                        np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32), 0.0, 0, 0, pixels)
     words = column_numbers(groups, out)[:, :1].numpy() // SHARING * APART + np.arange(padded // len(SIGNS))
     keys[:] = (words * COLUMN_KEY & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
@@ -169,5 +170,6 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     changed = readout.gain is not None or readout.offset is not None
     curve = np.array(readout.curve or np.zeros((slices, 4)), np.float64)
     referred = not readout.needs_both and (readout.curve is not None or bool(table[:, 1].any()))
-    return Besides(readout.noisy, changed, readout.curve is not None, referred, spec.reference == "analog", keys, table, curve, reference,
-                   starts, gain, offset, float(readout.base), signed(readout.seed), first_image(), pixels)
+    idle_is_zero = spec.adc_idle == "skip" or not (changed or readout.base > 0)
+    return Besides(readout.noisy, changed, idle_is_zero, readout.curve is not None, referred, spec.reference == "analog", keys, table,
+                   curve, reference, starts, gain, offset, float(readout.base), signed(readout.seed), first_image(), pixels)

@@ -1,0 +1,215 @@
+"""Reads of arrays without a word line that is on (`adc_idle`): counted, skipped by the hardware, and planned for."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cost import linear, random_layer
+from test_eval import FAST, checkpoint, refused, results, run, scene  # noqa: F401
+from test_models import images
+from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  # noqa: F401
+from test_triton import layer_case, planned_case
+
+from experiment import keys
+from experiment.evaluation import measure
+from experiment.setting import Setting
+from models import quant
+from models.quant import CrossbarSpec, adc, calibrate, collect_histograms, crossbar_layers
+from models.quant.cost import Technology, count, estimate
+from models.quant.counts import counting
+from models.quant.engines import reference
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PLANNED = CrossbarSpec(cell_bits=2, adc_bits=2.0, rows=8, adc_plan="significance")
+SKIPS = replace(PLANNED, adc_idle="skip")
+
+
+def busy_reads(layer, codes):
+    """Reads of each digit with a word line that is on, and all reads of a digit, one array after another."""
+    spec, found, total = layer.spec, [0] * len(layer.spec.digit_bits), 0
+    for _, _, lines, on in oracle.word_lines(codes.numpy(), layer._weight4().shape[2:], spec, layer._geometry()):
+        on = on.reshape(-1, len(lines))
+        total += len(on)
+        for z, (shift, bits) in enumerate(oracle.split(spec.a_bits, spec.dac_bits)):
+            found[z] += int(((on >> shift & 2**bits - 1).sum(1) > 0).sum())
+    return np.array(found), total
+
+
+def test_counts_are_those_of_every_read():
+    rng, seen = np.random.default_rng(1), set()
+    for _ in range(30):
+        layer, x, _ = random_layer(rng)
+        with torch.no_grad(), counting(layer) as counts:
+            layer(x)
+            codes = layer.a_codes(x)
+        found, (busy, total) = next(iter(counts.layers.values())), busy_reads(layer, codes)
+        assert found.idle(layer.spec) == [total - n for n in busy]
+        np.testing.assert_allclose(found.busy(layer.spec), busy / total, rtol=1e-12)
+        seen |= {*np.sign(busy - total)}
+    assert seen == {0, -1}
+
+
+# ---- skipped reads are 0 -----------------------------------------------------------------------------------------------
+
+
+CONVERTERS = replace(NOISE, curve=CURVE.curve)  # `on_chip` adds gains and offsets
+
+
+@pytest.mark.parametrize("adc_idle", ["convert", "skip"])
+@pytest.mark.parametrize("plan, dac_bits, reference_column", [
+    (False, 1, "analog"), (True, 1, "analog"), (False, 2, "analog"), (True, 4, "digital")])
+def test_all_engines_skip_the_same_reads(adc_idle, plan, dac_bits, reference_column):
+    """Noise and offsets of the converters reach idle reads where they are converted, and only there."""
+    case = layer_case(CrossbarSpec(4, 4, 2, 6, 16, "im2col", reference_column, dac_bits), 20, 70, kernel=(1, 2), size=(3, 3),
+                      padding=(1, 0, 2, 1))
+    case.delta, case.q_min = [1.0, 2.0], [0, 0] if reference_column == "digital" else [-32, -32]
+    if plan:
+        digits = len(case.spec.digit_bits)
+        case = planned_case(case, [[2, 5], [4, 6], [3, 0], [1, 8]][:digits], [[0.75, 3.5]] * digits,
+                            case.q_min if reference_column == "digital" else None)
+    layer = on_chip(case, CONVERTERS)
+    layer = replace(layer, spec=replace(layer.spec, adc_idle=adc_idle))
+    codes = case.input().clone()
+    codes[:, :, 1:] = codes[:, :, 1:] & 1  # the higher digits of most reads are idle
+    codes[:, 2] = 0
+    check(layer, codes)
+
+
+def test_broad_codes_are_skipped_too():
+    case = layer_case(CrossbarSpec(4, 4, 2, 5, 32, adc_idle="skip"), 40, 9, kernel=(1, 1), size=(2, 2))
+    case.delta = [0.7, 2.3]  # in steps in which 64-bit floats are needed
+    codes = case.input() & 1
+    codes[:, 1] = 0
+    check(on_chip(case, CONVERTERS), codes, "exact")
+
+
+def test_an_idle_read_is_zero_and_the_others_are_as_they_were():
+    case = layer_case(CrossbarSpec(4, 4, 2, 6, 16), 16, 20, kernel=(1, 1), size=(1, 3))
+    case.delta = [1.0, 2.0]
+    converts = on_chip(case, CONVERTERS)
+    skips = replace(converts, spec=replace(converts.spec, adc_idle="skip"))
+    codes = torch.full_like(case.input(), 15)
+    codes[:, :, 1] = 0
+    one, other = (reference.accumulate(layer, codes) for layer in (converts, skips))
+    assert torch.equal(one[:, :, :, [0, 2]], other[:, :, :, [0, 2]])
+    assert one[:, :, :, 1].any() and not other[:, :, :, 1].any()
+
+
+# ---- plans ---------------------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**32 - 1), kinds=st.integers(1, 4), most=st.integers(1, 3))
+@settings(max_examples=100)
+def test_bits_of_kinds_that_cost_different_are_the_best_of_all(seed, kinds, most):
+    rng = np.random.default_rng(seed)
+    error, costs = -np.sort(-rng.random((kinds, most + 1)), axis=1), rng.integers(0, 5, kinds)
+    error[costs == 0] = 0  # what costs nothing has no reads that are not idle
+    expected = np.full(most * costs.sum() + 1, np.inf)
+    for bits in itertools.product(range(most + 1), repeat=kinds):
+        spent = int(costs @ bits)
+        expected[spent] = min(expected[spent], error[np.arange(kinds), bits].sum())
+    least, bits = adc.best_bits(error, costs)
+    np.testing.assert_allclose(least, np.minimum.accumulate(expected), rtol=1e-12)
+    assert (bits @ costs <= np.arange(len(least))).all()
+    np.testing.assert_allclose(error[np.arange(kinds), bits].sum(axis=1), least, rtol=1e-12, atol=1e-15)
+
+
+def spent_by(model, plans, x):
+    """(bits of all conversions, reads) of each layer, one read after another, with these bits of each digit and slice."""
+    found, seen = [], {}
+    layers = crossbar_layers(model)
+    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: seen.update({layer: layer.a_codes(inputs[0])})) for _, layer in layers]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    for (_, layer), plan in zip(layers, plans):
+        busy, total = busy_reads(layer, seen[layer])
+        plan, out = plan.numpy(), len(layer.weight)
+        found.append((out * int(busy @ plan.sum(1)), out * total * plan.size))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("share", ["layer", "network"])
+def test_a_mean_is_that_of_all_reads_with_none_for_idle_ones(tiny, share):
+    """It is met but for what is left over, less than a bit of one kind of read, and what costs are rounded up to. Of a layer alone the
+    error that the planner counts is never larger than that of a plan that converts all reads."""
+    x, errors = images(4), []
+    for spec in (PLANNED, SKIPS):
+        model = tiny(spec=spec)
+        histograms = calibrate(model, x, share=share)
+        errors.append([np.take_along_axis(adc.choices(histograms[name], layer.mapped("ideal")).error,
+                                          layer.adc_bits_plan.numpy()[..., None], 2).sum() for name, layer in crossbar_layers(model)])
+    plans = [layer.adc_bits_plan for _, layer in crossbar_layers(model)]
+    with quant.without_adc(model):
+        found = spent_by(model, plans, x)
+    for spent, reads in found if share == "layer" else [found.sum(0)]:
+        kinds = 8 if share == "layer" else reads / found[:, 1].max() * 8
+        assert SKIPS.adc_bits * reads * (1 - 1 / 16) - reads / kinds < spent <= SKIPS.adc_bits * reads
+    if share == "layer":
+        assert all(skip <= convert for convert, skip in zip(*errors)) and errors[1][2] < 0.7 * errors[0][2]
+
+
+def test_a_plan_that_skips_idle_reads_needs_images(tiny):
+    model, x = tiny(spec=SKIPS), images(2)
+    histograms = collect_histograms(model, x)
+    with pytest.raises(ValueError, match="^a plan that skips idle reads counts them on images: give some"):
+        calibrate(model, None, histograms=histograms, share="layer")
+    calibrate(model, x, histograms=histograms, share="layer")
+
+
+def test_what_is_measured_says_what_was_converted(tiny):
+    """Uniform converters: the mean is that of the reads that are not idle, of the images that are shown, as the network has them."""
+    x, labels = images(6), torch.zeros(6, dtype=torch.int64)
+    spec = CrossbarSpec(cell_bits=2, rows=8, adc_bits=5)
+    found = [measure(tiny(spec=each), x, labels, Setting(each), calibration=x) for each in (spec, replace(spec, adc_idle="skip"))]
+    assert torch.equal(found[0].predictions, found[1].predictions) and (found[0].mean_bits, found[0].conversions) == (5, 1)
+    model = tiny(spec=spec)
+    calibrate(model, x)
+    spent, reads = spent_by(model, [torch.full((4, 2), 5)] * 5, x).sum(0)
+    assert found[1].mean_bits == pytest.approx(spent / reads, rel=1e-12)
+    assert found[1].conversions == pytest.approx(spent / reads / 5, rel=1e-12) and 0 < found[1].conversions < 1
+
+
+# ---- costs, files, flags -------------------------------------------------------------------------------------------------
+
+
+def test_costs_are_those_of_a_technology_that_skips_them():
+    layer, _ = linear(32, 4, CrossbarSpec(a_bits=2, adc_range="full", rows=16))
+    x = torch.cat([torch.full((1, 16), 1 / 3), torch.zeros(1, 16)], 1)
+    counts, found = count(layer, x), []
+    for spec, skip_idle in ((layer.spec, False), (layer.spec, True), (replace(layer.spec, adc_idle="skip"), False)):
+        layer.set_spec(spec)
+        found.append(estimate(counts, layer, replace(Technology.load("rram_32nm"), skip_idle=skip_idle)).energy)
+    assert found[0].typical > found[1].typical and found[1] == found[2]
+
+
+def test_older_points_keep_their_keys():
+    """Keys of settings as they were before there was the choice."""
+    planned = Setting(CrossbarSpec(adc_plan="significance", adc_bits=1.5), per_layer={"a": {"adc_bits": 2}})
+    before = ["18e6957e9f0d1772c2c7d4262f9a44977c875eb7c8e0a61ef00872c0a525202a",
+              "27632ea6e39a25bec462d1bb6bfbdc55fcc2d3ee277308a2a1f099ff3a8898db"]
+    assert [keys.key_of(keys.of_setting(setting)) for setting in (Setting(), planned)] == before
+    assert keys.key_of(keys.of_setting(Setting(CrossbarSpec(adc_idle="skip")))) not in before
+
+
+def test_rows_of_a_table(run, checkpoint):  # noqa: F811
+    """Plans with and without idle reads stand side by side, each with its own ranges, and ranges are found again."""
+    flags = ["--cellBit", "2", "--adc_plan", "significance", "--adc_prec", "2", "--adc_idle", "convert", "skip"]
+    first, predictions, text = run(checkpoint, *flags)
+    assert [row["adc_idle"] for row in first[1:]] == ["convert", "skip"] and text.count("idle reads skipped") >= 1
+    assert all(1.5 < row["mean_bits"] <= 2.05 for row in first[1:])
+    again, repeated, _ = run(checkpoint, *flags, "--adc_ranges", "save/adc_ranges.json")
+    assert [row["mean_bits"] for row in again] == [row["mean_bits"] for row in first]
+    assert all(torch.equal(a, b) for a, b in zip(predictions, repeated, strict=True))
+
+
+def test_published_ranges_have_no_code_that_is_zero(refused, checkpoint):  # noqa: F811
+    with pytest.raises(ValueError, match="adc_idle is 'skip' with adc_range 'dynamic'"):
+        CrossbarSpec(adc_range="dynamic", adc_idle="skip")
+    refused(["--resume", checkpoint, "--adc_range", "dynamic", "--adc_idle", "skip"], "--adc_idle", "dynamic")
