@@ -53,22 +53,17 @@ def output_size(a_codes, kernel, geometry):
 
 def word_lines(a_codes, kernel, spec, geometry):
     """Yield `(group, t, lines, codes)`: the codes on the word lines of each array, int64 `[N, H', W', lines]`; 0 in the padding."""
-    images, height, width, in_channels = a_codes.shape
-    groups, (out_height, out_width) = geometry.groups, output_size(a_codes, kernel, geometry)
+    groups, in_channels, (out_height, out_width) = geometry.groups, a_codes.shape[3], output_size(a_codes, kernel, geometry)
     assert in_channels % groups == 0
     group_in = in_channels // groups
-    top, _, left, _ = geometry.padding
+    top, bottom, left, right = geometry.padding
+    padded = np.pad(a_codes.astype(np.int64), ((0, 0), (top, bottom), (left, right), (0, 0)))
     for group in range(groups):
         for t, lines in enumerate(arrays(spec.mapping, kernel, group_in, spec.rows)):
-            codes = np.zeros((images, out_height, out_width, len(lines)), np.int64)
-            for oy in range(out_height):
-                for ox in range(out_width):
-                    for line, (ky, kx, channel) in enumerate(lines):
-                        y = oy * geometry.stride[0] + ky * geometry.dilation[0] - top
-                        x = ox * geometry.stride[1] + kx * geometry.dilation[1] - left
-                        if 0 <= y < height and 0 <= x < width:
-                            codes[:, oy, ox, line] = a_codes[:, y, x, group * group_in + channel]
-            yield group, t, lines, codes
+            ky, kx, channel = np.array(lines).T
+            y = geometry.stride[0] * np.arange(out_height)[:, None, None] + geometry.dilation[0] * ky
+            x = geometry.stride[1] * np.arange(out_width)[:, None] + geometry.dilation[1] * kx
+            yield group, t, lines, padded[:, y, x, group * group_in + channel]
 
 
 def reads(a_codes, w_codes, spec, geometry, reference_twice):
@@ -78,14 +73,13 @@ def reads(a_codes, w_codes, spec, geometry, reference_twice):
     assert a_codes.shape[3] == group_in * geometry.groups and out_channels % geometry.groups == 0
     group_out = out_channels // geometry.groups
     for group, t, lines, codes in word_lines(np.asarray(a_codes), (kh, kw), spec, geometry):
-        weights = np.zeros((len(lines), group_out), np.int64)
-        for line, (ky, kx, channel) in enumerate(lines):
-            weights[line] = w_codes[group * group_out:(group + 1) * group_out, channel, ky, kx]
+        ky, kx, channel = np.array(lines).T
+        weights = w_codes[group * group_out:(group + 1) * group_out, channel, ky, kx].T
+        slices = [weights // 2**w_shift % 2**w_bits for w_shift, w_bits in split(spec.w_bits, spec.cell_bits)]
         for z, (a_shift, a_bits) in enumerate(split(spec.a_bits, spec.dac_bits)):
             digits = codes // 2**a_shift % 2**a_bits
             active = digits.sum(axis=-1)[..., None]
-            for k, (w_shift, w_bits) in enumerate(split(spec.w_bits, spec.cell_bits)):
-                cells = weights // 2**w_shift % 2**w_bits
+            for k, cells in enumerate(slices):
                 bit_line = digits @ cells
                 if spec.reference == "analog":
                     yield group, t, z, k, 2 * bit_line - int(reference_twice[k]) * active
@@ -98,8 +92,7 @@ def line_cells(cells, group, k, lines, kernel, group_in):
     reference, F)`, arrays `[slices, groups, rows, out / groups]` and `[slices, groups, rows]`, rows tap after tap."""
     values, reference, _ = cells
     rows = [(ky * kernel[1] + kx) * group_in + channel for ky, kx, channel in lines]
-    return (np.stack([values[k, group, row] for row in rows]).astype(np.int64),
-            np.array([int(reference[k, group, row]) for row in rows]))
+    return values[k, group, rows].astype(np.int64), reference[k, group, rows].astype(np.int64)
 
 
 def cell_reads(a_codes, kernel, spec, geometry, cells, subtract=None):
@@ -108,10 +101,10 @@ def cell_reads(a_codes, kernel, spec, geometry, cells, subtract=None):
     subtract = spec.reference == "analog" if subtract is None else subtract
     group_in = a_codes.shape[3] // geometry.groups
     for group, t, lines, codes in word_lines(np.asarray(a_codes), kernel, spec, geometry):
+        slices = [line_cells(cells, group, k, lines, kernel, group_in) for k in range(len(split(spec.w_bits, spec.cell_bits)))]
         for z, (a_shift, a_bits) in enumerate(split(spec.a_bits, spec.dac_bits)):
             digits = codes // 2**a_shift % 2**a_bits
-            for k in range(len(split(spec.w_bits, spec.cell_bits))):
-                values, reference = line_cells(cells, group, k, lines, kernel, group_in)
+            for k, (values, reference) in enumerate(slices):
                 u = digits @ values
                 if subtract:
                     u = u - (digits @ reference)[..., None]
@@ -139,14 +132,12 @@ def pair_reads(a_codes, spec, geometry, lines):
     _, out_channels, group_in, kh, kw = plus.shape
     group_out = out_channels // geometry.groups
     for group, t, word, codes in word_lines(np.asarray(a_codes), (kh, kw), spec, geometry):
+        pairs = [[np.array([line[k, group * group_out:(group + 1) * group_out, channel, ky, kx] for ky, kx, channel in word])
+                  for line in (plus, minus)] for k in range(len(plus))]
         for z, (a_shift, a_bits) in enumerate(split(spec.a_bits, spec.dac_bits)):
             digits = codes // 2**a_shift % 2**a_bits
-            for k in range(len(plus)):
-                carried = []
-                for line in (plus, minus):
-                    cells = np.array([line[k, group * group_out:(group + 1) * group_out, channel, ky, kx] for ky, kx, channel in word])
-                    carried.append(digits @ cells)
-                yield group, t, z, k, carried[0] - carried[1]
+            for k, (positive, negative) in enumerate(pairs):
+                yield group, t, z, k, digits @ positive - digits @ negative
 
 
 def static_code(u, parts, delta, q_min, bits):

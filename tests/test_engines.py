@@ -1,6 +1,5 @@
 """Every engine against the oracle, bit for bit; the choice between engines."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -27,11 +26,42 @@ CPU = torch.device("cpu")
 NAMES = ["reference", "numba"]
 
 
-@pytest.fixture(params=NAMES, scope="module")
-def engine(request):
-    if request.param == "numba" and importlib.util.find_spec("numba") is None:
-        pytest.skip("numba is not installed")
-    return engines.load(request.param)
+class All:
+    """All engines as one, for which a case is drawn and the oracle runs once: each must find the same."""
+
+    def __init__(self):
+        self.engines = {name: engines.load(name) for name in NAMES}
+
+    def unsupported(self, layer, device):
+        return next(filter(None, (engine.unsupported(layer, device) for engine in self.engines.values())), None)
+
+    def prepare(self, layer):
+        return {name: engine.prepare(layer) for name, engine in self.engines.items()}
+
+    def accumulate(self, prepared, a_codes):
+        return self._same("accumulate", prepared, a_codes)
+
+    def histogram(self, prepared, a_codes):
+        return self._same("histogram", prepared, a_codes)
+
+    def scaled(self, prepared, a_codes, *arguments):
+        found = {name: engines.scaled(engine, prepared[name], a_codes, *arguments) for name, engine in self.engines.items()}
+        return self._one_of(found)
+
+    def _same(self, call, prepared, *arguments):
+        return self._one_of({name: getattr(engine, call)(prepared[name], *arguments) for name, engine in self.engines.items()})
+
+    @staticmethod
+    def _one_of(found):
+        first = found[NAMES[0]]
+        for name, other in found.items():
+            assert other.dtype == first.dtype and torch.equal(other, first), f"{name} and {NAMES[0]} differ"
+        return first
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return All()
 
 
 def expected(case):

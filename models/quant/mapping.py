@@ -85,13 +85,13 @@ class MappedLayer:
         """Input channels of one group."""
         return self.w_codes.shape[1]
 
-    @property
+    @functools.cached_property
     def arrays(self) -> list[tuple[int, int]]:
         """`array_bounds` of one group."""
         kh, kw = self.kernel
         return array_bounds(self.spec.mapping, kh * kw, self.group_channels, self.spec.rows)
 
-    @property
+    @functools.cached_property
     def tallest(self) -> int:
         """Rows of the fullest array."""
         return max(stop - start for start, stop in self.arrays)
