@@ -15,7 +15,7 @@ import functools
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ class Record:
         engine: what ran the layers on crossbars; None for the software.
         mean_bits, conversions: mean bits of all reads, those that are not converted counted as 0, and the share of reads that are
             converted; None where there are no ADCs. Where idle reads are not converted, for these images, of the first chip.
+        layer_bits: `{layer: mean bits of its reads}`, counted likewise.
         cost: of the setting, in a technology; None where it was not asked for. `measure` leaves it to `costs.Costs`.
         chip_predictions, chip_accuracies, chip_changes: of each chip, int64 `[chips, N]`, percent, and images; `predictions` are
             those of the first. None for ideal cells.
@@ -69,6 +70,7 @@ class Record:
     engine: str | None
     mean_bits: float | None = None
     conversions: float | None = None
+    layer_bits: Mapping[str, float] | None = None
     chip_predictions: torch.Tensor | None = None
     chip_accuracies: tuple[float, ...] | None = None
     chip_changes: tuple[int, ...] | None = None
@@ -152,7 +154,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
     Raises: ValueError for an engine that cannot run here, ranges that are missing, or reads of too many values to calibrate on.
     """
     labels = torch.as_tensor(labels)
-    ran = mean_bits = conversions = None
+    ran = mean_bits = conversions = layer_bits = None
     with quant.set_engine(engine), in_mode(network, training=False):
         if setting is None:
             use_cells(network, None)
@@ -174,7 +176,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
                     predictions, taken = predict(network, batches_of(images, batch_size), title, progress,
                                                  None if found else _counting_idle(network, counts))
                     if not found:
-                        mean_bits, conversions = conversions_of(network, next(iter(batches_of(images, batch_size)))[:1], counts)
+                        mean_bits, conversions, layer_bits = conversions_of(network, next(iter(batches_of(images, batch_size)))[:1], counts)
                     found, seconds = [*found, predictions], seconds + taken
             finally:
                 if setting.chips:
@@ -192,7 +194,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
     return Record(
         setting=setting, predictions=found[0], accuracy=statistics.fmean(accuracies), software_accuracy=_accuracy(baseline, labels),
         changed_predictions=round(statistics.fmean(changes)), seconds=seconds, engine=ran, mean_bits=mean_bits,
-        conversions=conversions, **of_chips, **of_float)
+        conversions=conversions, layer_bits=layer_bits, **of_chips, **of_float)
 
 
 def of_chips(setting: Setting, found: Sequence[Record]) -> Record:
@@ -248,31 +250,34 @@ def _counting_idle(network: nn.Module, found: list[Counts]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Counts]) -> tuple[float | None, float | None]:
-    """(mean bits of all reads, share of them that are converted) of a network on a setting; (None, None) without ADCs.
+def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Counts]
+                   ) -> tuple[float | None, float | None, dict[str, float] | None]:
+    """(mean bits of all reads, share of them that are converted, `{layer: mean bits of its reads}`) of a network on a setting; None
+    without ADCs.
 
     Args: image, one network input: how many reads a layer makes depends on its size; counts, of all images, where layers do not
         convert idle reads.
     """
-    bits = converted = reads = 0.0
+    found: dict[str, np.ndarray] = {}  # bits, conversions, reads
     whole = functools.reduce(Counts.__add__, counts, Counts())
     names = {layer: name for name, layer in on_adcs(network)}
 
     def count(layer: nn.Module, _: Any, y: torch.Tensor) -> None:
-        nonlocal bits, converted, reads
         mapped = layer.mapped()
         kinds = np.array([[mapped.converter(z, k).bits for k in range(len(layer.slice_bits))] for z in range(len(layer.spec.digit_bits))])
         each = y.numel() * len(mapped.arrays)  # reads of one kind
         busy = each * (1 if layer.spec.adc_idle == "convert" else whole.layers[names[layer]].busy(layer.spec)[:, None])
-        bits, converted, reads = bits + (busy * kinds).sum(), converted + (busy * (kinds > 0)).sum(), reads + each * kinds.size
+        of_call = np.array([(busy * kinds).sum(), (busy * (kinds > 0)).sum(), each * kinds.size], float)
+        found[names[layer]] = found.get(names[layer], 0) + of_call
 
     hooks = [layer.register_forward_hook(count) for layer in names]
     if not hooks:
-        return None, None
+        return None, None, None
     network(image)
     for hook in hooks:
         hook.remove()
-    return float(bits / reads), float(converted / reads)
+    bits, converted, reads = sum(found.values())
+    return float(bits / reads), float(converted / reads), {name: float(of_layer[0] / of_layer[2]) for name, of_layer in found.items()}
 
 
 def batches_of(images: Images, batch_size: int) -> Iterable[torch.Tensor]:

@@ -117,7 +117,7 @@ def record_of(point: Mapping[str, Any], setting: Setting | None) -> Record:
     return Record(
         setting=setting, predictions=predictions[0], accuracy=row["accuracy"], software_accuracy=row["software_accuracy"],
         changed_predictions=row["changed_predictions"], seconds=row["seconds"], engine=row["engine"], mean_bits=row["mean_bits"],
-        conversions=row["conversions"], chip_predictions=predictions if chips else None,
+        conversions=row["conversions"], layer_bits=row.get("layer_bits"), chip_predictions=predictions if chips else None,
         chip_accuracies=tuple(row["chip_accuracies"]) if chips else None,
         chip_changes=tuple(row["chip_changed_predictions"]) if chips else None,
         cost=point["cost"] and costs.restored(point["cost"]), float_accuracy=row.get("float_accuracy"),

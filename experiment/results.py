@@ -50,7 +50,7 @@ def row(record: Record, settings: EvalSettings, calib_images: int | None, source
         "validation": settings.validation, "calib_images": calib_images, "adc_calib": rule and rule.rule,
         "adc_per": rule and rule.per, "adc_correct": rule and rule.correct, "adc_ranges": source,
         "adc_share": rule.share if rule and setting.spec.planned else None, "mean_bits": record.mean_bits,
-        "conversions": record.conversions,
+        "conversions": record.conversions, "layer_bits": record.layer_bits,
         "device": chips and chips.name, "device_time_s": chips and chips.device.time, "device_temp_C": chips and chips.device.temp,
         **{name: chips and getattr(chips.device, name) for name in ("stuck_on", "stuck_off")},
         **{name: chips and getattr(chips, name) for name in CHIP_FIELDS},

@@ -9,6 +9,7 @@ import csv
 import importlib.util
 import io
 import logging
+import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +67,7 @@ OBJECTIVES = {
 class Space:
     """All combinations of the values of flags, and of single layers.
 
-    Attributes: variables, `{name: values}`; a flag, or "layer flag".
+    Attributes: variables, `{name: values}`; a flag, or "layer flag". own_bits: those that are the ADC bits of a layer.
     Raises: UserError where there is nothing to choose from, or a pattern fits no layer.
     """
 
@@ -84,8 +85,26 @@ class Space:
                     self.fixed.append(f"{pattern}:{field}={values[0]}")
                 else:
                     self.variables |= {f"{name} {flag_name(field)}": values for name in fitting}
+        self.own_bits = [name for name in self.variables if name.endswith(f" {flag_name('adc_bits')}")]
         if not self.variables:
             raise UserError("--search chooses among the values of hardware flags: give one of them several, such as --adc_prec 3:8")
+
+    def alike(self, share: float) -> dict[str, Any]:
+        """The values of all variables that stand in the same place of theirs, 0 the first, 1 the last."""
+        return {name: values[round(share * (len(values) - 1))] for name, values in self.variables.items()}
+
+    def planned(self, chosen: Mapping[str, Any]) -> Setting | None:
+        """The setting whose plan shares the bits that layers have in `chosen` among them, in the mean the same; None where there are
+        no such layers, or no such plan."""
+        if not self.own_bits:
+            return None
+        bits = round(statistics.fmean(chosen[name] for name in self.own_bits), 2)
+        try:
+            setting = self.setting({name: value for name, value in chosen.items() if name not in self.own_bits}
+                                   | {flag_name("adc_bits"): bits})
+        except UserError:
+            return None
+        return setting if setting.spec.planned and setting.calibration.share == "network" else None
 
     def setting(self, chosen: Mapping[str, Any]) -> Setting:
         """The setting of one value for each variable. Raises: UserError for hardware that cannot be."""
@@ -124,9 +143,12 @@ class Search:
         sampler = optuna.samplers.TPESampler(seed=self.of.search_seed, multivariate=True)
         study = optuna.create_study(directions=["maximize" if OBJECTIVES[name].sign > 0 else "minimize" for name in self.objectives],
                                     sampler=sampler)
-        for share in (1, 0, 0.5, 0.75, 0.25):  # all variables alike, to begin with
-            study.enqueue_trial({name: round(share * (len(values) - 1)) if _ordered(values) else values[round(share * (len(values) - 1))]
-                                 for name, values in self.space.variables.items()})
+        starts = [self.space.alike(share) for share in (1, 0, 0.5, 0.75, 0.25)]
+        self._measure([*dict.fromkeys(setting for start in starts if (setting := self.space.planned(start)))][:self.of.search], measure)
+        starts += [self._as_planned(start, bits) for start in starts if (bits := self._planned_bits(self.space.planned(start)))]
+        for start in starts:
+            study.enqueue_trial({name: self.space.variables[name].index(value) if _ordered(self.space.variables[name]) else value
+                                 for name, value in start.items()})
         asked = 0
         while len(self.found) < self.of.search and asked < ASKED * self.of.search:
             trials = [study.ask() for _ in range(min(TOGETHER, self.of.search - len(self.found)))]
@@ -134,8 +156,7 @@ class Search:
             settings = [self._setting(trial) for trial in trials]
             new = list(dict.fromkeys(setting for setting in settings if setting and setting not in self.found))
             if new:
-                measure(new)
-                self.found |= {setting: self._values(setting) for setting in new}
+                self._measure(new, measure)
                 log.info(f"search: {len(self.found)} of {self.of.search} settings")
             for trial, setting in zip(trials, settings):
                 if setting is None:
@@ -152,6 +173,22 @@ class Search:
             best = max(self.found, key=lambda setting: -sum(max(0, excess) for excess in self._excess(setting)))
             raise UserError(f"--search: none of {len(self.found)} settings is within the bounds; nearest is {best}: "
                             + ", ".join(f"{name} {value:.4g}" for name, value in self.found[best].items()))
+
+    def _measure(self, settings: Sequence[Setting], measure: Callable[[Sequence[Setting]], object]) -> None:
+        if settings:
+            measure(settings)
+            self.found |= {setting: self._values(setting) for setting in settings}
+
+    def _planned_bits(self, setting: Setting | None) -> dict[str, float] | None:
+        """What a plan that was measured gives each layer. (Older points do not say it.)"""
+        return self.bench.point(setting)["row"].get("layer_bits") if setting in self.found else None
+
+    def _as_planned(self, start: Mapping[str, Any], bits: Mapping[str, float]) -> dict[str, Any]:
+        """`start` with the values of the layers' bits that are nearest to these."""
+        def nearest(name: str) -> Any:
+            return min(self.space.variables[name], key=lambda value: abs(value - bits[name.rpartition(" ")[0]]))
+
+        return {**start, **{name: nearest(name) for name in self.space.own_bits}}
 
     def _setting(self, trial: Any) -> Setting | None:
         """What a trial proposes: of numbers, which have an order, Optuna knows the place, of words the word."""

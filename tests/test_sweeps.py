@@ -450,6 +450,20 @@ def test_bounds_of_a_search(evaluate, trained, capsys):
         evaluate(trained, "--search", "6", "--per_layer", "x:adc_prec=1/2")
 
 
+def test_a_search_starts_from_the_planners_share(evaluate, trained):
+    """Plans of one budget are measured, and then, among the first, each layer with what is nearest to its bits in them."""
+    flags = ["--adc_plan", "significance", "--adc_prec", "1", "--per_layer", "*:adc_prec=1:4:0.25"]
+    evaluate(trained, *flags, "--search", "15", "--objective", "bits", "changed")
+    rows = [row for row in results("save") if row["validation"] and row["adc_plan"] == "significance"]
+    whole = [row for row in rows if not row["per_layer"]]
+    own = [{name: of["adc_bits"] for name, of in row["per_layer"].items()} for row in rows if row["per_layer"]]
+    assert sorted(row["adc_bits"] for row in whole) == [1, 1.75, 2.5, 3.25, 4] and len(whole) + len(own) == 15
+    for row in whole:
+        nearest = {name: min(max(round(4 * bits) / 4, 1), 4) for name, bits in row["layer_bits"].items()}
+        reads = sum(abs(row["layer_bits"][name] - value) for name, value in nearest.items())
+        assert any(sum(abs(row["layer_bits"][name] - value) for name, value in each.items()) <= reads + 1e-9 for each in own)
+
+
 def test_values_of_single_layers():
     assert per_layer.parse(["a:adc_prec=1/2:3:0.5,mapping=tap/im2col", "a:rows=64"]) == {
         "a": {"adc_bits": [1, 2, 2.5, 3], "mapping": ["tap", "im2col"], "rows": [64]}}
