@@ -48,7 +48,8 @@ class Record:
         predictions: class of each image, int64 `[N]`.
         accuracy, software_accuracy: in percent of the images; of several chips the mean.
         changed_predictions: images that are classified differently than by the software; of several chips the mean, rounded.
-        seconds: time in the network, without loading, programming and calibration; of all chips together.
+        seconds: time in the network, without loading, programming and calibration; of all chips together. Where idle reads are not
+            converted, with counting them, on the first chip.
         engine: what ran the layers on crossbars; None for the software.
         mean_bits, conversions: mean bits of all reads, those that are not converted counted as 0, and the share of reads that are
             converted; None where there are no ADCs. Where idle reads are not converted, for these images, of the first chip.
@@ -262,10 +263,10 @@ def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Cou
     whole = functools.reduce(Counts.__add__, counts, Counts())
     names = {layer: name for name, layer in on_adcs(network)}
 
-    def count(layer: nn.Module, _: Any, y: torch.Tensor) -> None:
+    def count(layer: nn.Module, inputs: tuple, y: torch.Tensor) -> None:
         mapped = layer.mapped()
         kinds = np.array([[mapped.converter(z, k).bits for k in range(len(layer.slice_bits))] for z in range(len(layer.spec.digit_bits))])
-        each = y.numel() * len(mapped.arrays)  # reads of one kind
+        each = y.numel() * len(mapped.arrays) * len(layer.parts(inputs[0]))  # reads of one kind, in all phases of signed inputs
         busy = each * (1 if layer.spec.adc_idle == "convert" else whole.layers[names[layer]].busy(layer.spec)[:, None])
         of_call = np.array([(busy * kinds).sum(), (busy * (kinds > 0)).sum(), each * kinds.size], float)
         found[names[layer]] = found.get(names[layer], 0) + of_call

@@ -28,7 +28,7 @@ from .streamed import Streamed
 ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
 ARITHMETIC_OF_CHIPS = 2  # the same for settings with chips, where it is their cells and reads alone that changed
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
-NEW = ("adc_idle",)  # fields of a spec that are in no older key; they are in none where they are as they always were
+LATER = ("adc_idle",)  # fields of a spec that older keys do not have: in no key where they are as they always were
 
 _laws: dict[int, tuple[Law, str]] = {}  # digests of data that many devices share, with the law, so that its id stays its own
 
@@ -57,7 +57,7 @@ def of_images(images: Batches, labels: torch.Tensor | None = None) -> str:
 def of_setting(setting: Setting) -> dict[str, Any]:
     """A setting as plain values: a device by the digest of its data, how ranges are chosen only where they are."""
     chosen = asdict(setting.calibration) if setting.spec.adc_range == "calibrated" else None
-    spec = {name: value for name, value in asdict(setting.spec).items() if name not in NEW or value != getattr(CrossbarSpec(), name)}
+    spec = {name: value for name, value in asdict(setting.spec).items() if name not in LATER or value != getattr(CrossbarSpec(), name)}
     return {"spec": _plain(spec), "crossbar_layers": setting.crossbar_layers, "calibration": chosen,
             "per_layer": [[pattern, _plain(dict(changes))] for pattern, changes in setting.per_layer],
             "chips": setting.chips and of_chips(setting.chips)}

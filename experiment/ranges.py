@@ -113,7 +113,7 @@ def _check(entry: dict[str, Any]) -> None:
 def entry_of(network: nn.Module, setting: Setting, calib_images: int, sha256: Mapping[str, str]) -> dict[str, Any]:
     """The ranges that a network calibrated on this setting has, as an entry of the file. Args: sha256, of each layer's weight codes."""
     rule = setting.calibration
-    entry = {name: getattr(setting.spec, name) for name in HARDWARE} | {
+    entry = {name: getattr(setting.of_ranges.spec, name) for name in HARDWARE} | {
         "adc_calib": rule.rule, "adc_per": rule.per, "adc_correct": rule.correct, "calib_images": calib_images}
     entry |= {"adc_share": rule.share} if setting.spec.planned else {}
     entry |= {"per_layer": json.loads(json.dumps(setting.per_layer))} if setting.per_layer else {}
@@ -148,7 +148,8 @@ class RangesOfRun:
 
     def to_calibrate(self, setting: Setting) -> bool:
         """Whether the ranges of a setting are chosen in this evaluation."""
-        return setting.spec.adc_range == "calibrated" and not self.file and setting != self.trained_for
+        trained = self.trained_for is not None and setting.of_ranges == self.trained_for.of_ranges
+        return setting.spec.adc_range == "calibrated" and not self.file and not trained
 
     def give(self, network: nn.Module, setting: Setting) -> str | None:
         """Give a network that is placed on a setting the ranges that are kept for it. Returns: where they come from, the file or
@@ -182,4 +183,4 @@ class RangesOfRun:
 
 
 def _key(setting: Setting) -> tuple:
-    return *(getattr(setting.spec, name) for name in HARDWARE), json.dumps(setting.per_layer)
+    return *(getattr(setting.of_ranges.spec, name) for name in HARDWARE), json.dumps(setting.per_layer)

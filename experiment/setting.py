@@ -59,6 +59,13 @@ class Setting:
         return spec
 
     @property
+    def of_ranges(self) -> "Setting":
+        """The setting that has the same calibrated ranges: without a plan, whether idle reads are converted decides none."""
+        if self.spec.planned or any(dict(values).get("adc_plan") == "significance" for _, values in self.per_layer):
+            return self
+        return replace(self, spec=replace(self.spec, adc_idle=CrossbarSpec().adc_idle))
+
+    @property
     def one_by_one(self) -> "tuple[Setting, ...]":
         """A setting for each of its chips; itself alone where it has one, or ideal cells."""
         if not self.chips or self.chips.chips == 1:

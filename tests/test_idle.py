@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_cost import linear, random_layer
 from test_eval import FAST, checkpoint, refused, results, run, scene  # noqa: F401
 from test_models import images
+from test_plans import stored
 from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  # noqa: F401
 from test_triton import layer_case, planned_case
 
@@ -19,7 +20,7 @@ from experiment import keys
 from experiment.evaluation import measure
 from experiment.setting import Setting
 from models import quant
-from models.quant import CrossbarSpec, adc, calibrate, collect_histograms, crossbar_layers
+from models.quant import CrossbarSpec, adc, calibrate, collect_histograms, convert, crossbar_layers
 from models.quant.cost import Technology, count, estimate
 from models.quant.counts import counting
 from models.quant.engines import reference
@@ -163,6 +164,31 @@ def test_a_plan_that_skips_idle_reads_needs_images(tiny):
     calibrate(model, x, histograms=histograms, share="layer")
 
 
+def test_a_digit_that_is_seldom_seen_costs_something():
+    """Where the images whose idle reads are counted have none of it, but others do."""
+    error = np.ones((2, 1, 3)) * [4, 2, 1]
+    found = adc.Choices(error, error, error, 10, np.array([0.5, 0.0]))
+    assert found.costs[0].tolist() == [32, 1] and found.costs[1] == 1
+    assert found._replace(error=error * [[[1]], [[0]]]).costs[0].tolist() == [1, 0]
+
+
+def test_both_phases_of_signed_inputs_are_read():
+    """A layer with signed inputs has twice the reads of one without, one of its phases idle where inputs are of one sign."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(16, 6), torch.nn.ReLU(), torch.nn.Linear(6, 6))
+    x = torch.randn(40, 16)
+    spec = CrossbarSpec(4, 4, 2, 5, 16, adc_idle="skip")
+    on_arrays = convert(network, spec, x, first_last_bits=None, inputs="phases")
+    counts = count(on_arrays, x)
+    layers = crossbar_layers(on_arrays)
+    reads = np.array([counts.layers[name].reads_of("tap", 16).sum() * 6 for name, _ in layers])
+    busy = np.array([counts.layers[name].busy(spec).mean() for name, _ in layers])
+    found = measure(on_arrays, x, torch.zeros(40, dtype=torch.int64), Setting(spec), calibration=x)
+    assert reads[0] == 2 * reads[1]
+    assert found.conversions == pytest.approx(reads @ busy / reads.sum(), rel=0.02)  # counted behind the ADCs of the first layer
+    assert found.layer_bits[layers[0][0]] == pytest.approx(5 * busy[0], rel=1e-12)
+
+
 def test_what_is_measured_says_what_was_converted(tiny):
     """Uniform converters: the mean is that of the reads that are not idle, of the images that are shown, as the network has them."""
     x, labels = images(6), torch.zeros(6, dtype=torch.int64)
@@ -204,9 +230,19 @@ def test_rows_of_a_table(run, checkpoint):  # noqa: F811
     first, predictions, text = run(checkpoint, *flags)
     assert [row["adc_idle"] for row in first[1:]] == ["convert", "skip"] and text.count("idle reads skipped") >= 1
     assert all(1.5 < row["mean_bits"] <= 2.05 for row in first[1:])
+    plans = [sum(np.sum(layer["bits"]) for layer in entry["layers"].values()) for entry in stored()]
+    assert plans[1] > plans[0]
     again, repeated, _ = run(checkpoint, *flags, "--adc_ranges", "save/adc_ranges.json")
     assert [row["mean_bits"] for row in again] == [row["mean_bits"] for row in first]
     assert all(torch.equal(a, b) for a, b in zip(predictions, repeated, strict=True))
+
+
+def test_without_a_plan_ranges_are_those_of_all_reads(run, checkpoint):  # noqa: F811
+    first, predictions, _ = run(checkpoint, "--adc_prec", "4")
+    [entry] = stored()
+    again, repeated, _ = run(checkpoint, "--adc_prec", "4", "--adc_idle", "skip", "--adc_ranges", "save/adc_ranges.json")
+    assert torch.equal(predictions[1], repeated[1]) and again[1]["adc_idle"] == "skip" and again[1]["conversions"] < 1
+    assert stored() == [entry]
 
 
 def test_published_ranges_have_no_code_that_is_zero(refused, checkpoint):  # noqa: F811

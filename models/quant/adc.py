@@ -226,7 +226,7 @@ def range_groups(layer: MappedLayer, per: str) -> list[list[int]]:
 STEPS = 256  # steps that are tried first for one kind of read and one number of bits,
 BEST = 6  # and the best of them, around which finer ones are tried: all multiples of 1 / GRID,
 FINER = 64  # but no more than so many on each side
-PARTS = 64  # what a bit costs a kind of read is counted in so many parts of the kind's reads
+PARTS = 64  # of the reads of a kind: what a bit costs is counted in them
 LEAST_ERROR = 1e-4  # of the error without bits: what a smaller one does to a network is too little to be measured
 
 
@@ -246,7 +246,7 @@ class Choices(NamedTuple):
     mean of an error counts too, although a channel's offset takes it away on the whole: it differs from input to input.
     delta, q_min: the range of least error.
     reads: how many there were of each kind for the images that were counted.
-    busy: float64 `[digits]`, the share of them that is converted where a kind has bits: 1, or that which is not idle.
+    busy: float64 `[digits]`, which share of them takes bits: all, or with adc_idle "skip" those that are not idle.
     """
 
     error: np.ndarray
@@ -257,8 +257,9 @@ class Choices(NamedTuple):
 
     @property
     def costs(self) -> tuple[np.ndarray, int]:
-        """(what a bit costs each kind of read, int64 `[kinds]`; the unit of it, in PARTS of `reads`), rounded up to PARTS."""
-        parts = np.ceil(PARTS * self.busy).astype(np.int64)
+        """(what a bit costs each kind of read, int64 `[kinds]`; the unit of it, of which `reads` have PARTS). Rounded up, so that no
+        plan goes beyond its mean; a digit costs something if any of its reads was seen, though none of those that `busy` is of."""
+        parts = np.maximum(np.ceil(PARTS * self.busy).astype(np.int64), (self.error[..., 0] > 0).any(axis=1))
         unit = int(np.gcd.reduce(parts)) or 1
         return np.repeat(parts // unit, self.error.shape[1]), unit
 
@@ -334,7 +335,7 @@ def best_bits(error: np.ndarray, costs: np.ndarray | None = None) -> tuple[np.nd
     """For everything that the bits of a layer's kinds of read may cost together, the least error and the bits of each kind.
 
     Args: error, `[kinds, B]` for B = 0 .. most; costs, of a bit of each kind, int64 `[kinds]`; None, 1 each.
-    Returns: `(least, bits)`: least, `[total]` for total = 0 .. most sum(costs), never rising; bits, int64 `[total, kinds]`. Where
+    Returns: `(least, bits)`: least, `[total]` for total = 0 .. most sum(costs), never rising; bits, int8 `[total, kinds]`. Where
         errors are the same the later kinds get fewer bits, and bits that lower no error are not given. Found by dynamic
         programming, so exact for any shape of errors: one code beside zero covers one side of the reads only, so that the first
         bit may be worth less than the second.
@@ -342,7 +343,7 @@ def best_bits(error: np.ndarray, costs: np.ndarray | None = None) -> tuple[np.nd
     kinds, most = error.shape[0], error.shape[1] - 1
     costs = np.ones(kinds, np.int64) if costs is None else costs
     total = most * int(costs.sum())
-    least, taken = np.zeros(total + 1), np.zeros((kinds, total + 1), np.int64)
+    least, taken = np.zeros(total + 1), np.zeros((kinds, total + 1), np.int8)
     for kind in range(kinds):
         tried = np.full((most + 1, total + 1), np.inf)
         for bits in range(most + 1):
@@ -350,7 +351,7 @@ def best_bits(error: np.ndarray, costs: np.ndarray | None = None) -> tuple[np.nd
             tried[bits, spent:] = least[:total + 1 - spent] + error[kind, bits]
         taken[kind] = tried.argmin(axis=0)
         least = tried.min(axis=0)
-    bits, left = np.zeros((total + 1, kinds), np.int64), np.arange(total + 1)
+    bits, left = np.zeros((total + 1, kinds), np.int8), np.arange(total + 1)
     for kind in reversed(range(kinds)):
         bits[:, kind] = taken[kind, left]
         left = left - bits[:, kind] * costs[kind]
@@ -430,4 +431,4 @@ def plans(layers: Sequence[Choices], adc_bits: Sequence[float], weights: Sequenc
 
 def _plan(layer: Choices, bits: np.ndarray) -> Plan:
     delta, q_min = (np.take_along_axis(values, bits[..., None], axis=2)[..., 0] for values in (layer.delta, layer.q_min))
-    return Plan(bits, delta, q_min)
+    return Plan(bits.astype(np.int64), delta, q_min)
