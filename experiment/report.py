@@ -2,7 +2,9 @@
 
 import io
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,18 +152,26 @@ def sweep_plot(curves: Mapping[str, Sequence[tuple[float, Record]]], name: str, 
 
 def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> None:
     """Accuracy over ADC bits, a line for all settings that differ in the ADC's precision only."""
-    curves: dict[str, list[Record]] = {}
-    for record in records:
-        spec = record.setting.spec
-        curves.setdefault(str(record.setting).replace(f"{spec.adc_bits:g}-bit ADC, ", ""), []).append(record)
     figure, axes = _axes()
-    for name, points in curves.items():
-        points = sorted(points, key=lambda r: r.mean_bits)
+    for name, points in curves_over_bits(records).items():
         _curve(axes, name, [r.mean_bits for r in points], points)
     planned = any(record.setting.spec.planned for record in records)
     axes.set_xlabel("mean ADC bits of all reads" if planned else "ADC bits")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(figure, axes, records, title, path)
+
+
+def curves_over_bits(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """`{curve: records}` of the settings that differ in the ADC's precision only, that of single layers too, by their mean bits."""
+    curves: dict[str, list[Record]] = {}
+    for record in records:
+        setting = record.setting
+        others = {layer: {name: value for name, value in values if name != "adc_bits"} for layer, values in setting.per_layer}
+        alike = replace(setting, per_layer={layer: values for layer, values in others.items() if values})
+        name = str(alike).replace(f"{setting.spec.adc_bits:g}-bit ADC, ", "")
+        own = any("adc_bits" in dict(values) for _, values in setting.per_layer)
+        curves.setdefault(name + (", layers with bits of their own" if own else ""), []).append(record)
+    return {name: sorted(points, key=lambda r: r.mean_bits) for name, points in curves.items()}
 
 
 def _axes(colors: str = "tab20") -> tuple[Figure, Any]:
@@ -198,7 +208,8 @@ def _finish(figure: Figure, axes: Any, records: Sequence[Record], title: str, pa
     band = f"band: deviation over {chips} chips" if chips > 1 else "band: what chance alone can do (the root of the changed predictions)"
     axes.set_title(f"{title}\n{band}", fontsize="small")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
+    for text in axes.legend(fontsize="x-small").get_texts():
+        text.set_text(textwrap.fill(text.get_text(), 80))
     save(figure, path, dpi=150)
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,10 @@ import torch
 from test_eval import checkpoint, load_digits, network, refused, results, run, save, scene, shown_images, start  # noqa: F401
 
 import eval as evaluation
-from experiment import bench, eval_settings, flags, per_layer, plan, points, search
+from experiment import bench, eval_settings, flags, per_layer, plan, points, report, search
 from experiment.cli import UserError, run_main
 from experiment.data import training_split
-from experiment.evaluation import Cache, Setting, measure, place, reads_of
+from experiment.evaluation import Cache, Record, Setting, measure, place, reads_of
 from experiment.plan import Job, Plan, Queue
 from models import quant
 from models.quant import CrossbarSpec
@@ -462,6 +463,17 @@ def test_a_search_starts_from_the_planners_share(evaluate, trained):
         nearest = {name: min(max(round(4 * bits) / 4, 1), 4) for name, bits in row["layer_bits"].items()}
         reads = sum(abs(row["layer_bits"][name] - value) for name, value in nearest.items())
         assert any(sum(abs(row["layer_bits"][name] - value) for name, value in each.items()) <= reads + 1e-9 for each in own)
+
+
+def test_settings_with_bits_of_single_layers_are_one_curve():
+    """Names of single layers would fill the picture."""
+    spec = CrossbarSpec(adc_plan="significance", adc_bits=1.5)
+    settings = [Setting(spec), Setting(replace(spec, adc_bits=2)), *(Setting(spec, per_layer={"a": {"adc_bits": bits, "rows": 64}})
+                                                                   for bits in (3, 1))]
+    records = [Record(setting, torch.zeros(1), 0, 0, 0, 0, None, mean_bits=bits) for setting, bits in zip(settings, (1.5, 2, 3, 1))]
+    curves = report.curves_over_bits(records)
+    assert {name: [r.mean_bits for r in points] for name, points in curves.items()} == {
+        "1-bit cells, planned": [1.5, 2], "1-bit cells, planned, a: rows 64, layers with bits of their own": [1, 3]}
 
 
 def test_values_of_single_layers():
