@@ -186,7 +186,8 @@ class Search:
     def _as_planned(self, start: Mapping[str, Any], bits: Mapping[str, float]) -> dict[str, Any]:
         """`start` with the values of the layers' bits that are nearest to these."""
         def nearest(name: str) -> Any:
-            return min(self.space.variables[name], key=lambda value: abs(value - bits[name.rpartition(" ")[0]]))
+            planned = bits.get(name.rpartition(" ")[0], start[name])  # a layer without an ADC has none
+            return min(self.space.variables[name], key=lambda value: abs(value - planned))
 
         return {**start, **{name: nearest(name) for name in self.space.own_bits}}
 
