@@ -145,7 +145,7 @@ def test_batches_know_the_number_of_their_first_image(scene):
     hook = net.register_forward_hook(lambda net, inputs, _: seen.append((first_image(), len(inputs[0]))))
     measured(scene, batch_size=10, spec={"adc_range": "full"})
     hook.remove()
-    assert seen[-3:] == [(0, 10), (10, 10), (20, 4)]
+    assert [each for each in seen if each[1] > 1][-3:] == [(0, 10), (10, 10), (20, 4)]  # beside passes of one image
 
 
 def test_what_flags_say_is_handed_to_the_programming(scene, monkeypatch):
