@@ -30,6 +30,8 @@ W_BITS = A_BITS = 4
 ADC_BITS = 6
 CHIPS = {"cells of techC after a day": {}, "the same with read noise": {"read_noise": 0.3},
          "the same with wires, gate access": {"wires": quant.Wires("gate", 1.0)}}
+PLANS = {"uniform 4-bit ADC": {"adc_bits": 4}, "plan of 2 bits in the mean": {"adc_bits": 2, "adc_plan": "significance"},
+         "plan of 2 bits that skips idle reads": {"adc_bits": 2, "adc_plan": "significance", "adc_idle": "skip"}}
 
 
 def crossbar_network(args, images):
@@ -188,6 +190,15 @@ def time_ideal_cells(times, net, few):
     return share
 
 
+def time_plans(times, net):
+    """Fewer bits than those of `time_ideal_cells`, alike or planned."""
+    with quant.set_engine("numba"):
+        for title, converters in PLANS.items():
+            quant.set_spec(net, quant.CrossbarSpec(W_BITS, A_BITS, cell_bits=1, **converters))
+            quant.calibrate(net, times.batch)
+            times.add(f"numba, 1-bit cells, {title}", *times.beside(net))
+
+
 def time_chips(times, net):
     for cell_bits in (1, 2, 4):
         with quant.set_engine("numba"):
@@ -241,6 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         times, net = Times(batch, args.repeats), crossbar_network(args, batch)
         time_software(times, net)
         share = time_ideal_cells(times, net, few)
+        time_plans(times, net)
         time_chips(times, net)
         if few is not None:
             time_older_algorithm(times, net, few)
