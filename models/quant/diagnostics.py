@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import adc, channels
 from .calibration import Calibration
+from .counts import counting
 from .crossbar import CrossbarLayer
 from .mapping import MappedLayer
 from .modes import converted_layers, without_adc
@@ -40,7 +40,8 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
     Raises: ValueError if no layer has an ADC, ranges are missing, or for an unknown rule.
     """
     chosen, layers, result = Calibration(rule, per), converted_layers(model), []
-    inputs, wanted = ideal_pass(model, layers, images)
+    with counting(model) as seen:
+        inputs, wanted = ideal_pass(model, layers, images)
     for name, layer in layers:
         mapped, counts = layer.mapped(), histograms[name]
         found = layer.simulate(inputs[name]).double()
@@ -49,7 +50,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
         groups = mapped.geometry.groups
         result.append({
             "layer": name, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / layer.spec.rows,
-            "all_zero_reads": _all_zero_share(mapped, torch.cat(layer.parts(inputs[name]))),
+            "all_zero_reads": 1 - float(seen.layers[name].busy(layer.spec).mean()),
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, chosen) for bits in CURVE_BITS},
             "unit": layer.spec.unit, "u_min": mapped.u_span[0],
@@ -182,21 +183,3 @@ def _weighted_sqnr(layer: MappedLayer, histogram: np.ndarray, adc_bits: int, cho
         signal += reads.square @ reads.v**2
         error += reads.square @ (delta * adc.transfer(reads.v, 1.0, delta, q_min, adc_bits) - reads.v) ** 2
     return decibels(float(signal), float(error))
-
-
-def _all_zero_share(layer: MappedLayer, codes: Tensor) -> float:
-    """Share of (output pixel, array, digit) whose inputs are all zero."""
-    top, bottom, left, right = layer.geometry.padding
-    geometry, (kh, kw), channels = layer.geometry, layer.kernel, layer.group_channels
-    zero = total = 0
-    for z, bits in enumerate(layer.spec.digit_bits):
-        active = ((codes >> layer.spec.dac_bits * z) & (2**bits - 1)).permute(0, 3, 1, 2).float()
-        active = F.pad(active, (left, right, top, bottom))
-        rows = torch.arange(kh * kw * channels, device=codes.device)  # in (tap, channel) order
-        for start, stop in layer.arrays:
-            # One output channel a group that sums the rows of this array.
-            inside = ((rows >= start) & (rows < stop)).float().view(kh, kw, channels).permute(2, 0, 1)
-            weight = inside.expand(geometry.groups, -1, -1, -1).contiguous()
-            n = F.conv2d(active, weight, None, geometry.stride, 0, geometry.dilation, geometry.groups)
-            zero, total = zero + int((n == 0).sum()), total + n.numel()
-    return zero / total
