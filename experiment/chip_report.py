@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from models import quant
@@ -16,9 +14,10 @@ from models.quant.gate_errors import gate_errors
 from models.quant.files import atomic_write
 
 from .data import Batches
+from .drawing import colormap, new_figure, save
 from .evaluation import Cache, calibrate
 from .placing import Stored, on_adcs, place, program
-from .report import db, save, text_table
+from .report import db, text_table
 from .setting import Setting
 
 STEPS = {"adc": "ADC alone", "cells": "cells alone", "both": "both", "chip": "whole chip"}
@@ -87,7 +86,7 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
     columns = min(len(slices), 4)
     rows = -(-len(slices) // columns)
     width = max(8.0, 4.0 * columns)
-    figure = Figure(figsize=(width, 3.1 * rows + 3.1), layout="constrained")
+    figure = new_figure(width, 3.1 * rows + 3.1)
     above, below = figure.subfigures(2, 1, height_ratios=[rows, 1])
     panels = list(above.subplots(rows, columns, squeeze=False).flat)
     for i, (entry, axes) in enumerate(zip(slices, panels)):
@@ -103,7 +102,7 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
 
 def _levels_panel(axes: Any, entry: Mapping[str, Any], setting: Setting) -> None:
     edges = np.array(entry["edges"])
-    colors = colormaps["viridis"](np.linspace(0, 0.85, len(entry["levels"])))
+    colors = colormap("viridis")(np.linspace(0, 0.85, len(entry["levels"])))
     total = sum(each["cells"] for each in entry["levels"])
     for each, color in zip(entry["levels"], colors):
         share = np.array(each["histogram"]) / max(total, 1)

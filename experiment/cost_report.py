@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 
 from models.quant.cost import Band, CostReport, LayerCost, Technology
 from models.quant.cost.estimate import AREA, ENERGY
 from models.quant.files import atomic_write
 
 from .costs import figures
+from .drawing import colormap, label_decades, new_figure, save
 from .evaluation import Record
-from .report import band_of_chance, band_text, save, text_table
+from .report import band_of_chance, band_text, text_table
 
 MICRO = 1e6
 COLUMNS = 3  # panels beside one another
@@ -109,7 +107,7 @@ def _texts(energy: Band, latency: Band, area: Band) -> list[str]:
 def by_layer(path: Path, records: Sequence[Record], title: str) -> None:
     """A row of two panels for each setting: energy and area of its layers, a color for each component."""
     rows = len(records)
-    figure = Figure(figsize=(11, 0.6 + 2.6 * rows), layout="constrained")
+    figure = new_figure(11, 0.6 + 2.6 * rows)
     panels = figure.subplots(rows, 2, squeeze=False)
     for (left, right), record in zip(panels, records):
         _stacked(left, record.cost.layers, "energy", ENERGY, "energy of an image (uJ)")
@@ -126,7 +124,7 @@ def _stacked(axes: Any, layers: Sequence[LayerCost], name: str, parts: Sequence[
     bottom, ends = np.zeros(len(layers)), np.zeros((3, len(layers)))
     for i, part in enumerate(parts):
         values = MICRO * np.array([getattr(layer, name)[part] for layer in layers]).T
-        axes.bar(names, values[1], bottom=bottom, label=part, color=colormaps["tab10"](i))
+        axes.bar(names, values[1], bottom=bottom, label=part, color=colormap("tab10")(i))
         bottom, ends = bottom + values[1], ends + values
     axes.errorbar(names, ends[1], [np.maximum(ends[1] - ends[0], 0), np.maximum(ends[2] - ends[1], 0)], fmt="none", color="black",
                   linewidth=0.8, capsize=2)
@@ -136,7 +134,7 @@ def _stacked(axes: Any, layers: Sequence[LayerCost], name: str, parts: Sequence[
 
 def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> None:
     """Accuracy over the energy of an image, a line for all settings that differ in the ADC's precision only."""
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = new_figure(7.5, 4.8)
     axes = figure.subplots()
     curves: dict[str, list[Record]] = {}
     for record in records:
@@ -146,7 +144,7 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
         points = sorted(points, key=lambda record: record.setting.spec.adc_bits)
         low, typical, high = MICRO * np.array([record.cost.energy for record in points]).T
         accuracy, chance = np.array([(record.accuracy, band_of_chance(record)) for record in points]).T
-        color = colormaps["tab10" if len(curves) <= 10 else "tab20"](i)
+        color = colormap("tab10" if len(curves) <= 10 else "tab20")(i)
         axes.errorbar(typical, accuracy, chance, color=color, marker="o", markersize=4, linewidth=1.2, elinewidth=0.6, capsize=2,
                       label=curve)
         axes.hlines(accuracy, low, high, color=color, alpha=0.25, linewidth=2.5)
@@ -155,8 +153,7 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
             axes.annotate(text, (x, y), (3, -9), textcoords="offset points", fontsize="xx-small", color=color)
     axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
     axes.set(xscale="log", xlabel="energy of an image (uJ); beside each point the ADC's bits", ylabel="accuracy (%)")
-    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        which(LogFormatter(minor_thresholds=(2, 1)))
+    label_decades(axes)
     axes.set_title(title, fontsize="small")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="x-small", loc="lower right")

@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import rich.box
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +18,7 @@ from models.quant.files import atomic_write
 
 from .chips import show_time
 from .costs import FIGURES
+from .drawing import colormap, new_figure, save
 from .evaluation import Record
 
 # Only a rule of dashes below the header: prints the same on every terminal and in a log file.
@@ -157,7 +155,7 @@ def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> No
         _curve(axes, name, [r.mean_bits for r in points], points)
     planned = any(record.setting.spec.planned for record in records)
     axes.set_xlabel("mean ADC bits of all reads" if planned else "ADC bits")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params(axis="x", integer=True)
     _finish(figure, axes, records, title, path)
 
 
@@ -174,10 +172,10 @@ def curves_over_bits(records: Sequence[Record]) -> dict[str, list[Record]]:
     return {name: sorted(points, key=lambda r: r.mean_bits) for name, points in curves.items()}
 
 
-def _axes(colors: str = "tab20") -> tuple[Figure, Any]:
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+def _axes(colors: str = "tab20") -> tuple[Any, Any]:
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
-    axes.set_prop_cycle(color=colormaps[colors].colors)
+    axes.set_prop_cycle(color=colormap(colors).colors)
     return figure, axes
 
 
@@ -201,7 +199,7 @@ def band_of_chance(record: Record) -> float:
     return 100 * record.changed_predictions**0.5 / record.n_images
 
 
-def _finish(figure: Figure, axes: Any, records: Sequence[Record], title: str, path: str | Path) -> None:
+def _finish(figure: Any, axes: Any, records: Sequence[Record], title: str, path: str | Path) -> None:
     axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
     axes.set_ylabel("accuracy (%)")
     chips = max(len(record.chip_accuracies or ()) for record in records)
@@ -250,7 +248,7 @@ def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]
     planned = "bits" in layers[0]["slices"][0]
     columns = 4
     rows = -(-(len(layers) + 1) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    figure = new_figure(4.2 * columns, 3.2 * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for entry, axes in zip(layers, panels):
         if planned:
@@ -304,8 +302,3 @@ def _sqnr_panel(axes: Any, layers: Sequence[Mapping[str, Any]], adc_bits: int) -
     axes.set(title="signal to quantization noise, uniform bits", xlabel="ADC bits", ylabel="SQNR of the reads (dB)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
-
-
-def save(figure: Figure, path: str | Path, dpi: int) -> None:
-    """Write a picture as PNG, whole or not at all."""
-    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=dpi))

@@ -17,7 +17,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 
 from models import quant
 from models.quant.files import atomic_write
@@ -25,10 +24,10 @@ from models.quant.files import atomic_write
 from . import per_layer
 from .bench import Bench
 from .cli import UserError
+from .drawing import new_figure, save
 from .eval_flags import EvalSettings
 from .eval_settings import all_settings
 from .flags import flag_name
-from .report import save
 from .setting import Setting
 
 TOGETHER = 8  # settings that are proposed at a time, whatever the number of workers
@@ -256,7 +255,7 @@ class Search:
     def _plot(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         x, y = self._axes_of()
         x = x if x in rows[0] else y
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        figure = new_figure(7, 4.5)
         axes = figure.subplots()
         front = sorted((row for row in rows if row["front"]), key=lambda row: row[x])
         axes.plot([row[x] for row in rows], [row[y] for row in rows], "o", color="0.7", markersize=4, label="measured")

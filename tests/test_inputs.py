@@ -228,10 +228,10 @@ def test_a_compiled_vgg_gives_the_same(fresh_compiler, tiny):
     assert len(histograms) == len(crossbar_layers(model))
 
 
-def test_the_compiler_is_not_imported_before_it_is_wanted():
-    """It takes a second or more."""
-    program = ("import sys, torch, models; x = torch.rand(1, 4)\n"
+def test_compiler_and_pictures_are_not_imported_before_they_are_wanted():
+    """They take a second or more, and half a second."""
+    program = ("import sys, torch, models, eval, train; x = torch.rand(1, 4)\n"
                "models.quant.QLinear(4, 2)(x).sum().backward()\n"
-               "print('torch._dynamo' in sys.modules)")
+               "print('torch._dynamo' in sys.modules, 'matplotlib' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert done.stdout == "False False\n"
