@@ -31,13 +31,12 @@ if importlib.util.find_spec("triton"):
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(params=ENGINES_WITH_CELLS, scope="module")
-def engine(request):
-    name = request.param
-    if name != "reference" and importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
-    with interpreter.running() if name == "triton" else contextlib.nullcontext():
-        yield interpreter.load() if name == "triton" else engines.load(name)
+@pytest.fixture(scope="module")
+def all_engines():
+    """Those that are installed, for which a case is drawn and the oracle runs once."""
+    here = [name for name in ENGINES_WITH_CELLS if name == "reference" or importlib.util.find_spec(name)]
+    with interpreter.running() if "triton" in here else contextlib.nullcontext():
+        yield [interpreter.load() if name == "triton" else engines.load(name) for name in here]
 
 
 def device_of(engine):
@@ -54,65 +53,67 @@ def fits(engine, case, most=80):
         2 * blocks * len(spec.digit_bits) * len(spec.slice_bits) * case.geometry.groups * (1 + (spec.dac_bits > 7)) <= most)
 
 
-def assert_same(found, wanted):
+def those_that_fit(some_engines, case):
+    return [engine for engine in some_engines if fits(engine, case)]
+
+
+def assert_same(engine, found, wanted):
     assert found.shape == wanted.shape
     differ = np.argwhere(found != wanted)
-    assert not len(differ), f"{len(differ)} of {wanted.size} differ, first at {differ[0]}"
+    assert not len(differ), f"{engine.__name__}: {len(differ)} of {wanted.size} differ, first at {differ[0]}"
 
 
-def check(engine, case):
-    layer, device = case.layer(), device_of(engine)
-    assert engine.unsupported(layer, device) is None
-    found = engine.accumulate(engine.prepare(layer), case.input().to(device))
-    assert found.dtype == engines.accumulator_dtype(layer)
+def check(some_engines, case):
+    layer = case.layer()
     wanted = oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta, case.q_min,
                                case.bits, case.cells)
-    assert_same(found.cpu().numpy(), wanted)
+    for engine in some_engines:
+        assert engine.unsupported(layer, device_of(engine)) is None
+        found = engine.accumulate(engine.prepare(layer), case.input().to(device_of(engine)))
+        assert found.dtype == engines.accumulator_dtype(layer)
+        assert_same(engine, found.cpu().numpy(), wanted)
 
 
-def check_histogram(engine, case):
-    layer, device = case.layer(), device_of(engine)
+def check_histogram(some_engines, case):
+    layer = case.layer()
     assert layer.u_span == oracle.cell_span(case.w_codes.shape, case.spec, case.geometry, case.cells)
-    found = engine.histogram(engine.prepare(layer), case.input().to(device))
-    assert found.dtype == torch.int64
-    assert_same(found.cpu().numpy(), oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice,
-                                                      case.cells))
+    wanted = oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.cells)
+    for engine in some_engines:
+        found = engine.histogram(engine.prepare(layer), case.input().to(device_of(engine)))
+        assert found.dtype == torch.int64
+        assert_same(engine, found.cpu().numpy(), wanted)
 
 
 @given(case=grid_cases(adc_ranges=["calibrated", "full"]))
 @settings(max_examples=150)
-def test_static_adc(engine, case):
-    assume(fits(engine, case))
-    check(engine, case)
+def test_static_adc(all_engines, case):
+    check(those_that_fit(all_engines, case), case)
 
 
 @given(case=grid_cases(planned=True))
 @settings(max_examples=100)
-def test_planned_adc(engine, case):
-    assume(fits(engine, case))
-    check(engine, case)
+def test_planned_adc(all_engines, case):
+    check(those_that_fit(all_engines, case), case)
 
 
 @given(case=grid_cases(adc_ranges=["dynamic"]))
 @settings(max_examples=100)
-def test_dynamic_adc(engine, case):
-    assume(fits(engine, case))
-    check(engine, case)
+def test_dynamic_adc(all_engines, case):
+    check(those_that_fit(all_engines, case), case)
 
 
 @given(case=grid_cases(adc_ranges=["ideal"]))
 @settings(max_examples=100)
-def test_ideal(engine, case):
-    assume(fits(engine, case))
-    check(engine, case)
+def test_ideal(all_engines, case):
+    check(those_that_fit(all_engines, case), case)
 
 
 @given(case=grid_cases(kinds=["near", "levels", "negative", "zeros", "constant"]))
 @settings(max_examples=80)
-def test_histogram(engine, case):
+def test_histogram(all_engines, case):
     low, high = case.layer().u_span
-    assume(fits(engine, case) and high - low < 2**19)
-    check_histogram(engine, case)
+    assume(high - low < 2**19)
+    check_histogram(those_that_fit(all_engines, case), case)
 
 
 def layer_case(spec, channels=40, out=9, kernel=(3, 3), size=(3, 4), images=2, seed=0, kind="near", **geometry):
@@ -129,32 +130,32 @@ def layer_case(spec, channels=40, out=9, kernel=(3, 3), size=(3, 4), images=2, s
 @pytest.mark.parametrize("cell_bits, w_bits", [(1, 4), (2, 4), (3, 4), (4, 4), (5, 5), (6, 8), (7, 7), (8, 8)])
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
 @pytest.mark.parametrize("reference", ["analog", "digital"])
-def test_usual_layer(engine, cell_bits, w_bits, adc_range, reference):
+def test_usual_layer(all_engines, cell_bits, w_bits, adc_range, reference):
     case = layer_case(CrossbarSpec(w_bits, 4, cell_bits, 6, 64, reference=reference, adc_range=adc_range), padding=(1, 1, 1, 1))
-    check(engine, case)
+    check(all_engines, case)
 
 
 @pytest.mark.parametrize("rows", [31, 32, 33, 127, 128, 129, 260, 1024])
 @pytest.mark.parametrize("mapping", ["tap", "im2col"])
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
-def test_rows_around_the_blocks_of_a_dot_product(engine, rows, mapping, adc_range):
+def test_rows_around_the_blocks_of_a_dot_product(all_engines, rows, mapping, adc_range):
     spec = CrossbarSpec(4, 4, 4, 5, rows, mapping, dac_bits=4, adc_range=adc_range)
-    check(engine, layer_case(spec, channels=390, kernel=(1, 3), size=(2, 4)))
+    check(all_engines, layer_case(spec, channels=390, kernel=(1, 3), size=(2, 4)))
 
 
 @pytest.mark.parametrize("groups, channels, out", [(2, 66, 6), (5, 15, 20), (8, 8, 8)])
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
-def test_groups_and_depthwise(engine, groups, channels, out, adc_range):
+def test_groups_and_depthwise(all_engines, groups, channels, out, adc_range):
     spec = CrossbarSpec(4, 4, 2, 2, 32, adc_range=adc_range, dac_bits=2)
     case = layer_case(spec, channels, out, kernel=(2, 2), groups=groups, padding=(1, 0, 2, 1), dilation=(1, 2))
-    check(engine, case)
-    check_histogram(engine, case)
+    check(all_engines, case)
+    check_histogram(all_engines, case)
 
 
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
 @pytest.mark.parametrize("reference", ["analog", "digital"])
 @pytest.mark.parametrize("dac_bits", [1, 8])
-def test_cells_at_the_end_of_the_grid(engine, adc_range, reference, dac_bits):
+def test_cells_at_the_end_of_the_grid(all_engines, adc_range, reference, dac_bits):
     """Reads of up to 2^34, accumulators of 64 bits."""
     spec = CrossbarSpec(8, 8, 8, 8, 100, reference=reference, adc_range=adc_range, dac_bits=dac_bits)
     case = layer_case(spec, channels=150, out=5, kernel=(1, 1), size=(2, 2), images=4)
@@ -163,44 +164,45 @@ def test_cells_at_the_end_of_the_grid(engine, adc_range, reference, dac_bits):
     values[..., 0], line[..., :100], case.a_codes[0] = LARGEST_CELL - 1, 1 - LARGEST_CELL, 255
     case.cells, case.delta = (values, line, 4), [2.0**16 + 0.5]
     assert dac_bits == 1 or max(-case.layer().u_span[0], case.layer().u_span[1]) > 2**31
-    if engines.name_of(engine) == "numba":
-        assert engine.unsupported(case.layer(), device_of(engine)) == REFUSED
-    else:
-        check(engine, case)
+    refused = [engine.unsupported(case.layer(), device_of(engine)) for engine in all_engines]
+    assert refused == [REFUSED if engines.name_of(engine) == "numba" else None for engine in all_engines]
+    check([engine for engine, why in zip(all_engines, refused) if why is None], case)
 
 
 @pytest.mark.parametrize("out", [1, 31, 33, 65, 129])
-def test_output_channels_around_vector_boundaries(engine, out):
-    check(engine, layer_case(CrossbarSpec(4, 4, 2, 5, 16), channels=20, out=out, kernel=(2, 1), size=(3, 2), images=1))
+def test_output_channels_around_vector_boundaries(all_engines, out):
+    check(all_engines, layer_case(CrossbarSpec(4, 4, 2, 5, 16), channels=20, out=out, kernel=(2, 1), size=(3, 2), images=1))
 
 
-def test_accumulators_of_each_adc_step(engine):
+def test_accumulators_of_each_adc_step(all_engines):
     case = layer_case(CrossbarSpec(rows=32), size=(3, 3))
     case.delta, case.q_min = [2.0, 0.5, 2.0, 1.3], [-32, -1, -63, 0]
-    check(engine, case)
+    check(all_engines, case)
 
 
-def test_ties_go_to_the_even_code(engine):
+def test_ties_go_to_the_even_code(all_engines):
     """One word line whose cells hold odd halves of the step, on either side of zero."""
     halves = np.array([-5, -3, -1, 1, 3, 5], np.int32)
     case = Case(CrossbarSpec(1, 1, 1, 6, 1), Geometry(), np.ones((1, 1, 1, 1), np.uint8), np.ones((6, 1, 1, 1), np.uint8), [0.75],
                 [-32], cells=(96 * halves.reshape(1, 1, 1, 6), np.zeros((1, 1, 1), np.int32), 8))
     layer = case.layer()
-    found = engine.accumulate(engine.prepare(layer), case.input().to(device_of(engine)))
-    assert found.flatten().tolist() == [-2, -2, 0, 0, 2, 2]
-    check(engine, case)
+    for engine in all_engines:
+        found = engine.accumulate(engine.prepare(layer), case.input().to(device_of(engine)))
+        assert found.flatten().tolist() == [-2, -2, 0, 0, 2, 2]
+    check(all_engines, case)
 
 
-def test_prepared_cells_serve_many_inputs(engine):
+def test_prepared_cells_serve_many_inputs(all_engines):
     case = layer_case(CrossbarSpec(4, 4, 2, 4, 32, dac_bits=2), padding=(1, 1, 1, 1))
-    prepared = engine.prepare(case.layer())
+    prepared = [engine.prepare(case.layer()) for engine in all_engines]
     for images, size in ((2, (4, 3)), (1, (3, 5)), (4, (1, 3))):
         other = layer_case(case.spec, size=size, images=images, seed=images, padding=(1, 1, 1, 1))
         before = other.a_codes.copy()
-        found = engine.accumulate(prepared, other.input().to(device_of(engine))).cpu().numpy()
-        assert_same(found, oracle.accumulate(other.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta,
-                                             case.q_min, cells=case.cells))
-        assert np.array_equal(other.a_codes, before)
+        wanted = oracle.accumulate(other.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta, case.q_min,
+                                   cells=case.cells)
+        for engine, own in zip(all_engines, prepared):
+            assert_same(engine, engine.accumulate(own, other.input().to(device_of(engine))).cpu().numpy(), wanted)
+            assert np.array_equal(other.a_codes, before)
 
 
 # Programming a network.
@@ -583,19 +585,20 @@ def test_another_spec_for_the_whole_network_keeps_or_drops_its_chip(network):
     assert all(layer.chip is None for _, layer in crossbar_layers(model))
 
 
-def test_layer_output_does_not_depend_on_the_engine(engine):
-    for adc_range in ("full", "dynamic", "ideal"):
-        for reference in ("analog", "digital"):
-            found = []
-            for name in (engines.name_of(engine), "reference"):
-                torch.manual_seed(0)
-                spec = CrossbarSpec(4, 4, 3, 4, 16, adc_range=adc_range, reference=reference)
-                layer = Qconv2dDoreFa(20, 12, 3, stride=2, padding=1, spec=spec, alpha_init=1.0)
-                x = torch.rand(2, 20, 5, 5) * 1.2
-                program(nn.ModuleList([layer]), BROAD)
-                with torch.no_grad(), set_engine(name):
-                    found.append(layer.to(device_of(engine))(x.to(device_of(engine))))
-            assert torch.equal(*found)
+@pytest.mark.parametrize("adc_range", ["full", "dynamic", "ideal"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_layer_output_does_not_depend_on_the_engine(all_engines, adc_range, reference):
+    for engine in all_engines:
+        found = []
+        for name in (engines.name_of(engine), "reference"):
+            torch.manual_seed(0)
+            spec = CrossbarSpec(4, 4, 3, 4, 16, adc_range=adc_range, reference=reference)
+            layer = Qconv2dDoreFa(20, 12, 3, stride=2, padding=1, spec=spec, alpha_init=1.0)
+            x = torch.rand(2, 20, 5, 5) * 1.2
+            program(nn.ModuleList([layer]), BROAD)
+            with torch.no_grad(), set_engine(name):
+                found.append(layer.to(device_of(engine))(x.to(device_of(engine))))
+        assert torch.equal(*found), engines.name_of(engine)
 
 
 @pytest.mark.parametrize("adc_range", ["full", "calibrated"])

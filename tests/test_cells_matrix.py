@@ -37,7 +37,7 @@ def test_any_layer(way, case):
     found = cells.Prepared(layer).simulate(case.input())
     wanted = oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta, case.q_min,
                                case.bits, case.cells)
-    assert_same(found.numpy(), wanted)
+    assert_same(engine, found.numpy(), wanted)
 
 
 @pytest.mark.parametrize("dac_bits", [1, 2, 3])
@@ -47,7 +47,7 @@ def test_whole_tiles_and_parts_of_them(way, channels, out, mapping, dac_bits):
     case = layer_case(CrossbarSpec(4, 4, 1, 6, 128, mapping, dac_bits=dac_bits), channels, out, size=(5, 6), padding=(1, 1, 1, 1))
     case.delta = [3.7, 1.3, 0.9, 2.0]
     found = engine.accumulate(engine.prepare(case.layer()), case.input())
-    assert_same(found.numpy(), oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice,
+    assert_same(engine, found.numpy(), oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice,
                                                  case.delta, case.q_min, cells=case.cells))
 
 
@@ -58,7 +58,7 @@ def test_what_reads_have_besides(way, readout):
     case = layer_case(CrossbarSpec(4, 4, 1, 6, 128), 130, 70, padding=(1, 1, 1, 1))
     layer = replace(case.layer(), readout=readout)
     found = engine.accumulate(engine.prepare(layer), case.input())
-    assert_same(found.numpy(), reference.accumulate(layer, case.input()).numpy())
+    assert_same(engine, found.numpy(), reference.accumulate(layer, case.input()).numpy())
 
 
 def test_cells_of_two_bytes():
