@@ -383,7 +383,7 @@ def test_folders_of_its_own(run, checkpoint, tmp_path, capsys):
 
 
 def test_results_depend_neither_on_the_batch_size_nor_on_the_engine(run, checkpoint):
-    flags = ["--limit", "15", "--calib_images", "9", "--cellBit", "1", "3", "--adc_prec", "3", "--reference", "analog",
+    flags = ["--limit", "9", "--calib_images", "9", "--cellBit", "1", "3", "--adc_prec", "3", "--reference", "analog",
              "digital"]
     keys = ["cell_bits", "reference", "accuracy", "software_accuracy", "changed_predictions"]
     expected = None

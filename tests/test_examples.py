@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from models.quant import crossbar_layers, set_engine
+from models.quant import crossbar_layers
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -25,8 +25,7 @@ def your_network(monkeypatch):
     trained = your_network.trained
     monkeypatch.setattr(your_network, "digits", lambda: (train_x[:24], train_y[:24], test_x[:30], test_y[:30]))
     monkeypatch.setattr(your_network, "trained", lambda *_: trained(train_x[:640], train_y[:640], epochs=4))
-    with set_engine("reference"):
-        yield your_network
+    yield your_network
 
 
 def percents(text):

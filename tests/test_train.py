@@ -410,7 +410,7 @@ def test_training_through_the_adc_resumes_to_the_same_bits(wq, tmp_path, capsys,
     quick(tmp_path / "start", "--epochs", "1")
     start = str(tmp_path / "start" / "model_best.pth.tar")
     flags = ["--fine_tune", start, "--adc_aware", "--adc_prec", "3", "--cellBit", "2", "--subArray", "16", "--calib_steps",
-             "7", "--epochs", "2", "--wq", wq, "--save_minutes", "0"]
+             "7", "--limit_train", "100", "--batch_size", "10", "--epochs", "2", "--wq", wq, "--save_minutes", "0"]
     _, whole = quick(tmp_path / "whole", *flags)
     state = whole["state_dict"]
     ranges = [key for key in state if key.endswith("adc_delta")]
