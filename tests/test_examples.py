@@ -61,8 +61,7 @@ def test_imagenet_on_noise(capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import imagenet
 
-    with set_engine("reference"):
-        assert imagenet.main(["squeezenet1_1", "--random", "--image_size", "32", "--bits", "4", "--adc_bits", "5"]) == 0
+    assert imagenet.main(["squeezenet1_1", "--random", "--image_size", "32", "--bits", "4", "--adc_bits", "5"]) == 0
     out = capsys.readouterr().out
     assert "random weights and noise: what the network sees means nothing" in out
     assert re.search(r"the same class as in float: \d of 4$", out.strip())
