@@ -161,10 +161,17 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
         if not spec.planned:  # nor do, without a plan, the most bits of one
             spec = replace(spec, adc_max_bits=CrossbarSpec().adc_max_bits)
         try:
-            settings.append(Setting(spec, layers, calibration if made else replace(calibration, on=USUAL.on), made, of_layers))
+            settings.append(_with_what_counts(Setting(spec, layers, calibration, made, of_layers)))
         except ValueError as error:
             raise UserError(f"--{error}") from None
     return settings
+
+
+def _with_what_counts(setting: Setting) -> Setting:
+    """The setting without what makes no difference to its calibration: such settings are one."""
+    counts = {"on": bool(setting.chips), "share": True in setting.plans, "rule": False in setting.plans, "per": False in setting.plans}
+    usual = {name: getattr(USUAL, name) for name, does in counts.items() if not does}
+    return replace(setting, calibration=replace(setting.calibration, **usual))
 
 
 def _needs_a_plan(bits: float) -> bool:
@@ -183,6 +190,7 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     useless += ["adc_ranges"] if found.adc_ranges else []
     if useless and "calibrated" not in adc_ranges:
         raise UserError(f"--{useless[0]} is for calibrated ranges: add --adc_range calibrated")
+    _check_plans(found, given)
     if found.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
     with_device = any(setting.chips for setting in found.settings) or found.search and "device" in given
@@ -199,6 +207,17 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
         for name in ("planes", "save_cells"):
             if name in given:
                 raise UserError(f"--{name} is for cells of one precision: leave cellBit out of --per_layer")
+
+
+def _check_plans(found: EvalSettings, given: Mapping[str, Any]) -> None:
+    """Refuse what is for plans of ADC bits where there are none, and what they do not ask for where there is nothing else."""
+    plans = set().union(*(setting.plans for setting in found.settings if setting.spec.adc_range == "calibrated"))
+    if "adc_share" in given and plans == {False}:
+        raise UserError("--adc_share is for plans: add --adc_plan significance")
+    for name in ("adc_calib", "adc_per"):
+        if name in given and plans == {True} and not found.report:
+            raise UserError(f"--{name} is for uniform bits, and with --adc_plan significance each kind of read has the range of least "
+                            "squared error: leave it out, or add --adc_plan uniform")
 
 
 def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:

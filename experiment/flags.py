@@ -14,6 +14,7 @@ Fields of `CrossbarSpec` and `Calibration` are flags too. Some have the name tha
 import argparse
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from .cli import UserError
 # Fields whose flag has another name: that of the original scripts, or one that says what it is about.
 FLAG_NAMES = {"cell_bits": "cellBit", "adc_bits": "adc_prec", "rows": "subArray", "rule": "adc_calib", "per": "adc_per",
               "correct": "adc_correct", "share": "adc_share", "on": "calib_on", "w_bits": "wbit", "a_bits": "abit"}
+_FIELD = re.compile(r"(?<!-)\b(cell_bits|adc_bits|adc_max_bits|dac_bits|adc_plan)\b")  # in a help text: there they are flags
 ALIASES = {"crossbar_layers": "map"}  # older names of flags, and of keys in the files of earlier versions
 
 
@@ -188,7 +190,7 @@ def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several
             options["action"] = _Extend
         if meta.get("or_empty"):
             options |= {"nargs": "?", "const": ""}
-        text = meta["help"].rstrip(".")
+        text = _FIELD.sub(lambda field: f"--{flag_name(field[0])}", meta["help"].rstrip("."))
         if kind is not bool and not meta.get("says_default") and field.default not in (None, dataclasses.MISSING):
             text += f". Default {field.default:g}" if isinstance(field.default, float) else f". Default {field.default}"
         flags = [f"--{name}"] + ([f"--{ALIASES[name]}"] if name in ALIASES else [])

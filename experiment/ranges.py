@@ -115,7 +115,7 @@ def entry_of(network: nn.Module, setting: Setting, calib_images: int, sha256: Ma
     rule = setting.calibration
     entry = {name: getattr(setting.of_ranges.spec, name) for name in HARDWARE} | {
         "adc_calib": rule.rule, "adc_per": rule.per, "adc_correct": rule.correct, "calib_images": calib_images}
-    entry |= {"adc_share": rule.share} if setting.spec.planned else {}
+    entry |= {"adc_share": rule.share} if True in setting.plans else {}
     entry |= {"per_layer": json.loads(json.dumps(setting.per_layer))} if setting.per_layer else {}
     layers = {}
     for name, layer in on_adcs(network):

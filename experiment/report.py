@@ -222,7 +222,7 @@ def db(value: float | None) -> str:
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
     """One line for each slice of each layer. Args: layers, result of `models.quant.diagnostics.report`."""
     planned = "bits" in layers[0]["slices"][0]
-    header = ["layer", "arrays", "fill", "zero reads", "slice", "reachable", "seen", "bits by digit" if planned else "step",
+    header = ["layer", "arrays", "fill", "idle reads", "slice", "reachable", "seen", "bits by digit" if planned else "step",
               "codes used", "clipped", "read dB", "output dB"]
     rows = []
     for entry in layers:

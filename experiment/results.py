@@ -36,6 +36,7 @@ def row(record: Record, settings: EvalSettings, calib_images: int | None, source
     if setting and setting.spec.adc_range == "ideal":
         hardware["adc_bits"] = None
     rule = setting.calibration if setting and calib_images else None
+    of_uniform, of_plans = (rule if rule and planned in setting.plans else None for planned in (False, True))
     chips = setting and setting.chips
     bits = {"wbit": OFF, "abit": OFF, "wq": None} if record.is_float else {
         "wbit": settings.wbit, "abit": settings.abit, "wq": settings.wq}
@@ -47,9 +48,9 @@ def row(record: Record, settings: EvalSettings, calib_images: int | None, source
         "accuracy": record.accuracy, "software_accuracy": record.software_accuracy, "n_images": record.n_images,
         "changed_predictions": record.changed_predictions, "images_per_s": record.images_per_s, "seconds": record.seconds,
         "batch_size": settings.batch_size, "planes": settings.planes if setting else None, "checkpoint": settings.resume,
-        "validation": settings.validation, "calib_images": calib_images, "adc_calib": rule and rule.rule,
-        "adc_per": rule and rule.per, "adc_correct": rule and rule.correct, "adc_ranges": source,
-        "adc_share": rule.share if rule and setting.spec.planned else None, "mean_bits": record.mean_bits,
+        "validation": settings.validation, "calib_images": calib_images, "adc_calib": of_uniform and of_uniform.rule,
+        "adc_per": of_uniform and of_uniform.per, "adc_correct": rule and rule.correct, "adc_ranges": source,
+        "adc_share": of_plans and of_plans.share, "mean_bits": record.mean_bits,
         "conversions": record.conversions, "layer_bits": record.layer_bits,
         "device": chips and chips.name, "device_time_s": chips and chips.device.time, "device_temp_C": chips and chips.device.temp,
         **{name: chips and getattr(chips.device, name) for name in ("stuck_on", "stuck_off")},

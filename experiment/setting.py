@@ -59,9 +59,15 @@ class Setting:
         return spec
 
     @property
+    def plans(self) -> set[bool]:
+        """Whether its layers have a plan of ADC bits; both where some of them may have one and some may not."""
+        own = (dict(values).get("adc_plan") for _, values in self.per_layer)
+        return {self.spec.planned, *(plan == "significance" for plan in own if plan)}
+
+    @property
     def of_ranges(self) -> "Setting":
         """The setting that has the same calibrated ranges: without a plan, whether idle reads are converted decides none."""
-        if self.spec.planned or any(dict(values).get("adc_plan") == "significance" for _, values in self.per_layer):
+        if True in self.plans:
             return self
         return replace(self, spec=replace(self.spec, adc_idle=CrossbarSpec().adc_idle))
 

@@ -656,11 +656,24 @@ def test_plans_in_a_file_can_be_used_again(run, checkpoint):  # noqa: F811
     assert all(torch.equal(a, b) for a, b in zip(predictions, repeated, strict=True)) and stored() == entries
 
 
+def test_what_makes_no_difference_makes_no_other_setting():
+    """A rule of ranges to plans, what has the mean to uniform bits; where layers differ, both count."""
+    group = {"adc_plan": ["uniform", "significance"], "adc_prec": [3]}
+    own = calibration.Calibration(rule="minmax", per="slice", share="layer")
+    uniform, planned = eval_settings.all_settings(group, 4, 4, calibration=own)
+    assert uniform.calibration == calibration.Calibration(rule="minmax", per="slice")
+    assert planned.calibration == calibration.Calibration(share="layer")
+    for plan, other in (("uniform", "significance"), ("significance", "uniform")):
+        group = {"adc_plan": [plan], "adc_prec": [3], "per_layer": [f"features.*:adc_plan={other}"]}
+        [mixed] = eval_settings.all_settings(group, 4, 4, calibration=own)
+        assert mixed.calibration == own
+
+
 def test_what_has_the_mean_is_chosen_by_a_flag(run, checkpoint):  # noqa: F811
     found = {}
     for share in ("network", "layer"):
         records, _, _ = run(checkpoint, *PLANNED_FLAGS, "--adc_share", share)
-        assert records[1]["adc_share"] == share
+        assert (records[1]["adc_share"], records[1]["adc_calib"], records[1]["adc_per"]) == (share, None, None)
         [entry] = stored()
         found[share] = [np.sum(layer["bits"]) for layer in entry["layers"].values()]
     assert max(found["layer"]) == 20 and found["network"] != found["layer"]

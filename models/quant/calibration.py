@@ -36,11 +36,11 @@ class Calibration:
     """
 
     rule: str = choice(
-        "mse", tuple(adc.RULES), "how a calibrated range follows from the reads of training images; zero is always a code. "
+        "mse", tuple(adc.RULES), "how a calibrated range of uniform bits follows from the reads of training images; zero is always a code. "
         "minmax: the smallest range that covers all. percentile: the smallest that covers the middle 99.9 % of those that are "
         "not zero. mse: the one of least squared error, weighed by significance.")
     per: str = choice(
-        "alike", adc.PER, "which slices of a layer share a calibrated range. alike: those whose reference column is filled "
+        "alike", adc.PER, "which slices of a layer share a calibrated range of uniform bits. alike: those whose reference column is filled "
         "alike, all of them with DoReFa, all but the highest with SAWB and 1-bit cells. layer: all. slice: each has its own.")
     correct: str = choice(
         "channel", ("channel", "none"), "channel: each output channel is scaled and shifted digitally, so that its mean and "
