@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 from models.quant import devices
-from models.quant.devices import Device, describe, parse_time, presets
+from models.quant.devices import Device, Law, describe, parse_time, presets
+from models.quant.devices.presets import load
 
 DATA = Path(devices.__file__).parent / "data"
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "devices.md"
 TABLES = {"techA": "rram_techA.csv", "techB": "rram_techB.csv", "techB_cycled10k": "rram_techB_cycled10k.csv", "techC": "rram_techC.csv"}
 COLLAPSED = {("techA", 260.0), ("techC", 260.0)}
 
@@ -69,6 +71,25 @@ def test_cells_drawn_lie_as_in_the_table(name, temp, time):
         drawn = cells[targets.index(target)]
         assert abs(drawn.mean() - mean) < 5 * std / math.sqrt(n), target
         assert abs(drawn.std() / std - 1) < 5 / math.sqrt(2 * n), target
+
+
+def row_of(device):
+    """The line of a preset in the table of docs/devices.md."""
+    levels, g = device.level_values, (device.g_min, device.g_max)
+    usual, *others = device.law.times.items()
+    sigma = device.sigma(np.array(levels or np.linspace(*g, 33)))
+    scatter = f"{sigma.min():.2g} to {sigma.max():.2g}" if sigma.any() else "none"
+    reads = "yes" if type(device.law).read_sigma is not Law.read_sigma else ""
+    cells = [f"`{device.name}`", ", ".join(map("{:.4g}".format, levels or ())) or f"{g[0]:.4g} to {g[1]:.4g}",
+             f"{g[1] / g[0]:.3g}" if g[0] else "infinite", scatter, str(usual[1]) or "none",
+             "; ".join(f"{temp:g} C: {times}" for temp, times in others), reads]
+    return "| " + " | ".join(cells) + " |"
+
+
+def test_the_documents_table_of_presets_is_theirs():
+    text = DOCUMENT.read_text()
+    rows = [row_of(load(name)) for name in presets()]
+    assert [row for row in rows if row not in text] == []
 
 
 def test_every_preset_loads_draws_and_is_described():
