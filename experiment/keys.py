@@ -1,7 +1,7 @@
 """What decides the result of a measurement, and the key that follows from it.
 
-Two measurements have the same key if they must have the same result: time, machine, engine, threads and batch size are no part of it,
-nor are names of files and devices.
+Two measurements have the same key if they must have the same result: time, machine, engine and threads are no part of it, nor are names of
+files and devices; the batch size is, where ranges are those of a batch.
 """
 
 import hashlib

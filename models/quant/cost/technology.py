@@ -6,7 +6,7 @@
     adc_energy,0.9,pJ,1-6,28,"our macro, measured at 0.8 V"
 
 A part may stand on several lines, from several sources: the first is the typical one, the cheapest and the dearest make a band. Lines
-of a file replace those for the same part in the files that it includes. `PARTS` and `SETTINGS` say what there is.
+of a file replace those for the same part in the files that it includes. `PARTS` and the other fields of `Technology` say what there is.
 """
 
 from __future__ import annotations
