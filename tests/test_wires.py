@@ -231,7 +231,7 @@ def test_blocks_are_the_shorter_side(shape, monkeypatch):
     seen, inner = [], wires_module._nodal
     monkeypatch.setattr(wires_module, "_nodal", lambda cells, *ohm: seen.append(cells.shape) or inner(cells, *ohm))
     effective(array(19, *shape)[0], Wires("voltage", 1, 1))
-    assert seen == [(12, 5)]
+    assert seen == [(1, 12, 5)]
 
 
 def test_inputs_are_left_alone():

@@ -189,14 +189,17 @@ def _effective(lines, arrays, wires, beside=0):
 
 
 def _solved(lines, arrays, wires, columns, beside):
-    found = np.empty_like(lines)
+    found, alike = np.empty_like(lines), {}
     for start, stop in arrays:
         for first in range(beside, lines.shape[-1], columns):
-            part, common = np.s_[:, start:stop, first:first + columns], np.s_[:, start:stop, :beside]
-            solved = 1e6 * effective(1e-6 * np.concatenate([lines[common], lines[part]], axis=-1), wires)
-            found[part] = solved[..., beside:]
-            if first == beside:  # one of each array: that of its first outputs stands for all
-                found[common] = solved[..., :beside]
+            last = min(first + columns, lines.shape[-1])
+            alike.setdefault((stop - start, last - first), []).append((np.s_[start:stop], np.s_[first:last]))
+    for parts in alike.values():  # of one size, solved together
+        blocks = [np.concatenate([lines[:, rows, :beside], lines[:, rows, some]], axis=-1) for rows, some in parts]
+        for (rows, some), solved in zip(parts, 1e6 * effective(1e-6 * np.stack(blocks), wires)):
+            found[:, rows, some] = solved[..., beside:]
+            if some.start == beside:  # one of each array: that of its first outputs stands for all
+                found[:, rows, :beside] = solved[..., :beside]
     return found
 
 

@@ -14,11 +14,14 @@ and close to it are effective cells behind a curve (`gate_curve`).
 All arithmetic is float64, and nothing here approximates but `gate_curve`.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from ..spec import check, choice
 
@@ -28,6 +31,9 @@ ACCESS = ("voltage", "gate")
 # (the length of the segment), the wire AR w thick, and a barrier of thickness t around it does not conduct. w, AR, rho, t of each
 # node: the wire tables of NeuroSim V1.4.
 WIRE_OHM = {"130nm": 0.34, "90nm": 0.66, "65nm": 0.60, "45nm": 0.83, "32nm": 1.3, "22nm": 1.9, "14nm": 2.5, "7nm": 5.6}
+
+
+TOGETHER = 8  # arrays that are solved at a time: less for each step to wait for, and still in a core's cache
 
 
 def ohms(text: str) -> Any:
@@ -105,8 +111,7 @@ def effective(conductance: ArrayLike, wires: Wires) -> np.ndarray:
 
     An effective cell is the current of its column per volt of its row. With bit-line wires alone, or with those of word lines
     alone, each line is a ladder of its own. With both it is a nodal solve of the whole array, block by block, in some
-    `8 rows columns^3` operations, or `8 columns rows^3` if that is less. (Blocks of 128 are too small for threads: BLAS is faster
-    with one, `OPENBLAS_NUM_THREADS=1`, when other work runs beside it.)
+    `5 rows columns^3` operations, or `5 columns rows^3` if that is less, several arrays at a time on PyTorch's number of threads.
 
     Args: conductance, siemens `[..., rows, columns]`: each array of the leading axes is one for itself.
     Returns: siemens, float64, of the same shape.
@@ -161,37 +166,45 @@ def _shares(cells: np.ndarray, step: float, end: float) -> np.ndarray:
 
 
 def _by_array(cells: np.ndarray, *resistances: float) -> np.ndarray:
-    found = np.empty_like(cells)
-    for index in np.ndindex(cells.shape[:-2]):
-        found[index] = _nodal(cells[index], *resistances)
-    return found
+    """`_nodal` of all arrays. A thread takes some of them at a time, and shares none of its work: blocks of 128 are too small for that,
+    and to wait for a core that is busy takes far longer than they do."""
+    arrays = torch.from_numpy(cells.reshape(-1, *cells.shape[-2:]).copy())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        found = list(pool.map(lambda some: _nodal(some, *resistances), arrays.split(TOGETHER)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+    return torch.cat(found).view(cells.shape).numpy()
 
 
-def _nodal(cells: np.ndarray, step: float, end: float, row: float, source: float) -> np.ndarray:
-    """Effective cells of one array whose bit lines and word lines resist.
+def _nodal(cells: Tensor, step: float, end: float, row: float, source: float) -> Tensor:
+    """Effective cells of arrays whose bit lines and word lines resist.
 
     The ladder of `_shares` with all columns at once, since word lines join them: conductances become symmetric matrices
     `Y_i = K_i + (1 + r Y_{i-1})^-1 Y_{i-1}`, and the currents that flow down into the sense nodes, one column for each driver at
     1 V, are `J_i = (1 + r Y_i)^-1 [J_{i-1}, s_i]`. (`K_i`, `s_i`: see `_word_lines`.)
 
-    Args: cells, siemens `[rows, columns]`; ohms between neighbouring cells of a bit line, from the last one to the sense node,
-        between neighbouring cells of a word line, from the driver's source to the first one.
+    Args: cells, siemens `[array, rows, columns]`, float64; ohms between neighbouring cells of a bit line, from the last one to the
+        sense node, between neighbouring cells of a word line, from the driver's source to the first one.
     """
-    rows, columns = cells.shape
-    unit = np.eye(columns)
-    both = np.zeros((columns, columns + rows))  # Y and, a column for each row so far, J
-    at_once = max(2**18 // columns**2, 1)  # rows: 2 MB of K
+    arrays, rows, columns = cells.shape
+    unit = torch.eye(columns, dtype=cells.dtype)
+    both = cells.new_zeros(arrays, columns, columns + rows)  # Y and, a column for each row so far, J
+    at_once = max(2**18 // columns**2, 1)  # rows: 2 MB of K for each array
     for first in range(0, rows, at_once):
-        loads, sources = _word_lines(cells[first:first + at_once], row, source)
-        for i, (load, current) in enumerate(zip(loads, sources), start=first):
-            both[:, :columns] += load
-            both[:, columns + i] = current
-            used = both[:, :columns + i + 1]
-            used[...] = np.linalg.solve(unit + (step if i < rows - 1 else end) * both[:, :columns], used)
-    return both[:, columns:].T.copy()
+        loads, sources = _word_lines(cells[:, first:first + at_once], row, source)
+        for i, (load, current) in enumerate(zip(loads.unbind(1), sources.unbind(1)), start=first):
+            both[..., :columns] += load
+            both[..., columns + i] = current
+            past = torch.linalg.inv(unit + (step if i < rows - 1 else end) * both[..., :columns])
+            both[..., :columns + i + 1] = past @ both[..., :columns + i + 1]
+    return both[..., columns:].mT
 
 
-def _word_lines(cells: np.ndarray, row: float, source: float) -> tuple[np.ndarray, np.ndarray]:
+def _word_lines(cells: Tensor, row: float, source: float) -> tuple[Tensor, Tensor]:
     """What the bit lines see of each word line with its cells: with bit-line nodes at b volts and the driver at V, the currents
     `s V - K b` flow from the word line into them.
 
@@ -199,27 +212,30 @@ def _word_lines(cells: np.ndarray, row: float, source: float) -> tuple[np.ndarra
     included, `K = D - D Z D`. On a line, `Z[a, b] = Z[a, a] d_{a+1} .. d_b` for b > a, where d_b is the share of the voltage that
     the segment before node b leaves, and `Z[a, a]` follows from what the node sees on either side.
 
-    Args: cells, siemens `[rows, columns]`; ohms between neighbouring cells, and from the driver's source to the first one.
-    Returns: K, siemens `[rows, columns, columns]`; s, siemens `[rows, columns]`.
+    Args: cells, siemens `[..., columns]`; ohms between neighbouring cells, and from the driver's source to the first one.
+    Returns: K, siemens `[..., columns, columns]`; s, siemens `[..., columns]`.
     """
-    rows, columns = cells.shape
-    beyond = np.zeros_like(cells)  # conductance of the line beyond a node
+    columns = cells.shape[-1]
+    beyond = torch.zeros_like(cells)  # conductance of the line beyond a node
     for c in range(columns - 1, 0, -1):
-        load = cells[:, c] + beyond[:, c]
-        beyond[:, c - 1] = load / (1 + row * load)
-    before = np.empty_like(cells)  # resistance of the line before a node, with the node's own cell
+        load = cells[..., c] + beyond[..., c]
+        beyond[..., c - 1] = load / (1 + row * load)
+    before = torch.empty_like(cells)  # resistance of the line before a node, with the node's own cell
     for c in range(columns):
-        series = before[:, c - 1] + row if c else source
-        before[:, c] = series / (1 + series * cells[:, c])
-    left = 1 / (1 + np.where(np.arange(columns) > 0, row, source) * (cells + beyond))
-    volts = np.zeros((rows, columns, columns))  # [:, b, a], a <= b: of node b per ampere into node a
+        series = before[..., c - 1] + row if c else cells.new_tensor(source)
+        before[..., c] = series / (1 + series * cells[..., c])
+    segments = cells.new_tensor([source] + [row] * (columns - 1))
+    left = 1 / (1 + segments * (cells + beyond))
+    own = before / (1 + before * beyond)  # Z[a, a]
+    loads = cells.new_empty(*cells.shape, columns)
+    fed = torch.zeros_like(cells)  # D Z[:, b]: volts of node b from the cells a <= b, each at 1 V behind
     for b in range(columns):
-        volts[:, b, :b] = volts[:, b - 1, :b] * left[:, b, None]
-        volts[:, b, b] = before[:, b] / (1 + before[:, b] * beyond[:, b])
-    loads = -cells[:, :, None] * volts * cells[:, None, :]
-    loads += np.tril(loads, -1).transpose(0, 2, 1)
-    loads[:, range(columns), range(columns)] += cells
-    return loads, cells * np.cumprod(left, axis=1)
+        fed[..., :b] *= left[..., b, None]
+        fed[..., b] = cells[..., b] * own[..., b]
+        loads[..., b, :b + 1] = fed[..., :b + 1] * -cells[..., b, None]
+        loads[..., :b, b] = loads[..., b, :b]
+    loads.diagonal(dim1=-2, dim2=-1).add_(cells)
+    return loads, cells * left.cumprod(-1)
 
 
 # ---- gate access ---------------------------------------------------------------------------------------------------------
