@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -154,34 +154,56 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         original: the record of the float network that was converted (`measure_float`), on the same images; None where there is none.
     Raises: ValueError for an engine that cannot run here, ranges that are missing, or reads of too many values to calibrate on.
     """
-    labels = torch.as_tensor(labels)
-    ran = mean_bits = conversions = layer_bits = None
+    labels, batches = torch.as_tensor(labels), batches_of(images, batch_size)
     with quant.set_engine(engine), in_mode(network, training=False):
         if setting is None:
-            use_cells(network, None)
-            with quant.without_adc(network):
-                predictions, seconds = predict(network, batches_of(images, batch_size), "software", progress, passing)
-            found = [predictions]
+            passes = _in_software(network, batches, progress, passing)
         else:
             if software is None:
                 software = measure(network, images, labels, None, engine=engine, batch_size=batch_size, progress=progress,
                                    original=original)
             place(network, setting, cells)
             chosen = None if calibration is None else batches_of(calibration, batch_size)
-            found, seconds = [], 0.0
-            try:
-                for title in _each_chip(network, setting, chosen, cache or Cache(), progress):
-                    if not found:
-                        ran = engines_of(network, setting, engine)
-                    counts: list[Counts] = []
-                    predictions, taken = predict(network, batches_of(images, batch_size), title, progress,
-                                                 None if found else _counting_idle(network, counts))
-                    if not found:
-                        mean_bits, conversions, layer_bits = conversions_of(network, next(iter(batches_of(images, batch_size)))[:1], counts)
-                    found, seconds = [*found, predictions], seconds + taken
-            finally:
-                if setting.chips:
-                    quant.program(network, None)
+            passes = _on_crossbars(network, batches, setting, chosen, cache or Cache(), engine, progress)
+    return _record(setting, passes, labels, software, original)
+
+
+class _Passes(NamedTuple):
+    """What the images gave: predictions of the software or of each chip, and what `Record` has of them."""
+
+    predictions: list[torch.Tensor]
+    seconds: float
+    engine: str | None = None
+    mean_bits: float | None = None
+    conversions: float | None = None
+    layer_bits: dict[str, float] | None = None
+
+
+def _in_software(network, batches, progress, passing):
+    use_cells(network, None)
+    with quant.without_adc(network):
+        predictions, seconds = predict(network, batches, "software", progress, passing)
+    return _Passes([predictions], seconds)
+
+
+def _on_crossbars(network, batches, setting, calibration, cache, engine, progress):
+    """One pass for each chip, or one on ideal cells; what they all have in common is taken at the first."""
+    found, common = [], ()
+    try:
+        for title in _each_chip(network, setting, calibration, cache, progress):
+            ran = None if common else engines_of(network, setting, engine)
+            counts: list[Counts] = []
+            found.append(predict(network, batches, title, progress, None if common else _counting_idle(network, counts)))
+            common = common or (ran, *conversions_of(network, next(iter(batches))[:1], counts))
+    finally:
+        if setting.chips:
+            quant.program(network, None)
+    predictions, seconds = zip(*found)
+    return _Passes(list(predictions), sum(seconds), *common)
+
+
+def _record(setting, passes, labels, software, original):
+    found = passes.predictions
     if len(found[0]) != len(labels):
         raise ValueError(f"{len(found[0])} images have {len(labels)} labels")
     baseline = found[0] if software is None else software.predictions
@@ -193,9 +215,8 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
     of_chips = {} if setting is None or not setting.chips else {
         "chip_predictions": torch.stack(found), "chip_accuracies": tuple(accuracies), "chip_changes": tuple(changes)}
     return Record(
-        setting=setting, predictions=found[0], accuracy=statistics.fmean(accuracies), software_accuracy=_accuracy(baseline, labels),
-        changed_predictions=round(statistics.fmean(changes)), seconds=seconds, engine=ran, mean_bits=mean_bits,
-        conversions=conversions, layer_bits=layer_bits, **of_chips, **of_float)
+        setting=setting, accuracy=statistics.fmean(accuracies), software_accuracy=_accuracy(baseline, labels),
+        changed_predictions=round(statistics.fmean(changes)), **(passes._asdict() | {"predictions": found[0]}), **of_chips, **of_float)
 
 
 def of_chips(setting: Setting, found: Sequence[Record]) -> Record:
