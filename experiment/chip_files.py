@@ -1,6 +1,8 @@
 """Cells in files: `eval.py --save_cells` writes those of each chip beside the bit-planes, `--planes` takes them, or bit-planes."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -10,13 +12,20 @@ from models import quant
 from .placing import Stored, place
 from .setting import Setting
 
+log = logging.getLogger(__name__)
+
 
 def stored_cells(folder: str, network: nn.Module, settings: Sequence[Setting], w_bits: int) -> Stored:
     """What `eval.py --planes FOLDER` has for the cells of each layer: weight codes from edited bit-planes, or a chip's cells.
 
     Raises: ValueError for what does not fit the network or a setting, or for cells of several chips.
     """
-    chips = [] if Path(folder, "bit_levels0_ideal.pt").exists() else quant.chips_in(folder)
+    chips = quant.chips_in(folder)
+    if Path(folder, "bit_levels0_ideal.pt").exists():
+        if chips:
+            log.warning("%s holds bit-planes, which are taken, and the cells of chips too, which are not: copy those of one chip, with "
+                        "manifest.json, into a folder of their own", folder)
+        chips = []
     if len(chips) > 1:
         raise ValueError(f"{folder} holds the cells of {len(chips)} chips; keep those of one: " + ", ".join(
             f"{device} chip{seed}" for device, seed in chips))
@@ -32,9 +41,10 @@ def stored_cells(folder: str, network: nn.Module, settings: Sequence[Setting], w
 def _of_a_chip(folder, network, settings, device, seed):
     if any(setting.chips for setting in settings):
         raise ValueError(f"{folder} holds the cells of a chip, and a device programs others: give one of them")
-    kinds = {(spec.cell_bits, spec.reference, spec.weights, spec.rows, spec.mapping): spec for spec in (each.spec for each in settings)}
-    for spec in kinds.values():  # the cells must fit the hardware of each
-        place(network, Setting(spec))
+    kinds = {(each.spec.cell_bits, each.spec.reference, each.spec.weights, each.spec.rows, each.spec.mapping, each.per_layer): each
+             for each in settings}
+    for setting in kinds.values():  # the cells must fit the hardware of each
+        place(network, replace(setting, crossbar_layers="all"))
         found = quant.load_cells(folder, network, device, seed)
     return found
 

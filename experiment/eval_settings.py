@@ -203,10 +203,10 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
         raise UserError("--crossbar_layers conv is for the networks of this project; name the layers that stay digital by --skip")
     if found.planes and len({setting.spec.cell_bits for setting in found.settings}) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
-    if any(dict(values).get("cell_bits") for setting in found.settings for _, values in setting.per_layer):
-        for name in ("planes", "save_cells"):
-            if name in given:
-                raise UserError(f"--{name} is for cells of one precision: leave cellBit out of --per_layer")
+    own = {field for setting in found.settings for _, values in setting.per_layer for field, _ in values}
+    for name, fields_ in (("planes", ("cell_bits",)), ("save_cells", ("cell_bits", "reference", "weights", "rows", "mapping"))):
+        if name in given and (field := next((field for field in fields_ if field in own), None)):
+            raise UserError(f"--{name} is for cells of one kind: leave {flag_name(field)} out of --per_layer")
 
 
 def _check_plans(found: EvalSettings, given: Mapping[str, Any]) -> None:

@@ -194,7 +194,7 @@ def _on_crossbars(network, batches, setting, calibration, cache, engine, progres
             ran = None if common else engines_of(network, setting, engine)
             counts: list[Counts] = []
             found.append(predict(network, batches, title, progress, None if common else _counting_idle(network, counts)))
-            common = common or (ran, *conversions_of(network, next(iter(batches))[:1], counts))
+            common = common or (ran, *conversions_of(network, first_image(batches), counts))
     finally:
         if setting.chips:
             quant.program(network, None)
@@ -282,7 +282,7 @@ def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Cou
     """
     found: dict[str, np.ndarray] = {}  # bits, conversions, reads
     whole = functools.reduce(Counts.__add__, counts, Counts())
-    names = {layer: name for name, layer in on_adcs(network)}
+    names = {layer: name for name, layer in on_adcs(network) if layer.spec.adc_range != "ideal"}
 
     def count(layer: nn.Module, inputs: tuple, y: torch.Tensor) -> None:
         mapped = layer.mapped()
@@ -304,7 +304,21 @@ def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Cou
 
 def batches_of(images: Images, batch_size: int) -> Iterable[torch.Tensor]:
     """Batches of network inputs, which can be gone through more than once."""
-    return images.split(batch_size) if isinstance(images, torch.Tensor) else images
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; allowed are whole numbers from 1")
+    if isinstance(images, torch.Tensor):
+        return images.split(batch_size)
+    if iter(images) is images:
+        raise ValueError("the images are gone through more than once: give a tensor or a list of batches, not a generator")
+    return images
+
+
+def first_image(batches: Iterable[torch.Tensor]) -> torch.Tensor:
+    """A batch of the first image alone. Raises: ValueError for none."""
+    image = next((batch[:1] for batch in batches if len(batch)), None)
+    if image is None:
+        raise ValueError("there are no images to measure on")
+    return image
 
 
 @torch.no_grad()
@@ -313,9 +327,7 @@ def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = ""
     """(predicted class of each image, seconds in the network); of several processes, each of which has whole batches, those of the
     slowest. Args: passing, see `measure`."""
     predictions, seconds, watched = [], 0.0, sys.stderr.isatty()
-    if iter(batches) is batches:
-        raise ValueError("the images are gone through more than once: give a tensor or a list of batches, not a generator")
-    network(next(iter(batches))[:1])  # prepares the weights, and the first time compiles
+    network(first_image(batches))  # prepares the weights, and the first time compiles
     shown = tqdm(_mine(batches), desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
                  total=-(-len(batches) // distributed.world()) if isinstance(batches, Sized) else None,
                  mininterval=0.5 if watched else 60, delay=0 if watched else 60)
@@ -361,7 +373,7 @@ def calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tenso
     """Choose the ADC ranges of a network that is placed on a setting (or, without `ranges`, keep those that it has), and correct
     the outputs on the cells that it has. Does nothing where the setting has no calibrated ranges, or images are None. Of several
     processes the first does it for all."""
-    if images is None or setting.spec.adc_range != "calibrated":
+    if images is None or all(layer.spec.adc_range != "calibrated" for _, layer in on_adcs(network)):
         return
     if distributed.is_first():
         chosen = setting.calibration

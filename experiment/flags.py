@@ -122,7 +122,10 @@ def in_flags(message: str) -> str:
 
 def of_layers(message: str) -> str:
     """A message about the field `per_layer` of a setting, about its flag."""
-    return f"--{message}" if message.startswith("per_layer ") else message
+    if not message.startswith("per_layer "):
+        return message
+    layer, colon, rest = message.partition(": ")
+    return f"--{layer}{colon}{in_flags(rest).removeprefix('--')}"
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ Changes = dict[str, dict[str, list]]  # {pattern: {field of the spec: values}}
 
 
 def parse(texts: Iterable[str]) -> Changes:
-    """What the texts mean; what several say of one pattern comes together.
+    """What the texts mean; what several say of one pattern, one behind the other, comes together.
 
     Raises: UserError, one line.
     """
@@ -29,6 +29,8 @@ def parse(texts: Iterable[str]) -> Changes:
         parts = [part.split("=", 1) for part in rest.split(",")]
         if not (pattern and colon) or any(len(part) != 2 for part in parts):
             raise UserError(f"--per_layer {text}: is not LAYER:FLAG=VALUE,FLAG=VALUE, such as features.4:adc_prec=5,cellBit=2")
+        if pattern in found and pattern != list(found)[-1]:
+            raise UserError(f"--per_layer {pattern}: stands in several places, and of several patterns the later ones win: give it once")
         for name, value in parts:
             if name not in FIELDS and name not in LAYER_FIELDS:
                 raise UserError(f"--per_layer {text}: no hardware flag is called {name}; there are {', '.join(FIELDS)}")

@@ -81,7 +81,7 @@ class Points:
                 atomic_write(path, lambda file: file.write(text))
                 if not of_several:
                     results.append(self.results, point["row"])
-            return mine or self.exists(key, of_several)
+            return mine or self.read(key, of_several) is not None  # a damaged one is being made anew
 
     def mend(self) -> None:
         """Append what a process did not come to that was killed behind a point; remove what it left of a file."""

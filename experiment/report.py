@@ -219,10 +219,15 @@ def db(value: float | None) -> str:
     return "exact" if value is None else f"{value:.1f}"
 
 
+def _is_planned(entry: Mapping[str, Any]) -> bool:
+    """Whether a layer of a report has a plan."""
+    return "bits" in entry["slices"][0]
+
+
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
     """One line for each slice of each layer. Args: layers, result of `models.quant.diagnostics.report`."""
-    planned = "bits" in layers[0]["slices"][0]
-    header = ["layer", "arrays", "fill", "idle reads", "slice", "reachable", "seen", "bits by digit" if planned else "step",
+    kinds = {"bits by digit" if _is_planned(entry) else "step": None for entry in layers}
+    header = ["layer", "arrays", "fill", "idle reads", "slice", "reachable", "seen", " or ".join(kinds),
               "codes used", "clipped", "read dB", "output dB"]
     rows = []
     for entry in layers:
@@ -232,7 +237,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
             rows.append([
                 *(of_layer if first else [""] * 4),
                 str(s["slice"]), f"{s['reachable'][0]:g}..{s['reachable'][1]:g}", f"{s['seen'][0]:g}..{s['seen'][1]:g}",
-                " ".join(map(str, s["bits"])) if planned else f"{s['delta']:.4g}", f"{s['codes_used']:.0%}",
+                " ".join(map(str, s["bits"])) if _is_planned(entry) else f"{s['delta']:.4g}", f"{s['codes_used']:.0%}",
                 f"{s['clipped']:.2%}", db(s["sqnr_db"]), db(entry["output_sqnr_db"]) if first else ""])
     return text_table(header, rows)
 
@@ -245,16 +250,16 @@ def write_report(path: str | Path, setting: str, layers: Sequence[Mapping[str, A
 
 def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]], adc_bits: float) -> None:
     """One panel a layer: how often each partial sum occurs, and the ADC's levels, or the bits of a plan; then SQNR over ADC bits."""
-    planned = "bits" in layers[0]["slices"][0]
+    most = max((max(s["bits"]) for entry in layers if _is_planned(entry) for s in entry["slices"]), default=0)
     columns = 4
     rows = -(-(len(layers) + 1) // columns)
     figure = new_figure(4.2 * columns, 3.2 * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for entry, axes in zip(layers, panels):
-        if planned:
-            _plan_panel(axes, entry, max(max(s["bits"]) for each in layers for s in each["slices"]))
+        if _is_planned(entry):
+            _plan_panel(axes, entry, most)
         else:
-            _reads_panel(axes, entry, adc_bits, legend=entry is layers[0])
+            _reads_panel(axes, entry, legend=entry is layers[0])
     _sqnr_panel(panels[len(layers)], layers, adc_bits)
     for axes in panels[len(layers) + 1:]:
         axes.set_axis_off()
@@ -262,13 +267,13 @@ def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]
     save(figure, path, dpi=120)
 
 
-def _reads_panel(axes: Any, entry: Mapping[str, Any], adc_bits: int, legend: bool) -> None:
+def _reads_panel(axes: Any, entry: Mapping[str, Any], legend: bool) -> None:
     for s in entry["slices"]:
         counts = np.array(s["histogram"], dtype=float)
         v = entry["unit"] * (np.arange(len(counts)) + entry["u_min"])
         line, = axes.plot(v[counts > 0], (counts / counts.sum())[counts > 0], marker=".", markersize=3, linewidth=1,
                           label=f"slice {s['slice']}")
-        levels = s["delta"] * (s["q_min"] + np.arange(2**adc_bits))
+        levels = s["delta"] * (s["q_min"] + np.arange(2**entry["adc_bits"]))
         place = 0.02 + 0.05 * s["slice"]  # of the panel's height: the slices' levels below one another
         axes.vlines(levels, place, place + 0.04, transform=axes.get_xaxis_transform(), color=line.get_color(), linewidth=1)
     low, high = min(s["seen"][0] for s in entry["slices"]), max(s["seen"][1] for s in entry["slices"])

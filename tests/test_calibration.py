@@ -114,10 +114,20 @@ def test_no_more_images_are_read_than_the_correction_takes():
     assert same(state(model), wanted)
 
 
+def test_a_layer_that_the_network_does_not_call_is_named():
+    model = network(SPEC)
+    model[0].unused = QLinearDoreFa(4, 2, spec=SPEC)
+    with pytest.raises(ValueError, match="^the network does not call its layer 0.unused, so that no range follows"):
+        calibrate(model, images(4))
+
+
 def test_where_there_are_no_images():
     for nothing in (None, [], iter(())):
         with pytest.raises(ValueError, match="^no images to calibrate on$"):
             calibrate(network(SPEC), nothing)
+    for nothing in (images(0), [images(0)]):
+        with pytest.raises(ValueError, match="^no images to calibrate on$"):
+            calibrate(network(SPEC), nothing, correct=None)
     for nothing in ([], images(0)):
         with pytest.raises(ValueError, match="^no images to correct with$"):
             correct(network(SPEC), nothing)

@@ -524,7 +524,7 @@ def test_what_files_call_them():
 
 
 @pytest.mark.parametrize("more", [["--weights", "pair"], ["--reference", "digital"]])
-def test_a_network_on_the_cells_in_a_folder(run, refused, checkpoint, more):  # noqa: F811
+def test_a_network_on_the_cells_in_a_folder(run, refused, checkpoint, more, caplog):  # noqa: F811
     """The chip that wrote them, to the bit, with the ranges of its nominal cells; edited cells are another chip; what does not fit is
     one line."""
     flags = [*FLAGS, *more]
@@ -548,6 +548,9 @@ def test_a_network_on_the_cells_in_a_folder(run, refused, checkpoint, more):  # 
     refused(["--resume", checkpoint, *FLAGS, "--weights", weights, "--planes", "mine"], "chip3.pt holds cells of ", " hardware has ")
     refused(["--resume", checkpoint, *flags, "--cellBit", "1", "--planes", "mine"], "holds cells of cell_bits 2, and the hardware has 1")
     refused(["--resume", checkpoint, *flags, "--planes", "mine", "--device", "techC"], "mine holds the cells of a chip, and a device")
+    if "pair" not in more:
+        run(checkpoint, *flags, "--planes", str(folder))
+        assert f"{folder} holds bit-planes, which are taken, and the cells of chips too, which are not" in caplog.text
     Path("mine", next(Path("mine").glob("bit_levels0_*")).name.replace("chip3", "chip4")).write_bytes(b"")
     refused(["--resume", checkpoint, *flags, "--planes", "mine"], "mine holds the cells of 2 chips; keep those of one: techC_1d")
 

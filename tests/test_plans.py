@@ -345,6 +345,35 @@ def test_weights_of_errors(tiny):
             error_weights(model, none, choices)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("adc_idle", ["convert", "skip"])
+def test_a_layer_that_changes_no_output_weighs_nothing(tiny, adc_idle, monkeypatch):
+    """Whose batch norm multiplies by 0, as new residual branches do: no number of bits changes that."""
+    model, x, plans, alone = tiny(spec=replace(PLANNED, adc_idle=adc_idle)), (images(3) - 1).clamp(0), [], adc.plan_alone
+    name, layer = crossbar_layers(model)[1]
+    modules = list(model.modules())
+    norm = next(module for module in modules[modules.index(layer):] if isinstance(module, nn.BatchNorm2d))
+    norm.weight.zero_()
+    monkeypatch.setattr(adc, "plan_alone", lambda *given: plans.append(given) or alone(*given))
+    calibrate(model, x)
+    assert len(plans) < 200 and all((layer.adc_bits_plan >= 0).all() for _, layer in crossbar_layers(model))
+
+
+def test_steps_of_reads_finer_than_the_grid_of_steps():
+    """Those of a chip's cells behind a digital reference: multiples of 1/256."""
+    share = np.exp(-0.5 * np.square((np.arange(-200, 3000) - 900) / 300))
+    for bits in (0, 1, 3, 8):
+        error, delta, q_min = adc._best_range(share / share.sum(), -200, 2.0**-8, 2.0**-8, bits)
+        assert delta * adc.GRID % 1 == 0 and delta > 0
+        v = np.arange(-200, 3000) / 256
+        assert error == pytest.approx(share @ np.square(delta * adc.transfer(v, 1.0, delta, q_min, bits) - v) / share.sum())
+
+
+def test_a_plan_for_a_chip_behind_a_digital_reference(run, checkpoint):  # noqa: F811
+    records, _, _ = run(checkpoint, *PLANNED_FLAGS, "--device", "techA", "--reference", "digital")
+    assert 2 < records[1]["mean_bits"] <= 2.5 and 0 < records[1]["conversions"] < 1
+
+
 def test_a_plan_alone_has_an_error_that_can_be_measured():
     layer = mapped(16, **PLAN, adc_bits=2)
     choices = adc.choices(counted(layer, "bell", 3), layer)

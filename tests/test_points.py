@@ -138,6 +138,8 @@ def test_what_another_program_is_measuring_is_left_to_it(tmp_path):
     assert here.recv() == "making"
     found = Points(tmp_path)
     assert found.measure("ab" * 32, lambda: pytest.fail("measured twice")) is False
+    found.path("ab" * 32).write_bytes(b"{")  # was damaged, and is being measured anew
+    assert found.measure("ab" * 32, lambda: pytest.fail("measured twice")) is False
     assert found.measure("cd" * 32, lambda: {"decides": {}, "row": {}}) is True
     here.send("go on")
     assert found.measure("ab" * 32, lambda: pytest.fail("measured twice"), wait=True) is True

@@ -292,7 +292,8 @@ def test_error_of_gate_access_on_the_networks_own_reads(reference):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"adc_noise": -1.0}, "adc_noise is -1.0"), ({"adc_gain": math.nan}, "adc_gain is nan"),
+    ({"adc_noise": -1.0}, "adc_noise is -1.0"),
+    ({"adc_offset": 1e7}, "adc_offset is 10000000.0; allowed are numbers from 0 to 1e"), ({"adc_gain": math.nan}, "adc_gain is nan"),
     ({"read_noise": -0.1}, "read_noise"), ({"reference_cells": "none"}, "reference_cells is 'none'")])
 def test_bad_values_change_nothing(arguments, message):
     network = layer()

@@ -20,6 +20,7 @@ import eval as evaluation
 from experiment import bench, eval_settings, flags, per_layer, plan, points, report, search
 from experiment.cli import UserError, run_main
 from experiment.data import training_split
+from experiment.drawing import new_figure
 from experiment.evaluation import Cache, Record, Setting, measure, place, reads_of
 from experiment.plan import Job, Plan, Queue
 from models import quant
@@ -328,6 +329,27 @@ def test_hardware_of_single_layers(checkpoint, run):  # noqa: F811
     assert torch.equal(repeated[1], predictions[1]) and again[1]["adc_ranges"] == "save/adc_ranges.json"
 
 
+def test_all_layers_without_an_adc_one_by_one(checkpoint, run):  # noqa: F811
+    """As `--adc_range ideal`: there is nothing to calibrate."""
+    records, _, _ = run(checkpoint, "--adc_prec", "3", "--per_layer", "*:adc_range=ideal")
+    assert (records[1]["changed_predictions"], records[1]["mean_bits"]) == (0, None)
+
+
+def test_a_report_of_layers_that_differ(checkpoint, run):  # noqa: F811
+    """Some with a plan and some with bits of their own: each has its own panel, with as many levels as its ADC has."""
+    for bits, first, others in (("uniform", "adc_prec=5", "adc_plan=significance,adc_prec=2.5"),
+                                ("significance", "adc_plan=uniform,adc_prec=5", "adc_prec=2")):
+        _, _, text = run(checkpoint, "--adc_plan", bits, "--adc_prec", "3", "--report", "--per_layer", f"features.4:{first}",
+                         f"features.8:{others}")
+        assert "bits by digit" in text and "step" in text
+        path = max(Path("save").glob("report_*.json"), key=lambda file: file.stat().st_mtime)
+        layers = {entry["layer"]: entry for entry in json.loads(path.read_text())["layers"]}
+        axes = new_figure(4, 4).subplots()
+        report._reads_panel(axes, layers["features.4"], legend=True)
+        assert [len(ticks.get_segments()) for ticks in axes.collections] == [32] * len(layers["features.4"]["slices"])
+        assert "bits" in layers["features.8"]["slices"][0] and path.with_suffix(".png").read_bytes()[1:4] == b"PNG"
+
+
 def test_settings_of_single_layers_in_python():
     setting = Setting(CrossbarSpec(cell_bits=2), per_layer={"a*": {"adc_bits": 5, "cell_bits": 1}, "ab": {"adc_bits": 3}})
     assert [(s.cell_bits, s.adc_bits) for s in map(setting.spec_of, ("a", "ab", "b"))] == [(1, 5), (1, 3), (2, 6)]
@@ -373,10 +395,13 @@ def test_correction_of_some_layers_and_then_of_all_with_one_cache():
     (["--per_layer", "features.4:speed=3"], "no hardware flag is called speed; there are cellBit, adc_prec, "),
     (["--per_layer", "features.4:adc_prec=x"], "--per_layer features.4:adc_prec=x: x is not a number from 0 up"),
     (["--per_layer", "features.4:mapping=x"], "x is not one of tap, im2col"),
-    (["--per_layer", "features.4:adc_prec=2.5"], "--per_layer features.4: adc_bits is 2.5; allowed are whole numbers"),
+    (["--per_layer", "features.4:adc_prec=2.5"], "--per_layer features.4: adc_prec is 2.5; allowed are whole numbers"),
     (["--per_layer", "features.4:adc_prec=3:5"], "--per_layer features.4: adc_prec has 3 values; several are for --search"),
     (["--per_layer", "features.4:adc_range=full"], "--per_layer features.4: adc_range is 'full'; allowed are calibrated"),
-    (["--planes", "x", "--per_layer", "features.4:cellBit=2"], "--planes is for cells of one precision: leave cellBit out of --per_layer"),
+    (["--planes", "x", "--per_layer", "features.4:cellBit=2"], "--planes is for cells of one kind: leave cellBit out of --per_layer"),
+    (["--device", "techA", "--save_cells", "--per_layer", "features.4:weights=pair"], "--save_cells is for cells of one kind"),
+    (["--device", "techA", "--save_cells", "--per_layer", "features.4:subArray=8"], "--save_cells is for cells of one kind"),
+    (["--per_layer", "a:adc_prec=5", "b:adc_prec=4", "a:adc_prec=6"], "--per_layer a: stands in several places"),
     (["--objective", "bits"], "--objective is for a search: add --search N"),
     (["--search", "5", "--adc_prec", "3:5"], "--search chooses on validation images: "),
     (["--search", "5", "--report"], "--report does not go with --search"),

@@ -288,9 +288,9 @@ def _best_range(share: np.ndarray, u_min: int, unit: float, spacing: float, bits
     """`(mean of (delta q - v)^2, delta, q_min)` of the best range: of all q_min and, as far as the search sees, of all
     steps that are multiples of 1 / GRID up to twice that which covers all reads.
 
-    Args: share of the reads with each u from `u_min` on; spacing of v.
+    Args: share of the reads with each u from `u_min` on; spacing of v, which cells of a chip may have finer than steps are.
     """
-    seen = np.flatnonzero(share)
+    seen, spacing = np.flatnonzero(share), max(spacing, 1 / GRID)
     if not len(seen):
         return 0.0, spacing, 0
     v, p = unit * (seen + u_min), share[seen]

@@ -82,10 +82,15 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
         stack.enter_context(without_adc(model))
         for name, layer in layers:
             stack.callback(layer.register_forward_pre_hook(count(name)).remove)
+        shown = 0
         for batch in _batches(images):
             model(batch)
-    if len(histograms) < len(layers):
+            shown += len(batch)
+    if not shown:
         raise ValueError("no images to calibrate on")
+    if unseen := [name for name, _ in layers if name not in histograms]:
+        raise ValueError(f"the network does not call its layer {unseen[0]}, so that no range follows from these images: remove the layer, "
+                         "or give it adc_range 'ideal'")
     return histograms
 
 
@@ -208,7 +213,7 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
                 layer.set_plan(plan)
                 y = match_channels(model, [(name, layer)], images, wanted, CrossbarLayer.set_correction)
                 layer.set_spec(replace(spec, adc_range="ideal"))
-                change, bits = (y.double() - expected).square().mean().item(), plan.bits.mean() / 2
+                change, bits = (y.double() - expected).square().mean().item(), min(bits, plan.bits.mean()) / 2
                 if not plan.bits.any():
                     break
             weights[name] = change / max(error, 1e-30)

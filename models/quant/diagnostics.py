@@ -31,7 +31,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
     Args: images, a batch of network inputs, for what needs the layers' outputs; histograms, result of
         `collect_histograms`; rule, per: how `sqnr_over_adc_bits` chooses ranges for other precisions.
     Returns: a list of dicts of plain values, one a layer:
-        layer, arrays (row blocks; each has a column for every output channel and slice), fill (mean share of rows used),
+        layer, adc_bits (a mean with a plan), arrays (each has a column for every output channel and slice), fill (mean share of rows used),
         all_zero_reads (share of reads with no active row), output_sqnr_db, sqnr_over_adc_bits {B: dB} of the reads as the
         shift-add weighs them, unit, u_min, and slices: slice, reachable and seen [low, high] of v, delta, q_min,
         codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram (counts of `v = unit (u_min + i)`).
@@ -49,7 +49,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
         rows = [stop - start for start, stop in mapped.arrays]
         groups = mapped.geometry.groups
         result.append({
-            "layer": name, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / layer.spec.rows,
+            "layer": name, "adc_bits": layer.spec.adc_bits, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / layer.spec.rows,
             "all_zero_reads": 1 - float(seen.layers[name].busy(layer.spec).mean()),
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, chosen) for bits in CURVE_BITS},
