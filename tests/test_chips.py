@@ -267,6 +267,7 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
     (["--device", "winbond_asu_1bit", "--cellBit", "2"], ["winbond_asu_1bit has 2 levels, a cell of 2 bits needs 4"]),
     (["--device", "techA", "--read_noise", "device"], ["--device techA: "]),
     (["--device", "techA", "--read_noise", "some"], ["--read_noise: some is not device, or a number of uS from 0 up"]),
+    (["--device", "techA", "--wire_ohm", "33nm"], ["--wire_ohm: 33nm is not a number from 0 up, or one of 130nm, 90nm, "]),
     (["--device", "techA", "--access", "gate", "--row_ohm", "1"], ["--row_ohm is 1.0 with access 'gate'"]),
     (["--device", "techA", "--adc_ranges", "x.json"], ["--adc_ranges are of ideal cells"]),
     (["--device", "techA", "--reference", "digital", "--dac_bits", "4", "--subArray", "1024", "--mapping", "im2col", "--cellBit", "4"],
@@ -293,9 +294,10 @@ def test_bad_input_of_devices_is_one_line(flags, words, refused, checkpoint):  #
 
 def test_flags_are_the_fields(monkeypatch):
     values = eval_settings.flags.parse(eval_settings.build_parser(), [
-        "--device", "techA", "techB", "--device_time", "1h", "10s", "--read_noise", "device", "0.5", "--chips", "4", "--calib_on", "chip"])
+        "--device", "techA", "techB", "--device_time", "1h", "10s", "--read_noise", "device", "0.5", "--chips", "4", "--calib_on", "chip",
+        "--wire_ohm", "1", "32nm"])
     assert values == {"device": ["techA", "techB"], "device_time": [3600.0, 10.0], "read_noise": ["device", 0.5], "chips": 4,
-                      "calib_on": "chip"}
+                      "calib_on": "chip", "wire_ohm": [1.0, 1.3]}
     made = DeviceSettings(device="techA", device_time=3600.0, stuck_on=0.25).made()
     assert (made.time, made.stuck_on, np.isfinite(made.sigma(100.0))) == (3600.0, 0.25, True)
     assert set(chip_flags.OF_ROW) | set(chip_flags.OF_RUN) == {*chip_flags.OF_DEVICE, *chip_flags.CHIP_FIELDS}

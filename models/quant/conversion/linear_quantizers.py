@@ -183,11 +183,6 @@ class InputQuantizer(_OwnScale, nn.Module):
         lo, hi = self.window
         return max(hi, -lo).bit_length() if lo < 0 and self.encoding in ("phases", "ternary") else self.abit
 
-    @property
-    def exact_scale(self) -> Tensor:
-        """s_a, value of code 1, as a float64 scalar."""
-        return self.scale.double()
-
     @torch.no_grad()
     def fit(self, values: Tensor, lowest: float, largest: float, encoding: str, method: str = "mse") -> None:
         """Set step and window from inputs; all zero have step 1 and no negative codes.

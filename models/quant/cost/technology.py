@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..spec import MOST_ADC_BITS
 from . import adc_fit
 from .scaling import LARGEST, SMALLEST, area_factor, energy_factor
 
 FOLDER = Path(__file__).parent / "data"
 HEADER = ["component", "value", "unit", "bits", "node_nm", "source"]
-MOST_BITS = 12
 LAWS: dict[str, Callable[[int], float]] = {"": lambda bits: 1, "/bit": lambda bits: bits, "/level": lambda bits: 2**bits}
 UNITS = {"energy": {"fJ": 1e-15, "pJ": 1e-12, "nJ": 1e-9}, "area": {"um2": 1e-12, "mm2": 1e-6},
          "time": {"ps": 1e-12, "ns": 1e-9, "us": 1e-6}, "power": {"nW": 1e-9, "uW": 1e-6, "mW": 1e-3}, "rate": {"MS/s": 1e6, "GS/s": 1e9},
@@ -264,8 +264,8 @@ def _bits(text: str, where: str) -> tuple[int, int] | None:
     if not text:
         return None
     first, _, last = text.partition("-")
-    if not (first.isdigit() and (last or first).isdigit() and 1 <= int(first) <= int(last or first) <= MOST_BITS):
-        raise ValueError(f"{where}: bits are {text!r}; a number such as 6 or a span such as 4-8, from 1 to {MOST_BITS}, is expected")
+    if not (first.isdigit() and (last or first).isdigit() and 1 <= int(first) <= int(last or first) <= MOST_ADC_BITS):
+        raise ValueError(f"{where}: bits are {text!r}; a number such as 6 or a span such as 4-8, from 1 to {MOST_ADC_BITS}, is expected")
     return int(first), int(last or first)
 
 

@@ -108,7 +108,6 @@ def _reader(element, numba_type):
 int64_at = _reader(ir.IntType(64), types.int64)
 uint64_at = _reader(ir.IntType(64), types.uint64)
 uint32_at = _reader(_I32, types.uint32)
-uint16_at = _reader(_I16, types.uint16)
 int16_at = _reader(_I16, types.int16)
 int32_at = _reader(_I32, types.int32)
 uint8_at = _reader(_I8, types.uint8)
