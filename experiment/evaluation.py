@@ -25,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from models import quant
+from models.quant.calibration import counted_cells
 from models.quant.counts import Counts, counting
 from models.quant.cost import CostReport
 from models.quant.modes import in_mode
@@ -32,7 +33,7 @@ from models.quant.prepared import fingerprint
 
 from . import distributed
 from .data import Batches
-from .placing import Stored, counted_cells, engines_of, on_adcs, place, program, use_cells
+from .placing import Stored, engines_of, on_adcs, place, program, use_cells
 from .setting import Setting, reads_of
 
 Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
@@ -358,7 +359,7 @@ def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Ten
     all chips that have the same nominal cells."""
     cache.check(network, images)
     key = reads_of(setting)
-    own = [cells for _, layer in on_adcs(network) if (cells := counted_cells(layer, setting))]
+    own = [cells for _, layer in on_adcs(network) if (cells := counted_cells(layer, setting.calibration.on))]
     if own:
         key = *key, tuple(fingerprint([part for cells in own for part in (cells.values, cells.reference)]))
     if cache.counted_for != key:

@@ -12,6 +12,7 @@ from torch import nn
 
 from models import quant
 from models.quant import CrossbarSpec, engines
+from models.quant.calibration import counted_cells
 
 from .setting import Setting
 
@@ -93,11 +94,6 @@ def _on_crossbars(layer: nn.Module, setting: Setting) -> bool:
     return setting.crossbar_layers == "all" or isinstance(layer, quant.Qconv2dDoreFa)
 
 
-def counted_cells(layer: nn.Module, setting: Setting) -> quant.Cells | None:
-    """The cells whose reads choose a layer's ranges; None: ideal ones."""
-    return layer.chip and (layer.chip.cells if setting.calibration.on == "chip" else layer.chip.nominal)
-
-
 def engines_of(network: nn.Module, setting: Setting, engine: str = "auto", counted: bool = False) -> str:
     """Names of the engines that run the layers of a network that is placed on a setting, joined by "+"; costs nothing.
 
@@ -107,7 +103,7 @@ def engines_of(network: nn.Module, setting: Setting, engine: str = "auto", count
     names = []
     for name, layer in on_adcs(network):
         mapped = layer.mapped("ideal")
-        low, high = layer.mapped("ideal", counted_cells(layer, setting)).u_span
+        low, high = layer.mapped("ideal", counted_cells(layer, setting.calibration.on)).u_span
         if (counted or setting.spec.adc_range == "calibrated") and high - low >= engines.MAX_BINS:
             raise ValueError(f"{setting}: a read of {name} has {high - low + 1} possible values, too many to calibrate on or to "
                              "report; take adc_range full, or fewer rows, cell bits or dac bits")

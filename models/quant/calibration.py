@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import adc, channels
+from .cells import Cells
 from .counts import counting
 from .crossbar import CrossbarLayer, crossbar_layers
 from .modes import converted_layers, in_mode, without_adc
@@ -69,7 +70,7 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
     Raises: ValueError for no images, no layer with an ADC, or more possible values than can be counted.
     """
     layers, counters, histograms = converted_layers(model), {}, {}
-    counted = {name: _counted(layer, on) for name, layer in layers}
+    counted = {name: counted_cells(layer, on) for name, layer in layers}
 
     def count(name):
         def hook(layer, inputs):
@@ -139,14 +140,14 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
     return histograms
 
 
-def _counted(layer, on):
-    """The cells of a layer whose reads choose its ranges; None: ideal ones."""
+def counted_cells(layer: CrossbarLayer, on: str) -> Cells | None:
+    """The cells of a layer whose reads choose its ranges, by `Calibration.on`; None: ideal ones."""
     return layer.chip and (layer.chip.cells if on == "chip" else layer.chip.nominal)
 
 
 def _bins(layer, on):
     """The layer in whose bins those reads are counted."""
-    return layer.mapped("ideal", layer.binned(_counted(layer, on)))
+    return layer.mapped("ideal", layer.binned(counted_cells(layer, on)))
 
 
 def _set_plans(model, layers, histograms, chosen, images):
