@@ -170,14 +170,15 @@ class Chips(ChipSettings):
         noise = {} if self.read_noise in (None, "device") else {"read_noise": self.read_noise}
         quant.check_chip(layer, replace(self.device, **noise), self.wires, self.reference_cells)
 
-    def program(self, network: nn.Module, seed: int) -> None:
-        """Program all layers of a network on crossbars: the chip of this seed.
+    def program(self, network: nn.Module, seed: int, progress: bool = False) -> None:
+        """Program all layers of a network on crossbars: the chip of this seed. Args: progress, see `quant.program`.
 
         Raises: ValueError for a device of fewer levels than a cell has, see `quant.program`.
         """
         noise = None if self.read_noise == "device" else self.read_noise  # the device has its own already
         quant.program(network, self.device, seed, self.reference_cells, read_noise=noise, adc_noise=self.adc_noise,
-                      adc_offset=self.adc_offset, adc_gain=self.adc_gain, wires=self.wires, noise_seed=self.noise_seed)
+                      adc_offset=self.adc_offset, adc_gain=self.adc_gain, wires=self.wires, noise_seed=self.noise_seed,
+                      progress=progress)
 
     def __str__(self) -> str:
         return self.text()

@@ -256,7 +256,7 @@ def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch
     shown = tqdm(seeds, desc=str(setting), unit="chip", leave=False, dynamic_ncols=True, disable=not progress or len(seeds) < 2,
                  mininterval=0.5 if watched else 60, delay=0 if watched else 60)
     for seed in shown:
-        program(network, setting, seed)
+        program(network, setting, seed, progress)
         calibrate(network, setting, calibration, cache, progress, ranges=seed == seeds[0] or setting.calibration.on == "chip")
         yield f"chip {seed}" if len(seeds) > 1 else str(setting)
 

@@ -49,9 +49,9 @@ def put(network: nn.Module, setting: Setting, cells: Stored | None = None) -> No
             layer.set_cells(cells[name].cells, cells[name].nominal)
 
 
-def program(network: nn.Module, setting: Setting, seed: int) -> None:
+def program(network: nn.Module, setting: Setting, seed: int, progress: bool = False) -> None:
     """Program a chip of a setting that a network is placed on. Layers that the setting leaves out keep ideal cells."""
-    setting.chips.program(network, seed)
+    setting.chips.program(network, seed, progress)
     for _, layer in quant.crossbar_layers(network):
         if not _on_crossbars(layer, setting):
             layer.set_cells(None)

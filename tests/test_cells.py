@@ -5,6 +5,7 @@ import contextlib
 import copy
 import importlib.util
 import math
+import sys
 from dataclasses import replace
 
 import interpreter
@@ -16,6 +17,7 @@ from hypothesis import assume, given, settings
 from scipy import stats
 from strategies import Case, grid_cases, random_cells
 from torch import nn
+from tqdm import tqdm
 
 import models.quant.engines as engines
 from models.quant import (Cells, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, crossbar_layers,
@@ -244,6 +246,17 @@ def test_a_device_without_scatter_gives_ideal_cells(tiny, on_off, cell_bits, adc
         assert torch.equal(layer.chip.cells.values, layer.ideal_cells().values)
         assert torch.equal(layer.chip.cells.reference, layer.ideal_cells().reference)
     assert torch.equal(outputs(model, images), wanted)
+
+
+@pytest.mark.parametrize("weights", ["offset", "pair"])
+def test_the_progress_of_programming_ends_with_the_last_slice(weights, monkeypatch, capsys):
+    bars = []
+    monkeypatch.setattr(sys.modules["models.quant.program"], "tqdm", lambda **given: bars.append(tqdm(**given | {
+        "delay": 0, "mininterval": 0, "leave": True})) or bars[0])
+    model = nn.ModuleDict({"a": linear(CrossbarSpec(weights=weights)), "b": linear(CrossbarSpec(cell_bits=2, weights=weights))})
+    program(model, BROAD, seed=3, progress=True)
+    assert bars[0].n == bars[0].total == sum(len(layer.slice_bits) for layer in model.values())
+    assert "programming chip 3" in capsys.readouterr().err
 
 
 def test_one_seed_is_one_chip(network):

@@ -152,15 +152,16 @@ def test_what_flags_say_is_handed_to_the_programming(scene, monkeypatch):
     given = []
     monkeypatch.setattr(quant, "program", lambda model, device, *args, **more: given.append((args, more)))
     net = scene[0]
-    usual = {"read_noise": None, "adc_noise": 0.0, "adc_offset": 0.0, "adc_gain": 0.0, "wires": None, "noise_seed": 0}
+    usual = {"read_noise": None, "adc_noise": 0.0, "adc_offset": 0.0, "adc_gain": 0.0, "wires": None, "noise_seed": 0,
+             "progress": False}
     Chips(device=NOISY).program(net, 3)
     Chips(device=NOISY, read_noise=0.5, adc_noise=0.1, adc_offset=0.2, adc_gain=0.3, wire_ohm=2.0, noise_seed=7,
           reference_cells="ideal").program(net, 4)
     Chips(device=NOISY, read_noise=0.0, access="gate").program(net, 0)
-    Chips(device=Device.preset("pcm"), read_noise="device").program(net, 0)
-    assert given == [((3, "device"), usual), ((4, "ideal"), {
+    Chips(device=Device.preset("pcm"), read_noise="device").program(net, 0, progress=True)
+    assert given == [((3, "device"), usual), ((4, "ideal"), usual | {
         "read_noise": 0.5, "adc_noise": 0.1, "adc_offset": 0.2, "adc_gain": 0.3, "wires": Wires(wire_ohm=2.0), "noise_seed": 7}),
-        ((0, "device"), usual | {"read_noise": 0.0}), ((0, "device"), usual)]
+        ((0, "device"), usual | {"read_noise": 0.0}), ((0, "device"), usual | {"progress": True})]
     assert Chips(device=Device.preset("pcm"), read_noise="device").device.read_noise == "device"
 
 

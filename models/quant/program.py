@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from .cells import Cells, Chip, on_grid
 from .crossbar import CrossbarLayer, crossbar_layers
@@ -28,7 +32,7 @@ FITTED_INPUTS, FITTED_ARRAYS, DENSEST = 64, 8, 0.5  # of the curve of gate acces
 
 @dataclass(frozen=True)
 class _Draw:
-    """Everything that decides a chip; see `program`."""
+    """Everything that decides a chip, see `program`, and who wants to know how far it is."""
 
     device: Device
     seed: int
@@ -38,12 +42,13 @@ class _Draw:
     adc_gain: float
     wires: Wires
     noise_seed: int
+    done: Callable[[], Any]  # to be called behind each slice
     curve_errors: list[float] = field(default_factory=list)  # of the curves that were fitted
 
 
 def program(model: nn.Module, device: Device | None, seed: int = 0, reference_cells: str = "device", *,
             read_noise: float | str | None = None, adc_noise: float = 0.0, adc_offset: float = 0.0, adc_gain: float = 0.0,
-            wires: Wires | None = None, noise_seed: int = 0) -> None:
+            wires: Wires | None = None, noise_seed: int = 0, progress: bool = False) -> None:
     """Program every crossbar layer of `model`: cells as the device makes them, the same for the same seed on every machine.
 
     A cell of conductance G has the value `x = (G - G_min) / dG` in levels, on a grid (`cells.Cells`). The reference column of an
@@ -63,6 +68,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
             by side; with gate access those of `devices.wires.gate_curve` behind its curve, whose error on random inputs is logged;
             of pairs each line is behind it.
         noise_seed: of the noise of reads.
+        progress: show a progress bar, where it takes some seconds.
     Raises: ValueError for values that cannot be, a device of fewer levels than the cells have, or cells that the grid does not
         hold; no layer is changed.
     """
@@ -79,8 +85,12 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         device = replace(device, read_noise=read_noise)
     for _, layer in crossbar_layers(model):
         check_chip(layer, device, wires, reference_cells)
-    draw = _Draw(device, seed, reference_cells, adc_noise, adc_offset, adc_gain, wires or Wires(), noise_seed)
-    chips = [(layer, _chip(name, layer, draw)) for name, layer in crossbar_layers(model)]
+    slices = sum(len(layer.slice_bits) for _, layer in crossbar_layers(model))
+    watched = sys.stderr.isatty()
+    with tqdm(total=slices, desc=f"programming chip {seed}", unit="slice", disable=not progress, leave=False, dynamic_ncols=True,
+              delay=2 if watched else 60, mininterval=0.5 if watched else 60) as bar:
+        draw = _Draw(device, seed, reference_cells, adc_noise, adc_offset, adc_gain, wires or Wires(), noise_seed, bar.update)
+        chips = [(layer, _chip(name, layer, draw)) for name, layer in crossbar_layers(model)]
     for layer, chip in chips:
         layer.chip = chip
     if draw.curve_errors:
@@ -131,6 +141,7 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
             reference[k] = twice[k] * scale // 2 + off[k]
         else:
             reference[k] = np.rint(scale * (column - g_min) / step)
+        draw.done()
     where = ideal.values.device
     cells = Cells(torch.from_numpy(values).to(where), torch.from_numpy(reference).to(where), ideal.fraction_bits)
     nominal, shift = None, torch.from_numpy(off.astype(np.int32)).to(where)
@@ -166,6 +177,7 @@ def _pair_chip(name, layer, draw):
         values[k] = on_grid((drawn[0] - drawn[1]) / step, layer.cell_spec.cell_bits)
         if both is not None:
             both[k] = on_grid((drawn[0] + drawn[1] - 2 * g_min) / step, layer.cell_spec.cell_bits)
+        draw.done()
     where = ideal.values.device
     cells = Cells(torch.from_numpy(values).to(where), ideal.reference, ideal.fraction_bits)
     slices, both = len(values), None if both is None else torch.from_numpy(both).to(where)
