@@ -23,9 +23,9 @@ class ConversionReport:
     Attributes: digital, `{name: reason}` of products with weights that stay digital; between, multiplications of two activations in the
         first batch; unused, matrices that entered no product (looked up, added, or not used at all); notes; images, of the
         first batch; layers, a dict for each layer on crossbars: name, weights, multiplications (of the first batch), arrays
-        (row blocks), fill (mean share of their rows that is used), quantization_db and hardware_db (SQNR of the layer's output against the
-        float product of the same input, quantized and then also through its ADC; None where nothing is lost); same_top1 and sqnr_db,
-        of the network's output against the float network's: "quantized", and "hardware".
+        (each with a column for every output), fill (mean share of their rows that is used), quantization_db and hardware_db (SQNR of
+        the layer's output against the float product of the same input, quantized and then also through its ADC; None where nothing
+        is lost); same_top1 and sqnr_db, of the network's output against the float network's: "quantized", and "hardware".
     """
 
     digital: dict[str, str]
@@ -81,7 +81,7 @@ class ConversionReport:
         if "arrays" in self.layers[0]:
             arrays = sum(layer["arrays"] for layer in self.layers)
             fill = sum(layer["fill"] * layer["arrays"] for layer in self.layers) / arrays
-            lines.append(f"{arrays:,} row blocks, {100 * fill:.0f} % of their rows in use")
+            lines.append(f"{arrays:,} arrays with a column for every output, {100 * fill:.0f} % of their rows in use")
             for name, text in (("quantized", "quantized"), ("hardware", "with ADCs")):
                 lines.append(f"{text}: {100 * self.same_top1[name]:.1f} % of {self.images} images classified as by the float network, "
                              f"SQNR of the output {_db(self.sqnr_db[name])}")
