@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 
 from .spec import ADC_GRID
 
@@ -18,15 +19,17 @@ GRID = float(ADC_GRID)
 MOST_TERMS = 2**30  # errors that a search for the best step adds up: beyond, it takes minutes
 
 
-def transfer(u: Any, unit: float, delta: float, q_min: int, adc_bits: int) -> np.ndarray:
+def transfer(u: Any, unit: float, delta: float, q_min: int, adc_bits: int) -> np.ndarray | torch.Tensor:
     """ADC codes of the read values `v = unit * u`.
 
     `q = clip(rint(v / delta), q_min, q_min + 2^B - 1)` in float64, ties to even. This formula is the truth; an engine
     may compute a code in another way only after checking it here for every possible `u`.
 
-    Args: u, integer array; unit, 1/2 or 1; delta, step in units of `v`; q_min, lowest code; adc_bits, B.
-    Returns: int64 array of the shape of `u`.
+    Args: u, integer array or tensor; unit, 1/2 or 1; delta, step in units of `v`; q_min, lowest code; adc_bits, B.
+    Returns: int64 array or tensor of the shape of `u`.
     """
+    if isinstance(u, torch.Tensor):
+        return torch.round(u.double() * unit / delta).clamp(q_min, q_min + 2**adc_bits - 1).long()
     q = np.rint(np.asarray(u, dtype=np.float64) * unit / delta)
     return np.clip(q, q_min, q_min + 2**adc_bits - 1).astype(np.int64)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..adc import transfer
 from ..readout import column_numbers, curve_at, first_image, fused, noise, read_key
 from . import accumulator_dtype
 
@@ -141,10 +142,8 @@ def _cells(layer, device):
 
 
 def _static(u, layer, z, k):
-    """`adc.transfer` on a tensor, in units of what codes are added in."""
-    delta, q_min, bits = layer.converter(z, k)
-    q = torch.round(u.double() * layer.unit / delta).clamp(q_min, q_min + 2**bits - 1).long()
-    return q * layer.multiplier(z, k)
+    """ADC codes in units of what they are added in."""
+    return transfer(u, layer.unit, *layer.converter(z, k)) * layer.multiplier(z, k)
 
 
 def _dynamic(u, adc_bits):
