@@ -45,7 +45,7 @@ def device_of(engine):
     return interpreter.DEVICE if engines.name_of(engine) == "triton" else torch.device("cpu")
 
 
-def fits(engine, case, most=80):
+def fits(engine, case, most=40):
     """Whether the engine runs these cells; and Triton's interpreter takes long for many dot products."""
     spec, layer = case.spec, case.layer()
     if engines.name_of(engine) == "numba":
@@ -87,31 +87,31 @@ def check_histogram(some_engines, case):
 
 
 @given(case=grid_cases(adc_ranges=["calibrated", "full"]))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_static_adc(all_engines, case):
     check(those_that_fit(all_engines, case), case)
 
 
 @given(case=grid_cases(planned=True))
-@settings(max_examples=100)
+@settings(max_examples=70)
 def test_planned_adc(all_engines, case):
     check(those_that_fit(all_engines, case), case)
 
 
 @given(case=grid_cases(adc_ranges=["dynamic"]))
-@settings(max_examples=100)
+@settings(max_examples=70)
 def test_dynamic_adc(all_engines, case):
     check(those_that_fit(all_engines, case), case)
 
 
 @given(case=grid_cases(adc_ranges=["ideal"]))
-@settings(max_examples=100)
+@settings(max_examples=70)
 def test_ideal(all_engines, case):
     check(those_that_fit(all_engines, case), case)
 
 
 @given(case=grid_cases(kinds=["near", "levels", "negative", "zeros", "constant"]))
-@settings(max_examples=80)
+@settings(max_examples=60)
 def test_histogram(all_engines, case):
     low, high = case.layer().u_span
     assume(high - low < 2**19)

@@ -88,13 +88,13 @@ def check(engine, case):
 
 
 @given(case=cases(adc_ranges=["calibrated", "full"]))
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_static_adc(engine, case):
     check(engine, case)
 
 
 @given(case=cases(planned=True))
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_planned_adc(engine, case):
     check(engine, case)
 
@@ -110,13 +110,13 @@ def test_planned_adc_without_byte_tables(case):
 
 
 @given(case=cases(adc_ranges=["dynamic"]))
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_dynamic_adc(engine, case):
     check(engine, case)
 
 
 @given(case=cases(adc_ranges=["ideal"]))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_ideal(engine, case):
     check(engine, case)
 
@@ -140,7 +140,7 @@ def test_lossless_reads_add_up_to_the_integer_convolution(engine, case):
 
 
 @given(case=cases(adc_ranges=["calibrated", "ideal", "dynamic"]))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_histogram(engine, case):
     layer = case.layer()
     low, high = layer.u_span
