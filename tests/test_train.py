@@ -101,7 +101,7 @@ def assert_same(a, b, where="checkpoint"):
 
 def test_killed_and_interrupted_run_ends_with_the_same_bits(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    flags = [*FLAGS, *MANY_STEPS, "--clp", "--cutout", "6"]
+    flags = [*FLAGS, *MANY_STEPS, "--epochs", "2", "--clp", "--cutout", "6"]
     reference = start("--save_path", str(whole), *flags)
 
     process = start("--save_path", str(broken), "--save_minutes", "0", *flags)
@@ -126,8 +126,8 @@ def test_killed_and_interrupted_run_ends_with_the_same_bits(tmp_path):
             assert checkpoint.pop("seconds") > 0
         assert len(expected.pop("commands")) == 1 and len(result.pop("commands")) == 3
         assert_same(expected, result)
-    last = load_checkpoint(whole / "checkpoint.pth.tar")
-    assert max(row["val_acc"] for row in last["history"]) > 30  # and it learned something, so equality says something
+    first, second = load_checkpoint(whole / "checkpoint.pth.tar")["history"]
+    assert second["train_loss"] < 0.97 * first["train_loss"]  # and it learned something, so equality says something
 
 
 def test_interrupted_validation_is_repeated(tmp_path, monkeypatch):
