@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numba
 import numpy as np
 import pytest
 
-from models.quant.engines.cpu.cache import SOURCES
+from models.quant.engines.cpu import loop
+from models.quant.engines.cpu.cache import SOURCES, compiled_once
 from models.quant.engines.cpu.grouped_kernel import Ranges
 from models.quant.engines.cpu.loop import Kernel, _take, loaded
 
@@ -93,3 +97,42 @@ for kind in sys.argv[1:]:
         done = subprocess.run([sys.executable, "program.py", *kinds], cwd=tmp_path, capture_output=True, text=True,
                               env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")})
         assert done.returncode == 0 and done.stdout.split() == ["6.0"] * len(kinds), (done.returncode, done.stderr)
+
+
+def stand_in(folder):
+    """What `compiled_once` asks of a function."""
+    return SimpleNamespace(__qualname__="function", stats=SimpleNamespace(cache_path=str(folder)))
+
+
+def test_who_wants_what_another_compiles_waits_for_it(tmp_path):
+    order, inside = [], threading.Event()
+
+    def other():
+        inside.wait()
+        with compiled_once(stand_in(tmp_path)):
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with compiled_once(stand_in(tmp_path)):
+        inside.set()
+        thread.join(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
+
+
+def test_a_kernel_is_compiled_in_one_process_at_a_time():
+    kernel = Kernel(of_ranges, "locked_ranges")
+    with patch.object(loop, "compiled_once", wraps=compiled_once) as locked:
+        kernel(0, Ranges(np.arange(5), 0, 7), 3, True, np.zeros(5))
+        kernel(0, Ranges(np.arange(5), 0, 7), 3, True, np.zeros(5))
+    locked.assert_called_once_with(kernel.compiled)
+    assert Path(kernel.compiled.stats.cache_path, "locked_ranges.lock").exists()
+
+
+def test_who_hangs_and_a_folder_that_is_gone_hold_up_nobody(tmp_path):
+    with compiled_once(stand_in(tmp_path)), compiled_once(stand_in(tmp_path), patience=0.1):
+        pass
+    with compiled_once(stand_in(tmp_path / "absent")):
+        pass

@@ -12,9 +12,16 @@ import logging
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numba
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +30,26 @@ log = logging.getLogger(__name__)
 # for one, which stands for all files of this folder, and so has what it calls, where that is kept by itself too.
 SOURCES = int.from_bytes(hashlib.sha256(b"".join(
     file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))).digest()[:7], "little")
+
+
+@contextlib.contextmanager
+def compiled_once(function, patience: float = 120.0) -> Iterator[None]:
+    """Within `with`, no other process that keeps its kernels in the same folder compiles this function. Programs that start together, as
+    the jobs of an array do, would all compile it else, and write its list of what is kept over each other's; so, those that wait find it.
+
+    Args: patience, seconds, after which it runs all the same, as it does where the system has no locks: another process may hang.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(open(Path(function.stats.cache_path) / f"{function.__qualname__}.lock", "w"))
+            end = time.monotonic() + patience
+            while fcntl is not None and time.monotonic() < end:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.05)
+        yield
 
 
 def _probe() -> None:

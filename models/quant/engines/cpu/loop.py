@@ -16,7 +16,7 @@ from numba import _dispatcher, njit, prange, types
 from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic
 
-from .cache import SOURCES
+from .cache import SOURCES, compiled_once
 
 
 class Kernel:
@@ -45,7 +45,8 @@ class Kernel:
     def _compile(self, arguments):
         """The address of the machine code for arguments of these types."""
         signature = types.CPointer(arguments), types.intp, types.Omitted(SOURCES)
-        self.compiled.compile(signature)
+        with compiled_once(self.compiled):
+            self.compiled.compile(signature)
         result = self.compiled.overloads[signature]
         return result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
 
