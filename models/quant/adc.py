@@ -356,8 +356,9 @@ def best_bits(error: np.ndarray, costs: np.ndarray | None = None) -> tuple[np.nd
         least = tried.min(axis=0)
     bits, left = np.zeros((total + 1, kinds), np.int8), np.arange(total + 1)
     for kind in reversed(range(kinds)):
-        bits[:, kind] = taken[kind, left]
-        left = left - bits[:, kind] * costs[kind]
+        given = taken[kind, left]
+        bits[:, kind] = given
+        left = left - given.astype(np.int64) * costs[kind]  # NumPy 1 would multiply in 8 bits
     return least, bits
 
 
