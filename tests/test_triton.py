@@ -336,6 +336,20 @@ def test_float32_arithmetic_equals_the_transfer_everywhere(spec, data):
     assert np.array_equal(found, wanted) == (constants is not None)
 
 
+def test_fused_products_of_older_interpreters_are_those_of_newer_ones():
+    newer = getattr(triton.runtime.interpreter._interpreter, "fma_fp32", None)
+    if newer is None:
+        pytest.skip("this interpreter rounds them twice")
+    rng = np.random.default_rng(0)
+    x, y, z = (np.ldexp(rng.standard_normal(100_000), rng.integers(-30, 30, 100_000)).astype(np.float32) for _ in range(3))
+    z[::2] = (-x * y)[::2]  # what is left of a difference
+    # Sums so near to the middle of two numbers that float64 has them there: `x y = 2^-24 (1 - 2^-30)`, z with a last bit of one.
+    x[1::4], y[1::4] = 1 + 2**-15, np.copysign((1 - 2**-15) * 2**-24, y[1::4])
+    z[1::4] = 1 + (2 * rng.integers(0, 2**22, 25_000) + 1) * 2**-23
+    assert (interpreter.fused(x, y, z) != (x.astype(np.float64) * y + z).astype(np.float32)).sum() == 25_000
+    np.testing.assert_array_equal(interpreter.fused(x, y, z), newer(x, y, z))
+
+
 @pytest.mark.parametrize("bits", [1, 6, 12])
 @pytest.mark.parametrize("span", [1, 3, 7, 93, 128, 1001, 12289, 65535, 2**17 + 1, 99999, 2**24 + 3, 133169151])
 def test_division_is_correctly_rounded(span, bits):
