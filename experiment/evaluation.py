@@ -335,7 +335,7 @@ def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = ""
     with passing or contextlib.nullcontext():
         for first, batch in shown:
             started = time.perf_counter()
-            with quant.image_numbers(first):  # noise of reads does not depend on the batches
+            with quant.image_numbers(first, len(batch)):  # noise of reads does not depend on the batches
                 predictions.append(network(batch).argmax(1).cpu())
             seconds += time.perf_counter() - started
     return torch.cat(distributed.in_order(predictions)), max(distributed.gathered(seconds))

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.quant import CrossbarSpec, Device, calibrate, convert, crossbar_layers, image_numbers, program, set_engine
+from models.quant import CrossbarSpec, Device, calibrate, convert, crossbar_layers, image_numbers, program, set_engine, set_spec
 from models.quant.conversion.binding import Bound
 from models.quant.conversion.encodings import ENCODINGS
 from models.quant.conversion.layer import ConvertedLayer
+from models.quant.conversion.tracing import SAMPLE, sampled
 from models.quant.cost import count
 
 pytestmark = pytest.mark.usefixtures("plain_engine")
@@ -709,3 +710,135 @@ def test_a_learned_query_is_named():
 def test_images_of_no_use(images, message):
     with pytest.raises(ValueError, match=message):
         convert(Small(), W8A8, images)
+
+
+# -- what a trace must not miss
+
+
+@pytest.mark.parametrize("shape", [(32, 512, 64), (32, 64, 32, 32), (32, 197, 768), (32, 3, 224, 224), (2**17, 8), (7, 5, 3)])
+def test_a_sample_has_values_of_every_channel_row_and_column(shape):
+    found = sampled(torch.arange(torch.Size(shape).numel())).long()
+    assert len(found) == min(SAMPLE, torch.Size(shape).numel()) or 2 * len(found) > SAMPLE
+    for size, places in zip(shape, torch.unravel_index(found, shape)):
+        assert len(places.unique()) == min(size, len(found))
+
+
+@pytest.mark.parametrize("layer, shape", [(nn.Linear(64, 16), (32, 512, 64)), (nn.Conv2d(64, 8, 3, padding=1), (32, 64, 32, 32))])
+def test_scales_are_not_those_of_the_first_column(layer, shape):
+    x = seeded(shape).relu()
+    x[..., 0] *= 0.01
+    with torch.no_grad():
+        wanted, found = layer(x), convert(layer, W8A8, x, correct="none")(x)
+    assert (found - wanted).square().sum() < 1e-3 * wanted.square().sum()  # 30 dB; 8-bit scales of all values have 37
+
+
+class Written(nn.Module):
+    """Tensors that follow from nothing are filled with what follows from the input."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head, self.way = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 4), way
+
+    def forward(self, x):
+        y = torch.zeros(len(x), 16)
+        if self.way == "sum":
+            for layer in (self.first, self.second):
+                y += layer(x)
+        elif self.way == "parts":
+            y[:, :8], y[:, 8:] = self.first(x)[:, :8], self.second(x)[:, 8:]
+        elif self.way == "view":
+            y.view(-1, 2, 8)[:, 1].copy_(self.first(x)[:, :8] + self.second(x)[:, 8:])
+        else:
+            torch.add(self.first(x), self.second(x), out=y)
+        return self.head(torch.relu(y))
+
+
+@pytest.mark.parametrize("way", ["sum", "parts", "view", "out"])
+def test_what_is_written_in_place_follows_from_the_input(way):
+    x, model = seeded((32, 8)), Written(way)
+    net = convert(model, W8A8, x)
+    assert len(crossbar_layers(net)) == 3 and not net.crossbar_report.digital
+    with torch.no_grad():
+        assert F.cosine_similarity(net(x).flatten(), model(x).flatten(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("lookup", ["function", "index"])
+def test_gptq_leaves_a_weight_that_is_looked_up(lookup):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.middle = nn.Parameter(torch.randn(50, 32)), nn.Linear(32, 32)
+
+        def forward(self, x):
+            words = F.embedding(x, self.words) if lookup == "function" else self.words[x]
+            return F.linear(torch.tanh(self.middle(words)).mean(1), self.words)
+
+    model = Tied()
+    net = convert(model, CrossbarSpec(2, 8, adc_range="ideal"), torch.randint(0, 50, (64, 6)), rounding="gptq", first_last_bits=None)
+    assert torch.equal(net.words, model.words) and not torch.equal(net.middle.weight, model.middle.weight)
+    assert net.crossbar_report.notes == ["words: rounded to nearest, as GPTQ's result cannot be written into its weight"]
+
+
+def test_a_kernel_that_is_a_turned_view():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = nn.Parameter(seeded((8, 3, 3, 5)))
+
+        def forward(self, x):
+            return F.conv2d(x, self.kernel.transpose(2, 3))
+
+    x, model = seeded((4, 3, 9, 9)), Turned()
+    net = convert(model, CrossbarSpec(8, 8, adc_bits=8, adc_range="full"), x)
+    with torch.no_grad():
+        assert (net(x) - model(x)).square().mean() < 0.01 * model(x).square().mean()
+    count(net, x)
+
+
+def test_twos_complement_has_digits_of_one_bit_whoever_sets_them():
+    x, wide = seeded((8, 6)), CrossbarSpec(8, 8, dac_bits=2, adc_range="full", adc_bits=8)
+    for give in (lambda: convert(nn.Linear(6, 4), wide, x, inputs="twos"),
+                 lambda: convert(nn.Linear(6, 4), W8A8, x, inputs="twos", specs={"*": wide}),
+                 lambda: set_spec(convert(nn.Linear(6, 4), W8A8, x, inputs="twos"), wide)):
+        with pytest.raises(ValueError, match="^inputs is 'twos' with dac_bits above 1"):
+            give()
+    convert(nn.Linear(6, 4), wide, x.abs(), inputs="twos")  # no input is below zero
+
+
+@pytest.mark.parametrize("layer, shape, products", [
+    (nn.ConvTranspose2d(2, 4, 3, stride=2), (3, 2, 8, 8), 3 * 2 * 64 * 4 * 9), (nn.Conv3d(2, 4, 3), (3, 2, 6, 8, 8), 3 * 4 * 4 * 36 * 54),
+    (nn.Conv2d(2, 4, 3, stride=2, padding=1), (3, 2, 8, 8), 3 * 4 * 16 * 18)])
+@pytest.mark.parametrize("inputs", ["phases", "offset"])
+def test_costs_count_the_products_and_numbers_of_the_layer(layer, shape, products, inputs):
+    """Not the zeros between its pixels or around them, and each plane once."""
+    x = seeded(shape)
+    net = convert(nn.Sequential(layer), CrossbarSpec(8, 8, adc_range="full", adc_bits=8), x, inputs=inputs)
+    [found] = count(net, x).layers.values()
+    assert (found.multiplications, found.inputs) == (products, x.numel())
+    assert net.crossbar_report.layers[0]["multiplications"] == products  # of the same images
+
+
+def test_noise_of_windows_does_not_depend_on_the_batch():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x):  # four windows of 2 x 2 pixels beside each other in the batch
+            x = x.view(-1, 2, 2, 2, 2, 8).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, 8)
+            return self.layer(x).reshape(-1, 128)
+
+    x = seeded((6, 4, 4, 8))
+    net = convert(Windows(), CrossbarSpec(8, 8, adc_range="full", adc_bits=10), x)
+    program(net, Device.preset("neurosim_tsinghua_130nm"), 0, adc_noise=1.0)
+    with image_numbers(0, 6):
+        whole = net(x)
+    parts = []
+    for first, size in ((0, 1), (1, 3), (4, 2)):
+        with image_numbers(first, size):
+            parts.append(net(x[first:first + size]))
+    assert torch.equal(torch.cat(parts), whole)
+    twice = net(x[:1].expand(2, -1, -1, -1))
+    assert not torch.equal(twice[0], twice[1])  # images have noise of their own

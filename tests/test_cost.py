@@ -112,7 +112,7 @@ def brute_force(layer, x, width, low, high, volt, pulse):
                     array.append(low + step * cells)
                     found["cells"] += len(cells)
                 reference = twice[slices.index((shift, bits))] / 2
-                if spec.reference == "analog" and reference:
+                if spec.reference == "analog":
                     levels = [reference] if reference % 1 == 0 else [2**bits - 1, 2 * reference - (2**bits - 1)]
                     array += [np.full(len(lines), low + step * level) for level in levels]
             # A digit's pulses add up to its value.

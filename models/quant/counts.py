@@ -14,6 +14,7 @@ are idle. So one pass serves all cells and ADCs, and it may be a pass that is ma
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,7 @@ class LayerCounts:
     Attributes:
         w_shape: `[out, in / groups, kh, kw]`. groups: of the convolution.
         pixels: output pixels, once for each pass that a layer needs (signed inputs in phases take two).
-        outputs: output pixels, once. inputs: codes that came in, once.
+        outputs: output pixels, once. inputs: numbers that came in, once. multiplications: products of one of them and a weight.
         ones: int64 `[a_bits, groups, rows]`, rows in (tap, channel) order, as above.
         reads: for each layout, int64 `[256]`: how many times the codes on the word lines of an array, joined by OR, were 0, 1, ...
     """
@@ -46,13 +47,9 @@ class LayerCounts:
     pixels: int
     outputs: int
     inputs: int
+    multiplications: int
     ones: np.ndarray
     reads: dict[Layout, np.ndarray]
-
-    @property
-    def multiplications(self) -> int:
-        """Products of a weight and an input."""
-        return self.outputs * int(np.prod(self.w_shape))
 
     def reads_of(self, mapping: str, rows: int) -> np.ndarray:
         """`reads` of one layout. Raises: ValueError where it was not counted."""
@@ -88,7 +85,8 @@ class Counts:
 def _both(a: LayerCounts, b: LayerCounts) -> LayerCounts:
     """Counts of a layer on two sets of images."""
     reads = {layout: found + b.reads[layout] for layout, found in a.reads.items()}
-    return LayerCounts(a.w_shape, a.groups, a.pixels + b.pixels, a.outputs + b.outputs, a.inputs + b.inputs, a.ones + b.ones, reads)
+    return LayerCounts(a.w_shape, a.groups, a.pixels + b.pixels, a.outputs + b.outputs, a.inputs + b.inputs,
+                       a.multiplications + b.multiplications, a.ones + b.ones, reads)
 
 
 @contextlib.contextmanager
@@ -133,10 +131,12 @@ class _Watch:
         self.cuts = [group * self.w_shape[1] + cut for group in range(groups) for cut in self.cuts[:-1]] + [groups * self.w_shape[1]]
         self.reads = {layout: np.zeros(256, np.int64) for layout in layouts}
         self.places: dict[tuple[int, ...], Ones] = {}  # by the input's size [H, W, in]
-        self.pixels = self.outputs = self.inputs = 0
+        self.pixels = self.outputs = self.inputs = self.multiplications = 0
 
-    def see(self, codes: Tensor, again: bool = False) -> None:
-        """Args: codes, uint8 `[N, H, W, in]`; again, they are another pass of inputs that were seen."""
+    def see(self, codes: Tensor, again: bool = False, inputs: int | None = None, multiplications: int | None = None) -> None:
+        """Args: codes, uint8 `[N, H, W, in]`; again, they are another pass of inputs that were seen; inputs, multiplications: how many
+        numbers came in and were multiplied, where the codes are not these numbers once each: zeros between them, or planes that stand
+        in several."""
         if not len(codes):
             return
         codes = codes.detach().cpu().contiguous()
@@ -144,8 +144,10 @@ class _Watch:
         size = self.geometry.output_size(height, width, self.w_shape[2:])
         self.pixels += images * size[0] * size[1]
         if not again:
-            self.outputs += images * size[0] * size[1]
-            self.inputs += codes.numel()
+            outputs = images * size[0] * size[1]
+            self.outputs += outputs
+            self.inputs += codes.numel() if inputs is None else inputs
+            self.multiplications += outputs * math.prod(self.w_shape) if multiplications is None else multiplications
         if codes.shape[1:] not in self.places:
             self.places[codes.shape[1:]] = Ones(height * width, channels, self.a_bits, self.cuts)
         joined = self.places[codes.shape[1:]].add(codes.view(images, -1, channels))
@@ -165,7 +167,7 @@ class _Watch:
                     for size, places in self.places.items())
         groups = self.geometry.groups
         found = found.reshape(self.a_bits, -1, groups, self.w_shape[1]).transpose(0, 2, 1, 3).reshape(self.a_bits, groups, -1)
-        return LayerCounts(self.w_shape, groups, self.pixels, self.outputs, self.inputs, found, self.reads)
+        return LayerCounts(self.w_shape, groups, self.pixels, self.outputs, self.inputs, self.multiplications, found, self.reads)
 
 
 def _under_the_kernel(places: np.ndarray, geometry: Geometry, kernel: tuple[int, int]) -> np.ndarray:

@@ -38,7 +38,8 @@ def gate_errors(model: nn.Module, images: Tensor, device: Device, straight: Mapp
     if lacking := [name for name, layer in layers if layer.spec.weights == "pair" and both.get(name) is None]:
         raise ValueError(f"both holds nothing of layer {lacking[0]}, whose weights are pairs")
     inputs, _ = ideal_pass(model, layers, images[:IMAGES])
-    return {name: _of_layer(layer, layer.a_codes(inputs[name]), device, straight[name], wire_ohm, both.get(name)) for name, layer in layers}
+    return {name: _of_layer(layer, torch.cat(layer.parts(inputs[name])), device, straight[name], wire_ohm, both.get(name))
+            for name, layer in layers}
 
 
 def _of_layer(layer: CrossbarLayer, a_codes: Tensor, device: Device, straight: Cells, wire_ohm: float,

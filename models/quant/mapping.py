@@ -164,7 +164,7 @@ class MappedLayer:
 def w_rows(w_codes: Tensor, groups: int) -> Tensor:
     """Weight codes `[out, in / groups, kh, kw]` as `[groups, rows, out / groups]`, rows in (tap, channel) order."""
     out, channels, kh, kw = w_codes.shape
-    return w_codes.view(groups, out // groups, channels, kh * kw).permute(0, 3, 2, 1).reshape(
+    return w_codes.reshape(groups, out // groups, channels, kh * kw).permute(0, 3, 2, 1).reshape(
         groups, kh * kw * channels, out // groups)
 
 

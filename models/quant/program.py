@@ -255,8 +255,7 @@ def _behind_a_curve(lines, arrays, wire_ohm, generator, errors):
         fit = gate_curve(part[:FITTED_ARRAYS, :, :COLUMNS], on, wire_ohm)
         curve = curve or fit.b
         errors.append(fit.error)
-        left = fit.cells[0].sum(-1) / np.maximum(part[0, :, :COLUMNS].sum(-1), 1e-30)  # of each row, behind the wires
-        found[:, start:stop] = 1e6 * part * left[:, None]
+        found[:, start:stop] = 1e6 * part * fit.left[:, None]
     return found, curve
 
 

@@ -30,7 +30,7 @@ STEPS = 2**12  # deviations of reads are multiples of DEVIATION / STEPS: then fl
 COLUMN_KEY, MIX_1, MIX_2 = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35  # odd numbers that spread bits, the last two of MurmurHash3
 GOLDEN, MIX_3, MIX_4 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64 (Steele et al., OOPSLA 2014)
 
-_first_image = contextvars.ContextVar("first_image", default=0)
+_images = contextvars.ContextVar("images", default=(0, None))  # number of the first, how many there are
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,19 +84,25 @@ class Readout:
 
 
 @contextlib.contextmanager
-def image_numbers(first: int) -> Iterator[None]:
+def image_numbers(first: int, count: int | None = None) -> Iterator[None]:
     """Within the block, batches hold the images of the set from number `first` on: they are part of the key of read noise, so that
-    an image sees the same noise in any batch."""
-    token = _first_image.set(first)
+    an image sees the same noise in any batch. Args: count, how many a batch holds, which layers need to know whose input has several
+    for each image of the network, such as the windows of a Swin transformer."""
+    token = _images.set((first, count))
     try:
         yield
     finally:
-        _first_image.reset(token)
+        _images.reset(token)
 
 
 def first_image() -> int:
     """Number in its set of the first image of the batch at hand."""
-    return _first_image.get()
+    return _images.get()[0]
+
+
+def image_count() -> int | None:
+    """How many images the batch at hand has, where that is known."""
+    return _images.get()[1]
 
 
 def read_key(seed: int, image: Tensor, counter: Tensor) -> Tensor:

@@ -75,8 +75,6 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
     """
     _check(dict(weight_scale=(weight_scale, METHODS), activations=(activations, METHODS), inputs=(inputs, ENCODINGS),
                 rounding=(rounding, ROUNDINGS), correct=(correct, CORRECTIONS)))
-    if inputs == "twos" and spec is not None and spec.dac_bits > 1:
-        raise ValueError("inputs is 'twos' with dac_bits above 1: the digit that counts negative is one bit; take dac_bits 1, or phases")
     net = _prepared_copy(model, inplace)
     batches = _batches(images, net)
     found = _traced(net, batches, gram=rounding == "gptq" and spec is not None)
@@ -90,7 +88,8 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
         corrected = spec is not None and correct == "channel"
         first = torch.cat(batches)[:CORRECTION_IMAGES] if corrected else None
         wanted = _float_moments(net, bound, first) if corrected else {}  # before weights are rounded
-    notes, unrounded = ([], {}) if spec is None else _round(net, bound, rounding)
+    elsewhere = {*found.looked_up, *found.others, *(product.parameter for product in found.products if product not in chosen)}
+    notes, unrounded = ([], {}) if spec is None else _round(net, bound, rounding, elsewhere)
     report = ConversionReport(digital, found.between, _never_used(net, found), notes,
                               digital_multiplications=found.others_multiplications + sum(
                                   product.multiplications for product in found.products if product not in chosen))
@@ -325,12 +324,17 @@ def _bind_again(key, root, module, _):
         module._parameters[key] = root
 
 
-def _round(net, bound, rounding):
-    """Round weights. Returns: what could not be done as it was asked for, as lines for the report; `{layer: its kernel before}`."""
+def _round(net, bound, rounding, elsewhere):
+    """Round weights.
+
+    Args: elsewhere, parameters that the network looks up, or multiplies without crossbars.
+    Returns: what could not be done as it was asked for, as lines for the report; `{layer: its kernel before}`.
+    """
     notes, unrounded, places = [], {}, [id(parameter) for _, parameter in net.named_parameters(remove_duplicate=False)]
     for name, (layer, product) in bound.items() if rounding == "gptq" else ():
         root = layer._root[0]
-        shared = len(root.layers) > 1 or places.count(id(root)) > 1  # other products, or lookups, want the weight as it is
+        # Other products, and lookups, want the weight as it is.
+        shared = product.parameter in elsewhere or len(root.layers) > 1 or places.count(id(root)) > 1
         if shared or product.made or product.form.kind == "transposed" or product.form.dims == 3:
             notes.append(f"{name}: rounded to nearest, as GPTQ's result cannot be written into its weight")
             continue

@@ -16,7 +16,7 @@ from ..engines.cpu import elementwise
 from ..mapping import MappedLayer
 from ..on_arrays import ADC_BUFFERS
 from ..quantizers import warn_of_nan
-from ..readout import first_image, image_numbers
+from ..readout import first_image, image_count, image_numbers
 from ..spec import MOST_ROWS, CrossbarSpec, Geometry
 from . import encodings
 from .binding import Bound, plain
@@ -104,6 +104,9 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         w_bits, a_bits = self.weight_quant.wbit, self.act_quant.bits
         if self._ternary and spec.rows > MOST_ROWS // 2:
             raise ValueError(f"rows is {spec.rows} with inputs 'ternary'; allowed are at most {MOST_ROWS // 2}")
+        if self.encoding == "twos" and spec.dac_bits > 1 and self.act_quant.signed:
+            raise ValueError("inputs is 'twos' with dac_bits above 1: the digit that counts negative is one bit; take dac_bits 1, or "
+                             "phases")
         return replace(spec, w_bits=w_bits, a_bits=a_bits, cell_bits=min(spec.cell_bits, w_bits), dac_bits=min(spec.dac_bits, a_bits))
 
     def _geometry(self) -> Geometry:
@@ -191,15 +194,17 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if not x.numel():
             return self.form.empty(x, self.operand)
         with torch.autocast(x.device.type, enabled=False):
-            if self.watch is not None:
-                passes = [part for part in self._parts(x, self.encoding) if not part.repeats]
-                for number, part in enumerate(passes):
-                    self.watch(part.pulses, again=number > 0)
             if self.act_quant.signed:
                 y = self._signed(x)
             else:
                 y = self._numbered(x, self._parts(x)[0], lambda codes: self._of_codes(codes, None))
-        return self._shaped(y, x)
+            y = self._shaped(y, x)
+            if self.watch is not None:
+                passes = [part for part in self._parts(x, self.encoding) if not part.repeats]
+                for number, part in enumerate(passes):
+                    self.watch(part.pulses, again=number > 0, inputs=x.numel(),
+                               multiplications=self.form.multiplications(x, self.operand, y))
+        return y
 
     def _shaped(self, y, x):
         """`[N, H', W', out]` as the product with `x` has it."""
@@ -225,8 +230,11 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         return scaled(sums, scale * values[0], offset)
 
     def _numbered(self, x, part, run):
-        """`run(codes)` with the numbers that the images of a part have for the noise of its reads."""
-        with image_numbers(first_image() * self.form.planes_of(x) + part.image_shift):
+        """`run(codes)` with the numbers that the images of a part have for the noise of its reads: the network's images may be several of
+        a layer each, planes or windows."""
+        images, whole = len(part.codes), image_count()
+        several = images // whole if whole and images % whole == 0 else self.form.planes_of(x)
+        with image_numbers(first_image() * several + part.image_shift):
             return run(part.codes)
 
     def parts(self, x: Tensor) -> list[Tensor]:

@@ -6,6 +6,7 @@ alone is told from what follows from the input, so that a weight that is compute
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +69,8 @@ class Trace:
     Attributes: products, in the order of their first calls; known, `{parameter: paths on the way to its products}`; others,
         `{name of a parameter: what it is that no crossbar does}`; others_multiplications, of these, as if each weight met each
         row of the input once; constant, parameters of products whose input is the same for every image; between, multiplications of
-        two activations; outputs, of the network, for each batch.
+        two activations; looked_up, parameters that what follows from the input is not only multiplied by; outputs, of the network, for
+        each batch.
     """
 
     products: list[Product] = field(default_factory=list)
@@ -77,6 +79,7 @@ class Trace:
     others_multiplications: int = 0
     constant: dict[str, None] = field(default_factory=dict)
     between: int = 0
+    looked_up: dict[str, None] = field(default_factory=dict)
     outputs: list[Any] = field(default_factory=list)
 
 
@@ -108,14 +111,28 @@ class _Watcher(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
+        result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if all(id(tensor) in self.fixed for tensor in tensors):
             self._follow(func, args, kwargs, tensors, result)
-        elif func in PRODUCTS or name in OTHERS or name in BETWEEN_ACTIVATIONS:
+            return result
+        for tensor, version in zip(tensors, versions):
+            if version is not None and tensor._version != version and id(tensor) in self.fixed:
+                self._written(tensor)
+        if func in PRODUCTS or name in OTHERS or name in BETWEEN_ACTIVATIONS:
             self._multiply(func, name, args, kwargs, tensors, result)
+        else:
+            self.found.looked_up.update({self.origin[id(tensor)][0]: None for tensor in tensors if id(tensor) in self.origin})
         return result
+
+    def _written(self, tensor):
+        """What shares the memory of a tensor that something of the input was written to follows from the input from now on."""
+        place = tensor.untyped_storage().data_ptr()
+        for key in [key for key, each in self.fixed.items() if each.untyped_storage().data_ptr() == place]:
+            del self.fixed[key]
+            self.origin.pop(key, None)
 
     def _follow(self, func, args, kwargs, tensors, result):
         """What follows from parameters and buffers alone."""
@@ -172,11 +189,20 @@ class _Watcher(TorchFunctionMode):
             return
         low, high = torch.aminmax(x)
         product.lowest, product.largest = min(product.lowest, low.item()), max(product.largest, high.item())
-        flat = x.reshape(-1)
-        product.sample.append(flat[::max(1, len(flat) // SAMPLE)][:SAMPLE].float().clone())
+        product.sample.append(sampled(x))
         if self.gram:
             gram = gram_of(found.form, x, product.weight)
             product.gram = gram if product.gram is None else product.gram + gram
+
+
+def sampled(x: Tensor) -> Tensor:
+    """Some SAMPLE values of x, float32, evenly from all over it, and from all of each of its dimensions: their distance has no divisor in
+    common with the number of values, or one channel or column might be met again and again."""
+    flat = x.reshape(-1)
+    distance = max(1, len(flat) // SAMPLE)
+    while math.gcd(distance, len(flat)) > 1:
+        distance += 1
+    return flat[::distance][:SAMPLE].float().clone()
 
 
 def _same(product, weight):

@@ -51,7 +51,7 @@ def columns(layer: CrossbarLayer) -> Columns:
     if layer.spec.reference == "digital":  # what is taken off is computed, no cells hold it
         return Columns(slice_bits, 1, tuple((0, 0) for _ in slice_bits))
     twice = layer.weight_quant.reference_twice(slice_bits)
-    return Columns(slice_bits, 1, tuple((0, 0) if r == 0 else (1, r // 2) if r % 2 == 0 else (2, r) for r in twice))
+    return Columns(slice_bits, 1, tuple((1, r // 2) if r % 2 == 0 else (2, r) for r in twice))
 
 
 def digit_ones(layer: CrossbarLayer) -> np.ndarray:
@@ -78,7 +78,7 @@ def _bits(numbers: Tensor, groups: int, bits: int) -> np.ndarray:
     """Args: numbers, uint8 `[out, in / groups, kh, kw]`."""
     out, channels, kh, kw = numbers.shape
     found = []
-    for group in numbers.view(groups, out // groups, channels, kh * kw):
+    for group in numbers.reshape(groups, out // groups, channels, kh * kw):
         counter = Ones(channels, kh * kw, bits)
         counter.add(group.contiguous())
         found.append(counter.sums.transpose(0, 2, 1).reshape(bits, -1))

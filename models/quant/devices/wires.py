@@ -293,11 +293,13 @@ class Curve(NamedTuple):
     cells: siemens, `[..., rows, columns]`.
     b: `(b_0, b_1, b_2)` for S in siemens, so in 1, 1/siemens, 1/siemens^2.
     error: `sqrt(sum (I - exact)^2 / sum exact^2)` over the inputs, columns and arrays that it was fitted on.
+    left: h^2, what the wires leave of each row's cells, `[rows]`.
     """
 
     cells: np.ndarray
     b: tuple[float, float, float]
     error: float
+    left: np.ndarray
 
     def current(self, on: ArrayLike, volt: float = 1.0) -> np.ndarray:
         """`I = volt S (b_0 + b_1 S + b_2 S^2)`, `S = on @ cells`. Args: see `gate_exact`. Returns: amperes `[..., n, columns]`."""
@@ -324,12 +326,13 @@ def gate_curve(conductance: ArrayLike, on: ArrayLike, wire_ohm: float) -> Curve:
     exact = gate_exact(conductance, on, wire_ohm)
     cells, on = np.asarray(conductance, dtype=np.float64), np.asarray(on, dtype=np.float64)
     if wire_ohm == 0 or not exact.any():
-        return Curve(cells.copy(), (1.0, 0.0, 0.0), 0.0)
+        return Curve(cells.copy(), (1.0, 0.0, 0.0), 0.0, np.ones(cells.shape[-2]))
     mean = (on.mean(axis=-2) * cells.mean(axis=-1)).reshape(-1, cells.shape[-2]).mean(axis=0)[:, None]
-    cells = cells * _shares(mean, wire_ohm, wire_ohm) ** 2
+    left = _shares(mean, wire_ohm, wire_ohm) ** 2
+    cells = cells * left
     s = on @ cells
     top = s.max()  # powers of S / top, of the size of 1, lose no digits
     powers = (s / top).reshape(-1, 1) ** np.arange(1, 4)
     fitted, *_ = np.linalg.lstsq(powers, exact.ravel(), rcond=None)
     error = np.sqrt(np.mean((powers @ fitted - exact.ravel()) ** 2) / np.mean(exact**2))
-    return Curve(cells, tuple(float(b) for b in fitted / top ** np.arange(1, 4)), float(error))
+    return Curve(cells, tuple(float(b) for b in fitted / top ** np.arange(1, 4)), float(error), left[:, 0])
