@@ -21,6 +21,7 @@ from experiment.evaluation import Cache, Setting, measure, place, program
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device, Wires, diagnostics
 from models.quant.devices import presets
+from models.quant.gate_errors import gate_errors
 from models.quant.readout import first_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -370,6 +371,34 @@ def test_errors_of_gate_access_of_single_layers():
         chip_report._add_gate_errors(found[name], net, made, 0, x)
     assert found["mixed"] == [found["offset"][0], found["pair"][1]]
     assert all(0 < each["gate_error"] < each["without_wires_error"] for each in found["pair"])
+
+
+@pytest.mark.parametrize("inputs", ["phases", "offset"])
+def test_errors_of_gate_access_of_a_converted_network(inputs):
+    torch.manual_seed(0)
+    x, device, wires = torch.randn(4, 8, 6, 6), Device.preset("neurosim_intel_22nm"), Wires("gate", 5.0)
+    net = quant.convert(torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)),
+                        CrossbarSpec(4, 4, adc_bits=6), x, inputs=inputs, first_last_bits=None)
+    quant.program(net, device, 0)
+    straight = {name: layer.cells() for name, layer in quant.crossbar_layers(net)}
+    quant.program(net, device, 0, wires=wires)
+    for with_curve, without in gate_errors(net, x, device, straight, 5.0).values():
+        assert 0 < with_curve < without < 0.5
+
+
+@pytest.mark.parametrize("pattern", ["first group", "fitted groups"])
+def test_a_row_without_conductance_in_some_groups_keeps_it_in_the_others(pattern):
+    """With hardly any resistance gate access changes hardly anything."""
+    spec = CrossbarSpec(4, 4, cell_bits=1, mapping="im2col", adc_range="ideal")
+    layer = quant.Qconv2dDoreFa(16, 16, 3, groups=16, spec=spec, wq="sawb").eval()
+    with torch.no_grad():  # the highest bit is 0 of weights below zero, and so is its reference: 0 uS
+        layer.weight[:1 if pattern == "first group" else 9, 0, 1] = -layer.weight.abs().max()
+        layer.weight[9:, 0, 1] = layer.weight.abs().max()
+    device = Device("own", "here", 0.0, 25.0)
+    quant.program(layer, device, 0)
+    wanted = layer.cells().values
+    quant.program(layer, device, 0, wires=Wires("gate", 1e-3))
+    assert (layer.cells().values - wanted).abs().max() <= 1  # of the grid
 
 
 def on_a_chip(net, device, seed=0):
