@@ -35,7 +35,8 @@ that were calibrated, for --adc_ranges; report_<setting>.json and .png with --re
 accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and the like for
 several values of a device; cost.json, cost.csv, cost_by_layer.png and accuracy_over_energy.png with --cost; eval.log. The
 bit-planes of the weights go to --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at
-with torch.load. To evaluate planes that you changed, copy the folder, edit the files, and pass --planes FOLDER.
+with torch.load. To evaluate planes that you changed, copy the folder, edit the files, and pass --planes FOLDER. Of several
+networks with one --save_path each has a folder there, called as its checkpoint, for reports, pictures and costs.
 """
 
 import contextlib
@@ -43,6 +44,7 @@ import logging
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +132,7 @@ def find_best(bench: Bench, choosing: Bench, pool: Pool, log: logging.Logger) ->
 def write_results(bench: Bench, settings: Sequence, log: logging.Logger) -> None:
     """The table and the files that follow from the points of a network's settings."""
     of, folder = bench.settings, Path(bench.settings.save_path)
+    bench.folder.mkdir(parents=True, exist_ok=True)
     bench.write_ranges()
     for setting in settings:
         if of.report and setting and setting.spec.adc_range in FROZEN:
@@ -140,9 +143,9 @@ def write_results(bench: Bench, settings: Sequence, log: logging.Logger) -> None
     log.info("\n" + report.settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
     title = (f"{of.model.removesuffix('_eval')}, {of.wbit}-bit weights, {of.abit}-bit activations: "
              f"{bench.shown.batches.count} {bench.shown.kind} of {of.dataset}")
-    for path in report.plots([record for record in records if record.setting], title, folder):
+    for path in report.plots([record for record in records if record.setting], title, bench.folder):
         log.info(f"plot: {path}")
-    for path in cost_report.write(records, bench.costs.technology, title, folder):
+    for path in cost_report.write(records, bench.costs.technology, title, bench.folder):
         log.info(f"costs: {path}")
     rows = bench.points.rows()
     results.write_tables(folder, rows)
@@ -176,7 +179,8 @@ def main(argv: list[str] | None = None) -> int:
     check_workers(first.workers)
     check_search(first)
     machine.keep_freed_memory()
-    benches = [Bench(settings, checkpoint, command) for settings, checkpoint in networks]
+    networks_of = Counter(settings.save_path for settings, _ in networks)
+    benches = [Bench(settings, checkpoint, command, networks_of[settings.save_path] > 1) for settings, checkpoint in networks]
     choosing = [validation_bench(bench) for bench in benches if first.search]
     for bench in benches:
         bench.check(bench.settings.settings)

@@ -33,12 +33,16 @@ class Bench:
     """The network of some settings on its device. `check` refuses what cannot run, before `load` reads the images; a network of others
     is there only then, since images decide how it is converted.
 
-    Args: checkpoint, of `settings.resume`, if it is loaded already; command, what stands in results.jsonl.
+    Args: checkpoint, of `settings.resume`, if it is loaded already; command, what stands in results.jsonl; of_several, whether other
+        networks have the same `save_path`.
+    Attributes: folder, where its reports, pictures and costs go.
     Raises: UserError for weights, planes and ranges that are not as they should be.
     """
 
-    def __init__(self, settings: EvalSettings, checkpoint: dict | None = None, command: str = "") -> None:
+    def __init__(self, settings: EvalSettings, checkpoint: dict | None = None, command: str = "", of_several: bool = False) -> None:
         self.settings = settings
+        own = re.sub(r"[^0-9A-Za-z]+", "_", str(Path(settings.resume).with_suffix(""))).strip("_") if of_several else ""
+        self.folder = Path(settings.save_path, own)
         self.checkpoint = checkpoint or checkpoint_of(settings.resume)
         self.device = machine.pick_device(settings.ngpu)
         self.others = conversion.network_of(settings, settings.resume)
@@ -94,7 +98,7 @@ class Bench:
             self.check(of.settings)
         else:
             self.shown = images.load(of, self.checkpoint, self.device, log)
-        options = [getattr(of, name) for name in OPTIONS] if self.others else []
+        options = [*(getattr(of, name) for name in OPTIONS), keys.ARITHMETIC_OF_CONVERTED] if self.others else []
         self.decides_all = {
             "arithmetic": keys.ARITHMETIC, "images": keys.of_images(self.shown.batches, self.shown.labels),
             "network": keys.of_network(self.net, [of.model, of.wbit, of.abit, of.wq, of.quantize_image, *options])}
@@ -107,7 +111,7 @@ class Bench:
             return self.decides_all
         found = self.decides_all | self.decides_hardware | {"setting": keys.of_setting(setting)}
         if self.costs.technology and setting.spec.adc_range != "ideal":
-            found["cost"] = keys.digest(self.costs.technology)
+            found["cost"] = keys.of_costs(self.costs.technology)
         if setting.spec.adc_range == "dynamic":
             found["batch_size"] = self.settings.batch_size
         if self.ranges.to_calibrate(setting):
@@ -264,7 +268,7 @@ class Bench:
 
     def write_report(self, setting: Setting, log: logging.Logger) -> None:
         """Table, JSON and picture of what the ADC, or a chip, does to each layer, for a setting that was measured."""
-        path = Path(self.settings.save_path, "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower()))
+        path = Path(self.folder, "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower()))
         title = f"{self.settings.model.removesuffix('_eval')} on {self.settings.dataset}: {setting}"
         shown, cache = self.shown, self.cache
         place(self.net, setting, self.cells)

@@ -74,9 +74,10 @@ def start_evaluation(found: Foreign, settings: EvalSettings, checkpoint: Mapping
     """
     shown = images.choose(images_of(found, settings, device, log), settings, checkpoint, device)
     net = converted(found.network, settings, shown.calibration, settings.calibration.correct, engine=settings.engine)
-    log.info(str(net.crossbar_report))
     if not settings.resume:
+        log.info(str(net.crossbar_report))
         return net, found.network, shown
+    log.info(net.crossbar_report.layout)  # what it does to the answers is that of weights which are replaced now
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
     load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=settings.resume)
     return net, None, shown

@@ -28,11 +28,14 @@ def colormap(name: str) -> Colormap:
 
 
 def label_decades(axes: Axes) -> None:
-    """Numbers on a logarithmic horizontal axis that spans less than a decade, too."""
-    from matplotlib.ticker import LogFormatter
+    """Numbers on a logarithmic horizontal axis, some within each decade, for axes that span less than one."""
+    from matplotlib.ticker import FuncFormatter
+
+    def label(x: float, _: int) -> str:
+        return f"{x:g}" if f"{x:e}"[0] in "12357" else ""
 
     for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        which(LogFormatter(minor_thresholds=(2, 1)))
+        which(FuncFormatter(label))
 
 
 def save(figure: Figure, path: str | Path, dpi: int) -> None:

@@ -238,7 +238,9 @@ def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> Non
     asked = "--search chooses on validation images" if found.search else "--validation"
     config = train_settings.defaults() | {"val_split": 0} | train_settings.from_checkpoint(checkpoint, found.resume)
     if not ("data" in checkpoint and config["val_split"]):
-        raise UserError(f"{asked}: {found.resume or found.model} was trained without validation images")
+        if not found.resume:
+            raise UserError(f"{asked}, which {found.model} has only behind train.py --qat: give --resume with its checkpoint")
+        raise UserError(f"{asked}: {found.resume} was trained without validation images")
     if found.dataset != config["dataset"]:
         raise UserError(f"{asked}: {found.resume} was trained on {config['dataset']}, not {found.dataset}")
 

@@ -19,7 +19,7 @@ MACHINE = ("python", "torch", "numba", "triton", "cpu", "threads", "gpu", "comma
 def write(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write the page of a folder. Args: rows, those of its results. Returns: its path."""
     path = Path(folder, PAGE)
-    page = _page(Path(folder).name, rows, sorted(Path(folder).glob("*.png")))
+    page = _page(Path(folder).name, rows, sorted([*Path(folder).glob("*.png"), *Path(folder).glob("*/*.png")]))
     atomic_write(path, lambda file: file.write(page.encode()))
     return path
 

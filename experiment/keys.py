@@ -17,6 +17,7 @@ from torch import nn
 
 from models import quant
 from models.quant import CrossbarSpec
+from models.quant.cost import Technology
 from models.quant.devices import Law
 
 from .chips import Chips
@@ -26,7 +27,12 @@ from .starting import quantized_layers
 from .streamed import Streamed
 
 ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
-ARITHMETIC_OF_CHIPS = 2  # the same for settings with chips, where it is their cells and reads alone that changed
+# The same where it is those settings alone that changed: with chips, their cells and reads; with gate access; with costs; of networks
+# that were converted.
+ARITHMETIC_OF_CHIPS = 2
+ARITHMETIC_OF_GATE_ACCESS = 2
+ARITHMETIC_OF_COSTS = 2
+ARITHMETIC_OF_CONVERTED = 2
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
 LATER = ("adc_idle",)  # fields of a spec that older keys do not have: in no key where they are as they always were
 
@@ -66,7 +72,14 @@ def of_setting(setting: Setting) -> dict[str, Any]:
 def of_chips(chips: Chips) -> dict[str, Any]:
     """Chips as plain values."""
     values = {field.name: getattr(chips, field.name) for field in fields(chips) if field.name not in NAMES}
+    if chips.access == "gate":
+        values["arithmetic_of_gate_access"] = ARITHMETIC_OF_GATE_ACCESS
     return _plain(values | {"device": digest(chips.device), "arithmetic": ARITHMETIC_OF_CHIPS})
+
+
+def of_costs(technology: Technology) -> str:
+    """Digest of what costs follow from, beside the setting."""
+    return digest([ARITHMETIC_OF_COSTS, technology])
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

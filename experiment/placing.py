@@ -5,7 +5,6 @@
 """
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from models import quant
 from models.quant import CrossbarSpec, engines
 from models.quant.calibration import counted_cells
 
-from .setting import Setting
+from .setting import Setting, fits
 
 Stored = Mapping[str, torch.Tensor | quant.Chip]  # {layer: weight codes that its cells hold, or the cells of a chip}
 
@@ -34,7 +33,7 @@ def put(network: nn.Module, setting: Setting, cells: Stored | None = None) -> No
     quant.program(network, None)
     names = [name for name, layer in quant.crossbar_layers(network) if _on_crossbars(layer, setting)]
     for pattern, _ in setting.per_layer:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(fits(name, pattern) for name in names):
             raise ValueError(f"per_layer {pattern}: no layer on crossbars is called so; there are {', '.join(names)}")
     for name, layer in quant.crossbar_layers(network):
         spec = setting.spec_of(name)

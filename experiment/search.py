@@ -13,7 +13,6 @@ import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from .drawing import new_figure, save
 from .eval_flags import EvalSettings
 from .eval_settings import all_settings
 from .flags import flag_name
-from .setting import Setting
+from .setting import Setting, fits
 
 TOGETHER = 8  # settings that are proposed at a time, whatever the number of workers
 ASKED = 10  # proposals for each setting, most of which are new
@@ -76,7 +75,7 @@ class Space:
         self.variables = {name: values for name, values in self.rows.items() if len(values) > 1}
         self.fixed: list[str] = []  # as texts of --per_layer
         for pattern, changes in per_layer.parse(settings.rows.get("per_layer", ())).items():
-            fitting = [name for name in layers if fnmatchcase(name, pattern)]
+            fitting = [name for name in layers if fits(name, pattern)]
             if not fitting:
                 raise UserError(f"--per_layer {pattern}: no layer on crossbars is called so; there are {', '.join(layers)}")
             for field, values in changes.items():
@@ -226,7 +225,7 @@ class Search:
     def write(self, tested: Bench) -> list[Path]:
         """search.csv, search.png and, where plotly is installed, search.html. Args: tested, the bench that measured the front on the
         test images. Returns: their paths."""
-        folder = Path(self.of.save_path)
+        folder = tested.folder
         rows = [self._row(setting, tested) for setting in self.found]
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

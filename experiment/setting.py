@@ -15,6 +15,11 @@ OF_ADC = ("adc_bits", "adc_plan", "adc_max_bits", "adc_idle")  # fields of the s
 LAYER_FIELDS = tuple(item.name for item in fields(CrossbarSpec) if item.name not in ("w_bits", "a_bits"))  # the network has those
 
 
+def fits(name: str, pattern: str) -> bool:
+    """Whether a layer is called so: layers of converted networks also by the name of the module that they stand for."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".crossbar"), pattern)
+
+
 @dataclass(frozen=True)
 class Setting:
     """One row of a table: the hardware, and how it is used.
@@ -51,7 +56,7 @@ class Setting:
         """The hardware of the layer `name`. Raises: ValueError where what several patterns say of it does not go together."""
         spec = self.spec
         for pattern, values in self.per_layer:
-            if fnmatchcase(name, pattern):
+            if fits(name, pattern):
                 try:
                     spec = replace(spec, **dict(values))
                 except ValueError as error:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from experiment.placing import put
+from experiment.setting import Setting
 from models.quant import CrossbarSpec, Device, calibrate, convert, crossbar_layers, image_numbers, program, set_engine, set_spec
 from models.quant.conversion.binding import Bound
 from models.quant.conversion.encodings import ENCODINGS
@@ -842,3 +844,22 @@ def test_noise_of_windows_does_not_depend_on_the_batch():
     assert torch.equal(torch.cat(parts), whole)
     twice = net(x[:1].expand(2, -1, -1, -1))
     assert not torch.equal(twice[0], twice[1])  # images have noise of their own
+
+
+def test_layers_are_called_as_their_modules_too():
+    x = seeded((8, 3, 6, 6))
+    for name in ("0", "0.crossbar"):
+        net = convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), W8A8, x,
+                      specs={name: CrossbarSpec(4, 4, adc_range="ideal")}, first_last_bits=None)
+        assert [layer.weight_quant.wbit for _, layer in crossbar_layers(net)] == [4, 8]
+        setting = Setting(CrossbarSpec(8, 8, adc_bits=4), per_layer={name: {"adc_bits": 6}})
+        assert [setting.spec_of(layer).adc_bits for layer, _ in crossbar_layers(net)] == [6, 4]
+        put(net, setting)
+        assert [layer.spec.adc_bits for _, layer in crossbar_layers(net)] == [6, 4]
+
+
+def test_the_report_speaks_of_adcs_where_there_are_some():
+    x = seeded((8, 3, 6, 6))
+    for adc_range in ("ideal", "calibrated"):
+        text = str(convert(nn.Conv2d(3, 4, 3), CrossbarSpec(8, 8, adc_bits=3, adc_range=adc_range), x).crossbar_report)
+        assert ("with ADCs" in text, "with its ADC" in text) == (adc_range == "calibrated",) * 2 and "quantized: " in text

@@ -239,6 +239,7 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     table = out[out.index("setting  "):].splitlines()
     assert [line.split("  ")[0] for line in table[2:5]] == ["float", "quantized", "1-bit cells, 2-bit ADC, calibrated, rows 16"]
     assert "numbered as the sorted names of the folders" in out
+    assert "quantized, worst" not in out and "with ADCs" not in out and "with its ADC" not in out  # it was converted without
     assert evaluation.main([*EVAL, *flags]) == 0
     assert len(results("out")) == 3  # all measured already
     assert evaluation.main([*EVAL, *flags, "--inputs", "ternary"]) == 0
@@ -252,6 +253,7 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     (["--model", "net.py:three", "--wq", "sawb"], "--wq is for the networks of this project"),
     (["--model", "net.py:three", "--wbit", "1"], "--wbit 1: a converted network has 2 to 8 bits"),
     (["--model", "net.py:three", "--also", "--crossbar_layers conv"], "name the layers that stay digital by --skip"),
+    (["--model", "net.py:three", "--search", "3", "--adc_prec", "2", "3"], "which net.py:three has only behind train.py --qat: give"),
     (["--model", "net.py:three", "--dataset", "digits", "--class_index", "x"], "--class_index names the classes of folders"),
     (["--resume", "pretrained/vgg7_w4a4_cifar10.pt", "--skip", "a"], "--skip is for networks of others"),
 ])
@@ -289,7 +291,7 @@ class Crash(Exception):
     pass
 
 
-def test_training_goes_on_from_a_converted_network(net, monkeypatch):
+def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
     """A run that crashes after its first epoch and goes on ends with the bits of one that did not; eval.py measures what it did."""
     flags = ["--model", "net.py:small", "--qat", "--wbit", "3", "--abit", "3", "--limit_train", "64", "--epochs", "2", "--lr", "0.02",
              "--skip", "0", "--ngpu", "0", "--distill", "0.5"]
@@ -314,10 +316,13 @@ def test_training_goes_on_from_a_converted_network(net, monkeypatch):
 
     with pytest.raises(UserError, match="is of net.py:small, and a checkpoint alone runs no code: add --model net.py:small"):
         evaluation.main(["--resume", "run/model_best.pth.tar"])
+    capsys.readouterr()
     with pytest.raises(UserError, match="was trained with --wbit 3, not 4"):
         evaluation.main(["--resume", "run/model_best.pth.tar", "--model", "net.py:small", "--wbit", "4"])
     evaluation.main([*EVAL, "--resume", "run/model_best.pth.tar", "--model", "net.py:small", "--adc_range", "ideal"])
     software, ideal = results("out")
+    said = capsys.readouterr().out
+    assert "weights on crossbars: " in said and "SQNR" not in said  # there is no float network
     measured = load_checkpoint("run/checkpoint.pth.tar")["test_acc"]
     assert software["accuracy"] == pytest.approx(measured) == ideal["accuracy"]
     assert software["float_accuracy"] is None and software["wbit"] == 3

@@ -17,7 +17,7 @@ import torch
 from test_eval import checkpoint, load_digits, network, refused, results, run, save, scene, shown_images, start  # noqa: F401
 
 import eval as evaluation
-from experiment import bench, eval_settings, flags, per_layer, plan, points, report, search
+from experiment import bench, eval_settings, flags, keys, per_layer, plan, points, report, search
 from experiment.cli import UserError, run_main
 from experiment.data import training_split
 from experiment.drawing import new_figure
@@ -256,6 +256,34 @@ def test_several_networks(evaluate, checkpoint):  # noqa: F811
     assert "10 points: 10 to measure" in text and len(measured) == 10
     assert len(results("save")) == len(results("other")) == 5
     assert {row["checkpoint"] for row in results("other")} == {other} and text.count("setting   ") == 2
+
+
+def test_reports_pictures_and_costs_of_networks_in_one_folder(evaluate, checkpoint):  # noqa: F811
+    Path("other").mkdir()
+    other = save("other/b.pth.tar", network(seed=1))
+    evaluate(checkpoint, other, "--adc_prec", "3", "5", "--report", "--cost", "rram_32nm", "--html", "--save_path", "both")
+    names = {"accuracy_over_adc_bits.png", "cost.json", "report_1_bit_cells_3_bit_adc_calibrated_rows_16.json"}
+    own = Path("both", "_".join(re.findall("[0-9A-Za-z]+", checkpoint.removesuffix(".tar")))), Path("both", "other_b_pth")
+    for folder in own:
+        assert names < set(os.listdir(folder))
+    assert not names & set(os.listdir("both")) and len(results("both")) == 6
+    energies = [{round(each["energy_uJ"], 9) for each in json.loads(Path(folder, "cost.json").read_text())["settings"]} for folder in own]
+    assert not energies[0] & energies[1]
+    assert Path("both", "results.html").read_text().count("data:image/png") >= 6  # those of both
+
+
+@pytest.mark.parametrize("name, flags", [("ARITHMETIC_OF_COSTS", ["--cost", "rram_32nm"]), ("ARITHMETIC_OF_GATE_ACCESS", [
+    "--device", "techA", "--access", "gate", "--wire_ohm", "1"]), ("ARITHMETIC_OF_CHIPS", ["--device", "techA"])])
+def test_other_arithmetic_is_measured_anew(evaluate, checkpoint, name, flags, monkeypatch):  # noqa: F811
+    """What it concerns alone."""
+    def measured():
+        found = [evaluate(checkpoint, "--adc_prec", "4", *more)[0] for more in ([], flags)]
+        return [sum(setting is not None for setting in each) for each in found]
+
+    assert measured() == [1, 1]
+    assert measured() == [0, 0]
+    monkeypatch.setattr(keys, name, getattr(keys, name) + 1)
+    assert measured() == [0, 1]
 
 
 class FakeBench:

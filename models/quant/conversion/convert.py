@@ -191,7 +191,7 @@ def _labels(net, products):
         for number, product in enumerate(group):
             own = _short(parameter) if len(group) == 1 else f"{_short(parameter)}.{number}"
             others = [each for place in places[id(parameters[parameter])] for each in (place, _short(place), *_holders(place))]
-            labels[product] = list(dict.fromkeys([own, *others]))
+            labels[product] = list(dict.fromkeys([own, f"{own}.{NAME}", *others]))
     return labels
 
 

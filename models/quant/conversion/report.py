@@ -25,7 +25,8 @@ class ConversionReport:
         first batch; layers, a dict for each layer on crossbars: name, weights, multiplications (of the first batch), arrays
         (each with a column for every output), fill (mean share of their rows that is used), quantization_db and hardware_db (SQNR of
         the layer's output against the float product of the same input, quantized and then also through its ADC; None where nothing
-        is lost); same_top1 and sqnr_db, of the network's output against the float network's: "quantized", and "hardware".
+        is lost); same_top1 and sqnr_db, of the network's output against the float network's: "quantized", and "hardware", which is the
+        same where no layer `has_adcs`.
     """
 
     digital: dict[str, str]
@@ -37,10 +38,12 @@ class ConversionReport:
     digital_multiplications: int = 0
     same_top1: dict[str, float] = field(default_factory=dict)
     sqnr_db: dict[str, float | None] = field(default_factory=dict)
+    has_adcs: bool = False
 
     def measure(self, net: nn.Module, bound: dict, images: Tensor, wanted: Any, quantization: list, hardware: list) -> None:
         """Fill in what the first batch of images shows."""
         self.images = len(images)
+        self.has_adcs = any(layer.quantized and layer.spec.adc_range != "ideal" for layer, _ in bound.values())
         for (name, (layer, product)), quantized, real in zip(bound.items(), quantization, hardware):
             entry = {"name": name, "weights": product.weight.numel(), "multiplications": product.multiplications}
             if layer.quantized:
@@ -68,7 +71,9 @@ class ConversionReport:
         mapped = sum(layer["multiplications"] for layer in self.layers)
         return mapped / max(1, mapped + self.between + self.digital_multiplications)
 
-    def __str__(self) -> str:
+    @property
+    def layout(self) -> str:
+        """What lies where, without what it does to the network's answers."""
         weights = sum(layer["weights"] for layer in self.layers)
         lines = [f"{len(self.layers)} layers with {weights:,} weights on crossbars: {100 * self.share:.1f} % of the multiplications"]
         if self.between:
@@ -82,12 +87,17 @@ class ConversionReport:
             arrays = sum(layer["arrays"] for layer in self.layers)
             fill = sum(layer["fill"] * layer["arrays"] for layer in self.layers) / arrays
             lines.append(f"{arrays:,} arrays with a column for every output, {100 * fill:.0f} % of their rows in use")
-            for name, text in (("quantized", "quantized"), ("hardware", "with ADCs")):
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        lines = [self.layout]
+        if "arrays" in self.layers[0]:
+            for name, text in (("quantized", "quantized"), *([("hardware", "with ADCs")] if self.has_adcs else [])):
                 lines.append(f"{text}: {100 * self.same_top1[name]:.1f} % of {self.images} images classified as by the float network, "
                              f"SQNR of the output {_db(self.sqnr_db[name])}")
             worst = min(self.layers, key=lambda layer: math.inf if layer["hardware_db"] is None else layer["hardware_db"])
-            lines.append(f"worst layer: {worst['name']}, {_db(worst['quantization_db'])} quantized, "
-                         f"{_db(worst['hardware_db'])} with its ADC")
+            lines.append(f"worst layer: {worst['name']}, {_db(worst['quantization_db'])} quantized"
+                         + (f", {_db(worst['hardware_db'])} with its ADC" if self.has_adcs else ""))
         return "\n".join(lines)
 
 
