@@ -125,7 +125,10 @@ def _losses_panel(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
     width = 0.8 / len(steps)
     for i, (key, text) in enumerate(steps.items()):
         values = [np.nan if e[key] is None else e[key] for e in layers]
-        axes.bar(place + (i - (len(steps) - 1) / 2) * width, values, width, label=text)
+        at = place + (i - (len(steps) - 1) / 2) * width
+        bars = axes.bar(at, values, width, label=text)
+        for x in at[np.isnan(values)]:
+            axes.text(x, 0, " exact", color=bars[0].get_facecolor(), rotation="vertical", ha="center", va="bottom", fontsize="x-small")
     axes.set_xticks(place, [e["layer"] for e in layers], fontsize="small")
     axes.set_ylabel("output SQNR (dB)")
     axes.set_title("what is left of each layer's output, errors switched on one after another", fontsize="small")

@@ -17,11 +17,12 @@ from .mapping import MappedLayer
 from .modes import converted_layers, without_adc
 
 CURVE_BITS = range(2, 9)  # ADC precisions of the SQNR curve
+ROUNDING = 2.0**-46  # square error of float32 numbers that were rounded a few times, 2^-48 / 3 each
 
 
 def decibels(signal: float, error: float) -> float | None:
-    """SQNR `10 log10(signal / error)` of two sums of squares, in dB; None where nothing is lost."""
-    return float(10 * np.log10(signal / error)) if signal and error else None
+    """SQNR `10 log10(signal / error)` of two sums of squares, in dB; None where nothing is lost, or no more than float32 rounds off."""
+    return float(10 * np.log10(signal / error)) if signal and error > signal * ROUNDING else None
 
 
 def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], rule: str = Calibration.rule,
