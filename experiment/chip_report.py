@@ -58,7 +58,7 @@ def _add_gate_errors(layers: Sequence[dict[str, Any]], network: nn.Module, setti
         layer.chip = chip
     found = gate_errors(network, images, setting.chips.device, straight, setting.chips.wire_ohm, both)
     for entry in layers:
-        entry["gate_error"], entry["without_wires_error"] = found[entry["layer"]]
+        entry["gate_error"], entry["without_wires_error"] = found.get(entry["layer"], (0.0, 0.0))  # one without conductance has no curve
 
 
 def _steps(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -14,7 +14,7 @@ def read_class_index(path: str | Path) -> dict[str, int]:
     Raises: UserError for a file that is none of these.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         found = dict(_of_json(json.loads(text)) if text.lstrip().startswith("{") else _of_lines(text))
         if not found or min(found.values()) < 0:
             raise ValueError("classes are numbers from 0 up")

@@ -50,6 +50,14 @@ def technology(tmp_path):
     return make
 
 
+def test_files_as_spreadsheets_save_them(technology, tmp_path):
+    """With a mark of the byte order, lines of nothing but commas, and two characters at the end of a line."""
+    wanted = technology(adc_energy=["2,pJ", "3,pJ"])
+    lines = (tmp_path / "own.csv").read_text().splitlines()
+    (tmp_path / "own.csv").write_bytes(("\ufeff" + "\r\n".join([*lines, ",,,,,", ""])).encode())
+    assert Technology.load(tmp_path / "own.csv") == wanted
+
+
 def linear(inputs, outputs, spec, ones=True):
     """A linear layer and one image, of ones (code 2^a - 1) or zeros."""
     torch.manual_seed(0)

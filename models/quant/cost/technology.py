@@ -201,7 +201,7 @@ def _read(path: Path, inside: tuple[Path, ...]) -> tuple[str, dict[str, list[tup
     if path in inside:
         raise ValueError(f"{path.name} includes itself")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     note = " ".join(line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#"))
@@ -211,7 +211,7 @@ def _read(path: Path, inside: tuple[Path, ...]) -> tuple[str, dict[str, list[tup
     reader = csv.reader(text.splitlines())
     for row in reader:
         where = f"{path.name} line {reader.line_num}"
-        if not row or row[0].startswith("#"):
+        if not any(map(str.strip, row)) or row[0].startswith("#"):
             continue
         row = [cell.strip() for cell in row]
         if header is None:
