@@ -14,8 +14,8 @@ from strategies import specs
 from torch import nn
 from torch.nn import functional as F
 
-from models.quant import (ADC_BUFFERS, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate,
-                          collect_histograms, correct, crossbar_layers, engines, set_engine, set_spec, without_adc)
+from models.quant import (ADC_BUFFERS, CrossbarSpec, Device, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate,
+                          collect_histograms, correct, crossbar_layers, diagnostics, engines, program, set_engine, set_spec, without_adc)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -689,3 +689,78 @@ def test_reference_adc_and_table_agree():
         with torch.no_grad(), set_engine("reference"):
             found = layer(torch.ones(1, 1))
         np.testing.assert_allclose(found[0], 2 * delta * adc.transfer([-1, 1], 0.5, delta, q_min, 2), rtol=1e-6)
+
+
+# -- what reads have besides, without an ADC; layers that are called again
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("engine", ["reference", "numba"])
+def test_noise_without_an_adc_leaves_the_sums_that_noise_is_added_to(reference, engine):
+    torch.manual_seed(0)
+    layer = Qconv2dDoreFa(16, 8, 3, padding=1, spec=CrossbarSpec(reference=reference, adc_range="ideal")).eval()
+    x = torch.rand(4, 16, 6, 6) * 8
+    with set_engine(engine):
+        wanted = layer(x)
+        program(layer, Device.preset("neurosim_tsinghua_130nm"), adc_noise=0.01)
+        assert (layer(x) - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_what_reads_have_besides_may_take_them_beyond_a_converter_that_holds_all_cells():
+    """Such a layer is not one integer convolution."""
+    torch.manual_seed(0)
+    layer = Qconv2dDoreFa(4, 4, 3, padding=1, groups=4, spec=CrossbarSpec(6, 4, 6, 12, reference="digital", adc_range="full"), wq="sawb")
+    x = torch.rand(4, 4, 6, 6) * 8
+    wanted = layer.eval()(x)
+    assert adc.is_lossless(layer.mapped())
+    program(layer, Device.preset("neurosim_tsinghua_130nm"), adc_offset=0.5)
+    assert not adc.is_lossless(layer.mapped())
+    assert (layer(x) - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_a_layer_that_is_called_again_is_corrected_for_all_its_calls():
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = Qconv2dDoreFa(16, 16, 3, padding=1, spec=CrossbarSpec(adc_bits=4), alpha_init=4.0)
+            self.norm = nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            for _ in range(3):
+                x = torch.relu(self.norm(self.layer(x=x)))
+            return x
+
+    x, off = torch.rand(16, 16, 6, 6) * 4, {}
+    for how in ("none", "channel"):
+        net = Again().eval()
+        with without_adc(net):
+            wanted = net(x)
+        calibrate(net, x, correct=how)
+        off[how] = ((net(x) - wanted).norm() / wanted.norm()).item()
+    assert off["channel"] < 1.1 * off["none"] < 0.3
+
+
+def test_weights_of_other_layers_leave_a_chip_where_it_is():
+    net = nn.Sequential(Qconv2dDoreFa(4, 4, 3, spec=CrossbarSpec(adc_range="full")), nn.Linear(3, 3)).eval()
+    program(net, Device.preset("techA"))
+    net.load_state_dict({"1.bias": torch.zeros(3)}, strict=False)
+    assert net[0].chip
+    net.load_state_dict({"0.weight": torch.zeros_like(net[0].weight)}, strict=False)
+    assert not net[0].chip
+
+
+def test_an_empty_batch_among_those_of_a_calibration():
+    x = torch.rand(4, 4, 6, 6)
+    with set_engine("reference"):
+        net = Qconv2dDoreFa(4, 6, 3).eval()
+        found = [calibrate(net, images) for images in ([x], [x, x[:0]])]
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_the_report_of_an_adc_is_not_that_of_a_chip():
+    net, x = nn.Sequential(Qconv2dDoreFa(4, 6, 3)).eval(), torch.rand(4, 4, 6, 6)
+    program(net, Device.preset("techA"))
+    histograms = calibrate(net, x)
+    with pytest.raises(ValueError, match="^this network is on a chip"):
+        diagnostics.report(net, x, histograms)

@@ -37,7 +37,7 @@ def transfer(u: Any, unit: float, delta: float, q_min: int, adc_bits: int) -> np
 def is_lossless(layer: MappedLayer) -> bool:
     """Whether the ADC returns every value that a read of this layer can take: `delta q = unit u` for all `u`."""
     spec = layer.spec
-    if spec.adc_range not in ("calibrated", "full"):
+    if spec.adc_range not in ("calibrated", "full") or layer.readout is not None:  # which may take reads beyond those of the cells
         return False
     for k in range(len(spec.slice_bits)):
         low, high = layer.u_range(k)

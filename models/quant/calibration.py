@@ -73,16 +73,17 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
     counted = {name: counted_cells(layer, on) for name, layer in layers}
 
     def count(name):
-        def hook(layer, inputs):
+        def hook(layer, args, kwargs):
+            x = (*args, *kwargs.values())[0]
             if name not in counters:
-                counters[name] = layer.counter(inputs[0].device, counted[name])
-            histograms[name] = counters[name](inputs[0]).cpu().numpy() + histograms.get(name, 0)
+                counters[name] = layer.counter(x.device, counted[name])
+            histograms[name] = counters[name](x).cpu().numpy() + histograms.get(name, 0)
         return hook
 
     with contextlib.ExitStack() as stack, torch.no_grad():
         stack.enter_context(without_adc(model))
         for name, layer in layers:
-            stack.callback(layer.register_forward_pre_hook(count(name)).remove)
+            stack.callback(layer.register_forward_pre_hook(count(name), with_kwargs=True).remove)
         shown = 0
         for batch in _batches(images):
             model(batch)
@@ -267,9 +268,11 @@ def _correct(model, layers, images, wanted):
 
 def output_moments(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]], images: Tensor
                    ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """(`{layer name: deviation and mean of each channel}`, output of the network)."""
+    """(`{layer name: deviation and mean of each channel}`, output of the network). Layers learn whether they are called more than once."""
     moments = {}
     y = _watch_outputs(model, layers, images, lambda name, layer, y: moments.setdefault(name, []).append(_counted_moments(layer, y)))
+    for name, layer in layers:
+        layer.shared = len(moments.get(name, ())) > 1
     return {name: _together(calls) for name, calls in moments.items()}, y
 
 

@@ -96,7 +96,8 @@ class CrossbarLayer(OnArrays):
 
     @staticmethod
     def _subtracts_behind(layer):
-        return layer.spec.reference == "digital" and layer.spec.adc_range != "ideal"
+        """Whether what a digital reference takes off is in the engine's sums: in those of reads, with an ADC or not, as `engines` says."""
+        return layer.spec.reference == "digital" and (layer.spec.adc_range != "ideal" or layer.readout is not None)
 
     def of_codes(self, codes: Tensor, to_codes: ToCodes | None = None) -> Tensor:
         """The layer's output for activation codes, uint8 `[N, H, W, in]`, in float32; or, with `to_codes` and where

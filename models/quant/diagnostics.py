@@ -38,8 +38,12 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
         codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram (counts of `v = unit (u_min + i)`).
         With a plan delta, q_min and bits are lists over the digits, codes_used a mean over those that are converted, and
         sqnr_over_adc_bits is that of uniform ADCs, for comparison. Decibels are None where no read is changed.
-    Raises: ValueError if no layer has an ADC, ranges are missing, or for an unknown rule.
+    Raises: ValueError if no layer has an ADC, ranges are missing, for an unknown rule, or for a network on a chip, whose errors `losses`
+        tells apart.
     """
+    if any(layer.chip for _, layer in converted_layers(model)):
+        raise ValueError("this network is on a chip, whose reads are no whole levels: see diagnostics.losses, or take it off with "
+                         "program(model, None)")
     chosen, layers, result = Calibration(rule, per), converted_layers(model), []
     with counting(model) as seen:
         inputs, wanted = ideal_pass(model, layers, images)
@@ -50,7 +54,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
         rows = [stop - start for start, stop in mapped.arrays]
         groups = mapped.geometry.groups
         result.append({
-            "layer": name, "adc_bits": layer.spec.adc_bits, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / layer.spec.rows,
+            "layer": name, "adc_bits": layer.spec.adc_bits, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / mapped.spec.rows,
             "all_zero_reads": 1 - float(seen.layers[name].busy(layer.spec).mean()),
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, chosen) for bits in CURVE_BITS},
@@ -135,12 +139,12 @@ def ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
     inputs, outputs = {}, {}
 
     def keep(name):
-        def hook(layer, args, output):
-            inputs[name], outputs[name] = args[0], output
+        def hook(layer, args, kwargs, output):
+            inputs[name], outputs[name] = (*args, *kwargs.values())[0], output
         return hook
 
     with without_adc(model), torch.no_grad():
-        hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers]
+        hooks = [layer.register_forward_hook(keep(name), with_kwargs=True) for name, layer in layers]
         try:
             model(images)
         finally:

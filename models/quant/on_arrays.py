@@ -284,5 +284,6 @@ class OnArrays:
             stored, own = state_dict.get(prefix + name), getattr(self, name)
             if stored is not None and own is not None and stored.shape == own.shape:
                 setattr(self, name, torch.empty_like(own))
-        self._w_codes = self.chip = None
+        if any(name.startswith(prefix) for name in state_dict):  # else nothing of this layer is loaded
+            self._w_codes = self.chip = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -21,7 +21,8 @@ what they are worth. With q the ADC code of array t, digit z, slice k (`adc.tran
                        `u` of that (t, z, k) in the batch; `q = clip(rint((u - u_a) / ((u_b - u_a) / 2^B)), 0, 2^B - 1)`
                        in float32, and `u` itself where `u_a = u_b`, so that `step q + lb` is exact; G = 1
     ideal              `sum A (2 W - L)`, L twice the level that stands for zero; G = 1; with cells on a grid
-                       `sum_t sum_z sum_k 2^(d z + c k) sum_rows a (values - reference)`
+                       `sum_t sum_z sum_k 2^(d z + c k) sum_rows a (values - reference)`; with a readout the same sum of all u as
+                       they are read, which hold what a digital reference takes off
 
 `histogram` counts every read of every output pixel of a layer without a readout, those in the padding too; bin i is
 `u = layer.u_span[0] + i`.

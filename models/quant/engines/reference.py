@@ -173,7 +173,7 @@ def input_rows(layer: MappedLayer, a_codes: Tensor) -> Tensor:
     x = F.pad(a_codes.permute(0, 3, 1, 2).double(), (left, right, top, bottom))
     patches = F.unfold(x, layer.kernel, layer.geometry.dilation, 0, layer.geometry.stride).long()
     groups, taps = layer.geometry.groups, layer.kernel[0] * layer.kernel[1]
-    patches = patches.view(len(x), groups, -1, taps, patches.shape[2])  # N, groups, channels, taps, pixels
+    patches = patches.view(len(x), groups, layer.group_channels, taps, patches.shape[2])  # N, groups, channels, taps, pixels
     return patches.permute(1, 0, 4, 3, 2).reshape(groups, -1, taps * layer.group_channels)
 
 
