@@ -12,7 +12,7 @@ from torch import nn
 from models import quant
 from models.quant import CrossbarSpec, diagnostics
 
-from . import chip_report, conversion, data, distributed, flags, images, keys, machine, per_layer, points, report, results
+from . import chip_report, conversion, data, distributed, flags, foreign, images, keys, machine, per_layer, points, report, results
 from .chip_files import save_cells, stored_cells
 from .cli import UserError
 from .costs import Costs
@@ -101,7 +101,7 @@ class Bench:
         options = [*(getattr(of, name) for name in OPTIONS), keys.ARITHMETIC_OF_CONVERTED] if self.others else []
         self.decides_all = {
             "arithmetic": keys.ARITHMETIC, "images": keys.of_images(self.shown.batches, self.shown.labels),
-            "network": keys.of_network(self.net, [of.model, of.wbit, of.abit, of.wq, of.quantize_image, *options])}
+            "network": keys.of_network(self.net, [*foreign.identity(of.model), of.wbit, of.abit, of.wq, of.quantize_image, *options])}
         self.decides_hardware = {"cells": keys.digest(self.cells)} if self.cells else {}
         self.decides_ranges = {"calibration_images": keys.of_images(self.shown.calibration)}
 
@@ -124,7 +124,7 @@ class Bench:
         """What was measured of the float network that was converted, now where no process has done it; None where there is none."""
         if self.original is None:
             return None
-        decides = self.decides_all | {"network": keys.of_network(self.original, ["float", self.settings.model])}
+        decides = self.decides_all | {"network": keys.of_network(self.original, ["float", *foreign.identity(self.settings.model)])}
         key = keys.key_of(decides)
 
         def make() -> dict[str, Any]:

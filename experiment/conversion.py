@@ -85,6 +85,6 @@ def start_evaluation(found: Foreign, settings: EvalSettings, checkpoint: Mapping
 
 def for_training(found: Foreign, settings: TrainSettings, shown: data.Dataset, device: torch.device) -> nn.Module:
     """The network of others that `train.py --qat` trains. Raises: UserError, see `converted`."""
-    some = shown.train_x[:: max(1, len(shown.train_x) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES].to(device)
+    some = shown.train_x[data.evenly(len(shown.train_x), CALIBRATION_IMAGES)].to(device)
     batches = data.Batches(some, shown.mean, shown.std, settings.batch_size)
     return converted(found.network, settings, batches, "none", qat=True)

@@ -195,6 +195,13 @@ def augment(x: torch.Tensor, rng: torch.Generator, mirrored: torch.Tensor | None
     return x
 
 
+def evenly(size: int, count: int) -> torch.Tensor:
+    """Places of `count` of so many images, or of all if they are fewer, evenly from the first to the last: of data that are sorted by class
+    some of each."""
+    count = min(size, count)
+    return torch.arange(count) * size // max(count, 1)
+
+
 def normalize(x: torch.Tensor | Streamed, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 [N, 3, H, W] to float32 with mean 0 and deviation 1 per channel, in channels_last memory format. Images that a transform
     has made network inputs stay what they are."""

@@ -158,7 +158,8 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
             raise UserError(flags.in_flags(str(error))) from None
         if spec.adc_range == "ideal":  # without an ADC its bits make no difference
             spec = replace(spec, adc_bits=1, adc_plan="uniform", adc_idle=CrossbarSpec().adc_idle)
-        if not spec.planned:  # nor do, without a plan, the most bits of one
+        plans = spec.planned or any(values.get("adc_plan") == "significance" for values in of_layers.values())
+        if not plans:  # nor do, without a plan, the most bits of one
             spec = replace(spec, adc_max_bits=CrossbarSpec().adc_max_bits)
         try:
             settings.append(_with_what_counts(Setting(spec, layers, calibration, made, of_layers)))

@@ -10,6 +10,7 @@ A transform takes a PIL image in RGB and gives a float tensor `[channels, height
 
 import contextlib
 import difflib
+import hashlib
 import importlib.util
 import inspect
 import logging
@@ -50,6 +51,14 @@ class Foreign:
 def is_foreign(model: str) -> bool:
     """Whether `--model` names a network that is not of this project."""
     return model.startswith(("torchvision/", "timm/")) or is_file(model)
+
+
+def identity(model: str) -> list[str]:
+    """What tells the code of a network from other code: the name of one that is installed, or a function and the digest of its file."""
+    if not is_file(model):
+        return [model]
+    path, _, function = model.rpartition(":")
+    return [function, hashlib.sha256(Path(path).read_bytes()).hexdigest()]
 
 
 def is_file(model: str) -> bool:

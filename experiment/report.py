@@ -111,7 +111,7 @@ def plots(records: Sequence[Record], title: str, folder: str | Path) -> list[Pat
         if curves:
             made.append(Path(folder, f"accuracy_over_{name}.png"))
             sweep_plot(curves, name, title, made[-1])
-    points = [record for record in records if record.setting.spec.adc_range != "ideal"]
+    points = [record for record in records if record.mean_bits is not None]  # of networks with an ADC
     if len({record.setting.spec.adc_bits for record in points}) > 1:
         made.append(Path(folder, "accuracy_over_adc_bits.png"))
         accuracy_plot(points, title, made[-1])

@@ -25,7 +25,7 @@ from models.quant.files import atomic_write
 from . import batch_norms, data_parallel, distributed
 from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .cli import Stopped, UserError
-from .data import Dataset, generator, normalize, steps_per_epoch, train_batches, training_split
+from .data import Dataset, evenly, generator, normalize, steps_per_epoch, train_batches, training_split
 from .machine import machine_info, rng_state, set_rng_state
 from .meter import Meter, evaluate, loss_and_correct
 from .optimizing import alpha_penalty, build_optimizer, clip_weights, schedule_factor
@@ -153,8 +153,7 @@ class Run:
 
     def some_images(self, count: int) -> torch.Tensor:
         """Training images of all classes, as they are, always the same."""
-        images = self.train_x[:: max(1, len(self.train_x) // count)][:count]
-        return normalize(images, self.data.mean, self.data.std)
+        return normalize(self.train_x[evenly(len(self.train_x), count)], self.data.mean, self.data.std)
 
     def batches(self, epoch: int, first: int = 0, part: slice = slice(None)) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """(step, images, labels) of an epoch from a step on, augmented, uint8; of each batch a part."""

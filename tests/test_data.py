@@ -460,3 +460,11 @@ def test_real_cifar10_images():
 def test_unknown_data_set_lists_the_known():
     with pytest.raises(UserError, match="digits, cifar10, cifar100, imagefolder"):
         datasets.load("mnist")
+
+
+@pytest.mark.parametrize("size, count", [(500, 256), (120, 64), (1000, 256), (64, 64), (10, 64), (50_000, 256)])
+def test_some_images_are_of_all_classes(size, count):
+    places = datasets.evenly(size, count)
+    assert len(places) == min(size, count) == len(places.unique())
+    of_class = torch.bincount(places * 10 // size, minlength=10)  # ten classes, one behind the other
+    assert of_class.max() - of_class.min() <= 1

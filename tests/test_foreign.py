@@ -246,6 +246,17 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     assert [(row["wbit"], row["inputs"]) for row in results("out")[3:]] == [(3, "ternary")] * 2  # the float network is the same
 
 
+def test_an_edited_file_is_measured_anew(net, photographs):
+    flags = [*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--adc_prec", "5", "6",
+             "--per_layer", "*:adc_range=ideal"]
+    assert evaluation.main(flags) == 0
+    first = results("out")
+    assert evaluation.main(flags) == 0 and len(results("out")) == len(first)
+    Path("net.py").write_text(Path("net.py").read_text() + "\n# as if another forward were there\n")
+    assert evaluation.main(flags) == 0
+    assert len(results("out")) == 2 * len(first) and not Path("out", "accuracy_over_adc_bits.png").exists()
+
+
 @pytest.mark.parametrize("flags, says", [
     (["--model", "net.py:small", "--image_size", "24"], "tells 10 classes apart, the images of imagefolder show 3: --class_index FILE"),
     (["--model", "net.py:pairs", "--image_size", "24"], r"gives \[1, 2, 5\] for one image"),
