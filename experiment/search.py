@@ -73,16 +73,18 @@ class Space:
         self.settings = settings
         self.rows = {name: values for name, values in settings.rows.items() if name != "per_layer"}
         self.variables = {name: values for name, values in self.rows.items() if len(values) > 1}
-        self.fixed: list[str] = []  # as texts of --per_layer
+        self.fixed: dict[str, dict[str, Any]] = {}  # by pattern, values of flags; of several that fit a layer the later ones win
         for pattern, changes in per_layer.parse(settings.rows.get("per_layer", ())).items():
             fitting = [name for name in layers if fits(name, pattern)]
             if not fitting:
                 raise UserError(f"--per_layer {pattern}: no layer on crossbars is called so; there are {', '.join(layers)}")
             for field, values in changes.items():
+                own = [f"{name} {flag_name(field)}" for name in fitting]
                 if len(values) == 1:
-                    self.fixed.append(f"{pattern}:{field}={values[0]}")
+                    self.fixed.setdefault(pattern, {})[flag_name(field)] = values[0]
+                    self.variables = {name: values for name, values in self.variables.items() if name not in own}
                 else:
-                    self.variables |= {f"{name} {flag_name(field)}": values for name in fitting}
+                    self.variables |= dict.fromkeys(own, values)
         self.own_bits = [name for name in self.variables if name.endswith(f" {flag_name('adc_bits')}")]
         if not self.variables:
             raise UserError("--search chooses among the values of hardware flags: give one of them several, such as --adc_prec 3:8")
@@ -107,10 +109,14 @@ class Space:
     def setting(self, chosen: Mapping[str, Any]) -> Setting:
         """The setting of one value for each variable. Raises: UserError for hardware that cannot be."""
         rows = {name: [chosen.get(name, values[0])] for name, values in self.rows.items()}
-        own = [f"{name.replace(' ', ':')}={value}" for name, value in chosen.items() if " " in name]
+        layers = {pattern: dict(values) for pattern, values in self.fixed.items()}
+        for name, value in chosen.items():
+            layer, _, flag = name.rpartition(" ")
+            if layer:
+                layers[layer] = layers.pop(layer, {}) | {flag: value}  # behind the patterns, which it wins over
+        texts = [f"{pattern}:" + ",".join(f"{flag}={value}" for flag, value in values.items()) for pattern, values in layers.items()]
         of = self.settings
-        [found] = all_settings(rows | {"per_layer": [*self.fixed, *own]}, of.wbit, of.abit, calibration=of.calibration,
-                               of_chips=of.of_chips)
+        [found] = all_settings(rows | {"per_layer": texts}, of.wbit, of.abit, calibration=of.calibration, of_chips=of.of_chips)
         return found
 
 

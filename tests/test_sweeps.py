@@ -504,6 +504,21 @@ def test_bounds_of_a_search(evaluate, trained, capsys):
         evaluate(trained, "--search", "6", "--per_layer", "x:adc_prec=1/2")
 
 
+@pytest.mark.parametrize("texts, variables, chosen", [
+    (["a.*:adc_prec=4:6,cellBit=1/2"], 4, {"a.1": (6, 2), "a.2": (6, 2), "b": (3, 1)}),
+    (["a.1:cellBit=2,adc_prec=4:6", "a.2:cellBit=2,adc_prec=4/5"], 2, {"a.1": (6, 2), "a.2": (5, 2), "b": (3, 1)}),
+    (["a.*:adc_prec=4:6", "a.1:adc_prec=8"], 1, {"a.1": (8, 1), "a.2": (6, 1), "b": (3, 1)}),
+    (["a.1:adc_prec=8", "a.*:adc_prec=4:6"], 2, {"a.1": (6, 1), "a.2": (6, 1), "b": (3, 1)}),
+    (["*:adc_prec=7", "a.2:adc_prec=4/5"], 1, {"a.1": (7, 1), "a.2": (5, 1), "b": (7, 1)})])
+def test_what_a_search_may_choose_for_single_layers(texts, variables, chosen):
+    """The last pattern that fits a layer wins, whether it leaves a choice or not."""
+    settings = eval_settings.EvalSettings(rows={"adc_prec": [3], "per_layer": texts}, wbit=4, abit=4)
+    space = search.Space(settings, ["a.1", "a.2", "b"])
+    assert len(space.variables) == variables
+    setting = space.setting(space.alike(1))
+    assert {name: (setting.spec_of(name).adc_bits, setting.spec_of(name).cell_bits) for name in chosen} == chosen
+
+
 def test_a_search_starts_from_the_planners_share(evaluate, trained):
     """Plans of one budget are measured, and then, among the first, each layer with what is nearest to its bits in them."""
     flags = ["--adc_plan", "significance", "--adc_prec", "1", "--per_layer", "*:adc_prec=1:4:0.25"]
