@@ -35,7 +35,7 @@ class Bench:
 
     Args: checkpoint, of `settings.resume`, if it is loaded already; command, what stands in results.jsonl; of_several, whether other
         networks have the same `save_path`.
-    Attributes: folder, where its reports, pictures and costs go.
+    Attributes: folder, where its reports, pictures, costs and adc_ranges.json go.
     Raises: UserError for weights, planes and ranges that are not as they should be.
     """
 
@@ -55,7 +55,7 @@ class Bench:
             raise UserError(str(error)) from None
         if is_chip(self.cells) and settings.adc_ranges:
             raise UserError("--adc_ranges are of ideal cells, and those of a chip in --planes are corrected for it: give one of them")
-        self.ranges, self.points, self.cache = RangesOfRun(settings, self.checkpoint), Points(settings.save_path), Cache()
+        self.ranges, self.points, self.cache = RangesOfRun(settings, self.checkpoint, self.folder), Points(settings.save_path), Cache()
         self.facts = machine.machine_info() | {"command": command}
         self.sha256: dict[str, str] = {}  # of the weight codes of each layer's cells
         self.keys: dict[Setting | None, str] = {}

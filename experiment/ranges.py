@@ -49,10 +49,12 @@ class AdcRanges:
             raise UserError(f"{path} is not an adc_ranges.json ({one_line(error)})") from None
 
     def add(self, key: tuple, entry: Mapping[str, Any]) -> None:
-        """Add an entry, see `entry_of`. Other layers of an entry for the same hardware stay, if it is of the same rule."""
+        """Add an entry, see `entry_of`. Other layers of an entry for the same hardware stay, if it is of the same rule, and none in which
+        layers share their bits."""
         others = self.entries.get(key, {})
         same_rule = all(others.get(name) == value for name, value in entry.items() if name != "layers")
-        self.entries[key] = {**entry, "layers": (others["layers"] if others and same_rule else {}) | entry["layers"]}
+        stay = others and same_rule and entry.get("adc_share") != "network"
+        self.entries[key] = {**entry, "layers": (others["layers"] if stay else {}) | entry["layers"]}
 
     def add_of(self, setting: Setting, entry: dict[str, Any]) -> None:
         """Add the entry that `entry_of` made for a setting."""
@@ -132,12 +134,13 @@ def entry_of(network: nn.Module, setting: Setting, calib_images: int, sha256: Ma
 class RangesOfRun:
     """Where the calibrated ranges of each setting of an evaluation come from: a file, the checkpoint, or calibration.
 
+    Args: folder, where adc_ranges.json is written.
     Raises: UserError for a file that is no adc_ranges.json, that of --adc_ranges or the one that new ranges will be added to.
     """
 
-    def __init__(self, settings: EvalSettings, checkpoint: Mapping[str, Any]):
+    def __init__(self, settings: EvalSettings, checkpoint: Mapping[str, Any], folder: Path):
         self.checkpoint = settings.resume
-        self.file, self.path = settings.adc_ranges, Path(settings.save_path, "adc_ranges.json")
+        self.file, self.path = settings.adc_ranges, Path(folder, "adc_ranges.json")
         self.trained = {key: value for key, value in checkpoint["state_dict"].items() if key.endswith(quant.ADC_BUFFERS)}
         self.trained_for = settings.trained_for if self.trained else None
         self.kept = AdcRanges()

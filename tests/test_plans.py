@@ -25,6 +25,7 @@ import train
 from experiment import eval_settings, train_settings
 from experiment.checkpoint import load_checkpoint
 from experiment.cli import UserError, run_main
+from experiment.ranges import AdcRanges
 from experiment.training import Run
 from models import vgg
 from models.quant import (CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, calibration, collect_histograms,
@@ -854,3 +855,14 @@ def test_training_through_a_plan_resumes_to_the_same_bits(tmp_path, monkeypatch)
     assert evaluation.main(["--resume", best, *FAST, *PLANNED_FLAGS]) == 0
     record = results(tmp_path / "whole")[-1]
     assert record["adc_ranges"] == "checkpoint" and record["adc_bits"] == 2.5
+
+
+def test_ranges_of_layers_that_share_their_bits_are_kept_together():
+    """Those of the convolutions alone, and of all layers, are two plans."""
+    kept, entry = AdcRanges(), {"adc_share": "network", "adc_calib": "mse"}
+    kept.add(("key",), entry | {"layers": {"a": 1, "b": 1}})
+    kept.add(("key",), entry | {"layers": {"a": 2}})
+    assert kept.entries[("key",)]["layers"] == {"a": 2}
+    kept.add(("other",), {"adc_share": "layer", "layers": {"a": 1, "b": 1}})
+    kept.add(("other",), {"adc_share": "layer", "layers": {"a": 2}})
+    assert kept.entries[("other",)]["layers"] == {"a": 2, "b": 1}

@@ -262,7 +262,7 @@ def test_reports_pictures_and_costs_of_networks_in_one_folder(evaluate, checkpoi
     Path("other").mkdir()
     other = save("other/b.pth.tar", network(seed=1))
     evaluate(checkpoint, other, "--adc_prec", "3", "5", "--report", "--cost", "rram_32nm", "--html", "--save_path", "both")
-    names = {"accuracy_over_adc_bits.png", "cost.json", "report_1_bit_cells_3_bit_adc_calibrated_rows_16.json"}
+    names = {"accuracy_over_adc_bits.png", "adc_ranges.json", "cost.json", "report_1_bit_cells_3_bit_adc_calibrated_rows_16.json"}
     own = Path("both", "_".join(re.findall("[0-9A-Za-z]+", checkpoint.removesuffix(".tar")))), Path("both", "other_b_pth")
     for folder in own:
         assert names < set(os.listdir(folder))
