@@ -813,7 +813,7 @@ def test_ctrl_c_leaves_complete_lines(checkpoint):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=100)
     assert process.returncode == 130 and err == "interrupted\n", err
     records = results("save")
     assert 2 <= len(records) < 37 and "accuracy %" not in out
