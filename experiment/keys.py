@@ -27,10 +27,10 @@ from .starting import quantized_layers
 from .streamed import Streamed
 
 ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
-# The same where it is those settings alone that changed: with chips, their cells and reads; with gate access; with costs; of networks
-# that were converted.
+# The same where it is those settings alone that changed: with chips, their cells and reads; with chips whose reads have more than their
+# cells; with costs; of networks that were converted.
 ARITHMETIC_OF_CHIPS = 2
-ARITHMETIC_OF_GATE_ACCESS = 2
+ARITHMETIC_OF_READOUTS = 2
 ARITHMETIC_OF_COSTS = 2
 ARITHMETIC_OF_CONVERTED = 2
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
@@ -72,8 +72,9 @@ def of_setting(setting: Setting) -> dict[str, Any]:
 def of_chips(chips: Chips) -> dict[str, Any]:
     """Chips as plain values."""
     values = {field.name: getattr(chips, field.name) for field in fields(chips) if field.name not in NAMES}
-    if chips.access == "gate":
-        values["arithmetic_of_gate_access"] = ARITHMETIC_OF_GATE_ACCESS
+    noisy = chips.read_noise or chips.device.read_noise is not None
+    if noisy or chips.access == "gate" or chips.adc_noise or chips.adc_offset or chips.adc_gain:
+        values["arithmetic_of_readouts"] = ARITHMETIC_OF_READOUTS
     return _plain(values | {"device": digest(chips.device), "arithmetic": ARITHMETIC_OF_CHIPS})
 
 

@@ -272,7 +272,7 @@ def test_reports_pictures_and_costs_of_networks_in_one_folder(evaluate, checkpoi
     assert Path("both", "results.html").read_text().count("data:image/png") >= 6  # those of both
 
 
-@pytest.mark.parametrize("name, flags", [("ARITHMETIC_OF_COSTS", ["--cost", "rram_32nm"]), ("ARITHMETIC_OF_GATE_ACCESS", [
+@pytest.mark.parametrize("name, flags", [("ARITHMETIC_OF_COSTS", ["--cost", "rram_32nm"]), ("ARITHMETIC_OF_READOUTS", [
     "--device", "techA", "--access", "gate", "--wire_ohm", "1"]), ("ARITHMETIC_OF_CHIPS", ["--device", "techA"])])
 def test_other_arithmetic_is_measured_anew(evaluate, checkpoint, name, flags, monkeypatch):  # noqa: F811
     """What it concerns alone."""
