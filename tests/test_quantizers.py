@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from models.quant import AQ, SAWB, WQ, CrossbarSpec, Qconv2d, QLinear, QLinearDoreFa
 from models.quant.engines.cpu import elementwise
-from models.quant.quantizers import act_codes
+from models.quant.quantizers import WEIGHT_QUANTIZERS, act_codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BITS = [1, 2, 3, 4, 5, 6, 7, 8]
@@ -466,3 +466,18 @@ def test_weights_of_codes_are_numbers_however_large_the_weights_were():
     x = torch.tensor([[100.0, -0.2, 0.4], [-100.0, 0, 0.1]])
     weights = quantizer.weights(quantizer.codes(x), quantizer.scale(x))
     assert weights.isfinite().all() and torch.equal(quantizer.codes(weights), quantizer.codes(x))
+
+
+@pytest.mark.parametrize("wq", ["dorefa", "sawb"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_of_16_bits_have_the_codes_of_the_same_values_in_float32(wq, dtype, bits):
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    quantizer, other = (WEIGHT_QUANTIZERS[wq](bits) for _ in range(2))
+    found, wanted = quantizer.integers(x), other.integers(wide)
+    assert found.dtype == dtype and torch.equal(found.float(), wanted)
+    assert torch.equal(quantizer.codes(x), other.codes(wide))
+    found.sum().backward()
+    wanted.sum().backward()
+    assert x.grad.dtype == dtype and torch.equal(x.grad, wide.grad.to(dtype))

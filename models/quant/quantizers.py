@@ -60,20 +60,27 @@ class _DoReFaIntegers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, levels):
-        t = torch.tanh(x)
+        t = torch.tanh(widened(x))
         largest = largest_size(t)
         ctx.save_for_backward(t, levels / largest)
+        ctx.dtype = x.dtype
         if t.dtype == torch.float32 and elementwise.can_run(t):
-            return elementwise.dorefa_forward(t, largest, levels)
-        return dorefa_position(t, largest, levels).round_().mul_(2).sub_(levels)
+            return elementwise.dorefa_forward(t, largest, levels).to(x.dtype)
+        return dorefa_position(t, largest, levels).round_().mul_(2).sub_(levels).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         t, factor = ctx.saved_tensors
+        grad = grad.to(t.dtype)
         if t.dtype == torch.float32 and elementwise.can_run(t):
-            return elementwise.dorefa_backward(t, grad, factor), None
-        return grad * factor * (1 - t * t), None
+            return elementwise.dorefa_backward(t, grad, factor).to(ctx.dtype), None
+        return (grad * factor * (1 - t * t)).to(ctx.dtype), None
+
+
+def widened(x: Tensor) -> Tensor:
+    """Numbers of 16 bits in float32: a weight gets the code that the same value gets there."""
+    return x.float() if x.element_size() < 4 else x
 
 
 def largest_size(t: Tensor) -> Tensor:
@@ -204,14 +211,14 @@ class _WeightQuantizer(nn.Module):
 
     def integers(self, x: Tensor) -> Tensor:
         """`2 W - L = x_q / step` as floating-point integers, with the straight-through gradient."""
-        position = self._position(x)
+        position = self._position(widened(x))
         codes = position + (position.round() - position).detach()
-        return 2 * codes - self.zero_twice
+        return (2 * codes - self.zero_twice).to(x.dtype)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         """Weight codes W, uint8, 0..2^w - 1."""
-        return self._position(x).round().to(torch.uint8)
+        return self._position(widened(x)).round().to(torch.uint8)
 
     @outside_graphs
     def forward(self, x: Tensor) -> Tensor:
