@@ -194,7 +194,8 @@ def test_what_is_no_measurement_is_one_line(scene):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_networks_of_other_types_are_calibrated_and_measured(scene, dtype):
-    net, images, labels, calibration = scene
-    record = measure(net.to(dtype), images.to(dtype), labels, setting(), calibration=calibration.to(dtype))
-    software = classes(network(), images)
-    assert (record.predictions == software).float().mean() > 0.5  # as it is in float32, give or take what rounding does
+    net, *_, calibration = scene
+    images, labels = shown_images(300)
+    wanted = measure(net, images, labels, setting(6), calibration=calibration).predictions
+    record = measure(net.to(dtype), images.to(dtype), labels, setting(6), calibration=calibration.to(dtype))
+    assert (record.predictions == wanted).float().mean() > 0.75  # but for what rounding does to a network whose classes lie close
