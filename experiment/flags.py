@@ -55,6 +55,9 @@ class Number:
             return False
 
 
+MOST_WITHOUT_STEP = 100  # values of a span
+
+
 class Span:
     """A flag's values of one kind, `3`, or a span of them with both its ends: `3:8`, or with a step `1:3:0.5`."""
 
@@ -75,6 +78,8 @@ class Span:
         if first > last or step <= 0:
             raise argparse.ArgumentTypeError(f"{argument} is an empty span; FIRST:LAST:STEP goes up, from the first to the last")
         count = int((last - first) / step + 1e-9) + 1
+        if argument.count(":") == 1 and count > MOST_WITHOUT_STEP:  # two times, in seconds
+            raise argparse.ArgumentTypeError(f"{argument} has {count} values with a step of 1; say the step: FIRST:LAST:STEP")
         return [self.kind(f"{first + i * step:.12g}") for i in range(count)]
 
 

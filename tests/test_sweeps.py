@@ -413,6 +413,7 @@ def test_correction_of_some_layers_and_then_of_all_with_one_cache():
 @pytest.mark.parametrize("flags_, words", [
     (["--adc_prec", "8:3"], "argument --adc_prec: 8:3 is an empty span; FIRST:LAST:STEP goes up"),
     (["--adc_prec", "3:8:0"], "3:8:0 is an empty span"),
+    (["--device", "rram_wan", "--device_time", "1h:3h"], "1h:3h has 7201 values with a step of 1; say the step: FIRST:LAST:STEP"),
     (["--adc_prec", "1:2:3:4"], "1:2:3:4 is not a span FIRST:LAST or FIRST:LAST:STEP; each is a number from 0 up"),
     (["--cellBit", "1:"], "argument --cellBit: 1: is not a span FIRST:LAST or FIRST:LAST:STEP; each is a whole number from 1 up"),
     (["--workers", "0"], "argument --workers: 0 is not a whole number from 1 up"),
