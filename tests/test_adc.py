@@ -268,11 +268,11 @@ def test_finer_steps_hardly_lower_the_cost(width, adc_bits):
 
 @pytest.mark.parametrize("adc_bits", [1, 4, 12])
 def test_mse_of_very_many_read_values_takes_coarser_steps(monkeypatch, adc_bits):
-    """230,401 values. Steps a percent apart around the one that was found are not clearly better."""
-    monkeypatch.setattr(adc, "MOST_TERMS", 2**26)
-    layer = mapped(adc_bits, cell_bits=4, rows=1024, channels=1024, dac_bits=4)
+    """115,201 values. Steps a percent apart around the one that was found are not clearly better."""
+    monkeypatch.setattr(adc, "MOST_TERMS", 2**25)
+    layer = mapped(adc_bits, cell_bits=4, rows=512, channels=512, dac_bits=4)
     u = np.arange(layer.u_span[0], layer.u_span[1] + 1)
-    counts = np.rint(1e6 * np.exp(-0.5 * (u / 20000) ** 2)).astype(np.int64)[None, None]
+    counts = np.rint(1e6 * np.exp(-0.5 * (u / 10000) ** 2)).astype(np.int64)[None, None]
     (delta, q_min), = adc.calibrated_ranges(counts, layer, "mse", "slice")
     assert delta * 64 % 1 == 0
     reads = adc.Reads(counts, [0], layer)

@@ -39,7 +39,8 @@ SMALL = [8, "M", "M", 12, 12, "M"], 16  # instead of VGG7's widths
 # 19 images in batches of 4: the last one has 3, and of three processes one has a batch less.
 IMAGES = ["--ngpu", "0", "--batch_size", "4", "--calib_images", "12", "--engine", "reference"]
 TABLE = ["--cellBit", "2", "--adc_prec", "4", "--chips", "2", "--also", "--adc_range dynamic --adc_prec 3",
-         "--adc_plan significance --adc_prec 2", "--adc_prec 3 --device techA --read_noise 0.5 --adc_noise 0.3 --adc_offset 0.2"]
+         "--adc_plan significance --adc_prec 2 --cellBit 2",
+         "--cellBit 2 --adc_prec 3 --device techA --read_noise 0.5 --adc_noise 0.3 --adc_offset 0.2"]
 COSTS = ["--cost", "rram_32nm", "--adc_prec", "5"]
 FLAGS = ["--ngpu", "0", "--epochs", "3", "--limit_train", "100", "--batch_size", "15", "--lr", "0.05", "--amp", "off", "--cutout", "6",
          "--clp", "--save_minutes", "0"]  # 90 training images: 6 steps an epoch, of 7 and 8 images
