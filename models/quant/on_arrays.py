@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -153,6 +154,16 @@ class OnArrays:
         if w_codes.shape != self._weight4().shape:
             raise ValueError(f"weight codes have shape {list(w_codes.shape)}, the layer {list(self._weight4().shape)}")
         self._w_codes = w_codes
+
+    @contextlib.contextmanager
+    def codes_kept(self) -> Iterator[None]:
+        """Within the block the weight must not change, and its codes are not made again with every plan."""
+        before = self._w_codes
+        self.set_codes(self.w_codes())
+        try:
+            yield
+        finally:
+            self._w_codes = before
 
     @property
     def geometry(self) -> Geometry:
