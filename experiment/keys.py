@@ -28,10 +28,9 @@ from .streamed import Streamed
 
 ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
 # The same where it is those settings alone that changed: with chips, their cells and reads; with chips whose reads have more than their
-# cells; with plans; with costs; of networks that were converted.
+# cells; with costs; of networks that were converted.
 ARITHMETIC_OF_CHIPS = 2
 ARITHMETIC_OF_READOUTS = 2
-ARITHMETIC_OF_PLANS = 2
 ARITHMETIC_OF_COSTS = 2
 ARITHMETIC_OF_CONVERTED = 2
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
@@ -65,9 +64,7 @@ def of_setting(setting: Setting) -> dict[str, Any]:
     """A setting as plain values: a device by the digest of its data, how ranges are chosen only where they are."""
     chosen = asdict(setting.calibration) if setting.spec.adc_range == "calibrated" else None
     spec = {name: value for name, value in asdict(setting.spec).items() if name not in LATER or value != getattr(CrossbarSpec(), name)}
-    plans = any(of.get("adc_plan") == "significance" for of in (spec, *(dict(changes) for _, changes in setting.per_layer)))
-    return {**({"arithmetic_of_plans": ARITHMETIC_OF_PLANS} if chosen and plans else {}),
-            "spec": _plain(spec), "crossbar_layers": setting.crossbar_layers, "calibration": chosen,
+    return {"spec": _plain(spec), "crossbar_layers": setting.crossbar_layers, "calibration": chosen,
             "per_layer": [[pattern, _plain(dict(changes))] for pattern, changes in setting.per_layer],
             "chips": setting.chips and of_chips(setting.chips)}
 

@@ -23,7 +23,6 @@ FLOORS = [
     ["layers", "on_arrays"],
     ["crossbar"],
     ["modes", "counts"],
-    ["adding_up"],
     ["calibration", "program", "cell_files"],
     ["diagnostics", "fusion", "cost"],
     ["conversion", "gate_errors"],

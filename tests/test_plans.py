@@ -28,7 +28,7 @@ from experiment.cli import UserError, run_main
 from experiment.ranges import AdcRanges
 from experiment.training import Run
 from models import vgg
-from models.quant import (CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, adding_up, calibrate, calibration, collect_histograms,
+from models.quant import (CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, calibration, collect_histograms,
                           crossbar_layers, error_weights, set_engine, set_spec)
 from models.quant.mapping import MappedLayer
 from models.quant.spec import Geometry
@@ -227,7 +227,7 @@ def test_bits_that_are_the_same_everywhere_are_uniform_ranges_of_each_kind():
     counts = counted(layer, "bell", 3)
     found = adc.choices(counts, layer)
     bits = np.full((4, 1), 3)
-    plan = adc.plan_of(found, bits)
+    plan = adc._plan(found, bits)
     one = mapped(24, w_bits=1, a_bits=1, adc_bits=3)
     for z in range(4):
         delta, q_min = adc.calibrated_ranges(counts[z:z + 1], one, "mse", "slice")[0]
@@ -315,48 +315,6 @@ def test_a_budget_of_the_network_is_met(tiny):
 def choices_of(model, x):
     histograms = collect_histograms(model, x)
     return {name: adc.choices(histograms[name], layer.mapped("ideal")) for name, layer in crossbar_layers(model)}
-
-
-@torch.no_grad()
-def test_errors_as_they_add_up(tiny):
-    """Against each kind's reads and codes, added up here: the variance of each channel, of one network's second layer."""
-    model, x = tiny(spec=replace(PLANNED, adc_bits=2)), images(32)
-    choices, state = choices_of(model, x), buffers(model)
-    layers = crossbar_layers(model)
-    name, layer = layers[1]
-    given = []
-    hook = layer.register_forward_hook(lambda layer, x, y: given.append((x[0], y)))
-    found = adding_up.measured(model, layers, choices, x)
-    hook.remove()
-    assert buffers(model) == state and all(layer.spec.adc_bits == 2 for _, layer in layers) and list(found) == list(choices)
-
-    counted = choices[name].error
-    times = found[name].error / np.where(counted > 0, counted, 1)
-    codes = layer.act_quant.codes(given[0][0])
-    rows = nn.functional.unfold(codes.double(), layer.kernel_size, padding=layer.padding)  # in (channel, position) order
-    rows = rows.view(len(codes), layer.in_channels, -1, rows.shape[-1]).transpose(1, 2).flatten(1, 2)  # in (position, channel) order
-    cells = layer.ideal_cells()
-    by_hand = np.full(counted.shape, np.nan)
-    for z, k, bits in np.ndindex(*counted.shape):
-        if bits == 8 or counted[z, k, bits] < adding_up.LEAST * counted[..., 0].sum():
-            continue
-        digit, error = (rows.long() >> z & 1).double(), 0
-        for start, stop in layer.mapped("ideal").arrays:
-            weights = (cells.values[k, 0, start:stop] - cells.reference[k, 0, start:stop, None]).double()
-            v = torch.einsum("nrp,ro->nop", digit[:, start:stop], weights) / 2**cells.fraction_bits
-            step, lowest = choices[name].delta[z, k, bits], choices[name].q_min[z, k, bits]
-            q = torch.zeros_like(v) if bits == 0 else (v / step).round().clamp(lowest, lowest + 2**bits - 1)
-            error = error + step * q - v
-        by_hand[z, k, bits] = (2.0 ** (z + 2 * k) * error).transpose(0, 1).flatten(1).var(1, correction=0).mean()
-    known = ~np.isnan(by_hand)
-    by_hand *= counted[known].sum() / by_hand[known].sum()
-    assert known.sum() > 15 and known[..., 0].sum() > 4
-    np.testing.assert_allclose(found[name].error[known], by_hand[known], rtol=1e-3)
-    assert found[name].error[known].max() > 0 and (times[known].max() > 1.2 and times[known].min() < 0.8)  # they do not add up alike
-    smaller = ~known & (counted > 0) & known[..., :1]
-    last = np.take_along_axis(times, known.sum(-1, keepdims=True) - 1, 2)
-    np.testing.assert_allclose(times[smaller], np.broadcast_to(last, times.shape)[smaller])  # as the next larger one of their kind
-    assert adding_up.measured(model, layers, choices, x[:31]) == choices
 
 
 @torch.no_grad()

@@ -368,7 +368,7 @@ def plan_alone(layer: Choices, adc_bits: float) -> tuple[Plan, float]:
     least, bits = _best_bits(layer)
     total = _whole_mean(layer, adc_bits)
     total = int(np.flatnonzero(least[:total + 1] >= LEAST_ERROR * least[0])[-1])
-    return plan_of(layer, bits[total].reshape(layer.error.shape[:2])), float(least[total])
+    return _plan(layer, bits[total].reshape(layer.error.shape[:2])), float(least[total])
 
 
 def _best_bits(layer: Choices) -> tuple[np.ndarray, np.ndarray]:
@@ -429,11 +429,10 @@ def plans(layers: Sequence[Choices], adc_bits: Sequence[float], weights: Sequenc
         reads = [layer.reads * layer.costs[1] for layer in layers]
         budget = adc_bits[0] * PARTS * sum(layer.error[..., 0].size * layer.reads for layer in layers)
         totals = share_bits([weight * least for weight, (least, _) in zip(weights, curves)], reads, budget)
-    return [plan_of(layer, bits[total].reshape(layer.error.shape[:2]))
+    return [_plan(layer, bits[total].reshape(layer.error.shape[:2]))
             for layer, (_, bits), total in zip(layers, curves, totals)]
 
 
-def plan_of(layer: Choices, bits: np.ndarray) -> Plan:
-    """Bits `[digits, slices]` with the ranges of least error."""
+def _plan(layer: Choices, bits: np.ndarray) -> Plan:
     delta, q_min = (np.take_along_axis(values, bits[..., None], axis=2)[..., 0] for values in (layer.delta, layer.q_min))
     return Plan(bits.astype(np.int64), delta, q_min)

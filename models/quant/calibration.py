@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import adc, adding_up, channels
+from . import adc, channels
 from .cells import Cells
 from .counts import counting
 from .crossbar import CrossbarLayer, crossbar_layers
@@ -133,8 +133,8 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
                 if chosen.share == "layer":
                     needs = "that skips idle reads counts them"
                 raise ValueError(f"a plan {needs} on images: give some")
-        if images is not None and not first.kept:
-            first.fill(images)
+            if not first.kept:
+                first.fill(images)
         _set_plans(model, planned, histograms, chosen, first.kept)
     if images is not None and chosen.correct == "channel":
         _correct(model, [pair for pair in layers if pair[1].spec.adc_range == "calibrated"], first.batch(), None)
@@ -155,8 +155,6 @@ def _set_plans(model, layers, histograms, chosen, images):
     """Plans for layers whose spec has one: one budget for all of the same mean, or one for each."""
     busy, share = _busy(model, layers, images), chosen.share
     choices = {name: adc.choices(histograms[name], _bins(layer, chosen.on), busy.get(name)) for name, layer in layers}
-    if images:
-        choices = adding_up.measured(model, layers, choices, _first(images, adding_up.IMAGES))
     groups = {}
     for name, layer in layers:
         groups.setdefault(layer.spec.adc_bits if share == "network" else name, []).append((name, layer))
@@ -200,7 +198,9 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
         choices: `{layer name: adc.choices of it}`; the result has these layers, in this order.
     Raises: ValueError for no images.
     """
-    images = _first(images, WEIGHT_IMAGES)
+    first = _First(WEIGHT_IMAGES)
+    first.fill(images)
+    images = first.batch()
     if images is None or not len(images):
         raise ValueError("no images to weigh the layers' errors with")
     layers = [(name, layer, layer.spec) for name, layer in crossbar_layers(model) if name in choices]
@@ -246,7 +246,9 @@ def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
         if layer.spec.adc_range != "calibrated":
             raise ValueError(f"a correction belongs to calibrated ranges, not to adc_range {layer.spec.adc_range!r}")
     if not isinstance(images, Tensor):
-        images = _first(images, CORRECTION_IMAGES)
+        first = _First(CORRECTION_IMAGES)
+        first.fill(images)
+        images = first.batch()
     return _correct(model, layers, images, wanted)
 
 
@@ -330,12 +332,6 @@ def _watch_outputs(model: nn.Module, layers: list[tuple[str, CrossbarLayer]], im
 
 def _batches(images: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
     return images.split(BATCH) if isinstance(images, Tensor) else images
-
-
-def _first(images: Tensor | Iterable[Tensor], count: int) -> Tensor | None:
-    first = _First(count)
-    first.fill(images)
-    return first.batch()
 
 
 class _First:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -154,16 +153,6 @@ class OnArrays:
         if w_codes.shape != self._weight4().shape:
             raise ValueError(f"weight codes have shape {list(w_codes.shape)}, the layer {list(self._weight4().shape)}")
         self._w_codes = w_codes
-
-    @contextlib.contextmanager
-    def codes_kept(self) -> Iterator[None]:
-        """Within the block the weight must not change, and its codes are not made again with every plan."""
-        before = self._w_codes
-        self.set_codes(self.w_codes())
-        try:
-            yield
-        finally:
-            self._w_codes = before
 
     @property
     def geometry(self) -> Geometry:
