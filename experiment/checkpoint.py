@@ -7,7 +7,7 @@ a network. The values of "config", the settings of the run, are checked where se
 import errno
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,14 +153,20 @@ def _unusual(value: torch.Tensor) -> str | None:
     return None
 
 
-def _check_numbers(path: str | Path, state_dict: dict[str, torch.Tensor]) -> None:
-    """Refuse the first tensor with a number that it cannot have in a network."""
+def odd_number(state_dict: Mapping[str, torch.Tensor]) -> str | None:
+    """What is wrong with the first tensor that has a number which it cannot have in a network, where there is one."""
     for key, value in state_dict.items():
         text, allowed = _ALLOWED_VALUES.get(key.rpartition(".")[2], _FINITE)
         values = value.float()  # as the network will hold it
         right = allowed(values)
         if not right.all():
-            raise UserError(f"{path}: {key} holds {values[~right][0].item():g}; it must be {text}")
+            return f"{key} holds {values[~right][0].item():g}; it must be {text}"
+    return None
+
+
+def _check_numbers(path: str | Path, state_dict: dict[str, torch.Tensor]) -> None:
+    if odd := odd_number(state_dict):
+        raise UserError(f"{path}: {odd}")
 
 
 def _is_number(value: Any) -> bool:

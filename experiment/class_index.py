@@ -1,6 +1,7 @@
 """Which class a folder of images holds, where the network tells more classes apart than there are folders."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,15 @@ def read_class_index(path: str | Path) -> dict[str, int]:
     """`{folder: class}` of a JSON file, `{"n01440764": 0, ...}` or `{"0": ["n01440764", "tench"], ...}` (each of the names may be that
     of the folder), or of a text file with a folder and a number on each line.
 
+    Names that stand for several classes, as "crane" does in ImageNet, are left out.
+
     Raises: UserError for a file that is none of these.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        found = dict(_of_json(json.loads(text)) if text.lstrip().startswith("{") else _of_lines(text))
+        pairs = dict.fromkeys(_of_json(json.loads(text)) if text.lstrip().startswith("{") else _of_lines(text))
+        often = Counter(name for name, _ in pairs)
+        found = {name: number for name, number in pairs if often[name] == 1}
         if not found or min(found.values()) < 0:
             raise ValueError("classes are numbers from 0 up")
     except OSError as error:

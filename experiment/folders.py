@@ -46,7 +46,7 @@ def read(root: Path, log: Callable[[str], object], class_index: str | Path | Non
         labels = read_class_index(class_index)
         for folder in both:
             if unknown := [name for name in _class_names(folder) if name not in labels]:
-                raise UserError(f"{class_index} does not say the class of the folder {folder / unknown[0]}")
+                raise UserError(f"{class_index} does not say the class of the folder {folder / unknown[0]}, or names several for it")
         by_label = {label: name for name, label in labels.items()}
         classes = [by_label.get(i, f"class {i}") for i in range(max(by_label) + 1)]
     else:
@@ -64,7 +64,7 @@ def class_names(root: Path) -> list[str]:
 def decoded(found: Folder, size: int, log: Callable[[str], object]) -> list[torch.Tensor]:
     """The training and the test images, uint8 `[N, 3, size, size]`, from a cache file, as long as no file's name, size or time of
     change differs, or from the image files. log(text) is told about caches. Raises: UserError for what cannot be decoded."""
-    key = hashlib.sha256(f"{size}x{size} RGB, 1".encode())
+    key = hashlib.sha256(f"{size}x{size} RGB, 2".encode())
     for path in (path for files in found.files for path in files):
         key.update(os.fsencode(f"{path.relative_to(found.root)}\0{_size_and_time(path)}\n"))
     return _cached_images(found.root, key.hexdigest(), found.files, size, log)
@@ -175,11 +175,24 @@ def _decode_all(files: list[Path], size: int) -> torch.Tensor:
     return out
 
 
+def in_rgb(image: Image.Image) -> Image.Image:
+    """A picture in RGB, 8 bits a channel. Grey of 16 bits is scaled: Pillow itself would make all but the darkest 256th of it white.
+
+    Raises: ValueError for grey of 32 bits and for floats, whose full scale nobody knows.
+    """
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG":  # the latter in Pillow before 11
+        image = Image.fromarray(np.rint(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are {'floats' if image.mode == 'F' else '32 bits wide'}, which have no known full scale; "
+                         "save it with 8 or 16 bits")
+    return image.convert("RGB")
+
+
 def _decode(path: Path, size: int) -> torch.Tensor:
     """One image as uint8 [3, size, size]; others are scaled so that the centre square fills it."""
     try:
         with Image.open(path) as image:
-            image = image.convert("RGB")
+            image = in_rgb(image)
             if image.size != (size, size):
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)

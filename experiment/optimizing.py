@@ -33,7 +33,8 @@ def clip_weights(net: nn.Module, factor: float) -> None:
 def build_optimizer(net: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
     """SGD in two groups; the schedule multiplies each group's own "initial_lr"."""
     alphas = list(used_alphas(net).values())
-    weights = [p for name, p in net.named_parameters() if not name.endswith("act_alpha")]
+    levels = {id(getattr(layer.act_quant, "act_alpha", None)) for layer in quantized_layers(net).values()}  # unused ones too
+    weights = [p for p in net.parameters() if id(p) not in levels]
     groups = [{"params": weights, "lr": settings.lr, "initial_lr": settings.lr, "weight_decay": settings.wd}]
     if alphas:
         groups.append({"params": alphas, "lr": settings.alpha_lr, "initial_lr": settings.alpha_lr,

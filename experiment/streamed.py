@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from .cli import UserError, one_line
+from .folders import in_rgb
 
 Transform = Callable[[Image.Image], torch.Tensor]  # a picture in RGB to float [channels, height, width]
 LOOKED_AT = 8  # inputs that tell one transform from another
@@ -63,7 +64,7 @@ class Streamed:
                 found = self.transform(Image.fromarray(source))
             else:
                 with Image.open(source) as image:
-                    found = self.transform(image.convert("RGB"))
+                    found = self.transform(in_rgb(image))
         except Exception as error:  # a damaged file can make PIL raise nearly anything, and the transform may be the user's
             what = "a picture in memory" if isinstance(source, np.ndarray) else source
             raise UserError(f"cannot read {what}: {one_line(error)}") from error

@@ -23,7 +23,7 @@ from models import quant
 from models.quant.files import atomic_write
 
 from . import batch_norms, data_parallel, distributed
-from .checkpoint import load_checkpoint, load_weights, save_checkpoint
+from .checkpoint import load_checkpoint, load_weights, odd_number, save_checkpoint
 from .cli import Stopped, UserError
 from .data import Dataset, evenly, generator, normalize, steps_per_epoch, train_batches, training_split
 from .machine import machine_info, rng_state, set_rng_state
@@ -145,9 +145,11 @@ class Run:
     def check_finite(self) -> None:
         """A checkpoint must not be replaced by one that cannot be continued."""
         loss, _ = self.meter.read()
-        if not math.isfinite(loss) or not all(p.isfinite().all() for p in self.net.parameters()):
-            raise UserError(f"the loss or a weight is no longer a finite number in epoch {self.epoch + 1}, step "
-                            f"{self.step}; try a lower --lr. The last checkpoint in {self.folder} is from before")
+        trained = {key: value for key, value in self.net.state_dict().items() if not key.endswith(quant.ADC_BUFFERS)}
+        if not math.isfinite(loss) or (odd := odd_number(trained)):
+            what = odd if math.isfinite(loss) else "the loss is no longer a finite number"
+            raise UserError(f"in epoch {self.epoch + 1}, step {self.step} {what}; try a lower --lr, or of a clipping level a lower "
+                            f"--alpha_lr, --alpha_wd or --a_lambda. The last checkpoint in {self.folder} is from before")
 
     # -- training
 

@@ -88,5 +88,6 @@ class ResNet(nn.Module):
 
     @torch.no_grad()
     def scale_logits(self, factor: float) -> None:
-        """Multiply the logits."""
+        """Multiply the logits, but for their bias."""
         self.logit_scale.mul_(factor)
+        self.last.bias.div_(factor)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import models.quant.engines as engines
 from models.quant import (Cells, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, crossbar_layers,
-                          program, set_engine, set_spec, without_adc)
+                          Wires, program, set_engine, set_spec, without_adc)
 from models.quant.cells import LARGEST_CELL, fraction_bits
 from models.quant.engines import reference as reference_engine
 from models.quant.spec import Geometry
@@ -346,6 +346,20 @@ def test_cells_are_kept_where_the_hardware_of_the_slices_is(change, kept):
     chip = layer.chip
     layer.set_spec(replace(layer.spec, **change))
     assert layer.chip is (chip if kept else None)
+
+
+@pytest.mark.parametrize("options, change", [
+    (dict(wires=Wires(wire_ohm=5.0)), dict(rows=8)), (dict(wires=Wires(wire_ohm=5.0)), dict(mapping="im2col")),
+    (dict(wires=Wires("gate", 5.0)), dict(dac_bits=2)), (dict(adc_gain=0.1), dict(rows=8)), (dict(adc_offset=0.1), dict(mapping="im2col"))])
+def test_chips_of_other_arrays_are_dropped(options, change):
+    """Cells behind wires, and converters, of which each array has its own; gate access, whose rows are on or off."""
+    layer = linear(CrossbarSpec())
+    program(nn.ModuleList([layer]), BROAD, **options)
+    chip = layer.chip
+    layer.set_spec(replace(layer.spec, adc_bits=3))
+    assert layer.chip is chip
+    layer.set_spec(replace(layer.spec, **change))
+    assert layer.chip is None
 
 
 def oracle_output(layer, x):

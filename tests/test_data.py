@@ -13,6 +13,7 @@ from experiment import data as datasets
 from experiment import folders
 from experiment.cli import UserError
 from experiment.data import Batches, generator
+from experiment.streamed import Streamed
 
 
 def noise(n, size=32, seed=0):
@@ -325,6 +326,21 @@ def test_files_that_cannot_be_read_are_named(tree):
     link.with_suffix(".ppm").write_bytes(b"P6 99999999999 x")  # ValueError in PIL
     with pytest.raises(UserError, match="cannot decode .*link.ppm"):
         datasets.load("imagefolder", tree)
+
+
+def test_grey_of_sixteen_bits_keeps_its_shades(tmp_path):
+    """All of them, by rounding to the 256 that are left; pixels without a known full scale are refused."""
+    shades = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    for name, mode in (("a.png", None), ("a.tif", None), ("wide.tif", np.int32), ("float.tif", np.float32)):
+        Image.fromarray(shades if mode is None else shades.astype(mode)).save(tmp_path / name)
+    expected = torch.from_numpy((shades.astype(np.int64) * 2 + 257) // 514).expand(3, -1, -1)
+    for name in ("a.png", "a.tif"):
+        assert torch.equal(folders._decode(tmp_path / name, 32), expected.to(torch.uint8))
+        seen = Streamed([tmp_path / name], lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float()).read()[0]
+        assert torch.equal(seen, expected.float())
+    for name in ("wide.tif", "float.tif"):
+        with pytest.raises(UserError, match=f"{name}: its pixels are .* no known full scale; save it with 8 or 16 bits"):
+            folders._decode(tmp_path / name, 32)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])

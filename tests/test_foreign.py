@@ -178,7 +178,9 @@ def test_a_file_says_which_class_a_folder_holds(net, photographs, text):
 
 
 @pytest.mark.parametrize("text, says", [("cat seven", "does not name classes"), ("", "does not name classes"), ("cat -1", "from 0 up"),
-                                        ("[1]", "does not name classes"), ("cat 1\ndog 0", "does not say the class of the folder")])
+                                        ("[1]", "does not name classes"), ("cat 1\ndog 0", "does not say the class of the folder"),
+                                        ('{"0": ["n1", "cat"], "1": ["n2", "cat"], "2": "dog", "3": "emu"}', "or names several for it"),
+                                        ("cat 1\ncat 2\ndog 3\nemu 4", "train/cat, or names several for it")])
 def test_bad_class_files_are_one_line(net, photographs, text, says):
     Path("index").write_text(text)
     with pytest.raises(UserError, match=says):

@@ -55,6 +55,24 @@ def test_counts_are_those_of_every_read():
     assert seen == {0, -1}
 
 
+def test_counts_within_counts_are_whole(tiny):
+    """A calibration that counts idle reads may stand in a block that counts."""
+    model, x = tiny(spec=SKIPS), images(4)
+    calibrate(model, x)
+    with torch.no_grad(), counting(model) as alone:
+        model(x)
+    with torch.no_grad(), counting(model) as outer:
+        calibrate(model, x)
+        with counting(model) as inner:
+            model(x)
+        model(x)
+    assert inner.images == 4 < outer.images
+    for name, layer in alone.layers.items():
+        assert inner.layers[name].pixels == layer.pixels
+        assert outer.layers[name].pixels * alone.images == layer.pixels * outer.images
+    assert all(layer.watch is None for _, layer in crossbar_layers(model))
+
+
 # ---- skipped reads are 0 -----------------------------------------------------------------------------------------------
 
 

@@ -213,6 +213,27 @@ def plain_resnet(state, depths, x):
     return (F.adaptive_avg_pool2d(x, 1).flatten(1) @ state["last.weight"].T + state["last.bias"]) * state["logit_scale"]
 
 
+@pytest.mark.parametrize("name", ["vgg7_quant", "resnet20_quant"])
+def test_logits_are_scaled_but_for_their_bias(name):
+    torch.manual_seed(0)
+    model, x = models.create(name).eval(), torch.rand(2, 3, 32, 32)
+    bias = torch.linspace(-3, 3, 10)
+
+    @torch.no_grad()
+    def parts():
+        model.last.bias.zero_()
+        without = model(x)
+        model.last.bias.copy_(bias)
+        return without, model(x) - without
+
+    without, of_bias = parts()
+    model.scale_logits(5.0)
+    bias = model.last.bias.detach().clone()  # which a scale behind it makes smaller
+    scaled, still = parts()
+    torch.testing.assert_close(scaled, 5 * without, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(still, of_bias, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name, depths, weights", [("resnet20", (3, 3, 3), 268_336), ("resnet18", (2, 2, 2, 2), 11_164_352)])
 def test_resnets_are_those_of_the_paper(name, depths, weights):
     torch.manual_seed(0)

@@ -222,11 +222,18 @@ def test_without_a_validation_split_the_last_epoch_counts(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
-    with pytest.raises(UserError, match="no longer a finite number in epoch 2"):
+    with pytest.raises(UserError, match="in epoch 2, step [0-9]+ .* (no longer a finite number|must be finite)"):
         quick(tmp_path, "--schedule", "1", "--gammas", "1e35")
     checkpoint = load_checkpoint(tmp_path / "checkpoint.pth.tar")
     assert (checkpoint["epoch"], checkpoint["step"]) == (1, 0)
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_a_clipping_level_that_falls_to_0_stops_and_keeps_the_checkpoint(tmp_path):
+    """All that is behind a level below 0 is clipped to it: the loss stays finite, and no checkpoint with such a level is read."""
+    with pytest.raises(UserError, match="in epoch 2, step [0-9]+ .*act_alpha holds -.*; it must be finite and above 0; try a lower --lr"):
+        quick(tmp_path, "--clp", "--a_lambda", "5", "--alpha_lr", "1e-4", "--lr", "1e-5", "--schedule", "1", "--gammas", "1000")
+    assert load_checkpoint(tmp_path / "checkpoint.pth.tar")["epoch"] == 1
 
 
 # -- other starts
@@ -505,7 +512,7 @@ def test_ranges_are_calibrated_every_so_many_steps_and_after_an_epoch(tmp_path, 
 
 
 def test_weights_that_are_no_numbers_are_said_before_a_calibration(tmp_path):
-    with pytest.raises(UserError, match="is no longer a finite number in epoch 1, step [1-9]"):
+    with pytest.raises(UserError, match="in epoch 1, step [1-9] .* (no longer a finite number|must be finite)"):
         quick(tmp_path, "--adc_aware", "--lr", "1e20", "--calib_steps", "1", "--subArray", "16")
 
 
@@ -574,6 +581,8 @@ def test_clipping_levels_have_a_group_of_their_own():
     assert (alphas["initial_lr"], alphas["weight_decay"], len(alphas["params"])) == (0.003, 0.7, 7)
     assert len(weights["params"]) + len(alphas["params"]) + 1 == len(list(net.parameters()))  # 1: features.0, unused
     assert weights["nesterov"]
+    net.act_alpha = torch.nn.Parameter(torch.ones(()))  # a network of others may have one that is none of ours
+    assert any(p is net.act_alpha for p in training.build_optimizer(net, settings).param_groups[0]["params"])
 
 
 @pytest.mark.parametrize("kind, step, expected", [

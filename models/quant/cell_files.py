@@ -68,7 +68,7 @@ def read_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> 
     """
     found = load_cells(folder, model, device, seed)
     for name, layer in crossbar_layers(model):
-        layer.set_cells(found[name].cells, found[name].nominal)
+        layer.chip = found[name]
 
 
 def load_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> dict[str, Chip]:
@@ -92,7 +92,7 @@ def load_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> 
         if layer.spec.reference == "digital":  # whose reads hold the off-current, which stands in the reference
             off = (cells.reference - expected.reference)[..., None]
             nominal = Cells(expected.values + off, cells.reference, cells.fraction_bits)
-        found[name] = Chip(cells, nominal)
+        found[name] = Chip(cells, nominal, of_arrays=known.get(path.name, {}).get("rows") is not None)
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .readout import Readout
+from .spec import CrossbarSpec
 
 MOST_FRACTION_BITS = 12  # of the grid, from 5 bits a cell on together with the cell's own bits
 LARGEST_CELL = 2**20  # |value|, so that the sum of a read stays exact in every engine
@@ -82,12 +83,23 @@ class Chip:
     """One layer on one chip.
 
     Attributes: cells, what its cells hold; nominal, what they would hold without scatter, on which ADC ranges are chosen (None:
-        ideal cells); readout, what its reads have besides (None: nothing).
+        ideal cells); readout, what its reads have besides (None: nothing); of_arrays, whether cells follow from which rows share an
+        array, as behind wires they do.
     """
 
     cells: Cells
     nominal: Cells | None = None
     readout: Readout | None = None
+    of_arrays: bool = False
+
+    def fits(self, old: CrossbarSpec, new: CrossbarSpec) -> bool:
+        """Whether the chip that was made for `old` hardware is one of `new`."""
+        fixed = ["cell_bits", "reference", "weights"]
+        if self.of_arrays or self.readout is not None and self.readout.gain is not None:  # a converter for each array and column
+            fixed += ["rows", "mapping"]
+        if self.readout is not None and self.readout.curve is not None:  # of rows that are on or off
+            fixed += ["dac_bits"]
+        return all(getattr(old, name) == getattr(new, name) for name in fixed)
 
 
 def on_grid(x: np.ndarray, bits: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,15 +106,24 @@ def counting(network: nn.Module, layouts: Iterable[Layout] | None = None) -> Ite
         counts.images += len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
 
     hook = network.register_forward_pre_hook(see_images, with_kwargs=True)
+    before = [layer.watch for _, layer in layers]  # of a block around this one, as `calibrate` may stand in, which sees on
     try:
-        for name, layer in layers:
-            layer.watch = watches[name].see
+        for (name, layer), outer in zip(layers, before):
+            layer.watch = watches[name].see if outer is None else _one_after_the_other(outer, watches[name].see)
         yield counts
     finally:
         hook.remove()
-        for _, layer in layers:
-            layer.watch = None
+        for (_, layer), outer in zip(layers, before):
+            layer.watch = outer
     counts.layers = {name: watch.result() for name, watch in watches.items() if watch.pixels}
+
+
+def _one_after_the_other(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
+    def both(*args: Any, **kwargs: Any) -> None:
+        first(*args, **kwargs)
+        second(*args, **kwargs)
+
+    return both
 
 
 class _Watch:

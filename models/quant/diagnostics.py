@@ -98,7 +98,7 @@ def losses(model: nn.Module, images: Tensor, corrected: bool = True) -> list[dic
                 layer.set_cells(chip.cells, chip.nominal)
                 entry["cells"] = sqnr()
         finally:
-            layer.set_cells(chip.cells, chip.nominal, chip.readout)
+            layer.chip = chip
         result.append(entry)
     return result
 

@@ -65,13 +65,13 @@ class OnArrays:
         return self.cell_spec.slice_bits
 
     def set_spec(self, spec: CrossbarSpec) -> None:
-        """Put the layer on other hardware of the same bits; ranges of another hardware are dropped, and cells of other slices,
-        another reference or other lines: they are ideal again.
+        """Put the layer on other hardware of the same bits; ranges of another hardware are dropped, and a chip that is none of the new
+        one (`Chip.fits`): its cells are ideal again.
 
         Raises: ValueError for other bits than those of the layer's quantizers.
         """
         spec = self.fitted(spec)
-        if any(getattr(spec, name) != getattr(self._spec, name) for name in ("cell_bits", "reference", "weights")):
+        if self.chip and not self.chip.fits(self._spec, spec):
             self.chip = None
         self._spec = spec
         self._forget_ranges()

@@ -130,7 +130,7 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
         g_min, step = device.levels(bits)[0], device.step(bits)
         drawn = device.draw(levels[k], bits, _generator(draw.seed, name, k, VALUES)) if joint is None else joint[k]
         column = _reference_column(draw, bits, twice[k], levels.shape[1:3], _generator(draw.seed, name, k, REFERENCE))
-        if draw.wires.wire_ohm or draw.wires.row_ohm or draw.wires.driver_ohm:
+        if draw.wires.resist:
             drawn, column, curve = _behind_wires(drawn, column, layer, draw, _generator(draw.seed, name, k, INPUTS))
             missing = scale * g_min / step - (np.rint(scale * g_min / step) if digital else 0)
             curves.append(_of_cells(curve, scale, step, missing))
@@ -148,7 +148,7 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     if off.any():
         nominal = Cells(ideal.values + shift.view(-1, 1, 1, 1), ideal.reference + shift.view(-1, 1, 1), ideal.fraction_bits)
     shares = [0.0 if digital or draw.reference_cells == "ideal" else 1.0 if r % 2 == 0 else 0.5 for r in twice]
-    return Chip(cells, nominal, _readout(name, layer, draw, scale, off, shares, curves))
+    return Chip(cells, nominal, _readout(name, layer, draw, scale, off, shares, curves), draw.wires.resist)
 
 
 def _pair_chip(name, layer, draw):
@@ -165,7 +165,7 @@ def _pair_chip(name, layer, draw):
         g_min, step = device.levels(bits)[0], device.step(bits)
         drawn = [device.draw(levels[k], bits, _generator(draw.seed, name, k, part)) if joint is None else joint[part][k]
                  for part, levels in lines]
-        if wires.wire_ohm or wires.row_ohm or wires.driver_ohm:
+        if wires.resist:
             sides = np.stack(drawn, axis=-1).clip(0)  # the lines of a pair side by side
             beside, arrays = sides.reshape(*sides.shape[:2], -1), layer.mapped("ideal", cells=ideal).arrays
             if wires.access == "gate":
@@ -181,7 +181,7 @@ def _pair_chip(name, layer, draw):
     where = ideal.values.device
     cells = Cells(torch.from_numpy(values).to(where), ideal.reference, ideal.fraction_bits)
     slices, both = len(values), None if both is None else torch.from_numpy(both).to(where)
-    return Chip(cells, None, _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, curves, both))
+    return Chip(cells, None, _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, curves, both), wires.resist)
 
 
 def _of_cells(curve, scale, step, missing):

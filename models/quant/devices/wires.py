@@ -71,6 +71,11 @@ class Wires:
             if self.access == "gate" and name != "wire_ohm" and value:
                 raise ValueError(f"{name} is {value!r} with access 'gate'; no current flows into a gate, so allowed is 0")
 
+    @property
+    def resist(self) -> bool:
+        """Whether any of them does."""
+        return bool(self.wire_ohm or self.row_ohm or self.driver_ohm)
+
 
 def solve(conductance: ArrayLike, volts: ArrayLike, wire_ohm: float, row_ohm: float = 0.0, driver_ohm: float = 0.0,
           access: str = "voltage") -> np.ndarray:
