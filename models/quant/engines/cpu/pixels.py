@@ -71,10 +71,10 @@ class SideBySide:
 
     def _raster(self, input_shape):
         """(`Raster`, `Addresses.place`) for inputs `[N, H, W, in]`."""
-        key = *input_shape, numba.get_num_threads()
-        if key not in self._rasters:
-            self._rasters = {key: self._make_raster(input_shape)}
-        return self._rasters[key]
+        key, found = (*input_shape, numba.get_num_threads()), self._rasters
+        if key not in found:  # another thread may put its own there meanwhile
+            found = self._rasters = {key: self._make_raster(input_shape)}
+        return found[key]
 
     def _make_raster(self, input_shape):
         size = self.layer.geometry.output_size(*input_shape[1:3], self.layer.kernel)
