@@ -1,5 +1,6 @@
 """What is to be measured (`Plan`), and in which order several workers take it (`Queue`)."""
 
+import itertools
 import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,12 +84,15 @@ class Plan:
         return statistics.fmean(found) if found else None
 
     def listing(self) -> str:
-        """A line for each point."""
-        missing = {*self.missing}
-        names = len(self.benches) > 1
-        return "\n".join(f"{'to measure' if job in missing else 'measured  '}  "
-                         + (f"{self.benches[job.bench].settings.resume}: " if names else "") + str(job)
-                         for job in self.jobs)
+        """A line for each point, or for chips of one setting in a row that are all measured, or all not."""
+        missing, lines = {*self.missing}, []
+        whole = {job: place for place, jobs in enumerate(self.wholes.values()) for job in jobs}
+        for (to_measure, _), jobs in itertools.groupby(self.jobs, key=lambda job: (job in missing, whole[job])):
+            first, *others = jobs
+            name = f"{self.benches[first.bench].settings.resume}: " if len(self.benches) > 1 else ""
+            last = f" to {others[-1].setting.chips.chip_seed}" if others else ""
+            lines.append(f"{'to measure' if to_measure else 'measured  '}  {name}{first}{last}")
+        return "\n".join(lines)
 
 
 def _jobs(bench: int, setting: Setting | None) -> list[Job]:

@@ -197,6 +197,9 @@ def test_a_chip_is_measured_once_alone_or_as_one_of_several(evaluate, checkpoint
     assert of[2, 0] == of[4, 0][:2] and of[1, 3] == of[4, 0][3:] and of[1, 9] == of[3, 8][1:2]
     costs = [row["energy_uJ"] for row in rows[1:]]
     assert len({*map(str, costs)}) == 1 and costs[0]
+    lines = seeds("--chips", "10", "--dry_run")[1].splitlines()
+    assert [line.split("1d, ")[-1] for line in lines if ", chip " in line] == ["chip 0 to 3", "chip 4 to 7", "chip 8 to 9"]
+    assert [line[:10] for line in lines if ", chip " in line] == ["measured  ", "to measure", "measured  "]
 
 
 def test_chips_that_are_interrupted_are_not_lost(evaluate, checkpoint, monkeypatch):  # noqa: F811
