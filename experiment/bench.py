@@ -27,6 +27,7 @@ from .setting import Setting, reads_of
 from .starting import crossbar_network
 
 FROZEN = "calibrated", "full"  # ADC ranges that --report describes
+LONGEST_NAME = 200  # of a file, without its end: a file system has room for 255 bytes
 
 
 class Bench:
@@ -268,7 +269,7 @@ class Bench:
 
     def write_report(self, setting: Setting, log: logging.Logger) -> None:
         """Table, JSON and picture of what the ADC, or a chip, does to each layer, for a setting that was measured."""
-        path = Path(self.folder, "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower()))
+        path = Path(self.folder, report_name(setting, self.key(setting)))
         title = f"{self.settings.model.removesuffix('_eval')} on {self.settings.dataset}: {setting}"
         shown, cache = self.shown, self.cache
         place(self.net, setting, self.cells)
@@ -288,6 +289,12 @@ class Bench:
         report.write_report(path.with_suffix(".json"), str(setting), layers)
         report.report_plot(path.with_suffix(".png"), title, layers, setting.spec.adc_bits)
         log.info(f"{setting}:\n{report.layers_table(layers)}\npicture: {path.with_suffix('.png')}")
+
+
+def report_name(setting: Setting, key: str) -> str:
+    """The files of a report are called as its setting, and by the start of its key where that would be too long."""
+    name = "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower())
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}_{key[:8]}"
 
 
 def search_layouts(settings: EvalSettings) -> list[Setting]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from models import quant
 
+from .keys import digest
 from .placing import Stored, place
 from .setting import Setting
 
@@ -53,7 +54,7 @@ def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
     """Write what the cells of each chip of a setting hold, on which the network was measured last; see `quant.write_cells`. Returns:
     the number of files that were not there."""
     chips, spec, written = setting.chips, setting.spec, 0
-    facts = {"chip": chips.text()} | (
+    facts = {"chip": chips.text(), "data": digest(chips.device)} | (
         {"rows": spec.rows, "mapping": spec.mapping, "access": chips.access} if chips.wires else {})  # arrays matter for wires
     label = chips.label() + ("_digital" if spec.reference == "digital" else "") + ("_pair" if spec.weights == "pair" else "")
     for seed in chips.seeds:

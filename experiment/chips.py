@@ -8,7 +8,7 @@
 The flags of eval.py are the fields of `DeviceSettings` and `ChipSettings`, those of train.py the fields of `TrainingChips`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -213,8 +213,26 @@ def _with_noise(device: Device, read_noise: float | str | None) -> Device:
     return replace(device, read_noise="device") if read_noise == "device" else device
 
 
-def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None) -> Chips | None:
-    """The chips that flags mean, `{flag: value}` of some or all of them; None without a device. Args: known, see `made`.
+def names_of(devices: Iterable[str]) -> dict[str, str]:
+    """What `--device` values are called in tables and files: a preset as it is, a file by its stem, or where another one has that too, by
+    as much of the end of its path as tells them apart."""
+    found, files = {}, {device: Path(device).resolve() for device in devices if device not in presets()}
+    for device in dict.fromkeys(devices):
+        path = files.get(device)
+        others = {other for other in files.values() if other != path}
+        if path is None:
+            found[device] = device
+        elif path.stem not in {*devices, *(other.stem for other in others)}:
+            found[device] = path.stem
+        else:
+            length = next(n for n in range(2, len(path.parts) + 1) if all(other.parts[-n:] != path.parts[-n:] for other in others))
+            found[device] = "/".join(path.parts[-length:])
+    return found
+
+
+def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None, names: Mapping[str, str] | None = None) -> Chips | None:
+    """The chips that flags mean, `{flag: value}` of some or all of them; None without a device. Args: known, see `made`; names, of
+    several devices.
 
     Raises: UserError for flags of chips without a device, and as `made`.
     """
@@ -224,7 +242,7 @@ def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None) 
                 raise UserError(WITHOUT.format(name))
         return None
     device = DeviceSettings(**{name: values[name] for name in OF_DEVICE if name in values}).made(known)
-    name = values["device"] if values["device"] in presets() else Path(values["device"]).stem
+    name = (names or names_of([values["device"]]))[values["device"]]
     try:
         return Chips(device=device, name=name, **{name: values[name] for name in CHIP_FIELDS if name in values})
     except ValueError as error:

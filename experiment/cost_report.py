@@ -17,7 +17,7 @@ from models.quant.files import atomic_write
 from .costs import figures
 from .drawing import colormap, label_decades, new_figure, save
 from .evaluation import Record
-from .report import band_of_chance, band_text, text_table
+from .report import band_text, band_words, bands, text_table
 
 MICRO = 1e6
 COLUMNS = 3  # panels beside one another
@@ -34,7 +34,7 @@ def write(records: Sequence[Record], technology: Technology, title: str, folder:
     atomic_write(paths[1], lambda file: file.write(_csv(costed).encode()))
     title = f"{title}\n{technology.name}, typical sources; from the cheapest to the dearest ones:"
     by_layer(paths[2], costed, f"{title} whiskers")
-    accuracy_over_energy(paths[3], costed, f"{title} bars; whiskers: what chance alone can do")
+    accuracy_over_energy(paths[3], costed, f"{title} bars; whiskers: {band_words(costed)}")
     return paths
 
 
@@ -48,7 +48,8 @@ def _content(technology: Technology) -> dict[str, Any]:
 def _setting(record: Record) -> dict[str, Any]:
     cost = record.cost
     return {
-        "setting": str(record.setting), "spec": asdict(record.setting.spec), "crossbar_layers": record.setting.crossbar_layers,
+        "setting": str(record.setting), "spec": asdict(record.setting.spec), "per_layer": record.setting.per_layer,
+        "crossbar_layers": record.setting.crossbar_layers,
         "device": record.setting.chips and record.setting.chips.name, "accuracy": record.accuracy, "n_images": record.n_images,
         **figures(cost), "digital": cost.digital, "leakage_W": cost.leakage, "interval_s": cost.interval, "sources_of_ends": cost.sources,
         "layers": [{"layer": layer.name, "energy_J": layer.energy, "area_m2": layer.area, "latency_s": layer.latency,
@@ -62,10 +63,10 @@ def _csv(records: Sequence[Record]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["setting", "technology", *spec, "accuracy", "layer", "quantity", "component", "low", "typical", "high"])
     for record in records:
-        start = [str(record.setting), record.cost.technology, *asdict(record.setting.spec).values(), record.accuracy]
         for layer in record.cost.layers:
+            hardware = asdict(record.setting.spec_of(layer.name)).values()
             for line in _lines(layer):
-                writer.writerow([*start, layer.name, *line])
+                writer.writerow([str(record.setting), record.cost.technology, *hardware, record.accuracy, layer.name, *line])
     return text.getvalue()
 
 
@@ -80,8 +81,8 @@ def layers_table(cost: CostReport) -> str:
     rows = []
     for layer in cost.layers:
         done = layer.events
-        conversions = sum(done.conversions.values())
-        bits = sum(b * n for b, n in done.conversions.items()) / conversions if conversions else 0
+        conversions = sum(done.made.values())
+        bits = sum(b * n for b, n in done.made.items()) / conversions if conversions else 0
         rows.append([layer.name, str(done.arrays), f"{layer.utilisation:.0%}", f"{done.idle_reads / done.reads:.1%}",
                      f"{conversions / cost.images:.3g}", f"{bits:.3g}", *_texts(sum(layer.energy.values(), Band(0, 0, 0)), layer.latency,
                                                                                sum(layer.area.values(), Band(0, 0, 0)))])
@@ -143,10 +144,10 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
     for i, (curve, points) in enumerate(curves.items()):
         points = sorted(points, key=lambda record: record.setting.spec.adc_bits)
         low, typical, high = MICRO * np.array([record.cost.energy for record in points]).T
-        accuracy, chance = np.array([(record.accuracy, band_of_chance(record)) for record in points]).T
+        accuracy, lower, upper = bands(points)
         color = colormap("tab10" if len(curves) <= 10 else "tab20")(i)
-        axes.errorbar(typical, accuracy, chance, color=color, marker="o", markersize=4, linewidth=1.2, elinewidth=0.6, capsize=2,
-                      label=curve)
+        axes.errorbar(typical, accuracy, [accuracy - lower, upper - accuracy], color=color, marker="o", markersize=4, linewidth=1.2,
+                      elinewidth=0.6, capsize=2, label=curve)
         axes.hlines(accuracy, low, high, color=color, alpha=0.25, linewidth=2.5)
         for x, y, record in zip(typical, accuracy, points):
             text = f"{record.setting.spec.adc_bits:g}"

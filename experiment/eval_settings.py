@@ -132,14 +132,16 @@ def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Itera
                 groups.append(flags.parse(parser, shlex.split(text)))
             except (UserError, ValueError) as error:
                 raise UserError(f"--{name} {text!r}: {error}") from None
-    devices: dict[str, Device] = {}
-    settings = [setting for group in groups for setting in _combinations(group, w_bits, a_bits, calibration, of_chips, devices)]
+    known: dict[str, Device] = {}
+    names = chips.names_of([device for group in groups for device in group.get("device", ()) if device])
+    settings = [setting for group in groups for setting in _combinations(group, w_bits, a_bits, calibration, of_chips, known, names)]
     return tuple(dict.fromkeys(settings))
 
 
 def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibration: Calibration,
-                  of_chips: Mapping[str, int] = MappingProxyType({}), devices: dict[str, Device] | None = None) -> list[Setting]:
-    """Every combination of the flags' values, in the order of a table."""
+                  of_chips: Mapping[str, int] = MappingProxyType({}), known: dict[str, Device] | None = None,
+                  names: Mapping[str, str] | None = None) -> list[Setting]:
+    """Every combination of the flags' values, in the order of a table. Args: known, names, of devices, see `chips.chips_of`."""
     values = hardware_defaults() | given
     of_layers = per_layer.single(per_layer.parse(given.get("per_layer", ())))
     before = "crossbar_layers", "weights", "mapping", "reference", "dac_bits", "rows", "cell_bits"
@@ -148,7 +150,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
     for combination in itertools.product(*(values[flag_name(name)] for name in order)):
         found = dict(zip(order, combination))
         row = {name: found.pop(name) for name in chips.OF_ROW}
-        made = chips.chips_of(row | (of_chips if row["device"] else {}), devices)
+        made = chips.chips_of(row | (of_chips if row["device"] else {}), known, names)
         layers, plan, bits = found.pop("crossbar_layers"), found["adc_plan"], found["adc_bits"]
         if plan == "uniform" and _needs_a_plan(bits) and "significance" in values["adc_plan"]:
             continue  # a mean for the plans of the same table

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from models import quant
+from models.building import CROSSBAR_LAYERS
 from models.quant import CrossbarSpec, adc
 from models.quant.files import atomic_write
 
@@ -29,6 +30,7 @@ HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "ref
             "weights")
 LATER = {name: getattr(CrossbarSpec(), name) for name in ("adc_plan", "adc_max_bits", "adc_idle", "weights")}  # of older files
 CORRECTION = {"gain", "offset"}
+SHARED = "crossbar_layers"  # of entries whose layers share a plan's bits
 
 
 class AdcRanges:
@@ -42,7 +44,11 @@ class AdcRanges:
         try:
             for entry in json.loads(Path(path).read_text(encoding="utf-8"))["ranges"]:
                 _check(entry)
-                self.entries[(*(entry[name] for name in HARDWARE), json.dumps(entry.get("per_layer", [])))] = entry
+                # Older files do not say which layers shared a plan's bits.
+                shared = CROSSBAR_LAYERS if entry.get("adc_share") == "network" else (None,)
+                for layers in (entry[SHARED],) if SHARED in entry else shared:
+                    key = *(entry[name] for name in HARDWARE), json.dumps(entry.get("per_layer", [])), layers
+                    self.entries[key] = {**entry, SHARED: layers} if layers else entry
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -118,6 +124,7 @@ def entry_of(network: nn.Module, setting: Setting, calib_images: int, sha256: Ma
     entry = {name: getattr(setting.of_ranges.spec, name) for name in HARDWARE} | {
         "adc_calib": rule.rule, "adc_per": rule.per, "adc_correct": rule.correct, "calib_images": calib_images}
     entry |= {"adc_share": rule.share} if True in setting.plans else {}
+    entry |= {SHARED: shared} if (shared := _sharing(setting)) else {}
     entry |= {"per_layer": json.loads(json.dumps(setting.per_layer))} if setting.per_layer else {}
     layers = {}
     for name, layer in on_adcs(network):
@@ -186,4 +193,9 @@ class RangesOfRun:
 
 
 def _key(setting: Setting) -> tuple:
-    return *(getattr(setting.of_ranges.spec, name) for name in HARDWARE), json.dumps(setting.per_layer)
+    return *(getattr(setting.of_ranges.spec, name) for name in HARDWARE), json.dumps(setting.per_layer), _sharing(setting)
+
+
+def _sharing(setting: Setting) -> str | None:
+    """Which layers a plan shares its bits among; None where no layer's range depends on the others."""
+    return setting.crossbar_layers if True in setting.plans and setting.calibration.share == "network" else None

@@ -47,7 +47,7 @@ def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: st
     """The result of an evaluation. Args: records, that of the float network, if there is one, and that of the software first; of_all,
     how many images the set has; kind, of the images, such as "test images"; planes, the folder that the cells came from."""
     converted = records[0].is_float
-    planned = any(r.setting and r.setting.spec.planned for r in records)
+    planned = any(map(_has_a_mean, records))
     several = max(len(r.chip_accuracies or ()) for r in records)
     costed = any(r.cost for r in records)
     header = ["setting", *(["mean bits", "converted"] if planned else []), "accuracy %",
@@ -66,6 +66,12 @@ def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: st
                       + ("the float network, or by the quantized one without ADCs" if converted else "the software"),
                       *([f"with a device: mean, deviation and lowest of {several} chips"] if several > 1 else []),
                       *(["costs, of an image: by typical sources (by the cheapest to the dearest)"] if costed else [])])
+
+
+def _has_a_mean(record: Record) -> bool:
+    """Whether the bits of a setting's reads are not all those of its ADC: it has a plan, skips idle reads, or layers have their own."""
+    spec = record.setting and record.setting.spec
+    return bool(spec) and (spec.planned or record.mean_bits is not None and abs(record.mean_bits - spec.adc_bits) > 1e-9)
 
 
 def _conversions(record: Record) -> list[str]:
@@ -126,7 +132,7 @@ def _sweep(records: Sequence[Record], name: str) -> dict[str, list[tuple[float, 
         value = 0.0 if value is None and record.setting.chips and name == "read_noise" else value
         if isinstance(value, (int, float)):
             curves.setdefault(record.setting.text(without=name), []).append((value, record))
-    return {curve: sorted(points, key=lambda point: point[0]) for curve, points in curves.items() if len(points) > 1}
+    return {curve: sorted(points, key=lambda point: point[0]) for curve, points in curves.items() if len({x for x, _ in points}) > 1}
 
 
 def sweep_plot(curves: Mapping[str, Sequence[tuple[float, Record]]], name: str, title: str, path: str | Path) -> None:
@@ -153,8 +159,7 @@ def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> No
     figure, axes = _axes()
     for name, points in curves_over_bits(records).items():
         _curve(axes, name, [r.mean_bits for r in points], points)
-    planned = any(record.setting.spec.planned for record in records)
-    axes.set_xlabel("mean ADC bits of all reads" if planned else "ADC bits")
+    axes.set_xlabel("mean ADC bits of all reads" if any(map(_has_a_mean, records)) else "ADC bits")
     axes.locator_params(axis="x", integer=True)
     _finish(figure, axes, records, title, path)
 
@@ -180,15 +185,27 @@ def _axes(colors: str = "tab20") -> tuple[Any, Any]:
 
 
 def _curve(axes: Any, name: str, x: Sequence[float], points: Sequence[Record]) -> None:
-    accuracy, band = np.array([r.accuracy for r in points]), np.array([band_of_chance(r) for r in points])
+    accuracy, low, high = bands(points)
     if len(points) > 1:
         line, = axes.plot(x, accuracy, marker="o", label=name)
-        ends = [accuracy - band, accuracy + band]
-        if all(r.accuracy_std is not None for r in points):  # no chip has less or more
-            ends = np.clip(ends, 0, 100)
-        axes.fill_between(x, *ends, color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     else:
-        axes.errorbar(x, accuracy, band, marker="x", linestyle="", capsize=2, linewidth=1, label=name)
+        axes.errorbar(x, accuracy, [accuracy - low, high - accuracy], marker="x", linestyle="", capsize=2, linewidth=1, label=name)
+
+
+def bands(records: Sequence[Record]) -> np.ndarray:
+    """Accuracy, lower and upper end of the band of each record, `[3, N]`; no chip has less than nothing or more than all."""
+    accuracy, band = np.array([(record.accuracy, band_of_chance(record)) for record in records]).T
+    low, high = accuracy - band, accuracy + band
+    if all(record.accuracy_std is not None for record in records):
+        low, high = np.clip([low, high], 0, 100)
+    return np.stack([accuracy, low, high])
+
+
+def band_words(records: Sequence[Record]) -> str:
+    """What the bands of a picture are."""
+    chips = max(len(record.chip_accuracies or ()) for record in records)
+    return f"deviation over {chips} chips" if chips > 1 else "what chance alone can do (the root of the changed predictions)"
 
 
 def band_of_chance(record: Record) -> float:
@@ -202,9 +219,7 @@ def band_of_chance(record: Record) -> float:
 def _finish(figure: Any, axes: Any, records: Sequence[Record], title: str, path: str | Path) -> None:
     axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
     axes.set_ylabel("accuracy (%)")
-    chips = max(len(record.chip_accuracies or ()) for record in records)
-    band = f"band: deviation over {chips} chips" if chips > 1 else "band: what chance alone can do (the root of the changed predictions)"
-    axes.set_title(f"{title}\n{band}", fontsize="small")
+    axes.set_title(f"{title}\nband: {band_words(records)}", fontsize="small")
     axes.grid(alpha=0.3)
     for text in axes.legend(fontsize="x-small").get_texts():
         text.set_text(textwrap.fill(text.get_text(), 80))

@@ -11,6 +11,7 @@ import io
 import logging
 import statistics
 import warnings
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,11 +110,15 @@ class Space:
     def setting(self, chosen: Mapping[str, Any]) -> Setting:
         """The setting of one value for each variable. Raises: UserError for hardware that cannot be."""
         rows = {name: [chosen.get(name, values[0])] for name, values in self.rows.items()}
-        layers = {pattern: dict(values) for pattern, values in self.fixed.items()}
+        own: dict[str, dict[str, Any]] = {}
         for name, value in chosen.items():
             layer, _, flag = name.rpartition(" ")
             if layer:
-                layers[layer] = layers.pop(layer, {}) | {flag: value}  # behind the patterns, which it wins over
+                own.setdefault(layer, {})[flag] = value
+        layers = {pattern: values for pattern, values in self.fixed.items() if pattern not in own}
+        for layer, values in own.items():  # behind the patterns, of which the later ones win
+            fixed = [known for pattern, known in self.fixed.items() if fits(layer, pattern)] if layer in self.fixed else []
+            layers[layer] = dict(ChainMap(values, *reversed(fixed)))
         texts = [f"{pattern}:" + ",".join(f"{flag}={value}" for flag, value in values.items()) for pattern, values in layers.items()]
         of = self.settings
         [found] = all_settings(rows | {"per_layer": texts}, of.wbit, of.abit, calibration=of.calibration, of_chips=of.of_chips)

@@ -14,7 +14,7 @@ from test_eval import scene as small_networks  # noqa: F401
 import eval as evaluation
 import models
 from experiment import chips as chip_flags
-from experiment import chip_report, eval_settings, report
+from experiment import chip_report, eval_settings, keys, report
 from experiment.chips import Chips, DeviceSettings, chips_of, show_time
 from experiment.cli import UserError
 from experiment.evaluation import Cache, Setting, measure, place, program
@@ -241,6 +241,37 @@ def test_own_measurements(run, checkpoint):  # noqa: F811
     assert [(r["device"], r["stuck_off"]) for r in records[1:]] == [("mine", 0.0), ("mine", 0.5)]
     assert "rows 16, mine, stuck_off 0.5 " in text
     assert records[1]["changed_predictions"] != records[2]["changed_predictions"]
+
+
+def test_what_devices_are_called():
+    files = ["x/a.csv", "y/a.csv", "b.csv", "y/b.txt", "techA.csv"]
+    names = chip_flags.names_of([*files, "techA"])
+    assert names == dict(zip(files, ["x/a.csv", "y/a.csv", f"{Path.cwd().name}/b.csv", "y/b.txt", f"{Path.cwd().name}/techA.csv"])) | {
+        "techA": "techA"}
+    assert chip_flags.names_of(["x/a.csv", "./x/a.csv", "y/b.csv"]) == {"x/a.csv": "a", "./x/a.csv": "a", "y/b.csv": "b"}
+
+
+def test_files_of_one_name_are_two_devices(run, checkpoint):  # noqa: F811
+    for folder, sigma in (("a", 0.05), ("b", 9)):
+        Path(folder).mkdir()
+        Path(folder, "cells.csv").write_text("level,conductance_uS,std_uS\n" + "".join(f"{i},{1 + 10 * i},{sigma}\n" for i in range(4)))
+    records, _, _ = run(checkpoint, *FLAGS, "--device", "a/cells.csv", "b/cells.csv", "--stuck_off", "0", "0.5", "--save_cells")
+    both = [(f"{folder}/cells.csv", share) for folder in "ab" for share in (0, 0.5)]
+    assert [(r["device"], r["stuck_off"]) for r in records[1:]] == both
+    found = [torch.load(f"prob/vgg7_quant_eval_w4_c2/bit_levels0_{name}_cells.csv_chip0.pt")["values"] for name in "ab"]
+    assert not torch.equal(*found)
+    pictures = {path.name for path in Path("save").glob("accuracy_over_*.png")}
+    assert pictures == {"accuracy_over_stuck_off.png"}
+    before = Path("prob/vgg7_quant_eval_w4_c2/bit_levels0_cells_chip0.pt")
+    for folder in "ab":  # one by one both are called by their stem, and the cells are those of the last one
+        run(checkpoint, *FLAGS, "--device", f"{folder}/cells.csv", "--save_cells")
+        assert torch.equal(torch.load(before)["values"], found["ab".index(folder)])
+
+
+@pytest.mark.parametrize("name, time", [("pcm", "20s"), ("winbond_asu_2bit", "20s"), ("techA", "0")])
+def test_the_first_time_is_one_whether_it_is_given_or_not(name, time):
+    given, not_given = (keys.of_chips(Chips(device=Device.preset(name, time=each))) for each in (time, None))
+    assert given == not_given
 
 
 def test_cells_far_beyond_their_levels_are_one_line(run, checkpoint):  # noqa: F811

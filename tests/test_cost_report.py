@@ -7,6 +7,7 @@ import pytest
 import test_eval
 from test_eval import checkpoint, run, scene  # noqa: F401 - fixtures
 
+from experiment import cost_report
 from experiment.cli import UserError
 from models.quant.cost import Technology
 
@@ -64,6 +65,28 @@ def test_conversions_of_a_plan_are_those_of_the_table(run, checkpoint):
     assert row["adc_plan"] == "significance" and 0 < row["conversions"] < 1
     assert sum(n for layer in planned for n in layer.values()) / reads == pytest.approx(row["conversions"])
     assert sum(int(bits) * n for layer in planned for bits, n in layer.items()) / reads == pytest.approx(row["mean_bits"])
+
+
+def test_idle_conversions_that_are_skipped_are_not_in_the_table(run, checkpoint):
+    flags = ["--limit", "3", "--subArray", "8", "--adc_range", "full", "--adc_prec", "3:4", "--adc_idle", "skip", "--cost", "rram_65nm"]
+    _, _, text = run(checkpoint, "--ngpu", "0", *flags)
+    folder = test_eval.Path(checkpoint).parent
+    layers = json.loads((folder / "cost.json").read_text())["settings"][0]["layers"]
+    made = [layer["events"]["conversions"]["3"] - layer["events"]["idle_conversions"]["3"] for layer in layers]
+    rows = [line.split() for line in text.split("conversions   bits")[1].splitlines()[2:2 + len(layers)]]
+    assert [row[4] for row in rows] == [f"{n / 3:.3g}" for n in made] and any(layer["events"]["idle_conversions"]["3"] for layer in layers)
+    share = sum(made) / sum(layer["events"]["conversions"]["3"] for layer in layers)
+    row = [line for line in text.splitlines() if line.startswith("1-bit cells, 3-bit ADC, full") and "%" in line][-1]
+    mean, converted = row.split("skipped")[1].split()[:2]  # of inputs behind coarse ADCs; costs are those of the software's
+    assert float(mean) == pytest.approx(3 * share, abs=0.03) and float(converted[:-1]) == pytest.approx(100 * share, abs=1)
+
+
+def test_whiskers_are_said_to_be_what_they_are(run, checkpoint, monkeypatch):
+    titles = []
+    monkeypatch.setattr(cost_report, "accuracy_over_energy", lambda path, records, title: titles.append(title))
+    for more in ([], ["--device", "techA", "--chips", "2"]):
+        run(checkpoint, "--ngpu", "0", "--limit", "3", "--adc_range", "full", "--cost", "rram_65nm", *more)
+    assert "what chance alone can do" in titles[0] and "whiskers: deviation over 2 chips" in titles[1]
 
 
 def test_a_device_gives_its_levels(run, checkpoint):

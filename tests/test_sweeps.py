@@ -17,7 +17,7 @@ import torch
 from test_eval import checkpoint, load_digits, network, refused, results, run, save, scene, shown_images, start  # noqa: F401
 
 import eval as evaluation
-from experiment import bench, eval_settings, flags, keys, per_layer, plan, points, report, search
+from experiment import bench, eval_settings, flags, keys, per_layer, plan, points, ranges, report, search
 from experiment.cli import UserError, run_main
 from experiment.data import training_split
 from experiment.drawing import new_figure
@@ -360,6 +360,41 @@ def test_hardware_of_single_layers(checkpoint, run):  # noqa: F811
     assert torch.equal(repeated[1], predictions[1]) and again[1]["adc_ranges"] == "save/adc_ranges.json"
 
 
+def test_bits_of_single_layers_are_those_of_the_table_and_of_the_costs(checkpoint, run):  # noqa: F811
+    _, _, text = run(checkpoint, "--adc_prec", "4", "--limit", "4", "--cost", "rram_65nm", "--per_layer", "features.4:adc_prec=5,cellBit=2")
+    header, _, _, line, *_ = text.split("setting  ")[-1].splitlines()
+    assert "mean bits" in header and " 4.00 " not in line
+    with open("save/cost.csv", newline="") as file:
+        bits = {line["layer"]: (line["adc_bits"], line["cell_bits"]) for line in csv.DictReader(file)}
+    assert bits.pop("features.4") == ("5", "2") and {*bits.values()} == {("4", "1")}
+
+
+def test_reports_of_many_words_have_files_that_can_be():
+    layers = {f"features.{i}": {"adc_bits": 3, "cell_bits": 1, "rows": 64} for i in range(20)}
+    many, few = Setting(per_layer=layers), Setting()
+    assert bench.report_name(few, "key") == "report_1_bit_cells_6_bit_adc_calibrated"
+    names = {bench.report_name(many, key * 64) for key in "ab"}
+    assert len(names) == 2 and all(len(name) < 230 for name in names)
+
+
+def test_plans_of_other_layers_have_ranges_of_their_own():
+    """Where layers share the bits of a plan, it is another one with and without linear layers; files that do not say so serve both."""
+    planned, layer = CrossbarSpec(adc_bits=2, adc_plan="significance"), {"sha256": "0", "ranges": [[(1.0, 0)]]}
+    both = [Setting(planned, layers) for layers in ("all", "conv")]
+    hardware = {name: getattr(planned, name) for name in ranges.HARDWARE}
+    new, old = ranges.AdcRanges(), ranges.AdcRanges()
+    for bits, setting in enumerate(both):
+        entry = hardware | {"adc_share": "network", "crossbar_layers": setting.crossbar_layers}
+        new.add_of(setting, entry | {"layers": {"f": layer | {"bits": [[bits]]}}})
+    new.merge_into("new.json")
+    new.merge_into("new.json")
+    Path("old.json").write_text(json.dumps({"ranges": [hardware | {"adc_share": "network", "layers": {"f": layer | {"bits": [[7]]}}}]}))
+    for found, name, expected in ((ranges.AdcRanges(), "new.json", [0, 1]), (old, "old.json", [7, 7])):
+        found.read(name)
+        assert [found.entries[ranges._key(setting)]["layers"]["f"]["bits"] for setting in both] == [[[bits]] for bits in expected]
+        assert len(found.entries) == 2
+
+
 def test_all_layers_without_an_adc_one_by_one(checkpoint, run):  # noqa: F811
     """As `--adc_range ideal`: there is nothing to calibrate."""
     records, _, _ = run(checkpoint, "--adc_prec", "3", "--per_layer", "*:adc_range=ideal")
@@ -513,7 +548,9 @@ def test_bounds_of_a_search(evaluate, trained, capsys):
     (["a.1:cellBit=2,adc_prec=4:6", "a.2:cellBit=2,adc_prec=4/5"], 2, {"a.1": (6, 2), "a.2": (5, 2), "b": (3, 1)}),
     (["a.*:adc_prec=4:6", "a.1:adc_prec=8"], 1, {"a.1": (8, 1), "a.2": (6, 1), "b": (3, 1)}),
     (["a.1:adc_prec=8", "a.*:adc_prec=4:6"], 2, {"a.1": (6, 1), "a.2": (6, 1), "b": (3, 1)}),
-    (["*:adc_prec=7", "a.2:adc_prec=4/5"], 1, {"a.1": (7, 1), "a.2": (5, 1), "b": (7, 1)})])
+    (["*:adc_prec=7", "a.2:adc_prec=4/5"], 1, {"a.1": (7, 1), "a.2": (5, 1), "b": (7, 1)}),
+    (["a.1:cellBit=1", "a.*:cellBit=2,adc_prec=4/5"], 2, {"a.1": (5, 2), "a.2": (5, 2), "b": (3, 1)}),
+    (["a.*:cellBit=2", "a.1:cellBit=1,adc_prec=4/5"], 1, {"a.1": (5, 1), "a.2": (3, 2), "b": (3, 1)})])
 def test_what_a_search_may_choose_for_single_layers(texts, variables, chosen):
     """The last pattern that fits a layer wins, whether it leaves a choice or not."""
     settings = eval_settings.EvalSettings(rows={"adc_prec": [3], "per_layer": texts}, wbit=4, abit=4)

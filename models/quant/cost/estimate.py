@@ -146,7 +146,8 @@ def estimate(counts: Counts, network: nn.Module, technology: Technology, device:
     costed = [(name, layer) for name, layer in layers if layer.spec.adc_range != "ideal"]
     if not costed:
         raise ValueError("no layer has an ADC (adc_range is 'ideal'): arrays without converters have no cost")
-    done = {name: events(counts.layers[name], layer, technology.columns, technology.columns_per_adc) for name, layer in costed}
+    done = {name: events(counts.layers[name], layer, technology.columns, technology.columns_per_adc, technology.skip_idle)
+            for name, layer in costed}
     ends = _Ends(technology, done, counts.images)
     latency = {name: ends.time(name) for name in done}
     interval = Band(*((max if technology.pipelined else sum)(values) for values in zip(*latency.values())))
@@ -227,19 +228,18 @@ class _Ends:
 
     def _cost(self, component: str, done: Events) -> Callable[[Source], float]:
         """`f(source)`: what a layer's use of a part costs by one source."""
-        node, skip = self.technology.node, self.technology.skip_idle or done.skips_idle
+        node = self.technology.node
         arrays = done.arrays * self.technology.copies
         adcs = arrays * -(-self.technology.columns // self.technology.columns_per_adc)
         if component == "adc_time":
             return lambda source: done.pixels * _conversion_time(done, source, node)
         if component == "adc_energy":
-            made = {bits: n - skip * done.idle_conversions.get(bits, 0) for bits, n in done.conversions.items()}
-            return lambda source: sum(n * source.at(component, node, bits) for bits, n in made.items())
+            return lambda source: sum(n * source.at(component, node, bits) for bits, n in done.made.items())
         if component == "adc_area":
             return lambda source: adcs * source.at(component, node, done.most_bits) if done.most_bits else 0.0
         uses = {
             "row_on": done.line_ones, "row_bit": done.line_bits, "column_bit": done.column_bits, "column_pulse": done.column_pulses,
-            "array_bit": done.array_bits, "shift_add": done.shift_adds - skip * done.idle_shift_adds, "add": done.adds,
+            "array_bit": done.array_bits, "shift_add": done.shift_adds - done.skips_idle * done.idle_shift_adds, "add": done.adds,
             "buffer": done.buffer_bits, "leakage": arrays, "shift_add_area": adcs, "row_area": arrays * done.rows,
             "buffer_area": done.input_bits / self.images}[component]
         return lambda source: uses * source.at(component, node)

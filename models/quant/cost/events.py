@@ -30,7 +30,7 @@ class Events:
         column_bits, column_pulses: bit lines times bits applied, and times pulses.
         array_bits: arrays times bits applied.
         reads, idle_reads: a read is one digit on the rows of one array; idle, no row is on.
-        conversions, idle_conversions: `{bits: how many}`, the idle ones among them.
+        conversions, idle_conversions: `{bits: how many}`, the idle ones among them, which are not made if the layer `skips_idle`.
         shift_adds, idle_shift_adds: one for each conversion. adds: of the sums of arrays, and of what a digital reference takes off.
         buffer_bits: codes that are fetched for each output pixel, and those of the outputs.
         pixels, pulses: output pixels; for each digit its pulses.
@@ -66,6 +66,11 @@ class Events:
     skips_idle: bool = False  # not in what was stored before there was the choice
 
     @property
+    def made(self) -> dict[int, int]:
+        """The conversions that are made, `{bits: how many}`: all, or without the idle ones."""
+        return {bits: n - self.skips_idle * self.idle_conversions.get(bits, 0) for bits, n in self.conversions.items()}
+
+    @property
     def most_bits(self) -> int:
         """Bits of the layer's converters: the most that it asks for."""
         return max(self.conversions, default=0)
@@ -78,8 +83,9 @@ def check_width(layer: CrossbarLayer, width: int) -> None:
                          "more cell bits")
 
 
-def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_adc: int) -> Events:
-    """The events of one layer on its hardware. Args: width, columns of an array.
+def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_adc: int, skip_idle: bool = False) -> Events:
+    """The events of one layer on its hardware. Args: width, columns of an array; skip_idle, whether idle reads are not converted whatever
+    the layer's hardware says.
 
     An output is never cut between arrays: each holds `floor(width / columns of an output)` of them.
 
@@ -128,7 +134,7 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
         idle_shift_adds=sum(idle_conversions.values()), adds=adds,
         buffer_bits=(counts.pixels * rows + counts.outputs * counts.w_shape[0]) * spec.a_bits, pixels=counts.pixels, pulses=pulses,
         conversions_in_turn=in_turn, multiplications=counts.multiplications, input_bits=counts.inputs * spec.a_bits,
-        skips_idle=spec.adc_idle == "skip")
+        skips_idle=skip_idle or spec.adc_idle == "skip")
 
 
 def _kinds(layer: CrossbarLayer, slices: int) -> list[list[int]]:

@@ -67,7 +67,9 @@ class Device:
 
     def __post_init__(self) -> None:
         given = {"law": self.law or Polynomial(self.name), "stuck_mask": faults.load_mask(self.stuck_mask)}
-        given["time"], given["temp"] = given["law"].moment(parse_time(self.time), self.temp)
+        # In one type: data may say 20 where a user says 20.0, and both are one device.
+        moment = given["law"].moment(parse_time(self.time), self.temp)
+        given["time"], given["temp"] = (None if value is None else float(value) for value in moment)
         for key, value in given.items():
             object.__setattr__(self, key, value)
         self._check_conductances()
