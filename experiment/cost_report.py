@@ -145,7 +145,7 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
         points = sorted(points, key=lambda record: record.setting.spec.adc_bits)
         low, typical, high = MICRO * np.array([record.cost.energy for record in points]).T
         accuracy, lower, upper = bands(points)
-        color = colormap("tab10" if len(curves) <= 10 else "tab20")(i)
+        color = colormap("tab10" if len(curves) <= 10 else "tab20")(i % 20)
         axes.errorbar(typical, accuracy, [accuracy - lower, upper - accuracy], color=color, marker="o", markersize=4, linewidth=1.2,
                       elinewidth=0.6, capsize=2, label=curve)
         axes.hlines(accuracy, low, high, color=color, alpha=0.25, linewidth=2.5)

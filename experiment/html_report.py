@@ -19,15 +19,15 @@ MACHINE = ("python", "torch", "numba", "triton", "cpu", "threads", "gpu", "comma
 def write(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write the page of a folder. Args: rows, those of its results. Returns: its path."""
     path = Path(folder, PAGE)
-    page = _page(Path(folder).name, rows, sorted([*Path(folder).glob("*.png"), *Path(folder).glob("*/*.png")]))
+    page = _page(Path(folder), rows, sorted([*Path(folder).glob("*.png"), *Path(folder).glob("*/*.png")]))
     atomic_write(path, lambda file: file.write(page.encode()))
     return path
 
 
-def _page(name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> str:
+def _page(folder: Path, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> str:
     """The text of the page."""
     varied, same = _columns(rows)
-    title = html.escape(f"Results in {name}")
+    title = html.escape(f"Results in {folder.name}")
     head = "".join(f'<th scope="col"><button type="button">{html.escape(column)}</button></th>' for column in varied)
     body = "".join("<tr>" + "".join(_cell(row.get(column)) for column in varied) + "</tr>\n" for row in rows)
     return f"""<!DOCTYPE html>
@@ -57,7 +57,7 @@ def _page(name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]
 <h2>Commands</h2>
 <ul>{"".join(f"<li><code>{html.escape(command)}</code></li>" for command in dict.fromkeys(str(row.get("command")) for row in rows))}</ul>
 {"<h2>Pictures</h2>" if pictures else ""}
-{"".join(_picture(path) for path in pictures)}
+{"".join(_picture(path, folder) for path in pictures)}
 <script>{SCRIPT}</script>
 </body>
 </html>
@@ -98,9 +98,10 @@ def _machines(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(_definitions(json.loads(each)) for each in found)
 
 
-def _picture(path: Path) -> str:
+def _picture(path: Path, folder: Path) -> str:
+    """A figure; of several networks each has its pictures in a folder of its own, whose name stands before theirs."""
     data = base64.b64encode(path.read_bytes()).decode()
-    name = html.escape(path.stem.replace("_", " "))
+    name = html.escape(": ".join(path.relative_to(folder).with_suffix("").parts).replace("_", " "))
     return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>\n'
 
 

@@ -20,7 +20,7 @@ from models.quant import CrossbarSpec
 from models.quant.cost import Technology
 from models.quant.devices import Law
 
-from .chips import Chips
+from .chips import Chips, ChipSettings
 from .data import Batches
 from .setting import Setting
 from .starting import quantized_layers
@@ -73,6 +73,8 @@ def of_chips(chips: Chips) -> dict[str, Any]:
     """Chips as plain values."""
     values = {field.name: getattr(chips, field.name) for field in fields(chips) if field.name not in NAMES}
     noisy = chips.read_noise or chips.device.read_noise is not None
+    if not (noisy or chips.adc_noise):  # nothing is drawn at a read
+        values["noise_seed"] = ChipSettings.noise_seed
     if noisy or chips.access == "gate" or chips.adc_noise or chips.adc_offset or chips.adc_gain:
         values["arithmetic_of_readouts"] = ARITHMETIC_OF_READOUTS
     return _plain(values | {"device": digest(chips.device), "arithmetic": ARITHMETIC_OF_CHIPS})

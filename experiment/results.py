@@ -104,8 +104,8 @@ def write_tables(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
-    path = Path(folder, "results.csv")
-    if path.exists() and path.read_bytes() == text.getvalue().encode():
+    path, whole = Path(folder, "results.csv"), importlib.util.find_spec("pyarrow") is None or Path(folder, "results.parquet").exists()
+    if whole and path.exists() and path.read_bytes() == text.getvalue().encode():
         return []
     atomic_write(path, lambda file: file.write(text.getvalue().encode()))
     return [path, *_write_parquet(path.with_suffix(".parquet"), names, flat)]

@@ -140,6 +140,9 @@ class Search:
         self.objectives = [_objective(name) for name in dict.fromkeys(self.of.objective)]
         self.bounds = [_bound(text, 1) for text in self.of.at_least] + [_bound(text, -1) for text in self.of.at_most]
         self.names = list(dict.fromkeys([*self.objectives, *(name for name, _, _ in self.bounds)]))
+        for name in self.names:
+            if OBJECTIVES[name].needs == "--cost" and not self.of.cost:
+                raise UserError(f"--search: there is no {name} without --cost: give a technology, or see --cost list")
         self.found: dict[Setting, dict[str, float]] = {}
         self.front: list[Setting] = []
 

@@ -268,6 +268,14 @@ def test_files_of_one_name_are_two_devices(run, checkpoint):  # noqa: F811
         assert torch.equal(torch.load(before)["values"], found["ab".index(folder)])
 
 
+def test_a_seed_of_noise_counts_where_there_is_noise():
+    def found(**options):
+        return keys.of_chips(Chips(device=Device.preset("techA"), **options))
+
+    assert found(noise_seed=1) == found() and found(noise_seed=1, adc_gain=0.1) == found(adc_gain=0.1)
+    assert all(found(noise_seed=1, **{name: 0.1}) != found(**{name: 0.1}) for name in ("read_noise", "adc_noise"))
+
+
 @pytest.mark.parametrize("name, time", [("pcm", "20s"), ("winbond_asu_2bit", "20s"), ("techA", "0")])
 def test_the_first_time_is_one_whether_it_is_given_or_not(name, time):
     given, not_given = (keys.of_chips(Chips(device=Device.preset(name, time=each))) for each in (time, None))

@@ -272,7 +272,8 @@ def test_reports_pictures_and_costs_of_networks_in_one_folder(evaluate, checkpoi
     assert not names & set(os.listdir("both")) and len(results("both")) == 6
     energies = [{round(each["energy_uJ"], 9) for each in json.loads(Path(folder, "cost.json").read_text())["settings"]} for folder in own]
     assert not energies[0] & energies[1]
-    assert Path("both", "results.html").read_text().count("data:image/png") >= 6  # those of both
+    page = Path("both", "results.html").read_text()
+    assert page.count("data:image/png") >= 6 and "<figcaption>other b pth: accuracy over adc bits<" in page  # those of both
 
 
 @pytest.mark.parametrize("name, flags", [("ARITHMETIC_OF_COSTS", ["--cost", "rram_32nm"]), ("ARITHMETIC_OF_READOUTS", [
@@ -531,7 +532,7 @@ def test_bounds_of_a_search(evaluate, trained, capsys):
     for more, words in ((["--at_least", "accuracy=101"], "none of 6 settings is within the bounds; nearest is 1-bit cells"),
                         (["--at_least", "speed=1"], "--at_least speed=1: is not NAME=VALUE with one of accuracy, "),
                         (["--objective", "speed"], "--objective speed: unknown, choose from accuracy, "),
-                        (["--objective", "energy"], "has no energy, which needs --cost")):
+                        (["--objective", "energy"], "--search: there is no energy without --cost")):
         with pytest.raises(UserError, match=re.escape(words)):
             evaluate(trained, *SEARCH, "--search", "6", *more)
     evaluate(trained, *SEARCH, "--search", "6", "--objective", "energy", "accuracy", "--cost", "rram_65nm")
