@@ -261,14 +261,6 @@ def test_resnet_on_crossbars_without_an_adc_is_the_trained_one():
             torch.testing.assert_close(mapped(x), trained(x), rtol=1e-4, atol=1e-4)
 
 
-def test_logits_of_a_resnet_are_scaled_by_what_it_is_told():
-    model, x = settle(build("resnet20_quant", **KWARGS)), images(2)
-    with torch.no_grad():
-        before = model(x)
-        model.scale_logits(3.0)
-        torch.testing.assert_close(model(x), 3 * before)
-
-
 # ---- a small network of the same class -------------------------------------------------------------------------------
 
 

@@ -704,7 +704,7 @@ def test_what_has_the_mean_is_chosen_by_a_flag(run, checkpoint):  # noqa: F811
     for share in ("network", "layer"):
         records, _, _ = run(checkpoint, *PLANNED_FLAGS, "--adc_share", share)
         assert (records[1]["adc_share"], records[1]["adc_calib"], records[1]["adc_per"]) == (share, None, None)
-        [entry] = stored()
+        [entry] = [each for each in stored() if each["adc_share"] == share]
         found[share] = [np.sum(layer["bits"]) for layer in entry["layers"].values()]
     assert max(found["layer"]) == 20 and found["network"] != found["layer"]
     assert len(found["layer"]) == len(CROSSBARS)

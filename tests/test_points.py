@@ -179,7 +179,8 @@ SETTINGS = [
     Setting(crossbar_layers="conv"), Setting(calibration=Calibration(rule="minmax")), Setting(calibration=Calibration(correct="none")),
     Setting(per_layer={"a": {"adc_bits": 5}}), Setting(per_layer={"a": {"adc_bits": 4}}), Setting(per_layer={"b": {"adc_bits": 5}}),
     *(Setting(chips=Chips(**({"device": TECH} | changes))) for changes in (
-        {}, {"chips": 2}, {"chip_seed": 1}, {"noise_seed": 1}, {"adc_noise": 0.1}, {"wire_ohm": 1.0}, {"reference_cells": "ideal"},
+        {}, {"chips": 2}, {"chip_seed": 1}, {"noise_seed": 1, "adc_noise": 0.1}, {"adc_noise": 0.1}, {"wire_ohm": 1.0},
+        {"reference_cells": "ideal"},
         {"device": Device.preset("techA", time="1h")}, {"device": Device.preset("techB")}, {"device": replace(TECH, stuck_on=0.1)})),
 ]
 
