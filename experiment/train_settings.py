@@ -64,6 +64,8 @@ class Network:
                               "the last epoch", SHARE)
     limit_train: int | None = option(None, "use only this many training images, for a quick try; default all", COUNT)
     cutout: int = option(0, "cover a random square of this many pixels a side", COUNT_OR_0)
+    no_flip: bool = option(False, "never mirror training images, as --dataset digits never does: for signs, letters, and whatever is "
+                           "another class in a mirror", bool)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,7 +161,7 @@ class Run:
         """(step, images, labels) of an epoch from a step on, augmented, uint8; of each batch a part."""
         fill = tuple(round(255 * mean) for mean in self.data.mean)
         return train_batches(self.train_x, self.train_y, self.settings.batch_size, self.settings.seed, epoch, first, pad=self.data.pad,
-                             flip=self.data.flip, cutout=self.settings.cutout, fill=fill, part=part)
+                             flip=self.data.flip and not self.settings.no_flip, cutout=self.settings.cutout, fill=fill, part=part)
 
     def calibrate(self) -> None:
         """ADC ranges and their correction for the weights as they are, which the first process chooses for all."""

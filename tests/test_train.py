@@ -549,6 +549,17 @@ def network(abit=4, quantize_image=False, **others):
     return settings, starting.build_network(settings, 10, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("no_flip", [False, True])
+def test_images_are_mirrored_unless_that_is_unwanted(no_flip):
+    settings, net = network(no_flip=no_flip, batch_size=20, limit_train=200)
+    data = dataclasses.replace(datasets.load("digits"), flip=True, pad=0)
+    run = Run(settings, net, data, torch.device("cpu"), None)
+    seen = torch.cat([x for _, x, _ in run.batches(0)])
+    as_they_are = {x.numpy().tobytes() for x in run.train_x}
+    share = sum(x.numpy().tobytes() in as_they_are for x in seen) / len(seen)
+    assert share == 1 if no_flip else 0.3 < share < 0.7
+
+
 def test_penalty_has_the_gradient_of_a_squared_clipping_level():
     _, net = network()
     alphas = starting.used_alphas(net)
