@@ -16,6 +16,7 @@ imagefolder  any tree data_path/train/<class>/*.jpg with data_path/test/<class>/
 A network that brings a transform sees images of any size: they are then read when they are looked at (`streamed.Streamed`).
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -279,9 +280,13 @@ def _cifar(name: str, data_path: str | Path) -> Dataset:
         "cifar10": (torchvision_datasets.CIFAR10, "cifar-10-python.tar.gz", "cifar-10-batches-py"),
         "cifar100": (torchvision_datasets.CIFAR100, "cifar-100-python.tar.gz", "cifar-100-python"),
     }[name]
+    new = not Path(data_path).exists()
     try:
         train, test = (kind(data_path, train=train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
+        if new:
+            with contextlib.suppress(OSError):  # torchvision makes it before it has anything to put there
+                Path(data_path).rmdir()
         raise UserError(
             f"{name} is not in {data_path} and could not be downloaded ({one_line(error)[:120]}): put {archive} from "
             f"https://www.cs.toronto.edu/~kriz/cifar.html, or the unpacked {folder}, there"

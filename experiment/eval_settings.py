@@ -44,7 +44,8 @@ def parse_all(argv: list[str] | None = None, about: str | None = None) -> list[t
         costs.say_technologies()
         raise SystemExit(0)
     if not given.get("resume") and not foreign.is_foreign(given.get("model", "")):
-        raise UserError(f"eval.py needs the network: --resume PATH, a checkpoint of train.py, or --model {foreign.KINDS}")
+        named = f" (--model {given['model']} alone is none)" if "model" in given else ""
+        raise UserError(f"eval.py needs the network: --resume PATH, a checkpoint of train.py, or --model {foreign.KINDS}{named}")
     return [_settings(given | ({"resume": source} if source else {})) for source in dict.fromkeys(given.get("resume", [None]))]
 
 
@@ -89,7 +90,7 @@ def _network(given: Mapping[str, Any], checkpoint: dict, source: str | None) -> 
         values["dataset"] = "cifar10"
     values |= given
     if values["model"] not in MODELS:
-        raise UserError(f"--model {values['model']}: unknown, choose from {', '.join(MODELS)}")
+        raise UserError(f"--model {values['model']}: unknown, choose from {', '.join(MODELS)}, or leave it to the checkpoint")
     if trained and f"{trained}_eval" != values["model"]:
         raise UserError(f"{source} is of the model {trained}, not {values['model'].removesuffix('_eval')}")
     for name, stored in of_network.items():

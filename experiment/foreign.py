@@ -106,7 +106,8 @@ def try_out(model: str, network: nn.Module, image: torch.Tensor) -> int:
         with torch.no_grad():
             logits = network(image)
     except Exception as error:  # code of others raises nearly anything
-        raise UserError(f"{model} does not take inputs {list(image.shape)} ({one_line(error)[:160]}): see --image_size") from error
+        raise UserError(f"{model} does not take inputs {list(image.shape)} ({one_line(error)[:160]}): see --image_size; for other "
+                        "channels or images, a function in a file may return (network, transform)") from error
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 1:
         found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"{model} gives {found} for one image; a network that classifies gives logits, [1, classes]")

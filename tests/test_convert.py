@@ -564,6 +564,8 @@ def test_what_cannot_be_mapped_is_named():
         assert list(net.crossbar_report.digital) == ["mix"] and len(crossbar_layers(net)) == 1
     with pytest.raises(ValueError, match=r"^weight_ih_l0 cannot be put on crossbars: it is a recurrent layer \(and 1 more\)"):
         convert(nn.GRU(4, 4), W8A8, seeded((3, 4, 4)))
+    with pytest.raises(ValueError, match=r"^0.weight_ih_l0 cannot .* give skip=\['0'\]"):
+        convert(nn.Sequential(nn.GRU(4, 4)), W8A8, seeded((3, 4, 4)))
 
 
 @pytest.mark.parametrize("images, options, message", [
@@ -641,6 +643,21 @@ def test_products_that_were_not_seen_are_told():
     net = convert(Of(lambda s, x: F.linear(x, s.w[:, :x.shape[1]]), w=nn.Parameter(seeded((4, 8)))), W8A8, seeded((8, 6)))
     with pytest.warns(RuntimeWarning, match="a product with w that was not seen"):
         net(seeded((2, 5)))
+
+
+def test_products_with_what_is_computed_from_a_weight_are_told_too():
+    """Whichever was seen: the weight, or what becomes of it; not products of weights, nor with what follows from the input too."""
+    twice = Of(lambda s, x: F.linear(x, s.w if len(x) > 2 else 2 * s.w - s.w.mean()), w=nn.Parameter(seeded((4, 8))))
+    for seen, not_seen in ((8, 2), (2, 8)):
+        net = convert(twice, W8A8, seeded((seen, 8)))
+        with pytest.warns(RuntimeWarning, match="a product with w that was not seen"):
+            net(seeded((not_seen, 8)))
+    norm = Of(lambda s, x: F.linear(x, s.w) + (2 * s.w @ s.w.abs().T).sum() + (x[:, None] * s.w).sum(-1), w=nn.Parameter(seeded((4, 8))))
+    net = convert(norm, W8A8, seeded((8, 8)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(seeded((8, 8)))
+        assert all(type(value) is torch.Tensor for value in net.state_dict().values())
 
 
 def test_parts_of_a_weight_in_another_order_of_memory():

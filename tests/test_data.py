@@ -328,6 +328,19 @@ def test_files_that_cannot_be_read_are_named(tree):
         datasets.load("imagefolder", tree)
 
 
+def test_a_folder_that_is_mistyped_is_not_left_behind(tmp_path, monkeypatch):
+    import torchvision
+
+    def fail(root, train, download):
+        os.makedirs(root)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
+    with pytest.raises(UserError, match="could not be downloaded"):
+        datasets.load("cifar10", tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
+
+
 def test_grey_of_sixteen_bits_keeps_its_shades(tmp_path):
     """All of them, by rounding to the 256 that are left; pixels without a known full scale are refused."""
     shades = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)

@@ -460,6 +460,7 @@ HEAD = "level,conductance_uS\n"
     (HEAD + "0,1e-6\n1,2e-5\n", "line 2: conductance_uS is 1e-06 and none is as large as 0.01: these look like siemens, uS are expected"),
     (HEAD + "0,1\n1,nan\n", "line 3: conductance_uS is nan, not finite"),
     (HEAD + "0,1\n1,\n", "line 3: conductance_uS is '', no number"),
+    (HEAD.replace(",", ";") + "0;1\n1;2\n", "line 1: columns stand between ';'; a comma is expected"),
     (HEAD + "0,1\n1,2,3\n", "line 3: 3 values for 2 columns"),
     (HEAD + "0,1\n0.5,2\n", "line 3: level is 0.5, no whole number"),
     (HEAD, "line 1: no lines of data"),

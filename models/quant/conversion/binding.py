@@ -29,6 +29,12 @@ PARTS = {"__getitem__", "bfloat16", "chunk", "contiguous", "double", "expand", "
          "unsqueeze", "view", "view_as"}
 
 
+# What computes a weight from a weight and numbers: another factor, another sign, a standardized one.
+ARITHMETIC = {"__add__", "__mul__", "__neg__", "__pow__", "__radd__", "__rmul__", "__rpow__", "__rsub__", "__rtruediv__", "__sub__",
+              "__truediv__", "abs", "add", "clamp", "clip", "div", "divide", "exp", "mul", "multiply", "neg", "pow", "relu", "round",
+              "rsub", "sigmoid", "sign", "softmax", "sqrt", "square", "sub", "tanh", "true_divide"}
+
+
 class Bound(nn.Parameter):
     """A parameter whose products are those of layers on crossbars: `layers`, `{path: layer}`, "" being the parameter itself.
 
@@ -103,7 +109,8 @@ def _call(func, args, kwargs):
             with torch._C.DisableTorchFunctionSubclass():
                 return root.layers[path](found.x, plain(found.weight), found.bias)
         # What a weight is on the left of may follow from weights alone: its norm, another factor.
-        found = operands(func, args, kwargs, lambda each: isinstance(each.weight, (Bound, _Made)) and not each.form.left)
+        found = operands(func, args, kwargs, lambda each: isinstance(each.weight, (Bound, _Made)) and not (
+            each.form.left or isinstance(each.x, (Bound, _Made))))
         if found is not None:
             root, path = origin(found.weight)
             if path not in root.digital:
@@ -113,9 +120,17 @@ def _call(func, args, kwargs):
         result = func(*args, **kwargs)
     tensors = [arg for arg in tree.tree_leaves((args, kwargs)) if isinstance(arg, Tensor)]
     root, path = origin(next(arg for arg in tensors if isinstance(arg, (Bound, _Made))))
-    paths, part = step(path, func, args, kwargs, result), _name(func) in PARTS and isinstance(tensors[0], (Bound, _Made))
+    part = _name(func) in PARTS and isinstance(tensors[0], (Bound, _Made)) or _name(func) in ARITHMETIC and _computed(tensors, result)
+    paths = step(path, func, args, kwargs, result)
     return tree.tree_map_only(Tensor, lambda value: _Made.of(value, root, paths[id(value)])
                               if paths[id(value)] in root.known or part and value.dim() > 1 else value, result)
+
+
+def _computed(tensors, result):
+    """Whether arithmetic on these gives a weight of the shape of one of them, which the others are no more than factors of."""
+    weights = [tensor for tensor in tensors if isinstance(tensor, (Bound, _Made))]
+    others = (tensor.numel() for tensor in tensors if not isinstance(tensor, (Bound, _Made)))
+    return result.shape == weights[0].shape and max(others, default=0) < result.numel()
 
 
 def _has_a_layer(product):

@@ -154,7 +154,8 @@ def _batches(images, net):
     batches = list(images.split(BATCH) if isinstance(images, Tensor) else images)
     for batch in batches:
         if not isinstance(batch, Tensor):
-            raise ValueError(f"a batch of the images is a {type(batch).__name__}; give tensors of what the network takes, without labels")
+            raise ValueError(f"a batch of the images is a {type(batch).__name__}; give tensors of what the network takes, without labels; "
+                             "a network takes one input")
         if batch.is_floating_point() and not bool(batch.isfinite().all()):
             raise ValueError("the images hold numbers that are not finite")
     batches = [batch for batch in batches if len(batch)]
@@ -231,7 +232,8 @@ def _choose(net, found: Trace, labels, skip, strict):
     if strict and refused:
         name, reason = next(iter(refused.items()))
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        raise ValueError(f"{name} cannot be put on crossbars: it is {reason}{more}. To keep it digital, give skip=[{name!r}], or "
+        whole = name.rpartition(".")[0] if reason == "a recurrent layer" else ""  # all of its weights are refused
+        raise ValueError(f"{name} cannot be put on crossbars: it is {reason}{more}. To keep it digital, give skip=[{whole or name!r}], or "
                          "strict=False")
     # What is in no product, such as a head that serves in training, is digital anyway, and may be named.
     spared = {pattern for name in _never_used(net, found) for pattern in skip if _fits([_short(name), name, *_holders(name)], pattern)}

@@ -80,8 +80,8 @@ class ConversionReport:
             lines.append(f"digital: {self.between / self.images:,.0f} multiplications of two activations an image")
         lines += [f"digital: {name}, {reason}" for name, reason in self.digital.items()]
         if self.unused:
-            lines.append("in no product (looked up, added or not used): " + ", ".join(self.unused[:6])
-                         + (f" and {len(self.unused) - 6} more" if len(self.unused) > 6 else ""))
+            lines.append("in no product of matrices (looked up, added, multiplied element by element, or not used): "
+                         + ", ".join(self.unused[:6]) + (f" and {len(self.unused) - 6} more" if len(self.unused) > 6 else ""))
         lines += self.notes
         if "arrays" in self.layers[0]:
             arrays = sum(layer["arrays"] for layer in self.layers)

@@ -30,6 +30,8 @@ def read_lines(path: Path) -> tuple[list[str], list[Line]]:
     if len(rows) < 2:
         raise ValueError(f"{path}, line 1: no lines of data")
     names = [name.strip() for name in rows[0][1]]
+    if len(names) == 1 and (other := next((each for each in ";\t|" if each in names[0]), None)):
+        raise ValueError(f"{path}, line {rows[0][0]}: columns stand between {other!r}; a comma is expected")
     if len(set(names)) < len(names):
         raise ValueError(f"{path}, line {rows[0][0]}: a column stands there twice")
     return names, [_line(path, number, names, row) for number, row in rows[1:]]
