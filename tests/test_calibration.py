@@ -12,6 +12,7 @@ from torch import nn
 from models.quant import (ADC_BUFFERS, CORRECTION_IMAGES, Calibration, CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate,
                           channels, collect_histograms, correct, crossbar_layers, diagnostics, engines, set_engine, set_spec,
                           without_adc)
+from models.quant.calibration import output_moments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEC = CrossbarSpec(adc_bits=2, rows=32)
@@ -71,6 +72,24 @@ def test_moments_of_channels_are_those_of_numpy(shape, order, channel_dim):
     assert std.dtype == mean.dtype == torch.float64 and std[2] == 0 and mean[2] == float(np.float32(0.1))
     np.testing.assert_allclose(mean, values.mean(0), rtol=1e-12)
     np.testing.assert_allclose(std, values.std(0), rtol=1e-9, atol=0 if len(values) > 1 else 1e-12)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = QLinearDoreFa(16, 5, spec=CrossbarSpec(adc_range="ideal"), alpha_init=1.0)
+
+    def forward(self, x):
+        return torch.cat([self.layer(x), self.layer(0.2 * x[:10])])
+
+
+def test_moments_of_a_layer_that_is_called_twice_are_those_of_all_its_outputs():
+    torch.manual_seed(0)
+    model = Twice().eval()
+    with torch.no_grad():
+        moments, y = output_moments(model, crossbar_layers(model), torch.rand(30, 16))
+    for found, wanted in zip(moments["layer"], channels.std_mean(y, 1), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("none", [None, "none"])

@@ -339,7 +339,7 @@ def test_cells_of_another_shape_or_type_are_refused():
 @pytest.mark.parametrize("change, kept", [
     (dict(adc_bits=3), True), (dict(rows=8), True), (dict(mapping="im2col"), True), (dict(dac_bits=2), True),
     (dict(adc_range="dynamic"), True), (dict(adc_plan="significance", adc_bits=2.5), True), (dict(cell_bits=2), False),
-    (dict(reference="digital"), False)])
+    (dict(reference="digital"), False), (dict(weights="pair"), False)])
 def test_cells_are_kept_where_the_hardware_of_the_slices_is(change, kept):
     layer = linear(CrossbarSpec())
     program(nn.ModuleList([layer]), BROAD)

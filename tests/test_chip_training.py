@@ -1,12 +1,14 @@
 """train.py --adc_aware --device: which chips training and validation see, and that a run goes on to the same bits."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from test_train import FLAGS, assert_same, quick, small_network, stored_settings  # noqa: F401
+from torch import nn
 
 import eval as evaluation
 import train
@@ -14,9 +16,10 @@ from experiment import data as datasets
 from experiment import batch_norms, starting, training
 from experiment.checkpoint import load_checkpoint
 from experiment.cli import run_main
+from experiment.meter import evaluate
 from experiment.training import Run
 from models import quant
-from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa
+from models.quant import CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa
 
 ON_CHIPS = ["--adc_aware", "--cellBit", "2", "--adc_prec", "4", "--subArray", "32", "--limit_train", "70", "--epochs", "2",
             "--device", "rram_wan", "--device_time", "1d"]
@@ -87,6 +90,21 @@ def test_a_run_on_chips_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch)
     assert_same(found, whole)
     _, other = quick(tmp_path / "other", *flags, "--chip_seed", "9")
     assert any(not torch.equal(a, b) for a, b in zip(other["state_dict"].values(), whole["state_dict"].values()))
+
+
+def test_noise_is_another_in_every_step(trained, tmp_path, monkeypatch):
+    firsts, numbers = [], quant.image_numbers
+    monkeypatch.setattr(quant, "image_numbers", lambda first, *count: (firsts.append(first), numbers(first, *count))[1])
+    quick(tmp_path / "a", "--fine_tune", trained, *ON_CHIPS)
+    assert firsts == [0, 20, 40, 0, 60, 80, 100, 0, 0]  # three steps and a validation, twice; the test images
+
+
+def test_noise_of_validation_does_not_depend_on_the_batch():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), QLinearDoreFa(48, 4, spec=CrossbarSpec(adc_range="ideal"), alpha_init=1.0))
+    quant.program(net, Device("own", "here", 1.0, 10.0, read_noise=2.0))
+    x, y, data = torch.randint(256, (9, 3, 4, 4), dtype=torch.uint8), torch.zeros(9).long(), SimpleNamespace(mean=[0.0] * 3, std=[1.0] * 3)
+    assert evaluate(net, x, y, data, batch_size=2) == pytest.approx(evaluate(net, x, y, data), rel=1e-6)
 
 
 def test_evaluating_a_checkpoint_of_chips(trained, tmp_path, capsys):

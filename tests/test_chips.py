@@ -17,7 +17,7 @@ from experiment import chips as chip_flags
 from experiment import chip_report, eval_settings, keys, report
 from experiment.chips import Chips, DeviceSettings, chips_of, show_time
 from experiment.cli import UserError
-from experiment.evaluation import Cache, Setting, measure, place, program
+from experiment.evaluation import Cache, Setting, measure, of_chips, place, program
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device, Wires, diagnostics
 from models.quant.devices import presets
@@ -82,6 +82,11 @@ def test_each_chip_is_corrected_on_its_own_cells_behind_ranges_of_nominal_ones(s
     assert record.changed_predictions == round(statistics.mean(record.chip_changes)) > 0
     assert len({tuple(found.tolist()) for found in expected}) > 1  # so this says something
     assert record.images_per_s == pytest.approx(3 * 24 / record.seconds)
+
+
+def test_chips_put_together_took_the_time_of_all(scene):
+    found = [measured(scene, chip_seed=seed) for seed in (5, 6)]
+    assert of_chips(setting(chips=2, chip_seed=5), found).seconds == found[0].seconds + found[1].seconds
 
 
 def test_ranges_of_the_chip(scene):
@@ -177,7 +182,9 @@ def test_noise_and_wires_do_something_and_do_not_depend_on_the_batch(scene, flag
 def test_chips_are_equal_if_their_numbers_are():
     a, b = (chips_of({"device": "techA", "device_time": 3600.0, "chips": 2}) for _ in range(2))
     assert a == b and hash(a) == hash(b) and Setting(chips=a) == Setting(chips=b)
-    others = [{"device_time": 0.0}, {"chips": 3}, {"device": "techB"}, {"stuck_on": 0.1}, {"read_noise": 0.1}, {"wire_ohm": 1.0}]
+    others = [{"device_time": 0.0}, {"chips": 3}, {"device": "techB"}, {"stuck_on": 0.1}, {"read_noise": 0.1}, {"wire_ohm": 1.0},
+              {"chip_seed": 1}, {"noise_seed": 1}, {"adc_noise": 0.1}, {"adc_offset": 0.1}, {"adc_gain": 0.1}, {"access": "gate"},
+              {"row_ohm": 1.0}, {"driver_ohm": 1.0}, {"reference_cells": "ideal"}]
     assert all(chips_of({"device": "techA", "device_time": 3600.0, "chips": 2} | other) != a for other in others)
     assert chips_of({"device": "techA"}) == chips_of({"device": "techA", "device_time": 0.0})
     assert chips_of({}) is None and chips_of({"device": None, "chips": 1}) is None
@@ -274,6 +281,8 @@ def test_a_seed_of_noise_counts_where_there_is_noise():
 
     assert found(noise_seed=1) == found() and found(noise_seed=1, adc_gain=0.1) == found(adc_gain=0.1)
     assert all(found(noise_seed=1, **{name: 0.1}) != found(**{name: 0.1}) for name in ("read_noise", "adc_noise"))
+    own = Device.preset("techA", read_noise=0.1)
+    assert keys.of_chips(Chips(device=own, noise_seed=1)) != keys.of_chips(Chips(device=own))
 
 
 @pytest.mark.parametrize("name, time", [("pcm", "20s"), ("winbond_asu_2bit", "20s"), ("techA", "0")])
@@ -468,6 +477,14 @@ def test_losses_with_scatter(scene):
         assert other["cells"] <= entry["cells"] + 0.1
 
 
+def test_losses_have_the_noise_of_reads_in_them(scene):
+    net, images, *_ = scene
+    with quant.set_engine("numba"):
+        on_a_chip(net, NOISY)
+        quant.program(net, NOISY, 0, adc_noise=2.0)
+        assert all(entry["chip"] < entry["both"] - 1 for entry in diagnostics.losses(net, images))
+
+
 def test_levels_of_cells(scene):
     net, *_ = scene
     on_a_chip(net, NOISY, 1)
@@ -557,6 +574,18 @@ def test_cells_of_other_weights_are_refused_and_written_anew(scene, tmp_path):
     with pytest.raises(ValueError, match="bit_levels0_noisy_chip0.pt holds cells of other weights than those of features.4"):
         quant.read_cells(tmp_path, net, "noisy", 0)
     assert quant.write_cells(tmp_path, net, "noisy", 0) == 4 and quant.write_cells(tmp_path, net, "noisy", 0, {"rows": 8}) == 4
+
+
+@pytest.mark.parametrize("change", [{"rows": 8}, {"mapping": "im2col"}])
+def test_cells_behind_wires_are_those_of_their_arrays(change, scene, tmp_path):
+    net, *_ = scene
+    place(net, setting())
+    quant.program(net, NOISY, 0, wires=Wires(wire_ohm=1.0))
+    quant.write_cells(tmp_path, net, "noisy", 0, {"rows": 16, "mapping": "tap", "access": "voltage"})
+    quant.read_cells(tmp_path, net, "noisy", 0)
+    place(net, setting(spec=change))
+    with pytest.raises(ValueError, match=f"holds cells of {next(iter(change))} "):
+        quant.read_cells(tmp_path, net, "noisy", 0)
 
 
 def test_saving_the_cells_of_an_evaluation(run, checkpoint):  # noqa: F811

@@ -19,6 +19,7 @@ from models.quant.conversion.encodings import ENCODINGS
 from models.quant.conversion.layer import ConvertedLayer
 from models.quant.conversion.tracing import SAMPLE, sampled
 from models.quant.cost import count
+from models.quant.cost.events import events
 
 pytestmark = pytest.mark.usefixtures("plain_engine")
 convert_module = importlib.import_module("models.quant.conversion.convert")  # the package has the function of this name
@@ -174,6 +175,7 @@ def test_costs_count_what_word_lines_see(inputs):
     found = count(net, x).layers[name]
     assert found.ones[:, 0].tolist() == expected and found.pixels == 5 * len(pulses)
     assert found.multiplications == 5 * layer.weight.numel() and found.inputs == 5 * 11
+    assert events(found, layer, 128, 8).buffer_bits == (found.pixels * 11 + 5 * 4) * layer.spec.a_bits
 
 
 @pytest.mark.parametrize("signed", [False, True])

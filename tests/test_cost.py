@@ -6,6 +6,7 @@ published figures are compositions of published parts: they guard counting and l
 
 import copy
 import math
+from dataclasses import fields
 
 import numpy as np
 import oracle
@@ -17,6 +18,7 @@ from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, program, se
 from models.quant.adc import Plan
 from models.quant.cost import Band, Technology, adc_fit, count, counting, estimate, scaling
 from models.quant.cost.columns import columns
+from models.quant.cost.events import events
 from models.quant.devices import Device
 from models.quant.engines.cpu.ones import Ones
 
@@ -185,6 +187,15 @@ def test_counts_depend_on_no_batch_no_cells_and_are_linear_in_images():
     assert all(layer.watch is None for _, layer in net.named_modules() if hasattr(layer, "watch"))
 
 
+def test_counts_of_both_are_those_of_all_images():
+    net, images = network()
+    whole, both = count(net, images), count(net, images[:2]) + count(net, images[2:])
+    assert both.images == whole.images
+    for name, layer in whole.layers.items():
+        for field in fields(layer):
+            np.testing.assert_equal(getattr(both.layers[name], field.name), getattr(layer, field.name))
+
+
 def test_counting_rides_on_any_pass(tiny):
     """On the fused pass of a network too, which calls its layers with codes, and on one with ADCs."""
     with set_engine("auto"):
@@ -229,7 +240,7 @@ def test_layers_add_up_and_no_ones_cost_no_cells():
     assert np.allclose(report.tops_per_watt.low, 1e-12 * report.operations / report.energy.high)
     assert report.operations == 2 * (64 * 9 * 5 * 12 + 9 * 9 * 12 * 8 + 72 * 6)
     double = estimate(count(net, images.repeat(2, 1, 1, 1)), net, Technology.load("rram_65nm"))
-    assert np.allclose(double.energy, report.energy, rtol=1e-12)
+    assert np.allclose(double.energy, report.energy, rtol=1e-12) and np.allclose(double.area, report.area, rtol=1e-12)
     layer, dark = linear(20, 4, CrossbarSpec(adc_range="full"), ones=False)
     dark = costs(layer, dark, Technology.load("rram_65nm"))
     assert dark.energy_by_component["cells"] == (0, 0, 0) and dark.layers[0].events.idle_reads == dark.layers[0].events.reads
@@ -280,6 +291,15 @@ def test_idle_reads_are_skipped_where_hardware_can(technology):
     layer.set_spec(CrossbarSpec(a_bits=2, adc_range="full", rows=8))
     with pytest.raises(ValueError, match="counted for tap mapping, 16 rows, not for tap mapping, 8 rows"):
         estimate(count(layer, x, [("tap", 16)]), layer, technology())
+
+
+def test_a_digital_reference_takes_additions():
+    """Two arrays, two digits: sums of arrays, and then what is taken off each output and, for it, the rows of each read that are on."""
+    def adds(reference):
+        layer, x = linear(20, 6, CrossbarSpec(w_bits=2, a_bits=2, adc_range="full", rows=16, reference=reference))
+        return events(next(iter(count(layer, x).layers.values())), layer, 128, 8).adds
+
+    assert (adds("analog"), adds("digital")) == (6 * 2, 6 * 3 + 2 * 2)
 
 
 def test_pairs_take_two_bit_lines_and_no_reference(technology):

@@ -3,12 +3,16 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import test_eval
+from test_cost import costs, linear
 from test_eval import checkpoint, run, scene  # noqa: F401 - fixtures
 
 from experiment import cost_report
 from experiment.cli import UserError
+from models.quant import CrossbarSpec
+from models.quant.adc import Plan
 from models.quant.cost import Technology
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,6 +69,13 @@ def test_conversions_of_a_plan_are_those_of_the_table(run, checkpoint):
     assert row["adc_plan"] == "significance" and 0 < row["conversions"] < 1
     assert sum(n for layer in planned for n in layer.values()) / reads == pytest.approx(row["conversions"])
     assert sum(int(bits) * n for layer in planned for bits, n in layer.items()) / reads == pytest.approx(row["mean_bits"])
+
+
+def test_bits_of_a_layer_are_the_mean_of_its_conversions():
+    layer, x = linear(20, 6, CrossbarSpec(w_bits=2, a_bits=2, adc_plan="significance", adc_bits=2.0, rows=16))
+    layer.set_plan(Plan(bits=np.array([[0, 5], [5, 8]]), delta=np.ones((2, 2)), q_min=np.zeros((2, 2))))
+    line = cost_report.layers_table(costs(layer, x, Technology.load("rram_65nm"))).splitlines()[2]
+    assert line.split()[4] == "6"  # behind arrays, used, idle reads and conversions
 
 
 def test_idle_conversions_that_are_skipped_are_not_in_the_table(run, checkpoint):

@@ -446,6 +446,7 @@ def test_a_last_cell_with_fewer_bits(tmp_path):
     drawn = device.draw_weights(np.arange(8), (2, 1), generator())
     assert np.array_equal(drawn, [[10, 11, 12, 13] * 2, [100] * 4 + [101] * 4])
     assert np.array_equal(device.levels(1), [100, 101]) and np.array_equal(device.levels(2), [10, 11, 12, 13])
+    assert device.step(1) == device.step(2) == 1
 
 
 HEAD = "level,conductance_uS\n"

@@ -332,6 +332,17 @@ def test_gradients_are_those_of_the_whole_batch(played, alone):
             assert found[name]["validation"] == expected[name]["validation"]  # every bit
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_statistics_of_batch_norms_are_those_of_pytorch(momentum):
+    torch.manual_seed(0)
+    found, wanted = (nn.BatchNorm2d(3, momentum=momentum) for _ in range(2))
+    for x in torch.randn(3, 4, 3, 5, 5):
+        with data_parallel.synchronised(found):
+            torch.testing.assert_close(found(x), wanted(x))
+    for name, value in wanted.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value)
+
+
 def test_a_run_goes_on_with_another_number_of_processes_on_the_same_images(played, alone, tmp_path):
     folder, _ = played
     began, parts = torch.load(folder / "began.pt"), result(played, go_on, 2)

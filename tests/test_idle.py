@@ -17,7 +17,7 @@ from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  #
 from test_triton import layer_case, planned_case
 
 from experiment import keys
-from experiment.evaluation import measure
+from experiment.evaluation import conversions_of, measure
 from experiment.setting import Setting
 from models import quant
 from models.quant import CrossbarSpec, adc, calibrate, collect_histograms, convert, crossbar_layers
@@ -205,6 +205,17 @@ def test_both_phases_of_signed_inputs_are_read():
     assert reads[0] == 2 * reads[1]
     assert found.conversions == pytest.approx(reads @ busy / reads.sum(), rel=0.02)  # counted behind the ADCs of the first layer
     assert found.layer_bits[layers[0][0]] == pytest.approx(5 * busy[0], rel=1e-12)
+
+
+def test_reads_of_both_phases_count_in_the_mean():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 6))
+    x = torch.randn(40, 8)
+    network = convert(network, CrossbarSpec(4, 4, adc_bits=4, rows=16, adc_range="full"), x, first_last_bits=None, inputs="phases")
+    (_, first), (_, second) = crossbar_layers(network)
+    second.set_spec(replace(second.spec, adc_bits=7))
+    reads = [phases * len(layer.slice_bits) * len(layer.spec.digit_bits) for phases, layer in ((2, first), (1, second))]
+    assert conversions_of(network, x[:1], ())[0] == pytest.approx((4 * reads[0] + 7 * reads[1]) / sum(reads))
 
 
 def test_what_is_measured_says_what_was_converted(tiny):

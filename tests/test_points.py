@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from dataclasses import fields, replace
 
@@ -19,6 +20,7 @@ from experiment import keys, packed, points, results
 from experiment.chips import Chips
 from experiment.data import Batches
 from experiment.evaluation import Setting, measure
+from experiment.locking import locked
 from experiment.points import Points
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device
@@ -164,6 +166,36 @@ def test_a_record_comes_back_from_its_point():
             assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, field.name
 
 
+def test_classes_that_no_byte_counts_come_back():
+    predictions = torch.tensor([[0, 255, 256], [999, 70000, 1]])
+    assert torch.equal(points._unpacked(points._packed(predictions)), predictions)
+
+
+def test_a_point_that_was_removed_has_no_row(tmp_path):
+    found = Points(tmp_path)
+    for name in ("ab" * 32, "cd" * 32):
+        found.measure(name, lambda: {"decides": {}, "row": {}})
+    found.path("ab" * 32).unlink()
+    assert [row["key"] for row in found.rows()] == ["cd" * 32]
+
+
+def test_a_line_waits_for_other_writers(tmp_path):
+    path = tmp_path / "results.jsonl"
+    writer = threading.Thread(target=results.append, args=(path, {"a": 1}))
+    with locked(path):
+        writer.start()
+        writer.join(0.3)
+        assert not results.read(path)
+    writer.join()
+    assert results.read(path) == [{"a": 1}]
+
+
+def test_whole_numbers_and_fractions_are_one_column(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    results.write_tables(tmp_path, [{"a": 3, "b": 1}, {"a": 2.5, "b": "x"}, {"a": None, "b": None}])
+    assert parquet.read_table(tmp_path / "results.parquet").to_pydict() == {"a": [3.0, 2.5, None], "b": ["1", "x", None]}
+
+
 # ---- what a key says ---------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +243,12 @@ def test_every_number_of_the_network_and_the_images_counts():
     images = [(x, [0.5], [1.0], y), (x + 1, [0.5], [1.0], y), (x, [0.4], [1.0], y), (x, [0.5], [2.0], y), (x, [0.5], [1.0], y + 1)]
     assert len({keys.of_images(Batches(x, mean, std, 4), y) for x, mean, std, y in images}) == len(images)
     assert keys.of_images(Batches(x, [0.5], [1.0], 4), y) == keys.of_images(Batches(x, [0.5], [1.0], 1), y)
+
+
+def test_no_two_values_have_one_digest():
+    x = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    values = [x, x.view(3, 2), x.double(), x.double().view(torch.int64), 1, 1.0, True, "1", None, [], {}, [[1], 2], [1, [2]], {"a": 1}]
+    assert len({keys.digest(value) for value in values}) == len(values)
 
 
 def test_an_exported_network_is_the_one_that_it_was_exported_from():

@@ -157,6 +157,20 @@ def test_noise_does_not_depend_on_batch_engine_or_order():
     assert not torch.equal(whole, others) and not torch.equal(whole, other_seed)
 
 
+def test_each_layer_has_noise_of_its_own():
+    network = nn.Sequential(*layer(), *layer())
+    program(network, Device("own", "here", 1.0, 10.0, read_noise=0.5))
+    assert network[0].chip.readout.seed != network[1].chip.readout.seed
+
+
+def test_each_slice_has_draws_of_its_own():
+    network = layer()
+    program(network, Device("own", "here", 1.0, 10.0, sigma_us=1.0), adc_offset=0.5, adc_gain=0.03)
+    chip = network[0].chip
+    for part in (chip.cells.values, chip.cells.reference, chip.readout.gain, chip.readout.offset):
+        assert not any(torch.equal(part[0], other) for other in part[1:])
+
+
 @pytest.mark.parametrize("spec", [dict(dac_bits=2, adc_bits=5), dict(dac_bits=3, adc_range="ideal"), dict(adc_range="ideal"),
                                   dict(adc_range="dynamic")])
 def test_noise_of_digits_of_several_bits_and_without_an_adc(spec):

@@ -446,6 +446,26 @@ def test_correction_of_some_layers_and_then_of_all_with_one_cache():
         assert torch.equal(found.predictions, alone.predictions)
 
 
+def test_ranges_come_back_to_the_bit():
+    setting, (images, _) = Setting(CrossbarSpec(adc_bits=3)), shown_images(8)
+    net, other, kept = network(spec=setting.spec), network(spec=setting.spec), ranges.AdcRanges()
+    quant.calibrate(net, images)
+    sha256 = {name: quant.sha256(layer.w_codes()) for name, layer in quant.crossbar_layers(net)}
+    kept.add_of(setting, json.loads(json.dumps(ranges.entry_of(net, setting, 8, sha256))))
+    kept.restore(other, setting, "a file")
+    for (_, one), (_, two) in zip(quant.crossbar_layers(net), quant.crossbar_layers(other), strict=True):
+        assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in ("adc_delta", "adc_q_min", "adc_gain", "adc_offset"))
+
+
+def test_ranges_of_another_rule_take_the_place_of_an_entry():
+    kept = ranges.AdcRanges()
+    kept.add((), {"adc_calib": "mse", "layers": {"a": 1}})
+    kept.add((), {"adc_calib": "mse", "layers": {"b": 2}})
+    assert kept.entries[()]["layers"] == {"a": 1, "b": 2}
+    kept.add((), {"adc_calib": "minmax", "layers": {"c": 3}})
+    assert kept.entries[()] == {"adc_calib": "minmax", "layers": {"c": 3}}
+
+
 # ---- bad input ---------------------------------------------------------------------------------------------------------
 
 
@@ -584,6 +604,14 @@ def test_settings_with_bits_of_single_layers_are_one_curve():
     curves = report.curves_over_bits(records)
     assert {name: [r.mean_bits for r in points] for name, points in curves.items()} == {
         "1-bit cells, planned": [1.5, 2], "1-bit cells, planned, a: rows 64, layers with bits of their own": [1, 3]}
+
+
+def test_bands_of_pictures():
+    """Ideal cells or one chip: the root of the changed predictions; several chips: their deviation, up to all images."""
+    one = Record(None, torch.zeros(200), 99.0, 99.0, 16, 1.0, None)
+    several = replace(one, chip_accuracies=(98.0, 100.0))
+    assert report.bands([one]).tolist() == [[99], [97], [101]]
+    assert report.bands([several]).tolist() == [[99], [pytest.approx(99 - 2**0.5)], [100]]
 
 
 def test_values_of_single_layers():

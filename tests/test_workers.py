@@ -16,7 +16,7 @@ from test_sweeps import QUICK, evaluate, table  # noqa: F401
 
 from experiment import workers
 from experiment.cli import UserError
-from experiment.plan import Job
+from experiment.plan import Job, Queue
 from experiment.points import Points
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,6 +54,21 @@ def test_workers_that_die_are_replaced(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="^one line$"):
             pool.measure([Job(0, "wrong", 0)], done.append)
     assert not ray.is_initialized() and len(done) == len(names)
+
+
+def test_what_another_program_is_measuring_is_asked_for_again(monkeypatch):
+    asked, done = [], []
+
+    def remote(bench, name, wait, of_several):
+        asked.append((name, wait))
+        return wait, len(asked)
+
+    monkeypatch.setattr(ray, "wait", lambda running: (running[:1], running[1:]))
+    monkeypatch.setattr(ray, "get", lambda ready: ready[0])
+    pool = workers.Pool([], 1)
+    pool.idle = [(SimpleNamespace(measure=SimpleNamespace(remote=remote)), None)]
+    pool._there(Queue([Job(0, "a", 0), Job(0, "b", 1)]), lambda job: done.append(job.setting))
+    assert asked == [("a", False), ("b", False), ("a", True), ("b", True)] and done == ["a", "b"]
 
 
 PROGRAM = """
