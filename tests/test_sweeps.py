@@ -17,7 +17,7 @@ import torch
 from test_eval import checkpoint, load_digits, network, refused, results, run, save, scene, shown_images, start  # noqa: F401
 
 import eval as evaluation
-from experiment import bench, eval_settings, flags, keys, per_layer, plan, points, ranges, report, search
+from experiment import bench, eval_flags, eval_settings, flags, keys, per_layer, plan, points, ranges, report, search
 from experiment.cli import UserError, run_main
 from experiment.data import training_split
 from experiment.drawing import new_figure
@@ -242,6 +242,11 @@ def test_shards_share_chips(evaluate, checkpoint):  # noqa: F811
 def test_spans(text, values):
     found = flags.Span(flags.NUMBER_FROM_0)(text)
     assert found == values and [type(value) for value in found] == [type(value) for value in values]
+
+
+def test_a_span_may_begin_below_zero():
+    found = flags.parse(eval_flags.build_parser(), ["--device_temp", "-40:85:25", "-50", "--adc_prec", "3"])
+    assert found == {"device_temp": [-40, -15, 10, 35, 60, 85, -50], "adc_prec": [3]}
 
 
 def test_a_dry_run_says_what_there_is_and_writes_nothing(checkpoint, capsys):  # noqa: F811
