@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 
 from common import RESULTS, markdown_table, write_results
 
 import eval as evaluation
+from experiment.cli import UserError, run_main
 from models.quant import Device
 
 FIRST_AND_LAST = {  # flags
@@ -40,8 +40,8 @@ FIRST_AND_LAST = {  # flags
     "stuck_at_chen": ("",),
 }
 NETWORK = Path(__file__).resolve().parent.parent / "pretrained" / "vgg7_w4a4_cifar10.pt"
-COLUMNS = ("device", "device_time_s", "device_temp_C", "cell_bits", "weights", "calib_on")  # what tells rows apart
-KEPT = (*COLUMNS, "chips", "accuracy", "accuracy_std", "accuracy_lowest", "changed_predictions", "software_accuracy", "n_images",
+COLUMNS = ("device", "device_time_s", "device_temp_C", "cell_bits", "weights", "calib_on", "chips")  # what tells rows apart
+KEPT = (*COLUMNS, "accuracy", "accuracy_std", "accuracy_lowest", "changed_predictions", "software_accuracy", "n_images",
         "torch", "numba", "cpu")
 
 
@@ -51,6 +51,8 @@ def flags(presets: list[str], times: str, cell_bits: list[int], weights: list[st
     settings = [f"--device {name} {time} --cellBit {bits} --weights {mapping} --adc_prec 6"
                 for bits in cell_bits for mapping in weights for name in presets for time in FIRST_AND_LAST[name][which]
                 if holds(name, bits)]
+    if not settings:
+        raise UserError("none of these presets has levels enough for cells of so many bits: give others, or a lower --cellBit")
     first, *others = settings
     return [*shlex.split(first), *(part for setting in others for part in ("--also", setting))]
 
@@ -65,7 +67,8 @@ def table(rows: list[dict]) -> str:
     """In Markdown, one line a setting."""
     lines = [[f"`{row['device']}`", row["cell_bits"], row["weights"], row["calib_on"],
               *("" if row[name] is None else f"{row[name]:g}" for name in ("device_time_s", "device_temp_C")), row["chips"],
-              *(f"{row[name]:.2f}" for name in ("accuracy", "accuracy_std", "accuracy_lowest")), row["changed_predictions"]]
+              *("" if row[name] is None else f"{row[name]:.2f}" for name in ("accuracy", "accuracy_std", "accuracy_lowest")),
+              row["changed_predictions"]]
              for row in rows]
     return markdown_table(["preset", "bits a cell", "weights", "ranges of", "after, s", "C", "chips", "accuracy %", "deviation", "lowest",
                            "changed"], lines)
@@ -101,4 +104,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)
