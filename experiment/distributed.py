@@ -8,6 +8,7 @@ A program that was started alone is process 0 of 1: everything here then does no
 Numbers on GPUs travel by NCCL, all else by gloo.
 """
 
+import atexit
 import contextlib
 import functools
 import logging
@@ -113,7 +114,24 @@ def run(main: Callable[[], int]) -> NoReturn:
         with group():
             return main()
 
-    run_main(joined)
+    try:
+        run_main(joined)
+    except SystemExit as end:
+        if dist.is_initialized():
+            _leave(end.code)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit from a group that an error has left as it was, with all that an exit does but taking the interpreter apart: gloo's threads
+    give back their tensors for some time after a collective operation, and one that finds no interpreter any more aborts the process.
+    To dissolve the group instead would wait for processes that may be gone.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a console that has gone away
+            stream.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager

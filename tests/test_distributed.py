@@ -4,6 +4,7 @@ Processes take seconds to start, so all scenes are played by the same three, in 
 came of them. What one process computes is computed here.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -168,7 +169,13 @@ def fail(folder):
             raise OSError(5, "cannot read", "picture.png")
         return step(self, x, y, position)
 
+    class Late:
+        def __del__(self):
+            print("taken apart", file=sys.stderr)
+
     training.Run.train_step = fall
+    sys.modules["late"] = Late()  # which goes when Python takes the interpreter apart
+    atexit.register(print, "at exit", file=sys.stderr)
     return train.main(["--save_path", f"{folder}/failed", *FLAGS])
 
 
@@ -383,6 +390,8 @@ def test_an_error_of_one_process_is_one_line_and_ends_all(played):
     said = [line for text in errors for line in text.splitlines() if "rror" in line]
     assert codes == (2, 2, 0) and said == ["error: [Errno 5] cannot read: 'picture.png'"]
     assert "epoch" not in outs[1] + outs[2] and "epoch" in outs[0] and not any("Traceback" in text for text in errors)
+    # Threads of gloo that give back a tensor while the interpreter is taken apart abort the process, sometimes.
+    assert all("at exit" in text and "taken apart" not in text for text in errors[:2])
 
 
 def die():
