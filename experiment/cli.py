@@ -95,7 +95,7 @@ def _lasting(stream: TextIO) -> TextIO:
         return stream
     stream.flush()
     return io.TextIOWrapper(io.BufferedWriter(_Console(number, "wb", closefd=False)), stream.encoding, "backslashreplace",
-                            line_buffering=stream.line_buffering, write_through=stream.write_through)
+                            line_buffering=stream.line_buffering or stream.write_through)  # Python runs with -u: lines come at once
 
 
 @contextlib.contextmanager

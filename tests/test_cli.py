@@ -132,6 +132,15 @@ def test_what_was_printed_before_stays_before():
     assert (done.stdout, done.stderr, done.returncode) == ("first\nsecond\n", "", 0)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_lines_come_at_once_on_any_console(unbuffered):
+    code = ("import os, sys; from experiment import cli; "
+            "cli.run_main(lambda: [(print(line, file=sys.stderr), os.write(2, b'second\\n')) for line in ['first']] and 0)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT | {"PYTHONUNBUFFERED": unbuffered},
+                          capture_output=True, text=True)
+    assert done.stderr.split() == ["first", "second"]
+
+
 def test_a_full_disk_is_no_closed_console():
     """What was printed is missed by somebody."""
     process = program('print("result")\nreturn 0')
