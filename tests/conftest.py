@@ -1,7 +1,10 @@
+import functools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from experiment import data
 from models import vgg
 from models.building import on_crossbars
 from models.quant import set_engine
@@ -10,6 +13,8 @@ from models.quant import set_engine
 settings.register_profile("repository", derandomize=True, deadline=None, max_examples=100, database=None,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.load_profile("repository")
+
+data._digits = functools.cache(data._digits)  # scikit-learn reads them from text
 
 
 @pytest.fixture(scope="module")

@@ -269,7 +269,7 @@ def test_finer_steps_hardly_lower_the_cost(width, adc_bits):
 @pytest.mark.parametrize("adc_bits", [1, 4, 12])
 def test_mse_of_very_many_read_values_takes_coarser_steps(monkeypatch, adc_bits):
     """115,201 values. Steps a percent apart around the one that was found are not clearly better."""
-    monkeypatch.setattr(adc, "MOST_TERMS", 2**25)
+    monkeypatch.setattr(adc, "MOST_TERMS", 2**23)
     layer = mapped(adc_bits, cell_bits=4, rows=512, channels=512, dac_bits=4)
     u = np.arange(layer.u_span[0], layer.u_span[1] + 1)
     counts = np.rint(1e6 * np.exp(-0.5 * (u / 10000) ** 2)).astype(np.int64)[None, None]

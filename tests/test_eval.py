@@ -4,7 +4,6 @@ A VGG7 with few layers and channels and random weights stands in for the real on
 several and the ADC matters.
 """
 
-import functools
 import json
 import os
 import pickle
@@ -34,7 +33,7 @@ CROSSBARS = ["features.4", "features.8", "classifier.0", "classifier.3"]
 CONFIG = {"model": "vgg7_quant", "wbit": 4, "abit": 4, "dataset": "digits", "data_path": "./data", "quantize_image": False}
 FAST = ["--ngpu", "0", "--limit", "40", "--subArray", "16"]
 CALIBRATION = ["--calib_images", "20"]
-load_digits = functools.cache(datasets._digits)
+load_digits = datasets._digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +43,6 @@ def scene(monkeypatch, tmp_path):
     """Small networks, and an empty folder to work in."""
     for name, config in SMALL.items():
         monkeypatch.setitem(vgg.CONFIGS, name, config)
-    monkeypatch.setattr(datasets, "_digits", load_digits)
     monkeypatch.setattr(engines, "_announced", set())
     monkeypatch.chdir(tmp_path)
 
