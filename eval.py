@@ -147,8 +147,7 @@ def write_results(bench: Bench, settings: Sequence, log: logging.Logger) -> None
         log.info(f"plot: {path}")
     for path in cost_report.write(records, bench.costs.technology, title, bench.folder):
         log.info(f"costs: {path}")
-    rows = bench.points.rows()
-    results.write_tables(folder, rows)
+    rows = bench.points.write_tables()
     if of.html:
         log.info(f"page: {html_report.write(folder, rows)}")
     log.info(f"results: {folder / 'results.jsonl'}")

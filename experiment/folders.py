@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 # torchvision takes a second to import: only what needs it does so.
+from . import distributed
 from .checkpoint import read_torch_file, write_torch_file
 from .class_index import read_class_index
 from .cli import UserError, one_line
@@ -168,7 +169,7 @@ def _cached_images(root: Path, fingerprint: str, splits: tuple[list[Path], list[
 def _decode_all(files: list[Path], size: int) -> torch.Tensor:
     """The images as uint8 [N, 3, size, size]."""
     out = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # PIL decodes outside the interpreter lock
+    with ThreadPoolExecutor(min(8, distributed.cores())) as pool:  # PIL decodes outside the interpreter lock
         images = tqdm(pool.map(_decode, files, repeat(size)), total=len(files), desc="decoding images", unit="img", disable=None)
         for i, image in enumerate(images):
             out[i] = image

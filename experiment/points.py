@@ -30,6 +30,9 @@ from .locking import Claims
 from .setting import Setting
 
 
+TABLES = "0"  # what is claimed to write them, a key that no point has
+
+
 class Points:
     """The points of a results folder. Nothing is written before the first one is measured."""
 
@@ -59,6 +62,16 @@ class Points:
         self.mend()
         there = {path.stem for path in self._paths()}
         return list({row["key"]: row for row in results.read(self.results) if row.get("key") in there}.values())
+
+    def write_tables(self) -> list[dict[str, Any]]:
+        """Write `results.write_tables` of all points. One process at a time, so that tables of fewer points replace none of more.
+
+        Returns: the rows.
+        """
+        with self.claims.claim(TABLES, wait=True):
+            rows = self.rows()
+            results.write_tables(self.results.parent, rows)
+        return rows
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9a-f]*.json"))

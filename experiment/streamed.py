@@ -1,7 +1,6 @@
 """Images that are read when they are looked at: for networks of 224 pixels a side and more, whose images memory does not hold."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from . import distributed
 from .cli import UserError, one_line
 from .folders import in_rgb
 
@@ -52,7 +52,7 @@ class Streamed:
 
         Raises: UserError that names a file that cannot be decoded, or what the transform makes of a picture.
         """
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # PIL decodes outside the interpreter lock
+        with ThreadPoolExecutor(min(8, distributed.cores())) as pool:  # PIL decodes outside the interpreter lock
             inputs = list(pool.map(self._input, self.sources))
         if odd := {tuple(x.shape) for x in inputs} - {tuple(x.shape) for x in inputs[:1]}:
             raise UserError(f"the transform makes pictures of {list(inputs[0].shape)} and of {list(odd.pop())}; a batch needs one shape")

@@ -190,6 +190,24 @@ def test_a_line_waits_for_other_writers(tmp_path):
     assert results.read(path) == [{"a": 1}]
 
 
+def test_tables_of_fewer_points_replace_none_of_more(tmp_path, monkeypatch):
+    """A program that has read the rows writes them before another one reads any."""
+    folder, seen, write = Points(tmp_path), [], results.write_tables
+    folder.measure("1" * 64, lambda: {"row": {"accuracy": 1}})
+
+    def look(*args):
+        child = os.fork()
+        if not child:
+            with folder.claims.claim(points.TABLES) as mine:
+                os._exit(mine)
+        seen.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        return write(*args)
+
+    monkeypatch.setattr(results, "write_tables", look)
+    assert folder.write_tables() == results.read(tmp_path / "results.jsonl") == [{"accuracy": 1, "key": "1" * 64}]
+    assert seen == [False] and (tmp_path / "results.csv").read_text() == f"accuracy,key\n1,{'1' * 64}\n"
+
+
 def test_whole_numbers_and_fractions_are_one_column(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     results.write_tables(tmp_path, [{"a": 3, "b": 1}, {"a": 2.5, "b": "x"}, {"a": None, "b": None}])
