@@ -481,3 +481,19 @@ def test_weights_of_16_bits_have_the_codes_of_the_same_values_in_float32(wq, dty
     found.sum().backward()
     wanted.sum().backward()
     assert x.grad.dtype == dtype and torch.equal(x.grad, wide.grad.to(dtype))
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4), (8, 32), (32, 8)], ids=str)
+def test_sums_of_codes_beyond_float16(bits):
+    """By autocast and by type: two of the operands' roundings to 11 bits, and one of the sum."""
+    torch.manual_seed(0)
+    options = {"wbit": bits[0], "abit": bits[1], "alpha_init": 2.0}
+    for layer, x in ((Qconv2d(128, 8, 3, **options), torch.rand(2, 128, 5, 5) * 2), (QLinear(2000, 8, **options), torch.rand(3, 2000) * 2)):
+        y = layer(x)
+        gradient, = torch.autograd.grad(y.square().mean(), layer.weight)
+        with torch.autocast("cpu", torch.float16):
+            found = layer(x)
+        torch.testing.assert_close(found, y, rtol=1.5 * 2**-10, atol=2e-3 * y.std().item())
+        assert (torch.autograd.grad(found.float().square().mean(), layer.weight)[0] - gradient).norm() < 2e-3 * gradient.norm()
+        exact = layer.half().float()(x.half().float())  # of the same rounded weights
+        assert (layer.half()(x.half()) - exact).abs().max() < 0.05 * exact.std()

@@ -46,6 +46,15 @@ class _Quantized:
             scale = scale * self.weight_quant.step
         return x, weight, scale
 
+    def _within_float16(self, x, weight, scale):
+        """The same operands in units of `2^a` and `2^w` codes: float16 holds codes, but not the sums of their products, which it ends
+        at 65504. Powers of two round nothing."""
+        if self.act_quant.on and (not self.image or self.quantize_image):
+            x, scale = x / 2**self.act_quant.abit, scale * 2**self.act_quant.abit
+        if self.weight_quant.on:
+            weight, scale = weight / 2**self.weight_quant.wbit, scale * 2**self.weight_quant.wbit
+        return x, weight, scale
+
     def _check_input(self, x):
         if x.dim() != len(self.INPUT):
             raise ValueError(f"the input has shape {list(x.shape)}; [{', '.join(self.INPUT)}] is expected")
@@ -67,6 +76,8 @@ class _Quantized:
         codes, weight, scale = self._operands(x)
         if self.sums_exactly():
             return self._finish(self._exact_operation(codes, weight, scale), 1.0).to(x.dtype)
+        if _in_float16(codes):
+            codes, weight, scale = self._within_float16(codes, weight, scale)
         return self._finish(self._operation(codes, weight), scale)
 
     def sums_exactly(self) -> bool:
@@ -139,6 +150,13 @@ class Qconv2d(_Quantized, nn.Conv2d):
         x, weight, scale = self._operands(x.detach())
         offset = torch.zeros(len(weight), dtype=torch.float32) if self.bias is None else self.bias.detach() * self.out_scale
         return image_kernel.convolution(x, weight, self._geometry(), scale, offset, to_codes)
+
+
+def _in_float16(x):
+    """Whether an operation on `x` is one of float16, by its type or by autocast."""
+    kind = x.device.type
+    by_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return (torch.get_autocast_dtype(kind) if by_autocast else x.dtype) == torch.float16
 
 
 def _patches(x, kernel, size, stride, dilation):
