@@ -137,6 +137,9 @@ def start(run: training.Run, actions: Actions, checkpoint: dict | None, num_clas
         images = run.some_images(256)
         fitted = starting.fit_quantizers(run.net, run.settings, checkpoint, num_classes, images, actions.fine_tune)
         run.log.info(f"starting from the weights of {actions.fine_tune}{fitted}")
+        if known := starting.known_in_validation(run.settings, checkpoint, run.data.train_y, actions.fine_tune):
+            run.log.info(f"{known} of {len(run.val_x)} validation images are among those that these weights were trained on, with another "
+                         "--seed, --val_split or --limit_train: validation accuracies are too high")
     for file in (CHECKPOINT, BEST) if distributed.is_first() else ():  # after --overwrite, nothing may continue the old run by mistake
         Path(run.folder, file).unlink(missing_ok=True)
 

@@ -124,6 +124,17 @@ def original(settings: TrainSettings, checkpoint: Mapping[str, Any], num_classes
     return net, before, load(net, before, checkpoint["state_dict"], source)
 
 
+def known_in_validation(settings: TrainSettings, checkpoint: Mapping[str, Any], labels: torch.Tensor, source: str = "checkpoint") -> int:
+    """How many images a run validates on that the weights of a checkpoint were trained on, as far as it tells. Args: labels, of the data
+    set's training images."""
+    stored, facts = train_settings.from_checkpoint(checkpoint, source), checkpoint.get("data") or {}
+    if stored.get("dataset") != settings.dataset or not {"val_split", "seed", "limit_train"} <= stored.keys():
+        return 0
+    trained, _ = data.training_split(labels, stored["val_split"], stored["seed"], stored["limit_train"])
+    _, validation = data.training_split(labels, settings.val_split, settings.seed, settings.limit_train)
+    return int(torch.isin(validation, trained).sum()) if len(trained) == facts.get("train_images") else 0
+
+
 @torch.no_grad()
 def fit_quantizers(net: nn.Module, settings: TrainSettings, checkpoint: dict, num_classes: int, images: torch.Tensor,
                    source: str = "checkpoint") -> str:

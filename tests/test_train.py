@@ -403,6 +403,17 @@ def test_fine_tune_fits_only_what_is_missing(tmp_path):
         torch.testing.assert_close(tuned["state_dict"][key], start["state_dict"][key])
 
 
+def test_validation_on_images_that_the_weights_were_trained_on_is_said(tmp_path, capsys):
+    quick(tmp_path / "start", "--epochs", "1")
+    labels = datasets.load("digits").train_y
+    (trained, _), (_, other) = (datasets.training_split(labels, 0.1, seed, 200) for seed in (0, 1))
+    known = len({*trained.tolist()} & {*other.tolist()})
+    for seed, said in ((0, False), (1, True)):
+        quick(tmp_path / f"seed{seed}", "--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), "--seed", str(seed), "--epochs", "1")
+        assert (f"{known} of {len(other)} validation images are among those" in capsys.readouterr().out) is said
+    assert known > 0
+
+
 def test_weight_clip_leaves_no_weight_beyond_its_bound(tmp_path):
     _, checkpoint = quick(tmp_path, "--weight_clip", "1.5", "--epochs", "1")
     for key, weight in checkpoint["state_dict"].items():
