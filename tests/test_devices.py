@@ -104,6 +104,8 @@ def test_every_preset_loads_draws_and_is_described():
             sigma, drawn = float(device.sigma(g[level])), cells[level::2]
             assert abs(drawn.mean() - device.mean(g[level])) <= 5 * sigma / math.sqrt(20_000) + 1e-12, name
             assert drawn.std() == pytest.approx(sigma, rel=0.08), name
+    chen = Device.preset("stuck_at_chen")
+    assert (chen.stuck_on, chen.stuck_off) == (0.0904, 0.0175)
     assert "level order uncertain" in next(line for line in lines if line.startswith("winbond_asu_2bit"))
 
 
@@ -190,9 +192,10 @@ def test_what_the_data_lack_is_refused(name, time, temp, message):
 def test_times_as_text():
     assert [parse_time(text) for text in ("1s", "10 s", "1h", "1d", "1w", "5min", "10ms", "3600", "1e5s", None, 2)] == [
         1, 10, 3600, 86400, 604800, 300, 0.01, 3600, 1e5, None, 2]
-    for wrong in ("soon", "1 year", "", "-1s", "1h30", "nan", math.nan, math.inf, -1.0):
+    for wrong in ("soon", "1 year", "", "-1s", "1h30", "nan", math.nan, math.inf, -1.0, True):
         with pytest.raises(ValueError, match="time is"):
             parse_time(wrong)
+    assert Device.preset("techC_cells", 3.44 * (1 + 1e-12)).time == 3.44  # rounding makes no other time
 
 
 # ---- levels and draws ----------------------------------------------------------------------------------------------------
@@ -204,6 +207,10 @@ def test_levels_and_step():
     assert device.step(2) == pytest.approx(175 / 3)
     two = Device.preset("winbond_asu_2bit")
     assert two.levels(1) == pytest.approx([0.75, 136.65]) and two.step(2) == pytest.approx(45.3)
+    six = Device("own", "here", g_min=0, g_max=9, level_values=(0, 1, 3, 4, 6, 9))
+    assert np.array_equal(six.levels(2), [0, 3, 4, 9])  # levels 0, 5/3, 10/3, 5: the nearest
+    edge = Device.preset("techB")
+    assert edge.levels(4)[-1] > edge.g_max and np.isfinite(edge.mean(edge.levels(4))).all()  # beyond its data by rounding alone
     with pytest.raises(ValueError, match="winbond_asu_2bit has 4 levels, a cell of 3 bits needs 8"):
         two.levels(3)
     with pytest.raises(ValueError, match="bits of a cell are 9"):
@@ -265,6 +272,8 @@ def test_stuck_cells():
     cells = device.draw(np.full(n, 1, np.uint8), 2, generator())
     for value, p in ((device.levels(2)[-1], p_on), (device.levels(2)[0], p_off)):
         assert abs((cells == value).sum() - n * p) < 5 * math.sqrt(n * p * (1 - p))
+    all_stuck = replace(device, stuck_on=0.75, stuck_off=0.25).draw(np.ones(50, np.uint8), 2, generator())
+    assert np.isin(all_stuck, device.levels(2)[[0, -1]]).all()
 
 
 def test_stuck_mask(tmp_path):
@@ -276,7 +285,12 @@ def test_stuck_mask(tmp_path):
         device = Device.preset("milo_irps21", stuck_mask=given)
         cells = device.draw(index, 2, generator())
         assert np.array_equal(cells == 225, np.tile(mask == 1, (2, 1))) and np.array_equal(cells == 50, np.tile(mask == -1, (2, 1)))
-    for wrong, name in ((np.array([2]), "stuck_mask"), (write(tmp_path, "a,b\n", "x.csv"), "x.csv"), (tmp_path / "no.npy", "no.npy")):
+    for faults in ({"stuck_on": 1.0}, {"stuck_off": 1.0}):  # the map goes before them
+        cells = replace(device, **faults).draw(index, 2, generator())
+        assert (cells[::2, 1] == 225).all() and (cells[1::2, 0] == 50).all()
+    (tmp_path / "void.npy").touch()
+    for wrong, name in ((np.array([2]), "stuck_mask"), (np.array([]), "stuck_mask"), (tmp_path / "void.npy", "void.npy: no mask"),
+                        (write(tmp_path, "a,b\n", "x.csv"), "x.csv"), (tmp_path / "no.npy", "no.npy")):
         with pytest.raises(ValueError, match=name):
             Device.preset("milo_irps21", stuck_mask=wrong)
 
@@ -303,6 +317,8 @@ def test_changes():
     device = Device.preset("techA", g_min=11.25, g_max=33.75, sigma_us=0.5)
     assert device.levels(1) == pytest.approx([11.25, 33.75])
     assert device.draw(np.zeros(10_000, np.uint8), 1, generator()).std() == pytest.approx(0.5, rel=0.04)
+    drifted = Device.preset("techA", 1e4, sigma_us=0.0)
+    assert np.array_equal(drifted.draw(np.arange(4), 2, generator()), drifted.mean(drifted.levels(2)))
     with pytest.raises(ValueError, match="g_min and g_max cannot be changed"):
         Device.preset("winbond_asu_1bit", g_max=111)
     own = Device("own", "here", g_min=1, g_max=10)
@@ -323,6 +339,8 @@ def test_read_noise_is_a_line_in_the_level():
     assert replace(own, read_noise=2.0).cell_noise(2) == pytest.approx((0.04, 0, 0))
     c_0, c_1, misfit = replace(own, read_noise=np.sqrt([1.0, 3.0, 5.0, 7.0])).cell_noise(2)
     assert (c_0, c_1) == pytest.approx((0.01, 0.02)) and misfit < 1e-9
+    rising = Device("own", "here", g_min=0, g_max=7, read_noise=np.sqrt(0.7 * np.arange(8)))
+    assert rising.cell_noise(3) == pytest.approx((0, 0.7, 0), abs=1e-9)  # a lowest level without noise gets none by rounding
     x, variance = np.arange(4), np.array([1, 1, 4, 9.0]) / 100
     slope, offset = np.polyfit(x, variance, 1)
     found = replace(own, read_noise=10 * np.sqrt(variance)).cell_noise(2)
@@ -349,7 +367,12 @@ def test_read_noise_of_the_device():
     sigma = [0.0277 * math.log10(g - 0.089 * math.log(3600)) * log for g in (8, 90)]
     c_0, c_1, misfit = device.cell_noise(1)
     assert (c_0, c_0 + c_1) == pytest.approx([(s / 82)**2 for s in sigma], rel=1e-6) and misfit < 1e-6
-    assert Device.preset("pcm", read_noise="device").cell_noise(2)[0] >= 0
+    for g, share in ((12.5, 0.0088 / 0.5**0.65), (0.1, 0.2)):  # q / x^p, at most 0.2
+        pcm = Device.preset("pcm", "1h", g_min=g, read_noise="device")
+        wanted = pcm.mean(g) * share * math.sqrt(math.log((3600 + 250e-9) / 500e-9))
+        assert pcm.law.read_sigma(np.array([g]), 3600, None) == pytest.approx(wanted)
+    ends = Device.preset("milo_irps21", read_noise=[1.0, 2.0, 2.0, 3.0]).cell_noise(1)
+    assert ends == pytest.approx((1 / 175**2, 8 / 175**2, 0))  # a cell of fewer levels has those of the first and the last
     with pytest.raises(ValueError, match="read_noise has 2 values, a cell of 2 bits needs 4"):
         Device.preset("milo_irps21", read_noise=[1.0, 2.0]).cell_noise(2)
 
@@ -358,11 +381,12 @@ def test_read_noise_of_the_device():
 
 
 def test_own_cells_are_drawn_with_replacement(tmp_path):
-    pools = {0: [1.0, 1.5, 3.0], 1: [10.0, 12.0], 2: [20.0], 3: [30.0, 31.0, 33.0, 40.0]}
+    pools = {0: [0.003, 1.5, 3.0], 1: [10.0, 12.0], 2: [20.0], 3: [30.0, 31.0, 33.0, 40.0]}
     lines = [f"{g},{level}" for level, pool in pools.items() for g in pool]
     device = Device.read(write(tmp_path, "\n".join(["conductance_uS,level", *lines])))
     assert device.levels(2) == pytest.approx([np.mean(pool) for pool in pools.values()]) and device.n == 10
     assert device.levels(1) == pytest.approx([np.mean(pools[0]), np.mean(pools[3])])
+    assert Device.read(write(tmp_path, "level,conductance_uS,time_s\n0,1,0\n1,3,0\n0,1,9\n1,3,9\n", "twice.csv")).n == 2  # cells, not reads
     cells = device.draw(np.repeat(np.arange(4, dtype=np.uint8)[:, None], 10_000, axis=1), 2, generator())
     for level, pool in pools.items():
         assert set(np.round(cells[level], 9)) == set(pool)
@@ -372,19 +396,21 @@ def test_own_cells_are_drawn_with_replacement(tmp_path):
 
 
 def test_own_gaussian_levels_over_time_and_temperature(tmp_path):
+    """Lines in any order: the first time and the lowest temperature are the smallest."""
     path = write(tmp_path, "level,conductance_uS,std_uS,time_s,temp_C\n"
-                 "0,1,.1,1,25\n1,10,.2,1,25\n0,2,.3,100,25\n1,14,.6,100,25\n1,12,.5,50,85\n0,3,.4,50,85\n")
+                 "1,12,.5,50,25\n0,3,.4,50,25\n0,2,.3,100,-40\n1,14,.6,100,-40\n0,1,.1,1,-40\n1,10,.2,1,-40\n")
     device = Device.read(path, "10s")
     assert device.levels(1) == pytest.approx([1, 10]) and device.mean([1, 10]) == pytest.approx([1.5, 12])
     assert device.sigma([1, 10]) == pytest.approx([0.2, 0.4])
-    hot = Device.read(path, temp=85)
+    hot = Device.read(path, temp=25)
     assert hot.time == 50 and hot.levels(1) == pytest.approx([1, 10]) and hot.mean([1, 10]) == pytest.approx([3, 12])
-    with pytest.raises(ValueError, match="own at 25 C has no data at 200 s; nearest: 100 s"):
+    with pytest.raises(ValueError, match="own at -40 C has no data at 200 s; nearest: 100 s"):
         Device.read(path, 200)
 
 
 def test_states_in_siemens(tmp_path):
-    device = Device.read(write(tmp_path, "states,mean,std\n0,1e-6,1e-7\n1,2e-5,5e-7\n"))
+    """Spreadsheets write a mark of byte order in front."""
+    device = Device.read(write(tmp_path, "\ufeffstates,mean,std\n0,1e-6,1e-7\n1,2e-5,5e-7\n"))
     assert device.levels(1) == pytest.approx([1, 20]) and device.sigma([1, 20]) == pytest.approx([0.1, 0.5])
 
 
@@ -399,13 +425,13 @@ def joint_rows(w_bits, cells, samples, seed=0):
 
 
 def check_joint(device, rows, slice_bits):
-    assert device.joint
+    assert device.joint and device.n == sum(pool.size for pool in rows.values())
     codes = np.tile(np.arange(len(rows), dtype=np.uint8), (3000, 1))
     drawn = device.draw_weights(codes, slice_bits, generator(7))
     assert drawn.shape == (len(slice_bits), *codes.shape)
     for w, pool in rows.items():
         got = drawn[::-1, :, w].T  # MSB first, as measured
-        assert {tuple(row) for row in np.round(got, 6)} <= {tuple(row) for row in np.round(pool, 6)}
+        assert {tuple(row) for row in np.round(got, 6)} == {tuple(row) for row in np.round(pool, 6)}
         assert abs(got.mean(axis=0) - pool.mean(axis=0)).max() < 5 * pool.std(axis=0).max() / math.sqrt(3000)
         assert abs(np.corrcoef(got.T) - np.corrcoef(pool.T)).max() < 0.02  # (1 - r^2) / sqrt 3000 = 0.002, five times and more
     bits = slice_bits[0]
@@ -424,19 +450,22 @@ def test_joint_rows_of_a_csv(tmp_path):
 
 
 def test_joint_rows_of_numpy_files(tmp_path):
-    rows = joint_rows(3, 3, 40)
+    rows = joint_rows(4, 4, 40)  # level10 and later ones too
     for w, pool in rows.items():
         np.save(tmp_path / f"level{w}_raw.npy", 1e-6 * pool)
     for path in (tmp_path, tmp_path / "level0_raw.npy", str(tmp_path / "level{W}_raw.npy")):
         device = Device.read(path)
-        check_joint(device, rows, (1, 1, 1))
-    with pytest.raises(ValueError, match=re.escape("rows of cells with (1, 1, 1) bits, LSB first, not (2, 1)")):
+        check_joint(device, rows, (1, 1, 1, 1))
+    with pytest.raises(ValueError, match=re.escape("rows of cells with (1, 1, 1, 1) bits, LSB first, not (2, 1)")):
         device.draw_weights(np.arange(8), (2, 1), generator())
+    for code in (-1, 16):
+        with pytest.raises(ValueError, match="weight code is no whole number from 0 to 15"):
+            device.draw_weights(np.array([code]), (1, 1, 1, 1), generator())
     with pytest.raises(ValueError, match="cells of 1 bits, not of 2"):
         device.levels(2)
     n, p = 10_000, 0.1
-    stuck = replace(device, stuck_on=p).draw_weights(np.zeros(n, np.uint8), (1, 1, 1), generator())
-    assert abs((stuck == device.levels(1)[-1]).sum() - 3 * n * p) < 5 * math.sqrt(3 * n * p * (1 - p))
+    stuck = replace(device, stuck_on=p).draw_weights(np.zeros(n, np.uint8), (1, 1, 1, 1), generator())
+    assert abs((stuck == device.levels(1)[-1]).sum() - 4 * n * p) < 5 * math.sqrt(4 * n * p * (1 - p))
 
 
 def test_a_last_cell_with_fewer_bits(tmp_path):
@@ -446,7 +475,10 @@ def test_a_last_cell_with_fewer_bits(tmp_path):
     drawn = device.draw_weights(np.arange(8), (2, 1), generator())
     assert np.array_equal(drawn, [[10, 11, 12, 13] * 2, [100] * 4 + [101] * 4])
     assert np.array_equal(device.levels(1), [100, 101]) and np.array_equal(device.levels(2), [10, 11, 12, 13])
-    assert device.step(1) == device.step(2) == 1
+    device.levels(1)[:] = 0  # whoever asks gets an array of his own
+    assert device.step(1) == device.step(2) == 1 and (device.g_min, device.g_max) == (10, 13)
+    with pytest.raises(ValueError, match="measured rows; sigma_us cannot be changed"):
+        replace(device, sigma_us=1.0)
 
 
 HEAD = "level,conductance_uS\n"
@@ -465,6 +497,7 @@ HEAD = "level,conductance_uS\n"
     (HEAD + "0,1\n1,2,3\n", "line 3: 3 values for 2 columns"),
     (HEAD + "0,1\n0.5,2\n", "line 3: level is 0.5, no whole number"),
     (HEAD, "line 1: no lines of data"),
+    pytest.param(HEAD + '"0,1\n' + "1,2\n" * 40_000, "cannot be read as text (field larger", id="a quote without end"),
     ("level,conductance\n0,1\n", "line 1: columns level,conductance; known are level,conductance_uS"),
     ("level,conductance_uS,colour\n0,1,2\n", "line 1: columns level,conductance_uS,colour"),
     ("level,conductance_uS,std_uS\n0,1,1\n0,2,1\n1,3,1\n", "line 3: a second line of level 0"),
@@ -475,6 +508,7 @@ HEAD = "level,conductance_uS\n"
     ("states,mean,std\n0,1e-6,0\n1,1e-6,0\n", "line 3: level 1 has a mean"),
     ("weight_level,cell0\n0,1\n1,2\n2,3\n", "code 3 is absent; weights of 2 bits have 4 codes"),
     ("weight_level,cell1,cell0\n0,1,1\n", "line 1: columns weight_level,cell1,cell0"),
+    ("weight_level,cell0\n0,1\n0.5,2\n1,3\n", "line 3: weight_level is 0.5, no whole number"),
     ("weight_level,cell0\n0,2\n1,1\n", "level 1 has a mean of 1 uS, not above the 2 uS"),
     ("weight_level,cell0,cell1\n0,1,1\n1,2,2\n", "2 cells cannot hold weights of 1 bits"),
     ("weight_level,cell0\n0,1e-6\n1,2e-6\n", "these look like siemens"),
@@ -499,6 +533,9 @@ def test_wrong_numpy_files_are_refused(tmp_path, arrays, message):
     for w, values in arrays.items():
         np.save(tmp_path / f"level{w}_raw.npy", np.array(values))
     with pytest.raises(ValueError, match=re.escape(message)):
+        Device.read(tmp_path)
+    (tmp_path / "level0_raw.npy").write_bytes(b"")  # a copy that broke off
+    with pytest.raises(ValueError, match="level0_raw.npy: no array of numbers|no level1_raw.npy"):
         Device.read(tmp_path)
 
 

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -237,11 +238,15 @@ def test_blocks_are_the_shorter_side(shape, monkeypatch):
 def test_inputs_are_left_alone():
     cells, volts = array(11, 8, 8)
     kept = cells.copy(), volts.copy()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
     for wires in (Wires(), Wires(wire_ohm=1), Wires(row_ohm=1), Wires(wire_ohm=1, row_ohm=1)):
         effective(cells, wires)[...] = 0
     gate_curve(cells, volts > 0, 0.0).cells[...] = 0
     gate_curve(cells, volts > 0, 1.0).cells[...] = 0
     solve(cells, volts, 1, access="gate")
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
     assert np.array_equal(cells, kept[0]) and np.array_equal(volts, kept[1])
 
 

@@ -26,7 +26,7 @@ def load_mask(mask: np.ndarray | str | Path | None) -> np.ndarray | None:
         where = str(mask)
         try:
             mask = np.load(where) if where.endswith(".npy") else np.loadtxt(where, delimiter=",", ndmin=1)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError) as error:
             raise ValueError(f"{where}: no mask of cells ({error})") from None
     values = np.asarray(mask)
     if values.size == 0 or not np.isin(values, (-1, 0, 1)).all():

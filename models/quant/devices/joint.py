@@ -42,7 +42,7 @@ def _load(path: Path) -> np.ndarray:
     """Siemens, `[samples, cells]`."""
     try:
         values = np.load(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: no array of numbers ({error})") from None
     if values.ndim != 2 or values.size == 0 or values.dtype.kind not in "fiu":
         raise ValueError(f"{path}: {values.dtype} of shape {list(values.shape)}; expected are numbers [samples, cells]")

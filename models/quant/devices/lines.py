@@ -25,7 +25,7 @@ def read_lines(path: Path) -> tuple[list[str], list[Line]]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as text ({error})") from None
     if len(rows) < 2:
         raise ValueError(f"{path}, line 1: no lines of data")
