@@ -72,6 +72,18 @@ def test_moments_of_channels_are_those_of_numpy(shape, order, channel_dim):
     assert std.dtype == mean.dtype == torch.float64 and std[2] == 0 and mean[2] == float(np.float32(0.1))
     np.testing.assert_allclose(mean, values.mean(0), rtol=1e-12)
     np.testing.assert_allclose(std, values.std(0), rtol=1e-9, atol=0 if len(values) > 1 else 1e-12)
+    for found, wanted in zip(channels.std_mean(y.double(), channel_dim), (values.std(0), values.mean(0))):  # not by the kernel
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_channels_are_scaled_in_no_less_than_float32(dtype):
+    y = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    gain, offset = torch.tensor([1.001, 0.7, 1.3, 1.9]), torch.tensor([-0.3, 1e-3, 200.0, 0.1])
+    wanted = gain.double().numpy()[:, None] * y.double().numpy() + offset.double().numpy()[:, None]
+    for found in (channels.scaled(y, gain, offset, 1), channels.scaled(y.movedim(1, -1), gain, offset, -1).movedim(-1, 1)):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, torch.from_numpy(wanted).to(dtype), rtol=0 if dtype == torch.bfloat16 else 1e-12, atol=0)
 
 
 class Twice(nn.Module):

@@ -5,6 +5,7 @@ import contextlib
 import copy
 import importlib.util
 import math
+import re
 import sys
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 import models.quant.engines as engines
 from models.quant import (Cells, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, crossbar_layers,
-                          Wires, program, set_engine, set_spec, without_adc)
+                          Wires, check_chip, program, set_engine, set_spec, without_adc)
 from models.quant.cells import LARGEST_CELL, fraction_bits
 from models.quant.engines import reference as reference_engine
 from models.quant.spec import Geometry
@@ -331,6 +332,8 @@ def test_cells_of_another_shape_or_type_are_refused():
         Cells(own.values, own.reference[:, :, :39], 8)
     with pytest.raises(ValueError, match="below 1048576 is expected"):
         Cells(own.values + LARGEST_CELL, own.reference, 8)
+    with pytest.raises(ValueError, match="cells reach 1048576; below"):
+        Cells(own.values - own.values - LARGEST_CELL, own.reference, 8)
     for wrong in (-1, 13, 8.0, True):
         with pytest.raises(ValueError, match="whole numbers from 0 to 12"):
             Cells(own.values, own.reference, wrong)
@@ -421,6 +424,30 @@ def test_sawb_has_whole_reference_cells():
     program(nn.ModuleList([layer]), EXACT)
     assert twice == (2, 2, 2, 0)
     assert layer.cells().reference[:, 0, 0].tolist() == [128 * each for each in twice]
+
+
+@pytest.mark.parametrize("reference_cells", ["device", "ideal"])
+def test_half_a_level_is_the_mean_of_the_ends(reference_cells):
+    """Of a cell of the highest and one of the lowest level, wherever the levels between them lie."""
+    layer = linear(CrossbarSpec(cell_bits=2))
+    program(nn.ModuleList([layer]), Device("own", "here", 0, 9, level_values=(0, 1, 2, 9)), 0, reference_cells)
+    assert (layer.cells().reference == 256 * 3 // 2).all()
+    program(nn.ModuleList([layer]), Device.preset("techC", "1d"), 0, reference_cells)  # ideal ones do not drift either
+    assert (layer.cells().reference == 256 * 3 // 2).all() == (reference_cells == "ideal")
+
+
+def test_cells_that_were_measured_together(tmp_path):
+    """One row for each weight, of cells that know the weight's other digit: each weight gets its own."""
+    (tmp_path / "own.csv").write_text("weight_level,cell0,cell1\n" + "".join(
+        f"{w},{10 * (w // 4) + w % 4 + 1},{30 * (w % 4) + 2 * (w // 4) + 1}\n" for w in range(16)))
+    device, codes = Device.read(tmp_path / "own.csv"), torch.arange(120).view(3, 40, 1, 1).remainder(16).to(torch.uint8)
+    layer, w = linear(CrossbarSpec(cell_bits=2), codes=codes), codes[:, :, 0, 0].T.numpy().astype(int)
+    program(nn.ModuleList([layer]), device)
+    g_min, step = device.levels(2)[0], device.step(2)
+    for k, g in enumerate((30 * (w % 4) + 2 * (w // 4) + 1, 10 * (w // 4) + w % 4 + 1)):  # the last cell of a row is the lowest
+        assert np.array_equal(layer.cells().values[k, 0], np.rint(256 * (g - g_min) / step))
+    with pytest.raises(ValueError, match=re.escape("rows of cells with (2, 2) bits, LSB first, not (2,)")):
+        check_chip(linear(CrossbarSpec(w_bits=2, cell_bits=2), codes=codes % 4), device)
 
 
 # Closed forms. Errors are of `u`, in units of the grid: 256 to a level.

@@ -14,7 +14,7 @@ from test_eval import scene as small_networks  # noqa: F401
 import eval as evaluation
 import models
 from experiment import chips as chip_flags
-from experiment import chip_report, eval_settings, keys, report
+from experiment import chip_files, chip_report, eval_settings, keys, report
 from experiment.chips import Chips, DeviceSettings, chips_of, show_time
 from experiment.cli import UserError
 from experiment.evaluation import Cache, Setting, measure, of_chips, place, program
@@ -169,6 +169,10 @@ def test_what_flags_say_is_handed_to_the_programming(scene, monkeypatch):
         "read_noise": 0.5, "adc_noise": 0.1, "adc_offset": 0.2, "adc_gain": 0.3, "wires": Wires(wire_ohm=2.0), "noise_seed": 7}),
         ((0, "device"), usual | {"read_noise": 0.0}), ((0, "device"), usual | {"progress": True})]
     assert Chips(device=Device.preset("pcm"), read_noise="device").device.read_noise == "device"
+    given.clear()  # and to what refuses chips before any is programmed
+    monkeypatch.setattr(quant, "check_chip", lambda layer, device, *args: given.append((device.read_noise, *args)))
+    Chips(device=NOISY, read_noise=0.5, wire_ohm=2.0, reference_cells="ideal").check(net.features[4])
+    assert given == [(0.5, Wires(wire_ohm=2.0), "ideal")]
 
 
 @pytest.mark.parametrize("flags", [{"read_noise": 2.0, "adc_noise": 0.5, "adc_offset": 0.5, "adc_gain": 0.05},
@@ -187,6 +191,8 @@ def test_chips_are_equal_if_their_numbers_are():
               {"row_ohm": 1.0}, {"driver_ohm": 1.0}, {"reference_cells": "ideal"}]
     assert all(chips_of({"device": "techA", "device_time": 3600.0, "chips": 2} | other) != a for other in others)
     assert chips_of({"device": "techA"}) == chips_of({"device": "techA", "device_time": 0.0})
+    one, other = (Chips(device=replace(NOISY, stuck_mask=mask)) for mask in ([0, 1], [1, 0]))
+    assert one != other and one == replace(one)
     assert chips_of({}) is None and chips_of({"device": None, "chips": 1}) is None
 
 
@@ -345,11 +351,13 @@ def test_bad_input_of_devices_is_one_line(flags, words, refused, checkpoint):  #
 def test_flags_are_the_fields(monkeypatch):
     values = eval_settings.flags.parse(eval_settings.build_parser(), [
         "--device", "techA", "techB", "--device_time", "1h", "10s", "--read_noise", "device", "0.5", "--chips", "4", "--calib_on", "chip",
-        "--wire_ohm", "1", "32nm"])
+        "--wire_ohm", "1", "32nm", "--device_temp", "-40", "25"])
     assert values == {"device": ["techA", "techB"], "device_time": [3600.0, 10.0], "read_noise": ["device", 0.5], "chips": 4,
-                      "calib_on": "chip", "wire_ohm": [1.0, 1.3]}
+                      "calib_on": "chip", "wire_ohm": [1.0, 1.3], "device_temp": [-40.0, 25.0]}
     made = DeviceSettings(device="techA", device_time=3600.0, stuck_on=0.25).made()
     assert (made.time, made.stuck_on, np.isfinite(made.sigma(100.0))) == (3600.0, 0.25, True)
+    without = DeviceSettings(device="stuck_at_chen", stuck_on=0.0).made()  # faults of a preset that are said to be none
+    assert (without.stuck_on, without.stuck_off) == (0.0, 0.0175)
     assert set(chip_flags.OF_ROW) | set(chip_flags.OF_RUN) == {*chip_flags.OF_DEVICE, *chip_flags.CHIP_FIELDS}
 
 
@@ -401,6 +409,19 @@ def test_the_report_of_a_chip(run, checkpoint, monkeypatch):  # noqa: F811
     table = text[text.index("layer "):].splitlines()
     assert table[0].split() == "layer scatter off by > 1/2 ADC alone dB cells alone dB both dB".split()
     assert [line.split()[0] for line in table[2:6]] == CROSSBARS
+
+
+def test_a_report_is_of_what_was_measured(scene, tmp_path, monkeypatch):
+    """Ranges that no calibration chose have no correction, layers without an ADC no panel; cells without any error are drawn too."""
+    net, images, _, calibration = scene
+    seen, losses = [], diagnostics.losses
+    monkeypatch.setattr(diagnostics, "losses", lambda net, images, corrected: (seen.append(corrected), losses(net, images, corrected))[1])
+    for made, plot in ((setting(), lambda *_: None), (setting(PERFECT, "conv", spec={"adc_range": "full"}), chip_report.plot)):
+        monkeypatch.setattr(chip_report, "plot", plot)
+        chip_report.write(tmp_path / "report", net, made, "title", images[:4], [calibration], Cache(), engine="numba")
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert seen == [True, False] and content["cells"]["layer"] == "features.8" and content["losses"][0]["cells"] is None
+    assert png(tmp_path / "report.png")
 
 
 def test_errors_of_gate_access_of_single_layers():
@@ -527,6 +548,9 @@ def test_cells_that_are_written_can_be_read(scene, tmp_path):
     torch.save(content, tmp_path / "bit_levels1_noisy_chip3.pt")
     quant.read_cells(tmp_path, net, "noisy", 3)
     assert torch.equal(net.features[8].cells().values, expected[1][0] + 1)
+    torch.save(content | {"fraction_bits": 4}, tmp_path / "bit_levels1_noisy_chip3.pt")
+    with pytest.raises(ValueError, match=r"noisy_chip3.pt has cells .* on a grid of 4 bits; features.8 needs .* and 8$"):
+        quant.read_cells(tmp_path, net, "noisy", 3)
 
 
 def test_planes_and_chips_share_a_manifest(scene, tmp_path):
@@ -576,6 +600,26 @@ def test_cells_of_other_weights_are_refused_and_written_anew(scene, tmp_path):
     assert quant.write_cells(tmp_path, net, "noisy", 0) == 4 and quant.write_cells(tmp_path, net, "noisy", 0, {"rows": 8}) == 4
 
 
+def test_what_a_manifest_says_of_cells_is_checked(scene, tmp_path):
+    """Entries of old manifests, which name neither, are of an analog reference and offset cells."""
+    net, *_ = scene
+    place(net, setting())
+    quant.program(net, NOISY, 0)
+    quant.write_cells(tmp_path, net, "noisy", 0)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    old = {name: {key: value for key, value in entry.items() if key not in ("reference", "weights")} for name, entry in manifest.items()}
+    (tmp_path / "manifest.json").write_text(json.dumps(old))
+    quant.read_cells(tmp_path, net, "noisy", 0)
+    for key, own, words in (("reference", "digital", "reference analog"), ("weights", "pair", "weights offset")):
+        place(net, setting(spec={key: own}))
+        with pytest.raises(ValueError, match=f"noisy_chip0.pt holds cells of {words}"):
+            quant.read_cells(tmp_path, net, "noisy", 0)
+    place(net, setting())
+    (tmp_path / "manifest.json").write_text(json.dumps({name: entry | {"access": "gate"} for name, entry in manifest.items()}))
+    with pytest.raises(ValueError, match="noisy_chip0.pt holds cells of gate access"):
+        quant.read_cells(tmp_path, net, "noisy", 0)
+
+
 @pytest.mark.parametrize("change", [{"rows": 8}, {"mapping": "im2col"}])
 def test_cells_behind_wires_are_those_of_their_arrays(change, scene, tmp_path):
     net, *_ = scene
@@ -583,6 +627,7 @@ def test_cells_behind_wires_are_those_of_their_arrays(change, scene, tmp_path):
     quant.program(net, NOISY, 0, wires=Wires(wire_ohm=1.0))
     quant.write_cells(tmp_path, net, "noisy", 0, {"rows": 16, "mapping": "tap", "access": "voltage"})
     quant.read_cells(tmp_path, net, "noisy", 0)
+    assert all(layer.chip.of_arrays for _, layer in quant.crossbar_layers(net))
     place(net, setting(spec=change))
     with pytest.raises(ValueError, match=f"holds cells of {next(iter(change))} "):
         quant.read_cells(tmp_path, net, "noisy", 0)
@@ -605,6 +650,19 @@ def test_saving_the_cells_of_an_evaluation(run, checkpoint):  # noqa: F811
     found = cells_of(net)
     quant.program(net, Device.preset("techB", time="1h"), 1)
     assert same(found, cells_of(net))
+
+
+def test_saved_cells_say_which_hardware_they_are_of(scene, tmp_path):
+    net, *_ = scene
+    for spec, options, label in (({"reference": "digital"}, {}, "noisy_digital"), ({"weights": "pair"}, {}, "noisy_pair"),
+                                 ({}, {"wire_ohm": 2.0, "access": "gate"}, "noisy_wire_ohm2ohm_accessgate")):
+        made = setting(spec=spec, **options)
+        place(net, made)
+        assert chip_files.save_cells(net, made, tmp_path) == 4 and chip_files.save_cells(net, made, tmp_path) == 0
+        entry = json.loads((tmp_path / "manifest.json").read_text())[f"bit_levels3_{label}_chip0.pt"]
+        assert [entry.get(key) for key in ("rows", "mapping", "access")] == ([16, "tap", "gate"] if options else [None] * 3)
+    with pytest.raises(ValueError, match="holds cells of gate access"):
+        quant.read_cells(tmp_path, net, label, 0)
 
 
 def test_files_hold_all_layers_whatever_a_setting_leaves_out(run, checkpoint):  # noqa: F811

@@ -456,6 +456,10 @@ def test_a_correction_is_made_anew_or_from_kept_moments_and_belongs_to_its_range
     assert all((layer.adc_gain == 1).all() and (layer.adc_offset == 0).all() for layer in layers)
     with pytest.raises(ValueError, match=r"shape \[3\] is given for 20 channels"):
         layers[0].set_correction(torch.ones(3), torch.zeros(3))
+    gain, offset = torch.full((20,), 1.5), torch.full((20,), 0.25)
+    layers[0].set_correction(gain, offset)
+    gain[0] = offset[0] = 7  # tensors that were handed over stay their owner's
+    assert (layers[0].adc_gain == 1.5).all() and (layers[0].adc_offset == 0.25).all()
 
 
 def test_unknown_rule_lists_the_known_ones():

@@ -306,6 +306,8 @@ def test_stuck_mask(tmp_path):
     ({"sigma_us": math.nan}, "sigma_us is nan"),
     ({"g_min": 1.0}, "techA has no data at 1 uS; it covers 3.75 to 236.25 uS"),
     ({"g_min": 50.0, "g_max": 40.0}, "allowed are 0 <= g_min < g_max"),
+    ({"g_min": -1.0}, "techA: g_min is -1.0 and g_max 236.25 uS; allowed are 0 <= g_min < g_max"),
+    ({"g_max": math.inf}, "allowed are 0 <= g_min < g_max"),
     ({"colour": 1}, "colour: no attribute of a device"),
 ])
 def test_changes_that_cannot_be(changes, message):
@@ -315,7 +317,7 @@ def test_changes_that_cannot_be(changes, message):
 
 def test_changes():
     device = Device.preset("techA", g_min=11.25, g_max=33.75, sigma_us=0.5)
-    assert device.levels(1) == pytest.approx([11.25, 33.75])
+    assert device.levels(1) == pytest.approx([11.25, 33.75]) and np.array_equal(device.sigma([11.25, 20.0]), [0.5, 0.5])
     assert device.draw(np.zeros(10_000, np.uint8), 1, generator()).std() == pytest.approx(0.5, rel=0.04)
     drifted = Device.preset("techA", 1e4, sigma_us=0.0)
     assert np.array_equal(drifted.draw(np.arange(4), 2, generator()), drifted.mean(drifted.levels(2)))
@@ -371,6 +373,8 @@ def test_read_noise_of_the_device():
         pcm = Device.preset("pcm", "1h", g_min=g, read_noise="device")
         wanted = pcm.mean(g) * share * math.sqrt(math.log((3600 + 250e-9) / 500e-9))
         assert pcm.law.read_sigma(np.array([g]), 3600, None) == pytest.approx(wanted)
+    with pytest.raises(ValueError, match="cmo_hfox has no read noise at 0 s; it has it at all times from 1 s on"):
+        Device.preset("cmo_hfox", read_noise="device")
     ends = Device.preset("milo_irps21", read_noise=[1.0, 2.0, 2.0, 3.0]).cell_noise(1)
     assert ends == pytest.approx((1 / 175**2, 8 / 175**2, 0))  # a cell of fewer levels has those of the first and the last
     with pytest.raises(ValueError, match="read_noise has 2 values, a cell of 2 bits needs 4"):
@@ -387,6 +391,8 @@ def test_own_cells_are_drawn_with_replacement(tmp_path):
     assert device.levels(2) == pytest.approx([np.mean(pool) for pool in pools.values()]) and device.n == 10
     assert device.levels(1) == pytest.approx([np.mean(pools[0]), np.mean(pools[3])])
     assert Device.read(write(tmp_path, "level,conductance_uS,time_s\n0,1,0\n1,3,0\n0,1,9\n1,3,9\n", "twice.csv")).n == 2  # cells, not reads
+    with pytest.raises(ValueError, match="own has no data over time, so time 10 s cannot be asked for"):
+        replace(device, time=10)
     cells = device.draw(np.repeat(np.arange(4, dtype=np.uint8)[:, None], 10_000, axis=1), 2, generator())
     for level, pool in pools.items():
         assert set(np.round(cells[level], 9)) == set(pool)
@@ -498,6 +504,8 @@ HEAD = "level,conductance_uS\n"
     (HEAD + "0,1\n0.5,2\n", "line 3: level is 0.5, no whole number"),
     (HEAD, "line 1: no lines of data"),
     pytest.param(HEAD + '"0,1\n' + "1,2\n" * 40_000, "cannot be read as text (field larger", id="a quote without end"),
+    ("level,conductance_uS,level\n0,1,0\n1,2,1\n", "line 1: a column stands there twice"),
+    ("weight_level\n0\n1\n", "line 1: columns weight_level; after weight_level come cell0"),
     ("level,conductance\n0,1\n", "line 1: columns level,conductance; known are level,conductance_uS"),
     ("level,conductance_uS,colour\n0,1,2\n", "line 1: columns level,conductance_uS,colour"),
     ("level,conductance_uS,std_uS\n0,1,1\n0,2,1\n1,3,1\n", "line 3: a second line of level 0"),

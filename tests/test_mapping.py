@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from strategies import cases
 
 from models.quant import Calibration, CrossbarSpec
+from models.quant.cells import Cells
 from models.quant.mapping import MappedLayer, array_bounds
 from models.quant.spec import Geometry, check
 
@@ -150,6 +151,19 @@ def test_range_of_reads_is_tight(reference, cell_bits, dac_bits):
     if reference == "analog":  # whole cells in the reference column
         whole = MappedLayer(spec, Geometry(), layer.w_codes, (2 * (r // 2),), torch.zeros(1), torch.zeros(1))
         assert whole.u_spacing(0) == 2
+
+
+def test_range_of_the_reads_of_cells():
+    """Cells of any value, behind the largest digit of an input; their whole references do not make reads even."""
+    spec, rng = CrossbarSpec(4, 4, 3, rows=3, dac_bits=3), np.random.default_rng(0)  # digits and slices of 3 bits and of 1
+    values, reference = (torch.from_numpy(rng.integers(-9, 10, shape, dtype=np.int32)) for shape in ((2, 1, 5, 2), (2, 1, 5)))
+    layer = MappedLayer(spec, Geometry(), torch.zeros(2, 5, 1, 1, dtype=torch.uint8), (2, 2), torch.zeros(2), torch.zeros(2),
+                        cells=Cells(values, reference, 0))
+    weights, inputs = (values - reference[..., None]).numpy(), np.array(list(itertools.product(range(8), repeat=3)))
+    for k in range(2):
+        found = np.concatenate([inputs @ weights[k, 0, :3], inputs[:, :2] @ weights[k, 0, 3:]])
+        assert layer.u_range(k) == (found.min(), found.max()) and layer.u_spacing(k) == 1
+    assert replace(layer, cells=None).largest_sum == 3 * 7 * 7
 
 
 @pytest.mark.parametrize("size, kernel, stride, padding, dilation", [

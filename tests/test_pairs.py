@@ -212,6 +212,18 @@ def test_variances_of_both_cells_add(wq, code):
         assert_variance(errors, wanted)
 
 
+def test_both_lines_have_rows_of_their_own(tmp_path):
+    """Of cells that were measured together: those of two that are off differ, and as often in one direction as in the other."""
+    (tmp_path / "own.csv").write_text("weight_level,cell0,cell1,cell2\n" + "".join(
+        f"{w}," + ",".join(str(10 * (w >> k & 1) + more) for k in (2, 1, 0)) + "\n" for w in range(8) for more in (1, 3)))
+    layer = linear(CrossbarSpec(adc_range="ideal"), 20, w_codes=torch.full((20, ROWS, 1, 1), 7, dtype=torch.uint8), wq="sawb")
+    program(nn.ModuleList([layer]), Device.read(tmp_path / "own.csv"))
+    signs, n = layer.cells().values[0].sign(), 20 * ROWS
+    assert all(torch.equal(part, layer.cells().values[0]) for part in layer.cells().values)  # a row is drawn as a whole
+    for sign, p in ((1, 1 / 4), (-1, 1 / 4)):
+        assert abs(int((signs == sign).sum()) - n * p) < 5 * math.sqrt(n * p * (1 - p))
+
+
 def test_mean_of_stuck_cells():
     """`sum a (p_on (x_on - x) + p_off (x_off - x))` of the positive line less that of the negative one, on 2-bit cells."""
     on, off, w_codes = 0.1, 0.2, random_codes(1, 15).repeat(2000, 1, 1, 1)
@@ -270,7 +282,7 @@ def test_noise_that_depends_on_the_level_is_that_of_two_cells():
         levels = (plus + minus)[k, :, :, 0, 0].T  # of the cell that is on; the other one is off
         wanted = 256**2 * ((a_codes.numpy() >> z & 1) @ (2 * c0 + c1 * levels)) + GRID
         errors = (noisy[z, k].view(-1, *still[z, k].shape) - still[z, k]).double().numpy()
-        assert wanted.max() > 1.2 * wanted.min()  # columns differ
+        assert np.array_equal(layer.chip.readout.both[k, 0], 256 * levels) and wanted.max() > 1.2 * wanted.min()  # columns differ
         for image, column in np.ndindex(*wanted.shape):
             assert_variance(errors[:, image, column], wanted[image, column])
 

@@ -13,7 +13,7 @@ from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wi
                           program, set_engine)
 from models.quant.devices.wires import gate_exact
 from models.quant.gate_errors import gate_errors
-from models.quant.readout import APART, DEVIATION, NORMAL, SIGNS, column_numbers, fused, noise, read_key
+from models.quant.readout import APART, DEVIATION, NORMAL, SIGNS, column_numbers, curve_at, first_image, fused, noise, read_key
 
 program_module = importlib.import_module("models.quant.program")  # the package has the function of this name
 ROWS = 64
@@ -57,6 +57,7 @@ def test_noise_moments_and_independence():
     key = read_key(2**63 + 12345, image, counter).view(-1, 1)
     drawn = noise(torch.tensor([1e8]), key, torch.arange(columns).view(1, -1)).double().view(images, counters, columns) / 1e4
     n = drawn.numel()
+    assert not noise(torch.tensor([-1e8]), key[:9], torch.arange(columns)).any()  # of cells beyond the level where a falling line ends
     assert abs(float(drawn.mean())) < 5 / n**0.5
     assert abs(float(drawn.var()) - 1) < 5 * (2 / n) ** 0.5
     assert abs(float((drawn**4).mean()) - 3) < 5 * (96 / n) ** 0.5 + 0.002
@@ -95,6 +96,14 @@ def test_fused_rounds_once():
             assert got.view(np.int32) % 2 == 0
 
 
+def test_a_curve_around_what_flows_already():
+    """`c(u + S) - S` of a cubic whose three terms are of one size here."""
+    b, u, start = np.array([0.9, -1.5e-3, 1e-6]), np.array([-200.0, 1.0, 150.0, 400.0]), 300.0
+    first, second, third, rise = (part.numpy() for part in curve_at((*b, 0.0), torch.tensor(start)))
+    wanted = [np.polynomial.Polynomial([0, *b])(each + start) - start for each in u]
+    assert u * (first + u * (second + u * third)) + rise == pytest.approx(wanted, abs=1e-3)
+
+
 def test_noise_beyond_float32_is_left_to_the_reference_engine():
     from models.quant.engines.cpu import engine
     network, x = layer(adc_bits=5), codes_of(2).float() / 15
@@ -106,7 +115,7 @@ def test_noise_beyond_float32_is_left_to_the_reference_engine():
     network(x)
 
 
-@pytest.mark.parametrize("reference, cell_bits", [("analog", 1), ("analog", 2), ("digital", 1)])
+@pytest.mark.parametrize("reference, cell_bits", [("analog", 1), ("analog", 3), ("digital", 1)])
 def test_read_noise_against_every_cell_drawn(reference, cell_bits):
     """The variance of a column's noise is that of a sum over cells which are each drawn: those of the reference too."""
     device = Device("own", "here", g_min=5.0, g_max=50.0)
@@ -118,8 +127,8 @@ def test_read_noise_against_every_cell_drawn(reference, cell_bits):
     repeats = 1500
     noisy = reads(network, codes.repeat(repeats, 1))  # each image has draws of its own
     cells, bits = network[0].cells(), network[0].spec.slice_bits
-    c0, c1, _ = Device("own", "here", 5.0, 50.0, read_noise=per_level).cell_noise(cell_bits)
     for z, k in ((0, 0), (3, len(bits) - 1)):
+        c0, c1, _ = Device("own", "here", 5.0, 50.0, read_noise=per_level).cell_noise(bits[k])
         errors = (noisy[z, k].view(repeats, *still[z, k].shape) - still[z, k]).numpy()  # [repeat, image, out]
         a = ((codes.numpy() >> z) & 1).astype(float)
         scale = 2.0**cells.fraction_bits
@@ -133,6 +142,18 @@ def test_read_noise_against_every_cell_drawn(reference, cell_bits):
         got = errors.var(axis=0)
         assert np.abs(got / wanted - 1).max() < 5 * (2 / repeats) ** 0.5
         assert np.abs(errors.mean(axis=0) / np.sqrt(wanted / repeats)).max() < 5
+
+
+@pytest.mark.parametrize("wq, reference_cells, share", [("dorefa", "device", 0.5), ("sawb", "device", 1.0), ("dorefa", "ideal", 0.0)])
+def test_noise_of_a_reference_is_that_of_its_cells(wq, reference_cells, share):
+    """The mean of two, one, or none that is noisy: `s^2 = (1 + m) c_0 n`."""
+    torch.manual_seed(0)
+    network, codes = nn.Sequential(QLinearDoreFa(ROWS, 2000, spec=CrossbarSpec(rows=ROWS), wq=wq, alpha_init=1.0)).eval(), codes_of(1)
+    still, noisy = (program(network, Device("own", "here", 1.0, 10.0, read_noise=noise), 0, reference_cells) or reads(network, codes)
+                    for noise in (None, 1.0))
+    for (z, k), u in noisy.items():
+        variance = (u - still[z, k]).double().var() / ((codes >> z) & 1).sum() / (256 / 9) ** 2
+        assert abs(float(variance) / (1 + share) - 1) < 5 * (2 / 2000) ** 0.5
 
 
 def test_noise_does_not_depend_on_batch_engine_or_order():
@@ -153,6 +174,7 @@ def test_noise_does_not_depend_on_batch_engine_or_order():
         program(network, Device.preset("techC"), seed=1, read_noise=0.5, adc_noise=0.3, adc_offset=0.2, adc_gain=0.02, noise_seed=8)
         with image_numbers(100):
             other_seed = network(x)
+    assert first_image() == 0  # behind the blocks
     assert torch.equal(whole, torch.cat(one_by_one[::-1])) and torch.equal(whole, by_reference)
     assert not torch.equal(whole, others) and not torch.equal(whole, other_seed)
 
@@ -164,9 +186,11 @@ def test_each_layer_has_noise_of_its_own():
 
 
 def test_each_slice_has_draws_of_its_own():
-    network = layer()
+    network = layer(400)
     program(network, Device("own", "here", 1.0, 10.0, sigma_us=1.0), adc_offset=0.5, adc_gain=0.03)
     chip = network[0].chip
+    of_columns = [(chip.cells.values - network[0].ideal_cells().values)[0, 0, 0], chip.readout.gain[0, 0, 0], chip.readout.offset[0, 0, 0]]
+    assert torch.corrcoef(torch.stack(of_columns).double()).triu(1).abs().max() < 5 / 400**0.5  # nor has a cell to do with its converter
     for part in (chip.cells.values, chip.cells.reference, chip.readout.gain, chip.readout.offset):
         assert not any(torch.equal(part[0], other) for other in part[1:])
 
@@ -199,6 +223,9 @@ def test_converters_are_drawn_once_and_have_their_deviations():
     assert readout.gain.shape == readout.offset.shape == (4, 1, 1, 2000) and not readout.noisy
     assert abs(float(readout.gain.std()) / 0.03 - 1) < 5 / (2 * n) ** 0.5
     assert abs(float(readout.offset.double().std()) / (0.5 * 256) - 1) < 5 / (2 * n) ** 0.5
+    program(network, Device("own", "here", 1.0, 10.0), seed=6, adc_offset=0.5, adc_gain=0.03)
+    assert not ((network[0].chip.readout.gain == readout.gain) | (network[0].chip.readout.offset == readout.offset)).all(3).any()
+    program(network, Device("own", "here", 1.0, 10.0), seed=5, adc_offset=0.5, adc_gain=0.03)
     codes = codes_of(1)
     first, again = reads(network, codes), reads(network, codes)
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -208,10 +235,12 @@ def test_converters_are_drawn_once_and_have_their_deviations():
         assert np.array_equal(first[z, k][0].numpy(), wanted)
 
 
-@pytest.mark.parametrize("wires", [Wires(wire_ohm=2.0), Wires(wire_ohm=1.0, row_ohm=2.0, driver_ohm=50.0)])
-def test_voltage_access_is_exact_for_all_inputs(wires):
-    """Currents of the array by Kirchhoff's laws, the reference columns in front of the data, against the sums of effective cells."""
+@pytest.mark.parametrize("wires", [Wires(wire_ohm=2.0), Wires(driver_ohm=50.0), Wires(wire_ohm=1.0, row_ohm=20.0, driver_ohm=500.0)])
+def test_voltage_access_is_exact_for_all_inputs(wires, monkeypatch):
+    """Currents of arrays of 8 outputs by Kirchhoff's laws, the reference columns in front of the data, against the sums of effective
+    cells; the reference of the first outputs stands for all."""
     from models.quant.devices.wires import solve
+    monkeypatch.setattr(program_module, "COLUMNS", 8)
     g_min, g_max = 5.0, 100.0
     network, codes = layer(20), codes_of(6)
     program(network, Device("own", "here", g_min, g_max), wires=wires)
@@ -219,9 +248,9 @@ def test_voltage_access_is_exact_for_all_inputs(wires):
     for (z, k), u in reads(network, codes).items():
         a = ((codes.numpy() >> z) & 1).astype(float)
         cells = g_min + (g_max - g_min) * ideal.values[k, 0].numpy() / 256
-        array = np.concatenate([np.full((ROWS, 1), (g_min + g_max) / 2), cells], axis=1)
-        current = 1e6 * solve(1e-6 * array, a, wires.wire_ohm, wires.row_ohm, wires.driver_ohm)
-        wanted = (current[:, 1:] - current[:, :1]) / (g_max - g_min)
+        arrays = [np.concatenate([np.full((ROWS, 1), (g_min + g_max) / 2), cells[:, i:i + 8]], axis=1) for i in (0, 8, 16)]
+        current = [1e6 * solve(1e-6 * array, a, wires.wire_ohm, wires.row_ohm, wires.driver_ohm) for array in arrays]
+        wanted = (np.concatenate([part[:, 1:] for part in current], axis=1) - current[0][:, :1]) / (g_max - g_min)
         assert np.abs(u.numpy() / 256 - wanted).max() < ROWS * 1.01 / 256  # a row rounds its cell and its reference to the grid
 
 
@@ -245,6 +274,16 @@ def test_gate_access_within_two_percent_of_the_exact_ladder():
         assert np.sqrt((error**2).mean() / (data**2).mean()) < 0.02
         ignored = codes.numpy().astype(float) @ (1e-6 * cells) * 1e6 / scale
         assert np.sqrt(((ignored - data) ** 2).mean() / (data**2).mean()) > 0.05
+
+
+def test_the_curve_of_gate_access_is_that_of_the_fullest_array():
+    codes, curves = torch.randint(0, 16, (9, 100, 1, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), []
+    for rows in (ROWS, 100):
+        network = nn.Sequential(QLinearDoreFa(rows, 9, bias=False, spec=CrossbarSpec(rows=ROWS), alpha_init=1.0))
+        network[0].set_codes(codes[:, :rows])
+        program(network, Device("own", "here", 2.0, 160.0), wires=Wires("gate", 3.0))
+        curves.append(network[0].chip.readout.curve)
+    assert curves[0] == curves[1]
 
 
 @pytest.mark.parametrize("weights", ["offset", "pair"])
@@ -275,14 +314,17 @@ def test_effective_cells_are_kept_on_disk(weights, tmp_path, monkeypatch):
     with keep_effective_cells(tmp_path / "no"):
         chip(wires=Wires(wire_ohm=1.0))
     assert solved and not (tmp_path / "no").exists()  # bit lines alone are solved sooner than read
+    chip()
+    assert not (tmp_path / "no").exists()  # behind the block nothing is kept
 
 
 @pytest.mark.parametrize("reference", ["analog", "digital"])
 def test_error_of_gate_access_on_the_networks_own_reads(reference):
     """What `gate_errors` says, from the ladders of all reads that the reference engine makes, columns and inputs in other loops."""
-    g_min, g_max, rows = 2.0, 160.0, 100
+    from models.quant.engines import reference as reference_engine
+    g_min, g_max, rows = 2.0, 160.0, 180  # of two arrays
     torch.manual_seed(0)
-    network = nn.Sequential(QLinearDoreFa(rows, 20, bias=False, spec=CrossbarSpec(cell_bits=2, rows=rows, reference=reference,
+    network = nn.Sequential(QLinearDoreFa(rows, 20, bias=False, spec=CrossbarSpec(cell_bits=2, rows=100, reference=reference,
                                                                                  adc_range="full"), alpha_init=1.0)).eval()
     device, x = Device("own", "here", g_min, g_max, sigma_us=4.0), torch.rand(2, rows) * (torch.rand(2, rows) < 0.5)
     program(network, device, seed=2)
@@ -290,11 +332,12 @@ def test_error_of_gate_access_on_the_networks_own_reads(reference):
     program(network, device, seed=2, wires=Wires("gate", 2.0))
     scale, step, squares = 256, (g_max - g_min) / 3, np.zeros(3)
     off = round(scale * g_min / step) if reference == "digital" else 0
-    codes = network[0].a_codes(x)[:, 0, 0]
-    for (z, k), u in reads(network, codes).items():
-        on = (codes.numpy() >> z) & 1
+    a_codes, mapped = network[0].a_codes(x), network[0].mapped("ideal")
+    for i, (z, k, [u]) in enumerate(reference_engine.reads(mapped, a_codes)):
+        array = slice(*mapped.arrays[i // 8])  # four digits, two slices
+        on = (a_codes[:, 0, 0, array].numpy() >> z) & 1
         for column in range(20):
-            held = [straight.values[k, 0, :, column]] + ([straight.reference[k, 0]] if reference == "analog" else [])
+            held = [straight.values[k, 0, array, column]] + ([straight.reference[k, 0, array]] if reference == "analog" else [])
             lines = np.stack([g_min + step * (part.numpy() - off) / scale for part in held], axis=1).clip(0)
             current = 1e6 * gate_exact(1e-6 * lines, on, 2.0) / step * scale
             exact = current[:, 0] - current[:, 1] if reference == "analog" else current[:, 0] - on.sum(1) * (scale * g_min / step - off)
@@ -303,6 +346,7 @@ def test_error_of_gate_access_on_the_networks_own_reads(reference):
     wanted = np.sqrt(squares[:2] / squares[2])
     [found] = gate_errors(network, x, device, {"0": straight}, 2.0).values()
     assert np.allclose(found, wanted, rtol=1e-6) and found[0] < 0.5 * found[1]
+    assert gate_errors(network, torch.zeros(2, rows), device, {"0": straight}, 2.0) == {"0": (0.0, 0.0)}
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -223,7 +223,8 @@ def _joint(name, layer, draw, levels, part=VALUES):
 
 
 def _reference_column(draw, bits, twice, shape, generator):
-    """Conductance of the reference column in each row, uS: of a cell of level `twice / 2`, or the mean of the two around it."""
+    """Conductance of the reference column in each row, uS: of a cell of level `twice / 2`, or the mean of one of the highest level and
+    one of the lowest."""
     high = twice // 2 if twice % 2 == 0 else min(2**bits - 1, twice)
     levels = [high] if twice % 2 == 0 else [high, twice - high]
     if draw.reference_cells == "ideal":
