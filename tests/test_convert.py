@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from experiment.placing import put
 from experiment.setting import Setting
-from models.quant import CrossbarSpec, Device, calibrate, convert, crossbar_layers, image_numbers, program, set_engine, set_spec
+from models.quant import CrossbarSpec, Device, Wires, calibrate, convert, crossbar_layers, image_numbers, program, set_engine, set_spec
 from models.quant.conversion.binding import Bound
 from models.quant.conversion.encodings import ENCODINGS
 from models.quant.conversion.layer import ConvertedLayer
@@ -882,3 +882,17 @@ def test_the_report_speaks_of_adcs_where_there_are_some():
     for adc_range in ("ideal", "calibrated"):
         text = str(convert(nn.Conv2d(3, 4, 3), CrossbarSpec(8, 8, adc_bits=3, adc_range=adc_range), x).crossbar_report)
         assert ("with ADCs" in text, "with its ADC" in text) == (adc_range == "calibrated",) * 2 and "quantized: " in text
+
+
+@pytest.mark.parametrize("weights", ["offset", "pair"])
+def test_cells_and_arrays_are_the_same_in_any_encoding(weights):
+    """Both signs of a ternary input drive one word line of one row of cells: no array is longer, nor its wires."""
+    x, linear, spec = seeded((16, 12)), nn.Linear(12, 8), CrossbarSpec(4, 4, rows=8, adc_range="full", weights=weights)
+    found = []
+    for inputs in ENCODINGS:
+        net = convert(linear, spec, x, first_last_bits=None, inputs=inputs)
+        program(net, Device.preset("techA", time="1d"), 1, wires=Wires(wire_ohm=50.0, row_ohm=50.0))
+        [(_, layer)] = crossbar_layers(net)
+        assert (net.crossbar_report.layers[0]["arrays"], net.crossbar_report.layers[0]["fill"]) == (2, 0.75)
+        found.append(layer.chip.cells.values)
+    assert all(torch.equal(values, found[0]) for values in found[1:])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import adc, pair
 from .cells import Cells, Chip, fraction_bits
-from .mapping import MappedLayer, w_rows
+from .mapping import MappedLayer, array_bounds, w_rows
 from .prepared import Prepared
 from .readout import Readout
 from .spec import ADC_GRID, CrossbarSpec, Geometry
@@ -219,6 +219,12 @@ class OnArrays:
                 raise ValueError(f"cells have shape {list(each.values.shape)}, the layer "
                                  f"{[len(self.slice_bits), *shape]}: slices, groups, rows, outputs of a group")
         self.chip = None if cells is None else Chip(cells, nominal, readout)
+
+    @property
+    def arrays(self) -> list[tuple[int, int]]:
+        """Word lines (first, last + 1) of each array of a group, whatever stands for them in what engines see (`mapped`)."""
+        channels, kh, kw = self._weight4().shape[1:]
+        return array_bounds(self.spec.mapping, kh * kw, channels, self.spec.rows)
 
     def mapped(self, adc_range: str | None = None, cells: Cells | str | None = "own") -> MappedLayer:
         """The layer as engines see it, with the spec's ADC range or another, with its own cells, others, or ideal ones (None).

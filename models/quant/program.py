@@ -167,7 +167,7 @@ def _pair_chip(name, layer, draw):
                  for part, levels in lines]
         if wires.resist:
             sides = np.stack(drawn, axis=-1).clip(0)  # the lines of a pair side by side
-            beside, arrays = sides.reshape(*sides.shape[:2], -1), layer.mapped("ideal", cells=ideal).arrays
+            beside, arrays = sides.reshape(*sides.shape[:2], -1), layer.arrays
             if wires.access == "gate":
                 beside, curve = _behind_a_curve(beside, arrays, wires.wire_ohm, _generator(draw.seed, name, k, INPUTS), draw.curve_errors)
                 curves.append(_of_cells(curve, scale, step, scale * g_min / step))
@@ -238,7 +238,7 @@ def _behind_wires(cells, column, layer, draw, generator):
     Args: cells, uS `[groups, rows, out / groups]`; column, uS `[groups, rows]`. Conductances below 0 are none.
     """
     lines, curve = np.concatenate([column[..., None], cells], axis=-1).clip(0), (1.0, 0.0, 0.0)
-    arrays = layer.mapped("ideal", cells=None).arrays
+    arrays = layer.arrays
     if draw.wires.access == "gate":
         found, curve = _behind_a_curve(lines, arrays, draw.wires.wire_ohm, generator, draw.curve_errors)
     else:

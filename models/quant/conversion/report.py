@@ -47,7 +47,7 @@ class ConversionReport:
         for (name, (layer, product)), quantized, real in zip(bound.items(), quantization, hardware):
             entry = {"name": name, "weights": product.weight.numel(), "multiplications": product.multiplications}
             if layer.quantized:
-                rows = [stop - start for start, stop in layer.mapped("ideal", cells=None).arrays]
+                rows = [stop - start for start, stop in layer.arrays]
                 entry |= {"bits": [layer.weight_quant.wbit, layer.act_quant.abit],
                           "inputs": "unsigned" if not layer.act_quant.signed else layer.encoding, "arrays": len(rows) * layer.form.groups,
                           "fill": sum(rows) / len(rows) / layer.spec.rows, "quantization_db": quantized, "hardware_db": real}
