@@ -896,3 +896,13 @@ def test_cells_and_arrays_are_the_same_in_any_encoding(weights):
         assert (net.crossbar_report.layers[0]["arrays"], net.crossbar_report.layers[0]["fill"]) == (2, 0.75)
         found.append(layer.chip.cells.values)
     assert all(torch.equal(values, found[0]) for values in found[1:])
+
+
+@pytest.mark.parametrize("outer", [
+    lambda y: y.mT @ y, lambda y: torch.bmm(y.mT, y), lambda y: torch.baddbmm(torch.zeros(3, 4, 4), y.mT, y),
+    lambda y: torch.einsum("ntc, ntd -> ncd", y, y), lambda y: torch.einsum("...tc,...td->...dc", y, y),
+    lambda y: torch.einsum("ntc->nct", y) @ y, lambda y: torch.stack([torch.einsum("tc,td", each, each) for each in y])])
+def test_products_of_two_activations_are_counted(outer):
+    """[N, 4, 5] by [N, 5, 4] beside the layer's [N, 5, 6] by [6, 4]; what an einsum makes of one tensor is none."""
+    report = convert(Of(lambda s, x: outer(s.layer(x)), layer=nn.Linear(6, 4)), W8A8, seeded((3, 5, 6))).crossbar_report
+    assert report.between == 3 * 4 * 5 * 4 and report.share == 3 * 5 * 24 / (3 * 5 * 24 + 3 * 4 * 5 * 4)

@@ -159,10 +159,7 @@ class _Watcher(TorchFunctionMode):
                 x = next((tensor for tensor in tensors if id(tensor) not in self.fixed), tensors[0])
                 self.found.others_multiplications += sum(self.parameters[each].numel() for each in weights) * x.numel() // x.shape[-1]
         elif name in BETWEEN_ACTIVATIONS and self.first and isinstance(result, Tensor):
-            left, right = tensors[:2]
-            twice = 2 if name == "scaled_dot_product_attention" else 1
-            length = right.shape[-2] if twice == 2 else left.shape[-1]
-            self.found.between += twice * length * (left.numel() if twice == 2 else result.numel())
+            self.found.between += _between(name, args, tensors, result)
 
     def _operands(self, func, args, kwargs, known):
         """The parts of a product whose weight follows from one parameter, and whose input is none of what is known."""
@@ -193,6 +190,29 @@ class _Watcher(TorchFunctionMode):
         if self.gram:
             gram = gram_of(found.form, x, product.weight)
             product.gram = gram if product.gram is None else product.gram + gram
+
+
+def _between(name, args, tensors, result):
+    """Multiplications of a product of activations; a sum or a turn of one alone (`einsum`) has none."""
+    left, right = (*tensors[name == "baddbmm":], None, None)[:2]
+    if right is None:
+        return 0
+    if name == "scaled_dot_product_attention":  # scores, and what they weigh
+        return 2 * right.shape[-2] * left.numel()
+    if name == "einsum" and isinstance(args[0], str):
+        return result.numel() * _summed_over(args[0], tensors)
+    return result.numel() * left.shape[-1]
+
+
+def _summed_over(equation, tensors):
+    """Of how many products each number of an `einsum` is the sum."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    sizes = {}
+    for term, tensor in zip(inputs.split(","), tensors):
+        before, _, after = term.partition("...")
+        sizes |= dict(zip(before, tensor.shape)) | dict(zip(after[::-1], tensor.shape[::-1]))
+    kept = output if arrow else [letter for letter in sizes if inputs.count(letter) == 1]
+    return math.prod(size for letter, size in sizes.items() if letter not in kept)
 
 
 def sampled(x: Tensor) -> Tensor:
