@@ -182,7 +182,7 @@ class Search:
             raise UserError("--search: no combination of these values is hardware that can be")
         self.front = self._front()
         if not self.front:
-            best = max(self.found, key=lambda setting: -sum(max(0, excess) for excess in self._excess(setting)))
+            best = self._nearest()
             raise UserError(f"--search: none of {len(self.found)} settings is within the bounds; nearest is {best}: "
                             + ", ".join(f"{name} {value:.4g}" for name, value in self.found[best].items()))
 
@@ -225,6 +225,10 @@ class Search:
     def _excess(self, setting: Setting) -> list[float]:
         """How far a setting is beyond each bound."""
         return [sign * (bound - self.found[setting][name]) for name, bound, sign in self.bounds]
+
+    def _nearest(self) -> Setting:
+        """That which is least beyond its bounds, all of them together; to be far within one makes up for nothing."""
+        return min(self.found, key=lambda setting: sum(max(0, excess) for excess in self._excess(setting)))
 
     def _front(self) -> list[Setting]:
         """Not dominated, and within the bounds; by the first objective, best first."""

@@ -198,3 +198,10 @@ def test_wrong_masks_are_refused(options, message):
     module = opened(layer())
     with pytest.raises(ValueError, match=message):
         module(*inputs(module), **options)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused():
+    x = torch.nested.nested_tensor([torch.zeros(2, E), torch.zeros(4, E)])
+    with pytest.raises(ValueError, match="attention on crossbars takes no nested tensors"):
+        opened(layer(batch_first=True))(x, x, x)

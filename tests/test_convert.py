@@ -5,7 +5,9 @@ import importlib
 import io
 import pickle
 import warnings
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,9 +16,11 @@ from torch.nn import functional as F
 from experiment.placing import put
 from experiment.setting import Setting
 from models.quant import CrossbarSpec, Device, Wires, calibrate, convert, crossbar_layers, image_numbers, program, set_engine, set_spec
+from models.quant.cells import Cells
 from models.quant.conversion.binding import Bound
 from models.quant.conversion.encodings import ENCODINGS
 from models.quant.conversion.layer import ConvertedLayer
+from models.quant.conversion.report import ConversionReport, first_tensor
 from models.quant.conversion.tracing import SAMPLE, sampled
 from models.quant.cost import count
 from models.quant.cost.events import events
@@ -136,6 +140,9 @@ def test_what_an_adc_sees_of_signed_inputs(inputs, weights, reference):
     slices = len(layer.slice_bits)
     deltas = [1.5, 2.0][:slices]
     layer.set_ranges([(delta, -3) for delta in deltas])
+    for name, values in (("quant_gain", [1.1, 0.9, 1.0, 1.2]), ("quant_offset", [0.3, -0.2, 0.0, 0.1]),
+                         ("adc_gain", [0.8, 1.3, 1.1, 0.7]), ("adc_offset", [-0.4, 0.2, 0.5, 0.0])):
+        setattr(layer, name, torch.tensor(values))
     lo, hi = layer.act_quant.window
     a = (x / layer.act_quant.scale).round().clamp(lo, hi).long()
     w = layer.w_codes()[:, :, 0, 0].T.long() - 7  # signed, -7 .. 7
@@ -158,6 +165,7 @@ def test_what_an_adc_sees_of_signed_inputs(inputs, weights, reference):
     if inputs == "offset":
         total += lo * w.sum(0)
     expected = total * layer.act_quant.scale.double() * layer.weight_quant.scale.double() + model.bias.double()
+    expected = layer.adc_gain * (layer.quant_gain * expected + layer.quant_offset) + layer.adc_offset
     with torch.no_grad():
         torch.testing.assert_close(net(x), expected.float(), rtol=1e-6, atol=1e-6)
 
@@ -218,6 +226,23 @@ def test_report_says_what_is_measured():
         assert report.same_top1["hardware"] == (net(x).argmax(1) == wanted.argmax(1)).double().mean()
     assert report.sqnr_db["hardware"] == pytest.approx(10 * torch.log10(wanted.square().sum() / error).item())
     assert "3 layers with 328 weights on crossbars: 100.0 %" in str(report)
+    assert "33 arrays with a column for every output, 81 % of their rows in use" in str(report)  # (27 / 4 + 24 * 3 / 4 + 2) / 33
+    layers = [{"name": name, "weights": 1, "multiplications": 1, "arrays": 1, "fill": 1, "quantization_db": None, "hardware_db": db}
+              for name, db in (("exact", None), ("bad", 12.0), ("good", 40.0))]
+    report = ConversionReport({}, 0, [], layers=layers, same_top1={"quantized": 1, "hardware": 1}, has_adcs=True,
+                              sqnr_db={"quantized": None, "hardware": None})
+    assert str(report).endswith("worst layer: bad, exact quantized, 12.0 dB with its ADC")
+
+
+def test_outputs_that_the_report_compares():
+    """Logits of a network that returns more; the classes of each pixel."""
+    ids, aux, logits = torch.zeros(2, dtype=torch.long), torch.zeros(2, 3), torch.ones(2, 3)
+    for y in (logits, {"aux": aux, "logits": logits}, SimpleNamespace(logits=logits), (ids, logits, aux)):
+        assert first_tensor(y) is logits
+    model, x = nn.Conv2d(3, 4, 3), seeded((2, 3, 6, 6))
+    net = convert(model, CrossbarSpec(2, 2, adc_range="ideal"), x, first_last_bits=None)
+    with torch.no_grad():
+        assert net.crossbar_report.same_top1["quantized"] == (net(x).argmax(1) == model(x).argmax(1)).double().mean() < 1
 
 
 @pytest.mark.parametrize("options", [dict(), dict(rounding="gptq"), dict(weight_scale="max", activations="max"), dict(inputs="offset")])
@@ -235,6 +260,21 @@ def test_rounding_to_its_inputs_loses_less():
         net = convert(model, CrossbarSpec(3, 8, adc_range="ideal"), x, rounding=rounding, first_last_bits=None, correct="none")
         errors.append((net(x) - model(x)).square().mean().item())
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_rounding_does_not_depend_on_how_a_product_is_written():
+    """A matrix that is turned, a kernel of one dimension; and it leaves what cannot be written into one weight."""
+    x, w, spec = seeded((16, 6, 9)), seeded((4, 6, 3), 1), CrossbarSpec(3, 8, adc_range="ideal")
+    pairs = [(lambda s, x: F.linear(x, s.w), x.mT, w[:, :, 0]), (lambda s, x: x @ s.w, x.mT, w[:, :, 0].T)], [
+        (lambda s, x: F.conv1d(x, s.w), x, w), (lambda s, x: F.conv2d(x[..., None], s.w)[..., 0], x, w[..., None])]
+    for pair in pairs:
+        one, other = (convert(Of(function, w=nn.Parameter(weight.clone())), spec, images, rounding="gptq", first_last_bits=None)(images)
+                      for function, images, weight in pair)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    for model, images, count_ in ((nn.Conv3d(2, 3, 2), seeded((4, 2, 5, 5, 5)), 1), (nn.ConvTranspose2d(2, 3, 2), seeded((4, 2, 5, 5)), 1),
+                                  (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), seeded((3, 5, 8)), 3)):
+        notes = convert(model, spec, images, rounding="gptq").crossbar_report.notes
+        assert len(notes) == count_ and all("rounded to nearest, as GPTQ's result" in note for note in notes)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
@@ -263,6 +303,31 @@ def test_bits_of_layers():
     assert [layer["bits"] for layer in net.crossbar_report.layers] == [[8, 8], [4, 3], [8, 8]]
     net = convert(Small(), CrossbarSpec(4, 3, adc_range="ideal"), x, first_last_bits=None, specs={"dep*": CrossbarSpec(5, 6)})
     assert [layer["bits"] for layer in net.crossbar_report.layers] == [[4, 3], [5, 6], [4, 3]]
+    net = convert(Small(), CrossbarSpec(4, 3, adc_range="ideal"), x, skip=["stem"])  # it stays the first layer
+    assert [layer["bits"] for layer in net.crossbar_report.layers] == [[4, 3], [8, 8]]
+    net = convert(Small(), CrossbarSpec(4, 4, cell_bits=4, dac_bits=4, adc_range="ideal"), x, first_last_bits=2)
+    assert [layer["bits"] for layer in net.crossbar_report.layers] == [[2, 2], [4, 4], [2, 2]]
+
+
+def test_several_batches_are_one_set_of_images():
+    """Extremes are those of all of them, wherever they stand; the report counts the products of the first."""
+    x = torch.cat([3 * seeded((20, 6)), seeded((40, 6), 1)])
+    scales = set()
+    for images, first in (([x], 60), (x, 32), (x.flip(0), 32), (x.split((20, 40)), 20)):
+        net = convert(nn.Linear(6, 4), W8A8, images, activations="max", correct="none")
+        scales |= {layer.act_quant.scale.item() for _, layer in crossbar_layers(net)}
+        assert net.crossbar_report.layers[0]["multiplications"] == first * 24
+    assert len(scales) == 1
+
+
+@pytest.mark.parametrize("outer", [
+    lambda y: y.mT @ y, lambda y: torch.bmm(y.mT, y), lambda y: torch.baddbmm(torch.zeros(3, 4, 4), y.mT, y),
+    lambda y: torch.einsum("ntc, ntd -> ncd", y, y), lambda y: torch.einsum("...tc,...td->...dc", y, y),
+    lambda y: torch.einsum("ntc->nct", y) @ y, lambda y: torch.stack([torch.einsum("tc,td", each, each) for each in y])])
+def test_products_of_two_activations_are_counted(outer):
+    """[N, 4, 5] by [N, 5, 4] beside the layer's [N, 5, 6] by [6, 4]; what an einsum makes of one tensor is none."""
+    report = convert(Of(lambda s, x: outer(s.layer(x)), layer=nn.Linear(6, 4)), W8A8, seeded((3, 5, 6))).crossbar_report
+    assert report.between == 3 * 4 * 5 * 4 and report.share == 3 * 5 * 24 / (3 * 5 * 24 + 3 * 4 * 5 * 4)
 
 
 # ---- traps -------------------------------------------------------------------------------------------------------------
@@ -455,10 +520,13 @@ def test_in_place_and_twice():
 def test_copies_pickles_and_state_dicts():
     x = seeded((8, 3, 6, 6))
     spec = CrossbarSpec(4, 4, adc_bits=4, rows=8)
-    net = convert(Small(), spec, x)
+    model = Small()
+    model.stem.weight.requires_grad_(False)
+    net = convert(model, spec, x)
     wanted = net(x)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(other(x), wanted)
+        assert [name for name, each in other.named_parameters() if not each.requires_grad] == ["stem.weight"]
         with torch.no_grad():
             other.depthwise.weight.mul_(-1)  # a copy's weight is its own
         assert not torch.equal(other(x), wanted) and torch.equal(net(x), wanted)
@@ -521,9 +589,10 @@ def test_devices_and_calibration():
     assert torch.equal(net(x), ideal)
 
 
-def test_noise_is_another_in_each_phase_and_the_same_in_every_batch():
-    x = seeded((6, 3, 6, 6))
-    net = convert(nn.Conv2d(3, 4, 3), CrossbarSpec(4, 4, cell_bits=1, adc_bits=8, rows=8), x, first_last_bits=None)
+@pytest.mark.parametrize("layer, shape", [(nn.Conv2d(3, 4, 3), (6, 3, 6, 6)), (nn.Conv3d(2, 3, 2, padding=(1, 0, 0)), (6, 2, 3, 5, 5))])
+def test_noise_is_the_same_in_every_batch(layer, shape):
+    x = seeded(shape)
+    net = convert(layer, CrossbarSpec(4, 4, cell_bits=1, adc_bits=8, rows=8), x, first_last_bits=None)
     quiet = net(x)
     program(net, Device.preset("techA"), 1, adc_noise=0.3)
     noisy = net(x)
@@ -533,6 +602,19 @@ def test_noise_is_another_in_each_phase_and_the_same_in_every_batch():
         with image_numbers(first):
             parts.append(net(part))
     assert torch.equal(torch.cat(parts), noisy)
+
+
+def test_noise_is_another_in_each_phase():
+    """Both phases see the same currents; with the same noise what they give would cancel out."""
+    layer = nn.Linear(8, 64, bias=False)
+    layer.weight.data[:, 4:] = layer.weight.data[:, :4]
+    half = seeded((4, 4)).abs()
+    x = torch.cat([half, -half], 1)
+    net = convert(layer, CrossbarSpec(4, 4, adc_bits=8, adc_range="full"), seeded((8, 8), 1), first_last_bits=None, correct="none")
+    program(net, Device("mine", "", 5.0, 65.0), 0, adc_noise=0.5)
+    assert (net(x) != 0).any(1).all()
+    program(net, Device("mine", "", 5.0, 65.0), 0)
+    assert not net(x).any()
 
 
 def test_compiled_networks_and_unused_heads():
@@ -563,11 +645,38 @@ def test_what_cannot_be_mapped_is_named():
         convert(Einsum(), W8A8, x)
     for options in (dict(skip=["mix"]), dict(strict=False)):
         net = convert(Einsum(), W8A8, x, **options)
-        assert list(net.crossbar_report.digital) == ["mix"] and len(crossbar_layers(net)) == 1
+        assert list(net.crossbar_report.digital) == ["mix"] and len(crossbar_layers(net)) == 1 and net.crossbar_report.share == 1 / 2
+    scaled = Of(lambda s, x: torch.addmm(s.b, x, s.w, alpha=2), w=nn.Parameter(torch.ones(4, 3)), b=nn.Parameter(torch.ones(3)))
+    with pytest.raises(ValueError, match="^w cannot be put on crossbars: it is a scaled addmm"):
+        convert(scaled, W8A8, x)
     with pytest.raises(ValueError, match=r"^weight_ih_l0 cannot be put on crossbars: it is a recurrent layer \(and 1 more\)"):
         convert(nn.GRU(4, 4), W8A8, seeded((3, 4, 4)))
     with pytest.raises(ValueError, match=r"^0.weight_ih_l0 cannot .* give skip=\['0'\]"):
         convert(nn.Sequential(nn.GRU(4, 4)), W8A8, seeded((3, 4, 4)))
+
+
+class Other(nn.Sequential):
+    """A weight of its own, beside those of its parts."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 4))
+        self.weight = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x):
+        return F.linear(super().forward(x), self.weight)
+
+
+def test_networks_that_cannot_be_bound():
+    x, linear = seeded((4, 4)), nn.Linear(4, 4)
+    once = Of(lambda s, x: s.seen.append(1) or (s.l(x) if len(s.seen) == 1 else x), l=linear, seen=[])
+    for net, message in ((Other(), "^weight cannot be put on crossbars: it is a weight of a Other itself"),
+                         (Of(lambda s, x: F.dropout(s.l(x)), l=linear), "is it the same at each call"),
+                         (once, r"^l was put on crossbars, but the network passes it by; give skip=\['l'\]")):
+        with pytest.raises(ValueError, match=message):
+            convert(net, W8A8, x)
+    linear.crossbar = "a name that the network has itself"
+    net = convert(nn.Sequential(linear), W8A8, x)
+    assert net[0].crossbar == linear.crossbar and len(crossbar_layers(net)) == 1
 
 
 @pytest.mark.parametrize("images, options, message", [
@@ -654,7 +763,8 @@ def test_products_with_what_is_computed_from_a_weight_are_told_too():
         net = convert(twice, W8A8, seeded((seen, 8)))
         with pytest.warns(RuntimeWarning, match="a product with w that was not seen"):
             net(seeded((not_seen, 8)))
-    norm = Of(lambda s, x: F.linear(x, s.w) + (2 * s.w @ s.w.abs().T).sum() + (x[:, None] * s.w).sum(-1), w=nn.Parameter(seeded((4, 8))))
+    norm = Of(lambda s, x: F.linear(x, s.w) + (2 * s.w @ s.w.abs().T).sum() + (x[:, None] * s.w).sum(-1)
+              + F.linear(x, x[:4] * s.w).sum(), w=nn.Parameter(seeded((4, 8))))
     net = convert(norm, W8A8, seeded((8, 8)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -712,6 +822,8 @@ def test_types_of_corrections_and_empty_inputs():
     for name, shape in (("tokens", (5, 0, 20)), ("conv3d", (0, 4, 7, 6, 6)), ("transposed2d", (0, 6, 5, 4)), ("conv1d", (0, 6, 17))):
         module = MODULES[name][0]
         assert convert(module, W8A8, seeded(MODULES[name][1]))(torch.zeros(shape)).shape == module(torch.zeros(shape)).shape
+    turned = convert(Of(lambda s, x: x @ s.w, w=nn.Parameter(seeded((6, 4)))), W8A8, seeded((8, 6)))
+    assert turned(torch.zeros(2, 0, 6)).shape == (2, 0, 4)
 
 
 def test_the_largest_weight_is_trained_too():
@@ -828,6 +940,71 @@ def test_twos_complement_has_digits_of_one_bit_whoever_sets_them():
     convert(nn.Linear(6, 4), wide, x.abs(), inputs="twos")  # no input is below zero
 
 
+def test_ternary_inputs_take_two_rows_of_cells_each():
+    x, linear = seeded((8, 6)), nn.Linear(6, 4)
+    with pytest.raises(ValueError, match="^rows is 1024 with inputs 'ternary'; allowed are at most 512$"):
+        convert(linear, CrossbarSpec(8, 8, rows=1024), x, inputs="ternary")
+    net = convert(linear, CrossbarSpec(4, 4, rows=8, adc_range="full"), x, inputs="ternary")
+    for options in (dict(wires=Wires("gate", 1.0)), dict(read_noise=np.array([0.0, 0.5]))):
+        program(net, Device.preset("techA"), **options)
+        with pytest.raises(ValueError, match="^inputs 'ternary' have no gate access and no read noise that grows with conductance"):
+            net(x)
+
+
+def test_full_ranges_of_ternary_inputs_hold_the_reads_of_nominal_cells():
+    """Of either sign in each row, in the fuller of two arrays; here all cells have twice their levels."""
+    spec = CrossbarSpec(4, 4, cell_bits=2, rows=8, adc_bits=4, adc_range="full")
+    net = convert(nn.Linear(12, 8), spec, seeded((16, 12)), inputs="ternary", first_last_bits=None)
+    [(_, layer)] = crossbar_layers(net)
+    ideal = layer.ideal_cells()
+    twice = Cells(2 * ideal.values, 2 * ideal.reference, ideal.fraction_bits)
+    layer.set_cells(twice, twice)
+    size = ((twice.values - twice.reference[..., None]).abs() * twice.unit)[:, 0]
+    most = torch.maximum(size[:, :8].sum(1), size[:, 8:].sum(1)).amax(1)
+    mapped = layer.mapped()
+    low, high = mapped.adc_delta * mapped.adc_q_min, mapped.adc_delta * (mapped.adc_q_min + 15)
+    assert (low <= -most).all() and (high >= most).all() and (mapped.adc_delta <= 1.2 * most / 7).all()
+
+
+@pytest.mark.parametrize("weights", ["offset", "pair"])
+def test_cells_and_arrays_are_the_same_in_any_encoding(weights):
+    """Both signs of a ternary input drive one word line of one row of cells: no array is longer, nor its wires."""
+    x, linear, spec = seeded((16, 12)), nn.Linear(12, 8), CrossbarSpec(4, 4, rows=8, adc_range="full", weights=weights)
+    found = []
+    for inputs in ENCODINGS:
+        net = convert(linear, spec, x, first_last_bits=None, inputs=inputs)
+        program(net, Device.preset("techA", time="1d"), 1, wires=Wires(wire_ohm=50.0, row_ohm=50.0))
+        [(_, layer)] = crossbar_layers(net)
+        assert (net.crossbar_report.layers[0]["arrays"], net.crossbar_report.layers[0]["fill"]) == (2, 0.75)
+        found.append(layer.chip.cells.values)
+    assert all(torch.equal(values, found[0]) for values in found[1:])
+
+
+@pytest.mark.parametrize("inputs", ENCODINGS)
+def test_without_adcs_cells_of_a_chip_count_all_the_same(inputs):
+    """In float64 from the cells that the chip has; what an offset adds is taken off by the weights as they should be."""
+    x, linear, spec = seeded((16, 12)), nn.Linear(12, 8), CrossbarSpec(4, 4, cell_bits=2, rows=8, adc_range="ideal")
+    net = convert(linear, spec, x, first_last_bits=None, correct="none", inputs=inputs)
+    quiet = net(x)
+    program(net, Device.preset("techA", time="1d"), 1)
+    [(_, layer)] = crossbar_layers(net)
+    cells = layer.chip.cells
+    low, high = (cells.values[:, 0] - cells.reference[:, 0, :, None]).double() * cells.unit
+    codes = (x / layer.act_quant.scale).round().clamp(*layer.act_quant.window).double()
+    shift = layer.act_quant.window[0] if inputs == "offset" else 0
+    weights = layer.w_codes()[:, :, 0, 0].T.double() - 7
+    wanted = ((codes - shift) @ (low + 4 * high) + shift * weights.sum(0)) * layer.act_quant.scale * layer.weight_quant.scale + linear.bias
+    torch.testing.assert_close(net(x), wanted.float(), rtol=1e-5, atol=1e-5)
+    assert (net(x) - quiet).norm() > 0.01 * quiet.norm()
+
+
+def test_no_correction_is_none():
+    net = convert(Small(), CrossbarSpec(4, 4, adc_bits=2, rows=8), seeded((8, 3, 6, 6)), correct="none")
+    for _, layer in crossbar_layers(net):
+        assert all((gain == 1).all() for gain in (layer.quant_gain, layer.adc_gain))
+        assert not any(offset.any() for offset in (layer.quant_offset, layer.adc_offset))
+
+
 @pytest.mark.parametrize("layer, shape, products", [
     (nn.ConvTranspose2d(2, 4, 3, stride=2), (3, 2, 8, 8), 3 * 2 * 64 * 4 * 9), (nn.Conv3d(2, 4, 3), (3, 2, 6, 8, 8), 3 * 4 * 4 * 36 * 54),
     (nn.Conv2d(2, 4, 3, stride=2, padding=1), (3, 2, 8, 8), 3 * 4 * 16 * 18)])
@@ -882,27 +1059,3 @@ def test_the_report_speaks_of_adcs_where_there_are_some():
     for adc_range in ("ideal", "calibrated"):
         text = str(convert(nn.Conv2d(3, 4, 3), CrossbarSpec(8, 8, adc_bits=3, adc_range=adc_range), x).crossbar_report)
         assert ("with ADCs" in text, "with its ADC" in text) == (adc_range == "calibrated",) * 2 and "quantized: " in text
-
-
-@pytest.mark.parametrize("weights", ["offset", "pair"])
-def test_cells_and_arrays_are_the_same_in_any_encoding(weights):
-    """Both signs of a ternary input drive one word line of one row of cells: no array is longer, nor its wires."""
-    x, linear, spec = seeded((16, 12)), nn.Linear(12, 8), CrossbarSpec(4, 4, rows=8, adc_range="full", weights=weights)
-    found = []
-    for inputs in ENCODINGS:
-        net = convert(linear, spec, x, first_last_bits=None, inputs=inputs)
-        program(net, Device.preset("techA", time="1d"), 1, wires=Wires(wire_ohm=50.0, row_ohm=50.0))
-        [(_, layer)] = crossbar_layers(net)
-        assert (net.crossbar_report.layers[0]["arrays"], net.crossbar_report.layers[0]["fill"]) == (2, 0.75)
-        found.append(layer.chip.cells.values)
-    assert all(torch.equal(values, found[0]) for values in found[1:])
-
-
-@pytest.mark.parametrize("outer", [
-    lambda y: y.mT @ y, lambda y: torch.bmm(y.mT, y), lambda y: torch.baddbmm(torch.zeros(3, 4, 4), y.mT, y),
-    lambda y: torch.einsum("ntc, ntd -> ncd", y, y), lambda y: torch.einsum("...tc,...td->...dc", y, y),
-    lambda y: torch.einsum("ntc->nct", y) @ y, lambda y: torch.stack([torch.einsum("tc,td", each, each) for each in y])])
-def test_products_of_two_activations_are_counted(outer):
-    """[N, 4, 5] by [N, 5, 4] beside the layer's [N, 5, 6] by [6, 4]; what an einsum makes of one tensor is none."""
-    report = convert(Of(lambda s, x: outer(s.layer(x)), layer=nn.Linear(6, 4)), W8A8, seeded((3, 5, 6))).crossbar_report
-    assert report.between == 3 * 4 * 5 * 4 and report.share == 3 * 5 * 24 / (3 * 5 * 24 + 3 * 4 * 5 * 4)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, program, set_engine, set_spec
+from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, convert, crossbar_layers, program, set_engine, set_spec
 from models.quant.adc import Plan
 from models.quant.cost import Band, Technology, adc_fit, count, counting, estimate, scaling
-from models.quant.cost.columns import columns
+from models.quant.cost.columns import columns, digit_ones
 from models.quant.cost.events import events
 from models.quant.devices import Device
 from models.quant.engines.cpu.ones import Ones
@@ -228,6 +228,15 @@ def test_weights_are_counted_with_the_images_and_anew_where_they_change(weights)
     assert estimate(counts, net, Technology.load("rram_65nm")).energy == other != before
 
 
+def test_weights_are_counted_anew_where_their_steps_change():
+    net = convert(nn.Linear(9, 4), CrossbarSpec(4, 4, adc_range="ideal"), torch.randn(8, 9), first_last_bits=None)
+    [(_, layer)] = crossbar_layers(net)
+    for factor in (1, 2):
+        layer.weight_quant.scale.mul_(factor)
+        found, codes = digit_ones(layer), layer.w_codes()[:, :, 0, 0]
+        assert found[:, 0].tolist() == [(codes >> bit & 1).sum(0).tolist() for bit in range(4)]
+
+
 def test_layers_add_up_and_no_ones_cost_no_cells():
     net, images = network()
     counts = count(net, images)
@@ -256,7 +265,8 @@ def test_a_plan_makes_the_conversions_of_its_bits(technology):
         costs(layer, x, technology())
     plan = np.array([[0, 3], [3, 5]])
     layer.set_plan(Plan(bits=plan, delta=np.ones((2, 2)), q_min=np.zeros((2, 2))))
-    report = costs(layer, x, technology(adc_energy="2,pJ/bit,1-8", adc_time="3,ns/bit", columns_per_adc="4,lines"))
+    report = costs(layer, x, technology(adc_energy="2,pJ/bit,1-8", adc_time="3,ns/bit", adc_area="1,um2/bit", columns_per_adc="4,lines"))
+    assert report.area_by_component["ADC"].typical == pytest.approx(report.layers[0].events.arrays * 16 * 5e-12)  # for the most bits
     assert report.layers[0].events.conversions == {3: 2 * 2 * 6, 5: 2 * 6} and report.layers[0].events.shift_adds == 36
     assert report.energy.typical == pytest.approx(2e-12 * (24 * 3 + 12 * 5))
     # 16 ADCs an array, 6 outputs: one conversion in turn for the first digit, and for the second, of 12, one of 4 bits in the mean.
@@ -274,11 +284,39 @@ def test_latency_copies_pipeline_and_leakage(technology):
     assert [layer.latency.typical for layer in one.layers] == pytest.approx(expected)
     # 9 taps of 1 array each way, 2 wide; 9; 5 arrays of 16 rows.
     assert [layer.events.arrays for layer in one.layers] == [18, 9, 5] and one.interval == one.latency
+    assert one.utilisation == 4 * (12 * 45 + 8 * 108 + 6 * 72) / (32 * 16 * 32)
     assert one.energy.typical == pytest.approx(3e-6 * 32 * sum(expected))
     two = estimate(counts, net, technology(**parts, copies="2,", pipelined="1,"))
     assert two.latency.typical == pytest.approx(sum(expected) / 2) and two.interval.typical == pytest.approx(expected[0] / 2)
     assert two.leakage.typical == pytest.approx(2 * one.leakage.typical)
     assert two.tops.typical == pytest.approx(1e-12 * two.operations / (expected[0] / 2))
+
+
+def test_the_whole_bill_of_a_grouped_layer(technology):
+    """Each part by itself, counted by hand: two groups of 18 rows on arrays of 16, and of three outputs of two slices on five columns."""
+    spec = CrossbarSpec(w_bits=2, a_bits=3, cell_bits=1, dac_bits=2, rows=16, adc_bits=5, adc_range="full", mapping="im2col")
+    torch.manual_seed(3)
+    layer, x = Qconv2dDoreFa(4, 6, 3, 2, 1, groups=2, spec=spec, alpha_init=1.0).eval(), torch.rand(2, 4, 5, 5)
+    counts, hardware = count(layer, x), {"columns": "5,lines", "columns_per_adc": "4,lines"}
+    arrays, pixels, bits = 2 * 2 * 2, 2 * 9, 3  # groups, tall, wide
+    bit_lines = 2 * 2 * (3 * 2 + 2 * 4)  # of outputs, and of references: a slice's mean is that of two lines
+    conversions = 2 * pixels * 2 * 2 * 3 * 2  # digits, pixels, groups, tall, outputs, slices
+    uses = {"row_on": brute_force(layer, x, 5, 0, 0, 0, 0)["line_ones"], "row_bit": pixels * 36 * bits * 2,
+            "column_bit": pixels * bit_lines * bits, "column_pulse": pixels * bit_lines * (3 + 1), "array_bit": pixels * arrays * bits,
+            "adc_energy": conversions, "shift_add": conversions, "add": pixels * 6 * 2, "buffer": (pixels * 36 + pixels * 6) * bits}
+    for part, times in uses.items():
+        report = estimate(counts, layer, technology(**hardware, **{part: "2,pJ"}))
+        assert report.energy == pytest.approx([2e-12 * times / 2] * 3), part
+    places = {"adc_area": arrays * 2, "shift_add_area": arrays * 2, "row_area": arrays * 16, "buffer_area": 4 * 25 * bits}
+    cells = arrays * 16 * (5 + 4) * 48 * 65e-9**2
+    for part, times in places.items():
+        for copies in (1, 3):
+            report = estimate(counts, layer, technology(**hardware, **{part: "2,um2", "copies": f"{copies},"}))
+            shared = 1 if part == "buffer_area" else copies
+            assert report.area == pytest.approx([copies * cells + 2e-12 * times * shared] * 3), part
+    slow = estimate(counts, layer, technology(**hardware, adc_time="1,ns"))
+    assert slow.latency == pytest.approx([1e-9 * 9 * 2 * 2] * 3)  # pixels, digits, turns of two ADCs for four bit lines
+    assert slow.energy == (0, 0, 0) and slow.tops_per_watt == (math.inf,) * 3
 
 
 def test_idle_reads_are_skipped_where_hardware_can(technology):
@@ -338,12 +376,27 @@ def test_sources_make_a_band_and_are_named(technology):
     assert np.allclose(report.energy, np.array(report.energy_by_component["ADC"]) + 1e-12)
 
 
+def test_units_and_values_of_another_node(technology):
+    """Energy and leakage are scaled as energy, area as area, times not at all."""
+    for units, part in ((dict(fJ=1e-15, pJ=1e-12, nJ=1e-9), "add"), (dict(ps=1e-12, ns=1e-9, us=1e-6), "adc_time"),
+                        (dict(um2=1e-12, mm2=1e-6), "row_area"), (dict(nW=1e-9, uW=1e-6, mW=1e-3), "leakage")):
+        factor = {"row_area": scaling.area_factor(130, 65), "adc_time": 1}.get(part, scaling.energy_factor(130, 65))
+        for unit, size in units.items():
+            [own], [other] = (technology(**{part: f"3,{unit},,{node}"}).of(part) for node in ("", 130))
+            assert (own.at(part, 65), other.at(part, 65)) == pytest.approx((3 * size, 3 * size * factor))
+    found = technology(adc_energy="3,pJ", adc_fit="2,GS/s", read_voltage="200,mV")
+    assert [source.component for source in found.of("adc_energy")] == ["adc_energy", "adc_fit"]  # the fit is the last
+    assert found.of("adc_area")[1].at("adc_area", 65, 6) == adc_fit.area(6, 65, 2e9) and found.read_voltage == 0.2
+
+
 def test_scaling_between_nodes():
     assert scaling.energy_factor(45, 45) == scaling.area_factor(28, 28) == 1
     assert scaling.energy_factor(65, 32) * scaling.energy_factor(32, 65) == pytest.approx(1)
     # The polynomials at the nominal supplies, by hand; the published area of 32 nm relative to 65 nm.
     assert scaling.energy_factor(130, 65) == pytest.approx((3.755 * 1.21 - 4.398 * 1.1 + 1.975) / (7.171 * 1.69 - 6.709 * 1.3 + 2.904))
     assert scaling.area_factor(65, 32) == pytest.approx(0.31, rel=0.02)
+    for factor in (scaling.energy_factor, scaling.area_factor):  # linear in logarithms between nodes
+        assert factor(90, (90 * 65) ** 0.5) == pytest.approx(factor(90, 65) ** 0.5)
     nodes = np.geomspace(130, 7, 50)
     for factor in (scaling.energy_factor, scaling.area_factor):
         assert (np.diff([factor(45, node) for node in nodes]) < 0).all()
@@ -354,6 +407,18 @@ def test_scaling_between_nodes():
 def test_adc_fit(bits, energy, area):
     assert 1e12 * adc_fit.energy(bits, 32, 1e8) == pytest.approx(energy, rel=1e-3)
     assert 1e12 * adc_fit.area(bits, 32, 1e8) == pytest.approx(area, rel=1e-3)
+
+
+def test_adc_fit_at_other_rates_and_nodes():
+    """Powers of rate and node; a rate costs energy from where the thermal limit ends, 10 dB for 32.5 times the rate (arXiv 2404.06553)."""
+    slow, fast, faster = (adc_fit.energy(6, 32, rate) for rate in (1e7, 1e11, 1e12))
+    assert slow == adc_fit.energy(6, 32, 1e8) < fast and faster / fast == pytest.approx(10 ** (0.28719 * math.log(10)))
+    for rate, times in ((1e7, 0.1), (1e12, 10)):
+        energies = adc_fit.energy(6, 65, rate) / adc_fit.energy(6, 32, rate * times)
+        areas = adc_fit.area(6, 65, rate) / adc_fit.area(6, 32, rate * times)
+        wanted = (65 / 32) ** 0.99328 * times**-0.18072 * energies**0.29912
+        assert areas == pytest.approx(wanted)
+    assert adc_fit.energy(6, 65, 1e8) / slow == pytest.approx((65 / 32) ** 1.88004)
 
 
 def test_presets_are_whole_and_cover_the_bits_of_tables():
@@ -373,6 +438,10 @@ def test_own_lines_replace_those_of_the_file_that_is_included(tmp_path):
     assert (found.name, found.note, found.columns, found.node) == ("mine", "A macro", 256, 32)
     assert [source.value for source in found.sources["adc_energy"]] == [pytest.approx(7e-13)]
     assert found.sources["row_on"] == usual.sources["row_on"]
+    (tmp_path / "few.csv").write_text(f"{HEADER}columns,64,lines,,,\n")
+    path.write_text(f"{HEADER}include,rram_32nm,,,,\ninclude,few.csv,,,,\n")  # the later one wins, of what it has
+    found = Technology.load(path)
+    assert found.columns == 64 and found.sources == usual.sources
 
 
 @pytest.mark.parametrize("line, message", [
@@ -386,6 +455,8 @@ def test_own_lines_replace_those_of_the_file_that_is_included(tmp_path):
     ("adc_energy,1,pJ,,1000,x", "node_nm of adc_energy is 1000; scaling is known from 7 to 130 nm"),
     ("adc_energy,1,pJ,,,", "adc_energy has no source"),
     ("columns,0,lines,,,", "columns is 0; allowed are whole numbers from 1"),
+    ("columns,64.5,lines,,,", "columns is 64.5; allowed are whole numbers from 1"),
+    ("node,5,nm,,,", "node is 5 nm; scaling is known from 7 to 130 nm"),
     ("pipelined,2,,,,", "pipelined is 2; allowed are 0 and 1"),
     ("g_min,200,uS,,,", "g_min is 200 and g_max 166.667 uS; g_min must be the lower one"),
     ("columns,64,lines,,,\ncolumns,32,lines,,,", "own.csv line 4: columns stands on two lines"),

@@ -74,8 +74,9 @@ def test_conversions_of_a_plan_are_those_of_the_table(run, checkpoint):
 def test_bits_of_a_layer_are_the_mean_of_its_conversions():
     layer, x = linear(20, 6, CrossbarSpec(w_bits=2, a_bits=2, adc_plan="significance", adc_bits=2.0, rows=16))
     layer.set_plan(Plan(bits=np.array([[0, 5], [5, 8]]), delta=np.ones((2, 2)), q_min=np.zeros((2, 2))))
+    x[:, 16:] = 0  # the second of two arrays is idle
     line = cost_report.layers_table(costs(layer, x, Technology.load("rram_65nm"))).splitlines()[2]
-    assert line.split()[4] == "6"  # behind arrays, used, idle reads and conversions
+    assert line.split()[2:5] == ["50.0%", "36", "6"]  # behind arrays and used: idle reads, conversions, bits
 
 
 def test_idle_conversions_that_are_skipped_are_not_in_the_table(run, checkpoint):
@@ -113,11 +114,13 @@ def test_a_device_gives_its_levels(run, checkpoint):
 @pytest.mark.parametrize("flags, message", [
     (["--cost", "rram_3nm"], "--cost rram_3nm: no technology and no file is called 'rram_3nm'; technologies are isaac_32nm,"),
     (["--cost", "mine.csv"], "--cost mine.csv: mine.csv line 2: adc_energy has the unit 'J'"),
+    (["--cost", "narrow.csv"], "--cost narrow, 1-bit cells, 6-bit ADC, calibrated, rows 16: arrays of 3 columns do not hold one weight"),
     (["--cost", "isaac_32nm", "--adc_prec", "12"], "--cost isaac_32nm, 1-bit cells, 12-bit ADC, calibrated, rows 16: isaac_32nm has"),
     (["--cost", "isaac_32nm", "--adc_plan", "significance", "--adc_max_bits", "10"], "no adc_energy for converters of 1, 2, 3,"),
 ])
 def test_refused_before_any_work(flags, message, run, checkpoint):
-    test_eval.Path("mine.csv").write_text("component,value,unit,bits,node_nm,source\nadc_energy,1,J,,,x\n")
+    for name, lines in (("mine", "adc_energy,1,J,,,x"), ("narrow", "include,rram_32nm,,,,\ncolumns,3,lines,,,")):
+        test_eval.Path(f"{name}.csv").write_text(f"component,value,unit,bits,node_nm,source\n{lines}\n")
     with pytest.raises(UserError) as error:
         run(checkpoint, *test_eval.FAST, *flags)
     assert message in str(error.value) and "\n" not in str(error.value)

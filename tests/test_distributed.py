@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -340,15 +341,29 @@ def test_gradients_are_those_of_the_whole_batch(played, alone):
             assert found[name]["validation"] == expected[name]["validation"]  # every bit
 
 
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_statistics_of_batch_norms_are_those_of_pytorch(momentum):
+@pytest.mark.parametrize("options", [dict(), dict(momentum=None), dict(affine=False, eps=0.1), dict(track_running_stats=False)])
+def test_batch_norms_are_those_of_pytorch(options):
+    """Outputs, gradients and statistics, also in 16 bits, where they are taken of float32; those in evaluation mode stay what they are."""
     torch.manual_seed(0)
-    found, wanted = (nn.BatchNorm2d(3, momentum=momentum) for _ in range(2))
-    for x in torch.randn(3, 4, 3, 5, 5):
-        with data_parallel.synchronised(found):
-            torch.testing.assert_close(found(x), wanted(x))
+    found, wanted = (nn.BatchNorm2d(3, **options) for _ in range(2))
+    for x in 5 * torch.randn(4, 4, 3, 5, 5) + 20:
+        for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.02)):
+            results = []
+            for norm in (found, wanted):
+                own = x.to(dtype, copy=True).requires_grad_()
+                with data_parallel.synchronised(found):
+                    y = norm(own)
+                y.square().flatten(1).cumsum(1).sum().backward()
+                results.append((y, own.grad, *(parameter.grad for parameter in norm.parameters())))
+                norm.zero_grad()
+            for one, other in zip(*results):
+                assert one.dtype == other.dtype
+                torch.testing.assert_close(one, other, rtol=0, atol=tolerance * other.abs().max().item())
     for name, value in wanted.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], value)
+    found.eval()
+    with data_parallel.synchronised(found):
+        torch.testing.assert_close(found(x), wanted.eval()(x))
 
 
 def test_a_run_goes_on_with_another_number_of_processes_on_the_same_images(played, alone, tmp_path):
@@ -383,6 +398,27 @@ def test_what_several_processes_cannot_do(played):
     workers, ngpu, batch, norm = results[0]
     assert "torchrun has started 3" in workers and "--ngpu 1: 0 (CPU) or 3" in ngpu and "raise --batch_size" in batch
     assert "0 is a Own, whose statistics" in norm
+
+
+def test_a_process_that_is_not_the_first_to_end_says_nothing(monkeypatch):
+    """Its exit code is that of Ctrl-C where it was interrupted."""
+    monkeypatch.setattr(distributed, "_store", SimpleNamespace(add=lambda key, number: 2))
+    for error, code in ((KeyboardInterrupt(), 130), (OSError(), 2), (SystemExit(1), 2)):
+        with pytest.raises(SystemExit) as end:
+            distributed._end(error)
+        assert end.value.code == code
+
+
+def test_processes_that_are_started_and_their_random_numbers(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert [distributed.must_start(ngpu) for ngpu in (None, 0, 1, 2)] == [False, False, False, True]
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    drawn = set()
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        distributed.own_random_numbers(5)
+        drawn.add(torch.rand(()).item())
+    assert len(drawn) == 3
 
 
 def test_an_error_of_one_process_is_one_line_and_ends_all(played):

@@ -3,6 +3,7 @@ made by functions in files, as users bring theirs; what leaves the machine is re
 
 import inspect
 import json
+import pickle
 import sys
 from pathlib import Path
 from urllib.error import URLError
@@ -139,6 +140,27 @@ def test_published_weights_come_from_a_file_and_their_transform_with_them(tmp_pa
     assert torch.equal(own_size(picture), published()(picture))
 
 
+def test_a_file_may_import_its_neighbours_and_its_classes_can_be_pickled(net):
+    Path("sub").mkdir()
+    Path("sub/neighbour_of_own.py").write_text("WIDTH = 3")
+    Path("sub/own.py").write_text("import neighbour_of_own\nfrom torch import nn\nclass Own(nn.Linear): pass\n"
+                                  "def make(): return Own(neighbour_of_own.WIDTH, 2)")
+    before = list(sys.path)
+    found = foreign.load("sub/own.py:make")
+    assert pickle.loads(pickle.dumps(found.network)).in_features == 3 and sys.path == before
+
+
+def test_what_tells_networks_apart_and_whether_they_were_trained(net):
+    torch.save(foreign.load("net.py:small").network.state_dict(), "weights.pt")
+    assert [foreign.load("net.py:small", state).pretrained for state in (None, "weights.pt")] == [False, True]
+    small = foreign.identity("net.py:small")
+    assert foreign.identity("net.py:three") != small != foreign.identity("torchvision/resnet18") == ["torchvision/resnet18"]
+    Path("copy.py").write_bytes(Path("net.py").read_bytes())
+    assert foreign.identity("copy.py:small") == small  # it is the same code
+    Path("copy.py").write_text(NET + "#")
+    assert foreign.identity("copy.py:small") != small
+
+
 def test_names_of_folders():
     assert foreign.short_name("torchvision/resnet18") == "torchvision_resnet18"
     assert foreign.short_name("some/where/net.py:small") == "net_small"
@@ -248,6 +270,23 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     assert [(row["wbit"], row["inputs"]) for row in results("out")[3:]] == [(3, "ternary")] * 2  # the float network is the same
 
 
+def test_options_of_the_conversion_are_those_of_the_flags(net, photographs, monkeypatch):
+    def convert(network, spec, images, **options):
+        asked.append(((spec.w_bits, spec.a_bits), options))
+        raise ValueError("enough")
+
+    asked = []
+    monkeypatch.setattr(quant, "convert", convert)
+    flags = [*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs)]
+    own = ["--adc_correct", "none", "--first_last_bits", "6", "--inputs", "twos", "--rounding", "gptq", "--skip", "0.2", "--wbit", "4"]
+    for more in ([], own):
+        with pytest.raises(UserError, match="^net.py:three: enough$"):
+            evaluation.main([*flags, *more])
+    usual = dict(first_last_bits=8, inputs="phases", rounding="nearest", skip=[], correct="channel", qat=False)
+    other = dict(first_last_bits=6, inputs="twos", rounding="gptq", skip=["0.2"], correct="none", qat=False)
+    assert asked == [((8, 8), usual), ((4, 8), other)]
+
+
 def test_an_edited_file_is_measured_anew(net, photographs):
     flags = [*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--adc_prec", "5", "6",
              "--per_layer", "*:adc_range=ideal"]
@@ -261,6 +300,8 @@ def test_an_edited_file_is_measured_anew(net, photographs):
 
 @pytest.mark.parametrize("flags, says", [
     (["--model", "net.py:small", "--image_size", "24"], "tells 10 classes apart, the images of imagefolder show 3: --class_index FILE"),
+    (["--model", "net.py:three", "--dataset", "digits"], "net.py:three tells 3 classes apart, the images of digits show 10$"),
+    (["--model", "net.py:three", "--abit", "32"], "--abit 32: a converted network has 1 to 8 bits"),
     (["--model", "net.py:pairs", "--image_size", "24"], r"gives \[1, 2, 5\] for one image"),
     (["--model", "net.py:three", "--image_size", "4"], r"does not take inputs \[1, 3, 4, 4\]"),
     (["--model", "net.py:three", "--wq", "sawb"], "--wq is for the networks of this project"),
@@ -330,8 +371,9 @@ def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
     with pytest.raises(UserError, match="is of net.py:small, and a checkpoint alone runs no code: add --model net.py:small"):
         evaluation.main(["--resume", "run/model_best.pth.tar"])
     capsys.readouterr()
-    with pytest.raises(UserError, match="was trained with --wbit 3, not 4"):
-        evaluation.main(["--resume", "run/model_best.pth.tar", "--model", "net.py:small", "--wbit", "4"])
+    for flag, trained, other in (("wbit", "3", "4"), ("inputs", "phases", "twos"), ("rounding", "nearest", "gptq")):
+        with pytest.raises(UserError, match=f"was trained with --{flag} {trained}, not {other}"):
+            evaluation.main(["--resume", "run/model_best.pth.tar", "--model", "net.py:small", f"--{flag}", other])
     evaluation.main([*EVAL, "--resume", "run/model_best.pth.tar", "--model", "net.py:small", "--adc_range", "ideal"])
     software, ideal = results("out")
     said = capsys.readouterr().out

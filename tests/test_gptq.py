@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from models.quant.conversion.gptq import gptq
 from models.quant.conversion.linear_quantizers import LinearWQ
+from models.quant.conversion.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,6 +96,22 @@ def test_inputs_that_are_independent_or_always_zero_are_rounded_to_nearest():
     hessian = correlated(rng, 8)
     hessian[:, 5] = hessian[5] = 0
     assert torch.equal(gptq(weight, hessian, quantizer, damp=0)[:, 5], nearest[:, 5])
+
+
+@pytest.mark.parametrize("layer, shape", [
+    (nn.Linear(5, 4), (4, 7, 5)), (nn.Conv2d(6, 4, 1, stride=2), (4, 6, 5, 6)), (nn.Conv1d(6, 4, 3, stride=2, padding=1), (4, 6, 8)),
+    (nn.Conv2d(6, 8, (3, 2), (2, 1), (2, 0), (1, 2), groups=2), (4, 6, 7, 8)), (nn.Conv2d(3, 4, (4, 3), padding="same"), (4, 3, 6, 7))])
+def test_the_hessian_of_a_layer_is_that_of_its_pixels(layer, shape):
+    """With it a channel's `w H w^T` is the sum of the squares that the layer gives, by PyTorch, over pixels and batches."""
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        y = layer(x).movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
+        [product] = trace(layer, list(x.split((1, 3))), gram=True).products
+        weight, groups = layer.weight.flatten(1).double(), len(product.gram)
+        for group, hessian, squares in zip(weight.chunk(groups), product.gram, y.double().square().sum(1).chunk(groups)):
+            torch.testing.assert_close(torch.einsum("or,rs,os->o", group, hessian, group), squares, rtol=1e-5, atol=0)
 
 
 def test_what_it_refuses():

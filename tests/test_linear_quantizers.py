@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from models.quant.conversion import scales
 from models.quant.conversion.linear_quantizers import InputQuantizer, LinearWQ
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,6 +93,17 @@ def test_steps_that_clip_nothing_and_channels_of_zeros():
     for method in ("max", "mse"):
         quantizer.fit(w, method)
         assert quantizer.scale[2] == 1 and (quantizer.codes(w)[2] == 7).all() and quantizer(w)[2].abs().max() == 0
+
+
+def test_steps_of_a_large_weight_are_searched_in_parts(monkeypatch):
+    """Two channels at a time, or one where one alone is large: the same steps."""
+    w = normal(7, 9)
+    for method in ("max", "mse"):
+        whole = scales.of_channels(w, 7, method)
+        for elements in (20, 5):
+            with monkeypatch.context() as patch:
+                patch.setattr(scales, "ELEMENTS", elements)
+                assert torch.equal(scales.of_channels(w, 7, method), whole)
 
 
 def test_weight_quantizer_is_kept_as_it_is():

@@ -336,6 +336,16 @@ def test_workers_take_whole_groups_and_then_share_what_is_left():
 
 
 def test_the_time_to_expect():
+    """That of all points that are missing, shared by the workers; the software's own is no measure."""
+    class Measured(FakeBench):
+        def point(self, setting):
+            return {"took_s": 30.0 if setting else 900.0} if setting is None or setting.spec.adc_bits < 5 else None
+
+        chip = point
+
+    one = Measured()
+    found = Plan([one], {one: (None, *all_of(adc_prec=[3, 4, 5, 6, 7, 8]))})
+    assert found.text(2) == "7 points: 3 are measured already, 4 to measure, about 60 s (30 s each so far)"
     assert [plan.show_seconds(s) for s in (0.04, 12.3, 89, 600, 5399, 9000)] == ["0.0 s", "12 s", "89 s", "10 min", "90 min", "2.5 h"]
 
 
@@ -567,6 +577,22 @@ def test_bounds_of_a_search(evaluate, trained, capsys):
         evaluate(trained, "--search", "6")
     with pytest.raises(UserError, match="--per_layer x: no layer on crossbars is called so"):
         evaluate(trained, "--search", "6", "--per_layer", "x:adc_prec=1/2")
+
+
+def test_the_front_and_what_is_nearest_to_bounds():
+    """By the first objective, best first; to be far within one bound makes up for nothing that is beyond another."""
+    found = search.Search.__new__(search.Search)
+    found.objectives, found.bounds = ["accuracy", "bits"], []
+    found.found = {name: {"accuracy": accuracy, "bits": bits} for name, accuracy, bits in (("a", 80, 2), ("b", 90, 25), ("c", 79, 3),
+                                                                                          ("d", 85, 3))}
+    assert found._front() == ["b", "d", "a"]
+    found.bounds = [("accuracy", 95, 1), ("bits", 30, -1)]
+    assert found._front() == [] and found._nearest() == "b"
+
+
+def test_more_is_better_of_accuracy_alone():
+    assert [name for name, each in search.OBJECTIVES.items() if each.sign > 0] == ["accuracy"]
+    assert search.OBJECTIVES["changed"].of({"changed_predictions": 3, "n_images": 40}) == 7.5
 
 
 @pytest.mark.parametrize("texts, variables, chosen", [
