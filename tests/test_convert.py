@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from experiment.placing import put
 from experiment.setting import Setting
-from models.quant import CrossbarSpec, Device, Wires, calibrate, convert, crossbar_layers, image_numbers, program, set_engine, set_spec
+from models.quant import (CrossbarSpec, Device, QLinearDoreFa, Wires, calibrate, convert, crossbar_layers, image_numbers, program,
+                          set_engine, set_spec)
 from models.quant.cells import Cells
 from models.quant.conversion.binding import Bound
 from models.quant.conversion.encodings import ENCODINGS
@@ -627,6 +628,16 @@ def test_compiled_networks_and_unused_heads():
     assert net.crossbar_report.unused == ["aux.weight"] and len(crossbar_layers(net)) == 3
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_would_be_exported_as_the_float_network_is_refused(strict):
+    """An export sees parameters without their binding, so that its graph would have no arrays."""
+    x = seeded((4, 6))
+    layer = QLinearDoreFa(6, 3, spec=CrossbarSpec(adc_range="ideal")).eval()
+    for net in (convert(nn.Linear(6, 3), W8A8, x), layer):
+        with pytest.raises(Exception, match="a network on crossbars cannot be exported"):
+            torch.export.export(net, (x,), strict=strict)
+
+
 # ---- errors ------------------------------------------------------------------------------------------------------------
 
 
@@ -738,6 +749,21 @@ def test_states_that_replace_parameters_are_bound_again():
     other = convert(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), CrossbarSpec(4, 4), x)
     other.load_state_dict(state)
     assert isinstance(net[0].weight, Bound) and torch.equal(net(x), other(x))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_weights_alone_that_are_loaded_take_the_place_of_cells_and_codes(assign):
+    x, spec = seeded((8, 6)), CrossbarSpec(4, 4, adc_range="ideal")
+    net = convert(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), spec, x)
+    wanted, state = copy.deepcopy(net), {"0.weight": seeded((6, 6), 3)}
+    wanted.load_state_dict(state, strict=False)
+    program(net, Device.preset("techA"), 1)
+    net[1].crossbar.set_codes(net[1].crossbar.w_codes().flip(0))
+    net = copy.deepcopy(net)
+    net.load_state_dict(state, strict=False, assign=assign)
+    assert net[0].crossbar.chip is None and net[1].crossbar.chip is not None  # nothing was loaded into the second
+    net.load_state_dict({"1.weight": net[1].weight.detach().clone()}, strict=False, assign=assign)
+    assert torch.equal(net(x), wanted(x))
 
 
 def test_biases_are_no_state_and_copies_work_after_a_pass_with_gradients():

@@ -20,10 +20,19 @@ def outside_graphs(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*args, **kwargs):
+        refuse_export()
         if torch.compiler.is_compiling():
             return _disabled(function, name)(*args, **kwargs)
         return function(*args, **kwargs)
     return call
+
+
+def refuse_export(*_: object) -> None:
+    """Raise RuntimeError where `torch.export` looks: kernels are no part of its graphs, and of a converted network it sees weights without
+    their binding, so that the graph would be that of the float network. May be a hook."""
+    if torch.compiler.is_exporting():
+        raise RuntimeError("a network on crossbars cannot be exported (torch.export, torch.onnx): what its arrays compute is no graph of "
+                           "PyTorch's operators; export the float network that it was made from")
 
 
 def _disabled(function, name):

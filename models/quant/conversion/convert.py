@@ -26,6 +26,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from ..calibration import CORRECTION_IMAGES, calibrate, match_channels, output_moments
+from ..eager import refuse_export
 from ..modes import without_adc
 from ..spec import CrossbarSpec
 from .attention import open_attention
@@ -103,6 +104,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
                        *measure_layers(net, [layer for layer, _ in bound.values()], batches[0][:REPORT_IMAGES], spec is not None,
                                        unrounded))
     net.crossbar_report = report
+    net.register_forward_pre_hook(refuse_export)
     return net.train(qat)
 
 
@@ -297,6 +299,7 @@ def _bind(net, layers, found, inputs, weight_scale, activations, quantized):
                 other.path for other in found.products if other.parameter == product.parameter), product.parameter)
             for module, key in owners[id(parameter)]:
                 module._parameters[key] = root
+                module.register_load_state_dict_pre_hook(functools.partial(_forget_cells, key, root))
                 module.register_load_state_dict_post_hook(functools.partial(_bind_again, key, root))
         root = roots[product.parameter]
         layer = ConvertedLayer(product.form, root, product.path, product.weight, product.made, spec or CrossbarSpec(8, 8), inputs,
@@ -316,6 +319,14 @@ def _bind(net, layers, found, inputs, weight_scale, activations, quantized):
         root.layers[product.path] = layer
         bound[name] = layer, product
     return bound
+
+
+def _forget_cells(key, root, module, state_dict, prefix, *_):
+    """Cells that were programmed, and codes in place of the weight's, hold until weights are loaded; see `OnArrays.set_cells`."""
+    if prefix + key in state_dict:  # of the network's own weights, perhaps without anything of the layers that they are bound to
+        for layer in root.layers.values():
+            layer.set_codes(None)
+            layer.set_cells(None)
 
 
 def _bind_again(key, root, module, _):
