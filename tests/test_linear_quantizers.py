@@ -278,6 +278,22 @@ def test_input_quantizer_is_kept_as_it_is():
     assert again.window == (-8, 7) and again.lo == -8 and again.hi == 7 and source.window == (-1, 14) and source.lo == -1
 
 
+@pytest.mark.parametrize("default", [torch.float16, torch.float64])
+def test_steps_are_float32_whatever_the_default_type(default):
+    """Codes hang on their last bits."""
+    w, x = normal(5, 7), normal(500)
+    weights, inputs = LinearWQ(8), fitted(x, 8, "phases")
+    weights.fit(w)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        others = through_a_file(weights, LinearWQ(8)), through_a_file(inputs, InputQuantizer(8)), InputQuantizer(8), LinearWQ(8)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(other.scale.dtype == torch.float32 for other in others)
+    assert torch.equal(others[0].codes(w), weights.codes(w)) and torch.equal(others[1].codes(x), inputs.codes(x))
+
+
 def test_what_input_quantizers_refuse():
     with pytest.raises(ValueError, match="abit is 0; allowed are 1 to 8"):
         InputQuantizer(0)

@@ -60,7 +60,7 @@ class _OwnScale:
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         stored = state_dict.get(prefix + "scale")
         if stored is not None:
-            self.scale = torch.empty(stored.shape, device=self.scale.device)
+            self.scale = torch.empty(stored.shape, dtype=torch.float32, device=self.scale.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -77,7 +77,7 @@ class LinearWQ(_OwnScale, AroundZero):
 
     def __init__(self, wbit: int = 8) -> None:
         super().__init__(wbit)
-        self.register_buffer("scale", torch.empty(0))
+        self.register_buffer("scale", torch.empty(0, dtype=torch.float32))
 
     @property
     def step(self) -> Tensor:
@@ -150,7 +150,7 @@ class InputQuantizer(_OwnScale, nn.Module):
         check_bits("abit", abit)
         _check_encoding(encoding)
         self.abit, self.encoding = abit, encoding
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32))
         self.register_buffer("lo", torch.tensor(0))
         self.register_buffer("hi", torch.tensor(self.levels))
         self._window = None
