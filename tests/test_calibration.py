@@ -248,6 +248,16 @@ def test_only_calibrated_ranges_have_a_correction(adc_range):
     assert all((layer.adc_gain == 1).all() for _, layer in crossbar_layers(model))
 
 
+@pytest.mark.parametrize("other", [{"rows": 16}, {"cell_bits": 2}, {"dac_bits": 2}, {"reference": "digital"}], ids=str)
+def test_histograms_of_other_hardware_are_refused(other):
+    """Their first bin would be taken for another read value."""
+    model = network(SPEC)
+    histograms = collect_histograms(model, images(6))
+    set_spec(model, replace(SPEC, **other))
+    with pytest.raises(ValueError, match="^the histograms of layer .* have shape .* they are of other hardware"):
+        calibrate(model, None, histograms=histograms)
+
+
 def test_histograms_of_other_layers_are_refused():
     model, x = mixed(), images(2)
     histograms = collect_histograms(model, x)

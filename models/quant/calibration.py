@@ -112,7 +112,7 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
         histograms: result of `collect_histograms` for the same weights, rows, mapping, cells and reference.
         share, on: see `Calibration`.
     Returns: the histograms.
-    Raises: ValueError for no images, no layer with an ADC, or an unknown rule.
+    Raises: ValueError for no images, no layer with an ADC, an unknown rule, or histograms of other hardware.
     """
     chosen = Calibration(rule, per, correct, share, on)
     layers, first = converted_layers(model), _First(CORRECTION_IMAGES)
@@ -122,10 +122,13 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
         first.fill(images)
     if missing := [name for name, _ in layers if name not in histograms]:
         raise ValueError(f"the histograms have no reads of layer {', '.join(missing)}")
+    bins = {name: _bins(layer, chosen.on) for name, layer in layers}
+    for name, layer in bins.items():
+        _check_counts(name, layer, histograms[name])
     planned = [(name, layer) for name, layer in layers if layer.spec.planned]
     for name, layer in layers:
         if not layer.spec.planned:
-            layer.set_ranges(adc.calibrated_ranges(histograms[name], _bins(layer, chosen.on), chosen.rule, chosen.per))
+            layer.set_ranges(adc.calibrated_ranges(histograms[name], bins[name], chosen.rule, chosen.per))
     if planned:
         if chosen.share == "network" or any(layer.spec.adc_idle == "skip" for _, layer in planned):
             if images is None:
@@ -135,7 +138,7 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
                 raise ValueError(f"a plan {needs} on images: give some")
             if not first.kept:
                 first.fill(images)
-        _set_plans(model, planned, histograms, chosen, first.kept)
+        _set_plans(model, planned, histograms, bins, chosen, first.kept)
     if images is not None and chosen.correct == "channel":
         _correct(model, [pair for pair in layers if pair[1].spec.adc_range == "calibrated"], first.batch(), None)
     return histograms
@@ -151,10 +154,19 @@ def _bins(layer, on):
     return layer.mapped("ideal", layer.binned(counted_cells(layer, on)))
 
 
-def _set_plans(model, layers, histograms, chosen, images):
+def _check_counts(name, layer, counts):
+    """Refuse counts that by their shape are none of these bins: their first bin would be taken for another read value."""
+    low, high = layer.u_span
+    expected = len(layer.spec.digit_bits), len(layer.spec.slice_bits), high - low + 1
+    if counts.shape != expected:
+        raise ValueError(f"the histograms of layer {name} have shape {list(counts.shape)}, its reads {list(expected)} (digits, slices, "
+                         "values): they are of other hardware, or of another device's cells; collect them anew")
+
+
+def _set_plans(model, layers, histograms, bins, chosen, images):
     """Plans for layers whose spec has one: one budget for all of the same mean, or one for each."""
     busy, share = _busy(model, layers, images), chosen.share
-    choices = {name: adc.choices(histograms[name], _bins(layer, chosen.on), busy.get(name)) for name, layer in layers}
+    choices = {name: adc.choices(histograms[name], bins[name], busy.get(name)) for name, layer in layers}
     groups = {}
     for name, layer in layers:
         groups.setdefault(layer.spec.adc_bits if share == "network" else name, []).append((name, layer))
