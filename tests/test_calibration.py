@@ -266,6 +266,18 @@ def test_histograms_of_other_layers_are_refused():
         calibrate(model, None, histograms=histograms)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 2, 8), (2, 5, 4, 8), (3, 8, 8)], ids=str)
+def test_images_that_a_layer_does_not_take_are_refused_as_by_the_layer(shape):
+    layer, x = Qconv2dDoreFa(3, 8, 3).eval(), torch.rand(shape)
+    with set_engine("reference"):
+        with pytest.raises(ValueError) as by_calibration:
+            calibrate(layer, x)
+        layer.set_ranges([(1.0, 0)] * 4)
+        with pytest.raises(ValueError) as by_layer:
+            layer(x)
+    assert str(by_calibration.value) == str(by_layer.value)
+
+
 # ---- the mode of each module -------------------------------------------------------------------------------------------
 
 

@@ -105,10 +105,7 @@ class CrossbarLayer(OnArrays):
 
         Raises: ValueError for codes of other channels, or of fewer pixels than the kernel has.
         """
-        expected = self._weight4().shape[1] * self._geometry().groups
-        if codes.shape[3] != expected:
-            raise ValueError(f"the input has {codes.shape[3]} channels; {expected} are expected")
-        size = self._geometry().output_size(*codes.shape[1:3], self._weight4().shape[2:])
+        size = self._output_size(codes)
         if self.watch is not None:
             self.watch(codes)
         if not len(codes):  # a range of no images is none
@@ -117,6 +114,13 @@ class CrossbarLayer(OnArrays):
                 torch.empty(shape, device=codes.device, dtype=torch.float32).permute(0, 3, 1, 2))
         with torch.autocast(codes.device.type, enabled=False):  # sums of codes are exact in float32, not in bfloat16
             return self._of_codes(codes, to_codes)
+
+    def _output_size(self, codes):
+        """Height and width of the output. Raises: see `of_codes`."""
+        expected = self._weight4().shape[1] * self._geometry().groups
+        if codes.shape[3] != expected:
+            raise ValueError(f"the input has {codes.shape[3]} channels; {expected} are expected")
+        return self._geometry().output_size(*codes.shape[1:3], self._weight4().shape[2:])
 
     def _of_codes(self, codes, to_codes):
         made = engine, layer, prepared, scale = self._prepare(codes.device)
@@ -150,8 +154,12 @@ class CrossbarLayer(OnArrays):
         return total - _reference_sum(layer, codes) if self._subtracts_behind(layer) else total
 
     def parts(self, x: Tensor) -> list[Tensor]:
-        """All codes that the arrays see of input `x`, uint8 `[N, H, W, in]` each, one read after the other."""
-        return [self.a_codes(x)]
+        """All codes that the arrays see of input `x`, uint8 `[N, H, W, in]` each, one read after the other. Raises: as the layer does for
+        an input that it does not take."""
+        self._check_input(x)
+        codes = self.a_codes(x)
+        self._output_size(codes)
+        return [codes]
 
     def a_codes(self, x: Tensor) -> Tensor:
         """Activation codes of the layer's input, uint8 `[N, H, W, in]`. What is not a number gets a code, with a warning."""
