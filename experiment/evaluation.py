@@ -285,20 +285,23 @@ def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Cou
     whole = functools.reduce(Counts.__add__, counts, Counts())
     names = {layer: name for name, layer in on_adcs(network) if layer.spec.adc_range != "ideal"}
 
-    def count(layer: nn.Module, inputs: tuple, y: torch.Tensor) -> None:
+    def count(layer: nn.Module, args: tuple, kwargs: dict[str, Any], y: torch.Tensor) -> None:
+        x = (*args, *kwargs.values())[0]
         mapped = layer.mapped()
         kinds = np.array([[mapped.converter(z, k).bits for k in range(len(layer.slice_bits))] for z in range(len(layer.spec.digit_bits))])
-        each = y.numel() * len(mapped.arrays) * len(layer.parts(inputs[0]))  # reads of one kind, in all phases of signed inputs
+        each = y.numel() * len(mapped.arrays) * len(layer.parts(x))  # reads of one kind, in all phases of signed inputs
         busy = each * (1 if layer.spec.adc_idle == "convert" else whole.layers[names[layer]].busy(layer.spec)[:, None])
         of_call = np.array([(busy * kinds).sum(), (busy * (kinds > 0)).sum(), each * kinds.size], float)
         found[names[layer]] = found.get(names[layer], 0) + of_call
 
-    hooks = [layer.register_forward_hook(count) for layer in names]
+    hooks = [layer.register_forward_hook(count, with_kwargs=True) for layer in names]
     if not hooks:
         return None, None, None
-    network(image)
-    for hook in hooks:
-        hook.remove()
+    try:
+        network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
     bits, converted, reads = sum(found.values())
     return float(bits / reads), float(converted / reads), {name: float(of_layer[0] / of_layer[2]) for name, of_layer in found.items()}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_eval import SMALL, classes, network, shown_images
+from torch import nn
 
 import models
 from experiment import evaluation
@@ -160,6 +161,24 @@ def test_convolutions_alone_and_then_all_layers_with_one_cache(scene):
     for layers in ("conv", "all", "conv"):
         found = measure(net, images, labels, setting(3, layers), calibration=calibration, cache=cache).predictions
         assert torch.equal(found, measure(net, images, labels, setting(3, layers), calibration=calibration).predictions)
+
+
+class Named(nn.Module):
+    """Calls its layer by the name of the argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = quant.QLinearDoreFa(12, 10)
+
+    def forward(self, x):
+        return self.layer(x=x)
+
+
+def test_layers_may_be_called_by_the_name_of_their_input():
+    images, labels = torch.rand(6, 12), torch.arange(6)
+    net = Named().eval()
+    found = [measure(each, images, labels, setting(), calibration=images) for each in (net, net.layer)]
+    assert found[0].mean_bits == found[1].mean_bits == 3 and torch.equal(found[0].predictions, found[1].predictions)
 
 
 def test_a_network_in_training_mode_is_measured_in_evaluation_mode_and_keeps_its_own(scene):
