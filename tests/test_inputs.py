@@ -11,7 +11,7 @@ from test_models import images
 from torch import nn
 
 from models.quant import (AQ, SAWB, WQ, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, calibrate,
-                          collect_histograms, crossbar_layers, set_engine)
+                          collect_histograms, convert, crossbar_layers, set_engine)
 from models.quant.spec import ADC_RANGES
 
 pytestmark = [pytest.mark.usefixtures("one_thread"),
@@ -158,6 +158,17 @@ def test_an_input_that_is_not_a_number_is_told_of_once(tiny, fused):
     assert [str(warning.message) for warning in caught if warning.category is RuntimeWarning] == [
         "the input of a quantized layer holds NaN, which becomes the code of a number"]
     assert y.isfinite().all()
+
+
+def test_a_weight_that_is_not_a_number_is_told_of():
+    """Its code is that of a number too, where a float network would answer with NaN."""
+    x = torch.rand(4, 6)
+    converted = convert(nn.Linear(6, 3), CrossbarSpec(adc_range="ideal"), x)
+    for layer in (QLinearDoreFa(6, 3, spec=CrossbarSpec(adc_range="ideal")).eval(), converted):
+        layer(x)
+        layer.weight.data[1, 2] = float("nan")
+        with pytest.warns(RuntimeWarning, match="^the weight of a quantized layer holds NaN, which becomes the code of a number$"):
+            assert layer(x).isfinite().all()
 
 
 def test_sums_that_are_not_numbers_of_inputs_that_are():

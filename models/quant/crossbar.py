@@ -206,6 +206,7 @@ class CrossbarLayer(OnArrays):
         return self._prepared.get(settings, numbers, self.w_source, lambda: self._make(device), any_weight)
 
     def _make(self, device: torch.device) -> tuple[ModuleType, MappedLayer, object, Tensor]:
+        warn_of_nan(self.w_source.detach(), "weight")
         layer = self.mapped()
         engine, reason = engines.choose(engines.selected(), layer, device)
         if adc.is_lossless(layer):

@@ -105,13 +105,14 @@ def act_codes(x: Tensor, alpha: Tensor, levels: int) -> Tensor:
     return torch.clamp(x.float(), alpha.new_zeros(()), alpha).mul_(levels / alpha).round_()
 
 
-def warn_of_nan(x: Tensor) -> None:
-    """Warn where `x` holds what is not a number: a code is a number, so that nothing behind it would tell.
+def warn_of_nan(x: Tensor, what: str = "input") -> None:
+    """Warn where `x`, the input of a layer or `what` else, holds what is not a number: a code is a number, so that nothing behind it would
+    tell.
 
     One pass over memory, of a sum that such values make one of them; more only where the sum is.
     """
     if x.is_floating_point() and bool(x.sum().isnan()) and bool(x.isnan().any()):
-        warnings.warn("the input of a quantized layer holds NaN, which becomes the code of a number", RuntimeWarning, 2)
+        warnings.warn(f"the {what} of a quantized layer holds NaN, which becomes the code of a number", RuntimeWarning, 2)
 
 
 class AQ(nn.Module):
