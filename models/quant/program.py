@@ -56,6 +56,9 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
     lies half-way (DoReFa), the mean of a cell of the highest and one of the lowest level. Pairs (`pair`) have no reference column: both
     of their cells are drawn, off or not, and the grid holds their difference.
 
+    ADC ranges and their correction stay as they are. The correction is that of the cells on which it was measured: where there is one, call
+    `correct` (or `calibrate`) behind this.
+
     Args:
         device: None gives ideal cells again.
         seed: of the chip. Draws have keys (seed, layer's name, slice), so that a layer's cells do not depend on the others.
