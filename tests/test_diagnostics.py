@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from experiment import report as files
-from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, collect_histograms, diagnostics
+from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, collect_histograms, convert, diagnostics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,3 +150,21 @@ def test_model_is_left_as_it_was():
     diagnostics.report(model, x, histograms)
     assert model.training and model[0].spec.adc_range == "calibrated" and not model[0]._forward_hooks
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_reads_of_ternary_inputs_are_in_levels_of_a_cell(reference):
+    """Their cells lie on a grid of half levels, whatever the reference."""
+    torch.manual_seed(3)
+    x, spec = torch.randn(9, 6), CrossbarSpec(4, 4, cell_bits=2, adc_bits=3, reference=reference)
+    net = convert(nn.Linear(6, 5), spec, x, inputs="ternary", first_last_bits=None)
+    layer = net.crossbar
+    [entry] = diagnostics.report(net, x, collect_histograms(net, x))
+    a, w = layer.act_quant.codes(x).numpy().astype(int), layer.w_codes().numpy()[:, :, 0, 0].astype(int)
+    for k, part in enumerate(entry["slices"]):
+        cells = w // 4**k % 4 - (layer.weight_quant.reference_twice((2, 2))[k] / 2 if reference == "analog" else 0)
+        v = np.stack([(np.sign(a) * (abs(a) >> z & 1)) @ cells.T for z in range(len(layer.spec.digit_bits))])
+        assert part["seen"] == [v.min(), v.max()]
+        q = np.clip(np.rint(v / part["delta"]), part["q_min"], part["q_min"] + 7)
+        assert part["clipped"] == pytest.approx((np.rint(v / part["delta"]) != q).mean())
+        assert part["codes_used"] == len(np.unique(q)) / 8

@@ -58,7 +58,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
             "all_zero_reads": 1 - float(seen.layers[name].busy(layer.spec).mean()),
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, chosen) for bits in CURVE_BITS},
-            "unit": layer.spec.unit, "u_min": mapped.u_span[0],
+            "unit": mapped.unit, "u_min": mapped.u_span[0],
             "slices": [_slice(mapped, k, counts[:, k]) for k in range(counts.shape[1])],
         })
     return result
@@ -157,15 +157,15 @@ def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
     """One slice, the reads of all its digits; counts, `[digits, u]`."""
     spec, adcs = layer.spec, [layer.converter(z, k) for z in range(len(counts))]
     u = np.arange(counts.shape[1]) + layer.u_span[0]
-    v = spec.unit * u
-    q = np.stack([adc.transfer(u, spec.unit, *each) for each in adcs])  # [digit, u]
+    v = layer.unit * u
+    q = np.stack([adc.transfer(u, layer.unit, *each) for each in adcs])  # [digit, u]
     delta = np.array([[each.delta] for each in adcs])
     seen, total = np.flatnonzero(counts.sum(axis=0)), counts.sum()
     used = [len(np.unique(q[z][counts[z] > 0])) / 2**each.bits for z, each in enumerate(adcs) if each.bits]
     if not spec.planned:  # one ADC for all digits
         used = [len(np.unique(q[0][seen])) / 2**spec.adc_bits]
     return {
-        "slice": k, "reachable": [spec.unit * u for u in layer.u_range(k)], "seen": [float(v[seen[0]]), float(v[seen[-1]])],
+        "slice": k, "reachable": [layer.unit * u for u in layer.u_range(k)], "seen": [float(v[seen[0]]), float(v[seen[-1]])],
         **_ranges_of(spec.planned, adcs), "codes_used": float(np.mean(used)) if used else 0.0,
         "clipped": float((counts * (np.rint(v / delta) != q) * np.array([[each.bits > 0] for each in adcs])).sum() / total),
         "sqnr_db": decibels(float((counts * v**2).sum()), float((counts * (delta * q - v) ** 2).sum())),
