@@ -766,6 +766,31 @@ def test_weights_alone_that_are_loaded_take_the_place_of_cells_and_codes(assign)
     assert torch.equal(net(x), wanted(x))
 
 
+def test_cells_and_ranges_are_those_of_the_weight_as_the_network_computes_it():
+    def standardized(w):
+        return Of(lambda s, x: F.linear(x, (s.w - s.w.mean()) / s.w.std()), w=nn.Parameter(w))
+
+    x, spec, chip = seeded((8, 6)), CrossbarSpec(4, 4, adc_bits=3), Device.preset("techA")
+    other = seeded((4, 6), 3) ** 3
+    net, wanted = convert(standardized(seeded((4, 6))), spec, x), convert(standardized(seeded((4, 6))), spec, x)
+    net.load_state_dict({"w": other}, strict=False)
+    wanted.load_state_dict({"w": other}, strict=False)
+    with pytest.raises(ValueError, match="the weight that is made of w is computed at each call, and was trained or loaded since"):
+        program(net, chip)
+    calibrate(net, x)  # its reads are those of the weight of this pass
+    wanted(x)
+    calibrate(wanted, x)
+    assert torch.equal(net(x), wanted(x))
+    fresh = convert(standardized(seeded((4, 6))), spec, x)
+    fresh.load_state_dict(net.state_dict())  # with the weight that was computed
+    for each in (fresh, wanted):
+        program(each, chip)
+    assert torch.equal(fresh(x), wanted(x))
+    wanted.train()(x)
+    with pytest.raises(ValueError, match="run the network on an input, in evaluation mode, before"):
+        program(wanted, chip)
+
+
 def test_biases_are_no_state_and_copies_work_after_a_pass_with_gradients():
     x = seeded((3, 5, 8))
     net = convert(nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1), W8A8, x)

@@ -107,7 +107,9 @@ def _call(func, args, kwargs):
         if found is not None:
             root, path = origin(found.weight)
             with torch._C.DisableTorchFunctionSubclass():
-                return root.layers[path](found.x, plain(found.weight), found.bias)
+                layer, weight = root.layers[path], plain(found.weight)
+                layer.see(weight)  # before its hooks, which may count its reads
+                return layer(found.x, weight, found.bias)
         # What a weight is on the left of may follow from weights alone: its norm, another factor.
         found = operands(func, args, kwargs, lambda each: isinstance(each.weight, (Bound, _Made)) and not (
             each.form.left or isinstance(each.x, (Bound, _Made))))

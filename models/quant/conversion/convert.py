@@ -327,6 +327,8 @@ def _forget_cells(key, root, module, state_dict, prefix, *_):
         for layer in root.layers.values():
             layer.set_codes(None)
             layer.set_cells(None)
+            if layer in module.children():  # which is loaded behind this, perhaps with the weight that was computed
+                layer.outdate()
 
 
 def _bind_again(key, root, module, _):

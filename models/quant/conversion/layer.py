@@ -39,6 +39,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     EXACT = (*ADC_BUFFERS, "quant_gain", "quant_offset")
     contiguous = False  # whether outputs are, as those of PyTorch are: for networks that view them in other shapes
     bias = None  # comes with each call
+    _outdated = False  # whether the weight, computed at each call, is another by now than `made`
     out_scale = 1.0
 
     def __init__(self, form: Form, root: Bound, path: str, weight: Tensor, made: bool, spec: CrossbarSpec, encoding: str,
@@ -83,6 +84,29 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def w_source(self) -> Tensor:
         """What the weight codes are made of."""
         return self.operand if self._w_codes is None else self._w_codes
+
+    def see(self, weight: Tensor) -> None:
+        """Take note of the weight as the network has it at this call."""
+        if self.made is not None:
+            self.made, self._outdated = weight.detach(), False
+        elif self._view is not None:
+            self._seen = weight.detach()
+
+    def outdate(self) -> None:
+        """What the weight is computed from has changed."""
+        self._outdated = self.made is not None
+
+    def w_codes(self) -> Tensor:
+        """See `OnArrays.w_codes`. Raises: ValueError where the weight is computed at each call, and has not been since it changed."""
+        if self._outdated and self._w_codes is None:
+            raise ValueError(f"the weight that is made of {self._root[0].label} is computed at each call, and was trained or loaded since "
+                             "the last one: run the network on an input, in evaluation mode, before")
+        return super().w_codes()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        if prefix + "made" in state_dict:
+            self._outdated = False
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def fit(self, sample: Tensor, lowest: float, largest: float, weight_scale: str, activations: str) -> None:
         """Choose the scales. Args: see `InputQuantizer.fit` and `LinearWQ.fit`."""
@@ -179,11 +203,11 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The product of `x` and the weight, plus the bias, in the type of `x`. Args: weight, as the network computed it; None: as it was
         last seen."""
-        if weight is not None and self.made is not None:
-            self.made = weight.detach()
-        elif weight is not None and self._view is not None:
-            self._seen = weight.detach()
+        if weight is not None:
+            self.see(weight)
         if not self.quantized or self.training and torch.is_grad_enabled():
+            if self.training:
+                self.outdate()  # by the optimizer's next step
             return self._in_float(x, self.operand if weight is None else weight, bias)
         self._bias = None if bias is None else plain(bias.detach())  # no parameter of this layer
         return self.simulate(x)
