@@ -32,7 +32,7 @@ ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no
 ARITHMETIC_OF_CHIPS = 2
 ARITHMETIC_OF_READOUTS = 2
 ARITHMETIC_OF_COSTS = 2
-ARITHMETIC_OF_CONVERTED = 2
+ARITHMETIC_OF_CONVERTED = 3
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
 LATER = ("adc_idle",)  # fields of a spec that older keys do not have: in no key where they are as they always were
 

@@ -5,6 +5,7 @@ import importlib
 import io
 import pickle
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,6 +128,23 @@ def test_a_lossless_adc_changes_nothing_in_any_encoding(reference, mapping):
             found.append(net(x))
     for y in found[1:]:
         assert torch.equal(y, found[0])
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("rule", ["minmax", "percentile"])
+def test_an_adc_of_enough_codes_is_exact_for_ternary_inputs_too(rule, reference):
+    """Its steps are whole levels, never part of one, which would have room in its range."""
+    model, x = nn.Linear(12, 5), seeded((6, 12))
+    spec = CrossbarSpec(4, 4, cell_bits=2, rows=16, adc_bits=5, reference=reference)
+    net = convert(model, spec, x, inputs="ternary", first_last_bits=None, correct="none")
+    layer = net.crossbar
+    calibrate(net, x, rule=rule, correct=None)
+    assert (layer.adc_delta >= 1).all() and (layer.adc_delta == 1).any()
+    set_spec(net, replace(spec, adc_bits=8))
+    calibrate(net, x, rule="minmax", correct=None)
+    y = net(x)
+    set_spec(net, replace(spec, adc_range="ideal"))
+    assert torch.equal(y, net(x))
 
 
 @pytest.mark.parametrize("weights, reference", [("offset", "analog"), ("offset", "digital"), ("pair", "analog")])

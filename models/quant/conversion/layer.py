@@ -162,10 +162,10 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
                        cells=Cells(values, reference, cells.fraction_bits))
 
     def _whole_cells(self):
-        """Ideal cells on the coarsest grid that holds the reference: half levels."""
+        """Ideal cells on a grid of whole levels, which holds the reference too: the code of an exact zero has whole digits. On a finer one
+        ranges would be chosen that take a step below a level for exact."""
         cells = self.ideal_cells()
-        shift = cells.fraction_bits - 1
-        return Cells(cells.values >> shift, cells.reference >> shift, 1)
+        return Cells(cells.values >> cells.fraction_bits, cells.reference >> cells.fraction_bits, 0)
 
     def _make(self, device):
         engine, layer, prepared, scale = super()._make(device)
