@@ -5,5 +5,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 source environment.sh requirements-test.txt
+unset PYTHONDONTWRITEBYTECODE  # of the many processes that tests start only the first compiles the project
 # worksteal gives each process tests that stand together, so that they do not both compile the same kernels
 OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist worksteal "$@"
