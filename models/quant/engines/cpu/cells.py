@@ -18,7 +18,10 @@ from . import cells_kernel, cells_matrix, pixels
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .amx import TILE_ROWS, can_multiply
 from .cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
+from .cells_narrow import NOT_NARROW, Narrow, narrow_forms
+from .cells_kernel import NARROW, STATIC_BROAD
 from .cells_plan import besides, fits, padded_columns, plan, step_of_slice, weights_of
+from .cells_reads import PLAIN, SHORT
 from .simd import set_threads
 
 __all__ = ["Prepared", "fits"]
@@ -48,6 +51,26 @@ class Prepared:
     @functools.cached_property
     def _static(self):
         return no_adc_forms(self.layer) if self.layer.spec.adc_range == "ideal" else static_forms(self.layer)
+
+    @functools.cached_property
+    def _narrow(self) -> Narrow:
+        return NOT_NARROW if self.layer.spec.adc_range == "ideal" else narrow_forms(self.layer)
+
+    @functools.cached_property
+    def _short(self) -> bool:
+        """Whether 16 bits hold the sums of cells, and what reads have besides asks for no others."""
+        (low, high), readout = self.layer.u_span, self.layer.readout
+        return -2**15 <= low and high < 2**15 and (readout is None or not (readout.needs_both or readout.depends_on_level))
+
+    def _static_kernel(self, shape, beside):
+        """The fastest that can, with fixed ranges."""
+        if self._narrow.fits and not shape.matrix:
+            return NARROW
+        if self._static.broad:
+            return STATIC_BROAD
+        if self._short and not shape.matrix:
+            return SHORT
+        return STATIC if beside.noisy or beside.curved or beside.changed else PLAIN
 
     @functools.cached_property
     def _side_by_side(self):
@@ -118,7 +141,9 @@ class Prepared:
             size = 1, width
         fills_tiles = min(math.prod(size), cells_kernel.STRIP) * len(layer.spec.digit_bits) >= TILE_ROWS // 2
         shape, tables = fills_tiles and self._by_matrix or self._by_rows
-        cells_kernel.run(shape, tables, forms, beside, a_codes, size, pixels, op, **target)
+        if op == STATIC:
+            op = self._static_kernel(shape, beside)
+        cells_kernel.run(shape, tables, forms, self._narrow if op == NARROW else NOT_NARROW, beside, a_codes, size, pixels, op, **target)
 
 
 _NO_FORMS = Forms(np.zeros((1, 1, 1, 1), np.float32), np.zeros((1, 1, 1, 1)), False, False, np.zeros((1, 1, 1), np.int64),

@@ -20,21 +20,26 @@ from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .cache import SOURCES
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from .cells_matrix import multiply, pack
+from .cells_narrow import Narrow, add_narrow_codes
 from .cells_plan import Besides, Plan, Shape
-from .cells_reads import PLAIN, SHARED, Place, add_curves, add_noise, add_references, add_squares, read, sums_of_cells
-from .cells_rows import add_rows, add_squared_rows
+from .cells_reads import PLAIN, SHARED, SHORT, Place, add_curves, add_noise, add_references, add_squares, is_idle, read, sums_of_cells
+from .cells_rows import add_rows, add_squared_rows, sum_shorts
 from .finish import Pixel, finish_pixel
 from .inner import inlined, inner
 from .loop import Kernel, bands_of, loaded
 from .output import NOT_TO_CODES, ToCodes
 from .rows import Source, active_rows, list_rows_under, rows_to_keep
-from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, put_int64
+from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, prefetch, put_int64
 from .wide import (WIDE, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, as_floats, code_f32, code_f64_of_f32,
-                   code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i32, larger, load_ints, smaller, store_ints)
+                   code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i32, larger, load_ints, smaller, store_ints,
+                   widened)
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
+NARROW = 7  # STATIC by `cells_narrow`
 
 STRIP = 64  # pixels that use a tile of cells while it is in the cache, or those of one row if they are more
+LINE = 64  # bytes that the cache takes at a time
+FEWEST = 8  # pixels for which a tile is fetched whole: fewer have most rows off
 
 # Output pixels that are worked on together: the first `count` from row y on, `width` in a row; start, the number of the first.
 Strip = namedtuple("Strip", "y width start count")
@@ -54,7 +59,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 Addresses = namedtuple("Addresses", """
     analog noisy curved changed idle_is_zero keys noise curve reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
-    singles doubles divide low constant
+    singles doubles divide low constant narrow worth
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts u_min bins
     lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_shared drive codes_row panel
@@ -65,11 +70,11 @@ Buffers = namedtuple("Buffers", """
     sums acc exact_acc step total reads""")
 
 
-def run(shape: Shape, plan: Plan, forms: Forms, besides: Besides, a_codes: torch.Tensor, size: tuple[int, int], pixels: int, op: int, *,
-        out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
+def run(shape: Shape, plan: Plan, forms: Forms, narrow: Narrow, besides: Besides, a_codes: torch.Tensor, size: tuple[int, int],
+        pixels: int, op: int, *, out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
         offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None,
         extremes: np.ndarray | None = None, counts: np.ndarray | None = None, u_min: int = 0) -> None:
-    """Do `op` with every read of a layer, as `kernel.run`.
+    """Do `op` with every read of a layer, as `kernel.run`; one of `_kernels`.
 
     Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; pixels, how many of the N H' W' output pixels there are.
     """
@@ -81,15 +86,14 @@ def run(shape: Shape, plan: Plan, forms: Forms, besides: Besides, a_codes: torch
         extremes=np.empty((0,) * 8, np.int32) if extremes is None else extremes,
         counts=np.empty((0,) * 4, np.int64) if counts is None else counts, u_min=u_min)
     bands = bands_of(len(a_codes), size[0])
-    if op == STATIC:
-        op = STATIC_BROAD if forms.broad else STATIC if besides.noisy or besides.curved or besides.changed else PLAIN
-    _kernels[op](len(a_codes) * bands, shape, plan, forms, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, pixels, bands)
+    _kernels[op](len(a_codes) * bands, shape, plan, forms, narrow, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size,
+                 pixels, bands)
 
 
 def _kernel(op):
     """The kernel for one `op`, see `kernel`. Its items are bands of output rows, done a strip of some rows at a time."""
     def layer(arguments, item, sources=SOURCES):
-        shape, plan, forms, besides, target, to_codes, codes, height, width, pixels, bands = loaded(arguments)
+        shape, plan, forms, narrow, besides, target, to_codes, codes, height, width, pixels, bands = loaded(arguments)
         image, band = item // bands, item % bands
         first, last = height * band // bands, height * (band + 1) // bands
         lines = min(last - first, max(1, STRIP // width))
@@ -97,7 +101,7 @@ def _kernel(op):
         if shape.matrix:
             configure(plan.configuration.ctypes.data)
         buffers = _new_buffers(shape, source.kept * source.width, len(plan.intervals), lines * width, op)
-        at = _addresses(shape, plan, forms, besides, target, to_codes, buffers, numba.get_thread_id(), op)
+        at = _addresses(shape, plan, forms, narrow, besides, target, to_codes, buffers, numba.get_thread_id(), op)
         for group in range(shape.groups):
             group_codes = codes.ctypes.data + (image * source.height * source.width * shape.groups + group) * shape.channels
             listed = 0
@@ -150,38 +154,71 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
                 words = int64_at(at.array_base, array) + (k * shape.tiles + tile) * int64_at(at.tile_stride, t)
                 for first in range(0, count, shape.turn):
                     end = min(count, first + shape.turn)
-                    for part in range(shape.sums):
-                        weights, sums = at.weights + 2 * (part * shape.words + words), at.sums + 4 * part * TILE_ROWS * shape.tile
-                        if shape.matrix:
-                            multiply(shape, at, weights, t, first * shape.digits, sums)
-                        else:
-                            add_rows(shape, at, weights, first, end, sums)
-                    if shape.squared:
-                        weights = at.weights + 2 * ((shape.sums - 1) * shape.words + words)
-                        add_squared_rows(shape, at, weights, first, end, at.sums + 4 * shape.sums * TILE_ROWS * shape.tile)
-                    for x in range(first, end):
-                        for half in range(0, min(shape.tile, shape.out_channels - tile * shape.tile), WIDE):
-                            at_sums = (x - first) * shape.digits * shape.tile + half
-                            place = Place(group, t, array, k, tile * shape.tile + half, x, at_sums)
-                            if op == RANGES:
-                                _keep_extremes(shape, at, place, op)
-                            elif op == HISTOGRAM:
-                                _count_values(shape, at, place, op)
-                            elif op == STATIC or op == PLAIN:
-                                _add_codes(shape, at, place, op)
-                            else:
-                                _add_broad_codes(shape, at, place, op)
+                    _prefetch(shape, at, words, int64_at(at.tile_stride, t), first, end, count)
+                    if op == NARROW or op == SHORT:
+                        _reads_in_registers(shape, at, Place(group, t, array, k, tile * shape.tile, 0, 0), words, first, end, op)
+                    else:
+                        _sum_cells(shape, at, t, words, first, end)
+                        _use_sums(shape, at, Place(group, t, array, k, tile * shape.tile, 0, 0), first, end, op)
 
 
 @inlined
-def _is_idle(shape, at, x, z):
-    """Whether a read of digit `z` of pixel `x` is 0 in all columns: no row is on, and nothing else counts."""
-    if not at.idle_is_zero:
-        return False
-    for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
-        if int64_at(at.pixel_row_count, x * shape.input_bits + i):
-            return False
-    return True
+def _reads_in_registers(shape, at, place, words, first, end, op):
+    """Do `op` with the reads of a tile, whose cells begin at element `words`, at the pixels `first` to `end` of a strip."""
+    weights = at.weights + 2 * words
+    for x in range(first, end):
+        if op == NARROW:
+            add_narrow_codes(shape, at, weights, place.k, x, _accumulator(shape, at, _moved(place, 0, x, 0)))
+        else:
+            _add_codes_of_shorts(shape, at, weights, _moved(place, 0, x, 0), op)
+
+
+@inlined
+def _sum_cells(shape, at, t, words, first, end):
+    """The sums of those reads, of array t, to `at.sums`."""
+    for part in range(shape.sums):
+        weights, sums = at.weights + 2 * (part * shape.words + words), at.sums + 4 * part * TILE_ROWS * shape.tile
+        if shape.matrix:
+            multiply(shape, at, weights, t, first * shape.digits, sums)
+        else:
+            add_rows(shape, at, weights, first, end, sums)
+    if shape.squared:
+        weights = at.weights + 2 * ((shape.sums - 1) * shape.words + words)
+        add_squared_rows(shape, at, weights, first, end, at.sums + 4 * shape.sums * TILE_ROWS * shape.tile)
+
+
+@inlined
+def _use_sums(shape, at, tile, first, end, op):
+    """Do `op` with the reads whose sums those are; tile, the `Place` of its first columns."""
+    for x in range(first, end):
+        for half in range(0, min(shape.tile, shape.out_channels - tile.column), WIDE):
+            place = _moved(tile, half, x, (x - first) * shape.digits * shape.tile + half)
+            if op == RANGES:
+                _keep_extremes(shape, at, place, op)
+            elif op == HISTOGRAM:
+                _count_values(shape, at, place, op)
+            elif op == STATIC or op == PLAIN:
+                _add_codes(shape, at, place, op)
+            else:
+                _add_broad_codes(shape, at, place, op)
+
+
+@inlined
+def _moved(place, columns, x, sums):
+    """So many columns further, at pixel x."""
+    return Place(place.group, place.t, place.array, place.k, place.column + columns, x, sums)
+
+
+@inlined
+def _prefetch(shape, at, words, stride, first, end, count):
+    """Ask for the cells of the next tile, which stand behind those of this one at element `words`: rows are on in no order that the
+    processor foresees. Pixels `first` to `end` ask for their share of them."""
+    if count < FEWEST:
+        return
+    for part in range(shape.sums):
+        cells = at.weights + 2 * (part * shape.words + words + stride)
+        for line in range(2 * stride * first // count // LINE, 2 * stride * end // count // LINE):
+            prefetch(cells + line * LINE)
 
 
 @inlined
@@ -197,17 +234,38 @@ def _add_codes(shape, at, place, op):
     total = full_f32(np.float32(0))
     for z in range(shape.digits):
         form = at.singles + 4 * FORM * (z * shape.slices + place.k)
-        factor = float32_at(form, FACTOR)
-        if factor == 0 or _is_idle(shape, at, place.x, z):
+        if float32_at(form, FACTOR) == 0 or is_idle(shape, at, place.x, z):
             continue
         u = read(shape, at, place, z, op, as_floats(sums_of_cells(shape, at, place, z)))
-        low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
-        if at.divide:
-            q = code_of_quotient_f32(u, float32_at(form, UNIT), float32_at(form, DELTA), low, high)
-        else:
-            q = code_f32(u, float32_at(form, SCALE), low, high)
-        total = add_product_f32(total, q, factor)
+        total = _with_codes(at, form, total, u)
     add_to_int32(at.acc, _accumulator(shape, at, place), total)
+
+
+@inlined
+def _add_codes_of_shorts(shape, at, weights, place, op):
+    """SHORT: the same of two vectors of columns, whose sums are made and used in registers."""
+    total0 = total1 = full_f32(np.float32(0))
+    next_place = _moved(place, WIDE, place.x, 0)
+    for z in range(shape.digits):
+        form = at.singles + 4 * FORM * (z * shape.slices + place.k)
+        if float32_at(form, FACTOR) == 0 or is_idle(shape, at, place.x, z):
+            continue
+        u0, u1 = sum_shorts(shape, at, weights, place.x, z)
+        total0 = _with_codes(at, form, total0, read(shape, at, place, z, op, as_floats(widened(u0))))
+        total1 = _with_codes(at, form, total1, read(shape, at, next_place, z, op, as_floats(widened(u1))))
+    add_to_int32(at.acc, _accumulator(shape, at, place), total0)
+    add_to_int32(at.acc, _accumulator(shape, at, next_place), total1)
+
+
+@inlined
+def _with_codes(at, form, total, u):
+    """`total` and the codes of the reads u, times their factor."""
+    low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
+    if at.divide:
+        q = code_of_quotient_f32(u, float32_at(form, UNIT), float32_at(form, DELTA), low, high)
+    else:
+        q = code_f32(u, float32_at(form, SCALE), low, high)
+    return add_product_f32(total, q, float32_at(form, FACTOR))
 
 
 @inlined
@@ -218,7 +276,7 @@ def _add_broad_codes(shape, at, place, op):
         entry = (place.array * shape.digits + z) * shape.slices + place.k if op == DYNAMIC else z * shape.slices + place.k
         form, single = at.doubles + 8 * FORM * entry, at.singles + 4 * FORM * entry
         factor = float64_at(form, FACTOR)
-        if factor == 0 or op != DYNAMIC and _is_idle(shape, at, place.x, z):
+        if factor == 0 or op != DYNAMIC and is_idle(shape, at, place.x, z):
             continue
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
         if op == DYNAMIC:
@@ -277,7 +335,7 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
 
 
 @inner
-def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, op):
+def _addresses(shape, plan, forms, narrow, besides, target, to_codes, buffers, thread, op):
     words = 2 if target.wide else 1
     exact = op == STATIC_BROAD or op == DYNAMIC
     return Addresses(
@@ -289,7 +347,7 @@ def _addresses(shape, plan, forms, besides, target, to_codes, buffers, thread, o
         segments=plan.segments.ctypes.data, segment_start=plan.segment_start.ctypes.data, intervals=plan.intervals.ctypes.data,
         n_intervals=len(plan.intervals), digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
         singles=forms.singles.ctypes.data, doubles=forms.doubles.ctypes.data, divide=forms.divide, low=forms.low.ctypes.data,
-        constant=forms.constant.ctypes.data,
+        constant=forms.constant.ctypes.data, narrow=narrow.forms.ctypes.data, worth=narrow.worth.ctypes.data,
         exact=exact, relative=0, floats=False,
         out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
         scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
@@ -313,4 +371,4 @@ def _keep_alive(buffers):
     """Numba frees an array after its last use, and does not see the uses by address."""
 
 
-_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN)}
+_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN, SHORT, NARROW)}

@@ -10,11 +10,13 @@ from .amx import TILE_ROWS
 from .inner import inlined, inner
 from .rows import drive
 from .simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int64, put_uint32, uint32_at
-from .wide import load_ints
+from .wide import added_quads, full_quad, load_ints, put_quad, with_quad
 from .wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, between_curves, converted_by, curved, mixed, moved_high, with_noise,
                          with_noise_of_levels)
 
-PLAIN = 5  # an operation beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it
+# Operations beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it, and where 16 bits hold the
+# sums of cells, which are made and used in registers.
+PLAIN, SHORT = 5, 6
 
 # The reads of 64 columns at one output pixel, a digit each. array, that of all groups; column, the first of 64 in its group; x, the
 # pixel in its strip; sums, where u of the first digit stands in `at.sums`.
@@ -26,6 +28,17 @@ FIRST, SECOND, THIRD, RISE, LOW, HIGH, DEVIATION, LIFT = range(8)
 SHARED = 8
 UNLIKE = np.float32(-1)  # DEVIATION where each column has its own
 TOGETHER = 4  # slices whose reference cells are added up at a time
+
+
+@inlined
+def is_idle(shape, at, x, z):
+    """Whether a read of digit `z` of pixel `x` is 0 in all columns: no row is on, and nothing else counts."""
+    if not at.idle_is_zero:
+        return False
+    for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
+        if int64_at(at.pixel_row_count, x * shape.input_bits + i):
+            return False
+    return True
 
 
 @inlined
@@ -57,7 +70,7 @@ def read(shape, at, place, z, op, u):
     if at.noisy:
         words = (place.group * columns + place.column) // SHARING * APART
         low, high, deviation = int32_at(shared, LOW), int32_at(shared, HIGH), float32_at(shared, DEVIATION)
-        if deviation >= 0:
+        if op == SHORT or deviation >= 0:
             u = with_noise(u, at.keys, words, low, high, deviation, float32_at(shared, LIFT))
         else:
             slope, at_zero = np.float32(float64_at(at.noise, 3 * place.k + 1)), _variance_at_zero(shape, at, place.x, z, place.k)
@@ -81,22 +94,14 @@ def add_references(shape, at, group, t, count):
         for z in range(shape.digits):
             first, end, place = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1), _reference_place(shape, x, z)
             for k in range(0, slices, TOGETHER):
-                t0 = t1 = t2 = t3 = 0
-                for bit in range(first, end):
-                    s0 = s1 = s2 = s3 = 0
+                total = full_quad(0)
+                for bit in range(end - 1, first - 1, -1):
+                    total = added_quads(total, total)
                     r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
                     for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
-                        row = rows + 4 * (slices * np.int64(uint32_at(at.lists, i) >> shape.tile_bits) + k)
-                        s0 += int32_at(row, 0)
-                        s1 += int32_at(row, 1)
-                        s2 += int32_at(row, 2)
-                        s3 += int32_at(row, 3)
-                    up = bit - first
-                    t0, t1, t2, t3 = t0 + (s0 << up), t1 + (s1 << up), t2 + (s2 << up), t3 + (s3 << up)
-                put_int64(at.pixel_reference, place + k, t0)
-                put_int64(at.pixel_reference, place + k + 1, t1)
-                put_int64(at.pixel_reference, place + k + 2, t2)
-                put_int64(at.pixel_reference, place + k + 3, t3)
+                        row = np.int64(uint32_at(at.lists, i) >> shape.tile_bits)
+                        total = with_quad(total, rows, slices * row + k)
+                put_quad(at.pixel_reference, place + k, total)
             if shape.squared:
                 drive(shape, at, x, first, end, 1)
                 for k in range(shape.slices):

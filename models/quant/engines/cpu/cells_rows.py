@@ -43,6 +43,23 @@ def _sum_rows(shape, at, weights, x, z):
 
 
 @inlined
+def sum_shorts(shape, at, weights, x, z):
+    """u of the two vectors of a tile whose cells are at `weights`, modulo 2^16: whatever sums pass on the way, u is right."""
+    u0 = u1 = full_i16(0)
+    for i in range(int64_at(at.digit_start, z + 1) - 1, int64_at(at.digit_start, z) - 1, -1):
+        u0, u1 = added_shorts(u0, u0), added_shorts(u1, u1)
+        r = int64_at(at.pixel_row_at, x * shape.input_bits + i)
+        end = r + int64_at(at.pixel_row_count, x * shape.input_bits + i)
+        while r < end:  # beyond the end of a list stand rows of zeros
+            a, b = uint32_at(at.lists, r), uint32_at(at.lists, r + 1)
+            c, d = uint32_at(at.lists, r + 2), uint32_at(at.lists, r + 3)
+            u0 = _with_rows(u0, weights, a, b, c, d)
+            u1 = _with_rows(u1, weights + 2 * WIDE, a, b, c, d)
+            r += UNROLL
+    return u0, u1
+
+
+@inlined
 def _with_rows(total, weights, a, b, c, d):
     return added_shorts(total, added_shorts(added_shorts(load_shorts(weights, a), load_shorts(weights, b)),
                                             added_shorts(load_shorts(weights, c), load_shorts(weights, d))))

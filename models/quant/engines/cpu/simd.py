@@ -289,6 +289,17 @@ def put_compressed(typingctx, address, index, bits, first, step):
 
 
 @intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line at an address, which need not be one that may be read."""
+    def codegen(context, b, sig, args):
+        pointer = b.inttoptr(args[0], ir.PointerType(_I8))
+        ask = b.module.declare_intrinsic("llvm.prefetch", [pointer.type], ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32]))
+        b.call(ask, [pointer, *(ir.Constant(_I32, n) for n in (0, 3, 1))])  # to be read, into all caches, data
+        return context.get_dummy_value()
+    return types.void(types.intp), codegen
+
+
+@intrinsic
 def trailing_zeros(typingctx, value):
     """Position of the lowest set bit of a uint32 that is not 0."""
     return types.uint32(types.uint32), lambda context, b, sig, args: b.cttz(args[0], ir.Constant(ir.IntType(1), 1))

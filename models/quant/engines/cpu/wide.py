@@ -1,5 +1,5 @@
 """Vectors of 64 lanes of 16- and 32-bit integers, float32 and float64, beside the 512 bits of `simd`: what is done with one list of
-rows is done with more columns.
+rows is done with more columns. A quad is four integers of 32 bits.
 
 Every operation is one IEEE operation a lane, so that results are those of NumPy and PyTorch bit for bit.
 """
@@ -38,6 +38,7 @@ shorts, _SHORTS = _vector_type("Vec64xI16", _I16)
 ints, _INTS = _vector_type("Vec64xI32", _I32)
 floats, _FLOATS = _vector_type("Vec64xF32", _F32)
 doubles, _DOUBLES = _vector_type("Vec64xF64", _F64)
+quad, _QUAD = _vector_type("Vec4xI32", _I32, 4)
 
 
 def _operation(result, *arguments):
@@ -70,6 +71,8 @@ def _call(builder, name, vector, *values):
 
 full_i32 = _operation(ints, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I32), _INTS))  # all lanes that integer
 full_i16 = _operation(shorts, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I16), _SHORTS))
+full_quad = _operation(quad, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I32), _QUAD))
+added_quads = _operation(quad, quad, quad)(lambda b, x, y: b.add(x, y))
 added_shorts = _operation(shorts, shorts, shorts)(lambda b, x, y: b.add(x, y))
 widened = _operation(ints, shorts)(lambda b, x: b.sext(x, _INTS))
 added = _operation(ints, ints, ints)(lambda b, x, y: b.add(x, y))
@@ -93,6 +96,35 @@ def load_ints(typingctx, address, offset):
     def codegen(context, b, sig, args):
         return b.load(_pointer(b, *args, _I32, WIDE), align=4, typ=_INTS)
     return ints(types.intp, types.intp), codegen
+
+
+@intrinsic
+def add_times_to_int32(typingctx, address, offset, x, factor):
+    """Add shorts, times an integer, to the integers from element `offset` of the int32 array at `address`."""
+    def codegen(context, b, sig, args):
+        pointer, term = _pointer(b, args[0], args[1], _I32, WIDE), b.sext(args[2], _INTS)
+        term = b.mul(term, _broadcast(b, b.trunc(args[3], _I32), _INTS))
+        b.store(b.add(b.load(pointer, align=4, typ=_INTS), term), pointer, align=4)
+        return context.get_dummy_value()
+    return types.void(types.intp, types.intp, shorts, types.intp), codegen
+
+
+@intrinsic
+def with_quad(typingctx, total, address, offset):
+    """`total` and the four numbers from element `offset` of the int32 array at `address`."""
+    def codegen(context, b, sig, args):
+        return b.add(args[0], b.load(_pointer(b, *args[1:], _I32, 4), align=4, typ=_QUAD))
+    return quad(quad, types.intp, types.intp), codegen
+
+
+@intrinsic
+def put_quad(typingctx, address, offset, value):
+    """Write a quad to the four numbers from element `offset` of the int64 array at `address`."""
+    def codegen(context, b, sig, args):
+        wide = ir.IntType(64)
+        b.store(b.sext(args[2], ir.VectorType(wide, 4)), _pointer(b, args[0], args[1], wide, 4), align=8)
+        return context.get_dummy_value()
+    return types.void(types.intp, types.intp, quad), codegen
 
 
 @intrinsic

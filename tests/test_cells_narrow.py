@@ -1,0 +1,146 @@
+"""Reads of cells that 16 bits hold: codes by a division by whole steps against exact fractions; which layers take which of the CPU
+engine's kernels for fixed ranges, each against the oracle or the reference engine."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cells import assert_same, layer_case
+
+from models.quant import CrossbarSpec
+from models.quant.engines import reference
+from models.quant.engines.cpu import cells, cells_kernel, cells_narrow, engine
+from models.quant.engines.cpu.buffers import STATIC
+from models.quant.engines.cpu.cells_kernel import NARROW, STATIC_BROAD
+from models.quant.engines.cpu.cells_reads import PLAIN, SHORT
+from models.quant.readout import Readout
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GRID = 1 / 256  # cells of `layer_case` have eight bits behind the point
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Which kernels have run."""
+    ran = []
+    monkeypatch.setattr(cells, "can_multiply", lambda: False)
+    monkeypatch.setattr(cells_kernel, "_kernels", {op: lambda *a, op=op, kernel=kernel: (ran.append(op), kernel(*a))
+                                                   for op, kernel in cells_kernel._kernels.items()})
+    return ran
+
+
+def code(u, step, q_min, bits):
+    return min(max(round(Fraction(u, step)), q_min), q_min + 2**bits - 1)  # Python rounds ties to even, and fractions exactly
+
+
+@given(step=st.one_of(st.integers(2, 700), st.integers(2, 2**15 - 1)), bits=st.integers(1, 8), at=st.floats(-1.2, 0.3), data=st.data())
+@settings(max_examples=400)
+def test_codes_of_whole_steps(step, bits, at, data):
+    q_min = round(at * 2**bits)
+    low, high = sorted(data.draw(st.tuples(st.integers(-2**15, 0), st.integers(0, 2**15 - 1))))
+    form = cells_narrow._form(low, high, GRID, step * GRID, q_min, bits)
+    lowest, highest = max(low, q_min * step), min(high, (q_min + 2**bits - 1) * step)
+    if form is None:  # no read is converted, or 16 bits do not hold the way from a step below the first code to the last
+        assert lowest > highest or highest - lowest + 2.5 * step >= 2**15 or lowest - 2.5 * step < -2**15
+        return
+    u = np.unique(np.concatenate([np.linspace(low, high, 300).astype(int), np.arange(lowest, min(highest, lowest + 3 * step) + 1),
+                                  [(2 * q + 1) * step // 2 + i for q in range(q_min, q_min + 2**bits) for i in (-1, 0, 1)]]))
+    u = u[(u >= low) & (u <= high)]
+    fields = form.astype(int)
+    fields[cells_narrow.MAGIC] %= 2**16
+    assert cells_narrow._codes(u, *fields).tolist() == [code(int(value), step, q_min, bits) for value in u]
+
+
+@pytest.mark.parametrize("low, high, delta", [(-900, 900, 100.5), (-900, 900, 1.0), (-900, 900, 2.0**15), (-2**15 - 1, 900, 64.0),
+                                              (-900, 2**15, 64.0), (-20000, 20000, 1000.0)])
+def test_what_16_bits_do_not_hold(low, high, delta):
+    assert cells_narrow._form(low, high, GRID, delta * GRID, -32, 6) is None
+
+
+STEPS = {"a level": 1.0, "odd": 117 * GRID, "even, no power of two": 180 * GRID, "less than a level": 0.25, "three": 3 * GRID}
+
+
+@pytest.mark.parametrize("delta", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("dac_bits, cell_bits, analog", [(1, 1, True), (2, 2, True), (3, 1, False), (4, 2, False)])
+def test_narrow_layers(kernels, delta, dac_bits, cell_bits, analog):
+    spec = CrossbarSpec(4, 4, cell_bits, 4, 64, dac_bits=dac_bits, reference="analog" if analog else "digital")
+    case = layer_case(spec, channels=70, out=130, size=(3, 3), padding=(1, 1, 1, 1))
+    slices = len(spec.slice_bits)
+    case.delta, case.q_min = [delta * 2.0 ** (k % 2) for k in range(slices)], [(-8, -3, 0, -15)[k % 4] for k in range(slices)]
+    case.cells = *(part // 2 ** (dac_bits + cell_bits) for part in case.cells[:2]), 8
+    check(case)
+    assert kernels == [NARROW]
+
+
+def check(case):
+    found = engine.accumulate(engine.prepare(case.layer()), case.input())
+    assert_same(engine, found.numpy(), oracle.accumulate(
+        case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta, case.q_min, case.bits, case.cells))
+
+
+def test_a_plan_of_many_steps(kernels):
+    """Codes of all kinds of reads are brought to one unit, and kinds without bits are left out."""
+    spec = CrossbarSpec(4, 4, 1, 3, 128, adc_plan="significance")
+    case = layer_case(spec, channels=130, out=130, kernel=(1, 1))
+    rng = np.random.default_rng(0)
+    case.bits = rng.integers(0, 5, (4, 4))
+    case.delta = (2.0 ** rng.integers(-1, 2, (4, 4)) * np.where(rng.random((4, 4)) < 0.5, 1, 0.75)).tolist()
+    case.q_min = (-2 ** np.maximum(case.bits - 1, 0)).tolist()
+    case.bits = case.bits.tolist()
+    case.cells = *(part // 8 for part in case.cells[:2]), 8
+    check(case)
+    assert kernels == [NARROW]
+
+
+def test_reads_at_the_ends_of_16_bits(kernels):
+    """Sums pass beyond 16 bits on the way and come back; the ends, -2^15 and 2^15 - 1, are read."""
+    spec = CrossbarSpec(1, 1, 1, 4, 8, reference="digital")
+    weights = np.zeros((1, 1, 8, 70), np.int32)
+    weights[0, 0, :, 0] = [20000, 12767, 0, 0, 0, 0, 0, 0]
+    weights[0, 0, :, 1] = [-20000, -12768, 0, 0, 0, 0, 0, 0]
+    weights[0, 0, :, 2] = [20000, 12000, -20000, -12000, 0, 0, 0, 0]
+    case = layer_case(spec, channels=8, out=70, kernel=(1, 1), size=(4, 8))
+    case.a_codes[:], case.cells = 1, (weights, np.zeros((1, 1, 8), np.int32), 8)
+    case.delta, case.q_min = [1000 * GRID], [-8]
+    assert case.layer().u_span == (-2**15, 2**15 - 1)
+    check(case)
+    assert kernels == [NARROW]
+
+
+READOUTS = {
+    "noise": Readout(base=900.0, cell_noise=((40.0, 0.0, 0.5),) * 4, seed=5), "curve": Readout(curve=((0.98, -1e-6, 2e-12, 20.0),) * 4),
+    "converters": Readout(gain=torch.linspace(0.9, 1.1, 4 * 2 * 130, dtype=torch.float64).view(4, 1, 2, 130),
+                          offset=torch.arange(4 * 2 * 130).view(4, 1, 2, 130) % 97 - 48)}
+
+
+@pytest.mark.parametrize("readout", READOUTS.values(), ids=READOUTS)
+def test_what_reads_have_besides(kernels, readout):
+    case = layer_case(CrossbarSpec(4, 4, 1, 6, 128), 140, 130, kernel=(1, 1), size=(5, 6))
+    case.cells = *(part // 8 for part in case.cells[:2]), 8
+    case.delta = [1.0, 0.7, 0.5, 1.0]
+    layer = replace(case.layer(), readout=readout)
+    found = engine.accumulate(engine.prepare(layer), case.input())
+    assert_same(engine, found.numpy(), reference.accumulate(layer, case.input()).numpy())
+    assert kernels == [SHORT]
+
+
+@pytest.mark.parametrize("change, kernel", [
+    ({}, NARROW), ({"delta": [0.7] * 4}, SHORT), ({"cells": 40}, PLAIN), ({"cells": 40, "readout": Readout(base=900.0)}, STATIC),
+    ({"readout": Readout(base=900.0, cell_noise=((40.0, 0.1, 0.5),) * 4)}, STATIC),
+    ({"cells": 200, "bits": 8}, STATIC_BROAD)], ids=str)
+def test_each_layer_takes_the_fastest_that_can(kernels, change, kernel):
+    """cells: how many times larger; bits: of an input and its one digit."""
+    spec = CrossbarSpec(4, change.get("bits", 4), 1, 6, 128, dac_bits=change.get("bits", 1))
+    case = layer_case(spec, 140, 130, kernel=(1, 1))
+    case.cells = *(part // 8 * change.get("cells", 1) for part in case.cells[:2]), 8
+    case.delta = change.get("delta", case.delta)
+    layer = replace(case.layer(), readout=change.get("readout"))
+    found = engine.accumulate(engine.prepare(layer), case.input())
+    assert_same(engine, found.numpy(), reference.accumulate(layer, case.input()).numpy())
+    assert kernels == [kernel]
