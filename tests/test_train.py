@@ -426,7 +426,7 @@ def test_training_through_the_adc_resumes_to_the_same_bits(wq, tmp_path, capsys,
     quick(tmp_path / "start", "--epochs", "1")
     start = str(tmp_path / "start" / "model_best.pth.tar")
     flags = ["--fine_tune", start, "--adc_aware", "--adc_prec", "3", "--cellBit", "2", "--subArray", "16", "--calib_steps",
-             "7", "--limit_train", "50", "--batch_size", "5", "--epochs", "2", "--wq", wq, "--save_minutes", "0"]
+             "5", "--limit_train", "35", "--batch_size", "5", "--epochs", "2", "--wq", wq, "--save_minutes", "0"]
     _, whole = quick(tmp_path / "whole", *flags)
     state = whole["state_dict"]
     ranges = [key for key in state if key.endswith("adc_delta")]
@@ -437,8 +437,8 @@ def test_training_through_the_adc_resumes_to_the_same_bits(wq, tmp_path, capsys,
     assert all((plain["state_dict"][key] == 1).all() for key in gains)
 
     stopped = tmp_path / "stopped"
-    save, position = Run.save, (0, 5)  # between two calibrations; then after an evaluation that is none either
-    for position in ((0, 5), (1, 1)):
+    save, position = Run.save, (0, 6)  # between two calibrations; then after an evaluation that is none either
+    for position in ((0, 6), (1, 1)):
         def save_and_die(self, position=position):
             save(self)
             if (self.epoch, self.step) == position:

@@ -18,8 +18,8 @@ from . import cells_kernel, cells_matrix, pixels
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .amx import TILE_ROWS, can_multiply
 from .cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
-from .cells_narrow import NOT_NARROW, Narrow, narrow_forms
 from .cells_kernel import NARROW, STATIC_BROAD
+from .cells_narrow import NOT_NARROW, Narrow, narrow_forms
 from .cells_plan import besides, fits, padded_columns, plan, step_of_slice, weights_of
 from .cells_reads import PLAIN, SHORT
 from .simd import set_threads

@@ -30,15 +30,10 @@ def _sum_rows(shape, at, weights, x, z):
         end = r + int64_at(at.pixel_row_count, x * shape.input_bits + i)
         while r < end:
             stop = min(end, r + shape.chunk)
-            s0 = s1 = full_i16(0)
-            while r < stop:  # beyond the end of a list stand rows of zeros
-                a, b = uint32_at(at.lists, r), uint32_at(at.lists, r + 1)
-                c, d = uint32_at(at.lists, r + 2), uint32_at(at.lists, r + 3)
-                s0 = _with_rows(s0, weights, a, b, c, d)
-                s1 = _with_rows(s1, weights + 2 * WIDE, a, b, c, d)
-                r += UNROLL
+            s0, s1 = _with_list(at, weights, full_i16(0), full_i16(0), r, stop)
             u0 = added(u0, shifted_up(widened(s0), i - first_bit))
             u1 = added(u1, shifted_up(widened(s1), i - first_bit))
+            r = stop
     return u0, u1
 
 
@@ -47,16 +42,23 @@ def sum_shorts(shape, at, weights, x, z):
     """u of the two vectors of a tile whose cells are at `weights`, modulo 2^16: whatever sums pass on the way, u is right."""
     u0 = u1 = full_i16(0)
     for i in range(int64_at(at.digit_start, z + 1) - 1, int64_at(at.digit_start, z) - 1, -1):
-        u0, u1 = added_shorts(u0, u0), added_shorts(u1, u1)
         r = int64_at(at.pixel_row_at, x * shape.input_bits + i)
         end = r + int64_at(at.pixel_row_count, x * shape.input_bits + i)
-        while r < end:  # beyond the end of a list stand rows of zeros
-            a, b = uint32_at(at.lists, r), uint32_at(at.lists, r + 1)
-            c, d = uint32_at(at.lists, r + 2), uint32_at(at.lists, r + 3)
-            u0 = _with_rows(u0, weights, a, b, c, d)
-            u1 = _with_rows(u1, weights + 2 * WIDE, a, b, c, d)
-            r += UNROLL
+        u0, u1 = _with_list(at, weights, added_shorts(u0, u0), added_shorts(u1, u1), r, end)
     return u0, u1
+
+
+@inlined
+def _with_list(at, weights, s0, s1, r, end):
+    """Two vectors and the rows of a list from entry r to `end`. Beyond the end of a list stand rows of zeros; a part of one is a
+    multiple of UNROLL."""
+    while r < end:
+        a, b = uint32_at(at.lists, r), uint32_at(at.lists, r + 1)
+        c, d = uint32_at(at.lists, r + 2), uint32_at(at.lists, r + 3)
+        s0 = _with_rows(s0, weights, a, b, c, d)
+        s1 = _with_rows(s1, weights + 2 * WIDE, a, b, c, d)
+        r += UNROLL
+    return s0, s1
 
 
 @inlined
