@@ -53,7 +53,7 @@ def quick(folder, *flags):
 def start(*flags):
     """train.py in a process of its own, with the small network."""
     code = ("import time, models.vgg, train; from experiment.cli import run_main; from experiment.training import Run; save = Run.save; "
-            "Run.save = lambda self: (save(self), time.sleep(0.05)); "  # so that who watches the checkpoint sees it inside an epoch
+            "Run.save = lambda self: (save(self), time.sleep(0.02)); "  # so that who watches the checkpoint sees it inside an epoch
             f"models.vgg.CONFIGS['vgg7'] = {SMALL!r}; run_main(train.main)")
     return subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # several at a time on two cores
@@ -76,7 +76,7 @@ def send_inside_epoch(process, folder, number, epoch):
             if checkpoint["epoch"] == epoch and 1 <= checkpoint["step"] <= 22:
                 process.send_signal(number)
                 return
-        time.sleep(0.05)
+        time.sleep(0.02)
     pytest.fail("the run never came there")
 
 
@@ -433,8 +433,9 @@ def test_training_through_the_adc_resumes_to_the_same_bits(wq, tmp_path, capsys,
     assert len(ranges) == 7 and all((state[key] > 0).all() and len(state[key]) == 2 for key in ranges)
     gains = [key for key in state if key.endswith("adc_gain")]
     assert len(gains) == 7 and all((state[key] != 1).any() for key in gains)
-    _, plain = quick(tmp_path / "plain", *flags, "--epochs", "1", "--adc_correct", "none")
-    assert all((plain["state_dict"][key] == 1).all() for key in gains)
+    if wq == "dorefa":
+        _, plain = quick(tmp_path / "plain", *flags, "--epochs", "1", "--adc_correct", "none")
+        assert all((plain["state_dict"][key] == 1).all() for key in gains)
 
     stopped = tmp_path / "stopped"
     save, position = Run.save, (0, 6)  # between two calibrations; then after an evaluation that is none either
