@@ -13,6 +13,7 @@ from test_cells import assert_same, layer_case
 from models.quant import CrossbarSpec
 from models.quant.engines import reference
 from models.quant.engines.cpu import cells, cells_matrix, engine
+from models.quant.engines.cpu.cells_narrow import NOT_NARROW
 from models.quant.readout import Readout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,6 +24,9 @@ def way(request, monkeypatch):
     """Layers of few rows and pixels too; a processor without tiles has one way."""
     if request.param == "rows":
         monkeypatch.setattr(cells, "can_multiply", lambda: False)
+    else:  # layers that 16 bits hold too
+        monkeypatch.setattr(cells.Prepared, "_narrow", NOT_NARROW)
+        monkeypatch.setattr(cells.Prepared, "_short", False)
     monkeypatch.setattr(cells, "TILE_ROWS", 0)
     monkeypatch.setattr(cells_matrix, "SPARSEST", 1000)
     monkeypatch.setattr(cells_matrix, "FEWEST", 1)
