@@ -13,7 +13,7 @@ from models.quant.files import atomic_write
 PAGE = "results.html"
 FIRST = ("model", "dataset", "checkpoint", "cell_bits", "adc_bits", "adc_range", "adc_plan", "device", "accuracy", "software_accuracy",
          "changed_predictions", "mean_bits")  # columns that stand first
-MACHINE = ("python", "torch", "numba", "triton", "cpu", "threads", "gpu", "command")  # what stands below the table
+MACHINE = ("python", "torch", "numba", "triton", "cpu", "threads", "processes", "gpu", "command")  # what stands below the table
 
 
 def write(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -27,7 +27,7 @@ def write(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 def _page(folder: Path, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> str:
     """The text of the page."""
     varied, same = _columns(rows)
-    title = html.escape(f"Results in {folder.name}")
+    title = html.escape(f"Results in {folder.resolve().name}")
     head = "".join(f'<th scope="col"><button type="button">{html.escape(column)}</button></th>' for column in varied)
     body = "".join("<tr>" + "".join(_cell(row.get(column)) for column in varied) + "</tr>\n" for row in rows)
     return f"""<!DOCTYPE html>
@@ -43,8 +43,8 @@ def _page(folder: Path, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Pa
 <p><label>Show rows with <input id="filter" type="search" placeholder="calibrated adc_bits&gt;=4"></label>
 <span id="count">{len(rows)} of {len(rows)} rows</span></p>
 <p class="note">Words must all stand in a row; <code>column=value</code>, <code>&lt;</code>, <code>&lt;=</code>, <code>&gt;</code>,
-<code>&gt;=</code> and <code>!=</code> compare one column. A click on a name sorts, a second one the other way round. Rows without
-<code>cell_bits</code> are of the software.</p>
+<code>&gt;=</code> and <code>!=</code> compare one column, with numbers as they are shown. A click on a name sorts, a second one the
+other way round. Rows without <code>cell_bits</code> are of the software.</p>
 <div class="wide"><table id="results">
 <thead><tr>{head}</tr></thead>
 <tbody>
@@ -66,24 +66,37 @@ def _page(folder: Path, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Pa
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, Any]]:
     """(columns of the table, `{column: value}` of those that are the same in all rows; the software has no hardware to differ in)."""
-    rows = [row for row in rows if row.get("cell_bits") is not None] or rows
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in MACHINE and name != "key"]
     names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
-    values = {name: {json.dumps(row.get(name)) for row in rows} for name in names}
+    on_arrays = [row for row in rows if row.get("cell_bits") is not None] or rows
+    others = [row for row in rows if row.get("cell_bits") is None]
+    values = {name: {*(json.dumps(row.get(name)) for row in on_arrays),
+                     *(json.dumps(row[name]) for row in others if row.get(name) is not None)} for name in names}
     varied = [name for name in names if len(values[name]) > 1 or name in ("cell_bits", "accuracy")]
-    return varied, {name: rows[0].get(name) for name in names if name not in varied}
+    return varied, {name: on_arrays[0].get(name) for name in names if name not in varied}
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "<td></td>"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f'<td class="number" data-value="{value!r}">{f"{value:.6g}" if isinstance(value, float) else value}</td>'
+        return f'<td class="number" data-value="{value!r}">{_text(value)}</td>'
     return f"<td>{html.escape(_text(value))}</td>"
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """A value as it is shown: six digits of a number, also of those in lists and dicts."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(_short(value))
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _short(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(each) for each in value]
+    return float(_text(value)) if isinstance(value, float) else value
 
 
 def _definitions(values: Mapping[str, Any]) -> str:
@@ -149,8 +162,9 @@ const operators = {"=": found => found === 0, "!=": found => found !== 0, "<": f
 
 function fits(row, word) {
   const parts = word.match(/^(\\w+)(<=|>=|!=|=|<|>)(.*)$/), i = parts ? names.indexOf(parts[1]) : -1;
-  if (i < 0) return row.textContent.toLowerCase().includes(word.toLowerCase());
-  const own = value(row.cells[i]), other = typeof own === "number" && parts[3] !== "" ? Number(parts[3]) : parts[3];
+  if (i < 0) return [...row.cells].some(cell => cell.textContent.toLowerCase().includes(word.toLowerCase()));
+  const shown = row.cells[i].textContent, exact = value(row.cells[i]), isNumber = typeof exact === "number" && parts[3] !== "";
+  const other = isNumber ? Number(parts[3]) : parts[3], own = isNumber ? (other === exact ? exact : Number(shown)) : shown;
   if (own === "" && parts[2] !== "=" && parts[2] !== "!=") return false;
   return operators[parts[2]](typeof own === "number" && typeof other === "number" ? own - other : String(own).localeCompare(String(other)));
 }

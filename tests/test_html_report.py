@@ -13,7 +13,7 @@ from experiment import html_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROWS = [
-    {"model": "vgg7", "rows": None, "cell_bits": None, "adc_bits": None, "accuracy": 99.5, "adc_range": None, "chips": None,
+    {"model": "vgg7", "rows": None, "cell_bits": None, "adc_bits": None, "accuracy": 299 / 3, "adc_range": None, "chips": None,
      "python": "3.11", "cpu": "A",
      "command": "eval.py", "n_images": 9, "key": "a"},
     {"model": "vgg7", "rows": 128, "cell_bits": 1, "adc_bits": 10, "accuracy": 98.25, "adc_range": "full", "chips": [1, 2],
@@ -61,11 +61,29 @@ def test_the_page_has_everything_in_it(page):
     reader.feed(page.read_text())
     assert not reader.open and page.name == "results.html"
     assert reader.rows[0] == ["cell_bits", "adc_bits", "adc_range", "accuracy", "chips", "per_layer"]
-    assert reader.rows[1:] == [["", "", "", "99.5", "", ""], ["1", "10", "full", "98.25", "[1, 2]", ""],
+    assert reader.rows[1:] == [["", "", "", "99.6667", "", ""], ["1", "10", "full", "98.25", "[1, 2]", ""],
                                ["1", "2.5", "calibrated <&>", "9", "", '{"a": {"adc_bits": 3}}']]
     assert len(reader.sources) == 1 and reader.sources[0].startswith("data:image/png;base64,")
     for text in ("vgg7", "rows128", "n_images", "3.11", "3.12", "eval.py --x '<b>'"):
         assert text in reader.text
+
+
+def test_what_is_the_same_in_all_rows_is_that_of_the_float_network_too(tmp_path):
+    rows = [{"wbit": bits, "cell_bits": cells, "accuracy": 90.0, "n_images": 9, "processes": 2, "command": "eval.py"}
+            for bits, cells in ((32, None), (8, None), (8, 1))]
+    reader = Reader()
+    reader.feed(html_report.write(tmp_path, rows).read_text())
+    assert [row[reader.rows[0].index("wbit")] for row in reader.rows] == ["wbit", "32", "8", "8"]
+    assert "wbit8" not in reader.text and "n_images9" in reader.text and "Machines and versions\nprocesses2" in reader.text
+
+
+def test_numbers_have_six_digits_also_within_lists(tmp_path):
+    third = 200 / 3
+    rows = [{"cell_bits": 1, "accuracy": third, "chip_accuracies": [third, 100.0], "layer_bits": {"a": 1 / 3}, "software_accuracy": third},
+            {"cell_bits": 2, "accuracy": 0.0, "chip_accuracies": None, "layer_bits": None, "software_accuracy": third}]
+    reader = Reader()
+    reader.feed(html_report.write(tmp_path, rows).read_text())
+    assert {*reader.rows[1]} == {"1", "66.6667", "[66.6667, 100.0]", '{"a": 0.333333}'} and "software_accuracy66.6667" in reader.text
 
 
 ACTIONS = """
@@ -75,7 +93,8 @@ const click = name => { heads[names.indexOf(name)].firstChild.click(); return sh
 addEventListener("load", () => {
   const seen = {first: shown(), up: click("adc_bits"), down: click("adc_bits"), words: click("adc_range"), full: type("full"),
   both: type("accuracy>=9 adc_bits<10"), not: type("adc_range!=full"), equal: type("adc_bits=10"), empty: type("adc_range="),
-  none: type("adc_bits>10"), odd: type("speed=3"), all: type(""), red: document.images[0].naturalWidth,
+  none: type("adc_bits>10"), odd: type("speed=3"), shown: type("accuracy=99.6667 accuracy>=99.6667"),
+  exact: type("accuracy=99.66666666666667"), two: type("110"), all: type(""), red: document.images[0].naturalWidth,
   arrow: heads[names.indexOf("adc_range")].getAttribute("aria-sort")};
 document.title = JSON.stringify(seen); });
 """
@@ -89,7 +108,9 @@ def test_the_page_in_a_browser(page, tmp_path):
                            "--virtual-time-budget=2000", page.as_uri()], capture_output=True, text=True, timeout=120)
     seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
     assert seen == {
-        "first": ["99.5", "98.25", "9"], "up": ["9", "98.25", "99.5"], "down": ["98.25", "9", "99.5"], "words": ["9", "98.25", "99.5"],
-        "full": ["98.25", "1 of 3 rows"], "both": ["9", "1 of 3 rows"], "not": ["9", "99.5", "2 of 3 rows"],
-        "equal": ["98.25", "1 of 3 rows"], "empty": ["99.5", "1 of 3 rows"], "none": ["0 of 3 rows"], "odd": ["0 of 3 rows"],
-        "all": ["9", "98.25", "99.5", "3 of 3 rows"], "red": 30, "arrow": "ascending"}
+        "first": ["99.6667", "98.25", "9"], "up": ["9", "98.25", "99.6667"], "down": ["98.25", "9", "99.6667"],
+        "words": ["9", "98.25", "99.6667"],
+        "full": ["98.25", "1 of 3 rows"], "both": ["9", "1 of 3 rows"], "not": ["9", "99.6667", "2 of 3 rows"],
+        "equal": ["98.25", "1 of 3 rows"], "empty": ["99.6667", "1 of 3 rows"], "none": ["0 of 3 rows"], "odd": ["0 of 3 rows"],
+        "shown": ["99.6667", "1 of 3 rows"], "exact": ["99.6667", "1 of 3 rows"], "two": ["0 of 3 rows"],
+        "all": ["9", "98.25", "99.6667", "3 of 3 rows"], "red": 30, "arrow": "ascending"}
