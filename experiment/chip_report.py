@@ -14,7 +14,7 @@ from models.quant.gate_errors import gate_errors
 from models.quant.files import atomic_write
 
 from .data import Batches
-from .drawing import colormap, new_figure, save
+from .drawing import colormap, new_figure, save, wrapped
 from .evaluation import Cache, calibrate
 from .placing import Stored, on_adcs, place, program
 from .report import db, text_table
@@ -96,7 +96,7 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
         axes.set_axis_off()
     above.suptitle(f"cells of {name}, by the level that they were programmed to (dashed)", fontsize="medium")
     _losses_panel(below.subplots(), layers)
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(wrapped(title, width, "medium"), fontsize="medium")
     save(figure, path, dpi=120)
 
 

@@ -15,7 +15,7 @@ from models.quant.cost.estimate import AREA, ENERGY
 from models.quant.files import atomic_write
 
 from .costs import figures
-from .drawing import colormap, label_decades, new_figure, save
+from .drawing import add_legend, colormap, label_decades, new_figure, save, wrapped
 from .evaluation import Record
 from .report import band_text, band_words, bands, text_table
 
@@ -113,10 +113,10 @@ def by_layer(path: Path, records: Sequence[Record], title: str) -> None:
     for (left, right), record in zip(panels, records):
         _stacked(left, record.cost.layers, "energy", ENERGY, "energy of an image (uJ)")
         _stacked(right, record.cost.layers, "area", AREA, "area (mm2)")
-        left.set_title(str(record.setting), fontsize="small", loc="left")
+        left.set_title(wrapped(str(record.setting), figure.get_figwidth()), fontsize="small", loc="left")
     for axes in panels[0]:
         axes.legend(fontsize="x-small")
-    figure.suptitle(title, fontsize="small")
+    figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize="small")
     save(figure, path, dpi=100)
 
 
@@ -155,7 +155,7 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
     axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
     axes.set(xscale="log", xlabel="energy of an image (uJ); beside each point the ADC's bits", ylabel="accuracy (%)")
     label_decades(axes)
-    axes.set_title(title, fontsize="small")
+    axes.set_title(wrapped(title, figure.get_figwidth()), fontsize="small")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="x-small", loc="lower right")
+    add_legend(figure, axes, "lower right")
     save(figure, path, dpi=150)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+
+POINTS = {"x-small": 6.9, "small": 8.3, "medium": 10, "large": 12}  # matplotlib's sizes of text
+LEGEND = 8  # lines of a legend that leave room for the curves beside it
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -25,6 +29,24 @@ def colormap(name: str) -> Colormap:
     from matplotlib import colormaps
 
     return colormaps[name]
+
+
+def wrapped(text: str, inches: float, size: str = "small") -> str:
+    """A title whose lines are broken where a figure of so many inches would cut them off; it stands above the panel's middle."""
+    letters = int(72 * (inches - 0.8) / (0.55 * POINTS[size]))
+    return "\n".join(textwrap.fill(line, letters, break_on_hyphens=False) for line in text.splitlines())
+
+
+def add_legend(figure: Figure, axes: Axes, place: str = "best") -> None:
+    """The legend of a figure of one panel: within it, at this place, where it is short, else below, where it hides no curve."""
+    handles, names = axes.get_legend_handles_labels()
+    names = [wrapped(name, 0.75 * figure.get_figwidth(), "x-small") for name in names]
+    lines = sum(len(name.splitlines()) for name in names)
+    if lines <= LEGEND:
+        axes.legend(handles, names, fontsize="x-small", loc=place)
+    else:
+        figure.set_figheight(figure.get_figheight() + lines * 1.7 * POINTS["x-small"] / 72)
+        figure.legend(handles, names, fontsize="x-small", loc="outside lower center")
 
 
 def label_decades(axes: Axes) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from models.quant.files import atomic_write
 
 from .chips import show_time
 from .costs import FIGURES
-from .drawing import colormap, new_figure, save
+from .drawing import add_legend, colormap, new_figure, save, wrapped
 from .evaluation import Record
 
 # Only a rule of dashes below the header: prints the same on every terminal and in a log file.
@@ -197,7 +196,7 @@ def bands(records: Sequence[Record]) -> np.ndarray:
     """Accuracy, lower and upper end of the band of each record, `[3, N]`; no chip has less than nothing or more than all."""
     accuracy, band = np.array([(record.accuracy, band_of_chance(record)) for record in records]).T
     low, high = accuracy - band, accuracy + band
-    if all(record.accuracy_std is not None for record in records):
+    if all(map(_has_deviation, records)):
         low, high = np.clip([low, high], 0, 100)
     return np.stack([accuracy, low, high])
 
@@ -205,7 +204,14 @@ def bands(records: Sequence[Record]) -> np.ndarray:
 def band_words(records: Sequence[Record]) -> str:
     """What the bands of a picture are."""
     chips = max(len(record.chip_accuracies or ()) for record in records)
-    return f"deviation over {chips} chips" if chips > 1 else "what chance alone can do (the root of the changed predictions)"
+    chance = "what chance alone can do (the root of the changed predictions)"
+    if chips < 2:
+        return chance
+    return f"deviation over {chips} chips" + ("" if all(map(_has_deviation, records)) else f"; of ideal cells {chance}")
+
+
+def _has_deviation(record: Record) -> bool:
+    return record.accuracy_std is not None
 
 
 def band_of_chance(record: Record) -> float:
@@ -219,10 +225,9 @@ def band_of_chance(record: Record) -> float:
 def _finish(figure: Any, axes: Any, records: Sequence[Record], title: str, path: str | Path) -> None:
     axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
     axes.set_ylabel("accuracy (%)")
-    axes.set_title(f"{title}\nband: {band_words(records)}", fontsize="small")
+    axes.set_title(wrapped(f"{title}\nband: {band_words(records)}", figure.get_figwidth()), fontsize="small")
     axes.grid(alpha=0.3)
-    for text in axes.legend(fontsize="x-small").get_texts():
-        text.set_text(textwrap.fill(text.get_text(), 80))
+    add_legend(figure, axes)
     save(figure, path, dpi=150)
 
 
@@ -278,7 +283,7 @@ def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]
     _sqnr_panel(panels[len(layers)], layers, adc_bits)
     for axes in panels[len(layers) + 1:]:
         axes.set_axis_off()
-    figure.suptitle(title)
+    figure.suptitle(wrapped(title, figure.get_figwidth(), "large"))
     save(figure, path, dpi=120)
 
 

@@ -24,7 +24,7 @@ from models.quant.files import atomic_write
 from . import per_layer
 from .bench import Bench
 from .cli import UserError
-from .drawing import new_figure, save
+from .drawing import new_figure, save, wrapped
 from .eval_flags import EvalSettings
 from .eval_settings import all_settings
 from .flags import flag_name
@@ -279,7 +279,7 @@ class Search:
         axes.plot([row[x] for row in front], [row[y] for row in front], "o-", label=f"front, {self.bench.shown.kind}")
         axes.plot([row[f"test_{x}"] for row in front], [row[f"test_{y}"] for row in front], "x--", label="front, as measured at the end")
         axes.set(xlabel=OBJECTIVES[x].axis, ylabel=OBJECTIVES[y].axis)
-        axes.set_title(f"{self.of.resume}: {len(rows)} settings", fontsize="small")
+        axes.set_title(wrapped(f"{self.of.resume}: {len(rows)} settings", figure.get_figwidth()), fontsize="small")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="x-small")
         save(figure, path, dpi=150)

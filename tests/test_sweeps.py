@@ -645,6 +645,34 @@ def test_bands_of_pictures():
     assert report.bands([several]).tolist() == [[99], [pytest.approx(99 - 2**0.5)], [100]]
 
 
+def test_bands_are_said_to_be_what_they_are():
+    """Ideal cells beside chips have the band of chance, and no deviation."""
+    one = Record(None, torch.zeros(200), 99.0, 99.0, 16, 1.0, None)
+    several = replace(one, chip_accuracies=(98.0, 100.0))
+    assert report.band_words([one]).startswith("what chance alone")
+    assert report.band_words([several]) == "deviation over 2 chips"
+    assert report.band_words([several, one]).startswith("deviation over 2 chips; of ideal cells what chance alone")
+
+
+@pytest.mark.parametrize("curves", [3, 9])
+def test_nothing_of_a_picture_is_cut_off_or_hidden(curves, tmp_path, monkeypatch):
+    """Titles end within the figure; a legend of many lines stands below the curves."""
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, *_, **__: drawn.append(figure))
+    per_layer = [{f"layer.{i}": {"adc_bits": 4, "rows": 64}, "a_layer_of_a_long_name.*": {"cell_bits": 2}} for i in range(curves)]
+    records = [Record(Setting(per_layer=each), torch.zeros(9), 50 + i, 99, 9, 0, None, mean_bits=6) for i, each in enumerate(per_layer)]
+    report.accuracy_plot(records, "a title of many words " * 9, tmp_path / "picture.png")
+    figure, = drawn
+    axes, width = figure.axes[0], figure.bbox.width
+    figure.savefig(tmp_path / "picture.png")
+    for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+        box = text.get_window_extent()
+        assert 0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= figure.bbox.height
+    legend = (figure.legends or [axes.get_legend()])[0].get_window_extent()
+    assert (legend.y1 <= axes.get_window_extent().y0) == (curves == 9)
+    assert 0 <= legend.x0 and legend.x1 <= width and 0 <= legend.y0
+
+
 def test_values_of_single_layers():
     assert per_layer.parse(["a:adc_prec=1/2:3:0.5,mapping=tap/im2col", "a:rows=64"]) == {
         "a": {"adc_bits": [1, 2, 2.5, 3], "mapping": ["tap", "im2col"], "rows": [64]}}
