@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from models import quant
 from models.quant.cost import Band, CostReport, LayerCost, Technology
 from models.quant.cost.estimate import AREA, ENERGY
 from models.quant.files import atomic_write
@@ -23,15 +25,16 @@ MICRO = 1e6
 COLUMNS = 3  # panels beside one another
 
 
-def write(records: Sequence[Record], technology: Technology, title: str, folder: Path) -> list[Path]:
-    """Write cost.json, cost.csv and the pictures of the records that have costs. Returns: their paths."""
+def write(records: Sequence[Record], technology: Technology, title: str, folder: Path, network: nn.Module) -> list[Path]:
+    """Write cost.json, cost.csv and the pictures of the records that have costs. Args: network, what they are of: of converted ones
+    layers have bits of their own. Returns: the paths."""
     costed = [record for record in records if record.cost]
     if not costed:
         return []
     paths = [folder / name for name in ("cost.json", "cost.csv", "cost_by_layer.png", "accuracy_over_energy.png")]
     content = {"technology": _content(technology), "settings": [_setting(record) for record in costed]}
     atomic_write(paths[0], lambda file: file.write(json.dumps(content).encode()))
-    atomic_write(paths[1], lambda file: file.write(_csv(costed).encode()))
+    atomic_write(paths[1], lambda file: file.write(_csv(costed, network).encode()))
     title = f"{title}\n{technology.name}, typical sources; from the cheapest to the dearest ones:"
     by_layer(paths[2], costed, f"{title} whiskers")
     accuracy_over_energy(paths[3], costed, f"{title} bars; whiskers: {band_words(costed)}")
@@ -56,15 +59,15 @@ def _setting(record: Record) -> dict[str, Any]:
                     "utilisation": layer.utilisation, "events": asdict(layer.events)} for layer in cost.layers]}
 
 
-def _csv(records: Sequence[Record]) -> str:
+def _csv(records: Sequence[Record], network: nn.Module) -> str:
     """A line for each setting, layer, quantity and component."""
-    text = io.StringIO()
+    text, on_crossbars = io.StringIO(), dict(quant.crossbar_layers(network))
     spec = list(asdict(records[0].setting.spec))
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["setting", "technology", *spec, "accuracy", "layer", "quantity", "component", "low", "typical", "high"])
     for record in records:
         for layer in record.cost.layers:
-            hardware = asdict(record.setting.spec_of(layer.name)).values()
+            hardware = asdict(on_crossbars[layer.name].fitted(record.setting.spec_of(layer.name))).values()
             for line in _lines(layer):
                 writer.writerow([str(record.setting), record.cost.technology, *hardware, record.accuracy, layer.name, *line])
     return text.getvalue()

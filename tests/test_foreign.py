@@ -1,6 +1,7 @@
 """Networks of others: found by name, images of any size, the rows of their table, training that goes on. The networks are small, and
 made by functions in files, as users bring theirs; what leaves the machine is replaced by what raises as it does without a network."""
 
+import csv
 import inspect
 import json
 import pickle
@@ -16,7 +17,7 @@ from torch import nn
 
 import eval as evaluation
 import train
-from experiment import bench, class_index, conversion_settings, data, foreign, training
+from experiment import bench, class_index, conversion_settings, cost_report, data, foreign, training
 from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.cli import UserError
 from experiment.evaluation import Setting, measure, measure_float
@@ -268,6 +269,17 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     assert len(results("out")) == 3  # all measured already
     assert evaluation.main([*EVAL, *flags, "--inputs", "ternary"]) == 0
     assert [(row["wbit"], row["inputs"]) for row in results("out")[3:]] == [(3, "ternary")] * 2  # the float network is the same
+
+
+def test_costs_are_beside_the_bits_that_a_layer_has(net, photographs, monkeypatch):
+    """First and last layer have others than the setting says."""
+    for picture in ("by_layer", "accuracy_over_energy"):
+        monkeypatch.setattr(cost_report, picture, lambda *_: None)
+    assert evaluation.main([*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--wbit", "3",
+                            "--abit", "3", "--first_last_bits", "4", "--adc_range", "full", "--adc_prec", "4", "--cost", "rram_65nm"]) == 0
+    with open("out/cost.csv", newline="") as file:
+        found = {line["layer"]: (line["w_bits"], line["a_bits"]) for line in csv.DictReader(file)}
+    assert list(found.values()) == [("4", "4"), ("3", "3"), ("4", "4")]
 
 
 def test_options_of_the_conversion_are_those_of_the_flags(net, photographs, monkeypatch):
