@@ -130,7 +130,7 @@ th[aria-sort=ascending] button::after { content: " \\25B2"; } th[aria-sort=desce
 td.number { text-align: right; } tbody tr:hover { background: #eef4ff; }
 input { font: inherit; width: 24rem; max-width: 100%; } .note { color: #555; }
 dl { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; } dt { color: #555; } dl div { display: flex; gap: .4rem; } dd { margin: 0; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } code { overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } h1, dd, code, figcaption { overflow-wrap: anywhere; }
 """
 
 SCRIPT = """

@@ -23,6 +23,8 @@ ROWS = [
      "python": "3.12", "cpu": "B",
      "command": "eval.py", "n_images": 9, "key": "c", "per_layer": {"a": {"adc_bits": 3}}},
 ]
+for row in ROWS:
+    row["checkpoint"] = f"save/{'a_long_name_' * 30}"
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ addEventListener("load", () => {
   both: type("accuracy>=9 adc_bits<10"), not: type("adc_range!=full"), equal: type("adc_bits=10"), empty: type("adc_range="),
   none: type("adc_bits>10"), odd: type("speed=3"), shown: type("accuracy=99.6667 accuracy>=99.6667"),
   exact: type("accuracy=99.66666666666667"), two: type("110"), all: type(""), red: document.images[0].naturalWidth,
-  arrow: heads[names.indexOf("adc_range")].getAttribute("aria-sort")};
+  fits: document.documentElement.scrollWidth <= innerWidth, arrow: heads[names.indexOf("adc_range")].getAttribute("aria-sort")};
 document.title = JSON.stringify(seen); });
 """
 
@@ -113,4 +115,4 @@ def test_the_page_in_a_browser(page, tmp_path):
         "full": ["98.25", "1 of 3 rows"], "both": ["9", "1 of 3 rows"], "not": ["9", "99.6667", "2 of 3 rows"],
         "equal": ["98.25", "1 of 3 rows"], "empty": ["99.6667", "1 of 3 rows"], "none": ["0 of 3 rows"], "odd": ["0 of 3 rows"],
         "shown": ["99.6667", "1 of 3 rows"], "exact": ["99.6667", "1 of 3 rows"], "two": ["0 of 3 rows"],
-        "all": ["9", "98.25", "99.6667", "3 of 3 rows"], "red": 30, "arrow": "ascending"}
+        "all": ["9", "98.25", "99.6667", "3 of 3 rows"], "red": 30, "fits": True, "arrow": "ascending"}
