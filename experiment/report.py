@@ -147,10 +147,23 @@ def sweep_plot(curves: Mapping[str, Sequence[tuple[float, Record]]], name: str, 
         else:  # 0 stands beside the smallest
             axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
         axes.minorticks_off()
-    if name == "device_time" and len(values) <= 12:
-        axes.set_xticks(values, [show_time(value) for value in values], rotation=45 if len(values) > 6 else 0)
-    axes.set_xlabel(SWEPT[name])
+    named = name == "device_time" and len(values) <= 12
+    if named:
+        _name_times(axes, values)
+    axes.set_xlabel(SWEPT[name] + (" (s)" if name == "device_time" and not named else ""))
     _finish(figure, axes, [record for points in curves.values() for _, record in points], title, path)
+
+
+def _name_times(axes: Any, values: Sequence[float]) -> None:
+    """A tick at each time, with its name where that does not lie on the one before."""
+    turned, end, names = len(values) > 6, -1.0, []
+    axes.get_xlim()  # which the places follow from
+    places = axes.transAxes.inverted().transform(axes.transData.transform([(value, 0) for value in values]))[:, 0]
+    for value, place in zip(values, places):
+        half = 0.02 if turned else 0.007 * len(show_time(value)) + 0.005  # of the width that a name takes
+        names.append(show_time(value) if place - half > end else "")
+        end = place + half if names[-1] else end
+    axes.set_xticks(values, names, rotation=45 if turned else 0)
 
 
 def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> None:

@@ -17,7 +17,7 @@ from experiment import chips as chip_flags
 from experiment import chip_files, chip_report, eval_settings, keys, report
 from experiment.chips import Chips, DeviceSettings, chips_of, show_time
 from experiment.cli import UserError
-from experiment.evaluation import Cache, Setting, measure, of_chips, place, program
+from experiment.evaluation import Cache, Record, Setting, measure, of_chips, place, program
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device, Wires, diagnostics
 from models.quant.devices import presets
@@ -387,6 +387,22 @@ def test_pictures_over_what_is_swept(run, checkpoint, monkeypatch):  # noqa: F81
     for name in drawn:
         assert png(f"save/accuracy_over_{name}.png") and f"plot: save/accuracy_over_{name}.png" in text.replace(f"{Path.cwd()}/", "")
     assert not Path("save/accuracy_over_adc_bits.png").exists()
+
+
+@pytest.mark.parametrize("times, label", [([0, 1, 3600, 86400, 100000], "programming"), ([*range(1, 12), 100000], "programming"),
+                                          ([*range(1, 13), 100000], "programming (s)")])
+def test_times_of_an_axis_can_be_read(times, label, tmp_path, monkeypatch):
+    """No name of a time lies on another, and where there are too many for names the unit is there."""
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, *_, **__: drawn.append(figure))
+    chips = [Chips(device=Device.preset("techA", time=time)) for time in times]
+    report.plots([Record(Setting(chips=each), torch.zeros(9), 90, 91, 1, 1, None, mean_bits=6) for each in chips], "title", tmp_path)
+    axes, = drawn[0].axes
+    drawn[0].savefig(tmp_path / "picture.png")
+    assert axes.get_xlabel().endswith(label)
+    boxes = [tick.get_window_extent() for tick in axes.get_xticklabels() if tick.get_text()]
+    turned = len(times) > 6  # such names slant, and are as far apart as lines of text
+    assert all(b.x1 - a.x1 > 12 if turned else b.x0 > a.x1 for a, b in zip(boxes, boxes[1:])) and len(boxes) > 3
 
 
 def test_what_has_no_axis_is_no_picture(run, checkpoint):  # noqa: F811
