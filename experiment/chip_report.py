@@ -14,7 +14,7 @@ from models.quant.gate_errors import gate_errors
 from models.quant.files import atomic_write
 
 from .data import Batches
-from .drawing import colormap, new_figure, save, wrapped
+from .drawing import colormap, height_of_names, new_figure, save, width_of_names, wrapped
 from .evaluation import Cache, calibrate
 from .placing import Stored, on_adcs, place, program
 from .report import db, text_table
@@ -85,9 +85,11 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
     """A panel for each slice of one layer, how its cells lie around their levels; below, the losses of all layers."""
     columns = min(len(slices), 4)
     rows = -(-len(slices) // columns)
-    width = max(8.0, 4.0 * columns)
-    figure = new_figure(width, 3.1 * rows + 3.1)
-    above, below = figure.subfigures(2, 1, height_ratios=[rows, 1])
+    names = [entry["layer"] for entry in layers]
+    width = max(8.0, 4.0 * columns, width_of_names(names) + 0.8)
+    turned = height_of_names(names, width - 0.8)
+    figure = new_figure(width, 3.1 * rows + 3.1 + turned)
+    above, below = figure.subfigures(2, 1, height_ratios=[3.1 * rows, 3.1 + turned])
     panels = list(above.subplots(rows, columns, squeeze=False).flat)
     for i, (entry, axes) in enumerate(zip(slices, panels)):
         _levels_panel(axes, entry, setting)
@@ -95,7 +97,7 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
     for axes in panels[len(slices):]:
         axes.set_axis_off()
     above.suptitle(f"cells of {name}, by the level that they were programmed to (dashed)", fontsize="medium")
-    _losses_panel(below.subplots(), layers)
+    _losses_panel(below.subplots(), layers, bool(turned))
     figure.suptitle(wrapped(title, width, "medium"), fontsize="medium")
     save(figure, path, dpi=120)
 
@@ -120,7 +122,7 @@ def _levels_panel(axes: Any, entry: Mapping[str, Any], setting: Setting) -> None
         top.set_xlabel("uS", fontsize="x-small", labelpad=2)
 
 
-def _losses_panel(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
+def _losses_panel(axes: Any, layers: Sequence[Mapping[str, Any]], turned: bool) -> None:
     steps, place = _steps(layers), np.arange(len(layers))
     width = 0.8 / len(steps)
     for i, (key, text) in enumerate(steps.items()):
@@ -129,7 +131,7 @@ def _losses_panel(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
         bars = axes.bar(at, values, width, label=text)
         for x in at[np.isnan(values)]:
             axes.text(x, 0, " exact", color=bars[0].get_facecolor(), rotation="vertical", ha="center", va="bottom", fontsize="x-small")
-    axes.set_xticks(place, [e["layer"] for e in layers], fontsize="small")
+    axes.set_xticks(place, [e["layer"] for e in layers], fontsize="x-small", rotation=90 if turned else 0)
     axes.set_ylabel("output SQNR (dB)")
     axes.set_title("what is left of each layer's output, errors switched on one after another", fontsize="small")
     axes.grid(axis="y", alpha=0.3)

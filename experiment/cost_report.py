@@ -17,7 +17,7 @@ from models.quant.cost.estimate import AREA, ENERGY
 from models.quant.files import atomic_write
 
 from .costs import figures
-from .drawing import add_legend, colormap, label_decades, new_figure, save, wrapped
+from .drawing import add_legend, colormap, height_of_names, label_decades, new_figure, save, width_of_names, wrapped
 from .evaluation import Record
 from .report import band_text, band_words, bands, text_table
 
@@ -110,15 +110,20 @@ def _texts(energy: Band, latency: Band, area: Band) -> list[str]:
 
 def by_layer(path: Path, records: Sequence[Record], title: str) -> None:
     """A row of two panels for each setting: energy and area of its layers, a color for each component."""
-    rows = len(records)
-    figure = new_figure(11, 0.6 + 2.6 * rows)
+    rows, names = len(records), [layer.name for layer in max((record.cost.layers for record in records), key=len)]
+    width = max(5.5, width_of_names(names) + 0.8)  # of a panel
+    turned = height_of_names(names, width - 0.8)
+    figure = new_figure(2 * width, 0.6 + (2.6 + turned) * rows)
     panels = figure.subplots(rows, 2, squeeze=False)
     for (left, right), record in zip(panels, records):
         _stacked(left, record.cost.layers, "energy", ENERGY, "energy of an image (uJ)")
         _stacked(right, record.cost.layers, "area", AREA, "area (mm2)")
         left.set_title(wrapped(str(record.setting), figure.get_figwidth()), fontsize="small", loc="left")
+        for axes in (left, right) if turned else ():
+            axes.tick_params("x", rotation=90)
     for axes in panels[0]:
-        axes.legend(fontsize="x-small")
+        axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(fontsize="x-small", ncols=4, loc="upper right")
     figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize="small")
     save(figure, path, dpi=100)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,17 @@ def add_legend(figure: Figure, axes: Axes, place: str = "best") -> None:
     else:
         figure.set_figheight(figure.get_figheight() + lines * 1.7 * POINTS["x-small"] / 72)
         figure.legend(handles, names, fontsize="x-small", loc="outside lower center")
+
+
+def height_of_names(names: Sequence[str], inches: float) -> float:
+    """Inches that names below an axis of so many inches need: none where they stand side by side, else their length, turned."""
+    longest = max(map(len, names)) * 0.55 * POINTS["x-small"] / 72
+    return longest if longest * len(names) > 0.95 * inches else 0.0
+
+
+def width_of_names(names: Sequence[str]) -> float:
+    """Inches that an axis must have for its names to be read, turned."""
+    return len(names) * 1.25 * POINTS["x-small"] / 72
 
 
 def label_decades(axes: Axes) -> None:

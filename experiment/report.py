@@ -332,11 +332,14 @@ def _plan_panel(axes: Any, entry: Mapping[str, Any], most: int) -> None:
 
 
 def _sqnr_panel(axes: Any, layers: Sequence[Mapping[str, Any]], adc_bits: int) -> None:
-    for entry in layers:
+    many = len(layers) > len(colormap("tab10").colors)  # a legend of all of them would fill the panel
+    colors = colormap("viridis")(np.linspace(0, 0.9, len(layers))) if many else colormap("tab10").colors
+    for i, (entry, color) in enumerate(zip(layers, colors)):
         points = [(bits, db) for bits, db in entry["sqnr_over_adc_bits"].items() if db is not None]
         if points:
-            axes.plot(*zip(*points), marker="o", markersize=3, label=entry["layer"])
+            name = entry["layer"] if not many or i in (0, len(layers) - 1) else None
+            axes.plot(*zip(*points), marker="o", markersize=3, color=color, label=name)
     axes.axvline(adc_bits, color="black", linestyle="--", linewidth=1)
     axes.set(title="signal to quantization noise, uniform bits", xlabel="ADC bits", ylabel="SQNR of the reads (dB)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
+    axes.legend(fontsize="x-small", title="from the first layer to the last" if many else None, title_fontsize="x-small")

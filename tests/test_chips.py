@@ -405,6 +405,26 @@ def test_times_of_an_axis_can_be_read(times, label, tmp_path, monkeypatch):
     assert all(b.x1 - a.x1 > 12 if turned else b.x0 > a.x1 for a, b in zip(boxes, boxes[1:])) and len(boxes) > 3
 
 
+@pytest.mark.parametrize("count", [4, 19])
+def test_reports_of_many_layers_can_be_read(count, tmp_path, monkeypatch):
+    """Names of layers are turned where they would lie on one another; no two layers of a panel have one color."""
+    drawn = []
+    monkeypatch.setattr(chip_report, "save", lambda figure, *_, **__: drawn.append(figure))
+    names = [f"stages.{i}.conv1" for i in range(count)]
+    levels = [{"level": x, "cells": 9, "histogram": [4, 5]} for x in (0, 1)]
+    losses = [{"layer": name, **dict.fromkeys(("adc", "cells", "both", "chip"), 20.0)} for name in names]
+    chip_report.plot(tmp_path / "picture.png", "title", "a", [{"slice": 0, "bits": 1, "edges": [-1, 0, 1], "levels": levels}], losses,
+                     Setting(CrossbarSpec(reference="digital")))
+    drawn[0].savefig(tmp_path / "picture.png")
+    boxes = [tick.get_window_extent() for tick in drawn[0].axes[-1].get_xticklabels()]
+    assert len(boxes) == count and all(b.x0 > a.x1 for a, b in zip(boxes, boxes[1:])) and min(box.y0 for box in boxes) >= 0
+
+    axes = drawn[0].add_subplot()
+    report._sqnr_panel(axes, [{"layer": name, "sqnr_over_adc_bits": {4: 20 + i, 5: 30}} for i, name in enumerate(names)], 4)
+    assert len({tuple(np.ravel(line.get_color())) for line in axes.lines[:count]}) == count
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == (names if count == 4 else [names[0], names[-1]])
+
+
 def test_what_has_no_axis_is_no_picture(run, checkpoint):  # noqa: F811
     run(checkpoint, *FLAGS, "--adc_range", "full", "--device", "techB", "techC", "--reference_cells", "device", "ideal")
     assert not list(Path("save").glob("*.png"))

@@ -2,15 +2,18 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import test_eval
+import torch
 from test_cost import costs, linear
 from test_eval import checkpoint, run, scene  # noqa: F401 - fixtures
 
 from experiment import cost_report
 from experiment.cli import UserError
+from experiment.evaluation import Record, Setting
 from models.quant import CrossbarSpec
 from models.quant.adc import Plan
 from models.quant.cost import Technology
@@ -91,6 +94,22 @@ def test_idle_conversions_that_are_skipped_are_not_in_the_table(run, checkpoint)
     row = [line for line in text.splitlines() if line.startswith("1-bit cells, 3-bit ADC, full") and "%" in line][-1]
     mean, converted = row.split("skipped")[1].split()[:2]  # of inputs behind coarse ADCs; costs are those of the software's
     assert float(mean) == pytest.approx(3 * share, abs=0.03) and float(converted[:-1]) == pytest.approx(100 * share, abs=1)
+
+
+@pytest.mark.parametrize("count", [3, 19])
+def test_names_of_many_layers_can_be_read(count, tmp_path, monkeypatch):
+    """They are turned where they would lie on one another; the legend is above all bars and whiskers."""
+    drawn = []
+    monkeypatch.setattr(cost_report, "save", lambda figure, *_, **__: drawn.append(figure))
+    cost = costs(*linear(20, 6, CrossbarSpec(adc_range="full")), Technology.load("rram_65nm"))
+    cost = replace(cost, layers=tuple(replace(cost.layers[0], name=f"stages.{i}.conv1") for i in range(count)))
+    cost_report.by_layer(tmp_path / "picture.png", [Record(Setting(), torch.zeros(9), 90, 91, 1, 1, None, cost=cost)], "title")
+    drawn[0].savefig(tmp_path / "picture.png")
+    for axes in drawn[0].axes:
+        boxes = [tick.get_window_extent() for tick in axes.get_xticklabels()]
+        assert len(boxes) == count and all(b.x0 > a.x1 for a, b in zip(boxes, boxes[1:])) and min(box.y0 for box in boxes) >= 0
+        tops = [segment[:, 1].max() for bars in axes.containers if hasattr(bars, "lines") for segment in bars.lines[2][0].get_segments()]
+        assert axes.get_legend().get_window_extent().y0 > max(axes.transData.transform((0, top))[1] for top in tops)
 
 
 def test_whiskers_are_said_to_be_what_they_are(run, checkpoint, monkeypatch):
