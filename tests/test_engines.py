@@ -877,6 +877,16 @@ def test_scaled_sums(engine, adc_range, delta, geometry):
     assert_same(found.numpy(), total.astype(np.float32) * scale.numpy() + offset.numpy())
 
 
+@pytest.mark.parametrize("values", [[1.0], [1 / 128]])
+def test_scaled_sums_without_an_adc(engine, values):
+    case = layer_case(CrossbarSpec(rows=32, adc_range="ideal"), padding=(1, 1, 1, 1))
+    layer = case.layer()
+    scale, offset = (torch.randn(len(layer.w_codes), generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    found = engines.scaled(engine, engine.prepare(layer), case.input(), values, scale, offset)
+    total = expected(case)[0] * np.float64(values[0])
+    assert_same(found.numpy(), total.astype(np.float32) * scale.numpy() + offset.numpy())
+
+
 @pytest.mark.parametrize("delta", [1.5, 2.0**20])  # sums in 32 and in 64 bits
 @pytest.mark.parametrize("values", [[1.0], [1 / 32]])
 def test_scaled_sums_of_a_plan(engine, delta, values):

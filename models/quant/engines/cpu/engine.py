@@ -59,7 +59,7 @@ def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], s
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
     if prepared.sums_alone:
-        return elementwise.scaled(prepared.convolution.sums(a_codes), scale, offset, to_codes)
+        return elementwise.scaled_steps(prepared.convolution.sums(a_codes)[None], values, scale, offset, to_codes)
     if isinstance(prepared, grouped.Prepared):
         return prepared.scaled(a_codes, values, scale, offset, to_codes)
     if prepared.clips_alone(a_codes):
