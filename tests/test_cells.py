@@ -172,6 +172,20 @@ def test_cells_at_the_end_of_the_grid(all_engines, adc_range, reference, dac_bit
     check([engine for engine, why in zip(all_engines, refused) if why is None], case)
 
 
+@pytest.mark.parametrize("groups", [1, 16])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_ranges_of_the_batch_wider_than_31_bits(all_engines, reference, groups):
+    """Reads that 32 bits hold, the largest of which lies further than that above the smallest."""
+    spec = CrossbarSpec(8, 8, 8, 8, 1024, reference=reference, adc_range="dynamic", dac_bits=8)
+    case = layer_case(spec, 600 * groups, 4 * groups, kernel=(1, 1), size=(1, 1), images=3, groups=groups)
+    values, line = np.random.default_rng(1).integers(-8190, 8191, case.cells[0].shape).astype(np.int32), np.zeros_like(case.cells[1])
+    values[..., 0], values[..., 1], case.a_codes[0] = 8191, -8191, 255
+    case.cells = values, line, 4
+    low, high = case.layer().u_span
+    assert high < 2**31 < high - low
+    check(all_engines, case)
+
+
 @pytest.mark.parametrize("out", [1, 31, 33, 65, 129])
 def test_output_channels_around_vector_boundaries(all_engines, out):
     check(all_engines, layer_case(CrossbarSpec(4, 4, 2, 5, 16), channels=20, out=out, kernel=(2, 1), size=(3, 2), images=1))

@@ -144,6 +144,15 @@ def test_numbers_of_a_readout_are_float64():
     check(on_chip(case, Readout(base=88969115.72963953, cell_noise=((95269507.4678388, 0.0, 0.0),) * 2, seed=3)), case.input())
 
 
+def test_ranges_of_the_batch_wider_than_31_bits():
+    case = layer_case(CrossbarSpec(8, 8, 8, 8, 1024, adc_range="dynamic", dac_bits=8), 600, 4, kernel=(1, 1), size=(1, 1), images=3)
+    case.a_codes[0] = 255
+    layer = on_chip(case, Readout(gain=torch.tensor([[[[1.1, 0.9, 1.0, 1.2]]]], dtype=torch.float64)))
+    values = layer.cells.values.clone()
+    values[..., 0], values[..., 1] = 8000, -8000
+    check(replace(layer, cells=replace(layer.cells, values=values, reference=torch.zeros_like(layer.cells.reference))), case.input())
+
+
 def test_what_float32_or_32_bits_do_not_hold_is_refused():
     layer = on_chip(layer_case(CrossbarSpec()), replace(NOISE, base=1e10))
     assert refused(layer, "float32")

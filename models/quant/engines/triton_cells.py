@@ -241,7 +241,7 @@ def _exact_in_float32(step, u_range):
 def constants(common: object, layer: MappedLayer, mode: str, dtype: torch.dtype, conversion: torch.Tensor) -> tuple[object, torch.Tensor]:
     """(constants of the kernel, what its ADC needs): from those that all layers have, bins and copies moved to the latter."""
     low, high = layer.u_span
-    wide = dtype == torch.int64 if mode == "sum" else max(-low, high) >= 2**31
+    wide = dtype == torch.int64 if mode == "sum" else high - low >= 2**31  # "dynamic" takes the smallest from each
     if mode == "histogram":
         conversion = torch.tensor([low, high - low + 1, common.copies])
     return replace(common, wide=wide, u_low=0, bins=0, copies=0), conversion

@@ -210,10 +210,10 @@ full_f64, _, code_of_quotient_f64, add_product_f64, add_to_int64 = _kind(_DOUBLE
 
 @intrinsic
 def code_f64_of_f32(typingctx, u, delta, high):
-    """`clip(rint(u / delta), 0, high)` of float32 numbers, as float64."""
+    """`clip(rint(u / delta), 0, high)` of float32 numbers, as float64; u, integers without a sign."""
     def codegen(context, b, sig, args):
         delta, high = (_broadcast(b, value, _FLOATS) for value in args[1:])
-        quotient = b.fdiv(b.sitofp(args[0], _FLOATS), delta)
+        quotient = b.fdiv(b.uitofp(args[0], _FLOATS), delta)
         return b.fpext(_clipped(b, quotient, ir.Constant(_FLOATS, [0.0] * WIDE), high, _FLOATS), _DOUBLES)
     return doubles(ints, types.float32, types.float32), codegen
 
@@ -240,7 +240,7 @@ def code_f64_of_f32_by(typingctx, u, deltas, offset, high):
     """As `code_f64_of_f32`, each lane by its own delta: those from element `offset` of the float32 array at `deltas`."""
     def codegen(context, b, sig, args):
         delta = b.load(_pointer(b, args[1], args[2], _F32, WIDE), align=4, typ=_FLOATS)
-        quotient = b.fdiv(b.sitofp(args[0], _FLOATS), delta)
+        quotient = b.fdiv(b.uitofp(args[0], _FLOATS), delta)
         codes = _clipped(b, quotient, ir.Constant(_FLOATS, [0.0] * WIDE), _broadcast(b, args[3], _FLOATS), _FLOATS)
         return b.fpext(codes, _DOUBLES)
     return doubles(ints, types.intp, types.intp, types.float32), codegen
