@@ -113,6 +113,71 @@ def test_reads_at_the_ends_of_16_bits(kernels):
     assert kernels == [NARROW]
 
 
+@pytest.mark.parametrize("a_bits, kernel", [(3, NARROW), (4, SHORT)])
+def test_sums_of_the_codes_of_all_digits(kernels, a_bits, kernel):
+    """Codes of 12 bits on all digits: what they add up to, 7 or 15 times 4095, does or does not fit in 16 bits."""
+    case = layer_case(CrossbarSpec(1, a_bits, 1, 12, 64, reference="digital"), channels=40, out=3, kernel=(1, 1), size=(1, 1))
+    case.cells = np.full((1, 1, 40, 3), 256, np.int32), np.zeros((1, 1, 40), np.int32), 8
+    case.a_codes[:], case.delta, case.q_min = 2**a_bits - 1, [2 * GRID], [0]
+    check(case)
+    assert kernels == [kernel]
+
+
+def test_slices_whose_reads_reach_further_than_those_of_others(kernels):
+    case = layer_case(CrossbarSpec(4, 4, 2, 7, 64), channels=60, out=70, kernel=(1, 1))
+    values, line, fraction = case.cells
+    scale = np.array([32, 4], np.int32)
+    case.cells = values // scale.reshape(2, 1, 1, 1), line // scale.reshape(2, 1, 1), fraction
+    case.delta, case.q_min = [0.5, 0.5], [-64, -64]
+    check(case)
+    assert kernels == [NARROW]
+
+
+def test_accumulators_of_64_bits(kernels):
+    spec = CrossbarSpec(8, 8, 1, 7, 128, adc_plan="significance", reference="digital")
+    case = layer_case(spec, channels=640, out=2, kernel=(1, 1), size=(1, 1), images=1)
+    case.cells = np.full((8, 1, 640, 2), 255, np.int32), np.zeros((8, 1, 640), np.int32), 8
+    case.a_codes[:] = 255
+    case.delta, case.q_min, case.bits = ([[number] * 8 for _ in range(8)] for number in (1.0, 0, 7))
+    check(case)
+    assert kernels == [STATIC_BROAD]
+
+
+@pytest.mark.parametrize("last, kernel", [(3, SHORT), (4, PLAIN), (-4, SHORT), (-5, PLAIN)])
+def test_reads_at_the_ends_of_16_bits_with_steps_that_are_not_whole(kernels, last, kernel):
+    case = layer_case(CrossbarSpec(1, 1, 1, 6, 8, reference="digital"), channels=5, out=2, kernel=(1, 1), size=(1, 1))
+    weights = np.array([8191] * 4 + [abs(last)], np.int32).reshape(1, 1, 5, 1) * np.sign(last) * np.array([1, 0])
+    case.cells = weights.astype(np.int32), np.zeros((1, 1, 5), np.int32), 8
+    case.a_codes[:], case.delta, case.q_min = 1, [2.8125 + 1 / 512], [-32]
+    check(case)
+    assert kernels == [kernel]
+
+
+def test_parts_of_sums_of_rows_that_16_bits_hold(kernels):
+    """Eight rows of this cell are 2^15; of 2^13, no four rows fit in 16 bits."""
+    case = layer_case(CrossbarSpec(1, 1, 1, 6, 32, reference="digital"), channels=20, out=2, kernel=(1, 1), size=(1, 1))
+    case.cells = np.full((1, 1, 20, 2), [4096, -4096], np.int32), np.zeros((1, 1, 20), np.int32), 8
+    case.a_codes[:], case.delta, case.q_min = 1, [10.0], [-32]
+    check(case)
+    assert kernels == [PLAIN]
+    for cell in (8191, -8191, 8192, -8192):
+        case.cells[0][0, 0, 0, 0] = cell
+        assert cells.fits(case.layer()) == (abs(cell) == 8191)
+
+
+def test_pairs_whose_lines_together_hold_more_than_their_difference(kernels):
+    case = layer_case(CrossbarSpec(4, 4, 2, 6, 64, weights="pair"), 60, 70, kernel=(1, 1))
+    values = np.random.default_rng(0).integers(-40, 41, case.cells[0].shape)
+    case.cells = values.astype(np.int32), np.zeros_like(case.cells[1]), 8
+    both = torch.from_numpy(np.abs(values)).int() + 4000
+    for readout, kernel in ((Readout(cell_noise=((40.0, 0.1, 0.5),) * 2, both=both), STATIC),
+                            (Readout(curve=((0.98, -1e-6, 2e-12, 20.0),) * 2, both=both), STATIC)):
+        layer = replace(case.layer(), readout=readout)
+        found = engine.accumulate(engine.prepare(layer), case.input())
+        assert_same(engine, found.numpy(), reference.accumulate(layer, case.input()).numpy())
+        assert kernels.pop() == kernel and not kernels
+
+
 READOUTS = {
     "noise": Readout(base=900.0, cell_noise=((40.0, 0.0, 0.5),) * 4, seed=5), "curve": Readout(curve=((0.98, -1e-6, 2e-12, 20.0),) * 4),
     "converters": Readout(gain=torch.linspace(0.9, 1.1, 4 * 2 * 130, dtype=torch.float64).view(4, 1, 2, 130),
