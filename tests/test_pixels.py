@@ -6,13 +6,15 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import cases, grid_cases
+from strategies import Case, cases, grid_cases
 
+from models.quant import CrossbarSpec
 from models.quant.engines import accumulator_dtype
 
 pytest.importorskip("numba")
 from models.quant.engines.cpu import engine, loud, pixels  # noqa: E402
 from models.quant.engines.cpu.simd import has_byte_tables  # noqa: E402
+from models.quant.spec import Geometry  # noqa: E402
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.skipif(not has_byte_tables(), reason="no tables of bytes here")]
 ROWS = [1, 3, 8, 16, 31, 64]
@@ -24,9 +26,13 @@ def wanted(case):
 
 
 def check_pixels(case):
-    layer = case.layer()
-    side_by_side = pixels.SideBySide(layer)
+    side_by_side = pixels.SideBySide(case.layer())
     assume(side_by_side._plan is not None)
+    compare(side_by_side, case)
+
+
+def compare(side_by_side, case):
+    layer = side_by_side.layer
     found = side_by_side.simulate(case.input(), accumulator_dtype(layer))
     assert found.dtype == accumulator_dtype(layer) and found.shape == wanted(case).shape
     assert (found.numpy() == wanted(case)).all()
@@ -62,6 +68,41 @@ def test_cells_on_a_grid(case):
     check_pixels(case)
 
 
+def extreme_case(spec, channels, delta, q_min, zero_code=None):
+    """Every weight code has a column of its own; all inputs are at their largest, or none, or some."""
+    out = 2**spec.w_bits
+    a_codes = np.random.default_rng(0).integers(0, 2**spec.a_bits, (4, 1, 1, channels), dtype=np.uint8)
+    a_codes[0], a_codes[1] = 2**spec.a_bits - 1, 0
+    w_codes = np.broadcast_to(np.arange(out, dtype=np.uint8).reshape(out, 1, 1, 1), (out, channels, 1, 1)).copy()
+    return Case(spec, Geometry(), a_codes, w_codes, [delta] * len(spec.slice_bits), [q_min] * len(spec.slice_bits), None, zero_code)
+
+
+@pytest.mark.parametrize("case, narrow", [
+    (extreme_case(CrossbarSpec(1, 8, 1, 7, 64, reference="digital"), 128, 1.0, 0), True),
+    (extreme_case(CrossbarSpec(1, 8, 1, 7, 64, reference="digital"), 129, 1.0, 0), False),
+    (extreme_case(CrossbarSpec(2, 1, 1, 6, 63), 63, 1.0, -32, 1), True),
+    (extreme_case(CrossbarSpec(2, 1, 1, 6, 64), 64, 1.0, -32, 1), False),
+    (extreme_case(CrossbarSpec(1, 1, 1, 7, 63, reference="digital"), 126, 1.0, 0), True),
+    (extreme_case(CrossbarSpec(1, 1, 1, 8, 63, reference="digital"), 63, 0.5, 0), True),
+    (extreme_case(CrossbarSpec(1, 1, 1, 8, 64, reference="digital"), 64, 0.5, 0), False),
+], ids=["codes of 15 bits", "of 16", "reads up to 126", "up to 128", "tables of 64 codes", "codes up to 126", "up to 128"])
+def test_what_bytes_and_16_bits_hold(case, narrow):
+    side_by_side = pixels.SideBySide(case.layer())
+    assert side_by_side._plan[0].narrow == narrow
+    compare(side_by_side, case)
+
+
+@pytest.mark.parametrize("last, fits", [(3, True), (4, False), (-4, True), (-5, False)])
+def test_reads_at_the_ends_of_16_bits(last, fits):
+    case = extreme_case(CrossbarSpec(1, 1, 1, 6, 8, reference="digital"), 5, 3.0, -32)
+    weights = np.array([8191] * 4 + [abs(last)], np.int32).reshape(1, 1, 5, 1) * np.sign(last) * np.array([1, 0])
+    case.cells = weights.astype(np.int32), np.zeros((1, 1, 5), np.int32), 8
+    side_by_side = pixels.SideBySide(case.layer())
+    assert (side_by_side._plan is not None) == fits
+    if fits:
+        compare(side_by_side, case)
+
+
 @given(case=cases(adc_ranges=["calibrated"], rows=[64]), bits=st.integers(1, 4), lowest=st.integers(1, 8), images=st.integers(1, 9))
 @settings(max_examples=120)
 def test_converters_that_only_clip(case, bits, lowest, images):
@@ -75,3 +116,13 @@ def test_converters_that_only_clip(case, bits, lowest, images):
         assume(prepared.clips_alone(case.input()))
         found = prepared.simulate(case.input())
     assert found.dtype == torch.int32 and (found.numpy() == wanted(case)).all()
+
+
+@pytest.mark.parametrize("channels", [63, 64])
+def test_converters_that_only_clip_reads_at_the_ends_of_bytes(monkeypatch, channels):
+    """Of up to 126, or of 128, which a byte does not hold."""
+    monkeypatch.setattr(loud, "MOST_CLIPPED", 2.0)
+    case = extreme_case(CrossbarSpec(2, 1, 1, 4, 64), channels, 1.0, -8, zero_code=1)
+    prepared = engine._Prepared(case.layer())
+    assert prepared.clips_alone(case.input()) == (channels == 63)
+    assert (prepared.simulate(case.input()).numpy() == wanted(case)).all()
