@@ -55,6 +55,18 @@ def test_whole_tiles_and_parts_of_them(way, channels, out, mapping, dac_bits):
                                                  case.delta, case.q_min, cells=case.cells))
 
 
+@pytest.mark.parametrize("geometry", [dict(stride=(2, 1)), dict(stride=(3, 2), padding=(2, 0, 1, 3), dilation=(1, 2)),
+                                      dict(stride=(1, 3), padding=(1, 1, 0, 0), dilation=(3, 1), groups=2)], ids=str)
+def test_strips_of_several_rows(way, geometry):
+    """Enough images that a work item is a whole one, whose output rows are taken several at a time; the last strip is shorter. Columns are
+    too many for pixels side by side."""
+    case = layer_case(CrossbarSpec(2, 2, 1, 5, 32), 4, 140, size=(23, 9), images=8, **geometry)
+    case.delta = [0.9, 1.3]
+    found = engine.accumulate(engine.prepare(case.layer()), case.input())
+    assert_same(engine, found.numpy(), oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice,
+                                                         case.delta, case.q_min, cells=case.cells))
+
+
 @pytest.mark.parametrize("readout", [
     Readout(base=900.0, cell_noise=((40.0, 0.0, 0.5),) * 4, seed=5), Readout(cell_noise=((400.0, 1.5, 0.5),) * 4, seed=7),
     Readout(curve=((0.98, -1e-6, 2e-12, 20.0),) * 4)], ids=["noise", "noise of levels", "curve"])
