@@ -113,13 +113,21 @@ def test_reads_at_the_ends_of_16_bits(kernels):
     assert kernels == [NARROW]
 
 
+def full_case(spec, channels, cell, delta, bits=None):
+    """All inputs and all cells at their largest; with these bits for each kind of read, a plan."""
+    case = layer_case(spec, channels=channels, out=2, kernel=(1, 1), size=(1, 1), images=1)
+    shape = len(spec.digit_bits), len(spec.slice_bits)
+    case.cells = np.full((shape[1], 1, channels, 2), cell, np.int32), np.zeros((shape[1], 1, channels), np.int32), 8
+    case.a_codes[:], case.delta, case.q_min = 2**spec.a_bits - 1, [delta] * shape[1], [0] * shape[1]
+    if bits is not None:
+        case.delta, case.q_min, case.bits = (np.full(shape, number).tolist() for number in (delta, 0, bits))
+    return case
+
+
 @pytest.mark.parametrize("a_bits, kernel", [(3, NARROW), (4, SHORT)])
 def test_sums_of_the_codes_of_all_digits(kernels, a_bits, kernel):
     """Codes of 12 bits on all digits: what they add up to, 7 or 15 times 4095, does or does not fit in 16 bits."""
-    case = layer_case(CrossbarSpec(1, a_bits, 1, 12, 64, reference="digital"), channels=40, out=3, kernel=(1, 1), size=(1, 1))
-    case.cells = np.full((1, 1, 40, 3), 256, np.int32), np.zeros((1, 1, 40), np.int32), 8
-    case.a_codes[:], case.delta, case.q_min = 2**a_bits - 1, [2 * GRID], [0]
-    check(case)
+    check(full_case(CrossbarSpec(1, a_bits, 1, 12, 64, reference="digital"), 40, 256, 2 * GRID))
     assert kernels == [kernel]
 
 
@@ -133,14 +141,16 @@ def test_slices_whose_reads_reach_further_than_those_of_others(kernels):
     assert kernels == [NARROW]
 
 
-def test_accumulators_of_64_bits(kernels):
-    spec = CrossbarSpec(8, 8, 1, 7, 128, adc_plan="significance", reference="digital")
-    case = layer_case(spec, channels=640, out=2, kernel=(1, 1), size=(1, 1), images=1)
-    case.cells = np.full((8, 1, 640, 2), 255, np.int32), np.zeros((8, 1, 640), np.int32), 8
-    case.a_codes[:] = 255
-    case.delta, case.q_min, case.bits = ([[number] * 8 for _ in range(8)] for number in (1.0, 0, 7))
+@pytest.mark.parametrize("case, kernel", [
+    (full_case(CrossbarSpec(8, 8, 1, 9, 1, reference="digital"), 65, 511, GRID), STATIC_BROAD),
+    (full_case(CrossbarSpec(1, 8, 1, 9, 40, reference="digital", adc_plan="significance", adc_max_bits=12), 40, 8000, 17 / 64, 12),
+     STATIC_BROAD),
+    (full_case(CrossbarSpec(1, 8, 1, 9, 40, reference="digital", adc_plan="significance", adc_max_bits=12), 40, 8000, 15 / 64, 12), PLAIN),
+    (full_case(CrossbarSpec(8, 8, 1, 7, 128, reference="digital", adc_plan="significance"), 640, 255, 1.0, 7), STATIC_BROAD),
+], ids=["65 arrays pass 2^31", "codes of all digits pass 2^24", "just do not", "both, of which codes of each slice need not"])
+def test_sums_of_codes_that_32_bits_or_float32_do_not_hold(kernels, case, kernel):
     check(case)
-    assert kernels == [STATIC_BROAD]
+    assert kernels == [kernel]
 
 
 @pytest.mark.parametrize("last, kernel", [(3, SHORT), (4, PLAIN), (-4, SHORT), (-5, PLAIN)])

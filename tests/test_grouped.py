@@ -102,6 +102,16 @@ def test_outputs_and_codes_of_the_next_layer_are_those_of_the_usual_kernel(monke
     assert torch.equal(y, usual) and torch.equal(codes_of_y, usual_codes) and codes_of_y.unique().numel() > 8  # not all zero
 
 
+@pytest.mark.parametrize("cell", [4096, -4096])
+def test_parts_of_sums_of_rows_that_16_bits_hold(cell):
+    """Nine rows, of which eight are 2^15."""
+    case = depthwise(mapping="im2col")
+    case.cells = np.full((4, 40, 9, 1), cell, np.int32), np.zeros((4, 40, 9), np.int32), 8
+    case.a_codes[:] = 15
+    layer = case.layer()
+    assert torch.equal(NUMBA.accumulate(prepared(layer), case.input()), REFERENCE.accumulate(layer, case.input()))
+
+
 @pytest.mark.parametrize("groups, outputs, serves", [(16, 8, True), (15, 1, False), (16, 9, False)])
 def test_which_layers_are_many_small_groups(groups, outputs, serves):
     case = depthwise(groups)
