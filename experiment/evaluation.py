@@ -242,7 +242,7 @@ def _changes(predictions: torch.Tensor, baseline: torch.Tensor) -> int:
 
 
 def _accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:
-    return 100 * (predictions == labels).double().mean().item()
+    return 100 * (predictions == labels).sum().item() / len(labels)
 
 
 def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch.Tensor] | None, cache: Cache, progress: bool
