@@ -289,7 +289,9 @@ def test_stuck_mask(tmp_path):
         cells = replace(device, **faults).draw(index, 2, generator())
         assert (cells[::2, 1] == 225).all() and (cells[1::2, 0] == 50).all()
     (tmp_path / "void.npy").touch()
+    (tmp_path / "torn.npy").write_bytes(b"PK\x03\x04 a zip that broke off")
     for wrong, name in ((np.array([2]), "stuck_mask"), (np.array([]), "stuck_mask"), (tmp_path / "void.npy", "void.npy: no mask"),
+                        (tmp_path / "torn.npy", "torn.npy: no mask"),
                         (write(tmp_path, "a,b\n", "x.csv"), "x.csv"), (tmp_path / "no.npy", "no.npy")):
         with pytest.raises(ValueError, match=name):
             Device.preset("milo_irps21", stuck_mask=wrong)

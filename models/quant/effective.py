@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import atomic_write
+from .files import atomic_write, load_array
 
 VERSION = 1  # of the arithmetic: another one must not take the files of this
 
@@ -44,8 +44,8 @@ def kept(lines: np.ndarray, facts: object, make: Callable[[], np.ndarray]) -> np
     key = hashlib.sha256(repr((VERSION, lines.shape, facts)).encode())
     key.update(np.ascontiguousarray(lines).data)
     path = folder / f"effective_{key.hexdigest()}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        found = np.load(path)
+    with contextlib.suppress(OSError, ValueError):
+        found = load_array(path)
         if found.shape == lines.shape and found.dtype == np.float64:
             return found
     found = make()

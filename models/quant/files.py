@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and arrays that are read whole or not at all."""
 
 import contextlib
 import os
@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 STALE = 3600  # seconds after which a temporary file belongs to a process that was killed; younger ones may be in use
 
@@ -51,3 +53,12 @@ def _umask() -> int:
     mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)
     return mask
+
+
+def load_array(path: str | Path) -> np.ndarray:
+    """The array of a .npy file: nothing else is opened, be it a zip or a pickle.
+
+    Raises: OSError where it cannot be read; ValueError for another file, or one that broke off.
+    """
+    with open(path, "rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import load_array
+
 
 def check(stuck_on: float, stuck_off: float) -> None:
     """Raises: ValueError for what is no probability, or for two that sum above 1."""
@@ -25,8 +27,8 @@ def load_mask(mask: np.ndarray | str | Path | None) -> np.ndarray | None:
     if isinstance(mask, (str, Path)):
         where = str(mask)
         try:
-            mask = np.load(where) if where.endswith(".npy") else np.loadtxt(where, delimiter=",", ndmin=1)
-        except (ValueError, OSError, EOFError) as error:
+            mask = load_array(where) if where.endswith(".npy") else np.loadtxt(where, delimiter=",", ndmin=1)
+        except (ValueError, OSError) as error:
             raise ValueError(f"{where}: no mask of cells ({error})") from None
     values = np.asarray(mask)
     if values.size == 0 or not np.isin(values, (-1, 0, 1)).all():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import load_array
 from .device import Device
 from .lines import Line, by_level, check_rise, check_siemens, check_us
 from .rows import JointRows, split
@@ -41,8 +42,8 @@ def read_raw(folder: Path) -> Device:
 def _load(path: Path) -> np.ndarray:
     """Siemens, `[samples, cells]`."""
     try:
-        values = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
+        values = load_array(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no array of numbers ({error})") from None
     if values.ndim != 2 or values.size == 0 or values.dtype.kind not in "fiu":
         raise ValueError(f"{path}: {values.dtype} of shape {list(values.shape)}; expected are numbers [samples, cells]")
