@@ -34,10 +34,15 @@ class _Quantized:
         self.act_quant = AQ(abit, alpha_init)
         self.image, self.quantize_image, self.out_scale = image, quantize_image, out_scale
 
+    @property
+    def _rounds_input(self):
+        """Whether the input becomes codes: a picture does where that is wanted."""
+        return self.act_quant.on and (not self.image or self.quantize_image)
+
     def _operands(self, x):
         """Input and weight as the operation takes them, and the scale that its result needs."""
         scale = self.out_scale
-        if self.act_quant.on and (not self.image or self.quantize_image):
+        if self._rounds_input:
             x = self.act_quant.image_codes(x) if self.image else self.act_quant.codes(x)
             scale = scale * self.act_quant.step
         weight = self.weight
@@ -49,7 +54,7 @@ class _Quantized:
     def _within_float16(self, x, weight, scale):
         """The same operands in units of `2^a` and `2^w` codes: float16 holds codes, but not the sums of their products, which it ends
         at 65504. Powers of two round nothing."""
-        if self.act_quant.on and (not self.image or self.quantize_image):
+        if self._rounds_input:
             x, scale = x / 2**self.act_quant.abit, scale * 2**self.act_quant.abit
         if self.weight_quant.on:
             weight, scale = weight / 2**self.weight_quant.wbit, scale * 2**self.weight_quant.wbit
