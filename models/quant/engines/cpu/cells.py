@@ -46,9 +46,9 @@ class Prepared:
         reads (VGG7's chips take 0.6 to 0.8 of the time by rows), and where reads are noisy, as the work that noise takes overlaps with
         the additions of rows better than with products (a fifth of the time, where an eighth of the bits are one)."""
         noisy = self.layer.readout is not None and self.layer.readout.noisy
-        rows_are_faster = noisy or self._narrow.fits or self._short
-        fit = can_multiply() and not rows_are_faster and all(cells_matrix.fits(self.layer, part) for part in weights_of(self.layer))
-        return plan(self.layer, matrix=True) if fit else None
+        if not can_multiply() or noisy or self._short or self._narrow.fits:
+            return None
+        return plan(self.layer, matrix=True) if all(cells_matrix.fits(self.layer, part) for part in weights_of(self.layer)) else None
 
     @functools.cached_property
     def _static(self):
