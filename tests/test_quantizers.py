@@ -222,6 +222,18 @@ def test_dorefa_in_one_pass_is_the_formula(scale, bits, memory_format, monkeypat
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("size", [elementwise.CHUNK + 1, 3 * elementwise.CHUNK - 7])
+def test_all_work_items_of_an_input_are_done(size):
+    """Whole ones and the rest, which is short or nearly whole."""
+    numbers = torch.Generator().manual_seed(0)
+    x = 4 * torch.randn(size, generator=numbers)
+    assert torch.equal(elementwise.act_codes(x, torch.tensor(3.0), 15), (x.clamp(0, 3) * 5).round().byte())
+    assert torch.equal(elementwise.window_codes(x, torch.tensor(0.25), -9, 12), (x / 0.25).round().clamp(-9, 12).short())
+    sums = torch.randint(-2**20, 2**20, (1, 1, size, 3), generator=numbers, dtype=torch.int32)
+    scale, offset = torch.tensor([0.5, 2.0, -1.0]), torch.tensor([1.0, -3.0, 0.5])
+    assert torch.equal(elementwise.scaled(sums.clone(), scale, offset), sums * scale + offset)
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_dorefa_of_constant_weights(bits):
     """All zero has no scale, and yet codes in range and a finite gradient."""
