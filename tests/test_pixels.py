@@ -103,6 +103,17 @@ def test_reads_at_the_ends_of_16_bits(last, fits):
         compare(side_by_side, case)
 
 
+def test_prepared_for_many_inputs():
+    """What is kept of one size of input is not taken for another, be it only of more images."""
+    case = extreme_case(CrossbarSpec(2, 2, 1, 4, 16), 5, 1.25, -8)
+    case.geometry = Geometry((2, 1), (1, 0, 0, 1))
+    side_by_side = pixels.SideBySide(case.layer())
+    numbers = np.random.default_rng(0)
+    for images, *size in ((3, 9, 8), (5, 9, 8), (2, 9, 8), (3, 8, 9), (3, 9, 8)):
+        case.a_codes = numbers.integers(0, 4, (images, *size, 5), dtype=np.uint8)
+        compare(side_by_side, case)
+
+
 @given(case=cases(adc_ranges=["calibrated"], rows=[64]), bits=st.integers(1, 4), lowest=st.integers(1, 8), images=st.integers(1, 9))
 @settings(max_examples=120)
 def test_converters_that_only_clip(case, bits, lowest, images):
