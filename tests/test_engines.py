@@ -275,6 +275,17 @@ def test_sums_of_codes_around_16_bits(engine, arrays, adc_bits, weight):
         check(engine, case)
 
 
+@pytest.mark.parametrize("rows, relative", [(64, True), (65, False)])
+def test_what_clipping_takes_off_around_16_bits(rows, relative):
+    """Two reads of 255 rows less their codes, 15: 32,610 are taken off, or 33,120."""
+    spec = CrossbarSpec(1, 8, 1, 4, rows, reference="digital", dac_bits=8)
+    case = layer_case(spec, channels=2 * rows, out=2, kernel=(1, 1), size=(1, 2), images=1)
+    case.a_codes[:], case.w_codes[0], case.w_codes[1], case.delta, case.q_min = 255, 1, 0, [1.0], [0]
+    numba_engine, reads = numba_reads(case)
+    assert bool(reads.static and reads.static.relative) == relative
+    check(numba_engine, case)
+
+
 @pytest.mark.parametrize("arrays", [64, 65, 66, 131, 200])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_dynamic_sums_around_16_bits(engine, arrays, groups):
