@@ -68,10 +68,10 @@ def table(rows: list[dict]) -> str:
     lines = [[f"`{row['device']}`", row["cell_bits"], row["weights"], row["calib_on"],
               *("" if row[name] is None else f"{row[name]:g}" for name in ("device_time_s", "device_temp_C")), row["chips"],
               *("" if row[name] is None else f"{row[name]:.2f}" for name in ("accuracy", "accuracy_std", "accuracy_lowest")),
-              row["changed_predictions"]]
+              row["changed_predictions"], row["cpu"]]
              for row in rows]
     return markdown_table(["preset", "bits a cell", "weights", "ranges of", "after, s", "C", "chips", "accuracy %", "deviation", "lowest",
-                           "changed"], lines)
+                           "changed", "processor"], lines)
 
 
 def main(argv: list[str] | None = None) -> int:
