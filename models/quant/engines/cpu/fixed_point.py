@@ -15,7 +15,7 @@ def fixed_point(u: np.ndarray, codes: np.ndarray, gain: float,
     Reads half-way between two levels may need the last bit t: `floor(y / 2^f) mod 2` sends them to the even code, `y < 0`
     to the one nearer to zero; elsewhere t = 0.
 
-    Args: u, all reads that can occur, integers; codes, what the ADC gives for them; gain, codes a unit of `u`.
+    Args: u, all reads that can occur, ascending integers; codes, what the ADC gives for them; gain, codes a unit of `u`.
     Returns: `(s, c, M, f, kind of t)`, or None where none of the candidates gives every code.
     """
     x = u.astype(np.int64)
@@ -33,14 +33,18 @@ def fixed_point(u: np.ndarray, codes: np.ndarray, gain: float,
     if not 1 <= factor < 32760:
         return None
     half = 2.0 ** (15 + fraction) / factor  # raises q by one half
+    # No form falls where u rises, nor do codes: one that has both ends of each run of equal codes has all that lie between.
+    changes = np.diff(codes) != 0
+    ends = np.append(True, changes) | np.append(changes, True)
     for tie in (0, EVEN, TOWARDS_ZERO):
         centre = half - (2.0**15 / factor if tie else 0)  # half of the last bit: a tie lies within its step
         for m in np.unique(np.rint(factor).astype(int) + np.array([0, 1, -1, 2, -2, 3, -3, 4, -4])):
             c = int(round(centre)) + np.array(sorted(range(-24, 25), key=abs))[:, None]
-            q = np.clip(_apply_form(x, (shift, c, m, fraction, tie)), *bounds)
-            good = (q == codes).all(axis=1) & (np.abs((x << shift) + c) < 2**15).all(axis=1)
+            q = np.clip(_apply_form(x[ends], (shift, c, m, fraction, tie)), *bounds)
+            good = (q == codes[ends]).all(axis=1) & (np.abs((x[ends] << shift) + c) < 2**15).all(axis=1)
             if good.any():
-                return shift, int(c[good.argmax(), 0]), int(m), fraction, tie
+                form = shift, int(c[good.argmax(), 0]), int(m), fraction, tie
+                return form if np.array_equal(np.clip(_apply_form(x, form), *bounds), codes) else None
     return None
 
 
