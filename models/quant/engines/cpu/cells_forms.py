@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import namedtuple
 
 import numpy as np
@@ -34,13 +36,15 @@ def static_forms(layer: MappedLayer) -> Forms:
         forms[0, z, k] = layer.unit / delta, layer.unit, delta, q_min, q_min + 2**bits - 1, factor if bits else 0
     singles = forms.astype(np.float32)
     largest = (np.abs(forms[..., [LOWEST, HIGHEST]]).max(-1) * forms[..., FACTOR]).sum(1).max()
-    low, high = np.array([read_range(layer, k) for k in range(len(spec.slice_bits))]).T
-    low, high = int(low.min()), int(high.max())
-    broad = largest >= 2**24 or max(-low, high) >= 2**24 or accumulator_dtype(layer) != torch.int32
+    spans = [read_range(layer, k) for k in range(len(spec.slice_bits))]
+    broad = largest >= 2**24 or max(max(-low, high) for low, high in spans) >= 2**24 or accumulator_dtype(layer) != torch.int32
     divide = False
     if not broad:
-        divide = not all(_scale(layer, z, k, singles[0, z, k]) for z, k in kinds)
-        broad = divide and not all(_divides(layer, z, k, singles[0, z, k]) for z, k in kinds)
+        adcs = [(*spans[k], layer.unit, *layer.converter(z, k)) for z, k in kinds]
+        divide = any(_scale(*each) is None for each in adcs)
+        broad = divide and not all(_divides(*each) for each in adcs)
+        if not divide:
+            singles[0, ..., SCALE] = np.reshape([_scale(*each) for each in adcs], singles.shape[1:3])
     return Forms(singles, forms, divide, broad, np.zeros((1, *forms.shape[1:3]), np.int64),
                  np.zeros(layer.geometry.groups, np.int64))
 
@@ -57,25 +61,30 @@ def no_adc_forms(layer: MappedLayer) -> Forms:
                  np.zeros(layer.geometry.groups, np.int64))
 
 
-def _scale(layer, z, k, form):
-    """Whether a product, rounded once, gives the ADC's codes for every u; `SCALE` may move by one place."""
-    u, codes = _codes(layer, z, k)
-    for scale in (form[SCALE], np.nextafter(form[SCALE], np.float32(np.inf)), np.nextafter(form[SCALE], np.float32(0))):
-        if np.array_equal(np.rint(u.astype(np.float64) * np.float64(scale)).clip(form[LOWEST], form[HIGHEST]), codes):
-            form[SCALE] = scale
-            return True
-    return False
+@functools.lru_cache(maxsize=1024)  # digits have the same ranges, and so has a network whenever it is prepared
+def _scale(low, high, *converter):
+    """The factor next to `unit / delta` whose product with u, rounded once, gives the ADC's codes for every u, or None."""
+    u, codes, limits = _codes(low, high, *converter)
+    exact = np.float32(converter[0] / converter[1])
+    for scale in (exact, np.nextafter(exact, np.float32(np.inf)), np.nextafter(exact, np.float32(0))):
+        if np.array_equal(np.rint(u * np.float64(scale)).clip(*limits), codes):
+            return scale
+    return None
 
 
-def _divides(layer, z, k, form):
-    u, codes = _codes(layer, z, k)
-    return np.array_equal(np.rint(u * form[UNIT] / form[DELTA]).clip(form[LOWEST], form[HIGHEST]), codes)
+@functools.lru_cache(maxsize=1024)
+def _divides(low, high, *converter):
+    """Whether a division in float32 gives the ADC's codes for every u."""
+    u, codes, limits = _codes(low, high, *converter)
+    return np.array_equal(np.rint(u.astype(np.float32) * np.float32(converter[0]) / np.float32(converter[1])).clip(*limits), codes)
 
 
-def _codes(layer, z, k):
-    low, high = read_range(layer, k)
-    u = np.arange(low, high + 1)
-    return u.astype(np.float32), adc.transfer(u, layer.unit, *layer.converter(z, k)).astype(np.float32)
+def _codes(low, high, unit, delta, q_min, bits):
+    """(u from `low` to `high`, their codes, the lowest and highest code). Of the u beyond these codes only the nearest: whatever does not
+    fall where u rises gives the limit from there on."""
+    limits = q_min, q_min + 2**bits - 1
+    u = np.arange(max(low, math.floor((limits[0] - 1) * delta / unit)), min(high, math.ceil((limits[1] + 1) * delta / unit)) + 1)
+    return u, adc.transfer(u, unit, delta, q_min, bits), limits
 
 
 def dynamic_forms(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Forms:
