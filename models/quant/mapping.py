@@ -141,14 +141,18 @@ class MappedLayer:
 
     def converter(self, z: int, k: int) -> Converter:
         """The ADC of the reads of digit `z` and slice `k`."""
-        place = (z, k) if self.spec.planned else k
-        bits = int(self.adc_bits_plan[place]) if self.spec.planned else self.spec.adc_bits
-        return Converter(float(self.adc_delta[place]), int(self.adc_q_min[place]), bits)
+        delta, q_min, bits = self._adcs
+        return Converter(delta[z][k], q_min[z][k], bits[z][k]) if self.spec.planned else Converter(delta[k], q_min[k], self.spec.adc_bits)
+
+    @functools.cached_property
+    def _adcs(self):
+        """`adc_delta`, `adc_q_min` and `adc_bits_plan` as lists: a number at a time, tensors are slow."""
+        return [part if part is None else part.tolist() for part in (self.adc_delta, self.adc_q_min, self.adc_bits_plan)]
 
     def multiplier(self, z: int, k: int) -> int:
         """What a code of digit `z` and slice `k` is multiplied by before codes are added, beside its place `2^(d z + c k)`: with
         a plan `64 delta`, an integer, so that codes of all steps add up exactly; else 1."""
-        return round(ADC_GRID * float(self.adc_delta[z, k])) if self.spec.planned else 1
+        return round(ADC_GRID * self._adcs[0][z][k]) if self.spec.planned else 1
 
     @property
     def delta_groups(self) -> list[tuple[float, list[int]]]:

@@ -4,6 +4,7 @@ A settings class is the only place of its defaults, of the values that it allows
 stand in the fields' metadata, from which `check` validates and command lines make their flags.
 """
 
+import functools
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -143,6 +144,7 @@ class CrossbarSpec:
         return 0.5 if self.reference == "analog" and self.weights == "offset" else 1.0
 
 
+@functools.cache
 def _split(bits: int, size: int) -> tuple[int, ...]:
     return tuple(min(size, bits - start) for start in range(0, bits, size))
 

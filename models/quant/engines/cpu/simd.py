@@ -5,6 +5,7 @@ with it needs no compiler on the user's machine and does not depend on what the 
 Bit-wise operators see 512 independent bits; arithmetic wraps modulo 2^16; `>>` fills with zeros, `sar` with the sign.
 """
 
+import functools
 import operator
 
 import llvmlite.binding
@@ -211,6 +212,7 @@ def majority(typingctx, x, y, z):
     return vec(vec, vec, vec), codegen
 
 
+@functools.cache
 def has_byte_tables() -> bool:
     """Whether the machine looks 64 bytes up in a table of 128 at once (AVX-512 VBMI)."""
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512vbmi"))
