@@ -165,18 +165,19 @@ def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
 
 
 def _errors(reads, sign, delta, codes):
-    """`sum square e^2` and `sum linear e |v| / v` over the reads of one sign, `[delta, j]`; j = 0..codes, the largest code.
+    """`sum square e^2` and, if asked for, `sum linear e |v| / v` over the reads of one sign, `[delta, j]`; j = 0..codes, the largest code.
 
     Reads up to `(j + 1/2) delta` are rounded (a tie goes to j if j is even), those beyond become j: their squared error
     is the parabola `(delta j - |v|)^2`, so sums over the reads up to each value, and from it on, are all that is needed.
     """
     side = reads.v * sign > 0
     order = np.argsort(np.abs(reads.v[side]))
-    size, square, linear = (part[side][order] for part in (np.abs(reads.v), reads.square, reads.linear))
+    size, square, linear = (None if part is None else part[side][order] for part in (np.abs(reads.v), reads.square, reads.linear))
     error = delta * np.rint(size / delta) - size
     j = np.arange(codes + 1)
     edge = (j + 0.5) * delta
-    rounded = np.where(j % 2 == 0, np.searchsorted(size, edge, "right"), np.searchsorted(size, edge, "left"))
+    rounded = np.empty(edge.shape, np.int64)
+    rounded[:, ::2], rounded[:, 1::2] = np.searchsorted(size, edge[:, ::2], "right"), np.searchsorted(size, edge[:, 1::2], "left")
 
     def up_to(part):
         return np.take_along_axis(np.pad(np.cumsum(part, axis=1), ((0, 0), (1, 0))), rounded, axis=1)
@@ -186,8 +187,8 @@ def _errors(reads, sign, delta, codes):
 
     level = delta * j
     clipped = level**2 * beyond(square) - 2 * level * beyond(square * size) + beyond(square * size**2)
-    return (up_to(square * error**2) + clipped,
-            up_to(linear * error) + level * beyond(linear) - beyond(linear * size))
+    squares = up_to(square * error**2) + clipped
+    return squares, None if linear is None else up_to(linear * error) + level * beyond(linear) - beyond(linear * size)
 
 
 RULES = {"minmax": minmax, "percentile": percentile, "mse": least_squares}
@@ -302,7 +303,7 @@ def _best_range(share: np.ndarray, u_min: int, unit: float, spacing: float, bits
     covering = covering_range(v[0], v[-1], spacing, bits)
     if np.array_equal(covering[0] * transfer(v, 1.0, *covering, bits), v):
         return 0.0, *covering
-    reads = _Shares(v[v != 0], p[v != 0], p[v != 0])
+    reads = _Shares(v[v != 0], p[v != 0])
     top, whole = int(np.ceil(2 * covering[0] * GRID)), int(spacing * GRID)
     apart, wholes_apart = -(-top // STEPS), whole * -(-top // (whole * STEPS))
     # Multiples of the spacing leave many reads exact: the error has narrow dips there.
@@ -318,11 +319,11 @@ def _best_range(share: np.ndarray, u_min: int, unit: float, spacing: float, bits
 
 
 class _Shares(NamedTuple):
-    """The reads of one kind as `_errors` takes them: values, and the share of each, as the weight of both errors."""
+    """The reads of one kind as `_errors` takes them: values, and the share of each, as the weight of their squared errors."""
 
     v: np.ndarray
     square: np.ndarray
-    linear: np.ndarray
+    linear: None = None
 
 
 def _square_errors(reads: _Shares, steps: np.ndarray, bits: int) -> np.ndarray:
