@@ -134,16 +134,17 @@ def layer_case(spec, channels=40, out=9, kernel=(3, 3), size=(3, 4), images=2, s
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
 @pytest.mark.parametrize("reference", ["analog", "digital"])
 def test_usual_layer(all_engines, cell_bits, w_bits, adc_range, reference):
-    case = layer_case(CrossbarSpec(w_bits, 4, cell_bits, 6, 64, reference=reference, adc_range=adc_range), padding=(1, 1, 1, 1))
-    check(all_engines, case)
+    spec = CrossbarSpec(w_bits, 4, cell_bits, 6, 64, reference=reference, adc_range=adc_range)
+    check(all_engines, layer_case(spec, kernel=(2, 2), padding=(1, 1, 1, 1)))
 
 
 @pytest.mark.parametrize("rows", [31, 32, 33, 127, 128, 129, 260, 1024])
 @pytest.mark.parametrize("mapping", ["tap", "im2col"])
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
 def test_rows_around_the_blocks_of_a_dot_product(all_engines, rows, mapping, adc_range):
+    """Two kernel positions of one whole array and a small rest, or two whole arrays and a rest of both."""
     spec = CrossbarSpec(4, 4, 4, 5, rows, mapping, dac_bits=4, adc_range=adc_range)
-    check(all_engines, layer_case(spec, channels=390, kernel=(1, 3), size=(2, 4)))
+    check(all_engines, layer_case(spec, channels=rows + 7, kernel=(1, 2), size=(2, 4)))
 
 
 @pytest.mark.parametrize("groups, channels, out", [(2, 66, 6), (5, 15, 20), (8, 8, 8)])
