@@ -81,8 +81,10 @@ def test_every_kind(adc_range, kind, pair):
 @pytest.mark.parametrize("kind", READOUTS)
 @pytest.mark.parametrize("dac_bits, mapping", [(1, "tap"), (3, "im2col")])
 def test_digital_reference_and_groups(kind, dac_bits, mapping):
-    case = layer_case(CrossbarSpec(4, 4, 1, 6, 128, mapping, "digital", dac_bits), 20, 150, kernel=(1, 1), size=(2, 2), groups=2)
-    case.q_min = [0] * 4
+    """Three slices, two digits, columns beyond one tile."""
+    spec = CrossbarSpec(3, dac_bits + 1, 1, 6, 128, mapping, "digital", dac_bits)
+    case = layer_case(spec, 20, 150, kernel=(1, 1), size=(2, 2), groups=2)
+    case.q_min = [0] * 3
     check(on_chip(case, READOUTS[kind]), case.input())
 
 
@@ -99,7 +101,7 @@ def test_arrays_of_several_blocks_and_plans(dac_bits):
 
 
 def test_digits_whose_squares_8_bits_do_not_hold():
-    case = layer_case(CrossbarSpec(4, 8, 2, 8, 32, dac_bits=5), 40, 70, kernel=(1, 1), size=(2, 2))
+    case = layer_case(CrossbarSpec(4, 8, 2, 8, 32, dac_bits=5), 40, 18, kernel=(1, 1), size=(2, 2))
     case.delta = [3.0, 7.0]
     for pair in (False, True):
         check(on_chip(case, READOUTS["all"], pair), case.input())
