@@ -71,7 +71,7 @@ def test_strips_of_several_rows(way, geometry):
     Readout(base=900.0, cell_noise=((40.0, 0.0, 0.5),) * 4, seed=5), Readout(cell_noise=((400.0, 1.5, 0.5),) * 4, seed=7),
     Readout(curve=((0.98, -1e-6, 2e-12, 20.0),) * 4)], ids=["noise", "noise of levels", "curve"])
 def test_what_reads_have_besides(way, readout):
-    case = layer_case(CrossbarSpec(4, 4, 1, 6, 128), 130, 70, padding=(1, 1, 1, 1))
+    case = layer_case(CrossbarSpec(4, 4, 1, 6, 128), 130, 70, kernel=(2, 2), padding=(1, 1, 1, 1))
     layer = replace(case.layer(), readout=readout)
     found = engine.accumulate(engine.prepare(layer), case.input())
     assert_same(engine, found.numpy(), reference.accumulate(layer, case.input()).numpy())

@@ -634,10 +634,9 @@ def test_codes_from_byte_tables_and_from_formulas(monkeypatch, tables, adc_range
 def test_byte_tables_have_the_codes_of_every_read(reference, cell_bits, adc_bits):
     """All reads that may take the table, for steps that put the end of the ADC on both sides of the end of the table."""
     spec = CrossbarSpec(4, 4, cell_bits, adc_bits, 280, reference=reference)
-    most, tried = 2**cell_bits - 1, 0
+    most, tried, case = 2**cell_bits - 1, 0, dense_case(spec, [1], out=2)
     for delta in np.union1d(np.arange(32, 385, 5), np.arange(32, 385, 32)) / 64:
         for q_min in (0, 1 - 2 ** (adc_bits - 1), -(2 ** (adc_bits - 1))):
-            case = dense_case(spec, [1], out=2)
             case.delta, case.q_min = [delta] * len(case.delta), [q_min] * len(case.delta)
             layer = case.layer()
             table, ones = converter.code_table(layer, 0, 0, False)

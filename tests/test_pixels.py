@@ -32,10 +32,10 @@ def check_pixels(case):
 
 
 def compare(side_by_side, case):
-    layer = side_by_side.layer
-    found = side_by_side.simulate(case.input(), accumulator_dtype(layer))
-    assert found.dtype == accumulator_dtype(layer) and found.shape == wanted(case).shape
-    assert (found.numpy() == wanted(case)).all()
+    dtype, expected = accumulator_dtype(side_by_side.layer), wanted(case)
+    found = side_by_side.simulate(case.input(), dtype)
+    assert found.dtype == dtype and found.shape == expected.shape
+    assert (found.numpy() == expected).all()
 
 
 @given(case=cases(adc_ranges=["calibrated"], rows=ROWS), size=st.tuples(st.integers(17, 24), st.integers(17, 24)), images=st.integers(1, 3),
