@@ -1,12 +1,10 @@
 """Bit-planes of weight codes and the folder where they are kept."""
 
 import json
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from models.quant import CrossbarSpec, PlaneStore, QLinearDoreFa, compose, decom
 from models.quant import bitplanes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def codes(*shape, bits=4, seed=0):
@@ -296,32 +293,19 @@ def test_files_can_be_read_by_others(store, layers):
     assert {(store.folder / name).stat().st_mode for name in listed(store)} == {plain.stat().st_mode}
 
 
-WRITER = """
-import sys, torch
-from models.quant import PlaneStore
-seed = int(sys.argv[2])
-print("ready", flush=True)
-sys.stdin.readline()
-for turn in range(20):
-    g = torch.Generator().manual_seed(seed + turn % 2)
-    codes = [(f"layer{i}", torch.randint(0, 16, (64, 64, 3, 3), dtype=torch.uint8, generator=g)) for i in range(2)]
-    PlaneStore(sys.argv[1], "net", 4, 2).write(codes)
-"""
+def write_in_turn(folder, seed):
+    """Weights of two kinds, again and again."""
+    for turn in range(20):
+        PlaneStore(folder, "net", 4, 2).write([(f"layer{i}", codes(64, 64, 3, 3, seed=2 * (seed + turn % 2) + i)) for i in range(2)])
 
 
 def test_two_writers_at_once(tmp_path):
     """Two processes write different weights into one folder: a reader finds whole files only, and one write heals."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(seed)], cwd=ROOT, env=env, text=True,
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-               for seed in (10, 20)]
+    writers = [multiprocessing.get_context("fork").Process(target=write_in_turn, args=(tmp_path, seed)) for seed in (10, 20)]
     for writer in writers:
-        assert writer.stdout.readline() == "ready\n"
-    for writer in writers:
-        writer.stdin.write("\n")
-        writer.stdin.flush()
+        writer.start()
     store, reads = PlaneStore(tmp_path, "net", 4, 2), 0
-    while any(writer.poll() is None for writer in writers):
+    while any(writer.is_alive() for writer in writers):
         for index in range(2):
             if store.path(index).exists():
                 assert bitplanes.load_planes(store.path(index)).shape == (2, 64, 64, 3, 3)
@@ -330,8 +314,8 @@ def test_two_writers_at_once(tmp_path):
         manifest = store.folder / "manifest.json"
         assert not manifest.exists() or len(json.loads(manifest.read_text())) == 2
     for writer in writers:
-        _, errors = writer.communicate()
-        assert writer.returncode == 0, errors
+        writer.join()
+        assert writer.exitcode == 0
     assert reads > 3
     last = [("layer0", codes(64, 64, 3, 3, seed=1)), ("layer1", codes(64, 64, 3, 3, seed=2))]
     store.write(last)
