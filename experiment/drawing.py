@@ -73,5 +73,8 @@ def label_decades(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: str | Path, dpi: int) -> None:
-    """Write a picture as PNG, whole or not at all."""
-    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+    """Write a picture as PNG, whole or not at all. `figure.savefig` would draw it twice, first to arrange it, which drawing does too."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    atomic_write(path, FigureCanvasAgg(figure).print_png)
