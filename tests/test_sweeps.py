@@ -17,7 +17,7 @@ import torch
 from test_eval import checkpoint, load_digits, network, refused, results, run, save, scene, shown_images, start  # noqa: F401
 
 import eval as evaluation
-from experiment import bench, eval_flags, eval_settings, flags, keys, per_layer, plan, points, ranges, report, search
+from experiment import bench, drawing, eval_flags, eval_settings, flags, keys, per_layer, plan, points, ranges, report, search
 from experiment.cli import UserError, run_main
 from experiment.data import training_split
 from experiment.drawing import new_figure
@@ -33,12 +33,15 @@ QUICK = ["--ngpu", "0", "--limit", "6", "--subArray", "16"]
 
 @pytest.fixture
 def evaluate(capsys, monkeypatch):
-    """evaluate(checkpoint, flags...): (the settings that were measured, the printed text)."""
+    """evaluate(checkpoint, flags...): (the settings that were measured, the printed text). Pictures are empty files unless they are to
+    be drawn, which takes longer than all else."""
 
-    def evaluate(*flags):
+    def evaluate(*flags, drawn=False):
         measured, real = [], bench.measure
         with monkeypatch.context() as patch:
             patch.setattr(bench, "measure", lambda *args, **options: (measured.append(args[3]), real(*args, **options))[1])
+            if not drawn:
+                patch.setattr(drawing, "atomic_write", lambda path, write: Path(path).touch())
             capsys.readouterr()
             calibration = [] if "--adc_ranges" in flags or "full" in flags and "calibrated" not in flags else ["--calib_images", "4"]
             assert evaluation.main([*QUICK, *calibration, "--resume", *flags]) == 0
@@ -269,7 +272,7 @@ def test_several_networks(evaluate, checkpoint):  # noqa: F811
 def test_reports_pictures_and_costs_of_networks_in_one_folder(evaluate, checkpoint):  # noqa: F811
     Path("other").mkdir()
     other = save("other/b.pth.tar", network(seed=1))
-    evaluate(checkpoint, other, "--adc_prec", "3", "5", "--report", "--cost", "rram_32nm", "--html", "--save_path", "both")
+    evaluate(checkpoint, other, "--adc_prec", "3", "5", "--report", "--cost", "rram_32nm", "--html", "--save_path", "both", drawn=True)
     names = {"accuracy_over_adc_bits.png", "adc_ranges.json", "cost.json", "report_1_bit_cells_3_bit_adc_calibrated_rows_16.json"}
     own = Path("both", "_".join(re.findall("[0-9A-Za-z]+", checkpoint.removesuffix(".tar")))), Path("both", "other_b_pth")
     for folder in own:
@@ -537,7 +540,7 @@ SEARCH = ["--adc_range", "full", "--per_layer", "features.*:adc_prec=1:6", "clas
 
 
 def test_a_search(evaluate, trained):
-    measured, text = evaluate(trained, *SEARCH, "--search", "10")
+    measured, text = evaluate(trained, *SEARCH, "--search", "10", drawn=True)
     rows = list(csv.DictReader(open("save/search.csv")))
     assert len(rows) == len({row["setting"] for row in rows}) == 10 and "search: 10 of 10 settings" in text
     points = [(float(row["bits"]), float(row["changed"])) for row in rows]
