@@ -165,7 +165,8 @@ def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
 
 
 def _errors(reads, sign, delta, codes):
-    """`sum square e^2` and, if asked for, `sum linear e |v| / v` over the reads of one sign, `[delta, j]`; j = 0..codes, the largest code.
+    """`sum square e^2` and, of reads that have it, `sum linear e |v| / v`, over the reads of one sign, `[delta, j]`; j = 0..codes, the
+    largest code.
 
     Reads up to `(j + 1/2) delta` are rounded (a tie goes to j if j is even), those beyond become j: their squared error
     is the parabola `(delta j - |v|)^2`, so sums over the reads up to each value, and from it on, are all that is needed.
@@ -180,7 +181,9 @@ def _errors(reads, sign, delta, codes):
     rounded[:, ::2], rounded[:, 1::2] = np.searchsorted(size, edge[:, ::2], "right"), np.searchsorted(size, edge[:, 1::2], "left")
 
     def up_to(part):
-        return np.take_along_axis(np.pad(np.cumsum(part, axis=1), ((0, 0), (1, 0))), rounded, axis=1)
+        sums = np.zeros((len(delta), len(size) + 1))
+        np.cumsum(part, axis=1, out=sums[:, 1:])
+        return np.take_along_axis(sums, rounded, axis=1)
 
     def beyond(part):
         return np.append(np.cumsum(part[::-1])[::-1], 0.0)[rounded]
