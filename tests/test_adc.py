@@ -11,21 +11,18 @@ from hypothesis import strategies as st
 from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, calibrate, set_engine, without_adc
 
 
-def code(u, unit, delta, q_min, adc_bits):
-    """The formula in exact rational arithmetic; Python's round takes ties to even."""
-    q = round(Fraction(int(u)) * Fraction(unit) / Fraction(float(delta)))
-    return min(max(q, q_min), q_min + 2**adc_bits - 1)
-
-
 @given(unit=st.sampled_from([0.5, 1.0]), adc_bits=st.integers(1, 12), share=st.floats(0, 1),
        delta=st.sampled_from([0.5, 1.0, 2.0, 4.0, 0.25, 1e-9, 1e9, 3.0, 1.25]) | st.floats(0.01, 100))
 def test_transfer_is_the_formula(unit, adc_bits, share, delta):
+    """In exact rational arithmetic."""
     q_min = -round(share * (2**adc_bits - 1))
     u = np.concatenate([np.arange(-300, 301), [-(2**26), -65025 * 1024, 2**26, 65025 * 1024]])
-    exact = [Fraction(int(x)) * Fraction(unit) / Fraction(float(delta)) for x in u]
-    wanted = [code(x, unit, delta, q_min, adc_bits) for x in u]
+    step = Fraction(unit) / Fraction(float(delta))
+    exact = [int(x) * step for x in u]  # Python's round takes ties to even
+    wanted = [min(max(round(q), q_min), q_min + 2**adc_bits - 1) for q in exact]
     # The quotient is rounded once, to float64: only a quotient next to a tie, not on it, could become one.
-    sure = np.array([abs(x % 1 - Fraction(1, 2)) > 1e-9 or x % 1 == Fraction(1, 2) for x in exact])
+    from_tie = [abs(q % 1 - Fraction(1, 2)) for q in exact]
+    sure = np.array([not distance or float(distance) > 1e-9 for distance in from_tie])
     found = adc.transfer(u, unit, delta, q_min, adc_bits)
     assert found.dtype == np.int64
     assert np.array_equal(found[sure], np.array(wanted)[sure])
@@ -262,7 +259,9 @@ def test_finer_steps_hardly_lower_the_cost(width, adc_bits):
     layer = mapped(adc_bits)
     delta, q_min = adc.calibrated_ranges(counts, layer, "mse", "layer")[0]
     reads = adc.Reads(counts, [0, 1, 2, 3], layer)
-    best = min(reads.cost(step, -m, adc_bits) for step in np.arange(64, 10 * 256) / 256 for m in range(2**adc_bits))
+    steps = np.arange(64, 10 * 256)[:, None] / 256
+    errors = (steps * adc.transfer(reads.v, 1.0, steps, -m, adc_bits) - reads.v for m in range(2**adc_bits))
+    best = min((e**2 @ reads.square + reads.arrays * (e @ reads.linear) ** 2).min() for e in errors)  # the costs of all steps at once
     assert reads.cost(delta, q_min, adc_bits) <= 1.01 * best + 1e-9
 
 
