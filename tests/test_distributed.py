@@ -27,7 +27,7 @@ import eval as evaluation
 import models.vgg
 import train
 from experiment import data as datasets
-from experiment import data_parallel, distributed, training
+from experiment import cost_report, data_parallel, distributed, report, training
 from experiment.checkpoint import load_checkpoint
 from experiment.cli import UserError
 from experiment.train_settings import parse
@@ -64,16 +64,17 @@ def set_up(folder):
 
 
 def evaluate(folder):
-    """The table, and then one with another setting and costs in the same folder."""
+    """The table, and then one with another setting and costs in the same folder, without pictures, which take long."""
     measured, predict = [], evaluation.Bench._measure
-    evaluation.Bench._measure = lambda self, setting, *args, **own: (measured.append(str(setting)), predict(self, setting, *args, **own))[1]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation.Bench, "_measure", lambda self, setting, *args, **own: (
+            measured.append(str(setting)), predict(self, setting, *args, **own))[1])
+        for room, picture in ((report, "accuracy_plot"), (cost_report, "by_layer"), (cost_report, "accuracy_over_energy")):
+            patch.setattr(room, picture, lambda *_: None)
         flags = ["--resume", f"{folder}/net.pt", "--save_path", f"{folder}/{distributed.world()}", "--prob_path", f"{folder}/prob"]
         assert evaluation.main([*flags, *IMAGES, *TABLE]) == 0
         first, measured[:] = list(measured), []
         assert evaluation.main([*flags, *IMAGES, *COSTS]) == 0
-    finally:
-        evaluation.Bench._measure = predict
     return {"first": first, "second": measured}
 
 
@@ -226,12 +227,18 @@ def play(number, folder, *ports):
     distributed.run(lambda: scene(folder))
 
 
-def processes(count, call, *args, **options):
-    """Processes that call something of this file."""
-    code = f"import sys; import {ME}; {ME}.{call}(int(sys.argv[1]), *sys.argv[2:])"
-    environment = os.environ | {"PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
-    return [subprocess.Popen([sys.executable, "-c", code, str(number), *map(str, args)], env=environment, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) for number in range(count)]
+def play_all(folder, *ports):
+    """Three processes, which are forked once all is imported that takes them seconds; prints their exit codes. What each of them prints
+    goes to a file of its own."""
+    children = []
+    for number in range(3):
+        child = os.fork()
+        if not child:
+            for name, descriptor in (("out", 1), ("err", 2)):
+                os.dup2(os.open(f"{folder}/{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+            return play(number, folder, *ports)
+        children.append(child)
+    return print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
 
 
 def free_ports(count):
@@ -264,9 +271,11 @@ def played(tmp_path_factory, alone):
     code, seen = watched_run(["--save_path", f"{folder}/run", *FLAGS], 4)
     assert code == 128 + signal.SIGTERM
     torch.save(seen, folder / "began.pt")
-    running = processes(3, "play", folder, *free_ports(len(SCENES) + 1))
-    texts = [process.communicate(timeout=300) for process in running]
-    return folder, [(process.returncode, *text) for process, text in zip(running, texts)]
+    done = subprocess.run([sys.executable, "-c", f"import sys, {ME}; {ME}.play_all(*sys.argv[1:])", folder,
+                           *map(str, free_ports(len(SCENES) + 1))], env=os.environ | {"PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"},
+                          stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    return folder, [(int(code), *((folder / f"{number}.{name}").read_text() for name in ("out", "err")))
+                    for number, code in enumerate(done.stdout.split())]
 
 
 def result(played, scene, world):
