@@ -1,5 +1,6 @@
 """Every engine against the oracle, bit for bit; the choice between engines."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -565,26 +566,55 @@ def test_number_of_threads_may_change_between_calls(engine):
         torch.set_num_threads(1)
 
 
+FORKS = """if True:
+    import json, os, sys, torch
+    for line in sys.stdin:
+        if not os.fork():
+            code, folder, environment, *files = json.loads(line)
+            for number, file in enumerate(files, 1):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+            os.chdir(folder)
+            os.environ.clear()
+            os.environ.update(environment)
+            sys.exit(exec(code, {}))
+        print(os.wait()[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """fresh(code, folder, without, variables...): a new process that runs code in a folder, with these variables of the environment and
+    without those that begin so. It has imported torch, and nothing else: it is forked from one that did, as that takes seconds."""
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        def fresh(code, folder=ROOT, without="none", **variables):
+            files = [str(tmp_path_factory.mktemp("fresh") / name) for name in ("out", "err")]
+            environment = {name: value for name, value in os.environ.items() if not name.startswith(without)} | variables
+            print(json.dumps([code, str(folder), environment, *files]), file=process.stdin, flush=True)
+            status = os.waitstatus_to_exitcode(int(process.stdout.readline()))
+            return subprocess.CompletedProcess(code, status, *(Path(file).read_text() for file in files))
+
+        yield fresh
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-def test_pytorch_keeps_its_number_of_threads(threads):
+def test_pytorch_keeps_its_number_of_threads(threads, fresh):
     """Numba's first parallel call may set the number for all users of one OpenMP library; a fresh process sees it."""
     program = (f"import torch, models.quant as q\n"
                f"torch.set_num_threads({threads})\n"
                "q.set_engine('numba')\n"
                "q.QLinearDoreFa(4, 2, spec=q.CrossbarSpec(adc_range='full', adc_bits=2))(torch.ones(1, 4))\n"
                "print(torch.get_num_threads())")
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(threads)
+    done = fresh(program)
+    assert done.returncode == 0 and done.stdout.strip() == str(threads), done.stderr
 
 
-def test_forced_triton_without_a_gpu_says_why():
+def test_forced_triton_without_a_gpu_says_why(fresh):
     """In a process of its own: other tests may have switched Triton's interpreter on."""
     program = ("import torch, models.quant as q\n"
                "layer = q.QLinearDoreFa(4, 2, spec=q.CrossbarSpec(adc_range='full'))\n"
                "q.set_engine('triton')\n"
                "layer(torch.ones(1, 4))\n")
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = fresh(program, without="TRITON_INTERPRET", CUDA_VISIBLE_DEVICES="")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert "EngineError: engine triton cannot run" in last and len(last) > 60, last
@@ -682,7 +712,7 @@ def test_dynamic_reads_below_a_reference_of_whole_cells(engine, rows):
     check(engine, case)
 
 
-def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
+def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path, fresh):
     """Numba's cache on disk knows a function's own file only. Here: a helper of `simd` for a kernel of `elementwise`."""
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("__pycache__"))
     code = """if True:
@@ -694,21 +724,10 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
     """
     of_a_type = "elementwise.scaled(torch.ones(1, 1, 1, 1, dtype=torch.int32), x[:1].float(), x[:1].float())"
 
-    forks = """if True:
-        import os, sys, numba, torch  # which takes each process seconds else
-        for line in sys.stdin:
-            if not os.fork():
-                sys.exit(exec(eval(line)))
-            print(os.wait()[1], flush=True)
-    """
-    process = subprocess.Popen([sys.executable, "-c", forks], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")})
-
     def run(more=""):
-        print(repr(f"{code}    {more}"), file=process.stdin, flush=True)
-        found = process.stdout.readline()
-        assert process.stdout.readline() == "0\n"  # its status
-        return found
+        done = fresh(f"{code}    {more}", tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
 
     assert run() == "[1.0, 2.0] 0\n"
     assert run() == "[1.0, 2.0] 1\n"  # kept on disk
@@ -721,7 +740,6 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path):
     for file in (tmp_path / "models").rglob("*.py"):  # what is kept has a type that is there no longer
         file.write_text(file.read_text().replace("ToCodes", "OtherCodes"))
     assert run(of_a_type) == "[3.0, 3.0] 0\n"
-    process.communicate()
 
 
 def test_what_kernels_close_over_is_the_same_in_every_process():
@@ -735,7 +753,7 @@ def test_what_kernels_close_over_is_the_same_in_every_process():
         assert closed_over and all(type(value) in (int, bool) for value in closed_over), one
 
 
-def test_kernels_run_where_numba_may_write_nowhere(tmp_path):
+def test_kernels_run_where_numba_may_write_nowhere(tmp_path, fresh):
     """A read-only installation, no home. A superuser may write anywhere: so a file stands where each folder would be made."""
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("__pycache__"))
     for folder in [path for path in (tmp_path / "models").rglob("*") if path.is_dir()]:
@@ -749,9 +767,7 @@ def test_kernels_run_where_numba_may_write_nowhere(tmp_path):
         print(len(list(pathlib.Path(folder).rglob("*.nbi"))))
     """
     nowhere = str(tmp_path / "models/vgg.py")  # no folder can be made below a file
-    env = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                          env=env | {"HOME": nowhere, "XDG_CACHE_HOME": nowhere, "TMPDIR": str(tmp_path)})
+    done = fresh(code, tmp_path, without="NUMBA_", HOME=nowhere, XDG_CACHE_HOME=nowhere, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     folder, mode, *rest = done.stdout.split()
     assert mode == "0o700" and rest == ["[1.0,", "2.0]", "1"]
@@ -760,7 +776,7 @@ def test_kernels_run_where_numba_may_write_nowhere(tmp_path):
 
 
 @pytest.mark.parametrize("instructions", ["AVX2", "ALL"])
-def test_integer_convolution_without_products_of_bytes(instructions):
+def test_integer_convolution_without_products_of_bytes(instructions, fresh):
     """Largest sums of 5, 6, 7 and 8 bits of weights on a processor whose sums of two products of bytes saturate: beyond 64, which 6
     bits stay below, the library must be found out."""
     code = """if True:
@@ -777,8 +793,7 @@ def test_integer_convolution_without_products_of_bytes(instructions):
                 assert (convolution(codes) == wanted).all(), (bits, factor)
                 print(bits, convolution.serves(codes))
     """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions})
+    done = fresh(code, ONEDNN_MAX_CPU_ISA=instructions)
     assert done.returncode == 0, done.stderr[-2000:]
     served = done.stdout.split()[1::2]
     assert set(served[:8]) == {str(torch.backends.mkldnn.is_available())}
