@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from test_train import FLAGS, assert_same, quick, small_network, stored_settings  # noqa: F401
+from test_train import FLAGS, assert_same, few_test_images, quick, small_network, stored_settings, trained  # noqa: F401
 from torch import nn
 
 import eval as evaluation
@@ -25,29 +25,20 @@ ON_CHIPS = ["--adc_aware", "--cellBit", "2", "--adc_prec", "4", "--subArray", "3
             "--device", "rram_wan", "--device_time", "1d"]
 
 
+pytestmark = pytest.mark.usefixtures("few_test_images")
+
+
 @pytest.fixture
-def trained(tmp_path):
-    """A trained network to start from, and few test images."""
-    quick(tmp_path / "start", "--epochs", "1")
-    return str(tmp_path / "start" / "model_best.pth.tar")
+def start(trained):
+    """A trained network to start from."""
+    return str(trained())
 
 
-@pytest.fixture(autouse=True)
-def few_test_images(monkeypatch):
-    load = datasets.load
-
-    def small(*args):
-        data = load(*args)
-        return type(data)(**{**vars(data), "test_x": data.test_x[:20], "test_y": data.test_y[:20]})
-
-    monkeypatch.setattr(datasets, "load", small)
-
-
-def test_each_step_has_a_chip_and_epochs_are_measured_on_one_that_training_does_not_see(trained, tmp_path, monkeypatch):
+def test_each_step_has_a_chip_and_epochs_are_measured_on_one_that_training_does_not_see(start, tmp_path, monkeypatch):
     seeds, program = [], quant.program
     monkeypatch.setattr(quant, "program", lambda model, device, seed, *args, **more: (
         seeds.append(seed), program(model, device, seed, *args, **more)))
-    _, checkpoint = quick(tmp_path / "a", "--fine_tune", trained, *ON_CHIPS, "--chip_steps", "2", "--chip_seed", "7")
+    _, checkpoint = quick(tmp_path / "a", "--fine_tune", start, *ON_CHIPS, "--chip_steps", "2", "--chip_seed", "7")
     steps = datasets.steps_per_epoch(checkpoint["data"]["train_images"], 20)
     assert steps == 3
     assert seeds == [8, 8, 9, 7, 9, 10, 10, 7, 7]  # three steps and a validation, twice; the test images
@@ -65,8 +56,8 @@ def test_each_step_has_a_chip_and_epochs_are_measured_on_one_that_training_does_
         assert torch.equal(value, checkpoint["state_dict"][key]), key
 
 
-def test_a_run_on_chips_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
-    flags = ["--fine_tune", trained, *ON_CHIPS, "--calib_steps", "2", "--save_minutes", "0", "--chip_steps", "2"]
+def test_a_run_on_chips_goes_on_to_the_same_bits(start, tmp_path, monkeypatch):
+    flags = ["--fine_tune", start, *ON_CHIPS, "--calib_steps", "2", "--save_minutes", "0", "--chip_steps", "2"]
     _, whole = quick(tmp_path / "whole", *flags)
     save = Run.save
     stopped = tmp_path / "stopped"
@@ -92,10 +83,10 @@ def test_a_run_on_chips_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch)
     assert any(not torch.equal(a, b) for a, b in zip(other["state_dict"].values(), whole["state_dict"].values()))
 
 
-def test_noise_is_another_in_every_step(trained, tmp_path, monkeypatch):
+def test_noise_is_another_in_every_step(start, tmp_path, monkeypatch):
     firsts, numbers = [], quant.image_numbers
     monkeypatch.setattr(quant, "image_numbers", lambda first, *count: (firsts.append(first), numbers(first, *count))[1])
-    quick(tmp_path / "a", "--fine_tune", trained, *ON_CHIPS)
+    quick(tmp_path / "a", "--fine_tune", start, *ON_CHIPS)
     assert firsts == [0, 20, 40, 0, 60, 80, 100, 0, 0]  # three steps and a validation, twice; the test images
 
 
@@ -107,8 +98,8 @@ def test_noise_of_validation_does_not_depend_on_the_batch():
     assert evaluate(net, x, y, data, batch_size=2) == pytest.approx(evaluate(net, x, y, data), rel=1e-6)
 
 
-def test_evaluating_a_checkpoint_of_chips(trained, tmp_path, capsys):
-    _, checkpoint = quick(tmp_path / "a", "--fine_tune", trained, *ON_CHIPS)
+def test_evaluating_a_checkpoint_of_chips(start, tmp_path, capsys):
+    _, checkpoint = quick(tmp_path / "a", "--fine_tune", start, *ON_CHIPS)
     best = str(tmp_path / "a" / "model_best.pth.tar")
     capsys.readouterr()
     assert train.main(["--evaluate", "--resume", best, "--ngpu", "0"]) == 0  # on the same chip
@@ -185,19 +176,19 @@ def test_a_list_of_devices(capsys):
 
 
 @pytest.mark.parametrize("flags, corrects", [([], True), (["--adc_correct", "none"], False)])
-def test_steps_are_corrected_where_evaluations_are(trained, tmp_path, flags, corrects, monkeypatch):
+def test_steps_are_corrected_where_evaluations_are(start, tmp_path, flags, corrects, monkeypatch):
     seen, step = [], Run.train_step
     monkeypatch.setattr(Run, "train_step", lambda self, *args: (
         seen.extend(layer.correct_batches for _, layer in quant.crossbar_layers(self.net)), step(self, *args))[1])
-    quick(tmp_path / "a", "--fine_tune", trained, *ON_CHIPS, "--epochs", "1", *flags)
+    quick(tmp_path / "a", "--fine_tune", start, *ON_CHIPS, "--epochs", "1", *flags)
     assert len(seen) > 3 and set(seen) == {corrects}
 
 
-def test_batch_norms_are_taken_of_images_as_training_sees_them(trained, tmp_path, monkeypatch):
+def test_batch_norms_are_taken_of_images_as_training_sees_them(start, tmp_path, monkeypatch):
     """The first batches of an epoch, shifted and all, not images as they are."""
     seen, take_anew = [], batch_norms.take_anew
     monkeypatch.setattr(batch_norms, "take_anew", lambda net, batches: take_anew(net, seen.append(list(batches)) or seen[-1]))
-    _, checkpoint = quick(tmp_path / "a", "--fine_tune", trained, *ON_CHIPS, "--epochs", "1")
+    _, checkpoint = quick(tmp_path / "a", "--fine_tune", start, *ON_CHIPS, "--epochs", "1")
     settings, data = stored_settings(checkpoint), datasets.load("digits")
     run = Run(settings, starting.build_network(settings, 10, torch.device("cpu")), data, torch.device("cpu"), None)
     batches = datasets.train_batches(run.train_x, run.train_y, settings.batch_size, settings.seed, 0, pad=data.pad, flip=data.flip)

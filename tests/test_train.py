@@ -5,6 +5,7 @@ A VGG7 with few channels stands in for the real one, so that a step takes millis
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -50,34 +51,22 @@ def quick(folder, *flags):
     return code, load_checkpoint(Path(folder, "checkpoint.pth.tar"))
 
 
-def start(*flags):
-    """train.py in a process of its own, with the small network."""
+def kill_inside_first_epoch(folder, *flags):
+    """Start train.py in a process of its own, with the small network, and kill it once its checkpoint stands inside the first epoch."""
     code = ("import time, models.vgg, train; from experiment.cli import run_main; from experiment.training import Run; save = Run.save; "
             "Run.save = lambda self: (save(self), time.sleep(0.02)); "  # so that who watches the checkpoint sees it inside an epoch
             f"models.vgg.CONFIGS['vgg7'] = {SMALL!r}; run_main(train.main)")
-    return subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # several at a time on two cores
-
-
-def finish(process, code=0):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, out + err
-    return out, err
-
-
-def send_inside_epoch(process, folder, number, epoch):
-    """Send a signal once the checkpoint stands inside `epoch` (counted from 0)."""
+    process = subprocess.Popen([sys.executable, "-c", code, "--save_path", str(folder), *flags], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # several on two cores
     path = Path(folder, "checkpoint.pth.tar")
     deadline = time.monotonic() + 300  # far more than it takes; the machine may be busy
-    while time.monotonic() < deadline:
+    while not (path.exists() and 1 <= load_checkpoint(path)["step"] <= 22):
         assert process.poll() is None, process.communicate()
-        if path.exists():
-            checkpoint = load_checkpoint(path)
-            if checkpoint["epoch"] == epoch and 1 <= checkpoint["step"] <= 22:
-                process.send_signal(number)
-                return
-        time.sleep(0.02)
-    pytest.fail("the run never came there")
+        assert time.monotonic() < deadline, "the run never came there"
+        time.sleep(0.05)
+    process.kill()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, out + err
 
 
 def assert_same(a, b, where="checkpoint"):
@@ -100,21 +89,26 @@ def assert_same(a, b, where="checkpoint"):
 # -- killed, interrupted, resumed
 
 
-def test_killed_and_interrupted_run_ends_with_the_same_bits(tmp_path):
+def test_killed_and_interrupted_run_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = [*FLAGS, *MANY_STEPS, "--epochs", "2", "--clp", "--cutout", "6"]
-    process = start("--save_path", str(broken), "--save_minutes", "0", *flags)
-    send_inside_epoch(process, broken, signal.SIGKILL, epoch=0)
-    finish(process, -signal.SIGKILL)
+    kill_inside_first_epoch(broken, "--save_minutes", "0", *flags)
     killed = load_checkpoint(broken / "checkpoint.pth.tar")
     assert killed["epoch"] == 0 and 0 < killed["step"] < 27 and not (broken / "model_best.pth.tar").exists()
 
-    process = start("--resume", "--save_path", str(broken))  # all other flags come from the checkpoint
-    send_inside_epoch(process, broken, signal.SIGINT, epoch=1)
-    out, _ = finish(process, 130)
+    save = Run.save
+
+    def save_and_interrupt(self):
+        save(self)
+        if (self.epoch, self.step) == (1, 8):
+            monkeypatch.setattr(Run, "save", save)
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C
+
+    monkeypatch.setattr(Run, "save", save_and_interrupt)
+    assert train.main(["--resume", "--save_path", str(broken)]) == 130  # all other flags come from the checkpoint
     stopped = load_checkpoint(broken / "checkpoint.pth.tar")
-    assert stopped["epoch"] == 1 and 0 < stopped["step"] <= 27
-    command = out.splitlines()[-1].split("continue with: python train.py ")[1]  # one line says how to go on
+    assert (stopped["epoch"], stopped["step"]) == (1, 8)
+    command = capsys.readouterr().out.splitlines()[-1].split("continue with: python train.py ")[1]  # one line says how to go on
 
     assert train.main(command.split()) == quick(whole, *flags)[0] == 0
     for file in ("checkpoint.pth.tar", "model_best.pth.tar"):
@@ -157,6 +151,29 @@ def finished(tmp_path_factory):
         patch.setitem(models.vgg.CONFIGS, "vgg7", SMALL)
         assert quick(folder)[0] == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """trained(flags): `model_best.pth.tar` of a run of one epoch with these flags, made once, which tests may read."""
+    @functools.cache
+    def trained(*flags):
+        folder = tmp_path_factory.mktemp("run") / "trained"
+        assert quick(folder, "--epochs", "1", *flags)[0] == 0
+        return folder / "model_best.pth.tar"
+
+    return trained
+
+
+@pytest.fixture
+def few_test_images(monkeypatch):
+    load = datasets.load
+
+    def small(*args):
+        data = load(*args)
+        return dataclasses.replace(data, test_x=data.test_x[:20], test_y=data.test_y[:20])
+
+    monkeypatch.setattr(datasets, "load", small)
 
 
 def test_resuming_a_finished_run_says_so(finished, capsys, monkeypatch):
@@ -244,9 +261,8 @@ def test_evaluate_repeats_the_test_accuracy(finished, capsys):
     assert train.main(["--evaluate", "--save_path", str(finished), "--ngpu", "0"]) == 0  # finds model_best itself
 
 
-def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
-    quick(tmp_path / "float", "--wbit", "32", "--abit", "32", "--epochs", "1")
-    best = tmp_path / "float" / "model_best.pth.tar"
+def test_fine_tune_from_a_32_bit_network(trained, tmp_path, capsys):
+    best = trained(*FLOAT)
     code, tuned = quick(tmp_path / "a", "--fine_tune", str(best), "--alpha_init", "3", "--epochs", "1", "--lr", "1e-12",
                         "--wd", "0")
     assert code == 0 and "; clipping levels start at 3, 3, 3, 3, 3, 3," in capsys.readouterr().out
@@ -268,11 +284,10 @@ def test_fine_tune_from_a_32_bit_network(tmp_path, capsys):
     (["--wq", "dorefa"], ["--wq", "sawb"]), (["--wq", "sawb"], ["--wq", "dorefa"]), (["--wq", "dorefa"], FLOAT),
     (FLOAT, ["--wq", "dorefa"]), (FLOAT, ["--wq", "sawb", "--alpha_init", "3"]), (["--abit", "8"], ["--abit", "1"]),
     (["--wbit", "4"], ["--wbit", "2", "--wq", "sawb", "--alpha_init", "3"])])
-def test_logits_are_much_the_same_under_other_quantizers(before, after, tmp_path):
+def test_logits_are_much_the_same_under_other_quantizers(before, after, trained, tmp_path):
     """Their deviation on the images that they were fitted to, and with biases that are far from zero their means."""
-    quick(tmp_path / "start", *before, "--epochs", "1")
-    start, tuned = tmp_path / "start" / "model_best.pth.tar", ["--epochs", "1", "--lr", "1e-12", "--wd", "0", *after]
-    checkpoint = load_checkpoint(start)
+    start, tuned = tmp_path / "start.pth.tar", ["--epochs", "1", "--lr", "1e-12", "--wd", "0", *after]
+    checkpoint = load_checkpoint(trained(*before))
     for name in ("classifier.1.bias", "classifier.3.bias"):
         checkpoint["state_dict"][name] += torch.linspace(-1, 1, len(checkpoint["state_dict"][name]))
     save_checkpoint(start, checkpoint)
@@ -329,14 +344,14 @@ def test_the_input_of_the_last_layer_is_scaled_as_a_whole(finished):
             torch.testing.assert_close(after[alpha], factor * before[alpha])
 
 
-def test_weights_that_do_not_say_their_quantizers(finished, tmp_path):
+def test_weights_that_do_not_say_their_quantizers(finished, trained, tmp_path):
     """Of the original code: DoReFa, or no quantizers at all where there are no clipping levels. They are fitted as those are
     that say so."""
-    quick(tmp_path / "float", *FLOAT, "--epochs", "1")
-    for source, flags in ((finished, ["--wq", "sawb"]), (tmp_path / "float", []), (tmp_path / "float", ["--abit", "32"])):
-        state = load_checkpoint(source / "model_best.pth.tar")["state_dict"]
+    quantized, in_float = finished / "model_best.pth.tar", trained(*FLOAT)
+    for source, flags in ((quantized, ["--wq", "sawb"]), (in_float, []), (in_float, ["--abit", "32"])):
+        state = load_checkpoint(source)["state_dict"]
         torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "bare.pth")
-        known, text = started(source / "model_best.pth.tar", *flags)
+        known, text = started(source, *flags)
         bare, same_text = started(tmp_path / "bare.pth", *flags)
         assert text == same_text and text.endswith("; the logits keep their scale under other quantizers")
         assert_same(bare.state_dict(), known.state_dict())
@@ -359,11 +374,9 @@ def test_a_network_that_tells_nothing_apart_is_not_scaled(finished, tmp_path):
 
 
 @pytest.mark.parametrize("wq", ["dorefa", "sawb"])
-def test_fine_tune_without_quantizers_from_a_quantized_network(tmp_path, wq):
-    quick(tmp_path / "quantized", "--wq", wq, "--epochs", "1")
-    best = tmp_path / "quantized" / "model_best.pth.tar"
-    code, tuned = quick(tmp_path / "float", "--fine_tune", str(best), "--wbit", "32", "--abit", "32", "--wq", wq, "--epochs",
-                        "1", "--lr", "1e-12", "--wd", "0")
+def test_fine_tune_without_quantizers_from_a_quantized_network(trained, tmp_path, wq):
+    best = trained("--wq", wq)
+    code, tuned = quick(tmp_path, "--fine_tune", str(best), *FLOAT, "--wq", wq, "--epochs", "1", "--lr", "1e-12", "--wd", "0")
     start = load_checkpoint(best)["state_dict"]
     assert code == 0 and tuned["state_dict"].keys() == {
         key for key in start if not key.endswith(("act_alpha", "weight_quant.clip"))}
@@ -372,9 +385,8 @@ def test_fine_tune_without_quantizers_from_a_quantized_network(tmp_path, wq):
             torch.testing.assert_close(value, start[key], atol=1e-6, rtol=1e-6)
 
 
-def test_fine_tune_fits_the_clipping_levels_to_the_activations(tmp_path, capsys):
-    quick(tmp_path / "float", "--wbit", "32", "--abit", "32", "--epochs", "1")
-    start = str(tmp_path / "float" / "model_best.pth.tar")
+def test_fine_tune_fits_the_clipping_levels_to_the_activations(trained, tmp_path, capsys):
+    start = str(trained(*FLOAT))
     _, tuned = quick(tmp_path / "a", "--fine_tune", start, "--epochs", "1", "--lr", "1e-12", "--wd", "0", "--wq", "sawb")
     alphas = [value.item() for key, value in tuned["state_dict"].items() if key.endswith("act_alpha")][1:]
     assert len(set(alphas)) == 7 and all(0.1 < alpha < 20 for alpha in alphas)
@@ -403,13 +415,12 @@ def test_fine_tune_fits_only_what_is_missing(tmp_path):
         torch.testing.assert_close(tuned["state_dict"][key], start["state_dict"][key])
 
 
-def test_validation_on_images_that_the_weights_were_trained_on_is_said(tmp_path, capsys):
-    quick(tmp_path / "start", "--epochs", "1")
+def test_validation_on_images_that_the_weights_were_trained_on_is_said(trained, tmp_path, capsys):
     labels = datasets.load("digits").train_y
-    (trained, _), (_, other) = (datasets.training_split(labels, 0.1, seed, 200) for seed in (0, 1))
-    known = len({*trained.tolist()} & {*other.tolist()})
+    (seen, _), (_, other) = (datasets.training_split(labels, 0.1, seed, 200) for seed in (0, 1))
+    known = len({*seen.tolist()} & {*other.tolist()})
     for seed, said in ((0, False), (1, True)):
-        quick(tmp_path / f"seed{seed}", "--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), "--seed", str(seed), "--epochs", "1")
+        quick(tmp_path / f"seed{seed}", "--fine_tune", str(trained()), "--seed", str(seed), "--epochs", "1")
         assert (f"{known} of {len(other)} validation images are among those" in capsys.readouterr().out) is said
     assert known > 0
 
@@ -422,10 +433,9 @@ def test_weight_clip_leaves_no_weight_beyond_its_bound(tmp_path):
 
 
 @pytest.mark.parametrize("wq", ["dorefa", "sawb"])
-def test_training_through_the_adc_resumes_to_the_same_bits(wq, tmp_path, capsys, monkeypatch):
-    quick(tmp_path / "start", "--epochs", "1")
-    start = str(tmp_path / "start" / "model_best.pth.tar")
-    flags = ["--fine_tune", start, "--adc_aware", "--adc_prec", "3", "--cellBit", "2", "--subArray", "16", "--calib_steps",
+@pytest.mark.usefixtures("few_test_images")
+def test_training_through_the_adc_resumes_to_the_same_bits(wq, trained, tmp_path, capsys, monkeypatch):
+    flags = ["--fine_tune", str(trained()), "--adc_aware", "--adc_prec", "3", "--cellBit", "2", "--subArray", "16", "--calib_steps",
              "5", "--limit_train", "35", "--batch_size", "5", "--epochs", "2", "--wq", wq, "--save_minutes", "0"]
     _, whole = quick(tmp_path / "whole", *flags)
     state = whole["state_dict"]
@@ -472,9 +482,9 @@ def test_training_through_the_adc_resumes_to_the_same_bits(wq, tmp_path, capsys,
     assert plain == 0  # ranges, and levels of another quantizer, are of no use to this network
 
 
-def test_training_through_the_adc_from_a_32_bit_network(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("few_test_images")
+def test_training_through_the_adc_from_a_32_bit_network(trained, tmp_path, monkeypatch):
     """Its first ranges fit the activations that the first steps have, with batch norm of the statistics of a batch."""
-    quick(tmp_path / "float", *FLOAT, "--epochs", "1")
     first = []
 
     def spy(self, calibrate=Run.calibrate):
@@ -489,23 +499,22 @@ def test_training_through_the_adc_from_a_32_bit_network(tmp_path, monkeypatch):
         calibrate(self)
 
     monkeypatch.setattr(Run, "calibrate", spy)
-    code, checkpoint = quick(tmp_path / "aware", "--fine_tune", str(tmp_path / "float" / "model_best.pth.tar"), "--adc_aware",
-                             "--epochs", "1")
+    code, checkpoint = quick(tmp_path, "--fine_tune", str(trained(*FLOAT)), "--adc_aware", "--epochs", "1")
     assert code == 0 and checkpoint["state_dict"]["classifier.0.act_quant.act_alpha"] != 6
     assert first[0] == pytest.approx(first[1], rel=0.05)
 
 
-def test_ranges_are_calibrated_every_so_many_steps_and_after_an_epoch(tmp_path, monkeypatch):
-    quick(tmp_path / "start", "--epochs", "1")
-    seen = []
+@pytest.mark.usefixtures("few_test_images")
+def test_ranges_are_calibrated_every_so_many_steps_and_after_an_epoch(trained, tmp_path, monkeypatch):
+    seen, start = [], trained()  # whose run is not looked at
 
     def spy(self, calibrate=Run.calibrate):
         seen.append((self.epoch, self.step))
         calibrate(self)
 
     monkeypatch.setattr(Run, "calibrate", spy)
-    _, checkpoint = quick(tmp_path / "aware", "--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), "--adc_aware",
-                          "--adc_prec", "3", "--subArray", "16", "--epochs", "2", "--calib_steps", "7")
+    _, checkpoint = quick(tmp_path, "--fine_tune", str(start), "--adc_aware", "--adc_prec", "3", "--subArray", "16",
+                          "--epochs", "2", "--calib_steps", "7")
     steps = datasets.steps_per_epoch(checkpoint["data"]["train_images"], checkpoint["config"]["batch_size"])
     assert steps > 7 and steps % 7
     expected = [divmod(position, steps) for position in range(0, 2 * steps, 7)] + [(0, steps), (1, steps)]
@@ -542,9 +551,8 @@ def test_weights_of_the_original_code(finished, tmp_path, capsys):
     assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out
 
 
-def test_quantize_image_uses_the_first_clipping_level(tmp_path):
-    _, used = quick(tmp_path / "used", "--quantize_image", "--epochs", "1")
-    _, unused = quick(tmp_path / "unused", "--epochs", "1")
+def test_quantize_image_uses_the_first_clipping_level(trained):
+    used, unused = (load_checkpoint(trained(*flags).with_name("checkpoint.pth.tar")) for flags in (["--quantize_image"], []))
     assert used["state_dict"]["features.0.act_quant.act_alpha"] != 6
     assert unused["state_dict"]["features.0.act_quant.act_alpha"] == 6  # neither trained nor decayed
     assert len(used["optimizer"]["param_groups"][1]["params"]) == len(unused["optimizer"]["param_groups"][1]["params"]) + 1
