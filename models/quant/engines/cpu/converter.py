@@ -167,18 +167,22 @@ def code_table(layer: MappedLayer, z: int, k: int, relative: int) -> tuple[np.nd
     the lowest bit of `2 r_k n`, `j = P - floor(r_k n)`) or of `u = j + 64` (digital, `j = P - 64`); less u / s if `relative`.
     A code, but not its difference from u / s, may hold for all reads with a j beyond too. -1 where the entries are no bytes.
     """
-    spec, reference = layer.spec, layer.reference_twice[k]
-    analog = spec.reference == "analog"
+    spec = layer.spec
+    return _code_table(layer.u_range(k), spec.unit, layer.converter(z, k), layer.reference_twice[k], spec.reference == "analog",
+                       2 ** spec.slice_bits[k] - 1, relative)
 
+
+@functools.lru_cache(maxsize=1024)  # as `_static_form`; digits often share the ranges of a slice, too
+def _code_table(u_range, unit, converter, reference, analog, most, relative):
     def transfer(u):
-        return adc.transfer(u, spec.unit, *layer.converter(z, k))
+        return adc.transfer(u, unit, *converter)
 
     j = np.arange(-CENTRE, CENTRE)
     u = np.stack([2 * j - i for i in (0, 1)] if analog else [j + CENTRE] * 2)
-    entries, ends = transfer(u), transfer(np.array(layer.u_range(k)))
+    entries, ends = transfer(u), transfer(np.array(u_range))
     beyond = not relative and entries[:, 0].max() <= ends[0] and entries[:, -1].min() >= ends[1]
     entries = entries - u // relative if relative else entries
-    most, n = 2 ** spec.slice_bits[k] - 1, np.arange(257)
+    n = np.arange(257)
     zero = reference * n // 2 if analog else CENTRE + 0 * n
     inside = zero <= LAST_CENTRE if beyond else (zero <= CENTRE) & (most * n - zero < CENTRE)
     good = (most * n < 256) & inside & (np.abs(entries * 2 + 1).max() < 256)
