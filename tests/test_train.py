@@ -318,7 +318,7 @@ def started(path, *flags):
     settings, _, checkpoint = train_settings.parse(["--fine_tune", str(path), "--save_path", "none", *flags])
     net, data = starting.build_network(settings, 10, torch.device("cpu")), datasets.load("digits")
     starting.load(net, settings, checkpoint["state_dict"])
-    images = datasets.normalize(data.train_x[::6], data.mean, data.std)
+    images = datasets.normalize(data.train_x[::20], data.mean, data.std)
     return net, starting.fit_quantizers(net, settings, checkpoint, 10, images)
 
 
