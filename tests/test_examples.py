@@ -1,6 +1,7 @@
 """The examples run, and show what their texts say: on fewer images and epochs than a user's, and on the reference engine, which
 compiles nothing."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,15 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@functools.cache
+def trained():
+    """The example's network after fewer steps; nothing changes it."""
+    import your_network
+
+    x, y, *_ = your_network.digits()
+    return your_network.trained(x[:640], y[:640], epochs=4)
+
+
 @pytest.fixture
 def your_network(monkeypatch):
     """The example's module, with less to do."""
@@ -22,9 +32,9 @@ def your_network(monkeypatch):
     import your_network
 
     train_x, train_y, test_x, test_y = your_network.digits()
-    trained = your_network.trained
+    network = trained()
     monkeypatch.setattr(your_network, "digits", lambda: (train_x[:24], train_y[:24], test_x[:30], test_y[:30]))
-    monkeypatch.setattr(your_network, "trained", lambda *_: trained(train_x[:640], train_y[:640], epochs=4))
+    monkeypatch.setattr(your_network, "trained", lambda *_: network)
     yield your_network
 
 
