@@ -379,7 +379,7 @@ def test_pictures_over_what_is_swept(run, checkpoint, monkeypatch):  # noqa: F81
     drawn, draw = {}, report.sweep_plot
     monkeypatch.setattr(report, "sweep_plot", lambda curves, name, *args: (drawn.update({name: curves}), draw(curves, name, *args)))
     records, _, text = run(checkpoint, *FLAGS, "--adc_range", "full", "--device", "techB", "--device_time", "0", "10s", "1h",
-                           "--stuck_on", "0", "0.1", "--chips", "2")
+                           "--stuck_on", "0", "0.1", "--chips", "2", drawn=True)
     assert list(drawn) == ["device_time", "stuck_on"]
     assert {curve: [value for value, _ in points] for curve, points in drawn["device_time"].items()} == {
         f"2-bit cells, 4-bit ADC, full, rows 16, techB{stuck}": [0.0, 10.0, 3600.0] for stuck in ("", ", stuck_on 0.1")}
@@ -434,7 +434,7 @@ def test_the_report_of_a_chip(run, checkpoint, monkeypatch):  # noqa: F811
     programmed, program = [], quant.program
     monkeypatch.setattr(quant, "program", lambda model, device, *args, **more: (
         programmed.append(args[:1] if device else None), program(model, device, *args, **more))[1])
-    records, _, text = run(checkpoint, *FLAGS, "--device", "rram_wan", "--chips", "2", "--chip_seed", "3", "--report")
+    records, _, text = run(checkpoint, *FLAGS, "--device", "rram_wan", "--chips", "2", "--chip_seed", "3", "--report", drawn=True)
     assert [seeds for seeds in programmed if seeds] == [(3,), (4,), (3,)] and programmed[-1] is None
     [path] = Path("save").glob("report_*.json")
     assert path.name == "report_2_bit_cells_4_bit_adc_calibrated_rows_16_rram_wan_at_1s.json" and png(path.with_suffix(".png"))

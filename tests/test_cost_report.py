@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_costs_of_a_table(run, checkpoint):
     also = ["--adc_range ideal", "--crossbar_layers conv --adc_range full --adc_prec 6"]
     flags = ["--cellBit", "1", "2", "--adc_prec", "4", "--also", *also, "--cost", "rram_65nm"]
-    _, predictions, text = run(checkpoint, *test_eval.FAST, *flags)
+    _, predictions, text = run(checkpoint, *test_eval.FAST, *flags, drawn=True)
     folder = test_eval.Path(checkpoint).parent
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert [row["cost"] for row in rows] == [None, "rram_65nm", "rram_65nm", None, "rram_65nm"]

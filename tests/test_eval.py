@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import eval as evaluation
-from experiment import bench, eval_settings, ranges, train_settings, training
+from experiment import bench, drawing, eval_settings, ranges, train_settings, training
 from experiment import data as datasets
 from experiment import images as eval_images
 from experiment.checkpoint import save_checkpoint
@@ -70,11 +70,16 @@ def checkpoint(tmp_path):
     return save(tmp_path / "save" / "model_best.pth.tar", network())
 
 
+def without_pictures(patch):
+    patch.setattr(drawing, "atomic_write", lambda path, write: Path(path).touch())
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """run(checkpoint, flags...) evaluates in this process: (records, predictions of each, printed text)."""
+    """run(checkpoint, flags...) evaluates in this process: (records, predictions of each, printed text). Pictures are empty files
+    unless they are to be `drawn`, which takes longer than all else."""
 
-    def run(checkpoint, *flags):
+    def run(checkpoint, *flags, drawn=False):
         predictions, measure, folder = [], bench.measure, Path(checkpoint).parent
         shutil.rmtree(folder / "points", ignore_errors=True)  # what was measured before is measured again
         before = len(results(folder))
@@ -92,6 +97,8 @@ def run(monkeypatch, capsys):
         calibration = CALIBRATION if calibrated and "--adc_ranges" not in flags else []
         with monkeypatch.context() as patch:
             patch.setattr(bench, "measure", spy)
+            if not drawn:
+                without_pictures(patch)
             assert evaluation.main(["--resume", checkpoint, *FAST, *calibration, *flags]) == 0
         return results(folder)[before:], predictions, capsys.readouterr().out
 
@@ -346,7 +353,7 @@ def test_outputs_are_corrected_unless_that_is_switched_off(run, checkpoint):
 
 
 def test_report_is_a_table_a_file_and_a_picture(run, checkpoint):
-    _, _, text = run(checkpoint, "--report", "--cellBit", "2", "--adc_prec", "3", "--adc_range", "calibrated", "dynamic")
+    _, _, text = run(checkpoint, "--report", "--cellBit", "2", "--adc_prec", "3", "--adc_range", "calibrated", "dynamic", drawn=True)
     name = "save/report_2_bit_cells_3_bit_adc_calibrated_rows_16"
     layers = json.loads(Path(name + ".json").read_text())["layers"]
     assert [entry["layer"] for entry in layers] == CROSSBARS and f"/{name}.png" in text
@@ -363,7 +370,7 @@ def test_plot_only_of_several_adc_precisions(run, checkpoint, tmp_path):
     path = tmp_path / "save" / "accuracy_over_adc_bits.png"
     text = run(checkpoint, "--adc_range", "full", "ideal", "--cellBit", "1", "2")[2]
     assert not path.exists() and "plot: " not in text
-    text = run(checkpoint, "--adc_range", "full", "--adc_prec", "2", "4")[2]
+    text = run(checkpoint, "--adc_range", "full", "--adc_prec", "2", "4", drawn=True)[2]
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG" and min(image.size) > 400

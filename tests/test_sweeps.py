@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_eval import checkpoint, load_digits, network, refused, results, run, save, scene, shown_images, start  # noqa: F401
+from test_eval import (checkpoint, load_digits, network, refused, results, run, save, scene, shown_images, start,  # noqa: F401
+                       without_pictures)
 
 import eval as evaluation
-from experiment import bench, drawing, eval_flags, eval_settings, flags, keys, per_layer, plan, points, ranges, report, search
+from experiment import bench, eval_flags, eval_settings, flags, keys, per_layer, plan, points, ranges, report, search
 from experiment.cli import UserError, run_main
 from experiment.data import training_split
 from experiment.drawing import new_figure
@@ -33,15 +34,14 @@ QUICK = ["--ngpu", "0", "--limit", "6", "--subArray", "16"]
 
 @pytest.fixture
 def evaluate(capsys, monkeypatch):
-    """evaluate(checkpoint, flags...): (the settings that were measured, the printed text). Pictures are empty files unless they are to
-    be drawn, which takes longer than all else."""
+    """evaluate(checkpoint, flags...): (the settings that were measured, the printed text). Pictures as `run` has them."""
 
     def evaluate(*flags, drawn=False):
         measured, real = [], bench.measure
         with monkeypatch.context() as patch:
             patch.setattr(bench, "measure", lambda *args, **options: (measured.append(args[3]), real(*args, **options))[1])
             if not drawn:
-                patch.setattr(drawing, "atomic_write", lambda path, write: Path(path).touch())
+                without_pictures(patch)
             capsys.readouterr()
             calibration = [] if "--adc_ranges" in flags or "full" in flags and "calibrated" not in flags else ["--calib_images", "4"]
             assert evaluation.main([*QUICK, *calibration, "--resume", *flags]) == 0
@@ -425,7 +425,7 @@ def test_a_report_of_layers_that_differ(checkpoint, run):  # noqa: F811
     for bits, first, others in (("uniform", "adc_prec=5", "adc_plan=significance,adc_prec=2.5"),
                                 ("significance", "adc_plan=uniform,adc_prec=5", "adc_prec=2")):
         _, _, text = run(checkpoint, "--adc_plan", bits, "--adc_prec", "3", "--report", "--per_layer", f"features.4:{first}",
-                         f"features.8:{others}")
+                         f"features.8:{others}", drawn=True)
         assert "bits by digit" in text and "step" in text
         path = max(Path("save").glob("report_*.json"), key=lambda file: file.stat().st_mtime)
         layers = {entry["layer"]: entry for entry in json.loads(path.read_text())["layers"]}
