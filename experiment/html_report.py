@@ -11,8 +11,8 @@ from typing import Any
 from models.quant.files import atomic_write
 
 PAGE = "results.html"
-FIRST = ("model", "dataset", "checkpoint", "cell_bits", "adc_bits", "adc_range", "adc_plan", "device", "accuracy", "software_accuracy",
-         "changed_predictions", "mean_bits")  # columns that stand first
+FIRST = ("model", "dataset", "checkpoint", "cell_bits", "adc_bits", "adc_range", "adc_plan", "per_layer", "device", "accuracy",
+         "accuracy_std", "accuracy_lowest", "software_accuracy", "changed_predictions", "mean_bits")  # columns that stand first
 MACHINE = ("python", "torch", "numba", "triton", "cpu", "threads", "processes", "gpu", "command")  # what stands below the table
 
 
@@ -65,15 +65,20 @@ other way round. Rows without <code>cell_bits</code> are of the software.</p>
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, Any]]:
-    """(columns of the table, `{column: value}` of those that are the same in all rows; the software has no hardware to differ in)."""
+    """(columns of the table, `{column: value}` of those that are the same in all rows). The software has no hardware to differ in, and
+    ideal cells no device: what only rows with a device have is compared among those."""
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in MACHINE and name != "key"]
     names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     on_arrays = [row for row in rows if row.get("cell_bits") is not None] or rows
-    others = [row for row in rows if row.get("cell_bits") is None]
-    values = {name: {*(json.dumps(row.get(name)) for row in on_arrays),
-                     *(json.dumps(row[name]) for row in others if row.get(name) is not None)} for name in names}
+    with_device, without = ([row for row in rows if (row.get("device") is None) == none] for none in (False, True))
+
+    def compared(name):
+        return with_device if with_device and name not in FIRST and all(row.get(name) is None for row in without) else on_arrays
+
+    values = {name: {*(json.dumps(row.get(name)) for row in compared(name)),
+                     *(json.dumps(row[name]) for row in rows if row.get(name) is not None)} for name in names}
     varied = [name for name in names if len(values[name]) > 1 or name in ("cell_bits", "accuracy")]
-    return varied, {name: on_arrays[0].get(name) for name in names if name not in varied}
+    return varied, {name: compared(name)[0].get(name) for name in names if name not in varied}
 
 
 def _cell(value: Any) -> str:

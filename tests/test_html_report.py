@@ -62,12 +62,23 @@ def test_the_page_has_everything_in_it(page):
     reader = Reader()
     reader.feed(page.read_text())
     assert not reader.open and page.name == "results.html"
-    assert reader.rows[0] == ["cell_bits", "adc_bits", "adc_range", "accuracy", "chips", "per_layer"]
-    assert reader.rows[1:] == [["", "", "", "99.6667", "", ""], ["1", "10", "full", "98.25", "[1, 2]", ""],
-                               ["1", "2.5", "calibrated <&>", "9", "", '{"a": {"adc_bits": 3}}']]
+    assert reader.rows[0] == ["cell_bits", "adc_bits", "adc_range", "per_layer", "accuracy", "chips"]
+    assert reader.rows[1:] == [["", "", "", "", "99.6667", ""], ["1", "10", "full", "", "98.25", "[1, 2]"],
+                               ["1", "2.5", "calibrated <&>", '{"a": {"adc_bits": 3}}', "9", ""]]
     assert len(reader.sources) == 1 and reader.sources[0].startswith("data:image/png;base64,")
     for text in ("vgg7", "rows128", "n_images", "3.11", "3.12", "eval.py --x '<b>'"):
         assert text in reader.text
+
+
+def test_ideal_cells_are_no_reason_for_columns_of_what_only_devices_have(tmp_path):
+    def row(**values):
+        return {"cell_bits": 1, "per_layer": None, "accuracy": 90.0, "device": None, "wire_ohm": None, "stuck_on": None} | values
+
+    rows = [row(cell_bits=None), row(), *(row(device="techA", wire_ohm=0.0, stuck_on=p, per_layer={"a": {}}) for p in (0.1, 0.2))]
+    reader = Reader()
+    reader.feed(html_report.write(tmp_path, rows).read_text())
+    assert reader.rows[0] == ["cell_bits", "per_layer", "device", "accuracy", "stuck_on"] and "wire_ohm0" in reader.text
+    assert [each[-1] for each in reader.rows[1:]] == ["", "", "0.1", "0.2"]
 
 
 def test_what_is_the_same_in_all_rows_is_that_of_the_float_network_too(tmp_path):
