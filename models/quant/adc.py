@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -283,12 +284,17 @@ def choices(histogram: np.ndarray, layer: MappedLayer, busy: np.ndarray | None =
     for z, k in np.ndindex(*shape[:2]):
         place = spec.dac_bits * z + spec.cell_bits * k
         share = counts[z, k] / max(counts[z, k].sum(), 1)
-        for bits in range(shape[2]):
-            found = _best_range(share, layer.u_span[0], layer.unit, layer.unit * layer.u_spacing(k), bits)
-            error[z, k, bits], delta[z, k, bits], q_min[z, k, bits] = found
+        found = _best_ranges(share.tobytes(), layer.u_span[0], layer.unit, layer.unit * layer.u_spacing(k), spec.adc_max_bits)
+        error[z, k], delta[z, k], q_min[z, k] = zip(*found)
         error[z, k] *= len(layer.arrays) * 4.0**place
     reads = int(counts[0, 0].sum())
     return Choices(error, delta, q_min, reads, np.ones(shape[0]) if busy is None else busy)
+
+
+@functools.lru_cache(maxsize=2048)  # the settings of a study differ in their means of bits, and have the same reads
+def _best_ranges(share: bytes, u_min: int, unit: float, spacing: float, most: int) -> list[tuple[float, float, int]]:
+    """`_best_range` with 0 .. most bits; share, the bytes of what it is called with."""
+    return [_best_range(np.frombuffer(share), u_min, unit, spacing, bits) for bits in range(most + 1)]
 
 
 def _best_range(share: np.ndarray, u_min: int, unit: float, spacing: float, bits: int) -> tuple[float, float, int]:
