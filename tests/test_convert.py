@@ -342,7 +342,13 @@ def test_several_batches_are_one_set_of_images():
 @pytest.mark.parametrize("outer", [
     lambda y: y.mT @ y, lambda y: torch.bmm(y.mT, y), lambda y: torch.baddbmm(torch.zeros(3, 4, 4), y.mT, y),
     lambda y: torch.einsum("ntc, ntd -> ncd", y, y), lambda y: torch.einsum("...tc,...td->...dc", y, y),
-    lambda y: torch.einsum("ntc->nct", y) @ y, lambda y: torch.stack([torch.einsum("tc,td", each, each) for each in y])])
+    lambda y: torch.einsum("ntc->nct", y) @ y, lambda y: torch.stack([torch.einsum("tc,td", each, each) for each in y]),
+    lambda y: torch.stack([F.linear(each.T, each.T) for each in y]), lambda y: torch.stack([torch.inner(each.T, each.T) for each in y]),
+    lambda y: torch.stack([torch.addmm(torch.ones(4), each.T, each) for each in y]),
+    lambda y: torch.stack([torch.mv(each.T, column) for each in y for column in each.T]),
+    lambda y: torch.stack([torch.tensordot(each, each, ([0], [0])) for each in y]),
+    lambda y: torch.stack([F.conv1d(each.T[:, :, None], each.T[:, :, None]) for each in y]),
+    lambda y: torch.stack([F.conv_transpose1d(each.T[:, :, None], each[:, :, None]) for each in y])])
 def test_products_of_two_activations_are_counted(outer):
     """[N, 4, 5] by [N, 5, 4] beside the layer's [N, 5, 6] by [6, 4]; what an einsum makes of one tensor is none."""
     report = convert(Of(lambda s, x: outer(s.layer(x)), layer=nn.Linear(6, 4)), W8A8, seeded((3, 5, 6))).crossbar_report
@@ -682,6 +688,30 @@ def test_what_cannot_be_mapped_is_named():
         convert(nn.GRU(4, 4), W8A8, seeded((3, 4, 4)))
     with pytest.raises(ValueError, match=r"^0.weight_ih_l0 cannot .* give skip=\['0'\]"):
         convert(nn.Sequential(nn.GRU(4, 4)), W8A8, seeded((3, 4, 4)))
+
+
+@pytest.mark.filterwarnings("ignore:torch.chain_matmul is deprecated")
+@pytest.mark.parametrize(("product", "what"), [
+    (lambda x, w: torch.mm(x, w.t(), out=torch.empty(len(x), 6)), "a use of mm that is not known"),
+    (lambda x, w: F.linear(w, x), "a use of linear that is not known"),
+    (lambda x, w: F.conv1d(w[None].mT, x[:, :, None]), "a use of conv1d that is not known"),
+    (lambda x, w: torch.ops.aten.linear(x, w), "a use of linear that is not known"),
+    (lambda x, w: torch.addmm(torch.zeros(6, 1), w, x.t()), "a scaled addmm"),
+    (lambda x, w: torch.addmv(torch.zeros(6), w, x[0]), "an addmv"),
+    (lambda x, w: torch.addbmm(torch.zeros(len(x), 6), x[None], w.t()[None]), "a batched product"),
+    (lambda x, w: torch.inner(x, w), "an inner product"), (lambda x, w: torch.linalg.vecdot(x[:, None], w), "an inner product"),
+    (lambda x, w: torch.tensordot(x, w, ([1], [1])), "a tensordot"), (lambda x, w: torch.kron(x, w), "a Kronecker product"),
+    (lambda x, w: torch.linalg.multi_dot([x, w.t(), w]), "a product of several matrices"),
+    (lambda x, w: torch.chain_matmul(x, w.t()), "a product of several matrices"),
+    (lambda x, w: torch.sparse.mm(x.to_sparse(), w.t()), "a sparse product"), (lambda x, w: torch.cdist(x, w), "a table of distances"),
+    (lambda x, w: torch.linalg.solve(w[:5], x.t()), "a solution of equations"),
+    (lambda x, w: torch.convolution(x[:, :, None], w[:, :, None], None, [1], [0], [1], False, [0], 1), "a convolution by another name")])
+def test_no_product_with_a_weight_stays_digital_unsaid(product, what):
+    net = Of(lambda s, x: (s.first(x), product(s.first(x), s.w)), first=nn.Linear(5, 5), w=nn.Parameter(seeded((6, 5))))
+    with pytest.raises(ValueError, match=f"^w cannot be put on crossbars: it is {what}. To keep it digital"):
+        convert(net, W8A8, seeded((7, 5)))
+    report = convert(net, W8A8, seeded((7, 5)), skip=["w"]).crossbar_report
+    assert report.digital == {"w": "skipped"} and report.digital_multiplications >= 30
 
 
 class Other(nn.Sequential):

@@ -22,16 +22,24 @@ from .products import PRODUCTS, Form, operands
 
 SAMPLE = 2**14  # values of one call that are kept of a product's input
 # Products that no layer on crossbars stands for, by what they are called.
-OTHERS: dict[str, str] = {
+OTHERS: dict[str, str] = {func.__name__: f"a use of {func.__name__} that is not known" for func in PRODUCTS} | {
     "einsum": "an einsum", "bmm": "a batched product", "baddbmm": "a batched product", "bilinear": "a bilinear layer",
-    "tensordot": "a tensordot", "inner": "an inner product", "addmm": "a scaled addmm",
+    "addbmm": "a batched product", "tensordot": "a tensordot", "inner": "an inner product", "vdot": "an inner product",
+    "dot": "an inner product", "linalg_vecdot": "an inner product", "addmm": "a scaled addmm", "addmv": "an addmv",
+    "linalg_multi_dot": "a product of several matrices", "chain_matmul": "a product of several matrices", "kron": "a Kronecker product",
+    "_sparse_mm": "a sparse product", "_sparse_addmm": "a sparse product", "smm": "a sparse product", "sspaddmm": "a sparse product",
+    "cdist": "a table of distances", "linalg_solve": "a solution of equations", "linalg_solve_triangular": "a solution of equations",
+    "convolution": "a convolution by another name", "conv_tbc": "a convolution by another name",
     "multi_head_attention_forward": "an attention called as one function", "matmul": "a batched product",
     "__matmul__": "a batched product", "lstm": "a recurrent layer",
     "gru": "a recurrent layer", "rnn_tanh": "a recurrent layer", "rnn_relu": "a recurrent layer", "lstm_cell": "a recurrent layer",
     "gru_cell": "a recurrent layer", "rnn_tanh_cell": "a recurrent layer", "rnn_relu_cell": "a recurrent layer",
     "_transformer_encoder_layer_fwd": "a fused encoder layer", "_native_multi_head_attention": "a fused attention",
 }
-BETWEEN_ACTIVATIONS = ("matmul", "__matmul__", "bmm", "baddbmm", "einsum", "mm", "scaled_dot_product_attention")
+ADDED_TO = ("addmm", "baddbmm", "addmv")  # whose first tensor is only added
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+BETWEEN_ACTIVATIONS = ("matmul", "__matmul__", "bmm", "einsum", "mm", "mv", "linear", "inner", "tensordot", "scaled_dot_product_attention",
+                       *ADDED_TO, *CONVOLUTIONS)
 
 
 @dataclass(eq=False)
@@ -194,9 +202,13 @@ class _Watcher(TorchFunctionMode):
 
 def _between(name, args, tensors, result):
     """Multiplications of a product of activations; a sum or a turn of one alone (`einsum`) has none."""
-    left, right = (*tensors[name == "baddbmm":], None, None)[:2]
+    left, right = (*tensors[name in ADDED_TO:], None, None)[:2]
     if right is None:
         return 0
+    if name in CONVOLUTIONS:
+        return (left if "transpose" in name else result).numel() * math.prod(right.shape[1:])
+    if name == "tensordot":  # of L S and S R numbers come L R
+        return result.numel() * math.isqrt(left.numel() * right.numel() // max(result.numel(), 1))
     if name == "scaled_dot_product_attention":  # scores, and what they weigh
         return 2 * right.shape[-2] * left.numel()
     if name == "einsum" and isinstance(args[0], str):
