@@ -56,7 +56,6 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         self.register_buffer("quant_offset", torch.zeros(len(self.weight), dtype=torch.float32))
         self._bias: Tensor | None = None
         self._put_on(self.fitted(spec))
-        self.register_load_state_dict_post_hook(_fit_spec)
 
     # -- the weight
 
@@ -106,6 +105,11 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if prefix + "made" in state_dict:
             self._outdated = False
+        self.act_quant.load_window(state_dict, prefix + "act_quant.")
+        fitted = self.fitted(self._spec)
+        if fitted != self._spec:  # other codes have other digits, of which each has its place in a plan
+            self._spec = fitted
+            self._forget_ranges()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def fit(self, sample: Tensor, lowest: float, largest: float, weight_scale: str, activations: str) -> None:
@@ -294,11 +298,6 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if bias is not None:
             y = y + bias
         return self._shaped(y if gain is None else y * gain + offset, x)
-
-
-def _fit_spec(layer, _):
-    """After other input codes were loaded."""
-    layer._spec = layer.fitted(layer._spec)
 
 
 def scaled(sums: Tensor, scale: Tensor, offset: Tensor) -> Tensor:

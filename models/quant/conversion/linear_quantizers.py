@@ -7,6 +7,7 @@ The quotient `x / s` is taken in float32, so that a number gets the same code in
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -242,6 +243,13 @@ class InputQuantizer(_OwnScale, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x rounded to its grid, in its units and type; x itself where switched off."""
         return self.integers(x) * self.scale.to(x.dtype) if self.on else x
+
+    def load_window(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+        """Take the window of a state whose names begin so, where it has one: before the rest is loaded, of which shapes hang on it."""
+        for name in ("lo", "hi"):
+            if prefix + name in state_dict:
+                setattr(self, name, torch.tensor(int(state_dict[prefix + name]), device=self.scale.device))
+        self._window = None
 
     def _load_from_state_dict(self, *args, **kwargs):
         self._window = None
