@@ -20,6 +20,7 @@ from .images import EvalImages
 from .train_settings import TrainSettings
 
 
+BATCH = 64  # images that run together in a conversion, which fits scales to samples of each batch: --batch_size decides nothing
 CALIBRATION_IMAGES = 64  # of a network that is trained: its quantizers learn what more images would tell
 
 
@@ -73,7 +74,8 @@ def start_evaluation(found: Foreign, settings: EvalSettings, checkpoint: Mapping
     Raises: UserError, see `images_of`, `images.choose` and `converted`, and for weights of the checkpoint that do not fit.
     """
     shown = images.choose(images_of(found, settings, device, log), settings, checkpoint, device)
-    net = converted(found.network, settings, shown.calibration, settings.calibration.correct, engine=settings.engine)
+    batches = data.Batches(shown.calibration.images, shown.calibration.mean, shown.calibration.std, BATCH)
+    net = converted(found.network, settings, batches, settings.calibration.correct, engine=settings.engine)
     if not settings.resume:
         log.info(str(net.crossbar_report))
         return net, found.network, shown

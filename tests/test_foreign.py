@@ -299,6 +299,15 @@ def test_options_of_the_conversion_are_those_of_the_flags(net, photographs, monk
     assert asked == [((8, 8), usual), ((4, 8), other)]
 
 
+def test_the_batch_size_decides_nothing(net, monkeypatch):
+    """Scales are fitted to samples of what a layer sees at a time, which is more than a sample here."""
+    monkeypatch.setattr(quant.conversion.tracing, "SAMPLE", 2**10)
+    flags = [*EVAL, "--model", "net.py:small", "--dataset", "digits", "--limit", "20", "--abit", "4", "--adc_prec", "3"]
+    assert evaluation.main(flags) == 0
+    first = results("out")
+    assert evaluation.main([*flags, "--batch_size", "7"]) == 0 and results("out") == first
+
+
 def test_an_edited_file_is_measured_anew(net, photographs):
     flags = [*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--adc_prec", "5", "6",
              "--per_layer", "*:adc_range=ideal"]
