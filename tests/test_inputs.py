@@ -139,6 +139,22 @@ def test_an_input_without_batch_is_refused(training):
                 layer.train(training)(wrong)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_inputs_that_are_no_real_numbers_are_refused(dtype):
+    for layer, x in layers():
+        with pytest.raises(ValueError, match=f"^the input is of {dtype}; real floating-point numbers are expected"):
+            layer(x.to(dtype))
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, float("inf"), float("nan")])
+def test_clipping_levels_that_are_none_are_refused(alpha):
+    for layer, x in layers()[:2]:
+        layer(x)
+        layer.act_quant.act_alpha.data.fill_(alpha)
+        with pytest.raises(ValueError, match=f"^act_alpha, the clipping level of this layer's inputs, is {alpha:g}; it must be above 0"):
+            layer(x)
+
+
 # ---- what is not a number ----------------------------------------------------------------------------------------------
 
 

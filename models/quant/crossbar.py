@@ -222,8 +222,11 @@ class CrossbarLayer(OnArrays):
         return [self.act_quant.act_alpha]
 
     def _scale(self):
-        """What `A (2 W - L) = 1` is worth in the output, float64."""
-        return self.act_quant.act_alpha.detach().double() / self.act_quant.levels * self.weight_quant.step * self.out_scale
+        """What `A (2 W - L) = 1` is worth in the output, float64. Raises: ValueError for a clipping level that is none."""
+        alpha = self.act_quant.act_alpha.detach()
+        if not 0 < alpha.item() < float("inf"):
+            raise ValueError(f"act_alpha, the clipping level of this layer's inputs, is {alpha.item():g}; it must be above 0 and finite")
+        return alpha.double() / self.act_quant.levels * self.weight_quant.step * self.out_scale
 
     def _with_offset_cells(self, layer):
         """A layer with ideal cells that has no ADC: pairs and offset cells give the same sums, and those of codes are faster."""

@@ -63,6 +63,8 @@ class _Quantized:
     def _check_input(self, x):
         if x.dim() != len(self.INPUT):
             raise ValueError(f"the input has shape {list(x.shape)}; [{', '.join(self.INPUT)}] is expected")
+        if not x.is_floating_point():
+            raise ValueError(f"the input is of {x.dtype}; real floating-point numbers are expected: x.float()")
 
     def _finish(self, y, scale):
         if not (isinstance(scale, float) and scale == 1.0):
