@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from experiment.placing import put
 from experiment.setting import Setting
@@ -714,6 +715,78 @@ def test_no_product_with_a_weight_stays_digital_unsaid(product, what):
     assert report.digital == {"w": "skipped"} and report.digital_multiplications >= 30
 
 
+def with_own(function):
+    """A network of a layer, and a function of its output and of weights that are no matrices of parameters."""
+    net = Of(lambda s, x: function(s.first(x), s), first=nn.Linear(5, 5), v=nn.Parameter(seeded((30,))), w=nn.Parameter(seeded((6, 5))))
+    net.register_buffer("kept", seeded((6, 5), 1))
+    return net
+
+
+@pytest.mark.parametrize("product", [
+    lambda x, s: F.linear(x, s.v.view(6, 5)), lambda x, s: F.linear(x, torch.stack([s.v[:5]] * 6)), lambda x, s: x @ s.v[:5],
+    lambda x, s: torch.mv(x, s.v[:5]), lambda x, s: x @ torch.diag(s.v[:5]),
+    lambda x, s: torch.stack([torch.dot(row, s.v[:5]) for row in x]), lambda x, s: torch.zeros(len(x)).addmv_(x, s.v[:5])])
+def test_weights_of_one_dimension_are_no_exception(product):
+    with pytest.raises(ValueError, match="^v cannot be put on crossbars: it is a product with weights of one dimension"):
+        convert(with_own(product), W8A8, seeded((7, 5)))
+    report = convert(with_own(product), W8A8, seeded((7, 5)), strict=False).crossbar_report
+    assert "v" in report.digital and report.digital_multiplications in (7 * 5, 7 * 5 * 5, 7 * 5 * 6)
+    with pytest.raises(ValueError, match="^w cannot be put on crossbars: it is a product with weights of one dimension"):
+        convert(with_own(lambda x, s: x @ s.w[0]), W8A8, seeded((7, 5)))
+
+
+@pytest.mark.parametrize("product", [
+    lambda x, s: F.linear(x, s.kept), lambda x, s: x @ s.kept.T, lambda x, s: F.conv1d(x[:, :, None], s.kept[:, :, None] * 2),
+    lambda x, s: torch.addmm(s.v[:6], x, s.kept.T), lambda x, s: torch.einsum("nc,dc->nd", x, s.kept)])
+def test_products_with_buffers_are_named_and_counted(product):
+    net = convert(with_own(product), W8A8, seeded((7, 5)))
+    report = net.crossbar_report
+    assert report.digital == {"kept": "a product with a buffer"} and report.digital_multiplications == 7 * 30 and not report.between
+    assert convert(with_own(product), W8A8, seeded((7, 5)), skip=["kept"]).crossbar_report.digital == {"kept": "skipped"}
+
+
+@pytest.mark.parametrize("harmless", [
+    lambda x, s: F.layer_norm(x, (5,), s.v[:5], s.v[5:10]), lambda x, s: x * s.v[:5] + s.kept[0], lambda x, s: F.linear(x, s.w, s.v[:6])])
+def test_scales_and_biases_are_no_products(harmless):
+    report = convert(with_own(harmless), W8A8, seeded((7, 5))).crossbar_report
+    assert not report.digital and report.share == 1
+
+
+def test_attention_to_learned_queries_is_between_activations():
+    net = with_own(lambda x, s: F.scaled_dot_product_attention(s.v[None, :5], x, x, attn_mask=s.kept[:1, :1]))
+    report = convert(net, W8A8, seeded((7, 5))).crossbar_report
+    assert not report.digital and report.between == 2 * 7 * 5
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+def test_what_torch_jit_compiled_is_refused():
+    net = Of(lambda s, x: s.part(s.first(x)), first=nn.Linear(5, 5), part=torch.jit.script(nn.Sequential(nn.Linear(5, 5), nn.ReLU())))
+    with pytest.raises(ValueError, match=r"^part cannot be put on crossbars: it is a module compiled by torch.jit.* give skip=\['part'\]"):
+        convert(net, W8A8, seeded((7, 5)))
+    assert convert(net, W8A8, seeded((7, 5)), skip=["part"]).crossbar_report.digital == {"part": "skipped"}
+    with pytest.raises(ValueError, match="^the network is compiled by torch.jit"):
+        convert(net.part, W8A8, seeded((7, 5)))
+
+
+def test_pruned_networks_keep_their_masks():
+    net = nn.Sequential(nn.Linear(16, 4))
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    mask, x = net[0].weight_mask, seeded((8, 16))
+    codes = convert(net, W8A8, x)[0].weight_orig.layers
+    [layer] = codes.values()
+    assert torch.equal(layer.w_codes()[:, :, 0, 0] == 127, mask == 0) and int(mask.sum()) == 32
+
+
+@pytest.mark.parametrize("weight", [lambda s: s.kept[:5] @ s.w[:5], lambda s: s.w[:5] + s.kept[:5] @ s.w[:5]])
+def test_products_of_weights_alone_are_no_surprise(weight):
+    net, x = with_own(lambda x, s: F.linear(x, weight(s))), seeded((7, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        converted = convert(net, W8A8, x)
+        converted(x)
+    assert len(crossbar_layers(converted)) == 2
+
+
 class Other(nn.Sequential):
     """A weight of its own, beside those of its parts."""
 
@@ -797,6 +870,19 @@ def test_states_that_replace_parameters_are_bound_again():
     other = convert(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), CrossbarSpec(4, 4), x)
     other.load_state_dict(state)
     assert isinstance(net[0].weight, Bound) and torch.equal(net(x), other(x))
+
+
+def test_a_state_with_a_plan_brings_its_digits():
+    """Whose number follows from the input codes: of signed ones, from the larger side."""
+    spec, found = CrossbarSpec(8, 8, adc_bits=4, adc_plan="significance"), set()
+    for low in (-1.0, -2.0, -0.3):
+        x = torch.linspace(low, 1, 40)[:, None] * torch.ones(6)
+        net = convert(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), spec, x, activations="max")
+        other = convert(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), spec, seeded((8, 6)).abs())
+        found.add(len(crossbar_layers(net)[0][1].adc_bits_plan))
+        other.load_state_dict(net.state_dict())
+        assert torch.equal(net(x), other(x))
+    assert len(found) > 1
 
 
 @pytest.mark.parametrize("assign", [False, True])

@@ -110,22 +110,28 @@ def _call(func, args, kwargs):
                 layer, weight = root.layers[path], plain(found.weight)
                 layer.see(weight)  # before its hooks, which may count its reads
                 return layer(found.x, weight, found.bias)
-        # What a weight is on the left of may follow from weights alone: its norm, another factor.
-        found = operands(func, args, kwargs, lambda each: isinstance(each.weight, (Bound, _Made)) and not (
-            each.form.left or isinstance(each.x, (Bound, _Made))))
-        if found is not None:
-            root, path = origin(found.weight)
-            if path not in root.digital:
-                warnings.warn(f"a product with {root.label} that was not seen when the network was converted is computed without "
-                              "crossbars: its weight is another part or comes about in another way", RuntimeWarning, 2)
     with torch._C.DisableTorchFunctionSubclass():
         result = func(*args, **kwargs)
     tensors = [arg for arg in tree.tree_leaves((args, kwargs)) if isinstance(arg, Tensor)]
     root, path = origin(next(arg for arg in tensors if isinstance(arg, (Bound, _Made))))
     part = _name(func) in PARTS and isinstance(tensors[0], (Bound, _Made)) or _name(func) in ARITHMETIC and _computed(tensors, result)
     paths = step(path, func, args, kwargs, result)
+    if func in PRODUCTS and root.known.isdisjoint(paths.values()):  # else it is one of weights, on the way to a product with an input
+        _warn_of_unseen(func, args, kwargs)
     return tree.tree_map_only(Tensor, lambda value: _Made.of(value, root, paths[id(value)])
                               if paths[id(value)] in root.known or part and value.dim() > 1 else value, result)
+
+
+def _warn_of_unseen(func, args, kwargs):
+    """What a weight is on the left of may follow from weights alone: its norm, another factor."""
+    found = operands(func, args, kwargs, lambda each: isinstance(each.weight, (Bound, _Made)) and not (
+        each.form.left or isinstance(each.x, (Bound, _Made))))
+    if found is None:
+        return
+    root, path = origin(found.weight)
+    if path not in root.digital:
+        warnings.warn(f"a product with {root.label} that was not seen when the network was converted is computed without "
+                      "crossbars: its weight is another part or comes about in another way", RuntimeWarning, 3)
 
 
 def _computed(tensors, result):

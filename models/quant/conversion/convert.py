@@ -119,12 +119,14 @@ def _prepared_copy(model, inplace):
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model is a {type(model).__name__}; a torch.nn.Module is expected")
     model = getattr(model, "_orig_mod", model)  # under torch.compile
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("the network is compiled by torch.jit, so that its products cannot be seen; convert the one that it was made from")
     if any(isinstance(parameter, Bound) for parameter in model.parameters()):
         raise ValueError("this network is on crossbars already; convert the one that it was made from")
-    hooks = [(module, hook) for module in model.modules() for hook in module._forward_pre_hooks.values()
-             if isinstance(hook, (WeightNorm, SpectralNorm))]
-    for module, hook in hooks:  # what they compute has a gradient, which cannot be copied
-        setattr(module, hook.name, getattr(module, hook.name).detach())
+    for module in model.modules():  # what hooks have computed, of a norm of weights or a mask, has a gradient, which cannot be copied
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(module, name, value.detach())
     net = model if inplace else copy.deepcopy(model)
     net.eval()
     for module in net.modules():
@@ -228,8 +230,13 @@ def _choose(net, found: Trace, labels, skip, strict):
             digital[name] = reason
         else:
             chosen.append(product)
+    compiled = [name for name, module in net.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    for name in compiled:
+        if not any(name.startswith(f"{other}.") for other in compiled):
+            digital[name] = "skipped" if skipped([name]) else "a module compiled by torch.jit, whose products cannot be seen"
     for parameter, what in found.others.items():
         digital[_short(parameter)] = "skipped" if skipped([_short(parameter), parameter, *_holders(parameter)]) else what
+    buffers = {_short(name): "skipped" if skipped([_short(name), name, *_holders(name)]) else what for name, what in found.buffers.items()}
     refused = {name: reason for name, reason in digital.items() if reason != "skipped"}
     if strict and refused:
         name, reason = next(iter(refused.items()))
@@ -246,6 +253,7 @@ def _choose(net, found: Trace, labels, skip, strict):
                          + (" that is not skipped" if digital else ""))
     mapped = {product.parameter for product in chosen}
     digital |= {_short(name): "a product whose input is the same for every image" for name in found.constant if name not in mapped}
+    digital |= {name: what for name, what in buffers.items() if name not in digital}
     return chosen, digital
 
 

@@ -28,7 +28,8 @@ OTHERS: dict[str, str] = {func.__name__: f"a use of {func.__name__} that is not 
     "dot": "an inner product", "linalg_vecdot": "an inner product", "addmm": "a scaled addmm", "addmv": "an addmv",
     "linalg_multi_dot": "a product of several matrices", "chain_matmul": "a product of several matrices", "kron": "a Kronecker product",
     "_sparse_mm": "a sparse product", "_sparse_addmm": "a sparse product", "smm": "a sparse product", "sspaddmm": "a sparse product",
-    "cdist": "a table of distances", "linalg_solve": "a solution of equations", "linalg_solve_triangular": "a solution of equations",
+    "cdist": "a table of distances", "cosine_similarity": "a cosine similarity", "linalg_solve": "a solution of equations",
+    "linalg_solve_triangular": "a solution of equations",
     "convolution": "a convolution by another name", "conv_tbc": "a convolution by another name",
     "multi_head_attention_forward": "an attention called as one function", "matmul": "a batched product",
     "__matmul__": "a batched product", "lstm": "a recurrent layer",
@@ -36,10 +37,11 @@ OTHERS: dict[str, str] = {func.__name__: f"a use of {func.__name__} that is not 
     "gru_cell": "a recurrent layer", "rnn_tanh_cell": "a recurrent layer", "rnn_relu_cell": "a recurrent layer",
     "_transformer_encoder_layer_fwd": "a fused encoder layer", "_native_multi_head_attention": "a fused attention",
 }
-ADDED_TO = ("addmm", "baddbmm", "addmv")  # whose first tensor is only added
+ADDED_TO = ("addmm", "baddbmm", "addbmm", "addmv")  # whose first tensor is only added
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-BETWEEN_ACTIVATIONS = ("matmul", "__matmul__", "bmm", "einsum", "mm", "mv", "linear", "inner", "tensordot", "scaled_dot_product_attention",
-                       *ADDED_TO, *CONVOLUTIONS)
+BETWEEN_ACTIVATIONS = ("matmul", "__matmul__", "bmm", "einsum", "mm", "mv", "dot", "vdot", "linalg_vecdot", "linear", "inner", "tensordot",
+                       "scaled_dot_product_attention", *ADDED_TO, *CONVOLUTIONS)
+OF_A_VECTOR, OF_A_BUFFER = "a product with weights of one dimension", "a product with a buffer"
 
 
 @dataclass(eq=False)
@@ -74,16 +76,17 @@ class Product:
 class Trace:
     """What `trace` found.
 
-    Attributes: products, in the order of their first calls; known, `{parameter: paths on the way to its products}`; others,
-        `{name of a parameter: what it is that no crossbar does}`; others_multiplications, of these, as if each weight met each
-        row of the input once; constant, parameters of products whose input is the same for every image; between, multiplications of
-        two activations; looked_up, parameters that what follows from the input is not only multiplied by; outputs, of the network, for
-        each batch.
+    Attributes: products, in the order of their first calls; known, `{parameter: paths on the way to its products, and of those with other
+        weights}`; others, `{name of a parameter: what it is that no crossbar does}`; buffers, the same of those; others_multiplications,
+        of both, where a call does not say as if each weight met each row of the input once; constant, parameters of products whose input
+        is the same for every image; between, multiplications of two activations; looked_up, parameters that what follows from the input
+        is not only multiplied by; outputs, of the network, for each batch.
     """
 
     products: list[Product] = field(default_factory=list)
     known: dict[str, set[str]] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
     others_multiplications: int = 0
     constant: dict[str, None] = field(default_factory=dict)
     between: int = 0
@@ -109,13 +112,18 @@ class _Watcher(TorchFunctionMode):
         self.found, self.gram, self.first = Trace(), gram, True
         self.by_place: dict[tuple[str, str], Product] = {}
         self.origin: dict[int, tuple[str, str, Tensor]] = {}  # of matrices that follow from one parameter: its name, the path
+        self.no_matrix: dict[int, tuple[str, str]] = {}  # of what else follows from one: its name, what a product with it is called
         self.fixed: dict[int, Tensor] = {}  # everything that follows from parameters and buffers; kept, so that ids stay theirs
         for name, parameter in model.named_parameters():
             self.fixed[id(parameter)] = parameter
             if parameter.dim() > 1 and parameter.is_floating_point():
                 self.origin[id(parameter)] = name, "", parameter
+            else:
+                self.no_matrix[id(parameter)] = name, OF_A_VECTOR
         self.parameters = dict(model.named_parameters())
-        self.fixed.update({id(buffer): buffer for buffer in model.buffers()})
+        for name, buffer in model.named_buffers():
+            self.fixed[id(buffer)] = buffer
+            self.no_matrix[id(buffer)] = name, OF_A_BUFFER
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -123,6 +131,7 @@ class _Watcher(TorchFunctionMode):
         versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        name = name if name.endswith("__") else name.rstrip("_")  # addmm_ is addmm in place
         if all(id(tensor) in self.fixed for tensor in tensors):
             self._follow(func, args, kwargs, tensors, result)
             return result
@@ -141,6 +150,7 @@ class _Watcher(TorchFunctionMode):
         for key in [key for key, each in self.fixed.items() if each.untyped_storage().data_ptr() == place]:
             del self.fixed[key]
             self.origin.pop(key, None)
+            self.no_matrix.pop(key, None)
 
     def _follow(self, func, args, kwargs, tensors, result):
         """What follows from parameters and buffers alone."""
@@ -154,6 +164,12 @@ class _Watcher(TorchFunctionMode):
             name, path, _ = source
             paths = step(path, func, args, kwargs, result)
             self.origin.update({id(leaf): (name, paths[id(leaf)], leaf) for leaf in made if leaf.dim() > 1 and id(leaf) not in self.origin})
+            self.no_matrix.update({id(leaf): (name, OF_A_VECTOR) for leaf in made if leaf.dim() == 1})
+            if func in PRODUCTS:  # of weights alone
+                self.found.known.setdefault(name, set()).update(paths.values())
+        else:
+            known = next((self.no_matrix[id(tensor)] for tensor in tensors if id(tensor) in self.no_matrix), None)
+            self.no_matrix.update({id(leaf): known for leaf in made} if known else {})
 
     def _multiply(self, func, name, args, kwargs, tensors, result):
         found = self._operands(func, args, kwargs, self.fixed)
@@ -166,8 +182,14 @@ class _Watcher(TorchFunctionMode):
             if self.first:
                 x = next((tensor for tensor in tensors if id(tensor) not in self.fixed), tensors[0])
                 self.found.others_multiplications += sum(self.parameters[each].numel() for each in weights) * x.numel() // x.shape[-1]
-        elif name in BETWEEN_ACTIVATIONS and self.first and isinstance(result, Tensor):
-            self.found.between += _between(name, args, tensors, result)
+        elif name in BETWEEN_ACTIVATIONS:
+            count = _between(name, args, tensors, result) if self.first and isinstance(result, Tensor) else 0
+            known = next((self.no_matrix[id(each)] for each in _factors(name, args, kwargs, tensors) if id(each) in self.no_matrix), None)
+            if known is None:
+                self.found.between += count
+                return
+            (self.found.buffers if known[1] == OF_A_BUFFER else self.found.others).update([known])
+            self.found.others_multiplications += count
 
     def _operands(self, func, args, kwargs, known):
         """The parts of a product whose weight follows from one parameter, and whose input is none of what is known."""
@@ -200,6 +222,13 @@ class _Watcher(TorchFunctionMode):
             product.gram = gram if product.gram is None else product.gram + gram
 
 
+def _factors(name, args, kwargs, tensors):
+    """What an input may be multiplied by in one of BETWEEN_ACTIVATIONS. Attention is between activations, whatever its queries are."""
+    if name == "linear" or name in CONVOLUTIONS:
+        return [args[1] if len(args) > 1 else kwargs.get("weight")]
+    return [] if name == "scaled_dot_product_attention" else tensors[name in ADDED_TO:]
+
+
 def _between(name, args, tensors, result):
     """Multiplications of a product of activations; a sum or a turn of one alone (`einsum`) has none."""
     left, right = (*tensors[name in ADDED_TO:], None, None)[:2]
@@ -213,7 +242,7 @@ def _between(name, args, tensors, result):
         return 2 * right.shape[-2] * left.numel()
     if name == "einsum" and isinstance(args[0], str):
         return result.numel() * _summed_over(args[0], tensors)
-    return result.numel() * left.shape[-1]
+    return result.numel() * left.shape[-1] * (len(left) if name == "addbmm" else 1)
 
 
 def _summed_over(equation, tensors):
