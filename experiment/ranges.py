@@ -1,9 +1,9 @@
 """`adc_ranges.json`: the calibrated ranges of several settings, to be used again with `eval.py --adc_ranges FILE`.
 
 `{"ranges": [{<hardware>, <how they were chosen>, "layers": {name: {"sha256": ..., "ranges": [[delta, q_min] of each slice],
-"gain": [of each channel], "offset": [of each channel]}}}]}`; with a plan `[[delta, q_min] of each slice] of each digit` and as many
-"bits"; sha256 is that of the layer's weight codes, whose reads the ranges
-fit; gain and offset are left out where there is no correction.
+"input_step": ..., "gain": [of each channel], "offset": [of each channel]}}}]}`; with a plan `[[delta, q_min] of each slice] of each
+digit` and as many "bits"; sha256 is that of the layer's weight codes and input_step what an input code is worth, whose reads the ranges
+fit (older files do not say it); gain and offset are left out where there is no correction.
 """
 
 import json
@@ -75,8 +75,9 @@ class AdcRanges:
         layers = self.entries.get(_key(setting), {"layers": {}})["layers"]
         for name, layer in on_adcs(network):
             found: Mapping[str, Any] | None = layers.get(name)
-            if not found or found["sha256"] != quant.sha256(layer.w_codes().cpu()):
-                raise UserError(f"{source} has no ranges of {name} with these weights for {setting}; "
+            step = _input_step(layer)
+            if not found or found["sha256"] != quant.sha256(layer.w_codes().cpu()) or found.get("input_step", step) != step:
+                raise UserError(f"{source} has no ranges of {name} with these weights and input codes for {setting}; "
                                 "calibrate it without --adc_ranges")
             try:
                 if layer.spec.planned:
@@ -129,7 +130,7 @@ def entry_of(network: nn.Module, setting: Setting, calib_images: int, sha256: Ma
     layers = {}
     for name, layer in on_adcs(network):
         ranges = torch.stack([layer.adc_delta, layer.adc_q_min.double()], dim=-1).tolist()
-        layers[name] = {"sha256": sha256[name], "ranges": ranges}
+        layers[name] = {"sha256": sha256[name], "input_step": _input_step(layer), "ranges": ranges}
         if layer.spec.planned:
             layers[name]["bits"] = layer.adc_bits_plan.tolist()
         if rule.correct == "channel":  # 9 digits tell all float32 numbers apart
@@ -190,6 +191,10 @@ class RangesOfRun:
             found.add_of(setting, entry)
         if entries:
             found.merge_into(self.path)
+
+
+def _input_step(layer: nn.Module) -> float:
+    return layer.act_quant.step.item()
 
 
 def _key(setting: Setting) -> tuple:

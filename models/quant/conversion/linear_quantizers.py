@@ -162,6 +162,11 @@ class InputQuantizer(_OwnScale, nn.Module):
         return self.abit != OFF
 
     @property
+    def step(self) -> Tensor:
+        """Value of code 1."""
+        return self.scale
+
+    @property
     def levels(self) -> int:
         """Most that `hi - lo` may be, 2^a - 1."""
         return 2**self.abit - 1
