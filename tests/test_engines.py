@@ -463,6 +463,14 @@ def test_accumulators_of_each_adc_step(engine):
     check(engine, case)
 
 
+def test_accumulators_of_each_adc_step_in_64_bits(engine):
+    case = layer_case(CrossbarSpec(8, 8, 4, 12, 4), channels=36, out=3, kernel=(1, 1), size=(3, 3))
+    case.delta = [1.0, 0.7]
+    found = accumulators(engine, case)
+    assert found.dtype == np.int64 and len(found) == 2
+    assert_same(found, expected(case))
+
+
 def test_prepared_weights_serve_many_inputs(engine):
     """Batches of other sizes and heights on one preparation, an input that is not contiguous in memory before."""
     case = layer_case(CrossbarSpec(rows=32), padding=(1, 1, 1, 1))
@@ -849,6 +857,15 @@ def test_unit_steps_are_a_convolution_but_for_clipping(reference, whole, w_bits,
             numba_engine, reads = numba_reads(case)
             assert reads.static.relative == step
             check(numba_engine, case)
+
+
+def test_unit_steps_where_float32_does_not_hold_the_convolution():
+    spec = CrossbarSpec(8, 8, 1, 4, 64)
+    case = layer_case(spec, channels=300, out=66, kernel=(1, 1))
+    case.a_codes[0], case.w_codes[0], case.w_codes[1], case.delta = 255, 255, 0, [spec.unit] * 8
+    numba_engine, reads = numba_reads(case)
+    assert reads.static.relative and reads.convolution.dtype == torch.int32
+    check(numba_engine, case)
 
 
 def test_whole_reference_cells_limit_only_their_side():

@@ -112,6 +112,15 @@ def test_parts_of_sums_of_rows_that_16_bits_hold(cell):
     assert torch.equal(NUMBA.accumulate(prepared(layer), case.input()), REFERENCE.accumulate(layer, case.input()))
 
 
+@pytest.mark.parametrize("code, q_min", [(255, 0), (0, -4095)])
+def test_sums_of_single_rows_beyond_32_bits(code, q_min):
+    """Nine of them whose reads are all clipped at the same end."""
+    case = Case(CrossbarSpec(8, 8, 1, 12, 1), Geometry(groups=16), np.full((1, 3, 3, 16), 255, np.uint8),
+                np.full((16, 1, 3, 3), code, np.uint8), [1e-6] * 8, [q_min] * 8)
+    found = NUMBA.accumulate(prepared(case.layer()), case.input())
+    assert found.dtype == torch.int64 and (found == (9 if code else -9) * 255 * 255 * 4095).all()
+
+
 @pytest.mark.parametrize("groups, outputs, serves", [(16, 8, True), (15, 1, False), (16, 9, False)])
 def test_which_layers_are_many_small_groups(groups, outputs, serves):
     case = depthwise(groups)

@@ -103,6 +103,27 @@ def test_reads_at_the_ends_of_16_bits(last, fits):
         compare(side_by_side, case)
 
 
+def test_codes_of_quotients():
+    """With a step of which no factor gives the codes of u halfway between two."""
+    case = extreme_case(CrossbarSpec(1, 1, 1, 6, 8, reference="digital"), 6, 3.0, -32)
+    case.a_codes = (np.arange(64)[:, None] >> np.arange(6) & 1).astype(np.uint8).reshape(64, 1, 1, 6)
+    weights = 384 * 2 ** np.arange(6).reshape(1, 1, 6, 1) * np.array([1, -1])
+    case.cells = weights.astype(np.int32), np.zeros((1, 1, 6), np.int32), 8
+    side_by_side = pixels.SideBySide(case.layer())
+    assert side_by_side._plan[0].divide
+    compare(side_by_side, case)
+
+
+@pytest.mark.parametrize("rows", [41, 64])
+def test_more_channels_than_a_vector_holds(rows):
+    """Sets of rows lie in either vector or across both, and do not follow each other in the order of their channels."""
+    numbers = np.random.default_rng(0)
+    case = extreme_case(CrossbarSpec(2, 2, 1, 4, rows, "im2col"), 70, 1.25, -8)
+    case.a_codes = numbers.integers(0, 4, (2, 9, 8, 70), dtype=np.uint8)
+    case.w_codes = numbers.integers(0, 4, (5, 70, 1, 2), dtype=np.uint8)
+    compare(pixels.SideBySide(case.layer()), case)
+
+
 def test_prepared_for_many_inputs():
     """What is kept of one size of input is not taken for another, be it only of more images."""
     case = extreme_case(CrossbarSpec(2, 2, 1, 4, 16), 5, 1.25, -8)

@@ -451,9 +451,10 @@ def test_image_layer():
     torch.testing.assert_close(plain.eval()(x), F.conv2d(x, weight, padding=1))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
 @pytest.mark.parametrize("kernel, options", [
     (3, {"padding": 1}), (3, {"stride": 2}), ((3, 2), {"stride": (1, 2), "padding": (2, 0), "dilation": (2, 1)}), (1, {}),
-    (4, {}), (3, {"padding": "same"}), (3, {"groups": 3})])
+    (4, {}), (3, {"padding": "same"}), ((4, 2), {"padding": "same"}), (3, {"groups": 3})])
 def test_image_layer_in_evaluation_is_the_float64_convolution(kernel, options):
     """For any number of images: rounded once, then scaled."""
     torch.manual_seed(0)

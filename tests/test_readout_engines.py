@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from interpreter import DEVICE, running
+from numba import njit
 from strategies import random_cells
 from test_triton import assert_same, layer_case, planned_case
 
 from models.quant import CrossbarSpec, Readout, image_numbers
 from models.quant.engines import reference
 from models.quant.engines.cpu import engine as cpu
+from models.quant.engines.cpu import wide, wide_noise
+from models.quant.readout import COLUMN_KEY, DEVIATION, noise
 
 with interpreter.chosen():
     triton_gpu = interpreter.load()
@@ -146,6 +149,15 @@ def test_numbers_of_a_readout_are_float64():
     check(on_chip(case, Readout(base=88969115.72963953, cell_noise=((95269507.4678388, 0.0, 0.0),) * 2, seed=3)), case.input())
 
 
+@pytest.mark.parametrize("adc_range", ["calibrated", "ideal"])
+def test_halves_are_rounded_before_an_offset_is_added(adc_range):
+    """Else an odd offset would move the even number that they go to."""
+    case = layer_case(CrossbarSpec(4, 4, 2, 12, 32, adc_range=adc_range), 20, 18, kernel=(1, 1), size=(2, 2))
+    case.delta = [1 / 256] * 2
+    gain, offset = torch.full((2, 1, 1, 18), 1.5, dtype=torch.float64), torch.ones((2, 1, 1, 18), dtype=torch.int32)
+    check(on_chip(case, Readout(gain=gain, offset=offset)), case.input())
+
+
 def test_ranges_of_the_batch_wider_than_31_bits():
     case = layer_case(CrossbarSpec(8, 8, 8, 8, 1024, adc_range="dynamic", dac_bits=8), 600, 4, kernel=(1, 1), size=(1, 1), images=3)
     case.a_codes[0] = 255
@@ -169,3 +181,19 @@ def test_what_float32_or_32_bits_do_not_hold_is_refused():
         layer = on_chip(case, readout, pair=True)
         assert not refused(layer)
         assert refused(replace(layer, readout=replace(layer.readout, both=layer.readout.both + more)))
+
+
+def test_normal_numbers_where_no_instruction_adds_products_of_bytes(monkeypatch):
+    monkeypatch.setattr(wide_noise, "_has_dot_products", lambda: False)
+
+    @njit
+    def run(keys, low, high, out):
+        u = wide_noise.with_noise(wide.full_i32(7), keys.ctypes.data, 0, low, high, np.float32(1), np.float32(0))
+        wide.store_ints(out.ctypes.data, 0, u)
+
+    keys, out = (np.arange(16) * COLUMN_KEY & 0xFFFFFFFF).astype(np.uint32), np.empty(64, np.int32)
+    for key in np.random.default_rng(0).integers(0, 2**63, 20):
+        high = int(key) >> 32
+        run(keys, int(key) & 0xFFFFFFFF, high ^ high >> 13, out)
+        wanted = noise(torch.tensor(DEVIATION**2), torch.tensor(key), torch.arange(64))
+        assert np.array_equal(out - 7, wanted.numpy()) and len(np.unique(out)) > 20
