@@ -352,7 +352,7 @@ def test_outputs_are_corrected_unless_that_is_switched_off(run, checkpoint):
         layers = json.loads(Path("save/adc_ranges.json").read_text())["ranges"][0]["layers"]
         found[records[1]["adc_correct"]] = layers, predictions[1]
     assert found.keys() == {"channel", "none"} and not torch.equal(found["channel"][1], found["none"][1])
-    assert [layer.keys() for layer in found["none"][0].values()] == [{"sha256", "ranges"}] * len(CROSSBARS)
+    assert [layer.keys() for layer in found["none"][0].values()] == [{"sha256", "input_step", "ranges"}] * len(CROSSBARS)
     for name, layer in found["channel"][0].items():
         assert layer["ranges"] == found["none"][0][name]["ranges"]
         assert len(layer["gain"]) == len(layer["offset"]) and any(gain != 1 for gain in layer["gain"])
