@@ -131,9 +131,7 @@ def test_autocast_does_not_round_the_simulation(engine, hardware):
 @pytest.mark.parametrize("wq", ["dorefa", "sawb"])
 def test_weights_that_a_step_changed_are_simulated_anew(wq, fused):
     _, layer, x = pair("conv", wq, adc_bits=3, rows=8)
-    alpha = layer.act_quant.act_alpha
-    optimizer = torch.optim.SGD([{"params": [p for p in layer.parameters() if p is not alpha]}, {"params": [alpha], "lr": 1e-3}],
-                                lr=1.0, fused=fused)
+    optimizer = torch.optim.SGD([layer.weight, layer.bias], lr=1.0, fused=fused)
 
     def fresh():
         other = Qconv2dDoreFa(6, 4, (3, 2), stride=2, padding=1, groups=2, spec=layer.spec, wq=wq)
