@@ -2,6 +2,7 @@
 
     python benchmarks/coverage.py                     # all of them; those of packages that are not installed are left out
     python benchmarks/coverage.py torchvision/swin_t transformers/gpt2
+    python benchmarks/coverage.py --families          # 64 others, one of each of as many families
 
 Weights are random, but for those that packages hold: what is reached does not depend on them. Nothing is quantized
 (`convert(..., spec=None)`), which also checks that the network with its weights bound gives the answers that it gave before.
@@ -25,6 +26,18 @@ from models.quant import convert
 TORCHVISION = ("resnet18", "resnet50", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny", "densenet121", "googlenet", "swin_t",
                "vit_b_16", "regnet_y_400mf")
 TIMM = ("resnet50", "beit_base_patch16_224", "eva02_tiny_patch14_224", "nfnet_f0", "resnetv2_50x1_bit", "tf_efficientnet_lite0")
+FAMILIES = (
+    *(f"torchvision/{name}" for name in ("maxvit_t", "mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_0")),
+    *(f"timm/{name}" for name in (
+        "bat_resnext26ts", "beitv2_base_patch16_224", "botnet26t_256", "caformer_s18", "cait_xxs24_224", "coat_tiny", "coatnet_0_rw_224",
+        "convit_tiny", "convmixer_768_32", "crossvit_tiny_240", "cspresnet50", "davit_tiny", "deit3_small_patch16_224", "dla34",
+        "eca_resnet33ts", "edgenext_xx_small", "efficientformer_l1", "efficientvit_b0", "fastvit_t8", "focalnet_tiny_srf", "ghostnet_100",
+        "gmlp_s16_224", "halonet26t", "hardcorenas_a", "hiera_tiny_224", "hrnet_w18_small", "inception_next_tiny", "lambda_resnet26t",
+        "levit_128s", "mambaout_femto", "mixer_s16_224", "mobilenetv4_conv_small", "mobilevit_xxs", "mobilevitv2_050", "nest_tiny",
+        "pit_ti_224", "poolformer_s12", "rdnet_tiny", "repvgg_a0", "repvit_m0_9", "resmlp_12_224", "resnetblur18", "rexnet_100",
+        "samvit_base_patch16", "selecsls42", "sequencer2d_s", "skresnet18", "starnet_s1", "swinv2_tiny_window8_256", "tinynet_a",
+        "tnt_s_patch16_224", "tresnet_m", "twins_pcpvt_small", "visformer_tiny", "vit_base_patch16_siglip_224",
+        "vit_relpos_small_patch16_224", "vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "volo_d1_224", "xcit_nano_12_p16_224")))
 HEADS = {"googlenet": ("aux*",)}  # used in training alone
 
 
@@ -99,7 +112,10 @@ def row(package: str, name: str) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", metavar="PACKAGE/NAME", help=f"of {', '.join(NETWORKS)}; all by default")
-    wanted = parser.parse_args(argv).networks or [f"{package}/{name}" for package, (_, known) in NETWORKS.items() for name in known]
+    parser.add_argument("--families", action="store_true", help="networks of many more families in place of those")
+    args = parser.parse_args(argv)
+    known = FAMILIES if args.families else [f"{package}/{name}" for package, (_, known) in NETWORKS.items() for name in known]
+    wanted = args.networks or known
     for each in wanted:
         package, _, name = each.partition("/")
         if package not in NETWORKS or not name:
