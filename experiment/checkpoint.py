@@ -26,7 +26,8 @@ _FINITE = "finite", torch.isfinite
 _FINITE_ABOVE_0 = "finite and above 0", lambda values: values.isfinite() & (values > 0)
 _FINITE_FROM_0 = "finite and not negative", lambda values: values.isfinite() & (values >= 0)
 _ALLOWED_VALUES = {
-    "act_alpha": _FINITE_ABOVE_0, "adc_delta": _FINITE_ABOVE_0, "clip": _FINITE_FROM_0, "running_var": _FINITE_FROM_0,
+    "act_alpha": _FINITE_ABOVE_0, "clip": _FINITE_FROM_0, "running_var": _FINITE_FROM_0,
+    "adc_delta": _FINITE_FROM_0,  # 0 before the first calibration
     "adc_bits_plan": _FINITE_FROM_0, "adc_q_min": ("finite and at most 0", lambda values: values.isfinite() & (values <= 0)),
 }
 

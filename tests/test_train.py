@@ -448,8 +448,8 @@ def test_training_through_the_adc_resumes_to_the_same_bits(wq, trained, tmp_path
         assert all((plain["state_dict"][key] == 1).all() for key in gains)
 
     stopped = tmp_path / "stopped"
-    save, position = Run.save, (0, 6)  # between two calibrations; then after an evaluation that is none either
-    for position in ((0, 6), (1, 1)):
+    save = Run.save
+    for position in ((0, 0), (0, 6), (1, 1)):  # before the first calibration; between two; after an evaluation that is none either
         def save_and_die(self, position=position):
             save(self)
             if (self.epoch, self.step) == position:
