@@ -28,9 +28,10 @@ from .streamed import Streamed
 
 ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
 # The same where it is those settings alone that changed: with chips, their cells and reads; with chips whose reads have more than their
-# cells; with costs; of networks that were converted.
+# cells; with gate access; with costs; of networks that were converted.
 ARITHMETIC_OF_CHIPS = 2
 ARITHMETIC_OF_READOUTS = 2
+ARITHMETIC_OF_GATES = 3
 ARITHMETIC_OF_COSTS = 2
 ARITHMETIC_OF_CONVERTED = 3
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
@@ -76,7 +77,7 @@ def of_chips(chips: Chips) -> dict[str, Any]:
     if not (noisy or chips.adc_noise):  # nothing is drawn at a read
         values["noise_seed"] = ChipSettings.noise_seed
     if noisy or chips.access == "gate" or chips.adc_noise or chips.adc_offset or chips.adc_gain:
-        values["arithmetic_of_readouts"] = ARITHMETIC_OF_READOUTS
+        values["arithmetic_of_readouts"] = ARITHMETIC_OF_GATES if chips.access == "gate" else ARITHMETIC_OF_READOUTS
     return _plain(values | {"device": digest(chips.device), "arithmetic": ARITHMETIC_OF_CHIPS})
 
 

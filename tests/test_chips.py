@@ -460,6 +460,23 @@ def test_a_report_is_of_what_was_measured(scene, tmp_path, monkeypatch):
     assert png(tmp_path / "report.png")
 
 
+@pytest.mark.parametrize("weights", ["offset", "pair"])
+def test_gate_access_to_the_last_rows_of_a_layer(weights):
+    """In an array that is filled in part: as in a layer that has no other, whose line is loaded as much."""
+    device = quant.Device("own", "here", 8.0, 166.0)
+    spec = CrossbarSpec(w_bits=1, a_bits=1, adc_range="ideal", weights=weights)
+    torch.manual_seed(0)
+    layer, alone = (quant.QLinearDoreFa(rows, 40, bias=False, alpha_init=1.0, spec=spec).eval() for rows in (140, 12))
+    alone.set_codes(layer.w_codes()[:, 128:])
+    x = (torch.rand(200, 12) < 0.5).float()
+    whole = torch.cat([torch.zeros(200, 128), x], 1)
+    ideal = layer(whole)
+    for each in (layer, alone):
+        quant.program(each, device, wires=quant.Wires("gate", 1.0))
+    found, wanted = layer(whole), alone(x) * layer.out_scale / alone.out_scale
+    assert (found - wanted).square().mean() < 0.04**2 * ideal.square().mean()  # differences of currents that are 2 % off at most
+
+
 def test_errors_of_gate_access_of_single_layers():
     """Layers on pairs and layers on offset cells in one report are off as far as where all are alike."""
     spec, found = CrossbarSpec(rows=64, cell_bits=2, adc_range="full"), {}

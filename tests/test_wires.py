@@ -120,6 +120,25 @@ def test_without_resistance_nothing_changes():
     assert curve.error == 0
 
 
+@pytest.mark.parametrize("rows", [12, 32, 72])
+def test_a_shorter_array_behind_the_curve_of_a_longer_one(rows):
+    def some(seed, rows):
+        rng = np.random.default_rng(seed)
+        return rng.uniform(8e-6, 166e-6, (rows, 40)), rng.random((200, rows)) < rng.random((200, 1)) / 2
+
+    def error(cells, on, b, wanted):
+        s = on @ cells
+        return np.sqrt(np.mean((s * (b[0] + s * (b[1] + s * b[2])) - wanted) ** 2) / np.mean(wanted**2))
+
+    b = gate_curve(*some(0, 128), 1.0).b
+    cells, on = some(1, rows)
+    fit, wanted = gate_curve(cells, on, 1.0, b), gate_exact(cells, some(2, rows)[1], 1.0)
+    assert fit.b == b and error(fit.cells, some(2, rows)[1], b, wanted) < 0.02
+    assert fit.error == pytest.approx(error(fit.cells, on, b, gate_exact(cells, on, 1.0)), rel=1e-9)
+    assert np.allclose(fit.cells, cells * fit.left[:, None], rtol=1e-12)
+    assert error(gate_curve(cells, on, 1.0).cells, some(2, rows)[1], b, wanted) > 0.05  # as if the line were as loaded
+
+
 # ---- other solvers ---------------------------------------------------------------------------------------------------------
 
 SHAPES = [(1, 1), (1, 4), (4, 1), (5, 3), (3, 6), (12, 9)]

@@ -251,12 +251,12 @@ def _behind_wires(cells, column, layer, draw, generator):
 
 def _behind_a_curve(lines, arrays, wire_ohm, generator, errors):
     """(cells of bit lines with gate access, uS as `lines`, `(b_0, b_1, b_2)` for siemens). Args: lines, uS `[groups, rows, lines]`."""
-    found, curve = np.empty_like(lines), None
+    found, curve, fullest = np.empty_like(lines), None, max(stop - start for start, stop in arrays)
     for start, stop in sorted(arrays, key=lambda array: array[0] - array[1]):  # the curve is that of the fullest array
         part = 1e-6 * lines[:, start:stop]
         share = generator.random((FITTED_INPUTS, 1)) * DENSEST
         on = generator.random((FITTED_INPUTS, stop - start)) < share
-        fit = gate_curve(part[:FITTED_ARRAYS, :, :COLUMNS], on, wire_ohm)
+        fit = gate_curve(part[:FITTED_ARRAYS, :, :COLUMNS], on, wire_ohm, curve if stop - start < fullest else None)
         curve = curve or fit.b
         errors.append(fit.error)
         found[:, start:stop] = 1e6 * part * fit.left[:, None]

@@ -313,14 +313,16 @@ class Curve(NamedTuple):
         return volt * s * (b0 + s * (b1 + s * b2))
 
 
-def gate_curve(conductance: ArrayLike, on: ArrayLike, wire_ohm: float) -> Curve:
+def gate_curve(conductance: ArrayLike, on: ArrayLike, wire_ohm: float, b: tuple[float, float, float] | None = None) -> Curve:
     """Effective cells and a curve of one variable that come close to `gate_exact`, fitted on the inputs of a calibration.
 
     The mean bit line has at row i the mean conductance of all inputs, columns and arrays. With h_i the share of the supply's voltage
     across its cells, a cell that is a little larger adds `V h_i^2 dg` to the current: its own drop is `V h_i`, and the share h_i of
     what it lets through reaches the sense node. So the effective cells are `g h^2`, and what a larger or smaller current changes
     for all rows alike is left to `I = V S (b_0 + b_1 S + b_2 S^2)`, S the sum of the effective cells of the rows that are on, by
-    least squares. One curve serves all arrays that are given.
+    least squares. One curve serves all arrays that are given. Shorter arrays that stand behind the curve of longer ones (`b`) load their
+    lines less than it takes for granted: all their cells have one more factor, that of least squared error of the sums S that the curve
+    makes the exact currents of.
 
     With `a = n r I_0 / V` (n rows, I_0 the mean current without wires), the error is some 0.5 % for a = 0.4 and 1.2 % for 1.4 where
     about as many rows are on in each input, and twice that where inputs or columns differ much.
@@ -338,6 +340,22 @@ def gate_curve(conductance: ArrayLike, on: ArrayLike, wire_ohm: float) -> Curve:
     s = on @ cells
     top = s.max()  # powers of S / top, of the size of 1, lose no digits
     powers = (s / top).reshape(-1, 1) ** np.arange(1, 4)
+    if b is not None:
+        factor = (s * _before_curve(exact, b)).sum() / (s * s).sum()
+        error = np.sqrt(np.mean((_behind_curve(factor * s, b) - exact) ** 2) / np.mean(exact**2))
+        return Curve(factor * cells, b, float(error), factor * left[:, 0])
     fitted, *_ = np.linalg.lstsq(powers, exact.ravel(), rcond=None)
     error = np.sqrt(np.mean((powers @ fitted - exact.ravel()) ** 2) / np.mean(exact**2))
-    return Curve(cells, tuple(float(b) for b in fitted / top ** np.arange(1, 4)), float(error), left[:, 0])
+    return Curve(cells, tuple(float(each) for each in fitted / top ** np.arange(1, 4)), float(error), left[:, 0])
+
+
+def _behind_curve(s, b):
+    return s * (b[0] + s * (b[1] + s * b[2]))
+
+
+def _before_curve(current, b):
+    """The sums S that a curve makes these currents of, by Newton's method: it is nearly a straight line."""
+    s = current / b[0]
+    for _ in range(20):
+        s = s - (_behind_curve(s, b) - current) / (b[0] + s * (2 * b[1] + s * 3 * b[2]))
+    return s
