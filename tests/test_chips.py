@@ -585,6 +585,22 @@ def same(a, b):
     return all(torch.equal(x, y) for one, other in zip(a, b, strict=True) for x, y in zip(one, other))
 
 
+def test_files_of_cells_are_those_that_are_there_now(tmp_path):
+    torch.manual_seed(0)
+    layer = quant.Qconv2dDoreFa(6, 8, 3, spec=CrossbarSpec(adc_range="full", adc_bits=12, rows=16)).eval()
+    device, net = Device("own", "here", 5.0, 100.0, sigma_us=1.0), torch.nn.Sequential(layer)
+    for wires in (None, Wires("voltage", 50.0)):
+        quant.program(net, device, 0, wires=wires)
+        held = layer.cells().values
+        assert quant.write_cells(tmp_path, net, "own", 0) == 1 and quant.write_cells(tmp_path, net, "own", 0) == 0
+        quant.read_cells(tmp_path, net, "own", 0)
+        assert torch.equal(layer.cells().values, held) and layer.chip.of_arrays == (wires is not None)
+    quant.program(net, device, 0, wires=Wires("gate", 1.0))
+    quant.write_cells(tmp_path, net, "own", 0)
+    with pytest.raises(ValueError, match="holds cells of gate access"):
+        quant.read_cells(tmp_path, net, "own", 0)
+
+
 def test_cells_that_are_written_can_be_read(scene, tmp_path):
     net, images, *_ = scene
     place(net, setting())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -19,6 +20,7 @@ from .files import atomic_write
 
 log = logging.getLogger(__name__)
 KEYS = ("values", "reference", "fraction_bits")
+CELLS = "cells_sha256"  # in the manifest: of what was written, whatever somebody made of the file since
 
 
 def cell_path(folder: str | Path, index: int, device: str, seed: int) -> Path:
@@ -29,7 +31,11 @@ def cell_path(folder: str | Path, index: int, device: str, seed: int) -> Path:
 def cells_are_written(folder: str | Path, model: nn.Module, device: str, seed: int, facts: Mapping[str, Any] = {}) -> bool:
     """Whether the files are there and, by the manifest, of these weights and facts. Arguments as for `write_cells`."""
     known = read_manifest(folder)
-    return all((path := cell_path(folder, i, device, seed)).is_file() and known.get(path.name) == _entry(name, layer, device, seed, facts)
+
+    def written(path, entry):
+        return path.is_file() and {name: value for name, value in known.get(path.name, {}).items() if name != CELLS} == entry
+
+    return all(written(cell_path(folder, i, device, seed), _entry(name, layer, device, seed, facts))
                for i, (name, layer) in enumerate(crossbar_layers(model)))
 
 
@@ -41,7 +47,10 @@ def write_cells(folder: str | Path, model: nn.Module, device: str, seed: int, fa
     Returns: the number of files written.
     Raises: OSError where the folder cannot be written to.
     """
-    if cells_are_written(folder, model, device, seed, facts):
+    known = read_manifest(folder)
+    held = {cell_path(folder, i, device, seed).name: _digest(layer.cells()) for i, (_, layer) in enumerate(crossbar_layers(model))}
+    same = all(known.get(name, {}).get(CELLS, digest) == digest for name, digest in held.items())  # older manifests do not say it
+    if same and cells_are_written(folder, model, device, seed, facts):
         return 0
     Path(folder).mkdir(parents=True, exist_ok=True)
     entries = {}
@@ -49,7 +58,7 @@ def write_cells(folder: str | Path, model: nn.Module, device: str, seed: int, fa
         path, cells = cell_path(folder, i, device, seed), layer.cells()
         content = {"values": cells.values.cpu(), "reference": cells.reference.cpu(), "fraction_bits": cells.fraction_bits}
         atomic_write(path, lambda file, content=content: torch.save(content, file))
-        entries[path.name] = _entry(name, layer, device, seed, facts)
+        entries[path.name] = _entry(name, layer, device, seed, facts) | {CELLS: held[path.name]}
     text = json.dumps(read_manifest(folder) | entries, indent=1)
     atomic_write(Path(folder) / MANIFEST, lambda file: file.write(text.encode()))
     return len(entries)
@@ -125,7 +134,18 @@ def _load(path: Path) -> Cells:
 
 
 def _entry(name: str, layer: CrossbarLayer, device: str, seed: int, facts: Mapping[str, Any]) -> dict[str, Any]:
-    spec, codes = layer.spec, layer.w_codes().cpu()
+    spec, codes, chip, own = layer.spec, layer.w_codes().cpu(), layer.chip, {}
     shape = list(layer.cells().values.shape)
+    if chip and chip.of_arrays:
+        own |= {"rows": spec.rows, "mapping": spec.mapping}
+    if chip and chip.readout is not None and chip.readout.curve is not None:
+        own["access"] = "gate"
     return {"layer": name, "shape": shape, "w_bits": spec.w_bits, "cell_bits": spec.cell_bits, "reference": spec.reference,
-            "weights": spec.weights, "sha256": sha256(codes), "device": device, "seed": seed, **facts}
+            "weights": spec.weights, "sha256": sha256(codes), "device": device, "seed": seed, **own, **facts}
+
+
+def _digest(cells: Cells) -> str:
+    digest = hashlib.sha256(str(cells.fraction_bits).encode())
+    for part in (cells.values, cells.reference):
+        digest.update(part.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
