@@ -81,8 +81,8 @@ class ReadSettings:
     """what reads have besides"""
 
     read_noise: float | str | None = option(
-        None, "standard deviation s of a cell's conductance, uS, drawn anew at each read: a read gets N(0, s^2 sum a^2). device: "
-        "the law of the device's data. Default: none", NOISE)
+        None, "standard deviation s of a cell's conductance, uS, drawn anew at each read: a read gets N(0, s^2 sum a^2), and that of its "
+        "reference cells. device: the law of the device's data. Default: none", NOISE)
     adc_noise: float = option(0.0, "standard deviation of N(0, s^2) that each conversion adds to v, in units of a cell's level",
                               POSITIVE_OR_0)
     adc_offset: float = option(0.0, "standard deviation of the offset of each column's converter, the same in all reads of a chip, in "

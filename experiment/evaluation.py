@@ -109,8 +109,8 @@ class Record:
 @dataclass
 class Cache:
     """What the measurements of one network share: histograms of the reads, which do not depend on the ADC, the ranges of settings with
-    chips, and the moments of the layers' outputs without ADC. All are made anew where weights, edited cells or calibration images are
-    others."""
+    chips, and the moments of the layers' outputs without ADC. All are made anew where weights, edited cells, calibration images, or
+    the numbers that a network's text shows of its layers are others."""
 
     histograms: dict[str, Any] = field(default_factory=dict)
     ranges: dict[tuple, list] = field(default_factory=dict)  # of settings with chips, which share them, by what decides them
@@ -123,7 +123,7 @@ class Cache:
         ranges = tuple(quant.ADC_BUFFERS)
         state = [value for key, value in network.state_dict().items() if not key.endswith(ranges)]
         cells = [layer.w_codes() for _, layer in quant.crossbar_layers(network)]
-        made_of = fingerprint([*state, *cells, *images])
+        made_of = [repr(network), fingerprint([*state, *cells, *images])]  # with strides, paddings, poolings
         if made_of != self.made_of:
             self.histograms, self.ranges, self.counted_for, self.moments, self.made_of = {}, {}, None, {}, made_of
 
@@ -139,7 +139,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
 
     Args:
         network: one with crossbar layers, in evaluation mode; it is left on the setting, calibrated, with ideal cells. For the
-            software it is left as it was.
+            software it is left as it was, but for `set_codes`: cells are those of its weights again, see `cells`.
         images, labels: network inputs `[N, ...]` or a re-iterable of batches of them; int64 `[N]`.
         setting: the hardware; None for the software, every layer without an ADC.
         calibration: training inputs that choose the ranges of adc_range "calibrated"; None where the network holds ranges for
@@ -147,7 +147,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         software: the record of the software on the same images; None to measure it here.
         cache: shared by measurements of this network with these calibration images.
         cells: `{layer: weight codes}` that the cells hold, or are programmed to, in place of those of the weights; or `{layer: Chip}`,
-            what the cells hold (`quant.load_cells`), for a setting without chips of its own.
+            what the cells hold (`quant.load_cells`), and what their reads have besides, for a setting without chips of its own.
         engine: one of `engines.CHOICES`; changes no result.
         batch_size: images at a time where `images` is a tensor; changes no result but those of adc_range "dynamic".
         progress: show a progress bar.

@@ -45,7 +45,8 @@ def put(network: nn.Module, setting: Setting, cells: Stored | None = None) -> No
         if layer.spec != layer.fitted(spec):
             layer.set_spec(spec)
         if is_chip(cells) and _on_crossbars(layer, setting):
-            layer.set_cells(cells[name].cells, cells[name].nominal)
+            layer.set_cells(cells[name].cells, cells[name].nominal)  # which refuses those of another layer
+            layer.chip = cells[name]
 
 
 def program(network: nn.Module, setting: Setting, seed: int, progress: bool = False) -> None:

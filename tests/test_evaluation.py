@@ -1,6 +1,7 @@
 """experiment/evaluation.py: measuring as a function, from Python."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 import models
 from experiment import evaluation
+from experiment.chips import Chips
 from experiment.evaluation import Cache, Setting, measure, place
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec
@@ -153,6 +155,41 @@ def test_a_cache_knows_what_it_was_made_of(scene):
     cells = {name: 15 - layer.w_codes() for name, layer in quant.crossbar_layers(net)}
     found = measure(net, images, labels, setting(), calibration=others, cache=cache, cells=cells).predictions
     assert torch.equal(found, measure(net, images, labels, setting(), calibration=others, cells=cells).predictions)
+
+
+def test_a_cache_sees_other_strides(scene):
+    net, images, labels, calibration = scene
+    cache = Cache()
+    measure(net, images, labels, setting(), calibration=calibration, cache=cache)
+    [(_, layer), *_] = quant.crossbar_layers(net)
+    layer.padding, layer.dilation = (2, 2), (2, 2)
+    measure(net, images, labels, setting(), calibration=calibration, cache=cache)
+    found = {name: value.clone() for name, value in net.state_dict().items()}
+    measure(net, images, labels, setting(), calibration=calibration, cache=Cache())
+    assert all(torch.equal(found[name], value) for name, value in net.state_dict().items())
+
+
+def test_ranges_that_are_edited_in_a_network_are_not_those_of_the_cache(scene):
+    net, images, labels, calibration = scene
+    cache, made = Cache(), replace(setting(), chips=Chips(device=quant.Device("own", "here", 1.0, 40.0, sigma_us=1.0)))
+    measure(net, images, labels, made, calibration=calibration, cache=cache)
+    [(_, layer), *_] = quant.crossbar_layers(net)
+    wanted = layer.adc_delta.clone()
+    layer.adc_delta.mul_(3)
+    measure(net, images, labels, made, calibration=calibration, cache=cache)
+    assert torch.equal(layer.adc_delta, wanted)
+
+
+def test_chips_in_place_of_the_weights_keep_what_their_reads_have_besides(scene):
+    net, images, labels, calibration = scene
+    made = replace(setting(), chips=Chips(device=quant.Device("own", "here", 1.0, 40.0, sigma_us=1.0), adc_offset=3.0, adc_noise=1.0))
+    wanted = measure(net, images, labels, made, calibration=calibration)
+    place(net, made)
+    made.chips.program(net, 0)
+    cells = {name: layer.chip for name, layer in quant.crossbar_layers(net)}
+    found = measure(net, images, labels, setting(), calibration=calibration, cells=cells)
+    assert torch.equal(found.predictions, wanted.predictions)
+    assert all(layer.chip.readout is not None for _, layer in quant.crossbar_layers(net))
 
 
 def test_convolutions_alone_and_then_all_layers_with_one_cache(scene):

@@ -324,7 +324,7 @@ def give_ranges(model: nn.Module, ranges: list[list[Tensor | None]]) -> None:
     """Give the layers of a model, on the same hardware, the ranges that `ranges_of` returned."""
     for (_, layer), values in zip(crossbar_layers(model), ranges):
         for name, value in zip(ADC_BUFFERS, values):
-            setattr(layer, name, None if value is None else value.to(layer.weight.device))
+            setattr(layer, name, None if value is None else value.to(layer.weight.device, copy=True))
 
 
 def set_spec(model: nn.Module, spec: CrossbarSpec) -> None:
