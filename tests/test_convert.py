@@ -715,6 +715,11 @@ def test_no_product_with_a_weight_stays_digital_unsaid(product, what):
     assert report.digital == {"w": "skipped"} and report.digital_multiplications >= 30
 
 
+def test_a_product_that_is_written_nowhere_else_is_one():
+    net = Of(lambda s, x: torch.mm(x, s.w.t(), out=None), w=nn.Parameter(seeded((6, 5))))
+    assert len(crossbar_layers(convert(net, W8A8, seeded((7, 5))))) == 1
+
+
 def with_own(function):
     """A network of a layer, and a function of its output and of weights that are no matrices of parameters."""
     net = Of(lambda s, x: function(s.first(x), s), first=nn.Linear(5, 5), v=nn.Parameter(seeded((30,))), w=nn.Parameter(seeded((6, 5))))

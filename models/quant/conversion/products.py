@@ -184,8 +184,9 @@ class Operands:
 def operands(func: Callable, args: tuple, kwargs: dict, fits: Callable[[Operands], bool]) -> Operands | None:
     """The parts of one call of a function in `PRODUCTS`, read so that they fit; of a product of two matrices each may be the weight. None
     where they do not, and where the result is written to a tensor that the call has (`out`)."""
-    if "out" in kwargs:
+    if kwargs.get("out") is not None:
         return None
+    kwargs = {name: value for name, value in kwargs.items() if name != "out"}
     return next((each for each in _READ[PRODUCTS[func]](*args, **kwargs) if each is not None and fits(each)), None)
 
 
