@@ -284,8 +284,9 @@ def test_reports_pictures_and_costs_of_networks_in_one_folder(evaluate, checkpoi
     assert page.count("data:image/png") >= 6 and "<figcaption>other b pth: accuracy over adc bits<" in page  # those of both
 
 
-@pytest.mark.parametrize("name, flags", [("ARITHMETIC_OF_COSTS", ["--cost", "rram_32nm"]), ("ARITHMETIC_OF_READOUTS", [
-    "--device", "techA", "--access", "gate", "--wire_ohm", "1"]), ("ARITHMETIC_OF_CHIPS", ["--device", "techA"])])
+@pytest.mark.parametrize("name, flags", [
+    ("ARITHMETIC_OF_COSTS", ["--cost", "rram_32nm"]), ("ARITHMETIC_OF_READOUTS", ["--device", "techA", "--adc_noise", "0.1"]),
+    ("ARITHMETIC_OF_GATES", ["--device", "techA", "--access", "gate", "--wire_ohm", "1"]), ("ARITHMETIC_OF_CHIPS", ["--device", "techA"])])
 def test_other_arithmetic_is_measured_anew(evaluate, checkpoint, name, flags, monkeypatch):  # noqa: F811
     """What it concerns alone."""
     def measured():

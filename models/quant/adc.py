@@ -235,6 +235,7 @@ STEPS = 256  # steps that are tried first for one kind of read and one number of
 BEST = 6  # and the best of them, around which finer ones are tried: all multiples of 1 / GRID,
 FINER = 64  # but no more than so many on each side
 PARTS = 64  # of the reads of a kind: what a bit costs is counted in them
+MOST_BYTES = 2**15  # of reads whose ranges are kept: enough for ideal cells; each chip has many more, and others
 LEAST_ERROR = 1e-4  # of the error without bits: what a smaller one does to a network is too little to be measured
 
 
@@ -284,7 +285,8 @@ def choices(histogram: np.ndarray, layer: MappedLayer, busy: np.ndarray | None =
     for z, k in np.ndindex(*shape[:2]):
         place = spec.dac_bits * z + spec.cell_bits * k
         share = counts[z, k] / max(counts[z, k].sum(), 1)
-        found = _best_ranges(share.tobytes(), layer.u_span[0], layer.unit, layer.unit * layer.u_spacing(k), spec.adc_max_bits)
+        search = _best_ranges if share.nbytes <= MOST_BYTES else _best_ranges.__wrapped__
+        found = search(share.tobytes(), layer.u_span[0], layer.unit, layer.unit * layer.u_spacing(k), spec.adc_max_bits)
         error[z, k], delta[z, k], q_min[z, k] = zip(*found)
         error[z, k] *= len(layer.arrays) * 4.0**place
     reads = int(counts[0, 0].sum())
