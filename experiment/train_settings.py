@@ -254,12 +254,12 @@ def trained_for(config: Mapping[str, Any]) -> str:
 
 
 def images_beside(checkpoint: str | Path) -> dict[str, str]:
-    """`{"data_path": ...}` as it stands in the config.json of the run's folder; empty where there is none."""
+    """`{"data_path": ...}`, and "class_index" where the run had one, as they stand in the config.json of its folder; empty without."""
     try:
-        found = json.loads(Path(checkpoint).with_name(CONFIG).read_text(encoding="utf-8"))["data_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+        config = json.loads(Path(checkpoint).with_name(CONFIG).read_text(encoding="utf-8"))
+        return {name: config[name] for name in ("data_path", "class_index") if isinstance(config.get(name), str)}
+    except (OSError, ValueError, AttributeError):
         return {}
-    return {"data_path": found} if isinstance(found, str) else {}
 
 
 def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[TrainSettings, Actions, dict | None]:

@@ -17,7 +17,7 @@ from torch import nn
 
 import eval as evaluation
 import train
-from experiment import bench, class_index, conversion_settings, cost_report, data, foreign, training
+from experiment import bench, class_index, conversion_settings, cost_report, data, eval_settings, foreign, training
 from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.cli import UserError
 from experiment.evaluation import Setting, measure, measure_float
@@ -395,6 +395,11 @@ def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
     for flag, trained, other in (("wbit", "3", "4"), ("inputs", "phases", "twos"), ("rounding", "nearest", "gptq")):
         with pytest.raises(UserError, match=f"was trained with --{flag} {trained}, not {other}"):
             evaluation.main(["--resume", "run/model_best.pth.tar", "--model", "net.py:small", f"--{flag}", other])
+    config = json.loads(Path("run/config.json").read_text())
+    Path("run/config.json").write_text(json.dumps(config | {"class_index": "of the run"}))
+    found, _ = eval_settings.parse(["--resume", "run/model_best.pth.tar", "--model", "net.py:small"])
+    assert found.class_index == "of the run"  # where its images are, and which classes their folders hold, it need not be told again
+    Path("run/config.json").write_text(json.dumps(config))
     evaluation.main([*EVAL, "--resume", "run/model_best.pth.tar", "--model", "net.py:small", "--adc_range", "ideal"])
     software, ideal = results("out")
     said = capsys.readouterr().out
