@@ -385,7 +385,7 @@ def calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tenso
             histograms = count_reads(network, setting, images, cache, progress)
             decides = cache.counted_for, replace(setting, chips=None)
             if not setting.chips or decides not in cache.ranges:
-                quant.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share)
+                quant.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share, on=chosen.on)
             if setting.chips:
                 quant.give_ranges(network, cache.ranges.setdefault(decides, quant.ranges_of(network)))
         if chosen.correct == "channel":

@@ -89,10 +89,11 @@ def test_chips_put_together_took_the_time_of_all(scene):
     assert of_chips(setting(chips=2, chip_seed=5), found).seconds == found[0].seconds + found[1].seconds
 
 
-def test_ranges_of_the_chip(scene):
+@pytest.mark.parametrize("spec", [{}, {"reference": "digital"}])  # whose off-current is in the bins of the chip's own reads
+def test_ranges_of_the_chip(scene, spec):
     net, images, _, calibration = scene
-    record = measured(scene, on="chip", chips=2)
-    place(net, setting())
+    record = measured(scene, on="chip", chips=2, spec=spec)
+    place(net, setting(spec=spec))
     with quant.set_engine("numba"):
         for seed, found in enumerate(record.chip_predictions):
             quant.program(net, NOISY, seed)
