@@ -33,7 +33,7 @@ ARITHMETIC_OF_CHIPS = 2
 ARITHMETIC_OF_READOUTS = 2
 ARITHMETIC_OF_GATES = 3
 ARITHMETIC_OF_COSTS = 2
-ARITHMETIC_OF_CONVERTED = 3
+ARITHMETIC_OF_CONVERTED = 4
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
 LATER = ("adc_idle",)  # fields of a spec that older keys do not have: in no key where they are as they always were
 

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import io
+import itertools
 import pickle
 import warnings
 from dataclasses import replace
@@ -19,6 +20,7 @@ from experiment.placing import put
 from experiment.setting import Setting
 from models.quant import (CrossbarSpec, Device, QLinearDoreFa, Wires, calibrate, convert, crossbar_layers, image_numbers, program,
                           set_engine, set_spec)
+from models.quant.adc import Plan
 from models.quant.cells import Cells
 from models.quant.conversion.binding import Bound
 from models.quant.conversion.encodings import ENCODINGS
@@ -186,6 +188,41 @@ def test_what_an_adc_sees_of_signed_inputs(inputs, weights, reference):
         total += lo * w.sum(0)
     expected = total * layer.act_quant.scale.double() * layer.weight_quant.scale.double() + model.bias.double()
     expected = layer.adc_gain * (layer.quant_gain * expected + layer.quant_offset) + layer.adc_offset
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), expected.float(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("plan", ["uniform", "significance"])
+@pytest.mark.parametrize("bits", [1, 4])
+@pytest.mark.parametrize("idle", ["convert", "skip"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_each_digit_in_twos_complement_has_the_offsets_of_its_converters_once(reference, idle, bits, plan):
+    """Reads without word lines give a converter's offset too, unless they are skipped: the top digit is taken off, and no other."""
+    torch.manual_seed(6)
+    x = seeded((5, 11), 7) - 2 * (bits == 1)
+    spec = CrossbarSpec(4, bits, cell_bits=2, adc_bits=3, rows=4, reference=reference, adc_idle=idle, adc_plan=plan)
+    net = convert(nn.Linear(11, 4, bias=False), spec, x, inputs="twos", first_last_bits=None, correct="none")
+    program(net, Device("none", "", 0.0, 30.0), 0, adc_offset=2.0)
+    [(_, layer)] = crossbar_layers(net)
+    lo, hi = layer.act_quant.window
+    assert lo == -2 ** (bits - 1)
+    ranges = np.array([[0.75 + z + k / 2 for k in range(2)] for z in range(bits)])
+    if plan == "uniform":
+        ranges[:] = ranges[0]
+        layer.set_ranges([(delta, -3) for delta in ranges[0]])
+    else:
+        layer.set_plan(Plan(np.full((bits, 2), 3), ranges, np.full((bits, 2), -3)))
+    a = (x / layer.act_quant.scale).round().clamp(lo, hi).long() % 2**bits
+    offsets = layer.chip.readout.offset[:, 0] / 2**8  # [slices, arrays, out]
+    total = torch.zeros(5, 4, dtype=torch.float64)
+    for z, k, t in itertools.product(range(bits), range(2), range(3)):
+        digit = a[:, 4 * t:4 * t + 4] // 2**z % 2
+        p = digit @ (layer.w_codes()[:, 4 * t:4 * t + 4, 0, 0].T.long() // 4**k % 4)
+        referred = (7 // 4**k % 4) * digit.sum(1, keepdim=True)
+        q = ((p - (referred if reference == "analog" else 0) + offsets[k, t]) / ranges[z, k]).double().round().clamp(-3, 4) * ranges[z, k]
+        q = torch.where(digit.any(1, keepdim=True) | (idle == "convert"), q, 0.0)
+        total += (-1 if z == bits - 1 else 1) * 2**z * 4**k * (q - (referred if reference == "digital" else 0))
+    expected = total * layer.act_quant.scale.double() * layer.weight_quant.scale.double()
     with torch.no_grad():
         torch.testing.assert_close(net(x), expected.float(), rtol=1e-6, atol=1e-6)
 

@@ -179,7 +179,33 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
             layer = replace(layer, spec=spec, geometry=replace(layer.geometry, padding=(0, 0, 0, 0)))
             engine, _ = engines.choose(engines.selected(), layer, device)
             prepared = engine.prepare(layer)
+        elif self._top_is_apart(layer):
+            prepared = [engine.prepare(part) for part in self._low_and_top(layer)]
         return engine, layer, prepared, scale
+
+    def _top_is_apart(self, layer):
+        """Whether the digit that counts negative is read apart from the others: where a converter's noise or offset makes something of
+        reads without word lines too, so that taking the top digit off twice would take off those of the others."""
+        return self.encoding == "twos" and self.act_quant.signed and layer.readout is not None
+
+    def _low_and_top(self, layer):
+        """The layer of the digits below the top one, and that of the top one; without the first where there is but one digit."""
+        digits, planned = len(layer.spec.digit_bits), layer.spec.planned
+        found = []
+        for first, last in ((0, digits - 1), (digits - 1, digits)):
+            adcs = {name: getattr(layer, name)[first:last] for name in ("adc_delta", "adc_q_min", "adc_bits_plan")} if planned else {}
+            if last > first:
+                found.append(replace(layer, spec=replace(layer.spec, a_bits=last - first), **adcs))
+        return found
+
+    def _low_and_top_sums(self, x, made):
+        """`sum A (2 W - L)`, float64, of an input in two's complement whose top digit is read apart."""
+        engine, layer, prepared, scale = made
+        top = 2 ** (layer.spec.a_bits - 1)
+        codes = self._parts(x, self.encoding)[0].codes
+        parts = [encodings.Part(codes & (top - 1)), encodings.Part(codes // top, -top, encodings.OTHER_PHASE)][-len(prepared):]
+        return sum(part.factor * self._numbered(x, part, lambda codes: self._exact_sums((engine, of_digits, ready, scale), codes))
+                   for part, of_digits, ready in zip(parts, self._low_and_top(layer), prepared))
 
     def _sums_at_once(self, layer):
         """Whether one sum of codes with an offset does for both signs: where no ADC sees it."""
@@ -248,6 +274,8 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
             [part] = self._parts(x, "offset")
             sums = engine.accumulate(prepared, part.codes)[0]  # integers, of which what an offset adds is taken off exactly
             return scaled(sums.add_(self._of_an_offset().to(sums.dtype)), scale, offset)
+        if self._top_is_apart(layer):
+            return self._low_and_top_sums(x, made).float() * scale + offset
         values, parts = engines.value(layer), self._parts(x, self.encoding)
         if len(values) > 1 or self.encoding == "offset" or self._subtracts_behind(layer):
             total = sum(part.factor * self._numbered(x, part, lambda codes: self._exact_sums(made, codes)) for part in parts)
