@@ -8,6 +8,7 @@ makes a picture their input.
 A transform takes a PIL image in RGB and gives a float tensor `[channels, height, width]`.
 """
 
+import ast
 import contextlib
 import difflib
 import hashlib
@@ -54,11 +55,38 @@ def is_foreign(model: str) -> bool:
 
 
 def identity(model: str) -> list[str]:
-    """What tells the code of a network from other code: the name of one that is installed, or a function and the digest of its file."""
+    """What tells the code of a network from other code: the name of one that is installed, or a function and the digests of its file and
+    of the neighbours that the file imports."""
     if not is_file(model):
         return [model]
     path, _, function = model.rpartition(":")
-    return [function, hashlib.sha256(Path(path).read_bytes()).hexdigest()]
+    return [function, *(hashlib.sha256(source.read_bytes()).hexdigest() for source in _sources(Path(path)))]
+
+
+def _sources(path: Path) -> list[Path]:
+    """A file of Python and, in the order of their paths, those of its folder that it imports, they import, and so on: of a package all."""
+    found, left = [path], [path]
+    while left:
+        new = [each for name in _imported(left.pop()) for each in _neighbours(path.parent, name) if each not in found]
+        found += new
+        left += new
+    return [path, *sorted(found[1:])]
+
+
+def _imported(path: Path) -> set[str]:
+    """The names of the modules that a file imports, without what stands behind a dot."""
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except (SyntaxError, ValueError):  # which Python refuses where it is imported
+        return set()
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in names}
+
+
+def _neighbours(folder: Path, name: str) -> list[Path]:
+    """The files of a module in a folder; none where it lies somewhere else."""
+    return [Path(folder, f"{name}.py")] if Path(folder, f"{name}.py").is_file() else sorted(Path(folder, name).rglob("*.py"))
 
 
 def is_file(model: str) -> bool:

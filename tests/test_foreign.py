@@ -162,6 +162,25 @@ def test_what_tells_networks_apart_and_whether_they_were_trained(net):
     assert foreign.identity("copy.py:small") != small
 
 
+def test_code_that_a_file_imports_from_its_folder_tells_networks_apart(net):
+    Path("net.py").write_text("import torch, blocks\ndef small():\n    from parts.deep import act\n    return act()\n")
+    Path("blocks.py").write_text("from more import number\n")
+    Path("more.py").write_text("number = 1\n")
+    Path("parts").mkdir()
+    for name in ("__init__", "deep", "other"):
+        Path("parts", f"{name}.py").write_text("from . import other\n" if name == "deep" else "")
+    Path("unused.py").write_text("")
+    seen = [foreign.identity("net.py:small")]
+    assert foreign.identity(f"{Path.cwd()}/net.py:small") == seen[0]  # wherever it lies
+    for changed in ("blocks.py", "more.py", "parts/other.py"):
+        with Path(changed).open("a") as file:
+            file.write("# another\n")
+        seen.append(foreign.identity("net.py:small"))
+        assert seen[-1] not in seen[:-1]
+    Path("unused.py").write_text("1 / 0")
+    assert foreign.identity("net.py:small") == seen[-1]
+
+
 def test_names_of_folders():
     assert foreign.short_name("torchvision/resnet18") == "torchvision_resnet18"
     assert foreign.short_name("some/where/net.py:small") == "net_small"
