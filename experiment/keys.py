@@ -27,9 +27,10 @@ from .starting import quantized_layers
 from .streamed import Streamed
 
 ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
-# The same where it is those settings alone that changed: with chips, their cells and reads; with chips whose reads have more than their
-# cells; with gate access; with costs; of networks that were converted.
+# The same where it is those settings alone that changed: with chips, their cells and reads; with chips behind a digital reference, plans;
+# with chips whose reads have more than their cells; with gate access; with costs; of networks that were converted.
 ARITHMETIC_OF_CHIPS = 2
+ARITHMETIC_OF_PLANS = 2
 ARITHMETIC_OF_READOUTS = 2
 ARITHMETIC_OF_GATES = 3
 ARITHMETIC_OF_COSTS = 2
@@ -65,7 +66,9 @@ def of_setting(setting: Setting) -> dict[str, Any]:
     """A setting as plain values: a device by the digest of its data, how ranges are chosen only where they are."""
     chosen = asdict(setting.calibration) if setting.spec.adc_range == "calibrated" else None
     spec = {name: value for name, value in asdict(setting.spec).items() if name not in LATER or value != getattr(CrossbarSpec(), name)}
-    return {"spec": _plain(spec), "crossbar_layers": setting.crossbar_layers, "calibration": chosen,
+    references = {setting.spec.reference, *(dict(changes).get("reference") for _, changes in setting.per_layer)}
+    of_plans = {"arithmetic_of_plans": ARITHMETIC_OF_PLANS} if setting.chips and True in setting.plans and "digital" in references else {}
+    return of_plans | {"spec": _plain(spec), "crossbar_layers": setting.crossbar_layers, "calibration": chosen,
             "per_layer": [[pattern, _plain(dict(changes))] for pattern, changes in setting.per_layer],
             "chips": setting.chips and of_chips(setting.chips)}
 

@@ -28,8 +28,8 @@ from experiment.cli import UserError, run_main
 from experiment.ranges import AdcRanges
 from experiment.training import Run
 from models import vgg
-from models.quant import (CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, calibration, collect_histograms,
-                          crossbar_layers, error_weights, set_engine, set_spec)
+from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, calibration, collect_histograms,
+                          crossbar_layers, error_weights, program, set_engine, set_spec)
 from models.quant.mapping import MappedLayer
 from models.quant.spec import Geometry
 
@@ -344,6 +344,26 @@ def test_weights_of_errors(tiny):
     for none in ([], x[:0]):
         with pytest.raises(ValueError, match="^no images"):
             error_weights(model, none, choices)
+
+
+@torch.no_grad()
+def test_weights_of_errors_behind_a_digital_reference(tiny):
+    """The ADC that is measured sees the off-current of a chip's nominal cells, as the reads did for which it was planned."""
+    spec, device, x = replace(PLANNED, reference="digital"), Device("perfect", "", 10.0, 40.0), images(5)
+    model = tiny(spec=spec)
+    program(model, device)
+    histograms = collect_histograms(model, x)
+    choices = {name: adc.choices(histograms[name], layer.mapped("ideal", layer.chip.nominal)) for name, layer in crossbar_layers(model)}
+    weights = error_weights(model, x, choices)
+    assert all(layer.chip for _, layer in crossbar_layers(model))
+    for name, weight in weights.items():
+        alone = tiny(spec=CrossbarSpec(cell_bits=2, adc_range="ideal"))
+        expected, layer = alone(x), dict(crossbar_layers(alone))[name]
+        layer.set_spec(spec)
+        program(alone, device)
+        calibrate(alone, x, share="layer")
+        error = np.take_along_axis(choices[name].error, layer.adc_bits_plan.numpy()[..., None], 2).sum()
+        assert weight == pytest.approx(float((alone(x) - expected).square().mean()) / error, rel=1e-3)
 
 
 @torch.no_grad()

@@ -286,7 +286,8 @@ def test_reports_pictures_and_costs_of_networks_in_one_folder(evaluate, checkpoi
 
 @pytest.mark.parametrize("name, flags", [
     ("ARITHMETIC_OF_COSTS", ["--cost", "rram_32nm"]), ("ARITHMETIC_OF_READOUTS", ["--device", "techA", "--adc_noise", "0.1"]),
-    ("ARITHMETIC_OF_GATES", ["--device", "techA", "--access", "gate", "--wire_ohm", "1"]), ("ARITHMETIC_OF_CHIPS", ["--device", "techA"])])
+    ("ARITHMETIC_OF_GATES", ["--device", "techA", "--access", "gate", "--wire_ohm", "1"]), ("ARITHMETIC_OF_CHIPS", ["--device", "techA"]),
+    ("ARITHMETIC_OF_PLANS", ["--device", "techA", "--adc_plan", "significance", "--reference", "digital"])])
 def test_other_arithmetic_is_measured_anew(evaluate, checkpoint, name, flags, monkeypatch):  # noqa: F811
     """What it concerns alone."""
     def measured():

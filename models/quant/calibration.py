@@ -215,17 +215,20 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
     images = first.batch()
     if images is None or not len(images):
         raise ValueError("no images to weigh the layers' errors with")
-    layers = [(name, layer, layer.spec) for name, layer in crossbar_layers(model) if name in choices]
+    layers = [(name, layer, layer.spec, layer.chip and layer.binned(layer.chip.nominal)) for name, layer in crossbar_layers(model)
+              if name in choices]
     weights = {}
     with without_adc(model):
-        wanted, expected = output_moments(model, [(name, layer) for name, layer, _ in layers], images)
-        for name, layer, spec in layers:
+        wanted, expected = output_moments(model, [(name, layer) for name, layer, *_ in layers], images)
+        for name, layer, spec, nominal in layers:
             bits, change = spec.adc_bits, 0.0
             while not change:
                 plan, error = adc.plan_alone(choices[name], bits)
                 layer.set_spec(spec)
                 layer.set_plan(plan)
+                layer.set_cells(nominal, nominal)  # with the off-current that the ranges of a digital reference are of
                 y = match_channels(model, [(name, layer)], images, wanted, CrossbarLayer.set_correction)
+                layer.set_cells(None)
                 layer.set_spec(replace(spec, adc_range="ideal"))
                 change, bits = (y.double() - expected).square().mean().item(), min(bits, plan.bits.mean()) / 2
                 if not plan.bits.any():
