@@ -530,6 +530,18 @@ def on_a_chip(net, device, seed=0):
     quant.program(net, device, seed)
 
 
+@pytest.mark.parametrize("adc_range", ["calibrated", "full"])
+def test_losses_behind_a_digital_reference(scene, adc_range):
+    """Without scatter the ADC alone loses what it loses on the chip: its range, a full one too, holds the off-current."""
+    net, images, _, calibration = scene
+    place(net, setting(spec={"reference": "digital", "adc_range": adc_range}))
+    quant.program(net, Device("leaky", "invented", 10.0, 40.0), 0)
+    if adc_range == "calibrated":
+        quant.calibrate(net, calibration)
+    for entry in diagnostics.losses(net, images):
+        assert entry["adc"] == entry["both"] == entry["chip"] and entry["cells"] is None
+
+
 def test_losses_of_a_perfect_chip_are_those_of_the_adc(scene):
     net, images, *_ = scene
     with quant.set_engine("numba"):

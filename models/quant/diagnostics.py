@@ -90,7 +90,7 @@ def losses(model: nn.Module, images: Tensor, corrected: bool = True) -> list[dic
 
         entry = {"layer": name, **_scatter(layer), "chip": sqnr()}
         try:
-            layer.set_cells(chip.nominal)
+            layer.set_cells(chip.nominal, chip.nominal)  # which a full range follows from
             entry["adc"] = sqnr()
             layer.set_cells(chip.cells, chip.nominal)
             entry["both"] = sqnr()
