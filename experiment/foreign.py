@@ -228,8 +228,11 @@ def _function(path: Path, name: str) -> Callable[[], Any]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"--model {path}:{name}: the file cannot be imported "
-                        f"({type(error).__name__}: {one_line(error)[:160]})") from error
+        hidden = [own for own in sorted(_imported(path)) if own in sys.modules and _neighbours(path.parent, own)
+                  and path.parent.resolve() not in Path(getattr(sys.modules[own], "__file__", None) or "/").resolve().parents]
+        raise UserError(f"--model {path}:{name}: the file cannot be imported ({type(error).__name__}: {one_line(error)[:160]})"
+                        + (f"; {hidden[0]} beside it is not seen, as another module of that name is loaded: call it otherwise"
+                           if hidden else "")) from error
     finally:
         sys.path.remove(folder)
     own = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]

@@ -181,6 +181,15 @@ def test_code_that_a_file_imports_from_its_folder_tells_networks_apart(net):
     assert foreign.identity("net.py:small") == seen[-1]
 
 
+def test_a_neighbour_whose_name_is_taken_is_named(net):
+    Path("models").mkdir()
+    for file in ("__init__.py", "tiny.py"):
+        Path("models", file).write_text("")
+    Path("own.py").write_text("from models.tiny import small\n")
+    with pytest.raises(UserError, match=r"No module named 'models.tiny'\); models beside it is not seen, as another module of that name"):
+        foreign.load("own.py:small")
+
+
 def test_names_of_folders():
     assert foreign.short_name("torchvision/resnet18") == "torchvision_resnet18"
     assert foreign.short_name("some/where/net.py:small") == "net_small"
