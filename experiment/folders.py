@@ -181,7 +181,7 @@ def in_rgb(image: Image.Image) -> Image.Image:
 
     Raises: ValueError for grey of 32 bits and for floats, whose full scale nobody knows.
     """
-    if image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG":  # the latter in Pillow before 11
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):  # the former of them in Pillow before 11
         image = Image.fromarray(np.rint(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are {'floats' if image.mode == 'F' else '32 bits wide'}, which have no known full scale; "

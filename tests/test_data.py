@@ -344,10 +344,10 @@ def test_a_folder_that_is_mistyped_is_not_left_behind(tmp_path, monkeypatch):
 def test_grey_of_sixteen_bits_keeps_its_shades(tmp_path):
     """All of them, by rounding to the 256 that are left; pixels without a known full scale are refused."""
     shades = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-    for name, mode in (("a.png", None), ("a.tif", None), ("wide.tif", np.int32), ("float.tif", np.float32)):
+    for name, mode in (("a.png", None), ("a.tif", None), ("a.pgm", None), ("wide.tif", np.int32), ("float.tif", np.float32)):
         Image.fromarray(shades if mode is None else shades.astype(mode)).save(tmp_path / name)
     expected = torch.from_numpy((shades.astype(np.int64) * 2 + 257) // 514).expand(3, -1, -1)
-    for name in ("a.png", "a.tif"):
+    for name in ("a.png", "a.tif", "a.pgm"):
         assert torch.equal(folders._decode(tmp_path / name, 32), expected.to(torch.uint8))
         seen = Streamed([tmp_path / name], lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float()).read()[0]
         assert torch.equal(seen, expected.float())
