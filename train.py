@@ -8,8 +8,8 @@ CIFAR-10 (downloaded into ./data on first use):
 
 Stopped by Ctrl-C, killed, or out of power? Go on where the last checkpoint was made:
     python train.py --resume --save_path save/cifar10_w4a4
-A run that was resumed ends with the same weights, bit for bit on a CPU, as one that was never stopped. A checkpoint is
-written after each epoch and every --save_minutes inside one.
+A run that was resumed ends with the same weights, bit for bit on as many threads of a CPU, as one that was never stopped. A
+checkpoint is written after each epoch and every --save_minutes inside one.
 
 A network without quantizers first, then 2-bit weights and 4-bit activations that start from it:
     python train.py --dataset cifar10 --wbit 32 --abit 32 --save_path save/cifar10_float
