@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -204,7 +205,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         top = 2 ** (layer.spec.a_bits - 1)
         codes = self._parts(x, self.encoding)[0].codes
         parts = [encodings.Part(codes & (top - 1)), encodings.Part(codes // top, -top, encodings.OTHER_PHASE)][-len(prepared):]
-        return sum(part.factor * self._numbered(x, part, lambda codes: self._exact_sums((engine, of_digits, ready, scale), codes))
+        return sum(part.factor * self._numbered(x, part, partial(self._exact_sums, (engine, of_digits, ready, scale)))
                    for part, of_digits, ready in zip(parts, self._low_and_top(layer), prepared))
 
     def _sums_at_once(self, layer):
