@@ -220,6 +220,9 @@ def _of_file(model: str) -> tuple[nn.Module, Transform | None]:
 def _function(path: Path, name: str) -> Callable[[], Any]:
     if not path.is_file():
         raise UserError(f"--model {path}:{name}: no file {path}")
+    if hidden := [own for own in sorted(_imported(path)) if _neighbours(path.parent, own) and _is_another(own, path.parent)]:
+        raise UserError(f"--model {path}:{name}: the file imports {hidden[0]}, which lies beside it, but another module of that name is "
+                        "loaded already and would be taken: call yours otherwise")
     spec = importlib.util.spec_from_file_location(f"_model_of_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where classes of the file, and copies of them, look for their own module
@@ -228,17 +231,21 @@ def _function(path: Path, name: str) -> Callable[[], Any]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        hidden = [own for own in sorted(_imported(path)) if own in sys.modules and _neighbours(path.parent, own)
-                  and path.parent.resolve() not in Path(getattr(sys.modules[own], "__file__", None) or "/").resolve().parents]
-        raise UserError(f"--model {path}:{name}: the file cannot be imported ({type(error).__name__}: {one_line(error)[:160]})"
-                        + (f"; {hidden[0]} beside it is not seen, as another module of that name is loaded: call it otherwise"
-                           if hidden else "")) from error
+        raise UserError(f"--model {path}:{name}: the file cannot be imported "
+                        f"({type(error).__name__}: {one_line(error)[:160]})") from error
     finally:
         sys.path.remove(folder)
     own = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
     if not callable(getattr(module, name, None)):
         raise UserError(f"--model {path}:{name}: the file has no function {name!r}; it has {', '.join(own) or 'none'}")
     return getattr(module, name)
+
+
+def _is_another(name: str, folder: Path) -> bool:
+    """Whether a module of that name is loaded that does not lie in the folder."""
+    module = sys.modules.get(name)
+    source = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
+    return module is not None and folder.resolve() not in Path(source).resolve().parents
 
 
 def _call(model: str, function: Callable[[], Any]) -> Any:

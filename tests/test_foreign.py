@@ -22,7 +22,7 @@ from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.cli import UserError
 from experiment.evaluation import Setting, measure, measure_float
 from experiment.streamed import Streamed
-from models import quant
+from models import quant, vgg
 from models.quant import CrossbarSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -181,13 +181,24 @@ def test_code_that_a_file_imports_from_its_folder_tells_networks_apart(net):
     assert foreign.identity("net.py:small") == seen[-1]
 
 
-def test_a_neighbour_whose_name_is_taken_is_named(net):
+@pytest.mark.parametrize("file", ["__init__.py", "vgg.py"])
+def test_a_neighbour_whose_name_is_taken_is_refused(net, file):
+    """The file would get this project's `models.vgg`, or be told that there is no such module."""
     Path("models").mkdir()
-    for file in ("__init__.py", "tiny.py"):
-        Path("models", file).write_text("")
-    Path("own.py").write_text("from models.tiny import small\n")
-    with pytest.raises(UserError, match=r"No module named 'models.tiny'\); models beside it is not seen, as another module of that name"):
+    Path("models", file).write_text("")
+    Path("own.py").write_text("import torch\nfrom models.vgg import VGG as small\n")
+    with pytest.raises(UserError, match="own.py:small: the file imports models, which lies beside it, but another module of that name is"):
         foreign.load("own.py:small")
+    Path("models", file).rename("unused.py")
+    assert isinstance(foreign.load("own.py:small", image_size=32).network, vgg.VGG)  # where there is no other
+
+
+def test_neighbours_are_loaded_once_for_several_networks(net):
+    Path("own").mkdir()
+    Path("own", "deep.py").write_text("import torch\ndef small():\n    return torch.nn.Linear(2, 2)\n")
+    for name in ("a", "b"):
+        Path(f"{name}.py").write_text("from own.deep import small\n")
+        assert foreign.load(f"{name}.py:small", image_size=16)
 
 
 def test_names_of_folders():
