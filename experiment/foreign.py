@@ -17,9 +17,11 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -209,7 +211,10 @@ def _usual_transform(size: int) -> Transform:
 
 def _of_file(model: str) -> tuple[nn.Module, Transform | None]:
     path, _, name = model.rpartition(":")
-    made = _call(model, _function(Path(path), name))
+    if not Path(path).is_file():
+        raise UserError(f"--model {model}: no file {path}")
+    with _neighbours_first(Path(path)):
+        made = _call(model, _function(Path(path), name))
     network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(network, nn.Module) or not (transform is None or callable(transform)):
         what = ", ".join(type(part).__name__ for part in made) if isinstance(made, tuple) else type(made).__name__
@@ -217,35 +222,58 @@ def _of_file(model: str) -> tuple[nn.Module, Transform | None]:
     return network, transform
 
 
+@contextlib.contextmanager
+def _neighbours_first(path: Path):
+    """Within the block a file's imports find what lies beside it before anything else: its own `models`, say, in place of this project's,
+    which are what they were behind the block."""
+    folder = path.parent.resolve()
+    own = {name for source in _sources(path) for name in _imported(source) if _neighbours(path.parent, name)}
+    hidden = {name for name in own if name in sys.modules and not _lies_in(sys.modules[name], folder)}
+
+    def take_out():
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in hidden}
+
+    kept, finder = take_out(), _Beside(folder, own)
+    sys.path.insert(0, str(folder))  # for names that are not in the text
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        sys.path.remove(str(folder))
+        take_out()
+        sys.modules.update(kept)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """Finds some modules in a folder, and those alone: else a folder without `__init__.py` would come behind all that have one."""
+
+    folder: Path
+    names: set[str]
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [str(self.folder)]) if name in self.names else None
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    source = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
+    return folder in Path(source).resolve().parents
+
+
 def _function(path: Path, name: str) -> Callable[[], Any]:
-    if not path.is_file():
-        raise UserError(f"--model {path}:{name}: no file {path}")
-    if hidden := [own for own in sorted(_imported(path)) if _neighbours(path.parent, own) and _is_another(own, path.parent)]:
-        raise UserError(f"--model {path}:{name}: the file imports {hidden[0]}, which lies beside it, but another module of that name is "
-                        "loaded already and would be taken: call yours otherwise")
     spec = importlib.util.spec_from_file_location(f"_model_of_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where classes of the file, and copies of them, look for their own module
-    folder = str(path.parent.resolve())
-    sys.path.insert(0, folder)  # the file may import its neighbours
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"--model {path}:{name}: the file cannot be imported "
                         f"({type(error).__name__}: {one_line(error)[:160]})") from error
-    finally:
-        sys.path.remove(folder)
     own = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
     if not callable(getattr(module, name, None)):
         raise UserError(f"--model {path}:{name}: the file has no function {name!r}; it has {', '.join(own) or 'none'}")
     return getattr(module, name)
-
-
-def _is_another(name: str, folder: Path) -> bool:
-    """Whether a module of that name is loaded that does not lie in the folder."""
-    module = sys.modules.get(name)
-    source = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
-    return module is not None and folder.resolve() not in Path(source).resolve().parents
 
 
 def _call(model: str, function: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
 """Networks of others: found by name, images of any size, the rows of their table, training that goes on. The networks are small, and
 made by functions in files, as users bring theirs; what leaves the machine is replaced by what raises as it does without a network."""
 
+import copy
 import csv
 import inspect
 import json
@@ -181,16 +182,22 @@ def test_code_that_a_file_imports_from_its_folder_tells_networks_apart(net):
     assert foreign.identity("net.py:small") == seen[-1]
 
 
-@pytest.mark.parametrize("file", ["__init__.py", "vgg.py"])
-def test_a_neighbour_whose_name_is_taken_is_refused(net, file):
-    """The file would get this project's `models.vgg`, or be told that there is no such module."""
+@pytest.mark.parametrize("inside", [False, True], ids=["at its head", "in its function"])
+def test_a_file_finds_its_neighbours_first(net, inside):
+    """Of this project's `models` it sees nothing where its folder has one, and this project sees nothing of that."""
     Path("models").mkdir()
-    Path("models", file).write_text("")
-    Path("own.py").write_text("import torch\nfrom models.vgg import VGG as small\n")
-    with pytest.raises(UserError, match="own.py:small: the file imports models, which lies beside it, but another module of that name is"):
-        foreign.load("own.py:small")
-    Path("models", file).rename("unused.py")
-    assert isinstance(foreign.load("own.py:small", image_size=32).network, vgg.VGG)  # where there is no other
+    Path("models", "vgg.py").write_text("import torch\nclass Net(torch.nn.Linear):\n    pass\n")
+    Path("blocks.py").write_text("from models.vgg import Net\n")
+    imports, indent = "from blocks import Net\n", " " * 4 * inside
+    Path("own.py").write_text(inside * "def small():\n" + indent + imports + (not inside) * "def small():\n" + "    return Net(2, 2)\n")
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "models"}
+    network = foreign.load("own.py:small", image_size=16).network
+    assert type(network).__name__ == "Net" and isinstance(copy.deepcopy(network), type(network))
+    assert {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "models"} == before
+    assert str(Path.cwd()) not in sys.path
+    Path("models", "vgg.py").unlink()
+    Path("own.py").write_text("from models.vgg import VGG as small\n")
+    assert isinstance(foreign.load("own.py:small", image_size=32).network, vgg.VGG)  # where its folder has none, it is what Python finds
 
 
 def test_neighbours_are_loaded_once_for_several_networks(net):
