@@ -99,7 +99,8 @@ class Bench:
             self.check(of.settings)
         else:
             self.shown = images.load(of, self.checkpoint, self.device, log)
-        options = [*(getattr(of, name) for name in OPTIONS), keys.ARITHMETIC_OF_CONVERTED] if self.others else []
+        arithmetic = keys.ARITHMETIC_OF_TWOS if of.inputs == "twos" else keys.ARITHMETIC_OF_CONVERTED
+        options = [*(getattr(of, name) for name in OPTIONS), arithmetic] if self.others else []
         self.decides_all = {
             "arithmetic": keys.ARITHMETIC, "images": keys.of_images(self.shown.batches, self.shown.labels),
             "network": keys.of_network(self.net, [*foreign.identity(of.model), of.wbit, of.abit, of.wq, of.quantize_image, *options])}

@@ -28,13 +28,15 @@ from .streamed import Streamed
 
 ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
 # The same where it is those settings alone that changed: with chips, their cells and reads; with chips behind a digital reference, plans;
-# with chips whose reads have more than their cells; with gate access; with costs; of networks that were converted.
+# with chips whose reads have more than their cells; with gate access; with costs; of networks that were converted; with inputs
+# in two's complement.
 ARITHMETIC_OF_CHIPS = 2
 ARITHMETIC_OF_PLANS = 2
 ARITHMETIC_OF_READOUTS = 2
 ARITHMETIC_OF_GATES = 3
 ARITHMETIC_OF_COSTS = 2
-ARITHMETIC_OF_CONVERTED = 4
+ARITHMETIC_OF_CONVERTED = 3
+ARITHMETIC_OF_TWOS = 4
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
 LATER = ("adc_idle",)  # fields of a spec that older keys do not have: in no key where they are as they always were
 

@@ -18,7 +18,7 @@ from torch import nn
 
 import eval as evaluation
 import train
-from experiment import bench, class_index, conversion_settings, cost_report, data, eval_settings, foreign, training
+from experiment import bench, class_index, conversion_settings, cost_report, data, eval_settings, foreign, keys, training
 from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.cli import UserError
 from experiment.evaluation import Setting, measure, measure_float
@@ -315,6 +315,13 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     assert len(results("out")) == 3  # all measured already
     assert evaluation.main([*EVAL, *flags, "--inputs", "ternary"]) == 0
     assert [(row["wbit"], row["inputs"]) for row in results("out")[3:]] == [(3, "ternary")] * 2  # the float network is the same
+    assert evaluation.main([*EVAL, *flags, "--inputs", "twos"]) == 0
+    for arithmetic, again in (("TWOS", "twos"), ("CONVERTED", "phases")):
+        monkeypatch.setattr(keys, f"ARITHMETIC_OF_{arithmetic}", 9)
+        before = len(results("out"))
+        for inputs in ("twos", "phases"):
+            assert evaluation.main([*EVAL, *flags, "--inputs", inputs]) == 0
+        assert [row["inputs"] for row in results("out")[before:]] == [again] * 2
 
 
 def test_costs_are_beside_the_bits_that_a_layer_has(net, photographs, monkeypatch):
