@@ -261,7 +261,7 @@ class Bench:
         """What the cells of every chip hold, beside the bit-planes."""
         for setting in self.settings.settings:
             if setting.chips:
-                place(self.net, setting, self.cells)
+                place(self.net, replace(setting, crossbar_layers="all"), self.cells)  # files hold the cells of all layers, on one hardware
                 folder = self._planes(setting.spec.cell_bits).folder
                 with quant.keep_effective_cells(self._effective):
                     written = save_cells(self.net, setting, folder)

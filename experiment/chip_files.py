@@ -51,8 +51,8 @@ def _of_a_chip(folder, network, settings, device, seed):
 
 
 def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
-    """Write what the cells of each chip of a setting hold, on which the network was measured last; see `quant.write_cells`. Returns:
-    the number of files that were not there."""
+    """Write what the cells of each chip of a setting hold, on which all layers of the network are placed; see `quant.write_cells`.
+    Returns: the number of files that were not there."""
     chips, spec, written = setting.chips, setting.spec, 0
     facts = {"chip": chips.text(), "data": digest(chips.device)} | (
         {"rows": spec.rows, "mapping": spec.mapping, "access": chips.access} if chips.wires else {})  # arrays matter for wires
@@ -60,7 +60,7 @@ def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
     for seed in chips.seeds:
         if not quant.cell_files.cells_are_written(folder, network, label, seed, facts):
             try:
-                chips.program(network, seed)  # of all layers, also those that a setting leaves out
+                chips.program(network, seed)
                 written += quant.write_cells(folder, network, label, seed, facts)
             finally:
                 quant.program(network, None)

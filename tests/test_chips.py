@@ -756,6 +756,22 @@ def test_files_hold_all_layers_whatever_a_setting_leaves_out(run, checkpoint):  
     assert path.stat().st_mtime_ns == before
 
 
+def test_layers_that_a_setting_leaves_out_are_saved_on_its_hardware(run, checkpoint):  # noqa: F811
+    """So that the files can be read again, and say the arrays that their cells are of."""
+    flags = [*FLAGS, "--adc_range", "full", "--reference", "digital", "--subArray", "8"]
+    chip = ["--device", "techB", "--wire_ohm", "2", "--save_cells"]
+    [_, saved], (_, wanted), _ = run(checkpoint, *flags, *chip, "--crossbar_layers", "conv")
+    folder, mine = Path("prob/vgg7_quant_eval_w4_c2"), Path("mine")
+    mine.mkdir()
+    for path in (*folder.glob("*_chip0.pt"), folder / "manifest.json"):
+        Path(mine, path.name).write_bytes(path.read_bytes())
+    [_, record], (_, found), _ = run(checkpoint, *flags, "--planes", "mine", "--crossbar_layers", "conv")
+    assert torch.equal(found, wanted) and record["accuracy"] == saved["accuracy"]
+    [_, saved], (_, wanted), _ = run(checkpoint, *flags, *chip, "--prob_path", "other")
+    [_, record], (_, found), _ = run(checkpoint, *flags, "--planes", "mine")
+    assert torch.equal(found, wanted) and record["accuracy"] == saved["accuracy"]
+
+
 def test_what_files_call_them():
     values = [{"device": "techA"}, {"device": "techA", "device_time": 3600.0, "stuck_on": 0.01, "adc_noise": 1.0},
               {"device": "techA", "device_temp": 100.0}, {"device": "neurram_chip", "reference_cells": "ideal"}]
