@@ -189,6 +189,8 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     useless = [name for name in given if name in (*CALIBRATION, "calib_images")]
     if found.report:  # compares rules and ranges for other ADC bits
         useless = [name for name in useless if name == "adc_correct"]
+    if foreign.is_foreign(found.model) and not found.resume:  # the conversion looks at these images, and is corrected likewise
+        useless = [name for name in useless if name not in ("calib_images", "adc_correct")]
     if found.adc_ranges and useless:
         raise UserError(f"--{useless[0]} is for calibration, and --adc_ranges takes its result from a file: give one of them")
     useless += ["adc_ranges"] if found.adc_ranges else []

@@ -352,6 +352,22 @@ def test_options_of_the_conversion_are_those_of_the_flags(net, photographs, monk
     assert asked == [((8, 8), usual), ((4, 8), other)]
 
 
+def test_images_and_correction_of_the_conversion_whatever_the_ranges(net):
+    """They decide the network that is measured where ranges are not calibrated too, or are those of a file."""
+    flags = [*EVAL, "--model", "net.py:small", "--dataset", "digits", "--limit", "20", "--abit", "3", "--adc_prec", "3"]
+    own = ["--calib_images", "8", "--adc_correct", "none"]
+    assert evaluation.main([*flags, *own]) == 0
+    *_, calibrated = results("out")
+    assert evaluation.main([*flags, *own, "--adc_ranges", "out/adc_ranges.json", "--save_path", "again"]) == 0
+    *_, restored = results("again")
+    assert (restored["accuracy"], restored["changed_predictions"]) == (calibrated["accuracy"], calibrated["changed_predictions"])
+    with pytest.raises(UserError, match="no ranges of .* with these weights and input codes"):  # another conversion
+        evaluation.main([*flags, "--adc_ranges", "out/adc_ranges.json", "--save_path", "again"])
+    assert evaluation.main([*flags, *own, "--adc_range", "full", "--save_path", "again"]) == 0
+    with pytest.raises(UserError, match="--adc_calib is for calibrated ranges"):
+        evaluation.main([*flags, "--adc_calib", "minmax", "--adc_range", "full", "--save_path", "again"])
+
+
 def test_the_batch_size_decides_nothing(net, monkeypatch):
     """Scales are fitted to samples of what a layer sees at a time, which is more than a sample here."""
     monkeypatch.setattr(quant.conversion.tracing, "SAMPLE", 2**10)
