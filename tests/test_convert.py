@@ -1064,6 +1064,14 @@ def test_a_learned_query_is_named():
     assert net.crossbar_report.digital == {"p": "a product whose input is the same for every image"}
 
 
+def test_products_of_parameters_alone_are_named():
+    """Such as a learned query that a linear layer turns: no crossbar does it, and it is a product of matrices."""
+    net = Of(lambda s, x: s.l(x) + s.p(s.q), q=nn.Parameter(seeded((1, 5))), p=nn.Linear(5, 3), l=nn.Linear(6, 3))
+    report = convert(net, W8A8, seeded((8, 6))).crossbar_report
+    assert report.digital == {"q": "a product of parameters alone", "p": "a product of parameters alone"} and not report.unused
+    assert convert(net, W8A8, seeded((8, 6)), skip=["p"]).crossbar_report.digital == report.digital
+
+
 @pytest.mark.parametrize("images, message", [
     ([torch.zeros(2, 3, 6, 6), torch.zeros(2, 3, 8, 8)], r"^the images have several sizes \(\[3, 6, 6\], \[3, 8, 8\]\)"),
     (None, "^there are no images to convert with"), (torch.tensor(1.0), "^there are no images to convert with")])

@@ -245,7 +245,8 @@ def _choose(net, found: Trace, labels, skip, strict):
         raise ValueError(f"{name} cannot be put on crossbars: it is {reason}{more}. To keep it digital, give skip=[{whole or name!r}], or "
                          "strict=False")
     # What is in no product, such as a head that serves in training, is digital anyway, and may be named.
-    spared = {pattern for name in _never_used(net, found) for pattern in skip if _fits([_short(name), name, *_holders(name)], pattern)}
+    spared = {pattern for name in (*_never_used(net, found), *found.alone) for pattern in skip
+              if _fits([_short(name), name, *_holders(name)], pattern)}
     if unused := [pattern for pattern in skip if pattern not in used | spared]:
         raise ValueError(f"skip has {unused[0]!r}, which fits no product with a weight")
     if not chosen:
@@ -253,6 +254,7 @@ def _choose(net, found: Trace, labels, skip, strict):
                          + (" that is not skipped" if digital else ""))
     mapped = {product.parameter for product in chosen}
     digital |= {_short(name): "a product whose input is the same for every image" for name in found.constant if name not in mapped}
+    digital |= {_short(name): "a product of parameters alone" for name in found.alone if name not in mapped}
     digital |= {name: what for name, what in buffers.items() if name not in digital}
     return chosen, digital
 
@@ -273,7 +275,7 @@ def _unsupported(product: Product) -> str | None:
 
 def _never_used(net, found):
     """Names of matrices that entered no product."""
-    used = {product.parameter for product in found.products} | found.others.keys() | found.constant.keys()
+    used = {product.parameter for product in found.products} | found.others.keys() | found.constant.keys() | found.alone.keys()
     return [name for name, parameter in net.named_parameters() if parameter.dim() > 1 and name not in used]
 
 

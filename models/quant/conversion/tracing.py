@@ -79,8 +79,8 @@ class Trace:
     Attributes: products, in the order of their first calls; known, `{parameter: paths on the way to its products, and of those with other
         weights}`; others, `{name of a parameter: what it is that no crossbar does}`; buffers, the same of those; others_multiplications,
         of both, where a call does not say as if each weight met each row of the input once; constant, parameters of products whose input
-        is the same for every image; between, multiplications of two activations; looked_up, parameters that what follows from the input
-        is not only multiplied by; outputs, of the network, for each batch.
+        is the same for every image; alone, those that are multiplied by each other; between, multiplications of two activations; looked_up,
+        parameters that what follows from the input is not only multiplied by; outputs, of the network, for each batch.
     """
 
     products: list[Product] = field(default_factory=list)
@@ -89,6 +89,7 @@ class Trace:
     buffers: dict[str, str] = field(default_factory=dict)
     others_multiplications: int = 0
     constant: dict[str, None] = field(default_factory=dict)
+    alone: dict[str, None] = field(default_factory=dict)
     between: int = 0
     looked_up: dict[str, None] = field(default_factory=dict)
     outputs: list[Any] = field(default_factory=list)
@@ -157,6 +158,9 @@ class _Watcher(TorchFunctionMode):
         found = self._operands(func, args, kwargs, self.origin)
         if found is not None:
             self.found.constant[self.origin[id(found.weight)][0]] = None
+        elif func in PRODUCTS:
+            factors = [self.origin[id(tensor)][0] for tensor in tensors if id(tensor) in self.origin]
+            self.found.alone.update(dict.fromkeys(factors if len(factors) > 1 else ()))
         made = [leaf for leaf in tree.tree_leaves(result) if isinstance(leaf, Tensor)]
         self.fixed.update({id(leaf): leaf for leaf in made})
         source = next((self.origin[id(tensor)] for tensor in tensors if id(tensor) in self.origin), None)
