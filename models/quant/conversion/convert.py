@@ -245,7 +245,7 @@ def _choose(net, found: Trace, labels, skip, strict):
         raise ValueError(f"{name} cannot be put on crossbars: it is {reason}{more}. To keep it digital, give skip=[{whole or name!r}], or "
                          "strict=False")
     # What is in no product, such as a head that serves in training, is digital anyway, and may be named.
-    spared = {pattern for name in (*_never_used(net, found), *found.alone) for pattern in skip
+    spared = {pattern for name in (*_never_used(net, found), *found.constant, *found.alone) for pattern in skip
               if _fits([_short(name), name, *_holders(name)], pattern)}
     if unused := [pattern for pattern in skip if pattern not in used | spared]:
         raise ValueError(f"skip has {unused[0]!r}, which fits no product with a weight")
