@@ -37,6 +37,7 @@ Transform = Callable[[Image.Image], torch.Tensor]
 KINDS = "torchvision/NAME, timm/NAME or path/to/net.py:FUNCTION"
 IMAGENET_STATS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of ImageNet's pixels, of full scale 1
 MARGIN = 256 / 224  # shorter side of an image over the square that is cut out of its middle, where a network does not say it
+PROJECT = Path(__file__).resolve().parents[1]
 # What torchvision sets where it loads its published weights, which `--state` may be.
 _AS_PUBLISHED = {name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")}
 
@@ -224,11 +225,14 @@ def _of_file(model: str) -> tuple[nn.Module, Transform | None]:
 
 @contextlib.contextmanager
 def _neighbours_first(path: Path):
-    """Within the block a file's imports find what lies beside it before anything else: its own `models`, say, in place of this project's,
-    which are what they were behind the block."""
-    folder = path.parent.resolve()
-    own = {name for source in _sources(path) for name in _imported(source) if _neighbours(path.parent, name)}
-    hidden = {name for name in own if name in sys.modules and not _lies_in(sys.modules[name], folder)}
+    """Within the block a file's imports find what they would without this project: the `models` that lie beside it, say, in place of this
+    project's, which are what they were behind the block."""
+    folder, own, hidden = path.parent.resolve(), set(), set()
+    for name in {name for source in _sources(path) for name in _imported(source) if _neighbours(folder, name)}:
+        other = _elsewhere(folder, name)
+        if other is None or _comes_before(folder, name, other):
+            own.add(name)
+            hidden |= {name} if other else set()
 
     def take_out():
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in hidden}
@@ -245,20 +249,28 @@ def _neighbours_first(path: Path):
         sys.modules.update(kept)
 
 
+def _elsewhere(folder: Path, name: str) -> ModuleSpec | None:
+    """Another module of that name than the folder's, loaded or not."""
+    found = importlib.util.find_spec(name)
+    places = [] if found is None else [*(found.submodule_search_locations or ()), *([found.origin] if found.has_location else ())]
+    return None if any(folder in Path(place).resolve().parents for place in places) else found
+
+
+def _comes_before(folder: Path, name: str, other: ModuleSpec) -> bool:
+    """Whether a program in the folder would find its own module: one without `__init__.py` comes behind what is installed."""
+    whole = Path(folder, f"{name}.py").is_file() or Path(folder, name, "__init__.py").is_file()
+    return whole or other.origin is None or other.has_location and PROJECT in Path(other.origin).resolve().parents
+
+
 @dataclass(frozen=True)
 class _Beside:
-    """Finds some modules in a folder, and those alone: else a folder without `__init__.py` would come behind all that have one."""
+    """Finds some modules in a folder, and those alone: a folder without `__init__.py` would come behind this project's too."""
 
     folder: Path
     names: set[str]
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         return PathFinder.find_spec(name, [str(self.folder)]) if name in self.names else None
-
-
-def _lies_in(module: ModuleType, folder: Path) -> bool:
-    source = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
-    return folder in Path(source).resolve().parents
 
 
 def _function(path: Path, name: str) -> Callable[[], Any]:

@@ -3,6 +3,7 @@ made by functions in files, as users bring theirs; what leaves the machine is re
 
 import copy
 import csv
+import importlib
 import inspect
 import json
 import pickle
@@ -180,6 +181,21 @@ def test_code_that_a_file_imports_from_its_folder_tells_networks_apart(net):
         assert seen[-1] not in seen[:-1]
     Path("unused.py").write_text("1 / 0")
     assert foreign.identity("net.py:small") == seen[-1]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_folder_that_is_no_package_comes_behind_what_is_installed(net, monkeypatch, marked, loaded):
+    """As in any program of Python. What the file has found in its folder is not what others find."""
+    monkeypatch.delitem(sys.modules, "timeit", raising=False)
+    before = importlib.import_module("timeit") if loaded else None
+    Path("timeit").mkdir()
+    Path("timeit", "own.py").write_text("")
+    if marked:
+        Path("timeit", "__init__.py").write_text("number = 3")
+    Path("own.py").write_text("import torch, timeit\ndef small():\n    return torch.nn.Linear(2, getattr(timeit, 'number', 2))\n")
+    assert foreign.load("own.py:small", image_size=16).network.out_features == (3 if marked else 2)
+    assert sys.modules.get("timeit") is before or not marked and hasattr(sys.modules["timeit"], "Timer")
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["at its head", "in its function"])
