@@ -181,7 +181,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
             engine, _ = engines.choose(engines.selected(), layer, device)
             prepared = engine.prepare(layer)
         elif self._top_is_apart(layer):
-            prepared = [engine.prepare(part) for part in self._low_and_top(layer)]
+            prepared = [(part, engine.prepare(part)) for part in self._low_and_top(layer)]
         return engine, layer, prepared, scale
 
     def _top_is_apart(self, layer):
@@ -206,7 +206,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         codes = self._parts(x, self.encoding)[0].codes
         parts = [encodings.Part(codes & (top - 1)), encodings.Part(codes // top, -top, encodings.OTHER_PHASE)][-len(prepared):]
         return sum(part.factor * self._numbered(x, part, partial(self._exact_sums, (engine, of_digits, ready, scale)))
-                   for part, of_digits, ready in zip(parts, self._low_and_top(layer), prepared))
+                   for part, (of_digits, ready) in zip(parts, prepared))
 
     def _sums_at_once(self, layer):
         """Whether one sum of codes with an offset does for both signs: where no ADC sees it."""
