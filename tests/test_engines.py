@@ -616,6 +616,19 @@ def test_pytorch_keeps_its_number_of_threads(threads, fresh):
     assert done.returncode == 0 and done.stdout.strip() == str(threads), done.stderr
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else True, reason="one core has nothing to share")
+def test_threads_that_openmp_binds_to_cores_are_used():
+    """It binds the first thread when it is loaded, to one core, and Numba counts the cores that this may use."""
+    program = ("import torch, models.quant.engines.cpu.simd as simd, numba\n"
+               "torch.set_num_threads(2)\n"
+               "simd.set_threads()\n"
+               "print(numba.get_num_threads())")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "NUMBA_NUM"))}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment | {"OMP_PROC_BIND": "true", "OMP_NUM_THREADS": "2"},
+                          capture_output=True, text=True)
+    assert done.stdout.strip() == "2", done.stderr
+
+
 def test_forced_triton_without_a_gpu_says_why(fresh):
     """In a process of its own: other tests may have switched Triton's interpreter on."""
     program = ("import torch, models.quant as q\n"
