@@ -1,4 +1,5 @@
 import functools
+import gc
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from models.quant import set_engine
 settings.register_profile("repository", derandomize=True, deadline=None, max_examples=100, database=None,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.load_profile("repository")
+gc.freeze()  # what was imported is not looked through for garbage between tests
 
 data._digits = functools.cache(data._digits)  # scikit-learn reads them from text
 
