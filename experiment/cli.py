@@ -10,7 +10,6 @@
 
 import contextlib
 import errno
-import gc
 import io
 import logging
 import signal
@@ -39,7 +38,6 @@ def run_main(main: Callable[[], int]) -> NoReturn:
 
     A console that goes away, as in `eval.py | head -1`, ends nothing: what is printed from then on is lost.
     """
-    gc.freeze()  # what was imported stays to the end: neither collections nor the exit, which takes half a second less, look through it
     with _lasting_console():
         try:
             code = main()
