@@ -175,7 +175,11 @@ class _Reads:
         return dynamic_adc(self.layer, *self._ranges(a_codes)) if fits(self.layer) else None
 
     def run(self, table, a_codes, op, **target):
-        size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
+        geometry = self.layer.geometry
+        size = geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
+        if (*a_codes.shape[1:3], *self.layer.kernel, *geometry.stride, *geometry.padding) == (1, 1, 1, 1, 1, 1, 0, 0, 0, 0):
+            # Images of one pixel, what linear layers have, are the rows of one image: a work item for each would make buffers for each.
+            a_codes, size = a_codes.transpose(0, 1), (len(a_codes), 1)
         kernel.run(self.shape, self.plan, table, a_codes, size, op, **target)
 
     def _ranges(self, a_codes):
