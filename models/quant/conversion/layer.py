@@ -279,12 +279,23 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
             return self._low_and_top_sums(x, made).float() * scale + offset
         values, parts = engines.value(layer), self._parts(x, self.encoding)
         if len(values) > 1 or self.encoding == "offset" or self._subtracts_behind(layer):
-            total = sum(part.factor * self._numbered(x, part, lambda codes: self._exact_sums(made, codes)) for part in parts)
+            total = self._total(x, parts, lambda codes: self._exact_sums(made, codes))
             if self.encoding == "offset":
                 total = total + self._of_an_offset()
             return total.float() * scale + offset
-        sums = sum(part.factor * self._numbered(x, part, lambda codes: engine.accumulate(prepared, codes))[0].long() for part in parts)
-        return scaled(sums, scale * values[0], offset)
+        return scaled(self._total(x, parts, lambda codes: engine.accumulate(prepared, codes)[0]), scale * values[0], offset)
+
+    def _total(self, x, parts, run):
+        """`sum of factor run(codes)` over the parts, int64 or float64: as few passes over memory as there are parts."""
+        total = None
+        for part in parts:
+            sums = self._numbered(x, part, run)
+            if total is None:
+                sums = sums if sums.is_floating_point() else sums.long()
+                total = sums if part.factor == 1 else sums * part.factor
+            else:
+                total.add_(sums, alpha=part.factor)
+        return total
 
     def _numbered(self, x, part, run):
         """`run(codes)` with the numbers that the images of a part have for the noise of its reads: the network's images may be several of
