@@ -250,7 +250,7 @@ def _add_codes_of_shorts(shape, at, weights, place, op):
         form = at.singles + 4 * FORM * (z * shape.slices + place.k)
         if float32_at(form, FACTOR) == 0 or is_idle(shape, at, place.x, z):
             continue
-        u0, u1 = sum_shorts(shape, at, weights, place.x, z)
+        u0, u1 = sum_shorts(shape, at, weights, place.x, z, 0)
         total0 = _with_codes(at, form, total0, read(shape, at, place, z, op, as_floats(widened(u0))))
         total1 = _with_codes(at, form, total1, read(shape, at, next_place, z, op, as_floats(widened(u1))))
     add_to_int32(at.acc, _accumulator(shape, at, place), total0)

@@ -1,18 +1,22 @@
 """Reads that 16 bits hold, from the sums of their cells to the sums of their codes: nothing is widened or stored on the way.
 
 Where the ADC's step is D units of u, a whole number, as calibrated steps are on all but coarse grids, a code is a division by D. With
-`w = clip(u) - q_0 D + floor(D / 2)`, q_0 the highest even code from which on no w is negative, and w below 2^15,
+`w = u - q_0 D + floor(D / 2)`, q_0 the lowest code, w brought between 0 and the middle of the highest code, below 2^15,
 
     n = floor(w / D) = floor(floor(w M / 2^16) / 2^s),  M = ceil(2^(16 + s) / D),  2^s < D <= 2^(s + 1)
 
 is exact (Granlund and Montgomery, PLDI 1994, section 4), and the code is `q_0 + n`, but for ties, which n rounds up: where D is even, w is
-n D and n is odd, the even code is one less.
+n D and that code is odd, the even one is one less, unless it is below q_0. Where D is a power of two, n is a shift.
+
+A read has so few additions that every instruction beside them shows. Sums begin at 2^15, so that a subtraction of numbers without a sign,
+which stops at 0, is the lower limit, too; q_0 is added once for all digits; where D is odd, there are no ties.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import namedtuple
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -28,19 +32,23 @@ from .cells_reads import is_idle
 from .cells_rows import sum_shorts
 from .inner import inlined
 from .simd import _broadcast, _pointer, int16_at, int64_at
-from .wide import _I16, _SHORTS, WIDE, add_times_to_int32, full_i16, shorts
+from .wide import _I32, _SHORTS, WIDE, add_times_to_int32, added_shorts, full_i16, shorts
 
-# Of a read's converter, int16: clip u to LOWEST .. HIGHEST; w = u - BASE; n by MAGIC (its bits are unsigned) and PLACES; TIES, 1 where
-# there are ties; codes from FIRST on; what a code is worth, a multiple of its slice's in `worth`.
-LOWEST, HIGHEST, BASE, MAGIC, PLACES, STEP, TIES, FIRST, FACTOR = range(9)
-FIELDS = 9
+_PAIRS, _ONES = ir.VectorType(_I32, WIDE // 2), ir.Constant(_SHORTS, [1] * WIDE)
+BIAS = 2**15  # of the sums
+
+# Of a read's converter: w is what `u + BIAS` is above FLOOR, at most HIGHEST; n by MAGIC, 0 for a power of two, and PLACES; STEP, D where
+# there may be ties, else 0; ODD, 1 where FIRST, the code that n counts from, is; FACTOR, what a code is worth, a multiple of its slice's in
+# `worth`.
+FLOOR, HIGHEST, MAGIC, PLACES, STEP, ODD, FIRST, FACTOR = range(8)
+FIELDS = 8
 
 
 # fits    whether 16 bits do
-# forms   int16 `[digit, slice, field]`
+# forms   uint16 `[digit, slice, field, 2]`, each twice: vectors are filled with 32 bits from memory, but not with 16, by the load alone
 # worth   of the codes of each slice, int64
 Narrow = namedtuple("Narrow", "fits forms worth")
-NOT_NARROW = Narrow(False, np.zeros((0, 0, FIELDS), np.int16), np.zeros(0, np.int64))
+NOT_NARROW = Narrow(False, np.zeros((0, 0, FIELDS, 2), np.uint16), np.zeros(0, np.int64))
 
 
 def narrow_forms(layer: MappedLayer) -> Narrow:
@@ -49,7 +57,7 @@ def narrow_forms(layer: MappedLayer) -> Narrow:
     if layer.readout is not None or accumulator_dtype(layer) != torch.int32:
         return NOT_NARROW
     digits, slices = len(spec.digit_bits), len(spec.slice_bits)
-    forms, factors = np.zeros((digits, slices, FIELDS), np.int16), np.zeros((digits, slices), np.int64)
+    forms, factors = np.zeros((digits, slices, FIELDS, 2), np.uint16), np.zeros((digits, slices), np.int64)
     most = np.zeros(slices, np.int64)
     form_of = functools.cache(lambda k, *converter: _form(*read_range(layer, k), layer.unit, *converter))
     for z, k in np.ndindex(digits, slices):
@@ -58,54 +66,97 @@ def narrow_forms(layer: MappedLayer) -> Narrow:
             form = form_of(k, delta, q_min, bits)
             if form is None:
                 return NOT_NARROW
-            forms[z, k, :FACTOR] = form
+            forms[z, k, :FACTOR] = np.array(form).astype(np.uint16)[:, None]
             factors[z, k] = layer.multiplier(z, k) << spec.dac_bits * z
             most[k] += factors[z, k] * max(-q_min, q_min + 2**bits - 1)
     worth = np.maximum(np.gcd.reduce(factors, axis=0), 1)
     if (most // worth).max() >= 2**15:
         return NOT_NARROW
-    forms[..., FACTOR] = factors // worth
+    forms[..., FACTOR, :] = (factors // worth)[..., None]
     return Narrow(True, forms, worth << spec.cell_bits * np.arange(slices))
 
 
 def _form(low, high, unit, delta, q_min, bits):
     """The fields of one converter before FACTOR for u from `low` to `high`, None where the codes are others than `adc.transfer` gives."""
     step = round(delta / unit)
-    if not 2 <= step < 2**15 or low < -2**15 or high >= 2**15:
+    if not 2 <= step < 2**15 or low < -BIAS or high >= BIAS:
         return None
-    lowest, highest = max(low, q_min * step), min(high, (q_min + 2**bits - 1) * step)
-    first = lowest // (2 * step) * 2
-    base = first * step - step // 2
-    if lowest > highest or highest - base >= 2**15 or base < -2**15:
+    first, last = (int(np.clip(round(Fraction(u, step)), q_min, q_min + 2**bits - 1)) for u in (low, high))
+    floor = BIAS + first * step - step // 2
+    highest = (last - first) * step + step // 2
+    if floor < 0 or floor >= 2 * BIAS or highest >= 2**15:
         return None
     places = (step - 1).bit_length() - 1
-    form = lowest, highest, base, -(-2 ** (16 + places) // step), places, step, 1 - step % 2, first
+    divisor = (0, places + 1) if step & (step - 1) == 0 else (-(-2 ** (16 + places) // step), places)
+    form = floor, highest, *divisor, 0 if step % 2 else step, first % 2, first
     u = np.arange(low, high + 1)
-    if not np.array_equal(_codes(u, *form), adc.transfer(u, unit, delta, q_min, bits)):
-        return None
-    return np.array(form).astype(np.uint16).view(np.int16)
+    return form if np.array_equal(_codes(u, *form), adc.transfer(u, unit, delta, q_min, bits)) else None
 
 
-def _codes(u, lowest, highest, base, magic, places, step, ties, first):
-    w = u.clip(lowest, highest) - base
-    n = w * magic >> 16 + places
-    return first + n - (n & ties) * (n * step == w)
+def _codes(u, floor, highest, magic, places, step, odd, first):
+    w = (u + BIAS - floor).clip(0, highest)
+    n = (w * magic >> 16 if magic else w) >> places
+    return first + (np.maximum(n - (n * step == w) * (n % 2 != odd), 0) if step else n)
+
+
+def _field(b, form, number):
+    pair = b.load(_pointer(b, form, ir.Constant(form.type, number), _I32, 1), typ=_I32)
+    return b.bitcast(_broadcast(b, pair, _PAIRS), _SHORTS)
+
+
+def _less(b, x, y):
+    """x - y, down to 0."""
+    return b.call(b.module.declare_intrinsic(f"llvm.usub.sat.v{WIDE}i16", (), ir.FunctionType(_SHORTS, [_SHORTS] * 2)), [x, y])
 
 
 @intrinsic
-def _with_code(typingctx, total, u, form):
-    """`total` and the codes of u, times their factor; form, the address of a converter's `FIELDS` fields."""
+def _above_floor(typingctx, u, form):
+    """w of the reads `u + BIAS`; form, the address of a converter's fields."""
     def codegen(context, b, sig, args):
-        total, u, form = args
-        lowest, highest, base, magic, places, step, ties, first, factor = (
-            _broadcast(b, b.load(_pointer(b, form, ir.Constant(form.type, field), _I16, 1), typ=_I16), _SHORTS) for field in range(FIELDS))
-        u = b.select(b.icmp_signed(">", u, lowest), u, lowest)
-        w = b.sub(b.select(b.icmp_signed("<", u, highest), u, highest), base)
-        twice = ir.VectorType(ir.IntType(32), WIDE)
-        product = b.lshr(b.mul(b.zext(w, twice), b.zext(magic, twice)), ir.Constant(twice, [16] * WIDE))
-        n = b.lshr(b.trunc(product, _SHORTS), places)
-        tie = b.select(b.icmp_signed("==", b.mul(n, step), w), b.and_(n, ties), ir.Constant(_SHORTS, [0] * WIDE))
-        return b.add(total, b.mul(b.add(b.sub(n, tie), first), factor))
+        w, highest = _less(b, args[0], _field(b, args[1], FLOOR)), _field(b, args[1], HIGHEST)
+        return b.select(b.icmp_unsigned("<", w, highest), w, highest)
+    return shorts(shorts, types.intp), codegen
+
+
+@intrinsic
+def _quotient(typingctx, w, form):
+    """n of w."""
+    def codegen(context, b, sig, args):
+        twice = ir.VectorType(_I32, WIDE)
+        product = b.mul(b.zext(args[0], twice), b.zext(_field(b, args[1], MAGIC), twice))
+        return b.lshr(b.trunc(b.lshr(product, ir.Constant(twice, [16] * WIDE)), _SHORTS), _field(b, args[1], PLACES))
+    return shorts(shorts, types.intp), codegen
+
+
+@intrinsic
+def _even_on_ties(typingctx, n, w, form):
+    """n of w, or one less where w is a tie and n that of an odd code."""
+    def codegen(context, b, sig, args):
+        n, w, form = args
+        return _even(b, n, form, b.icmp_unsigned("==", b.mul(n, _field(b, form, STEP)), w))
+    return shorts(shorts, shorts, types.intp), codegen
+
+
+@intrinsic
+def _even_by_shift(typingctx, w, form):
+    """The same where the step is a power of two."""
+    def codegen(context, b, sig, args):
+        w, form = args
+        rest = b.and_(w, b.sub(_field(b, form, STEP), _ONES))
+        return _even(b, b.lshr(w, _field(b, form, PLACES)), form, b.icmp_unsigned("==", rest, ir.Constant(_SHORTS, [0] * WIDE)))
+    return shorts(shorts, types.intp), codegen
+
+
+def _even(b, n, form, tie):
+    of_odd_codes = b.and_(b.xor(n, _field(b, form, ODD)), _ONES)
+    return b.select(tie, _less(b, n, of_odd_codes), n)
+
+
+@intrinsic
+def _with_codes(typingctx, total, n, form):
+    """`total` and n times its factor."""
+    def codegen(context, b, sig, args):
+        return b.add(args[0], b.mul(args[1], _field(b, args[2], FACTOR)))
     return shorts(shorts, shorts, types.intp), codegen
 
 
@@ -113,12 +164,21 @@ def _with_code(typingctx, total, u, form):
 def add_narrow_codes(shape, at, weights, k, x, accumulator):
     """The codes of all digits of a pixel, times what they are worth, to the accumulators of a tile whose cells are at `weights`."""
     total0 = total1 = full_i16(0)
+    first = 0
     for z in range(shape.digits):
-        form = at.narrow + 2 * FIELDS * (z * shape.slices + k)
-        if int16_at(form, FACTOR) == 0 or is_idle(shape, at, x, z):
+        form = at.narrow + 4 * FIELDS * (z * shape.slices + k)
+        if int16_at(form, 2 * FACTOR) == 0 or is_idle(shape, at, x, z):
             continue
-        u0, u1 = sum_shorts(shape, at, weights, x, z)
-        total0, total1 = _with_code(total0, u0, form), _with_code(total1, u1, form)
+        u0, u1 = sum_shorts(shape, at, weights, x, z, BIAS)
+        w0, w1 = _above_floor(u0, form), _above_floor(u1, form)
+        if int16_at(form, 2 * MAGIC) == 0:
+            n0, n1 = _even_by_shift(w0, form), _even_by_shift(w1, form)
+        else:
+            n0, n1 = _quotient(w0, form), _quotient(w1, form)
+            if int16_at(form, 2 * STEP):
+                n0, n1 = _even_on_ties(n0, w0, form), _even_on_ties(n1, w1, form)
+        total0, total1 = _with_codes(total0, n0, form), _with_codes(total1, n1, form)
+        first += np.int64(int16_at(form, 2 * FIRST)) * int16_at(form, 2 * FACTOR)
     worth = int64_at(at.worth, k)
-    add_times_to_int32(at.acc, accumulator, total0, worth)
-    add_times_to_int32(at.acc, accumulator + WIDE, total1, worth)
+    add_times_to_int32(at.acc, accumulator, added_shorts(total0, full_i16(first)), worth)
+    add_times_to_int32(at.acc, accumulator + WIDE, added_shorts(total1, full_i16(first)), worth)

@@ -38,14 +38,19 @@ def _sum_rows(shape, at, weights, x, z):
 
 
 @inlined
-def sum_shorts(shape, at, weights, x, z):
-    """u of the two vectors of a tile whose cells are at `weights`, modulo 2^16: whatever sums pass on the way, u is right."""
-    u0 = u1 = full_i16(0)
-    for i in range(int64_at(at.digit_start, z + 1) - 1, int64_at(at.digit_start, z) - 1, -1):
+def sum_shorts(shape, at, weights, x, z, bias):
+    """`u + bias` of the two vectors of a tile whose cells are at `weights`, modulo 2^16: whatever sums pass on the way, it is right.
+    bias, 0 or 2^15."""
+    first, i = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1) - 1
+    u0 = u1 = full_i16(bias >> (i - first))
+    while True:
         r = int64_at(at.pixel_row_at, x * shape.input_bits + i)
         end = r + int64_at(at.pixel_row_count, x * shape.input_bits + i)
-        u0, u1 = _with_list(at, weights, added_shorts(u0, u0), added_shorts(u1, u1), r, end)
-    return u0, u1
+        u0, u1 = _with_list(at, weights, u0, u1, r, end)
+        if i == first:
+            return u0, u1
+        u0, u1 = added_shorts(u0, u0), added_shorts(u1, u1)
+        i -= 1
 
 
 @inlined
