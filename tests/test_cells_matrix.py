@@ -26,7 +26,6 @@ def way(request, monkeypatch):
         monkeypatch.setattr(cells, "can_multiply", lambda: False)
     else:  # layers that 16 bits hold too
         monkeypatch.setattr(cells.Prepared, "_narrow", NOT_NARROW)
-        monkeypatch.setattr(cells.Prepared, "_short", False)
     monkeypatch.setattr(cells, "TILE_ROWS", 0)
     monkeypatch.setattr(cells_matrix, "SPARSEST", 1000)
     monkeypatch.setattr(cells_matrix, "FEWEST", 1)

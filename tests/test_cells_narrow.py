@@ -16,8 +16,8 @@ from models.quant import CrossbarSpec
 from models.quant.engines import reference
 from models.quant.engines.cpu import cells, cells_kernel, cells_narrow, engine
 from models.quant.engines.cpu.buffers import STATIC
-from models.quant.engines.cpu.cells_kernel import NARROW, STATIC_BROAD
-from models.quant.engines.cpu.cells_reads import PLAIN, SHORT
+from models.quant.engines.cpu.cells_kernel import STATIC_BROAD
+from models.quant.engines.cpu.cells_reads import NARROW, PLAIN, SHORT
 from models.quant.readout import Readout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,7 +123,7 @@ def full_case(spec, channels, cell, delta, bits=None):
     return case
 
 
-@pytest.mark.parametrize("a_bits, kernel", [(3, NARROW), (4, SHORT)])
+@pytest.mark.parametrize("a_bits, kernel", [(3, NARROW), (4, PLAIN)])
 def test_sums_of_the_codes_of_all_digits(kernels, a_bits, kernel):
     """Codes of 12 bits on all digits: what they add up to, 7 or 15 times 4095, does or does not fit in 16 bits."""
     check(full_case(CrossbarSpec(1, a_bits, 1, 12, 64, reference="digital"), 40, 256, 2 * GRID))
@@ -152,14 +152,20 @@ def test_sums_of_codes_that_32_bits_or_float32_do_not_hold(kernels, case, kernel
     assert kernels == [kernel]
 
 
-@pytest.mark.parametrize("last, kernel", [(3, SHORT), (4, PLAIN), (-4, SHORT), (-5, PLAIN)])
-def test_reads_at_the_ends_of_16_bits_with_steps_that_are_not_whole(kernels, last, kernel):
-    case = layer_case(CrossbarSpec(1, 1, 1, 6, 8, reference="digital"), channels=5, out=2, kernel=(1, 1), size=(1, 1))
-    weights = np.array([8191] * 4 + [abs(last)], np.int32).reshape(1, 1, 5, 1) * np.sign(last) * np.array([1, 0])
-    case.cells = weights.astype(np.int32), np.zeros((1, 1, 5), np.int32), 8
-    case.a_codes[:], case.delta, case.q_min = 1, [2.8125 + 1 / 512], [-32]
-    check(case)
+@pytest.mark.parametrize("offset, kernel", [(12766, SHORT), (12767, STATIC), (-12766, SHORT), (-12767, SHORT), (-12768, STATIC)])
+def test_converters_that_move_reads_to_the_ends_of_16_bits(kernels, offset, kernel):
+    """A read of 20,000 or -20,000, one more where a gain might round it, and these offsets."""
+    case = layer_case(CrossbarSpec(1, 1, 1, 4, 8, reference="digital"), channels=4, out=2, kernel=(1, 1), size=(1, 1))
+    case.cells = np.full((1, 1, 4, 2), [5000 * np.sign(offset), 0], np.int32), np.zeros((1, 1, 4), np.int32), 8
+    case.a_codes[:], case.delta, case.q_min = 1, [1024 * GRID], [15 if offset > 0 else -31]
+    layer = replace(case.layer(), readout=Readout(offset=torch.tensor([offset, 0]).view(1, 1, 1, 2)))
+    check_besides(layer, case)
     assert kernels == [kernel]
+
+
+def check_besides(layer, case):
+    found = engine.accumulate(engine.prepare(layer), case.input())
+    assert_same(engine, found.numpy(), reference.accumulate(layer, case.input()).numpy())
 
 
 def test_parts_of_sums_of_rows_that_16_bits_hold(kernels):
@@ -181,9 +187,7 @@ def test_pairs_whose_lines_together_hold_more_than_their_difference(kernels):
     both = torch.from_numpy(np.abs(values)).int() + 4000
     for readout, kernel in ((Readout(cell_noise=((40.0, 0.1, 0.5),) * 2, both=both), STATIC),
                             (Readout(curve=((0.98, -1e-6, 2e-12, 20.0),) * 2, both=both), STATIC)):
-        layer = replace(case.layer(), readout=readout)
-        found = engine.accumulate(engine.prepare(layer), case.input())
-        assert_same(engine, found.numpy(), reference.accumulate(layer, case.input()).numpy())
+        check_besides(replace(case.layer(), readout=readout), case)
         assert kernels.pop() == kernel and not kernels
 
 
@@ -197,15 +201,14 @@ READOUTS = {
 def test_what_reads_have_besides(kernels, readout):
     case = layer_case(CrossbarSpec(4, 4, 1, 6, 128), 140, 130, kernel=(1, 1), size=(5, 6))
     case.cells = *(part // 8 for part in case.cells[:2]), 8
-    case.delta = [1.0, 0.7, 0.5, 1.0]
-    layer = replace(case.layer(), readout=readout)
-    found = engine.accumulate(engine.prepare(layer), case.input())
-    assert_same(engine, found.numpy(), reference.accumulate(layer, case.input()).numpy())
+    case.delta, case.q_min = [1.0, 179 * GRID, 0.5, 180 * GRID], [-32, -31, -33, -31]
+    check_besides(replace(case.layer(), readout=readout), case)
     assert kernels == [SHORT]
 
 
 @pytest.mark.parametrize("change, kernel", [
-    ({}, NARROW), ({"delta": [0.7] * 4}, SHORT), ({"cells": 40}, PLAIN), ({"cells": 40, "readout": Readout(base=900.0)}, STATIC),
+    ({}, NARROW), ({"delta": [0.7] * 4}, PLAIN), ({"cells": 40}, PLAIN), ({"cells": 40, "readout": Readout(base=900.0)}, STATIC),
+    ({"readout": Readout(base=900.0)}, SHORT), ({"readout": Readout(base=900.0), "delta": [0.7] * 4}, STATIC),
     ({"readout": Readout(base=900.0, cell_noise=((40.0, 0.1, 0.5),) * 4)}, STATIC),
     ({"cells": 200, "bits": 8}, STATIC_BROAD)], ids=str)
 def test_each_layer_takes_the_fastest_that_can(kernels, change, kernel):
@@ -214,7 +217,5 @@ def test_each_layer_takes_the_fastest_that_can(kernels, change, kernel):
     case = layer_case(spec, 140, 130, kernel=(1, 1))
     case.cells = *(part // 8 * change.get("cells", 1) for part in case.cells[:2]), 8
     case.delta = change.get("delta", case.delta)
-    layer = replace(case.layer(), readout=change.get("readout"))
-    found = engine.accumulate(engine.prepare(layer), case.input())
-    assert_same(engine, found.numpy(), reference.accumulate(layer, case.input()).numpy())
+    check_besides(replace(case.layer(), readout=change.get("readout")), case)
     assert kernels == [kernel]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..mapping import MappedLayer
 from ..readout import DEVIATION, NORMAL
 
@@ -13,8 +15,9 @@ def read_range(layer: MappedLayer, k: int) -> tuple[int, int]:
     (low, high), readout = layer.u_range(k), layer.readout
     if readout is None:
         return low, high
-    if readout.curve is not None:  # bit lines that load themselves carry less, and never more than cells without wires
-        low, high = 2 * low, 2 * high
+    if readout.curve is not None:
+        slope, shift = _bends(layer, k)
+        low, high = math.floor(slope * low - shift) - 1, math.ceil(slope * high + shift) + 1
     if readout.noisy:
         reach = int(4 * max(NORMAL) / DEVIATION * _deviation(layer, k)) + 2
         low, high = low - reach, high + reach
@@ -47,6 +50,22 @@ def too_far(layer: MappedLayer) -> str | None:
         largest, most = (cell, 2**24) if readout.needs_both else (reference, 2**31)
         too_large = too_large or layer.tallest * digit * largest >= most
     return "noise or curves of reads whose cells' sums 32 bits do not hold" if too_large else None
+
+
+def _bends(layer, k):
+    """(slope, shift): what the curve of slice `k` makes of u is at most slope times u, and shift more: the largest slope at any current of
+    a bit line, never 2, as lines that load themselves carry less, and what the line of cells at zero loses where a digital reference
+    takes it to lose nothing."""
+    b0, b1, b2, current = layer.readout.curve[k]
+    cells = layer.readout.both if layer.readout.needs_both else layer.cells.values
+    ends = [0, *(int(end) for part in (cells, layer.cells.reference) for end in part[k].aminmax())]
+    most = layer.tallest * (2 ** max(layer.spec.digit_bits) - 1)
+    currents = [most * min(0.0, current + min(ends)), most * max(0.0, current + max(ends))]
+    turn = -b1 / (3 * b2) if b2 else 0.0
+    currents += [turn] if currents[0] < turn < currents[1] else []
+    slope, zero = min(2.0, max(abs(b0 + s * (2 * b1 + s * 3 * b2)) for s in currents)), most * abs(current)
+    shift = zero * (abs(b0 - 1) + abs(b1) * zero + abs(b2) * zero**2)
+    return slope, 0.0 if layer.spec.reference == "analog" else shift
 
 
 def _largest_cells(layer):

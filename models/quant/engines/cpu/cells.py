@@ -18,10 +18,10 @@ from . import cells_kernel, cells_matrix, pixels
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .amx import TILE_ROWS, can_multiply
 from .cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
-from .cells_kernel import NARROW, STATIC_BROAD
+from .cells_kernel import STATIC_BROAD
 from .cells_narrow import NOT_NARROW, Narrow, narrow_forms
 from .cells_plan import besides, fits, padded_columns, plan, step_of_slice, weights_of
-from .cells_reads import PLAIN, SHORT
+from .cells_reads import NARROW, PLAIN, SHORT
 from .simd import set_threads
 
 __all__ = ["Prepared", "fits"]
@@ -46,7 +46,7 @@ class Prepared:
         reads (VGG7's chips take 0.6 to 0.8 of the time by rows), and where reads are noisy, as the work that noise takes overlaps with
         the additions of rows better than with products (a fifth of the time, where an eighth of the bits are one)."""
         noisy = self.layer.readout is not None and self.layer.readout.noisy
-        if not can_multiply() or noisy or self._short or self._narrow.fits:
+        if not can_multiply() or noisy or self._narrow.fits:
             return None
         return plan(self.layer, matrix=True) if all(cells_matrix.fits(self.layer, part) for part in weights_of(self.layer)) else None
 
@@ -58,21 +58,14 @@ class Prepared:
     def _narrow(self) -> Narrow:
         return NOT_NARROW if self.layer.spec.adc_range == "ideal" else narrow_forms(self.layer)
 
-    @functools.cached_property
-    def _short(self) -> bool:
-        """Whether 16 bits hold the sums of cells, and what reads have besides asks for no others."""
-        (low, high), readout = self.layer.u_span, self.layer.readout
-        return -2**15 <= low and high < 2**15 and (readout is None or not (readout.needs_both or readout.depends_on_level))
-
     def _static_kernel(self, beside):
         """The fastest that can, with fixed ranges."""
+        plain = not (beside.noisy or beside.curved or beside.changed)
         if self._narrow.fits:
-            return NARROW
+            return NARROW if plain else SHORT
         if self._static.broad:
             return STATIC_BROAD
-        if self._short:
-            return SHORT
-        return STATIC if beside.noisy or beside.curved or beside.changed else PLAIN
+        return PLAIN if plain else STATIC
 
     @functools.cached_property
     def _side_by_side(self):
@@ -145,7 +138,8 @@ class Prepared:
         shape, tables = fills_tiles and self._by_matrix or self._by_rows
         if op == STATIC:
             op = self._static_kernel(beside)
-        cells_kernel.run(shape, tables, forms, self._narrow if op == NARROW else NOT_NARROW, beside, a_codes, size, pixels, op, **target)
+        narrow = self._narrow if op in (NARROW, SHORT) else NOT_NARROW
+        cells_kernel.run(shape, tables, forms, narrow, beside, a_codes, size, pixels, op, **target)
 
 
 _NO_FORMS = Forms(np.zeros((1, 1, 1, 1), np.float32), np.zeros((1, 1, 1, 1)), False, False, np.zeros((1, 1, 1), np.int64),

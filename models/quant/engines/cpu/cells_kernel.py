@@ -22,20 +22,21 @@ from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Form
 from .cells_matrix import multiply, pack
 from .cells_narrow import Narrow, add_narrow_codes
 from .cells_plan import Besides, Plan, Shape
-from .cells_reads import PLAIN, SHARED, SHORT, Place, add_curves, add_noise, add_references, add_squares, is_idle, read, sums_of_cells
-from .cells_rows import add_rows, add_squared_rows, sum_shorts
+from .cells_reads import (NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_inputs, add_noise, add_references, add_squares, is_idle,
+                          read, sums_of_cells)
+from .cells_rows import add_rows, add_squared_rows
 from .finish import Pixel, finish_pixel
 from .inner import inlined, inner
 from .loop import Kernel, bands_of, loaded
 from .output import NOT_TO_CODES, ToCodes
 from .rows import Source, active_rows, list_rows_under, rows_to_keep
 from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, prefetch, put_int64
-from .wide import (WIDE, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, as_floats, code_f32, code_f64_of_f32,
-                   code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i32, larger, load_ints, smaller, store_ints,
-                   widened)
+from .wide import (RAISED, WIDE, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, as_floats, code_f32,
+                   code_f64_of_f32, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i32, larger, load_ints, smaller,
+                   store_ints)
+from .wide_noise import ROUNDER
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
-NARROW = 7  # STATIC by `cells_narrow`
 
 STRIP = 64  # pixels that use a tile of cells while it is in the cache, or those of one row if they are more
 LINE = 64  # bytes that the cache takes at a time
@@ -50,24 +51,26 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 
 # Addresses of the arrays of `Plan`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.Addresses`.
 # pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of a strip
-# pixel_reference                 sums of the reference cells under each pixel and digit, of one array and all slices
-# pixel_shared                    `cells_reads.SHARED` numbers of each pixel and digit, of one array and slice
+# pixel_reference                 int32 `[slice, read]`, a read being a pixel and digit: sums of the reference cells of one array
+# pixel_inputs                    int32 `[read]`: sum of the digits of one array
+# pixel_shared                    `[field, read]`, `cells_reads.SHARED` numbers of each, of one array and slice
+# reads                           of one strip up to whole vectors: from one slice or field of those to the next
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
 # codes_row, panel                see `cells_matrix.pack`; sums: of a turn, int32 `[pixel, digit, column of a tile]`, u and perhaps B
-# reads                           u of 64 columns
+# row_of_reads                    u of 64 columns
 # analog .. seed                  of `cells_plan.Besides`
 Addresses = namedtuple("Addresses", """
-    analog noisy curved changed idle_is_zero keys noise curve reference reference_base gains offsets base seed
+    analog noisy curved changed idle_is_zero keys noise curve current rounder reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
     singles doubles divide low constant narrow worth
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts u_min bins
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_shared drive codes_row panel
-    sums acc exact_acc step total reads""")
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared reads drive
+    codes_row panel sums acc exact_acc step total row_of_reads""")
 
 Buffers = namedtuple("Buffers", """
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_squares pixel_shared drive codes_row panel
-    sums acc exact_acc step total reads""")
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared drive
+    codes_row panel sums acc exact_acc step total row_of_reads""")
 
 
 def run(shape: Shape, plan: Plan, forms: Forms, narrow: Narrow, besides: Besides, a_codes: torch.Tensor, size: tuple[int, int],
@@ -145,6 +148,8 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
             add_squares(shape, at, count)
         if besides.referred:
             add_references(shape, at, group, t, count)
+        if at.curved:
+            add_inputs(shape, at, count)
         for k in range(shape.slices):
             if at.curved:
                 add_curves(shape, at, k, count)
@@ -165,12 +170,9 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
 @inlined
 def _reads_in_registers(shape, at, place, words, first, end, op):
     """Do `op` with the reads of a tile, whose cells begin at element `words`, at the pixels `first` to `end` of a strip."""
-    weights = at.weights + 2 * words
     for x in range(first, end):
-        if op == NARROW:
-            add_narrow_codes(shape, at, weights, place.k, x, _accumulator(shape, at, _moved(place, 0, x, 0)))
-        else:
-            _add_codes_of_shorts(shape, at, weights, _moved(place, 0, x, 0), op)
+        at_pixel = _moved(place, 0, x, 0)
+        add_narrow_codes(shape, at, at.weights + 2 * words, at_pixel, _moved(at_pixel, WIDE, x, 0), _accumulator(shape, at, at_pixel), op)
 
 
 @inlined
@@ -236,36 +238,16 @@ def _add_codes(shape, at, place, op):
         form = at.singles + 4 * FORM * (z * shape.slices + place.k)
         if float32_at(form, FACTOR) == 0 or is_idle(shape, at, place.x, z):
             continue
-        u = read(shape, at, place, z, op, as_floats(sums_of_cells(shape, at, place, z)))
-        total = _with_codes(at, form, total, u)
+        u = as_floats(sums_of_cells(shape, at, place, z))
+        if op != PLAIN:
+            u = read(shape, at, place, z, op, u)
+        low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
+        if at.divide:
+            q = code_of_quotient_f32(u, float32_at(form, UNIT), float32_at(form, DELTA), low, high)
+        else:
+            q = code_f32(u, float32_at(form, SCALE), low, high)
+        total = add_product_f32(total, q, float32_at(form, FACTOR))
     add_to_int32(at.acc, _accumulator(shape, at, place), total)
-
-
-@inlined
-def _add_codes_of_shorts(shape, at, weights, place, op):
-    """SHORT: the same of two vectors of columns, whose sums are made and used in registers."""
-    total0 = total1 = full_f32(np.float32(0))
-    next_place = _moved(place, WIDE, place.x, 0)
-    for z in range(shape.digits):
-        form = at.singles + 4 * FORM * (z * shape.slices + place.k)
-        if float32_at(form, FACTOR) == 0 or is_idle(shape, at, place.x, z):
-            continue
-        u0, u1 = sum_shorts(shape, at, weights, place.x, z, 0)
-        total0 = _with_codes(at, form, total0, read(shape, at, place, z, op, as_floats(widened(u0))))
-        total1 = _with_codes(at, form, total1, read(shape, at, next_place, z, op, as_floats(widened(u1))))
-    add_to_int32(at.acc, _accumulator(shape, at, place), total0)
-    add_to_int32(at.acc, _accumulator(shape, at, next_place), total1)
-
-
-@inlined
-def _with_codes(at, form, total, u):
-    """`total` and the codes of the reads u, times their factor."""
-    low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
-    if at.divide:
-        q = code_of_quotient_f32(u, float32_at(form, UNIT), float32_at(form, DELTA), low, high)
-    else:
-        q = code_f32(u, float32_at(form, SCALE), low, high)
-    return add_product_f32(total, q, float32_at(form, FACTOR))
 
 
 @inlined
@@ -305,17 +287,17 @@ def _count_values(shape, at, place, op):
     columns = min(WIDE, shape.out_channels - place.column)
     for z in range(shape.digits):
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
-        store_ints(at.reads, 0, u)
+        store_ints(at.row_of_reads, 0, u)
         start = (z * shape.slices + place.k) * at.bins - at.u_min
         for c in range(columns):
-            one = start + int32_at(at.reads, c)
+            one = start + int32_at(at.row_of_reads, c)
             put_int64(at.counts, one, int64_at(at.counts, one) + 1)
 
 
 @inner
 def _new_buffers(shape, pixels, n_intervals, width, op):
     """`Buffers` for lists of so many input pixels and so many channel intervals, and a strip of so many pixels."""
-    places = pixels * shape.input_bits
+    places, reads = pixels * shape.input_bits, _up_to_vectors(width * shape.digits)
     sums = width * shape.steps * shape.slice_vectors * LANES
     broad = op == STATIC_BROAD or op == DYNAMIC
     narrow_sums, broad_sums = 0 if broad else sums, sums if broad else 0
@@ -323,24 +305,32 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
         row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
         pixel_row_at=np.empty(width * shape.input_bits, np.int64), pixel_row_count=np.empty(width * shape.input_bits, np.int64),
-        pixel_reference=np.zeros(width * shape.digits * shape.reference_slices * (1 + shape.squared), np.int64),
-        pixel_squares=np.empty(width * shape.digits, np.int64), pixel_shared=np.empty(width * shape.digits * SHARED, np.float32),
+        pixel_reference=np.zeros(reads * shape.reference_slices * (1 + shape.squared), np.int32), pixel_inputs=np.zeros(reads, np.int32),
+        pixel_squares=np.empty(width * shape.digits, np.int64), pixel_shared=np.empty(reads * SHARED, np.float32),
         drive=np.zeros(shape.reference_rows + 1, np.int64),
         codes_row=np.empty(shape.panel_row, np.uint8),
         panel=aligned((width * shape.digits + TILE_ROWS) * 2 * shape.panel_row, np.empty(0, np.uint8)),
         sums=aligned((shape.sums + shape.squared) * TILE_ROWS * shape.tile, np.empty(0, np.int32)),
         acc=aligned(narrow_sums, np.empty(0, np.int32)), exact_acc=np.empty(broad_sums, np.int64),
         step=np.empty(shape.slice_vectors * LANES, np.int64), total=np.empty(shape.slice_vectors * LANES),
-        reads=np.empty(WIDE, np.int32))
+        row_of_reads=np.empty(WIDE, np.int32))
+
+
+@inlined
+def _up_to_vectors(reads):
+    return (reads + WIDE - 1) // WIDE * WIDE
 
 
 @inner
 def _addresses(shape, plan, forms, narrow, besides, target, to_codes, buffers, thread, op):
     words = 2 if target.wide else 1
     exact = op == STATIC_BROAD or op == DYNAMIC
+    rounder = np.float32(RAISED if op == SHORT else ROUNDER)
     return Addresses(
         analog=besides.analog, noisy=besides.noisy, curved=besides.curved, changed=besides.changed,
-        idle_is_zero=besides.idle_is_zero, curve=besides.curve.ctypes.data, keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
+        idle_is_zero=besides.idle_is_zero, curve=besides.curve.ctypes.data, current=besides.current.ctypes.data,
+        rounder=rounder,
+        keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
         reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
         gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base, seed=besides.seed,
         weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, tile_stride=plan.tile_stride.ctypes.data,
@@ -358,12 +348,13 @@ def _addresses(shape, plan, forms, narrow, besides, target, to_codes, buffers, t
         lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
         row_count=buffers.row_count.ctypes.data, pixel_row_at=buffers.pixel_row_at.ctypes.data,
         pixel_row_count=buffers.pixel_row_count.ctypes.data,
-        pixel_reference=buffers.pixel_reference.ctypes.data,
+        pixel_reference=buffers.pixel_reference.ctypes.data, pixel_inputs=buffers.pixel_inputs.ctypes.data,
+        reads=buffers.pixel_inputs.size,
         pixel_squares=buffers.pixel_squares.ctypes.data, pixel_shared=buffers.pixel_shared.ctypes.data,
         drive=buffers.drive.ctypes.data, codes_row=buffers.codes_row.ctypes.data, panel=buffers.panel.ctypes.data,
         sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data,
         exact_acc=buffers.exact_acc.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,
-        reads=buffers.reads.ctypes.data)
+        row_of_reads=buffers.row_of_reads.ctypes.data)
 
 
 @inner

@@ -1,4 +1,5 @@
-"""Reads that 16 bits hold, from the sums of their cells to the sums of their codes: nothing is widened or stored on the way.
+"""Reads that 16 bits hold, from the sums of their cells to the sums of their codes: nothing is stored on the way, and only noise and curves
+are of 32 bits.
 
 Where the ADC's step is D units of u, a whole number, as calibrated steps are on all but coarse grids, a code is a division by D. With
 `w = u - q_0 D + floor(D / 2)`, q_0 the lowest code, w brought between 0 and the middle of the highest code, below 2^15,
@@ -28,14 +29,13 @@ from ... import adc
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from ..reach import read_range
-from .cells_reads import is_idle
+from .cells_reads import SHORT, is_idle, read
 from .cells_rows import sum_shorts
 from .inner import inlined
 from .simd import _broadcast, _pointer, int16_at, int64_at
-from .wide import _I32, _SHORTS, WIDE, add_times_to_int32, added_shorts, full_i16, shorts
+from .wide import _I32, _SHORTS, BIAS, WIDE, add_times_to_int32, added_shorts, as_shorts, full_i16, shorts
 
 _PAIRS, _ONES = ir.VectorType(_I32, WIDE // 2), ir.Constant(_SHORTS, [1] * WIDE)
-BIAS = 2**15  # of the sums
 
 # Of a read's converter: w is what `u + BIAS` is above FLOOR, at most HIGHEST; n by MAGIC, 0 for a power of two, and PLACES; STEP, D where
 # there may be ties, else 0; ODD, 1 where FIRST, the code that n counts from, is; FACTOR, what a code is worth, a multiple of its slice's in
@@ -53,8 +53,8 @@ NOT_NARROW = Narrow(False, np.zeros((0, 0, FIELDS, 2), np.uint16), np.zeros(0, n
 
 def narrow_forms(layer: MappedLayer) -> Narrow:
     """The ADC of a layer whose ranges are fixed."""
-    spec = layer.spec
-    if layer.readout is not None or accumulator_dtype(layer) != torch.int32:
+    spec, readout = layer.spec, layer.readout
+    if accumulator_dtype(layer) != torch.int32 or readout is not None and (readout.needs_both or readout.depends_on_level):
         return NOT_NARROW
     digits, slices = len(spec.digit_bits), len(spec.slice_bits)
     forms, factors = np.zeros((digits, slices, FIELDS, 2), np.uint16), np.zeros((digits, slices), np.int64)
@@ -161,15 +161,18 @@ def _with_codes(typingctx, total, n, form):
 
 
 @inlined
-def add_narrow_codes(shape, at, weights, k, x, accumulator):
-    """The codes of all digits of a pixel, times what they are worth, to the accumulators of a tile whose cells are at `weights`."""
+def add_narrow_codes(shape, at, weights, place, next_place, accumulator, op):
+    """The codes of all digits of a pixel, times what they are worth, to the accumulators of a tile whose cells are at `weights`; the two
+    `Place` are those of its halves."""
     total0 = total1 = full_i16(0)
     first = 0
     for z in range(shape.digits):
-        form = at.narrow + 4 * FIELDS * (z * shape.slices + k)
-        if int16_at(form, 2 * FACTOR) == 0 or is_idle(shape, at, x, z):
+        form = at.narrow + 4 * FIELDS * (z * shape.slices + place.k)
+        if int16_at(form, 2 * FACTOR) == 0 or is_idle(shape, at, place.x, z):
             continue
-        u0, u1 = sum_shorts(shape, at, weights, x, z, BIAS)
+        u0, u1 = sum_shorts(shape, at, weights, place.x, z)
+        if op == SHORT:
+            u0, u1 = as_shorts(read(shape, at, place, z, op, u0)), as_shorts(read(shape, at, next_place, z, op, u1))
         w0, w1 = _above_floor(u0, form), _above_floor(u1, form)
         if int16_at(form, 2 * MAGIC) == 0:
             n0, n1 = _even_by_shift(w0, form), _even_by_shift(w1, form)
@@ -179,6 +182,6 @@ def add_narrow_codes(shape, at, weights, k, x, accumulator):
                 n0, n1 = _even_on_ties(n0, w0, form), _even_on_ties(n1, w1, form)
         total0, total1 = _with_codes(total0, n0, form), _with_codes(total1, n1, form)
         first += np.int64(int16_at(form, 2 * FIRST)) * int16_at(form, 2 * FACTOR)
-    worth = int64_at(at.worth, k)
+    worth = int64_at(at.worth, place.k)
     add_times_to_int32(at.acc, accumulator, added_shorts(total0, full_i16(first)), worth)
     add_times_to_int32(at.acc, accumulator + WIDE, added_shorts(total1, full_i16(first)), worth)

@@ -17,15 +17,14 @@ from .amx import TILE_ROWS, configuration
 from .cells_reads import TOGETHER
 from .layout import TURN, segments_of
 from .simd import LANES, aligned
-from .wide import WIDE
+from .wide import UNROLL, WIDE
 
-UNROLL = 4  # rows that are added at a time
 
 # A layer as the kernel sees it; the names that `rows` and `finish` use mean what they mean in `layout.Shape`.
 Shape = namedtuple("Shape", """
     out_channels channels groups arrays stride_y stride_x pad_top pad_left reach_y input_bits blocks slots digits slices steps
     slice_vectors matrix tile tile_bits tiles sums squared words turn chunk scale_bits panel_row reference_rows
-    reference_slices""")
+    reference_slices reference_shift""")
 # matrix    whether reads are products of matrices (`cells_matrix`), or sums of rows (`cells_rows`)
 # tile      columns of one, 2 to the power of tile_bits; tiles: of one slice
 # sums      how many are made of each read: u, and of pairs, where `Readout.needs_both`, B; words: elements of the cells of one of them
@@ -33,7 +32,8 @@ Shape = namedtuple("Shape", """
 # turn      pixels that are read one tile at a time
 # chunk     rows whose sum 16 bits hold, a multiple of UNROLL
 # scale_bits, panel_row   of `cells_matrix`: of m; rows of the largest array, 0 if there are none
-# reference_rows, reference_slices   of one group in `Besides.reference`
+# reference_rows, reference_slices   of one group in `Besides.reference`; shift: bits from where a row of a tile stands to where its
+#                                    reference cells do
 
 Plan = namedtuple("Plan", """
     weights array_base tile_stride segments segment_start intervals digit_start step_of_slice configuration""")
@@ -45,13 +45,13 @@ Plan = namedtuple("Plan", """
 # keys        of the words of the noise, int32 `[group, word]`, of columns up to whole tiles
 # noise       `(c_0 (1 + m), c_1 / 2, 2 m + 2 (analog) or 2 m (digital))` of each slice, float64 `[slice, 3]`
 # referred    whether reads need the sums of their reference cells
-# reference   int32 `[group, row + 1, slice]`, rows of all arrays, those of each behind a 0; slices up to whole `TOGETHER`
-# curve       `Readout.curve`, float64 `[slice, 4]`
+# reference   int32 `[group, row + 1, slice]`, rows of all arrays, those of each behind a 0; slices up to `reference_slices`
+# curve       the first three numbers of `Readout.curve`, float32 `[slice, 3]`; current: the last, float64 `[slice]`
 # gain, offset   float64 and int32 `[slice, group, array, column]`
 # base, seed, first_image, pixels   see there; pixels of one image
 # idle_is_zero   whether reads that no row is on for are 0
-Besides = namedtuple("Besides", """noisy changed idle_is_zero curved referred analog keys noise curve reference reference_base gain offset
-    base seed first_image pixels""")
+Besides = namedtuple("Besides", """noisy changed idle_is_zero curved referred analog keys noise curve current reference reference_base
+    gain offset base seed first_image pixels""")
 
 
 def plan(layer: MappedLayer, matrix: bool) -> tuple[Shape, Plan]:
@@ -77,7 +77,7 @@ def plan(layer: MappedLayer, matrix: bool) -> tuple[Shape, Plan]:
         tile_bits=tile.bit_length() - 1, tiles=tiles, sums=len(parts), squared=_needs_squares(layer), words=int(array_base[-1]),
         turn=max(1, TILE_ROWS // len(spec.digit_bits)), chunk=min(map(_chunk, parts)), scale_bits=cells_matrix.scale_bits(layer),
         panel_row=int(filled.max()) if matrix else 0, reference_rows=parts[0].shape[2] + len(layer.arrays),
-        reference_slices=_reference_slices(slices))
+        reference_slices=_reference_slices(slices), reference_shift=tile.bit_length() - _reference_slices(slices).bit_length())
     words = aligned(shape.sums * shape.words, np.empty(0, np.int16))
     for own, cells in zip(words.reshape(shape.sums, -1), parts):
         padded = _padded(cells, tiles * tile)
@@ -140,7 +140,8 @@ def _padded(columns, count):
 
 
 def _reference_slices(slices):
-    return -(-slices // TOGETHER) * TOGETHER
+    """A power of two, and whole quads."""
+    return max(TOGETHER, 1 << (slices - 1).bit_length())
 
 
 def besides(layer: MappedLayer, pixels: int) -> Besides:
@@ -153,8 +154,8 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     starts = np.array([start + t for t, (start, _) in enumerate(arrays)], np.int64)
     keys = np.zeros((groups, padded // len(SIGNS)), np.int32)
     if readout is None:
-        return Besides(False, False, True, False, False, False, keys, table, np.zeros((slices, 4)), reference, starts,
-                       np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32), 0.0, 0, 0, pixels)
+        return Besides(False, False, True, False, False, False, keys, table, np.zeros((slices, 3), np.float32), np.zeros(slices), reference,
+                       starts, np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32), 0.0, 0, 0, pixels)
     words = column_numbers(groups, out)[:, :1].numpy() // SHARING * APART + np.arange(padded // len(SIGNS))
     keys[:] = (words * COLUMN_KEY & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
     for k, (c0, c1, m) in enumerate(readout.cell_noise or ()):
@@ -172,4 +173,5 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     referred = not readout.needs_both and (readout.curve is not None or bool(table[:, 1].any()))
     idle_is_zero = spec.adc_idle == "skip" or not (changed or readout.base > 0)
     return Besides(readout.noisy, changed, idle_is_zero, readout.curve is not None, referred, spec.reference == "analog", keys, table,
-                   curve, reference, starts, gain, offset, float(readout.base), signed(readout.seed), first_image(), pixels)
+                   curve[:, :3].astype(np.float32), curve[:, 3].copy(), reference, starts, gain, offset, float(readout.base),
+                   signed(readout.seed), first_image(), pixels)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from .cells_plan import UNROLL
 from .inner import inlined
 from .rows import drive
 from .simd import int64_at, uint32_at
-from .wide import WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, times, widened
+from .wide import BIAS, UNROLL, WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, times, widened
 
 
 @inlined
@@ -38,11 +37,10 @@ def _sum_rows(shape, at, weights, x, z):
 
 
 @inlined
-def sum_shorts(shape, at, weights, x, z, bias):
-    """`u + bias` of the two vectors of a tile whose cells are at `weights`, modulo 2^16: whatever sums pass on the way, it is right.
-    bias, 0 or 2^15."""
+def sum_shorts(shape, at, weights, x, z):
+    """`u + BIAS` of the two vectors of a tile whose cells are at `weights`, modulo 2^16: whatever sums pass on the way, it is right."""
     first, i = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1) - 1
-    u0 = u1 = full_i16(bias >> (i - first))
+    u0 = u1 = full_i16(BIAS >> (i - first))
     while True:
         r = int64_at(at.pixel_row_at, x * shape.input_bits + i)
         end = r + int64_at(at.pixel_row_count, x * shape.input_bits + i)

@@ -13,10 +13,13 @@ from numba.extending import intrinsic, models, register_model
 from .simd import _broadcast, _pointer
 
 WIDE = 64  # lanes
+BIAS = 2**15  # what sums of 16 bits begin at, so that they have no sign
+UNROLL = 4  # rows that are added at a time
 _I16, _I32, _F32, _F64 = ir.IntType(16), ir.IntType(32), ir.FloatType(), ir.DoubleType()
 
 
 MAGIC = {_F32: 1.5 * 2**23, _F64: 1.5 * 2**52}  # numbers near it are whole: what is added to it is rounded, ties to even
+RAISED = MAGIC[_F32] + BIAS
 
 
 def _vector_type(name, element, lanes=WIDE):
@@ -37,6 +40,7 @@ def _vector_type(name, element, lanes=WIDE):
 shorts, _SHORTS = _vector_type("Vec64xI16", _I16)
 ints, _INTS = _vector_type("Vec64xI32", _I32)
 floats, _FLOATS = _vector_type("Vec64xF32", _F32)
+raised, _ = _vector_type("Raised64xF32", _F32)  # RAISED + u, for u of 16 bits: the lower half of its bits is u + BIAS
 doubles, _DOUBLES = _vector_type("Vec64xF64", _F64)
 quad, _QUAD = _vector_type("Vec4xI32", _I32, 4)
 
@@ -118,13 +122,15 @@ def with_quad(typingctx, total, address, offset):
 
 
 @intrinsic
-def put_quad(typingctx, address, offset, value):
-    """Write a quad to the four numbers from element `offset` of the int64 array at `address`."""
+def put_quad(typingctx, address, offset, stride, value):
+    """Write a quad to four numbers of the int32 array at `address`, `stride` apart, from element `offset` on."""
     def codegen(context, b, sig, args):
-        wide = ir.IntType(64)
-        b.store(b.sext(args[2], ir.VectorType(wide, 4)), _pointer(b, args[0], args[1], wide, 4), align=8)
+        address, offset, stride, value = args
+        for lane in range(_QUAD.count):
+            b.store(b.extract_element(value, ir.Constant(_I32, lane)), _pointer(b, address, offset, _I32, 1), align=4)
+            offset = b.add(offset, stride)
         return context.get_dummy_value()
-    return types.void(types.intp, types.intp, quad), codegen
+    return types.void(types.intp, types.intp, types.intp, quad), codegen
 
 
 @intrinsic
@@ -134,6 +140,13 @@ def store_ints(typingctx, address, offset, value):
         b.store(args[2], _pointer(b, args[0], args[1], _I32, WIDE), align=4)
         return context.get_dummy_value()
     return types.void(types.intp, types.intp, ints), codegen
+
+
+@_operation(shorts, raised)
+def as_shorts(b, x):
+    """The lower halves of their bits. A shuffle, as LLVM makes five instructions of two vectors that it truncates."""
+    halves = b.bitcast(x, ir.VectorType(_I16, 2 * WIDE))
+    return b.shuffle_vector(halves, halves, ir.Constant(ir.VectorType(_I32, WIDE), list(range(0, 2 * WIDE, 2))))
 
 
 as_floats = _operation(floats, ints)(lambda b, x: b.sitofp(x, _FLOATS))

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 from ...readout import APART, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS
 from .inner import inlined
 from .simd import _broadcast, _pointer, has_byte_tables
-from .wide import _DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, MAGIC, WIDE, _call, as_vector
+from .wide import _DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, BIAS, MAGIC, RAISED, WIDE, _call, as_vector, floats, ints, raised, shorts
 
 STEP = np.float32(1 / STEPS)  # of the deviations of reads, over `DEVIATION`
 IN_STEPS = np.float32(STEPS / DEVIATION)
@@ -99,19 +99,45 @@ def _joined(b, parts):
     return parts[0]
 
 
+def _value(b, u, kind):
+    """Floats of whole numbers of any kind: ints, floats, raised ones, or shorts u + BIAS."""
+    if kind == raised:
+        return b.fsub(u, _all(_FLOATS, RAISED))
+    return as_vector(b, b.xor(u, ir.Constant(u.type, [BIAS] * WIDE)) if kind == shorts else u, _FLOATS)
+
+
+@intrinsic
+def lifted(typingctx, u):
+    """Shorts as raised numbers, others as they are."""
+    if u != shorts:
+        return u(u), lambda context, b, sig, args: args[0]
+    return raised(u), lambda context, b, sig, args: b.bitcast(b.or_(b.zext(args[0], _INTS), _all(_INTS, _MAGIC_BITS)), _FLOATS)
+
+
+def _lifted(kind):
+    return raised if kind == shorts else kind
+
+
+def _rounder(kind):
+    """What numbers of this kind are rounded by the addition of."""
+    return _all(_FLOATS, RAISED if kind == raised else MAGIC[_F32])
+
+
 def _whole(b, near, kind):
-    """The whole number n of `MAGIC + n`, in ints or floats."""
-    return b.fsub(near, _all(_FLOATS, MAGIC[_F32])) if kind == _FLOATS else b.sub(b.bitcast(near, _INTS), _all(_INTS, _MAGIC_BITS))
+    """The whole number n of `_rounder + n`, as that kind."""
+    if kind == raised:
+        return near
+    return b.fsub(near, _all(_FLOATS, MAGIC[_F32])) if kind == floats else b.sub(b.bitcast(near, _INTS), _all(_INTS, _MAGIC_BITS))
 
 
-def _plus(b, u, near):
-    """`u + n`, ints or floats as u is."""
-    return (b.fadd if u.type == _FLOATS else b.add)(u, _whole(b, near, u.type))
+def _plus(b, u, near, kind):
+    """`u + n` of `MAGIC + n`, of the kind of u."""
+    return b.add(u, _whole(b, near, kind)) if kind == ints else b.fadd(u, b.fsub(near, _all(_FLOATS, MAGIC[_F32])))
 
 
 @intrinsic
 def with_noise(typingctx, u, keys, offset, low, high, deviation, lift):
-    """`u + readout.noise` of reads whose columns have one variance. u, ints or whole floats.
+    """`u + readout.noise` of reads whose columns have one variance. u, ints, whole floats or raised ones, as in all of these.
 
     Args: keys and offset, where the keys of the columns' words stand (int32); low and high, the lower half of the read's key and
         `moved_high`; deviation, over `DEVIATION`; lift, `MAGIC - MAGIC deviation`.
@@ -119,7 +145,7 @@ def with_noise(typingctx, u, keys, offset, low, high, deviation, lift):
     def codegen(context, b, sig, args):
         u, keys, offset, low, high, deviation, lift = args
         deviation, lift = (_every_lane(b, value, _FLOATS) for value in (deviation, lift))
-        return _plus(b, u, _call(b, "fma", _FLOATS, _normals(b, keys, offset, low, high), deviation, lift))
+        return _plus(b, u, _call(b, "fma", _FLOATS, _normals(b, keys, offset, low, high), deviation, lift), sig.return_type)
     return u(u, types.intp, types.intp, types.int64, types.int64, types.float32, types.float32), codegen
 
 
@@ -135,46 +161,94 @@ def with_noise_of_levels(typingctx, u, sums, keys, offset, low, high, at_zero, s
         root = _call(b, "sqrt", _FLOATS, _call(b, "maxnum", _FLOATS, variance, _all(_FLOATS, 0.0)))
         deviation = b.fmul(_call(b, "rint", _FLOATS, b.fmul(root, steps)), step)
         normals = b.fsub(_normals(b, keys, offset, low, high), magic)
-        return _plus(b, u, _call(b, "fma", _FLOATS, normals, deviation, magic))
+        return _plus(b, u, _call(b, "fma", _FLOATS, normals, deviation, magic), sig.return_type)
     return u(u, sums, types.intp, types.intp, types.int64, types.int64, types.float32, types.float32, types.intp), codegen
 
 
 @intrinsic
 def curved(typingctx, u, first, second, third, rise):
-    """`rint(u (first + u (second + u third)) + rise)`, u, ints or whole floats; each product is rounded with what is added to it.
-    rise, MAGIC and a whole number."""
+    """`rint(u (first + u (second + u third)) + rise)`; each product is rounded with what is added to it. rise, a whole number and MAGIC,
+    or RAISED where that is what becomes of u."""
     def codegen(context, b, sig, args):
         first, second, third, rise = (_every_lane(b, value, _FLOATS) for value in args[1:])
-        u = as_vector(b, args[0], _FLOATS)
+        u = _value(b, args[0], sig.args[0])
         slope = _call(b, "fma", _FLOATS, u, _call(b, "fma", _FLOATS, u, third, second), first)
-        return _whole(b, _call(b, "fma", _FLOATS, u, slope, rise), args[0].type)
-    return u(u, *[types.float32] * 4), codegen
+        return _whole(b, _call(b, "fma", _FLOATS, u, slope, rise), sig.return_type)
+    return _lifted(u)(u, *[types.float32] * 4), codegen
+
+
+def _currents(b, inputs, current):
+    """Of 64 reads, float64: `current` times the sums of their inputs, int32 at an address."""
+    return b.fmul(_broadcast(b, current, _DOUBLES), b.sitofp(_at(b, inputs, _INTS), _DOUBLES))
+
+
+def _at(b, address, vector):
+    return b.load(_pointer(b, address, ir.Constant(address.type, 0), vector.element, WIDE), align=4, typ=vector)
+
+
+def _put(b, value, address):
+    b.store(value, _pointer(b, address, ir.Constant(address.type, 0), _F32, WIDE), align=4)
+
+
+@intrinsic
+def put_currents(typingctx, inputs, current, out):
+    """Of 64 reads `_currents` to the float32 numbers at address `out`."""
+    def codegen(context, b, sig, args):
+        _put(b, b.fptrunc(_currents(b, *args[:2]), _FLOATS), args[2])
+        return context.get_dummy_value()
+    return types.void(types.intp, types.float64, types.intp), codegen
+
+
+@intrinsic
+def put_curves(typingctx, inputs, references, current, b0, b1, b2, analog, rounder, first, second, rise):
+    """Of 64 reads what `curved` takes, by `readout.curve_at`, to the float32 numbers at the last three addresses. inputs, as above;
+    references, int32 at an address, the sums of their reference cells, which are part of S where `analog`, and then nothing rises but
+    by `rounder`."""
+    def codegen(context, b, sig, args):
+        inputs, references, current, b0, b1, b2, analog, rounder, first, second, rise = args
+        b0, b1, b2, rounder = (_every_lane(b, value, _FLOATS) for value in (b0, b1, b2, rounder))
+        analog = _broadcast(b, analog, ir.VectorType(analog.type, WIDE))
+        current = _currents(b, inputs, current)
+        start = b.fadd(current, b.sitofp(_at(b, references, _INTS), _DOUBLES))
+        start = b.fptrunc(b.select(analog, start, current), _FLOATS)
+        bent = b.fmul(start, b.fmul(_all(_FLOATS, 3.0), b2))
+        _put(b, b.fadd(b0, b.fmul(start, b.fadd(b.fmul(_all(_FLOATS, 2.0), b1), bent))), first)
+        _put(b, b.fadd(b1, bent), second)
+        whole = b.fadd(b0, b.fmul(start, b.fadd(b1, b.fmul(start, b2))))
+        risen = _call(b, "rint", _FLOATS, b.fsub(b.fmul(start, whole), start))
+        _put(b, b.fadd(rounder, b.select(analog, _all(_FLOATS, 0.0), risen)), rise)
+        return context.get_dummy_value()
+    numbers = types.float64, types.float32, types.float32, types.float32, types.boolean, types.float32
+    return types.void(types.intp, types.intp, *numbers, types.intp, types.intp, types.intp), codegen
 
 
 @intrinsic
 def between_curves(typingctx, u, both, current, b0, b1, b2):
     """`rint(c(S+) - c(S-))` of `readout.Readout.curve`, of pairs whose lines carry `S- = (both - u) / 2 + current` and `S+ = S- + u`, in
-    the steps of `readout.curve_at`. u, ints or whole floats; both, ints."""
+    the steps of `readout.curve_at`. both, ints."""
     def codegen(context, b, sig, args):
         current, b0, b1, b2 = (_every_lane(b, value, _FLOATS) for value in args[2:])
-        u, both = (as_vector(b, value, _FLOATS) for value in args[:2])
+        u, both = _value(b, args[0], sig.args[0]), as_vector(b, args[1], _FLOATS)
         start = b.fadd(b.fmul(b.fsub(both, u), _all(_FLOATS, 0.5)), current)
         bent = b.fmul(start, b.fmul(b2, _all(_FLOATS, 3.0)))
         first = b.fadd(b0, b.fmul(start, b.fadd(b.fmul(b1, _all(_FLOATS, 2.0)), bent)))
         slope = _call(b, "fma", _FLOATS, u, _call(b, "fma", _FLOATS, u, b2, b.fadd(b1, bent)), first)
-        return _whole(b, _call(b, "fma", _FLOATS, u, slope, _all(_FLOATS, MAGIC[_F32])), args[0].type)
-    return u(u, both, *[types.float32] * 4), codegen
+        return _whole(b, _call(b, "fma", _FLOATS, u, slope, _rounder(sig.return_type)), sig.return_type)
+    return _lifted(u)(u, both, *[types.float32] * 4), codegen
 
 
 @intrinsic
 def converted_by(typingctx, u, gains, offsets, place):
-    """`rint(u gain) + offset` with the gains (float64) and offsets (int32) from element `place` of the arrays at two addresses. u, ints
-    or whole floats."""
+    """`rint(u gain) + offset` with the gains (float64) and offsets (int32) from element `place` of the arrays at two addresses."""
     def codegen(context, b, sig, args):
         u, gains, offsets, place = args
         gain = b.load(_pointer(b, gains, place, _F64, WIDE), align=8, typ=_DOUBLES)
         offset = b.load(_pointer(b, offsets, place, _I32, WIDE), align=4, typ=_INTS)
-        exact = b.fpext(u, _DOUBLES) if u.type == _FLOATS else b.sitofp(u, _DOUBLES)
+        kind = sig.return_type
+        exact = b.sitofp(u, _DOUBLES) if kind == ints else b.fpext(_value(b, u, kind), _DOUBLES)
         changed = b.fadd(_call(b, "rint", _DOUBLES, b.fmul(exact, gain)), b.sitofp(offset, _DOUBLES))
-        return b.fptrunc(changed, _FLOATS) if u.type == _FLOATS else b.fptosi(changed, _INTS)
+        if kind == ints:
+            return b.fptosi(changed, _INTS)
+        changed = b.fptrunc(changed, _FLOATS)
+        return b.fadd(changed, _rounder(kind)) if kind == raised else changed
     return u(u, types.intp, types.intp, types.intp), codegen
