@@ -17,7 +17,7 @@ from torch import nn
 
 from models import quant
 from models.quant import Device, Wires
-from models.quant.devices import WIRE_OHM, describe, parse_time, presets
+from models.quant.devices import ROW_OHM, WIRE_OHM, describe, parse_time, presets
 
 from . import flags
 from .cli import UserError
@@ -30,9 +30,12 @@ PROBABILITY = Number(float, "a probability from 0 to 1", lambda value: 0 <= valu
 NOISE = Number(lambda text: text if text == "device" else float(text), "device, or a number of uS from 0 up",
                lambda value: value == "device" or 0 <= value < float("inf"))
 WIRES = {name: field.metadata for name, field in Wires.__dataclass_fields__.items()}
-OHMS = Number(lambda text: WIRE_OHM[text] if text in WIRE_OHM else float(text), f"a number from 0 up, or one of {', '.join(WIRE_OHM)}, "
-              "which stands for the wires of that node", lambda value: 0 <= value < float("inf"))
 OR_NODE = " Or a node, such as 32nm."
+
+
+def _ohms(of_node: Mapping[str, float]) -> Number:
+    return Number(lambda text: of_node[text] if text in of_node else float(text), f"a number from 0 up, or one of {', '.join(of_node)}, "
+                  "which stands for the wires of that node", lambda value: 0 <= value < float("inf"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +93,12 @@ class ReadSettings:
     adc_gain: float = option(0.0, "relative standard deviation of the gain of each column's converter, the same in all reads of a "
                              "chip: v (1 + g)", POSITIVE_OR_0)
     access: str = option(Wires.access, WIRES["access"]["help"], WIRES["access"]["allowed"])
-    wire_ohm: float = option(0.0, WIRES["wire_ohm"]["help"] + OR_NODE, OHMS)
-    row_ohm: float = option(0.0, WIRES["row_ohm"]["help"] + OR_NODE, OHMS)
+    wire_ohm: float = option(0.0, WIRES["wire_ohm"]["help"] + OR_NODE, _ohms(WIRE_OHM))
+    row_ohm: float = option(0.0, WIRES["row_ohm"]["help"] + OR_NODE, _ohms(ROW_OHM))
     driver_ohm: float = option(0.0, WIRES["driver_ohm"]["help"], POSITIVE_OR_0)
     reference_cells: str = option("device", "device: the cells of reference columns are like all others. ideal: they do not scatter",
                                   ("device", "ideal"))
-    noise_seed: int = option(0, "seed of what is drawn anew at each read", COUNT_OR_0)
+    noise_seed: int = option(0, "seed of what is drawn anew at each read, for each chip by itself", COUNT_OR_0)
 
 
 @dataclass(frozen=True, kw_only=True)

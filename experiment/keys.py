@@ -28,12 +28,14 @@ from .streamed import Streamed
 
 ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
 # The same where it is those settings alone that changed: with chips, their cells and reads; with chips behind a digital reference, plans;
-# with chips whose reads have more than their cells; with gate access; with costs; of networks that were converted; with inputs
-# in two's complement.
+# with chips whose reads have more than their cells; with gate access; with word lines that resist; with reference cells that are ideal;
+# with costs; of networks that were converted; with inputs in two's complement.
 ARITHMETIC_OF_CHIPS = 2
 ARITHMETIC_OF_PLANS = 2
-ARITHMETIC_OF_READOUTS = 2
-ARITHMETIC_OF_GATES = 3
+ARITHMETIC_OF_READOUTS = 3
+ARITHMETIC_OF_GATES = 4
+ARITHMETIC_OF_WORD_LINES = 2
+ARITHMETIC_OF_REFERENCES = 2
 ARITHMETIC_OF_COSTS = 2
 ARITHMETIC_OF_CONVERTED = 3
 ARITHMETIC_OF_TWOS = 4
@@ -83,6 +85,10 @@ def of_chips(chips: Chips) -> dict[str, Any]:
         values["noise_seed"] = ChipSettings.noise_seed
     if noisy or chips.access == "gate" or chips.adc_noise or chips.adc_offset or chips.adc_gain:
         values["arithmetic_of_readouts"] = ARITHMETIC_OF_GATES if chips.access == "gate" else ARITHMETIC_OF_READOUTS
+    if chips.row_ohm or chips.driver_ohm:
+        values["arithmetic_of_word_lines"] = ARITHMETIC_OF_WORD_LINES
+    if chips.reference_cells == "ideal":
+        values["arithmetic_of_references"] = ARITHMETIC_OF_REFERENCES
     return _plain(values | {"device": digest(chips.device), "arithmetic": ARITHMETIC_OF_CHIPS})
 
 

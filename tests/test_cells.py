@@ -451,6 +451,15 @@ def test_half_a_level_is_the_mean_of_the_ends(reference_cells):
     assert (layer.cells().reference == 256 * 3 // 2).all() == (reference_cells == "ideal")
 
 
+def test_an_ideal_reference_is_the_level_of_zero_on_uneven_levels_too():
+    layer = QLinearDoreFa(40, 3, spec=CrossbarSpec(cell_bits=2, adc_range="full"), wq="sawb")
+    assert layer.weight_quant.reference_twice(layer.spec.slice_bits) == (6, 2)  # the digits 3 and 1 of the code 7
+    program(nn.ModuleList([layer]), Device("own", "here", 1, 40, level_values=(1, 5, 20, 40)), 0, "ideal")
+    assert layer.cells().reference[:, 0, 0].tolist() == [3 * 256, 256]
+    program(nn.ModuleList([layer]), Device("own", "here", 1, 40, level_values=(1, 5, 20, 40)))  # a cell of level 1
+    assert layer.cells().reference[:, 0, 0].tolist() == [3 * 256, round(256 * 4 / 13)]
+
+
 def test_cells_that_were_measured_together(tmp_path):
     """One row for each weight, of cells that know the weight's other digit: each weight gets its own."""
     (tmp_path / "own.csv").write_text("weight_level,cell0,cell1\n" + "".join(

@@ -240,6 +240,29 @@ def test_mean_of_stuck_cells():
         assert abs(error.mean() - wanted) < 5 * error.std() / math.sqrt(len(error))
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_map_of_stuck_cells_is_of_both_lines_side_by_side(joint, tmp_path):
+    device = EXACT
+    if joint:
+        (tmp_path / "own.csv").write_text("weight_level,cell0,cell1,cell2,cell3\n" + "".join(
+            f"{w},{2 + 40 * (w >> 3)},{2 + 40 * (w >> 2 & 1)},{2 + 40 * (w >> 1 & 1)},{2 + 40 * (w & 1)}\n" for w in range(16)))
+        device = Device.read(tmp_path / "own.csv")
+    layer = linear(CrossbarSpec(), 10)
+    network, shape = nn.ModuleList([layer]), (ROWS, 10, 2)
+    program(network, device)
+    perfect = layer.cells().values
+    mask = np.random.default_rng(1).choice([-1, 0, 1], shape, p=[0.1, 0.7, 0.2])
+    slices = len(perfect)
+    if joint:  # of which all cells are drawn at a time
+        mask = np.random.default_rng(1).choice([-1, 0, 1], (slices, *shape), p=[0.1, 0.7, 0.2])
+    program(network, replace(device, stuck_mask=mask))
+    ideal = perfect.numpy()[:, 0] // 256
+    plus, minus = (np.where(at > 0, 1, np.where(at < 0, 0, line)) for at, line in (
+        (mask[..., 0], ideal.clip(0)), (mask[..., 1], (-ideal).clip(0))))
+    assert np.array_equal(layer.cells().values.numpy()[:, 0], 256 * (plus - minus))
+    assert not np.array_equal(plus - minus, ideal)
+
+
 def test_read_noise_is_that_of_two_cells():
     """`s^2 = 2 c_0 sum a^2 + adc_noise^2`, and every engine draws the same, whatever the batch."""
     layer, (a_codes, ones) = linear(CrossbarSpec(adc_bits=5), 40), inputs(2)

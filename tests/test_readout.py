@@ -179,10 +179,12 @@ def test_noise_does_not_depend_on_batch_engine_or_order():
     assert not torch.equal(whole, others) and not torch.equal(whole, other_seed)
 
 
-def test_each_layer_has_noise_of_its_own():
-    network = nn.Sequential(*layer(), *layer())
-    program(network, Device("own", "here", 1.0, 10.0, read_noise=0.5))
-    assert network[0].chip.readout.seed != network[1].chip.readout.seed
+def test_each_layer_of_each_chip_has_noise_of_its_own():
+    network, seeds = nn.Sequential(*layer(), *layer()), set()
+    for chip in range(3):
+        program(network, Device("own", "here", 1.0, 10.0, read_noise=0.5), chip)
+        seeds |= {each.chip.readout.seed for each in network}
+    assert len(seeds) == 6
 
 
 def test_each_slice_has_draws_of_its_own():
@@ -254,8 +256,23 @@ def test_voltage_access_is_exact_for_all_inputs(wires, monkeypatch):
         assert np.abs(u.numpy() / 256 - wanted).max() < ROWS * 1.01 / 256  # a row rounds its cell and its reference to the grid
 
 
+def test_a_digital_reference_is_no_column_of_the_array():
+    """Where word lines resist, each column loads them: those of the array alone."""
+    from models.quant.devices.wires import solve
+    g_min, g_max, wires = 5.0, 100.0, Wires(wire_ohm=1.0, row_ohm=20.0, driver_ohm=500.0)
+    network, codes = layer(20, "digital"), codes_of(6)
+    program(network, Device("own", "here", g_min, g_max), wires=wires)
+    ideal = network[0].ideal_cells()
+    for (z, k), u in reads(network, codes).items():
+        a = ((codes.numpy() >> z) & 1).astype(float)
+        array = 1e-6 * (g_min + (g_max - g_min) * ideal.values[k, 0].numpy() / 256)
+        wanted = 1e6 * solve(array, a, wires.wire_ohm, wires.row_ohm, wires.driver_ohm) / (g_max - g_min)
+        missing = a.sum(1, keepdims=True) * (g_min / (g_max - g_min) - round(256 * g_min / (g_max - g_min)) / 256)
+        assert np.abs(u.numpy() / 256 - (wanted - missing)).max() < ROWS * 0.51 / 256
+
+
 def test_gate_access_within_two_percent_of_the_exact_ladder():
-    """128 rows of 6 kOhm cells, 1 Ohm a cell, a quarter of the inputs on: DESIGN's case, the reference column taken off."""
+    """128 rows of 6 kOhm cells, 1 Ohm a cell, a quarter of the inputs on, the reference column taken off."""
     g_max, rows = 1e6 / 6000, 128
     torch.manual_seed(0)
     network = nn.Sequential(QLinearDoreFa(rows, 50, bias=False, spec=CrossbarSpec(rows=rows), alpha_init=1.0)).eval()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .cells import Cells, Chip, on_grid
 from .crossbar import CrossbarLayer, crossbar_layers
 from .devices import Device, Wires
-from .devices.wires import effective, gate_curve
+from .devices.wires import STRAIGHT, effective, gate_curve
 from .effective import kept
 from .readout import Readout
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 VALUES, REFERENCE, CONVERTERS, INPUTS, NEGATIVE = range(5)  # what a generator draws: the last part of its key
 MOST = 1e6  # levels, of a converter's noise or offset: 32 bits hold it on the grid
 COLUMNS = 128  # bit lines of one array, where word lines resist: outputs of one slice, behind its reference columns, or their pairs
-FITTED_INPUTS, FITTED_ARRAYS, DENSEST = 64, 8, 0.5  # of the curve of gate access: random inputs, the share of their rows that is on
+FITTED_INPUTS, FITTED_GROUPS, DENSEST = 64, 8, 0.5  # of the curve of gate access: random inputs, the share of their rows that is on
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         wires: see `Wires`. With voltage access the cells become the effective ones, exact for all inputs, the two lines of a pair side
             by side; with gate access those of `devices.wires.gate_curve` behind its curve, whose error on random inputs is logged;
             of pairs each line is behind it.
-        noise_seed: of the noise of reads.
+        noise_seed: of the noise of reads, which each chip has for itself.
         progress: show a progress bar, where it takes some seconds.
     Raises: ValueError for values that cannot be, a device of fewer levels than the cells have, or cells that the grid does not
         hold; no layer is changed.
@@ -100,7 +100,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         log.info("gate access: the fitted curves are %.1f %% off the exact ladders at most (rms, random inputs)",
                  100 * max(draw.curve_errors))
     if worst := max((device.cell_noise(bits)[2] for layer, _ in chips for bits in layer.slice_bits), default=0.0):
-        log.info("read noise: its line in conductance is %.0f %% off the sigma of a level at most", 100 * worst)
+        log.info("read noise: its line in conductance is off the sigma of a level by %.0f %% of the largest one at most", 100 * worst)
 
 
 def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None, reference_cells: str = "device") -> None:
@@ -108,6 +108,7 @@ def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None,
     spec, gate = layer.spec, wires is not None and wires.access == "gate"
     for bits in layer.slice_bits:
         device.levels(bits)
+        device.cell_noise(bits)
     if device.joint:  # which has rows of all slices of a weight
         device.draw_weights(np.zeros(1, np.uint8), layer.slice_bits, np.random.default_rng(0))
     if gate and spec.dac_bits > 1:
@@ -126,7 +127,7 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     scale, digital = 2**ideal.fraction_bits, spec.reference == "digital"
     levels = (ideal.values.cpu() // scale).numpy().astype(np.uint8)
     twice = layer.weight_quant.reference_twice(spec.slice_bits)
-    joint = _joint(name, layer, draw, levels) if device.joint else None
+    joint = _joint(name, layer, draw, levels, VALUES, device) if device.joint else None
     values, reference = np.empty(levels.shape, np.int32), np.empty(levels.shape[:3], np.int32)
     off, curves = np.zeros(len(levels)), []
     for k, bits in enumerate(spec.slice_bits):
@@ -160,13 +161,15 @@ def _pair_chip(name, layer, draw):
     scale = 2**ideal.fraction_bits
     signed = ideal.values.cpu().numpy() // scale
     lines = [(part, size.clip(0).astype(np.uint8)) for part, size in ((VALUES, signed), (NEGATIVE, -signed))]
-    joint = {part: _joint(name, layer, draw, levels, part) for part, levels in lines} if device.joint else None
+    shape = signed.shape if device.joint else signed.shape[1:]  # of what is drawn at a time
+    devices = {part: _of_line(device, shape, side) for side, (part, _) in enumerate(lines)}
+    joint = {part: _joint(name, layer, draw, levels, part, devices[part]) for part, levels in lines} if device.joint else None
     values, both, curves = np.empty(signed.shape, np.int32), None, []
     if wires.access == "gate" or any(device.cell_noise(bits)[1] for bits in layer.slice_bits):
         both = np.empty(signed.shape, np.int32)
     for k, bits in enumerate(layer.slice_bits):
         g_min, step = device.levels(bits)[0], device.step(bits)
-        drawn = [device.draw(levels[k], bits, _generator(draw.seed, name, k, part)) if joint is None else joint[part][k]
+        drawn = [devices[part].draw(levels[k], bits, _generator(draw.seed, name, k, part)) if joint is None else joint[part][k]
                  for part, levels in lines]
         if wires.resist:
             sides = np.stack(drawn, axis=-1).clip(0)  # the lines of a pair side by side
@@ -219,10 +222,17 @@ def _solved(lines, arrays, wires, columns, beside):
     return found
 
 
-def _joint(name, layer, draw, levels, part=VALUES):
+def _joint(name, layer, draw, levels, part, device):
     """Conductances of cells that were measured together, `[slices, groups, rows, out / groups]`."""
     codes = sum(levels[k].astype(np.int64) << (layer.cell_spec.cell_bits * k) for k in range(len(levels)))
-    return draw.device.draw_weights(codes, layer.slice_bits, _generator(draw.seed, name, 0, part))
+    return device.draw_weights(codes, layer.slice_bits, _generator(draw.seed, name, 0, part))
+
+
+def _of_line(device, shape, side):
+    """The device as one of the two lines of each pair has it: a map of stuck cells is of both, side by side. Args: shape, of a draw."""
+    if device.stuck_mask is None:
+        return device
+    return replace(device, stuck_mask=np.resize(device.stuck_mask, (*shape, 2))[..., side])
 
 
 def _reference_column(draw, bits, twice, shape, generator):
@@ -230,37 +240,40 @@ def _reference_column(draw, bits, twice, shape, generator):
     one of the lowest."""
     high = twice // 2 if twice % 2 == 0 else min(2**bits - 1, twice)
     levels = [high] if twice % 2 == 0 else [high, twice - high]
-    if draw.reference_cells == "ideal":
-        return np.full(shape, draw.device.levels(bits)[levels].mean())
+    if draw.reference_cells == "ideal":  # on levels that are not evenly spaced too
+        return np.full(shape, draw.device.levels(bits)[0] + draw.device.step(bits) * twice / 2)
     return draw.device.draw(np.stack([np.full(shape, level, np.uint8) for level in levels]), bits, generator).mean(0)
 
 
 def _behind_wires(cells, column, layer, draw, generator):
     """(cells, reference column) of one slice as the sense nodes see them, and the curve behind them, `(b_0, b_1, b_2)` for siemens.
 
-    Args: cells, uS `[groups, rows, out / groups]`; column, uS `[groups, rows]`. Conductances below 0 are none.
+    Args: cells, uS `[groups, rows, out / groups]`; column, uS `[groups, rows]`, which stands in the array where the reference is analog.
+    Conductances below 0 are none.
     """
-    lines, curve = np.concatenate([column[..., None], cells], axis=-1).clip(0), (1.0, 0.0, 0.0)
-    arrays = layer.arrays
+    beside, curve = int(layer.spec.reference == "analog"), STRAIGHT
+    lines = np.concatenate([column[..., None], cells], axis=-1)[..., 1 - beside:].clip(0)
     if draw.wires.access == "gate":
-        found, curve = _behind_a_curve(lines, arrays, draw.wires.wire_ohm, generator, draw.curve_errors)
+        found, curve = _behind_a_curve(lines, layer.arrays, draw.wires.wire_ohm, generator, draw.curve_errors)
     else:
-        found = _effective(lines, arrays, draw.wires, beside=1)
-    return found[..., 1:], found[..., 0], curve
+        found = _effective(lines, layer.arrays, draw.wires, beside)
+    return found[..., beside:], found[..., 0] if beside else column, curve
 
 
 def _behind_a_curve(lines, arrays, wire_ohm, generator, errors):
     """(cells of bit lines with gate access, uS as `lines`, `(b_0, b_1, b_2)` for siemens). Args: lines, uS `[groups, rows, lines]`."""
-    found, curve, fullest = np.empty_like(lines), None, max(stop - start for start, stop in arrays)
-    for start, stop in sorted(arrays, key=lambda array: array[0] - array[1]):  # the curve is that of the fullest array
-        part = 1e-6 * lines[:, start:stop]
-        share = generator.random((FITTED_INPUTS, 1)) * DENSEST
-        on = generator.random((FITTED_INPUTS, stop - start)) < share
-        fit = gate_curve(part[:FITTED_ARRAYS, :, :COLUMNS], on, wire_ohm, curve if stop - start < fullest else None)
-        curve = curve or fit.b
+    found, curve = np.empty_like(lines), None
+    for rows in sorted({stop - start for start, stop in arrays}, reverse=True):  # the curve is that of the fullest arrays
+        alike = [slice(start, stop) for start, stop in arrays if stop - start == rows]
+        on = generator.random((len(alike), FITTED_INPUTS, rows)) < generator.random((len(alike), FITTED_INPUTS, 1)) * DENSEST
+        # The groups of an array are columns like any other, as their wires leave the same of each row.
+        seen = np.stack([np.moveaxis(lines[:FITTED_GROUPS, part, :COLUMNS], 0, 1).reshape(rows, -1) for part in alike])
+        fit = gate_curve(1e-6 * seen, on, wire_ohm, curve)
+        curve = None if fit.b == STRAIGHT else fit.b  # arrays that conduct nothing have none
         errors.append(fit.error)
-        found[:, start:stop] = 1e6 * part * fit.left[:, None]
-    return found, curve
+        for part, left in zip(alike, fit.left):
+            found[:, part] = lines[:, part] * left[:, None]
+    return found, curve or STRAIGHT
 
 
 def _readout(name, layer, draw, scale, off, shares, curves, both=None):
@@ -279,7 +292,7 @@ def _readout(name, layer, draw, scale, off, shares, curves, both=None):
     curved = any(b1 or b2 for _, b1, b2, _ in curves)
     if not (noisy or draw.adc_noise or gain is not None or curved or both is not None):
         return None
-    key = hashlib.sha256(f"{draw.noise_seed} {name}".encode()).digest()[:8]
+    key = hashlib.sha256(f"{draw.noise_seed} {draw.seed} {name}".encode()).digest()[:8]
     return Readout((scale * draw.adc_noise) ** 2, cell_noise if noisy else None, int.from_bytes(key, "little"), gain, offset,
                    tuple(curves) if curved else None, both)
 

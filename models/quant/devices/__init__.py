@@ -5,7 +5,7 @@ from .laws import Decades, Law, PowerLaw, Polynomial, Relaxation
 from .presets import describe, presets
 from .tables import Cells, Samples, Series, Table
 from .times import parse_time
-from .wires import WIRE_OHM, Wires
+from .wires import ROW_OHM, WIRE_OHM, Wires
 
 __all__ = ["Device", "presets", "describe", "parse_time", "Law", "Polynomial", "Relaxation", "PowerLaw", "Decades", "Table", "Series",
-           "Samples", "Cells", "Wires", "WIRE_OHM"]
+           "Samples", "Cells", "Wires", "WIRE_OHM", "ROW_OHM"]

@@ -25,7 +25,8 @@ class Device:
     Measured presets hold the statistics of cells whose first read lay within their programming window: that rule hides cells that
     missed their target. `techC_cells` draws measured cells, those that missed included.
 
-    Conductances are not clipped: where sigma is as large as the mean a cell may come out below 0 uS.
+    Conductances are not clipped: where sigma is as large as the mean a cell may come out below 0 uS. (`program` takes such a cell for
+    one of 0 uS where wires resist, as networks of resistors are solved then.)
 
     Attributes:
         name: of the device.
@@ -38,7 +39,8 @@ class Device:
         rows: cells of one weight measured together; None: no such data.
         stuck_on, stuck_off: probabilities that a cell always has the nominal conductance of the highest or of the lowest level.
         stuck_mask: array of -1 (stuck off), 0 and 1 (stuck on), or a file of one (.npy, or text with commas). It is a map of an
-            array that all arrays share: it is repeated over the cells of each draw in row-major order.
+            array that all arrays share: it is repeated over the cells of each draw in row-major order, of pairs over both lines side
+            by side.
         read_noise: standard deviation, uS, of reads of one cell: a number, an array with one for each level, "device" for the
             law that the data give, None for none. Sigma of measured tables already holds the noise of the one read they made.
         sigma_us: standard deviation, uS, Gaussian and the same for all levels, in place of the law's; None: the law's.
@@ -146,8 +148,7 @@ class Device:
         if self.sigma_us is not None:
             cells = self.mean(g)[index] + self.sigma_us * generator.standard_normal(index.shape)
         else:
-            law = self.law if self.rows is None else self.rows.law(bits)
-            cells = law.draw(g, index, self.time, self.temp, generator)
+            cells = self._law(bits).draw(g, index, self.time, self.temp, generator)
         return faults.apply(cells, g[0], g[-1], self.stuck_off, self.stuck_on, self.stuck_mask, generator)
 
     def draw_weights(self, w_codes: np.ndarray, slice_bits: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
@@ -169,15 +170,19 @@ class Device:
     def cell_noise(self, bits: int) -> tuple[float, float, float]:
         """Read-noise variance of a cell in units of levels squared, as a line in its value: `s^2 = c_0 + c_1 x`.
 
-        The line of least squares through the levels' variances among those with `s^2 >= 0` on 0..2^bits-1.
+        The line of least squares through the levels' variances, at the mean values that their cells have at the device's time, among
+        those with `s^2 >= 0` on 0..2^bits-1.
 
-        Returns: `(c_0, c_1, misfit)`; misfit is the largest |sigma of the line / sigma - 1| over the levels (infinite where a level
-            without noise gets some).
+        Returns: `(c_0, c_1, misfit)`; misfit is the largest |sigma of the line - sigma| over the levels, in units of their largest sigma.
         """
         if self.read_noise is None:
             return 0.0, 0.0, 0.0
         g, dg = self.levels(bits), self.step(bits)
-        return affine((g - g[0]) / dg, self._read_sigma(g, bits) / dg, float(2**bits - 1))
+        mean = self._law(bits).mean(g, self.time, self.temp)
+        return affine((mean - g[0]) / dg, self._read_sigma(g, bits) / dg, float(2**bits - 1))
+
+    def _law(self, bits: int) -> Law:
+        return self.law if self.rows is None else self.rows.law(bits)
 
     def _read_sigma(self, g: np.ndarray, bits: int) -> np.ndarray:
         if isinstance(self.read_noise, str):
@@ -194,10 +199,14 @@ class Device:
     def _check_conductances(self) -> None:
         if not (math.isfinite(self.g_min) and math.isfinite(self.g_max) and 0 <= self.g_min < self.g_max):
             raise ValueError(f"{self.name}: g_min is {self.g_min!r} and g_max {self.g_max!r} uS; allowed are 0 <= g_min < g_max")
-        values = self.level_values
-        if values is not None and (values[0], values[-1]) != (self.g_min, self.g_max):
-            raise ValueError(f"{self.name} has {len(values)} levels of its own, from {values[0]:g} to {values[-1]:g} uS; "
-                             "g_min and g_max cannot be changed")
+        if self.level_values is not None:
+            values = np.array(self.level_values, np.float64)
+            if not (values.ndim == 1 and len(values) > 1 and np.isfinite(values).all() and (np.diff(values) > 0).all()):
+                raise ValueError(f"{self.name}: level_values is {self.level_values!r}; allowed are two or more finite uS, each above the "
+                                 "last")
+            if (values[0], values[-1]) != (self.g_min, self.g_max):
+                raise ValueError(f"{self.name} has {len(values)} levels of its own, from {values[0]:g} to {values[-1]:g} uS; "
+                                 "g_min and g_max cannot be changed")
         self.law.covers(self.g_min, self.g_max)
 
     def _check_noise(self) -> None:
@@ -207,7 +216,8 @@ class Device:
             self.law.read_sigma(np.array([self.g_min, self.g_max]), self.time, self.temp)
         for key in ("sigma_us", *([] if isinstance(self.read_noise, str) else ["read_noise"])):
             values = getattr(self, key)
-            if values is not None and not (np.isfinite(values).all() and (np.asarray(values) >= 0).all()):
+            most = 1 if key == "read_noise" else 0  # dimensions
+            if values is not None and not (np.ndim(values) <= most and np.isfinite(values).all() and (np.asarray(values) >= 0).all()):
                 raise ValueError(f"{key} is {values!r}; allowed are finite uS from 0 on")
         if self.rows is not None and self.sigma_us is not None:
             raise ValueError(f"{self.name} has measured rows; sigma_us cannot be changed")

@@ -232,6 +232,11 @@ class Decades(Law):
         """uS."""
         return self._moved(g, time, temp, 1)
 
+    def draw(self, g: np.ndarray, index: np.ndarray, time: float | None, temp: float | None,
+             generator: np.random.Generator) -> np.ndarray:
+        """As `Law.draw`, but a number is drawn for each cell at t_0 too, so that what is drawn behind it is the same at all times."""
+        return self.mean(g, time, temp)[index] + self.sigma(g, time, temp)[index] * deviates(index.shape, self.shape, generator)
+
     def _moved(self, g: np.ndarray, time: float | None, temp: float | None, which: int) -> np.ndarray:
         if temp not in self.slopes:
             return np.zeros(np.shape(g))

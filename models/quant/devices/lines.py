@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-SMALLEST_US = 1e-2  # a device whose every cell is below 10 nS is one in siemens; one above 10 mS is none in siemens
-LARGEST_S = 1e-2
+SMALLEST_US, LARGEST_US = 1e-2, 1e4  # a device whose every cell is below 10 nS is one in siemens; one above 10 mS is none in siemens,
+LARGEST_S = 1e-6 * LARGEST_US  # and in uS it is one in nS, or in ohms
 
 
 class Line(NamedTuple):
@@ -61,6 +61,11 @@ def check_us(path: Path, lines: list[Line], columns: list[str]) -> None:
     if all(line.values[column] < SMALLEST_US for line in lines for column in columns):
         raise ValueError(f"{path}, line {lines[0].number}: {columns[0]} is {lines[0].values[columns[0]]:g} and none is as large as "
                          f"{SMALLEST_US:g}: these look like siemens, uS are expected")
+    for line in lines:
+        for column in columns:
+            if line.values[column] > LARGEST_US:
+                raise ValueError(f"{path}, line {line.number}: {column} is {line.values[column]:g}, which looks like nS or ohms; uS are "
+                                 f"expected, at most {LARGEST_US:g}")
 
 
 def check_siemens(where: str, values: np.ndarray) -> None:

@@ -7,15 +7,11 @@ def affine(x: np.ndarray, sigma: np.ndarray, top: float) -> tuple[float, float, 
     """`s^2 = c_0 + c_1 x`: of the lines that are nowhere negative on 0..top, that of least squares through `sigma^2`.
 
     Args: x, values of the levels; sigma, of each level in the same unit.
-    Returns: `(c_0, c_1, misfit)`, misfit the largest |sigma of the line / sigma - 1| over the levels; infinite where a level without
-        noise gets some.
+    Returns: `(c_0, c_1, misfit)`, misfit the largest |sigma of the line - sigma| over the levels, in units of their largest sigma.
     """
     c_0, c_1 = _line(x, sigma**2, top)
     fit = np.sqrt(np.maximum(c_0 + c_1 * x, 0.0))
-    apart = np.abs(fit - sigma)
-    apart[apart <= 1e-7 * sigma.max()] = 0.0  # the square root of rounding errors of the line
-    misfit = np.divide(apart, sigma, out=np.where(apart > 0, np.inf, 0.0), where=sigma > 0)
-    return c_0, c_1, float(misfit.max())
+    return c_0, c_1, float(np.abs(fit - sigma).max() / (sigma.max() or 1.0))
 
 
 def _line(x: np.ndarray, variance: np.ndarray, top: float) -> tuple[float, float]:

@@ -14,6 +14,7 @@ and close to it are effective cells behind a curve (`gate_curve`).
 All arithmetic is float64, and nothing here approximates but `gate_curve`.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -29,9 +30,9 @@ ACCESS = ("voltage", "gate")
 
 # Ohms of bit line from one 1T1R cell to the next, `4 rho / (AR w) / (1 - t (2 AR + 1) / (AR w))`: a cell is 4 wire widths w high
 # (the length of the segment), the wire AR w thick, and a barrier of thickness t around it does not conduct. w, AR, rho, t of each
-# node: the wire tables of NeuroSim V1.4.
+# node: the wire tables of NeuroSim V1.4. A cell is 12 of these widths wide: so many ohms has the word line.
 WIRE_OHM = {"130nm": 0.34, "90nm": 0.66, "65nm": 0.60, "45nm": 0.83, "32nm": 1.3, "22nm": 1.9, "14nm": 2.5, "7nm": 5.6}
-
+ROW_OHM = {"130nm": 1.0, "90nm": 2.0, "65nm": 1.8, "45nm": 2.5, "32nm": 3.8, "22nm": 5.6, "14nm": 7.6, "7nm": 16.7}
 
 TOGETHER = 8  # arrays that are solved at a time: less for each step to wait for, and still in a core's cache
 
@@ -51,6 +52,7 @@ class Wires:
         wire_ohm: ohms of a bit line between neighbouring cells, and between the last cell and the sense node. `WIRE_OHM` has
             those of some technology nodes.
         row_ohm: ohms of a word line between neighbouring cells, and between the driver and the first cell; voltage access only.
+            `ROW_OHM` has those of the same nodes.
         driver_ohm: ohms of the source behind each word line, in series with the first segment; voltage access only.
     Raises: ValueError for values outside these, and for `row_ohm` or `driver_ohm` with gate access: no current flows into a gate.
     """
@@ -246,6 +248,8 @@ def _word_lines(cells: Tensor, row: float, source: float) -> tuple[Tensor, Tenso
 # ---- gate access ---------------------------------------------------------------------------------------------------------
 
 INPUTS_AT_ONCE = 64  # so that what one pass works on stays in a core's cache
+STRAIGHT = (1.0, 0.0, 0.0)  # the curve of wires that do not resist
+FIT_ROUNDS = 30  # of a fit of one curve to many arrays: a third of them where these are alike
 
 
 def gate_exact(conductance: ArrayLike, on: ArrayLike, wire_ohm: float, volt: float = 1.0) -> np.ndarray:
@@ -293,12 +297,12 @@ def _pass_down(cells: np.ndarray, on: np.ndarray, wire_ohm: float, seen: np.ndar
 
 
 class Curve(NamedTuple):
-    """What a gate array is nearly: effective cells behind a curve. `current` applies it.
+    """What gate arrays are nearly: effective cells behind a curve. `current` applies it.
 
     cells: siemens, `[..., rows, columns]`.
     b: `(b_0, b_1, b_2)` for S in siemens, so in 1, 1/siemens, 1/siemens^2.
-    error: `sqrt(sum (I - exact)^2 / sum exact^2)` over the inputs, columns and arrays that it was fitted on.
-    left: h^2, what the wires leave of each row's cells, `[rows]`.
+    error: the largest of the arrays' `sqrt(sum (I - exact)^2 / sum exact^2)` over the inputs and columns that it was fitted on.
+    left: what the wires leave of each row's cells, `[..., rows]`.
     """
 
     cells: np.ndarray
@@ -308,54 +312,68 @@ class Curve(NamedTuple):
 
     def current(self, on: ArrayLike, volt: float = 1.0) -> np.ndarray:
         """`I = volt S (b_0 + b_1 S + b_2 S^2)`, `S = on @ cells`. Args: see `gate_exact`. Returns: amperes `[..., n, columns]`."""
-        s = np.asarray(on, dtype=np.float64) @ self.cells
-        b0, b1, b2 = self.b
-        return volt * s * (b0 + s * (b1 + s * b2))
+        return volt * _behind_curve(np.asarray(on, dtype=np.float64) @ self.cells, self.b)
 
 
 def gate_curve(conductance: ArrayLike, on: ArrayLike, wire_ohm: float, b: tuple[float, float, float] | None = None) -> Curve:
     """Effective cells and a curve of one variable that come close to `gate_exact`, fitted on the inputs of a calibration.
 
-    The mean bit line has at row i the mean conductance of all inputs, columns and arrays. With h_i the share of the supply's voltage
-    across its cells, a cell that is a little larger adds `V h_i^2 dg` to the current: its own drop is `V h_i`, and the share h_i of
-    what it lets through reaches the sense node. So the effective cells are `g h^2`, and what a larger or smaller current changes
-    for all rows alike is left to `I = V S (b_0 + b_1 S + b_2 S^2)`, S the sum of the effective cells of the rows that are on, by
-    least squares. One curve serves all arrays that are given. Shorter arrays that stand behind the curve of longer ones (`b`) load their
-    lines less than it takes for granted: all their cells have one more factor, that of least squared error of the sums S that the curve
-    makes the exact currents of.
+    The mean bit line of an array has at row i the mean conductance of all its inputs and columns. With h_i the share of the supply's
+    voltage across its cells, a cell that is a little larger adds `V h_i^2 dg` to the current: its own drop is `V h_i`, and the share
+    h_i of what it lets through reaches the sense node. So the effective cells are `f g h^2`, and what a larger or smaller current
+    changes for all rows alike is left to `I = V S (b_0 + b_1 S + b_2 S^2)`, S the sum of the effective cells of the rows that are on.
+    One curve serves all arrays, and each array has a factor f: both by least squares, each array's currents in units of their root
+    mean square, so that sparse ones count as much as dense ones. f is 1 for a single array, near 1 for alike ones, and makes up for the
+    load that a curve takes for granted behind which shorter or sparser arrays stand (`b`).
 
     With `a = n r I_0 / V` (n rows, I_0 the mean current without wires), the error is some 0.5 % for a = 0.4 and 1.2 % for 1.4 where
     about as many rows are on in each input, and twice that where inputs or columns differ much.
 
-    Args: as in `gate_exact`; all exact currents are held in memory, so a sample of inputs and arrays should be given.
+    Args: as in `gate_exact`; all exact currents are held in memory, so a sample of inputs and columns should be given.
     Raises: ValueError as there.
     """
     exact = gate_exact(conductance, on, wire_ohm)
+    arrays = exact.shape[:-2]
     cells, on = np.asarray(conductance, dtype=np.float64), np.asarray(on, dtype=np.float64)
+    cells = np.broadcast_to(cells, arrays + cells.shape[-2:])
     if wire_ohm == 0 or not exact.any():
-        return Curve(cells.copy(), (1.0, 0.0, 0.0), 0.0, np.ones(cells.shape[-2]))
-    mean = (on.mean(axis=-2) * cells.mean(axis=-1)).reshape(-1, cells.shape[-2]).mean(axis=0)[:, None]
-    left = _shares(mean, wire_ohm, wire_ohm) ** 2
-    cells = cells * left
-    s = on @ cells
-    top = s.max()  # powers of S / top, of the size of 1, lose no digits
-    powers = (s / top).reshape(-1, 1) ** np.arange(1, 4)
-    if b is not None:
-        factor = (s * _before_curve(exact, b)).sum() / (s * s).sum()
-        error = np.sqrt(np.mean((_behind_curve(factor * s, b) - exact) ** 2) / np.mean(exact**2))
-        return Curve(factor * cells, b, float(error), factor * left[:, 0])
-    fitted, *_ = np.linalg.lstsq(powers, exact.ravel(), rcond=None)
-    error = np.sqrt(np.mean((powers @ fitted - exact.ravel()) ** 2) / np.mean(exact**2))
-    return Curve(cells, tuple(float(each) for each in fitted / top ** np.arange(1, 4)), float(error), left[:, 0])
+        return Curve(cells.copy(), STRAIGHT, 0.0, np.ones(cells.shape[:-1]))
+    left = _shares((on.mean(axis=-2) * cells.mean(axis=-1))[..., None], wire_ohm, wire_ohm)[..., 0] ** 2
+    s, size = on @ (cells * left[..., None]), _root_mean_square(exact)
+    size[size == 0] = 1.0  # of an array that conducts nothing, which every curve fits
+    b, factor = _fitted(s, exact, size, b)
+    factor = factor.reshape(arrays)
+    error = _root_mean_square(_behind_curve(factor[..., None, None] * s, b) - exact) / size
+    left = factor[..., None] * left
+    return Curve(cells * left[..., None], b, float(error.max()), left)
+
+
+def _fitted(s, exact, size, b):
+    """(b, f of each array) of least `sum ((c(f S) - exact) / size)^2`, c the curve; where b is given, f of it. In turns the coefficients,
+    which are linear, and a step of Gauss and Newton of each f, from sums of powers of S: of each array's reads one pass."""
+    count = math.prod(s.shape[:-2])
+    s, exact, weight = s.reshape(count, -1), exact.reshape(count, -1), size.reshape(count) ** -2
+    top, power = s.max(), np.arange(1, 4)  # powers of S / top, of the size of 1, lose no digits
+    powers = np.cumprod(np.broadcast_to(s / top, (6, *s.shape)), axis=0)
+    pairs = weight * powers.sum(-1)[np.add.outer(power, power) - 1]  # [power, power, array]
+    currents = weight * (powers[:3] * exact).sum(-1)
+    factor, found = np.ones(count), None if b is None else np.array(b) * top**power
+    for _ in range(FIT_ROUNDS):
+        grown = factor ** power[:, None]
+        if b is None:
+            found, *_ = np.linalg.lstsq((grown * grown[:, None] * pairs).sum(-1), (grown * currents).sum(-1), rcond=None)
+        curve = found[:, None] * grown
+        steep = power[:, None] * curve / factor
+        slope = np.einsum("ia,ja,ija->a", steep, curve, pairs) - (steep * currents).sum(0)
+        bend = np.einsum("ia,ja,ija->a", steep, steep, pairs)
+        factor = factor - np.divide(slope, bend, out=np.zeros(count), where=bend > 0)
+    return b or tuple(float(each) for each in found / top**power), factor
+
+
+def _root_mean_square(currents):
+    """Of each array, `[..., 1, 1]`."""
+    return np.sqrt(np.mean(currents**2, axis=(-1, -2), keepdims=True))
 
 
 def _behind_curve(s, b):
     return s * (b[0] + s * (b[1] + s * b[2]))
-
-
-def _before_curve(current, b):
-    """The sums S that a curve makes these currents of, by Newton's method: it is nearly a straight line."""
-    s = current / b[0]
-    for _ in range(20):
-        s = s - (_behind_curve(s, b) - current) / (b[0] + s * (2 * b[1] + s * 3 * b[2]))
-    return s
