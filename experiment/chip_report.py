@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models import quant
 from models.quant import diagnostics
+from models.quant.cells import Cells
 from models.quant.gate_errors import gate_errors
 from models.quant.files import atomic_write
 
@@ -21,6 +22,7 @@ from .report import db, text_table
 from .setting import Setting
 
 STEPS = {"adc": "ADC alone", "cells": "cells alone", "both": "both", "chip": "whole chip"}
+SOURCES = {source: "ADC" if source == "adc" else source for source in diagnostics.SOURCES}
 
 
 def write(path: Path, network: nn.Module, setting: Setting, title: str, images: Tensor, calibration: Batches, cache: Cache,
@@ -35,9 +37,11 @@ def write(path: Path, network: nn.Module, setting: Setting, title: str, images: 
                 program(network, setting, seed)
             calibrate(network, setting, calibration, cache)
             corrected = setting.spec.adc_range == "calibrated" and setting.calibration.correct == "channel"
-            layers = diagnostics.losses(network, images, corrected)
-            if setting.chips and setting.chips.access == "gate" and setting.chips.wire_ohm:
-                _add_gate_errors(layers, network, setting, seed, images)
+            resist = setting.chips and setting.chips.wires and setting.chips.wires.resist
+            straight, both = _without_wires(network, setting, seed) if resist else ({}, {})
+            layers = diagnostics.losses(network, images, corrected, straight)
+            if resist and setting.chips.access == "gate":
+                _add_gate_errors(layers, gate_errors(network, images, setting.chips.device, straight, setting.chips.wire_ohm, both))
             name, layer = max(on_adcs(network), key=lambda pair: pair[1].weight.numel())
             slices = diagnostics.cell_levels(layer)
         finally:
@@ -48,15 +52,20 @@ def write(path: Path, network: nn.Module, setting: Setting, title: str, images: 
     return losses_table(layers)
 
 
-def _add_gate_errors(layers: Sequence[dict[str, Any]], network: nn.Module, setting: Setting, seed: int, images: Tensor) -> None:
-    """What the curve of gate access does to the reads of a network that is on the chip of this seed, for each layer."""
+def _without_wires(network: nn.Module, setting: Setting, seed: int) -> tuple[dict[str, Cells], dict[str, Tensor]]:
+    """What the cells of each layer hold on the chip of this seed if no wire resists, and, with gate access, `Readout.both` of pairs. The
+    network stays on the chip that it is on."""
     chips = [(layer, layer.chip) for _, layer in quant.crossbar_layers(network)]
-    quant.program(network, setting.chips.device, seed, setting.chips.reference_cells, wires=quant.Wires("gate"))
+    quant.program(network, setting.chips.device, seed, setting.chips.reference_cells, wires=quant.Wires(setting.chips.access))
     straight = {name: layer.cells() for name, layer in on_adcs(network)}
-    both = {name: layer.chip.readout.both for name, layer in on_adcs(network) if layer.spec.weights == "pair"}
+    both = {name: layer.chip.readout.both for name, layer in on_adcs(network) if layer.chip.readout and layer.chip.readout.both is not None}
     for layer, chip in chips:
         layer.chip = chip
-    found = gate_errors(network, images, setting.chips.device, straight, setting.chips.wire_ohm, both)
+    return straight, both
+
+
+def _add_gate_errors(layers: Sequence[dict[str, Any]], found: Mapping[str, tuple[float, float]]) -> None:
+    """What the curve of gate access does to the reads of each layer. Args: found, result of `gate_errors`."""
     for entry in layers:
         entry["gate_error"], entry["without_wires_error"] = found.get(entry["layer"], (0.0, 0.0))  # one without conductance has no curve
 
@@ -66,9 +75,15 @@ def _steps(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {key: text for key, text in STEPS.items() if key != "chip" or any(e["chip"] != e["both"] for e in layers)}
 
 
+def _sources(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The sources that any layer has an error of."""
+    return {key: text for key, text in SOURCES.items() if any(entry["shares"][key] for entry in layers)}
+
+
 def losses_table(layers: Sequence[Mapping[str, Any]]) -> str:
-    """One line a layer. Args: layers, result of `models.quant.diagnostics.losses`."""
-    steps = _steps(layers)
+    """Two lines a layer: what is left of its output, and the shares of its errors. Args: layers, result of
+    `models.quant.diagnostics.losses`."""
+    steps, sources = _steps(layers), _sources(layers)
     gate = {"gate_error": "curve off by", "without_wires_error": "no wires off by"} if "gate_error" in layers[0] else {}
     rows = [[e["layer"], f"{e['scatter']:.3f}", f"{e['far']:.2%}", *(db(e[key]) for key in steps), *(f"{e[key]:.1%}" for key in gate)]
             for e in layers]
@@ -77,19 +92,24 @@ def losses_table(layers: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([
         text_table(["layer", "scatter", "off by > 1/2", *(f"{text} dB" for text in steps.values()), *gate.values()], rows),
         "scatter: root mean square distance of the cells from nominal ones, in levels; off by > 1/2: share that is further than half a "
-        "level away", "dB: signal to error of the layer's output, its inputs those of software", *of_gate])
+        "level away", "dB: signal to error of the layer's output, its inputs those of software", *of_gate, "",
+        text_table(["layer", "all errors dB", *sources.values()],
+                   [[e["layer"], db(e["all"]), *(f"{e['shares'][key]:.1%}" for key in sources)] for e in layers]),
+        "all errors dB: against the output of unquantized inputs and weights; shares: of the squares of what each adds, switched on from "
+        "left to right; scatter: with drift and faults; noise: of reads, and offset and gain of converters"])
 
 
 def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]],
          setting: Setting) -> None:
-    """A panel for each slice of one layer, how its cells lie around their levels; below, the losses of all layers."""
+    """A panel for each slice of one layer, how its cells lie around their levels; below, the losses of all layers and the shares of
+    their errors."""
     columns = min(len(slices), 4)
     rows = -(-len(slices) // columns)
     names = [entry["layer"] for entry in layers]
     width = max(8.0, 4.0 * columns, width_of_names(names) + 0.8)
     turned = height_of_names(names, width - 0.8)
-    figure = new_figure(width, 3.1 * rows + 3.1 + turned)
-    above, below = figure.subfigures(2, 1, height_ratios=[3.1 * rows, 3.1 + turned])
+    figure = new_figure(width, 3.1 * rows + 2 * (3.1 + turned))
+    above, middle, below = figure.subfigures(3, 1, height_ratios=[3.1 * rows, 3.1 + turned, 3.1 + turned])
     panels = list(above.subplots(rows, columns, squeeze=False).flat)
     for i, (entry, axes) in enumerate(zip(slices, panels)):
         _levels_panel(axes, entry, setting)
@@ -97,7 +117,8 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
     for axes in panels[len(slices):]:
         axes.set_axis_off()
     above.suptitle(f"cells of {name}, by the level that they were programmed to (dashed)", fontsize="medium")
-    _losses_panel(below.subplots(), layers, bool(turned))
+    _losses_panel(middle.subplots(), layers, bool(turned))
+    _shares_panel(below.subplots(), layers, bool(turned))
     figure.suptitle(wrapped(title, width, "medium"), fontsize="medium")
     save(figure, path, dpi=120)
 
@@ -138,3 +159,18 @@ def _losses_panel(axes: Any, layers: Sequence[Mapping[str, Any]], turned: bool) 
     axes.set_axisbelow(True)
     axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # room for the legend
     axes.legend(fontsize="x-small", ncols=len(steps), loc="upper right")
+
+
+def _shares_panel(axes: Any, layers: Sequence[Mapping[str, Any]], turned: bool) -> None:
+    place, below = np.arange(len(layers)), np.zeros(len(layers))
+    for key, text in _sources(layers).items():
+        values = np.array([100 * entry["shares"][key] for entry in layers])
+        axes.bar(place, values, 0.8, below, label=text, color=f"C{list(SOURCES).index(key)}")
+        below += values
+    axes.set_xticks(place, [entry["layer"] for entry in layers], fontsize="x-small", rotation=90 if turned else 0)
+    axes.set_ylabel("share of the error (%)")
+    axes.set_title("where each layer's error comes from", fontsize="small")
+    axes.set_ylim(0, 118)  # room for the legend
+    axes.set_yticks(range(0, 101, 20))
+    if below.any():
+        axes.legend(fontsize="x-small", ncols=len(SOURCES), loc="upper right")

@@ -413,7 +413,8 @@ def test_reports_of_many_layers_can_be_read(count, tmp_path, monkeypatch):
     monkeypatch.setattr(chip_report, "save", lambda figure, *_, **__: drawn.append(figure))
     names = [f"stages.{i}.conv1" for i in range(count)]
     levels = [{"level": x, "cells": 9, "histogram": [4, 5]} for x in (0, 1)]
-    losses = [{"layer": name, **dict.fromkeys(("adc", "cells", "both", "chip"), 20.0)} for name in names]
+    shares = dict.fromkeys(diagnostics.SOURCES, 0.2)
+    losses = [{"layer": name, "shares": shares, **dict.fromkeys(("adc", "cells", "both", "chip"), 20.0)} for name in names]
     chip_report.plot(tmp_path / "picture.png", "title", "a", [{"slice": 0, "bits": 1, "edges": [-1, 0, 1], "levels": levels}], losses,
                      Setting(CrossbarSpec(reference="digital")))
     drawn[0].savefig(tmp_path / "picture.png")
@@ -452,7 +453,7 @@ def test_a_report_is_of_what_was_measured(scene, tmp_path, monkeypatch):
     """Ranges that no calibration chose have no correction, layers without an ADC no panel; cells without any error are drawn too."""
     net, images, _, calibration = scene
     seen, losses = [], diagnostics.losses
-    monkeypatch.setattr(diagnostics, "losses", lambda net, images, corrected: (seen.append(corrected), losses(net, images, corrected))[1])
+    monkeypatch.setattr(diagnostics, "losses", lambda net, images, on, _: (seen.append(on), losses(net, images, on))[1])
     for made, plot in ((setting(), lambda *_: None), (setting(PERFECT, "conv", spec={"adc_range": "full"}), chip_report.plot)):
         monkeypatch.setattr(chip_report, "plot", plot)
         chip_report.write(tmp_path / "report", net, made, "title", images[:4], [calibration], Cache(), engine="numba")
@@ -570,6 +571,61 @@ def test_losses_have_the_noise_of_reads_in_them(scene):
         on_a_chip(net, NOISY)
         quant.program(net, NOISY, 0, adc_noise=2.0)
         assert all(entry["chip"] < entry["both"] - 1 for entry in diagnostics.losses(net, images))
+
+
+WITHOUT = {"quantization", "adc"}  # a device's cells, what its reads have besides
+
+
+@pytest.mark.parametrize("device, more, sources", [
+    (PERFECT, {}, WITHOUT), (NOISY, {}, WITHOUT | {"scatter"}), (PERFECT, {"adc_noise": 1.0}, WITHOUT | {"noise"}),
+    (PERFECT, {"wires": Wires(wire_ohm=200.0)}, WITHOUT | {"wires"}), (PERFECT, {"wires": Wires("gate", 200.0)}, WITHOUT | {"wires"}),
+    (NOISY, {"wires": Wires("gate", 200.0), "adc_gain": 0.1}, {*diagnostics.SOURCES})])
+def test_shares_of_errors_are_of_what_is_there(scene, device, more, sources):
+    net, images, *_ = scene
+    with quant.set_engine("numba"):
+        on_a_chip(net, device)
+        straight = {name: layer.cells() for name, layer in quant.crossbar_layers(net)}
+        quant.program(net, device, 0, **more)
+        for entry in diagnostics.losses(net, images, straight=straight if "wires" in more else {}):
+            assert {source for source, share in entry["shares"].items() if share > 1e-9} == sources
+            assert sum(entry["shares"].values()) == pytest.approx(1) and entry["all"] < entry["chip"]
+
+
+def test_shares_of_errors_against_layers_by_hand(scene):
+    """Of the quantization that of PyTorch's own convolution of what is not rounded; of the cells and the ADC from `losses` of one each."""
+    net, images, *_ = scene
+    layer = net.features[8]
+    inputs, wanted = diagnostics.ideal_pass(net, [("features.8", layer)], images)
+    x, software = inputs["features.8"], wanted["features.8"]
+    t = torch.tanh(layer.weight.detach())
+    exact = torch.nn.functional.conv2d(x.relu(), t / t.abs().max(), None, layer.stride, layer.padding)
+    assert torch.allclose(layer.unquantized(x), exact, rtol=1e-4, atol=1e-5) and (x > layer.act_quant.act_alpha).any()
+    of_rounding = (exact - software).double().square().sum()
+    with quant.set_engine("numba"):
+        on_a_chip(net, NOISY)
+        [entry] = [each for each in diagnostics.losses(net, images, corrected=False) if each["layer"] == "features.8"]
+        spec = layer.spec
+        layer.set_spec(replace(spec, adc_range="ideal"))  # the cells stay
+        cells = layer.simulate(x)
+        of_cells = (cells - software).double().square().sum()
+    assert entry["cells"] == pytest.approx(float(10 * torch.log10(software.double().square().sum() / of_cells)), abs=1e-6)
+    assert entry["shares"]["scatter"] / entry["shares"]["quantization"] == pytest.approx(float(of_cells / of_rounding), rel=1e-3)
+
+
+@pytest.mark.parametrize("inputs", ["phases", "offset"])
+def test_shares_of_errors_of_a_converted_network(inputs):
+    """Unquantized is what the network itself computes."""
+    torch.manual_seed(0)
+    net, x = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(200, 6)), torch.randn(9, 3, 5, 5)
+    made = quant.convert(net, CrossbarSpec(w_bits=4, a_bits=4, cell_bits=2, adc_bits=6), x, inputs=inputs)
+    quant.calibrate(made, x)
+    quant.program(made, NOISY)
+    layers = quant.crossbar_layers(made)
+    seen, _ = diagnostics.ideal_pass(made, layers, x)
+    for (name, layer), module in zip(layers, (net[0], net[2]), strict=True):
+        assert torch.allclose(layer.unquantized(seen[name]), module(seen[name]), atol=1e-5)
+    for entry in diagnostics.losses(made, x):
+        assert {source for source, share in entry["shares"].items() if share > 1e-9} == WITHOUT | {"scatter"}
 
 
 def test_levels_of_cells(scene):

@@ -82,6 +82,19 @@ class CrossbarLayer(OnArrays):
         """The layer's output as the arrays give it, in the type of x; no gradient."""
         return self.of_codes(self.a_codes(x)).to(x.dtype)
 
+    @torch.no_grad()
+    def unquantized(self, x: Tensor) -> Tensor:
+        """The layer's output if neither input nor weight were quantized, in float32: an input below zero is still zero, as PACT is the
+        network's ReLU, and one above the clipping level is what it is. Of weights that came as codes these are the weights."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._finish(self._operation(x.detach().float().clamp_min(0), self._unquantized_weight()), self.out_scale)
+
+    def _unquantized_weight(self):
+        if self._w_codes is None:
+            return self.weight_quant.unrounded(self.weight.detach().float())
+        step = torch.as_tensor(self.weight_quant.step, device=self.weight.device).reshape(-1, *[1] * (self.weight.dim() - 1))
+        return ((2 * self.w_codes().float() - self.weight_quant.zero_twice) * step).view(self.weight.shape)
+
     def _corrected_to_batch(self, simulated, codes, weight, scale):
         """See `correct_batches`; codes, weight and scale are the layer's `_operands`."""
         with torch.autocast(codes.device.type, enabled=False):  # sums of codes go beyond what 16 bits hold

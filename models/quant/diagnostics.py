@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,12 +14,14 @@ from torch import Tensor, nn
 
 from . import adc, channels
 from .calibration import Calibration
+from .cells import Cells
 from .counts import counting
 from .crossbar import CrossbarLayer
 from .mapping import MappedLayer
 from .modes import converted_layers, without_adc
 
 CURVE_BITS = range(2, 9)  # ADC precisions of the SQNR curve
+SOURCES = ("quantization", "scatter", "wires", "noise", "adc")  # of a chip's errors: noise, with converters' offset and gain
 ROUNDING = 2.0**-46  # square error of float32 numbers that were rounded a few times, 2^-48 / 3 each
 
 
@@ -65,42 +70,62 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
 
 
 @torch.no_grad()
-def losses(model: nn.Module, images: Tensor, corrected: bool = True) -> list[dict[str, Any]]:
+def losses(model: nn.Module, images: Tensor, corrected: bool = True,
+           straight: Mapping[str, Cells] = MappingProxyType({})) -> list[dict[str, Any]]:
     """Where a network on a chip (`program`) loses accuracy: what is left of each layer's output with errors switched on one after
     another. Inputs are those of software, so that layers do not see each other's errors.
 
     Args: images, a batch of network inputs; corrected, outputs are compared after `correct`, measured on these images for each row:
-        each output channel has its mean and deviation without errors.
+        each output channel has its mean and deviation without errors; straight, by layer, what its cells hold without wires, where wires
+        resist.
     Returns: a list of dicts of plain values, one for each layer that has an ADC and is on a chip: layer; scatter (root mean square
-        distance of its cells from nominal ones, in levels); far (share of cells that are more than half a level away); and output
-        SQNR in dB, None where nothing is lost: adc (the ADC on nominal cells), cells (the chip's cells without ADC), both, and
-        chip (with what its reads have besides, equal to both where that is nothing).
+        distance of its cells from nominal ones, in levels); far (share of cells that are more than half a level away); output
+        SQNR in dB against software, None where nothing is lost: adc (the ADC on nominal cells), cells (the chip's cells without ADC),
+        both, and chip (with what its reads have besides, equal to both where that is nothing); all, that of the chip against the
+        output of unquantized inputs and weights (`CrossbarLayer.unquantized`); and shares, of SOURCES, of the sum of the squares of what
+        each adds to the output's error, switched on in this order; all 0 where nothing is lost.
     """
     layers, result = [(name, layer) for name, layer in converted_layers(model) if layer.chip], []
     inputs, wanted = ideal_pass(model, layers, images)
     for name, layer in layers:
         chip, ideal = layer.chip, wanted[name].double()
+        curved = chip.readout is not None and chip.readout.curve is not None
+        of_wires = replace(chip.readout, base=0.0, cell_noise=None, gain=None, offset=None) if curved else None
 
-        def sqnr(layer=layer, x=inputs[name], ideal=ideal):
+        def output(cells, readout=None, layer=layer, x=inputs[name], nominal=chip.nominal, ideal=ideal):
+            layer.set_cells(cells, nominal, readout)
             y = layer.simulate(x).double()
             if corrected:
                 gain, offset = channels.towards(*(channels.std_mean(each, layer.channel_dim) for each in (ideal, y)))
                 y = channels.scaled(y, gain, offset, layer.channel_dim)
-            return decibels(ideal.square().sum().item(), (y - ideal).square().sum().item())
+            return y
 
-        entry = {"layer": name, **_scatter(layer), "chip": sqnr()}
         try:
-            layer.set_cells(chip.nominal, chip.nominal)  # which a full range follows from
-            entry["adc"] = sqnr()
-            layer.set_cells(chip.cells, chip.nominal)
-            entry["both"] = sqnr()
+            adc_alone, both = output(chip.nominal), output(chip.cells)  # a full range follows from nominal cells
+            whole = output(chip.cells, chip.readout) if chip.readout else both
             with without_adc(model):
-                layer.set_cells(chip.cells, chip.nominal)
-                entry["cells"] = sqnr()
+                cells = output(chip.cells)
+                steps = [layer.unquantized(inputs[name]).double(), ideal, output(straight[name]) if name in straight else cells]
+                steps.append(output(chip.cells, of_wires) if curved else cells)
+                steps.append(output(chip.cells, chip.readout) if chip.readout else steps[-1])
         finally:
             layer.chip = chip
-        result.append(entry)
+        steps.append(whole)
+        result.append({"layer": name, **_scatter(layer), "all": _sqnr(steps[0], whole), "shares": _shares(steps),
+                       **{key: _sqnr(ideal, y) for key, y in (("adc", adc_alone), ("cells", cells), ("both", both), ("chip", whole))}})
     return result
+
+
+def _sqnr(wanted: Tensor, found: Tensor) -> float | None:
+    return decibels(wanted.square().sum().item(), (found - wanted).square().sum().item())
+
+
+def _shares(steps: list[Tensor]) -> dict[str, float]:
+    """Of each of SOURCES. Args: steps, outputs without errors and with one source after another."""
+    signal = steps[0].square().sum().item()
+    errors = [(after - before).square().sum().item() for before, after in pairwise(steps)]
+    errors = [error if error > signal * ROUNDING else 0.0 for error in errors]
+    return {source: error / (sum(errors) or 1.0) for source, error in zip(SOURCES, errors)}
 
 
 def cell_levels(layer: CrossbarLayer) -> list[dict[str, Any]]:

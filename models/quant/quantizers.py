@@ -221,6 +221,10 @@ class _WeightQuantizer(nn.Module):
         """Weight codes W, uint8, 0..2^w - 1."""
         return self._position(widened(x)).round().to(torch.uint8)
 
+    def unrounded(self, x: Tensor) -> Tensor:
+        """What stands for `x_q` in a network that rounds and clips no weight."""
+        return x
+
     @outside_graphs
     def forward(self, x: Tensor) -> Tensor:
         """`x` rounded to its grid, in units of `x`; `x` itself where switched off."""
@@ -254,6 +258,11 @@ class WQ(_WeightQuantizer):
     def _position(self, x):
         t = torch.tanh(x)
         return dorefa_position(t, largest_size(t), self.levels)
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        """`t / max|t|`."""
+        t = torch.tanh(widened(x))
+        return t / largest_size(t)
 
     def scale(self, x: Tensor) -> Tensor:
         """What codes alone do not tell: `max|t|`, which sets how far a step of training moves them."""

@@ -239,7 +239,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if not self.quantized or self.training and torch.is_grad_enabled():
             if self.training:
                 self.outdate()  # by the optimizer's next step
-            return self._in_float(x, self.operand if weight is None else weight, bias)
+            return self._in_float(x, self.form.kernel(self.operand if weight is None else weight), bias, self.quantized)
         self._bias = None if bias is None else plain(bias.detach())  # no parameter of this layer
         return self.simulate(x)
 
@@ -321,11 +321,17 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def _output(self, y):
         return y.permute(0, 2, 3, 1)  # `outputs` does the rest
 
-    def _in_float(self, x, weight, bias):
-        """The product of float32 numbers, or of 16 bits under autocast; quantized ones, with straight-through gradients."""
-        images, kernel = self.form.images(x), self.form.kernel(weight)
-        gain = offset = None
-        if self.quantized:
+    @torch.no_grad()
+    def unquantized(self, x: Tensor) -> Tensor:
+        """The product of input and weight as the network has them, with the bias of the last call, in the type of `x`."""
+        x = plain(x.detach())
+        with torch.autocast(x.device.type, enabled=False):
+            return self._in_float(x, self._unquantized_weight().to(x.dtype), self._bias, False)
+
+    def _in_float(self, x, kernel, bias, quantized):
+        """The product of float32 numbers, or of 16 bits under autocast; of quantized ones, with straight-through gradients."""
+        images, gain, offset = self.form.images(x), None, None
+        if quantized:
             images = (self.act_quant.integers(images) * self.act_quant.scale).to(x.dtype)
             kernel = (self.weight_quant.integers(kernel.float()) * self.weight_quant.step.view(-1, 1, 1, 1)).to(x.dtype)
             gain, offset = self.quant_gain, self.quant_offset
