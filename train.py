@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     log = get_logger(Path(settings.save_path, settings.log_file) if distributed.is_first() else None)
     if actions.resume and checkpoint.get("test_acc") is not None:
         log.info(f"{settings.save_path} is finished after {checkpoint['epoch']} epochs: test accuracy "
-                 f"{checkpoint['test_acc']:.2f} %. To train on, start from its weights with --fine_tune")
+                 f"{checkpoint['test_acc']:.2f} %." + ("" if others else " To train on, start from its weights with --fine_tune"))
         return 0
     if others:  # images decide how it is converted
         images = conversion.images_of(others, settings, device, log)

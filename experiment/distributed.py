@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 # How long processes wait for one that calibrates or solves wires. One that dies is noticed at once, since its connections close.
 PATIENCE = timedelta(days=1)
+SHUTDOWN_SECONDS = 600  # that torchrun leaves to a process which was told to end: to come to a check, and write its checkpoint
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exiting")  # what gloo and NCCL say then
 
 _store: dist.Store | None = None  # what all processes can read and write; None: there is one process
@@ -94,6 +95,7 @@ def _launch(count: int, command: Sequence[str]) -> int:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the process has said what was wrong
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     try:
         torchrun.run(torchrun.parse_args(["--standalone", "--nproc_per_node", str(count), *command]))
     except ChildFailedError as error:
@@ -195,8 +197,10 @@ class StopRequest(cli.StopRequest):
 
     def check(self) -> None:
         """Raises: Stopped, when a signal has come."""
-        self.signal = _largest(self.signal or 0) or None
-        super().check()
+        found = _largest(self.signal or 0)
+        if found:  # one that came while the others were waited for is for the next check, of which all hear
+            self.signal = found
+            super().check()
 
 
 # ---- what they tell each other ------------------------------------------------------------------------------------------

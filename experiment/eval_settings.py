@@ -20,7 +20,7 @@ from .cli import UserError
 from .eval_flags import CALIBRATE_OTHERS, CALIBRATION, MODELS, EvalSettings, Search, add_hardware, build_parser, hardware_defaults
 from .flags import ArgumentParser, flag_name
 from .setting import Setting
-from .train_settings import images_beside
+from .train_settings import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN, images_beside
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 USUAL = Calibration()
@@ -219,11 +219,10 @@ def _check_plans(found: EvalSettings, given: Mapping[str, Any]) -> None:
     """Refuse what is for plans of ADC bits where there are none, and what they do not ask for where there is nothing else."""
     plans = set().union(*(setting.plans for setting in found.settings if setting.spec.adc_range == "calibrated"))
     if "adc_share" in given and plans == {False}:
-        raise UserError("--adc_share is for plans: add --adc_plan significance")
+        raise UserError(USELESS_WITHOUT_PLAN)
     for name in ("adc_calib", "adc_per"):
         if name in given and plans == {True} and not found.report:
-            raise UserError(f"--{name} is for uniform bits, and with --adc_plan significance each kind of read has the range of least "
-                            "squared error: leave it out, or add --adc_plan uniform")
+            raise UserError(USELESS_WITH_PLAN.format(name))
 
 
 def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ files and devices; the batch size is, where ranges are those of a batch.
 
 import hashlib
 import json
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ ARITHMETIC_OF_TWOS = 4
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
 LATER = ("adc_idle",)  # fields of a spec that older keys do not have: in no key where they are as they always were
 
-_laws: dict[int, tuple[Law, str]] = {}  # digests of data that many devices share, with the law, so that its id stays its own
+_laws: dict[int, str] = {}  # digests of data that many devices share, by the id of a law as long as there is that law
 
 
 def key_of(decides: Mapping[str, Any]) -> str:
@@ -130,8 +131,9 @@ def _parts(value: Any):
             yield from _parts(each)
     elif isinstance(value, Law):
         if id(value) not in _laws:
-            _laws[id(value)] = value, digest(_attributes(value))
-        yield _laws[id(value)][1].encode()
+            _laws[id(value)] = digest(_attributes(value))
+            weakref.finalize(value, _laws.pop, id(value), None)
+        yield _laws[id(value)].encode()
     elif is_dataclass(value) and not isinstance(value, Path):
         yield from _parts(_attributes(value))
     else:

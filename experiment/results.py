@@ -96,8 +96,8 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_tables(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """results.csv, and results.parquet where pyarrow is installed, of these rows. Lists and dicts are JSON in a column. Returns: the
-    paths of those that were written; none is where they hold these rows already."""
+    """results.csv, and results.parquet where pyarrow is installed (else none), of these rows. Lists and dicts are JSON in a column.
+    Returns: the paths of those that were written; none is where they hold these rows already."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     flat = [{name: _flat(row.get(name)) for name in names} for row in rows]
     text = io.StringIO()
@@ -107,8 +107,9 @@ def write_tables(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[
     path, whole = Path(folder, "results.csv"), importlib.util.find_spec("pyarrow") is None or Path(folder, "results.parquet").exists()
     if whole and path.exists() and path.read_bytes() == text.getvalue().encode():
         return []
+    written = _write_parquet(path.with_suffix(".parquet"), names, flat)  # first: by the CSV is told whether both are there
     atomic_write(path, lambda file: file.write(text.getvalue().encode()))
-    return [path, *_write_parquet(path.with_suffix(".parquet"), names, flat)]
+    return [path, *written]
 
 
 def _flat(value: Any) -> Any:
@@ -118,6 +119,7 @@ def _flat(value: Any) -> Any:
 def _write_parquet(path: Path, names: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Columns of one type: numbers, truths, or texts for what is mixed."""
     if importlib.util.find_spec("pyarrow") is None:
+        path.unlink(missing_ok=True)  # of other rows
         return []
     import pyarrow
     import pyarrow.parquet

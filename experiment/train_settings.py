@@ -7,6 +7,7 @@ folder of the images is that of the `config.json` beside the checkpoint, a file 
 
 import functools
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -36,6 +37,9 @@ OTHERS = {"epochs": 100, "batch_size": 128}
 NGPU = option(None, "0: CPU. N: N GPUs of this machine, with a process each. Default a GPU where PyTorch finds one; for each process "
               "where torchrun has started several", ANY_INT)
 LR, LR_OF_QAT = 0.05, 0.005  # a converted network is trained already
+USELESS_WITHOUT_PLAN = "--adc_share is for plans: add --adc_plan significance"
+USELESS_WITH_PLAN = ("--{} is for uniform bits, and with --adc_plan significance each kind of read has the range of least squared error: "
+                     "leave it out, or add --adc_plan uniform")
 # Flags without effect on a converted network: its input quantizers have no clipping level that is trained.
 OF_PACT = ("alpha_init", "weight_clip", "alpha_lr", "alpha_wd", "clp", "a_lambda", "adc_aware")
 
@@ -138,7 +142,8 @@ class Actions:
     """starting from a checkpoint"""
 
     resume: str | None = option(None, "continue the run of this checkpoint, default save_path/checkpoint.pth.tar. Flags that are "
-                                "not given are the run's own", metavar="PATH", or_empty=True)
+                                "not given are the run's own, but for --ngpu and --log_file; a --model of others is always given",
+                                metavar="PATH", or_empty=True)
     go_on: bool = option(False, "continue the run in save_path where it holds one, else start it", bool)
     fine_tune: str | None = option(
         None, "start a new run from the weights of PATH, or from those of --resume PATH. With other quantizers than theirs, the "
@@ -335,6 +340,15 @@ def _settings_of_checkpoint(actions: Actions, checkpoint: dict, given: Mapping[s
     return found
 
 
+def continuing(settings: TrainSettings, checkpoint: Path) -> str:
+    """The command that goes on with a run that was stopped."""
+    usual = flags.defaults(Machine)
+    beside = {"model": settings.model} if settings.qat else {}
+    beside |= {name: getattr(settings, name) for name in ("ngpu", "log_file") if getattr(settings, name) != usual[name]}
+    return shlex.join(["python", "train.py", "--resume", str(checkpoint),
+                       *(part for name, value in beside.items() for part in (f"--{name}", str(value)))])
+
+
 def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) -> None:
     """Refuse settings that do not go together."""
     useless = [name for name in given if name in (*TRAINED_FOR, "calib_steps") and not settings.adc_aware]
@@ -351,6 +365,11 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
         if others and getattr(actions, name):
             raise UserError(f"--{name} is for the networks of this project; {settings.model} starts from --state FILE or its published "
                             "weights, and eval.py measures its checkpoint")
+    if "a_lambda" in given and not settings.clp:
+        raise UserError("--a_lambda is the factor of the penalty that --clp adds: add --clp")
+    planned = settings.spec.planned
+    if useless := next((name for name in (("adc_calib", "adc_per") if planned else ("adc_share",)) if name in given), None):
+        raise UserError(USELESS_WITH_PLAN.format(useless) if planned else USELESS_WITHOUT_PLAN)
     if settings.wq == "sawb" and settings.wbit == 1:
         raise UserError("--wq sawb has codes around an exact zero: it needs --wbit 2 to 8")
     if settings.chips:

@@ -31,7 +31,7 @@ from .meter import Meter, evaluate, loss_and_correct
 from .optimizing import alpha_penalty, build_optimizer, clip_weights, schedule_factor
 from .starting import quantized_layers, used_alphas
 from .teacher import Teacher
-from .train_settings import BEST, CHECKPOINT, CONFIG, TrainSettings
+from .train_settings import BEST, CHECKPOINT, CONFIG, TrainSettings, continuing
 
 CALIBRATION_IMAGES = 64  # of each calibration during training: fewer than eval.py takes, since there are many
 NORM_BATCHES = 8  # from which batch norms take their statistics anew
@@ -208,7 +208,7 @@ class Run:
             except Stopped:
                 self.save()
                 self.log.info(f"stopped after {self.epoch} of {settings.epochs} epochs and {self.step} steps; continue with: "
-                              f"python train.py --resume {self.folder / CHECKPOINT}")
+                              + continuing(settings, self.folder / CHECKPOINT))
                 return 128 + self.stop.signal  # as a shell reports a process that the signal ended
         return 0
 

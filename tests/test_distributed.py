@@ -29,8 +29,8 @@ import train
 from experiment import data as datasets
 from experiment import cost_report, data_parallel, distributed, report, training
 from experiment.checkpoint import load_checkpoint
-from experiment.cli import UserError
-from experiment.train_settings import parse
+from experiment.cli import Stopped, UserError
+from experiment.train_settings import continuing, parse
 from models import quant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -388,13 +388,35 @@ def test_a_run_goes_on_with_another_number_of_processes_on_the_same_images(playe
     assert len(last["history"]) == 3 and last["test_acc"] > 15
 
 
+def test_a_signal_that_comes_while_others_are_waited_for_is_for_the_next_check(monkeypatch):
+    stop = distributed.StopRequest()
+    told = iter([(signal.SIGTERM, 0), (None, signal.SIGTERM)])  # what comes meanwhile, what all have had before
+
+    def wait(number):
+        came, found = next(told)
+        stop.signal = came or stop.signal
+        return found
+
+    monkeypatch.setattr(distributed, "_largest", wait)
+    stop.check()
+    assert stop.signal == signal.SIGTERM
+    with pytest.raises(Stopped):
+        stop.check()
+
+
+def test_a_run_that_was_stopped_says_what_goes_on_with_it():
+    settings = parse(["--ngpu", "0", "--log_file", "my log", "--save_path", "s"])[0]
+    assert continuing(settings, Path("s/c")) == "python train.py --resume s/c --ngpu 0 --log_file 'my log'"
+    assert continuing(parse(["--save_path", "s"])[0], Path("s/c")) == "python train.py --resume s/c"
+
+
 def test_chips_and_ranges_are_the_same_in_all_processes(played, alone):
     single, [joined] = on_chips(played[0], "alone"), result(played, on_chips, 1)
     assert single["code"] == joined["code"] == 0
     assert_same(single, joined)
     a, b = result(played, on_chips, 2)
     assert_same(a, b)
-    assert all(torch.equal(x, y) for x, y in zip(a["cells"], a["cells"])) and a["state"].keys() == single["state"].keys()
+    assert all(torch.equal(x, y) for x, y in zip(a["cells"], b["cells"], strict=True)) and a["state"].keys() == single["state"].keys()
     assert (a["state"]["classifier.3.adc_delta"] > 0).all()
 
 

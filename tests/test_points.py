@@ -1,9 +1,11 @@
 """experiment/points.py and keys.py: what a point's key says, and points that are measured once whoever is killed."""
 
 import collections
+import gc
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import threading
@@ -24,6 +26,7 @@ from experiment.locking import locked
 from experiment.points import Points
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device
+from models.quant.files import atomic_write
 
 FORK = multiprocessing.get_context("fork")
 
@@ -206,6 +209,28 @@ def test_tables_of_fewer_points_replace_none_of_more(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "write_tables", look)
     assert folder.write_tables() == results.read(tmp_path / "results.jsonl") == [{"accuracy": 1, "key": "1" * 64}]
     assert seen == [False] and (tmp_path / "results.csv").read_text() == f"accuracy,key\n1,{'1' * 64}\n"
+
+
+def test_a_parquet_is_never_of_other_rows_than_the_csv(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    results.write_tables(tmp_path, [{"a": 1}])
+    with monkeypatch.context() as without:
+        without.setattr(results.importlib.util, "find_spec", lambda name: None)
+        assert results.write_tables(tmp_path, [{"a": 1}, {"a": 2}]) == [tmp_path / "results.csv"]
+    assert not (tmp_path / "results.parquet").exists()
+    with monkeypatch.context() as ended:  # between the two files
+        ended.setattr(results, "atomic_write", lambda path, write: None if path.suffix == ".csv" else atomic_write(path, write))
+        results.write_tables(tmp_path, [{"a": 1}, {"a": 2}, {"a": 3}])
+    assert len(results.write_tables(tmp_path, [{"a": 1}, {"a": 2}, {"a": 3}])) == 2
+    assert parquet.read_table(tmp_path / "results.parquet").to_pydict() == {"a": [1, 2, 3]}
+
+
+def test_digests_of_laws_go_with_them():
+    device = Device.preset("techC_cells")
+    before, first = len(keys._laws), keys.digest(device)
+    assert keys.digest(pickle.loads(pickle.dumps(device))) == first
+    gc.collect()
+    assert len(keys._laws) <= before + 1
 
 
 def test_whole_numbers_and_fractions_are_one_column(tmp_path):

@@ -597,7 +597,7 @@ def test_clp_pulls_the_clipping_levels_down(tmp_path):
     alpha = "classifier.0.act_quant.act_alpha"
     levels = [
         quick(tmp_path / str(i), "--epochs", "1", *flags)[1]["state_dict"][alpha].item()
-        for i, flags in enumerate([["--a_lambda", "0.1"], ["--clp", "--a_lambda", "0.1"], ["--alpha_wd", "0.2"]])
+        for i, flags in enumerate([[], ["--clp", "--a_lambda", "0.1"], ["--alpha_wd", "0.2"]])
     ]
     # a_lambda alpha^2 in the loss and a decay of 2 a_lambda have the same gradient.
     assert levels[1] < levels[0] - 0.5 and levels[2] == pytest.approx(levels[1], rel=1e-2)
@@ -678,6 +678,9 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--distill", "1.5"], "--distill: 1.5 is not from 0 to 1"),
     (["--alpha_init", "0"], "--alpha_init: 0 is not fit or a number above 0"),
     (["--adc_prec", "4"], "--adc_prec is for training through the ADC: add --adc_aware"),
+    (["--a_lambda", "4"], "--a_lambda is the factor of the penalty that --clp adds: add --clp"),
+    (["--adc_aware", "--adc_share", "layer"], "--adc_share is for plans: add --adc_plan significance"),
+    (["--adc_aware", "--adc_plan", "significance", "--adc_calib", "minmax"], "--adc_calib is for uniform bits"),
     (["--adc_aware", "--wbit", "32"], "--adc_aware needs quantized weights and activations"),
     (["--adc_aware", "--cellBit", "5"], "--cellBit is 5; allowed are whole numbers from 1 to 4 (the weight bits)"),
     (["--adc_aware", "--adc_prec", "13"], "--adc_prec is 13; allowed are whole numbers from 1 to 12"),
