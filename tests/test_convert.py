@@ -1296,3 +1296,96 @@ def test_the_report_speaks_of_adcs_where_there_are_some():
     for adc_range in ("ideal", "calibrated"):
         text = str(convert(nn.Conv2d(3, 4, 3), CrossbarSpec(8, 8, adc_bits=3, adc_range=adc_range), x).crossbar_report)
         assert ("with ADCs" in text, "with its ADC" in text) == (adc_range == "calibrated",) * 2 and "quantized: " in text
+
+
+# ---- what networks do now and then ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [6, 10])
+@pytest.mark.parametrize("inputs", ["relu", "signed"])
+def test_inputs_of_another_width_are_refused_as_pytorch_does(channels, inputs):
+    x = torch.randn(64, 8)
+    for module, wrong in ((nn.Linear(8, 5), (2, channels)), (nn.Conv1d(8, 5, 1), (2, channels, 3))):
+        images = x if isinstance(module, nn.Linear) else x.unsqueeze(2)
+        net = convert(module, CrossbarSpec(4, 4, adc_bits=3), images.relu() if inputs == "relu" else images)
+        with pytest.raises(ValueError, match=f"the input has {channels} channels; 8 are expected"):
+            net(torch.rand(wrong))
+
+
+class Weighs(nn.Module):
+    """Two layers, of which the first is what a function makes of it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(8, 8), nn.Linear(8, 4), function
+        self.mask, self.lost, self.again = (torch.rand(8, 8) > 0.3).float(), [nn.Linear(8, 8)], (self.first.weight,)
+
+    def forward(self, x):
+        return self.last(self.function(self, x).relu())
+
+
+@pytest.mark.parametrize("function", [
+    lambda net, x: F.linear(x, net.first.weight.to(x.dtype), net.first.bias), lambda net, x: F.linear(x, net.first.weight.contiguous()),
+    lambda net, x: F.linear(x, net.first.weight.type_as(x)), lambda net, x: F.linear(x, net.first.weight.float().to(x.device)),
+    lambda net, x: F.linear(x, net.first.weight.t().contiguous().t()), lambda net, x: F.linear(x, net.first.weight * net.mask),
+    lambda net, x: F.linear(net.first(x), net.first.weight.detach())],
+    ids=["to", "contiguous", "type_as", "float", "turned", "mask", "detach"])
+def test_weights_on_their_way_to_a_product(function):
+    """They are on crossbars, their states are plain tensors, and can be loaded behind a pass in inference mode."""
+    torch.manual_seed(0)
+    net, x = Weighs(function), torch.randn(64, 8)
+    made, file = convert(net, W8A8, x), io.BytesIO()
+    assert made.crossbar_report.share == 1 and (made(x) - net(x)).abs().max() < 0.03 * net(x).abs().max()
+    torch.save(made.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    with torch.inference_mode():
+        before = made(x)
+    made.load_state_dict(state)
+    assert torch.equal(made(x), before)
+
+
+@pytest.mark.parametrize("function, words", [
+    (lambda net, x: net.lost[0](x), "unregistered_8x8 cannot be put on crossbars: it is a product with a parameter that no module of the "),
+    (lambda net, x: F.linear(net.first(x), net.again[0]), "first was put on crossbars, but the network passes it by in 1 of 2 calls")])
+def test_products_that_would_stay_digital_unseen_are_refused(function, words):
+    with pytest.raises(ValueError, match=words):
+        convert(Weighs(function), W8A8, torch.randn(64, 8))
+    if "unregistered" in words:
+        made = convert(Weighs(function), W8A8, torch.randn(64, 8), skip=["unregistered_8x8"])
+        assert made.crossbar_report.digital["unregistered_8x8"] == "skipped" and made.crossbar_report.share < 0.4
+
+
+class Experts(nn.Module):
+    """Each image goes to one of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        y, chosen = x.new_zeros(len(x), 4), x[:, 0] > 0
+        y[chosen], y[~chosen] = self.one(x[chosen]), self.other(x[~chosen])
+        return y
+
+
+@pytest.mark.parametrize("spec", [W8A8, CrossbarSpec(8, 8, cell_bits=2, adc_bits=8)], ids=["ideal", "adc"])
+def test_experts_that_no_image_of_the_correction_goes_to(spec):
+    torch.manual_seed(0)
+    net, x = Experts(), torch.randn(300, 8)
+    x[:, 0] = x[:, 0].abs()
+    x[-30:, 0] *= -1
+    made = convert(net, spec, x)
+    assert (made(x) - net(x)).abs().max() < 0.1
+    with pytest.raises(ValueError, match="no image reaches other, so that nothing says what its inputs are; give more images, or skip="):
+        convert(net, spec, x[:270])
+
+
+def test_outputs_in_which_nothing_is_found_are_one_line():
+    with pytest.raises(ValueError, match="the network returns a tuple, in which no tensor of real numbers can be found"):
+        convert(nn.Sequential(nn.Linear(8, 4), Argmax()), W8A8, torch.randn(64, 8))
+
+
+class Argmax(nn.Module):
+    def forward(self, y):
+        return (y.argmax(1),)

@@ -283,9 +283,15 @@ def _correct(model, layers, images, wanted):
 
 def output_moments(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]], images: Tensor
                    ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """(`{layer name: deviation and mean of each channel}`, output of the network). Layers learn whether they are called more than once."""
+    """(`{layer name: deviation and mean of each channel}`, of layers that see anything, output of the network). Layers learn whether they
+    are called more than once."""
     moments = {}
-    y = _watch_outputs(model, layers, images, lambda name, layer, y: moments.setdefault(name, []).append(_counted_moments(layer, y)))
+
+    def see(name, layer, y):
+        if y.numel():
+            moments.setdefault(name, []).append(_counted_moments(layer, y))
+
+    y = _watch_outputs(model, layers, images, see)
     for name, layer in layers:
         layer.shared = len(moments.get(name, ())) > 1
     return {name: _together(calls) for name, calls in moments.items()}, y
@@ -295,7 +301,8 @@ def match_channels(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]]
                    wanted: Mapping[str, tuple[Tensor, Tensor]], give: Callable[[CrossbarLayer, Tensor, Tensor], None]) -> Tensor:
     """Run the network and give each layer's channels the deviation and mean that are wanted, those of the layers before it first.
 
-    A layer that the network calls more than once gets what all its calls together need, when they are over.
+    A layer that the network calls more than once gets what all its calls together need, when they are over; one that sees nothing, such as
+    an expert that no image goes to, stays as it is.
 
     Args: wanted, `{layer name: (deviation, mean)}`, float64 `[out]`; give, called with (layer, gain, offset), float64 `[out]`.
     Returns: the network's output.
@@ -303,6 +310,8 @@ def match_channels(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]]
     calls = {}
 
     def see(name, layer, y):
+        if name not in wanted or not y.numel():
+            return None
         found = _counted_moments(layer, y)
         if layer.shared:
             calls.setdefault(name, []).append(found)

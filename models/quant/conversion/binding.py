@@ -118,8 +118,13 @@ def _call(func, args, kwargs):
     paths = step(path, func, args, kwargs, result)
     if func in PRODUCTS and root.known.isdisjoint(paths.values()):  # else it is one of weights, on the way to a product with an input
         _warn_of_unseen(func, args, kwargs)
-    return tree.tree_map_only(Tensor, lambda value: _Made.of(value, root, paths[id(value)])
-                              if paths[id(value)] in root.known or part and value.dim() > 1 else value, result)
+
+    def marked(value):
+        if any(value is each for each in tensors):  # as of `weight.to(x.dtype)` where that changes nothing
+            return value
+        return _Made.of(value, root, paths[id(value)]) if paths[id(value)] in root.known or part and value.dim() > 1 else value
+
+    return tree.tree_map_only(Tensor, marked, result)
 
 
 def _warn_of_unseen(func, args, kwargs):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -30,7 +31,7 @@ from ..eager import refuse_export
 from ..modes import without_adc
 from ..spec import CrossbarSpec
 from .attention import open_attention
-from .binding import Bound
+from .binding import Bound, plain
 from .encodings import ENCODINGS
 from .gptq import gptq
 from .layer import ConvertedLayer
@@ -168,7 +169,7 @@ def _batches(images, net):
     if len({batch.shape[1:] for batch in batches}) > 1:
         sizes = ", ".join(str(list(shape)) for shape in dict.fromkeys(batch.shape[1:] for batch in batches))
         raise ValueError(f"the images have several sizes ({sizes}); give those of one size, cut or padded as the network takes them")
-    parameter = next(net.parameters(), None)
+    parameter = next((each for each in net.parameters() if each.is_floating_point()), None)
     if parameter is None:
         raise ValueError("this network has no weights")
     return [batch.to(parameter.device, parameter.dtype if batch.is_floating_point() else batch.dtype) for batch in batches]
@@ -311,12 +312,15 @@ def _bind(net, layers, found, inputs, weight_scale, activations, quantized):
                 module._parameters[key] = root
                 module.register_load_state_dict_pre_hook(functools.partial(_forget_cells, key, root))
                 module.register_load_state_dict_post_hook(functools.partial(_bind_again, key, root))
+                module.register_state_dict_post_hook(functools.partial(_plain_again, key))
         root = roots[product.parameter]
         layer = ConvertedLayer(product.form, root, product.path, product.weight, product.made, spec or CrossbarSpec(8, 8), inputs,
                                quantized)
         layer.to(parameter.device)
         layer.shared = product.calls > 1
         if quantized:
+            if not product.sample:
+                raise ValueError(f"no image reaches {name}, so that nothing says what its inputs are; give more images, or skip=[{name!r}]")
             layer.fit(torch.cat(product.sample), product.lowest, product.largest, weight_scale, activations)
         owner, key = owners[id(parameter)][0]
         if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
@@ -349,6 +353,12 @@ def _bind_again(key, root, module, _):
         module._parameters[key] = root
 
 
+def _plain_again(key, _, state_dict, prefix, *__):
+    """Let a state hold plain tensors, also of a network that uses `weight.detach()` as a weight."""
+    if prefix + key in state_dict:
+        state_dict[prefix + key] = plain(state_dict[prefix + key])
+
+
 def _round(net, bound, rounding, elsewhere):
     """Round weights.
 
@@ -372,10 +382,10 @@ def _round(net, bound, rounding, elsewhere):
 
 def _verify(net, bound, images, wanted):
     """With quantizers off, the bound network has to give the float network's answers, through every layer."""
-    called = set()
+    called = Counter()
     with contextlib.ExitStack() as stack:
         for name, (layer, _) in bound.items():
-            stack.callback(layer.register_forward_pre_hook(lambda *_, name=name: called.add(name)).remove)
+            stack.callback(layer.register_forward_pre_hook(lambda *_, name=name: called.update([name])).remove)
             stack.callback(setattr, layer, "quantized", layer.quantized)
             layer.quantized = False
         try:
@@ -385,9 +395,12 @@ def _verify(net, bound, images, wanted):
                 raise
             for layer, _ in bound.values():  # outputs lie channels last otherwise
                 layer.contiguous = True
+            called.clear()
             y = first_tensor(net(images.clone())).double()
-    if missing := [name for name in bound if name not in called]:
-        raise ValueError(f"{missing[0]} was put on crossbars, but the network passes it by; give skip=[{missing[0]!r}], and report it")
+    for name, (_, product) in bound.items():  # of the calls with this batch
+        if called[name] < product.calls:
+            seldom = f" in {product.calls - called[name]} of {product.calls} calls" if called[name] else ""
+            raise ValueError(f"{name} was put on crossbars, but the network passes it by{seldom}; give skip=[{name!r}], and report it")
     wanted = first_tensor(wanted).double()
     if (y - wanted).square().sum() > 1e-4 * wanted.square().sum():
         raise ValueError("with its weights bound, the network gives other answers than before: is it the same at each call?")

@@ -105,7 +105,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if prefix + "made" in state_dict:
-            self._outdated = False
+            self._outdated, self.made = False, torch.empty_like(self.made)  # the last one may be a tensor of inference mode
         self.act_quant.load_window(state_dict, prefix + "act_quant.")
         fitted = self.fitted(self._spec)
         if fitted != self._spec:  # other codes have other digits, of which each has its place in a plan
@@ -311,7 +311,9 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
 
     def _parts(self, x, encoding=encodings.ENCODINGS[0]):
         warn_of_nan(x)
-        codes = self.act_quant.codes(self.form.images(x).float().contiguous())  # as engines take them, whatever the order of x
+        images = self.form.images(x)
+        self._check_channels(images.shape[3])
+        codes = self.act_quant.codes(images.float().contiguous())  # as engines take them, whatever the order of x
         return encodings.parts(codes, self.act_quant.window[0], encoding, self.form.geometry.padding, self.act_quant.abit)
 
     def _of_an_offset(self):

@@ -110,8 +110,12 @@ def first_tensor(y: Any) -> Tensor:
     if isinstance(y, Tensor):
         return y
     logits = y.get("logits") if isinstance(y, Mapping) else getattr(y, "logits", None)
-    return logits if logits is not None else next(
-        leaf for leaf in tree.tree_leaves(y) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    found = logits if logits is not None else next(
+        (leaf for leaf in tree.tree_leaves(y) if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
+    if found is None:
+        raise ValueError(f"the network returns a {type(y).__name__}, in which no tensor of real numbers can be found; let it return a "
+                         "tensor, or a tuple, list or dict of tensors")
+    return found
 
 
 def measure_layers(net: nn.Module, layers: list, images: Tensor, quantized: bool, unrounded: Mapping[nn.Module, Tensor]

@@ -41,6 +41,7 @@ ADDED_TO = ("addmm", "baddbmm", "addbmm", "addmv")  # whose first tensor is only
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 BETWEEN_ACTIVATIONS = ("matmul", "__matmul__", "bmm", "einsum", "mm", "mv", "dot", "vdot", "linalg_vecdot", "linear", "inner", "tensordot",
                        "scaled_dot_product_attention", *ADDED_TO, *CONVOLUTIONS)
+UNREGISTERED = "a product with a parameter that no module of the network holds (give modules in a list to nn.ModuleList)"
 OF_A_VECTOR, OF_A_BUFFER = "a product with weights of one dimension", "a product with a buffer"
 
 
@@ -125,6 +126,8 @@ class _Watcher(TorchFunctionMode):
         for name, buffer in model.named_buffers():
             self.fixed[id(buffer)] = buffer
             self.no_matrix[id(buffer)] = name, OF_A_BUFFER
+        for module in model.modules():  # such as a mask that is a plain attribute
+            self.fixed |= {id(value): value for value in vars(module).values() if isinstance(value, Tensor)}
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -188,12 +191,18 @@ class _Watcher(TorchFunctionMode):
                 self.found.others_multiplications += sum(self.parameters[each].numel() for each in weights) * x.numel() // x.shape[-1]
         elif name in BETWEEN_ACTIVATIONS:
             count = _between(name, args, tensors, result) if self.first and isinstance(result, Tensor) else 0
-            known = next((self.no_matrix[id(each)] for each in _factors(name, args, kwargs, tensors) if id(each) in self.no_matrix), None)
+            factors = _factors(name, args, kwargs, tensors)
+            known = next((self.no_matrix[id(each)] for each in factors if id(each) in self.no_matrix), None)
+            if known is None and (own := next((each for each in factors if self._is_unregistered(each)), None)) is not None:
+                known = "unregistered_" + "x".join(map(str, own.shape)), UNREGISTERED
             if known is None:
                 self.found.between += count
                 return
             (self.found.buffers if known[1] == OF_A_BUFFER else self.found.others).update([known])
             self.found.others_multiplications += count
+
+    def _is_unregistered(self, tensor):
+        return isinstance(tensor, nn.Parameter) and id(tensor) not in self.fixed
 
     def _operands(self, func, args, kwargs, known):
         """The parts of a product whose weight follows from one parameter, and whose input is none of what is known."""
