@@ -49,12 +49,14 @@ class Costs:
         """Refuse a setting, on which the network is placed, that has no cost in this technology. Raises: ValueError."""
         if not self._has(setting):
             return
+        bits = set()  # of all layers, as one source is for the converters of a whole chip
         try:
             for _, layer in quant.crossbar_layers(network):
                 spec = layer.spec
                 if spec.adc_range != "ideal":
-                    self.technology.check_adc(range(1, spec.adc_max_bits + 1) if spec.planned else [int(spec.adc_bits)])
+                    bits.update(range(1, spec.adc_max_bits + 1) if spec.planned else [int(spec.adc_bits)])
                     check_width(layer, self.technology.columns)
+            self.technology.check_adc(bits)
         except ValueError as error:
             raise ValueError(f"--cost {self.technology.name}, {setting}: {error}") from None
 

@@ -124,7 +124,7 @@ def load(model: str, state: str | None = None, image_size: int | None = None, we
     else:
         network, transform = _of_torchvision(model.removeprefix("torchvision/"), weights and not state, image_size)
     if state:
-        load_weights(network, _state(state), source=state)
+        load_weights(network, _state(state), ("num_batches_tracked",), source=state)  # which older states lack
     return Foreign(network.eval(), transform or None, bool(state) or weights and not is_file(model))
 
 

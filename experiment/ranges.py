@@ -3,7 +3,8 @@
 `{"ranges": [{<hardware>, <how they were chosen>, "layers": {name: {"sha256": ..., "ranges": [[delta, q_min] of each slice],
 "input_step": ..., "gain": [of each channel], "offset": [of each channel]}}}]}`; with a plan `[[delta, q_min] of each slice] of each
 digit` and as many "bits"; sha256 is that of the layer's weight codes and input_step what an input code is worth, whose reads the ranges
-fit (older files do not say it); gain and offset are left out where there is no correction.
+fit (older files do not say it); "inputs", of converted layers, is how negative codes are applied, on which the reads depend too; gain and
+offset are left out where there is no correction.
 """
 
 import json
@@ -67,16 +68,25 @@ class AdcRanges:
         _check(entry)
         self.add(_key(setting), entry)
 
+    def layers(self, setting: Setting) -> dict[str, Any] | None:
+        """The ranges that are kept for a setting, by layer, or None. A plan whose layers share their bits goes before one of the same
+        hardware in which each has its own."""
+        key = _key(setting)
+        found = self.entries.get(key) or self.entries.get((*key[:-1], None))
+        return found and found["layers"]
+
     def restore(self, network: nn.Module, setting: Setting, source: str) -> None:
         """Give a network that is placed on a setting the ranges that are kept for it.
 
         Raises: UserError that names `source` where there are none for these weight codes, or they are not of this hardware.
         """
-        layers = self.entries.get(_key(setting), {"layers": {}})["layers"]
+        layers = self.layers(setting) or {}
         for name, layer in on_adcs(network):
             found: Mapping[str, Any] | None = layers.get(name)
             step = _input_step(layer)
-            if not found or found["sha256"] != quant.sha256(layer.w_codes().cpu()) or found.get("input_step", step) != step:
+            reads = step, layer.encoding if hasattr(layer, "encoding") else None
+            kept = found and (found.get("input_step", step), found.get("inputs", reads[1]))
+            if kept != reads or found["sha256"] != quant.sha256(layer.w_codes().cpu()):
                 raise UserError(f"{source} has no ranges of {name} with these weights and input codes for {setting}; "
                                 "calibrate it without --adc_ranges")
             try:
@@ -131,6 +141,8 @@ def entry_of(network: nn.Module, setting: Setting, calib_images: int, sha256: Ma
     for name, layer in on_adcs(network):
         ranges = torch.stack([layer.adc_delta, layer.adc_q_min.double()], dim=-1).tolist()
         layers[name] = {"sha256": sha256[name], "input_step": _input_step(layer), "ranges": ranges}
+        if hasattr(layer, "encoding"):
+            layers[name]["inputs"] = layer.encoding
         if layer.spec.planned:
             layers[name]["bits"] = layer.adc_bits_plan.tolist()
         if rule.correct == "channel":  # 9 digits tell all float32 numbers apart
@@ -182,7 +194,7 @@ class RangesOfRun:
         """The ranges that `give` gives, as they are kept."""
         if setting.spec.adc_range != "calibrated" or self.to_calibrate(setting):
             return None
-        return self.kept.entries.get(_key(setting), {"layers": None})["layers"] if self.file else self.trained
+        return self.kept.layers(setting) if self.file else self.trained
 
     def keep(self, entries: Mapping[Setting, dict[str, Any]]) -> None:
         """Add the ranges that settings were calibrated with to the results folder's adc_ranges.json. Args: entries, see `entry_of`."""

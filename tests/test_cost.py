@@ -287,7 +287,8 @@ def test_latency_copies_pipeline_and_leakage(technology):
     assert one.utilisation == 4 * (12 * 45 + 8 * 108 + 6 * 72) / (32 * 16 * 32)
     assert one.energy.typical == pytest.approx(3e-6 * 32 * sum(expected))
     two = estimate(counts, net, technology(**parts, copies="2,", pipelined="1,"))
-    assert two.latency.typical == pytest.approx(sum(expected) / 2) and two.interval.typical == pytest.approx(expected[0] / 2)
+    halved = sum(expected[:2]) / 2 + expected[2]  # the pixel of the linear layer is one copy's
+    assert two.latency.typical == pytest.approx(halved) and two.interval.typical == pytest.approx(expected[0] / 2)
     assert two.leakage.typical == pytest.approx(2 * one.leakage.typical)
     assert two.tops.typical == pytest.approx(1e-12 * two.operations / (expected[0] / 2))
 
@@ -387,6 +388,8 @@ def test_units_and_values_of_another_node(technology):
     found = technology(adc_energy="3,pJ", adc_fit="2,GS/s", read_voltage="200,mV")
     assert [source.component for source in found.of("adc_energy")] == ["adc_energy", "adc_fit"]  # the fit is the last
     assert found.of("adc_area")[1].at("adc_area", 65, 6) == adc_fit.area(6, 65, 2e9) and found.read_voltage == 0.2
+    none = technology(adc_energy="3,pJ", adc_fit="0,GS/s")
+    assert [source.component for source in none.of("adc_energy")] == ["adc_energy"]
 
 
 def test_scaling_between_nodes():

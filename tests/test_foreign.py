@@ -379,6 +379,13 @@ def test_images_and_correction_of_the_conversion_whatever_the_ranges(net):
     assert (restored["accuracy"], restored["changed_predictions"]) == (calibrated["accuracy"], calibrated["changed_predictions"])
     with pytest.raises(UserError, match="no ranges of .* with these weights and input codes"):  # another conversion
         evaluation.main([*flags, "--adc_ranges", "out/adc_ranges.json", "--save_path", "again"])
+    ranges = json.loads(Path("out/adc_ranges.json").read_text())
+    for layer in ranges["ranges"][0]["layers"].values():
+        assert layer["inputs"] == "phases"
+        layer["inputs"] = "ternary"  # of the same codes and steps, but not of the same reads
+    Path("ternary.json").write_text(json.dumps(ranges))
+    with pytest.raises(UserError, match="no ranges of .* with these weights and input codes"):
+        evaluation.main([*flags, *own, "--adc_ranges", "ternary.json", "--save_path", "again"])
     assert evaluation.main([*flags, *own, "--adc_range", "full", "--save_path", "again"]) == 0
     with pytest.raises(UserError, match="--adc_calib is for calibrated ranges"):
         evaluation.main([*flags, "--adc_calib", "minmax", "--adc_range", "full", "--save_path", "again"])
@@ -517,3 +524,18 @@ def test_flags_are_the_options_of_convert():
         for word in conversion_settings.Conversion.__dataclass_fields__[name].metadata["kind"]:
             assert quant.convert(network, spec, x, **{name: word})(x).shape == (8, 3)
     assert Setting(spec).spec.w_bits == 4
+
+
+def test_older_states_without_counters_of_batch_norm(tmp_path, monkeypatch):
+    """PyTorch loads them, and so they are loaded here; what else is missing is not."""
+    monkeypatch.chdir(tmp_path)
+    Path("normed.py").write_text("from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))\n")
+    state = foreign.load("normed.py:net", weights=False).network.state_dict()
+    state["1.running_mean"] += 3
+    del state["1.num_batches_tracked"]
+    torch.save(state, "old.pt")
+    assert torch.equal(foreign.load("normed.py:net", "old.pt").network[1].running_mean, state["1.running_mean"])
+    del state["1.bias"]
+    torch.save(state, "old.pt")
+    with pytest.raises(UserError, match="old.pt does not fit the model: missing: 1.bias"):
+        foreign.load("normed.py:net", "old.pt")

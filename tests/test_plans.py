@@ -726,6 +726,10 @@ def test_what_has_the_mean_is_chosen_by_a_flag(run, checkpoint):  # noqa: F811
         assert (records[1]["adc_share"], records[1]["adc_calib"], records[1]["adc_per"]) == (share, None, None)
         [entry] = [each for each in stored() if each["adc_share"] == share]
         found[share] = [np.sum(layer["bits"]) for layer in entry["layers"].values()]
+        Path(f"{share}.json").write_text(json.dumps({"ranges": [entry]}))
+        flags = ["--resume", checkpoint, *FAST, *PLANNED_FLAGS, "--adc_ranges", f"{share}.json"]
+        assert evaluation.main([*flags, "--save_path", share]) == 0  # the file says how they are shared
+        assert results(share)[-1]["accuracy"] == records[1]["accuracy"]
     assert max(found["layer"]) == 20 and found["network"] != found["layer"]
     assert len(found["layer"]) == len(CROSSBARS)
 

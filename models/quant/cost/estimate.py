@@ -7,7 +7,7 @@ With V and t the read's voltage and pulse, S_k[r] the sum of slice k's levels in
     E_lines = column_bit + column_pulse + array_bit, each times how often      bit lines
     E_adc   = sum over conversions of E(bits)                      those that are made
     E_logic = shift_add conversions + add sums     E_buffers = buffer bits     E_leak = leakage arrays T
-    T_layer = pixels sum over digits (setup + pulses t + conversions of one ADC, in turn) / copies
+    T_layer = max(1, pixels / copies) sum over digits (setup + pulses t + conversions of one ADC, in turn)
     area    = arrays (rows (columns + reference) cell_area F^2 + ceil(columns / m) (adc_area + shift_add_area) + rows row_area) + buffers
 """
 
@@ -210,7 +210,8 @@ class _Ends:
         done, hardware = self.done[name], self.technology
         fixed = sum(hardware.read_setup + pulses * hardware.read_pulse for pulses in done.pulses)
         each = Band(*(fixed + _conversion_time(done, source, hardware.node) for source in self._sources("adc_time")))
-        return each.scaled(done.pixels / self.images / hardware.copies)
+        pixels = done.pixels / self.images
+        return each.scaled(max(pixels / hardware.copies, min(pixels, 1.0)))  # a pixel is read by one copy
 
     def named(self) -> dict[str, tuple[str, str, str]]:
         """The texts of the sources of those parts where they are several."""

@@ -48,7 +48,7 @@ PARTS = {
     "shift_add_area": ("area", True, "shift and add, one for each converter"),
     "row_area": ("area", True, "the driver of a word line"),
     "buffer_area": ("area", True, "a bit of the buffer, which holds the input of a layer"),
-    "adc_fit": ("rate", False, "energy and area of converters by a fit to published ones, at this rate; a source for both"),
+    "adc_fit": ("rate", False, "energy and area of converters by a fit to published ones, at this rate; a source for both; 0: none"),
 }
 
 
@@ -158,7 +158,7 @@ class Technology:
 
     def of(self, component: str) -> tuple[Source, ...]:
         """The sources of a part, the typical one first. A fit of converters is one, the last, for their energy and their area."""
-        fits = self.sources.get("adc_fit", ()) if component in ("adc_energy", "adc_area") else ()
+        fits = [each for each in self.sources.get("adc_fit", ()) if each.value] if component in ("adc_energy", "adc_area") else ()
         return (*self.sources.get(component, ()), *fits)
 
     def for_bits(self, component: str, bits: Iterable[int]) -> tuple[Source, ...]:

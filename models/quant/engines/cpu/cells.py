@@ -43,8 +43,8 @@ class Prepared:
     @functools.cached_property
     def _by_matrix(self):
         """The plan of products of matrices, None where the machine or the layer does not fit, or rows are faster: where 16 bits hold the
-        reads (VGG7's chips take 0.6 to 0.8 of the time by rows), and where reads are noisy, as the work that noise takes overlaps with
-        the additions of rows better than with products (a fifth of the time, where an eighth of the bits are one)."""
+        reads and steps are whole (VGG7's chips take 0.6 to 0.8 of the time by rows), and where reads are noisy, as the work that noise
+        takes overlaps with the additions of rows better than with products (a fifth of the time, where an eighth of the bits are one)."""
         noisy = self.layer.readout is not None and self.layer.readout.noisy
         if not can_multiply() or noisy or self._narrow.fits:
             return None
