@@ -293,6 +293,19 @@ def test_gate_access_within_two_percent_of_the_exact_ladder():
         assert np.sqrt(((ignored - data) ** 2).mean() / (data**2).mean()) > 0.05
 
 
+@pytest.mark.parametrize("nothing", [0, 1])
+def test_arrays_that_conduct_nothing_leave_the_curve_to_the_others(nothing):
+    lines, arrays = np.random.default_rng(0).choice([0.0, 160.0], (1, 192, 20)), [(0, 128), (128, 192)]
+    lines[:, slice(*arrays[nothing])] = 0
+    errors = []
+    found, curve = program_module._behind_a_curve(lines, arrays, 1.0, np.random.default_rng(1), errors)
+    on = np.random.default_rng(2).random((40, 192)) < 0.2
+    (start, stop), s = arrays[1 - nothing], 1e-6 * (on @ found[0])
+    exact = gate_exact(1e-6 * lines[0, start:stop], on[:, start:stop], 1.0)
+    assert np.sqrt((((s * (curve[0] + s * (curve[1] + s * curve[2]))) - exact) ** 2).mean() / (exact**2).mean()) < 0.015
+    assert 0 < max(errors) < 0.015 and not found[:, slice(*arrays[nothing])].any()
+
+
 def test_the_curve_of_gate_access_is_that_of_the_fullest_array():
     codes, curves = torch.randint(0, 16, (9, 100, 1, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), []
     for rows in (ROWS, 100):

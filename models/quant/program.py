@@ -269,7 +269,8 @@ def _behind_a_curve(lines, arrays, wire_ohm, generator, errors):
         # The groups of an array are columns like any other, as their wires leave the same of each row.
         seen = np.stack([np.moveaxis(lines[:FITTED_GROUPS, part, :COLUMNS], 0, 1).reshape(rows, -1) for part in alike])
         fit = gate_curve(1e-6 * seen, on, wire_ohm, curve)
-        curve = None if fit.b == STRAIGHT else fit.b  # arrays that conduct nothing have none
+        if curve is None and fit.b != STRAIGHT:  # which is the curve of arrays that conduct nothing, too
+            curve = fit.b
         errors.append(fit.error)
         for part, left in zip(alike, fit.left):
             found[:, part] = lines[:, part] * left[:, None]
