@@ -492,7 +492,8 @@ def test_errors_of_gate_access_of_single_layers():
         place(net, made)
         program(net, made, 0)
         found[name] = [{"layer": each} for each in "01"]
-        chip_report._add_gate_errors(found[name], net, made, 0, x)
+        straight, both = chip_report._without_wires(net, made, 0)
+        chip_report._add_gate_errors(found[name], gate_errors(net, x, made.chips.device, straight, 2.0, both))
     assert found["mixed"] == [found["offset"][0], found["pair"][1]]
     assert all(0 < each["gate_error"] < each["without_wires_error"] for each in found["pair"])
 
