@@ -574,6 +574,18 @@ def test_losses_have_the_noise_of_reads_in_them(scene):
         assert all(entry["chip"] < entry["both"] - 1 for entry in diagnostics.losses(net, images))
 
 
+def test_losses_do_not_depend_on_the_correction_of_the_chip(scene):
+    """The ADC on nominal cells is the same whatever chip its layers were corrected for."""
+    net, images, *_ = scene
+    with quant.set_engine("numba"):
+        on_a_chip(net, NOISY)
+        plain = diagnostics.losses(net, images)
+        for _, layer in quant.crossbar_layers(net):
+            layer.set_correction(0.3 * torch.ones_like(layer.adc_gain), torch.full_like(layer.adc_offset, 2.0))
+        assert diagnostics.losses(net, images) == plain
+        assert all(bool((layer.adc_gain == 0.3).all() and (layer.adc_offset == 2).all()) for _, layer in quant.crossbar_layers(net))
+
+
 WITHOUT = {"quantization", "adc"}  # a device's cells, what its reads have besides
 
 

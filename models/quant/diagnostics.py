@@ -100,7 +100,10 @@ def losses(model: nn.Module, images: Tensor, corrected: bool = True,
                 y = channels.scaled(y, gain, offset, layer.channel_dim)
             return y
 
+        correction = layer.adc_gain, layer.adc_offset
         try:
+            if corrected:  # each row has its own in place of the chip's
+                layer.set_correction(torch.ones_like(layer.adc_gain), torch.zeros_like(layer.adc_offset))
             adc_alone, both = output(chip.nominal), output(chip.cells)  # a full range follows from nominal cells
             whole = output(chip.cells, chip.readout) if chip.readout else both
             with without_adc(model):
@@ -109,7 +112,7 @@ def losses(model: nn.Module, images: Tensor, corrected: bool = True,
                 steps.append(output(chip.cells, of_wires) if curved else cells)
                 steps.append(output(chip.cells, chip.readout) if chip.readout else steps[-1])
         finally:
-            layer.chip = chip
+            layer.chip, (layer.adc_gain, layer.adc_offset) = chip, correction
         steps.append(whole)
         result.append({"layer": name, **_scatter(layer), "all": _sqnr(steps[0], whole), "shares": _shares(steps),
                        **{key: _sqnr(ideal, y) for key, y in (("adc", adc_alone), ("cells", cells), ("both", both), ("chip", whole))}})
