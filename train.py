@@ -140,6 +140,7 @@ def start(run: training.Run, actions: Actions, checkpoint: dict | None, num_clas
         if known := starting.known_in_validation(run.settings, checkpoint, run.data.train_y, actions.fine_tune):
             run.log.info(f"{known} of {len(run.val_x)} validation images are among those that these weights were trained on, with another "
                          "--seed, --val_split or --limit_train: validation accuracies are too high")
+    training.program(run.net, run.settings, step=0)  # cells that cannot be are refused before the folder holds a run
     for file in (CHECKPOINT, BEST) if distributed.is_first() else ():  # after --overwrite, nothing may continue the old run by mistake
         Path(run.folder, file).unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from models import quant
-from models.quant import CrossbarSpec, diagnostics
+from models.quant import Calibration, CrossbarSpec, diagnostics
 
 from . import chip_report, conversion, data, distributed, flags, foreign, images, keys, machine, per_layer, points, report, results
 from .chip_files import save_cells, stored_cells
@@ -177,12 +177,13 @@ class Bench:
             if not self.point(None):
                 self.measure(None, wait=True, progress=progress)
             software = self.record(None)
-            if self.costs.technology and not self.costs.counts:  # which were made where the software was measured
-                self._measure(None, None, original, progress=progress)
 
         def make() -> dict[str, Any]:
-            there = setting and self.chip(setting)  # the other point of this chip
-            return there or self._make(setting, software, original, progress)
+            if there := setting and self.chip(setting):  # the other point of this chip
+                return there
+            if setting and self.costs.technology and not self.costs.counts:  # which were made where the software was measured
+                self._measure(None, None, original, progress=progress)
+            return self._make(setting, software, original, progress)
 
         return self.points.measure(self.key(setting), make, wait, of_several)
 
@@ -270,14 +271,15 @@ class Bench:
 
     def write_report(self, setting: Setting, log: logging.Logger) -> None:
         """Table, JSON and picture of what the ADC, or a chip, does to each layer, for a setting that was measured."""
-        path = Path(self.folder, report_name(setting, self.key(setting)))
-        title = f"{self.settings.model.removesuffix('_eval')} on {self.settings.dataset}: {setting}"
+        text = report_text(setting, self.settings.planes)
+        path = Path(self.folder, report_name(text, self.key(setting)))
+        title = f"{self.settings.model.removesuffix('_eval')} on {self.settings.dataset}: {text}"
         shown, cache = self.shown, self.cache
         place(self.net, setting, self.cells)
         if setting.chips or is_chip(self.cells):
             table = chip_report.write(path, self.net, setting, title, shown.report, shown.calibration, cache, self.cells,
                                       self.settings.engine)
-            log.info(f"{setting}:\n{table}\npicture: {path.with_suffix('.png')}")
+            log.info(f"{text}:\n{table}\npicture: {path.with_suffix('.png')}")
             return
         if self.ranges.to_calibrate(setting):
             kept = AdcRanges()
@@ -287,14 +289,23 @@ class Bench:
             self.ranges.give(self.net, setting)
         histograms = count_reads(self.net, setting, shown.calibration, cache, progress=True)
         layers = diagnostics.report(self.net, shown.report, histograms, setting.calibration.rule, setting.calibration.per)
-        report.write_report(path.with_suffix(".json"), str(setting), layers)
+        report.write_report(path.with_suffix(".json"), title, setting, layers)
         report.report_plot(path.with_suffix(".png"), title, layers, setting.spec.adc_bits)
-        log.info(f"{setting}:\n{report.layers_table(layers)}\npicture: {path.with_suffix('.png')}")
+        log.info(f"{text}:\n{report.layers_table(layers)}\npicture: {path.with_suffix('.png')}")
 
 
-def report_name(setting: Setting, key: str) -> str:
-    """The files of a report are called as its setting, and by the start of its key where that would be too long."""
-    name = "report_" + re.sub(r"[^0-9a-z]+", "_", str(setting).lower())
+def report_text(setting: Setting, planes: str | None = None) -> str:
+    """A setting as tables name it, and what these leave out, as all of their rows have it in common."""
+    usual, calibrated = Calibration(), setting.spec.adc_range == "calibrated"
+    values = {name: getattr(setting.calibration, name) for name in ("rule", "per", "correct", "share") if calibrated}
+    notes = [f"{flags.flag_name(name)} {value}" for name, value in values.items() if value != getattr(usual, name)]
+    notes += [f"chip {setting.chips.chip_seed}"] if setting.chips else []
+    return ", ".join([str(setting), *notes, *([f"cells of {planes}"] if planes else [])])
+
+
+def report_name(text: str, key: str) -> str:
+    """The files of a report are called by its `report_text`, and by the start of its key where that would be too long."""
+    name = "report_" + re.sub(r"[^0-9a-z]+", "_", text.lower()).strip("_")
     return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}_{key[:8]}"
 
 

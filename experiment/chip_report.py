@@ -46,9 +46,9 @@ def write(path: Path, network: nn.Module, setting: Setting, title: str, images: 
             slices = diagnostics.cell_levels(layer)
         finally:
             quant.program(network, None)
-    content = {"setting": str(setting), "chip_seed": seed, "losses": layers, "cells": {"layer": name, "slices": slices}}
+    content = {"title": title, "setting": str(setting), "chip_seed": seed, "losses": layers, "cells": {"layer": name, "slices": slices}}
     atomic_write(path.with_suffix(".json"), lambda file: file.write(json.dumps(content).encode()))
-    plot(path.with_suffix(".png"), title if seed is None else f"{title}\nchip {seed}", name, slices, layers, setting)
+    plot(path.with_suffix(".png"), title, name, slices, layers, setting)
     return losses_table(layers)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from models import quant
 from models.quant import Device, Wires
-from models.quant.devices import ROW_OHM, WIRE_OHM, describe, parse_time, presets
+from models.quant.devices import ROW_OHM, WIRE_OHM, describe, parse_time, presets, raw_folder
 
 from . import flags
 from .cli import UserError
@@ -27,6 +27,7 @@ LIST = "list"  # --device list: say which there are
 TIME = Number(parse_time, "seconds, or a number with ms, s, min, h, d or w, such as 1h", lambda value: True)
 TEMP = Number(float, "a number of degrees Celsius", lambda value: -274 < value < float("inf"))
 PROBABILITY = Number(float, "a probability from 0 to 1", lambda value: 0 <= value <= 1)
+LEVELS = Number(float, f"a number from 0 to {quant.MOST_LEVELS:g}", lambda value: 0 <= value <= quant.MOST_LEVELS)
 NOISE = Number(lambda text: text if text == "device" else float(text), "device, or a number of uS from 0 up",
                lambda value: value == "device" or 0 <= value < float("inf"))
 WIRES = {name: field.metadata for name, field in Wires.__dataclass_fields__.items()}
@@ -74,7 +75,7 @@ def _first(name: str) -> Device:
     """The preset or the file, at its first time and lowest temperature."""
     if name in presets():
         return Device.preset(name)
-    if not Path(name).exists():
+    if not name or not (raw_folder(name) or Path(name)).exists():
         raise ValueError(f"no preset and no file is called so; presets are {', '.join(presets())}")
     return Device.read(name)
 
@@ -87,11 +88,11 @@ class ReadSettings:
         None, "standard deviation s of a cell's conductance, uS, drawn anew at each read: a read gets N(0, s^2 sum a^2), and that of its "
         "reference cells. device: the law of the device's data. Default: none", NOISE)
     adc_noise: float = option(0.0, "standard deviation of N(0, s^2) that each conversion adds to v, in units of a cell's level",
-                              POSITIVE_OR_0)
+                              LEVELS)
     adc_offset: float = option(0.0, "standard deviation of the offset of each column's converter, the same in all reads of a chip, in "
-                               "units of a cell's level: v + o", POSITIVE_OR_0)
+                               "units of a cell's level: v + o", LEVELS)
     adc_gain: float = option(0.0, "relative standard deviation of the gain of each column's converter, the same in all reads of a "
-                             "chip: v (1 + g)", POSITIVE_OR_0)
+                             "chip: v (1 + g)", LEVELS)
     access: str = option(Wires.access, WIRES["access"]["help"], WIRES["access"]["allowed"])
     wire_ohm: float = option(0.0, WIRES["wire_ohm"]["help"] + OR_NODE, _ohms(WIRE_OHM))
     row_ohm: float = option(0.0, WIRES["row_ohm"]["help"] + OR_NODE, _ohms(ROW_OHM))
@@ -135,13 +136,16 @@ class Chips(ChipSettings):
 
     Attributes: device, of all cells; two Chips are equal if they have the same numbers on the same data. name, what the device is
         called in tables.
-    Raises: ValueError for wires that cannot be.
+    Raises: ValueError for values that cannot be.
     """
 
     device: Device
     name: str | None = None
 
     def __post_init__(self) -> None:
+        for field in flags.flag_fields(ChipSettings):
+            if wrong := flags.problem(field, value := getattr(self, field.name)):
+                raise ValueError(f"{field.name} is {value!r}, which {wrong}")
         object.__setattr__(self, "device", _with_noise(self.device, self.read_noise))
         object.__setattr__(self, "name", self.name or self.device.name)
         self.wires  # noqa: B018 - refuses what cannot be
@@ -217,9 +221,9 @@ def _with_noise(device: Device, read_noise: float | str | None) -> Device:
 
 
 def names_of(devices: Iterable[str]) -> dict[str, str]:
-    """What `--device` values are called in tables and files: a preset as it is, a file by its stem, or where another one has that too, by
-    as much of the end of its path as tells them apart."""
-    found, files = {}, {device: Path(device).resolve() for device in devices if device not in presets()}
+    """What `--device` values are called in tables and files: a preset as it is, a file or folder by its stem, or where another one has
+    that too, by as much of the end of its path as tells them apart."""
+    found, files = {}, {device: (raw_folder(device) or Path(device)).resolve() for device in devices if device not in presets()}
     for device in dict.fromkeys(devices):
         path = files.get(device)
         others = {other for other in files.values() if other != path}

@@ -220,18 +220,25 @@ def checked(cls: type, config: Mapping[str, Any], source: str, names: Iterable[s
     """
     found = {}
     for field in flag_fields(cls, names):
-        name, kind, default = flag_name(field.name), flag_kind(field), field.default
+        name = flag_name(field.name)
         key = name if name in config else ALIASES.get(name)
         if key not in config:
             continue
         value = _usual_word(field.name, config[key])
-        values = value if field.metadata.get("several") and isinstance(value, list) else [value]
-        if not (value is None and default is None) and not all(_allowed(kind, each) for each in values):
+        if wrong := problem(field, value):
             if foreign:
                 continue
-            raise UserError(f"{source} has --{name} {value!r}, which is not {_text(kind)}")
+            raise UserError(f"{source} has --{name} {value!r}, which {wrong}")
         found[name] = value
     return found
+
+
+def problem(field: dataclasses.Field, value: Any) -> str | None:
+    """What is wrong with a value of a field, such as "is not a number from 0 up"; None where it is a default of None, or what the flag
+    takes."""
+    kind, values = flag_kind(field), value if field.metadata.get("several") and isinstance(value, list) else [value]
+    fine = value is None and field.default is None or all(_allowed(kind, each) for each in values)
+    return None if fine else f"is not {_text(kind)}"
 
 
 def _usual_word(field: str, value: Any) -> Any:

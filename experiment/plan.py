@@ -31,7 +31,8 @@ class Plan:
 
     Args: settings, of some of the benches, None for the software; shard, `(i, n)`: the i-th of n parts alone, each of which has, as
         far as can be, whole groups, and the software. Parts do not depend on what is measured already.
-    Attributes: wholes, `{(bench, setting): its jobs}`; jobs, all of this part; missing, those that are not measured.
+    Attributes: wholes, `{(bench, setting): its jobs}`; done, those whose points are there; jobs, all of this part; missing,
+        those that are not measured.
     """
 
     def __init__(self, benches: Sequence[Bench], settings: Mapping[Bench, Iterable[Setting | None]],
@@ -43,19 +44,20 @@ class Plan:
         self.jobs = [job for jobs in self.wholes.values() for job in jobs]
         if shard:
             self.jobs = _part(self.jobs, *shard)
-        there = {job for (bench, setting), jobs in self.wholes.items() if bench.point(setting) for job in jobs}
-        self.missing = [job for job in self.jobs if job not in there and not (job.of_several and benches[job.bench].chip(job.setting))]
+        self.done = {place for place in self.wholes if place[0].point(place[1])}
+        there = {job for place in self.done for job in self.wholes[place]}
+        self.missing = [job for job in self.jobs if job not in there and not benches[job.bench].chip(job.setting)]
 
     def complete(self, last: Job | None = None) -> list[Record]:
-        """The records of settings that are complete now that the job `last` is done. A setting with several chips is, when all of its chips
-        are measured, and its point is made of theirs here; None: those that were complete before any job, but for that."""
+        """The records of settings that are complete now that the job `last` is done, each once. A setting with chips is, when all of
+        its chips are measured, and its point is made of theirs here; None: those that were complete before any job, but for that."""
         found = []
         for (bench, setting), jobs in self.wholes.items():
-            asked = last in jobs or last is None and not bench.point(setting)
-            if len(jobs) > 1 and asked and all(bench.chip(job.setting) for job in jobs):
-                bench.measure(setting, wait=True)
-                found.append(bench.record(setting))
-            elif jobs == [last]:
+            asked = (bench, setting) not in self.done and (last is None or last in jobs)
+            if asked and all(bench.chip(job.setting) for job in jobs):
+                if not bench.point(setting):
+                    bench.measure(setting, wait=True)
+                self.done.add((bench, setting))
                 found.append(bench.record(setting))
         return found
 

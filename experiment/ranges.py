@@ -53,7 +53,8 @@ class AdcRanges:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise UserError(f"{path} is not an adc_ranges.json ({one_line(error)})") from None
+            text = f"{error.args[0]} is absent" if isinstance(error, KeyError) else one_line(error)
+            raise UserError(f"{path} is not an adc_ranges.json ({text})") from None
 
     def add(self, key: tuple, entry: Mapping[str, Any]) -> None:
         """Add an entry, see `entry_of`. Other layers of an entry for the same hardware stay, if it is of the same rule, and none in which
@@ -119,14 +120,20 @@ def _check(entry: dict[str, Any]) -> None:
     """Bring an entry into the form that it has here. Raises: many kinds of errors for what is none."""
     for layer in entry["layers"].values():
         if "bits" in layer:
-            layer["bits"] = [[int(bits) for bits in digit] for digit in layer["bits"]]
-            layer["ranges"] = [[(float(delta), int(q_min)) for delta, q_min in digit] for digit in layer["ranges"]]
+            layer["bits"] = [[_whole(bits) for bits in digit] for digit in layer["bits"]]
+            layer["ranges"] = [[(float(delta), _whole(q_min)) for delta, q_min in digit] for digit in layer["ranges"]]
         else:
-            layer["ranges"] = [(float(delta), int(q_min)) for delta, q_min in layer["ranges"]]
+            layer["ranges"] = [(float(delta), _whole(q_min)) for delta, q_min in layer["ranges"]]
         layer["sha256"]
         for name in CORRECTION if CORRECTION & layer.keys() else ():
             layer[name] = [float(value) for value in layer[name]]
     entry |= {name: value for name, value in LATER.items() if name not in entry}
+
+
+def _whole(value: float) -> int:
+    if int(value) != value:
+        raise ValueError(f"{value!r} stands where a whole number is expected")
+    return int(value)
 
 
 def entry_of(network: nn.Module, setting: Setting, calib_images: int, sha256: Mapping[str, str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from .chips import show_time
 from .costs import FIGURES
 from .drawing import add_legend, colormap, new_figure, save, wrapped
 from .evaluation import Record
+from .setting import Setting
 
 # Only a rule of dashes below the header: prints the same on every terminal and in a log file.
 _BOX = rich.box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
@@ -141,7 +142,7 @@ def sweep_plot(curves: Mapping[str, Sequence[tuple[float, Record]]], name: str, 
         _curve(axes, curve, [value for value, _ in points], [record for _, record in points])
     values = sorted({value for points in curves.values() for value, _ in points})
     positive = [value for value in values if value > 0]
-    if positive and values[-1] > 30 * positive[0] and name != "device_temp":
+    if positive and values[-1] > 20 * positive[0] and name != "device_temp":
         if values[0] > 0:
             axes.set_xscale("log")
         else:  # 0 stands beside the smallest
@@ -275,9 +276,9 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
     return text_table(header, rows)
 
 
-def write_report(path: str | Path, setting: str, layers: Sequence[Mapping[str, Any]]) -> None:
+def write_report(path: str | Path, title: str, setting: Setting, layers: Sequence[Mapping[str, Any]]) -> None:
     """The numbers of a report as JSON."""
-    text = json.dumps({"setting": setting, "layers": layers})
+    text = json.dumps({"title": title, "setting": str(setting), "layers": layers})
     atomic_write(path, lambda file: file.write(text.encode()))
 
 

@@ -63,7 +63,10 @@ def program(net: nn.Module, settings: TrainSettings, step: int | None = None) ->
     chips = settings.chips
     if not chips:
         return
-    chips.program(net, chips.chip_seed + (0 if step is None else 1 + step // settings.chip_steps))
+    try:
+        chips.program(net, chips.chip_seed + (0 if step is None else 1 + step // settings.chip_steps))
+    except ValueError as error:  # cells that the grid does not hold
+        raise UserError(f"--device {chips.name}: {error}") from None
     for _, layer in quant.crossbar_layers(net):
         layer.correct_batches = settings.calibration.correct == "channel"
         if layer.spec.adc_range == "ideal":  # of --crossbar_layers conv

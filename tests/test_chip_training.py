@@ -41,7 +41,7 @@ def test_each_step_has_a_chip_and_epochs_are_measured_on_one_that_training_does_
     _, checkpoint = quick(tmp_path / "a", "--fine_tune", start, *ON_CHIPS, "--chip_steps", "2", "--chip_seed", "7")
     steps = datasets.steps_per_epoch(checkpoint["data"]["train_images"], 20)
     assert steps == 3
-    assert seeds == [8, 8, 9, 7, 9, 10, 10, 7, 7]  # three steps and a validation, twice; the test images
+    assert seeds == [8, 8, 8, 9, 7, 9, 10, 10, 7, 7]  # a trial; three steps and a validation, twice; the test images
     config = checkpoint["config"]
     assert (config["device"], config["device_time"], config["chip_steps"], config["chip_seed"]) == ("rram_wan", 86400.0, 2, 7)
 
@@ -54,6 +54,22 @@ def test_each_step_has_a_chip_and_epochs_are_measured_on_one_that_training_does_
     run.calibrate()
     for key, value in net.state_dict().items():
         assert torch.equal(value, checkpoint["state_dict"][key]), key
+
+
+@pytest.mark.parametrize("more", [["--adc_noise", "1e7"], ["--device", "wide.csv"]])
+def test_chips_that_cannot_be_leave_the_folder_as_it_was(more, start, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("wide.csv").write_text("level,conductance_uS,std_uS\n" + "".join(f"{i},{1 + 9 * i},1e6\n" for i in range(4)))
+    folder = tmp_path / "old"
+    quick(folder, "--epochs", "1")
+    before = {path.name: path.read_bytes() for path in folder.glob("*") if path.name != "train.log"}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: quick(folder, "--fine_tune", start, *ON_CHIPS[:-2], *more, "--overwrite"))
+    words = "--adc_noise: 1e7 is not a number from 0 to 1e+06" if "1e7" in more else "--device wide: "
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and error.startswith("error: ") and words in error
+    assert {path.name: path.read_bytes() for path in folder.glob("*") if path.name != "train.log"} == before
 
 
 def test_a_run_on_chips_goes_on_to_the_same_bits(start, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Chips: a network measured on cells of a device, from Python and by the flags of eval.py."""
 
 import json
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -263,6 +264,20 @@ def test_what_devices_are_called():
     assert names == dict(zip(files, ["x/a.csv", "y/a.csv", f"{Path.cwd().name}/b.csv", "y/b.txt", f"{Path.cwd().name}/techA.csv"])) | {
         "techA": "techA"}
     assert chip_flags.names_of(["x/a.csv", "./x/a.csv", "y/b.csv"]) == {"x/a.csv": "a", "./x/a.csv": "a", "y/b.csv": "b"}
+    assert chip_flags.names_of(["x/mine/level{W}_raw.npy", "y/level3_raw.npy"]) == {
+        "x/mine/level{W}_raw.npy": "mine", "y/level3_raw.npy": "y"}
+
+
+def test_a_folder_of_samples_by_any_of_its_names(tmp_path):
+    for w in range(16):
+        first = np.array([1.0 + 10 * (w >> bit & 1) for bit in (3, 2, 1, 0)])
+        np.save(tmp_path / f"level{w}_raw.npy", 1e-6 * np.array([first, first + 0.01]))
+    for name in ("", "/level{W}_raw.npy", "/level0_raw.npy"):
+        found = chips_of({"device": f"{tmp_path}{name}"})
+        assert found.device.level_values == pytest.approx((1.005, 11.005)) and found.name == tmp_path.name
+    for name in ("", "none/level{W}_raw.npy"):
+        with pytest.raises(UserError, match="^--device " + re.escape(name) + ": no preset and no file is called so; presets are"):
+            chips_of({"device": name})
 
 
 def test_files_of_one_name_are_two_devices(run, checkpoint):  # noqa: F811
@@ -391,7 +406,7 @@ def test_pictures_over_what_is_swept(run, checkpoint, monkeypatch):  # noqa: F81
 
 
 @pytest.mark.parametrize("times, label", [([0, 1, 3600, 86400, 100000], "programming"), ([*range(1, 12), 100000], "programming"),
-                                          ([*range(1, 13), 100000], "programming (s)")])
+                                          ([*range(1, 13), 100000], "programming (s)"), ([0, 3600, 86400], "programming")])
 def test_times_of_an_axis_can_be_read(times, label, tmp_path, monkeypatch):
     """No name of a time lies on another, and where there are too many for names the unit is there."""
     drawn = []
@@ -403,7 +418,7 @@ def test_times_of_an_axis_can_be_read(times, label, tmp_path, monkeypatch):
     assert axes.get_xlabel().endswith(label)
     boxes = [tick.get_window_extent() for tick in axes.get_xticklabels() if tick.get_text()]
     turned = len(times) > 6  # such names slant, and are as far apart as lines of text
-    assert all(b.x1 - a.x1 > 12 if turned else b.x0 > a.x1 for a, b in zip(boxes, boxes[1:])) and len(boxes) > 3
+    assert all(b.x1 - a.x1 > 12 if turned else b.x0 > a.x1 for a, b in zip(boxes, boxes[1:])) and len(boxes) >= min(4, len(times))
 
 
 @pytest.mark.parametrize("count", [4, 19])
@@ -439,9 +454,10 @@ def test_the_report_of_a_chip(run, checkpoint, monkeypatch):  # noqa: F811
     records, _, text = run(checkpoint, *FLAGS, "--device", "rram_wan", "--chips", "2", "--chip_seed", "3", "--report", drawn=True)
     assert [seeds for seeds in programmed if seeds] == [(3,), (4,), (3,)] and programmed[-1] is None
     [path] = Path("save").glob("report_*.json")
-    assert path.name == "report_2_bit_cells_4_bit_adc_calibrated_rows_16_rram_wan_at_1s.json" and png(path.with_suffix(".png"))
+    assert path.name == "report_2_bit_cells_4_bit_adc_calibrated_rows_16_rram_wan_at_1s_chip_3.json" and png(path.with_suffix(".png"))
     content = json.loads(path.read_text())
     assert (content["setting"], content["chip_seed"]) == ("2-bit cells, 4-bit ADC, calibrated, rows 16, rram_wan at 1s", 3)
+    assert content["title"] == f"vgg7_quant on digits: {content['setting']}, chip 3"
     assert [entry["layer"] for entry in content["losses"]] == CROSSBARS
     assert content["cells"]["layer"] == "classifier.0" and [s["bits"] for s in content["cells"]["slices"]] == [2, 2]
     table = text[text.index("layer "):].splitlines()
@@ -841,6 +857,15 @@ def test_layers_that_a_setting_leaves_out_are_saved_on_its_hardware(run, checkpo
     assert torch.equal(found, wanted) and record["accuracy"] == saved["accuracy"]
 
 
+@pytest.mark.parametrize("values, words", [
+    ({"chips": 0}, "chips is 0, which is not a whole number from 1 up"), ({"chip_seed": -1}, "chip_seed is -1, which is not a whole"),
+    ({"noise_seed": 1.5}, "noise_seed is 1.5"), ({"adc_noise": 1e7}, r"adc_noise is 10000000.0, which is not a number from 0 to 1e\+06"),
+    ({"reference_cells": "none"}, "reference_cells is 'none', which is not one of device, ideal")])
+def test_chips_that_cannot_be(values, words):
+    with pytest.raises(ValueError, match=words):
+        Chips(device=NOISY, **values)
+
+
 def test_what_files_call_them():
     values = [{"device": "techA"}, {"device": "techA", "device_time": 3600.0, "stuck_on": 0.01, "adc_noise": 1.0},
               {"device": "techA", "device_temp": 100.0}, {"device": "neurram_chip", "reference_cells": "ideal"}]
@@ -863,6 +888,8 @@ def test_a_network_on_the_cells_in_a_folder(run, refused, checkpoint, more, capl
     kept = Path("save/adc_ranges.json").read_text() if Path("save/adc_ranges.json").exists() else None
     [_, record], (_, found), text = run(checkpoint, *flags, "--planes", "mine", "--report")
     assert torch.equal(found, wanted) and record["accuracy"] == chip["accuracy"]
+    [report_] = Path("save").glob("report_*cells_of_mine.json")
+    assert json.loads(report_.read_text())["title"].endswith(", cells of mine")
     assert record["planes"] == "mine" and record["device"] is None and "cells from mine" in text and "cells alone dB" in text
     assert (Path("save/adc_ranges.json").read_text() if kept else None) == kept
     for path in Path("mine").glob("bit_levels*.pt"):
@@ -876,6 +903,12 @@ def test_a_network_on_the_cells_in_a_folder(run, refused, checkpoint, more, capl
     if "pair" not in more:
         run(checkpoint, *flags, "--planes", str(folder))
         assert f"{folder} holds bit-planes, which are taken, and the cells of chips too, which are not" in caplog.text
+    manifest = Path("mine/manifest.json").read_text()
+    Path("mine/manifest.json").write_text(manifest[:-9])
+    refused(["--resume", checkpoint, *flags, "--planes", "mine"], "mine/manifest.json cannot be read: ")
+    Path("mine/manifest.json").unlink()
+    run(checkpoint, *flags, "--planes", "mine")
+    assert "no manifest.json in mine says of which weights and hardware the cells of techC_1d_" in caplog.text
     Path("mine", next(Path("mine").glob("bit_levels0_*")).name.replace("chip3", "chip4")).write_bytes(b"")
     refused(["--resume", checkpoint, *flags, "--planes", "mine"], "mine holds the cells of 2 chips; keep those of one: techC_1d")
 

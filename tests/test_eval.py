@@ -245,8 +245,11 @@ def test_ranges_that_were_read_are_those_that_run(run, checkpoint):
     (lambda c: c["ranges"][0]["layers"]["features.8"].update(input_step=0.5), "has no ranges of features.8 with these weights and input"),
     (lambda c: c.pop("ranges"), "ranges.json is not an adc_ranges.json"),
     (lambda c: c["ranges"][0]["layers"]["features.8"].update(ranges=[["x", 1]]), "ranges.json is not an adc_ranges.json"),
-    (lambda c: c["ranges"][0]["layers"]["features.8"].pop("sha256"), "ranges.json is not an adc_ranges.json"),
-    (lambda c: c["ranges"][0]["layers"]["features.8"].pop("offset"), "ranges.json is not an adc_ranges.json"),
+    (lambda c: c["ranges"][0]["layers"]["features.8"].update(ranges=[[0.5, -1.5]] * 4), "(-1.5 stands where a whole number is expected)"),
+    *[(lambda c, step=step: c["ranges"][0]["layers"]["features.8"].update(ranges=[[step, -1]] * 4), words)
+      for step, words in ((float("nan"), "ADC ranges (steps [nan"), (-0.5, "ADC ranges (steps [-0.5"), (0, "is not calibrated"))],
+    (lambda c: c["ranges"][0]["layers"]["features.8"].pop("sha256"), "not an adc_ranges.json (sha256 is absent)"),
+    (lambda c: c["ranges"][0]["layers"]["features.8"].pop("offset"), "not an adc_ranges.json (offset is absent)"),
     (lambda c: c["ranges"][0]["layers"]["features.8"]["gain"].pop(), "ranges.json, features.8, 1-bit cells"),
 ])
 def test_ranges_of_something_else_are_refused(change, words, run, refused, checkpoint):
@@ -578,7 +581,8 @@ def test_planes_are_written_reused_and_rebuilt(run, checkpoint, tmp_path):
 
     other = save(tmp_path / "other.pth.tar", network(seed=1))
     text = run(other, "--cellBit", "3", "--adc_prec", "2")[2]
-    assert text.count("it is rebuilt") == 4 and text.count("bit-planes of the weights written") == 1
+    assert text.count(f"{folder}/bit_levels0_ideal.pt and 3 more: belongs to other weights; rebuilt") == 1
+    assert text.count("bit-planes of the weights written") == text.count("rebuilt") == 1
     assert folder_state(folder)["bit_levels0_ideal.pt"][1] != before["bit_levels0_ideal.pt"][1]
 
 

@@ -551,7 +551,7 @@ def test_numbers_of_a_plan_that_are_changed_in_place_count(name, value):
     ("adc_bits_plan", -1, "bits"), ("adc_bits_plan", 9, "0 to 8 bits"), ("adc_bits_plan", 70, "0 to 8 bits"),
     ("adc_q_min", 1, "a code for zero"), ("adc_q_min", -256, "a code for zero"), ("adc_delta", 0.3, "multiples of 1/64"),
     ("adc_delta", 0.0, "not calibrated"),
-    ("adc_delta", -1.0, "not calibrated"), ("adc_delta", float("inf"), "steps"), ("adc_delta", float("nan"), "not calibrated"),
+    ("adc_delta", -1.0, "steps"), ("adc_delta", float("inf"), "steps"), ("adc_delta", float("nan"), "steps"),
     ("adc_delta", 1e300, "steps")])
 @pytest.mark.parametrize("engine", ["reference", "numba"])
 @torch.no_grad()
@@ -761,7 +761,8 @@ def changed(name, *path, value):
     (changed("bits", 0, value=[1]), ""), (changed("bits", 0, value=3), "is not an adc_ranges.json"),
     (changed("ranges", 0, value=[[1.0, 0]]), ""), (changed("ranges", 0, 0, value=[1.0]), "is not an adc_ranges.json"),
     (changed("ranges", 0, 0, 0, value=0.3), "multiples of 1/64"), (changed("ranges", 0, 0, 0, value=0), "not calibrated"),
-    (changed("ranges", 0, 0, 0, value=float("nan")), "not calibrated"),
+    (changed("ranges", 0, 0, 0, value=float("nan")), "multiples of 1/64"),
+    (changed("ranges", 0, 0, 0, value=-1), "multiples of 1/64"), (changed("bits", 0, 0, value=1.5), "1.5 stands where a whole number"),
     (changed("ranges", 0, 0, 0, value=1e300), "multiples of 1/64"),
     (changed("ranges", 0, 0, 1, value=5), "a code for zero"), (changed("ranges", 0, 0, 1, value=-1e300), ""),
     (lambda entry, layer: layer.update(bits=[]), ""), (lambda entry, layer: layer.update(bits=[], ranges=[]), ""),

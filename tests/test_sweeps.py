@@ -19,13 +19,14 @@ from test_eval import (checkpoint, load_digits, network, refused, results, run, 
 
 import eval as evaluation
 from experiment import bench, eval_flags, eval_settings, flags, keys, per_layer, plan, points, ranges, report, search
+from experiment.chips import Chips
 from experiment.cli import UserError, run_main
 from experiment.data import training_split
 from experiment.drawing import new_figure
 from experiment.evaluation import Cache, Record, Setting, measure, place, reads_of
 from experiment.plan import Job, Plan, Queue
 from models import quant
-from models.quant import CrossbarSpec
+from models.quant import Calibration, CrossbarSpec, Device
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -192,7 +193,12 @@ def test_a_chip_is_measured_once_alone_or_as_one_of_several(evaluate, checkpoint
     assert seeds("--chips", "2")[0] == []
     found, text = seeds("--chips", "4")
     assert found == [2, 3] and "5 points: 3 are measured already, 2 to measure" in text
-    assert seeds("--chip_seed", "3")[0] == [] and seeds("--chip_seed", "9")[0] == [9]
+    before = results("save")
+    text = seeds("--chip_seed", "3", "--dry_run")[1]
+    assert "to measure" not in text and "2 points: all are measured already" in text and results("save") == before
+    found, text = seeds("--chip_seed", "3")
+    assert found == [] and "2 points: all are measured already" in text and len(table(text)) == 2
+    assert seeds("--chip_seed", "9")[0] == [9]
     assert seeds("--chip_seed", "8", "--chips", "3")[0] == [8, 10]
     rows = results("save")
     assert [(row["chips"], row["chip_seed"]) for row in rows[1:]] == [(2, 0), (4, 0), (1, 3), (1, 9), (3, 8)]
@@ -306,7 +312,7 @@ class FakeBench:
     def point(self, setting):
         return None
 
-    record = point
+    record = chip = point
 
 
 def all_of(**rows):
@@ -338,6 +344,16 @@ def test_workers_take_whole_groups_and_then_share_what_is_left():
     queue.put_back(jobs[3])
     queue.is_busy(jobs[5])
     assert [queue.take(None), queue.take(None), queue.take(None)] == [(jobs[3], False), (jobs[5], True), None]
+
+
+def test_each_setting_is_said_once(evaluate, checkpoint):  # noqa: F811
+    """Also where the chips of one are those of another, here a copy of its file."""
+    for name in "ab":
+        Path(f"{name}.csv").write_text("level,conductance_uS,std_uS\n0,1,0.5\n1,10,0.5\n2,20,0.5\n3,30,0.5\n")
+    measured, text = evaluate(checkpoint, "--adc_range", "full", "--cellBit", "2", "--device", "a.csv", "b.csv", "--chips", "2")
+    assert len(measured) == 3 and len(results("save")) == 2
+    said = [line for line in text.splitlines() if re.fullmatch(r".*full, rows 16, [ab]: \S+ %", line)]
+    assert [line.split(": ")[0][-1] for line in said] == ["a", "b"]
 
 
 def test_the_time_to_expect():
@@ -393,9 +409,20 @@ def test_bits_of_single_layers_are_those_of_the_table_and_of_the_costs(checkpoin
 def test_reports_of_many_words_have_files_that_can_be():
     layers = {f"features.{i}": {"adc_bits": 3, "cell_bits": 1, "rows": 64} for i in range(20)}
     many, few = Setting(per_layer=layers), Setting()
-    assert bench.report_name(few, "key") == "report_1_bit_cells_6_bit_adc_calibrated"
-    names = {bench.report_name(many, key * 64) for key in "ab"}
+    assert bench.report_name(bench.report_text(few), "key") == "report_1_bit_cells_6_bit_adc_calibrated"
+    names = {bench.report_name(bench.report_text(many), key * 64) for key in "ab"}
     assert len(names) == 2 and all(len(name) < 230 for name in names)
+
+
+def test_reports_of_other_cells_and_ranges_have_files_of_their_own():
+    made = [Setting(calibration=Calibration(**{name: value})) for name, value in (
+        ("rule", "mse"), ("rule", "minmax"), ("per", "slice"), ("correct", "none"), ("on", "chip"))]
+    made += [Setting(chips=Chips(device=Device.preset("techA"), chip_seed=seed)) for seed in (0, 1)]
+    names = {bench.report_name(bench.report_text(each, planes), "") for each in made for planes in (None, "mine", "mine/a")}
+    assert len(names) == 3 * len(made)
+    assert bench.report_text(made[2], "mine").endswith("calibrated, adc_per slice, cells of mine")
+    full = Setting(CrossbarSpec(adc_range="full"), calibration=made[1].calibration)  # which has no calibration
+    assert bench.report_text(full) == str(full)
 
 
 def test_plans_of_other_layers_have_ranges_of_their_own():

@@ -13,7 +13,7 @@ from .layers import Qconv2d, QLinear
 from .mapping import MappedLayer
 from .modes import without_adc
 from .on_arrays import ADC_BUFFERS
-from .program import check_chip, program
+from .program import MOST_LEVELS, check_chip, program
 from .quantizers import AQ, SAWB, WQ
 from .readout import Readout, image_numbers
 from .spec import CrossbarSpec, Geometry
@@ -22,4 +22,4 @@ __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibratio
            "QLinearDoreFa", "ADC_BUFFERS", "CORRECTION_IMAGES", "calibrate", "collect_histograms", "correct", "error_weights",
            "crossbar_layers", "ranges_of", "give_ranges", "set_engine", "set_spec", "without_adc", "decompose", "compose", "PlaneStore",
            "read_planes", "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
-           "chips_in", "keep_effective_cells", "load_cells", "read_cells", "write_cells", "convert"]
+           "chips_in", "keep_effective_cells", "load_cells", "read_cells", "write_cells", "convert", "MOST_LEVELS"]

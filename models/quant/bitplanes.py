@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -81,8 +82,9 @@ class PlaneStore:
         Raises: OSError where the folder cannot be written to; ValueError for codes that the bits do not hold.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        known = read_manifest(self.folder)
+        known = manifest_or_none(self.folder)
         entries, written = {name: entry for name, entry in known.items() if not name.endswith("_ideal.pt")}, 0  # chips stay
+        rebuilt: dict[str, list[Path]] = {}  # by what was wrong
         for index, (name, w_codes) in enumerate(layers):
             w_codes = w_codes.cpu()
             planes = decompose(w_codes, self.w_bits, self.cell_bits)
@@ -93,16 +95,18 @@ class PlaneStore:
             problem = self._problem(path, planes, entry, known.get(path.name))
             if problem:
                 if path.exists():
-                    log.info("%s %s; it is rebuilt", path, problem)
+                    rebuilt.setdefault(problem, []).append(path)
                 atomic_write(path, lambda file, planes=planes: torch.save(planes, file))
                 written += 1
+        for problem, (path, *more) in rebuilt.items():
+            log.info("%s%s: %s; rebuilt", path, f" and {len(more)} more" if more else "", problem)
         if entries != known:
             text = json.dumps(entries, indent=1)
             atomic_write(self.folder / MANIFEST, lambda file: file.write(text.encode()))
         return written
 
     def _problem(self, path, planes, entry, known):
-        """Why the file at `path` cannot stand for `planes`, or None."""
+        """Why the file at `path` cannot stand for `planes`, or None; the files of many layers share these words."""
         if known != entry:
             return "belongs to other weights" if known else "is not in the manifest"
         try:
@@ -114,12 +118,23 @@ class PlaneStore:
 
 
 def read_manifest(folder: str | Path) -> dict[str, dict]:
-    """The entries of a folder's manifest by the names of files; empty where there is none that can be read."""
+    """The entries of a folder's manifest by the names of files; empty where there is none. Raises: ValueError for one that cannot be
+    read."""
+    path = Path(folder) / MANIFEST
     try:
-        entries = json.loads((Path(folder) / MANIFEST).read_text())
-        return {name: entry for name, entry in entries.items() if isinstance(entry, dict)} if isinstance(entries, dict) else {}
-    except (OSError, ValueError):
-        return {}
+        entries = json.loads(path.read_text()) if path.exists() else {}
+        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+            raise ValueError("it holds other things than entries of files")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    return entries
+
+
+def manifest_or_none(folder: str | Path) -> dict[str, dict]:
+    """As `read_manifest`, for those who write it anew: one that cannot be read has no entries."""
+    with contextlib.suppress(ValueError):
+        return read_manifest(folder)
+    return {}
 
 
 def read_planes(folder: str | Path, layers: Sequence[tuple[str, Sequence[int]]], w_bits: int, cell_bits: int) -> list[Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .bitplanes import MANIFEST, read_manifest, sha256
+from .bitplanes import MANIFEST, manifest_or_none, read_manifest, sha256
 from .cells import Cells, Chip
 from .crossbar import CrossbarLayer, crossbar_layers
 from .files import atomic_write
@@ -30,7 +30,7 @@ def cell_path(folder: str | Path, index: int, device: str, seed: int) -> Path:
 
 def cells_are_written(folder: str | Path, model: nn.Module, device: str, seed: int, facts: Mapping[str, Any] = {}) -> bool:
     """Whether the files are there and, by the manifest, of these weights and facts. Arguments as for `write_cells`."""
-    known = read_manifest(folder)
+    known = manifest_or_none(folder)
 
     def written(path, entry):
         return path.is_file() and {name: value for name, value in known.get(path.name, {}).items() if name != CELLS} == entry
@@ -47,7 +47,7 @@ def write_cells(folder: str | Path, model: nn.Module, device: str, seed: int, fa
     Returns: the number of files written.
     Raises: OSError where the folder cannot be written to.
     """
-    known = read_manifest(folder)
+    known = manifest_or_none(folder)
     held = {cell_path(folder, i, device, seed).name: _digest(layer.cells()) for i, (_, layer) in enumerate(crossbar_layers(model))}
     same = all(known.get(name, {}).get(CELLS, digest) == digest for name, digest in held.items())  # older manifests do not say it
     if same and cells_are_written(folder, model, device, seed, facts):
@@ -59,7 +59,7 @@ def write_cells(folder: str | Path, model: nn.Module, device: str, seed: int, fa
         content = {"values": cells.values.cpu(), "reference": cells.reference.cpu(), "fraction_bits": cells.fraction_bits}
         atomic_write(path, lambda file, content=content: torch.save(content, file))
         entries[path.name] = _entry(name, layer, device, seed, facts) | {CELLS: held[path.name]}
-    text = json.dumps(read_manifest(folder) | entries, indent=1)
+    text = json.dumps(manifest_or_none(folder) | entries, indent=1)
     atomic_write(Path(folder) / MANIFEST, lambda file: file.write(text.encode()))
     return len(entries)
 
@@ -87,6 +87,8 @@ def load_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> 
         the manifest) or of another shape.
     """
     known, found = read_manifest(folder), {}
+    if cell_path(folder, 0, device, seed).name not in known:
+        log.warning("no %s in %s says of which weights and hardware the cells of %s are", MANIFEST, folder, device)
     for i, (name, layer) in enumerate(crossbar_layers(model)):
         path = cell_path(folder, i, device, seed)
         cells = _load(path)

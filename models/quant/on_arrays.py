@@ -254,14 +254,14 @@ class OnArrays:
 
     @staticmethod
     def _check_ranges(layer):
-        if not bool((layer.adc_delta > 0).all()):
+        if not bool(layer.adc_delta.all()):
             raise ValueError("this layer's ADC range is not calibrated; call models.quant.calibrate(model, batches), "
                              "load a checkpoint that holds ranges, or take another adc_range")
         if layer.spec.planned:
             OnArrays._check_plan(layer)
             return
         lowest = 1 - 2**layer.spec.adc_bits
-        if not bool(((layer.adc_q_min >= lowest) & (layer.adc_q_min <= 0) & layer.adc_delta.isfinite()).all()):
+        if not bool(((layer.adc_q_min >= lowest) & (layer.adc_q_min <= 0) & (layer.adc_delta > 0) & layer.adc_delta.isfinite()).all()):
             raise ValueError(f"this layer's ADC ranges (steps {layer.adc_delta.tolist()}, lowest codes "
                              f"{layer.adc_q_min.tolist()}) are not of an ADC of {layer.spec.adc_bits} bits with a code "
                              f"for zero, whose lowest code lies between {lowest} and 0; calibrate again")
@@ -272,7 +272,7 @@ class OnArrays:
         if not bool(((bits >= 0) & (bits <= most) & (q_min <= 0) & (q_min >= 1 - 2**bits)).all()):
             raise ValueError(f"this layer's ADC plan (bits {bits.tolist()}, lowest codes {q_min.tolist()}) is not one of 0 to "
                              f"{most} bits with a code for zero; calibrate again")
-        if not bool(((delta < LARGEST_STEP) & (delta * ADC_GRID == (delta * ADC_GRID).round())).all()):
+        if not bool(((delta > 0) & (delta < LARGEST_STEP) & (delta * ADC_GRID == (delta * ADC_GRID).round())).all()):
             raise ValueError(f"this layer's ADC steps {delta.tolist()} are not multiples of 1/{ADC_GRID} below {LARGEST_STEP}, as "
                              "those of a plan are; calibrate again")
 

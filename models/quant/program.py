@@ -25,7 +25,7 @@ from .readout import Readout
 log = logging.getLogger(__name__)
 
 VALUES, REFERENCE, CONVERTERS, INPUTS, NEGATIVE = range(5)  # what a generator draws: the last part of its key
-MOST = 1e6  # levels, of a converter's noise or offset: 32 bits hold it on the grid
+MOST_LEVELS = 1e6  # levels, of a converter's noise or offset: 32 bits hold it on the grid
 COLUMNS = 128  # bit lines of one array, where word lines resist: outputs of one slice, behind its reference columns, or their pairs
 FITTED_INPUTS, FITTED_GROUPS, DENSEST = 64, 8, 0.5  # of the curve of gate access: random inputs, the share of their rows that is on
 
@@ -82,8 +82,8 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
     if reference_cells not in ("device", "ideal"):
         raise ValueError(f"reference_cells is {reference_cells!r}; allowed are device, ideal")
     for name, value in (("adc_noise", adc_noise), ("adc_offset", adc_offset), ("adc_gain", adc_gain)):
-        if not 0 <= value <= MOST:
-            raise ValueError(f"{name} is {value!r}; allowed are numbers from 0 to {MOST:g}")
+        if not 0 <= value <= MOST_LEVELS:
+            raise ValueError(f"{name} is {value!r}; allowed are numbers from 0 to {MOST_LEVELS:g}")
     if read_noise is not None:
         device = replace(device, read_noise=read_noise)
     for _, layer in crossbar_layers(model):

@@ -1,6 +1,7 @@
 """Devices: what the cells of a crossbar do, measured or from literature, and what its wires do (`wires`). NumPy only."""
 
 from .device import Device
+from .joint import raw_folder
 from .laws import Decades, Law, PowerLaw, Polynomial, Relaxation
 from .presets import describe, presets
 from .tables import Cells, Samples, Series, Table
@@ -8,4 +9,4 @@ from .times import parse_time
 from .wires import ROW_OHM, WIRE_OHM, Wires
 
 __all__ = ["Device", "presets", "describe", "parse_time", "Law", "Polynomial", "Relaxation", "PowerLaw", "Decades", "Table", "Series",
-           "Samples", "Cells", "Wires", "WIRE_OHM", "ROW_OHM"]
+           "Samples", "Cells", "Wires", "WIRE_OHM", "ROW_OHM", "raw_folder"]

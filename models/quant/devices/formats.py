@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .device import Device
-from .joint import RAW, read_joint, read_raw
+from .joint import raw_folder, read_joint, read_raw
 from .lines import Line, by_level, check_rise, check_siemens, check_us, read_lines
 from .tables import Cells, Samples, Series, Table
 
@@ -29,8 +29,8 @@ def read(path: str | Path) -> Device:
         or in another unit, and level means that do not rise.
     """
     path = Path(path)
-    if path.is_dir() or RAW.fullmatch(path.name):
-        return read_raw(path if path.is_dir() else path.parent)
+    if folder := path if path.is_dir() else raw_folder(path):
+        return read_raw(folder)
     names, lines = read_lines(path)
     columns = set(names)
     if names[0] == "weight_level":

@@ -24,6 +24,12 @@ def read_joint(path: Path, names: list[str], lines: list[Line]) -> Device:
     return _device(path.stem, str(path), path.name, rows)
 
 
+def raw_folder(path: str | Path) -> Path | None:
+    """The folder of files `level{W}_raw.npy` that a path to one of them, or that pattern, means; None for other paths."""
+    path = Path(path)
+    return path.parent if RAW.fullmatch(path.name) else None
+
+
 def read_raw(folder: Path) -> Device:
     """A folder of `level{W}_raw.npy`, siemens `[samples, cells]`, the most significant cell first. Raises: as `formats.read`."""
     files = {int(found[1]): path for path in folder.glob("level*_raw.npy") if (found := RAW.fullmatch(path.name))}
