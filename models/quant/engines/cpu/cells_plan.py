@@ -37,7 +37,8 @@ Shape = namedtuple("Shape", """
 
 Plan = namedtuple("Plan", """
     weights array_base tile_stride segments segment_start intervals digit_start step_of_slice configuration""")
-# weights      int16, [sum, group, array, slice, tile, row + 1, column], row 0 all zero; or [.., tile, word] of `cells_matrix.tiles`
+# weights      int16, [sum, group, array, slice, tile, row + 1, column], row 0 all zero, in the order of paired shorts (`wide`); or
+#              [.., tile, word] of `cells_matrix.tiles`
 # array_base   where those of [group, array] begin; tile_stride: elements of one tile of an array
 # configuration   of `amx`
 
@@ -129,9 +130,10 @@ def _chunk(cells):
 
 
 def _rows(cells, tile):
-    """Tiles of rows, `[slices, tile, row + 1, column]`, of cells `[slices, rows, columns]`."""
+    """Tiles of rows, `[slices, tile, row + 1, column]`, of cells `[slices, rows, columns]`, in the order of paired shorts."""
     slices, rows, columns = cells.shape
-    return np.pad(cells.astype(np.int16), ((0, 0), (1, 0), (0, 0))).reshape(slices, rows + 1, columns // tile, tile).swapaxes(1, 2)
+    paired = cells.astype(np.int16).reshape(slices, rows, -1, 2, WIDE // 2).swapaxes(3, 4).reshape(cells.shape)
+    return np.pad(paired, ((0, 0), (1, 0), (0, 0))).reshape(slices, rows + 1, columns // tile, tile).swapaxes(1, 2)
 
 
 def _padded(columns, count):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .inner import inlined
 from .rows import drive
 from .simd import int64_at, uint32_at
-from .wide import BIAS, UNROLL, WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, times, widened
+from .wide import BIAS, UNROLL, WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, times, widened_pairs
 
 
 @inlined
@@ -30,8 +30,8 @@ def _sum_rows(shape, at, weights, x, z):
         while r < end:
             stop = min(end, r + shape.chunk)
             s0, s1 = _with_list(at, weights, full_i16(0), full_i16(0), r, stop)
-            u0 = added(u0, shifted_up(widened(s0), i - first_bit))
-            u1 = added(u1, shifted_up(widened(s1), i - first_bit))
+            u0 = added(u0, shifted_up(widened_pairs(s0), i - first_bit))
+            u1 = added(u1, shifted_up(widened_pairs(s1), i - first_bit))
             r = stop
     return u0, u1
 
@@ -83,8 +83,8 @@ def add_squared_rows(shape, at, weights, first, end, sums):
                 for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
                     row = uint32_at(at.lists, i)
                     factor = int64_at(at.drive, row >> shape.tile_bits) << (bit - first_bit)
-                    u0 = added(u0, times(widened(load_shorts(weights, row)), factor))
-                    u1 = added(u1, times(widened(load_shorts(weights + 2 * WIDE, row)), factor))
+                    u0 = added(u0, times(widened_pairs(load_shorts(weights, row)), factor))
+                    u1 = added(u1, times(widened_pairs(load_shorts(weights + 2 * WIDE, row)), factor))
             drive(shape, at, x, first_bit, end_bit, -1)
             place = ((x - first) * shape.digits + z) * shape.tile
             store_ints(sums, place, u0)

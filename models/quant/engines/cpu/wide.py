@@ -1,5 +1,6 @@
 """Vectors of 64 lanes of 16- and 32-bit integers, float32 and float64, beside the 512 bits of `simd`: what is done with one list of
-rows is done with more columns. A quad is four integers of 32 bits.
+rows is done with more columns. A quad is four integers of 32 bits. In paired shorts columns i and 32 + i stand side by side, the first in
+the lower half of 32 bits: they become vectors of 32 bits, and shorts again, without leaving their lanes.
 
 Every operation is one IEEE operation a lane, so that results are those of NumPy and PyTorch bit for bit.
 """
@@ -86,6 +87,24 @@ smaller = _operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed("<
 larger = _operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
 
 
+_PAIRS = ir.VectorType(_I32, WIDE // 2)
+_JOINED = ir.Constant(ir.VectorType(_I32, WIDE), list(range(WIDE)))
+
+
+def of_pairs(b, x, low, high):
+    """64 lanes of 32 bits of paired shorts: what `low` makes of the bits of a pair for its lower half, and `high` for its upper one."""
+    pairs = b.bitcast(x, _PAIRS)
+    return b.shuffle_vector(low(pairs), high(pairs), _JOINED)
+
+
+def _widened_pairs(b, x):
+    half = ir.Constant(_PAIRS, [16] * _PAIRS.count)
+    return of_pairs(b, x, lambda pairs: b.ashr(b.shl(pairs, half), half), lambda pairs: b.ashr(pairs, half))
+
+
+widened_pairs = _operation(ints, shorts)(_widened_pairs)  # as `widened`, of paired shorts
+
+
 @intrinsic
 def load_shorts(typingctx, address, offset):
     """The vector that starts at element `offset` of the int16 array at `address`."""
@@ -104,9 +123,9 @@ def load_ints(typingctx, address, offset):
 
 @intrinsic
 def add_times_to_int32(typingctx, address, offset, x, factor):
-    """Add shorts, times an integer, to the integers from element `offset` of the int32 array at `address`."""
+    """Add paired shorts, times an integer, to the integers from element `offset` of the int32 array at `address`."""
     def codegen(context, b, sig, args):
-        pointer, term = _pointer(b, args[0], args[1], _I32, WIDE), b.sext(args[2], _INTS)
+        pointer, term = _pointer(b, args[0], args[1], _I32, WIDE), _widened_pairs(b, args[2])
         term = b.mul(term, _broadcast(b, b.trunc(args[3], _I32), _INTS))
         b.store(b.add(b.load(pointer, align=4, typ=_INTS), term), pointer, align=4)
         return context.get_dummy_value()
@@ -144,9 +163,11 @@ def store_ints(typingctx, address, offset, value):
 
 @_operation(shorts, raised)
 def as_shorts(b, x):
-    """The lower halves of their bits. A shuffle, as LLVM makes five instructions of two vectors that it truncates."""
-    halves = b.bitcast(x, ir.VectorType(_I16, 2 * WIDE))
-    return b.shuffle_vector(halves, halves, ir.Constant(ir.VectorType(_I32, WIDE), list(range(0, 2 * WIDE, 2))))
+    """The lower halves of their bits, paired."""
+    bits = b.bitcast(x, _INTS)
+    low, high = (b.shuffle_vector(bits, bits, ir.Constant(_PAIRS, list(range(first, first + _PAIRS.count)))) for first in (0, WIDE // 2))
+    low = b.and_(low, ir.Constant(_PAIRS, [0xFFFF] * _PAIRS.count))
+    return b.bitcast(b.or_(low, b.shl(high, ir.Constant(_PAIRS, [16] * _PAIRS.count))), _SHORTS)
 
 
 as_floats = _operation(floats, ints)(lambda b, x: b.sitofp(x, _FLOATS))

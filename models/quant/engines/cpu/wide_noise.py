@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 from ...readout import APART, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS
 from .inner import inlined
 from .simd import _broadcast, _pointer, has_byte_tables
-from .wide import _DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, BIAS, MAGIC, RAISED, WIDE, _call, as_vector, floats, ints, raised, shorts
+from .wide import _DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, MAGIC, RAISED, WIDE, _call, as_vector, floats, ints, of_pairs, raised, shorts
 
 STEP = np.float32(1 / STEPS)  # of the deviations of reads, over `DEVIATION`
 IN_STEPS = np.float32(STEPS / DEVIATION)
@@ -100,10 +100,22 @@ def _joined(b, parts):
 
 
 def _value(b, u, kind):
-    """Floats of whole numbers of any kind: ints, floats, raised ones, or shorts u + BIAS."""
-    if kind == raised:
-        return b.fsub(u, _all(_FLOATS, RAISED))
-    return as_vector(b, b.xor(u, ir.Constant(u.type, [BIAS] * WIDE)) if kind == shorts else u, _FLOATS)
+    """Floats of whole numbers of any kind: ints, floats, raised ones, or paired shorts u + BIAS."""
+    if kind == shorts:
+        u, kind = _raised(b, u), raised
+    return b.fsub(u, _all(_FLOATS, RAISED)) if kind == raised else as_vector(b, u, _FLOATS)
+
+
+def _raised(b, u):
+    """Paired shorts u + BIAS as raised numbers."""
+    def high(pairs):  # the bits of MAGIC above the upper half: one instruction where the processor has it
+        funnel = b.module.declare_intrinsic(f"llvm.fshl.v{pairs.type.count}i32", (), ir.FunctionType(pairs.type, [pairs.type] * 3))
+        return b.call(funnel, [_all(pairs.type, _MAGIC_BITS >> 16), pairs, _all(pairs.type, 16)])
+
+    def low(pairs):
+        return b.or_(b.and_(pairs, _all(pairs.type, 0xFFFF)), _all(pairs.type, _MAGIC_BITS))
+
+    return b.bitcast(of_pairs(b, u, low, high), _FLOATS)
 
 
 @intrinsic
@@ -111,7 +123,7 @@ def lifted(typingctx, u):
     """Shorts as raised numbers, others as they are."""
     if u != shorts:
         return u(u), lambda context, b, sig, args: args[0]
-    return raised(u), lambda context, b, sig, args: b.bitcast(b.or_(b.zext(args[0], _INTS), _all(_INTS, _MAGIC_BITS)), _FLOATS)
+    return raised(u), lambda context, b, sig, args: _raised(b, args[0])
 
 
 def _lifted(kind):
