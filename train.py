@@ -17,14 +17,14 @@ A network without quantizers first, then 2-bit weights and 4-bit activations tha
 
 Go on with the ADC of 1-bit cells and 3 bits in the forward pass:
     python train.py --dataset cifar10 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 1 --lr 0.01 \\
-        --adc_aware --cellBit 1 --adc_prec 3
+        --adc_aware --cellBit 1 --adc_prec 3 --save_path save/adc3
 
 The same, each step on another chip of a measured device, as it is after an hour:
     python train.py --dataset cifar10 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 1 --lr 0.01 \\
-        --adc_aware --cellBit 1 --adc_prec 4 --device techA --device_time 1h
+        --adc_aware --cellBit 1 --adc_prec 4 --device techA --device_time 1h --save_path save/chips
 
 Two bits of weights that learn from the answers of the 4-bit network, not from the labels alone:
-    python train.py --dataset cifar10 --wbit 2 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 20 --distill 0.5
+    python train.py --dataset cifar10 --wbit 2 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 9 --distill 0.5 --save_path save/w2
 
 A network of others, converted to crossbars and trained on with its quantizers:
     python train.py --dataset cifar10 --model path/to/net.py:small --state small.pt --wbit 4 --abit 4 --epochs 5 --qat
@@ -33,8 +33,8 @@ Begin, or go on where it stopped: what scripts use
     python train.py --go_on --save_path save/cifar10_w4a4
 
 On two GPUs, or in two processes on the CPU (docs/cluster.md):
-    python train.py --dataset cifar10 --ngpu 2
-    torchrun --standalone --nproc_per_node 2 train.py --dataset cifar10 --ngpu 0
+    python train.py --dataset cifar10 --ngpu 2 --save_path save/two
+    torchrun --standalone --nproc_per_node 2 train.py --dataset cifar10 --ngpu 0 --save_path save/two_cpu
 
 Only measure a checkpoint on the test images:
     python train.py --evaluate --resume save/cifar10_w4a4/model_best.pth.tar

@@ -5,7 +5,7 @@
 
 A chip of the 10,000 test images takes minutes, so this is a study of many hours: one that was stopped goes on when it is started again, and
 what other presets and settings were measured before stays in benchmarks/results/presets.json, which the table presets.md is made from.
-Formulas, which have no last time, are taken after a day.
+Devices that have no last time (cmo_hfox, pcm, winbond_asu_2bit at 85 C) are taken after a day.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def losses_table(layers: Sequence[Mapping[str, Any]]) -> str:
     rows = [[e["layer"], f"{e['scatter']:.3f}", f"{e['far']:.2%}", *(db(e[key]) for key in steps), *(f"{e[key]:.1%}" for key in gate)]
             for e in layers]
     of_gate = ["curve, no wires off by: root mean square error of the reads v against the exact ladders of gate access, of the curve that "
-               "stands for them and of cells without wires, relative to v, on this network's reads"] if gate else []
+               "stands for them and of cells without wires, relative to v, on this network's reads by what digits and slices count"
+               ] if gate else []
     return "\n".join([
         text_table(["layer", "scatter", "off by > 1/2", *(f"{text} dB" for text in steps.values()), *gate.values()], rows),
         "scatter: root mean square distance of the cells from nominal ones, in levels; off by > 1/2: share that is further than half a "

@@ -48,7 +48,7 @@ class DeviceSettings:
         "describes the presets and ends. Default: ideal cells", metavar="NAME|FILE")
     device_time: float | None = option(
         None, "time t at which the cells are read, in seconds or as 10s, 1h, 1d: mean and sigma of the data at t; of tables linear in "
-        "log t between measured times, of formulas from their first time on without an end. Default: the first that the device has", TIME)
+        f"log t between measured times. --device {LIST} says which times there are. Default: the first that the device has", TIME)
     device_temp: float | None = option(None, "temperature, C. Default: the lowest that the device has", TEMP)
     stuck_on: float | None = option(
         None, "probability that a cell always has the conductance of the highest level; default that of the device", PROBABILITY)

@@ -45,7 +45,7 @@ def put(network: nn.Module, setting: Setting, cells: Stored | None = None) -> No
         if layer.spec != layer.fitted(spec):
             layer.set_spec(spec)
         if is_chip(cells) and _on_crossbars(layer, setting):
-            layer.set_cells(cells[name].cells, cells[name].nominal)  # which refuses those of another layer
+            layer.set_cells(cells[name].cells, cells[name].nominal, None)  # which refuses those of another layer
             layer.chip = cells[name]
 
 
@@ -70,7 +70,7 @@ def check_chips(network: nn.Module, setting: Setting) -> None:
                    for bits in layer.slice_bits]
             shift = torch.tensor(off, dtype=torch.int32, device=cells.values.device)
             cells = quant.Cells(cells.values + shift.view(-1, 1, 1, 1), cells.reference + shift.view(-1, 1, 1), cells.fraction_bits)
-        layer.set_cells(cells, cells if layer.spec.reference == "digital" else None)  # engines are chosen as for the chip's
+        layer.set_cells(cells, cells if layer.spec.reference == "digital" else None, None)  # engines are chosen as for the chip's
 
 
 def use_cells(network: nn.Module, cells: Stored | None) -> None:

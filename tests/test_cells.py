@@ -329,6 +329,24 @@ def test_a_device_of_too_few_levels_changes_no_layer():
     assert all(layer.chip is before[name] for name, layer in model.items())
 
 
+@pytest.mark.parametrize("spec, chip", [
+    ({"reference": "digital"}, {}), ({}, dict(adc_noise=0.5, adc_gain=0.1)), ({}, dict(wires=Wires("gate", 2.0))),
+    ({}, dict(wires=Wires(wire_ohm=2.0)))], ids=["digital", "converters", "gate", "wires"])
+def test_cells_that_are_replaced_leave_the_rest_of_the_chip(spec, chip):
+    """What reads have besides, nominal cells for ranges, and whether arrays decide."""
+    layer = linear(CrossbarSpec(cell_bits=2, adc_range="full", rows=32, **spec), 6)
+    x = torch.rand(9, 40, generator=torch.Generator().manual_seed(0))
+    program(nn.ModuleList([layer]), BROAD, 0, **chip)
+    before, wanted = layer.chip, layer(x)
+    layer.set_cells(layer.cells())
+    assert torch.equal(layer(x), wanted) and layer.chip.of_arrays == before.of_arrays == ("wires" in chip)
+    layer.set_cells(layer.cells(), None, None)
+    assert (layer.chip.nominal, layer.chip.readout) == (None, None)
+    program(nn.ModuleList([layer]), None)
+    layer.set_cells(before.cells)
+    assert (layer.chip.nominal, layer.chip.readout, layer.chip.of_arrays) == (None, None, False)
+
+
 def test_cells_of_another_shape_or_type_are_refused():
     layer = linear(CrossbarSpec(4, 4, 2))
     own = layer.ideal_cells()
@@ -547,6 +565,50 @@ def test_mean_of_stuck_cells(on, off):
         error = (u - ideal[z, k] * 128).double().numpy() / 256
         wanted = float(a @ (on * (3.0 - x) + off * (0.0 - x)))
         assert abs(error.mean() - wanted) < 5 * error.std() / math.sqrt(len(error))
+
+
+@pytest.mark.parametrize("wq", ["dorefa", "sawb"])
+@pytest.mark.parametrize("device", [Device.preset("techC", "1d"), replace(EXACT, stuck_on=0.05, stuck_off=0.2)], ids=["drift", "faults"])
+def test_a_reference_drifts_and_fails_as_its_cells_do(device, wq):
+    """In the mean over its rows it is that of its cells: one of the whole level of zero, or one each of the ends."""
+    layer = QLinearDoreFa(4000, 2, spec=CrossbarSpec(cell_bits=2, adc_range="ideal", rows=1000), wq=wq)
+    program(nn.ModuleList([layer]), device, seed=2)
+    g = device.levels(2)
+    step, share = (g[3] - g[0]) / 3, device.stuck_on + device.stuck_off
+    mean = (device.mean(g) * (1 - share) + device.stuck_on * g[3] + device.stuck_off * g[0] - g[0]) / step
+    for k, twice in enumerate(layer.weight_quant.reference_twice((2, 2))):
+        wanted = mean[twice // 2] if wq == "sawb" else (mean[0] + mean[3]) / 2
+        found = layer.cells().reference[k, 0].double() / 256
+        assert abs(float(found.mean()) - wanted) < 5 * float(found.std()) / math.sqrt(len(found)) < 0.1
+        assert abs(wanted - twice / 2) > 0.02  # so this says something
+
+
+def test_cells_of_taps_groups_and_slices_are_draws_of_their_own():
+    """No two of them go together: correlations within five standard errors."""
+    layer = Qconv2dDoreFa(64, 100, 3, groups=2, bias=False, spec=CrossbarSpec(adc_range="ideal", rows=16), alpha_init=1.0)
+    ideal = layer.ideal_cells()
+    program(nn.ModuleList([layer]), BROAD, seed=3)
+    errors = (layer.cells().values - ideal.values).numpy().reshape(4 * 2 * 9, 32 * 50)  # slice, group and tap; row and output
+    found = np.corrcoef(errors) - np.eye(len(errors))
+    assert np.abs(found).max() < 5 / math.sqrt(errors.shape[1])
+    beside = (layer.cells().reference - ideal.reference).numpy().reshape(4 * 2 * 9, 32)
+    assert np.abs(np.corrcoef(beside) - np.eye(len(beside))).max() < 5 / math.sqrt(32)
+
+
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+def test_a_map_of_stuck_cells_is_that_of_every_array(mapping):
+    """By word line and output, anew where an array is larger than the map; reference columns are not on it."""
+    spec = CrossbarSpec(w_bits=2, adc_range="ideal", rows=6, mapping=mapping)
+    layer = Qconv2dDoreFa(8, 10, 3, groups=2, bias=False, spec=spec, alpha_init=1.0)
+    mask = np.random.default_rng(0).choice([-1, 0, 1], (4, 3))
+    program(nn.ModuleList([layer]), replace(EXACT, stuck_mask=mask))
+    held, ideal = (cells.values.numpy() // 256 for cells in (layer.cells(), layer.ideal_cells()))
+    assert torch.equal(layer.cells().reference, layer.ideal_cells().reference)
+    for start, stop in layer.arrays:
+        for row, output in np.ndindex(stop - start, 5):
+            stuck = mask[row % 4, output % 3]
+            wanted = ideal[:, :, start + row, output] if stuck == 0 else int(stuck > 0)
+            assert (held[:, :, start + row, output] == wanted).all()
 
 
 @pytest.mark.parametrize("code, ratio", [(15, 225 / 85), (5, 25 / 17), (8, 1.0)])

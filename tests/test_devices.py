@@ -6,6 +6,7 @@ Gaussian cells sigma / sqrt(2 n), counts sqrt(n p (1 - p)).
 
 import csv
 import gzip
+import json
 import math
 import re
 from collections import defaultdict
@@ -21,7 +22,8 @@ from models.quant.devices.presets import load
 
 DATA = Path(devices.__file__).parent / "data"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "devices.md"
-TABLES = {"techA": "rram_techA.csv", "techB": "rram_techB.csv", "techB_cycled10k": "rram_techB_cycled10k.csv", "techC": "rram_techC.csv"}
+PRESETS = {path.stem: json.loads(path.read_text()) for path in sorted(DATA.glob("*.json"))}
+TABLES = {name: preset["file"] for name, preset in PRESETS.items() if preset["law"] == "table"}
 COLLAPSED = {("techA", 260.0), ("techC", 260.0)}
 
 
@@ -523,6 +525,7 @@ HEAD = "level,conductance_uS\n"
     (HEAD + "0,120\n1,38900\n", "line 3: conductance_uS is 38900, which looks like nS or ohms; uS are expected, at most 10000"),
     ("weight_level,cell0\n0,1\n1,2e6\n", "line 3: cell0 is 2e+06, which looks like nS"),
     (HEAD + "0,1e-6\n1,2e-5\n", "line 2: conductance_uS is 1e-06 and none is as large as 0.01: these look like siemens, uS are expected"),
+    ("level,conductance_uS,std_uS\n0,1,0\n1,9,2e-7\n", "line 3: std_uS is 2e-07 and none is larger: these look like siemens"),
     (HEAD + "0,1\n1,nan\n", "line 3: conductance_uS is nan, not finite"),
     (HEAD + "0,1\n1,\n", "line 3: conductance_uS is '', no number"),
     (HEAD.replace(",", ";") + "0;1\n1;2\n", "line 1: columns stand between ';'; a comma is expected"),

@@ -252,9 +252,6 @@ def test_a_map_of_stuck_cells_is_of_both_lines_side_by_side(joint, tmp_path):
     program(network, device)
     perfect = layer.cells().values
     mask = np.random.default_rng(1).choice([-1, 0, 1], shape, p=[0.1, 0.7, 0.2])
-    slices = len(perfect)
-    if joint:  # of which all cells are drawn at a time
-        mask = np.random.default_rng(1).choice([-1, 0, 1], (slices, *shape), p=[0.1, 0.7, 0.2])
     program(network, replace(device, stuck_mask=mask))
     ideal = perfect.numpy()[:, 0] // 256
     plus, minus = (np.where(at > 0, 1, np.where(at < 0, 0, line)) for at, line in (
@@ -371,7 +368,7 @@ def test_error_of_gate_access_to_pairs_on_a_networks_own_reads():
         held = [(both + sign * straight.values)[k, 0].numpy() / 512 for sign in (1, -1)]
         plus, minus = (1e6 * gate_exact(1e-6 * (2 + step * line).clip(0), on, 2.0) / step for line in held)
         exact, plain = 256 * (plus - minus), on @ straight.values[k, 0].numpy()
-        squares += [np.sum((u.numpy() - exact) ** 2), np.sum((plain - exact) ** 2), np.sum(exact**2)]
+        squares += 4.0 ** (z + 2 * k) * np.array([np.sum((u.numpy() - exact) ** 2), np.sum((plain - exact) ** 2), np.sum(exact**2)])
     with pytest.raises(ValueError, match="^both holds nothing of layer 0, whose weights are pairs$"):
         gate_errors(network, x, device, {"0": straight}, 2.0)
     [found] = gate_errors(network, x, device, {"0": straight}, 2.0, {"0": both}).values()

@@ -2,16 +2,19 @@
 
 import importlib
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, image_numbers, keep_effective_cells,
                           program, set_engine)
 from models.quant.devices.wires import gate_exact
+from models.quant.engines import reference
 from models.quant.gate_errors import gate_errors
 from models.quant.readout import APART, DEVIATION, NORMAL, SIGNS, column_numbers, curve_at, first_image, fused, noise, read_key
 
@@ -144,6 +147,39 @@ def test_read_noise_against_every_cell_drawn(reference, cell_bits):
         assert np.abs(errors.mean(axis=0) / np.sqrt(wanted / repeats)).max() < 5
 
 
+@pytest.mark.parametrize("dac_bits", [1, 2])
+def test_read_noise_against_a_brute_force_of_every_read_of_every_cell(dac_bits):
+    """Each cell is read anew, and those of the reference column for each column. Moments agree within five standard errors, distributions
+    by Kolmogorov's test; reads of other digits, slices, arrays, columns and images are independent."""
+    images, per_level = 4000, np.sqrt(1 + 0.5 * np.arange(4))  # of a variance that is affine in the level
+    device = Device("own", "here", 5.0, 50.0, read_noise=per_level)
+    torch.manual_seed(0)
+    made = QLinearDoreFa(ROWS, 6, bias=False, spec=CrossbarSpec(rows=ROWS // 2, cell_bits=2, dac_bits=dac_bits), alpha_init=1.0)
+    network, codes, drawn = nn.Sequential(made).eval(), codes_of(1), np.random.default_rng(7)
+    found = {}
+    for sigma in (None, per_level):
+        program(network, replace(device, read_noise=sigma), seed=3)
+        for number, (z, k, u) in enumerate(reference.reads(made.mapped("ideal"), codes.repeat(images, 1).view(images, 1, 1, -1))):
+            found.setdefault((number // (2 * len(made.spec.digit_bits)), z, k), []).append(u[0].double().numpy() / 256)
+    levels, errors = made.ideal_cells().values[:, 0].numpy() // 256, {}
+    for (t, z, k), (still, noisy) in found.items():
+        errors[t, z, k] = noisy - still
+        rows = slice(*made.arrays[t])
+        a = codes[0, rows].numpy() >> dac_bits * z & 2**dac_bits - 1
+        sigma = per_level / 15.0  # a level is 15 uS
+        brute = np.stack([sum(a[i] * (sigma[levels[k, rows][i, c]] * drawn.standard_normal(images)
+                                      - (sigma[3] * drawn.standard_normal(images) + sigma[0] * drawn.standard_normal(images)) / 2)
+                              for i in range(len(a))) for c in range(6)], axis=1)
+        ours, n = errors[t, z, k], images
+        assert np.abs(ours.var(0) / brute.var(0) - 1).max() < 5 * (4 / n) ** 0.5
+        assert np.abs(ours.mean(0) / np.sqrt(brute.var(0) / n)).max() < 5
+        assert np.abs(stats.kurtosis(ours)).max() < 5 * (24 / n) ** 0.5 + 0.01
+        assert stats.ks_2samp((ours / brute.std(0)).ravel(), (brute / brute.std(0)).ravel()).pvalue > 1e-4
+    every = np.concatenate(list(errors.values()), axis=1).T
+    assert np.abs(np.corrcoef(every) - np.eye(len(every))).max() < 5 / images**0.5
+    assert max(abs(np.corrcoef(line[1:], line[:-1])[0, 1]) for line in every) < 5 / images**0.5
+
+
 @pytest.mark.parametrize("wq, reference_cells, share", [("dorefa", "device", 0.5), ("sawb", "device", 1.0), ("dorefa", "ideal", 0.0)])
 def test_noise_of_a_reference_is_that_of_its_cells(wq, reference_cells, share):
     """The mean of two, one, or none that is noisy: `s^2 = (1 + m) c_0 n`."""
@@ -227,6 +263,11 @@ def test_converters_are_drawn_once_and_have_their_deviations():
     assert abs(float(readout.offset.double().std()) / (0.5 * 256) - 1) < 5 / (2 * n) ** 0.5
     program(network, Device("own", "here", 1.0, 10.0), seed=6, adc_offset=0.5, adc_gain=0.03)
     assert not ((network[0].chip.readout.gain == readout.gain) | (network[0].chip.readout.offset == readout.offset)).all(3).any()
+    several = Qconv2dDoreFa(8, 4000, 3, groups=2, bias=False, spec=CrossbarSpec(rows=4), alpha_init=1.0)  # arrays and groups
+    program(nn.ModuleList([several]), Device("own", "here", 1.0, 10.0), seed=5, adc_offset=0.5, adc_gain=0.03)
+    drawn = several.chip.readout
+    own = np.concatenate([part.double().numpy().reshape(4 * 2 * 9, 2000) for part in (drawn.gain, drawn.offset)])
+    assert np.abs(np.corrcoef(own) - np.eye(len(own))).max() < 6 / 2000**0.5  # the largest of 10,296
     program(network, Device("own", "here", 1.0, 10.0), seed=5, adc_offset=0.5, adc_gain=0.03)
     codes = codes_of(1)
     first, again = reads(network, codes), reads(network, codes)
@@ -256,6 +297,29 @@ def test_voltage_access_is_exact_for_all_inputs(wires, monkeypatch):
         assert np.abs(u.numpy() / 256 - wanted).max() < ROWS * 1.01 / 256  # a row rounds its cell and its reference to the grid
 
 
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+@pytest.mark.parametrize("wires", [Wires(wire_ohm=3.0), Wires(wire_ohm=1.0, row_ohm=5.0)])
+def test_every_array_has_wires_of_its_own(wires, mapping):
+    """A grouped convolution of several arrays: the currents of each by Kirchhoff's laws, of an array of its rows alone."""
+    from models.quant.devices.wires import solve
+    g_min, g_max = 5.0, 100.0
+    torch.manual_seed(0)
+    made = Qconv2dDoreFa(40, 12, 3, groups=2, bias=False, spec=CrossbarSpec(rows=16, mapping=mapping), alpha_init=1.0)
+    program(nn.ModuleList([made]), Device("own", "here", g_min, g_max), wires=wires)
+    held, ideal, drawn = made.cells(), made.ideal_cells(), np.random.default_rng(0)
+    sizes = {stop - start for start, stop in made.arrays}
+    assert len(made.arrays) > 9 and len(sizes) == 2
+    for start, stop in made.arrays:
+        a = drawn.integers(0, 2, (5, stop - start)).astype(float)
+        for k, g in np.ndindex(4, 2):
+            cells = g_min + (g_max - g_min) * ideal.values[k, g, start:stop].numpy() / 256
+            array = 1e-6 * np.concatenate([np.full((stop - start, 1), (g_min + g_max) / 2), cells], axis=1)
+            current = 1e6 * solve(array, a, wires.wire_ohm, wires.row_ohm) / (g_max - g_min)
+            seen = np.concatenate([held.reference[k, g, start:stop, None], held.values[k, g, start:stop]], axis=1) / 256
+            found = a @ (seen + g_min / (g_max - g_min))
+            assert np.abs(found - current).max() < len(cells) * 0.51 / 256
+
+
 def test_a_digital_reference_is_no_column_of_the_array():
     """Where word lines resist, each column loads them: those of the array alone."""
     from models.quant.devices.wires import solve
@@ -271,15 +335,16 @@ def test_a_digital_reference_is_no_column_of_the_array():
         assert np.abs(u.numpy() / 256 - (wanted - missing)).max() < ROWS * 0.51 / 256
 
 
-def test_gate_access_within_two_percent_of_the_exact_ladder():
-    """128 rows of 6 kOhm cells, 1 Ohm a cell, a quarter of the inputs on, the reference column taken off."""
+@pytest.mark.parametrize("share, most", [(0.02, 0.03), (0.05, 0.02), (0.1, 0.02), (0.25, 0.02), (0.29, 0.02), (0.5, 0.025)])
+def test_gate_access_within_two_percent_of_the_exact_ladder(share, most):
+    """128 rows of 6 kOhm cells, 1 Ohm a cell, few to many of the inputs on (`a <= 0.4`: up to 0.29), the reference column taken off."""
     g_max, rows = 1e6 / 6000, 128
     torch.manual_seed(0)
     network = nn.Sequential(QLinearDoreFa(rows, 50, bias=False, spec=CrossbarSpec(rows=rows), alpha_init=1.0)).eval()
     device = Device("own", "here", g_max / 100, g_max)
     program(network, device, wires=Wires("gate", 1.0))
     generator = torch.Generator().manual_seed(3)
-    codes = (torch.rand(40, rows, generator=generator) < 0.25).to(torch.uint8)
+    codes = (torch.rand(200, rows, generator=generator) < share).to(torch.uint8)
     ideal, scale = network[0].ideal_cells(), (g_max - g_max / 100)
     for k in range(4):
         u = reads(network, codes)[0, k].numpy() / 256
@@ -288,9 +353,9 @@ def test_gate_access_within_two_percent_of_the_exact_ladder():
         exact = 1e6 * gate_exact(1e-6 * array, codes.numpy(), 1.0)
         data = exact[:, 1:] / scale
         error = u - (data - exact[:, :1] / scale)
-        assert np.sqrt((error**2).mean() / (data**2).mean()) < 0.02
+        assert np.sqrt((error**2).mean() / (data**2).mean()) < most
         ignored = codes.numpy().astype(float) @ (1e-6 * cells) * 1e6 / scale
-        assert np.sqrt(((ignored - data) ** 2).mean() / (data**2).mean()) > 0.05
+        assert share < 0.1 or np.sqrt(((ignored - data) ** 2).mean() / (data**2).mean()) > 0.05
 
 
 @pytest.mark.parametrize("nothing", [0, 1])
@@ -372,7 +437,8 @@ def test_error_of_gate_access_on_the_networks_own_reads(reference):
             current = 1e6 * gate_exact(1e-6 * lines, on, 2.0) / step * scale
             exact = current[:, 0] - current[:, 1] if reference == "analog" else current[:, 0] - on.sum(1) * (scale * g_min / step - off)
             plain = on @ (held[0] - (held[1] if reference == "analog" else 0)).numpy()
-            squares += [np.sum((u[:, column].numpy() - exact) ** 2), np.sum((plain - exact) ** 2), np.sum(exact**2)]
+            off_by = (u[:, column].numpy() - exact, plain - exact, exact)
+            squares += 4.0 ** (z + 2 * k) * np.array([np.sum(each**2) for each in off_by])
     wanted = np.sqrt(squares[:2] / squares[2])
     [found] = gate_errors(network, x, device, {"0": straight}, 2.0).values()
     assert np.allclose(found, wanted, rtol=1e-6) and found[0] < 0.5 * found[1]

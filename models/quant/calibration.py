@@ -226,7 +226,7 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
                 plan, error = adc.plan_alone(choices[name], bits)
                 layer.set_spec(spec)
                 layer.set_plan(plan)
-                layer.set_cells(nominal, nominal)  # with the off-current that the ranges of a digital reference are of
+                layer.set_cells(nominal, nominal, None)  # with the off-current that the ranges of a digital reference are of
                 y = match_channels(model, [(name, layer)], images, wanted, CrossbarLayer.set_correction)
                 layer.set_cells(None)
                 layer.set_spec(replace(spec, adc_range="ideal"))

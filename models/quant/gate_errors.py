@@ -23,9 +23,9 @@ PIXELS, ARRAYS, COLUMNS = 64, 8, 128  # at most so many, of all digits and slice
 @torch.no_grad()
 def gate_errors(model: nn.Module, images: Tensor, device: Device, straight: Mapping[str, Cells],
                 wire_ohm: float, both: Mapping[str, Tensor] = MappingProxyType({})) -> dict[str, tuple[float, float]]:
-    """Errors of the read values v of a chip with gate access, `sqrt(sum (v - exact)^2 / sum exact^2)` over the network's own reads:
-    `exact` by `devices.wires.gate_exact` of the column and of its reference column, or of both lines of a pair, the inputs of each layer
-    those of software.
+    """Errors of the read values v of a chip with gate access, `sqrt(sum 4^(z + c k) (v - exact)^2 / sum 4^(z + c k) exact^2)` over the
+    network's own reads of digits z and slices k, which count 2^(z + c k) in the output: `exact` by `devices.wires.gate_exact` of the
+    column and of its reference column, or of both lines of a pair, the inputs of each layer those of software.
 
     Args:
         images: network inputs, such as those of a calibration.
@@ -71,7 +71,7 @@ def _of_layer(layer: CrossbarLayer, a_codes: Tensor, device: Device, straight: C
                 u = a @ values[seen] - (a @ line if referred else 0)
                 found = through_curve(curve, u, a, line) if both is None else between_curves(curve, u, a, seen_sums)
                 plain = a @ held[seen] - (a @ held_reference[start:stop, None] if referred else 0)
-                curve_error += float((found - exact).square().sum())
-                wire_error += float((plain - exact).square().sum())
-                total += float(exact.square().sum())
+                curve_error, wire_error, total = (
+                    so_far + 4.0 ** (z + layer.spec.cell_bits * k) * float(error.square().sum())
+                    for so_far, error in ((curve_error, found - exact), (wire_error, plain - exact), (total, exact)))
     return tuple((error / total) ** 0.5 if total else 0.0 for error in (curve_error, wire_error))

@@ -204,21 +204,27 @@ class OnArrays:
     def _reference_twice(self, spec):
         return (0,) * len(spec.slice_bits) if spec.weights == "pair" else self.weight_quant.reference_twice(spec.slice_bits)
 
-    def set_cells(self, cells: Cells | None, nominal: Cells | None = None, readout: Readout | None = None) -> None:
+    def set_cells(self, cells: Cells | None, nominal: Cells | str | None = "own", readout: Readout | str | None = "own") -> None:
         """Let the cells hold these, until weights are loaded or the hardware's slices change; None: ideal cells again.
 
         They stay what they are when the weight changes, as on a chip that was programmed. Tensors that are handed over must not be
         changed afterwards: hand over others.
 
-        Args: nominal, the same cells without scatter, on which ADC ranges are chosen (None: ideal ones); readout, see `Readout`.
+        Args: nominal, the same cells without scatter, on which ADC ranges are chosen (None: ideal ones); readout, what reads have
+            besides, see `Readout` (None: nothing). "own": those of the chip that the layer is on, if it is on one.
         Raises: ValueError for cells of another shape.
         """
-        shape = list(self._w_rows().shape)
+        if cells is None:
+            self.chip = None
+            return
+        chip, shape = self.chip or Chip(cells), list(self._w_rows().shape)
+        nominal, readout = (own if isinstance(given, str) else given
+                            for given, own in ((nominal, chip.nominal), (readout, chip.readout)))
         for each in (cells, nominal):
             if each is not None and list(each.values.shape) != [len(self.slice_bits), *shape]:
                 raise ValueError(f"cells have shape {list(each.values.shape)}, the layer "
                                  f"{[len(self.slice_bits), *shape]}: slices, groups, rows, outputs of a group")
-        self.chip = None if cells is None else Chip(cells, nominal, readout)
+        self.chip = replace(chip, cells=cells, nominal=nominal, readout=readout)
 
     @property
     def arrays(self) -> list[tuple[int, int]]:

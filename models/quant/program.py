@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .cells import Cells, Chip, on_grid
 from .crossbar import CrossbarLayer, crossbar_layers
-from .devices import Device, Wires
+from .devices import Device, Wires, faults
 from .devices.wires import STRAIGHT, effective, gate_curve
 from .effective import kept
 from .readout import Readout
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 VALUES, REFERENCE, CONVERTERS, INPUTS, NEGATIVE = range(5)  # what a generator draws: the last part of its key
 MOST_LEVELS = 1e6  # levels, of a converter's noise or offset: 32 bits hold it on the grid
 COLUMNS = 128  # bit lines of one array, where word lines resist: outputs of one slice, behind its reference columns, or their pairs
-FITTED_INPUTS, FITTED_GROUPS, DENSEST = 64, 8, 0.5  # of the curve of gate access: random inputs, the share of their rows that is on
+FITTED_INPUTS, FITTED_GROUPS = 64, 8  # of the curve of gate access: random inputs, in which
+DENSEST, SPARSE = 0.5, 3  # DENSEST u^SPARSE of the rows are on, u uniform: an eighth in the mean, as high digits behind a ReLU have few
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     """A layer on the chip."""
     if layer.spec.weights == "pair":
         return _pair_chip(name, layer, draw)
-    ideal, spec, device = layer.ideal_cells(), layer.spec, draw.device
+    ideal, spec = layer.ideal_cells(), layer.spec
+    device = _with_map(draw.device, layer.arrays, ideal.values.shape[3], 1)
     scale, digital = 2**ideal.fraction_bits, spec.reference == "digital"
     levels = (ideal.values.cpu() // scale).numpy().astype(np.uint8)
     twice = layer.weight_quant.reference_twice(spec.slice_bits)
@@ -161,8 +163,7 @@ def _pair_chip(name, layer, draw):
     scale = 2**ideal.fraction_bits
     signed = ideal.values.cpu().numpy() // scale
     lines = [(part, size.clip(0).astype(np.uint8)) for part, size in ((VALUES, signed), (NEGATIVE, -signed))]
-    shape = signed.shape if device.joint else signed.shape[1:]  # of what is drawn at a time
-    devices = {part: _of_line(device, shape, side) for side, (part, _) in enumerate(lines)}
+    devices = {part: _with_map(device, layer.arrays, signed.shape[3], 2, side) for side, (part, _) in enumerate(lines)}
     joint = {part: _joint(name, layer, draw, levels, part, devices[part]) for part, levels in lines} if device.joint else None
     values, both, curves = np.empty(signed.shape, np.int32), None, []
     if wires.access == "gate" or any(device.cell_noise(bits)[1] for bits in layer.slice_bits):
@@ -228,11 +229,11 @@ def _joint(name, layer, draw, levels, part, device):
     return device.draw_weights(codes, layer.slice_bits, _generator(draw.seed, name, 0, part))
 
 
-def _of_line(device, shape, side):
-    """The device as one of the two lines of each pair has it: a map of stuck cells is of both, side by side. Args: shape, of a draw."""
+def _with_map(device, arrays, outputs, lines, side=0):
+    """The device with its map of stuck cells, if it has one, over the arrays of a layer; of outputs of so many lines that of one side."""
     if device.stuck_mask is None:
         return device
-    return replace(device, stuck_mask=np.resize(device.stuck_mask, (*shape, 2))[..., side])
+    return replace(device, stuck_mask=faults.on_arrays(device.stuck_mask, arrays, outputs * lines)[:, side::lines])
 
 
 def _reference_column(draw, bits, twice, shape, generator):
@@ -242,7 +243,8 @@ def _reference_column(draw, bits, twice, shape, generator):
     levels = [high] if twice % 2 == 0 else [high, twice - high]
     if draw.reference_cells == "ideal":  # on levels that are not evenly spaced too
         return np.full(shape, draw.device.levels(bits)[0] + draw.device.step(bits) * twice / 2)
-    return draw.device.draw(np.stack([np.full(shape, level, np.uint8) for level in levels]), bits, generator).mean(0)
+    device = replace(draw.device, stuck_mask=None)  # of outputs
+    return device.draw(np.stack([np.full(shape, level, np.uint8) for level in levels]), bits, generator).mean(0)
 
 
 def _behind_wires(cells, column, layer, draw, generator):
@@ -265,7 +267,7 @@ def _behind_a_curve(lines, arrays, wire_ohm, generator, errors):
     found, curve = np.empty_like(lines), None
     for rows in sorted({stop - start for start, stop in arrays}, reverse=True):  # the curve is that of the fullest arrays
         alike = [slice(start, stop) for start, stop in arrays if stop - start == rows]
-        on = generator.random((len(alike), FITTED_INPUTS, rows)) < generator.random((len(alike), FITTED_INPUTS, 1)) * DENSEST
+        on = generator.random((len(alike), FITTED_INPUTS, rows)) < DENSEST * generator.random((len(alike), FITTED_INPUTS, 1)) ** SPARSE
         # The groups of an array are columns like any other, as their wires leave the same of each row.
         seen = np.stack([np.moveaxis(lines[:FITTED_GROUPS, part, :COLUMNS], 0, 1).reshape(rows, -1) for part in alike])
         fit = gate_curve(1e-6 * seen, on, wire_ohm, curve)

@@ -11,6 +11,7 @@ import numpy as np
 
 from . import faults
 from .laws import Law, Polynomial
+from .lines import LARGEST_US, SMALLEST_US
 from .noise import affine
 from .rows import JointRows
 from .times import parse_time
@@ -22,8 +23,8 @@ MOST_CELL_BITS = 8
 class Device:
     """What a cell does: its levels in microsiemens, and how cells scatter around them, drift and fail, at one time and temperature.
 
-    Measured presets hold the statistics of cells whose first read lay within their programming window: that rule hides cells that
-    missed their target. `techC_cells` draws measured cells, those that missed included.
+    Measured presets hold for each level the statistics of the cells whose first read lay in its window, whatever they had been programmed
+    to: that rule hides errors of programming. `techC_cells` draws measured cells, those that missed their window included.
 
     Conductances are not clipped: where sigma is as large as the mean a cell may come out below 0 uS. (`program` takes such a cell for
     one of 0 uS where wires resist, as networks of resistors are solved then.)
@@ -33,18 +34,20 @@ class Device:
         source: where its numbers come from.
         g_min, g_max: nominal conductances, uS, of the lowest and the highest level.
         law: mean, sigma and draws by nominal conductance; without one, cells without scatter.
-        time: s since the first read (measured data) or since programming (laws); None: the first time that the data have.
+        time: s since the first read (measured data; of a bake, from the read before it to the read after) or since programming (laws);
+            None: the first time that the data have.
         temp: C; None: the lowest temperature that the data have.
         level_values: nominal conductances, uS, of devices with a few levels; None: any number between g_min and g_max.
         rows: cells of one weight measured together; None: no such data.
         stuck_on, stuck_off: probabilities that a cell always has the nominal conductance of the highest or of the lowest level.
-        stuck_mask: array of -1 (stuck off), 0 and 1 (stuck on), or a file of one (.npy, or text with commas). It is a map of an
-            array that all arrays share: it is repeated over the cells of each draw in row-major order, of pairs over both lines side
-            by side.
+        stuck_mask: array of -1 (stuck off), 0 and 1 (stuck on), or a file of one (.npy, or text with commas). It is a map that all
+            arrays share, `[word line, output]`, of pairs `[word line, output, line]`, the positive line first, and begins anew where an
+            array is larger; one of one dimension goes on from row to row. Reference columns are not on it. (`draw`, which knows
+            of no arrays, repeats it over the cells in row-major order.)
         read_noise: standard deviation, uS, of reads of one cell: a number, an array with one for each level, "device" for the
             law that the data give, None for none. Sigma of measured tables already holds the noise of the one read they made.
         sigma_us: standard deviation, uS, Gaussian and the same for all levels, in place of the law's; None: the law's.
-        n: cells behind the numbers; None: not known.
+        n: cells that were programmed; single times and temperatures may have fewer. None: not known.
         certainty: how sure the numbers are. note: what else must be known.
     Raises: ValueError for values that cannot be, and for times, temperatures and conductances outside the data.
     """
@@ -199,6 +202,9 @@ class Device:
     def _check_conductances(self) -> None:
         if not (math.isfinite(self.g_min) and math.isfinite(self.g_max) and 0 <= self.g_min < self.g_max):
             raise ValueError(f"{self.name}: g_min is {self.g_min!r} and g_max {self.g_max!r} uS; allowed are 0 <= g_min < g_max")
+        if not SMALLEST_US <= self.g_max <= LARGEST_US:
+            raise ValueError(f"{self.name}: g_max is {self.g_max!r}, which looks like {'siemens' if self.g_max < 1 else 'nS or ohms'}; "
+                             f"allowed are {SMALLEST_US:g} to {LARGEST_US:g} uS")
         if self.level_values is not None:
             values = np.array(self.level_values, np.float64)
             if not (values.ndim == 1 and len(values) > 1 and np.isfinite(values).all() and (np.diff(values) > 0).all()):

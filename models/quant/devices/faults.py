@@ -1,5 +1,6 @@
 """Cells that are stuck, whatever is programmed: by probability, and by a map."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,21 @@ def load_mask(mask: np.ndarray | str | Path | None) -> np.ndarray | None:
         except (ValueError, OSError) as error:
             raise ValueError(f"{where}: no mask of cells ({error})") from None
     values = np.asarray(mask)
-    if values.size == 0 or not np.isin(values, (-1, 0, 1)).all():
-        raise ValueError(f"{where}: empty, or values other than -1 (stuck off), 0 and 1 (stuck on)")
+    if values.size == 0 or values.ndim > 3 or not np.isin(values, (-1, 0, 1)).all():
+        raise ValueError(f"{where}: empty, of more than three dimensions, or values other than -1 (stuck off), 0 and 1 (stuck on)")
     return values.astype(np.int8)
+
+
+def on_arrays(mask: np.ndarray, arrays: Sequence[tuple[int, int]], lines: int) -> np.ndarray:
+    """A map of an array, `[word line, line]` or `[word line, output, line]`, over the rows (first, last + 1) of each of some arrays of so
+    many bit lines: int8 `[rows, lines]`. It begins anew where an array is larger; one of one dimension goes on from row to row."""
+    def of_one(rows):
+        if mask.ndim < 2:
+            return np.resize(mask, (rows, lines))
+        flat = mask.reshape(len(mask), -1)
+        return flat[np.arange(rows)[:, None] % flat.shape[0], np.arange(lines) % flat.shape[1]]
+
+    return np.concatenate([of_one(stop - start) for start, stop in arrays])
 
 
 def apply(cells: np.ndarray, off: np.ndarray, on: np.ndarray, stuck_off: float, stuck_on: float, mask: np.ndarray | None,

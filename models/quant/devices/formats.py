@@ -16,7 +16,7 @@ import numpy as np
 
 from .device import Device
 from .joint import raw_folder, read_joint, read_raw
-from .lines import Line, by_level, check_rise, check_siemens, check_us, read_lines
+from .lines import Line, by_level, check_rise, check_siemens, check_std_us, check_us, read_lines
 from .tables import Cells, Samples, Series, Table
 
 LEVEL_COLUMNS = {"level", "conductance_uS", "time_s", "temp_C", "cell", "std_uS"}
@@ -72,6 +72,7 @@ def _samples(path: Path, lines: list[Line]) -> Device:
 
 def _gaussian(path: Path, lines: list[Line]) -> Device:
     check_us(path, lines, ["conductance_uS"])
+    check_std_us(path, lines, "std_uS")
     moments = _moments(path, lines)
     for levels in (levels for times in moments.values() for levels in times.values()):
         for level in levels:

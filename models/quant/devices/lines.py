@@ -68,6 +68,14 @@ def check_us(path: Path, lines: list[Line], columns: list[str]) -> None:
                                  f"expected, at most {LARGEST_US:g}")
 
 
+def check_std_us(path: Path, lines: list[Line], column: str) -> None:
+    """Deviations that are all below a hundredth of the smallest conductance that uS may have, but not all 0, are none in uS."""
+    largest = max(lines, key=lambda line: line.values[column])
+    if 0 < largest.values[column] < SMALLEST_US / 100:
+        raise ValueError(f"{path}, line {largest.number}: {column} is {largest.values[column]:g} and none is larger: these look like "
+                         "siemens, uS are expected")
+
+
 def check_siemens(where: str, values: np.ndarray) -> None:
     if values.max() > LARGEST_S:
         raise ValueError(f"{where}: {values.max():g} looks like uS, siemens are expected")
