@@ -44,7 +44,6 @@ import logging
 import os
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +54,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from experiment import cost_report, distributed, html_report, machine, report, results
-from experiment.bench import FROZEN, Bench
+from experiment.bench import FROZEN, Bench, benches_of
 from experiment.cli import check_writable, get_logger
 from experiment.eval_flags import EvalSettings
 from experiment.eval_settings import parse_all
@@ -129,16 +128,16 @@ def find_best(bench: Bench, choosing: Bench, pool: Pool, log: logging.Logger) ->
     return found
 
 
-def write_results(bench: Bench, settings: Sequence, log: logging.Logger) -> None:
+def write_results(bench: Bench, plan: Plan, log: logging.Logger) -> None:
     """The table and the files that follow from the points of a network's settings."""
-    of, folder = bench.settings, Path(bench.settings.save_path)
+    of, folder, settings = bench.settings, Path(bench.settings.save_path), plan.settings_of(bench)
     bench.folder.mkdir(parents=True, exist_ok=True)
     bench.write_ranges()
     for setting in settings:
         if of.report and setting and setting.spec.adc_range in FROZEN:
             bench.write_report(setting, log)
     if of.save_cells:
-        bench.write_cells(log)
+        bench.write_cells(plan.chips_of(bench), log)
     records = [*filter(None, [bench.of_float(), *(bench.record(setting) for setting in settings)])]
     log.info("\n" + report.settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
     title = (f"{of.model.removesuffix('_eval')}, {of.wbit}-bit weights, {of.abit}-bit activations: "
@@ -165,7 +164,7 @@ def measure_all(benches: Sequence[Bench], choosing: Sequence[Bench], pool: Pool,
         bench.write_planes(log)
     measure_plan(plan, pool, log)
     for bench in benches:
-        write_results(bench, plan.settings_of(bench), log)
+        write_results(bench, plan, log)
     for search, bench in zip(searches, benches):
         log.info(f"search: {', '.join(map(str, search.write(bench)))}")
 
@@ -178,8 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     check_workers(first.workers)
     check_search(first)
     machine.keep_freed_memory()
-    networks_of = Counter(settings.save_path for settings, _ in networks)
-    benches = [Bench(settings, checkpoint, command, networks_of[settings.save_path] > 1) for settings, checkpoint in networks]
+    benches = benches_of(networks, command)
     choosing = [validation_bench(bench) for bench in benches if first.search]
     for bench in benches:
         bench.check(bench.settings.settings)

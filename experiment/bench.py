@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,15 @@ class Bench:
             "arithmetic": keys.ARITHMETIC, "images": keys.of_images(self.shown.batches, self.shown.labels),
             "network": keys.of_network(self.net, [*foreign.identity(of.model), of.wbit, of.abit, of.wq, of.quantize_image, *options])}
         self.decides_hardware = {"cells": keys.digest(self.cells)} if self.cells else {}
+        if is_chip(self.cells):
+            self.decides_hardware["arithmetic_of_chips"] = keys.ARITHMETIC_OF_CHIPS
         self.decides_ranges = {"calibration_images": keys.of_images(self.shown.calibration)}
 
     def decides(self, setting: Setting | None) -> dict[str, Any]:
         """What decides the result of a setting; None: of the software."""
         if setting is None:
             return self.decides_all
-        found = self.decides_all | self.decides_hardware | {"setting": keys.of_setting(setting)}
+        found = self.decides_all | self.decides_hardware | {"setting": keys.of_setting(setting, is_chip(self.cells))}
         if self.costs.technology and setting.spec.adc_range != "ideal":
             found["cost"] = keys.of_costs(self.costs.technology)
         if setting.spec.adc_range == "dynamic":
@@ -258,16 +261,18 @@ class Bench:
                  if self.ranges.to_calibrate(setting) and not setting.chips and not is_chip(self.cells)}
         self.ranges.keep({setting: point["ranges"] for setting, point in found.items() if point})
 
-    def write_cells(self, log: logging.Logger) -> None:
-        """What the cells of every chip hold, beside the bit-planes."""
-        for setting in self.settings.settings:
+    def write_cells(self, settings: Iterable[Setting], log: logging.Logger) -> None:
+        """What the cells of the chips of some settings, each by itself, hold, beside the bit-planes."""
+        written = {}
+        for setting in settings:
             if setting.chips:
                 place(self.net, replace(setting, crossbar_layers="all"), self.cells)  # files hold the cells of all layers, on one hardware
                 folder = self._planes(setting.spec.cell_bits).folder
                 with quant.keep_effective_cells(self._effective):
-                    written = save_cells(self.net, setting, folder)
-                if written:
-                    log.info(f"cells of {setting.chips} written to {folder}")
+                    if save_cells(self.net, setting, folder):
+                        written[str(setting.chips), folder] = True
+        for chips, folder in written:
+            log.info(f"cells of {chips} written to {folder}")
 
     def write_report(self, setting: Setting, log: logging.Logger) -> None:
         """Table, JSON and picture of what the ADC, or a chip, does to each layer, for a setting that was measured."""
@@ -276,6 +281,8 @@ class Bench:
         title = f"{self.settings.model.removesuffix('_eval')} on {self.settings.dataset}: {text}"
         shown, cache = self.shown, self.cache
         place(self.net, setting, self.cells)
+        if all(layer.spec.adc_range == "ideal" for _, layer in quant.crossbar_layers(self.net)):  # --per_layer says so
+            return
         if setting.chips or is_chip(self.cells):
             table = chip_report.write(path, self.net, setting, title, shown.report, shown.calibration, cache, self.cells,
                                       self.settings.engine)
@@ -292,6 +299,18 @@ class Bench:
         report.write_report(path.with_suffix(".json"), title, setting, layers)
         report.report_plot(path.with_suffix(".png"), title, layers, setting.spec.adc_bits)
         log.info(f"{text}:\n{report.layers_table(layers)}\npicture: {path.with_suffix('.png')}")
+
+
+def benches_of(networks: Sequence[tuple[EvalSettings, dict | None]], command: str) -> list[Bench]:
+    """The networks of an evaluation, with their checkpoints. Raises: UserError as `Bench`, and for two that have one folder."""
+    sharing = Counter(settings.save_path for settings, _ in networks)
+    made = [Bench(settings, checkpoint, command, sharing[settings.save_path] > 1) for settings, checkpoint in networks]
+    owners: dict[Path, str] = {}
+    for bench in made:
+        if (other := owners.setdefault(bench.folder, bench.settings.resume)) != bench.settings.resume:
+            raise UserError(f"{other} and {bench.settings.resume} would have one folder, {bench.folder}: evaluate them one by one, each "
+                            "with a --save_path")
+    return made
 
 
 def report_text(setting: Setting, planes: str | None = None) -> str:

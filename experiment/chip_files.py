@@ -9,7 +9,7 @@ from torch import nn
 
 from models import quant
 
-from .keys import digest
+from .keys import arithmetic_of, digest
 from .placing import Stored, place
 from .setting import Setting
 
@@ -54,9 +54,12 @@ def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
     """Write what the cells of each chip of a setting hold, on which all layers of the network are placed; see `quant.write_cells`.
     Returns: the number of files that were not there."""
     chips, spec, written = setting.chips, setting.spec, 0
-    facts = {"chip": chips.text(), "data": digest(chips.device)} | (
-        {"rows": spec.rows, "mapping": spec.mapping, "access": chips.access} if chips.wires else {})  # arrays matter for wires
     label = chips.label() + ("_digital" if spec.reference == "digital" else "") + ("_pair" if spec.weights == "pair" else "")
+    facts = {"chip": chips.label(), "data": digest(chips.device), "arithmetic": arithmetic_of(chips)}
+    if chips.wires:  # for which arrays matter
+        facts |= {"rows": spec.rows, "mapping": spec.mapping, "access": chips.access}
+        label += "".join(f"_{name}{getattr(spec, name)}" for name in ("rows", "mapping")
+                         if getattr(spec, name) != getattr(quant.CrossbarSpec(), name))
     for seed in chips.seeds:
         if not quant.cell_files.cells_are_written(folder, network, label, seed, facts):
             try:

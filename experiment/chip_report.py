@@ -48,7 +48,7 @@ def write(path: Path, network: nn.Module, setting: Setting, title: str, images: 
             quant.program(network, None)
     content = {"title": title, "setting": str(setting), "chip_seed": seed, "losses": layers, "cells": {"layer": name, "slices": slices}}
     atomic_write(path.with_suffix(".json"), lambda file: file.write(json.dumps(content).encode()))
-    plot(path.with_suffix(".png"), title, name, slices, layers, setting)
+    plot(path.with_suffix(".png"), title, name, slices, layers, setting.chips and setting.chips.device, layer.spec)
     return losses_table(layers)
 
 
@@ -57,8 +57,9 @@ def _without_wires(network: nn.Module, setting: Setting, seed: int) -> tuple[dic
     network stays on the chip that it is on."""
     chips = [(layer, layer.chip) for _, layer in quant.crossbar_layers(network)]
     quant.program(network, setting.chips.device, seed, setting.chips.reference_cells, wires=quant.Wires(setting.chips.access))
-    straight = {name: layer.cells() for name, layer in on_adcs(network)}
-    both = {name: layer.chip.readout.both for name, layer in on_adcs(network) if layer.chip.readout and layer.chip.readout.both is not None}
+    on_chip = [(name, layer) for name, layer in quant.crossbar_layers(network) if layer.chip]
+    straight = {name: layer.cells() for name, layer in on_chip}
+    both = {name: layer.chip.readout.both for name, layer in on_chip if layer.chip.readout and layer.chip.readout.both is not None}
     for layer, chip in chips:
         layer.chip = chip
     return straight, both
@@ -101,9 +102,9 @@ def losses_table(layers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]],
-         setting: Setting) -> None:
+         device: quant.Device | None, spec: quant.CrossbarSpec) -> None:
     """A panel for each slice of one layer, how its cells lie around their levels; below, the losses of all layers and the shares of
-    their errors."""
+    their errors. Args: device, of the cells, where it is known; spec, the hardware of that one layer."""
     columns = min(len(slices), 4)
     rows = -(-len(slices) // columns)
     names = [entry["layer"] for entry in layers]
@@ -113,7 +114,7 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
     above, middle, below = figure.subfigures(3, 1, height_ratios=[3.1 * rows, 3.1 + turned, 3.1 + turned])
     panels = list(above.subplots(rows, columns, squeeze=False).flat)
     for i, (entry, axes) in enumerate(zip(slices, panels)):
-        _levels_panel(axes, entry, setting)
+        _levels_panel(axes, entry, device, spec)
         axes.set_ylabel("share of cells" if i % columns == 0 else "")
     for axes in panels[len(slices):]:
         axes.set_axis_off()
@@ -124,7 +125,7 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
     save(figure, path, dpi=120)
 
 
-def _levels_panel(axes: Any, entry: Mapping[str, Any], setting: Setting) -> None:
+def _levels_panel(axes: Any, entry: Mapping[str, Any], device: quant.Device | None, spec: quant.CrossbarSpec) -> None:
     edges = np.array(entry["edges"])
     colors = colormap("viridis")(np.linspace(0, 0.85, len(entry["levels"])))
     total = sum(each["cells"] for each in entry["levels"])
@@ -136,9 +137,8 @@ def _levels_panel(axes: Any, entry: Mapping[str, Any], setting: Setting) -> None
     bits = entry["bits"]
     axes.set(yscale="log", xlabel="value of a cell (levels)")
     axes.set_title(f"slice {entry['slice']}, {bits} bit{'s' if bits > 1 else ''}", fontsize="small")
-    if setting.chips and setting.spec.reference == "analog":
-        device = setting.chips.device
-        low, step = 0.0 if setting.spec.weights == "pair" else float(device.levels(bits)[0]), device.step(bits)
+    if device and spec.reference == "analog":
+        low, step = 0.0 if spec.weights == "pair" else float(device.levels(bits)[0]), device.step(bits)
         top = axes.secondary_xaxis("top", functions=(lambda x: low + step * x, lambda g: (g - low) / step))
         top.tick_params(labelsize="x-small")
         top.set_xlabel("uS", fontsize="x-small", labelpad=2)

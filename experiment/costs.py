@@ -47,7 +47,7 @@ class Costs:
 
     def check(self, network: nn.Module, setting: Setting) -> None:
         """Refuse a setting, on which the network is placed, that has no cost in this technology. Raises: ValueError."""
-        if not self._has(setting):
+        if not self._has(network):
             return
         bits = set()  # of all layers, as one source is for the converters of a whole chip
         try:
@@ -72,12 +72,12 @@ class Costs:
 
     def of(self, network: nn.Module, setting: Setting | None) -> CostReport | None:
         """The costs of a network that is on a setting, calibrated; None for the software and settings without an ADC."""
-        if setting is None or not self._has(setting):
+        if setting is None or not self._has(network):
             return None
         return estimate(self.counts, network, self.technology, setting.chips and setting.chips.device)
 
-    def _has(self, setting: Setting) -> bool:
-        return self.technology is not None and setting.spec.adc_range != "ideal"
+    def _has(self, network: nn.Module) -> bool:
+        return self.technology is not None and any(layer.spec.adc_range != "ideal" for _, layer in quant.crossbar_layers(network))
 
 
 def _layouts(setting: Setting) -> list[tuple[str, int]]:

@@ -33,7 +33,7 @@ from models.quant.prepared import fingerprint
 
 from . import distributed
 from .data import Batches
-from .placing import Stored, engines_of, on_adcs, place, program, use_cells
+from .placing import Stored, engines_of, is_chip, on_adcs, place, program, use_cells
 from .setting import Setting, reads_of
 
 Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
@@ -165,7 +165,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
                                    original=original)
             place(network, setting, cells)
             chosen = None if calibration is None else batches_of(calibration, batch_size)
-            passes = _on_crossbars(network, batches, setting, chosen, cache or Cache(), engine, progress)
+            passes = _on_crossbars(network, batches, setting, cells, chosen, cache or Cache(), engine, progress)
     return _record(setting, passes, labels, software, original)
 
 
@@ -187,7 +187,7 @@ def _in_software(network, batches, progress, passing):
     return _Passes([predictions], seconds)
 
 
-def _on_crossbars(network, batches, setting, calibration, cache, engine, progress):
+def _on_crossbars(network, batches, setting, cells, calibration, cache, engine, progress):
     """One pass for each chip, or one on ideal cells; what they all have in common is taken at the first."""
     found, common = [], ()
     try:
@@ -197,7 +197,7 @@ def _on_crossbars(network, batches, setting, calibration, cache, engine, progres
             found.append(predict(network, batches, title, progress, None if common else _counting_idle(network, counts)))
             common = common or (ran, *conversions_of(network, first_image(batches), counts))
     finally:
-        if setting.chips:
+        if setting.chips or is_chip(cells):
             quant.program(network, None)
     predictions, seconds = zip(*found)
     return _Passes(list(predictions), sum(seconds), *common)

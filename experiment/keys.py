@@ -33,7 +33,7 @@ ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no
 # with costs; of networks that were converted; with inputs in two's complement.
 ARITHMETIC_OF_CHIPS = 2
 ARITHMETIC_OF_PLANS = 2
-ARITHMETIC_OF_READOUTS = 3
+ARITHMETIC_OF_READOUTS = 4
 ARITHMETIC_OF_GATES = 5
 ARITHMETIC_OF_WORD_LINES = 2
 ARITHMETIC_OF_REFERENCES = 2
@@ -67,12 +67,14 @@ def of_images(images: Batches, labels: torch.Tensor | None = None) -> str:
     return digest([shown, list(images.mean), list(images.std), labels])
 
 
-def of_setting(setting: Setting) -> dict[str, Any]:
-    """A setting as plain values: a device by the digest of its data, how ranges are chosen only where they are."""
+def of_setting(setting: Setting, stored_chip: bool = False) -> dict[str, Any]:
+    """A setting as plain values: a device by the digest of its data, how ranges are chosen only where they are. Args: stored_chip, whether
+    its cells are those of a chip in files."""
     chosen = asdict(setting.calibration) if setting.spec.adc_range == "calibrated" else None
     spec = {name: value for name, value in asdict(setting.spec).items() if name not in LATER or value != getattr(CrossbarSpec(), name)}
     references = {setting.spec.reference, *(dict(changes).get("reference") for _, changes in setting.per_layer)}
-    of_plans = {"arithmetic_of_plans": ARITHMETIC_OF_PLANS} if setting.chips and True in setting.plans and "digital" in references else {}
+    on_chip = setting.chips or stored_chip
+    of_plans = {"arithmetic_of_plans": ARITHMETIC_OF_PLANS} if on_chip and True in setting.plans and "digital" in references else {}
     return of_plans | {"spec": _plain(spec), "crossbar_layers": setting.crossbar_layers, "calibration": chosen,
             "per_layer": [[pattern, _plain(dict(changes))] for pattern, changes in setting.per_layer],
             "chips": setting.chips and of_chips(setting.chips)}
@@ -93,13 +95,20 @@ def of_chips(chips: Chips) -> dict[str, Any]:
     return _plain(values | {"device": digest(chips.device), "arithmetic": ARITHMETIC_OF_CHIPS})
 
 
+def arithmetic_of(chips: Chips) -> dict[str, int]:
+    """The constants above that the cells of chips follow from."""
+    return {name: value for name, value in of_chips(chips).items() if name.startswith("arithmetic") and "readouts" not in name} | (
+        {"arithmetic_of_gates": ARITHMETIC_OF_GATES} if chips.access == "gate" else {})
+
+
 def of_costs(technology: Technology) -> str:
     """Digest of what costs follow from, beside the setting."""
     return digest([ARITHMETIC_OF_COSTS, technology])
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Whole numbers as such: 3.0 bits are 3 bits."""
+    """Whole numbers as such, 3.0 bits are 3 bits, and NumPy's as Python's."""
+    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
     return {name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""Several programs in one folder: one writer at a time, and one worker for one piece of work."""
+"""Several programs in one folder: one worker for one piece of work."""
 
 import contextlib
 import os
@@ -9,25 +9,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
-
-
-@contextlib.contextmanager
-def locked(path: str | Path) -> Iterator[None]:
-    """Within `with`, no other process on this machine is in such a block for a file of the same folder.
-
-    The lock is on the folder, so that nothing is left behind, and ends with the process that holds it. Where the system has none,
-    as on some network drives, the block runs without it.
-    """
-    folder = None
-    if fcntl is not None:
-        folder = os.open(Path(path).parent, os.O_RDONLY)
-        with contextlib.suppress(OSError):
-            fcntl.flock(folder, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if folder is not None:
-            os.close(folder)
 
 
 class Claims:

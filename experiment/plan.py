@@ -66,6 +66,10 @@ class Plan:
         own = {*self.jobs}
         return [setting for (of, setting), jobs in self.wholes.items() if of is bench and own & {*jobs}]
 
+    def chips_of(self, bench: Bench) -> list[Setting]:
+        """The settings of a bench of which this plan has a job, each chip by itself, and those without chips."""
+        return [job.setting for job in self.jobs if self.benches[job.bench] is bench and job.setting]
+
     def text(self, workers: int) -> str:
         """How many points there are and are missing, and the time that these may take, judged by those there are."""
         points = f"{len(self.jobs)} points: "

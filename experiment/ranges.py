@@ -19,11 +19,10 @@ from torch import nn
 from models import quant
 from models.building import CROSSBAR_LAYERS
 from models.quant import CrossbarSpec, adc
-from models.quant.files import atomic_write
+from models.quant.files import atomic_write, locked
 
 from .cli import UserError, one_line
 from .eval_flags import EvalSettings
-from .locking import locked
 from .placing import on_adcs
 from .setting import Setting
 

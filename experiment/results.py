@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.quant.files import atomic_write
+from models.quant.files import atomic_write, locked
 from models.quant.quantizers import OFF
 
 from . import foreign
@@ -19,7 +19,6 @@ from .conversion_settings import OPTIONS
 from .costs import figures
 from .eval_flags import EvalSettings
 from .evaluation import Record
-from .locking import locked
 
 SPEC_KEYS = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_range", "adc_plan", "adc_max_bits", "adc_idle",
              "weights")

@@ -9,10 +9,10 @@ import torch
 from test_crossbar import images, network, outputs
 from torch import nn
 
-from models.quant import (ADC_BUFFERS, CORRECTION_IMAGES, Calibration, CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate,
-                          channels, collect_histograms, correct, crossbar_layers, diagnostics, engines, set_engine, set_spec,
-                          without_adc)
-from models.quant.calibration import output_moments
+from models.quant import (ADC_BUFFERS, CORRECTION_IMAGES, Calibration, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate,
+                          channels, collect_histograms, correct, crossbar_layers, diagnostics, engines, image_numbers, program, set_engine,
+                          set_spec, without_adc)
+from models.quant.calibration import CORRECTION_NUMBERS, output_moments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEC = CrossbarSpec(adc_bits=2, rows=32)
@@ -346,3 +346,37 @@ def test_an_engine_is_chosen_for_the_running_context_alone():
 def test_a_layer_alone_can_be_calibrated():
     layer = Qconv2dDoreFa(6, 5, 3, spec=SPEC)
     assert list(calibrate(layer, images(3))) == [""] and (layer.adc_gain != 1).any()
+
+
+def test_a_correction_known_from_before_serves_another_object_of_the_network():
+    """Also where a layer is called several times, which the new object has not seen yet."""
+    class Thrice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = QLinearDoreFa(16, 16, spec=CrossbarSpec(4, 4, adc_bits=3), alpha_init=1.0)
+
+        def forward(self, x):
+            return self.layer(self.layer(self.layer(x) + x) + x)
+
+    first, second, x = Thrice(), Thrice(), torch.rand(40, 16, generator=torch.Generator().manual_seed(1))
+    calibrate(first, x, correct=None)
+    second.load_state_dict(first.state_dict())
+    wanted = correct(first, x)
+    correct(second, x, wanted)
+    assert torch.equal(first.layer.adc_gain, second.layer.adc_gain) and torch.equal(first.layer.adc_offset, second.layer.adc_offset)
+
+
+def test_a_correction_does_not_see_the_noise_of_the_images_that_are_measured():
+    layer = QLinearDoreFa(16, 400, spec=CrossbarSpec(4, 4, adc_bits=8), alpha_init=1.0)
+    model, x = nn.Sequential(layer).eval(), torch.full((1, 16), 0.4)
+    calibrate(model, x.repeat(3, 1), correct=None)
+    program(model, Device("own", "here", 1.0, 10.0), adc_noise=2.0)
+    correct(model, x)
+    with without_adc(model):
+        wanted = model(x)
+    off = []
+    for first in (0, CORRECTION_NUMBERS):  # the correction by one image takes out all noise of its own reads
+        with image_numbers(first):
+            off.append(float((model(x) - wanted).std()))
+    assert off[1] < 1e-3 * off[0]

@@ -1,6 +1,7 @@
 """Chips: a network measured on cells of a device, from Python and by the flags of eval.py."""
 
 import json
+import os
 import re
 import statistics
 from dataclasses import replace
@@ -431,7 +432,7 @@ def test_reports_of_many_layers_can_be_read(count, tmp_path, monkeypatch):
     shares = dict.fromkeys(diagnostics.SOURCES, 0.2)
     losses = [{"layer": name, "shares": shares, **dict.fromkeys(("adc", "cells", "both", "chip"), 20.0)} for name in names]
     chip_report.plot(tmp_path / "picture.png", "title", "a", [{"slice": 0, "bits": 1, "edges": [-1, 0, 1], "levels": levels}], losses,
-                     Setting(CrossbarSpec(reference="digital")))
+                     None, CrossbarSpec())
     drawn[0].savefig(tmp_path / "picture.png")
     boxes = [tick.get_window_extent() for tick in drawn[0].axes[-1].get_xticklabels()]
     assert len(boxes) == count and all(b.x0 > a.x1 for a, b in zip(boxes, boxes[1:])) and min(box.y0 for box in boxes) >= 0
@@ -819,10 +820,64 @@ def test_saving_the_cells_of_an_evaluation(run, checkpoint):  # noqa: F811
     assert same(found, cells_of(net))
 
 
+def test_chips_of_several_commands_and_arrays_lie_side_by_side(run, checkpoint):  # noqa: F811
+    """Arrays of other sizes behind wires have files of their own; what reads have besides makes no other cells."""
+    flags = [*FLAGS, "--adc_range", "full", "--device", "techB", "--save_cells"]
+    run(checkpoint, *flags, "--wire_ohm", "2", "--subArray", "8", "16")
+    known = json.loads(Path("prob/vgg7_quant_eval_w4_c2/manifest.json").read_text())
+    assert {name: entry["rows"] for name, entry in known.items() if name.startswith("bit_levels0_t")} == {
+        f"bit_levels0_techB_wire_ohm2ohm_rows{rows}_chip0.pt": rows for rows in (8, 16)}
+    assert "cells of" in run(checkpoint, *flags)[2] and "cells of" not in run(checkpoint, *flags, "--adc_noise", "0.3")[2]
+
+
+def test_a_shard_saves_the_chips_that_it_measures(run, checkpoint):  # noqa: F811
+    run(checkpoint, *FLAGS, "--adc_range", "full", "--device", "techB", "--chips", "4", "--shard", "1/2", "--save_cells")
+    assert {path.name[-4] for path in Path("prob/vgg7_quant_eval_w4_c2").glob("bit_levels0_techB_*")} == {"0", "1"}
+
+
+def test_two_programs_lose_no_entry_of_a_manifest(scene, tmp_path):
+    net, *_ = scene
+    place(net, setting())
+    children = []
+    for part in range(2):
+        if not (child := os.fork()):
+            try:
+                for seed in range(part, 12, 2):
+                    quant.program(net, NOISY, seed)
+                    quant.write_cells(tmp_path, net, "noisy", seed)
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    files = {path.name for path in tmp_path.glob("*.pt")}
+    assert len(files) == 48 and json.loads((tmp_path / "manifest.json").read_text()).keys() == files
+
+
+@pytest.mark.parametrize("weights", ["offset", "pair"])
+def test_a_report_of_gate_access_where_a_layer_has_no_adc(run, checkpoint, weights):  # noqa: F811
+    gate = ["--device", "techC", "--access", "gate", "--wire_ohm", "20", "--weights", weights, "--report"]
+    _, _, text = run(checkpoint, *FLAGS, *gate, "--per_layer", "features.8:adc_range=ideal")
+    assert "curve off by" in text and "features.8 " not in text.split("scatter")[1]
+
+
+def test_no_layer_has_an_adc_to_report_on(run, checkpoint):  # noqa: F811
+    _, _, text = run(checkpoint, *FLAGS, "--per_layer", "*:adc_range=ideal", "--report", "--cost", "rram_32nm")
+    assert "picture" not in text and not Path("save/cost.json").exists()
+
+
+def test_points_of_a_stored_chip_are_of_the_arithmetic_of_chips():
+    planned = setting(None, spec={"reference": "digital", "adc_plan": "significance"})
+    assert keys.of_setting(planned, stored_chip=True) != keys.of_setting(planned)
+    assert keys.of_setting(setting(None), stored_chip=True) == keys.of_setting(setting(None))
+    chips = Chips(device=NOISY, chip_seed=np.int64(3), adc_noise=np.float64(0.5))
+    assert keys.key_of(keys.of_chips(chips)) == keys.key_of(keys.of_chips(Chips(device=NOISY, chip_seed=3, adc_noise=0.5)))
+
+
 def test_saved_cells_say_which_hardware_they_are_of(scene, tmp_path):
     net, *_ = scene
     for spec, options, label in (({"reference": "digital"}, {}, "noisy_digital"), ({"weights": "pair"}, {}, "noisy_pair"),
-                                 ({}, {"wire_ohm": 2.0, "access": "gate"}, "noisy_wire_ohm2ohm_accessgate")):
+                                 ({}, {"wire_ohm": 2.0, "access": "gate"}, "noisy_wire_ohm2ohm_accessgate_rows16")):
         made = setting(spec=spec, **options)
         place(net, made)
         assert chip_files.save_cells(net, made, tmp_path) == 4 and chip_files.save_cells(net, made, tmp_path) == 0

@@ -1183,9 +1183,11 @@ def test_ternary_inputs_take_two_rows_of_cells_each():
         convert(linear, CrossbarSpec(8, 8, rows=1024), x, inputs="ternary")
     net = convert(linear, CrossbarSpec(4, 4, rows=8, adc_range="full"), x, inputs="ternary")
     for options in (dict(wires=Wires("gate", 1.0)), dict(read_noise=np.array([0.0, 0.5]))):
-        program(net, Device.preset("techA"), **options)
         with pytest.raises(ValueError, match="^inputs 'ternary' have no gate access and no read noise that grows with conductance"):
-            net(x)
+            program(net, Device.preset("techA"), **options)
+        assert crossbar_layers(net)[0][1].chip is None
+    program(net, Device.preset("techA"), wires=Wires("gate"), read_noise=0.5)
+    net(x)
 
 
 def test_full_ranges_of_ternary_inputs_hold_the_reads_of_nominal_cells():
@@ -1277,6 +1279,34 @@ def test_noise_of_windows_does_not_depend_on_the_batch():
     assert torch.equal(torch.cat(parts), whole)
     twice = net(x[:1].expand(2, -1, -1, -1))
     assert not torch.equal(twice[0], twice[1])  # images have noise of their own
+
+
+def test_noise_is_another_in_each_call_of_a_layer():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return torch.stack([self.layer(x), self.layer(x)], 1)
+
+    x = seeded((6, 8))
+    net = convert(Twice(), CrossbarSpec(8, 8, adc_range="full", adc_bits=10), x)
+    program(net, Device.preset("neurosim_tsinghua_130nm"), 0, adc_noise=1.0)
+    with image_numbers(3):
+        whole = net(x)
+    assert not torch.equal(whole[:, 0], whole[:, 1])
+    for i in range(6):
+        with image_numbers(3 + i):
+            assert torch.equal(net(x[i:i + 1])[0], whole[i])
+    outside = net(x)  # where nothing says which images they are, all calls are the first
+    assert torch.equal(outside[:, 0], outside[:, 1])
+    own = nn.Sequential(QLinearDoreFa(8, 8, spec=CrossbarSpec(adc_range="full", adc_bits=10), alpha_init=1.0))  # and of layers that
+    program(own, Device.preset("neurosim_tsinghua_130nm"), 0, adc_noise=1.0)  # are no module of others
+    with image_numbers(0):
+        first, second = own(x), own(x)
+    with image_numbers(0):
+        assert torch.equal(own(x), first) and not torch.equal(first, second)
 
 
 def test_layers_are_called_as_their_modules_too():

@@ -510,7 +510,7 @@ def test_two_evaluations_in_one_folder_keep_the_ranges_of_both(run, checkpoint, 
 
 
 def test_only_one_process_at_a_time_writes_to_a_folder(tmp_path):
-    code = ("import sys, time; from experiment.locking import locked\n"
+    code = ("import sys, time; from models.quant.files import locked\n"
             "with locked('x'): print('in', flush=True); sys.stdin.read(); print('out', flush=True)")
     options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     first = subprocess.Popen([sys.executable, "-c", code], **options)

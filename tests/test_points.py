@@ -22,11 +22,10 @@ from experiment import keys, packed, points, results
 from experiment.chips import Chips
 from experiment.data import Batches
 from experiment.evaluation import Setting, measure
-from experiment.locking import locked
 from experiment.points import Points
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device
-from models.quant.files import atomic_write
+from models.quant.files import atomic_write, locked
 
 FORK = multiprocessing.get_context("fork")
 

@@ -346,6 +346,16 @@ def test_workers_take_whole_groups_and_then_share_what_is_left():
     assert [queue.take(None), queue.take(None), queue.take(None)] == [(jobs[3], False), (jobs[5], True), None]
 
 
+def test_two_networks_of_one_folder_are_refused(checkpoint, capsys):  # noqa: F811
+    for folder in ("a.1", "a_1"):
+        Path(folder).mkdir()
+        shutil.copy(checkpoint, f"{folder}/m.pt")
+    with pytest.raises(SystemExit):
+        run_main(lambda: evaluation.main(["--resume", "a.1/m.pt", "a_1/m.pt", *QUICK, "--save_path", "both"]))
+    assert "error: a.1/m.pt and a_1/m.pt would have one folder, both/a_1_m: evaluate them one by one" in capsys.readouterr().err
+    assert not Path("both").exists()
+
+
 def test_each_setting_is_said_once(evaluate, checkpoint):  # noqa: F811
     """Also where the chips of one are those of another, here a copy of its file."""
     for name in "ab":

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import atomic_write
+from .files import atomic_write, locked
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -83,7 +83,7 @@ class PlaneStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         known = manifest_or_none(self.folder)
-        entries, written = {name: entry for name, entry in known.items() if not name.endswith("_ideal.pt")}, 0  # chips stay
+        entries, written = {}, 0
         rebuilt: dict[str, list[Path]] = {}  # by what was wrong
         for index, (name, w_codes) in enumerate(layers):
             w_codes = w_codes.cpu()
@@ -100,9 +100,12 @@ class PlaneStore:
                 written += 1
         for problem, (path, *more) in rebuilt.items():
             log.info("%s%s: %s; rebuilt", path, f" and {len(more)} more" if more else "", problem)
-        if entries != known:
-            text = json.dumps(entries, indent=1)
-            atomic_write(self.folder / MANIFEST, lambda file: file.write(text.encode()))
+        with locked(self.folder / MANIFEST):
+            known = manifest_or_none(self.folder)  # to which others may have added
+            entries |= {name: entry for name, entry in known.items() if not name.endswith("_ideal.pt")}  # chips stay
+            if entries != known:
+                text = json.dumps(entries, indent=1)
+                atomic_write(self.folder / MANIFEST, lambda file: file.write(text.encode()))
         return written
 
     def _problem(self, path, planes, entry, known):

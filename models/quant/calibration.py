@@ -15,9 +15,11 @@ from .cells import Cells
 from .counts import counting
 from .crossbar import CrossbarLayer, crossbar_layers
 from .modes import converted_layers, in_mode, without_adc
+from .readout import image_numbers
 from .spec import check, choice
 
 CORRECTION_IMAGES = 256  # more change nothing that can be measured
+CORRECTION_NUMBERS = 2**42  # of the first of them: their reads have other noise than those of the images that are measured
 BATCH = 64  # images that are counted at a time; counts do not depend on it
 OTHER_WORDS = {"per": {"reference": "alike"}, "correct": {None: "none"}}  # what users may say for a field's value
 
@@ -239,7 +241,7 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
 
 @torch.no_grad()
 def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
-            wanted: dict[str, tuple[Tensor, Tensor]] | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+            wanted: Moments | None = None) -> Moments:
     """Make up, digitally, for what the calibrated ADCs do to the mean and the size of each layer's outputs.
 
     An ADC that clips or rounds to zero makes all outputs of a channel smaller, and shifts them: errors that they share,
@@ -253,7 +255,7 @@ def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
         images: training inputs on the model's device: a tensor, all of it in memory at a time, or an iterable of batches,
             of which the first `CORRECTION_IMAGES` are one.
         wanted: result of an earlier call for the same weights and images.
-    Returns: `{layer name: (deviation, mean)}` of each channel without ADCs, float64 `[out]`.
+    Returns: those of each channel without ADCs, float64 `[out]`.
     Raises: ValueError for no images, no layer with an ADC, or layers whose ranges are not "calibrated".
     """
     layers = converted_layers(model)
@@ -276,15 +278,22 @@ def _correct(model, layers, images, wanted):
     if wanted is None:
         with without_adc(model):
             wanted, _ = output_moments(model, layers, images)
-    with in_mode(model, training=False):
+    for name, layer in layers:
+        layer.shared = name in wanted.shared
+    with in_mode(model, training=False), image_numbers(CORRECTION_NUMBERS):
         match_channels(model, layers, images, wanted, CrossbarLayer.set_correction)
     return wanted
 
 
+class Moments(dict):
+    """`{layer name: (deviation, mean) of each channel}`. Attributes: shared, names of the layers that the network calls more than once."""
+
+    shared: frozenset[str] = frozenset()
+
+
 def output_moments(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]], images: Tensor
-                   ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """(`{layer name: deviation and mean of each channel}`, of layers that see anything, output of the network). Layers learn whether they
-    are called more than once."""
+                   ) -> tuple[Moments, Tensor]:
+    """(`Moments` of layers that see anything, output of the network). Layers learn whether they are called more than once."""
     moments = {}
 
     def see(name, layer, y):
@@ -292,9 +301,11 @@ def output_moments(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]]
             moments.setdefault(name, []).append(_counted_moments(layer, y))
 
     y = _watch_outputs(model, layers, images, see)
+    found = Moments((name, _together(calls)) for name, calls in moments.items())
+    found.shared = frozenset(name for name, calls in moments.items() if len(calls) > 1)
     for name, layer in layers:
-        layer.shared = len(moments.get(name, ())) > 1
-    return {name: _together(calls) for name, calls in moments.items()}, y
+        layer.shared = name in found.shared
+    return found, y
 
 
 def match_channels(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]], images: Tensor,

@@ -16,7 +16,7 @@ from torch import nn
 from .bitplanes import MANIFEST, manifest_or_none, read_manifest, sha256
 from .cells import Cells, Chip
 from .crossbar import CrossbarLayer, crossbar_layers
-from .files import atomic_write
+from .files import atomic_write, locked
 
 log = logging.getLogger(__name__)
 KEYS = ("values", "reference", "fraction_bits")
@@ -59,8 +59,9 @@ def write_cells(folder: str | Path, model: nn.Module, device: str, seed: int, fa
         content = {"values": cells.values.cpu(), "reference": cells.reference.cpu(), "fraction_bits": cells.fraction_bits}
         atomic_write(path, lambda file, content=content: torch.save(content, file))
         entries[path.name] = _entry(name, layer, device, seed, facts) | {CELLS: held[path.name]}
-    text = json.dumps(manifest_or_none(folder) | entries, indent=1)
-    atomic_write(Path(folder) / MANIFEST, lambda file: file.write(text.encode()))
+    with locked(Path(folder) / MANIFEST):
+        text = json.dumps(manifest_or_none(folder) | entries, indent=1)
+        atomic_write(Path(folder) / MANIFEST, lambda file: file.write(text.encode()))
     return len(entries)
 
 

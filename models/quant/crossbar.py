@@ -20,6 +20,7 @@ from .layers import Pair, Qconv2d, QLinear
 from .mapping import MappedLayer
 from .on_arrays import ADC_BUFFERS, OnArrays
 from .quantizers import act_codes, warn_of_nan
+from .readout import next_call
 from .spec import CrossbarSpec, Geometry
 
 
@@ -125,7 +126,7 @@ class CrossbarLayer(OnArrays):
             shape = 0, *size, len(self.weight)
             return codes.new_empty(shape) if to_codes is not None else self._output(
                 torch.empty(shape, device=codes.device, dtype=torch.float32).permute(0, 3, 1, 2))
-        with torch.autocast(codes.device.type, enabled=False):  # sums of codes are exact in float32, not in bfloat16
+        with torch.autocast(codes.device.type, enabled=False), next_call(self):  # sums of codes are exact in float32, not in bfloat16
             return self._of_codes(codes, to_codes)
 
     def _check_channels(self, channels):
@@ -186,6 +187,9 @@ class CrossbarLayer(OnArrays):
         if x.device.type == "cpu":
             return elementwise.act_codes(x, alpha, levels)
         return act_codes(x, alpha, levels).to(torch.uint8).contiguous()
+
+    def check_reads(self, curved: bool, depends_on_level: bool) -> None:
+        """Refuse reads that the inputs of the layer cannot have: here none. Raises: ValueError."""
 
     def binned(self, cells: Cells | None) -> Cells | None:
         """The cells in whose bins reads of these cells are counted: ideal ones (None), in whose fewer bins ranges are found sooner,

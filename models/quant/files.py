@@ -1,14 +1,19 @@
-"""Files that are written whole or not at all, and arrays that are read whole or not at all."""
+"""Files that are written whole or not at all, by one program at a time, and arrays that are read whole or not at all."""
 
 import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 STALE = 3600  # seconds after which a temporary file belongs to a process that was killed; younger ones may be in use
 
@@ -53,6 +58,25 @@ def _umask() -> int:
     mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)
     return mask
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Within `with`, no other process on this machine is in such a block for a file of the same folder.
+
+    The lock is on the folder, so that nothing is left behind, and ends with the process that holds it. Where the system has none,
+    as on some network drives, the block runs without it.
+    """
+    folder = None
+    if fcntl is not None:
+        folder = os.open(Path(path).parent, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.close(folder)
 
 
 def load_array(path: str | Path) -> np.ndarray:

@@ -107,6 +107,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
 def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None, reference_cells: str = "device") -> None:
     """Refuse what the cells of a layer cannot be, without drawing any; arguments as for `program`. Raises: ValueError."""
     spec, gate = layer.spec, wires is not None and wires.access == "gate"
+    layer.check_reads(gate and wires.resist, any(device.cell_noise(bits)[1] for bits in layer.slice_bits))
     for bits in layer.slice_bits:
         device.levels(bits)
         device.cell_noise(bits)

@@ -30,7 +30,8 @@ STEPS = 2**12  # deviations of reads are multiples of DEVIATION / STEPS: then fl
 COLUMN_KEY, MIX_1, MIX_2 = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35  # odd numbers that spread bits, the last two of MurmurHash3
 GOLDEN, MIX_3, MIX_4 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64 (Steele et al., OOPSLA 2014)
 
-_images = contextvars.ContextVar("images", default=(0, None))  # number of the first, how many there are
+OTHER_CALL = 2**44  # added to the numbers of images in each further call of a layer, whose noise is another
+_images = contextvars.ContextVar("images", default=(0, None, None))  # number of the first, how many there are, calls of each layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +87,31 @@ class Readout:
 @contextlib.contextmanager
 def image_numbers(first: int, count: int | None = None) -> Iterator[None]:
     """Within the block, batches hold the images of the set from number `first` on: they are part of the key of read noise, so that
-    an image sees the same noise in any batch. Args: count, how many a batch holds, which layers need to know whose input has several
-    for each image of the network, such as the windows of a Swin transformer."""
-    token = _images.set((first, count))
+    an image sees the same noise in any batch. A layer that is called again for them has other noise. Args: count, how many a batch
+    holds, which layers need to know whose input has several for each image of the network, such as the windows of a Swin transformer."""
+    with _numbers(first, count, {}):
+        yield
+
+
+@contextlib.contextmanager
+def _numbers(*numbers):
+    token = _images.set(numbers)
     try:
         yield
     finally:
         _images.reset(token)
+
+
+@contextlib.contextmanager
+def next_call(layer: object) -> Iterator[None]:
+    """Within the block, a layer is called once (more) for the images at hand: where `image_numbers` says which they are, calls are told
+    apart."""
+    first, count, calls = _images.get()
+    before = calls.get(id(layer), 0) if calls is not None else 0
+    with _numbers(first + before * OTHER_CALL, count, calls):
+        yield
+    if calls is not None:
+        calls[id(layer)] = before + 1
 
 
 def first_image() -> int:

@@ -17,7 +17,7 @@ from ..engines.cpu import elementwise
 from ..mapping import MappedLayer
 from ..on_arrays import ADC_BUFFERS
 from ..quantizers import warn_of_nan
-from ..readout import first_image, image_count, image_numbers
+from ..readout import first_image, image_count, image_numbers, next_call
 from ..spec import MOST_ROWS, CrossbarSpec, Geometry
 from . import encodings
 from .binding import Bound, plain
@@ -154,14 +154,18 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
             layer = replace(layer, adc_delta=torch.tensor(delta, dtype=torch.float64), adc_q_min=torch.tensor(q_min))
         return layer
 
+    def check_reads(self, curved: bool, depends_on_level: bool) -> None:
+        """Refuse reads behind the curve of gate access, or whose noise depends on the level, where lines of both signs have none."""
+        if self._ternary and (curved or depends_on_level):
+            raise ValueError("inputs 'ternary' have no gate access and no read noise that grows with conductance; take inputs 'phases'")
+
     @property
     def _ternary(self):
         return self.encoding == "ternary" and self.act_quant.signed
 
     def _with_signed_rows(self, layer):
-        cells = layer.cells or self._whole_cells()
-        if layer.readout is not None and (layer.readout.curve is not None or layer.readout.depends_on_level):
-            raise ValueError("inputs 'ternary' have no gate access and no read noise that grows with conductance; take inputs 'phases'")
+        cells, readout = layer.cells or self._whole_cells(), layer.readout
+        self.check_reads(readout is not None and readout.curve is not None, readout is not None and readout.depends_on_level)
         values, reference = (encodings.signed_rows(part, 2) for part in (cells.values, cells.reference))
         return replace(layer, spec=replace(layer.spec, rows=2 * layer.spec.rows), w_codes=layer.w_codes.repeat_interleave(2, 1),
                        cells=Cells(values, reference, cells.fraction_bits))
@@ -248,7 +252,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         x = plain(x.detach())
         if not x.numel():
             return self.form.empty(x, self.operand)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), next_call(self):
             if self.act_quant.signed:
                 y = self._signed(x)
             else:
