@@ -136,11 +136,12 @@ def scattering(share, folder):
 
 def test_who_trains_with_noise_loses_less_to_it(tmp_path):
     """Published for ResNet-20 (Wan et al., Nature 608, 504: networks trained with noise of 0, 10 and 20 % of the largest weight keep
-    25.7, 83.8 and 85.6 % at 10 %): the order of what is lost, here of a small network, on 20 chips of a device that it has not seen."""
+    25.7, 83.8 and 85.6 % at 10 %): the order of what is lost, here of a small network, on 20 chips of a device that it has not seen, at
+    the noise of training and beyond; without noise they lose little."""
     digits, spec = load_digits(), CrossbarSpec(4, 4, cell_bits=4, adc_range="ideal")
     x, y = torch.tensor(digits.images).float()[:, None] / 16, torch.tensor(digits.target)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    seen, unseen, lost, errors = order[:1200], order[1200:], [], []
+    seen, unseen, tested, clean, lost, errors = order[:1200], order[1200:], (0.1, 0.3), [], [], []
     for share in (0.0, 0.1, 0.2):
         torch.manual_seed(0)
         net = torch.nn.Sequential(
@@ -156,15 +157,17 @@ def test_who_trains_with_noise_loses_less_to_it(tmp_path):
             loss = torch.nn.functional.cross_entropy(net(x[seen[batch]]), y[seen[batch]])
             optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
         found = []
-        for device, chip in [(None, 0), *((scattering(0.3, tmp_path), chip) for chip in range(1000, 1020))]:
+        for device, chip in [(None, 0), *((scattering(at, tmp_path), chip) for at in tested for chip in range(1000, 1020))]:
             quant.program(net.eval(), device, chip)
             with torch.no_grad():
                 found.append(100 * (net(x[unseen]).argmax(1) == y[unseen]).double().mean().item())
-        assert found[0] > 75  # without noise all of them work
-        lost.append(found[0] - np.mean(found[1:]))
-        errors.append(np.std(found[1:], ddof=1) / 20**0.5)
-    for more, less in ((0, 1), (1, 2)):
-        assert lost[more] - lost[less] > 2 * np.hypot(errors[more], errors[less]), (lost, errors)
+        clean.append(found[0])
+        on_chips = np.array(found[1:]).reshape(len(tested), 20)
+        lost.append(found[0] - on_chips.mean(1))
+        errors.append(on_chips.std(1, ddof=1) / 20**0.5)
+    assert min(clean) > clean[0] - 10 > 75, clean
+    for noise, more, less in ((0, 0, 1), (0, 0, 2), (1, 0, 1), (1, 1, 2)):
+        assert lost[more][noise] - lost[less][noise] > 2 * np.hypot(errors[more][noise], errors[less][noise]), (lost, errors)
 
 
 @pytest.mark.parametrize("flags, words", [
