@@ -153,7 +153,7 @@ def _in_levels(layer: CrossbarLayer) -> tuple[np.ndarray, np.ndarray]:
     """(level that each cell was programmed to, value that it has in units of levels), `[slices, groups, rows, out / groups]`."""
     ideal, cells, nominal = layer.ideal_cells(), layer.cells(), layer.chip.nominal if layer.chip else None
     levels = ideal.values.cpu().numpy() // 2**ideal.fraction_bits
-    return levels, levels + cells.unit * (cells.values - (nominal or ideal).values).cpu().numpy()
+    return levels, levels + cells.unit * (cells.values.cpu() - (nominal or ideal).values.cpu()).numpy()
 
 
 def _scatter(layer: CrossbarLayer) -> dict[str, float]:
