@@ -241,7 +241,7 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
 
 @torch.no_grad()
 def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
-            wanted: Moments | None = None) -> Moments:
+            wanted: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> Mapping[str, tuple[Tensor, Tensor]]:
     """Make up, digitally, for what the calibrated ADCs do to the mean and the size of each layer's outputs.
 
     An ADC that clips or rounds to zero makes all outputs of a channel smaller, and shifts them: errors that they share,
@@ -254,8 +254,9 @@ def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
     Args:
         images: training inputs on the model's device: a tensor, all of it in memory at a time, or an iterable of batches,
             of which the first `CORRECTION_IMAGES` are one.
-        wanted: result of an earlier call for the same weights and images.
-    Returns: those of each channel without ADCs, float64 `[out]`.
+        wanted: `{layer name: (deviation, mean)}` of each channel without ADCs, float64 `[out]`, such as the result of an earlier call
+            for the same weights and images.
+    Returns: that.
     Raises: ValueError for no images, no layer with an ADC, or layers whose ranges are not "calibrated".
     """
     layers = converted_layers(model)
@@ -278,7 +279,7 @@ def _correct(model, layers, images, wanted):
     if wanted is None:
         with without_adc(model):
             wanted, _ = output_moments(model, layers, images)
-    for name, layer in layers:
+    for name, layer in layers if isinstance(wanted, Moments) else ():  # what somebody has written down says nothing of calls
         layer.shared = name in wanted.shared
     with in_mode(model, training=False), image_numbers(CORRECTION_NUMBERS):
         match_channels(model, layers, images, wanted, CrossbarLayer.set_correction)
