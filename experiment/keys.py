@@ -19,7 +19,7 @@ from torch import nn
 from models import quant
 from models.quant import CrossbarSpec
 from models.quant.cost import Technology
-from models.quant.devices import Law
+from models.quant.devices import Law, Table
 
 from .chips import Chips, ChipSettings
 from .data import Batches
@@ -30,13 +30,14 @@ from .streamed import Streamed
 ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
 # The same where it is those settings alone that changed: with chips, their cells and reads; with chips behind a digital reference, plans;
 # with chips whose reads have more than their cells; with gate access; with word lines that resist; with reference cells that are ideal;
-# with costs; of networks that were converted; with inputs in two's complement.
+# with faults of cells that a table describes; with costs; of networks that were converted; with inputs in two's complement.
 ARITHMETIC_OF_CHIPS = 2
 ARITHMETIC_OF_PLANS = 2
 ARITHMETIC_OF_READOUTS = 4
 ARITHMETIC_OF_GATES = 5
 ARITHMETIC_OF_WORD_LINES = 2
 ARITHMETIC_OF_REFERENCES = 2
+ARITHMETIC_OF_FAULTS = 2
 ARITHMETIC_OF_COSTS = 3
 ARITHMETIC_OF_CONVERTED = 3
 ARITHMETIC_OF_TWOS = 4
@@ -92,6 +93,8 @@ def of_chips(chips: Chips) -> dict[str, Any]:
         values["arithmetic_of_word_lines"] = ARITHMETIC_OF_WORD_LINES
     if chips.reference_cells == "ideal":
         values["arithmetic_of_references"] = ARITHMETIC_OF_REFERENCES
+    if isinstance(chips.device.law, Table) and (chips.device.stuck_on or chips.device.stuck_off):
+        values["arithmetic_of_faults"] = ARITHMETIC_OF_FAULTS
     return _plain(values | {"device": digest(chips.device), "arithmetic": ARITHMETIC_OF_CHIPS})
 
 

@@ -488,7 +488,7 @@ def test_cells_that_were_measured_together(tmp_path):
     g_min, step = device.levels(2)[0], device.step(2)
     for k, g in enumerate((30 * (w % 4) + 2 * (w // 4) + 1, 10 * (w // 4) + w % 4 + 1)):  # the last cell of a row is the lowest
         assert np.array_equal(layer.cells().values[k, 0], np.rint(256 * (g - g_min) / step))
-    with pytest.raises(ValueError, match=re.escape("rows of cells with (2, 2) bits, LSB first, not (2,)")):
+    with pytest.raises(ValueError, match=re.escape("rows of cells with (2, 2) or (3, 1) bits, LSB first, not (2,)")):
         check_chip(linear(CrossbarSpec(w_bits=2, cell_bits=2), codes=codes % 4), device)
 
 
@@ -609,6 +609,30 @@ def test_a_map_of_stuck_cells_is_that_of_every_array(mapping):
             stuck = mask[row % 4, output % 3]
             wanted = ideal[:, :, start + row, output] if stuck == 0 else int(stuck > 0)
             assert (held[:, :, start + row, output] == wanted).all()
+
+
+def test_a_map_of_stuck_cells_is_one_of_its_layer():
+    """Of pairs it has both lines; it is no map of other arrays, so its chip stays on none."""
+    layer = linear(CrossbarSpec(), 4)
+    network, mask = nn.ModuleList([layer]), np.zeros((ROWS, 4), np.int8)
+    for weights, shape, wanted in (("offset", (ROWS, 4, 2), r"of cells beside a reference \[word line, output\]"),
+                                   ("pair", (ROWS, 4), r"of pairs \[word line, output, 2\]"), ("pair", (ROWS, 4, 3), "of pairs")):
+        layer.set_spec(CrossbarSpec(weights=weights))
+        with pytest.raises(ValueError, match=wanted):
+            program(network, replace(EXACT, stuck_mask=np.zeros(shape, np.int8)))
+    layer.set_spec(CrossbarSpec())
+    program(network, replace(EXACT, stuck_mask=mask))
+    layer.set_spec(CrossbarSpec(adc_bits=5))
+    assert layer.chip
+    layer.set_spec(CrossbarSpec(adc_bits=5, rows=ROWS // 2))
+    assert layer.chip is None
+
+
+@pytest.mark.parametrize("device, seed, message", [("techA", 0, "device is 'techA'; a Device is expected"), (EXACT, -1, "seed is -1"),
+                                                   (EXACT, 1.5, "seed is 1.5; allowed are whole numbers")])
+def test_what_is_no_chip_is_refused(device, seed, message):
+    with pytest.raises(ValueError, match=message):
+        program(nn.ModuleList([linear(CrossbarSpec(), 4)]), device, seed)
 
 
 @pytest.mark.parametrize("code, ratio", [(15, 225 / 85), (5, 25 / 17), (8, 1.0)])

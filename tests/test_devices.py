@@ -19,6 +19,7 @@ import pytest
 from models.quant import devices
 from models.quant.devices import Device, Law, describe, parse_time, presets
 from models.quant.devices.presets import load
+from models.quant.devices.rows import splits
 
 DATA = Path(devices.__file__).parent / "data"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "devices.md"
@@ -304,6 +305,10 @@ def test_stuck_mask(tmp_path):
     for faults in ({"stuck_on": 1.0}, {"stuck_off": 1.0}):  # the map goes before them
         cells = replace(device, **faults).draw(index, 2, generator())
         assert (cells[::2, 1] == 225).all() and (cells[1::2, 0] == 50).all()
+    line = write(tmp_path, "1,0\n", "line.csv")
+    assert Device.preset("milo_irps21", stuck_mask=line).stuck_mask.shape == (1, 2)
+    column = write(tmp_path, "1\n0\n", "column.csv")
+    assert Device.preset("milo_irps21", stuck_mask=column).stuck_mask.shape == (2, 1)
     (tmp_path / "void.npy").touch()
     (tmp_path / "torn.npy").write_bytes(b"PK\x03\x04 a zip that broke off")
     for wrong, name in ((np.array([2]), "stuck_mask"), (np.array([]), "stuck_mask"), (tmp_path / "void.npy", "void.npy: no mask"),
@@ -513,6 +518,43 @@ def test_a_last_cell_with_fewer_bits(tmp_path):
         replace(device, sigma_us=1.0)
 
 
+def test_cells_of_a_weight_hold_what_the_hardware_says(tmp_path):
+    """Two cells of a 4-bit weight: 1 bit above 3, or 2 and 2, and what does not rise in each of its places is not so."""
+    lines = [f"{w},{5 + 100 * (w >> 3) + sample},{5 + 100 * (w & 7) / 7 + 3 * sample}" for w in range(16) for sample in range(2)]
+    device = Device.read(write(tmp_path, "\n".join(["weight_level,cell0,cell1", *lines])))
+    assert (device.g_min, device.g_max) == pytest.approx((6.5, 106.5))  # the file fits no other split
+    assert device.levels(1) == pytest.approx([5.5, 105.5]) and device.levels(3) == pytest.approx(6.5 + 100 * np.arange(8) / 7)
+    low, high = device.draw_weights(np.arange(16).repeat(100), (3, 1), generator())
+    assert np.array_equal(high > 50, np.arange(16).repeat(100) >= 8) and abs(low[:800] - low[800:]).max() <= 3 + 1e-9
+    for bits, message in ((2, "cell0 as one of 2 bits: level 1 has a mean of 5.5 uS"), (4, "cells of 1 or 2 or 3 bits, not of 4")):
+        with pytest.raises(ValueError, match=message):
+            device.levels(bits)
+    both = Device.read(write(tmp_path, "\n".join(["weight_level,cell0,cell1", *(f"{w},{5 + w},{5 + w % 8}" for w in range(16))])))
+    assert both.levels(2).size == 4 and both.levels(3).size == 8 and both.levels(1).size == 2
+    assert splits(8, 2) == [(4, 4), (5, 3), (6, 2), (7, 1)] and splits(5, 4) == []
+
+
+@pytest.mark.parametrize("wrong, message", [({"temp": "hot"}, "temp is 'hot'; a number"), ({"stuck_on": "x"}, "stuck_on is 'x'; a number"),
+                                            ({"sigma_us": True}, "sigma_us is True; a number"), ({"g_min": "a"}, "g_min is 'a'; a number"),
+                                            ({"time": [1]}, "time is \\[1\\]; allowed are finite seconds")])
+def test_what_is_no_number_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Device.preset("rram_wan", **wrong)
+
+
+def test_levels_that_became_one_have_one_noise(tmp_path):
+    text = "level,conductance_uS,std_uS,time_s\n0,1,0,1\n1,40,0,1\n0,5,0,10\n1,5,0,10\n"
+    assert Device.read(write(tmp_path, text), time=10, read_noise=0.39).cell_noise(1) == pytest.approx((1e-4, 0, 0))
+
+
+def test_stuck_cells_of_own_tables_stay_stuck_over_time(tmp_path):
+    """Where none scatters at one of the times, too."""
+    path = write(tmp_path, "level,conductance_uS,std_uS,time_s\n0,1,0,1\n1,40,0,1\n0,1,1,10\n1,39,1,10\n")
+    index = np.zeros(20_000, np.uint8)
+    stuck = [Device.read(path, time=time, stuck_on=0.1).draw(index, 1, generator(3)) == 40 for time in (1, 10)]
+    assert np.array_equal(*stuck) and 1800 < stuck[0].sum() < 2200
+
+
 HEAD = "level,conductance_uS\n"
 
 
@@ -543,6 +585,8 @@ HEAD = "level,conductance_uS\n"
     ("level,conductance_uS,time_s\n0,1,0\n1,3,0\n2,5,0\n0,1,1\n1,3,1\n", "line 6: the data end at 1 s without level 2; other times"),
     ("states,mean,std\n0,1,0.1\n1,20,0.1\n", "line 2: 1 looks like uS, siemens are expected"),
     ("states,mean,std\n0,1e-6,0\n1,1e-6,0\n", "line 3: level 1 has a mean"),
+    ("states,mean,std\n0,1e-6,1e-3\n1,4e-5,2e-3\n", "line 3: std is 0.002, more than 10 times the largest mean, 4e-05; one unit"),
+    ("level,conductance_uS,std_uS\n0,1,500\n1,40,30\n", "line 2: std_uS is 500, more than 10 times the largest conductance_uS, 40"),
     ("weight_level,cell0\n0,1\n1,2\n2,3\n", "code 3 is absent; weights of 2 bits have 4 codes"),
     ("weight_level,cell1,cell0\n0,1,1\n", "line 1: columns weight_level,cell1,cell0"),
     ("weight_level,cell0\n0,1\n0.5,2\n1,3\n", "line 3: weight_level is 0.5, no whole number"),

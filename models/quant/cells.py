@@ -84,7 +84,7 @@ class Chip:
 
     Attributes: cells, what its cells hold; nominal, what they would hold without scatter, on which ADC ranges are chosen (None:
         ideal cells); readout, what its reads have besides (None: nothing); of_arrays, whether cells follow from which rows share an
-        array, as behind wires they do.
+        array, as behind wires and with a map of stuck cells they do.
     """
 
     cells: Cells

@@ -80,6 +80,10 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         for _, layer in crossbar_layers(model):
             layer.chip = None
         return
+    if not isinstance(device, Device):
+        raise ValueError(f"device is {device!r}; a Device is expected, such as Device.preset('techA')")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; allowed are whole numbers from 0 on")
     if reference_cells not in ("device", "ideal"):
         raise ValueError(f"reference_cells is {reference_cells!r}; allowed are device, ideal")
     for name, value in (("adc_noise", adc_noise), ("adc_offset", adc_offset), ("adc_gain", adc_gain)):
@@ -111,6 +115,8 @@ def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None,
     for bits in layer.slice_bits:
         device.levels(bits)
         device.cell_noise(bits)
+    if device.stuck_mask is not None:
+        faults.check_mask(device.stuck_mask, 2 if spec.weights == "pair" else 1)
     if device.joint:  # which has rows of all slices of a weight
         device.draw_weights(np.zeros(1, np.uint8), layer.slice_bits, np.random.default_rng(0))
     if gate and spec.dac_bits > 1:
@@ -155,7 +161,7 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     if off.any():
         nominal = Cells(ideal.values + shift.view(-1, 1, 1, 1), ideal.reference + shift.view(-1, 1, 1), ideal.fraction_bits)
     shares = [0.0 if digital or draw.reference_cells == "ideal" else 1.0 if r % 2 == 0 else 0.5 for r in twice]
-    return Chip(cells, nominal, _readout(name, layer, draw, scale, off, shares, curves), draw.wires.resist)
+    return Chip(cells, nominal, _readout(name, layer, draw, scale, off, shares, curves), _of_arrays(draw))
 
 
 def _pair_chip(name, layer, draw):
@@ -189,7 +195,11 @@ def _pair_chip(name, layer, draw):
     where = ideal.values.device
     cells = Cells(torch.from_numpy(values).to(where), ideal.reference, ideal.fraction_bits)
     slices, both = len(values), None if both is None else torch.from_numpy(both).to(where)
-    return Chip(cells, None, _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, curves, both), wires.resist)
+    return Chip(cells, None, _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, curves, both), _of_arrays(draw))
+
+
+def _of_arrays(draw):
+    return draw.wires.resist or draw.device.stuck_mask is not None
 
 
 def _of_cells(curve, scale, step, missing):

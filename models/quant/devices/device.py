@@ -42,7 +42,7 @@ class Device:
         stuck_on, stuck_off: probabilities that a cell always has the nominal conductance of the highest or of the lowest level.
         stuck_mask: array of -1 (stuck off), 0 and 1 (stuck on), or a file of one (.npy, or text with commas). It is a map that all
             arrays share, `[word line, output]`, of pairs `[word line, output, line]`, the positive line first, and begins anew where an
-            array is larger; one of one dimension goes on from row to row. Reference columns are not on it. (`draw`, which knows
+            array is larger; an array of one dimension goes on from row to row. Reference columns are not on it. (`draw`, which knows
             of no arrays, repeats it over the cells in row-major order.)
         read_noise: standard deviation, uS, of reads of one cell: a number, an array with one for each level, "device" for the
             law that the data give, None for none. Sigma of measured tables already holds the noise of the one read they made.
@@ -71,6 +71,10 @@ class Device:
     note: str = ""
 
     def __post_init__(self) -> None:
+        for key in ("g_min", "g_max", "temp", "stuck_on", "stuck_off", "sigma_us"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating, type(None))):
+                raise ValueError(f"{key} is {value!r}; a number is expected")
         given = {"law": self.law or Polynomial(self.name), "stuck_mask": faults.load_mask(self.stuck_mask)}
         # In one type: data may say 20 where a user says 20.0, and both are one device.
         moment = given["law"].moment(parse_time(self.time), self.temp)
@@ -162,8 +166,9 @@ class Device:
         """
         if self.rows is None:
             raise ValueError(f"{self.name} has no rows of all cells of a weight; draw its slices one by one")
-        if tuple(slice_bits) != self.rows.slice_bits:
-            raise ValueError(f"{self.name} has rows of cells with {self.rows.slice_bits} bits, LSB first, not {tuple(slice_bits)}")
+        if tuple(slice_bits) not in self.rows.splits:
+            raise ValueError(f"{self.name} has rows of cells with {' or '.join(map(str, self.rows.splits))} bits, LSB first, not "
+                             f"{tuple(slice_bits)}")
         codes = np.asarray(w_codes)
         _check_codes(codes, len(self.rows.rows), "weight code")
         cells = self.rows.draw(codes, generator)

@@ -28,7 +28,7 @@ def load_mask(mask: np.ndarray | str | Path | None) -> np.ndarray | None:
     if isinstance(mask, (str, Path)):
         where = str(mask)
         try:
-            mask = load_array(where) if where.endswith(".npy") else np.loadtxt(where, delimiter=",", ndmin=1)
+            mask = load_array(where) if where.endswith(".npy") else np.loadtxt(where, delimiter=",", ndmin=2)
         except (ValueError, OSError) as error:
             raise ValueError(f"{where}: no mask of cells ({error})") from None
     values = np.asarray(mask)
@@ -37,9 +37,16 @@ def load_mask(mask: np.ndarray | str | Path | None) -> np.ndarray | None:
     return values.astype(np.int8)
 
 
+def check_mask(mask: np.ndarray, lines: int) -> None:
+    """Raises: ValueError for a map that is none of outputs of so many lines, 2 of pairs, else 1."""
+    wanted, what = ("[word line, output, 2]", "pairs") if lines == 2 else ("[word line, output]", "cells beside a reference")
+    if mask.ndim > 1 and mask.shape[2:] != (2,) * (lines - 1):
+        raise ValueError(f"stuck_mask has shape {list(mask.shape)}; of {what} {wanted} is expected")
+
+
 def on_arrays(mask: np.ndarray, arrays: Sequence[tuple[int, int]], lines: int) -> np.ndarray:
-    """A map of an array, `[word line, line]` or `[word line, output, line]`, over the rows (first, last + 1) of each of some arrays of so
-    many bit lines: int8 `[rows, lines]`. It begins anew where an array is larger; one of one dimension goes on from row to row."""
+    """A map of an array, see `check_mask`, over the rows (first, last + 1) of each of some arrays of so many bit lines, those of a pair
+    side by side: int8 `[rows, lines]`. It begins anew where an array is larger; one of one dimension goes on from row to row."""
     def of_one(rows):
         if mask.ndim < 2:
             return np.resize(mask, (rows, lines))

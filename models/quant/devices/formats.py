@@ -16,7 +16,7 @@ import numpy as np
 
 from .device import Device
 from .joint import raw_folder, read_joint, read_raw
-from .lines import Line, by_level, check_rise, check_siemens, check_std_us, check_us, read_lines
+from .lines import Line, by_level, check_rise, check_siemens, check_spread, check_std_us, check_us, read_lines
 from .tables import Cells, Samples, Series, Table
 
 LEVEL_COLUMNS = {"level", "conductance_uS", "time_s", "temp_C", "cell", "std_uS"}
@@ -73,6 +73,7 @@ def _samples(path: Path, lines: list[Line]) -> Device:
 def _gaussian(path: Path, lines: list[Line]) -> Device:
     check_us(path, lines, ["conductance_uS"])
     check_std_us(path, lines, "std_uS")
+    check_spread(path, lines, "std_uS", "conductance_uS")
     moments = _moments(path, lines)
     for levels in (levels for times in moments.values() for levels in times.values()):
         for level in levels:
@@ -110,6 +111,7 @@ def _states(path: Path, lines: list[Line]) -> Device:
         if len(level) > 1:
             raise ValueError(f"{path}, line {level[1].number}: a second line of state {int(level[1].values['states'])}")
         check_siemens(f"{path}, line {level[0].number}", np.array([level[0].values["mean"], level[0].values["std"]]))
+    check_spread(path, lines, "std", "mean")
     mean, std = (np.array([1e6 * level[0].values[key] for level in levels]) for key in ("mean", "std"))
     check_rise(mean, lambda level: f"{path}, line {levels[level][0].number}")
     return _device(path, Table(path.stem, [Series(None, (), mean, mean[None], std[None])]), mean, None)

@@ -7,8 +7,9 @@ import numpy as np
 
 from ..files import load_array
 from .device import Device
-from .lines import Line, by_level, check_rise, check_siemens, check_us
-from .rows import JointRows, split
+from .lines import Line, by_level, check_siemens, check_us
+from .rows import JointRows
+from .tables import Samples
 
 RAW = re.compile(r"level(\{W\}|\d+)_raw\.npy")
 
@@ -68,12 +69,20 @@ def _device(name: str, where: str, source: str, rows: list[np.ndarray]) -> Devic
     if len(rows) != 2**w_bits:
         raise ValueError(f"{where}: weight codes 0 to {len(rows) - 1}, code {len(rows)} is absent; weights of {w_bits} bits have "
                          f"{2**w_bits} codes")
-    slice_bits = split(w_bits, cells)
-    if slice_bits is None:
+    joint = JointRows(where, tuple(rows))
+    if not joint.splits:
         raise ValueError(f"{where}: {cells} cells cannot hold weights of {w_bits} bits in equal parts (the last may be smaller)")
-    joint = JointRows(name, tuple(rows), slice_bits)
-    for bits in sorted({*slice_bits}):
-        check_rise([pool.mean() for pool in joint.pools(bits)], lambda level, bits=bits: f"{where}, all cells of {bits} bits")
-    law = joint.law(slice_bits[0])
+    law = _law(joint)
     levels = tuple(law.series[None].targets.tolist())
     return Device(name, f"measured, {source}", levels[0], levels[-1], law, level_values=levels, rows=joint, n=sum(map(len, rows)) * cells)
+
+
+def _law(joint: JointRows) -> Samples:
+    """That of the low cells in the first split whose cells all rise with their levels. Raises: ValueError, of the first, where none do."""
+    found = []
+    for split in joint.splits:
+        try:
+            return [joint.law(bits) for bits in split][0]
+        except ValueError as error:
+            found.append(error)
+    raise found[0]

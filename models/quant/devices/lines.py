@@ -10,6 +10,7 @@ import numpy as np
 
 SMALLEST_US, LARGEST_US = 1e-2, 1e4  # a device whose every cell is below 10 nS is one in siemens; one above 10 mS is none in siemens,
 LARGEST_S = 1e-6 * LARGEST_US  # and in uS it is one in nS, or in ohms
+MOST_SPREAD = 10  # of a standard deviation over the largest mean
 
 
 class Line(NamedTuple):
@@ -74,6 +75,14 @@ def check_std_us(path: Path, lines: list[Line], column: str) -> None:
     if 0 < largest.values[column] < SMALLEST_US / 100:
         raise ValueError(f"{path}, line {largest.number}: {column} is {largest.values[column]:g} and none is larger: these look like "
                          "siemens, uS are expected")
+
+
+def check_spread(path: Path, lines: list[Line], column: str, means: str) -> None:
+    """Deviations far above all means are in another unit."""
+    widest, top = max(lines, key=lambda line: line.values[column]), max(line.values[means] for line in lines)
+    if widest.values[column] > MOST_SPREAD * top:
+        raise ValueError(f"{path}, line {widest.number}: {column} is {widest.values[column]:g}, more than {MOST_SPREAD} times the largest "
+                         f"{means}, {top:g}; one unit is expected")
 
 
 def check_siemens(where: str, values: np.ndarray) -> None:

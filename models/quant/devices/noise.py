@@ -18,6 +18,8 @@ def _line(x: np.ndarray, variance: np.ndarray, top: float) -> tuple[float, float
     """Where the free line falls below 0 at one end, the best line that does not is 0 there (it cannot at both: variances are not
     negative, and it passes through their mean)."""
     around, mean = x - x.mean(), variance.mean()
+    if not around.any():  # levels that have become one
+        return float(mean), 0.0
     c_1 = float(around @ (variance - mean) / (around @ around))
     c_0 = float(mean - c_1 * x.mean())
     if c_0 < 0:

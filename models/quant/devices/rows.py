@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .lines import check_rise
 from .tables import Cells, Samples
 
 
@@ -13,53 +14,58 @@ def digits(code: np.ndarray, slice_bits: tuple[int, ...]) -> np.ndarray:
     return np.stack([(code >> int(place)) & (2**bits - 1) for place, bits in zip(places, slice_bits)])
 
 
-def split(w_bits: int, cells: int) -> tuple[int, ...] | None:
-    """Bits of each of `cells` cells of a weight, LSB first, all the same but for the last; None where there is no such split."""
-    size = -(-w_bits // cells)
-    parts = tuple(min(size, w_bits - start) for start in range(0, w_bits, size))
-    return parts if len(parts) == cells else None
+def splits(w_bits: int, cells: int) -> list[tuple[int, ...]]:
+    """What `cells` cells of a weight can hold: bits of each, LSB first, all the same but for the last, which has no more. Those in the most
+    equal parts come first; no two have cells of the same bits."""
+    parts = (tuple(min(size, w_bits - start) for start in range(0, w_bits, size)) for size in range(1, w_bits + 1))
+    return [each for each in parts if len(each) == cells]
 
 
 @dataclass(frozen=True, eq=False)
 class JointRows:
-    """Measured rows of each weight code.
+    """Measured rows of each weight code. What a cell holds of it they do not say: 4-bit weights on two cells may be 2 + 2 bits, or 3 + 1.
 
     Attributes:
         name: whose, for messages.
         rows: uS; `rows[W]` is `[samples, cells]`, the most significant cell first.
-        slice_bits: bits of each cell, the least significant first.
     """
 
     name: str
     rows: tuple[np.ndarray, ...]
-    slice_bits: tuple[int, ...]
     _laws: dict[int, Samples] = field(default_factory=dict, init=False, repr=False)
 
-    def pools(self, bits: int) -> list[np.ndarray]:
-        """All reads, uS, of cells of so many bits, by their level `[2^bits]`.
-
-        Raises: ValueError where no cell has so many bits.
-        """
-        if bits not in self.slice_bits:
-            raise ValueError(f"{self.name} has cells of {' and '.join(map(str, sorted({*self.slice_bits})))} bits, not of {bits}")
-        pools = [[] for _ in range(2**bits)]
-        for w, rows in enumerate(self.rows):
-            for k, level in enumerate(digits(np.int64(w), self.slice_bits)):
-                if self.slice_bits[k] == bits:
-                    pools[level].append(rows[:, -1 - k])
-        return [np.concatenate(pool) for pool in pools]
+    @property
+    def splits(self) -> list[tuple[int, ...]]:
+        """See there."""
+        return splits((len(self.rows) - 1).bit_length(), self.rows[0].shape[1])
 
     def law(self, bits: int) -> Samples:
-        """The cells of so many bits apart from their weights. Raises: as `pools`."""
+        """The cells of so many bits, of all their places in a weight, apart from their weights.
+
+        Raises: ValueError where no cell has so many bits, or the mean of one in some place does not rise with its level.
+        """
         if bits not in self._laws:
-            pools = self.pools(bits)
+            places = self._places(bits)
+            for cell, levels in places.items():
+                check_rise([level.mean() for level in levels], lambda _, cell=cell: f"{self.name}, cell{cell} as one of {bits} bits")
+            pools = [np.concatenate(level) for level in zip(*places.values())]
             self._laws[bits] = Samples(self.name, [Cells(None, (), np.array([pool.mean() for pool in pools]), [pools])])
         return self._laws[bits]
+
+    def _places(self, bits):
+        """All reads, uS, of cells of so many bits: by their column, the most significant first, and level."""
+        split = next((each for each in self.splits if bits in each), None)
+        if split is None:
+            known = sorted({size for each in self.splits for size in each})
+            raise ValueError(f"{self.name} has cells of {' or '.join(map(str, known))} bits, not of {bits}")
+        held = digits(np.arange(len(self.rows)), split)
+        return {column: [np.concatenate([self.rows[w][:, column] for w in np.flatnonzero(held[-1 - column] == level)])
+                         for level in range(2**bits)] for column in range(len(split)) if split[-1 - column] == bits}
 
     def draw(self, w_codes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """A row, with replacement, for each weight: uS `[slices, *w_codes.shape]`, LSB slice first."""
         uniform = generator.random(w_codes.shape)
-        cells = np.empty((*w_codes.shape, len(self.slice_bits)))
+        cells = np.empty((*w_codes.shape, self.rows[0].shape[1]))
         for w in np.unique(w_codes):
             here, rows = w_codes == w, self.rows[w]
             cells[here] = rows[(uniform[here] * len(rows)).astype(np.intp), ::-1]

@@ -4,6 +4,8 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 UNITS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 TIME = re.compile(rf"\s*([+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*({'|'.join(UNITS)})?\s*")
 
@@ -20,7 +22,7 @@ def parse_time(time: float | str | None) -> float | None:
         if not found:
             raise ValueError(f"time is {time!r}; allowed are seconds, or a number with one of {', '.join(UNITS)}, such as 10s, 1h or 1d")
         time = float(found[1]) * UNITS[found[2] or "s"]
-    if isinstance(time, bool) or not math.isfinite(time) or time < 0:
+    if isinstance(time, bool) or not isinstance(time, (int, float, np.integer, np.floating)) or not math.isfinite(time) or time < 0:
         raise ValueError(f"time is {time!r}; allowed are finite seconds from 0 on")
     return float(time)
 
@@ -87,4 +89,5 @@ class Times:
         parts = [", ".join(f"{point:g}" for point in self.points) + " s"] if self.points else []
         if self.onward is not None:
             parts.append(f"all times from {show(self.onward)} on")
-        return " and ".join(parts) + (" and what lies between positive ones" if self.between and len(self.points) > 1 else "")
+        lies_between = self.between and sum(point > 0 for point in self.points) > 1
+        return " and ".join(parts) + (" and what lies between positive ones" if lies_between else "")
