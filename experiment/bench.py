@@ -324,7 +324,8 @@ def report_text(setting: Setting, planes: str | None = None) -> str:
 
 def report_name(text: str, key: str) -> str:
     """The files of a report are called by its `report_text`, and by the start of its key where that would be too long."""
-    name = "report_" + re.sub(r"[^0-9a-z]+", "_", text.lower()).strip("_")
+    text = re.sub(r"(?<![0-9a-z])-(?=[0-9])", "minus ", text.lower())  # -40 C is not 40 C
+    name = "report_" + re.sub(r"[^0-9a-z]+", "_", text).strip("_")
     return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}_{key[:8]}"
 
 

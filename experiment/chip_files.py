@@ -61,6 +61,9 @@ def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
         label += "".join(f"_{name}{getattr(spec, name)}" for name in ("rows", "mapping")
                          if getattr(spec, name) != getattr(quant.CrossbarSpec(), name))
     for seed in chips.seeds:
+        path = quant.cell_files.cell_path(folder, 0, label, seed)
+        if quant.cell_files.manifest_or_none(folder).get(path.name, facts).get("data") not in (None, facts["data"]):
+            log.warning("%s and the like held cells of another device called %s, and hold those of this one now", path, chips.name)
         if not quant.cell_files.cells_are_written(folder, network, label, seed, facts):
             try:
                 chips.program(network, seed)

@@ -8,7 +8,8 @@
 The flags of eval.py are the fields of `DeviceSettings` and `ChipSettings`, those of train.py the fields of `TrainingChips`.
 """
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,9 @@ class Chips(ChipSettings):
         """As rows of a table name it, without how many there are. Args: without, a flag that the text leaves out."""
         device, usual = self.device, ChipSettings
         own_temp = device.temp in (None, *list(device.law.times)[:1])
-        parts = [self.name + ("" if device.time is None or without == "device_time" else f" at {show_time(device.time)}")
+        # Each bake has a time of its own: no time was given, and the temperature alone says which.
+        untimed = without == "device_time" or without == "device_temp" and device.time == device.law.moment(None, device.temp)[0]
+        parts = [self.name + ("" if device.time is None or untimed else f" at {show_time(device.time)}")
                  + ("" if own_temp or without == "device_temp" else f" and {device.temp:g} C")]
         shown = {name: self.value(name) for name in ("stuck_on", "stuck_off", "read_noise", "adc_noise", "adc_offset", "adc_gain",
                                                      "wire_ohm", "row_ohm", "driver_ohm")}
@@ -221,16 +224,19 @@ def _with_noise(device: Device, read_noise: float | str | None) -> Device:
 
 
 def names_of(devices: Iterable[str]) -> dict[str, str]:
-    """What `--device` values are called in tables and files: a preset as it is, a file or folder by its stem, or where another one has
-    that too, by as much of the end of its path as tells them apart."""
+    """What `--device` values are called in tables and files: a preset as it is, a folder by its name, a file by that without its ending, or
+    where another one has that too, by as much of the end of its path as tells them apart."""
+    def short(path):
+        return path.name if path.is_dir() else path.stem
+
     found, files = {}, {device: (raw_folder(device) or Path(device)).resolve() for device in devices if device not in presets()}
     for device in dict.fromkeys(devices):
         path = files.get(device)
         others = {other for other in files.values() if other != path}
         if path is None:
             found[device] = device
-        elif path.stem not in {*devices, *(other.stem for other in others)}:
-            found[device] = path.stem
+        elif short(path) not in {*devices, *map(short, others)}:
+            found[device] = short(path)
         else:
             length = next(n for n in range(2, len(path.parts) + 1) if all(other.parts[-n:] != path.parts[-n:] for other in others))
             found[device] = "/".join(path.parts[-length:])
@@ -255,6 +261,25 @@ def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None, 
     except ValueError as error:
         text = str(error)
         raise UserError(f"--{text}" if text.startswith(CHIP_FIELDS) else f"--device {values['device']}: {text}") from None
+
+
+def devices_of(rows: Mapping[str, Sequence]) -> dict[str, Device]:
+    """The devices among the values of flags, of which combinations are taken: as `known` in `chips_of`.
+
+    Raises: UserError for a device, a time or a temperature that goes with none of the others.
+    """
+    names, known, refused, held = ("device", "device_time", "device_temp"), {}, {}, set()
+    for values in itertools.product(*(rows.get(name, [None]) for name in names)):
+        each = dict(zip(names, values))
+        try:
+            chips_of({name: value for name, value in each.items() if value is not None}, known)
+            held |= each.items()
+        except UserError as error:
+            refused |= dict.fromkeys(each.items(), error)
+    for value, error in refused.items():
+        if value not in held:
+            raise error
+    return known
 
 
 def say_devices() -> None:

@@ -120,9 +120,11 @@ def is_cifar10(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Iterable[str] = (), table: Iterable[str] = (),
-                 calibration: Calibration = USUAL, of_chips: Mapping[str, int] = MappingProxyType({})) -> tuple[Setting, ...]:
+                 calibration: Calibration = USUAL, of_chips: Mapping[str, int] = MappingProxyType({}),
+                 known: Mapping[str, Device] = MappingProxyType({})) -> tuple[Setting, ...]:
     """The settings of the hardware flags `rows` and of the groups `also`; where neither is given, those of the groups `table`.
-    Equal ones appear once. Args: of_chips, how many each setting with a device has, and their seeds (`chips.OF_RUN`)."""
+    Equal ones appear once. Args: of_chips, how many each setting with a device has, and their seeds (`chips.OF_RUN`); known, devices that
+    were read already, among which those of `rows` have their names."""
     parser = ArgumentParser(add_help=False)
     add_hardware(parser)
     by_table = table and not rows and not also
@@ -133,8 +135,8 @@ def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Itera
                 groups.append(flags.parse(parser, shlex.split(text)))
             except (UserError, ValueError) as error:
                 raise UserError(f"--{name} {text!r}: {error}") from None
-    known: dict[str, Device] = {}
-    names = chips.names_of([device for group in groups for device in group.get("device", ()) if device])
+    known = dict(known)
+    names = chips.names_of([*known, *(device for group in groups for device in group.get("device", ()) if device)])
     settings = [setting for group in groups for setting in _combinations(group, w_bits, a_bits, calibration, of_chips, known, names)]
     return tuple(dict.fromkeys(settings))
 
@@ -234,6 +236,7 @@ def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
     for name in ("also", "table", "report", "planes", "save_cells", "shard", "adc_ranges", "dry_run"):
         if name in given:
             raise UserError(f"--{name} does not go with --search")
+    chips.devices_of(found.rows)  # refuses what cannot be
 
 
 def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> None:

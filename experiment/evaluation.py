@@ -153,9 +153,12 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         progress: show a progress bar.
         passing: a context that is open while the images pass the software, such as one that counts (`quant.cost.counting`).
         original: the record of the float network that was converted (`measure_float`), on the same images; None where there is none.
-    Raises: ValueError for an engine that cannot run here, ranges that are missing, or reads of too many values to calibrate on.
+    Raises: ValueError for an engine that cannot run here, cells of a layer that are missing, cells of a chip beside others, ranges that
+        are missing, or reads of too many values to calibrate on.
     """
     labels, batches = torch.as_tensor(labels), batches_of(images, batch_size)
+    if is_chip(cells) and setting and setting.chips:
+        raise ValueError("cells are those of a chip, and the setting programs others: give one of them")
     with quant.set_engine(engine), in_mode(network, training=False):
         if setting is None:
             passes = _in_software(network, batches, progress, passing)

@@ -78,20 +78,25 @@ def of_setting(setting: Setting, stored_chip: bool = False) -> dict[str, Any]:
     of_plans = {"arithmetic_of_plans": ARITHMETIC_OF_PLANS} if on_chip and True in setting.plans and "digital" in references else {}
     return of_plans | {"spec": _plain(spec), "crossbar_layers": setting.crossbar_layers, "calibration": chosen,
             "per_layer": [[pattern, _plain(dict(changes))] for pattern, changes in setting.per_layer],
-            "chips": setting.chips and of_chips(setting.chips)}
+            "chips": setting.chips and of_chips(setting.chips, "analog" in references)}
 
 
-def of_chips(chips: Chips) -> dict[str, Any]:
-    """Chips as plain values."""
+def of_chips(chips: Chips, with_reference: bool = True) -> dict[str, Any]:
+    """Chips as plain values. Args: with_reference, whether arrays have reference columns, which scatter or do not."""
     values = {field.name: getattr(chips, field.name) for field in fields(chips) if field.name not in NAMES}
     noisy = chips.read_noise or chips.device.read_noise is not None
+    values["read_noise"] = chips.read_noise or None
+    if chips.wires is None:
+        values["access"] = ChipSettings.access
     if not (noisy or chips.adc_noise):  # nothing is drawn at a read
         values["noise_seed"] = ChipSettings.noise_seed
-    if noisy or chips.access == "gate" or chips.adc_noise or chips.adc_offset or chips.adc_gain:
-        values["arithmetic_of_readouts"] = ARITHMETIC_OF_GATES if chips.access == "gate" else ARITHMETIC_OF_READOUTS
+    if noisy or values["access"] == "gate" or chips.adc_noise or chips.adc_offset or chips.adc_gain:
+        values["arithmetic_of_readouts"] = ARITHMETIC_OF_GATES if values["access"] == "gate" else ARITHMETIC_OF_READOUTS
     if chips.row_ohm or chips.driver_ohm:
         values["arithmetic_of_word_lines"] = ARITHMETIC_OF_WORD_LINES
-    if chips.reference_cells == "ideal":
+    if not with_reference:
+        values["reference_cells"] = ChipSettings.reference_cells
+    elif chips.reference_cells == "ideal":
         values["arithmetic_of_references"] = ARITHMETIC_OF_REFERENCES
     if isinstance(chips.device.law, Table) and (chips.device.stuck_on or chips.device.stuck_off):
         values["arithmetic_of_faults"] = ARITHMETIC_OF_FAULTS

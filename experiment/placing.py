@@ -76,6 +76,8 @@ def check_chips(network: nn.Module, setting: Setting) -> None:
 def use_cells(network: nn.Module, cells: Stored | None) -> None:
     """Let the cells of a network be programmed to these codes, or to those of its weights."""
     for name, layer in quant.crossbar_layers(network):
+        if cells and name not in cells:
+            raise ValueError(f"there are no cells of layer {name}")
         layer.set_codes(cells[name] if cells and not is_chip(cells) else None)
 
 

@@ -23,6 +23,7 @@ from models.quant.files import atomic_write
 
 from . import per_layer
 from .bench import Bench
+from .chips import devices_of
 from .cli import UserError
 from .drawing import new_figure, save, wrapped
 from .eval_flags import EvalSettings
@@ -73,6 +74,7 @@ class Space:
     def __init__(self, settings: EvalSettings, layers: Sequence[str]) -> None:
         self.settings = settings
         self.rows = {name: values for name, values in settings.rows.items() if name != "per_layer"}
+        self.devices = devices_of(self.rows)
         self.variables = {name: values for name, values in self.rows.items() if len(values) > 1}
         self.fixed: dict[str, dict[str, Any]] = {}  # by pattern, values of flags; of several that fit a layer the later ones win
         for pattern, changes in per_layer.parse(settings.rows.get("per_layer", ())).items():
@@ -121,7 +123,8 @@ class Space:
             layers[layer] = dict(ChainMap(values, *reversed(fixed)))
         texts = [f"{pattern}:" + ",".join(f"{flag}={value}" for flag, value in values.items()) for pattern, values in layers.items()]
         of = self.settings
-        [found] = all_settings(rows | {"per_layer": texts}, of.wbit, of.abit, calibration=of.calibration, of_chips=of.of_chips)
+        [found] = all_settings(rows | {"per_layer": texts}, of.wbit, of.abit, calibration=of.calibration, of_chips=of.of_chips,
+                               known=self.devices)
         return found
 
 
@@ -145,6 +148,7 @@ class Search:
                 raise UserError(f"--search: there is no {name} without --cost: give a technology, or see --cost list")
         self.found: dict[Setting, dict[str, float]] = {}
         self.front: list[Setting] = []
+        self.refused: UserError | None = None  # the last of the reasons why combinations cannot be
 
     def run(self, measure: Callable[[Sequence[Setting]], object], log: logging.Logger) -> None:
         """Measure N settings. Args: measure, what measures some with the bench."""
@@ -179,7 +183,7 @@ class Search:
                     trial.set_constraint(f"{name} {sign}", sign * (bound - values[name]))
                 study.tell(trial, [values[name] for name in self.objectives])
         if not self.found:
-            raise UserError("--search: no combination of these values is hardware that can be")
+            raise UserError(f"--search: no combination of these values is hardware that can be: {self.refused}")
         self.front = self._front()
         if not self.front:
             best = self._nearest()
@@ -210,7 +214,8 @@ class Search:
         try:
             setting = self.space.setting(chosen)
             self.bench.check([setting])
-        except UserError:
+        except UserError as error:
+            self.refused = error
             return None
         return setting
 

@@ -199,6 +199,45 @@ def test_chips_are_equal_if_their_numbers_are():
     assert chips_of({}) is None and chips_of({"device": None, "chips": 1}) is None
 
 
+@pytest.mark.parametrize("one, other", [({"read_noise": 0.0}, {}), ({"access": "gate"}, {}), ({"access": "gate", "wire_ohm": 0.0}, {})])
+def test_what_changes_nothing_is_in_no_key(one, other):
+    made = [Setting(chips=chips_of({"device": "techA"} | values)) for values in (one, other)]
+    assert keys.of_setting(made[0]) == keys.of_setting(made[1])
+    assert keys.of_setting(made[0]) != keys.of_setting(Setting(chips=chips_of({"device": "techA", "access": "gate", "wire_ohm": 1.0})))
+
+
+def test_ideal_references_are_in_the_keys_of_reads_that_have_one():
+    own, ideal = (chips_of({"device": "techA", "reference_cells": name}) for name in ("device", "ideal"))
+    for reference in ("analog", "digital"):
+        spec = CrossbarSpec(reference=reference)
+        assert (keys.of_setting(Setting(spec, chips=own)) == keys.of_setting(Setting(spec, chips=ideal))) == (reference == "digital")
+    mixed = Setting(CrossbarSpec(reference="digital"), chips=ideal, per_layer={"a": {"reference": "analog"}})
+    assert keys.of_setting(mixed) != keys.of_setting(replace(mixed, chips=own))
+
+
+def test_bakes_make_one_curve_over_the_temperature():
+    """Each has a time of its own, which nobody asked for."""
+    baked = [chips_of({"device": "techA", "device_temp": temp}) for temp in (100.0, 140.0, 180.0)]
+    assert len({chips.device.time for chips in baked}) == 3 and {chips.text("device_temp") for chips in baked} == {"techA"}
+    times = [chips_of({"device": "winbond_asu_2bit", "device_temp": 85.0, "device_time": time}) for time in (20.0, 3600.0)]
+    assert [chips.text("device_temp") for chips in times] == ["winbond_asu_2bit", "winbond_asu_2bit at 1h"]
+
+
+def test_cells_of_a_chip_beside_others_are_refused(scene):
+    model, images, labels, calibration = scene
+    chip = {name: quant.cells.Chip(layer.ideal_cells()) for name, layer in quant.crossbar_layers(model)}
+    for cells, chips, message in ((chip, Chips(device=NOISY), "cells are those of a chip, and the setting programs others"),
+                                  (dict([*chip.items()][1:]), None, f"there are no cells of layer {next(iter(chip))}")):
+        with pytest.raises(ValueError, match=message):
+            measure(model, images, labels, Setting(chips=chips), calibration=calibration, cells=cells)
+
+
+def test_cells_that_the_grid_does_not_hold_are_refused_before_any_work(refused, checkpoint):  # noqa: F811
+    Path("close.csv").write_text("level,conductance_uS,std_uS\n0,10,3\n1,10.001,3\n")
+    refused(["--resume", checkpoint, "--device", "close.csv", "--dry_run"],
+            "close: cells of 1 bits lie up to 1.8e+04 levels from the lowest one, a level being 0.001 uS; the grid holds 4096")
+
+
 @pytest.mark.parametrize("values, text", [
     ({"device": "techA"}, "techA at 0s"),
     ({"device": "techA", "device_time": 86400.0}, "techA at 1d"),
@@ -269,6 +308,12 @@ def test_what_devices_are_called():
         "x/mine/level{W}_raw.npy": "mine", "y/level3_raw.npy": "y"}
 
 
+def test_folders_are_called_by_their_whole_name(tmp_path):
+    for name in ("raw_0.5V", "raw_0.8V"):
+        (tmp_path / name).mkdir()
+    assert [*chip_flags.names_of([f"{tmp_path}/raw_0.5V", f"{tmp_path}/raw_0.8V/level{{W}}_raw.npy"]).values()] == ["raw_0.5V", "raw_0.8V"]
+
+
 def test_a_folder_of_samples_by_any_of_its_names(tmp_path):
     for w in range(16):
         first = np.array([1.0 + 10 * (w >> bit & 1) for bit in (3, 2, 1, 0)])
@@ -315,7 +360,8 @@ def test_the_first_time_is_one_whether_it_is_given_or_not(name, time):
 
 
 def test_cells_far_beyond_their_levels_are_one_line(run, checkpoint):  # noqa: F811
-    Path("mine.csv").write_text("level,conductance_uS,std_uS\n0,1,90\n1,1.01,90\n2,1.02,90\n3,1.03,90\n")
+    """One measured cell of 2,000 lies 4,200 levels away, which six standard deviations do not show."""
+    Path("mine.csv").write_text("level,conductance_uS\n0,1\n1,1.01\n2,1.02\n" + "3,1.03\n" * 1999 + "3,141.03\n")
     with pytest.raises(UserError, match="^2-bit cells, 4-bit ADC, calibrated, rows 16, mine: values of cells reach "):
         run(checkpoint, *FLAGS, "--device", "mine.csv")
 

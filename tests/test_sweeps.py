@@ -430,6 +430,7 @@ def test_reports_of_other_cells_and_ranges_have_files_of_their_own():
     made += [Setting(chips=Chips(device=Device.preset("techA"), chip_seed=seed)) for seed in (0, 1)]
     names = {bench.report_name(bench.report_text(each, planes), "") for each in made for planes in (None, "mine", "mine/a")}
     assert len(names) == 3 * len(made)
+    assert bench.report_name("own at 1s and -40 C", "") == "report_own_at_1s_and_minus_40_c"
     assert bench.report_text(made[2], "mine").endswith("calibrated, adc_per slice, cells of mine")
     full = Setting(CrossbarSpec(adc_range="full"), calibration=made[1].calibration)  # which has no calibration
     assert bench.report_text(full) == str(full)
@@ -619,6 +620,42 @@ def test_bounds_of_a_search(evaluate, trained, capsys):
         evaluate(trained, "--search", "6")
     with pytest.raises(UserError, match="--per_layer x: no layer on crossbars is called so"):
         evaluate(trained, "--search", "6", "--per_layer", "x:adc_prec=1/2")
+
+
+OWN = "level,conductance_uS,std_uS\n0,1,0.2\n1,10,1\n"
+
+
+def test_a_search_among_files_of_devices(evaluate, trained):
+    """A file is read once, so a setting is measured once; two of one name are told apart."""
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        Path(folder, "mine.csv").write_text(OWN.replace("0.2", "0.2" if folder == "a" else "3"))
+    flags = ["--device", "a/mine.csv", "b/mine.csv", "--adc_range", "full", "--adc_prec", "3", "4", "--objective", "bits", "changed"]
+    evaluate(trained, *flags, "--search", "4")
+    rows = list(csv.DictReader(open("save/search.csv")))
+    assert len(rows) == len({row["setting"] for row in rows}) == 4
+    assert {row["device"] for row in results("save") if row["device"]} == {"a/mine.csv", "b/mine.csv"}
+
+
+@pytest.mark.parametrize("values, message", [
+    (["--device", "nosuch"], "--device nosuch: no preset and no file"), (["--device", "techA", "nosuch"], "--device nosuch: no preset"),
+    (["--device", "techA", "--device_time", "0", "99d"], "--device techA: techA at 25 C has no data at"),
+    (["--device_time", "1h"], "--device_time is for the cells of a device")])
+def test_devices_of_a_search_that_cannot_be(values, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        rows = flags.parse(hardware_parser(), [*values, "--adc_prec", "3", "4"])
+        eval_settings._check_search(eval_settings.EvalSettings(search=3, rows=rows), {})
+
+
+def hardware_parser():
+    parser = eval_settings.ArgumentParser(add_help=False)
+    eval_settings.add_hardware(parser)
+    return parser
+
+
+def test_times_that_one_of_the_devices_has_may_be_searched():
+    rows = {"device": ["techA", "rram_wan"], "device_time": [3600.0, 172800.0]}  # two days are those of one
+    assert {*eval_settings.chips.devices_of(rows)} == {"techA", "rram_wan"}
 
 
 def test_the_front_and_what_is_nearest_to_bounds():

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .cells import Cells, Chip, on_grid
+from .cells import LARGEST_CELL, Cells, Chip, fraction_bits, on_grid
 from .crossbar import CrossbarLayer, crossbar_layers
 from .devices import Device, Wires, faults
 from .devices.wires import STRAIGHT, effective, gate_curve
@@ -58,7 +58,8 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
     of their cells are drawn, off or not, and the grid holds their difference.
 
     ADC ranges and their correction stay as they are. The correction is that of the cells on which it was measured: where there is one, call
-    `correct` (or `calibrate`) behind this.
+    `correct` (or `calibrate`) behind this. Behind a digital reference reads hold the off-current of the device, so that ranges of other
+    cells do not fit: call `calibrate` there, behind `program(model, None)` too.
 
     Args:
         device: None gives ideal cells again.
@@ -113,7 +114,10 @@ def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None,
     spec, gate = layer.spec, wires is not None and wires.access == "gate"
     layer.check_reads(gate and wires.resist, any(device.cell_noise(bits)[1] for bits in layer.slice_bits))
     for bits in layer.slice_bits:
-        device.levels(bits)
+        most = LARGEST_CELL >> fraction_bits(layer.cell_spec.cell_bits)
+        if device.reach(bits) >= most:
+            raise ValueError(f"{device.name}: cells of {bits} bits lie up to {device.reach(bits):.3g} levels from the lowest one, a level "
+                             f"being {device.step(bits):.3g} uS; the grid holds {most}")
         device.cell_noise(bits)
     if device.stuck_mask is not None:
         faults.check_mask(device.stuck_mask, 2 if spec.weights == "pair" else 1)

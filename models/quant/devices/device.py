@@ -189,6 +189,12 @@ class Device:
         mean = self._law(bits).mean(g, self.time, self.temp)
         return affine((mean - g[0]) / dg, self._read_sigma(g, bits) / dg, float(2**bits - 1))
 
+    def reach(self, bits: int) -> float:
+        """How far, in levels, a cell of so many bits may lie from the lowest level: its mean and six standard deviations."""
+        g, law = self.levels(bits), self._law(bits)
+        sigma = law.sigma(g, self.time, self.temp) if self.sigma_us is None else self.sigma_us
+        return float((np.abs(law.mean(g, self.time, self.temp) - g[0]) + 6 * sigma).max() / self.step(bits))
+
     def _law(self, bits: int) -> Law:
         return self.law if self.rows is None else self.rows.law(bits)
 
