@@ -22,12 +22,14 @@ class Law:
         times: the times of each temperature in C; key None where the data name no temperature.
         span: lowest and highest nominal conductance, uS, that the data cover; None: no limit.
         shape: "gaussian", or "uniform" with the same standard deviation (cells that are verified to lie within bounds).
+        steady: whether a number is drawn for each cell where none scatters, too, so that what is drawn behind it is the same at all times.
     """
 
     name: str
     times: dict[float | None, Times] = UNKNOWN
     span: tuple[float, float] | None = None
     shape: str = "gaussian"
+    steady = False
 
     def moment(self, time: float | None, temp: float | None) -> tuple[float | None, float | None]:
         """The time and the temperature that the law is taken at: the data's first time and lowest temperature for None.
@@ -65,7 +67,9 @@ class Law:
         Args: g, levels, uS `[L]`; index, the level of each cell, 0..L-1.
         """
         mean, sigma = self.mean(g, time, temp), self.sigma(g, time, temp)
-        return mean[index] + sigma[index] * deviates(index.shape, self.shape, generator) if sigma.any() else mean[index]
+        if not (self.steady or sigma.any()):
+            return mean[index]
+        return mean[index] + sigma[index] * deviates(index.shape, self.shape, generator)
 
     def read_sigma(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
         """Standard deviation, uS, of reads of one and the same cell.
@@ -213,6 +217,7 @@ class Decades(Law):
     first: float
     slopes: dict[float, tuple[np.ndarray, np.ndarray]]  # temperature: mean and sigma, uS a decade, [L]
     reference_temp: float
+    steady: ClassVar[bool] = True
 
     @property
     def times(self) -> dict[float | None, Times]:
@@ -231,11 +236,6 @@ class Decades(Law):
     def sigma(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
         """uS."""
         return self._moved(g, time, temp, 1)
-
-    def draw(self, g: np.ndarray, index: np.ndarray, time: float | None, temp: float | None,
-             generator: np.random.Generator) -> np.ndarray:
-        """As `Law.draw`, but a number is drawn for each cell at t_0 too, so that what is drawn behind it is the same at all times."""
-        return self.mean(g, time, temp)[index] + self.sigma(g, time, temp)[index] * deviates(index.shape, self.shape, generator)
 
     def _moved(self, g: np.ndarray, time: float | None, temp: float | None, which: int) -> np.ndarray:
         if temp not in self.slopes:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .laws import Law, deviates
+from .laws import Law
 from .times import Times
 
 
@@ -49,6 +49,7 @@ class Table(_Levels):
     """
 
     interpolates = True
+    steady = True
 
     def mean(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
         """uS."""
@@ -57,12 +58,6 @@ class Table(_Levels):
     def sigma(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
         """uS."""
         return self._at(self.series[temp].std, g, time, temp)
-
-    def draw(self, g: np.ndarray, index: np.ndarray, time: float | None, temp: float | None,
-             generator: np.random.Generator) -> np.ndarray:
-        """As `Law.draw`, but a number is drawn for each cell where none scatters, too, so that what is drawn behind it is the same at all
-        times."""
-        return self.mean(g, time, temp)[index] + self.sigma(g, time, temp)[index] * deviates(index.shape, self.shape, generator)
 
     def _at(self, values: np.ndarray, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
         i, j, w = self.times[temp].bracket(time)
