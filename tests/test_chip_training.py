@@ -59,14 +59,14 @@ def test_each_step_has_a_chip_and_epochs_are_measured_on_one_that_training_does_
 @pytest.mark.parametrize("more", [["--adc_noise", "1e7"], ["--device", "wide.csv"]])
 def test_chips_that_cannot_be_leave_the_folder_as_it_was(more, start, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("wide.csv").write_text("level,conductance_uS,std_uS\n" + "".join(f"{i},{1 + 9 * i},1e6\n" for i in range(4)))
+    Path("wide.csv").write_text("level,conductance_uS,std_uS\n" + "".join(f"{i},{1 + i / 1000},9\n" for i in range(4)))
     folder = tmp_path / "old"
     quick(folder, "--epochs", "1")
     before = {path.name: path.read_bytes() for path in folder.glob("*") if path.name != "train.log"}
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         run_main(lambda: quick(folder, "--fine_tune", start, *ON_CHIPS[:-2], *more, "--overwrite"))
-    words = "--adc_noise: 1e7 is not a number from 0 to 1e+06" if "1e7" in more else "--device wide: "
+    words = "--adc_noise: 1e7 is not a number from 0 to 1e+06" if "1e7" in more else "--device wide.csv: wide: cells of 2 bits lie up to "
     error = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2 and error.startswith("error: ") and words in error
     assert {path.name: path.read_bytes() for path in folder.glob("*") if path.name != "train.log"} == before
