@@ -4,7 +4,7 @@
 
 Writes benchmarks/results/engines.md and engines.json. The time of the numba engine grows with the number of input bits
 that are one (rows that are zero cost nothing), so their share is part of the result. --resume takes a trained network;
-without it the weights are random and the batch norm statistics are those of the embedded digits.
+without it the weights are random and the batch norm statistics are those of the images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import build, digit_images, markdown_table, median_seconds, write_results
+from common import build, markdown_table, median_seconds, sample_images, write_results
 
 import torch
 from experiment.checkpoint import load_checkpoint, load_weights
@@ -121,7 +121,7 @@ def peak_memory(kind):
 
 
 def run_for_memory(kind):
-    images, _ = digit_images(256)
+    images, _ = sample_images(256)
     with torch.inference_mode():
         if kind == "plain":
             build("vgg7_quant", OFF, OFF).eval()(images)
@@ -228,10 +228,10 @@ def time_older_algorithm(times, net, few):
               times.numbers["plain float32"]["ms_an_image"])
 
 
-def sections(times, share, memory, resume):
+def sections(times, share, memory, resume, shown):
     """The text of the results."""
     return [
-        f"VGG7 on 32x32 images, {W_BITS}-bit weights and activations, 128 rows, {ADC_BITS}-bit ADC, whole network, batch "
+        f"VGG7 on 32x32 images ({shown}), {W_BITS}-bit weights and activations, 128 rows, {ADC_BITS}-bit ADC, whole network, batch "
         f"{len(times.batch)}, {'weights of ' + resume if resume else 'random weights'}; {100 * share:.1f} % of the "
         f"input bits are one. Median of {times.repeats} runs after a warm-up, "
         "in turns with the plain network.",
@@ -248,6 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7, help="timed runs after one warm-up; the median counts")
     parser.add_argument("--resume", help="checkpoint of a trained 4-bit VGG7; default random weights")
+    parser.add_argument("--data_path", help="folder of images, as for eval.py --dataset imagefolder; default the embedded digits")
     parser.add_argument("--reference_images", type=int, default=2, help="images for the two slow algorithms")
     parser.add_argument("--skip_slow", action="store_true", help="leave out the reference engine and the older algorithm")
     parser.add_argument("--memory_of", choices=("plain", "crossbar"), help=argparse.SUPPRESS)
@@ -256,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         run_for_memory(args.memory_of)
         return 0
 
-    batch, _ = digit_images(args.batch_size)
+    batch, _ = sample_images(args.batch_size, args.data_path)
     few = None if args.skip_slow else batch[:args.reference_images]
     with torch.inference_mode():
         times, net = Times(batch, args.repeats), crossbar_network(args, batch)
@@ -267,7 +268,8 @@ def main(argv: list[str] | None = None) -> int:
         if few is not None:
             time_older_algorithm(times, net, few)
     memory = {kind: peak_memory(kind) for kind in ("plain", "crossbar")}
-    write_results("engines", "Crossbar engines", sections(times, share, memory, args.resume),
+    shown = "images of a folder" if args.data_path else "digits"
+    write_results("engines", "Crossbar engines", sections(times, share, memory, args.resume, shown),
                   times.numbers | {"ones_share": share, "peak_memory_mib": memory})
     return 0
 

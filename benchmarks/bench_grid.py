@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import build, digit_images, markdown_table, median_seconds, write_results
+from common import build, markdown_table, median_seconds, sample_images, write_results
 
 import torch
 from experiment.eval_settings import parse
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     settings, checkpoint = parse(["--resume", args.resume])
     net = crossbar_network(settings, checkpoint, torch.device("cpu"))
     name = settings.model.removesuffix("_eval")
-    plain, (images, _) = build(name, OFF, OFF).eval(), digit_images(args.batch_size)
+    plain, (images, _) = build(name, OFF, OFF).eval(), sample_images(args.batch_size)
     rows, found = [], {}
     with torch.inference_mode():
         def ratio(title):

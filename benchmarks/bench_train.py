@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from common import build, digit_images, markdown_table, median_seconds, write_results
+from common import build, markdown_table, median_seconds, sample_images, write_results
 
 import torch
 from models.quant.quantizers import OFF
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7, help="timed steps after one warm-up; the median counts")
     args = parser.parse_args(argv)
-    images, labels = digit_images(args.batch_size)
+    images, labels = sample_images(args.batch_size)
     steps = [step_of(bits, bf16, images, labels) for _, bits, bf16 in SETTINGS]
     milliseconds = {title: 1e3 / args.batch_size * seconds
                     for (title, *_), seconds in zip(SETTINGS, median_seconds(*steps, repeats=args.repeats))}

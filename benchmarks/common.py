@@ -27,12 +27,13 @@ def build(name: str, wbit: int, abit: int) -> torch.nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
-def digit_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`count` normalised test images of the embedded data set, channels last; labels beside them."""
-    digits = data.load("digits")
-    repeats = -(-count // len(digits.test_x))
-    images = digits.test_x.repeat(repeats, 1, 1, 1)[:count]
-    return data.normalize(images, digits.mean, digits.std), digits.test_y.repeat(repeats)[:count]
+def sample_images(count: int, data_path: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`count` normalised test images, channels last, and their labels: from all over those of a folder, as for `eval.py --dataset
+    imagefolder`, or the first of the embedded data set, and again from the first on if it has fewer."""
+    found = data.load("imagefolder", data_path) if data_path else data.load("digits")
+    apart = max(1, len(found.test_y) // count) if data_path else 1  # neighbours in a folder are of one class
+    chosen = torch.arange(count) * apart % len(found.test_y)
+    return data.normalize(found.test_x[chosen], found.mean, found.std), found.test_y[chosen]
 
 
 def median_seconds(*runs: Callable[[], object], repeats: int) -> list[float]:
