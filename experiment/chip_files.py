@@ -55,7 +55,7 @@ def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
     Returns: the number of files that were not there."""
     chips, spec, written = setting.chips, setting.spec, 0
     label = chips.label() + ("_digital" if spec.reference == "digital" else "") + ("_pair" if spec.weights == "pair" else "")
-    facts = {"chip": chips.label(), "data": digest(chips.device), "arithmetic": arithmetic_of(chips)}
+    facts = {"chip": chips.label(), "data": digest(replace(chips.device, read_noise=None)), "arithmetic": arithmetic_of(chips)}
     if chips.wires:  # for which arrays matter
         facts |= {"rows": spec.rows, "mapping": spec.mapping, "access": chips.access}
         label += "".join(f"_{name}{getattr(spec, name)}" for name in ("rows", "mapping")

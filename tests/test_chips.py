@@ -326,7 +326,7 @@ def test_a_folder_of_samples_by_any_of_its_names(tmp_path):
             chips_of({"device": name})
 
 
-def test_files_of_one_name_are_two_devices(run, checkpoint):  # noqa: F811
+def test_files_of_one_name_are_two_devices(run, checkpoint, caplog):  # noqa: F811
     for folder, sigma in (("a", 0.05), ("b", 9)):
         Path(folder).mkdir()
         Path(folder, "cells.csv").write_text("level,conductance_uS,std_uS\n" + "".join(f"{i},{1 + 10 * i},{sigma}\n" for i in range(4)))
@@ -340,6 +340,7 @@ def test_files_of_one_name_are_two_devices(run, checkpoint):  # noqa: F811
     before = Path("prob/vgg7_quant_eval_w4_c2/bit_levels0_cells_chip0.pt")
     for folder in "ab":  # one by one both are called by their stem, and the cells are those of the last one
         run(checkpoint, *FLAGS, "--device", f"{folder}/cells.csv", "--save_cells")
+        assert ("held cells of another device called cells, and hold those of this one now" in caplog.text) == (folder == "b")
         assert torch.equal(torch.load(before)["values"], found["ab".index(folder)])
 
 
@@ -918,6 +919,14 @@ def test_points_of_a_stored_chip_are_of_the_arithmetic_of_chips():
     assert keys.of_setting(setting(None), stored_chip=True) == keys.of_setting(setting(None))
     chips = Chips(device=NOISY, chip_seed=np.int64(3), adc_noise=np.float64(0.5))
     assert keys.key_of(keys.of_chips(chips)) == keys.key_of(keys.of_chips(Chips(device=NOISY, chip_seed=3, adc_noise=0.5)))
+
+
+def test_cells_are_saved_once_whatever_their_reads_are(scene, tmp_path, caplog):
+    net, *_ = scene
+    for read_noise, written in ((None, 4), ("device", 0), (0.1, 0)):
+        made = Setting(setting().spec, chips=Chips(device=Device.preset("cmo_hfox", time="1h"), read_noise=read_noise))
+        place(net, made)
+        assert chip_files.save_cells(net, made, tmp_path) == written and not caplog.records
 
 
 def test_saved_cells_say_which_hardware_they_are_of(scene, tmp_path):
