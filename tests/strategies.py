@@ -49,8 +49,8 @@ class Case:
 
 
 @st.composite
-def specs(draw, adc_ranges=ADC_RANGES, rows=ROWS, adc_plan="uniform"):
-    w_bits, a_bits = draw(st.integers(1, 8)), draw(st.integers(1, 8))
+def specs(draw, adc_ranges=ADC_RANGES, rows=ROWS, adc_plan="uniform", bits=(1, 8)):
+    w_bits, a_bits = draw(st.integers(*bits)), draw(st.integers(*bits))
     return CrossbarSpec(
         adc_plan=adc_plan, adc_max_bits=12,
         w_bits=w_bits, a_bits=a_bits, cell_bits=draw(st.integers(1, w_bits)), adc_bits=draw(st.integers(1, 12)),
@@ -127,9 +127,10 @@ def geometries(draw, kernel, groups):
 
 
 @st.composite
-def cases(draw, adc_ranges=ADC_RANGES, rows=ROWS, max_channels=40, planned=False):
-    """Any layer: convolutions (grouped, depthwise, strided, dilated, padded on each side) and linear layers."""
-    spec = draw(specs(["calibrated"] if planned else adc_ranges, rows, "significance" if planned else "uniform"))
+def cases(draw, adc_ranges=ADC_RANGES, rows=ROWS, max_channels=40, planned=False, bits=(1, 8)):
+    """Any layer: convolutions (grouped, depthwise, strided, dilated, padded on each side) and linear layers. Args: bits, fewest and most of
+    weights and activations."""
+    spec = draw(specs(["calibrated"] if planned else adc_ranges, rows, "significance" if planned else "uniform", bits))
     if draw(st.integers(0, 3)) == 0:  # a linear layer, wide enough to fill arrays of 1024 rows
         kernel, groups, size, geometry = (1, 1), 1, (1, 1), Geometry()
         channels = draw(st.integers(1, min(64 * max_channels, 10 * spec.rows)))

@@ -3,6 +3,7 @@ scatter and faults do to a read."""
 
 import contextlib
 import copy
+import hashlib
 import importlib.util
 import math
 import re
@@ -15,6 +16,7 @@ import oracle
 import pytest
 import torch
 from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from strategies import Case, grid_cases, random_cells
 from torch import nn
@@ -109,6 +111,16 @@ def test_dynamic_adc(all_engines, case):
 @settings(max_examples=70)
 def test_ideal(all_engines, case):
     check(those_that_fit(all_engines, case), case)
+
+
+@given(case=st.one_of(*(grid_cases(bits=(2, 3), rows=[64, 128], **options) for options in (
+    {"planned": True}, {"adc_ranges": ["calibrated", "full"]}, {"adc_ranges": ["dynamic"]}))))
+@settings(max_examples=150)
+def test_several_digits_and_slices_on_triton(all_engines, case):
+    """Most layers of the tests above have too many arrays, digits and slices for its interpreter."""
+    triton = [engine for engine in all_engines if engines.name_of(engine) == "triton"]
+    assume(len(case.spec.digit_bits) > 1 and len(case.spec.slice_bits) > 1 and all(fits(engine, case) for engine in triton))
+    check(triton, case)
 
 
 @given(case=grid_cases(kinds=["near", "levels", "negative", "zeros", "constant"]))
@@ -285,6 +297,20 @@ def test_one_seed_is_one_chip(network):
     program(model, BROAD, seed=5)
     assert all(torch.equal(first[name], again) for name, again in values(model).items())
     assert torch.equal(outputs(model, images), seen)
+
+
+@pytest.mark.parametrize("weights, wanted", [
+    ("offset", "425bc53d081b57b2716817f3570eb2283f9890277f984295bafc6b4240c6f619"),
+    ("pair", "0994e12d3d2847c8cd0655988b665c0b0a180f6712527b32dcd005684a8db2b4")])
+def test_a_seed_means_the_same_chip_for_ever(weights, wanted):
+    """Results and files name chips by their seeds: whoever changes what a seed draws gives all of them other names."""
+    layer = linear(CrossbarSpec(weights=weights, rows=16), 3)
+    device = replace(BROAD, stuck_on=0.05, stuck_off=0.1, read_noise=1.0)
+    program(nn.ModuleList([layer]), device, seed=12, adc_noise=0.5, adc_offset=0.5, adc_gain=0.05, noise_seed=4)
+    cells, readout = layer.cells(), layer.chip.readout
+    parts = cells.values, cells.reference, readout.gain, readout.offset, torch.tensor([readout.seed % 2**62])
+    drawn = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+    assert drawn == wanted
 
 
 def linear(spec, out=3, channels=40, codes=None, **options):
@@ -537,17 +563,20 @@ def test_variance_of_columns(dac_bits):
         assert_variance(errors, squares[z] * (DEVIATION**2 + GRID))
 
 
-def test_variance_over_chips_has_the_reference_in_it():
-    """A half-level reference is the mean of two cells: half the variance of one; a column adds its own cells'."""
-    layer = linear(CrossbarSpec(adc_range="ideal"), 2, ROWS)
+@pytest.mark.parametrize("wq, share", [("dorefa", 1 / 2), ("sawb", 1)])
+@pytest.mark.parametrize("cell_bits", [1, 2])
+def test_variance_over_chips_has_the_reference_in_it(wq, share, cell_bits):
+    """A half-level reference is the mean of two cells: half the variance of one, that of a whole level; a column adds its own cells'."""
+    layer = linear(CrossbarSpec(cell_bits=cell_bits, adc_range="ideal"), 2, ROWS, wq=wq)
     a_codes, squares = sums(1)
+    unit, deviation = round(256 * layer.mapped("ideal").unit), DEVIATION * (2**cell_bits - 1)
     ideal, found = reads_of(layer, a_codes), []
     for seed in range(400):
         program(nn.ModuleList([layer]), BROAD, seed)
         found.append(reads_of(layer, a_codes))
     for (z, k), u in ideal.items():
-        errors = np.array([(chip[z, k] - u * 128).tolist() for chip in found])
-        own, common = DEVIATION**2 + GRID, DEVIATION**2 / 2 + GRID
+        errors = np.array([(chip[z, k] - u * unit).tolist() for chip in found])
+        own, common = deviation**2 + GRID, deviation**2 * share + GRID
         assert_variance(errors[:, 0], squares[z] * (own + common))
         assert_variance(errors[:, 0] - errors[:, 1], squares[z] * 2 * own)  # all columns of an array share its reference
 

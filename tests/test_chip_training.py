@@ -137,7 +137,7 @@ def scattering(share, folder):
 def test_who_trains_with_noise_loses_less_to_it(tmp_path):
     """Published for ResNet-20 (Wan et al., Nature 608, 504: networks trained with noise of 0, 10 and 20 % of the largest weight keep
     25.7, 83.8 and 85.6 % at 10 %): the order of what is lost, here of a small network, on 20 chips of a device that it has not seen, at
-    the noise of training and beyond; without noise they lose little."""
+    the noise of training and beyond; without noise they lose less than half of what they win with the most of it."""
     digits, spec = load_digits(), CrossbarSpec(4, 4, cell_bits=4, adc_range="ideal")
     x, y = torch.tensor(digits.images).float()[:, None] / 16, torch.tensor(digits.target)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
@@ -165,7 +165,8 @@ def test_who_trains_with_noise_loses_less_to_it(tmp_path):
         on_chips = np.array(found[1:]).reshape(len(tested), 20)
         lost.append(found[0] - on_chips.mean(1))
         errors.append(on_chips.std(1, ddof=1) / 20**0.5)
-    assert min(clean) > clean[0] - 10 > 75, clean
+    assert min(clean) > 80, clean
+    assert all(clean[0] - clean[i] < (lost[0][1] - lost[i][1]) / 2 for i in (1, 2)), (clean, lost)
     for noise, more, less in ((0, 0, 1), (0, 0, 2), (1, 0, 1), (1, 1, 2)):
         assert lost[more][noise] - lost[less][noise] > 2 * np.hypot(errors[more][noise], errors[less][noise]), (lost, errors)
 

@@ -166,10 +166,13 @@ def test_what_flags_say_is_handed_to_the_programming(scene, monkeypatch):
     Chips(device=NOISY).program(net, 3)
     Chips(device=NOISY, read_noise=0.5, adc_noise=0.1, adc_offset=0.2, adc_gain=0.3, wire_ohm=2.0, noise_seed=7,
           reference_cells="ideal").program(net, 4)
+    Chips(device=NOISY, wire_ohm=2.0, row_ohm=3.0, driver_ohm=4.0).program(net, 0)
+    Chips(device=NOISY, wire_ohm=2.0, access="gate").program(net, 0)
     Chips(device=NOISY, read_noise=0.0, access="gate").program(net, 0)
     Chips(device=Device.preset("pcm"), read_noise="device").program(net, 0, progress=True)
     assert given == [((3, "device"), usual), ((4, "ideal"), usual | {
         "read_noise": 0.5, "adc_noise": 0.1, "adc_offset": 0.2, "adc_gain": 0.3, "wires": Wires(wire_ohm=2.0), "noise_seed": 7}),
+        ((0, "device"), usual | {"wires": Wires("voltage", 2.0, 3.0, 4.0)}), ((0, "device"), usual | {"wires": Wires("gate", 2.0)}),
         ((0, "device"), usual | {"read_noise": 0.0}), ((0, "device"), usual | {"progress": True})]
     assert Chips(device=Device.preset("pcm"), read_noise="device").device.read_noise == "device"
     given.clear()  # and to what refuses chips before any is programmed
@@ -290,6 +293,37 @@ def test_table_and_results_of_chips(run, checkpoint):  # noqa: F811
     assert again["accuracy"] == early["chip_accuracies"][1]
 
 
+BY_HAND = {  # flags of a chip: of what device, with what, on what hardware it is programmed
+    "": ({}, {}, {}), "--device_time 100000": ({"time": 1e5}, {}, {}), "--device_temp 220": ({"temp": 220.0}, {}, {}),
+    "--stuck_on 0.2": ({"stuck_on": 0.2}, {}, {}), "--stuck_off 0.4": ({"stuck_off": 0.4}, {}, {}),
+    "--read_noise 30": ({}, {"read_noise": 30.0}, {}), "--adc_noise 1": ({}, {"adc_noise": 1.0}, {}),
+    "--adc_offset 1": ({}, {"adc_offset": 1.0}, {}), "--adc_gain 0.2": ({}, {"adc_gain": 0.2}, {}),
+    "--wire_ohm 200": ({}, {"wires": Wires(wire_ohm=200.0)}, {}), "--row_ohm 200": ({}, {"wires": Wires(row_ohm=200.0)}, {}),
+    "--driver_ohm 2000": ({}, {"wires": Wires(driver_ohm=2000.0)}, {}),
+    "--wire_ohm 200 --access gate": ({}, {"wires": Wires("gate", 200.0)}, {}),
+    "--device_time 100000 --reference_cells ideal": ({"time": 1e5}, {"reference_cells": "ideal"}, {}),
+    "--weights pair": ({}, {}, {"weights": "pair"})}
+
+
+def test_every_flag_of_a_chip_against_networks_programmed_by_hand(run, checkpoint, scene):  # noqa: F811
+    net, images = scene[0], shown_images(40)[0]
+    usual = "--cellBit 2 --adc_prec 8 --adc_range full --subArray 16 --device techA"
+    also = [part for flags in BY_HAND if flags for part in ("--also", f"{usual} {flags}")]
+    _, (_, *predictions, _), _ = run(checkpoint, "--engine", "numba", *usual.split(), *also, "--also", "--cellBit 2 --adc_prec 8")
+    found = dict(zip(BY_HAND, predictions, strict=True))
+    with quant.set_engine("numba"):
+        for flags, (of_device, programmed, of_spec) in BY_HAND.items():
+            quant.set_spec(net, CrossbarSpec(cell_bits=2, adc_bits=8, adc_range="full", rows=16, **of_spec))
+            quant.program(net, Device.preset("techA", **of_device), 0, **programmed)
+            assert torch.equal(found[flags], classes(net, images)), flags
+    groups = {}
+    for flags, classes_found in found.items():
+        groups.setdefault(tuple(classes_found.tolist()), []).append(flags)
+    assert len(groups) == len(BY_HAND), groups  # so that each of them says something
+    _, (_, quiet, *_), _ = run(checkpoint, "--engine", "numba", *usual.split(), "--adc_noise", "1", "--noise_seed", "7")
+    assert not torch.equal(quiet, found["--adc_noise 1"])
+
+
 def test_own_measurements(run, checkpoint):  # noqa: F811
     Path("mine.csv").write_text("level,conductance_uS,std_uS\n0,1,0.2\n1,10,1\n2,20,1\n3,30,2\n")
     records, _, text = run(checkpoint, *FLAGS, "--device", "mine.csv", "--stuck_off", "0", "0.5")
@@ -389,6 +423,8 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
     (["--device", "techA", "--read_noise", "some"], ["--read_noise: some is not device, or a number of uS from 0 up"]),
     (["--device", "techA", "--wire_ohm", "33nm"], ["--wire_ohm: 33nm is not a number from 0 up, or one of 130nm, 90nm, "]),
     (["--device", "techA", "--access", "gate", "--row_ohm", "1"], ["--row_ohm is 1.0 with access 'gate'"]),
+    (["--device", "techA", "--access", "gate", "--wire_ohm", "1", "--dac_bits", "2"], ["access is 'gate', where a row is on or off"]),
+    (["--device", "techA", "--weights", "pair", "--reference_cells", "ideal"], ["reference_cells is 'ideal' and weights 'pair'"]),
     (["--device", "techA", "--adc_ranges", "x.json"], ["--adc_ranges are of ideal cells"]),
     (["--device", "techA", "--reference", "digital", "--dac_bits", "4", "--subArray", "1024", "--mapping", "im2col", "--cellBit", "4"],
      ["has ", "possible values, too many to calibrate on"]),
@@ -511,6 +547,12 @@ def test_the_report_of_a_chip(run, checkpoint, monkeypatch):  # noqa: F811
     table = text[text.index("layer "):].splitlines()
     assert table[0].split() == "layer scatter off by > 1/2 ADC alone dB cells alone dB both dB".split()
     assert [line.split()[0] for line in table[2:6]] == CROSSBARS
+    second = next(i for i, line in enumerate(table) if i and line.startswith("layer "))
+    assert table[second].split() == "layer all errors dB quantization scatter ADC".split()
+    for line, entry in zip(table[second + 2:second + 6], content["losses"]):
+        shares = [entry["shares"][source] for source in ("quantization", "scatter", "adc")]
+        assert line.split() == [entry["layer"], f"{entry['all']:.1f}", *(f"{share:.1%}" for share in shares)]
+        assert sum(shares) == pytest.approx(1) and min(shares) > 0
 
 
 def test_a_report_is_of_what_was_measured(scene, tmp_path, monkeypatch):
@@ -687,6 +729,29 @@ def test_shares_of_errors_against_layers_by_hand(scene):
         of_cells = (cells - software).double().square().sum()
     assert entry["cells"] == pytest.approx(float(10 * torch.log10(software.double().square().sum() / of_cells)), abs=1e-6)
     assert entry["shares"]["scatter"] / entry["shares"]["quantization"] == pytest.approx(float(of_cells / of_rounding), rel=1e-3)
+
+
+def test_shares_of_noise_and_wires_by_hand(scene):
+    """Of noise `sum over arrays, digits and slices of 4^(z + c k) (s^2 + 1/12 of a step squared)` for each output; what wires do is the
+    same without it."""
+    net, images, *_ = scene
+    layer, s, shares = net.features[8], 1.5, {}
+    with quant.set_engine("numba"):
+        on_a_chip(net, PERFECT)
+        straight = {name: each.cells() for name, each in quant.crossbar_layers(net)}
+        for wires in (None, Wires("gate", 200.0)):
+            for noise in (0.0, s):
+                quant.program(net, PERFECT, adc_noise=noise, wires=wires)
+                found = diagnostics.losses(net, images, False, straight if wires else {})
+                shares[wires, noise] = next(entry["shares"] for entry in found if entry["layer"] == "features.8")
+        inputs, wanted = diagnostics.ideal_pass(net, [("features.8", layer)], images)
+    of_rounding = float((layer.unquantized(inputs["features.8"]) - wanted["features.8"]).double().square().sum())
+    step = 2 * layer.act_quant.act_alpha.item() / 15 * float(layer.weight_quant.step) * layer.out_scale  # of v in the output
+    reads = len(layer.arrays) * sum(4.0 ** (z + 2 * k) for z in range(4) for k in range(2)) * wanted["features.8"].numel()
+    found = shares[None, s]["noise"] / shares[None, s]["quantization"] * of_rounding
+    assert found / (step**2 * reads * (s**2 + 1 / 12 / 256**2)) == pytest.approx(1, abs=5 * (2 / wanted["features.8"].numel()) ** 0.5)
+    of_wires = [shares[Wires("gate", 200.0), noise]["wires"] / shares[Wires("gate", 200.0), noise]["quantization"] for noise in (0.0, s)]
+    assert of_wires[0] == pytest.approx(of_wires[1]) and of_wires[0] > 1e-3
 
 
 @pytest.mark.parametrize("inputs", ["phases", "offset"])

@@ -116,14 +116,26 @@ def test_literature_by_hand():
     assert Device.preset("milo_irps21").sigma(100.0) == pytest.approx(4.7823 - 0.9107)
     wan = Device.preset("rram_wan", "1s")  # x = 1/2
     assert wan.sigma(20.0) == pytest.approx(0.348 + 16.03 / 2 - 43.853 / 4 + 45.393 / 8 - 16.815 / 16)
+    assert Device.preset("rram_wan", "1d").sigma(20.0) == pytest.approx(0.701 + 22.086 / 2 - 50.773 / 4 + 47.095 / 8 - 16.458 / 16)
+    assert Device.preset("rram_wan", "2d").sigma(20.0) == pytest.approx(0.782 + 20.274 / 2 - 43.507 / 4 + 37.062 / 8 - 11.934 / 16)
     assert Device.preset("rram_wan_crosssim").sigma(10.0) == pytest.approx(0.1536 - 1.167 + 2.374 + 1.053)
     cmo = Device.preset("cmo_hfox", "1h")
     log = math.log(3600)
     assert cmo.mean(50.0) == pytest.approx(50 - 0.089 * log)
     assert cmo.sigma(50.0) == pytest.approx(math.sqrt((0.01122 + 0.5645)**2 + (0.4118 + 0.042 * log)**2))
     assert Device.preset("cmo_hfox").sigma(50.0) == pytest.approx(0.01122 + 0.5645)
-    intel = Device.preset("neurosim_intel_22nm")
-    assert intel.g_max == pytest.approx(1e6 / 6000) and intel.g_max / intel.g_min == pytest.approx(17)
+    fine = Device.preset("cmo_hfox_0.2pct", "1h")
+    assert fine.mean(50.0) == pytest.approx(50 - 0.089 * log)
+    assert fine.sigma(50.0) == pytest.approx(math.sqrt((0.00081 + 0.0535)**2 + (0.4118 + 0.042 * log)**2))
+    assert Device.preset("pcm").sigma([0.0, 12.5, 25.0]) == pytest.approx([0.26, 0.95, 1.06], abs=0.005)  # as programmed
+    for name, ohm, ratio in (("intel_22nm", 6000, 17), ("winbond_90nm", 6000, 150), ("tsinghua_130nm", 100_000, 10)):
+        device = Device.preset(f"neurosim_{name}")
+        assert device.g_max == pytest.approx(1e6 / ohm) and device.g_max / device.g_min == pytest.approx(ratio)
+    mnsim = Device.preset("stuck_at_mnsim")
+    assert (mnsim.stuck_on, mnsim.stuck_off) == (0.001, 0.001) and mnsim.sigma([1.0, 50.0]) == pytest.approx([0.01, 0.5])
+    hot = Device.preset("winbond_asu_2bit", 200, 85)  # a decade after 20 s
+    assert hot.mean(hot.levels(2)) - hot.levels(2) == pytest.approx([0.06, -1.37, -0.87, -0.21])
+    assert hot.sigma(hot.levels(2)) == pytest.approx([0.1, 1.26, 0.98, 0.07])
     two = Device.preset("winbond_asu_2bit", 2000, 120)  # two decades after 20 s
     assert two.mean(two.levels(2)) - two.levels(2) == pytest.approx([0.16, -4, -2.5, -0.6])
     assert two.sigma(two.levels(2)) == pytest.approx([0.34, 3.42, 2.82, 0.32])
@@ -253,15 +265,16 @@ def kolmogorov(drawn, pool):
                   - np.searchsorted(np.sort(pool), points, "right") / len(pool)).max()
 
 
-def test_measured_cells_are_drawn_as_in_the_file():
+@pytest.mark.parametrize("time", [0, 0.01, 0.1, 1, 3.44, 100_000])
+def test_measured_cells_are_drawn_as_in_the_file(time):
     """Kolmogorov: P(sqrt n D > 2.2) < 2 exp(-2 2.2^2) = 1.3e-4, less for a discrete distribution. A 2-bit cell's levels: the two
     between lie off the targets and are moved."""
     pools = defaultdict(list)
     with gzip.open(DATA / "rram_techC_cells.csv.gz", "rt", newline="") as file:
         for row in csv.DictReader(file):
-            if float(row["time_s"]) == 1:
+            if float(row["time_s"]) == time:
                 pools[float(row["target_uS"])].append(float(row["conductance_uS"]))
-    device, n = Device.preset("techC_cells", "1s"), 20_000
+    device, n = Device.preset("techC_cells", time), 20_000
     cells = device.draw(np.repeat(np.arange(4, dtype=np.uint8)[:, None], n, axis=1), 2, generator())
     for level in range(4):
         nominal = 0.625 + level * (39.375 - 0.625) / 3

@@ -105,6 +105,23 @@ def test_every_engine_reads_the_difference_of_two_lines(engine, case):
     assert found.shape == wanted.shape and (found == wanted).all()
 
 
+@given(case=layers())
+@settings(max_examples=40)
+def test_every_engine_reads_pairs_that_scatter(engine, case):
+    layer, a_codes = case
+    ideal = layer.ideal_cells()
+    values = ideal.values.numpy() + np.random.default_rng(a_codes.size).integers(-90, 91, ideal.values.shape, np.int32)
+    layer.set_cells(replace(ideal, values=torch.from_numpy(values)))
+    mapped, device = layer.mapped(), interpreter.DEVICE if engines.name_of(engine) == "triton" else torch.device("cpu")
+    if engines.name_of(engine) == "triton" and len(mapped.arrays) * len(layer.spec.digit_bits) * len(values) > 20:
+        return
+    found = engine.accumulate(engine.prepare(mapped), torch.from_numpy(a_codes).to(device)).cpu().numpy()
+    wanted = oracle.accumulate(a_codes, layer.w_codes().numpy(), mapped.spec, mapped.geometry, None, mapped.adc_delta.numpy(),
+                               mapped.adc_q_min.numpy(), mapped.adc_bits_plan if layer.spec.planned else None,
+                               (values, ideal.reference.numpy(), ideal.fraction_bits))
+    assert found.shape == wanted.shape and (found == wanted).all()
+
+
 def linear(spec, out=3, channels=ROWS, w_codes=None, **options):
     layer = QLinearDoreFa(channels, out, bias=False, spec=replace(spec, weights="pair"), alpha_init=1.0, **options).eval()
     layer.set_codes(torch.full((out, channels, 1, 1), 5, dtype=torch.uint8) if w_codes is None else w_codes)
@@ -210,6 +227,31 @@ def test_variances_of_both_cells_add(wq, code):
         wanted = ones[z][0] * (2 * SCATTER**2 + GRID)
         assert abs(errors.mean()) < 5 * math.sqrt(wanted / len(errors))
         assert_variance(errors, wanted)
+
+
+def test_variance_over_chips_is_that_of_both_lines():
+    """Of two columns over 400 chips: each has `2 s^2` for each row that is on, and nothing in common with the other."""
+    layer = linear(CrossbarSpec(adc_range="ideal"), 2)
+    a_codes, ones = inputs()
+    ideal, found = reads_of(layer, a_codes), []
+    for seed in range(400):
+        program(nn.ModuleList([layer]), BROAD, seed)
+        found.append(reads_of(layer, a_codes))
+    for (z, k), u in ideal.items():
+        errors, wanted = np.array([(chip[z, k] - u * 256)[0].tolist() for chip in found]), ones[z][0] * (2 * SCATTER**2 + GRID)
+        assert_variance(errors[:, 0], wanted)
+        assert_variance(errors[:, 0] - errors[:, 1], 2 * wanted)
+
+
+def test_cells_of_pairs_are_draws_of_their_own():
+    """Of chips, slices, taps and groups no two go together: correlations within six standard errors (of 41,328)."""
+    layer = Qconv2dDoreFa(64, 100, 3, groups=2, bias=False, spec=CrossbarSpec(adc_range="ideal", rows=16, weights="pair"), alpha_init=1.0)
+    ideal, errors = layer.ideal_cells().values, []
+    for seed in range(4):
+        program(nn.ModuleList([layer]), BROAD, seed)
+        errors.append((layer.cells().values - ideal).numpy().reshape(4 * 2 * 9, 32 * 50))  # slice, group and tap; row and output
+    errors = np.concatenate(errors)
+    assert np.abs(np.corrcoef(errors) - np.eye(len(errors))).max() < 6 / math.sqrt(errors.shape[1])
 
 
 def test_both_lines_have_rows_of_their_own(tmp_path):
