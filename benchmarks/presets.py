@@ -98,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = sorted(rows.values(), key=lambda row: (row["cell_bits"], row["weights"], row["calib_on"], order.index(row["device"]),
                                                   row["device_time_s"] or 0))
     section = ("4-bit VGG7, 6-bit ADC, 128 rows, CIFAR-10: mean, deviation and lowest of the chips, and predictions that differ from "
-               f"software ({rows[0]['software_accuracy']:.2f} %) in the mean.")
+               f"software ({rows[0]['software_accuracy']:.2f} %) in the mean. Rows are of several runs; date and command are those of "
+               "the last.")
     write_results("presets", "Device presets", [section, table(rows)], {"rows": rows})
     return 0
 

@@ -35,10 +35,12 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_name() -> str:
+    """With family and model, where Linux says them: virtual machines call all generations of a maker by one name."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines())
+        said = {name.strip(): value.strip() for name, _, value in lines}
+        if "model name" in said:
+            return said["model name"] + "".join(f", {name} {said[name]}" for name in ("cpu family", "model") if name in said)
     return platform.processor() or platform.machine()
 
 
