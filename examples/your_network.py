@@ -85,7 +85,7 @@ def main(epochs: int = 10) -> None:
         calibrate(net, train_x[:256])
         print(f"{f'2-bit cells, {adc_bits}-bit ADC':28s} {accuracy(net, test_x, test_y):6.2f} %")
 
-    # A chip of measured cells, an hour after they were programmed: the ADC ranges of the design, a digital correction of its own.
+    # A chip of measured cells, an hour after their first read: the ADC ranges of the design, a digital correction of its own.
     set_spec(net, spec)
     calibrate(net, train_x[:256])
     program(net, Device.preset("techA", time="1h"), seed=0)
