@@ -51,7 +51,7 @@ class Layers:
     """single layers"""
 
     per_layer: list[str] = option([], "other hardware of some layers, in all rows: a layer's name or a pattern, and hardware flags: "
-                                  "--per_layer \"features.4:adc_prec=5,cellBit=2\" \"classifier.*:adc_range=ideal\"",
+                                  "--per_layer \"features.3:adc_prec=5,cellBit=2\" \"classifier.*:adc_range=ideal\"",
                                   several=True, metavar="LAYER:FLAG=VALUE", says_default=True)
 
 
