@@ -120,12 +120,10 @@ def measure_plan(plan: Plan, pool: Pool, log: logging.Logger) -> None:
         pool.measure(plan.missing, done)
 
 
-def find_best(bench: Bench, choosing: Bench, pool: Pool, log: logging.Logger) -> Search:
-    """Search with the images of the bench `choosing`; the front becomes the settings of the other."""
-    found = Search(choosing)
-    found.run(lambda settings: measure_plan(Plan(pool.benches, {choosing: (None, *settings)}), pool, log), log)
-    bench.settings = replace(bench.settings, settings=tuple(found.front))
-    return found
+def find_best(bench: Bench, search: Search, pool: Pool, log: logging.Logger) -> None:
+    """Search; the front becomes the settings of the bench."""
+    search.run(lambda settings: measure_plan(Plan(pool.benches, {search.bench: (None, *settings)}), pool, log), log)
+    bench.settings = replace(bench.settings, settings=tuple(search.front))
 
 
 def write_results(bench: Bench, plan: Plan, log: logging.Logger) -> None:
@@ -155,7 +153,9 @@ def write_results(bench: Bench, plan: Plan, log: logging.Logger) -> None:
 def measure_all(benches: Sequence[Bench], choosing: Sequence[Bench], pool: Pool, log: logging.Logger) -> None:
     """Search, measure, and write what was found. Args: choosing, the benches whose images choose, for a search."""
     first = benches[0].settings
-    searches = [find_best(*pair, pool, log) for pair in zip(benches, choosing)]
+    searches = [Search(each) for each in choosing]  # all of them, before the first is run, as one may be of what cannot be
+    for bench, search in zip(benches, searches):
+        find_best(bench, search, pool, log)
     plan = Plan(pool.benches, {bench: (None, *bench.settings.settings) for bench in benches}, first.shard)
     if first.dry_run:
         log.info(f"{plan.listing()}\n{plan.text(first.workers or 1)}")

@@ -239,6 +239,12 @@ class Bench:
         """Where cells behind word lines are kept."""
         return Path(self.settings.prob_path, "effective") if self.settings.save_cells else None
 
+    def _report_name(self, setting: Setting, text: str) -> str:
+        """Reports are called by the setting's `report_text`, and by the start of its key where that is too long or another one's too."""
+        name = report_name(text)
+        alike = sum(report_name(report_text(other, self.settings.planes)) == name for other in self.settings.settings)
+        return name if len(name) <= LONGEST_NAME and alike < 2 else f"{name[:LONGEST_NAME]}_{self.key(setting)[:8]}"
+
     # ---- files beside the points ------------------------------------------------------------------------------------------
 
     def write_planes(self, log: logging.Logger) -> None:
@@ -277,7 +283,7 @@ class Bench:
     def write_report(self, setting: Setting, log: logging.Logger) -> None:
         """Table, JSON and picture of what the ADC, or a chip, does to each layer, for a setting that was measured."""
         text = report_text(setting, self.settings.planes)
-        path = Path(self.folder, report_name(text, self.key(setting)))
+        path = Path(self.folder, self._report_name(setting, text))
         title = f"{self.settings.model.removesuffix('_eval')} on {self.settings.dataset}: {text}"
         shown, cache = self.shown, self.cache
         place(self.net, setting, self.cells)
@@ -303,11 +309,12 @@ class Bench:
 
 def benches_of(networks: Sequence[tuple[EvalSettings, dict | None]], command: str) -> list[Bench]:
     """The networks of an evaluation, with their checkpoints. Raises: UserError as `Bench`, and for two that have one folder."""
-    sharing = Counter(settings.save_path for settings, _ in networks)
-    made = [Bench(settings, checkpoint, command, sharing[settings.save_path] > 1) for settings, checkpoint in networks]
+    folders = [Path(settings.save_path).resolve() for settings, _ in networks]
+    sharing = Counter(folders)
+    made = [Bench(*network, command, sharing[folder] > 1) for network, folder in zip(networks, folders)]
     owners: dict[Path, str] = {}
     for bench in made:
-        if (other := owners.setdefault(bench.folder, bench.settings.resume)) != bench.settings.resume:
+        if (other := owners.setdefault(bench.folder.resolve(), bench.settings.resume)) != bench.settings.resume:
             raise UserError(f"{other} and {bench.settings.resume} would have one folder, {bench.folder}: evaluate them one by one, each "
                             "with a --save_path")
     return made
@@ -322,11 +329,10 @@ def report_text(setting: Setting, planes: str | None = None) -> str:
     return ", ".join([str(setting), *notes, *([f"cells of {planes}"] if planes else [])])
 
 
-def report_name(text: str, key: str) -> str:
-    """The files of a report are called by its `report_text`, and by the start of its key where that would be too long."""
+def report_name(text: str) -> str:
+    """What a `report_text` is as the name of a file."""
     text = re.sub(r"(?<![0-9a-z])-(?=[0-9])", "minus ", text.lower())  # -40 C is not 40 C
-    name = "report_" + re.sub(r"[^0-9a-z]+", "_", text).strip("_")
-    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}_{key[:8]}"
+    return "report_" + re.sub(r"[^0-9a-z]+", "_", text).strip("_")
 
 
 def search_layouts(settings: EvalSettings) -> list[Setting]:

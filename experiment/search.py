@@ -134,18 +134,14 @@ class Search:
     Args: bench, whose images choose: the validation images.
     Attributes: found, `{setting: {objective: value}}`; front, the settings that no other one is better than in everything, of those
         within the bounds.
-    Raises: UserError for objectives and bounds that cannot be.
+    Raises: UserError for values, objectives and bounds that cannot be.
     """
 
     def __init__(self, bench: Bench) -> None:
         self.bench, self.of = bench, bench.settings
         self.space = Space(self.of, [name for name, _ in quant.crossbar_layers(bench.net)])
-        self.objectives = [_objective(name) for name in dict.fromkeys(self.of.objective)]
-        self.bounds = [_bound(text, 1) for text in self.of.at_least] + [_bound(text, -1) for text in self.of.at_most]
+        self.objectives, self.bounds = _aims(self.of)
         self.names = list(dict.fromkeys([*self.objectives, *(name for name, _, _ in self.bounds)]))
-        for name in self.names:
-            if OBJECTIVES[name].needs == "--cost" and not self.of.cost:
-                raise UserError(f"--search: there is no {name} without --cost: give a technology, or see --cost list")
         self.found: dict[Setting, dict[str, float]] = {}
         self.front: list[Setting] = []
         self.refused: UserError | None = None  # the last of the reasons why combinations cannot be
@@ -309,9 +305,11 @@ class Search:
 
 
 def check_search(settings: EvalSettings) -> None:
-    """Refuse a search where Optuna is not installed. Raises: UserError."""
-    if settings.search and importlib.util.find_spec("optuna") is None:
-        raise UserError("--search needs Optuna: pip install -r requirements-search.txt")
+    """Refuse a search where Optuna is not installed, or whose objectives and bounds cannot be. Raises: UserError."""
+    if settings.search:
+        if importlib.util.find_spec("optuna") is None:
+            raise UserError("--search needs Optuna: pip install -r requirements-search.txt")
+        _aims(settings)
 
 
 def validation_bench(bench: Bench) -> Bench:
@@ -321,6 +319,16 @@ def validation_bench(bench: Bench) -> Bench:
 
 def _ordered(values: Sequence) -> bool:
     return all(isinstance(value, (int, float)) for value in values)
+
+
+def _aims(settings: EvalSettings) -> tuple[list[str], list[tuple[str, float, int]]]:
+    """Objectives, and bounds as `(name, value, 1 for at least, -1 for at most)`. Raises: UserError for what cannot be."""
+    objectives = [_objective(name) for name in dict.fromkeys(settings.objective)]
+    bounds = [_bound(text, 1) for text in settings.at_least] + [_bound(text, -1) for text in settings.at_most]
+    for name in (*objectives, *(name for name, _, _ in bounds)):
+        if OBJECTIVES[name].needs == "--cost" and not settings.cost:
+            raise UserError(f"--search: there is no {name} without --cost: give a technology, or see --cost list")
+    return objectives, bounds
 
 
 def _objective(name: str) -> str:

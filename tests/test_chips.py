@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_eval import CROSSBARS, SMALL, checkpoint, classes, network, refused, results, run, shown_images  # noqa: F401
+from test_eval import CROSSBARS, FAST, SMALL, checkpoint, classes, network, refused, results, run, shown_images  # noqa: F401
 from test_eval import scene as small_networks  # noqa: F401
 
 import eval as evaluation
@@ -87,8 +88,10 @@ def test_each_chip_is_corrected_on_its_own_cells_behind_ranges_of_nominal_ones(s
 
 
 def test_chips_put_together_took_the_time_of_all(scene):
-    found = [measured(scene, chip_seed=seed) for seed in (5, 6)]
-    assert of_chips(setting(chips=2, chip_seed=5), found).seconds == found[0].seconds + found[1].seconds
+    """And changed as many predictions of a float network in the mean."""
+    found = [replace(measured(scene, chip_seed=seed), float_changes=seed) for seed in (5, 7)]
+    both = of_chips(setting(chips=2, chip_seed=5), found)
+    assert both.seconds == found[0].seconds + found[1].seconds and both.float_changes == 6
 
 
 @pytest.mark.parametrize("spec", [{}, {"reference": "digital"}])  # whose off-current is in the bins of the chip's own reads
@@ -992,6 +995,43 @@ def test_cells_are_saved_once_whatever_their_reads_are(scene, tmp_path, caplog):
         made = Setting(setting().spec, chips=Chips(device=Device.preset("cmo_hfox", time="1h"), read_noise=read_noise))
         place(net, made)
         assert chip_files.save_cells(net, made, tmp_path) == written and not caplog.records
+
+
+def test_cells_of_another_arithmetic_are_written_anew(scene, tmp_path, monkeypatch):
+    net = scene[0]
+    place(net, setting())
+    assert [chip_files.save_cells(net, setting(), tmp_path) for _ in range(2)] == [4, 0]
+    monkeypatch.setattr(keys, "ARITHMETIC_OF_CHIPS", 99)
+    assert chip_files.save_cells(net, setting(), tmp_path) == 4
+
+
+def test_a_folder_of_cells_must_fit_every_row(run, refused, checkpoint):  # noqa: F811
+    run(checkpoint, "--cellBit", "2", "--adc_prec", "4", "--limit", "4", "--device", "techC", "--save_cells")
+    Path("mine").mkdir()
+    folder = Path("prob/vgg7_quant_eval_w4_c2")
+    for path in (*folder.glob("*_chip0.pt"), folder / "manifest.json"):
+        shutil.copy(path, "mine")
+    refused(["--resume", checkpoint, *FAST, "--cellBit", "2", "--reference", "digital", "analog", "--planes", "mine"], "holds cells of ")
+
+
+@pytest.mark.parametrize("name, values", [
+    ("ARITHMETIC_OF_WORD_LINES", {"row_ohm": 1.0}), ("ARITHMETIC_OF_WORD_LINES", {"driver_ohm": 1.0}),
+    ("ARITHMETIC_OF_REFERENCES", {"reference_cells": "ideal"}),
+    ("ARITHMETIC_OF_FAULTS", {"device": Device.preset("techA", stuck_on=0.1)}),
+    ("ARITHMETIC_OF_FAULTS", {"device": Device.preset("techA", stuck_off=0.1)})])
+def test_an_arithmetic_is_in_the_keys_of_what_it_decides(name, values, monkeypatch):
+    chips = [Chips(**{"device": Device.preset("techA")} | each) for each in ({}, values)]
+    before = [keys.key_of(keys.of_chips(each)) for each in chips]
+    monkeypatch.setattr(keys, name, 99)
+    assert [keys.key_of(keys.of_chips(each)) == key for each, key in zip(chips, before)] == [True, False]
+
+
+def test_files_of_names_that_differ_in_small_things_have_reports_of_their_own(run, checkpoint):  # noqa: F811
+    for name, sigma in (("Mine", 0.5), ("mine", 0.1)):
+        Path(f"{name}.csv").write_text(f"level,conductance_uS,std_uS\n0,1,{sigma}\n1,10,{sigma}\n")
+    run(checkpoint, "--engine", "numba", "--adc_prec", "4", "--limit", "4", "--device", "Mine.csv", "mine.csv", "--report")
+    found = [json.loads(path.read_text())["setting"] for path in Path("save").glob("report_*.json")]
+    assert sorted(text.split()[-1] for text in found) == ["Mine", "mine"]
 
 
 def test_saved_cells_say_which_hardware_they_are_of(scene, tmp_path):

@@ -11,8 +11,9 @@ import torch
 from test_cost import costs, linear
 from test_eval import checkpoint, run, scene  # noqa: F401 - fixtures
 
-from experiment import cost_report
+from experiment import cost_report, report
 from experiment.cli import UserError
+from experiment.costs import figures
 from experiment.evaluation import Record, Setting
 from models.quant import CrossbarSpec
 from models.quant.adc import Plan
@@ -151,3 +152,48 @@ def test_list_says_what_there_is(capsys):
         test_eval.evaluation.main(["--cost", "list"])
     text = capsys.readouterr().out
     assert end.value.code == 0 and all(f"{name}: " in text for name in Technology.presets())
+
+
+@pytest.fixture
+def cost():
+    return costs(*linear(20, 6, CrossbarSpec(adc_range="full")), Technology.load("rram_65nm"))
+
+
+def costed(cost, **more):
+    return Record(Setting(CrossbarSpec(adc_range="full")), torch.zeros(100), 90.0, 95.0, 4, 1.0, None, 6.0, 1.0, cost=replace(cost, **more))
+
+
+def test_columns_of_costs(cost):
+    """Energy, latency, area, each with its band, in the table of settings and in that of layers."""
+    bands = [report.band_text(getattr(cost, name).scaled(factor)) for name, factor in (("energy", 1e6), ("latency", 1e6), ("area", 1e6))]
+    header, _, line, *_ = report.settings_table([costed(cost)], 100, "test images").splitlines()
+    assert header.split("images/s")[1].split() == "energy uJ latency us area mm2 TOPS/W".split()
+    of_layers = cost_report.layers_table(cost).splitlines()
+    assert of_layers[0].split()[-6:] == "energy uJ latency us area mm2".split() and len({*bands}) == 3
+    for text in (line, of_layers[3]):
+        assert [text.index(band) for band in bands] == sorted(text.index(band) for band in bands)
+
+
+def test_what_files_of_costs_hold(cost):
+    layer = linear(20, 6, CrossbarSpec(adc_range="full"))[0]
+    made = costed(cost, sources={"adc": ("low one: x", "t", "high one: y")})
+    lines = list(csv.DictReader(cost_report._csv([made], layer).splitlines()))
+    assert all(float(line["low"]) <= float(line["typical"]) <= float(line["high"]) for line in lines)
+    assert any(float(line["low"]) < float(line["high"]) for line in lines)
+    assert "adc low one and high one" in cost_report.layers_table(made.cost)
+    content = cost_report._setting(made)
+    assert (content["leakage_W"], content["interval_s"]) == (cost.leakage, cost.interval)
+    assert figures(cost)["latency_us"] == pytest.approx(1e6 * cost.latency[1])
+
+
+def test_pictures_of_costs(cost, monkeypatch, tmp_path):
+    """Parts of a layer stand on top of each other; a setting stands at its typical energy."""
+    drawn = []
+    monkeypatch.setattr(cost_report, "save", lambda figure, *_, **__: drawn.append(figure))
+    cost_report.by_layer(tmp_path, [costed(cost)], "title")
+    bars = [bar for container in drawn[0].axes[0].containers if hasattr(container, "patches") for bar in container.patches]
+    assert len(bars) > 2
+    for i, bar in enumerate(bars):
+        assert bar.get_y() == pytest.approx(sum(each.get_height() for each in bars[:i]))
+    cost_report.accuracy_over_energy(tmp_path, [costed(cost)], "title")
+    assert drawn[1].axes[0].containers[0].lines[0].get_xdata()[0] == pytest.approx(1e6 * cost.energy[1])

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -92,6 +93,35 @@ def test_other_networks_images_and_ranges_do_not_mix_in(evaluate, checkpoint):  
         flags_ = [*QUICK, "--resume", checkpoint, "--adc_range", "dynamic", "--batch_size", size]
         before = len(results("save"))
         assert evaluation.main(flags_) == 0 and len(results("save")) == before + count
+
+
+def test_edited_planes_and_ranges_are_measured(evaluate, checkpoint):  # noqa: F811
+    planes, ranges_ = ([checkpoint, "--cellBit", "2", "--adc_prec", "4", *more] for more in (
+        ["--adc_range", "full", "--planes", "planes"], ["--adc_ranges", "own.json"]))
+    evaluate(checkpoint, "--cellBit", "2", "--adc_prec", "4", "--also", "--cellBit 2 --adc_prec 4 --adc_range full")
+    shutil.copytree("prob/vgg7_quant_eval_w4_c2", "planes")
+    path = Path("planes/bit_levels1_ideal.pt")
+    content = json.loads(Path("save/adc_ranges.json").read_text())
+    for factor in (1, 3):
+        torch.save((torch.load(path) + factor) % 4, path)
+        for layer in content["ranges"][0]["layers"].values():
+            layer["ranges"] = [[factor * delta, q_min] for delta, q_min in layer["ranges"]]
+        Path("own.json").write_text(json.dumps(content))
+        assert [len(evaluate(*flags)[0]) for _ in range(2) for flags in (planes, ranges_)] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("more", [["--quantize_image"], ["--abit", "3"]])
+def test_what_a_checkpoint_does_not_say_tells_points_apart(evaluate, more):
+    torch.save({"state_dict": network().state_dict()}, "old.pth")
+    flags_ = ["old.pth", "--adc_range", "full", "--adc_prec", "4", "--save_path", "save"]
+    evaluate(*flags_)
+    assert len(evaluate(*flags_, *more)[0]) == 2
+
+
+def test_results_hold_the_whole_command(checkpoint):  # noqa: F811
+    flags_ = ["--resume", checkpoint, *QUICK, "--adc_range", "full", "--save_path", "a b"]
+    evaluation.main(flags_)
+    assert {row["command"] for row in results("a b")} == {shlex.join(["eval.py", *flags_])}
 
 
 def test_points_of_a_report_need_no_second_measuring(evaluate, checkpoint):  # noqa: F811
@@ -266,6 +296,20 @@ def test_a_dry_run_says_what_there_is_and_writes_nothing(checkpoint, capsys):  #
     assert os.listdir("save") == ["model_best.pth.tar"] and not Path("prob").exists()
 
 
+def test_a_dry_run_names_the_networks(checkpoint, capsys):  # noqa: F811
+    Path("other").mkdir()
+    other = save("other/b.pth.tar", network(seed=1))
+    evaluation.main(["--resume", checkpoint, other, *QUICK, "--adc_range", "full", "--dry_run"])
+    out = capsys.readouterr().out
+    assert f"to measure  {checkpoint}: software" in out and f"to measure  {other}: 1-bit" in out
+
+
+def test_networks_of_one_folder_that_is_written_in_two_ways(checkpoint):  # noqa: F811
+    other = save("save/b.pth.tar", network(seed=1))
+    networks = eval_settings.parse_all(["--resume", os.path.relpath(checkpoint), str(Path(other).resolve()), *QUICK])
+    assert len({made.folder.resolve() for made in bench.benches_of(networks, "")}) == 2
+
+
 def test_several_networks(evaluate, checkpoint):  # noqa: F811
     Path("other").mkdir()
     other = save("other/b.pth.tar", network(seed=1))
@@ -419,18 +463,22 @@ def test_bits_of_single_layers_are_those_of_the_table_and_of_the_costs(checkpoin
 def test_reports_of_many_words_have_files_that_can_be():
     layers = {f"features.{i}": {"adc_bits": 3, "cell_bits": 1, "rows": 64} for i in range(20)}
     many, few = Setting(per_layer=layers), Setting()
-    assert bench.report_name(bench.report_text(few), "key") == "report_1_bit_cells_6_bit_adc_calibrated"
-    names = {bench.report_name(bench.report_text(many), key * 64) for key in "ab"}
-    assert len(names) == 2 and all(len(name) < 230 for name in names)
+    assert bench.report_name(bench.report_text(few)) == "report_1_bit_cells_6_bit_adc_calibrated"
+    path = save("a.pth.tar", network())
+    made = bench.Bench(eval_settings.parse(["--resume", path, *QUICK])[0])
+    for key in "ab":
+        made.keys[many] = key * 64
+        name = made._report_name(many, bench.report_text(many))
+        assert len(name) < 230 and name.endswith(f"_{key * 8}")
 
 
 def test_reports_of_other_cells_and_ranges_have_files_of_their_own():
     made = [Setting(calibration=Calibration(**{name: value})) for name, value in (
         ("rule", "mse"), ("rule", "minmax"), ("per", "slice"), ("correct", "none"), ("on", "chip"))]
     made += [Setting(chips=Chips(device=Device.preset("techA"), chip_seed=seed)) for seed in (0, 1)]
-    names = {bench.report_name(bench.report_text(each, planes), "") for each in made for planes in (None, "mine", "mine/a")}
+    names = {bench.report_name(bench.report_text(each, planes)) for each in made for planes in (None, "mine", "mine/a")}
     assert len(names) == 3 * len(made)
-    assert bench.report_name("own at 1s and -40 C", "") == "report_own_at_1s_and_minus_40_c"
+    assert bench.report_name("own at 1s and -40 C") == "report_own_at_1s_and_minus_40_c"
     assert bench.report_text(made[2], "mine").endswith("calibrated, adc_per slice, cells of mine")
     full = Setting(CrossbarSpec(adc_range="full"), calibration=made[1].calibration)  # which has no calibration
     assert bench.report_text(full) == str(full)
@@ -574,6 +622,37 @@ def trained():
              "train_images": len(training_split(data.train_y, 0.02, 3)[0])}
     Path("save").mkdir()
     return save("save/a.pth.tar", network(), {"data": facts}, val_split=0.02, seed=3)
+
+
+def test_what_optuna_is_asked(evaluate, trained, monkeypatch):
+    optuna, asked = pytest.importorskip("optuna"), []
+    create, sampler = optuna.create_study, optuna.samplers.TPESampler
+    monkeypatch.setattr(optuna, "create_study", lambda **options: (asked.append(options["directions"]), create(**options))[1])
+    monkeypatch.setattr(optuna.samplers, "TPESampler", lambda **options: (asked.append(options["seed"]), sampler(**options))[1])
+    evaluate(trained, "--adc_range", "full", "--adc_prec", "3:5", "--search", "2", "--search_seed", "7")
+    assert asked == [7, ["maximize", "minimize"]]
+
+
+def test_a_search_counts_idle_reads_of_all_its_layouts(evaluate, trained):
+    evaluate(trained, "--adc_range", "full", "--per_layer", "features.4:subArray=8/16", "--search", "2", "--objective", "energy",
+             "accuracy", "--cost", "rram_65nm", "--adc_idle", "skip")
+    assert len(results("save")) > 2
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--objective", "speed"], "--objective speed: unknown"), (["--objective", "energy"], "there is no energy without --cost"),
+    (["--at_least", "x=1"], "--at_least x=1: is not NAME=VALUE")])
+def test_aims_of_a_search_are_refused_before_any_work(refused, trained, more, words):
+    refused(["--resume", trained, *QUICK, "--adc_range", "full", "--adc_prec", "3", "4", "--search", "2", *more], words)
+
+
+def test_a_search_of_several_networks_begins_when_all_can_be_searched(evaluate, trained):
+    Path("other").mkdir()
+    data = {"data": torch.load(trained, weights_only=True)["data"]}
+    other = save("other/b.pth.tar", network("vgg16"), data, val_split=0.02, seed=3, model="vgg16_quant")
+    with pytest.raises(UserError, match="no layer on crossbars is called so"):
+        evaluate(trained, other, "--adc_range", "full", "--per_layer", "features.4:adc_prec=2:4", "--search", "3")
+    assert not list(Path("save").glob("points/*.json"))
 
 
 SEARCH = ["--adc_range", "full", "--per_layer", "features.*:adc_prec=1:6", "classifier.*:cellBit=1/2", "--objective", "bits", "changed"]

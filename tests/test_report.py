@@ -1,0 +1,92 @@
+"""Tables and pictures: what stands in which column, on which axis, at which place."""
+
+import numpy as np
+import pytest
+import torch
+
+from experiment import chip_report, drawing, report
+from experiment.chips import Chips
+from experiment.evaluation import Record, Setting
+from models.quant import CrossbarSpec, Device
+
+
+USUAL = Setting()
+
+
+def record(setting=USUAL, accuracy=90.0, **more):
+    known = {"predictions": torch.zeros(100), "software_accuracy": 95.0, "changed_predictions": 4, "seconds": 1.0, "engine": None,
+             "mean_bits": 6.0, "conversions": 1.0}
+    return Record(setting=setting, accuracy=accuracy, **known | more)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    found = []
+    for module in (report, chip_report):
+        monkeypatch.setattr(module, "save", lambda figure, *_, **__: found.append(figure))
+    return found
+
+
+def test_columns_of_a_converted_network():
+    of_float = {"float_accuracy": 97.0}
+    records = [record(None, 97.0, float_changes=0, is_float=True, **of_float),
+               record(None, 95.0, float_changes=3, changed_predictions=0, **of_float), record(float_changes=7, **of_float)]
+    lines = report.settings_table(records, 100, "test images").splitlines()
+    assert lines[0].split() == "setting accuracy % to float changed to quantized changed images/s".split()
+    assert lines[4].split()[-6:] == ["90.00", "-7.00", "7", "-5.00", "4", "100"]
+
+
+def entry(**more):
+    """Of `--report`: a layer of one slice."""
+    of_slice = {"slice": 0, "reachable": (-8, 8), "seen": (-4, 5), "delta": 0.5, "q_min": -4, "codes_used": 0.75, "clipped": 0.0125,
+                "sqnr_db": 20.0, "histogram": [1, 2, 3], **more}
+    return {"layer": "a", "arrays": 2, "fill": 0.5, "all_zero_reads": 0.1, "output_sqnr_db": 30.0, "unit": 1.0, "u_min": -1,
+            "adc_bits": 3, "slices": [of_slice], "sqnr_over_adc_bits": {4: 20.0}}
+
+
+def test_columns_of_the_report():
+    _, _, line = report.layers_table([entry()]).splitlines()
+    assert line.split() == ["a", "2", "50%", "10.0%", "0", "-8..8", "-4..5", "0.5", "75%", "1.25%", "20.0", "30.0"]
+
+
+def test_levels_and_bits_in_the_reports_picture():
+    axes = drawing.new_figure(4, 4).subplots()
+    report._reads_panel(axes, entry(), legend=True)
+    assert [line[0][0] for line in axes.collections[0].get_segments()] == [0.5 * q for q in range(-4, 4)]
+    axes, planned = drawing.new_figure(4, 4).subplots(), entry(bits=[1, 2, 3])
+    planned["slices"].append(planned["slices"][0] | {"slice": 1, "bits": [4, 5, 6]})
+    report._plan_panel(axes, planned, 6)
+    written = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
+    assert written == {(k, z): str(1 + z + 3 * k) for k in (0, 1) for z in (0, 1, 2)}
+
+
+def test_accuracy_over_bits_is_over_those_of_the_reads(drawn, tmp_path):
+    """Beside the software's line."""
+    records = [record(Setting(CrossbarSpec(adc_bits=bits)), accuracy, mean_bits=bits / 2) for bits, accuracy in ((4, 80), (6, 90))]
+    report.accuracy_plot(records, "title", tmp_path)
+    line, software = drawn[0].axes[0].lines
+    assert line.get_xydata().tolist() == [[2, 80], [3, 90]] and software.get_ydata()[0] == 95.0
+
+
+def test_no_read_noise_is_read_noise_of_0():
+    chips = [Chips(device=Device.preset("techA"), read_noise=noise) for noise in (None, 1.0)]
+    [points] = report._sweep([record(Setting(chips=each)) for each in chips], "read_noise").values()
+    assert [x for x, _ in points] == [0, 1]
+
+
+@pytest.mark.parametrize("weights", ["offset", "pair"])
+def test_the_report_of_a_chip(drawn, weights, tmp_path):
+    """Columns of its table; shares of cells, conductances of pairs, bars beside and on top of each other in its picture."""
+    shares, device = {source: 0.1 * (i + 1) for i, source in enumerate(chip_report.SOURCES)}, Device.preset("techA")
+    losses = [{"layer": "a", "scatter": 0.25, "far": 0.125, "adc": 10.0, "cells": 20.0, "both": 30.0, "chip": 40.0, "all": 5.0,
+               "shares": shares}]
+    assert chip_report.losses_table(losses).splitlines()[2].split() == ["a", "0.250", "12.50%", "10.0", "20.0", "30.0", "40.0"]
+    slices = [{"slice": 0, "bits": 1, "edges": [-1, 0, 1], "levels": [
+        {"level": level, "cells": cells, "histogram": [cells, 0]} for level, cells in ((0, 1), (1, 3))]}]
+    chip_report.plot(tmp_path, "title", "a", slices, losses, device, CrossbarSpec(weights=weights))
+    cells, bars, stacked = [axes for axes in drawn[0].axes if axes.get_title()]
+    assert [max(patch.get_data().values) for patch in cells.patches if patch.get_fill()] == [0.25, 0.75]
+    assert cells.child_axes[0]._functions[0](0.0) == (0.0 if weights == "pair" else device.g_min)
+    assert [bar.get_height() for bar in bars.patches] == [10, 20, 30, 40]
+    np.testing.assert_allclose([bar.get_y() for bar in stacked.patches], np.cumsum([0, *(100 * share for share in shares.values())])[:-1])
