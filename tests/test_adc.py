@@ -279,3 +279,10 @@ def test_mse_of_very_many_read_values_takes_coarser_steps(monkeypatch, adc_bits)
     middle = 2 ** (adc_bits - 1)
     others = [(delta * (1 + i / 200), m) for i in range(-20, 21, 2) for m in {q_min, -middle, 1 - middle}]
     assert found <= 1.01 * min(reads.cost(*other, adc_bits) for other in others)
+
+
+def test_the_percentile_is_one_of_reads_not_of_what_they_count():
+    """Five of 20,005 are cut off, though they are those of the highest digit and slice."""
+    counts = np.zeros((4, 4, 41), np.int64)  # u = -20 .. 20
+    counts[0, 0, [16, 24]], counts[3, 3, 39] = 10_000, 5
+    assert adc.calibrated_ranges(counts, mapped(2), "percentile", "layer") == [adc.covering_range(-2, 2, 0.5, 2)] * 4

@@ -651,6 +651,7 @@ def test_losses_behind_a_digital_reference(scene, adc_range):
         quant.calibrate(net, calibration)
     for entry in diagnostics.losses(net, images):
         assert entry["adc"] == entry["both"] == entry["chip"] and entry["cells"] is None
+        assert entry["scatter"] == entry["far"] == 0
 
 
 def test_losses_of_a_perfect_chip_are_those_of_the_adc(scene):
@@ -995,6 +996,19 @@ def test_cells_are_saved_once_whatever_their_reads_are(scene, tmp_path, caplog):
         made = Setting(setting().spec, chips=Chips(device=Device.preset("cmo_hfox", time="1h"), read_noise=read_noise))
         place(net, made)
         assert chip_files.save_cells(net, made, tmp_path) == written and not caplog.records
+
+
+def test_other_cells_of_the_same_name_are_written(tmp_path):
+    """The reference's alone too; chips of seeds of several digits are found."""
+    layer = quant.QLinearDoreFa(20, 3, bias=False, spec=CrossbarSpec(adc_range="full"), alpha_init=1.0)
+    net = torch.nn.ModuleList([layer])
+    quant.program(net, NOISY, 7)
+    assert [quant.write_cells(tmp_path, net, "own", 7) for _ in range(2)] == [1, 0]
+    quant.program(net, NOISY, 8)
+    assert quant.write_cells(tmp_path, net, "own", 7) == 1
+    layer.set_cells(replace(layer.cells(), reference=layer.cells().reference + 1))
+    assert [quant.write_cells(tmp_path, net, "own", seed) for seed in (7, 12)] == [1, 1]
+    assert quant.chips_in(tmp_path) == [("own", 12), ("own", 7)]
 
 
 def test_cells_of_another_arithmetic_are_written_anew(scene, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ published figures are compositions of published parts: they guard counting and l
 """
 
 import copy
+import functools
 import math
 from dataclasses import fields
 
@@ -23,6 +24,7 @@ from models.quant.devices import Device
 from models.quant.engines.cpu.ones import Ones
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+approx = functools.partial(pytest.approx, rel=1e-6, abs=0)  # joules are far below its usual slack of 1e-12
 HEADER = "component,value,unit,bits,node_nm,source\n"
 PARTS = {"row_on": "0,pJ", "row_bit": "0,pJ", "adc_energy": "0,pJ", "shift_add": "0,pJ", "add": "0,pJ", "buffer": "0,pJ",
          "leakage": "0,mW", "adc_time": "0,ns", "adc_area": "0,um2", "shift_add_area": "0,um2", "row_area": "0,um2",
@@ -266,11 +268,11 @@ def test_a_plan_makes_the_conversions_of_its_bits(technology):
     plan = np.array([[0, 3], [3, 5]])
     layer.set_plan(Plan(bits=plan, delta=np.ones((2, 2)), q_min=np.zeros((2, 2))))
     report = costs(layer, x, technology(adc_energy="2,pJ/bit,1-8", adc_time="3,ns/bit", adc_area="1,um2/bit", columns_per_adc="4,lines"))
-    assert report.area_by_component["ADC"].typical == pytest.approx(report.layers[0].events.arrays * 16 * 5e-12)  # for the most bits
+    assert report.area_by_component["ADC"].typical == approx(report.layers[0].events.arrays * 16 * 5e-12)  # for the most bits
     assert report.layers[0].events.conversions == {3: 2 * 2 * 6, 5: 2 * 6} and report.layers[0].events.shift_adds == 36
-    assert report.energy.typical == pytest.approx(2e-12 * (24 * 3 + 12 * 5))
+    assert report.energy.typical == approx(2e-12 * (24 * 3 + 12 * 5))
     # 16 ADCs an array, 6 outputs: one conversion in turn for the first digit, and for the second, of 12, one of 4 bits in the mean.
-    assert report.latency.typical == pytest.approx(3e-9 * (3 + 4))
+    assert report.latency.typical == approx(3e-9 * (3 + 4))
 
 
 def test_latency_copies_pipeline_and_leakage(technology):
@@ -281,16 +283,16 @@ def test_latency_copies_pipeline_and_leakage(technology):
     one = estimate(counts, net, technology(**parts))
     # 8 outputs of 4 cells fill an array; its 4 ADCs take 8 turns; 4 digits a pixel.
     expected = [pixels * 4 * (5 + 10 + turns * 2) * 1e-9 for pixels, turns in ((64, 8), (9, 8), (1, 6))]
-    assert [layer.latency.typical for layer in one.layers] == pytest.approx(expected)
+    assert [layer.latency.typical for layer in one.layers] == approx(expected)
     # 9 taps of 1 array each way, 2 wide; 9; 5 arrays of 16 rows.
     assert [layer.events.arrays for layer in one.layers] == [18, 9, 5] and one.interval == one.latency
     assert one.utilisation == 4 * (12 * 45 + 8 * 108 + 6 * 72) / (32 * 16 * 32)
-    assert one.energy.typical == pytest.approx(3e-6 * 32 * sum(expected))
+    assert one.energy.typical == approx(3e-6 * 32 * sum(expected))
     two = estimate(counts, net, technology(**parts, copies="2,", pipelined="1,"))
     halved = sum(expected[:2]) / 2 + expected[2]  # the pixel of the linear layer is one copy's
-    assert two.latency.typical == pytest.approx(halved) and two.interval.typical == pytest.approx(expected[0] / 2)
-    assert two.leakage.typical == pytest.approx(2 * one.leakage.typical)
-    assert two.tops.typical == pytest.approx(1e-12 * two.operations / (expected[0] / 2))
+    assert two.latency.typical == approx(halved) and two.interval.typical == approx(expected[0] / 2)
+    assert two.leakage.typical == approx(2 * one.leakage.typical)
+    assert two.tops.typical == approx(1e-12 * two.operations / (expected[0] / 2))
 
 
 def test_the_whole_bill_of_a_grouped_layer(technology):
@@ -307,16 +309,16 @@ def test_the_whole_bill_of_a_grouped_layer(technology):
             "adc_energy": conversions, "shift_add": conversions, "add": pixels * 6 * 2, "buffer": (pixels * 36 + pixels * 6) * bits}
     for part, times in uses.items():
         report = estimate(counts, layer, technology(**hardware, **{part: "2,pJ"}))
-        assert report.energy == pytest.approx([2e-12 * times / 2] * 3), part
+        assert report.energy == approx([2e-12 * times / 2] * 3), part
     places = {"adc_area": arrays * 2, "shift_add_area": arrays * 2, "row_area": arrays * 16, "buffer_area": 4 * 25 * bits}
     cells = arrays * 16 * (5 + 4) * 48 * 65e-9**2
     for part, times in places.items():
         for copies in (1, 3):
             report = estimate(counts, layer, technology(**hardware, **{part: "2,um2", "copies": f"{copies},"}))
             shared = 1 if part == "buffer_area" else copies
-            assert report.area == pytest.approx([copies * cells + 2e-12 * times * shared] * 3), part
+            assert report.area == approx([copies * cells + 2e-12 * times * shared] * 3), part
     slow = estimate(counts, layer, technology(**hardware, adc_time="1,ns"))
-    assert slow.latency == pytest.approx([1e-9 * 9 * 2 * 2] * 3)  # pixels, digits, turns of two ADCs for four bit lines
+    assert slow.latency == approx([1e-9 * 9 * 2 * 2] * 3)  # pixels, digits, turns of two ADCs for four bit lines
     assert slow.energy == (0, 0, 0) and slow.tops_per_watt == (math.inf,) * 3
 
 
@@ -325,8 +327,8 @@ def test_idle_reads_are_skipped_where_hardware_can(technology):
     x = torch.cat([torch.full((1, 16), 1 / 3), torch.zeros(1, 16)], 1)  # code 1 on the first array
     parts = {"adc_energy": "1,pJ", "shift_add": "1,pJ"}
     full, skipped = (costs(layer, x, technology(**parts, skip_idle=f"{skip},")) for skip in (0, 1))
-    assert full.energy.typical == pytest.approx(1e-12 * 2 * (2 * 2 * 4 * 4)) and full.layers[0].events.idle_reads == 3
-    assert skipped.energy.typical == pytest.approx(full.energy.typical / 4)
+    assert full.energy.typical == approx(1e-12 * 2 * (2 * 2 * 4 * 4)) and full.layers[0].events.idle_reads == 3
+    assert skipped.energy.typical == approx(full.energy.typical / 4)
     layer.set_spec(CrossbarSpec(a_bits=2, adc_range="full", rows=8))
     with pytest.raises(ValueError, match="counted for tap mapping, 16 rows, not for tap mapping, 8 rows"):
         estimate(count(layer, x, [("tap", 16)]), layer, technology())
@@ -351,7 +353,7 @@ def test_pairs_take_two_bit_lines_and_no_reference(technology):
         slices = columns(layer).slice_bits
         cells, on = 2 * len(slices) * len(levels), sum(bin(level).count("1") for level in levels)
         assert columns(layer).of_output == 2 * len(slices) and columns(layer).of_reference == 0
-        assert report.energy_by_component["cells"].typical == pytest.approx(1e-15 * (cells + 9 * on))
+        assert report.energy_by_component["cells"].typical == approx(1e-15 * (cells + 9 * on))
 
 
 def test_levels_are_those_of_the_device(technology):
@@ -361,7 +363,7 @@ def test_levels_are_those_of_the_device(technology):
     report = costs(layer, x, technology(read_voltage="2,V", read_pulse="1,us"), device=device)
     weights = layer.w_codes().numpy()
     levels = int((weights & 3).sum() + (weights >> 2).sum())
-    assert report.energy_by_component["cells"].typical == pytest.approx(4e-6 * 1e-6 * (5 * 2 * 12 + 20 * levels))
+    assert report.energy_by_component["cells"].typical == approx(4e-6 * 1e-6 * (5 * 2 * 12 + 20 * levels))
 
 
 # ---- technologies ----------------------------------------------------------------------------------------------------------
@@ -384,7 +386,7 @@ def test_units_and_values_of_another_node(technology):
         factor = {"row_area": scaling.area_factor(130, 65), "adc_time": 1}.get(part, scaling.energy_factor(130, 65))
         for unit, size in units.items():
             [own], [other] = (technology(**{part: f"3,{unit},,{node}"}).of(part) for node in ("", 130))
-            assert (own.at(part, 65), other.at(part, 65)) == pytest.approx((3 * size, 3 * size * factor))
+            assert (own.at(part, 65), other.at(part, 65)) == approx((3 * size, 3 * size * factor))
     found = technology(adc_energy="3,pJ", adc_fit="2,GS/s", read_voltage="200,mV")
     assert [source.component for source in found.of("adc_energy")] == ["adc_energy", "adc_fit"]  # the fit is the last
     assert found.of("adc_area")[1].at("adc_area", 65, 6) == adc_fit.area(6, 65, 2e9) and found.read_voltage == 0.2
@@ -394,12 +396,12 @@ def test_units_and_values_of_another_node(technology):
 
 def test_scaling_between_nodes():
     assert scaling.energy_factor(45, 45) == scaling.area_factor(28, 28) == 1
-    assert scaling.energy_factor(65, 32) * scaling.energy_factor(32, 65) == pytest.approx(1)
+    assert scaling.energy_factor(65, 32) * scaling.energy_factor(32, 65) == approx(1)
     # The polynomials at the nominal supplies, by hand; the published area of 32 nm relative to 65 nm.
-    assert scaling.energy_factor(130, 65) == pytest.approx((3.755 * 1.21 - 4.398 * 1.1 + 1.975) / (7.171 * 1.69 - 6.709 * 1.3 + 2.904))
-    assert scaling.area_factor(65, 32) == pytest.approx(0.31, rel=0.02)
+    assert scaling.energy_factor(130, 65) == approx((3.755 * 1.21 - 4.398 * 1.1 + 1.975) / (7.171 * 1.69 - 6.709 * 1.3 + 2.904))
+    assert scaling.area_factor(65, 32) == approx(0.31, rel=0.02)
     for factor in (scaling.energy_factor, scaling.area_factor):  # linear in logarithms between nodes
-        assert factor(90, (90 * 65) ** 0.5) == pytest.approx(factor(90, 65) ** 0.5)
+        assert factor(90, (90 * 65) ** 0.5) == approx(factor(90, 65) ** 0.5)
     nodes = np.geomspace(130, 7, 50)
     for factor in (scaling.energy_factor, scaling.area_factor):
         assert (np.diff([factor(45, node) for node in nodes]) < 0).all()
@@ -408,20 +410,20 @@ def test_scaling_between_nodes():
 @pytest.mark.parametrize("bits, energy, area", [(4, 0.924, 3274), (5, 0.936, 3287), (6, 1.065, 3417), (7, 1.312, 3637), (8, 1.714, 3939),
                                                 (9, 2.34, 4324), (10, 3.31, 4796)])
 def test_adc_fit(bits, energy, area):
-    assert 1e12 * adc_fit.energy(bits, 32, 1e8) == pytest.approx(energy, rel=1e-3)
-    assert 1e12 * adc_fit.area(bits, 32, 1e8) == pytest.approx(area, rel=1e-3)
+    assert 1e12 * adc_fit.energy(bits, 32, 1e8) == approx(energy, rel=1e-3)
+    assert 1e12 * adc_fit.area(bits, 32, 1e8) == approx(area, rel=1e-3)
 
 
 def test_adc_fit_at_other_rates_and_nodes():
     """Powers of rate and node; a rate costs energy from where the thermal limit ends, 10 dB for 32.5 times the rate (arXiv 2404.06553)."""
     slow, fast, faster = (adc_fit.energy(6, 32, rate) for rate in (1e7, 1e11, 1e12))
-    assert slow == adc_fit.energy(6, 32, 1e8) < fast and faster / fast == pytest.approx(10 ** (0.28719 * math.log(10)))
+    assert slow == adc_fit.energy(6, 32, 1e8) < fast and faster / fast == approx(10 ** (0.28719 * math.log(10)))
     for rate, times in ((1e7, 0.1), (1e12, 10)):
         energies = adc_fit.energy(6, 65, rate) / adc_fit.energy(6, 32, rate * times)
         areas = adc_fit.area(6, 65, rate) / adc_fit.area(6, 32, rate * times)
         wanted = (65 / 32) ** 0.99328 * times**-0.18072 * energies**0.29912
-        assert areas == pytest.approx(wanted)
-    assert adc_fit.energy(6, 65, 1e8) / slow == pytest.approx((65 / 32) ** 1.88004)
+        assert areas == approx(wanted)
+    assert adc_fit.energy(6, 65, 1e8) / slow == approx((65 / 32) ** 1.88004)
 
 
 def test_presets_are_whole_and_cover_the_bits_of_tables():
@@ -439,7 +441,7 @@ def test_own_lines_replace_those_of_the_file_that_is_included(tmp_path):
     path.write_text(f"# A macro\n{HEADER}include,rram_32nm,,,,\ncolumns,256,lines,,,\nadc_energy,700,fJ,1-6,,measured\n")
     found, usual = Technology.load(path), Technology.load("rram_32nm")
     assert (found.name, found.note, found.columns, found.node) == ("mine", "A macro", 256, 32)
-    assert [source.value for source in found.sources["adc_energy"]] == [pytest.approx(7e-13)]
+    assert [source.value for source in found.sources["adc_energy"]] == [approx(7e-13)]
     assert found.sources["row_on"] == usual.sources["row_on"]
     (tmp_path / "few.csv").write_text(f"{HEADER}columns,64,lines,,,\n")
     path.write_text(f"{HEADER}include,rram_32nm,,,,\ninclude,few.csv,,,,\n")  # the later one wins, of what it has
@@ -523,15 +525,15 @@ def test_neurram(out, bits, per_watt, tops):
     # A pair's two word lines are one input here: they count twice.
     energy = 2 * macro["word lines"] + macro["bit lines"] + macro["ADC"]
     assert report.operations == 65536
-    assert 65536 / energy * 1e-12 == pytest.approx(per_watt, rel=0.12)
-    assert 48 * report.tops.typical == pytest.approx(tops, rel=0.07)
+    assert 65536 / energy * 1e-12 == approx(per_watt, rel=0.12)
+    assert 48 * report.tops.typical == approx(tops, rel=0.07)
 
 
 @pytest.mark.parametrize("rows, milliwatts", [(128, 77.05), (256, 88.93), (384, 100.23), (512, 111.43)])
 def test_yao_28nm(rows, milliwatts, technology):
     layer, x = linear(rows, 64, CrossbarSpec(w_bits=1, a_bits=1, rows=rows, adc_range="full", reference="digital"))
     report = costs(layer, x, technology(node="28,nm", row_bit="2.064,pJ", adc_energy="23.73,pJ", adc_time="23.08,ns"))
-    assert 1e3 * report.energy.typical / report.latency.typical == pytest.approx(milliwatts, rel=0.005)
+    assert 1e3 * report.energy.typical / report.latency.typical == approx(milliwatts, rel=0.005)
 
 
 @pytest.mark.parametrize("rows, milliwatts", [(64, 67.2), (128, 87.0), (256, 126.6), (512, 195)])
@@ -540,7 +542,7 @@ def test_li_28nm(rows, milliwatts, technology):
     layer, x = linear(rows, 512, spec)
     report = costs(layer, x, technology(node="28,nm", columns="1024,lines", columns_per_adc="2,lines", row_bit="8.532,pJ",
                                         column_bit="0.519,pJ", adc_energy="1.931,pJ", adc_time="30,ns"))
-    assert 1e3 * report.energy.typical / report.latency.typical == pytest.approx(milliwatts, rel=0.03)
+    assert 1e3 * report.energy.typical / report.latency.typical == approx(milliwatts, rel=0.03)
 
 
 @pytest.mark.parametrize("adc, array, per_watt", [(1.79, 9.7, 401), (3.56, 20.4, 192.3)])
@@ -549,8 +551,8 @@ def test_jia_65nm(adc, array, per_watt, technology):
     layer, x = linear(2304, 256, CrossbarSpec(w_bits=1, a_bits=1, rows=768, adc_bits=8, adc_range="full", reference="digital"))
     report = costs(layer, x, technology(columns="256,lines", column_bit=f"{array / 3},pJ", adc_energy=f"{adc / 3},pJ",
                                         adc_time="1.35,us"))
-    assert report.tops_per_watt.typical == pytest.approx(per_watt, rel=0.005)
-    assert report.tops.typical == pytest.approx(0.874, rel=0.005)
+    assert report.tops_per_watt.typical == approx(per_watt, rel=0.005)
+    assert report.tops.typical == approx(0.874, rel=0.005)
 
 
 def test_isaac():
@@ -560,11 +562,11 @@ def test_isaac():
     report = costs(layer, x, Technology.load("isaac_32nm"))
     assert report.layers[0].events.arrays == 8 and report.utilisation == 1
     ima = report.energy.typical / report.latency.typical - report.leakage.typical
-    assert 1e3 * ima == pytest.approx(24.08, rel=0.005)
+    assert 1e3 * ima == approx(24.08, rel=0.005)
     chip = 168 * 12 * report.energy.typical / report.latency.typical
     tops = 168 * 12 * report.tops.typical / 4
-    assert chip == pytest.approx(65.8, rel=0.005) and tops == pytest.approx(41.3, rel=0.005)
-    assert 1e3 * tops / chip == pytest.approx(627, rel=0.005)
+    assert chip == approx(65.8, rel=0.005) and tops == approx(41.3, rel=0.005)
+    assert 1e3 * tops / chip == approx(627, rel=0.005)
 
 
 def test_utilisation_of_neurosims_first_and_last_layer(technology):
@@ -574,3 +576,13 @@ def test_utilisation_of_neurosims_first_and_last_layer(technology):
     found = technology(columns="128,lines")
     assert costs(first, torch.rand(1, 3, 4, 4), found).utilisation == pytest.approx(0.2109, abs=5e-5)
     assert costs(*linear(1024, 10, spec), found).utilisation == pytest.approx(0.3125, abs=5e-5)
+
+
+def test_converters_of_a_layer_are_as_large_as_its_most_bits(technology):
+    spec = CrossbarSpec(w_bits=2, a_bits=2, adc_plan="significance", adc_bits=2.0, rows=16)
+    net = nn.Sequential(*(linear(16, 16, spec)[0] for _ in range(2)))
+    for layer, bits in zip(net, (3, 6)):
+        layer.set_plan(Plan(np.full((2, 2), bits), np.ones((2, 2)), np.zeros((2, 2))))
+    report = costs(net, torch.rand(2, 16), technology(adc_area="1,um2/bit", columns_per_adc="4,lines"))
+    few, many = (each.area["ADC"].typical / each.events.arrays for each in report.layers)
+    assert many / few == approx(2)

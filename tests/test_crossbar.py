@@ -768,3 +768,41 @@ def test_the_report_of_an_adc_is_not_that_of_a_chip():
     histograms = calibrate(net, x)
     with pytest.raises(ValueError, match="^this network is on a chip"):
         diagnostics.report(net, x, histograms)
+
+
+@pytest.mark.parametrize("geometry", [{"kernel_size": (3, 1), "padding": (2, 0)}, {"kernel_size": 3, "dilation": 2},
+                                      {"kernel_size": 3, "stride": 2, "groups": 2, "padding": 1},
+                                      {"kernel_size": 3, "dilation": (1, 2), "padding": "same"}])
+@pytest.mark.parametrize("on_chip", [False, True])
+def test_what_a_digital_reference_takes_off(geometry, on_chip, monkeypatch):
+    """Behind an ADC whose codes are exact, and is asked all the same, the convolution of the weights, whatever its geometry."""
+    monkeypatch.setattr(adc, "is_lossless", lambda layer: False)
+    torch.manual_seed(0)
+    spec = CrossbarSpec(4, 4, 2, 12, 16, reference="digital", adc_range="full")
+    layer, x = Qconv2dDoreFa(4, 6, bias=False, alpha_init=1.0, spec=spec, **geometry).eval(), torch.rand(2, 4, 7, 8)
+    if on_chip:
+        layer.set_cells(layer.ideal_cells())
+    codes, weights = layer.a_codes(x).permute(0, 3, 1, 2).double(), 2 * layer.w_codes().double() - 15
+    wanted = F.conv2d(codes, weights, None, layer.stride, layer.padding, layer.dilation, layer.groups) / 15**2
+    with torch.no_grad():
+        assert torch.allclose(layer(x).double(), wanted, atol=1e-4)
+
+
+def test_ranges_that_cover_all_are_those_of_nominal_cells():
+    layer = QLinearDoreFa(40, 3, bias=False, spec=CrossbarSpec(adc_range="full", adc_bits=5), alpha_init=1.0)
+    wanted = layer.mapped().adc_delta
+    program(nn.ModuleList([layer]), Device("own", "here", 2.0, 42.0, sigma_us=9.0))
+    assert torch.equal(layer.mapped().adc_delta, wanted)
+
+
+def test_unquantized_inputs_below_zero_are_zero():
+    layer, x = QLinearDoreFa(20, 6, bias=False, spec=CrossbarSpec(), alpha_init=1.0).eval(), torch.randn(5, 20)
+    assert torch.equal(layer.unquantized(x), layer.unquantized(x.clamp_min(0))) and (x < 0).any()
+
+
+def test_files_without_a_correction_take_that_of_the_layer_away():
+    layer = QLinearDoreFa(20, 6, spec=CrossbarSpec(), alpha_init=1.0)
+    state = {name: value for name, value in layer.state_dict().items() if name not in ("adc_gain", "adc_offset")}
+    layer.set_correction(torch.full((6,), 0.5), torch.ones(6))
+    layer.load_state_dict(state, strict=False)
+    assert layer.adc_gain.eq(1).all() and not layer.adc_offset.any()

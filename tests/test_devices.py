@@ -168,6 +168,9 @@ def test_time_is_interpolated_in_its_logarithm():
             mean, std = np.add(rows[25.0, low][target], rows[25.0, high][target]) / 2
             assert device.mean(target) == pytest.approx(mean, rel=1e-9)
             assert device.sigma(target) == pytest.approx(std, rel=1e-9)
+    share = math.log10(2)  # of the way from 1000 to 10000 s, at 2000 s
+    mean, std = (1 - share) * np.array(rows[25.0, 1e3][123.75]) + share * np.array(rows[25.0, 1e4][123.75])
+    assert (Device.preset("techA", 2e3).mean(123.75), Device.preset("techA", 2e3).sigma(123.75)) == pytest.approx((mean, std))
     mean, std = np.add(rows[25.0, 1][3.75], rows[25.0, 1][11.25]) / 2
     assert Device.preset("techA", 1).mean(7.5) == pytest.approx(mean) and Device.preset("techA", 1).sigma(7.5) == pytest.approx(std)
     wan = [Device.preset("rram_wan", time).sigma(20.0) for time in (1, math.sqrt(86400), 86400)]
@@ -194,6 +197,7 @@ def test_first_time_and_lowest_temperature_unless_said():
     ("milo_irps21", None, 25, "milo_irps21 has no data at 25 C; it has no data over temperature"),
     ("cmo_hfox", 0.5, None, "nearest: 0 s and 1 s; it has 0 s and all times from 1 s on"),
     ("pcm", 10, None, "pcm has no data at 10 s; nearest: 20 s"),
+    ("techC_cells", 3.45, None, "techC_cells at 25 C has no data at 3.45 s; nearest: 3.44 s and 100000 s"),
     ("rram_wan", "3d", None, "nearest: 172800 s"),
     ("winbond_asu_2bit", 100, 25, "winbond_asu_2bit at 25 C has no data at 100 s"),
     ("nobody", None, None, "no device is called 'nobody'; there are cmo_hfox"),
@@ -283,6 +287,24 @@ def test_measured_cells_are_drawn_as_in_the_file(time):
         assert abs(nominal - target) <= 0.625 and (level in (0, 3)) == (abs(nominal - target) < 1e-9)
         assert math.sqrt(n) * kolmogorov(np.round(cells[level], 9), np.round(pool, 9)) < 2.2
         assert device.mean(nominal) == pytest.approx(pool.mean()) and device.sigma(nominal) == pytest.approx(pool.std())
+
+
+def test_nominal_levels_of_own_cells_are_those_of_their_first_time(tmp_path):
+    """So that later ones drift."""
+    path = tmp_path / "own.csv"
+    path.write_text("level,conductance_uS,time_s\n0,1,0\n1,10,0\n0,2,9\n1,14,9\n")
+    late = Device.read(path, 9)
+    assert late.levels(1) == pytest.approx([1, 10]) and late.mean([1, 10]) == pytest.approx([2, 14])
+
+
+def test_a_map_of_one_dimension_goes_on_from_row_to_row():
+    assert devices.faults.on_arrays(np.array([1, 0, 0]), [(0, 3)], 2).tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_a_line_of_noise_is_none_below_zero_at_the_highest_level():
+    """Also where levels have drifted to lower values."""
+    c0, c1, _ = devices.noise.affine(np.array([0.0, 1.0]), np.sqrt([2.0, 1.0]), 3.0)
+    assert c0 + 3 * c1 >= -1e-12
 
 
 def test_stuck_cells():

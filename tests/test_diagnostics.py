@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from experiment import report as files
-from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, collect_histograms, convert, diagnostics
+from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, collect_histograms, convert, diagnostics,
+                          program)
+from models.quant import without_adc as without_adc_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -168,3 +170,27 @@ def test_reads_of_ternary_inputs_are_in_levels_of_a_cell(reference):
         q = np.clip(np.rint(v / part["delta"]), part["q_min"], part["q_min"] + 7)
         assert part["clipped"] == pytest.approx((np.rint(v / part["delta"]) != q).mean())
         assert part["codes_used"] == len(np.unique(q)) / 8
+
+
+def test_kinds_of_reads_without_bits_clip_nothing():
+    """A curve over ADC bits is there whatever the most bits of the plan."""
+    spec = CrossbarSpec(2, 2, adc_plan="significance", adc_max_bits=4, adc_bits=1, rows=16)
+    layer, x = QLinearDoreFa(20, 6, spec=spec, alpha_init=1.0).eval(), torch.rand(8, 20)
+    net, nothing = nn.Sequential(layer), np.zeros((2, 2), np.int64)
+    histograms = collect_histograms(net, x)
+    layer.set_plan(adc.Plan(nothing, np.full((2, 2), 0.5), nothing))
+    [entry] = diagnostics.report(net, x, histograms)
+    assert [part["clipped"] for part in entry["slices"]] == [0, 0] and set(entry["sqnr_over_adc_bits"]) == set(range(2, 9))
+
+
+def test_what_a_chip_loses_is_what_its_output_lacks():
+    """With ranges that cover all, which are those of nominal cells."""
+    torch.manual_seed(0)
+    layer = QLinearDoreFa(40, 30, bias=False, spec=CrossbarSpec(adc_range="full", adc_bits=4, rows=16), alpha_init=1.0).eval()
+    net, x = nn.Sequential(layer), torch.rand(30, 40)
+    with without_adc_of(net):
+        wanted = net(x).double()
+    program(net, Device("wide", "invented", 5.0, 50.0, sigma_us=20.0))
+    [entry] = diagnostics.losses(net, x, corrected=False)
+    error = (layer.simulate(x).double() - wanted).square().sum()
+    assert entry["chip"] == pytest.approx(10 * float(torch.log10(wanted.square().sum() / error)))

@@ -24,6 +24,7 @@ from experiment import data as datasets
 from experiment import images as eval_images
 from experiment.checkpoint import save_checkpoint
 from experiment.cli import UserError, run_main
+from experiment.setting import Setting
 from models import quant, vgg
 from models.quant import decompose, engines
 
@@ -896,3 +897,52 @@ def test_flags_given_to_the_script_win(checkpoint, settings_of_script):
     assert len(settings_of_script("--resume", checkpoint, "--adc_prec=2")[1].settings) == 1
     assert len(settings_of_script("--resume", checkpoint, "--also", "--adc_prec 2")[1].settings) == 2
     assert len(settings_of_script("--resume", checkpoint)[1].settings) == 43
+
+
+# ---- all rows --------------------------------------------------------------------------------------------------------
+
+
+def test_later_rows_are_checked_before_any_work(run, refused, checkpoint, tmp_path):
+    refused(["--resume", checkpoint, "--adc_range", "full", "--adc_prec", "4", "12", "--cost", "isaac_32nm"], "12-bit ADC")
+    refused(["--resume", checkpoint, "--cellBit", "2", "--device", "techA", "winbond_asu_1bit"], "has 2 levels")
+    run(checkpoint, "--adc_prec", "3")
+    refused(["--resume", checkpoint, *FAST, "--adc_prec", "3", "4", "--adc_ranges", "save/adc_ranges.json"], "has no ranges of features.4")
+    wide = save(tmp_path / "wide.pth.tar", network(wbit=8, abit=8), wbit=8, abit=8)
+    flags = ["--mapping", "im2col", "--subArray", "1024", "--dac_bits", "8", "--cellBit", "8", "--adc_range", "full"]
+    refused(["--resume", wide, *flags, "calibrated"], "too many to calibrate")
+    refused(["--resume", wide, *flags, "--report"], "too many to calibrate on or to report")
+
+
+def test_a_report_of_given_ranges_is_of_them(run, checkpoint):
+    flags = ["--adc_prec", "3", "5", "--cellBit", "2", "--limit", "4"]
+    run(checkpoint, *flags)
+    shutil.copy("save/adc_ranges.json", "own.json")
+    run(checkpoint, *flags, "--adc_ranges", "own.json", "--report")
+    for bits, entry in zip((3, 5), json.loads(Path("own.json").read_text())["ranges"]):
+        layer = json.loads(Path(f"save/report_2_bit_cells_{bits}_bit_adc_calibrated_rows_16.json").read_text())["layers"][0]
+        assert [each["delta"] for each in layer["slices"]] == [delta for delta, _ in entry["layers"]["features.4"]["ranges"]]
+
+
+def test_ranges_of_other_hardware_are_other_entries(run, checkpoint):
+    run(checkpoint, "--adc_prec", "3", "--weights", "offset", "pair", "--limit", "4")
+    run(checkpoint, "--adc_prec", "3", "--per_layer", "features.4:adc_prec=5", "--limit", "4")
+    entries = json.loads(Path("save/adc_ranges.json").read_text())["ranges"]
+    assert sorted((entry["weights"], "per_layer" in entry) for entry in entries) == [("offset", False), ("offset", True), ("pair", False)]
+
+
+@pytest.mark.parametrize("flags, config, used", [([], {}, True), (["--planes", "x"], {}, False), ([], {"device": "techA"}, False)])
+def test_whose_ranges_a_checkpoint_holds(flags, config, used):
+    """Those of ideal cells with its weights."""
+    path = save("aware.pth.tar", network(), adc_aware=True, cellBit=2, adc_prec=3, **config)
+    assert (eval_settings.parse(["--resume", path, *flags])[0].trained_for is not None) is used
+
+
+def test_images_are_found_where_the_training_found_them(checkpoint):
+    Path("save/config.json").write_text(json.dumps({"data_path": "there"}))
+    assert eval_settings.parse(["--resume", checkpoint])[0].data_path == "there"
+
+
+@pytest.mark.parametrize("name, value", [("weights", "pair"), ("rows", 64), ("mapping", "im2col"), ("reference", "digital"),
+                                         ("dac_bits", 2), ("adc_max_bits", 7)])
+def test_rows_say_what_is_unusual(name, value):
+    assert f"{name} {value}" in str(Setting(quant.CrossbarSpec(**{name: value})))

@@ -254,6 +254,19 @@ def test_pictures_in_memory_go_through_a_transform_too(net):
     assert len(images.train_x) == 1438
 
 
+def test_pictures_and_their_transform_tell_images_apart():
+    pictures = [np.full((4, 4, 3), i, np.uint8) for i in range(20)]
+    one = Streamed(pictures, lambda image: torch.zeros(3, 2, 2) + np.asarray(image).mean().item())
+    other = Streamed(pictures, lambda image: torch.zeros(3, 2, 2) + 2 * np.asarray(image).mean().item())
+    changed = Streamed([*pictures[:9], pictures[0], *pictures[10:]], one.transform)
+    assert len({keys.digest(each.identity()) for each in (one, other, changed)}) == 3
+
+
+def test_networks_of_others_are_calibrated_on_fewer_images():
+    flags = ["--model", "torchvision/resnet18"]
+    assert [eval_settings.parse([*flags, *more])[0].calib_images for more in ([], ["--calib_images", "9"])] == [64, 9]
+
+
 @pytest.mark.parametrize("text", ['{"cat": 7, "emu": 2, "dog": 0}', '{"7": ["n1", "cat"], "2": ["n2", "emu"], "0": "dog"}',
                                   "cat 7\n\nemu  2\ndog 0\n"])
 def test_a_file_says_which_class_a_folder_holds(net, photographs, text):

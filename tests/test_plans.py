@@ -891,3 +891,29 @@ def test_ranges_of_layers_that_share_their_bits_are_kept_together():
     kept.add(("other",), {"adc_share": "layer", "layers": {"a": 1, "b": 1}})
     kept.add(("other",), {"adc_share": "layer", "layers": {"a": 2}})
     assert kept.entries[("other",)]["layers"] == {"a": 2, "b": 1}
+
+
+def test_a_plan_is_lossless_where_all_of_it_is():
+    layer = QLinearDoreFa(16, 3, bias=False, spec=CrossbarSpec(2, 2, adc_plan="significance", adc_max_bits=12, rows=16), alpha_init=1.0)
+    for bits, lossless in (([[8, 8], [8, 8]], True), ([[8, 8], [2, 2]], False)):
+        bits = np.array(bits)
+        layer.set_plan(adc.Plan(bits, np.full((2, 2), 0.5), -(2 ** (bits - 1))))
+        assert adc.is_lossless(layer.mapped()) is lossless
+
+
+def test_layers_of_another_mean_have_bits_of_their_own(tiny):
+    """Each group spends its own and no more."""
+    model = tiny(spec=replace(PLANNED, adc_bits=2))
+    layers = crossbar_layers(model)
+    for _, layer in layers[2:]:
+        layer.set_spec(replace(layer.spec, adc_bits=5))
+    histograms = calibrate(model, torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)), correct=None)
+    for mean, group in ((2, layers[:2]), (5, layers[2:])):
+        reads = [int(histograms[name][0, 0].sum()) for name, _ in group]
+        spent = sum(n * int(layer.adc_bits_plan.sum()) for n, (_, layer) in zip(reads, group))
+        assert 0 <= mean * layers[0][1].adc_bits_plan.numel() * sum(reads) - spent < max(reads)
+
+
+def test_costs_of_reads_that_are_not_idle_are_rounded_up():
+    error = np.ones((2, 1, 3)) * [4, 2, 1]
+    assert adc.Choices(error, error, error, 10, np.array([0.5, 0.38])).costs[0].tolist() == [32, 25]

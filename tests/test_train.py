@@ -21,7 +21,7 @@ import torch
 import models
 import train
 from experiment import data as datasets
-from experiment import starting, train_settings, training
+from experiment import optimizing, starting, train_settings, training
 from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.cli import UserError, run_main
 from experiment.training import Run, schedule_factor
@@ -730,8 +730,9 @@ def test_a_run_is_not_continued_on_other_images(tmp_path, monkeypatch):
 
     def other(*args):
         data = load(*args)
-        data.train_x[0, 0, 0, 0] ^= 255
-        return datasets.Dataset(**{**vars(data), "mean": datasets.pixel_stats(data.train_x)[0]})
+        images = data.train_x.clone()
+        images[0, 0, 0, 0] ^= 255
+        return datasets.Dataset(**{**vars(data), "train_x": images, "mean": datasets.pixel_stats(images)[0]})
 
     monkeypatch.setattr(datasets, "load", other)
     with pytest.raises(UserError, match="the images are not those"):
@@ -945,3 +946,85 @@ def test_settings_of_other_code_that_no_flag_takes_are_left_out(finished, tmp_pa
 def test_an_empty_folder_name_is_refused():
     with pytest.raises(UserError, match="--save_path is empty"):
         train_settings.parse(["--save_path", ""])
+
+
+# -- flags that nothing else would miss
+
+
+def test_the_best_weights_are_tested_not_the_last(tmp_path, monkeypatch):
+    losses, seen = iter([(0.1, 90.0), (0.5, 80.0), (9.9, 1.0)]), []
+    monkeypatch.setattr(training, "evaluate", lambda net, *args, **options: (
+        seen.append(net.features[4].weight.detach().clone()), next(losses))[1])
+    quick(tmp_path, "--epochs", "2")
+    best = load_checkpoint(tmp_path / "model_best.pth.tar")["state_dict"]["features.4.weight"]
+    assert torch.equal(seen[-1], best) and not torch.equal(seen[-1], seen[1])
+
+
+def test_a_run_without_its_best_weights_says_so(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    save_checkpoint(tmp_path / "run" / "checkpoint.pth.tar", load_checkpoint(finished / "checkpoint.pth.tar") | {"test_acc": None})
+    (tmp_path / "run" / "model_best.pth.tar").unlink()
+    with pytest.raises(UserError, match="model_best.pth.tar is missing"):
+        train.main(["--resume", "--save_path", str(tmp_path / "run")])
+
+
+def test_exports_say_how_long_and_how_well_it_was_trained(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = load_checkpoint(finished / "model_best.pth.tar")
+    save_checkpoint("a.pth.tar", start | {"seconds": 7200.0, "epoch": 7})
+    train.main(["--evaluate", "--resume", "a.pth.tar", "--export", "a.pt", "--ngpu", "0"])
+    facts = json.loads(Path("a.json").read_text())
+    assert facts["hours"] == 2 and facts["validation_accuracy"] == start["best_acc"] and load_checkpoint("a.pt")["epoch"] == 7
+    assert quick(tmp_path / "b", "--fine_tune", "a.pth.tar", "--epochs", "1")[1]["seconds"] > 7200
+
+
+@pytest.mark.parametrize("amp", ["bf16", "off"])
+def test_training_computes_in_the_type_of_amp(amp, monkeypatch, tmp_path):
+    seen, forward = [], models.vgg.VGG.forward
+    monkeypatch.setattr(models.vgg.VGG, "forward", lambda self, x: (
+        seen.append((self.training, torch.is_autocast_enabled("cpu"))), forward(self, x))[1])
+    quick(tmp_path, "--epochs", "1", "--amp", amp, "--limit_train", "60")
+    assert {enabled for training_, enabled in seen if training_} == {amp == "bf16"}
+
+
+def test_images_are_normalised_as_in_training(finished, tmp_path, capsys):
+    checkpoint, mean, std = load_checkpoint(finished / "model_best.pth.tar"), [0.6] * 3, [2.0] * 3
+    save_checkpoint(tmp_path / "a.pth.tar", checkpoint | {"data": checkpoint["data"] | {"mean": mean, "std": std}})
+    train.main(["--evaluate", "--resume", str(tmp_path / "a.pth.tar"), "--ngpu", "0"])
+    data, net = datasets.load("digits"), starting.build_network(stored_settings(checkpoint), 10, torch.device("cpu"))
+    net.load_state_dict(checkpoint["state_dict"])
+    with torch.no_grad():
+        right = (net.eval()(datasets.normalize(data.test_x, mean, std)).argmax(1) == data.test_y).double().mean()
+    assert f"test accuracy {100 * right:.2f} %" in capsys.readouterr().out
+
+
+def test_weights_begin_from_the_seed(tmp_path):
+    nothing = ["--epochs", "1", "--lr", "1e-12", "--wd", "0", "--limit_train", "60"]
+    one, other = (quick(tmp_path / seed, "--seed", seed, *nothing)[1]["state_dict"]["features.4.weight"] for seed in "01")
+    assert (one - other).abs().mean() > 1e-3
+
+
+def test_weights_are_clipped_before_the_first_step(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Run, "fit", lambda self: seen.append(self.net.features[4].weight.detach().clone()) or 0)
+    train.main(["--save_path", str(tmp_path), *FLAGS, "--weight_clip", "1.2"])
+    assert seen[0].abs().max() / seen[0].square().mean().sqrt() < 1.4
+
+
+def test_momentum_is_that_of_the_flag():
+    settings, _, _ = train_settings.parse(["--momentum", "0.5", "--save_path", "none"])
+    net = starting.build_network(settings, 10, torch.device("cpu"))
+    assert {group["momentum"] for group in optimizing.build_optimizer(net, settings).param_groups} == {0.5}
+
+
+def test_networks_of_others_have_a_learning_rate_of_their_own():
+    assert train_settings.settings_of(train_settings.defaults() | {"model": "net.py:small", "qat": True}).lr == 0.005
+
+
+def test_cutout_paints_squares_of_the_mean_colour():
+    settings, _, _ = train_settings.parse(["--cutout", "9", "--batch_size", "20", "--save_path", "none", "--limit_train", "200"])
+    images = dataclasses.replace(datasets.load("digits"), pad=0, flip=False, mean=(0.2, 0.4, 0.6))
+    run = Run(settings, starting.build_network(settings, 10, torch.device("cpu")), images, torch.device("cpu"), None)
+    _, x, _ = next(run.batches(0))
+    painted = (x == torch.tensor([51, 102, 153], dtype=torch.uint8)[:, None, None]).all(1).sum((1, 2))
+    assert (painted >= 16).all()  # squares may reach over an edge

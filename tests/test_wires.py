@@ -87,14 +87,14 @@ def uniform(n, g, r):
 def test_uniform_column(n, g, r):
     cells, volts = np.full((n, 3), g), np.full((1, n), 0.3)
     for found in (solve(cells, volts, r), solve(cells, volts, r, access="gate"), gate_exact(cells, volts > 0, r, volt=0.3)):
-        assert found == pytest.approx(np.full((1, 3), 0.3 * uniform(n, g, r)), rel=1e-9)
+        assert found == pytest.approx(np.full((1, 3), 0.3 * uniform(n, g, r)), rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 31])
 def test_uniform_word_line(n):
     """The same ladder seen from the driver: the currents of all columns together are those of the driver."""
     g, r = 1 / 6e3, 2.0
-    assert solve(np.full((1, n), g), [[0.3]], 0.0, r).sum() == pytest.approx(0.3 * uniform(n, g, r), rel=1e-9)
+    assert solve(np.full((1, n), g), [[0.3]], 0.0, r).sum() == pytest.approx(0.3 * uniform(n, g, r), rel=1e-9, abs=0)
 
 
 def test_drivers_alone():
@@ -105,7 +105,7 @@ def test_drivers_alone():
 
 
 def test_one_cell():
-    assert solve([[1 / 900]], [[1.0]], 30, 20, 50) == pytest.approx(np.array([[1 / 1000]]), rel=1e-14)
+    assert solve([[1 / 900]], [[1.0]], 30, 20, 50) == pytest.approx(np.array([[1 / 1000]]), rel=1e-14, abs=0)
 
 
 def test_without_resistance_nothing_changes():
@@ -134,7 +134,7 @@ def test_a_shorter_array_behind_the_curve_of_a_longer_one(rows):
     cells, on = some(1, rows)
     fit, wanted = gate_curve(cells, on, 1.0, b), gate_exact(cells, some(2, rows)[1], 1.0)
     assert fit.b == b and error(fit.cells, some(2, rows)[1], b, wanted) < 0.02
-    assert fit.error == pytest.approx(error(fit.cells, on, b, gate_exact(cells, on, 1.0)), rel=1e-9)
+    assert fit.error == pytest.approx(error(fit.cells, on, b, gate_exact(cells, on, 1.0)), rel=1e-9, abs=0)
     assert np.allclose(fit.cells, cells * fit.left[:, None], rtol=1e-12)
     assert error(gate_curve(cells, on, 1.0).cells, some(2, rows)[1], b, wanted) > 0.05  # as if the line were as loaded
 
@@ -179,7 +179,7 @@ def test_badcrossbar(badcrossbar, shape, word, bit):
     with np.errstate(divide="ignore"):
         ohms = 1 / cells
     wanted = badcrossbar.compute(volts.T, ohms, r_i_word_line=word, r_i_bit_line=bit).currents.output
-    assert solve(cells, volts, bit, word) == pytest.approx(wanted, rel=1e-9)
+    assert solve(cells, volts, bit, word) == pytest.approx(wanted, rel=1e-9, abs=0)
 
 
 def test_badcrossbar_with_gates(badcrossbar):
@@ -189,8 +189,8 @@ def test_badcrossbar_with_gates(badcrossbar):
         with np.errstate(divide="ignore"):
             ohms = 1 / (cells * (v > 0)[:, None])
         wanted = badcrossbar.compute(v[:, None], ohms, r_i_word_line=0, r_i_bit_line=2.5).currents.output
-        assert solve(cells, v[None], 2.5, access="gate") == pytest.approx(wanted, rel=1e-9)
-        assert gate_exact(cells, v[None] > 0, 2.5, 0.2) == pytest.approx(wanted, rel=1e-9)
+        assert solve(cells, v[None], 2.5, access="gate") == pytest.approx(wanted, rel=1e-9, abs=0)
+        assert gate_exact(cells, v[None] > 0, 2.5, 0.2) == pytest.approx(wanted, rel=1e-9, abs=0)
 
 
 README_VOLTS = np.array([[1.5, 4.1, 2.6, 2.1], [2.3, 4.5, 1.1, 0.8], [1.7, 4.0, 3.3, 1.1]]).T
@@ -205,11 +205,11 @@ README_AMPERES = np.array([
 
 def test_the_example_of_badcrossbars_readme():
     """What version 1.1.0 gives for it, so that this is checked where it is not installed."""
-    assert solve(1 / README_OHMS, README_VOLTS, 0.5, 0.5) == pytest.approx(README_AMPERES, rel=1e-12)
+    assert solve(1 / README_OHMS, README_VOLTS, 0.5, 0.5) == pytest.approx(README_AMPERES, rel=1e-12, abs=0)
 
 
 def test_the_example_is_what_badcrossbar_gives(badcrossbar):
-    assert badcrossbar.compute(README_VOLTS.T, README_OHMS, 0.5).currents.output == pytest.approx(README_AMPERES, rel=1e-12)
+    assert badcrossbar.compute(README_VOLTS.T, README_OHMS, 0.5).currents.output == pytest.approx(README_AMPERES, rel=1e-12, abs=0)
 
 
 # ---- effective cells -------------------------------------------------------------------------------------------------------
