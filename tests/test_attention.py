@@ -205,3 +205,26 @@ def test_nested_tensors_are_refused():
     x = torch.nested.nested_tensor([torch.zeros(2, E), torch.zeros(4, E)])
     with pytest.raises(ValueError, match="attention on crossbars takes no nested tensors"):
         opened(layer(batch_first=True))(x, x, x)
+
+
+def test_a_causal_hint_leaves_padded_keys_out():
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    ours, x = copy.deepcopy(module), torch.randn(3, 5, 8)
+    open_attention(ours)
+    padded = torch.tensor([[0, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]]).bool()
+    options = dict(attn_mask=nn.Transformer.generate_square_subsequent_mask(5), is_causal=True, need_weights=False,
+                   key_padding_mask=torch.zeros(3, 5).masked_fill(padded, float("-inf")))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, x, x, **options)[0], module(x, x, x, **options)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_masks_of_another_type_than_the_network():
+    torch.manual_seed(0)
+    module, x, mask = nn.MultiheadAttention(8, 2, batch_first=True).eval(), torch.randn(3, 5, 8), torch.randn(5, 5)
+    open_attention(module)
+    with torch.no_grad():
+        wanted = module(x, x, x, attn_mask=mask)[0]
+        found = module.bfloat16()(*[x.bfloat16()] * 3, attn_mask=mask)[0]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, rtol=0.05, atol=0.02)

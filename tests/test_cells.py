@@ -658,7 +658,7 @@ def test_a_map_of_stuck_cells_is_one_of_its_layer():
 
 
 @pytest.mark.parametrize("device, seed, message", [("techA", 0, "device is 'techA'; a Device is expected"), (EXACT, -1, "seed is -1"),
-                                                   (EXACT, 1.5, "seed is 1.5; allowed are whole numbers")])
+                                                   (EXACT, 1.5, "seed is 1.5; allowed are whole numbers"), (EXACT, True, "seed is True")])
 def test_what_is_no_chip_is_refused(device, seed, message):
     with pytest.raises(ValueError, match=message):
         program(nn.ModuleList([linear(CrossbarSpec(), 4)]), device, seed)

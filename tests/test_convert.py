@@ -1419,3 +1419,152 @@ def test_outputs_in_which_nothing_is_found_are_one_line():
 class Argmax(nn.Module):
     def forward(self, y):
         return (y.argmax(1),)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
+def test_copies_know_weights_that_are_computed(copied):
+    """A product of a standardized weight is that of its layer in a copy, too."""
+    x = seeded((6, 8))
+    net = convert(Functional(), CrossbarSpec(2, 2, adc_range="ideal"), x, first_last_bits=None, correct="none")
+    assert torch.equal(copied(net)(x), net(x))
+
+
+def test_the_first_pattern_that_fits_counts():
+    specs = {"stem": CrossbarSpec(3, 3, adc_range="ideal"), "*": CrossbarSpec(5, 5, adc_range="ideal")}
+    net = convert(Small(), W8A8, seeded((4, 3, 6, 6)), specs=specs)
+    assert [layer["bits"] for layer in net.crossbar_report.layers] == [[3, 3], [5, 5], [5, 5]]
+
+
+def test_scales_of_weights_and_of_inputs_are_chosen_apart():
+    x, linear = seeded((64, 16)), nn.Linear(16, 4)
+    for weights, inputs in (("max", "mse"), ("mse", "max")):
+        net = convert(linear, CrossbarSpec(3, 3, adc_range="ideal"), x, weight_scale=weights, activations=inputs, first_last_bits=None)
+        layer = net.crossbar
+        covers = torch.equal(layer.weight_quant.scale, linear.weight.detach().abs().amax(1) / 3)
+        clips = float(x.abs().max()) > 1.01 * layer.act_quant.scale * max(-layer.act_quant.window[0], layer.act_quant.window[1])
+        assert (covers, bool(clips)) == (weights == "max", inputs == "mse")
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(correct="channels"), "^correct is 'channels'; allowed are channel, none$"),
+    (dict(weight_scale="kl"), "^weight_scale is 'kl'; allowed are mse, max$"),
+    (dict(activations="kl"), "^activations is 'kl'; allowed are mse, max$")])
+def test_options_that_do_not_exist(options, message):
+    with pytest.raises(ValueError, match=message):
+        convert(nn.Linear(6, 4), W8A8, seeded((8, 6)), **options)
+
+
+def test_noise_of_the_digit_that_counts_negative_is_its_own():
+    """One slice, two digits: `n_0 - 2 n_1`, of variance 5."""
+    x = seeded((200, 8))
+    net = convert(nn.Linear(8, 64, bias=False), CrossbarSpec(2, 2, cell_bits=2, adc_bits=12, rows=8, adc_range="full"), x, inputs="twos",
+                  first_last_bits=None, correct="none")
+    program(net, Device("mine", "", 5.0, 65.0), 0)
+    quiet = net(x)
+    program(net, Device("mine", "", 5.0, 65.0), 0, adc_noise=1.0)
+    noise = (net(x) - quiet) / (net.crossbar.act_quant.scale * net.crossbar.weight_quant.scale)
+    assert noise.var().item() == pytest.approx(5, rel=0.1)
+
+
+def test_hardware_of_more_bits_than_a_layer_has():
+    """A layer has cells and digits of no more bits than its weights and inputs, whoever sets the hardware."""
+    x, wide = seeded((8, 6)), CrossbarSpec(8, 8, cell_bits=8, dac_bits=8, adc_range="ideal")
+    net = convert(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), CrossbarSpec(8, 8, adc_range="ideal"), x,
+                  specs={"0": CrossbarSpec(4, 4, adc_range="ideal")})
+    set_spec(net, wide)
+    layers = [layer for _, layer in crossbar_layers(net)]
+    assert [(layer.spec.w_bits, layer.spec.cell_bits) for layer in layers] == [(4, 4), (8, 8)]
+    assert [layer.spec.dac_bits for layer in layers] == [layer.act_quant.bits for layer in layers] and layers[0].spec.dac_bits <= 4
+    net(x)
+
+
+def test_an_unbatched_volume():
+    module, x = MODULES["conv3d"][0], seeded(MODULES["conv3d"][1], 1)
+    net = convert(module, W8A8, x)
+    torch.testing.assert_close(net(x[1]), net(x)[1])
+
+
+def test_noise_of_volumes_with_a_stride_is_the_same_in_every_batch():
+    x = seeded((6, 2, 6, 4, 4))
+    net = convert(nn.Conv3d(2, 3, 2, stride=(2, 1, 1), padding=(1, 0, 0)), CrossbarSpec(4, 4, adc_bits=8, rows=8), x, first_last_bits=None)
+    program(net, Device.preset("techA"), 1, adc_noise=0.3)
+    whole, parts = net(x), []
+    for first, part in zip((0, 2), x.split((2, 4))):
+        with image_numbers(first):
+            parts.append(net(part))
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_batched_products_of_activations_that_are_added_up_are_counted():
+    net = Of(lambda s, x: torch.addbmm(torch.zeros(4, 4), s.layer(x).mT, s.layer(x)), layer=nn.Linear(6, 4))
+    assert convert(net, W8A8, seeded((3, 5, 6)), strict=False).crossbar_report.between == 3 * 4 * 5 * 4
+
+
+def test_multiplications_of_two_activations_are_said_of_one_image():
+    report = convert(Of(lambda s, x: (lambda y: y.mT @ y)(s.layer(x)), layer=nn.Linear(6, 4)), W8A8, seeded((3, 5, 6))).crossbar_report
+    assert "digital: 80 multiplications of two activations an image" in str(report)
+
+
+def test_what_the_report_calls_quantized_has_no_adc():
+    x, model = seeded((64, 12)), nn.Sequential(nn.Linear(12, 10))
+    spec = CrossbarSpec(8, 8, adc_bits=2, rows=8, cell_bits=2)
+    report = convert(model, spec, x).crossbar_report
+    ideal = convert(model, replace(spec, adc_range="ideal"), x).crossbar_report
+    assert report.sqnr_db["quantized"] == pytest.approx(ideal.sqnr_db["quantized"], abs=0.1)
+    assert report.sqnr_db["hardware"] < report.sqnr_db["quantized"] - 10
+    [layer], [without] = report.layers, ideal.layers
+    assert layer["quantization_db"] == pytest.approx(without["quantization_db"], abs=0.1)
+    assert layer["hardware_db"] < layer["quantization_db"] - 10
+
+
+def test_the_report_says_how_inputs_drive_word_lines():
+    x = seeded((8, 6))
+    net = convert(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), W8A8, x, inputs="ternary")
+    assert [layer["inputs"] for layer in net.crossbar_report.layers] == ["ternary", "unsigned"]
+
+
+def test_many_matrices_that_enter_no_product():
+    layers = [{"name": "a", "weights": 1, "multiplications": 1}]
+    report = ConversionReport({}, 0, [f"w{i}" for i in range(8)], layers=layers)
+    assert report.layout.endswith("w4, w5 and 2 more")
+    assert ConversionReport({}, 0, [f"w{i}" for i in range(6)], layers=layers).layout.endswith("w4, w5")
+
+
+def test_products_that_are_skipped_count_in_the_share():
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+    report = convert(net, W8A8, seeded((8, 6)), skip=["1"]).crossbar_report
+    assert report.digital_multiplications == 8 * 18 and report.share == 36 / 54
+
+
+def test_products_that_are_digital_are_those_of_the_first_batch():
+    assert convert(Einsum(), W8A8, seeded((96, 4)), skip=["mix"]).crossbar_report.digital_multiplications == 32 * 16
+
+
+def test_a_skipped_product_of_a_weight_that_is_on_crossbars_too():
+    """It is no surprise, and GPTQ leaves it the weight that it wants."""
+    net = Of(lambda s, x: F.linear(x, s.w) + 2 * (x @ s.w.t()), w=nn.Parameter(seeded((6, 6), 1)))
+    x = seeded((16, 6))
+    made = convert(net, CrossbarSpec(2, 8, adc_range="ideal"), x, skip=["w.1"], rounding="gptq", first_last_bits=None)
+    assert len(crossbar_layers(made)) == 1 and torch.equal(made.w.detach(), net.w)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made(x)
+
+
+def test_training_mode_without_gradients_reads_the_arrays():
+    x = seeded((16, 12))
+    net = convert(nn.Linear(12, 5), CrossbarSpec(4, 4, adc_bits=2, rows=8), x, first_last_bits=None)
+    wanted = net(x)
+    with torch.no_grad():
+        assert torch.equal(net.train()(x), wanted)
+
+
+def test_weights_of_other_codes_without_ranges_leave_no_plan():
+    x = torch.linspace(-1, 1, 40)[:, None] * torch.ones(6)
+    spec = CrossbarSpec(8, 8, adc_bits=4, adc_plan="significance")
+    net, other = (convert(nn.Linear(6, 3), spec, images, activations="max") for images in (x, x.abs()))
+    assert len(net.crossbar.adc_bits_plan) != len(other.crossbar.adc_bits_plan)
+    state = {key: value for key, value in net.state_dict().items() if "adc_" not in key}
+    other.load_state_dict(state, strict=False)
+    with pytest.raises(ValueError, match="calibrate"):
+        other(x)

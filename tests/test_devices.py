@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from models.quant import devices
-from models.quant.devices import Device, Law, describe, parse_time, presets
+from models.quant.devices import Device, Law, PowerLaw, describe, parse_time, presets
 from models.quant.devices.presets import load
 from models.quant.devices.rows import splits
 
@@ -658,3 +658,8 @@ def test_wrong_numpy_files_are_refused(tmp_path, arrays, message):
 def test_data_are_small_and_licensed():
     assert sum(path.stat().st_size for path in DATA.iterdir()) < 800_000
     assert "Copyright (c) 2021 Akash Levy" in (DATA / "LICENSE").read_text()
+
+
+def test_programming_that_scatters_by_less_than_nothing_scatters_not():
+    law = PowerLaw("mine", 25.0, (-1.0, 2.0), (0.0, 0.05, 0.05, 0.05), (0.0, 0.01, 0.01, 0.01), 20.0, (0.01, 0.5, 0.1, 1e-6), (0.0, 25.0))
+    assert law.sigma(np.array([5.0, 25.0]), 20.0, None) == pytest.approx([0, 1], abs=1e-6)

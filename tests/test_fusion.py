@@ -255,3 +255,26 @@ def test_first_layer_in_float64(images, channels, out, kernel, stride, padding, 
         assert torch.equal(layer(x), wanted)
     with_gradient = layer(x.requires_grad_())  # the other way to the same sums
     assert torch.equal(with_gradient, wanted) and with_gradient.requires_grad
+
+
+def fusible(**options):
+    torch.manual_seed(0)
+    return nn.Sequential(Qconv2d(3, 6, 3, padding=1, image=True, **options), nn.BatchNorm2d(6), nn.ReLU(),
+                         Qconv2dDoreFa(6, 6, 3, spec=IDEAL), nn.BatchNorm2d(6), nn.ReLU(), Qconv2dDoreFa(6, 6, 3, spec=IDEAL)).eval()
+
+
+def test_groups_of_a_first_layer():
+    model, x = fusible(groups=3), torch.randn(2, 3, 9, 9)
+    with torch.no_grad(), set_engine("auto"):
+        assert torch.equal(fusion.run([model], x), model(x))
+
+
+def test_hooks_before_all_modules_see_each():
+    model, seen = fusible(), []
+    handle = nn.modules.module.register_module_forward_pre_hook(lambda module, _: seen.append(module))
+    try:
+        with torch.no_grad(), set_engine("auto"):
+            fusion.run([model], torch.randn(2, 3, 9, 9))
+    finally:
+        handle.remove()
+    assert all(module in seen for module in model)

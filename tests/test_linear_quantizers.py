@@ -308,3 +308,9 @@ def test_what_input_quantizers_refuse():
         with pytest.raises(ValueError, match="the inputs that a quantizer is fitted to are none at all, or hold NaN or infinite"):
             quantizer.fit(values, lowest, 1.0, "phases")
     assert InputQuantizer(32)(x) is x
+
+
+def test_steps_of_weights_that_have_no_inverse():
+    quantizer, w = LinearWQ(8), torch.full((2, 3), 1e-44)
+    quantizer.fit(w)
+    assert (quantizer.scale == 1).all() and (quantizer.codes(w) == 127).all()

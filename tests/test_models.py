@@ -337,3 +337,18 @@ def test_narrower_adc_is_farther_from_the_software_network(tiny):
         with torch.no_grad():
             errors.append(float((model(x) - training(x)).abs().mean()))
     assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[3] < 1e-4
+
+
+@pytest.mark.parametrize("wbit, wq, scaled", [(4, "dorefa", True), (4, "sawb", False), (32, "dorefa", False)])
+def test_logits_of_spread_levels_alone_are_scaled_from_the_start(wbit, wq, scaled, monkeypatch):
+    monkeypatch.setitem(vgg.CONFIGS, "vgg7", TINY)
+    assert models.create("vgg7_quant", wbit=wbit, wq=wq).last.out_scale == pytest.approx(TINY[1] ** -0.5 if scaled else 1)
+    assert models.create("resnet20_quant", wbit=wbit, wq=wq).logit_scale.item() == pytest.approx(1 / 8 if scaled else 1)
+
+
+def test_vgg16_has_the_widths_of_the_paper():
+    with torch.device("meta"):
+        model = models.create("vgg16_quant")
+    shapes = [tuple(module.weight.shape[:2]) for module in model.modules() if hasattr(module, "weight_quant")]
+    widths = [3, 64, 64, 128, 128, *[256] * 3, *[512] * 6, 512, 10]
+    assert shapes == list(zip(widths[1:], widths))

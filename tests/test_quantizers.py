@@ -510,3 +510,21 @@ def test_sums_of_codes_beyond_float16(bits):
         assert (torch.autograd.grad(found.float().square().mean(), layer.weight)[0] - gradient).norm() < 2e-3 * gradient.norm()
         exact = layer.half().float()(x.half().float())  # of the same rounded weights
         assert (layer.half()(x.half()) - exact).abs().max() < 0.05 * exact.std()
+
+
+@pytest.mark.parametrize("bits", range(5, 9))
+def test_sawb_of_weights_of_one_size(bits):
+    """The formula gives a level below zero for them."""
+    x = 0.1 * torch.tensor([1.0, -1.0] * 20)
+    torch.testing.assert_close(SAWB(bits)(x), x, rtol=0.05, atol=0)
+
+
+def test_gradients_of_a_clipping_level_in_float16():
+    x = torch.full((100_000,), 7.0, dtype=torch.float16, requires_grad=True)
+    quantizer = AQ(4, 6.0)
+    quantizer.codes(x).backward(torch.full_like(x, 0.4))
+    assert quantizer.act_alpha.grad.item() == pytest.approx(1e5, rel=1e-2)
+    x = torch.tensor([10.0], dtype=torch.float16, requires_grad=True)  # below the level, which float16 would round to 10
+    quantizer = AQ(4, 10.001)
+    quantizer(x).sum().backward()
+    assert x.grad.item() == pytest.approx(1, rel=1e-2) and quantizer.act_alpha.grad.item() == 0

@@ -197,3 +197,30 @@ def test_normal_numbers_where_no_instruction_adds_products_of_bytes(monkeypatch)
         run(keys, int(key) & 0xFFFFFFFF, high ^ high >> 13, out)
         wanted = noise(torch.tensor(DEVIATION**2), torch.tensor(key), torch.arange(64))
         assert np.array_equal(out - 7, wanted.numpy()) and len(np.unique(out)) > 20
+
+
+def test_what_a_digital_reference_takes_off_beyond_32_bits():
+    """Without an ADC, of cells that are all 0."""
+    case = layer_case(CrossbarSpec(4, 4, 4, 5, 512, reference="digital", dac_bits=4, adc_range="ideal"), 300, 2, kernel=(1, 1), size=(1, 1),
+                      images=1)
+    case.a_codes[:] = 15
+    case.cells = np.zeros((1, 1, 300, 2), np.int32), np.full((1, 1, 300), 2**19, np.int32), 8
+    found = reference.accumulate(case.layer(), case.input())
+    assert found.dtype == torch.int64 and (found == -300 * 15 * 2**19).all()
+
+
+def test_dynamic_reads_that_gains_take_beyond_32_bits():
+    case = layer_case(CrossbarSpec(1, 1, 1, 1, 512, adc_range="dynamic"), 300, 2, kernel=(1, 1), size=(1, 1), images=1)
+    case.a_codes[:] = 1
+    case.cells = np.full((1, 1, 300, 2), 2**19, np.int32), np.zeros((1, 1, 300), np.int32), 8
+    layer = replace(case.layer(), readout=Readout(gain=torch.full((1, 1, 1, 2), 20.0, dtype=torch.float64)))
+    found = reference.accumulate(layer, case.input())
+    assert found.dtype == torch.int64 and (found == 2 * 20 * 300 * 2**19).all()
+
+
+def test_noise_whose_variance_would_be_below_zero_is_none():
+    case = layer_case(CrossbarSpec(4, 4, 2, 5, 32, adc_range="ideal"), 20, 18, kernel=(1, 1), size=(2, 2))
+    layer = on_chip(case, replace(LEVELS, cell_noise=((10.0, -1.5, 0.5),) * 2))
+    with running():
+        found = triton_gpu.accumulate(triton_gpu.prepare(layer), case.input().to(DEVICE)).cpu()
+    assert torch.equal(found, reference.accumulate(layer, case.input()))

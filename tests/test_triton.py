@@ -564,3 +564,21 @@ def test_vgg_layers_on_a_chip(channels, out, side, cell_bits, delta, adc_range):
     prepared = triton_gpu.prepare(layer)
     assert torch.equal(triton_gpu.accumulate(prepared, codes), reference.accumulate(reference.prepare(layer), codes))
     assert torch.equal(triton_gpu.histogram(prepared, codes).cpu(), reference.histogram(layer, codes).cpu())
+
+
+@pytest.mark.parametrize("capability, runs", [((7, 5), False), ((8, 0), True), ((8, 6), True), ((9, 0), True)])
+def test_which_gpus_run_the_triton_engine(capability, runs, monkeypatch):
+    """Compute capability 8.0, an A100, is the first."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert (triton_gpu.unsupported(layer_case(CrossbarSpec()).layer(), torch.device("cuda")) is None) == runs
+
+
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+@pytest.mark.parametrize("rows, channels", [(20, 32), (16, 32), (32, 24), (7, 16)])
+def test_rows_that_lie_side_by_side_wherever_an_array_begins(rows, channels, mapping):
+    """GPUs load as many codes at a time; the interpreter does not look."""
+    layer = layer_case(CrossbarSpec(rows=rows, mapping=mapping), channels, kernel=(1, 3)).layer()
+    vector = triton_gpu.prepare(layer).reads.constants.vector
+    assert channels % vector == 0 and all(start % vector == 0 for start, _ in layer.arrays)

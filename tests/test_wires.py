@@ -437,3 +437,22 @@ def test_arguments_that_are_refused(call, message):
     with pytest.raises(ValueError) as error:
         call()
     assert str(error.value) == message
+
+
+def test_one_curve_weighs_arrays_by_their_own_currents():
+    """No other coefficients near those found have a smaller sum of squares, each array's currents in units of their root mean square."""
+    rng = np.random.default_rng(0)
+    cells = np.stack([np.where(rng.random((128, 32)) < share, 1 / 6e3, 1 / 1.2e5) for share in (0.1, 0.9)])
+    on = rng.random((2, 64, 128)) < 0.5 * rng.random((2, 64, 1))
+    curve, exact = gate_curve(cells, on, 6.0), gate_exact(cells, on, 6.0)
+    s, size = on @ curve.cells, np.sqrt((exact**2).mean((1, 2), keepdims=True))
+
+    def error(b):
+        return (((s * (b[0] + s * (b[1] + s * b[2])) - exact) / size) ** 2).sum()
+
+    least = error(curve.b)
+    for i in range(3):
+        for step in (-1e-3, -3e-4, 3e-4, 1e-3):
+            b = np.array(curve.b)
+            b[i] *= 1 + step
+            assert error(b) > (1 - 1e-5) * least, i
