@@ -64,7 +64,7 @@ def test_notebook(your_network, capsys, monkeypatch):
     assert [len(chips) for chips in names["over_time"]] == [3, 3, 3]
     assert all(layer.chip is None for _, layer in crossbar_layers(names["net"]))
     left, right = names["figure"].axes
-    assert list(left.lines[0].get_ydata()) == names["over_adc_bits"] and right.get_xlabel() == "time since programming"
+    assert list(left.lines[0].get_ydata()) == names["over_adc_bits"] and right.get_xlabel() == "time since the first read"
 
 
 def test_imagenet_on_noise(capsys, monkeypatch):
