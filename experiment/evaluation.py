@@ -29,7 +29,7 @@ from models.quant.calibration import counted_cells
 from models.quant.counts import Counts, counting
 from models.quant.cost import CostReport
 from models.quant.modes import in_mode
-from models.quant.prepared import fingerprint
+from models.quant.prepared import fingerprint, unchanged
 
 from . import distributed
 from .data import Batches
@@ -338,7 +338,7 @@ def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = ""
     shown = tqdm(_mine(batches), desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
                  total=-(-len(batches) // distributed.world()) if isinstance(batches, Sized) else None,
                  mininterval=0.5 if watched else 60, delay=0 if watched else 60)
-    with passing or contextlib.nullcontext():
+    with passing or contextlib.nullcontext(), unchanged():
         for first, batch in shown:
             started = time.perf_counter()
             with quant.image_numbers(first, len(batch)):  # noise of reads does not depend on the batches

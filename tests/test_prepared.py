@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_models import images
 from torch import nn
 
+from experiment.evaluation import predict
 from models.quant import SAWB, CrossbarSpec, Qconv2dDoreFa, crossbar_layers, fusion, prepared, set_engine
 from models.quant.engines.cpu import checksum, engine
 
@@ -273,3 +274,43 @@ def test_it_draws_no_numbers_and_works_in_inference_mode():
         inference[2999] = 2
     assert prepared.fingerprint([inference, w]) != before
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_within_unchanged_numbers_are_looked_at_once(preparations, monkeypatch):
+    """But for another weight tensor, and other hardware; behind the block every change counts again."""
+    layer, x = convolution()
+    other, looked = copy.deepcopy(layer), []
+    other.weight.data.neg_()
+    wanted, negative, sums = layer(x), other(x), prepared._sums
+    monkeypatch.setattr(prepared, "SMALL", 0)
+    monkeypatch.setattr(prepared, "_sums", lambda memory: looked.append(memory) or sums(memory))
+    with prepared.unchanged():
+        layer(x)
+        seen = len(looked)
+        layer.weight.data.neg_()
+        assert torch.equal(layer(x), wanted) and len(looked) == seen > 0
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+        assert torch.equal(layer(x), negative) and len(looked) > seen
+        layer.stride = (2, 1)
+        assert layer(x).shape[2] < wanted.shape[2]
+        layer.stride = (1, 1)
+    layer.weight.data.neg_()
+    assert torch.equal(layer(x), wanted)
+    with prepared.unchanged():  # another block is another promise
+        layer.weight.data.neg_()
+        assert torch.equal(layer(x), negative)
+
+
+def test_weights_are_looked_at_once_for_all_images(monkeypatch):
+    """In a measurement, whose batches follow each other."""
+    layer, _ = convolution()
+    network, looked, sums = nn.Sequential(layer, nn.Flatten()), [], prepared._sums
+    monkeypatch.setattr(prepared, "SMALL", 0)
+    monkeypatch.setattr(prepared, "_sums", lambda memory: looked.append(memory) or sums(memory))
+    counts, x = [], torch.rand(10, 8, 7, 6)
+    network(x)
+    for batches in (1, 5):
+        looked.clear()
+        predict(network, x.split(10 // batches))
+        counts.append(len(looked))
+    assert counts[0] == counts[1] > 0
