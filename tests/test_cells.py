@@ -115,7 +115,7 @@ def test_ideal(all_engines, case):
 
 @given(case=st.one_of(*(grid_cases(bits=(2, 3), rows=[64, 128], **options) for options in (
     {"planned": True}, {"adc_ranges": ["calibrated", "full"]}, {"adc_ranges": ["dynamic"]}))))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_several_digits_and_slices_on_triton(all_engines, case):
     """Most layers of the tests above have too many arrays, digits and slices for its interpreter."""
     triton = [engine for engine in all_engines if engines.name_of(engine) == "triton"]
