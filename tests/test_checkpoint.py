@@ -315,6 +315,8 @@ def test_weights_of_data_parallel():
     net = torch.nn.Linear(2, 1)
     assert load_weights(net, {"module.weight": torch.ones(1, 2), "module.bias": torch.zeros(1)}) == []
     assert net.weight.eq(1).all() and net.bias.eq(0).all()
+    with pytest.raises(UserError, match="missing: weight; unexpected: module.weight$"):  # not of one: a layer's name
+        load_weights(net, {"module.weight": torch.ones(1, 2), "bias": torch.zeros(1)})
 
 
 def test_long_lists_are_cut():

@@ -136,7 +136,7 @@ def test_a_device_gives_its_levels(run, checkpoint):
     (["--cost", "mine.csv"], "--cost mine.csv: mine.csv line 2: adc_energy has the unit 'J'"),
     (["--cost", "narrow.csv"], "--cost narrow, 1-bit cells, 6-bit ADC, calibrated, rows 16: arrays of 3 columns do not hold one weight"),
     (["--cost", "isaac_32nm", "--adc_prec", "12"], "--cost isaac_32nm, 1-bit cells, 12-bit ADC, calibrated, rows 16: isaac_32nm has"),
-    (["--cost", "isaac_32nm", "--adc_plan", "significance", "--adc_max_bits", "10"], "no adc_energy for converters of 1, 2, 3,"),
+    (["--cost", "isaac_32nm", "--adc_plan", "significance", "--adc_max_bits", "9"], "no adc_energy for converters of 1, 2, 3,"),
 ])
 def test_refused_before_any_work(flags, message, run, checkpoint):
     for name, lines in (("mine", "adc_energy,1,J,,,x"), ("narrow", "include,rram_32nm,,,,\ncolumns,3,lines,,,")):

@@ -375,6 +375,8 @@ def test_report_is_a_table_a_file_and_a_picture(run, checkpoint):
     with Image.open(name + ".png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 300
     assert [p.name for p in Path("save").glob("report*dynamic*")] == []
+    run(checkpoint, "--report", "--adc_range", "full")
+    assert [p.name for p in Path("save").glob("report*full*.json")] == ["report_1_bit_cells_6_bit_adc_full_rows_16.json"]
 
 
 def test_plot_only_of_several_adc_precisions(run, checkpoint, tmp_path):

@@ -143,6 +143,17 @@ def test_published_weights_come_from_a_file_and_their_transform_with_them(tmp_pa
     assert torch.equal(own_size(picture), published()(picture))
 
 
+def test_weights_from_a_file_see_the_inputs_that_they_were_published_for(tmp_path):
+    """Those of GoogLeNet take inputs scaled otherwise, as torchvision does where it loads them itself."""
+    from torchvision import models
+
+    source = models.googlenet(weights=None, transform_input=True, init_weights=False)
+    torch.save(source.state_dict(), tmp_path / "weights.pt")
+    found = foreign.load("torchvision/googlenet", str(tmp_path / "weights.pt")).network
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(found(x), source.eval()(x))
+
+
 def test_a_file_may_import_its_neighbours_and_its_classes_can_be_pickled(net):
     Path("sub").mkdir()
     Path("sub/neighbour_of_own.py").write_text("WIDTH = 3")

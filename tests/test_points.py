@@ -25,7 +25,7 @@ from experiment.evaluation import Setting, measure
 from experiment.points import Points
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device
-from models.quant.files import atomic_write, locked
+from models.quant.files import STALE, atomic_write, locked
 
 FORK = multiprocessing.get_context("fork")
 
@@ -208,6 +208,26 @@ def test_tables_of_fewer_points_replace_none_of_more(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "write_tables", look)
     assert folder.write_tables() == results.read(tmp_path / "results.jsonl") == [{"accuracy": 1, "key": "1" * 64}]
     assert seen == [False] and (tmp_path / "results.csv").read_text() == f"accuracy,key\n1,{'1' * 64}\n"
+
+
+def test_tables_of_the_same_rows_are_left_alone(tmp_path, monkeypatch):
+    find = results.importlib.util.find_spec
+    monkeypatch.setattr(results.importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
+    assert results.write_tables(tmp_path, [{"a": 1}]) == [tmp_path / "results.csv"]
+    assert results.write_tables(tmp_path, [{"a": 1}]) == []
+    assert results.write_tables(tmp_path, [{"a": 2}]) == [tmp_path / "results.csv"]
+
+
+def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_path):
+    found = Points(tmp_path)
+    (found.folder / "chips").mkdir(parents=True)
+    old, young = ([folder / f".{name}.tmp" for folder in (found.folder, found.folder / "chips")] for name in ("old", "young"))
+    for path in (*old, *young):
+        path.touch()
+    for path in old:
+        os.utime(path, (time.time() - STALE - 9,) * 2)
+    found.mend()
+    assert [path.exists() for path in (*old, *young)] == [False, False, True, True]
 
 
 def test_a_parquet_is_never_of_other_rows_than_the_csv(tmp_path, monkeypatch):

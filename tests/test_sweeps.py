@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from experiment.evaluation import Cache, Record, Setting, measure, place, reads_
 from experiment.plan import Job, Plan, Queue
 from models import quant
 from models.quant import Calibration, CrossbarSpec, Device
+from models.quant.files import locked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -277,7 +279,8 @@ def test_shards_share_chips(evaluate, checkpoint):  # noqa: F811
 
 
 @pytest.mark.parametrize("text, values", [
-    ("3", [3]), ("3:5", [3, 4, 5]), ("3:3", [3]), ("1:2:0.5", [1, 1.5, 2]), ("0:1:0.3", [0, 0.3, 0.6, 0.9]), ("2.5", [2.5])])
+    ("3", [3]), ("3:5", [3, 4, 5]), ("3:3", [3]), ("1:2:0.5", [1, 1.5, 2]), ("0:1:0.3", [0, 0.3, 0.6, 0.9]), ("2.5", [2.5]),
+    ("0.1:0.3:0.1", [0.1, 0.2, 0.3])])
 def test_spans(text, values):
     found = flags.Span(flags.NUMBER_FROM_0)(text)
     assert found == values and [type(value) for value in found] == [type(value) for value in values]
@@ -482,6 +485,19 @@ def test_reports_of_other_cells_and_ranges_have_files_of_their_own():
     assert bench.report_text(made[2], "mine").endswith("calibrated, adc_per slice, cells of mine")
     full = Setting(CrossbarSpec(adc_range="full"), calibration=made[1].calibration)  # which has no calibration
     assert bench.report_text(full) == str(full)
+
+
+def test_ranges_wait_for_other_writers():
+    entry = {name: getattr(CrossbarSpec(), name) for name in ranges.HARDWARE} | {"layers": {}}
+    new = ranges.AdcRanges()
+    new.add_of(Setting(), entry)
+    writer = threading.Thread(target=new.merge_into, args=("new.json",))
+    with locked("new.json"):
+        writer.start()
+        writer.join(0.3)
+        assert not Path("new.json").exists()
+    writer.join()
+    assert len(json.loads(Path("new.json").read_text())["ranges"]) == 1
 
 
 def test_plans_of_other_layers_have_ranges_of_their_own():
@@ -699,6 +715,30 @@ def test_bounds_of_a_search(evaluate, trained, capsys):
         evaluate(trained, "--search", "6")
     with pytest.raises(UserError, match="--per_layer x: no layer on crossbars is called so"):
         evaluate(trained, "--search", "6", "--per_layer", "x:adc_prec=1/2")
+
+
+def test_what_optuna_is_told_of_bounds(evaluate, trained, monkeypatch):
+    """More than 0 is beyond a bound, on either side of it."""
+    optuna, told, values = pytest.importorskip("optuna"), [], []
+    monkeypatch.setattr(optuna.trial.Trial, "set_constraint", lambda _, name, value: told.append(value))
+    values_of = search.Search._values
+    monkeypatch.setattr(search.Search, "_values", lambda *args: (values.append(values_of(*args)), values[-1])[1])
+    evaluate(trained, "--adc_range", "full", "--adc_prec", "3", "5", "--search", "2", "--objective", "bits", "--at_least", "bits=4",
+             "--at_most", "bits=6")
+    assert [value["bits"] for value in values] == [5, 3] and told == [-1, -1, 1, -3]
+
+
+@pytest.mark.parametrize("objectives, labels", [
+    (["changed", "bits"], ("mean ADC bits of all reads", "predictions that differ from the software's (%)")),
+    (["changed"], ("predictions that differ from the software's (%)",) * 2),  # bits are not known of each
+])
+def test_axes_of_a_search(objectives, labels, evaluate, trained, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(search, "save", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    evaluate(trained, "--adc_range", "full", "--adc_prec", "3", "5", "--search", "2", "--objective", *objectives, drawn=True)
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in drawn] == [labels]
+    rows = list(csv.DictReader(open("save/search.csv")))
+    assert [*drawn[0].lines[0].get_xdata()] == [float(row[objectives[-1]]) for row in rows]
 
 
 OWN = "level,conductance_uS,std_uS\n0,1,0.2\n1,10,1\n"

@@ -422,7 +422,25 @@ def test_validation_on_images_that_the_weights_were_trained_on_is_said(trained, 
     for seed, said in ((0, False), (1, True)):
         quick(tmp_path / f"seed{seed}", "--fine_tune", str(trained()), "--seed", str(seed), "--epochs", "1")
         assert (f"{known} of {len(other)} validation images are among those" in capsys.readouterr().out) is said
-    assert known > 0
+
+
+def test_images_that_weights_were_trained_on_are_known_where_their_split_is(trained):
+    checkpoint, labels = load_checkpoint(trained()), datasets.load("digits").train_y
+    settings = train_settings.TrainSettings(dataset="digits", val_split=0.1, seed=1, limit_train=200)
+    assert starting.known_in_validation(settings, checkpoint, labels) > 0
+    assert starting.known_in_validation(dataclasses.replace(settings, dataset="cifar10"), checkpoint, labels) == 0
+    for name in ("val_split", "seed", "limit_train"):  # older ones do not say it
+        less = {key: value for key, value in checkpoint["config"].items() if key != name}
+        assert starting.known_in_validation(settings, checkpoint | {"config": less}, labels) == 0
+    other = checkpoint["data"] | {"train_images": 7}  # of other images than those at hand
+    assert starting.known_in_validation(settings, checkpoint | {"data": other}, labels) == 0
+
+
+def test_quantizers_that_are_off_are_alike():
+    plain = train_settings.TrainSettings(wbit=train_settings.OFF, wq="dorefa")
+    assert starting._quantizers(dataclasses.replace(plain, wq="sawb")) == starting._quantizers(plain)
+    quantized = dataclasses.replace(plain, wbit=4)
+    assert starting._quantizers(dataclasses.replace(quantized, wq="sawb")) != starting._quantizers(quantized)
 
 
 def test_weight_clip_leaves_no_weight_beyond_its_bound(tmp_path):

@@ -58,6 +58,29 @@ def test_workers_that_die_are_replaced(tmp_path, monkeypatch):
     assert not ray.is_initialized() and len(done) == len(names)
 
 
+def test_a_worker_measures_what_it_is_asked_for(tmp_path, monkeypatch):
+    asked, made = [], []
+
+    class Own:
+        def __init__(self, settings, command):
+            made.append((settings, command))
+
+        def load(self, log):
+            pass
+
+        def measure(self, *args, of_several):
+            asked.append((*args, of_several))
+            return True
+
+    monkeypatch.setattr(workers, "Bench", Own)
+    monkeypatch.setattr(workers.machine, "keep_freed_memory", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    worker = workers.Worker(["first", "second"], "command", str(tmp_path), 1)
+    for call in ((1, "a", False, True), (1, None, True, False), (0, "b", True, True)):
+        assert worker.measure(*call) is True
+    assert asked == [("a", False, True), (None, True, False), ("b", True, True)] and made == [("second", "command"), ("first", "command")]
+
+
 def test_what_another_program_is_measuring_is_asked_for_again(monkeypatch):
     asked, done = [], []
 
