@@ -146,4 +146,3 @@ def _packed(predictions: torch.Tensor) -> dict[str, Any]:
 def _unpacked(stored: Mapping[str, Any]) -> torch.Tensor:
     values = np.frombuffer(zlib.decompress(base64.b64decode(stored["zlib"])), stored["type"]).reshape(stored["shape"])
     return torch.from_numpy(values.astype(np.int64))
-
