@@ -422,6 +422,7 @@ def test_validation_on_images_that_the_weights_were_trained_on_is_said(trained, 
     for seed, said in ((0, False), (1, True)):
         quick(tmp_path / f"seed{seed}", "--fine_tune", str(trained()), "--seed", str(seed), "--epochs", "1")
         assert (f"{known} of {len(other)} validation images are among those" in capsys.readouterr().out) is said
+    assert known > 0
 
 
 def test_images_that_weights_were_trained_on_are_known_where_their_split_is(trained):
