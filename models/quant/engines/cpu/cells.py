@@ -130,8 +130,10 @@ class Prepared:
         pixels = len(a_codes) * math.prod(size)
         beside = besides(layer, math.prod(size))
         if layer.kernel == (1, 1) and geometry.stride == (1, 1) and not any(geometry.padding):
-            width = max(1, min(cells_kernel.STRIP, -(-pixels // numba.get_num_threads())))
-            rows = -(-pixels // width)
+            threads = numba.get_num_threads()
+            rows = threads * max(1, math.ceil(pixels / (threads * cells_kernel.STRIP)))  # as many strips for each thread
+            width = max(1, math.ceil(pixels / rows))
+            rows = math.ceil(pixels / width)
             a_codes = F.pad(a_codes.reshape(pixels, -1), (0, 0, 0, rows * width - pixels)).view(rows, 1, width, -1)
             size = 1, width
         fills_tiles = min(math.prod(size), cells_kernel.STRIP) * len(layer.spec.digit_bits) >= TILE_ROWS // 2

@@ -38,7 +38,7 @@ from .wide_noise import ROUNDER
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
 
-STRIP = 64  # pixels that use a tile of cells while it is in the cache, or those of one row if they are more
+STRIP = 128  # pixels that use a tile of cells while it is in the cache, or those of one row if they are more
 LINE = 64  # bytes that the cache takes at a time
 FEWEST = 8  # pixels for which a tile is fetched whole: fewer have most rows off
 
