@@ -46,7 +46,7 @@ FIELDS = 8
 
 # fits    whether 16 bits do
 # forms   uint16 `[digit, slice, field, 2]`, each twice: vectors are filled with 32 bits from memory, but not with 16, by the load alone
-# worth   of the codes of each slice, int64
+# worth   of the codes of each slice, int64, below 2^15
 Narrow = namedtuple("Narrow", "fits forms worth")
 NOT_NARROW = Narrow(False, np.zeros((0, 0, FIELDS, 2), np.uint16), np.zeros(0, np.int64))
 
@@ -69,11 +69,12 @@ def narrow_forms(layer: MappedLayer) -> Narrow:
             forms[z, k, :FACTOR] = np.array(form).astype(np.uint16)[:, None]
             factors[z, k] = layer.multiplier(z, k) << spec.dac_bits * z
             most[k] += factors[z, k] * max(-q_min, q_min + 2**bits - 1)
-    worth = np.maximum(np.gcd.reduce(factors, axis=0), 1)
-    if (most // worth).max() >= 2**15:
+    common = np.maximum(np.gcd.reduce(factors, axis=0), 1)
+    worth = common << spec.cell_bits * np.arange(slices)
+    if max((most // common).max(), worth.max()) >= 2**15:
         return NOT_NARROW
-    forms[..., FACTOR, :] = (factors // worth)[..., None]
-    return Narrow(True, forms, worth << spec.cell_bits * np.arange(slices))
+    forms[..., FACTOR, :] = (factors // common)[..., None]
+    return Narrow(True, forms, worth)
 
 
 def _form(low, high, unit, delta, q_min, bits):

@@ -7,6 +7,7 @@ Every operation is one IEEE operation a lane, so that results are those of NumPy
 
 from __future__ import annotations
 
+import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
@@ -105,6 +106,26 @@ def _widened_pairs(b, x):
 widened_pairs = _operation(ints, shorts)(_widened_pairs)  # as `widened`, of paired shorts
 
 
+def _times_pairs(b, x, factor):
+    """`widened_pairs`, times a factor of 15 bits: one product of pairs, the other half of each times 0, where the processor has it."""
+    if not llvmlite.binding.get_host_cpu_features().get("avx512bw"):
+        return b.mul(_widened_pairs(b, x), _broadcast(b, factor, _INTS))
+    lanes, numbers = WIDE // 2, ir.VectorType(_I32, WIDE // 4)
+    pairs = ir.VectorType(_I16, lanes)
+    multiply = b.module.declare_intrinsic("llvm.x86.avx512.pmaddw.d.512", (), ir.FunctionType(numbers, [pairs, pairs]))
+    halves = [b.shuffle_vector(x, x, ir.Constant(ir.VectorType(_I32, lanes), list(range(first, first + lanes)))) for first in (0, lanes)]
+    factors = [b.bitcast(_broadcast(b, each, numbers), pairs) for each in (factor, b.shl(factor, ir.Constant(_I32, 16)))]
+    return joined(b, [b.call(multiply, [half, each]) for each in factors for half in halves])
+
+
+def joined(b, parts):
+    """Vectors, a power of two of them, one behind the other."""
+    while len(parts) > 1:
+        both = ir.Constant(ir.VectorType(_I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+        parts = [b.shuffle_vector(*pair, both) for pair in zip(parts[::2], parts[1::2])]
+    return parts[0]
+
+
 @intrinsic
 def load_shorts(typingctx, address, offset):
     """The vector that starts at element `offset` of the int16 array at `address`."""
@@ -123,11 +144,10 @@ def load_ints(typingctx, address, offset):
 
 @intrinsic
 def add_times_to_int32(typingctx, address, offset, x, factor):
-    """Add paired shorts, times an integer, to the integers from element `offset` of the int32 array at `address`."""
+    """Add paired shorts, times an integer from 0 to 2^15 - 1, to the integers from element `offset` of the int32 array at `address`."""
     def codegen(context, b, sig, args):
-        pointer, term = _pointer(b, args[0], args[1], _I32, WIDE), _widened_pairs(b, args[2])
-        term = b.mul(term, _broadcast(b, b.trunc(args[3], _I32), _INTS))
-        b.store(b.add(b.load(pointer, align=4, typ=_INTS), term), pointer, align=4)
+        pointer, factor = _pointer(b, args[0], args[1], _I32, WIDE), b.trunc(args[3], _I32)
+        b.store(b.add(b.load(pointer, align=4, typ=_INTS), _times_pairs(b, args[2], factor)), pointer, align=4)
         return context.get_dummy_value()
     return types.void(types.intp, types.intp, shorts, types.intp), codegen
 
@@ -166,8 +186,9 @@ def as_shorts(b, x):
     """The lower halves of their bits, paired."""
     bits = b.bitcast(x, _INTS)
     low, high = (b.shuffle_vector(bits, bits, ir.Constant(_PAIRS, list(range(first, first + _PAIRS.count)))) for first in (0, WIDE // 2))
-    low = b.and_(low, ir.Constant(_PAIRS, [0xFFFF] * _PAIRS.count))
-    return b.bitcast(b.or_(low, b.shl(high, ir.Constant(_PAIRS, [16] * _PAIRS.count))), _SHORTS)
+    half = ir.Constant(_PAIRS, [16] * _PAIRS.count)
+    funnel = b.module.declare_intrinsic(f"llvm.fshl.v{_PAIRS.count}i32", (), ir.FunctionType(_PAIRS, [_PAIRS] * 3))
+    return b.bitcast(b.call(funnel, [high, b.shl(low, half), half]), _SHORTS)
 
 
 as_floats = _operation(floats, ints)(lambda b, x: b.sitofp(x, _FLOATS))

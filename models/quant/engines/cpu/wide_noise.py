@@ -11,7 +11,8 @@ from numba.extending import intrinsic
 from ...readout import APART, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS
 from .inner import inlined
 from .simd import _broadcast, _pointer, has_byte_tables
-from .wide import _DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, MAGIC, RAISED, WIDE, _call, as_vector, floats, ints, of_pairs, raised, shorts
+from .wide import (_DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, MAGIC, RAISED, WIDE, _call, as_vector, floats, ints, joined, of_pairs,
+                   raised, shorts)
 
 STEP = np.float32(1 / STEPS)  # of the deviations of reads, over `DEVIATION`
 IN_STEPS = np.float32(STEPS / DEVIATION)
@@ -39,7 +40,7 @@ def _signed_sums(b, x):
     """MAGIC plus the sums of the four entries of NORMAL that the bytes of each of 16 lanes name, in float32: with the first signs, in
     16 lanes, with the second, ..."""
     parts = _sums_of_bytes(b, x) if has_byte_tables() and _has_dot_products() else _sums_of_lanes(b, x)
-    return b.bitcast(_joined(b, parts), _FLOATS)
+    return b.bitcast(joined(b, parts), _FLOATS)
 
 
 def _has_dot_products():
@@ -90,13 +91,6 @@ def moved_high(key):
     """`h ^ h >> 13` of the upper half h of a read's key: x ^ h, xor that without its last 13 bits, is x ^ x >> 13 ^ this."""
     high = key >> types.uint64(32)
     return high ^ (high >> types.uint64(13))
-
-
-def _joined(b, parts):
-    while len(parts) > 1:
-        both = ir.Constant(ir.VectorType(_I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
-        parts = [b.shuffle_vector(*pair, both) for pair in zip(parts[::2], parts[1::2])]
-    return parts[0]
 
 
 def _value(b, u, kind):
