@@ -130,6 +130,14 @@ def test_sums_of_the_codes_of_all_digits(kernels, a_bits, kernel):
     assert kernels == [kernel]
 
 
+@pytest.mark.parametrize("delta, kernel", [(32.0, NARROW), (64.0, PLAIN)])
+def test_what_codes_are_worth(kernels, delta, kernel):
+    """A plan's steps of 32 levels are 2048 of its units; those of the fourth slice are worth 2^14, or 2^15, which 16 bits do not hold."""
+    spec = CrossbarSpec(4, 1, 1, 1, 64, reference="digital", adc_plan="significance")
+    check(full_case(spec, 40, 256, delta, bits=1))
+    assert kernels == [kernel]
+
+
 def test_slices_whose_reads_reach_further_than_those_of_others(kernels):
     case = layer_case(CrossbarSpec(4, 4, 2, 7, 64), channels=60, out=70, kernel=(1, 1))
     values, line, fraction = case.cells
