@@ -27,6 +27,9 @@ from .simd import set_threads
 __all__ = ["Prepared", "fits"]
 
 
+IN_ONE_ROW = 64  # pixels, where any row will do: layers of 1 x 1 may have so many channels that the lists of more lie too far apart
+
+
 class Prepared:
     """A layer with cells on a grid, as `engine` asks for it; parts are made when first needed.
 
@@ -131,7 +134,7 @@ class Prepared:
         beside = besides(layer, math.prod(size))
         if layer.kernel == (1, 1) and geometry.stride == (1, 1) and not any(geometry.padding):
             threads = numba.get_num_threads()
-            rows = threads * max(1, math.ceil(pixels / (threads * cells_kernel.STRIP)))  # as many strips for each thread
+            rows = threads * max(1, math.ceil(pixels / (threads * IN_ONE_ROW)))  # as many for each thread
             width = max(1, math.ceil(pixels / rows))
             rows = math.ceil(pixels / width)
             a_codes = F.pad(a_codes.reshape(pixels, -1), (0, 0, 0, rows * width - pixels)).view(rows, 1, width, -1)
