@@ -59,9 +59,21 @@ def test_whole_tiles_and_parts_of_them(way, channels, out, mapping, dac_bits):
 def test_strips_of_several_rows(way, geometry):
     """Enough images that a work item is a whole one, whose output rows are taken several at a time; the last strip is shorter. Columns are
     too many for pixels side by side."""
-    case = layer_case(CrossbarSpec(2, 2, 1, 5, 32), 4, 140, size=(23, 9), images=8, **geometry)
+    case = layer_case(CrossbarSpec(2, 2, 1, 5, 32), 4, 140, size=(45, 23), images=8, **geometry)
     case.delta = [0.9, 1.3]
     found = engine.accumulate(engine.prepare(case.layer()), case.input())
+    assert_same(engine, found.numpy(), oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice,
+                                                         case.delta, case.q_min, cells=case.cells))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("images", [0, 1, 64, 129, 130])
+def test_pixels_of_layers_of_1_x_1(way, images, threads):
+    """One behind the other, in rows of at most 64, as many for each thread; the last is filled up."""
+    case = layer_case(CrossbarSpec(2, 2, 1, 5, 32), 40, 140, kernel=(1, 1), size=(1, 1), images=images)
+    torch.set_num_threads(threads)  # one again behind the test
+    found = engine.accumulate(engine.prepare(case.layer()), case.input())
+    assert found.shape[1:] == (images, 1, 1, 140)
     assert_same(engine, found.numpy(), oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice,
                                                          case.delta, case.q_min, cells=case.cells))
 

@@ -132,7 +132,8 @@ def test_sums_of_the_codes_of_all_digits(kernels, a_bits, kernel):
 
 @pytest.mark.parametrize("delta, kernel", [(32.0, NARROW), (64.0, PLAIN)])
 def test_what_codes_are_worth(kernels, delta, kernel):
-    """A plan's steps of 32 levels are 2048 of its units; those of the fourth slice are worth 2^14, or 2^15, which 16 bits do not hold."""
+    """A plan's steps of 32 or 64 levels are 2^11 or 2^12 of its units; codes of the fourth slice are worth 2^14, or 2^15, which 16 bits do
+    not hold."""
     spec = CrossbarSpec(4, 1, 1, 1, 64, reference="digital", adc_plan="significance")
     check(full_case(spec, 40, 256, delta, bits=1))
     assert kernels == [kernel]

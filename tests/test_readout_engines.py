@@ -199,6 +199,25 @@ def test_normal_numbers_where_no_instruction_adds_products_of_bytes(monkeypatch)
         assert np.array_equal(out - 7, wanted.numpy()) and len(np.unique(out)) > 20
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_paired_shorts_times_a_factor(monkeypatch, has):
+    """With the instruction for it, where the machine has that, and without."""
+    has = has and wide._has_products_of_pairs()
+    monkeypatch.setattr(wide, "_has_products_of_pairs", lambda: has)
+
+    @njit
+    def run(terms, factor, out):
+        wide.add_times_to_int32(out.ctypes.data, 0, wide.load_shorts(terms.ctypes.data, 0), factor)
+
+    rng = np.random.default_rng(0)
+    for factor in (0, 1, 48, 2**15 - 1):
+        terms, out = rng.integers(-2**15, 2**15, 64).astype(np.int16), rng.integers(-2**20, 2**20, 64).astype(np.int32)
+        terms[:4] = -2**15, 2**15 - 1, 0, -1
+        wanted = out + factor * terms.reshape(32, 2).T.ravel().astype(np.int64)
+        run(terms, factor, out)
+        assert np.array_equal(out, wanted)
+
+
 def test_what_a_digital_reference_takes_off_beyond_32_bits():
     """Without an ADC, of cells that are all 0."""
     case = layer_case(CrossbarSpec(4, 4, 4, 5, 512, reference="digital", dac_bits=4, adc_range="ideal"), 300, 2, kernel=(1, 1), size=(1, 1),

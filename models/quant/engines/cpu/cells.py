@@ -26,8 +26,7 @@ from .simd import set_threads
 
 __all__ = ["Prepared", "fits"]
 
-
-IN_ONE_ROW = 64  # pixels, where any row will do: layers of 1 x 1 may have so many channels that the lists of more lie too far apart
+MOST_IN_A_ROW = 64  # pixels of layers of 1 x 1, where any row will do: of thousands of channels the lists of more lie on too many pages
 
 
 class Prepared:
@@ -134,12 +133,12 @@ class Prepared:
         beside = besides(layer, math.prod(size))
         if layer.kernel == (1, 1) and geometry.stride == (1, 1) and not any(geometry.padding):
             threads = numba.get_num_threads()
-            rows = threads * max(1, math.ceil(pixels / (threads * IN_ONE_ROW)))  # as many for each thread
-            width = max(1, math.ceil(pixels / rows))
-            rows = math.ceil(pixels / width)
-            a_codes = F.pad(a_codes.reshape(pixels, -1), (0, 0, 0, rows * width - pixels)).view(rows, 1, width, -1)
+            rows = threads * math.ceil(pixels / (threads * MOST_IN_A_ROW))  # as many for each thread
+            width = math.ceil(pixels / rows) if rows else 1
+            rows, channels = math.ceil(pixels / width), a_codes.shape[3]
+            a_codes = F.pad(a_codes.reshape(pixels, channels), (0, 0, 0, rows * width - pixels)).view(rows, 1, width, channels)
             size = 1, width
-        fills_tiles = min(math.prod(size), cells_kernel.STRIP) * len(layer.spec.digit_bits) >= TILE_ROWS // 2
+        fills_tiles = math.prod(size) * len(layer.spec.digit_bits) >= TILE_ROWS // 2
         shape, tables = fills_tiles and self._by_matrix or self._by_rows
         if op == STATIC:
             op = self._static_kernel(beside)

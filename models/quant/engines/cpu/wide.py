@@ -89,33 +89,7 @@ larger = _operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed(">"
 
 
 _PAIRS = ir.VectorType(_I32, WIDE // 2)
-_JOINED = ir.Constant(ir.VectorType(_I32, WIDE), list(range(WIDE)))
-
-
-def of_pairs(b, x, low, high):
-    """64 lanes of 32 bits of paired shorts: what `low` makes of the bits of a pair for its lower half, and `high` for its upper one."""
-    pairs = b.bitcast(x, _PAIRS)
-    return b.shuffle_vector(low(pairs), high(pairs), _JOINED)
-
-
-def _widened_pairs(b, x):
-    half = ir.Constant(_PAIRS, [16] * _PAIRS.count)
-    return of_pairs(b, x, lambda pairs: b.ashr(b.shl(pairs, half), half), lambda pairs: b.ashr(pairs, half))
-
-
-widened_pairs = _operation(ints, shorts)(_widened_pairs)  # as `widened`, of paired shorts
-
-
-def _times_pairs(b, x, factor):
-    """`widened_pairs`, times a factor of 15 bits: one product of pairs, the other half of each times 0, where the processor has it."""
-    if not llvmlite.binding.get_host_cpu_features().get("avx512bw"):
-        return b.mul(_widened_pairs(b, x), _broadcast(b, factor, _INTS))
-    lanes, numbers = WIDE // 2, ir.VectorType(_I32, WIDE // 4)
-    pairs = ir.VectorType(_I16, lanes)
-    multiply = b.module.declare_intrinsic("llvm.x86.avx512.pmaddw.d.512", (), ir.FunctionType(numbers, [pairs, pairs]))
-    halves = [b.shuffle_vector(x, x, ir.Constant(ir.VectorType(_I32, lanes), list(range(first, first + lanes)))) for first in (0, lanes)]
-    factors = [b.bitcast(_broadcast(b, each, numbers), pairs) for each in (factor, b.shl(factor, ir.Constant(_I32, 16)))]
-    return joined(b, [b.call(multiply, [half, each]) for each in factors for half in halves])
+_SHORT = ir.Constant(_PAIRS, [16] * _PAIRS.count)  # bits of one
 
 
 def joined(b, parts):
@@ -124,6 +98,39 @@ def joined(b, parts):
         both = ir.Constant(ir.VectorType(_I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
         parts = [b.shuffle_vector(*pair, both) for pair in zip(parts[::2], parts[1::2])]
     return parts[0]
+
+
+def _halves(b, x):
+    """The first and the second half of a vector."""
+    lanes = x.type.count // 2
+    return [b.shuffle_vector(x, x, ir.Constant(ir.VectorType(_I32, lanes), list(range(first, first + lanes)))) for first in (0, lanes)]
+
+
+def of_pairs(b, x, low, high):
+    """64 lanes of 32 bits of paired shorts: what `low` makes of the bits of a pair for its lower half, and `high` for its upper one."""
+    pairs = b.bitcast(x, _PAIRS)
+    return joined(b, [low(pairs), high(pairs)])
+
+
+def _widened_pairs(b, x):
+    return of_pairs(b, x, lambda pairs: b.ashr(b.shl(pairs, _SHORT), _SHORT), lambda pairs: b.ashr(pairs, _SHORT))
+
+
+widened_pairs = _operation(ints, shorts)(_widened_pairs)  # as `widened`, of paired shorts
+
+
+def _has_products_of_pairs():
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx512bw"))
+
+
+def _times_pairs(b, x, factor):
+    """`widened_pairs`, times a factor of 15 bits: where an instruction adds the two products of a pair, the other number times 0."""
+    if not _has_products_of_pairs():
+        return b.mul(_widened_pairs(b, x), _broadcast(b, factor, _INTS))
+    words, numbers = ir.VectorType(_I16, WIDE // 2), ir.VectorType(_I32, WIDE // 4)
+    multiply = b.module.declare_intrinsic("llvm.x86.avx512.pmaddw.d.512", (), ir.FunctionType(numbers, [words, words]))
+    factors = [b.bitcast(_broadcast(b, each, numbers), words) for each in (factor, b.shl(factor, ir.Constant(_I32, 16)))]
+    return joined(b, [b.call(multiply, [part, each]) for each in factors for part in _halves(b, x)])
 
 
 @intrinsic
@@ -184,11 +191,9 @@ def store_ints(typingctx, address, offset, value):
 @_operation(shorts, raised)
 def as_shorts(b, x):
     """The lower halves of their bits, paired."""
-    bits = b.bitcast(x, _INTS)
-    low, high = (b.shuffle_vector(bits, bits, ir.Constant(_PAIRS, list(range(first, first + _PAIRS.count)))) for first in (0, WIDE // 2))
-    half = ir.Constant(_PAIRS, [16] * _PAIRS.count)
+    low, high = _halves(b, b.bitcast(x, _INTS))
     funnel = b.module.declare_intrinsic(f"llvm.fshl.v{_PAIRS.count}i32", (), ir.FunctionType(_PAIRS, [_PAIRS] * 3))
-    return b.bitcast(b.call(funnel, [high, b.shl(low, half), half]), _SHORTS)
+    return b.bitcast(b.call(funnel, [high, b.shl(low, _SHORT), _SHORT]), _SHORTS)
 
 
 as_floats = _operation(floats, ints)(lambda b, x: b.sitofp(x, _FLOATS))
