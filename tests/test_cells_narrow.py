@@ -215,6 +215,16 @@ def test_what_reads_have_besides(kernels, readout):
     assert kernels == [SHORT]
 
 
+@pytest.mark.parametrize("readout", READOUTS.values(), ids=READOUTS)
+def test_steps_of_powers_of_two_of_what_reads_have_besides(kernels, readout):
+    """Every second read of steps of two is a tie; few bits clip at both ends, of steps of 64 levels at none."""
+    case = layer_case(CrossbarSpec(4, 4, 1, 3, 128), 140, 130, kernel=(1, 1), size=(5, 6))
+    case.cells = *(part // 8 for part in case.cells[:2]), 8
+    case.delta, case.q_min = [2 * GRID, 16 * GRID, 1.0, 64.0], [-4, -7, 0, -1]
+    check_besides(replace(case.layer(), readout=readout), case)
+    assert kernels == [SHORT]
+
+
 @pytest.mark.parametrize("change, kernel", [
     ({}, NARROW), ({"delta": [0.7] * 4}, PLAIN), ({"cells": 40}, PLAIN), ({"cells": 40, "readout": Readout(base=900.0)}, STATIC),
     ({"readout": Readout(base=900.0)}, SHORT), ({"readout": Readout(base=900.0), "delta": [0.7] * 4}, STATIC),

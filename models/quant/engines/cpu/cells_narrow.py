@@ -9,6 +9,9 @@ Where the ADC's step is D units of u, a whole number, as calibrated steps are on
 is exact (Granlund and Montgomery, PLDI 1994, section 4), and the code is `q_0 + n`, but for ties, which n rounds up: where D is even, w is
 n D and that code is odd, the even one is one less, unless it is below q_0. Where D is a power of two, n is a shift.
 
+Noise and curves leave reads in float32, as RAISED + u. Where D is a power of two, `RAISED + u / D` is one fused product, whose rounding is
+the ADC's, and only codes come back to 16 bits.
+
 A read has so few additions that every instruction beside them shows. Sums begin at 2^15, so that a subtraction of numbers without a sign,
 which stops at 0, is the lower limit, too; q_0 is added once for all digits; where D is odd, there are no ties.
 """
@@ -33,19 +36,21 @@ from .cells_reads import SHORT, is_idle, read
 from .cells_rows import sum_shorts
 from .inner import inlined
 from .simd import _broadcast, _pointer, int16_at, int64_at
-from .wide import _I32, _SHORTS, BIAS, WIDE, add_times_to_int32, added_shorts, as_shorts, full_i16, shorts
+from .wide import (_F32, _FLOATS, _I32, _SHORTS, BIAS, RAISED, WIDE, _call, add_times_to_int32, added_shorts, as_shorts, full_i16, raised,
+                   shorts)
 
 _PAIRS, _ONES = ir.VectorType(_I32, WIDE // 2), ir.Constant(_SHORTS, [1] * WIDE)
 
-# Of a read's converter: w is what `u + BIAS` is above FLOOR, at most HIGHEST; n by MAGIC, 0 for a power of two, and PLACES; STEP, D where
-# there may be ties, else 0; ODD, 1 where FIRST, the code that n counts from, is; FACTOR, what a code is worth, a multiple of its slice's in
-# `worth`.
-FLOOR, HIGHEST, MAGIC, PLACES, STEP, ODD, FIRST, FACTOR = range(8)
-FIELDS = 8
+# Of a read's converter: w is what `u + BIAS` is above FLOOR, at most HIGHEST; n what `code + BIAS` is above LOWEST, at most SPAN, or of w
+# by MAGIC, 0 for a power of two, and PLACES; STEP, D where there may be ties, else 0; ODD, 1 where FIRST, the code that n counts from, is;
+# FACTOR, what a code is worth, a multiple of its slice's in `worth`. SCALE and LIFT, float32: 1 / D and RAISED - RAISED / D.
+FLOOR, HIGHEST, LOWEST, SPAN, MAGIC, PLACES, STEP, ODD, FIRST, FACTOR, SCALE, LIFT = range(12)
+FIELDS = 12
 
 
 # fits    whether 16 bits do
-# forms   uint16 `[digit, slice, field, 2]`, each twice: vectors are filled with 32 bits from memory, but not with 16, by the load alone
+# forms   uint16 `[digit, slice, field, 2]`, those of 16 bits twice: vectors are filled with 32 bits from memory, but not with 16, by the
+#         load alone
 # worth   of the codes of each slice, int64, below 2^15
 Narrow = namedtuple("Narrow", "fits forms worth")
 NOT_NARROW = Narrow(False, np.zeros((0, 0, FIELDS, 2), np.uint16), np.zeros(0, np.int64))
@@ -67,6 +72,8 @@ def narrow_forms(layer: MappedLayer) -> Narrow:
             if form is None:
                 return NOT_NARROW
             forms[z, k, :FACTOR] = np.array(form).astype(np.uint16)[:, None]
+            scale = 1 / round(delta / layer.unit)
+            forms[z, k, SCALE:] = np.array([[scale], [RAISED - RAISED * scale]], np.float32).view(np.uint16)
             factors[z, k] = layer.multiplier(z, k) << spec.dac_bits * z
             most[k] += factors[z, k] * max(-q_min, q_min + 2**bits - 1)
     common = np.maximum(np.gcd.reduce(factors, axis=0), 1)
@@ -89,12 +96,12 @@ def _form(low, high, unit, delta, q_min, bits):
         return None
     places = (step - 1).bit_length() - 1
     divisor = (0, places + 1) if step & (step - 1) == 0 else (-(-2 ** (16 + places) // step), places)
-    form = floor, highest, *divisor, 0 if step % 2 else step, first % 2, first
+    form = floor, highest, BIAS + first, last - first, *divisor, 0 if step % 2 else step, first % 2, first
     u = np.arange(low, high + 1)
     return form if np.array_equal(_codes(u, *form), adc.transfer(u, unit, delta, q_min, bits)) else None
 
 
-def _codes(u, floor, highest, magic, places, step, odd, first):
+def _codes(u, floor, highest, lowest, span, magic, places, step, odd, first):
     w = (u + BIAS - floor).clip(0, highest)
     n = (w * magic >> 16 if magic else w) >> places
     return first + (np.maximum(n - (n * step == w) * (n % 2 != odd), 0) if step else n)
@@ -111,12 +118,21 @@ def _less(b, x, y):
 
 
 @intrinsic
-def _above_floor(typingctx, u, form):
-    """w of the reads `u + BIAS`; form, the address of a converter's fields."""
+def _above(typingctx, x, fields):
+    """What numbers without a sign are above the first of two fields at an address, at most the second."""
     def codegen(context, b, sig, args):
-        w, highest = _less(b, args[0], _field(b, args[1], FLOOR)), _field(b, args[1], HIGHEST)
-        return b.select(b.icmp_unsigned("<", w, highest), w, highest)
+        above, most = _less(b, args[0], _field(b, args[1], 0)), _field(b, args[1], 1)
+        return b.select(b.icmp_unsigned("<", above, most), above, most)
     return shorts(shorts, types.intp), codegen
+
+
+@intrinsic
+def _rounded(typingctx, u, form):
+    """`rint(u / D)` where D is a power of two: the sum is exact before it is rounded."""
+    def codegen(context, b, sig, args):
+        numbers = (_pointer(b, args[1], ir.Constant(args[1].type, number), _F32, 1) for number in (SCALE, LIFT))
+        return _call(b, "fma", _FLOATS, args[0], *(_broadcast(b, b.load(number, typ=_F32), _FLOATS) for number in numbers))
+    return raised(raised, types.intp), codegen
 
 
 @intrinsic
@@ -172,15 +188,22 @@ def add_narrow_codes(shape, at, weights, place, next_place, accumulator, op):
         if int16_at(form, 2 * FACTOR) == 0 or is_idle(shape, at, place.x, z):
             continue
         u0, u1 = sum_shorts(shape, at, weights, place.x, z)
+        power_of_two = int16_at(form, 2 * MAGIC) == 0
         if op == SHORT:
-            u0, u1 = as_shorts(read(shape, at, place, z, op, u0)), as_shorts(read(shape, at, next_place, z, op, u1))
-        w0, w1 = _above_floor(u0, form), _above_floor(u1, form)
-        if int16_at(form, 2 * MAGIC) == 0:
-            n0, n1 = _even_by_shift(w0, form), _even_by_shift(w1, form)
+            seen0, seen1 = read(shape, at, place, z, op, u0), read(shape, at, next_place, z, op, u1)
+            if power_of_two:
+                seen0, seen1 = _rounded(seen0, form), _rounded(seen1, form)
+            u0, u1 = as_shorts(seen0), as_shorts(seen1)
+        if op == SHORT and power_of_two:
+            n0, n1 = _above(u0, form + 4 * LOWEST), _above(u1, form + 4 * LOWEST)
         else:
-            n0, n1 = _quotient(w0, form), _quotient(w1, form)
-            if int16_at(form, 2 * STEP):
-                n0, n1 = _even_on_ties(n0, w0, form), _even_on_ties(n1, w1, form)
+            w0, w1 = _above(u0, form + 4 * FLOOR), _above(u1, form + 4 * FLOOR)
+            if power_of_two:
+                n0, n1 = _even_by_shift(w0, form), _even_by_shift(w1, form)
+            else:
+                n0, n1 = _quotient(w0, form), _quotient(w1, form)
+                if int16_at(form, 2 * STEP):
+                    n0, n1 = _even_on_ties(n0, w0, form), _even_on_ties(n1, w1, form)
         total0, total1 = _with_codes(total0, n0, form), _with_codes(total1, n1, form)
         first += np.int64(int16_at(form, 2 * FIRST)) * int16_at(form, 2 * FACTOR)
     worth = int64_at(at.worth, place.k)
