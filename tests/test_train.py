@@ -812,18 +812,15 @@ def script(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("recipe, variables, epochs", [
-    ([], {}, [100, 100]), (["full"], {}, [100, 100]), (["fast"], {}, [8, 8, 16]), (["fast"], {"last_epochs": "0"}, [8, 8])])
+    ([], {}, [100, 100]), (["full"], {}, [100, 100]), (["fast"], {}, [12, 20]), (["fast"], {"float_epochs": "3", "epochs": "5"}, [3, 5])])
 def test_script_trains_without_and_then_with_quantizers(recipe, variables, epochs, script):
     calls = script(*recipe, "--seed", "3", "--data_path", "a folder", **variables)
     settings = [call for call, _ in calls]
     assert [call.epochs for call in settings] == epochs
-    assert [(call.wbit, call.abit) for call in settings] == [(32, 32), *[(4, 4)] * (len(calls) - 1)]
-    assert [call.lr for call in settings] == [0.1, *[0.05] * (len(calls) - 1)]
-    assert {(call.wd, call.label_smoothing, call.batch_size) for call in settings} == {(5e-4, 0.1, 128)}
-    assert [(call.alpha_lr, call.weight_clip, call.alpha_init) for call in settings[1:]] == [(0.01, 3, "fit")] * (len(calls) - 1)
-    assert settings[0].weight_clip is None
-    if len(calls) == 3:
-        assert (settings[2].schedule_type, settings[2].cutout, settings[2].val_split) == ("cosine", 8, 0.02)
+    assert [(call.wbit, call.abit, call.lr) for call in settings] == [(32, 32, 0.1), (4, 4, 0.05)]
+    assert {(call.wd, call.label_smoothing, call.batch_size, call.cutout, call.val_split) for call in settings} == {(5e-4, 0.1, 128, 8, 0.02)}
+    assert [(call.weight_clip, call.alpha_init, call.distill) for call in settings] == [(None, 6, 0), (3, "fit", 0.5)]
+    assert [call.schedule_type for call in settings] == ["triangular", "cosine"] and settings[1].alpha_lr == 0.01
     assert calls[0][1].fine_tune is None
     for (before, _), (call, actions) in zip(calls, calls[1:]):  # each starts from the one before it
         assert call.wq == "dorefa" and actions.fine_tune == f"{before.save_path}/{train_settings.BEST}"
