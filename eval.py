@@ -137,6 +137,8 @@ def write_results(bench: Bench, plan: Plan, log: logging.Logger) -> None:
     if of.save_cells:
         bench.write_cells(plan.chips_of(bench), log)
     records = [*filter(None, [bench.of_float(), *(bench.record(setting) for setting in settings)])]
+    if costed := [record for record in records if record.cost]:
+        log.info(f"sources of the costs in {bench.costs.technology.name}:\n{cost_report.sources_table(costed)}")
     log.info("\n" + report.settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
     title = (f"{of.model.removesuffix('_eval')}, {of.wbit}-bit weights, {of.abit}-bit activations: "
              f"{bench.shown.batches.count} {bench.shown.kind} of {of.dataset}")

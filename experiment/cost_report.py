@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from models import quant
-from models.quant.cost import Band, CostReport, LayerCost, Technology
+from models.quant.cost import Band, CostReport, LayerCost, Origin, Technology
 from models.quant.cost.estimate import AREA, ENERGY
 from models.quant.files import atomic_write
 
@@ -54,7 +54,9 @@ def _setting(record: Record) -> dict[str, Any]:
         "setting": str(record.setting), "spec": asdict(record.setting.spec), "per_layer": record.setting.per_layer,
         "crossbar_layers": record.setting.crossbar_layers,
         "device": record.setting.chips and record.setting.chips.name, "accuracy": record.accuracy, "n_images": record.n_images,
-        **figures(cost), "digital": cost.digital, "leakage_W": cost.leakage, "interval_s": cost.interval, "sources_of_ends": cost.sources,
+        **figures(cost), "digital": cost.digital, "leakage_W": cost.leakage, "interval_s": cost.interval,
+        **{key: {part: [getattr(origin, name) for origin in origins] for part, origins in cost.sources.items()}
+           for key, name in (("sources_of_ends", "text"), ("values_of_ends", "value"))},
         "layers": [{"layer": layer.name, "energy_J": layer.energy, "area_m2": layer.area, "latency_s": layer.latency,
                     "utilisation": layer.utilisation, "events": asdict(layer.events)} for layer in cost.layers]}
 
@@ -80,7 +82,7 @@ def _lines(layer: LayerCost) -> Iterator[tuple]:
 
 
 def layers_table(cost: CostReport) -> str:
-    """One line a layer, then the components of the energy, the sources that made the ends, and what is not in it."""
+    """One line a layer, then the components of the energy, and what is not in it."""
     rows = []
     for layer in cost.layers:
         done = layer.events
@@ -93,10 +95,28 @@ def layers_table(cost: CostReport) -> str:
                  *_texts(cost.energy, cost.latency, cost.area)])
     header = ["layer", "arrays", "used", "idle reads", "conversions", "bits", "energy uJ", "latency us", "area mm2"]
     parts = [f"{part} {band_text(band.scaled(MICRO))}" for part, band in cost.energy_by_component.items()]
-    ends = ", ".join(f"{component} {short(low)} and {short(high)}" for component, (low, _, high) in cost.sources.items())
-    ends = [f"cheapest and dearest sources: {ends}"] if ends else []
     digital = [f"not in it, computed without an ADC: {', '.join(cost.digital)}"] if cost.digital else []
-    return "\n".join([text_table(header, rows), f"energy of an image, uJ: {', '.join(parts)}", *ends, *digital])
+    return "\n".join([text_table(header, rows), f"energy of an image, uJ: {', '.join(parts)}", *digital])
+
+
+def sources_table(records: Sequence[Record]) -> str:
+    """Which sources make the typical values and the ends of the records' costs: a line for each part and source, and for each precision
+    of the ADC where others make the ends with it."""
+    found: dict[str, dict[tuple[Origin, ...], set[float]]] = {}
+    for record in records:
+        for part, origins in record.cost.sources.items():
+            found.setdefault(part, {}).setdefault(origins, set()).add(record.setting.spec.adc_bits)
+    rows = []
+    for part, ways in found.items():
+        for (low, typical, high), bits in ways.items():
+            name = part if len(ways) == 1 else f"{part}, {' '.join(f'{b:g}' for b in sorted(bits))}-bit ADC"
+            roles: dict[Origin, list[str]] = {}
+            for origin, role in ((typical, "typical"), (low, "cheapest"), (high, "dearest")):
+                roles.setdefault(origin, []).append(role)
+            for i, (origin, its) in enumerate(roles.items()):
+                rows.append(["" if i else name, " and ".join(its) if len(roles) > 1 else "one source", short(origin.text), origin.value])
+    return "\n".join([text_table(["part", "", "source", "value"], rows), "a value for one number of bits is taken to others as it says, "
+                      "/bit or /level, else in proportion to bits"])
 
 
 def short(source: str) -> str:

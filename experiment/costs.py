@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from models import quant
-from models.quant.cost import Band, CostReport, Counts, LayerCost, Technology, counting, estimate
+from models.quant.cost import Band, CostReport, Counts, LayerCost, Origin, Technology, counting, estimate
 from models.quant.cost.events import Events, check_width
 
 from . import distributed
@@ -99,7 +99,7 @@ def restored(values: Mapping[str, Any]) -> CostReport:
         **{name: {part: Band(*band) for part, band in each[name].items()} for name in ("energy", "area")}}) for each in values["layers"])
     return CostReport(**values | {
         "layers": layers, "digital": tuple(values["digital"]), "interval": Band(*values["interval"]), "leakage": Band(*values["leakage"]),
-        "sources": {part: tuple(each) for part, each in values["sources"].items()}})
+        "sources": {part: tuple(Origin(*origin) for origin in each) for part, each in values["sources"].items()}})
 
 
 def _events(values: Mapping[str, Any]) -> Events:

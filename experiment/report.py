@@ -65,7 +65,8 @@ def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: st
                       "changed: images that are classified differently than by "
                       + ("the float network, or by the quantized one without ADCs" if converted else "the software"),
                       *([f"with a device: mean, deviation and lowest of {several} chips"] if several > 1 else []),
-                      *(["costs, of an image: by typical sources (by the cheapest to the dearest)"] if costed else [])])
+                      *(["costs, of an image: by typical sources (by the cheapest to the dearest; where the typical value is an end, one "
+                         "source makes both)"] if costed else [])])
 
 
 def _has_a_mean(record: Record) -> bool:

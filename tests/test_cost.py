@@ -4,10 +4,11 @@ The oracle of the energies makes each array as a list of its cells' conductances
 published figures are compositions of published parts: they guard counting and linearity, not the physics.
 """
 
+import contextlib
 import copy
 import functools
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import oracle
@@ -374,9 +375,46 @@ def test_sources_make_a_band_and_are_named(technology):
     found = technology(adc_energy=["3,pJ,1-8", "0.9,pJ/bit", "0.125,pJ/level", "9,pJ,6", "2,pJ,1-8,130"], add="1,pJ")
     report = costs(layer, x, found)
     scaled = 2 * scaling.energy_factor(130, 65)
-    assert np.allclose(report.energy_by_component["ADC"], Band(1e-12 * min(scaled, 1), 3e-12, 3e-12))
-    assert report.sources == {"adc_energy": ("adc_energy source 4", "adc_energy source 0", "adc_energy source 0")}
+    assert np.allclose(report.energy_by_component["ADC"], Band(1e-12 * min(scaled, 1), 3e-12, 4.5e-12))
+    assert {part: [origin.text for origin in origins] for part, origins in report.sources.items()} == {
+        "adc_energy": ["adc_energy source 4", "adc_energy source 0", "adc_energy source 3"], "add": ["add source 0"] * 3}
     assert np.allclose(report.energy, np.array(report.energy_by_component["ADC"]) + 1e-12)
+
+
+@pytest.mark.parametrize("part, unit", [("adc_energy", "pJ"), ("adc_area", "um2"), ("adc_time", "ns")])
+def test_one_source_makes_the_typical_costs_of_all_bits(part, unit, technology):
+    """Where it is for one number of bits those of others are taken from there: by its law, else in proportion to bits."""
+    layer, x = linear(4, 1, CrossbarSpec(w_bits=1, a_bits=1, adc_bits=3, adc_range="full"))  # one conversion by one converter
+    quantity, size = {"pJ": ("energy", 1e-12), "um2": ("area", 1e-12), "ns": ("latency", 1e-9)}[unit]
+    for first, values in ((f"0.9,{unit},6", (0.75, 0.9, 1.05)), (f"0.01,{unit}/level,6", (0.32, 0.64, 1.28)), (f"2,{unit},1-7", (2, 2, 2))):
+        found = technology(**{part: [first, f"0.05,{unit}/bit,1-8", f"9,{unit},6-7"]}, cell_area="0,F2", columns="1,lines")
+        for bits, value in zip((5, 6, 7), values):
+            layer.set_spec(replace(layer.spec, adc_bits=bits))
+            band = getattr(costs(layer, x, found), quantity)
+            assert band == approx([size * each for each in (0.05 * bits, value, 9 if bits > 5 else value)])
+    message = f"own has no {part} for converters of 8 bits; it has 1 to 7 bits by {part} source 0; 1 to 8 bits by {part} source 1; "
+    with pytest.raises(ValueError, match=message + f"6 to 7 bits by {part} source 2: the first, which is typical, must cover them"):
+        found.for_bits(part, [8])
+
+
+def test_values_are_told_as_they_were_given_and_at_the_node(technology):
+    """By the polynomials of 20 and 32 nm at 0.9 V: energies of 0.20079 and 0.457137, and of 28 nm by the line between their logarithms
+    0.36185."""
+    found = technology(adc_energy=["0.9,pJ,6,28", "15,fJ/bit,1-8,32", "0.5,pJ"], leakage="2,uW,,28", adc_time="3,ns/bit,,28", node="32,nm")
+    texts = [source.value_text(32) for part in ("adc_energy", "leakage", "adc_time") for source in found.of(part)]
+    assert texts == ["0.9 pJ for 6 bits at 28 nm, 1.137 pJ at 32 nm", "0.015 pJ/bit", "0.5 pJ", "2 uW at 28 nm, 2.527 uW at 32 nm",
+                     "3 ns/bit"]
+
+
+def test_typical_costs_of_presets_never_fall_with_more_bits():
+    for name in Technology.presets():
+        found = Technology.load(name)
+        for part in ("adc_energy", "adc_area", "adc_time"):
+            values = []
+            for bits in range(1, 13):
+                with contextlib.suppress(ValueError):  # too many for it
+                    values.append(found.for_bits(part, [bits])[0].at(part, found.node, bits))
+            assert len(values) >= (12 if name.startswith("rram") else 8) and (np.diff(values) >= 0).all()
 
 
 def test_units_and_values_of_another_node(technology):

@@ -17,7 +17,7 @@ from experiment.costs import figures
 from experiment.evaluation import Record, Setting
 from models.quant import CrossbarSpec
 from models.quant.adc import Plan
-from models.quant.cost import Technology
+from models.quant.cost import Origin, Technology
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,6 +32,7 @@ def test_costs_of_a_table(run, checkpoint):
     assert all(row["energy_uJ_low"] <= row["energy_uJ"] <= row["energy_uJ_high"] for row in rows if row["cost"])
     assert rows[0]["energy_uJ"] is None and rows[2]["energy_uJ"] < rows[1]["energy_uJ"]
     table = text.split("setting   ")[-1]
+    assert "typical and dearest" in text and " at 65 nm" in text  # the sources, and what they are at the node
     assert "energy uJ" in table and "TOPS/W" in table and f"{rows[1]['energy_uJ']:.3g} (" in table
     content = json.loads((folder / "cost.json").read_text())
     assert content["technology"]["name"] == "rram_65nm" and len(content["settings"]) == 3
@@ -176,14 +177,29 @@ def test_columns_of_costs(cost):
 
 def test_what_files_of_costs_hold(cost):
     layer = linear(20, 6, CrossbarSpec(adc_range="full"))[0]
-    made = costed(cost, sources={"adc": ("low one: x", "t", "high one: y")})
+    origins = [Origin(text, value) for text, value in (("low one: x", "1 pJ"), ("t", "2 pJ"), ("high one: y", "3 pJ"))]
+    made = costed(cost, sources={"adc": tuple(origins)})
     lines = list(csv.DictReader(cost_report._csv([made], layer).splitlines()))
     assert all(float(line["low"]) <= float(line["typical"]) <= float(line["high"]) for line in lines)
     assert any(float(line["low"]) < float(line["high"]) for line in lines)
-    assert "adc low one and high one" in cost_report.layers_table(made.cost)
     content = cost_report._setting(made)
+    assert content["sources_of_ends"] == {"adc": ["low one: x", "t", "high one: y"]}
+    assert content["values_of_ends"] == {"adc": ["1 pJ", "2 pJ", "3 pJ"]}
     assert (content["leakage_W"], content["interval_s"]) == (cost.leakage, cost.interval)
     assert figures(cost)["latency_us"] == pytest.approx(1e6 * cost.latency[1])
+
+
+def test_sources_of_typical_values_and_ends(cost):
+    """Which one makes which of them, and of the ADC with which bits."""
+    a, b, c = (Origin(f"{name} (1999): so", f"{name} pJ") for name in "ABC")
+    records = [costed(cost, sources={"adc_energy": (a, b, c), "row_on": (a, a, b), "add": (a, a, a)}),
+               costed(cost, sources={"adc_energy": (b, b, b), "row_on": (a, a, b), "add": (a, a, a)})]
+    records[1] = replace(records[1], setting=Setting(CrossbarSpec(adc_bits=3)))
+    lines = [line.split() for line in cost_report.sources_table(records).splitlines()[2:-1]]
+    assert lines == [line.split() for line in (
+        "adc_energy, 6-bit ADC typical B B pJ", "cheapest A A pJ", "dearest C C pJ", "adc_energy, 3-bit ADC one source B B pJ",
+        "row_on typical and cheapest A A pJ", "dearest B B pJ", "add one source A A pJ")]
+    assert "one source makes both" in report.settings_table(records, 100, "test images")
 
 
 def test_pictures_of_costs(cost, monkeypatch, tmp_path):

@@ -9,9 +9,9 @@
 
 from ..counts import Counts, LayerCounts
 from .count import count, counting
-from .estimate import Band, CostReport, LayerCost, estimate
+from .estimate import Band, CostReport, LayerCost, Origin, estimate
 from .events import Events, events
 from .technology import Source, Technology
 
-__all__ = ["Band", "CostReport", "Counts", "Events", "LayerCost", "LayerCounts", "Source", "Technology", "count", "counting",
+__all__ = ["Band", "CostReport", "Counts", "Events", "LayerCost", "LayerCounts", "Origin", "Source", "Technology", "count", "counting",
            "estimate", "events"]

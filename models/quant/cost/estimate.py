@@ -52,6 +52,13 @@ class Band(NamedTuple):
 NOTHING = Band(0.0, 0.0, 0.0)
 
 
+class Origin(NamedTuple):
+    """Where a value comes from. Attributes: text, of its source; value, as that gives it, and at the technology's node."""
+
+    text: str
+    value: str
+
+
 @dataclass(frozen=True)
 class LayerCost:
     """One layer. Attributes: events, of all the images counted; energy, J an image, and area, m2, by component; latency, s an image;
@@ -75,7 +82,7 @@ class CostReport:
         layers: those on crossbars. digital: names of those that compute their sums without an ADC, whose costs are not in here.
         interval: s between images: the latency, or pipelined that of the slowest layer.
         leakage: W, always.
-        sources: for each part `(cheapest, typical, dearest)` source, where it has several that make a difference.
+        sources: for each part that costs something `(cheapest, typical, dearest)`; all the same where it has one source.
     """
 
     technology: str
@@ -84,7 +91,7 @@ class CostReport:
     digital: tuple[str, ...]
     interval: Band
     leakage: Band
-    sources: dict[str, tuple[str, str, str]]
+    sources: dict[str, tuple[Origin, Origin, Origin]]
 
     @property
     def energy_by_component(self) -> dict[str, Band]:
@@ -139,8 +146,8 @@ def estimate(counts: Counts, network: nn.Module, technology: Technology, device:
         counts: by `count`, of this network, whatever its cells and ADCs were.
         network: its layers' specs and ADC plans are those that cost.
         device: whose nominal levels the cells have; None, those of the technology.
-    Raises: ValueError for a network without an ADC, converters of bits that no source covers, arrays too narrow for a weight, and
-        arrays whose idle reads were not counted.
+    Raises: ValueError for a network without an ADC, converters of bits that a typical source is not for, arrays too narrow for a weight,
+        and arrays whose idle reads were not counted.
     """
     layers = [(name, layer) for name, layer in crossbar_layers(network) if name in counts.layers]
     costed = [(name, layer) for name, layer in layers if layer.spec.adc_range != "ideal"]
@@ -213,9 +220,11 @@ class _Ends:
         pixels = done.pixels / self.images
         return each.scaled(max(pixels / hardware.copies, min(pixels, 1.0)))  # a pixel is read by one copy
 
-    def named(self) -> dict[str, tuple[str, str, str]]:
-        """The texts of the sources of those parts where they are several."""
-        return {component: tuple(source.text for source in chosen) for component, chosen in self.chosen.items() if len(set(chosen)) > 1}
+    def named(self) -> dict[str, tuple[Origin, Origin, Origin]]:
+        """The sources of those parts that cost something."""
+        node = self.technology.node
+        return {component: tuple(Origin(source.text, source.value_text(node)) for source in chosen)
+                for component, chosen in self.chosen.items() if any(source.value for source in chosen)}
 
     def _sources(self, component: str) -> tuple[Source, ...]:
         if component not in self.chosen:

@@ -7,6 +7,9 @@
 
 A part may stand on several lines, from several sources: the first is the typical one, the cheapest and the dearest make a band. Lines
 of a file replace those for the same part in the files that it includes. `PARTS` and the other fields of `Technology` say what there is.
+
+A source of converters for one number of bits is one for all: by its own law, else in proportion to bits. The first source is typical
+whatever the bits, so that the typical costs of settings that differ in bits lie on one curve; bits that it is not for have no cost.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ UNITS = {"energy": {"fJ": 1e-15, "pJ": 1e-12, "nJ": 1e-9}, "area": {"um2": 1e-12
          "time": {"ps": 1e-12, "ns": 1e-9, "us": 1e-6}, "power": {"nW": 1e-9, "uW": 1e-6, "mW": 1e-3}, "rate": {"MS/s": 1e6, "GS/s": 1e9},
          "voltage": {"mV": 1e-3, "V": 1.0}, "conductance": {"uS": 1e-6}, "node": {"nm": 1.0}, "cell": {"F2": 1.0}, "lines": {"lines": 1},
          "number": {"": 1}, "switch": {"": 1}}
+SHOWN = {"energy": "pJ", "area": "um2", "time": "ns", "power": "uW", "rate": "MS/s"}  # the unit in which values are told
 OF_ADC = "adc_energy", "adc_area", "adc_time"  # whose values depend on bits
 
 # What a line may be about: (quantity, whether it must be there, what it is).
@@ -72,18 +76,36 @@ class Source:
     node: float | None = None
     text: str = ""
 
+    @property
+    def of_one(self) -> bool:
+        """Whether it is for one number of bits, from which it is taken to all others."""
+        return self.component in OF_ADC and self.bits is not None and self.bits[0] == self.bits[1]
+
     def covers(self, bits: Iterable[int]) -> bool:
         """Whether it says what converters of all these bits cost."""
-        return self.bits is None or all(self.bits[0] <= b <= self.bits[1] for b in bits)
+        return self.bits is None or self.of_one or all(self.bits[0] <= b <= self.bits[1] for b in bits)
 
     def at(self, component: str, node: float, bits: int = 0) -> float:
         """The value at a node, of a converter of these bits. Args: component, whose value is wanted: a fit has two."""
         if self.component == "adc_fit":
             return (adc_fit.energy if component == "adc_energy" else adc_fit.area)(bits, node, self.value)
-        value, quantity = self.value * LAWS[self.law](bits), PARTS[self.component][0]
+        law = bits / self.bits[0] if self.of_one and not self.law else LAWS[self.law](bits)
+        return self.value * law * self._scaling(node)
+
+    def value_text(self, node: float) -> str:
+        """Its value as it was given, and what that is at a node."""
+        quantity = PARTS[self.component][0]
+        unit = SHOWN[quantity]
+        given, scaled = (f"{value / UNITS[quantity][unit]:.4g} {unit}{self.law}" for value in (self.value, self.value * self._scaling(node)))
+        given += f" for {self.bits[0]} bits" if self.of_one else ""
+        return given if self._scaling(node) == 1 else f"{given} at {self.node:g} nm, {scaled} at {node:g} nm"
+
+    def _scaling(self, node: float) -> float:
+        """What its value is multiplied by at a node: times do not change."""
+        quantity = PARTS[self.component][0]
         if self.node is None or quantity == "time":
-            return value
-        return value * (area_factor if quantity == "area" else energy_factor)(self.node, node)
+            return 1.0
+        return (area_factor if quantity == "area" else energy_factor)(self.node, node)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,25 +184,26 @@ class Technology:
         return (*self.sources.get(component, ()), *fits)
 
     def for_bits(self, component: str, bits: Iterable[int]) -> tuple[Source, ...]:
-        """The sources of a part that cover converters of all these bits.
+        """The sources of a part that cover converters of all these bits, the typical one first.
 
-        Raises: ValueError where none does, naming those that there are.
+        Raises: ValueError where that does not, naming those that there are.
         """
         wanted = sorted(set(bits))
-        found = tuple(source for source in self.of(component) if source.covers(wanted))
-        if not found:
-            known = "; ".join(f"{_span(source.bits)} bits by {source.text or source.component}" for source in self.of(component))
-            raise ValueError(f"{self.name} has no {component} for converters of {_listed(wanted)} bits; it has {known}")
-        return found
+        known = self.of(component)
+        if not known[0].covers(wanted):
+            texts = "; ".join(f"{_span(source)} bits by {source.text or source.component}" for source in known)
+            raise ValueError(f"{self.name} has no {component} for converters of {_listed(wanted)} bits; it has {texts}: the first, which "
+                             "is typical, must cover them")
+        return tuple(source for source in known if source.covers(wanted))
 
     def check_adc(self, bits: Iterable[int]) -> None:
-        """Refuse converters of bits that no source covers. Raises: ValueError."""
+        """Refuse converters of bits that the typical source does not cover. Raises: ValueError."""
         for component in OF_ADC:
             self.for_bits(component, bits)
 
     def describe(self) -> str:
         """A paragraph: node, arrays and sources."""
-        adcs = "; ".join(f"{source.text} ({_span(source.bits)} bits)" for source in self.of("adc_energy"))
+        adcs = "; ".join(f"{source.text} ({_span(source)} bits)" for source in self.of("adc_energy"))
         return (f"{self.name}: {self.note} {self.node:g} nm, arrays of {self.columns} columns, {self.columns_per_adc} to an ADC, "
                 f"{self.read_voltage:g} V for {1e9 * self.read_pulse:g} ns, cells {1e6 * self.g_min:g} to {1e6 * self.g_max:g} uS. "
                 f"ADC energy: {adcs}.")
@@ -269,8 +292,10 @@ def _bits(text: str, where: str) -> tuple[int, int] | None:
     return int(first), int(last or first)
 
 
-def _span(bits: tuple[int, int] | None) -> str:
-    return "all" if bits is None else f"{bits[0]}" if bits[0] == bits[1] else f"{bits[0]} to {bits[1]}"
+def _span(source: Source) -> str:
+    if source.bits is None or source.of_one:
+        return "all" if source.bits is None else f"all, from {source.bits[0]}"
+    return f"{source.bits[0]} to {source.bits[1]}"
 
 
 def _listed(bits: list[int]) -> str:
