@@ -97,8 +97,9 @@ def losses_table(layers: Sequence[Mapping[str, Any]]) -> str:
         "level away", "dB: signal to error of the layer's output, its inputs those of software", *of_gate, "",
         text_table(["layer", "all errors dB", *sources.values()],
                    [[e["layer"], db(e["all"]), *(f"{e['shares'][key]:.1%}" for key in sources)] for e in layers]),
-        "all errors dB: against the output of unquantized inputs and weights; shares: of the squares of what each adds, switched on from "
-        "left to right; scatter: with drift and faults; noise: of reads, and offset and gain of converters"])
+        "all errors dB: against the output of unquantized inputs and weights; shares: what each, switched on from left to right, adds to the "
+        "square of that error, below 0 where it takes some away; scatter: with drift and faults; noise: of reads, and offset and gain of "
+        "converters"])
 
 
 def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]],
@@ -163,15 +164,18 @@ def _losses_panel(axes: Any, layers: Sequence[Mapping[str, Any]], turned: bool) 
 
 
 def _shares_panel(axes: Any, layers: Sequence[Mapping[str, Any]], turned: bool) -> None:
-    place, below = np.arange(len(layers)), np.zeros(len(layers))
+    """What adds to the error stands on top of each other above 0, what takes away from it hangs below."""
+    place, ends = np.arange(len(layers)), np.zeros((2, len(layers)))  # of the bars below 0 and above it
     for key, text in _sources(layers).items():
         values = np.array([100 * entry["shares"][key] for entry in layers])
-        axes.bar(place, values, 0.8, below, label=text, color=f"C{list(SOURCES).index(key)}")
-        below += values
+        side = (values > 0).astype(int), place
+        axes.bar(place, values, 0.8, ends[side], label=text, color=f"C{list(SOURCES).index(key)}")
+        ends[side] += values
     axes.set_xticks(place, [entry["layer"] for entry in layers], fontsize="x-small", rotation=90 if turned else 0)
     axes.set_ylabel("share of the error (%)")
-    axes.set_title("where each layer's error comes from", fontsize="small")
-    axes.set_ylim(0, 118)  # room for the legend
-    axes.set_yticks(range(0, 101, 20))
-    if below.any():
+    axes.set_title("what each source adds to a layer's error, or takes away", fontsize="small")
+    low, high = ends[0].min(), max(100.0, ends[1].max())
+    axes.set_ylim(1.05 * low, high + 0.18 * (high - low))  # room for the legend
+    axes.axhline(0, color="black", linewidth=0.8)
+    if ends.any():
         axes.legend(fontsize="x-small", ncols=len(SOURCES), loc="upper right")

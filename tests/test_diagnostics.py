@@ -194,3 +194,23 @@ def test_what_a_chip_loses_is_what_its_output_lacks():
     [entry] = diagnostics.losses(net, x, corrected=False)
     error = (layer.simulate(x).double() - wanted).square().sum()
     assert entry["chip"] == pytest.approx(10 * float(torch.log10(wanted.square().sum() / error)))
+
+
+def test_an_adc_that_rounds_scatter_away_has_a_negative_share():
+    """Reads that lie less than half a step from those of ideal cells come out as these: what scatter adds the ADC takes away, and
+    the quantization is the whole error in the end."""
+    torch.manual_seed(0)
+    layer = QLinearDoreFa(40, 30, bias=False, spec=CrossbarSpec(adc_range="full", adc_bits=6, rows=8), alpha_init=1.0).eval()
+    net, x = nn.Sequential(layer), torch.rand(30, 40)
+    program(net, Device("quiet", "invented", 5.0, 50.0, sigma_us=0.4))  # reads by 0.04 levels, which lie half a level apart
+    [entry] = diagnostics.losses(net, x, corrected=False)
+    assert entry["cells"] < 60 and entry["both"] is None
+    assert entry["shares"]["quantization"] == pytest.approx(1) and entry["shares"]["scatter"] > 1e-4
+    assert entry["shares"]["adc"] == pytest.approx(-entry["shares"]["scatter"])
+
+
+def test_shares_are_what_each_step_adds_to_the_error():
+    """Squares of the errors 1, 3, 3, 3, 2: of 4 in the end 1, 8, nothing, nothing and -5. Changes of rounding are none."""
+    steps = [torch.tensor([[10.0, value]], dtype=torch.float64) for value in (0, 1, 3, 3 + 1e-8, 3, 2)]
+    assert diagnostics._shares(steps) == {"quantization": 0.25, "scatter": 2.0, "wires": 0.0, "noise": 0.0, "adc": -1.25}
+    assert set(diagnostics._shares(steps[:1] * 6).values()) == {0.0}

@@ -82,8 +82,9 @@ def losses(model: nn.Module, images: Tensor, corrected: bool = True,
         distance of its cells from nominal ones, in levels); far (share of cells that are more than half a level away); output
         SQNR in dB against software, None where nothing is lost: adc (the ADC on nominal cells), cells (the chip's cells without ADC),
         both, and chip (with what its reads have besides, equal to both where that is nothing); all, that of the chip against the
-        output of unquantized inputs and weights (`CrossbarLayer.unquantized`); and shares, of SOURCES, of the sum of the squares of what
-        each adds to the output's error, switched on in this order; all 0 where nothing is lost.
+        output of unquantized inputs and weights (`CrossbarLayer.unquantized`); and shares, what each of SOURCES, switched on in this order,
+        adds to the sum of the squares of that error, as a share of it in the end: their sum is 1, and those are negative that take away
+        some of what the ones before did. All 0 where nothing is lost.
     """
     layers, result = [(name, layer) for name, layer in converted_layers(model) if layer.chip], []
     inputs, wanted = ideal_pass(model, layers, images)
@@ -125,10 +126,11 @@ def _sqnr(wanted: Tensor, found: Tensor) -> float | None:
 
 def _shares(steps: list[Tensor]) -> dict[str, float]:
     """Of each of SOURCES. Args: steps, outputs without errors and with one source after another."""
-    signal = steps[0].square().sum().item()
-    errors = [(after - before).square().sum().item() for before, after in pairwise(steps)]
-    errors = [error if error > signal * ROUNDING else 0.0 for error in errors]
-    return {source: error / (sum(errors) or 1.0) for source, error in zip(SOURCES, errors)}
+    signal, (wanted, *found) = steps[0].square().sum().item(), steps
+    errors = [0.0, *((y - wanted).square().sum().item() for y in found)]
+    changed = [(after - before).square().sum().item() > signal * ROUNDING for before, after in pairwise(steps)]
+    added = [float(change) * (after - before) for change, (before, after) in zip(changed, pairwise(errors))]
+    return {source: error / (errors[-1] or 1.0) for source, error in zip(SOURCES, added)}
 
 
 def cell_levels(layer: CrossbarLayer) -> list[dict[str, Any]]:
