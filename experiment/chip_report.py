@@ -97,8 +97,8 @@ def losses_table(layers: Sequence[Mapping[str, Any]]) -> str:
         "level away", "dB: signal to error of the layer's output, its inputs those of software", *of_gate, "",
         text_table(["layer", "all errors dB", *sources.values()],
                    [[e["layer"], db(e["all"]), *(f"{e['shares'][key]:.1%}" for key in sources)] for e in layers]),
-        "all errors dB: against the output of unquantized inputs and weights; shares: what each, switched on from left to right, adds to the "
-        "square of that error, below 0 where it takes some away; scatter: with drift and faults; noise: of reads, and offset and gain of "
+        "all errors dB: against the output of unquantized inputs and weights; shares: what each adds to the square of that error, switched "
+        "on from left to right, below 0 where it takes some away; scatter: with drift and faults; noise: of reads, and offset and gain of "
         "converters"])
 
 

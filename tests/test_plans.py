@@ -431,6 +431,53 @@ def test_weights_of_errors_decide_who_gets_the_bits(tiny, monkeypatch):
     assert totals[0][0] > totals[1][0] + 5 and totals[1][1] > totals[0][1] + 5
 
 
+@torch.no_grad()
+def test_what_a_plan_is_expected_to_lose_is_said(tiny, monkeypatch, caplog):
+    """The sum of the layers' errors, each times its weight, against the outputs; the mean of the bits that reads have."""
+    caplog.set_level("INFO", "models.quant.expectation")
+    model, x = tiny(spec=PLANNED), images(3)
+    monkeypatch.setattr(calibration, "error_weights", lambda model, images, choices: {name: 0.5 + i for i, name in enumerate(choices)})
+    calibrate(model, x)
+    error, reads, bits = 0.0, 0, 0
+    for i, (layer, choices) in enumerate(zip((layer for _, layer in crossbar_layers(model)), choices_of(model, x).values())):
+        for place, b in np.ndenumerate(layer.adc_bits_plan.numpy()):
+            error += (0.5 + i) * choices.error[(*place, b)]
+            reads, bits = reads + choices.reads, bits + choices.reads * b
+    outputs = tiny(spec=CrossbarSpec(cell_bits=2, adc_range="ideal"))(x)
+    decibels = 10 * np.log10(float(outputs.double().square().mean()) / error)
+    [said] = [record.getMessage() for record in caplog.records if "expected" in record.getMessage()]
+    assert said.startswith(f"plan of {bits / reads:.2f} bits in the mean: {decibels:.1f} dB expected at the network's output")
+    caplog.clear()
+    calibrate(model, x, share="layer")
+    assert not caplog.records
+
+
+@torch.no_grad()
+def test_what_a_plan_is_expected_to_lose_is_about_what_it_loses(tiny, caplog):
+    caplog.set_level("INFO", "models.quant.expectation")
+    x, said = images(64), []
+    exact = tiny(spec=CrossbarSpec(cell_bits=2, adc_range="ideal"))(x)
+    for mean in (1.5, 3, 5):
+        model = tiny(spec=replace(PLANNED, adc_bits=mean))
+        calibrate(model, x)
+        lost = 10 * np.log10(float(exact.square().sum() / (model(x) - exact).square().sum()))
+        said.append(float(caplog.records[-1].getMessage().split("mean: ")[1].split(" dB")[0]))
+        assert said[-1] == pytest.approx(lost, abs=4)
+    assert said == sorted(said) and said[2] > said[0] + 10
+
+
+@torch.no_grad()
+def test_ones_on_word_lines_are_said(caplog):
+    """Each output pixel of a padded image of 2 x 2 sees 4 of its 9 places: of codes 5 the lowest bit and the third are on in 16 of 36. A
+    network of no error loses nothing."""
+    caplog.set_level("INFO", "models.quant.expectation")
+    torch.manual_seed(0)
+    spec = CrossbarSpec(w_bits=4, a_bits=4, adc_plan="significance", adc_bits=8, rows=16)
+    layer = Qconv2dDoreFa(2, 3, 3, padding=1, spec=spec, alpha_init=1.0).eval()
+    calibrate(nn.Sequential(layer), torch.full((1, 2, 2, 2), 5 / 15))
+    assert ": no error expected" in caplog.text and "word lines 44, 0, 44, 0 % are one, the lowest first" in caplog.text
+
+
 def test_a_plan_of_the_network_needs_images(tiny):
     model, x = tiny(spec=PLANNED), images(2)
     histograms = collect_histograms(model, x)

@@ -94,7 +94,7 @@ def test_the_report_of_a_chip(drawn, weights, tmp_path):
 
 def test_what_takes_error_away_hangs_below_0(drawn, tmp_path):
     shares = {"quantization": 0.25, "scatter": 2.0, "wires": 0.0, "noise": -0.5, "adc": -0.75}
-    losses = [{"layer": "a", "scatter": 0.25, "far": 0.1, "adc": 10.0, "cells": 2.0, "both": 3.0, "chip": 4.0, "all": 5.0, "shares": shares}]
+    losses = [{"layer": "a", "scatter": 0.2, "far": 0.1, "adc": 10.0, "cells": 2.0, "both": 3.0, "chip": 4.0, "all": 5.0, "shares": shares}]
     assert chip_report.losses_table(losses).splitlines()[8].split() == ["a", "5.0", "25.0%", "200.0%", "-50.0%", "-75.0%"]
     slices = [{"slice": 0, "bits": 1, "edges": [0, 1], "levels": [{"level": 0, "cells": 1, "histogram": [1]}]}]
     chip_report.plot(tmp_path, "title", "a", slices, losses, None, CrossbarSpec())

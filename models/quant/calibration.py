@@ -14,6 +14,7 @@ from . import adc, channels
 from .cells import Cells
 from .counts import counting
 from .crossbar import CrossbarLayer, crossbar_layers
+from .expectation import say_expected
 from .modes import converted_layers, in_mode, without_adc
 from .readout import image_numbers
 from .spec import check, choice
@@ -49,7 +50,6 @@ class Calibration:
         "channel", ("channel", "none"), "channel: each output channel is scaled and shifted digitally, so that its mean and "
         "deviation on training images are those without ADC; batch norm takes both in. none: ranges alone, which lose more, "
         "most of all with few bits.")
-
     share: str = choice("network", ("network", "layer"), "what the mean of a plan is taken over. network: all conversions of the "
                         "network, each layer's error weighed by what it does to the network's output. layer: those of each layer.")
     on: str = choice("nominal", ("nominal", "chip"), "nominal: ranges are chosen on cells without scatter, at design time. chip: on the "
@@ -173,11 +173,14 @@ def _set_plans(model, layers, histograms, bins, chosen, images):
     for name, layer in layers:
         groups.setdefault(layer.spec.adc_bits if share == "network" else name, []).append((name, layer))
     for group in groups.values():
-        bits, weights = [layer.spec.adc_bits for _, layer in group], None
+        of_group, weights = {name: choices[name] for name, _ in group}, None
         if share == "network":
-            weights = list(error_weights(model, images, {name: choices[name] for name, _ in group}).values())
-        for (_, layer), plan in zip(group, adc.plans([choices[name] for name, _ in group], bits, weights)):
+            weights = list(error_weights(model, images, of_group).values())
+        plans = adc.plans([*of_group.values()], [layer.spec.adc_bits for _, layer in group], weights)
+        for (_, layer), plan in zip(group, plans):
             layer.set_plan(plan)
+        if weights:
+            say_expected(model, torch.cat(images)[:WEIGHT_IMAGES], of_group, plans, weights)
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ class Source:
         """Its value as it was given, and what that is at a node."""
         quantity = PARTS[self.component][0]
         unit = SHOWN[quantity]
-        given, scaled = (f"{value / UNITS[quantity][unit]:.4g} {unit}{self.law}" for value in (self.value, self.value * self._scaling(node)))
+        given, scaled = (f"{factor * self.value / UNITS[quantity][unit]:.4g} {unit}{self.law}" for factor in (1, self._scaling(node)))
         given += f" for {self.bits[0]} bits" if self.of_one else ""
         return given if self._scaling(node) == 1 else f"{given} at {self.node:g} nm, {scaled} at {node:g} nm"
 
