@@ -77,13 +77,13 @@ def measure_checkpoint(settings: TrainSettings, actions: Actions, checkpoint: di
         if Path(actions.export).is_dir():
             raise UserError(f"--export {actions.export} is a folder: give the name of a file")
     log = get_logger()
-    images = data.load(settings.dataset, settings.data_path, log.info)
+    images = data.limited(data.load(settings.dataset, settings.data_path, log.info), settings.limit_test)
     trained_on = checkpoint.get("data")
     if trained_on:  # images are scaled as those of the training were
         data.check_classes(images, trained_on, actions.resume)
         images = replace(images, mean=tuple(trained_on["mean"]), std=tuple(trained_on["std"]))
     training.program(net, settings)
-    _, accuracy = training.evaluate(net, images.test_x.to(device), images.test_y.to(device), images)
+    _, accuracy = training.evaluate(net, images.test_x.to(device), images.test_y.to(device), images, title="test images")
     log.info(f"test accuracy {accuracy:.2f} % on {len(images.test_y)} images of {settings.dataset} ({actions.resume})")
     if actions.export and distributed.is_first():
         export(settings, actions, checkpoint, accuracy, len(images.test_y))
@@ -176,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
             load_weights(net, checkpoint["state_dict"], allow_missing=ADC_BUFFERS, source=actions.resume)
     else:
         images = data.load(settings.dataset, settings.data_path, log.info)
+    images = data.limited(images, settings.limit_test)
     learns_from = teacher.teacher_of(settings, others, checkpoint, bool(actions.resume), num_classes, device,
                                      actions.fine_tune or actions.resume)
     run = training.Run(settings, net, images, device, log, checkpoint, learns_from)

@@ -80,6 +80,12 @@ def load(dataset: str, data_path: str | Path = "./data", log: Callable[[str], ob
     return _seen_through(found, transform) if transform else found
 
 
+def limited(data: Dataset, test_images: int | None) -> Dataset:
+    """The data set with no more than so many test images, spread evenly over them; None: all."""
+    some = evenly(len(data.test_y), test_images or len(data.test_y))
+    return data if len(some) == len(data.test_y) else replace(data, test_x=data.test_x[some], test_y=data.test_y[some])
+
+
 def num_classes(dataset: str, data_path: str | Path = "./data") -> int:
     """How many classes load() would find, without decoding or downloading anything.
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 from models import quant
 
@@ -47,12 +48,15 @@ def loss_and_correct(loss: torch.Tensor, logits: torch.Tensor, labels: torch.Ten
 
 @torch.no_grad()
 def evaluate(net: nn.Module, x: torch.Tensor, y: torch.Tensor, data: Dataset, amp: str = "off", batch_size: int = 250,
-             tick: Callable[[], None] = lambda: None, teacher: Teacher | None = None) -> tuple[float, float]:
+             tick: Callable[[], None] = lambda: None, teacher: Teacher | None = None, title: str = "") -> tuple[float, float]:
     """(mean loss, accuracy in percent) on uint8 images x; each of several processes has whole batches. tick() is called before every
-    batch, by all processes before each of them has one, and may raise. With a teacher the loss is that of training with it."""
+    batch, by all processes before each of them has one, and may raise. With a teacher the loss is that of training with it. title: of a
+    progress bar on a terminal."""
     net.eval()
     sums = []
-    for number, (images, labels) in enumerate(zip(x.split(batch_size), y.split(batch_size), strict=True)):
+    batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+    hidden = None if title and distributed.is_first() else True  # None: but on a terminal
+    for number, (images, labels) in enumerate(tqdm(batches, title, unit="batch", dynamic_ncols=True, leave=False, disable=hidden)):
         if number % distributed.world() == 0:
             tick()
         if not distributed.mine(number):

@@ -67,6 +67,7 @@ class Network:
     val_split: float = option(0.1, "share of the training images that chooses the best epoch; 0 trains on all of them and takes "
                               "the last epoch", SHARE)
     limit_train: int | None = option(None, "use only this many training images, for a quick try; default all", COUNT)
+    limit_test: int | None = option(None, "use only this many test images, spread evenly over them; default all", COUNT)
     cutout: int = option(0, "cover a random square of this many pixels a side", COUNT_OR_0)
     no_flip: bool = option(False, "never mirror training images, as --dataset digits never does: for signs, letters, and whatever is "
                            "another class in a mirror", bool)
@@ -325,6 +326,8 @@ def _settings_of_checkpoint(actions: Actions, checkpoint: dict, given: Mapping[s
     """What the checkpoint of --resume was trained with; what was given must agree with it."""
     source = actions.resume
     found = from_checkpoint(checkpoint, source)
+    if actions.evaluate:
+        found.pop("limit_test", None)  # of a quick try
     conversion_settings.check_code(found, given, source)
     fixed = FIXED_ON_EVALUATE
     if not actions.evaluate:

@@ -222,7 +222,7 @@ class Run:
         load_weights(net, best["state_dict"], allow_missing=quant.ADC_BUFFERS, source=self.folder / BEST)
         program(net, self.settings)
         x, y = self.data.test_x.to(self.device), self.data.test_y.to(self.device)
-        _, self.test_acc = evaluate(net, x, y, self.data, tick=self.stop.check)
+        _, self.test_acc = evaluate(net, x, y, self.data, tick=self.stop.check, title="test images")
         self.save()
         if not distributed.is_first():
             return

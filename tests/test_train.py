@@ -229,6 +229,28 @@ def test_the_test_images_are_used_once_after_the_last_epoch(tmp_path, monkeypatc
     assert calls == [val, val, val, 359]
 
 
+def test_few_test_images(tmp_path, monkeypatch, capsys):
+    """Every 89th of 359, under a bar of their own; a checkpoint of them is measured on all, unless these are asked for again."""
+    seen, evaluate = [], training.evaluate
+
+    def kept(net, x, y, *args, **more):
+        if more.get("title"):
+            seen.append(y.tolist())
+        return evaluate(net, x, y, *args, **more)
+
+    monkeypatch.setattr(training, "evaluate", kept)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    quick(tmp_path, "--epochs", "1", "--limit_test", "4")
+    assert "test images:" in capsys.readouterr().err
+    for more in ([], ["--limit_test", "4"], ["--limit_test", "400"]):
+        train.main(["--evaluate", "--save_path", str(tmp_path), "--ngpu", "0", *more])
+    captured = capsys.readouterr()
+    assert captured.err.count("test images:") >= 3 and [f"on {n} images" in captured.out for n in (4, 359, 400)] == [True, True, False]
+    labels = datasets.load("digits").test_y.tolist()
+    some = [labels[i] for i in (0, 89, 179, 269)]
+    assert seen == [some, labels, some, labels]
+
+
 def test_without_a_validation_split_the_last_epoch_counts(tmp_path):
     code, checkpoint = quick(tmp_path, "--val_split", "0", "--epochs", "2")
     best = load_checkpoint(tmp_path / "model_best.pth.tar")
@@ -818,7 +840,8 @@ def test_script_trains_without_and_then_with_quantizers(recipe, variables, epoch
     settings = [call for call, _ in calls]
     assert [call.epochs for call in settings] == epochs
     assert [(call.wbit, call.abit, call.lr) for call in settings] == [(32, 32, 0.1), (4, 4, 0.05)]
-    assert {(call.wd, call.label_smoothing, call.batch_size, call.cutout, call.val_split) for call in settings} == {(5e-4, 0.1, 128, 8, 0.02)}
+    common = {(call.wd, call.label_smoothing, call.batch_size, call.cutout, call.val_split) for call in settings}
+    assert common == {(5e-4, 0.1, 128, 8, 0.02)}
     assert [(call.weight_clip, call.alpha_init, call.distill) for call in settings] == [(None, 6, 0), (3, "fit", 0.5)]
     assert [call.schedule_type for call in settings] == ["triangular", "cosine"] and settings[1].alpha_lr == 0.01
     assert calls[0][1].fine_tune is None
