@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,16 @@ from torch import nn
 
 from models import quant
 from models.quant.cost import Band, CostReport, LayerCost, Origin, Technology
-from models.quant.cost.estimate import AREA, ENERGY
+from models.quant.cost.estimate import AREA, ENERGY, NOTHING
 from models.quant.files import atomic_write
 
 from .costs import figures
-from .drawing import add_legend, colormap, height_of_names, label_decades, new_figure, save, width_of_names, wrapped
+from .drawing import add_legend, colormap, label_decades, new_figure, save, wrapped
 from .evaluation import Record
-from .report import band_text, band_words, bands, text_table
+from .report import band_text, band_words, bands, draw_software, text_table
 
 MICRO = 1e6
-COLUMNS = 3  # panels beside one another
+NAMED = 20  # layers that a legend names
 
 
 def write(records: Sequence[Record], technology: Technology, title: str, folder: Path, network: nn.Module) -> list[Path]:
@@ -129,36 +129,47 @@ def _texts(energy: Band, latency: Band, area: Band) -> list[str]:
 
 
 def by_layer(path: Path, records: Sequence[Record], title: str) -> None:
-    """A row of two panels for each setting: energy and area of its layers, a color for each component."""
-    rows, names = len(records), [layer.name for layer in max((record.cost.layers for record in records), key=len)]
-    width = max(5.5, width_of_names(names) + 0.8)  # of a panel
-    turned = height_of_names(names, width - 0.8)
-    figure = new_figure(2 * width, 0.6 + (2.6 + turned) * rows)
-    panels = figure.subplots(rows, 2, squeeze=False)
-    for (left, right), record in zip(panels, records):
-        _stacked(left, record.cost.layers, "energy", ENERGY, "energy of an image (uJ)")
-        _stacked(right, record.cost.layers, "area", AREA, "area (mm2)")
-        left.set_title(wrapped(str(record.setting), figure.get_figwidth()), fontsize="small", loc="left")
-        for axes in (left, right) if turned else ():
-            axes.tick_params("x", rotation=90)
-    for axes in panels[0]:
-        axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
-        axes.legend(fontsize="x-small", ncols=4, loc="upper right")
+    """A bar for each setting, energy on the left and area on the right: above made of components, below of layers."""
+    settings = [wrapped(str(record.setting), 4, "x-small") for record in records]
+    layers = [layer.name for layer in max((record.cost.layers for record in records), key=len)]
+    named = len(layers) <= NAMED
+    colors = dict(zip({**ENERGY, **AREA}, colormap("tab10").colors))
+    of_layer = colormap("tab20").colors if named else colormap("viridis")(np.linspace(0, 1, len(layers)))
+    height = len(records) * (0.1 + 0.12 * max(len(name.splitlines()) for name in settings))  # inches of the bars
+    figure = new_figure(13, 2.2 + 2 * max(height, 0.16 * max(len(colors), named * len(layers))))  # or of the longer legend
+    panels, legends = figure.subplots(2, 2, sharex="col", sharey=True), [{}, {}]
+    for column, quantity, parts, label in zip(panels.T, ("energy", "area"), (ENERGY, AREA), ("energy of an image (uJ)", "area (mm2)")):
+        of_parts = [getattr(record.cost, f"{quantity}_by_component") for record in records]
+        of_layers = [{layer.name: sum(getattr(layer, quantity).values(), NOTHING) for layer in record.cost.layers} for record in records]
+        _stacked(column[0], of_parts, {part: colors[part] for part in parts})
+        _stacked(column[1], of_layers, dict(zip(layers, of_layer)))
+        column[1].set_xlabel(label, fontsize="small")
+        for legend, axes in zip(legends, column):
+            bars, names = axes.get_legend_handles_labels()
+            legend |= dict(zip(names, bars))
+    if not named:
+        legends[1] = {name: legends[1][name] for name in (layers[0], layers[-1])}
+    for (left, right), kind, legend in zip(panels, ("components", "layers" if named else "layers, from the first to the last"), legends):
+        left.set_title(kind, fontsize="small", loc="left")
+        left.set_yticks(range(len(records)), settings)
+        right.legend(legend.values(), legend, fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+    panels[0, 0].set_ylim(len(records) - 0.5, -0.5)  # the first one above
     figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize="small")
     save(figure, path, dpi=100)
 
 
-def _stacked(axes: Any, layers: Sequence[LayerCost], name: str, parts: Sequence[str], label: str) -> None:
-    names = [layer.name for layer in layers]
-    bottom, ends = np.zeros(len(layers)), np.zeros((3, len(layers)))
-    for i, part in enumerate(parts):
-        values = MICRO * np.array([getattr(layer, name)[part] for layer in layers]).T
-        axes.bar(names, values[1], bottom=bottom, label=part, color=colormap("tab10")(i))
-        bottom, ends = bottom + values[1], ends + values
-    axes.errorbar(names, ends[1], [np.maximum(ends[1] - ends[0], 0), np.maximum(ends[2] - ends[1], 0)], fmt="none", color="black",
+def _stacked(axes: Any, records: Sequence[Mapping[str, Band]], colors: Mapping[str, Any]) -> None:
+    """A bar for each record, of its parts side by side, with a whisker over the band of all of them."""
+    place, ends = np.arange(len(records)), np.zeros((3, len(records)))
+    for part, color in colors.items():
+        values = MICRO * np.array([record.get(part, NOTHING) for record in records]).T
+        axes.barh(place, values[1], left=ends[1], label=part, color=color)
+        ends = ends + values
+    axes.errorbar(ends[1], place, xerr=[np.maximum(ends[1] - ends[0], 0), np.maximum(ends[2] - ends[1], 0)], fmt="none", color="black",
                   linewidth=0.8, capsize=2)
-    axes.set_ylabel(label, fontsize="small")
     axes.tick_params(labelsize="x-small")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
 
 
 def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> None:
@@ -180,7 +191,7 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
         for x, y, record in zip(typical, accuracy, points):
             text = f"{record.setting.spec.adc_bits:g}"
             axes.annotate(text, (x, y), (3, -9), textcoords="offset points", fontsize="xx-small", color=color)
-    axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
+    draw_software(axes, records[0])
     axes.set(xscale="log", xlabel="energy of an image (uJ); beside each point the ADC's bits", ylabel="accuracy (%)")
     label_decades(axes)
     axes.set_title(wrapped(title, figure.get_figwidth()), fontsize="small")

@@ -237,8 +237,15 @@ def band_of_chance(record: Record) -> float:
     return 100 * record.changed_predictions**0.5 / record.n_images
 
 
+def draw_software(axes: Any, record: Record) -> None:
+    """Lines at the accuracy without ADCs and, of a network that was converted, at that of the float network."""
+    axes.axhline(record.software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
+    if record.float_accuracy is not None:
+        axes.axhline(record.float_accuracy, color="dimgray", linestyle=":", linewidth=1.2, label="float network")
+
+
 def _finish(figure: Any, axes: Any, records: Sequence[Record], title: str, path: str | Path) -> None:
-    axes.axhline(records[0].software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
+    draw_software(axes, records[0])
     axes.set_ylabel("accuracy (%)")
     axes.set_title(wrapped(f"{title}\nband: {band_words(records)}", figure.get_figwidth()), fontsize="small")
     axes.grid(alpha=0.3)

@@ -98,20 +98,27 @@ def test_idle_conversions_that_are_skipped_are_not_in_the_table(run, checkpoint)
     assert float(mean) == pytest.approx(3 * share, abs=0.03) and float(converted[:-1]) == pytest.approx(100 * share, abs=1)
 
 
-@pytest.mark.parametrize("count", [3, 19])
-def test_names_of_many_layers_can_be_read(count, tmp_path, monkeypatch):
-    """They are turned where they would lie on one another; the legend is above all bars and whiskers."""
-    drawn = []
-    monkeypatch.setattr(cost_report, "save", lambda figure, *_, **__: drawn.append(figure))
-    cost = costs(*linear(20, 6, CrossbarSpec(adc_range="full")), Technology.load("rram_65nm"))
+@pytest.mark.parametrize("count, named", [(3, 3), (20, 20), (53, 2)])
+def test_one_picture_of_many_settings_and_layers(count, named, cost, tmp_path):
+    """A bar for each, as high as a line of text, on one scale; names lie on no other, and of very many layers the first and the last
+    are named."""
     cost = replace(cost, layers=tuple(replace(cost.layers[0], name=f"stages.{i}.conv1") for i in range(count)))
-    cost_report.by_layer(tmp_path / "picture.png", [Record(Setting(), torch.zeros(9), 90, 91, 1, 1, None, cost=cost)], "title")
-    drawn[0].savefig(tmp_path / "picture.png")
-    for axes in drawn[0].axes:
-        boxes = [tick.get_window_extent() for tick in axes.get_xticklabels()]
-        assert len(boxes) == count and all(b.x0 > a.x1 for a, b in zip(boxes, boxes[1:])) and min(box.y0 for box in boxes) >= 0
-        tops = [segment[:, 1].max() for bars in axes.containers if hasattr(bars, "lines") for segment in bars.lines[2][0].get_segments()]
-        assert axes.get_legend().get_window_extent().y0 > max(axes.transData.transform((0, top))[1] for top in tops)
+    records = [replace(costed(cost), setting=Setting(CrossbarSpec(adc_bits=bits))) for bits in range(3, 9)]
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost_report, "save", lambda figure, *_, **__: drawn.append(figure))
+        for shown in (records[:1], records):
+            cost_report.by_layer(tmp_path / "picture.png", shown, "title")
+    drawn[1].savefig(tmp_path / "picture.png")
+    assert drawn[1].get_figheight() < 1.5 * drawn[0].get_figheight() and len(drawn[1].axes) == 4
+    for axes in drawn[1].axes[::2]:
+        boxes = [tick.get_window_extent() for tick in axes.get_yticklabels()]
+        assert [tick.get_text() for tick in axes.get_yticklabels()] == [str(record.setting) for record in records]
+        assert all(below.y1 < above.y0 for above, below in zip(boxes, boxes[1:])) and min(box.x0 for box in boxes) >= 0
+    names = [text.get_text() for text in drawn[1].axes[3].get_legend().get_texts()]
+    assert len(names) == named and (names[0], names[-1]) == ("stages.0.conv1", f"stages.{count - 1}.conv1")
+    box = drawn[1].axes[3].get_legend().get_window_extent()
+    assert box.x1 <= drawn[1].bbox.x1 and box.y0 >= 0 and box.x0 >= drawn[1].axes[3].get_window_extent().x1
 
 
 def test_whiskers_are_said_to_be_what_they_are(run, checkpoint, monkeypatch):
@@ -203,13 +210,29 @@ def test_sources_of_typical_values_and_ends(cost):
 
 
 def test_pictures_of_costs(cost, monkeypatch, tmp_path):
-    """Parts of a layer stand on top of each other; a setting stands at its typical energy."""
+    """Components, and layers, of a setting stand side by side and add up to it, whiskers on its band; a setting that has fewer layers on
+    crossbars has their bars alone; a setting stands at its typical energy, beside the lines of the software and of the float network."""
     drawn = []
     monkeypatch.setattr(cost_report, "save", lambda figure, *_, **__: drawn.append(figure))
-    cost_report.by_layer(tmp_path, [costed(cost)], "title")
-    bars = [bar for container in drawn[0].axes[0].containers if hasattr(container, "patches") for bar in container.patches]
-    assert len(bars) > 2
-    for i, bar in enumerate(bars):
-        assert bar.get_y() == pytest.approx(sum(each.get_height() for each in bars[:i]))
-    cost_report.accuracy_over_energy(tmp_path, [costed(cost)], "title")
-    assert drawn[1].axes[0].containers[0].lines[0].get_xdata()[0] == pytest.approx(1e6 * cost.energy[1])
+    layers = tuple(replace(cost.layers[0], name=name, energy={part: band.scaled(size) for part, band in cost.layers[0].energy.items()})
+                   for name, size in (("a", 1), ("b", 3)))
+    records = [costed(cost, layers=layers[1:]), costed(cost, layers=layers)]
+    cost_report.by_layer(tmp_path, records, "title")
+    wanted = {0: [[3e6 * cost.energy_by_component[part].typical for part in cost.energy_by_component],
+                  [4e6 * cost.energy_by_component[part].typical for part in cost.energy_by_component]],
+              2: [[0, 3e6 * cost.energy.typical], [1e6 * cost.energy.typical, 3e6 * cost.energy.typical]]}
+    for panel, of_settings in wanted.items():
+        bars = [container.patches for container in drawn[0].axes[panel].containers if hasattr(container, "patches")]
+        for i, widths in enumerate(of_settings):
+            assert [bar[i].get_width() for bar in bars] == pytest.approx(widths)
+            assert [bar[i].get_x() for bar in bars] == pytest.approx(np.cumsum([0, *widths[:-1]]))
+        [whiskers] = [container.lines[2][0].get_segments() for container in drawn[0].axes[panel].containers if hasattr(container, "lines")]
+        assert np.ravel([segment[:, 0] for segment in whiskers]) == pytest.approx(
+            [1e6 * size * end for size in (3, 4) for end in (cost.energy.low, cost.energy.high)])
+    areas = [bar.patches[1].get_width() for bar in drawn[0].axes[3].containers if hasattr(bar, "patches")]
+    assert areas == pytest.approx([1e6 * cost.area.typical] * 2)
+    cost_report.accuracy_over_energy(tmp_path, [replace(costed(cost), float_accuracy=97.0)], "title")
+    axes = drawn[1].axes[0]
+    assert axes.containers[0].lines[0].get_xdata()[0] == pytest.approx(1e6 * cost.energy[1])
+    assert {line.get_label(): line.get_ydata()[0] for line in axes.lines if len(line.get_ydata()) == 2} == {
+        "software": 95.0, "float network": 97.0}

@@ -1,5 +1,7 @@
 """Tables and pictures: what stands in which column, on which axis, at which place."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,9 @@ def test_accuracy_over_bits_is_over_those_of_the_reads(drawn, tmp_path):
     report.accuracy_plot(records, "title", tmp_path)
     line, software = drawn[0].axes[0].lines
     assert line.get_xydata().tolist() == [[2, 80], [3, 90]] and software.get_ydata()[0] == 95.0
+    report.accuracy_plot([replace(each, float_accuracy=97.0) for each in records], "title", tmp_path)
+    *_, software, original = drawn[1].axes[0].lines
+    assert [(each.get_label(), each.get_ydata()[0]) for each in (software, original)] == [("software", 95.0), ("float network", 97.0)]
 
 
 def test_no_read_noise_is_read_noise_of_0():
