@@ -344,6 +344,13 @@ def test_a_digital_reference_takes_additions():
     assert (adds("analog"), adds("digital")) == (6 * 2, 6 * 3 + 2 * 2)
 
 
+def test_signed_inputs_are_fetched_in_phases_and_outputs_written_once(technology):
+    """Eleven codes of 4 bits for each phase, and four outputs."""
+    x = torch.randn(5, 11, generator=torch.Generator().manual_seed(7))
+    net = convert(nn.Linear(11, 4), CrossbarSpec(4, 4, adc_range="full"), x, inputs="phases", first_last_bits=None)
+    assert costs(net, x, technology(buffer="2,pJ")).energy.typical == approx(2e-12 * (2 * 11 + 4) * 4)
+
+
 def test_pairs_take_two_bit_lines_and_no_reference(technology):
     """|2 W - L| of DoReFa's 2 bits: 3 1 1 3; SAWB's |W - m|: 1 0 1."""
     for wq, levels in (("dorefa", [3, 1, 1, 3]), ("sawb", [1, 0, 1])):

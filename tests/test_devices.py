@@ -18,6 +18,7 @@ import pytest
 
 from models.quant import devices
 from models.quant.devices import Device, Law, PowerLaw, describe, parse_time, presets
+from models.quant.devices.laws import Polynomial
 from models.quant.devices.presets import load
 from models.quant.devices.rows import splits
 
@@ -237,6 +238,20 @@ def test_levels_and_step():
         two.levels(3)
     with pytest.raises(ValueError, match="bits of a cell are 9"):
         device.levels(9)
+
+
+def test_nothing_but_rounding_lies_beyond_the_data():
+    device = Device("own", "here", 5.0, 50.0, law=Polynomial("own", ((2.0,),), span=(5.0, 50.0)))
+    assert device.mean([5 * (1 - 1e-10), 50 * (1 + 1e-10)]) == pytest.approx([5, 50])
+    for g in (4.99999, 50.00001):
+        with pytest.raises(ValueError, match=f"own has no data at {g:g} uS; it covers 5 to 50 uS"):
+            device.mean(g)
+
+
+@pytest.mark.parametrize("given", [{"sigma_us": 2.0}, {"law": Polynomial("own", ((2.0,),))}])
+def test_cells_reach_six_deviations_beyond_their_levels(given):
+    """Of 2 bits and 20 uS a level: 3 levels and 6 times 0.1."""
+    assert Device("own", "here", 5.0, 65.0, **given).reach(2) == pytest.approx(3.6)
 
 
 def test_same_seed_same_cells():
