@@ -23,6 +23,7 @@ FLOORS = [
     ["layers", "on_arrays"],
     ["crossbar"],
     ["modes", "counts"],
+    ["expectation"],
     ["calibration", "program", "cell_files"],
     ["diagnostics", "fusion", "cost"],
     ["conversion", "gate_errors"],
