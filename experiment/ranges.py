@@ -1,10 +1,10 @@
 """`adc_ranges.json`: the calibrated ranges of several settings, to be used again with `eval.py --adc_ranges FILE`.
 
 `{"ranges": [{<hardware>, <how they were chosen>, "layers": {name: {"sha256": ..., "ranges": [[delta, q_min] of each slice],
-"input_step": ..., "gain": [of each channel], "offset": [of each channel]}}}]}`; with a plan `[[delta, q_min] of each slice] of each
-digit` and as many "bits"; sha256 is that of the layer's weight codes and input_step what an input code is worth, whose reads the ranges
-fit (older files do not say it); "inputs", of converted layers, is how negative codes are applied, on which the reads depend too; gain and
-offset are left out where there is no correction.
+"input_step": ..., "gain": [of each channel], "offset": [...], "scale": [...], "bias": [...]}}}]}`; with a plan `[[delta, q_min] of each
+slice] of each digit` and as many "bits"; sha256 is that of the layer's weight codes and input_step what an input code is worth, whose reads
+the ranges fit; "inputs", of converted layers, is how negative codes are applied, on which the reads depend too; gain and offset are the
+correction, left out where there is none, of outputs of this scale and bias. (Older files lack input_step, scale and bias.)
 """
 
 import json
@@ -30,6 +30,7 @@ HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "ref
             "weights")
 LATER = {name: getattr(CrossbarSpec(), name) for name in ("adc_plan", "adc_max_bits", "adc_idle", "weights")}  # of older files
 CORRECTION = {"gain", "offset"}
+SCALES = {"scale", "bias"}  # of the outputs that a correction is for
 SHARED = "crossbar_layers"  # of entries whose layers share a plan's bits
 
 
@@ -90,6 +91,8 @@ class AdcRanges:
                 raise UserError(f"{source} has no ranges of {name} with these weights and input codes for {setting}; "
                                 "calibrate it without --adc_ranges")
             try:
+                if not _corrects(found, layer):
+                    raise ValueError("the correction is of a layer with another weight scale or bias; calibrate without --adc_ranges")
                 if layer.spec.planned:
                     ranges = np.array(found["ranges"])
                     layer.set_plan(adc.Plan(np.array(found["bits"]), ranges[..., 0], ranges[..., 1]))
@@ -124,7 +127,7 @@ def _check(entry: dict[str, Any]) -> None:
         else:
             layer["ranges"] = [(float(delta), _whole(q_min)) for delta, q_min in layer["ranges"]]
         layer["sha256"]
-        for name in CORRECTION if CORRECTION & layer.keys() else ():
+        for name in (CORRECTION if CORRECTION & layer.keys() else set()) | (SCALES & layer.keys()):
             layer[name] = [float(value) for value in layer[name]]
     entry |= {name: value for name, value in LATER.items() if name not in entry}
 
@@ -151,9 +154,9 @@ def entry_of(network: nn.Module, setting: Setting, calib_images: int, sha256: Ma
             layers[name]["inputs"] = layer.encoding
         if layer.spec.planned:
             layers[name]["bits"] = layer.adc_bits_plan.tolist()
-        if rule.correct == "channel":  # 9 digits tell all float32 numbers apart
-            layers[name] |= {"gain": [float(f"{x:.9g}") for x in layer.adc_gain.tolist()],
-                             "offset": [float(f"{x:.9g}") for x in layer.adc_offset.tolist()]}
+        if rule.correct == "channel":
+            values = {"gain": layer.adc_gain, "offset": layer.adc_offset, **_scales(layer)}
+            layers[name] |= {key: [float(f"{x:.9g}") for x in each.tolist()] for key, each in values.items()}  # which tell float32 apart
     return entry | {"layers": layers}
 
 
@@ -213,6 +216,19 @@ class RangesOfRun:
 
 def _input_step(layer: nn.Module) -> float:
     return layer.act_quant.step.item()
+
+
+def _scales(layer: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(zip(("scale", "bias"), layer.scale_and_offset()))
+
+
+def _corrects(found: Mapping[str, Any], layer: nn.Module) -> bool:
+    """Whether an entry's correction, if it has one, is of outputs like this layer's: processors differ by less than a thousandth, and a
+    bias by less than one unit of the sums. Raises: KeyError, ValueError for an entry of no layer like this."""
+    if "scale" not in found or "gain" not in found:
+        return True
+    scale, bias = (values.cpu().numpy() for values in _scales(layer).values())
+    return np.allclose(found["scale"], scale, 1e-3, 0) and np.allclose(found["bias"], bias, 1e-3, np.abs(scale))
 
 
 def _key(setting: Setting) -> tuple:

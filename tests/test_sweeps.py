@@ -1,5 +1,6 @@
 """eval.py over many settings: measured once whatever happens, spans, shards, several networks, single layers, searches."""
 
+import copy
 import csv
 import errno
 import json
@@ -11,6 +12,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -577,6 +579,36 @@ def test_ranges_come_back_to_the_bit():
     kept.restore(other, setting, "a file")
     for (_, one), (_, two) in zip(quant.crossbar_layers(net), quant.crossbar_layers(other), strict=True):
         assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in ("adc_delta", "adc_q_min", "adc_gain", "adc_offset"))
+
+
+@pytest.mark.parametrize("change, fits", [
+    (lambda last: None, True),
+    (lambda last: last.weight.div_(16), False),  # the same codes: only a step is worth less
+    (lambda last: last.weight[1].mul_(0.99), False),
+    (lambda last: last.bias[1].add_(0.2), False),
+    (lambda last: last.bias[1].mul_(1 + 1e-5), True),  # as sums of another order may differ
+])
+def test_a_correction_is_of_one_scale_and_bias(change, fits):
+    """Outputs that are a 16th of what they were get no correction that was made for the others; older files do not say which."""
+    x, setting = torch.rand(16, 8, generator=torch.Generator().manual_seed(0)), Setting(CrossbarSpec(4, 4, rows=16, adc_bits=3))
+    torch.manual_seed(0)
+    model, kept = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)), ranges.AdcRanges()
+    nets = []
+    for change_it in (lambda last: None, change):
+        with torch.no_grad():
+            change_it(model[2])
+        nets.append(quant.convert(model, CrossbarSpec(4, 4, adc_range="ideal"), x, first_last_bits=None, correct="none"))
+        place(nets[-1], setting)
+    quant.calibrate(nets[0], x)
+    sha256 = {name: quant.sha256(layer.w_codes()) for name, layer in quant.crossbar_layers(nets[0])}
+    entry = json.loads(json.dumps(ranges.entry_of(nets[0], setting, 16, sha256)))
+    kept.add_of(setting, copy.deepcopy(entry))
+    with nullcontext() if fits else pytest.raises(UserError, match="a file, 2.crossbar, .*: the correction is of a layer with another"):
+        kept.restore(nets[1], setting, "a file")
+    for layer in entry["layers"].values():
+        del layer["scale"], layer["bias"]
+    kept.add_of(setting, entry)
+    kept.restore(nets[1], setting, "a file")
 
 
 def test_ranges_of_another_rule_take_the_place_of_an_entry():

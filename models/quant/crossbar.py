@@ -158,9 +158,16 @@ class CrossbarLayer(OnArrays):
         gain, offset = self.adc_gain, self.adc_offset
         if self.spec.adc_range != "calibrated":
             gain, offset = torch.ones_like(gain), torch.zeros_like(offset)
-        if self.bias is not None:
-            offset = offset + gain * (self.bias.detach().float() * self.out_scale)
-        return gain, offset
+        return gain, offset + gain * self._own_offset()
+
+    def _own_offset(self):
+        """What the output is where all codes are 0, `[out]`."""
+        return torch.zeros_like(self.adc_offset) if self.bias is None else self.bias.detach().float() * self.out_scale
+
+    def scale_and_offset(self) -> tuple[Tensor, Tensor]:
+        """Those of each output channel, float64 `[out]`: without an ADC the output is `scale sum A (2 W - L) + offset`."""
+        offset = self._own_offset().double()
+        return self._scale().expand_as(offset), offset
 
     def _exact_sums(self, made, codes):
         """`sum A (2 W - L)` as the arrays give it, float64 `[N, H', W', out]`: exact wherever the ADC is, so that a lossless ADC equals

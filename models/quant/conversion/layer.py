@@ -227,10 +227,8 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def _scale(self):
         return self.act_quant.scale.detach().double() * self.weight_quant.step.double() * self.quant_gain.double()
 
-    def _correction(self):
-        gain, offset = super()._correction()
-        own = self.quant_offset if self._bias is None else self.quant_offset + self.quant_gain * self._bias.detach().float()
-        return gain, offset + gain * own
+    def _own_offset(self):
+        return self.quant_offset if self._bias is None else self.quant_offset + self.quant_gain * self._bias.detach().float()
 
     # -- the product
 
