@@ -4,6 +4,7 @@
     train, test = decoded(found, 32, log)     # uint8 [N, 3, 32, 32], from a cache file where nothing has changed
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -63,12 +64,24 @@ def class_names(root: Path) -> list[str]:
 
 
 def decoded(found: Folder, size: int, log: Callable[[str], object]) -> list[torch.Tensor]:
-    """The training and the test images, uint8 `[N, 3, size, size]`, from a cache file, as long as no file's name, size or time of
-    change differs, or from the image files. log(text) is told about caches. Raises: UserError for what cannot be decoded."""
-    key = hashlib.sha256(f"{size}x{size} RGB, 2".encode())
-    for path in (path for files in found.files for path in files):
-        key.update(os.fsencode(f"{path.relative_to(found.root)}\0{_size_and_time(path)}\n"))
-    return _cached_images(found.root, key.hexdigest(), found.files, size, log)
+    """The training and the test images, uint8 `[N, 3, size, size]`, from a cache file of the same names and contents, or from the image
+    files. Contents are read where the files are not those that were cached, as in a copy of the folder. log(text) is told about caches.
+
+    Raises: UserError for what cannot be read or decoded.
+    """
+
+    def digest(title: str, of: Callable[[Path], bytes]) -> str:
+        key = hashlib.sha256(f"{size}x{size} RGB, 3".encode())
+        for path in tqdm([*found.files[0], *found.files[1]], desc=title, unit="img", disable=None, delay=2, leave=False):
+            try:
+                key.update(os.fsencode(f"{path.relative_to(found.root)}\0") + of(path))
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        return key.hexdigest()
+
+    status = digest("looking at images", _status)  # before their contents: what changes now differs at the next start
+    contents = functools.cache(lambda: digest("comparing images", lambda path: hashlib.sha256(path.read_bytes()).digest()))
+    return _cached_images(found.root, status, contents, found.files, size, log)
 
 
 def _both_folders(root: Path, log: Callable[[str], object]) -> tuple[Path, Path]:
@@ -129,34 +142,33 @@ def _labelled_files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     return sorted((Path(path), label) for path, label in found)
 
 
-def _size_and_time(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    return f"{status.st_size}\0{status.st_mtime_ns}"
+def _status(path: Path) -> bytes:
+    """What changes with a file's content, and is another where a name is that of another file."""
+    status = path.stat()
+    return repr((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)).encode()
 
 
-def _cached_images(root: Path, fingerprint: str, splits: tuple[list[Path], list[Path]], size: int,
+def _cached_images(root: Path, status: str, contents: Callable[[], str], splits: tuple[list[Path], list[Path]], size: int,
                    log: Callable[[str], object]) -> list[torch.Tensor]:
-    """The decoded images of each split, from a cache file that carries this fingerprint or from the image files."""
+    """The decoded images of each split, from a cache file of this status, or of these contents, or from the image files."""
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     places = [root / f".images_{size}x{size}.pt", user_cache / "vgg-quant" / f"{key}.pt"]
     for place in filter(Path.exists, places):
         try:
             cache = read_torch_file(place)
-            if cache["fingerprint"] == fingerprint:
+            if cache["status"] == status or cache["contents"] == contents():
                 return cache["images"]
             log(f"{place} belongs to other files than {root} holds now: decoding again")
         except (UserError, KeyError, TypeError) as error:
             log(f"{place} cannot be used ({one_line(error)}): decoding again")
 
+    contents()  # before they are decoded
     images = [_decode_all(files, size) for files in splits]
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_torch_file(place, {"fingerprint": fingerprint, "images": images})
+            write_torch_file(place, {"status": status, "contents": contents(), "images": images})
             log(f"decoded images kept in {place}")
             break
         except (OSError, UserError):  # not writable, or the disk is full

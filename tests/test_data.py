@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import urllib.error
 
 import numpy as np
@@ -231,6 +232,7 @@ def test_imagefolder_pixels_and_labels(tree):
 def test_imagefolder_decodes_once(tree, monkeypatch):
     first = datasets.load("imagefolder", tree)
     monkeypatch.setattr(folders, "_decode", lambda path, size: pytest.fail("decoded again"))
+    monkeypatch.setattr(folders.Path, "read_bytes", lambda path: pytest.fail("its content was read again"))
     second = datasets.load("imagefolder", str(tree))
     assert torch.equal(first.train_x, second.train_x) and torch.equal(first.test_x, second.test_x)
 
@@ -268,12 +270,39 @@ def test_images_lie_in_the_order_of_their_paths(tree):
     data = datasets.load("imagefolder", tree)
     assert data.train_y.tolist() == [0] * 7 + [1] * 3
     assert [data.train_x[i].unique().tolist() for i in (2, 3, 5, 6)] == [[1], [3], [2], [0]]
-    fingerprint = hashlib.sha256(b"32x32 RGB, 2")
+    contents = hashlib.sha256(b"32x32 RGB, 3")
     for name in expected:
-        status = (tree / name).stat()
-        fingerprint.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    cache = torch.load(tree / ".images_32x32.pt", weights_only=True)
-    assert cache["fingerprint"] == fingerprint.hexdigest()
+        contents.update(f"{name}\0".encode() + hashlib.sha256((tree / name).read_bytes()).digest())
+    assert torch.load(tree / ".images_32x32.pt", weights_only=True)["contents"] == contents.hexdigest()
+
+
+def test_files_of_one_size_and_time_are_told_apart(tree):
+    """Two classes change their names, and a file is written over: no size and no time of change tells."""
+    for path in tree.rglob("*.png"):
+        Image.open(path).save(path, format="BMP")
+        os.utime(path, (0, 0))
+    before = datasets.load("imagefolder", tree)
+    (tree / "train" / "cat").rename(tree / "train" / "other")
+    (tree / "train" / "dog").rename(tree / "train" / "cat")
+    (tree / "train" / "other").rename(tree / "train" / "dog")
+    after = datasets.load("imagefolder", tree)
+    assert torch.equal(after.train_x, before.train_x[[3, 4, 5, 0, 1, 2]]) and torch.equal(after.test_x, before.test_x)
+    path = tree / "test" / "cat" / "0.png"
+    with path.open("r+b") as file:
+        file.write((tree / "test" / "dog" / "1.png").read_bytes())
+    os.utime(path, (0, 0))
+    assert torch.equal(datasets.load("imagefolder", tree).test_x[0], before.test_x[3])
+
+
+def test_a_copy_of_a_folder_brings_its_cache(tree, tmp_path, monkeypatch):
+    """Whatever its files' times are; not where one of them is another."""
+    first = datasets.load("imagefolder", tree)
+    for name in ("same", "other"):
+        shutil.copytree(tree, tmp_path / name, copy_function=shutil.copyfile)
+    Image.fromarray(np.full((32, 32, 3), 7, np.uint8)).save(tmp_path / "other" / "train" / "dog" / "0.png")
+    assert datasets.load("imagefolder", tmp_path / "other").train_x[3].unique().tolist() == [7]
+    monkeypatch.setattr(folders, "_decode", lambda path, size: pytest.fail("decoded again"))
+    assert torch.equal(datasets.load("imagefolder", tmp_path / "same").train_x, first.train_x)
 
 
 def test_names_that_are_no_text(tree, tmp_path):
