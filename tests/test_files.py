@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 
 import pytest
 
@@ -32,6 +33,17 @@ def test_leftovers_of_killed_writers_are_removed_when_old(tmp_path):
     atomic_write(tmp_path / "file", lambda file: file.write(b"new"))
     assert not old.exists() and recent.exists()  # another process may be writing the recent one
     assert others.exists()
+
+
+def test_a_writer_whose_clock_is_ahead_leaves_the_others_alone(tmp_path, monkeypatch):
+    """By two hours: the files are stamped by the drive, which has one clock."""
+    def second(file):
+        monkeypatch.setattr(time, "time", lambda now=time.time: now() + 7200)
+        atomic_write(tmp_path / "file", lambda file: file.write(b"second"))
+        file.write(b"first")
+
+    atomic_write(tmp_path / "file", second)
+    assert (tmp_path / "file").read_bytes() == b"first"
 
 
 def test_permissions_are_those_of_any_new_file(tmp_path):

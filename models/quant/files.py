@@ -3,7 +3,6 @@
 import contextlib
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +25,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     Raises: OSError where the folder cannot be written to; whatever `write` raises. `path` is then as it was.
     """
     path = Path(path)
-    _remove_stale(path)
+    remove_stale(path.parent, f".{path.name}.*.tmp")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -47,11 +46,15 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             os.close(folder)
 
 
-def _remove_stale(path: Path) -> None:
-    for old in path.parent.glob(f".{path.name}.*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > STALE:
-                old.unlink()
+def remove_stale(folder: Path, pattern: str) -> None:
+    """Remove temporary files of a folder that killed processes left. Which are old says the clock that stamps new files there, not this
+    machine's: a drive that several share has one of its own."""
+    if left := list(folder.glob(pattern)):
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as new:
+            for old in left:
+                with contextlib.suppress(OSError):
+                    if os.fstat(new.fileno()).st_mtime - old.stat().st_mtime > STALE:
+                        old.unlink()
 
 
 def _umask() -> int:
