@@ -100,6 +100,7 @@ class Bench:
             self.check(of.settings)
         else:
             self.shown = images.load(of, self.checkpoint, self.device, log)
+        self.points.images = self.shown.batches.count
         arithmetic = keys.ARITHMETIC_OF_TWOS if of.inputs == "twos" else keys.ARITHMETIC_OF_CONVERTED
         options = [*(getattr(of, name) for name in OPTIONS), arithmetic] if self.others else []
         self.decides_all = {
@@ -195,7 +196,7 @@ class Bench:
         found = [self.chip(chip) for chip in setting.one_by_one]
         record = of_chips(setting, [points.record_of(point, chip) for point, chip in zip(found, setting.one_by_one)])
         first = found[0]["row"]
-        row = results.row(record, self.settings, first["calib_images"], first["adc_ranges"])
+        row = results.row(record, self.settings, first.get("calib_images"), first.get("adc_ranges"))
         return points.of_record(record, row | self.facts, self.decides(setting), None) | {"took_s": sum(point["took_s"] for point in found)}
 
     def _make(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def read_class_index(path: str | Path) -> dict[str, int]:
             raise ValueError("classes are numbers from 0 up")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} does not name classes, by a JSON object or by a folder and a number on each line "
                         f"({one_line(error)})") from None
     return found

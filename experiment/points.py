@@ -13,6 +13,7 @@ with the process. Where a network drive has no locks, a point may be measured tw
 import base64
 import contextlib
 import json
+import math
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,19 +23,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.quant.files import STALE, atomic_write
+from models.quant.files import atomic_write, remove_stale
 
 from . import costs, results
 from .evaluation import Record
 from .locking import Claims
+from .ranges import AdcRanges
 from .setting import Setting
 
 
 TABLES = "0"  # what is claimed to write them, a key that no point has
+MOST = 2**26  # predictions of a point: those of a thousand chips of ImageNet's validation images are fewer
+# What a file that is no point can raise where it is read as one.
+DAMAGED = OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, zlib.error
 
 
 class Points:
-    """The points of a results folder. Nothing is written before the first one is measured."""
+    """The points of a results folder. Nothing is written before the first one is measured.
+
+    Attributes: images, how many images a point that is read has the predictions of; None: as many as it says.
+    """
+
+    images: int | None = None
 
     def __init__(self, folder: str | Path) -> None:
         self.results = Path(folder, "results.jsonl")
@@ -51,10 +61,14 @@ class Points:
 
     def read(self, key: str, of_several: bool = False) -> dict[str, Any] | None:
         """A point; None where it was not measured, or its file was damaged since. Args: see `path`."""
-        with contextlib.suppress(OSError, ValueError):
-            point = json.loads(self.path(key, of_several).read_bytes())
-            if isinstance(point, dict) and point.get("key") == key:
-                return point
+        point = _named(self.path(key, of_several))
+        if point is None or self.images not in (None, point["row"].get("n_images")):
+            return None
+        with contextlib.suppress(*DAMAGED):
+            record_of(point, None)
+            if point["ranges"] is not None:
+                AdcRanges().take([point["ranges"]])
+            return point
         return None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -104,12 +118,10 @@ class Points:
         for path in self._paths():
             if path.stem not in known:
                 with self.claims.claim(path.stem) as mine:  # else its process is about to append it
-                    if mine and (point := self.read(path.stem)):
+                    if mine and (point := _named(path)):  # of any network, whose images are not known here
                         results.append(self.results, point["row"])
-        for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("chips/.*.tmp")]:
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > STALE:
-                    path.unlink()
+        for folder in (self.folder, self.folder / "chips"):
+            remove_stale(folder, ".*.tmp")
 
 
 # ---- a record as plain values -----------------------------------------------------------------------------------------
@@ -124,9 +136,10 @@ def of_record(record: Record, row: Mapping[str, Any], decides: Mapping[str, Any]
 
 
 def record_of(point: Mapping[str, Any], setting: Setting | None) -> Record:
-    """The record of a setting's point."""
-    row, predictions = point["row"], _unpacked(point["predictions"])
+    """The record of a setting's point. Raises: one of `DAMAGED` for what is none."""
+    row = point["row"]
     chips = row["chip_accuracies"] is not None
+    predictions = _unpacked(point["predictions"], (len(row["chip_accuracies"]) if chips else 1, row["n_images"]))
     return Record(
         setting=setting, predictions=predictions[0], accuracy=row["accuracy"], software_accuracy=row["software_accuracy"],
         changed_predictions=row["changed_predictions"], seconds=row["seconds"], engine=row["engine"], mean_bits=row["mean_bits"],
@@ -137,12 +150,27 @@ def record_of(point: Mapping[str, Any], setting: Setting | None) -> Record:
         float_changes=row.get("float_changed_predictions"), is_float=point.get("is_float", False))
 
 
+def _named(path: Path) -> dict[str, Any] | None:
+    """The point in a file that has its name; None for what is none, as far as its row tells."""
+    with contextlib.suppress(*DAMAGED):
+        point = json.loads(path.read_bytes())
+        if point["key"] == path.stem and results.is_row(point["row"]) and results.is_number(point["took_s"]):
+            return point
+    return None
+
+
 def _packed(predictions: torch.Tensor) -> dict[str, Any]:
     """Classes, int64 `[chips, N]`, in few letters."""
     small = predictions.numpy().astype(np.min_scalar_type(int(predictions.max())).newbyteorder("<"))
     return {"type": small.dtype.str, "shape": list(small.shape), "zlib": base64.b64encode(zlib.compress(small.tobytes())).decode()}
 
 
-def _unpacked(stored: Mapping[str, Any]) -> torch.Tensor:
-    values = np.frombuffer(zlib.decompress(base64.b64decode(stored["zlib"])), stored["type"]).reshape(stored["shape"])
-    return torch.from_numpy(values.astype(np.int64))
+def _unpacked(stored: Mapping[str, Any], shape: tuple[int, int]) -> torch.Tensor:
+    """Classes, int64 `shape`; no more is unpacked, whatever there is. Raises: one of `DAMAGED` for what is none."""
+    kind, unpacker = np.dtype(stored["type"]), zlib.decompressobj()
+    if kind.kind != "u" or stored["shape"] != list(shape) or math.prod(shape) > MOST:
+        raise ValueError(f"predictions {stored['shape']} of {kind}; unsigned numbers {list(shape)} are expected, at most {MOST}")
+    content = unpacker.decompress(base64.b64decode(stored["zlib"]), kind.itemsize * math.prod(shape) + 1)
+    if not unpacker.eof:
+        raise ValueError("the predictions break off, or go on")
+    return torch.from_numpy(np.frombuffer(content, kind).reshape(shape).astype(np.int64))

@@ -8,7 +8,7 @@ correction, left out where there is none, of outputs of this scale and bias. (Ol
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +43,22 @@ class AdcRanges:
     def read(self, path: str | Path) -> None:
         """Add the entries of a file. Raises: UserError for a file that cannot be read or is no adc_ranges.json."""
         try:
-            for entry in json.loads(Path(path).read_text(encoding="utf-8"))["ranges"]:
-                _check(entry)
-                # Older files do not say which layers shared a plan's bits.
-                shared = CROSSBAR_LAYERS if entry.get("adc_share") == "network" else (None,)
-                for layers in (entry[SHARED],) if SHARED in entry else shared:
-                    key = *(entry[name] for name in HARDWARE), json.dumps(entry.get("per_layer", [])), layers
-                    self.entries[key] = {**entry, SHARED: layers} if layers else entry
+            self.take(json.loads(Path(path).read_text(encoding="utf-8"))["ranges"])
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             text = f"{error.args[0]} is absent" if isinstance(error, KeyError) else one_line(error)
             raise UserError(f"{path} is not an adc_ranges.json ({text})") from None
+
+    def take(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Add the entries of a file's content. Raises: many kinds of errors for what are none."""
+        for entry in entries:
+            _check(entry)
+            # Older files do not say which layers shared a plan's bits.
+            shared = CROSSBAR_LAYERS if entry.get("adc_share") == "network" else (None,)
+            for layers in (entry[SHARED],) if SHARED in entry else shared:
+                key = *(entry[name] for name in HARDWARE), json.dumps(entry.get("per_layer", [])), layers
+                self.entries[key] = {**entry, SHARED: layers} if layers else entry
 
     def add(self, key: tuple, entry: Mapping[str, Any]) -> None:
         """Add an entry, see `entry_of`. Other layers of an entry for the same hardware stay, if it is of the same rule, and none in which

@@ -5,6 +5,7 @@ import csv
 import importlib.util
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,39 @@ def row(record: Record, settings: EvalSettings, calib_images: int | None, source
     }
 
 
+def is_number(value: Any, low: float = 0, high: float = math.inf) -> bool:
+    """Whether a value is a number of this span: NaN is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_percent(value: Any) -> bool:
+    return is_number(value, high=100)
+
+
+def _is_count(value: Any) -> bool:
+    return is_number(value) and isinstance(value, int)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# What must stand under a key of a row, if it is there; and under another one if it is there and not None.
+NEEDED = {"key": _is_text, "accuracy": _is_percent, "software_accuracy": _is_percent, "n_images": _is_count,
+          "seconds": lambda value: is_number(value) and value > 0, "changed_predictions": _is_count}
+POSSIBLE = {"engine": _is_text, "mean_bits": is_number, "conversions": is_number, "float_accuracy": _is_percent,
+            "float_changed_predictions": _is_count,
+            "layer_bits": lambda value: isinstance(value, dict) and all(map(is_number, value.values())),
+            "chip_accuracies": lambda value: isinstance(value, list) and all(map(_is_percent, value)),
+            "chip_changed_predictions": lambda value: isinstance(value, list) and all(map(_is_count, value))}
+
+
+def is_row(values: Any) -> bool:
+    """Whether plain values are a row, as far as they go: older ones have fewer keys."""
+    return isinstance(values, dict) and all(fits(values[name]) for name, fits in NEEDED.items() if name in values) and all(
+        fits(values[name]) for name, fits in POSSIBLE.items() if values.get(name) is not None)
+
+
 def check_can_append(path: str | Path) -> None:
     """Raise UserError where a file cannot be written to, before hours of work."""
     try:
@@ -89,9 +123,9 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     rows = []
     with contextlib.suppress(FileNotFoundError):
         for line in Path(path).read_bytes().splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
+    return [*filter(is_row, rows)]
 
 
 def write_tables(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:

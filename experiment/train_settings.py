@@ -264,7 +264,7 @@ def images_beside(checkpoint: str | Path) -> dict[str, str]:
     try:
         config = json.loads(Path(checkpoint).with_name(CONFIG).read_text(encoding="utf-8"))
         return {name: config[name] for name in ("data_path", "class_index") if isinstance(config.get(name), str)}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 

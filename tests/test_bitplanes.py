@@ -211,7 +211,7 @@ def test_damaged_files_are_rebuilt(store, layers, damage, tmp_path, caplog):
     assert len(caplog.messages) == (damage is not missing)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"bit_levels0_ideal.pt": 3}', '{"bit_levels0_ideal.pt": {}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 10**5, '{"bit_levels0_ideal.pt": 3}', '{"bit_levels0_ideal.pt": {}}'])
 def test_damaged_manifest(store, layers, text):
     store.write(layers)
     good = (store.folder / "manifest.json").read_text()

@@ -261,6 +261,11 @@ def test_ranges_of_something_else_are_refused(change, words, run, refused, check
     refused(["--resume", checkpoint, "--adc_ranges", "ranges.json"], words)
 
 
+def test_ranges_nested_without_end_are_refused(refused, checkpoint):
+    Path("ranges.json").write_text("[" * 100_000)
+    refused(["--resume", checkpoint, "--adc_ranges", "ranges.json"], "ranges.json is not an adc_ranges.json")
+
+
 def test_ranges_of_other_settings_stay_in_the_file(run, checkpoint):
     run(checkpoint, "--adc_prec", "3")
     run(checkpoint, "--adc_prec", "4")

@@ -287,7 +287,8 @@ def test_a_file_says_which_class_a_folder_holds(net, photographs, text):
 
 
 @pytest.mark.parametrize("text, says", [("cat seven", "does not name classes"), ("", "does not name classes"), ("cat -1", "from 0 up"),
-                                        ("[1]", "does not name classes"), ("cat 1\ndog 0", "does not say the class of the folder"),
+                                        ("[1]", "does not name classes"), ('{"a":' * 10**5, "does not name classes"),
+                                        ("cat 1\ndog 0", "does not say the class of the folder"),
                                         ('{"0": ["n1", "cat"], "1": ["n2", "cat"], "2": "dog", "3": "emu"}', "or names several for it"),
                                         ("cat 1\ncat 2\ndog 3\nemu 4", "train/cat, or names several for it")])
 def test_bad_class_files_are_one_line(net, photographs, text, says):
@@ -515,6 +516,8 @@ def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
     Path("run/config.json").write_text(json.dumps(config | {"class_index": "of the run"}))
     found, _ = eval_settings.parse(["--resume", "run/model_best.pth.tar", "--model", "net.py:small"])
     assert found.class_index == "of the run"  # where its images are, and which classes their folders hold, it need not be told again
+    Path("run/config.json").write_text("[" * 10**5)
+    assert eval_settings.parse(["--resume", "run/model_best.pth.tar", "--model", "net.py:small"])[0].class_index is None
     Path("run/config.json").write_text(json.dumps(config))
     evaluation.main([*EVAL, "--resume", "run/model_best.pth.tar", "--model", "net.py:small", "--adc_range", "ideal"])
     software, ideal = results("out")

@@ -1,5 +1,6 @@
 """experiment/points.py and keys.py: what a point's key says, and points that are measured once whoever is killed."""
 
+import base64
 import collections
 import gc
 import json
@@ -10,6 +11,8 @@ import random
 import signal
 import threading
 import time
+import tracemalloc
+import zlib
 from dataclasses import fields, replace
 
 import numpy as np
@@ -37,6 +40,13 @@ def small_network(monkeypatch):
     monkeypatch.setitem(vgg.CONFIGS, "vgg7", SMALL["vgg7"])
 
 
+def a_point(**row):
+    """What a measurement of two images gives, in short."""
+    usual = {"accuracy": 50.0, "software_accuracy": 50.0, "changed_predictions": 0, "n_images": 2, "seconds": 1.0, "engine": None,
+             "mean_bits": None, "conversions": None, "chip_accuracies": None}
+    return {"decides": {}, "row": usual | row, "predictions": points._packed(torch.tensor([[0, 1]])), "ranges": None, "cost": None}
+
+
 def started(target, *args):
     process = FORK.Process(target=target, args=args)
     process.start()
@@ -56,7 +66,7 @@ def driver(folder, names):
             def make(name=name):
                 with open(folder / "begun", "a") as file:
                     file.write(name + "\n")
-                return {"decides": {}, "row": {"number": int(name, 16)}, "ranges": [random.random()] * 500, "predictions": {}}
+                return a_point(number=int(name, 16)) | {"decides": [random.random()] * 500}
             if found.measure(name, make, wait):
                 busy.remove(name)
 
@@ -96,7 +106,7 @@ def dying(folder, where):
         os.replace = die
     else:
         results.append = die
-    Points(folder).measure("ab" * 32, lambda: {"decides": {}, "row": {"a": 1}})
+    Points(folder).measure("ab" * 32, lambda: a_point(a=1))
 
 
 @pytest.mark.parametrize("where, there", [("in the file", False), ("before its name", False), ("before its line", True)])
@@ -106,7 +116,7 @@ def test_killed_while_a_point_is_written(where, there, tmp_path):
     assert process.exitcode == -signal.SIGKILL
     found, made = Points(tmp_path), []
     assert found.exists("ab" * 32) == there and not results.read(found.results)
-    found.measure("ab" * 32, lambda: made.append(1) or {"decides": {}, "row": {"a": 1}})
+    found.measure("ab" * 32, lambda: made.append(1) or a_point(a=1))
     assert bool(made) != there and len(results.read(found.results)) == len(made)
     found.mend()
     found.mend()
@@ -119,20 +129,73 @@ def test_killed_while_a_point_is_written(where, there, tmp_path):
     assert not list((tmp_path / "points").glob(".*.tmp"))
 
 
-def test_a_damaged_point_is_measured_again(tmp_path):
-    found = Points(tmp_path)
-    for damage in (b"", b"{", b"[1]", b'{"key": "cd"}'):
-        found.path("ab" * 32).parent.mkdir(exist_ok=True)
-        found.path("ab" * 32).write_bytes(damage)
-        assert found.read("ab" * 32) is None and found.measure("ab" * 32, lambda: {"decides": {}, "row": {}})
-        assert found.read("ab" * 32)
+def compressed(content):
+    return base64.b64encode(zlib.compress(content)).decode()
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+BOMB = compressed(bytes(2**27))
+
+
+@pytest.mark.parametrize("damage", [
+    *(lambda p, bad=bad: bad for bad in (b"", b"{", b"[1]", b'{"key": "cd"}', DEEP, b'{"key": %b}' % DEEP)),
+    lambda p: p.update(key=["a"]), lambda p: p.pop("row"), lambda p: p.update(row=None), lambda p: p.update(took_s="long"),
+    lambda p: p.pop("predictions"), lambda p: p.update(predictions=[0, 1]),
+    lambda p: p.update(cost="nothing"), lambda p: p.update(cost={"a": 1}),
+    lambda p: p.update(ranges=[1]), lambda p: p.update(ranges={"layers": {"a": 1}}),
+    *(lambda p, bad=bad: p["predictions"].update(bad) for bad in (
+        {"zlib": "AAAA"}, {"zlib": "?"}, {"zlib": compressed(b"\0")}, {"zlib": compressed(b"\0\1\2")}, {"zlib": BOMB},
+        {"zlib": base64.b64encode(zlib.compress(b"\0\1")[:-2]).decode()}, {"shape": [1, 3]}, {"shape": [2]}, {"shape": 2}, {"type": "|O8"},
+        {"type": "<f4"}, {"type": "nothing"})),
+    *(lambda p, bad=bad: p["row"].update(bad) for bad in (
+        {"accuracy": "50"}, {"accuracy": float("nan")}, {"accuracy": float("inf")}, {"accuracy": None}, {"software_accuracy": 101},
+        {"seconds": 0}, {"changed_predictions": 0.5}, {"n_images": True}, {"mean_bits": "many"}, {"layer_bits": [1]}, {"engine": 1},
+        {"chip_accuracies": [50.0, float("nan")]}, {"chip_accuracies": [50.0, 50.0]}, {"n_images": 1}, {"n_images": 3})),
+    lambda p: (p["row"].update(n_images=1), p["predictions"].update(shape=[1, 1], zlib=compressed(b"\0"))),  # of fewer images
+    lambda p: (p["row"].update(n_images=2**27), p["predictions"].update(shape=[1, 2**27], zlib=BOMB)),
+    lambda p: (p["row"].update(chip_accuracies=[50.0] * 2**12, chip_changed_predictions=[0]),
+               p["predictions"].update(shape=[2**12, 2], zlib=BOMB)),
+])
+def test_a_damaged_point_is_measured_again(damage, tmp_path):
+    """Without a word, and with no more memory than a point of these images takes."""
+    found, key = Points(tmp_path), "ab" * 32
+    found.images = 2
+    good = a_point() | {"key": key, "took_s": 1.0}
+    bad = damage(good)
+    found.folder.mkdir()
+    found.path(key).write_bytes(bad if isinstance(bad, bytes) else json.dumps(good).encode())
+    tracemalloc.start()
+    assert found.read(key) is None
+    found.mend()
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    assert found.measure(key, lambda: a_point(a=1)) and found.read(key)["row"]["a"] == 1
+    assert [row["a"] for row in found.rows()] == [1]
+
+
+def test_no_point_has_more_predictions_than_memory_holds(tmp_path):
+    """Where nobody says how many images there are."""
+    found, key, many = Points(tmp_path), "ab" * 32, points.MOST + 1
+    with pytest.raises(ValueError, match="at most"):
+        points._unpacked({"type": "|u1", "shape": [1, many], "zlib": BOMB}, (1, many))
+    found.measure(key, a_point)
+    assert found.images is None and found.read(key)
+
+
+def test_lines_that_are_no_results_are_left_out(tmp_path):
+    """Of whatever kind; a point whose line is none gets another."""
+    found, key = Points(tmp_path), "ab" * 32
+    found.measure(key, lambda: a_point(a=1))
+    bad = [DEEP, b'{"key": ["a"]}', b'{"key": {}}', b"[]", b'{"key": "%b", "accuracy": "high"}' % key.encode(), b"\xff", b'{"a":']
+    found.results.write_bytes(b"\n".join(bad) + b"\n")
+    assert results.read(found.results) == [] and [row["a"] for row in found.rows()] == [1]
 
 
 def holder(folder, pipe):
     def make():
         pipe.send("making")
         pipe.recv()
-        return {"decides": {}, "row": {"by": "holder"}}
+        return a_point(by="holder")
     Points(folder).measure("ab" * 32, make)
 
 
@@ -144,7 +207,7 @@ def test_what_another_program_is_measuring_is_left_to_it(tmp_path):
     assert found.measure("ab" * 32, lambda: pytest.fail("measured twice")) is False
     found.path("ab" * 32).write_bytes(b"{")  # was damaged, and is being measured anew
     assert found.measure("ab" * 32, lambda: pytest.fail("measured twice")) is False
-    assert found.measure("cd" * 32, lambda: {"decides": {}, "row": {}}) is True
+    assert found.measure("cd" * 32, lambda: a_point()) is True
     here.send("go on")
     assert found.measure("ab" * 32, lambda: pytest.fail("measured twice"), wait=True) is True
     process.join()
@@ -161,7 +224,7 @@ def test_a_record_comes_back_from_its_point():
         record = measure(net, images, labels, setting, engine="reference")
         row = {field.name: getattr(record, field.name) for field in fields(record)
                if field.name not in ("setting", "predictions", "chip_predictions", "chip_changes")}
-        stored = points.of_record(record, row | {"chip_changed_predictions": record.chip_changes}, {}, None)
+        stored = points.of_record(record, row | {"chip_changed_predictions": record.chip_changes, "n_images": 8}, {}, None)
         again = points.record_of(json.loads(json.dumps(stored)), setting)
         for field in fields(record):
             one, other = getattr(record, field.name), getattr(again, field.name)
@@ -170,13 +233,13 @@ def test_a_record_comes_back_from_its_point():
 
 def test_classes_that_no_byte_counts_come_back():
     predictions = torch.tensor([[0, 255, 256], [999, 70000, 1]])
-    assert torch.equal(points._unpacked(points._packed(predictions)), predictions)
+    assert torch.equal(points._unpacked(points._packed(predictions), (2, 3)), predictions)
 
 
 def test_a_point_that_was_removed_has_no_row(tmp_path):
     found = Points(tmp_path)
     for name in ("ab" * 32, "cd" * 32):
-        found.measure(name, lambda: {"decides": {}, "row": {}})
+        found.measure(name, lambda: a_point())
     found.path("ab" * 32).unlink()
     assert [row["key"] for row in found.rows()] == ["cd" * 32]
 
@@ -192,10 +255,33 @@ def test_a_line_waits_for_other_writers(tmp_path):
     assert results.read(path) == [{"a": 1}]
 
 
+def slow_to_append(folder, pipe):
+    def append(*args, real=results.append):
+        pipe.send("its file is there")
+        pipe.recv()
+        real(*args)
+    results.append = append
+    Points(folder).measure("ab" * 32, a_point)
+
+
+def test_a_line_that_its_process_is_about_to_append_is_left_to_it(tmp_path):
+    here, there = FORK.Pipe()
+    process = started(slow_to_append, tmp_path, there)
+    here.recv()
+    found = Points(tmp_path)
+    found.mend()
+    there, lines = found.exists("ab" * 32), results.read(found.results)
+    here.send("go on")
+    process.join()
+    assert there and lines == []
+    found.mend()
+    assert len(results.read(found.results)) == 1
+
+
 def test_tables_of_fewer_points_replace_none_of_more(tmp_path, monkeypatch):
     """A program that has read the rows writes them before another one reads any."""
     folder, seen, write = Points(tmp_path), [], results.write_tables
-    folder.measure("1" * 64, lambda: {"row": {"accuracy": 1}})
+    folder.measure("1" * 64, lambda: a_point() | {"row": {"accuracy": 1}})
 
     def look(*args):
         child = os.fork()
@@ -218,7 +304,8 @@ def test_tables_of_the_same_rows_are_left_alone(tmp_path, monkeypatch):
     assert results.write_tables(tmp_path, [{"a": 2}]) == [tmp_path / "results.csv"]
 
 
-def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_path):
+def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_path, monkeypatch):
+    """Also by the clock of a machine that is two hours ahead of the drive's."""
     found = Points(tmp_path)
     (found.folder / "chips").mkdir(parents=True)
     old, young = ([folder / f".{name}.tmp" for folder in (found.folder, found.folder / "chips")] for name in ("old", "young"))
@@ -226,6 +313,7 @@ def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_pat
         path.touch()
     for path in old:
         os.utime(path, (time.time() - STALE - 9,) * 2)
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + 7200)
     found.mend()
     assert [path.exists() for path in (*old, *young)] == [False, False, True, True]
 

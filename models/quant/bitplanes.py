@@ -128,7 +128,7 @@ def read_manifest(folder: str | Path) -> dict[str, dict]:
         entries = json.loads(path.read_text()) if path.exists() else {}
         if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
             raise ValueError("it holds other things than entries of files")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     return entries
 
