@@ -604,6 +604,41 @@ def fresh(tmp_path_factory):
         yield fresh
 
 
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_kernels_run_in_a_child_of_a_process_in_which_they_ran(threads):
+    """In a worker of a DataLoader, in a child and in a thread of its child: the same bits, and none is ended or waits for ever."""
+    done = subprocess.run([sys.executable, "-c", """
+import os, threading, torch
+from models.quant import CrossbarSpec, Qconv2dDoreFa, calibrate
+torch.manual_seed(0)
+layer, x = Qconv2dDoreFa(8, 16, 3, spec=CrossbarSpec()).eval(), torch.rand(4, 8, 9, 9)
+calibrate(layer, x)
+expected = layer(x).detach()
+
+class Outputs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, number):
+        return layer(x).detach()
+
+def child(run):
+    if not (pid := os.fork()):
+        run()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+def show():
+    print(torch.equal(layer(x), expected), flush=True)
+
+[found] = torch.utils.data.DataLoader(Outputs(), batch_size=None, num_workers=1, multiprocessing_context="fork")
+print(torch.equal(found, expected), flush=True)
+child(lambda: (show(), child(lambda: (thread := threading.Thread(target=show), thread.start(), thread.join()))))
+show()
+"""], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": threads}, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "True", "True", "0", "0", "True"], done.stderr
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_pytorch_keeps_its_number_of_threads(threads, fresh):
     """Numba's first parallel call may set the number for all users of one OpenMP library; a fresh process sees it."""

@@ -43,6 +43,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import forks as forks  # what a forked child needs
+
 if TYPE_CHECKING:
     from ..mapping import MappedLayer
 
