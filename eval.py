@@ -144,7 +144,7 @@ def write_results(bench: Bench, plan: Plan, log: logging.Logger) -> None:
              f"{bench.shown.batches.count} {bench.shown.kind} of {of.dataset}")
     for path in report.plots([record for record in records if record.setting], title, bench.folder):
         log.info(f"plot: {path}")
-    for path in cost_report.write(records, bench.costs.technology, title, bench.folder, bench.net):
+    for path in cost_report.write(records, bench.costs.technology, title, bench.folder, bench.costs.technology and bench.net):
         log.info(f"costs: {path}")
     rows = bench.points.write_tables()
     if of.html:

@@ -33,7 +33,7 @@ LONGEST_NAME = 200  # of a file, without its end: a file system has room for 255
 
 class Bench:
     """The network of some settings on its device. `check` refuses what cannot run, before `load` reads the images; a network of others
-    is there only then, since images decide how it is converted.
+    is checked only then, and converted when it is needed, since images decide how.
 
     Args: checkpoint, of `settings.resume`, if it is loaded already; command, what stands in results.jsonl; of_several, whether other
         networks have the same `save_path`.
@@ -48,11 +48,12 @@ class Bench:
         self.checkpoint = checkpoint or checkpoint_of(settings.resume)
         self.device = machine.pick_device(settings.ngpu)
         self.others = conversion.network_of(settings, settings.resume)
-        self.net = None if self.others else crossbar_network(settings, self.checkpoint, self.device)
+        self._net = None if self.others else crossbar_network(settings, self.checkpoint, self.device)
+        self.log: logging.Logger | None = None
         self.original: nn.Module | None = None  # the float network that was converted
         self.costs = Costs(settings.cost, settings.settings or search_layouts(settings))
         try:
-            self.cells = settings.planes and stored_cells(settings.planes, self.net, settings.settings, settings.wbit)
+            self.cells = settings.planes and stored_cells(settings.planes, self._net, settings.settings, settings.wbit)
         except ValueError as error:
             raise UserError(str(error)) from None
         if is_chip(self.cells) and settings.adc_ranges:
@@ -65,39 +66,58 @@ class Bench:
         self.known_chips: dict[str, dict[str, Any]] = {}  # those of chips of several
         self.shown: images.EvalImages | None = None
 
-    def check(self, settings: Iterable[Setting]) -> None:
-        """Refuse settings that cannot run here, or whose ranges are not where they should be. Raises: UserError."""
-        if self.net is None:
+    @property
+    def net(self) -> nn.Module:
+        """The network on crossbars. Raises: UserError for one of others that cannot be converted, or its settings, see `check`."""
+        if self._net is None:
+            self._convert()
+        return self._net
+
+    @distributed.together
+    def _convert(self) -> None:
+        self._net = conversion.for_evaluation(self.others, self.settings, self.shown, self.checkpoint, self.log)
+        distributed.same_weights(self._net)  # scales that were fitted have the last bits of the machine
+        self.check(self.settings.settings)
+
+    def check(self, settings: Iterable[Setting], draft: nn.Module | None = None) -> None:
+        """Refuse settings that cannot run here, or whose ranges are not where they should be; those of a network of others behind its
+        conversion. Args: draft, what stands for it before: it has other scales. Raises: UserError."""
+        net = self._net if draft is None else draft
+        if net is None:
             return
         seen = set()
         try:
             codes = None if is_chip(self.cells) else self.cells
             # Once, as they are found anew at each question otherwise.
-            use_cells(self.net, codes or {name: layer.w_codes() for name, layer in quant.crossbar_layers(self.net)})
+            use_cells(net, codes or {name: layer.w_codes() for name, layer in quant.crossbar_layers(net)})
             for setting in settings:
                 kept = setting.spec.adc_range == "calibrated" and not self.ranges.to_calibrate(setting)
                 same = reads_of(setting), setting.spec.adc_range, setting.chips, setting.calibration.on
                 if same in seen and not setting.per_layer and not kept and not self.costs.technology:
                     continue  # ADCs of other bits
                 seen.add(same)
-                put(self.net, setting, self.cells)
+                put(net, setting, self.cells)
                 if setting.chips:
-                    check_chips(self.net, setting)
-                engines_of(self.net, setting, self.settings.engine, counted=self.settings.report and setting.spec.adc_range in FROZEN)
-                self.ranges.give(self.net, setting)
-                self.costs.check(self.net, setting)
+                    check_chips(net, setting)
+                self.costs.check(net, setting)
+                if draft is None:
+                    engines_of(net, setting, self.settings.engine, counted=self.settings.report and setting.spec.adc_range in FROZEN)
+                    self.ranges.give(net, setting)
         except ValueError as error:  # what the package refuses: engines, reads of too many values
             raise UserError(flags.of_layers(str(error))) from None
 
     def load(self, log: logging.Logger) -> None:
         """The images, and what decides the results of all settings."""
-        of = self.settings
+        of, self.log = self.settings, log
         if self.others:
-            self.net, self.original, self.shown = conversion.start_evaluation(self.others, of, self.checkpoint, self.device, log)
-            for network in (self.net, self.original):  # scales that were fitted have the last bits of the machine
-                if network is not None:
-                    distributed.same_weights(network)
-            self.check(of.settings)
+            self.shown = images.choose(conversion.images_of(self.others, of, self.device, log), of, self.checkpoint, self.device)
+            distributed.same_weights(self.others.network)
+            self.original = None if of.resume else self.others.network  # else its weights were trained with the quantizers
+            draft = conversion.draft(self.others, of, self.shown)
+            if draft is None:
+                self._convert()  # which says why
+            else:
+                self.check(of.settings, draft)
         else:
             self.shown = images.load(of, self.checkpoint, self.device, log)
         self.points.images = self.shown.batches.count
@@ -176,6 +196,8 @@ class Bench:
                 if self.chip(chip) is None:
                     self.measure(chip, wait=True, progress=progress, of_several=True)
             return self.points.measure(self.key(setting), lambda: self._of_chips(setting), wait)
+        if self._net is None:
+            self._convert()  # before anything is measured, as it may refuse
         software, original = None, self.of_float()
         if setting is not None:
             if not self.point(None):

@@ -1,5 +1,6 @@
 """Networks that were not made here, put on crossbars: from `--model` to a converted network and the images that it sees."""
 
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 from models import quant
 from models.quant import CrossbarSpec
 
-from . import data, foreign, images
+from . import data, foreign
 from .checkpoint import load_weights
 from .cli import UserError, one_line
 from .conversion_settings import OPTIONS
@@ -20,6 +21,7 @@ from .images import EvalImages
 from .train_settings import TrainSettings
 
 
+DRAFT_IMAGES = 4
 BATCH = 64  # images that run together in a conversion, which fits scales to samples of each batch: --batch_size decides nothing
 CALIBRATION_IMAGES = 64  # of a network that is trained: its quantizers learn what more images would tell
 
@@ -66,23 +68,32 @@ def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], 
         raise UserError(f"{settings.model}: {one_line(error)}") from None
 
 
-def start_evaluation(found: Foreign, settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device, log: logging.Logger
-                     ) -> tuple[nn.Module, nn.Module | None, EvalImages]:
-    """(converted network, the float network that it was, its images). With a checkpoint of `train.py --qat` there is no float network:
-    its weights were trained with the quantizers.
+def draft(found: Foreign, settings: EvalSettings, shown: EvalImages) -> nn.Module | None:
+    """A network with the layers that the conversion of `found` will have, made in a moment: its scales are of few images, and of no use.
+    None where that cannot be done, of which `for_evaluation` says why, or that it can."""
+    few = data.normalize(shown.calibration.images[:DRAFT_IMAGES], shown.calibration.mean, shown.calibration.std)
+    spec, options = CrossbarSpec(settings.wbit, settings.abit, adc_range="ideal"), {name: getattr(settings, name) for name in OPTIONS}
+    with contextlib.suppress(ValueError), quant.set_engine(settings.engine):
+        return quant.convert(found.network, spec, few, correct="none", weight_scale="max", activations="max",
+                             **options | {"rounding": "nearest"})
+    return None
 
-    Raises: UserError, see `images_of`, `images.choose` and `converted`, and for weights of the checkpoint that do not fit.
+
+def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, checkpoint: Mapping[str, Any], log: logging.Logger
+                   ) -> nn.Module:
+    """The network of others that `eval.py` measures, with the weights of a checkpoint of `train.py --qat` where there is one.
+
+    Raises: UserError, see `converted`, and for weights of the checkpoint that do not fit.
     """
-    shown = images.choose(images_of(found, settings, device, log), settings, checkpoint, device)
     batches = data.Batches(shown.calibration.images, shown.calibration.mean, shown.calibration.std, BATCH)
     net = converted(found.network, settings, batches, settings.calibration.correct, engine=settings.engine)
     if not settings.resume:
         log.info(str(net.crossbar_report))
-        return net, found.network, shown
+        return net
     log.info(net.crossbar_report.layout)  # what it does to the answers is that of weights which are replaced now
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
     load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=settings.resume)
-    return net, None, shown
+    return net
 
 
 def for_training(found: Foreign, settings: TrainSettings, shown: data.Dataset, device: torch.device) -> nn.Module:

@@ -19,7 +19,7 @@ from torch import nn
 
 import eval as evaluation
 import train
-from experiment import bench, class_index, conversion_settings, cost_report, data, eval_settings, foreign, keys, training
+from experiment import bench, class_index, conversion, conversion_settings, cost_report, data, eval_settings, foreign, keys, training
 from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.cli import UserError
 from experiment.evaluation import Setting, measure, measure_float
@@ -378,7 +378,8 @@ def test_costs_are_beside_the_bits_that_a_layer_has(net, photographs, monkeypatc
 
 def test_options_of_the_conversion_are_those_of_the_flags(net, photographs, monkeypatch):
     def convert(network, spec, images, **options):
-        asked.append(((spec.w_bits, spec.a_bits), options))
+        if "weight_scale" not in options:  # as a draft has
+            asked.append(((spec.w_bits, spec.a_bits), options))
         raise ValueError("enough")
 
     asked = []
@@ -391,6 +392,17 @@ def test_options_of_the_conversion_are_those_of_the_flags(net, photographs, monk
     usual = dict(first_last_bits=8, inputs="phases", rounding="nearest", skip=[], correct="channel", qat=False)
     other = dict(first_last_bits=6, inputs="twos", rounding="gptq", skip=["0.2"], correct="none", qat=False)
     assert asked == [((8, 8), usual), ((4, 8), other)]
+
+
+def test_what_cannot_be_is_said_before_the_network_is_converted(net, monkeypatch):
+    """A device with too few levels, a layer that is not there: a look at a few images is enough."""
+    Path("two.csv").write_text("level,conductance_uS\n0,1\n1,9\n")
+    monkeypatch.setattr(conversion, "for_evaluation", lambda *_: pytest.fail("converted"))
+    flags = [*EVAL, "--model", "net.py:small", "--dataset", "digits", "--limit", "20", "--cellBit", "2"]
+    for more, words in ((["--device", "two.csv"], "levels"), (["--per_layer", "nothing:adc_prec=3"], "no layer on crossbars is called so")):
+        for dry in ([], ["--dry_run"]):
+            with pytest.raises(UserError, match=words):
+                evaluation.main([*flags, *more, *dry])
 
 
 def test_images_and_correction_of_the_conversion_whatever_the_ranges(net):
