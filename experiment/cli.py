@@ -10,6 +10,7 @@
 
 import contextlib
 import errno
+import importlib
 import io
 import logging
 import signal
@@ -17,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import NoReturn, TextIO
 
 
@@ -54,6 +55,18 @@ def run_main(main: Callable[[], int]) -> NoReturn:
             print("interrupted", file=sys.stderr)
             code = 130
     sys.exit(code)
+
+
+def needed(package: str, missing: str) -> ModuleType:
+    """A package that not everybody has, imported. Raises: UserError that says `missing` where it is not installed, and what is wrong with
+    it where it cannot be imported, such as a package of its own that is not there."""
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # what is installed in halves raises nearly anything
+        if isinstance(error, ModuleNotFoundError) and error.name == package.partition(".")[0]:
+            raise UserError(missing) from None
+        raise UserError(f"{package} is installed, but cannot be imported ({type(error).__name__}: {one_line(error)[:160]}): install it "
+                        "anew, with all that it needs") from error
 
 
 def check_writable(folder: str | Path) -> None:

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import nn
 
 from .checkpoint import load_checkpoint, load_weights
-from .cli import UserError, one_line
+from .cli import UserError, needed, one_line
 
 # torchvision, timm and the like take seconds to import: only the networks that need them do so.
 
@@ -169,10 +169,7 @@ def _of_torchvision(name: str, published: bool, image_size: int | None) -> tuple
 
 
 def _of_timm(name: str, published: bool, image_size: int | None) -> tuple[nn.Module, Transform]:
-    try:
-        import timm
-    except ImportError:
-        raise UserError(f"--model timm/{name} needs the package timm: pip install timm") from None
+    timm = needed("timm", f"--model timm/{name} needs the package timm: pip install timm")
     known = timm.list_models()
     if name.split(".")[0] not in known:  # behind the dot, a set of weights
         raise UserError(f"--model timm/{name}: unknown to timm{_meant(name, known)}")
@@ -300,11 +297,8 @@ def _state(path: str) -> dict[str, torch.Tensor]:
     """The weights in a file of PyTorch or of safetensors."""
     if not path.endswith(".safetensors"):
         return load_checkpoint(path)["state_dict"]
+    of_torch = needed("safetensors.torch", f"{path} needs the package safetensors: pip install safetensors")
     try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from None
-    try:
-        return load_file(path)
+        return of_torch.load_file(path)
     except Exception as error:  # a damaged file
         raise UserError(f"{path}: not a readable safetensors file ({one_line(error)[:120]})") from error

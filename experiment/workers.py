@@ -4,7 +4,6 @@ A worker keeps networks, images and histograms, and measures one setting after t
 nothing is lost whoever dies, and a worker that dies is replaced.
 """
 
-import importlib.util
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ import torch
 
 from . import distributed, machine
 from .bench import Bench
-from .cli import UserError, one_line
+from .cli import UserError, needed, one_line
 from .eval_flags import EvalSettings
 from .plan import Job, Queue
 from .setting import Setting
@@ -135,9 +134,10 @@ class Pool:
 
 
 def check_workers(workers: int | None) -> None:
-    """Refuse workers where Ray is not installed, or several processes are there already. Raises: UserError."""
-    if workers is not None and distributed.world() > 1:
+    """Refuse workers where Ray cannot be imported, or several processes are there already. Raises: UserError."""
+    if workers is None:
+        return
+    if distributed.world() > 1:
         raise UserError(f"--workers starts processes of its own, and torchrun has started {distributed.world()}: take one or the other")
-    if workers is not None and importlib.util.find_spec("ray") is None:
-        raise UserError("--workers needs Ray: pip install -r requirements-cluster.txt; or start eval.py several times, with the same "
-                        "flags, in the same folder: they share the work")
+    needed("ray", "--workers needs Ray: pip install -r requirements-cluster.txt; or start eval.py several times, with the same flags, in "
+                  "the same folder: they share the work")

@@ -68,6 +68,19 @@ def test_names_that_a_library_cannot_pass_on_are_one_line(capsys):
         "error: the name of a file has letters that the locale lacks; set PYTHONUTF8=1\n")
 
 
+@pytest.mark.parametrize("code, says", [
+    (None, "take it: pip install gone"),
+    ("import missing_part", "gone is installed, but cannot be imported (ModuleNotFoundError: No module named 'missing_part'): install it"),
+    ("raise OSError('libx.so: no\\nsuch file')", "gone is installed, but cannot be imported (OSError: libx.so: no such file): install it")])
+def test_packages_that_are_not_whole_are_one_line(tmp_path, monkeypatch, code, says):
+    monkeypatch.syspath_prepend(tmp_path)
+    if code:
+        Path(tmp_path, "gone.py").write_text(code)
+    with pytest.raises(UserError) as error:
+        cli.needed("gone", "take it: pip install gone")
+    assert str(error.value).startswith(says) and "\n" not in str(error.value)
+
+
 def test_folders_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"cannot write to {tmp_path}/file/folder: Not a directory"):
