@@ -110,7 +110,9 @@ class Bench:
         """The images, and what decides the results of all settings."""
         of, self.log = self.settings, log
         if self.others:
-            self.shown = images.choose(conversion.images_of(self.others, of, self.device, log), of, self.checkpoint, self.device)
+            chosen_here = of.validation and not of.resume  # who trained it here had a part of the training images held out
+            shown = conversion.images_of(self.others, of, self.device, log, chosen_here)
+            self.shown = images.choose(shown, of, self.checkpoint, self.device)
             distributed.same_weights(self.others.network)
             self.original = None if of.resume else self.others.network  # else its weights were trained with the quantizers
             draft = conversion.draft(self.others, of, self.shown)

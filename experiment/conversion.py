@@ -34,12 +34,13 @@ def network_of(settings: Any, checkpoint: str | None) -> Foreign | None:
     return foreign.load(settings.model, settings.state, settings.image_size, weights=not checkpoint)
 
 
-def images_of(found: Foreign, settings: Any, device: torch.device, log: logging.Logger) -> data.Dataset:
-    """The images that the settings name, as the network of `settings.model`, which is moved to the device, takes them.
+def images_of(found: Foreign, settings: Any, device: torch.device, log: logging.Logger, validation: bool = False) -> data.Dataset:
+    """The images that the settings name, as the network of `settings.model`, which is moved to the device, takes them. Args: validation,
+    see `data.load`.
 
     Raises: UserError for images that cannot be read, or a network that does not classify such images.
     """
-    shown = data.load(settings.dataset, settings.data_path, log.info, found.transform, settings.class_index)
+    shown = data.load(settings.dataset, settings.data_path, log.info, found.transform, settings.class_index, validation)
     first = data.normalize(shown.test_x[:1].to(device), shown.mean, shown.std)
     classes = foreign.try_out(settings.model, found.network.to(device), first)
     of_folders = settings.dataset == "imagefolder" and not settings.class_index

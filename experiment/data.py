@@ -56,16 +56,18 @@ class Dataset:
     std: Sequence[float]
     pad: int = 4  # random crops shift an image by up to this many pixels
     flip: bool = True  # whether a mirrored image still shows the same class
+    validation: bool = False  # whether images that are there to choose by, of a folder val/ beside test/, are in place of the test images
 
 
 def load(dataset: str, data_path: str | Path = "./data", log: Callable[[str], object] = print, transform: Transform | None = None,
-         class_index: str | Path | None = None) -> Dataset:
+         class_index: str | Path | None = None, validation: bool = False) -> Dataset:
     """The data set named `dataset` (one of DATASETS). log(text) is told about caches and odd folders.
 
     Args:
         transform: makes a picture a network's input; images of an imagefolder then have any size. None: all are 32x32.
         class_index: with a transform and imagefolder, a file that says which class a folder holds (`read_class_index`); else labels
             count the sorted names.
+        validation: of an imagefolder with val/ and test/, the images of val/ in place of those of test/.
     Raises: UserError for a data set that is unknown, not there, or not as it should be.
     """
     if class_index and not (transform and dataset == "imagefolder"):
@@ -75,7 +77,8 @@ def load(dataset: str, data_path: str | Path = "./data", log: Callable[[str], ob
     with distributed.one_first():
         if dataset == "imagefolder":
             root = Path(data_path)
-            return _streamed_folder(root, log, transform, class_index) if transform else _imagefolder(root, log)
+            return (_streamed_folder(folders.read(root, log, class_index, validation), transform) if transform
+                    else _imagefolder(folders.read(root, log, validation=validation), log))
         found = _digits() if dataset == "digits" else _cifar(dataset, data_path)
     return _seen_through(found, transform) if transform else found
 
@@ -311,13 +314,13 @@ def _seen_through(data: Dataset, transform: Transform) -> Dataset:
     return replace(data, train_x=train, test_x=test, mean=mean, std=std)
 
 
-def _streamed_folder(root: Path, log: Callable[[str], object], transform: Transform, class_index: str | Path | None) -> Dataset:
-    found = folders.read(root, log, class_index)
+def _streamed_folder(found: folders.Folder, transform: Transform) -> Dataset:
     train, test = (Streamed(files, transform) for files in found.files)
-    return Dataset("imagefolder", train, found.labels[0], test, found.labels[1], found.classes, *AS_THEY_ARE)
+    return Dataset("imagefolder", train, found.labels[0], test, found.labels[1], found.classes, *AS_THEY_ARE,
+                   validation=found.validation)
 
 
-def _imagefolder(root: Path, log: Callable[[str], object]) -> Dataset:
-    found = folders.read(root, log)
+def _imagefolder(found: folders.Folder, log: Callable[[str], object]) -> Dataset:
     train, test = folders.decoded(found, SIZE, log)
-    return Dataset("imagefolder", train, found.labels[0], test, found.labels[1], found.classes, *pixel_stats(train))
+    return Dataset("imagefolder", train, found.labels[0], test, found.labels[1], found.classes, *pixel_stats(train),
+                   validation=found.validation)

@@ -43,7 +43,8 @@ class Network:
     batch_size: int = option(64, "images at a time; changes no result but those of --adc_range dynamic", COUNT)
     limit: int | None = option(None, "only LIMIT test images, spread evenly over the set; default all", COUNT)
     validation: bool = option(False, "the validation images of the training in place of the test images: for choices, which the "
-                              "test images must not make", bool)
+                              "test images must not make. Of networks that were not trained here those in val/ beside test/, or a tenth "
+                              "of the training images", bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +109,10 @@ class Sweep:
 class Search:
     """search"""
 
-    search: int | None = option(None, "measure N settings out of all combinations, each chosen by what is known of those before it; "
-                                "--per_layer may then give several values, of which each layer gets one. Chosen on validation "
-                                "images; the front is measured on the test images. Needs Optuna (requirements-search.txt)", COUNT,
-                                metavar="N")
+    search: int | None = option(None, "measure N settings out of all combinations: about 16 that are fixed or at random, and the others by "
+                                "what is known of those before; --per_layer may then give several values, of which each layer gets "
+                                "one. Chosen on validation images; the front is measured on the test images. Needs Optuna "
+                                "(requirements-search.txt)", COUNT, metavar="N")
     objective: list[str] = option(["accuracy", "bits"], "what is best: a front of two or more. accuracy; bits, the mean of all reads; "
                                   "changed; conversions; energy, latency and area where they are estimated. Default accuracy bits",
                                   several=True, says_default=True)

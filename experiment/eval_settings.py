@@ -241,13 +241,11 @@ def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
 
 def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> None:
     """Refuse --validation for a checkpoint that does not say which images its training held out."""
-    if not (found.validation or found.search):
+    if not (found.validation or found.search) or foreign.is_foreign(found.model) and not found.resume:
         return
     asked = "--search chooses on validation images" if found.search else "--validation"
     config = train_settings.defaults() | {"val_split": 0} | train_settings.from_checkpoint(checkpoint, found.resume)
     if not ("data" in checkpoint and config["val_split"]):
-        if not found.resume:
-            raise UserError(f"{asked}, which {found.model} has only behind train.py --qat: give --resume with its checkpoint")
         raise UserError(f"{asked}: {found.resume} was trained without validation images")
     if found.dataset != config["dataset"]:
         raise UserError(f"{asked}: {found.resume} was trained on {config['dataset']}, not {found.dataset}")

@@ -28,22 +28,29 @@ from .cli import UserError, one_line
 @dataclass(frozen=True)
 class Folder:
     """What lies below `root`. Attributes: classes, their names, a label is an index into them; files and labels, int64 `[N]`, of the
-    training and of the test images."""
+    training and of the test images; validation, whether those of val/, which stands beside test/, are in the place of the latter."""
 
     root: Path
     classes: tuple[str, ...]
     files: tuple[list[Path], list[Path]]
     labels: tuple[torch.Tensor, torch.Tensor]
+    validation: bool
 
 
-def read(root: Path, log: Callable[[str], object], class_index: str | Path | None = None) -> Folder:
+def read(root: Path, log: Callable[[str], object], class_index: str | Path | None = None, validation: bool = False) -> Folder:
     """The files of an image folder, none of which is opened.
 
     Args: log(text) is told about odd folders; class_index, a file that says the class of each folder (`class_index`), where the
-        labels are not those of the folders' order.
+        labels are not those of the folders' order; validation, take val/ in place of test/ where both are there.
     Raises: UserError for folders or images that are missing, and classes that are not the same in both.
     """
-    both = _both_folders(root, log)
+    both, val = _folders(root), root / "val"
+    validation = validation and both[1].name == "test" and val.is_dir()
+    if validation:
+        both = both[0], val
+    elif both[1].name == "test" and val.is_dir():
+        log(f"{val} is not used: test/ is the test set; val/ is for --validation and --search of networks that were not trained here, and "
+            "--val_split takes validation images from train/")
     if class_index:
         labels = read_class_index(class_index)
         for folder in both:
@@ -55,7 +62,7 @@ def read(root: Path, log: Callable[[str], object], class_index: str | Path | Non
         classes = _common_classes(root, both)
         labels = {name: label for label, name in enumerate(classes)}
     files, targets = zip(*(_files_and_labels(root, folder, labels) for folder in both))
-    return Folder(root, tuple(classes), files, targets)
+    return Folder(root, tuple(classes), files, targets, validation)
 
 
 def class_names(root: Path) -> list[str]:
@@ -81,14 +88,7 @@ def decoded(found: Folder, size: int, log: Callable[[str], object]) -> list[torc
 
     status = digest("looking at images", _status)  # before their contents: what changes now differs at the next start
     contents = functools.cache(lambda: digest("comparing images", lambda path: hashlib.sha256(path.read_bytes()).digest()))
-    return _cached_images(found.root, status, contents, found.files, size, log)
-
-
-def _both_folders(root: Path, log: Callable[[str], object]) -> tuple[Path, Path]:
-    folders = _folders(root)
-    if folders[1].name == "test" and (root / "val").is_dir():
-        log(f"{root / 'val'} is not used: test/ is the test set, and --val_split takes validation images from train/")
-    return folders
+    return _cached_images(found, status, contents, size, log)
 
 
 def _common_classes(root: Path, folders: tuple[Path, Path]) -> list[str]:
@@ -148,12 +148,12 @@ def _status(path: Path) -> bytes:
     return repr((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)).encode()
 
 
-def _cached_images(root: Path, status: str, contents: Callable[[], str], splits: tuple[list[Path], list[Path]], size: int,
-                   log: Callable[[str], object]) -> list[torch.Tensor]:
+def _cached_images(found: Folder, status: str, contents: Callable[[], str], size: int, log: Callable[[str], object]) -> list[torch.Tensor]:
     """The decoded images of each split, from a cache file of this status, or of these contents, or from the image files."""
+    root, of = found.root, "_val" if found.validation else ""
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    places = [root / f".images_{size}x{size}.pt", user_cache / "vgg-quant" / f"{key}.pt"]
+    places = [root / f".images_{size}x{size}{of}.pt", user_cache / "vgg-quant" / f"{key}{of}.pt"]
     for place in filter(Path.exists, places):
         try:
             cache = read_torch_file(place)
@@ -164,7 +164,7 @@ def _cached_images(root: Path, status: str, contents: Callable[[], str], splits:
             log(f"{place} cannot be used ({one_line(error)}): decoding again")
 
     contents()  # before they are decoded
-    images = [_decode_all(files, size) for files in splits]
+    images = [_decode_all(files, size) for files in found.files]
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)

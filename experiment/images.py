@@ -40,20 +40,18 @@ def load(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.de
 
 
 def choose(found: data.Dataset, settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device) -> EvalImages:
-    """Those of a data set that the settings ask for; see `load`."""
+    """Those of a data set that the settings ask for; see `load`. The validation images of a network that was not trained here are those
+    of the data set or, if it has none, the last tenth of the training images in the order that gives the first ones to calibration."""
     trained_on = checkpoint.get("data")
     stats = found.mean, found.std
     if trained_on:
         data.check_classes(found, trained_on, settings.resume)
         stats = tuple(trained_on["mean"]), tuple(trained_on["std"])
     order = torch.randperm(len(found.train_x), generator=generator("calibration"))  # the same for every checkpoint
-    images, labels, kind = found.test_x, found.test_y, "test images"
-    if settings.validation:
-        config = train_settings.defaults() | train_settings.from_checkpoint(checkpoint, settings.resume)
-        train, held = training_split(found.train_y, config["val_split"], config["seed"], config["limit_train"])
-        if len(train) != trained_on["train_images"]:
-            raise UserError(f"--validation: {settings.resume} was trained on other images than those in {settings.data_path}")
-        images, labels, kind = found.train_x[held], found.train_y[held], "validation images"
+    images, labels, kind = found.test_x, found.test_y, "validation images" if settings.validation else "test images"
+    if settings.validation and not found.validation:
+        held = _held_out(found, settings, checkpoint) if trained_on else order[-max(1, len(order) // 10):].sort().values
+        images, labels = found.train_x[held], found.train_y[held]
         order = order[~torch.isin(order, held)]
     n = min(settings.limit or len(images), len(images))
     shown = torch.arange(n) * len(images) // n
@@ -62,3 +60,12 @@ def choose(found: data.Dataset, settings: EvalSettings, checkpoint: Mapping[str,
         batches=Batches(images[shown].to(device), *stats, settings.batch_size), labels=labels[shown], kind=kind,
         of_all=len(images), calibration=Batches(calibration, *stats, settings.batch_size),
         report=data.normalize(calibration[:REPORT_IMAGES], *stats))
+
+
+def _held_out(found: data.Dataset, settings: EvalSettings, checkpoint: Mapping[str, Any]) -> torch.Tensor:
+    """Those of the training images that the training of the checkpoint held out. Raises: UserError for other images than it had."""
+    config = train_settings.defaults() | train_settings.from_checkpoint(checkpoint, settings.resume)
+    train, held = training_split(found.train_y, config["val_split"], config["seed"], config["limit_train"])
+    if len(train) != checkpoint["data"]["train_images"]:
+        raise UserError(f"--validation: {settings.resume} was trained on other images than those in {settings.data_path}")
+    return held

@@ -23,7 +23,7 @@ from models.quant.files import atomic_write
 from . import per_layer
 from .bench import Bench
 from .chips import devices_of
-from .cli import UserError
+from .cli import UserError, needed
 from .drawing import new_figure, save, wrapped
 from .eval_flags import EvalSettings
 from .eval_settings import all_settings
@@ -32,19 +32,21 @@ from .setting import Setting, fits
 
 TOGETHER = 8  # settings that are proposed at a time, whatever the number of workers
 ASKED = 10  # proposals for each setting, most of which are new
+KNOWN = 10  # results that Optuna has before it proposes anything: until then what it is not given is drawn at random
 
 
 @dataclass(frozen=True)
 class Objective:
     """Something to be best at. Attributes: column, of results.jsonl; sign, 1 where more is better, else -1; axis, its name and unit;
     needs, what must be given for it; share, it is a number of images, and their share in percent is what is compared, between sets of
-    different size too."""
+    different size too; upright, pictures have it on their vertical axis."""
 
     column: str
     sign: int
     axis: str
     needs: str = ""
     share: bool = False
+    upright: bool = False
 
     def of(self, row: Mapping[str, Any]) -> float | None:
         """Its value in a line of results.jsonl; None where it has none."""
@@ -53,8 +55,8 @@ class Objective:
 
 
 OBJECTIVES = {
-    "accuracy": Objective("accuracy", 1, "accuracy (%)"),
-    "changed": Objective("changed_predictions", -1, "predictions that differ from the software's (%)", share=True),
+    "accuracy": Objective("accuracy", 1, "accuracy (%)", upright=True),
+    "changed": Objective("changed_predictions", -1, "predictions that differ from the software's (%)", share=True, upright=True),
     "bits": Objective("mean_bits", -1, "mean ADC bits of all reads"),
     "conversions": Objective("conversions", -1, "share of the reads that are converted"),
     "energy": Objective("energy_uJ", -1, "energy of an image (uJ)", "--cost"),
@@ -151,24 +153,31 @@ class Search:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(seed=self.of.search_seed, multivariate=True)
+        sampler = optuna.samplers.TPESampler(seed=self.of.search_seed, n_startup_trials=KNOWN, multivariate=True)
         study = optuna.create_study(directions=["maximize" if OBJECTIVES[name].sign > 0 else "minimize" for name in self.objectives],
                                     sampler=sampler)
         starts = [self.space.alike(share) for share in (1, 0, 0.5, 0.75, 0.25)]
-        self._measure([*dict.fromkeys(setting for start in starts if (setting := self.space.planned(start)))][:self.of.search], measure)
+        plans = [*dict.fromkeys(setting for start in starts if (setting := self.space.planned(start)))]
+        first, proposed = len(plans) + KNOWN - 1 + TOGETHER, 0
+        if self.of.search <= first:
+            log.info(f"search: the first settings, up to {first}, are fixed ones and some at random; those behind them are proposed from "
+                     f"what is known, of --search {self.of.search} perhaps none")
+        self._measure(plans[:self.of.search], measure)
         starts += [self._as_planned(start, bits) for start in starts if (bits := self._planned_bits(self.space.planned(start)))]
         for start in starts:
             study.enqueue_trial({name: self.space.variables[name].index(value) if _ordered(self.space.variables[name]) else value
                                  for name, value in start.items()})
         asked = 0
         while len(self.found) < self.of.search and asked < ASKED * self.of.search:
+            knows = len(study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])) >= KNOWN
             trials = [study.ask() for _ in range(min(TOGETHER, self.of.search - len(self.found)))]
             asked += len(trials)
             settings = [self._setting(trial) for trial in trials]
             new = list(dict.fromkeys(setting for setting in settings if setting and setting not in self.found))
             if new:
                 self._measure(new, measure)
-                log.info(f"search: {len(self.found)} of {self.of.search} settings")
+                proposed += len(new) if knows else 0
+                log.info(f"search: {len(self.found)} of {self.of.search} settings, {proposed} of them proposed from what is known")
             for trial, setting in zip(trials, settings):
                 if setting is None:
                     study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -265,13 +274,17 @@ class Search:
                 "test_software_accuracy": point and point["row"]["software_accuracy"]}
 
     def _axes_of(self) -> tuple[str, str]:
-        """The objectives on the horizontal and the vertical axis: the first one is up."""
-        up, *others = self.objectives
-        return (others or ["bits"])[0], up
+        """What is on the horizontal and on the vertical axis: up is what the other pictures have there too, else the first objective."""
+        up, *others = sorted(self.objectives, key=lambda name: not OBJECTIVES[name].upright)
+        across = (others or ["bits"])[0]
+        return across if across in self.names else up, up
+
+    @property
+    def _title(self) -> str:
+        return f"{self.of.resume or self.of.model}: {len(self.found)} settings"
 
     def _plot(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         x, y = self._axes_of()
-        x = x if x in rows[0] else y
         figure = new_figure(7, 4.5)
         axes = figure.subplots()
         front = sorted((row for row in rows if row["front"]), key=lambda row: row[x])
@@ -279,7 +292,7 @@ class Search:
         axes.plot([row[x] for row in front], [row[y] for row in front], "o-", label=f"front, {self.bench.shown.kind}")
         axes.plot([row[f"test_{x}"] for row in front], [row[f"test_{y}"] for row in front], "x--", label="front, as measured at the end")
         axes.set(xlabel=OBJECTIVES[x].axis, ylabel=OBJECTIVES[y].axis)
-        axes.set_title(wrapped(f"{self.of.resume}: {len(rows)} settings", figure.get_figwidth()), fontsize="small")
+        axes.set_title(wrapped(self._title, figure.get_figwidth()), fontsize="small")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="x-small")
         save(figure, path, dpi=150)
@@ -288,7 +301,6 @@ class Search:
         import plotly.graph_objects as go
 
         x, y = self._axes_of()
-        x = x if x in rows[0] else y
         figure = go.Figure()
         front = sorted((row for row in rows if row["front"]), key=lambda row: row[x])
         for name, some, mode, prefix in (("measured", rows, "markers", ""), ("front", front, "lines+markers", ""),
@@ -297,17 +309,18 @@ class Search:
                                                                         for objective in self.names)]) for row in some]
             figure.add_scatter(x=[row[prefix + x] for row in some], y=[row[prefix + y] for row in some], mode=mode, name=name, text=text,
                                hoverinfo="text")
-        figure.update_layout(title=f"{self.of.resume}: {len(rows)} settings", xaxis_title=OBJECTIVES[x].axis,
+        figure.update_layout(title=self._title, xaxis_title=OBJECTIVES[x].axis,
                              yaxis_title=OBJECTIVES[y].axis)
         page = figure.to_html(include_plotlyjs=True, full_html=True)
         atomic_write(path, lambda file: file.write(page.encode()))
 
 
 def check_search(settings: EvalSettings) -> None:
-    """Refuse a search where Optuna is not installed, or whose objectives and bounds cannot be. Raises: UserError."""
+    """Refuse a search where Optuna cannot be imported, or whose objectives and bounds cannot be. Raises: UserError."""
     if settings.search:
-        if importlib.util.find_spec("optuna") is None:
-            raise UserError("--search needs Optuna: pip install -r requirements-search.txt")
+        needed("optuna", "--search needs Optuna: pip install -r requirements-search.txt")
+        if importlib.util.find_spec("plotly"):  # which draws a page at the end
+            needed("plotly.graph_objects", "")
         _aims(settings)
 
 

@@ -436,11 +436,18 @@ def test_imagefolder_takes_val_where_there_is_no_test(tree):
     assert torch.equal(datasets.load("imagefolder", tree).test_x[3], noise(1, seed="test11")[0])
 
 
-def test_imagefolder_says_that_val_beside_test_is_not_used(tree):
-    (tree / "val").mkdir()
-    lines = []
-    datasets.load("imagefolder", tree, lines.append)
-    assert "not used" in lines[0]
+@pytest.mark.parametrize("transform", [None, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float()])
+def test_imagefolder_takes_val_beside_test_where_it_is_asked_for(tree, transform):
+    """Each has a cache of its own, so that neither is decoded again when the other was looked at."""
+    shutil.copytree(tree / "test" / "cat", tree / "val" / "dog")
+    shutil.copytree(tree / "test" / "dog", tree / "val" / "cat")
+    for asked, order in ((False, ["test00", "test01", "test10", "test11"]), (True, ["test10", "test11", "test00", "test01"])) * 2:
+        lines = []
+        data = datasets.load("imagefolder", tree, lines.append, transform, validation=asked)
+        shown = data.test_x.read() if transform else data.test_x
+        assert torch.equal(shown, torch.cat([noise(1, seed=seed) for seed in order]).to(shown.dtype)) and data.validation == asked
+        assert any("val is not used: test/ is the test set" in line for line in lines) != asked
+    assert transform or not any("decod" in line for line in lines)
 
 
 def break_nothing_there(tree):

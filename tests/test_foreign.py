@@ -7,7 +7,9 @@ import importlib
 import inspect
 import json
 import pickle
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -19,7 +21,8 @@ from torch import nn
 
 import eval as evaluation
 import train
-from experiment import bench, class_index, conversion, conversion_settings, cost_report, data, eval_settings, foreign, keys, training
+from experiment import (bench, class_index, conversion, conversion_settings, cost_report, data, eval_settings, foreign, images, keys,
+                        search, training)
 from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.cli import UserError
 from experiment.evaluation import Setting, measure, measure_float
@@ -457,7 +460,6 @@ def test_an_edited_file_is_measured_anew(net, photographs):
     (["--model", "net.py:three", "--wq", "sawb"], "--wq is for the networks of this project"),
     (["--model", "net.py:three", "--wbit", "1"], "--wbit 1: a converted network has 2 to 8 bits"),
     (["--model", "net.py:three", "--also", "--crossbar_layers conv"], "name the layers that stay digital by --skip"),
-    (["--model", "net.py:three", "--search", "3", "--adc_prec", "2", "3"], "which net.py:three has only behind train.py --qat: give"),
     (["--model", "net.py:three", "--dataset", "digits", "--class_index", "x"], "--class_index names the classes of folders"),
     (["--resume", "pretrained/vgg7_w4a4_cifar10.pt", "--skip", "a"], "--skip is for networks of others"),
 ])
@@ -465,6 +467,41 @@ def test_what_does_not_go_together_is_one_line(net, photographs, flags, says, mo
     flags = [str(Path(__file__).parents[1] / flag) if flag.startswith("pretrained") else flag for flag in flags]
     with pytest.raises(UserError, match=says):
         evaluation.main([*EVAL, "--data_path", str(photographs), *flags])
+
+
+def test_a_tenth_of_the_training_images_chooses_and_calibrates_nothing():
+    """Of a network that was not trained here; the others calibrate in the order that they always do."""
+    pictures = torch.arange(45, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
+    labels, names = torch.arange(45), tuple(map(str, range(45)))
+    found = data.Dataset("digits", pictures, labels, pictures[:7], labels[:7], names, *data.AS_THEY_ARE)
+
+    def numbers(batches):
+        return [int(x) for x in batches.images[:, 0, 0, 0]]
+
+    for calib_images in (12, 60):
+        settings = eval_settings.EvalSettings(calib_images=calib_images, validation=True)
+        chosen, usual = (images.choose(found, each, {}, torch.device("cpu")) for each in (settings, replace(settings, validation=False)))
+        assert numbers(chosen.batches) == chosen.labels.tolist() and chosen.of_all == 4 and chosen.kind == "validation images"
+        assert numbers(usual.batches) == [*range(7)] and usual.kind == "test images"
+        assert numbers(chosen.calibration) == numbers(usual.calibration)[:41]
+    assert sorted(numbers(chosen.batches) + numbers(chosen.calibration)) == [*range(45)]
+
+
+@pytest.mark.parametrize("val, chosen_on", [(True, 3), (False, 1)])
+def test_a_search_of_a_network_of_others(net, photographs, monkeypatch, val, chosen_on):
+    """On the images of val/, or a tenth of nine training images; the front on the test images."""
+    drawn = []
+    monkeypatch.setattr(search, "save", lambda figure, *_, **__: drawn.append(figure.axes[0].get_title()))
+    if val:
+        shutil.copytree(photographs / "test", photographs / "val", ignore=shutil.ignore_patterns("1.png"))
+    flags = [*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--adc_prec", "2", "3"]
+    assert evaluation.main([*flags, "--search", "2"]) == 0
+    rows = [row for row in results("out") if row["adc_bits"]]
+    assert [row["n_images"] for row in rows if row["validation"]] == [chosen_on] * 2
+    assert {row["n_images"] for row in rows if not row["validation"]} == {6} and drawn == ["net.py:three: 2 settings"]
+    if not val:
+        assert evaluation.main([*flags, "--validation"]) == 0
+        assert [row for row in results("out") if row["adc_bits"]] == rows  # measured already
 
 
 class Fixed(nn.Module):

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 from contextlib import nullcontext
@@ -652,11 +653,15 @@ def test_bad_sweeps_are_one_line(flags_, words, refused, checkpoint):  # noqa: F
     refused(["--resume", checkpoint, *flags_], words)
 
 
-def test_what_is_not_installed_is_one_line(refused, checkpoint, monkeypatch):  # noqa: F811
-    find = evaluation.check_workers.__globals__["importlib"].util.find_spec
-    with monkeypatch.context() as patch:
-        patch.setattr("importlib.util.find_spec", lambda name, *args: None if name in ("ray", "optuna") else find(name, *args))
-        refused(["--resume", checkpoint, "--workers", "2"], "--workers needs Ray: pip install -r requirements-cluster.txt; or start ")
+@pytest.mark.parametrize("package, flags_, words", [
+    ("ray", ["--workers", "2"], "--workers needs Ray: pip install -r requirements-cluster.txt; or start "),
+    ("optuna", ["--search", "2", "--adc_prec", "3:5"], "--search needs Optuna: pip install -r requirements-search.txt"),
+    ("plotly.graph_objects", ["--search", "2", "--adc_prec", "3:5"], "plotly.graph_objects is installed, but cannot be imported ")])
+def test_what_is_not_installed_is_one_line(refused, trained, monkeypatch, package, flags_, words):
+    """Before anything is loaded, whatever would be measured."""
+    pytest.importorskip(package.partition(".")[0])
+    monkeypatch.setitem(sys.modules, package, None)  # as a package that is not there
+    refused(["--resume", trained, *flags_], words)
 
 
 # ---- search ------------------------------------------------------------------------------------------------------------
@@ -709,7 +714,7 @@ SEARCH = ["--adc_range", "full", "--per_layer", "features.*:adc_prec=1:6", "clas
 def test_a_search(evaluate, trained):
     measured, text = evaluate(trained, *SEARCH, "--search", "10", drawn=True)
     rows = list(csv.DictReader(open("save/search.csv")))
-    assert len(rows) == len({row["setting"] for row in rows}) == 10 and "search: 10 of 10 settings" in text
+    assert len(rows) == len({row["setting"] for row in rows}) == 10 and "search: 10 of 10 settings, 0 of them proposed" in text
     points = [(float(row["bits"]), float(row["changed"])) for row in rows]
     front = [point for point, row in zip(points, rows) if row["front"] == "True"]
     assert {point for point in points if not any(o != point and o[0] <= point[0] and o[1] <= point[1] for o in points)} == {*front}
@@ -762,6 +767,9 @@ def test_what_optuna_is_told_of_bounds(evaluate, trained, monkeypatch):
 
 @pytest.mark.parametrize("objectives, labels", [
     (["changed", "bits"], ("mean ADC bits of all reads", "predictions that differ from the software's (%)")),
+    (["bits", "accuracy"], ("mean ADC bits of all reads", "accuracy (%)")),  # as all pictures have it
+    (["changed", "accuracy"], ("accuracy (%)", "predictions that differ from the software's (%)")),
+    (["conversions", "bits"], ("mean ADC bits of all reads", "share of the reads that are converted")),
     (["changed"], ("predictions that differ from the software's (%)",) * 2),  # bits are not known of each
 ])
 def test_axes_of_a_search(objectives, labels, evaluate, trained, monkeypatch):
@@ -770,7 +778,9 @@ def test_axes_of_a_search(objectives, labels, evaluate, trained, monkeypatch):
     evaluate(trained, "--adc_range", "full", "--adc_prec", "3", "5", "--search", "2", "--objective", *objectives, drawn=True)
     assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in drawn] == [labels]
     rows = list(csv.DictReader(open("save/search.csv")))
-    assert [*drawn[0].lines[0].get_xdata()] == [float(row[objectives[-1]]) for row in rows]
+    names = {each.axis: name for name, each in search.OBJECTIVES.items()}
+    for label, values in zip(labels, drawn[0].lines[0].get_data()):
+        assert [*values] == [float(row[names[label]]) for row in rows]
 
 
 OWN = "level,conductance_uS,std_uS\n0,1,0.2\n1,10,1\n"
@@ -807,6 +817,49 @@ def hardware_parser():
 def test_times_that_one_of_the_devices_has_may_be_searched():
     rows = {"device": ["techA", "rram_wan"], "device_time": [3600.0, 172800.0]}  # two days are those of one
     assert {*eval_settings.chips.devices_of(rows)} == {"techA", "rram_wan"}
+
+
+class Stub:
+    """In place of a bench: what it says of a setting follows from its ADC bits and cells by `sign`."""
+
+    shown = None
+
+    def __init__(self, sign):
+        self.sign = sign
+
+    def check(self, settings):
+        pass
+
+    def point(self, setting):
+        bits, cells = setting.spec.adc_bits, setting.spec.cell_bits
+        return {"row": {"accuracy": 50 + self.sign * (bits - cells), "mean_bits": bits}}
+
+
+def searched(count, sign, caplog):
+    """The settings that a search of so many measures, in its order, and what it says."""
+    rows = {"adc_prec": [*range(1, 9)], "cellBit": [1, 2, 4], "dac_bits": [1, 2, 4], "weights": ["offset", "pair"]}
+    found = search.Search.__new__(search.Search)
+    found.of = eval_settings.EvalSettings(rows=rows, wbit=4, abit=4, search=count)
+    found.bench, found.space, found.found = Stub(sign), search.Space(found.of, ["a"]), {}
+    found.objectives, found.bounds = search._aims(found.of)
+    found.names = found.objectives
+    with caplog.at_level(logging.INFO):
+        caplog.clear()
+        found.run(lambda settings: None, logging.getLogger("searched"))
+    return list(found.found), caplog.text
+
+
+def test_a_search_says_how_many_settings_are_proposed_from_what_is_known(caplog):
+    """All but those of the first 16 trials, of which two are alike here: they are the same whatever is found."""
+    pytest.importorskip("optuna")
+    (one, text), (other, _) = (searched(24, sign, caplog) for sign in (1, -1))
+    assert one[:15] == other[:15] and one[15:17] != other[15:17]
+    assert "search: 15 of 24 settings, 0 of them proposed" in text and "search: 24 of 24 settings, 9 of them proposed" in text
+    assert "perhaps none" not in text
+    few, text = searched(10, 1, caplog)
+    assert few == one[:10] and "search: 10 of 10 settings, 0 of them proposed" in text
+    assert "the first settings, up to 17, are fixed ones and some at random; those behind them are proposed from what is known, " in text
+    assert "of --search 10 perhaps none" in text
 
 
 def test_the_front_and_what_is_nearest_to_bounds():
