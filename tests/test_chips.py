@@ -1030,6 +1030,7 @@ def test_a_folder_of_cells_must_fit_every_row(run, refused, checkpoint):  # noqa
 
 
 @pytest.mark.parametrize("name, values", [
+    *(("ARITHMETIC_OF_READOUTS", {each: 0.1}) for each in ("read_noise", "adc_noise", "adc_offset", "adc_gain")),
     ("ARITHMETIC_OF_WORD_LINES", {"row_ohm": 1.0}), ("ARITHMETIC_OF_WORD_LINES", {"driver_ohm": 1.0}),
     ("ARITHMETIC_OF_REFERENCES", {"reference_cells": "ideal"}),
     ("ARITHMETIC_OF_FAULTS", {"device": Device.preset("techA", stuck_on=0.1)}),

@@ -362,6 +362,7 @@ def test_pairs_take_two_bit_lines_and_no_reference(technology):
         cells, on = 2 * len(slices) * len(levels), sum(bin(level).count("1") for level in levels)
         assert columns(layer).of_output == 2 * len(slices) and columns(layer).of_reference == 0
         assert report.energy_by_component["cells"].typical == approx(1e-15 * (cells + 9 * on))
+        assert report.layers[0].events.cells_used == cells
 
 
 def test_levels_are_those_of_the_device(technology):
@@ -444,6 +445,10 @@ def test_scaling_between_nodes():
     assert scaling.energy_factor(65, 32) * scaling.energy_factor(32, 65) == approx(1)
     # The polynomials at the nominal supplies, by hand; the published area of 32 nm relative to 65 nm.
     assert scaling.energy_factor(130, 65) == approx((3.755 * 1.21 - 4.398 * 1.1 + 1.975) / (7.171 * 1.69 - 6.709 * 1.3 + 2.904))
+    table = {130: (6.30129, 6.4), 90: (3.21208, 2.8), 65: (1.68075, 1.5), 45: (0.8612, 1), 32: (0.45714, 0.46), 20: (0.20079, 0.21),
+             16: (0.13847, 0.19), 14: (0.09622, 0.17), 10: (0.07024, 0.1), 7: (0.04781, 0.059)}  # fJ, area
+    for node, (energy, area) in table.items():
+        assert (scaling.energy_factor(45, node), scaling.area_factor(45, node)) == approx((energy / 0.8612, area), rel=2e-4)
     assert scaling.area_factor(65, 32) == approx(0.31, rel=0.02)
     for factor in (scaling.energy_factor, scaling.area_factor):  # linear in logarithms between nodes
         assert factor(90, (90 * 65) ** 0.5) == approx(factor(90, 65) ** 0.5)

@@ -399,6 +399,7 @@ def test_no_two_values_have_one_digest():
     x = torch.tensor([[1, 2, 3], [4, 5, 6]])
     values = [x, x.view(3, 2), x.double(), x.double().view(torch.int64), 1, 1.0, True, "1", None, [], {}, [[1], 2], [1, [2]], {"a": 1}]
     assert len({keys.digest(value) for value in values}) == len(values)
+    assert keys.digest({"a": 1, "b": 2}) == keys.digest({"b": 2, "a": 1})
 
 
 def test_an_exported_network_is_the_one_that_it_was_exported_from():
