@@ -294,6 +294,12 @@ def test_latency_copies_pipeline_and_leakage(technology):
     assert two.latency.typical == approx(halved) and two.interval.typical == approx(expected[0] / 2)
     assert two.leakage.typical == approx(2 * one.leakage.typical)
     assert two.tops.typical == approx(1e-12 * two.operations / (expected[0] / 2))
+    # Which source is the cheapest is a matter of the conversions of all pixels: 2 bits in nearly all of them, 8 in those of the last layer.
+    for (_, layer), bits in zip(crossbar_layers(net), (2, 2, 8)):
+        layer.set_spec(replace(layer.spec, adc_bits=bits))
+    band = estimate(counts, net, technology(columns="32,lines", columns_per_adc="8,lines", adc_time=["3,ns,1-8", "1,ns/bit,1-8"])).latency
+    assert band == approx([4e-9 * sum(conversions) for conversions in (
+        (64 * 8 * 2, 9 * 8 * 2, 6 * 8), (64 * 8 * 3, 9 * 8 * 3, 6 * 3), (64 * 8 * 3, 9 * 8 * 3, 6 * 3))])
 
 
 def test_the_whole_bill_of_a_grouped_layer(technology):
