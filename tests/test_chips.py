@@ -1031,14 +1031,17 @@ def test_a_folder_of_cells_must_fit_every_row(run, refused, checkpoint):  # noqa
 
 @pytest.mark.parametrize("name, values", [
     *(("ARITHMETIC_OF_READOUTS", {each: 0.1}) for each in ("read_noise", "adc_noise", "adc_offset", "adc_gain")),
+    ("ARITHMETIC_OF_GATES", {"access": "gate", "wire_ohm": 1.0}),
     ("ARITHMETIC_OF_WORD_LINES", {"row_ohm": 1.0}), ("ARITHMETIC_OF_WORD_LINES", {"driver_ohm": 1.0}),
     ("ARITHMETIC_OF_REFERENCES", {"reference_cells": "ideal"}),
     ("ARITHMETIC_OF_FAULTS", {"device": Device.preset("techA", stuck_on=0.1)}),
     ("ARITHMETIC_OF_FAULTS", {"device": Device.preset("techA", stuck_off=0.1)})])
 def test_an_arithmetic_is_in_the_keys_of_what_it_decides(name, values, monkeypatch):
+    """And all but that of reads in what files say of cells."""
     chips = [Chips(**{"device": Device.preset("techA")} | each) for each in ({}, values)]
-    before = [keys.key_of(keys.of_chips(each)) for each in chips]
+    before, cells = [keys.key_of(keys.of_chips(each)) for each in chips], [keys.arithmetic_of(each) for each in chips]
     monkeypatch.setattr(keys, name, 99)
+    assert [keys.arithmetic_of(each) == known for each, known in zip(chips, cells)] == [True, name == "ARITHMETIC_OF_READOUTS"]
     assert [keys.key_of(keys.of_chips(each)) == key for each, key in zip(chips, before)] == [True, False]
 
 

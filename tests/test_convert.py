@@ -88,7 +88,8 @@ MODULES = {
     "linear": (nn.Linear(20, 6), (4, 20)), "tokens": (nn.Linear(20, 6), (2, 3, 5, 20)), "one vector": (nn.Linear(20, 6), (20,)),
     "conv1d": (nn.Conv1d(6, 8, 5, stride=2, padding=2, groups=2), (3, 6, 17)),
     "conv2d": (nn.Conv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2), (3, 6, 11, 9)),
-    "same": (nn.Conv2d(4, 5, 4, padding="same", bias=False), (2, 4, 7, 7)),
+    "same rows": (nn.Conv2d(4, 5, (4, 3), padding="same", bias=False), (2, 4, 7, 7)),
+    "same columns": (nn.Conv2d(4, 5, (3, 4), padding="same", bias=False), (2, 4, 7, 7)),
     "reflect": (nn.Conv2d(4, 5, 3, padding=1, padding_mode="reflect"), (2, 4, 7, 7)),
     "unbatched": (nn.Conv2d(4, 5, 3), (4, 7, 7)),
     "conv3d": (nn.Conv3d(4, 6, (2, 3, 2), stride=(2, 1, 2), padding=(1, 1, 0), dilation=(2, 1, 1), groups=2), (2, 4, 7, 6, 6)),
@@ -1149,6 +1150,14 @@ def test_gptq_leaves_a_weight_that_is_looked_up(lookup):
     net = convert(model, CrossbarSpec(2, 8, adc_range="ideal"), torch.randint(0, 50, (64, 6)), rounding="gptq", first_last_bits=None)
     assert torch.equal(net.words, model.words) and not torch.equal(net.middle.weight, model.middle.weight)
     assert net.crossbar_report.notes == ["words: rounded to nearest, as GPTQ's result cannot be written into its weight"]
+
+
+def test_gptq_leaves_a_weight_that_stands_in_two_places():
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    model[2].weight = model[0].weight
+    net = convert(model, CrossbarSpec(2, 8, adc_range="ideal"), seeded((64, 6)), rounding="gptq", first_last_bits=None)
+    assert torch.equal(net[0].weight, model[0].weight) and net.crossbar_report.notes == [
+        "0: rounded to nearest, as GPTQ's result cannot be written into its weight"]
 
 
 def test_a_kernel_that_is_a_turned_view():
