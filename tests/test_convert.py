@@ -278,6 +278,7 @@ def test_report_says_what_is_measured():
     assert [layer["weights"] for layer in report.layers] == [216, 72, 40]
     assert [layer["arrays"] for layer in report.layers] == [7, 8 * 3, 2]
     assert report.layers[1]["fill"] == 9 / 3 / 4
+    assert convert(nn.Linear(6, 4), W8A8, seeded((8, 6))).crossbar_report.layers[0]["fill"] == 6 / 128
     with torch.no_grad():
         wanted = model(x).double()
         error = (net(x).double() - wanted).square().sum()
@@ -531,7 +532,8 @@ def test_tied_embeddings_tokens_and_a_layer_called_twice():
     x = torch.arange(22).view(2, 11) % 11
     net = equal_to_float(Tied(), x)
     assert net.head.weight is net.embedding.weight and isinstance(net.head.weight, Bound)
-    assert [layer.shared for _, layer in crossbar_layers(net)] == [False, True]
+    for made in (net, convert(Tied(), W8A8, x, correct="none")):
+        assert [layer.shared for _, layer in crossbar_layers(made)] == [False, True]
     with torch.no_grad():  # a lookup sees the weight itself
         assert torch.equal(net.embedding(x), net.embedding.weight.detach()[x])
 

@@ -13,7 +13,7 @@ from test_eval import checkpoint, run, scene  # noqa: F401 - fixtures
 
 from experiment import cost_report, report
 from experiment.cli import UserError
-from experiment.costs import figures
+from experiment.costs import figures, plain, restored
 from experiment.evaluation import Record, Setting
 from models.quant import CrossbarSpec
 from models.quant.adc import Plan
@@ -180,6 +180,10 @@ def test_columns_of_costs(cost):
     assert of_layers[0].split()[-6:] == "energy uJ latency us area mm2".split() and len({*bands}) == 3
     for text in (line, of_layers[3]):
         assert [text.index(band) for band in bands] == sorted(text.index(band) for band in bands)
+
+
+def test_costs_come_back_from_json(cost):
+    assert restored(json.loads(json.dumps(plain(cost)))) == cost
 
 
 def test_what_files_of_costs_hold(cost):

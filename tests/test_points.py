@@ -28,6 +28,7 @@ from experiment.evaluation import Setting, measure
 from experiment.points import Points
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device
+from models.quant.cost import Technology
 from models.quant.files import STALE, atomic_write, locked
 
 FORK = multiprocessing.get_context("fork")
@@ -393,6 +394,17 @@ def test_every_number_of_the_network_and_the_images_counts():
     images = [(x, [0.5], [1.0], y), (x + 1, [0.5], [1.0], y), (x, [0.4], [1.0], y), (x, [0.5], [2.0], y), (x, [0.5], [1.0], y + 1)]
     assert len({keys.of_images(Batches(x, mean, std, 4), y) for x, mean, std, y in images}) == len(images)
     assert keys.of_images(Batches(x, [0.5], [1.0], 4), y) == keys.of_images(Batches(x, [0.5], [1.0], 1), y)
+
+
+def test_every_number_of_a_technology_counts():
+    """Whatever its file is called."""
+    usual = Technology.load("rram_65nm")
+    dearer = {part: tuple(replace(source, value=source.value + 1) for source in sources) for part, sources in usual.sources.items()}
+    others = [replace(usual, sources=usual.sources | {part: dearer[part]}) for part in dearer] + [
+        replace(usual, **{name: getattr(usual, name) + 1}) for name in (
+            "node", "columns", "columns_per_adc", "read_voltage", "read_pulse", "read_setup", "cell_area", "g_max", "copies")]
+    assert len({keys.of_costs(each) for each in (usual, *others)}) == 1 + len(others)
+    assert keys.of_costs(replace(usual, name="mine")) == keys.of_costs(usual)
 
 
 def test_no_two_values_have_one_digest():
