@@ -377,22 +377,24 @@ def test_engines_agree_on_what_needs_both_lines(spec, chip):
     assert torch.equal(found["reference"], found["numba"]) and not torch.equal(network(x), found["numba"])
 
 
-def test_gate_access_of_pairs_within_two_percent_of_the_exact_ladders():
+@pytest.mark.parametrize("off, most, ignoring", [(100, 0.02, 0.04), (3, 0.01, 0.025)])  # a third flows in cells that are off, too
+def test_gate_access_of_pairs_within_two_percent_of_the_exact_ladders(off, most, ignoring):
     """128 rows of 6 kOhm cells, 1 Ohm a cell, a quarter of the inputs on: the currents of both lines, each through its ladder."""
     g_max, rows = 1e6 / 6000, 128
+    g_min = g_max / off
     layer = linear(CrossbarSpec(rows=rows, cell_bits=2, adc_range="ideal"), 50, rows, w_codes=random_codes(50, 15, rows))
-    program(nn.ModuleList([layer]), Device("own", "here", g_max / 100, g_max), wires=Wires("gate", 1.0))
+    program(nn.ModuleList([layer]), Device("own", "here", g_min, g_max), wires=Wires("gate", 1.0))
     a_codes = (torch.rand(40, rows, generator=torch.Generator().manual_seed(3)) < 0.25).to(torch.uint8)
     bits, *lines = oracle.pair_lines(layer.w_codes().numpy(), 15, 2)
     for k, b in enumerate(bits):
-        step = (g_max - g_max / 100) / (2**b - 1)
-        siemens = [1e-6 * (g_max / 100 + step * line[k, :, :, 0, 0].T) for line in lines]
+        step = (g_max - g_min) / (2**b - 1)
+        siemens = [1e-6 * (g_min + step * line[k, :, :, 0, 0].T) for line in lines]
         plus, minus = (1e6 * gate_exact(line, a_codes.numpy(), 1.0) / step for line in siemens)
         total = np.sqrt((plus**2 + minus**2).mean())
         u = reads_of(layer, a_codes)[0, k].numpy() / 256
         ignored = 1e6 * (a_codes.numpy() @ (siemens[0] - siemens[1])) / step
-        assert np.sqrt(((u - plus + minus) ** 2).mean()) / total < 0.02
-        assert np.sqrt(((ignored - plus + minus) ** 2).mean()) / total > 0.04
+        assert np.sqrt(((u - plus + minus) ** 2).mean()) / total < most
+        assert np.sqrt(((ignored - plus + minus) ** 2).mean()) / total > ignoring
 
 
 def test_error_of_gate_access_to_pairs_on_a_networks_own_reads():
