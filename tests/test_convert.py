@@ -29,6 +29,7 @@ from models.quant.conversion.report import ConversionReport, first_tensor
 from models.quant.conversion.tracing import SAMPLE, sampled
 from models.quant.cost import count
 from models.quant.cost.events import events
+from models.quant.modes import without_adc
 
 pytestmark = pytest.mark.usefixtures("plain_engine")
 convert_module = importlib.import_module("models.quant.conversion.convert")  # the package has the function of this name
@@ -668,6 +669,21 @@ def test_noise_is_the_same_in_every_batch(layer, shape):
         with image_numbers(first):
             parts.append(net(part))
     assert torch.equal(torch.cat(parts), noisy)
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("inputs", ENCODINGS)
+def test_a_chip_without_scatter_gives_what_ideal_cells_give(inputs, reference):
+    """A level of off-current for each row is taken away with the reference, before the ADC or behind it. 8 bits see reads of 8 rows as they
+    are, and of ternary inputs, whose rows have both signs, nearly."""
+    torch.manual_seed(0)
+    x, spec = seeded((16, 12)), CrossbarSpec(4, 4, rows=8, adc_range="full", adc_bits=8, reference=reference)
+    net = convert(nn.Linear(12, 5), spec, x, inputs=inputs, first_last_bits=None)
+    with without_adc(net):
+        wanted = net(x)
+    torch.testing.assert_close(net(x), wanted, rtol=0, atol=1e-5)
+    program(net, Device("mine", "", 60.0, 120.0))
+    torch.testing.assert_close(net(x), wanted, rtol=0, atol=0.1 if inputs == "ternary" else 1e-5)
 
 
 def test_noise_is_another_in_each_phase():
