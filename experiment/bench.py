@@ -101,9 +101,9 @@ class Bench:
                     check_chips(net, setting)
                 self.costs.check(net, setting)
                 if draft is None:
-                    engines_of(net, setting, self.settings.engine, counted=self.settings.report and setting.spec.adc_range in FROZEN)
+                    engines_of(net, self.settings.engine)
                     self.ranges.give(net, setting)
-        except ValueError as error:  # what the package refuses: engines, reads of too many values
+        except ValueError as error:  # what the package refuses, such as engines
             raise UserError(flags.of_layers(str(error))) from None
 
     def load(self, log: logging.Logger) -> None:

@@ -195,7 +195,7 @@ def _on_crossbars(network, batches, setting, cells, calibration, cache, engine, 
     found, common = [], ()
     try:
         for title in _each_chip(network, setting, calibration, cache, progress):
-            ran = None if common else engines_of(network, setting, engine)
+            ran = None if common else engines_of(network, engine)
             counts: list[Counts] = []
             found.append(predict(network, batches, title, progress, None if common else _counting_idle(network, counts)))
             common = common or (ran, *conversions_of(network, first_image(batches), counts))

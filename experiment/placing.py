@@ -11,7 +11,6 @@ from torch import nn
 
 from models import quant
 from models.quant import CrossbarSpec, engines
-from models.quant.calibration import counted_cells
 
 from .setting import Setting, fits
 
@@ -96,18 +95,10 @@ def _on_crossbars(layer: nn.Module, setting: Setting) -> bool:
     return setting.crossbar_layers == "all" or isinstance(layer, quant.Qconv2dDoreFa)
 
 
-def engines_of(network: nn.Module, setting: Setting, engine: str = "auto", counted: bool = False) -> str:
+def engines_of(network: nn.Module, engine: str = "auto") -> str:
     """Names of the engines that run the layers of a network that is placed on a setting, joined by "+"; costs nothing.
 
-    Args: counted, the reads will be counted whatever the ADC's range, as for a report.
-    Raises: ValueError for an engine that cannot run here, or reads of too many values to count.
+    Raises: ValueError for an engine that cannot run here.
     """
-    names = []
-    for name, layer in on_adcs(network):
-        mapped = layer.mapped("ideal")
-        low, high = layer.mapped("ideal", counted_cells(layer, setting.calibration.on)).u_span
-        if (counted or setting.spec.adc_range == "calibrated") and high - low >= engines.MAX_BINS:
-            raise ValueError(f"{setting}: a read of {name} has {high - low + 1} possible values, too many to calibrate on or to "
-                             "report; take adc_range full, or fewer rows, cell bits or dac bits")
-        names.append(engines.name_of(engines.choose(engine, mapped, layer.weight.device)[0]))
-    return "+".join(dict.fromkeys(names))
+    chosen = (engines.choose(engine, layer.mapped("ideal"), layer.weight.device)[0] for _, layer in on_adcs(network))
+    return "+".join(dict.fromkeys(map(engines.name_of, chosen)))

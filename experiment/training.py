@@ -181,7 +181,7 @@ class Run:
                                                      for _, x, _ in itertools.islice(self.batches(0), NORM_BATCHES)))
                 quant.calibrate(self.net, self.some_images(CALIBRATION_IMAGES), chosen.rule, chosen.per,
                                 correct=chosen.correct, share=chosen.share, on=chosen.on)
-        except ValueError as error:  # more values than can be counted
+        except ValueError as error:  # such as weights that are no numbers
             raise UserError(f"--adc_aware: {error}") from None
         distributed.same_ranges(self.net)
         if self.settings.chips:

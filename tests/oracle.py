@@ -267,8 +267,20 @@ def cell_span(w_shape, spec, geometry, cells):
     return min(values), max(values)
 
 
-def histogram(a_codes, w_codes, spec, geometry, reference_twice, cells=None):
-    """Counts of the reads, int64 `[digits, slices, u]`; bin i is `u = u_span(...)[0] + i`, or `cell_span(...)[0] + i`."""
+def in_bins(counts, low, most):
+    """Counts of each u from `low` on, in no more than `most` bins of 2^s values, those around the multiples of 2^s, s the smallest."""
+    u, size = low + np.arange(counts.shape[-1]), 1
+    while (place := np.floor(u / size + 0.5).astype(np.int64))[-1] - place[0] >= most:
+        size *= 2
+    found = np.zeros((*counts.shape[:-1], place[-1] - place[0] + 1), np.int64)
+    for i, at in enumerate(place - place[0]):
+        found[..., at] += counts[..., i]
+    return found
+
+
+def histogram(a_codes, w_codes, spec, geometry, reference_twice, cells=None, most=2**22):
+    """Counts of the reads, int64 `[digits, slices, u]`; bin i is `u = u_span(...)[0] + i`, or `cell_span(...)[0] + i`, where there are
+    no more than `most`, else see `in_bins`."""
     if cells is None:
         low, high = u_span(w_codes, spec, reference_twice)
         every_read = reads(a_codes, w_codes, spec, geometry, reference_twice)
@@ -279,4 +291,4 @@ def histogram(a_codes, w_codes, spec, geometry, reference_twice, cells=None):
                        high - low + 1), np.int64)
     for _, _, z, k, u in every_read:
         np.add.at(counts[z, k], u - low, 1)
-    return counts
+    return in_bins(counts, low, most) if counts.shape[2] > most else counts

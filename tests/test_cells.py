@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import models.quant.engines as engines
 from models.quant import (Cells, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, crossbar_layers,
-                          Wires, check_chip, program, set_engine, set_spec, without_adc)
+                          Wires, check_chip, mapping, program, set_engine, set_spec, without_adc)
 from models.quant.cells import LARGEST_CELL, fraction_bits
 from models.quant.engines import reference as reference_engine
 from models.quant.spec import Geometry
@@ -79,12 +79,14 @@ def check(some_engines, case):
         assert_same(engine, found.cpu().numpy(), wanted)
 
 
-def check_histogram(some_engines, case):
+def check_histogram(some_engines, case, most=2**22):
     layer = case.layer()
     assert layer.u_span == oracle.cell_span(case.w_codes.shape, case.spec, case.geometry, case.cells)
-    wanted = oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.cells)
+    wanted = oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.cells, most)
     for engine in some_engines:
-        found = engine.histogram(engine.prepare(layer), case.input().to(device_of(engine)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mapping, "MAX_BINS", most)
+            found = engine.histogram(engine.prepare(layer), case.input().to(device_of(engine)))
         assert found.dtype == torch.int64
         assert_same(engine, found.cpu().numpy(), wanted)
 
@@ -123,12 +125,12 @@ def test_several_digits_and_slices_on_triton(all_engines, case):
     check(triton, case)
 
 
-@given(case=grid_cases(kinds=["near", "levels", "negative", "zeros", "constant"]))
+@given(case=grid_cases(kinds=["near", "levels", "negative", "zeros", "constant"]), most=st.sampled_from([2**22, 2**22, 999, 7]))
 @settings(max_examples=60)
-def test_histogram(all_engines, case):
+def test_histogram(all_engines, case, most):
     low, high = case.layer().u_span
     assume(high - low < 2**19)
-    check_histogram(those_that_fit(all_engines, case), case)
+    check_histogram(those_that_fit(all_engines, case), case, most)
 
 
 def layer_case(spec, channels=40, out=9, kernel=(3, 3), size=(3, 4), images=2, seed=0, kind="near", **geometry):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.quant import (ADC_BUFFERS, CrossbarSpec, Device, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate,
-                          collect_histograms, correct, crossbar_layers, diagnostics, engines, program, set_engine, set_spec, without_adc)
+                          collect_histograms, correct, crossbar_layers, diagnostics, mapping, program, set_engine, set_spec, without_adc)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -667,21 +668,67 @@ def test_input_in_any_memory_format_and_type():
             assert layer(x.to(dtype)).dtype == dtype and torch.equal(layer(x.to(dtype)), wanted.to(dtype))
 
 
-def test_histogram_too_large_to_hold_is_refused():
-    spec = CrossbarSpec(8, 8, 8, 12, 1024, dac_bits=8)
-    with pytest.raises(ValueError, match="too many for a histogram; take fewer rows"):
-        QLinearDoreFa(1024, 2, spec=spec).counter(torch.device("cpu"))
+def test_as_many_bins_as_a_histogram_may_have():
+    """2^22: of one value each, then of two around each even one, of four, ..., the least that do."""
+    for low, high, wanted in [(0, 2**22 - 1, (0, 2**22, 0)), (-1, 2**22 - 2, (-1, 2**22, 0)), (-1, 2**22 - 1, (0, 2**21 + 1, 1)),
+                              (-2**22, 2**22 - 2, (-2**21, 2**22, 1)), (-2**22, 2**22 - 1, (-2**20, 2**21 + 1, 2)),
+                              (-66846720, 66846720, (-2088960, 4177921, 5))]:
+        assert mapping.Bins.of(low, high) == wanted
+    bins = mapping.Bins(-2, 5, 2)
+    assert bins.values.tolist() == [-8, -4, 0, 4, 8]
+    assert [bins.index(u) for u in range(-10, 10)] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
 
 
-@pytest.mark.parametrize("bins, refused", [(16, False), (15, True)])
-def test_as_many_bins_as_a_histogram_may_have(monkeypatch, bins, refused):
-    monkeypatch.setattr(engines, "MAX_BINS", bins)
-    layer = QLinearDoreFa(15, 2, spec=CrossbarSpec(reference="digital"))  # sums of 0 .. 15
-    if refused:
-        with pytest.raises(ValueError, match="^16 possible read values are too many"):
-            calibrate(layer, torch.rand(1, 15))
-    else:
-        calibrate(layer, torch.rand(1, 15))
+@pytest.fixture(scope="module")
+def wide():
+    """A layer of 1,024 rows, 8-bit cells and digits, and of its reads: the counts, the bins that are not empty, how many are in each."""
+    torch.manual_seed(0)
+    layer = QLinearDoreFa(1024, 6, spec=CrossbarSpec(8, 8, 8, 6, 1024, dac_bits=8), alpha_init=1.0).eval()
+    with torch.no_grad():
+        layer.weight.normal_()
+    x = torch.rand(300, 1024)
+    u = (input_codes(x, layer).double() @ (2 * weight_codes(layer).double() - 255).T).numpy()
+    return layer, x, u, *np.unique(np.floor(u / 32 + 0.5).astype(int), return_counts=True)
+
+
+@pytest.mark.parametrize("engine", ["reference", "numba"])
+def test_reads_of_millions_of_values_are_counted_in_bins(wide, engine):
+    """`u` has 133 million values, -1024 x 255 x 255 to as many above zero: bins of 32 are the smallest of which 2^22 hold them."""
+    layer, x, _, bins, counts = wide
+    with set_engine(engine):
+        found = collect_histograms(layer, x)[""]
+    assert found.shape == (1, 1, 2 * round(1024 * 255 * 255 / 32) + 1)
+    assert np.flatnonzero(found[0, 0]).tolist() == (bins + 2080800).tolist()
+    assert found[0, 0][found[0, 0] > 0].tolist() == counts.tolist()
+
+
+def test_ranges_and_plans_of_reads_of_millions_of_values(wide, monkeypatch):
+    """Of the middles of the bins; in little memory, where all steps up to the largest read would take gigabytes."""
+    monkeypatch.setattr(adc, "MOST_TERMS", 2**25)
+    layer, x, _, bins, counts = wide
+    histograms, v, share = collect_histograms(layer, x), 16.0 * bins, counts / counts.sum()
+    layer.set_spec(replace(layer.spec, adc_bits=2))
+    calibrate(layer, None, "minmax", histograms=histograms)
+    most, least = v.max(), v.min()
+    tried = [(max(-least / m if m else 0, most / (3 - m) if m < 3 else np.inf), -m) for m in range(4) if m or least >= 0]
+    delta, q_min = min(tried)
+    assert (layer.adc_delta.item(), layer.adc_q_min.item()) == (np.ceil(64 * delta) / 64, q_min)
+
+    def error(delta, q_min, bits):
+        return share @ (delta * np.clip(np.rint(v / delta), q_min, q_min + 2**bits - 1) - v) ** 2
+
+    tracemalloc.start()
+    calibrate(layer, None, histograms=histograms)
+    assert tracemalloc.get_traced_memory()[1] < 2**29
+    tracemalloc.stop()
+    found = error(layer.adc_delta.item(), layer.adc_q_min.item(), 2)
+    assert found <= 1.001 * min(error(step, q_min, 2) for step in delta * np.linspace(0.3, 1.1, 81) for q_min in range(-3, 1))
+    layer.set_spec(replace(layer.spec, adc_plan="significance", adc_bits=3))
+    calibrate(layer, None, histograms=histograms, share="layer")
+    choices = adc.choices(histograms[""], layer.mapped())
+    np.testing.assert_allclose(choices.error[0, 0, 0], share @ v**2)
+    np.testing.assert_allclose(choices.error[0, 0, 3], error(layer.adc_delta.item(), layer.adc_q_min.item(), 3))
+    assert layer.adc_bits_plan.tolist() == [[3]] and choices.error[0, 0, 3] < found / 2
 
 
 def test_reference_adc_and_table_agree():

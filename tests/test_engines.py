@@ -13,11 +13,12 @@ import oracle
 import pytest
 import torch
 from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from strategies import Case, cases
 
 import models.quant.engines as engines
-from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, set_engine
-from models.quant.engines.cpu import converter, integer
+from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, mapping, set_engine
+from models.quant.engines.cpu import converter, histogram, integer
 from models.quant.spec import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,17 +141,24 @@ def test_lossless_reads_add_up_to_the_integer_convolution(engine, case):
     assert_same(sums, wanted)
 
 
-@given(case=cases(adc_ranges=["calibrated", "ideal", "dynamic"]))
-@settings(max_examples=100)
-def test_histogram(engine, case):
+def check_histogram(engine, case, most=2**22):
+    """Args: most, bins of a histogram."""
     layer = case.layer()
-    low, high = layer.u_span
-    assume(high - low < 2**20)
-    found = engine.histogram(engine.prepare(layer), case.input())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mapping, "MAX_BINS", most)
+        found = engine.histogram(engine.prepare(layer), case.input())
     assert found.dtype == torch.int64
     assert layer.u_span == oracle.u_span(case.w_codes, case.spec, case.reference_twice)
-    wanted = oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice)
+    wanted = oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, most=most)
     assert_same(found.cpu().numpy(), wanted)
+
+
+@given(case=cases(adc_ranges=["calibrated", "ideal", "dynamic"]), most=st.sampled_from([2**22, 2**22, 200, 7]))
+@settings(max_examples=100)
+def test_histogram(engine, case, most):
+    low, high = case.layer().u_span
+    assume(high - low < 2**20)
+    check_histogram(engine, case, most)
 
 
 def layer_case(spec, channels=70, out=33, kernel=(3, 3), size=(6, 5), images=2, seed=0, **geometry):
@@ -194,8 +202,8 @@ def test_groups_and_depthwise(engine, groups, channels, out, adc_range, mapping)
     spec = CrossbarSpec(rows=32, adc_bits=4, adc_range=adc_range, mapping=mapping)
     case = layer_case(spec, channels, out, groups=groups, padding=(1, 0, 2, 1), stride=(2, 1))
     check(engine, case)
-    wanted = oracle.histogram(case.a_codes, case.w_codes, spec, case.geometry, case.reference_twice)
-    assert_same(engine.histogram(engine.prepare(case.layer()), case.input()).numpy(), wanted)
+    for most in (2**22, 9):
+        check_histogram(engine, case, most)
 
 
 @pytest.mark.parametrize("images", [1, 2, 5, 9])
@@ -570,6 +578,19 @@ def test_number_of_threads_may_change_between_calls(engine):
             for each in cases.values():
                 check(engine, each)
             assert_same(engine.histogram(engine.prepare(case.layer()), case.input()).numpy(), counts)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_threads_that_count_share_a_gigabyte():
+    """Each counts for itself; the next call has all of them again."""
+    layer = layer_case(CrossbarSpec(8, 8, 4, 6, 128, dac_bits=4)).layer()  # 2 digits, 2 slices
+    try:
+        torch.set_num_threads(2)
+        for count, threads in ((2**24, 2), (2**24 + 1, 1), (2**28, 1), (1, 2)):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(histogram.np, "zeros", lambda shape, dtype: shape)
+                assert histogram.room_for(layer, mapping.Bins(0, count, 0)) == (threads, 2, 2, count)
     finally:
         torch.set_num_threads(1)
 

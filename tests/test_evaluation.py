@@ -128,11 +128,6 @@ def test_what_cannot_run_is_refused(scene):
     net, images, labels, _ = scene
     with pytest.raises(ValueError, match="no engine is named 'cuda'"):
         measure(net, images, labels, None, engine="cuda")
-    wide = Setting(CrossbarSpec(8, 8, 8, 6, 1024, "im2col", dac_bits=8))
-    big = models.create("vgg7_quant_eval", wbit=8, abit=8)
-    place(big, wide)
-    with pytest.raises(ValueError, match="possible values, too many to calibrate on"):
-        evaluation.engines_of(big, wide)
 
 
 def test_measuring_reads_no_flags_and_touches_no_files():

@@ -576,12 +576,6 @@ def test_weights_that_are_no_numbers_are_said_before_a_calibration(tmp_path):
         quick(tmp_path, "--adc_aware", "--lr", "1e20", "--calib_steps", "1", "--subArray", "16")
 
 
-def test_reads_of_too_many_values_for_training_through_the_adc(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(models.quant.engines, "MAX_BINS", 100)
-    with pytest.raises(UserError, match="--adc_aware: .* possible read values are too many for a histogram"):
-        quick(tmp_path, "--adc_aware", "--dac_bits", "4")
-
-
 def test_weights_of_the_original_code(finished, tmp_path, capsys):
     """{"state_dict": ...} with the prefix of DataParallel and nothing else."""
     state = load_checkpoint(finished / "model_best.pth.tar")["state_dict"]

@@ -18,7 +18,7 @@ from interpreter import DEVICE, GPU, running
 from strategies import Case, cases, random_cells, ranges, specs
 
 import models.quant.engines as engines
-from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, set_engine
+from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, mapping, set_engine
 from models.quant.mapping import MappedLayer, u_range
 from models.quant.spec import Geometry
 
@@ -39,7 +39,7 @@ with interpreter.chosen():  # Triton itself defines kernels, too
     def convert(u_ptr, adc_ptr, out_ptr, n, MODE: tl.constexpr, BLOCK: tl.constexpr):
         index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         u = tl.load(u_ptr + index, mask=index < n)
-        code = triton_cells._static(u, adc_ptr, 0) if MODE == "static" else triton_cells._exact(u, adc_ptr, 0)
+        code = triton_cells._static(u, adc_ptr, 0) if MODE == "static" else triton_tile.exact_code(u, adc_ptr, 0)
         tl.store(out_ptr + index, code, mask=index < n)
 
 
@@ -86,12 +86,13 @@ def check(case, mode=None):
     assert_same(accumulators(case, mode), wanted)
 
 
-def check_histogram(case):
-    layer = case.layer()
-    found = triton_gpu.histogram(triton_gpu.prepare(layer), case.input().to(DEVICE))
+def check_histogram(case, most=2**22):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mapping, "MAX_BINS", most)
+        found = triton_gpu.histogram(triton_gpu.prepare(case.layer()), case.input().to(DEVICE))
     assert found.dtype == torch.int64
     assert_same(found.cpu().numpy(), oracle.histogram(case.a_codes, case.w_codes, case.spec, case.geometry,
-                                                      case.reference_twice, case.cells))
+                                                      case.reference_twice, case.cells, most))
 
 
 @given(case=cases(adc_ranges=["calibrated", "full"]).filter(small))
@@ -118,12 +119,12 @@ def test_ideal(case):
     check(case, "sum")
 
 
-@given(case=cases(adc_ranges=["calibrated", "ideal", "dynamic"]).filter(small))
+@given(case=cases(adc_ranges=["calibrated", "ideal", "dynamic"]).filter(small), most=st.sampled_from([2**22, 2**22, 200, 7]))
 @settings(max_examples=60)
-def test_histogram(case):
+def test_histogram(case, most):
     low, high = case.layer().u_span
     assume(high - low < 2**20)
-    check_histogram(case)
+    check_histogram(case, most)
 
 
 def layer_case(spec, channels=40, out=9, kernel=(2, 3), size=(3, 4), images=2, seed=0, **geometry):
@@ -313,6 +314,14 @@ def test_float32_or_a_table_decided_for_the_layer(monkeypatch):
     monkeypatch.setattr(triton_ideal, "_float32_constants", lambda layer, z, k: None)
     case.delta, case.q_min = [1.0, 0.7, 2.0, 0.7], [-8, -3, 0, -15]
     check(case, "table")
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_the_formula_where_a_table_would_have_millions_of_codes(reference):
+    """1,024 rows of 8 bits, digits of 8 bits: u has 67 or 133 million values, of which float32 holds not all."""
+    case = layer_case(CrossbarSpec(8, 8, 8, 12, 1024, "im2col", reference, 8), channels=1024, out=5, kernel=(1, 1), size=(1, 1))
+    case.delta, case.q_min = [4097.3], [-2000]
+    check(case, "exact")
 
 
 @given(spec=specs(["calibrated"]), data=st.data())

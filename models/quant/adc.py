@@ -35,6 +35,17 @@ def transfer(u: Any, unit: float, delta: float, q_min: int, adc_bits: int) -> np
     return np.clip(q, q_min, q_min + 2**adc_bits - 1).astype(np.int64)
 
 
+def around_steps(low: int, high: int, unit: float, delta: float, q_min: int, adc_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """(u, their codes): the ends of low..high and all u around a step of `transfer`. What does not fall as u rises, as `transfer`, and
+    gives these codes here gives them for every u of the range: between two of these u that are no neighbours codes are all alike."""
+    steps = np.floor((q_min + np.arange(2**adc_bits) + 0.5) * delta / unit)
+    around = np.clip(np.add.outer([-1, 0, 1, 2], steps), low, high).astype(np.int64)
+    u = np.unique([low, high, *around.flat])
+    codes = transfer(u, unit, delta, q_min, adc_bits)
+    assert not np.any((np.diff(codes) != 0) & (np.diff(u) > 1))
+    return u, codes
+
+
 def is_lossless(layer: MappedLayer) -> bool:
     """Whether the ADC returns every value that a read of this layer can take: `delta q = unit u` for all `u`."""
     spec = layer.spec
@@ -100,10 +111,9 @@ class Reads:
 
     def __init__(self, histogram: np.ndarray, slices: Sequence[int], layer: MappedLayer) -> None:
         spec = layer.spec
-        counts = np.asarray(histogram)[:, slices]  # digits, slices, u
+        counts, u = np.asarray(histogram)[:, slices], layer.bins.values  # digits, slices, bin
         scale = 2.0 ** (spec.dac_bits * np.arange(len(counts))[:, None] + spec.cell_bits * np.array(slices))[..., None]
         outputs = max(int(counts[0, 0].sum()), 1)  # times arrays: every digit and slice of them is one read
-        u = np.arange(counts.shape[2]) + layer.u_span[0]
         seen = (counts.sum(axis=(0, 1)) > 0) & (u != 0)
         self.v, self.arrays = layer.unit * u[seen], len(layer.arrays)
         self.unit = layer.unit * min(map(layer.u_spacing, slices))
@@ -150,10 +160,12 @@ def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
     if reads.cost(*covering, adc_bits) == 0:
         return covering
     terms = len(reads.v) + codes  # of one step
-    steps = np.arange(1, int(2 * np.abs(reads.v).max() * GRID) + 1) / GRID
-    if len(steps) * terms > MOST_TERMS:
+    count = int(2 * np.abs(reads.v).max() * GRID)
+    if count * terms > MOST_TERMS:
         some = np.linspace(0, 2 * covering[0] * GRID, MOST_TERMS // terms + 1)[1:]
         steps = np.unique(np.ceil(some)) / GRID
+    else:
+        steps = np.arange(1, count + 1) / GRID
     best = np.inf, *covering
     for delta in np.array_split(steps, min(len(steps), -(-len(steps) * terms // 2**20))):
         below, above = (_errors(reads, sign, delta[:, None], codes) for sign in (-1, 1))
@@ -202,8 +214,7 @@ PER = ("alike", "layer", "slice")
 def calibrated_ranges(histogram: np.ndarray, layer: MappedLayer, rule: str, per: str) -> list[tuple[float, int]]:
     """`(delta, q_min)` of each slice by a rule; see `range_groups` for `per`.
 
-    Args: histogram, counts of the reads `[digits, slices, u]`, bin i holding `u = layer.u_span[0] + i`; layer, a
-        `MappedLayer`.
+    Args: histogram, counts of the reads `[digits, slices, bin]` in `layer.bins`; layer, a `MappedLayer`.
     """
     ranges = {}
     for group in range_groups(layer, per):
@@ -279,14 +290,14 @@ def choices(histogram: np.ndarray, layer: MappedLayer, busy: np.ndarray | None =
     Args: histogram, layer, see `calibrated_ranges`; busy, share of the reads of each digit that are not idle, `[digits]`, where idle
         reads are not converted.
     """
-    spec, counts = layer.spec, np.asarray(histogram, dtype=np.float64)
+    spec, bins, counts = layer.spec, layer.bins, np.asarray(histogram, dtype=np.float64)
     shape = (*counts.shape[:2], spec.adc_max_bits + 1)
     error, delta, q_min = np.zeros(shape), np.full(shape, layer.unit), np.zeros(shape, np.int64)
     for z, k in np.ndindex(*shape[:2]):
         place = spec.dac_bits * z + spec.cell_bits * k
         share = counts[z, k] / max(counts[z, k].sum(), 1)
         search = _best_ranges if share.nbytes <= MOST_BYTES else _best_ranges.__wrapped__
-        found = search(share.tobytes(), layer.u_span[0], layer.unit, layer.unit * layer.u_spacing(k), spec.adc_max_bits)
+        found = search(share.tobytes(), bins.first, layer.unit * 2**bins.shift, layer.unit * layer.u_spacing(k), spec.adc_max_bits)
         error[z, k], delta[z, k], q_min[z, k] = zip(*found)
         error[z, k] *= len(layer.arrays) * 4.0**place
     reads = int(counts[0, 0].sum())
@@ -294,21 +305,21 @@ def choices(histogram: np.ndarray, layer: MappedLayer, busy: np.ndarray | None =
 
 
 @functools.lru_cache(maxsize=2048)  # the settings of a study differ in their means of bits, and have the same reads
-def _best_ranges(share: bytes, u_min: int, unit: float, spacing: float, most: int) -> list[tuple[float, float, int]]:
+def _best_ranges(share: bytes, first: int, width: float, spacing: float, most: int) -> list[tuple[float, float, int]]:
     """`_best_range` with 0 .. most bits; share, the bytes of what it is called with."""
-    return [_best_range(np.frombuffer(share), u_min, unit, spacing, bits) for bits in range(most + 1)]
+    return [_best_range(np.frombuffer(share), first, width, spacing, bits) for bits in range(most + 1)]
 
 
-def _best_range(share: np.ndarray, u_min: int, unit: float, spacing: float, bits: int) -> tuple[float, float, int]:
+def _best_range(share: np.ndarray, first: int, width: float, spacing: float, bits: int) -> tuple[float, float, int]:
     """`(mean of (delta q - v)^2, delta, q_min)` of the best range: of all q_min and, as far as the search sees, of all
     steps that are multiples of 1 / GRID up to twice that which covers all reads.
 
-    Args: share of the reads with each u from `u_min` on; spacing of v, which cells of a chip may have finer than steps are.
+    Args: share of the reads in each bin, around `v = width (first + i)`; spacing of v, which cells of a chip may have finer than steps are.
     """
     seen, spacing = np.flatnonzero(share), max(spacing, 1 / GRID)
     if not len(seen):
         return 0.0, spacing, 0
-    v, p = unit * (seen + u_min), share[seen]
+    v, p = width * (seen + first), share[seen]
     if bits == 0:
         return float(p @ v**2), spacing, 0
     covering = covering_range(v[0], v[-1], spacing, bits)

@@ -68,8 +68,8 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
 
     Args: images, inputs on the model's device: a tensor `[N, ...]` or an iterable of such batches; on, the cells that are read,
         see `Calibration`.
-    Returns: `{layer name: int64 array [digits, slices, u]}`; bin i counts reads of `u = MappedLayer.u_span[0] + i`.
-    Raises: ValueError for no images, no layer with an ADC, or more possible values than can be counted.
+    Returns: `{layer name: int64 array [digits, slices, bin]}`, see `mapping.Bins`.
+    Raises: ValueError for no images, or no layer with an ADC.
     """
     layers, counters, histograms = converted_layers(model), {}, {}
     counted = {name: counted_cells(layer, on) for name, layer in layers}
@@ -158,8 +158,7 @@ def _bins(layer, on):
 
 def _check_counts(name, layer, counts):
     """Refuse counts that by their shape are none of these bins: their first bin would be taken for another read value."""
-    low, high = layer.u_span
-    expected = len(layer.spec.digit_bits), len(layer.spec.slice_bits), high - low + 1
+    expected = len(layer.spec.digit_bits), len(layer.spec.slice_bits), layer.bins.count
     if counts.shape != expected:
         raise ValueError(f"the histograms of layer {name} have shape {list(counts.shape)}, its reads {list(expected)} (digits, slices, "
                          "values): they are of other hardware, or of another device's cells; collect them anew")

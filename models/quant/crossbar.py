@@ -205,15 +205,8 @@ class CrossbarLayer(OnArrays):
 
     def counter(self, device: torch.device, cells: Cells | None = None) -> Callable[[Tensor], Tensor]:
         """`f(x)` that returns the exact counts of the read values of these cells, or of ideal ones, for inputs `x`; see `engines` and
-        `binned`.
-
-        Raises: ValueError where more values are possible than can be counted.
-        """
+        `binned`."""
         layer = self.mapped("ideal", cells)
-        low, high = layer.u_span
-        if high - low >= engines.MAX_BINS:
-            raise ValueError(f"{high - low + 1} possible read values are too many for a histogram; take fewer rows, "
-                             "cell bits or dac bits, or adc_range full")
         engine, _ = engines.choose(engines.selected(), layer, device)
         prepared = engine.prepare(layer)
 
@@ -316,10 +309,9 @@ class QLinearDoreFa(CrossbarLayer, QLinear):
 
 def _in_bins_of(counts, layer, ideal):
     """Counts of the reads of cells on a grid, in the bins of ideal cells that are nearest, or the outermost."""
-    (low, high), (first, last) = layer.u_span, ideal.u_span
-    bins = torch.arange(low, high + 1, dtype=torch.float64) * (layer.unit / ideal.unit)
-    bins = (bins.round().clamp(first, last) - first).long().expand(counts.shape)
-    return counts.new_zeros(*counts.shape[:2], last - first + 1).scatter_add_(2, bins.to(counts.device), counts)
+    u = torch.from_numpy(layer.bins.values).double() * (layer.unit / ideal.unit)
+    place = ideal.bins.index(u.round().clamp(*ideal.u_span).long()).expand(counts.shape)
+    return counts.new_zeros(*counts.shape[:2], ideal.bins.count).scatter_add_(2, place.to(counts.device), counts)
 
 
 def _reference_sum(layer, codes):

@@ -40,7 +40,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
         layer, adc_bits (a mean with a plan), arrays (each has a column for every output channel and slice), fill (mean share of rows used),
         all_zero_reads (share of reads with no active row), output_sqnr_db, sqnr_over_adc_bits {B: dB} of the reads as the
         shift-add weighs them, unit, u_min, and slices: slice, reachable and seen [low, high] of v, delta, q_min,
-        codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram (counts of `v = unit (u_min + i)`).
+        codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram (counts of the bins of `v = unit (u_min + i)`).
         With a plan delta, q_min and bits are lists over the digits, codes_used a mean over those that are converted, and
         sqnr_over_adc_bits is that of uniform ADCs, for comparison. Decibels are None where no read is changed.
     Raises: ValueError if no layer has an ADC, ranges are missing, for an unknown rule, or for a network on a chip, whose errors `losses`
@@ -63,7 +63,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
             "all_zero_reads": 1 - float(seen.layers[name].busy(layer.spec).mean()),
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, chosen) for bits in CURVE_BITS},
-            "unit": mapped.unit, "u_min": mapped.u_span[0],
+            "unit": mapped.unit * 2**mapped.bins.shift, "u_min": mapped.bins.first,
             "slices": [_slice(mapped, k, counts[:, k]) for k in range(counts.shape[1])],
         })
     return result
@@ -186,7 +186,7 @@ def ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
 def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
     """One slice, the reads of all its digits; counts, `[digits, u]`."""
     spec, adcs = layer.spec, [layer.converter(z, k) for z in range(len(counts))]
-    u = np.arange(counts.shape[1]) + layer.u_span[0]
+    u = layer.bins.values
     v = layer.unit * u
     q = np.stack([adc.transfer(u, layer.unit, *each) for each in adcs])  # [digit, u]
     delta = np.array([[each.delta] for each in adcs])

@@ -14,13 +14,46 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from .cells import Cells
 from .readout import Readout
 from .spec import ADC_GRID, CrossbarSpec, Geometry
+
+MAX_BINS = 2**22  # of one histogram: more would take gigabytes
+
+
+class Bins(NamedTuple):
+    """How the values of u are counted: bin i holds the `2^shift` values around `u = 2^shift (first + i)`, each value having one of its
+    own where MAX_BINS are enough for them."""
+
+    first: int
+    count: int
+    shift: int
+
+    @classmethod
+    def of(cls, low: int, high: int) -> Bins:
+        """The narrowest bins of all values from `low` to `high` that are no more than MAX_BINS."""
+        shift = 0
+        while (bins := cls(_bin(low, shift), _bin(high, shift) - _bin(low, shift) + 1, shift)).count > MAX_BINS:
+            shift += 1
+        return bins
+
+    def index(self, u: Any) -> Any:
+        """The bin of each u, integers or an array or tensor of them."""
+        return _bin(u, self.shift) - self.first
+
+    @property
+    def values(self) -> np.ndarray:
+        """The u that each bin stands for, int64."""
+        return np.arange(self.first, self.first + self.count) << self.shift
+
+
+def _bin(u, shift):
+    return u + (1 << shift >> 1) >> shift
 
 
 def array_bounds(mapping: str, taps: int, channels: int, rows: int) -> list[tuple[int, int]]:
@@ -135,9 +168,14 @@ class MappedLayer:
 
     @property
     def u_span(self) -> tuple[int, int]:
-        """Smallest and largest `u` over all slices: the bins of a histogram."""
+        """Smallest and largest `u` over all slices."""
         lows, highs = zip(*(self.u_range(k) for k in range(len(self.reference_twice))))
         return min(lows), max(highs)
+
+    @property
+    def bins(self) -> Bins:
+        """Those of a histogram of its reads."""
+        return Bins.of(*self.u_span)
 
     def converter(self, z: int, k: int) -> Converter:
         """The ADC of the reads of digit `z` and slice `k`."""

@@ -5,7 +5,7 @@ Contract. An engine is a module with
     unsupported(layer, device) -> str or None      why it cannot run this `MappedLayer` there
     prepare(layer) -> object                       all work that does not depend on the input
     accumulate(prepared, a_codes) -> integers      the layer's accumulators
-    histogram(prepared, a_codes) -> int64          counts of the read values, [digits, slices, u]
+    histogram(prepared, a_codes) -> int64          counts of the read values, [digits, slices, bin]
 
 and, where it has a faster way than `scaled` below,
 
@@ -24,8 +24,7 @@ what they are worth. With q the ADC code of array t, digit z, slice k (`adc.tran
                        `sum_t sum_z sum_k 2^(d z + c k) sum_rows a (values - reference)`; with a readout the same sum of all u as
                        they are read, which hold what a digital reference takes off
 
-`histogram` counts every read of every output pixel of a layer without a readout, those in the padding too; bin i is
-`u = layer.u_span[0] + i`.
+`histogram` counts every read of every output pixel of a layer without a readout, those in the padding too, in `layer.bins`.
 All of them are exact, so engines agree bit for bit. Integers are int32, or int64 where int32 could overflow.
 """
 
@@ -52,7 +51,6 @@ log = logging.getLogger(__name__)
 
 ENGINES = {"reference": "reference", "numba": "cpu.engine", "triton": "triton_gpu"}
 CHOICES = ("auto", *ENGINES)
-MAX_BINS = 2**22  # bins of one histogram: beyond, it would take gigabytes
 
 
 class EngineError(ValueError):

@@ -48,11 +48,10 @@ def accumulate(layer: MappedLayer, a_codes: Tensor) -> Tensor:
 
 def histogram(layer: MappedLayer, a_codes: Tensor) -> Tensor:
     """The counts of the contract (`engines`)."""
-    low, high = layer.u_span
-    spec = layer.spec
-    counts = torch.zeros(len(spec.digit_bits), len(spec.slice_bits), high - low + 1, dtype=torch.int64)
+    spec, bins = layer.spec, layer.bins
+    counts = torch.zeros(len(spec.digit_bits), len(spec.slice_bits), bins.count, dtype=torch.int64)
     for z, k, u in reads(layer, a_codes):
-        counts[z, k] += torch.bincount((u - low).flatten(), minlength=high - low + 1).cpu()
+        counts[z, k] += torch.bincount(bins.index(u).flatten(), minlength=bins.count).cpu()
     return counts
 
 

@@ -30,7 +30,7 @@ import triton.language as tl
 
 from .reach import read_range
 from .triton_readout import read_out
-from .triton_tile import MAGIC, MAGIC_BITS, WIDE_MAGIC, codes_of_rows, corner_of, divide, dot
+from .triton_tile import MAGIC, MAGIC_BITS, bin_of, codes_of_rows, corner_of, divide, dot, exact_code, exact_numbers
 
 if TYPE_CHECKING:
     from ..mapping import MappedLayer
@@ -93,15 +93,6 @@ def _static(u, adc_ptr, kind):
 
 
 @triton.jit
-def _exact(u, adc_ptr, kind):
-    """Codes of fixed ranges in float64, int32. Clipped before they are rounded, which is the same as the bounds are integers; the
-    code then stands in the low bits of the sum, ties to even."""
-    q = u.to(tl.float64) / tl.load(adc_ptr + 4 * kind + 1)
-    q = tl.minimum(tl.maximum(q, tl.load(adc_ptr + 4 * kind + 2)), tl.load(adc_ptr + 4 * kind + 3))
-    return (q + WIDE_MAGIC).to(tl.int64, bitcast=True).to(tl.int32)
-
-
-@triton.jit
 def _dynamic(u, adc_ptr, read, L: tl.constexpr):
     """Value of a read in units of `u / 2^B`, ranges of the batch, smallest and largest u of each read."""
     u_a = tl.load(adc_ptr + read)
@@ -122,9 +113,9 @@ def _widen(u, out_ptr, read, L: tl.constexpr):
 def _count(u, own, out_ptr, adc_ptr, k, z, L: tl.constexpr):
     """Count the reads by value, in one of several copies of the counts."""
     bins = tl.load(adc_ptr + 1)
-    copy = tl.program_id(0) % tl.load(adc_ptr + 2)
+    copy = tl.program_id(0) % tl.load(adc_ptr + 3)
     counts = out_ptr + ((copy * L.digits + z) * L.slices + k) * bins
-    tl.atomic_add(counts + (u - tl.load(adc_ptr)), tl.full(u.shape, 1, tl.int64), mask=own, sem="relaxed")
+    tl.atomic_add(counts + (bin_of(u, tl.load(adc_ptr + 2)) - tl.load(adc_ptr)), tl.full(u.shape, 1, tl.int64), mask=own, sem="relaxed")
 
 
 @triton.jit
@@ -148,7 +139,7 @@ def _add_read(acc, a, m, m_high, levels, a_ptr, m_ptr, out_ptr, adc_ptr, weight_
         elif MODE == "static":
             acc += _static(u, adc_ptr, k * L.digits + z).to(L.acc) * weight
         elif MODE == "exact":
-            acc += _exact(u, adc_ptr, k * L.digits + z).to(L.acc) * weight
+            acc += exact_code(u, adc_ptr, k * L.digits + z).to(L.acc) * weight
         elif MODE == "dynamic":
             acc += _dynamic(u, adc_ptr, read, L) * weight
         elif MODE == "range":
@@ -164,7 +155,7 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
     """See the module. L, the layer's `triton_gpu.Constants`. Shapes are those of `triton_ideal.kernel`, but for the ADC:
 
     adc, `(1 / D, D, q_min, q_max)` `[slices, digits, 4]`, float32 for "static" and float64 for "exact", the ranges for "dynamic",
-    `(smallest u, bins, copies)` int64 for "histogram". Ranges are int64 where reads are.
+    `(*Bins, copies)` int64 for "histogram". Ranges are int64 where reads are.
     """
     group = tl.program_id(2) % L.groups
     step = tl.program_id(2) // L.groups
@@ -215,17 +206,10 @@ def conversion(layer: MappedLayer) -> tuple[str, torch.Tensor | None]:
     if spec.adc_range == "dynamic":
         return "dynamic", None
     digits, slices = range(len(spec.digit_bits)), range(len(spec.slice_bits))
-    numbers = np.array([[_numbers(layer, z, k) for z in digits] for k in slices])
+    numbers = np.array([[exact_numbers(layer, z, k) for z in digits] for k in slices])
     if all(_exact_in_float32(numbers[k, z, 1], read_range(layer, k)) for z in digits for k in slices if layer.converter(z, k).bits):
         return "static", torch.from_numpy(numbers.astype(np.float32))
     return "exact", torch.from_numpy(numbers)
-
-
-def _numbers(layer, z, k):
-    """`(1 / D, D, q_min, q_max)` of the ADC of digit `z` and slice `k`, D its step in units of u: a power of two times delta."""
-    delta, q_min, bits = layer.converter(z, k)
-    step = delta / layer.unit
-    return 1 / step, step, q_min, q_min + 2**bits - 1
 
 
 def _exact_in_float32(step, u_range):
@@ -243,8 +227,8 @@ def constants(common: object, layer: MappedLayer, mode: str, dtype: torch.dtype,
     low, high = layer.u_span
     wide = dtype == torch.int64 if mode == "sum" else high - low >= 2**31  # "dynamic" takes the smallest from each
     if mode == "histogram":
-        conversion = torch.tensor([low, high - low + 1, common.copies])
-    return replace(common, wide=wide, u_low=0, bins=0, copies=0), conversion
+        conversion = torch.tensor([*layer.bins, common.copies])
+    return replace(common, wide=wide, first_bin=0, bins=0, bin_shift=0, copies=0), conversion
 
 
 def tiling(mode: str, pixels: int, channels: int, programs: int, blocks: int, dtype: torch.dtype) -> tuple[int, int, dict]:

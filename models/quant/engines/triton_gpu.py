@@ -52,8 +52,9 @@ class Constants:
     vector: int  # rows that lie side by side in memory, wherever an array begins
     block_k: int  # rows of one dot product
     blocks: int  # dot products of an array
-    u_low: int  # smallest u
-    bins: int  # values of u
+    first_bin: int  # `mapping.Bins`
+    bins: int
+    bin_shift: int
     copies: int  # of the counts
     wide: bool = False  # cells on a grid: whether a read needs 64 bits
 
@@ -82,7 +83,7 @@ def accumulate(prepared: Prepared, a_codes: torch.Tensor) -> torch.Tensor:
 
 
 def histogram(prepared: Prepared, a_codes: torch.Tensor) -> torch.Tensor:
-    """Counts of the read values, int64 `[digits, slices, u]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
+    """Counts of the read values, int64 `[digits, slices, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
     return prepared.histogram(a_codes)
 
 
@@ -136,10 +137,9 @@ class Prepared:
         return out
 
     def histogram(self, a_codes: torch.Tensor) -> torch.Tensor:
-        """Counts of the read values, int64 `[digits, slices, u]`, of codes uint8 `[N, H, W, in]`."""
+        """Counts of the read values, int64 `[digits, slices, bin]`, of codes uint8 `[N, H, W, in]`."""
         L = self.every_read.constants
-        low, high = self.layer.u_span
-        counts = torch.zeros(self.every_read.copies, L.digits, L.slices, high - low + 1, dtype=torch.int64, device=a_codes.device)
+        counts = torch.zeros(self.every_read.copies, L.digits, L.slices, self.layer.bins.count, dtype=torch.int64, device=a_codes.device)
         self.every_read.run("histogram", a_codes, counts)
         return counts.sum(0)
 
@@ -163,10 +163,9 @@ class _Reads:
         self._on_device = {}
 
         out, channels, kernel_h, kernel_w = layer.w_codes.shape
-        taps, digits, (low, high) = kernel_h * kernel_w, len(spec.digit_bits), layer.u_span
-        bins = high - low + 1
+        taps, digits, bins = kernel_h * kernel_w, len(spec.digit_bits), layer.bins
         # Programs that count in one bin wait for each other, so there are several of each.
-        self.copies = min(16, 2**22 // (digits * len(order) * bins) + 1)
+        self.copies = min(16, 2**22 // (digits * len(order) * bins.count) + 1)
         self.constants = Constants(
             acc=tl.int64 if dtype == torch.int64 else tl.int32, channels=channels, groups=geometry.groups,
             out=out // geometry.groups, taps=taps, kernel_w=kernel_w, stride_y=geometry.stride[0], stride_x=geometry.stride[1],
@@ -175,7 +174,8 @@ class _Reads:
             slices=len(order), digits=digits, dac_bits=spec.dac_bits,
             planned=mode in ("static", "table", "exact") and spec.planned, adc_bits=0 if spec.planned else spec.adc_bits, parts=len(levels),
             vector=math.gcd(16, channels, *(start for start, _ in layer.arrays)), block_k=block_k,
-            blocks=triton.cdiv(layer.tallest, block_k), u_low=low, bins=bins, copies=self.copies)
+            blocks=triton.cdiv(layer.tallest, block_k), first_bin=bins.first, bins=bins.count,
+            bin_shift=bins.shift, copies=self.copies)
         conversion = weight if conversion is None else conversion[order]
         if weights is not None:
             self.constants, conversion = triton_cells.constants(self.constants, layer, mode, dtype, conversion)

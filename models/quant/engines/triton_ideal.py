@@ -12,10 +12,11 @@ converts every read in registers and stores once. What is done with a read is th
 
     sum         acc += U                                   "ideal", and an ADC that changes no value of this layer
     static      acc += 2^(d z + c k) clip(rint(u s), ..)   in float32, where `prepare` proved it equal to `adc.transfer`
-    table       acc += 2^(d z + c k) table[k, u]           otherwise
+    table       acc += 2^(d z + c k) table[k, u]           otherwise, or
     range       smallest and largest U of each (array, digit, slice) of each group: first pass of "dynamic"
     dynamic     acc += 2^(c k) (q (U_b - U_a) + 2^B U_a)   second pass, see `engines`; U's factor is the read's 2^(d z)
-    histogram   counts[z, k, u] += 1
+    exact       acc += 2^(d z + c k) clip(rint(u / D), ..)  in float64, where a table would have more than `mapping.MAX_BINS` entries
+    histogram   counts[z, k, bin of u] += 1
 
 Rounding is `x + MAGIC` in float32: from 2^23 to 2^24 floats are the integers, so the addition rounds to the nearest,
 ties to even, and the code stands in the low bits of the sum. The kernel adds these bits as they are, times the weight
@@ -33,7 +34,7 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from .. import adc
-from .triton_tile import MAGIC, MAGIC_BITS, codes_of_rows, corner_of, divide, dot
+from .triton_tile import MAGIC, MAGIC_BITS, bin_of, codes_of_rows, corner_of, divide, dot, exact_code, exact_numbers
 
 if TYPE_CHECKING:
     from ..mapping import MappedLayer
@@ -80,7 +81,7 @@ def _static(u, adc_ptr, weight, kind, z: tl.constexpr, L: tl.constexpr):
 @triton.jit
 def _table(u, adc_ptr, weight, kind, z: tl.constexpr, L: tl.constexpr):
     """Fixed ranges, looked up."""
-    return tl.load(adc_ptr + (kind * L.bins + (u >> L.dac_bits * z) - L.u_low)) * weight
+    return tl.load(adc_ptr + (kind * L.bins + (u >> L.dac_bits * z) - L.first_bin)) * weight
 
 
 @triton.jit
@@ -106,7 +107,8 @@ def _count(u, own, out_ptr, k, z: tl.constexpr, L: tl.constexpr):
     """Count the reads by value, in one of several copies of the counts."""
     copy = tl.program_id(0) % L.copies
     counts = out_ptr + ((copy * L.digits + z) * L.slices + k).to(tl.int64) * L.bins
-    tl.atomic_add(counts + ((u >> L.dac_bits * z) - L.u_low), tl.full(u.shape, 1, tl.int64), mask=own, sem="relaxed")
+    place = bin_of(u >> L.dac_bits * z, L.bin_shift) - L.first_bin
+    tl.atomic_add(counts + place, tl.full(u.shape, 1, tl.int64), mask=own, sem="relaxed")
 
 
 @triton.jit
@@ -117,7 +119,8 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
     a uint8 `[N, in_height, in_width, groups * channels]`, padded; m int8 `[parts, slices, groups, out, arrays,
     blocks * block_k]`; out, accumulators `[steps, pixels, groups * out]`, ranges int32 `[2, groups, arrays, digits,
     slices]` or counts int64 `[copies, digits, slices, bins]`; adc, `(s, MAGIC + q_min, MAGIC + q_max)` float32
-    `[slices, digits, 3]`, table int16 `[slices, digits, bins]` or the ranges; first slice of each step int32 `[steps + 1]`;
+    `[slices, digits, 3]`, table int16 `[slices, digits, bins]`, `exact_numbers` float64 `[slices, digits, 4]` or the ranges; first slice
+    of each step int32 `[steps + 1]`;
     weight of a code `[slices, digits]`, 0 for reads that are not converted, which are not made.
     """
     group = tl.program_id(2) % L.groups
@@ -158,6 +161,8 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
                     surplus += zero
                 elif MODE == "table":
                     acc += _table(u, adc_ptr, weight, k * L.digits + z, z, L)
+                elif MODE == "exact":
+                    acc += exact_code(u >> L.dac_bits * z, adc_ptr, k * L.digits + z).to(L.acc) * weight
                 elif MODE == "dynamic":
                     q, zero = _dynamic(u, adc_ptr, weight, read, L)
                     acc += q
@@ -201,6 +206,8 @@ def conversion(layer: MappedLayer) -> tuple[str, torch.Tensor | None]:
     constants = [[_float32_constants(layer, z, k) for z in digits] for k in slices]
     if not any(None in of_slice for of_slice in constants):
         return "static", torch.tensor(constants, dtype=torch.float32)
+    if layer.bins.shift:
+        return "exact", torch.tensor([[exact_numbers(layer, z, k) for z in digits] for k in slices], dtype=torch.float64)
     return "table", torch.stack([torch.stack([_code_table(layer, z, k) for z in digits]) for k in slices])
 
 
@@ -209,10 +216,9 @@ def _codes(layer, z, k, u):
 
 
 def _code_table(layer, z, k):
-    """Codes of digit `z` and slice `k` for each u of the layer, int16 `[u]`; made in pieces, as it may have millions of entries."""
+    """Codes of digit `z` and slice `k` for each u of the layer, int16 `[u]`."""
     low, high = layer.u_span
-    pieces = [np.arange(u, min(u + 2**20, high + 1)) for u in range(low, high + 1, 2**20)]
-    return torch.from_numpy(np.concatenate([_codes(layer, z, k, u).astype(np.int16) for u in pieces]))
+    return torch.from_numpy(_codes(layer, z, k, np.arange(low, high + 1)).astype(np.int16))
 
 
 def _is_identity(layer, k):
@@ -227,16 +233,10 @@ def _is_identity(layer, k):
 def _float32_constants(layer, z, k):
     """`(s, MAGIC + q_min, MAGIC + q_max)` with which the kernel's float32 arithmetic is `adc.transfer`; None without.
 
-    Neither falls as u grows. So they agree on all of slice `k`'s range if they agree on a set of points with both ends
-    in which the transfer is the same at two neighbours that are not adjacent integers: here all around its steps.
+    It does not fall as u grows: see `adc.around_steps`.
     """
-    spec, (low, high), (delta, q_min, bits) = layer.spec, layer.u_range(k), layer.converter(z, k)
-    steps = np.floor((q_min + np.arange(2**bits) + 0.5) * delta / spec.unit)
-    around = np.clip(np.add.outer([-1, 0, 1, 2], steps), low, high).astype(np.int64)
-    u = np.unique([low, high, *around.flat])
-    codes = _codes(layer, z, k, u)
-    if np.any((np.diff(codes) != 0) & (np.diff(u) > 1)):
-        return None
+    spec, (delta, q_min, bits) = layer.spec, layer.converter(z, k)
+    u, codes = adc.around_steps(*layer.u_range(k), spec.unit, delta, q_min, bits)
     magic, nearest = np.float32(MAGIC.value), np.float32(spec.unit / delta)
     bounds = magic + np.float32(q_min), magic + np.float32(q_min + 2**bits - 1)
     for s in (nearest, np.nextafter(nearest, np.float32(0)), np.nextafter(nearest, np.float32(np.inf))):

@@ -1,10 +1,17 @@
-"""What the kernels of the Triton engine share: products of codes, a division, rounding, where the codes of a pixel lie, and levels that
-int8 does not hold."""
+"""What the kernels of the Triton engine share: products of codes, a division, rounding, bins, where the codes of a pixel lie, and levels
+that int8 does not hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from ..mapping import MappedLayer
 
 MAGIC = tl.constexpr(1.5 * 2**23)
 MAGIC_BITS = tl.constexpr(0x4B400000)  # MAGIC as an integer; MAGIC + q is MAGIC_BITS + q
@@ -35,6 +42,28 @@ def divide(x, y):
     q = x * reciprocal
     q = tl.fma(tl.fma(-q, y, x), reciprocal, q)
     return tl.fma(tl.fma(-q, y, x), reciprocal, q)
+
+
+@triton.jit
+def exact_code(u, adc_ptr, kind):
+    """Codes of fixed ranges in float64, int32, of a kind's `exact_numbers`. Clipped before they are rounded, which is the same as the
+    bounds are integers; the code then stands in the low bits of the sum, ties to even."""
+    q = u.to(tl.float64) / tl.load(adc_ptr + 4 * kind + 1)
+    q = tl.minimum(tl.maximum(q, tl.load(adc_ptr + 4 * kind + 2)), tl.load(adc_ptr + 4 * kind + 3))
+    return (q + WIDE_MAGIC).to(tl.int64, bitcast=True).to(tl.int32)
+
+
+def exact_numbers(layer: MappedLayer, z: int, k: int) -> tuple[float, float, int, int]:
+    """`(1 / D, D, q_min, q_max)` of the ADC of digit `z` and slice `k`, D its step in units of u: a power of two times delta."""
+    delta, q_min, bits = layer.converter(z, k)
+    step = delta / layer.unit
+    return 1 / step, step, q_min, q_min + 2**bits - 1
+
+
+@triton.jit
+def bin_of(u, shift):
+    """Where u is counted, before the first bin is taken off; see `mapping.Bins`."""
+    return u + (1 << shift >> 1) >> shift
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ...mapping import MappedLayer
+from ...mapping import Bins, MappedLayer
 from .. import accumulator_dtype
 from ..reference import integer_convolution
 from . import cells_kernel, cells_matrix, pixels
@@ -22,6 +22,7 @@ from .cells_kernel import STATIC_BROAD
 from .cells_narrow import NOT_NARROW, Narrow, narrow_forms
 from .cells_plan import besides, fits, padded_columns, plan, step_of_slice, weights_of
 from .cells_reads import NARROW, PLAIN, SHORT
+from .histogram import room_for
 from .simd import set_threads
 
 __all__ = ["Prepared", "fits"]
@@ -108,12 +109,11 @@ class Prepared:
         self._run(forms, a_codes, DYNAMIC if dynamic else STATIC, out=out.numpy(), **scaling)
         return out
 
-    def histogram(self, a_codes: torch.Tensor, span: tuple[int, int] | None = None) -> torch.Tensor:
-        """Counts of the read values, int64 `[digits, slices, u]`, u from the first to the last of `span`; see `engines`."""
-        set_threads()
-        (low, high), spec = span or self.layer.u_span, self.layer.spec
-        counts = np.zeros((numba.get_num_threads(), len(spec.digit_bits), len(spec.slice_bits), high - low + 1), np.int64)
-        self._run(_NO_FORMS, a_codes, HISTOGRAM, counts=counts, u_min=low)
+    def histogram(self, a_codes: torch.Tensor, bins: Bins | None = None) -> torch.Tensor:
+        """Counts of the read values in these bins or its own, int64 `[digits, slices, bin]`; see `engines`."""
+        bins = bins or self.layer.bins
+        counts = room_for(self.layer, bins)
+        self._run(_NO_FORMS, a_codes, HISTOGRAM, counts=counts, first_bin=bins.first, bin_shift=bins.shift)
         return torch.from_numpy(counts.sum(axis=0))
 
     def _ranges(self, a_codes):

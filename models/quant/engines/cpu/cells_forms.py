@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections import namedtuple
 
 import numpy as np
@@ -64,10 +63,10 @@ def no_adc_forms(layer: MappedLayer) -> Forms:
 @functools.lru_cache(maxsize=1024)  # digits have the same ranges, and so has a network whenever it is prepared
 def _scale(low, high, *converter):
     """The factor next to `unit / delta` whose product with u, rounded once, gives the ADC's codes for every u, or None."""
-    u, codes, limits = _codes(low, high, *converter)
+    u, codes = adc.around_steps(low, high, *converter)
     exact = np.float32(converter[0] / converter[1])
     for scale in (exact, np.nextafter(exact, np.float32(np.inf)), np.nextafter(exact, np.float32(0))):
-        if np.array_equal(np.rint(u * np.float64(scale)).clip(*limits), codes):
+        if np.array_equal(np.rint(u * np.float64(scale)).clip(*_limits(*converter)), codes):
             return scale
     return None
 
@@ -75,16 +74,14 @@ def _scale(low, high, *converter):
 @functools.lru_cache(maxsize=1024)
 def _divides(low, high, *converter):
     """Whether a division in float32 gives the ADC's codes for every u."""
-    u, codes, limits = _codes(low, high, *converter)
-    return np.array_equal(np.rint(u.astype(np.float32) * np.float32(converter[0]) / np.float32(converter[1])).clip(*limits), codes)
+    u, codes = adc.around_steps(low, high, *converter)
+    quotients = u.astype(np.float32) * np.float32(converter[0]) / np.float32(converter[1])
+    return np.array_equal(np.rint(quotients).clip(*_limits(*converter)), codes)
 
 
-def _codes(low, high, unit, delta, q_min, bits):
-    """(u from `low` to `high`, their codes, the lowest and highest code). Of the u beyond these codes only the nearest: whatever does not
-    fall where u rises gives the limit from there on."""
-    limits = q_min, q_min + 2**bits - 1
-    u = np.arange(max(low, math.floor((limits[0] - 1) * delta / unit)), min(high, math.ceil((limits[1] + 1) * delta / unit)) + 1)
-    return u, adc.transfer(u, unit, delta, q_min, bits), limits
+def _limits(unit, delta, q_min, bits):
+    """The lowest and the highest code."""
+    return q_min, q_min + 2**bits - 1
 
 
 def dynamic_forms(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Forms:

@@ -26,6 +26,7 @@ from .cells_reads import (NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_i
                           read, sums_of_cells)
 from .cells_rows import add_rows, add_squared_rows
 from .finish import Pixel, finish_pixel
+from .histogram import bin_of
 from .inner import inlined, inner
 from .loop import Kernel, bands_of, loaded
 from .output import NOT_TO_CODES, ToCodes
@@ -46,8 +47,8 @@ FEWEST = 8  # pixels for which a tile is fetched whole: fewer have most rows off
 Strip = namedtuple("Strip", "y width start count")
 
 # Where results go; see `buffers.Target`. extremes: int32 `[thread, group, array, digit, slice, 2, column]`;
-# counts: int64 `[thread, digit, slice, u - u_min]`.
-Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts u_min")
+# counts: int64 `[thread, digit, slice, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there.
+Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts first_bin bin_shift")
 
 # Addresses of the arrays of `Plan`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.Addresses`.
 # pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of a strip
@@ -64,7 +65,7 @@ Addresses = namedtuple("Addresses", """
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
     singles doubles divide low constant narrow worth
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
-    extremes counts u_min bins
+    extremes counts first_bin bin_shift bins
     lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared reads drive
     codes_row panel sums acc exact_acc step total row_of_reads""")
 
@@ -76,7 +77,7 @@ Buffers = namedtuple("Buffers", """
 def run(shape: Shape, plan: Plan, forms: Forms, narrow: Narrow, besides: Besides, a_codes: torch.Tensor, size: tuple[int, int],
         pixels: int, op: int, *, out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
         offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None,
-        extremes: np.ndarray | None = None, counts: np.ndarray | None = None, u_min: int = 0) -> None:
+        extremes: np.ndarray | None = None, counts: np.ndarray | None = None, first_bin: int = 0, bin_shift: int = 0) -> None:
     """Do `op` with every read of a layer, as `kernel.run`; one of `_kernels`.
 
     Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; pixels, how many of the N H' W' output pixels there are.
@@ -87,7 +88,7 @@ def run(shape: Shape, plan: Plan, forms: Forms, narrow: Narrow, besides: Besides
         scale=np.empty(0, np.float32) if scale is None else scale, offset=np.empty(0, np.float32) if offset is None else offset,
         next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
         extremes=np.empty((0,) * 8, np.int32) if extremes is None else extremes,
-        counts=np.empty((0,) * 4, np.int64) if counts is None else counts, u_min=u_min)
+        counts=np.empty((0,) * 4, np.int64) if counts is None else counts, first_bin=first_bin, bin_shift=bin_shift)
     bands = bands_of(len(a_codes), size[0])
     _kernels[op](len(a_codes) * bands, shape, plan, forms, narrow, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size,
                  pixels, bands)
@@ -288,9 +289,9 @@ def _count_values(shape, at, place, op):
     for z in range(shape.digits):
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
         store_ints(at.row_of_reads, 0, u)
-        start = (z * shape.slices + place.k) * at.bins - at.u_min
+        start = (z * shape.slices + place.k) * at.bins - at.first_bin
         for c in range(columns):
-            one = start + int32_at(at.row_of_reads, c)
+            one = start + bin_of(int32_at(at.row_of_reads, c), at.bin_shift)
             put_int64(at.counts, one, int64_at(at.counts, one) + 1)
 
 
@@ -344,7 +345,8 @@ def _addresses(shape, plan, forms, narrow, besides, target, to_codes, buffers, t
         offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
         gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
         extremes=target.extremes.ctypes.data + thread * target.extremes.strides[0],
-        counts=target.counts.ctypes.data + thread * target.counts.strides[0], u_min=target.u_min, bins=target.counts.shape[3],
+        counts=target.counts.ctypes.data + thread * target.counts.strides[0], first_bin=target.first_bin,
+        bin_shift=target.bin_shift, bins=target.counts.shape[3],
         lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
         row_count=buffers.row_count.ctypes.data, pixel_row_at=buffers.pixel_row_at.ctypes.data,
         pixel_row_count=buffers.pixel_row_count.ctypes.data,

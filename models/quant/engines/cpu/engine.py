@@ -74,7 +74,7 @@ def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], s
 
 
 def histogram(prepared: _AnyPrepared, a_codes: torch.Tensor) -> torch.Tensor:
-    """Counts of the read values, int64 `[digits, slices, u]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
+    """Counts of the read values, int64 `[digits, slices, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
     return prepared.histogram(a_codes)
 
 
@@ -150,14 +150,14 @@ class _Prepared:
         return out if out.dtype == torch.int64 else out.view(torch.int32)
 
     def histogram(self, a_codes):
-        """Counts of the read values, int64 `[digits, slices, u]`."""
-        layer = self.layer
-        if layer.largest_sum >= MOST_LEAVES:
-            return self.on_grid.histogram(a_codes, layer.u_span)
-        reads, (low, high) = self.counting, layer.u_span
+        """Counts of the read values, int64 `[digits, slices, bin]`."""
+        layer, bins = self.layer, self.layer.bins
+        if layer.largest_sum >= MOST_LEAVES or bins.shift:
+            return self.on_grid.histogram(a_codes, bins)
+        reads = self.counting
         set_threads()
-        counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), reads.shape.slices, high - low + 1, 8), np.int64)
-        reads.run(no_adc(layer), a_codes, HISTOGRAM, counts=counts, u_min=low)
+        counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), reads.shape.slices, bins.count, 8), np.int64)
+        reads.run(no_adc(layer), a_codes, HISTOGRAM, counts=counts, u_min=bins.first)
         return torch.from_numpy(counts.sum(axis=(0, 4)))
 
 

@@ -22,6 +22,7 @@ from . import elementwise, grouped_kernel, lookup
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .cells_forms import Forms, dynamic_forms, static_forms
 from .grouped_kernel import NO_RANGES, Plan, Ranges, Shape
+from .histogram import room_for
 from .output import ToCodes
 from .simd import set_threads
 from .wide import WIDE
@@ -128,14 +129,14 @@ class Prepared:
         return elementwise.scaled_steps(self.simulate(a_codes), values, scale, offset, to_codes)
 
     def histogram(self, a_codes: Tensor) -> Tensor:
-        """Counts of the read values, int64 `[digits, slices, u]`; see `engines`."""
+        """Counts of the read values, int64 `[digits, slices, bin]`; see `engines`."""
         set_threads()
         size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
         if self._table is not None:
             return torch.from_numpy(self._table.histogram(self._input(a_codes), size))
-        (low, high), spec = self.layer.u_span, self.layer.spec
-        counts = np.zeros((numba.get_num_threads(), len(spec.digit_bits), len(spec.slice_bits), high - low + 1), np.int64)
-        self._run(_NO_FORMS, NO_RANGES, a_codes, HISTOGRAM, counts=counts, u_min=low)
+        bins = self.layer.bins
+        counts = room_for(self.layer, bins)
+        self._run(_NO_FORMS, NO_RANGES, a_codes, HISTOGRAM, counts=counts, first_bin=bins.first, bin_shift=bins.shift)
         return torch.from_numpy(counts.sum(axis=0))
 
     def _dynamic(self, a_codes):

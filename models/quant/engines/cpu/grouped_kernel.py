@@ -15,6 +15,7 @@ from numba import literally
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .cache import SOURCES
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
+from .histogram import bin_of
 from .inner import inlined, inner
 from .loop import Kernel, loaded
 from .simd import float32_at, float64_at, int32_at, int64_at, put_int64, put_uint64, uint64_at
@@ -42,24 +43,25 @@ NO_RANGES = Ranges(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0))
 
 # out        `[step, N, H', W', group, output]`, int32 or int64
 # extremes   int32 `[thread, array, digit, slice, block, 2, lane]`
-# counts     int64 `[thread, digit, slice, u - u_min]`
-Target = namedtuple("Target", "out extremes counts u_min")
+# counts     int64 `[thread, digit, slice, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there
+Target = namedtuple("Target", "out extremes counts first_bin bin_shift")
 NO_OUT, NO_EXTREMES, NO_COUNTS = np.zeros((0,) * 6, np.int32), np.zeros((0,) * 7, np.int32), np.zeros((0,) * 4, np.int64)
 
 # Addresses of the arrays above (why: see `buffers`), and of one work item: masks, uint64 `[bit, row]`; u of one read.
 Addresses = namedtuple("Addresses", """cells row_at array_start digit_start step_of_slice singles doubles divide minus_low delta factor
-    extremes counts u_min bins masks reads acc""")
+    extremes counts first_bin bin_shift bins masks reads acc""")
 
 
 def run(shape: Shape, plan: Plan, forms: Forms, ranges: Ranges, x: np.ndarray, size: tuple[int, int], op: int, *,
-        out: np.ndarray = NO_OUT, extremes: np.ndarray = NO_EXTREMES, counts: np.ndarray = NO_COUNTS, u_min: int = 0) -> None:
+        out: np.ndarray = NO_OUT, extremes: np.ndarray = NO_EXTREMES, counts: np.ndarray = NO_COUNTS, first_bin: int = 0,
+        bin_shift: int = 0) -> None:
     """Do `op` with every read of a layer: codes of STATIC and DYNAMIC are added to `out`, RANGES go to `extremes`, HISTOGRAM to
     `counts`.
 
     Args: x, codes uint8 `[N, H, W, channel of a group, group]`, padded on all sides, groups up to whole blocks; size, `(H', W')`.
     """
     op = STATIC_BROAD if op == STATIC and forms.broad else op
-    _kernels[op](len(x) * size[0], shape, plan, forms, ranges, Target(out, extremes, counts, u_min), x, *size)
+    _kernels[op](len(x) * size[0], shape, plan, forms, ranges, Target(out, extremes, counts, first_bin, bin_shift), x, *size)
 
 
 def _kernel(op):
@@ -77,7 +79,7 @@ def _kernel(op):
             plan.step_of_slice.ctypes.data, forms.singles.ctypes.data, forms.doubles.ctypes.data, forms.divide,
             ranges.minus_low.ctypes.data, ranges.delta.ctypes.data, ranges.factor.ctypes.data,
             target.extremes.ctypes.data + thread * target.extremes.strides[0],
-            target.counts.ctypes.data + thread * target.counts.strides[0], target.u_min, target.counts.shape[3],
+            target.counts.ctypes.data + thread * target.counts.strides[0], target.first_bin, target.bin_shift, target.counts.shape[3],
             masks.ctypes.data, reads.ctypes.data, broad_acc.ctypes.data if broad else acc.ctypes.data)
         first = x.ctypes.data + image * x.strides[0] + y * shape.stride
         for block in range(shape.blocks):
@@ -164,7 +166,7 @@ def _reads(shape, at, block, output, k, t, op):
                 store_ints(at.extremes, lanes, smaller(load_ints(at.extremes, lanes), u))
                 store_ints(at.extremes, lanes + WIDE, larger(load_ints(at.extremes, lanes + WIDE), u))
             else:
-                _count(shape, at, u, block, (z * shape.slices + k) * at.bins - at.u_min)
+                _count(shape, at, u, block, (z * shape.slices + k) * at.bins - at.first_bin)
 
 
 @inlined
@@ -189,7 +191,7 @@ def _broad_code(at, u, kind):
 def _count(shape, at, u, block, first):
     store_ints(at.reads, 0, u)
     for lane in range(min(WIDE, shape.groups - block * WIDE)):
-        one = first + int32_at(at.reads, lane)
+        one = first + bin_of(int32_at(at.reads, lane), at.bin_shift)
         put_int64(at.counts, one, int64_at(at.counts, one) + 1)
 
 

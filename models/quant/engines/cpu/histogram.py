@@ -1,8 +1,31 @@
-"""How often each value of u occurs, 512 columns at a time."""
+"""How often each value of u occurs; 512 columns at a time where there are few values."""
 
-from .inner import inner
+import math
+
+import numba
+import numpy as np
+
+from ...mapping import Bins, MappedLayer
+from .inner import inlined, inner
 from .layout import RUN, SLICE
-from .simd import LANES, add_ones, int64_at, load, splat, store
+from .simd import LANES, add_ones, int64_at, load, set_threads, splat, store
+
+MOST_COUNTS = 2**27  # of all threads together: a gigabyte
+
+
+def room_for(layer: MappedLayer, bins: Bins) -> np.ndarray:
+    """Counts of a layer's reads, zeros int64 `[thread, digit, slice, bin]`, and as many threads as there is room for."""
+    set_threads()
+    kinds = len(layer.spec.digit_bits), len(layer.spec.slice_bits), bins.count
+    numba.set_num_threads(min(numba.get_num_threads(), max(1, MOST_COUNTS // math.prod(kinds))))
+    return np.zeros((numba.get_num_threads(), *kinds), np.int64)
+
+
+
+@inlined
+def bin_of(u, shift):
+    """Where u is counted, before the first bin is taken off; see `mapping.Bins`."""
+    return u + (1 << shift >> 1) >> shift
 
 
 @inner

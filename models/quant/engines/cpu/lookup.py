@@ -63,16 +63,16 @@ class Table:
         return out
 
     def histogram(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Counts of the reads of such codes, int64 `[digits, slices, u]`; see `engines`."""
-        spec, (low, high) = self.layer.spec, self.layer.u_span
+        """Counts of the reads of such codes, int64 `[digits, slices, bin]`; see `engines`."""
+        spec, bins = self.layer.spec, self.layer.bins
         seen = np.zeros((numba.get_num_threads(), 2 ** (spec.w_bits + spec.a_bits)), np.int64)
         _count(x, self.first, self.taps, self.stride, *size, seen)
         seen = seen.sum(0).reshape(2**spec.w_bits, 2**spec.a_bits)
-        counts = np.zeros((len(spec.digit_bits), len(spec.slice_bits), high - low + 1), np.int64)
+        counts = np.zeros((len(spec.digit_bits), len(spec.slice_bits), bins.count), np.int64)
         for z, k, digits, cells, u in self._kinds():
             of_digits = np.stack([seen[:, digits == digit].sum(1) for digit in range(u.shape[1])])
             of_reads = np.stack([of_digits[:, cells == cell].sum(1) for cell in range(u.shape[0])])
-            np.add.at(counts[z, k], u - low, of_reads)
+            np.add.at(counts[z, k], bins.index(u), of_reads)
         return counts
 
 
