@@ -133,6 +133,19 @@ def test_histogram(all_engines, case, most):
     check_histogram(those_that_fit(all_engines, case), case, most)
 
 
+@pytest.mark.parametrize("engine", ["reference", "numba"])
+def test_a_chip_without_scatter_has_the_counts_of_ideal_cells_in_bins_too(engine):
+    """1,024 rows, 4-bit cells, 8-bit digits: 8 million values of u, and a thousand million on the grid of 1/256."""
+    torch.manual_seed(0)
+    layer = QLinearDoreFa(1024, 5, spec=CrossbarSpec(8, 8, 4, 6, 1024, dac_bits=8), alpha_init=1.0).eval()
+    program(layer, Device("even", "here", g_min=2.0, g_max=42.0, sigma_us=0.0))
+    assert layer.mapped("ideal").bins.shift > 6 and layer.mapped("ideal", None).bins.shift == 1
+    x = torch.rand(50, 1024)
+    with set_engine(engine):
+        nominal, chip = (collect_histograms(layer, x, on)[""] for on in ("nominal", "chip"))
+    assert np.array_equal(nominal, chip) and nominal.sum() == 50 * 5 * 2
+
+
 def layer_case(spec, channels=40, out=9, kernel=(3, 3), size=(3, 4), images=2, seed=0, kind="near", **geometry):
     rng = np.random.default_rng(seed)
     a_codes = rng.integers(0, 2**spec.a_bits, (images, *size, channels), dtype=np.uint8)

@@ -18,7 +18,7 @@ from torch.nn.utils import prune
 
 from experiment.placing import put
 from experiment.setting import Setting
-from models.quant import (CrossbarSpec, Device, QLinearDoreFa, Wires, calibrate, convert, crossbar_layers, image_numbers, program,
+from models.quant import (CrossbarSpec, Device, QLinearDoreFa, Wires, adc, calibrate, convert, crossbar_layers, image_numbers, program,
                           set_engine, set_spec)
 from models.quant.adc import Plan
 from models.quant.cells import Cells
@@ -1206,8 +1206,9 @@ def test_twos_complement_has_digits_of_one_bit_whoever_sets_them():
 
 def test_ternary_inputs_take_two_rows_of_cells_each():
     x, linear = seeded((8, 6)), nn.Linear(6, 4)
-    with pytest.raises(ValueError, match="^rows is 1024 with inputs 'ternary'; allowed are at most 512$"):
-        convert(linear, CrossbarSpec(8, 8, rows=1024), x, inputs="ternary")
+    with pytest.raises(ValueError, match="^rows is 576 with inputs 'ternary', and an array of this layer has 513 of them; "
+                                         "allowed are at most 512$"):
+        convert(nn.Linear(513, 4), CrossbarSpec(8, 8, rows=576), seeded((8, 513)), inputs="ternary")
     net = convert(linear, CrossbarSpec(4, 4, rows=8, adc_range="full"), x, inputs="ternary")
     for options in (dict(wires=Wires("gate", 1.0)), dict(read_noise=np.array([0.0, 0.5]))):
         with pytest.raises(ValueError, match="^inputs 'ternary' have no gate access and no read noise that grows with conductance"):
@@ -1230,6 +1231,32 @@ def test_full_ranges_of_ternary_inputs_hold_the_reads_of_nominal_cells():
     mapped = layer.mapped()
     low, high = mapped.adc_delta * mapped.adc_q_min, mapped.adc_delta * (mapped.adc_q_min + 15)
     assert (low <= -most).all() and (high >= most).all() and (mapped.adc_delta <= 1.2 * most / 7).all()
+
+
+@pytest.mark.parametrize("mapping, rows, channels", [("im2col", 576, 27), ("im2col", 1024, 512), ("tap", 1024, 300)])
+def test_arrays_of_ternary_inputs_may_be_as_tall_as_their_layer_needs(mapping, rows, channels):
+    """Rows that a layer does not use need no room for a second sign: the same as on arrays that it fills."""
+    x, model = seeded((8, channels, 1, 2)), nn.Conv2d(channels, 4, (1, 1 + (mapping == "tap")))
+    spec = CrossbarSpec(8, 8, mapping=mapping, rows=rows)
+    found = [convert(model, each, x, inputs="ternary")(x) for each in (spec, replace(spec, rows=channels))]
+    assert torch.equal(*found)
+
+
+def test_a_macro_whose_reads_have_millions_of_values(monkeypatch):
+    """576 rows, pairs of 7-bit cells, 8-bit digits: a bit line holds W itself, and a read is the whole sum of an array."""
+    monkeypatch.setattr(adc, "MOST_TERMS", 2**22)
+    x, model = seeded((64, 600)), nn.Linear(600, 5, bias=False)
+    net = convert(model, CrossbarSpec(8, 8, 7, 8, 576, "im2col", dac_bits=8, weights="pair"), x, correct="none")
+    [(_, layer)] = crossbar_layers(net)
+    assert layer.mapped("ideal").bins.shift == 1 and net.crossbar_report.sqnr_db["hardware"] > 30
+    a, w = (x / layer.act_quant.scale).round().clamp(*layer.act_quant.window).double(), layer.w_codes()[:, :, 0, 0].double().T - 127
+    delta, q_min = layer.adc_delta.item(), layer.adc_q_min.item()
+    total = 0
+    for sign, codes in ((1, a.clamp_min(0)), (-1, (-a).clamp_min(0))):
+        for rows in (slice(576), slice(576, None)):
+            total = total + sign * delta * (codes[:, rows] @ w[rows] / delta).round().clamp(q_min, q_min + 255)
+    wanted = total * layer.act_quant.scale.double() * layer.weight_quant.scale.double()
+    torch.testing.assert_close(net(x), wanted.float(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("weights", ["offset", "pair"])

@@ -582,6 +582,14 @@ def test_number_of_threads_may_change_between_calls(engine):
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("delta", [4097.3, 4096.0])
+def test_reads_of_millions_of_values(engine, reference, delta):
+    case = layer_case(CrossbarSpec(8, 8, 8, 12, 1024, "im2col", reference, 8), channels=1024, out=5, kernel=(1, 1), size=(1, 1))
+    case.delta, case.q_min = [delta], [-2000]
+    check(engine, case)
+
+
 def test_threads_that_count_share_a_gigabyte():
     """Each counts for itself; the next call has all of them again."""
     layer = layer_case(CrossbarSpec(8, 8, 4, 6, 128, dac_bits=4)).layer()  # 2 digits, 2 slices

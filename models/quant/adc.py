@@ -185,8 +185,7 @@ def _errors(reads, sign, delta, codes):
     is the parabola `(delta j - |v|)^2`, so sums over the reads up to each value, and from it on, are all that is needed.
     """
     side = reads.v * sign > 0
-    order = np.argsort(np.abs(reads.v[side]))
-    size, square, linear = (None if part is None else part[side][order] for part in (np.abs(reads.v), reads.square, reads.linear))
+    size, square, linear = (None if part is None else part[side][::sign] for part in (np.abs(reads.v), reads.square, reads.linear))
     error = delta * np.rint(size / delta) - size
     j = np.arange(codes + 1)
     edge = (j + 0.5) * delta

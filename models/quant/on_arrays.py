@@ -229,8 +229,11 @@ class OnArrays:
     @property
     def arrays(self) -> list[tuple[int, int]]:
         """Word lines (first, last + 1) of each array of a group, whatever stands for them in what engines see (`mapped`)."""
+        return self._arrays_on(self.spec)
+
+    def _arrays_on(self, spec):
         channels, kh, kw = self._weight4().shape[1:]
-        return array_bounds(self.spec.mapping, kh * kw, channels, self.spec.rows)
+        return array_bounds(spec.mapping, kh * kw, channels, spec.rows)
 
     def mapped(self, adc_range: str | None = None, cells: Cells | str | None = "own") -> MappedLayer:
         """The layer as engines see it, with the spec's ADC range or another, with its own cells, others, or ideal ones (None).

@@ -131,8 +131,10 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def fitted(self, spec: CrossbarSpec) -> CrossbarSpec:
         """The hardware of a network with this layer's bits; an input of signed codes has as many as its parts have."""
         w_bits, a_bits = self.weight_quant.wbit, self.act_quant.bits
-        if self._ternary and spec.rows > MOST_ROWS // 2:
-            raise ValueError(f"rows is {spec.rows} with inputs 'ternary'; allowed are at most {MOST_ROWS // 2}")
+        tallest = max(stop - start for start, stop in self._arrays_on(spec))
+        if self._ternary and tallest > MOST_ROWS // 2:
+            raise ValueError(f"rows is {spec.rows} with inputs 'ternary', and an array of this layer has {tallest} of them; allowed are at "
+                             f"most {MOST_ROWS // 2}")
         if self.encoding == "twos" and spec.dac_bits > 1 and self.act_quant.signed:
             raise ValueError("inputs is 'twos' with dac_bits above 1: the digit that counts negative is one bit; take dac_bits 1, or "
                              "phases")
@@ -167,8 +169,8 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         cells, readout = layer.cells or self._whole_cells(), layer.readout
         self.check_reads(readout is not None and readout.curve is not None, readout is not None and readout.depends_on_level)
         values, reference = (encodings.signed_rows(part, 2) for part in (cells.values, cells.reference))
-        return replace(layer, spec=replace(layer.spec, rows=2 * layer.spec.rows), w_codes=layer.w_codes.repeat_interleave(2, 1),
-                       cells=Cells(values, reference, cells.fraction_bits))
+        spec = replace(layer.spec, rows=min(2 * layer.spec.rows, MOST_ROWS))
+        return replace(layer, spec=spec, w_codes=layer.w_codes.repeat_interleave(2, 1), cells=Cells(values, reference, cells.fraction_bits))
 
     def _whole_cells(self):
         """Ideal cells on a grid of whole levels, which holds the reference too: the code of an exact zero has whole digits. On a finer one
