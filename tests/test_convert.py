@@ -886,6 +886,67 @@ def test_bad_input(images, options, message):
         convert(Small(), W8A8, images, **options)
 
 
+@pytest.mark.parametrize("options, message", [
+    (dict(weight_scale={"tail": 1.0}), "^weight_scale has 'tail', which fits no layer on crossbars$"),
+    (dict(input_scales={"tail": (1.0, 0, 9)}), "^input_scales has 'tail', which fits no layer on crossbars$"),
+    (dict(weight_scale={"head": torch.ones(3)}),
+     r"^weight_scale of head: scales have shape \[3\]; one number, or one for each of the 5 output channels, is expected$"),
+    (dict(weight_scale={"head": "max"}), "^weight_scale of head: 'max' is given; a number or a tensor is expected$"),
+    (dict(input_scales={"head": (1.0, -1, 254)}, inputs="twos"), "256 codes, zero among them, from -128 to 127$"),
+    *[(dict(weight_scale={"*": value}), f"^weight_scale of stem: a scale is {said}; positive, finite numbers are expected$")
+      for value, said in ((0.0, "0"), (torch.tensor([1.0] * 7 + [float("nan")]), "nan"), (-1, "-1"), (float("inf"), "inf"))],
+    *[(dict(input_scales={"head": (value, 0, 255)}), f"^input_scales of head: the scale is {value:g}; a positive, finite number is")
+      for value in (0.0, float("nan"), -1, float("inf"))],
+    *[(dict(input_scales={"head": (1.0, *codes)}), f"^input_scales of head: codes are {codes[0]} to {codes[1]}; allowed are, with 8 bits, "
+       "at most 256 codes, zero among them$") for codes in ((0, 256), (-128, 128), (1, 20), (-9, -1), (0, 0))],
+    *[(dict(input_scales={"head": value}), r"^input_scales of head: .* is given; \(scale, lowest code, highest code\) is expected")
+      for value in (0.1, (0.1, 255), (0.1, 0, 2.5), "mse")]])
+def test_own_codes_that_are_none_of_the_layer(options, message):
+    with pytest.raises(ValueError, match=message):
+        convert(Small(), W8A8, torch.ones(2, 3, 6, 6), **options)
+
+
+@pytest.mark.parametrize("inputs", ENCODINGS)
+def test_own_codes(inputs):
+    """A comparison with another tool gives all scales and windows; written out in float64."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), seeded((16, 6))
+    s_w, s_a = (torch.tensor([0.003, 0.002, 0.005, 0.0041]), torch.tensor(0.01)), (torch.tensor(0.02), torch.tensor(0.011))
+    net = convert(model, W8A8, x, inputs=inputs, correct="none", weight_scale={"0": s_w[0], "*": 0.01},
+                  input_scales={"0": (0.02, -100, 90), "2": (np.float32(0.011), np.int64(0), 200)})
+    y, windows = x, ((-100, 90), (0, 200))
+    for linear, weight_scale, input_scale, window in zip((model[0], model[2]), s_w, s_a, windows):
+        a = (y / input_scale).round().clamp(*window).double()
+        w = (linear.weight / weight_scale.reshape(-1, 1)).round().clamp(-127, 127).double()
+        y = (a @ w.T * input_scale.double() * weight_scale.double() + linear.bias.double()).relu().float()
+    torch.testing.assert_close(net(x).relu(), y, rtol=1e-5, atol=1e-6)
+    assert [layer.act_quant.window for _, layer in crossbar_layers(net)] == list(windows)
+
+
+def test_own_codes_of_some_layers_leave_the_others_as_they_are():
+    x, usual = seeded((4, 3, 6, 6)), convert(Small(), W8A8, seeded((4, 3, 6, 6)))
+    net = convert(Small(), W8A8, x, weight_scale={"stem": 0.01}, input_scales={"head": (0.01, 0, 255)})
+    assert (of(net, "stem").weight_quant.scale == 0.01).all() and of(net, "stem").act_quant.scale == of(usual, "stem").act_quant.scale
+    assert of(net, "head").act_quant.scale == torch.tensor(0.01) and of(net, "head").act_quant.window == (0, 255)
+    assert torch.equal(of(net, "head").weight_quant.scale, of(usual, "head").weight_quant.scale)
+    again = copy.deepcopy(usual)
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(x), net(x))
+
+
+def test_one_weight_scale_for_a_layer():
+    """The one of least squared error of all weights together."""
+    x = seeded((4, 3, 6, 6))
+    layer = of(convert(Small(), CrossbarSpec(4, 4, adc_range="ideal"), x, weight_scale="layer", first_last_bits=None), "stem")
+    w, [scale] = layer.weight.double(), layer.weight_quant.scale.unique().double()
+
+    def error(step):
+        return (step * (w / step).round().clamp(-7, 7) - w).square().sum()
+
+    assert layer.weight_quant.scale.shape == (8,)
+    assert error(scale) <= 1.01 * min(error(w.abs().max() / 7 * factor) for factor in np.linspace(0.3, 1.1, 200))
+
+
 # ---- what a hostile reader found ---------------------------------------------------------------------------------------
 
 
@@ -1501,7 +1562,7 @@ def test_scales_of_weights_and_of_inputs_are_chosen_apart():
 
 @pytest.mark.parametrize("options, message", [
     (dict(correct="channels"), "^correct is 'channels'; allowed are channel, none$"),
-    (dict(weight_scale="kl"), "^weight_scale is 'kl'; allowed are mse, max$"),
+    (dict(weight_scale="kl"), "^weight_scale is 'kl'; allowed are mse, max, layer$"),
     (dict(activations="kl"), "^activations is 'kl'; allowed are mse, max$")])
 def test_options_that_do_not_exist(options, message):
     with pytest.raises(ValueError, match=message):

@@ -16,8 +16,6 @@ import copy
 import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -35,22 +33,23 @@ from .binding import Bound, plain
 from .encodings import ENCODINGS
 from .gptq import gptq
 from .layer import ConvertedLayer
+from .options import NAME, fits, holders, labels_of, scales_of, short, specs_of
 from .report import ConversionReport, first_tensor, measure_layers
+from .scales import METHODS, WEIGHT_METHODS
 from .tracing import Product, Trace, trace
 
 BATCH = 32  # images that run together where they are given as one tensor
 REPORT_IMAGES = 4  # of which the report compares every layer's outputs
-METHODS = ("mse", "max")  # how scales are chosen: least squared error, or so that nothing is clipped
 ROUNDINGS = ("nearest", "gptq")
 CORRECTIONS = ("channel", "none")
-NAME = "crossbar"  # of a layer in the module whose weight it holds
 
 
 @torch.inference_mode(False)
 def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterable[Tensor], *, skip: Sequence[str] = (),
-            specs: Mapping[str, CrossbarSpec] | None = None, first_last_bits: int | None = 8, weight_scale: str = "mse",
-            inputs: str = "phases", activations: str = "mse", rounding: str = "nearest", correct: str = "channel", qat: bool = False,
-            inplace: bool = False, strict: bool = True) -> nn.Module:
+            specs: Mapping[str, CrossbarSpec] | None = None, first_last_bits: int | None = 8,
+            weight_scale: str | Mapping[str, Tensor | float] = "mse", inputs: str = "phases", activations: str = "mse",
+            input_scales: Mapping[str, tuple[float, int, int]] | None = None, rounding: str = "nearest", correct: str = "channel",
+            qat: bool = False, inplace: bool = False, strict: bool = True) -> nn.Module:
     """A network whose products with weights are those of crossbars.
 
     `y_c = g_c s_a s_c sum A (W - m) + o_c` with `W = clip(rint(w / s_c), -m, m) + m`, `m = 2^(w-1) - 1`, and
@@ -64,7 +63,10 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
         skip: patterns (`fnmatch`) of names of layers that stay digital, such as "head*".
         specs: `{pattern: spec}` for layers with other hardware or bits; the first that fits counts.
         first_last_bits: weight and input bits of the first and the last layer; None: those of the spec.
-        weight_scale, activations: "mse", scales of least squared error, or "max".
+        weight_scale, activations: "mse", scales of least squared error, or "max", those that clip nothing; of weights also "layer", the one
+            of least squared error of all channels together, or the scales s_c of some layers, `{pattern: a number or a tensor [out]}`, the
+            others having "mse".
+        input_scales: `{pattern: (s_a, lo, hi)}`, scale and codes of the inputs of some layers, the others following from the images.
         inputs: how inputs below zero drive word lines, one of `encodings.ENCODINGS`.
         rounding: "nearest", or "gptq" (Frantar et al., arXiv 2210.17323): rounding errors of a row are made up for by its other weights.
         correct: "channel" gives each channel the float network's mean and deviation on the images, or "none".
@@ -75,16 +77,18 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
     Raises: ValueError for options that are not allowed, images that the network does not take, or, with `strict`, a product with a weight
         that no crossbar does.
     """
-    _check(dict(weight_scale=(weight_scale, METHODS), activations=(activations, METHODS), inputs=(inputs, ENCODINGS),
-                rounding=(rounding, ROUNDINGS), correct=(correct, CORRECTIONS)))
+    options = dict(activations=(activations, METHODS), inputs=(inputs, ENCODINGS), rounding=(rounding, ROUNDINGS),
+                   correct=(correct, CORRECTIONS))
+    _check(options if isinstance(weight_scale, Mapping) else {"weight_scale": (weight_scale, WEIGHT_METHODS), **options})
     net = _prepared_copy(model, inplace)
     batches = _batches(images, net)
     found = _traced(net, batches, gram=rounding == "gptq" and spec is not None)
-    labels = _labels(net, found.products)
+    labels = labels_of(net, found.products)
     chosen, digital = _choose(net, found, labels, _patterns(skip), strict)
-    own = _specs(found.products, chosen, labels, spec, specs or {}, first_last_bits)
-    bound = _bind(net, {labels[product][0]: (product, own[product]) for product in chosen}, found, inputs, weight_scale, activations,
-                  quantized=spec is not None)
+    own = specs_of(found.products, chosen, labels, spec, specs or {}, first_last_bits)
+    scales = scales_of(own, labels, weight_scale, activations, input_scales or {}, inputs)
+    layers = {labels[product][0]: (product, own[product], scales[product]) for product in chosen}
+    bound = _bind(net, layers, found, inputs, quantized=spec is not None)
     with torch.no_grad():
         _verify(net, bound, batches[0], found.outputs[0])
         corrected = spec is not None and correct == "channel"
@@ -183,33 +187,6 @@ def _traced(net, batches, gram):
         raise ValueError(f"the network does not run on the images, of shape {list(batches[0].shape)}: {line}") from error
 
 
-def _labels(net, products):
-    """`{product: names by which it is called}`, first that of its layer: the module's, or the parameter's where it has others, with
-    the number of the part. Then those of the parameter itself, of all its places in the network, and of the modules that hold it."""
-    places, parts = {}, {}
-    for name, parameter in net.named_parameters(remove_duplicate=False):
-        places.setdefault(id(parameter), []).append(name)
-    parameters = dict(net.named_parameters())
-    for product in products:
-        parts.setdefault(product.parameter, []).append(product)
-    labels = {}
-    for parameter, group in parts.items():
-        for number, product in enumerate(group):
-            own = _short(parameter) if len(group) == 1 else f"{_short(parameter)}.{number}"
-            others = [each for place in places[id(parameters[parameter])] for each in (place, _short(place), *_holders(place))]
-            labels[product] = list(dict.fromkeys([own, f"{own}.{NAME}", *others]))
-    return labels
-
-
-def _short(parameter):
-    return parameter.removesuffix(".weight")
-
-
-def _holders(name):
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
-
-
 def _patterns(skip):
     return [skip] if isinstance(skip, str) else list(skip)
 
@@ -219,7 +196,7 @@ def _choose(net, found: Trace, labels, skip, strict):
     chosen, digital, used = [], {}, set()
 
     def skipped(names):
-        fitting = [pattern for pattern in skip if _fits(names, pattern)]
+        fitting = [pattern for pattern in skip if fits(names, pattern)]
         used.update(fitting)
         return bool(fitting)
 
@@ -236,8 +213,8 @@ def _choose(net, found: Trace, labels, skip, strict):
         if not any(name.startswith(f"{other}.") for other in compiled):
             digital[name] = "skipped" if skipped([name]) else "a module compiled by torch.jit, whose products cannot be seen"
     for parameter, what in found.others.items():
-        digital[_short(parameter)] = "skipped" if skipped([_short(parameter), parameter, *_holders(parameter)]) else what
-    buffers = {_short(name): "skipped" if skipped([_short(name), name, *_holders(name)]) else what for name, what in found.buffers.items()}
+        digital[short(parameter)] = "skipped" if skipped([short(parameter), parameter, *holders(parameter)]) else what
+    buffers = {short(name): "skipped" if skipped([short(name), name, *holders(name)]) else what for name, what in found.buffers.items()}
     refused = {name: reason for name, reason in digital.items() if reason != "skipped"}
     if strict and refused:
         name, reason = next(iter(refused.items()))
@@ -247,21 +224,17 @@ def _choose(net, found: Trace, labels, skip, strict):
                          "strict=False")
     # What is in no product, such as a head that serves in training, is digital anyway, and may be named.
     spared = {pattern for name in (*_never_used(net, found), *found.constant, *found.alone) for pattern in skip
-              if _fits([_short(name), name, *_holders(name)], pattern)}
+              if fits([short(name), name, *holders(name)], pattern)}
     if unused := [pattern for pattern in skip if pattern not in used | spared]:
         raise ValueError(f"skip has {unused[0]!r}, which fits no product with a weight")
     if not chosen:
         raise ValueError("nothing of this network can be put on crossbars: no product of an input and a weight was seen"
                          + (" that is not skipped" if digital else ""))
     mapped = {product.parameter for product in chosen}
-    digital |= {_short(name): "a product whose input is the same for every image" for name in found.constant if name not in mapped}
-    digital |= {_short(name): "a product of parameters alone" for name in found.alone if name not in mapped}
+    digital |= {short(name): "a product whose input is the same for every image" for name in found.constant if name not in mapped}
+    digital |= {short(name): "a product of parameters alone" for name in found.alone if name not in mapped}
     digital |= {name: what for name, what in buffers.items() if name not in digital}
     return chosen, digital
-
-
-def _fits(names, pattern):
-    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _unsupported(product: Product) -> str | None:
@@ -280,30 +253,14 @@ def _never_used(net, found):
     return [name for name, parameter in net.named_parameters() if parameter.dim() > 1 and name not in used]
 
 
-def _specs(products, chosen, labels, spec, specs, first_last_bits):
-    """`{product: its hardware}` of those that were chosen. Products of one parameter, such as query, key and value, are first together."""
-    own, ends = {}, {products[0].parameter, products[-1].parameter}
-    for product in chosen:
-        own[product] = next((each for pattern, each in specs.items() if _fits(labels[product], pattern)), None)
-        if own[product] is None and spec is not None:
-            own[product] = spec
-            if product.parameter in ends and first_last_bits is not None:
-                own[product] = replace(spec, w_bits=first_last_bits, a_bits=first_last_bits, cell_bits=min(spec.cell_bits, first_last_bits),
-                                       dac_bits=min(spec.dac_bits, first_last_bits))
-    for pattern in specs:
-        if not any(_fits(labels[product], pattern) for product in chosen):
-            raise ValueError(f"specs has {pattern!r}, which fits no layer on crossbars")
-    return own
-
-
-def _bind(net, layers, found, inputs, weight_scale, activations, quantized):
+def _bind(net, layers, found, inputs, quantized):
     """Put the layers into the network: `{name: (layer, product)}`."""
     parameters, bound, roots = dict(net.named_parameters()), {}, {}
     owners = {}
     for module in list(net.modules()):
         for key, parameter in module._parameters.items():
             owners.setdefault(id(parameter), []).append((module, key))
-    for name, (product, spec) in layers.items():
+    for name, (product, spec, scales) in layers.items():
         parameter = parameters[product.parameter]
         if product.parameter not in roots:
             root = roots[product.parameter] = Bound.of(parameter, {}, frozenset(found.known.get(product.parameter, ())), frozenset(
@@ -321,7 +278,7 @@ def _bind(net, layers, found, inputs, weight_scale, activations, quantized):
         if quantized:
             if not product.sample:
                 raise ValueError(f"no image reaches {name}, so that nothing says what its inputs are; give more images, or skip=[{name!r}]")
-            layer.fit(torch.cat(product.sample), product.lowest, product.largest, weight_scale, activations)
+            layer.fit(torch.cat(product.sample), product.lowest, product.largest, *scales)
         owner, key = owners[id(parameter)][0]
         if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             raise ValueError(f"{product.parameter} cannot be put on crossbars: it is a weight of a {type(owner).__name__} itself, whose "

@@ -113,10 +113,17 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
             self._forget_ranges()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def fit(self, sample: Tensor, lowest: float, largest: float, weight_scale: str, activations: str) -> None:
-        """Choose the scales. Args: see `InputQuantizer.fit` and `LinearWQ.fit`."""
-        self.weight_quant.fit(self.weight, weight_scale)
-        self.act_quant.fit(sample, lowest, largest, self.encoding, activations)
+    def fit(self, sample: Tensor, lowest: float, largest: float, weight_scale: str | Tensor | float,
+            activations: str | tuple[float, int, int]) -> None:
+        """Choose the scales, or take those that are given. Args: see `fit`, `set_scale` and `set_window` of the quantizers."""
+        if isinstance(weight_scale, str):
+            self.weight_quant.fit(self.weight, weight_scale)
+        else:
+            self.weight_quant.set_scale(weight_scale, len(self.weight))
+        if isinstance(activations, str):
+            self.act_quant.fit(sample, lowest, largest, self.encoding, activations)
+        else:
+            self.act_quant.set_window(activations, self.encoding)
         self.set_spec(self.spec)
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ The quotient `x / s` is taken in float32, so that a number gets the same code in
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 
 import torch
@@ -94,12 +95,30 @@ class LinearWQ(_OwnScale, AroundZero):
     def fit(self, weight: Tensor, method: str = "mse") -> None:
         """Set the steps from the weight.
 
-        Args: weight, `[out, ...]`; method, "mse": least squared error in each channel, or "max": `s_c = max|w| / m`. A channel
-            of zeros has step 1.
+        Args: weight, `[out, ...]`; method, "mse": least squared error in each channel, "layer": in all together, or "max":
+            `s_c = max|w| / m`. A channel of zeros has step 1.
         Raises: ValueError for another method, or weights that are not finite.
         """
-        scales.check_method(method)
+        scales.check_method(method, scales.WEIGHT_METHODS)
         self.scale = scales.of_channels(weight.detach().reshape(len(weight), -1), self.largest, method)
+
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor | float, channels: int) -> None:
+        """Take these steps. Args: scale, one number or `[out]`; channels, out.
+
+        Raises: ValueError for another shape, or numbers that are not positive and finite.
+        """
+        try:
+            scale = torch.as_tensor(scale, dtype=torch.float32, device=self.scale.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{scale!r} is given; a number or a tensor is expected") from None
+        if scale.shape not in ((), (channels,)):
+            raise ValueError(f"scales have shape {list(scale.shape)}; one number, or one for each of the {channels} output channels, is "
+                             "expected")
+        good = (scale >= scales.SMALLEST) & scale.isfinite()
+        if not bool(good.all()):
+            raise ValueError(f"a scale is {scale[~good][0].item():g}; positive, finite numbers are expected")
+        self.scale = scale.expand(channels).clone()
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
@@ -218,6 +237,27 @@ class InputQuantizer(_OwnScale, nn.Module):
             symmetric = scales.of_inputs(inputs, [(-half, half)], method)
             best = symmetric if symmetric.error <= SYMMETRIC_COSTS * best.error else best
         self._set(best.scale, best.lo, best.hi)
+
+    def set_window(self, window: tuple[float, int, int], encoding: str) -> None:
+        """Take this step and these codes. Args: window, (scale, lowest code, highest code); encoding, see the class.
+
+        Raises: ValueError for numbers that are none, a step that is not positive and finite, or codes that a bits do not hold.
+        """
+        _check_encoding(encoding)
+        try:
+            scale, lo, hi = window
+            scale, lo, hi = float(scale), operator.index(lo), operator.index(hi)
+        except (TypeError, ValueError):
+            raise ValueError(f"{window!r} is given; (scale, lowest code, highest code) is expected, a number and two whole ones") from None
+        if not scales.SMALLEST <= scale < math.inf:
+            raise ValueError(f"the scale is {scale:g}; a positive, finite number is expected")
+        half = 2 ** (self.abit - 1)
+        lowest, highest = (-half, half - 1) if lo < 0 and encoding == "twos" else (-self.levels, self.levels)
+        if not (lowest <= lo <= 0 <= hi <= highest and 0 < hi - lo <= self.levels):
+            raise ValueError(f"codes are {lo} to {hi}; allowed are, with {self.abit} bits, at most {self.levels + 1} codes, zero among them"
+                             + (f", from {lowest} to {highest}" if highest < self.levels else ""))
+        self.encoding = encoding
+        self._set(scale, lo, hi)
 
     def _windows(self, signed):
         if not signed:

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 METHODS = ("mse", "max")
+WEIGHT_METHODS = (*METHODS, "layer")
 SMALLEST = 2.0**-100  # numbers that are all below are zero: a step whose inverse is infinite is none
 COARSE = 32  # steps that are tried first, from the smallest that may be best to the largest
 ELEMENTS = 2**17  # weights that are searched together: what a processor's cache holds
 
 
-def check_method(method: str) -> None:
-    """Raise ValueError unless `method` is one of METHODS."""
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; allowed are {', '.join(METHODS)}")
+def check_method(method: str, methods: tuple[str, ...] = METHODS) -> None:
+    """Raise ValueError unless `method` is one of `methods`."""
+    if method not in methods:
+        raise ValueError(f"method is {method!r}; allowed are {', '.join(methods)}")
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------------
@@ -30,9 +31,12 @@ def check_method(method: str) -> None:
 def of_channels(weight: Tensor, m: int, method: str) -> Tensor:
     """The step s of each channel for codes -m..m, float32 `[out]`; 1 where all weights are zero.
 
-    Args: weight, `[out, n]`; method, "max": `s = max|w| / m`, or "mse": least `sum (s clip(rint(w / s), -m, m) - w)^2`.
+    Args: weight, `[out, n]`; method, "max": `s = max|w| / m`, or "mse": least `sum (s clip(rint(w / s), -m, m) - w)^2`; "layer": that of
+        all channels together.
     Raises: ValueError for weights that are not finite.
     """
+    if method == "layer":
+        return of_channels(weight.reshape(1, -1), m, "mse").repeat(len(weight))
     parts = [part.float() for part in weight.split(max(1, ELEMENTS // max(1, weight.shape[1])))]
     return torch.cat([_of_few_channels(part, m, method) for part in parts])
 
