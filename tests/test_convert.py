@@ -906,6 +906,48 @@ def test_own_codes_that_are_none_of_the_layer(options, message):
         convert(Small(), W8A8, torch.ones(2, 3, 6, 6), **options)
 
 
+class Tokens(nn.Module):
+    """Masked attention of 7 tokens, first or behind the batch."""
+
+    def __init__(self, first):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.first = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0), first
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(7))
+
+    def forward(self, x):
+        return self.layer(x, self.mask) if self.first else self.layer(x.transpose(0, 1), self.mask).transpose(0, 1)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+@pytest.mark.parametrize("plan", [{}, dict(adc_plan="significance", adc_bits=2.5, adc_idle="skip")])
+def test_tokens_first(rounding, plan):
+    """The same scales, ranges, correction and answers as with the batch first; more images than run together, and batches of them."""
+    x, options = seeded((40, 7, 16)), dict(rounding=rounding, first_last_bits=None)
+    spec = CrossbarSpec(4, 4, **{"adc_bits": 4, **plan})
+    wanted = convert(Tokens(False), spec, x, **options)
+    for images in (x.transpose(0, 1), [part.transpose(0, 1) for part in x.split(32)]):
+        net = convert(Tokens(True), spec, images, batch_dim=1, **options)
+        for (_, layer), (_, other) in zip(crossbar_layers(net), crossbar_layers(wanted)):
+            for name, value in layer.state_dict().items():
+                torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-5, atol=1e-5)
+        assert net.crossbar_report.images == 32
+        torch.testing.assert_close(net(x.transpose(0, 1)).transpose(0, 1), wanted(x), rtol=1e-4, atol=1e-4)
+    before = [layer.adc_gain.clone() for _, layer in crossbar_layers(net)]
+    calibrate(net, x.transpose(0, 1), batch_dim=1)
+    for gain, (_, layer) in zip(before, crossbar_layers(net)):
+        torch.testing.assert_close(gain, layer.adc_gain)
+
+
+def test_a_dimension_of_the_batch_that_is_none():
+    x = seeded((7, 40, 16))
+    for dim in (3, -1, None):
+        with pytest.raises(ValueError, match=f"^batch_dim is {dim}; allowed are whole numbers from 0 to 2, a dimension of the images$"):
+            convert(Tokens(True), W8A8, x, batch_dim=dim)
+    with pytest.raises(ValueError, match=r"^the network does not run on the images, of shape \[14, 32, 16\]: .*mask.*give batch_dim\)$"):
+        convert(Tokens(True), W8A8, [x[:, :32], x[:, 8:]])
+
+
 @pytest.mark.parametrize("inputs", ENCODINGS)
 def test_own_codes(inputs):
     """A comparison with another tool gives all scales and windows; written out in float64."""

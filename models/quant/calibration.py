@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import adc, channels
+from .batches import First, batches_of, first_of
 from .cells import Cells
 from .counts import counting
 from .crossbar import CrossbarLayer, crossbar_layers
@@ -21,7 +22,6 @@ from .spec import check, choice
 
 CORRECTION_IMAGES = 256  # more change nothing that can be measured
 CORRECTION_NUMBERS = 2**42  # of the first of them: their reads have other noise than those of the images that are measured
-BATCH = 64  # images that are counted at a time; counts do not depend on it
 OTHER_WORDS = {"per": {"reference": "alike"}, "correct": {None: "none"}}  # what users may say for a field's value
 
 
@@ -63,11 +63,12 @@ class Calibration:
         check(self)
 
 
-def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: str = "nominal") -> dict[str, np.ndarray]:
+def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: str = "nominal",
+                       batch_dim: int = 0) -> dict[str, np.ndarray]:
     """Exact histograms of the read values of every layer that has an ADC, the network running without ADCs.
 
     Args: images, inputs on the model's device: a tensor `[N, ...]` or an iterable of such batches; on, the cells that are read,
-        see `Calibration`.
+        see `Calibration`; batch_dim, see `calibrate`.
     Returns: `{layer name: int64 array [digits, slices, bin]}`, see `mapping.Bins`.
     Raises: ValueError for no images, or no layer with an ADC.
     """
@@ -87,9 +88,9 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
         for name, layer in layers:
             stack.callback(layer.register_forward_pre_hook(count(name), with_kwargs=True).remove)
         shown = 0
-        for batch in _batches(images):
+        for batch in batches_of(images, batch_dim):
             model(batch)
-            shown += len(batch)
+            shown += batch.shape[batch_dim]
     if not shown:
         raise ValueError("no images to calibrate on")
     if unseen := [name for name, _ in layers if name not in histograms]:
@@ -101,7 +102,7 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
 def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: str = Calibration.rule,
               per: str = Calibration.per, histograms: dict[str, np.ndarray] | None = None,
               correct: str | None = Calibration.correct, share: str = Calibration.share,
-              on: str = Calibration.on) -> dict[str, np.ndarray]:
+              on: str = Calibration.on, batch_dim: int = 0) -> dict[str, np.ndarray]:
     """Choose and freeze the ADC range of every layer that has one, then correct the outputs for what the ADCs do to them.
 
     Layers with adc_range "ideal" are left as they are. Only ranges that are "calibrated" have a correction.
@@ -113,13 +114,14 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
         rule, per, correct: see `Calibration`; `correct=None` leaves the correction out.
         histograms: result of `collect_histograms` for the same weights, rows, mapping, cells and reference.
         share, on: see `Calibration`.
+        batch_dim: along which dimension images lie in a batch: 1 of `[length, N, width]`.
     Returns: the histograms.
     Raises: ValueError for no images, no layer with an ADC, an unknown rule, or histograms of other hardware.
     """
     chosen = Calibration(rule, per, correct, share, on)
-    layers, first = converted_layers(model), _First(CORRECTION_IMAGES)
+    layers, first = converted_layers(model), First(CORRECTION_IMAGES, batch_dim)
     if histograms is None:
-        histograms = collect_histograms(model, first.of(() if images is None else images), chosen.on)
+        histograms = collect_histograms(model, first.of(() if images is None else images), chosen.on, batch_dim)
     elif images is not None and chosen.correct == "channel":
         first.fill(images)
     if missing := [name for name, _ in layers if name not in histograms]:
@@ -140,7 +142,7 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
                 raise ValueError(f"a plan {needs} on images: give some")
             if not first.kept:
                 first.fill(images)
-        _set_plans(model, planned, histograms, bins, chosen, first.kept)
+        _set_plans(model, planned, histograms, bins, chosen, first)
     if images is not None and chosen.correct == "channel":
         _correct(model, [pair for pair in layers if pair[1].spec.adc_range == "calibrated"], first.batch(), None)
     return histograms
@@ -164,9 +166,9 @@ def _check_counts(name, layer, counts):
                          "values): they are of other hardware, or of another device's cells; collect them anew")
 
 
-def _set_plans(model, layers, histograms, bins, chosen, images):
-    """Plans for layers whose spec has one: one budget for all of the same mean, or one for each."""
-    busy, share = _busy(model, layers, images), chosen.share
+def _set_plans(model, layers, histograms, bins, chosen, first):
+    """Plans for layers whose spec has one: one budget for all of the same mean, or one for each. Args: first, images that were kept."""
+    busy, share = _busy(model, layers, first.kept), chosen.share
     choices = {name: adc.choices(histograms[name], bins[name], busy.get(name)) for name, layer in layers}
     groups = {}
     for name, layer in layers:
@@ -174,12 +176,12 @@ def _set_plans(model, layers, histograms, bins, chosen, images):
     for group in groups.values():
         of_group, weights = {name: choices[name] for name, _ in group}, None
         if share == "network":
-            weights = list(error_weights(model, images, of_group).values())
+            weights = list(error_weights(model, first.kept, of_group, first.dim).values())
         plans = adc.plans([*of_group.values()], [layer.spec.adc_bits for _, layer in group], weights)
         for (_, layer), plan in zip(group, plans):
             layer.set_plan(plan)
         if weights:
-            say_expected(model, torch.cat(images)[:WEIGHT_IMAGES], of_group, plans, weights)
+            say_expected(model, first_of(first.batch(), WEIGHT_IMAGES, first.dim), of_group, plans, weights)
 
 
 @torch.no_grad()
@@ -198,7 +200,8 @@ WEIGHT_IMAGES = 64  # errors of every output of each of them, so few are enough
 
 
 @torch.no_grad()
-def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: dict[str, adc.Choices]) -> dict[str, float]:
+def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: dict[str, adc.Choices],
+                  batch_dim: int = 0) -> dict[str, float]:
     """What an error of each layer with a plan does to the network's output: mean square of the output's change over the error that
     `Choices` counts.
 
@@ -212,12 +215,13 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
         images: training inputs on the model's device: a tensor or an iterable of batches, of which the first `WEIGHT_IMAGES`
             count.
         choices: `{layer name: adc.choices of it}`; the result has these layers, in this order.
+        batch_dim: see `calibrate`.
     Raises: ValueError for no images.
     """
-    first = _First(WEIGHT_IMAGES)
+    first = First(WEIGHT_IMAGES, batch_dim)
     first.fill(images)
     images = first.batch()
-    if images is None or not len(images):
+    if images is None or not images.numel():
         raise ValueError("no images to weigh the layers' errors with")
     layers = [(name, layer, layer.spec, layer.chip and layer.binned(layer.chip.nominal)) for name, layer in crossbar_layers(model)
               if name in choices]
@@ -243,7 +247,7 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
 
 @torch.no_grad()
 def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
-            wanted: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> Mapping[str, tuple[Tensor, Tensor]]:
+            wanted: Mapping[str, tuple[Tensor, Tensor]] | None = None, batch_dim: int = 0) -> Mapping[str, tuple[Tensor, Tensor]]:
     """Make up, digitally, for what the calibrated ADCs do to the mean and the size of each layer's outputs.
 
     An ADC that clips or rounds to zero makes all outputs of a channel smaller, and shifts them: errors that they share,
@@ -258,6 +262,7 @@ def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
             of which the first `CORRECTION_IMAGES` are one.
         wanted: `{layer name: (deviation, mean)}` of each channel without ADCs, float64 `[out]`, such as the result of an earlier call
             for the same weights and images.
+        batch_dim: see `calibrate`.
     Returns: that.
     Raises: ValueError for no images, no layer with an ADC, or layers whose ranges are not "calibrated".
     """
@@ -266,7 +271,7 @@ def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
         if layer.spec.adc_range != "calibrated":
             raise ValueError(f"a correction belongs to calibrated ranges, not to adc_range {layer.spec.adc_range!r}")
     if not isinstance(images, Tensor):
-        first = _First(CORRECTION_IMAGES)
+        first = First(CORRECTION_IMAGES, batch_dim)
         first.fill(images)
         images = first.batch()
     return _correct(model, layers, images, wanted)
@@ -274,7 +279,7 @@ def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
 
 @torch.no_grad()
 def _correct(model, layers, images, wanted):
-    if images is None or not len(images):
+    if images is None or not images.numel():
         raise ValueError("no images to correct with")
     for _, layer in layers:
         layer.set_correction(torch.ones_like(layer.adc_gain), torch.zeros_like(layer.adc_offset))
@@ -366,32 +371,3 @@ def _watch_outputs(model: nn.Module, layers: list[tuple[str, CrossbarLayer]], im
             hook = layer.register_forward_hook(lambda layer, _, y, name=name: see(name, layer, y))
             stack.callback(hook.remove)
         return model(images)
-
-
-def _batches(images: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
-    return images.split(BATCH) if isinstance(images, Tensor) else images
-
-
-class _First:
-    """Keeps the first images that pass by, for a source that can be read only once."""
-
-    def __init__(self, count: int):
-        self.missing, self.kept = count, []
-
-    def of(self, images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
-        """The batches of `images`, the first of which are kept."""
-        for batch in _batches(images):
-            if self.missing > 0:
-                self.kept.append(batch[:self.missing])
-                self.missing -= len(batch)
-            yield batch
-
-    def fill(self, images: Tensor | Iterable[Tensor]) -> None:
-        """Read no more of `images` than is kept."""
-        for _ in self.of(images):
-            if self.missing <= 0:
-                break
-
-    def batch(self) -> Tensor | None:
-        """What was kept, as one batch; None where there was nothing."""
-        return torch.cat(self.kept) if self.kept else None

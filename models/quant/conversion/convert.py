@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
+from ..batches import batches_of, first_of
 from ..calibration import CORRECTION_IMAGES, calibrate, match_channels, output_moments
 from ..eager import refuse_export
 from ..modes import without_adc
@@ -49,7 +50,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
             specs: Mapping[str, CrossbarSpec] | None = None, first_last_bits: int | None = 8,
             weight_scale: str | Mapping[str, Tensor | float] = "mse", inputs: str = "phases", activations: str = "mse",
             input_scales: Mapping[str, tuple[float, int, int]] | None = None, rounding: str = "nearest", correct: str = "channel",
-            qat: bool = False, inplace: bool = False, strict: bool = True) -> nn.Module:
+            qat: bool = False, inplace: bool = False, strict: bool = True, batch_dim: int = 0) -> nn.Module:
     """A network whose products with weights are those of crossbars.
 
     `y_c = g_c s_a s_c sum A (W - m) + o_c` with `W = clip(rint(w / s_c), -m, m) + m`, `m = 2^(w-1) - 1`, and
@@ -73,6 +74,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
         qat: return it in training mode, in which products are those of quantized numbers with straight-through gradients.
         inplace: convert `model` itself, not a copy: what is refused later than at the first look may leave it half converted.
         strict: raise for a weight that would stay digital without being skipped; else it is only named in the report.
+        batch_dim: along which dimension images lie in a batch: 1 of a network with tokens first, `[length, N, width]`.
     Returns: the network in evaluation mode, with `crossbar_report`, a `ConversionReport`.
     Raises: ValueError for options that are not allowed, images that the network does not take, or, with `strict`, a product with a weight
         that no crossbar does.
@@ -81,7 +83,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
                    correct=(correct, CORRECTIONS))
     _check(options if isinstance(weight_scale, Mapping) else {"weight_scale": (weight_scale, WEIGHT_METHODS), **options})
     net = _prepared_copy(model, inplace)
-    batches = _batches(images, net)
+    batches = _batches(images, net, batch_dim)
     found = _traced(net, batches, gram=rounding == "gptq" and spec is not None)
     labels = labels_of(net, found.products)
     chosen, digital = _choose(net, found, labels, _patterns(skip), strict)
@@ -91,12 +93,14 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
     bound = _bind(net, layers, found, inputs, quantized=spec is not None)
     with torch.no_grad():
         _verify(net, bound, batches[0], found.outputs[0])
-        corrected = spec is not None and correct == "channel"
-        first = torch.cat(batches)[:CORRECTION_IMAGES] if corrected else None
-        wanted = _float_moments(net, bound, first) if corrected else {}  # before weights are rounded
+        corrected, wanted = spec is not None and correct == "channel", {}
+        first = first_of(torch.cat(batches, batch_dim), CORRECTION_IMAGES, batch_dim)
+        if corrected:
+            with _said_of(first):
+                wanted = _float_moments(net, bound, first)  # before weights are rounded
     elsewhere = {*found.looked_up, *found.others, *(product.parameter for product in found.products if product not in chosen)}
     notes, unrounded = ([], {}) if spec is None else _round(net, bound, rounding, elsewhere)
-    report = ConversionReport(digital, found.between, _never_used(net, found), notes,
+    report = ConversionReport(digital, found.between, _never_used(net, found), notes, batches[0].shape[batch_dim],
                               digital_multiplications=found.others_multiplications + sum(
                                   product.multiplications for product in found.products if product not in chosen))
     with torch.no_grad():
@@ -104,10 +108,10 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
             if corrected:
                 _towards_float(net, bound, first, wanted)
             if any(layer.spec.adc_range == "calibrated" for layer, _ in bound.values()):
-                calibrate(net, (batch.clone() for batch in batches), correct=correct)
+                calibrate(net, (batch.clone() for batch in batches), correct=correct, batch_dim=batch_dim)
         report.measure(net, bound, batches[0], found.outputs[0],
-                       *measure_layers(net, [layer for layer, _ in bound.values()], batches[0][:REPORT_IMAGES], spec is not None,
-                                       unrounded))
+                       *measure_layers(net, [layer for layer, _ in bound.values()], first_of(batches[0], REPORT_IMAGES, batch_dim),
+                                       spec is not None, unrounded))
     net.crossbar_report = report
     net.register_forward_pre_hook(refuse_export)
     return net.train(qat)
@@ -156,22 +160,25 @@ def _bake(module):
         (module.register_parameter if parameter else module.register_buffer)(name, nn.Parameter(value) if parameter else value)
 
 
-def _batches(images, net):
+def _batches(images, net, dim):
     """The images as a list of batches, on the network's device, in its type."""
     if images is None or isinstance(images, Tensor) and not images.dim():
         raise ValueError("there are no images to convert with; give a tensor [N, ...] of some of the training set, or batches of them")
-    batches = list(images.split(BATCH) if isinstance(images, Tensor) else images)
-    for batch in batches:
+    given = [images] if isinstance(images, Tensor) else list(images)
+    for batch in given:
         if not isinstance(batch, Tensor):
             raise ValueError(f"a batch of the images is a {type(batch).__name__}; give tensors of what the network takes, without labels; "
                              "a network takes one input")
         if batch.is_floating_point() and not bool(batch.isfinite().all()):
             raise ValueError("the images hold numbers that are not finite")
-    batches = [batch for batch in batches if len(batch)]
+        if type(dim) is not int or not 0 <= dim < batch.dim():
+            raise ValueError(f"batch_dim is {dim!r}; allowed are whole numbers from 0 to {batch.dim() - 1}, a dimension of the images")
+    batches = [batch for batch in batches_of(images if isinstance(images, Tensor) else given, dim, BATCH) if batch.shape[dim]]
     if not batches:
         raise ValueError("there are no images to convert with; give some of the training set")
-    if len({batch.shape[1:] for batch in batches}) > 1:
-        sizes = ", ".join(str(list(shape)) for shape in dict.fromkeys(batch.shape[1:] for batch in batches))
+    shapes = dict.fromkeys(first_of(batch, 1, dim).squeeze(dim).shape for batch in batches)
+    if len(shapes) > 1:
+        sizes = ", ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"the images have several sizes ({sizes}); give those of one size, cut or padded as the network takes them")
     parameter = next((each for each in net.parameters() if each.is_floating_point()), None)
     if parameter is None:
@@ -180,11 +187,19 @@ def _batches(images, net):
 
 
 def _traced(net, batches, gram):
-    try:
+    with _said_of(batches[0]):
         return trace(net, batches, gram)
+
+
+@contextlib.contextmanager
+def _said_of(images):
+    """What a network raises that does not run on the images, as one line."""
+    try:
+        yield
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the network does not run on the images, of shape {list(batches[0].shape)}: {line}") from error
+        raise ValueError(f"the network does not run on the images, of shape {list(images.shape)}: {line} (if another dimension than the "
+                         "first is the batch's, give batch_dim)") from error
 
 
 def _patterns(skip):

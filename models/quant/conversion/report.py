@@ -42,7 +42,6 @@ class ConversionReport:
 
     def measure(self, net: nn.Module, bound: dict, images: Tensor, wanted: Any, quantization: list, hardware: list) -> None:
         """Fill in what the first batch of images shows."""
-        self.images = len(images)
         self.has_adcs = any(layer.quantized and layer.spec.adc_range != "ideal" for layer, _ in bound.values())
         for (name, (layer, product)), quantized, real in zip(bound.items(), quantization, hardware):
             entry = {"name": name, "weights": product.weight.numel(), "multiplications": product.multiplications}
