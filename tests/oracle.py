@@ -2,7 +2,7 @@
 
 Every array is an explicit list of word lines `(ky, kx, channel)`, every input code is fetched by index, and every read
 is one integer dot product, as a person would compute it by hand. `spec` is anything with the attributes of
-`CrossbarSpec`, `geometry` anything with `stride`, `padding` (top, bottom, left, right), `dilation` and `groups`.
+`CrossbarSpec`, `geometry` anything with `stride`, `padding` (top, bottom, left, right), `dilation`, `groups` and `planes`.
 Only for small shapes.
 """
 
@@ -18,17 +18,18 @@ def split(bits, size):
     return parts
 
 
-def arrays(mapping, kernel, channels, rows):
-    """Word lines of each array of one group: lists of `(ky, kx, channel)`."""
+def arrays(mapping, kernel, channels, rows, planes=1):
+    """Word lines of each array of one group: lists of `(ky, kx, channel)`; planes, kernel positions whose channels follow one another."""
     kh, kw = kernel
     found = []
     if mapping == "tap":
         for ky in range(kh):
             for kx in range(kw):
-                lines = [(ky, kx, channel) for channel in range(channels)]
-                while lines:
-                    found.append(lines[:rows])
-                    lines = lines[rows:]
+                for plane in range(planes):
+                    lines = [(ky, kx, channel) for channel in range(channels) if channel * planes // channels == plane]
+                    while lines:
+                        found.append(lines[:rows])
+                        lines = lines[rows:]
     elif mapping == "im2col":
         lines = [(ky, kx, channel) for ky in range(kh) for kx in range(kw) for channel in range(channels)]
         while lines:
@@ -59,7 +60,7 @@ def word_lines(a_codes, kernel, spec, geometry):
     top, bottom, left, right = geometry.padding
     padded = np.pad(a_codes.astype(np.int64), ((0, 0), (top, bottom), (left, right), (0, 0)))
     for group in range(groups):
-        for t, lines in enumerate(arrays(spec.mapping, kernel, group_in, spec.rows)):
+        for t, lines in enumerate(arrays(spec.mapping, kernel, group_in, spec.rows, geometry.planes)):
             ky, kx, channel = np.array(lines).T
             y = geometry.stride[0] * np.arange(out_height)[:, None, None] + geometry.dilation[0] * ky
             x = geometry.stride[1] * np.arange(out_width)[:, None] + geometry.dilation[1] * kx

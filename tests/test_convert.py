@@ -1635,6 +1635,45 @@ def test_hardware_of_more_bits_than_a_layer_has():
     net(x)
 
 
+@pytest.mark.parametrize("rows, inputs", [(128, "phases"), (3, "phases"), (3, "ternary"), (128, "offset")])
+@pytest.mark.parametrize("engine", ["reference", "numba"])
+def test_each_kernel_position_of_a_volume_has_arrays_of_its_own(engine, rows, inputs):
+    """Reads of every position of a 3-d kernel, and of no more than `rows` channels of it, each a convolution in float64 with all other
+    weights zero."""
+    torch.manual_seed(0)
+    model, x = nn.Conv3d(8, 4, (2, 3, 1), stride=(1, 2, 1), dilation=(2, 1, 1), groups=2, bias=False), seeded((2, 8, 5, 5, 4))
+    spec = CrossbarSpec(4, 4, cell_bits=2, adc_bits=3, rows=rows)
+    with set_engine(engine):
+        net = convert(model, spec, x, inputs=inputs, first_last_bits=None, correct="none", activations="max")
+        [(_, layer)] = crossbar_layers(net)
+        layer.set_ranges([(1.5, -3), (2.0, -3)])
+        found, [counts] = net(x), count(net, x).layers.values()
+    a = (x / layer.act_quant.scale).round().clamp(*layer.act_quant.window).double()
+    w = (model.weight / layer.weight_quant.scale.view(-1, 1, 1, 1, 1)).round().clamp(-7, 7).double() + 7
+    lo = layer.act_quant.window[0]
+    passes = {"phases": [(a.clamp_min(0), 1), ((-a).clamp_min(0), -1)], "ternary": [(a, 1)], "offset": [(a - lo, 1)]}[inputs]
+    total, arrays, reads = lo * F.conv3d(torch.ones_like(a), w - 7, **how(model)) if inputs == "offset" else 0, 0, 0
+    for z, k in itertools.product(range(4), range(2)):
+        for place in itertools.product(range(2), range(3), range(1), range(0, 4, rows)):
+            mask = torch.zeros_like(w)
+            mask[:, place[3]:place[3] + rows, place[0], place[1], place[2]] = 1
+            arrays += 2 * (z == k == 0)
+            for codes, sign in passes:
+                digit = codes.abs() // 2**z % 2 * codes.sign()
+                p, n = (F.conv3d(digit, part * mask, **how(model)) for part in (w // 4**k % 4, torch.ones_like(w)))
+                q = ((p - 7 // 4**k % 4 * n) / [1.5, 2.0][k]).round().clamp(-3, 4)
+                total = total + sign * 2**z * 4**k * [1.5, 2.0][k] * q
+                reads += 2 * q[:, 0].numel() * (z == k == 0)
+    wanted = total * layer.act_quant.scale.double() * layer.weight_quant.scale.double().view(-1, 1, 1, 1)
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-5)
+    assert arrays == 2 * len(layer.arrays) == net.crossbar_report.layers[0]["arrays"] == events(counts, layer, 128, 1).arrays
+    assert counts.reads["tap", rows].sum() == reads
+
+
+def how(conv):
+    return dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
+
+
 def test_an_unbatched_volume():
     module, x = MODULES["conv3d"][0], seeded(MODULES["conv3d"][1], 1)
     net = convert(module, W8A8, x)

@@ -206,6 +206,15 @@ def test_groups_and_depthwise(engine, groups, channels, out, adc_range, mapping)
         check_histogram(engine, case, most)
 
 
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+@pytest.mark.parametrize("rows", [4, 16])
+def test_planes_of_a_volume(engine, rows, mapping):
+    """Each kernel position has arrays of its own in the tap mapping, those one behind the other too."""
+    case = layer_case(CrossbarSpec(4, 4, 2, 5, rows, mapping), channels=36, out=6, kernel=(1, 2), size=(3, 3), groups=2, planes=3)
+    assert len(case.layer().arrays) == ({4: 12, 16: 6} if mapping == "tap" else {4: 9, 16: 3})[rows]
+    check(engine, case)
+
+
 @pytest.mark.parametrize("images", [1, 2, 5, 9])
 def test_images_do_not_mix(engine, images):
     case = layer_case(CrossbarSpec(rows=32), images=images)

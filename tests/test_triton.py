@@ -273,6 +273,15 @@ def test_tiling_fills_the_gpu_or_shrinks():
                 assert 16 <= m <= 128 and 16 <= n <= 64 and m & (m - 1) == n & (n - 1) == 0
 
 
+@pytest.mark.parametrize("mapping", ["tap", "im2col"])
+@pytest.mark.parametrize("rows", [4, 16])
+def test_planes_of_a_volume(rows, mapping):
+    """Each kernel position has arrays of its own in the tap mapping, those one behind the other too."""
+    case = layer_case(CrossbarSpec(4, 4, 2, 5, rows, mapping), channels=36, out=6, kernel=(1, 2), size=(3, 3), groups=2, planes=3)
+    assert len(case.layer().arrays) == ({4: 12, 16: 6} if mapping == "tap" else {4: 9, 16: 3})[rows]
+    check(case)
+
+
 @pytest.mark.parametrize("bits", [(8, 8, 8, 8), (8, 8, 7, 7), (8, 8, 8, 3), (7, 7, 7, 7), (8, 8, 3, 8), (8, 8, 1, 1)])
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
 @pytest.mark.parametrize("reference", ["analog", "digital"])

@@ -133,7 +133,7 @@ class _Watch:
     def __init__(self, layer: CrossbarLayer, layouts: list[Layout] | None) -> None:
         self.geometry, self.w_shape, self.a_bits = layer.geometry, layer.w_shape, layer.spec.a_bits
         layouts = [(layer.spec.mapping, layer.spec.rows)] if layouts is None else layouts
-        arrays = {layout: _spans(*layout, self.w_shape) for layout in layouts}
+        arrays = {layout: _spans(*layout, self.w_shape, self.geometry.planes) for layout in layouts}
         ends = {end for spans in arrays.values() for _, _, *ends in spans for end in ends}
         self.cuts, groups = sorted(ends), self.geometry.groups
         self.pieces = {layout: _pieces(spans, self.cuts, self.w_shape[3], groups) for layout, spans in arrays.items()}
@@ -203,12 +203,12 @@ def _times_seen(size: tuple[int, int], geometry: Geometry, kernel: tuple[int, in
     return np.outer(*times).ravel()
 
 
-def _spans(mapping: str, rows: int, w_shape: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+def _spans(mapping: str, rows: int, w_shape: tuple[int, int, int, int], planes: int) -> list[tuple[int, int, int, int]]:
     """What the arrays of one group consist of: `(array, tap, first channel, behind the last)`. With "tap" mapping those of one tap:
     the others have the same."""
     _, channels, kh, kw = w_shape
     spans = []
-    for array, (start, stop) in enumerate(array_bounds(mapping, 1 if mapping == "tap" else kh * kw, channels, rows)):
+    for array, (start, stop) in enumerate(array_bounds(mapping, 1 if mapping == "tap" else kh * kw, channels, rows, planes)):
         for tap in range(start // channels, (stop - 1) // channels + 1):
             spans.append((array, tap, max(start - tap * channels, 0), min(stop - tap * channels, channels)))
     return spans

@@ -56,13 +56,14 @@ def _bin(u, shift):
     return u + (1 << shift >> 1) >> shift
 
 
-def array_bounds(mapping: str, taps: int, channels: int, rows: int) -> list[tuple[int, int]]:
+def array_bounds(mapping: str, taps: int, channels: int, rows: int, planes: int = 1) -> list[tuple[int, int]]:
     """Arrays of one group as (first, last + 1) rows, rows in (tap, channel) order.
 
-    "tap" cuts each tap's channels every `rows`; "im2col" cuts all rows every `rows`. No row is ever dropped.
+    "tap" cuts the channels of each kernel position, one of the `planes` of a tap, every `rows`; "im2col" cuts all rows every `rows`. No
+    row is ever dropped.
     """
-    spans = [(tap * channels, (tap + 1) * channels) for tap in range(taps)] if mapping == "tap" else [
-        (0, taps * channels)]
+    size = channels // planes if mapping == "tap" else taps * channels
+    spans = [(first, first + size) for first in range(0, taps * channels, size)]
     return [(start, min(start + rows, stop)) for first, stop in spans for start in range(first, stop, rows)]
 
 
@@ -122,7 +123,7 @@ class MappedLayer:
     def arrays(self) -> list[tuple[int, int]]:
         """`array_bounds` of one group."""
         kh, kw = self.kernel
-        return array_bounds(self.spec.mapping, kh * kw, self.group_channels, self.spec.rows)
+        return array_bounds(self.spec.mapping, kh * kw, self.group_channels, self.spec.rows, self.geometry.planes)
 
     @functools.cached_property
     def tallest(self) -> int:

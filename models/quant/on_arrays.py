@@ -233,7 +233,7 @@ class OnArrays:
 
     def _arrays_on(self, spec):
         channels, kh, kw = self._weight4().shape[1:]
-        return array_bounds(spec.mapping, kh * kw, channels, spec.rows)
+        return array_bounds(spec.mapping, kh * kw, channels, spec.rows, self._geometry().planes)
 
     def mapped(self, adc_range: str | None = None, cells: Cells | str | None = "own") -> MappedLayer:
         """The layer as engines see it, with the spec's ADC range or another, with its own cells, others, or ideal ones (None).

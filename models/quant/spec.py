@@ -153,13 +153,15 @@ def _split(bits: int, size: int) -> tuple[int, ...]:
 class Geometry:
     """Shape of a convolution; a linear layer is a 1x1 convolution of a 1x1 image.
 
-    Pairs are (vertical, horizontal); `padding` is (top, bottom, left, right), in pixels of code 0.
+    Pairs are (vertical, horizontal); `padding` is (top, bottom, left, right), in pixels of code 0. Where a kernel has positions one behind
+    the other, of a volume, their channels are those of one image, those of one of the `planes` after those of the other.
     """
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    planes: int = 1
 
     def output_size(self, height: int, width: int, kernel: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the output, in pixels: `floor((size + padding - dilation (kernel - 1) - 1) / stride) + 1`.

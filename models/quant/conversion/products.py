@@ -69,7 +69,8 @@ class Form:
         if self.kind == "transposed":  # `images` has put zeros between and around the pixels
             return Geometry(dilation=_pair(self.dilation), groups=self.groups)
         (top, bottom), (left, right) = [*self.padding[-2:], (0, 0)][:2]
-        return Geometry(_pair(self.stride[-2:]), (top, bottom, left, right), _pair(self.dilation[-2:]), self.groups)
+        planes = self.kernel_size[0] if self.dims == 3 else 1
+        return Geometry(_pair(self.stride[-2:]), (top, bottom, left, right), _pair(self.dilation[-2:]), self.groups, planes)
 
     def kernel(self, weight: Tensor) -> Tensor:
         """The weight as `[out, in / groups, kh, kw]`; a view where it can be."""

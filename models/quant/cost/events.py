@@ -95,7 +95,7 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
     check_width(layer, width)
     spec, lines, groups = layer.spec, columns(layer), counts.groups
     out, taps = counts.w_shape[0] // groups, counts.w_shape[2] * counts.w_shape[3]
-    tall = array_bounds(spec.mapping, taps, counts.w_shape[1], spec.rows)
+    tall = array_bounds(spec.mapping, taps, counts.w_shape[1], spec.rows, layer.geometry.planes)
     outputs_each = width // lines.of_output
     wide = -(-out // outputs_each)
     arrays, rows = groups * len(tall) * wide, groups * counts.w_shape[1] * taps

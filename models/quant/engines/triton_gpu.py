@@ -40,7 +40,7 @@ class Constants:
     stride_x: int
     dilation_y: int
     dilation_x: int
-    span: int  # rows after which arrays begin anew: those of a tap, or all
+    span: int  # rows after which arrays begin anew: those of a kernel position, or all
     rows: int  # of a full array
     arrays: int
     slices: int
@@ -170,7 +170,7 @@ class _Reads:
             acc=tl.int64 if dtype == torch.int64 else tl.int32, channels=channels, groups=geometry.groups,
             out=out // geometry.groups, taps=taps, kernel_w=kernel_w, stride_y=geometry.stride[0], stride_x=geometry.stride[1],
             dilation_y=geometry.dilation[0], dilation_x=geometry.dilation[1],
-            span=channels if spec.mapping == "tap" else taps * channels, rows=spec.rows, arrays=len(layer.arrays),
+            span=channels // geometry.planes if spec.mapping == "tap" else taps * channels, rows=spec.rows, arrays=len(layer.arrays),
             slices=len(order), digits=digits, dac_bits=spec.dac_bits,
             planned=mode in ("static", "table", "exact") and spec.planned, adc_bits=0 if spec.planned else spec.adc_bits, parts=len(levels),
             vector=math.gcd(16, channels, *(start for start, _ in layer.arrays)), block_k=block_k,
