@@ -429,8 +429,6 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
     (["--device", "techA", "--access", "gate", "--wire_ohm", "1", "--dac_bits", "2"], ["access is 'gate', where a row is on or off"]),
     (["--device", "techA", "--weights", "pair", "--reference_cells", "ideal"], ["reference_cells is 'ideal' and weights 'pair'"]),
     (["--device", "techA", "--adc_ranges", "x.json"], ["--adc_ranges are of ideal cells"]),
-    (["--device", "techA", "--reference", "digital", "--dac_bits", "4", "--subArray", "1024", "--mapping", "im2col", "--cellBit", "4"],
-     ["has ", "possible values, too many to calibrate on"]),
     (["--device", "techA", "--engine", "cuda"], ["no engine is named 'cuda'"]),
     (["--device_time", "1h"], ["--device_time is for the cells of a device: add --device NAME, or see --device list"]),
     *[([f"--{name}", value], [f"--{name} is for the cells of a device: add --device NAME"]) for name, value in (

@@ -796,12 +796,6 @@ def test_a_checkpoint_without_clipping_levels_cannot_run(refused, checkpoint):
     refused(["--resume", checkpoint], "missing: features.4.act_quant.act_alpha")
 
 
-def test_reads_with_too_many_values_to_calibrate_on(refused, tmp_path):
-    path = save(tmp_path / "c.pth.tar", network(wbit=8, abit=8), wbit=8, abit=8)
-    flags = ["--resume", path, "--map", "all", "--mapping", "im2col", "--subArray", "1024", "--dac_bits", "8", "--cellBit", "8"]
-    refused(flags, "possible values, too many to calibrate on or to report; take adc_range full, or fewer")
-
-
 def test_results_that_cannot_be_written(checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "save" / "results.jsonl").mkdir()
     monkeypatch.setattr(bench, "measure", lambda *_, **__: pytest.fail("evaluated"))
@@ -909,15 +903,11 @@ def test_flags_given_to_the_script_win(checkpoint, settings_of_script):
 # ---- all rows --------------------------------------------------------------------------------------------------------
 
 
-def test_later_rows_are_checked_before_any_work(run, refused, checkpoint, tmp_path):
+def test_later_rows_are_checked_before_any_work(run, refused, checkpoint):
     refused(["--resume", checkpoint, "--adc_range", "full", "--adc_prec", "4", "12", "--cost", "isaac_32nm"], "12-bit ADC")
     refused(["--resume", checkpoint, "--cellBit", "2", "--device", "techA", "winbond_asu_1bit"], "has 2 levels")
     run(checkpoint, "--adc_prec", "3")
     refused(["--resume", checkpoint, *FAST, "--adc_prec", "3", "4", "--adc_ranges", "save/adc_ranges.json"], "has no ranges of features.4")
-    wide = save(tmp_path / "wide.pth.tar", network(wbit=8, abit=8), wbit=8, abit=8)
-    flags = ["--mapping", "im2col", "--subArray", "1024", "--dac_bits", "8", "--cellBit", "8", "--adc_range", "full"]
-    refused(["--resume", wide, *flags, "calibrated"], "too many to calibrate")
-    refused(["--resume", wide, *flags, "--report"], "too many to calibrate on or to report")
 
 
 def test_a_report_of_given_ranges_is_of_them(run, checkpoint):

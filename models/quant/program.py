@@ -254,8 +254,7 @@ def _with_map(device, arrays, outputs, lines, side=0):
 def _reference_column(draw, bits, twice, shape, generator):
     """Conductance of the reference column in each row, uS: of a cell of level `twice / 2`, or the mean of one of the highest level and
     one of the lowest."""
-    high = twice // 2 if twice % 2 == 0 else min(2**bits - 1, twice)
-    levels = [high] if twice % 2 == 0 else [high, twice - high]
+    levels = [2**bits - 1, 0] if twice % 2 else [twice // 2]
     if draw.reference_cells == "ideal":  # on levels that are not evenly spaced too
         return np.full(shape, draw.device.levels(bits)[0] + draw.device.step(bits) * twice / 2)
     device = replace(draw.device, stuck_mask=None)  # of outputs
