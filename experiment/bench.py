@@ -27,7 +27,6 @@ from .ranges import AdcRanges, RangesOfRun, entry_of
 from .setting import Setting, reads_of
 from .starting import crossbar_network
 
-FROZEN = "calibrated", "full"  # ADC ranges that --report describes
 LONGEST_NAME = 200  # of a file, without its end: a file system has room for 255 bytes
 
 
