@@ -526,6 +526,9 @@ readout = Readout(2.0, ((1.0, 0.5, 0.5),) * 4, 2**40, torch.ones(4, 1, 9, 128, d
 layer = MappedLayer(CrossbarSpec(), Geometry(padding=(1, 1, 1, 1)), w_codes, (1,) * 4, torch.ones(4, dtype=torch.float64),
                     torch.tensor([-6] * 4), cells=cells, readout=readout)
 triton_gpu.accumulate(triton_gpu.prepare(layer), codes)
+layer = MappedLayer(CrossbarSpec(8, 8, 8, 12, 1024, "im2col", dac_bits=8), Geometry(padding=(1, 1, 1, 1)), w_codes, (255,),
+                    torch.tensor([4097.3], dtype=torch.float64), torch.tensor([-2000]))
+triton_gpu.accumulate(triton_gpu.prepare(layer), codes)
 """
 
 
@@ -537,7 +540,9 @@ def test_kernel_compiles_for_hopper():
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    *lines, of_millions = [line.split() for line in done.stdout.splitlines()]
+    mode, products, _, fused, divides = of_millions  # of values of u
+    assert (mode, products, fused, divides) == ("exact", "True", "False", "False")
     assert [line[0] for line in lines] == ["static", "table", "range", "dynamic", "sum", "histogram", "static",
                                            "static", "exact", "range", "dynamic", "sum", "histogram", "static"]
     for mode, *found in lines[:6]:
