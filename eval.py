@@ -54,7 +54,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from experiment import cost_report, distributed, html_report, machine, report, results
-from experiment.bench import FROZEN, Bench, benches_of
+from experiment.bench import Bench, benches_of
 from experiment.cli import check_writable, get_logger
 from experiment.eval_flags import EvalSettings
 from experiment.eval_settings import parse_all
@@ -132,7 +132,7 @@ def write_results(bench: Bench, plan: Plan, log: logging.Logger) -> None:
     bench.folder.mkdir(parents=True, exist_ok=True)
     bench.write_ranges()
     for setting in settings:
-        if of.report and setting and setting.spec.adc_range in FROZEN:
+        if of.report and setting and setting.spec.adc_range in ("calibrated", "full"):
             bench.write_report(setting, log)
     if of.save_cells:
         bench.write_cells(plan.chips_of(bench), log)
