@@ -8,7 +8,7 @@ from torch import nn
 
 from experiment import report as files
 from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, collect_histograms, convert, diagnostics,
-                          program)
+                          mapping, program)
 from models.quant import without_adc as without_adc_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,6 +79,26 @@ def test_numbers_of_every_layer_and_slice(options, wq, groups):
         assert loss > 0 and entry["output_sqnr_db"] == pytest.approx(
             10 * torch.log10(ideal.square().sum() / loss).item(), rel=1e-6)
     assert found[0]["all_zero_reads"] > 0.2
+
+
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+def test_bins_of_several_values_in_a_report(monkeypatch, reference):
+    """`v` is the middle of a bin; what is said of the ADC is of these."""
+    monkeypatch.setattr(mapping, "MAX_BINS", 60)
+    model, x = network(CrossbarSpec(adc_bits=3, cell_bits=2, reference=reference, rows=64, mapping="im2col")), images()
+    found = diagnostics.report(model, x, calibrate(model, [x], correct=None))
+    for entry, layer, inputs in zip(found, (model[0], model[3]), (x, model[1:3](without_adc(model[0], x))), strict=True):
+        low, high = layer.mapped("ideal").u_span
+        size = min(2**s for s in range(9) if (high + 2**s // 2) // 2**s - (low + 2**s // 2) // 2**s < 60)
+        assert size > 1 and entry["unit"] == size * (0.5 if reference == "analog" else 1.0)
+        for part, (v, *_) in zip(entry["slices"], expected(layer, inputs).values(), strict=True):
+            counts, middles = np.array(part["histogram"]), entry["unit"] * np.floor(v / entry["unit"] + 0.5)
+            values = entry["unit"] * (np.arange(len(counts)) + entry["u_min"])
+            np.testing.assert_array_equal(np.repeat(values, counts), np.sort(middles))
+            assert part["seen"] == [middles.min(), middles.max()]
+            q = np.clip(np.rint(middles / part["delta"]), part["q_min"], part["q_min"] + 7)
+            error = ((part["delta"] * q - middles) ** 2).sum()
+            assert part["sqnr_db"] == (pytest.approx(10 * np.log10((middles**2).sum() / error)) if error else None)
 
 
 def reachable(layer, k):

@@ -796,6 +796,14 @@ def test_a_checkpoint_without_clipping_levels_cannot_run(refused, checkpoint):
     refused(["--resume", checkpoint], "missing: features.4.act_quant.act_alpha")
 
 
+def test_reads_of_millions_of_values_are_calibrated_on(run, tmp_path):
+    """8-bit ADCs that cover all that was seen, of reads up to 216 x 255 x 127.5: little is lost."""
+    path = save(tmp_path / "c.pth.tar", network(wbit=8, abit=8), wbit=8, abit=8)
+    flags = ["--map", "all", "--mapping", "im2col", "--subArray", "1024", "--dac_bits", "8", "--cellBit", "8", "--adc_prec", "8"]
+    records, predictions, _ = run(path, *flags, "--adc_calib", "minmax")
+    assert records[1]["changed_predictions"] == int((predictions[0] != predictions[1]).sum()) <= 8
+
+
 def test_results_that_cannot_be_written(checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "save" / "results.jsonl").mkdir()
     monkeypatch.setattr(bench, "measure", lambda *_, **__: pytest.fail("evaluated"))
