@@ -423,7 +423,7 @@ def test_weights_of_a_network_whose_mean_would_be_exact(tiny):
 def test_weights_of_errors_decide_who_gets_the_bits(tiny, monkeypatch):
     x, totals = images(3), []
     for heavy in (0, 1):
-        monkeypatch.setattr(calibration, "error_weights", lambda model, images, choices, heavy=heavy: {
+        monkeypatch.setattr(calibration, "error_weights", lambda model, images, choices, dim, heavy=heavy: {
             name: 1e6 if i == heavy else 1.0 for i, name in enumerate(choices)})
         model = tiny(spec=PLANNED)
         calibrate(model, x, correct=None)
@@ -436,7 +436,7 @@ def test_what_a_plan_is_expected_to_lose_is_said(tiny, monkeypatch, caplog):
     """The sum of the layers' errors, each times its weight, against the outputs; the mean of the bits that reads have."""
     caplog.set_level("INFO", "models.quant.expectation")
     model, x = tiny(spec=PLANNED), images(3)
-    monkeypatch.setattr(calibration, "error_weights", lambda model, images, choices: {name: 0.5 + i for i, name in enumerate(choices)})
+    monkeypatch.setattr(calibration, "error_weights", lambda model, images, choices, dim: {name: 0.5 + i for i, name in enumerate(choices)})
     calibrate(model, x)
     error, reads, bits = 0.0, 0, 0
     for i, (layer, choices) in enumerate(zip((layer for _, layer in crossbar_layers(model)), choices_of(model, x).values())):
