@@ -30,10 +30,11 @@ One setting on many GPUs, or in many processes, with the same result (docs/clust
     python eval.py --resume ... --cellBit 1 --adc_prec 5 --ngpu 4
     torchrun --standalone --nproc_per_node 2 eval.py --resume ... --cellBit 1 --adc_prec 5 --ngpu 0
 
-Also in --save_path: results.jsonl, one line a setting, appended as soon as it is known; results.csv; adc_ranges.json, all ranges
-that were calibrated, for --adc_ranges; report_<setting>.json and .png with --report; results.html with --html;
-accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and the like for
-several values of a device; cost.json, cost.csv, cost_by_layer.png and accuracy_over_energy.png with --cost; eval.log. The
+Also in --save_path: results.jsonl, one line a setting, appended as soon as it is known; results.csv; table.json, the rows of
+this table; adc_ranges.json, all ranges that were calibrated, for --adc_ranges; report_<setting>.json and .png with --report;
+results.html with --html; accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and
+the like for several values of a device; cost.json, cost.csv, cost_by_layer.png and accuracy_over_energy.png with --cost;
+eval.log. The
 bit-planes of the weights go to --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at
 with torch.load. To evaluate planes that you changed, copy the folder, edit the files, and pass --planes FOLDER. Of several
 networks with one --save_path each has a folder there, called as its checkpoint, for reports, pictures and costs.
@@ -140,6 +141,7 @@ def write_results(bench: Bench, plan: Plan, log: logging.Logger) -> None:
     if costed := [record for record in records if record.cost]:
         log.info(f"sources of the costs in {bench.costs.technology.name}:\n{cost_report.sources_table(costed)}")
     log.info("\n" + report.settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
+    results.write_table(bench.folder / "table.json", [point["row"] for point in map(bench.point, settings) if point])
     title = (f"{of.model.removesuffix('_eval')}, {of.wbit}-bit weights, {of.abit}-bit activations: "
              f"{bench.shown.batches.count} {bench.shown.kind} of {of.dataset}")
     for path in report.plots([record for record in records if record.setting], title, bench.folder):

@@ -1,4 +1,5 @@
-"""`results.jsonl`: one line a measured setting, on the disk as soon as it is known; `results.csv` and `results.parquet`, all of them."""
+"""`results.jsonl`: one line a measured setting, on the disk as soon as it is known; `results.csv` and `results.parquet`, all of
+them; `table.json`, those of the last command."""
 
 import contextlib
 import csv
@@ -126,6 +127,11 @@ def read(path: str | Path) -> list[dict[str, Any]]:
             with contextlib.suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
     return [*filter(is_row, rows)]
+
+
+def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows of one command's table, in its order, as JSON."""
+    atomic_write(path, lambda file: file.write(json.dumps(rows, indent=1).encode()))
 
 
 def write_tables(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:

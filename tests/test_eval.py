@@ -398,7 +398,7 @@ def test_plot_only_of_several_adc_precisions(run, checkpoint, tmp_path):
 def test_folders_of_its_own(run, checkpoint, tmp_path, capsys):
     evaluation.main(["--resume", checkpoint, *FAST, "--adc_range", "full", "--save_path", "out/a", "--prob_path", "planes",
                      "--log_file", "b.log"])
-    assert {*os.listdir("out/a")} - {"results.parquet"} == {"b.log", "points", "results.csv", "results.jsonl"}
+    assert {*os.listdir("out/a")} - {"results.parquet"} == {"b.log", "points", "results.csv", "results.jsonl", "table.json"}
     assert os.listdir("planes") == ["vgg7_quant_eval_w4_c1"] and os.listdir("save") == ["model_best.pth.tar"]
 
 

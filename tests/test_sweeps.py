@@ -77,6 +77,8 @@ def test_what_was_measured_is_not_measured_again(evaluate, checkpoint):  # noqa:
     assert [setting.spec.adc_bits for setting in measured] == [5]
     assert re.search(r"\n3 points: 2 are measured already, 1 to measure, about \S+ \w+ \(\S+ \w+ each so far\)\n", more)
     assert [row["adc_bits"] for row in results("save")] == [None, 3, 4, 5]
+    of_table = json.loads(Path("save/table.json").read_text())  # the last command's, also what was measured before
+    assert [row["adc_bits"] for row in of_table] == [None, 3, 5] and all(row in results("save") for row in of_table)
     table_ = list(csv.DictReader(open("save/results.csv")))
     assert [row["adc_bits"] for row in table_] == ["", "3", "4", "5"]
     assert [float(row["accuracy"]) for row in table_] == [row["accuracy"] for row in results("save")]
