@@ -118,7 +118,7 @@ class Programs:
         self.folder = Path(args.save_path or ROOT / "save" / self.name).resolve()
         self.images = ["--dataset", args.dataset, "--data_path", Path(args.data_path).resolve()]
         self.of_eval = [*(["--limit", args.limit] if args.limit else []), *(["--workers", args.workers] if args.workers else [])]
-        self.of_train = ["--limit_train", args.limit] if args.limit else []
+        self.of_train = ["--limit_train", 10 * args.limit] if args.limit else []
         config = checkpoint_of(str(self.network))["config"]
         self.config = [part for name in ("model", "wbit", "abit", "wq", "wd") if name in config for part in (f"--{name}", config[name])]
 
@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), metavar="NAME",
                         help=f"of {', '.join(TABLES)}; default all")
     parser.add_argument("--workers", type=int, help="as for eval.py")
-    parser.add_argument("--limit", type=int, help="use only so many test images, and training images")
+    parser.add_argument("--limit", type=int, help="use only so many test images, and ten times as many to train on")
     parser.add_argument("--save_path", help="folder of points and trainings; default save/tables_<network>")
     args = parser.parse_args(argv)
     programs = Programs(args)
