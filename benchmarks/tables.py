@@ -118,7 +118,7 @@ class Programs:
         self.folder = Path(args.save_path or ROOT / "save" / self.name).resolve()
         self.images = ["--dataset", args.dataset, "--data_path", Path(args.data_path).resolve()]
         self.of_eval = [*(["--limit", args.limit] if args.limit else []), *(["--workers", args.workers] if args.workers else [])]
-        self.of_train = ["--limit_train", 10 * args.limit] if args.limit else []
+        self.of_train = ["--limit_train", 10 * args.limit, "--limit_test", args.limit] if args.limit else []
         config = checkpoint_of(str(self.network))["config"]
         self.config = [part for name in ("model", "wbit", "abit", "wq", "wd") if name in config for part in (f"--{name}", config[name])]
 

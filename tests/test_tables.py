@@ -128,7 +128,8 @@ def test_a_try_has_files_of_its_own(noted, tmp_path):
     assert programs.name == "tables_net_20" and programs.folder == ROOT / "save" / "tables_net_20"
     tables.main([*flags, "--limit", "20", "--tables", "through_chips"])
     before, training, _ = found.commands[:3]
-    assert before[before.index("--limit") + 1] == "20" and training[training.index("--limit_train") + 1] == "200"
+    assert before[before.index("--limit") + 1] == training[training.index("--limit_test") + 1] == "20"
+    assert training[training.index("--limit_train") + 1] == "200"
     assert (tmp_path / "results" / "tables_net_20.md").exists() and not (tmp_path / "results" / "tables_net.md").exists()
 
 
