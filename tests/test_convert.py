@@ -21,6 +21,7 @@ from experiment.setting import Setting
 from models.quant import (CrossbarSpec, Device, QLinearDoreFa, Wires, adc, calibrate, convert, crossbar_layers, image_numbers, program,
                           set_engine, set_spec)
 from models.quant.adc import Plan
+from models.quant.cell_files import read_cells, write_cells
 from models.quant.cells import Cells
 from models.quant.conversion.binding import Bound
 from models.quant.conversion.encodings import ENCODINGS
@@ -1073,7 +1074,7 @@ def test_cells_and_ranges_are_those_of_the_weight_as_the_network_computes_it():
     net, wanted = convert(standardized(seeded((4, 6))), spec, x), convert(standardized(seeded((4, 6))), spec, x)
     net.load_state_dict({"w": other}, strict=False)
     wanted.load_state_dict({"w": other}, strict=False)
-    with pytest.raises(ValueError, match="the weight that is made of w is computed at each call, and was trained or loaded since"):
+    with pytest.raises(ValueError, match="the weight that is made of w is computed at each call, and what it is made of was changed"):
         program(net, chip)
     calibrate(net, x)  # its reads are those of the weight of this pass
     wanted(x)
@@ -1087,6 +1088,72 @@ def test_cells_and_ranges_are_those_of_the_weight_as_the_network_computes_it():
     wanted.train()(x)
     with pytest.raises(ValueError, match="run the network on an input, in evaluation mode, before"):
         program(wanted, chip)
+
+
+class Masked(nn.Module):
+    """A weight with a factor, a mask that is a buffer, and one row whose mask is an attribute and written in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.later = nn.Module(), nn.Module()
+        self.first.w = nn.Parameter(seeded((4, 6)))
+        self.later.register_buffer("mask", torch.ones(4, 6))
+        self.row = torch.ones(6)
+
+    def forward(self, x):
+        weight = 2 * self.first.w * self.later.mask
+        weight[0].mul_(self.row)
+        return F.linear(x, weight)
+
+
+@pytest.mark.parametrize("change", [
+    lambda net: net.first.w.data.copy_(-net.first.w.data), lambda net: net.first.w.data.neg_(), lambda net: net.later.mask.neg_(),
+    lambda net: setattr(net.later, "mask", -net.later.mask),
+    lambda net: np.negative(net.first.w.data.numpy(), out=net.first.w.data.numpy())],
+    ids=["copy", "neg", "buffer", "other buffer", "numpy"])
+def test_no_chip_is_programmed_to_a_weight_whose_sources_have_changed(change):
+    x = seeded((8, 6))
+    net = convert(Masked(), CrossbarSpec(4, 4, adc_range="ideal"), x, first_last_bits=None)
+    [(_, layer)] = crossbar_layers(net)
+    before = layer.w_codes().int()
+    change(net)
+    with pytest.raises(ValueError, match="the weight that is made of first.w is computed at each call, and what it is made of was"):
+        program(net, Device.preset("techA"))
+    net(x)
+    program(net, Device.preset("techA"))
+    assert torch.equal(layer.w_codes().int(), 14 - before)  # codes of -w: 2 m - W, m = 2^3 - 1
+    net.row.neg_()
+    with pytest.raises(ValueError, match="run the network on an input"):
+        program(net, Device.preset("techA"))
+
+
+def test_another_order_of_memory_is_no_change_of_what_a_weight_is_made_of():
+    x = seeded((2, 3, 6, 6))
+    net = convert(Of(lambda s, x: F.conv2d(x, 2 * s.w), w=nn.Parameter(seeded((4, 3, 3, 3), 1))), W8A8, x)
+    copied = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    program(copied, Device.preset("techA"))
+    copied.w.data.neg_()
+    with pytest.raises(ValueError, match="what it is made of was changed"):
+        program(copied, Device.preset("techA"))
+    program(net, Device.preset("techA"))
+
+
+def test_a_weight_that_was_loaded_belongs_to_the_rest_of_its_state():
+    """Wherever that is loaded, before the layer or behind it; until something changes."""
+    x, spec = seeded((8, 6)), CrossbarSpec(4, 4, adc_range="ideal")
+    net, fresh = convert(Masked(), spec, x), nn.Sequential(convert(Masked(), spec, x))
+    with torch.no_grad():
+        net.later.mask[1:3] = 0
+        net.first.w.neg_()
+    net(x)
+    fresh.load_state_dict({f"0.{key}": value for key, value in net.state_dict().items()})
+    for each in (net, fresh[0]):
+        program(each, Device.preset("techA"))
+    assert torch.equal(fresh(x), net(x))
+    fresh.load_state_dict(fresh.state_dict())
+    fresh[0].later.mask.zero_()
+    with pytest.raises(ValueError, match="what it is made of was changed"):
+        program(fresh, Device.preset("techA"))
 
 
 def test_biases_are_no_state_and_copies_work_after_a_pass_with_gradients():
@@ -1128,6 +1195,33 @@ def test_parts_of_a_weight_in_another_order_of_memory():
     torch.testing.assert_close(net.to(memory_format=torch.channels_last)(x), y)
     net.load_state_dict({key: -value if key == "w" else value for key, value in net.state_dict().items()})
     assert not torch.equal(net(x), y)
+
+
+@pytest.mark.parametrize("passes", [0, 1])
+@pytest.mark.parametrize("assign", [False, True])
+def test_parts_of_a_weight_in_another_order_of_memory_are_those_of_now(passes, assign):
+    x = seeded((2, 3, 6, 6))
+    net = convert(Of(lambda s, x: F.conv2d(x, s.w[:4]) + F.conv2d(x, s.w[4:]), w=nn.Parameter(seeded((8, 3, 3, 3), 1))), W8A8, x)
+    codes = [layer.w_codes().int() for _, layer in crossbar_layers(net)]
+    net.to(memory_format=torch.channels_last)
+    for _ in range(passes):
+        net(x)
+    if assign:
+        net.load_state_dict({"w": -net.w.detach()}, strict=False, assign=True)
+    else:
+        net.w.data.neg_()
+    for before, (_, layer) in zip(codes, crossbar_layers(net)):
+        assert torch.equal(layer.w_codes().int(), 254 - before)  # 2 m - W, m = 2^7 - 1
+
+
+def test_a_weight_whose_sign_is_turned_by_a_view():
+    x, w = seeded((8, 6)), seeded((4, 6), 1)
+    net = convert(Of(lambda s, x: F.linear(x, torch._neg_view(s.w)), w=nn.Parameter(w.clone())), W8A8, x, correct="none")
+    wanted = convert(Of(lambda s, x: F.linear(x, s.w), w=nn.Parameter(-w)), W8A8, x, correct="none")
+    assert torch.equal(net(x), wanted(x))
+    net.w.data.neg_()
+    with pytest.raises(ValueError, match="what it is made of was changed"):
+        program(net, Device.preset("techA"))
 
 
 def test_rounding_leaves_embeddings_alone():
@@ -1374,6 +1468,29 @@ def test_cells_and_arrays_are_the_same_in_any_encoding(weights):
         assert (net.crossbar_report.layers[0]["arrays"], net.crossbar_report.layers[0]["fill"]) == (2, 0.75)
         found.append(layer.chip.cells.values)
     assert all(torch.equal(values, found[0]) for values in found[1:])
+
+
+@pytest.mark.parametrize("how", ["program", "set_cells", "files"])
+@pytest.mark.parametrize("inputs", ENCODINGS)
+def test_a_chip_stays_what_it_is_when_the_weight_changes(inputs, how, tmp_path):
+    """What is added for it digitally, too; it is programmed anew only by who does it."""
+    x, device = seeded((16, 12)) - 0.5, Device.preset("techA")
+    net = convert(nn.Linear(12, 5), CrossbarSpec(4, 4, adc_bits=5, rows=8), x, first_last_bits=None, inputs=inputs)
+    program(net, device, 1)
+    if how == "set_cells":
+        cells = net.crossbar.cells()
+        program(net, None)
+        net.crossbar.set_cells(cells)
+    elif how == "files":
+        write_cells(tmp_path, net, "techA", 1)
+        read_cells(tmp_path, net, "techA", 1)
+    wanted = net(x)
+    net.weight.data.neg_()
+    assert torch.equal(net(x), wanted) and torch.equal(copy.deepcopy(net)(x), wanted)
+    net.crossbar.set_cells(net.crossbar.cells())
+    assert torch.equal(net(x), wanted)
+    program(net, device, 1)
+    assert not torch.equal(net(x), wanted)
 
 
 @pytest.mark.parametrize("inputs", ENCODINGS)

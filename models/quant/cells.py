@@ -84,13 +84,15 @@ class Chip:
 
     Attributes: cells, what its cells hold; nominal, what they would hold without scatter, on which ADC ranges are chosen (None:
         ideal cells); readout, what its reads have besides (None: nothing); of_arrays, whether cells follow from which rows share an
-        array, as behind wires and with a map of stuck cells they do.
+        array, as behind wires and with a map of stuck cells they do; code_sums, `OnArrays.code_sums` of the weight that it was programmed
+        to (None: of the layer's, whatever it is by now).
     """
 
     cells: Cells
     nominal: Cells | None = None
     readout: Readout | None = None
     of_arrays: bool = False
+    code_sums: Tensor | None = None
 
     def fits(self, old: CrossbarSpec, new: CrossbarSpec) -> bool:
         """Whether the chip that was made for `old` hardware is one of `new`."""

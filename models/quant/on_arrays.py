@@ -175,6 +175,10 @@ class OnArrays:
             return self._w_codes.to(self.weight.device)
         return self.weight_quant.codes(self._weight4().detach())
 
+    def code_sums(self) -> Tensor:
+        """`sum (2 W - L)` of each output channel, int64 `[out]`."""
+        return (2 * self.w_codes().long() - self.weight_quant.zero_twice).sum((1, 2, 3))
+
     def cells(self) -> Cells:
         """What the cells hold: those of the chip that was programmed (`program`, `set_cells`), else ideal ones.
 
@@ -217,7 +221,7 @@ class OnArrays:
         if cells is None:
             self.chip = None
             return
-        chip, shape = self.chip or Chip(cells), list(self._w_rows().shape)
+        chip, shape = self.chip or Chip(cells, code_sums=self.code_sums()), list(self._w_rows().shape)
         nominal, readout = (own if isinstance(given, str) else given
                             for given, own in ((nominal, chip.nominal), (readout, chip.readout)))
         for each in (cells, nominal):

@@ -72,15 +72,20 @@ def fingerprint(tensors: Sequence[Tensor]) -> list[tuple]:
     Every change of one number changes it, and any other change but for a chance of 2^-32 (`engines.cpu.checksum`).
     Works with tensors of any type, in inference mode too. On a GPU all sums are under way before the first is waited for.
     """
+    tensors = [resolved(tensor.detach()) for tensor in tensors]
     memory = [_memory(tensor) for tensor in tensors]
     sums = [part if len(part) <= SMALL else _sums(part) for part in memory]
     return [(tensor.dtype, tensor.shape, tensor.stride(), part.cpu().numpy().tobytes())
             for tensor, part in zip(tensors, sums)]
 
 
+def resolved(tensor: Tensor) -> Tensor:
+    """The tensor with all its numbers in memory: zeros that a sparse one leaves out, signs that a view only says to turn."""
+    return (tensor if tensor.layout == torch.strided else tensor.to_dense()).resolve_conj().resolve_neg()
+
+
 def _memory(tensor: Tensor) -> Tensor:
     """The bytes of a tensor, uint8 `[bytes]`, in the order of memory where it has no gaps; aligned to 8 bytes."""
-    tensor = tensor.detach()
     if not (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)):
         tensor = tensor.contiguous()
     flat = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)

@@ -165,7 +165,7 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     if off.any():
         nominal = Cells(ideal.values + shift.view(-1, 1, 1, 1), ideal.reference + shift.view(-1, 1, 1), ideal.fraction_bits)
     shares = [0.0 if digital or draw.reference_cells == "ideal" else 1.0 if r % 2 == 0 else 0.5 for r in twice]
-    return Chip(cells, nominal, _readout(name, layer, draw, scale, off, shares, curves), _of_arrays(draw))
+    return Chip(cells, nominal, _readout(name, layer, draw, scale, off, shares, curves), _of_arrays(draw), layer.code_sums())
 
 
 def _pair_chip(name, layer, draw):
@@ -199,7 +199,8 @@ def _pair_chip(name, layer, draw):
     where = ideal.values.device
     cells = Cells(torch.from_numpy(values).to(where), ideal.reference, ideal.fraction_bits)
     slices, both = len(values), None if both is None else torch.from_numpy(both).to(where)
-    return Chip(cells, None, _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, curves, both), _of_arrays(draw))
+    readout = _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, curves, both)
+    return Chip(cells, None, readout, _of_arrays(draw), layer.code_sums())
 
 
 def _of_arrays(draw):

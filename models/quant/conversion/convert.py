@@ -26,6 +26,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from ..batches import batches_of, first_of
 from ..calibration import CORRECTION_IMAGES, calibrate, match_channels, output_moments
+from ..crossbar import crossbar_layers
 from ..eager import refuse_export
 from ..modes import without_adc
 from ..spec import CrossbarSpec
@@ -114,6 +115,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
                                        spec is not None, unrounded))
     net.crossbar_report = report
     net.register_forward_pre_hook(refuse_export)
+    net.register_load_state_dict_post_hook(_settle)
     return net.train(qat)
 
 
@@ -286,7 +288,7 @@ def _bind(net, layers, found, inputs, quantized):
                 module.register_load_state_dict_post_hook(functools.partial(_bind_again, key, root))
                 module.register_state_dict_post_hook(functools.partial(_plain_again, key))
         root = roots[product.parameter]
-        layer = ConvertedLayer(product.form, root, product.path, product.weight, product.made, spec or CrossbarSpec(8, 8), inputs,
+        layer = ConvertedLayer(product.form, root, product.path, product.weight, product.sources, spec or CrossbarSpec(8, 8), inputs,
                                quantized)
         layer.to(parameter.device)
         layer.shared = product.calls > 1
@@ -307,14 +309,19 @@ def _bind(net, layers, found, inputs, quantized):
     return bound
 
 
-def _forget_cells(key, root, module, state_dict, prefix, *_):
+def _forget_cells(key, root, _, state_dict, prefix, *__):
     """Cells that were programmed, and codes in place of the weight's, hold until weights are loaded; see `OnArrays.set_cells`."""
     if prefix + key in state_dict:  # of the network's own weights, perhaps without anything of the layers that they are bound to
         for layer in root.layers.values():
             layer.set_codes(None)
             layer.set_cells(None)
-            if layer in module.children():  # which is loaded behind this, perhaps with the weight that was computed
-                layer.outdate()
+
+
+def _settle(net, _):
+    """After all of a state was loaded."""
+    for _, layer in crossbar_layers(net):
+        if isinstance(layer, ConvertedLayer):
+            layer.settle()
 
 
 def _bind_again(key, root, module, _):
@@ -342,7 +349,7 @@ def _round(net, bound, rounding, elsewhere):
         root = layer._root[0]
         # Other products, and lookups, want the weight as it is.
         shared = product.parameter in elsewhere or len(root.layers) > 1 or places.count(id(root)) > 1
-        if shared or product.made or product.form.kind == "transposed" or product.form.dims == 3:
+        if shared or product.sources is not None or product.form.kind == "transposed" or product.form.dims == 3:
             notes.append(f"{name}: rounded to nearest, as GPTQ's result cannot be written into its weight")
             continue
         kernel = unrounded[layer] = layer.weight.clone()

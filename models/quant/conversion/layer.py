@@ -16,6 +16,7 @@ from ..eager import outside_graphs
 from ..engines.cpu import elementwise
 from ..mapping import MappedLayer
 from ..on_arrays import ADC_BUFFERS
+from ..prepared import fingerprint
 from ..quantizers import warn_of_nan
 from ..readout import first_image, image_count, image_numbers, next_call
 from ..spec import MOST_ROWS, CrossbarSpec, Geometry
@@ -23,6 +24,8 @@ from . import encodings
 from .binding import Bound, plain
 from .linear_quantizers import InputQuantizer, LinearWQ
 from .products import Form
+
+LOADED = ["loaded"]  # `_made_of`, until the whole state is
 
 
 class ConvertedLayer(CrossbarLayer, nn.Module):
@@ -32,26 +35,27 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     (`calibrate`). In training the product is that of the quantized input and weight, with straight-through gradients and no arrays.
 
     Args: form, the product; root, the parameter, a `Bound`, and path, how the weight follows from it; weight, as the product takes it;
-        made, it is computed at each call and kept as a buffer; spec, the hardware, whose bits are those of the network; bits, (w, a) of
-        this layer; encoding, one of `encodings.ENCODINGS`; quantized, False computes the float product.
+        sources, of one that is computed at each call and kept as a buffer (`tracing.Product`), else None; spec, the hardware, whose bits
+        are those of the network; bits, (w, a) of this layer; encoding, one of `encodings.ENCODINGS`; quantized, False computes the float
+        product.
     Shapes: those of the product.
     """
 
     EXACT = (*ADC_BUFFERS, "quant_gain", "quant_offset")
     contiguous = False  # whether outputs are, as those of PyTorch are: for networks that view them in other shapes
     bias = None  # comes with each call
-    _outdated = False  # whether the weight, computed at each call, is another by now than `made`
+    _made_of: list | None = None  # what the sources of `made` were, see `fingerprint`; None: whatever they are now, `made` is outdated
     out_scale = 1.0
 
-    def __init__(self, form: Form, root: Bound, path: str, weight: Tensor, made: bool, spec: CrossbarSpec, encoding: str,
-                 quantized: bool = True) -> None:
+    def __init__(self, form: Form, root: Bound, path: str, weight: Tensor, sources: tuple[tuple[nn.Module, str], ...] | None,
+                 spec: CrossbarSpec, encoding: str, quantized: bool = True) -> None:
         super().__init__()
         self.form, self.path, self.encoding, self.quantized = form, path, encoding, quantized
-        self._root = (root,)  # in a tuple: it is no parameter of this layer
-        self._view = None if made or not path else (
+        self._root = (root,)  # in a tuple: it is no parameter of this layer, nor are modules of the sources its children
+        self._sources = sources
+        self._view = None if sources is not None or not path else (
             tuple(weight.shape), weight.stride(), weight.storage_offset() - root.storage_offset(), root.stride())
-        self._seen = None if self._view is None else weight.detach()
-        self.register_buffer("made", weight.detach().clone() if made else None)
+        self.register_buffer("made", None if sources is None else weight.detach().clone())
         self.weight_quant, self.act_quant = LinearWQ(spec.w_bits), InputQuantizer(spec.a_bits)
         self.register_buffer("quant_gain", torch.ones(len(self.weight), dtype=torch.float32))
         self.register_buffer("quant_offset", torch.zeros(len(self.weight), dtype=torch.float32))
@@ -69,8 +73,9 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if self._view is None:
             return root
         shape, stride, start, root_stride = self._view
-        # In another order of memory the parts lie elsewhere: as they were seen last.
-        return root.as_strided(shape, stride, root.storage_offset() + start) if root.stride() == root_stride else self._seen
+        if root.stride() != root_stride:  # in another order of memory the parts lie elsewhere
+            root = torch.empty_strided(root.shape, root_stride, dtype=root.dtype, device=root.device).copy_(root)
+        return root.as_strided(shape, stride, root.storage_offset() + start)
 
     @property
     def weight(self) -> Tensor:
@@ -88,24 +93,32 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def see(self, weight: Tensor) -> None:
         """Take note of the weight as the network has it at this call."""
         if self.made is not None:
-            self.made, self._outdated = weight.detach(), False
-        elif self._view is not None:
-            self._seen = weight.detach()
+            self.made = weight.detach()
+            trained = self.training and torch.is_grad_enabled()  # the optimizer's next step makes another weight
+            self._made_of = None if trained else self._sources_now()
 
-    def outdate(self) -> None:
-        """What the weight is computed from has changed."""
-        self._outdated = self.made is not None
+    def settle(self) -> None:
+        """A weight that is computed at each call was loaded, with all that it is computed from, where that was loaded at all."""
+        if self._made_of == LOADED:
+            self._made_of = self._sources_now()
+
+    def _sources_now(self):
+        sources = (getattr(module, name, None) for module, name in self._sources)
+        return fingerprint([plain(each.detach()).contiguous() for each in sources if isinstance(each, Tensor)])
 
     def w_codes(self) -> Tensor:
-        """See `OnArrays.w_codes`. Raises: ValueError where the weight is computed at each call, and has not been since it changed."""
-        if self._outdated and self._w_codes is None:
-            raise ValueError(f"the weight that is made of {self._root[0].label} is computed at each call, and was trained or loaded since "
-                             "the last one: run the network on an input, in evaluation mode, before")
+        """See `OnArrays.w_codes`. Raises: ValueError where the weight is computed at each call, and what it is computed from has changed
+        since the last one."""
+        if self.made is not None and self._w_codes is None:
+            self.settle()
+            if self._made_of != self._sources_now():
+                raise ValueError(f"the weight that is made of {self._root[0].label} is computed at each call, and what it is made of was "
+                                 "changed, trained or loaded since the last one: run the network on an input, in evaluation mode, before")
         return super().w_codes()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if prefix + "made" in state_dict:
-            self._outdated, self.made = False, torch.empty_like(self.made)  # the last one may be a tensor of inference mode
+            self._made_of, self.made = LOADED, torch.empty_like(self.made)  # the last one may be a tensor of inference mode
         self.act_quant.load_window(state_dict, prefix + "act_quant.")
         fitted = self.fitted(self._spec)
         if fitted != self._spec:  # other codes have other digits, of which each has its place in a plan
@@ -243,13 +256,9 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
 
     @outside_graphs
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """The product of `x` and the weight, plus the bias, in the type of `x`. Args: weight, as the network computed it; None: as it was
-        last seen."""
-        if weight is not None:
-            self.see(weight)
+        """The product of `x` and the weight, plus the bias, in the type of `x`. Args: weight, as the network computed it, which `see` was
+        shown; None: as it was last seen."""
         if not self.quantized or self.training and torch.is_grad_enabled():
-            if self.training:
-                self.outdate()  # by the optimizer's next step
             return self._in_float(x, self.form.kernel(self.operand if weight is None else weight), bias, self.quantized)
         self._bias = None if bias is None else plain(bias.detach())  # no parameter of this layer
         return self.simulate(x)
@@ -329,7 +338,8 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
 
     def _of_an_offset(self):
         """`lo sum (2 W - L)` of each output channel, int64: what codes `A - lo` in place of A have too little."""
-        return self.act_quant.window[0] * (2 * self.w_codes().long() - self.weight_quant.zero_twice).sum((1, 2, 3))
+        programmed = self.chip and self.chip.code_sums
+        return self.act_quant.window[0] * (self.code_sums() if programmed is None else programmed.to(self.act_quant.scale.device))
 
     def _output(self, y):
         return y.permute(0, 2, 3, 1)  # `outputs` does the rest

@@ -53,7 +53,8 @@ class Product:
         parameter: name of the parameter in the network; path: how the weight follows from it, "" being the parameter itself.
         form: what kind of product it is. other_form: whether it was seen as two kinds, or with weights
             that come about alike and are not the same.
-        weight: as the product takes it. made: it is no part of the parameter's memory, but computed from it at each call.
+        weight: as the product takes it. sources: where it is no part of the parameter's memory, but computed at each call, of what:
+            `(module, name of its parameter, buffer or attribute)` each; else None.
         calls, multiplications: in all calls of one pass.
         lowest, largest, sample: of the input's values.
         gram: `sum x x^T` over pixels, `[groups, rows, rows]`, rows in (channel, tap) order, where it is asked for.
@@ -63,7 +64,7 @@ class Product:
     path: str
     form: Form
     weight: Tensor
-    made: bool
+    sources: tuple[tuple[nn.Module, str], ...] | None
     other_form: bool = False
     calls: int = 0
     multiplications: int = 0
@@ -115,6 +116,7 @@ class _Watcher(TorchFunctionMode):
         self.by_place: dict[tuple[str, str], Product] = {}
         self.origin: dict[int, tuple[str, str, Tensor]] = {}  # of matrices that follow from one parameter: its name, the path
         self.no_matrix: dict[int, tuple[str, str]] = {}  # of what else follows from one: its name, what a product with it is called
+        self.sources: dict[int, dict[tuple[nn.Module, str], None]] = {}  # what a piece of memory was computed from, by its place
         self.fixed: dict[int, Tensor] = {}  # everything that follows from parameters and buffers; kept, so that ids stay theirs
         for name, parameter in model.named_parameters():
             self.fixed[id(parameter)] = parameter
@@ -127,7 +129,11 @@ class _Watcher(TorchFunctionMode):
             self.fixed[id(buffer)] = buffer
             self.no_matrix[id(buffer)] = name, OF_A_BUFFER
         for module in model.modules():  # such as a mask that is a plain attribute
-            self.fixed |= {id(value): value for value in vars(module).values() if isinstance(value, Tensor)}
+            own = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+            self.fixed |= {id(value): value for value in own.values()}
+            for name, value in [*module._parameters.items(), *module._buffers.items(), *own.items()]:
+                if value is not None:
+                    self.sources.setdefault(_place(value), {})[module, name] = None
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -136,11 +142,12 @@ class _Watcher(TorchFunctionMode):
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         name = name if name.endswith("__") else name.rstrip("_")  # addmm_ is addmm in place
+        written = [tensor for tensor, version in zip(tensors, versions) if version is not None and tensor._version != version]
         if all(id(tensor) in self.fixed for tensor in tensors):
-            self._follow(func, args, kwargs, tensors, result)
+            self._follow(func, args, kwargs, tensors, result, written)
             return result
-        for tensor, version in zip(tensors, versions):
-            if version is not None and tensor._version != version and id(tensor) in self.fixed:
+        for tensor in written:
+            if id(tensor) in self.fixed:
                 self._written(tensor)
         if func in PRODUCTS or name in OTHERS or name in BETWEEN_ACTIVATIONS:
             self._multiply(func, name, args, kwargs, tensors, result)
@@ -150,13 +157,12 @@ class _Watcher(TorchFunctionMode):
 
     def _written(self, tensor):
         """What shares the memory of a tensor that something of the input was written to follows from the input from now on."""
-        place = tensor.untyped_storage().data_ptr()
-        for key in [key for key, each in self.fixed.items() if each.untyped_storage().data_ptr() == place]:
+        for key in [key for key, each in self.fixed.items() if _place(each) == _place(tensor)]:
             del self.fixed[key]
             self.origin.pop(key, None)
             self.no_matrix.pop(key, None)
 
-    def _follow(self, func, args, kwargs, tensors, result):
+    def _follow(self, func, args, kwargs, tensors, result, written):
         """What follows from parameters and buffers alone."""
         found = self._operands(func, args, kwargs, self.origin)
         if found is not None:
@@ -166,6 +172,9 @@ class _Watcher(TorchFunctionMode):
             self.found.alone.update(dict.fromkeys(factors if len(factors) > 1 else ()))
         made = [leaf for leaf in tree.tree_leaves(result) if isinstance(leaf, Tensor)]
         self.fixed.update({id(leaf): leaf for leaf in made})
+        sources = {source: None for tensor in tensors for source in self.sources.get(_place(tensor), ())}
+        for leaf in (*made, *written):
+            self.sources.setdefault(_place(leaf), {}).update(sources)
         source = next((self.origin[id(tensor)] for tensor in tensors if id(tensor) in self.origin), None)
         if source is not None:
             name, path, _ = source
@@ -214,8 +223,8 @@ class _Watcher(TorchFunctionMode):
         product = self.by_place.get((name, path))
         if product is None:
             parameter = self.parameters[name]
-            made = weight.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr()
-            product = Product(name, path, found.form, weight.detach(), made)
+            part = (_place(weight), weight.dtype, weight.is_neg()) == (_place(parameter), parameter.dtype, parameter.is_neg())
+            product = Product(name, path, found.form, weight.detach(), None if part else tuple(self.sources[_place(weight)]))
             self.by_place[name, path] = product
             self.found.products.append(product)
             parts = path.split("|")
@@ -233,6 +242,11 @@ class _Watcher(TorchFunctionMode):
         if self.gram:
             gram = gram_of(found.form, x, product.weight)
             product.gram = gram if product.gram is None else product.gram + gram
+
+
+def _place(tensor):
+    """Where the memory of a tensor is."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def _factors(name, args, kwargs, tensors):
@@ -281,7 +295,7 @@ def sampled(x: Tensor) -> Tensor:
 
 def _same(product, weight):
     """Whether this is the weight that the product was seen with."""
-    if not product.made:
+    if product.sources is None:
         return weight.data_ptr() == product.weight.data_ptr() and weight.shape == product.weight.shape
     return torch.equal(weight, product.weight)
 
