@@ -14,6 +14,7 @@ from models import quant
 from models.quant import Calibration, CrossbarSpec, diagnostics
 
 from . import chip_report, conversion, data, distributed, flags, foreign, images, keys, machine, per_layer, points, report, results
+from .answers import answers_of
 from .chip_files import save_cells, stored_cells
 from .cli import UserError
 from .costs import Costs
@@ -50,6 +51,8 @@ class Bench:
         self._net = None if self.others else crossbar_network(settings, self.checkpoint, self.device)
         self.log: logging.Logger | None = None
         self.original: nn.Module | None = None  # the float network that was converted
+        # Before it has run, which may leave things in its attributes.
+        self.code = [*foreign.identity(settings.model), *([keys.of_attributes(self.others.network)] if self.others else [])]
         self.costs = Costs(settings.cost, settings.settings or search_layouts(settings))
         try:
             self.cells = settings.planes and stored_cells(settings.planes, self._net, settings.settings, settings.wbit)
@@ -122,15 +125,26 @@ class Bench:
         else:
             self.shown = images.load(of, self.checkpoint, self.device, log)
         self.points.images = self.shown.batches.count
-        arithmetic = keys.ARITHMETIC_OF_TWOS if of.inputs == "twos" else keys.ARITHMETIC_OF_CONVERTED
-        options = [*(getattr(of, name) for name in OPTIONS), arithmetic] if self.others else []
-        self.decides_all = {
-            "arithmetic": keys.ARITHMETIC, "images": keys.of_images(self.shown.batches, self.shown.labels),
-            "network": keys.of_network(self.net, [*foreign.identity(of.model), of.wbit, of.abit, of.wq, of.quantize_image, *options])}
+        made_of = self.net if self.original is None else self.original
+        self.points.expect(lambda: answers_of(made_of, self.shown.batches, of.engine), log)
+        self.decides_all = {"arithmetic": keys.ARITHMETIC, "images": keys.of_images(self.shown.batches, self.shown.labels),
+                            "network": self._key_of(made_of)}
         self.decides_hardware = {"cells": keys.digest(self.cells)} if self.cells else {}
         if is_chip(self.cells):
             self.decides_hardware["arithmetic_of_chips"] = keys.ARITHMETIC_OF_CHIPS
         self.decides_ranges = {"calibration_images": keys.of_images(self.shown.calibration)}
+
+    def _key_of(self, made_of: nn.Module) -> str:
+        """What tells the network from others: of one that is converted the float network, and what decides that, as its scales have
+        the last bits of the machine."""
+        of = self.settings
+        facts = [*self.code, of.wbit, of.abit, of.wq, of.quantize_image]
+        if self.others:
+            arithmetic = keys.ARITHMETIC_OF_TWOS if of.inputs == "twos" else keys.ARITHMETIC_OF_CONVERTED
+            facts += [*(getattr(of, name) for name in OPTIONS), arithmetic]
+        if self.original is not None:
+            facts += [of.calibration.correct, keys.of_images(self.shown.calibration)]
+        return keys.of_network(made_of, facts)
 
     def decides(self, setting: Setting | None) -> dict[str, Any]:
         """What decides the result of a setting; None: of the software."""
@@ -151,7 +165,7 @@ class Bench:
         """What was measured of the float network that was converted, now where no process has done it; None where there is none."""
         if self.original is None:
             return None
-        decides = self.decides_all | {"network": keys.of_network(self.original, ["float", *foreign.identity(self.settings.model)])}
+        decides = self.decides_all | {"network": keys.of_network(self.original, ["float", *self.code])}
         key = keys.key_of(decides)
 
         def make() -> dict[str, Any]:
@@ -160,7 +174,7 @@ class Bench:
 
         if key not in self.known:
             self.points.measure(key, make, wait=True)
-            self.known[key] = self.points.read(key)
+            self.known[key] = self.points.current(key)
         return points.record_of(self.known[key], None)
 
     def key(self, setting: Setting | None) -> str:
@@ -172,14 +186,14 @@ class Bench:
     def point(self, setting: Setting | None) -> dict[str, Any] | None:
         """The point of a setting; None where none was measured, here or elsewhere."""
         key = self.key(setting)
-        if key not in self.known and (point := self.points.read(key)):
+        if key not in self.known and (point := self.points.current(key)):
             self.known[key] = point
         return self.known.get(key)
 
     def chip(self, setting: Setting | None) -> dict[str, Any] | None:
         """The point of a setting with one chip, measured by itself or as one of several; None where it was neither."""
         key = self.key(setting)
-        if key not in self.known_chips and (point := self.point(setting) or self.points.read(key, of_several=True)):
+        if key not in self.known_chips and (point := self.point(setting) or self.points.current(key, of_several=True)):
             self.known_chips[key] = point
         return self.known_chips.get(key)
 

@@ -121,7 +121,7 @@ class Cache:
     def check(self, network: nn.Module, images: Iterable[torch.Tensor]) -> None:
         """Forget what was made of something else."""
         ranges = tuple(quant.ADC_BUFFERS)
-        state = [value for key, value in network.state_dict().items() if not key.endswith(ranges)]
+        state = [value for key, value in network.state_dict().items() if isinstance(value, torch.Tensor) and not key.endswith(ranges)]
         cells = [layer.w_codes() for _, layer in quant.crossbar_layers(network)]
         made_of = [repr(network), fingerprint([*state, *cells, *images])]  # with strides, paddings, poolings
         if made_of != self.made_of:

@@ -7,9 +7,10 @@ files and devices; the batch size is, where ranges are those of a batch.
 import hashlib
 import json
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, fields, is_dataclass
-from pathlib import Path
+from enum import Enum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from models import quant
 from models.quant import CrossbarSpec
 from models.quant.cost import Technology
 from models.quant.devices import Law, Table
+from models.quant.prepared import resolved
 
 from .chips import Chips, ChipSettings
 from .data import Batches
@@ -42,6 +44,7 @@ ARITHMETIC_OF_COSTS = 4
 ARITHMETIC_OF_CONVERTED = 3
 ARITHMETIC_OF_TWOS = 4
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
+OF_MODULES = vars(nn.Module()).keys()  # what every module has: its state, its children and its hooks
 LATER = ("adc_idle",)  # fields of a spec that older keys do not have: in no key where they are as they always were
 
 _laws: dict[int, str] = {}  # digests of data that many devices share, by the id of a law as long as there is that law
@@ -59,7 +62,15 @@ def of_network(network: nn.Module, facts: Sequence[Any]) -> str:
     for name, layer in quantized_layers(network).items():
         if layer.weight_quant.on:
             state[f"{name}.weight"] = layer.weight_quant.codes(state[f"{name}.weight"])
-    return digest([list(facts), state])
+    return digest([list(facts), state], others=True)
+
+
+def of_attributes(network: nn.Module) -> str:
+    """Digest of what a network computes with beside its state: for each module its class, its plain attributes, such as a number that was
+    read from a file, and its buffers, of which some are in no state."""
+    return digest([[name, type(module), {key: value for key, value in vars(module).items() if key not in OF_MODULES},
+                    dict(module.named_buffers(recurse=False))]
+                   for name, module in network.named_modules()], others=True)
 
 
 def of_images(images: Batches, labels: torch.Tensor | None = None) -> str:
@@ -120,41 +131,60 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in values.items()}
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of numbers, texts, arrays, tensors, devices, and of what is made of these. Raises: TypeError for anything else."""
+def digest(value: Any, others: bool = False) -> str:
+    """SHA-256 of numbers, texts, arrays, tensors, devices, and of what is made of these. Args: others, of code of others: functions and
+    classes count by their names, and objects that are none of these by their classes'. Raises: TypeError for anything else."""
     found = hashlib.sha256()
-    for part in _parts(value):
+    for part in _parts(value, others):
         found.update(part)
     return found.hexdigest()
 
 
-def _parts(value: Any):
+def _parts(value: Any, others: bool):
     """Bytes that tell a value from every other one."""
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, np.ndarray):
+        yield from _parts_of_tensor(value.detach())
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
         yield f"array {value.dtype.str} {value.shape} ".encode()
         yield np.ascontiguousarray(value).data if value.size else b""
-    elif isinstance(value, (bool, int, float, str, bytes, np.generic, type(None))):
+    elif isinstance(value, (bool, int, float, complex, str, bytes, np.generic, type(None))):
         yield f"{type(value).__name__} {value!r} ".encode()
     elif isinstance(value, Mapping):
         yield f"mapping {len(value)} ".encode()
         for name in sorted(value, key=repr):
-            yield from _parts(name)
-            yield from _parts(value[name])
+            yield from _parts(name, others)
+            yield from _parts(value[name], others)
     elif isinstance(value, (Sequence, range)):
         yield f"list {len(value)} ".encode()
         for each in value:
-            yield from _parts(each)
+            yield from _parts(each, others)
+    elif isinstance(value, Set):
+        yield f"set {len(value)} {sorted(digest(each, others) for each in value)} ".encode()
     elif isinstance(value, Law):
         if id(value) not in _laws:
             _laws[id(value)] = digest(_attributes(value))
             weakref.finalize(value, _laws.pop, id(value), None)
         yield _laws[id(value)].encode()
-    elif is_dataclass(value) and not isinstance(value, Path):
-        yield from _parts(_attributes(value))
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from _parts(_attributes(value), others)
+    elif others and isinstance(value, partial):
+        yield from _parts(["partial", value.func, value.args, value.keywords], others)
+    elif others and isinstance(value, (Enum, torch.dtype, torch.device)):
+        yield f"{type(value).__qualname__} {value} ".encode()
+    elif others:
+        named = value if hasattr(value, "__qualname__") else type(value)
+        yield f"{named.__module__}.{named.__qualname__} ".encode()
     else:
         raise TypeError(f"no digest of {type(value).__name__}")
+
+
+def _parts_of_tensor(tensor: torch.Tensor):
+    tensor = resolved(tensor.cpu())
+    try:
+        yield from _parts(tensor.numpy(), others=False)
+    except TypeError:  # NumPy has no such type
+        yield f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
+        yield from _parts_of_tensor(tensor.contiguous().view(-1).view(torch.uint8))
 
 
 def _attributes(thing: Any) -> dict[str, Any]:

@@ -1172,6 +1172,19 @@ def test_products_that_were_not_seen_are_told():
         net(seeded((2, 5)))
 
 
+@pytest.mark.parametrize("rows", [16, 17])
+def test_parts_of_a_weight_are_told_apart_by_an_index_of_few_numbers(rows):
+    """Up to 16, so that a path stays a line; two longer ones of the same length are one way to come to two weights."""
+    first = torch.arange(rows)
+    net = Of(lambda s, x: F.linear(x, s.w[s.first]) + F.linear(x, s.w[s.second]), w=nn.Parameter(seeded((20, 6))), first=first,
+             second=first.flip(0))
+    if rows > 16:
+        with pytest.raises(ValueError, match="a weight of several products that cannot be told apart"):
+            convert(net, W8A8, seeded((8, 6)))
+    else:
+        assert [name for name, _ in crossbar_layers(convert(net, W8A8, seeded((8, 6))))] == ["crossbar_w_0", "crossbar_w_1"]
+
+
 def test_products_with_what_is_computed_from_a_weight_are_told_too():
     """Whichever was seen: the weight, or what becomes of it; not products of weights, nor with what follows from the input too."""
     twice = Of(lambda s, x: F.linear(x, s.w if len(x) > 2 else 2 * s.w - s.w.mean()), w=nn.Parameter(seeded((4, 8))))

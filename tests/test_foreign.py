@@ -451,6 +451,107 @@ def test_an_edited_file_is_measured_anew(net, photographs):
     assert len(results("out")) == 2 * len(first) and not Path("out", "accuracy_over_adc_bits.png").exists()
 
 
+READS = """
+import json, torch
+from torch import nn
+from torch.nn import functional as F
+
+def shift():
+    return json.load(open("shift.json"))
+
+class Rolls(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv, self.last, self.kind = nn.Conv2d(3, 4, 4, stride=4), nn.Linear(4 * 64, 10), kind
+        if kind == "attribute":
+            self.shift = shift()
+        elif kind == "buffer":
+            self.register_buffer("shift", torch.tensor(shift()), persistent=False)
+
+    def forward(self, x):
+        how = shift() if self.kind == "hidden" else int(self.shift)
+        return self.last(F.relu(self.conv(x)).roll(how, 2).flatten(1))
+
+def attribute(): return Rolls("attribute")
+def buffer(): return Rolls("buffer")
+def hidden(): return Rolls("hidden")
+"""
+DIGITS = [*EVAL[:-1], "shared", "--dataset", "digits", "--limit", "40", "--calib_images", "16", "--abit", "4", "--adc_prec", "3"]
+
+
+def accuracies(folder, *flags):
+    assert evaluation.main([*DIGITS, *flags, "--save_path", folder]) == 0
+    return [row["accuracy"] for row in results(folder)]
+
+
+@pytest.mark.parametrize("kind, named", [("attribute", 0), ("buffer", 0), ("hidden", 3)])
+def test_a_network_with_another_number_that_no_state_holds_is_measured_anew(net, kind, named, capsys):
+    """What the key does not say, as code reads it whenever it likes, the answers to the first images do: such points are named."""
+    Path("reads.py").write_text(READS)
+    flags = ["--model", f"reads.py:{kind}"]
+    Path("shift.json").write_text("0")
+    first = accuracies("shared", *flags)
+    Path("shift.json").write_text("3")
+    fresh = accuracies("fresh", *flags)
+    assert first != fresh and "is not used" not in capsys.readouterr().out
+    assert accuracies("shared", *flags) == first + fresh
+    assert capsys.readouterr().out.count("is not used: the network that was measured has the same key") == named
+    assert accuracies("shared", *flags) == first + fresh  # all are measured already
+
+
+def test_the_key_of_a_converted_network_is_that_of_what_it_was_made_of(net, monkeypatch):
+    """The float network, the options and the images that it was converted with; not what that found, to the last bits of a machine."""
+    flags = ["--model", "net.py:small"]
+    accuracies("out", *flags)
+    made = conversion.for_evaluation
+
+    def elsewhere(*args):
+        found = made(*args)
+        for _, layer in quant.crossbar_layers(found):
+            layer.weight_quant.scale.mul_(1 + 2**-22)
+            layer.quant_gain.mul_(1 - 2**-22)
+        return found
+
+    monkeypatch.setattr(conversion, "for_evaluation", elsewhere)
+    assert len(accuracies("out", *flags)) == 3
+    for number, other in enumerate((["--calib_images", "15"], ["--adc_correct", "none"], ["--skip", "2"], ["--wbit", "7"]), start=1):
+        assert len(accuracies("out", *flags, *other)) == 3 + 2 * number, other  # the float network is the same
+
+
+ODD = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv, self.last, self.names = nn.Conv2d(3, 4, 4, stride=4), nn.Linear(4 * 64, 10), {"a", "b", "c"}
+        self.register_buffer("turned", torch.eye(10).flip(0).to_sparse())
+        self.bfloat16()
+
+    def get_extra_state(self):
+        return {"names": self.names}
+
+    def set_extra_state(self, state):
+        self.names = state["names"]
+
+    def forward(self, x):
+        x = F.relu(self.conv(torch._neg_view(x.bfloat16())))
+        return torch.sparse.mm(self.turned.float(), self.last(x.flatten(1)).float().t()).t()
+
+def odd(): return Odd()
+"""
+
+
+def test_a_network_of_16_bits_with_a_sparse_buffer_and_a_set_in_its_state(net):
+    Path("odd.py").write_text(ODD)
+    assert len(accuracies("out", "--model", "odd.py:odd")) == 3
+    assert len(accuracies("out", "--model", "odd.py:odd")) == 3  # all measured already
+
+
 @pytest.mark.parametrize("flags, says", [
     (["--model", "net.py:small", "--image_size", "24"], "tells 10 classes apart, the images of imagefolder show 3: --class_index FILE"),
     (["--model", "net.py:three", "--dataset", "digits"], "net.py:three tells 3 classes apart, the images of digits show 10$"),

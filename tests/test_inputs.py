@@ -53,6 +53,20 @@ def test_outputs_have_the_type_of_the_inputs(dtype, training):
             assert layer.weight.grad.dtype == dtype and layer.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_inputs_whose_sign_a_view_turns(training):
+    """As that of the imaginary part of a conjugate: their memory holds the negative."""
+    linear = nn.Linear(20, 5)
+    converted = [(convert(linear, SPEC, torch.rand(8, 20) - low), torch.rand(2, 20) - low) for low in (0, 0.5)]
+    for layer, x in [*layers("calibrated"), *converted]:
+        for order in (torch.contiguous_format, torch.channels_last)[:x.dim() // 2]:
+            x = x.contiguous(memory_format=order)
+            turned = torch._neg_view(-x)
+            assert torch.equal(layer.train(training)(turned), layer(x))
+            with torch.no_grad():
+                assert torch.equal(layer(turned), layer(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("crossbar_layers_of", ["all", "conv"])
 def test_a_whole_network_of_another_type(tiny, dtype, crossbar_layers_of):

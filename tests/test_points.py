@@ -4,6 +4,7 @@ import base64
 import collections
 import gc
 import json
+import logging
 import multiprocessing
 import os
 import pickle
@@ -22,6 +23,7 @@ from test_eval import SMALL, network, shown_images
 
 import models
 from experiment import keys, packed, points, results
+from experiment.answers import alike
 from experiment.chips import Chips
 from experiment.data import Batches
 from experiment.evaluation import Setting, measure
@@ -376,6 +378,10 @@ def test_names_and_ways_to_say_the_same_do_not_count():
     assert key(Setting(chips=Chips(device=TECH))) == key(Setting(chips=Chips(device=replace(TECH, name="mine", source="x"), name="other")))
     full = CrossbarSpec(adc_range="full")
     assert key(Setting(full)) == key(Setting(full, calibration=Calibration(rule="minmax")))  # nothing is calibrated
+    one, other = (Chips(device=TECH, reference_cells=cells) for cells in ("device", "ideal"))
+    digital, but_one = CrossbarSpec(reference="digital"), {"a": {"reference": "analog"}}  # whose reference is no column of cells
+    assert key(Setting(digital, chips=one)) == key(Setting(digital, chips=other))
+    assert key(Setting(digital, chips=one, per_layer=but_one)) != key(Setting(digital, chips=other, per_layer=but_one))
     plan = {"adc_plan": "significance"}
     assert key(Setting(CrossbarSpec(adc_bits=3, **plan))) == key(Setting(CrossbarSpec(adc_bits=3.0, **plan)))
 
@@ -409,9 +415,54 @@ def test_every_number_of_a_technology_counts():
 
 def test_no_two_values_have_one_digest():
     x = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    values = [x, x.view(3, 2), x.double(), x.double().view(torch.int64), 1, 1.0, True, "1", None, [], {}, [[1], 2], [1, [2]], {"a": 1}]
+    values = [x, x.view(3, 2), x.double(), x.double().view(torch.int64), 1, 1.0, True, "1", None, [], {}, [[1], 2], [1, [2]], {"a": 1},
+              x.bfloat16(), x.bfloat16().view(3, 2), -x.bfloat16(), x.half(), x.bfloat16().view(torch.int16), x.float().to_sparse(),
+              torch.tensor(1.0).bfloat16(), torch.zeros(0).bfloat16(), {1}, {2}, {1, 2}, [1, 2], set(), 1j]
     assert len({keys.digest(value) for value in values}) == len(values)
     assert keys.digest({"a": 1, "b": 2}) == keys.digest({"b": 2, "a": 1})
+
+
+def test_the_same_value_has_one_digest_however_it_lies_in_memory():
+    x = torch.tensor([[1.0, 0, 3], [4, 5, 0]])
+    for other in (torch._neg_view(-x), x.to_sparse(), x.t().contiguous().t(), torch.complex(x, x).conj().real):
+        assert keys.digest(other) == keys.digest(x)
+    assert keys.digest(x.bfloat16().t().contiguous().t()) == keys.digest(x.bfloat16())
+    assert keys.digest(torch.complex(x, x).conj()) == keys.digest(torch.complex(x, -x))
+    assert [*{0, 8}] != [*{8, 0}] and keys.digest({0, 8}) == keys.digest({8, 0})
+    with pytest.raises(TypeError, match="no digest of object"):
+        keys.digest([object()])
+
+
+def test_answers_are_alike_but_for_the_last_digits_and_for_single_images():
+    now = [[1.0, 0.0, 2.0], [0.0, -3.0, 4.0], [5.0, 5.0, 5.0], [0.0, 0.0, 1e-3]]
+
+    def times(*factors):
+        return [[factor * value for value in image] for factor, image in zip(factors, now)]
+
+    assert alike(now, now) and alike(times(*[1.0009] * 4), now) and alike(times(1, -1, 1, 1), now)
+    assert not alike(times(*[1.0011] * 4), now) and not alike(times(1, 1.0011, 0, -1), now)
+    for damaged in (None, [], "1", now[:3], [[1.0]] * 4, [["a"] * 3] * 4, [[float("nan")] * 3] * 4, [[10**400] * 3] * 4, {"a": now}):
+        assert not alike(damaged, now)
+
+
+def test_a_point_of_a_network_that_answered_otherwise_is_named_and_measured_again(tmp_path, caplog):
+    first, again = Points(tmp_path), Points(tmp_path)
+    first.expect(lambda: [[1.0, 2.0]], logging.getLogger("test"))
+    again.expect(lambda: [[1.0, 2.1]], logging.getLogger("test"))
+    made = iter(range(9))
+
+    def make():
+        return a_point(number=next(made))
+
+    def number(points, key):
+        return (points.current(key) or {"row": {}})["row"].get("number")
+
+    assert first.measure("a0", make) and Points(tmp_path).measure("b1", make)  # an older one does not say it
+    assert (number(first, "a0"), number(again, "a0"), number(again, "b1"), number(Points(tmp_path), "a0")) == (0, None, 1, 0)
+    assert [record.message.split(" is not used")[0] for record in caplog.records] == [str(first.path("a0"))]
+    assert again.measure("a0", make) and again.measure("b1", make) and first.measure("b1", make)
+    assert (number(again, "a0"), number(first, "a0"), number(first, "b1")) == (2, None, 1)
+    assert [row["number"] for row in again.rows()] == [2, 1]
 
 
 def test_an_exported_network_is_the_one_that_it_was_exported_from():

@@ -94,7 +94,7 @@ def _dorefa_backward(t, grad, factor, out, sources=SOURCES):
 
 def _elements(x):
     """The elements of a dense tensor in the order of its memory, as NumPy sees them."""
-    flat = x.as_strided((x.numel(),), (1,))
+    flat = x.resolve_neg().as_strided((x.numel(),), (1,))
     return (flat.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else flat.numpy())
 
 
@@ -179,7 +179,7 @@ def _scale(acc, scale, offset, to_codes, out, sources=SOURCES):
 def act_codes(x: torch.Tensor, alpha: torch.Tensor, levels: int) -> torch.Tensor:
     """`quantizers.act_codes` as uint8: x, float32 NHWC; alpha, float32 scalar tensor."""
     set_threads()
-    x = x.detach().contiguous()
+    x = x.detach().contiguous().resolve_neg()
     out = torch.empty(x.shape, dtype=torch.uint8)
     _codes(x.view(-1).numpy(), np.float32(alpha), np.float32(levels / alpha), out.view(-1).numpy())
     return out
@@ -189,7 +189,7 @@ def window_codes(x: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> t
     """`clip(rint(x / scale), low, high)` of float32 `x`, contiguous; ties to even: uint8 where no code is negative, else int16."""
     set_threads()
     out = torch.empty(x.shape, dtype=torch.int16 if low < 0 else torch.uint8)
-    _window_codes(x.view(-1).numpy(), np.float32(scale), np.float32(low), np.float32(high), out.view(-1).numpy())
+    _window_codes(x.resolve_neg().view(-1).numpy(), np.float32(scale), np.float32(low), np.float32(high), out.view(-1).numpy())
     return out
 
 

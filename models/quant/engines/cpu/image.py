@@ -85,7 +85,7 @@ def convolution(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry, scale
     kernel = tuple(weight.shape[2:])
     size = geometry.output_size(*x.shape[2:], kernel)
     x = x if x.dtype == torch.float64 else x.float()
-    x = F.pad(x, (left, right, top, bottom)).permute(0, 2, 3, 1).contiguous()
+    x = F.pad(x, (left, right, top, bottom)).permute(0, 2, 3, 1).contiguous().resolve_neg()
     rows = weight.permute(2, 3, 1, 0).flatten(0, 2).double()
     rows = F.pad(rows, (0, 0, 0, -len(rows) % TERMS)).contiguous()
     out = torch.empty(len(x), *size, len(weight), dtype=torch.float32 if to_codes is None else torch.uint8)
