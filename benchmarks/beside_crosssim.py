@@ -32,7 +32,7 @@ from torch import Tensor, nn
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of images, as these networks were trained
 BITS, ROWS = 8, 576  # of weights and inputs; of an array: those of the largest layer
 BATCH, ALONE = 16, 4  # images at a time; images on which layers are compared one by one
-G_MAX = 100.0  # uS, of cells that are off at 0
+ON_OFF, G_MAX = 10, 100.0  # uS; CrossSim clips conductances at 0, which off-cells of 0 would reach
 SOFTWARE = "no ADC"
 EQUAL = 100.0  # dB, of logits of an image whose codes are the same in all layers: float32 rounds where digital scales and biases differ
 
@@ -90,18 +90,16 @@ def products(net: nn.Module) -> list[str]:
 
 def ours(net: nn.Module, ranges: np.ndarray, images: Tensor) -> nn.Module:
     """The network on crossbars of this project, with the steps of CrossSim."""
-    spec = SETTINGS[0].spec  # the image's signs are those of word lines: at most 512 of them
-    converted = convert(net, spec, images, specs={products(net)[0]: replace(spec, rows=ROWS // 2)}, first_last_bits=None,
-                        weight_scale="max", inputs="ternary", correct="none")
-    layers = layers_of(converted)
-    for name, (low, high) in zip(products(net), ranges):
-        layer, largest = layers[name], float(net.get_submodule(name).weight.detach().abs().max())
-        m, codes = layer.weight_quant.largest, layer.act_quant.levels
-        layer.weight_quant.scale = torch.full_like(layer.weight_quant.scale, largest / m)
-        lo, hi = (-(codes // 2), codes // 2) if low < 0 else (0, codes)
-        layer.act_quant.load_state_dict({"scale": torch.tensor(high / hi), "lo": torch.tensor(lo), "hi": torch.tensor(hi)})
-        layer.set_spec(layer.spec)
-    return converted
+    codes, m = 2**BITS - 1, 2 ** (BITS - 1) - 1
+    weights = {name: float(net.get_submodule(name).weight.detach().abs().max()) / m for name in products(net)}
+    inputs = {name: (high / m, -m, m) if low < 0 else (high / codes, 0, codes) for name, (low, high) in zip(products(net), ranges)}
+    return convert(net, SETTINGS[0].spec, images, specs={products(net)[0]: first(SETTINGS[0].spec)}, first_last_bits=None,
+                   weight_scale=weights, input_scales=inputs, inputs="ternary", correct="none")
+
+
+def first(spec: CrossbarSpec) -> CrossbarSpec:
+    """The hardware of the first layer, whose inputs have signs, so that a word line counts twice."""
+    return replace(spec, rows=ROWS // 2)
 
 
 def layers_of(net: nn.Module) -> dict[str, quant.ConvertedLayer]:
@@ -112,13 +110,16 @@ def place(net: nn.Module, setting: Setting, images: Tensor) -> None:
     """Bring the network of this project to a setting, with the chip of seed `own`, or 0, where cells scatter."""
     quant.program(net, None)
     for number, layer in enumerate(layers_of(net).values()):
-        layer.set_spec(setting.spec if number else replace(setting.spec, rows=ROWS // 2))
+        layer.set_spec(setting.spec if number else first(setting.spec))
     if setting.adc_bits is not None:
         quant.calibrate(net, images, "percentile", correct=None)  # least squares take minutes where a read has 10^5 values
-        for layer in layers_of(net).values():  # CrossSim counts codes from the lower limit: halves go to the same code where q_min is even
-            layer.set_ranges([(delta, q_min + q_min % 2) for delta, q_min in zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist())])
+        # Where a read lies half-way between two codes: CrossSim counts from the lower limit, so that both go to the same code where q_min
+        # is even. Cells that scatter have a grid, and float32 goes either way: a step off the grid has no read there.
+        odd = 1.001 if setting.error else 1.0
+        for layer in layers_of(net).values():
+            layer.set_ranges([(delta * odd, q_min + q_min % 2) for delta, q_min in zip(layer.adc_delta.tolist(), layer.adc_q_min.tolist())])
     if setting.error:
-        device = Device("cells", "benchmarks/beside_crosssim.py", 0.0, G_MAX, sigma_us=setting.error * G_MAX)
+        device = Device("cells", "benchmarks/beside_crosssim.py", G_MAX / ON_OFF, G_MAX, sigma_us=setting.error * G_MAX)
         quant.program(net, device, setting.own or 0)
 
 
@@ -128,19 +129,19 @@ def theirs(net: nn.Module, ranges: np.ndarray, setting: Setting, own: nn.Module)
     from simulator.algorithms.dnn.torch.convert import analog_modules, from_torch
 
     layers, params = layers_of(own), []
-    largest = 2**setting.cell_bits - 1  # CrossSim's cells and reads have 1 for this
+    level = (1 - 1 / ON_OFF) / (2**setting.cell_bits - 1)  # in cells and reads of CrossSim, where G_max is 1
     for name, limits in zip(products(net), ranges):
         one = dnn_inference_params(
             ideal=False, core_style="BALANCED", Nslices=7 // setting.cell_bits, weight_bits=BITS, digital_bias=True, NrowsMax=2 * ROWS,
-            infinite_on_off_ratio=True, input_bits=BITS, input_bitslicing=True, adc_per_ibit=True, input_range=limits.copy(), adc_bits=0,
-            positiveInputsOnly=bool(limits[0] >= 0), drift_model="none", alpha_error=setting.error,
-            error_model="none" if setting.own is None else "generic")
+            Rmin=1e6 / G_MAX, Rmax=1e6 * ON_OFF / G_MAX, infinite_on_off_ratio=False, input_bits=BITS, input_bitslicing=True,
+            positiveInputsOnly=bool(limits[0] >= 0), input_range=limits.copy(), adc_bits=0, adc_per_ibit=True, drift_model="none",
+            error_model="none" if setting.own is None else "generic", alpha_error=setting.error)
         if setting.adc_bits is not None:
             layer = layers[name]
             one.xbar.adc.mvm.model = "QuantizerADC"  # which puts other parameters in the place of those there were
             adc = one.xbar.adc.mvm
             ends = torch.stack([layer.adc_q_min, layer.adc_q_min + 2**setting.adc_bits - 1], 1) * layer.adc_delta[:, None]
-            ends = (ends / largest).numpy()
+            ends = (ends * level).numpy()
             adc.bits, adc.signed, adc.adc_range_option = setting.adc_bits, True, "CALIBRATED"
             adc.calibrated_range = ends if len(ends) > 1 else ends[0]
         params.append(one)
@@ -149,16 +150,16 @@ def theirs(net: nn.Module, ranges: np.ndarray, setting: Setting, own: nn.Module)
     made = from_torch(net, params)
     if setting.error and setting.own is None:
         for name, module in zip(products(net), analog_modules(made)):
-            give_cells(module, layers[name], largest)
+            give_cells(module, layers[name], level)
     return made.eval()
 
 
-def give_cells(module: nn.Module, layer: quant.ConvertedLayer, largest: int) -> None:
+def give_cells(module: nn.Module, layer: quant.ConvertedLayer, level: float) -> None:
     """Put the cells of a layer of this project into CrossSim's, which computes with the difference of the two cells of a pair."""
     cells = layer.cells()
     out, taps = layer.w_shape[0], layer.w_shape[2] * layer.w_shape[3]
     values = cells.values[:, 0].reshape(len(cells.values), taps, -1, out).permute(0, 3, 2, 1)  # there rows are (channel, tap)
-    values = (values.reshape(len(values), out, -1).double() * cells.unit / largest).numpy().astype(np.float32)
+    values = (values.reshape(len(values), out, -1).double() * cells.unit * level).numpy().astype(np.float32)
     core = getattr(module.core, "core", module.core).cores[0][0]
     core.W_balanced = list(values) if len(values) > 1 else values[0]
 
