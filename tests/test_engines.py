@@ -18,7 +18,7 @@ from strategies import Case, cases
 
 import models.quant.engines as engines
 from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, mapping, set_engine
-from models.quant.engines.cpu import converter, histogram, integer
+from models.quant.engines.cpu import converter, histogram, integer, products
 from models.quant.spec import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -885,7 +885,7 @@ def test_integer_convolution_without_products_of_bytes(instructions, fresh):
                 convolution = IntegerConvolution(layer.mapped(), factor, offset)
                 wanted, codes = 64 * size**2 * 255 * (2**bits - 1), torch.full((2, 8, 8, 64), 255, dtype=torch.uint8)
                 assert (convolution(codes) == wanted).all(), (bits, factor)
-                print(bits, convolution.serves(codes))
+                print(bits, not any("float" in way for way in convolution.product.ways(codes)))
     """
     done = fresh(code, ONEDNN_MAX_CPU_ISA=instructions)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -897,23 +897,24 @@ def test_integer_convolution_without_products_of_bytes(instructions, fresh):
 
 @pytest.mark.parametrize("library", ["as it is", "missing", "other", "wrong"])
 @pytest.mark.parametrize("geometry", [
-    {}, {"padding": (1, 0, 2, 1)}, {"stride": (2, 1), "dilation": (1, 2)}, {"groups": 5}, {"stride": (1, 4)}])
+    {}, {"padding": (1, 0, 2, 1)}, {"stride": (2, 1), "dilation": (1, 2)}, {"groups": 5}, {"stride": (1, 4)},
+    {"kernel": (1, 1)}, {"kernel": (1, 1), "stride": (2, 1)}])
 def test_integer_convolution_whatever_the_library_does(monkeypatch, library, geometry):
     """An operator that is not there, or wrong, changes nothing. Stride 4 leaves one column, where oneDNN 3.12 is wrong."""
-    class Wrong(integer._LibraryConvolution):
-        def __call__(self, x):
-            return super().__call__(x) + 1
+    right = {way: way.__call__ for way in (products._Matrix, products._Convolution)}
 
-    class Other(integer._LibraryConvolution):
-        def __call__(self, x):
-            raise TypeError("other arguments")
+    def wrong(self, x):
+        return right[type(self)](self, x) + 1
+
+    def other(self, x):
+        raise TypeError("other arguments")
 
     def missing(*args):
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(integer, "_library_is_exact", {})
-    if library != "as it is":
-        monkeypatch.setattr(integer, "_LibraryConvolution", {"missing": missing, "other": Other, "wrong": Wrong}[library])
+    monkeypatch.setattr(products, "_fastest", {})
+    for way in right if library != "as it is" else ():
+        monkeypatch.setattr(way, *{"missing": ("__init__", missing), "other": ("__call__", other), "wrong": ("__call__", wrong)}[library])
     case = layer_case(CrossbarSpec(4, 4, 1, 6, adc_range="ideal"), out=35, **geometry)
     convolution = integer.IntegerConvolution(case.layer())
     wanted = oracle.integer_convolution(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice)
@@ -924,7 +925,7 @@ def test_integer_convolution_whatever_the_library_does(monkeypatch, library, geo
         assert_same(found.numpy(), wanted)
     assert convolution(case.input()[:0]).shape == (0, *found.shape[1:])
     if library != "as it is":
-        assert not convolution.serves(case.input())
+        assert all(name.startswith("float") for name in convolution.product.ways(case.input()))
 
 
 @pytest.mark.parametrize("reference, whole", [("analog", False), ("analog", True), ("digital", False)])
@@ -1042,13 +1043,14 @@ def test_scaled_sums_of_a_plan(engine, delta, values):
 @pytest.mark.parametrize("exact", [2**16, 2**24])
 def test_integer_convolution_in_parts(monkeypatch, w_bits, groups, channels, factor, offset, exact):
     """Weights that are no bytes, and sums so large that the channels are cut into parts; 2^16 stands for a large layer."""
-    monkeypatch.setattr(integer, "EXACT", exact)
+    for module in (integer, products):
+        monkeypatch.setattr(module, "EXACT", exact)
     case = layer_case(CrossbarSpec(w_bits, 8), channels, out=24, images=3, padding=(1, 0, 2, 1), stride=(2, 1), dilation=(1, 2),
                       groups=groups)
     case.w_codes[0, :], case.a_codes[0] = 2**w_bits - 1, 255
     convolution = integer.IntegerConvolution(case.layer(), factor, offset)
     found = convolution(case.input())
-    assert exact == 2**24 or w_bits == 4 or channels == groups or len(convolution.library.shapes) > 1
+    assert exact == 2**24 or w_bits == 4 or channels == groups or len(convolution.product.parts) > 1
     whole = oracle.integer_convolution(case.a_codes, case.w_codes, case.spec, case.geometry, [0] * 9)  # sum A 2 W
     ones = oracle.integer_convolution(case.a_codes, np.ones_like(case.w_codes), case.spec, case.geometry, [0] * 9) // 2
     assert_same(found.numpy(), factor * whole // 2 - (case.layer().zero_twice if offset is None else offset) * ones)
@@ -1061,4 +1063,4 @@ def test_integer_convolution_of_one_bit_where_the_library_is_wrong(width):
     for reference in (None, 127):
         case.zero_code = reference
         check(engines.load("numba"), case)
-        assert width == 7 or not integer.IntegerConvolution(case.layer()).serves(case.input())
+        assert width == 7 or integer.IntegerConvolution(case.layer()).product.ways(case.input()) == ["float64 convolution"]
