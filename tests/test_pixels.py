@@ -145,7 +145,7 @@ def test_converters_that_only_clip(case, bits, lowest, images):
         patch.setattr(loud, "MOST_CLIPPED", 2.0)
         patch.setattr(loud, "TOGETHER", 40)  # several work items
         prepared = engine._Prepared(case.layer())
-        assume(prepared.clips_alone(case.input()))
+        assume(prepared.apart(case.input()) is prepared.loud)
         found = prepared.simulate(case.input())
     assert found.dtype == torch.int32 and (found.numpy() == wanted(case)).all()
 
@@ -156,5 +156,5 @@ def test_converters_that_only_clip_reads_at_the_ends_of_bytes(monkeypatch, chann
     monkeypatch.setattr(loud, "MOST_CLIPPED", 2.0)
     case = extreme_case(CrossbarSpec(2, 1, 1, 4, 64), channels, 1.0, -8, zero_code=1)
     prepared = engine._Prepared(case.layer())
-    assert prepared.clips_alone(case.input()) == (channels == 63)
+    assert prepared.apart(case.input()) is prepared.loud == (channels == 63)
     assert (prepared.simulate(case.input()).numpy() == wanted(case)).all()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .cells import Cells
@@ -134,6 +135,16 @@ class MappedLayer:
     def w_rows(self) -> Tensor:
         """Weight codes as `[groups, rows, out / groups]`, rows in (tap, channel) order."""
         return w_rows(self.w_codes, self.geometry.groups)
+
+    @property
+    def row_weights(self) -> Tensor:
+        """What a row that is on adds to u, times its digit: int32 `[slices, groups, rows, out / groups]`."""
+        spec, analog = self.spec, self.spec.reference == "analog"
+        if self.cells is not None:
+            return self.cells.weights(analog)
+        w_rows, scale = self.w_rows.int(), round(1 / spec.unit)
+        return torch.stack([scale * ((w_rows >> (spec.cell_bits * k)) & (2**bits - 1)) - (reference if analog else 0)
+                            for k, (bits, reference) in enumerate(zip(spec.slice_bits, self.reference_twice))])
 
     @property
     def cell_weights(self) -> Tensor:

@@ -22,6 +22,7 @@ from .cells_kernel import STATIC_BROAD
 from .cells_narrow import NOT_NARROW, Narrow, narrow_forms
 from .cells_plan import besides, fits, padded_columns, plan, step_of_slice, weights_of
 from .cells_reads import NARROW, PLAIN, SHORT
+from .dense import Dense
 from .histogram import room_for
 from .simd import set_threads
 
@@ -74,9 +75,13 @@ class Prepared:
     def _side_by_side(self):
         return pixels.SideBySide(self.layer)
 
-    def clips_alone(self, a_codes: torch.Tensor) -> bool:
-        """Its converters do more than clip."""
-        return False
+    @functools.cached_property
+    def _dense(self):
+        return Dense(self.layer, self)
+
+    def apart(self, a_codes: torch.Tensor) -> Dense | None:
+        """See `engine._Prepared.apart`."""
+        return self._dense if self._dense.serves(a_codes) else None
 
     @property
     def sums_alone(self) -> bool:
@@ -94,10 +99,16 @@ class Prepared:
 
     def simulate(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
         """Accumulators, or what `scaling` makes of them; see `engine._Prepared.simulate`."""
-        layer = self.layer
         if self.sums_alone:
             return self.sums(a_codes)[None]
         set_threads()
+        if not scaling and (way := self.apart(a_codes)):
+            return way.simulate(a_codes)
+        return self.by_reads(a_codes, **scaling)
+
+    def by_reads(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
+        """See `engine._Prepared.by_reads`."""
+        layer = self.layer
         if self._side_by_side.serves(a_codes):
             return self._side_by_side.simulate(a_codes, torch.int32 if scaling else self.dtype, **scaling)
         dynamic = layer.spec.adc_range == "dynamic"

@@ -113,7 +113,7 @@ def _needs_squares(layer):
 
 def weights_of(layer: MappedLayer) -> list[np.ndarray]:
     """What a row adds to each of the sums of a read, `Shape.sums`: int32 `[slices, groups, rows, out / groups]`."""
-    weights = [layer.cells.weights(layer.spec.reference == "analog")]
+    weights = [layer.row_weights]
     if layer.readout is not None and layer.readout.needs_both:
         weights.append(layer.readout.both)
     return [part.cpu().numpy() for part in weights]

@@ -30,6 +30,7 @@ from ..reach import too_far
 from . import cells, elementwise, grouped, kernel, loud, pixels
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .converter import dynamic_adc, fits, no_adc, static_adc
+from .dense import Dense
 from .integer import IntegerConvolution
 from .layout import plan
 from .output import ToCodes
@@ -62,8 +63,8 @@ def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], s
         return elementwise.scaled_steps(prepared.convolution.sums(a_codes)[None], values, scale, offset, to_codes)
     if isinstance(prepared, grouped.Prepared):
         return prepared.scaled(a_codes, values, scale, offset, to_codes)
-    if prepared.clips_alone(a_codes):
-        return elementwise.scaled_steps(prepared.loud.simulate(a_codes), values, scale, offset, to_codes)
+    if way := prepared.apart(a_codes):
+        return elementwise.scaled_steps(way.simulate(a_codes), values, scale, offset, to_codes)
     scaling = {"values": np.array(values), "scale": scale.numpy(), "offset": offset.numpy()}
     if to_codes is None:
         return prepared.simulate(a_codes, **scaling).view(torch.float32)[0]
@@ -111,9 +112,13 @@ class _Prepared:
     def loud(self):
         return loud.Loud(self.layer, *self.static)
 
-    def clips_alone(self, a_codes):
-        """Whether the accumulators are made without regard to how they are scaled: by `loud`."""
-        return self.loud.serves(a_codes)
+    @functools.cached_property
+    def dense(self):
+        return Dense(self.layer, self)
+
+    def apart(self, a_codes):
+        """What makes the accumulators without regard to how they are scaled, where that is the way for such an input; else None."""
+        return self.loud if self.loud.serves(a_codes) else self.dense if self.dense.serves(a_codes) else None
 
     @functools.cached_property
     def on_grid(self):
@@ -127,18 +132,22 @@ class _Prepared:
     def simulate(self, a_codes, **scaling):
         """Accumulators; with `scaling` (values, scale, offset) `[1, ...]`, the bits of what `engines.scaled` returns; with
         `next_codes` `[0, ...]`, as results are written there."""
-        layer = self.layer
         if self.sums_alone:
             return self.convolution(a_codes)[None]
         set_threads()  # before anything is sized by their number
-        if not scaling and self.clips_alone(a_codes):  # `scaled` has asked before
-            return self.loud.simulate(a_codes)
+        if not scaling and (way := self.apart(a_codes)):  # `scaled` has asked before
+            return way.simulate(a_codes)
+        return self.by_reads(a_codes, **scaling)
+
+    def by_reads(self, a_codes, **scaling):
+        """`simulate` where reads are made one by one and their codes are scaled where they are added up."""
+        layer = self.layer
         if self.side_by_side.serves(a_codes):
             return self.side_by_side.simulate(a_codes, torch.int32 if scaling else accumulator_dtype(layer), **scaling)
         reads = self.reads
         adc = reads.adc(a_codes)
         if adc is None:
-            return self.on_grid.simulate(a_codes, **scaling)
+            return self.on_grid.by_reads(a_codes, **scaling)
         if adc.relative > 0:
             out = reads.convolution.sums(a_codes)[None]
         else:

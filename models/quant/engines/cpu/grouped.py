@@ -36,18 +36,8 @@ def serves(layer: MappedLayer) -> bool:
     return groups >= MANY and len(layer.w_codes) <= FEW * groups and layer.readout is None and _largest_cell(layer) < 2**15
 
 
-def _cells(layer):
-    """What a row that is on adds to u, int32 `[slice, group, row, output]`."""
-    spec = layer.spec
-    if layer.cells is not None:
-        return layer.cells.weights(spec.reference == "analog").cpu().int()
-    w_rows, scale = layer.w_rows.cpu().int(), round(1 / spec.unit)
-    return torch.stack([scale * ((w_rows >> (spec.cell_bits * k)) & (2**bits - 1)) - (reference if spec.reference == "analog" else 0)
-                        for k, (bits, reference) in enumerate(zip(spec.slice_bits, layer.reference_twice))])
-
-
 def _largest_cell(layer):
-    return int(_cells(layer).abs().max())
+    return int(layer.row_weights.abs().max())
 
 
 class Prepared:
@@ -68,7 +58,7 @@ class Prepared:
     def _plan(self) -> Plan:
         """What of `grouped_kernel.Plan` and `Shape` does not depend on the input."""
         layer, spec = self.layer, self.layer.spec
-        cells = F.pad(_cells(layer).permute(1, 3, 0, 2), (0, 0, 0, 0, 0, 0, 0, -layer.geometry.groups % WIDE))
+        cells = F.pad(layer.row_weights.cpu().permute(1, 3, 0, 2), (0, 0, 0, 0, 0, 0, 0, -layer.geometry.groups % WIDE))
         cells = cells.unflatten(0, (-1, WIDE)).permute(0, 2, 3, 4, 1).to(torch.int16).contiguous().numpy()
         step_of_slice = np.zeros(len(spec.slice_bits), np.int64)
         for step, (_, ks) in enumerate(layer.delta_groups if spec.adc_range in ("calibrated", "full") else ()):

@@ -24,7 +24,7 @@ from .inner import inlined, inner
 from .picks import (BYTE_ROWS, PIXELS, TABLE, added_bytes, any_byte, full_i8, larger_bytes, less_bytes, load_bytes, load_table,
                     picked_bytes, smaller_bytes, store_bytes)
 from .pixels import MOST_ROWS
-from .pixels_plan import row_weights, sets_of, tables_of
+from .pixels_plan import sets_of, tables_of
 from .simd import has_byte_tables, set_threads, uint8_at
 from .wide import WIDE, bit_of_64_bytes
 
@@ -76,7 +76,7 @@ class Loud:
 
     @functools.cached_property
     def _weights(self):
-        return row_weights(self.layer).astype(np.float64)
+        return self.layer.row_weights.cpu().numpy().astype(np.float64)
 
     @functools.cached_property
     def _moments(self):

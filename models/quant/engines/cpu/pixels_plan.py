@@ -77,16 +77,6 @@ def sets_of(layer: MappedLayer, most: int) -> Sets:
     return Sets(rows, interval, taps, start, list(intervals))
 
 
-def row_weights(layer: MappedLayer) -> np.ndarray:
-    """What a row that is on adds to u, int32 `[slices, groups, rows, out / groups]`."""
-    spec, analog = layer.spec, layer.spec.reference == "analog"
-    if layer.cells is not None:
-        return layer.cells.weights(analog).cpu().numpy()
-    w_rows, scale = layer.w_rows.cpu().numpy().astype(np.int32), round(1 / spec.unit)
-    return np.stack([scale * ((w_rows >> (spec.cell_bits * k)) & (2**bits - 1)) - (reference if analog else 0)
-                     for k, (bits, reference) in enumerate(zip(spec.slice_bits, layer.reference_twice))])
-
-
 # codes, ends: of `Plan`; clip, small, together: of `Shape`; largest: |code| of `[digit, slice]`
 Narrow = namedtuple("Narrow", "codes ends clip small together")
 
@@ -136,7 +126,8 @@ def plan(layer: MappedLayer) -> tuple[Shape, Plan] | None:
         stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=tables.clip, small=tables.small,
         together=tables.together)
     return shape, Plan(
-        tables=tables_of(row_weights(layer), sets, most, np.int8 if narrow else np.int16), set_start=np.array(sets.start, np.int64),
+        tables=tables_of(layer.row_weights.cpu().numpy(), sets, most, np.int8 if narrow else np.int16),
+        set_start=np.array(sets.start, np.int64),
         first=intervals[:, 0].copy(), size=intervals[:, 1] - intervals[:, 0], plane=np.array(sets.interval, np.int64), down=down.copy(),
         right=right.copy(), digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, codes=tables.codes,
         ends=tables.ends, forms=forms.singles[0], factors=factors.ravel(), worth=1 << spec.cell_bits * slices)

@@ -11,18 +11,18 @@ one way as by another on one kind of processor, and the other way round on the n
 
 from __future__ import annotations
 
-import time
+import functools
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...spec import Geometry
+from .choice import fastest
 
 EXACT = 2**24  # float32 holds every integer below
 SAFE = 64  # up to there two products of weights and codes of 8 bits fit in 16 bits, in which some processors add them
 FEW = 8  # outputs of a group: with fewer, float32 may be as fast as bytes
-TRIALS = 3  # timed calls of each exact way; the fastest counts
 
 
 class _Matrix:
@@ -97,7 +97,6 @@ def padding(geometry: Geometry) -> tuple[tuple[int, ...] | None, list[int]]:
 
 
 NO_OPERATOR = AttributeError, RuntimeError, TypeError
-_fastest = {}  # way, for each shape of layer and input, and number of threads: the library chooses its code by them
 
 
 def _ways(weight_shape, geometry):
@@ -108,12 +107,14 @@ def _ways(weight_shape, geometry):
     return (_Matrix, _Convolution) if pixel else (_Convolution,)
 
 
-def _choose(shape, weight_shape, geometry, largest_code, saturates):
-    """The fastest way for codes and weights of these shapes whose sums are exact, codes up to `largest_code` and weights beyond SAFE or
-    not; tried on numbers half of which are the largest.
+@functools.cache
+def _choose(*key):
+    """The fastest way whose sums are exact, for shapes of codes and weights and so many threads, by which the library chooses its code;
+    codes up to `largest_code`, weights beyond SAFE or not. Tried on numbers half of which are the largest.
 
     Where a processor has no products of bytes that add up in 32 bits, oneDNN adds two of them in 16, which saturate.
     """
+    shape, weight_shape, geometry, largest_code, saturates, _ = key
     numbers = torch.Generator().manual_seed(0)  # not those of a training run
     low, high = (-128, 127) if saturates else (-SAFE, SAFE)
     a_codes = torch.randint(0, largest_code + 1, shape, generator=numbers)
@@ -131,17 +132,9 @@ def _choose(shape, weight_shape, geometry, largest_code, saturates):
                 exact[way] = run
         except NO_OPERATOR:
             continue
-    if len(exact) < 2:
-        return next(iter(exact), _Floats)
-    return min(exact, key=lambda way: _seconds(exact[way], a_codes))
-
-
-def _seconds(run, x):
-    def once():
-        started = time.perf_counter()
-        run(x)
-        return time.perf_counter() - started
-    return min(once() for _ in range(TRIALS))
+    if not exact:
+        return _Floats
+    return next(way for way in exact if way.name == fastest(key, {way.name: lambda run=run: run(a_codes) for way, run in exact.items()}))
 
 
 class _Part:
@@ -165,10 +158,7 @@ class _Part:
             # oneDNN 3.12 is wrong, in float32 too: outputs one pixel wide with a horizontal stride above 1. It reads memory there that
             # it has not written, so that a trial may not find it out.
             return _Doubles
-        key = shape, kernel, self.geometry, torch.get_num_threads(), self.largest_code, self._saturates
-        if key not in _fastest:
-            _fastest[key] = _choose(shape, kernel, self.geometry, self.largest_code, self._saturates)
-        return _fastest[key]
+        return _choose(shape, kernel, self.geometry, self.largest_code, self._saturates, torch.get_num_threads())
 
 
 def largest_sum(weight: Tensor, largest_code: int) -> int:

@@ -1,0 +1,158 @@
+"""Reads as dense products: the way of layers whose digits or cells have several bits, as analog inputs have, or whose reads are few.
+
+All reads of array t and digit z are one exact product of bytes (`products`), the columns of all slices side by side:
+
+    u[pixel, slice, out] = sum over the rows of the array of a_z (what a row adds to u)
+
+The kernel of array t is the smallest that has all of its rows, zeros in place of those of other arrays. Each u is converted by the ADC's
+formula itself, in float64, and its code is added to the layer's accumulators. Cells of more than one byte, as on a grid, are two columns
+of bytes, `u = 256 u_high + u_low`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...mapping import MappedLayer
+from ...spec import Geometry
+from .. import accumulator_dtype
+from .cache import SOURCES
+from .cells_plan import step_of_slice
+from .choice import fastest
+from .products import Product
+from .simd import set_threads
+
+FEWEST = 2**14  # outputs: of fewer, no way takes long
+SAMPLE = 4  # images on which the ways are tried
+TOGETHER = 2**22  # reads that are held at a time, about
+MOST = 16  # products of bytes in place of one: of more, reads by active rows or by look-up are faster, whatever the layer
+CHUNK = 2**13  # reads of one work item
+UNIT, DELTA, LOWEST, HIGHEST, FACTOR = range(5)  # of a converter: q = clip(rint(u UNIT / DELTA), LOWEST, HIGHEST) FACTOR
+
+
+class Dense:
+    """One layer, as it is run where `serves`; parts are made when first needed.
+
+    Args: other, with `by_reads`, the way that it may take the place of.
+    """
+
+    def __init__(self, layer: MappedLayer, other: Any) -> None:
+        self.layer, self._other = layer, other
+
+    def serves(self, a_codes: Tensor) -> bool:
+        """Whether this is the faster way for such an input, or can be gone at all."""
+        size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
+        if len(a_codes) * math.prod(size) * len(self.layer.w_codes) < FEWEST or not self.fits:
+            return False
+        layer, sample = self.layer, a_codes[:SAMPLE]
+        dtype = accumulator_dtype(layer)
+        key = ("dense", layer.spec, layer.geometry, layer.w_codes.shape, layer.cells is None, dtype, sample.shape, torch.get_num_threads())
+        return fastest(key, {"dense": lambda: self.simulate(sample), "by reads": lambda: self._other.by_reads(sample)}) == "dense"
+
+    @functools.cached_property
+    def fits(self) -> bool:
+        """Whether two bytes hold what each row adds to u, reads are nothing but their cells', and products are not too many."""
+        layer, spec = self.layer, self.layer.spec
+        if spec.adc_range not in ("calibrated", "full") or layer.readout is not None or layer.geometry.groups > 1:
+            return False
+        return self._weights is not None and len(self._weights) * len(spec.digit_bits) <= MOST
+
+    @functools.cached_property
+    def _unit(self):
+        """The largest number that divides what every row adds to u: cells of a grid may hold whole levels."""
+        return max(1, int(np.gcd.reduce(np.abs(self.layer.row_weights.cpu().numpy()), axis=None)))
+
+    @functools.cached_property
+    def _weights(self):
+        """What each row adds to `u / _unit`, as one byte or as two, of 256 and of 1: int8 `[slices bytes, rows, out]`; None where two do
+        not hold it."""
+        weights = self.layer.row_weights[:, 0].cpu() // self._unit
+        if int(weights.abs().max()) < 128:
+            return weights.to(torch.int8)
+        low = (weights + 128) % 256 - 128
+        high = (weights - low) // 256
+        return torch.stack([high, low], 1).flatten(0, 1).to(torch.int8) if int(high.abs().max()) < 128 else None
+
+    @functools.cached_property
+    def _arrays(self):
+        """Of each array: (`Product`, the first row and column of its kernel in the layer's, its channels)."""
+        layer, (height, width), channels = self.layer, self.layer.kernel, self.layer.group_channels
+        geometry, drive = Geometry(layer.geometry.stride, (0,) * 4, layer.geometry.dilation), 2 ** max(layer.spec.digit_bits) - 1
+        found = []
+        for start, stop in layer.arrays:
+            part = torch.zeros_like(self._weights)
+            part[:, start:stop] = self._weights[:, start:stop]
+            kernel = part.view(len(part), height, width, channels, -1).permute(0, 4, 3, 1, 2).flatten(0, 1)
+            (top, left), (bottom, right) = divmod(start // channels, width), divmod((stop - 1) // channels, width)
+            left, right = (left, right) if top == bottom else (0, width - 1)
+            of = slice(start % channels, (stop - 1) % channels + 1) if (top, left) == (bottom, right) else slice(0, channels)
+            kernel = kernel[:, of, top:bottom + 1, left:right + 1].contiguous()
+            found.append((Product(kernel, geometry, drive, torch.int32), top, left, of))
+        return found
+
+    @functools.cached_property
+    def _converters(self):
+        """`UNIT..FACTOR` of each digit and slice, float64."""
+        layer, spec = self.layer, self.layer.spec
+        table = np.zeros((len(spec.digit_bits), len(spec.slice_bits), 5))
+        for z, k in np.ndindex(*table.shape[:2]):
+            delta, q_min, bits = layer.converter(z, k)
+            factor = layer.multiplier(z, k) << (spec.dac_bits * z + spec.cell_bits * k) if bits else 0
+            table[z, k] = self._unit * layer.unit, delta, q_min, q_min + 2**bits - 1, factor
+        return table
+
+    def simulate(self, a_codes: Tensor) -> Tensor:
+        """The layer's accumulators, integers `[G, N, H', W', out]`; see `engines`."""
+        set_threads()
+        layer, steps = self.layer, step_of_slice(self.layer)
+        size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
+        out = torch.zeros(int(steps.max()) + 1, len(a_codes), *size, len(layer.w_codes), dtype=accumulator_dtype(layer))
+        images = max(1, TOGETHER // (math.prod(size) * len(self._weights) * len(layer.w_codes)))
+        top, bottom, left, right = layer.geometry.padding
+        for first in range(0, len(a_codes), images):
+            codes = a_codes[first:first + images]
+            self._add(F.pad(codes, (0, 0, left, right, top, bottom)) if any(layer.geometry.padding) else codes, size, steps,
+                      out[:, first:first + images])
+        return out
+
+    def _add(self, codes, size, steps, out):
+        """Add the codes of all reads of some images, `[N, H, W, in]` with their padding, to `out`."""
+        spec, (down, right), (dy, dx) = self.layer.spec, self.layer.geometry.stride, self.layer.geometry.dilation
+        target = out.view(len(out), -1, out.shape[4]).numpy()
+        for z, bits in enumerate(spec.digit_bits):
+            digits = (codes >> spec.dac_bits * z) & (2**bits - 1) if len(spec.digit_bits) > 1 else codes
+            for product, top, left, channels in self._arrays:
+                kernel = product.parts[0].weight.shape[2:]
+                height, width = down * (size[0] - 1) + dy * (kernel[0] - 1) + 1, right * (size[1] - 1) + dx * (kernel[1] - 1) + 1
+                u = product(digits[:, dy * top:dy * top + height, dx * left:dx * left + width, channels].contiguous())
+                u = u.view(target.shape[1], len(spec.slice_bits), -1, target.shape[2])
+                _convert(u.numpy(), self._converters[z], steps, target)
+
+
+@njit(cache=True, parallel=True)
+def _convert(u, converters, steps, out, sources=SOURCES):
+    """Add the codes of u `[pixel, slice, byte, out]` to out `[step, pixel, out]`."""
+    pixels, slices, parts, columns = u.shape
+    together = max(1, CHUNK // (slices * columns))
+    for chunk in prange((pixels + together - 1) // together):
+        for pixel in range(chunk * together, min(pixels, (chunk + 1) * together)):
+            for k in range(slices):
+                unit, delta, lowest, highest, factor = converters[k]
+                target, low = out[steps[k], pixel], u[pixel, k, parts - 1]
+                if parts == 2:
+                    high = u[pixel, k, 0]
+                    for c in range(columns):
+                        q = np.rint((np.float64(256) * high[c] + low[c]) * unit / delta)
+                        target[c] += np.int64(min(max(q, lowest), highest) * factor)
+                else:
+                    for c in range(columns):
+                        q = np.rint(low[c] * unit / delta)
+                        target[c] += np.int64(min(max(q, lowest), highest) * factor)
