@@ -1,112 +1,169 @@
-"""Time of every layer of ResNet-18 and EfficientNet-Lite0 at 224x224 with 8-bit weights and activations, layer by layer, beside plain
-float32 convolutions of the same shapes: without an ADC, with an 8-bit ADC and with one that loses much, and of its calibration.
+"""Time of single layers on crossbars, each as a ratio to plain float32 of the same layer in the same run: a grid of shapes, cells, ADCs
+and chips, so that a layer or a setting that falls far behind on some processor is seen.
 
-    python benchmarks/bench_layers.py
+    python benchmarks/bench_layers.py                    # all of it: half an hour on two cores
+    python benchmarks/bench_layers.py --only linear      # layers whose name has this in it
+    python benchmarks/bench_layers.py --tables           # what was measured on all processors, side by side
 
-Writes benchmarks/results/layers.md and layers.json. Weights and inputs are random (60 % of the activations are not zero). Shapes:
-He et al., arXiv 1512.03385, table 1; Tan and Le, arXiv 1905.11946, table 1, in the "lite" form, without squeeze and excitation.
+Writes benchmarks/results/layers_<processor>.md and .json. Weights are random, inputs as behind a ReLU: 60 % of them are not zero. What
+calibrates is the same input, of 4 images.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import sys
-import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
-from common import markdown_table, median_seconds, write_results
+from common import RESULTS, markdown_table, median_seconds, processor, write_results
 
 import torch
 from models import quant
+from models.quant import CrossbarSpec, Device
+from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
+
+WORST = 20  # that are printed
+CALIBRATION = 4  # images, or one of more than so many pixels
+MANY = 400
+MOST_SECONDS = 2.0  # of the repeats of one setting
 
 
 class Shape(NamedTuple):
-    """A convolution of `size` x `size` pixels, padded as its kernel needs."""
+    """A convolution of `size` x `size` pixels, padded as its kernel needs; of 1 x 1 pixels a linear layer."""
 
     channels: int
     out: int
     kernel: int
-    stride: int
-    groups: int
     size: int
+    groups: int = 1
+
+    @property
+    def name(self) -> str:
+        if self.size == 1:
+            return f"linear {self.channels} to {self.out}"
+        kind = "depthwise " if self.groups > 1 else f"{self.channels} to " if self.channels != self.out else ""
+        return f"{kind}{self.out}, {self.kernel} x {self.kernel}, at {self.size} x {self.size}"
 
 
-def resnet18() -> list[Shape]:
-    """The layers of ResNet-18 in their order, shortcuts and the last linear layer too."""
-    shapes, channels, size = [Shape(3, 64, 7, 2, 1, 224)], 64, 56
-    for out, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        shapes += [Shape(channels, out, 3, stride, 1, size)] + [Shape(out, out, 3, 1, 1, size // stride)] * 3
-        if stride > 1:
-            shapes.append(Shape(channels, out, 1, stride, 1, size))
-        channels, size = out, size // stride
-    return [*shapes, Shape(512, 1000, 1, 1, 1, 1)]
+SHAPES = [
+    *(Shape(channels, channels, 3, size) for channels, size in (
+        (16, 56), (16, 32), (32, 16), (64, 56), (64, 28), (64, 8), (128, 28), (128, 16), (256, 14), (256, 8), (512, 7), (512, 4))),
+    *(Shape(channels, out, 1, size) for channels, out, size in ((16, 96, 56), (64, 256, 56), (256, 64, 56), (96, 576, 14), (576, 96, 14),
+                                                                (384, 1536, 14), (1536, 384, 14), (512, 2048, 7))),
+    *(Shape(channels, channels, kernel, size, channels) for channels, kernel, size in ((96, 3, 56), (240, 5, 28), (576, 3, 14))),
+    *(Shape(channels, out, 1, 1) for channels, out in ((64, 10), (512, 512), (1024, 10), (4096, 1024), (8192, 1024))),
+]
 
 
-def efficientnet_lite0() -> list[Shape]:
-    """The layers of EfficientNet-Lite0 in their order."""
-    shapes, channels, size = [Shape(3, 32, 3, 2, 1, 224)], 32, 112
-    for expand, kernel, stride, out, repeats in ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3),
-                                                 (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1)):
-        for step in [stride] + [1] * (repeats - 1):
-            middle = channels * expand
-            shapes += [Shape(channels, middle, 1, 1, 1, size)] * (expand > 1)
-            shapes.append(Shape(middle, middle, kernel, step, middle, size))
-            size //= step
-            shapes.append(Shape(middle, out, 1, 1, 1, size))
-            channels = out
-    return [*shapes, Shape(channels, 1280, 1, 1, 1, size), Shape(1280, 1000, 1, 1, 1, 1)]
+class Setting(NamedTuple):
+    """How a layer is run: `kind` groups settings in tables."""
+
+    kind: str
+    bits: int
+    options: dict[str, object]
+    chip: dict[str, object] | None = None
+
+    @property
+    def name(self) -> str:
+        adc = f", {self.options['adc_bits']}-bit ADC" if "adc_bits" in self.options else ""
+        cells = f", {self.options['cell_bits']}-bit cells" if "cell_bits" in self.options else ""
+        return f"W{self.bits}A{self.bits}{cells}{adc}" + (f", {self.kind}" if self.kind != "ideal cells" else "")
 
 
-SPEC = quant.CrossbarSpec(w_bits=8, a_bits=8, cell_bits=1)
-SETTINGS = {"no ADC": {"adc_range": "ideal"}, "8-bit ADC": {"adc_bits": 8}, "3-bit ADC": {"adc_bits": 3},
-            "3-bit ADC, im2col": {"adc_bits": 3, "mapping": "im2col"}}
+def settings() -> Iterator[Setting]:
+    """In the order in which they are run: those of the same cells one after the other."""
+    for bits in (4, 8):
+        yield Setting("no ADC", bits, {"adc_range": "ideal"})
+        for cell_bits in (1, 2, 4, 8)[:3 if bits == 4 else 4]:
+            for adc_bits in range(3, 9):
+                yield Setting("ideal cells", bits, {"cell_bits": cell_bits, "adc_bits": adc_bits})
+    for cell_bits in (1, 2, 4):
+        for kind, options in (("chip", {}), ("chip with read noise", {"read_noise": 0.3})):
+            yield Setting(kind, 4, {"cell_bits": cell_bits, "adc_bits": 6}, options)
+    yield Setting("analog inputs", 8, {"cell_bits": 7, "adc_bits": 8, "dac_bits": 8, "rows": 576, "mapping": "im2col", "weights": "pair"})
+    yield Setting("analog inputs", 8, {"cell_bits": 2, "adc_bits": 8, "dac_bits": 4})
 
 
-def layer_times(shape: Shape, images: int, repeats: int) -> dict[str, float]:
-    """ms an image of one layer: plain, with each of `SETTINGS`, and of calibrating it."""
+def layer_ratios(shape: Shape, images: int, repeats: int, progress: tqdm) -> dict[str, tuple[float, float]]:
+    """`{setting: (ratio to plain float32, ms of float32)}` of one layer."""
     torch.manual_seed(0)
-    x = F.relu(torch.randn(images, shape.channels, shape.size, shape.size) + 0.25).contiguous(memory_format=torch.channels_last)
-    layer = quant.Qconv2dDoreFa(shape.channels, shape.out, shape.kernel, shape.stride, shape.kernel // 2, groups=shape.groups,
-                                bias=False, alpha_init=4.0, spec=SPEC).eval()
-    weight = layer.weight.detach().contiguous(memory_format=torch.channels_last)
-    times = {}
+    x = F.relu(torch.randn(images, shape.channels, shape.size, shape.size) + 0.25)
+    if shape.size == 1:
+        x, plain = x.flatten(1), nn.Linear(shape.channels, shape.out)
+    else:
+        x = x.contiguous(memory_format=torch.channels_last)
+        plain = nn.Conv2d(shape.channels, shape.out, shape.kernel, padding=shape.kernel // 2, groups=shape.groups)
+    plain = plain.eval().to(memory_format=torch.channels_last)
+    calibrating = torch.cat([x] * CALIBRATION)[:1 if shape.size**2 > MANY else CALIBRATION]
+    found, cells, network, histograms = {}, None, None, None
+    for setting in settings():
+        progress.set_postfix_str(f"{shape.name}, {images} images, {setting.name}", refresh=False)
+        spec = CrossbarSpec(**{"w_bits": setting.bits, "a_bits": setting.bits, **setting.options})
+        if cells != (cells := (setting.bits, setting.options.get("cell_bits"), setting.chip)) or spec.dac_bits > 1:
+            network = quant.convert(plain, replace(spec, adc_range="ideal"), calibrating, correct="none", first_last_bits=None)
+            quant.set_spec(network, spec)
+            histograms = quant.collect_histograms(network, calibrating) if spec.adc_range == "calibrated" else None
+        quant.set_spec(network, spec)
+        if histograms is not None:
+            quant.calibrate(network, None, histograms=histograms, correct=None)
+        if setting.chip is not None:
+            quant.program(network, Device.preset("techC"), 0, **setting.chip)
+        seconds = median_seconds(functools.partial(network, x), lambda: plain(x), repeats=repeats, most_seconds=MOST_SECONDS)
+        found[setting.name] = seconds[0] / seconds[1], 1e3 * seconds[1]
+        progress.update()
+    return found
 
-    def plain():
-        F.conv2d(x, weight, None, shape.stride, shape.kernel // 2, 1, shape.groups)
 
-    for title, options in SETTINGS.items():
-        layer.set_spec(quant.CrossbarSpec(w_bits=8, a_bits=8, cell_bits=1, **options))
-        if "adc_bits" in options:
-            started = time.perf_counter()
-            quant.calibrate(layer, x)
-            times[f"calibrating, {title}"] = time.perf_counter() - started
-        times[title], times["plain float32"] = median_seconds(lambda: layer(x), plain, repeats=repeats)
-    return {title: 1e3 / images * seconds for title, seconds in times.items()}
+def side_by_side() -> str:
+    """The tables of all processors in `RESULTS` as one: median and worst ratio of each kind of setting."""
+    machines = {file.stem.removeprefix("layers_"): json.loads(file.read_text())["ratios"] for file in sorted(RESULTS.glob("layers_*.json"))}
+    kinds = {setting.name: f"W{setting.bits}A{setting.bits}, {setting.kind}" for setting in settings()}
+    rows = []
+    for kind in dict.fromkeys(kinds.values()):
+        row = [kind]
+        for layers in machines.values():
+            ratios = {(layer, name): ratio for layer, found in layers.items() for name, (ratio, _) in found.items()
+                      if kinds.get(name) == kind}
+            if ratios:
+                layer, name = max(ratios, key=ratios.get)
+                row += [f"{sorted(ratios.values())[len(ratios) // 2]:.2f}", f"{ratios[layer, name]:.1f} ({layer}; {name})"]
+            else:
+                row += ["", ""]
+        rows.append(row)
+    return markdown_table(["", *(f"{machine}, {what}" for machine in machines for what in ("median", "worst"))], rows)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs after one warm-up; the median counts")
+    parser.add_argument("--only", default="", help="part of the names of layers; others keep what was measured before")
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs after one warm-up; the median counts")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
-    sections, numbers = [f"{SPEC.w_bits}-bit weights and activations, 1-bit cells, {SPEC.rows} rows, batch {args.batch_size}, ms an "
-                         f"image; median of {args.repeats} runs after a warm-up, in turns with plain float32."], {}
-    for name, shapes in (("ResNet-18", resnet18()), ("EfficientNet-Lite0", efficientnet_lite0())):
-        with torch.inference_mode():
-            times = {shape: layer_times(shape, args.batch_size, args.repeats) for shape in dict.fromkeys(shapes)}
-        titles = ["plain float32", *SETTINGS, *(title for title in times[shapes[0]] if title.startswith("calibrating"))]
-        rows = []
-        for part, chosen in (("all layers", shapes), ("depthwise", [shape for shape in shapes if shape.groups > 1])):
-            total = {title: sum(times[shape][title] for shape in chosen) for title in titles}
-            numbers[f"{name}, {part}"] = total
-            if chosen:
-                rows.append([f"**{part}** ({len(chosen)})", *(f"{total[title]:.3g}" for title in titles)])
-        rows += [["{0}->{1}, {2}x{2}/{3}, {5}x{5}".format(*shape) + f", {shape.groups} groups" * (shape.groups > 1),
-                  *(f"{times[shape][title]:.3g}" for title in titles)] for shape in times]
-        sections += [f"## {name}", markdown_table(["layer", *titles], rows)]
-        numbers[name] = {str(tuple(shape)): found for shape, found in times.items()}
-    write_results("layers", "Layers with 8-bit codes", sections, numbers)
+    if args.tables:
+        print(side_by_side())
+        return 0
+    name = f"layers_{processor()}"
+    before = RESULTS / f"{name}.json"
+    ratios = json.loads(before.read_text())["ratios"] if before.exists() else {}
+    cases = [(shape, images) for shape in SHAPES if args.only in shape.name for images in args.images]
+    with torch.inference_mode(), tqdm(total=len(cases) * len(list(settings()))) as progress:
+        for shape, images in cases:
+            ratios[f"{shape.name}, {images} image{'s' * (images > 1)}"] = layer_ratios(shape, images, args.repeats, progress)
+    every = sorted(((ratio, plain, layer, setting) for layer, found in ratios.items() for setting, (ratio, plain) in found.items()),
+                   reverse=True)
+    sections = [f"Ratio to plain float32 of the same layer, median of {args.repeats} runs in turns after a warm-up; fewer where "
+                f"{MOST_SECONDS:g} s are over. {len(every)} cases, their median {every[len(every) // 2][0]:.2f}.", f"## The worst {WORST}",
+                markdown_table(["layer", "setting", "ratio", "float32, ms"],
+                               [[layer, setting, f"{ratio:.2f}", f"{plain:.3g}"] for ratio, plain, layer, setting in every[:WORST]]),
+                "## Medians", side_by_side()]
+    write_results(name, "Layers on crossbars", sections, {"ratios": ratios})
     return 0
 
 

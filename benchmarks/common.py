@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,18 +38,26 @@ def sample_images(count: int, data_path: str | None = None) -> tuple[torch.Tenso
     return data.normalize(found.test_x[chosen], found.mean, found.std), found.test_y[chosen]
 
 
-def median_seconds(*runs: Callable[[], object], repeats: int) -> list[float]:
+def processor() -> str:
+    """The name of this machine's processor in names of files: times of others are kept beside its own."""
+    words = re.findall("[a-z0-9]+", machine_info()["cpu"].lower())
+    return "_".join(word for word in words if word not in ("r", "tm", "cpu", "family", "model", "processor"))
+
+
+def median_seconds(*runs: Callable[[], object], repeats: int, most_seconds: float = math.inf) -> list[float]:
     """Median wall time of each of `runs` in seconds, after one call that does not count. They are called in turns, so that
-    what else the machine does slows all of them alike."""
+    what else the machine does slows all of them alike; fewer times where `most_seconds` are over."""
     for run in runs:
         run()
-    seconds = [[] for _ in runs]
-    for _ in range(repeats):
+    seconds, begun = [[] for _ in runs], time.perf_counter()
+    for number in range(repeats):
+        if number and time.perf_counter() - begun > most_seconds:
+            break
         for run, times in zip(runs, seconds):
             started = time.perf_counter()
             run()
             times.append(time.perf_counter() - started)
-    return [sorted(times)[repeats // 2] for times in seconds]
+    return [sorted(times)[len(times) // 2] for times in seconds]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
