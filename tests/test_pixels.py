@@ -13,11 +13,12 @@ from models.quant.engines import accumulator_dtype
 
 pytest.importorskip("numba")
 from models.quant.engines.cpu import engine, loud, pixels  # noqa: E402
+from models.quant.engines.cpu.pixels_plan import NARROW, TALL  # noqa: E402
 from models.quant.engines.cpu.simd import has_byte_tables  # noqa: E402
 from models.quant.spec import Geometry  # noqa: E402
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.skipif(not has_byte_tables(), reason="no tables of bytes here")]
-ROWS = [1, 3, 8, 16, 31, 64]
+ROWS = [1, 3, 8, 16, 31, 64, 100, 1024]
 
 
 def wanted(case):
@@ -26,7 +27,7 @@ def wanted(case):
 
 
 def check_pixels(case):
-    side_by_side = pixels.SideBySide(case.layer())
+    side_by_side = pixels.SideBySide(case.layer(), None)
     assume(side_by_side._plan is not None)
     compare(side_by_side, case)
 
@@ -77,18 +78,18 @@ def extreme_case(spec, channels, delta, q_min, zero_code=None):
     return Case(spec, Geometry(), a_codes, w_codes, [delta] * len(spec.slice_bits), [q_min] * len(spec.slice_bits), None, zero_code)
 
 
-@pytest.mark.parametrize("case, narrow", [
-    (extreme_case(CrossbarSpec(1, 8, 1, 7, 64, reference="digital"), 128, 1.0, 0), True),
-    (extreme_case(CrossbarSpec(1, 8, 1, 7, 64, reference="digital"), 129, 1.0, 0), False),
-    (extreme_case(CrossbarSpec(2, 1, 1, 6, 63), 63, 1.0, -32, 1), True),
-    (extreme_case(CrossbarSpec(2, 1, 1, 6, 64), 64, 1.0, -32, 1), False),
-    (extreme_case(CrossbarSpec(1, 1, 1, 7, 63, reference="digital"), 126, 1.0, 0), True),
-    (extreme_case(CrossbarSpec(1, 1, 1, 8, 63, reference="digital"), 63, 0.5, 0), True),
-    (extreme_case(CrossbarSpec(1, 1, 1, 8, 64, reference="digital"), 64, 0.5, 0), False),
+@pytest.mark.parametrize("case, form", [
+    (extreme_case(CrossbarSpec(1, 8, 1, 7, 64, reference="digital"), 128, 1.0, 0), NARROW),
+    (extreme_case(CrossbarSpec(1, 8, 1, 7, 64, reference="digital"), 129, 1.0, 0), TALL),
+    (extreme_case(CrossbarSpec(2, 1, 1, 6, 63), 63, 1.0, -32, 1), NARROW),
+    (extreme_case(CrossbarSpec(2, 1, 1, 6, 64), 64, 1.0, -32, 1), TALL),
+    (extreme_case(CrossbarSpec(1, 1, 1, 7, 63, reference="digital"), 126, 1.0, 0), NARROW),
+    (extreme_case(CrossbarSpec(1, 1, 1, 8, 63, reference="digital"), 63, 0.5, 0), NARROW),
+    (extreme_case(CrossbarSpec(1, 1, 1, 8, 64, reference="digital"), 64, 0.5, 0), TALL),
 ], ids=["codes of 15 bits", "of 16", "reads up to 126", "up to 128", "tables of 64 codes", "codes up to 126", "up to 128"])
-def test_what_bytes_and_16_bits_hold(case, narrow):
-    side_by_side = pixels.SideBySide(case.layer())
-    assert side_by_side._plan[0].narrow == narrow
+def test_what_bytes_and_16_bits_hold(case, form):
+    side_by_side = pixels.SideBySide(case.layer(), None)
+    assert side_by_side._plan[0].form == form
     compare(side_by_side, case)
 
 
@@ -97,7 +98,7 @@ def test_reads_at_the_ends_of_16_bits(last, fits):
     case = extreme_case(CrossbarSpec(1, 1, 1, 6, 8, reference="digital"), 5, 3.0, -32)
     weights = np.array([8191] * 4 + [abs(last)], np.int32).reshape(1, 1, 5, 1) * np.sign(last) * np.array([1, 0])
     case.cells = weights.astype(np.int32), np.zeros((1, 1, 5), np.int32), 8
-    side_by_side = pixels.SideBySide(case.layer())
+    side_by_side = pixels.SideBySide(case.layer(), None)
     assert (side_by_side._plan is not None) == fits
     if fits:
         compare(side_by_side, case)
@@ -109,7 +110,7 @@ def test_codes_of_quotients():
     case.a_codes = (np.arange(64)[:, None] >> np.arange(6) & 1).astype(np.uint8).reshape(64, 1, 1, 6)
     weights = 384 * 2 ** np.arange(6).reshape(1, 1, 6, 1) * np.array([1, -1])
     case.cells = weights.astype(np.int32), np.zeros((1, 1, 6), np.int32), 8
-    side_by_side = pixels.SideBySide(case.layer())
+    side_by_side = pixels.SideBySide(case.layer(), None)
     assert side_by_side._plan[0].divide
     compare(side_by_side, case)
 
@@ -121,14 +122,14 @@ def test_more_channels_than_a_vector_holds(rows):
     case = extreme_case(CrossbarSpec(2, 2, 1, 4, rows, "im2col"), 70, 1.25, -8)
     case.a_codes = numbers.integers(0, 4, (2, 9, 8, 70), dtype=np.uint8)
     case.w_codes = numbers.integers(0, 4, (5, 70, 1, 2), dtype=np.uint8)
-    compare(pixels.SideBySide(case.layer()), case)
+    compare(pixels.SideBySide(case.layer(), None), case)
 
 
 def test_prepared_for_many_inputs():
     """What is kept of one size of input is not taken for another, be it only of more images."""
     case = extreme_case(CrossbarSpec(2, 2, 1, 4, 16), 5, 1.25, -8)
     case.geometry = Geometry((2, 1), (1, 0, 0, 1))
-    side_by_side = pixels.SideBySide(case.layer())
+    side_by_side = pixels.SideBySide(case.layer(), None)
     numbers = np.random.default_rng(0)
     for images, *size in ((3, 9, 8), (5, 9, 8), (2, 9, 8), (3, 8, 9), (3, 9, 8)):
         case.a_codes = numbers.integers(0, 4, (images, *size, 5), dtype=np.uint8)
@@ -156,5 +157,5 @@ def test_converters_that_only_clip_reads_at_the_ends_of_bytes(monkeypatch, chann
     monkeypatch.setattr(loud, "MOST_CLIPPED", 2.0)
     case = extreme_case(CrossbarSpec(2, 1, 1, 4, 64), channels, 1.0, -8, zero_code=1)
     prepared = engine._Prepared(case.layer())
-    assert prepared.apart(case.input()) is prepared.loud == (channels == 63)
+    assert (prepared.apart(case.input()) is prepared.loud) == (channels == 63)
     assert (prepared.simulate(case.input()).numpy() == wanted(case)).all()

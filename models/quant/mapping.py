@@ -13,7 +13,7 @@ grid of `2^-F` levels (`cells`), and `v = 2^-F u`.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,6 +104,16 @@ class MappedLayer:
     cells: Cells | None = None
     readout: Readout | None = None
     worth: int = 2
+
+    @functools.cached_property
+    def in_levels(self) -> MappedLayer:
+        """The same layer with cells on a grid of whole levels, where all of its cells are whole levels; else itself. Its v are the same."""
+        if self.cells is None or self.cells.fraction_bits == 0:
+            return self
+        parts, bits = (self.cells.values, self.cells.reference), self.cells.fraction_bits
+        if any(bool((part & (2**bits - 1)).any()) for part in parts):
+            return self
+        return replace(self, cells=Cells(*(part >> bits for part in parts), 0))
 
     @property
     def unit(self) -> float:

@@ -73,7 +73,7 @@ class Prepared:
 
     @functools.cached_property
     def _side_by_side(self):
-        return pixels.SideBySide(self.layer)
+        return pixels.SideBySide(self.layer, self)
 
     @functools.cached_property
     def _dense(self):
@@ -108,9 +108,13 @@ class Prepared:
 
     def by_reads(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
         """See `engine._Prepared.by_reads`."""
-        layer = self.layer
         if self._side_by_side.serves(a_codes):
             return self._side_by_side.simulate(a_codes, torch.int32 if scaling else self.dtype, **scaling)
+        return self.by_columns(a_codes, **scaling)
+
+    def by_columns(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
+        """The same with columns side by side."""
+        layer = self.layer
         dynamic = layer.spec.adc_range == "dynamic"
         forms = dynamic_forms(layer, *self._ranges(a_codes)) if dynamic else self._static
         size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)

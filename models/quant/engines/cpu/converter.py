@@ -91,7 +91,7 @@ def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | No
     silent = np.zeros((*table.limits.shape[:2], 2), np.int64)
     for z, k in np.ndindex(*table.limits.shape[:2]):
         adc_of_kind = layer.converter(z, k)
-        form = _static_form(*layer.u_range(k), spec.unit, *adc_of_kind)
+        form = static_form(*layer.u_range(k), spec.unit, *adc_of_kind)
         if form is None or len(layer.arrays) * form.largest >= 2**15:
             return None
         table.forms[0, 0, z, k, :LOW] = form.form
@@ -110,7 +110,7 @@ def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | No
 
 
 @functools.lru_cache(maxsize=1024)  # a network that is being trained is prepared at every step, with the same ranges
-def _static_form(low, high, unit, delta, q_min, adc_bits):
+def static_form(low, high, unit, delta, q_min, adc_bits):
     """The fixed-point form of a static ADC for reads low..high, or None."""
     u = np.arange(low, high + 1)
     codes = adc.transfer(u, unit, delta, q_min, adc_bits)

@@ -26,12 +26,10 @@ from ...spec import Geometry
 from .. import accumulator_dtype
 from .cache import SOURCES
 from .cells_plan import step_of_slice
-from .choice import fastest
+from .choice import fastest_for
 from .products import Product
 from .simd import set_threads
 
-FEWEST = 2**14  # outputs: of fewer, no way takes long
-SAMPLE = 4  # images on which the ways are tried
 TOGETHER = 2**22  # reads that are held at a time, about
 MOST = 16  # products of bytes in place of one: of more, reads by active rows or by look-up are faster, whatever the layer
 CHUNK = 2**13  # reads of one work item
@@ -49,13 +47,8 @@ class Dense:
 
     def serves(self, a_codes: Tensor) -> bool:
         """Whether this is the faster way for such an input, or can be gone at all."""
-        size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
-        if len(a_codes) * math.prod(size) * len(self.layer.w_codes) < FEWEST or not self.fits:
-            return False
-        layer, sample = self.layer, a_codes[:SAMPLE]
-        dtype = accumulator_dtype(layer)
-        key = ("dense", layer.spec, layer.geometry, layer.w_codes.shape, layer.cells is None, dtype, sample.shape, torch.get_num_threads())
-        return fastest(key, {"dense": lambda: self.simulate(sample), "by reads": lambda: self._other.by_reads(sample)}) == "dense"
+        ways = {"dense": self.simulate, "by reads": self._other.by_reads}
+        return self.fits and fastest_for(self.layer, a_codes, ways) == "dense"
 
     @functools.cached_property
     def fits(self) -> bool:

@@ -100,7 +100,7 @@ class _Prepared:
 
     @functools.cached_property
     def side_by_side(self):
-        return pixels.SideBySide(self.layer)
+        return pixels.SideBySide(self.layer, self)
 
     @functools.cached_property
     def static(self):
@@ -144,10 +144,14 @@ class _Prepared:
         layer = self.layer
         if self.side_by_side.serves(a_codes):
             return self.side_by_side.simulate(a_codes, torch.int32 if scaling else accumulator_dtype(layer), **scaling)
-        reads = self.reads
+        return self.by_columns(a_codes, **scaling)
+
+    def by_columns(self, a_codes, **scaling):
+        """The same with columns side by side."""
+        layer, reads = self.layer, self.reads
         adc = reads.adc(a_codes)
         if adc is None:
-            return self.on_grid.by_reads(a_codes, **scaling)
+            return self.on_grid.by_columns(a_codes, **scaling)
         if adc.relative > 0:
             out = reads.convolution.sums(a_codes)[None]
         else:

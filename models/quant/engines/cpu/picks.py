@@ -92,6 +92,35 @@ add_product_of_odds = _operation(many_shorts, many_shorts, many_bytes, types.int
 
 
 @intrinsic
+def codes_of_shorts(typingctx, u, low, high, shift, offset, factor, fraction, even, towards_zero, bottom, top):
+    """The codes of reads u, see `fixed_point`: u is brought between `low` and `high`, the code between `bottom` and `top`; `even` and
+    `towards_zero` are -1 where ties go there, else 0."""
+    def codegen(context, b, sig, args):
+        lanes, wide = ir.VectorType(_I16, WIDE // 2), ir.VectorType(_I32, WIDE // 2)  # what instructions of 512 bits take
+        low, high, shift, offset, factor, fraction, even, towards_zero, bottom, top = (
+            _broadcast(b, b.trunc(number, _I16), lanes) for number in args[1:])
+        one, sign, half = (ir.Constant(kind, [number] * kind.count) for kind, number in ((lanes, 1), (lanes, 15), (wide, 16)))
+
+        def codes(u):
+            u = b.add(b.shl(_between(b, u, low, high), shift), offset)
+            y = b.trunc(b.ashr(b.mul(b.sext(u, wide), b.sext(factor, wide)), half), lanes)
+            y = b.add(y, b.and_(b.and_(b.ashr(y, fraction), one), even))
+            y = b.add(y, b.and_(b.lshr(y, sign), towards_zero))
+            return _between(b, b.ashr(y, fraction), bottom, top)
+        return _in_parts(b, args[0], lanes.count, codes)
+    return many_shorts(many_shorts, *[types.intp] * 10), codegen
+
+
+def _between(b, x, low, high):
+    x = b.select(b.icmp_signed("<", x, high), x, high)
+    return b.select(b.icmp_signed(">", x, low), x, low)
+
+
+add_product_of_shorts = _operation(many_shorts, many_shorts, many_shorts, types.intp)(
+    lambda b, total, x, factor: b.add(total, b.mul(x, _broadcast(b, b.trunc(factor, _I16), _HALVES))))
+
+
+@intrinsic
 def any_byte(typingctx, x):
     """Whether any byte is not 0."""
     def codegen(context, b, sig, args):

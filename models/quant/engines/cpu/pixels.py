@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -11,24 +12,26 @@ import torch
 from torch.nn import functional as F
 
 from ...mapping import MappedLayer
+from .. import accumulator_dtype
+from .choice import fastest_for
 from .output import NOT_TO_CODES, ToCodes
 from .picks import PIXELS
 from .pixels_kernel import Raster, Target, run
-from .pixels_plan import plan
+from .pixels_plan import NARROW, plan
 from .simd import has_byte_tables, set_threads
 from .wide import WIDE
 
 PLANES = 2**15  # bytes of the planes of a block, about: they stay in the first-level cache
 FEWEST = WIDE  # output pixels of a call
 MOST_PHASES = 4  # strides of 2; of longer ones most planes are not used
-MOST_ROWS, MOST_COLUMNS = 64, 64  # of an array; of one slice, half of them with u in 16 bits: more fill vectors of columns
+MOST_ROWS, MOST_COLUMNS = 64, 64  # of an array; of one slice, half of them with u in 16 bits: what is not tried is so where it has no more
 
 
 class SideBySide:
-    """One layer, as it is run where `serves`."""
+    """One layer, as it is run where `serves`. Args: other, with `by_columns`, the way that it may take the place of."""
 
-    def __init__(self, layer: MappedLayer) -> None:
-        self.layer, self._rasters = layer, {}
+    def __init__(self, layer: MappedLayer, other: Any) -> None:
+        self.layer, self._other, self._rasters = layer, other, {}
 
     @functools.cached_property
     def _plan(self):
@@ -38,19 +41,26 @@ class SideBySide:
         """Whether this is the faster way for such an input, or can be gone at all."""
         size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
         outputs = len(a_codes) * math.prod(size)
-        if outputs < FEWEST or not has_byte_tables() or not self._is_faster:
+        if outputs < FEWEST or not has_byte_tables() or not self._can_run:
             return False
         raster, _ = self._raster(a_codes.shape)
-        return 2 * outputs >= -(-raster.images * raster.rows * raster.pitch // raster.block) * raster.block  # else most lanes are padding
+        if 2 * outputs < -(-raster.images * raster.rows * raster.pitch // raster.block) * raster.block:  # most lanes are padding
+            return False
+        ways = {"side by side": lambda x: self.simulate(x, accumulator_dtype(self.layer)), "by columns": self._other.by_columns}
+        way = fastest_for(self.layer, a_codes, ways)
+        return self._is_small if way is None else way == "side by side"
 
     @functools.cached_property
-    def _is_faster(self):
-        layer, columns = self.layer, len(self.layer.w_codes) // self.layer.geometry.groups
-        if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None:
+    def _can_run(self):
+        spec = self.layer.spec
+        if spec.adc_range not in ("calibrated", "full") or self.layer.readout is not None:
             return False
-        if layer.tallest > MOST_ROWS or columns > MOST_COLUMNS or math.prod(layer.geometry.stride) > MOST_PHASES:
-            return False
-        return self._plan is not None and (self._plan[0].narrow or columns <= MOST_COLUMNS // 2)
+        return math.prod(self.layer.geometry.stride) <= MOST_PHASES and self._plan is not None
+
+    @functools.cached_property
+    def _is_small(self):
+        columns = len(self.layer.w_codes) // self.layer.geometry.groups
+        return self.layer.tallest <= MOST_ROWS and columns <= (MOST_COLUMNS if self._plan[0].form == NARROW else MOST_COLUMNS // 2)
 
     def simulate(self, a_codes: torch.Tensor, dtype: torch.dtype, values: np.ndarray | None = None, scale: np.ndarray | None = None,
                  offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None) -> torch.Tensor:

@@ -16,9 +16,12 @@ from .finish import Pixel, finish_pixel
 from .inner import inlined, inner
 from .loop import Kernel, loaded
 from .output import ToCodes
-from .picks import (PIXELS, TABLE, add_product_of_evens, add_product_of_floats, add_product_of_odds, add_to_sums, added_bytes, full_i8,
-                    larger_bytes, load_bytes, load_table, picked_bytes, picked_of_two, picked_shorts, smaller_bytes, zero_shorts)
-from .pixels_plan import Plan, Shape
+from .converter import CLIP_HIGH, CLIP_LOW, FACTOR, FRACTION, LOW, OFFSET, Q_MAX, Q_MIN, SHIFT, TIE
+from .fixed_point import EVEN, TOWARDS_ZERO
+from .picks import (PIXELS, TABLE, add_product_of_evens, add_product_of_floats, add_product_of_odds, add_product_of_shorts, add_to_sums,
+                    added_bytes, codes_of_shorts, full_i8, larger_bytes, load_bytes, load_table, picked_bytes, picked_of_two,
+                    picked_shorts, smaller_bytes, zero_shorts)
+from .pixels_plan import BROAD, NARROW, SHORT_FORM, TALL, Plan, Shape
 from .simd import LANES, float32_at, int32_at, int64_at, put_int32, put_uint8
 from .wide import (WIDE, add_product_f32, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16, full_i32,
                    store_ints, widened)
@@ -34,7 +37,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes")
 # place   where the plane of each set begins, moved by its tap; bit_stride: from the planes of one input bit to those of the next
 # sums    int32 `[step, column, pixel]` of the block, `sums_stride` from one column to the next
 Addresses = namedtuple("Addresses", """
-    tables set_start first size place planes bit_stride digit_start step_of_slice codes ends forms factors worth sums sums_stride
+    tables set_start first size place planes bit_stride digit_start step_of_slice codes ends forms shorts factors worth sums sums_stride
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     acc exact_acc step total""")
 
@@ -42,11 +45,11 @@ Addresses = namedtuple("Addresses", """
 def run(shape: Shape, plan: Plan, raster: Raster, place: np.ndarray, target: Target, to_codes: ToCodes, codes: np.ndarray) -> None:
     """Codes of every read of a layer to `target`. Args: place, see `Addresses`; codes, uint8 `[N, H, W, in]` flat, and a vector behind."""
     blocks = -(-raster.images * raster.rows * raster.pitch // raster.block)
-    (_narrow if shape.narrow else _broad)(blocks, shape, plan, raster, place, target, to_codes, codes)
+    _kernels[shape.form](blocks, shape, plan, raster, place, target, to_codes, codes)
 
 
-def _kernel(narrow):
-    """The kernel for u in bytes (narrow) or in 16 bits. Its items are blocks of output pixels, with all of their columns."""
+def _kernel(form):
+    """The kernel for layers of this form. Its items are blocks of output pixels, with all of their columns."""
     def layer(arguments, item, sources=SOURCES):
         shape, plan, raster, place, target, to_codes, codes = loaded(arguments)
         first = item * raster.block
@@ -62,9 +65,10 @@ def _kernel(narrow):
             tables=plan.tables.ctypes.data, set_start=plan.set_start.ctypes.data,
             first=plan.first.ctypes.data, size=plan.size.ctypes.data, place=place.ctypes.data, planes=planes.ctypes.data,
             bit_stride=bit_stride, digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
-            codes=plan.codes.ctypes.data, ends=plan.ends.ctypes.data, forms=plan.forms.ctypes.data, factors=plan.factors.ctypes.data,
-            worth=plan.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride, exact=False, relative=0, floats=False,
-            out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
+            codes=plan.codes.ctypes.data, ends=plan.ends.ctypes.data, forms=plan.forms.ctypes.data, shorts=plan.shorts.ctypes.data,
+            factors=plan.factors.ctypes.data, worth=plan.worth.ctypes.data, sums=sums.ctypes.data,
+            sums_stride=stride, exact=False, relative=0, floats=False, out=target.out.ctypes.data,
+            step_size=target.out[:1].size // words, wide=target.wide,
             scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
             offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
             gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
@@ -74,15 +78,17 @@ def _kernel(narrow):
             sums[:] = 0
             _fill_planes(shape, at, raster, codes, group, first)
             for pixel in range(0, raster.block, PIXELS):
-                for o in range(shape.out_channels):
-                    if narrow:
-                        _narrow_column(shape, at, group, o, pixel)
+                for o in range(0, shape.out_channels, 1 if form == BROAD else 2):
+                    if form == NARROW:
+                        _narrow_columns(shape, at, group, o, pixel)
+                    elif form == TALL:
+                        _tall_columns(shape, at, group, o, pixel)
                     else:
                         _broad_column(shape, at, group, o, pixel)
             _finish(shape, at, raster, group, first)
         _keep_alive(planes, sums, acc, step, total)
 
-    return Kernel(layer, f"pixels_layer_{'narrow' if narrow else 'broad'}")
+    return Kernel(layer, f"pixels_layer_{form}")
 
 
 @inner
@@ -127,49 +133,134 @@ def _fill_planes(shape, at, raster, codes, group, first):
         row += 1
 
 
+# Columns o and o + 1 are made together, as they share what is loaded of the planes; a last one is made twice.
+
+
 @inlined
-def _narrow_column(shape, at, group, o, pixel):
-    """The sums of codes of one column, of the pixels from `pixel` of the block on; u and codes in bytes, sums of one slice in 16 bits."""
+def _tables(shape, at, group, o, k):
+    """Where those of the two columns begin."""
+    first, size = at.tables + (group * shape.out_channels * shape.slices + k) * shape.sets * TABLE, shape.slices * shape.sets * TABLE
+    return first + o * size, first + min(o + 1, shape.out_channels - 1) * size
+
+
+@inlined
+def _put_sums(shape, at, k, o, pixel, evens, odds, factor):
+    """Sums of codes of slice k, times a factor, to those of column o, if there is such a one."""
+    if o < shape.out_channels:
+        place = at.sums + 4 * ((int64_at(at.step_of_slice, k) * shape.out_channels + o) * at.sums_stride + pixel)
+        add_to_sums(place, evens, factor * int64_at(at.worth, k))
+        add_to_sums(place + 2 * PIXELS, odds, factor * int64_at(at.worth, k))
+
+
+@inlined
+def _added_sets(at, tables, planes, s, stop, u, v):
+    """u and v with what the sets from s up to `stop` add to them, in bytes."""
+    while s < stop:
+        index = load_bytes(planes + int64_at(at.place, s))
+        u = added_bytes(u, picked_bytes(load_table(tables[0] + s * TABLE), index))
+        v = added_bytes(v, picked_bytes(load_table(tables[1] + s * TABLE), index))
+        s += 1
+    return u, v
+
+
+@inlined
+def _narrow_columns(shape, at, group, o, pixel):
+    """The sums of codes of two columns, of the pixels from `pixel` of the block on; u and codes in bytes, sums of one slice in 16 bits."""
     for k in range(shape.slices):
-        tables = at.tables + ((group * shape.out_channels + o) * shape.slices + k) * shape.sets * TABLE
-        evens, odds = zero_shorts(0), zero_shorts(0)
+        tables = _tables(shape, at, group, o, k)
+        evens, odds, more_evens, more_odds = zero_shorts(0), zero_shorts(0), zero_shorts(0), zero_shorts(0)
         for z in range(shape.digits):
             kind = z * shape.slices + k
             factor = int64_at(at.factors, kind)
             if factor == 0:
                 continue
-            codes, beyond = load_table(at.codes + 2 * TABLE * kind), load_table(at.codes + 2 * TABLE * kind + TABLE)
-            low, high = full_i8(int64_at(at.ends, 2 * kind)), full_i8(int64_at(at.ends, 2 * kind + 1))
             t = 0
             while t < shape.arrays:
                 stop = min(t + shape.together, shape.arrays)
-                q = full_i8(0)
+                q, r = full_i8(0), full_i8(0)
                 while t < stop:
-                    u = _narrow_read(shape, at, tables, t, z, pixel)
-                    if shape.clip:
-                        u = smaller_bytes(larger_bytes(u, low), high)
-                    q = added_bytes(q, picked_bytes(codes, u) if shape.small else picked_of_two(codes, beyond, u))
+                    u, v = _narrow_reads(shape, at, tables, t, z, pixel)
+                    q, r = added_bytes(q, _narrow_code(shape, at, u, kind)), added_bytes(r, _narrow_code(shape, at, v, kind))
                     t += 1
                 evens, odds = add_product_of_evens(evens, q, factor), add_product_of_odds(odds, q, factor)
-        place = at.sums + 4 * ((int64_at(at.step_of_slice, k) * shape.out_channels + o) * at.sums_stride + pixel)
-        add_to_sums(place, evens, int64_at(at.worth, k))
-        add_to_sums(place + 2 * PIXELS, odds, int64_at(at.worth, k))
+                more_evens, more_odds = add_product_of_evens(more_evens, r, factor), add_product_of_odds(more_odds, r, factor)
+        _put_sums(shape, at, k, o, pixel, evens, odds, 1)
+        _put_sums(shape, at, k, o + 1, pixel, more_evens, more_odds, 1)
 
 
 @inlined
-def _narrow_read(shape, at, tables, t, z, pixel):
-    """u of array t and digit z."""
-    u = full_i8(0)
-    first_set, end_set = int64_at(at.set_start, t), int64_at(at.set_start, t + 1)
+def _narrow_code(shape, at, u, kind):
+    if shape.clip:
+        u = smaller_bytes(larger_bytes(u, full_i8(int64_at(at.ends, 2 * kind))), full_i8(int64_at(at.ends, 2 * kind + 1)))
+    codes = at.codes + 2 * TABLE * kind
+    return picked_bytes(load_table(codes), u) if shape.small else picked_of_two(load_table(codes), load_table(codes + TABLE), u)
+
+
+@inlined
+def _narrow_reads(shape, at, tables, t, z, pixel):
+    """u of array t and digit z, of both columns."""
+    u, v = full_i8(0), full_i8(0)
     first, bit = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1) - 1
     while True:
         planes = at.planes + bit * at.bit_stride + pixel
-        for s in range(first_set, end_set):
-            u = added_bytes(u, picked_bytes(load_table(tables + s * TABLE), load_bytes(planes + int64_at(at.place, s))))
+        u, v = _added_sets(at, tables, planes, int64_at(at.set_start, t), int64_at(at.set_start, t + 1), u, v)
         if bit == first:
-            return u
+            return u, v
         bit -= 1
-        u = added_bytes(u, u)
+        u, v = added_bytes(u, u), added_bytes(v, v)
+
+
+@inlined
+def _tall_columns(shape, at, group, o, pixel):
+    """The same with u and codes in 16 bits, from the sums of some sets on."""
+    for k in range(shape.slices):
+        tables = _tables(shape, at, group, o, k)
+        evens, odds, more_evens, more_odds = zero_shorts(0), zero_shorts(0), zero_shorts(0), zero_shorts(0)
+        for z in range(shape.digits):
+            kind = z * shape.slices + k
+            factor = int64_at(at.factors, kind)
+            if factor == 0:
+                continue
+            if not shape.at_once:
+                evens, odds, more_evens, more_odds = zero_shorts(0), zero_shorts(0), zero_shorts(0), zero_shorts(0)
+            own = factor if shape.at_once else 1
+            for t in range(shape.arrays):
+                u_evens, u_odds, v_evens, v_odds = _tall_reads(shape, at, tables, t, z, pixel)
+                evens = add_product_of_shorts(evens, _tall_code(at, u_evens, kind), own)
+                odds = add_product_of_shorts(odds, _tall_code(at, u_odds, kind), own)
+                more_evens = add_product_of_shorts(more_evens, _tall_code(at, v_evens, kind), own)
+                more_odds = add_product_of_shorts(more_odds, _tall_code(at, v_odds, kind), own)
+            if not shape.at_once:
+                _put_sums(shape, at, k, o, pixel, evens, odds, factor)
+                _put_sums(shape, at, k, o + 1, pixel, more_evens, more_odds, factor)
+        if shape.at_once:
+            _put_sums(shape, at, k, o, pixel, evens, odds, 1)
+            _put_sums(shape, at, k, o + 1, pixel, more_evens, more_odds, 1)
+
+
+@inlined
+def _tall_reads(shape, at, tables, t, z, pixel):
+    """u of array t and digit z, of the even pixels and of the odd ones, of both columns."""
+    evens, odds, more_evens, more_odds = zero_shorts(0), zero_shorts(0), zero_shorts(0), zero_shorts(0)
+    first = int64_at(at.digit_start, z)
+    for bit in range(first, int64_at(at.digit_start, z + 1)):
+        planes, s, end_set = at.planes + bit * at.bit_stride + pixel, int64_at(at.set_start, t), int64_at(at.set_start, t + 1)
+        while s < end_set:
+            stop = min(s + shape.flush, end_set)
+            u, v = _added_sets(at, tables, planes, s, stop, full_i8(0), full_i8(0))
+            worth, s = 1 << (bit - first), stop
+            evens, odds = add_product_of_evens(evens, u, worth), add_product_of_odds(odds, u, worth)
+            more_evens, more_odds = add_product_of_evens(more_evens, v, worth), add_product_of_odds(more_odds, v, worth)
+    return evens, odds, more_evens, more_odds
+
+
+@inlined
+def _tall_code(at, u, kind):
+    form = at.shorts + 8 * SHORT_FORM * kind
+    limits = form + 8 * LOW
+    return codes_of_shorts(u, int64_at(limits, CLIP_LOW), int64_at(limits, CLIP_HIGH), int64_at(form, SHIFT), int64_at(form, OFFSET),
+                           int64_at(form, FACTOR), int64_at(form, FRACTION), -(int64_at(form, TIE) == EVEN),
+                           -(int64_at(form, TIE) == TOWARDS_ZERO), int64_at(limits, Q_MIN), int64_at(limits, Q_MAX))
 
 
 @inlined
@@ -229,7 +320,7 @@ def _finish(shape, at, raster, group, first):
         if image < raster.images and y < raster.out_height:
             for x in range(max(0, first - row * raster.pitch), min(raster.out_width, stop - row * raster.pitch)):
                 pixel = row * raster.pitch + x - first
-                if shape.narrow:  # even ones come first
+                if shape.form != BROAD:  # even ones come first
                     pixel = pixel // PIXELS * PIXELS + pixel % PIXELS // 2 + pixel % 2 * (PIXELS // 2)
                 _turn(shape, at, pixel)
                 place = ((image * raster.out_height + y) * raster.out_width + x) * shape.groups * shape.out_channels + channel
@@ -246,4 +337,4 @@ def _turn(shape, at, pixel):
             put_int32(at.acc, step * shape.slice_vectors * LANES + o, int32_at(at.sums, first + o * at.sums_stride))
 
 
-_narrow, _broad = _kernel(True), _kernel(False)
+_kernels = [_kernel(form) for form in (NARROW, TALL, BROAD)]

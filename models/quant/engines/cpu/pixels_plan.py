@@ -1,7 +1,9 @@
 """Output pixels side by side: what of a layer the kernel (`pixels_kernel`) reads, and which layers it can run.
 
 A lane of a vector is an output pixel, so that vectors are full however few columns a layer has. What up to six rows of one column add to
-u depends on as many input bits: it is looked up in a table of 2^6 bytes, or of 2^5 numbers of 16 bits where bytes do not hold u.
+u depends on as many input bits: it is looked up in a table of 2^6 bytes, or of 2^5 numbers of 16 bits where bytes do not hold that. There
+are three forms: in bytes from the table to the code (`NARROW`); in bytes up to the sum of so many sets as bytes hold, and from there on in
+16 bits (`TALL`), for arrays of hundreds of rows; in 16 bits from the table on, and codes in float32 (`BROAD`).
 
     u = sum over sets of rows  table[set, column][input bits of the rows]
 
@@ -21,20 +23,24 @@ from ... import adc
 from ...mapping import MappedLayer
 from .cells_forms import HIGHEST, LOWEST, static_forms
 from .cells_plan import step_of_slice
+from .converter import LIMITS, LOW, static_form
 from .picks import BYTE_ROWS, SHORT_ROWS, TABLE
 from .simd import LANES, aligned
 
 TABLES = 2 * TABLE  # codes of two tables of bytes
+NARROW, TALL, BROAD = range(3)  # forms
+SHORT_FORM = LOW + LIMITS  # fields of a converter in 16 bits: those of `fixed_point` and of `converter.Adc.limits`
 
 # A layer as the kernel sees it; the names that `finish` uses mean what they mean in `layout.Shape`.
 Shape = namedtuple("Shape", """
-    narrow divide out_channels channels groups arrays digits slices steps slice_vectors input_bits intervals sets
-    stride_y stride_x pad_top pad_left clip small together""")
-# narrow     whether u and codes are bytes; else u has 16 bits and codes are float32, of a quotient where `divide`
+    form divide out_channels channels groups arrays digits slices steps slice_vectors input_bits intervals sets
+    stride_y stride_x pad_top pad_left clip small together flush at_once""")
+# form       NARROW, TALL or BROAD; divide: BROAD, whether codes are those of a quotient
 # intervals  channel intervals, of as many rows as a set has; sets: of one column
 # clip       whether u must be brought into the window of a table of codes first
 # small      whether tables of codes have 64 entries, not 128
 # together   arrays whose codes a byte can add up
+# flush      TALL: sets whose sum a byte holds; at_once: whether 16 bits hold the sums of codes over all digits
 
 # tables         int8 `[group, out, slice, set, 64]`, or int16 `[.., 32]`
 # set_start      first set of each array, and the end of the last
@@ -44,9 +50,9 @@ Shape = namedtuple("Shape", """
 # step_of_slice  which of the ADC steps each slice has
 # codes          narrow: int8 `[digit, slice, 128]`, entry `u mod 128`, or `u mod 64` where `small`
 # ends           narrow: the window of u, int64 `[digit, slice, 2]`
-# forms          else: `cells_forms.Forms.singles`
+# forms          BROAD: `cells_forms.Forms.singles`; shorts: TALL, int64 `[digit, slice, SHORT_FORM]`
 # factors        what a code is worth among those of its slice, int64 `[digit, slice]`; 0 without a conversion; worth: of the slice's
-Plan = namedtuple("Plan", "tables set_start first size plane down right digit_start step_of_slice codes ends forms factors worth")
+Plan = namedtuple("Plan", "tables set_start first size plane down right digit_start step_of_slice codes ends forms shorts factors worth")
 
 
 @dataclass(frozen=True)
@@ -104,33 +110,68 @@ def _narrow(layer, factors):
     return Narrow(codes, ends, clip, small, 127 // int(largest.max()))
 
 
+# shorts: of `Plan`; flush, at_once: of `Shape`
+Tall = namedtuple("Tall", "shorts flush at_once")
+
+
+def _tall(layer, factors, weights, sets):
+    """The converters of a layer in 16 bits; None where these do not hold u, codes and their sums, or bytes not what a set of rows adds."""
+    first = [start for start, _ in sets.rows]
+    largest_entry = max(1, *(int(np.add.reduceat(part.clip(min=0), first, axis=2).max()) for part in (weights, -weights)))
+    if largest_entry > 127 or max(abs(end) for end in layer.u_span) >= 2**15:
+        return None
+    shorts, largest = np.zeros((*factors.shape, SHORT_FORM), np.int64), np.zeros(factors.shape, np.int64)
+    for z, k in np.ndindex(*factors.shape):
+        delta, q_min, bits = layer.converter(z, k)
+        if factors[z, k]:
+            form = static_form(*layer.u_range(k), layer.unit, delta, q_min, bits)
+            if form is None:
+                return None
+            shorts[z, k] = *form.form, *form.clip, q_min, q_min + 2**bits - 1
+            largest[z, k] = len(layer.arrays) * form.largest
+    if largest.max() >= 2**15 or factors.max() >= 2**15:
+        return None
+    return Tall(shorts, 127 // largest_entry, bool((largest * factors).sum(0).max() < 2**15))
+
+
 def plan(layer: MappedLayer) -> tuple[Shape, Plan] | None:
-    """(`Shape`, `Plan`) of a layer with fixed ranges, None where neither form holds its reads or gives its codes."""
+    """(`Shape`, `Plan`) of a layer with fixed ranges, None where no form holds its reads or gives its codes."""
+    layer = layer.in_levels
     spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
     low, high = layer.u_span
     digits, slices = np.arange(len(spec.digit_bits)), np.arange(len(spec.slice_bits))
     factors = np.array([[layer.multiplier(z, k) << spec.dac_bits * z if layer.converter(z, k).bits else 0 for k in slices] for z in digits])
-    forms, narrow = static_forms(layer), None if layer.cells is not None else _narrow(layer, factors)
-    if forms.broad or low < -2**15 or high >= 2**15:
-        return None
-    if len(layer.arrays) * np.abs(forms.singles[..., [LOWEST, HIGHEST]]).max() >= 2**24:
-        return None
-    most = SHORT_ROWS if narrow is None else BYTE_ROWS
-    sets, out, step = sets_of(layer, most), len(layer.w_codes) // groups, step_of_slice(layer)
+    whole, weights = layer.cells is None or layer.cells.fraction_bits == 0, layer.row_weights.cpu().numpy()
+    narrow, tall, form, sets = _narrow(layer, factors) if whole else None, None, NARROW, sets_of(layer, BYTE_ROWS)
+    if narrow is None:
+        tall, form = _tall(layer, factors, weights, sets) if whole else None, TALL
+    if narrow is None and tall is None:
+        form, sets = BROAD, sets_of(layer, SHORT_ROWS)
+    singles = np.zeros((1, *factors.shape, 0), np.float32)
+    divide = False
+    if form == BROAD:
+        forms = static_forms(layer)
+        if forms.broad or low < -2**15 or high >= 2**15:
+            return None
+        if len(layer.arrays) * np.abs(forms.singles[..., [LOWEST, HIGHEST]]).max() >= 2**24:
+            return None
+        singles, divide = forms.singles, bool(forms.divide)
+    out, step = len(layer.w_codes) // groups, step_of_slice(layer)
     intervals, (down, right) = np.array(sets.intervals, np.int64), np.array(sets.taps, np.int64).T
-    tables = narrow or Narrow(np.zeros(0, np.int8), np.zeros(0, np.int64), False, False, 1)
+    narrow = narrow or Narrow(np.zeros(0, np.int8), np.zeros(0, np.int64), False, False, 1)
+    tall = tall or Tall(np.zeros(0, np.int64), 0, False)
     shape = Shape(
-        narrow=narrow is not None, divide=bool(forms.divide), out_channels=out, channels=layer.group_channels, groups=groups,
+        form=form, divide=divide, out_channels=out, channels=layer.group_channels, groups=groups,
         arrays=len(layer.arrays), digits=len(digits), slices=len(slices), steps=int(step.max()) + 1, slice_vectors=-(-out // LANES),
         input_bits=spec.a_bits, intervals=len(intervals), sets=len(sets.rows), stride_y=geometry.stride[0],
-        stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=tables.clip, small=tables.small,
-        together=tables.together)
+        stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=narrow.clip, small=narrow.small,
+        together=narrow.together, flush=tall.flush, at_once=tall.at_once)
     return shape, Plan(
-        tables=tables_of(layer.row_weights.cpu().numpy(), sets, most, np.int8 if narrow else np.int16),
+        tables=tables_of(weights, sets, *((SHORT_ROWS, np.int16) if form == BROAD else (BYTE_ROWS, np.int8))),
         set_start=np.array(sets.start, np.int64),
         first=intervals[:, 0].copy(), size=intervals[:, 1] - intervals[:, 0], plane=np.array(sets.interval, np.int64), down=down.copy(),
-        right=right.copy(), digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, codes=tables.codes,
-        ends=tables.ends, forms=forms.singles[0], factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
+        right=right.copy(), digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, codes=narrow.codes,
+        ends=narrow.ends, forms=singles[0], shorts=tall.shorts, factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
 
 
 def tables_of(weights, sets, most, dtype):
