@@ -1,5 +1,7 @@
 """Reads as dense products against the oracle, bit for bit, and the choice between ways."""
 
+import functools
+
 import numpy as np
 import oracle
 import pytest
@@ -11,7 +13,8 @@ from models.quant import CrossbarSpec
 from models.quant.engines import accumulator_dtype
 
 pytest.importorskip("numba")
-from models.quant.engines.cpu import cells, choice, dense, engine  # noqa: E402
+from models.quant.engines.cpu import cells, choice, dense, engine, pixels  # noqa: E402
+from models.quant.engines.cpu.simd import has_byte_tables  # noqa: E402
 from models.quant.spec import Geometry  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -78,31 +81,37 @@ def test_reads_that_float32_does_not_hold(mapping, rows, cell_bits, largest):
     check(large_case(CrossbarSpec(8, 8, cell_bits, 8, rows, mapping, dac_bits=8), largest))
 
 
-@pytest.mark.parametrize("name, taken", [("dense", True), ("by reads", False)])
 @pytest.mark.parametrize("chip", [False, True])
-def test_the_faster_way_is_taken(monkeypatch, name, taken, chip):
-    asked = []
-    monkeypatch.setattr(dense, "fastest", lambda key, ways: asked.append((key, set(ways))) or name)
-    case = large_case(CrossbarSpec(8, 8, 8, 8, 128, dac_bits=8), False)
-    case.delta = [100.0]
+@pytest.mark.parametrize("chosen, wanted", [
+    ({"dense"}, "dense"), ({"by reads", "side by side"}, "side by side"), ({"by reads", "by columns"}, "by columns")])
+def test_the_fastest_way_is_taken(monkeypatch, chosen, wanted, chip):
+    asked, taken = {}, []
+    case = large_case(CrossbarSpec(4, 4, 2, 5, 128, dac_bits=2), False)
+    case.delta = [7.0, 7.0]
     if chip:
-        values = np.random.default_rng(1).integers(-1000, 1000, (1, 1, 9 * 128, 16), dtype=np.int32)
+        values = np.random.default_rng(1).integers(-9, 9, (2, 1, 9 * 128, 16), dtype=np.int32)
         case.cells = values, np.zeros(values.shape[:3], np.int32), 2
-    monkeypatch.setattr(dense, "FEWEST", 2 * 81 * 16)
+    monkeypatch.setattr(choice, "FEWEST", 2 * 81 * 16)
+    monkeypatch.setattr(choice, "fastest", lambda key, ways: asked.setdefault(key, (set(ways) & chosen).pop()))
+    for kind, name in ((dense.Dense, "dense"), (pixels.SideBySide, "side by side")):
+        monkeypatch.setattr(kind, "simulate", functools.partialmethod(
+            lambda self, *args, run, name, **options: taken.append(name) or run(self, *args, **options), run=kind.simulate, name=name))
     prepared = cells.Prepared(case.layer()) if chip else engine._Prepared(case.layer())
-    assert isinstance(prepared.apart(case.input()), dense.Dense) == taken
-    assert (prepared.simulate(case.input()).numpy() == expected(case)).all()
-    assert prepared.apart(case.input()[:1]) is None  # too few outputs to ask
-    assert {ways for _, names in asked for ways in [tuple(sorted(names))]} == {("by reads", "dense")}
-    assert len({key for key, _ in asked}) == 1
+    for _ in range(2):
+        assert (prepared.simulate(case.input()).numpy() == expected(case)).all()
+    assert set(taken or ["by columns"]) == {wanted}
+    questions = len(asked)
+    assert questions == (1 if wanted == "dense" or not has_byte_tables() else 2)  # once each
+    assert (prepared.simulate(case.input()[:1]).numpy() == expected(case)[:, :1]).all()
+    assert len(asked) == questions  # too few outputs to ask
 
 
 def test_the_fastest_way_is_tried_once(monkeypatch):
+    """After a first call, and others only as long as they are not far behind."""
     monkeypatch.setattr(choice, "_chosen", {})
-    clock, called = iter(np.cumsum([0, 1, 0, 9, 0, 3, 0, 4] + [0, 8, 0, 2, 0, 5, 0, 6])), []
-    monkeypatch.setattr(choice.time, "perf_counter", lambda: next(clock))
-    ways = {"slow": lambda: called.append("slow"), "fast": lambda: called.append("fast")}
-    assert choice.fastest("key", ways) == "fast"  # 2 seconds against 3; the first call of each does not count
-    assert called == ["slow"] * 4 + ["fast"] * 4
-    assert choice.fastest("key", ways) == "fast" and len(called) == 8
-    assert choice.fastest("other", {"slow": ways["slow"]}) == "slow" and len(called) == 8
+    took = {"slow": [9, 3, 4, 4, 4], "fast": [8, 4, 5, 2, 6], "far": [1, 7]}
+    ways = {name: functools.partial(next, iter(seconds)) for name, seconds in took.items()}
+    monkeypatch.setattr(choice, "_seconds", lambda run: run())
+    assert choice.fastest("key", ways) == "fast"  # 2 seconds against 4; the first call does not count
+    assert choice.fastest("key", {}) == "fast" and choice.fastest("other", {"slow": None}) == "slow"
+    assert next(ways["slow"].args[0], None) is None and next(ways["far"].args[0], None) is None
