@@ -15,15 +15,16 @@ from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from .choice import fastest_for
 from .output import NOT_TO_CODES, ToCodes
-from .picks import PIXELS
+from .picks import BYTE_ROWS, PIXELS, TABLE
 from .pixels_kernel import Raster, Target, run
-from .pixels_plan import NARROW, plan
+from .pixels_plan import plan
 from .simd import has_byte_tables, set_threads
 from .wide import WIDE
 
 PLANES = 2**15  # bytes of the planes of a block, about: they stay in the first-level cache
 FEWEST = WIDE  # output pixels of a call
 MOST_PHASES = 4  # strides of 2; of longer ones most planes are not used
+MOST_BYTES = 2**24  # of all tables: more are not in a cache when they are needed
 MOST_ROWS, MOST_COLUMNS = 64, 64  # of an array; of one slice, half of them with u in 16 bits: what is not tried is so where it has no more
 
 
@@ -41,26 +42,36 @@ class SideBySide:
         """Whether this is the faster way for such an input, or can be gone at all."""
         size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
         outputs = len(a_codes) * math.prod(size)
-        if outputs < FEWEST or not has_byte_tables() or not self._can_run:
+        if outputs < FEWEST or not has_byte_tables() or not self._may_run:
+            return False
+        way = fastest_for(self.layer, a_codes, {"side by side": self._tried, "by columns": self._other.by_columns})
+        if way == "by columns":
+            self.__dict__.pop("_plan", None)  # its tables are large
+            return False
+        if self._plan is None:
             return False
         raster, _ = self._raster(a_codes.shape)
-        if 2 * outputs < -(-raster.images * raster.rows * raster.pitch // raster.block) * raster.block:  # most lanes are padding
-            return False
-        ways = {"side by side": lambda x: self.simulate(x, accumulator_dtype(self.layer)), "by columns": self._other.by_columns}
-        way = fastest_for(self.layer, a_codes, ways)
-        return self._is_small if way is None else way == "side by side"
+        few = 2 * outputs < -(-raster.images * raster.rows * raster.pitch // raster.block) * raster.block  # most lanes are padding
+        return way is not None or self._is_small and not few
+
+    def _tried(self, a_codes):
+        if self._plan is not None:
+            self.simulate(a_codes, accumulator_dtype(self.layer))
 
     @functools.cached_property
-    def _can_run(self):
-        spec = self.layer.spec
-        if spec.adc_range not in ("calibrated", "full") or self.layer.readout is not None:
+    def _may_run(self):
+        layer = self.layer
+        if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None:
             return False
-        return math.prod(self.layer.geometry.stride) <= MOST_PHASES and self._plan is not None
+        cells, whole = layer.w_codes.numel() * len(layer.spec.slice_bits), layer.cells is None or layer.in_levels.cells.fraction_bits == 0
+        return math.prod(layer.geometry.stride) <= MOST_PHASES and (whole and cells * TABLE // BYTE_ROWS <= MOST_BYTES or self._is_small)
 
     @functools.cached_property
     def _is_small(self):
-        columns = len(self.layer.w_codes) // self.layer.geometry.groups
-        return self.layer.tallest <= MOST_ROWS and columns <= (MOST_COLUMNS if self._plan[0].form == NARROW else MOST_COLUMNS // 2)
+        """Whether it is run so without a trial, too: where vectors of columns would not be full."""
+        layer, columns = self.layer, len(self.layer.w_codes) // self.layer.geometry.groups
+        narrow = max(map(abs, layer.in_levels.u_span)) < 2**7
+        return layer.tallest <= MOST_ROWS and columns <= (MOST_COLUMNS if narrow else MOST_COLUMNS // 2)
 
     def simulate(self, a_codes: torch.Tensor, dtype: torch.dtype, values: np.ndarray | None = None, scale: np.ndarray | None = None,
                  offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None) -> torch.Tensor:
