@@ -89,7 +89,7 @@ def test_the_fastest_way_is_taken(monkeypatch, chosen, wanted, chip):
     case = large_case(CrossbarSpec(4, 4, 2, 5, 128, dac_bits=2), False)
     case.delta = [7.0, 7.0]
     if chip:
-        values = np.random.default_rng(1).integers(-9, 9, (2, 1, 9 * 128, 16), dtype=np.int32)
+        values = 4 * np.random.default_rng(1).integers(-3, 4, (2, 1, 9 * 128, 16), dtype=np.int32)  # whole levels
         case.cells = values, np.zeros(values.shape[:3], np.int32), 2
     monkeypatch.setattr(choice, "FEWEST", 2 * 81 * 16)
     monkeypatch.setattr(choice, "fastest", lambda key, ways: asked.setdefault(key, (set(ways) & chosen).pop()))

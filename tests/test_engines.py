@@ -841,9 +841,7 @@ def test_what_kernels_close_over_is_the_same_in_every_process():
     """It is part of their key in Numba's cache, pickled: of a compiled function that has a number of its own in each process, so that the
     kernel would be compiled in each."""
     from models.quant.engines.cpu import cells_kernel, grouped_kernel, kernel, pixels_kernel
-    kernels = [pixels_kernel._narrow, pixels_kernel._broad,
-               *(one for room in (kernel, cells_kernel, grouped_kernel) for one in room._kernels.values())]
-    for one in kernels:
+    for one in [one for room in (kernel, cells_kernel, grouped_kernel, pixels_kernel) for one in room._kernels.values()]:
         closed_over = [cell.cell_contents for cell in one.compiled.py_func.__closure__]
         assert closed_over and all(type(value) in (int, bool) for value in closed_over), one
 

@@ -337,4 +337,4 @@ def _turn(shape, at, pixel):
             put_int32(at.acc, step * shape.slice_vectors * LANES + o, int32_at(at.sums, first + o * at.sums_stride))
 
 
-_kernels = [_kernel(form) for form in (NARROW, TALL, BROAD)]
+_kernels = {form: _kernel(form) for form in (NARROW, TALL, BROAD)}
