@@ -265,10 +265,24 @@ def test_finer_steps_hardly_lower_the_cost(width, adc_bits):
     assert reads.cost(delta, q_min, adc_bits) <= 1.01 * best + 1e-9
 
 
+@pytest.mark.parametrize("adc_bits", [1, 3, 8])
+def test_errors_of_very_many_read_values_are_sums_over_codes(monkeypatch, adc_bits):
+    """Those over values, of the same reads: with every lowest code, steps of which many leave ties, and clipping on both sides."""
+    numbers = np.random.default_rng(0)
+    layer = mapped(adc_bits)
+    low, high = layer.u_span
+    reads = adc.Reads(numbers.integers(0, 1000, (4, 4, high - low + 1)), [0, 1, 2, 3], layer)
+    steps = np.array([1 / 64, 0.5, 1, 1.25, 3, 7.5, 40])[:, None]
+    e = np.array([[delta * adc.transfer(reads.v, 1.0, delta, -m, adc_bits) - reads.v for m in range(2**adc_bits)] for delta in steps[:, 0]])
+    monkeypatch.setattr(adc, "MANY", 0)
+    below, above = (adc._errors(reads, sign, steps, 2**adc_bits - 1) for sign in (-1, 1))
+    np.testing.assert_allclose(below[0] + above[0][:, ::-1], e**2 @ reads.square, rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(above[1][:, ::-1] - below[1], e @ reads.linear, rtol=1e-9, atol=1e-6)
+
+
 @pytest.mark.parametrize("adc_bits", [1, 4, 12])
-def test_mse_of_very_many_read_values_takes_coarser_steps(monkeypatch, adc_bits):
+def test_mse_of_very_many_read_values_takes_coarser_steps(adc_bits):
     """115,201 values. Steps a percent apart around the one that was found are not clearly better."""
-    monkeypatch.setattr(adc, "MOST_TERMS", 2**23)
     layer = mapped(adc_bits, cell_bits=4, rows=512, channels=512, dac_bits=4)
     u = np.arange(layer.u_span[0], layer.u_span[1] + 1)
     counts = np.rint(1e6 * np.exp(-0.5 * (u / 10000) ** 2)).astype(np.int64)[None, None]

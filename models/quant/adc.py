@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Steps are multiples of 1 / GRID: fractions such as 22/31 would leave ties to the rounding of float64, and codes to more
 # bits than fast engines compute with. Finer steps hardly lower an error (tests/test_adc.py says how little).
 GRID = float(ADC_GRID)
+MANY, MOST_STEPS = 2**15, 2**13  # values from which on errors are sums over codes, not over values; steps that are then tried
 MOST_TERMS = 2**30  # errors that a search for the best step adds up: beyond, it takes minutes
 
 
@@ -153,16 +154,16 @@ def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
     """The `(delta, q_min)` of least `Reads.cost` among all q_min and all delta that are multiples of 1 / GRID.
 
     With a delta above twice the largest `v` all codes are zero. Where so many would take minutes, reads having thousands of
-    values, as many of these steps as MOST_TERMS allows are tried, up to twice that which clips nothing. Ties go to the
-    smaller delta.
+    values, as many of these steps as MOST_TERMS allows are tried, or MOST_STEPS of more than MANY values, up to twice that which clips
+    nothing. Ties go to the smaller delta.
     """
     codes, covering = 2**adc_bits - 1, minmax(reads, adc_bits)
     if reads.cost(*covering, adc_bits) == 0:
         return covering
-    terms = len(reads.v) + codes  # of one step
-    count = int(2 * np.abs(reads.v).max() * GRID)
-    if count * terms > MOST_TERMS:
-        some = np.linspace(0, 2 * covering[0] * GRID, MOST_TERMS // terms + 1)[1:]
+    terms, count = _terms(reads, codes), int(2 * np.abs(reads.v).max() * GRID)
+    most = MOST_STEPS if len(reads.v) > MANY else MOST_TERMS // terms
+    if count > most:
+        some = np.linspace(0, 2 * covering[0] * GRID, most + 1)[1:]
         steps = np.unique(np.ceil(some)) / GRID
     else:
         steps = np.arange(1, count + 1) / GRID
@@ -177,6 +178,11 @@ def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
     return best[1:]
 
 
+def _terms(reads, codes):
+    """What `_errors` adds up for one step."""
+    return 2 * (codes + 1) if len(reads.v) > MANY else len(reads.v) + codes
+
+
 def _errors(reads, sign, delta, codes):
     """`sum square e^2` and, of reads that have it, `sum linear e |v| / v`, over the reads of one sign, `[delta, j]`; j = 0..codes, the
     largest code.
@@ -186,24 +192,28 @@ def _errors(reads, sign, delta, codes):
     """
     side = reads.v * sign > 0
     size, square, linear = (None if part is None else part[side][::sign] for part in (np.abs(reads.v), reads.square, reads.linear))
-    error = delta * np.rint(size / delta) - size
     j = np.arange(codes + 1)
-    edge = (j + 0.5) * delta
+    level, edge = delta * j, (j + 0.5) * delta
+    many = len(reads.v) > MANY
+    error = None if many else delta * np.rint(size / delta) - size
     rounded = np.empty(edge.shape, np.int64)
     rounded[:, ::2], rounded[:, 1::2] = np.searchsorted(size, edge[:, ::2], "right"), np.searchsorted(size, edge[:, 1::2], "left")
 
-    def up_to(part):
-        sums = np.zeros((len(delta), len(size) + 1))
-        np.cumsum(part, axis=1, out=sums[:, 1:])
-        return np.take_along_axis(sums, rounded, axis=1)
+    def up_to(weight, power):  # sum weight e^power
+        if not many:
+            sums = np.zeros((len(delta), len(size) + 1))
+            np.cumsum(weight * error**power, axis=1, out=sums[:, 1:])
+            return np.take_along_axis(sums, rounded, axis=1)
+        moments = [np.append(0.0, np.cumsum(weight * size**n)) for n in range(power + 1)]  # of the reads that get each code
+        own = [np.diff(moment[rounded], axis=1, prepend=0.0) for moment in moments]
+        return np.cumsum(level * own[0] - own[1] if power == 1 else level**2 * own[0] - 2 * level * own[1] + own[2], axis=1)
 
     def beyond(part):
         return np.append(np.cumsum(part[::-1])[::-1], 0.0)[rounded]
 
-    level = delta * j
     clipped = level**2 * beyond(square) - 2 * level * beyond(square * size) + beyond(square * size**2)
-    squares = up_to(square * error**2) + clipped
-    return squares, None if linear is None else up_to(linear * error) + level * beyond(linear) - beyond(linear * size)
+    squares = up_to(square, 2) + clipped
+    return squares, None if linear is None else up_to(linear, 1) + level * beyond(linear) - beyond(linear * size)
 
 
 RULES = {"minmax": minmax, "percentile": percentile, "mse": least_squares}
@@ -350,7 +360,7 @@ class _Shares(NamedTuple):
 def _square_errors(reads: _Shares, steps: np.ndarray, bits: int) -> np.ndarray:
     """Mean of (delta q - v)^2, `[step, m]`. Args: steps, in units of 1 / GRID; m of the codes lie below zero."""
     codes, parts = 2**bits - 1, []
-    for delta in np.array_split(steps[:, None] / GRID, -(-len(steps) * (len(reads.v) + codes) // 2**20)):
+    for delta in np.array_split(steps[:, None] / GRID, -(-len(steps) * _terms(reads, codes) // 2**20)):
         below, above = (_errors(reads, sign, delta, codes)[0] for sign in (-1, 1))
         parts.append(below + above[:, ::-1])
     return np.concatenate(parts)
