@@ -39,51 +39,41 @@ def settings(arguments):
 
 
 COMMON = {"--model": "vgg7_quant", "--dataset": "cifar10", "--data_path": "./data", "--batch_size": "128", "--wd": "5e-4",
-          "--label_smoothing": "0.1", "--go_on": ""}
+          "--label_smoothing": "0.1", "--cutout": "8", "--val_split": "0.02", "--go_on": ""}
 FLOAT = COMMON | {"--wbit": "32", "--abit": "32", "--wq": "dorefa", "--lr": "0.1"}
 QUANTIZED = COMMON | {"--wbit": "4", "--abit": "4", "--wq": "dorefa", "--lr": "0.05", "--alpha_lr": "0.01",
-                      "--weight_clip": "3"}
+                      "--weight_clip": "3", "--schedule_type": "cosine", "--distill": "0.5"}
 
 
-@pytest.mark.parametrize("flags", [[], ["full"]])
-def test_full_recipe(calls, flags):
+@pytest.mark.parametrize("flags, recipe, epochs", [([], "full", ("100", "100")), (["full"], "full", ("100", "100")),
+                                                   (["fast"], "fast", ("12", "20"))])
+def test_recipes(calls, flags, recipe, epochs):
     plain, quantized = map(settings, calls("vgg_cifar_quant.sh", *flags))
-    folder = "save/{dataset}_{model}_full_"
-    assert plain == FLOAT | {"--epochs": "100", "--save_path": folder + "w32a32"}
-    assert quantized == QUANTIZED | {"--epochs": "100", "--save_path": folder + "w{wbit}a{abit}_{wq}",
+    folder = f"save/{{dataset}}_{{model}}_{recipe}_"
+    assert plain == FLOAT | {"--epochs": epochs[0], "--save_path": folder + "w32a32"}
+    assert quantized == QUANTIZED | {"--epochs": epochs[1], "--save_path": folder + "w{wbit}a{abit}_{wq}",
                                      "--fine_tune": folder + "w32a32/model_best.pth.tar"}
-
-
-def test_fast_recipe(calls):
-    plain, quantized, last = map(settings, calls("vgg_cifar_quant.sh", "fast"))
-    folder = "save/{dataset}_{model}_fast_"
-    assert plain == FLOAT | {"--epochs": "8", "--save_path": folder + "w32a32"}
-    assert quantized == QUANTIZED | {"--epochs": "8", "--save_path": folder + "w{wbit}a{abit}_{wq}",
-                                     "--fine_tune": folder + "w32a32/model_best.pth.tar"}
-    assert last == QUANTIZED | {"--epochs": "16", "--save_path": folder + "w{wbit}a{abit}_{wq}_last", "--cutout": "8",
-                                "--val_split": "0.02", "--schedule_type": "cosine",
-                                "--fine_tune": folder + "w{wbit}a{abit}_{wq}/model_best.pth.tar"}
 
 
 def test_flags_reach_every_run_but_not_what_makes_it(calls):
     given = ["--wbit", "2", "--abit", "3", "--wq", "sawb", "--model", "other_quant", "--epochs", "1", "--cutout", "4",
              "--data_path", "a folder"]
     runs = [settings(call) for call in calls("vgg_cifar_quant.sh", "fast", *given, "--save_path", "x", "--fine_tune", "y")]
-    assert [(run["--wbit"], run["--abit"], run["--wq"]) for run in runs] == [("32", "32", "dorefa"), *[("2", "3", "sawb")] * 2]
+    assert [(run["--wbit"], run["--abit"], run["--wq"]) for run in runs] == [("32", "32", "dorefa"), ("2", "3", "sawb")]
     for run in runs:
         assert (run["--model"], run["--epochs"], run["--data_path"], run["--cutout"]) == ("other_quant", "1", "a folder", "4")
-    assert [run["--fine_tune"] for run in runs[1:]] == [f"{run['--save_path']}/model_best.pth.tar" for run in runs[:2]]
-    assert len({run["--save_path"] for run in runs} - {"x"}) == 3
+    assert runs[1]["--fine_tune"] == f"{runs[0]['--save_path']}/model_best.pth.tar"
+    assert len({run["--save_path"] for run in runs} - {"x"}) == 2
 
 
 def test_variables_reach_one_kind_of_run(calls):
-    variables = {"float_epochs": "1", "epochs": "2", "last_epochs": "3", "float_lr": "0.2", "lr": "0.3", "alpha_lr": "0.4",
-                 "weight_clip": "5"}
-    plain, *others = map(settings, calls("vgg_cifar_quant.sh", "fast", **variables))
-    assert (plain["--epochs"], plain["--lr"]) == ("1", "0.2") and not {"--alpha_lr", "--weight_clip"} & plain.keys()
-    assert [run["--epochs"] for run in others] == ["2", "3"]
-    assert [(run["--lr"], run["--alpha_lr"], run["--weight_clip"]) for run in others] == [("0.3", "0.4", "5")] * 2
-    assert len(calls("vgg_cifar_quant.sh", "fast", last_epochs="0")) == 2
+    variables = {"float_epochs": "1", "epochs": "2", "float_lr": "0.2", "lr": "0.3", "alpha_lr": "0.4", "weight_clip": "5",
+                 "distill": "0.6"}
+    plain, quantized = map(settings, calls("vgg_cifar_quant.sh", "fast", **variables))
+    assert (plain["--epochs"], plain["--lr"]) == ("1", "0.2")
+    assert not {"--alpha_lr", "--weight_clip", "--distill"} & plain.keys()
+    assert quantized["--epochs"] == "2"
+    assert [quantized[flag] for flag in ("--lr", "--alpha_lr", "--weight_clip", "--distill")] == ["0.3", "0.4", "5", "0.6"]
 
 
 def test_whole_table_of_the_network_in_the_box(calls):

@@ -1,8 +1,9 @@
 """CPU engine: positional population counts with carry-save adders, many columns to a vector.
 
 A read of array t, digit z adds, for every input bit that is one, the cells of its row: `P = sum of the active rows`, for
-512 columns at a time (`layout` says where they stand, `rows` which rows are active, `counts` adds them). Layers of few columns go another
-way (`loud`, `pixels`), and so do depthwise ones (`grouped`). The ADC is the first of these that the read and the machine allow:
+512 columns at a time (`layout` says where they stand, `rows` which rows are active, `counts` adds them). A layer goes another way where
+that is found to be faster (`choice`): dense products (`dense`), output pixels side by side (`pixels`), what clips alone (`loud`); depthwise ones
+always do (`grouped`). The ADC is the first of these that the read and the machine allow:
 
 - None, where a code is `u`, or half of an even one, unless it is clipped (`Adc.relative`): their sum is an integer convolution,
   and only what clipping takes off is added. Reads of few ones cannot clip and are not even counted; of the others
