@@ -6,7 +6,7 @@ import csv
 import importlib.util
 import io
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ def row(record: Record, settings: EvalSettings, calib_images: int | None, source
     }
 
 
-def is_number(value: Any, low: float = 0, high: float = math.inf) -> bool:
-    """Whether a value is a number of this span: NaN is none."""
+def is_number(value: Any, low: float = 0, high: float = sys.float_info.max) -> bool:
+    """Whether a value is a number of this span: NaN is none, and neither is what a float does not hold."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
