@@ -157,11 +157,12 @@ def _flat(value: Any) -> Any:
 
 def _write_parquet(path: Path, names: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Columns of one type: numbers, truths, or texts for what is mixed."""
-    if importlib.util.find_spec("pyarrow") is None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except Exception:  # not installed, or in halves, which raises nearly anything: the CSV has the same
         path.unlink(missing_ok=True)  # of other rows
         return []
-    import pyarrow
-    import pyarrow.parquet
 
     columns = {}
     for name in names:
