@@ -160,7 +160,7 @@ def _cached_images(found: Folder, status: str, contents: Callable[[], str], size
             if cache["status"] == status or cache["contents"] == contents():
                 return cache["images"]
             log(f"{place} belongs to other files than {root} holds now: decoding again")
-        except (UserError, KeyError, TypeError) as error:
+        except (UserError, LookupError, TypeError) as error:
             log(f"{place} cannot be used ({one_line(error)}): decoding again")
 
     contents()  # before they are decoded
