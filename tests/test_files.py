@@ -24,13 +24,14 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
-def test_leftovers_of_killed_writers_are_removed_when_old(tmp_path):
-    old, recent, others = (tmp_path / name for name in (".file.abc.tmp", ".file.def.tmp", ".other.abc.tmp"))
+@pytest.mark.parametrize("name", ["file", "[1] of *"])
+def test_leftovers_of_killed_writers_are_removed_when_old(tmp_path, name):
+    old, recent, others = (tmp_path / each for each in (f".{name}.abc.tmp", f".{name}.def.tmp", ".1 of other.abc.tmp"))
     for path in (old, recent, others):
         path.write_bytes(b"x")
     for path in (old, others):
         os.utime(path, (0, 0))
-    atomic_write(tmp_path / "file", lambda file: file.write(b"new"))
+    atomic_write(tmp_path / name, lambda file: file.write(b"new"))
     assert not old.exists() and recent.exists()  # another process may be writing the recent one
     assert others.exists()
 

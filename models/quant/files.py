@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, by one program at a time, and arrays that are read whole or not at all."""
 
 import contextlib
+import glob
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     Raises: OSError where the folder cannot be written to; whatever `write` raises. `path` is then as it was.
     """
     path = Path(path)
-    remove_stale(path.parent, f".{path.name}.*.tmp")
+    remove_stale(path.parent, f".{glob.escape(path.name)}.*.tmp")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
