@@ -890,6 +890,10 @@ def test_bad_input(images, options, message):
 @pytest.mark.parametrize("options, message", [
     (dict(weight_scale={"tail": 1.0}), "^weight_scale has 'tail', which fits no layer on crossbars$"),
     (dict(input_scales={"tail": (1.0, 0, 9)}), "^input_scales has 'tail', which fits no layer on crossbars$"),
+    *[(dict(input_scales=value), "^input_scales is .*; a mapping of names or patterns of layers to what they have is expected$")
+      for value in ((1.0, 0, 255), [("head", (1.0, 0, 255))], {0: (1.0, 0, 255)})],
+    *[(dict(weight_scale=value), "^weight_scale is .*; allowed are mse, max, layer, or the scales of some layers by their names$")
+      for value in (torch.ones(5), np.ones(5), 0.1, "least")],
     (dict(weight_scale={"head": torch.ones(3)}),
      r"^weight_scale of head: scales have shape \[3\]; one number, or one for each of the 5 output channels, is expected$"),
     (dict(weight_scale={"head": "max"}), "^weight_scale of head: 'max' is given; a number or a tensor is expected$"),

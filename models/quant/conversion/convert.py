@@ -94,9 +94,9 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
     bound = _bind(net, layers, found, inputs, quantized=spec is not None)
     with torch.no_grad():
         _verify(net, bound, batches[0], found.outputs[0])
-        corrected, wanted = spec is not None and correct == "channel", {}
-        first = first_of(torch.cat(batches, batch_dim), CORRECTION_IMAGES, batch_dim)
+        corrected = spec is not None and correct == "channel"
         if corrected:
+            first = first_of(torch.cat(batches, batch_dim), CORRECTION_IMAGES, batch_dim)
             with _said_of(first):
                 wanted = _float_moments(net, bound, first)  # before weights are rounded
     elsewhere = {*found.looked_up, *found.others, *(product.parameter for product in found.products if product not in chosen)}
@@ -121,8 +121,9 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
 
 def _check(options: dict[str, tuple[Any, tuple]]) -> None:
     for name, (value, allowed) in options.items():
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
+        if not isinstance(value, str) or value not in allowed:
+            raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}"
+                             + (", or the scales of some layers by their names" if name == "weight_scale" else ""))
 
 
 def _prepared_copy(model, inplace):

@@ -54,8 +54,10 @@ def fits(names: Sequence[str], pattern: str) -> bool:
 def given(option: str, values: Mapping[str, Any], chosen: Sequence[Product], labels: Mapping[Product, list[str]]) -> dict[Product, Any]:
     """`{product: its value}` of an option `{pattern: value}`, of those that it says something of; the first pattern that fits counts.
 
-    Raises: ValueError for a pattern that fits none.
+    Raises: ValueError for a pattern that fits none, and what is no mapping.
     """
+    if not isinstance(values, Mapping) or not all(isinstance(pattern, str) for pattern in values):
+        raise ValueError(f"{option} is {values!r}; a mapping of names or patterns of layers to what they have is expected")
     for pattern in values:
         if not any(fits(labels[product], pattern) for product in chosen):
             raise ValueError(f"{option} has {pattern!r}, which fits no layer on crossbars")
