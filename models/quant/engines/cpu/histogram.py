@@ -21,7 +21,6 @@ def room_for(layer: MappedLayer, bins: Bins) -> np.ndarray:
     return np.zeros((numba.get_num_threads(), *kinds), np.int64)
 
 
-
 @inlined
 def bin_of(u, shift):
     """Where u is counted, before the first bin is taken off; see `mapping.Bins`."""
