@@ -21,6 +21,7 @@ from experiment.setting import Setting
 from models.quant import (CrossbarSpec, Device, QLinearDoreFa, Wires, adc, calibrate, convert, crossbar_layers, image_numbers, program,
                           set_engine, set_spec)
 from models.quant.adc import Plan
+from models.quant.batches import First
 from models.quant.cell_files import read_cells, write_cells
 from models.quant.cells import Cells
 from models.quant.conversion.binding import Bound
@@ -942,6 +943,20 @@ def test_tokens_first(rounding, plan):
     calibrate(net, x.transpose(0, 1), batch_dim=1)
     for gain, (_, layer) in zip(before, crossbar_layers(net)):
         torch.testing.assert_close(gain, layer.adc_gain)
+
+
+def test_costs_are_those_of_an_image_with_tokens_first_too():
+    x, spec = seeded((70, 7, 16)), CrossbarSpec(4, 4, adc_range="full")
+    found = [count(convert(Tokens(first), spec, images, batch_dim=dim, correct="none"), images, batch_dim=dim)
+             for first, images, dim in ((False, x, 0), (True, x.transpose(0, 1), 1))]
+    assert [counts.images for counts in found] == [70, 70]
+    one, other = ([layer.pixels for layer in counts.layers.values()] for counts in found)
+    assert one == other
+
+
+def test_the_first_images_are_kept_along_the_dimension_of_the_batch():
+    x, first = seeded((2, 9, 3)), First(5, 1)
+    assert [part.shape[1] for part in first.of(x.split(3, 1))] == [3, 3, 3] and torch.equal(first.batch(), x[:, :5])
 
 
 def test_a_dimension_of_the_batch_that_is_none():

@@ -90,10 +90,11 @@ def _both(a: LayerCounts, b: LayerCounts) -> LayerCounts:
 
 
 @contextlib.contextmanager
-def counting(network: nn.Module, layouts: Iterable[Layout] | None = None) -> Iterator[Counts]:
+def counting(network: nn.Module, layouts: Iterable[Layout] | None = None, batch_dim: int = 0) -> Iterator[Counts]:
     """Within the block all that passes the network is counted; after it the result is whole.
 
-    Args: layouts, `(mapping, rows)` of the arrays for which idle reads are counted; None, those that each layer has.
+    Args: layouts, `(mapping, rows)` of the arrays for which idle reads are counted; None, those that each layer has;
+        batch_dim, along which dimension images lie in a batch.
     Raises: ValueError for a network without layers on crossbars.
     """
     layers = crossbar_layers(network)
@@ -103,7 +104,7 @@ def counting(network: nn.Module, layouts: Iterable[Layout] | None = None) -> Ite
     counts, watches = Counts(), {name: _Watch(layer, layouts) for name, layer in layers}
 
     def see_images(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        counts.images += len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+        counts.images += next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).shape[batch_dim]
 
     hook = network.register_forward_pre_hook(see_images, with_kwargs=True)
     before = [layer.watch for _, layer in layers]  # of a block around this one, as `calibrate` may stand in, which sees on

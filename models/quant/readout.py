@@ -87,8 +87,9 @@ class Readout:
 @contextlib.contextmanager
 def image_numbers(first: int, count: int | None = None) -> Iterator[None]:
     """Within the block, batches hold the images of the set from number `first` on: they are part of the key of read noise, so that
-    an image sees the same noise in any batch. A layer that is called again for them has other noise. Args: count, how many a batch
-    holds, which layers need to know whose input has several for each image of the network, such as the windows of a Swin transformer."""
+    an image sees the same noise in any batch, along whose first dimension images lie. A layer that is called again for them has other
+    noise. Args: count, how many a batch holds, which layers need to know whose input has several for each image of the network, such as
+    the windows of a Swin transformer."""
     with _numbers(first, count, {}):
         yield
 
