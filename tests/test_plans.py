@@ -30,6 +30,8 @@ from experiment.training import Run
 from models import vgg
 from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, calibration, collect_histograms,
                           crossbar_layers, error_weights, program, set_engine, set_spec)
+from models.quant.counts import counting
+from models.quant.expectation import shares_of_ones
 from models.quant.mapping import MappedLayer
 from models.quant.spec import Geometry
 
@@ -476,6 +478,12 @@ def test_ones_on_word_lines_are_said(caplog):
     layer = Qconv2dDoreFa(2, 3, 3, padding=1, spec=spec, alpha_init=1.0).eval()
     calibrate(nn.Sequential(layer), torch.full((1, 2, 2, 2), 5 / 15))
     assert ": no error expected" in caplog.text and "word lines 44, 0, 44, 0 % are one, the lowest first" in caplog.text
+    wider = QLinearDoreFa(6, 3, spec=CrossbarSpec(4, 6, adc_range="ideal"), alpha_init=1.0).eval()
+    with counting(nn.ModuleList([layer, wider])) as counts:
+        layer(torch.full((1, 2, 2, 2), 5 / 15))
+        wider(torch.full((1, 6), 33 / 63))
+    lines, others = 4 * 9 * 2, 6  # 9 places of 2 channels each, of which bits that the codes of one layer have not are none
+    assert shares_of_ones(counts) == [(32 + 6) / (lines + others), 0, 32 / (lines + others), 0, 0, 1]
 
 
 def test_a_plan_of_the_network_needs_images(tiny):

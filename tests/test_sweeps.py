@@ -589,6 +589,7 @@ def test_ranges_come_back_to_the_bit():
     (lambda last: last.weight.div_(16), False),  # the same codes: only a step is worth less
     (lambda last: last.weight[1].mul_(0.99), False),
     (lambda last: last.bias[1].add_(0.2), False),
+    (lambda last: last.bias[1].add_(0.02), False),  # some units of the sums
     (lambda last: last.bias[1].mul_(1 + 1e-5), True),  # as sums of another order may differ
 ])
 def test_a_correction_is_of_one_scale_and_bias(change, fits):
