@@ -679,6 +679,20 @@ def test_as_many_bins_as_a_histogram_may_have():
     assert [bins.index(u) for u in range(-10, 10)] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
 
 
+def test_threads_count_in_a_gigabyte(monkeypatch):
+    """As many as there is room for, as each has counts of its own; one wherever there is none."""
+    numba, histogram = pytest.importorskip("numba"), pytest.importorskip("models.quant.engines.cpu.histogram")
+    monkeypatch.setattr(histogram, "set_threads", lambda: None)
+    threads = []
+    monkeypatch.setattr(numba, "set_num_threads", threads.append)
+    monkeypatch.setattr(numba, "get_num_threads", lambda: threads[-1] if threads else 6)
+    layer = QLinearDoreFa(5, 3, spec=CrossbarSpec(4, 4, 2, 5), alpha_init=1.0).mapped("ideal")
+    for most, wanted in ((3, 3), (2, 2), (0, 1), (100, 6)):
+        threads.clear()
+        monkeypatch.setattr(histogram, "MOST_COUNTS", most * 4 * 2 * 7)
+        assert histogram.room_for(layer, mapping.Bins(0, 7, 0)).shape == (wanted, 4, 2, 7)
+
+
 @pytest.fixture(scope="module")
 def wide():
     """A layer of 1,024 rows, 8-bit cells and digits, and of its reads: the counts, the bins that are not empty, how many are in each."""
