@@ -154,7 +154,7 @@ BOMB = compressed(bytes(2**27))
     *(lambda p, bad=bad: p["row"].update(bad) for bad in (
         {"accuracy": "50"}, {"accuracy": float("nan")}, {"accuracy": float("inf")}, {"accuracy": None}, {"software_accuracy": 101},
         {"seconds": 0}, {"changed_predictions": 0.5}, {"n_images": True}, {"mean_bits": "many"}, {"mean_bits": 10**400},
-        {"seconds": float("inf")}, {"layer_bits": [1]}, {"engine": 1},
+        {"mean_bits": True}, {"seconds": float("inf")}, {"layer_bits": [1]}, {"engine": 1},
         {"chip_accuracies": [50.0, float("nan")]}, {"chip_accuracies": [50.0, 50.0]}, {"n_images": 1}, {"n_images": 3})),
     lambda p: (p["row"].update(n_images=1), p["predictions"].update(shape=[1, 1], zlib=compressed(b"\0"))),  # of fewer images
     lambda p: (p["row"].update(n_images=2**27), p["predictions"].update(shape=[1, 2**27], zlib=BOMB)),
