@@ -296,6 +296,21 @@ def test_report_says_what_is_measured():
     assert str(report).endswith("worst layer: bad, exact quantized, 12.0 dB with its ADC")
 
 
+@pytest.mark.parametrize("spec, ways", [
+    (CrossbarSpec(8, 8, adc_range="ideal"), ["convolution of bytes", "matrix product of bytes"]),
+    (CrossbarSpec(8, 8, adc_bits=12, rows=4), ["convolution of bytes", "matrix product of bytes"]),  # lossless
+    (CrossbarSpec(4, 4, adc_bits=1, rows=100, adc_range="full"), ["output pixels side by side", "bit planes"])])
+def test_report_names_the_way_of_each_layer(spec, ways):
+    """Of a convolution of eight outputs and of a linear layer; others where the processor lacks an instruction."""
+    pytest.importorskip("numba")
+    with set_engine("numba"):
+        net = convert(Small(), spec, seeded((8, 3, 6, 6)), first_last_bits=None)
+    for layer, way in zip(net.crossbar_report.layers[::2], ways):
+        assert layer["way"] in (f"numba: {way}", "numba: float32 convolution", "numba: bit planes")
+        assert f"{layer['way']} (" in str(net.crossbar_report)
+    assert {layer["way"] for layer in convert(Small(), spec, seeded((8, 3, 6, 6))).crossbar_report.layers} == {"reference"}
+
+
 def test_outputs_that_the_report_compares():
     """Logits of a network that returns more; the classes of each pixel."""
     ids, aux, logits = torch.zeros(2, dtype=torch.long), torch.zeros(2, 3), torch.ones(2, 3)

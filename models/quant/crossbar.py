@@ -225,6 +225,15 @@ class CrossbarLayer(OnArrays):
                    *([] if self.adc_bits_plan is None else [self.adc_bits_plan])]
         return self._prepared.get(settings, numbers, self.w_source, lambda: self._make(device), any_weight)
 
+    def way(self, x: Tensor) -> str:
+        """The engine, and which way through it the (first) reads of input x go, for people."""
+        engine, _, prepared, _ = self._prepare(x.device)
+        name, of = engines.name_of(engine), getattr(engine, "way", None)
+        return name if of is None or isinstance(prepared, list) else f"{name}: {of(prepared, self._first_codes(x))}"
+
+    def _first_codes(self, x):
+        return self.parts(x)[0]
+
     def _make(self, device: torch.device) -> tuple[ModuleType, MappedLayer, object, Tensor]:
         warn_of_nan(self.w_source.detach(), "weight")
         layer = self.mapped()

@@ -210,6 +210,11 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
             prepared = [(part, engine.prepare(part)) for part in self._low_and_top(layer)]
         return engine, layer, prepared, scale
 
+    def _first_codes(self, x):
+        if self._sums_at_once(self._prepare(x.device)[1]):
+            return self._parts(plain(x.detach()), "offset")[0].codes
+        return super()._first_codes(x)
+
     def _top_is_apart(self, layer):
         """Whether the digit that counts negative is read apart from the others: where a converter's noise or offset makes something of
         reads without word lines too, so that taking the top digit off twice would take off those of the others."""

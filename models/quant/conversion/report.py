@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,10 +24,10 @@ class ConversionReport:
     Attributes: digital, `{name: reason}` of products with weights that stay digital; between, multiplications of two activations in the
         first batch; unused, matrices that entered no product (looked up, added, or not used at all); notes; images, of the
         first batch; layers, a dict for each layer on crossbars: name, weights, multiplications (of the first batch), arrays
-        (each with a column for every output), fill (mean share of their rows that is used), quantization_db and hardware_db (SQNR of
-        the layer's output against the float product of the same input, quantized and then also through its ADC; None where nothing
-        is lost); same_top1 and sqnr_db, of the network's output against the float network's: "quantized", and "hardware", which is the
-        same where no layer `has_adcs`.
+        (each with a column for every output), fill (mean share of their rows that is used), way (of its reads through the engine, see
+        `CrossbarLayer.way`), quantization_db and hardware_db (SQNR of the layer's output against the float product of the same input,
+        quantized and then also through its ADC; None where nothing is lost); same_top1 and sqnr_db, of the network's output against the
+        float network's: "quantized", and "hardware", which is the same where no layer `has_adcs`.
     """
 
     digital: dict[str, str]
@@ -54,7 +55,12 @@ class ConversionReport:
         wanted = first_tensor(wanted).double()
         with without_adc(net):
             outputs = {"quantized": first_tensor(net(images.clone()))}
-        outputs["hardware"] = first_tensor(net(images.clone()))
+        with contextlib.ExitStack() as stack:
+            for entry, (layer, _) in zip(self.layers, bound.values()):
+                if layer.quantized:
+                    stack.callback(layer.register_forward_hook(
+                        lambda layer, inputs, _, entry=entry: entry.setdefault("way", layer.way(inputs[0])) and None).remove)
+            outputs["hardware"] = first_tensor(net(images.clone()))
         for name, y in outputs.items():
             classes = 1 if y.dim() == 4 else -1  # of each pixel
             self.same_top1[name] = (y.argmax(classes) == wanted.argmax(classes)).double().mean().item()
@@ -97,6 +103,8 @@ class ConversionReport:
             worst = min(self.layers, key=lambda layer: math.inf if layer["hardware_db"] is None else layer["hardware_db"])
             lines.append(f"worst layer: {worst['name']}, {_db(worst['quantization_db'])} quantized"
                          + (f", {_db(worst['hardware_db'])} with its ADC" if self.has_adcs else ""))
+            if ways := Counter(layer["way"] for layer in self.layers if "way" in layer):
+                lines.append("computed by " + ", ".join(f"{way} ({count})" for way, count in ways.most_common()))
         return "\n".join(lines)
 
 

@@ -83,6 +83,15 @@ class Prepared:
         """See `engine._Prepared.apart`."""
         return self._dense if self._dense.serves(a_codes) else None
 
+    columns = "sums of rows of cells, or products of matrices"  # by which columns side by side are read
+
+    def way(self, a_codes: torch.Tensor) -> str:
+        """See `engine.way`."""
+        if self.sums_alone:
+            return "float64 convolution"
+        way = self.apart(a_codes) or (self._side_by_side if self._side_by_side.serves(a_codes) else None)
+        return self.columns if way is None else way.name
+
     @property
     def sums_alone(self) -> bool:
         """Whether `sums` are all that the layer does: it has no ADC, and its reads are nothing but their cells'."""

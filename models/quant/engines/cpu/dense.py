@@ -42,6 +42,8 @@ class Dense:
     Args: other, with `by_reads`, the way that it may take the place of.
     """
 
+    name = "dense products"
+
     def __init__(self, layer: MappedLayer, other: Any) -> None:
         self.layer, self._other = layer, other
 

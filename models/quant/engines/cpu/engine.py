@@ -2,8 +2,8 @@
 
 A read of array t, digit z adds, for every input bit that is one, the cells of its row: `P = sum of the active rows`, for
 512 columns at a time (`layout` says where they stand, `rows` which rows are active, `counts` adds them). A layer goes another way where
-that is found to be faster (`choice`): dense products (`dense`), output pixels side by side (`pixels`), what clips alone (`loud`); depthwise ones
-always do (`grouped`). The ADC is the first of these that the read and the machine allow:
+that is found to be faster (`choice`; `way` names it): dense products (`dense`), output pixels side by side (`pixels`), what clips alone
+(`loud`); depthwise ones always do (`grouped`). The ADC is the first of these that the read and the machine allow:
 
 - None, where a code is `u`, or half of an even one, unless it is clipped (`Adc.relative`): their sum is an integer convolution,
   and only what clipping takes off is added. Reads of few ones cannot clip and are not even counted; of the others
@@ -75,6 +75,11 @@ def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], s
     return codes
 
 
+def way(prepared: _AnyPrepared, a_codes: torch.Tensor) -> str:
+    """The name of the way that such an input goes, for people."""
+    return prepared.way(a_codes)
+
+
 def histogram(prepared: _AnyPrepared, a_codes: torch.Tensor) -> torch.Tensor:
     """Counts of the read values, int64 `[digits, slices, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
     return prepared.histogram(a_codes)
@@ -120,6 +125,16 @@ class _Prepared:
     def apart(self, a_codes):
         """What makes the accumulators without regard to how they are scaled, where that is the way for such an input; else None."""
         return self.loud if self.loud.serves(a_codes) else self.dense if self.dense.serves(a_codes) else None
+
+    def way(self, a_codes):
+        if self.sums_alone:
+            return ", ".join(self.convolution.product.ways(a_codes))
+        way = self.apart(a_codes) or (self.side_by_side if self.side_by_side.serves(a_codes) else None)
+        if way is not None:
+            return way.name
+        if not self.reads.static:
+            return "bit planes, ranges of the batch" if self.layer.spec.adc_range == "dynamic" else self.on_grid.columns
+        return "integer product and what clips, by bit planes" if self.reads.static.relative else "bit planes"
 
     @functools.cached_property
     def on_grid(self):

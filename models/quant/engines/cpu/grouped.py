@@ -54,6 +54,12 @@ class Prepared:
         """That of the layer without an ADC."""
         return self._usual.convolution
 
+    def way(self, a_codes: Tensor) -> str:
+        """See `engine.way`."""
+        if self.sums_alone:
+            return self._usual.way(a_codes)
+        return "groups side by side" if self.layer.spec.adc_range == "dynamic" or self._table is None else "table of pairs of codes"
+
     @functools.cached_property
     def _plan(self) -> Plan:
         """What of `grouped_kernel.Plan` and `Shape` does not depend on the input."""

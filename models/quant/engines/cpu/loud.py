@@ -44,6 +44,8 @@ Plan = namedtuple("Plan", "tables first size low high spacing most taps place st
 class Loud:
     """One layer, as it is run where `serves`. Args: adc and convolution, of `converter.static_adc`."""
 
+    name = "integer product, less what clips in loud pixels"
+
     def __init__(self, layer: MappedLayer, adc: Adc | None, convolution: object) -> None:
         self.layer, self.adc, self.convolution = layer, adc, convolution
 

@@ -31,6 +31,8 @@ MOST_ROWS, MOST_COLUMNS = 64, 64  # of an array; of one slice, half of them with
 class SideBySide:
     """One layer, as it is run where `serves`. Args: other, with `by_columns`, the way that it may take the place of."""
 
+    name = "output pixels side by side"
+
     def __init__(self, layer: MappedLayer, other: Any) -> None:
         self.layer, self._other, self._rasters = layer, other, {}
 
