@@ -1,10 +1,10 @@
 """Time of converted networks: each hardware setting against the plain float32 network, in one process and in turns.
 
     python benchmarks/bench_networks.py
-    python benchmarks/bench_networks.py --network mobilenet_v2 --images 4
+    python benchmarks/bench_networks.py --networks mobilenet_v2 --images 4
 
-A network of torchvision with random weights, its batch norms settled on random images. Writes benchmarks/results/networks.md and
-networks.json.
+Networks of torchvision with random weights, their batch norms settled on random images. Writes benchmarks/results/networks_<processor>.md
+and .json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 
-from common import markdown_table, median_seconds, write_results
+from common import markdown_table, median_seconds, processor, write_results
 
 import torch
 import torchvision
@@ -38,27 +38,31 @@ def settled(name: str, images: torch.Tensor) -> torch.nn.Module:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="resnet18", help="a name of torchvision")
-    parser.add_argument("--images", type=int, default=16, help="of 224 x 224 pixels, in a batch")
-    parser.add_argument("--calib_images", type=int, default=64, help="that choose scales and ADC ranges")
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "mobilenet_v3_large", "efficientnet_b0", "vit_b_16"],
+                        help="names of torchvision")
+    parser.add_argument("--images", type=int, default=8, help="of 224 x 224 pixels, in a batch")
+    parser.add_argument("--calib_images", type=int, default=16, help="that choose scales and ADC ranges")
     parser.add_argument("--repeats", type=int, default=5, help="timed passes after one warm-up; the median counts")
     args = parser.parse_args(argv)
     numbers = torch.Generator().manual_seed(0)
     calibration = torch.randn(args.calib_images, 3, 224, 224, generator=numbers)
     images = calibration[:args.images].contiguous(memory_format=torch.channels_last)
-    network, rows, found = settled(args.network, calibration[:16]), [], {}
-    for title, spec in SETTINGS.items():
-        started = time.perf_counter()
-        converted = convert(network, spec, calibration)
-        conversion = time.perf_counter() - started
-        with torch.no_grad():
-            plain, simulated = median_seconds(lambda: network(images), lambda net=converted: net(images), repeats=args.repeats)
-        found[title] = {"seconds_a_batch": simulated, "float32": plain, "conversion_seconds": conversion}
-        rows.append([title, f"{1e3 * simulated / args.images:.1f}", f"{simulated / plain:.2f}", f"{conversion:.0f}"])
-    sections = [f"{args.network}, 224 x 224, batch {args.images}; median of {args.repeats} passes in turns with plain float32. Conversion: "
-                f"quantizers, correction and calibration on {args.calib_images} images, with what is compiled once.",
-                markdown_table(["setting", "ms an image", "ratio to float32", "conversion, s"], rows)]
-    write_results("networks", "Converted networks", sections, {"network": args.network, "settings": found})
+    rows, found = [], {}
+    for name in args.networks:
+        network, found[name] = settled(name, calibration[:16]), {}
+        for title, spec in SETTINGS.items():
+            started = time.perf_counter()
+            converted = convert(network, spec, calibration)
+            conversion = time.perf_counter() - started
+            with torch.no_grad():
+                plain, simulated = median_seconds(lambda net=network: net(images), lambda net=converted: net(images), repeats=args.repeats)
+            found[name][title] = {"seconds_a_batch": simulated, "float32": plain, "conversion_seconds": conversion}
+            rows.append([name, title, f"{1e3 * simulated / args.images:.1f}", f"{simulated / plain:.2f}", f"{conversion:.0f}"])
+            print(*rows[-1], sep="\t", flush=True)
+    sections = [f"224 x 224, batch {args.images}; median of {args.repeats} passes in turns with plain float32. Conversion: quantizers, "
+                f"correction and calibration on {args.calib_images} images, with what is compiled once.",
+                markdown_table(["network", "setting", "ms an image", "ratio to float32", "conversion, s"], rows)]
+    write_results(f"networks_{processor()}", "Converted networks", sections, {"networks": found})
     return 0
 
 
