@@ -146,6 +146,11 @@ class MappedLayer:
         """Weight codes as `[groups, rows, out / groups]`, rows in (tap, channel) order."""
         return w_rows(self.w_codes, self.geometry.groups)
 
+    @functools.cached_property
+    def w_totals(self) -> Tensor:
+        """`sum W` of each output channel, int64 `[out]`."""
+        return self.w_codes.sum((1, 2, 3), dtype=torch.int64)
+
     @property
     def row_weights(self) -> Tensor:
         """What a row that is on adds to u, times its digit: int32 `[slices, groups, rows, out / groups]`."""

@@ -299,14 +299,14 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if self._sums_at_once(layer):
             [part] = self._parts(x, "offset")
             sums = engine.accumulate(prepared, part.codes)[0]  # integers, of which what an offset adds is taken off exactly
-            return scaled(sums.add_(self._of_an_offset().to(sums.dtype)), scale, offset)
+            return scaled(sums.add_(self._of_an_offset(layer).to(sums.dtype)), scale, offset)
         if self._top_is_apart(layer):
             return self._low_and_top_sums(x, made).float() * scale + offset
         values, parts = engines.value(layer), self._parts(x, self.encoding)
         if len(values) > 1 or self.encoding == "offset" or self._subtracts_behind(layer):
             total = self._total(x, parts, lambda codes: self._exact_sums(made, codes))
             if self.encoding == "offset":
-                total = total + self._of_an_offset()
+                total = total + self._of_an_offset(layer)
             return total.float() * scale + offset
         return scaled(self._total(x, parts, lambda codes: engine.accumulate(prepared, codes)[0]), scale * values[0], offset)
 
@@ -341,10 +341,11 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         codes = self.act_quant.codes(images.float().contiguous())  # as engines take them, whatever the order of x
         return encodings.parts(codes, self.act_quant.window[0], encoding, self.form.geometry.padding, self.act_quant.abit)
 
-    def _of_an_offset(self):
+    def _of_an_offset(self, layer):
         """`lo sum (2 W - L)` of each output channel, int64: what codes `A - lo` in place of A have too little."""
-        programmed = self.chip and self.chip.code_sums
-        return self.act_quant.window[0] * (self.code_sums() if programmed is None else programmed.to(self.act_quant.scale.device))
+        if self.chip and self.chip.code_sums is not None:
+            return self.act_quant.window[0] * self.chip.code_sums.to(self.act_quant.scale.device)
+        return self.act_quant.window[0] * (2 * layer.w_totals - self.weight_quant.zero_twice * layer.w_codes[0].numel())
 
     def _output(self, y):
         return y.permute(0, 2, 3, 1)  # `outputs` does the rest
