@@ -49,16 +49,23 @@ class Dense:
 
     def serves(self, a_codes: Tensor) -> bool:
         """Whether this is the faster way for such an input, or can be gone at all."""
-        ways = {"dense": self.simulate, "by reads": self._other.by_reads}
-        return self.fits and fastest_for(self.layer, a_codes, ways) == "dense"
+        if not self._may_run:
+            return False
+        ways = {"dense": lambda x: self.simulate(x) if self._fits else self._other.by_reads(x), "by reads": self._other.by_reads}
+        return fastest_for(self.layer, a_codes, ways) == "dense" and self._fits
+
+    @property
+    def _may_run(self):
+        """Whether reads are nothing but their cells', and products are not too many: what takes no time to find out, as it is asked for
+        every weight of a network in training."""
+        layer, spec = self.layer, self.layer.spec
+        return (spec.adc_range in ("calibrated", "full") and layer.readout is None and layer.geometry.groups == 1
+                and len(spec.slice_bits) * len(spec.digit_bits) <= MOST)
 
     @functools.cached_property
-    def fits(self) -> bool:
-        """Whether two bytes hold what each row adds to u, reads are nothing but their cells', and products are not too many."""
-        layer, spec = self.layer, self.layer.spec
-        if spec.adc_range not in ("calibrated", "full") or layer.readout is not None or layer.geometry.groups > 1:
-            return False
-        return self._weights is not None and len(self._weights) * len(spec.digit_bits) <= MOST
+    def _fits(self):
+        """Whether two bytes hold what each row adds to u, and products are not too many then."""
+        return self._weights is not None and len(self._weights) * len(self.layer.spec.digit_bits) <= MOST
 
     @functools.cached_property
     def _unit(self):
