@@ -1769,7 +1769,7 @@ def test_scales_of_weights_and_of_inputs_are_chosen_apart():
 
 @pytest.mark.parametrize("options, message", [
     (dict(correct="channels"), "^correct is 'channels'; allowed are channel, none$"),
-    (dict(weight_scale="kl"), "^weight_scale is 'kl'; allowed are mse, max, layer$"),
+    (dict(weight_scale="kl"), "^weight_scale is 'kl'; allowed are mse, max, layer, or the scales of some layers by their names$"),
     (dict(activations="kl"), "^activations is 'kl'; allowed are mse, max$")])
 def test_options_that_do_not_exist(options, message):
     with pytest.raises(ValueError, match=message):
