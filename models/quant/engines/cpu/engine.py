@@ -18,7 +18,6 @@ ADC's codes for every possible read, the layer is run as cells on a grid are (`c
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import replace
 
 import numba
@@ -37,9 +36,6 @@ from .integer import IntegerConvolution
 from .layout import plan
 from .output import ToCodes
 from .simd import set_threads
-
-
-TOGETHER = 2**21  # outputs whose sums are held at a time, where only the codes that become of them are kept
 
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
@@ -63,17 +59,7 @@ def accumulate(prepared: _AnyPrepared, a_codes: torch.Tensor) -> torch.Tensor:
 def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], scale: torch.Tensor, offset: torch.Tensor,
            to_codes: ToCodes | None = None) -> torch.Tensor:
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
-    `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`, some images at a time."""
-    layer = prepared.layer
-    if to_codes is not None and layer.readout is None and layer.spec.adc_range != "dynamic":
-        outputs = math.prod(layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)) * len(layer.w_codes)
-        count = math.ceil(len(a_codes) * outputs / TOGETHER)
-        if 1 < count < len(a_codes):
-            return torch.cat([_scaled(prepared, part, values, scale, offset, to_codes) for part in a_codes.chunk(count)])
-    return _scaled(prepared, a_codes, values, scale, offset, to_codes)
-
-
-def _scaled(prepared, a_codes, values, scale, offset, to_codes):
+    `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
     if prepared.sums_alone:
         return elementwise.scaled_steps(prepared.convolution.sums(a_codes)[None], values, scale, offset, to_codes)
     if isinstance(prepared, grouped.Prepared):
