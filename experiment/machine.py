@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from models import quant
+
 from . import distributed
 from .cli import UserError
 
@@ -16,6 +18,7 @@ from .cli import UserError
 def machine_info() -> dict[str, str | int | None]:
     """Versions and hardware, as plain values, to stand beside every measured number; None for what is not there."""
     return {
+        "torchrram": quant.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a str subclass otherwise, which weights_only refuses
         "numba": _version("numba"),

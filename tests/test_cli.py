@@ -14,6 +14,7 @@ import torch
 
 from experiment import cli, machine
 from experiment.cli import Stopped, StopRequest, UserError
+from models import quant
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": ""}  # a console as users have it
@@ -228,6 +229,7 @@ def test_the_first_signal_waits_for_a_check_and_a_second_ctrl_c_does_not(number)
 def test_machine_info_is_plain_values():
     facts = machine.machine_info()
     assert json.loads(json.dumps(facts)) == facts and facts["torch"] == torch.__version__ and type(facts["torch"]) is str
+    assert facts["torchrram"] == quant.__version__
     assert facts["threads"] == torch.get_num_threads() and facts["cpu"] and machine._version("no-such-package") is None
 
 

@@ -17,6 +17,7 @@ from .program import MOST_LEVELS, check_chip, program
 from .quantizers import AQ, SAWB, WQ
 from .readout import Readout, image_numbers
 from .spec import CrossbarSpec, Geometry
+from .version import __version__  # noqa: F401 - `torchrram.__version__`
 
 __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibration", "Geometry", "MappedLayer", "Qconv2dDoreFa",
            "QLinearDoreFa", "ADC_BUFFERS", "CORRECTION_IMAGES", "calibrate", "collect_histograms", "correct", "error_weights",
