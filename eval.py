@@ -59,11 +59,11 @@ from experiment.bench import Bench, benches_of
 from experiment.cli import check_writable, get_logger
 from experiment.eval_flags import EvalSettings
 from experiment.eval_settings import parse_all
-from experiment.evaluation import Record
 from experiment.plan import Job, Plan
 from experiment.search import Search, check_search, validation_bench
 from experiment.train_settings import trained_for
 from experiment.workers import Pool, check_workers
+from models.quant.measuring.measure import Record
 
 
 def check_folders(settings: EvalSettings) -> None:

@@ -26,11 +26,11 @@ from typing import Any
 
 from common import RESULTS, markdown_table, write_results
 
-from experiment.chips import show_time
 from experiment.cli import UserError, run_main
 from experiment.eval_settings import checkpoint_of
 from experiment.flags import flag_name
 from models.quant import CrossbarSpec
+from models.quant.devices.times import show_time
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]  # what is KEPT of one of results.jsonl

@@ -10,9 +10,9 @@ from torch import nn
 
 from models import quant
 from models.quant.modes import in_mode
+from models.quant.measuring.placing import use_cells
 
 from .data import Batches
-from .placing import use_cells
 
 IMAGES = 4
 FAR = 1e-3  # of the size of an image's logits: what processors add in another order, and what graphics cards round, is less

@@ -12,6 +12,9 @@ from torch import nn
 
 from models import quant
 from models.quant import Calibration, CrossbarSpec, diagnostics
+from models.quant.measuring.measure import Cache, Record, count_reads, measure, measure_float, of_chips
+from models.quant.measuring.placing import check_chips, engines_of, is_chip, place, put, use_cells
+from models.quant.measuring.setting import Setting, reads_of
 
 from . import chip_report, conversion, data, distributed, flags, foreign, images, keys, machine, per_layer, points, report, results
 from .answers import answers_of
@@ -21,11 +24,8 @@ from .costs import Costs
 from .conversion_settings import OPTIONS
 from .eval_flags import EvalSettings
 from .eval_settings import checkpoint_of
-from .evaluation import Cache, Record, count_reads, measure, measure_float, of_chips
-from .placing import check_chips, engines_of, is_chip, place, put, use_cells
 from .points import Points
 from .ranges import AdcRanges, RangesOfRun, entry_of
-from .setting import Setting, reads_of
 from .starting import crossbar_network
 
 LONGEST_NAME = 200  # of a file, without its end: a file system has room for 255 bytes
@@ -251,7 +251,7 @@ class Bench:
 
     @distributed.together
     def _measure_float(self, progress: bool = False) -> Record:
-        return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress)
+        return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress, processes=distributed)
 
     @distributed.together
     def _measure(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool = False
@@ -265,7 +265,8 @@ class Bench:
             with quant.keep_effective_cells(self._effective):
                 record = measure(self.net, self.shown.batches, self.shown.labels, setting, cells=self.cells, cache=self.cache,
                                  engine=self.settings.engine, passing=self.costs.counting(self.net), original=original,
-                                 calibration=self._calibration(setting), software=software, progress=progress)
+                                 calibration=self._calibration(setting), software=software, progress=progress,
+                                 processes=distributed)
             return replace(record, cost=self.costs.of(self.net, setting)), source
         except ValueError as error:
             if setting and setting.chips:  # cells that the grid does not hold

@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from models import quant
+from models.quant.measuring.placing import Stored, place
+from models.quant.measuring.setting import Setting
 
 from .keys import arithmetic_of, digest
-from .placing import Stored, place
-from .setting import Setting
 
 log = logging.getLogger(__name__)
 

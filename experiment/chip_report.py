@@ -13,13 +13,13 @@ from models.quant import diagnostics
 from models.quant.cells import Cells
 from models.quant.gate_errors import gate_errors
 from models.quant.files import atomic_write
+from models.quant.measuring.measure import Cache, calibrate
+from models.quant.measuring.placing import Stored, on_adcs, place, program
+from models.quant.measuring.setting import Setting
 
 from .data import Batches
 from .drawing import colormap, height_of_names, new_figure, save, width_of_names, wrapped
-from .evaluation import Cache, calibrate
-from .placing import Stored, on_adcs, place, program
 from .report import db, text_table
-from .setting import Setting
 
 STEPS = {"adc": "ADC alone", "cells": "cells alone", "both": "both", "chip": "whole chip"}
 SOURCES = {source: "ADC" if source == "adc" else source for source in diagnostics.SOURCES}

@@ -15,10 +15,10 @@ from models import quant
 from models.quant.cost import Band, CostReport, LayerCost, Origin, Technology
 from models.quant.cost.estimate import AREA, ENERGY, NOTHING
 from models.quant.files import atomic_write
+from models.quant.measuring.measure import Record
 
 from .costs import figures
 from .drawing import add_legend, colormap, label_decades, new_figure, save, wrapped
-from .evaluation import Record
 from .report import band_text, band_words, bands, draw_software, text_table
 
 MICRO = 1e6

@@ -17,10 +17,10 @@ from torch import nn
 from models import quant
 from models.quant.cost import Band, CostReport, Counts, LayerCost, Origin, Technology, counting, estimate
 from models.quant.cost.events import Events, check_width
+from models.quant.measuring.setting import Setting
 
 from . import distributed
 from .cli import UserError
-from .setting import Setting
 
 LIST = "list"  # --cost list: say which there are
 # Keys of results and of tables: what a report has under which name, and a unit of it in SI units.

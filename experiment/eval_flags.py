@@ -10,12 +10,13 @@ from typing import Any
 import models
 from models.quant import Calibration, CrossbarSpec, engines
 from models.quant.quantizers import WEIGHT_QUANTIZERS
+from models.quant.measuring.chips import Chips
+from models.quant.measuring.setting import Setting
 
 from . import chips, costs, data, flags, foreign
-from .chips import ChipSettings, DeviceSettings
+from .chips import DeviceSettings
 from .conversion_settings import Conversion, ConversionFiles
 from .flags import BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, flag_name, option
-from .setting import Setting
 from .train_settings import HARDWARE, NGPU, ThroughADC
 
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
@@ -174,7 +175,7 @@ def build_parser(about: str | None = None) -> ArgumentParser:
     hardware = parser.add_argument_group("hardware (several values: every combination)")
     add_hardware(hardware)
     flags.add_flags(hardware, Table)
-    flags.add_flags(parser.add_argument_group("chips"), ChipSettings, chips.OF_RUN)
+    flags.add_flags(parser.add_argument_group("chips"), Chips, chips.OF_RUN)
     calibration = parser.add_argument_group(Ranges.__doc__)
     flags.add_flags(calibration, Calibration)
     flags.add_flags(calibration, Ranges)
@@ -188,12 +189,12 @@ def add_hardware(group: Any) -> None:
     flags.add_flags(group, CrossbarSpec, SPEC_FLAGS, several=True)
     flags.add_flags(group, ThroughADC, ["crossbar_layers"], several=True)
     flags.add_flags(group, DeviceSettings, several=True)
-    flags.add_flags(group, ChipSettings, chips.OF_ROW, several=True)
+    flags.add_flags(group, Chips, chips.OF_ROW, several=True)
     flags.add_flags(group, Layers)
 
 
 def hardware_defaults() -> dict[str, list]:
     """The default of each flag whose values make the settings, as a list of one."""
     values = flags.defaults(CrossbarSpec, SPEC_FLAGS) | flags.defaults(ThroughADC, ["crossbar_layers"])
-    values |= flags.defaults(DeviceSettings) | flags.defaults(ChipSettings, chips.OF_ROW)
+    values |= flags.defaults(DeviceSettings) | flags.defaults(Chips, chips.OF_ROW)
     return {name: [value] for name, value in values.items()}

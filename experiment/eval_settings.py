@@ -13,13 +13,13 @@ from typing import Any
 
 from models.quant import Calibration, CrossbarSpec, Device
 from models.quant.quantizers import OFF
+from models.quant.measuring.setting import Setting
 
 from . import chips, conversion_settings, costs, flags, foreign, per_layer, train_settings
 from .checkpoint import load_checkpoint
 from .cli import UserError
 from .eval_flags import CALIBRATE_OTHERS, CALIBRATION, MODELS, EvalSettings, Search, add_hardware, build_parser, hardware_defaults
 from .flags import ArgumentParser, flag_name
-from .setting import Setting
 from .train_settings import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN, images_beside
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from models.quant import Calibration, CrossbarSpec
+from models.quant import Calibration, CrossbarSpec, spec
 from models.quant.calibration import OTHER_WORDS
 from models.quant.quantizers import OFF
 
@@ -46,6 +46,11 @@ class Number:
         if value is None or not self.allowed(value):  # not a number compares as False everywhere
             raise argparse.ArgumentTypeError(f"{argument} is not {self.text}")
         return value
+
+    @classmethod
+    def of(cls, numbers: spec.Numbers) -> "Number":
+        """The kind of a field of the package."""
+        return cls(numbers.read, numbers.text, numbers.has)
 
     def holds(self, value: Any) -> bool:
         """Whether a value that somebody stored could have been given."""
@@ -84,14 +89,12 @@ class Span:
 
 
 BITS = Number(int, f"1 to 8, or {OFF} to switch the quantizer off", lambda bits: bits in (*range(1, 9), OFF))
-COUNT = Number(int, "a whole number from 1 up", lambda value: 1 <= value < 2**63)
-COUNT_OR_0 = Number(int, "a whole number from 0 up", lambda value: 0 <= value < 2**63)
+COUNT, COUNT_OR_0, POSITIVE_OR_0 = map(Number.of, (spec.COUNT, spec.COUNT_OR_0, spec.FROM_0))
 AT_LEAST_2 = Number(int, "2 or more, as batch norm needs", lambda value: 2 <= value < 2**63)
 NUMBER_FROM_0 = Number(lambda text: int(text) if text.isdigit() else float(text), "a number from 0 up",
                        lambda value: 0 <= value < math.inf)
 ANY_INT = Number(int, "a whole number", lambda value: True)
 POSITIVE = Number(float, "a number above 0", lambda value: 0 < value < math.inf)
-POSITIVE_OR_0 = Number(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
 SHARE = Number(float, "from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
 SHARE_OR_ALL = Number(float, "from 0 to 1", lambda value: 0 <= value <= 1)
 FIT_OR_POSITIVE = Number(lambda text: text if text == "fit" else float(text), "fit or a number above 0",
@@ -161,8 +164,10 @@ class _Extend(argparse.Action):
 
 
 def flag_kind(field: dataclasses.Field) -> Any:
-    """What a field's flag takes; the fields of `CrossbarSpec` say it by "allowed", "fractions" or "most"."""
+    """What a field's flag takes; those of the package say it by "numbers", "allowed", "fractions" or "most"."""
     meta = field.metadata
+    if "numbers" in meta:
+        return Number.of(meta["numbers"])
     return meta.get("kind") or meta.get("allowed") or (NUMBER_FROM_0 if meta.get("fractions") else COUNT)
 
 

@@ -22,10 +22,10 @@ from models.quant import CrossbarSpec
 from models.quant.cost import Technology
 from models.quant.devices import Law, Table
 from models.quant.prepared import resolved
+from models.quant.measuring.chips import Chips
+from models.quant.measuring.setting import Setting
 
-from .chips import Chips, ChipSettings
 from .data import Batches
-from .setting import Setting
 from .starting import quantized_layers
 from .streamed import Streamed
 
@@ -98,15 +98,15 @@ def of_chips(chips: Chips, with_reference: bool = True) -> dict[str, Any]:
     noisy = chips.read_noise or chips.device.read_noise is not None
     values["read_noise"] = chips.read_noise or None
     if chips.wires is None:
-        values["access"] = ChipSettings.access
+        values["access"] = Chips.access
     if not (noisy or chips.adc_noise):  # nothing is drawn at a read
-        values["noise_seed"] = ChipSettings.noise_seed
+        values["noise_seed"] = Chips.noise_seed
     if noisy or values["access"] == "gate" or chips.adc_noise or chips.adc_offset or chips.adc_gain:
         values["arithmetic_of_readouts"] = ARITHMETIC_OF_GATES if values["access"] == "gate" else ARITHMETIC_OF_READOUTS
     if chips.row_ohm or chips.driver_ohm:
         values["arithmetic_of_word_lines"] = ARITHMETIC_OF_WORD_LINES
     if not with_reference:
-        values["reference_cells"] = ChipSettings.reference_cells
+        values["reference_cells"] = Chips.reference_cells
     elif chips.reference_cells == "ideal":
         values["arithmetic_of_references"] = ARITHMETIC_OF_REFERENCES
     if isinstance(chips.device.law, Table) and (chips.device.stuck_on or chips.device.stuck_off):

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from models.quant import CrossbarSpec
+from models.quant.measuring.setting import LAYER_FIELDS
 
 from .cli import UserError
 from .flags import Number, Span, flag_fields, flag_kind, flag_name
-from .setting import LAYER_FIELDS
 
 FIELDS = {flag_name(field.name): field for field in flag_fields(CrossbarSpec, LAYER_FIELDS)}
 Changes = dict[str, dict[str, list]]  # {pattern: {field of the spec: values}}

@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from models.quant.measuring.measure import Record
+from models.quant.measuring.setting import Setting, reads_of
+
 from .bench import Bench
-from .evaluation import Record
-from .setting import Setting, reads_of
 
 
 @dataclass(frozen=True)

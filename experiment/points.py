@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 from models.quant.files import atomic_write, remove_stale
+from models.quant.measuring.measure import Record
+from models.quant.measuring.setting import Setting
 
 from . import costs, results
 from .answers import alike
-from .evaluation import Record
 from .locking import Claims
 from .ranges import AdcRanges
-from .setting import Setting
 
 
 TABLES = "0"  # what is claimed to write them, a key that no point has

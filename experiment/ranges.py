@@ -20,11 +20,11 @@ from models import quant
 from models.building import CROSSBAR_LAYERS
 from models.quant import CrossbarSpec, adc
 from models.quant.files import atomic_write, locked
+from models.quant.measuring.placing import on_adcs
+from models.quant.measuring.setting import Setting
 
 from .cli import UserError, one_line
 from .eval_flags import EvalSettings
-from .placing import on_adcs
-from .setting import Setting
 
 HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits", "adc_idle",
             "weights")

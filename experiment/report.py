@@ -14,12 +14,12 @@ from rich.table import Table
 
 from models.quant.cost import Band
 from models.quant.files import atomic_write
+from models.quant.devices.times import show_time
+from models.quant.measuring.measure import Record
+from models.quant.measuring.setting import Setting
 
-from .chips import show_time
 from .costs import FIGURES
 from .drawing import add_legend, colormap, new_figure, save, wrapped
-from .evaluation import Record
-from .setting import Setting
 
 # Only a rule of dashes below the header: prints the same on every terminal and in a log file.
 _BOX = rich.box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from models.quant.files import atomic_write, locked
 from models.quant.quantizers import OFF
+from models.quant.measuring.measure import Record
 
 from . import foreign
 from .chips import CHIP_FIELDS
@@ -20,7 +21,6 @@ from .cli import UserError
 from .conversion_settings import OPTIONS
 from .costs import figures
 from .eval_flags import EvalSettings
-from .evaluation import Record
 
 SPEC_KEYS = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_range", "adc_plan", "adc_max_bits", "adc_idle",
              "weights")

@@ -19,6 +19,7 @@ from typing import Any
 
 from models import quant
 from models.quant.files import atomic_write
+from models.quant.measuring.setting import Setting, fits
 
 from . import per_layer
 from .bench import Bench
@@ -28,7 +29,6 @@ from .drawing import new_figure, save, wrapped
 from .eval_flags import EvalSettings
 from .eval_settings import all_settings
 from .flags import flag_name
-from .setting import Setting, fits
 
 TOGETHER = 8  # settings that are proposed at a time, whatever the number of workers
 ASKED = 10  # proposals for each setting, most of which are new

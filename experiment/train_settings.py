@@ -17,10 +17,11 @@ import models
 from models.quant import Calibration, CrossbarSpec, QLinearDoreFa
 from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
 from models.building import CROSSBAR_LAYERS
+from models.quant.measuring.chips import Chips
 
 from . import chips, conversion_settings, data, flags, foreign
 from .checkpoint import CHECKPOINT_FORMAT, load_checkpoint
-from .chips import Chips, TrainingChips
+from .chips import TrainingChips
 from .cli import UserError
 from .conversion_settings import Conversion, ConversionFiles
 from .flags import (ANY_INT, AT_LEAST_2, BITS, COUNT, COUNT_OR_0, FIT_OR_POSITIVE, POSITIVE, POSITIVE_OR_0, SHARE, SHARE_OR_ALL,

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from models.quant.measuring.setting import Setting
+
 from . import distributed, machine
 from .bench import Bench
 from .cli import UserError, needed, one_line
 from .eval_flags import EvalSettings
 from .plan import Job, Queue
-from .setting import Setting
 
 MOST_DEATHS = 3  # of workers at the same setting
 

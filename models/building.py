@@ -9,9 +9,8 @@ from typing import Any
 from torch import nn
 
 from .quant import CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa
+from .quant.measuring.setting import CROSSBAR_LAYERS
 from .quant.quantizers import OFF
-
-CROSSBAR_LAYERS = ("all", "conv")  # every layer but the first, or of these the convolutions only
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,19 @@ import eval as evaluation
 import models
 from experiment import chips as chip_flags
 from experiment import chip_files, chip_report, eval_settings, keys, report
-from experiment.chips import Chips, DeviceSettings, chips_of, show_time
+from experiment.chips import DeviceSettings, chips_of
 from experiment.cli import UserError
-from experiment.evaluation import Cache, Record, Setting, measure, of_chips, place, program
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device, Wires, diagnostics
 from models.quant.devices import presets
 from models.quant.gate_errors import gate_errors
 from models.quant.readout import first_image
+from models.quant.devices.times import show_time
+from models.quant.measuring import chips as measured_chips
+from models.quant.measuring.chips import Chips
+from models.quant.measuring.measure import Cache, Record, measure, of_chips
+from models.quant.measuring.placing import place, program
+from models.quant.measuring.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NOISY = Device("noisy", "invented", 1.0, 31.0, sigma_us=4.0)  # 0.4 levels of 2-bit cells
@@ -128,7 +133,7 @@ def test_the_software_has_no_chip_and_neither_has_a_setting_without_device(scene
 
 def test_reads_are_counted_once_for_all_chips_and_devices(scene, monkeypatch):
     counted, collect = [], quant.collect_histograms
-    monkeypatch.setattr(quant, "collect_histograms", lambda *args, **more: (counted.append(1), collect(*args, **more))[1])
+    monkeypatch.setattr(quant.calibration, "collect_histograms", lambda *args, **more: (counted.append(1), collect(*args, **more))[1])
     cache = Cache()
     measured(scene, None, cache=cache)
     first = measured(scene, chips=2, cache=cache)
@@ -145,7 +150,7 @@ def test_reads_are_counted_once_for_all_chips_and_devices(scene, monkeypatch):
 
 def test_layers_that_are_not_on_crossbars_have_ideal_cells(scene, monkeypatch):
     net, seen = scene[0], []
-    monkeypatch.setattr(quant, "correct", lambda *args, real=quant.correct: (
+    monkeypatch.setattr(quant.calibration, "correct", lambda *args, real=quant.correct: (
         seen.append([name for name, layer in quant.crossbar_layers(net) if layer.chip]), real(*args))[1])
     measured(scene, layers="conv")
     measured(scene)
@@ -162,7 +167,7 @@ def test_batches_know_the_number_of_their_first_image(scene):
 
 def test_what_flags_say_is_handed_to_the_programming(scene, monkeypatch):
     given = []
-    monkeypatch.setattr(quant, "program", lambda model, device, *args, **more: given.append((args, more)))
+    monkeypatch.setattr(measured_chips, "program", lambda model, device, *args, **more: given.append((args, more)))
     net = scene[0]
     usual = {"read_noise": None, "adc_noise": 0.0, "adc_offset": 0.0, "adc_gain": 0.0, "wires": None, "noise_seed": 0,
              "progress": False}
@@ -179,7 +184,7 @@ def test_what_flags_say_is_handed_to_the_programming(scene, monkeypatch):
         ((0, "device"), usual | {"read_noise": 0.0}), ((0, "device"), usual | {"progress": True})]
     assert Chips(device=Device.preset("pcm"), read_noise="device").device.read_noise == "device"
     given.clear()  # and to what refuses chips before any is programmed
-    monkeypatch.setattr(quant, "check_chip", lambda layer, device, *args: given.append((device.read_noise, *args)))
+    monkeypatch.setattr(measured_chips, "check_chip", lambda layer, device, *args: given.append((device.read_noise, *args)))
     Chips(device=NOISY, read_noise=0.5, wire_ohm=2.0, reference_cells="ideal").check(net.features[4])
     assert given == [(0.5, Wires(wire_ohm=2.0), "ideal")]
 
@@ -534,8 +539,9 @@ def test_what_has_no_axis_is_no_picture(run, checkpoint):  # noqa: F811
 
 def test_the_report_of_a_chip(run, checkpoint, monkeypatch):  # noqa: F811
     programmed, program = [], quant.program
-    monkeypatch.setattr(quant, "program", lambda model, device, *args, **more: (
-        programmed.append(args[:1] if device else None), program(model, device, *args, **more))[1])
+    for module in (quant, measured_chips):
+        monkeypatch.setattr(module, "program", lambda model, device, *args, **more: (
+            programmed.append(args[:1] if device else None), program(model, device, *args, **more))[1])
     records, _, text = run(checkpoint, *FLAGS, "--device", "rram_wan", "--chips", "2", "--chip_seed", "3", "--report", drawn=True)
     assert [seeds for seeds in programmed if seeds] == [(3,), (4,), (3,)] and programmed[-1] is None
     [path] = Path("save").glob("report_*.json")
@@ -1090,9 +1096,9 @@ def test_layers_that_a_setting_leaves_out_are_saved_on_its_hardware(run, checkpo
 
 
 @pytest.mark.parametrize("values, words", [
-    ({"chips": 0}, "chips is 0, which is not a whole number from 1 up"), ({"chip_seed": -1}, "chip_seed is -1, which is not a whole"),
-    ({"noise_seed": 1.5}, "noise_seed is 1.5"), ({"adc_noise": 1e7}, r"adc_noise is 10000000.0, which is not a number from 0 to 1e\+06"),
-    ({"reference_cells": "none"}, "reference_cells is 'none', which is not one of device, ideal")])
+    ({"chips": 0}, "chips is 0; allowed is a whole number from 1 up"), ({"chip_seed": -1}, "chip_seed is -1; allowed is a whole"),
+    ({"noise_seed": 1.5}, "noise_seed is 1.5"), ({"adc_noise": 1e7}, r"adc_noise is 10000000.0; allowed is a number from 0 to 1e\+06"),
+    ({"reference_cells": "none"}, "reference_cells is 'none'; allowed are device, ideal")])
 def test_chips_that_cannot_be(values, words):
     with pytest.raises(ValueError, match=words):
         Chips(device=NOISY, **values)

@@ -16,8 +16,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from experiment.placing import put
-from experiment.setting import Setting
 from models.quant import (CrossbarSpec, Device, QLinearDoreFa, Wires, adc, calibrate, convert, crossbar_layers, image_numbers, program,
                           set_engine, set_spec)
 from models.quant.adc import Plan
@@ -32,6 +30,8 @@ from models.quant.conversion.tracing import SAMPLE, sampled
 from models.quant.cost import count
 from models.quant.cost.events import events
 from models.quant.modes import without_adc
+from models.quant.measuring.placing import put
+from models.quant.measuring.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("plain_engine")
 convert_module = importlib.import_module("models.quant.conversion.convert")  # the package has the function of this name

@@ -14,10 +14,11 @@ from test_eval import checkpoint, run, scene  # noqa: F401 - fixtures
 from experiment import cost_report, report
 from experiment.cli import UserError
 from experiment.costs import figures, plain, restored
-from experiment.evaluation import Record, Setting
 from models.quant import CrossbarSpec
 from models.quant.adc import Plan
 from models.quant.cost import Origin, Technology
+from models.quant.measuring.measure import Record
+from models.quant.measuring.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

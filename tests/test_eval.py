@@ -24,9 +24,9 @@ from experiment import data as datasets
 from experiment import images as eval_images
 from experiment.checkpoint import save_checkpoint
 from experiment.cli import UserError, run_main
-from experiment.setting import Setting
 from models import quant, vgg
 from models.quant import decompose, engines
+from models.quant.measuring.setting import Setting
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"vgg7": ([16, "M", 24, "M", 40, "M"], 32), "vgg16": ([4, "M", "M", 4, 4, "M"], 8)}

@@ -25,10 +25,11 @@ from experiment import (bench, class_index, conversion, conversion_settings, cos
                         search, training)
 from experiment.checkpoint import load_checkpoint, save_checkpoint
 from experiment.cli import UserError
-from experiment.evaluation import Setting, measure, measure_float
 from experiment.streamed import Streamed
 from models import quant, vgg
 from models.quant import CrossbarSpec
+from models.quant.measuring.measure import measure, measure_float
+from models.quant.measuring.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -27,6 +27,7 @@ FLOORS = [
     ["calibration", "program", "cell_files"],
     ["diagnostics", "fusion", "cost"],
     ["conversion", "gate_errors"],
+    ["measuring"],
     ["__init__"],
 ]
 

@@ -17,13 +17,13 @@ from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  #
 from test_triton import layer_case, planned_case
 
 from experiment import keys
-from experiment.evaluation import conversions_of, measure
-from experiment.setting import Setting
 from models import quant
 from models.quant import CrossbarSpec, adc, calibrate, collect_histograms, convert, crossbar_layers
 from models.quant.cost import Technology, count, estimate
 from models.quant.counts import counting
 from models.quant.engines import reference
+from models.quant.measuring.measure import conversions_of, measure
+from models.quant.measuring.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLANNED = CrossbarSpec(cell_bits=2, adc_bits=2.0, rows=8, adc_plan="significance")

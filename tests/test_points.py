@@ -25,14 +25,15 @@ from test_eval import SMALL, network, shown_images
 import models
 from experiment import keys, packed, points, results
 from experiment.answers import alike
-from experiment.chips import Chips
 from experiment.data import Batches
-from experiment.evaluation import Setting, measure
 from experiment.points import Points
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device
 from models.quant.cost import Technology
 from models.quant.files import STALE, atomic_write, locked
+from models.quant.measuring.chips import Chips
+from models.quant.measuring.measure import measure
+from models.quant.measuring.setting import Setting
 
 FORK = multiprocessing.get_context("fork")
 

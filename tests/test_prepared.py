@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from test_models import images
 from torch import nn
 
-from experiment.evaluation import predict
 from models.quant import SAWB, CrossbarSpec, Qconv2dDoreFa, crossbar_layers, fusion, prepared, set_engine
 from models.quant.engines.cpu import checksum, engine
+from models.quant.measuring.images import predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEC = CrossbarSpec(adc_bits=3, rows=16)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from experiment import chip_report, drawing, report
-from experiment.chips import Chips
-from experiment.evaluation import Record, Setting
 from models.quant import CrossbarSpec, Device
+from models.quant.measuring.chips import Chips
+from models.quant.measuring.measure import Record
+from models.quant.measuring.setting import Setting
 
 
 USUAL = Setting()

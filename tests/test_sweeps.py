@@ -24,15 +24,17 @@ from test_eval import (checkpoint, load_digits, network, refused, results, run, 
 
 import eval as evaluation
 from experiment import bench, eval_flags, eval_settings, flags, keys, per_layer, plan, points, ranges, report, search
-from experiment.chips import Chips
 from experiment.cli import UserError, run_main
 from experiment.data import training_split
 from experiment.drawing import new_figure
-from experiment.evaluation import Cache, Record, Setting, measure, place, reads_of
 from experiment.plan import Job, Plan, Queue
 from models import quant
 from models.quant import Calibration, CrossbarSpec, Device
 from models.quant.files import locked
+from models.quant.measuring.chips import Chips
+from models.quant.measuring.measure import Cache, Record, measure
+from models.quant.measuring.placing import place
+from models.quant.measuring.setting import Setting, reads_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -201,7 +203,7 @@ CHIPS = ["--cellBit", "2", "--device", "techC", "--device_time", "1d"]
 def test_chips_one_by_one_are_what_they_are_together(evaluate, checkpoint, monkeypatch, more, calibrations):  # noqa: F811
     chosen, real = [], quant.calibrate
     with monkeypatch.context() as patch:
-        patch.setattr(quant, "calibrate", lambda *args, **options: (chosen.append(1), real(*args, **options))[1])
+        patch.setattr(quant.calibration, "calibrate", lambda *args, **options: (chosen.append(1), real(*args, **options))[1])
         measured, text = evaluate(checkpoint, *CHIPS, *more, "--adc_prec", "3", "--chips", "3", "--chip_seed", "5")
     assert [setting and setting.chips.seeds for setting in measured] == [None, range(5, 6), range(6, 7), range(7, 8)]
     assert len(chosen) == calibrations and "4 points: 4 to measure\n" in text and ", chip 6: " in text

@@ -11,6 +11,9 @@ from .effective import keep_effective_cells
 from .engines import set_engine
 from .layers import Qconv2d, QLinear
 from .mapping import MappedLayer
+from .measuring.chips import Chips
+from .measuring.measure import Cache, Record, measure, measure_float
+from .measuring.setting import Setting
 from .modes import without_adc
 from .on_arrays import ADC_BUFFERS
 from .program import MOST_LEVELS, check_chip, program
@@ -23,4 +26,5 @@ __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibratio
            "QLinearDoreFa", "ADC_BUFFERS", "CORRECTION_IMAGES", "calibrate", "collect_histograms", "correct", "error_weights",
            "crossbar_layers", "ranges_of", "give_ranges", "set_engine", "set_spec", "without_adc", "decompose", "compose", "PlaneStore",
            "read_planes", "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
-           "chips_in", "keep_effective_cells", "load_cells", "read_cells", "write_cells", "convert", "MOST_LEVELS"]
+           "chips_in", "keep_effective_cells", "load_cells", "read_cells", "write_cells", "convert", "MOST_LEVELS", "Cache",
+           "Chips", "Record", "Setting", "measure", "measure_float"]

@@ -5,8 +5,12 @@ stand in the fields' metadata, from which `check` validates and command lines ma
 """
 
 import functools
+import math
+import numbers
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 MAPPINGS = ("tap", "im2col")
 REFERENCES = ("analog", "digital")
@@ -17,6 +21,37 @@ ADC_IDLE = ("convert", "skip")
 MOST_ADC_BITS = 12
 MOST_ROWS = 1024
 ADC_GRID = 64  # ADC steps are multiples of 1 / ADC_GRID in units of the read value
+
+
+class Numbers(NamedTuple):
+    """What a field may be: numbers of a type, int or float, that `holds` is true of. `text` says which those are; `words` stand for
+    values where somebody writes them, as on a command line."""
+
+    kind: type
+    text: str
+    holds: Callable[[Any], bool]
+    words: Mapping[str, Any] = MappingProxyType({})
+
+    def read(self, text: str) -> Any:
+        """The value that a text means. Raises: ValueError for no number."""
+        return self.words[text] if text in self.words else self.kind(text)
+
+    def has(self, value: Any) -> bool:
+        """Whether a value is one of these."""
+        if isinstance(value, str):
+            return value in self.words.values()
+        of_kind = isinstance(value, numbers.Integral if self.kind is int else numbers.Real) and not isinstance(value, bool)
+        return of_kind and self.holds(value)  # not a number compares as False everywhere
+
+
+COUNT = Numbers(int, "a whole number from 1 up", lambda value: 1 <= value < 2**63)
+COUNT_OR_0 = Numbers(int, "a whole number from 0 up", lambda value: 0 <= value < 2**63)
+FROM_0 = Numbers(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
+
+
+def number(default: Any, text: str, allowed: Numbers) -> Any:
+    """A field that is one of some numbers, or None where that is its default: `metadata` has "numbers" and "help"."""
+    return field(default=default, metadata={"numbers": allowed, "help": text})
 
 
 def choice(default: str, allowed: tuple[str, ...], text: str) -> Any:
@@ -41,6 +76,8 @@ def check(settings: Any) -> None:
                 raise ValueError(f"{item.name} is {value!r}; allowed are whole numbers from 1 to {most}{bound}")
         elif "allowed" in item.metadata and value not in item.metadata["allowed"]:
             raise ValueError(f"{item.name} is {value!r}; allowed are {', '.join(item.metadata['allowed'])}")
+        elif "numbers" in item.metadata and not (item.metadata["numbers"].has(value) or value is None and item.default is None):
+            raise ValueError(f"{item.name} is {value!r}; allowed is {item.metadata['numbers'].text}")
 
 
 @dataclass(frozen=True)

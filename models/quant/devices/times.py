@@ -32,6 +32,14 @@ def show(time: float) -> str:
     return f"{time:g} s"
 
 
+def show_time(seconds: float) -> str:
+    """A time in the largest unit of which it is a whole number: 1h, 90min, 100000s."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"
+
+
 @dataclass(frozen=True)
 class Times:
     """The times, in seconds, at which a device may be asked for.

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from models import quant
-from models.quant import CrossbarSpec, engines
-
+from .. import engines
+from ..cells import Cells, Chip
+from ..crossbar import Qconv2dDoreFa, crossbar_layers
+from ..program import program as program_cells
+from ..spec import CrossbarSpec
 from .setting import Setting, fits
 
-Stored = Mapping[str, torch.Tensor | quant.Chip]  # {layer: weight codes that its cells hold, or the cells of a chip}
+Stored = Mapping[str, torch.Tensor | Chip]  # {layer: weight codes that its cells hold, or the cells of a chip}
 
 
 def place(network: nn.Module, setting: Setting, cells: Stored | None = None) -> None:
@@ -29,12 +31,12 @@ def put(network: nn.Module, setting: Setting, cells: Stored | None = None) -> No
 
     Raises: ValueError for a pattern of `per_layer` that fits no layer with an ADC, and hardware that cannot be.
     """
-    quant.program(network, None)
-    names = [name for name, layer in quant.crossbar_layers(network) if _on_crossbars(layer, setting)]
+    program_cells(network, None)
+    names = [name for name, layer in crossbar_layers(network) if _on_crossbars(layer, setting)]
     for pattern, _ in setting.per_layer:
         if not any(fits(name, pattern) for name in names):
             raise ValueError(f"per_layer {pattern}: no layer on crossbars is called so; there are {', '.join(names)}")
-    for name, layer in quant.crossbar_layers(network):
+    for name, layer in crossbar_layers(network):
         spec = setting.spec_of(name)
         if not _on_crossbars(layer, setting):
             layer.set_codes(None)
@@ -51,7 +53,7 @@ def put(network: nn.Module, setting: Setting, cells: Stored | None = None) -> No
 def program(network: nn.Module, setting: Setting, seed: int, progress: bool = False) -> None:
     """Program a chip of a setting that a network is placed on. Layers that the setting leaves out keep ideal cells."""
     setting.chips.program(network, seed, progress)
-    for _, layer in quant.crossbar_layers(network):
+    for _, layer in crossbar_layers(network):
         if not _on_crossbars(layer, setting):
             layer.set_cells(None)
 
@@ -61,20 +63,20 @@ def check_chips(network: nn.Module, setting: Setting) -> None:
 
     Raises: ValueError.
     """
-    for _, layer in quant.crossbar_layers(network):
+    for _, layer in crossbar_layers(network):
         setting.chips.check(layer)
         cells = layer.ideal_cells()
         if layer.spec.reference == "digital":  # which sees the off-current
             off = [round(2**cells.fraction_bits * setting.chips.device.levels(bits)[0] / setting.chips.device.step(bits))
                    for bits in layer.slice_bits]
             shift = torch.tensor(off, dtype=torch.int32, device=cells.values.device)
-            cells = quant.Cells(cells.values + shift.view(-1, 1, 1, 1), cells.reference + shift.view(-1, 1, 1), cells.fraction_bits)
+            cells = Cells(cells.values + shift.view(-1, 1, 1, 1), cells.reference + shift.view(-1, 1, 1), cells.fraction_bits)
         layer.set_cells(cells, cells if layer.spec.reference == "digital" else None, None)  # engines are chosen as for the chip's
 
 
 def use_cells(network: nn.Module, cells: Stored | None) -> None:
     """Let the cells of a network be programmed to these codes, or to those of its weights."""
-    for name, layer in quant.crossbar_layers(network):
+    for name, layer in crossbar_layers(network):
         if cells and name not in cells:
             raise ValueError(f"there are no cells of layer {name}")
         layer.set_codes(cells[name] if cells and not is_chip(cells) else None)
@@ -82,17 +84,17 @@ def use_cells(network: nn.Module, cells: Stored | None) -> None:
 
 def is_chip(cells: Stored | None) -> bool:
     """Whether these are the cells of a chip, not weight codes."""
-    return bool(cells) and isinstance(next(iter(cells.values())), quant.Chip)
+    return bool(cells) and isinstance(next(iter(cells.values())), Chip)
 
 
 def on_adcs(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """The layers of a network that its setting has put on crossbars; all of them where no layer has an ADC."""
-    layers = quant.crossbar_layers(network)
+    layers = crossbar_layers(network)
     return [(name, layer) for name, layer in layers if layer.spec.adc_range != "ideal"] or layers
 
 
 def _on_crossbars(layer: nn.Module, setting: Setting) -> bool:
-    return setting.crossbar_layers == "all" or isinstance(layer, quant.Qconv2dDoreFa)
+    return setting.crossbar_layers == "all" or isinstance(layer, Qconv2dDoreFa)
 
 
 def engines_of(network: nn.Module, engine: str = "auto") -> str:

@@ -14,8 +14,7 @@ import contextlib
 import functools
 import statistics
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -24,19 +23,22 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from models import quant
-from models.quant.calibration import counted_cells
-from models.quant.counts import Counts, counting
-from models.quant.cost import CostReport
-from models.quant.modes import in_mode
-from models.quant.prepared import fingerprint, unchanged
-
-from . import distributed
-from .data import Batches
+from .. import calibration as calibrating
+from ..calibration import counted_cells
+from ..cost import CostReport
+from ..counts import Counts, counting
+from ..crossbar import crossbar_layers, give_ranges, ranges_of
+from ..engines import set_engine
+from ..modes import in_mode, without_adc
+from ..on_arrays import ADC_BUFFERS
+from ..prepared import fingerprint
+from ..program import program as program_cells
+from .images import Images, batches_of, first_image, predict
 from .placing import Stored, engines_of, is_chip, on_adcs, place, program, use_cells
+from .processes import ALONE, Processes
 from .setting import Setting, reads_of
 
-Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
+Metric = Callable[[torch.Tensor, Any], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,7 @@ class Record:
         setting: that which was measured; None for the software, the same quantized network computed with exact sums, and for the
             float network that was converted.
         predictions: class of each image, int64 `[N]`.
-        accuracy, software_accuracy: in percent of the images; of several chips the mean.
+        accuracy, software_accuracy: in percent of the images, or what the metric of `measure` gives; of several chips the mean.
         changed_predictions: images that are classified differently than by the software; of several chips the mean, rounded.
         seconds: time in the network, without loading, programming and calibration; of all chips together. Where idle reads are not
             converted, with counting them, on the first chip.
@@ -89,10 +91,12 @@ class Record:
 
     @property
     def n_images(self) -> int:
+        """How many were measured."""
         return len(self.predictions)
 
     @property
     def images_per_s(self) -> float:
+        """Of all chips, in the network alone."""
         return self.n_images * len(self.chip_accuracies or [None]) / self.seconds
 
     @property
@@ -120,9 +124,9 @@ class Cache:
 
     def check(self, network: nn.Module, images: Iterable[torch.Tensor]) -> None:
         """Forget what was made of something else."""
-        ranges = tuple(quant.ADC_BUFFERS)
+        ranges = tuple(ADC_BUFFERS)
         state = [value for key, value in network.state_dict().items() if isinstance(value, torch.Tensor) and not key.endswith(ranges)]
-        cells = [layer.w_codes() for _, layer in quant.crossbar_layers(network)]
+        cells = [layer.w_codes() for _, layer in crossbar_layers(network)]
         made_of = [repr(network), fingerprint([*state, *cells, *images])]  # with strides, paddings, poolings
         if made_of != self.made_of:
             self.histograms, self.ranges, self.counted_for, self.moments, self.made_of = {}, {}, None, {}, made_of
@@ -131,7 +135,8 @@ class Cache:
 def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: Setting | None, *,
             calibration: Images | None = None, software: Record | None = None, cache: Cache | None = None,
             cells: Stored | None = None, engine: str = "auto", batch_size: int = 64, progress: bool = False,
-            passing: contextlib.AbstractContextManager | None = None, original: Record | None = None) -> Record:
+            passing: contextlib.AbstractContextManager | None = None, original: Record | None = None, metric: Metric | None = None,
+            processes: Processes = ALONE) -> Record:
     """Accuracy of a network on crossbars of one setting.
 
     With `setting.chips` each chip is programmed in turn. The first one's reads choose the ADC ranges, by its nominal cells, which all
@@ -147,35 +152,60 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         software: the record of the software on the same images; None to measure it here.
         cache: shared by measurements of this network with these calibration images.
         cells: `{layer: weight codes}` that the cells hold, or are programmed to, in place of those of the weights; or `{layer: Chip}`,
-            what the cells hold (`quant.load_cells`), and what their reads have besides, for a setting without chips of its own.
+            what the cells hold (`load_cells`), and what their reads have besides, for a setting without chips of its own.
         engine: one of `engines.CHOICES`; changes no result.
         batch_size: images at a time where `images` is a tensor; changes no result but those of adc_range "dynamic".
         progress: show a progress bar.
-        passing: a context that is open while the images pass the software, such as one that counts (`quant.cost.counting`).
+        passing: a context that is open while the images pass the software, such as one that counts (`cost.counting`).
         original: the record of the float network that was converted (`measure_float`), on the same images; None where there is none.
+        metric: `metric(outputs, labels)`, a number that stands for the accuracy of every record: outputs of all images `[N, ...]`, in main
+            memory, `labels` as they were given. None: percent of the images whose class is that of the largest output.
+        processes: those that measure this network together, each of which calls this; every one has some of the batches.
     Raises: ValueError for an engine that cannot run here, cells of a layer that are missing, cells of a chip beside others, ranges that
         are missing, or reads of too many values to calibrate on.
     """
-    labels, batches = torch.as_tensor(labels), batches_of(images, batch_size)
+    labels = torch.as_tensor(labels) if metric is None else labels
+    run = _Run(network, batches_of(images, batch_size), labels, metric, progress, processes)
     if is_chip(cells) and setting and setting.chips:
         raise ValueError("cells are those of a chip, and the setting programs others: give one of them")
-    with quant.set_engine(engine), in_mode(network, training=False):
+    with set_engine(engine), in_mode(network, training=False):
         if setting is None:
-            passes = _in_software(network, batches, progress, passing)
+            passes = _in_software(run, passing)
         else:
             if software is None:
                 software = measure(network, images, labels, None, engine=engine, batch_size=batch_size, progress=progress,
-                                   original=original)
+                                   original=original, metric=metric, processes=processes)
             place(network, setting, cells)
             chosen = None if calibration is None else batches_of(calibration, batch_size)
-            passes = _on_crossbars(network, batches, setting, cells, chosen, cache or Cache(), engine, progress)
-    return _record(setting, passes, labels, software, original)
+            passes = _on_crossbars(run, setting, cells, chosen, cache or Cache(), engine)
+    return _record(setting, passes, software, original)
+
+
+class _Run(NamedTuple):
+    """What all passes of the images through a network have in common; see `measure`."""
+
+    network: nn.Module
+    batches: Iterable[torch.Tensor]
+    labels: Any
+    metric: Metric | None
+    progress: bool
+    processes: Processes
+
+    def through(self, title: str, passing: contextlib.AbstractContextManager | None = None) -> tuple[torch.Tensor, float, float]:
+        """(prediction of each image, accuracy or what the metric gives, seconds)."""
+        found, seconds = predict(self.network, self.batches, title, self.progress, passing, self.processes, self.metric is not None)
+        if len(found) != len(self.labels):
+            raise ValueError(f"{len(found)} images have {len(self.labels)} labels")
+        if self.metric is None:
+            return found, 100 * (found == self.labels).sum().item() / len(found), seconds
+        return found.argmax(1), float(self.metric(found, self.labels)), seconds
 
 
 class _Passes(NamedTuple):
-    """What the images gave: predictions of the software or of each chip, and what `Record` has of them."""
+    """What the images gave: predictions and accuracies of the software or of each chip, and what `Record` has of them."""
 
     predictions: list[torch.Tensor]
+    accuracies: list[float]
     seconds: float
     engine: str | None = None
     mean_bits: float | None = None
@@ -183,35 +213,32 @@ class _Passes(NamedTuple):
     layer_bits: dict[str, float] | None = None
 
 
-def _in_software(network, batches, progress, passing):
-    use_cells(network, None)
-    with quant.without_adc(network):
-        predictions, seconds = predict(network, batches, "software", progress, passing)
-    return _Passes([predictions], seconds)
+def _in_software(run, passing):
+    use_cells(run.network, None)
+    with without_adc(run.network):
+        predictions, accuracy, seconds = run.through("software", passing)
+    return _Passes([predictions], [accuracy], seconds)
 
 
-def _on_crossbars(network, batches, setting, cells, calibration, cache, engine, progress):
+def _on_crossbars(run, setting, cells, calibration, cache, engine):
     """One pass for each chip, or one on ideal cells; what they all have in common is taken at the first."""
-    found, common = [], ()
+    network, found, common = run.network, [], ()
     try:
-        for title in _each_chip(network, setting, calibration, cache, progress):
+        for title in _each_chip(network, setting, calibration, cache, run.progress, run.processes):
             ran = None if common else engines_of(network, engine)
             counts: list[Counts] = []
-            found.append(predict(network, batches, title, progress, None if common else _counting_idle(network, counts)))
-            common = common or (ran, *conversions_of(network, first_image(batches), counts))
+            found.append(run.through(title, None if common else _counting_idle(network, counts, run.processes)))
+            common = common or (ran, *conversions_of(network, first_image(run.batches), counts))
     finally:
         if setting.chips or is_chip(cells):
-            quant.program(network, None)
-    predictions, seconds = zip(*found)
-    return _Passes(list(predictions), sum(seconds), *common)
+            program_cells(network, None)
+    predictions, accuracies, seconds = zip(*found)
+    return _Passes(list(predictions), list(accuracies), sum(seconds), *common)
 
 
-def _record(setting, passes, labels, software, original):
-    found = passes.predictions
-    if len(found[0]) != len(labels):
-        raise ValueError(f"{len(found[0])} images have {len(labels)} labels")
+def _record(setting, passes, software, original):
+    found, accuracies = passes.predictions, passes.accuracies
     baseline = found[0] if software is None else software.predictions
-    accuracies = [_accuracy(predictions, labels) for predictions in found]
     changes = [_changes(predictions, baseline) for predictions in found]
     of_float = {} if original is None else {
         "float_accuracy": original.accuracy,
@@ -219,8 +246,10 @@ def _record(setting, passes, labels, software, original):
     of_chips = {} if setting is None or not setting.chips else {
         "chip_predictions": torch.stack(found), "chip_accuracies": tuple(accuracies), "chip_changes": tuple(changes)}
     return Record(
-        setting=setting, accuracy=statistics.fmean(accuracies), software_accuracy=_accuracy(baseline, labels),
-        changed_predictions=round(statistics.fmean(changes)), **(passes._asdict() | {"predictions": found[0]}), **of_chips, **of_float)
+        setting=setting, predictions=found[0], accuracy=statistics.fmean(accuracies),
+        software_accuracy=accuracies[0] if software is None else software.accuracy, changed_predictions=round(statistics.fmean(changes)),
+        seconds=passes.seconds, engine=passes.engine, mean_bits=passes.mean_bits, conversions=passes.conversions,
+        layer_bits=passes.layer_bits, **of_chips, **of_float)
 
 
 def of_chips(setting: Setting, found: Sequence[Record]) -> Record:
@@ -234,25 +263,23 @@ def of_chips(setting: Setting, found: Sequence[Record]) -> Record:
         chip_accuracies=tuple(record.accuracy for record in found), chip_changes=tuple(changes))
 
 
-def measure_float(network: nn.Module, images: Images, labels: torch.Tensor, *, batch_size: int = 64, progress: bool = False) -> Record:
+def measure_float(network: nn.Module, images: Images, labels: torch.Tensor, *, batch_size: int = 64, progress: bool = False,
+                  metric: Metric | None = None, processes: Processes = ALONE) -> Record:
     """Accuracy of a float network that is, or will be, converted; it has no crossbar layers. Args: see `measure`."""
-    found = measure(network, images, labels, None, batch_size=batch_size, progress=progress)
+    found = measure(network, images, labels, None, batch_size=batch_size, progress=progress, metric=metric, processes=processes)
     return replace(found, float_accuracy=found.accuracy, float_changes=0, is_float=True)
 
 
 def _changes(predictions: torch.Tensor, baseline: torch.Tensor) -> int:
-    return int((predictions != baseline).sum())
+    """Images of which any prediction is another."""
+    return int((predictions != baseline).reshape(len(predictions), -1).any(1).sum())
 
 
-def _accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:
-    return 100 * (predictions == labels).sum().item() / len(labels)
-
-
-def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch.Tensor] | None, cache: Cache, progress: bool
-               ) -> Iterator[str]:
+def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch.Tensor] | None, cache: Cache, progress: bool,
+               processes: Processes) -> Iterator[str]:
     """Bring a network that is placed on a setting to each of its chips, calibrated: a title for each; one for ideal cells."""
     if not setting.chips:
-        calibrate(network, setting, calibration, cache, progress)
+        calibrate(network, setting, calibration, cache, progress, processes=processes)
         yield str(setting)
         return
     seeds, watched = setting.chips.seeds, sys.stderr.isatty()
@@ -260,19 +287,19 @@ def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch
                  mininterval=0.5 if watched else 60, delay=0 if watched else 60)
     for seed in shown:
         program(network, setting, seed, progress)
-        calibrate(network, setting, calibration, cache, progress, ranges=seed == seeds[0] or setting.calibration.on == "chip")
+        calibrate(network, setting, calibration, cache, progress, seed == seeds[0] or setting.calibration.on == "chip", processes)
         yield f"chip {seed}" if len(seeds) > 1 else str(setting)
 
 
 @contextlib.contextmanager
-def _counting_idle(network: nn.Module, found: list[Counts]) -> Iterator[None]:
+def _counting_idle(network: nn.Module, found: list[Counts], processes: Processes) -> Iterator[None]:
     """Within the block reads are counted where idle ones are not converted; the counts are added to `found`."""
     if all(layer.spec.adc_idle == "convert" for _, layer in on_adcs(network)):
         yield
         return
     with counting(network) as counts:
         yield
-    found += distributed.gathered(counts)
+    found += processes.gathered(counts)
 
 
 @torch.no_grad()
@@ -309,56 +336,6 @@ def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Cou
     return float(bits / reads), float(converted / reads), {name: float(of_layer[0] / of_layer[2]) for name, of_layer in found.items()}
 
 
-def batches_of(images: Images, batch_size: int) -> Iterable[torch.Tensor]:
-    """Batches of network inputs, which can be gone through more than once."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; allowed are whole numbers from 1")
-    if isinstance(images, torch.Tensor):
-        return images.split(batch_size)
-    if iter(images) is images:
-        raise ValueError("the images are gone through more than once: give a tensor or a list of batches, not a generator")
-    return images
-
-
-def first_image(batches: Iterable[torch.Tensor]) -> torch.Tensor:
-    """A batch of the first image alone. Raises: ValueError for none."""
-    image = next((batch[:1] for batch in batches if len(batch)), None)
-    if image is None:
-        raise ValueError("there are no images to measure on")
-    return image
-
-
-@torch.no_grad()
-def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = "", progress: bool = False,
-            passing: contextlib.AbstractContextManager | None = None) -> tuple[torch.Tensor, float]:
-    """(predicted class of each image, seconds in the network); of several processes, each of which has whole batches, those of the
-    slowest. Args: passing, see `measure`."""
-    predictions, seconds, watched = [], 0.0, sys.stderr.isatty()
-    network(first_image(batches))  # prepares the weights, and the first time compiles
-    shown = tqdm(_mine(batches), desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
-                 total=-(-len(batches) // distributed.world()) if isinstance(batches, Sized) else None,
-                 mininterval=0.5 if watched else 60, delay=0 if watched else 60)
-    with passing or contextlib.nullcontext(), unchanged():
-        for first, batch in shown:
-            started = time.perf_counter()
-            with quant.image_numbers(first, len(batch)):  # noise of reads does not depend on the batches
-                predictions.append(network(batch).argmax(1).cpu())
-            seconds += time.perf_counter() - started
-    return torch.cat(distributed.in_order(predictions)), max(distributed.gathered(seconds))
-
-
-def _mine(batches: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-    """(number of its first image, batch) of the batches that are this process's. Those of `Batches` that are not are not made."""
-    if isinstance(batches, Batches):
-        yield from ((number * batches.batch_size, batches[number]) for number in range(len(batches)) if distributed.mine(number))
-        return
-    first = 0
-    for number, batch in enumerate(batches):
-        if distributed.mine(number):
-            yield first, batch
-        first += len(batch)
-
-
 def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor], cache: Cache, progress: bool = False
                 ) -> dict[str, Any]:
     """Histograms of the reads on the hardware of a setting: `{layer: int64 [digits, slices, u]}`; counted once for all ADCs, and
@@ -371,27 +348,27 @@ def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Ten
     if cache.counted_for != key:
         shown = tqdm(images, desc="calibrating", unit="batch", leave=False, disable=None if progress else True)
         on = {"on": setting.calibration.on} if own else {}
-        cache.histograms, cache.counted_for = quant.collect_histograms(network, shown, **on), key
+        cache.histograms, cache.counted_for = calibrating.collect_histograms(network, shown, **on), key
     return cache.histograms
 
 
 def calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor] | None, cache: Cache, progress: bool = False,
-              ranges: bool = True) -> None:
+              ranges: bool = True, processes: Processes = ALONE) -> None:
     """Choose the ADC ranges of a network that is placed on a setting (or, without `ranges`, keep those that it has), and correct
     the outputs on the cells that it has. Does nothing where the setting has no calibrated ranges, or images are None. Of several
     processes the first does it for all."""
     if images is None or all(layer.spec.adc_range != "calibrated" for _, layer in on_adcs(network)):
         return
-    if distributed.is_first():
+    if processes.is_first():
         chosen = setting.calibration
         if ranges:
             histograms = count_reads(network, setting, images, cache, progress)
             decides = cache.counted_for, replace(setting, chips=None)
             if not setting.chips or decides not in cache.ranges:
-                quant.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share, on=chosen.on)
+                calibrating.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share, on=chosen.on)
             if setting.chips:
-                quant.give_ranges(network, cache.ranges.setdefault(decides, quant.ranges_of(network)))
+                give_ranges(network, cache.ranges.setdefault(decides, ranges_of(network)))
         if chosen.correct == "channel":
             converted = tuple(name for name, _ in on_adcs(network))
-            cache.moments[converted] = quant.correct(network, images, cache.moments.get(converted))
-    distributed.same_ranges(network)
+            cache.moments[converted] = calibrating.correct(network, images, cache.moments.get(converted))
+    processes.same_ranges(network)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from models.building import CROSSBAR_LAYERS
-from models.quant import Calibration, CrossbarSpec
-
+from ..calibration import Calibration
+from ..spec import CrossbarSpec
 from .chips import Chips
 
+CROSSBAR_LAYERS = ("all", "conv")  # every layer that can be, or of these the convolutions only
 PerLayer = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
 OF_ADC = ("adc_bits", "adc_plan", "adc_max_bits", "adc_idle")  # fields of the spec that make no other reads
 LAYER_FIELDS = tuple(item.name for item in fields(CrossbarSpec) if item.name not in ("w_bits", "a_bits"))  # the network has those

@@ -1,4 +1,4 @@
-"""experiment/evaluation.py: measuring as a function, from Python."""
+"""models/quant/measuring: measuring as a function, from Python."""
 
 import ast
 from dataclasses import replace
@@ -10,11 +10,12 @@ from test_eval import SMALL, classes, network, shown_images
 from torch import nn
 
 import models
-from experiment import evaluation
-from experiment.chips import Chips
-from experiment.evaluation import Cache, Setting, measure, place
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec
+from models.quant.measuring.chips import Chips
+from models.quant.measuring.measure import Cache, measure
+from models.quant.measuring.placing import place
+from models.quant.measuring.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,6 +56,48 @@ def test_the_software_is_measured_where_it_is_not_given(scene):
     assert torch.equal(again.predictions, record.predictions) and again.changed_predictions == record.changed_predictions
 
 
+def test_a_metric_of_ones_own_stands_for_the_accuracy(scene):
+    net, images, labels, calibration = scene
+    names = [f"class {label}" for label in labels.tolist()]  # whatever the metric takes
+
+    def share_in_two(outputs, names):
+        best = outputs.topk(2).indices.tolist()
+        return sum(name in {f"class {each}" for each in two} for name, two in zip(names, best, strict=True)) / len(names)
+
+    chips = Chips(device=quant.Device("own", "here", 1.0, 40.0, sigma_us=1.0), chips=2)
+    plain = measure(net, images, labels, replace(setting(), chips=chips), calibration=calibration)
+    record = measure(net, images, names, replace(setting(), chips=chips), calibration=calibration, metric=share_in_two, batch_size=7)
+    wanted = []
+    for seed in chips.seeds:
+        chips.program(net, seed)
+        quant.correct(net, calibration)
+        with torch.no_grad():
+            wanted.append(share_in_two(net(images), names))
+    assert record.chip_accuracies == tuple(wanted) and record.accuracy == sum(wanted) / 2
+    with torch.no_grad(), quant.without_adc(net):
+        quant.program(net, None)
+        assert record.software_accuracy == share_in_two(net(images), names)
+    assert torch.equal(record.chip_predictions, plain.chip_predictions) and record.chip_changes == plain.chip_changes
+
+
+def test_an_image_of_many_predictions_is_changed_once():
+    class Painter(nn.Module):  # of three classes for each pixel
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = quant.Qconv2dDoreFa(3, 3, 1, spec=CrossbarSpec(rows=16))
+
+        def forward(self, x):
+            return self.layer(x)
+
+    net, images = Painter().eval(), torch.rand(20, 3, 4, 4) * 10
+    labels = torch.zeros(20, 4, 4, dtype=torch.int64)
+    record = measure(net, images, labels, setting(1, adc_range="full"), metric=lambda outputs, labels: outputs.mean())
+    software = measure(net, images, labels, None, metric=lambda outputs, labels: 0.0).predictions
+    assert record.predictions.shape == (20, 4, 4)
+    assert 0 < record.changed_predictions == sum(not torch.equal(a, b) for a, b in zip(record.predictions, software)) <= 20
+
+
 def test_images_are_a_tensor_or_batches_that_can_be_gone_through_again(scene):
     net, images, labels, calibration = scene
     whole = measure(net, images, labels, setting(), calibration=calibration)
@@ -65,7 +108,7 @@ def test_images_are_a_tensor_or_batches_that_can_be_gone_through_again(scene):
 def test_reads_are_counted_once_for_all_adcs(scene, monkeypatch):
     net, images, labels, calibration = scene
     counted, collect = [], quant.collect_histograms
-    monkeypatch.setattr(quant, "collect_histograms", lambda *args: (counted.append(net.features[4].spec), collect(*args))[1])
+    monkeypatch.setattr(quant.calibration, "collect_histograms", lambda *args: (counted.append(net.features[4].spec), collect(*args))[1])
     cache, found = Cache(), {}
     for bits in (3, 4):
         found[bits] = measure(net, images, labels, setting(bits), calibration=calibration, cache=cache).predictions
@@ -131,11 +174,12 @@ def test_what_cannot_run_is_refused(scene):
 
 
 def test_measuring_reads_no_flags_and_touches_no_files():
-    tree = ast.parse(Path(evaluation.__file__).read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not {"argparse", "json", "pathlib", "os", "cli", "flags"} & imported
-    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "open"]
+    for path in Path(quant.__file__).parent.joinpath("measuring").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not {"argparse", "json", "pathlib", "os", "cli", "flags", "torch.distributed"} & imported, path
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "open"], path
 
 
 def test_a_cache_knows_what_it_was_made_of(scene):

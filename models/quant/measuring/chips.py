@@ -1,0 +1,147 @@
+"""Chips: the cells of a device, programmed some times over, and what reads have besides.
+
+    chips = Chips(device=Device.preset("techA", time="1h"), chips=10, adc_noise=0.3)
+    for seed in chips.seeds:
+        chips.program(network, seed)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import nn
+
+from ..devices import ROW_OHM, WIRE_OHM, Device, Wires
+from ..devices.times import show_time
+from ..program import MOST_LEVELS, check_chip, program
+from ..spec import COUNT, COUNT_OR_0, FROM_0, Numbers, check, choice, number
+
+LEVELS = Numbers(float, f"a number from 0 to {MOST_LEVELS:g}", lambda value: 0 <= value <= MOST_LEVELS)
+NOISE = Numbers(float, "device, or a number of uS from 0 up", lambda value: 0 <= value < float("inf"), {"device": "device"})
+NOT_OF_CELLS = ("read_noise ", "adc_noise ", "adc_offset ", "adc_gain ")
+UNITS = {"device_temp": " C", "read_noise": " uS", "wire_ohm": " ohm", "row_ohm": " ohm", "driver_ohm": " ohm"}
+
+
+def _of_wires(name: str, of_node: Mapping[str, float] | None = None) -> Any:
+    """A field that is one of `Wires`. Args: of_node, ohms of technology nodes, whose names stand for them on a command line."""
+    text = Wires.__dataclass_fields__[name].metadata["help"]
+    if of_node is None:
+        return number(0.0, text, FROM_0)
+    names = f"a number from 0 up, or one of {', '.join(of_node)}, which stands for the wires of that node"
+    return number(0.0, f"{text} Or a node, such as 32nm.", FROM_0._replace(text=names, words=of_node))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reads:
+    """What the reads of chips have besides their cells (docs of each field: its `metadata["help"]`)."""
+
+    read_noise: float | str | None = number(
+        None, "standard deviation s of a cell's conductance, uS, drawn anew at each read: a read gets N(0, s^2 sum a^2), and that of its "
+        "reference cells. device: the law of the device's data. Default: none", NOISE)
+    adc_noise: float = number(0.0, "standard deviation of N(0, s^2) that each conversion adds to v, in units of a cell's level",
+                              LEVELS)
+    adc_offset: float = number(0.0, "standard deviation of the offset of each column's converter, the same in all reads of a chip, in "
+                               "units of a cell's level: v + o", LEVELS)
+    adc_gain: float = number(0.0, "relative standard deviation of the gain of each column's converter, the same in all reads of a "
+                             "chip: v (1 + g)", LEVELS)
+    access: str = choice(Wires.access, *(Wires.__dataclass_fields__["access"].metadata[key] for key in ("allowed", "help")))
+    wire_ohm: float = _of_wires("wire_ohm", WIRE_OHM)
+    row_ohm: float = _of_wires("row_ohm", ROW_OHM)
+    driver_ohm: float = _of_wires("driver_ohm")
+    reference_cells: str = choice("device", ("device", "ideal"), "device: the cells of reference columns are like all others. ideal: they "
+                                  "do not scatter")
+    noise_seed: int = number(0, "seed of what is drawn anew at each read, for each chip by itself", COUNT_OR_0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chips(Reads):
+    """The chips of one setting; what their reads have besides: `Reads`.
+
+    Attributes: chips, how many, each a draw of all cells; chip_seed, of the first one. device, of all cells; two Chips are equal if they
+        have the same numbers on the same data. name, what the device is called in tables.
+    Raises: ValueError for values that cannot be.
+    """
+
+    chips: int = number(1, "chips that are measured, each a draw of all cells, with the seeds S, S + 1, ...: mean, deviation (of "
+                        "n - 1) and lowest of their accuracies", COUNT)
+    chip_seed: int = number(0, "seed S of the first chip", COUNT_OR_0)
+    device: Device
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+        object.__setattr__(self, "device", _with_noise(self.device, self.read_noise))
+        object.__setattr__(self, "name", self.name or self.device.name)
+        self.wires  # noqa: B018 - refuses what cannot be
+
+    def _key(self) -> tuple:
+        values = (getattr(self.device, field.name) for field in fields(Device))
+        return (*(value if isinstance(value, (str, int, float, tuple, type(None))) else id(value) for value in values),
+                *(getattr(self, field.name) for field in fields(self) if field.name != "device"))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chips) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the chips."""
+        return range(self.chip_seed, self.chip_seed + self.chips)
+
+    @property
+    def wires(self) -> Wires | None:
+        """The resistances of an array's wires; None where there are none."""
+        wires = Wires(self.access, self.wire_ohm, self.row_ohm, self.driver_ohm)
+        return None if wires == Wires(self.access) else wires
+
+    def check(self, layer: nn.Module) -> None:
+        """Refuse a layer on crossbars whose cells these cannot be, without drawing any. Raises: ValueError."""
+        noise = {} if self.read_noise in (None, "device") else {"read_noise": self.read_noise}
+        check_chip(layer, replace(self.device, **noise), self.wires, self.reference_cells)
+
+    def program(self, network: nn.Module, seed: int, progress: bool = False) -> None:
+        """Program all layers of a network on crossbars: the chip of this seed. Args: progress, see `program`.
+
+        Raises: ValueError for a device of fewer levels than a cell has, see `program`.
+        """
+        noise = None if self.read_noise == "device" else self.read_noise  # the device has its own already
+        program(network, self.device, seed, self.reference_cells, read_noise=noise, adc_noise=self.adc_noise,
+                      adc_offset=self.adc_offset, adc_gain=self.adc_gain, wires=self.wires, noise_seed=self.noise_seed,
+                      progress=progress)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, without: str | None = None) -> str:
+        """As rows of a table name it, without how many there are. Args: without, a flag that the text leaves out."""
+        device, usual = self.device, Chips
+        own_temp = device.temp in (None, *list(device.law.times)[:1])
+        # Each bake has a time of its own: no time was given, and the temperature alone says which.
+        untimed = without == "device_time" or without == "device_temp" and device.time == device.law.moment(None, device.temp)[0]
+        parts = [self.name + ("" if device.time is None or untimed else f" at {show_time(device.time)}")
+                 + ("" if own_temp or without == "device_temp" else f" and {device.temp:g} C")]
+        shown = {name: self.value(name) for name in ("stuck_on", "stuck_off", "read_noise", "adc_noise", "adc_offset", "adc_gain",
+                                                     "wire_ohm", "row_ohm", "driver_ohm")}
+        parts += [f"{name} {value:g}{UNITS.get(name, '')}" if isinstance(value, (int, float)) else f"{name} {value}"
+                  for name, value in shown.items() if value and name != without]
+        parts += [f"{name} {getattr(self, name)}" for name in ("access", "reference_cells") if getattr(self, name) != getattr(usual, name)]
+        return ", ".join(parts)
+
+    def label(self) -> str:
+        """What the cells are called in names of files: the device, and what is not at its first or its default."""
+        first = self.device.law.moment(None, self.device.temp)[0]
+        text = self.text("device_time" if self.device.time == first else None)
+        parts = [part for part in text.split(", ") if not part.startswith(NOT_OF_CELLS)]
+        return "_".join(part.replace(" at ", "_").replace(" and ", "_").replace(" ", "") for part in parts)
+
+    def value(self, name: str) -> Any:
+        """What a flag means for these chips, also where it was not given."""
+        of_device = name.startswith("device_") or name in ("stuck_on", "stuck_off")
+        return getattr(self.device if of_device else self, name.removeprefix("device_"))
+
+
+def _with_noise(device: Device, read_noise: float | str | None) -> Device:
+    """The device with the read noise that its data give, where it is asked for."""
+    return replace(device, read_noise="device") if read_noise == "device" else device
