@@ -825,7 +825,8 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path, 
         return done.stdout
 
     assert run() == "[1.0, 2.0] 0\n"
-    assert run() == "[1.0, 2.0] 1\n"  # kept on disk
+    assert run() == "[1.0, 2.0] 1\n"  # kept on disk, and not beside the sources, where they would outlive these
+    assert not [*(tmp_path / "models").rglob("*.nb[ic]")] and len([*(tmp_path / "cache" / "torchrram").iterdir()]) == 1
     simd = tmp_path / "models/quant/engines/cpu/simd.py"
     text = simd.read_text()
     line = "return types.float32(types.uint32), lambda context, b, sig, args: b.bitcast(args[0], ir.FloatType())"
@@ -835,6 +836,7 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path, 
     for file in (tmp_path / "models").rglob("*.py"):  # what is kept has a type that is there no longer
         file.write_text(file.read_text().replace("ToCodes", "OtherCodes"))
     assert run(of_a_type) == "[3.0, 3.0] 0\n"
+    assert len([*(tmp_path / "cache" / "torchrram").iterdir()]) == 3
 
 
 def test_what_kernels_close_over_is_the_same_in_every_process():

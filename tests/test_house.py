@@ -101,7 +101,7 @@ def test_imports_run_one_way():
 
 def allowed(own, other, floor):
     if own == "engines.cpu":  # a kernel may use the contract of the engines, and what they may use
-        return other in ("engines", "spec", "readout", "cells", "mapping", "adc")
+        return other in ("engines", "spec", "version", "readout", "cells", "mapping", "adc")
     if own == "engines" and other == "engines.cpu":  # the choice between engines names theirs
         return True
     return floor[other] < floor[own]

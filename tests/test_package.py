@@ -1,6 +1,9 @@
 """The package `torchrram`: what pyproject.toml says of it is what there is."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,14 @@ def test_every_other_file_is_data_of_its_package():
     packed = {path.relative_to(FOLDER) for package, patterns in TOOL["package-data"].items() for pattern in patterns
               for path in FOLDER.joinpath(*package.split(".")[1:]).glob(pattern)}
     assert packed == {path for path in FILES if path.suffix != ".py"}
+
+
+@pytest.mark.parametrize("names", [("models.quant", "torchrram"), ("torchrram", "models.quant")])
+def test_the_second_name_in_one_process_is_refused_in_one_line(names, tmp_path):
+    (tmp_path / "torchrram").symlink_to(FOLDER)
+    done = subprocess.run([sys.executable, "-c", f"import {names[0]}, {names[1]}"], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: {names[1]} is {names[0]} again, which is imported already")
 
 
 def test_requirements_of_a_checkout_are_those_of_the_package():

@@ -1,5 +1,6 @@
 """Quantization and crossbar simulation: what users of the package call."""
 
+from .version import __version__  # noqa: F401 - first: it refuses a second copy of all below
 from .bitplanes import PlaneStore, compose, decompose, read_planes, sha256
 from .cell_files import chips_in, load_cells, read_cells, write_cells
 from .cells import Cells, Chip
@@ -20,7 +21,6 @@ from .program import MOST_LEVELS, check_chip, program
 from .quantizers import AQ, SAWB, WQ
 from .readout import Readout, image_numbers
 from .spec import CrossbarSpec, Geometry
-from .version import __version__  # noqa: F401 - `torchrram.__version__`
 
 __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibration", "Geometry", "MappedLayer", "Qconv2dDoreFa",
            "QLinearDoreFa", "ADC_BUFFERS", "CORRECTION_IMAGES", "calibrate", "collect_histograms", "correct", "error_weights",
