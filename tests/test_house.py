@@ -22,12 +22,12 @@ FLOORS = [
     ["prepared", "quantizers"],
     ["layers", "on_arrays"],
     ["crossbar"],
-    ["modes", "counts"],
+    ["modes", "counts", "structure"],
     ["expectation"],
     ["calibration", "program", "cell_files"],
     ["diagnostics", "fusion", "cost"],
     ["conversion", "gate_errors"],
-    ["measuring"],
+    ["measuring", "saving"],
     ["__init__"],
 ]
 

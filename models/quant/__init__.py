@@ -20,6 +20,7 @@ from .on_arrays import ADC_BUFFERS
 from .program import MOST_LEVELS, check_chip, program
 from .quantizers import AQ, SAWB, WQ
 from .readout import Readout, image_numbers
+from .saving import load, save
 from .spec import CrossbarSpec, Geometry
 
 __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibration", "Geometry", "MappedLayer", "Qconv2dDoreFa",
@@ -27,4 +28,5 @@ __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibratio
            "crossbar_layers", "ranges_of", "give_ranges", "set_engine", "set_spec", "without_adc", "decompose", "compose", "PlaneStore",
            "read_planes", "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
            "chips_in", "keep_effective_cells", "load_cells", "read_cells", "write_cells", "convert", "MOST_LEVELS", "Cache",
-           "Chips", "Record", "Setting", "measure", "measure_float"]
+           "Chips", "Record", "Setting", "load", "measure", "measure_float",
+           "save"]

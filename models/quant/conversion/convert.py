@@ -36,7 +36,7 @@ from .encodings import ENCODINGS
 from .gptq import gptq
 from .layer import ConvertedLayer
 from .options import NAME, fits, holders, labels_of, scales_of, short, specs_of
-from .report import ConversionReport, first_tensor, measure_layers
+from .report import ConversionReport, facts_of, first_tensor, measure_layers
 from .scales import METHODS, WEIGHT_METHODS
 from .tracing import Product, Trace, trace
 
@@ -113,6 +113,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
         report.measure(net, bound, batches[0], found.outputs[0],
                        *measure_layers(net, [layer for layer, _ in bound.values()], first_of(batches[0], REPORT_IMAGES, batch_dim),
                                        spec is not None, unrounded))
+    report.options = {"skip": _patterns(skip), "inputs": inputs, "batch_dim": batch_dim, **facts_of(bound, batches, batch_dim)}
     net.crossbar_report = report
     net.register_forward_pre_hook(refuse_export)
     net.register_load_state_dict_post_hook(_settle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
+from ..batches import first_of
 from ..diagnostics import decibels
 from ..modes import without_adc
 
@@ -27,7 +28,8 @@ class ConversionReport:
         (each with a column for every output), fill (mean share of their rows that is used), way (of its reads through the engine, see
         `CrossbarLayer.way`), quantization_db and hardware_db (SQNR of the layer's output against the float product of the same input,
         quantized and then also through its ADC; None where nothing is lost); same_top1 and sqnr_db, of the network's output against the
-        float network's: "quantized", and "hardware", which is the same where no layer `has_adcs`.
+        float network's: "quantized", and "hardware", which is the same where no layer `has_adcs`; options, what a conversion needs to make
+        the same layers again (`saving`).
     """
 
     digital: dict[str, str]
@@ -40,6 +42,7 @@ class ConversionReport:
     same_top1: dict[str, float] = field(default_factory=dict)
     sqnr_db: dict[str, float | None] = field(default_factory=dict)
     has_adcs: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
     def measure(self, net: nn.Module, bound: dict, images: Tensor, wanted: Any, quantization: list, hardware: list) -> None:
         """Fill in what the first batch of images shows."""
@@ -106,6 +109,13 @@ class ConversionReport:
             if ways := Counter(layer["way"] for layer in self.layers if "way" in layer):
                 lines.append("computed by " + ", ".join(f"{way} ({count})" for way, count in ways.most_common()))
         return "\n".join(lines)
+
+
+def facts_of(bound: Mapping[str, tuple[nn.Module, Any]], batches: Sequence[Tensor], dim: int) -> dict[str, Any]:
+    """Bits of weights and inputs of each layer that is quantized; shape, type and span of an image."""
+    return {"bits": {name: (layer.weight_quant.wbit, layer.act_quant.abit) for name, (layer, _) in bound.items() if layer.quantized},
+            "image": {"shape": list(first_of(batches[0], 1, dim).shape), "dtype": str(batches[0].dtype),
+                      "lowest": float(min(batch.min() for batch in batches)), "largest": float(max(batch.max() for batch in batches))}}
 
 
 def _db(value: float | None) -> str:

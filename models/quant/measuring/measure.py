@@ -33,6 +33,7 @@ from ..modes import in_mode, without_adc
 from ..on_arrays import ADC_BUFFERS
 from ..prepared import fingerprint
 from ..program import program as program_cells
+from ..structure import structure
 from .images import Images, batches_of, first_image, predict
 from .placing import Stored, engines_of, is_chip, on_adcs, place, program, use_cells
 from .processes import ALONE, Processes
@@ -114,7 +115,7 @@ class Record:
 class Cache:
     """What the measurements of one network share: histograms of the reads, which do not depend on the ADC, the ranges of settings with
     chips, and the moments of the layers' outputs without ADC. All are made anew where weights, edited cells, calibration images, or
-    the numbers that a network's text shows of its layers are others."""
+    the network's `structure` are others."""
 
     histograms: dict[str, Any] = field(default_factory=dict)
     ranges: dict[tuple, list] = field(default_factory=dict)  # of settings with chips, which share them, by what decides them
@@ -127,7 +128,7 @@ class Cache:
         ranges = tuple(ADC_BUFFERS)
         state = [value for key, value in network.state_dict().items() if isinstance(value, torch.Tensor) and not key.endswith(ranges)]
         cells = [layer.w_codes() for _, layer in crossbar_layers(network)]
-        made_of = [repr(network), fingerprint([*state, *cells, *images])]  # with strides, paddings, poolings
+        made_of = [structure(network), fingerprint([*state, *cells, *images])]
         if made_of != self.made_of:
             self.histograms, self.ranges, self.counted_for, self.moments, self.made_of = {}, {}, None, {}, made_of
 

@@ -1,0 +1,149 @@
+"""Networks on crossbars as files: the same outputs to the last bit without any image, and other networks refused."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from test_convert import Functional, Small, Tied, Tokens, Viewed, seeded
+from torch import nn
+
+from models.quant import (Calibration, CrossbarSpec, Device, calibrate, convert, crossbar_layers, load, measure, program, save,
+                          Setting)
+from models.quant.conversion.encodings import ENCODINGS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SPEC = CrossbarSpec(4, 4, cell_bits=2, adc_bits=4, rows=16)
+TOKENS = torch.arange(22).view(2, 11) % 11
+
+
+def other_weights(model):
+    """The model that is handed over: whatever its weights are."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point() and buffer.dim() == 1)]:
+            tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    return model
+
+
+NETWORKS = {
+    **{f"small, {inputs}": (Small, dict(inputs=inputs), seeded((6, 3, 6, 6))) for inputs in ENCODINGS},
+    "small, other bits": (Small, dict(skip=["depth*"], specs={"head": CrossbarSpec(5, 3, cell_bits=3, adc_bits=5, dac_bits=2)}),
+                          seeded((6, 3, 6, 6))),
+    "rounded": (Small, dict(rounding="gptq", first_last_bits=None, weight_scale="layer"), seeded((6, 3, 6, 6))),
+    "trained": (Small, dict(qat=True), seeded((6, 3, 6, 6))),
+    "computed weights": (Functional, {}, seeded((6, 8))),
+    "tied, of words": (Tied, {}, TOKENS), "viewed": (Viewed, {}, seeded((6, 3, 6, 6))),
+    "tokens first": (lambda: Tokens(True), dict(batch_dim=1), seeded((7, 6, 16))),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_converted_network_is_the_same_from_its_file(name, tmp_path):
+    make, options, images = NETWORKS[name]
+    spec = replace(SPEC, adc_plan="significance", adc_bits=2.5) if name == "tokens first" else SPEC
+    net = convert(make(), spec, images, **options).eval()
+    x = images if images.dtype == torch.int64 else images + 0.1
+    wanted = net(x)
+    save(net, tmp_path / "net.pt")
+    given = other_weights(make())
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    loaded = load(tmp_path / "net.pt", given)
+    assert torch.equal(loaded(x), wanted) and not loaded.training
+    assert str(loaded.crossbar_report) == str(net.crossbar_report)
+    assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())  # the model stays as it is
+    assert [(name, layer.spec) for name, layer in crossbar_layers(loaded)] == [(name, layer.spec) for name, layer in crossbar_layers(net)]
+    save(loaded, tmp_path / "again.pt")
+    assert torch.equal(load(tmp_path / "again.pt", loaded)(x), wanted)  # into one that is on crossbars already
+
+
+def test_without_quantizers_and_in_sixteen_bits(tmp_path):
+    x = seeded((6, 3, 6, 6))
+    for spec, dtype in ((None, torch.float32), (SPEC, torch.bfloat16)):
+        net = convert(Small().to(dtype), spec, x)
+        save(net, tmp_path / "net.pt")
+        assert torch.equal(load(tmp_path / "net.pt", other_weights(Small().to(dtype)))(x.to(dtype)), net(x.to(dtype)))
+    with pytest.raises(ValueError, match="of torch.bfloat16 in the file, and .* of torch.float32 here$"):
+        load(tmp_path / "net.pt", Small())
+
+
+@pytest.mark.parametrize("spec, calibration", [
+    (dict(adc_bits=3), Calibration()), (dict(adc_plan="significance", adc_bits=2), Calibration(share="layer")),
+    (dict(adc_range="full", weights="pair"), Calibration())])
+def test_a_calibrated_network_is_the_same_from_its_file(spec, calibration, tiny, tmp_path):
+    net = tiny(spec=CrossbarSpec(rows=16)).to(memory_format=torch.channels_last)
+    x = seeded((20, 3, 32, 32)).to(memory_format=torch.channels_last)
+    setting = Setting(CrossbarSpec(rows=16, **spec), per_layer={"features.3*": {"adc_range": "ideal"}} if "weights" not in spec else {},
+                      calibration=calibration)
+    measure(net, x, torch.zeros(20, dtype=torch.int64), setting, calibration=x)
+    wanted = net(x)
+    save(net, tmp_path / "net.pt")
+    loaded = load(tmp_path / "net.pt", other_weights(tiny(spec=CrossbarSpec())))
+    assert torch.equal(loaded(x), wanted)
+    strides = [[value.stride() for value in each.state_dict().values()] for each in (net, loaded)]
+    assert strides[0] == strides[1]  # by which float layers add
+
+
+def test_chips_and_codes_are_refused(tiny, tmp_path):
+    net = tiny()
+    calibrate(net, seeded((4, 3, 32, 32)))
+    program(net, Device.preset("techA"))
+    with pytest.raises(ValueError, match=r"is on a chip, .*: write its cells with write_cells, and save the network behind program\("):
+        save(net, tmp_path / "net.pt")
+    program(net, None)
+    [(name, layer), *_] = crossbar_layers(net)
+    layer.set_codes(layer.w_codes())
+    with pytest.raises(ValueError, match=rf"^layer {name} has codes in place of its weights"):
+        save(net, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="^this network has no layers on crossbars"):
+        save(nn.Linear(2, 2), tmp_path / "net.pt")
+    assert not list(tmp_path.iterdir())
+
+
+class Renamed(Small):
+    pass
+
+
+def changed(change):
+    model = Small()
+    change(model)
+    return model
+
+
+@pytest.mark.parametrize("model, message", [
+    (lambda: changed(lambda model: setattr(model, "head", nn.Linear(8, 6))), "out_features of head is 5 in the file, and 6 here"),
+    (lambda: changed(lambda model: setattr(model, "head", nn.Linear(8, 5, bias=False))), "tensor 'head.bias' is in the file alone"),
+    (lambda: changed(lambda model: setattr(model, "more", nn.ReLU())), "module 'more' is in the network alone"),
+    (lambda: changed(lambda model: model.register_buffer("more", torch.zeros(2))), "tensor 'more' is in the network alone"),
+    (lambda: changed(lambda model: setattr(model, "norm", nn.InstanceNorm2d(8, affine=True))), "tensor 'norm.num_batches_tracked' is in"),
+    (lambda: changed(lambda model: setattr(model.norm, "eps", 0.1)), "eps of norm is 1e-05 in the file, and 0.1 here"),
+    (lambda: changed(lambda model: setattr(model.stem, "stride", (2, 2))), r"stride of stem is \(1, 1\) in the file, and \(2, 2\) here"),
+    (Renamed, "class of the whole is 'Small' in the file, and 'Renamed' here"),
+    (lambda: nn.Linear(3, 2), "whose conversion is none of this one: the network does not run"),
+    (Viewed, "whose conversion is none of this one: .*'stem.crossbar'")])
+def test_another_network_is_refused_in_one_line(model, message, tmp_path):
+    save(convert(Small(), SPEC, seeded((6, 3, 6, 6))), tmp_path / "net.pt")
+    refusal = f"{tmp_path}/net.pt cannot be loaded into this network: it is of another network"
+    with pytest.raises(ValueError, match=rf"^{refusal}[:,] {message}[^\n]*$"):
+        load(tmp_path / "net.pt", model())
+
+
+def test_files_of_something_else(tmp_path):
+    net = convert(Small(), SPEC, seeded((6, 3, 6, 6)))
+    save(net, tmp_path / "net.pt")
+    whole = (tmp_path / "net.pt").read_bytes()
+    for content in (b"", b"no file of torch", whole[:-1000], whole[:100]):
+        (tmp_path / "odd.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/odd.pt is no file of save\(network, path\)$"):
+            load(tmp_path / "odd.pt", Small())
+    for content in (net.state_dict(), [1, 2], {"format": 7}, net):
+        torch.save(content, tmp_path / "odd.pt")
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/odd.pt (is no file of save\(network, path\)|holds 7, and this version of)"):
+            load(tmp_path / "odd.pt", Small())
+    content = torch.load(tmp_path / "net.pt", weights_only=True)
+    for key in ("report", "specs", "state", "modules"):
+        torch.save({**content, key: 3}, tmp_path / "odd.pt")
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/odd.pt cannot be loaded into this network: it is damaged \("):
+            load(tmp_path / "odd.pt", Small())
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "absent.pt", Small())
