@@ -212,6 +212,11 @@ def evenly(size: int, count: int) -> torch.Tensor:
     return torch.arange(count) * size // max(count, 1)
 
 
+def for_calibration(found: Dataset) -> torch.Tensor:
+    """Places of all training images in the order in which a calibration takes the first ones, the same for every checkpoint."""
+    return torch.randperm(len(found.train_x), generator=generator("calibration"))
+
+
 def normalize(x: torch.Tensor | Streamed, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 [N, 3, H, W] to float32 with mean 0 and deviation 1 per channel, in channels_last memory format. Images that a transform
     has made network inputs stay what they are."""

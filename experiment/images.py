@@ -9,7 +9,7 @@ import torch
 
 from . import data, train_settings
 from .cli import UserError
-from .data import Batches, generator, training_split
+from .data import Batches, training_split
 from .eval_flags import EvalSettings
 
 REPORT_IMAGES = 64  # calibration images whose layer outputs --report compares
@@ -47,14 +47,13 @@ def choose(found: data.Dataset, settings: EvalSettings, checkpoint: Mapping[str,
     if trained_on:
         data.check_classes(found, trained_on, settings.resume)
         stats = tuple(trained_on["mean"]), tuple(trained_on["std"])
-    order = torch.randperm(len(found.train_x), generator=generator("calibration"))  # the same for every checkpoint
+    order = data.for_calibration(found)
     images, labels, kind = found.test_x, found.test_y, "validation images" if settings.validation else "test images"
     if settings.validation and not found.validation:
         held = _held_out(found, settings, checkpoint) if trained_on else order[-max(1, len(order) // 10):].sort().values
         images, labels = found.train_x[held], found.train_y[held]
         order = order[~torch.isin(order, held)]
-    n = min(settings.limit or len(images), len(images))
-    shown = torch.arange(n) * len(images) // n
+    shown = data.evenly(len(images), settings.limit or len(images))
     calibration = found.train_x[order[:settings.calib_images]].to(device)
     return EvalImages(
         batches=Batches(images[shown].to(device), *stats, settings.batch_size), labels=labels[shown], kind=kind,
