@@ -227,11 +227,33 @@ def test_all_work_items_of_an_input_are_done(size):
     """Whole ones and the rest, which is short or nearly whole."""
     numbers = torch.Generator().manual_seed(0)
     x = 4 * torch.randn(size, generator=numbers)
-    assert torch.equal(elementwise.act_codes(x, torch.tensor(3.0), 15), (x.clamp(0, 3) * 5).round().byte())
-    assert torch.equal(elementwise.window_codes(x, torch.tensor(0.25), -9, 12), (x / 0.25).round().clamp(-9, 12).short())
+    codes, unknown = elementwise.act_codes(x, torch.tensor(3.0), 15)
+    assert torch.equal(codes, (x.clamp(0, 3) * 5).round().byte()) and not unknown
+    assert torch.equal(elementwise.window_codes(x.view(1, 1, -1, 1), torch.tensor(0.25), -9, 12)[0].flatten(),
+                       (x / 0.25).round().clamp(-9, 12).short())
     sums = torch.randint(-2**20, 2**20, (1, 1, size, 3), generator=numbers, dtype=torch.int32)
     scale, offset = torch.tensor([0.5, 2.0, -1.0]), torch.tensor([1.0, -3.0, 0.5])
     assert torch.equal(elementwise.scaled(sums.clone(), scale, offset), sums * scale + offset)
+    shift = torch.tensor([5, -2**30, 0])
+    for acc in (sums.clone(), sums.float(), sums.long()):
+        assert torch.equal(elementwise.scaled(acc, scale, offset, None, 2, shift), (2 * sums + shift) * scale + offset)
+
+
+@pytest.mark.parametrize("lift, padding, dtype",
+                         [(0, (0, 0, 0, 0), torch.int16), (9, (2, 0, 1, 3), torch.uint8), (0, (1, 1, 0, 0), torch.int16)])
+def test_codes_of_a_window_in_one_pass(lift, padding, dtype):
+    """As PyTorch makes them step by step, with zeros around the images; whatever is not a number is found wherever it is."""
+    x = 4 * torch.randn(3, 5, 7, 2, generator=torch.Generator().manual_seed(0))
+    top, bottom, left, right = padding
+    for scale in (0.25, -0.3):
+        codes, unknown = elementwise.window_codes(x, torch.tensor(scale), -9, 12, lift, padding)
+        wanted = F.pad((x / scale).round().clamp(-9, 12) + lift, (0, 0, left, right, top, bottom), value=lift)
+        assert codes.dtype == dtype and torch.equal(codes, wanted.to(dtype)) and not unknown
+    for place in ((0, 0, 0, 0), (2, 4, 6, 1)):
+        y = x.clone()
+        y[place] = float("nan")
+        assert elementwise.window_codes(y, torch.tensor(0.25), -9, 12, lift, padding)[1]
+        assert elementwise.act_codes(y, torch.tensor(3.0), 15)[1]
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -155,10 +155,9 @@ class CrossbarLayer(OnArrays):
 
     def _correction(self):
         """(gain, offset) of each output channel behind the ADC; the offset with the bias."""
-        gain, offset = self.adc_gain, self.adc_offset
         if self.spec.adc_range != "calibrated":
-            gain, offset = torch.ones_like(gain), torch.zeros_like(offset)
-        return gain, offset + gain * self._own_offset()
+            return torch.ones_like(self.adc_gain), self._own_offset()
+        return self.adc_gain, self.adc_offset + self.adc_gain * self._own_offset()
 
     def _own_offset(self):
         """What the output is where all codes are 0, `[out]`."""
@@ -188,12 +187,15 @@ class CrossbarLayer(OnArrays):
     def a_codes(self, x: Tensor) -> Tensor:
         """Activation codes of the layer's input, uint8 `[N, H, W, in]`. What is not a number gets a code, with a warning."""
         x = x.detach()
-        warn_of_nan(x)
-        x = self._input(x.float()).permute(0, 2, 3, 1)
+        images = self._input(x.float()).permute(0, 2, 3, 1)
         alpha, levels = self.act_quant.act_alpha.detach().float(), self.act_quant.levels
         if x.device.type == "cpu":
-            return elementwise.act_codes(x, alpha, levels)
-        return act_codes(x, alpha, levels).to(torch.uint8).contiguous()
+            codes, unknown = elementwise.act_codes(images, alpha, levels)
+        else:
+            codes, unknown = act_codes(images, alpha, levels).to(torch.uint8).contiguous(), True
+        if unknown:
+            warn_of_nan(x)
+        return codes
 
     def check_reads(self, curved: bool, depends_on_level: bool) -> None:
         """Refuse reads that the inputs of the layer cannot have: here none. Raises: ValueError."""

@@ -9,6 +9,7 @@ says so (`unchanged`).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -72,16 +73,26 @@ def fingerprint(tensors: Sequence[Tensor]) -> list[tuple]:
     Every change of one number changes it, and any other change but for a chance of 2^-32 (`engines.cpu.checksum`).
     Works with tensors of any type, in inference mode too. On a GPU all sums are under way before the first is waited for.
     """
-    tensors = [resolved(tensor.detach()) for tensor in tensors]
-    memory = [_memory(tensor) for tensor in tensors]
-    sums = [part if len(part) <= SMALL else _sums(part) for part in memory]
-    return [(tensor.dtype, tensor.shape, tensor.stride(), part.cpu().numpy().tobytes())
+    tensors = [resolved(tensor) for tensor in tensors]
+    sums = [_content(tensor) for tensor in tensors]
+    return [(tensor.dtype, tensor.shape, tensor.stride(), part if isinstance(part, bytes) else part.cpu().numpy().tobytes())
             for tensor, part in zip(tensors, sums)]
 
 
 def resolved(tensor: Tensor) -> Tensor:
     """The tensor with all its numbers in memory: zeros that a sparse one leaves out, signs that a view only says to turn."""
     return (tensor if tensor.layout == torch.strided else tensor.to_dense()).resolve_conj().resolve_neg()
+
+
+def _content(tensor: Tensor) -> bytes | Tensor:
+    """What tells the numbers of a tensor: its bytes, or checksums. A layer has some ten tensors of a few bytes, of which PyTorch would
+    take longer to make arrays than to run the layer."""
+    size = tensor.numel() * tensor.element_size()
+    if size > SMALL:
+        return _sums(_memory(tensor.detach()))
+    if tensor.device.type == "cpu" and tensor.is_contiguous():
+        return ctypes.string_at(tensor.data_ptr(), size)
+    return _memory(tensor.detach())
 
 
 def _memory(tensor: Tensor) -> Tensor:
@@ -100,7 +111,7 @@ def _sums(memory: Tensor) -> Tensor:
         sums = torch.from_numpy(checksum.block_sums(words.numpy().view(np.uint64)).view(np.uint8))
     else:
         sums = block_sums(words.view(torch.int64)).view(torch.uint8)
-    return torch.cat([sums, memory[whole:]])
+    return torch.cat([sums, memory[whole:]]) if whole < len(memory) else sums
 
 
 def block_sums(words: Tensor) -> Tensor:

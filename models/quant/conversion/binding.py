@@ -102,15 +102,14 @@ class _Made(Tensor):
 
 def _call(func, args, kwargs):
     """Any function of PyTorch with a bound parameter, or what was made of it, among its arguments."""
-    if func in PRODUCTS:
-        found = operands(func, args, kwargs, _has_a_layer)
-        if found is not None:
-            root, path = origin(found.weight)
-            with torch._C.DisableTorchFunctionSubclass():
+    with torch._C.DisableTorchFunctionSubclass():
+        if func in PRODUCTS:
+            found = operands(func, args, kwargs, _has_a_layer)
+            if found is not None:
+                root, path = origin(found.weight)
                 layer, weight = root.layers[path], plain(found.weight)
                 layer.see(weight)  # before its hooks, which may count its reads
                 return layer(found.x, weight, found.bias)
-    with torch._C.DisableTorchFunctionSubclass():
         result = func(*args, **kwargs)
     tensors = [arg for arg in tree.tree_leaves((args, kwargs)) if isinstance(arg, Tensor)]
     root, path = origin(next(arg for arg in tensors if isinstance(arg, (Bound, _Made))))

@@ -13,11 +13,11 @@ small negative inputs drive most word lines, and the sums are large where the re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 ENCODINGS = ("phases", "ternary", "twos", "offset")
 OTHER_PHASE = 2**40  # added to the numbers of images in a read of its own, whose noise is another
@@ -43,29 +43,24 @@ class Part:
         return self.codes.unflatten(3, (-1, 2)).amax(4) if self.pairs else self.codes
 
 
-def parts(codes: Tensor, lo: int, encoding: str, padding: tuple[int, int, int, int], bits: int) -> list[Part]:
-    """What the word lines see of input codes, int16 `[N, H, W, in]`.
+def parts(codes: Callable[..., Tensor], lo: int, encoding: str, padding: tuple[int, int, int, int], bits: int) -> list[Part]:
+    """What the word lines see of an input.
 
-    Args: lo, smallest code; padding, of the convolution (top, bottom, left, right), which an offset puts in itself; bits, of the code.
+    Args: codes, that gives its codes, or those of one sign (`InputQuantizer.codes`); lo, smallest code; padding, of the convolution
+        (top, bottom, left, right), which an offset puts in itself; bits, of the code.
     """
     if lo == 0:
-        return [Part(codes.to(torch.uint8))]
-    if encoding == "phases":
-        return [Part(codes.clamp_min(0).to(torch.uint8)), Part(codes.neg().clamp_min_(0).to(torch.uint8), -1, OTHER_PHASE)]
-    if encoding == "ternary":  # a word line of +V beside one of -V; see `signed_rows`
-        both = torch.stack([codes.clamp_min(0), codes.neg().clamp_min_(0)], -1)
-        return [Part(both.flatten(3).to(torch.uint8), pairs=True)]
+        return [Part(codes())]
+    if encoding == "offset":
+        return [Part(codes(lift=-lo, padding=padding))]
     if encoding == "twos":  # the highest digit, once too often and positive in the first part, is taken off twice
-        top = 2 ** (bits - 1)
-        whole = Part(torch.where(codes < 0, codes + 2 * top, codes).to(torch.uint8))
-        return [whole, Part((codes < 0).to(torch.uint8) * top, -2, repeats=True)]
-    return [Part(shifted(codes, lo, padding))]
-
-
-def shifted(codes: Tensor, lo: int, padding: tuple[int, int, int, int]) -> Tensor:
-    """Codes `A - lo`, uint8, with pixels of code `-lo` around them."""
-    top, bottom, left, right = padding
-    return F.pad(codes - lo, (0, 0, left, right, top, bottom), value=-lo).to(torch.uint8)
+        top, signed = 2 ** (bits - 1), codes()
+        whole = Part(torch.where(signed < 0, signed + 2 * top, signed).to(torch.uint8))
+        return [whole, Part((signed < 0).to(torch.uint8) * top, -2, repeats=True)]
+    positive, negative = codes(least=0), codes(sign=-1, least=0)
+    if encoding == "ternary":  # a word line of +V beside one of -V; see `signed_rows`
+        return [Part(torch.stack([positive, negative], -1).flatten(3), pairs=True)]
+    return [Part(positive), Part(negative, -1, OTHER_PHASE)]
 
 
 def signed_rows(values: Tensor, dim: int) -> Tensor:

@@ -17,7 +17,6 @@ from ..engines.cpu import elementwise
 from ..mapping import MappedLayer
 from ..on_arrays import ADC_BUFFERS
 from ..prepared import fingerprint
-from ..quantizers import warn_of_nan
 from ..readout import first_image, image_count, image_numbers, next_call
 from ..spec import MOST_ROWS, CrossbarSpec, Geometry
 from . import encodings
@@ -69,13 +68,14 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         """The weight as the product takes it, as it was last seen where it is computed at each call."""
         if self.made is not None:
             return self.made
-        root = plain(self._root[0].detach())
-        if self._view is None:
-            return root
-        shape, stride, start, root_stride = self._view
-        if root.stride() != root_stride:  # in another order of memory the parts lie elsewhere
-            root = torch.empty_strided(root.shape, root_stride, dtype=root.dtype, device=root.device).copy_(root)
-        return root.as_strided(shape, stride, root.storage_offset() + start)
+        with torch._C.DisableTorchFunctionSubclass():
+            root = plain(self._root[0].detach())
+            if self._view is None:
+                return root
+            shape, stride, start, root_stride = self._view
+            if root.stride() != root_stride:  # in another order of memory the parts lie elsewhere
+                root = torch.empty_strided(root.shape, root_stride, dtype=root.dtype, device=root.device).copy_(root)
+            return root.as_strided(shape, stride, root.storage_offset() + start)
 
     @property
     def weight(self) -> Tensor:
@@ -298,8 +298,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         scale = (scale * gain.double()).float()
         if self._sums_at_once(layer):
             [part] = self._parts(x, "offset")
-            sums = engine.accumulate(prepared, part.codes)[0]  # integers, of which what an offset adds is taken off exactly
-            return scaled(sums.add_(self._of_an_offset(layer).to(sums.dtype)), scale, offset)
+            return engines.scaled(engine, prepared, part.codes, [1.0], scale, offset, self._of_an_offset(layer))
         if self._top_is_apart(layer):
             return self._low_and_top_sums(x, made).float() * scale + offset
         values, parts = engines.value(layer), self._parts(x, self.encoding)
@@ -335,10 +334,9 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         return [part.codes for part in self._parts(plain(x.detach()), self.encoding) if not part.repeats]
 
     def _parts(self, x, encoding=encodings.ENCODINGS[0]):
-        warn_of_nan(x)
         images = self.form.images(x)
         self._check_channels(images.shape[3])
-        codes = self.act_quant.codes(images.float().contiguous())  # as engines take them, whatever the order of x
+        codes = partial(self.act_quant.codes, images)
         return encodings.parts(codes, self.act_quant.window[0], encoding, self.form.geometry.padding, self.act_quant.abit)
 
     def _of_an_offset(self, layer):

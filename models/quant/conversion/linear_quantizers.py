@@ -13,10 +13,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from ..eager import outside_graphs
 from ..engines.cpu import elementwise
-from ..quantizers import OFF, AroundZero, check_bits
+from ..quantizers import OFF, AroundZero, check_bits, warn_of_nan
 from . import scales
 from .encodings import ENCODINGS
 
@@ -273,12 +274,28 @@ class InputQuantizer(_OwnScale, nn.Module):
         self._window = lo, hi
 
     @torch.no_grad()
-    def codes(self, x: Tensor) -> Tensor:
-        """Codes of x, lo..hi, in its order of memory: int16, or uint8 where none is negative and a CPU makes them in one pass. What is not
-        a number gets some code: `quantizers.warn_of_nan`."""
-        if x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous():
-            return elementwise.window_codes(x, self.scale, *self.window)
-        return _rounded(x, self.scale, *self.window).to(torch.int16)
+    def codes(self, x: Tensor, sign: int = 1, least: int | None = None, lift: int = 0,
+              padding: tuple[int, int, int, int] = (0, 0, 0, 0)) -> Tensor:
+        """Codes of x, lo..hi, contiguous: int16, or uint8 where none of these is negative. What is not a number gets some code, with a
+        warning.
+
+        Args: x, `[N, H, W, in]`, or of any shape without padding; sign, -1 for those of `-x`, `-hi..-lo`; least, what smaller ones become;
+            lift, what is added to each; padding, zeros of x around the images (top, bottom, left, right).
+        """
+        low, high = sorted(sign * end for end in self.window)
+        low = low if least is None else least
+        if x.dim() != 4:
+            return self.codes(x.reshape(1, 1, -1, 1), sign, least, lift).view(x.shape)
+        x = x.float().contiguous()
+        if x.device.type == "cpu":
+            codes, unknown = elementwise.window_codes(x, sign * self.scale, low, high, lift, padding)
+        else:
+            top, bottom, left, right = padding
+            codes = F.pad(_rounded(x, sign * self.scale, low, high) + lift, (0, 0, left, right, top, bottom), value=lift)
+            codes, unknown = codes.to(torch.int16 if low + lift < 0 else torch.uint8), True
+        if unknown:
+            warn_of_nan(x)
+        return codes
 
     def integers(self, x: Tensor) -> Tensor:
         """Codes of x in the type of x, with the straight-through gradient."""

@@ -9,7 +9,7 @@ Contract. An engine is a module with
 
 and, where it has a faster way than `scaled` below,
 
-    scaled(prepared, a_codes, values, scale, offset, to_codes=None)
+    scaled(prepared, a_codes, values, scale, offset, to_codes=None, shift=None)
         what that returns; with `to_codes` (`output.ToCodes`) the next layer's codes of it, uint8
 
 `a_codes` is uint8 `[N, H, W, in]`, contiguous. `accumulate` returns integers `[G, N, H', W', out]`, `value(...)` says
@@ -147,16 +147,17 @@ def value(layer: MappedLayer) -> list[float]:
 
 
 def scaled(engine: ModuleType, prepared: object, a_codes: Tensor, values: Sequence[float], scale: Tensor,
-           offset: Tensor) -> Tensor:
+           offset: Tensor, shift: Tensor | None = None) -> Tensor:
     """`float32(sum_g acc_g values_g) scale + offset`, the sum in float64: float32 `[N, H', W', out]`.
 
-    Args: values, a float for each step of accumulators; scale, offset, float32 `[out]`.
+    Args: values, a float for each step of accumulators; scale, offset, float32 `[out]`; shift, integers `[out]` that are added to the
+        sums of a layer without an ADC, of ideal cells.
     """
     if hasattr(engine, "scaled"):
-        return engine.scaled(prepared, a_codes, values, scale, offset)
+        return engine.scaled(prepared, a_codes, values, scale, offset, shift=shift)
     acc = engine.accumulate(prepared, a_codes)
     if values == [1.0]:
-        return acc[0] * scale + offset
+        return (acc[0] if shift is None else acc[0] + shift) * scale + offset
     return sum(plane.double() * value for plane, value in zip(acc, values)).float() * scale + offset
 
 

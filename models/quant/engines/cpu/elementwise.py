@@ -148,63 +148,109 @@ def dorefa_backward(t: torch.Tensor, grad: torch.Tensor, factor: torch.Tensor) -
 
 @njit(cache=True, parallel=True)
 def _codes(x, alpha, scale, out, sources=SOURCES):
+    unknown = 0
     for chunk in prange((x.size + CHUNK - 1) // CHUNK):
-        source, target = _part(x, chunk), _part(out, chunk)
+        source, target, not_a_number = _part(x, chunk), _part(out, chunk), np.int32(0)
         for i in range(len(source)):
+            not_a_number += np.int32(source[i] != source[i])
             target[i] = act_code(source[i], alpha, scale)
+        unknown += not_a_number
+    return unknown
 
 
 @njit(cache=True, parallel=True)
-def _window_codes(x, scale, low, high, out, sources=SOURCES):
-    for chunk in prange((x.size + CHUNK - 1) // CHUNK):
-        source, target = _part(x, chunk), _part(out, chunk)
-        for i in range(len(source)):
-            target[i] = np.int16(np.int32(min(max(np.rint(source[i] / scale), low), high)))
+def _window_codes(x, scale, low, high, lift, top, left, out, sources=SOURCES):
+    """x `[N, H, W in]`; out `[N, H', W' in]` with `top` rows above and `left` elements before each."""
+    (images, height, length), rows, unknown = x.shape, out.shape[1], 0
+    for item in prange(images * rows):
+        image, row, not_a_number = item // rows, item % rows, np.int32(0)
+        target = out[image, row]
+        if row < top or row >= top + height:
+            target[:] = lift
+        else:
+            source, inner = x[image, row - top], target[left:left + length]
+            target[:left], target[left + length:] = lift, lift
+            for i in range(length):
+                not_a_number += np.int32(source[i] != source[i])
+                inner[i] = np.int32(min(max(np.rint(source[i] / scale), low), high)) + lift
+        unknown += not_a_number
+    return unknown
+
+
+def _whole(value):
+    """A sum as an integer: one that a float32 holds, of 32 bits."""
+
+
+@overload(_whole)
+def _(value):
+    if isinstance(value, types.Float):
+        return lambda value: np.int32(value)
+    return lambda value: value
 
 
 @njit(cache=True, parallel=True)
-def _scale(acc, scale, offset, to_codes, out, sources=SOURCES):
+def _scale(acc, unit, shift, scale, offset, to_codes, out, sources=SOURCES):
     pixels, channels = acc.shape
     together = max(1, CHUNK // channels)
     for chunk in prange((pixels + together - 1) // together):
         for i in range(chunk * together, min(pixels, (chunk + 1) * together)):
             for c in range(channels):
-                y = scale_sum(acc[i, c], scale[c], offset[c])
+                if len(shift):
+                    y = scale_sum(_whole(acc[i, c]) * unit + shift[c], scale[c], offset[c])
+                else:
+                    y = scale_sum(acc[i, c], scale[c], offset[c])
                 if len(to_codes.gain):
                     out[i, c] = next_code(y, to_codes.gain[c], to_codes.shift[c], to_codes.alpha, to_codes.factor)
                 else:
                     out[i, c] = y
 
 
-def act_codes(x: torch.Tensor, alpha: torch.Tensor, levels: int) -> torch.Tensor:
-    """`quantizers.act_codes` as uint8: x, float32 NHWC; alpha, float32 scalar tensor."""
+def act_codes(x: torch.Tensor, alpha: torch.Tensor, levels: int) -> tuple[torch.Tensor, bool]:
+    """(`quantizers.act_codes` as uint8, whether some of x is not a number): x, float32 NHWC; alpha, float32 scalar tensor."""
     set_threads()
     x = x.detach().contiguous().resolve_neg()
     out = torch.empty(x.shape, dtype=torch.uint8)
-    _codes(x.view(-1).numpy(), np.float32(alpha), np.float32(levels / alpha), out.view(-1).numpy())
-    return out
+    unknown = _codes(x.view(-1).numpy(), np.float32(alpha), np.float32(levels / alpha), out.view(-1).numpy())
+    return out, unknown > 0
 
 
-def window_codes(x: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> torch.Tensor:
-    """`clip(rint(x / scale), low, high)` of float32 `x`, contiguous; ties to even: uint8 where no code is negative, else int16."""
-    set_threads()
-    out = torch.empty(x.shape, dtype=torch.int16 if low < 0 else torch.uint8)
-    _window_codes(x.resolve_neg().view(-1).numpy(), np.float32(scale), np.float32(low), np.float32(high), out.view(-1).numpy())
-    return out
+def window_codes(x: torch.Tensor, scale: torch.Tensor, low: int, high: int, lift: int = 0,
+                 padding: tuple[int, int, int, int] = (0, 0, 0, 0)) -> tuple[torch.Tensor, bool]:
+    """(`clip(rint(x / scale), low, high) + lift` with zeros of x around the images, whether some of x is not a number); ties to even.
 
-
-def scaled(acc: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, to_codes: ToCodes | None = None) -> torch.Tensor:
-    """`acc * scale + offset` in float32, written over an `acc` of 32 bits; or the next layer's codes, uint8.
-
-    Args: acc, integers `[N, H, W, out]`, in float32 too, contiguous; scale, offset, float32 `[out]`; to_codes, `output.ToCodes`.
+    Args: x, float32 `[N, H, W, in]`, contiguous; scale, may be negative; padding, (top, bottom, left, right).
+    Returns: uint8 `[N, H', W', in]` where no code is negative, else int16.
     """
     set_threads()
+    images, height, width, channels = x.shape
+    top, bottom, left, right = padding
+    out = torch.empty(images, top + height + bottom, left + width + right, channels,
+                      dtype=torch.int16 if low + lift < 0 else torch.uint8)
+    unknown = _window_codes(x.resolve_neg().flatten(2).numpy(), np.float32(scale), np.float32(low), np.float32(high), np.int32(lift), top,
+                            left * channels, out.flatten(2).numpy())
+    return out, unknown > 0
+
+
+def scaled(acc: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, to_codes: ToCodes | None = None, unit: int = 1,
+           shift: torch.Tensor | None = None) -> torch.Tensor:
+    """`float32(unit acc + shift) scale + offset`, written over an `acc` of 32 bits; or the next layer's codes, uint8.
+
+    Args: acc, integers `[N, H, W, out]`, in float32 too, contiguous; scale, offset, float32 `[out]`; to_codes, `output.ToCodes`; shift,
+        int64 `[out]`; the sum in brackets is one that its type, or for float32 one of 32 bits, holds.
+    """
+    set_threads()
+    integers = np.int64 if acc.dtype == torch.int64 else np.int32
+    if shift is not None:
+        shift = shift.numpy().astype(integers)
+    else:
+        shift = np.zeros(0 if unit == 1 else acc.shape[-1], integers)
     if to_codes is not None:
         out = torch.empty(acc.shape, dtype=torch.uint8)
     else:
         out = torch.empty(acc.shape) if acc.dtype == torch.int64 else acc.view(torch.float32)
     rows = -1, acc.shape[-1]
-    _scale(acc.view(rows).numpy(), scale.numpy(), offset.numpy(), to_codes or NOT_TO_CODES, out.view(rows).numpy())
+    _scale(acc.view(rows).numpy(), integers(unit), shift, scale.numpy(), offset.numpy(), to_codes or NOT_TO_CODES,
+           out.view(rows).numpy())
     return out
 
 

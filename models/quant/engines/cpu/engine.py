@@ -57,9 +57,11 @@ def accumulate(prepared: _AnyPrepared, a_codes: torch.Tensor) -> torch.Tensor:
 
 
 def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], scale: torch.Tensor, offset: torch.Tensor,
-           to_codes: ToCodes | None = None) -> torch.Tensor:
+           to_codes: ToCodes | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
+    if prepared.sums_alone and prepared.layer.cells is None and values == [1.0]:
+        return prepared.convolution.scaled(a_codes, scale, offset, to_codes, shift)
     if prepared.sums_alone:
         return elementwise.scaled_steps(prepared.convolution.sums(a_codes)[None], values, scale, offset, to_codes)
     if isinstance(prepared, grouped.Prepared):

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
+from . import elementwise
+from .output import ToCodes
 from .products import EXACT, Product, largest_sum, padding
 
 
@@ -39,6 +41,15 @@ class IntegerConvolution:
     def __call__(self, a_codes: Tensor) -> Tensor:
         y, dtype = self.sums(a_codes), accumulator_dtype(self.layer)
         return y.view(torch.int32).copy_(y) if (y.dtype, dtype) == (torch.float32, torch.int32) else y.to(dtype)  # in place
+
+    def scaled(self, a_codes: Tensor, scale: Tensor, offset: Tensor, to_codes: ToCodes | None = None,
+               shift: Tensor | None = None) -> Tensor:
+        """`float32(sum + shift) scale + offset`, or codes; see `elementwise.scaled`."""
+        y, unit = self.product(a_codes), self.unit
+        if self.rest:
+            y, unit = self._with_rest(y, a_codes), 1
+        in_float = y.dtype == torch.float32 and self.integers == torch.int32
+        return elementwise.scaled(y if in_float else y.to(self.integers), scale, offset, to_codes, unit, shift)
 
     def sums(self, a_codes: Tensor) -> Tensor:
         """What a call returns, in `dtype`: float32 where that holds every sum, which saves a pass over memory."""
