@@ -18,7 +18,7 @@ A network that was not made here is converted first, and the table begins with t
 
     python eval.py --model torchvision/resnet18 --dataset imagefolder --data_path path/to/images --cellBit 1 --adc_prec 8
 
-A setting that was measured before, with the same weights, images, hardware and seeds, is not measured again: every one is a file,
+A setting that was measured before, with the same weights, images, hardware, seeds and code, is not measured again: every one is a file,
 points/<key>.json in --save_path (the checkpoint's folder unless given). So a run that was killed goes on when it is started again,
 and several may share a folder: by --workers, by --shard on several machines, or by starting eval.py twice.
 
@@ -191,6 +191,8 @@ def main(argv: list[str] | None = None) -> int:
         for bench in pool.benches:
             bench.load(log)
             say_what_is_measured(bench, log)
+        for text in dict.fromkeys(filter(None, (bench.points.says_older() for bench in pool.benches))):
+            log.info(text)
         with distributed.led(pool.benches) as leads:  # the other processes measure what the first one does, and write nothing
             if leads:
                 measure_all(benches, choosing, pool, log)

@@ -127,11 +127,10 @@ class Bench:
         self.points.images = self.shown.batches.count
         made_of = self.net if self.original is None else self.original
         self.points.expect(lambda: answers_of(made_of, self.shown.batches, of.engine), log)
-        self.decides_all = {"arithmetic": keys.ARITHMETIC, "images": keys.of_images(self.shown.batches, self.shown.labels),
+        self.points.look_for_older(of.older_points)
+        self.decides_all = {"code": self._code_of(), "images": keys.of_images(self.shown.batches, self.shown.labels),
                             "network": self._key_of(made_of)}
         self.decides_hardware = {"cells": keys.digest(self.cells)} if self.cells else {}
-        if is_chip(self.cells):
-            self.decides_hardware["arithmetic_of_chips"] = keys.ARITHMETIC_OF_CHIPS
         self.decides_ranges = {"calibration_images": keys.of_images(self.shown.calibration)}
 
     def _key_of(self, made_of: nn.Module) -> str:
@@ -140,18 +139,23 @@ class Bench:
         of = self.settings
         facts = [*self.code, of.wbit, of.abit, of.wq, of.quantize_image]
         if self.others:
-            arithmetic = keys.ARITHMETIC_OF_TWOS if of.inputs == "twos" else keys.ARITHMETIC_OF_CONVERTED
-            facts += [*(getattr(of, name) for name in OPTIONS), arithmetic]
+            facts += [getattr(of, name) for name in OPTIONS]
         if self.original is not None:
             facts += [of.calibration.correct, keys.of_images(self.shown.calibration)]
         return keys.of_network(made_of, facts)
+
+    def _code_of(self, *parts: str) -> dict[str, str]:
+        """Digests of the code that results of the network follow from. Args: parts, beside that of all of them."""
+        return keys.of_code(*(["conversion"] if self.others else []), *parts)
 
     def decides(self, setting: Setting | None) -> dict[str, Any]:
         """What decides the result of a setting; None: of the software."""
         if setting is None:
             return self.decides_all
-        found = self.decides_all | self.decides_hardware | {"setting": keys.of_setting(setting, is_chip(self.cells))}
-        if self.costs.technology and setting.spec.adc_range != "ideal":
+        parts, costed = keys.parts_of(setting, is_chip(self.cells)), self.costs.technology and setting.spec.adc_range != "ideal"
+        found = self.decides_all | self.decides_hardware | {
+            "setting": keys.of_setting(setting), "code": self._code_of(*parts, *(["costs"] if costed else []))}
+        if costed:
             found["cost"] = keys.of_costs(self.costs.technology)
         if setting.spec.adc_range == "dynamic":
             found["batch_size"] = self.settings.batch_size
@@ -162,11 +166,17 @@ class Bench:
         return found
 
     def of_float(self) -> Record | None:
-        """What was measured of the float network that was converted, now where no process has done it; None where there is none."""
+        """What was measured of the float network that was converted; None where there is none."""
+        point = self._point_of_float()
+        return point and points.record_of(point, None)
+
+    def _point_of_float(self) -> dict[str, Any] | None:
+        """The point of the float network that was converted, measured now where no process has done it."""
         if self.original is None:
             return None
-        decides = self.decides_all | {"network": keys.of_network(self.original, ["float", *self.code])}
-        key = keys.key_of(decides)
+        network = keys.of_network(self.original, ["float", *self.code])
+        decides = self.decides_all | {"network": network, "code": keys.of_code()}
+        key = self.points.key(decides)
 
         def make() -> dict[str, Any]:
             record = self._measure_float(progress=True)
@@ -175,12 +185,12 @@ class Bench:
         if key not in self.known:
             self.points.measure(key, make, wait=True)
             self.known[key] = self.points.current(key)
-        return points.record_of(self.known[key], None)
+        return self.known[key]
 
     def key(self, setting: Setting | None) -> str:
         """The key of a setting's point."""
         if setting not in self.keys:
-            self.keys[setting] = keys.key_of(self.decides(setting))
+            self.keys[setting] = self.points.key(self.decides(setting))
         return self.keys[setting]
 
     def point(self, setting: Setting | None) -> dict[str, Any] | None:
@@ -234,7 +244,8 @@ class Bench:
         record = of_chips(setting, [points.record_of(point, chip) for point, chip in zip(found, setting.one_by_one)])
         first = found[0]["row"]
         row = results.row(record, self.settings, first.get("calib_images"), first.get("adc_ranges"))
-        return points.of_record(record, row | self.facts, self.decides(setting), None) | {"took_s": sum(point["took_s"] for point in found)}
+        return points.of_record(record, row | self.facts, self._decides_from(setting, found), None) | {
+            "took_s": sum(point["took_s"] for point in found)}
 
     def _make(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool) -> dict[str, Any]:
         record, source = self._measure(setting, software, original, progress=progress)
@@ -243,7 +254,13 @@ class Bench:
             self.sha256 = self.sha256 or {name: quant.sha256(layer.w_codes().cpu()) for name, layer in quant.crossbar_layers(self.net)}
             kept = entry_of(self.net, setting, chosen.count, self.sha256)
         row = results.row(record, self.settings, chosen.count if chosen else None, source)
-        return points.of_record(record, row | self.facts, self.decides(setting), kept)
+        beside = [setting and self.point(None), self._point_of_float()]
+        return points.of_record(record, row | self.facts, self._decides_from(setting, filter(None, beside)), kept)
+
+    def _decides_from(self, setting: Setting | None, made_from: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """As `decides`, of a point that was made from others; where one of these is of other code, it is of no code."""
+        current = all(keys.is_current(point["decides"]) for point in made_from)
+        return self.decides(setting) | ({} if current else {"code": {}})
 
     def _calibration(self, setting: Setting | None) -> data.Batches | None:
         """The images that choose the ranges of a setting, where they are to be chosen."""

@@ -11,7 +11,7 @@ from models import quant
 from models.quant.measuring.placing import Stored, place
 from models.quant.measuring.setting import Setting
 
-from .keys import arithmetic_of, digest
+from .keys import digest, of_code, parts_of
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
     Returns: the number of files that were not there."""
     chips, spec, written = setting.chips, setting.spec, 0
     label = chips.label() + ("_digital" if spec.reference == "digital" else "") + ("_pair" if spec.weights == "pair" else "")
-    facts = {"chip": chips.label(), "data": digest(replace(chips.device, read_noise=None)), "arithmetic": arithmetic_of(chips)}
+    facts = {"chip": chips.label(), "data": digest(replace(chips.device, read_noise=None)), "code": of_code(*parts_of(setting))}
     if chips.wires:  # for which arrays matter
         facts |= {"rows": spec.rows, "mapping": spec.mapping, "access": chips.access}
         label += "".join(f"_{name}{getattr(spec, name)}" for name in ("rows", "mapping")

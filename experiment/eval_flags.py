@@ -103,6 +103,7 @@ class Sweep:
                                  "process alone, with all cores", COUNT)
     shard: tuple[int, int] | None = option(None, "measure only the I-th of N parts of the settings, for job arrays that share a folder",
                                            SHARD, metavar="I/N")
+    older_points: bool = option(False, "use what is measured already with other code than this, whose arithmetic may be another, too", bool)
     html: bool = option(False, "write results.html, one page with all that was measured in the results folder", bool)
 
 

@@ -1,9 +1,10 @@
 """What decides the result of a measurement, and the key that follows from it.
 
 Two measurements have the same key if they must have the same result: time, machine, engine and threads are no part of it, nor are names of
-files and devices; the batch size is, where ranges are those of a batch.
+files and devices; the batch size is, where ranges are those of a batch, and so is the code that computes (`CODE`).
 """
 
+import functools
 import hashlib
 import json
 import weakref
@@ -18,34 +19,34 @@ import torch
 from torch import nn
 
 from models import quant
-from models.quant import CrossbarSpec
+from models.quant import sources
 from models.quant.cost import Technology
-from models.quant.devices import Law, Table
+from models.quant.devices import Law
 from models.quant.prepared import resolved
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.setting import Setting
+from models.quant.spec import BEFORE
 
 from .data import Batches
 from .starting import quantized_layers
 from .streamed import Streamed
 
-ARITHMETIC = 1  # raise it where a setting's result is no longer what it was: no older point is used then
-# The same where it is those settings alone that changed: with chips, their cells and reads; with chips behind a digital reference, plans;
-# with chips whose reads have more than their cells; with gate access; with word lines that resist; with reference cells that are ideal;
-# with faults of cells that a table describes; with costs; of networks that were converted; with inputs in two's complement.
-ARITHMETIC_OF_CHIPS = 2
-ARITHMETIC_OF_PLANS = 2
-ARITHMETIC_OF_READOUTS = 4
-ARITHMETIC_OF_GATES = 5
-ARITHMETIC_OF_WORD_LINES = 2
-ARITHMETIC_OF_REFERENCES = 2
-ARITHMETIC_OF_FAULTS = 2
-ARITHMETIC_OF_COSTS = 4
-ARITHMETIC_OF_CONVERTED = 3
-ARITHMETIC_OF_TWOS = 4
+# The code that a result follows from: of the package by names relative to it, with ".*" all modules that no other part names. Every result
+# follows from that of "measuring"; those of chips, of their wires, of a conversion and of costs follow from a part more. Engines but the
+# reference decide nothing, as they agree with it bit for bit; kernels that the package calls whatever the engine do.
+CODE = {
+    "measuring": (
+        ".spec", ".readout", ".cells", ".pair", ".channels", ".mapping", ".adc", ".quantizers", ".layers", ".on_arrays", ".crossbar",
+        ".modes", ".counts", ".calibration", ".batches", ".fusion", ".engines", ".engines.reference",
+        ".engines.cpu.elementwise", ".engines.cpu.image", ".engines.cpu.moments", ".engines.cpu.ones", ".engines.cpu.output",
+        "models.building", "models.vgg", "models.resnet", ".measuring.*"),
+    "chips": (".devices.*", ".program", ".measuring.chips"),
+    "wires": (".devices.wires",),
+    "conversion": (".conversion.*", "experiment.conversion"),
+    "costs": (".cost.*", "experiment.costs"),
+}
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from
 OF_MODULES = vars(nn.Module()).keys()  # what every module has: its state, its children and its hooks
-LATER = ("adc_idle",)  # fields of a spec that older keys do not have: in no key where they are as they always were
 
 _laws: dict[int, str] = {}  # digests of data that many devices share, by the id of a law as long as there is that law
 
@@ -53,6 +54,47 @@ _laws: dict[int, str] = {}  # digests of data that many devices share, by the id
 def key_of(decides: Mapping[str, Any]) -> str:
     """SHA-256 of plain values, in whatever order they stand."""
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def digests(package: str = quant.__name__) -> dict[str, str]:
+    """The digest of each part of the code. All at once, as somebody may edit a file while a program runs."""
+    modules = {part: modules_of(part, package) for part in CODE}
+    own = {name.partition(".")[0] for names in modules.values() for name in names}
+    return {part: sources.digest(names, own) for part, names in modules.items()}
+
+
+def modules_of(part: str, package: str = quant.__name__) -> tuple[str, ...]:
+    """Full names of the modules of a part of the code."""
+    others = {package + name for other, names in CODE.items() if other != part for name in names}
+    return tuple(name for name in sources.resolved(CODE[part], package) if name not in others)
+
+
+def of_code(*parts: str) -> dict[str, str]:
+    """Digests of the code that a result follows from. Args: parts, beside that of every result."""
+    return {part: digests()[part] for part in ("measuring", *parts)}
+
+
+def parts_of(setting: Setting, stored_chip: bool = False) -> list[str]:
+    """The parts of the code that a setting needs for its cells. Args: stored_chip, whether these are of a chip in files."""
+    return (["chips"] if setting.chips or stored_chip else []) + (["wires"] if setting.chips and setting.chips.wires else [])
+
+
+def is_current(decides: Any) -> bool:
+    """Whether what a point's key follows from is of this code. Args: decides, whatever a file holds."""
+    code = decides.get("code") if isinstance(decides, dict) else None
+    return isinstance(code, dict) and bool(code) and all(digests().get(part) == found for part, found in code.items())
+
+
+def without_code(decides: Mapping[str, Any]) -> str:
+    """As `key_of`, the same whatever the code was. Older points have numbers called arithmetic, and lack younger fields of a spec."""
+    def plain(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: plain(each) for name, each in value.items() if name != "code" and not name.startswith("arithmetic")}
+
+    setting = decides.get("setting")
+    return key_of(plain(decides) | ({"setting": plain(setting) | {"spec": BEFORE | setting["spec"]}} if setting else {}))
 
 
 def of_network(network: nn.Module, facts: Sequence[Any]) -> str:
@@ -79,15 +121,11 @@ def of_images(images: Batches, labels: torch.Tensor | None = None) -> str:
     return digest([shown, list(images.mean), list(images.std), labels])
 
 
-def of_setting(setting: Setting, stored_chip: bool = False) -> dict[str, Any]:
-    """A setting as plain values: a device by the digest of its data, how ranges are chosen only where they are. Args: stored_chip, whether
-    its cells are those of a chip in files."""
+def of_setting(setting: Setting) -> dict[str, Any]:
+    """A setting as plain values: a device by the digest of its data, how ranges are chosen only where they are."""
     chosen = asdict(setting.calibration) if setting.spec.adc_range == "calibrated" else None
-    spec = {name: value for name, value in asdict(setting.spec).items() if name not in LATER or value != getattr(CrossbarSpec(), name)}
     references = {setting.spec.reference, *(dict(changes).get("reference") for _, changes in setting.per_layer)}
-    on_chip = setting.chips or stored_chip
-    of_plans = {"arithmetic_of_plans": ARITHMETIC_OF_PLANS} if on_chip and True in setting.plans and "digital" in references else {}
-    return of_plans | {"spec": _plain(spec), "crossbar_layers": setting.crossbar_layers, "calibration": chosen,
+    return {"spec": _plain(asdict(setting.spec)), "crossbar_layers": setting.crossbar_layers, "calibration": chosen,
             "per_layer": [[pattern, _plain(dict(changes))] for pattern, changes in setting.per_layer],
             "chips": setting.chips and of_chips(setting.chips, "analog" in references)}
 
@@ -101,28 +139,14 @@ def of_chips(chips: Chips, with_reference: bool = True) -> dict[str, Any]:
         values["access"] = Chips.access
     if not (noisy or chips.adc_noise):  # nothing is drawn at a read
         values["noise_seed"] = Chips.noise_seed
-    if noisy or values["access"] == "gate" or chips.adc_noise or chips.adc_offset or chips.adc_gain:
-        values["arithmetic_of_readouts"] = ARITHMETIC_OF_GATES if values["access"] == "gate" else ARITHMETIC_OF_READOUTS
-    if chips.row_ohm or chips.driver_ohm:
-        values["arithmetic_of_word_lines"] = ARITHMETIC_OF_WORD_LINES
     if not with_reference:
         values["reference_cells"] = Chips.reference_cells
-    elif chips.reference_cells == "ideal":
-        values["arithmetic_of_references"] = ARITHMETIC_OF_REFERENCES
-    if isinstance(chips.device.law, Table) and (chips.device.stuck_on or chips.device.stuck_off):
-        values["arithmetic_of_faults"] = ARITHMETIC_OF_FAULTS
-    return _plain(values | {"device": digest(chips.device), "arithmetic": ARITHMETIC_OF_CHIPS})
-
-
-def arithmetic_of(chips: Chips) -> dict[str, int]:
-    """The constants above that the cells of chips follow from."""
-    return {name: value for name, value in of_chips(chips).items() if name.startswith("arithmetic") and "readouts" not in name} | (
-        {"arithmetic_of_gates": ARITHMETIC_OF_GATES} if chips.access == "gate" else {})
+    return _plain(values | {"device": digest(chips.device)})
 
 
 def of_costs(technology: Technology) -> str:
-    """Digest of what costs follow from, beside the setting."""
-    return digest([ARITHMETIC_OF_COSTS, technology])
+    """Digest of what costs follow from, beside the setting and the code."""
+    return digest(technology)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

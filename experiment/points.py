@@ -29,7 +29,7 @@ from models.quant.files import atomic_write, remove_stale
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting
 
-from . import costs, results
+from . import costs, keys, results
 from .answers import alike
 from .locking import Claims
 from .ranges import AdcRanges
@@ -56,10 +56,39 @@ class Points:
         self.answers: Callable[[], list[list[float]]] | None = None
         self.log: logging.Logger | None = None
         self.named: set[Path] = set()
+        self.older: dict[str, str] = {}  # keys of points of other code that are used, by what decides them but for the code
+        self.left_out: set[str] = set()  # keys of those that are not
 
     def expect(self, answers: Callable[[], list[list[float]]], log: logging.Logger) -> None:
         """From now on points of networks with other answers than `answers()`, asked for once, are named in the log, and measured anew."""
         self.answers, self.log = functools.cache(answers), log
+
+    def look_for_older(self, use: bool) -> None:
+        """Tell points of other code from those of this. Args: use, whether the last one of a setting stands where none is of this code."""
+        found, current = {}, set()
+        for path in sorted([*self._paths(), *self._paths(of_several=True)], key=lambda path: path.stat().st_mtime):
+            with contextlib.suppress(*DAMAGED):
+                decides = _named(path)["decides"]
+                same = keys.without_code(decides)
+                if keys.is_current(decides):
+                    current.add(same)
+                else:
+                    found[path] = same
+        self.older = {same: path.stem for path, same in found.items() if use and same not in current}
+        self.left_out = {path.stem for path in found} - {*self.older.values()}
+
+    def says_older(self) -> str | None:
+        """A line on points of other code; None where there are none."""
+        count = len(self.left_out) + len(self.older)
+        text = f"{count} point{'s were' if count > 1 else ' was'} measured with other code ({self.folder}), "
+        if self.older:
+            return f"{text}{len(self.older)} of which stand{'s' if len(self.older) == 1 else ''} for what this code has not measured"
+        return f"{text}and what is asked for is measured anew; --older_points takes them as they are" if count else None
+
+    def key(self, decides: Mapping[str, Any]) -> str:
+        """The key of the point of what is decided by these values: that of one of other code where it is used."""
+        key, older = keys.key_of(decides), self.older.get(keys.without_code(decides))
+        return older if older and any(self.current(older, several) for several in (False, True)) else key
 
     def path(self, key: str, of_several: bool = False) -> Path:
         """Where a point is, or will be. Args: of_several, that of a chip as one of several."""
@@ -82,8 +111,9 @@ class Points:
         return None
 
     def current(self, key: str, of_several: bool = False) -> dict[str, Any] | None:
-        """A point, as `read`; None too where it is of a network that answered otherwise (`expect`). Older points do not say it."""
-        point, path = self.read(key, of_several), self.path(key, of_several)
+        """A point, as `read`; None too where it is of other code and left out, or of a network that answered otherwise (`expect`). Older
+        points do not say how theirs did."""
+        point, path = None if key in self.left_out else self.read(key, of_several), self.path(key, of_several)
         if not point or not self.answers or "answers" not in point or alike(point["answers"], self.answers()):
             return point
         if path not in self.named:
@@ -93,9 +123,10 @@ class Points:
         return None
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of all points of the folder, as results.jsonl has them; of one that was measured twice the last."""
+        """The rows of all points of the folder but for those that are left out, as results.jsonl has them; of one that was measured twice
+        the last."""
         self.mend()
-        there = {path.stem for path in self._paths()}
+        there = {path.stem for path in self._paths()} - self.left_out
         return list({row["key"]: row for row in results.read(self.results) if row.get("key") in there}.values())
 
     def write_tables(self) -> list[dict[str, Any]]:
@@ -108,8 +139,8 @@ class Points:
             results.write_tables(self.results.parent, rows)
         return rows
 
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9a-f]*.json"))
+    def _paths(self, of_several: bool = False) -> list[Path]:
+        return sorted(Path(self.folder, "chips" if of_several else "").glob("[0-9a-f]*.json"))
 
     def measure(self, key: str, make: Callable[[], Mapping[str, Any]], wait: bool = False, of_several: bool = False) -> bool:
         """Write the point that `make()` returns, without its key, unless it is there already.
@@ -127,6 +158,7 @@ class Points:
                 point.setdefault("took_s", time.perf_counter() - started)
                 text = json.dumps(point).encode()
                 atomic_write(path, lambda file: file.write(text))
+                self.left_out.discard(key)
                 if not of_several:
                     results.append(self.results, point["row"])
             return mine or self.current(key, of_several) is not None  # a damaged one is being made anew

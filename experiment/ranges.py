@@ -18,17 +18,17 @@ from torch import nn
 
 from models import quant
 from models.building import CROSSBAR_LAYERS
-from models.quant import CrossbarSpec, adc
+from models.quant import adc
 from models.quant.files import atomic_write, locked
 from models.quant.measuring.placing import on_adcs
 from models.quant.measuring.setting import Setting
+from models.quant.spec import BEFORE
 
 from .cli import UserError, one_line
 from .eval_flags import EvalSettings
 
 HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits", "adc_idle",
             "weights")
-LATER = {name: getattr(CrossbarSpec(), name) for name in ("adc_plan", "adc_max_bits", "adc_idle", "weights")}  # of older files
 CORRECTION = {"gain", "offset"}
 SCALES = {"scale", "bias"}  # of the outputs that a correction is for
 SHARED = "crossbar_layers"  # of entries whose layers share a plan's bits
@@ -133,7 +133,7 @@ def _check(entry: dict[str, Any]) -> None:
         layer["sha256"]
         for name in (CORRECTION if CORRECTION & layer.keys() else set()) | (SCALES & layer.keys()):
             layer[name] = [float(value) for value in layer[name]]
-    entry |= {name: value for name, value in LATER.items() if name not in entry}
+    entry |= BEFORE | entry
 
 
 def _whole(value: float) -> int:

@@ -987,10 +987,13 @@ def test_no_layer_has_an_adc_to_report_on(run, checkpoint):  # noqa: F811
     assert "picture" not in text and not Path("save/cost.json").exists()
 
 
-def test_points_of_a_stored_chip_are_of_the_arithmetic_of_chips():
-    planned = setting(None, spec={"reference": "digital", "adc_plan": "significance"})
-    assert keys.of_setting(planned, stored_chip=True) != keys.of_setting(planned)
-    assert keys.of_setting(setting(None), stored_chip=True) == keys.of_setting(setting(None))
+def test_what_a_setting_needs_of_the_code():
+    wired = Setting(chips=Chips(device=NOISY, wire_ohm=1.0))
+    assert keys.parts_of(setting(None)) == [] and keys.parts_of(setting(None), stored_chip=True) == keys.parts_of(setting()) == ["chips"]
+    assert keys.parts_of(wired) == ["chips", "wires"] and {*keys.of_code(*keys.parts_of(wired))} == {"measuring", "chips", "wires"}
+
+
+def test_numbers_of_numpy_have_the_keys_of_pythons():
     chips = Chips(device=NOISY, chip_seed=np.int64(3), adc_noise=np.float64(0.5))
     assert keys.key_of(keys.of_chips(chips)) == keys.key_of(keys.of_chips(Chips(device=NOISY, chip_seed=3, adc_noise=0.5)))
 
@@ -1020,7 +1023,8 @@ def test_cells_of_another_arithmetic_are_written_anew(scene, tmp_path, monkeypat
     net = scene[0]
     place(net, setting())
     assert [chip_files.save_cells(net, setting(), tmp_path) for _ in range(2)] == [4, 0]
-    monkeypatch.setattr(keys, "ARITHMETIC_OF_CHIPS", 99)
+    other = keys.digests() | {"chips": "of other code"}
+    monkeypatch.setattr(keys, "digests", lambda: other)
     assert chip_files.save_cells(net, setting(), tmp_path) == 4
 
 
@@ -1031,22 +1035,6 @@ def test_a_folder_of_cells_must_fit_every_row(run, refused, checkpoint):  # noqa
     for path in (*folder.glob("*_chip0.pt"), folder / "manifest.json"):
         shutil.copy(path, "mine")
     refused(["--resume", checkpoint, *FAST, "--cellBit", "2", "--reference", "digital", "analog", "--planes", "mine"], "holds cells of ")
-
-
-@pytest.mark.parametrize("name, values", [
-    *(("ARITHMETIC_OF_READOUTS", {each: 0.1}) for each in ("read_noise", "adc_noise", "adc_offset", "adc_gain")),
-    ("ARITHMETIC_OF_GATES", {"access": "gate", "wire_ohm": 1.0}),
-    ("ARITHMETIC_OF_WORD_LINES", {"row_ohm": 1.0}), ("ARITHMETIC_OF_WORD_LINES", {"driver_ohm": 1.0}),
-    ("ARITHMETIC_OF_REFERENCES", {"reference_cells": "ideal"}),
-    ("ARITHMETIC_OF_FAULTS", {"device": Device.preset("techA", stuck_on=0.1)}),
-    ("ARITHMETIC_OF_FAULTS", {"device": Device.preset("techA", stuck_off=0.1)})])
-def test_an_arithmetic_is_in_the_keys_of_what_it_decides(name, values, monkeypatch):
-    """And all but that of reads in what files say of cells."""
-    chips = [Chips(**{"device": Device.preset("techA")} | each) for each in ({}, values)]
-    before, cells = [keys.key_of(keys.of_chips(each)) for each in chips], [keys.arithmetic_of(each) for each in chips]
-    monkeypatch.setattr(keys, name, 99)
-    assert [keys.arithmetic_of(each) == known for each, known in zip(chips, cells)] == [True, name == "ARITHMETIC_OF_READOUTS"]
-    assert [keys.key_of(keys.of_chips(each)) == key for each, key in zip(chips, before)] == [True, False]
 
 
 def test_files_of_names_that_differ_in_small_things_have_reports_of_their_own(run, checkpoint):  # noqa: F811

@@ -15,7 +15,7 @@ FILES = sorted(FOLDER.rglob("*.py"))
 
 # From the ground up: a room imports from those below it alone. Rooms of one line do not know each other.
 FLOORS = [
-    ["files", "eager", "batches", "spec", "version", "engines.cpu", "readout"],
+    ["files", "sources", "eager", "batches", "spec", "version", "engines.cpu", "readout"],
     ["cells", "channels", "devices", "effective", "pair"],
     ["mapping", "adc", "bitplanes"],
     ["engines"],

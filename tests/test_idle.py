@@ -16,7 +16,6 @@ from test_plans import stored
 from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  # noqa: F401
 from test_triton import layer_case, planned_case
 
-from experiment import keys
 from models import quant
 from models.quant import CrossbarSpec, adc, calibrate, collect_histograms, convert, crossbar_layers
 from models.quant.cost import Technology, count, estimate
@@ -242,15 +241,6 @@ def test_costs_are_those_of_a_technology_that_skips_them():
         layer.set_spec(spec)
         found.append(estimate(counts, layer, replace(Technology.load("rram_32nm"), skip_idle=skip_idle)).energy)
     assert found[0].typical > found[1].typical and found[1] == found[2]
-
-
-def test_older_points_keep_their_keys():
-    """Keys of settings as they were before there was the choice."""
-    planned = Setting(CrossbarSpec(adc_plan="significance", adc_bits=1.5), per_layer={"a": {"adc_bits": 2}})
-    before = ["18e6957e9f0d1772c2c7d4262f9a44977c875eb7c8e0a61ef00872c0a525202a",
-              "27632ea6e39a25bec462d1bb6bfbdc55fcc2d3ee277308a2a1f099ff3a8898db"]
-    assert [keys.key_of(keys.of_setting(setting)) for setting in (Setting(), planned)] == before
-    assert keys.key_of(keys.of_setting(Setting(CrossbarSpec(adc_idle="skip")))) not in before
 
 
 def test_rows_of_a_table(run, checkpoint):  # noqa: F811

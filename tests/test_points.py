@@ -172,6 +172,7 @@ def test_a_damaged_point_is_measured_again(damage, tmp_path):
     found.path(key).write_bytes(bad if isinstance(bad, bytes) else json.dumps(good).encode())
     tracemalloc.start()
     assert found.read(key) is None
+    found.look_for_older(use=True)
     found.mend()
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
@@ -376,6 +377,35 @@ SETTINGS = [
 
 def test_every_part_of_a_setting_counts():
     assert len({key(setting) for setting in SETTINGS}) == len(SETTINGS)
+
+
+BEFORE = """{"arithmetic": 1, "images": "i", "network": "n", "setting": {"arithmetic_of_plans": 2, "spec": {"w_bits": 4, "a_bits": 4,
+    "cell_bits": 1, "adc_bits": 1.5, "rows": 128, "mapping": "tap", "reference": "digital", "dac_bits": 1, "adc_range": "calibrated",
+    "adc_plan": "significance", "adc_max_bits": 8, "weights": "offset"}, "crossbar_layers": "all", "calibration": {"rule": "mse",
+    "per": "alike", "correct": "channel", "share": "network", "on": "nominal"}, "per_layer": [["a", {"adc_bits": 2}]], "chips": {
+    "read_noise": null, "adc_noise": 0.1, "adc_offset": 0, "adc_gain": 0, "access": "voltage", "wire_ohm": 0, "row_ohm": 1,
+    "driver_ohm": 0, "reference_cells": "device", "noise_seed": 0, "chips": 1, "chip_seed": 0,
+    "device": "69bdc5ab41b41f1fb2cf3556a3dd28bda7356383d747f38da948599d4e22f672", "arithmetic_of_readouts": 4,
+    "arithmetic_of_word_lines": 2, "arithmetic": 2}}}"""  # what a point said that had no digest of the code
+
+
+@pytest.mark.parametrize("idle", ["convert", "skip"])
+def test_points_of_before_are_those_of_their_settings(idle, tmp_path, monkeypatch):
+    """Of a file that lacks a field of the hardware it is known what that was, whatever its default is now."""
+    monkeypatch.setattr(CrossbarSpec.__dataclass_fields__["adc_idle"], "default", "skip")
+    spec = CrossbarSpec(adc_plan="significance", adc_bits=1.5, reference="digital", adc_idle=idle)
+    made = Setting(spec, per_layer={"a": {"adc_bits": 2}}, chips=Chips(device=TECH, adc_noise=0.1, row_ohm=1.0))
+    decides = {"images": "i", "network": "n", "setting": keys.of_setting(made), "code": keys.of_code(*keys.parts_of(made))}
+    found, of_before = Points(tmp_path), a_point(a=1) | {"decides": json.loads(BEFORE)}
+    found.measure("ab" * 32, lambda: of_before)
+    found.look_for_older(use=False)
+    assert found.key(decides) == keys.key_of(decides) and not found.current("ab" * 32) and not found.rows()
+    assert "1 point was measured with other code" in found.says_older()
+    found.look_for_older(use=True)
+    assert found.key(decides) == ("ab" * 32 if idle == "convert" else keys.key_of(decides)) and found.rows()[0]["a"] == 1
+    found.measure(keys.key_of(decides), lambda: a_point(a=2) | {"decides": decides})
+    found.look_for_older(use=True)
+    assert found.key(decides) == keys.key_of(decides) and [row["a"] for row in found.rows()] == ([2] if idle == "convert" else [1, 2])
 
 
 def test_names_and_ways_to_say_the_same_do_not_count():

@@ -449,6 +449,13 @@ def test_effective_cells_are_kept_on_disk(weights, tmp_path, monkeypatch):
         assert bool(solved) == work and same == (not {"seed", "wires"} & other.keys())
     assert len(list(tmp_path.glob("effective_*.npy"))) == 3 * 4  # of four slices
     solved.clear()
+    with monkeypatch.context() as edited, keep_effective_cells(tmp_path):
+        edited.setattr(program_module.sources, "digest", lambda *_: "of other code")
+        program_module._code.cache_clear()
+        chip()
+        program_module._code.cache_clear()
+    assert solved and len(list(tmp_path.glob("effective_*.npy"))) == 4 * 4
+    solved.clear()
     with keep_effective_cells(tmp_path / "no"):
         chip(wires=Wires(wire_ohm=1.0))
     assert solved and not (tmp_path / "no").exists()  # bit lines alone are solved sooner than read

@@ -344,20 +344,44 @@ def test_reports_pictures_and_costs_of_networks_in_one_folder(evaluate, checkpoi
     assert page.count("data:image/png") >= 6 and "<figcaption>other b pth: accuracy over adc bits<" in page  # those of both
 
 
-@pytest.mark.parametrize("name, flags", [
-    ("ARITHMETIC_OF_COSTS", ["--cost", "rram_32nm"]), ("ARITHMETIC_OF_READOUTS", ["--device", "techA", "--adc_noise", "0.1"]),
-    ("ARITHMETIC_OF_GATES", ["--device", "techA", "--access", "gate", "--wire_ohm", "1"]), ("ARITHMETIC_OF_CHIPS", ["--device", "techA"]),
-    ("ARITHMETIC_OF_PLANS", ["--device", "techA", "--adc_plan", "significance", "--reference", "digital"])])
-def test_other_arithmetic_is_measured_anew(evaluate, checkpoint, name, flags, monkeypatch):  # noqa: F811
-    """What it concerns alone."""
-    def measured():
-        found = [evaluate(checkpoint, "--adc_prec", "4", *more)[0] for more in ([], flags)]
-        return [sum(setting is not None for setting in each) for each in found]
+def test_a_point_is_of_the_code_that_it_follows_from(evaluate, checkpoint, monkeypatch):  # noqa: F811
+    rows = "--also", "--device techA", "--device techA --access gate --wire_ohm 1", "--adc_range ideal"
+    flags = (checkpoint, "--adc_prec", "4", *rows), (checkpoint, "--adc_prec", "4", *rows, "--cost", "rram_32nm")
+    for each in flags:
+        evaluate(*each)
+    usual = keys.digests()
+    for part, anew in (("measuring", (5, 5)), ("chips", (2, 2)), ("wires", (1, 1)), ("costs", (0, 3)), ("conversion", (0, 0))):
+        monkeypatch.setattr(keys, "digests", lambda part=part: usual | {part: "of other code"})
+        assert tuple(evaluate(*each, "--dry_run")[1].count("to measure  ") for each in flags) == anew, part
 
-    assert measured() == [1, 1]
-    assert measured() == [0, 0]
-    monkeypatch.setattr(keys, name, getattr(keys, name) + 1)
-    assert measured() == [0, 1]
+
+def test_what_was_measured_with_other_code_is_measured_anew(evaluate, checkpoint, monkeypatch):  # noqa: F811
+    """And used with --older_points alone."""
+    flags = checkpoint, "--adc_prec", "4", "--device", "techA", "--chips", "2"
+    assert len(evaluate(*flags)[0]) == 3
+    before = {path: path.read_bytes() for path in Path("save/points").glob("**/*.json")}
+    other = keys.digests() | {"chips": "of other code"}
+    monkeypatch.setattr(keys, "digests", lambda: other)
+    line = f"3 points were measured with other code ({Path('save/points').resolve()}), "  # the setting and its chips
+    measured, text = evaluate(*flags, "--older_points")
+    assert not measured and {path: path.read_bytes() for path in Path("save/points").glob("**/*.json")} == before
+    assert line + "3 of which stand for what this code has not measured\n" in text
+    measured, text = evaluate(*flags)
+    assert len(measured) == 2 and line + "and what is asked for is measured anew; --older_points takes them as they are\n" in text
+    assert len(Path("save/results.csv").read_text().splitlines()) == 1 + 2  # the software and the setting, once
+    assert not evaluate(*flags)[0] and not evaluate(*flags, "--older_points")[0] and len(results("save")) == 3
+
+
+def test_what_is_made_from_points_of_other_code_is_of_none(evaluate, checkpoint, monkeypatch):  # noqa: F811
+    """A setting measured beside the software of other code is used with --older_points alone."""
+    flags = checkpoint, "--adc_prec", "4", "--device", "techA", "--chips"
+    assert len(evaluate(*flags, "2")[0]) == 3
+    other = keys.digests() | {"measuring": "of other code"}
+    monkeypatch.setattr(keys, "digests", lambda: other)
+    assert [chip.chips.chip_seed for chip in evaluate(*flags, "3", "--older_points")[0]] == [2]
+    assert not evaluate(*flags, "3", "--older_points")[0]
+    assert len(evaluate(*flags, "3")[0]) == 4 and not evaluate(*flags, "3")[0]
+
 
 
 class FakeBench:

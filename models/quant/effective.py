@@ -16,8 +16,6 @@ import numpy as np
 
 from .files import atomic_write, load_array
 
-VERSION = 1  # of the arithmetic: another one must not take the files of this
-
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("effective_cells", default=None)
 
 
@@ -41,7 +39,7 @@ def kept(lines: np.ndarray, facts: object, make: Callable[[], np.ndarray]) -> np
     folder = _folder.get()
     if folder is None:
         return make()
-    key = hashlib.sha256(repr((VERSION, lines.shape, facts)).encode())
+    key = hashlib.sha256(repr((lines.shape, facts)).encode())
     key.update(np.ascontiguousarray(lines).data)
     path = folder / f"effective_{key.hexdigest()}.npy"
     with contextlib.suppress(OSError, ValueError):

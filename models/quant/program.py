@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import sys
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from . import sources
 from .cells import LARGEST_CELL, Cells, Chip, fraction_bits, on_grid
 from .crossbar import CrossbarLayer, crossbar_layers
 from .devices import Device, Wires, faults
@@ -221,7 +223,13 @@ def _effective(lines, arrays, wires, beside=0):
     """
     if not (wires.row_ohm or wires.driver_ohm):
         return _solved(lines, arrays, wires, lines.shape[-1], 0)
-    return kept(lines, (arrays, wires, COLUMNS, beside), lambda: _solved(lines, arrays, wires, COLUMNS, beside))
+    return kept(lines, (_code(), arrays, wires, COLUMNS, beside), lambda: _solved(lines, arrays, wires, COLUMNS, beside))
+
+
+@functools.cache
+def _code():
+    """Digest of the code that solves: files of another one must not be taken."""
+    return sources.digest([__name__, Wires.__module__], {__name__.partition(".")[0]})
 
 
 def _solved(lines, arrays, wires, columns, beside):

@@ -54,14 +54,15 @@ def number(default: Any, text: str, allowed: Numbers) -> Any:
     return field(default=default, metadata={"numbers": allowed, "help": text})
 
 
-def choice(default: str, allowed: tuple[str, ...], text: str) -> Any:
-    """A field that is one of some words: `metadata` has "allowed" and "help"."""
-    return field(default=default, metadata={"allowed": allowed, "help": text})
+def choice(default: str, allowed: tuple[str, ...], text: str, **more: Any) -> Any:
+    """A field that is one of some words: `metadata` has "allowed", "help", and what more is given."""
+    return field(default=default, metadata={"allowed": allowed, "help": text, **more})
 
 
-def count(default: int, most: int | str, text: str) -> Any:
-    """A field that is a whole number from 1 to `most`, or to the field of that name: `metadata` has "most" and "help"."""
-    return field(default=default, metadata={"most": most, "help": text})
+def count(default: int, most: int | str, text: str, **more: Any) -> Any:
+    """A field that is a whole number from 1 to `most`, or to the field of that name: `metadata` has "most", "help", and what more is
+    given."""
+    return field(default=default, metadata={"most": most, "help": text, **more})
 
 
 def check(settings: Any) -> None:
@@ -128,14 +129,16 @@ class CrossbarSpec:
         "array can produce. dynamic: smallest and largest v of the batch at hand. ideal: no ADC.")
     adc_plan: str = choice(
         "uniform", ADC_PLANS, "uniform: all reads have adc_bits. significance: every digit z and slice k has bits and a range of "
-        "its own, b[z, k] from 0 (no conversion) to adc_max_bits, adc_bits in the mean, where they lower the error most.")
-    adc_max_bits: int = count(8, MOST_ADC_BITS, "most bits of one read of a plan.")
+        "its own, b[z, k] from 0 (no conversion) to adc_max_bits, adc_bits in the mean, where they lower the error most.",
+        before="uniform")
+    adc_max_bits: int = count(8, MOST_ADC_BITS, "most bits of one read of a plan.", before=8)
     adc_idle: str = choice(
         "convert", ADC_IDLE, "convert: all reads are converted. skip: not those of arrays without a word line that is on, which are 0; "
-        "they have 0 bits in the mean of a plan, so that the others may have more.")
+        "they have 0 bits in the mean of a plan, so that the others may have more.", before="convert")
     weights: str = choice(
         "offset", WEIGHTS, "offset: a cell for each slice of W, and a reference column that holds the code of zero. pair: the digits of "
-        "the weight's size lie on a positive or a negative bit line, v = sum a_z (X+ - X-); twice the cells, and no reference.")
+        "the weight's size lie on a positive or a negative bit line, v = sum a_z (X+ - X-); twice the cells, and no reference.",
+        before="offset")
 
     def __post_init__(self) -> None:
         check(self)
@@ -179,6 +182,10 @@ class CrossbarSpec:
     def unit(self) -> float:
         """Value of `u = 1` in units of `v`: 1/2 where half a level may be subtracted, else 1."""
         return 0.5 if self.reference == "analog" and self.weights == "offset" else 1.0
+
+
+# What files mean that are older than a field and lack it, whatever its default is now.
+BEFORE = {item.name: item.metadata["before"] for item in fields(CrossbarSpec) if "before" in item.metadata}
 
 
 @functools.cache
