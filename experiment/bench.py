@@ -16,10 +16,11 @@ from models.quant.measuring.measure import Cache, Record, count_reads, measure, 
 from models.quant.measuring.placing import check_chips, engines_of, is_chip, place, put, use_cells
 from models.quant.measuring.setting import Setting, reads_of
 
-from . import chip_report, conversion, data, distributed, flags, foreign, images, keys, machine, per_layer, points, report, results
+from . import chip_report, columns, conversion, data, distributed, flags, foreign, images, keys, machine, per_layer, points, report
 from .answers import answers_of
 from .chip_files import save_cells, stored_cells
 from .cli import UserError
+from .columns import Measured
 from .costs import Costs
 from .conversion_settings import OPTIONS
 from .eval_flags import EvalSettings
@@ -180,7 +181,7 @@ class Bench:
 
         def make() -> dict[str, Any]:
             record = self._measure_float(progress=True)
-            return points.of_record(record, results.row(record, self.settings, None, None) | self.facts, decides, None)
+            return points.of_record(record, columns.line(Measured(record, self.settings)) | self.facts, decides, None)
 
         if key not in self.known:
             self.points.measure(key, make, wait=True)
@@ -243,7 +244,7 @@ class Bench:
         found = [self.chip(chip) for chip in setting.one_by_one]
         record = of_chips(setting, [points.record_of(point, chip) for point, chip in zip(found, setting.one_by_one)])
         first = found[0]["row"]
-        row = results.row(record, self.settings, first.get("calib_images"), first.get("adc_ranges"))
+        row = columns.line(Measured(record, self.settings, first.get("calib_images"), first.get("adc_ranges")))
         return points.of_record(record, row | self.facts, self._decides_from(setting, found), None) | {
             "took_s": sum(point["took_s"] for point in found)}
 
@@ -253,7 +254,7 @@ class Bench:
         if chosen and not setting.chips and not is_chip(self.cells):  # a chip's correction is of no use to another
             self.sha256 = self.sha256 or {name: quant.sha256(layer.w_codes().cpu()) for name, layer in quant.crossbar_layers(self.net)}
             kept = entry_of(self.net, setting, chosen.count, self.sha256)
-        row = results.row(record, self.settings, chosen.count if chosen else None, source)
+        row = columns.line(Measured(record, self.settings, chosen.count if chosen else None, source))
         beside = [setting and self.point(None), self._point_of_float()]
         return points.of_record(record, row | self.facts, self._decides_from(setting, filter(None, beside)), kept)
 

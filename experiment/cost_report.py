@@ -17,9 +17,9 @@ from models.quant.cost.estimate import AREA, ENERGY, NOTHING
 from models.quant.files import atomic_write
 from models.quant.measuring.measure import Record
 
-from .costs import figures
+from .columns import OF_COSTS, Measured, band_text
 from .drawing import add_legend, colormap, label_decades, new_figure, save, wrapped
-from .report import band_text, band_words, bands, draw_software, text_table
+from .report import band_words, bands, draw_software, text_table
 
 MICRO = 1e6
 NAMED = 20  # layers that a legend names
@@ -54,7 +54,8 @@ def _setting(record: Record) -> dict[str, Any]:
         "setting": str(record.setting), "spec": asdict(record.setting.spec), "per_layer": record.setting.per_layer,
         "crossbar_layers": record.setting.crossbar_layers,
         "device": record.setting.chips and record.setting.chips.name, "accuracy": record.accuracy, "n_images": record.n_images,
-        **figures(cost), "digital": cost.digital, "leakage_W": cost.leakage, "interval_s": cost.interval,
+        **{column.name: column.of(Measured(record)) for column in OF_COSTS},
+        "digital": cost.digital, "leakage_W": cost.leakage, "interval_s": cost.interval,
         **{key: {part: [getattr(origin, name) for origin in origins] for part, origins in cost.sources.items()}
            for key, name in (("sources_of_ends", "text"), ("values_of_ends", "value"))},
         "layers": [{"layer": layer.name, "energy_J": layer.energy, "area_m2": layer.area, "latency_s": layer.latency,

@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -23,9 +23,19 @@ from . import distributed
 from .cli import UserError
 
 LIST = "list"  # --cost list: say which there are
-# Keys of results and of tables: what a report has under which name, and a unit of it in SI units.
-FIGURES = {"energy_uJ": ("energy", 1e-6), "latency_us": ("latency", 1e-6), "area_mm2": ("area", 1e-6), "tops": ("tops", 1.0),
-           "tops_per_w": ("tops_per_watt", 1.0)}
+
+
+class Figure(NamedTuple):
+    """A number of results: what it is of a report, its unit in SI units, and what tables call it, if they have it."""
+
+    of: str
+    unit: float
+    head: str | None = None
+
+
+FIGURES = {"energy_uJ": Figure("energy", 1e-6, "energy uJ"), "latency_us": Figure("latency", 1e-6, "latency us"),
+           "area_mm2": Figure("area", 1e-6, "area mm2"), "tops": Figure("tops", 1.0),
+           "tops_per_w": Figure("tops_per_watt", 1.0, "TOPS/W")}  # by their columns
 
 
 class Costs:
@@ -113,13 +123,9 @@ def _events(values: Mapping[str, Any]) -> Events:
         "conversions_in_turn": tuple(map(numbers, values["conversions_in_turn"]))})
 
 
-def figures(cost: CostReport | None) -> dict[str, Any]:
-    """The keys of `results.jsonl`: each figure with its low and high end; None where there are no costs."""
-    found: dict[str, Any] = {"cost": cost and cost.technology}
-    for key, (name, unit) in FIGURES.items():
-        band = getattr(cost, name).scaled(1 / unit) if cost else (None, None, None)
-        found |= {key: band[1], f"{key}_low": band[0], f"{key}_high": band[2]}
-    return found | {"utilisation": cost and cost.utilisation}
+def figure(cost: CostReport, column: str) -> Band:
+    """One of `FIGURES`, in its unit."""
+    return getattr(cost, FIGURES[column].of).scaled(1 / FIGURES[column].unit)
 
 
 def say_technologies() -> None:

@@ -29,7 +29,7 @@ from models.quant.files import atomic_write, remove_stale
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting
 
-from . import costs, keys, results
+from . import columns, costs, keys, results
 from .answers import alike
 from .locking import Claims
 from .ranges import AdcRanges
@@ -193,21 +193,15 @@ def record_of(point: Mapping[str, Any], setting: Setting | None) -> Record:
     row = point["row"]
     chips = row["chip_accuracies"] is not None
     predictions = _unpacked(point["predictions"], (len(row["chip_accuracies"]) if chips else 1, row["n_images"]))
-    return Record(
-        setting=setting, predictions=predictions[0], accuracy=row["accuracy"], software_accuracy=row["software_accuracy"],
-        changed_predictions=row["changed_predictions"], seconds=row["seconds"], engine=row["engine"], mean_bits=row["mean_bits"],
-        conversions=row["conversions"], layer_bits=row.get("layer_bits"), chip_predictions=predictions if chips else None,
-        chip_accuracies=tuple(row["chip_accuracies"]) if chips else None,
-        chip_changes=tuple(row["chip_changed_predictions"]) if chips else None,
-        cost=point["cost"] and costs.restored(point["cost"]), float_accuracy=row.get("float_accuracy"),
-        float_changes=row.get("float_changed_predictions"), is_float=point.get("is_float", False))
+    return Record(setting=setting, predictions=predictions[0], chip_predictions=predictions if chips else None,
+                  cost=point["cost"] and costs.restored(point["cost"]), is_float=point.get("is_float", False), **columns.fields_of(row))
 
 
 def _named(path: Path) -> dict[str, Any] | None:
     """The point in a file that has its name; None for what is none, as far as its row tells."""
     with contextlib.suppress(*DAMAGED):
         point = json.loads(path.read_bytes())
-        if point["key"] == path.stem and results.is_row(point["row"]) and results.is_number(point["took_s"]):
+        if point["key"] == path.stem and columns.is_line(point["row"]) and columns.is_number(point["took_s"]):
             return point
     return None
 

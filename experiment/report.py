@@ -12,13 +12,12 @@ import rich.box
 from rich.console import Console
 from rich.table import Table
 
-from models.quant.cost import Band
 from models.quant.files import atomic_write
 from models.quant.devices.times import show_time
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting
 
-from .costs import FIGURES
+from .columns import has_a_mean, shown
 from .drawing import add_legend, colormap, new_figure, save, wrapped
 
 # Only a rule of dashes below the header: prints the same on every terminal and in a log file.
@@ -37,66 +36,25 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-COST_COLUMNS = {"energy uJ": "energy_uJ", "latency us": "latency_us", "area mm2": "area_mm2", "TOPS/W": "tops_per_w"}
-
-
 # ---- the table of settings -------------------------------------------------------------------------------------------
 
 
 def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: str | None = None) -> str:
     """The result of an evaluation. Args: records, that of the float network, if there is one, and that of the software first; of_all,
     how many images the set has; kind, of the images, such as "test images"; planes, the folder that the cells came from."""
-    converted = records[0].is_float
-    planned = any(map(_has_a_mean, records))
-    several = max(len(r.chip_accuracies or ()) for r in records)
-    costed = any(r.cost for r in records)
-    header = ["setting", *(["mean bits", "converted"] if planned else []), "accuracy %",
-              *(["deviation", "lowest"] if several > 1 else []),
-              *(["to float", "changed", "to quantized", "changed"] if converted else ["difference", "changed"]), "images/s",
-              *(COST_COLUMNS if costed else [])]
-    rows = [[str(r), *(_conversions(r) if planned else []), f"{r.accuracy:.2f}", *(_over_chips(r) if several > 1 else []),
-             *([f"{r.accuracy - r.float_accuracy:+.2f}", str(r.float_changes)] if converted else []),
-             *([f"{r.accuracy - r.software_accuracy:+.2f}", str(r.changed_predictions)] if not r.is_float else ["", ""]),
-             f"{r.images_per_s:{'.0f' if r.images_per_s >= 10 else '.2g'}}", *(_costs(r) if costed else [])] for r in records]
+    columns = shown(records)
+    header = ["setting", *(head for head, _ in columns)]
+    rows = [[str(record), *(text(record) for _, text in columns)] for record in records]
+    several = max(len(record.chip_accuracies or ()) for record in records)
     n = records[-1].n_images
     images = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
     return "\n".join([text_table(header, rows),
                       images + (f"; cells from {planes}" if planes else ""),
                       "changed: images that are classified differently than by "
-                      + ("the float network, or by the quantized one without ADCs" if converted else "the software"),
+                      + ("the float network, or by the quantized one without ADCs" if records[0].is_float else "the software"),
                       *([f"with a device: mean, deviation and lowest of {several} chips"] if several > 1 else []),
                       *(["costs, of an image: by typical sources (by the cheapest to the dearest; where the typical value is an end, one "
-                         "source makes both)"] if costed else [])])
-
-
-def _has_a_mean(record: Record) -> bool:
-    """Whether the bits of a setting's reads are not all those of its ADC: it has a plan, skips idle reads, or layers have their own."""
-    spec = record.setting and record.setting.spec
-    return bool(spec) and (spec.planned or record.mean_bits is not None and abs(record.mean_bits - spec.adc_bits) > 1e-9)
-
-
-def _conversions(record: Record) -> list[str]:
-    if record.mean_bits is None:
-        return ["", ""]
-    return [f"{record.mean_bits:.2f}", f"{record.conversions:.1%}"]
-
-
-def _costs(record: Record) -> list[str]:
-    if record.cost is None:
-        return [""] * len(COST_COLUMNS)
-    return [band_text(getattr(record.cost, name).scaled(1 / unit)) for name, unit in map(FIGURES.get, COST_COLUMNS.values())]
-
-
-def band_text(band: Band) -> str:
-    """A band as tables show it: 12.3 (4.5-23.4)."""
-    low, typical, high = (f"{value:.3g}" for value in band)
-    return typical if low == typical == high else f"{typical} ({low}-{high})"
-
-
-def _over_chips(record: Record) -> list[str]:
-    if record.accuracy_std is None:
-        return ["", ""]
-    return [f"{record.accuracy_std:.2f}", f"{record.accuracy_lowest:.2f}"]
+                         "source makes both)"] if any(record.cost for record in records) else [])])
 
 
 # ---- pictures of many settings -----------------------------------------------------------------------------------------
@@ -173,7 +131,7 @@ def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> No
     figure, axes = _axes()
     for name, points in curves_over_bits(records).items():
         _curve(axes, name, [r.mean_bits for r in points], points)
-    axes.set_xlabel("mean ADC bits of all reads" if any(map(_has_a_mean, records)) else "ADC bits")
+    axes.set_xlabel("mean ADC bits of all reads" if any(map(has_a_mean, records)) else "ADC bits")
     axes.locator_params(axis="x", integer=True)
     _finish(figure, axes, records, title, path)
 

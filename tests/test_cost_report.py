@@ -13,7 +13,8 @@ from test_eval import checkpoint, run, scene  # noqa: F401 - fixtures
 
 from experiment import cost_report, report
 from experiment.cli import UserError
-from experiment.costs import figures, plain, restored
+from experiment.columns import band_text
+from experiment.costs import plain, restored
 from models.quant import CrossbarSpec
 from models.quant.adc import Plan
 from models.quant.cost import Origin, Technology
@@ -174,7 +175,7 @@ def costed(cost, **more):
 
 def test_columns_of_costs(cost):
     """Energy, latency, area, each with its band, in the table of settings and in that of layers."""
-    bands = [report.band_text(getattr(cost, name).scaled(factor)) for name, factor in (("energy", 1e6), ("latency", 1e6), ("area", 1e6))]
+    bands = [band_text(getattr(cost, name).scaled(factor)) for name, factor in (("energy", 1e6), ("latency", 1e6), ("area", 1e6))]
     header, _, line, *_ = report.settings_table([costed(cost)], 100, "test images").splitlines()
     assert header.split("images/s")[1].split() == "energy uJ latency us area mm2 TOPS/W".split()
     of_layers = cost_report.layers_table(cost).splitlines()
@@ -198,7 +199,7 @@ def test_what_files_of_costs_hold(cost):
     assert content["sources_of_ends"] == {"adc": ["low one: x", "t", "high one: y"]}
     assert content["values_of_ends"] == {"adc": ["1 pJ", "2 pJ", "3 pJ"]}
     assert (content["leakage_W"], content["interval_s"]) == (cost.leakage, cost.interval)
-    assert figures(cost)["latency_us"] == pytest.approx(1e6 * cost.latency[1])
+    assert content["latency_us"] == pytest.approx(1e6 * cost.latency[1])
 
 
 def test_sources_of_typical_values_and_ends(cost):

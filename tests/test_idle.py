@@ -214,7 +214,7 @@ def test_reads_of_both_phases_count_in_the_mean():
     (_, first), (_, second) = crossbar_layers(network)
     second.set_spec(replace(second.spec, adc_bits=7))
     reads = [phases * len(layer.slice_bits) * len(layer.spec.digit_bits) for phases, layer in ((2, first), (1, second))]
-    assert conversions_of(network, x[:1], ())[0] == pytest.approx((4 * reads[0] + 7 * reads[1]) / sum(reads))
+    assert conversions_of(network, x[:1], ())["mean_bits"] == pytest.approx((4 * reads[0] + 7 * reads[1]) / sum(reads))
 
 
 def test_what_is_measured_says_what_was_converted(tiny):

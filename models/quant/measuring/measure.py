@@ -171,15 +171,15 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         raise ValueError("cells are those of a chip, and the setting programs others: give one of them")
     with set_engine(engine), in_mode(network, training=False):
         if setting is None:
-            passes = _in_software(run, passing)
+            found = _in_software(run, passing)
         else:
             if software is None:
                 software = measure(network, images, labels, None, engine=engine, batch_size=batch_size, progress=progress,
                                    original=original, metric=metric, processes=processes)
             place(network, setting, cells)
             chosen = None if calibration is None else batches_of(calibration, batch_size)
-            passes = _on_crossbars(run, setting, cells, chosen, cache or Cache(), engine)
-    return _record(setting, passes, software, original)
+            found = _on_crossbars(run, setting, cells, chosen, cache or Cache(), engine)
+    return _record(setting, *found, software, original)
 
 
 class _Run(NamedTuple):
@@ -202,43 +202,31 @@ class _Run(NamedTuple):
         return found.argmax(1), float(self.metric(found, self.labels)), seconds
 
 
-class _Passes(NamedTuple):
-    """What the images gave: predictions and accuracies of the software or of each chip, and what `Record` has of them."""
-
-    predictions: list[torch.Tensor]
-    accuracies: list[float]
-    seconds: float
-    engine: str | None = None
-    mean_bits: float | None = None
-    conversions: float | None = None
-    layer_bits: dict[str, float] | None = None
-
-
 def _in_software(run, passing):
+    """(predictions, accuracies, other fields of the record) of the only pass."""
     use_cells(run.network, None)
     with without_adc(run.network):
         predictions, accuracy, seconds = run.through("software", passing)
-    return _Passes([predictions], [accuracy], seconds)
+    return [predictions], [accuracy], {"seconds": seconds, "engine": None}
 
 
 def _on_crossbars(run, setting, cells, calibration, cache, engine):
-    """One pass for each chip, or one on ideal cells; what they all have in common is taken at the first."""
-    network, found, common = run.network, [], ()
+    """As `_in_software`, of one pass for each chip, or one on ideal cells; what they all have in common is taken at the first."""
+    network, found, common = run.network, [], {}
     try:
         for title in _each_chip(network, setting, calibration, cache, run.progress, run.processes):
             ran = None if common else engines_of(network, engine)
             counts: list[Counts] = []
             found.append(run.through(title, None if common else _counting_idle(network, counts, run.processes)))
-            common = common or (ran, *conversions_of(network, first_image(run.batches), counts))
+            common = common or {"engine": ran, **conversions_of(network, first_image(run.batches), counts)}
     finally:
         if setting.chips or is_chip(cells):
             program_cells(network, None)
     predictions, accuracies, seconds = zip(*found)
-    return _Passes(list(predictions), list(accuracies), sum(seconds), *common)
+    return predictions, accuracies, {"seconds": sum(seconds), **common}
 
 
-def _record(setting, passes, software, original):
-    found, accuracies = passes.predictions, passes.accuracies
+def _record(setting, found, accuracies, common, software, original):
     baseline = found[0] if software is None else software.predictions
     changes = [_changes(predictions, baseline) for predictions in found]
     of_float = {} if original is None else {
@@ -249,8 +237,7 @@ def _record(setting, passes, software, original):
     return Record(
         setting=setting, predictions=found[0], accuracy=statistics.fmean(accuracies),
         software_accuracy=accuracies[0] if software is None else software.accuracy, changed_predictions=round(statistics.fmean(changes)),
-        seconds=passes.seconds, engine=passes.engine, mean_bits=passes.mean_bits, conversions=passes.conversions,
-        layer_bits=passes.layer_bits, **of_chips, **of_float)
+        **common, **of_chips, **of_float)
 
 
 def of_chips(setting: Setting, found: Sequence[Record]) -> Record:
@@ -305,9 +292,8 @@ def _counting_idle(network: nn.Module, found: list[Counts], processes: Processes
 
 @torch.no_grad()
 def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Counts]
-                   ) -> tuple[float | None, float | None, dict[str, float] | None]:
-    """(mean bits of all reads, share of them that are converted, `{layer: mean bits of its reads}`) of a network on a setting; None
-    without ADCs.
+                   ) -> dict[str, Any]:
+    """mean_bits, conversions and layer_bits of the `Record` of a network on a setting; none of them without ADCs.
 
     Args: image, one network input: how many reads a layer makes depends on its size; counts, of all images, where layers do not
         convert idle reads.
@@ -327,14 +313,15 @@ def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Cou
 
     hooks = [layer.register_forward_hook(count, with_kwargs=True) for layer in names]
     if not hooks:
-        return None, None, None
+        return {}
     try:
         network(image)
     finally:
         for hook in hooks:
             hook.remove()
     bits, converted, reads = sum(found.values())
-    return float(bits / reads), float(converted / reads), {name: float(of_layer[0] / of_layer[2]) for name, of_layer in found.items()}
+    return {"mean_bits": float(bits / reads), "conversions": float(converted / reads),
+            "layer_bits": {name: float(of_layer[0] / of_layer[2]) for name, of_layer in found.items()}}
 
 
 def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor], cache: Cache, progress: bool = False
