@@ -138,9 +138,7 @@ class Bench:
         """What tells the network from others: of one that is converted the float network, and what decides that, as its scales have
         the last bits of the machine."""
         of = self.settings
-        facts = [*self.code, of.wbit, of.abit, of.wq, of.quantize_image]
-        if self.others:
-            facts += [getattr(of, name) for name in OPTIONS]
+        facts = [*self.code, of.wbit, of.abit, of.wq, of.quantize_image, *(getattr(of, name) for name in OPTIONS if self.others)]
         if self.original is not None:
             facts += [of.calibration.correct, keys.of_images(self.shown.calibration)]
         return keys.of_network(made_of, facts)
@@ -154,8 +152,8 @@ class Bench:
         if setting is None:
             return self.decides_all
         parts, costed = keys.parts_of(setting, is_chip(self.cells)), self.costs.technology and setting.spec.adc_range != "ideal"
-        found = self.decides_all | self.decides_hardware | {
-            "setting": keys.of_setting(setting), "code": self._code_of(*parts, *(["costs"] if costed else []))}
+        code = self._code_of(*parts, *(["costs"] if costed else []))
+        found = self.decides_all | self.decides_hardware | {"setting": keys.of_setting(setting), "code": code}
         if costed:
             found["cost"] = keys.of_costs(self.costs.technology)
         if setting.spec.adc_range == "dynamic":

@@ -10,6 +10,7 @@ from torch import nn
 from models import quant
 from models.quant.measuring.placing import Stored, place
 from models.quant.measuring.setting import Setting
+from models.quant.spec import hardware
 
 from .keys import digest, of_code, parts_of
 
@@ -42,8 +43,7 @@ def stored_cells(folder: str, network: nn.Module, settings: Sequence[Setting], w
 def _of_a_chip(folder, network, settings, device, seed):
     if any(setting.chips for setting in settings):
         raise ValueError(f"{folder} holds the cells of a chip, and a device programs others: give one of them")
-    kinds = {(each.spec.cell_bits, each.spec.reference, each.spec.weights, each.spec.rows, each.spec.mapping, each.per_layer): each
-             for each in settings}
+    kinds = {(*(getattr(each.spec, name) for name in hardware("cells", "arrays")), each.per_layer): each for each in settings}
     for setting in kinds.values():  # the cells must fit the hardware of each
         place(network, replace(setting, crossbar_layers="all"))
         found = quant.load_cells(folder, network, device, seed)
@@ -57,9 +57,9 @@ def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
     label = chips.label() + ("_digital" if spec.reference == "digital" else "") + ("_pair" if spec.weights == "pair" else "")
     facts = {"chip": chips.label(), "data": digest(replace(chips.device, read_noise=None)), "code": of_code(*parts_of(setting))}
     if chips.wires:  # for which arrays matter
-        facts |= {"rows": spec.rows, "mapping": spec.mapping, "access": chips.access}
-        label += "".join(f"_{name}{getattr(spec, name)}" for name in ("rows", "mapping")
-                         if getattr(spec, name) != getattr(quant.CrossbarSpec(), name))
+        of_arrays = {name: getattr(spec, name) for name in hardware("arrays")}
+        facts |= of_arrays | {"access": chips.access}
+        label += "".join(f"_{name}{value}" for name, value in of_arrays.items() if value != getattr(quant.CrossbarSpec, name))
     for seed in chips.seeds:
         path = quant.cell_files.cell_path(folder, 0, label, seed)
         if quant.cell_files.manifest_or_none(folder).get(path.name, facts).get("data") not in (None, facts["data"]):

@@ -8,7 +8,7 @@ The flags of eval.py are the fields of `DeviceSettings` and `Chips`, those of tr
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class TrainingChips(DeviceSettings, Reads):
 
 OF_DEVICE = tuple(flags.defaults(DeviceSettings))
 CHIP_FIELDS = tuple(flags.defaults(Chips))
-OF_RUN = ("chips", "chip_seed", "noise_seed")  # the same for all rows of a table
+OF_RUN = tuple(item.name for item in fields(Chips) if item.metadata.get("of") == "run")  # the same for all rows of a table
 OF_ROW = tuple(name for name in (*OF_DEVICE, *CHIP_FIELDS) if name not in OF_RUN)
 OF_TRAINING = tuple(flags.defaults(TrainingChips))
 WITHOUT = "--{} is for the cells of a device: add --device NAME, or see --device " + LIST

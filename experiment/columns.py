@@ -6,7 +6,7 @@ A line of results.jsonl has all of `COLUMNS`, in this order; the record of a poi
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from models.quant import CrossbarSpec
 from models.quant.cost import Band
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Record
+from models.quant.measuring.setting import LAYER_FIELDS
 from models.quant.quantizers import OFF
 
 from . import foreign
@@ -177,7 +178,7 @@ COLUMNS = (
     _measured("float_accuracy", is_percent, older=True, head=_if(_converted, "to float"),
               text=lambda record: f"{record.accuracy - record.float_accuracy:+.2f}"),
     _measured("float_changed_predictions", is_count, field="float_changes", older=True, head=_if(_converted, "changed")),
-    *(_of_spec(item.name) for item in fields(CrossbarSpec) if item.name not in ("w_bits", "a_bits")),
+    *(_of_spec(name) for name in LAYER_FIELDS),
     Column("map", lambda of: of.record.setting and of.record.setting.crossbar_layers),
     _measured("engine", is_text),
     _measured("accuracy", is_percent, ".2f", "accuracy %", empty=False),

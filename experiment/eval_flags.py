@@ -10,6 +10,7 @@ from typing import Any
 import models
 from models.quant import Calibration, CrossbarSpec, engines
 from models.quant.quantizers import WEIGHT_QUANTIZERS
+from models.quant.spec import hardware
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.setting import Setting
 
@@ -20,7 +21,7 @@ from .flags import BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, flag_name, o
 from .train_settings import HARDWARE, NGPU, ThroughADC
 
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
-SPEC_FLAGS = (*HARDWARE, "adc_range")  # fields of CrossbarSpec that make the rows
+SPEC_FLAGS = (*HARDWARE, *hardware("range"))  # fields of CrossbarSpec that make the rows
 CALIBRATE_OTHERS = 64  # images that calibrate networks of others, whose images are large
 CALIBRATION = tuple(flag_name(field.name) for field in fields(Calibration))
 

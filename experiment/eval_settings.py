@@ -13,6 +13,7 @@ from typing import Any
 
 from models.quant import Calibration, CrossbarSpec, Device
 from models.quant.quantizers import OFF
+from models.quant.spec import hardware
 from models.quant.measuring.setting import Setting
 
 from . import chips, conversion_settings, costs, flags, foreign, per_layer, train_settings
@@ -24,6 +25,14 @@ from .train_settings import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN, images_besi
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 USUAL = Calibration()
+
+
+def _in_turn(*kinds: str) -> list[str]:
+    return sorted(hardware(*kinds), key=lambda name: CrossbarSpec.__dataclass_fields__[name].metadata.get("turn", 0))
+
+
+# In which order values change from row to row of a table, the last ones fastest.
+ORDER = ("crossbar_layers", *_in_turn("cells", "arrays", "inputs"), *chips.OF_ROW, *_in_turn("adc", "range"))
 
 
 def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[EvalSettings, dict]:
@@ -147,11 +156,9 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
     """Every combination of the flags' values, in the order of a table. Args: known, names, of devices, see `chips.chips_of`."""
     values = hardware_defaults() | given
     of_layers = per_layer.single(per_layer.parse(given.get("per_layer", ())))
-    before = "crossbar_layers", "weights", "mapping", "reference", "dac_bits", "rows", "cell_bits"
-    order = (*before, *chips.OF_ROW, "adc_max_bits", "adc_range", "adc_plan", "adc_idle", "adc_bits")
     settings = []
-    for combination in itertools.product(*(values[flag_name(name)] for name in order)):
-        found = dict(zip(order, combination))
+    for combination in itertools.product(*(values[flag_name(name)] for name in ORDER)):
+        found = dict(zip(ORDER, combination))
         row = {name: found.pop(name) for name in chips.OF_ROW}
         made = chips.chips_of(row | (of_chips if row["device"] else {}), known, names)
         layers, plan, bits = found.pop("crossbar_layers"), found["adc_plan"], found["adc_bits"]
@@ -212,7 +219,7 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     if found.planes and len({setting.spec.cell_bits for setting in found.settings}) > 1:
         raise UserError("--planes holds cells of one precision: give one --cellBit")
     own = {field for setting in found.settings for _, values in setting.per_layer for field, _ in values}
-    for name, fields_ in (("planes", ("cell_bits",)), ("save_cells", ("cell_bits", "reference", "weights", "rows", "mapping"))):
+    for name, fields_ in (("planes", ("cell_bits",)), ("save_cells", hardware("cells", "arrays"))):
         if name in given and (field := next((field for field in fields_ if field in own), None)):
             raise UserError(f"--{name} is for cells of one kind: leave {flag_name(field)} out of --per_layer")
 

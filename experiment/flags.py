@@ -27,7 +27,8 @@ from .cli import UserError
 # Fields whose flag has another name: that of the original scripts, or one that says what it is about.
 FLAG_NAMES = {"cell_bits": "cellBit", "adc_bits": "adc_prec", "rows": "subArray", "rule": "adc_calib", "per": "adc_per",
               "correct": "adc_correct", "share": "adc_share", "on": "calib_on", "w_bits": "wbit", "a_bits": "abit"}
-_FIELD = re.compile(r"(?<!-)\b(cell_bits|adc_bits|adc_max_bits|dac_bits|adc_plan)\b")  # in a help text: there they are flags
+# In a help text; there they are flags.
+_FIELD = re.compile(rf"(?<![-:])\b({'|'.join(item.name for item in dataclasses.fields(CrossbarSpec) if '_' in item.name)})\b")
 ALIASES = {"crossbar_layers": "map"}  # older names of flags, and of keys in the files of earlier versions
 
 

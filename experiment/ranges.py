@@ -22,13 +22,12 @@ from models.quant import adc
 from models.quant.files import atomic_write, locked
 from models.quant.measuring.placing import on_adcs
 from models.quant.measuring.setting import Setting
-from models.quant.spec import BEFORE
+from models.quant.spec import BEFORE, hardware
 
 from .cli import UserError, one_line
 from .eval_flags import EvalSettings
 
-HARDWARE = ("w_bits", "a_bits", "cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits", "adc_idle",
-            "weights")
+HARDWARE = hardware("network", "cells", "arrays", "inputs", "adc")
 CORRECTION = {"gain", "offset"}
 SCALES = {"scale", "bias"}  # of the outputs that a correction is for
 SHARED = "crossbar_layers"  # of entries whose layers share a plan's bits

@@ -16,6 +16,7 @@ from typing import Any
 import models
 from models.quant import Calibration, CrossbarSpec, QLinearDoreFa
 from models.quant.quantizers import OFF, WEIGHT_QUANTIZERS
+from models.quant.spec import hardware
 from models.building import CROSSBAR_LAYERS
 from models.quant.measuring.chips import Chips
 
@@ -29,8 +30,7 @@ from .flags import (ANY_INT, AT_LEAST_2, BITS, COUNT, COUNT_OR_0, FIT_OR_POSITIV
 
 CHECKPOINT, BEST, CONFIG = "checkpoint.pth.tar", "model_best.pth.tar", "config.json"  # in the folder of a run
 MODELS = tuple(name for name in models.names() if not name.endswith("_eval"))  # --adc_aware trains the others
-HARDWARE = ("cell_bits", "adc_bits", "rows", "mapping", "reference", "dac_bits", "adc_plan", "adc_max_bits", "adc_idle",
-            "weights")  # of CrossbarSpec
+HARDWARE = hardware("cells", "arrays", "inputs", "adc")  # of CrossbarSpec
 
 # Defaults that depend on the data set.
 DIGITS = {"epochs": 5, "batch_size": 32}  # 200 steps: 99.4 to 99.7 % of the test images over 4 seeds

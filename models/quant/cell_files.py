@@ -17,6 +17,7 @@ from .bitplanes import MANIFEST, manifest_or_none, read_manifest, sha256
 from .cells import Cells, Chip
 from .crossbar import CrossbarLayer, crossbar_layers
 from .files import atomic_write, locked
+from .spec import BEFORE, hardware
 
 log = logging.getLogger(__name__)
 KEYS = ("values", "reference", "fraction_bits")
@@ -110,9 +111,9 @@ def load_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> 
 
 def _check_entry(path, entry, name, layer):
     """Refuse cells that by their entry in the manifest are none of a layer's."""
-    for key, usual in (("w_bits", None), ("cell_bits", None), ("reference", "analog"), ("weights", "offset"), ("rows", None),
-                       ("mapping", None)):
-        held, own = entry.get(key, usual), getattr(layer.spec, key)
+    entry = {"reference": "analog", **BEFORE, **entry}  # older ones do not say it
+    for key in ("w_bits", *hardware("cells", "arrays")):
+        held, own = entry.get(key), getattr(layer.spec, key)
         if held not in (None, own):
             raise ValueError(f"{path} holds cells of {key} {held}, and the hardware has {own}")
     if entry.get("access", "voltage") != "voltage":
@@ -138,13 +139,13 @@ def _load(path: Path) -> Cells:
 
 def _entry(name: str, layer: CrossbarLayer, device: str, seed: int, facts: Mapping[str, Any]) -> dict[str, Any]:
     spec, codes, chip, own = layer.spec, layer.w_codes().cpu(), layer.chip, {}
+    of_cells = {name: getattr(spec, name) for name in ("w_bits", *hardware("cells"))}
     shape = list(layer.cells().values.shape)
     if chip and chip.of_arrays:
-        own |= {"rows": spec.rows, "mapping": spec.mapping}
+        own |= {name: getattr(spec, name) for name in hardware("arrays")}
     if chip and chip.readout is not None and chip.readout.curve is not None:
         own["access"] = "gate"
-    return {"layer": name, "shape": shape, "w_bits": spec.w_bits, "cell_bits": spec.cell_bits, "reference": spec.reference,
-            "weights": spec.weights, "sha256": sha256(codes), "device": device, "seed": seed, **own, **facts}
+    return {"layer": name, "shape": shape, **of_cells, "sha256": sha256(codes), "device": device, "seed": seed, **own, **facts}
 
 
 def _digest(cells: Cells) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .readout import Readout
-from .spec import CrossbarSpec
+from .spec import CrossbarSpec, hardware
 
 MOST_FRACTION_BITS = 12  # of the grid, from 5 bits a cell on together with the cell's own bits
 LARGEST_CELL = 2**20  # |value|, so that the sum of a read stays exact in every engine
@@ -96,11 +96,11 @@ class Chip:
 
     def fits(self, old: CrossbarSpec, new: CrossbarSpec) -> bool:
         """Whether the chip that was made for `old` hardware is one of `new`."""
-        fixed = ["cell_bits", "reference", "weights"]
+        fixed = hardware("cells")
         if self.of_arrays or self.readout is not None and self.readout.gain is not None:  # a converter for each array and column
-            fixed += ["rows", "mapping"]
+            fixed += hardware("arrays")
         if self.readout is not None and self.readout.curve is not None:  # of rows that are on or off
-            fixed += ["dac_bits"]
+            fixed += hardware("inputs")
         return all(getattr(old, name) == getattr(new, name) for name in fixed)
 
 

@@ -18,6 +18,9 @@ WEIGHTS = ("offset", "pair")
 ADC_RANGES = ("calibrated", "full", "dynamic", "ideal")
 ADC_PLANS = ("uniform", "significance")
 ADC_IDLE = ("convert", "skip")
+# What a field of the hardware is a choice of: the network has it; what cells hold follows from it, or from which rows share an array; how
+# inputs are applied; the converters, which make no other reads; and where their ranges come from.
+KINDS = ("network", "cells", "arrays", "inputs", "adc", "range")
 MOST_ADC_BITS = 12
 MOST_ROWS = 1024
 ADC_GRID = 64  # ADC steps are multiples of 1 / ADC_GRID in units of the read value
@@ -49,9 +52,9 @@ COUNT_OR_0 = Numbers(int, "a whole number from 0 up", lambda value: 0 <= value <
 FROM_0 = Numbers(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
 
 
-def number(default: Any, text: str, allowed: Numbers) -> Any:
-    """A field that is one of some numbers, or None where that is its default: `metadata` has "numbers" and "help"."""
-    return field(default=default, metadata={"numbers": allowed, "help": text})
+def number(default: Any, text: str, allowed: Numbers, **more: Any) -> Any:
+    """A field that is one of some numbers, or None where that is its default: `metadata` has "numbers", "help", and what more is given."""
+    return field(default=default, metadata={"numbers": allowed, "help": text, **more})
 
 
 def choice(default: str, allowed: tuple[str, ...], text: str, **more: Any) -> Any:
@@ -85,6 +88,11 @@ def check(settings: Any) -> None:
 class CrossbarSpec:
     """One hardware setting (docs of each field: its `metadata["help"]`, printed by the flags' help).
 
+    What else is to be known of a field stands in its metadata too, and lists of fields are made from that (`hardware`): "of", what it
+    is a choice of, one of `KINDS`; "turn", its place in the order of a table's rows, the last ones changing fastest; "note", the place
+    and the form of what a setting's name says of it where it is not the usual one, if the name's first words do not; "before", what
+    files mean that are older than the field.
+
     Sources: tap mapping and arrays, NeuroSim V1.2 (Peng et al., arXiv 2003.06471, section III).
 
     Attributes:
@@ -111,34 +119,39 @@ class CrossbarSpec:
     Raises: ValueError for values outside these.
     """
 
-    w_bits: int = count(4, 8, "w, bits of a weight code, W = 0 .. 2^w - 1.")
-    a_bits: int = count(4, 8, "a, bits of an activation code, A = 0 .. 2^a - 1.")
-    cell_bits: int = count(1, "w_bits", "c, bits of one memory cell: W = sum_k 2^(c k) C_k.")
+    w_bits: int = count(4, 8, "w, bits of a weight code, W = 0 .. 2^w - 1.", of="network")
+    a_bits: int = count(4, 8, "a, bits of an activation code, A = 0 .. 2^a - 1.", of="network")
+    cell_bits: int = count(1, "w_bits", "c, bits of one memory cell: W = sum_k 2^(c k) C_k.", of="cells", turn=6)
     adc_bits: float = field(default=6, metadata={
         "fractions": True, "help": "B, bits of the ADC: q = clip(rint(v / delta), q_min, q_min + 2^B - 1); with adc_plan significance "
-        "the mean over all reads, such as 2.5."})
-    rows: int = count(128, MOST_ROWS, "rows of one array: v = sum over the rows of a_z C_k - r_k a_z.")
+        "the mean over all reads, such as 2.5.", "of": "adc", "turn": 11})
+    rows: int = count(128, MOST_ROWS, "rows of one array: v = sum over the rows of a_z C_k - r_k a_z.", of="arrays", turn=5,
+                      note=(2, "rows {}"))
     mapping: str = choice(
-        "tap", MAPPINGS, "tap: every kernel position on arrays of its own. im2col: kernel positions laid end to end.")
+        "tap", MAPPINGS, "tap: every kernel position on arrays of its own. im2col: kernel positions laid end to end.",
+        of="arrays", turn=2, note=(3, "mapping {}"))
     reference: str = choice(
         "analog", REFERENCES, "analog: the ADC sees the difference to a reference column, v = P - r_k n. digital: it sees "
-        "v = P, and r_k n is subtracted behind it.")
-    dac_bits: int = count(1, "a_bits", "d, bits of one input digit: A = sum_z 2^(d z) a_z.")
+        "v = P, and r_k n is subtracted behind it.", of="cells", turn=3, note=(4, "reference {}"))
+    dac_bits: int = count(1, "a_bits", "d, bits of one input digit: A = sum_z 2^(d z) a_z.", of="inputs", turn=4,
+                          note=(5, "dac_bits {}"))
     adc_range: str = choice(
         "calibrated", ADC_RANGES, "calibrated: delta and q_min chosen on training images, then frozen. full: all that an "
-        "array can produce. dynamic: smallest and largest v of the batch at hand. ideal: no ADC.")
+        "array can produce. dynamic: smallest and largest v of the batch at hand. ideal: no ADC.", of="range", turn=8)
     adc_plan: str = choice(
         "uniform", ADC_PLANS, "uniform: all reads have adc_bits. significance: every digit z and slice k has bits and a range of "
         "its own, b[z, k] from 0 (no conversion) to adc_max_bits, adc_bits in the mean, where they lower the error most.",
-        before="uniform")
-    adc_max_bits: int = count(8, MOST_ADC_BITS, "most bits of one read of a plan.", before=8)
+        of="adc", turn=9, before="uniform")
+    adc_max_bits: int = count(8, MOST_ADC_BITS, "most bits of one read of a plan.", of="adc", turn=7, before=8,
+                              note=(6, "adc_max_bits {}"))
     adc_idle: str = choice(
         "convert", ADC_IDLE, "convert: all reads are converted. skip: not those of arrays without a word line that is on, which are 0; "
-        "they have 0 bits in the mean of a plan, so that the others may have more.", before="convert")
+        "they have 0 bits in the mean of a plan, so that the others may have more.", of="adc", turn=10, before="convert",
+        note=(7, "idle reads skipped"))
     weights: str = choice(
         "offset", WEIGHTS, "offset: a cell for each slice of W, and a reference column that holds the code of zero. pair: the digits of "
         "the weight's size lie on a positive or a negative bit line, v = sum a_z (X+ - X-); twice the cells, and no reference.",
-        before="offset")
+        of="cells", turn=1, before="offset", note=(1, "weights {}"))
 
     def __post_init__(self) -> None:
         check(self)
@@ -182,6 +195,11 @@ class CrossbarSpec:
     def unit(self) -> float:
         """Value of `u = 1` in units of `v`: 1/2 where half a level may be subtracted, else 1."""
         return 0.5 if self.reference == "analog" and self.weights == "offset" else 1.0
+
+
+def hardware(*kinds: str) -> tuple[str, ...]:
+    """The fields of the hardware that are of these `KINDS`."""
+    return tuple(item.name for item in fields(CrossbarSpec) if item.metadata.get("of") in kinds)
 
 
 # What files mean that are older than a field and lack it, whatever its default is now.

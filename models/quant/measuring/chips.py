@@ -18,39 +18,39 @@ from ..spec import COUNT, COUNT_OR_0, FROM_0, Numbers, check, choice, number
 
 LEVELS = Numbers(float, f"a number from 0 to {MOST_LEVELS:g}", lambda value: 0 <= value <= MOST_LEVELS)
 NOISE = Numbers(float, "device, or a number of uS from 0 up", lambda value: 0 <= value < float("inf"), {"device": "device"})
-NOT_OF_CELLS = ("read_noise ", "adc_noise ", "adc_offset ", "adc_gain ")
-UNITS = {"device_temp": " C", "read_noise": " uS", "wire_ohm": " ohm", "row_ohm": " ohm", "driver_ohm": " ohm"}
 
 
 def _of_wires(name: str, of_node: Mapping[str, float] | None = None) -> Any:
     """A field that is one of `Wires`. Args: of_node, ohms of technology nodes, whose names stand for them on a command line."""
     text = Wires.__dataclass_fields__[name].metadata["help"]
     if of_node is None:
-        return number(0.0, text, FROM_0)
+        return number(0.0, text, FROM_0, of="cells", unit=" ohm")
     names = f"a number from 0 up, or one of {', '.join(of_node)}, which stands for the wires of that node"
-    return number(0.0, f"{text} Or a node, such as 32nm.", FROM_0._replace(text=names, words=of_node))
+    return number(0.0, f"{text} Or a node, such as 32nm.", FROM_0._replace(text=names, words=of_node), of="cells",
+                  unit=" ohm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reads:
-    """What the reads of chips have besides their cells (docs of each field: its `metadata["help"]`)."""
+    """What the reads of chips have besides their cells (docs of each field: its `metadata["help"]`). Beside it stand "of", what a field
+    decides: what cells hold as they are read, reads alone, or for all rows of a table one run; and "unit"."""
 
     read_noise: float | str | None = number(
         None, "standard deviation s of a cell's conductance, uS, drawn anew at each read: a read gets N(0, s^2 sum a^2), and that of its "
-        "reference cells. device: the law of the device's data. Default: none", NOISE)
+        "reference cells. device: the law of the device's data. Default: none", NOISE, of="reads", unit=" uS")
     adc_noise: float = number(0.0, "standard deviation of N(0, s^2) that each conversion adds to v, in units of a cell's level",
-                              LEVELS)
+                              LEVELS, of="reads")
     adc_offset: float = number(0.0, "standard deviation of the offset of each column's converter, the same in all reads of a chip, in "
-                               "units of a cell's level: v + o", LEVELS)
+                               "units of a cell's level: v + o", LEVELS, of="reads")
     adc_gain: float = number(0.0, "relative standard deviation of the gain of each column's converter, the same in all reads of a "
-                             "chip: v (1 + g)", LEVELS)
-    access: str = choice(Wires.access, *(Wires.__dataclass_fields__["access"].metadata[key] for key in ("allowed", "help")))
+                             "chip: v (1 + g)", LEVELS, of="reads")
+    access: str = choice(Wires.access, *(Wires.__dataclass_fields__["access"].metadata[key] for key in ("allowed", "help")), of="cells")
     wire_ohm: float = _of_wires("wire_ohm", WIRE_OHM)
     row_ohm: float = _of_wires("row_ohm", ROW_OHM)
     driver_ohm: float = _of_wires("driver_ohm")
     reference_cells: str = choice("device", ("device", "ideal"), "device: the cells of reference columns are like all others. ideal: they "
-                                  "do not scatter")
-    noise_seed: int = number(0, "seed of what is drawn anew at each read, for each chip by itself", COUNT_OR_0)
+                                  "do not scatter", of="cells")
+    noise_seed: int = number(0, "seed of what is drawn anew at each read, for each chip by itself", COUNT_OR_0, of="run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ class Chips(Reads):
     """
 
     chips: int = number(1, "chips that are measured, each a draw of all cells, with the seeds S, S + 1, ...: mean, deviation (of "
-                        "n - 1) and lowest of their accuracies", COUNT)
-    chip_seed: int = number(0, "seed S of the first chip", COUNT_OR_0)
+                        "n - 1) and lowest of their accuracies", COUNT, of="run")
+    chip_seed: int = number(0, "seed S of the first chip", COUNT_OR_0, of="run")
     device: Device
     name: str | None = None
 
@@ -116,24 +116,26 @@ class Chips(Reads):
 
     def text(self, without: str | None = None) -> str:
         """As rows of a table name it, without how many there are. Args: without, a flag that the text leaves out."""
-        device, usual = self.device, Chips
+        device = self.device
         own_temp = device.temp in (None, *list(device.law.times)[:1])
         # Each bake has a time of its own: no time was given, and the temperature alone says which.
         untimed = without == "device_time" or without == "device_temp" and device.time == device.law.moment(None, device.temp)[0]
         parts = [self.name + ("" if device.time is None or untimed else f" at {show_time(device.time)}")
                  + ("" if own_temp or without == "device_temp" else f" and {device.temp:g} C")]
-        shown = {name: self.value(name) for name in ("stuck_on", "stuck_off", "read_noise", "adc_noise", "adc_offset", "adc_gain",
-                                                     "wire_ohm", "row_ohm", "driver_ohm")}
-        parts += [f"{name} {value:g}{UNITS.get(name, '')}" if isinstance(value, (int, float)) else f"{name} {value}"
-                  for name, value in shown.items() if value and name != without]
-        parts += [f"{name} {getattr(self, name)}" for name in ("access", "reference_cells") if getattr(self, name) != getattr(usual, name)]
+        own = [item for item in fields(Chips) if item.metadata.get("of") in ("cells", "reads")]
+        units = {"stuck_on": "", "stuck_off": ""} | {item.name: item.metadata.get("unit", "") for item in own if "numbers" in item.metadata}
+        parts += [f"{name} {value:g}{unit}" if isinstance(value, (int, float)) else f"{name} {value}"
+                  for name, unit in units.items() if (value := self.value(name)) and name != without]
+        parts += [f"{item.name} {value}" for item in own
+                  if "allowed" in item.metadata and (value := getattr(self, item.name)) != item.default]
         return ", ".join(parts)
 
     def label(self) -> str:
         """What the cells are called in names of files: the device, and what is not at its first or its default."""
         first = self.device.law.moment(None, self.device.temp)[0]
         text = self.text("device_time" if self.device.time == first else None)
-        parts = [part for part in text.split(", ") if not part.startswith(NOT_OF_CELLS)]
+        of_reads = {item.name for item in fields(self) if item.metadata.get("of") == "reads"}
+        parts = [part for part in text.split(", ") if part.split(" ")[0] not in of_reads]
         return "_".join(part.replace(" at ", "_").replace(" and ", "_").replace(" ", "") for part in parts)
 
     def value(self, name: str) -> Any:

@@ -6,13 +6,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..calibration import Calibration
-from ..spec import CrossbarSpec
+from ..spec import CrossbarSpec, hardware
 from .chips import Chips
 
 CROSSBAR_LAYERS = ("all", "conv")  # every layer that can be, or of these the convolutions only
 PerLayer = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
-OF_ADC = ("adc_bits", "adc_plan", "adc_max_bits", "adc_idle")  # fields of the spec that make no other reads
-LAYER_FIELDS = tuple(item.name for item in fields(CrossbarSpec) if item.name not in ("w_bits", "a_bits"))  # the network has those
+LAYER_FIELDS = tuple(item.name for item in fields(CrossbarSpec) if item.metadata.get("of") != "network")
+NOTES = sorted((item for item in fields(CrossbarSpec) if "note" in item.metadata), key=lambda item: item.metadata["note"])
 
 
 def fits(name: str, pattern: str) -> bool:
@@ -88,12 +88,10 @@ class Setting:
 
     def text(self, without: str | None = None) -> str:
         """As rows of a table name it. Args: without, a flag of the chips that the text leaves out."""
-        spec, usual = self.spec, CrossbarSpec()
+        spec = self.spec
         adc = f"{spec.adc_bits:g}-bit ADC, {'planned' if spec.planned else spec.adc_range}"
         adc = "no ADC" if spec.adc_range == "ideal" else adc
-        notes = [f"{name} {getattr(spec, name)}" for name in ("weights", "rows", "mapping", "reference", "dac_bits", "adc_max_bits")
-                 if getattr(spec, name) != getattr(usual, name)]
-        notes += ["idle reads skipped"] if spec.adc_idle == "skip" else []
+        notes = [item.metadata["note"][1].format(value) for item in NOTES if (value := getattr(spec, item.name)) != item.default]
         notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
         notes += [f"{pattern}: " + " ".join(f"{name} {value}" for name, value in values) for pattern, values in self.per_layer]
         notes += [self.chips.text(without)] if self.chips else []
@@ -103,8 +101,7 @@ class Setting:
 
 def reads_of(setting: Setting) -> tuple:
     """What decides which values the reads of a network have, but for its cells: where it is the same, histograms are shared."""
-    usual = CrossbarSpec()
-    spec = replace(setting.spec, adc_bits=1, adc_range="ideal", adc_plan="uniform", adc_max_bits=usual.adc_max_bits,
-                   adc_idle=usual.adc_idle)
-    per_layer = ((pattern, tuple((name, value) for name, value in values if name not in OF_ADC)) for pattern, values in setting.per_layer)
+    of_adc = {name: getattr(CrossbarSpec, name) for name in hardware("adc")}
+    spec = replace(setting.spec, adc_range="ideal", **of_adc)
+    per_layer = ((pattern, tuple((name, value) for name, value in values if name not in of_adc)) for pattern, values in setting.per_layer)
     return setting.crossbar_layers, spec, tuple((pattern, values) for pattern, values in per_layer if values)
