@@ -18,6 +18,7 @@ from . import cells_kernel, cells_matrix, pixels
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .amx import TILE_ROWS, can_multiply
 from .cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
+from .choice import SHORT_ROWS, TILES, may
 from .cells_kernel import STATIC_BROAD
 from .cells_narrow import NOT_NARROW, Narrow, narrow_forms
 from .cells_plan import besides, fits, padded_columns, plan, step_of_slice, weights_of
@@ -50,7 +51,7 @@ class Prepared:
         reads and steps are whole (VGG7's chips take 0.6 to 0.8 of the time by rows), and where reads are noisy, as the work that noise
         takes overlaps with the additions of rows better than with products (a fifth of the time, where an eighth of the bits are one)."""
         noisy = self.layer.readout is not None and self.layer.readout.noisy
-        if not can_multiply() or noisy or self._narrow.fits:
+        if not (can_multiply() and may(TILES)) or noisy or self._narrow.fits:
             return None
         return plan(self.layer, matrix=True) if all(cells_matrix.fits(self.layer, part) for part in weights_of(self.layer)) else None
 
@@ -60,7 +61,7 @@ class Prepared:
 
     @functools.cached_property
     def _narrow(self) -> Narrow:
-        return NOT_NARROW if self.layer.spec.adc_range == "ideal" else narrow_forms(self.layer)
+        return narrow_forms(self.layer) if self.layer.spec.adc_range != "ideal" and may(SHORT_ROWS) else NOT_NARROW
 
     def _static_kernel(self, beside):
         """The fastest that can, with fixed ranges."""

@@ -13,6 +13,7 @@ import torch
 from ... import adc
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
+from .choice import RELATIVE, TABLES, may
 from .fixed_point import fixed_point
 from .integer import IntegerConvolution
 from .simd import aligned, has_byte_tables
@@ -99,7 +100,7 @@ def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | No
         silent[z, k] = form.silent
     table.quiet[:, 0], table.quiet[:, 1] = silent[..., 0].max(axis=1), silent[..., 1].min(axis=1)
     table, convolution = _relative(layer, table)
-    if has_byte_tables():
+    if has_byte_tables() and may(TABLES):
         for z in range(len(spec.digit_bits)):
             ones = []
             for k in range(len(spec.slice_bits)):
@@ -140,7 +141,7 @@ def _relative(layer, table):
     """(`table`, None); where all codes are u, or the half of an even u, unless they are clipped, (`table` as a `relative` one, the
     sum of all u / s)."""
     spec, slices = layer.spec, range(len(layer.spec.slice_bits))
-    if len(layer.delta_groups) > 1 or spec.planned:
+    if len(layer.delta_groups) > 1 or spec.planned or not may(RELATIVE):
         return table, None
     s, taken, exact = min(map(layer.u_spacing, slices)), 0, []
     for k in slices:

@@ -26,7 +26,7 @@ from ...spec import Geometry
 from .. import accumulator_dtype
 from .cache import SOURCES
 from .cells_plan import step_of_slice
-from .choice import fastest_for
+from .choice import DENSE, fastest_for, may
 from .products import Product
 from .simd import set_threads
 
@@ -42,7 +42,7 @@ class Dense:
     Args: other, with `by_reads`, the way that it may take the place of.
     """
 
-    name = "dense products"
+    name = DENSE
 
     def __init__(self, layer: MappedLayer, other: Any) -> None:
         self.layer, self._other = layer, other
@@ -59,7 +59,7 @@ class Dense:
         """Whether reads are nothing but their cells', and products are not too many: what takes no time to find out, as it is asked for
         every weight of a network in training."""
         layer, spec = self.layer, self.layer.spec
-        return (spec.adc_range in ("calibrated", "full") and layer.readout is None and layer.geometry.groups == 1
+        return (may(self.name) and spec.adc_range in ("calibrated", "full") and layer.readout is None and layer.geometry.groups == 1
                 and len(spec.slice_bits) * len(spec.digit_bits) <= MOST)
 
     @functools.cached_property

@@ -21,6 +21,7 @@ from .. import accumulator_dtype
 from . import elementwise, grouped_kernel, lookup
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .cells_forms import Forms, dynamic_forms, static_forms
+from .choice import GROUPS, may
 from .grouped_kernel import NO_RANGES, Plan, Ranges, Shape
 from .histogram import room_for
 from .output import ToCodes
@@ -33,7 +34,7 @@ MANY, FEW = 16, 8  # groups of a layer, and outputs of one group
 def serves(layer: MappedLayer) -> bool:
     """Whether the layer is one of many small groups that this kernel can run."""
     groups = layer.geometry.groups
-    return groups >= MANY and len(layer.w_codes) <= FEW * groups and layer.readout is None and _largest_cell(layer) < 2**15
+    return may(GROUPS) and groups >= MANY and len(layer.w_codes) <= FEW * groups and layer.readout is None and _largest_cell(layer) < 2**15
 
 
 def _largest_cell(layer):

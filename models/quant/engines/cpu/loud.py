@@ -18,6 +18,7 @@ import torch
 from numba import njit, prange
 
 from ...mapping import MappedLayer
+from . import choice
 from .cache import SOURCES
 from .converter import Adc
 from .inner import inlined, inner
@@ -44,7 +45,7 @@ Plan = namedtuple("Plan", "tables first size low high spacing most taps place st
 class Loud:
     """One layer, as it is run where `serves`. Args: adc and convolution, of `converter.static_adc`."""
 
-    name = "integer product, less what clips in loud pixels"
+    name = choice.LOUD
 
     def __init__(self, layer: MappedLayer, adc: Adc | None, convolution: object) -> None:
         self.layer, self.adc, self.convolution = layer, adc, convolution
@@ -57,6 +58,8 @@ class Loud:
     def _fits(self):
         layer, channels = self.layer, self.layer.group_channels
         if self.adc is None or not self.adc.relative or not has_byte_tables() or layer.tallest > MOST_ROWS or layer.spec.dac_bits > 1:
+            return False
+        if not choice.may(self.name):
             return False
         whole_taps = [stop - start for start, stop in layer.arrays] == [channels] * (layer.kernel[0] * layer.kernel[1])
         low, high = self._reach

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from .choice import fastest_for
+from .choice import SIDE_BY_SIDE, fastest_for, may
 from .output import NOT_TO_CODES, ToCodes
 from .picks import BYTE_ROWS, PIXELS, TABLE
 from .pixels_kernel import Raster, Target, run
@@ -31,7 +31,7 @@ MOST_ROWS, MOST_COLUMNS = 64, 64  # of an array; of one slice, half of them with
 class SideBySide:
     """One layer, as it is run where `serves`. Args: other, with `by_columns`, the way that it may take the place of."""
 
-    name = "output pixels side by side"
+    name = SIDE_BY_SIDE
 
     def __init__(self, layer: MappedLayer, other: Any) -> None:
         self.layer, self._other, self._rasters = layer, other, {}
@@ -63,7 +63,7 @@ class SideBySide:
     @functools.cached_property
     def _may_run(self):
         layer = self.layer
-        if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None:
+        if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None or not may(self.name):
             return False
         cells, whole = layer.w_codes.numel() * len(layer.spec.slice_bits), layer.cells is None or layer.in_levels.cells.fraction_bits == 0
         return math.prod(layer.geometry.stride) <= MOST_PHASES and (whole and cells * TABLE // BYTE_ROWS <= MOST_BYTES or self._is_small)

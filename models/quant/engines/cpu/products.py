@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...spec import Geometry
-from .choice import fastest
+from .choice import PRODUCTS, fastest, may
 
 EXACT = 2**24  # float32 holds every integer below
 SAFE = 64  # up to there two products of weights and codes of 8 bits fit in 16 bits, in which some processors add them
@@ -152,7 +152,7 @@ class _Part:
 
     def way(self, x):
         shape, kernel = x.shape, self.weight.shape
-        if self.weight.dtype != torch.int8 or not len(x):
+        if self.weight.dtype != torch.int8 or not len(x) or not may(PRODUCTS):
             return _Floats
         if self.geometry.stride[1] > 1 and self.geometry.output_size(*shape[1:3], kernel[2:])[1] == 1:
             # oneDNN 3.12 is wrong, in float32 too: outputs one pixel wide with a horizontal stride above 1. It reads memory there that

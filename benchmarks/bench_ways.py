@@ -1,0 +1,133 @@
+"""What each way through the CPU engine is worth: the time of whole networks without it, over their time with all ways.
+
+    python benchmarks/bench_ways.py --resume pretrained/vgg7_w4a4_cifar10.pt --data_path path/to/images
+    python benchmarks/bench_ways.py --networks vgg7 --tables     # what was measured on all processors, side by side
+
+A way that no setting of any network is 15 % slower without, on any processor, can go. Writes benchmarks/results/ways_<processor>.md and
+.json. The ways are those of `models.quant.engines.cpu.choice`; all give the same numbers, which is checked here too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+
+import bench_engines
+from bench_networks import settled
+from common import RESULTS, markdown_table, median_seconds, processor, sample_images, write_results
+
+import torch
+from models import quant
+from models.quant import CrossbarSpec, Device
+from models.quant.engines.cpu.choice import WAYS, without
+from torch import nn
+from tqdm import tqdm
+
+WORTH = 1.15
+CHIPS = {"chip": {}, "chip with read noise": {"read_noise": 0.3}}
+SETTINGS = {
+    "no ADC": {"adc_range": "ideal"},
+    **{f"{cells}-bit cells, {adc}-bit ADC": {"cell_bits": cells, "adc_bits": adc}
+       for cells, adc in ((1, 6), (1, 4), (2, 6), (4, 6), (4, 8))},
+    "plan of 2 bits": {"adc_bits": 2, "adc_plan": "significance"},
+    "ranges of the batch": {"adc_bits": 6, "adc_range": "dynamic"},
+    **{f"{cells}-bit cells, {kind}": {"cell_bits": cells, "adc_bits": 6} for cells in (1, 4) for kind in CHIPS},
+}
+
+
+def networks(args: argparse.Namespace) -> Iterator[tuple[str, nn.Module, torch.Tensor, Callable[[dict], nn.Module]]]:
+    """(name, plain network, images, function of a spec's options that gives it on crossbars)."""
+    if "vgg7" in args.networks:
+        images, _ = sample_images(64, args.data_path)
+        crossbars = bench_engines.crossbar_network(args, images)
+        yield "vgg7", bench_engines.build("vgg7_quant", 32, 32).eval(), images, functools.partial(_on, crossbars, images, (4, 4))
+    calibration = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    for name in args.networks:
+        if name != "vgg7":
+            plain, images = settled(name, calibration), calibration[:2].contiguous(memory_format=torch.channels_last)
+            crossbars = quant.convert(plain, CrossbarSpec(8, 8, adc_range="ideal"), calibration, correct="none")
+            yield name, plain, images, functools.partial(_on, crossbars, images, (8, 8))
+
+
+def _on(network, images, bits, options):
+    network = copy.deepcopy(network)
+    quant.set_spec(network, CrossbarSpec(*bits, **options))
+    if options.get("adc_range") is None:
+        quant.calibrate(network, images, correct=None)
+    return network
+
+
+def without_each(network: nn.Module, plain: nn.Module, images: torch.Tensor, chip: dict | None, repeats: int) -> dict[str, float]:
+    """{way: time without it over that with all; "all": time with all over that of the plain network}."""
+    def prepared(*ways):
+        own = copy.deepcopy(network)
+        if chip is not None:
+            quant.program(own, Device.preset("techC"), 0, **chip)
+
+        def run():
+            with without(*ways):
+                return own(images)
+        return run
+
+    whole, found = prepared(), {}
+    wanted = whole()
+    for way in WAYS:
+        less = prepared(way)
+        if not torch.equal(less(), wanted):
+            raise AssertionError(f"without {way!r} the network gives other numbers")
+        seconds, base, usual = median_seconds(less, whole, lambda: plain(images), repeats=repeats)
+        found[way] = seconds / base
+        found.setdefault("all", base / usual)
+    return found
+
+
+def side_by_side() -> str:
+    """For each way and processor what it is worth at most, and where."""
+    machines = {file.stem.removeprefix("ways_"): json.loads(file.read_text())["ratios"] for file in sorted(RESULTS.glob("ways_*.json"))}
+    rows = []
+    for way in WAYS:
+        row = [way]
+        for found in machines.values():
+            ratios = {f"{network}, {setting}": values[way] for network, settings in found.items() for setting, values in settings.items()}
+            best = max(ratios, key=ratios.get)
+            row.append(f"{ratios[best]:.2f} ({best}), {sum(ratio >= WORTH for ratio in ratios.values())} of {len(ratios)}")
+        rows.append(row)
+    header = ["without", *(f"{machine}: most times as long, and how many settings {WORTH:g} times" for machine in machines)]
+    return markdown_table(header, rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["vgg7", "resnet18", "efficientnet_b0"])
+    parser.add_argument("--resume", help="checkpoint of a trained 4-bit VGG7; default random weights")
+    parser.add_argument("--data_path", help="folder of images for VGG7; default the embedded digits")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs after one warm-up; the median counts")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    args = parser.parse_args(argv)
+    if args.tables:
+        print(side_by_side())
+        return 0
+    name = f"ways_{processor()}"
+    before = RESULTS / f"{name}.json"
+    ratios = json.loads(before.read_text())["ratios"] if before.exists() else {}
+    with torch.inference_mode(), tqdm(total=len(args.networks) * len(SETTINGS)) as progress:
+        for network, plain, images, on in networks(args):
+            for setting, options in SETTINGS.items():
+                progress.set_postfix_str(f"{network}, {setting}")
+                chip = next((CHIPS[kind] for kind in reversed(CHIPS) if setting.endswith(kind)), None)
+                ratios.setdefault(network, {})[setting] = without_each(on(options), plain, images, chip, args.repeats)
+                progress.update()
+    rows = [[network, setting, f"{values['all']:.2f}", *(f"{values[way]:.2f}" for way in WAYS)]
+            for network, settings in ratios.items() for setting, values in settings.items()]
+    sections = [f"Time without a way over time with all, called in turns; median of {args.repeats}. VGG7: W4A4, 64 images; others W8A8, "
+                "2 images of 224 x 224.", markdown_table(["network", "setting", "all, over float32", *WAYS], rows), side_by_side()]
+    write_results(name, "What each way is worth", sections, {"ratios": ratios})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
