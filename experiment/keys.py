@@ -36,8 +36,8 @@ from .streamed import Streamed
 # reference decide nothing, as they agree with it bit for bit; kernels that the package calls whatever the engine do.
 CODE = {
     "measuring": (
-        ".spec", ".readout", ".cells", ".pair", ".channels", ".mapping", ".adc", ".quantizers", ".layers", ".on_arrays", ".crossbar",
-        ".modes", ".counts", ".calibration", ".batches", ".fusion", ".engines", ".engines.reference",
+        ".spec", ".readout", ".cells", ".pair", ".channels", ".mapping", ".converter", ".adc", ".quantizers", ".layers", ".on_arrays",
+        ".crossbar", ".modes", ".counts", ".calibration", ".batches", ".fusion", ".engines", ".engines.reference",
         ".engines.cpu.elementwise", ".engines.cpu.image", ".engines.cpu.moments", ".engines.cpu.ones", ".engines.cpu.output",
         "models.building", "models.vgg", "models.resnet", ".measuring.*"),
     "chips": (".devices.*", ".program", ".measuring.chips"),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, calibrate, set_engine, without_adc
+from models.quant.converter import Converter
 
 
 @given(unit=st.sampled_from([0.5, 1.0]), adc_bits=st.integers(1, 12), share=st.floats(0, 1),
@@ -23,26 +24,26 @@ def test_transfer_is_the_formula(unit, adc_bits, share, delta):
     # The quotient is rounded once, to float64: only a quotient next to a tie, not on it, could become one.
     from_tie = [abs(q % 1 - Fraction(1, 2)) for q in exact]
     sure = np.array([not distance or float(distance) > 1e-9 for distance in from_tie])
-    found = adc.transfer(u, unit, delta, q_min, adc_bits)
+    found = Converter(delta, q_min, adc_bits).encode(u, unit)
     assert found.dtype == np.int64
     assert np.array_equal(found[sure], np.array(wanted)[sure])
 
 
 def test_ties_go_to_even():
     """v = -5/2 ... 5/2 in halves, step 1: each half-integer to the even neighbour, so their mean stays 0."""
-    assert adc.transfer(np.arange(-5, 6), 0.5, 1.0, -32, 6).tolist() == [-2, -2, -2, -1, 0, 0, 0, 1, 2, 2, 2]
+    assert Converter(1.0, -32, 6).encode(np.arange(-5, 6), 0.5).tolist() == [-2, -2, -2, -1, 0, 0, 0, 1, 2, 2, 2]
 
 
 def test_codes_end_at_the_range():
-    codes = adc.transfer(np.arange(-100, 101), 0.5, 1.0, -20, 6)
+    codes = Converter(1.0, -20, 6).encode(np.arange(-100, 101), 0.5)
     assert codes.min() == -20 and codes.max() == 43
-    assert adc.transfer([-9, 0, 9], 1.0, 1.0, 0, 2).tolist() == [0, 0, 3]
-    assert adc.transfer([-9, 0, 9], 1.0, 1.0, -3, 2).tolist() == [-3, 0, 0]
+    assert Converter(1.0, 0, 2).encode([-9, 0, 9]).tolist() == [0, 0, 3]
+    assert Converter(1.0, -3, 2).encode([-9, 0, 9]).tolist() == [-3, 0, 0]
 
 
 @given(delta=st.floats(1e-3, 1e3), adc_bits=st.integers(1, 12), share=st.floats(0, 1))
 def test_zero_is_a_code_and_codes_rise_with_the_read(delta, adc_bits, share):
-    codes = adc.transfer(np.arange(-200, 201), 0.5, delta, -round(share * (2**adc_bits - 1)), adc_bits)
+    codes = Converter(delta, -round(share * (2**adc_bits - 1)), adc_bits).encode(np.arange(-200, 201), 0.5)
     assert codes[200] == 0 and (np.diff(codes) >= 0).all()
 
 
@@ -64,7 +65,7 @@ def test_range_covers_and_no_smaller_one_does(low, high, unit, adc_bits):
     assert covers(low, high, delta, q_min, adc_bits)
     u = np.arange(round(low / unit), round(high / unit) + 1)
     free = np.rint(u * unit / delta)
-    assert np.array_equal(adc.transfer(u, unit, delta, q_min, adc_bits), free)  # nothing clips
+    assert np.array_equal(Converter(delta, q_min, adc_bits).encode(u, unit), free)  # nothing clips
     assert np.abs(free * delta - u * unit).max() <= delta / 2 * (1 + 1e-9)
     if delta > unit:
         less = delta - 2**-6  # a step may be rounded up to a binary fraction
@@ -260,7 +261,7 @@ def test_finer_steps_hardly_lower_the_cost(width, adc_bits):
     delta, q_min = adc.calibrated_ranges(counts, layer, "mse", "layer")[0]
     reads = adc.Reads(counts, [0, 1, 2, 3], layer)
     steps = np.arange(64, 10 * 256)[:, None] / 256
-    errors = (steps * adc.transfer(reads.v, 1.0, steps, -m, adc_bits) - reads.v for m in range(2**adc_bits))
+    errors = (steps * Converter(steps, -m, adc_bits).encode(reads.v) - reads.v for m in range(2**adc_bits))
     best = min((e**2 @ reads.square + reads.arrays * (e @ reads.linear) ** 2).min() for e in errors)  # the costs of all steps at once
     assert reads.cost(delta, q_min, adc_bits) <= 1.01 * best + 1e-9
 
@@ -273,7 +274,7 @@ def test_errors_of_very_many_read_values_are_sums_over_codes(monkeypatch, adc_bi
     low, high = layer.u_span
     reads = adc.Reads(numbers.integers(0, 1000, (4, 4, high - low + 1)), [0, 1, 2, 3], layer)
     steps = np.array([1 / 64, 0.5, 1, 1.25, 3, 7.5, 40])[:, None]
-    e = np.array([[delta * adc.transfer(reads.v, 1.0, delta, -m, adc_bits) - reads.v for m in range(2**adc_bits)] for delta in steps[:, 0]])
+    e = np.array([[delta * Converter(delta, -m, adc_bits).encode(reads.v) - reads.v for m in range(2**adc_bits)] for delta in steps[:, 0]])
     monkeypatch.setattr(adc, "MANY", 0)
     below, above = (adc._errors(reads, sign, steps, 2**adc_bits - 1) for sign in (-1, 1))
     np.testing.assert_allclose(below[0] + above[0][:, ::-1], e**2 @ reads.square, rtol=1e-9, atol=1e-6)

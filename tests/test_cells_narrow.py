@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_cells import assert_same, layer_case
 
 from models.quant import CrossbarSpec
+from models.quant.converter import Converter
 from models.quant.engines import reference
 from models.quant.engines.cpu import cells, cells_kernel, cells_narrow, engine
 from models.quant.engines.cpu.buffers import STATIC
@@ -44,7 +45,7 @@ def code(u, step, q_min, bits):
 def test_codes_of_whole_steps(step, bits, at, data):
     q_min = round(at * 2**bits)
     low, high = sorted(data.draw(st.tuples(st.integers(-2**15, 0), st.integers(0, 2**15 - 1))))
-    form = cells_narrow._form(low, high, GRID, step * GRID, q_min, bits)
+    form = cells_narrow._form(low, high, GRID, Converter(step * GRID, q_min, bits))
     lowest, highest = max(low, q_min * step), min(high, (q_min + 2**bits - 1) * step)
     if form is None:  # no read is converted, or 16 bits do not hold the way from a step below the first code to the last
         assert lowest > highest or highest - lowest + 2.5 * step >= 2**15 or lowest - 2.5 * step < -2**15
@@ -59,7 +60,7 @@ def test_codes_of_whole_steps(step, bits, at, data):
 @pytest.mark.parametrize("low, high, delta", [(-900, 900, 100.5), (-900, 900, 1.0), (-900, 900, 2.0**15), (-2**15 - 1, 900, 64.0),
                                               (-900, 2**15, 64.0), (-20000, 20000, 1000.0)])
 def test_what_16_bits_do_not_hold(low, high, delta):
-    assert cells_narrow._form(low, high, GRID, delta * GRID, -32, 6) is None
+    assert cells_narrow._form(low, high, GRID, Converter(delta * GRID, -32, 6)) is None
 
 
 STEPS = {"a level": 1.0, "odd": 117 * GRID, "even, no power of two": 180 * GRID, "less than a level": 0.25, "three": 3 * GRID}

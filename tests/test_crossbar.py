@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from models.quant import (ADC_BUFFERS, CrossbarSpec, Device, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate,
                           collect_histograms, correct, crossbar_layers, diagnostics, mapping, program, set_engine, set_spec, without_adc)
+from models.quant.converter import Converter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -746,14 +747,14 @@ def test_ranges_and_plans_of_reads_of_millions_of_values(wide, monkeypatch):
 
 
 def test_reference_adc_and_table_agree():
-    """The table (`adc.transfer`) is what a layer applies: a single word line and a single read."""
+    """What `Converter.encode` gives is what a layer applies: a single word line and a single read."""
     for delta, q_min in ((1.0, -3), (0.5, 0), (0.3, -1)):
         layer = QLinearDoreFa(1, 2, bias=False, spec=CrossbarSpec(1, 1, 1, 2), alpha_init=1.0)
         layer.set_codes(torch.tensor([0, 1], dtype=torch.uint8).view(2, 1, 1, 1))
         layer.set_ranges([(delta, q_min)])
         with torch.no_grad(), set_engine("reference"):
             found = layer(torch.ones(1, 1))
-        np.testing.assert_allclose(found[0], 2 * delta * adc.transfer([-1, 1], 0.5, delta, q_min, 2), rtol=1e-6)
+        np.testing.assert_allclose(found[0], 2 * delta * Converter(delta, q_min, 2).encode([-1, 1], 0.5), rtol=1e-6)
 
 
 # -- what reads have besides, without an ADC; layers that are called again

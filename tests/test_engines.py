@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from strategies import Case, cases
 
 import models.quant.engines as engines
-from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, adc, mapping, set_engine
+from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, mapping, set_engine
+from models.quant.converter import Converter
 from models.quant.engines.cpu import choice, converter, histogram, integer, products
 from models.quant.spec import Geometry
 
@@ -772,7 +773,7 @@ def test_byte_tables_have_the_codes_of_every_read(reference, cell_bits, adc_bits
             up = converter.LAST_CENTRE - zero // 2
             assert p.max(initial=0) < 256 and (up >= 0).all() and (up < 256).all()
             found = table[zero % 2, np.maximum(np.minimum(p + up, 255) - 128, 0)]
-            assert (found == adc.transfer(u, spec.unit, delta, q_min, adc_bits)).all(), (delta, q_min)
+            assert (found == Converter(delta, q_min, adc_bits).encode(u, spec.unit)).all(), (delta, q_min)
             tried += u.size
     assert tried
 

@@ -15,7 +15,8 @@ FILES = sorted(FOLDER.rglob("*.py"))
 
 # From the ground up: a room imports from those below it alone. Rooms of one line do not know each other.
 FLOORS = [
-    ["files", "sources", "eager", "batches", "spec", "version", "engines.cpu", "readout"],
+    ["converter", "version"],
+    ["files", "sources", "eager", "batches", "spec", "engines.cpu", "readout"],
     ["cells", "channels", "devices", "effective", "pair"],
     ["mapping", "adc", "bitplanes"],
     ["engines"],
@@ -62,7 +63,7 @@ def imported(path, everywhere=True):
             base = node.module or ""
             if node.level:
                 base = ".".join([*package.split(".")[:len(package.split(".")) - node.level + 1], *filter(None, [base])])
-            # `from . import adc` imports a module, `from .adc import transfer` a name of it.
+            # `from . import adc` imports a module, `from .adc import covering_range` a name of it.
             for alias in node.names:
                 inner = ROOT / Path(*base.split("."), alias.name)
                 names.add(f"{base}.{alias.name}" if inner.with_suffix(".py").exists() or inner.is_dir() else base)
@@ -101,7 +102,7 @@ def test_imports_run_one_way():
 
 def allowed(own, other, floor):
     if own == "engines.cpu":  # a kernel may use the contract of the engines, and what they may use
-        return other in ("engines", "spec", "version", "readout", "cells", "mapping", "adc")
+        return other in ("engines", "converter", "spec", "version", "readout", "cells", "mapping")
     if own == "engines" and other == "engines.cpu":  # the choice between engines names theirs
         return True
     return floor[other] < floor[own]

@@ -13,6 +13,7 @@ from strategies import cases
 
 from models.quant import Calibration, CrossbarSpec
 from models.quant.cells import Cells
+from models.quant.converter import Converter
 from models.quant.mapping import MappedLayer, array_bounds
 from models.quant.spec import Geometry, check
 
@@ -73,18 +74,17 @@ def test_planned_layer_facts(case):
     """The ADC of each kind of read, what its codes are worth, and one plane for all of them."""
     layer = case.layer()
     for z, k in np.ndindex(len(case.spec.digit_bits), len(case.spec.slice_bits)):
-        assert layer.converter(z, k) == (case.delta[z][k], case.q_min[z][k], case.bits[z][k])
-        assert layer.multiplier(z, k) == 64 * case.delta[z][k]
+        assert layer.converter(z, k) == Converter(case.delta[z][k], case.q_min[z][k], case.bits[z][k], int(64 * case.delta[z][k]))
     assert layer.delta_groups == [(1 / 64, list(range(len(case.spec.slice_bits))))]
     ideal = replace(layer, spec=replace(case.spec, adc_range="ideal", adc_bits=1.5))
-    assert not ideal.spec.planned and ideal.multiplier(0, 0) == 1
+    assert not ideal.spec.planned and ideal.converter(0, 0).factor == 1
 
 
 def test_ranges_of_slices_serve_all_digits():
     spec = CrossbarSpec(adc_bits=5)
     layer = MappedLayer(spec, Geometry(), torch.zeros(1, 5, 1, 1, dtype=torch.uint8), (1,) * 4, torch.tensor([1.0, 2.5, 1.0, 0.3]),
                         torch.tensor([-3, -1, 0, -9]))
-    assert [layer.converter(z, 1) for z in range(4)] == [(2.5, -1, 5)] * 4 and layer.multiplier(3, 1) == 1
+    assert [layer.converter(z, 1) for z in range(4)] == [Converter(2.5, -1, 5, 1)] * 4
 
 
 @pytest.mark.parametrize("bits, size, parts", [(4, 3, (3, 1)), (4, 1, (1, 1, 1, 1)), (4, 2, (2, 2)), (4, 4, (4,)),

@@ -30,6 +30,7 @@ from experiment.training import Run
 from models import vgg
 from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, calibration, collect_histograms,
                           crossbar_layers, error_weights, program, set_engine, set_spec)
+from models.quant.converter import Converter
 from models.quant.counts import counting
 from models.quant.expectation import shares_of_ones
 from models.quant.mapping import MappedLayer
@@ -389,7 +390,7 @@ def test_steps_of_reads_finer_than_the_grid_of_steps():
         error, delta, q_min = adc._best_range(share / share.sum(), -200, 2.0**-8, 2.0**-8, bits)
         assert delta * adc.GRID % 1 == 0 and delta > 0
         v = np.arange(-200, 3000) / 256
-        assert error == pytest.approx(share @ np.square(delta * adc.transfer(v, 1.0, delta, q_min, bits) - v) / share.sum())
+        assert error == pytest.approx(share @ np.square(delta * Converter(delta, q_min, bits).encode(v) - v) / share.sum())
 
 
 def test_a_plan_for_a_chip_behind_a_digital_reference(run, checkpoint):  # noqa: F811

@@ -74,7 +74,7 @@ def changed(one, other):
 def test_code_is_told_by_what_it_does(tree):
     usual = tree()
     assert usual == keys.digests()  # whatever the package is called and wherever it lies
-    assert changed(usual, tree(("adc.py", "torch.round(u", "torch.floor(u"))) == {"measuring"}
+    assert changed(usual, tree(("converter.py", "torch.round(x", "torch.floor(x"))) == {"measuring"}
     assert changed(usual, tree(("devices/laws.py", "", "\nANOTHER = 1\n"))) == {"chips"}
     assert changed(usual, tree(("devices/wires.py", "", "\nANOTHER = 1\n"))) == {"wires"}
     assert changed(usual, tree(("cost/events.py", "", "\nANOTHER = 1\n"))) == {"costs"}
@@ -85,15 +85,15 @@ def test_code_is_told_by_what_it_does(tree):
 
 def test_how_and_where_code_is_written_changes_nothing(tree):
     usual, text = tree(), (CORE / "adc.py").read_text()
-    function = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "transfer")
+    function = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "covering_range")
     lines = text.splitlines(keepends=True)
     moved = "".join(lines[function.lineno - 1:function.end_lineno])
     assert tree(("adc.py", moved, ""), ("mapping.py", "", "\n\n" + moved)) == usual
-    assert tree(("adc.py", moved, "def transfer(u):\n    return u\n"), ("mapping.py", "", "\n\n" + moved)) != usual
+    assert tree(("adc.py", moved, "def covering_range(low):\n    return low\n"), ("mapping.py", "", "\n\n" + moved)) != usual
     docstring = ast.get_docstring(function, clean=False)
     assert tree(("adc.py", moved, "\n\n" + moved), ("adc.py", docstring, "Other words."), ("adc.py", "", "\n# a comment\n")) == usual
-    assert tree(("mapping.py", "", "\nfrom .adc import transfer\n")) == usual  # of what is one's own
-    assert tree(("mapping.py", "", "\nfrom .adc import transfer as other\n")) != usual
+    assert tree(("mapping.py", "", "\nfrom .adc import covering_range\n")) == usual  # of what is one's own
+    assert tree(("mapping.py", "", "\nfrom .adc import covering_range as other\n")) != usual
     assert tree(("mapping.py", "", "\nfrom cmath import exp\n")) != usual
 
 

@@ -19,6 +19,7 @@ from strategies import Case, cases, random_cells, ranges, specs
 
 import models.quant.engines as engines
 from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, mapping, set_engine
+from models.quant.converter import Converter
 from models.quant.mapping import MappedLayer, u_range
 from models.quant.spec import Geometry
 
@@ -353,7 +354,7 @@ def test_float32_arithmetic_equals_the_transfer_everywhere(spec, data):
     scale = np.float32(constants[0] if constants else spec.unit / delta)
     bounds = magic + np.float32(q_min), magic + np.float32(q_min + 2**spec.adc_bits - 1)
     found = np.clip(u.astype(np.float32) * scale + magic, *bounds).view(np.int32) - 0x4B400000
-    wanted = adc.transfer(u, spec.unit, delta, q_min, spec.adc_bits)
+    wanted = Converter(delta, q_min, spec.adc_bits).encode(u, spec.unit)
     assert np.array_equal(found, wanted) == (constants is not None)
 
 
@@ -397,7 +398,7 @@ def test_codes_of_cells_on_a_grid(bits, q_min, fraction):
         halves = np.clip((codes + 0.5) * delta / unit, -2**22, 2**22).astype(np.int64)
         u = np.concatenate([u, halves, halves + 1, halves - 1, [-2**23, -2**22, -1, 0, 1, 2**22, 2**23 - 1]])
         numbers = np.array([unit / delta, delta / unit, q_min, q_min + 2**bits - 1])
-        wanted = adc.transfer(u, unit, delta, q_min, bits)
+        wanted = Converter(delta, q_min, bits).encode(u, unit)
         modes = ["exact"]
         if triton_cells._exact_in_float32(numbers[1], (-2**23, 2**23)):
             modes.append("static")

@@ -1,14 +1,14 @@
-"""The ADC: its transfer, and the choice of its range (pure functions), apart from each other."""
+"""The choice of a converter's range (pure functions); what it does with a read is `converter`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
+from .converter import Converter
 from .spec import ADC_GRID
 
 if TYPE_CHECKING:
@@ -21,57 +21,32 @@ MANY, MOST_STEPS = 2**15, 2**13  # values from which on errors are sums over cod
 MOST_TERMS = 2**30  # errors that a search for the best step adds up: beyond, it takes minutes
 
 
-def transfer(u: Any, unit: float, delta: float, q_min: int, adc_bits: int) -> np.ndarray | torch.Tensor:
-    """ADC codes of the read values `v = unit * u`.
-
-    `q = clip(rint(v / delta), q_min, q_min + 2^B - 1)` in float64, ties to even. This formula is the truth; an engine
-    may compute a code in another way only after checking it here for every possible `u`.
-
-    Args: u, integer array or tensor; unit, 1/2 or 1; delta, step in units of `v`; q_min, lowest code; adc_bits, B.
-    Returns: int64 array or tensor of the shape of `u`.
-    """
-    if isinstance(u, torch.Tensor):
-        return torch.round(u.double() * unit / delta).clamp(q_min, q_min + 2**adc_bits - 1).long()
-    q = np.rint(np.asarray(u, dtype=np.float64) * unit / delta)
-    return np.clip(q, q_min, q_min + 2**adc_bits - 1).astype(np.int64)
-
-
-def around_steps(low: int, high: int, unit: float, delta: float, q_min: int, adc_bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """(u, their codes): the ends of low..high and all u around a step of `transfer`. What does not fall as u rises, as `transfer`, and
-    gives these codes here gives them for every u of the range: between two of these u that are no neighbours codes are all alike."""
-    steps = np.floor((q_min + np.arange(2**adc_bits) + 0.5) * delta / unit)
-    around = np.clip(np.add.outer([-1, 0, 1, 2], steps), low, high).astype(np.int64)
-    u = np.unique([low, high, *around.flat])
-    codes = transfer(u, unit, delta, q_min, adc_bits)
-    assert not np.any((np.diff(codes) != 0) & (np.diff(u) > 1))
-    return u, codes
-
-
 def is_lossless(layer: MappedLayer) -> bool:
-    """Whether the ADC returns every value that a read of this layer can take: `delta q = unit u` for all `u`."""
+    """Whether the ADC returns every value that a read of this layer can take."""
     spec = layer.spec
     if spec.adc_range not in ("calibrated", "full") or layer.readout is not None:  # which may take reads beyond those of the cells
         return False
     for k in range(len(spec.slice_bits)):
         low, high = layer.u_range(k)
         u = range(low, high + 1, layer.u_spacing(k))
-        for delta, q_min, bits in {layer.converter(z, k) for z in range(len(spec.digit_bits))}:
-            if len(u) > 2**bits:
+        for converter in {layer.converter(z, k) for z in range(len(spec.digit_bits))}:
+            if len(u) > 2**converter.bits:
                 return False  # fewer codes than values
             v = layer.unit * np.array(u)
-            if not (delta * transfer(u, layer.unit, delta, q_min, bits) == v).all():
+            if not (converter.decode(converter.encode(u, layer.unit)) == v).all():
                 return False
     return True
 
 
-def covering_range(low: float, high: float, unit: float, adc_bits: int) -> tuple[float, int]:
+def covering_range(low: float, high: float, unit: float, adc_bits: int, kind: type[Converter] = Converter) -> tuple[float, int]:
     """Smallest range whose codes reach from `low` to `high` with zero on the grid.
 
-    Of the `2^B` codes, m lie below zero: `delta = max(-low / m, high / (2^B - 1 - m))`, smallest over m, and never
-    below `unit`, the spacing of `v`: an ADC with enough codes is then exact. Where one code is left beside zero (B = 1)
+    Of the `2^B` codes, m lie below zero: `delta = max(-low / m, high / (2^B - 1 - m))`, or the same with the levels of other codes,
+    smallest over m, and never below `unit`, the spacing of `v`: an ADC with enough codes is then exact. Where one code is left beside
+    zero (B = 1)
     only the side that reaches further can be covered. `delta` is rounded up to a multiple of 1 / GRID.
 
-    Args: low <= 0 <= high and unit, in units of `v`; adc_bits, B.
+    Args: low <= 0 <= high and unit, in units of `v`; adc_bits, B; kind, of converter.
     Returns: `(delta, q_min)` with `q_min = -m`.
     """
     low, high = min(float(low), 0.0), max(float(high), 0.0)
@@ -82,8 +57,8 @@ def covering_range(low: float, high: float, unit: float, adc_bits: int) -> tuple
         low, high = (low, 0.0) if -low > high else (0.0, high)
     m = np.arange(codes + 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        below = np.where(m > 0, -low / m, np.inf if low < 0 else 0.0)
-        above = np.where(m < codes, high / (codes - m), np.inf if high > 0 else 0.0)
+        below = np.where(m > 0, low / kind.level(-m), np.inf if low < 0 else 0.0)
+        above = np.where(m < codes, high / kind.level(codes - m), np.inf if high > 0 else 0.0)
     delta = np.maximum(below, above)
     best = int(delta.argmin())
     return max(float(np.ceil(delta[best] * GRID) / GRID), unit), -best
@@ -94,7 +69,7 @@ def full_ranges(layer: MappedLayer) -> list[tuple[float, int]]:
     ranges, unit = [], layer.unit
     for k in range(len(layer.reference_twice)):
         low, high = layer.u_range(k)
-        ranges.append(covering_range(unit * low, unit * high, unit * layer.u_spacing(k), layer.spec.adc_bits))
+        ranges.append(covering_range(unit * low, unit * high, unit * layer.u_spacing(k), layer.spec.adc_bits, layer.spec.converter))
     return ranges
 
 
@@ -108,6 +83,7 @@ class Reads:
             `2^s = 2^(d z + c k)` is what the shift-add multiplies the read of digit z and slice k with.
         arrays: T, how many arrays an output sums.
         unit: spacing of `v`: all of them are multiples of it.
+        kind: of converter.
     """
 
     def __init__(self, histogram: np.ndarray, slices: Sequence[int], layer: MappedLayer) -> None:
@@ -116,25 +92,30 @@ class Reads:
         scale = 2.0 ** (spec.dac_bits * np.arange(len(counts))[:, None] + spec.cell_bits * np.array(slices))[..., None]
         outputs = max(int(counts[0, 0].sum()), 1)  # times arrays: every digit and slice of them is one read
         seen = (counts.sum(axis=(0, 1)) > 0) & (u != 0)
-        self.v, self.arrays = layer.unit * u[seen], len(layer.arrays)
+        self.v, self.arrays, self.kind = layer.unit * u[seen], len(layer.arrays), spec.converter
         self.unit = layer.unit * min(map(layer.u_spacing, slices))
         self.count = counts.sum(axis=(0, 1))[seen]
         self.square = (counts * scale**2).sum(axis=(0, 1))[seen] / outputs
         self.linear = (counts * scale).sum(axis=(0, 1))[seen] / outputs
 
     def cost(self, delta: float, q_min: int, adc_bits: int) -> float:
-        """What an ADC costs: `sum square e^2 + T (sum linear e)^2` with `e = delta q - v`. Zero for an exact ADC.
+        """What an ADC costs: `sum square e^2 + T (sum linear e)^2` with e the value of the code less v. Zero for an exact ADC.
 
         The first term is the squared error of an output, divided by T, whose reads err independently; the second is its
         mean error, which arrays add up.
         """
-        e = delta * transfer(self.v, 1.0, delta, q_min, adc_bits) - self.v
+        e = self.error(delta, q_min, adc_bits)
         return float(self.square @ e**2 + self.arrays * (self.linear @ e) ** 2)
+
+    def error(self, delta: float, q_min: int, adc_bits: int) -> np.ndarray:
+        """What the value of the code of each v is more than v."""
+        converter = self.kind(delta, q_min, adc_bits)
+        return converter.decode(converter.encode(self.v)) - self.v
 
 
 def minmax(reads: Reads, adc_bits: int) -> tuple[float, int]:
     """The smallest range that covers everything seen."""
-    return covering_range(reads.v.min(initial=0), reads.v.max(initial=0), reads.unit, adc_bits)
+    return covering_range(reads.v.min(initial=0), reads.v.max(initial=0), reads.unit, adc_bits, reads.kind)
 
 
 PERCENTILE = 99.9
@@ -147,7 +128,7 @@ def percentile(reads: Reads, adc_bits: int) -> tuple[float, int]:
     share = np.cumsum(reads.count) / reads.count.sum()
     tail = (1 - PERCENTILE / 100) / 2
     low, high = (reads.v[min(np.searchsorted(share, part), len(reads.v) - 1)] for part in (tail, 1 - tail))
-    return covering_range(low, high, reads.unit, adc_bits)
+    return covering_range(low, high, reads.unit, adc_bits, reads.kind)
 
 
 def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
@@ -187,15 +168,15 @@ def _errors(reads, sign, delta, codes):
     """`sum square e^2` and, of reads that have it, `sum linear e |v| / v`, over the reads of one sign, `[delta, j]`; j = 0..codes, the
     largest code.
 
-    Reads up to `(j + 1/2) delta` are rounded (a tie goes to j if j is even), those beyond become j: their squared error
-    is the parabola `(delta j - |v|)^2`, so sums over the reads up to each value, and from it on, are all that is needed.
+    Reads up to the edge of code j are rounded (a tie goes to j if j is even), those beyond become j: their squared error
+    is the parabola `(delta level - |v|)^2`, so sums over the reads up to each value, and from it on, are all that is needed.
     """
     side = reads.v * sign > 0
     size, square, linear = (None if part is None else part[side][::sign] for part in (np.abs(reads.v), reads.square, reads.linear))
-    j = np.arange(codes + 1)
-    level, edge = delta * j, (j + 0.5) * delta
+    j, kind = np.arange(codes + 1), reads.kind
+    level, edge = delta * (sign * kind.level(sign * j)), delta * (kind.edge(j) if sign > 0 else -kind.edge(-1 - j))
     many = len(reads.v) > MANY
-    error = None if many else delta * np.rint(size / delta) - size
+    error = None if many else delta * (sign * kind.level(kind.nearest(sign * size / delta))) - size
     rounded = np.empty(edge.shape, np.int64)
     rounded[:, ::2], rounded[:, 1::2] = np.searchsorted(size, edge[:, ::2], "right"), np.searchsorted(size, edge[:, 1::2], "left")
 
@@ -271,8 +252,8 @@ class Plan(NamedTuple):
 class Choices(NamedTuple):
     """What each number of bits B = 0 .. adc_max_bits does to each kind of read of a layer: arrays `[digits, slices, B]`.
 
-    error, of an output: `T 4^(d z + c k) E[(delta q - v)^2]`, T the arrays that an output sums, whose reads err independently. The
-    mean of an error counts too, although a channel's offset takes it away on the whole: it differs from input to input.
+    error, of an output: `T 4^(d z + c k) E[e^2]`, e the value of a code less v, T the arrays that an output sums, whose reads err
+    independently. The mean of an error counts too, although a channel's offset takes it away on the whole: it differs from input to input.
     delta, q_min: the range of least error.
     reads: how many there were of each kind for the images that were counted.
     busy: float64 `[digits]`, which share of them takes bits: all, or with adc_idle "skip" those that are not idle.
@@ -306,7 +287,8 @@ def choices(histogram: np.ndarray, layer: MappedLayer, busy: np.ndarray | None =
         place = spec.dac_bits * z + spec.cell_bits * k
         share = counts[z, k] / max(counts[z, k].sum(), 1)
         search = _best_ranges if share.nbytes <= MOST_BYTES else _best_ranges.__wrapped__
-        found = search(share.tobytes(), bins.first, layer.unit * 2**bins.shift, layer.unit * layer.u_spacing(k), spec.adc_max_bits)
+        found = search(share.tobytes(), bins.first, layer.unit * 2**bins.shift, layer.unit * layer.u_spacing(k), spec.adc_max_bits,
+                       spec.converter)
         error[z, k], delta[z, k], q_min[z, k] = zip(*found)
         error[z, k] *= len(layer.arrays) * 4.0**place
     reads = int(counts[0, 0].sum())
@@ -314,13 +296,15 @@ def choices(histogram: np.ndarray, layer: MappedLayer, busy: np.ndarray | None =
 
 
 @functools.lru_cache(maxsize=2048)  # the settings of a study differ in their means of bits, and have the same reads
-def _best_ranges(share: bytes, first: int, width: float, spacing: float, most: int) -> list[tuple[float, float, int]]:
+def _best_ranges(share: bytes, first: int, width: float, spacing: float, most: int,
+                 kind: type[Converter]) -> list[tuple[float, float, int]]:
     """`_best_range` with 0 .. most bits; share, the bytes of what it is called with."""
-    return [_best_range(np.frombuffer(share), first, width, spacing, bits) for bits in range(most + 1)]
+    return [_best_range(np.frombuffer(share), first, width, spacing, bits, kind) for bits in range(most + 1)]
 
 
-def _best_range(share: np.ndarray, first: int, width: float, spacing: float, bits: int) -> tuple[float, float, int]:
-    """`(mean of (delta q - v)^2, delta, q_min)` of the best range: of all q_min and, as far as the search sees, of all
+def _best_range(share: np.ndarray, first: int, width: float, spacing: float, bits: int,
+                kind: type[Converter] = Converter) -> tuple[float, float, int]:
+    """`(mean squared error, delta, q_min)` of the best range: of all q_min and, as far as the search sees, of all
     steps that are multiples of 1 / GRID up to twice that which covers all reads.
 
     Args: share of the reads in each bin, around `v = width (first + i)`; spacing of v, which cells of a chip may have finer than steps are.
@@ -331,10 +315,11 @@ def _best_range(share: np.ndarray, first: int, width: float, spacing: float, bit
     v, p = width * (seen + first), share[seen]
     if bits == 0:
         return float(p @ v**2), spacing, 0
-    covering = covering_range(v[0], v[-1], spacing, bits)
-    if np.array_equal(covering[0] * transfer(v, 1.0, *covering, bits), v):
+    covering = covering_range(v[0], v[-1], spacing, bits, kind)
+    converter = kind(*covering, bits)
+    if np.array_equal(converter.decode(converter.encode(v)), v):
         return 0.0, *covering
-    reads = _Shares(v[v != 0], p[v != 0])
+    reads = _Shares(v[v != 0], p[v != 0], kind)
     top, whole = int(np.ceil(2 * covering[0] * GRID)), int(spacing * GRID)
     apart, wholes_apart = -(-top // STEPS), whole * -(-top // (whole * STEPS))
     # Multiples of the spacing leave many reads exact: the error has narrow dips there.
@@ -346,7 +331,8 @@ def _best_range(share: np.ndarray, first: int, width: float, spacing: float, bit
     square = _square_errors(reads, fine, bits)
     i, m = np.unravel_index(square.argmin(), square.shape)
     delta, q_min = float(fine[i] / GRID), -int(m)
-    return float(p @ (delta * transfer(v, 1.0, delta, q_min, bits) - v) ** 2), delta, q_min
+    converter = kind(delta, q_min, bits)
+    return float(p @ (converter.decode(converter.encode(v)) - v) ** 2), delta, q_min
 
 
 class _Shares(NamedTuple):
@@ -354,11 +340,12 @@ class _Shares(NamedTuple):
 
     v: np.ndarray
     square: np.ndarray
+    kind: type[Converter]
     linear: None = None
 
 
 def _square_errors(reads: _Shares, steps: np.ndarray, bits: int) -> np.ndarray:
-    """Mean of (delta q - v)^2, `[step, m]`. Args: steps, in units of 1 / GRID; m of the codes lie below zero."""
+    """Mean squared error, `[step, m]`. Args: steps, in units of 1 / GRID; m of the codes lie below zero."""
     codes, parts = 2**bits - 1, []
     for delta in np.array_split(steps[:, None] / GRID, -(-len(steps) * _terms(reads, codes) // 2**20)):
         below, above = (_errors(reads, sign, delta, codes)[0] for sign in (-1, 1))

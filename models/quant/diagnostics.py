@@ -188,8 +188,9 @@ def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
     spec, adcs = layer.spec, [layer.converter(z, k) for z in range(len(counts))]
     u = layer.bins.values
     v = layer.unit * u
-    q = np.stack([adc.transfer(u, layer.unit, *each) for each in adcs])  # [digit, u]
-    delta = np.array([[each.delta] for each in adcs])
+    q = np.stack([each.encode(u, layer.unit) for each in adcs])  # [digit, u]
+    clips = np.stack([(each.nearest(v / each.delta) != codes) & (each.bits > 0) for each, codes in zip(adcs, q)])
+    error = np.stack([each.decode(codes) - v for each, codes in zip(adcs, q)])
     seen, total = np.flatnonzero(counts.sum(axis=0)), counts.sum()
     used = [len(np.unique(q[z][counts[z] > 0])) / 2**each.bits for z, each in enumerate(adcs) if each.bits]
     if not spec.planned:  # one ADC for all digits
@@ -197,8 +198,8 @@ def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
     return {
         "slice": k, "reachable": [layer.unit * u for u in layer.u_range(k)], "seen": [float(v[seen[0]]), float(v[seen[-1]])],
         **_ranges_of(spec.planned, adcs), "codes_used": float(np.mean(used)) if used else 0.0,
-        "clipped": float((counts * (np.rint(v / delta) != q) * np.array([[each.bits > 0] for each in adcs])).sum() / total),
-        "sqnr_db": decibels(float((counts * v**2).sum()), float((counts * (delta * q - v) ** 2).sum())),
+        "clipped": float((counts * clips).sum() / total),
+        "sqnr_db": decibels(float((counts * v**2).sum()), float((counts * error**2).sum())),
         "histogram": counts.sum(axis=0).tolist(),
     }
 
@@ -216,5 +217,5 @@ def _weighted_sqnr(layer: MappedLayer, histogram: np.ndarray, adc_bits: int, cho
     for k, (delta, q_min) in enumerate(adc.calibrated_ranges(histogram, other, chosen.rule, chosen.per)):
         reads = adc.Reads(histogram, [k], other)
         signal += reads.square @ reads.v**2
-        error += reads.square @ (delta * adc.transfer(reads.v, 1.0, delta, q_min, adc_bits) - reads.v) ** 2
+        error += reads.square @ reads.error(delta, q_min, adc_bits) ** 2
     return decibels(float(signal), float(error))

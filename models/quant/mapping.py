@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .cells import Cells
+from .converter import Converter
 from .readout import Readout
 from .spec import ADC_GRID, CrossbarSpec, Geometry
 
@@ -66,14 +67,6 @@ def array_bounds(mapping: str, taps: int, channels: int, rows: int, planes: int 
     size = channels // planes if mapping == "tap" else taps * channels
     spans = [(first, first + size) for first in range(0, taps * channels, size)]
     return [(start, min(start + rows, stop)) for first, stop in spans for start in range(first, stop, rows)]
-
-
-class Converter(NamedTuple):
-    """One ADC: step in units of `v`, lowest code, bits; 0 bits make no conversion, and the code is 0."""
-
-    delta: float
-    q_min: int
-    bits: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,28 +198,26 @@ class MappedLayer:
         return Bins.of(*self.u_span)
 
     def converter(self, z: int, k: int) -> Converter:
-        """The ADC of the reads of digit `z` and slice `k`."""
-        delta, q_min, bits = self._adcs
-        return Converter(delta[z][k], q_min[z][k], bits[z][k]) if self.spec.planned else Converter(delta[k], q_min[k], self.spec.adc_bits)
+        """The ADC of the reads of digit `z` and slice `k`. With a plan its `factor` is `64 delta`, an integer, so that codes of all steps
+        add up exactly."""
+        return self._converters[z if self.spec.planned else 0][k]
 
     @functools.cached_property
-    def _adcs(self):
-        """`adc_delta`, `adc_q_min` and `adc_bits_plan` as lists: a number at a time, tensors are slow."""
-        return [part if part is None else part.tolist() for part in (self.adc_delta, self.adc_q_min, self.adc_bits_plan)]
-
-    def multiplier(self, z: int, k: int) -> int:
-        """What a code of digit `z` and slice `k` is multiplied by before codes are added, beside its place `2^(d z + c k)`: with
-        a plan `64 delta`, an integer, so that codes of all steps add up exactly; else 1."""
-        return round(ADC_GRID * self._adcs[0][z][k]) if self.spec.planned else 1
+    def _converters(self):
+        """Those of each digit with a plan, else of all digits, and of each slice."""
+        kind, delta, q_min = self.spec.converter, self.adc_delta.tolist(), self.adc_q_min.tolist()
+        if not self.spec.planned:
+            return [[kind(*each, self.spec.adc_bits) for each in zip(delta, q_min)]]
+        plan = zip(delta, q_min, self.adc_bits_plan.tolist())
+        return [[kind(*each, round(ADC_GRID * each[0])) for each in zip(*of_digit)] for of_digit in plan]
 
     @property
     def delta_groups(self) -> list[tuple[float, list[int]]]:
-        """Slices by the worth of their codes, `[(delta, [k, ...]), ...]`: those of one worth are added before they are scaled."""
-        if self.spec.planned:  # `multiplier` brings all codes to one unit
-            return [(1 / ADC_GRID, list(range(len(self.reference_twice))))]
+        """Slices by what 1 of their accumulators is worth in `v`, `[(worth, [k, ...]), ...]`: those of one worth are added before they are
+        scaled."""
         groups = {}
-        for k, delta in enumerate(self.adc_delta.tolist()):
-            groups.setdefault(delta, []).append(k)
+        for k in range(len(self.reference_twice)):
+            groups.setdefault(self.converter(0, k).worth, []).append(k)
         return list(groups.items())
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from .converter import Converter
+
 MAPPINGS = ("tap", "im2col")
 REFERENCES = ("analog", "digital")
 WEIGHTS = ("offset", "pair")
@@ -160,6 +162,8 @@ class CrossbarSpec:
                              "allowed is reference analog")
         if self.adc_idle == "skip" and self.adc_range == "dynamic":
             raise ValueError("adc_idle is 'skip' with adc_range 'dynamic', which has no code that is 0; allowed is adc_idle convert")
+        if self.converter is not Converter and self.adc_range == "dynamic":
+            raise ValueError("adc_range is 'dynamic', which has even codes alone; allowed are calibrated and full")
         self._check_adc_bits()
 
     def _check_adc_bits(self) -> None:
@@ -174,6 +178,11 @@ class CrossbarSpec:
                              "adc_plan significance")
         if not planned and (type(bits) is not int or not 1 <= bits <= MOST_ADC_BITS):
             raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}")
+
+    @property
+    def converter(self) -> type[Converter]:
+        """The kind of its ADCs."""
+        return Converter
 
     @property
     def planned(self) -> bool:

@@ -13,7 +13,7 @@ and, where it has a faster way than `scaled` below,
         what that returns; with `to_codes` (`output.ToCodes`) the next layer's codes of it, uint8
 
 `a_codes` is uint8 `[N, H, W, in]`, contiguous. `accumulate` returns integers `[G, N, H', W', out]`, `value(...)` says
-what they are worth. With q the ADC code of array t, digit z, slice k (`adc.transfer`):
+what they are worth. With q what the ADC code of array t, digit z, slice k adds, its level (`Converter.added`; of even codes the code):
 
     calibrated, full   `sum_t sum_z sum_k 2^(d z + c k) q`, over the slices k of each ADC step: G steps
     with a plan        `sum_t sum_z sum_k 2^(d z + c k) q (64 delta[z, k])`; G = 1. Reads of 0 bits are not even counted
@@ -143,7 +143,7 @@ def value(layer: MappedLayer) -> list[float]:
         return [1.0 if layer.cells is None else layer.worth * layer.unit]
     if spec.adc_range == "dynamic":
         return [layer.worth * layer.unit / 2**spec.adc_bits]
-    return [layer.worth * delta for delta, _ in layer.delta_groups]
+    return [layer.worth * worth for worth, _ in layer.delta_groups]
 
 
 def scaled(engine: ModuleType, prepared: object, a_codes: Tensor, values: Sequence[float], scale: Tensor,
@@ -176,6 +176,6 @@ def accumulator_dtype(layer: MappedLayer) -> torch.dtype:
             largest = max(-low, high) + int(layer.cells.reference.abs().max()) * layer.tallest * (2**spec.a_bits - 1)
         elif spec.adc_range != "dynamic":
             kinds = itertools.product(range(len(spec.digit_bits)), range(len(spec.slice_bits)))
-            largest = max(2**layer.converter(z, k).bits * layer.multiplier(z, k) for z, k in kinds)
+            largest = max(layer.converter(z, k).largest for z, k in kinds)
         bound = len(layer.arrays) * (2**spec.a_bits - 1) * (2**spec.w_bits - 1) * largest
     return torch.int32 if bound < 2**31 else torch.int64

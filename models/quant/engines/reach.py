@@ -1,9 +1,11 @@
-"""How far reads reach with what they have besides (`readout.Readout`), and whether 32 bits hold it."""
+"""What engines that compute in 32 bits, by formulas of their own, lack: other converters than theirs, and room for reads that reach far
+with what they have besides (`readout.Readout`)."""
 
 from __future__ import annotations
 
 import math
 
+from ..converter import Converter
 from ..mapping import MappedLayer
 from ..readout import DEVIATION, NORMAL
 
@@ -24,6 +26,14 @@ def read_range(layer: MappedLayer, k: int) -> tuple[int, int]:
     gain = 1.0 if readout.gain is None else max(1.0, float(readout.gain.max()))
     offset = 0 if readout.offset is None else int(readout.offset.abs().max())
     return int(low * gain) - 1 - offset, int(high * gain) + 1 + offset
+
+
+def lacking(layer: MappedLayer) -> str | None:
+    """Why such an engine cannot run a layer, or None."""
+    kind = layer.spec.converter
+    if kind is not Converter and layer.spec.adc_range != "ideal":
+        return f"it has converters of even codes alone, not {kind.__name__}"
+    return too_far(layer)
 
 
 def too_far(layer: MappedLayer) -> str | None:

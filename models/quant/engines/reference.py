@@ -1,4 +1,4 @@
-"""Reference engine: the equations of `mapping.py` and `adc.py` in plain PyTorch, any device, short enough to check."""
+"""Reference engine: the equations of `mapping.py` and `converter.py` in plain PyTorch, any device, short enough to check."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adc import transfer
 from ..readout import column_numbers, curve_at, first_image, fused, noise, read_key
 from . import accumulator_dtype
 
@@ -141,8 +140,9 @@ def _cells(layer, device):
 
 
 def _static(u, layer, z, k):
-    """ADC codes in units of what they are added in."""
-    return transfer(u, layer.unit, *layer.converter(z, k)) * layer.multiplier(z, k)
+    """What the ADC codes of reads add."""
+    converter = layer.converter(z, k)
+    return converter.added(converter.encode(u, layer.unit))
 
 
 def _dynamic(u, adc_bits):

@@ -11,7 +11,7 @@ fit). Two digits serve cells up to 32639 units from their reference, 127 levels 
     sum         acc += u                                      "ideal": one read of all digits and slices, `m = sum_k 2^(c k) m_k`
     as read     acc += 2^(d z + c k) u                        "ideal", of reads that have something besides (`triton_readout`)
     static      acc += 2^(d z + c k) clip(rint(u / D), ..)    `D = 2^F delta`; in float32 and corrected, where that is exact
-    exact       acc += 2^(d z + c k) clip(rint(u / D), ..)    otherwise: in float64, as `adc.transfer` has it
+    exact       acc += 2^(d z + c k) clip(rint(u / D), ..)    otherwise: in float64, as `Converter.encode` has it
     range, dynamic, histogram                                 as in `triton_ideal`
 
 Nothing is left to PyTorch but the layout. Numbers that differ from chip to chip (the bins of a histogram) are arguments, not

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..mapping import MappedLayer
 from ..readout import first_image
 from . import accumulator_dtype, triton_cells, triton_ideal, triton_readout, triton_tile
-from .reach import too_far
+from .reach import lacking
 from .triton_tile import MAX_ROWS
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Constants:
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
-    reason = too_far(layer)
+    reason = lacking(layer)
     if reason or _interpreted():
         return reason
     if device.type != "cuda" or torch.version.hip:
@@ -237,4 +237,5 @@ def _weight(layer, mode, z, k):
     spec = layer.spec
     if mode not in ("static", "table", "exact"):  # nothing is left out; U has the digit's place, u of cells on a grid has not
         return 1 << spec.cell_bits * k + (0 if layer.cells is None else spec.dac_bits * z)
-    return (layer.multiplier(z, k) << spec.dac_bits * z + spec.cell_bits * k) * (layer.converter(z, k).bits > 0)
+    converter = layer.converter(z, k)
+    return (converter.factor << spec.dac_bits * z + spec.cell_bits * k) * (converter.bits > 0)

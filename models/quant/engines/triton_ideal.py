@@ -11,7 +11,7 @@ each slice with that step and each array it loads a tile of codes and a tile of 
 converts every read in registers and stores once. What is done with a read is the kernel's MODE:
 
     sum         acc += U                                   "ideal", and an ADC that changes no value of this layer
-    static      acc += 2^(d z + c k) clip(rint(u s), ..)   in float32, where `prepare` proved it equal to `adc.transfer`
+    static      acc += 2^(d z + c k) clip(rint(u s), ..)   in float32, where `prepare` proved it equal to `Converter.encode`
     table       acc += 2^(d z + c k) table[k, u]           otherwise, or
     range       smallest and largest U of each (array, digit, slice) of each group: first pass of "dynamic"
     dynamic     acc += 2^(c k) (q (U_b - U_a) + 2^B U_a)   second pass, see `engines`; U's factor is the read's 2^(d z)
@@ -33,7 +33,6 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from .. import adc
 from .triton_tile import MAGIC, MAGIC_BITS, bin_of, codes_of_rows, corner_of, divide, dot, exact_code, exact_numbers
 
 if TYPE_CHECKING:
@@ -211,34 +210,28 @@ def conversion(layer: MappedLayer) -> tuple[str, torch.Tensor | None]:
     return "table", torch.stack([torch.stack([_code_table(layer, z, k) for z in digits]) for k in slices])
 
 
-def _codes(layer, z, k, u):
-    return adc.transfer(u, layer.spec.unit, *layer.converter(z, k))
-
-
 def _code_table(layer, z, k):
     """Codes of digit `z` and slice `k` for each u of the layer, int16 `[u]`."""
-    low, high = layer.u_span
-    return torch.from_numpy(_codes(layer, z, k, np.arange(low, high + 1)).astype(np.int16))
+    return torch.from_numpy(layer.converter(z, k).table(*layer.u_span, layer.spec.unit).astype(np.int16))
 
 
 def _is_identity(layer, k):
     """Whether slice `k`'s ADC gives q = u for every u that it can meet."""
-    low, high = layer.u_range(k)
-    if high - low >= 2**layer.converter(0, k).bits:
+    (low, high), converter = layer.u_range(k), layer.converter(0, k)
+    if high - low >= 2**converter.bits:
         return False
-    u = np.arange(low, high + 1)
-    return np.array_equal(_codes(layer, 0, k, u), u)
+    return np.array_equal(converter.table(low, high, layer.spec.unit), np.arange(low, high + 1))
 
 
 def _float32_constants(layer, z, k):
-    """`(s, MAGIC + q_min, MAGIC + q_max)` with which the kernel's float32 arithmetic is `adc.transfer`; None without.
+    """`(s, MAGIC + q_min, MAGIC + q_max)` with which the kernel's float32 arithmetic is `Converter.encode`; None without.
 
-    It does not fall as u grows: see `adc.around_steps`.
+    It does not fall as u grows: see `Converter.around_steps`.
     """
-    spec, (delta, q_min, bits) = layer.spec, layer.converter(z, k)
-    u, codes = adc.around_steps(*layer.u_range(k), spec.unit, delta, q_min, bits)
-    magic, nearest = np.float32(MAGIC.value), np.float32(spec.unit / delta)
-    bounds = magic + np.float32(q_min), magic + np.float32(q_min + 2**bits - 1)
+    unit, converter = layer.spec.unit, layer.converter(z, k)
+    u, codes = converter.around_steps(*layer.u_range(k), unit)
+    magic, nearest = np.float32(MAGIC.value), np.float32(unit / converter.delta)
+    bounds = magic + np.float32(converter.q_min), magic + np.float32(converter.q_max)
     for s in (nearest, np.nextafter(nearest, np.float32(0)), np.nextafter(nearest, np.float32(np.inf))):
         if np.array_equal(np.clip(u.astype(np.float32) * s + magic, *bounds) - magic, codes):
             return float(s), float(bounds[0]), float(bounds[1])

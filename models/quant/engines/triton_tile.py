@@ -55,9 +55,9 @@ def exact_code(u, adc_ptr, kind):
 
 def exact_numbers(layer: MappedLayer, z: int, k: int) -> tuple[float, float, int, int]:
     """`(1 / D, D, q_min, q_max)` of the ADC of digit `z` and slice `k`, D its step in units of u: a power of two times delta."""
-    delta, q_min, bits = layer.converter(z, k)
-    step = delta / layer.unit
-    return 1 / step, step, q_min, q_min + 2**bits - 1
+    converter = layer.converter(z, k)
+    step = converter.delta / layer.unit
+    return 1 / step, step, converter.q_min, converter.q_max
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from collections import namedtuple
 import numpy as np
 import torch
 
-from ... import adc
+from ...converter import Converter
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from ..reach import read_range
@@ -30,16 +30,16 @@ def static_forms(layer: MappedLayer) -> Forms:
     kinds = list(np.ndindex(len(spec.digit_bits), len(spec.slice_bits)))
     forms = np.zeros((1, len(spec.digit_bits), len(spec.slice_bits), FORM))
     for z, k in kinds:
-        delta, q_min, bits = layer.converter(z, k)
-        factor = layer.multiplier(z, k) << (spec.dac_bits * z + spec.cell_bits * k)
-        forms[0, z, k] = layer.unit / delta, layer.unit, delta, q_min, q_min + 2**bits - 1, factor if bits else 0
+        adc = layer.converter(z, k)
+        factor = adc.factor << (spec.dac_bits * z + spec.cell_bits * k) if adc.bits else 0
+        forms[0, z, k] = layer.unit / adc.delta, layer.unit, adc.delta, adc.q_min, adc.q_max, factor
     singles = forms.astype(np.float32)
     largest = (np.abs(forms[..., [LOWEST, HIGHEST]]).max(-1) * forms[..., FACTOR]).sum(1).max()
     spans = [read_range(layer, k) for k in range(len(spec.slice_bits))]
     broad = largest >= 2**24 or max(max(-low, high) for low, high in spans) >= 2**24 or accumulator_dtype(layer) != torch.int32
     divide = False
     if not broad:
-        adcs = [(*spans[k], layer.unit, *layer.converter(z, k)) for z, k in kinds]
+        adcs = [(*spans[k], layer.unit, layer.converter(z, k)) for z, k in kinds]
         divide = any(_scale(*each) is None for each in adcs)
         broad = divide and not all(_divides(*each) for each in adcs)
         if not divide:
@@ -61,27 +61,22 @@ def no_adc_forms(layer: MappedLayer) -> Forms:
 
 
 @functools.lru_cache(maxsize=1024)  # digits have the same ranges, and so has a network whenever it is prepared
-def _scale(low, high, *converter):
+def _scale(low: int, high: int, unit: float, converter: Converter) -> np.float32 | None:
     """The factor next to `unit / delta` whose product with u, rounded once, gives the ADC's codes for every u, or None."""
-    u, codes = adc.around_steps(low, high, *converter)
-    exact = np.float32(converter[0] / converter[1])
+    u, codes = converter.around_steps(low, high, unit)
+    exact = np.float32(unit / converter.delta)
     for scale in (exact, np.nextafter(exact, np.float32(np.inf)), np.nextafter(exact, np.float32(0))):
-        if np.array_equal(np.rint(u * np.float64(scale)).clip(*_limits(*converter)), codes):
+        if np.array_equal(np.rint(u * np.float64(scale)).clip(converter.q_min, converter.q_max), codes):
             return scale
     return None
 
 
 @functools.lru_cache(maxsize=1024)
-def _divides(low, high, *converter):
+def _divides(low: int, high: int, unit: float, converter: Converter) -> bool:
     """Whether a division in float32 gives the ADC's codes for every u."""
-    u, codes = adc.around_steps(low, high, *converter)
-    quotients = u.astype(np.float32) * np.float32(converter[0]) / np.float32(converter[1])
-    return np.array_equal(np.rint(quotients).clip(*_limits(*converter)), codes)
-
-
-def _limits(unit, delta, q_min, bits):
-    """The lowest and the highest code."""
-    return q_min, q_min + 2**bits - 1
+    u, codes = converter.around_steps(low, high, unit)
+    quotients = u.astype(np.float32) * np.float32(unit) / np.float32(converter.delta)
+    return np.array_equal(np.rint(quotients).clip(converter.q_min, converter.q_max), codes)
 
 
 def dynamic_forms(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Forms:

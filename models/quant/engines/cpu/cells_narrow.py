@@ -28,7 +28,6 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ... import adc
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from ..reach import read_range
@@ -64,18 +63,18 @@ def narrow_forms(layer: MappedLayer) -> Narrow:
     digits, slices = len(spec.digit_bits), len(spec.slice_bits)
     forms, factors = np.zeros((digits, slices, FIELDS, 2), np.uint16), np.zeros((digits, slices), np.int64)
     most = np.zeros(slices, np.int64)
-    form_of = functools.cache(lambda k, *converter: _form(*read_range(layer, k), layer.unit, *converter))
+    form_of = functools.cache(lambda k, converter: _form(*read_range(layer, k), layer.unit, converter))
     for z, k in np.ndindex(digits, slices):
-        delta, q_min, bits = layer.converter(z, k)
-        if bits:
-            form = form_of(k, delta, q_min, bits)
+        converter = layer.converter(z, k)
+        if converter.bits:
+            form = form_of(k, converter)
             if form is None:
                 return NOT_NARROW
             forms[z, k, :FACTOR] = np.array(form).astype(np.uint16)[:, None]
-            scale = 1 / round(delta / layer.unit)
+            scale = 1 / round(converter.delta / layer.unit)
             forms[z, k, SCALE:] = np.array([[scale], [RAISED - RAISED * scale]], np.float32).view(np.uint16)
-            factors[z, k] = layer.multiplier(z, k) << spec.dac_bits * z
-            most[k] += factors[z, k] * max(-q_min, q_min + 2**bits - 1)
+            factors[z, k] = converter.factor << spec.dac_bits * z
+            most[k] += factors[z, k] * max(-converter.q_min, converter.q_max)
     common = np.maximum(np.gcd.reduce(factors, axis=0), 1)
     worth = common << spec.cell_bits * np.arange(slices)
     if max((most // common).max(), worth.max()) >= 2**15:
@@ -84,12 +83,12 @@ def narrow_forms(layer: MappedLayer) -> Narrow:
     return Narrow(True, forms, worth)
 
 
-def _form(low, high, unit, delta, q_min, bits):
-    """The fields of one converter before FACTOR for u from `low` to `high`, None where the codes are others than `adc.transfer` gives."""
-    step = round(delta / unit)
+def _form(low, high, unit, converter):
+    """The fields of one converter before FACTOR for u from `low` to `high`, None where the codes are others than its own."""
+    step = round(converter.delta / unit)
     if not 2 <= step < 2**15 or low < -BIAS or high >= BIAS:
         return None
-    first, last = (int(np.clip(round(Fraction(u, step)), q_min, q_min + 2**bits - 1)) for u in (low, high))
+    first, last = (int(np.clip(round(Fraction(u, step)), converter.q_min, converter.q_max)) for u in (low, high))
     floor = BIAS + first * step - step // 2
     highest = (last - first) * step + step // 2
     if floor < 0 or floor >= 2 * BIAS or highest >= 2**15:
@@ -98,7 +97,7 @@ def _form(low, high, unit, delta, q_min, bits):
     divisor = (0, places + 1) if step & (step - 1) == 0 else (-(-2 ** (16 + places) // step), places)
     form = floor, highest, BIAS + first, last - first, *divisor, 0 if step % 2 else step, first % 2, first
     u = np.arange(low, high + 1)
-    return form if np.array_equal(_codes(u, *form), adc.transfer(u, unit, delta, q_min, bits)) else None
+    return form if np.array_equal(_codes(u, *form), converter.table(low, high, unit)) else None
 
 
 def _codes(u, floor, highest, lowest, span, magic, places, step, odd, first):

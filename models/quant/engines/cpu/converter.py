@@ -1,5 +1,5 @@
 """The ADC in the forms that the kernel takes: 16-bit arithmetic, tables of bytes, limits. Each gives exactly the codes of
-`adc.transfer`, or of the dynamic formula of `engines`, checked on every read that can occur, or is not used.
+`Converter.encode`, or of the dynamic formula of `engines`, checked on every read that can occur, or is not used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import namedtuple
 import numpy as np
 import torch
 
-from ... import adc
+from ...converter import Converter
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from .choice import RELATIVE, TABLES, may
@@ -50,9 +50,9 @@ def _without_forms(layer, shape):
     for z, k in kinds:
         factors[z, k] = 1 << layer.spec.dac_bits * z + layer.spec.cell_bits * k
         if not dynamic:
-            _, q_min, bits = layer.converter(z, k)
-            limits[z, k, Q_MIN:] = q_min, q_min + 2**bits - 1
-            factors[z, k] *= layer.multiplier(z, k)
+            converter = layer.converter(z, k)
+            limits[z, k, Q_MIN:] = converter.q_min, converter.q_max
+            factors[z, k] *= converter.factor
     codes = aligned(len(kinds) * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
     return Adc(
         forms=np.zeros((*shape, FORM), np.int64), limits=limits, codes=codes,
@@ -91,8 +91,7 @@ def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | No
         return None
     silent = np.zeros((*table.limits.shape[:2], 2), np.int64)
     for z, k in np.ndindex(*table.limits.shape[:2]):
-        adc_of_kind = layer.converter(z, k)
-        form = static_form(*layer.u_range(k), spec.unit, *adc_of_kind)
+        form = static_form(*layer.u_range(k), spec.unit, layer.converter(z, k))
         if form is None or len(layer.arrays) * form.largest >= 2**15:
             return None
         table.forms[0, 0, z, k, :LOW] = form.form
@@ -111,22 +110,21 @@ def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | No
 
 
 @functools.lru_cache(maxsize=1024)  # a network that is being trained is prepared at every step, with the same ranges
-def static_form(low, high, unit, delta, q_min, adc_bits):
+def static_form(low: int, high: int, unit: float, converter: Converter) -> StaticForm | None:
     """The fixed-point form of a static ADC for reads low..high, or None."""
-    u = np.arange(low, high + 1)
-    codes = adc.transfer(u, unit, delta, q_min, adc_bits)
+    u, codes = np.arange(low, high + 1), converter.table(low, high, unit)
     silent = _or_beyond(u[codes == 0], low, high)  # one range, which has the read 0
-    if adc_bits == 0:
+    if converter.bits == 0:
         return StaticForm((0,) * LOW, (0, 0), 0, silent)
     # Beyond [first, last] all codes are the lowest or the highest: reads that 16 bits do not hold are clipped to it
     # first, one step to spare, since P moves u by two.
     first = int(u[np.flatnonzero(codes == codes[0])[-1]])
     last = int(u[np.flatnonzero(codes == codes[-1])[0]]) if codes[0] != codes[-1] else first
-    bounds = q_min, q_min + 2**adc_bits - 1
+    bounds = converter.q_min, converter.q_max
     for domain in ((-240, 240), (first - 1, last + 1)):
         if domain[0] < first and domain[1] > last:
             inside = u[(u >= domain[0]) & (u <= domain[1])]
-            form = fixed_point(inside, codes[inside - low], unit / delta, bounds)
+            form = fixed_point(inside, codes[inside - low], unit / converter.delta, bounds)
             if form:
                 return StaticForm(form, (first, last), int(np.abs(codes).max()), silent)
     return None
@@ -145,10 +143,10 @@ def _relative(layer, table):
         return table, None
     s, taken, exact = min(map(layer.u_spacing, slices)), 0, []
     for k in slices:
-        low, high = layer.u_range(k)
-        u, q_min = np.arange(low, high + 1, s), int(layer.adc_q_min[k])  # from an even one on where they are even
-        codes = adc.transfer(u, spec.unit, float(layer.adc_delta[k]), q_min, spec.adc_bits)
-        if not np.array_equal(codes, (u // s).clip(q_min, q_min + 2**spec.adc_bits - 1)):
+        (low, high), converter = layer.u_range(k), layer.converter(0, k)
+        u = np.arange(low, high + 1, s)  # from an even one on where they are even
+        codes = converter.encode(u, spec.unit)
+        if not np.array_equal(codes, (u // s).clip(converter.q_min, converter.q_max)):
             return table, None
         taken = max(taken, int(np.abs(codes - u // s).max()))
         exact.append(_or_beyond(u[codes == u // s], low, high))
@@ -175,12 +173,9 @@ def code_table(layer: MappedLayer, z: int, k: int, relative: int) -> tuple[np.nd
 
 @functools.lru_cache(maxsize=1024)  # as `_static_form`; digits often share the ranges of a slice, too
 def _code_table(u_range, unit, converter, reference, analog, most, relative):
-    def transfer(u):
-        return adc.transfer(u, unit, *converter)
-
     j = np.arange(-CENTRE, CENTRE)
     u = np.stack([2 * j - i for i in (0, 1)] if analog else [j + CENTRE] * 2)
-    entries, ends = transfer(u), transfer(np.array(u_range))
+    entries, ends = converter.encode(u, unit), converter.encode(np.array(u_range), unit)
     beyond = not relative and entries[:, 0].max() <= ends[0] and entries[:, -1].min() >= ends[1]
     entries = entries - u // relative if relative else entries
     n = np.arange(257)

@@ -106,9 +106,9 @@ class Dense:
         layer, spec = self.layer, self.layer.spec
         table = np.zeros((len(spec.digit_bits), len(spec.slice_bits), 5))
         for z, k in np.ndindex(*table.shape[:2]):
-            delta, q_min, bits = layer.converter(z, k)
-            factor = layer.multiplier(z, k) << (spec.dac_bits * z + spec.cell_bits * k) if bits else 0
-            table[z, k] = self._unit * layer.unit, delta, q_min, q_min + 2**bits - 1, factor
+            adc = layer.converter(z, k)
+            factor = adc.factor << (spec.dac_bits * z + spec.cell_bits * k) if adc.bits else 0
+            table[z, k] = self._unit * layer.unit, adc.delta, adc.q_min, adc.q_max, factor
         return table
 
     def simulate(self, a_codes: Tensor) -> Tensor:

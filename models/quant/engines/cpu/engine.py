@@ -27,7 +27,7 @@ import torch
 from ...cells import Cells
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from ..reach import too_far
+from ..reach import lacking
 from . import cells, elementwise, grouped, kernel, loud, pixels
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .converter import dynamic_adc, fits, no_adc, static_adc
@@ -42,7 +42,7 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
     if layer.cells is not None and not cells.fits(layer):
         return "cells too far from their levels for sums of 16 bits"
-    return too_far(layer) or (None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}")
+    return lacking(layer) or (None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}")
 
 
 def prepare(layer: MappedLayer) -> _AnyPrepared:

@@ -10,7 +10,6 @@ import numba
 import numpy as np
 from numba import njit, prange
 
-from ... import adc
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from .cache import SOURCES
@@ -48,9 +47,10 @@ class Table:
         groups = [ks for _, ks in layer.delta_groups]
         total = np.zeros((len(groups), 2**spec.w_bits, 2**spec.a_bits), np.int64)
         for z, k, digits, cells, u in self._kinds():
-            codes = adc.transfer(u, spec.unit, *layer.converter(z, k)) * layer.multiplier(z, k)
+            converter = layer.converter(z, k)
+            added = converter.added(converter.encode(u, spec.unit))
             step = next(step for step, ks in enumerate(groups) if k in ks)
-            total[step] += codes[cells[:, None], digits] << (spec.dac_bits * z + spec.cell_bits * k)
+            total[step] += added[cells[:, None], digits] << (spec.dac_bits * z + spec.cell_bits * k)
         return total.reshape(len(groups), -1).astype(str(accumulator_dtype(layer)).removeprefix("torch."))
 
     def sums(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:

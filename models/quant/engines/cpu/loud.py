@@ -94,8 +94,9 @@ class Loud:
     @functools.cached_property
     def _limits(self):
         """u beyond which reads clip, `[slice, 1, 1]`."""
-        s, q_min = self.adc.relative, self.layer.adc_q_min.cpu().numpy().astype(np.int64)[:, None, None]
-        return s * q_min, s * (q_min + 2**self.layer.spec.adc_bits - 1)
+        adcs = [self.layer.converter(0, k) for k in range(len(self.layer.reference_twice))]
+        ends = np.array([(adc.q_min, adc.q_max) for adc in adcs], np.int64).T[..., None, None]
+        return self.adc.relative * ends[0], self.adc.relative * ends[1]
 
     @functools.cached_property
     def _reach(self):

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ... import adc
 from ...mapping import MappedLayer
 from .cells_forms import HIGHEST, LOWEST, static_forms
 from .cells_plan import step_of_slice
@@ -94,7 +93,7 @@ def _narrow(layer, factors):
     if low < -128 or high > 127:
         return None
     u, codes = np.arange(low, high + 1), np.zeros((*kinds, TABLES), np.int8)
-    found = [adc.transfer(u, layer.unit, *layer.converter(z, k)) for z, k in np.ndindex(kinds)]
+    found = [layer.converter(z, k).table(low, high, layer.unit) for z, k in np.ndindex(kinds)]
     largest = np.array([max(1, np.abs(values).max()) for values in found]).reshape(kinds)
     # Beyond these all codes are alike.
     first = [int(u[np.flatnonzero(values == values[0])[-1]]) for values in found]
@@ -122,12 +121,12 @@ def _tall(layer, factors, weights, sets):
         return None
     shorts, largest = np.zeros((*factors.shape, SHORT_FORM), np.int64), np.zeros(factors.shape, np.int64)
     for z, k in np.ndindex(*factors.shape):
-        delta, q_min, bits = layer.converter(z, k)
         if factors[z, k]:
-            form = static_form(*layer.u_range(k), layer.unit, delta, q_min, bits)
+            converter = layer.converter(z, k)
+            form = static_form(*layer.u_range(k), layer.unit, converter)
             if form is None:
                 return None
-            shorts[z, k] = *form.form, *form.clip, q_min, q_min + 2**bits - 1
+            shorts[z, k] = *form.form, *form.clip, converter.q_min, converter.q_max
             largest[z, k] = len(layer.arrays) * form.largest
     if largest.max() >= 2**15 or factors.max() >= 2**15:
         return None
@@ -140,7 +139,8 @@ def plan(layer: MappedLayer) -> tuple[Shape, Plan] | None:
     spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
     low, high = layer.u_span
     digits, slices = np.arange(len(spec.digit_bits)), np.arange(len(spec.slice_bits))
-    factors = np.array([[layer.multiplier(z, k) << spec.dac_bits * z if layer.converter(z, k).bits else 0 for k in slices] for z in digits])
+    adcs = [[layer.converter(z, k) for k in slices] for z in digits]
+    factors = np.array([[adc.factor << spec.dac_bits * z if adc.bits else 0 for adc in of_digit] for z, of_digit in enumerate(adcs)])
     whole, weights = layer.cells is None or layer.cells.fraction_bits == 0, layer.row_weights.cpu().numpy()
     narrow, tall, form, sets = _narrow(layer, factors) if whole else None, None, NARROW, sets_of(layer, BYTE_ROWS)
     if narrow is None:
