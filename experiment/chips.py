@@ -12,11 +12,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from models import quant
 from models.quant import Device
-from models.quant.devices import describe, parse_time, presets, raw_folder
+from models.quant.devices import Law, describe, parse_time, presets, raw_folder
 from models.quant.measuring.chips import Chips, Reads
 
-from . import flags
+
+from . import flags, user_code
 from .cli import UserError
 from .flags import COUNT, COUNT_OR_0, Number, option
 
@@ -31,8 +33,9 @@ class DeviceSettings:
     """what a cell is"""
 
     device: str | None = option(
-        None, f"what the cells are: one of the presets, or a file or folder of your own measurements (docs/devices.md); {LIST} "
-        "describes the presets and ends. Default: ideal cells", metavar="NAME|FILE")
+        None, "what the cells are: one of the presets, a file or folder of your own measurements, or path/to/law.py:NAME, a class or "
+        f"function of your own that makes one (docs/devices.md); {LIST} describes the presets and ends. Default: ideal cells",
+        metavar="NAME|FILE")
     device_time: float | None = option(
         None, "time t at which the cells are read, in seconds or as 10s, 1h, 1d: mean and sigma of the data at t; of tables linear in "
         f"log t between measured times. --device {LIST} says which times there are. Default: the first that the device has", TIME)
@@ -59,12 +62,26 @@ class DeviceSettings:
 
 
 def _first(name: str) -> Device:
-    """The preset or the file, at its first time and lowest temperature."""
+    """The preset, the file or what a user's code makes, at its first time and lowest temperature."""
     if name in presets():
         return Device.preset(name)
+    if name and user_code.is_file(name):
+        return _of_code(name)
     if not name or not (raw_folder(name) or Path(name)).exists():
         raise ValueError(f"no preset and no file is called so; presets are {', '.join(presets())}")
     return Device.read(name)
+
+
+def _of_code(name: str) -> Device:
+    """The device that a class or function of a user's file makes, or that of a law, over all conductances that it covers."""
+    made = user_code.made("device", name)
+    if isinstance(made, Law) and made.span:
+        made = Device(made.name, name, *made.span, made)
+    if not isinstance(made, Device):
+        raise ValueError(f"makes {type(made).__name__}; a models.quant.Device is expected, or a Law with a span")
+    if not type(made.law).__module__.startswith(quant.__name__):
+        object.__setattr__(made.law, "code", tuple(user_code.digests(name.rpartition(":")[0])))
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +105,7 @@ def names_of(devices: Iterable[str]) -> dict[str, str]:
     """What `--device` values are called in tables and files: a preset as it is, a folder by its name, a file by that without its ending, or
     where another one has that too, by as much of the end of its path as tells them apart."""
     def short(path):
-        return path.name if path.is_dir() else path.stem
+        return user_code.short_name(path.name) if user_code.is_file(path.name) else path.name if path.is_dir() else path.stem
 
     found, files = {}, {device: (raw_folder(device) or Path(device)).resolve() for device in devices if device not in presets()}
     for device in dict.fromkeys(devices):

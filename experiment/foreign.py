@@ -8,28 +8,21 @@ makes a picture their input.
 A transform takes a PIL image in RGB and gives a float tensor `[channels, height, width]`.
 """
 
-import ast
 import contextlib
 import difflib
-import hashlib
-import importlib.util
-import inspect
 import logging
 import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
+from . import user_code
 from .checkpoint import load_checkpoint, load_weights
 from .cli import UserError, needed, one_line
+from .user_code import is_file
 
 # torchvision, timm and the like take seconds to import: only the networks that need them do so.
 
@@ -37,7 +30,6 @@ Transform = Callable[[Image.Image], torch.Tensor]
 KINDS = "torchvision/NAME, timm/NAME or path/to/net.py:FUNCTION"
 IMAGENET_STATS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of ImageNet's pixels, of full scale 1
 MARGIN = 256 / 224  # shorter side of an image over the square that is cut out of its middle, where a network does not say it
-PROJECT = Path(__file__).resolve().parents[1]
 # What torchvision sets where it loads its published weights, which `--state` may be.
 _AS_PUBLISHED = {name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")}
 
@@ -63,45 +55,13 @@ def identity(model: str) -> list[str]:
     if not is_file(model):
         return [model]
     path, _, function = model.rpartition(":")
-    return [function, *(hashlib.sha256(source.read_bytes()).hexdigest() for source in _sources(Path(path)))]
-
-
-def _sources(path: Path) -> list[Path]:
-    """A file of Python and, in the order of their paths, those of its folder that it imports, they import, and so on: of a package all."""
-    found, left = [path], [path]
-    while left:
-        new = [each for name in _imported(left.pop()) for each in _neighbours(path.parent, name) if each not in found]
-        found += new
-        left += new
-    return [path, *sorted(found[1:])]
-
-
-def _imported(path: Path) -> set[str]:
-    """The names of the modules that a file imports, without what stands behind a dot."""
-    try:
-        nodes = list(ast.walk(ast.parse(path.read_bytes())))
-    except (SyntaxError, ValueError):  # which Python refuses where it is imported
-        return set()
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
-    return {name.partition(".")[0] for name in names}
-
-
-def _neighbours(folder: Path, name: str) -> list[Path]:
-    """The files of a module in a folder; none where it lies somewhere else."""
-    return [Path(folder, f"{name}.py")] if Path(folder, f"{name}.py").is_file() else sorted(Path(folder, name).rglob("*.py"))
-
-
-def is_file(model: str) -> bool:
-    """Whether `--model` names a function in a file, which is code that runs when the network is built."""
-    return ".py:" in model
+    return [function, *user_code.digests(path)]
 
 
 def short_name(model: str) -> str:
     """`--model` as a part of the names of folders: torchvision_resnet18, net_small of path/to/net.py:small."""
     if is_file(model):
-        path, _, function = model.rpartition(":")
-        model = f"{Path(path).stem}_{function}"
+        model = user_code.short_name(model)
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", model)
 
 
@@ -208,89 +168,12 @@ def _usual_transform(size: int) -> Transform:
 
 
 def _of_file(model: str) -> tuple[nn.Module, Transform | None]:
-    path, _, name = model.rpartition(":")
-    if not Path(path).is_file():
-        raise UserError(f"--model {model}: no file {path}")
-    with _neighbours_first(Path(path)):
-        made = _call(model, _function(Path(path), name))
+    made = user_code.made("model", model)
     network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(network, nn.Module) or not (transform is None or callable(transform)):
         what = ", ".join(type(part).__name__ for part in made) if isinstance(made, tuple) else type(made).__name__
         raise UserError(f"--model {model} returns {what}; a torch.nn.Module, or (module, transform), is expected")
     return network, transform
-
-
-@contextlib.contextmanager
-def _neighbours_first(path: Path):
-    """Within the block a file's imports find what they would without this project: the `models` that lie beside it, say, in place of this
-    project's, which are what they were behind the block."""
-    folder, own, hidden = path.parent.resolve(), set(), set()
-    for name in {name for source in _sources(path) for name in _imported(source) if _neighbours(folder, name)}:
-        other = _elsewhere(folder, name)
-        if other is None or _comes_before(folder, name, other):
-            own.add(name)
-            hidden |= {name} if other else set()
-
-    def take_out():
-        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in hidden}
-
-    kept, finder = take_out(), _Beside(folder, own)
-    sys.path.insert(0, str(folder))  # for names that are not in the text
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        sys.path.remove(str(folder))
-        take_out()
-        sys.modules.update(kept)
-
-
-def _elsewhere(folder: Path, name: str) -> ModuleSpec | None:
-    """Another module of that name than the folder's, loaded or not."""
-    found = importlib.util.find_spec(name)
-    places = [] if found is None else [*(found.submodule_search_locations or ()), *([found.origin] if found.has_location else ())]
-    return None if any(folder in Path(place).resolve().parents for place in places) else found
-
-
-def _comes_before(folder: Path, name: str, other: ModuleSpec) -> bool:
-    """Whether a program in the folder would find its own module: one without `__init__.py` comes behind what is installed."""
-    whole = Path(folder, f"{name}.py").is_file() or Path(folder, name, "__init__.py").is_file()
-    return whole or other.origin is None or other.has_location and PROJECT in Path(other.origin).resolve().parents
-
-
-@dataclass(frozen=True)
-class _Beside:
-    """Finds some modules in a folder, and those alone: a folder without `__init__.py` would come behind this project's too."""
-
-    folder: Path
-    names: set[str]
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return PathFinder.find_spec(name, [str(self.folder)]) if name in self.names else None
-
-
-def _function(path: Path, name: str) -> Callable[[], Any]:
-    spec = importlib.util.spec_from_file_location(f"_model_of_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where classes of the file, and copies of them, look for their own module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"--model {path}:{name}: the file cannot be imported "
-                        f"({type(error).__name__}: {one_line(error)[:160]})") from error
-    own = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
-    if not callable(getattr(module, name, None)):
-        raise UserError(f"--model {path}:{name}: the file has no function {name!r}; it has {', '.join(own) or 'none'}")
-    return getattr(module, name)
-
-
-def _call(model: str, function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except Exception as error:
-        raise UserError(f"--model {model}: the function fails when it is called without arguments "
-                        f"({type(error).__name__}: {one_line(error)[:160]})") from error
 
 
 def _state(path: str) -> dict[str, torch.Tensor]:

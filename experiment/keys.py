@@ -27,6 +27,7 @@ from models.quant.measuring.chips import Chips
 from models.quant.measuring.setting import Setting
 from models.quant.spec import BEFORE
 
+from .cli import UserError
 from .data import Batches
 from .starting import quantized_layers
 from .streamed import Streamed
@@ -186,7 +187,11 @@ def _parts(value: Any, others: bool):
         yield f"set {len(value)} {sorted(digest(each, others) for each in value)} ".encode()
     elif isinstance(value, Law):
         if id(value) not in _laws:
-            _laws[id(value)] = digest(_attributes(value))
+            try:
+                _laws[id(value)] = digest(_attributes(value))
+            except TypeError as error:
+                raise UserError(f"results of the law {value.name} can have no key ({error}): its attributes must be numbers, texts, "
+                                "arrays or lists of them") from None
             weakref.finalize(value, _laws.pop, id(value), None)
         yield _laws[id(value)].encode()
     elif is_dataclass(value) and not isinstance(value, type):
@@ -212,5 +217,6 @@ def _parts_of_tensor(tensor: torch.Tensor):
 
 
 def _attributes(thing: Any) -> dict[str, Any]:
-    found = {name: value for name, value in vars(thing).items() if name not in NAMES and not name.startswith("_")}
+    hidden = "_" if not getattr(thing, "code", ()) else "__"  # what a user's law keeps to itself decides, too
+    found = {name: value for name, value in vars(thing).items() if name not in NAMES and not name.startswith(hidden)}
     return {"": type(thing).__name__} | found

@@ -15,7 +15,7 @@ import torch
 
 from models.quant.measuring.setting import Setting
 
-from . import distributed, machine
+from . import distributed, machine, user_code
 from .bench import Bench
 from .cli import UserError, needed, one_line
 from .eval_flags import EvalSettings
@@ -128,6 +128,7 @@ class Pool:
         found = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {"PYTHONPATH": found, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         ray.init(**options, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR)
+        user_code.send_along(ray.cloudpickle)
         actor = ray.remote(Worker).options(num_cpus=1, num_gpus=int(self.benches[0].device.type == "cuda"))
         arguments = [bench.settings for bench in self.benches], self.benches[0].facts["command"], os.getcwd(), threads
         self.make = lambda: actor.remote(*arguments)

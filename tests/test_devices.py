@@ -19,7 +19,6 @@ import pytest
 from models.quant import devices
 from models.quant.devices import Device, Law, PowerLaw, describe, parse_time, presets
 from models.quant.devices.laws import Polynomial
-from models.quant.devices.presets import load
 from models.quant.devices.rows import splits
 
 DATA = Path(devices.__file__).parent / "data"
@@ -92,7 +91,7 @@ def row_of(device):
 
 def test_the_documents_table_of_presets_is_theirs():
     text = DOCUMENT.read_text()
-    rows = [row_of(load(name)) for name in presets()]
+    rows = [row_of(Device.preset(name)) for name in presets()]
     assert [row for row in rows if row not in text] == []
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -575,6 +576,22 @@ def test_auto_falls_back_and_says_why(monkeypatch):
     monkeypatch.setattr(engines, "load", missing)
     module, reason = engines.choose("auto", layer_case(CrossbarSpec()).layer(), CPU)
     assert module.__name__.endswith("reference") and "no library" in reason
+
+
+def test_auto_takes_a_new_engine_for_its_line_in_the_table(monkeypatch):
+    refusal, reference = [], engines.load("reference")
+    fast = types.ModuleType("of_somebody_else")
+    fast.unsupported = lambda layer, device: refusal[0] if refusal else None
+    fast.prepare, fast.accumulate, fast.histogram = reference.prepare, reference.accumulate, reference.histogram
+    monkeypatch.setitem(sys.modules, fast.__name__, fast)
+    monkeypatch.setattr(engines, "ENGINES", engines.ENGINES | {"fast": engines.Engine(fast.__name__, "cpu")})
+    layer = layer_case(CrossbarSpec()).layer()
+    assert engines.choose("auto", layer, CPU) == (fast, "fastest for this device")
+    assert engines.name_of(fast) == "fast" and engines.load("fast") is fast
+    refusal.append("no such rows")
+    module, reason = engines.choose("auto", layer, CPU)
+    assert engines.name_of(module) == "numba" and reason.endswith("(fast: no such rows)")
+    assert engines.choose("auto", layer, torch.device("meta"))[0] is reference  # which is no CPU
 
 
 def test_number_of_threads_may_change_between_calls(engine):

@@ -48,9 +48,8 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path, everywhere=True):
-    """Full names of the modules that a file imports: at module level, or in its functions too. Imports for the sake of types
-    alone are left out."""
+def imported(path):
+    """Full names of the modules that a file imports, in its functions too. Imports for the sake of types alone are left out."""
     package = name_of(path if path.name == "__init__.py" else path.with_name("__init__.py"))
     tree, names = ast.parse(path.read_text()), set()
 
@@ -68,8 +67,7 @@ def imported(path, everywhere=True):
                 inner = ROOT / Path(*base.split("."), alias.name)
                 names.add(f"{base}.{alias.name}" if inner.with_suffix(".py").exists() or inner.is_dir() else base)
         for child in ast.iter_child_nodes(node):
-            if everywhere or not isinstance(child, ast.FunctionDef):
-                visit(child)
+            visit(child)
 
     visit(tree)
     return names
@@ -113,9 +111,9 @@ def test_every_file_has_its_floor():
     assert {room(name_of(path)) for path in FILES} == known
 
 
-def test_no_circle_at_module_level():
-    graph = {name_of(path): {name for name in imported(path, everywhere=False) if name.startswith("models.quant")}
-             for path in FILES}
+def test_no_circle():
+    """Not of files within a room either, nor one that an import in a function hides."""
+    graph = {name_of(path): {name for name in imported(path) if name.startswith("models.quant")} for path in FILES}
     done, open_ = set(), []
 
     def visit(name):

@@ -3,7 +3,8 @@
 from .device import Device
 from .joint import raw_folder
 from .laws import Decades, Law, PowerLaw, Polynomial, Relaxation
-from .presets import describe, presets
+from .listing import describe
+from .presets import presets
 from .tables import Cells, Samples, Series, Table
 from .times import parse_time
 from .wires import ROW_OHM, WIRE_OHM, Wires

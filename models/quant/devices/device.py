@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from . import faults
+from .formats import read
 from .laws import Law, Polynomial
 from .lines import LARGEST_US, SMALLEST_US
 from .noise import affine
+from .presets import load
 from .rows import JointRows
 from .times import parse_time
 
@@ -92,8 +94,7 @@ class Device:
         Args: time, seconds or text such as "1h"; temp, C; changes, other attributes such as `stuck_on=0.001`.
         Raises: ValueError for an unknown name (listing those there are), attribute, time or temperature.
         """
-        from .presets import load  # presets make devices
-        return changed(load(name), time=time, temp=temp, **changes)
+        return changed(cls(**load(name)), time=time, temp=temp, **changes)
 
     @classmethod
     def read(cls, path: str | Path, time: float | str | None = None, temp: float | None = None, **changes: Any) -> Device:
@@ -101,8 +102,7 @@ class Device:
 
         Raises: ValueError, one line with file and line, for a file that cannot be right.
         """
-        from .formats import read  # formats make devices
-        return changed(read(path), time=time, temp=temp, **changes)
+        return changed(cls(**read(path)), time=time, temp=temp, **changes)
 
     @property
     def joint(self) -> bool:

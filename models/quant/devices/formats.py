@@ -11,10 +11,10 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .device import Device
 from .joint import raw_folder, read_joint, read_raw
 from .lines import Line, by_level, check_rise, check_siemens, check_spread, check_std_us, check_us, read_lines
 from .tables import Cells, Samples, Series, Table
@@ -22,8 +22,8 @@ from .tables import Cells, Samples, Series, Table
 LEVEL_COLUMNS = {"level", "conductance_uS", "time_s", "temp_C", "cell", "std_uS"}
 
 
-def read(path: str | Path) -> Device:
-    """The device of a file or folder, at its first time and lowest temperature.
+def read(path: str | Path) -> dict[str, Any]:
+    """The attributes of the `Device` of a file or folder.
 
     Raises: ValueError, one line with the file and the line that is wrong, for absent levels, values that are no numbers, negative,
         or in another unit, and level means that do not rise.
@@ -60,7 +60,7 @@ def _moments(path: Path, lines: list[Line]) -> dict[float | None, dict[float | N
     return found
 
 
-def _samples(path: Path, lines: list[Line]) -> Device:
+def _samples(path: Path, lines: list[Line]) -> dict[str, Any]:
     check_us(path, lines, ["conductance_uS"])
     moments = _moments(path, lines)
     reads = {temp: [[np.array([line.values["conductance_uS"] for line in level]) for level in levels] for levels in times.values()]
@@ -70,7 +70,7 @@ def _samples(path: Path, lines: list[Line]) -> Device:
     return _device(path, Samples(path.stem, series), targets, sum(map(len, _first(moments))))
 
 
-def _gaussian(path: Path, lines: list[Line]) -> Device:
+def _gaussian(path: Path, lines: list[Line]) -> dict[str, Any]:
     check_us(path, lines, ["conductance_uS"])
     check_std_us(path, lines, "std_uS")
     check_spread(path, lines, "std_uS", "conductance_uS")
@@ -105,7 +105,7 @@ def _times(times: dict) -> tuple[float, ...]:
     return () if None in times else tuple(times)
 
 
-def _states(path: Path, lines: list[Line]) -> Device:
+def _states(path: Path, lines: list[Line]) -> dict[str, Any]:
     levels = by_level(path, lines, "states")
     for level in levels:
         if len(level) > 1:
@@ -117,6 +117,7 @@ def _states(path: Path, lines: list[Line]) -> Device:
     return _device(path, Table(path.stem, [Series(None, (), mean, mean[None], std[None])]), mean, None)
 
 
-def _device(path: Path, law: Samples | Table, targets: np.ndarray, n: int | None) -> Device:
+def _device(path: Path, law: Samples | Table, targets: np.ndarray, n: int | None) -> dict[str, Any]:
     levels = tuple(targets.tolist())
-    return Device(path.stem, f"measured, {path.name}", levels[0], levels[-1], law, level_values=levels, n=n)
+    return {"name": path.stem, "source": f"measured, {path.name}", "g_min": levels[0], "g_max": levels[-1], "law": law,
+            "level_values": levels, "n": n}

@@ -2,11 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..files import load_array
-from .device import Device
 from .lines import Line, by_level, check_siemens, check_us
 from .rows import JointRows
 from .tables import Samples
@@ -14,7 +14,7 @@ from .tables import Samples
 RAW = re.compile(r"level(\{W\}|\d+)_raw\.npy")
 
 
-def read_joint(path: Path, names: list[str], lines: list[Line]) -> Device:
+def read_joint(path: Path, names: list[str], lines: list[Line]) -> dict[str, Any]:
     """A CSV `weight_level,cell0,cell1,...`, uS, the most significant cell first. Raises: as `formats.read`."""
     cells = [f"cell{k}" for k in range(len(names) - 1)]
     if not cells or names[1:] != cells:
@@ -31,7 +31,7 @@ def raw_folder(path: str | Path) -> Path | None:
     return path.parent if RAW.fullmatch(path.name) else None
 
 
-def read_raw(folder: Path) -> Device:
+def read_raw(folder: Path) -> dict[str, Any]:
     """A folder of `level{W}_raw.npy`, siemens `[samples, cells]`, the most significant cell first. Raises: as `formats.read`."""
     files = {int(found[1]): path for path in folder.glob("level*_raw.npy") if (found := RAW.fullmatch(path.name))}
     if not files:
@@ -63,8 +63,8 @@ def _load(path: Path) -> np.ndarray:
     return values
 
 
-def _device(name: str, where: str, source: str, rows: list[np.ndarray]) -> Device:
-    """Args: where, the file for messages; rows, uS, of each weight code."""
+def _device(name: str, where: str, source: str, rows: list[np.ndarray]) -> dict[str, Any]:
+    """Attributes of a `Device`. Args: where, the file for messages; rows, uS, of each weight code."""
     w_bits, cells = (len(rows) - 1).bit_length(), rows[0].shape[1]
     if len(rows) != 2**w_bits:
         raise ValueError(f"{where}: weight codes 0 to {len(rows) - 1}, code {len(rows)} is absent; weights of {w_bits} bits have "
@@ -74,7 +74,8 @@ def _device(name: str, where: str, source: str, rows: list[np.ndarray]) -> Devic
         raise ValueError(f"{where}: {cells} cells cannot hold weights of {w_bits} bits in equal parts (the last may be smaller)")
     law = _law(joint)
     levels = tuple(law.series[None].targets.tolist())
-    return Device(name, f"measured, {source}", levels[0], levels[-1], law, level_values=levels, rows=joint, n=sum(map(len, rows)) * cells)
+    return {"name": name, "source": f"measured, {source}", "g_min": levels[0], "g_max": levels[-1], "law": law, "level_values": levels,
+            "rows": joint, "n": sum(map(len, rows)) * cells}
 
 
 def _law(joint: JointRows) -> Samples:

@@ -22,6 +22,7 @@ class Law:
         times: the times of each temperature in C; key None where the data name no temperature.
         span: lowest and highest nominal conductance, uS, that the data cover; None: no limit.
         shape: "gaussian", or "uniform" with the same standard deviation (cells that are verified to lie within bounds).
+        code: digests of the files that it was loaded from, where it is a user's; part of what tells it from other laws.
         steady: whether a number is drawn for each cell where none scatters, too, so that what is drawn behind it is the same at all times.
     """
 
@@ -29,6 +30,7 @@ class Law:
     times: dict[float | None, Times] = UNKNOWN
     span: tuple[float, float] | None = None
     shape: str = "gaussian"
+    code: ClassVar[tuple[str, ...]] = ()
     steady = False
 
     def moment(self, time: float | None, temp: float | None) -> tuple[float | None, float | None]:

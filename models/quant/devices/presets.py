@@ -4,12 +4,12 @@ import csv
 import functools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .device import Device
 from .laws import Decades, Law, PowerLaw, Polynomial, Relaxation
 from .tables import Cells, Samples, Series, Table
 
@@ -22,8 +22,8 @@ def presets() -> list[str]:
 
 
 @functools.cache
-def load(name: str) -> Device:
-    """The preset at its first time and lowest temperature.
+def load(name: str) -> Mapping[str, Any]:
+    """The attributes of the preset's `Device`.
 
     Raises: ValueError for an unknown name, listing those there are.
     """
@@ -34,8 +34,9 @@ def load(name: str) -> Device:
     law = LAWS[data["law"]](name, data)
     levels = tuple(data["levels_uS"]) if "levels_uS" in data else None
     low, high = data.get("range_uS") or law.span or ()
-    return Device(name, data["source"], low, high, law, level_values=levels, n=data["n"], certainty=data["certainty"],
-                  note=data["note"], stuck_on=data.get("stuck_on", 0.0), stuck_off=data.get("stuck_off", 0.0))
+    return {"name": name, "source": data["source"], "g_min": low, "g_max": high, "law": law, "level_values": levels, "n": data["n"],
+            "certainty": data["certainty"], "note": data["note"], "stuck_on": data.get("stuck_on", 0.0),
+            "stuck_off": data.get("stuck_off", 0.0)}
 
 
 def _polynomial(name: str, data: dict[str, Any]) -> Law:
@@ -90,28 +91,3 @@ def _cells(name: str, data: dict[str, Any]) -> Law:
 
 LAWS = {"polynomial": _polynomial, "levels": _levels, "relaxation": _relaxation, "power": _power, "decades": _decades,
         "table": _table, "cells": _cells}
-
-
-def describe() -> list[str]:
-    """A line for each preset: name, levels, scatter, times, temperatures, cells measured, source, notes."""
-    return [_describe(load(name)) for name in presets()]
-
-
-def _describe(device: Device) -> str:
-    levels = device.level_values
-    parts = [", ".join(f"{g:g}" for g in levels) + " uS" if levels else f"{device.g_min:g} to {device.g_max:g} uS", _scatter(device)]
-    for temp, times in device.law.times.items():
-        where = "" if temp is None else f" at {temp:g} C"
-        parts.append(f"{times}{where}" if str(times) else f"no times{where}")
-    for key in ("stuck_on", "stuck_off"):
-        if getattr(device, key):
-            parts.append(f"{key} {getattr(device, key):g}")
-    parts += ["n not known" if device.n is None else f"n = {device.n}", device.source, device.certainty, device.note]
-    return f"{device.name}: " + "; ".join(part for part in parts if part)
-
-
-def _scatter(device: Device) -> str:
-    g = np.array(device.level_values or np.linspace(device.g_min, device.g_max, 33))
-    sigma = device.sigma(g)
-    kind = "measured cells" if isinstance(device.law, Samples) else device.law.shape
-    return f"{kind}, sigma {sigma.min():.3g} to {sigma.max():.3g} uS at first" if sigma.any() else "no scatter at first"

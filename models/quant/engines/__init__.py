@@ -32,12 +32,13 @@ from __future__ import annotations
 
 import contextvars
 import importlib
+import importlib.util
 import itertools
 import logging
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +50,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENGINES = {"reference": "reference", "numba": "cpu.engine", "triton": "triton_gpu"}
+
+class Engine(NamedTuple):
+    """Where an engine is (the module, below this package or by its full name), and on what "auto" tries it: a type of device; None: any."""
+
+    module: str
+    device: str | None = None
+
+    @property
+    def path(self) -> str:
+        """Full name of the module."""
+        return importlib.util.resolve_name(self.module, __name__)
+
+
+# The later, the faster: "auto" takes the last that can run a layer.
+ENGINES = {"reference": Engine(".reference"), "numba": Engine(".cpu.engine", "cpu"), "triton": Engine(".triton_gpu", "cuda")}
 CHOICES = ("auto", *ENGINES)
 
 
@@ -91,13 +106,13 @@ def load(name: str) -> ModuleType:
     if name not in ENGINES:
         raise EngineError(f"no engine is named {name!r}; known are {', '.join(CHOICES)}")
     try:
-        return importlib.import_module(f"{__name__}.{ENGINES[name]}")
+        return importlib.import_module(ENGINES[name].path)
     except ImportError as error:
         raise EngineError(f"engine {name} cannot run: {error}") from None
 
 
 def choose(name: str, layer: MappedLayer, device: torch.device) -> tuple[ModuleType, str]:
-    """(module, reason) for `layer` on `device`; "auto" takes the fastest that can run it.
+    """(module, reason) for `layer` on `device`; "auto" takes the fastest that can run it, by `ENGINES`.
 
     Raises: EngineError when a forced engine cannot run the layer there.
     """
@@ -108,7 +123,7 @@ def choose(name: str, layer: MappedLayer, device: torch.device) -> tuple[ModuleT
             raise EngineError(f"engine {name} cannot run here: {reason}")
         return module, "asked for"
     refusals = []
-    for candidate in ("triton" if device.type == "cuda" else "numba", "reference"):
+    for candidate in reversed([name for name, engine in ENGINES.items() if engine.device in (None, device.type)]):
         try:
             module = load(candidate)
             reason = module.unsupported(layer, device)
@@ -122,7 +137,7 @@ def choose(name: str, layer: MappedLayer, device: torch.device) -> tuple[ModuleT
 
 def name_of(module: ModuleType) -> str:
     """The name by which `load` finds an engine's module."""
-    return next(name for name, file in ENGINES.items() if module.__name__ == f"{__name__}.{file}")
+    return next(name for name, engine in ENGINES.items() if module.__name__ == engine.path)
 
 
 _announced = set()
