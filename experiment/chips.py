@@ -17,7 +17,6 @@ from models.quant import Device
 from models.quant.devices import Law, describe, parse_time, presets, raw_folder
 from models.quant.measuring.chips import Chips, Reads
 
-
 from . import flags, user_code
 from .cli import UserError
 from .flags import COUNT, COUNT_OR_0, Number, option

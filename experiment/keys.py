@@ -39,7 +39,7 @@ CODE = {
     "measuring": (
         ".spec", ".readout", ".cells", ".pair", ".channels", ".mapping", ".converter", ".adc", ".quantizers", ".layers", ".on_arrays",
         ".crossbar", ".modes", ".counts", ".calibration", ".batches", ".fusion", ".engines", ".engines.reference",
-        ".engines.cpu.elementwise", ".engines.cpu.image", ".engines.cpu.moments", ".engines.cpu.ones", ".engines.cpu.output",
+        ".kernels.elementwise", ".kernels.image", ".kernels.moments", ".kernels.ones", ".kernels.output", ".kernels.simd",
         "models.building", "models.vgg", "models.resnet", ".measuring.*"),
     "chips": (".devices.*", ".program", ".measuring.chips"),
     "wires": (".devices.wires",),

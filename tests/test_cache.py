@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept: models/quant/engines/cpu/cache.py."""
+"""Where compiled kernels are kept: models/quant/kernels/cache.py."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models import quant
-from models.quant.engines.cpu import cache, elementwise
+from models.quant.kernels import cache, elementwise
 
 HOME = "/home/nobody"
 
@@ -30,7 +30,7 @@ def test_the_users_folder(system, environment, folder, monkeypatch):
 def test_kernels_are_kept_by_the_names_of_package_version_and_sources():
     name, version, digest = cache.FOLDER.name.split("-")
     assert (name, version, len(digest)) == ("models.quant", quant.__version__, 14) and cache.FOLDER.parent.name == "torchrram"
-    assert Path(elementwise._scale.stats.cache_path) == cache.FOLDER
+    assert Path(elementwise._scale.stats.cache_path) == cache.FOLDER / "kernels"
 
 
 def test_folders_of_older_sources_go_but_not_while_a_process_uses_them(tmp_path, monkeypatch):

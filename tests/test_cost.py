@@ -22,7 +22,7 @@ from models.quant.cost import Band, Technology, adc_fit, count, counting, estima
 from models.quant.cost.columns import columns, digit_ones
 from models.quant.cost.events import events
 from models.quant.devices import Device
-from models.quant.engines.cpu.ones import Ones
+from models.quant.kernels.ones import Ones
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 approx = functools.partial(pytest.approx, rel=1e-6, abs=0)  # joules are far below its usual slack of 1e-12

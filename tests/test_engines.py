@@ -711,7 +711,7 @@ def test_pytorch_keeps_its_number_of_threads(threads, fresh):
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else True, reason="one core has nothing to share")
 def test_threads_that_openmp_binds_to_cores_are_used():
     """It binds the first thread when it is loaded, to one core, and Numba counts the cores that this may use."""
-    program = ("import torch, models.quant.engines.cpu.simd as simd, numba\n"
+    program = ("import torch, models.quant.kernels.simd as simd, numba\n"
                "torch.set_num_threads(2)\n"
                "simd.set_threads()\n"
                "print(numba.get_num_threads())")
@@ -830,7 +830,7 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path, 
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("__pycache__"))
     code = """if True:
         import torch
-        from models.quant.engines.cpu import elementwise
+        from models.quant.kernels import elementwise
         x = torch.tensor([1.0, 2.0]).bfloat16()
         hits = elementwise._pact_forward.stats.cache_hits
         print(elementwise.pact_forward(x, torch.tensor(3.0), 3).tolist(), sum(hits.values()))
@@ -845,7 +845,7 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path, 
     assert run() == "[1.0, 2.0] 0\n"
     assert run() == "[1.0, 2.0] 1\n"  # kept on disk, and not beside the sources, where they would outlive these
     assert not [*(tmp_path / "models").rglob("*.nb[ic]")] and len([*(tmp_path / "cache" / "torchrram").iterdir()]) == 1
-    simd = tmp_path / "models/quant/engines/cpu/simd.py"
+    simd = tmp_path / "models/quant/kernels/simd.py"
     text = simd.read_text()
     line = "return types.float32(types.uint32), lambda context, b, sig, args: b.bitcast(args[0], ir.FloatType())"
     assert line in text
@@ -873,7 +873,7 @@ def test_kernels_run_where_numba_may_write_nowhere(tmp_path, fresh):
         (folder / "__pycache__").touch()
     code = """if True:
         import os, pathlib, stat, torch
-        from models.quant.engines.cpu import elementwise
+        from models.quant.kernels import elementwise
         folder = os.environ["NUMBA_CACHE_DIR"]
         print(folder, oct(stat.S_IMODE(os.stat(folder).st_mode)))
         print(elementwise.pact_forward(torch.tensor([1.0, 2.0]), torch.tensor(3.0), 3).tolist())

@@ -11,7 +11,7 @@ from strategies import ACTIVATIONS, CELLS, KERNELS, WEIGHTS, Case, codes, geomet
 
 from models.quant import CrossbarSpec, engines
 from models.quant.engines.cpu import grouped
-from models.quant.engines.cpu.output import ToCodes
+from models.quant.kernels.output import ToCodes
 from models.quant.spec import Geometry
 
 pytestmark = pytest.mark.usefixtures("one_thread")

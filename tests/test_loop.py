@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from models.quant.engines.cpu import loop
-from models.quant.engines.cpu.cache import SOURCES, compiled_once
+from models.quant.kernels.cache import SOURCES, compiled_once
 from models.quant.engines.cpu.grouped_kernel import Ranges
 from models.quant.engines.cpu.loop import Kernel, _take, loaded
 

@@ -14,7 +14,7 @@ from models.quant.engines import accumulator_dtype
 pytest.importorskip("numba")
 from models.quant.engines.cpu import engine, loud, pixels  # noqa: E402
 from models.quant.engines.cpu.pixels_plan import NARROW, TALL  # noqa: E402
-from models.quant.engines.cpu.simd import has_byte_tables  # noqa: E402
+from models.quant.kernels.simd import has_byte_tables  # noqa: E402
 from models.quant.spec import Geometry  # noqa: E402
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.skipif(not has_byte_tables(), reason="no tables of bytes here")]

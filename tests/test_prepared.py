@@ -12,7 +12,8 @@ from test_models import images
 from torch import nn
 
 from models.quant import SAWB, CrossbarSpec, Qconv2dDoreFa, crossbar_layers, fusion, prepared, set_engine
-from models.quant.engines.cpu import checksum, engine
+from models.quant.engines.cpu import engine
+from models.quant.kernels import checksum
 from models.quant.measuring.images import predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")

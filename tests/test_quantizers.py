@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from models.quant import AQ, SAWB, WQ, CrossbarSpec, Qconv2d, QLinear, QLinearDoreFa
-from models.quant.engines.cpu import elementwise
+from models.quant.kernels import elementwise
 from models.quant.quantizers import WEIGHT_QUANTIZERS, act_codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from models.quant.engines.cpu import simd
+from models.quant.kernels import simd
 
 LANES = simd.LANES
 

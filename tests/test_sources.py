@@ -17,10 +17,11 @@ from models.quant import sources
 CORE = Path(quant.__file__).parent
 # Files of the package that decide no result: what is looked at or kept, files, and engines, which agree with the reference.
 DECIDE_NOTHING = {
-    ".bitplanes", ".cell_files", ".diagnostics", ".eager", ".effective", ".expectation", ".files", ".gate_errors", ".prepared",
-    ".saving", ".sources", ".structure", ".version", ".engines.forks", ".engines.reach", ".engines.triton_cells", ".engines.triton_gpu",
-    ".engines.triton_ideal", ".engines.triton_readout", ".engines.triton_tile", ".engines.cpu.checksum"}
-KERNELS = ".engines.cpu"  # of an engine, but for those that are named
+    ".bitplanes", ".cell_files", ".diagnostics", ".eager", ".effective", ".expectation", ".files", ".gate_errors", ".prepared", ".saving",
+    ".sources", ".structure", ".version", ".kernels", ".kernels.cache", ".kernels.checksum", ".kernels.inner", ".engines.forks",
+    ".engines.reach", ".engines.triton_cells", ".engines.triton_gpu", ".engines.triton_ideal", ".engines.triton_readout",
+    ".engines.triton_tile"}
+KERNELS = ".engines.cpu"  # of an engine
 
 
 def test_every_module_of_the_package_decides_or_is_named_here():

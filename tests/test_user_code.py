@@ -9,8 +9,9 @@ import pytest
 import ray.cloudpickle
 
 from experiment import keys, user_code
-from experiment.chips import Chips, DeviceSettings, chips_of, names_of
+from experiment.chips import DeviceSettings, chips_of, names_of
 from experiment.cli import UserError
+from models.quant.measuring.chips import Chips
 
 ROOT = Path(__file__).resolve().parents[1]
 LAW = '''

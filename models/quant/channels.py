@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .engines.cpu import moments
+from .kernels import moments
 
 LARGEST_GAIN = 2.0  # what an ADC makes of a channel that needs more is mostly noise
 

@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .crossbar import CrossbarLayer, crossbar_layers
-from .engines.cpu.ones import Ones, array_codes, tap_codes
+from .kernels.ones import Ones, array_codes, tap_codes
 from .mapping import array_bounds
 from .spec import CrossbarSpec, Geometry
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from . import adc, channels, engines
 from .cells import Cells
 from .eager import outside_graphs
-from .engines.cpu import elementwise
-from .engines.cpu.output import ToCodes
+from .kernels import elementwise
+from .kernels.output import ToCodes
 from .layers import Pair, Qconv2d, QLinear
 from .mapping import MappedLayer
 from .on_arrays import ADC_BUFFERS, OnArrays

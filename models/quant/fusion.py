@@ -1,7 +1,7 @@
 """Inference on a CPU with codes, a byte each, for activations between the layers.
 
 Between two quantized layers stand batch norm, ReLU, max pooling and the PACT quantizer of the second one. The first layer
-applies all but the pooling to each output when it has summed it (`engines.cpu.output`), and the pooling takes codes: they grow
+applies all but the pooling to each output when it has summed it (`kernels.output`), and the pooling takes codes: they grow
 with what they stand for, so the largest code is that of the largest value.
 """
 
@@ -17,7 +17,7 @@ from torch.nn.modules.utils import _pair as pair
 
 from .crossbar import Qconv2dDoreFa, QLinearDoreFa
 from .eager import outside_graphs
-from .engines.cpu.output import ToCodes
+from .kernels.output import ToCodes
 from .layers import Qconv2d
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair as pair
 
 from .eager import outside_graphs
-from .engines.cpu import image as image_kernel
-from .engines.cpu.output import ToCodes
+from .kernels import image as image_kernel
+from .kernels.output import ToCodes
 from .quantizers import AQ, WEIGHT_QUANTIZERS, warn_of_nan
 from .spec import Geometry
 
@@ -152,7 +152,7 @@ class Qconv2d(_Quantized, nn.Conv2d):
 
     def next_codes(self, x: Tensor, to_codes: ToCodes) -> Tensor:
         """In inference on a CPU, without groups and gradients: the codes that the next layer makes of the output for image
-        `x`, uint8 `[N, H', W', out]`; see `engines.cpu.output`."""
+        `x`, uint8 `[N, H', W', out]`; see `kernels.output`."""
         warn_of_nan(x)
         x, weight, scale = self._operands(x.detach())
         offset = torch.zeros(len(weight), dtype=torch.float32) if self.bias is None else self.bias.detach() * self.out_scale

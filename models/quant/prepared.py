@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .engines.cpu import checksum
+from .kernels import checksum
 
 SMALL = 4096  # bytes that are compared as they are
 
@@ -70,7 +70,7 @@ class Prepared:
 def fingerprint(tensors: Sequence[Tensor]) -> list[tuple]:
     """For each tensor its type, shape and strides, and a checksum of its memory, or the memory itself where it is small.
 
-    Every change of one number changes it, and any other change but for a chance of 2^-32 (`engines.cpu.checksum`).
+    Every change of one number changes it, and any other change but for a chance of 2^-32 (`kernels.checksum`).
     Works with tensors of any type, in inference mode too. On a GPU all sums are under way before the first is waited for.
     """
     tensors = [resolved(tensor) for tensor in tensors]
@@ -115,7 +115,7 @@ def _sums(memory: Tensor) -> Tensor:
 
 
 def block_sums(words: Tensor) -> Tensor:
-    """`engines.cpu.checksum.block_sums` on any device: words, int64; the sums are int64 of the same bits."""
+    """`kernels.checksum.block_sums` on any device: words, int64; the sums are int64 of the same bits."""
     blocks = len(words) // checksum.BLOCK
     full = words[:blocks * checksum.BLOCK].view(blocks, checksum.BLOCK)
     rest = words[blocks * checksum.BLOCK:][None]

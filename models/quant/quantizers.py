@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .eager import outside_graphs
-from .engines.cpu import elementwise
+from .kernels import elementwise
 
 OFF = 32  # bits that switch a quantizer off
 
@@ -91,7 +91,7 @@ def largest_size(t: Tensor) -> Tensor:
 def dorefa_position(t: Tensor, largest: Tensor, levels: int) -> Tensor:
     """Where weights with hyperbolic tangent `t` lie on the code axis, before rounding: `levels (t / (2 largest) + 1/2)`.
 
-    The formula that decides a code; `engines.cpu.elementwise` has it in one pass, with the same result.
+    The formula that decides a code; `kernels.elementwise` has it in one pass, with the same result.
     """
     return (t / (2 * largest)).add_(0.5).mul_(levels)
 
@@ -99,7 +99,7 @@ def dorefa_position(t: Tensor, largest: Tensor, levels: int) -> Tensor:
 def act_codes(x: Tensor, alpha: Tensor, levels: int) -> Tensor:
     """Activation codes `round(clip(x, 0, alpha) levels / alpha)`, 0..levels, in float32; ties to even.
 
-    The formula that decides a code; `engines.cpu.elementwise` has it in one pass, with the same result. The product is taken
+    The formula that decides a code; `kernels.elementwise` has it in one pass, with the same result. The product is taken
     in float32, so a bfloat16 `x` gets the code that the same value gets in float32.
     """
     return torch.clamp(x.float(), alpha.new_zeros(()), alpha).mul_(levels / alpha).round_()

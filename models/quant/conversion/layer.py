@@ -13,7 +13,7 @@ from .. import adc, engines
 from ..cells import Cells
 from ..crossbar import CrossbarLayer
 from ..eager import outside_graphs
-from ..engines.cpu import elementwise
+from ..kernels import elementwise
 from ..mapping import MappedLayer
 from ..on_arrays import ADC_BUFFERS
 from ..prepared import fingerprint

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..eager import outside_graphs
-from ..engines.cpu import elementwise
+from ..kernels import elementwise
 from ..quantizers import OFF, AroundZero, check_bits, warn_of_nan
 from . import scales
 from .encodings import ENCODINGS

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..crossbar import CrossbarLayer
-from ..engines.cpu.ones import Ones
+from ..kernels.ones import Ones
 from ..pair import worth
 from ..prepared import Prepared
 

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import aligned
+from ...kernels.simd import aligned
 
 TILE_ROWS, TILE_BYTES = 16, 64
 PRODUCTS = 4  # of one A with as many B

@@ -10,9 +10,9 @@ from collections import namedtuple
 
 import numpy as np
 
-from .inner import inner
+from ...kernels.inner import inner
+from ...kernels.simd import LANES, aligned
 from .layout import BLOCK
-from .simd import LANES, aligned
 
 # What is done with a read. Each is compiled by itself: the number is a constant to the compiler, which leaves out the others.
 STATIC = 0  # its ADC code, ranges fixed, to the accumulators

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ...kernels.simd import set_threads
 from ...mapping import Bins, MappedLayer
 from .. import accumulator_dtype
 from ..reference import integer_convolution
 from . import cells_kernel, cells_matrix, pixels
-from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .amx import TILE_ROWS, can_multiply
+from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
 from .choice import SHORT_ROWS, TILES, may
 from .cells_kernel import STATIC_BROAD
@@ -25,7 +26,6 @@ from .cells_plan import besides, fits, padded_columns, plan, step_of_slice, weig
 from .cells_reads import NARROW, PLAIN, SHORT
 from .dense import Dense
 from .histogram import room_for
-from .simd import set_threads
 
 __all__ = ["Prepared", "fits"]
 

@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from numba import literally
 
+from ...kernels.cache import SOURCES
+from ...kernels.inner import inlined, inner
+from ...kernels.output import NOT_TO_CODES, ToCodes
+from ...kernels.simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, prefetch, put_int64
 from .amx import TILE_ROWS, configure, release
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
-from .cache import SOURCES
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from .cells_matrix import multiply, pack
 from .cells_narrow import Narrow, add_narrow_codes
@@ -27,11 +30,8 @@ from .cells_reads import (NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_i
 from .cells_rows import add_rows, add_squared_rows
 from .finish import Pixel, finish_pixel
 from .histogram import bin_of
-from .inner import inlined, inner
 from .loop import Kernel, bands_of, loaded
-from .output import NOT_TO_CODES, ToCodes
 from .rows import Source, active_rows, list_rows_under, rows_to_keep
-from .simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, prefetch, put_int64
 from .wide import (RAISED, WIDE, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, as_floats, code_f32,
                    code_f64_of_f32, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i32, larger, load_ints, smaller,
                    store_ints)

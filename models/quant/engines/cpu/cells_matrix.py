@@ -14,11 +14,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ...kernels.inner import inlined
+from ...kernels.simd import _broadcast, _pointer, int64_at
 from ...mapping import MappedLayer
 from .amx import TILE_BYTES, add_products, clear_sums, put_sums
-from .inner import inlined
 from .layout import BOUNDS, FIRST, INTERVAL, LAST, ROW, SEGMENT, TAP_X, TAP_Y
-from .simd import _broadcast, _pointer, int64_at
 from .wide import WIDE
 
 STEP = TILE_BYTES  # rows of one product

@@ -28,13 +28,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ...kernels.inner import inlined
+from ...kernels.simd import _broadcast, _pointer, int16_at, int64_at
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from ..reach import read_range
 from .cells_reads import SHORT, is_idle, read
 from .cells_rows import sum_shorts
-from .inner import inlined
-from .simd import _broadcast, _pointer, int16_at, int64_at
 from .wide import (_F32, _FLOATS, _I32, _SHORTS, BIAS, RAISED, WIDE, _call, add_times_to_int32, added_shorts, as_shorts, full_i16, raised,
                    shorts)
 

@@ -10,13 +10,13 @@ from collections import namedtuple
 
 import numpy as np
 
+from ...kernels.simd import LANES, aligned
 from ...mapping import MappedLayer
 from ...readout import APART, COLUMN_KEY, SHARING, SIGNS, column_numbers, first_image, signed
 from . import cells_matrix
 from .amx import TILE_ROWS, configuration
 from .cells_reads import TOGETHER
 from .layout import TURN, segments_of
-from .simd import LANES, aligned
 from .wide import UNROLL, WIDE
 
 

@@ -6,10 +6,10 @@ from collections import namedtuple
 
 import numpy as np
 
+from ...kernels.inner import inlined, inner
+from ...kernels.simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_int64, put_uint32, uint32_at
 from .amx import TILE_ROWS
-from .inner import inlined, inner
 from .rows import drive
-from .simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_int64, put_uint32, uint32_at
 from .wide import UNROLL, WIDE, added_quads, full_quad, load_ints, put_quad, with_quad
 from .wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, between_curves, converted_by, curved, lifted, mixed, moved_high,
                          put_currents, put_curves, with_noise, with_noise_of_levels)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .inner import inlined
+from ...kernels.inner import inlined
+from ...kernels.simd import int64_at, uint32_at
 from .rows import drive
-from .simd import int64_at, uint32_at
 from .wide import BIAS, UNROLL, WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, times, widened_pairs
 
 

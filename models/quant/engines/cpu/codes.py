@@ -4,15 +4,15 @@ P stands in bytes (`counts.to_bytes`), the low ones of 16 vectors and, with more
 in pairs, even and odd columns; a lane of 16 bits holds a byte of each.
 """
 
+from ...kernels.inner import inlined
+from ...kernels.simd import (LANES, add_bytes_up_to_255, add_signed, add_signed_short, add_unsigned, int64_at, load, lookup, mulhi, sar,
+                             splat, store, sub_bytes_down_to_0, vmax, vmin)
 from .buffers import STATIC
 from .converter import (CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAST_CENTRE, LIMITS, LOW, OFFSET, Q_MAX, Q_MIN,
                         SHIFT, SPAN, TIE)
 from .counts import to_bytes
 from .fixed_point import EVEN, TOWARDS_ZERO
-from .inner import inlined
 from .layout import PAIR, PAIR_END, RUN, SLICE
-from .simd import (LANES, add_bytes_up_to_255, add_signed, add_signed_short, add_unsigned, int64_at, load, lookup, mulhi, sar, splat, store,
-                   sub_bytes_down_to_0, vmax, vmin)
 
 
 @inlined

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from ...converter import Converter
+from ...kernels.simd import aligned, has_byte_tables
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from .choice import RELATIVE, TABLES, may
 from .fixed_point import fixed_point
 from .integer import IntegerConvolution
-from .simd import aligned, has_byte_tables
 
 # forms         numbers of the 16-bit arithmetic, `[group, array, digit, slice, field]` (1, 1 where ranges are fixed)
 # limits        `[digit, slice, field]`

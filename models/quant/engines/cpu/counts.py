@@ -6,9 +6,9 @@ A tree of carry-save adders adds sixteen rows in 30 logical instructions of AVX-
 Klarqvist, Mula, Lemire, "Efficient computation of positional population counts using SIMD instructions", arXiv 1911.02696.
 """
 
-from .inner import inlined
+from ...kernels.inner import inlined
+from ...kernels.simd import LANES, any_bit, int64_at, load, majority, splat, store, uint32_at
 from .layout import TURN
-from .simd import LANES, any_bit, int64_at, load, majority, splat, store, uint32_at
 
 
 @inlined

@@ -25,17 +25,18 @@ import numpy as np
 import torch
 
 from ...cells import Cells
+from ...kernels import elementwise
+from ...kernels.output import ToCodes
+from ...kernels.simd import set_threads
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from ..reach import lacking
-from . import cells, elementwise, grouped, kernel, loud, pixels
+from . import cells, grouped, kernel, loud, pixels
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .converter import dynamic_adc, fits, no_adc, static_adc
 from .dense import Dense
 from .integer import IntegerConvolution
 from .layout import plan
-from .output import ToCodes
-from .simd import set_threads
 
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:

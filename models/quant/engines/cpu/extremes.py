@@ -1,10 +1,10 @@
 """Smallest and largest u of each group, array, digit and slice, the ranges of the dynamic ADC, kept lane by lane."""
 
+from ...kernels.inner import inlined, inner
+from ...kernels.simd import LANES, any_bit, int16_at, int64_at, load, put_int64, splat, store, vmax, vmin
 from .codes import cells
 from .counts import any_outside, to_bytes
-from .inner import inlined, inner
 from .layout import PAIR, PAIR_END, RUN, SLICE
-from .simd import LANES, any_bit, int16_at, int64_at, load, put_int64, splat, store, vmax, vmin
 
 
 @inner

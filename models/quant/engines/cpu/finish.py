@@ -4,10 +4,10 @@ from collections import namedtuple
 
 from numba import int64
 
-from .inner import inlined
-from .output import next_code, scale_sum
-from .simd import (LANES, bits_of_float32, float32_at, float64_at, int32_at, int64_at, put_float64, put_int64, put_uint8,
-                   put_uint32)
+from ...kernels.inner import inlined
+from ...kernels.output import next_code, scale_sum
+from ...kernels.simd import (LANES, bits_of_float32, float32_at, float64_at, int32_at, int64_at, put_float64, put_int64, put_uint8,
+                             put_uint32)
 
 # An output pixel of one group.
 # place     its first channel in `[N, H', W', out]`; channel: that channel's number

@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...kernels import elementwise
+from ...kernels.output import ToCodes
+from ...kernels.simd import set_threads
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from . import elementwise, grouped_kernel, lookup
+from . import grouped_kernel, lookup
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .cells_forms import Forms, dynamic_forms, static_forms
 from .choice import GROUPS, may
 from .grouped_kernel import NO_RANGES, Plan, Ranges, Shape
 from .histogram import room_for
-from .output import ToCodes
-from .simd import set_threads
 from .wide import WIDE
 
 MANY, FEW = 16, 8  # groups of a layer, and outputs of one group

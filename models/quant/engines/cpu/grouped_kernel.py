@@ -12,13 +12,13 @@ import numba
 import numpy as np
 from numba import literally
 
+from ...kernels.cache import SOURCES
+from ...kernels.inner import inlined, inner
+from ...kernels.simd import float32_at, float64_at, int32_at, int64_at, put_int64, put_uint64, uint64_at
 from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
-from .cache import SOURCES
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from .histogram import bin_of
-from .inner import inlined, inner
 from .loop import Kernel, loaded
-from .simd import float32_at, float64_at, int32_at, int64_at, put_int64, put_uint64, uint64_at
 from .wide import (WIDE, add_product_by, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, added_where, bit_of_64_bytes,
                    code_f32, code_f64_of_f32_by, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i16, full_i32,
                    larger, load_ints, load_shorts, shifted_up, smaller, store_ints, widened)

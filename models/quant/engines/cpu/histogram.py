@@ -5,10 +5,10 @@ import math
 import numba
 import numpy as np
 
+from ...kernels.inner import inlined, inner
+from ...kernels.simd import LANES, add_ones, int64_at, load, set_threads, splat, store
 from ...mapping import Bins, MappedLayer
-from .inner import inlined, inner
 from .layout import RUN, SLICE
-from .simd import LANES, add_ones, int64_at, load, set_threads, splat, store
 
 MOST_COUNTS = 2**27  # of all threads together: a gigabyte
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...kernels import elementwise
+from ...kernels.output import ToCodes
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from . import elementwise
-from .output import ToCodes
 from .products import EXACT, Product, largest_sum, padding
 
 

@@ -15,20 +15,20 @@ import torch
 from numba import literally
 from numba.core import event
 
+from ...kernels.cache import SOURCES
+from ...kernels.inner import inlined, inner
+from ...kernels.output import NOT_TO_CODES, ToCodes
+from ...kernels.simd import LANES, bit_length, int64_at, splat, store, uint8_at
 from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC, Read, Target, addresses, keep_alive, new_buffers
-from .cache import SOURCES
 from .codes import add_dynamic, add_static, converted_runs, shift_add
 from .converter import Adc
 from .counts import any_outside, count
 from .extremes import join_extremes, keep_extremes, spread_extremes
 from .finish import Pixel, finish_pixel
 from .histogram import count_values
-from .inner import inlined, inner
 from .layout import BLOCK, Plan, Shape
 from .loop import Kernel, bands_of, loaded
-from .output import NOT_TO_CODES, ToCodes
 from .rows import Source, active_rows, list_rows_under, rows_to_keep
-from .simd import LANES, bit_length, int64_at, splat, store, uint8_at
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from collections import namedtuple
 import numpy as np
 from numba import njit, prange
 
+from ...kernels.cache import SOURCES
+from ...kernels.simd import LANES, aligned, load, set_threads, splat, store
 from ...mapping import MappedLayer
-from .cache import SOURCES
-from .simd import LANES, aligned, load, set_threads, splat, store
 
 BLOCK = 512  # columns of a block
 TURN = 16  # rows that are counted at a time; lists of rows end with so many entries of row 0, all zero

@@ -10,9 +10,9 @@ import numba
 import numpy as np
 from numba import njit, prange
 
+from ...kernels.cache import SOURCES
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
-from .cache import SOURCES
 
 
 def taps(layer: MappedLayer) -> np.ndarray:

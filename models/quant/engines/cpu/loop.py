@@ -16,7 +16,7 @@ from numba import _dispatcher, njit, prange, types
 from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic
 
-from .cache import SOURCES, compiled_once
+from ...kernels.cache import SOURCES, compiled_once
 
 
 class Kernel:

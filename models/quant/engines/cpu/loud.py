@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from numba import njit, prange
 
+from ...kernels.cache import SOURCES
+from ...kernels.inner import inlined, inner
+from ...kernels.simd import has_byte_tables, set_threads, uint8_at
 from ...mapping import MappedLayer
 from . import choice
-from .cache import SOURCES
 from .converter import Adc
-from .inner import inlined, inner
 from .picks import (BYTE_ROWS, PIXELS, TABLE, added_bytes, any_byte, full_i8, larger_bytes, less_bytes, load_bytes, load_table,
                     picked_bytes, smaller_bytes, store_bytes)
 from .pixels import MOST_ROWS
 from .pixels_plan import sets_of, tables_of
-from .simd import has_byte_tables, set_threads, uint8_at
 from .wide import WIDE, bit_of_64_bytes
 
 TOGETHER = 4096  # input pixels of a work item, about

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import _broadcast, has_byte_tables
+from ...kernels.simd import _broadcast, has_byte_tables
 from .wide import _I16, _I32, _INTS, _SHORTS, WIDE, _operation, _vector_type, floats, ints, shorts
 
 _I8 = ir.IntType(8)

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ...kernels.output import NOT_TO_CODES, ToCodes
+from ...kernels.simd import has_byte_tables, set_threads
 from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from .choice import SIDE_BY_SIDE, fastest_for, may
-from .output import NOT_TO_CODES, ToCodes
 from .picks import BYTE_ROWS, PIXELS, TABLE
 from .pixels_kernel import Raster, Target, run
 from .pixels_plan import plan
-from .simd import has_byte_tables, set_threads
 from .wide import WIDE
 
 PLANES = 2**15  # bytes of the planes of a block, about: they stay in the first-level cache

@@ -10,19 +10,19 @@ from collections import namedtuple
 
 import numpy as np
 
-from .cache import SOURCES
+from ...kernels.cache import SOURCES
+from ...kernels.inner import inlined, inner
+from ...kernels.output import ToCodes
+from ...kernels.simd import LANES, float32_at, int32_at, int64_at, put_int32, put_uint8
 from .cells_forms import DELTA, FORM, HIGHEST, LOWEST, SCALE, UNIT
-from .finish import Pixel, finish_pixel
-from .inner import inlined, inner
-from .loop import Kernel, loaded
-from .output import ToCodes
 from .converter import CLIP_HIGH, CLIP_LOW, FACTOR, FRACTION, LOW, OFFSET, Q_MAX, Q_MIN, SHIFT, TIE
+from .finish import Pixel, finish_pixel
 from .fixed_point import EVEN, TOWARDS_ZERO
+from .loop import Kernel, loaded
 from .picks import (PIXELS, TABLE, add_product_of_evens, add_product_of_floats, add_product_of_odds, add_product_of_shorts, add_to_sums,
                     added_bytes, codes_of_shorts, full_i8, larger_bytes, load_bytes, load_table, picked_bytes, picked_of_two,
                     picked_shorts, smaller_bytes, zero_shorts)
 from .pixels_plan import BROAD, NARROW, SHORT_FORM, TALL, Plan, Shape
-from .simd import LANES, float32_at, int32_at, int64_at, put_int32, put_uint8
 from .wide import (WIDE, add_product_f32, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16, full_i32,
                    store_ints, widened)
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...kernels.simd import LANES, aligned
 from ...mapping import MappedLayer
 from .cells_forms import HIGHEST, LOWEST, static_forms
 from .cells_plan import step_of_slice
 from .converter import LIMITS, LOW, static_form
 from .picks import BYTE_ROWS, SHORT_ROWS, TABLE
-from .simd import LANES, aligned
 
 TABLES = 2 * TABLE  # codes of two tables of bytes
 NARROW, TALL, BROAD = range(3)  # forms

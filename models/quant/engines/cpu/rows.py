@@ -8,10 +8,10 @@ from collections import namedtuple
 
 import numpy as np
 
-from .inner import inlined, inner
+from ...kernels.inner import inlined, inner
+from ...kernels.simd import (LANES, bit_of_bytes, can_compress, int64_at, put_compressed, put_int64, put_uint32, splat, store,
+                             trailing_zeros, uint8_at, uint32_at)
 from .layout import BOUNDS, FIRST, INTERVAL, LAST, ROW, SEGMENT, SLOT, TAP_X, TAP_Y
-from .simd import (LANES, bit_of_bytes, can_compress, int64_at, put_compressed, put_int64, put_uint32, splat, store,
-                   trailing_zeros, uint8_at, uint32_at)
 
 COMPRESS = can_compress()
 

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from .simd import _broadcast, _pointer
+from ...kernels.simd import _broadcast, _pointer
 
 WIDE = 64  # lanes
 BIAS = 2**15  # what sums of 16 bits begin at, so that they have no sign

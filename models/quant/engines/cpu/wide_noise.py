@@ -8,9 +8,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ...kernels.inner import inlined
+from ...kernels.simd import _broadcast, _pointer, has_byte_tables
 from ...readout import APART, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS
-from .inner import inlined
-from .simd import _broadcast, _pointer, has_byte_tables
 from .wide import (_DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, MAGIC, RAISED, WIDE, _call, as_vector, floats, ints, joined, of_pairs,
                    raised, shorts)
 

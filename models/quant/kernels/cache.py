@@ -24,7 +24,7 @@ from pathlib import Path
 import numba
 from numba.core import caching
 
-from ...version import __version__
+from ..version import __version__
 
 try:
     import fcntl
@@ -33,17 +33,18 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-PACKAGE = __name__.partition(".engines.")[0]
-ROOM = Path(sys.modules[f"{PACKAGE}.engines.cpu"].__file__).parent
+PACKAGE = __name__.partition(".kernels.")[0]
+FILES = Path(__file__).parents[1]
+ROOMS = [FILES / "kernels", FILES / "engines" / "cpu"]  # of kernels
 KEPT = 8  # folders of other sources of this package, those that were used last: of other checkouts, or of what an edit is taken back to
 MARK = "used"  # a file in each of them, as old as its last use, and locked by the processes that use it
 
 # A function compiled with `cache=True` is kept on disk. Numba compiles it anew when the file that it stands in changes, not for the
-# files of the functions that it calls. So all of this room, and what Numba is, decide the folder; and as the value of a default argument
-# is part of a function's key, it has `SOURCES` for one, for functions elsewhere that call those of this room.
+# files of the functions that it calls. So all of these rooms, and what Numba is, decide the folder; and as the value of a default argument
+# is part of a function's key, it has `SOURCES` for one, for functions elsewhere that call those of these rooms.
 SOURCES = int.from_bytes(hashlib.sha256(b"".join(
-    [numba.__version__.encode(), *(part for file in sorted(ROOM.rglob("*.py"))
-                                   for part in (str(file.relative_to(ROOM)).encode(), file.read_bytes()))])).digest()[:7], "little")
+    [numba.__version__.encode(), *(part for room in ROOMS for file in sorted(room.rglob("*.py"))
+                                   for part in (str(file.relative_to(FILES)).encode(), file.read_bytes()))])).digest()[:7], "little")
 
 
 @contextlib.contextmanager
@@ -114,17 +115,17 @@ def _find_folder() -> Path:
 
 
 class _Locator:
-    """What tells Numba where a function of this room is kept; see `numba.core.caching`."""
+    """What tells Numba where a function of these rooms is kept; see `numba.core.caching`."""
 
     def __init__(self, function, file: str) -> None:
         self._py_file, self.line = file, function.__code__.co_firstlineno
 
     @classmethod
     def from_function(cls, function, file: str) -> "_Locator | None":
-        return cls(function, file) if ROOM in Path(file).parents else None
+        return cls(function, file) if {*ROOMS} & {*Path(file).parents} else None
 
     def get_cache_path(self) -> str:
-        return str(FOLDER / Path(self._py_file).parent.relative_to(ROOM))  # files of two folders may have one name
+        return str(FOLDER / Path(self._py_file).parent.relative_to(FILES))  # files of two folders may have one name
 
     def ensure_cache_path(self) -> None:
         os.makedirs(self.get_cache_path(), exist_ok=True)
