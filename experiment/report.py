@@ -273,9 +273,8 @@ def _reads_panel(axes: Any, entry: Mapping[str, Any], legend: bool) -> None:
         v = entry["unit"] * (np.arange(len(counts)) + entry["u_min"])
         line, = axes.plot(v[counts > 0], (counts / counts.sum())[counts > 0], marker=".", markersize=3, linewidth=1,
                           label=f"slice {s['slice']}")
-        levels = s["delta"] * (s["q_min"] + np.arange(2**entry["adc_bits"]))
         place = 0.02 + 0.05 * s["slice"]  # of the panel's height: the slices' levels below one another
-        axes.vlines(levels, place, place + 0.04, transform=axes.get_xaxis_transform(), color=line.get_color(), linewidth=1)
+        axes.vlines(s["values"], place, place + 0.04, transform=axes.get_xaxis_transform(), color=line.get_color(), linewidth=1)
     low, high = min(s["seen"][0] for s in entry["slices"]), max(s["seen"][1] for s in entry["slices"])
     margin = 0.05 * (high - low) + entry["unit"]
     axes.set(title=entry["layer"], yscale="log", xlim=(low - margin, high + margin), xlabel="partial sum v",

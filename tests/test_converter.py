@@ -7,7 +7,7 @@ import oracle
 import pytest
 import torch
 
-from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, calibrate, collect_histograms, engines, set_engine
+from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, calibrate, engines, set_engine
 from models.quant.converter import Converter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -112,20 +112,35 @@ def test_triton_refuses_other_codes():
     assert triton_gpu.unsupported(layer.mapped(), torch.device("cuda")) == "it has converters of even codes alone, not Logarithmic"
 
 
-def test_the_best_step_is_that_of_its_own_values():
+@pytest.mark.parametrize("adc_bits", [2, 3])
+def test_the_best_step_is_that_of_its_own_values(adc_bits):
     """Of all steps and lowest codes, by looking at each read."""
-    layer, x = layer_and_input(adc_bits=2)
-    mapped = layer.mapped("ideal")
-    [histogram] = collect_histograms(layer, x).values()
-    (delta, q_min), *_ = adc.calibrated_ranges(histogram, mapped, "mse", "layer")
-    reads = adc.Reads(histogram, [0, 1], mapped)
+    mapped = layer_and_input(adc_bits=adc_bits)[0].mapped("ideal")
+    histogram = np.random.default_rng(adc_bits).geometric(0.01, (2, 2, mapped.bins.count)) * (np.arange(mapped.bins.count) % 7 == 0)
+    ranges = adc.calibrated_ranges(histogram, mapped, "mse", "slice")
+    for k, (delta, q_min) in enumerate(ranges):
+        reads = adc.Reads(histogram, [k], mapped)
 
-    def cost(delta, q_min):
-        e = np.array([delta * nearest_level(v, delta, range(q_min, q_min + 4)) - v for v in reads.v])
-        return reads.square @ e**2 + reads.arrays * (reads.linear @ e) ** 2
+        def cost(delta, q_min, reads=reads):
+            e = np.array([delta * nearest_level(v, delta, range(q_min, q_min + 2**adc_bits)) - v for v in reads.v])
+            return reads.square @ e**2 + reads.arrays * (reads.linear @ e) ** 2
 
-    steps = np.arange(1, int(np.abs(reads.v).max() * 64) + 1, 3) / 64
-    assert cost(delta, q_min) <= min(cost(step, -m) for step in steps for m in range(4)) * (1 + 1e-9)
+        steps = np.arange(1, int(np.abs(reads.v).max() * 64) + 1, 16) / 64
+        assert cost(delta, q_min) <= min(cost(step, -m) for step in steps for m in range(2**adc_bits)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("low, high", [(-40, 3), (-10, 10), (-3, 100), (0, 17), (-9, 0)])
+def test_a_range_that_covers_is_that_of_its_own_values(low, high):
+    delta, q_min = adc.covering_range(low, high, 0.5, 3, Logarithmic)
+    covering = [(step, -m) for m in range(8) for step in np.arange(32, 64 * 100 + 1) / 64
+                if step * LEVELS[-m] <= low and high <= step * LEVELS[7 - m]]
+    assert (delta, q_min) in covering and delta == min(covering)[0]
+
+
+def test_accumulators_hold_its_values():
+    layer, x = layer_and_input(adc_bits=5)
+    layer.set_ranges([(0.5, 0)] * 2)  # the highest level is 2^30, and there are twelve arrays
+    assert engines.accumulator_dtype(layer.mapped()) == torch.int64
 
 
 def test_kinds_of_converters_are_told_apart():

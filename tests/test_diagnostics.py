@@ -59,6 +59,7 @@ def test_numbers_of_every_layer_and_slice(options, wq, groups):
             assert part["reachable"] == reachable(layer, part["slice"])
             assert part["codes_used"] == len(np.unique(q)) / 4 and part["clipped"] == pytest.approx(clipped.mean())
             assert (part["delta"], part["q_min"]) == (layer.adc_delta[part["slice"]].item(), layer.adc_q_min[part["slice"]].item())
+            assert part["values"] == [part["delta"] * (part["q_min"] + i) for i in range(4)]
             if (error == 0).all():
                 assert part["sqnr_db"] is None
             else:

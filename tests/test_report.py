@@ -43,7 +43,7 @@ def test_columns_of_a_converted_network():
 def entry(**more):
     """Of `--report`: a layer of one slice."""
     of_slice = {"slice": 0, "reachable": (-8, 8), "seen": (-4, 5), "delta": 0.5, "q_min": -4, "codes_used": 0.75, "clipped": 0.0125,
-                "sqnr_db": 20.0, "histogram": [1, 2, 3], **more}
+                "values": [-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], "sqnr_db": 20.0, "histogram": [1, 2, 3], **more}
     return {"layer": "a", "arrays": 2, "fill": 0.5, "all_zero_reads": 0.1, "output_sqnr_db": 30.0, "unit": 1.0, "u_min": -1,
             "adc_bits": 3, "slices": [of_slice], "sqnr_over_adc_bits": {4: 20.0}}
 

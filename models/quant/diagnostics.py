@@ -39,9 +39,9 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
     Returns: a list of dicts of plain values, one a layer:
         layer, adc_bits (a mean with a plan), arrays (each has a column for every output channel and slice), fill (mean share of rows used),
         all_zero_reads (share of reads with no active row), output_sqnr_db, sqnr_over_adc_bits {B: dB} of the reads as the
-        shift-add weighs them, unit, u_min, and slices: slice, reachable and seen [low, high] of v, delta, q_min,
-        codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram (counts of the bins of `v = unit (u_min + i)`).
-        With a plan delta, q_min and bits are lists over the digits, codes_used a mean over those that are converted, and
+        shift-add weighs them, unit, u_min, and slices: slice, reachable and seen [low, high] of v, delta, q_min, values (of its
+        codes), codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram (counts of the bins of `v = unit (u_min + i)`).
+        With a plan delta, q_min and bits are lists over the digits, without values, codes_used a mean over those that are converted, and
         sqnr_over_adc_bits is that of uniform ADCs, for comparison. Decibels are None where no read is changed.
     Raises: ValueError if no layer has an ADC, ranges are missing, for an unknown rule, or for a network on a chip, whose errors `losses`
         tells apart.
@@ -205,9 +205,11 @@ def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
 
 
 def _ranges_of(planned, adcs):
-    """Step, lowest code and bits of a slice; those of each digit with a plan."""
-    values = {name: [getattr(each, name) for each in adcs] for name in ("delta", "q_min", "bits")}
-    return values if planned else {"delta": values["delta"][0], "q_min": values["q_min"][0]}
+    """Step and lowest code of a slice, and the values of its codes; with a plan step, lowest code and bits of each digit."""
+    if planned:
+        return {name: [getattr(each, name) for each in adcs] for name in ("delta", "q_min", "bits")}
+    codes = np.arange(adcs[0].q_min, adcs[0].q_max + 1)
+    return {"delta": adcs[0].delta, "q_min": adcs[0].q_min, "values": adcs[0].decode(codes).tolist()}
 
 
 def _weighted_sqnr(layer: MappedLayer, histogram: np.ndarray, adc_bits: int, chosen: Calibration) -> float | None:
