@@ -1,4 +1,4 @@
-"""Converters of other codes than even ones: what it takes to have one (all of it stands here), and who runs it."""
+"""Converters that are not linear: what it takes to have one (all of it stands here), and who runs it."""
 
 from dataclasses import dataclass, replace
 
@@ -35,7 +35,7 @@ class LogarithmicSpec(CrossbarSpec):
 
     @property
     def converter(self):
-        return {"even": Converter, "logarithmic": Logarithmic}[self.adc_codes]
+        return {"linear": Converter, "logarithmic": Logarithmic}[self.adc_codes]
 
 
 LEVELS = {q: (q > 0 or -1) * (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)[abs(q)] for q in range(-15, 16)}
@@ -71,7 +71,7 @@ def layer_and_input(**hardware):
 
 @pytest.mark.parametrize("hardware", HARDWARE)
 @pytest.mark.parametrize("rule", adc.RULES)
-def test_a_converter_of_other_codes_is_its_class_and_its_flag(hardware, rule):
+def test_another_converter_is_its_class_and_its_flag(hardware, rule):
     layer, x = layer_and_input(**hardware)
     if layer.spec.adc_range == "calibrated":
         calibrate(layer, x, rule, correct=None)
@@ -83,33 +83,33 @@ def test_a_converter_of_other_codes_is_its_class_and_its_flag(hardware, rule):
     wanted = by_hand(layer, codes.numpy())
     found = sum(value * plane.double() for value, plane in zip(engines.value(mapped), acc))
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
-    assert len(np.unique(wanted)) > 20 and np.abs(wanted - by_hand_of_even_codes(layer, mapped, codes)).max() > 1
+    assert len(np.unique(wanted)) > 20 and np.abs(wanted - of_a_linear_one(layer, mapped, codes)).max() > 1
     np.testing.assert_allclose(layer(x).detach().permute(0, 2, 3, 1).double(), wanted * (layer._scale().item()), rtol=1e-5, atol=1e-5)
 
 
-def by_hand_of_even_codes(layer, mapped, codes):
-    even = replace(mapped, spec=replace(mapped.spec, adc_codes="even"))
-    acc = engines.load("reference").accumulate(even, codes)
-    return sum(value * plane.double() for value, plane in zip(engines.value(even), acc)).numpy()
+def of_a_linear_one(layer, mapped, codes):
+    linear = replace(mapped, spec=replace(mapped.spec, adc_codes="linear"))
+    acc = engines.load("reference").accumulate(linear, codes)
+    return sum(value * plane.double() for value, plane in zip(engines.value(linear), acc)).numpy()
 
 
-def test_engines_with_formulas_of_even_codes_refuse_others():
+def test_engines_of_linear_converters_refuse_others():
     layer, x = layer_and_input(adc_bits=3)
     calibrate(layer, x, correct=None)  # counts reads without converters, which any engine does
-    refusal = "^engine numba cannot run here: it has converters of even codes alone, not Logarithmic$"
+    refusal = "^engine numba cannot run here: it has linear converters alone, not Logarithmic$"
     with set_engine("numba"), pytest.raises(engines.EngineError, match=refusal):
         layer(x)
     assert engines.load("numba").unsupported(layer.mapped("ideal"), torch.device("cpu")) is None
     assert layer.way(x) == "reference"
-    with pytest.raises(ValueError, match="adc_range is 'dynamic', which has even codes alone; allowed are calibrated and full"):
+    with pytest.raises(ValueError, match="adc_range is 'dynamic', which has linear converters alone; allowed are calibrated and full"):
         replace(layer.spec, adc_range="dynamic")
 
 
-def test_triton_refuses_other_codes():
+def test_triton_refuses_others():
     triton_gpu = pytest.importorskip("models.quant.engines.triton_gpu")
     layer, x = layer_and_input(adc_bits=3)
     calibrate(layer, x, correct=None)
-    assert triton_gpu.unsupported(layer.mapped(), torch.device("cuda")) == "it has converters of even codes alone, not Logarithmic"
+    assert triton_gpu.unsupported(layer.mapped(), torch.device("cuda")) == "it has linear converters alone, not Logarithmic"
 
 
 @pytest.mark.parametrize("adc_bits", [2, 3])

@@ -41,10 +41,9 @@ def is_lossless(layer: MappedLayer) -> bool:
 def covering_range(low: float, high: float, unit: float, adc_bits: int, kind: type[Converter] = Converter) -> tuple[float, int]:
     """Smallest range whose codes reach from `low` to `high` with zero on the grid.
 
-    Of the `2^B` codes, m lie below zero: `delta = max(-low / m, high / (2^B - 1 - m))`, or the same with the levels of other codes,
-    smallest over m, and never below `unit`, the spacing of `v`: an ADC with enough codes is then exact. Where one code is left beside
-    zero (B = 1)
-    only the side that reaches further can be covered. `delta` is rounded up to a multiple of 1 / GRID.
+    Of the `2^B` codes, m lie below zero: `delta = max(-low / m, high / (2^B - 1 - m))`, or the same with the levels of
+    another kind, smallest over m, and never below `unit`, the spacing of `v`: an ADC with enough codes is then exact. Where one code
+    is left beside zero (B = 1) only the side that reaches further can be covered. `delta` is rounded up to a multiple of 1 / GRID.
 
     Args: low <= 0 <= high and unit, in units of `v`; adc_bits, B; kind, of converter.
     Returns: `(delta, q_min)` with `q_min = -m`.

@@ -1,7 +1,7 @@
 """A converter, both ways: what turns a read value `v` into a code q, and a code into its value.
 
 The one place of both. Whoever digitises a read, plans bits or says what accumulators are worth takes it from here, and engines make
-their tables and constants of it. Another kind of codes (levels that are not even) is a subclass of `Converter` with `level` and `nearest`,
+their tables and constants of it. Another kind (levels that are not evenly spaced) is a subclass of `Converter` with `level` and `nearest`,
 and a field of the spec that `CrossbarSpec.converter` finds it by. The reference engine runs it; engines that compute codes by formulas
 of their own refuse it (`engines.reach.lacking`).
 """
@@ -17,7 +17,7 @@ import torch
 
 @dataclass(frozen=True)
 class Converter:
-    """One ADC, of even codes: `q = clip(rint(v / delta), q_min, q_min + 2^B - 1)` in float64, ties to even; value `delta q`.
+    """One ADC, linear: `q = clip(rint(v / delta), q_min, q_min + 2^B - 1)` in float64, ties to even; value `delta q`.
 
     This formula is the truth; an engine may compute a code in another way only after checking it here for every possible read.
 

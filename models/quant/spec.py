@@ -163,7 +163,7 @@ class CrossbarSpec:
         if self.adc_idle == "skip" and self.adc_range == "dynamic":
             raise ValueError("adc_idle is 'skip' with adc_range 'dynamic', which has no code that is 0; allowed is adc_idle convert")
         if self.converter is not Converter and self.adc_range == "dynamic":
-            raise ValueError("adc_range is 'dynamic', which has even codes alone; allowed are calibrated and full")
+            raise ValueError("adc_range is 'dynamic', which has linear converters alone; allowed are calibrated and full")
         self._check_adc_bits()
 
     def _check_adc_bits(self) -> None:

@@ -13,7 +13,7 @@ and, where it has a faster way than `scaled` below,
         what that returns; with `to_codes` (`output.ToCodes`) the next layer's codes of it, uint8
 
 `a_codes` is uint8 `[N, H, W, in]`, contiguous. `accumulate` returns integers `[G, N, H', W', out]`, `value(...)` says
-what they are worth. With q what the ADC code of array t, digit z, slice k adds, its level (`Converter.added`; of even codes the code):
+what they are worth. With q the level of the ADC code of array t, digit z, slice k (`converter`; of a linear one the code itself):
 
     calibrated, full   `sum_t sum_z sum_k 2^(d z + c k) q`, over the slices k of each ADC step: G steps
     with a plan        `sum_t sum_z sum_k 2^(d z + c k) q (64 delta[z, k])`; G = 1. Reads of 0 bits are not even counted
