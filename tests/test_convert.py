@@ -1930,3 +1930,14 @@ def test_weights_of_other_codes_without_ranges_leave_no_plan():
     other.load_state_dict(state, strict=False)
     with pytest.raises(ValueError, match="calibrate"):
         other(x)
+
+
+def test_layers_are_printed_with_their_product():
+    model = nn.Sequential(nn.Conv2d(3, 8, (3, 2), stride=2, padding=(1, 0)), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3, groups=2), nn.Flatten(),
+                          nn.Linear(8 * 6 * 5, 5))
+    net = convert(model, CrossbarSpec(4, 4, rows=128, adc_range="full", adc_bits=5), seeded((4, 3, 8, 6)), first_last_bits=None)
+    assert [layer.extra_repr() for _, layer in crossbar_layers(net)] == [
+        "conv2d, stride=(2, 2), padding=((1, 1), (0, 0)), weights [8, 3, 3, 2], 1-bit cells in 4 slices, 6 arrays of up to 3 rows, "
+        "5-bit ADC, full",
+        "transposed conv2d, groups=2, weights [8, 4, 3, 3], 1-bit cells in 4 slices, 18 arrays of up to 4 rows, 5-bit ADC, full",
+        "linear, weights [5, 240, 1, 1], 1-bit cells in 4 slices, 2 arrays of up to 128 rows, 5-bit ADC, full"]

@@ -190,6 +190,11 @@ class CrossbarSpec:
         return self.adc_plan == "significance" and self.adc_range == "calibrated"
 
     @property
+    def adc_text(self) -> str:
+        """The ADC as tables name it."""
+        return "no ADC" if self.adc_range == "ideal" else f"{self.adc_bits:g}-bit ADC, {'planned' if self.planned else self.adc_range}"
+
+    @property
     def slice_bits(self) -> tuple[int, ...]:
         """Bits of each slice of a code, LSB first; the last holds what is left: 4-bit weights on 3-bit cells give (3, 1). (Pairs may
         hold a bit less: `pair.on_cells`.)"""

@@ -257,6 +257,9 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def _own_offset(self):
         return self.quant_offset if self._bias is None else self.quant_offset + self.quant_gain * self._bias.detach().float()
 
+    def extra_repr(self) -> str:
+        return f"{self.form}, weights {list(self.w_shape)}, {super().extra_repr()}"
+
     # -- the product
 
     @outside_graphs

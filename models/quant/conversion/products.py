@@ -51,6 +51,14 @@ class Form:
     groups: int = 1
     kernel_size: tuple[int, ...] = ()
 
+    def __str__(self) -> str:
+        """As layers are printed."""
+        if self.kind == "linear":
+            return "linear"
+        several = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        shown = [f"{name}={value}" for name, value in several.items() if value not in (1, (1,) * self.dims, ((0, 0),) * self.dims)]
+        return ", ".join([f"{'transposed ' if self.kind == 'transposed' else ''}conv{self.dims}d", *shown])
+
     @property
     def columns(self) -> bool:
         """Whether the weight is multiplied by columns of the input."""

@@ -89,14 +89,12 @@ class Setting:
     def text(self, without: str | None = None) -> str:
         """As rows of a table name it. Args: without, a flag of the chips that the text leaves out."""
         spec = self.spec
-        adc = f"{spec.adc_bits:g}-bit ADC, {'planned' if spec.planned else spec.adc_range}"
-        adc = "no ADC" if spec.adc_range == "ideal" else adc
         notes = [item.metadata["note"][1].format(value) for item in NOTES if (value := getattr(spec, item.name)) != item.default]
         notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
         notes += [f"{pattern}: " + " ".join(f"{name} {value}" for name, value in values) for pattern, values in self.per_layer]
         notes += [self.chips.text(without)] if self.chips else []
         notes += ["ranges of the chip"] if self.calibration.on == "chip" and spec.adc_range == "calibrated" else []
-        return ", ".join([f"{spec.cell_bits}-bit cells, {adc}", *notes])
+        return ", ".join([f"{spec.cell_bits}-bit cells, {spec.adc_text}", *notes])
 
 
 def reads_of(setting: Setting) -> tuple:
