@@ -1086,6 +1086,9 @@ def test_layers_that_a_setting_leaves_out_are_saved_on_its_hardware(run, checkpo
 @pytest.mark.parametrize("values, words", [
     ({"chips": 0}, "chips is 0; allowed is a whole number from 1 up"), ({"chip_seed": -1}, "chip_seed is -1; allowed is a whole"),
     ({"noise_seed": 1.5}, "noise_seed is 1.5"), ({"adc_noise": 1e7}, r"adc_noise is 10000000.0; allowed is a number from 0 to 1e\+06"),
+    ({"adc_gain": True}, "adc_gain is True; allowed is a number from 0 to"), ({"row_ohm": float("nan")}, "row_ohm is nan"),
+    ({"wire_ohm": "32nm"}, "wire_ohm is '32nm'; allowed is a number from 0 up, or one of 130nm"),
+    ({"read_noise": "none"}, "read_noise is 'none'; allowed is device"),
     ({"reference_cells": "none"}, "reference_cells is 'none'; allowed are device, ideal")])
 def test_chips_that_cannot_be(values, words):
     with pytest.raises(ValueError, match=words):

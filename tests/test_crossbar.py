@@ -471,7 +471,7 @@ def test_unknown_rule_lists_the_known_ones():
 
 def test_uncalibrated_layer_says_what_to_do():
     model = network(CrossbarSpec())
-    with pytest.raises(ValueError, match="not calibrated; call models.quant.calibrate"):
+    with pytest.raises(ValueError, match="not calibrated; call calibrate"):
         model(images())
     calibrate(model, [images()])
     model(images())

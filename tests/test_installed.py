@@ -7,14 +7,14 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from importlib import metadata
+from importlib import util
 from pathlib import Path
 
 import pytest
 
 from models import quant
 
-if not {"pip", "setuptools"} <= {package.name.lower() for package in metadata.distributions()}:
+if not all(map(util.find_spec, ("pip", "setuptools"))):
     pytest.skip("pip and setuptools build the wheel: pip install -r requirements-test.txt", allow_module_level=True)
 
 ROOT = Path(quant.__file__).parents[2]

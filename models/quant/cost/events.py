@@ -143,7 +143,7 @@ def _kinds(layer: CrossbarLayer, slices: int) -> list[list[int]]:
     if not layer.spec.planned:
         return [[int(layer.spec.adc_bits)] * slices] * digits
     if not bool((layer.adc_delta > 0).all()):
-        raise ValueError("this layer's ADC has no plan yet, which its cost depends on; call models.quant.calibrate(model, batches)")
+        raise ValueError("this layer's ADC has no plan yet, which its cost depends on; call calibrate(model, batches)")
     return layer.adc_bits_plan.tolist()
 
 

@@ -101,17 +101,17 @@ def _drop_older(own: Path) -> None:
 
 def _find_folder() -> Path:
     """A folder to keep compiled functions in, for this process and those that it starts."""
+    name = Path("torchrram", f"{PACKAGE}-{__version__}-{SOURCES:014x}")
     try:
-        folder = _user_folder() / "torchrram" / f"{PACKAGE}-{__version__}-{SOURCES:014x}"
-        _use(folder)
-        _drop_older(folder)
+        _use(_user_folder() / name)
+        _drop_older(_user_folder() / name)
     except (OSError, RuntimeError):
-        folder = Path(tempfile.mkdtemp(prefix="numba-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["NUMBA_CACHE_DIR"] = str(folder)  # for new processes; Numba too reads its settings again when this changes
+        temporary = tempfile.mkdtemp(prefix="numba-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        os.environ["NUMBA_CACHE_DIR"] = temporary  # for new processes; Numba too reads its settings again when this changes
         log.warning("no folder here can keep compiled kernels: they are compiled again in every run, which takes up to a "
                     "minute; set NUMBA_CACHE_DIR to a folder that can")
-    return folder
+    return _user_folder() / name
 
 
 class _Locator:

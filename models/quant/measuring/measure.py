@@ -58,7 +58,7 @@ class Record:
         mean_bits, conversions: mean bits of all reads, those that are not converted counted as 0, and the share of reads that are
             converted; None where there are no ADCs. Where idle reads are not converted, for these images, of the first chip.
         layer_bits: `{layer: mean bits of its reads}`, counted likewise.
-        cost: of the setting, in a technology; None where it was not asked for. `measure` leaves it to `costs.Costs`.
+        cost: of the setting, in a technology; None where it was not asked for, as from `measure` itself (`cost.estimate`).
         chip_predictions, chip_accuracies, chip_changes: of each chip, int64 `[chips, N]`, percent, and images; `predictions` are
             those of the first. None for ideal cells.
         float_accuracy, float_changes: of a converted network: that of the float network, and images that are classified differently
