@@ -54,15 +54,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported;
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from experiment import cost_report, distributed, html_report, machine, report, results
-from experiment.bench import Bench, benches_of
-from experiment.cli import check_writable, get_logger
-from experiment.eval_flags import EvalSettings
-from experiment.eval_settings import parse_all
-from experiment.plan import Job, Plan
-from experiment.search import Search, check_search, validation_bench
-from experiment.train_settings import trained_for
-from experiment.workers import Pool, check_workers
+from experiment.report import cost_report, html_report, report
+from experiment.program import distributed, machine
+from experiment.measure import results
+from experiment.sweep.bench import Bench, benches_of
+from experiment.program.cli import check_writable, get_logger
+from experiment.settings.eval_flags import EvalSettings
+from experiment.settings.eval_settings import parse_all
+from experiment.sweep.plan import Job, Plan
+from experiment.sweep.search import Search, check_search, validation_bench
+from experiment.settings.train_settings import trained_for
+from experiment.sweep.workers import Pool, check_workers
 from models.quant.measuring.measure import Record
 
 

@@ -61,13 +61,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import nn
 
-from experiment import conversion, data, distributed, machine, starting, teacher, training
-from experiment.checkpoint import load_weights, write_torch_file
-from experiment.cli import UserError, check_writable, get_logger, one_line
-from experiment.packed import pack
-from experiment.train_settings import BEST, CHECKPOINT, Actions, TrainSettings, parse
+from experiment.start import conversion, starting
+from experiment.inputs import data
+from experiment.program import distributed, machine
+from experiment.train import teacher, training
+from experiment.inputs.checkpoint import load_weights, write_torch_file
+from experiment.program.cli import UserError, check_writable, get_logger, one_line
+from experiment.inputs.packed import pack
+from experiment.settings.train_settings import BEST, CHECKPOINT, Actions, TrainSettings, parse
 from models.quant import ADC_BUFFERS
-from models.quant.files import atomic_write
+from models.quant.storage.files import atomic_write
 
 
 def measure_checkpoint(settings: TrainSettings, actions: Actions, checkpoint: dict, net: nn.Module, device: torch.device) -> int:

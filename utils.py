@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiment import data
-from experiment.eval_flags import EvalSettings
-from experiment.eval_settings import parse
-from experiment.starting import crossbar_network
+from experiment.inputs import data
+from experiment.settings.eval_flags import EvalSettings
+from experiment.settings.eval_settings import parse
+from experiment.start.starting import crossbar_network
 from models.quant import CrossbarSpec, set_spec
 from models.quant.measuring.images import batches_of, predict
 

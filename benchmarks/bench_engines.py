@@ -23,10 +23,10 @@ from pathlib import Path
 from common import build, markdown_table, median_seconds, sample_images, write_results
 
 import torch
-from experiment.checkpoint import load_checkpoint, load_weights
+from experiment.inputs.checkpoint import load_checkpoint, load_weights
 from loop_and_convolve import convolution
 from models import quant
-from models.quant.quantizers import OFF
+from models.quant.layers.quantizers import OFF
 
 W_BITS = A_BITS = 4
 ADC_BITS = 6

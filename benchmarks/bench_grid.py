@@ -16,10 +16,10 @@ from pathlib import Path
 from common import build, markdown_table, median_seconds, sample_images, write_results
 
 import torch
-from experiment.eval_settings import parse
-from experiment.starting import crossbar_network
+from experiment.settings.eval_settings import parse
+from experiment.start.starting import crossbar_network
 from models import quant
-from models.quant.quantizers import OFF
+from models.quant.layers.quantizers import OFF
 
 CELL_BITS, ADC_BITS = (1, 2, 4), (3, 4, 5, 6, 7, 8)
 CHIP_BITS = 6  # of the ADC of chips

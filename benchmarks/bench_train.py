@@ -13,7 +13,7 @@ import sys
 from common import build, markdown_table, median_seconds, sample_images, write_results
 
 import torch
-from models.quant.quantizers import OFF
+from models.quant.layers.quantizers import OFF
 from torch.nn import functional as F
 
 SETTINGS = [("plain, float32", OFF, False), ("plain, bfloat16", OFF, True), ("4-bit QAT, float32", 4, False),

@@ -4,7 +4,7 @@
     python benchmarks/bench_ways.py --networks vgg7 --tables     # what was measured on all processors, side by side
 
 A way that no setting of any network is 15 % slower without, on any processor, can go. Writes benchmarks/results/ways_<processor>.md and
-.json. The ways are those of `models.quant.engines.cpu.choice`; all give the same numbers, which is checked here too.
+.json. The ways are those of `models.quant.engines.cpu.whole.choice`; all give the same numbers, which is checked here too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common import RESULTS, markdown_table, median_seconds, processor, sample_im
 import torch
 from models import quant
 from models.quant import CrossbarSpec, Device
-from models.quant.engines.cpu.choice import WAYS, without
+from models.quant.engines.cpu.whole.choice import WAYS, without
 from torch import nn
 from tqdm import tqdm
 

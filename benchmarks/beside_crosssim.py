@@ -23,8 +23,8 @@ from common import markdown_table, write_results
 
 import numpy as np
 import torch
-from experiment import data
-from experiment.cli import UserError, run_main
+from experiment.inputs import data
+from experiment.program.cli import UserError, run_main
 from models import quant
 from models.quant import CrossbarSpec, Device, convert
 from torch import Tensor, nn

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 import torch  # noqa: E402
 
 import models  # noqa: E402
-from experiment import data  # noqa: E402
-from experiment.machine import machine_info  # noqa: E402
+from experiment.inputs import data  # noqa: E402
+from experiment.program.machine import machine_info  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -16,7 +16,7 @@ import time
 from common import markdown_table, median_seconds, write_results
 
 import torch
-from experiment.cli import UserError, run_main
+from experiment.program.cli import UserError, run_main
 from models.quant import CrossbarSpec, convert
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn

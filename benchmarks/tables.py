@@ -26,9 +26,9 @@ from typing import Any
 
 from common import RESULTS, markdown_table, write_results
 
-from experiment.cli import UserError, run_main
-from experiment.eval_settings import checkpoint_of
-from experiment.flags import flag_name
+from experiment.program.cli import UserError, run_main
+from experiment.settings.eval_settings import checkpoint_of
+from experiment.program.flags import flag_name
 from models.quant import CrossbarSpec
 from models.quant.devices.times import show_time
 

@@ -17,9 +17,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
-from experiment import foreign
-from experiment.cli import UserError, run_main
-from experiment.streamed import Streamed
+from experiment.inputs import foreign
+from experiment.program.cli import UserError, run_main
+from experiment.inputs.streamed import Streamed
 from models.quant import CrossbarSpec, convert
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}

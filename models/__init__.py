@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from . import resnet, vgg
-from .building import on_crossbars
+from models import resnet, vgg
+from models.building import on_crossbars
 
 _NETWORKS = [(network, name) for network, configs in ((vgg.VGG, vgg.CONFIGS), (resnet.ResNet, resnet.CONFIGS)) for name in configs]
 _BUILDERS = {f"{name}_quant": (network, name) for network, name in _NETWORKS}

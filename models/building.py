@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from .quant import CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa
-from .quant.measuring.setting import CROSSBAR_LAYERS
-from .quant.quantizers import OFF
+from models.quant import CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa
+from models.quant.layers.quantizers import OFF
+from models.quant.measuring.setting import CROSSBAR_LAYERS
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .building import Layers, layers_of
-from .quant import fusion
+from models.building import Layers, layers_of
+from models.quant.layers import fusion
 
 # Output channels and number of blocks of each stage, and whether a shortcut that changes the shape has weights.
 CONFIGS = {

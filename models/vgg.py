@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .building import layers_of
-from .quant import fusion
+from models.building import layers_of
+from models.quant.layers import fusion
 
 # Output channels of each 3x3 convolution, "M" for 2x2 max pooling; then the width of the hidden linear layer.
 CONFIGS = {

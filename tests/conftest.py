@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from experiment import data
+from experiment.inputs import data
 from models import vgg
 from models.building import on_crossbars
 from models.quant import set_engine

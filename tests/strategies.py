@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from models.quant.cells import Cells
-from models.quant.mapping import MappedLayer
-from models.quant.spec import ADC_RANGES, MAPPINGS, REFERENCES, CrossbarSpec, Geometry
+from models.quant.arrays.cells import Cells
+from models.quant.arrays.mapping import MappedLayer
+from models.quant.arrays.spec import ADC_RANGES, MAPPINGS, REFERENCES, CrossbarSpec, Geometry
 
 KERNELS = [(1, 1), (3, 3), (1, 3), (5, 5), (2, 2), (3, 1), (4, 3)]
 ROWS = [1, 2, 3, 5, 8, 16, 31, 32, 33, 64, 65, 100, 128, 1024]

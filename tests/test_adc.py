@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, calibrate, set_engine, without_adc
-from models.quant.converter import Converter
+from models.quant import CrossbarSpec, Qconv2dDoreFa, calibrate, set_engine, without_adc
+from models.quant.arrays import adc
+from models.quant.arrays.converter import Converter
 
 
 @given(unit=st.sampled_from([0.5, 1.0]), adc_bits=st.integers(1, 12), share=st.floats(0, 1),

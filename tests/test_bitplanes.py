@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.quant import CrossbarSpec, PlaneStore, QLinearDoreFa, compose, decompose, read_planes
-from models.quant import bitplanes
+from models.quant.storage import bitplanes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]

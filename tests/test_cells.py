@@ -23,11 +23,26 @@ from torch import nn
 from tqdm import tqdm
 
 import models.quant.engines as engines
-from models.quant import (Cells, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, crossbar_layers,
-                          Wires, check_chip, mapping, program, set_engine, set_spec, without_adc)
-from models.quant.cells import LARGEST_CELL, fraction_bits
+from models.quant import (
+    Cells,
+    CrossbarSpec,
+    Device,
+    Qconv2dDoreFa,
+    QLinearDoreFa,
+    calibrate,
+    collect_histograms,
+    crossbar_layers,
+    Wires,
+    check_chip,
+    set_engine,
+    set_spec,
+    without_adc,
+)
+from models.quant.arrays import mapping
+from models.quant.network import program
+from models.quant.arrays.cells import LARGEST_CELL, fraction_bits
 from models.quant.engines import reference as reference_engine
-from models.quant.spec import Geometry
+from models.quant.arrays.spec import Geometry
 
 ENGINES_WITH_CELLS = ["reference", "numba", "triton"]
 REFUSED = "cells too far from their levels for sums of 16 bits"  # by the CPU engine, of random cells that no device makes
@@ -294,7 +309,7 @@ def test_a_device_without_scatter_gives_ideal_cells(tiny, on_off, cell_bits, adc
 @pytest.mark.parametrize("weights", ["offset", "pair"])
 def test_the_progress_of_programming_ends_with_the_last_slice(weights, monkeypatch, capsys):
     bars = []
-    monkeypatch.setattr(sys.modules["models.quant.program"], "tqdm", lambda **given: bars.append(tqdm(**given | {
+    monkeypatch.setattr(sys.modules["models.quant.network.program"], "tqdm", lambda **given: bars.append(tqdm(**given | {
         "delay": 0, "mininterval": 0, "leave": True})) or bars[0])
     model = nn.ModuleDict({"a": linear(CrossbarSpec(weights=weights)), "b": linear(CrossbarSpec(cell_bits=2, weights=weights))})
     program(model, BROAD, seed=3, progress=True)

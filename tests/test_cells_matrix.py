@@ -12,9 +12,10 @@ from test_cells import assert_same, layer_case
 
 from models.quant import CrossbarSpec
 from models.quant.engines import reference
-from models.quant.engines.cpu import cells, cells_matrix, engine
-from models.quant.engines.cpu.cells_narrow import NOT_NARROW
-from models.quant.readout import Readout
+from models.quant.engines.cpu import cells, engine
+from models.quant.engines.cpu.grid import cells_matrix
+from models.quant.engines.cpu.grid.cells_narrow import NOT_NARROW
+from models.quant.arrays.readout import Readout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

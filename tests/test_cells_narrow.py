@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from test_cells import assert_same, layer_case
 
 from models.quant import CrossbarSpec
-from models.quant.converter import Converter
+from models.quant.arrays.converter import Converter
 from models.quant.engines import reference
-from models.quant.engines.cpu import cells, cells_kernel, cells_narrow, engine
-from models.quant.engines.cpu.buffers import STATIC
-from models.quant.engines.cpu.cells_kernel import STATIC_BROAD
-from models.quant.engines.cpu.cells_reads import NARROW, PLAIN, SHORT
-from models.quant.readout import Readout
+from models.quant.engines.cpu import cells, engine
+from models.quant.engines.cpu.grid import cells_kernel, cells_narrow
+from models.quant.engines.cpu.common.buffers import STATIC
+from models.quant.engines.cpu.grid.cells_kernel import STATIC_BROAD
+from models.quant.engines.cpu.grid.cells_reads import NARROW, PLAIN, SHORT
+from models.quant.arrays.readout import Readout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,10 +10,16 @@ import zipfile
 import pytest
 import torch
 
-from experiment.checkpoint import (
-    CHECKPOINT_FORMAT, load_checkpoint, load_weights, read_torch_file, save_checkpoint, write_torch_file)
-from experiment.cli import UserError
-from experiment.packed import pack
+from experiment.inputs.checkpoint import (
+    CHECKPOINT_FORMAT,
+    load_checkpoint,
+    load_weights,
+    read_torch_file,
+    save_checkpoint,
+    write_torch_file,
+)
+from experiment.program.cli import UserError
+from experiment.inputs.packed import pack
 
 FACTS = {"data": {"classes": ["cat", "dog"], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "train_images": 7}, "epoch": 3,
          "commands": ["python train.py"], "seconds": 1.5, "machine": {"torch": "2"}, "best_acc": 90.5, "test_acc": None}

@@ -12,12 +12,13 @@ from torch import nn
 
 import eval as evaluation
 import train
-from experiment import data as datasets
-from experiment import batch_norms, starting, training
-from experiment.checkpoint import load_checkpoint
-from experiment.cli import run_main
-from experiment.meter import evaluate
-from experiment.training import Run
+from experiment.inputs import data as datasets
+from experiment.train import batch_norms, training
+from experiment.start import starting
+from experiment.inputs.checkpoint import load_checkpoint
+from experiment.program.cli import run_main
+from experiment.train.meter import evaluate
+from experiment.train.training import Run
 from models import quant
 from models.quant import CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa
 

@@ -16,15 +16,18 @@ from test_eval import scene as small_networks  # noqa: F401
 
 import eval as evaluation
 import models
-from experiment import chips as chip_flags
-from experiment import chip_files, chip_report, eval_settings, keys, report
-from experiment.chips import DeviceSettings, chips_of
-from experiment.cli import UserError
+from experiment.settings import chips as chip_flags
+from experiment.measure import chip_files, keys
+from experiment.report import chip_report, report
+from experiment.settings import eval_settings
+from experiment.settings.chips import DeviceSettings, chips_of
+from experiment.program.cli import UserError
 from models import quant, vgg
-from models.quant import Calibration, CrossbarSpec, Device, Wires, diagnostics
+from models.quant import Calibration, CrossbarSpec, Device, Wires
+from models.quant.network import diagnostics
 from models.quant.devices import presets
-from models.quant.gate_errors import gate_errors
-from models.quant.readout import first_image
+from models.quant.network.gate_errors import gate_errors
+from models.quant.arrays.readout import first_image
 from models.quant.devices.times import show_time
 from models.quant.measuring import chips as measured_chips
 from models.quant.measuring.chips import Chips

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiment import cli, machine
-from experiment.cli import Stopped, StopRequest, UserError
+from experiment.program import cli, machine
+from experiment.program.cli import Stopped, StopRequest, UserError
 from models import quant
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""experiment/columns.py: the keys of a line of results, which users' own scripts read, and the record that comes back from one."""
+"""experiment/measure/columns.py: the keys of a line of results, which users' own scripts read, and the record that comes back from one."""
 
 import json
 from dataclasses import fields
@@ -6,9 +6,9 @@ from dataclasses import fields
 import pytest
 import torch
 
-from experiment import columns
-from experiment.columns import COLUMNS, Measured
-from experiment.eval_flags import EvalSettings
+from experiment.measure import columns
+from experiment.measure.columns import COLUMNS, Measured
+from experiment.settings.eval_flags import EvalSettings
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting
 
@@ -35,7 +35,7 @@ def test_every_field_of_a_record_has_its_column():
     found = {column.field for column in columns.OF_RECORD}
     for item in fields(Record):
         assert item.name in found or item.name in APART, (
-            f"{item.name}: a field of Record needs a line in COLUMNS of experiment/columns.py, or points lose it")
+            f"{item.name}: a field of Record needs a line in COLUMNS of experiment/measure/columns.py, or points lose it")
 
 
 @pytest.mark.parametrize("more", [{}, {"float_accuracy": 99.0, "float_changes": 7}, {

@@ -16,12 +16,24 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from models.quant import (CrossbarSpec, Device, QLinearDoreFa, Wires, adc, calibrate, convert, crossbar_layers, image_numbers, program,
-                          set_engine, set_spec)
-from models.quant.adc import Plan
-from models.quant.batches import First
-from models.quant.cell_files import read_cells, write_cells
-from models.quant.cells import Cells
+from models.quant import (
+    CrossbarSpec,
+    Device,
+    QLinearDoreFa,
+    Wires,
+    calibrate,
+    convert,
+    crossbar_layers,
+    image_numbers,
+    set_engine,
+    set_spec,
+)
+from models.quant.arrays import adc
+from models.quant.network import program
+from models.quant.arrays.adc import Plan
+from models.quant.layers.batches import First
+from models.quant.network.cell_files import read_cells, write_cells
+from models.quant.arrays.cells import Cells
 from models.quant.conversion.binding import Bound
 from models.quant.conversion.encodings import ENCODINGS
 from models.quant.conversion.layer import ConvertedLayer
@@ -29,7 +41,7 @@ from models.quant.conversion.report import ConversionReport, first_tensor
 from models.quant.conversion.tracing import SAMPLE, sampled
 from models.quant.cost import count
 from models.quant.cost.events import events
-from models.quant.modes import without_adc
+from models.quant.network.modes import without_adc
 from models.quant.measuring.placing import put
 from models.quant.measuring.setting import Setting
 

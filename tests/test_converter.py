@@ -7,8 +7,9 @@ import oracle
 import pytest
 import torch
 
-from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, calibrate, engines, set_engine
-from models.quant.converter import Converter
+from models.quant import CrossbarSpec, Qconv2dDoreFa, calibrate, engines, set_engine
+from models.quant.arrays import adc
+from models.quant.arrays.converter import Converter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -106,7 +107,7 @@ def test_engines_of_linear_converters_refuse_others():
 
 
 def test_triton_refuses_others():
-    triton_gpu = pytest.importorskip("models.quant.engines.triton_gpu")
+    triton_gpu = pytest.importorskip("models.quant.engines.gpu.triton_gpu")
     layer, x = layer_and_input(adc_bits=3)
     calibrate(layer, x, correct=None)
     assert triton_gpu.unsupported(layer.mapped(), torch.device("cuda")) == "it has linear converters alone, not Logarithmic"

@@ -11,12 +11,12 @@ import torch
 from test_cost import costs, linear
 from test_eval import checkpoint, run, scene  # noqa: F401 - fixtures
 
-from experiment import cost_report, report
-from experiment.cli import UserError
-from experiment.columns import band_text
-from experiment.costs import plain, restored
+from experiment.report import cost_report, report
+from experiment.program.cli import UserError
+from experiment.measure.columns import band_text
+from experiment.settings.costs import plain, restored
 from models.quant import CrossbarSpec
-from models.quant.adc import Plan
+from models.quant.arrays.adc import Plan
 from models.quant.cost import Origin, Technology
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting

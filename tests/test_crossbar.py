@@ -15,9 +15,25 @@ from strategies import specs
 from torch import nn
 from torch.nn import functional as F
 
-from models.quant import (ADC_BUFFERS, CrossbarSpec, Device, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, adc, calibrate,
-                          collect_histograms, correct, crossbar_layers, diagnostics, mapping, program, set_engine, set_spec, without_adc)
-from models.quant.converter import Converter
+from models.quant import (
+    ADC_BUFFERS,
+    CrossbarSpec,
+    Device,
+    Qconv2d,
+    Qconv2dDoreFa,
+    QLinear,
+    QLinearDoreFa,
+    calibrate,
+    collect_histograms,
+    correct,
+    crossbar_layers,
+    set_engine,
+    set_spec,
+    without_adc,
+)
+from models.quant.arrays import adc, mapping
+from models.quant.network import diagnostics, program
+from models.quant.arrays.converter import Converter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -682,7 +698,7 @@ def test_as_many_bins_as_a_histogram_may_have():
 
 def test_threads_count_in_a_gigabyte(monkeypatch):
     """As many as there is room for, as each has counts of its own; one wherever there is none."""
-    numba, histogram = pytest.importorskip("numba"), pytest.importorskip("models.quant.engines.cpu.histogram")
+    numba, histogram = pytest.importorskip("numba"), pytest.importorskip("models.quant.engines.cpu.common.histogram")
     monkeypatch.setattr(histogram, "set_threads", lambda: None)
     threads = []
     monkeypatch.setattr(numba, "set_num_threads", threads.append)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from experiment import data as datasets
-from experiment import folders
-from experiment.cli import UserError
-from experiment.data import Batches, generator
-from experiment.streamed import Streamed
+from experiment.inputs import data as datasets
+from experiment.inputs import folders
+from experiment.program.cli import UserError
+from experiment.inputs.data import Batches, generator
+from experiment.inputs.streamed import Streamed
 
 
 def noise(n, size=32, seed=0):

@@ -13,9 +13,11 @@ from models.quant import CrossbarSpec
 from models.quant.engines import accumulator_dtype
 
 pytest.importorskip("numba")
-from models.quant.engines.cpu import cells, choice, dense, engine, pixels  # noqa: E402
+from models.quant.engines.cpu import cells, dense, engine  # noqa: E402
+from models.quant.engines.cpu.whole import choice
+from models.quant.engines.cpu.pixels import pixels
 from models.quant.kernels.simd import has_byte_tables  # noqa: E402
-from models.quant.spec import Geometry  # noqa: E402
+from models.quant.arrays.spec import Geometry  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

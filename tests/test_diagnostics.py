@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from experiment import report as files
-from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, collect_histograms, convert, diagnostics,
-                          mapping, program)
+from experiment.report import report as files
+from models.quant import CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, convert
+from models.quant.arrays import adc, mapping
+from models.quant.network import diagnostics, program
 from models.quant import without_adc as without_adc_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,4 +1,4 @@
-"""experiment/distributed.py, data_parallel.py: evaluation and training on several processes, by gloo on the CPU.
+"""experiment/program/distributed.py, data_parallel.py: evaluation and training on several processes, by gloo on the CPU.
 
 Processes take seconds to start, so all scenes are played by the same three, in groups of one, two or three, and the tests look at what
 came of them. What one process computes is computed here.
@@ -26,11 +26,13 @@ from torch import nn
 import eval as evaluation
 import models.vgg
 import train
-from experiment import data as datasets
-from experiment import cost_report, data_parallel, distributed, report, training
-from experiment.checkpoint import load_checkpoint
-from experiment.cli import Stopped, UserError
-from experiment.train_settings import continuing, parse
+from experiment.inputs import data as datasets
+from experiment.report import cost_report, report
+from experiment.train import data_parallel, training
+from experiment.program import distributed
+from experiment.inputs.checkpoint import load_checkpoint
+from experiment.program.cli import Stopped, UserError
+from experiment.settings.train_settings import continuing, parse
 from models import quant
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 from strategies import Case, cases
 
 import models.quant.engines as engines
-from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, mapping, set_engine
-from models.quant.converter import Converter
-from models.quant.engines.cpu import choice, converter, histogram, integer, products
-from models.quant.spec import Geometry
+from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, set_engine
+from models.quant.arrays import mapping
+from models.quant.arrays.converter import Converter
+from models.quant.engines.cpu.whole import choice, integer, products
+from models.quant.engines.cpu.planes import converter
+from models.quant.engines.cpu.common import histogram
+from models.quant.arrays.spec import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -860,7 +863,10 @@ def test_kernels_are_compiled_again_when_a_file_that_they_use_changes(tmp_path, 
 def test_what_kernels_close_over_is_the_same_in_every_process():
     """It is part of their key in Numba's cache, pickled: of a compiled function that has a number of its own in each process, so that the
     kernel would be compiled in each."""
-    from models.quant.engines.cpu import cells_kernel, grouped_kernel, kernel, pixels_kernel
+    from models.quant.engines.cpu.grid import cells_kernel
+    from models.quant.engines.cpu.groups import grouped_kernel
+    from models.quant.engines.cpu.planes import kernel
+    from models.quant.engines.cpu.pixels import pixels_kernel
     for one in [one for room in (kernel, cells_kernel, grouped_kernel, pixels_kernel) for one in room._kernels.values()]:
         closed_over = [cell.cell_contents for cell in one.compiled.py_func.__closure__]
         assert closed_over and all(type(value) in (int, bool) for value in closed_over), one
@@ -896,7 +902,7 @@ def test_integer_convolution_without_products_of_bytes(instructions, fresh):
     code = """if True:
         import torch
         from models.quant import CrossbarSpec, Qconv2dDoreFa
-        from models.quant.engines.cpu.integer import IntegerConvolution
+        from models.quant.engines.cpu.whole.integer import IntegerConvolution
         for bits in (5, 6, 7, 8):
             spec = CrossbarSpec(w_bits=bits, a_bits=8, adc_range="ideal")
             for factor, offset, size in ((2, None, 1), (1, 0, 1), (2, None, 2), (1, 0, 2)):

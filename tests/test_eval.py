@@ -19,11 +19,15 @@ import torch
 from PIL import Image
 
 import eval as evaluation
-from experiment import bench, drawing, eval_settings, ranges, train_settings, training
-from experiment import data as datasets
-from experiment import images as eval_images
-from experiment.checkpoint import save_checkpoint
-from experiment.cli import UserError, run_main
+from experiment.sweep import bench
+from experiment.report import drawing
+from experiment.settings import eval_settings, train_settings
+from experiment.measure import ranges
+from experiment.train import training
+from experiment.inputs import data as datasets
+from experiment.start import images as eval_images
+from experiment.inputs.checkpoint import save_checkpoint
+from experiment.program.cli import UserError, run_main
 from models import quant, vgg
 from models.quant import decompose, engines
 from models.quant.measuring.setting import Setting
@@ -518,7 +522,7 @@ def test_two_evaluations_in_one_folder_keep_the_ranges_of_both(run, checkpoint, 
 
 
 def test_only_one_process_at_a_time_writes_to_a_folder(tmp_path):
-    code = ("import sys, time; from models.quant.files import locked\n"
+    code = ("import sys, time; from models.quant.storage.files import locked\n"
             "with locked('x'): print('in', flush=True); sys.stdin.read(); print('out', flush=True)")
     options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     first = subprocess.Popen([sys.executable, "-c", code], **options)
@@ -815,7 +819,7 @@ def test_results_that_cannot_be_written(checkpoint, tmp_path, monkeypatch, capsy
 
 
 def start(*flags):
-    code = ("import models.vgg, eval; from experiment.cli import run_main; "
+    code = ("import models.vgg, eval; from experiment.program.cli import run_main; "
             f"models.vgg.CONFIGS.update({SMALL!r}); run_main(eval.main)")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     return subprocess.Popen([sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

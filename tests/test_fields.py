@@ -4,12 +4,15 @@ from dataclasses import fields
 
 import pytest
 
-from experiment import chips, eval_flags, eval_settings, ranges, report, train_settings
-from experiment.flags import flag_fields
-from models.quant import CrossbarSpec, cells
+from experiment.settings import chips, eval_flags, eval_settings, train_settings
+from experiment.measure import ranges
+from experiment.report import report
+from experiment.program.flags import flag_fields
+from models.quant import CrossbarSpec
+from models.quant.arrays import cells
 from models.quant.measuring.chips import Chips, Reads
 from models.quant.measuring.setting import LAYER_FIELDS, NOTES
-from models.quant.spec import BEFORE, KINDS, hardware
+from models.quant.arrays.spec import BEFORE, KINDS, hardware
 
 OF_A_FIELD = f"""say of it in CrossbarSpec, beside its help: of="...", one of {', '.join(KINDS)}; turn=N, its place in the order of
 a table's rows; note=(N, "... {{}}"), unless the first words of a setting's name say it; before=..., what files mean that lack it"""
@@ -37,7 +40,7 @@ def test_a_field_of_chips_says_what_there_is_to_be_known_of_it():
                 f'{item.name}: say of it in Reads, or Chips, of="cells", "reads" or "run", and its unit')
     numbers = {item.name for part in (chips.DeviceSettings, Reads) for item in flag_fields(part)
                if "numbers" in item.metadata or item.metadata.get("kind") in (chips.TIME, chips.TEMP, chips.PROBABILITY)}
-    assert numbers - {"noise_seed"} == {*report.SWEPT}, "a number of devices or reads has an axis in SWEPT of experiment/report.py"
+    assert numbers - {"noise_seed"} == {*report.SWEPT}, "a number of devices or reads has an axis in SWEPT of experiment/report/report.py"
 
 
 @pytest.mark.parametrize("found, wanted", [

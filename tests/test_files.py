@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from models.quant.files import atomic_write
+from models.quant.storage.files import atomic_write
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):

@@ -21,11 +21,16 @@ from torch import nn
 
 import eval as evaluation
 import train
-from experiment import (bench, class_index, conversion, conversion_settings, cost_report, data, eval_settings, foreign, images, keys,
-                        search, training)
-from experiment.checkpoint import load_checkpoint, save_checkpoint
-from experiment.cli import UserError
-from experiment.streamed import Streamed
+from experiment.sweep import bench, search
+from experiment.inputs import class_index, data, foreign
+from experiment.start import conversion, images
+from experiment.settings import conversion_settings, eval_settings
+from experiment.report import cost_report
+from experiment.measure import keys
+from experiment.train import training
+from experiment.inputs.checkpoint import load_checkpoint, save_checkpoint
+from experiment.program.cli import UserError
+from experiment.inputs.streamed import Streamed
 from models import quant, vgg
 from models.quant import CrossbarSpec
 from models.quant.measuring.measure import measure, measure_float

@@ -10,10 +10,10 @@ from test_models import images
 from torch import nn
 from torch.nn import functional as F
 
-from models.quant import (CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinearDoreFa, calibrate, correct, crossbar_layers, fusion,
-                          set_engine)
+from models.quant import CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinearDoreFa, calibrate, correct, crossbar_layers, set_engine
+from models.quant.layers import fusion
 from models.quant.kernels import elementwise
-from models.quant.quantizers import act_codes
+from models.quant.layers.quantizers import act_codes
 
 needs_one_rounding = pytest.mark.skipif(not fusion.batch_norm_rounds_once(), reason="PyTorch's batch norm rounds twice here")
 IDEAL = CrossbarSpec(adc_range="ideal")

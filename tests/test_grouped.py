@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from strategies import ACTIVATIONS, CELLS, KERNELS, WEIGHTS, Case, codes, geometries, plans, random_cells, ranges, specs
 
 from models.quant import CrossbarSpec, engines
-from models.quant.engines.cpu import grouped
+from models.quant.engines.cpu.groups import grouped
 from models.quant.kernels.output import ToCodes
-from models.quant.spec import Geometry
+from models.quant.arrays.spec import Geometry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 REFERENCE, NUMBA = engines.load("reference"), engines.load("numba")

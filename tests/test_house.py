@@ -1,4 +1,5 @@
-"""How the rooms of `models/quant` stand to each other: what each may import, where kernels live, what a user may rely on."""
+"""How the rooms of `models/quant` and `experiment` stand to each other: what each may import, where kernels live, what a user may rely
+on."""
 
 import ast
 import inspect
@@ -13,36 +14,33 @@ ROOT = Path(quant.__file__).parents[2]
 FOLDER = ROOT / "models" / "quant"
 FILES = sorted(FOLDER.rglob("*.py"))
 
-# From the ground up: a room imports from those below it alone. Rooms of one line do not know each other.
+PROGRAMS = sorted((ROOT / "experiment").rglob("*.py"))
+
+# The map (docs/house.md), from the ground up: a room imports from those below it alone. Rooms of one line do not know each other.
 FLOORS = [
-    ["converter", "version"],
-    ["files", "sources", "eager", "batches", "spec", "readout"],
-    ["kernels"],
-    ["cells", "channels", "devices", "effective", "pair"],
-    ["mapping", "adc", "bitplanes"],
-    ["engines"],
-    ["engines.cpu"],
-    ["prepared", "quantizers"],
-    ["layers", "on_arrays"],
-    ["crossbar"],
-    ["modes", "counts", "structure"],
-    ["expectation"],
-    ["calibration", "program", "cell_files"],
-    ["diagnostics", "fusion", "cost"],
-    ["conversion", "gate_errors"],
-    ["measuring", "saving"],
+    ["arrays", "storage", "version"],
+    ["kernels", "devices", "engines"],
+    ["layers", "engines.gpu", "engines.cpu.vectors", "engines.cpu.common", "engines.cpu.whole"],
+    ["network", "engines.cpu.grid", "engines.cpu.planes"],
+    ["conversion", "cost", "engines.cpu.groups", "engines.cpu.pixels"],
+    ["measuring", "saving", "engines.cpu"],
     ["__init__"],
+    ["experiment.program"],
+    ["experiment.inputs"],
+    ["experiment.settings"],
+    ["experiment.start"],
+    ["experiment.measure", "experiment.train"],
+    ["experiment.report"],
+    ["experiment.sweep"],
 ]
+FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
 def room(module):
-    """"adc" for `models.quant.adc`, "engines.cpu" for what lies in that folder, "__init__" for `models.quant` itself."""
-    parts = module.split(".")[2:]
-    if not parts:
-        return "__init__"
-    if parts[0] == "engines":
-        return "engines.cpu" if parts[1:2] == ["cpu"] else "engines"
-    return parts[0]
+    """"arrays" for `models.quant.arrays.adc` and `models.quant.arrays`, "engines.cpu" for files of that folder itself, "__init__" for
+    `models.quant`, "experiment.train" for what lies there."""
+    name = module.removeprefix("models.quant").removeprefix(".") or "__init__"
+    return name if name in FLOOR else name.rpartition(".")[0]
 
 
 def name_of(path):
@@ -90,30 +88,27 @@ def test_every_kernel_lives_in_a_room_of_them():
             assert not {name.split(".")[0] for name in imported(path)} & {"numba", "triton"}, path
 
 
-def test_imports_run_one_way():
+@pytest.mark.parametrize("files", [FILES, PROGRAMS], ids=["package", "programs"])
+def test_imports_run_one_way(files):
     """Every room stands on those below it, so that none is needed to understand itself."""
-    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
-    for path in FILES:
+    for path in files:
         own = room(name_of(path))
         for name in imported(path):
-            if name.startswith("models.quant") and room(name) != own:
-                assert allowed(own, room(name), floor), f"{path} imports {name}"
-
-
-def allowed(own, other, floor):
-    if own == "engines.cpu":  # a kernel may use the contract of the engines, and what they may use
-        return other in ("engines", "converter", "spec", "kernels", "readout", "cells", "mapping")
-    return other != "engines.cpu" and floor[other] < floor[own]  # engines are chosen by name
+            if name.startswith(("models.quant.", "experiment.")) and room(name) != own:
+                assert FLOOR[room(name)] < FLOOR[own], f"{path} imports {name}"
+                inside = own.startswith("engines") or not room(name).startswith(("engines.cpu", "engines.gpu"))
+                assert inside, f"{path} imports {name}: engines are chosen by name"
 
 
 def test_every_file_has_its_floor():
-    known = {name for names in FLOORS for name in names}
-    assert {room(name_of(path)) for path in FILES} == known
+    inner = [path for path in PROGRAMS if path.parent != ROOT / "experiment"]
+    assert {room(name_of(path)) for path in (*FILES, *inner)} == {*FLOOR}
 
 
 def test_no_circle():
     """Not of files within a room either, nor one that an import in a function hides."""
-    graph = {name_of(path): {name for name in imported(path) if name.startswith("models.quant")} for path in FILES}
+    graph = {name_of(path): {name for name in imported(path) if name.startswith(("models.quant", "experiment."))}
+             for path in (*FILES, *PROGRAMS)}
     done, open_ = set(), []
 
     def visit(name):

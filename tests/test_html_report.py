@@ -1,4 +1,4 @@
-"""experiment/html_report.py: the page of a results folder, as a parser and as a browser see it."""
+"""experiment/report/html_report.py: the page of a results folder, as a parser and as a browser see it."""
 
 import html.parser
 import json
@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from PIL import Image
 
-from experiment import html_report
+from experiment.report import html_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROWS = [

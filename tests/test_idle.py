@@ -17,9 +17,10 @@ from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  #
 from test_triton import layer_case, planned_case
 
 from models import quant
-from models.quant import CrossbarSpec, adc, calibrate, collect_histograms, convert, crossbar_layers
+from models.quant import CrossbarSpec, calibrate, collect_histograms, convert, crossbar_layers
+from models.quant.arrays import adc
 from models.quant.cost import Technology, count, estimate
-from models.quant.counts import counting
+from models.quant.network.counts import counting
 from models.quant.engines import reference
 from models.quant.measuring.measure import conversions_of, measure
 from models.quant.measuring.setting import Setting

@@ -10,9 +10,22 @@ import torch
 from test_models import images
 from torch import nn
 
-from models.quant import (AQ, SAWB, WQ, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, calibrate,
-                          collect_histograms, convert, crossbar_layers, set_engine)
-from models.quant.spec import ADC_RANGES
+from models.quant import (
+    AQ,
+    SAWB,
+    WQ,
+    CrossbarSpec,
+    Qconv2d,
+    Qconv2dDoreFa,
+    QLinear,
+    QLinearDoreFa,
+    calibrate,
+    collect_histograms,
+    convert,
+    crossbar_layers,
+    set_engine,
+)
+from models.quant.arrays.spec import ADC_RANGES
 
 pytestmark = [pytest.mark.usefixtures("one_thread"),
               pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")]

@@ -13,10 +13,10 @@ import numba
 import numpy as np
 import pytest
 
-from models.quant.engines.cpu import loop
+from models.quant.engines.cpu.vectors import loop
 from models.quant.kernels.cache import SOURCES, compiled_once
-from models.quant.engines.cpu.grouped_kernel import Ranges
-from models.quant.engines.cpu.loop import Kernel, _take, loaded
+from models.quant.engines.cpu.groups.grouped_kernel import Ranges
+from models.quant.engines.cpu.vectors.loop import Kernel, _take, loaded
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,7 +85,7 @@ import os
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy as np
-from models.quant.engines.cpu.loop import SOURCES, Kernel, loaded
+from models.quant.engines.cpu.vectors.loop import SOURCES, Kernel, loaded
 
 def work(arguments, item, sources=SOURCES):
     a, out = loaded(arguments)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from strategies import cases
 
 from models.quant import Calibration, CrossbarSpec
-from models.quant.cells import Cells
-from models.quant.converter import Converter
-from models.quant.mapping import MappedLayer, array_bounds
-from models.quant.spec import Geometry, check
+from models.quant.arrays.cells import Cells
+from models.quant.arrays.converter import Converter
+from models.quant.arrays.mapping import MappedLayer, array_bounds
+from models.quant.arrays.spec import Geometry, check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,8 +8,19 @@ from torch.nn import functional as F
 
 import models
 from models import vgg
-from models.quant import (ADC_BUFFERS, CrossbarSpec, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, calibrate,
-                          correct, crossbar_layers, set_engine, set_spec)
+from models.quant import (
+    ADC_BUFFERS,
+    CrossbarSpec,
+    Qconv2d,
+    Qconv2dDoreFa,
+    QLinear,
+    QLinearDoreFa,
+    calibrate,
+    correct,
+    crossbar_layers,
+    set_engine,
+    set_spec,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KWARGS = {"num_classes": 10, "wbit": 4, "abit": 4, "alpha_init": 10.0}

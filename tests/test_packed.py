@@ -8,12 +8,12 @@ import torch
 
 import models
 import train
-from experiment.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
-from experiment.cli import UserError
-from experiment.packed import pack, unpack
+from experiment.inputs.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
+from experiment.program.cli import UserError
+from experiment.inputs.packed import pack, unpack
 from models import vgg
 from models.quant import Qconv2dDoreFa
-from models.quant.quantizers import WEIGHT_QUANTIZERS
+from models.quant.layers.quantizers import WEIGHT_QUANTIZERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ([6, 10, "M", 7, "M", 9, "M"], 11)  # odd numbers: the last byte of a layer is not full

@@ -20,14 +20,14 @@ from test_eval import checkpoint, refused, run, scene  # noqa: F401
 from torch import nn
 
 import models.quant.engines as engines
-from experiment.train_settings import parse as train_parse
-from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, image_numbers, program, set_engine,
-                          without_adc)
-from models.quant import diagnostics
+from experiment.settings.train_settings import parse as train_parse
+from models.quant import CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, image_numbers, set_engine, without_adc
+from models.quant.network import program
+from models.quant.network import diagnostics
 from models.quant.devices.wires import gate_exact, solve
-from models.quant.gate_errors import gate_errors
+from models.quant.network.gate_errors import gate_errors
 from models.quant.engines import reference as reference_engine
-from models.quant.spec import ADC_RANGES, MAPPINGS
+from models.quant.arrays.spec import ADC_RANGES, MAPPINGS
 
 if importlib.util.find_spec("triton"):
     interpreter.load()  # before any test imports it

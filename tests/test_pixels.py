@@ -12,10 +12,11 @@ from models.quant import CrossbarSpec
 from models.quant.engines import accumulator_dtype
 
 pytest.importorskip("numba")
-from models.quant.engines.cpu import engine, loud, pixels  # noqa: E402
-from models.quant.engines.cpu.pixels_plan import NARROW, TALL  # noqa: E402
+from models.quant.engines.cpu import engine  # noqa: E402
+from models.quant.engines.cpu.pixels import loud, pixels
+from models.quant.engines.cpu.pixels.pixels_plan import NARROW, TALL  # noqa: E402
 from models.quant.kernels.simd import has_byte_tables  # noqa: E402
-from models.quant.spec import Geometry  # noqa: E402
+from models.quant.arrays.spec import Geometry  # noqa: E402
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.skipif(not has_byte_tables(), reason="no tables of bytes here")]
 ROWS = [1, 3, 8, 16, 31, 64, 100, 1024]

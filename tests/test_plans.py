@@ -22,19 +22,31 @@ from torch import nn
 
 import eval as evaluation
 import train
-from experiment import eval_settings, train_settings
-from experiment.checkpoint import load_checkpoint
-from experiment.cli import UserError, run_main
-from experiment.ranges import AdcRanges
-from experiment.training import Run
+from experiment.settings import eval_settings, train_settings
+from experiment.inputs.checkpoint import load_checkpoint
+from experiment.program.cli import UserError, run_main
+from experiment.measure.ranges import AdcRanges
+from experiment.train.training import Run
 from models import vgg
-from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, adc, calibrate, calibration, collect_histograms,
-                          crossbar_layers, error_weights, program, set_engine, set_spec)
-from models.quant.converter import Converter
-from models.quant.counts import counting
-from models.quant.expectation import shares_of_ones
-from models.quant.mapping import MappedLayer
-from models.quant.spec import Geometry
+from models.quant import (
+    CrossbarSpec,
+    Device,
+    Qconv2dDoreFa,
+    QLinearDoreFa,
+    calibrate,
+    collect_histograms,
+    crossbar_layers,
+    error_weights,
+    set_engine,
+    set_spec,
+)
+from models.quant.arrays import adc
+from models.quant.network import calibration, program
+from models.quant.arrays.converter import Converter
+from models.quant.network.counts import counting
+from models.quant.network.expectation import shares_of_ones
+from models.quant.arrays.mapping import MappedLayer
+from models.quant.arrays.spec import Geometry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAN = dict(adc_plan="significance")
@@ -437,7 +449,7 @@ def test_weights_of_errors_decide_who_gets_the_bits(tiny, monkeypatch):
 @torch.no_grad()
 def test_what_a_plan_is_expected_to_lose_is_said(tiny, monkeypatch, caplog):
     """The sum of the layers' errors, each times its weight, against the outputs; the mean of the bits that reads have."""
-    caplog.set_level("INFO", "models.quant.expectation")
+    caplog.set_level("INFO", "models.quant.network.expectation")
     model, x = tiny(spec=PLANNED), images(3)
     monkeypatch.setattr(calibration, "error_weights", lambda model, images, choices, dim: {name: 0.5 + i for i, name in enumerate(choices)})
     calibrate(model, x)
@@ -457,7 +469,7 @@ def test_what_a_plan_is_expected_to_lose_is_said(tiny, monkeypatch, caplog):
 
 @torch.no_grad()
 def test_what_a_plan_is_expected_to_lose_is_about_what_it_loses(tiny, caplog):
-    caplog.set_level("INFO", "models.quant.expectation")
+    caplog.set_level("INFO", "models.quant.network.expectation")
     x, said = images(64), []
     exact = tiny(spec=CrossbarSpec(cell_bits=2, adc_range="ideal"))(x)
     for mean in (1.5, 3, 5):
@@ -473,7 +485,7 @@ def test_what_a_plan_is_expected_to_lose_is_about_what_it_loses(tiny, caplog):
 def test_ones_on_word_lines_are_said(caplog):
     """Each output pixel of a padded image of 2 x 2 sees 4 of its 9 places: of codes 5 the lowest bit and the third are on in 16 of 36. A
     network of no error loses nothing."""
-    caplog.set_level("INFO", "models.quant.expectation")
+    caplog.set_level("INFO", "models.quant.network.expectation")
     torch.manual_seed(0)
     spec = CrossbarSpec(w_bits=4, a_bits=4, adc_plan="significance", adc_bits=8, rows=16)
     layer = Qconv2dDoreFa(2, 3, 3, padding=1, spec=spec, alpha_init=1.0).eval()

@@ -1,4 +1,4 @@
-"""experiment/points.py and keys.py: what a point's key says, and points that are measured once whoever is killed."""
+"""experiment/measure/points.py and keys.py: what a point's key says, and points that are measured once whoever is killed."""
 
 import base64
 import collections
@@ -23,14 +23,15 @@ import torch
 from test_eval import SMALL, network, shown_images
 
 import models
-from experiment import keys, packed, points, results
-from experiment.answers import alike
-from experiment.data import Batches
-from experiment.points import Points
+from experiment.measure import keys, points, results
+from experiment.inputs import packed
+from experiment.measure.answers import alike
+from experiment.inputs.data import Batches
+from experiment.measure.points import Points
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device
 from models.quant.cost import Technology
-from models.quant.files import STALE, atomic_write, locked
+from models.quant.storage.files import STALE, atomic_write, locked
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import measure
 from models.quant.measuring.setting import Setting

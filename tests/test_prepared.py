@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from test_models import images
 from torch import nn
 
-from models.quant import SAWB, CrossbarSpec, Qconv2dDoreFa, crossbar_layers, fusion, prepared, set_engine
+from models.quant import SAWB, CrossbarSpec, Qconv2dDoreFa, crossbar_layers, set_engine
+from models.quant.layers import fusion, prepared
 from models.quant.engines.cpu import engine
 from models.quant.kernels import checksum
 from models.quant.measuring.images import predict

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import models
-from experiment.checkpoint import load_checkpoint
+from experiment.inputs.checkpoint import load_checkpoint
 
 FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 NETWORKS = sorted(FOLDER.glob("*.pt"))

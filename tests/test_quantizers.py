@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from models.quant import AQ, SAWB, WQ, CrossbarSpec, Qconv2d, QLinear, QLinearDoreFa
 from models.quant.kernels import elementwise
-from models.quant.quantizers import WEIGHT_QUANTIZERS, act_codes
+from models.quant.layers.quantizers import WEIGHT_QUANTIZERS, act_codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BITS = [1, 2, 3, 4, 5, 6, 7, 8]

@@ -11,14 +11,24 @@ import torch
 from scipy import stats
 from torch import nn
 
-from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, image_numbers, keep_effective_cells,
-                          program, set_engine)
+from models.quant import (
+    CrossbarSpec,
+    Device,
+    Qconv2dDoreFa,
+    QLinearDoreFa,
+    Wires,
+    calibrate,
+    image_numbers,
+    keep_effective_cells,
+    set_engine,
+)
+from models.quant.network import program
 from models.quant.devices.wires import gate_exact
 from models.quant.engines import reference
-from models.quant.gate_errors import gate_errors
-from models.quant.readout import APART, DEVIATION, NORMAL, SIGNS, column_numbers, curve_at, first_image, fused, noise, read_key
+from models.quant.network.gate_errors import gate_errors
+from models.quant.arrays.readout import APART, DEVIATION, NORMAL, SIGNS, column_numbers, curve_at, first_image, fused, noise, read_key
 
-program_module = importlib.import_module("models.quant.program")  # the package has the function of this name
+program_module = importlib.import_module("models.quant.network.program")  # the package has the function of this name
 ROWS = 64
 GRID = 1 / 12 / 256**2  # variance of a number that is rounded to the grid, in levels
 

@@ -14,8 +14,8 @@ from test_triton import assert_same, layer_case, planned_case
 from models.quant import CrossbarSpec, Readout, image_numbers
 from models.quant.engines import reference
 from models.quant.engines.cpu import engine as cpu
-from models.quant.engines.cpu import wide, wide_noise
-from models.quant.readout import COLUMN_KEY, DEVIATION, noise
+from models.quant.engines.cpu.vectors import wide, wide_noise
+from models.quant.arrays.readout import COLUMN_KEY, DEVIATION, noise
 
 with interpreter.chosen():
     triton_gpu = interpreter.load()

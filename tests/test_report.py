@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiment import chip_report, drawing, report
+from experiment.report import chip_report, drawing, report
 from models.quant import CrossbarSpec, Device
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Record

@@ -1,4 +1,4 @@
-"""models/quant/sources.py: a result's key follows from what the code does, not from how or where it is written."""
+"""models/quant/storage/sources.py: a result's key follows from what the code does, not from how or where it is written."""
 
 import ast
 import itertools
@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 from test_house import FILES, imported, name_of
 
-from experiment import keys
+from experiment.measure import keys
 from models import quant
-from models.quant import sources
+from models.quant.storage import sources
 
 CORE = Path(quant.__file__).parent
 # Files of the package that decide no result: what is looked at or kept, files, and engines, which agree with the reference.
 DECIDE_NOTHING = {
-    ".bitplanes", ".cell_files", ".diagnostics", ".eager", ".effective", ".expectation", ".files", ".gate_errors", ".prepared", ".saving",
-    ".sources", ".structure", ".version", ".kernels", ".kernels.cache", ".kernels.checksum", ".kernels.inner", ".engines.forks",
-    ".engines.reach", ".engines.triton_cells", ".engines.triton_gpu", ".engines.triton_ideal", ".engines.triton_readout",
-    ".engines.triton_tile"}
+    ".storage", ".storage.bitplanes", ".storage.effective", ".storage.files", ".storage.sources", ".layers", ".layers.eager",
+    ".layers.prepared", ".network", ".network.cell_files", ".network.diagnostics", ".network.expectation", ".network.gate_errors",
+    ".network.structure", ".saving", ".version", ".kernels", ".kernels.cache", ".kernels.checksum", ".kernels.inner", ".engines.forks",
+    ".engines.reach", ".engines.gpu", ".engines.gpu.triton_cells", ".engines.gpu.triton_gpu", ".engines.gpu.triton_ideal",
+    ".engines.gpu.triton_readout", ".engines.gpu.triton_tile"}
 KERNELS = ".engines.cpu"  # of an engine
 
 
@@ -32,7 +33,7 @@ def test_every_module_of_the_package_decides_or_is_named_here():
     for name in sorted(found - {package}):
         of_engine = name == package + KERNELS or name.startswith(package + KERNELS + ".")
         assert of_engine or (name in decide) != (name in others), (
-            f"{name}: name it in CODE of experiment/keys.py where a result follows from it, else in DECIDE_NOTHING here")
+            f"{name}: name it in CODE of experiment/measure/keys.py where a result follows from it, else in DECIDE_NOTHING here")
     assert others <= found, "DECIDE_NOTHING names what is gone"
     for path in FILES:
         if name_of(path) in decide and package + KERNELS not in name_of(path):
@@ -75,27 +76,28 @@ def changed(one, other):
 def test_code_is_told_by_what_it_does(tree):
     usual = tree()
     assert usual == keys.digests()  # whatever the package is called and wherever it lies
-    assert changed(usual, tree(("converter.py", "torch.round(x", "torch.floor(x"))) == {"measuring"}
+    assert changed(usual, tree(("arrays/converter.py", "torch.round(x", "torch.floor(x"))) == {"measuring"}
     assert changed(usual, tree(("devices/laws.py", "", "\nANOTHER = 1\n"))) == {"chips"}
     assert changed(usual, tree(("devices/wires.py", "", "\nANOTHER = 1\n"))) == {"wires"}
     assert changed(usual, tree(("cost/events.py", "", "\nANOTHER = 1\n"))) == {"costs"}
     assert changed(usual, tree(("conversion/gptq.py", "", "\nANOTHER = 1\n"))) == {"conversion"}
-    assert changed(usual, tree(("spec.py", "before=8", "before=9"))) == {"measuring"}
-    assert changed(usual, tree(("engines/triton_gpu.py", "", "\nANOTHER = 1\n"), ("files.py", "", "\nANOTHER = 1\n"))) == set()
+    assert changed(usual, tree(("arrays/spec.py", "before=8", "before=9"))) == {"measuring"}
+    assert changed(usual, tree(("engines/gpu/triton_gpu.py", "", "\nANOTHER = 1\n"), ("storage/files.py", "", "\nANOTHER = 1\n"))) == set()
 
 
 def test_how_and_where_code_is_written_changes_nothing(tree):
-    usual, text = tree(), (CORE / "adc.py").read_text()
+    usual, text = tree(), (CORE / "arrays/adc.py").read_text()
     function = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "covering_range")
     lines = text.splitlines(keepends=True)
     moved = "".join(lines[function.lineno - 1:function.end_lineno])
-    assert tree(("adc.py", moved, ""), ("mapping.py", "", "\n\n" + moved)) == usual
-    assert tree(("adc.py", moved, "def covering_range(low):\n    return low\n"), ("mapping.py", "", "\n\n" + moved)) != usual
+    assert tree(("arrays/adc.py", moved, ""), ("arrays/mapping.py", "", "\n\n" + moved)) == usual
+    assert tree(("arrays/adc.py", moved, "def covering_range(low):\n    return low\n"), ("arrays/mapping.py", "", "\n\n" + moved)) != usual
     docstring = ast.get_docstring(function, clean=False)
-    assert tree(("adc.py", moved, "\n\n" + moved), ("adc.py", docstring, "Other words."), ("adc.py", "", "\n# a comment\n")) == usual
-    assert tree(("mapping.py", "", "\nfrom .adc import covering_range\n")) == usual  # of what is one's own
-    assert tree(("mapping.py", "", "\nfrom .adc import covering_range as other\n")) != usual
-    assert tree(("mapping.py", "", "\nfrom cmath import exp\n")) != usual
+    assert tree(("arrays/adc.py", moved, "\n\n" + moved), ("arrays/adc.py", docstring, "Other words."),
+                ("arrays/adc.py", "", "\n# a comment\n")) == usual
+    assert tree(("arrays/mapping.py", "", "\nfrom .adc import covering_range\n")) == usual  # of what is one's own
+    assert tree(("arrays/mapping.py", "", "\nfrom .adc import covering_range as other\n")) != usual
+    assert tree(("arrays/mapping.py", "", "\nfrom cmath import exp\n")) != usual
 
 
 @pytest.mark.parametrize("one, other", [

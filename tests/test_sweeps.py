@@ -23,14 +23,18 @@ from test_eval import (checkpoint, load_digits, network, refused, results, run, 
                        without_pictures)
 
 import eval as evaluation
-from experiment import bench, eval_flags, eval_settings, flags, keys, per_layer, plan, points, ranges, report, search
-from experiment.cli import UserError, run_main
-from experiment.data import training_split
-from experiment.drawing import new_figure
-from experiment.plan import Job, Plan, Queue
+from experiment.sweep import bench, plan, search
+from experiment.settings import eval_flags, eval_settings, per_layer
+from experiment.program import flags
+from experiment.measure import keys, points, ranges
+from experiment.report import report
+from experiment.program.cli import UserError, run_main
+from experiment.inputs.data import training_split
+from experiment.report.drawing import new_figure
+from experiment.sweep.plan import Job, Plan, Queue
 from models import quant
 from models.quant import Calibration, CrossbarSpec, Device
-from models.quant.files import locked
+from models.quant.storage.files import locked
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Cache, Record, measure
 from models.quant.measuring.placing import place

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from experiment import train_settings
-from experiment.checkpoint import save_checkpoint
-from experiment.cli import UserError
-from experiment.eval_settings import all_settings
+from experiment.settings import train_settings
+from experiment.inputs.checkpoint import save_checkpoint
+from experiment.program.cli import UserError
+from experiment.settings.eval_settings import all_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -146,7 +146,7 @@ def test_a_signal_is_left_to_the_program_that_runs(number, tmp_path):
     inner = (f"import pathlib, signal, sys, time; signal.signal({int(number)}, lambda *_: (time.sleep(0.6), "
              f"pathlib.Path({str(tmp_path / 'kept')!r}).touch(), sys.exit(7)));"
              f"pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)")
-    outer = (f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import tables; from experiment.cli import run_main;"
+    outer = (f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import tables; from experiment.program.cli import run_main;"
              f"run_main(lambda: tables.run([sys.executable, '-c', {inner!r}]))")
     process = subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not (tmp_path / "up").exists():

@@ -8,12 +8,12 @@ import torch
 
 import models
 import train
-from experiment import data as datasets
-from experiment.checkpoint import load_checkpoint, save_checkpoint
-from experiment.cli import UserError
-from experiment.data import normalize
-from experiment.teacher import teacher_of
-from experiment.training import Run
+from experiment.inputs import data as datasets
+from experiment.inputs.checkpoint import load_checkpoint, save_checkpoint
+from experiment.program.cli import UserError
+from experiment.inputs.data import normalize
+from experiment.train.teacher import teacher_of
+from experiment.train.training import Run
 from test_train import SMALL, assert_same, quick, small_network  # noqa: F401
 
 SHARE, SMOOTHING = 0.3, 0.1

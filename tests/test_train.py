@@ -20,11 +20,13 @@ import torch
 
 import models
 import train
-from experiment import data as datasets
-from experiment import optimizing, starting, train_settings, training
-from experiment.checkpoint import load_checkpoint, save_checkpoint
-from experiment.cli import UserError, run_main
-from experiment.training import Run, schedule_factor
+from experiment.inputs import data as datasets
+from experiment.train import optimizing, training
+from experiment.start import starting
+from experiment.settings import train_settings
+from experiment.inputs.checkpoint import load_checkpoint, save_checkpoint
+from experiment.program.cli import UserError, run_main
+from experiment.train.training import Run, schedule_factor
 from models import quant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +55,8 @@ def quick(folder, *flags):
 
 def kill_inside_first_epoch(folder, *flags):
     """Start train.py in a process of its own, with the small network, and kill it once its checkpoint stands inside the first epoch."""
-    code = ("import time, models.vgg, train; from experiment.cli import run_main; from experiment.training import Run; save = Run.save; "
+    code = ("import time, models.vgg, train; from experiment.program.cli import run_main; from experiment.train.training import Run; "
+            "save = Run.save; "
             "Run.save = lambda self: (save(self), time.sleep(0.02)); "  # so that who watches the checkpoint sees it inside an epoch
             f"models.vgg.CONFIGS['vgg7'] = {SMALL!r}; run_main(train.main)")
     process = subprocess.Popen([sys.executable, "-c", code, "--save_path", str(folder), *flags], cwd=ROOT, stdout=subprocess.PIPE,

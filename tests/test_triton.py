@@ -18,16 +18,17 @@ from interpreter import DEVICE, GPU, running
 from strategies import Case, cases, random_cells, ranges, specs
 
 import models.quant.engines as engines
-from models.quant import CrossbarSpec, Qconv2dDoreFa, adc, mapping, set_engine
-from models.quant.converter import Converter
-from models.quant.mapping import MappedLayer, u_range
-from models.quant.spec import Geometry
+from models.quant import CrossbarSpec, Qconv2dDoreFa, set_engine
+from models.quant.arrays import adc, mapping
+from models.quant.arrays.converter import Converter
+from models.quant.arrays.mapping import MappedLayer, u_range
+from models.quant.arrays.spec import Geometry
 
 ROOT = Path(__file__).resolve().parents[1]
 with interpreter.chosen():  # Triton itself defines kernels, too
     triton = pytest.importorskip("triton", reason="triton is not installed")
     triton_gpu = interpreter.load()
-    from models.quant.engines import triton_cells, triton_ideal, triton_tile
+    from models.quant.engines.gpu import triton_cells, triton_ideal, triton_tile
     import triton.language as tl
 
     @triton.jit
@@ -469,11 +470,11 @@ import sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from models.quant.cells import Cells
+from models.quant.arrays.cells import Cells
 from models.quant.engines import triton_cells, triton_gpu, triton_ideal
-from models.quant.mapping import MappedLayer
-from models.quant.readout import Readout
-from models.quant.spec import CrossbarSpec, Geometry
+from models.quant.arrays.mapping import MappedLayer
+from models.quant.arrays.readout import Readout
+from models.quant.arrays.spec import CrossbarSpec, Geometry
 
 names = {torch.uint8: "*u8", torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
          torch.float32: "*fp32", torch.float64: "*fp64"}

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import ray.cloudpickle
 
-from experiment import keys, user_code
-from experiment.chips import DeviceSettings, chips_of, names_of
-from experiment.cli import UserError
+from experiment.measure import keys
+from experiment.program import user_code
+from experiment.settings.chips import DeviceSettings, chips_of, names_of
+from experiment.program.cli import UserError
 from models.quant.measuring.chips import Chips
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ import torch
 from test_eval import SMALL, checkpoint, classes, network, run, save, shown_images  # noqa: F401
 
 import utils
-from experiment.cli import UserError
+from experiment.program.cli import UserError
 from models import quant, vgg
 from models.quant import CrossbarSpec, Setting, measure
 

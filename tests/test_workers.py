@@ -1,4 +1,4 @@
-"""experiment/workers.py: Ray's workers, killed or in error, and a driver that is killed; a real network and a stand-in for one."""
+"""experiment/sweep/workers.py: Ray's workers, killed or in error, and a driver that is killed; a real network and a stand-in for one."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ import ray
 from test_eval import ROOT, SMALL, checkpoint, results, scene  # noqa: F401
 from test_sweeps import QUICK, evaluate, table  # noqa: F401
 
-from experiment import workers
-from experiment.cli import UserError
-from experiment.plan import Job, Queue
+from experiment.sweep import workers
+from experiment.program.cli import UserError
+from experiment.sweep.plan import Job, Queue
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the folder of the tests
@@ -97,8 +97,8 @@ def test_what_another_program_is_measuring_is_asked_for_again(monkeypatch):
 
 
 PROGRAM = """
-import models.vgg, eval, experiment.workers as workers
-from experiment.cli import run_main
+import models.vgg, eval, experiment.sweep.workers as workers
+from experiment.program.cli import run_main
 SMALL = {small!r}
 models.vgg.CONFIGS.update(SMALL)
 

@@ -1,27 +1,27 @@
 """Quantization and crossbar simulation: what users of the package call."""
 
-from .version import __version__  # noqa: F401 - first: it refuses a second copy of all below
-from .bitplanes import PlaneStore, compose, decompose, read_planes, sha256
-from .cell_files import chips_in, load_cells, read_cells, write_cells
-from .cells import Cells, Chip
-from .calibration import CORRECTION_IMAGES, Calibration, calibrate, collect_histograms, correct, error_weights
+from .arrays.cells import Cells, Chip
+from .arrays.mapping import MappedLayer
+from .arrays.readout import Readout, image_numbers
+from .arrays.spec import CrossbarSpec, Geometry
 from .conversion import convert
-from .crossbar import Qconv2dDoreFa, QLinearDoreFa, crossbar_layers, give_ranges, ranges_of, set_spec
 from .devices import Device, Wires
-from .effective import keep_effective_cells
 from .engines import set_engine
-from .layers import Qconv2d, QLinear
-from .mapping import MappedLayer
+from .layers.crossbar import Qconv2dDoreFa, QLinearDoreFa, crossbar_layers, give_ranges, ranges_of, set_spec
+from .layers.layers import Qconv2d, QLinear
+from .layers.on_arrays import ADC_BUFFERS
+from .layers.quantizers import AQ, SAWB, WQ
 from .measuring.chips import Chips
 from .measuring.measure import Cache, Record, measure, measure_float
 from .measuring.setting import Setting
-from .modes import without_adc
-from .on_arrays import ADC_BUFFERS
-from .program import MOST_LEVELS, check_chip, program
-from .quantizers import AQ, SAWB, WQ
-from .readout import Readout, image_numbers
+from .network.calibration import CORRECTION_IMAGES, Calibration, calibrate, collect_histograms, correct, error_weights
+from .network.cell_files import chips_in, load_cells, read_cells, write_cells
+from .network.modes import without_adc
+from .network.program import MOST_LEVELS, check_chip, program
 from .saving import load, save
-from .spec import CrossbarSpec, Geometry
+from .storage.bitplanes import PlaneStore, compose, decompose, read_planes, sha256
+from .storage.effective import keep_effective_cells
+from .version import __version__  # noqa: F401 - first: it refuses a second copy of all below
 
 __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibration", "Geometry", "MappedLayer", "Qconv2dDoreFa",
            "QLinearDoreFa", "ADC_BUFFERS", "CORRECTION_IMAGES", "calibrate", "collect_histograms", "correct", "error_weights",

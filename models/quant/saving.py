@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arrays.spec import CrossbarSpec
 from .conversion import convert
 from .conversion.options import NAME
 from .conversion.report import ConversionReport
-from .crossbar import crossbar_layers
-from .files import atomic_write
-from .on_arrays import ADC_BUFFERS
-from .spec import CrossbarSpec
-from .structure import structure
+from .layers.crossbar import crossbar_layers
+from .layers.on_arrays import ADC_BUFFERS
+from .network.structure import structure
+from .storage.files import atomic_write
 from .version import __version__
 
 FORMAT = "a network on crossbars, 1"  # raise the number where a reader of before would take it for what it is not

@@ -22,7 +22,6 @@ from torch.utils import _pytree as tree
 
 from .products import PRODUCTS, operands
 
-
 # What takes a part of a weight, or the same in another shape or type: a product with it is one with the weight.
 PARTS = {"__getitem__", "bfloat16", "chunk", "contiguous", "double", "expand", "flatten", "float", "half", "index_select", "mT", "narrow",
          "permute", "repeat", "reshape", "select", "split", "squeeze", "t", "T", "to", "transpose", "type", "type_as", "unflatten",

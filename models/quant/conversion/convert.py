@@ -24,12 +24,12 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from ..batches import batches_of, first_of
-from ..calibration import CORRECTION_IMAGES, calibrate, match_channels, output_moments
-from ..crossbar import crossbar_layers
-from ..eager import refuse_export
-from ..modes import without_adc
-from ..spec import CrossbarSpec
+from ..arrays.spec import CrossbarSpec
+from ..layers.batches import batches_of, first_of
+from ..layers.crossbar import crossbar_layers
+from ..layers.eager import refuse_export
+from ..network.calibration import CORRECTION_IMAGES, calibrate, match_channels, output_moments
+from ..network.modes import without_adc
 from .attention import open_attention
 from .binding import Bound, plain
 from .encodings import ENCODINGS

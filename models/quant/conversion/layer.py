@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import adc, engines
-from ..cells import Cells
-from ..crossbar import CrossbarLayer
-from ..eager import outside_graphs
+from .. import engines
+from ..arrays import adc
+from ..arrays.cells import Cells
+from ..arrays.mapping import MappedLayer
+from ..arrays.readout import first_image, image_count, image_numbers, next_call
+from ..arrays.spec import MOST_ROWS, CrossbarSpec, Geometry
 from ..kernels import elementwise
-from ..mapping import MappedLayer
-from ..on_arrays import ADC_BUFFERS
-from ..prepared import fingerprint
-from ..readout import first_image, image_count, image_numbers, next_call
-from ..spec import MOST_ROWS, CrossbarSpec, Geometry
+from ..layers.crossbar import CrossbarLayer
+from ..layers.eager import outside_graphs
+from ..layers.on_arrays import ADC_BUFFERS
+from ..layers.prepared import fingerprint
 from . import encodings
 from .binding import Bound, plain
 from .linear_quantizers import InputQuantizer, LinearWQ

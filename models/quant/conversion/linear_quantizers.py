@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..eager import outside_graphs
 from ..kernels import elementwise
-from ..quantizers import OFF, AroundZero, check_bits, warn_of_nan
+from ..layers.eager import outside_graphs
+from ..layers.quantizers import OFF, AroundZero, check_bits, warn_of_nan
 from . import scales
 from .encodings import ENCODINGS
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..spec import CrossbarSpec
+from ..arrays.spec import CrossbarSpec
 from .linear_quantizers import InputQuantizer, LinearWQ
 from .scales import WEIGHT_METHODS
 from .tracing import Product

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..spec import Geometry
+from ..arrays.spec import Geometry
 
 # Python has several names for each; the kinds are those that `operands` reads.
 PRODUCTS: dict[Callable, str] = {

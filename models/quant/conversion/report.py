@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
-from ..batches import first_of
-from ..diagnostics import decibels
-from ..modes import without_adc
+from ..layers.batches import first_of
+from ..network.diagnostics import decibels
+from ..network.modes import without_adc
 
 
 @dataclass

@@ -7,7 +7,7 @@
 `docs/cost.md` has the formulas, the sources and what is not modelled.
 """
 
-from ..counts import Counts, LayerCounts
+from ..network.counts import Counts, LayerCounts
 from .count import count, counting
 from .estimate import Band, CostReport, LayerCost, Origin, estimate
 from .events import Events, events

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..crossbar import CrossbarLayer
+from ..arrays.pair import worth
 from ..kernels.ones import Ones
-from ..pair import worth
-from ..prepared import Prepared
+from ..layers.crossbar import CrossbarLayer
+from ..layers.prepared import Prepared
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .. import counts
-from ..batches import batches_of
-from ..counts import Counts, Layout
-from ..crossbar import crossbar_layers
-from ..modes import without_adc
+from ..layers.batches import batches_of
+from ..layers.crossbar import crossbar_layers
+from ..network import counts
+from ..network.counts import Counts, Layout
+from ..network.modes import without_adc
 from .columns import digit_ones
 
 

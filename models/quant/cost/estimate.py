@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..counts import Counts
-from ..crossbar import CrossbarLayer, crossbar_layers
 from ..devices import Device
+from ..layers.crossbar import CrossbarLayer, crossbar_layers
+from ..network.counts import Counts
 from .events import Events, events
 from .technology import OF_ADC, Source, Technology
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..counts import LayerCounts
-from ..crossbar import CrossbarLayer
-from ..mapping import array_bounds
+from ..arrays.mapping import array_bounds
+from ..layers.crossbar import CrossbarLayer
+from ..network.counts import LayerCounts
 from .columns import columns, digit_ones, level_sums
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..spec import MOST_ADC_BITS
+from ..arrays.spec import MOST_ADC_BITS
 from . import adc_fit
 from .scaling import LARGEST, SMALLEST, area_factor, energy_factor
 

@@ -2,7 +2,7 @@
 
 from .device import Device
 from .joint import raw_folder
-from .laws import Decades, Law, PowerLaw, Polynomial, Relaxation
+from .laws import Decades, Law, Polynomial, PowerLaw, Relaxation
 from .listing import describe
 from .presets import presets
 from .tables import Cells, Samples, Series, Table

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import load_array
+from ..storage.files import load_array
 
 
 def check(stuck_on: float, stuck_off: float) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import load_array
+from ..storage.files import load_array
 from .lines import Line, by_level, check_siemens, check_us
 from .rows import JointRows
 from .tables import Samples

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .laws import Decades, Law, PowerLaw, Polynomial, Relaxation
+from .laws import Decades, Law, Polynomial, PowerLaw, Relaxation
 from .tables import Cells, Samples, Series, Table
 
 FOLDER = Path(__file__).parent / "data"

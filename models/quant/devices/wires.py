@@ -24,7 +24,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..spec import check, choice
+from ..arrays.spec import check, choice
 
 ACCESS = ("voltage", "gate")
 

@@ -46,7 +46,7 @@ from torch import Tensor
 from . import forks as forks  # what a forked child needs
 
 if TYPE_CHECKING:
-    from ..mapping import MappedLayer
+    from ..arrays.mapping import MappedLayer
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Engine(NamedTuple):
 
 
 # The later, the faster: "auto" takes the last that can run a layer.
-ENGINES = {"reference": Engine(".reference"), "numba": Engine(".cpu.engine", "cpu"), "triton": Engine(".triton_gpu", "cuda")}
+ENGINES = {"reference": Engine(".reference"), "numba": Engine(".cpu.engine", "cpu"), "triton": Engine(".gpu.triton_gpu", "cuda")}
 CHOICES = ("auto", *ENGINES)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import math
 
-from ..converter import Converter
-from ..mapping import MappedLayer
-from ..readout import DEVIATION, NORMAL
+from ..arrays.converter import Converter
+from ..arrays.mapping import MappedLayer
+from ..arrays.readout import DEVIATION, NORMAL
 
 MOST = 1024  # deviations over `DEVIATION` are below, and reads below 2^22: 1.5 2^23 and their products are then exact in float32
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..readout import column_numbers, curve_at, first_image, fused, noise, read_key
+from ..arrays.readout import column_numbers, curve_at, first_image, fused, noise, read_key
 from . import accumulator_dtype
 
 if TYPE_CHECKING:
-    from ..mapping import MappedLayer
+    from ..arrays.mapping import MappedLayer
 
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from numba import njit, prange
 from torch.nn import functional as F
 
-from ..spec import Geometry
+from ..arrays.spec import Geometry
 from .cache import SOURCES
 from .inner import inlined
 from .output import NOT_TO_CODES, ToCodes, next_code, scale_sum

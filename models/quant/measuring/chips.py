@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from ..arrays.spec import COUNT, COUNT_OR_0, FROM_0, Numbers, check, choice, number
 from ..devices import ROW_OHM, WIRE_OHM, Device, Wires
 from ..devices.times import show_time
-from ..program import MOST_LEVELS, check_chip, program
-from ..spec import COUNT, COUNT_OR_0, FROM_0, Numbers, check, choice, number
+from ..network.program import MOST_LEVELS, check_chip, program
 
 LEVELS = Numbers(float, f"a number from 0 to {MOST_LEVELS:g}", lambda value: 0 <= value <= MOST_LEVELS)
 NOISE = Numbers(float, "device, or a number of uS from 0 up", lambda value: 0 <= value < float("inf"), {"device": "device"})

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..prepared import unchanged
-from ..readout import image_numbers
+from ..arrays.readout import image_numbers
+from ..layers.prepared import unchanged
 from .processes import ALONE, Processes
 
 Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again

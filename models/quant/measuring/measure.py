@@ -23,17 +23,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .. import calibration as calibrating
-from ..calibration import counted_cells
 from ..cost import CostReport
-from ..counts import Counts, counting
-from ..crossbar import crossbar_layers, give_ranges, ranges_of
 from ..engines import set_engine
-from ..modes import in_mode, without_adc
-from ..on_arrays import ADC_BUFFERS
-from ..prepared import fingerprint
-from ..program import program as program_cells
-from ..structure import structure
+from ..layers.crossbar import crossbar_layers, give_ranges, ranges_of
+from ..layers.on_arrays import ADC_BUFFERS
+from ..layers.prepared import fingerprint
+from ..network import calibration as calibrating
+from ..network.calibration import counted_cells
+from ..network.counts import Counts, counting
+from ..network.modes import in_mode, without_adc
+from ..network.program import program as program_cells
+from ..network.structure import structure
 from .images import Images, batches_of, first_image, predict
 from .placing import Stored, engines_of, is_chip, on_adcs, place, program, use_cells
 from .processes import ALONE, Processes

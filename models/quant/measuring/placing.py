@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from .. import engines
-from ..cells import Cells, Chip
-from ..crossbar import Qconv2dDoreFa, crossbar_layers
-from ..program import program as program_cells
-from ..spec import CrossbarSpec
+from ..arrays.cells import Cells, Chip
+from ..arrays.spec import CrossbarSpec
+from ..layers.crossbar import Qconv2dDoreFa, crossbar_layers
+from ..network.program import program as program_cells
 from .setting import Setting, fits
 
 Stored = Mapping[str, torch.Tensor | Chip]  # {layer: weight codes that its cells hold, or the cells of a chip}

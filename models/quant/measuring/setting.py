@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..calibration import Calibration
-from ..spec import CrossbarSpec, hardware
+from ..arrays.spec import CrossbarSpec, hardware
+from ..network.calibration import Calibration
 from .chips import Chips
 
 CROSSBAR_LAYERS = ("all", "conv")  # every layer that can be, or of these the convolutions only

@@ -11,21 +11,22 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ...arrays.mapping import Bins, MappedLayer
 from ...kernels.simd import set_threads
-from ...mapping import Bins, MappedLayer
 from .. import accumulator_dtype
 from ..reference import integer_convolution
-from . import cells_kernel, cells_matrix, pixels
-from .amx import TILE_ROWS, can_multiply
-from .buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
-from .cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
-from .choice import SHORT_ROWS, TILES, may
-from .cells_kernel import STATIC_BROAD
-from .cells_narrow import NOT_NARROW, Narrow, narrow_forms
-from .cells_plan import besides, fits, padded_columns, plan, step_of_slice, weights_of
-from .cells_reads import NARROW, PLAIN, SHORT
+from .common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
+from .common.histogram import room_for
 from .dense import Dense
-from .histogram import room_for
+from .grid import cells_kernel, cells_matrix
+from .grid.cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
+from .grid.cells_kernel import STATIC_BROAD
+from .grid.cells_narrow import NOT_NARROW, Narrow, narrow_forms
+from .grid.cells_plan import besides, fits, padded_columns, plan, step_of_slice, weights_of
+from .grid.cells_reads import NARROW, PLAIN, SHORT
+from .pixels import pixels
+from .vectors.amx import TILE_ROWS, can_multiply
+from .whole.choice import SHORT_ROWS, TILES, may
 
 __all__ = ["Prepared", "fits"]
 

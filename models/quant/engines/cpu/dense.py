@@ -21,14 +21,14 @@ from numba import njit, prange
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...arrays.mapping import MappedLayer
+from ...arrays.spec import Geometry
 from ...kernels.cache import SOURCES
 from ...kernels.simd import set_threads
-from ...mapping import MappedLayer
-from ...spec import Geometry
 from .. import accumulator_dtype
-from .cells_plan import step_of_slice
-from .choice import DENSE, fastest_for, may
-from .products import Product
+from .grid.cells_plan import step_of_slice
+from .whole.choice import DENSE, fastest_for, may
+from .whole.products import Product
 
 TOGETHER = 2**22  # reads that are held at a time, about
 MOST = 16  # products of bytes in place of one: of more, reads by active rows or by look-up are faster, whatever the layer

@@ -24,19 +24,22 @@ import numba
 import numpy as np
 import torch
 
-from ...cells import Cells
+from ...arrays.cells import Cells
+from ...arrays.mapping import MappedLayer
 from ...kernels import elementwise
 from ...kernels.output import ToCodes
 from ...kernels.simd import set_threads
-from ...mapping import MappedLayer
 from .. import accumulator_dtype
 from ..reach import lacking
-from . import cells, grouped, kernel, loud, pixels
-from .buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
-from .converter import dynamic_adc, fits, no_adc, static_adc
+from . import cells
+from .common.buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
+from .common.layout import plan
 from .dense import Dense
-from .integer import IntegerConvolution
-from .layout import plan
+from .groups import grouped
+from .pixels import loud, pixels
+from .planes import kernel
+from .planes.converter import dynamic_adc, fits, no_adc, static_adc
+from .whole.integer import IntegerConvolution
 
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:

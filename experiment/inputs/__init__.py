@@ -1,0 +1,1 @@
+"""What comes in: checkpoints, images, networks of others."""

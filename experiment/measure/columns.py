@@ -1,0 +1,241 @@
+"""The columns of results: what each is called, where it comes from, what it may hold, and how a table shows it.
+
+A line of results.jsonl has all of `COLUMNS`, in this order; the record of a point is read back from those that are fields of `Record`;
+`settings_table` shows those that have a head, in the order of `SHOWN`.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from models.quant import CrossbarSpec
+from models.quant.cost import Band
+from models.quant.layers.quantizers import OFF
+from models.quant.measuring.chips import Chips
+from models.quant.measuring.measure import Record
+from models.quant.measuring.setting import LAYER_FIELDS
+
+from ..inputs import foreign
+from ..settings.chips import CHIP_FIELDS
+from ..settings.conversion_settings import OPTIONS
+from ..settings.costs import FIGURES, figure
+from ..settings.eval_flags import EvalSettings
+
+
+@dataclass
+class Measured:
+    """What a line is made from. Attributes: calib_images, how many images chose the ranges of this setting, None where none did; source,
+    where calibrated ranges come from that were not chosen here: a file's path or "checkpoint"."""
+
+    record: Record
+    settings: EvalSettings | None = None
+    calib_images: int | None = None
+    source: str | None = None
+
+    @cached_property
+    def spec(self) -> CrossbarSpec | None:
+        """The hardware; None for the software."""
+        return self.record.setting and self.record.setting.spec
+
+    @cached_property
+    def chips(self) -> Chips | None:
+        """None for ideal cells."""
+        return self.record.setting and self.record.setting.chips
+
+    def rule(self, name: str, *planned: bool) -> Any:
+        """A field of how ranges were chosen; None where none were. Args: planned, of layers with a plan, without, or both."""
+        setting = self.record.setting
+        return getattr(setting.calibration, name) if self.calib_images and setting and setting.plans & {*planned} else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: the key of a line.
+        of: its value, plain; None where it does not apply.
+        fits: whether it may hold a value, if it has one; None: any.
+        empty: whether it may be None.
+        field: what it is of `Record`.
+        older: whether older lines lack it.
+        head: what a table of some records has above it; None where it has no such column.
+        text: what that shows of a record.
+    """
+
+    name: str
+    of: Callable[[Measured], Any]
+    fits: Callable[[Any], bool] | None = None
+    empty: bool = True
+    field: str | None = None
+    older: bool = False
+    head: Callable[[Sequence[Record]], str | None] = lambda records: None
+    text: Callable[[Record], str] = str
+
+
+def is_number(value: Any, low: float = 0, high: float = sys.float_info.max) -> bool:
+    """Whether a value is a number of this span: NaN is none, and neither is what a float does not hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_percent(value: Any) -> bool:
+    """Whether a value is a number from 0 to 100."""
+    return is_number(value, high=100)
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number from 0 up."""
+    return is_number(value) and isinstance(value, int)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text."""
+    return isinstance(value, str)
+
+
+def several(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether a value is a list of what fits."""
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def has_a_mean(record: Record) -> bool:
+    """Whether the bits of a setting's reads are not all those of its ADC: it has a plan, skips idle reads, or layers have their own."""
+    spec = record.setting and record.setting.spec
+    return bool(spec) and (spec.planned or record.mean_bits is not None and abs(record.mean_bits - spec.adc_bits) > 1e-9)
+
+
+def band_text(band: Band) -> str:
+    """A band as tables show it: 12.3 (4.5-23.4)."""
+    low, typical, high = (f"{value:.3g}" for value in band)
+    return typical if low == typical == high else f"{typical} ({low}-{high})"
+
+
+def _measured(name: str, fits: Callable | None = None, form: str = "", head: str | Callable | None = None, **more: Any) -> Column:
+    """A column that is an attribute of the record. Args: form, a format of its value in tables, which is empty for None; more, see
+    `Column`; `field`, if it has another name there."""
+    field = more.setdefault("field", name)
+    more.setdefault("text", lambda record: "" if getattr(record, field) is None else format(getattr(record, field), form))
+    return Column(name, lambda of: getattr(of.record, field), fits, head=head if callable(head) else lambda records: head, **more)
+
+
+def _given(name: str, key: str | None = None) -> Column:
+    """A column that is a setting of the evaluation."""
+    return Column(key or name, lambda of: getattr(of.settings, name))
+
+
+def _of_spec(name: str) -> Column:
+    def value(of: Measured) -> Any:
+        without = of.spec is None or name == "adc_bits" and of.spec.adc_range == "ideal"
+        return None if without else getattr(of.spec, name)
+
+    return Column(name, value)
+
+
+def _of_chips(name: str, value: Callable[[Chips], Any]) -> Column:
+    return Column(name, lambda of: of.chips and value(of.chips))
+
+
+def _of_costs(name: str) -> list[Column]:
+    """The typical value, and both ends."""
+    def shown(record: Record) -> str:
+        return band_text(figure(record.cost, name)) if record.cost else ""
+
+    def column(key: str, end: int, **more: Any) -> Column:
+        return Column(key, lambda of: of.record.cost and figure(of.record.cost, name)[end], **more)
+
+    head = _if(lambda records: any(record.cost for record in records), FIGURES[name].head)
+    return [column(name, 1, head=head, text=shown), column(f"{name}_low", 0), column(f"{name}_high", 2)]
+
+
+def _if(holds: Callable[[Sequence[Record]], Any], head: str | None, otherwise: str | None = None
+        ) -> Callable[[Sequence[Record]], str | None]:
+    return lambda records: head if holds(records) else otherwise
+
+
+def _several_chips(records: Sequence[Record]) -> bool:
+    return max(len(record.chip_accuracies or ()) for record in records) > 1
+
+
+def _converted(records: Sequence[Record]) -> bool:
+    return records[0].is_float
+
+
+def _planned(records: Sequence[Record]) -> bool:
+    return any(map(has_a_mean, records))
+
+
+OF_COSTS = (
+    Column("cost", lambda of: of.record.cost and of.record.cost.technology), *(each for name in FIGURES for each in _of_costs(name)),
+    Column("utilisation", lambda of: of.record.cost and of.record.cost.utilisation))
+COLUMNS = (
+    _given("model"), _given("dataset"),
+    *(Column(name, lambda of, name=name: OFF if of.record.is_float else getattr(of.settings, name)) for name in ("wbit", "abit")),
+    Column("wq", lambda of: None if of.record.is_float else of.settings.wq),
+    *(Column(name, lambda of, name=name: getattr(of.settings, name) if foreign.is_foreign(of.settings.model) else None)
+      for name in OPTIONS),
+    _measured("float_accuracy", is_percent, older=True, head=_if(_converted, "to float"),
+              text=lambda record: f"{record.accuracy - record.float_accuracy:+.2f}"),
+    _measured("float_changed_predictions", is_count, field="float_changes", older=True, head=_if(_converted, "changed")),
+    *(_of_spec(name) for name in LAYER_FIELDS),
+    Column("map", lambda of: of.record.setting and of.record.setting.crossbar_layers),
+    _measured("engine", is_text),
+    _measured("accuracy", is_percent, ".2f", "accuracy %", empty=False),
+    _measured("software_accuracy", is_percent, head=_if(_converted, "to quantized", "difference"), empty=False,
+              text=lambda record: "" if record.is_float else f"{record.accuracy - record.software_accuracy:+.2f}"),
+    _measured("n_images", is_count, empty=False),
+    _measured("changed_predictions", is_count, head="changed", empty=False,
+              text=lambda record: "" if record.is_float else str(record.changed_predictions)),
+    _measured("images_per_s", head="images/s",
+              text=lambda record: f"{record.images_per_s:{'.0f' if record.images_per_s >= 10 else '.2g'}}"),
+    _measured("seconds", lambda value: is_number(value) and value > 0, empty=False),
+    _given("batch_size"),
+    Column("planes", lambda of: of.settings.planes if of.record.setting else None),
+    _given("resume", "checkpoint"), _given("validation"),
+    Column("calib_images", lambda of: of.calib_images),
+    Column("adc_calib", lambda of: of.rule("rule", False)), Column("adc_per", lambda of: of.rule("per", False)),
+    Column("adc_correct", lambda of: of.rule("correct", False, True)), Column("adc_ranges", lambda of: of.source),
+    Column("adc_share", lambda of: of.rule("share", True)),
+    _measured("mean_bits", is_number, ".2f", _if(_planned, "mean bits")),
+    _measured("conversions", is_number, ".1%", _if(_planned, "converted")),
+    _measured("layer_bits", lambda value: isinstance(value, dict) and all(map(is_number, value.values())), older=True),
+    _of_chips("device", lambda chips: chips.name), _of_chips("device_time_s", lambda chips: chips.device.time),
+    _of_chips("device_temp_C", lambda chips: chips.device.temp),
+    *(_of_chips(name, lambda chips, name=name: chips.value(name)) for name in ("stuck_on", "stuck_off", *CHIP_FIELDS)),
+    Column("per_layer", lambda of: {pattern: dict(values) for pattern, values in of.record.setting.per_layer} or None
+           if of.record.setting else None),
+    Column("calib_on", lambda of: of.rule("on", False, True) if of.chips else None),
+    _measured("accuracy_std", None, ".2f", _if(_several_chips, "deviation")),
+    _measured("accuracy_lowest", None, ".2f", _if(_several_chips, "lowest")),
+    _measured("chip_accuracies", several(is_percent)),
+    _measured("chip_changed_predictions", several(is_count), field="chip_changes", older=True),
+    *OF_COSTS,
+)
+OF_RECORD = tuple(column for column in COLUMNS if column.field in Record.__dataclass_fields__)  # which make a record again
+SHOWN = ("mean_bits", "conversions", "accuracy", "accuracy_std", "accuracy_lowest", "float_accuracy", "float_changed_predictions",
+         "software_accuracy", "changed_predictions", "images_per_s", *FIGURES)
+
+
+def line(measured: Measured) -> dict[str, Any]:
+    """The keys of one line, plain values; what does not apply to a setting is None."""
+    return {column.name: column.of(measured) for column in COLUMNS}
+
+
+def is_line(values: Any) -> bool:
+    """Whether plain values are a line, as far as they go: older ones have fewer keys."""
+    return isinstance(values, dict) and ("key" not in values or is_text(values["key"])) and all(
+        column.fits(values[column.name]) for column in COLUMNS if column.fits and column.name in values
+        and not (column.empty and values[column.name] is None))
+
+
+def fields_of(values: dict[str, Any]) -> dict[str, Any]:
+    """`{field of Record: value}` of a line. Raises: KeyError for what it lacks."""
+    found = {column.field: values.get(column.name) if column.older else values[column.name] for column in OF_RECORD}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
+def shown(records: Sequence[Record]) -> list[tuple[str, Callable[[Record], str]]]:
+    """(head, text of a record) of the columns that a table of some records has."""
+    by_name = {column.name: column for column in COLUMNS}
+    return [(head, by_name[name].text) for name in SHOWN if (head := by_name[name].head(records)) is not None]

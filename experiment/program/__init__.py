@@ -1,0 +1,1 @@
+"""How a program runs: its flags' machinery, its processes, its machine, its errors."""

@@ -1,0 +1,266 @@
+"""Command-line flags made from dataclasses: a field's name, default, help text and allowed values stand in the dataclass alone.
+
+    @dataclass(frozen=True)
+    class Settings:
+        lr: float = option(0.05, "highest learning rate", POSITIVE)
+
+    add_flags(parser, Settings)                      # --lr LR  highest learning rate. Default 0.05
+    given = parse(parser, argv)                      # {"lr": 0.1}: what stands on the command line, nothing else
+    values = defaults(Settings) | checked(Settings, config, source) | given
+
+Fields of `CrossbarSpec` and `Calibration` are flags too. Some have the name that users of the original scripts know (`FLAG_NAMES`).
+"""
+
+import argparse
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from models.quant import Calibration, CrossbarSpec
+from models.quant.arrays import spec
+from models.quant.layers.quantizers import OFF
+from models.quant.network.calibration import OTHER_WORDS
+
+from .cli import UserError
+
+# Fields whose flag has another name: that of the original scripts, or one that says what it is about.
+FLAG_NAMES = {"cell_bits": "cellBit", "adc_bits": "adc_prec", "rows": "subArray", "rule": "adc_calib", "per": "adc_per",
+              "correct": "adc_correct", "share": "adc_share", "on": "calib_on", "w_bits": "wbit", "a_bits": "abit"}
+# In a help text; there they are flags.
+_FIELD = re.compile(rf"(?<![-:])\b({'|'.join(item.name for item in dataclasses.fields(CrossbarSpec) if '_' in item.name)})\b")
+ALIASES = {"crossbar_layers": "map"}  # older names of flags, and of keys in the files of earlier versions
+
+
+class Number:
+    """A kind of flag: numbers of one type for which `allowed` holds; `text` says which those are."""
+
+    def __init__(self, kind: Callable, text: str, allowed: Callable[[Any], bool]):
+        self.kind, self.text, self.allowed = kind, text, allowed
+
+    def __call__(self, argument: str) -> Any:
+        """The value of an argument of the command line."""
+        try:
+            value = self.kind(argument)
+        except ValueError:
+            value = None
+        if value is None or not self.allowed(value):  # not a number compares as False everywhere
+            raise argparse.ArgumentTypeError(f"{argument} is not {self.text}")
+        return value
+
+    @classmethod
+    def of(cls, numbers: spec.Numbers) -> "Number":
+        """The kind of a field of the package."""
+        return cls(numbers.read, numbers.text, numbers.has)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value that somebody stored could have been given."""
+        try:
+            return not isinstance(value, bool) and self.kind(str(value)) == value and bool(self.allowed(value))
+        except (TypeError, ValueError):
+            return False
+
+
+MOST_WITHOUT_STEP = 100  # values of a span
+
+
+class Span:
+    """A flag's values of one kind, `3`, or a span of them with both its ends: `3:8`, or with a step `1:3:0.5`."""
+
+    def __init__(self, kind: Number):
+        self.kind = kind
+
+    def __call__(self, argument: str) -> list:
+        """The values that an argument of the command line means."""
+        if ":" not in argument:
+            return [self.kind(argument)]
+        try:
+            first, last, step = ([self.kind(part) for part in argument.split(":")] + [1])[:3]
+            numbers = argument.count(":") < 3 and all(isinstance(end, (int, float)) for end in (first, last, step))
+        except argparse.ArgumentTypeError:
+            numbers = False
+        if not numbers:
+            raise argparse.ArgumentTypeError(f"{argument} is not a span FIRST:LAST or FIRST:LAST:STEP; each is {self.kind.text}")
+        if first > last or step <= 0:
+            raise argparse.ArgumentTypeError(f"{argument} is an empty span; FIRST:LAST:STEP goes up, from the first to the last")
+        count = int((last - first) / step + 1e-9) + 1
+        if argument.count(":") == 1 and count > MOST_WITHOUT_STEP:  # two times, in seconds
+            raise argparse.ArgumentTypeError(f"{argument} has {count} values with a step of 1; say the step: FIRST:LAST:STEP")
+        return [self.kind(f"{first + i * step:.12g}") for i in range(count)]
+
+
+BITS = Number(int, f"1 to 8, or {OFF} to switch the quantizer off", lambda bits: bits in (*range(1, 9), OFF))
+COUNT, COUNT_OR_0, POSITIVE_OR_0 = map(Number.of, (spec.COUNT, spec.COUNT_OR_0, spec.FROM_0))
+AT_LEAST_2 = Number(int, "2 or more, as batch norm needs", lambda value: 2 <= value < 2**63)
+NUMBER_FROM_0 = Number(lambda text: int(text) if text.isdigit() else float(text), "a number from 0 up",
+                       lambda value: 0 <= value < math.inf)
+ANY_INT = Number(int, "a whole number", lambda value: True)
+POSITIVE = Number(float, "a number above 0", lambda value: 0 < value < math.inf)
+SHARE = Number(float, "from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+SHARE_OR_ALL = Number(float, "from 0 to 1", lambda value: 0 <= value <= 1)
+FIT_OR_POSITIVE = Number(lambda text: text if text == "fit" else float(text), "fit or a number above 0",
+                         lambda value: value == "fit" or 0 < value < math.inf)
+
+
+def option(default: Any, text: str, kind: Any = str, several: bool = False, metavar: str | None = None,
+           says_default: bool = False, or_empty: bool = False) -> Any:
+    """A field that is a flag.
+
+    Args: kind, a `Number`, `bool` for a switch, `str` for a text, or the allowed texts; several, the flag takes a list;
+        says_default, the help text says itself what holds where the flag is not given; or_empty, the flag may stand without
+        a value, which is "" then.
+    """
+    make = {"default_factory": lambda: default} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**make, metadata={"help": text, "kind": kind, "several": several, "metavar": metavar,
+                                               "says_default": says_default, "or_empty": or_empty})
+
+
+def flag_name(field: str) -> str:
+    """The flag of a field, without its dashes."""
+    return FLAG_NAMES.get(field, field)
+
+
+def in_flags(message: str) -> str:
+    """A message about a field of `CrossbarSpec` or `Calibration`, about its flag."""
+    for field in (field.name for cls in (CrossbarSpec, Calibration) for field in flag_fields(cls)):
+        if message.startswith(f"{field} is "):
+            message = f"--{flag_name(field)}{message.removeprefix(field)}"
+    message = message.replace("(adc_max_bits)", "(--adc_max_bits)").replace("adc_plan significance", "--adc_plan significance")
+    return message.replace("(w_bits)", "(the weight bits)").replace("(a_bits)", "(the activation bits)")
+
+
+def of_layers(message: str) -> str:
+    """A message about the field `per_layer` of a setting, about its flag."""
+    if not message.startswith("per_layer "):
+        return message
+    layer, colon, rest = message.partition(": ")
+    return f"--{layer}{colon}{in_flags(rest).removeprefix('--')}"
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse prints its usage in front of every error; here an error is one line like all others. What is not given does not
+    appear in the result, and names of flags are not to be shortened."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # -40:85:25 is a value too, as no flag begins with a digit
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+class _Flatten(argparse.Action):
+    """The values of several spans in one list."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [value for span in values for value in span])
+
+
+class _Extend(argparse.Action):
+    """Values of a flag that is given several times, one after the other."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), *values])
+
+
+def flag_kind(field: dataclasses.Field) -> Any:
+    """What a field's flag takes; those of the package say it by "numbers", "allowed", "fractions" or "most"."""
+    meta = field.metadata
+    if "numbers" in meta:
+        return Number.of(meta["numbers"])
+    return meta.get("kind") or meta.get("allowed") or (NUMBER_FROM_0 if meta.get("fractions") else COUNT)
+
+
+def flag_fields(cls: type, names: Iterable[str] | None = None) -> list[dataclasses.Field]:
+    """The fields of a dataclass that are flags, all or those named."""
+    return [field for field in dataclasses.fields(cls)
+            if "help" in field.metadata and (names is None or field.name in names)]
+
+
+def defaults(cls: type, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """`{flag: default}` of a dataclass."""
+    return {flag_name(field.name): field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            for field in flag_fields(cls, names)}
+
+
+def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several: bool = False) -> None:
+    """Add the flags of a dataclass to an argparse parser or group; with `several`, each takes a list of values."""
+    for field in flag_fields(cls, names):
+        meta, kind, name = field.metadata, flag_kind(field), flag_name(field.name)
+        options = {"dest": name}
+        if kind is bool:
+            options["action"] = "store_true"
+        elif isinstance(kind, tuple):
+            options |= {"choices": kind, "type": lambda text, field=field.name: _usual_word(field, text)}
+        elif kind is not str:
+            options["type"] = kind
+        if kind is not bool and not isinstance(kind, tuple):
+            options["metavar"] = meta.get("metavar") or name.upper()
+        if several or meta.get("several"):
+            options["nargs"] = "+"
+            if isinstance(kind, Number):
+                options |= {"type": Span(kind), "action": _Flatten}
+        if meta.get("several") and kind is str:
+            options["action"] = _Extend
+        if meta.get("or_empty"):
+            options |= {"nargs": "?", "const": ""}
+        text = _FIELD.sub(lambda field: f"--{flag_name(field[0])}", meta["help"].rstrip("."))
+        if kind is not bool and not meta.get("says_default") and field.default not in (None, dataclasses.MISSING):
+            text += f". Default {field.default:g}" if isinstance(field.default, float) else f". Default {field.default}"
+        flags = [f"--{name}"] + ([f"--{ALIASES[name]}"] if name in ALIASES else [])
+        group.add_argument(*flags, help=text.replace("%", "%%"), **options)
+
+
+def parse(parser: ArgumentParser, argv: list[str] | None = None) -> dict[str, Any]:
+    """`{flag: value}` of those that stand on the command line."""
+    return vars(parser.parse_args(argv))
+
+
+def checked(cls: type, config: Mapping[str, Any], source: str, names: Iterable[str] | None = None,
+            foreign: bool = False) -> dict[str, Any]:
+    """`{flag: value}` of the flags of a dataclass that a file holds, each checked like one that is given. In a `foreign` file, of
+    other code, the same name may mean something else: values that no flag takes are left out.
+
+    Raises: UserError that names the file `source` and the first value that no flag takes.
+    """
+    found = {}
+    for field in flag_fields(cls, names):
+        name = flag_name(field.name)
+        key = name if name in config else ALIASES.get(name)
+        if key not in config:
+            continue
+        value = _usual_word(field.name, config[key])
+        if wrong := problem(field, value):
+            if foreign:
+                continue
+            raise UserError(f"{source} has --{name} {value!r}, which {wrong}")
+        found[name] = value
+    return found
+
+
+def problem(field: dataclasses.Field, value: Any) -> str | None:
+    """What is wrong with a value of a field, such as "is not a number from 0 up"; None where it is a default of None, or what the flag
+    takes."""
+    kind, values = flag_kind(field), value if field.metadata.get("several") and isinstance(value, list) else [value]
+    fine = value is None and field.default is None or all(_allowed(kind, each) for each in values)
+    return None if fine else f"is not {_text(kind)}"
+
+
+def _usual_word(field: str, value: Any) -> Any:
+    """The word that this version has for the value of a field."""
+    words = OTHER_WORDS.get(field, {})
+    return words[value] if isinstance(value, str) and value in words else value
+
+
+def _allowed(kind: Any, value: Any) -> bool:
+    if isinstance(kind, Number):
+        return kind.holds(value)
+    return value in kind if isinstance(kind, tuple) else isinstance(value, kind)
+
+
+def _text(kind: Any) -> str:
+    if isinstance(kind, Number):
+        return kind.text
+    return f"one of {', '.join(kind)}" if isinstance(kind, tuple) else {bool: "True or False", str: "a text"}[kind]

@@ -1,0 +1,182 @@
+"""`eval.py --html`: one page for a results folder, with everything in it: a table that sorts and filters, the pictures, settings,
+versions and commands. It needs no network and no other file."""
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.quant.storage.files import atomic_write
+
+PAGE = "results.html"
+FIRST = ("model", "dataset", "checkpoint", "cell_bits", "adc_bits", "adc_range", "adc_plan", "per_layer", "device", "accuracy",
+         "accuracy_std", "accuracy_lowest", "software_accuracy", "changed_predictions", "mean_bits")  # columns that stand first
+MACHINE = ("python", "torch", "numba", "triton", "cpu", "threads", "processes", "gpu", "command")  # what stands below the table
+
+
+def write(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the page of a folder. Args: rows, those of its results. Returns: its path."""
+    path = Path(folder, PAGE)
+    page = _page(Path(folder), rows, sorted([*Path(folder).glob("*.png"), *Path(folder).glob("*/*.png")]))
+    atomic_write(path, lambda file: file.write(page.encode()))
+    return path
+
+
+def _page(folder: Path, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> str:
+    """The text of the page."""
+    varied, same = _columns(rows)
+    title = html.escape(f"Results in {folder.resolve().name}")
+    head = "".join(f'<th scope="col"><button type="button">{html.escape(column)}</button></th>' for column in varied)
+    body = "".join("<tr>" + "".join(_cell(row.get(column)) for column in varied) + "</tr>\n" for row in rows)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p><label>Show rows with <input id="filter" type="search" placeholder="calibrated adc_bits&gt;=4"></label>
+<span id="count">{len(rows)} of {len(rows)} rows</span></p>
+<p class="note">Words must all stand in a row; <code>column=value</code>, <code>&lt;</code>, <code>&lt;=</code>, <code>&gt;</code>,
+<code>&gt;=</code> and <code>!=</code> compare one column, with numbers as they are shown. A click on a name sorts, a second one the
+other way round. Rows without <code>cell_bits</code> are of the software.</p>
+<div class="wide"><table id="results">
+<thead><tr>{head}</tr></thead>
+<tbody>
+{body}</tbody>
+</table></div>
+<h2>The same in all rows</h2>
+{_definitions(same)}
+<h2>Machines and versions</h2>
+{_machines(rows)}
+<h2>Commands</h2>
+<ul>{"".join(f"<li><code>{html.escape(command)}</code></li>" for command in dict.fromkeys(str(row.get("command")) for row in rows))}</ul>
+{"<h2>Pictures</h2>" if pictures else ""}
+{"".join(_picture(path, folder) for path in pictures)}
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, Any]]:
+    """(columns of the table, `{column: value}` of those that are the same in all rows). The software has no hardware to differ in, and
+    ideal cells no device: what only rows with a device have is compared among those."""
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in MACHINE and name != "key"]
+    names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    on_arrays = [row for row in rows if row.get("cell_bits") is not None] or rows
+    with_device, without = ([row for row in rows if (row.get("device") is None) == none] for none in (False, True))
+
+    def compared(name):
+        return with_device if with_device and name not in FIRST and all(row.get(name) is None for row in without) else on_arrays
+
+    values = {name: {*(json.dumps(row.get(name)) for row in compared(name)),
+                     *(json.dumps(row[name]) for row in rows if row.get(name) is not None)} for name in names}
+    varied = [name for name in names if len(values[name]) > 1 or name in ("cell_bits", "accuracy")]
+    return varied, {name: compared(name)[0].get(name) for name in names if name not in varied}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "<td></td>"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f'<td class="number" data-value="{value!r}">{_text(value)}</td>'
+    return f"<td>{html.escape(_text(value))}</td>"
+
+
+def _text(value: Any) -> str:
+    """A value as it is shown: six digits of a number, also of those in lists and dicts."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(_short(value))
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _short(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(each) for each in value]
+    return float(_text(value)) if isinstance(value, float) else value
+
+
+def _definitions(values: Mapping[str, Any]) -> str:
+    given = {name: value for name, value in values.items() if value is not None}
+    return "<dl>" + "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(_text(value))}</dd></div>"
+                            for name, value in given.items()) + "</dl>"
+
+
+def _machines(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A list for each machine that measured."""
+    found = dict.fromkeys(json.dumps({name: row.get(name) for name in MACHINE if name != "command"}) for row in rows)
+    return "".join(_definitions(json.loads(each)) for each in found)
+
+
+def _picture(path: Path, folder: Path) -> str:
+    """A figure; of several networks each has its pictures in a folder of its own, whose name stands before theirs."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    name = html.escape(": ".join(path.relative_to(folder).with_suffix("").parts).replace("_", " "))
+    return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>\n'
+
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem; color: #1b1b1b; background: #fff; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.wide { overflow-x: auto; max-height: 80vh; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; text-align: left; white-space: nowrap; border-bottom: 1px solid #ddd; }
+th { position: sticky; top: 0; background: #f3f3f3; }
+th button { font: inherit; font-weight: 600; border: 0; background: none; padding: 0; cursor: pointer; }
+th[aria-sort=ascending] button::after { content: " \\25B2"; } th[aria-sort=descending] button::after { content: " \\25BC"; }
+td.number { text-align: right; } tbody tr:hover { background: #eef4ff; }
+input { font: inherit; width: 24rem; max-width: 100%; } .note { color: #555; }
+dl { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; } dt { color: #555; } dl div { display: flex; gap: .4rem; } dd { margin: 0; }
+img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } h1, dd, code, figcaption { overflow-wrap: anywhere; }
+"""
+
+SCRIPT = """
+"use strict";
+const table = document.getElementById("results"), body = table.tBodies[0], rows = [...body.rows];
+const heads = [...table.tHead.rows[0].cells], names = heads.map(head => head.textContent);
+const filter = document.getElementById("filter"), count = document.getElementById("count");
+const value = cell => "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent;
+
+function compare(a, b) {  // numbers before words, and what is empty last
+  if (a === "" || b === "") return a === b ? 0 : (a === "" ? 2 : -2);
+  if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
+  return typeof a === "number" ? a - b : a.localeCompare(b);
+}
+
+heads.forEach((head, i) => head.firstChild.addEventListener("click", () => {
+  const down = head.getAttribute("aria-sort") === "ascending";
+  heads.forEach(each => each.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const sorted = [...rows].sort((x, y) => {
+    const a = value(x.cells[i]), b = value(y.cells[i]), found = compare(a, b);
+    return down && a !== "" && b !== "" ? -found : found;
+  });
+  body.append(...sorted);
+}));
+
+const operators = {"=": found => found === 0, "!=": found => found !== 0, "<": found => found < 0, "<=": found => found <= 0,
+                   ">": found => found > 0, ">=": found => found >= 0};
+
+function fits(row, word) {
+  const parts = word.match(/^(\\w+)(<=|>=|!=|=|<|>)(.*)$/), i = parts ? names.indexOf(parts[1]) : -1;
+  if (i < 0) return [...row.cells].some(cell => cell.textContent.toLowerCase().includes(word.toLowerCase()));
+  const shown = row.cells[i].textContent, exact = value(row.cells[i]), isNumber = typeof exact === "number" && parts[3] !== "";
+  const other = isNumber ? Number(parts[3]) : parts[3], own = isNumber ? (other === exact ? exact : Number(shown)) : shown;
+  if (own === "" && parts[2] !== "=" && parts[2] !== "!=") return false;
+  return operators[parts[2]](typeof own === "number" && typeof other === "number" ? own - other : String(own).localeCompare(String(other)));
+}
+
+filter.addEventListener("input", () => {
+  const words = filter.value.split(/\\s+/).filter(Boolean);
+  rows.forEach(row => { row.hidden = !words.every(word => fits(row, word)); });
+  count.textContent = rows.filter(row => !row.hidden).length + " of " + rows.length + " rows";
+});
+"""

@@ -1,0 +1,311 @@
+"""What people look at: tables as text, pictures as PNG, the report of `eval.py --report`."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.box
+from rich.console import Console
+from rich.table import Table
+
+from models.quant.devices.times import show_time
+from models.quant.measuring.measure import Record
+from models.quant.measuring.setting import Setting
+from models.quant.storage.files import atomic_write
+
+from ..measure.columns import has_a_mean, shown
+from .drawing import add_legend, colormap, new_figure, save, wrapped
+
+# Only a rule of dashes below the header: prints the same on every terminal and in a log file.
+_BOX = rich.box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts as lines of one width: the first column to the left, the others to the right."""
+    table = Table(box=_BOX, show_edge=False, pad_edge=False, header_style="")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    out = io.StringIO()
+    Console(file=out, width=10_000, color_system=None, highlight=False, markup=False, emoji=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+# ---- the table of settings -------------------------------------------------------------------------------------------
+
+
+def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: str | None = None) -> str:
+    """The result of an evaluation. Args: records, that of the float network, if there is one, and that of the software first; of_all,
+    how many images the set has; kind, of the images, such as "test images"; planes, the folder that the cells came from."""
+    columns = shown(records)
+    header = ["setting", *(head for head, _ in columns)]
+    rows = [[str(record), *(text(record) for _, text in columns)] for record in records]
+    several = max(len(record.chip_accuracies or ()) for record in records)
+    n = records[-1].n_images
+    images = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
+    return "\n".join([text_table(header, rows),
+                      images + (f"; cells from {planes}" if planes else ""),
+                      "changed: images that are classified differently than by "
+                      + ("the float network, or by the quantized one without ADCs" if records[0].is_float else "the software"),
+                      *([f"with a device: mean, deviation and lowest of {several} chips"] if several > 1 else []),
+                      *(["costs, of an image: by typical sources (by the cheapest to the dearest; where the typical value is an end, one "
+                         "source makes both)"] if any(record.cost for record in records) else [])])
+
+
+# ---- pictures of many settings -----------------------------------------------------------------------------------------
+
+SWEPT = {"device_time": "time since the first read or programming", "device_temp": "temperature (C)",
+         "stuck_on": "probability that a cell is stuck on", "stuck_off": "probability that a cell is stuck off",
+         "read_noise": "read noise of a cell (uS)", "adc_noise": "noise of the ADC (levels)",
+         "adc_offset": "deviation of ADC offsets (levels)", "adc_gain": "relative deviation of ADC gains",
+         "wire_ohm": "bit line from cell to cell (ohm)", "row_ohm": "word line from cell to cell (ohm)",
+         "driver_ohm": "source of a word line (ohm)"}  # flags that have an axis, and its name
+
+
+def plots(records: Sequence[Record], title: str, folder: str | Path) -> list[Path]:
+    """The pictures that the settings of an evaluation make: accuracy over each value of chips, and over the ADC's precision, of
+    which there are several. Args: records, without the software's. Returns: their paths."""
+    made = []
+    for name in SWEPT:
+        curves = _sweep(records, name)
+        if curves:
+            made.append(Path(folder, f"accuracy_over_{name}.png"))
+            sweep_plot(curves, name, title, made[-1])
+    points = [record for record in records if record.mean_bits is not None]  # of networks with an ADC
+    if len({record.setting.spec.adc_bits for record in points}) > 1:
+        made.append(Path(folder, "accuracy_over_adc_bits.png"))
+        accuracy_plot(points, title, made[-1])
+    return made
+
+
+def _sweep(records: Sequence[Record], name: str) -> dict[str, list[tuple[float, Record]]]:
+    """`{curve: [(value, record), ...]}` of the settings that differ in this flag alone; empty where there are none."""
+    curves: dict[str, list[tuple[float, Record]]] = {}
+    for record in records:
+        value = record.setting.chips and record.setting.chips.value(name)
+        value = 0.0 if value is None and record.setting.chips and name == "read_noise" else value
+        if isinstance(value, (int, float)):
+            curves.setdefault(record.setting.text(without=name), []).append((value, record))
+    return {curve: sorted(points, key=lambda point: point[0]) for curve, points in curves.items() if len({x for x, _ in points}) > 1}
+
+
+def sweep_plot(curves: Mapping[str, Sequence[tuple[float, Record]]], name: str, title: str, path: str | Path) -> None:
+    """Accuracy over a value of chips, such as the device's time: a line a curve, with its band over the chips."""
+    figure, axes = _axes("tab10" if len(curves) <= 10 else "tab20")
+    for curve, points in curves.items():
+        _curve(axes, curve, [value for value, _ in points], [record for _, record in points])
+    values = sorted({value for points in curves.values() for value, _ in points})
+    positive = [value for value in values if value > 0]
+    if positive and values[-1] > 20 * positive[0] and name != "device_temp":
+        if values[0] > 0:
+            axes.set_xscale("log")
+        else:  # 0 stands beside the smallest
+            axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+        axes.minorticks_off()
+    named = name == "device_time" and len(values) <= 12
+    if named:
+        _name_times(axes, values)
+    axes.set_xlabel(SWEPT[name] + (" (s)" if name == "device_time" and not named else ""))
+    _finish(figure, axes, [record for points in curves.values() for _, record in points], title, path)
+
+
+def _name_times(axes: Any, values: Sequence[float]) -> None:
+    """A tick at each time, with its name where that does not lie on the one before."""
+    turned, end, names = len(values) > 6, -1.0, []
+    axes.get_xlim()  # which the places follow from
+    places = axes.transAxes.inverted().transform(axes.transData.transform([(value, 0) for value in values]))[:, 0]
+    for value, place in zip(values, places):
+        half = 0.02 if turned else 0.007 * len(show_time(value)) + 0.005  # of the width that a name takes
+        names.append(show_time(value) if place - half > end else "")
+        end = place + half if names[-1] else end
+    axes.set_xticks(values, names, rotation=45 if turned else 0)
+
+
+def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> None:
+    """Accuracy over ADC bits, a line for all settings that differ in the ADC's precision only."""
+    figure, axes = _axes()
+    for name, points in curves_over_bits(records).items():
+        _curve(axes, name, [r.mean_bits for r in points], points)
+    axes.set_xlabel("mean ADC bits of all reads" if any(map(has_a_mean, records)) else "ADC bits")
+    axes.locator_params(axis="x", integer=True)
+    _finish(figure, axes, records, title, path)
+
+
+def curves_over_bits(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """`{curve: records}` of the settings that differ in the ADC's precision only, that of single layers too, by their mean bits."""
+    curves: dict[str, list[Record]] = {}
+    for record in records:
+        setting = record.setting
+        others = {layer: {name: value for name, value in values if name != "adc_bits"} for layer, values in setting.per_layer}
+        alike = replace(setting, per_layer={layer: values for layer, values in others.items() if values})
+        name = str(alike).replace(f"{setting.spec.adc_bits:g}-bit ADC, ", "")
+        own = any("adc_bits" in dict(values) for _, values in setting.per_layer)
+        curves.setdefault(name + (", layers with bits of their own" if own else ""), []).append(record)
+    return {name: sorted(points, key=lambda r: r.mean_bits) for name, points in curves.items()}
+
+
+def _axes(colors: str = "tab20") -> tuple[Any, Any]:
+    figure = new_figure(7, 4.5)
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=colormap(colors).colors)
+    return figure, axes
+
+
+def _curve(axes: Any, name: str, x: Sequence[float], points: Sequence[Record]) -> None:
+    accuracy, low, high = bands(points)
+    if len(points) > 1:
+        line, = axes.plot(x, accuracy, marker="o", label=name)
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    else:
+        axes.errorbar(x, accuracy, [accuracy - low, high - accuracy], marker="x", linestyle="", capsize=2, linewidth=1, label=name)
+
+
+def bands(records: Sequence[Record]) -> np.ndarray:
+    """Accuracy, lower and upper end of the band of each record, `[3, N]`; no chip has less than nothing or more than all."""
+    accuracy, band = np.array([(record.accuracy, band_of_chance(record)) for record in records]).T
+    low, high = accuracy - band, accuracy + band
+    if all(map(_has_deviation, records)):
+        low, high = np.clip([low, high], 0, 100)
+    return np.stack([accuracy, low, high])
+
+
+def band_words(records: Sequence[Record]) -> str:
+    """What the bands of a picture are."""
+    chips = max(len(record.chip_accuracies or ()) for record in records)
+    chance = "what chance alone can do (the root of the changed predictions)"
+    if chips < 2:
+        return chance
+    return f"deviation over {chips} chips" + ("" if all(map(_has_deviation, records)) else f"; of ideal cells {chance}")
+
+
+def _has_deviation(record: Record) -> bool:
+    return record.accuracy_std is not None
+
+
+def band_of_chance(record: Record) -> float:
+    """Of chips the deviation. Of one chip or ideal cells that of chance: of k predictions that differ from the software's, as many
+    become right as wrong, give or take sqrt(k), so sqrt(k) / n of the accuracy says nothing."""
+    if record.accuracy_std is not None:
+        return record.accuracy_std
+    return 100 * record.changed_predictions**0.5 / record.n_images
+
+
+def draw_software(axes: Any, record: Record) -> None:
+    """Lines at the accuracy without ADCs and, of a network that was converted, at that of the float network."""
+    axes.axhline(record.software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
+    if record.float_accuracy is not None:
+        axes.axhline(record.float_accuracy, color="dimgray", linestyle=":", linewidth=1.2, label="float network")
+
+
+def _finish(figure: Any, axes: Any, records: Sequence[Record], title: str, path: str | Path) -> None:
+    draw_software(axes, records[0])
+    axes.set_ylabel("accuracy (%)")
+    axes.set_title(wrapped(f"{title}\nband: {band_words(records)}", figure.get_figwidth()), fontsize="small")
+    axes.grid(alpha=0.3)
+    add_legend(figure, axes)
+    save(figure, path, dpi=150)
+
+
+# ---- the report of one setting ---------------------------------------------------------------------------------------
+
+
+def db(value: float | None) -> str:
+    """Decibels as tables show them."""
+    return "exact" if value is None else f"{value:.1f}"
+
+
+def _is_planned(entry: Mapping[str, Any]) -> bool:
+    """Whether a layer of a report has a plan."""
+    return "bits" in entry["slices"][0]
+
+
+def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each slice of each layer. Args: layers, result of `models.quant.network.diagnostics.report`."""
+    kinds = {"bits by digit" if _is_planned(entry) else "step": None for entry in layers}
+    header = ["layer", "arrays", "fill", "idle reads", "slice", "reachable", "seen", " or ".join(kinds),
+              "codes used", "clipped", "read dB", "output dB"]
+    rows = []
+    for entry in layers:
+        for s in entry["slices"]:
+            first = s["slice"] == 0
+            of_layer = entry["layer"], str(entry["arrays"]), f"{entry['fill']:.0%}", f"{entry['all_zero_reads']:.1%}"
+            rows.append([
+                *(of_layer if first else [""] * 4),
+                str(s["slice"]), f"{s['reachable'][0]:g}..{s['reachable'][1]:g}", f"{s['seen'][0]:g}..{s['seen'][1]:g}",
+                " ".join(map(str, s["bits"])) if _is_planned(entry) else f"{s['delta']:.4g}", f"{s['codes_used']:.0%}",
+                f"{s['clipped']:.2%}", db(s["sqnr_db"]), db(entry["output_sqnr_db"]) if first else ""])
+    return text_table(header, rows)
+
+
+def write_report(path: str | Path, title: str, setting: Setting, layers: Sequence[Mapping[str, Any]]) -> None:
+    """The numbers of a report as JSON."""
+    text = json.dumps({"title": title, "setting": str(setting), "layers": layers})
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]], adc_bits: float) -> None:
+    """One panel a layer: how often each partial sum occurs, and the ADC's levels, or the bits of a plan; then SQNR over ADC bits."""
+    most = max((max(s["bits"]) for entry in layers if _is_planned(entry) for s in entry["slices"]), default=0)
+    columns = 4
+    rows = -(-(len(layers) + 1) // columns)
+    figure = new_figure(4.2 * columns, 3.2 * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for entry, axes in zip(layers, panels):
+        if _is_planned(entry):
+            _plan_panel(axes, entry, most)
+        else:
+            _reads_panel(axes, entry, legend=entry is layers[0])
+    _sqnr_panel(panels[len(layers)], layers, adc_bits)
+    for axes in panels[len(layers) + 1:]:
+        axes.set_axis_off()
+    figure.suptitle(wrapped(title, figure.get_figwidth(), "large"))
+    save(figure, path, dpi=120)
+
+
+def _reads_panel(axes: Any, entry: Mapping[str, Any], legend: bool) -> None:
+    for s in entry["slices"]:
+        counts = np.array(s["histogram"], dtype=float)
+        v = entry["unit"] * (np.arange(len(counts)) + entry["u_min"])
+        line, = axes.plot(v[counts > 0], (counts / counts.sum())[counts > 0], marker=".", markersize=3, linewidth=1,
+                          label=f"slice {s['slice']}")
+        place = 0.02 + 0.05 * s["slice"]  # of the panel's height: the slices' levels below one another
+        axes.vlines(s["values"], place, place + 0.04, transform=axes.get_xaxis_transform(), color=line.get_color(), linewidth=1)
+    low, high = min(s["seen"][0] for s in entry["slices"]), max(s["seen"][1] for s in entry["slices"])
+    margin = 0.05 * (high - low) + entry["unit"]
+    axes.set(title=entry["layer"], yscale="log", xlim=(low - margin, high + margin), xlabel="partial sum v",
+             ylabel="share of reads")
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom / (top / bottom) ** 0.35, top)  # room for the levels
+    if legend:
+        axes.legend(fontsize="small", title="ticks: ADC levels", title_fontsize="small")
+
+
+def _plan_panel(axes: Any, entry: Mapping[str, Any], most: int) -> None:
+    """Bits of each digit and slice of a layer, most significant at the upper right."""
+    bits = np.array([s["bits"] for s in entry["slices"]]).T  # [digit, slice]
+    axes.imshow(bits, origin="lower", cmap="Blues", vmin=0, vmax=max(most, 1), aspect="auto")
+    for z, k in np.ndindex(*bits.shape):
+        axes.text(k, z, str(bits[z, k]) if bits[z, k] else "-", ha="center", va="center",
+                  color="white" if bits[z, k] > 0.6 * most else "black")
+    axes.set(title=f"{entry['layer']}: {bits.mean():.2f} bits", xlabel="slice of the weight", ylabel="digit of the input")
+    axes.set_xticks(range(bits.shape[1]))
+    axes.set_yticks(range(bits.shape[0]))
+
+
+def _sqnr_panel(axes: Any, layers: Sequence[Mapping[str, Any]], adc_bits: int) -> None:
+    many = len(layers) > len(colormap("tab10").colors)  # a legend of all of them would fill the panel
+    colors = colormap("viridis")(np.linspace(0, 0.9, len(layers))) if many else colormap("tab10").colors
+    for i, (entry, color) in enumerate(zip(layers, colors)):
+        points = [(bits, db) for bits, db in entry["sqnr_over_adc_bits"].items() if db is not None]
+        if points:
+            name = entry["layer"] if not many or i in (0, len(layers) - 1) else None
+            axes.plot(*zip(*points), marker="o", markersize=3, color=color, label=name)
+    axes.axvline(adc_bits, color="black", linestyle="--", linewidth=1)
+    axes.set(title="signal to quantization noise, uniform bits", xlabel="ADC bits", ylabel="SQNR of the reads (dB)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small", title="from the first layer to the last" if many else None, title_fontsize="x-small")

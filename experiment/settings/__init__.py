@@ -1,0 +1,1 @@
+"""What the flags of train.py and eval.py say."""

@@ -1,0 +1,164 @@
+"""The flags of chips: which device the cells of a network are, and what its reads have besides.
+
+    device = DeviceSettings(device="techA", device_time=3600.0).made()
+    chips = chips_of({"device": "techA", "device_time": 3600.0, "chips": 10})
+
+The flags of eval.py are the fields of `DeviceSettings` and `Chips`, those of train.py the fields of `TrainingChips`.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from models import quant
+from models.quant import Device
+from models.quant.devices import Law, describe, parse_time, presets, raw_folder
+from models.quant.measuring.chips import Chips, Reads
+
+from ..program import flags, user_code
+from ..program.cli import UserError
+from ..program.flags import COUNT, COUNT_OR_0, Number, option
+
+LIST = "list"  # --device list: say which there are
+TIME = Number(parse_time, "seconds, or a number with ms, s, min, h, d or w, such as 1h", lambda value: True)
+TEMP = Number(float, "a number of degrees Celsius", lambda value: -274 < value < float("inf"))
+PROBABILITY = Number(float, "a probability from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings:
+    """what a cell is"""
+
+    device: str | None = option(
+        None, "what the cells are: one of the presets, a file or folder of your own measurements, or path/to/law.py:NAME, a class or "
+        f"function of your own that makes one (docs/devices.md); {LIST} describes the presets and ends. Default: ideal cells",
+        metavar="NAME|FILE")
+    device_time: float | None = option(
+        None, "time t at which the cells are read, in seconds or as 10s, 1h, 1d: mean and sigma of the data at t; of tables linear in "
+        f"log t between measured times. --device {LIST} says which times there are. Default: the first that the device has", TIME)
+    device_temp: float | None = option(None, "temperature, C. Default: the lowest that the device has", TEMP)
+    stuck_on: float | None = option(
+        None, "probability that a cell always has the conductance of the highest level; default that of the device", PROBABILITY)
+    stuck_off: float | None = option(None, "the same for the lowest level; default that of the device", PROBABILITY)
+
+    def made(self, known: dict[str, Device] | None = None) -> Device:
+        """The device. Args: known, devices that were read already, which saves reading a file again for each of its times.
+
+        Raises: UserError for an unknown name, a file that cannot be right, and times and temperatures outside the data.
+        """
+        known, name = {} if known is None else known, self.device
+        changes = {"time": self.device_time, "temp": self.device_temp} | {
+            key: value for key in ("stuck_on", "stuck_off") if (value := getattr(self, key)) is not None}
+        try:
+            if name not in known:
+                known[name] = _first(name)
+            return replace(known[name], **changes)
+        except (ValueError, OSError) as error:
+            text = f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else error
+            raise UserError(f"--device {name}: {text}") from None
+
+
+def _first(name: str) -> Device:
+    """The preset, the file or what a user's code makes, at its first time and lowest temperature."""
+    if name in presets():
+        return Device.preset(name)
+    if name and user_code.is_file(name):
+        return _of_code(name)
+    if not name or not (raw_folder(name) or Path(name)).exists():
+        raise ValueError(f"no preset and no file is called so; presets are {', '.join(presets())}")
+    return Device.read(name)
+
+
+def _of_code(name: str) -> Device:
+    """The device that a class or function of a user's file makes, or that of a law, over all conductances that it covers."""
+    made = user_code.made("device", name)
+    if isinstance(made, Law) and made.span:
+        made = Device(made.name, name, *made.span, made)
+    if not isinstance(made, Device):
+        raise ValueError(f"makes {type(made).__name__}; a models.quant.Device is expected, or a Law with a span")
+    if not type(made.law).__module__.startswith(quant.__name__):
+        object.__setattr__(made.law, "code", tuple(user_code.digests(name.rpartition(":")[0])))
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingChips(DeviceSettings, Reads):
+    """training on chips of a device"""
+
+    chip_steps: int = option(1, "steps K that have the same chip: step i of the run is made on chip S + 1 + floor(i / K), programmed "
+                             "from the weights as they are", COUNT)
+    chip_seed: int = option(0, "seed S of the chip on which each epoch is measured; training sees those above", COUNT_OR_0)
+
+
+OF_DEVICE = tuple(flags.defaults(DeviceSettings))
+CHIP_FIELDS = tuple(flags.defaults(Chips))
+OF_RUN = tuple(item.name for item in fields(Chips) if item.metadata.get("of") == "run")  # the same for all rows of a table
+OF_ROW = tuple(name for name in (*OF_DEVICE, *CHIP_FIELDS) if name not in OF_RUN)
+OF_TRAINING = tuple(flags.defaults(TrainingChips))
+WITHOUT = "--{} is for the cells of a device: add --device NAME, or see --device " + LIST
+
+
+def names_of(devices: Iterable[str]) -> dict[str, str]:
+    """What `--device` values are called in tables and files: a preset as it is, a folder by its name, a file by that without its ending, or
+    where another one has that too, by as much of the end of its path as tells them apart."""
+    def short(path):
+        return user_code.short_name(path.name) if user_code.is_file(path.name) else path.name if path.is_dir() else path.stem
+
+    found, files = {}, {device: (raw_folder(device) or Path(device)).resolve() for device in devices if device not in presets()}
+    for device in dict.fromkeys(devices):
+        path = files.get(device)
+        others = {other for other in files.values() if other != path}
+        if path is None:
+            found[device] = device
+        elif short(path) not in {*devices, *map(short, others)}:
+            found[device] = short(path)
+        else:
+            length = next(n for n in range(2, len(path.parts) + 1) if all(other.parts[-n:] != path.parts[-n:] for other in others))
+            found[device] = "/".join(path.parts[-length:])
+    return found
+
+
+def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None, names: Mapping[str, str] | None = None) -> Chips | None:
+    """The chips that flags mean, `{flag: value}` of some or all of them; None without a device. Args: known, see `made`; names, of
+    several devices.
+
+    Raises: UserError for flags of chips without a device, and as `made`.
+    """
+    if values.get("device") is None:
+        for name, usual in (flags.defaults(TrainingChips) | flags.defaults(Chips)).items():
+            if values.get(name, usual) != usual:
+                raise UserError(WITHOUT.format(name))
+        return None
+    device = DeviceSettings(**{name: values[name] for name in OF_DEVICE if name in values}).made(known)
+    name = (names or names_of([values["device"]]))[values["device"]]
+    try:
+        return Chips(device=device, name=name, **{name: values[name] for name in CHIP_FIELDS if name in values})
+    except ValueError as error:
+        text = str(error)
+        raise UserError(f"--{text}" if text.startswith(CHIP_FIELDS) else f"--device {values['device']}: {text}") from None
+
+
+def devices_of(rows: Mapping[str, Sequence]) -> dict[str, Device]:
+    """The devices among the values of flags, of which combinations are taken: as `known` in `chips_of`.
+
+    Raises: UserError for a device, a time or a temperature that goes with none of the others.
+    """
+    names, known, refused, held = ("device", "device_time", "device_temp"), {}, {}, set()
+    for values in itertools.product(*(rows.get(name, [None]) for name in names)):
+        each = dict(zip(names, values))
+        try:
+            chips_of({name: value for name, value in each.items() if value is not None}, known)
+            held |= each.items()
+        except UserError as error:
+            refused |= dict.fromkeys(each.items(), error)
+    for value, error in refused.items():
+        if value not in held:
+            raise error
+    return known
+
+
+def say_devices() -> None:
+    """Print a paragraph for each preset: what `--device list` does."""
+    print("\n".join(describe()))

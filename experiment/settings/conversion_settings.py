@@ -1,0 +1,79 @@
+"""The flags of networks that were not made here: those of `models.quant.convert`, and of the files that they need."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..inputs import foreign
+from ..program.cli import UserError
+from ..program.flags import COUNT, Number, option
+
+LINEAR_BITS = Number(int, "2 to 8", lambda bits: 2 <= bits <= 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """networks of others"""
+
+    image_size: int | None = option(None, "pixels a side of the images that it sees, in place of those of its own transform", COUNT)
+    first_last_bits: int = option(8, "weight and input bits of its first and last layer", LINEAR_BITS)
+    inputs: str = option("phases", "how signed inputs reach the arrays. phases: positive and negative parts in reads of their own. "
+                         "ternary: word lines at -V, 0, +V. twos: the top digit counts negative. offset: codes from 0 up, and the sum of "
+                         "the weights is taken off", ("phases", "ternary", "twos", "offset"))
+    rounding: str = option("nearest", "of weights. gptq: each column makes up for the errors of those before it (arXiv 2210.17323)",
+                           ("nearest", "gptq"))
+    skip: list[str] = option([], "layers that stay digital: names or patterns such as \"layer4.*\"", several=True, says_default=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionFiles:
+    """files of networks of others"""
+
+    state: str | None = option(None, "the weights of a network of others, from FILE in place of the published ones", metavar="FILE")
+    class_index: str | None = option(None, "which class a folder of images holds: a JSON object or lines of a folder and a number, where "
+                                     "the network has more classes than there are folders. Default: the sorted names count", metavar="FILE")
+
+
+FLAGS = tuple(field.name for part in (Conversion, ConversionFiles) for field in fields(part))
+OPTIONS = ("first_last_bits", "inputs", "rounding", "skip")  # of `convert`, which with the bits decide what it makes
+OF_OTHERS = ("wq", "quantize_image")  # flags of networks of this project
+
+
+def check(values: Mapping[str, Any], given: Iterable[str], useless: Iterable[str] = ()) -> None:
+    """Refuse flags that do not go with the network `values["model"]`; `useless`, those without effect on networks of others.
+
+    Raises: UserError.
+    """
+    model = values["model"]
+    if not foreign.is_foreign(model):
+        if found := [name for name in FLAGS if name in given]:
+            raise UserError(f"--{found[0]} is for networks of others: --model {foreign.KINDS}")
+        return
+    if found := [name for name in (*OF_OTHERS, *useless) if name in given]:
+        raise UserError(f"--{found[0]} is for the networks of this project, and {model} is converted: leave it out")
+    for name, lowest in (("wbit", 2), ("abit", 1)):  # weights are signed and have an exact zero
+        if not lowest <= values[name] <= 8:
+            raise UserError(f"--{name} {values[name]}: a converted network has {lowest} to 8 bits")
+
+
+def check_code(config: Mapping[str, Any], given: Mapping[str, Any], source: str) -> None:
+    """Refuse to run a file because a checkpoint names it. Args: see `check_checkpoint`. Raises: UserError."""
+    model = config.get("model", "")
+    if foreign.is_file(model) and "model" not in given:
+        raise UserError(f"{source} is of {model}, and a checkpoint alone runs no code: add --model {model}")
+
+
+def check_checkpoint(config: Mapping[str, Any], given: Mapping[str, Any], source: str) -> None:
+    """Refuse flags that contradict the checkpoint of a converted network, or that leave it without its code.
+
+    Args: config, `{flag: value}` of the checkpoint `source`. Raises: UserError.
+    """
+    trained = config.get("model", "")
+    if not foreign.is_foreign(trained):
+        raise UserError(f"{source} is of the model {trained or 'vgg7_quant'}, not {given['model']}")
+    check_code(config, given, source)
+    if not foreign.is_file(trained) and given.get("model", trained) != trained:
+        raise UserError(f"{source} is of the model {trained}, not {given['model']}")
+    for name in ("wbit", "abit", "image_size", *OPTIONS):
+        if name in given and name in config and given[name] != config[name]:
+            raise UserError(f"{source} was trained with --{name} {config[name]}, not {given[name]}")

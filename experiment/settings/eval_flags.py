@@ -1,0 +1,204 @@
+"""The flags of eval.py: a dataclass a group, whose fields are the flags, and the parser that is made from them.
+
+`eval_settings` makes a network, images and the rows of a table of what is given.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import models
+from models.quant import Calibration, CrossbarSpec, engines
+from models.quant.arrays.spec import hardware
+from models.quant.layers.quantizers import WEIGHT_QUANTIZERS
+from models.quant.measuring.chips import Chips
+from models.quant.measuring.setting import Setting
+
+from ..inputs import data, foreign
+from ..program import flags
+from ..program.flags import BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, flag_name, option
+from . import chips, costs
+from .chips import DeviceSettings
+from .conversion_settings import Conversion, ConversionFiles
+from .train_settings import HARDWARE, NGPU, ThroughADC
+
+MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
+SPEC_FLAGS = (*HARDWARE, *hardware("range"))  # fields of CrossbarSpec that make the rows
+CALIBRATE_OTHERS = 64  # images that calibrate networks of others, whose images are large
+CALIBRATION = tuple(flag_name(field.name) for field in fields(Calibration))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """network and data"""
+
+    resume: str | None = option(None, "checkpoint of train.py, or of the original code; several are evaluated one after the other",
+                                metavar="PATH")
+    model: str | None = option(None, f"{' or '.join(MODELS)}, default that of the checkpoint; or a network of others, which is "
+                               f"converted: {foreign.KINDS}")
+    wbit: int | None = option(None, "weight bits; default those of the checkpoint, of networks of others 8", BITS)
+    abit: int | None = option(None, "activation bits; default those of the checkpoint, of networks of others 8", BITS)
+    wq: str | None = option(None, "weight quantizer; default that of the checkpoint", tuple(WEIGHT_QUANTIZERS))
+    quantize_image: bool | None = option(None, "round the image to the activation grid; default as the checkpoint was trained. "
+                                         "Networks of the original code need it", bool)
+    dataset: str | None = option(None, "default that of the checkpoint; of an exported network of CIFAR-10's classes cifar10, of "
+                                 "networks of others imagefolder", data.DATASETS)
+    data_path: str | None = option(None, "folder of the data set; default that of the run whose checkpoint it is, else ./data")
+    batch_size: int = option(64, "images at a time; changes no result but those of --adc_range dynamic", COUNT)
+    limit: int | None = option(None, "only LIMIT test images, spread evenly over the set; default all", COUNT)
+    validation: bool = option(False, "the validation images of the training in place of the test images: for choices, which the "
+                              "test images must not make. Of networks that were not trained here those in val/ beside test/, or a tenth "
+                              "of the training images", bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """single layers"""
+
+    per_layer: list[str] = option([], "other hardware of some layers, in all rows: a layer's name or a pattern, and hardware flags: "
+                                  "--per_layer \"features.3:adc_prec=5,cellBit=2\" \"classifier.*:adc_range=ideal\"",
+                                  several=True, metavar="LAYER:FLAG=VALUE", says_default=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """more settings"""
+
+    also: list[str] = option([], "more settings in the same table: groups of the hardware flags, each group in quotes, a flag that "
+                             "is left out at its default: --also \"--cellBit 1 2 --crossbar_layers conv\" \"--adc_prec 5\"",
+                             several=True, metavar="FLAGS", says_default=True)
+    table: list[str] = option([], "the settings, in groups as those of --also, where no hardware flag is given",
+                              several=True, metavar="FLAGS", says_default=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """calibration"""
+
+    calib_images: int = option(256, "training images that calibrate the ADC; the first 256, as one batch, also correct what it "
+                               f"does to the outputs. Of networks of others {CALIBRATE_OTHERS} unless it is given. A "
+                               "checkpoint of train.py --adc_aware keeps its own ranges on the hardware it was trained for, unless a "
+                               "flag of this group is given", COUNT)
+    adc_ranges: str | None = option(None, "take the calibrated ranges, and their correction if it holds one, from the "
+                                    "adc_ranges.json of an earlier evaluation", metavar="FILE")
+    report: bool = option(False, "for every setting with calibrated or full ranges: what the ADC does to each layer and slice, as "
+                          "a table, a JSON file and a picture", bool)
+    planes: str | None = option(None, "take the cells from the bit_levels<i>_ideal.pt in DIR instead of the checkpoint, or those of one "
+                                "chip, bit_levels<i>_<device>_chip<seed>.pt",
+                                metavar="DIR")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, of = map(int, text.split("/"))
+    return part, of
+
+
+SHARD = Number(_shard, "I/N, such as 2/8: I from 1 to N", lambda shard: 1 <= shard[0] <= shard[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """many settings"""
+
+    dry_run: bool = option(False, "say what would be measured, and what is measured already, and end", bool)
+    workers: int | None = option(None, "processes that measure at the same time, each with its share of the cores; on this machine, or "
+                                 "on the Ray cluster that RAY_ADDRESS names. Needs Ray (requirements-cluster.txt). Default: this "
+                                 "process alone, with all cores", COUNT)
+    shard: tuple[int, int] | None = option(None, "measure only the I-th of N parts of the settings, for job arrays that share a folder",
+                                           SHARD, metavar="I/N")
+    older_points: bool = option(False, "use what is measured already with other code than this, whose arithmetic may be another, too", bool)
+    html: bool = option(False, "write results.html, one page with all that was measured in the results folder", bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """search"""
+
+    search: int | None = option(None, "measure N settings out of all combinations: about 16 that are fixed or at random, and the others by "
+                                "what is known of those before; --per_layer may then give several values, of which each layer gets "
+                                "one. Chosen on validation images; the front is measured on the test images. Needs Optuna "
+                                "(requirements-search.txt)", COUNT, metavar="N")
+    objective: list[str] = option(["accuracy", "bits"], "what is best: a front of two or more. accuracy; bits, the mean of all reads; "
+                                  "changed; conversions; energy, latency and area where they are estimated. Default accuracy bits",
+                                  several=True, says_default=True)
+    at_least: list[str] = option([], "bounds of a search: --at_least accuracy=90", several=True, metavar="NAME=VALUE", says_default=True)
+    at_most: list[str] = option([], "bounds of a search: --at_most bits=2", several=True, metavar="NAME=VALUE", says_default=True)
+    search_seed: int = option(0, "seed of the search: the same one measures the same settings, however many workers there are",
+                              COUNT_OR_0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """cost"""
+
+    cost: str | None = option(None, "what each setting costs, energy, latency, area, in one of the technologies, or in that of a file of "
+                              f"your own (docs/cost.md); {costs.LIST} describes the technologies and ends", metavar="NAME|FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """machine and files"""
+
+    engine: str = option("auto", f"{', '.join(engines.CHOICES)}; changes no result; auto: the fastest")
+    ngpu: int | None = NGPU
+    save_path: str | None = option(None, "folder for results; default that of the run, for an exported network save/<its name>")
+    prob_path: str = option("prob", "folder for the bit-planes")
+    save_cells: bool = option(False, "write what the cells of every chip hold to prob_path too, beside the bit-planes, and keep "
+                              "cells behind word lines with --row_ohm or --driver_ohm there: they take minutes to solve", bool)
+    log_file: str = option("eval.log", "name of the log inside save_path, or a full path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings(Network, Conversion, ConversionFiles, Table, Ranges, Cost, Sweep, Search, Machine):
+    """Everything that decides an evaluation. Made by `eval_settings.parse`; no field is None that has a default.
+
+    Attributes beyond the flags:
+        settings: the rows of the table; none for a search.
+        rows, of_chips: values of the hardware flags that were given, of which a search takes combinations, and those of all chips.
+        calibration: how calibrated ranges are chosen, in all rows.
+        trained_for: the setting that `train.py --adc_aware` trained for, if its ranges, which the checkpoint holds, are to be
+            used; else None.
+    """
+
+    settings: tuple[Setting, ...] = ()
+    rows: Mapping[str, list] = field(default_factory=dict)
+    of_chips: Mapping[str, int] = field(default_factory=dict)
+    calibration: Calibration = Calibration()
+    trained_for: Setting | None = None
+
+
+def build_parser(about: str | None = None) -> ArgumentParser:
+    """The parser of eval.py; `about`, the text at the top of its help."""
+    parser = ArgumentParser(description=about)
+    network = parser.add_argument_group(Network.__doc__)
+    flags.add_flags(network, Network, ["resume"], several=True)
+    flags.add_flags(network, Network, [field.name for field in fields(Network) if field.name != "resume"])
+    others = parser.add_argument_group(Conversion.__doc__)
+    for part in (Conversion, ConversionFiles):
+        flags.add_flags(others, part)
+    hardware = parser.add_argument_group("hardware (several values: every combination)")
+    add_hardware(hardware)
+    flags.add_flags(hardware, Table)
+    flags.add_flags(parser.add_argument_group("chips"), Chips, chips.OF_RUN)
+    calibration = parser.add_argument_group(Ranges.__doc__)
+    flags.add_flags(calibration, Calibration)
+    flags.add_flags(calibration, Ranges)
+    for cls in (Cost, Sweep, Search, Machine):
+        flags.add_flags(parser.add_argument_group(cls.__doc__), cls)
+    return parser
+
+
+def add_hardware(group: Any) -> None:
+    """The flags whose values make the settings."""
+    flags.add_flags(group, CrossbarSpec, SPEC_FLAGS, several=True)
+    flags.add_flags(group, ThroughADC, ["crossbar_layers"], several=True)
+    flags.add_flags(group, DeviceSettings, several=True)
+    flags.add_flags(group, Chips, chips.OF_ROW, several=True)
+    flags.add_flags(group, Layers)
+
+
+def hardware_defaults() -> dict[str, list]:
+    """The default of each flag whose values make the settings, as a list of one."""
+    values = flags.defaults(CrossbarSpec, SPEC_FLAGS) | flags.defaults(ThroughADC, ["crossbar_layers"])
+    values |= flags.defaults(DeviceSettings) | flags.defaults(Chips, chips.OF_ROW)
+    return {name: [value] for name, value in values.items()}

@@ -1,0 +1,60 @@
+"""`--per_layer "features.3:adc_prec=2.5,cellBit=2"`: hardware of single layers as text.
+
+A name may be a pattern (`*`, `?`, `[...]`); values are those of the hardware flags of the same name. For `--search` a value may be
+a list `1/2/4` or a span `0.5:4:0.25` of which each layer gets one.
+"""
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+from models.quant import CrossbarSpec
+from models.quant.measuring.setting import LAYER_FIELDS
+
+from ..program.cli import UserError
+from ..program.flags import Number, Span, flag_fields, flag_kind, flag_name
+
+FIELDS = {flag_name(field.name): field for field in flag_fields(CrossbarSpec, LAYER_FIELDS)}
+Changes = dict[str, dict[str, list]]  # {pattern: {field of the spec: values}}
+
+
+def parse(texts: Iterable[str]) -> Changes:
+    """What the texts mean; what several say of one pattern, one behind the other, comes together.
+
+    Raises: UserError, one line.
+    """
+    found: Changes = {}
+    for text in texts:
+        pattern, colon, rest = text.partition(":")
+        parts = [part.split("=", 1) for part in rest.split(",")]
+        if not (pattern and colon) or any(len(part) != 2 for part in parts):
+            raise UserError(f"--per_layer {text}: is not LAYER:FLAG=VALUE,FLAG=VALUE, such as features.3:adc_prec=5,cellBit=2")
+        if pattern in found and pattern != list(found)[-1]:
+            raise UserError(f"--per_layer {pattern}: stands in several places, and of several patterns the later ones win: give it once")
+        for name, value in parts:
+            if name not in FIELDS and name not in LAYER_FIELDS:
+                raise UserError(f"--per_layer {text}: no hardware flag is called {name}; there are {', '.join(FIELDS)}")
+            field = FIELDS.get(name) or next(each for each in FIELDS.values() if each.name == name)
+            found.setdefault(pattern, {})[field.name] = _values(field, value, text)
+    return found
+
+
+def _values(field: Any, text: str, whole: str) -> list:
+    kind, values = flag_kind(field), []
+    for part in text.split("/"):
+        try:
+            values += Span(kind)(part) if isinstance(kind, Number) else [part]
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--per_layer {whole}: {error}") from None
+        if not isinstance(kind, Number) and part not in kind:
+            raise UserError(f"--per_layer {whole}: {part} is not one of {', '.join(kind)}")
+    return values
+
+
+def single(changes: Changes) -> dict[str, dict[str, Any]]:
+    """The values where each is one. Raises: UserError for several."""
+    for pattern, values in changes.items():
+        for name, several in values.items():
+            if len(several) > 1:
+                raise UserError(f"--per_layer {pattern}: {flag_name(name)} has {len(several)} values; several are for --search")
+    return {pattern: {name: value for name, [value] in values.items()} for pattern, values in changes.items()}

@@ -1,0 +1,408 @@
+"""The settings of train.py: what its flags are, and how they become the settings of one run.
+
+`parse(argv)` merges once: the defaults below, then what the checkpoint was trained with, then what stands on the command line.
+From a checkpoint come settings of the computation only. What to do (`Actions`) and where files lie (`Machine`) never do: the
+folder of the images is that of the `config.json` beside the checkpoint, a file that this project wrote on this machine.
+"""
+
+import functools
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import models
+from models.building import CROSSBAR_LAYERS
+from models.quant import Calibration, CrossbarSpec, QLinearDoreFa
+from models.quant.arrays.spec import hardware
+from models.quant.layers.quantizers import OFF, WEIGHT_QUANTIZERS
+from models.quant.measuring.chips import Chips
+
+from ..inputs import data, foreign
+from ..inputs.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
+from ..program import flags
+from ..program.cli import UserError
+from ..program.flags import (ANY_INT, AT_LEAST_2, BITS, COUNT, COUNT_OR_0, FIT_OR_POSITIVE, POSITIVE, POSITIVE_OR_0, SHARE, SHARE_OR_ALL,
+                             ArgumentParser, flag_name, option)
+from . import chips, conversion_settings
+from .chips import TrainingChips
+from .conversion_settings import Conversion, ConversionFiles
+
+CHECKPOINT, BEST, CONFIG = "checkpoint.pth.tar", "model_best.pth.tar", "config.json"  # in the folder of a run
+MODELS = tuple(name for name in models.names() if not name.endswith("_eval"))  # --adc_aware trains the others
+HARDWARE = hardware("cells", "arrays", "inputs", "adc")  # of CrossbarSpec
+
+# Defaults that depend on the data set.
+DIGITS = {"epochs": 5, "batch_size": 32}  # 200 steps: 99.4 to 99.7 % of the test images over 4 seeds
+OTHERS = {"epochs": 100, "batch_size": 128}
+NGPU = option(None, "0: CPU. N: N GPUs of this machine, with a process each. Default a GPU where PyTorch finds one; for each process "
+              "where torchrun has started several", ANY_INT)
+LR, LR_OF_QAT = 0.05, 0.005  # a converted network is trained already
+USELESS_WITHOUT_PLAN = "--adc_share is for plans: add --adc_plan significance"
+USELESS_WITH_PLAN = ("--{} is for uniform bits, and with --adc_plan significance each kind of read has the range of least squared error: "
+                     "leave it out, or add --adc_plan uniform")
+# Flags without effect on a converted network: its input quantizers have no clipping level that is trained.
+OF_PACT = ("alpha_init", "weight_clip", "alpha_lr", "alpha_wd", "clp", "a_lambda", "adc_aware")
+
+
+def _by_data(name: str) -> str:
+    return f"default {DIGITS[name]} for digits, else {OTHERS[name]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """what to train, and on what"""
+
+    model: str = option("vgg7_quant", f"{' or '.join(MODELS)}; or, with --qat, a network of others: {foreign.KINDS}")
+    qat: bool = option(False, "go on training a network of others that is converted, with its quantizers in the forward pass", bool)
+    wbit: int = option(4, f"weight bits, 1 to 8, or {OFF} to switch the quantizer off", BITS)
+    abit: int = option(4, f"activation bits, 1 to 8, or {OFF} to switch the quantizer off", BITS)
+    wq: str = option("dorefa", "weight quantizer: dorefa, odd multiples of one step up to the largest weight; sawb, multiples "
+                     "around an exact zero up to a level that follows from the weights' statistics", tuple(WEIGHT_QUANTIZERS))
+    alpha_init: float | str | None = option(
+        None, "first clipping level of every activation; with --fine_tune, of those that the weights lack or have for another "
+        "--abit. fit: that of least squared error on some training images, layer by layer. Default fit with --fine_tune, "
+        "else 6", FIT_OR_POSITIVE)
+    quantize_image: bool = option(False, "also round the input image to the activation grid", bool)
+    dataset: str = option("digits", "the images", data.DATASETS)
+    val_split: float = option(0.1, "share of the training images that chooses the best epoch; 0 trains on all of them and takes "
+                              "the last epoch", SHARE)
+    limit_train: int | None = option(None, "use only this many training images, for a quick try; default all", COUNT)
+    limit_test: int | None = option(None, "use only this many test images, spread evenly over them; default all", COUNT)
+    cutout: int = option(0, "cover a random square of this many pixels a side", COUNT_OR_0)
+    no_flip: bool = option(False, "never mirror training images, as --dataset digits never does: for signs, letters, and whatever is "
+                           "another class in a mirror", bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """optimizer: SGD with Nesterov momentum"""
+
+    epochs: int | None = option(None, f"passes over the training images; {_by_data('epochs')}", COUNT)
+    batch_size: int | None = option(None, f"images a step; {_by_data('batch_size')}", AT_LEAST_2)
+    lr: float | None = option(None, f"highest learning rate; default {LR}, with --qat {LR_OF_QAT}", POSITIVE)
+    momentum: float = option(0.9, "share of the last step that is made again", SHARE)
+    wd: float = option(1e-4, "weight decay of all but the clipping levels", POSITIVE_OR_0)
+    schedule_type: str | None = option(
+        None, "step: times a gamma at each epoch of --schedule. cosine: half a cosine down to 0. triangular: up from 0 in the "
+        "first quarter of the run, then down to 0. Default triangular, or step if --schedule is given",
+        ("step", "cosine", "triangular"))
+    schedule: list[int] = option([], "epochs at which the rate drops (step)", COUNT, several=True, metavar="EPOCH",
+                                 says_default=True)
+    gammas: list[float] = option([], "factor at each epoch of --schedule", POSITIVE, several=True, metavar="G", says_default=True)
+    label_smoothing: float = option(0.0, "share of the target spread over all classes", SHARE)
+    distill: float = option(0.0, "share of the loss that asks for the answers of the network that the run starts from, as it was, without "
+                                 "ADCs: that of --fine_tune, with --qat the float network; the labels have the rest", SHARE_OR_ALL)
+    weight_clip: float | None = option(
+        None, "after every step, clip each layer's weights to K times their root mean square: DoReFa divides by the largest, so "
+        "that a few large ones leave most levels unused", POSITIVE, metavar="K")
+    alpha_lr: float | None = option(None, "highest learning rate of the clipping levels, default that of --lr", POSITIVE)
+    alpha_wd: float | None = option(None, "weight decay of the clipping levels (the L2 penalty of the PACT paper), default that "
+                                    "of --wd", POSITIVE_OR_0)
+    clp: bool = option(False, "add a_lambda times the sum of alpha^2 over the layers to the loss", bool)
+    a_lambda: float = option(0.01, "factor of the penalty that --clp adds", POSITIVE_OR_0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThroughADC:
+    """training through the ADC"""
+
+    adc_aware: bool = option(False, "the forward pass is that of simulated crossbars, bit for bit (on chips corrected to the batch); "
+                             "gradients go straight through the ADC. Start from a trained network with --fine_tune", bool)
+    calib_steps: int = option(50, "steps between calibrations of the ADC ranges and their correction, on 64 training images",
+                              COUNT)
+    crossbar_layers: str = option("all", "all: every layer but the first on crossbars. conv: the convolutions only",
+                                  CROSSBAR_LAYERS)
+    spec: CrossbarSpec = CrossbarSpec()
+    calibration: Calibration = Calibration()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproducible:
+    """arithmetic and random numbers"""
+
+    amp: str | None = option(None, "bf16: layers compute in bfloat16, in which the codes are exact; default bf16 where the "
+                             "processor has such arithmetic, else off", ("off", "bf16"))
+    seed: int = option(0, "of initial weights, split, order, crops and flips", COUNT_OR_0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """machine and files"""
+
+    data_path: str = option("./data", "folder of the data set; digits needs none")
+    ngpu: int | None = NGPU
+    save_path: str | None = option(None, "folder of the run; {dataset}, {model}, {wbit}, {abit} and {wq} in it stand for these "
+                                   "settings. Default save/{dataset}_{model}_w{wbit}a{abit}")
+    log_file: str = option("train.log", "name of the log inside save_path, or a full path")
+    save_minutes: float = option(10.0, "minutes between checkpoints inside an epoch; 0 writes one after every step",
+                                 POSITIVE_OR_0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actions:
+    """starting from a checkpoint"""
+
+    resume: str | None = option(None, "continue the run of this checkpoint, default save_path/checkpoint.pth.tar. Flags that are "
+                                "not given are the run's own, but for --ngpu and --log_file; a --model of others is always given",
+                                metavar="PATH", or_empty=True)
+    go_on: bool = option(False, "continue the run in save_path where it holds one, else start it", bool)
+    fine_tune: str | None = option(
+        None, "start a new run from the weights of PATH, or from those of --resume PATH. With other quantizers than theirs, the "
+        "scale of the logits and clipping levels are fitted to what the network did before", metavar="PATH", or_empty=True)
+    evaluate: bool = option(False, "only measure the checkpoint of --resume, default save_path/model_best.pth.tar, on the test "
+                            "images", bool)
+    export: str | None = option(None, "with --evaluate: also write the network to FILE, weights as packed codes, which --resume, "
+                                "--fine_tune and eval.py read, and what is known of it to a .json beside it", metavar="FILE")
+    about: str | None = option(None, "with --export: what the .json says of the data beside the name of the data set",
+                               metavar="TEXT")
+    overwrite: bool = option(False, "start anew in a save_path that holds a run, which is lost", bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Network, Conversion, ConversionFiles, Optimizer, ThroughADC, TrainingChips, Reproducible, Machine):
+    """Everything that decides a run, and where its files lie. Made by `settings_of`; no field is None that has a default."""
+
+    @functools.cached_property
+    def chips(self) -> Chips | None:
+        """Chips of the device that is trained for; None for ideal cells."""
+        return chips.chips_of({name: getattr(self, name) for name in chips.OF_TRAINING})
+
+    def config(self) -> dict[str, Any]:
+        """All settings by their flags, plain values: what `config.json` holds."""
+        values = {field.name: getattr(self, field.name) for part in PARTS for field in flags.flag_fields(part)}
+        nested = asdict(self.spec) | asdict(self.calibration)
+        return values | {flag_name(name): nested[name] for name in (*HARDWARE, *asdict(self.calibration))}
+
+    def of_computation(self) -> dict[str, Any]:
+        """`config` without what says where files lie: what a checkpoint holds."""
+        places = {field.name for part in (ConversionFiles, Machine) for field in flags.flag_fields(part)} - OF_CHECKPOINT
+        return {name: value for name, value in self.config().items() if name not in places}
+
+
+# What a checkpoint may say, and a continued run may not change.
+COMPUTATION = (Network, Conversion, Optimizer, ThroughADC, TrainingChips, Reproducible)
+PARTS = (*COMPUTATION, ConversionFiles, Machine)
+OF_CHECKPOINT = {"save_minutes"}  # the one setting of `Machine` that a checkpoint may say: it is no place
+# For --adc_aware only.
+TRAINED_FOR = (*(flag_name(name) for name in (*HARDWARE, "crossbar_layers", *asdict(Calibration()))), *chips.OF_TRAINING)
+# What --evaluate takes from the checkpoint and does not let the command line change.
+FIXED_ON_EVALUATE = {"model", "wbit", "abit", "wq", "quantize_image", "adc_aware", *TRAINED_FOR}
+
+
+def build_parser(about: str | None = None) -> ArgumentParser:
+    """The parser of train.py; `about`, the text at the top of its help."""
+    parser = ArgumentParser(description=about)
+    for part in (*PARTS, Actions):
+        group = parser.add_argument_group(part.__doc__)
+        flags.add_flags(group, part)
+        if part is ThroughADC:
+            flags.add_flags(group, CrossbarSpec, HARDWARE)
+            flags.add_flags(group, Calibration)
+    return parser
+
+
+def defaults() -> dict[str, Any]:
+    """`{flag: default}` of all settings."""
+    values = flags.defaults(CrossbarSpec, HARDWARE) | flags.defaults(Calibration)
+    for part in PARTS:
+        values |= flags.defaults(part)
+    return values
+
+
+def from_checkpoint(checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """`{flag: value}` of what a checkpoint was trained with; a value that no flag takes is an error in a file of this project."""
+    config, foreign, values = checkpoint["config"], checkpoint.get("format") != CHECKPOINT_FORMAT, {}
+    for part, names in ((CrossbarSpec, HARDWARE), (Calibration, None), (Machine, OF_CHECKPOINT), *((part, None) for part in COMPUTATION)):
+        values |= flags.checked(part, config, source, names, foreign)
+    return values
+
+
+def settings_of(values: Mapping[str, Any], fine_tuned: bool = False) -> TrainSettings:
+    """The settings of one run from `{flag: value}`; those that are None get the default that depends on others.
+
+    Raises: UserError for hardware that cannot be.
+    """
+    values = dict(values)
+    values["lr"] = values["lr"] or (LR_OF_QAT if values["qat"] else LR)
+    depending = (DIGITS if values["dataset"] == "digits" else OTHERS) | {
+        "schedule_type": "step" if values["schedule"] else "triangular", "alpha_init": "fit" if fine_tuned else 6.0,
+        "alpha_lr": values["lr"], "alpha_wd": values["wd"], "save_path": "save/{dataset}_{model}_w{wbit}a{abit}"}
+    values |= {name: value for name, value in depending.items() if values[name] is None}
+    if not values["save_path"]:
+        raise UserError("--save_path is empty: give the name of a folder")
+    values["save_path"] = expanded(values["save_path"], values)
+    if values["adc_aware"] and OFF in (values["wbit"], values["abit"]):
+        raise UserError("--adc_aware needs quantized weights and activations, --wbit and --abit from 1 to 8")
+    try:
+        spec = replace(CrossbarSpec(), **{name: values[flag_name(name)] for name in HARDWARE},
+                       **({"w_bits": values["wbit"], "a_bits": values["abit"]} if values["adc_aware"] else {}))
+        calibration = Calibration(*(values[flag_name(field.name)] for field in fields(Calibration)))
+    except ValueError as error:
+        raise UserError(flags.in_flags(str(error))) from None
+    names = {field.name for field in fields(TrainSettings)} & values.keys()
+    return TrainSettings(**{name: values[name] for name in names}, spec=spec, calibration=calibration)
+
+
+def expanded(path: str, values: Mapping[str, Any]) -> str:
+    """A path with `{dataset}` and the like replaced by the settings of these names."""
+    if foreign.is_foreign(values["model"]):
+        values = {**values, "model": foreign.short_name(values["model"])}
+    for name in ("dataset", "model", "wbit", "abit", "wq"):
+        path = path.replace(f"{{{name}}}", str(values[name]))
+    return path
+
+
+def trained_for(config: Mapping[str, Any]) -> str:
+    """The hardware of a checkpoint of --adc_aware as flags; those of chips only where they are not at their defaults."""
+    usual = flags.defaults(TrainingChips)
+    return ", ".join(f"--{name} {config[name]}" for name in TRAINED_FOR
+                     if name in config and (name not in usual or config[name] != usual[name]))
+
+
+def images_beside(checkpoint: str | Path) -> dict[str, str]:
+    """`{"data_path": ...}`, and "class_index" where the run had one, as they stand in the config.json of its folder; empty without."""
+    try:
+        config = json.loads(Path(checkpoint).with_name(CONFIG).read_text(encoding="utf-8"))
+        return {name: config[name] for name in ("data_path", "class_index") if isinstance(config.get(name), str)}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[TrainSettings, Actions, dict | None]:
+    """(settings, what to do, the checkpoint that it starts from or None), all checked that can be without the images.
+
+    Raises: UserError, one line.
+    """
+    given = flags.parse(build_parser(about), argv)
+    if given.get("device") == chips.LIST:
+        chips.say_devices()
+        raise SystemExit(0)
+    actions = Actions(**{field.name: given.pop(field.name) for field in fields(Actions) if field.name in given})
+    named = defaults() | given  # for the names of folders
+    actions = replace(actions, **{name: expanded(path, named) for name in ("resume", "fine_tune")
+                                  if (path := getattr(actions, name))})
+    if actions.go_on:
+        actions = _go_on(actions, settings_of(named).save_path)
+    actions, checkpoint = _find_checkpoint(actions, settings_of(named).save_path, named["model"])
+    values = defaults()
+    if checkpoint and actions.fine_tune is None:
+        values |= _settings_of_checkpoint(actions, checkpoint, given) | images_beside(actions.resume)
+    values |= given
+    if actions.resume and not actions.evaluate:
+        values["save_path"] = str(Path(actions.resume).parent)  # model_best.pth.tar and the log lie beside the checkpoint
+    settings = settings_of(values, fine_tuned=actions.fine_tune is not None)
+    _check(settings, actions, given)
+    return settings, actions, checkpoint
+
+
+def _go_on(actions: Actions, folder: str) -> Actions:
+    if actions.resume is not None or actions.evaluate or actions.overwrite:
+        raise UserError("--go_on continues or starts a run: leave out --resume, --evaluate and --overwrite")
+    if Path(folder, CHECKPOINT).exists():
+        return replace(actions, resume="", fine_tune=None)
+    return actions
+
+
+def _find_checkpoint(actions: Actions, folder: str, model: str) -> tuple[Actions, dict | None]:
+    """The actions with the path of the checkpoint that they start from, and that checkpoint."""
+    if actions.fine_tune is not None and not actions.evaluate:
+        if actions.fine_tune and actions.resume:
+            raise UserError("--fine_tune and --resume both name a checkpoint: give one of them")
+        actions = replace(actions, fine_tune=actions.fine_tune or actions.resume, resume=None)
+        if not actions.fine_tune:
+            raise UserError("--fine_tune starts a new run from weights: it needs the PATH of a checkpoint")
+        checkpoint = load_checkpoint(actions.fine_tune)
+        trained = checkpoint["config"].get("model", model)
+        if trained != model:
+            raise UserError(f"{actions.fine_tune} is of the model {trained}, not {model}")
+        return actions, checkpoint
+    if actions.resume is None and not actions.evaluate:
+        return actions, None
+    path = actions.resume or actions.fine_tune or str(Path(folder, BEST if actions.evaluate else CHECKPOINT))
+    return replace(actions, resume=path, fine_tune=None), load_checkpoint(path)
+
+
+def _settings_of_checkpoint(actions: Actions, checkpoint: dict, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checkpoint of --resume was trained with; what was given must agree with it."""
+    source = actions.resume
+    found = from_checkpoint(checkpoint, source)
+    if actions.evaluate:
+        found.pop("limit_test", None)  # of a quick try
+    conversion_settings.check_code(found, given, source)
+    fixed = FIXED_ON_EVALUATE
+    if not actions.evaluate:
+        if checkpoint.get("format") != CHECKPOINT_FORMAT or "optimizer" not in checkpoint:
+            raise UserError(f"{source} holds weights but no run to continue; start from them with --fine_tune")
+        fixed = found.keys() - OF_CHECKPOINT
+        if "save_path" in given and Path(expanded(given["save_path"], found)).resolve() != Path(source).parent.resolve():
+            raise UserError(f"a run is continued in its own folder, {Path(source).parent}, not in {given['save_path']}")
+    conflicts = [f"--{name} {given[name]} (the checkpoint has {found[name]})"
+                 for name in sorted(fixed & given.keys() & found.keys()) if given[name] != found[name]]
+    if conflicts:
+        raise UserError(f"{source} was made with other settings: {', '.join(conflicts)}")
+    return found
+
+
+def continuing(settings: TrainSettings, checkpoint: Path) -> str:
+    """The command that goes on with a run that was stopped."""
+    usual = flags.defaults(Machine)
+    beside = {"model": settings.model} if settings.qat else {}
+    beside |= {name: getattr(settings, name) for name in ("ngpu", "log_file") if getattr(settings, name) != usual[name]}
+    return shlex.join(["python", "train.py", "--resume", str(checkpoint),
+                       *(part for name, value in beside.items() for part in (f"--{name}", str(value)))])
+
+
+def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) -> None:
+    """Refuse settings that do not go together."""
+    useless = [name for name in given if name in (*TRAINED_FOR, "calib_steps") and not settings.adc_aware]
+    if useless:
+        raise UserError(f"--{useless[0]} is for training through the ADC: add --adc_aware")
+    others = foreign.is_foreign(settings.model)
+    if not others and settings.model not in MODELS:
+        raise UserError(f"--model {settings.model}: unknown, choose from {', '.join(MODELS)}, or with --qat {foreign.KINDS}")
+    conversion_settings.check({"model": settings.model, "wbit": settings.wbit, "abit": settings.abit}, given, useless=OF_PACT)
+    if settings.qat != others:
+        raise UserError(f"--model {settings.model} is converted before it is trained: add --qat" if others else
+                        f"--qat trains a converted network, --model {foreign.KINDS}")
+    for name in ("fine_tune", "evaluate", "export"):
+        if others and getattr(actions, name):
+            raise UserError(f"--{name} is for the networks of this project; {settings.model} starts from --state FILE or its published "
+                            "weights, and eval.py measures its checkpoint")
+    if "a_lambda" in given and not settings.clp:
+        raise UserError("--a_lambda is the factor of the penalty that --clp adds: add --clp")
+    planned = settings.spec.planned
+    if useless := next((name for name in (("adc_calib", "adc_per") if planned else ("adc_share",)) if name in given), None):
+        raise UserError(USELESS_WITH_PLAN.format(useless) if planned else USELESS_WITHOUT_PLAN)
+    if settings.wq == "sawb" and settings.wbit == 1:
+        raise UserError("--wq sawb has codes around an exact zero: it needs --wbit 2 to 8")
+    if settings.chips:
+        try:
+            settings.chips.check(QLinearDoreFa(1, 1, spec=settings.spec, wq=settings.wq))  # any layer: what cells hold depends on wq
+        except ValueError as error:
+            raise UserError(f"--device {settings.device}: {error}") from None
+    elif settings.calibration.on == "chip":
+        raise UserError(chips.WITHOUT.format("calib_on"))
+    if len(settings.schedule) != len(settings.gammas):
+        raise UserError(f"--schedule has {len(settings.schedule)} epochs, --gammas {len(settings.gammas)} factors: give as many")
+    if settings.schedule_type == "step" and not settings.schedule:
+        raise UserError("--schedule_type step needs --schedule and --gammas")
+    if settings.alpha_init == "fit" and not (actions.fine_tune or actions.resume):
+        raise UserError("--alpha_init fit needs the trained network of --fine_tune")
+    if settings.distill and not (actions.fine_tune or actions.resume or settings.qat):
+        raise UserError("--distill learns from the network that a run starts from: add --fine_tune PATH")
+    if actions.export and not actions.evaluate:
+        raise UserError("--export writes a trained network: add --evaluate and --resume PATH")
+    if actions.about and not actions.export:
+        raise UserError("--about is for the .json of --export")
+    if actions.export and Path(actions.export).suffix == ".json":
+        raise UserError(f"--export {actions.export}: a .json is written beside the network, so name the network otherwise")
+    if actions.export and settings.wbit == OFF:
+        raise UserError(f"--export packs weight codes, and {actions.resume} has --wbit {OFF}")
+    if actions.resume and actions.overwrite:
+        raise UserError("--overwrite starts anew, and --resume goes on: give one of them")
+    if not (actions.resume or actions.overwrite) and any(Path(settings.save_path, file).exists() for file in (CHECKPOINT, BEST)):
+        raise UserError(f"{settings.save_path} holds a run: continue it with --resume, start anew with --overwrite, or choose "
+                        "another --save_path")

@@ -1,0 +1,1 @@
+"""From flags to a network on crossbars and its images."""

@@ -1,0 +1,103 @@
+"""Networks that were not made here, put on crossbars: from `--model` to a converted network and the images that it sees."""
+
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import quant
+from models.quant import CrossbarSpec
+
+from ..inputs import data, foreign
+from ..inputs.checkpoint import load_weights
+from ..inputs.foreign import Foreign
+from ..program.cli import UserError, one_line
+from ..settings.conversion_settings import OPTIONS
+from ..settings.eval_flags import EvalSettings
+from ..settings.train_settings import TrainSettings
+from .images import EvalImages
+
+DRAFT_IMAGES = 4
+BATCH = 64  # images that run together in a conversion, which fits scales to samples of each batch: --batch_size decides nothing
+CALIBRATION_IMAGES = 64  # of a network that is trained: its quantizers learn what more images would tell
+
+
+def network_of(settings: Any, checkpoint: str | None) -> Foreign | None:
+    """The network of `settings.model`; None for those of this project. Args: checkpoint, a file of `train.py --qat` that gives it other
+    weights than the published ones. Raises: UserError, see `foreign.load`."""
+    if not foreign.is_foreign(settings.model):
+        return None
+    return foreign.load(settings.model, settings.state, settings.image_size, weights=not checkpoint)
+
+
+def images_of(found: Foreign, settings: Any, device: torch.device, log: logging.Logger, validation: bool = False) -> data.Dataset:
+    """The images that the settings name, as the network of `settings.model`, which is moved to the device, takes them. Args: validation,
+    see `data.load`.
+
+    Raises: UserError for images that cannot be read, or a network that does not classify such images.
+    """
+    shown = data.load(settings.dataset, settings.data_path, log.info, found.transform, settings.class_index, validation)
+    first = data.normalize(shown.test_x[:1].to(device), shown.mean, shown.std)
+    classes = foreign.try_out(settings.model, found.network.to(device), first)
+    of_folders = settings.dataset == "imagefolder" and not settings.class_index
+    if classes < len(shown.classes) or classes > len(shown.classes) and not settings.class_index:
+        raise UserError(f"{settings.model} tells {classes} classes apart, the images of {settings.dataset} show {len(shown.classes)}"
+                        + (": --class_index FILE says which ones" if of_folders else ""))
+    log.info(f"{settings.model}: inputs {list(first.shape[1:])}, {classes} classes"
+             + (", numbered as the sorted names of the folders" if of_folders else ""))
+    return shown
+
+
+def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], correct: str, qat: bool = False, engine: str = "auto"
+              ) -> nn.Module:
+    """A copy of a network on crossbars, without ADCs as yet.
+
+    Args: settings, with `model`, `wbit`, `abit` and `OPTIONS`; shown, training inputs; correct, see `convert`; qat, to be trained;
+        engine, what runs it meanwhile.
+    Raises: UserError for a network that cannot be converted so.
+    """
+    spec = CrossbarSpec(settings.wbit, settings.abit, adc_range="ideal")
+    options = {name: getattr(settings, name) for name in OPTIONS}
+    try:
+        with quant.set_engine(engine):
+            return quant.convert(network, spec, shown, correct=correct, qat=qat, **options)
+    except ValueError as error:
+        raise UserError(f"{settings.model}: {one_line(error)}") from None
+
+
+def draft(found: Foreign, settings: EvalSettings, shown: EvalImages) -> nn.Module | None:
+    """A network with the layers that the conversion of `found` will have, made in a moment: its scales are of few images, and of no use.
+    None where that cannot be done, of which `for_evaluation` says why, or that it can."""
+    few = data.normalize(shown.calibration.images[:DRAFT_IMAGES], shown.calibration.mean, shown.calibration.std)
+    spec, options = CrossbarSpec(settings.wbit, settings.abit, adc_range="ideal"), {name: getattr(settings, name) for name in OPTIONS}
+    with contextlib.suppress(ValueError), quant.set_engine(settings.engine):
+        return quant.convert(found.network, spec, few, correct="none", weight_scale="max", activations="max",
+                             **options | {"rounding": "nearest"})
+    return None
+
+
+def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, checkpoint: Mapping[str, Any], log: logging.Logger
+                   ) -> nn.Module:
+    """The network of others that `eval.py` measures, with the weights of a checkpoint of `train.py --qat` where there is one.
+
+    Raises: UserError, see `converted`, and for weights of the checkpoint that do not fit.
+    """
+    batches = data.Batches(shown.calibration.images, shown.calibration.mean, shown.calibration.std, BATCH)
+    net = converted(found.network, settings, batches, settings.calibration.correct, engine=settings.engine)
+    if not settings.resume:
+        log.info(str(net.crossbar_report))
+        return net
+    log.info(net.crossbar_report.layout)  # what it does to the answers is that of weights which are replaced now
+    state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
+    load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=settings.resume)
+    return net
+
+
+def for_training(found: Foreign, settings: TrainSettings, shown: data.Dataset, device: torch.device) -> nn.Module:
+    """The network of others that `train.py --qat` trains. Raises: UserError, see `converted`."""
+    some = shown.train_x[data.evenly(len(shown.train_x), CALIBRATION_IMAGES)].to(device)
+    batches = data.Batches(some, shown.mean, shown.std, settings.batch_size)
+    return converted(found.network, settings, batches, "none", qat=True)

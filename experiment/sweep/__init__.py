@@ -1,0 +1,1 @@
+"""Many settings: plans, searches, workers."""

@@ -1,0 +1,367 @@
+"""The loop over a layer whose cells lie on a grid, tile by tile: sums of cells (`cells_rows`, `cells_matrix`), what reads have besides
+(`cells_reads`), codes.
+
+Threads take images or bands of rows. For a strip of output rows: arrays, slices, tiles of columns, pixels, digits. The cells of one
+array and tile stay in the first-level cache while the pixels pass; the sums of a few pixels are kept there until they are converted,
+the codes of all digits of a pixel are added in registers, and what is stored is their sum.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import numba
+import numpy as np
+import torch
+from numba import literally
+
+from ....kernels.cache import SOURCES
+from ....kernels.inner import inlined, inner
+from ....kernels.output import NOT_TO_CODES, ToCodes
+from ....kernels.simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, prefetch, put_int64
+from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
+from ..common.finish import Pixel, finish_pixel
+from ..common.histogram import bin_of
+from ..common.rows import Source, active_rows, list_rows_under, rows_to_keep
+from ..vectors.amx import TILE_ROWS, configure, release
+from ..vectors.loop import Kernel, bands_of, loaded
+from ..vectors.wide import (RAISED, WIDE, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, as_floats, code_f32,
+                            code_f64_of_f32, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i32, larger, load_ints,
+                            smaller, store_ints)
+from ..vectors.wide_noise import ROUNDER
+from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
+from .cells_matrix import multiply, pack
+from .cells_narrow import Narrow, add_narrow_codes
+from .cells_plan import Besides, Plan, Shape
+from .cells_reads import (NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_inputs, add_noise, add_references, add_squares, is_idle,
+                          read, sums_of_cells)
+from .cells_rows import add_rows, add_squared_rows
+
+STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
+
+STRIP = 128  # pixels that use a tile of cells while it is in the cache, or those of one row if they are more
+LINE = 64  # bytes that the cache takes at a time
+FEWEST = 8  # pixels for which a tile is fetched whole: fewer have most rows off
+
+# Output pixels that are worked on together: the first `count` from row y on, `width` in a row; start, the number of the first.
+Strip = namedtuple("Strip", "y width start count")
+
+# Where results go; see `buffers.Target`. extremes: int32 `[thread, group, array, digit, slice, 2, column]`;
+# counts: int64 `[thread, digit, slice, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there.
+Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts first_bin bin_shift")
+
+# Addresses of the arrays of `Plan`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.Addresses`.
+# pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of a strip
+# pixel_reference                 int32 `[slice, read]`, a read being a pixel and digit: sums of the reference cells of one array
+# pixel_inputs                    int32 `[read]`: sum of the digits of one array
+# pixel_shared                    `[field, read]`, `cells_reads.SHARED` numbers of each, of one array and slice
+# reads                           of one strip up to whole vectors: from one slice or field of those to the next
+# pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
+# codes_row, panel                see `cells_matrix.pack`; sums: of a turn, int32 `[pixel, digit, column of a tile]`, u and perhaps B
+# row_of_reads                    u of 64 columns
+# analog .. seed                  of `cells_plan.Besides`
+Addresses = namedtuple("Addresses", """
+    analog noisy curved changed idle_is_zero keys noise curve current rounder reference reference_base gains offsets base seed
+    weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
+    singles doubles divide low constant narrow worth
+    exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
+    extremes counts first_bin bin_shift bins
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared reads drive
+    codes_row panel sums acc exact_acc step total row_of_reads""")
+
+Buffers = namedtuple("Buffers", """
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared drive
+    codes_row panel sums acc exact_acc step total row_of_reads""")
+
+
+def run(shape: Shape, plan: Plan, forms: Forms, narrow: Narrow, besides: Besides, a_codes: torch.Tensor, size: tuple[int, int],
+        pixels: int, op: int, *, out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
+        offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None,
+        extremes: np.ndarray | None = None, counts: np.ndarray | None = None, first_bin: int = 0, bin_shift: int = 0) -> None:
+    """Do `op` with every read of a layer, as `kernel.run`; one of `_kernels`.
+
+    Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; pixels, how many of the N H' W' output pixels there are.
+    """
+    target = Target(
+        out=np.empty((0,) * 5, np.int32) if out is None else out.view(np.int32),
+        wide=out is not None and out.dtype == np.int64, values=np.empty(0) if values is None else values,
+        scale=np.empty(0, np.float32) if scale is None else scale, offset=np.empty(0, np.float32) if offset is None else offset,
+        next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
+        extremes=np.empty((0,) * 8, np.int32) if extremes is None else extremes,
+        counts=np.empty((0,) * 4, np.int64) if counts is None else counts, first_bin=first_bin, bin_shift=bin_shift)
+    bands = bands_of(len(a_codes), size[0])
+    _kernels[op](len(a_codes) * bands, shape, plan, forms, narrow, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size,
+                 pixels, bands)
+
+
+def _kernel(op):
+    """The kernel for one `op`, see `kernel`. Its items are bands of output rows, done a strip of some rows at a time."""
+    def layer(arguments, item, sources=SOURCES):
+        shape, plan, forms, narrow, besides, target, to_codes, codes, height, width, pixels, bands = loaded(arguments)
+        image, band = item // bands, item % bands
+        first, last = height * band // bands, height * (band + 1) // bands
+        lines = min(last - first, max(1, STRIP // width))
+        source = Source(codes.shape[1], codes.shape[2], rows_to_keep(shape, lines))
+        if shape.matrix:
+            configure(plan.configuration.ctypes.data)
+        buffers = _new_buffers(shape, source.kept * source.width, len(plan.intervals), lines * width, op)
+        at = _addresses(shape, plan, forms, narrow, besides, target, to_codes, buffers, numba.get_thread_id(), op)
+        for group in range(shape.groups):
+            group_codes = codes.ctypes.data + (image * source.height * source.width * shape.groups + group) * shape.channels
+            listed = 0
+            for y in range(first, last, lines):
+                end = min(last, y + lines)
+                for line in range(y, end):
+                    listed = list_rows_under(shape, at, source, group_codes, line, listed)
+                start = (image * height + y) * width
+                count = min((end - y) * width, pixels - start)
+                if op != RANGES and op != HISTOGRAM:
+                    buffers.acc[:] = 0
+                    buffers.exact_acc[:] = 0
+                _reads_of_strip(shape, at, source, besides, group, group_codes, Strip(y, width, start, count), op)
+                if op != RANGES and op != HISTOGRAM:
+                    for x in range(count):
+                        channel = group * shape.out_channels
+                        place = (start + x) * shape.groups * shape.out_channels + channel
+                        sums = x * shape.steps * shape.slice_vectors * LANES
+                        finish_pixel(shape, at, Pixel(place, channel, int64_at(at.constant, group), True, sums))
+        if shape.matrix:
+            release()
+        _keep_alive(buffers)
+
+    return Kernel(layer, f"cells_layer_{op}")
+
+
+@inlined
+def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
+    """Do `op` with all reads of a strip; the codes of the image and group begin at address `codes`."""
+    op, count = literally(op), strip.count
+    for t in range(shape.arrays):
+        for x in range(count):
+            active_rows(shape, at, source, t, strip.y + x // strip.width, x % strip.width, x)
+            for i in range(shape.input_bits):
+                put_int64(at.pixel_row_at, x * shape.input_bits + i, int64_at(at.row_at, i))
+                put_int64(at.pixel_row_count, x * shape.input_bits + i, int64_at(at.row_count, i))
+        if shape.matrix:
+            pack(shape, at, source, codes, t, strip)
+        array = group * shape.arrays + t
+        if at.noisy:
+            add_squares(shape, at, count)
+        if besides.referred:
+            add_references(shape, at, group, t, count)
+        if at.curved:
+            add_inputs(shape, at, count)
+        for k in range(shape.slices):
+            if at.curved:
+                add_curves(shape, at, k, count)
+            if at.noisy:
+                add_noise(shape, at, besides, strip, t, k)
+            for tile in range(shape.tiles):
+                words = int64_at(at.array_base, array) + (k * shape.tiles + tile) * int64_at(at.tile_stride, t)
+                for first in range(0, count, shape.turn):
+                    end = min(count, first + shape.turn)
+                    _prefetch(shape, at, words, int64_at(at.tile_stride, t), first, end, count)
+                    if op == NARROW or op == SHORT:
+                        _reads_in_registers(shape, at, Place(group, t, array, k, tile * shape.tile, 0, 0), words, first, end, op)
+                    else:
+                        _sum_cells(shape, at, t, words, first, end)
+                        _use_sums(shape, at, Place(group, t, array, k, tile * shape.tile, 0, 0), first, end, op)
+
+
+@inlined
+def _reads_in_registers(shape, at, place, words, first, end, op):
+    """Do `op` with the reads of a tile, whose cells begin at element `words`, at the pixels `first` to `end` of a strip."""
+    for x in range(first, end):
+        at_pixel = _moved(place, 0, x, 0)
+        add_narrow_codes(shape, at, at.weights + 2 * words, at_pixel, _moved(at_pixel, WIDE, x, 0), _accumulator(shape, at, at_pixel), op)
+
+
+@inlined
+def _sum_cells(shape, at, t, words, first, end):
+    """The sums of those reads, of array t, to `at.sums`."""
+    for part in range(shape.sums):
+        weights, sums = at.weights + 2 * (part * shape.words + words), at.sums + 4 * part * TILE_ROWS * shape.tile
+        if shape.matrix:
+            multiply(shape, at, weights, t, first * shape.digits, sums)
+        else:
+            add_rows(shape, at, weights, first, end, sums)
+    if shape.squared:
+        weights = at.weights + 2 * ((shape.sums - 1) * shape.words + words)
+        add_squared_rows(shape, at, weights, first, end, at.sums + 4 * shape.sums * TILE_ROWS * shape.tile)
+
+
+@inlined
+def _use_sums(shape, at, tile, first, end, op):
+    """Do `op` with the reads whose sums those are; tile, the `Place` of its first columns."""
+    for x in range(first, end):
+        for half in range(0, min(shape.tile, shape.out_channels - tile.column), WIDE):
+            place = _moved(tile, half, x, (x - first) * shape.digits * shape.tile + half)
+            if op == RANGES:
+                _keep_extremes(shape, at, place, op)
+            elif op == HISTOGRAM:
+                _count_values(shape, at, place, op)
+            elif op == STATIC or op == PLAIN:
+                _add_codes(shape, at, place, op)
+            else:
+                _add_broad_codes(shape, at, place, op)
+
+
+@inlined
+def _moved(place, columns, x, sums):
+    """So many columns further, at pixel x."""
+    return Place(place.group, place.t, place.array, place.k, place.column + columns, x, sums)
+
+
+@inlined
+def _prefetch(shape, at, words, stride, first, end, count):
+    """Ask for the cells of the next tile, which stand behind those of this one at element `words`: rows are on in no order that the
+    processor foresees. Pixels `first` to `end` ask for their share of them."""
+    if count < FEWEST:
+        return
+    for part in range(shape.sums):
+        cells = at.weights + 2 * (part * shape.words + words + stride)
+        for line in range(2 * stride * first // count // LINE, 2 * stride * end // count // LINE):
+            prefetch(cells + line * LINE)
+
+
+@inlined
+def _accumulator(shape, at, place):
+    """The first accumulator of 64 columns of a pixel."""
+    step = int64_at(at.step_of_slice, place.k)
+    return (place.x * shape.steps + step) * shape.slice_vectors * LANES + place.column
+
+
+@inlined
+def _add_codes(shape, at, place, op):
+    """STATIC and PLAIN: ADC codes of all digits of one pixel, times their factors, to its accumulators; float32 holds them exactly."""
+    total = full_f32(np.float32(0))
+    for z in range(shape.digits):
+        form = at.singles + 4 * FORM * (z * shape.slices + place.k)
+        if float32_at(form, FACTOR) == 0 or is_idle(shape, at, place.x, z):
+            continue
+        u = as_floats(sums_of_cells(shape, at, place, z))
+        if op != PLAIN:
+            u = read(shape, at, place, z, op, u)
+        low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
+        if at.divide:
+            q = code_of_quotient_f32(u, float32_at(form, UNIT), float32_at(form, DELTA), low, high)
+        else:
+            q = code_f32(u, float32_at(form, SCALE), low, high)
+        total = add_product_f32(total, q, float32_at(form, FACTOR))
+    add_to_int32(at.acc, _accumulator(shape, at, place), total)
+
+
+@inlined
+def _add_broad_codes(shape, at, place, op):
+    """STATIC_BROAD and DYNAMIC: the same in float64, by the formula."""
+    total = full_f64(0.0)
+    for z in range(shape.digits):
+        entry = (place.array * shape.digits + z) * shape.slices + place.k if op == DYNAMIC else z * shape.slices + place.k
+        form, single = at.doubles + 8 * FORM * entry, at.singles + 4 * FORM * entry
+        factor = float64_at(form, FACTOR)
+        if factor == 0 or op != DYNAMIC and is_idle(shape, at, place.x, z):
+            continue
+        u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
+        if op == DYNAMIC:
+            start = full_i32(-int64_at(at.low, entry))
+            q = code_f64_of_f32(added(u, start), float32_at(single, DELTA), float32_at(single, HIGHEST))
+        else:
+            q = code_of_quotient_f64(u, float64_at(form, UNIT), float64_at(form, DELTA), float64_at(form, LOWEST),
+                                     float64_at(form, HIGHEST))
+        total = add_product_f64(total, q, factor)
+    add_to_int64(at.exact_acc, _accumulator(shape, at, place), total)
+
+
+@inlined
+def _keep_extremes(shape, at, place, op):
+    columns = shape.slice_vectors * LANES
+    for z in range(shape.digits):
+        u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
+        low = 2 * columns * ((place.array * shape.digits + z) * shape.slices + place.k) + place.column
+        high = low + columns
+        store_ints(at.extremes, low, smaller(load_ints(at.extremes, low), u))
+        store_ints(at.extremes, high, larger(load_ints(at.extremes, high), u))
+
+
+@inlined
+def _count_values(shape, at, place, op):
+    columns = min(WIDE, shape.out_channels - place.column)
+    for z in range(shape.digits):
+        u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
+        store_ints(at.row_of_reads, 0, u)
+        start = (z * shape.slices + place.k) * at.bins - at.first_bin
+        for c in range(columns):
+            one = start + bin_of(int32_at(at.row_of_reads, c), at.bin_shift)
+            put_int64(at.counts, one, int64_at(at.counts, one) + 1)
+
+
+@inner
+def _new_buffers(shape, pixels, n_intervals, width, op):
+    """`Buffers` for lists of so many input pixels and so many channel intervals, and a strip of so many pixels."""
+    places, reads = pixels * shape.input_bits, _up_to_vectors(width * shape.digits)
+    sums = width * shape.steps * shape.slice_vectors * LANES
+    broad = op == STATIC_BROAD or op == DYNAMIC
+    narrow_sums, broad_sums = 0 if broad else sums, sums if broad else 0
+    return Buffers(
+        lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
+        row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
+        pixel_row_at=np.empty(width * shape.input_bits, np.int64), pixel_row_count=np.empty(width * shape.input_bits, np.int64),
+        pixel_reference=np.zeros(reads * shape.reference_slices * (1 + shape.squared), np.int32), pixel_inputs=np.zeros(reads, np.int32),
+        pixel_squares=np.empty(width * shape.digits, np.int64), pixel_shared=np.empty(reads * SHARED, np.float32),
+        drive=np.zeros(shape.reference_rows + 1, np.int64),
+        codes_row=np.empty(shape.panel_row, np.uint8),
+        panel=aligned((width * shape.digits + TILE_ROWS) * 2 * shape.panel_row, np.empty(0, np.uint8)),
+        sums=aligned((shape.sums + shape.squared) * TILE_ROWS * shape.tile, np.empty(0, np.int32)),
+        acc=aligned(narrow_sums, np.empty(0, np.int32)), exact_acc=np.empty(broad_sums, np.int64),
+        step=np.empty(shape.slice_vectors * LANES, np.int64), total=np.empty(shape.slice_vectors * LANES),
+        row_of_reads=np.empty(WIDE, np.int32))
+
+
+@inlined
+def _up_to_vectors(reads):
+    return (reads + WIDE - 1) // WIDE * WIDE
+
+
+@inner
+def _addresses(shape, plan, forms, narrow, besides, target, to_codes, buffers, thread, op):
+    words = 2 if target.wide else 1
+    exact = op == STATIC_BROAD or op == DYNAMIC
+    rounder = np.float32(RAISED if op == SHORT else ROUNDER)
+    return Addresses(
+        analog=besides.analog, noisy=besides.noisy, curved=besides.curved, changed=besides.changed,
+        idle_is_zero=besides.idle_is_zero, curve=besides.curve.ctypes.data, current=besides.current.ctypes.data,
+        rounder=rounder,
+        keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
+        reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
+        gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base, seed=besides.seed,
+        weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, tile_stride=plan.tile_stride.ctypes.data,
+        segments=plan.segments.ctypes.data, segment_start=plan.segment_start.ctypes.data, intervals=plan.intervals.ctypes.data,
+        n_intervals=len(plan.intervals), digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
+        singles=forms.singles.ctypes.data, doubles=forms.doubles.ctypes.data, divide=forms.divide, low=forms.low.ctypes.data,
+        constant=forms.constant.ctypes.data, narrow=narrow.forms.ctypes.data, worth=narrow.worth.ctypes.data,
+        exact=exact, relative=0, floats=False,
+        out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
+        scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
+        offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
+        gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
+        extremes=target.extremes.ctypes.data + thread * target.extremes.strides[0],
+        counts=target.counts.ctypes.data + thread * target.counts.strides[0], first_bin=target.first_bin,
+        bin_shift=target.bin_shift, bins=target.counts.shape[3],
+        lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
+        row_count=buffers.row_count.ctypes.data, pixel_row_at=buffers.pixel_row_at.ctypes.data,
+        pixel_row_count=buffers.pixel_row_count.ctypes.data,
+        pixel_reference=buffers.pixel_reference.ctypes.data, pixel_inputs=buffers.pixel_inputs.ctypes.data,
+        reads=buffers.pixel_inputs.size,
+        pixel_squares=buffers.pixel_squares.ctypes.data, pixel_shared=buffers.pixel_shared.ctypes.data,
+        drive=buffers.drive.ctypes.data, codes_row=buffers.codes_row.ctypes.data, panel=buffers.panel.ctypes.data,
+        sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data,
+        exact_acc=buffers.exact_acc.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,
+        row_of_reads=buffers.row_of_reads.ctypes.data)
+
+
+@inner
+def _keep_alive(buffers):
+    """Numba frees an array after its last use, and does not see the uses by address."""
+
+
+_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN, SHORT, NARROW)}

@@ -1,0 +1,210 @@
+"""Reads that 16 bits hold, from the sums of their cells to the sums of their codes: nothing is stored on the way, and only noise and curves
+are of 32 bits.
+
+Where the ADC's step is D units of u, a whole number, as calibrated steps are on all but coarse grids, a code is a division by D. With
+`w = u - q_0 D + floor(D / 2)`, q_0 the lowest code, w brought between 0 and the middle of the highest code, below 2^15,
+
+    n = floor(w / D) = floor(floor(w M / 2^16) / 2^s),  M = ceil(2^(16 + s) / D),  2^s < D <= 2^(s + 1)
+
+is exact (Granlund and Montgomery, PLDI 1994, section 4), and the code is `q_0 + n`, but for ties, which n rounds up: where D is even, w is
+n D and that code is odd, the even one is one less, unless it is below q_0. Where D is a power of two, n is a shift.
+
+Noise and curves leave reads in float32, as RAISED + u. Where D is a power of two, `RAISED + u / D` is one fused product, whose rounding is
+the ADC's, and only codes come back to 16 bits.
+
+A read has so few additions that every instruction beside them shows. Sums begin at 2^15, so that a subtraction of numbers without a sign,
+which stops at 0, is the lower limit, too; q_0 is added once for all digits; where D is odd, there are no ties.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import namedtuple
+from fractions import Fraction
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ....arrays.mapping import MappedLayer
+from ....kernels.inner import inlined
+from ....kernels.simd import _broadcast, _pointer, int16_at, int64_at
+from ... import accumulator_dtype
+from ...reach import read_range
+from ..vectors.wide import (_F32, _FLOATS, _I32, _SHORTS, BIAS, RAISED, WIDE, _call, add_times_to_int32, added_shorts, as_shorts, full_i16,
+                            raised, shorts)
+from .cells_reads import SHORT, is_idle, read
+from .cells_rows import sum_shorts
+
+_PAIRS, _ONES = ir.VectorType(_I32, WIDE // 2), ir.Constant(_SHORTS, [1] * WIDE)
+
+# Of a read's converter: w is what `u + BIAS` is above FLOOR, at most HIGHEST; n what `code + BIAS` is above LOWEST, at most SPAN, or of w
+# by MAGIC, 0 for a power of two, and PLACES; STEP, D where there may be ties, else 0; ODD, 1 where FIRST, the code that n counts from, is;
+# FACTOR, what a code is worth, a multiple of its slice's in `worth`. SCALE and LIFT, float32: 1 / D and RAISED - RAISED / D.
+FLOOR, HIGHEST, LOWEST, SPAN, MAGIC, PLACES, STEP, ODD, FIRST, FACTOR, SCALE, LIFT = range(12)
+FIELDS = 12
+
+
+# fits    whether 16 bits do
+# forms   uint16 `[digit, slice, field, 2]`, those of 16 bits twice: vectors are filled with 32 bits from memory, but not with 16, by the
+#         load alone
+# worth   of the codes of each slice, int64, below 2^15
+Narrow = namedtuple("Narrow", "fits forms worth")
+NOT_NARROW = Narrow(False, np.zeros((0, 0, FIELDS, 2), np.uint16), np.zeros(0, np.int64))
+
+
+def narrow_forms(layer: MappedLayer) -> Narrow:
+    """The ADC of a layer whose ranges are fixed."""
+    spec, readout = layer.spec, layer.readout
+    if accumulator_dtype(layer) != torch.int32 or readout is not None and (readout.needs_both or readout.depends_on_level):
+        return NOT_NARROW
+    digits, slices = len(spec.digit_bits), len(spec.slice_bits)
+    forms, factors = np.zeros((digits, slices, FIELDS, 2), np.uint16), np.zeros((digits, slices), np.int64)
+    most = np.zeros(slices, np.int64)
+    form_of = functools.cache(lambda k, converter: _form(*read_range(layer, k), layer.unit, converter))
+    for z, k in np.ndindex(digits, slices):
+        converter = layer.converter(z, k)
+        if converter.bits:
+            form = form_of(k, converter)
+            if form is None:
+                return NOT_NARROW
+            forms[z, k, :FACTOR] = np.array(form).astype(np.uint16)[:, None]
+            scale = 1 / round(converter.delta / layer.unit)
+            forms[z, k, SCALE:] = np.array([[scale], [RAISED - RAISED * scale]], np.float32).view(np.uint16)
+            factors[z, k] = converter.factor << spec.dac_bits * z
+            most[k] += factors[z, k] * max(-converter.q_min, converter.q_max)
+    common = np.maximum(np.gcd.reduce(factors, axis=0), 1)
+    worth = common << spec.cell_bits * np.arange(slices)
+    if max((most // common).max(), worth.max()) >= 2**15:
+        return NOT_NARROW
+    forms[..., FACTOR, :] = (factors // common)[..., None]
+    return Narrow(True, forms, worth)
+
+
+def _form(low, high, unit, converter):
+    """The fields of one converter before FACTOR for u from `low` to `high`, None where the codes are others than its own."""
+    step = round(converter.delta / unit)
+    if not 2 <= step < 2**15 or low < -BIAS or high >= BIAS:
+        return None
+    first, last = (int(np.clip(round(Fraction(u, step)), converter.q_min, converter.q_max)) for u in (low, high))
+    floor = BIAS + first * step - step // 2
+    highest = (last - first) * step + step // 2
+    if floor < 0 or floor >= 2 * BIAS or highest >= 2**15:
+        return None
+    places = (step - 1).bit_length() - 1
+    divisor = (0, places + 1) if step & (step - 1) == 0 else (-(-2 ** (16 + places) // step), places)
+    form = floor, highest, BIAS + first, last - first, *divisor, 0 if step % 2 else step, first % 2, first
+    u = np.arange(low, high + 1)
+    return form if np.array_equal(_codes(u, *form), converter.table(low, high, unit)) else None
+
+
+def _codes(u, floor, highest, lowest, span, magic, places, step, odd, first):
+    w = (u + BIAS - floor).clip(0, highest)
+    n = (w * magic >> 16 if magic else w) >> places
+    return first + (np.maximum(n - (n * step == w) * (n % 2 != odd), 0) if step else n)
+
+
+def _field(b, form, number):
+    pair = b.load(_pointer(b, form, ir.Constant(form.type, number), _I32, 1), typ=_I32)
+    return b.bitcast(_broadcast(b, pair, _PAIRS), _SHORTS)
+
+
+def _less(b, x, y):
+    """x - y, down to 0."""
+    return b.call(b.module.declare_intrinsic(f"llvm.usub.sat.v{WIDE}i16", (), ir.FunctionType(_SHORTS, [_SHORTS] * 2)), [x, y])
+
+
+@intrinsic
+def _above(typingctx, x, fields):
+    """What numbers without a sign are above the first of two fields at an address, at most the second."""
+    def codegen(context, b, sig, args):
+        above, most = _less(b, args[0], _field(b, args[1], 0)), _field(b, args[1], 1)
+        return b.select(b.icmp_unsigned("<", above, most), above, most)
+    return shorts(shorts, types.intp), codegen
+
+
+@intrinsic
+def _rounded(typingctx, u, form):
+    """`rint(u / D)` where D is a power of two: the sum is exact before it is rounded."""
+    def codegen(context, b, sig, args):
+        numbers = (_pointer(b, args[1], ir.Constant(args[1].type, number), _F32, 1) for number in (SCALE, LIFT))
+        return _call(b, "fma", _FLOATS, args[0], *(_broadcast(b, b.load(number, typ=_F32), _FLOATS) for number in numbers))
+    return raised(raised, types.intp), codegen
+
+
+@intrinsic
+def _quotient(typingctx, w, form):
+    """n of w."""
+    def codegen(context, b, sig, args):
+        twice = ir.VectorType(_I32, WIDE)
+        product = b.mul(b.zext(args[0], twice), b.zext(_field(b, args[1], MAGIC), twice))
+        return b.lshr(b.trunc(b.lshr(product, ir.Constant(twice, [16] * WIDE)), _SHORTS), _field(b, args[1], PLACES))
+    return shorts(shorts, types.intp), codegen
+
+
+@intrinsic
+def _even_on_ties(typingctx, n, w, form):
+    """n of w, or one less where w is a tie and n that of an odd code."""
+    def codegen(context, b, sig, args):
+        n, w, form = args
+        return _even(b, n, form, b.icmp_unsigned("==", b.mul(n, _field(b, form, STEP)), w))
+    return shorts(shorts, shorts, types.intp), codegen
+
+
+@intrinsic
+def _even_by_shift(typingctx, w, form):
+    """The same where the step is a power of two."""
+    def codegen(context, b, sig, args):
+        w, form = args
+        rest = b.and_(w, b.sub(_field(b, form, STEP), _ONES))
+        return _even(b, b.lshr(w, _field(b, form, PLACES)), form, b.icmp_unsigned("==", rest, ir.Constant(_SHORTS, [0] * WIDE)))
+    return shorts(shorts, types.intp), codegen
+
+
+def _even(b, n, form, tie):
+    of_odd_codes = b.and_(b.xor(n, _field(b, form, ODD)), _ONES)
+    return b.select(tie, _less(b, n, of_odd_codes), n)
+
+
+@intrinsic
+def _with_codes(typingctx, total, n, form):
+    """`total` and n times its factor."""
+    def codegen(context, b, sig, args):
+        return b.add(args[0], b.mul(args[1], _field(b, args[2], FACTOR)))
+    return shorts(shorts, shorts, types.intp), codegen
+
+
+@inlined
+def add_narrow_codes(shape, at, weights, place, next_place, accumulator, op):
+    """The codes of all digits of a pixel, times what they are worth, to the accumulators of a tile whose cells are at `weights`; the two
+    `Place` are those of its halves."""
+    total0 = total1 = full_i16(0)
+    first = 0
+    for z in range(shape.digits):
+        form = at.narrow + 4 * FIELDS * (z * shape.slices + place.k)
+        if int16_at(form, 2 * FACTOR) == 0 or is_idle(shape, at, place.x, z):
+            continue
+        u0, u1 = sum_shorts(shape, at, weights, place.x, z)
+        power_of_two = int16_at(form, 2 * MAGIC) == 0
+        if op == SHORT:
+            seen0, seen1 = read(shape, at, place, z, op, u0), read(shape, at, next_place, z, op, u1)
+            if power_of_two:
+                seen0, seen1 = _rounded(seen0, form), _rounded(seen1, form)
+            u0, u1 = as_shorts(seen0), as_shorts(seen1)
+        if op == SHORT and power_of_two:
+            n0, n1 = _above(u0, form + 4 * LOWEST), _above(u1, form + 4 * LOWEST)
+        else:
+            w0, w1 = _above(u0, form + 4 * FLOOR), _above(u1, form + 4 * FLOOR)
+            if power_of_two:
+                n0, n1 = _even_by_shift(w0, form), _even_by_shift(w1, form)
+            else:
+                n0, n1 = _quotient(w0, form), _quotient(w1, form)
+                if int16_at(form, 2 * STEP):
+                    n0, n1 = _even_on_ties(n0, w0, form), _even_on_ties(n1, w1, form)
+        total0, total1 = _with_codes(total0, n0, form), _with_codes(total1, n1, form)
+        first += np.int64(int16_at(form, 2 * FIRST)) * int16_at(form, 2 * FACTOR)
+    worth = int64_at(at.worth, place.k)
+    add_times_to_int32(at.acc, accumulator, added_shorts(total0, full_i16(first)), worth)
+    add_times_to_int32(at.acc, accumulator + WIDE, added_shorts(total1, full_i16(first)), worth)

@@ -1,0 +1,192 @@
+"""What becomes of the sums of cells on the way to their converters: noise, curves of loaded bit lines, converters that are not alike."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import numpy as np
+
+from ....kernels.inner import inlined, inner
+from ....kernels.simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_int64, put_uint32, uint32_at
+from ..common.rows import drive
+from ..vectors.amx import TILE_ROWS
+from ..vectors.wide import UNROLL, WIDE, added_quads, full_quad, load_ints, put_quad, with_quad
+from ..vectors.wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, between_curves, converted_by, curved, lifted, mixed, moved_high,
+                                  put_currents, put_curves, with_noise, with_noise_of_levels)
+
+# Operations beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it; by `cells_narrow`, with what
+# reads have besides, and without.
+PLAIN, SHORT, NARROW = 5, 6, 7
+
+# The reads of 64 columns at one output pixel, a digit each. array, that of all groups; column, the first of 64 in its group; x, the
+# pixel in its strip; sums, where u of the first digit stands in `at.sums`.
+Place = namedtuple("Place", "group t array k column x sums")
+
+# What all columns of a read share, 32 bits each, `[field, pixel, digit]` of one array and slice: arguments of `curved` and `with_noise`.
+# Vectors take them from memory: no instruction is spent on spreading a number over the lanes. Of pairs FIRST is `z sum a`.
+FIRST, SECOND, RISE, LOW, HIGH, DEVIATION, LIFT = range(7)
+SHARED = 7
+UNLIKE = np.float32(-1)  # DEVIATION where each column has its own
+TOGETHER = 4  # slices whose reference cells are added up at a time
+
+
+@inlined
+def is_idle(shape, at, x, z):
+    """Whether a read of digit `z` of pixel `x` is 0 in all columns: no row is on, and nothing else counts."""
+    if not at.idle_is_zero:
+        return False
+    for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
+        if int64_at(at.pixel_row_count, x * shape.input_bits + i):
+            return False
+    return True
+
+
+@inlined
+def sums_of_cells(shape, at, place, z):
+    """u of 64 columns before what reads have besides, ints."""
+    return load_ints(at.sums, place.sums + z * shape.tile)
+
+
+@inlined
+def _other_sums(shape, at, place, z, part):
+    """What `Shape` has besides u, of 64 columns: sum 1 is B of pairs, see `readout.Readout`; behind the last stands that of a^2."""
+    return load_ints(at.sums, place.sums + (part * TILE_ROWS + z) * shape.tile)
+
+
+@inlined
+def read(shape, at, place, z, op, u):
+    """u as the converters of 64 columns see it, ints, whole floats, or raised ones. u, their `sums_of_cells`, ints or floats, or shorts."""
+    columns, shared = shape.slice_vectors * LANES, at.pixel_shared + 4 * (place.x * shape.digits + z)
+    if at.curved:
+        b0, b1 = float32_at(at.curve, 3 * place.k), float32_at(at.curve, 3 * place.k + 1)
+        b2, first = float32_at(at.curve, 3 * place.k + 2), float32_at(shared, FIRST * at.reads)
+        if shape.sums > 1:
+            seen = between_curves(u, _other_sums(shape, at, place, z, 1), first, b0, b1, b2)
+        else:
+            seen = curved(u, first, float32_at(shared, SECOND * at.reads), b2, float32_at(shared, RISE * at.reads))
+    else:
+        seen = lifted(u)
+    if at.noisy:
+        words = (place.group * columns + place.column) // SHARING * APART
+        low, high = int32_at(shared, LOW * at.reads), int32_at(shared, HIGH * at.reads)
+        deviation = float32_at(shared, DEVIATION * at.reads)
+        if op == SHORT or deviation >= 0:
+            seen = with_noise(seen, at.keys, words, low, high, deviation, float32_at(shared, LIFT * at.reads))
+        else:
+            slope, at_zero = np.float32(float64_at(at.noise, 3 * place.k + 1)), _variance_at_zero(shape, at, place.x, z, place.k)
+            squares = at.pixel_reference + 4 * (shape.squared * shape.reference_slices + place.k) * at.reads
+            reference = int32_at(squares, place.x * shape.digits + z) * np.int64(float64_at(at.noise, 3 * place.k + 2))
+            sums = _other_sums(shape, at, place, z, shape.sums - 1 + shape.squared)  # of pairs the reference is 0
+            seen = with_noise_of_levels(seen, sums, at.keys, words, low, high, at_zero, slope, reference)
+    if at.changed:
+        converters = ((place.k * shape.groups + place.group) * shape.arrays + place.t) * columns + place.column
+        seen = converted_by(seen, at.gains, at.offsets, converters)
+    return seen
+
+
+@inner
+def add_references(shape, at, group, t, count):
+    """The sums of the reference cells of all slices in the active rows of each pixel and digit, `sum a R`, to `pixel_reference`, and
+    behind those of all slices `sum a^2 R` where that is needed."""
+    slices = shape.reference_slices
+    rows = at.reference + 4 * slices * (int64_at(at.reference_base, t) + group * shape.reference_rows)
+    for x in range(count):
+        for z in range(shape.digits):
+            first, end, read = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1), x * shape.digits + z
+            for k in range(0, slices, TOGETHER):
+                total = full_quad(0)
+                for bit in range(end - 1, first - 1, -1):
+                    total = added_quads(total, total)
+                    r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
+                    stop = r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)
+                    while r < stop:  # beyond the end of a list stand rows of zeros
+                        for i in range(UNROLL):
+                            total = with_quad(total, rows + 4 * k, uint32_at(at.lists, r + i) >> shape.reference_shift)
+                        r += UNROLL
+                put_quad(at.pixel_reference, k * at.reads + read, at.reads, total)
+            if shape.squared:
+                drive(shape, at, x, first, end, 1)
+                for k in range(shape.slices):
+                    total = 0
+                    for bit in range(first, end):
+                        r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
+                        for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
+                            row = uint32_at(at.lists, i)
+                            driven = int64_at(at.drive, row >> shape.tile_bits) << (bit - first)
+                            total += driven * int32_at(rows, (row >> shape.reference_shift) + k)
+                    put_int32(at.pixel_reference, (slices + k) * at.reads + read, total)
+                drive(shape, at, x, first, end, -1)
+
+
+@inner
+def add_inputs(shape, at, count):
+    """The sum of the digits under each pixel, `sum a`, to `pixel_inputs`."""
+    for x in range(count):
+        for z in range(shape.digits):
+            first, total = int64_at(at.digit_start, z), 0
+            for bit in range(first, int64_at(at.digit_start, z + 1)):
+                total += int64_at(at.pixel_row_count, x * shape.input_bits + bit) << (bit - first)
+            put_int32(at.pixel_inputs, x * shape.digits + z, total)
+
+
+@inner
+def add_curves(shape, at, k, count):
+    """The curve of each pixel's and digit's read of slice k, see `readout.curve_at`, to `pixel_shared`."""
+    b0, b1, b2 = float32_at(at.curve, 3 * k), float32_at(at.curve, 3 * k + 1), float32_at(at.curve, 3 * k + 2)
+    row, current = 4 * at.reads, float64_at(at.current, k)
+    for read in range(0, 4 * count * shape.digits, 4 * WIDE):
+        inputs, shared = at.pixel_inputs + read, at.pixel_shared + read
+        if shape.sums > 1:
+            put_currents(inputs, current, shared + FIRST * row)
+        else:
+            put_curves(inputs, at.pixel_reference + k * row + read, current, b0, b1, b2, at.analog, at.rounder,
+                       shared + FIRST * row, shared + SECOND * row, shared + RISE * row)
+
+
+@inner
+def add_noise(shape, at, besides, strip, t, k):
+    """The key of the noise of each pixel's and digit's read of array t and slice k, and its deviation, to `pixel_shared`."""
+    image, pixel = strip.start // besides.pixels + besides.first_image, strip.start % besides.pixels
+    image_key = mixed(at.seed, image)
+    alike = float64_at(at.noise, 3 * k + 1) == 0
+    for x in range(strip.count):
+        if pixel == besides.pixels:
+            image, pixel = image + 1, 0
+            image_key = mixed(at.seed, image)
+        for z in range(shape.digits):
+            key = mixed(image_key, ((pixel * shape.arrays + t) * shape.digits + z) * shape.slices + k)
+            deviation = UNLIKE
+            if alike:
+                root = np.sqrt(max(_variance_at_zero(shape, at, x, z, k), np.float32(0)))
+                deviation = np.float32(np.rint(root * IN_STEPS)) * STEP
+            shared = at.pixel_shared + 4 * (x * shape.digits + z)
+            put_uint32(shared, LOW * at.reads, np.int64(key))
+            put_uint32(shared, HIGH * at.reads, np.int64(moved_high(key)))
+            put_float32(shared, DEVIATION * at.reads, deviation)
+            put_float32(shared, LIFT * at.reads, ROUNDER - ROUNDER * deviation)
+        pixel += 1
+
+
+@inlined
+def _variance_at_zero(shape, at, x, z, k):
+    """That of a read of pixel x and digit z whose cells have no current."""
+    return np.float32(at.base + float64_at(at.noise, 3 * k) * int64_at(at.pixel_squares, x * shape.digits + z))
+
+
+@inner
+def add_squares(shape, at, count):
+    """`sum a^2` over the rows of an array under each pixel, a being its digit there, to `pixel_squares`: from the lists of its bits,
+    `sum over bits i of 2^i sum over rows of list i of a`."""
+    for x in range(count):
+        for z in range(shape.digits):
+            first, end, total = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1), 0
+            if end - first == 1:
+                total = int64_at(at.pixel_row_count, x * shape.input_bits + first)
+            else:
+                drive(shape, at, x, first, end, 1)
+                for bit in range(first, end):
+                    r = int64_at(at.pixel_row_at, x * shape.input_bits + bit)
+                    for i in range(r, r + int64_at(at.pixel_row_count, x * shape.input_bits + bit)):
+                        total += int64_at(at.drive, uint32_at(at.lists, i) >> shape.tile_bits) << (bit - first)
+                drive(shape, at, x, first, end, -1)
+            put_int64(at.pixel_squares, x * shape.digits + z, total)

@@ -1,0 +1,203 @@
+"""The loop over a layer of many small groups: 64 groups to a vector, so that each lane has inputs and cells of its own.
+
+Threads take output rows. The input bits of a row of the arrays are one word, a bit for each group; a read adds the cells of its rows
+where that bit is one.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import numba
+import numpy as np
+from numba import literally
+
+from ....kernels.cache import SOURCES
+from ....kernels.inner import inlined, inner
+from ....kernels.simd import float32_at, float64_at, int32_at, int64_at, put_int64, put_uint64, uint64_at
+from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
+from ..common.histogram import bin_of
+from ..grid.cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
+from ..vectors.loop import Kernel, loaded
+from ..vectors.wide import (WIDE, add_product_by, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, added_where,
+                            bit_of_64_bytes, code_f32, code_f64_of_f32_by, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64,
+                            full_i16, full_i32, larger, load_ints, load_shorts, shifted_up, smaller, store_ints, widened)
+
+STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
+
+# groups, blocks     of 64 groups; outputs: of a group
+# rows, bits         word lines of all arrays of a group; bits of an input code
+# stride, pitch      bytes from an output pixel's first input to the next one's, downwards; to the right
+# chunk              rows whose sum 16 bits hold
+Shape = namedtuple("Shape", "groups blocks outputs rows arrays bits digits slices steps stride pitch chunk")
+
+# cells              int16 `[block, output, slice, row, lane]`
+# row_at             bytes from the first input of an output pixel to that of each row
+# array_start        first row of each array; digit_start: first input bit of each digit
+# step_of_slice      which of the ADC steps each slice has
+Plan = namedtuple("Plan", "cells row_at array_start digit_start step_of_slice")
+
+# DYNAMIC, of each `[array, digit, slice, block, lane]`: -u_a, int32; step, float32; what a code is worth, float64
+Ranges = namedtuple("Ranges", "minus_low delta factor")
+NO_RANGES = Ranges(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0))
+
+# out        `[step, N, H', W', group, output]`, int32 or int64
+# extremes   int32 `[thread, array, digit, slice, block, 2, lane]`
+# counts     int64 `[thread, digit, slice, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there
+Target = namedtuple("Target", "out extremes counts first_bin bin_shift")
+NO_OUT, NO_EXTREMES, NO_COUNTS = np.zeros((0,) * 6, np.int32), np.zeros((0,) * 7, np.int32), np.zeros((0,) * 4, np.int64)
+
+# Addresses of the arrays above (why: see `buffers`), and of one work item: masks, uint64 `[bit, row]`; u of one read.
+Addresses = namedtuple("Addresses", """cells row_at array_start digit_start step_of_slice singles doubles divide minus_low delta factor
+    extremes counts first_bin bin_shift bins masks reads acc""")
+
+
+def run(shape: Shape, plan: Plan, forms: Forms, ranges: Ranges, x: np.ndarray, size: tuple[int, int], op: int, *,
+        out: np.ndarray = NO_OUT, extremes: np.ndarray = NO_EXTREMES, counts: np.ndarray = NO_COUNTS, first_bin: int = 0,
+        bin_shift: int = 0) -> None:
+    """Do `op` with every read of a layer: codes of STATIC and DYNAMIC are added to `out`, RANGES go to `extremes`, HISTOGRAM to
+    `counts`.
+
+    Args: x, codes uint8 `[N, H, W, channel of a group, group]`, padded on all sides, groups up to whole blocks; size, `(H', W')`.
+    """
+    op = STATIC_BROAD if op == STATIC and forms.broad else op
+    _kernels[op](len(x) * size[0], shape, plan, forms, ranges, Target(out, extremes, counts, first_bin, bin_shift), x, *size)
+
+
+def _kernel(op):
+    """The kernel for one `op`, see `kernel`. Its items are output rows."""
+    def layer(arguments, item, sources=SOURCES):
+        shape, plan, forms, ranges, target, x, height, width = loaded(arguments)
+        image, y = item // height, item % height
+        broad = op == STATIC_BROAD or op == DYNAMIC
+        sums = shape.steps * shape.outputs * WIDE
+        acc, broad_acc = np.zeros(0 if broad else sums, np.int32), np.zeros(sums if broad else 0, np.int64)
+        masks, reads = np.empty(shape.bits * shape.rows, np.uint64), np.empty(WIDE, np.int32)
+        thread = numba.get_thread_id() if op == RANGES or op == HISTOGRAM else 0
+        at = Addresses(
+            plan.cells.ctypes.data, plan.row_at.ctypes.data, plan.array_start.ctypes.data, plan.digit_start.ctypes.data,
+            plan.step_of_slice.ctypes.data, forms.singles.ctypes.data, forms.doubles.ctypes.data, forms.divide,
+            ranges.minus_low.ctypes.data, ranges.delta.ctypes.data, ranges.factor.ctypes.data,
+            target.extremes.ctypes.data + thread * target.extremes.strides[0],
+            target.counts.ctypes.data + thread * target.counts.strides[0], target.first_bin, target.bin_shift, target.counts.shape[3],
+            masks.ctypes.data, reads.ctypes.data, broad_acc.ctypes.data if broad else acc.ctypes.data)
+        first = x.ctypes.data + image * x.strides[0] + y * shape.stride
+        for block in range(shape.blocks):
+            for column in range(width):
+                _list_masks(shape, at, first + column * shape.pitch + block * WIDE)
+                acc[:] = 0
+                broad_acc[:] = 0
+                for output in range(shape.outputs):
+                    for k in range(shape.slices):
+                        for t in range(shape.arrays):
+                            _reads(shape, at, block, output, k, t, op)
+                if op == STATIC:
+                    _put(shape, acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
+                elif broad:
+                    _put(shape, broad_acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
+        _keep_alive(masks, reads, acc, broad_acc)
+
+    return Kernel(layer, f"grouped_layer_{op}")
+
+
+@inner
+def _put(shape, sums, out):
+    """The accumulators of one pixel, `[step, output, lane]`, to `out`, `[step, group, output]`."""
+    for step in range(shape.steps):
+        for output in range(shape.outputs):
+            first = (step * shape.outputs + output) * WIDE
+            for lane in range(out.shape[1]):
+                out[step, lane, output] = sums[first + lane]
+
+
+@inlined
+def _list_masks(shape, at, pixel):
+    """The input bits of each row under one output pixel, whose first code is at address `pixel`."""
+    for r in range(shape.rows):
+        codes = int64_at(at.row_at, r)
+        for i in range(shape.bits):
+            put_uint64(at.masks, i * shape.rows + r, bit_of_64_bytes(pixel, codes, i))
+
+
+@inlined
+def _read(shape, at, cells, t, z):
+    """u of one read of 64 groups; their cells of one slice begin at address `cells`."""
+    u = full_i32(0)
+    first_bit, end = int64_at(at.digit_start, z), int64_at(at.array_start, t + 1)
+    for i in range(first_bit, int64_at(at.digit_start, z + 1)):
+        r = int64_at(at.array_start, t)
+        while r < end:
+            stop, total = min(end, r + shape.chunk), full_i16(0)
+            while r < stop:
+                total = added_where(total, load_shorts(cells, r * WIDE), uint64_at(at.masks, i * shape.rows + r))
+                r += 1
+            u = added(u, shifted_up(widened(total), i - first_bit))
+    return u
+
+
+@inlined
+def _reads(shape, at, block, output, k, t, op):
+    """Do `op` with the reads of all digits of one slice of an array."""
+    op = literally(op)
+    cells = at.cells + 2 * WIDE * shape.rows * ((block * shape.outputs + output) * shape.slices + k)
+    sums = (int64_at(at.step_of_slice, k) * shape.outputs + output) * WIDE
+    if op == STATIC:
+        single = full_f32(np.float32(0))
+        for z in range(shape.digits):
+            single = add_product_f32(single, *_code(at, _read(shape, at, cells, t, z), z * shape.slices + k))
+        add_to_int32(at.acc, sums, single)
+    elif op == STATIC_BROAD or op == DYNAMIC:
+        double = full_f64(0.0)
+        for z in range(shape.digits):
+            u = _read(shape, at, cells, t, z)
+            if op == STATIC_BROAD:
+                double = add_product_f64(double, *_broad_code(at, u, z * shape.slices + k))
+            else:
+                lanes = (((t * shape.digits + z) * shape.slices + k) * shape.blocks + block) * WIDE
+                code = code_f64_of_f32_by(added(u, load_ints(at.minus_low, lanes)), at.delta, lanes,
+                                          float32_at(at.singles, HIGHEST))
+                double = add_product_by(double, code, at.factor, lanes)
+        add_to_int64(at.acc, sums, double)
+    else:
+        for z in range(shape.digits):
+            u = _read(shape, at, cells, t, z)
+            if op == RANGES:
+                lanes = (((t * shape.digits + z) * shape.slices + k) * shape.blocks + block) * 2 * WIDE
+                store_ints(at.extremes, lanes, smaller(load_ints(at.extremes, lanes), u))
+                store_ints(at.extremes, lanes + WIDE, larger(load_ints(at.extremes, lanes + WIDE), u))
+            else:
+                _count(shape, at, u, block, (z * shape.slices + k) * at.bins - at.first_bin)
+
+
+@inlined
+def _code(at, u, kind):
+    """(ADC codes, their factor) of one kind of read, in float32."""
+    form = at.singles + 4 * FORM * kind
+    low, high, factor = float32_at(form, LOWEST), float32_at(form, HIGHEST), float32_at(form, FACTOR)
+    if at.divide:
+        return code_of_quotient_f32(u, float32_at(form, UNIT), float32_at(form, DELTA), low, high), factor
+    return code_f32(u, float32_at(form, SCALE), low, high), factor
+
+
+@inlined
+def _broad_code(at, u, kind):
+    """The same by the formula, in float64."""
+    form = at.doubles + 8 * FORM * kind
+    low, high, factor = float64_at(form, LOWEST), float64_at(form, HIGHEST), float64_at(form, FACTOR)
+    return code_of_quotient_f64(u, float64_at(form, UNIT), float64_at(form, DELTA), low, high), factor
+
+
+@inlined
+def _count(shape, at, u, block, first):
+    store_ints(at.reads, 0, u)
+    for lane in range(min(WIDE, shape.groups - block * WIDE)):
+        one = first + bin_of(int32_at(at.reads, lane), at.bin_shift)
+        put_int64(at.counts, one, int64_at(at.counts, one) + 1)
+
+
+@inner
+def _keep_alive(masks, reads, acc, broad_acc):
+    """Numba frees an array after its last use, and does not see the uses by address."""
+
+
+_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD)}

@@ -1,0 +1,1 @@
+"""Output pixels side by side, and reads that clip."""

@@ -1,0 +1,222 @@
+"""Layers of few columns whose ADCs only clip (`converter.Adc.relative`): the integer convolution, less what clipping takes off.
+
+A read with few ones among its inputs cannot clip. The input pixels of which a digit has more, the *loud* ones, are listed; their reads
+are made side by side, 256 pixels to a vector, column by column and tap by tap, as in `pixels_kernel`. Of those hardly one clips.
+
+    output = sum A (2 W - L) / s + sum over loud reads 2^(z + c k) (clip(u / s) - u / s)
+
+s being the spacing of u, which is also the ADC's step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import namedtuple
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from ....arrays.mapping import MappedLayer
+from ....kernels.cache import SOURCES
+from ....kernels.inner import inlined, inner
+from ....kernels.simd import has_byte_tables, set_threads, uint8_at
+from ..planes.converter import Adc
+from ..vectors.picks import (BYTE_ROWS, PIXELS, TABLE, added_bytes, any_byte, full_i8, larger_bytes, less_bytes, load_bytes, load_table,
+                             picked_bytes, smaller_bytes, store_bytes)
+from ..vectors.wide import WIDE, bit_of_64_bytes
+from ..whole import choice
+from .pixels import MOST_ROWS
+from .pixels_plan import sets_of, tables_of
+
+TOGETHER = 4096  # input pixels of a work item, about
+MOST_CLIPPED = 3e-3  # share of the reads; of more, looking for them takes longer than to convert every read
+SAMPLE = 4096  # codes of an input that are looked at for the share of ones
+
+# tables        int8 `[group, out, slice, tap, set, 64]`, see `pixels_plan`
+# first, size   channels of each set of a tap
+# low, high     u beyond which a read clips, `[slice]`; spacing: s
+# most          ones that a read can have and cannot clip
+# taps          `[tap, 2]`, input pixels down and right
+# place         of codes, `[digit, slice]`: exponents of 2
+Plan = namedtuple("Plan", "tables first size low high spacing most taps place stride pad groups channels input_bits")
+
+
+class Loud:
+    """One layer, as it is run where `serves`. Args: adc and convolution, of `converter.static_adc`."""
+
+    name = choice.LOUD
+
+    def __init__(self, layer: MappedLayer, adc: Adc | None, convolution: object) -> None:
+        self.layer, self.adc, self.convolution = layer, adc, convolution
+
+    def serves(self, a_codes: torch.Tensor) -> bool:
+        """Whether this is the way for the layer and such an input: reads fit in bytes, belong to one tap, and clip seldom."""
+        return self._fits and self._share_clipped(a_codes) <= MOST_CLIPPED
+
+    @functools.cached_property
+    def _fits(self):
+        layer, channels = self.layer, self.layer.group_channels
+        if self.adc is None or not self.adc.relative or not has_byte_tables() or layer.tallest > MOST_ROWS or layer.spec.dac_bits > 1:
+            return False
+        if not choice.may(self.name):
+            return False
+        whole_taps = [stop - start for start, stop in layer.arrays] == [channels] * (layer.kernel[0] * layer.kernel[1])
+        low, high = self._reach
+        return whole_taps and low.min() >= -127 and high.max() <= 127
+
+    def _share_clipped(self, a_codes):
+        """Of the reads of the digit that has most ones, were these at random: each `u` normal, with the mean and deviation of its column's
+        weights. A side that a column cannot reach has none."""
+        if not self._can_clip:
+            return 0.0
+        some = a_codes.flatten()[::max(1, a_codes.numel() // SAMPLE) | 1]
+        ones = max(float((some >> z & 1).float().mean()) for z in range(self.layer.spec.a_bits))
+        first, second = self._moments
+        mean, deviation = ones * first, (ones * (1 - ones) * second + 1e-9) ** 0.5
+        (smallest, largest), (low, high) = self._reach, self._limits
+        below, above = (mean - low) / deviation, (high - mean) / deviation
+        below[smallest >= low], above[largest <= high] = np.inf, np.inf
+        return float(torch.erfc(torch.from_numpy(np.stack([below, above])) / 2**0.5).mean())  # two sides, each half of it
+
+    @functools.cached_property
+    def _weights(self):
+        return self.layer.row_weights.cpu().numpy().astype(np.float64)
+
+    @functools.cached_property
+    def _moments(self):
+        return self._sums(self._weights), self._sums(np.square(self._weights))
+
+    def _sums(self, weights):
+        """Over the rows of each array: `[array, slice, group, out]`."""
+        return np.stack([weights[:, :, start:stop].sum(2) for start, stop in self.layer.arrays])
+
+    @functools.cached_property
+    def _limits(self):
+        """u beyond which reads clip, `[slice, 1, 1]`."""
+        adcs = [self.layer.converter(0, k) for k in range(len(self.layer.reference_twice))]
+        ends = np.array([(adc.q_min, adc.q_max) for adc in adcs], np.int64).T[..., None, None]
+        return self.adc.relative * ends[0], self.adc.relative * ends[1]
+
+    @functools.cached_property
+    def _reach(self):
+        """Smallest and largest u that each column can give, `[array, slice, group, out]`."""
+        return self._sums(self._weights.clip(max=0)), self._sums(self._weights.clip(min=0))
+
+    @functools.cached_property
+    def _can_clip(self):
+        (smallest, largest), (low, high) = self._reach, self._limits
+        return bool((smallest < low).any() or (largest > high).any())
+
+    @functools.cached_property
+    def _plan(self):
+        layer, spec, geometry = self.layer, self.layer.spec, self.layer.geometry
+        sets, weights = sets_of(layer, BYTE_ROWS), self._weights.astype(np.int32)
+        s, of_tap = self.adc.relative, sets.start[1]
+        channels = np.array(sets.rows[:of_tap], np.int64)
+        low, high = (limits.ravel() for limits in self._limits)
+        largest, smallest = weights.max((1, 2, 3)), weights.min((1, 2, 3))
+        most = min([TABLE * WIDE, *(int(h) // int(w) for h, w in zip(high, largest) if w > 0),
+                    *(int(v) // int(w) for v, w in zip(low, smallest) if w < 0)])
+        tables = tables_of(weights, sets, BYTE_ROWS, np.int8)
+        place = np.arange(len(spec.digit_bits))[:, None] + spec.cell_bits * np.arange(len(spec.slice_bits))
+        return Plan(tables.reshape(*tables.shape[:3], -1, of_tap, TABLE), channels[:, 0].copy(), channels[:, 1] - channels[:, 0],
+                    low.clip(-128), high.clip(max=127), s, most, np.array(sets.taps[::of_tap], np.int64), place,
+                    np.array(geometry.stride), np.array([geometry.padding[0], geometry.padding[2]]), geometry.groups, layer.group_channels,
+                    spec.a_bits)
+
+    def simulate(self, a_codes: torch.Tensor) -> torch.Tensor:
+        """The layer's accumulators, int32 `[1, N, H', W', out]`."""
+        set_threads()
+        out = self.convolution(a_codes)[None]
+        if self._can_clip:
+            out, plan = out.contiguous(), self._plan
+            images, height, width, _ = a_codes.shape
+            _correct(plan, a_codes.contiguous().numpy(), out[0].numpy(), max(1, TOGETHER // (height * width)))
+        return out
+
+
+@njit(cache=True, parallel=True)
+def _correct(plan, codes, out, together, sources=SOURCES):
+    for item in prange((len(codes) + together - 1) // together):
+        _correct_images(plan, codes[item * together:(item + 1) * together], out[item * together:(item + 1) * together],
+                        codes.ctypes.data + codes.size)
+
+
+@inner
+def _correct_images(plan, codes, out, end):
+    room = codes.shape[0] * codes.shape[1] * codes.shape[2] + PIXELS
+    pixels, indices, changes = np.empty(room, np.int64), np.empty((len(plan.first), room), np.uint8), np.empty(PIXELS // 8, np.uint64)
+    for group in range(plan.groups):
+        for z in range(plan.input_bits):
+            count = _list_loud(plan, codes, group, z, end, pixels, indices)
+            for first in range(0, count, PIXELS):
+                for o in range(plan.tables.shape[1]):
+                    for k in range(plan.tables.shape[2]):
+                        low, high = full_i8(plan.low[k]), full_i8(plan.high[k])
+                        for tap in range(len(plan.taps)):
+                            table = plan.tables[group, o, k, tap].ctypes.data
+                            u = full_i8(0)
+                            for s in range(len(plan.first)):
+                                u = added_bytes(u, picked_bytes(load_table(table + s * TABLE), load_bytes(indices[s].ctypes.data + first)))
+                            change = less_bytes(smaller_bytes(larger_bytes(u, low), high), u)
+                            if any_byte(change):
+                                store_bytes(changes.ctypes.data, change)
+                                channel = group * plan.tables.shape[1] + o
+                                _take_off(plan, changes, pixels[first:first + PIXELS], codes.shape[1], codes.shape[2], tap,
+                                          plan.place[z, k], out[..., channel])
+
+
+@inner
+def _list_loud(plan, codes, group, z, end, pixels, indices):
+    """Number and input bits of the loud pixels; those up to whole vectors have no ones. Returns: how many."""
+    images, height, width, _ = codes.shape
+    count = 0
+    for pixel in range(images * height * width):
+        start = codes.ctypes.data + (pixel * plan.groups + group) * plan.channels
+        word = _bits(start, plan.channels, z, end)
+        if _count_ones(word) > plan.most:
+            pixels[count] = pixel
+            for s in range(len(plan.first)):
+                indices[s, count] = word >> np.uint64(plan.first[s]) & np.uint64((1 << plan.size[s]) - 1)
+            count += 1
+    indices[:, count:count + PIXELS] = 0
+    return count
+
+
+@inlined
+def _bits(codes, size, z, end):
+    """Bit z of so many codes from an address on, nothing read from address `end` on."""
+    if codes + WIDE <= end:
+        word = bit_of_64_bytes(codes, 0, z)
+        return word if size == WIDE else word & np.uint64((1 << size) - 1)
+    word = np.uint64(0)
+    for c in range(size):
+        word |= np.uint64(uint8_at(codes, c) >> z & 1) << np.uint64(c)
+    return word
+
+
+@inlined
+def _count_ones(word):
+    word -= word >> np.uint64(1) & np.uint64(0x5555555555555555)
+    word = (word & np.uint64(0x3333333333333333)) + (word >> np.uint64(2) & np.uint64(0x3333333333333333))
+    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+@inner
+def _take_off(plan, changes, pixels, height, width, tap, place, out):
+    """What clipping changes in the reads of one column, eight bytes to a word, to `out`, `[N, H', W']`."""
+    for word in range(len(changes)):
+        left, i = changes[word], 8 * word
+        while left:
+            change = np.int64(np.int8(left & np.uint64(255)))
+            if change != 0:
+                image, rest = pixels[i] // (height * width), pixels[i] % (height * width)
+                y, x = rest // width + plan.pad[0] - plan.taps[tap, 0], rest % width + plan.pad[1] - plan.taps[tap, 1]
+                if y >= 0 and x >= 0 and y % plan.stride[0] == 0 and x % plan.stride[1] == 0:
+                    y, x = y // plan.stride[0], x // plan.stride[1]
+                    if y < out.shape[1] and x < out.shape[2]:
+                        out[image, y, x] += np.int32(change // plan.spacing << place)
+            left >>= np.uint64(8)
+            i += 1

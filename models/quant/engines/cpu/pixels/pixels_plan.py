@@ -1,0 +1,188 @@
+"""Output pixels side by side: what of a layer the kernel (`pixels_kernel`) reads, and which layers it can run.
+
+A lane of a vector is an output pixel, so that vectors are full however few columns a layer has. What up to six rows of one column add to
+u depends on as many input bits: it is looked up in a table of 2^6 bytes, or of 2^5 numbers of 16 bits where bytes do not hold that. There
+are three forms: in bytes from the table to the code (`NARROW`); in bytes up to the sum of so many sets as bytes hold, and from there on in
+16 bits (`TALL`), for arrays of hundreds of rows; in 16 bits from the table on, and codes in float32 (`BROAD`).
+
+    u = sum over sets of rows  table[set, column][input bits of the rows]
+
+Input bits that belong to a set are one byte a pixel, in *planes*: of one input bit, channel interval and phase, all pixels of the padded
+input in the order of memory, from one row to the next without a gap. A tap is then nothing but a distance. With a stride s an input
+has s x s phases, `[y mod s, x mod s]`, each a plane with a pixel for each output pixel.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....arrays.mapping import MappedLayer
+from ....kernels.simd import LANES, aligned
+from ..grid.cells_forms import HIGHEST, LOWEST, static_forms
+from ..grid.cells_plan import step_of_slice
+from ..planes.converter import LIMITS, LOW, static_form
+from ..vectors.picks import BYTE_ROWS, SHORT_ROWS, TABLE
+
+TABLES = 2 * TABLE  # codes of two tables of bytes
+NARROW, TALL, BROAD = range(3)  # forms
+SHORT_FORM = LOW + LIMITS  # fields of a converter in 16 bits: those of `fixed_point` and of `converter.Adc.limits`
+
+# A layer as the kernel sees it; the names that `finish` uses mean what they mean in `layout.Shape`.
+Shape = namedtuple("Shape", """
+    form divide out_channels channels groups arrays digits slices steps slice_vectors input_bits intervals sets
+    stride_y stride_x pad_top pad_left clip small together flush at_once""")
+# form       NARROW, TALL or BROAD; divide: BROAD, whether codes are those of a quotient
+# intervals  channel intervals, of as many rows as a set has; sets: of one column
+# clip       whether u must be brought into the window of a table of codes first
+# small      whether tables of codes have 64 entries, not 128
+# together   arrays whose codes a byte can add up
+# flush      TALL: sets whose sum a byte holds; at_once: whether 16 bits hold the sums of codes over all digits
+
+# tables         int8 `[group, out, slice, set, 64]`, or int16 `[.., 32]`
+# set_start      first set of each array, and the end of the last
+# first, size    channels of each interval
+# plane          interval of each set; down, right: of its tap, in input pixels
+# digit_start    first input bit of each digit
+# step_of_slice  which of the ADC steps each slice has
+# codes          narrow: int8 `[digit, slice, 128]`, entry `u mod 128`, or `u mod 64` where `small`
+# ends           narrow: the window of u, int64 `[digit, slice, 2]`
+# forms          BROAD: `cells_forms.Forms.singles`; shorts: TALL, int64 `[digit, slice, SHORT_FORM]`
+# factors        what a code is worth among those of its slice, int64 `[digit, slice]`; 0 without a conversion; worth: of the slice's
+Plan = namedtuple("Plan", "tables set_start first size plane down right digit_start step_of_slice codes ends forms shorts factors worth")
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Sets of rows of one tap: `rows` of the layer, range of `interval`, tap (down, right), and the first of each array."""
+
+    rows: list[tuple[int, int]]
+    interval: list[int]
+    taps: list[tuple[int, int]]
+    start: list[int]
+    intervals: list[tuple[int, int]]
+
+
+def sets_of(layer: MappedLayer, most: int) -> Sets:
+    """The arrays of a layer cut into sets of at most `most` rows, which lie in one tap."""
+    (_, kw), (dy, dx), channels = layer.kernel, layer.geometry.dilation, layer.group_channels
+    rows, interval, taps, start, intervals = [], [], [], [0], {}
+    for first, stop in layer.arrays:
+        row = first
+        while row < stop:
+            tap, channel = divmod(row, channels)
+            end = min(row + most, stop, (tap + 1) * channels)
+            rows.append((row, end))
+            interval.append(intervals.setdefault((channel, channel + end - row), len(intervals)))
+            taps.append((tap // kw * dy, tap % kw * dx))
+            row = end
+        start.append(len(rows))
+    return Sets(rows, interval, taps, start, list(intervals))
+
+
+# codes, ends: of `Plan`; clip, small, together: of `Shape`; largest: |code| of `[digit, slice]`
+Narrow = namedtuple("Narrow", "codes ends clip small together")
+
+
+def _narrow(layer, factors):
+    """The codes of a layer as tables of bytes, None where bytes do not hold u and codes, or 16 bits the sums of a slice."""
+    low, high = layer.u_span
+    kinds = factors.shape
+    if low < -128 or high > 127:
+        return None
+    u, codes = np.arange(low, high + 1), np.zeros((*kinds, TABLES), np.int8)
+    found = [layer.converter(z, k).table(low, high, layer.unit) for z, k in np.ndindex(kinds)]
+    largest = np.array([max(1, np.abs(values).max()) for values in found]).reshape(kinds)
+    # Beyond these all codes are alike.
+    first = [int(u[np.flatnonzero(values == values[0])[-1]]) for values in found]
+    last = [max(start, int(u[np.flatnonzero(values == values[-1])[0]])) for start, values in zip(first, found)]
+    span = max(end - start for start, end in zip(first, last)) + 1
+    if span > TABLES or largest.max() > 127 or (len(layer.arrays) * largest * factors).sum(0).max() >= 2**15:
+        return None
+    small = min(span, len(u)) <= TABLE
+    clip = len(u) > (TABLE if small else TABLES)
+    ends = np.ascontiguousarray(np.array([first, last] if clip else [[low] * len(found), [high] * len(found)]).T)
+    for place, (values, (start, end)) in enumerate(zip(found, ends)):
+        codes[np.unravel_index(place, kinds)][np.arange(start, end + 1) % (TABLE if small else TABLES)] = values[start - low:end + 1 - low]
+    return Narrow(codes, ends, clip, small, 127 // int(largest.max()))
+
+
+# shorts: of `Plan`; flush, at_once: of `Shape`
+Tall = namedtuple("Tall", "shorts flush at_once")
+
+
+def _tall(layer, factors, weights, sets):
+    """The converters of a layer in 16 bits; None where these do not hold u, codes and their sums, or bytes not what a set of rows adds."""
+    first = [start for start, _ in sets.rows]
+    largest_entry = max(1, *(int(np.add.reduceat(part.clip(min=0), first, axis=2).max()) for part in (weights, -weights)))
+    if largest_entry > 127 or max(abs(end) for end in layer.u_span) >= 2**15:
+        return None
+    shorts, largest = np.zeros((*factors.shape, SHORT_FORM), np.int64), np.zeros(factors.shape, np.int64)
+    for z, k in np.ndindex(*factors.shape):
+        if factors[z, k]:
+            converter = layer.converter(z, k)
+            form = static_form(*layer.u_range(k), layer.unit, converter)
+            if form is None:
+                return None
+            shorts[z, k] = *form.form, *form.clip, converter.q_min, converter.q_max
+            largest[z, k] = len(layer.arrays) * form.largest
+    if largest.max() >= 2**15 or factors.max() >= 2**15:
+        return None
+    return Tall(shorts, 127 // largest_entry, bool((largest * factors).sum(0).max() < 2**15))
+
+
+def plan(layer: MappedLayer) -> tuple[Shape, Plan] | None:
+    """(`Shape`, `Plan`) of a layer with fixed ranges, None where no form holds its reads or gives its codes."""
+    layer = layer.in_levels
+    spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
+    low, high = layer.u_span
+    digits, slices = np.arange(len(spec.digit_bits)), np.arange(len(spec.slice_bits))
+    adcs = [[layer.converter(z, k) for k in slices] for z in digits]
+    factors = np.array([[adc.factor << spec.dac_bits * z if adc.bits else 0 for adc in of_digit] for z, of_digit in enumerate(adcs)])
+    whole, weights = layer.cells is None or layer.cells.fraction_bits == 0, layer.row_weights.cpu().numpy()
+    narrow, tall, form, sets = _narrow(layer, factors) if whole else None, None, NARROW, sets_of(layer, BYTE_ROWS)
+    if narrow is None:
+        tall, form = _tall(layer, factors, weights, sets) if whole else None, TALL
+    if narrow is None and tall is None:
+        form, sets = BROAD, sets_of(layer, SHORT_ROWS)
+    singles = np.zeros((1, *factors.shape, 0), np.float32)
+    divide = False
+    if form == BROAD:
+        forms = static_forms(layer)
+        if forms.broad or low < -2**15 or high >= 2**15:
+            return None
+        if len(layer.arrays) * np.abs(forms.singles[..., [LOWEST, HIGHEST]]).max() >= 2**24:
+            return None
+        singles, divide = forms.singles, bool(forms.divide)
+    out, step = len(layer.w_codes) // groups, step_of_slice(layer)
+    intervals, (down, right) = np.array(sets.intervals, np.int64), np.array(sets.taps, np.int64).T
+    narrow = narrow or Narrow(np.zeros(0, np.int8), np.zeros(0, np.int64), False, False, 1)
+    tall = tall or Tall(np.zeros(0, np.int64), 0, False)
+    shape = Shape(
+        form=form, divide=divide, out_channels=out, channels=layer.group_channels, groups=groups,
+        arrays=len(layer.arrays), digits=len(digits), slices=len(slices), steps=int(step.max()) + 1, slice_vectors=-(-out // LANES),
+        input_bits=spec.a_bits, intervals=len(intervals), sets=len(sets.rows), stride_y=geometry.stride[0],
+        stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=narrow.clip, small=narrow.small,
+        together=narrow.together, flush=tall.flush, at_once=tall.at_once)
+    return shape, Plan(
+        tables=tables_of(weights, sets, *((SHORT_ROWS, np.int16) if form == BROAD else (BYTE_ROWS, np.int8))),
+        set_start=np.array(sets.start, np.int64),
+        first=intervals[:, 0].copy(), size=intervals[:, 1] - intervals[:, 0], plane=np.array(sets.interval, np.int64), down=down.copy(),
+        right=right.copy(), digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, codes=narrow.codes,
+        ends=narrow.ends, forms=singles[0], shorts=tall.shorts, factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
+
+
+def tables_of(weights, sets, most, dtype):
+    """What each set of rows adds for each pattern of its input bits, `[group, out, slice, set, pattern]`."""
+    slices, groups, _, out = weights.shape
+    padded = np.zeros((slices, groups, len(sets.rows), most, out), np.int32)
+    for number, (first, end) in enumerate(sets.rows):
+        padded[:, :, number, :end - first] = weights[:, :, first:end]
+    tables = aligned(groups * out * slices * len(sets.rows) * TABLE // np.dtype(dtype).itemsize, np.empty(0, dtype))
+    tables = tables.reshape(groups, out, slices, len(sets.rows), 2**most)
+    tables[..., 0] = 0
+    for bit in range(most):  # of patterns with this bit as the highest: those without it, and what its row adds
+        tables[..., 2**bit:2 ** (bit + 1)] = tables[..., :2**bit] + padded[:, :, :, bit].transpose(1, 3, 0, 2)[..., None]
+    return tables

@@ -1,0 +1,1 @@
+"""Vectors of many lanes, and what is looked up or multiplied in them."""

@@ -1,0 +1,169 @@
+"""Vectors of 64 bytes, or of 64 lanes of 16 bits, that are picked from small tables in registers: one instruction looks 64 bytes up in a
+table of 64, or 32 lanes of 16 bits in a table of 32 (AVX-512 VBMI and BW).
+
+Call these only where `simd.has_byte_tables()`; elsewhere what is picked is undefined.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ....kernels.simd import _broadcast, has_byte_tables
+from .wide import _I16, _I32, _INTS, _SHORTS, WIDE, _operation, _vector_type, floats, ints, shorts
+
+_I8 = ir.IntType(8)
+TABLE = 64  # bytes of a table: 2^6 bytes, or 2^5 numbers of 16 bits
+table_bytes, _TABLE = _vector_type("Vec64xI8", _I8, 64)
+many_bytes, _BYTES = _vector_type("Vec256xI8", _I8, 256)
+many_shorts, _HALVES = _vector_type("Vec128xI16", _I16, 128)
+PIXELS = 256  # lanes of bytes: four vectors share the load of a table, and hide the time that one takes
+BYTE_ROWS, SHORT_ROWS = 6, 5  # bits of an index
+
+
+def _at(b, address, vector):
+    return b.inttoptr(address, ir.PointerType(vector))
+
+
+def _picked(b, name, kind, table, index):
+    if not has_byte_tables():
+        return ir.Constant(kind, ir.Undefined)
+    function = b.module.declare_intrinsic(f"llvm.x86.avx512.permvar.{name}.512", (), ir.FunctionType(kind, [kind, kind]))
+    return b.call(function, [table, index])
+
+
+def _in_parts(b, index, lanes, build):
+    """`build` of each part of so many lanes of a vector, put together again."""
+    parts = [build(b.shuffle_vector(index, index, ir.Constant(ir.VectorType(_I32, lanes), list(range(first, first + lanes)))))
+             for first in range(0, index.type.count, lanes)]
+    while len(parts) > 1:
+        lanes *= 2
+        every = ir.Constant(ir.VectorType(_I32, lanes), list(range(lanes)))
+        parts = [b.shuffle_vector(low, high, every) for low, high in zip(parts[::2], parts[1::2])]
+    return parts[0]
+
+
+@intrinsic
+def load_table(typingctx, address):
+    """The 64 bytes at an address."""
+    return table_bytes(types.intp), lambda context, b, sig, args: b.load(_at(b, args[0], _TABLE), align=1, typ=_TABLE)
+
+
+@intrinsic
+def load_bytes(typingctx, address):
+    """The 256 bytes at an address."""
+    return many_bytes(types.intp), lambda context, b, sig, args: b.load(_at(b, args[0], _BYTES), align=1, typ=_BYTES)
+
+
+full_i8 = _operation(many_bytes, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I8), _BYTES))
+added_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.add(x, y))
+less_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.sub(x, y))
+larger_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
+smaller_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))
+zero_shorts = _operation(many_shorts, types.intp)(lambda b, value: ir.Constant(_HALVES, [0] * _HALVES.count))
+
+
+@_operation(many_bytes, table_bytes, many_bytes)
+def picked_bytes(b, table, index):
+    """`table[index mod 64]` for each byte."""
+    return _in_parts(b, index, TABLE, lambda part: _picked(b, "qi", _TABLE, table, part))
+
+
+@_operation(many_bytes, table_bytes, table_bytes, many_bytes)
+def picked_of_two(b, low, high, index):
+    """`table[index mod 128]` for each byte, of a table in two halves."""
+    if not has_byte_tables():
+        return ir.Constant(_BYTES, ir.Undefined)
+    permute = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.qi.512", (), ir.FunctionType(_TABLE, [_TABLE] * 3))
+    return _in_parts(b, index, TABLE, lambda part: b.call(permute, [low, part, high]))
+
+
+def _scaled_bytes(b, total, x, factor, shift):
+    halves = b.bitcast(x, _HALVES)
+    eight = ir.Constant(_HALVES, [8] * _HALVES.count)
+    signed = b.ashr(b.shl(halves, eight) if shift else halves, eight)
+    return b.add(total, b.mul(signed, _broadcast(b, b.trunc(factor, _I16), _HALVES)))
+
+
+# `total + x factor` in 16 bits, of the signed bytes x with even numbers, or with odd ones.
+add_product_of_evens = _operation(many_shorts, many_shorts, many_bytes, types.intp)(lambda b, *args: _scaled_bytes(b, *args, True))
+add_product_of_odds = _operation(many_shorts, many_shorts, many_bytes, types.intp)(lambda b, *args: _scaled_bytes(b, *args, False))
+
+
+@intrinsic
+def codes_of_shorts(typingctx, u, low, high, shift, offset, factor, fraction, even, towards_zero, bottom, top):
+    """The codes of reads u, see `fixed_point`: u is brought between `low` and `high`, the code between `bottom` and `top`; `even` and
+    `towards_zero` are -1 where ties go there, else 0."""
+    def codegen(context, b, sig, args):
+        lanes, wide = ir.VectorType(_I16, WIDE // 2), ir.VectorType(_I32, WIDE // 2)  # what instructions of 512 bits take
+        low, high, shift, offset, factor, fraction, even, towards_zero, bottom, top = (
+            _broadcast(b, b.trunc(number, _I16), lanes) for number in args[1:])
+        one, sign, half = (ir.Constant(kind, [number] * kind.count) for kind, number in ((lanes, 1), (lanes, 15), (wide, 16)))
+
+        def codes(u):
+            u = b.add(b.shl(_between(b, u, low, high), shift), offset)
+            y = b.trunc(b.ashr(b.mul(b.sext(u, wide), b.sext(factor, wide)), half), lanes)
+            y = b.add(y, b.and_(b.and_(b.ashr(y, fraction), one), even))
+            y = b.add(y, b.and_(b.lshr(y, sign), towards_zero))
+            return _between(b, b.ashr(y, fraction), bottom, top)
+        return _in_parts(b, args[0], lanes.count, codes)
+    return many_shorts(many_shorts, *[types.intp] * 10), codegen
+
+
+def _between(b, x, low, high):
+    x = b.select(b.icmp_signed("<", x, high), x, high)
+    return b.select(b.icmp_signed(">", x, low), x, low)
+
+
+add_product_of_shorts = _operation(many_shorts, many_shorts, many_shorts, types.intp)(
+    lambda b, total, x, factor: b.add(total, b.mul(x, _broadcast(b, b.trunc(factor, _I16), _HALVES))))
+
+
+@intrinsic
+def any_byte(typingctx, x):
+    """Whether any byte is not 0."""
+    def codegen(context, b, sig, args):
+        some = b.icmp_unsigned("!=", args[0], ir.Constant(_BYTES, [0] * PIXELS))
+        return b.icmp_unsigned("!=", b.bitcast(some, ir.IntType(PIXELS)), ir.Constant(ir.IntType(PIXELS), 0))
+    return types.boolean(many_bytes), codegen
+
+
+@intrinsic
+def store_bytes(typingctx, address, x):
+    """Write 256 bytes to an address."""
+    def codegen(context, b, sig, args):
+        b.store(args[1], _at(b, args[0], _BYTES), align=1)
+        return context.get_dummy_value()
+    return types.void(types.intp, many_bytes), codegen
+
+
+@intrinsic
+def add_to_sums(typingctx, address, x, factor):
+    """Add 128 numbers of 16 bits, times a factor, to the int32 at an address."""
+    def codegen(context, b, sig, args):
+        kind = ir.VectorType(_I32, _HALVES.count)
+        pointer, factor = _at(b, args[0], kind), _broadcast(b, b.trunc(args[2], _I32), kind)
+        b.store(b.add(b.load(pointer, align=4, typ=kind), b.mul(b.sext(args[1], kind), factor)), pointer, align=4)
+        return context.get_dummy_value()
+    return types.void(types.intp, many_shorts, types.intp), codegen
+
+
+@intrinsic
+def picked_shorts(typingctx, table, index):
+    """`table[index mod 32]` for 64 bytes at address `index`, of the 32 numbers of 16 bits at address `table`."""
+    def codegen(context, b, sig, args):
+        half = ir.VectorType(_I16, WIDE // 2)
+        table = b.load(_at(b, args[0], half), align=2, typ=half)
+        index = b.zext(b.load(_at(b, args[1], _TABLE), align=1, typ=_TABLE), _SHORTS)
+        return _in_parts(b, index, WIDE // 2, lambda part: _picked(b, "hi", half, table, part))
+    return shorts(types.intp, types.intp), codegen
+
+
+@intrinsic
+def add_product_of_floats(typingctx, total, x, factor):
+    """`total + x factor` of whole numbers x, in 32 bits."""
+    def codegen(context, b, sig, args):
+        total, x, factor = args
+        return b.add(total, b.mul(b.fptosi(x, _INTS), _broadcast(b, b.trunc(factor, _I32), _INTS)))
+    return ints(ints, floats, types.intp), codegen

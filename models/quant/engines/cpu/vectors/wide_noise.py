@@ -1,0 +1,260 @@
+"""What a chip does to reads beside its cells, on 64 columns at a time: `readout` bit for bit."""
+
+from __future__ import annotations
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ....arrays.readout import APART, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS
+from ....kernels.inner import inlined
+from ....kernels.simd import _broadcast, _pointer, has_byte_tables
+from .wide import (_DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, MAGIC, RAISED, WIDE, _call, as_vector, floats, ints, joined, of_pairs,
+                   raised, shorts)
+
+STEP = np.float32(1 / STEPS)  # of the deviations of reads, over `DEVIATION`
+IN_STEPS = np.float32(STEPS / DEVIATION)
+ROUNDER = np.float32(MAGIC[_F32])
+_PART, _BYTES = ir.VectorType(_I32, APART), ir.VectorType(ir.IntType(8), 4 * APART)
+_MAGIC_BITS = 0x4B400000  # of float32 MAGIC: MAGIC + n has these + n
+assert SHARING == WIDE and WIDE == APART * len(SIGNS)
+
+
+@inlined
+def mixed(key, number):
+    """A uint64 for a uint64 and a number: `readout.read_key` is `mixed(mixed(seed, image), counter)`."""
+    x = types.uint64(number) * types.uint64(GOLDEN) + types.uint64(key)
+    x = x + types.uint64(GOLDEN)
+    x = (x ^ (x >> types.uint64(30))) * types.uint64(MIX_3)
+    x = (x ^ (x >> types.uint64(27))) * types.uint64(MIX_4)
+    return x ^ (x >> types.uint64(31))
+
+
+def _all(vector, value):
+    return ir.Constant(vector, [value if vector.element == _F32 else value & 0xFFFFFFFF] * vector.count)
+
+
+def _signed_sums(b, x):
+    """MAGIC plus the sums of the four entries of NORMAL that the bytes of each of 16 lanes name, in float32: with the first signs, in
+    16 lanes, with the second, ..."""
+    parts = _sums_of_bytes(b, x) if has_byte_tables() and _has_dot_products() else _sums_of_lanes(b, x)
+    return b.bitcast(joined(b, parts), _FLOATS)
+
+
+def _has_dot_products():
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx512vnni"))
+
+
+def _sums_of_bytes(b, x):
+    """Unsigned bytes times signs: a table of entries + 128, which cancels where the signs do."""
+    def function(name, vector):
+        return b.module.declare_intrinsic(name, (), ir.FunctionType(vector, [vector] * 3))
+
+    low, high = (ir.Constant(_BYTES, [v + 128 for v in NORMAL[first:first + 64]]) for first in (0, 64))
+    entries = b.call(function("llvm.x86.avx512.vpermi2var.qi.512", _BYTES), [low, b.bitcast(x, _BYTES), high])
+    products = function("llvm.x86.avx512.vpdpbusd.512", _PART)
+    return [b.call(products, [_all(_PART, _MAGIC_BITS - 128 * sum(signs)), b.bitcast(entries, _PART),
+                              b.bitcast(ir.Constant(_BYTES, [sign & 0xFF for sign in signs] * APART), _PART)]) for signs in SIGNS]
+
+
+def _sums_of_lanes(b, x):
+    table = ir.GlobalVariable(b.module, ir.ArrayType(_I32, len(NORMAL)), b.module.get_unique_name("normal"))
+    table.global_constant, table.linkage = True, "internal"
+    table.initializer = ir.Constant(table.type.pointee, [v & 0xFFFFFFFF for v in NORMAL])
+    sums = [_all(_PART, _MAGIC_BITS)] * len(SIGNS)
+    for i in range(4):
+        index, entries = b.and_(b.lshr(x, _all(_PART, 8 * i)), _all(_PART, 127)), ir.Constant(_PART, ir.Undefined)
+        for lane in range(APART):
+            place = ir.Constant(_I32, lane)
+            entry = b.load(b.gep(table, [ir.Constant(_I32, 0), b.extract_element(index, place)]), typ=_I32)
+            entries = b.insert_element(entries, entry, place)
+        sums = [b.add(total, entries) if signs[i] > 0 else b.sub(total, entries) for total, signs in zip(sums, SIGNS)]
+    return sums
+
+
+def _every_lane(b, value, vector=_INTS):
+    return _broadcast(b, value if vector.element == _F32 else b.trunc(value, _I32), vector)
+
+
+def _normals(b, keys, offset, low, high):
+    """`_signed_sums` for 64 columns, whose keys (`readout.noise`: of word) stand from there on, of one read; high: `moved_high`."""
+    x = b.add(b.load(_pointer(b, keys, offset, _I32, APART), align=4, typ=_PART), _every_lane(b, low, _PART))
+    x = b.mul(b.xor(x, b.lshr(x, _all(_PART, 16))), _all(_PART, MIX_1))
+    x = b.mul(b.xor(b.xor(x, b.lshr(x, _all(_PART, 13))), _every_lane(b, high, _PART)), _all(_PART, MIX_2))
+    return _signed_sums(b, b.xor(x, b.lshr(x, _all(_PART, 16))))
+
+
+@inlined
+def moved_high(key):
+    """`h ^ h >> 13` of the upper half h of a read's key: x ^ h, xor that without its last 13 bits, is x ^ x >> 13 ^ this."""
+    high = key >> types.uint64(32)
+    return high ^ (high >> types.uint64(13))
+
+
+def _value(b, u, kind):
+    """Floats of whole numbers of any kind: ints, floats, raised ones, or paired shorts u + BIAS."""
+    if kind == shorts:
+        u, kind = _raised(b, u), raised
+    return b.fsub(u, _all(_FLOATS, RAISED)) if kind == raised else as_vector(b, u, _FLOATS)
+
+
+def _raised(b, u):
+    """Paired shorts u + BIAS as raised numbers."""
+    def high(pairs):  # the bits of MAGIC above the upper half: one instruction where the processor has it
+        funnel = b.module.declare_intrinsic(f"llvm.fshl.v{pairs.type.count}i32", (), ir.FunctionType(pairs.type, [pairs.type] * 3))
+        return b.call(funnel, [_all(pairs.type, _MAGIC_BITS >> 16), pairs, _all(pairs.type, 16)])
+
+    def low(pairs):
+        return b.or_(b.and_(pairs, _all(pairs.type, 0xFFFF)), _all(pairs.type, _MAGIC_BITS))
+
+    return b.bitcast(of_pairs(b, u, low, high), _FLOATS)
+
+
+@intrinsic
+def lifted(typingctx, u):
+    """Shorts as raised numbers, others as they are."""
+    if u != shorts:
+        return u(u), lambda context, b, sig, args: args[0]
+    return raised(u), lambda context, b, sig, args: _raised(b, args[0])
+
+
+def _lifted(kind):
+    return raised if kind == shorts else kind
+
+
+def _rounder(kind):
+    """What numbers of this kind are rounded by the addition of."""
+    return _all(_FLOATS, RAISED if kind == raised else MAGIC[_F32])
+
+
+def _whole(b, near, kind):
+    """The whole number n of `_rounder + n`, as that kind."""
+    if kind == raised:
+        return near
+    return b.fsub(near, _all(_FLOATS, MAGIC[_F32])) if kind == floats else b.sub(b.bitcast(near, _INTS), _all(_INTS, _MAGIC_BITS))
+
+
+def _plus(b, u, near, kind):
+    """`u + n` of `MAGIC + n`, of the kind of u."""
+    return b.add(u, _whole(b, near, kind)) if kind == ints else b.fadd(u, b.fsub(near, _all(_FLOATS, MAGIC[_F32])))
+
+
+@intrinsic
+def with_noise(typingctx, u, keys, offset, low, high, deviation, lift):
+    """`u + readout.noise` of reads whose columns have one variance. u, ints, whole floats or raised ones, as in all of these.
+
+    Args: keys and offset, where the keys of the columns' words stand (int32); low and high, the lower half of the read's key and
+        `moved_high`; deviation, over `DEVIATION`; lift, `MAGIC - MAGIC deviation`.
+    """
+    def codegen(context, b, sig, args):
+        u, keys, offset, low, high, deviation, lift = args
+        deviation, lift = (_every_lane(b, value, _FLOATS) for value in (deviation, lift))
+        return _plus(b, u, _call(b, "fma", _FLOATS, _normals(b, keys, offset, low, high), deviation, lift), sig.return_type)
+    return u(u, types.intp, types.intp, types.int64, types.int64, types.float32, types.float32), codegen
+
+
+@intrinsic
+def with_noise_of_levels(typingctx, u, sums, keys, offset, low, high, at_zero, slope, reference):
+    """The same where columns differ: of variance `at_zero + slope (2 sums + reference)`; sums, ints: of the cells' values, or of
+    those less their reference, each times the square of its digit."""
+    def codegen(context, b, sig, args):
+        u, sums, keys, offset, low, high, at_zero, slope, reference = args
+        magic, step, steps = (_all(_FLOATS, float(value)) for value in (ROUNDER, STEP, IN_STEPS))
+        twice = b.sitofp(b.add(b.add(sums, sums), _every_lane(b, reference)), _FLOATS)
+        variance = b.fadd(_every_lane(b, at_zero, _FLOATS), b.fmul(_every_lane(b, slope, _FLOATS), twice))
+        root = _call(b, "sqrt", _FLOATS, _call(b, "maxnum", _FLOATS, variance, _all(_FLOATS, 0.0)))
+        deviation = b.fmul(_call(b, "rint", _FLOATS, b.fmul(root, steps)), step)
+        normals = b.fsub(_normals(b, keys, offset, low, high), magic)
+        return _plus(b, u, _call(b, "fma", _FLOATS, normals, deviation, magic), sig.return_type)
+    return u(u, sums, types.intp, types.intp, types.int64, types.int64, types.float32, types.float32, types.intp), codegen
+
+
+@intrinsic
+def curved(typingctx, u, first, second, third, rise):
+    """`rint(u (first + u (second + u third)) + rise)`; each product is rounded with what is added to it. rise, a whole number and MAGIC,
+    or RAISED where that is what becomes of u."""
+    def codegen(context, b, sig, args):
+        first, second, third, rise = (_every_lane(b, value, _FLOATS) for value in args[1:])
+        u = _value(b, args[0], sig.args[0])
+        slope = _call(b, "fma", _FLOATS, u, _call(b, "fma", _FLOATS, u, third, second), first)
+        return _whole(b, _call(b, "fma", _FLOATS, u, slope, rise), sig.return_type)
+    return _lifted(u)(u, *[types.float32] * 4), codegen
+
+
+def _currents(b, inputs, current):
+    """Of 64 reads, float64: `current` times the sums of their inputs, int32 at an address."""
+    return b.fmul(_broadcast(b, current, _DOUBLES), b.sitofp(_at(b, inputs, _INTS), _DOUBLES))
+
+
+def _at(b, address, vector):
+    return b.load(_pointer(b, address, ir.Constant(address.type, 0), vector.element, WIDE), align=4, typ=vector)
+
+
+def _put(b, value, address):
+    b.store(value, _pointer(b, address, ir.Constant(address.type, 0), _F32, WIDE), align=4)
+
+
+@intrinsic
+def put_currents(typingctx, inputs, current, out):
+    """Of 64 reads `_currents` to the float32 numbers at address `out`."""
+    def codegen(context, b, sig, args):
+        _put(b, b.fptrunc(_currents(b, *args[:2]), _FLOATS), args[2])
+        return context.get_dummy_value()
+    return types.void(types.intp, types.float64, types.intp), codegen
+
+
+@intrinsic
+def put_curves(typingctx, inputs, references, current, b0, b1, b2, analog, rounder, first, second, rise):
+    """Of 64 reads what `curved` takes, by `readout.curve_at`, to the float32 numbers at the last three addresses. inputs, as above;
+    references, int32 at an address, the sums of their reference cells, which are part of S where `analog`, and then nothing rises but
+    by `rounder`."""
+    def codegen(context, b, sig, args):
+        inputs, references, current, b0, b1, b2, analog, rounder, first, second, rise = args
+        b0, b1, b2, rounder = (_every_lane(b, value, _FLOATS) for value in (b0, b1, b2, rounder))
+        analog = _broadcast(b, analog, ir.VectorType(analog.type, WIDE))
+        current = _currents(b, inputs, current)
+        start = b.fadd(current, b.sitofp(_at(b, references, _INTS), _DOUBLES))
+        start = b.fptrunc(b.select(analog, start, current), _FLOATS)
+        bent = b.fmul(start, b.fmul(_all(_FLOATS, 3.0), b2))
+        _put(b, b.fadd(b0, b.fmul(start, b.fadd(b.fmul(_all(_FLOATS, 2.0), b1), bent))), first)
+        _put(b, b.fadd(b1, bent), second)
+        whole = b.fadd(b0, b.fmul(start, b.fadd(b1, b.fmul(start, b2))))
+        risen = _call(b, "rint", _FLOATS, b.fsub(b.fmul(start, whole), start))
+        _put(b, b.fadd(rounder, b.select(analog, _all(_FLOATS, 0.0), risen)), rise)
+        return context.get_dummy_value()
+    numbers = types.float64, types.float32, types.float32, types.float32, types.boolean, types.float32
+    return types.void(types.intp, types.intp, *numbers, types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def between_curves(typingctx, u, both, current, b0, b1, b2):
+    """`rint(c(S+) - c(S-))` of `readout.Readout.curve`, of pairs whose lines carry `S- = (both - u) / 2 + current` and `S+ = S- + u`, in
+    the steps of `readout.curve_at`. both, ints."""
+    def codegen(context, b, sig, args):
+        current, b0, b1, b2 = (_every_lane(b, value, _FLOATS) for value in args[2:])
+        u, both = _value(b, args[0], sig.args[0]), as_vector(b, args[1], _FLOATS)
+        start = b.fadd(b.fmul(b.fsub(both, u), _all(_FLOATS, 0.5)), current)
+        bent = b.fmul(start, b.fmul(b2, _all(_FLOATS, 3.0)))
+        first = b.fadd(b0, b.fmul(start, b.fadd(b.fmul(b1, _all(_FLOATS, 2.0)), bent)))
+        slope = _call(b, "fma", _FLOATS, u, _call(b, "fma", _FLOATS, u, b2, b.fadd(b1, bent)), first)
+        return _whole(b, _call(b, "fma", _FLOATS, u, slope, _rounder(sig.return_type)), sig.return_type)
+    return _lifted(u)(u, both, *[types.float32] * 4), codegen
+
+
+@intrinsic
+def converted_by(typingctx, u, gains, offsets, place):
+    """`rint(u gain) + offset` with the gains (float64) and offsets (int32) from element `place` of the arrays at two addresses."""
+    def codegen(context, b, sig, args):
+        u, gains, offsets, place = args
+        gain = b.load(_pointer(b, gains, place, _F64, WIDE), align=8, typ=_DOUBLES)
+        offset = b.load(_pointer(b, offsets, place, _I32, WIDE), align=4, typ=_INTS)
+        kind = sig.return_type
+        exact = b.sitofp(u, _DOUBLES) if kind == ints else b.fpext(_value(b, u, kind), _DOUBLES)
+        changed = b.fadd(_call(b, "rint", _DOUBLES, b.fmul(exact, gain)), b.sitofp(offset, _DOUBLES))
+        if kind == ints:
+            return b.fptosi(changed, _INTS)
+        changed = b.fptrunc(changed, _FLOATS)
+        return b.fadd(changed, _rounder(kind)) if kind == raised else changed
+    return u(u, types.intp, types.intp, types.intp), codegen

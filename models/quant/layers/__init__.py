@@ -1,0 +1,1 @@
+"""Layers: quantizers, training layers, and those whose products are computed on arrays."""

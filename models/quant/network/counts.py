@@ -1,0 +1,224 @@
+"""Counting what the arrays of a network have to do for some images (`counting`).
+
+What is counted depends on the images and the network's activations, not on cells or ADCs: for each layer, bit b and row r
+
+    ones_b[r] = number of output pixels of all images whose code at row r has bit b
+
+and, for each way of cutting rows into arrays, how many reads meet which bits in any of their rows: those that meet none of a digit's
+are idle. So one pass serves all cells and ADCs, and it may be a pass that is made anyway:
+
+    with counting(network) as counts:
+        predictions = network(images)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..arrays.mapping import array_bounds
+from ..arrays.spec import CrossbarSpec, Geometry
+from ..kernels.ones import Ones, array_codes, tap_codes
+from ..layers.crossbar import CrossbarLayer, crossbar_layers
+
+Layout = tuple[str, int]  # (mapping, rows) of `CrossbarSpec`: how rows are cut into arrays
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCounts:
+    """What reached the arrays of one layer, of all images together.
+
+    Attributes:
+        w_shape: `[out, in / groups, kh, kw]`. groups: of the convolution.
+        pixels: output pixels, once for each pass that a layer needs (signed inputs in phases take two).
+        outputs: output pixels, once. inputs: numbers that came in, once. multiplications: products of one of them and a weight.
+        ones: int64 `[a_bits, groups, rows]`, rows in (tap, channel) order, as above.
+        reads: for each layout, int64 `[256]`: how many times the codes on the word lines of an array, joined by OR, were 0, 1, ...
+    """
+
+    w_shape: tuple[int, int, int, int]
+    groups: int
+    pixels: int
+    outputs: int
+    inputs: int
+    multiplications: int
+    ones: np.ndarray
+    reads: dict[Layout, np.ndarray]
+
+    def reads_of(self, mapping: str, rows: int) -> np.ndarray:
+        """`reads` of one layout. Raises: ValueError where it was not counted."""
+        if (mapping, rows) not in self.reads:
+            known = " and ".join(f"{name} mapping, {size} rows" for name, size in self.reads)
+            raise ValueError(f"idle reads were counted for {known}, not for {mapping} mapping, {rows} rows: give that layout to count")
+        return self.reads[mapping, rows]
+
+    def idle(self, spec: CrossbarSpec) -> list[int]:
+        """How many reads of each digit, on this hardware, meet no word line that is on. Raises: see `reads_of`."""
+        codes, reads = np.arange(256), self.reads_of(spec.mapping, spec.rows)
+        return [int(reads[(codes >> spec.dac_bits * z) % 2**bits == 0].sum()) for z, bits in enumerate(spec.digit_bits)]
+
+    def busy(self, spec: CrossbarSpec) -> np.ndarray:
+        """Share of the reads of each digit that are not idle, float64 `[digits]`. Raises: see `reads_of`."""
+        return 1 - np.array(self.idle(spec)) / max(self.reads_of(spec.mapping, spec.rows).sum(), 1)
+
+
+@dataclass(eq=False)
+class Counts:
+    """What a network's arrays had to do. Attributes: images, how many there were; layers, by name."""
+
+    images: int = 0
+    layers: dict[str, LayerCounts] = field(default_factory=dict)
+
+    def __add__(self, other: Counts) -> Counts:
+        """What one network's arrays had to do for the images of both."""
+        layers = {name: _both(self.layers[name], other.layers[name]) if name in self.layers and name in other.layers else
+                  (self.layers | other.layers)[name] for name in self.layers | other.layers}
+        return Counts(self.images + other.images, layers)
+
+
+def _both(a: LayerCounts, b: LayerCounts) -> LayerCounts:
+    """Counts of a layer on two sets of images."""
+    reads = {layout: found + b.reads[layout] for layout, found in a.reads.items()}
+    return LayerCounts(a.w_shape, a.groups, a.pixels + b.pixels, a.outputs + b.outputs, a.inputs + b.inputs,
+                       a.multiplications + b.multiplications, a.ones + b.ones, reads)
+
+
+@contextlib.contextmanager
+def counting(network: nn.Module, layouts: Iterable[Layout] | None = None, batch_dim: int = 0) -> Iterator[Counts]:
+    """Within the block all that passes the network is counted; after it the result is whole.
+
+    Args: layouts, `(mapping, rows)` of the arrays for which idle reads are counted; None, those that each layer has;
+        batch_dim, along which dimension images lie in a batch.
+    Raises: ValueError for a network without layers on crossbars.
+    """
+    layers = crossbar_layers(network)
+    if not layers:
+        raise ValueError("the network has no layer on crossbars whose costs could be counted")
+    layouts = None if layouts is None else list(dict.fromkeys(layouts))
+    counts, watches = Counts(), {name: _Watch(layer, layouts) for name, layer in layers}
+
+    def see_images(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        counts.images += next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).shape[batch_dim]
+
+    hook = network.register_forward_pre_hook(see_images, with_kwargs=True)
+    before = [layer.watch for _, layer in layers]  # of a block around this one, as `calibrate` may stand in, which sees on
+    try:
+        for (name, layer), outer in zip(layers, before):
+            layer.watch = watches[name].see if outer is None else _one_after_the_other(outer, watches[name].see)
+        yield counts
+    finally:
+        hook.remove()
+        for (_, layer), outer in zip(layers, before):
+            layer.watch = outer
+    counts.layers = {name: watch.result() for name, watch in watches.items() if watch.pixels}
+
+
+def _one_after_the_other(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
+    def both(*args: Any, **kwargs: Any) -> None:
+        first(*args, **kwargs)
+        second(*args, **kwargs)
+
+    return both
+
+
+class _Watch:
+    """What has been seen of one layer. Ones are added up where the input has them; what the kernel makes of them, which pixels of the
+    input lie under a row, is known without the images."""
+
+    def __init__(self, layer: CrossbarLayer, layouts: list[Layout] | None) -> None:
+        self.geometry, self.w_shape, self.a_bits = layer.geometry, layer.w_shape, layer.spec.a_bits
+        layouts = [(layer.spec.mapping, layer.spec.rows)] if layouts is None else layouts
+        arrays = {layout: _spans(*layout, self.w_shape, self.geometry.planes) for layout in layouts}
+        ends = {end for spans in arrays.values() for _, _, *ends in spans for end in ends}
+        self.cuts, groups = sorted(ends), self.geometry.groups
+        self.pieces = {layout: _pieces(spans, self.cuts, self.w_shape[3], groups) for layout, spans in arrays.items()}
+        self.cuts = [group * self.w_shape[1] + cut for group in range(groups) for cut in self.cuts[:-1]] + [groups * self.w_shape[1]]
+        self.reads = {layout: np.zeros(256, np.int64) for layout in layouts}
+        self.places: dict[tuple[int, ...], Ones] = {}  # by the input's size [H, W, in]
+        self.pixels = self.outputs = self.inputs = self.multiplications = 0
+
+    def see(self, codes: Tensor, again: bool = False, inputs: int | None = None, multiplications: int | None = None) -> None:
+        """Args: codes, uint8 `[N, H, W, in]`; again, they are another pass of inputs that were seen; inputs, multiplications: how many
+        numbers came in and were multiplied, where the codes are not these numbers once each: zeros between them, or planes that stand
+        in several."""
+        if not len(codes):
+            return
+        codes = codes.detach().cpu().contiguous()
+        images, height, width, channels = codes.shape
+        size = self.geometry.output_size(height, width, self.w_shape[2:])
+        self.pixels += images * size[0] * size[1]
+        if not again:
+            outputs = images * size[0] * size[1]
+            self.outputs += outputs
+            self.inputs += codes.numel() if inputs is None else inputs
+            self.multiplications += outputs * math.prod(self.w_shape) if multiplications is None else multiplications
+        if codes.shape[1:] not in self.places:
+            self.places[codes.shape[1:]] = Ones(height * width, channels, self.a_bits, self.cuts)
+        joined = self.places[codes.shape[1:]].add(codes.view(images, -1, channels))
+        for layout, pieces in self.pieces.items():
+            if layout[0] == "tap":
+                found = tap_codes(joined, pieces[:, [0, 3]], _times_seen((height, width), self.geometry, self.w_shape[2:]))
+                reads = images * size[0] * size[1] * self.w_shape[2] * self.w_shape[3] * (int(pieces[-1, 0]) + 1)
+                found[0] += reads - found.sum()  # in the padding
+            else:
+                pieces = pieces * [1, *self.geometry.dilation, 1]
+                found = array_codes(joined.reshape(images, -1, height, width), pieces, size, self.geometry.stride,
+                                    self.geometry.padding[::2])
+            self.reads[layout] += found
+
+    def result(self) -> LayerCounts:
+        found = sum(_under_the_kernel(places.sums.reshape(self.a_bits, *size), self.geometry, self.w_shape[2:])
+                    for size, places in self.places.items())
+        groups = self.geometry.groups
+        found = found.reshape(self.a_bits, -1, groups, self.w_shape[1]).transpose(0, 2, 1, 3).reshape(self.a_bits, groups, -1)
+        return LayerCounts(self.w_shape, groups, self.pixels, self.outputs, self.inputs, self.multiplications, found, self.reads)
+
+
+def _under_the_kernel(places: np.ndarray, geometry: Geometry, kernel: tuple[int, int]) -> np.ndarray:
+    """Sums of `places`, `[bits, H, W, in]`, over the output pixels, for each position of the kernel: int64 `[bits, kh kw, in]`."""
+    top, bottom, left, right = geometry.padding
+    size = geometry.output_size(*places.shape[1:3], kernel)
+    padded = np.pad(places, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    sums = []
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            rows, columns = (slice(d * k, d * k + s * (n - 1) + 1, s) for d, k, s, n in
+                             zip(geometry.dilation, (i, j), geometry.stride, size))
+            sums.append(padded[:, rows, columns].sum((1, 2)))
+    return np.stack(sums, 1)
+
+
+def _times_seen(size: tuple[int, int], geometry: Geometry, kernel: tuple[int, int]) -> np.ndarray:
+    """How many output pixels and positions of the kernel see each pixel of the input: int64 `[H W]`."""
+    times = []
+    for length, out, taps, step, dilation, before in zip(
+            size, geometry.output_size(*size, kernel), kernel, geometry.stride, geometry.dilation, geometry.padding[::2]):
+        seen = (np.arange(out)[:, None] * step + np.arange(taps) * dilation - before).ravel()
+        times.append(np.bincount(seen[(seen >= 0) & (seen < length)], minlength=length))
+    return np.outer(*times).ravel()
+
+
+def _spans(mapping: str, rows: int, w_shape: tuple[int, int, int, int], planes: int) -> list[tuple[int, int, int, int]]:
+    """What the arrays of one group consist of: `(array, tap, first channel, behind the last)`. With "tap" mapping those of one tap:
+    the others have the same."""
+    _, channels, kh, kw = w_shape
+    spans = []
+    for array, (start, stop) in enumerate(array_bounds(mapping, 1 if mapping == "tap" else kh * kw, channels, rows, planes)):
+        for tap in range(start // channels, (stop - 1) // channels + 1):
+            spans.append((array, tap, max(start - tap * channels, 0), min(stop - tap * channels, channels)))
+    return spans
+
+
+def _pieces(spans: list[tuple[int, int, int, int]], cuts: list[int], kw: int, groups: int) -> np.ndarray:
+    """The same of all groups, cut into segments of channels: int64 `[n, 4]`, (array, row and column of the tap, segment)."""
+    pieces = [(array, tap // kw, tap % kw, segment) for array, tap, first, end in spans
+              for segment, cut in enumerate(cuts) if first <= cut < end]
+    arrays = spans[-1][0] + 1
+    shifted = np.array(pieces)[None] + np.arange(groups)[:, None, None] * [arrays, 0, 0, len(cuts) - 1]
+    return np.ascontiguousarray(shifted.reshape(-1, 4))

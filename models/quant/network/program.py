@@ -1,0 +1,327 @@
+"""Programming a chip (`program`): one draw of all cells of a network on a device, its wires and its converters."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..arrays.cells import LARGEST_CELL, Cells, Chip, fraction_bits, on_grid
+from ..arrays.readout import Readout
+from ..devices import Device, Wires, faults
+from ..devices.wires import STRAIGHT, effective, gate_curve
+from ..layers.crossbar import CrossbarLayer, crossbar_layers
+from ..storage import sources
+from ..storage.effective import kept
+
+log = logging.getLogger(__name__)
+
+VALUES, REFERENCE, CONVERTERS, INPUTS, NEGATIVE = range(5)  # what a generator draws: the last part of its key
+MOST_LEVELS = 1e6  # levels, of a converter's noise or offset: 32 bits hold it on the grid
+COLUMNS = 128  # bit lines of one array, where word lines resist: outputs of one slice, behind its reference columns, or their pairs
+FITTED_INPUTS, FITTED_GROUPS = 64, 8  # of the curve of gate access: random inputs, in which
+DENSEST, SPARSE = 0.5, 3  # DENSEST u^SPARSE of the rows are on, u uniform: an eighth in the mean, as high digits behind a ReLU have few
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Everything that decides a chip, see `program`, and who wants to know how far it is."""
+
+    device: Device
+    seed: int
+    reference_cells: str
+    adc_noise: float
+    adc_offset: float
+    adc_gain: float
+    wires: Wires
+    noise_seed: int
+    done: Callable[[], Any]  # to be called behind each slice
+    curve_errors: list[float] = field(default_factory=list)  # of the curves that were fitted
+
+
+def program(model: nn.Module, device: Device | None, seed: int = 0, reference_cells: str = "device", *,
+            read_noise: float | str | None = None, adc_noise: float = 0.0, adc_offset: float = 0.0, adc_gain: float = 0.0,
+            wires: Wires | None = None, noise_seed: int = 0, progress: bool = False) -> None:
+    """Program every crossbar layer of `model`: cells as the device makes them, the same for the same seed on every machine.
+
+    A cell of conductance G has the value `x = (G - G_min) / dG` in levels, on a grid (`cells.Cells`). The reference column of an
+    array has cells of the same device, one column for all outputs of that array: a cell of level r_k in each row, or, where r_k
+    lies half-way (DoReFa), the mean of a cell of the highest and one of the lowest level. Pairs (`pair`) have no reference column: both
+    of their cells are drawn, off or not, and the grid holds their difference.
+
+    ADC ranges and their correction stay as they are. The correction is that of the cells on which it was measured: where there is one, call
+    `correct` (or `calibrate`) behind this. Behind a digital reference reads hold the off-current of the device, so that ranges of other
+    cells do not fit: call `calibrate` there, behind `program(model, None)` too.
+
+    Args:
+        device: None gives ideal cells again.
+        seed: of the chip. Draws have keys (seed, layer's name, slice), so that a layer's cells do not depend on the others.
+        reference_cells: "device", or "ideal": a reference without scatter.
+        read_noise: standard deviation of a cell's reads, uS, in place of the device's (`Device.read_noise`).
+        adc_noise: standard deviation of a converter's noise, in levels of a cell.
+        adc_offset, adc_gain: standard deviations of the converters' offsets, in levels of a cell, and of their gains, relative: one
+            draw for each physical column, which stays what it is.
+        wires: see `Wires`. With voltage access the cells become the effective ones, exact for all inputs, the two lines of a pair side
+            by side; with gate access those of `devices.wires.gate_curve` behind its curve, whose error on random inputs is logged;
+            of pairs each line is behind it.
+        noise_seed: of the noise of reads, which each chip has for itself.
+        progress: show a progress bar, where it takes some seconds.
+    Raises: ValueError for values that cannot be, a device of fewer levels than the cells have, or cells that the grid does not
+        hold; no layer is changed.
+    """
+    if device is None:
+        for _, layer in crossbar_layers(model):
+            layer.chip = None
+        return
+    if not isinstance(device, Device):
+        raise ValueError(f"device is {device!r}; a Device is expected, such as Device.preset('techA')")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; allowed are whole numbers from 0 on")
+    if reference_cells not in ("device", "ideal"):
+        raise ValueError(f"reference_cells is {reference_cells!r}; allowed are device, ideal")
+    for name, value in (("adc_noise", adc_noise), ("adc_offset", adc_offset), ("adc_gain", adc_gain)):
+        if not 0 <= value <= MOST_LEVELS:
+            raise ValueError(f"{name} is {value!r}; allowed are numbers from 0 to {MOST_LEVELS:g}")
+    if read_noise is not None:
+        device = replace(device, read_noise=read_noise)
+    for _, layer in crossbar_layers(model):
+        check_chip(layer, device, wires, reference_cells)
+    slices = sum(len(layer.slice_bits) for _, layer in crossbar_layers(model))
+    watched = sys.stderr.isatty()
+    with tqdm(total=slices, desc=f"programming chip {seed}", unit="slice", disable=not progress, leave=False, dynamic_ncols=True,
+              delay=2 if watched else 60, mininterval=0.5 if watched else 60) as bar:
+        draw = _Draw(device, seed, reference_cells, adc_noise, adc_offset, adc_gain, wires or Wires(), noise_seed, bar.update)
+        chips = [(layer, _chip(name, layer, draw)) for name, layer in crossbar_layers(model)]
+    for layer, chip in chips:
+        layer.chip = chip
+    if draw.curve_errors:
+        log.info("gate access: the fitted curves are %.1f %% off the exact ladders at most (rms, random inputs)",
+                 100 * max(draw.curve_errors))
+    if worst := max((device.cell_noise(bits)[2] for layer, _ in chips for bits in layer.slice_bits), default=0.0):
+        log.info("read noise: its line in conductance is off the sigma of a level by %.0f %% of the largest one at most", 100 * worst)
+
+
+def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None, reference_cells: str = "device") -> None:
+    """Refuse what the cells of a layer cannot be, without drawing any; arguments as for `program`. Raises: ValueError."""
+    spec, gate = layer.spec, wires is not None and wires.access == "gate"
+    layer.check_reads(gate and wires.resist, any(device.cell_noise(bits)[1] for bits in layer.slice_bits))
+    for bits in layer.slice_bits:
+        most = LARGEST_CELL >> fraction_bits(layer.cell_spec.cell_bits)
+        if device.reach(bits) >= most:
+            raise ValueError(f"{device.name}: cells of {bits} bits lie up to {device.reach(bits):.3g} levels from the lowest one, a level "
+                             f"being {device.step(bits):.3g} uS; the grid holds {most}")
+        device.cell_noise(bits)
+    if device.stuck_mask is not None:
+        faults.check_mask(device.stuck_mask, 2 if spec.weights == "pair" else 1)
+    if device.joint:  # which has rows of all slices of a weight
+        device.draw_weights(np.zeros(1, np.uint8), layer.slice_bits, np.random.default_rng(0))
+    if gate and spec.dac_bits > 1:
+        raise ValueError(f"access is 'gate', where a row is on or off, and dac_bits {spec.dac_bits}; allowed is dac_bits 1")
+    if spec.weights == "offset":
+        return
+    if reference_cells != "device":
+        raise ValueError(f"reference_cells is {reference_cells!r} and weights 'pair', which have no reference column; leave it at device")
+
+
+def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
+    """A layer on the chip."""
+    if layer.spec.weights == "pair":
+        return _pair_chip(name, layer, draw)
+    ideal, spec = layer.ideal_cells(), layer.spec
+    device = _with_map(draw.device, layer.arrays, ideal.values.shape[3], 1)
+    scale, digital = 2**ideal.fraction_bits, spec.reference == "digital"
+    levels = (ideal.values.cpu() // scale).numpy().astype(np.uint8)
+    twice = layer.weight_quant.reference_twice(spec.slice_bits)
+    joint = _joint(name, layer, draw, levels, VALUES, device) if device.joint else None
+    values, reference = np.empty(levels.shape, np.int32), np.empty(levels.shape[:3], np.int32)
+    off, curves = np.zeros(len(levels)), []
+    for k, bits in enumerate(spec.slice_bits):
+        g_min, step = device.levels(bits)[0], device.step(bits)
+        drawn = device.draw(levels[k], bits, _generator(draw.seed, name, k, VALUES)) if joint is None else joint[k]
+        column = _reference_column(draw, bits, twice[k], levels.shape[1:3], _generator(draw.seed, name, k, REFERENCE))
+        if draw.wires.resist:
+            drawn, column, curve = _behind_wires(drawn, column, layer, draw, _generator(draw.seed, name, k, INPUTS))
+            missing = scale * g_min / step - (np.rint(scale * g_min / step) if digital else 0)
+            curves.append(_of_cells(curve, scale, step, missing))
+        # An off-current that a digital reference does not take away is part of a cell's value.
+        off[k] = np.rint(scale * g_min / step) if digital else 0
+        values[k] = on_grid((drawn - g_min) / step, spec.cell_bits) + off[k].astype(np.int32)
+        if digital:
+            reference[k] = twice[k] * scale // 2 + off[k]
+        else:
+            reference[k] = np.rint(scale * (column - g_min) / step)
+        draw.done()
+    where = ideal.values.device
+    cells = Cells(torch.from_numpy(values).to(where), torch.from_numpy(reference).to(where), ideal.fraction_bits)
+    nominal, shift = None, torch.from_numpy(off.astype(np.int32)).to(where)
+    if off.any():
+        nominal = Cells(ideal.values + shift.view(-1, 1, 1, 1), ideal.reference + shift.view(-1, 1, 1), ideal.fraction_bits)
+    shares = [0.0 if digital or draw.reference_cells == "ideal" else 1.0 if r % 2 == 0 else 0.5 for r in twice]
+    return Chip(cells, nominal, _readout(name, layer, draw, scale, off, shares, curves), _of_arrays(draw), layer.code_sums())
+
+
+def _pair_chip(name, layer, draw):
+    """A layer of pairs on the chip. Its reference, where noise is concerned, is the other cell of each pair, on or off: 1 of it."""
+    ideal, device, wires = layer.ideal_cells(), draw.device, draw.wires
+    scale = 2**ideal.fraction_bits
+    signed = ideal.values.cpu().numpy() // scale
+    lines = [(part, size.clip(0).astype(np.uint8)) for part, size in ((VALUES, signed), (NEGATIVE, -signed))]
+    devices = {part: _with_map(device, layer.arrays, signed.shape[3], 2, side) for side, (part, _) in enumerate(lines)}
+    joint = {part: _joint(name, layer, draw, levels, part, devices[part]) for part, levels in lines} if device.joint else None
+    values, both, curves = np.empty(signed.shape, np.int32), None, []
+    if wires.access == "gate" or any(device.cell_noise(bits)[1] for bits in layer.slice_bits):
+        both = np.empty(signed.shape, np.int32)
+    for k, bits in enumerate(layer.slice_bits):
+        g_min, step = device.levels(bits)[0], device.step(bits)
+        drawn = [devices[part].draw(levels[k], bits, _generator(draw.seed, name, k, part)) if joint is None else joint[part][k]
+                 for part, levels in lines]
+        if wires.resist:
+            sides = np.stack(drawn, axis=-1).clip(0)  # the lines of a pair side by side
+            beside, arrays = sides.reshape(*sides.shape[:2], -1), layer.arrays
+            if wires.access == "gate":
+                beside, curve = _behind_a_curve(beside, arrays, wires.wire_ohm, _generator(draw.seed, name, k, INPUTS), draw.curve_errors)
+                curves.append(_of_cells(curve, scale, step, scale * g_min / step))
+            else:
+                beside = _effective(beside, arrays, wires)
+            drawn = np.moveaxis(beside.reshape(sides.shape), -1, 0)
+        values[k] = on_grid((drawn[0] - drawn[1]) / step, layer.cell_spec.cell_bits)
+        if both is not None:
+            both[k] = on_grid((drawn[0] + drawn[1] - 2 * g_min) / step, layer.cell_spec.cell_bits)
+        draw.done()
+    where = ideal.values.device
+    cells = Cells(torch.from_numpy(values).to(where), ideal.reference, ideal.fraction_bits)
+    slices, both = len(values), None if both is None else torch.from_numpy(both).to(where)
+    readout = _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, curves, both)
+    return Chip(cells, None, readout, _of_arrays(draw), layer.code_sums())
+
+
+def _of_arrays(draw):
+    return draw.wires.resist or draw.device.stuck_mask is not None
+
+
+def _of_cells(curve, scale, step, missing):
+    """`Readout.curve` of a slice. Args: curve, `(b_0, b_1, b_2)` for siemens; step, uS of a level; missing, what a cell's value lacks
+    of its current, in units of u."""
+    b0, b1, b2 = curve
+    unit = step * 1e-6 / scale  # siemens
+    return b0, b1 * unit, b2 * unit**2, missing
+
+
+def _effective(lines, arrays, wires, beside=0):
+    """Cells as the sense nodes of bit lines see them, uS `[groups, rows, lines]`. Where word lines resist, an array has COLUMNS of the
+    lines, and beside them, nearest to the drivers, the first `beside` of all: the reference column of each array.
+    """
+    if not (wires.row_ohm or wires.driver_ohm):
+        return _solved(lines, arrays, wires, lines.shape[-1], 0)
+    return kept(lines, (_code(), arrays, wires, COLUMNS, beside), lambda: _solved(lines, arrays, wires, COLUMNS, beside))
+
+
+@functools.cache
+def _code():
+    """Digest of the code that solves: files of another one must not be taken."""
+    return sources.digest([__name__, Wires.__module__], {__name__.partition(".")[0]})
+
+
+def _solved(lines, arrays, wires, columns, beside):
+    found, alike = np.empty_like(lines), {}
+    for start, stop in arrays:
+        for first in range(beside, lines.shape[-1], columns):
+            last = min(first + columns, lines.shape[-1])
+            alike.setdefault((stop - start, last - first), []).append((np.s_[start:stop], np.s_[first:last]))
+    for parts in alike.values():  # of one size, solved together
+        blocks = [np.concatenate([lines[:, rows, :beside], lines[:, rows, some]], axis=-1) for rows, some in parts]
+        for (rows, some), solved in zip(parts, 1e6 * effective(1e-6 * np.stack(blocks), wires)):
+            found[:, rows, some] = solved[..., beside:]
+            if some.start == beside:  # one of each array: that of its first outputs stands for all
+                found[:, rows, :beside] = solved[..., :beside]
+    return found
+
+
+def _joint(name, layer, draw, levels, part, device):
+    """Conductances of cells that were measured together, `[slices, groups, rows, out / groups]`."""
+    codes = sum(levels[k].astype(np.int64) << (layer.cell_spec.cell_bits * k) for k in range(len(levels)))
+    return device.draw_weights(codes, layer.slice_bits, _generator(draw.seed, name, 0, part))
+
+
+def _with_map(device, arrays, outputs, lines, side=0):
+    """The device with its map of stuck cells, if it has one, over the arrays of a layer; of outputs of so many lines that of one side."""
+    if device.stuck_mask is None:
+        return device
+    return replace(device, stuck_mask=faults.on_arrays(device.stuck_mask, arrays, outputs * lines)[:, side::lines])
+
+
+def _reference_column(draw, bits, twice, shape, generator):
+    """Conductance of the reference column in each row, uS: of a cell of level `twice / 2`, or the mean of one of the highest level and
+    one of the lowest."""
+    levels = [2**bits - 1, 0] if twice % 2 else [twice // 2]
+    if draw.reference_cells == "ideal":  # on levels that are not evenly spaced too
+        return np.full(shape, draw.device.levels(bits)[0] + draw.device.step(bits) * twice / 2)
+    device = replace(draw.device, stuck_mask=None)  # of outputs
+    return device.draw(np.stack([np.full(shape, level, np.uint8) for level in levels]), bits, generator).mean(0)
+
+
+def _behind_wires(cells, column, layer, draw, generator):
+    """(cells, reference column) of one slice as the sense nodes see them, and the curve behind them, `(b_0, b_1, b_2)` for siemens.
+
+    Args: cells, uS `[groups, rows, out / groups]`; column, uS `[groups, rows]`, which stands in the array where the reference is analog.
+    Conductances below 0 are none.
+    """
+    beside, curve = int(layer.spec.reference == "analog"), STRAIGHT
+    lines = np.concatenate([column[..., None], cells], axis=-1)[..., 1 - beside:].clip(0)
+    if draw.wires.access == "gate":
+        found, curve = _behind_a_curve(lines, layer.arrays, draw.wires.wire_ohm, generator, draw.curve_errors)
+    else:
+        found = _effective(lines, layer.arrays, draw.wires, beside)
+    return found[..., beside:], found[..., 0] if beside else column, curve
+
+
+def _behind_a_curve(lines, arrays, wire_ohm, generator, errors):
+    """(cells of bit lines with gate access, uS as `lines`, `(b_0, b_1, b_2)` for siemens). Args: lines, uS `[groups, rows, lines]`."""
+    found, curve = np.empty_like(lines), None
+    for rows in sorted({stop - start for start, stop in arrays}, reverse=True):  # the curve is that of the fullest arrays
+        alike = [slice(start, stop) for start, stop in arrays if stop - start == rows]
+        on = generator.random((len(alike), FITTED_INPUTS, rows)) < DENSEST * generator.random((len(alike), FITTED_INPUTS, 1)) ** SPARSE
+        # The groups of an array are columns like any other, as their wires leave the same of each row.
+        seen = np.stack([np.moveaxis(lines[:FITTED_GROUPS, part, :COLUMNS], 0, 1).reshape(rows, -1) for part in alike])
+        fit = gate_curve(1e-6 * seen, on, wire_ohm, curve)
+        if curve is None and fit.b != STRAIGHT:  # which is the curve of arrays that conduct nothing, too
+            curve = fit.b
+        errors.append(fit.error)
+        for part, left in zip(alike, fit.left):
+            found[:, part] = lines[:, part] * left[:, None]
+    return found, curve or STRAIGHT
+
+
+def _readout(name, layer, draw, scale, off, shares, curves, both=None):
+    """What the layer's reads have besides, or None. Args: shares, m of `Readout.cell_noise` for each slice; both, see there."""
+    noise = [draw.device.cell_noise(bits) for bits in layer.slice_bits]
+    cell_noise = tuple((scale**2 * c0 - scale * c1 * shift, scale * c1, m) for (c0, c1, _), shift, m in zip(noise, off, shares))
+    gain = offset = None
+    if draw.adc_gain or draw.adc_offset:
+        mapped = layer.mapped("ideal", cells=None)
+        groups, _, out = mapped.w_rows.shape
+        normals = np.stack([_generator(draw.seed, name, k, CONVERTERS).standard_normal((2, groups, len(mapped.arrays), out))
+                            for k in range(len(shares))], axis=1)
+        gain = torch.from_numpy(1 + draw.adc_gain * normals[0])
+        offset = torch.from_numpy(np.rint(scale * draw.adc_offset * normals[1]).astype(np.int32))
+    noisy = any(c0 or c1 for c0, c1, _ in noise)
+    curved = any(b1 or b2 for _, b1, b2, _ in curves)
+    if not (noisy or draw.adc_noise or gain is not None or curved or both is not None):
+        return None
+    key = hashlib.sha256(f"{draw.noise_seed} {draw.seed} {name}".encode()).digest()[:8]
+    return Readout((scale * draw.adc_noise) ** 2, cell_noise if noisy else None, int.from_bytes(key, "little"), gain, offset,
+                   tuple(curves) if curved else None, both)
+
+
+def _generator(seed: int, name: str, k: int, part: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode()), k, part]))
