@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
-from models.quant import CrossbarSpec, Device, calibrate, convert, correct, set_spec
-from models.quant.network import program
+from models.quant import CrossbarSpec, Device, calibrate, convert, correct, program, set_spec
 
 
 class Residual(nn.Module):

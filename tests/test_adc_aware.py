@@ -7,21 +7,9 @@ import torch
 from torch import nn
 
 from experiment.inputs import data as datasets
-from models.quant import (
-    CrossbarSpec,
-    Device,
-    Qconv2d,
-    Qconv2dDoreFa,
-    QLinear,
-    QLinearDoreFa,
-    calibrate,
-    collect_histograms,
-    correct,
-    crossbar_layers,
-    set_engine,
-)
+from models.quant import (CrossbarSpec, Device, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, calibrate, collect_histograms, correct,
+                          crossbar_layers, program, set_engine)
 from models.quant.arrays import adc
-from models.quant.network import program
 
 pytestmark = [pytest.mark.usefixtures("one_thread"),
               pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")]

@@ -9,26 +9,10 @@ import torch
 from test_crossbar import images, network, outputs
 from torch import nn
 
-from models.quant import (
-    ADC_BUFFERS,
-    CORRECTION_IMAGES,
-    Calibration,
-    CrossbarSpec,
-    Device,
-    Qconv2dDoreFa,
-    QLinearDoreFa,
-    calibrate,
-    collect_histograms,
-    correct,
-    crossbar_layers,
-    engines,
-    image_numbers,
-    set_engine,
-    set_spec,
-    without_adc,
-)
+from models.quant import (ADC_BUFFERS, CORRECTION_IMAGES, Calibration, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate,
+                          collect_histograms, correct, crossbar_layers, engines, image_numbers, program, set_engine, set_spec, without_adc)
 from models.quant.layers import channels
-from models.quant.network import diagnostics, program
+from models.quant.network import diagnostics
 from models.quant.network.calibration import CORRECTION_NUMBERS, output_moments
 
 pytestmark = pytest.mark.usefixtures("one_thread")

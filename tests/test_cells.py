@@ -23,23 +23,9 @@ from torch import nn
 from tqdm import tqdm
 
 import models.quant.engines as engines
-from models.quant import (
-    Cells,
-    CrossbarSpec,
-    Device,
-    Qconv2dDoreFa,
-    QLinearDoreFa,
-    calibrate,
-    collect_histograms,
-    crossbar_layers,
-    Wires,
-    check_chip,
-    set_engine,
-    set_spec,
-    without_adc,
-)
+from models.quant import (Cells, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, check_chip, collect_histograms,
+                          crossbar_layers, program, set_engine, set_spec, without_adc)
 from models.quant.arrays import mapping
-from models.quant.network import program
 from models.quant.arrays.cells import LARGEST_CELL, fraction_bits
 from models.quant.engines import reference as reference_engine
 from models.quant.arrays.spec import Geometry

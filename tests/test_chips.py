@@ -136,7 +136,7 @@ def test_the_software_has_no_chip_and_neither_has_a_setting_without_device(scene
 
 def test_reads_are_counted_once_for_all_chips_and_devices(scene, monkeypatch):
     counted, collect = [], quant.collect_histograms
-    monkeypatch.setattr(quant.calibration, "collect_histograms", lambda *args, **more: (counted.append(1), collect(*args, **more))[1])
+    monkeypatch.setattr(quant.network.calibration, "collect_histograms", lambda *args, **more: (counted.append(1), collect(*args, **more))[1])
     cache = Cache()
     measured(scene, None, cache=cache)
     first = measured(scene, chips=2, cache=cache)
@@ -153,7 +153,7 @@ def test_reads_are_counted_once_for_all_chips_and_devices(scene, monkeypatch):
 
 def test_layers_that_are_not_on_crossbars_have_ideal_cells(scene, monkeypatch):
     net, seen = scene[0], []
-    monkeypatch.setattr(quant.calibration, "correct", lambda *args, real=quant.correct: (
+    monkeypatch.setattr(quant.network.calibration, "correct", lambda *args, real=quant.correct: (
         seen.append([name for name, layer in quant.crossbar_layers(net) if layer.chip]), real(*args))[1])
     measured(scene, layers="conv")
     measured(scene)

@@ -883,7 +883,7 @@ def test_kernels_run_where_numba_may_write_nowhere(tmp_path, fresh):
         folder = os.environ["NUMBA_CACHE_DIR"]
         print(folder, oct(stat.S_IMODE(os.stat(folder).st_mode)))
         print(elementwise.pact_forward(torch.tensor([1.0, 2.0]), torch.tensor(3.0), 3).tolist())
-        from models.quant.engines.cpu import cache
+        from models.quant.kernels import cache
         print(len(list(cache.FOLDER.rglob("*.nbi"))), cache._user_folder() == pathlib.Path(folder) in cache.FOLDER.parents)
     """
     nowhere = str(tmp_path / "models/vgg.py")  # no folder can be made below a file

@@ -24,7 +24,7 @@ from models import Net  # the user's own
 from torchrram import (Chips, CrossbarSpec, Device, Setting, __version__, convert, load, measure, program, save, set_engine)
 from torchrram import cost
 import torchrram
-from torchrram.engines.cpu import cache
+from torchrram.kernels import cache
 
 torch.set_num_threads(1)
 images = torch.rand(12, 1, 6, 6, generator=torch.Generator().manual_seed(0))

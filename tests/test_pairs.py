@@ -21,8 +21,8 @@ from torch import nn
 
 import models.quant.engines as engines
 from experiment.settings.train_settings import parse as train_parse
-from models.quant import CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, image_numbers, set_engine, without_adc
-from models.quant.network import program
+from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, image_numbers, program, set_engine,
+                          without_adc)
 from models.quant.network import diagnostics
 from models.quant.devices.wires import gate_exact, solve
 from models.quant.network.gate_errors import gate_errors

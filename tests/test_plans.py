@@ -28,20 +28,10 @@ from experiment.program.cli import UserError, run_main
 from experiment.measure.ranges import AdcRanges
 from experiment.train.training import Run
 from models import vgg
-from models.quant import (
-    CrossbarSpec,
-    Device,
-    Qconv2dDoreFa,
-    QLinearDoreFa,
-    calibrate,
-    collect_histograms,
-    crossbar_layers,
-    error_weights,
-    set_engine,
-    set_spec,
-)
+from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, crossbar_layers, error_weights,
+                          program, set_engine, set_spec)
 from models.quant.arrays import adc
-from models.quant.network import calibration, program
+from models.quant.network import calibration
 from models.quant.arrays.converter import Converter
 from models.quant.network.counts import counting
 from models.quant.network.expectation import shares_of_ones

@@ -11,18 +11,8 @@ import torch
 from scipy import stats
 from torch import nn
 
-from models.quant import (
-    CrossbarSpec,
-    Device,
-    Qconv2dDoreFa,
-    QLinearDoreFa,
-    Wires,
-    calibrate,
-    image_numbers,
-    keep_effective_cells,
-    set_engine,
-)
-from models.quant.network import program
+from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, image_numbers, keep_effective_cells,
+                          program, set_engine)
 from models.quant.devices.wires import gate_exact
 from models.quant.engines import reference
 from models.quant.network.gate_errors import gate_errors

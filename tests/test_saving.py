@@ -8,8 +8,7 @@ import torch
 from test_convert import Functional, Small, Tied, Tokens, Viewed, seeded
 from torch import nn
 
-from models.quant import Calibration, CrossbarSpec, Device, calibrate, convert, crossbar_layers, load, measure, save, Setting
-from models.quant.network import program
+from models.quant import Calibration, CrossbarSpec, Device, Setting, calibrate, convert, crossbar_layers, load, measure, program, save
 from models.quant.conversion.encodings import ENCODINGS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

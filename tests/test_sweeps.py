@@ -207,7 +207,7 @@ CHIPS = ["--cellBit", "2", "--device", "techC", "--device_time", "1d"]
 def test_chips_one_by_one_are_what_they_are_together(evaluate, checkpoint, monkeypatch, more, calibrations):  # noqa: F811
     chosen, real = [], quant.calibrate
     with monkeypatch.context() as patch:
-        patch.setattr(quant.calibration, "calibrate", lambda *args, **options: (chosen.append(1), real(*args, **options))[1])
+        patch.setattr(quant.network.calibration, "calibrate", lambda *args, **options: (chosen.append(1), real(*args, **options))[1])
         measured, text = evaluate(checkpoint, *CHIPS, *more, "--adc_prec", "3", "--chips", "3", "--chip_seed", "5")
     assert [setting and setting.chips.seeds for setting in measured] == [None, range(5, 6), range(6, 7), range(7, 8)]
     assert len(chosen) == calibrations and "4 points: 4 to measure\n" in text and ", chip 6: " in text
