@@ -502,7 +502,7 @@ def test_a_killed_process_ends_those_that_ngpu_started(tmp_path, alone, monkeypa
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
 def test_cores_are_those_of_the_job():
     """As a cluster's scheduler gives them, in a process of its own."""
-    code = ("import os; from experiment import distributed; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
+    code = ("import os; from experiment.program import distributed; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
             "print(distributed.cores())")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"]

@@ -471,7 +471,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from models.quant.arrays.cells import Cells
-from models.quant.engines import triton_cells, triton_gpu, triton_ideal
+from models.quant.engines.gpu import triton_cells, triton_gpu, triton_ideal
 from models.quant.arrays.mapping import MappedLayer
 from models.quant.arrays.readout import Readout
 from models.quant.arrays.spec import CrossbarSpec, Geometry

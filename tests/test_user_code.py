@@ -124,7 +124,7 @@ def test_workers_get_a_law_with_its_code(law, tmp_path):
     chips = Chips(device=device, name="mine")
     user_code.send_along(ray.cloudpickle)
     (tmp_path / "chips.pickle").write_bytes(ray.cloudpickle.dumps(chips))
-    program = "import pickle, sys; from experiment import keys; chips = pickle.load(open(sys.argv[1], 'rb')); " \
+    program = "import pickle, sys; from experiment.measure import keys; chips = pickle.load(open(sys.argv[1], 'rb')); " \
               "print(keys.digest(chips.device), float(chips.device.mean(20.0)))"
     run = subprocess.run([sys.executable, "-c", program, tmp_path / "chips.pickle"], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.split() == [keys.digest(device), "19.5"], run.stderr
