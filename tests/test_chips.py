@@ -136,7 +136,8 @@ def test_the_software_has_no_chip_and_neither_has_a_setting_without_device(scene
 
 def test_reads_are_counted_once_for_all_chips_and_devices(scene, monkeypatch):
     counted, collect = [], quant.collect_histograms
-    monkeypatch.setattr(quant.network.calibration, "collect_histograms", lambda *args, **more: (counted.append(1), collect(*args, **more))[1])
+    monkeypatch.setattr(quant.network.calibration, "collect_histograms",
+                        lambda *args, **more: (counted.append(1), collect(*args, **more))[1])
     cache = Cache()
     measured(scene, None, cache=cache)
     first = measured(scene, chips=2, cache=cache)

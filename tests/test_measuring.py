@@ -108,7 +108,8 @@ def test_images_are_a_tensor_or_batches_that_can_be_gone_through_again(scene):
 def test_reads_are_counted_once_for_all_adcs(scene, monkeypatch):
     net, images, labels, calibration = scene
     counted, collect = [], quant.collect_histograms
-    monkeypatch.setattr(quant.network.calibration, "collect_histograms", lambda *args: (counted.append(net.features[4].spec), collect(*args))[1])
+    monkeypatch.setattr(quant.network.calibration, "collect_histograms",
+                        lambda *args: (counted.append(net.features[4].spec), collect(*args))[1])
     cache, found = Cache(), {}
     for bits in (3, 4):
         found[bits] = measure(net, images, labels, setting(bits), calibration=calibration, cache=cache).predictions
