@@ -240,7 +240,7 @@ def test_bakes_make_one_curve_over_the_temperature():
 
 def test_cells_of_a_chip_beside_others_are_refused(scene):
     model, images, labels, calibration = scene
-    chip = {name: quant.cells.Chip(layer.ideal_cells()) for name, layer in quant.crossbar_layers(model)}
+    chip = {name: quant.arrays.cells.Chip(layer.ideal_cells()) for name, layer in quant.crossbar_layers(model)}
     for cells, chips, message in ((chip, Chips(device=NOISY), "cells are those of a chip, and the setting programs others"),
                                   (dict([*chip.items()][1:]), None, f"there are no cells of layer {next(iter(chip))}")):
         with pytest.raises(ValueError, match=message):

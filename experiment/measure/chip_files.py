@@ -61,10 +61,10 @@ def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
         facts |= of_arrays | {"access": chips.access}
         label += "".join(f"_{name}{value}" for name, value in of_arrays.items() if value != getattr(quant.CrossbarSpec, name))
     for seed in chips.seeds:
-        path = quant.cell_files.cell_path(folder, 0, label, seed)
-        if quant.cell_files.manifest_or_none(folder).get(path.name, facts).get("data") not in (None, facts["data"]):
+        path = quant.network.cell_files.cell_path(folder, 0, label, seed)
+        if quant.network.cell_files.manifest_or_none(folder).get(path.name, facts).get("data") not in (None, facts["data"]):
             log.warning("%s and the like held cells of another device called %s, and hold those of this one now", path, chips.name)
-        if not quant.cell_files.cells_are_written(folder, network, label, seed, facts):
+        if not quant.network.cell_files.cells_are_written(folder, network, label, seed, facts):
             try:
                 chips.program(network, seed)
                 written += quant.write_cells(folder, network, label, seed, facts)
