@@ -37,7 +37,7 @@ def start(trained):
 
 def test_each_step_has_a_chip_and_epochs_are_measured_on_one_that_training_does_not_see(start, tmp_path, monkeypatch):
     seeds, program = [], quant.program
-    monkeypatch.setattr(quant, "program", lambda model, device, seed, *args, **more: (
+    monkeypatch.setattr(quant.measuring.chips, "program", lambda model, device, seed, *args, **more: (
         seeds.append(seed), program(model, device, seed, *args, **more)))
     _, checkpoint = quick(tmp_path / "a", "--fine_tune", start, *ON_CHIPS, "--chip_steps", "2", "--chip_seed", "7")
     steps = datasets.steps_per_epoch(checkpoint["data"]["train_images"], 20)
