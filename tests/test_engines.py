@@ -52,8 +52,8 @@ class All:
     def histogram(self, prepared, a_codes):
         return self._same("histogram", prepared, a_codes)
 
-    def scaled(self, prepared, a_codes, *arguments):
-        found = {name: engines.scaled(engine, prepared[name], a_codes, *arguments) for name, engine in self.engines.items()}
+    def scaled(self, prepared, a_codes, *arguments, shift=None):
+        found = {name: engines.scaled(engine, prepared[name], a_codes, *arguments, shift) for name, engine in self.engines.items()}
         return self._one_of(found)
 
     def _same(self, call, prepared, *arguments):
@@ -1051,6 +1051,20 @@ def test_scaled_sums_without_an_adc(engine, values):
     scale, offset = (torch.randn(len(layer.w_codes), generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     found = engines.scaled(engine, engine.prepare(layer), case.input(), values, scale, offset)
     total = expected(case)[0] * np.float64(values[0])
+    assert_same(found.numpy(), total.astype(np.float32) * scale.numpy() + offset.numpy())
+
+
+@pytest.mark.parametrize("w_bits, a_bits, channels", [(4, 4, 8), (8, 8, 8), (8, 8, 400)])  # 2 W - 255 is no byte; sums beyond 2^24
+def test_scaled_sums_with_a_shift(engine, w_bits, a_bits, channels):
+    """What an input offset adds is an integer for each channel, added before the sum is rounded to float32."""
+    case = layer_case(CrossbarSpec(w_bits, a_bits, adc_range="ideal"), channels, padding=(1, 1, 1, 1))
+    if channels == 400:
+        case.a_codes[:], case.w_codes[:, ::2] = 255, 255
+    layer = case.layer()
+    scale, offset = (torch.randn(len(layer.w_codes), generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    shift = torch.randint(-2**24, 2**24, (len(layer.w_codes),), generator=torch.Generator().manual_seed(2))
+    found = engines.scaled(engine, engine.prepare(layer), case.input(), [1.0], scale, offset, shift)
+    total = expected(case)[0].astype(np.int64) + shift.numpy()
     assert_same(found.numpy(), total.astype(np.float32) * scale.numpy() + offset.numpy())
 
 
