@@ -147,12 +147,17 @@ class MappedLayer:
     @property
     def row_weights(self) -> Tensor:
         """What a row that is on adds to u, times its digit: int32 `[slices, groups, rows, out / groups]`."""
+        if self.cells is not None:
+            return self.cells.weights(self.spec.reference == "analog")
+        return torch.stack([self.slice_weights(k) for k in range(len(self.spec.slice_bits))])
+
+    def slice_weights(self, k: int) -> Tensor:
+        """`row_weights` of slice `k`, int32 `[groups, rows, out / groups]`: those of all slices take much memory in large layers."""
         spec, analog = self.spec, self.spec.reference == "analog"
         if self.cells is not None:
-            return self.cells.weights(analog)
-        w_rows, scale = self.w_rows.int(), round(1 / spec.unit)
-        return torch.stack([scale * ((w_rows >> (spec.cell_bits * k)) & (2**bits - 1)) - (reference if analog else 0)
-                            for k, (bits, reference) in enumerate(zip(spec.slice_bits, self.reference_twice))])
+            return self.cells.weights(analog)[k]
+        levels = (self.w_rows >> (spec.cell_bits * k)) & (2 ** spec.slice_bits[k] - 1)
+        return levels.int().mul_(round(1 / spec.unit)).sub_(self.reference_twice[k] if analog else 0)
 
     @property
     def cell_weights(self) -> Tensor:

@@ -33,6 +33,7 @@ from .whole.products import Product
 TOGETHER = 2**22  # reads that are held at a time, about
 MOST = 16  # products of bytes in place of one: of more, reads by active rows or by look-up are faster, whatever the layer
 CHUNK = 2**13  # reads of one work item
+LEAST, LARGEST = -127 * 256 - 128, 127 * 256 + 127  # that two bytes hold, of which the upper one is no -128
 UNIT, DELTA, LOWEST, HIGHEST, FACTOR = range(5)  # of a converter: q = clip(rint(u UNIT / DELTA), LOWEST, HIGHEST) FACTOR
 
 
@@ -52,7 +53,11 @@ class Dense:
         if not self._may_run:
             return False
         ways = {"dense": lambda x: self.simulate(x) if self._fits else self._other.by_reads(x), "by reads": self._other.by_reads}
-        return fastest_for(self.layer, a_codes, ways) == "dense" and self._fits
+        if fastest_for(self.layer, a_codes, ways) == "dense" and self._fits:
+            return True
+        self.__dict__.pop("_weights", None)  # what a trial has left
+        self.__dict__.pop("_arrays", None)
+        return False
 
     @property
     def _may_run(self):
@@ -70,18 +75,28 @@ class Dense:
     @functools.cached_property
     def _unit(self):
         """The largest number that divides what every row adds to u: cells of a grid may hold whole levels."""
-        return max(1, int(np.gcd.reduce(np.abs(self.layer.row_weights.cpu().numpy()), axis=None)))
+        divisors = [int(np.gcd.reduce(part.cpu().abs().numpy(), axis=None)) for part in self._of_slices()]
+        return max(1, math.gcd(*divisors))
+
+    def _of_slices(self):
+        """What a row of each slice adds to u, int32 `[rows, out]`, made one after the other."""
+        return (self.layer.slice_weights(k)[0] for k in range(len(self.layer.spec.slice_bits)))
 
     @functools.cached_property
     def _weights(self):
         """What each row adds to `u / _unit`, as one byte or as two, of 256 and of 1: int8 `[slices bytes, rows, out]`; None where two do
         not hold it."""
-        weights = self.layer.row_weights[:, 0].cpu() // self._unit
-        if int(weights.abs().max()) < 128:
-            return weights.to(torch.int8)
+        units = []
+        for part in self._of_slices():
+            part = part.cpu() // self._unit
+            if part.min() < LEAST or part.max() > LARGEST:
+                return None
+            units.append(part.to(torch.int16))
+        if max(int(part.abs().max()) for part in units) < 128:
+            return torch.stack([part.to(torch.int8) for part in units])
+        weights = torch.stack(units)
         low = (weights + 128) % 256 - 128
-        high = (weights - low) // 256
-        return torch.stack([high, low], 1).flatten(0, 1).to(torch.int8) if int(high.abs().max()) < 128 else None
+        return torch.stack([(weights - low) // 256, low], 1).flatten(0, 1).to(torch.int8)
 
     @functools.cached_property
     def _arrays(self):

@@ -26,7 +26,7 @@ class IntegerConvolution:
     def __init__(self, layer: MappedLayer, factor: int = 2, offset: int | None = None) -> None:
         self.layer, self.geometry, self.largest_code = layer, layer.geometry, 2**layer.spec.a_bits - 1
         self.rows = layer.w_codes[0].numel()
-        codes, offset = layer.w_codes.cpu().int(), layer.zero_twice if offset is None else offset
+        codes, offset = layer.w_codes.cpu().short(), layer.zero_twice if offset is None else offset
         weight = factor * codes - offset
         bound = largest_sum(weight, self.largest_code)
         self.integers = torch.int32 if bound < 2**31 else torch.int64

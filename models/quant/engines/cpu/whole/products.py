@@ -117,24 +117,31 @@ def _choose(*key):
     shape, weight_shape, geometry, largest_code, saturates, _ = key
     numbers = torch.Generator().manual_seed(0)  # not those of a training run
     low, high = (-128, 127) if saturates else (-SAFE, SAFE)
-    a_codes = torch.randint(0, largest_code + 1, shape, generator=numbers)
-    trial = torch.randint(low, high + 1, weight_shape, generator=numbers)
-    a_codes[torch.rand(shape, generator=numbers) < 0.5] = largest_code
-    trial = torch.where(torch.rand(weight_shape, generator=numbers) < 0.5, trial, torch.where(trial < 0, low, high))
-    trial, a_codes = trial.to(torch.int8), a_codes.to(torch.uint8)
-    ends = slice(None, None, max(1, shape[0] - 1))  # the first and the last image
-    wanted = _Doubles(trial, geometry)(a_codes[ends]).float()
+    # Bytes from the first: numbers of more would be the most memory that the network ever takes.
+    a_codes = torch.randint(0, largest_code + 1, shape, generator=numbers, dtype=torch.uint8)
+    trial = torch.randint(low, high + 1, weight_shape, generator=numbers, dtype=torch.int8)
+    a_codes.masked_fill_(_half(shape, numbers), largest_code)
+    largest = _half(weight_shape, numbers)
+    trial.masked_fill_(largest & (trial < 0), low).masked_fill_(largest & (trial > 0), high)
+    some = slice(None, None, max(1, shape[0] - 1))  # the first and the last image
+    usual = _Floats if largest_sum(trial, largest_code) < EXACT else _Doubles
+    wanted = usual(trial, geometry)(a_codes[some]).float()
     exact = {}
     for way in _ways(weight_shape, geometry):
         try:
             run = way(trial, geometry)
-            if torch.equal(run(a_codes)[ends], wanted):
+            if torch.equal(run(a_codes)[some], wanted):
                 exact[way] = run
         except NO_OPERATOR:
             continue
     if not exact:
         return _Floats
     return next(way for way in exact if way.name == fastest(key, {way.name: lambda run=run: run(a_codes) for way, run in exact.items()}))
+
+
+def _half(shape, numbers):
+    """A mask of about half of the elements."""
+    return torch.randint(0, 2, shape, generator=numbers, dtype=torch.uint8).view(torch.bool)
 
 
 class _Part:
