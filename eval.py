@@ -41,6 +41,7 @@ networks with one --save_path each has a folder there, called as its checkpoint,
 """
 
 import contextlib
+import json
 import logging
 import os
 import shlex
@@ -66,6 +67,7 @@ from experiment.sweep.search import Search, check_search, validation_bench
 from experiment.settings.train_settings import trained_for
 from experiment.sweep.workers import Pool, check_workers
 from models.quant.measuring.measure import Record
+from models.quant.storage.files import write_text
 
 
 def check_folders(settings: EvalSettings) -> None:
@@ -143,7 +145,7 @@ def write_results(bench: Bench, plan: Plan, log: logging.Logger) -> None:
     if costed := [record for record in records if record.cost]:
         log.info(f"sources of the costs in {bench.costs.technology.name}:\n{cost_report.sources_table(costed)}")
     log.info("\n" + report.settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
-    results.write_table(bench.folder / "table.json", [point["row"] for point in map(bench.point, settings) if point])
+    write_text(bench.folder / "table.json", json.dumps([point["row"] for point in map(bench.point, settings) if point], indent=1))
     title = (f"{of.model.removesuffix('_eval')}, {of.wbit}-bit weights, {of.abit}-bit activations: "
              f"{bench.shown.batches.count} {bench.shown.kind} of {of.dataset}")
     for path in report.plots([record for record in records if record.setting], title, bench.folder):

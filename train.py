@@ -70,7 +70,7 @@ from experiment.program.cli import UserError, check_writable, get_logger, one_li
 from experiment.inputs.packed import pack
 from experiment.settings.train_settings import BEST, CHECKPOINT, Actions, TrainSettings, parse
 from models.quant import ADC_BUFFERS
-from models.quant.storage.files import atomic_write
+from models.quant.storage.files import write_text
 
 
 def measure_checkpoint(settings: TrainSettings, actions: Actions, checkpoint: dict, net: nn.Module, device: torch.device) -> int:
@@ -111,8 +111,7 @@ def export(settings: TrainSettings, actions: Actions, checkpoint: dict, accuracy
         "commands": checkpoint.get("commands", []), "hours": round(checkpoint.get("seconds", 0) / 3600, 2),
         "config": config, "date": time.strftime("%Y-%m-%d"), "machine": checkpoint.get("machine", {}),
     }
-    text = json.dumps(facts, indent=1) + "\n"
-    atomic_write(Path(actions.export).with_suffix(".json"), lambda file: file.write(text.encode()))
+    write_text(Path(actions.export).with_suffix(".json"), json.dumps(facts, indent=1) + "\n")
 
 
 def own_network(settings: TrainSettings, actions: Actions, checkpoint: dict | None, num_classes: int, device: torch.device) -> nn.Module:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiment.program import cli, machine
-from experiment.program.cli import Stopped, StopRequest, UserError
+from experiment.program import cli, distributed, machine
+from experiment.program.cli import UserError
 from models import quant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,11 +208,11 @@ def test_the_log_file_is_appended_to_and_has_the_time(tmp_path, capsys, caplog):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_waits_for_a_check_and_a_second_ctrl_c_does_not(number):
     before = signal.getsignal(number)
-    with StopRequest() as stop:
+    with distributed.StopRequest() as stop:
         stop.check()
         signal.raise_signal(number)
         assert stop.signal == number
-        with pytest.raises(Stopped):
+        with pytest.raises(distributed.Stopped):
             stop.check()
         if number == signal.SIGINT:
             with pytest.raises(KeyboardInterrupt):
@@ -220,7 +220,7 @@ def test_the_first_signal_waits_for_a_check_and_a_second_ctrl_c_does_not(number)
         else:
             signal.raise_signal(number)  # a launcher and a batch system may both send one
     assert signal.getsignal(number) is before
-    StopRequest().check()  # every request has a signal of its own
+    distributed.StopRequest().check()  # every request has a signal of its own
 
 
 # -- the machine

@@ -31,7 +31,7 @@ from experiment.report import cost_report, report
 from experiment.train import data_parallel, training
 from experiment.program import distributed
 from experiment.inputs.checkpoint import load_checkpoint
-from experiment.program.cli import Stopped, UserError
+from experiment.program.cli import UserError
 from experiment.settings.train_settings import continuing, parse
 from models import quant
 
@@ -402,7 +402,7 @@ def test_a_signal_that_comes_while_others_are_waited_for_is_for_the_next_check(m
     monkeypatch.setattr(distributed, "_largest", wait)
     stop.check()
     assert stop.signal == signal.SIGTERM
-    with pytest.raises(Stopped):
+    with pytest.raises(distributed.Stopped):
         stop.check()
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ladders import solve
 from scipy import stats
 from strategies import codes
 from test_eval import checkpoint, refused, run, scene  # noqa: F401
@@ -24,7 +25,7 @@ from experiment.settings.train_settings import parse as train_parse
 from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Wires, calibrate, image_numbers, program, set_engine,
                           without_adc)
 from models.quant.network import diagnostics
-from models.quant.devices.wires import gate_exact, solve
+from models.quant.devices.wires import gate_exact
 from models.quant.network.gate_errors import gate_errors
 from models.quant.engines import reference as reference_engine
 from models.quant.arrays.spec import ADC_RANGES, MAPPINGS

@@ -121,7 +121,7 @@ def test_killed_while_a_point_is_written(where, there, tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     found, made = Points(tmp_path), []
-    assert found.exists("ab" * 32) == there and not results.read(found.results)
+    assert found.path("ab" * 32).exists() == there and not results.read(found.results)
     found.measure("ab" * 32, lambda: made.append(1) or a_point(a=1))
     assert bool(made) != there and len(results.read(found.results)) == len(made)
     found.mend()
@@ -278,7 +278,7 @@ def test_a_line_that_its_process_is_about_to_append_is_left_to_it(tmp_path):
     here.recv()
     found = Points(tmp_path)
     found.mend()
-    there, lines = found.exists("ab" * 32), results.read(found.results)
+    there, lines = found.path("ab" * 32).exists(), results.read(found.results)
     here.send("go on")
     process.join()
     assert there and lines == []
@@ -444,8 +444,8 @@ def test_every_number_of_a_technology_counts():
     others = [replace(usual, sources=usual.sources | {part: dearer[part]}) for part in dearer] + [
         replace(usual, **{name: getattr(usual, name) + 1}) for name in (
             "node", "columns", "columns_per_adc", "read_voltage", "read_pulse", "read_setup", "cell_area", "g_max", "copies")]
-    assert len({keys.of_costs(each) for each in (usual, *others)}) == 1 + len(others)
-    assert keys.of_costs(replace(usual, name="mine")) == keys.of_costs(usual)
+    assert len({keys.digest(each) for each in (usual, *others)}) == 1 + len(others)
+    assert keys.digest(replace(usual, name="mine")) == keys.digest(usual)
 
 
 def test_no_two_values_have_one_digest():

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from ladders import solve
 from scipy import stats
 from torch import nn
 
@@ -322,7 +323,6 @@ def test_converters_are_drawn_once_and_have_their_deviations():
 def test_voltage_access_is_exact_for_all_inputs(wires, monkeypatch):
     """Currents of arrays of 8 outputs by Kirchhoff's laws, the reference columns in front of the data, against the sums of effective
     cells; the reference of the first outputs stands for all."""
-    from models.quant.devices.wires import solve
     monkeypatch.setattr(program_module, "COLUMNS", 8)
     g_min, g_max = 5.0, 100.0
     network, codes = layer(20), codes_of(6)
@@ -341,7 +341,6 @@ def test_voltage_access_is_exact_for_all_inputs(wires, monkeypatch):
 @pytest.mark.parametrize("wires", [Wires(wire_ohm=3.0), Wires(wire_ohm=1.0, row_ohm=5.0)])
 def test_every_array_has_wires_of_its_own(wires, mapping):
     """A grouped convolution of several arrays: the currents of each by Kirchhoff's laws, of an array of its rows alone."""
-    from models.quant.devices.wires import solve
     g_min, g_max = 5.0, 100.0
     torch.manual_seed(0)
     made = Qconv2dDoreFa(40, 12, 3, groups=2, bias=False, spec=CrossbarSpec(rows=16, mapping=mapping), alpha_init=1.0)
@@ -362,7 +361,6 @@ def test_every_array_has_wires_of_its_own(wires, mapping):
 
 def test_a_digital_reference_is_no_column_of_the_array():
     """Where word lines resist, each column loads them: those of the array alone."""
-    from models.quant.devices.wires import solve
     g_min, g_max, wires = 5.0, 100.0, Wires(wire_ohm=1.0, row_ohm=20.0, driver_ohm=500.0)
     network, codes = layer(20, "digital"), codes_of(6)
     program(network, Device("own", "here", g_min, g_max), wires=wires)

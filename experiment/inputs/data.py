@@ -77,9 +77,7 @@ def load(dataset: str, data_path: str | Path = "./data", log: Callable[[str], ob
         raise UserError(f"--dataset {dataset}: unknown, choose from {', '.join(DATASETS)}")
     with distributed.one_first():
         if dataset == "imagefolder":
-            root = Path(data_path)
-            return (_streamed_folder(folders.read(root, log, class_index, validation), transform) if transform
-                    else _imagefolder(folders.read(root, log, validation=validation), log))
+            return _imagefolder(folders.read(Path(data_path), log, class_index, validation), transform, log)
         found = _digits() if dataset == "digits" else _cifar(dataset, data_path)
     return _seen_through(found, transform) if transform else found
 
@@ -320,13 +318,7 @@ def _seen_through(data: Dataset, transform: Transform) -> Dataset:
     return replace(data, train_x=train, test_x=test, mean=mean, std=std)
 
 
-def _streamed_folder(found: folders.Folder, transform: Transform) -> Dataset:
-    train, test = (Streamed(files, transform) for files in found.files)
-    return Dataset("imagefolder", train, found.labels[0], test, found.labels[1], found.classes, *AS_THEY_ARE,
-                   validation=found.validation)
-
-
-def _imagefolder(found: folders.Folder, log: Callable[[str], object]) -> Dataset:
-    train, test = folders.decoded(found, SIZE, log)
-    return Dataset("imagefolder", train, found.labels[0], test, found.labels[1], found.classes, *pixel_stats(train),
-                   validation=found.validation)
+def _imagefolder(found: folders.Folder, transform: Transform | None, log: Callable[[str], object]) -> Dataset:
+    train, test = (Streamed(files, transform) for files in found.files) if transform else folders.decoded(found, SIZE, log)
+    stats = AS_THEY_ARE if transform else pixel_stats(train)
+    return Dataset("imagefolder", train, found.labels[0], test, found.labels[1], found.classes, *stats, validation=found.validation)

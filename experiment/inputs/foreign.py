@@ -12,21 +12,20 @@ import contextlib
 import difflib
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import nn
 
 from ..program import user_code
 from ..program.cli import UserError, needed, one_line
 from ..program.user_code import is_file
 from .checkpoint import load_checkpoint, load_weights
+from .streamed import Transform
 
 # torchvision, timm and the like take seconds to import: only the networks that need them do so.
 
-Transform = Callable[[Image.Image], torch.Tensor]
 KINDS = "torchvision/NAME, timm/NAME or path/to/net.py:FUNCTION"
 IMAGENET_STATS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of ImageNet's pixels, of full scale 1
 MARGIN = 256 / 224  # shorter side of an image over the square that is cut out of its middle, where a network does not say it

@@ -20,7 +20,6 @@ from torch import nn
 
 from models import quant
 from models.quant.arrays.spec import BEFORE
-from models.quant.cost import Technology
 from models.quant.devices import Law
 from models.quant.layers.prepared import resolved
 from models.quant.measuring.chips import Chips
@@ -143,11 +142,6 @@ def of_chips(chips: Chips, with_reference: bool = True) -> dict[str, Any]:
     if not with_reference:
         values["reference_cells"] = Chips.reference_cells
     return _plain(values | {"device": digest(chips.device)})
-
-
-def of_costs(technology: Technology) -> str:
-    """Digest of what costs follow from, beside the setting and the code."""
-    return digest(technology)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

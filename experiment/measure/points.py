@@ -19,6 +19,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting
-from models.quant.storage.files import atomic_write, remove_stale
+from models.quant.storage.files import remove_stale, write_text
 
 from ..settings import costs
 from . import columns, keys, results
@@ -94,10 +95,6 @@ class Points:
         """Where a point is, or will be. Args: of_several, that of a chip as one of several."""
         return Path(self.folder, *(["chips"] if of_several else []), f"{key}.json")
 
-    def exists(self, key: str, of_several: bool = False) -> bool:
-        """Whether a point was measured. Args: see `path`."""
-        return self.path(key, of_several).exists()
-
     def read(self, key: str, of_several: bool = False) -> dict[str, Any] | None:
         """A point; None where it was not measured, or its file was damaged since. Args: see `path`."""
         point = _named(self.path(key, of_several))
@@ -156,8 +153,7 @@ class Points:
                 point = {"key": key, **make(), **({"answers": self.answers()} if self.answers else {})}
                 point["row"] = {**point["row"], "key": key}
                 point.setdefault("took_s", time.perf_counter() - started)
-                text = json.dumps(point).encode()
-                atomic_write(path, lambda file: file.write(text))
+                write_text(path, json.dumps(point))
                 self.left_out.discard(key)
                 if not of_several:
                     results.append(self.results, point["row"])
@@ -185,7 +181,7 @@ def of_record(record: Record, row: Mapping[str, Any], decides: Mapping[str, Any]
     of the ranges that were chosen for it."""
     predictions = record.predictions[None] if record.chip_predictions is None else record.chip_predictions
     return {"decides": decides, "row": row, "is_float": record.is_float, "predictions": _packed(predictions), "ranges": ranges,
-            "cost": record.cost and costs.plain(record.cost)}
+            "cost": record.cost and asdict(record.cost)}
 
 
 def record_of(point: Mapping[str, Any], setting: Setting | None) -> Record:

@@ -22,7 +22,7 @@ from models.quant.arrays import adc
 from models.quant.arrays.spec import BEFORE, hardware
 from models.quant.measuring.placing import on_adcs
 from models.quant.measuring.setting import Setting
-from models.quant.storage.files import atomic_write, locked
+from models.quant.storage.files import locked, write_text
 
 from ..program.cli import UserError, one_line
 from ..settings.eval_flags import EvalSettings
@@ -117,8 +117,7 @@ class AdcRanges:
             for key, entry in self.entries.items():
                 merged.add(key, entry)
             if merged.entries != before:
-                text = json.dumps({"ranges": list(merged.entries.values())})
-                atomic_write(path, lambda file: file.write(text.encode()))
+                write_text(path, json.dumps({"ranges": list(merged.entries.values())}))
 
 
 def _check(entry: dict[str, Any]) -> None:

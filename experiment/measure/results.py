@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.quant.storage.files import atomic_write, locked
+from models.quant.storage.files import atomic_write, locked, write_text
 
 from ..program.cli import UserError
 from .columns import is_line
@@ -48,11 +48,6 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return [*filter(is_line, rows)]
 
 
-def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The rows of one command's table, in its order, as JSON."""
-    atomic_write(path, lambda file: file.write(json.dumps(rows, indent=1).encode()))
-
-
 def write_tables(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """results.csv, and results.parquet where pyarrow is installed (else none), of these rows. Lists and dicts are JSON in a column.
     Returns: the paths of those that were written; none is where they hold these rows already."""
@@ -66,7 +61,7 @@ def write_tables(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[
     if whole and path.exists() and path.read_bytes() == text.getvalue().encode():
         return []
     written = _write_parquet(path.with_suffix(".parquet"), names, flat)  # first: by the CSV is told whether both are there
-    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+    write_text(path, text.getvalue())
     return [path, *written]
 
 

@@ -1,4 +1,4 @@
-"""What the programs do at their edges: errors in one line, console and log file, stopping when asked to.
+"""What the programs do at their edges: errors in one line, console and log file.
 
     def main() -> int:                     # the exit code
         ...
@@ -13,12 +13,11 @@ import errno
 import importlib
 import io
 import logging
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import NoReturn, TextIO
 
 
@@ -150,40 +149,3 @@ def get_logger(path: str | Path | None = None) -> logging.Logger:
         to_file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(to_file)
     return log
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Stopping
-
-
-class Stopped(Exception):
-    """A signal asked to stop, and the program has come to a point where its state is complete."""
-
-
-class StopRequest:
-    """Within `with`, Ctrl-C and SIGTERM raise Stopped at the next check() instead of breaking into a step. A second Ctrl-C
-    does not wait; a second SIGTERM, which a process may get from its launcher and from a batch system, does.
-
-    Attributes: signal, the number of the signal that came, or None.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
-
-    def check(self) -> None:
-        """Raises: Stopped, when a signal has come."""
-        if self.signal is not None:
-            raise Stopped

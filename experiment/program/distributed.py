@@ -25,7 +25,6 @@ from torch import nn
 
 from models import quant
 
-from . import cli
 from .cli import UserError, one_line, run_main
 
 T = TypeVar("T")
@@ -192,15 +191,40 @@ def _end(error: BaseException) -> None:
         raise UserError(f"another of the {world()} processes has ended, and this run with it; what it has written stays") from None
 
 
-class StopRequest(cli.StopRequest):
-    """A `cli.StopRequest` for all: a signal to one process stops all of them at the same check, which all must make."""
+class Stopped(Exception):
+    """A signal asked to stop, and the program has come to a point where its state is complete."""
+
+
+class StopRequest:
+    """Within `with`, Ctrl-C and SIGTERM raise Stopped at the next check() instead of breaking into a step; a signal to one process stops
+    all of them at the same check, which all must make. A second Ctrl-C does not wait; a second SIGTERM, which a process may get from its
+    launcher and from a batch system, does.
+
+    Attributes: signal, the number of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        self.signal = number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
 
     def check(self) -> None:
         """Raises: Stopped, when a signal has come."""
         found = _largest(self.signal or 0)
         if found:  # one that came while the others were waited for is for the next check, of which all hear
             self.signal = found
-            super().check()
+            raise Stopped
 
 
 # ---- what they tell each other ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from models.quant.measuring.placing import Stored, on_adcs, place, program
 from models.quant.measuring.setting import Setting
 from models.quant.network import diagnostics
 from models.quant.network.gate_errors import gate_errors
-from models.quant.storage.files import atomic_write
+from models.quant.storage.files import write_text
 
 from ..inputs.data import Batches
 from .drawing import colormap, height_of_names, new_figure, save, width_of_names, wrapped
@@ -47,7 +47,7 @@ def write(path: Path, network: nn.Module, setting: Setting, title: str, images: 
         finally:
             quant.program(network, None)
     content = {"title": title, "setting": str(setting), "chip_seed": seed, "losses": layers, "cells": {"layer": name, "slices": slices}}
-    atomic_write(path.with_suffix(".json"), lambda file: file.write(json.dumps(content).encode()))
+    write_text(path.with_suffix(".json"), json.dumps(content))
     plot(path.with_suffix(".png"), title, name, slices, layers, setting.chips and setting.chips.device, layer.spec)
     return losses_table(layers)
 

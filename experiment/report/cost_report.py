@@ -15,7 +15,7 @@ from models import quant
 from models.quant.cost import Band, CostReport, LayerCost, Origin, Technology
 from models.quant.cost.estimate import AREA, ENERGY, NOTHING
 from models.quant.measuring.measure import Record
-from models.quant.storage.files import atomic_write
+from models.quant.storage.files import write_text
 
 from ..measure.columns import OF_COSTS, Measured, band_text
 from .drawing import add_legend, colormap, label_decades, new_figure, save, wrapped
@@ -33,8 +33,8 @@ def write(records: Sequence[Record], technology: Technology, title: str, folder:
         return []
     paths = [folder / name for name in ("cost.json", "cost.csv", "cost_by_layer.png", "accuracy_over_energy.png")]
     content = {"technology": _content(technology), "settings": [_setting(record) for record in costed]}
-    atomic_write(paths[0], lambda file: file.write(json.dumps(content).encode()))
-    atomic_write(paths[1], lambda file: file.write(_csv(costed, network).encode()))
+    write_text(paths[0], json.dumps(content))
+    write_text(paths[1], _csv(costed, network))
     title = f"{title}\n{technology.name}, typical sources; from the cheapest to the dearest ones:"
     by_layer(paths[2], costed, f"{title} whiskers")
     accuracy_over_energy(paths[3], costed, f"{title} bars; whiskers: {band_words(costed)}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.quant.storage.files import atomic_write
+from models.quant.storage.files import write_text
 
 PAGE = "results.html"
 FIRST = ("model", "dataset", "checkpoint", "cell_bits", "adc_bits", "adc_range", "adc_plan", "per_layer", "device", "accuracy",
@@ -19,8 +19,7 @@ MACHINE = ("python", "torch", "numba", "triton", "cpu", "threads", "processes", 
 def write(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write the page of a folder. Args: rows, those of its results. Returns: its path."""
     path = Path(folder, PAGE)
-    page = _page(Path(folder), rows, sorted([*Path(folder).glob("*.png"), *Path(folder).glob("*/*.png")]))
-    atomic_write(path, lambda file: file.write(page.encode()))
+    write_text(path, _page(Path(folder), rows, sorted([*Path(folder).glob("*.png"), *Path(folder).glob("*/*.png")])))
     return path
 
 

@@ -1,7 +1,6 @@
 """What people look at: tables as text, pictures as PNG, the report of `eval.py --report`."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,6 @@ from rich.table import Table
 
 from models.quant.devices.times import show_time
 from models.quant.measuring.measure import Record
-from models.quant.measuring.setting import Setting
-from models.quant.storage.files import atomic_write
 
 from ..measure.columns import has_a_mean, shown
 from .drawing import add_legend, colormap, new_figure, save, wrapped
@@ -240,12 +237,6 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
                 " ".join(map(str, s["bits"])) if _is_planned(entry) else f"{s['delta']:.4g}", f"{s['codes_used']:.0%}",
                 f"{s['clipped']:.2%}", db(s["sqnr_db"]), db(entry["output_sqnr_db"]) if first else ""])
     return text_table(header, rows)
-
-
-def write_report(path: str | Path, title: str, setting: Setting, layers: Sequence[Mapping[str, Any]]) -> None:
-    """The numbers of a report as JSON."""
-    text = json.dumps({"title": title, "setting": str(setting), "layers": layers})
-    atomic_write(path, lambda file: file.write(text.encode()))
 
 
 def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]], adc_bits: float) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -97,13 +96,8 @@ def _layouts(setting: Setting) -> list[tuple[str, int]]:
     return list(itertools.product(sorted(mappings), sorted(rows)))
 
 
-def plain(cost: CostReport) -> dict[str, Any]:
-    """Costs as values that JSON has."""
-    return asdict(cost)
-
-
 def restored(values: Mapping[str, Any]) -> CostReport:
-    """The costs that `plain` was given, from JSON."""
+    """The costs of `asdict(report)`, from JSON."""
     layers = tuple(LayerCost(**each | {
         "events": _events(each["events"]), "latency": Band(*each["latency"]),
         **{name: {part: Band(*band) for part, band in each[name].items()} for name in ("energy", "area")}}) for each in values["layers"])

@@ -1,5 +1,6 @@
 """A trained network with its images and the folder of its results (`Bench`): what measures settings, each of them once."""
 
+import json
 import logging
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from models.quant.measuring.measure import Cache, Record, count_reads, measure, 
 from models.quant.measuring.placing import check_chips, engines_of, is_chip, place, put, use_cells
 from models.quant.measuring.setting import Setting, reads_of
 from models.quant.network import diagnostics
+from models.quant.storage.files import write_text
 
 from ..inputs import data, foreign
 from ..measure import columns, keys, points
@@ -161,7 +163,7 @@ class Bench:
         code = self._code_of(*parts, *(["costs"] if costed else []))
         found = self.decides_all | self.decides_hardware | {"setting": keys.of_setting(setting), "code": code}
         if costed:
-            found["cost"] = keys.of_costs(self.costs.technology)
+            found["cost"] = keys.digest(self.costs.technology)
         if setting.spec.adc_range == "dynamic":
             found["batch_size"] = self.settings.batch_size
         if self.ranges.to_calibrate(setting):
@@ -363,7 +365,7 @@ class Bench:
             self.ranges.give(self.net, setting)
         histograms = count_reads(self.net, setting, shown.calibration, cache, progress=True)
         layers = diagnostics.report(self.net, shown.report, histograms, setting.calibration.rule, setting.calibration.per)
-        report.write_report(path.with_suffix(".json"), title, setting, layers)
+        write_text(path.with_suffix(".json"), json.dumps({"title": title, "setting": str(setting), "layers": layers}))
         report.report_plot(path.with_suffix(".png"), title, layers, setting.spec.adc_bits)
         log.info(f"{text}:\n{report.layers_table(layers)}\npicture: {path.with_suffix('.png')}")
 

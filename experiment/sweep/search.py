@@ -19,7 +19,7 @@ from typing import Any
 
 from models import quant
 from models.quant.measuring.setting import Setting, fits
-from models.quant.storage.files import atomic_write
+from models.quant.storage.files import write_text
 
 from ..program.cli import UserError, needed
 from ..program.flags import flag_name
@@ -259,7 +259,7 @@ class Search:
         writer.writeheader()
         writer.writerows(rows)
         paths = [folder / "search.csv", folder / "search.png"]
-        atomic_write(paths[0], lambda file: file.write(text.getvalue().encode()))
+        write_text(paths[0], text.getvalue())
         self._plot(paths[1], rows)
         if importlib.util.find_spec("plotly"):
             paths.append(folder / "search.html")
@@ -311,8 +311,7 @@ class Search:
                                hoverinfo="text")
         figure.update_layout(title=self._title, xaxis_title=OBJECTIVES[x].axis,
                              yaxis_title=OBJECTIVES[y].axis)
-        page = figure.to_html(include_plotlyjs=True, full_html=True)
-        atomic_write(path, lambda file: file.write(page.encode()))
+        write_text(path, figure.to_html(include_plotlyjs=True, full_html=True))
 
 
 def check_search(settings: EvalSettings) -> None:

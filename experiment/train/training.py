@@ -20,12 +20,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from models import quant
-from models.quant.storage.files import atomic_write
+from models.quant.storage.files import write_text
 
 from ..inputs.checkpoint import load_checkpoint, load_weights, odd_number, save_checkpoint
 from ..inputs.data import Dataset, evenly, generator, normalize, steps_per_epoch, train_batches, training_split
 from ..program import distributed
-from ..program.cli import Stopped, UserError
+from ..program.cli import UserError
 from ..program.machine import machine_info, rng_state, set_rng_state
 from ..settings.train_settings import BEST, CHECKPOINT, CONFIG, TrainSettings, continuing
 from ..start.starting import quantized_layers, used_alphas
@@ -209,7 +209,7 @@ class Run:
                     self.train_epoch()
                     self.end_epoch()
                 self.test()
-            except Stopped:
+            except distributed.Stopped:
                 self.save()
                 self.log.info(f"stopped after {self.epoch} of {settings.epochs} epochs and {self.step} steps; continue with: "
                               + continuing(settings, self.folder / CHECKPOINT))
@@ -335,5 +335,4 @@ class Run:
 
 def write_config(folder: Path, settings: TrainSettings) -> None:
     """`config.json`, the settings of a run for people, and for the folder of its images when it goes on."""
-    text = json.dumps(settings.config(), indent=1) + "\n"
-    atomic_write(folder / CONFIG, lambda file: file.write(text.encode()))
+    write_text(folder / CONFIG, json.dumps(settings.config(), indent=1) + "\n")

@@ -79,40 +79,6 @@ class Wires:
         return bool(self.wire_ohm or self.row_ohm or self.driver_ohm)
 
 
-def solve(conductance: ArrayLike, volts: ArrayLike, wire_ohm: float, row_ohm: float = 0.0, driver_ohm: float = 0.0,
-          access: str = "voltage") -> np.ndarray:
-    """The currents of one array's columns, from Kirchhoff's laws.
-
-    Voltage access: `volts @ effective(conductance, wires)`. Gate access: a row at 0 V is cut off, the cells of any other row i
-    lie between an ideal supply at `volts[i]` and their bit lines.
-
-    Args: conductance, siemens `[rows, columns]`; volts `[n, rows]`; the others as in `Wires`.
-    Returns: amperes `[n, columns]`.
-    Raises: ValueError for other shapes, conductances that are negative or not finite, volts that are not finite, and what
-        `Wires` refuses.
-    """
-    wires = Wires(access, wire_ohm, row_ohm, driver_ohm)
-    cells = _cells(conductance)
-    if cells.ndim != 2:
-        raise ValueError(f"conductance has the shape {list(cells.shape)}; one array has [rows, columns]")
-    volts = np.asarray(volts, dtype=np.float64)
-    if volts.ndim != 2 or volts.shape[1] != len(cells):
-        raise ValueError(f"volts has the shape {list(volts.shape)}; expected is [n, {len(cells)}], a volt for each row")
-    if not np.isfinite(volts).all():
-        raise ValueError("volts has values that are not finite")
-    if access == "voltage":
-        return volts @ effective(cells, wires)
-    # What a bit line is, seen from below a row: the current into a short circuit, and the conductance.
-    short, seen = np.zeros((2, len(volts), cells.shape[1]))
-    for i, row in enumerate(cells):
-        seen += (volts[:, i, None] != 0) * row
-        short += volts[:, i, None] * row
-        passed = 1 / (1 + wire_ohm * seen)  # the share of a short circuit's current that gets through the next segment
-        seen *= passed
-        short *= passed
-    return short
-
-
 def effective(conductance: ArrayLike, wires: Wires) -> np.ndarray:
     """Cells that give the same currents for all inputs without wires: `I = volts @ effective(conductance, wires)`.
 
@@ -122,11 +88,8 @@ def effective(conductance: ArrayLike, wires: Wires) -> np.ndarray:
 
     Args: conductance, siemens `[..., rows, columns]`: each array of the leading axes is one for itself.
     Returns: siemens, float64, of the same shape.
-    Raises: ValueError for gate access, where no such cells exist, and conductances that are negative or not finite.
     """
-    if wires.access != "voltage":
-        raise ValueError("access is 'gate'; cells that are exact for all inputs exist for access 'voltage' only, see gate_curve")
-    cells, wire, row, driver = _cells(conductance), wires.wire_ohm, wires.row_ohm, wires.driver_ohm
+    cells, wire, row, driver = np.asarray(conductance), wires.wire_ohm, wires.row_ohm, wires.driver_ohm
     if row == driver == 0:
         return cells * _shares(cells, wire, wire)
     if wire == 0:
@@ -134,16 +97,6 @@ def effective(conductance: ArrayLike, wires: Wires) -> np.ndarray:
     if cells.shape[-1] > cells.shape[-2]:
         return _turned(_by_array(_turned(cells), row, row + driver, wire, wire))
     return _by_array(cells, wire, wire, row, row + driver)
-
-
-def _cells(conductance: ArrayLike) -> np.ndarray:
-    """Checked conductances as float64."""
-    cells = np.asarray(conductance, dtype=np.float64)
-    if cells.ndim < 2 or 0 in cells.shape[-2:]:
-        raise ValueError(f"conductance has the shape {list(cells.shape)}; expected is [..., rows, columns]")
-    if not (np.isfinite(cells).all() and (cells >= 0).all()):
-        raise ValueError("conductance has values that are negative or not finite; a cell that does not conduct has 0")
-    return cells
 
 
 def _turned(cells: np.ndarray) -> np.ndarray:
@@ -252,36 +205,24 @@ STRAIGHT = (1.0, 0.0, 0.0)  # the curve of wires that do not resist
 FIT_ROUNDS = 30  # of a fit of one curve to many arrays: a third of them where these are alike
 
 
-def gate_exact(conductance: ArrayLike, on: ArrayLike, wire_ohm: float, volt: float = 1.0) -> np.ndarray:
-    """The currents of bit lines with one ideal supply, each input by a pass over its ladder: exact.
+def gate_exact(conductance: ArrayLike, on: ArrayLike, wire_ohm: float) -> np.ndarray:
+    """The currents of bit lines with one ideal supply of 1 V, each input by a pass over its ladder: exact.
 
-    The cells of the rows that are on lie between the supply and the bit line. `I = volt y_last`, where `y_i = x / (1 + r x)`,
+    The cells of the rows that are on lie between the supply and the bit line. `I = y_last` volts, where `y_i = x / (1 + r x)`,
     `x = y_{i-1} + on_i g_i`, is the conductance from the supply to the wire below row i.
 
     Args: conductance, siemens `[..., rows, columns]`; on, `[..., n, rows]`, 1 or True where a row is driven, else 0; wire_ohm, see
-        `Wires`; volt, of the supply. Leading axes are arrays, each for itself; those of `on` may be missing.
+        `Wires`. Leading axes are arrays, each for itself; those of `on` may be missing.
     Returns: amperes `[..., n, columns]`.
-    Raises: ValueError for other shapes or values, and what `Wires` refuses.
     """
-    Wires("gate", wire_ohm)
-    cells, on = _cells(conductance), np.asarray(on)
-    if on.ndim < 2 or on.shape[-1] != cells.shape[-2]:
-        raise ValueError(f"on has the shape {list(on.shape)}; expected is [..., n, {cells.shape[-2]}], a value for each row")
-    if not ((on == 0) | (on == 1)).all():
-        raise ValueError("on has values other than 0 and 1")
-    try:
-        arrays = np.broadcast_shapes(cells.shape[:-2], on.shape[:-2])
-    except ValueError:
-        raise ValueError(f"conductance is {list(cells.shape)}, on is {list(on.shape)}: the arrays of their leading axes do not "
-                         "match") from None
-    cells = np.broadcast_to(cells, arrays + cells.shape[-2:])
-    on = np.broadcast_to(on.astype(np.float64), arrays + on.shape[-2:])
+    cells, on = np.asarray(conductance), np.asarray(on, dtype=np.float64)
+    arrays = np.broadcast_shapes(cells.shape[:-2], on.shape[:-2])
+    cells, on = (np.broadcast_to(each, arrays + each.shape[-2:]) for each in (cells, on))
     currents = np.zeros((*arrays, on.shape[-2], cells.shape[-1]))
     for index in np.ndindex(arrays):
         for start in range(0, on.shape[-2], INPUTS_AT_ONCE):
             part = slice(start, start + INPUTS_AT_ONCE)
             _pass_down(cells[index], on[index][part], wire_ohm, currents[index][part])
-    currents *= volt
     return currents
 
 
@@ -297,7 +238,7 @@ def _pass_down(cells: np.ndarray, on: np.ndarray, wire_ohm: float, seen: np.ndar
 
 
 class Curve(NamedTuple):
-    """What gate arrays are nearly: effective cells behind a curve. `current` applies it.
+    """What gate arrays are nearly: effective cells behind a curve, `I = S (b_0 + b_1 S + b_2 S^2)` at 1 V, `S = on @ cells`.
 
     cells: siemens, `[..., rows, columns]`.
     b: `(b_0, b_1, b_2)` for S in siemens, so in 1, 1/siemens, 1/siemens^2.
@@ -309,10 +250,6 @@ class Curve(NamedTuple):
     b: tuple[float, float, float]
     error: float
     left: np.ndarray
-
-    def current(self, on: ArrayLike, volt: float = 1.0) -> np.ndarray:
-        """`I = volt S (b_0 + b_1 S + b_2 S^2)`, `S = on @ cells`. Args: see `gate_exact`. Returns: amperes `[..., n, columns]`."""
-        return volt * _behind_curve(np.asarray(on, dtype=np.float64) @ self.cells, self.b)
 
 
 def gate_curve(conductance: ArrayLike, on: ArrayLike, wire_ohm: float, b: tuple[float, float, float] | None = None) -> Curve:
@@ -330,7 +267,6 @@ def gate_curve(conductance: ArrayLike, on: ArrayLike, wire_ohm: float, b: tuple[
     about as many rows are on in each input, and twice that where inputs or columns differ much.
 
     Args: as in `gate_exact`; all exact currents are held in memory, so a sample of inputs and columns should be given.
-    Raises: ValueError as there.
     """
     exact = gate_exact(conductance, on, wire_ohm)
     arrays = exact.shape[:-2]

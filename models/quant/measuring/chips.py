@@ -70,7 +70,8 @@ class Chips(Reads):
 
     def __post_init__(self) -> None:
         check(self)
-        object.__setattr__(self, "device", _with_noise(self.device, self.read_noise))
+        if self.read_noise == "device":  # the noise that its data give
+            object.__setattr__(self, "device", replace(self.device, read_noise="device"))
         object.__setattr__(self, "name", self.name or self.device.name)
         self.wires  # noqa: B018 - refuses what cannot be
 
@@ -142,8 +143,3 @@ class Chips(Reads):
         """What a flag means for these chips, also where it was not given."""
         of_device = name.startswith("device_") or name in ("stuck_on", "stuck_off")
         return getattr(self.device if of_device else self, name.removeprefix("device_"))
-
-
-def _with_noise(device: Device, read_noise: float | str | None) -> Device:
-    """The device with the read noise that its data give, where it is asked for."""
-    return replace(device, read_noise="device") if read_noise == "device" else device

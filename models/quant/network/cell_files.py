@@ -17,7 +17,7 @@ from ..arrays.cells import Cells, Chip
 from ..arrays.spec import BEFORE, hardware
 from ..layers.crossbar import CrossbarLayer, crossbar_layers
 from ..storage.bitplanes import MANIFEST, manifest_or_none, read_manifest, sha256
-from ..storage.files import atomic_write, locked
+from ..storage.files import atomic_write, locked, write_text
 
 log = logging.getLogger(__name__)
 KEYS = ("values", "reference", "fraction_bits")
@@ -61,8 +61,7 @@ def write_cells(folder: str | Path, model: nn.Module, device: str, seed: int, fa
         atomic_write(path, lambda file, content=content: torch.save(content, file))
         entries[path.name] = _entry(name, layer, device, seed, facts) | {CELLS: held[path.name]}
     with locked(Path(folder) / MANIFEST):
-        text = json.dumps(manifest_or_none(folder) | entries, indent=1)
-        atomic_write(Path(folder) / MANIFEST, lambda file: file.write(text.encode()))
+        write_text(Path(folder) / MANIFEST, json.dumps(manifest_or_none(folder) | entries, indent=1))
     return len(entries)
 
 

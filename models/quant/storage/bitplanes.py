@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import atomic_write, locked
+from .files import atomic_write, locked, write_text
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -104,8 +104,7 @@ class PlaneStore:
             known = manifest_or_none(self.folder)  # to which others may have added
             entries |= {name: entry for name, entry in known.items() if not name.endswith("_ideal.pt")}  # chips stay
             if entries != known:
-                text = json.dumps(entries, indent=1)
-                atomic_write(self.folder / MANIFEST, lambda file: file.write(text.encode()))
+                write_text(self.folder / MANIFEST, json.dumps(entries, indent=1))
         return written
 
     def _problem(self, path, planes, entry, known):

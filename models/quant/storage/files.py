@@ -47,6 +47,11 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             os.close(folder)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """A text, in UTF-8; see `atomic_write`."""
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
 def remove_stale(folder: Path, pattern: str) -> None:
     """Remove temporary files of a folder that killed processes left. Which are old says the clock that stamps new files there, not this
     machine's: a drive that several share has one of its own."""
