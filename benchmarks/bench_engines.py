@@ -24,9 +24,9 @@ from common import build, markdown_table, median_seconds, sample_images, write_r
 
 import torch
 from experiment.inputs.checkpoint import load_checkpoint, load_weights
-from loop_and_convolve import convolution
 from models import quant
 from models.quant.layers.quantizers import OFF
+from models.quant.network.modes import hooked
 
 W_BITS = A_BITS = 4
 ADC_BITS = 6
@@ -73,10 +73,8 @@ def reads_an_image(net, images):
             ones["bits"] += A_BITS * codes.numel()
             ones["ones"] += sum(int((codes >> bit & 1).sum()) for bit in range(A_BITS))
         return count
-    hooks = [layer.register_forward_hook(hook(name)) for name, layer in quant.crossbar_layers(net)]
-    net(images)
-    for handle in hooks:
-        handle.remove()
+    with hooked(layer.register_forward_hook(hook(name)) for name, layer in quant.crossbar_layers(net)):
+        net(images)
     return counts, ones["ones"] / ones["bits"]
 
 
@@ -84,34 +82,14 @@ def layer_seconds(net, images, repeats):
     """{layer: median seconds of one forward pass}. The hooks make the network call module after module, each of which writes
     its output in float32; without them it passes on codes."""
     times, started = collections.defaultdict(list), {}
-    hooks = []
-    for name, layer in quant.crossbar_layers(net):
-        hooks.append(layer.register_forward_pre_hook(lambda *_, name=name: started.update({name: time.perf_counter()})))
-        hooks.append(layer.register_forward_hook(
-            lambda *_, name=name: times[name].append(time.perf_counter() - started[name])))
-    for _ in range(repeats + 1):
-        net(images)
-    for handle in hooks:
-        handle.remove()
+    layers = quant.crossbar_layers(net)
+    before = (layer.register_forward_pre_hook(lambda *_, name=name: started.update({name: time.perf_counter()})) for name, layer in layers)
+    behind = (layer.register_forward_hook(lambda *_, name=name: times[name].append(time.perf_counter() - started[name]))
+              for name, layer in layers)
+    with hooked(before), hooked(behind):
+        for _ in range(repeats + 1):
+            net(images)
     return {name: sorted(values[1:])[repeats // 2] for name, values in times.items()}
-
-
-def older_algorithm_seconds(net, images):
-    """Seconds an image of the older algorithm in the convolutions alone, one run on two images."""
-    total = 0.0
-    inputs = {}
-    layers = [(name, layer) for name, layer in quant.crossbar_layers(net) if isinstance(layer, quant.Qconv2dDoreFa)]
-    hooks = [layer.register_forward_pre_hook(lambda _, x, name=name: inputs.update({name: x[0]})) for name, layer in layers]
-    net(images)
-    for handle in hooks:
-        handle.remove()
-    for name, layer in layers:
-        a_codes = layer.a_codes(inputs[name]).permute(0, 3, 1, 2).float()
-        w_codes = layer.w_codes().float()
-        started = time.perf_counter()
-        convolution(a_codes, w_codes, layer.spec, 1)
-        total += time.perf_counter() - started
-    return total / len(images)
 
 
 def peak_memory(kind):
@@ -221,13 +199,6 @@ def time_chips(times, net):
                 times.add(f"numba, {cell_bits}-bit {title}", ms, float_ms)
 
 
-def time_older_algorithm(times, net, few):
-    set_hardware(net, 1, "dynamic", times.batch)
-    ms = 1e3 * older_algorithm_seconds(net, few)
-    times.add("older algorithm (loop and convolve), convolutions alone, 1-bit cells, dynamic", ms,
-              times.numbers["plain float32"]["ms_an_image"])
-
-
 def sections(times, share, memory, resume, shown):
     """The text of the results."""
     return [
@@ -249,8 +220,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=7, help="timed runs after one warm-up; the median counts")
     parser.add_argument("--resume", help="checkpoint of a trained 4-bit VGG7; default random weights")
     parser.add_argument("--data_path", help="folder of images, as for eval.py --dataset imagefolder; default the embedded digits")
-    parser.add_argument("--reference_images", type=int, default=2, help="images for the two slow algorithms")
-    parser.add_argument("--skip_slow", action="store_true", help="leave out the reference engine and the older algorithm")
+    parser.add_argument("--reference_images", type=int, default=2, help="images for the reference engine")
+    parser.add_argument("--skip_slow", action="store_true", help="leave out the reference engine")
     parser.add_argument("--memory_of", choices=("plain", "crossbar"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.memory_of:
@@ -265,8 +236,6 @@ def main(argv: list[str] | None = None) -> int:
         share = time_ideal_cells(times, net, few)
         time_plans(times, net)
         time_chips(times, net)
-        if few is not None:
-            time_older_algorithm(times, net, few)
     memory = {kind: peak_memory(kind) for kind in ("plain", "crossbar")}
     shown = "images of a folder" if args.data_path else "digits"
     write_results("engines", "Crossbar engines", sections(times, share, memory, args.resume, shown),

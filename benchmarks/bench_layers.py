@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from common import RESULTS, markdown_table, median_seconds, processor, write_results
+from common import markdown_table, median_seconds, processor, ratios_of_all, write_results
 
 import torch
 from models import quant
@@ -122,7 +121,7 @@ def layer_ratios(shape: Shape, images: int, repeats: int, progress: tqdm) -> dic
 
 def side_by_side() -> str:
     """The tables of all processors in `RESULTS` as one: median and worst ratio of each kind of setting."""
-    machines = {file.stem.removeprefix("layers_"): json.loads(file.read_text())["ratios"] for file in sorted(RESULTS.glob("layers_*.json"))}
+    machines = ratios_of_all("layers")
     kinds = {setting.name: f"W{setting.bits}A{setting.bits}, {setting.kind}" for setting in settings()}
     rows = []
     for kind in dict.fromkeys(kinds.values()):
@@ -149,9 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.tables:
         print(side_by_side())
         return 0
-    name = f"layers_{processor()}"
-    before = RESULTS / f"{name}.json"
-    ratios = json.loads(before.read_text())["ratios"] if before.exists() else {}
+    ratios = ratios_of_all("layers").get(processor(), {})
     cases = [(shape, images) for shape in SHAPES if args.only in shape.name for images in args.images]
     with torch.inference_mode(), tqdm(total=len(cases) * len(list(settings()))) as progress:
         for shape, images in cases:
@@ -163,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
                 markdown_table(["layer", "setting", "ratio", "float32, ms"],
                                [[layer, setting, f"{ratio:.2f}", f"{plain:.3g}"] for ratio, plain, layer, setting in every[:WORST]]),
                 "## Medians", side_by_side()]
-    write_results(name, "Layers on crossbars", sections, {"ratios": ratios})
+    write_results(f"layers_{processor()}", "Layers on crossbars", sections, {"ratios": ratios})
     return 0
 
 

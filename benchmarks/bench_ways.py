@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterator
 
 import bench_engines
 from bench_networks import settled
-from common import RESULTS, markdown_table, median_seconds, processor, sample_images, write_results
+from common import markdown_table, median_seconds, processor, ratios_of_all, sample_images, write_results
 
 import torch
 from models import quant
@@ -87,7 +86,7 @@ def without_each(network: nn.Module, plain: nn.Module, images: torch.Tensor, chi
 
 def side_by_side() -> str:
     """For each way and processor what it is worth at most, and where."""
-    machines = {file.stem.removeprefix("ways_"): json.loads(file.read_text())["ratios"] for file in sorted(RESULTS.glob("ways_*.json"))}
+    machines = ratios_of_all("ways")
     rows = []
     for way in WAYS:
         row = [way]
@@ -111,9 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.tables:
         print(side_by_side())
         return 0
-    name = f"ways_{processor()}"
-    before = RESULTS / f"{name}.json"
-    ratios = json.loads(before.read_text())["ratios"] if before.exists() else {}
+    ratios = ratios_of_all("ways").get(processor(), {})
     with torch.inference_mode(), tqdm(total=len(args.networks) * len(SETTINGS)) as progress:
         for network, plain, images, on in networks(args):
             for setting, options in SETTINGS.items():
@@ -125,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
             for network, settings in ratios.items() for setting, values in settings.items()]
     sections = [f"Time without a way over time with all, called in turns; median of {args.repeats}. VGG7: W4A4, 64 images; others W8A8, "
                 "2 images of 224 x 224.", markdown_table(["network", "setting", "all, over float32", *WAYS], rows), side_by_side()]
-    write_results(name, "What each way is worth", sections, {"ratios": ratios})
+    write_results(f"ways_{processor()}", "What each way is worth", sections, {"ratios": ratios})
     return 0
 
 

@@ -27,6 +27,7 @@ from experiment.inputs import data
 from experiment.program.cli import UserError, run_main
 from models import quant
 from models.quant import CrossbarSpec, Device, convert
+from models.quant.network.modes import hooked
 from torch import Tensor, nn
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of images, as these networks were trained
@@ -186,14 +187,13 @@ def layers_alone(net: nn.Module, own: nn.Module, made: nn.Module, images: Tensor
     """How far the outputs of each layer agree, dB, where both have the inputs that it has in CrossSim."""
     from simulator.algorithms.dnn.torch.convert import analog_modules
 
-    found, layers, hooks = [], layers_of(own), []
-    for name, module in zip(products(net), analog_modules(made)):
-        def compare(_, inputs: tuple[Tensor], y: Tensor, name: str = name) -> None:
-            found.append(decibel(y.double(), layers[name](inputs[0], None, net.get_submodule(name).bias).double()))
-        hooks.append(module.register_forward_hook(compare))
-    made(images)
-    for hook in hooks:
-        hook.remove()
+    found, layers = [], layers_of(own)
+
+    def compare(name: str, x: Tensor, y: Tensor) -> None:
+        found.append(decibel(y.double(), layers[name](x, None, net.get_submodule(name).bias).double()))
+    with hooked(module.register_forward_hook(lambda _, inputs, y, name=name: compare(name, inputs[0], y))
+                for name, module in zip(products(net), analog_modules(made))):
+        made(images)
     return found
 
 

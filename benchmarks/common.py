@@ -44,6 +44,11 @@ def processor() -> str:
     return "_".join(word for word in words if word not in ("r", "tm", "cpu", "family", "model", "processor"))
 
 
+def ratios_of_all(kind: str) -> dict[str, dict]:
+    """{processor: the "ratios" of its results/<kind>_<processor>.json}."""
+    return {file.stem.removeprefix(f"{kind}_"): json.loads(file.read_text())["ratios"] for file in sorted(RESULTS.glob(f"{kind}_*.json"))}
+
+
 def median_seconds(*runs: Callable[[], object], repeats: int, most_seconds: float = math.inf) -> list[float]:
     """Median wall time of each of `runs` in seconds, after one call that does not count. They are called in turns, so that
     what else the machine does slows all of them alike; fewer times where `most_seconds` are over."""

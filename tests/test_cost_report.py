@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from test_eval import checkpoint, run, scene  # noqa: F401 - fixtures
 from experiment.report import cost_report, report
 from experiment.program.cli import UserError
 from experiment.measure.columns import band_text
-from experiment.settings.costs import plain, restored
+from experiment.settings.costs import restored
 from models.quant import CrossbarSpec
 from models.quant.arrays.adc import Plan
 from models.quant.cost import Origin, Technology
@@ -185,7 +185,7 @@ def test_columns_of_costs(cost):
 
 
 def test_costs_come_back_from_json(cost):
-    assert restored(json.loads(json.dumps(plain(cost)))) == cost
+    assert restored(json.loads(json.dumps(asdict(cost)))) == cost
 
 
 def test_what_files_of_costs_hold(cost):

@@ -511,7 +511,7 @@ def joint_rows(w_bits, cells, samples, seed=0):
 
 
 def check_joint(device, rows, slice_bits):
-    assert device.joint and device.n == sum(pool.size for pool in rows.values())
+    assert device.rows and device.n == sum(pool.size for pool in rows.values())
     codes = np.tile(np.arange(len(rows), dtype=np.uint8), (3000, 1))
     drawn = device.draw_weights(codes, slice_bits, generator(7))
     assert drawn.shape == (len(slice_bits), *codes.shape)

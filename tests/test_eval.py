@@ -661,7 +661,7 @@ def test_planes_that_are_no_planes_of_this_network(refused, checkpoint, planes):
         torch.save(bad, path)
         refused(flags, words)
     path.write_bytes(path.read_bytes()[:1000])
-    refused(flags, f"{path} cannot be read as a tensor")
+    refused(flags, f"{path} cannot be read")
     path.unlink()
     refused(flags, f"{path} does not exist")
     refused(["--resume", checkpoint, "--cellBit", "2", "--planes", "nowhere"], "nowhere/bit_levels0_ideal.pt does not exist")

@@ -117,11 +117,6 @@ def test_the_hessian_of_a_layer_is_that_of_its_pixels(layer, shape):
 def test_what_it_refuses():
     weight, hessian = torch.ones(4, 6), torch.eye(6, dtype=torch.float64)
     quantizer = fitted(weight, 4)
-    for wrong, groups in ((hessian[:5], 1), (hessian, 2), (hessian.expand(3, 6, 6), 3)):
-        with pytest.raises(ValueError, match=r"a weight of shape \[4, 6\] in . groups and a Hessian of shape .* do not belong together"):
-            gptq(weight, wrong, quantizer, groups=groups)
-    with pytest.raises(ValueError, match="4 output channels, its quantizer 0 steps"):
-        gptq(weight, hessian, LinearWQ(4))
     for wrong in (hessian * float("nan"), -hessian):
         with pytest.raises(ValueError, match="the Hessian holds NaN or infinite numbers, or is no sum of x x"):
             gptq(weight, wrong, quantizer)

@@ -424,7 +424,7 @@ def test_workers_take_whole_groups_and_then_share_what_is_left():
     assert taken == {0: [(1, 1), (1, 2), (1, 3), (1, 4), (2, 4)], 1: [(2, 1), (2, 2), (2, 3)]}
     assert queue.take(last[0]) is None
     queue.put_back(jobs[3])
-    queue.is_busy(jobs[5])
+    queue.busy.append(jobs[5])
     assert [queue.take(None), queue.take(None), queue.take(None)] == [(jobs[3], False), (jobs[5], True), None]
 
 

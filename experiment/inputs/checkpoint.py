@@ -7,7 +7,7 @@ a network. The values of "config", the settings of the run, are checked where se
 import errno
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from models.quant.storage.files import atomic_write
 
 from ..program.cli import UserError, one_line
+from ..program.plain import is_count, is_dict, is_number, is_text, several
 from .packed import unpack
 
 CHECKPOINT_FORMAT = "vgg-quant-1"
@@ -171,24 +172,7 @@ def _check_numbers(path: str | Path, state_dict: dict[str, torch.Tensor]) -> Non
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9  # nothing here is larger
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _list_of(allowed: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
-    return lambda value: (isinstance(value, (list, tuple)) and all(map(allowed, value))
-                          and (length is None or len(value) == length))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
+    return is_number(value, -1e9, 1e9)  # nothing here is larger
 
 
 def _is_number_or_none(value: Any) -> bool:
@@ -197,14 +181,14 @@ def _is_number_or_none(value: Any) -> bool:
 
 # Facts beside the weights; each may be missing.
 _FACTS = {
-    "data": ("a dict", _is_dict), "epoch": ("a whole number from 0 up", _is_count),
+    "data": ("a dict", is_dict), "epoch": ("a whole number from 0 up", is_count),
     "best_acc": ("a number or None", _is_number_or_none), "test_acc": ("a number or None", _is_number_or_none),
-    "commands": ("a list of texts", _list_of(_is_text)), "seconds": ("a number", _is_number), "machine": ("a dict", _is_dict),
+    "commands": ("a list of texts", several(is_text)), "seconds": ("a number", _is_number), "machine": ("a dict", is_dict),
 }
 _DATA_FACTS = {
-    "classes": ("a list of names", _list_of(_is_text)), "mean": ("three numbers", _list_of(_is_number, 3)),
-    "std": ("three numbers above 0", _list_of(lambda value: _is_number(value) and value > 0, 3)),
-    "train_images": ("a whole number from 0 up", _is_count),
+    "classes": ("a list of names", several(is_text)), "mean": ("three numbers", several(_is_number, 3)),
+    "std": ("three numbers above 0", several(lambda value: _is_number(value) and value > 0, 3)),
+    "train_images": ("a whole number from 0 up", is_count),
 }
 
 
@@ -220,7 +204,7 @@ def _check_facts(path: str | Path, checkpoint: dict[str, Any]) -> None:
             raise UserError(f"{path}: {name!r} of its 'data' is not {text}")
     teacher = checkpoint.get("teacher")  # of --distill: a network too
     if teacher is not None:
-        if not (_is_dict(teacher) and _is_dict(teacher.get("state_dict")) and _is_dict(teacher.get("config", {}))):
+        if not (is_dict(teacher) and is_dict(teacher.get("state_dict")) and is_dict(teacher.get("config", {}))):
             raise UserError(f"{path}: its 'teacher' is not a network")
         _check_tensors(path, teacher["state_dict"])
         _check_numbers(path, teacher["state_dict"])

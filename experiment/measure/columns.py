@@ -4,7 +4,6 @@ A line of results.jsonl has all of `COLUMNS`, in this order; the record of a poi
 `settings_table` shows those that have a head, in the order of `SHOWN`.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import LAYER_FIELDS
 
 from ..inputs import foreign
+from ..program.plain import is_count, is_dict, is_number, is_percent, is_text, several
 from ..settings.chips import CHIP_FIELDS
 from ..settings.conversion_settings import OPTIONS
 from ..settings.costs import FIGURES, figure
@@ -73,31 +73,6 @@ class Column:
     older: bool = False
     head: Callable[[Sequence[Record]], str | None] = lambda records: None
     text: Callable[[Record], str] = str
-
-
-def is_number(value: Any, low: float = 0, high: float = sys.float_info.max) -> bool:
-    """Whether a value is a number of this span: NaN is none, and neither is what a float does not hold."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-
-
-def is_percent(value: Any) -> bool:
-    """Whether a value is a number from 0 to 100."""
-    return is_number(value, high=100)
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is a whole number from 0 up."""
-    return is_number(value) and isinstance(value, int)
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a text."""
-    return isinstance(value, str)
-
-
-def several(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Whether a value is a list of what fits."""
-    return lambda value: isinstance(value, list) and all(map(fits, value))
 
 
 def has_a_mean(record: Record) -> bool:
@@ -199,7 +174,7 @@ COLUMNS = (
     Column("adc_share", lambda of: of.rule("share", True)),
     _measured("mean_bits", is_number, ".2f", _if(_planned, "mean bits")),
     _measured("conversions", is_number, ".1%", _if(_planned, "converted")),
-    _measured("layer_bits", lambda value: isinstance(value, dict) and all(map(is_number, value.values())), older=True),
+    _measured("layer_bits", lambda value: is_dict(value) and all(map(is_number, value.values())), older=True),
     _of_chips("device", lambda chips: chips.name), _of_chips("device_time_s", lambda chips: chips.device.time),
     _of_chips("device_temp_C", lambda chips: chips.device.temp),
     *(_of_chips(name, lambda chips, name=name: chips.value(name)) for name in ("stuck_on", "stuck_off", *CHIP_FIELDS)),
@@ -224,7 +199,7 @@ def line(measured: Measured) -> dict[str, Any]:
 
 def is_line(values: Any) -> bool:
     """Whether plain values are a line, as far as they go: older ones have fewer keys."""
-    return isinstance(values, dict) and ("key" not in values or is_text(values["key"])) and all(
+    return is_dict(values) and ("key" not in values or is_text(values["key"])) and all(
         column.fits(values[column.name]) for column in COLUMNS if column.fits and column.name in values
         and not (column.empty and values[column.name] is None))
 

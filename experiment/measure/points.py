@@ -30,6 +30,7 @@ from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting
 from models.quant.storage.files import remove_stale, write_text
 
+from ..program.plain import is_number
 from ..settings import costs
 from . import columns, keys, results
 from .answers import alike
@@ -197,7 +198,7 @@ def _named(path: Path) -> dict[str, Any] | None:
     """The point in a file that has its name; None for what is none, as far as its row tells."""
     with contextlib.suppress(*DAMAGED):
         point = json.loads(path.read_bytes())
-        if point["key"] == path.stem and columns.is_line(point["row"]) and columns.is_number(point["took_s"]):
+        if point["key"] == path.stem and columns.is_line(point["row"]) and is_number(point["took_s"]):
             return point
     return None
 

@@ -158,13 +158,6 @@ class _Flatten(argparse.Action):
         setattr(namespace, self.dest, [value for span in values for value in span])
 
 
-class _Extend(argparse.Action):
-    """Values of a flag that is given several times, one after the other."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), *values])
-
-
 def flag_kind(field: dataclasses.Field) -> Any:
     """What a field's flag takes; those of the package say it by "numbers", "allowed", "fractions" or "most"."""
     meta = field.metadata
@@ -203,7 +196,7 @@ def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several
             if isinstance(kind, Number):
                 options |= {"type": Span(kind), "action": _Flatten}
         if meta.get("several") and kind is str:
-            options["action"] = _Extend
+            options["action"] = "extend"  # of a flag that is given several times
         if meta.get("or_empty"):
             options |= {"nargs": "?", "const": ""}
         text = _FIELD.sub(lambda field: f"--{flag_name(field[0])}", meta["help"].rstrip("."))

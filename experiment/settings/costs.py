@@ -120,8 +120,3 @@ def _events(values: Mapping[str, Any]) -> Events:
 def figure(cost: CostReport, column: str) -> Band:
     """One of `FIGURES`, in its unit."""
     return getattr(cost, FIGURES[column].of).scaled(1 / FIGURES[column].unit)
-
-
-def say_technologies() -> None:
-    """Print a paragraph for each technology that comes with the package: what `--cost list` does."""
-    print("\n".join(Technology.load(name).describe() for name in Technology.presets()))

@@ -13,6 +13,7 @@ from typing import Any
 
 from models.quant import Calibration, CrossbarSpec, Device
 from models.quant.arrays.spec import hardware
+from models.quant.cost import Technology
 from models.quant.layers.quantizers import OFF
 from models.quant.measuring.setting import Setting
 
@@ -52,7 +53,7 @@ def parse_all(argv: list[str] | None = None, about: str | None = None) -> list[t
         chips.say_devices()
         raise SystemExit(0)
     if given.get("cost") == costs.LIST:
-        costs.say_technologies()
+        print("\n".join(Technology.load(name).describe() for name in Technology.presets()))
         raise SystemExit(0)
     if not given.get("resume") and not foreign.is_foreign(given.get("model", "")):
         named = f" (--model {given['model']} alone is none)" if "model" in given else ""
@@ -164,7 +165,8 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
         row = {name: found.pop(name) for name in chips.OF_ROW}
         made = chips.chips_of(row | (of_chips if row["device"] else {}), known, names)
         layers, plan, bits = found.pop("crossbar_layers"), found["adc_plan"], found["adc_bits"]
-        if plan == "uniform" and _needs_a_plan(bits) and "significance" in values["adc_plan"]:
+        needs_a_plan = isinstance(bits, float) or bits == 0
+        if plan == "uniform" and needs_a_plan and "significance" in values["adc_plan"]:
             continue  # a mean for the plans of the same table
         try:
             spec = CrossbarSpec(w_bits, a_bits, **found)
@@ -187,10 +189,6 @@ def _with_what_counts(setting: Setting) -> Setting:
     counts = {"on": bool(setting.chips), "share": True in setting.plans, "rule": False in setting.plans, "per": False in setting.plans}
     usual = {name: getattr(USUAL, name) for name, does in counts.items() if not does}
     return replace(setting, calibration=replace(setting.calibration, **usual))
-
-
-def _needs_a_plan(bits: float) -> bool:
-    return isinstance(bits, float) or bits == 0
 
 
 def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:

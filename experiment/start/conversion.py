@@ -51,19 +51,19 @@ def images_of(found: Foreign, settings: Any, device: torch.device, log: logging.
     return shown
 
 
-def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], correct: str, qat: bool = False, engine: str = "auto"
+def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], correct: str, engine: str = "auto", **others: Any
               ) -> nn.Module:
     """A copy of a network on crossbars, without ADCs as yet.
 
-    Args: settings, with `model`, `wbit`, `abit` and `OPTIONS`; shown, training inputs; correct, see `convert`; qat, to be trained;
-        engine, what runs it meanwhile.
+    Args: settings, with `model`, `wbit`, `abit` and `OPTIONS`; shown, training inputs; engine, what runs it meanwhile; correct and others,
+        see `convert`.
     Raises: UserError for a network that cannot be converted so.
     """
     spec = CrossbarSpec(settings.wbit, settings.abit, adc_range="ideal")
-    options = {name: getattr(settings, name) for name in OPTIONS}
+    options = {name: getattr(settings, name) for name in OPTIONS} | others
     try:
         with quant.set_engine(engine):
-            return quant.convert(network, spec, shown, correct=correct, qat=qat, **options)
+            return quant.convert(network, spec, shown, correct=correct, **options)
     except ValueError as error:
         raise UserError(f"{settings.model}: {one_line(error)}") from None
 
@@ -72,10 +72,8 @@ def draft(found: Foreign, settings: EvalSettings, shown: EvalImages) -> nn.Modul
     """A network with the layers that the conversion of `found` will have, made in a moment: its scales are of few images, and of no use.
     None where that cannot be done, of which `for_evaluation` says why, or that it can."""
     few = data.normalize(shown.calibration.images[:DRAFT_IMAGES], shown.calibration.mean, shown.calibration.std)
-    spec, options = CrossbarSpec(settings.wbit, settings.abit, adc_range="ideal"), {name: getattr(settings, name) for name in OPTIONS}
-    with contextlib.suppress(ValueError), quant.set_engine(settings.engine):
-        return quant.convert(found.network, spec, few, correct="none", weight_scale="max", activations="max",
-                             **options | {"rounding": "nearest"})
+    with contextlib.suppress(UserError):
+        return converted(found.network, settings, few, "none", settings.engine, weight_scale="max", activations="max", rounding="nearest")
     return None
 
 

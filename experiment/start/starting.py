@@ -11,6 +11,7 @@ from torch import nn
 import models
 from models import quant
 from models.quant.layers.quantizers import OFF
+from models.quant.network.modes import hooked
 
 from ..inputs import data
 from ..inputs.checkpoint import load_weights
@@ -76,12 +77,10 @@ def fit_alphas(net: nn.Module, images: torch.Tensor, names: Iterable[str]) -> No
 
     Batch norm uses the statistics of these images: those that it has belong to weights under other quantizers.
     """
-    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: layer.act_quant.fit(inputs[0]))
-             for name, layer in quantized_layers(net).items() if name in names]
-    with quant.without_adc(net, training=True):
+    hooks = (layer.register_forward_pre_hook(lambda layer, inputs: layer.act_quant.fit(inputs[0]))
+             for name, layer in quantized_layers(net).items() if name in names)
+    with quant.without_adc(net, training=True), hooked(hooks):
         net(images)
-    for hook in hooks:
-        hook.remove()
 
 
 @torch.no_grad()

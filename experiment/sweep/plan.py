@@ -134,7 +134,7 @@ class Queue:
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self.groups: dict[Hashable, list[Job]] = {}
-        self.busy: list[Job] = []
+        self.busy: list[Job] = []  # which are handed out again when nothing else is left
         self.taken: set[Hashable] = set()
         for job in jobs:
             self.groups.setdefault(job.group, []).append(job)
@@ -153,10 +153,6 @@ class Queue:
         if left:
             return max(left.values(), key=len).pop(), False
         return (self.busy.pop(0), True) if self.busy else None
-
-    def is_busy(self, job: Job) -> None:
-        """Another program is measuring this job: it is handed out again when nothing else is left."""
-        self.busy.append(job)
 
     def put_back(self, job: Job) -> None:
         """The worker of this job died."""

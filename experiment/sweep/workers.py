@@ -81,7 +81,7 @@ class Pool:
             if self.benches[job.bench].measure(job.setting, wait, progress, job.of_several):
                 done(job)
             else:
-                queue.is_busy(job)
+                queue.busy.append(job)
 
     def _there(self, queue: Queue, done: Callable[[Job], object]) -> None:
         import ray
@@ -114,7 +114,7 @@ class Pool:
             if found:
                 done(job)
             else:
-                queue.is_busy(job)
+                queue.busy.append(job)
             self.idle.append((worker, job))
 
     def _start(self) -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from models import quant
+from models.quant.network.modes import hooked
 from models.quant.storage.files import write_text
 
 from ..inputs.checkpoint import load_checkpoint, load_weights, odd_number, save_checkpoint
@@ -46,17 +47,13 @@ def write_histograms(writer: SummaryWriter, step: int, net: nn.Module, images: t
         values = values.detach().flatten().float()
         writer.add_histogram(tag, values[:: max(1, len(values) // 100_000)], step)  # a sample shows the same shape
 
-    hooks = []
-    try:
-        for name, layer in quantized_layers(net).items():
-            add(f"weight/{name}", layer.weight)
-            hooks.append(layer.register_forward_pre_hook(
-                lambda _, inputs, name=name: add(f"activation/{name}", inputs[0])))
+    layers = quantized_layers(net)
+    for name, layer in layers.items():
+        add(f"weight/{name}", layer.weight)
+    with hooked(layer.register_forward_pre_hook(lambda _, inputs, name=name: add(f"activation/{name}", inputs[0]))
+                for name, layer in layers.items()):
         net.eval()
         net(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def program(net: nn.Module, settings: TrainSettings, step: int | None = None) -> None:
@@ -196,7 +193,7 @@ class Run:
         self.forward = data_parallel.shared(self.net)
         first = distributed.is_first()
         if first:
-            write_config(self.folder, settings)
+            write_text(self.folder / CONFIG, json.dumps(settings.config(), indent=1) + "\n")  # for people, and for a run that goes on
         # drops what was logged after the checkpoint
         self.writer = SummaryWriter(self.folder, purge_step=done) if first else contextlib.nullcontext()
         self.bar = tqdm(total=settings.epochs * self.steps * self.images, initial=done * self.images, unit="img", disable=not first,
@@ -331,8 +328,3 @@ class Run:
             if alphas:
                 self.writer.add_histogram("alpha", torch.stack(list(alphas.values())), position)
             write_histograms(self.writer, position, self.net, self.some_images(32))
-
-
-def write_config(folder: Path, settings: TrainSettings) -> None:
-    """`config.json`, the settings of a run for people, and for the folder of its images when it goes on."""
-    write_text(folder / CONFIG, json.dumps(settings.config(), indent=1) + "\n")

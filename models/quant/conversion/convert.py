@@ -85,7 +85,8 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
     _check(options if isinstance(weight_scale, Mapping) else {"weight_scale": (weight_scale, WEIGHT_METHODS), **options})
     net = _prepared_copy(model, inplace)
     batches = _batches(images, net, batch_dim)
-    found = _traced(net, batches, gram=rounding == "gptq" and spec is not None)
+    with _said_of(batches[0]):
+        found = trace(net, batches, gram=rounding == "gptq" and spec is not None)
     labels = labels_of(net, found.products)
     chosen, digital = _choose(net, found, labels, _patterns(skip), strict)
     own = specs_of(found.products, chosen, labels, spec, specs or {}, first_last_bits)
@@ -188,11 +189,6 @@ def _batches(images, net, dim):
     if parameter is None:
         raise ValueError("this network has no weights")
     return [batch.to(parameter.device, parameter.dtype if batch.is_floating_point() else batch.dtype) for batch in batches]
-
-
-def _traced(net, batches, gram):
-    with _said_of(batches[0]):
-        return trace(net, batches, gram)
 
 
 @contextlib.contextmanager

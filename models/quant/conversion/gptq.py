@@ -26,16 +26,9 @@ def gptq(weight: Tensor, hessian: Tensor, quantizer: LinearWQ, groups: int = 1, 
         groups: of a convolution.
         damp: share of the mean of H's diagonal that is added to it, so that H has an inverse.
     Returns: `[out, in]` in the type of the weight, values `s_c (W - m)` whose codes are W.
-    Raises: ValueError for shapes that do not belong together, a Hessian that is not finite or not one, or a quantizer without
-        steps.
+    Raises: ValueError for a Hessian that is not finite, or not one.
     """
     outputs, inputs = weight.shape
-    if hessian.shape not in ((inputs, inputs), (groups, inputs, inputs)) or groups > 1 and hessian.dim() == 2 or outputs % groups:
-        raise ValueError(f"a weight of shape {list(weight.shape)} in {groups} groups and a Hessian of shape {list(hessian.shape)} do "
-                         f"not belong together; [out, in] and [groups, in, in] are expected, out a multiple of groups")
-    if len(quantizer.scale) != outputs:
-        raise ValueError(f"the weight has {outputs} output channels, its quantizer {len(quantizer.scale)} steps; call fit(weight) "
-                         "first")
     upper = _inverse_root(hessian.double().view(groups, inputs, inputs), damp)
     # Rows of inputs, so that a column of the weight lies together: [groups, in, out / groups].
     w = weight.double().reshape(groups, -1, inputs).transpose(1, 2).clone(memory_format=torch.contiguous_format)

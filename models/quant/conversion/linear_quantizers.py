@@ -11,15 +11,14 @@ import operator
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..kernels import elementwise
 from ..layers.eager import outside_graphs
-from ..layers.quantizers import OFF, AroundZero, check_bits, warn_of_nan
+from ..layers.quantizers import AroundZero, Quantizer, warn_of_nan
 from . import scales
-from .encodings import ENCODINGS
 
 EDGE = 1e-4  # of a code
 SYMMETRIC_COSTS = 1.05  # a symmetric window is taken where its squared error is at most this many times the least
@@ -98,9 +97,8 @@ class LinearWQ(_OwnScale, AroundZero):
 
         Args: weight, `[out, ...]`; method, "mse": least squared error in each channel, "layer": in all together, or "max":
             `s_c = max|w| / m`. A channel of zeros has step 1.
-        Raises: ValueError for another method, or weights that are not finite.
+        Raises: ValueError for weights that are not finite.
         """
-        scales.check_method(method, scales.WEIGHT_METHODS)
         self.scale = scales.of_channels(weight.detach().reshape(len(weight), -1), self.largest, method)
 
     @torch.no_grad()
@@ -146,7 +144,7 @@ class LinearWQ(_OwnScale, AroundZero):
         return self.scale.view(-1, *[1] * (x.dim() - 1))
 
 
-class InputQuantizer(_OwnScale, nn.Module):
+class InputQuantizer(_OwnScale, Quantizer):
     """Inputs of a layer: `A = clip(rint(x / s_a), lo, hi)`, value `s_a A`, with `lo <= 0 <= hi` and `hi - lo <= 2^a - 1`.
 
     Zero is a code. Inputs that are never negative have `lo = 0`, `hi = 2^a - 1`; others a window that depends on how negative
@@ -163,33 +161,23 @@ class InputQuantizer(_OwnScale, nn.Module):
 
     Args: abit, 1..8, or 32 for off; encoding, which `fit` sets too.
     Buffers: `scale`, s_a, float32; `lo`, `hi`, int64 (as numbers: `window`). Scalars; 1, 0 and 2^a - 1 until `fit`.
-    Raises: ValueError for other bits or another encoding.
+    Raises: ValueError for other bits.
     """
 
+    BITS = "abit"
+
     def __init__(self, abit: int = 8, encoding: str = "phases") -> None:
-        super().__init__()
-        check_bits("abit", abit)
-        _check_encoding(encoding)
-        self.abit, self.encoding = abit, encoding
+        super().__init__(abit)
+        self.encoding = encoding
         self.register_buffer("scale", torch.ones((), dtype=torch.float32))
         self.register_buffer("lo", torch.tensor(0))
         self.register_buffer("hi", torch.tensor(self.levels))
         self._window = None
 
     @property
-    def on(self) -> bool:
-        """Whether it quantizes at all: bits other than 32."""
-        return self.abit != OFF
-
-    @property
     def step(self) -> Tensor:
         """Value of code 1."""
         return self.scale
-
-    @property
-    def levels(self) -> int:
-        """Most that `hi - lo` may be, 2^a - 1."""
-        return 2**self.abit - 1
 
     @property
     def window(self) -> tuple[int, int]:
@@ -218,10 +206,8 @@ class InputQuantizer(_OwnScale, nn.Module):
             lowest, largest: extremes of all inputs, also beyond the sample.
             encoding: see the class; matters where `lowest` is negative.
             method: "mse": least squared error on the sample, over steps and windows; "max": the least step that clips nothing.
-        Raises: ValueError for no inputs, some that are not finite, or another encoding or method.
+        Raises: ValueError for no inputs, or some that are not finite.
         """
-        _check_encoding(encoding)
-        scales.check_method(method)
         if not values.numel() or not (math.isfinite(lowest) and math.isfinite(largest) and bool(values.isfinite().all())):
             raise ValueError("the inputs that a quantizer is fitted to are none at all, or hold NaN or infinite numbers; look at the "
                              "calibration images and at the layers before")
@@ -244,7 +230,6 @@ class InputQuantizer(_OwnScale, nn.Module):
 
         Raises: ValueError for numbers that are none, a step that is not positive and finite, or codes that a bits do not hold.
         """
-        _check_encoding(encoding)
         try:
             scale, lo, hi = window
             scale, lo, hi = float(scale), operator.index(lo), operator.index(hi)
@@ -319,9 +304,4 @@ class InputQuantizer(_OwnScale, nn.Module):
 
     def extra_repr(self) -> str:
         lo, hi = self.window
-        return f"abit={self.abit}, encoding={self.encoding}, codes {lo}..{hi}"
-
-
-def _check_encoding(encoding):
-    if encoding not in ENCODINGS:
-        raise ValueError(f"encoding is {encoding!r}; allowed are {', '.join(ENCODINGS)}")
+        return f"{super().extra_repr()}, encoding={self.encoding}, codes {lo}..{hi}"

@@ -19,12 +19,6 @@ COARSE = 32  # steps that are tried first, from the smallest that may be best to
 ELEMENTS = 2**17  # weights that are searched together: what a processor's cache holds
 
 
-def check_method(method: str, methods: tuple[str, ...] = METHODS) -> None:
-    """Raise ValueError unless `method` is one of `methods`."""
-    if method not in methods:
-        raise ValueError(f"method is {method!r}; allowed are {', '.join(methods)}")
-
-
 # ---- weights -------------------------------------------------------------------------------------------------------------
 
 
@@ -100,9 +94,8 @@ class Window(NamedTuple):
 def of_inputs(inputs: Inputs, windows: list[tuple[int, int]], method: str) -> Window:
     """The best of some windows (lo, hi), with its step.
 
-    Args: method, "max": the least step with which a window holds `lowest` and `largest`, or "mse": least squared error on the
-        sample, over a grid of steps for all windows at once.
-    Raises: ValueError where no window holds both extremes.
+    Args: windows, of which one holds numbers of the signs of `lowest` and `largest`; method, "max": the least step with which a window
+        holds both, or "mse": least squared error on the sample, over a grid of steps for all windows at once.
     """
     lo, hi = np.array(windows).T
     with np.errstate(divide="ignore"):
@@ -111,8 +104,6 @@ def of_inputs(inputs: Inputs, windows: list[tuple[int, int]], method: str) -> Wi
     covers = np.maximum(above, below)
     best = int(covers.argmin())
     cover = float(covers[best])
-    if not np.isfinite(cover):
-        raise ValueError(f"no window of {windows} holds numbers from {inputs.lowest} to {inputs.largest}")
     if method == "max":
         return Window(cover**2, cover, int(lo[best]), int(hi[best]))
     errors = _InputErrors(inputs.values)

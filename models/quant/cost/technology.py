@@ -192,8 +192,8 @@ class Technology:
         known = self.of(component)
         if not known[0].covers(wanted):
             texts = "; ".join(f"{_span(source)} bits by {source.text or source.component}" for source in known)
-            raise ValueError(f"{self.name} has no {component} for converters of {_listed(wanted)} bits; it has {texts}: the first, which "
-                             "is typical, must cover them")
+            raise ValueError(f"{self.name} has no {component} for converters of {', '.join(map(str, wanted))} bits; it has {texts}: the "
+                             "first, which is typical, must cover them")
         return tuple(source for source in known if source.covers(wanted))
 
     def check_adc(self, bits: Iterable[int]) -> None:
@@ -296,7 +296,3 @@ def _span(source: Source) -> str:
     if source.bits is None or source.of_one:
         return "all" if source.bits is None else f"all, from {source.bits[0]}"
     return f"{source.bits[0]} to {source.bits[1]}"
-
-
-def _listed(bits: list[int]) -> str:
-    return ", ".join(map(str, bits))

@@ -104,11 +104,6 @@ class Device:
         """
         return changed(cls(**read(path)), time=time, temp=temp, **changes)
 
-    @property
-    def joint(self) -> bool:
-        """Whether `draw_weights` has rows measured together for all cells of one weight."""
-        return self.rows is not None
-
     def levels(self, bits: int) -> np.ndarray:
         """Nominal conductances `G_l`, uS, float64 `[2^bits]`, rising.
 

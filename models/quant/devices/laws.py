@@ -106,7 +106,6 @@ class Polynomial(Law):
         return {None: Times(self.points, between=True)}
 
     def sigma(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         i, j, w = self.times[None].bracket(time)
         x = np.asarray(g, np.float64) / self.scale
         low, high = (np.polynomial.polynomial.polyval(x, self.coefficients[k]) for k in (i, j))
@@ -133,16 +132,13 @@ class Relaxation(Law):
     times: ClassVar[dict[float | None, Times]] = {None: Times((0.0,), onward=1.0)}
 
     def mean(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         return np.asarray(g, np.float64) + (self.mean_slope * math.log(time) if time else 0.0)
 
     def sigma(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         programmed = self.programming[0] + self.programming[1] * np.asarray(g, np.float64)
         return np.hypot(programmed, self.relaxing[0] + self.relaxing[1] * math.log(time) if time else 0.0)
 
     def read_sigma(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         if not time:
             raise ValueError(f"{self.name} has no read noise at 0 s; it has it at all times from {show(1)} on")
         k, width = self.read
@@ -183,12 +179,10 @@ class PowerLaw(Law):
         return np.maximum(np.polynomial.polynomial.polyval(x, self.programming), 0.0), m, s
 
     def mean(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         (_, m, s), log = self._spread(g), math.log(time / self.first)
         return np.asarray(g, np.float64) * np.exp(-m * log + (s * log)**2 / 2)
 
     def sigma(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         (programmed, m, s), log = self._spread(g), math.log(time / self.first)
         square = (np.square(g) + programmed**2) * np.exp(-2 * m * log + 2 * (s * log)**2)
         return np.sqrt(np.maximum(square - self.mean(g, time, temp)**2, 0.0))
@@ -202,7 +196,6 @@ class PowerLaw(Law):
         return cells * np.exp(-exponents * math.log(time / self.first))
 
     def read_sigma(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         q, power, most, width = self.read
         share = np.minimum(q / np.maximum(np.asarray(g) / self.g_top, 1e-7)**power, most)
         return self.mean(g, time, temp) * share * math.sqrt(math.log((time + width) / (2 * width)))
@@ -232,11 +225,9 @@ class Decades(Law):
         return float(self.targets[0]), float(self.targets[-1])
 
     def mean(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         return np.asarray(g, np.float64) + self._moved(g, time, temp, 0)
 
     def sigma(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         return self._moved(g, time, temp, 1)
 
     def _moved(self, g: np.ndarray, time: float | None, temp: float | None, which: int) -> np.ndarray:

@@ -52,11 +52,9 @@ class Table(_Levels):
     steady = True
 
     def mean(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         return self._at(self.series[temp].mean, g, time, temp)
 
     def sigma(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         return self._at(self.series[temp].std, g, time, temp)
 
     def _at(self, values: np.ndarray, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
@@ -97,7 +95,6 @@ class Samples(_Levels):
         return self.series[temp].reads[self.times[temp].bracket(time)[0]]
 
     def mean(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
-        """uS."""
         level, above = self._nearest(g, temp)
         return np.array([reads.mean() for reads in self._reads(time, temp)])[level] + above
 

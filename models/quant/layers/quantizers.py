@@ -18,10 +18,29 @@ from .eager import outside_graphs
 OFF = 32  # bits that switch a quantizer off
 
 
-def check_bits(name: str, bits: int) -> None:
-    """Raise ValueError unless `bits` is 1..8, or 32 for off."""
-    if type(bits) is not int or bits != OFF and not 1 <= bits <= 8:
-        raise ValueError(f"{name} is {bits!r}; allowed are 1 to 8, and {OFF} for off")
+class Quantizer(nn.Module):
+    """What quantizers share: bits, 1..8, or 32 for off, kept under the name BITS. Raises: ValueError for others."""
+
+    BITS: str
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        if type(bits) is not int or bits != OFF and not 1 <= bits <= 8:
+            raise ValueError(f"{self.BITS} is {bits!r}; allowed are 1 to 8, and {OFF} for off")
+        setattr(self, self.BITS, bits)
+
+    @property
+    def on(self) -> bool:
+        """Whether it quantizes at all: bits other than 32."""
+        return getattr(self, self.BITS) != OFF
+
+    @property
+    def levels(self) -> int:
+        """2^bits - 1: the largest code of those from 0 up."""
+        return 2 ** getattr(self, self.BITS) - 1
+
+    def extra_repr(self) -> str:
+        return f"{self.BITS}={getattr(self, self.BITS)}"
 
 
 class _PactCodes(torch.autograd.Function):
@@ -115,7 +134,7 @@ def warn_of_nan(x: Tensor, what: str = "input") -> None:
         warnings.warn(f"the {what} of a quantized layer holds NaN, which becomes the code of a number", RuntimeWarning, 2)
 
 
-class AQ(nn.Module):
+class AQ(Quantizer):
     """PACT activation quantizer (Choi et al., arXiv 1805.06085, section 3).
 
     `A = round((2^a - 1) clip(x, 0, alpha) / alpha)`, `x_q = A alpha / (2^a - 1)`. Gradient to `x` where
@@ -126,24 +145,14 @@ class AQ(nn.Module):
         alpha_init: first clipping level, in units of `x`.
     """
 
+    BITS = "abit"
+
     def __init__(self, abit: int = 4, alpha_init: float = 10.0) -> None:
-        super().__init__()
-        check_bits("abit", abit)
-        self.abit = abit
+        super().__init__(abit)
         if self.on:
             if not 0 < alpha_init < float("inf"):
                 raise ValueError(f"alpha_init is {alpha_init}; it must be above 0 and finite")
             self.act_alpha = nn.Parameter(torch.tensor(float(alpha_init)))
-
-    @property
-    def on(self) -> bool:
-        """Whether it quantizes at all: bits other than 32."""
-        return self.abit != OFF
-
-    @property
-    def levels(self) -> int:
-        """Largest code, 2^a - 1."""
-        return 2**self.abit - 1
 
     @property
     def step(self) -> Tensor:
@@ -181,11 +190,8 @@ class AQ(nn.Module):
         """`x` rounded to its grid, in units of `x`; `x` itself where switched off."""
         return self.codes(x) * self.step if self.on else x
 
-    def extra_repr(self) -> str:
-        return f"abit={self.abit}"
 
-
-class _WeightQuantizer(nn.Module):
+class _WeightQuantizer(Quantizer):
     """What weight quantizers share: `W = round(position)`, `x_q = step (2 W - L)`, straight-through on the rounding.
 
     A quantizer says where a weight lies on the code axis (`_position`), which level stands for zero
@@ -195,20 +201,10 @@ class _WeightQuantizer(nn.Module):
         wbit: bits w, 1..8; 32 passes the weight through.
     """
 
+    BITS = "wbit"
+
     def __init__(self, wbit: int = 4) -> None:
-        super().__init__()
-        check_bits("wbit", wbit)
-        self.wbit = wbit
-
-    @property
-    def on(self) -> bool:
-        """Whether it quantizes at all: bits other than 32."""
-        return self.wbit != OFF
-
-    @property
-    def levels(self) -> int:
-        """Largest code that the bits hold, 2^w - 1."""
-        return 2**self.wbit - 1
+        super().__init__(wbit)
 
     def integers(self, x: Tensor) -> Tensor:
         """`2 W - L = x_q / step` as floating-point integers, with the straight-through gradient."""
@@ -229,9 +225,6 @@ class _WeightQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` rounded to its grid, in units of `x`; `x` itself where switched off."""
         return self.integers(x) * self.step if self.on else x
-
-    def extra_repr(self) -> str:
-        return f"wbit={self.wbit}"
 
 
 class WQ(_WeightQuantizer):

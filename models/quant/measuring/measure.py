@@ -31,7 +31,7 @@ from ..layers.prepared import fingerprint
 from ..network import calibration as calibrating
 from ..network.calibration import counted_cells
 from ..network.counts import Counts, counting
-from ..network.modes import in_mode, without_adc
+from ..network.modes import hooked, in_mode, without_adc
 from ..network.program import program as program_cells
 from ..network.structure import structure
 from .images import Images, batches_of, first_image, predict
@@ -291,8 +291,7 @@ def _counting_idle(network: nn.Module, found: list[Counts], processes: Processes
 
 
 @torch.no_grad()
-def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Counts]
-                   ) -> dict[str, Any]:
+def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Counts]) -> dict[str, Any]:
     """mean_bits, conversions and layer_bits of the `Record` of a network on a setting; none of them without ADCs.
 
     Args: image, one network input: how many reads a layer makes depends on its size; counts, of all images, where layers do not
@@ -311,14 +310,10 @@ def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Cou
         of_call = np.array([(busy * kinds).sum(), (busy * (kinds > 0)).sum(), each * kinds.size], float)
         found[names[layer]] = found.get(names[layer], 0) + of_call
 
-    hooks = [layer.register_forward_hook(count, with_kwargs=True) for layer in names]
-    if not hooks:
+    if not names:
         return {}
-    try:
+    with hooked(layer.register_forward_hook(count, with_kwargs=True) for layer in names):
         network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
     bits, converted, reads = sum(found.values())
     return {"mean_bits": float(bits / reads), "conversions": float(converted / reads),
             "layer_bits": {name: float(of_layer[0] / of_layer[2]) for name, of_layer in found.items()}}

@@ -19,7 +19,7 @@ from ..layers.batches import First, batches_of, first_of
 from ..layers.crossbar import CrossbarLayer, crossbar_layers
 from .counts import counting
 from .expectation import say_expected
-from .modes import converted_layers, in_mode, without_adc
+from .modes import converted_layers, hooked, in_mode, without_adc
 
 CORRECTION_IMAGES = 256  # more change nothing that can be measured
 CORRECTION_NUMBERS = 2**42  # of the first of them: their reads have other noise than those of the images that are measured
@@ -84,11 +84,9 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
             histograms[name] = counters[name](x).cpu().numpy() + histograms.get(name, 0)
         return hook
 
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        stack.enter_context(without_adc(model))
-        for name, layer in layers:
-            stack.callback(layer.register_forward_pre_hook(count(name), with_kwargs=True).remove)
-        shown = 0
+    shown = 0
+    with without_adc(model), torch.no_grad(), hooked(layer.register_forward_pre_hook(count(name), with_kwargs=True)
+                                                     for name, layer in layers):
         for batch in batches_of(images, batch_dim):
             model(batch)
             shown += batch.shape[batch_dim]
@@ -367,8 +365,5 @@ def _watch_outputs(model: nn.Module, layers: list[tuple[str, CrossbarLayer]], im
 
     Returns: the network's output.
     """
-    with contextlib.ExitStack() as stack:
-        for name, layer in layers:
-            hook = layer.register_forward_hook(lambda layer, _, y, name=name: see(name, layer, y))
-            stack.callback(hook.remove)
+    with hooked(layer.register_forward_hook(lambda layer, _, y, name=name: see(name, layer, y)) for name, layer in layers):
         return model(images)

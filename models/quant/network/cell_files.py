@@ -16,7 +16,7 @@ from torch import nn
 from ..arrays.cells import Cells, Chip
 from ..arrays.spec import BEFORE, hardware
 from ..layers.crossbar import CrossbarLayer, crossbar_layers
-from ..storage.bitplanes import MANIFEST, manifest_or_none, read_manifest, sha256
+from ..storage.bitplanes import MANIFEST, load_file, manifest_or_none, read_manifest, sha256
 from ..storage.files import atomic_write, locked, write_text
 
 log = logging.getLogger(__name__)
@@ -122,12 +122,7 @@ def _check_entry(path, entry, name, layer):
 
 
 def _load(path: Path) -> Cells:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types for damaged and for unsafe files
-        raise ValueError(f"{path} cannot be read ({type(error).__name__})") from None
+    content = load_file(path)
     if not isinstance(content, dict) or set(content) != set(KEYS):
         raise ValueError(f"{path} holds no dict of {', '.join(KEYS)}")
     try:

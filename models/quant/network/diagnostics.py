@@ -19,7 +19,7 @@ from ..layers import channels
 from ..layers.crossbar import CrossbarLayer
 from .calibration import Calibration
 from .counts import counting
-from .modes import converted_layers, without_adc
+from .modes import converted_layers, hooked, without_adc
 
 CURVE_BITS = range(2, 9)  # ADC precisions of the SQNR curve
 SOURCES = ("quantization", "scatter", "wires", "noise", "adc")  # of a chip's errors: noise, with converters' offset and gain
@@ -174,13 +174,9 @@ def ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
             inputs[name], outputs[name] = (*args, *kwargs.values())[0], output
         return hook
 
-    with without_adc(model), torch.no_grad():
-        hooks = [layer.register_forward_hook(keep(name), with_kwargs=True) for name, layer in layers]
-        try:
-            model(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    hooks = (layer.register_forward_hook(keep(name), with_kwargs=True) for name, layer in layers)
+    with without_adc(model), torch.no_grad(), hooked(hooks):
+        model(images)
     return inputs, outputs
 
 

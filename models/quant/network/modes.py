@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ..layers.crossbar import CrossbarLayer, crossbar_layers
 from ..layers.on_arrays import ADC_BUFFERS
@@ -21,6 +22,15 @@ def converted_layers(model: nn.Module) -> list[tuple[str, CrossbarLayer]]:
     if not layers:
         raise ValueError("no layer of this network has an ADC: it has no crossbar layers, or their adc_range is 'ideal'")
     return layers
+
+
+@contextlib.contextmanager
+def hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Within the block modules have these hooks, which are registered as they are asked for."""
+    with contextlib.ExitStack() as stack:
+        for hook in hooks:
+            stack.enter_context(hook)
+        yield
 
 
 @contextlib.contextmanager

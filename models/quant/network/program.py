@@ -123,7 +123,7 @@ def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None,
         device.cell_noise(bits)
     if device.stuck_mask is not None:
         faults.check_mask(device.stuck_mask, 2 if spec.weights == "pair" else 1)
-    if device.joint:  # which has rows of all slices of a weight
+    if device.rows:  # which has rows of all slices of a weight
         device.draw_weights(np.zeros(1, np.uint8), layer.slice_bits, np.random.default_rng(0))
     if gate and spec.dac_bits > 1:
         raise ValueError(f"access is 'gate', where a row is on or off, and dac_bits {spec.dac_bits}; allowed is dac_bits 1")
@@ -142,7 +142,7 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     scale, digital = 2**ideal.fraction_bits, spec.reference == "digital"
     levels = (ideal.values.cpu() // scale).numpy().astype(np.uint8)
     twice = layer.weight_quant.reference_twice(spec.slice_bits)
-    joint = _joint(name, layer, draw, levels, VALUES, device) if device.joint else None
+    joint = _joint(name, layer, draw, levels, VALUES, device) if device.rows else None
     values, reference = np.empty(levels.shape, np.int32), np.empty(levels.shape[:3], np.int32)
     off, curves = np.zeros(len(levels)), []
     for k, bits in enumerate(spec.slice_bits):
@@ -177,7 +177,7 @@ def _pair_chip(name, layer, draw):
     signed = ideal.values.cpu().numpy() // scale
     lines = [(part, size.clip(0).astype(np.uint8)) for part, size in ((VALUES, signed), (NEGATIVE, -signed))]
     devices = {part: _with_map(device, layer.arrays, signed.shape[3], 2, side) for side, (part, _) in enumerate(lines)}
-    joint = {part: _joint(name, layer, draw, levels, part, devices[part]) for part, levels in lines} if device.joint else None
+    joint = {part: _joint(name, layer, draw, levels, part, devices[part]) for part, levels in lines} if device.rows else None
     values, both, curves = np.empty(signed.shape, np.int32), None, []
     if wires.access == "gate" or any(device.cell_noise(bits)[1] for bits in layer.slice_bits):
         both = np.empty(signed.shape, np.int32)

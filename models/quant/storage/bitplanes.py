@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,15 +163,20 @@ def read_planes(folder: str | Path, layers: Sequence[tuple[str, Sequence[int]]],
 
 def load_planes(path: str | Path) -> Tensor:
     """The tensor in `path`; ValueError if it is absent, truncated, or anything but one tensor."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path} does not exist")
-    try:
-        planes = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types for damaged and for unsafe files
-        raise ValueError(f"{path} cannot be read as a tensor ({type(error).__name__})") from None
+    planes = load_file(path)
     if not isinstance(planes, torch.Tensor):
         raise ValueError(f"{path} holds a {type(planes).__name__}, not a tensor")
     return planes
+
+
+def load_file(path: str | Path) -> Any:
+    """What is in a file of PyTorch, by `weights_only`; ValueError if it is absent, or cannot be read."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types for damaged and for unsafe files
+        raise ValueError(f"{path} cannot be read ({type(error).__name__})") from None
 
 
 def sha256(w_codes: Tensor) -> str:
