@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from models.quant import Calibration, CrossbarSpec
@@ -33,33 +33,18 @@ _FIELD = re.compile(rf"(?<![-:])\b({'|'.join(item.name for item in dataclasses.f
 ALIASES = {"crossbar_layers": "map"}  # older names of flags, and of keys in the files of earlier versions
 
 
-class Number:
-    """A kind of flag: numbers of one type for which `allowed` holds; `text` says which those are."""
-
-    def __init__(self, kind: Callable, text: str, allowed: Callable[[Any], bool]):
-        self.kind, self.text, self.allowed = kind, text, allowed
+class Number(spec.Numbers):
+    """A kind of flag: numbers, read by `kind`, for which `holds` is true, or words; `text` says which those are."""
 
     def __call__(self, argument: str) -> Any:
         """The value of an argument of the command line."""
         try:
-            value = self.kind(argument)
+            value = self.read(argument)
         except ValueError:
             value = None
-        if value is None or not self.allowed(value):  # not a number compares as False everywhere
+        if value is None or argument not in self.words and not self.holds(value):  # not a number compares as False everywhere
             raise argparse.ArgumentTypeError(f"{argument} is not {self.text}")
         return value
-
-    @classmethod
-    def of(cls, numbers: spec.Numbers) -> "Number":
-        """The kind of a field of the package."""
-        return cls(numbers.read, numbers.text, numbers.has)
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value that somebody stored could have been given."""
-        try:
-            return not isinstance(value, bool) and self.kind(str(value)) == value and bool(self.allowed(value))
-        except (TypeError, ValueError):
-            return False
 
 
 MOST_WITHOUT_STEP = 100  # values of a span
@@ -91,7 +76,7 @@ class Span:
 
 
 BITS = Number(int, f"1 to 8, or {OFF} to switch the quantizer off", lambda bits: bits in (*range(1, 9), OFF))
-COUNT, COUNT_OR_0, POSITIVE_OR_0 = map(Number.of, (spec.COUNT, spec.COUNT_OR_0, spec.FROM_0))
+COUNT, COUNT_OR_0, POSITIVE_OR_0 = (Number(**vars(kind)) for kind in (spec.COUNT, spec.COUNT_OR_0, spec.FROM_0))
 AT_LEAST_2 = Number(int, "2 or more, as batch norm needs", lambda value: 2 <= value < 2**63)
 NUMBER_FROM_0 = Number(lambda text: int(text) if text.isdigit() else float(text), "a number from 0 up",
                        lambda value: 0 <= value < math.inf)
@@ -99,8 +84,7 @@ ANY_INT = Number(int, "a whole number", lambda value: True)
 POSITIVE = Number(float, "a number above 0", lambda value: 0 < value < math.inf)
 SHARE = Number(float, "from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
 SHARE_OR_ALL = Number(float, "from 0 to 1", lambda value: 0 <= value <= 1)
-FIT_OR_POSITIVE = Number(lambda text: text if text == "fit" else float(text), "fit or a number above 0",
-                         lambda value: value == "fit" or 0 < value < math.inf)
+FIT_OR_POSITIVE = Number(float, "fit or a number above 0", POSITIVE.holds, {"fit": "fit"})
 
 
 def option(default: Any, text: str, kind: Any = str, several: bool = False, metavar: str | None = None,
@@ -162,7 +146,7 @@ def flag_kind(field: dataclasses.Field) -> Any:
     """What a field's flag takes; those of the package say it by "numbers", "allowed", "fractions" or "most"."""
     meta = field.metadata
     if "numbers" in meta:
-        return Number.of(meta["numbers"])
+        return Number(**vars(meta["numbers"]))
     return meta.get("kind") or meta.get("allowed") or (NUMBER_FROM_0 if meta.get("fractions") else COUNT)
 
 
@@ -249,7 +233,7 @@ def _usual_word(field: str, value: Any) -> Any:
 
 def _allowed(kind: Any, value: Any) -> bool:
     if isinstance(kind, Number):
-        return kind.holds(value)
+        return kind.has(value)
     return value in kind if isinstance(kind, tuple) else isinstance(value, kind)
 
 

@@ -22,7 +22,7 @@ from ..program.cli import UserError
 from ..program.flags import COUNT, COUNT_OR_0, Number, option
 
 LIST = "list"  # --device list: say which there are
-TIME = Number(parse_time, "seconds, or a number with ms, s, min, h, d or w, such as 1h", lambda value: True)
+TIME = Number(parse_time, "seconds, or a number with ms, s, min, h, d or w, such as 1h", lambda value: 0 <= value < float("inf"))
 TEMP = Number(float, "a number of degrees Celsius", lambda value: -274 < value < float("inf"))
 PROBABILITY = Number(float, "a probability from 0 to 1", lambda value: 0 <= value <= 1)
 

@@ -24,6 +24,8 @@ from .train_settings import HARDWARE, NGPU, ThroughADC
 
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
 SPEC_FLAGS = (*HARDWARE, *hardware("range"))  # fields of CrossbarSpec that make the rows
+# What has the flags that make the rows, and which of its fields they are; None: all.
+OF_SETTINGS = ((CrossbarSpec, SPEC_FLAGS), (ThroughADC, ("crossbar_layers",)), (DeviceSettings, None), (Chips, chips.OF_ROW))
 CALIBRATE_OTHERS = 64  # images that calibrate networks of others, whose images are large
 CALIBRATION = tuple(flag_name(field.name) for field in fields(Calibration))
 
@@ -190,15 +192,11 @@ def build_parser(about: str | None = None) -> ArgumentParser:
 
 def add_hardware(group: Any) -> None:
     """The flags whose values make the settings."""
-    flags.add_flags(group, CrossbarSpec, SPEC_FLAGS, several=True)
-    flags.add_flags(group, ThroughADC, ["crossbar_layers"], several=True)
-    flags.add_flags(group, DeviceSettings, several=True)
-    flags.add_flags(group, Chips, chips.OF_ROW, several=True)
+    for cls, names in OF_SETTINGS:
+        flags.add_flags(group, cls, names, several=True)
     flags.add_flags(group, Layers)
 
 
 def hardware_defaults() -> dict[str, list]:
     """The default of each flag whose values make the settings, as a list of one."""
-    values = flags.defaults(CrossbarSpec, SPEC_FLAGS) | flags.defaults(ThroughADC, ["crossbar_layers"])
-    values |= flags.defaults(DeviceSettings) | flags.defaults(Chips, chips.OF_ROW)
-    return {name: [value] for name, value in values.items()}
+    return {name: [value] for cls, names in OF_SETTINGS for name, value in flags.defaults(cls, names).items()}

@@ -10,7 +10,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from .converter import Converter
 
@@ -28,11 +28,12 @@ MOST_ROWS = 1024
 ADC_GRID = 64  # ADC steps are multiples of 1 / ADC_GRID in units of the read value
 
 
-class Numbers(NamedTuple):
+@dataclass(frozen=True)
+class Numbers:
     """What a field may be: numbers of a type, int or float, that `holds` is true of. `text` says which those are; `words` stand for
     values where somebody writes them, as on a command line."""
 
-    kind: type
+    kind: Callable[[str], Any]
     text: str
     holds: Callable[[Any], bool]
     words: Mapping[str, Any] = MappingProxyType({})

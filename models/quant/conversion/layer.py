@@ -83,9 +83,6 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         """The weight `[out, in / groups, kh, kw]`, float32."""
         return self.form.kernel(self.operand).float()
 
-    def _weight4(self):
-        return self.weight
-
     @property
     def w_source(self) -> Tensor:
         """What the weight codes are made of."""

@@ -217,11 +217,10 @@ class InputQuantizer(_OwnScale, Quantizer):
         if max(-lowest, largest) < scales.SMALLEST:
             self._set(1.0, 0, self.levels)
             return
-        inputs = scales.Inputs(values, lowest, largest)
-        best = scales.of_inputs(inputs, self._windows(lowest < 0), method)
+        best = scales.of_inputs(values, lowest, largest, self._windows(lowest < 0), method)
         half = self.levels // 2
         if best.lo < 0 < half and encoding in ("phases", "ternary"):
-            symmetric = scales.of_inputs(inputs, [(-half, half)], method)
+            symmetric = scales.of_inputs(values, lowest, largest, [(-half, half)], method)
             best = symmetric if symmetric.error <= SYMMETRIC_COSTS * best.error else best
         self._set(best.scale, best.lo, best.hi)
 

@@ -74,14 +74,6 @@ def _of_least_error(w, cover, m):
 # ---- inputs --------------------------------------------------------------------------------------------------------------
 
 
-class Inputs(NamedTuple):
-    """What is known of the numbers that a layer is given: a sample of them, and the extremes of all."""
-
-    values: Tensor
-    lowest: float
-    largest: float
-
-
 class Window(NamedTuple):
     """Codes lo..hi of a step: `clip(rint(x / scale), lo, hi)`; error, to compare windows that were found in the same way."""
 
@@ -91,22 +83,22 @@ class Window(NamedTuple):
     hi: int
 
 
-def of_inputs(inputs: Inputs, windows: list[tuple[int, int]], method: str) -> Window:
+def of_inputs(values: Tensor, lowest: float, largest: float, windows: list[tuple[int, int]], method: str) -> Window:
     """The best of some windows (lo, hi), with its step.
 
-    Args: windows, of which one holds numbers of the signs of `lowest` and `largest`; method, "max": the least step with which a window
-        holds both, or "mse": least squared error on the sample, over a grid of steps for all windows at once.
+    Args: values, a sample; lowest, largest, extremes of all; windows, of which one holds numbers of the signs of these; method, "max": the
+        least step with which a window holds both, or "mse": least squared error on the sample, over steps for all windows at once.
     """
     lo, hi = np.array(windows).T
     with np.errstate(divide="ignore"):
-        above = np.divide(max(inputs.largest, 0), hi) if inputs.largest > 0 else np.zeros(len(hi))
-        below = np.divide(max(-inputs.lowest, 0), -lo) if inputs.lowest < 0 else np.zeros(len(lo))
+        above = np.divide(max(largest, 0), hi) if largest > 0 else np.zeros(len(hi))
+        below = np.divide(max(-lowest, 0), -lo) if lowest < 0 else np.zeros(len(lo))
     covers = np.maximum(above, below)
     best = int(covers.argmin())
     cover = float(covers[best])
     if method == "max":
         return Window(cover**2, cover, int(lo[best]), int(hi[best]))
-    errors = _InputErrors(inputs.values)
+    errors = _InputErrors(values)
     coarse = errors.least([cover * 2 ** (-i / 5) for i in range(51)], lo, hi)
     return min(coarse, errors.least([coarse.scale * 2 ** (i / 40) for i in range(-7, 8)], lo, hi))
 

@@ -16,15 +16,15 @@ All arithmetic is float64, and nothing here approximates but `gate_curve`.
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..arrays.spec import check, choice
+from ..arrays.spec import FROM_0, check, choice, number
 
 ACCESS = ("voltage", "gate")
 
@@ -35,11 +35,6 @@ WIRE_OHM = {"130nm": 0.34, "90nm": 0.66, "65nm": 0.60, "45nm": 0.83, "32nm": 1.3
 ROW_OHM = {"130nm": 1.0, "90nm": 2.0, "65nm": 1.8, "45nm": 2.5, "32nm": 3.8, "22nm": 5.6, "14nm": 7.6, "7nm": 16.7}
 
 TOGETHER = 8  # arrays that are solved at a time: less for each step to wait for, and still in a core's cache
-
-
-def ohms(text: str) -> Any:
-    """A field that is a resistance, finite and not negative: `metadata` has "unit" and "help"."""
-    return field(default=0.0, metadata={"unit": "ohm", "help": text})
 
 
 @dataclass(frozen=True)
@@ -60,17 +55,15 @@ class Wires:
     access: str = choice(
         "voltage", ACCESS, "voltage: word lines carry the inputs, cells are linear. gate: a word line switches the cells of its "
         "row to a supply (1T1R).")
-    wire_ohm: float = ohms("ohms of a bit line from one cell to the next, and from the last one to the sense node.")
-    row_ohm: float = ohms("ohms of a word line from one cell to the next, and from the driver to the first one (voltage access).")
-    driver_ohm: float = ohms("ohms of the source of each word line (voltage access).")
+    wire_ohm: float = number(0.0, "ohms of a bit line from one cell to the next, and from the last one to the sense node.", FROM_0)
+    row_ohm: float = number(
+        0.0, "ohms of a word line from one cell to the next, and from the driver to the first one (voltage access).", FROM_0)
+    driver_ohm: float = number(0.0, "ohms of the source of each word line (voltage access).", FROM_0)
 
     def __post_init__(self) -> None:
         check(self)
-        for name in ("wire_ohm", "row_ohm", "driver_ohm"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not 0 <= value < np.inf:
-                raise ValueError(f"{name} is {value!r}; allowed are finite numbers of ohms from 0")
-            if self.access == "gate" and name != "wire_ohm" and value:
+        for name in ("row_ohm", "driver_ohm"):
+            if self.access == "gate" and (value := getattr(self, name)):
                 raise ValueError(f"{name} is {value!r} with access 'gate'; no current flows into a gate, so allowed is 0")
 
     @property

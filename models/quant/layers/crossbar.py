@@ -70,6 +70,15 @@ class CrossbarLayer(OnArrays):
     shared = False  # whether the network calls it more than once
     correct_batches = False
 
+    def _weight4(self):
+        return self.weight
+
+    def _input(self, x):
+        return x
+
+    def _output(self, y):
+        return y
+
     @outside_graphs
     def forward(self, x: Tensor) -> Tensor:
         """The simulated output for input x, in the type of x (autocast aside); with gradients in training mode only."""
@@ -294,15 +303,6 @@ class Qconv2dDoreFa(CrossbarLayer, Qconv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
                          wbit=spec.w_bits, abit=spec.a_bits, alpha_init=alpha_init, wq=wq)
         self._put_on(spec)
-
-    def _weight4(self):
-        return self.weight
-
-    def _input(self, x):
-        return x
-
-    def _output(self, y):
-        return y
 
 
 class QLinearDoreFa(CrossbarLayer, QLinear):

@@ -26,7 +26,7 @@ def _of_wires(name: str, of_node: Mapping[str, float] | None = None) -> Any:
     if of_node is None:
         return number(0.0, text, FROM_0, of="cells", unit=" ohm")
     names = f"a number from 0 up, or one of {', '.join(of_node)}, which stands for the wires of that node"
-    return number(0.0, f"{text} Or a node, such as 32nm.", FROM_0._replace(text=names, words=of_node), of="cells",
+    return number(0.0, f"{text} Or a node, such as 32nm.", replace(FROM_0, text=names, words=of_node), of="cells",
                   unit=" ohm")
 
 
