@@ -7,8 +7,6 @@ that are one (rows that are zero cost nothing), so their share is part of the re
 without it the weights are random and the batch norm statistics are those of the images.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import copy

@@ -7,8 +7,6 @@ behind the others.
 Images are those of the embedded digits. Writes benchmarks/results/grid_<model>.md and .json.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

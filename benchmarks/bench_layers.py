@@ -9,8 +9,6 @@ Writes benchmarks/results/layers_<processor>.md and .json. Weights are random, i
 calibrates is the same input, of 4 images.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys

@@ -7,8 +7,6 @@ Networks of torchvision with random weights, their batch norms settled on random
 and .json.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

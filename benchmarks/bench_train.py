@@ -5,8 +5,6 @@
 Writes benchmarks/results/train.md and train.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -7,8 +7,6 @@ A way that no setting of any network is 15 % slower without, on any processor, c
 .json. The ways are those of `models.quant.engines.cpu.whole.choice`; all give the same numbers, which is checked here too.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import functools

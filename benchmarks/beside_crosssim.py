@@ -9,8 +9,6 @@ its layer, the limits are those that this project calibrates on training images.
 the last rows each draws one. Writes benchmarks/results/beside_crosssim.md and .json.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import statistics

@@ -1,7 +1,5 @@
 """What both benchmarks share: the clock, the plain network, and how a result is written down."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import math

@@ -7,8 +7,6 @@ EfficientNet-Lite0 (17 of its 50 layers are depthwise) on random crops of the ph
 that choose quantizers and ADC ranges are others than those that are classified. Writes benchmarks/results/photographs.md and .json.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

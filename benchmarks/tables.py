@@ -9,8 +9,6 @@ again: settings are points, measured once, and trainings have checkpoints. Every
 benchmarks/results/tables_<network>.md and .json after each table; those that are not chosen stay there as they were.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

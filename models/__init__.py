@@ -5,8 +5,6 @@ The older way holds too: `model_cfg = getattr(models, name)`, `model_cfg.kwargs.
 `model_cfg.base(*model_cfg.args, **model_cfg.kwargs)`; each `getattr` gives a configuration of its own.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

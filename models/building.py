@@ -1,7 +1,5 @@
 """What all networks share: the options that say how they are quantized and mapped, and the layers that these make."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any

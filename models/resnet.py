@@ -1,7 +1,5 @@
 """ResNets for 32x32 images; one definition for training and for crossbar inference."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -7,8 +7,6 @@ A file holds the network's state, in the order of memory that its tensors have, 
 others (`structure`). It is read with `weights_only`, so that it can run no code.
 """
 
-from __future__ import annotations
-
 import glob
 import pickle
 import zipfile

@@ -1,7 +1,5 @@
 """What the cells of one layer hold on one chip (`Cells`), as integers on a grid that every engine computes with exactly."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -6,8 +6,6 @@ and a field of the spec that `CrossbarSpec.converter` finds it by. The reference
 of their own refuse it (`engines.reach.lacking`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -10,8 +10,6 @@ off, and so are both of a zero weight. With X+ and X- what the two cells of a sl
 worth being 1 for odd L and 2 for even L. There is no reference column: what both cells have in common cancels.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -4,8 +4,6 @@ Noise comes from a generator that is a function of the read's place and nothing 
 one IEEE operation, so that all engines draw the same noise bit for bit, whatever the batch, the threads and the order of images.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import math

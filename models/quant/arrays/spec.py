@@ -9,7 +9,6 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
 from typing import Any
 
 from .converter import Converter
@@ -36,7 +35,7 @@ class Numbers:
     kind: Callable[[str], Any]
     text: str
     holds: Callable[[Any], bool]
-    words: Mapping[str, Any] = MappingProxyType({})
+    words: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, text: str) -> Any:
         """The value that a text means. Raises: ValueError for no number."""

@@ -3,8 +3,6 @@
 PyTorch's own hands all weights to one function, or to a kernel of its own for inference, where nobody sees their products.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

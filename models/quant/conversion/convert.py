@@ -9,8 +9,6 @@ The network is run once on the images to see what it multiplies (`tracing`); eac
 calibrated. What is no product with a weight (norms, activation functions, sums, products of two activations) is digital and stays as it is.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

@@ -11,8 +11,6 @@ With no ADC, or one that changes no read, all give the same sums. They differ in
 small negative inputs drive most word lines, and the sums are large where the result is small.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """GPTQ: weights rounded one after the other, each error made good by the weights of its channel that are still to come."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

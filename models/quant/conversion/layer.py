@@ -1,7 +1,5 @@
 """A layer on crossbars that stands for one product of a network of any code (`convert`)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -4,8 +4,6 @@ inputs of one step and a window of codes that may hold negative ones (`InputQuan
 The quotient `x / s` is taken in float32, so that a number gets the same code in every type.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Names by which the options of `convert` call layers, and what these options say of each."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase

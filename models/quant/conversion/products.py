@@ -10,8 +10,6 @@ Arrays hold a matrix that an input is multiplied by pixel after pixel, so every 
 - a transposed convolution: one of the input with `stride - 1` zeros between its pixels, the kernel turned round.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

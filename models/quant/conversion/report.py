@@ -1,7 +1,5 @@
 """What became of a network that was put on crossbars: what is mapped, what is digital and why, what it costs in accuracy."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections import Counter

@@ -4,8 +4,6 @@ Pure functions: weights have a step for each output channel (`of_channels`), inp
 (`of_inputs`).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

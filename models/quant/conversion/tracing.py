@@ -4,8 +4,6 @@ Nothing is asked of the network's code but that it runs: a mode of PyTorch sees 
 alone is told from what follows from the input, so that a weight that is computed at each call is known as one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ has a reference column: one line of cells of level `r_k` where that is a level, 
 one of the lowest, whose mean is taken. In pairs a slice of an output is two bit lines, and one of its two cells holds the digit.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 

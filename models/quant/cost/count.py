@@ -1,7 +1,5 @@
 """Counting what costs follow from: what the arrays have to do for some images (`counts`), and the ones of the weights."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator
 

@@ -1,7 +1,5 @@
 """How often each part of the hardware is used (`events`): what was counted, on the arrays and the converters of a setting."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Images as calibration takes them: a tensor, or batches one after the other, along whichever dimension a network has its batch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """Mean and deviation of a layer's output channels, and what brings them to those that are wanted."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Layers on crossbars, and the calls that set the hardware and the engine of a whole network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType

@@ -1,7 +1,5 @@
 """Functions that `torch.compile` leaves out of its graphs: kernels of Numba and Triton, and checksums, are not for it."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import TypeVar

@@ -5,8 +5,6 @@ applies all but the pooling to each output when it has summed it (`kernels.outpu
 with what they stand for, so the largest code is that of the largest value.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 

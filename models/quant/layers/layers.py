@@ -4,8 +4,6 @@
 `2^w - 1` and `1 / (2^w - 1)`): the operation runs on integer codes and is scaled once.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """What a layer has on its arrays: its hardware, ADC ranges and correction, weight codes and cells."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

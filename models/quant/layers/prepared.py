@@ -6,8 +6,6 @@ For the 13 million weights of VGG7 that is 4 ms, and more where the memory is co
 says so (`unchanged`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools

@@ -4,8 +4,6 @@ Both work on integer codes. A training layer convolves the codes and scales the 
 nothing: integers up to 256 are exact in its 8-bit significand.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import torch

@@ -1,7 +1,5 @@
 """The ADC ranges of a whole network and their digital correction, chosen on training images."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

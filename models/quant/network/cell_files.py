@@ -1,7 +1,5 @@
 """The cells of a chip as files beside the bit-planes, where people look at them and edit them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

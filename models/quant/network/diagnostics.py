@@ -1,7 +1,5 @@
 """Where the ADC and the cells lose accuracy: numbers for every layer and slice of a network on crossbars."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise

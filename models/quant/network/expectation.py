@@ -1,7 +1,5 @@
 """What plans of the ADCs' bits are expected to cost a network, told before its images are seen (`say_expected`)."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """How far the curves of gate access are off the exact ladders, on reads that a network makes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 

@@ -1,7 +1,5 @@
 """How a whole network runs for a while: in training or evaluation mode, without its ADCs."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Programming a chip (`program`): one draw of all cells of a network on a device, its wires and its converters."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import logging

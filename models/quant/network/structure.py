@@ -1,7 +1,5 @@
 """What a network computes with beside its tensors: the classes of its modules, and their numbers and words."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Bit-planes of weight codes, and the `prob/` folder where people look at them and edit them."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -4,8 +4,6 @@ A file's name is made of everything that the cells in it follow from, so what a 
 who wrote it. `np.load` opens it: float64 `[groups, rows, lines]`, uS.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import hashlib
