@@ -25,6 +25,7 @@ from experiment.inputs import data
 from experiment.program.cli import UserError, run_main
 from models import quant
 from models.quant import CrossbarSpec, Device, convert
+from models.quant.conversion.layer import ConvertedLayer
 from models.quant.network.modes import hooked
 from torch import Tensor, nn
 
@@ -101,7 +102,7 @@ def first(spec: CrossbarSpec) -> CrossbarSpec:
     return replace(spec, rows=ROWS // 2)
 
 
-def layers_of(net: nn.Module) -> dict[str, quant.ConvertedLayer]:
+def layers_of(net: nn.Module) -> dict[str, ConvertedLayer]:
     return {name.removesuffix(".crossbar"): layer for name, layer in quant.crossbar_layers(net)}
 
 
@@ -153,7 +154,7 @@ def theirs(net: nn.Module, ranges: np.ndarray, setting: Setting, own: nn.Module)
     return made.eval()
 
 
-def give_cells(module: nn.Module, layer: quant.ConvertedLayer, level: float) -> None:
+def give_cells(module: nn.Module, layer: ConvertedLayer, level: float) -> None:
     """Put the cells of a layer of this project into CrossSim's, which computes with the difference of the two cells of a pair."""
     cells = layer.cells()
     out, taps = layer.w_shape[0], layer.w_shape[2] * layer.w_shape[3]

@@ -36,11 +36,10 @@ _AS_PUBLISHED = {name: {"transform_input": True, "init_weights": False} for name
 @dataclass(frozen=True)
 class Foreign:
     """A network in evaluation mode. Attributes: transform, what its images go through; None for 32x32 images as the networks here
-    take them, `data.normalize`d. pretrained, whether it has weights that somebody trained, as far as that can be known."""
+    take them, `data.normalize`d."""
 
     network: nn.Module
     transform: Transform | None
-    pretrained: bool
 
 
 def is_foreign(model: str) -> bool:
@@ -84,7 +83,7 @@ def load(model: str, state: str | None = None, image_size: int | None = None, we
         network, transform = _of_torchvision(model.removeprefix("torchvision/"), weights and not state, image_size)
     if state:
         load_weights(network, _state(state), ("num_batches_tracked",), source=state)  # which older states lack
-    return Foreign(network.eval(), transform or None, bool(state) or weights and not is_file(model))
+    return Foreign(network.eval(), transform or None)
 
 
 def try_out(model: str, network: nn.Module, image: torch.Tensor) -> int:

@@ -125,8 +125,7 @@ class Cache:
 
     def check(self, network: nn.Module, images: Iterable[torch.Tensor]) -> None:
         """Forget what was made of something else."""
-        ranges = tuple(ADC_BUFFERS)
-        state = [value for key, value in network.state_dict().items() if isinstance(value, torch.Tensor) and not key.endswith(ranges)]
+        state = [value for key, value in network.state_dict().items() if isinstance(value, torch.Tensor) and not key.endswith(ADC_BUFFERS)]
         cells = [layer.w_codes() for _, layer in crossbar_layers(network)]
         made_of = [structure(network), fingerprint([*state, *cells, *images])]
         if made_of != self.made_of:

@@ -29,12 +29,9 @@ def gate_errors(model: nn.Module, images: Tensor, device: Device, straight: Mapp
         images: network inputs, such as those of a calibration.
         device: of the chip. straight: what the chip's cells hold without wires, by layer (`program` without resistance).
         wire_ohm: ohms from cell to cell. both: of pairs, `Readout.both` without wires (`program` with gate access).
-    Raises: ValueError for pairs without `both`.
     Returns: for each layer on a chip (error of the chip's v, error of v if wires had no resistance).
     """
     layers = [(name, layer) for name, layer in crossbar_layers(model) if layer.chip and layer.chip.readout and layer.chip.readout.curve]
-    if lacking := [name for name, layer in layers if layer.spec.weights == "pair" and both.get(name) is None]:
-        raise ValueError(f"both holds nothing of layer {lacking[0]}, whose weights are pairs")
     inputs, _ = ideal_pass(model, layers, images[:IMAGES])
     return {name: _of_layer(layer, torch.cat(layer.parts(inputs[name])), device, straight[name], wire_ohm, both.get(name))
             for name, layer in layers}
