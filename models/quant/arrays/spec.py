@@ -27,7 +27,7 @@ MOST_ROWS = 1024
 ADC_GRID = 64  # ADC steps are multiples of 1 / ADC_GRID in units of the read value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Numbers:
     """What a field may be: numbers of a type, int or float, that `holds` is true of. `text` says which those are; `words` stand for
     values where somebody writes them, as on a command line."""
