@@ -394,8 +394,8 @@ def test_options_of_the_conversion_are_those_of_the_flags(net, photographs, monk
     for more in ([], own):
         with pytest.raises(UserError, match="^net.py:three: enough$"):
             evaluation.main([*flags, *more])
-    usual = dict(first_last_bits=8, inputs="phases", rounding="nearest", skip=[], correct="channel", qat=False)
-    other = dict(first_last_bits=6, inputs="twos", rounding="gptq", skip=["0.2"], correct="none", qat=False)
+    usual = dict(first_last_bits=8, inputs="phases", rounding="nearest", skip=[], correct="channel")
+    other = dict(first_last_bits=6, inputs="twos", rounding="gptq", skip=["0.2"], correct="none")
     assert asked == [((8, 8), usual), ((4, 8), other)]
 
 
