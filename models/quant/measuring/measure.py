@@ -170,15 +170,18 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         raise ValueError("cells are those of a chip, and the setting programs others: give one of them")
     with set_engine(engine), in_mode(network, training=False):
         if setting is None:
-            found = _in_software(run, passing)
+            use_cells(network, None)
+            with without_adc(network):
+                passes, common = [run.through("software", passing)], {"engine": None}
         else:
             if software is None:
                 software = measure(network, images, labels, None, engine=engine, batch_size=batch_size, progress=progress,
                                    original=original, metric=metric, processes=processes)
             place(network, setting, cells)
             chosen = None if calibration is None else batches_of(calibration, batch_size)
-            found = _on_crossbars(run, setting, cells, chosen, cache or Cache(), engine)
-    return _record(setting, *found, software, original)
+            passes, common = _on_crossbars(run, setting, cells, chosen, cache or Cache(), engine)
+    records = [_record(setting, *found, common, software, original) for found in passes]
+    return of_chips(setting, records) if setting and setting.chips else records[0]
 
 
 class _Run(NamedTuple):
@@ -201,16 +204,8 @@ class _Run(NamedTuple):
         return found.argmax(1), float(self.metric(found, self.labels)), seconds
 
 
-def _in_software(run, passing):
-    """(predictions, accuracies, other fields of the record) of the only pass."""
-    use_cells(run.network, None)
-    with without_adc(run.network):
-        predictions, accuracy, seconds = run.through("software", passing)
-    return [predictions], [accuracy], {"seconds": seconds, "engine": None}
-
-
 def _on_crossbars(run, setting, cells, calibration, cache, engine):
-    """As `_in_software`, of one pass for each chip, or one on ideal cells; what they all have in common is taken at the first."""
+    """What `_Run.through` finds for each chip, or on ideal cells, and other fields of the record, which are taken at the first."""
     network, found, common = run.network, [], {}
     try:
         for title in _each_chip(network, setting, calibration, cache, run.progress, run.processes):
@@ -221,22 +216,19 @@ def _on_crossbars(run, setting, cells, calibration, cache, engine):
     finally:
         if setting.chips or is_chip(cells):
             program_cells(network, None)
-    predictions, accuracies, seconds = zip(*found)
-    return predictions, accuracies, {"seconds": sum(seconds), **common}
+    return found, common
 
 
-def _record(setting, found, accuracies, common, software, original):
-    baseline = found[0] if software is None else software.predictions
-    changes = [_changes(predictions, baseline) for predictions in found]
+def _record(setting, predictions, accuracy, seconds, common, software, original):
+    """That of one pass, on one chip where there are any."""
+    changes = 0 if software is None else _changes(predictions, software.predictions)
     of_float = {} if original is None else {
-        "float_accuracy": original.accuracy,
-        "float_changes": round(statistics.fmean(_changes(predictions, original.predictions) for predictions in found))}
-    of_chips = {} if setting is None or not setting.chips else {
-        "chip_predictions": torch.stack(found), "chip_accuracies": tuple(accuracies), "chip_changes": tuple(changes)}
-    return Record(
-        setting=setting, predictions=found[0], accuracy=statistics.fmean(accuracies),
-        software_accuracy=accuracies[0] if software is None else software.accuracy, changed_predictions=round(statistics.fmean(changes)),
-        **common, **of_chips, **of_float)
+        "float_accuracy": original.accuracy, "float_changes": _changes(predictions, original.predictions)}
+    of_chip = {} if setting is None or not setting.chips else {
+        "chip_predictions": predictions[None], "chip_accuracies": (accuracy,), "chip_changes": (changes,)}
+    return Record(setting=setting, predictions=predictions, accuracy=accuracy,
+                  software_accuracy=accuracy if software is None else software.accuracy, changed_predictions=changes, seconds=seconds,
+                  **common, **of_chip, **of_float)
 
 
 def of_chips(setting: Setting, found: Sequence[Record]) -> Record:
