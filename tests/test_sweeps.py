@@ -34,7 +34,7 @@ from experiment.report.drawing import new_figure
 from experiment.sweep.plan import Job, Plan, Queue
 from models import quant
 from models.quant import Calibration, CrossbarSpec, Device
-from models.quant.storage.files import locked
+from models.quant.storage.files import atomic_write, locked, write_text
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Cache, Record, measure
 from models.quant.measuring.placing import place
@@ -161,18 +161,20 @@ def test_costs_come_back_from_points(evaluate, checkpoint):  # noqa: F811
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(evaluate, checkpoint, capsys, monkeypatch):  # noqa: F811
-    written, write_file = [], points.atomic_write
+    written = []
 
-    def full(path, write):
+    def full(path, text):
         def fails(file):
-            write(file)
+            file.write(text.encode())
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(path)
-        write_file(path, fails if len(written) == 3 else write)
+        if len(written) == 3:
+            atomic_write(path, fails)
+        write_text(path, text)
 
     flags_ = [*QUICK, "--calib_images", "4", "--adc_prec", "3:5", "--resume", checkpoint]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(points, "atomic_write", full)
+        patch.setattr(points, "write_text", full)
         run_main(lambda: evaluation.main(flags_))
     assert ended.value.code == 2 and capsys.readouterr().err == "error: the disk is full\n"
     measured, _ = evaluate(checkpoint, "--adc_prec", "3:5")
