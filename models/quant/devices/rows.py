@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .lines import check_rise
-from .tables import Cells, Samples
+from .tables import Cells, Samples, drawn
 
 
 def digits(code: np.ndarray, slice_bits: tuple[int, ...]) -> np.ndarray:
@@ -64,9 +64,4 @@ class JointRows:
 
     def draw(self, w_codes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """A row, with replacement, for each weight: uS `[slices, *w_codes.shape]`, LSB slice first."""
-        uniform = generator.random(w_codes.shape)
-        cells = np.empty((*w_codes.shape, self.rows[0].shape[1]))
-        for w in np.unique(w_codes):
-            here, rows = w_codes == w, self.rows[w]
-            cells[here] = rows[(uniform[here] * len(rows)).astype(np.intp), ::-1]
-        return np.ascontiguousarray(np.moveaxis(cells, -1, 0))
+        return np.ascontiguousarray(np.moveaxis(drawn(self.rows, w_codes, generator)[..., ::-1], -1, 0))

@@ -107,8 +107,13 @@ class Samples(_Levels):
              generator: np.random.Generator) -> np.ndarray:
         """As `Law.draw`; one uniform number a cell."""
         reads, (level, above) = self._reads(time, temp), self._nearest(g, temp)
-        uniform, cells = generator.random(index.shape), np.empty(index.shape)
-        for number in np.unique(index):
-            here, pool = index == number, reads[level[number]]
-            cells[here] = pool[(uniform[here] * len(pool)).astype(np.intp)] + above[number]
-        return cells
+        return drawn([reads[number] for number in level], index, generator) + above[index]
+
+
+def drawn(pools: Sequence[np.ndarray], index: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """One of the pool of each index, with replacement, by one uniform number: `[*index.shape, ...]` of pools `[samples, ...]`."""
+    uniform, found = generator.random(index.shape), np.empty((*index.shape, *pools[0].shape[1:]))
+    for number in np.unique(index):
+        here, pool = index == number, pools[number]
+        found[here] = pool[(uniform[here] * len(pool)).astype(np.intp)]
+    return found

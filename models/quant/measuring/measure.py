@@ -321,8 +321,7 @@ def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Ten
         key = *key, tuple(fingerprint([part for cells in own for part in (cells.values, cells.reference)]))
     if cache.counted_for != key:
         shown = tqdm(images, desc="calibrating", unit="batch", leave=False, disable=None if progress else True)
-        on = {"on": setting.calibration.on} if own else {}
-        cache.histograms, cache.counted_for = calibrating.collect_histograms(network, shown, **on), key
+        cache.histograms, cache.counted_for = calibrating.collect_histograms(network, shown, setting.calibration.on), key
     return cache.histograms
 
 
