@@ -31,6 +31,11 @@ def names() -> list[str]:
     return sorted(_BUILDERS)
 
 
+def modules() -> list[str]:
+    """Full names of the modules that make them."""
+    return [on_crossbars.__module__, *dict.fromkeys(network.__module__ for network, _ in _NETWORKS)]
+
+
 def create(name: str, **options: Any) -> nn.Module:
     """A new network with weights drawn at random.
 

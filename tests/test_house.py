@@ -3,6 +3,7 @@ on."""
 
 import ast
 import inspect
+import re
 import typing
 from pathlib import Path
 
@@ -103,6 +104,32 @@ def test_imports_run_one_way(files):
 def test_every_file_has_its_floor():
     inner = [path for path in PROGRAMS if path.parent != ROOT / "experiment"]
     assert {room(name_of(path)) for path in (*FILES, *inner)} == {*FLOOR}
+
+
+def test_the_map_is_that_of_the_document():
+    """docs/house.md has a line for each room, from the top of the house down: its floor, and the first sentence of what it says itself."""
+    found = [line for line in (ROOT / "docs" / "house.md").read_text().splitlines() if re.match(r"\| \d+ \|", line)]
+    assert found == [f"| {level} | `{path_of(name)}` | {says(name)} |" for level, names in reversed([*enumerate(FLOORS)]) for name in names]
+
+
+def path_of(name):
+    """Where a room is, as people write it."""
+    inner = name if name.startswith("experiment") else "models.quant" + f".{name}" * (name != "__init__")
+    path = Path(*inner.split("."))
+    return f"{path}.py" if (ROOT / path).with_suffix(".py").exists() else f"{path}/"
+
+
+def says(name):
+    """The first sentence of a room's docstring."""
+    path = ROOT / path_of(name)
+    text = ast.get_docstring(ast.parse((path / "__init__.py" if path.is_dir() else path).read_text()))
+    return re.split(r"(?<=\.)\s", text)[0].replace("\n", " ")
+
+
+def test_files_that_the_document_names_are_there():
+    text = (ROOT / "docs" / "house.md").read_text()
+    for name in re.findall(r"`((?:models|experiment|tests|benchmarks|docs)/[^`A-Z ]+)`", text):
+        assert (ROOT / name).exists(), name
 
 
 def test_no_circle():

@@ -41,6 +41,11 @@ def test_every_module_of_the_package_decides_or_is_named_here():
                 assert name in decide | others or not name.startswith(package), f"{name}, which {path} calls, is in CODE nowhere"
 
 
+def test_results_follow_from_every_network():
+    names = {f"models.{path.stem}" for path in CORE.parent.glob("*.py") if path.stem != "__init__"}
+    assert names <= {*keys.modules_of("measuring")}, "a network stands in _NETWORKS of models/__init__.py"
+
+
 def test_every_name_of_the_code_is_a_module():
     for part in keys.CODE:
         assert keys.modules_of(part) and len({*keys.modules_of(part)}) == len(keys.modules_of(part))

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import models
 from models import quant
 from models.quant.arrays.spec import BEFORE
 from models.quant.devices import Law
@@ -39,7 +40,7 @@ CODE = {
         ".arrays.*", ".layers.quantizers", ".layers.layers", ".layers.channels", ".layers.on_arrays", ".layers.crossbar", ".layers.fusion",
         ".layers.batches", ".network.modes", ".network.counts", ".network.calibration", ".engines", ".engines.reference",
         ".kernels.elementwise", ".kernels.image", ".kernels.moments", ".kernels.ones", ".kernels.output", ".kernels.simd",
-        "models.building", "models.vgg", "models.resnet", ".measuring.*"),
+        ".measuring.*", *models.modules()),
     "chips": (".devices.*", ".network.program", ".measuring.chips"),
     "wires": (".devices.wires",),
     "conversion": (".conversion.*", "experiment.start.conversion"),
