@@ -62,7 +62,7 @@ from experiment.sweep.bench import Bench, benches_of
 from experiment.program.cli import check_writable, get_logger
 from experiment.settings.eval_flags import EvalSettings
 from experiment.settings.eval_settings import parse_all
-from experiment.sweep.plan import Job, Plan
+from experiment.sweep.worklist import Job, Worklist
 from experiment.sweep.search import Search, check_search, validation_bench
 from experiment.settings.train_settings import trained_for
 from experiment.sweep.workers import Pool, check_workers
@@ -103,11 +103,11 @@ def say_what_is_measured(bench: Bench, log: logging.Logger) -> None:
         log.info(text)
 
 
-def measure_plan(plan: Plan, pool: Pool, log: logging.Logger) -> None:
-    """Measure what a plan lacks, under one progress bar."""
-    log.info(plan.text(pool.workers or 1))
-    several = sys.stderr.isatty() and len(plan.missing) > 1  # of one, its images are shown
-    with tqdm(total=len(plan.missing), desc="settings", unit="point", dynamic_ncols=True, leave=False, disable=not several) as bar:
+def measure_missing(work: Worklist, pool: Pool, log: logging.Logger) -> None:
+    """Measure what a list of work lacks, under one progress bar."""
+    log.info(work.text(pool.workers or 1))
+    several = sys.stderr.isatty() and len(work.missing) > 1  # of one, its images are shown
+    with tqdm(total=len(work.missing), desc="settings", unit="point", dynamic_ncols=True, leave=False, disable=not several) as bar:
 
         def say(records: Sequence[Record]) -> None:
             for record in records:
@@ -118,29 +118,29 @@ def measure_plan(plan: Plan, pool: Pool, log: logging.Logger) -> None:
         def done(job: Job) -> None:
             bar.update()
             if job.of_several:
-                log.info(f"{job}: {plan.benches[job.bench].chip(job.setting)['row']['accuracy']:.2f} %")
-            say(plan.complete(job))
+                log.info(f"{job}: {work.benches[job.bench].chip(job.setting)['row']['accuracy']:.2f} %")
+            say(work.complete(job))
 
-        say(plan.complete())
-        pool.measure(plan.missing, done)
+        say(work.complete())
+        pool.measure(work.missing, done)
 
 
 def find_best(bench: Bench, search: Search, pool: Pool, log: logging.Logger) -> None:
     """Search; the front becomes the settings of the bench."""
-    search.run(lambda settings: measure_plan(Plan(pool.benches, {search.bench: (None, *settings)}), pool, log), log)
+    search.run(lambda settings: measure_missing(Worklist(pool.benches, {search.bench: (None, *settings)}), pool, log), log)
     bench.settings = replace(bench.settings, settings=tuple(search.front))
 
 
-def write_results(bench: Bench, plan: Plan, log: logging.Logger) -> None:
+def write_results(bench: Bench, work: Worklist, log: logging.Logger) -> None:
     """The table and the files that follow from the points of a network's settings."""
-    of, folder, settings = bench.settings, Path(bench.settings.save_path), plan.settings_of(bench)
+    of, folder, settings = bench.settings, Path(bench.settings.save_path), work.settings_of(bench)
     bench.folder.mkdir(parents=True, exist_ok=True)
     bench.write_ranges()
     for setting in settings:
         if of.report and setting and setting.spec.adc_range in ("calibrated", "full"):
             bench.write_report(setting, log)
     if of.save_cells:
-        bench.write_cells(plan.chips_of(bench), log)
+        bench.write_cells(work.chips_of(bench), log)
     records = [*filter(None, [bench.of_float(), *(bench.record(setting) for setting in settings)])]
     if costed := [record for record in records if record.cost]:
         log.info(f"sources of the costs in {bench.costs.technology.name}:\n{cost_report.sources_table(costed)}")
@@ -164,15 +164,15 @@ def measure_all(benches: Sequence[Bench], choosing: Sequence[Bench], pool: Pool,
     searches = [Search(each) for each in choosing]  # all of them, before the first is run, as one may be of what cannot be
     for bench, search in zip(benches, searches):
         find_best(bench, search, pool, log)
-    plan = Plan(pool.benches, {bench: (None, *bench.settings.settings) for bench in benches}, first.shard)
+    work = Worklist(pool.benches, {bench: (None, *bench.settings.settings) for bench in benches}, first.shard)
     if first.dry_run:
-        log.info(f"{plan.listing()}\n{plan.text(first.workers or 1)}")
+        log.info(f"{work.listing()}\n{work.text(first.workers or 1)}")
         return
     for bench in benches:
         bench.write_planes(log)
-    measure_plan(plan, pool, log)
+    measure_missing(work, pool, log)
     for bench in benches:
-        write_results(bench, plan, log)
+        write_results(bench, work, log)
     for search, bench in zip(searches, benches):
         log.info(f"search: {', '.join(map(str, search.write(bench)))}")
 

@@ -210,9 +210,9 @@ def test_mse_is_no_worse_than_any_range_of_a_fine_grid(counts, adc_bits, arrays)
     assert delta * 64 % 1 == 0 and -(2**adc_bits) < q_min <= 0
     found = cost(counts, layer, delta, q_min, adc_bits)
     reads = adc.Reads(counts, [0, 1, 2, 3], layer)
-    assert reads.cost(delta, q_min, adc_bits) == pytest.approx(found, abs=1e-9)
+    assert reads.squared_error(delta, q_min, adc_bits) == pytest.approx(found, abs=1e-9)
     grid = np.arange(1, 11 * 64) / 64
-    best = min(reads.cost(step, -m, adc_bits) for step in grid for m in range(2**adc_bits))
+    best = min(reads.squared_error(step, -m, adc_bits) for step in grid for m in range(2**adc_bits))
     assert found <= best * (1 + 1e-9) + 1e-9
 
 
@@ -264,7 +264,7 @@ def test_finer_steps_hardly_lower_the_cost(width, adc_bits):
     steps = np.arange(64, 10 * 256)[:, None] / 256
     errors = (steps * Converter(steps, -m, adc_bits).encode(reads.v) - reads.v for m in range(2**adc_bits))
     best = min((e**2 @ reads.square + reads.arrays * (e @ reads.linear) ** 2).min() for e in errors)  # the costs of all steps at once
-    assert reads.cost(delta, q_min, adc_bits) <= 1.01 * best + 1e-9
+    assert reads.squared_error(delta, q_min, adc_bits) <= 1.01 * best + 1e-9
 
 
 @pytest.mark.parametrize("adc_bits", [1, 3, 8])
@@ -291,10 +291,10 @@ def test_mse_of_very_many_read_values_takes_coarser_steps(adc_bits):
     (delta, q_min), = adc.calibrated_ranges(counts, layer, "mse", "slice")
     assert delta * 64 % 1 == 0
     reads = adc.Reads(counts, [0], layer)
-    found = reads.cost(delta, q_min, adc_bits)
+    found = reads.squared_error(delta, q_min, adc_bits)
     middle = 2 ** (adc_bits - 1)
     others = [(delta * (1 + i / 200), m) for i in range(-20, 21, 2) for m in {q_min, -middle, 1 - middle}]
-    assert found <= 1.01 * min(reads.cost(*other, adc_bits) for other in others)
+    assert found <= 1.01 * min(reads.squared_error(*other, adc_bits) for other in others)
 
 
 def test_the_percentile_is_one_of_reads_not_of_what_they_count():

@@ -190,5 +190,5 @@ def test_ranges_chosen_on_one_half_of_the_images_serve_the_other_half(rule, adc_
         ranges, own = (adc.calibrated_ranges(half[name], mapped, rule, "alike") for half in halves)
         for k in range(2):
             reads = adc.Reads(halves[1][name], [k], mapped)
-            assert reads.cost(*own[k], adc_bits) > 0
-            assert reads.cost(*ranges[k], adc_bits) < 1.15 * reads.cost(*own[k], adc_bits)
+            assert reads.squared_error(*own[k], adc_bits) > 0
+            assert reads.squared_error(*ranges[k], adc_bits) < 1.15 * reads.squared_error(*own[k], adc_bits)

@@ -132,6 +132,14 @@ def test_files_that_the_document_names_are_there():
         assert (ROOT / name).exists(), name
 
 
+def test_words_of_the_house_mean_one_thing():
+    """A plan is the bits that ADCs have. What kernels are told of a layer is called by their way, such as `CellShape` and `CellLayout`."""
+    made = [node.name if isinstance(node, ast.ClassDef) else node.targets[0].id for path in (*FILES, *PROGRAMS)
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.ClassDef) or isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+    assert made.count("Plan") == 1 and not {"Shape", "Addresses"} & {*made}
+
+
 def test_no_circle():
     """Not of files within a room either, nor one that an import in a function hides."""
     graph = {name_of(path): {name for name in imported(path) if name.startswith(("models.quant", "experiment."))}

@@ -186,8 +186,8 @@ def test_a_digit_that_is_seldom_seen_costs_something():
     """Where the images whose idle reads are counted have none of it, but others do."""
     error = np.ones((2, 1, 3)) * [4, 2, 1]
     found = adc.Choices(error, error, error, 10, np.array([0.5, 0.0]))
-    assert found.costs[0].tolist() == [32, 1] and found.costs[1] == 1
-    assert found._replace(error=error * [[[1]], [[0]]]).costs[0].tolist() == [1, 0]
+    assert found.prices[0].tolist() == [32, 1] and found.prices[1] == 1
+    assert found._replace(error=error * [[[1]], [[0]]]).prices[0].tolist() == [1, 0]
 
 
 def test_both_phases_of_signed_inputs_are_read():

@@ -14,7 +14,7 @@ from models.quant.engines import accumulator_dtype
 pytest.importorskip("numba")
 from models.quant.engines.cpu import engine  # noqa: E402
 from models.quant.engines.cpu.pixels import loud, pixels
-from models.quant.engines.cpu.pixels.pixels_plan import NARROW, TALL  # noqa: E402
+from models.quant.engines.cpu.pixels.pixels_layout import NARROW, TALL  # noqa: E402
 from models.quant.kernels.simd import has_byte_tables  # noqa: E402
 from models.quant.arrays.spec import Geometry  # noqa: E402
 
@@ -29,7 +29,7 @@ def wanted(case):
 
 def check_pixels(case):
     side_by_side = pixels.SideBySide(case.layer(), None)
-    assume(side_by_side._plan is not None)
+    assume(side_by_side._layout is not None)
     compare(side_by_side, case)
 
 
@@ -90,7 +90,7 @@ def extreme_case(spec, channels, delta, q_min, zero_code=None):
 ], ids=["codes of 15 bits", "of 16", "reads up to 126", "up to 128", "tables of 64 codes", "codes up to 126", "up to 128"])
 def test_what_bytes_and_16_bits_hold(case, form):
     side_by_side = pixels.SideBySide(case.layer(), None)
-    assert side_by_side._plan[0].form == form
+    assert side_by_side._layout[0].form == form
     compare(side_by_side, case)
 
 
@@ -100,7 +100,7 @@ def test_reads_at_the_ends_of_16_bits(last, fits):
     weights = np.array([8191] * 4 + [abs(last)], np.int32).reshape(1, 1, 5, 1) * np.sign(last) * np.array([1, 0])
     case.cells = weights.astype(np.int32), np.zeros((1, 1, 5), np.int32), 8
     side_by_side = pixels.SideBySide(case.layer(), None)
-    assert (side_by_side._plan is not None) == fits
+    assert (side_by_side._layout is not None) == fits
     if fits:
         compare(side_by_side, case)
 
@@ -112,7 +112,7 @@ def test_codes_of_quotients():
     weights = 384 * 2 ** np.arange(6).reshape(1, 1, 6, 1) * np.array([1, -1])
     case.cells = weights.astype(np.int32), np.zeros((1, 1, 6), np.int32), 8
     side_by_side = pixels.SideBySide(case.layer(), None)
-    assert side_by_side._plan[0].divide
+    assert side_by_side._layout[0].divide
     compare(side_by_side, case)
 
 

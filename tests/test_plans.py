@@ -974,4 +974,4 @@ def test_layers_of_another_mean_have_bits_of_their_own(tiny):
 
 def test_costs_of_reads_that_are_not_idle_are_rounded_up():
     error = np.ones((2, 1, 3)) * [4, 2, 1]
-    assert adc.Choices(error, error, error, 10, np.array([0.5, 0.38])).costs[0].tolist() == [32, 25]
+    assert adc.Choices(error, error, error, 10, np.array([0.5, 0.38])).prices[0].tolist() == [32, 25]

@@ -31,7 +31,7 @@ from experiment.report import report
 from experiment.program.cli import UserError, run_main
 from experiment.inputs.data import training_split
 from experiment.report.drawing import new_figure
-from experiment.sweep.plan import Job, Plan, Queue
+from experiment.sweep.worklist import Job, Queue, Worklist
 from models import quant
 from models.quant import Calibration, CrossbarSpec, Device
 from models.quant.storage.files import atomic_write, locked, write_text
@@ -406,7 +406,7 @@ def all_of(**rows):
 def test_shards_share_the_settings_and_keep_histograms_together():
     settings = all_of(cellBit=[1, 2, 4], adc_prec=[3, 4, 5, 6], adc_range=["calibrated", "full"])
     one = FakeBench()
-    parts = [Plan([one], {one: (None, *settings)}, (i, 5)).settings_of(one) for i in range(1, 6)]
+    parts = [Worklist([one], {one: (None, *settings)}, (i, 5)).settings_of(one) for i in range(1, 6)]
     assert all(part[0] is None for part in parts)
     assert sorted(map(str, settings)) == sorted(str(setting) for part in parts for setting in part[1:])
     assert {len(part) for part in parts} == {5, 6}
@@ -459,7 +459,7 @@ def test_the_time_to_expect():
         chip = point
 
     one = Measured()
-    found = Plan([one], {one: (None, *all_of(adc_prec=[3, 4, 5, 6, 7, 8]))})
+    found = Worklist([one], {one: (None, *all_of(adc_prec=[3, 4, 5, 6, 7, 8]))})
     assert found.text(2) == "7 points: 3 are measured already, 4 to measure, about 60 s (30 s each so far)"
     assert [plan.show_seconds(s) for s in (0.04, 12.3, 89, 600, 5399, 9000)] == ["0.0 s", "12 s", "89 s", "10 min", "90 min", "2.5 h"]
 

@@ -16,7 +16,7 @@ from test_sweeps import QUICK, evaluate, table  # noqa: F401
 
 from experiment.sweep import workers
 from experiment.program.cli import UserError
-from experiment.sweep.plan import Job, Queue
+from experiment.sweep.worklist import Job, Queue
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the folder of the tests

@@ -1,1 +1,1 @@
-"""Many settings: plans, searches, workers."""
+"""Many settings: lists of work, searches, workers."""

@@ -1,4 +1,4 @@
-"""Measuring what a plan lacks: in this process, or by workers that Ray starts on this machine or on a cluster.
+"""Measuring what a list of work lacks: in this process, or by workers that Ray starts on this machine or on a cluster.
 
 A worker keeps networks, images and histograms, and measures one setting after the other. Results are files (`points`), so that
 nothing is lost whoever dies, and a worker that dies is replaced.
@@ -19,7 +19,7 @@ from ..program import distributed, machine, user_code
 from ..program.cli import UserError, needed, one_line
 from ..settings.eval_flags import EvalSettings
 from .bench import Bench
-from .plan import Job, Queue
+from .worklist import Job, Queue
 
 MOST_DEATHS = 3  # of workers at the same setting
 

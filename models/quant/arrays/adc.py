@@ -97,16 +97,16 @@ class Reads:
         self.square = (counts * scale**2).sum(axis=(0, 1))[seen] / outputs
         self.linear = (counts * scale).sum(axis=(0, 1))[seen] / outputs
 
-    def cost(self, delta: float, q_min: int, adc_bits: int) -> float:
-        """What an ADC costs: `sum square e^2 + T (sum linear e)^2` with e the value of the code less v. Zero for an exact ADC.
+    def squared_error(self, delta: float, q_min: int, adc_bits: int) -> float:
+        """What an ADC errs: `sum square e^2 + T (sum linear e)^2` with e the value of the code less v. Zero for an exact ADC.
 
         The first term is the squared error of an output, divided by T, whose reads err independently; the second is its
         mean error, which arrays add up.
         """
-        e = self.error(delta, q_min, adc_bits)
+        e = self.errors(delta, q_min, adc_bits)
         return float(self.square @ e**2 + self.arrays * (self.linear @ e) ** 2)
 
-    def error(self, delta: float, q_min: int, adc_bits: int) -> np.ndarray:
+    def errors(self, delta: float, q_min: int, adc_bits: int) -> np.ndarray:
         """What the value of the code of each v is more than v."""
         converter = self.kind(delta, q_min, adc_bits)
         return converter.decode(converter.encode(self.v)) - self.v
@@ -131,14 +131,14 @@ def percentile(reads: Reads, adc_bits: int) -> tuple[float, int]:
 
 
 def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
-    """The `(delta, q_min)` of least `Reads.cost` among all q_min and all delta that are multiples of 1 / GRID.
+    """The `(delta, q_min)` of least `Reads.squared_error` among all q_min and all delta that are multiples of 1 / GRID.
 
     With a delta above twice the largest `v` all codes are zero. Where so many would take minutes, reads having thousands of
     values, as many of these steps as MOST_TERMS allows are tried, or MOST_STEPS of more than MANY values, up to twice that which clips
     nothing. Ties go to the smaller delta.
     """
     codes, covering = 2**adc_bits - 1, minmax(reads, adc_bits)
-    if reads.cost(*covering, adc_bits) == 0:
+    if reads.squared_error(*covering, adc_bits) == 0:
         return covering
     terms, count = _terms(reads, codes), int(2 * np.abs(reads.v).max() * GRID)
     most = MOST_STEPS if len(reads.v) > MANY else MOST_TERMS // terms
@@ -151,10 +151,10 @@ def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
     for delta in np.array_split(steps, min(len(steps), -(-len(steps) * terms // 2**20))):
         below, above = (_errors(reads, sign, delta[:, None], codes) for sign in (-1, 1))
         # Column m: the lowest code is -m, the highest 2^B - 1 - m.
-        cost = below[0] + above[0][:, ::-1] + reads.arrays * (above[1][:, ::-1] - below[1]) ** 2
-        row, m = np.unravel_index(cost.argmin(), cost.shape)
-        if cost[row, m] < best[0]:
-            best = cost[row, m], float(delta[row]), -int(m)
+        error = below[0] + above[0][:, ::-1] + reads.arrays * (above[1][:, ::-1] - below[1]) ** 2
+        row, m = np.unravel_index(error.argmin(), error.shape)
+        if error[row, m] < best[0]:
+            best = error[row, m], float(delta[row]), -int(m)
     return best[1:]
 
 
@@ -234,7 +234,7 @@ def range_groups(layer: MappedLayer, per: str) -> list[list[int]]:
 STEPS = 256  # steps that are tried first for one kind of read and one number of bits,
 BEST = 6  # and the best of them, around which finer ones are tried: all multiples of 1 / GRID,
 FINER = 64  # but no more than so many on each side
-PARTS = 64  # of the reads of a kind: what a bit costs is counted in them
+PARTS = 64  # of the reads of a kind: the price of a bit is counted in them
 MOST_BYTES = 2**15  # of reads whose ranges are kept: enough for ideal cells; each chip has many more, and others
 LEAST_ERROR = 1e-4  # of the error without bits: what a smaller one does to a network is too little to be measured
 
@@ -265,9 +265,9 @@ class Choices(NamedTuple):
     busy: np.ndarray
 
     @property
-    def costs(self) -> tuple[np.ndarray, int]:
-        """(what a bit costs each kind of read, int64 `[kinds]`; the unit of it, of which `reads` have PARTS). Rounded up, so that no
-        plan goes beyond its mean; a digit costs something if any of its reads was seen, though none of those that `busy` is of."""
+    def prices(self) -> tuple[np.ndarray, int]:
+        """(the price of a bit of each kind of read, int64 `[kinds]`; the unit of it, of which `reads` have PARTS). Rounded up, so that no
+        plan goes beyond its mean; a digit has one if any of its reads was seen, though none of those that `busy` is of."""
         parts = np.maximum(np.ceil(PARTS * self.busy).astype(np.int64), (self.error[..., 0] > 0).any(axis=1))
         unit = int(np.gcd.reduce(parts)) or 1
         return np.repeat(parts // unit, self.error.shape[1]), unit
@@ -352,23 +352,23 @@ def _square_errors(reads: _Shares, steps: np.ndarray, bits: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def best_bits(error: np.ndarray, costs: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """For everything that the bits of a layer's kinds of read may cost together, the least error and the bits of each kind.
+def best_bits(error: np.ndarray, prices: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """For every price that the bits of a layer's kinds of read may have together, the least error and the bits of each kind.
 
-    Args: error, `[kinds, B]` for B = 0 .. most; costs, of a bit of each kind, int64 `[kinds]`; None, 1 each.
-    Returns: `(least, bits)`: least, `[total]` for total = 0 .. most sum(costs), never rising; bits, int8 `[total, kinds]`. Where
+    Args: error, `[kinds, B]` for B = 0 .. most; prices, of a bit of each kind, int64 `[kinds]`; None, 1 each.
+    Returns: `(least, bits)`: least, `[total]` for total = 0 .. most sum(prices), never rising; bits, int8 `[total, kinds]`. Where
         errors are the same the later kinds get fewer bits, and bits that lower no error are not given. Found by dynamic
         programming, so exact for any shape of errors: one code beside zero covers one side of the reads only, so that the first
         bit may be worth less than the second.
     """
     kinds, most = error.shape[0], error.shape[1] - 1
-    costs = np.ones(kinds, np.int64) if costs is None else costs
-    total = most * int(costs.sum())
+    prices = np.ones(kinds, np.int64) if prices is None else prices
+    total = most * int(prices.sum())
     least, taken = np.zeros(total + 1), np.zeros((kinds, total + 1), np.int8)
     for kind in range(kinds):
         tried = np.full((most + 1, total + 1), np.inf)
         for bits in range(most + 1):
-            spent = bits * costs[kind]
+            spent = bits * prices[kind]
             tried[bits, spent:] = least[:total + 1 - spent] + error[kind, bits]
         taken[kind] = tried.argmin(axis=0)
         least = tried.min(axis=0)
@@ -376,7 +376,7 @@ def best_bits(error: np.ndarray, costs: np.ndarray | None = None) -> tuple[np.nd
     for kind in reversed(range(kinds)):
         given = taken[kind, left]
         bits[:, kind] = given
-        left = left - given.astype(np.int64) * costs[kind]  # NumPy 1 would multiply in 8 bits
+        left = left - given.astype(np.int64) * prices[kind]  # NumPy 1 would multiply in 8 bits
     return least, bits
 
 
@@ -390,19 +390,19 @@ def plan_alone(layer: Choices, adc_bits: float) -> tuple[Plan, float]:
 
 
 def _best_bits(layer: Choices) -> tuple[np.ndarray, np.ndarray]:
-    return best_bits(layer.error.reshape(-1, layer.error.shape[2]), layer.costs[0])
+    return best_bits(layer.error.reshape(-1, layer.error.shape[2]), layer.prices[0])
 
 
 def _whole_mean(layer: Choices, adc_bits: float) -> int:
-    """What bits that are `adc_bits` in the mean over the reads of a layer cost, in its unit."""
-    return int(adc_bits * layer.error[..., 0].size * PARTS / layer.costs[1] + 1e-9)
+    """The price of bits that are `adc_bits` in the mean over the reads of a layer, in its unit."""
+    return int(adc_bits * layer.error[..., 0].size * PARTS / layer.prices[1] + 1e-9)
 
 
 def share_bits(least: Sequence[np.ndarray], reads: Sequence[int], budget: float) -> list[int]:
     """How many bits each of several layers gets: those go where a bit of a conversion lowers the error most.
 
     Args: least, for each layer the errors of `best_bits`, weighed so that they may be compared; reads, conversions of one kind of
-        read of each layer, which is what one bit more costs; budget, bits of all conversions together.
+        read of each layer, which is the price of one bit more; budget, bits of all conversions together.
     Returns: the total of each layer. Steps are those of the lower convex hull of error over bits, in the order of their slope, ties
         in the order of the layers; the last one is made as far as the budget goes. So a larger budget never has a larger error.
     """
@@ -444,7 +444,7 @@ def plans(layers: Sequence[Choices], adc_bits: Sequence[float], weights: Sequenc
     if weights is None:
         totals = [min(_whole_mean(layer, mean), len(least) - 1) for layer, mean, (least, _) in zip(layers, adc_bits, curves)]
     else:
-        reads = [layer.reads * layer.costs[1] for layer in layers]
+        reads = [layer.reads * layer.prices[1] for layer in layers]
         budget = adc_bits[0] * PARTS * sum(layer.error[..., 0].size * layer.reads for layer in layers)
         totals = share_bits([weight * least for weight, (least, _) in zip(weights, curves)], reads, budget)
     return [_plan(layer, bits[total].reshape(layer.error.shape[:2]))

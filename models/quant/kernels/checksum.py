@@ -24,6 +24,7 @@ _HALF, _LOW = np.uint64(32), np.uint64(2**32 - 1)
 
 @inlined
 def _block_sum(words, keys, block):
+    """The sum of one block of words, uint64, modulo 2^64."""
     part = words[block * BLOCK:(block + 1) * BLOCK]
     total = np.uint64(0)
     for i in range(len(part)):
@@ -35,12 +36,14 @@ def _block_sum(words, keys, block):
 
 @njit(cache=True)
 def _on_one_thread(words, keys, sums, sources=SOURCES):
+    """Sums of all blocks of `words`, uint64 `[blocks]`."""
     for block in range(len(sums)):
         sums[block] = _block_sum(words, keys, block)
 
 
 @njit(cache=True, parallel=True)
 def _on_all_threads(words, keys, sums, sources=SOURCES):
+    """Sums of all blocks of `words`, uint64 `[blocks]`."""
     for block in prange(len(sums)):
         sums[block] = _block_sum(words, keys, block)
 

@@ -56,6 +56,7 @@ def _(array, i, value):
 
 @njit(cache=True, parallel=True)
 def _pact_forward(x, alpha, scale, out, sources=SOURCES):
+    """Whole numbers `rint(clip(x, 0, alpha) scale)` of flat x, into `out`."""
     for chunk in prange((x.size + CHUNK - 1) // CHUNK):
         source, target = _part(x, chunk), _part(out, chunk)
         for i in range(len(source)):
@@ -65,6 +66,7 @@ def _pact_forward(x, alpha, scale, out, sources=SOURCES):
 # "reassoc" lets LLVM sum in vector lanes, eight times faster; the order stays the same from call to call.
 @njit(cache=True, parallel=True, fastmath={"reassoc"})
 def _pact_backward(x, grad, alpha, scale, grad_x, sums, sources=SOURCES):
+    """Gradient of flat x, `scale grad` where x is within 0 and alpha; and of alpha, summed chunk by chunk, float32 `[chunks]`."""
     for chunk in prange(len(sums)):
         total = np.float32(0)
         source, grads, target = _part(x, chunk), _part(grad, chunk), _part(grad_x, chunk)
@@ -78,6 +80,7 @@ def _pact_backward(x, grad, alpha, scale, grad_x, sums, sources=SOURCES):
 
 @njit(cache=True, parallel=True)
 def _dorefa_forward(t, twice_largest, levels, out, sources=SOURCES):
+    """`2 rint((t / twice_largest + 1/2) levels) - levels` of flat t, float32."""
     for chunk in prange((t.size + CHUNK - 1) // CHUNK):
         source, target = _part(t, chunk), _part(out, chunk)
         for i in range(len(source)):
@@ -86,6 +89,7 @@ def _dorefa_forward(t, twice_largest, levels, out, sources=SOURCES):
 
 @njit(cache=True, parallel=True)
 def _dorefa_backward(t, grad, factor, out, sources=SOURCES):
+    """`grad factor (1 - t^2)`, flat, float32."""
     for chunk in prange((t.size + CHUNK - 1) // CHUNK):
         source, grads, target = _part(t, chunk), _part(grad, chunk), _part(out, chunk)
         for i in range(len(source)):
@@ -148,6 +152,7 @@ def dorefa_backward(t: torch.Tensor, grad: torch.Tensor, factor: torch.Tensor) -
 
 @njit(cache=True, parallel=True)
 def _codes(x, alpha, scale, out, sources=SOURCES):
+    """Codes of flat x, uint8, into `out`. Returns: how many of x are not a number."""
     unknown = 0
     for chunk in prange((x.size + CHUNK - 1) // CHUNK):
         source, target, not_a_number = _part(x, chunk), _part(out, chunk), np.int32(0)
@@ -190,6 +195,7 @@ def _(value):
 
 @njit(cache=True, parallel=True)
 def _scale(acc, unit, shift, scale, offset, to_codes, out, sources=SOURCES):
+    """`scale_sum` of each sum `[pixels, channels]`, float32, or with gains in `to_codes` the next layer's code, uint8, into `out`."""
     pixels, channels = acc.shape
     together = max(1, CHUNK // channels)
     for chunk in prange((pixels + together - 1) // together):

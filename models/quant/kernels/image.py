@@ -36,6 +36,7 @@ def _add_terms(weight, patch, k, total):
 
 @inlined
 def _four(patch, k):
+    """Row k of a patch, float64, as four numbers."""
     return patch[k, 0], patch[k, 1], patch[k, 2], patch[k, 3]
 
 

@@ -74,6 +74,7 @@ def _add_words(words, sums):
 
 @inner
 def _join(part):
+    """Codes joined by OR, uint8."""
     joined = np.uint8(0)
     for i in range(len(part)):
         joined |= part[i]
@@ -131,6 +132,7 @@ class Ones:
 
 @njit(cache=True, parallel=True)
 def _tap_codes(joined, spans, times, counts, sources=SOURCES):
+    """`tap_codes`, counts `[N, 256]` of each image."""
     for n in prange(len(joined)):
         line = np.zeros(joined.shape[2], np.uint8)
         for p in range(len(spans)):
@@ -171,6 +173,7 @@ def _join_row(line, source, shift, step):
 
 @njit(cache=True, parallel=True)
 def _array_codes(joined, size, step, first, pieces, counts, sources=SOURCES):
+    """`array_codes`, counts `[N, 256]` of each image."""
     height = joined.shape[2]
     for n in prange(len(joined)):
         line = np.zeros(size[1], np.uint8)

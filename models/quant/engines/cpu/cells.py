@@ -1,4 +1,4 @@
-"""CPU engine for cells on a grid: a layer's cells laid out in tiles (`cells_plan`) and the passes over them (`cells_kernel`)."""
+"""CPU engine for cells on a grid: a layer's cells laid out in tiles (`cells_layout`) and the passes over them (`cells_kernel`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .grid import cells_kernel, cells_matrix
 from .grid.cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
 from .grid.cells_kernel import STATIC_BROAD
 from .grid.cells_narrow import NOT_NARROW, Narrow, narrow_forms
-from .grid.cells_plan import besides, fits, padded_columns, plan, step_of_slice, weights_of
+from .grid.cells_layout import besides, fits, lay_out, padded_columns, step_of_slice, weights_of
 from .grid.cells_reads import NARROW, PLAIN, SHORT
 from .pixels import pixels
 from .vectors.amx import TILE_ROWS, can_multiply
@@ -44,17 +44,17 @@ class Prepared:
 
     @functools.cached_property
     def _by_rows(self):
-        return plan(self.layer, matrix=False)
+        return lay_out(self.layer, matrix=False)
 
     @functools.cached_property
     def _by_matrix(self):
-        """The plan of products of matrices, None where the machine or the layer does not fit, or rows are faster: where 16 bits hold the
+        """The layout of products of matrices, None where the machine or the layer does not fit, or rows are faster: where 16 bits hold the
         reads and steps are whole (VGG7's chips take 0.6 to 0.8 of the time by rows), and where reads are noisy, as the work that noise
         takes overlaps with the additions of rows better than with products (a fifth of the time, where an eighth of the bits are one)."""
         noisy = self.layer.readout is not None and self.layer.readout.noisy
         if not (can_multiply() and may(TILES)) or noisy or self._narrow.fits:
             return None
-        return plan(self.layer, matrix=True) if all(cells_matrix.fits(self.layer, part) for part in weights_of(self.layer)) else None
+        return lay_out(self.layer, matrix=True) if all(cells_matrix.fits(self.layer, part) for part in weights_of(self.layer)) else None
 
     @functools.cached_property
     def _static(self):

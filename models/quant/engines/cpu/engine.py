@@ -33,7 +33,7 @@ from .. import accumulator_dtype
 from ..reach import lacking
 from . import cells
 from .common.buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
-from .common.layout import plan
+from .common.layout import lay_out
 from .dense import Dense
 from .groups import grouped
 from .pixels import loud, pixels
@@ -201,7 +201,7 @@ class _Reads:
 
     def __init__(self, layer, static, convolution, side_by_side=True):
         self.layer, self.static, self.convolution = layer, static, convolution
-        self.shape, self.plan = plan(layer, side_by_side)
+        self.shape, self.layout = lay_out(layer, side_by_side)
 
     def adc(self, a_codes):
         """The ADC for these inputs, or None where 16 bits do not do."""
@@ -215,11 +215,11 @@ class _Reads:
         if (*a_codes.shape[1:3], *self.layer.kernel, *geometry.stride, *geometry.padding) == (1, 1, 1, 1, 1, 1, 0, 0, 0, 0):
             # Images of one pixel, what linear layers have, are the rows of one image: a work item for each would make buffers for each.
             a_codes, size = a_codes.transpose(0, 1), (len(a_codes), 1)
-        kernel.run(self.shape, self.plan, table, a_codes, size, op, **target)
+        kernel.run(self.shape, self.layout, table, a_codes, size, op, **target)
 
     def _ranges(self, a_codes):
         """Smallest and largest `u` of each (group, array, digit, slice) in the batch."""
-        shape = (*self.plan.array_base.shape, len(self.layer.spec.digit_bits), self.shape.slices)
+        shape = (*self.layout.array_base.shape, len(self.layer.spec.digit_bits), self.shape.slices)
         extremes = np.empty((numba.get_num_threads(), *shape, 2), np.int64)
         extremes[..., 0], extremes[..., 1] = 2**62, -2**62
         self.run(no_adc(self.layer), a_codes, RANGES, extremes=extremes)

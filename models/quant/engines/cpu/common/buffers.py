@@ -2,7 +2,7 @@
 
 Numba counts a reference whenever an array is taken out of a tuple or given to a function, and wraps negative indices; in the
 innermost loops either costs more than the arithmetic. So functions that run once a read or more often take no arrays. They
-take `shape` (`layout.Shape`), `at` (`Addresses`) and `read` (`Read`), tuples of plain numbers, which cost nothing when the
+take `shape` (`layout.ColumnShape`), `at` (`ColumnAddresses`) and `read` (`Read`), tuples of plain numbers, which cost nothing when the
 compiler puts one function into the other, and fetch from memory with `simd.int64_at` and its like.
 """
 
@@ -48,8 +48,8 @@ Target = namedtuple("Target", "out wide floats values scale offset next_codes ex
 Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums acc step total lows highs seen
     quiet leaves""")
 
-# Addresses of the arrays of `Plan`, `converter.Adc`, `Target` and `Buffers`, one line each, and numbers beside them.
-# n_intervals           of `Plan`
+# Addresses of the arrays of `ColumnLayout`, `converter.Adc`, `Target` and `Buffers`, one line each, and numbers beside them.
+# n_intervals           of `ColumnLayout`
 # exact, exact_acc       whether sums are int64, and those sums: in `cells_kernel`
 # relative .. constant   of `Adc`; relative holds for STATIC only
 # extremes, counts      those of this thread; u_min, bins: lowest u and number of values that are counted
@@ -57,7 +57,7 @@ Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums
 # scaling, to_codes     whether there are `values`; whether there are `next_codes`
 # gain .. factor        of `output.ToCodes`
 # look                  whether bit planes tell that a block of reads is quiet (`counts.any_outside`)
-Addresses = namedtuple("Addresses", """
+ColumnAddresses = namedtuple("ColumnAddresses", """
     weights array_base pass_stride segments segment_start intervals n_intervals digit_start reference step_of_slice runs
     run_start run_columns merged merged_start
     exact relative table_ones q_max forms limits codes factors idle flush constant
@@ -92,18 +92,18 @@ def new_buffers(shape, pixels, n_intervals, leaves):
 
 
 @inner
-def addresses(shape, plan, adc, target, to_codes, buffers, thread, op):
-    """`Addresses` for one `op`."""
+def addresses(shape, layout, adc, target, to_codes, buffers, thread, op):
+    """`ColumnAddresses` for one `op`."""
     relative = adc.relative if op == STATIC else 0
     look = (op == RANGES or relative > 0) and shape.packed == 1 and shape.one_reference
     words = 2 if target.wide else 1  # of an element of `out`
-    return Addresses(
-        weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, pass_stride=plan.pass_stride.ctypes.data,
-        segments=plan.segments.ctypes.data, segment_start=plan.segment_start.ctypes.data,
-        intervals=plan.intervals.ctypes.data, n_intervals=len(plan.intervals), digit_start=plan.digit_start.ctypes.data,
-        reference=plan.reference.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
-        runs=plan.runs.ctypes.data, run_start=plan.run_start.ctypes.data, run_columns=plan.run_columns.ctypes.data,
-        merged=plan.merged.ctypes.data, merged_start=plan.merged_start.ctypes.data,
+    return ColumnAddresses(
+        weights=layout.weights.ctypes.data, array_base=layout.array_base.ctypes.data, pass_stride=layout.pass_stride.ctypes.data,
+        segments=layout.segments.ctypes.data, segment_start=layout.segment_start.ctypes.data,
+        intervals=layout.intervals.ctypes.data, n_intervals=len(layout.intervals), digit_start=layout.digit_start.ctypes.data,
+        reference=layout.reference.ctypes.data, step_of_slice=layout.step_of_slice.ctypes.data,
+        runs=layout.runs.ctypes.data, run_start=layout.run_start.ctypes.data, run_columns=layout.run_columns.ctypes.data,
+        merged=layout.merged.ctypes.data, merged_start=layout.merged_start.ctypes.data,
         exact=False, relative=relative, table_ones=adc.table_ones.ctypes.data, q_max=adc.q_max,
         forms=adc.forms.ctypes.data, limits=adc.limits.ctypes.data, codes=adc.codes.ctypes.data,
         factors=adc.factors.ctypes.data, idle=adc.idle.ctypes.data,

@@ -18,8 +18,8 @@ from ....kernels.simd import LANES, aligned, load, set_threads, splat, store
 BLOCK = 512  # columns of a block
 TURN = 16  # rows that are counted at a time; lists of rows end with so many entries of row 0, all zero
 
-# A layer as the kernel sees it: numbers in `Shape`, tables in `Plan`.
-Shape = namedtuple("Shape", """
+# A layer as the kernel sees it: numbers in `ColumnShape`, tables in `ColumnLayout`.
+ColumnShape = namedtuple("ColumnShape", """
     out_channels channels groups arrays
     stride_y stride_x pad_top pad_left reach_y
     input_bits cell_bits dac_bits digits slices
@@ -38,7 +38,7 @@ Shape = namedtuple("Shape", """
 # one_reference            whether all slices have the same reference
 # steps                    different ADC steps: each has accumulators of its own
 
-Plan = namedtuple("Plan", """
+ColumnLayout = namedtuple("ColumnLayout", """
     weights array_base pass_stride
     segments segment_start intervals
     digit_start reference step_of_slice
@@ -61,8 +61,8 @@ PAIR, PAIR_END, SLICE = range(3)  # of a run: vector pairs of one block that bel
 RUN = 3  # fields of a run
 
 
-def plan(layer: MappedLayer, side_by_side: bool) -> tuple[Shape, Plan]:
-    """(`Shape`, `Plan`) of a layer; the bits of a cell may stand `side_by_side` where one block has room for them."""
+def lay_out(layer: MappedLayer, side_by_side: bool) -> tuple[ColumnShape, ColumnLayout]:
+    """(`ColumnShape`, `ColumnLayout`) of a layer; the bits of a cell may stand `side_by_side` where one block has room for them."""
     spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
     out, slices = len(layer.w_codes) // groups, len(spec.slice_bits)
     slice_vectors = -(-out // (2 * LANES)) * 2  # vectors come in pairs, and a pair belongs to one slice
@@ -85,7 +85,7 @@ def plan(layer: MappedLayer, side_by_side: bool) -> tuple[Shape, Plan]:
     runs, run_start = _runs(range(slices), slice_vectors, blocks)
     merged, merged_start = _converted_runs(layer, slice_vectors, blocks)
 
-    shape = Shape(
+    shape = ColumnShape(
         out_channels=out, channels=layer.group_channels, groups=groups, arrays=len(layer.arrays),
         stride_y=geometry.stride[0], stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2],
         reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1,
@@ -95,7 +95,7 @@ def plan(layer: MappedLayer, side_by_side: bool) -> tuple[Shape, Plan]:
         slots=int(slot[-1] + rows.max() + TURN),
         read_scale=1 + analog, below=int(reference.max()), above=int(((1 + analog) * cells - reference).max()),
         one_reference=len(set(layer.reference_twice)) == 1, steps=int(step_of_slice.max()) + 1)
-    tables = Plan(
+    tables = ColumnLayout(
         weights=_weight_planes(layer, rows, pass_stride, array_base, slice_vectors, blocks, packed),
         array_base=array_base[:-1].reshape(groups, -1), pass_stride=pass_stride,
         segments=np.array([segment for parts in segments for segment in parts], np.int64),

@@ -32,7 +32,7 @@ from ..vectors.wide_noise import ROUNDER
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from .cells_matrix import multiply, pack
 from .cells_narrow import Narrow, add_narrow_codes
-from .cells_plan import Besides, Plan, Shape
+from .cells_layout import Besides, CellLayout, CellShape
 from .cells_reads import (NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_inputs, add_noise, add_references, add_squares, is_idle,
                           read, sums_of_cells)
 from .cells_rows import add_rows, add_squared_rows
@@ -50,7 +50,7 @@ Strip = namedtuple("Strip", "y width start count")
 # counts: int64 `[thread, digit, slice, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there.
 Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts first_bin bin_shift")
 
-# Addresses of the arrays of `Plan`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.Addresses`.
+# Addresses of the arrays of `CellLayout`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.ColumnAddresses`.
 # pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of a strip
 # pixel_reference                 int32 `[slice, read]`, a read being a pixel and digit: sums of the reference cells of one array
 # pixel_inputs                    int32 `[read]`: sum of the digits of one array
@@ -59,8 +59,8 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
 # codes_row, panel                see `cells_matrix.pack`; sums: of a turn, int32 `[pixel, digit, column of a tile]`, u and perhaps B
 # row_of_reads                    u of 64 columns
-# analog .. seed                  of `cells_plan.Besides`
-Addresses = namedtuple("Addresses", """
+# analog .. seed                  of `cells_layout.Besides`
+CellAddresses = namedtuple("CellAddresses", """
     analog noisy curved changed idle_is_zero keys noise curve current rounder reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
     singles doubles divide low constant narrow worth
@@ -74,7 +74,7 @@ Buffers = namedtuple("Buffers", """
     codes_row panel sums acc exact_acc step total row_of_reads""")
 
 
-def run(shape: Shape, plan: Plan, forms: Forms, narrow: Narrow, besides: Besides, a_codes: torch.Tensor, size: tuple[int, int],
+def run(shape: CellShape, layout: CellLayout, forms: Forms, narrow: Narrow, besides: Besides, a_codes: torch.Tensor, size: tuple[int, int],
         pixels: int, op: int, *, out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
         offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None,
         extremes: np.ndarray | None = None, counts: np.ndarray | None = None, first_bin: int = 0, bin_shift: int = 0) -> None:
@@ -90,22 +90,22 @@ def run(shape: Shape, plan: Plan, forms: Forms, narrow: Narrow, besides: Besides
         extremes=np.empty((0,) * 8, np.int32) if extremes is None else extremes,
         counts=np.empty((0,) * 4, np.int64) if counts is None else counts, first_bin=first_bin, bin_shift=bin_shift)
     bands = bands_of(len(a_codes), size[0])
-    _kernels[op](len(a_codes) * bands, shape, plan, forms, narrow, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size,
+    _kernels[op](len(a_codes) * bands, shape, layout, forms, narrow, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size,
                  pixels, bands)
 
 
 def _kernel(op):
     """The kernel for one `op`, see `kernel`. Its items are bands of output rows, done a strip of some rows at a time."""
     def layer(arguments, item, sources=SOURCES):
-        shape, plan, forms, narrow, besides, target, to_codes, codes, height, width, pixels, bands = loaded(arguments)
+        shape, layout, forms, narrow, besides, target, to_codes, codes, height, width, pixels, bands = loaded(arguments)
         image, band = item // bands, item % bands
         first, last = height * band // bands, height * (band + 1) // bands
         lines = min(last - first, max(1, STRIP // width))
         source = Source(codes.shape[1], codes.shape[2], rows_to_keep(shape, lines))
         if shape.matrix:
-            configure(plan.configuration.ctypes.data)
-        buffers = _new_buffers(shape, source.kept * source.width, len(plan.intervals), lines * width, op)
-        at = _addresses(shape, plan, forms, narrow, besides, target, to_codes, buffers, numba.get_thread_id(), op)
+            configure(layout.configuration.ctypes.data)
+        buffers = _new_buffers(shape, source.kept * source.width, len(layout.intervals), lines * width, op)
+        at = _addresses(shape, layout, forms, narrow, besides, target, to_codes, buffers, numba.get_thread_id(), op)
         for group in range(shape.groups):
             group_codes = codes.ctypes.data + (image * source.height * source.width * shape.groups + group) * shape.channels
             listed = 0
@@ -274,6 +274,7 @@ def _add_broad_codes(shape, at, place, op):
 
 @inlined
 def _keep_extremes(shape, at, place, op):
+    """Smallest and largest u of 64 columns, of each digit, into `extremes`, int32."""
     columns = shape.slice_vectors * LANES
     for z in range(shape.digits):
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
@@ -285,6 +286,7 @@ def _keep_extremes(shape, at, place, op):
 
 @inlined
 def _count_values(shape, at, place, op):
+    """One more for each u of 64 columns, of each digit, in the counts of its bin, int64."""
     columns = min(WIDE, shape.out_channels - place.column)
     for z in range(shape.digits):
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
@@ -319,24 +321,26 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
 
 @inlined
 def _up_to_vectors(reads):
+    """So many reads and those that fill the last vector of 64."""
     return (reads + WIDE - 1) // WIDE * WIDE
 
 
 @inner
-def _addresses(shape, plan, forms, narrow, besides, target, to_codes, buffers, thread, op):
+def _addresses(shape, layout, forms, narrow, besides, target, to_codes, buffers, thread, op):
+    """`CellAddresses` for one `op`."""
     words = 2 if target.wide else 1
     exact = op == STATIC_BROAD or op == DYNAMIC
     rounder = np.float32(RAISED if op == SHORT else ROUNDER)
-    return Addresses(
+    return CellAddresses(
         analog=besides.analog, noisy=besides.noisy, curved=besides.curved, changed=besides.changed,
         idle_is_zero=besides.idle_is_zero, curve=besides.curve.ctypes.data, current=besides.current.ctypes.data,
         rounder=rounder,
         keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
         reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
         gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base, seed=besides.seed,
-        weights=plan.weights.ctypes.data, array_base=plan.array_base.ctypes.data, tile_stride=plan.tile_stride.ctypes.data,
-        segments=plan.segments.ctypes.data, segment_start=plan.segment_start.ctypes.data, intervals=plan.intervals.ctypes.data,
-        n_intervals=len(plan.intervals), digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
+        weights=layout.weights.ctypes.data, array_base=layout.array_base.ctypes.data, tile_stride=layout.tile_stride.ctypes.data,
+        segments=layout.segments.ctypes.data, segment_start=layout.segment_start.ctypes.data, intervals=layout.intervals.ctypes.data,
+        n_intervals=len(layout.intervals), digit_start=layout.digit_start.ctypes.data, step_of_slice=layout.step_of_slice.ctypes.data,
         singles=forms.singles.ctypes.data, doubles=forms.doubles.ctypes.data, divide=forms.divide, low=forms.low.ctypes.data,
         constant=forms.constant.ctypes.data, narrow=narrow.forms.ctypes.data, worth=narrow.worth.ctypes.data,
         exact=exact, relative=0, floats=False,

@@ -49,7 +49,7 @@ def sums_of_cells(shape, at, place, z):
 
 @inlined
 def _other_sums(shape, at, place, z, part):
-    """What `Shape` has besides u, of 64 columns: sum 1 is B of pairs, see `readout.Readout`; behind the last stands that of a^2."""
+    """What `CellShape` has besides u, of 64 columns: sum 1 is B of pairs, see `readout.Readout`; behind the last stands that of a^2."""
     return load_ints(at.sums, place.sums + (part * TILE_ROWS + z) * shape.tile)
 
 

@@ -67,6 +67,7 @@ def _with_list(at, weights, s0, s1, r, end):
 
 @inlined
 def _with_rows(total, weights, a, b, c, d):
+    """Sums of 64 columns, int16, and the cells of four rows more, which begin so many elements behind `weights`."""
     return added_shorts(total, added_shorts(added_shorts(load_shorts(weights, a), load_shorts(weights, b)),
                                             added_shorts(load_shorts(weights, c), load_shorts(weights, d))))
 

@@ -28,7 +28,7 @@ from ..vectors import lookup
 from ..vectors.wide import WIDE
 from ..whole.choice import GROUPS, may
 from . import grouped_kernel
-from .grouped_kernel import NO_RANGES, Plan, Ranges, Shape
+from .grouped_kernel import NO_RANGES, GroupLayout, Ranges, GroupShape
 
 MANY, FEW = 16, 8  # groups of a layer, and outputs of one group
 
@@ -64,15 +64,15 @@ class Prepared:
         return "groups side by side" if self.layer.spec.adc_range == "dynamic" or self._table is None else "table of pairs of codes"
 
     @functools.cached_property
-    def _plan(self) -> Plan:
-        """What of `grouped_kernel.Plan` and `Shape` does not depend on the input."""
+    def _layout(self) -> GroupLayout:
+        """What of `grouped_kernel.GroupLayout` and `GroupShape` does not depend on the input."""
         layer, spec = self.layer, self.layer.spec
         cells = F.pad(layer.row_weights.cpu().permute(1, 3, 0, 2), (0, 0, 0, 0, 0, 0, 0, -layer.geometry.groups % WIDE))
         cells = cells.unflatten(0, (-1, WIDE)).permute(0, 2, 3, 4, 1).to(torch.int16).contiguous().numpy()
         step_of_slice = np.zeros(len(spec.slice_bits), np.int64)
         for step, (_, ks) in enumerate(layer.delta_groups if spec.adc_range in ("calibrated", "full") else ()):
             step_of_slice[ks] = step
-        return Plan(cells, np.zeros(0, np.int64), np.array([0, *(stop for _, stop in layer.arrays)], np.int64),
+        return GroupLayout(cells, np.zeros(0, np.int64), np.array([0, *(stop for _, stop in layer.arrays)], np.int64),
                     np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice)
 
     @functools.cached_property
@@ -94,15 +94,15 @@ class Prepared:
     def _run(self, forms, ranges, a_codes, op, **target):
         layer, geometry, x = self.layer, self.layer.geometry, self._input(a_codes)
         taps = lookup.taps(layer)
-        plan = self._plan._replace(row_at=taps @ np.array(x.strides[1:4], np.int64))
-        blocks, outputs, slices, rows, _ = plan.cells.shape
-        shape = Shape(
+        layout = self._layout._replace(row_at=taps @ np.array(x.strides[1:4], np.int64))
+        blocks, outputs, slices, rows, _ = layout.cells.shape
+        shape = GroupShape(
             groups=geometry.groups, blocks=blocks, outputs=outputs, rows=rows, arrays=len(layer.arrays), bits=layer.spec.a_bits,
-            digits=len(layer.spec.digit_bits), slices=slices, steps=int(plan.step_of_slice.max()) + 1,
+            digits=len(layer.spec.digit_bits), slices=slices, steps=int(layout.step_of_slice.max()) + 1,
             stride=geometry.stride[0] * x.strides[1], pitch=geometry.stride[1] * x.strides[2],
-            chunk=(2**15 - 1) // max(int(np.abs(plan.cells).max()), 1))
+            chunk=(2**15 - 1) // max(int(np.abs(layout.cells).max()), 1))
         size = geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-        grouped_kernel.run(shape, plan, forms, ranges, x, size, op, **target)
+        grouped_kernel.run(shape, layout, forms, ranges, x, size, op, **target)
 
     def simulate(self, a_codes: Tensor) -> Tensor:
         """The layer's accumulators, integers `[G, N, H', W', out]`; see `engines`."""
@@ -114,7 +114,7 @@ class Prepared:
         dtype = accumulator_dtype(layer)
         if layer.spec.adc_range != "dynamic" and self._table is not None:
             return torch.from_numpy(self._table.sums(self._input(a_codes), size)).flatten(4)
-        out = torch.empty(int(self._plan.step_of_slice.max()) + 1, len(a_codes), *size, geometry.groups,
+        out = torch.empty(int(self._layout.step_of_slice.max()) + 1, len(a_codes), *size, geometry.groups,
                           len(layer.w_codes) // geometry.groups, dtype=dtype)
         if layer.spec.adc_range != "dynamic":
             self._run(self._static, NO_RANGES, a_codes, STATIC, out=out.numpy())

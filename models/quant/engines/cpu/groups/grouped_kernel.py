@@ -29,13 +29,13 @@ STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
 # rows, bits         word lines of all arrays of a group; bits of an input code
 # stride, pitch      bytes from an output pixel's first input to the next one's, downwards; to the right
 # chunk              rows whose sum 16 bits hold
-Shape = namedtuple("Shape", "groups blocks outputs rows arrays bits digits slices steps stride pitch chunk")
+GroupShape = namedtuple("GroupShape", "groups blocks outputs rows arrays bits digits slices steps stride pitch chunk")
 
 # cells              int16 `[block, output, slice, row, lane]`
 # row_at             bytes from the first input of an output pixel to that of each row
 # array_start        first row of each array; digit_start: first input bit of each digit
 # step_of_slice      which of the ADC steps each slice has
-Plan = namedtuple("Plan", "cells row_at array_start digit_start step_of_slice")
+GroupLayout = namedtuple("GroupLayout", "cells row_at array_start digit_start step_of_slice")
 
 # DYNAMIC, of each `[array, digit, slice, block, lane]`: -u_a, int32; step, float32; what a code is worth, float64
 Ranges = namedtuple("Ranges", "minus_low delta factor")
@@ -48,11 +48,12 @@ Target = namedtuple("Target", "out extremes counts first_bin bin_shift")
 NO_OUT, NO_EXTREMES, NO_COUNTS = np.zeros((0,) * 6, np.int32), np.zeros((0,) * 7, np.int32), np.zeros((0,) * 4, np.int64)
 
 # Addresses of the arrays above (why: see `buffers`), and of one work item: masks, uint64 `[bit, row]`; u of one read.
-Addresses = namedtuple("Addresses", """cells row_at array_start digit_start step_of_slice singles doubles divide minus_low delta factor
+GroupAddresses = namedtuple("GroupAddresses", """
+    cells row_at array_start digit_start step_of_slice singles doubles divide minus_low delta factor
     extremes counts first_bin bin_shift bins masks reads acc""")
 
 
-def run(shape: Shape, plan: Plan, forms: Forms, ranges: Ranges, x: np.ndarray, size: tuple[int, int], op: int, *,
+def run(shape: GroupShape, layout: GroupLayout, forms: Forms, ranges: Ranges, x: np.ndarray, size: tuple[int, int], op: int, *,
         out: np.ndarray = NO_OUT, extremes: np.ndarray = NO_EXTREMES, counts: np.ndarray = NO_COUNTS, first_bin: int = 0,
         bin_shift: int = 0) -> None:
     """Do `op` with every read of a layer: codes of STATIC and DYNAMIC are added to `out`, RANGES go to `extremes`, HISTOGRAM to
@@ -61,22 +62,22 @@ def run(shape: Shape, plan: Plan, forms: Forms, ranges: Ranges, x: np.ndarray, s
     Args: x, codes uint8 `[N, H, W, channel of a group, group]`, padded on all sides, groups up to whole blocks; size, `(H', W')`.
     """
     op = STATIC_BROAD if op == STATIC and forms.broad else op
-    _kernels[op](len(x) * size[0], shape, plan, forms, ranges, Target(out, extremes, counts, first_bin, bin_shift), x, *size)
+    _kernels[op](len(x) * size[0], shape, layout, forms, ranges, Target(out, extremes, counts, first_bin, bin_shift), x, *size)
 
 
 def _kernel(op):
     """The kernel for one `op`, see `kernel`. Its items are output rows."""
     def layer(arguments, item, sources=SOURCES):
-        shape, plan, forms, ranges, target, x, height, width = loaded(arguments)
+        shape, layout, forms, ranges, target, x, height, width = loaded(arguments)
         image, y = item // height, item % height
         broad = op == STATIC_BROAD or op == DYNAMIC
         sums = shape.steps * shape.outputs * WIDE
         acc, broad_acc = np.zeros(0 if broad else sums, np.int32), np.zeros(sums if broad else 0, np.int64)
         masks, reads = np.empty(shape.bits * shape.rows, np.uint64), np.empty(WIDE, np.int32)
         thread = numba.get_thread_id() if op == RANGES or op == HISTOGRAM else 0
-        at = Addresses(
-            plan.cells.ctypes.data, plan.row_at.ctypes.data, plan.array_start.ctypes.data, plan.digit_start.ctypes.data,
-            plan.step_of_slice.ctypes.data, forms.singles.ctypes.data, forms.doubles.ctypes.data, forms.divide,
+        at = GroupAddresses(
+            layout.cells.ctypes.data, layout.row_at.ctypes.data, layout.array_start.ctypes.data, layout.digit_start.ctypes.data,
+            layout.step_of_slice.ctypes.data, forms.singles.ctypes.data, forms.doubles.ctypes.data, forms.divide,
             ranges.minus_low.ctypes.data, ranges.delta.ctypes.data, ranges.factor.ctypes.data,
             target.extremes.ctypes.data + thread * target.extremes.strides[0],
             target.counts.ctypes.data + thread * target.counts.strides[0], target.first_bin, target.bin_shift, target.counts.shape[3],
@@ -189,6 +190,7 @@ def _broad_code(at, u, kind):
 
 @inlined
 def _count(shape, at, u, block, first):
+    """One more for each u of 64 groups in the counts of its bin, int64, which begin at `first`."""
     store_ints(at.reads, 0, u)
     for lane in range(min(WIDE, shape.groups - block * WIDE)):
         one = first + bin_of(int32_at(at.reads, lane), at.bin_shift)

@@ -27,19 +27,19 @@ from ..vectors.picks import (BYTE_ROWS, PIXELS, TABLE, added_bytes, any_byte, fu
 from ..vectors.wide import WIDE, bit_of_64_bytes
 from ..whole import choice
 from .pixels import MOST_ROWS
-from .pixels_plan import sets_of, tables_of
+from .pixels_layout import sets_of, tables_of
 
 TOGETHER = 4096  # input pixels of a work item, about
 MOST_CLIPPED = 3e-3  # share of the reads; of more, looking for them takes longer than to convert every read
 SAMPLE = 4096  # codes of an input that are looked at for the share of ones
 
-# tables        int8 `[group, out, slice, tap, set, 64]`, see `pixels_plan`
+# tables        int8 `[group, out, slice, tap, set, 64]`, see `pixels_layout`
 # first, size   channels of each set of a tap
 # low, high     u beyond which a read clips, `[slice]`; spacing: s
 # most          ones that a read can have and cannot clip
 # taps          `[tap, 2]`, input pixels down and right
 # place         of codes, `[digit, slice]`: exponents of 2
-Plan = namedtuple("Plan", "tables first size low high spacing most taps place stride pad groups channels input_bits")
+LoudLayout = namedtuple("LoudLayout", "tables first size low high spacing most taps place stride pad groups channels input_bits")
 
 
 class Loud:
@@ -109,7 +109,7 @@ class Loud:
         return bool((smallest < low).any() or (largest > high).any())
 
     @functools.cached_property
-    def _plan(self):
+    def _layout(self):
         layer, spec, geometry = self.layer, self.layer.spec, self.layer.geometry
         sets, weights = sets_of(layer, BYTE_ROWS), self._weights.astype(np.int32)
         s, of_tap = self.adc.relative, sets.start[1]
@@ -120,7 +120,7 @@ class Loud:
                     *(int(v) // int(w) for v, w in zip(low, smallest) if w < 0)])
         tables = tables_of(weights, sets, BYTE_ROWS, np.int8)
         place = np.arange(len(spec.digit_bits))[:, None] + spec.cell_bits * np.arange(len(spec.slice_bits))
-        return Plan(tables.reshape(*tables.shape[:3], -1, of_tap, TABLE), channels[:, 0].copy(), channels[:, 1] - channels[:, 0],
+        return LoudLayout(tables.reshape(*tables.shape[:3], -1, of_tap, TABLE), channels[:, 0].copy(), channels[:, 1] - channels[:, 0],
                     low.clip(-128), high.clip(max=127), s, most, np.array(sets.taps[::of_tap], np.int64), place,
                     np.array(geometry.stride), np.array([geometry.padding[0], geometry.padding[2]]), geometry.groups, layer.group_channels,
                     spec.a_bits)
@@ -130,55 +130,57 @@ class Loud:
         set_threads()
         out = self.convolution(a_codes)[None]
         if self._can_clip:
-            out, plan = out.contiguous(), self._plan
+            out, layout = out.contiguous(), self._layout
             images, height, width, _ = a_codes.shape
-            _correct(plan, a_codes.contiguous().numpy(), out[0].numpy(), max(1, TOGETHER // (height * width)))
+            _correct(layout, a_codes.contiguous().numpy(), out[0].numpy(), max(1, TOGETHER // (height * width)))
         return out
 
 
 @njit(cache=True, parallel=True)
-def _correct(plan, codes, out, together, sources=SOURCES):
+def _correct(layout, codes, out, together, sources=SOURCES):
+    """Take off what clips of the sums `out`, int32 `[N, H', W', out]`, of codes uint8 `[N, H, W, in]`, `together` images at a time."""
     for item in prange((len(codes) + together - 1) // together):
-        _correct_images(plan, codes[item * together:(item + 1) * together], out[item * together:(item + 1) * together],
+        _correct_images(layout, codes[item * together:(item + 1) * together], out[item * together:(item + 1) * together],
                         codes.ctypes.data + codes.size)
 
 
 @inner
-def _correct_images(plan, codes, out, end):
+def _correct_images(layout, codes, out, end):
+    """The same for some images. Args: end, the address behind the last code."""
     room = codes.shape[0] * codes.shape[1] * codes.shape[2] + PIXELS
-    pixels, indices, changes = np.empty(room, np.int64), np.empty((len(plan.first), room), np.uint8), np.empty(PIXELS // 8, np.uint64)
-    for group in range(plan.groups):
-        for z in range(plan.input_bits):
-            count = _list_loud(plan, codes, group, z, end, pixels, indices)
+    pixels, indices, changes = np.empty(room, np.int64), np.empty((len(layout.first), room), np.uint8), np.empty(PIXELS // 8, np.uint64)
+    for group in range(layout.groups):
+        for z in range(layout.input_bits):
+            count = _list_loud(layout, codes, group, z, end, pixels, indices)
             for first in range(0, count, PIXELS):
-                for o in range(plan.tables.shape[1]):
-                    for k in range(plan.tables.shape[2]):
-                        low, high = full_i8(plan.low[k]), full_i8(plan.high[k])
-                        for tap in range(len(plan.taps)):
-                            table = plan.tables[group, o, k, tap].ctypes.data
+                for o in range(layout.tables.shape[1]):
+                    for k in range(layout.tables.shape[2]):
+                        low, high = full_i8(layout.low[k]), full_i8(layout.high[k])
+                        for tap in range(len(layout.taps)):
+                            table = layout.tables[group, o, k, tap].ctypes.data
                             u = full_i8(0)
-                            for s in range(len(plan.first)):
+                            for s in range(len(layout.first)):
                                 u = added_bytes(u, picked_bytes(load_table(table + s * TABLE), load_bytes(indices[s].ctypes.data + first)))
                             change = less_bytes(smaller_bytes(larger_bytes(u, low), high), u)
                             if any_byte(change):
                                 store_bytes(changes.ctypes.data, change)
-                                channel = group * plan.tables.shape[1] + o
-                                _take_off(plan, changes, pixels[first:first + PIXELS], codes.shape[1], codes.shape[2], tap,
-                                          plan.place[z, k], out[..., channel])
+                                channel = group * layout.tables.shape[1] + o
+                                _take_off(layout, changes, pixels[first:first + PIXELS], codes.shape[1], codes.shape[2], tap,
+                                          layout.place[z, k], out[..., channel])
 
 
 @inner
-def _list_loud(plan, codes, group, z, end, pixels, indices):
+def _list_loud(layout, codes, group, z, end, pixels, indices):
     """Number and input bits of the loud pixels; those up to whole vectors have no ones. Returns: how many."""
     images, height, width, _ = codes.shape
     count = 0
     for pixel in range(images * height * width):
-        start = codes.ctypes.data + (pixel * plan.groups + group) * plan.channels
-        word = _bits(start, plan.channels, z, end)
-        if _count_ones(word) > plan.most:
+        start = codes.ctypes.data + (pixel * layout.groups + group) * layout.channels
+        word = _bits(start, layout.channels, z, end)
+        if _count_ones(word) > layout.most:
             pixels[count] = pixel
-            for s in range(len(plan.first)):
-                indices[s, count] = word >> np.uint64(plan.first[s]) & np.uint64((1 << plan.size[s]) - 1)
+            for s in range(len(layout.first)):
+                indices[s, count] = word >> np.uint64(layout.first[s]) & np.uint64((1 << layout.size[s]) - 1)
             count += 1
     indices[:, count:count + PIXELS] = 0
     return count
@@ -198,6 +200,7 @@ def _bits(codes, size, z, end):
 
 @inlined
 def _count_ones(word):
+    """Ones of a word of 64 bits."""
     word -= word >> np.uint64(1) & np.uint64(0x5555555555555555)
     word = (word & np.uint64(0x3333333333333333)) + (word >> np.uint64(2) & np.uint64(0x3333333333333333))
     word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -205,7 +208,7 @@ def _count_ones(word):
 
 
 @inner
-def _take_off(plan, changes, pixels, height, width, tap, place, out):
+def _take_off(layout, changes, pixels, height, width, tap, place, out):
     """What clipping changes in the reads of one column, eight bytes to a word, to `out`, `[N, H', W']`."""
     for word in range(len(changes)):
         left, i = changes[word], 8 * word
@@ -213,10 +216,10 @@ def _take_off(plan, changes, pixels, height, width, tap, place, out):
             change = np.int64(np.int8(left & np.uint64(255)))
             if change != 0:
                 image, rest = pixels[i] // (height * width), pixels[i] % (height * width)
-                y, x = rest // width + plan.pad[0] - plan.taps[tap, 0], rest % width + plan.pad[1] - plan.taps[tap, 1]
-                if y >= 0 and x >= 0 and y % plan.stride[0] == 0 and x % plan.stride[1] == 0:
-                    y, x = y // plan.stride[0], x // plan.stride[1]
+                y, x = rest // width + layout.pad[0] - layout.taps[tap, 0], rest % width + layout.pad[1] - layout.taps[tap, 1]
+                if y >= 0 and x >= 0 and y % layout.stride[0] == 0 and x % layout.stride[1] == 0:
+                    y, x = y // layout.stride[0], x // layout.stride[1]
                     if y < out.shape[1] and x < out.shape[2]:
-                        out[image, y, x] += np.int32(change // plan.spacing << place)
+                        out[image, y, x] += np.int32(change // layout.spacing << place)
             left >>= np.uint64(8)
             i += 1

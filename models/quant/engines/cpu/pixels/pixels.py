@@ -1,4 +1,4 @@
-"""CPU engine for layers of few columns: output pixels side by side (`pixels_plan`, `pixels_kernel`)."""
+"""CPU engine for layers of few columns: output pixels side by side (`pixels_layout`, `pixels_kernel`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..vectors.picks import BYTE_ROWS, PIXELS, TABLE
 from ..vectors.wide import WIDE
 from ..whole.choice import SIDE_BY_SIDE, fastest_for, may
 from .pixels_kernel import Raster, Target, run
-from .pixels_plan import plan
+from .pixels_layout import lay_out
 
 PLANES = 2**15  # bytes of the planes of a block, about: they stay in the first-level cache
 FEWEST = WIDE  # output pixels of a call
@@ -37,8 +37,8 @@ class SideBySide:
         self.layer, self._other, self._rasters = layer, other, {}
 
     @functools.cached_property
-    def _plan(self):
-        return plan(self.layer)
+    def _layout(self):
+        return lay_out(self.layer)
 
     def serves(self, a_codes: torch.Tensor) -> bool:
         """Whether this is the faster way for such an input, or can be gone at all."""
@@ -48,16 +48,16 @@ class SideBySide:
             return False
         way = fastest_for(self.layer, a_codes, {"side by side": self._tried, "by columns": self._other.by_columns})
         if way == "by columns":
-            self.__dict__.pop("_plan", None)  # its tables are large
+            self.__dict__.pop("_layout", None)  # its tables are large
             return False
-        if self._plan is None:
+        if self._layout is None:
             return False
         raster, _ = self._raster(a_codes.shape)
         few = 2 * outputs < -(-raster.images * raster.rows * raster.pitch // raster.block) * raster.block  # most lanes are padding
         return way is not None or self._is_small and not few
 
     def _tried(self, a_codes):
-        if self._plan is not None:
+        if self._layout is not None:
             self.simulate(a_codes, accumulator_dtype(self.layer))
 
     @functools.cached_property
@@ -79,7 +79,7 @@ class SideBySide:
                  offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None) -> torch.Tensor:
         """Accumulators of `dtype`, or what the others make of them; see `engine._Prepared.simulate`."""
         set_threads()
-        shape, tables = self._plan
+        shape, tables = self._layout
         size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
         results = shape.steps if values is None else 1 if next_codes is None else 0
         out = torch.empty(results, len(a_codes), *size, len(self.layer.w_codes), dtype=dtype)
@@ -93,7 +93,7 @@ class SideBySide:
         return out
 
     def _raster(self, input_shape):
-        """(`Raster`, `Addresses.place`) for inputs `[N, H, W, in]`."""
+        """(`Raster`, `PixelAddresses.place`) for inputs `[N, H, W, in]`."""
         key, found = (*input_shape, numba.get_num_threads()), self._rasters
         if key not in found:  # another thread may put its own there meanwhile
             found = self._rasters = {key: self._make_raster(input_shape)}
@@ -101,7 +101,7 @@ class SideBySide:
 
     def _make_raster(self, input_shape):
         size = self.layer.geometry.output_size(*input_shape[1:3], self.layer.kernel)
-        shape, tables = self._plan
+        shape, tables = self._layout
         images, height, width, _ = input_shape
         rows = _pitch(height, shape.pad_top, shape.stride_y, size[0], int(tables.down.max()))
         pitch = _pitch(width, shape.pad_left, shape.stride_x, size[1], int(tables.right.max()))

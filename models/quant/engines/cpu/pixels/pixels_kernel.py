@@ -1,4 +1,4 @@
-"""The loop over a layer with output pixels side by side (`pixels_plan`): blocks of pixels, columns, slices, digits, arrays, sets of rows.
+"""The loop over a layer with output pixels side by side (`pixels_layout`): blocks of pixels, columns, slices, digits, arrays, sets of rows.
 
 The planes of a block and the tables of one column stay in the first-level cache; reads and codes are never stored, only the sum of
 the codes of one column, which is turned round from `[column, pixel]` to `[pixel, column]` when all columns of the block are done.
@@ -24,7 +24,7 @@ from ..vectors.picks import (PIXELS, TABLE, add_product_of_evens, add_product_of
                              picked_of_two, picked_shorts, smaller_bytes, zero_shorts)
 from ..vectors.wide import (WIDE, add_product_f32, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16,
                             full_i32, store_ints, widened)
-from .pixels_plan import BROAD, NARROW, SHORT_FORM, TALL, Plan, Shape
+from .pixels_layout import BROAD, NARROW, SHORT_FORM, TALL, PixelLayout, PixelShape
 
 # One input and how its pixels lie in a plane: height, width, of an image in memory; out_height, out_width; pitch, pixels from one row to
 # the next; rows, from one image to the next; block, output pixels of a work item; length, of a plane, the taps' reach more.
@@ -33,25 +33,27 @@ Raster = namedtuple("Raster", "images height width out_height out_width pitch ro
 # Where results go: `buffers.Target`.
 Target = namedtuple("Target", "out wide values scale offset next_codes")
 
-# Addresses of the arrays of `Plan`, `Target` and of one work item, and numbers beside them: see `buffers.Addresses`.
+# Addresses of the arrays of `PixelLayout`, `Target` and of one work item, and numbers beside them: see `buffers.ColumnAddresses`.
 # place   where the plane of each set begins, moved by its tap; bit_stride: from the planes of one input bit to those of the next
 # sums    int32 `[step, column, pixel]` of the block, `sums_stride` from one column to the next
-Addresses = namedtuple("Addresses", """
+PixelAddresses = namedtuple("PixelAddresses", """
     tables set_start first size place planes bit_stride digit_start step_of_slice codes ends forms shorts factors worth sums sums_stride
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     acc exact_acc step total""")
 
 
-def run(shape: Shape, plan: Plan, raster: Raster, place: np.ndarray, target: Target, to_codes: ToCodes, codes: np.ndarray) -> None:
-    """Codes of every read of a layer to `target`. Args: place, see `Addresses`; codes, uint8 `[N, H, W, in]` flat, and a vector behind."""
+def run(shape: PixelShape, layout: PixelLayout, raster: Raster, place: np.ndarray, target: Target, to_codes: ToCodes,
+        codes: np.ndarray) -> None:
+    """Codes of every read of a layer to `target`. Args: place, see `PixelAddresses`; codes, uint8 `[N, H, W, in]` flat, and a
+    vector behind."""
     blocks = -(-raster.images * raster.rows * raster.pitch // raster.block)
-    _kernels[shape.form](blocks, shape, plan, raster, place, target, to_codes, codes)
+    _kernels[shape.form](blocks, shape, layout, raster, place, target, to_codes, codes)
 
 
 def _kernel(form):
     """The kernel for layers of this form. Its items are blocks of output pixels, with all of their columns."""
     def layer(arguments, item, sources=SOURCES):
-        shape, plan, raster, place, target, to_codes, codes = loaded(arguments)
+        shape, layout, raster, place, target, to_codes, codes = loaded(arguments)
         first = item * raster.block
         phases = shape.stride_y * shape.stride_x
         bit_stride = shape.intervals * phases * raster.length
@@ -61,12 +63,12 @@ def _kernel(form):
         acc = np.empty(shape.steps * shape.slice_vectors * LANES, np.int32)
         step, total = np.empty(shape.slice_vectors * LANES, np.int64), np.empty(shape.slice_vectors * LANES)
         words = 2 if target.wide else 1  # of an element of `out`
-        at = Addresses(
-            tables=plan.tables.ctypes.data, set_start=plan.set_start.ctypes.data,
-            first=plan.first.ctypes.data, size=plan.size.ctypes.data, place=place.ctypes.data, planes=planes.ctypes.data,
-            bit_stride=bit_stride, digit_start=plan.digit_start.ctypes.data, step_of_slice=plan.step_of_slice.ctypes.data,
-            codes=plan.codes.ctypes.data, ends=plan.ends.ctypes.data, forms=plan.forms.ctypes.data, shorts=plan.shorts.ctypes.data,
-            factors=plan.factors.ctypes.data, worth=plan.worth.ctypes.data, sums=sums.ctypes.data,
+        at = PixelAddresses(
+            tables=layout.tables.ctypes.data, set_start=layout.set_start.ctypes.data,
+            first=layout.first.ctypes.data, size=layout.size.ctypes.data, place=place.ctypes.data, planes=planes.ctypes.data,
+            bit_stride=bit_stride, digit_start=layout.digit_start.ctypes.data, step_of_slice=layout.step_of_slice.ctypes.data,
+            codes=layout.codes.ctypes.data, ends=layout.ends.ctypes.data, forms=layout.forms.ctypes.data, shorts=layout.shorts.ctypes.data,
+            factors=layout.factors.ctypes.data, worth=layout.worth.ctypes.data, sums=sums.ctypes.data,
             sums_stride=stride, exact=False, relative=0, floats=False, out=target.out.ctypes.data,
             step_size=target.out[:1].size // words, wide=target.wide,
             scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
@@ -190,6 +192,7 @@ def _narrow_columns(shape, at, group, o, pixel):
 
 @inlined
 def _narrow_code(shape, at, u, kind):
+    """Codes of a vector of reads, bytes, from u in bytes, by a table. Args: kind, of read: digit and slice."""
     if shape.clip:
         u = smaller_bytes(larger_bytes(u, full_i8(int64_at(at.ends, 2 * kind))), full_i8(int64_at(at.ends, 2 * kind + 1)))
     codes = at.codes + 2 * TABLE * kind
@@ -256,6 +259,7 @@ def _tall_reads(shape, at, tables, t, z, pixel):
 
 @inlined
 def _tall_code(at, u, kind):
+    """Codes of a vector of reads, int16, from u in int16, by `fixed_point`."""
     form = at.shorts + 8 * SHORT_FORM * kind
     limits = form + 8 * LOW
     return codes_of_shorts(u, int64_at(limits, CLIP_LOW), int64_at(limits, CLIP_HIGH), int64_at(form, SHIFT), int64_at(form, OFFSET),
@@ -303,6 +307,7 @@ def _broad_read(shape, at, tables, t, z, pixel):
 
 @inlined
 def _broad_code(shape, at, u, kind):
+    """Codes of a vector of reads, float32, from u in float32, by the formula."""
     form = at.forms + 4 * FORM * kind
     low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
     if shape.divide:

@@ -72,6 +72,7 @@ def _sums(shape, at, read, block):
 
 @inlined
 def _add(sums, pair, even, odd):
+    """Add the codes of the even and the odd columns of a pair, int16, to their sums."""
     lane = 2 * pair * LANES
     store(sums, lane, load(sums, lane) + even)
     store(sums, lane + LANES, load(sums, lane + LANES) + odd)

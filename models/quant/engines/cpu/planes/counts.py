@@ -82,6 +82,7 @@ def count(shape, at, read, block):
 
 @inlined
 def _clear_planes(at, first, last):
+    """Set bit planes to 0, a vector of 512 columns each."""
     for m in range(first, last):
         store(at.planes, m * LANES, splat(0))
 

@@ -22,7 +22,7 @@ from ....kernels.simd import LANES, bit_length, int64_at, splat, store, uint8_at
 from ..common.buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC, Read, Target, addresses, keep_alive, new_buffers
 from ..common.finish import Pixel, finish_pixel
 from ..common.histogram import count_values
-from ..common.layout import BLOCK, Plan, Shape
+from ..common.layout import BLOCK, ColumnLayout, ColumnShape
 from ..common.rows import Source, active_rows, list_rows_under, rows_to_keep
 from ..vectors.loop import Kernel, bands_of, loaded
 from .codes import add_dynamic, add_static, converted_runs, shift_add
@@ -49,7 +49,7 @@ class _SayCompiling(event.Listener):
         """The first result says it."""
 
 
-def run(shape: Shape, plan: Plan, adc: Adc, a_codes: torch.Tensor, size: tuple[int, int], op: int, *,
+def run(shape: ColumnShape, layout: ColumnLayout, adc: Adc, a_codes: torch.Tensor, size: tuple[int, int], op: int, *,
         out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
         offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None,
         extremes: np.ndarray | None = None, counts: np.ndarray | None = None, u_min: int = 0) -> None:
@@ -68,20 +68,20 @@ def run(shape: Shape, plan: Plan, adc: Adc, a_codes: torch.Tensor, size: tuple[i
         extremes=np.empty((0,) * 6, np.int64) if extremes is None else extremes,
         counts=np.empty((0,) * 5, np.int64) if counts is None else counts, u_min=u_min)
     bands = bands_of(len(a_codes), size[0])
-    _kernels[op](len(a_codes) * bands, shape, plan, adc, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, bands)
+    _kernels[op](len(a_codes) * bands, shape, layout, adc, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, bands)
 
 
 def _kernel(op):
     """The kernel for one `op`: a constant to the compiler, which leaves out what belongs to the others. Its items are bands of rows."""
     def layer(arguments, item, sources=SOURCES):
-        shape, plan, adc, target, to_codes, codes, height, width, bands = loaded(arguments)
+        shape, layout, adc, target, to_codes, codes, height, width, bands = loaded(arguments)
         image, band = item // bands, item % bands
         first, last = height * band // bands, height * (band + 1) // bands
         source = Source(codes.shape[1], codes.shape[2], rows_to_keep(shape))
         leaves = MOST_LEAVES if op == HISTOGRAM else 1
-        buffers = new_buffers(shape, source.kept * source.width, len(plan.intervals), leaves)
+        buffers = new_buffers(shape, source.kept * source.width, len(layout.intervals), leaves)
         thread = numba.get_thread_id() if op == HISTOGRAM or op == RANGES else 0
-        at = addresses(shape, plan, adc, target, to_codes, buffers, thread, op)
+        at = addresses(shape, layout, adc, target, to_codes, buffers, thread, op)
         for group in range(shape.groups):
             if op == RANGES:
                 spread_extremes(target.extremes[thread, group], buffers)
@@ -126,6 +126,7 @@ def _clear_sums(shape, at):
 
 @inlined
 def _clear(address, vectors):
+    """Set so many vectors of 64 bytes to 0."""
     for i in range(vectors):
         store(address, i * LANES, splat(0))
 

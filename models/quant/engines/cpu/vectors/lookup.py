@@ -78,6 +78,7 @@ class Table:
 
 @njit(cache=True, parallel=True)
 def _add(x, first, taps, stride, table, out, sources=SOURCES):
+    """What the pairs of codes and weights add, `table[step, pair]`, into `out`, `[step, N, H', W', group, output]`; x, see `Table.sums`."""
     _, images, height, width, groups, outputs = out.shape
     for item in prange(images * height):
         image, y = item // height, item % height
@@ -98,6 +99,7 @@ def _add(x, first, taps, stride, table, out, sources=SOURCES):
 
 @njit(cache=True, parallel=True)
 def _count(x, first, taps, stride, height, width, seen, sources=SOURCES):
+    """How often each pair was seen, into `seen`, int64 `[thread, pair]`; x, see `Table.sums`."""
     outputs, _, groups = first.shape
     for item in prange(len(x) * height):
         image, y, counts = item // height, item % height, seen[numba.get_thread_id()]

@@ -115,4 +115,5 @@ def _on_threads(address, arguments, items, threads, sources=SOURCES):
 
 @njit(cache=True)
 def _start(address, arguments, items, threads, sources=SOURCES):
+    """`_on_threads` from Python: how many items raised something. Args: address, of the compiled work; arguments, a tuple."""
     return _on_threads(address, _address_of(arguments), items, threads)

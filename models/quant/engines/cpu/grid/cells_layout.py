@@ -19,8 +19,8 @@ from ..vectors.wide import UNROLL, WIDE
 from . import cells_matrix
 from .cells_reads import TOGETHER
 
-# A layer as the kernel sees it; the names that `rows` and `finish` use mean what they mean in `layout.Shape`.
-Shape = namedtuple("Shape", """
+# A layer as the kernel sees it; the names that `rows` and `finish` use mean what they mean in `layout.ColumnShape`.
+CellShape = namedtuple("CellShape", """
     out_channels channels groups arrays stride_y stride_x pad_top pad_left reach_y input_bits blocks slots digits slices steps
     slice_vectors matrix tile tile_bits tiles sums squared words turn chunk scale_bits panel_row reference_rows
     reference_slices reference_shift""")
@@ -34,7 +34,7 @@ Shape = namedtuple("Shape", """
 # reference_rows, reference_slices   of one group in `Besides.reference`; shift: bits from where a row of a tile stands to where its
 #                                    reference cells do
 
-Plan = namedtuple("Plan", """
+CellLayout = namedtuple("CellLayout", """
     weights array_base tile_stride segments segment_start intervals digit_start step_of_slice configuration""")
 # weights      int16, [sum, group, array, slice, tile, row + 1, column], row 0 all zero, in the order of paired shorts (`wide`); or
 #              [.., tile, word] of `cells_matrix.tiles`
@@ -54,8 +54,8 @@ Besides = namedtuple("Besides", """noisy changed idle_is_zero curved referred an
     gain offset base seed first_image pixels""")
 
 
-def plan(layer: MappedLayer, matrix: bool) -> tuple[Shape, Plan]:
-    """(`Shape`, `Plan`) of a layer with cells on a grid."""
+def lay_out(layer: MappedLayer, matrix: bool) -> tuple[CellShape, CellLayout]:
+    """(`CellShape`, `CellLayout`) of a layer with cells on a grid."""
     spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
     out, slices = len(layer.w_codes) // groups, len(spec.slice_bits)
     tile = WIDE if matrix else 2 * WIDE
@@ -68,7 +68,7 @@ def plan(layer: MappedLayer, matrix: bool) -> tuple[Shape, Plan]:
     array_base = np.cumsum(np.concatenate([[0], np.tile(tile_stride * slices * tiles, groups)]))
     parts = weights_of(layer)
     step = step_of_slice(layer)
-    shape = Shape(
+    shape = CellShape(
         out_channels=out, channels=layer.group_channels, groups=groups, arrays=len(layer.arrays),
         stride_y=geometry.stride[0], stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2],
         reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1, input_bits=spec.a_bits, blocks=tile // LANES,
@@ -85,7 +85,7 @@ def plan(layer: MappedLayer, matrix: bool) -> tuple[Shape, Plan]:
             array = padded[:, g, slice(*layer.arrays[t])]
             own[array_base[place]:array_base[place + 1]] = (
                 cells_matrix.tiles(array, shape.scale_bits) if matrix else _rows(array, tile)).ravel()
-    return shape, Plan(
+    return shape, CellLayout(
         weights=words, array_base=array_base[:-1].reshape(groups, -1),
         tile_stride=tile_stride, segments=np.array([segment for parts in segments for segment in parts], np.int64),
         segment_start=np.cumsum([0] + [len(parts) for parts in segments], dtype=np.int64),
@@ -111,7 +111,7 @@ def _needs_squares(layer):
 
 
 def weights_of(layer: MappedLayer) -> list[np.ndarray]:
-    """What a row adds to each of the sums of a read, `Shape.sums`: int32 `[slices, groups, rows, out / groups]`."""
+    """What a row adds to each of the sums of a read, `CellShape.sums`: int32 `[slices, groups, rows, out / groups]`."""
     weights = [layer.row_weights]
     if layer.readout is not None and layer.readout.needs_both:
         weights.append(layer.readout.both)

@@ -22,7 +22,7 @@ import numpy as np
 from ....arrays.mapping import MappedLayer
 from ....kernels.simd import LANES, aligned
 from ..grid.cells_forms import HIGHEST, LOWEST, static_forms
-from ..grid.cells_plan import step_of_slice
+from ..grid.cells_layout import step_of_slice
 from ..planes.converter import LIMITS, LOW, static_form
 from ..vectors.picks import BYTE_ROWS, SHORT_ROWS, TABLE
 
@@ -30,8 +30,8 @@ TABLES = 2 * TABLE  # codes of two tables of bytes
 NARROW, TALL, BROAD = range(3)  # forms
 SHORT_FORM = LOW + LIMITS  # fields of a converter in 16 bits: those of `fixed_point` and of `converter.Adc.limits`
 
-# A layer as the kernel sees it; the names that `finish` uses mean what they mean in `layout.Shape`.
-Shape = namedtuple("Shape", """
+# A layer as the kernel sees it; the names that `finish` uses mean what they mean in `layout.ColumnShape`.
+PixelShape = namedtuple("PixelShape", """
     form divide out_channels channels groups arrays digits slices steps slice_vectors input_bits intervals sets
     stride_y stride_x pad_top pad_left clip small together flush at_once""")
 # form       NARROW, TALL or BROAD; divide: BROAD, whether codes are those of a quotient
@@ -51,7 +51,8 @@ Shape = namedtuple("Shape", """
 # ends           narrow: the window of u, int64 `[digit, slice, 2]`
 # forms          BROAD: `cells_forms.Forms.singles`; shorts: TALL, int64 `[digit, slice, SHORT_FORM]`
 # factors        what a code is worth among those of its slice, int64 `[digit, slice]`; 0 without a conversion; worth: of the slice's
-Plan = namedtuple("Plan", "tables set_start first size plane down right digit_start step_of_slice codes ends forms shorts factors worth")
+PixelLayout = namedtuple("PixelLayout", """
+    tables set_start first size plane down right digit_start step_of_slice codes ends forms shorts factors worth""")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def sets_of(layer: MappedLayer, most: int) -> Sets:
     return Sets(rows, interval, taps, start, list(intervals))
 
 
-# codes, ends: of `Plan`; clip, small, together: of `Shape`; largest: |code| of `[digit, slice]`
+# codes, ends: of `PixelLayout`; clip, small, together: of `PixelShape`; largest: |code| of `[digit, slice]`
 Narrow = namedtuple("Narrow", "codes ends clip small together")
 
 
@@ -109,7 +110,7 @@ def _narrow(layer, factors):
     return Narrow(codes, ends, clip, small, 127 // int(largest.max()))
 
 
-# shorts: of `Plan`; flush, at_once: of `Shape`
+# shorts: of `PixelLayout`; flush, at_once: of `PixelShape`
 Tall = namedtuple("Tall", "shorts flush at_once")
 
 
@@ -133,8 +134,8 @@ def _tall(layer, factors, weights, sets):
     return Tall(shorts, 127 // largest_entry, bool((largest * factors).sum(0).max() < 2**15))
 
 
-def plan(layer: MappedLayer) -> tuple[Shape, Plan] | None:
-    """(`Shape`, `Plan`) of a layer with fixed ranges, None where no form holds its reads or gives its codes."""
+def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
+    """(`PixelShape`, `PixelLayout`) of a layer with fixed ranges, None where no form holds its reads or gives its codes."""
     layer = layer.in_levels
     spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
     low, high = layer.u_span
@@ -160,13 +161,13 @@ def plan(layer: MappedLayer) -> tuple[Shape, Plan] | None:
     intervals, (down, right) = np.array(sets.intervals, np.int64), np.array(sets.taps, np.int64).T
     narrow = narrow or Narrow(np.zeros(0, np.int8), np.zeros(0, np.int64), False, False, 1)
     tall = tall or Tall(np.zeros(0, np.int64), 0, False)
-    shape = Shape(
+    shape = PixelShape(
         form=form, divide=divide, out_channels=out, channels=layer.group_channels, groups=groups,
         arrays=len(layer.arrays), digits=len(digits), slices=len(slices), steps=int(step.max()) + 1, slice_vectors=-(-out // LANES),
         input_bits=spec.a_bits, intervals=len(intervals), sets=len(sets.rows), stride_y=geometry.stride[0],
         stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=narrow.clip, small=narrow.small,
         together=narrow.together, flush=tall.flush, at_once=tall.at_once)
-    return shape, Plan(
+    return shape, PixelLayout(
         tables=tables_of(weights, sets, *((SHORT_ROWS, np.int16) if form == BROAD else (BYTE_ROWS, np.int8))),
         set_start=np.array(sets.start, np.int64),
         first=intervals[:, 0].copy(), size=intervals[:, 1] - intervals[:, 0], plane=np.array(sets.interval, np.int64), down=down.copy(),

@@ -1,4 +1,4 @@
-"""What is to be measured (`Plan`), and in which order several workers take it (`Queue`)."""
+"""What is to be measured (`Worklist`), and in which order several workers take it (`Queue`)."""
 
 import itertools
 import statistics
@@ -27,7 +27,7 @@ class Job:
         return f"{self.setting or 'software'}" + (f", chip {self.setting.chips.chip_seed}" if self.of_several else "")
 
 
-class Plan:
+class Worklist:
     """The settings of some networks, and which of them are measured already.
 
     Args: settings, of some of the benches, None for the software; shard, `(i, n)`: the i-th of n parts alone, each of which has, as
@@ -63,12 +63,12 @@ class Plan:
         return found
 
     def settings_of(self, bench: Bench) -> list[Setting | None]:
-        """The settings of a bench, the software first, of which this plan has a job."""
+        """The settings of a bench, the software first, of which this list has a job."""
         own = {*self.jobs}
         return [setting for (of, setting), jobs in self.wholes.items() if of is bench and own & {*jobs}]
 
     def chips_of(self, bench: Bench) -> list[Setting]:
-        """The settings of a bench of which this plan has a job, each chip by itself, and those without chips."""
+        """The settings of a bench of which this list has a job, each chip by itself, and those without chips."""
         return [job.setting for job in self.jobs if self.benches[job.bench] is bench and job.setting]
 
     def text(self, workers: int) -> str:
