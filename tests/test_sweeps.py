@@ -23,7 +23,7 @@ from test_eval import (checkpoint, load_digits, network, refused, results, run, 
                        without_pictures)
 
 import eval as evaluation
-from experiment.sweep import bench, plan, search
+from experiment.sweep import bench, search, worklist
 from experiment.settings import eval_flags, eval_settings, per_layer
 from experiment.program import flags
 from experiment.measure import keys, points, ranges
@@ -461,7 +461,7 @@ def test_the_time_to_expect():
     one = Measured()
     found = Worklist([one], {one: (None, *all_of(adc_prec=[3, 4, 5, 6, 7, 8]))})
     assert found.text(2) == "7 points: 3 are measured already, 4 to measure, about 60 s (30 s each so far)"
-    assert [plan.show_seconds(s) for s in (0.04, 12.3, 89, 600, 5399, 9000)] == ["0.0 s", "12 s", "89 s", "10 min", "90 min", "2.5 h"]
+    assert [worklist.show_seconds(s) for s in (0.04, 12.3, 89, 600, 5399, 9000)] == ["0.0 s", "12 s", "89 s", "10 min", "90 min", "2.5 h"]
 
 
 # ---- single layers -----------------------------------------------------------------------------------------------------
