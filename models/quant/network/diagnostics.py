@@ -214,5 +214,5 @@ def _weighted_sqnr(layer: MappedLayer, histogram: np.ndarray, adc_bits: int, cho
     for k, (delta, q_min) in enumerate(adc.calibrated_ranges(histogram, other, chosen.rule, chosen.per)):
         reads = adc.Reads(histogram, [k], other)
         signal += reads.square @ reads.v**2
-        error += reads.square @ reads.error(delta, q_min, adc_bits) ** 2
+        error += reads.square @ reads.errors(delta, q_min, adc_bits) ** 2
     return decibels(float(signal), float(error))
