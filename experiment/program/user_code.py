@@ -50,7 +50,7 @@ def made(flag: str, name: str) -> Any:
 def send_along(cloudpickle: ModuleType) -> None:
     """Have what was loaded so far pickled with its code: other processes do not find it by its name."""
     for module in LOADED:
-        if sys.modules.get(module.__name__) is module:  # else nothing names it any more
+        if module.__name__ in sys.modules:  # else nothing names it any more
             cloudpickle.register_pickle_by_value(module)
 
 
