@@ -1,5 +1,6 @@
 """Where compiled kernels are kept: models/quant/kernels/cache.py."""
 
+import ast
 import fcntl
 import os
 import shutil
@@ -61,3 +62,14 @@ def test_a_folder_in_use_is_locked_and_as_old_as_its_last_use(tmp_path):
     with open(folder / "used", "r+") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     shutil.rmtree(folder)
+
+
+def test_kernels_are_compiled_anew_where_a_constant_that_they_compile_in_changes():
+    sources = set()
+    for file in (file for room in cache.ROOMS for file in room.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level and any(alias.name.isupper() for alias in node.names):
+                place = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+                sources.add(place / "__init__.py" if place.is_dir() else place.with_suffix(".py"))
+    assert cache.FILES / "arrays" / "readout.py" in sources  # of the noise of reads
+    assert sources <= {*cache.COMPILED}

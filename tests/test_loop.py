@@ -1,4 +1,4 @@
-"""engines/cpu/loop.py: kernels that one loop calls by their address."""
+"""engines/cpu/vectors/loop.py: kernels that one loop calls by their address."""
 
 import os
 import subprocess

@@ -1,6 +1,6 @@
 """Where compiled kernels are kept: what every module with an `@njit(cache=True)` imports first.
 
-In the user's cache folder, and there in a folder that is called by the name of this package, its version and what its files hold, such as
+In the user's cache folder, and there in a folder that is called by the name of this package, its version and what kernels are made of, as
 ~/.cache/torchrram/models.quant-0.4.0-1f2e3d4c5b6a70. Beside the sources, where Numba would keep them, they outlive an uninstall and are in
 the way of the next installation; and what is compiled under one name of this package names its modules, which the other does not have.
 
@@ -40,11 +40,13 @@ KEPT = 8  # folders of other sources of this package, those that were used last:
 MARK = "used"  # a file in each of them, as old as its last use, and locked by the processes that use it
 
 # A function compiled with `cache=True` is kept on disk. Numba compiles it anew when the file that it stands in changes, not for the
-# files of the functions that it calls. So all of these rooms, and what Numba is, decide the folder; and as the value of a default argument
-# is part of a function's key, it has `SOURCES` for one, for functions elsewhere that call those of these rooms.
+# files of the functions that it calls, or of constants. So all of these rooms, the file whose constants they compile in, and what Numba is,
+# decide the folder; and as the value of a default argument is part of a function's key, it has `SOURCES` for one, for functions elsewhere
+# that call those of these rooms.
+COMPILED = [*(file for room in ROOMS for file in sorted(room.rglob("*.py"))), FILES / "arrays" / "readout.py"]
 SOURCES = int.from_bytes(hashlib.sha256(b"".join(
-    [numba.__version__.encode(), *(part for room in ROOMS for file in sorted(room.rglob("*.py"))
-                                   for part in (str(file.relative_to(FILES)).encode(), file.read_bytes()))])).digest()[:7], "little")
+    [numba.__version__.encode(), *(part for file in COMPILED for part in (str(file.relative_to(FILES)).encode(), file.read_bytes()))]
+)).digest()[:7], "little")
 
 
 @contextlib.contextmanager
