@@ -50,3 +50,11 @@ def test_a_record_comes_back_from_its_line(more):
     assert found == {item.name: getattr(made, item.name) for item in fields(Record) if item.name not in APART}
     of_before = {name: value for name, value in line.items() if name not in ("layer_bits", "float_accuracy", "float_changed_predictions")}
     assert columns.fields_of(of_before) == found | {"layer_bits": None, "float_accuracy": None, "float_changes": None}
+
+
+def test_a_column_has_a_text_as_its_head_or_what_makes_one(monkeypatch):
+    made = [columns.Column(name, lambda of: 1, head=head, text=lambda record: "1") for name, head in (
+        ("plain", "head"), ("counted", lambda records: f"of {len(records)}"), ("hidden", lambda records: None), ("none", None))]
+    monkeypatch.setattr(columns, "COLUMNS", made)
+    monkeypatch.setattr(columns, "SHOWN", [column.name for column in made])
+    assert [head for head, _ in columns.shown([None, None])] == ["head", "of 2"]

@@ -61,7 +61,7 @@ class Column:
         empty: whether it may be None.
         field: what it is of `Record`.
         older: whether older lines lack it.
-        head: what a table of some records has above it; None where it has no such column.
+        head: what a table has above it, or what makes that of its records; None where it has no such column.
         text: what that shows of a record.
     """
 
@@ -71,7 +71,7 @@ class Column:
     empty: bool = True
     field: str | None = None
     older: bool = False
-    head: Callable[[Sequence[Record]], str | None] = lambda records: None
+    head: str | Callable[[Sequence[Record]], str | None] | None = None
     text: Callable[[Record], str] = str
 
 
@@ -92,7 +92,7 @@ def _measured(name: str, fits: Callable | None = None, form: str = "", head: str
     `Column`; `field`, if it has another name there."""
     field = more.setdefault("field", name)
     more.setdefault("text", lambda record: "" if getattr(record, field) is None else format(getattr(record, field), form))
-    return Column(name, lambda of: getattr(of.record, field), fits, head=head if callable(head) else lambda records: head, **more)
+    return Column(name, lambda of: getattr(of.record, field), fits, head=head, **more)
 
 
 def _given(name: str, key: str | None = None) -> Column:
@@ -213,4 +213,5 @@ def fields_of(values: dict[str, Any]) -> dict[str, Any]:
 def shown(records: Sequence[Record]) -> list[tuple[str, Callable[[Record], str]]]:
     """(head, text of a record) of the columns that a table of some records has."""
     by_name = {column.name: column for column in COLUMNS}
-    return [(head, by_name[name].text) for name in SHOWN if (head := by_name[name].head(records)) is not None]
+    heads = {name: head(records) if callable(head := by_name[name].head) else head for name in SHOWN}
+    return [(head, by_name[name].text) for name, head in heads.items() if head is not None]

@@ -48,7 +48,7 @@ class Converter:
 
     @staticmethod
     def level(q: Any) -> Any:
-        """Value of the codes q, integers, in steps: an integer, 0 of code 0, that rises with q. Numbers, arrays or tensors."""
+        """Value of the codes q, whole numbers, some in float64, in steps: whole, 0 of code 0, rising with q. Numbers, arrays, tensors."""
         return q
 
     @staticmethod
