@@ -297,3 +297,9 @@ def test_networks_of_other_types_are_calibrated_and_measured(scene, dtype):
     wanted = measure(net, images, labels, setting(6), calibration=calibration).predictions
     record = measure(net.to(dtype), images.to(dtype), labels, setting(6), calibration=calibration.to(dtype))
     assert (record.predictions == wanted).float().mean() > 0.75  # but for what rounding does to a network whose classes lie close
+
+
+def test_a_network_without_crossbars_is_not_taken_for_one_on_them():
+    with pytest.raises(ValueError, match="no layers on crossbars"):
+        measure(nn.Linear(4, 2), torch.rand(3, 4), torch.zeros(3), Setting())
+    assert measure(nn.Linear(4, 2), torch.rand(3, 4), torch.zeros(3), None).setting is None
