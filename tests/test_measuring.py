@@ -302,4 +302,6 @@ def test_networks_of_other_types_are_calibrated_and_measured(scene, dtype):
 def test_a_network_without_crossbars_is_not_taken_for_one_on_them():
     with pytest.raises(ValueError, match="no layers on crossbars"):
         measure(nn.Linear(4, 2), torch.rand(3, 4), torch.zeros(3), Setting())
+    with pytest.raises(ValueError, match=r"the setting is a CrossbarSpec; give Setting\(CrossbarSpec"):
+        measure(nn.Linear(4, 2), torch.rand(3, 4), torch.zeros(3), quant.CrossbarSpec())
     assert measure(nn.Linear(4, 2), torch.rand(3, 4), torch.zeros(3), None).setting is None

@@ -161,11 +161,13 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         metric: `metric(outputs, labels)`, a number that stands for the accuracy of every record: outputs of all images `[N, ...]`, in main
             memory, `labels` as they were given. None: percent of the images whose class is that of the largest output.
         processes: those that measure this network together, each of which calls this; every one has some of the batches.
-    Raises: ValueError for a network without crossbars on a setting, an engine that cannot run here, cells of a layer that are missing,
-        cells of a chip beside others, ranges that are missing, or reads of too many values to calibrate on.
+    Raises: ValueError for a setting that is none, a network without crossbars on one, an engine that cannot run here, cells of a layer
+        that are missing, cells of a chip beside others, ranges that are missing, or reads of too many values to calibrate on.
     """
     labels = torch.as_tensor(labels) if metric is None else labels
     run = _Run(network, batches_of(images, batch_size), labels, metric, progress, processes)
+    if not isinstance(setting, (Setting, type(None))):
+        raise ValueError(f"the setting is a {type(setting).__name__}; give Setting(CrossbarSpec(...)), or None for the software")
     if setting and not crossbar_layers(network):
         raise ValueError("this network has no layers on crossbars: convert(model, spec, images) makes one that has")
     if is_chip(cells) and setting and setting.chips:
