@@ -117,9 +117,9 @@ def layer_ratios(shape: Shape, images: int, repeats: int, progress: tqdm) -> dic
     return found
 
 
-def side_by_side() -> str:
+def side_by_side(own: dict | None = None) -> str:
     """The tables of all processors in `RESULTS` as one: median and worst ratio of each kind of setting."""
-    machines = ratios_of_all("layers")
+    machines = ratios_of_all("layers") | ({processor(): own} if own else {})  # what is not written yet
     kinds = {setting.name: f"W{setting.bits}A{setting.bits}, {setting.kind}" for setting in settings()}
     rows = []
     for kind in dict.fromkeys(kinds.values()):
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{MOST_SECONDS:g} s are over. {len(every)} cases, their median {every[len(every) // 2][0]:.2f}.", f"## The worst {WORST}",
                 markdown_table(["layer", "setting", "ratio", "float32, ms"],
                                [[layer, setting, f"{ratio:.2f}", f"{plain:.3g}"] for ratio, plain, layer, setting in every[:WORST]]),
-                "## Medians", side_by_side()]
+                "## Medians", side_by_side(ratios)]
     write_results(f"layers_{processor()}", "Layers on crossbars", sections, {"ratios": ratios})
     return 0
 
