@@ -35,8 +35,10 @@ def test_every_other_file_is_data_of_its_package():
 @pytest.mark.parametrize("names", [("models.quant", "torchrram"), ("torchrram", "models.quant")])
 def test_the_second_name_in_one_process_is_refused_in_one_line(names, tmp_path):
     (tmp_path / "torchrram").symlink_to(FOLDER)
-    done = subprocess.run([sys.executable, "-c", f"import {names[0]}, {names[1]}"], cwd=ROOT, capture_output=True, text=True,
+    code = f"import atexit, sys, {names[0]}; atexit.register(lambda: print(*sys.modules)); import {names[1]}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert not [name for name in done.stdout.split() if name.startswith(f"{names[1]}.arrays")]  # before anything else of it is there
     assert done.stderr.splitlines()[-1].startswith(f"ImportError: {names[1]} is {names[0]} again, which is imported already")
 
 

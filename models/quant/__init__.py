@@ -1,5 +1,7 @@
 """Quantization and crossbar simulation: what users of the package call."""
 
+from .version import __version__  # noqa: F401 - first: it refuses a second copy of all below
+
 from .arrays.cells import Cells, Chip
 from .arrays.mapping import MappedLayer
 from .arrays.readout import Readout, image_numbers
@@ -21,7 +23,6 @@ from .network.program import MOST_LEVELS, check_chip, program
 from .saving import load, save
 from .storage.bitplanes import PlaneStore, compose, decompose, read_planes, sha256
 from .storage.effective import keep_effective_cells
-from .version import __version__  # noqa: F401 - first: it refuses a second copy of all below
 
 __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibration", "Geometry", "MappedLayer", "Qconv2dDoreFa",
            "QLinearDoreFa", "ADC_BUFFERS", "CORRECTION_IMAGES", "calibrate", "collect_histograms", "correct", "error_weights",
