@@ -280,7 +280,7 @@ def in_bins(counts, low, most):
 
 
 def histogram(a_codes, w_codes, spec, geometry, reference_twice, cells=None, most=2**22):
-    """Counts of the reads, int64 `[digits, slices, u]`; bin i is `u = u_span(...)[0] + i`, or `cell_span(...)[0] + i`, where there are
+    """Counts of the reads, int64 `[digits, slices, 1, u]`; bin i is `u = u_span(...)[0] + i`, or `cell_span(...)[0] + i`, where there are
     no more than `most`, else see `in_bins`."""
     if cells is None:
         low, high = u_span(w_codes, spec, reference_twice)
@@ -292,4 +292,4 @@ def histogram(a_codes, w_codes, spec, geometry, reference_twice, cells=None, mos
                        high - low + 1), np.int64)
     for _, _, z, k, u in every_read:
         np.add.at(counts[z, k], u - low, 1)
-    return in_bins(counts, low, most) if counts.shape[2] > most else counts
+    return (in_bins(counts, low, most) if counts.shape[2] > most else counts)[:, :, None]

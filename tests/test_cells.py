@@ -542,7 +542,7 @@ MOST = 1e-5  # probability that a test of a right program fails, were its seed d
 def reads_of(layer, a_codes):
     """{(z, k): u of each output, int64 `[outputs]`} of one image, as the reference engine reads the cells."""
     found = {}
-    for z, k, u in reference_engine.reads(layer.mapped("ideal"), a_codes.view(1, 1, 1, -1)):
+    for z, k, u, _ in reference_engine.reads(layer.mapped("ideal"), a_codes.view(1, 1, 1, -1)):
         found[z, k] = found.get((z, k), 0) + u.flatten()
     return found
 

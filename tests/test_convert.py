@@ -19,7 +19,7 @@ from torch.nn.utils import prune
 from models.quant import (CrossbarSpec, Device, QLinearDoreFa, Wires, calibrate, convert, crossbar_layers, image_numbers, program,
                           set_engine, set_spec)
 from models.quant.arrays import adc
-from models.quant.arrays.adc import Plan
+from models.quant.arrays.plans import Plan
 from models.quant.layers.batches import First
 from models.quant.network.cell_files import read_cells, write_cells
 from models.quant.arrays.cells import Cells

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, convert, crossbar_layers, program, set_engine, set_spec
-from models.quant.arrays.adc import Plan
+from models.quant.arrays.plans import Plan
 from models.quant.cost import Band, Technology, adc_fit, count, counting, estimate, scaling
 from models.quant.cost.columns import columns, digit_ones
 from models.quant.cost.events import events

@@ -16,7 +16,7 @@ from experiment.program.cli import UserError
 from experiment.measure.columns import band_text
 from experiment.settings.costs import restored
 from models.quant import CrossbarSpec
-from models.quant.arrays.adc import Plan
+from models.quant.arrays.plans import Plan
 from models.quant.cost import Origin, Technology
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting

@@ -742,7 +742,7 @@ def test_ranges_and_plans_of_reads_of_millions_of_values(wide, monkeypatch):
     assert found <= 1.001 * min(error(step, q_min, 2) for step in delta * np.linspace(0.3, 1.1, 81) for q_min in range(-3, 1))
     layer.set_spec(replace(layer.spec, adc_plan="significance", adc_bits=3))
     calibrate(layer, None, histograms=histograms, share="layer")
-    choices = adc.choices(histograms[""], layer.mapped())
+    choices = plans.choices(histograms[""], layer.mapped())
     np.testing.assert_allclose(choices.error[0, 0, 0], share @ v**2)
     np.testing.assert_allclose(choices.error[0, 0, 3], error(layer.adc_delta.item(), layer.adc_q_min.item(), 3))
     assert layer.adc_bits_plan.tolist() == [[3]] and choices.error[0, 0, 3] < found / 2

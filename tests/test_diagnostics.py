@@ -200,7 +200,7 @@ def test_kinds_of_reads_without_bits_clip_nothing():
     layer, x = QLinearDoreFa(20, 6, spec=spec, alpha_init=1.0).eval(), torch.rand(8, 20)
     net, nothing = nn.Sequential(layer), np.zeros((2, 2), np.int64)
     histograms = collect_histograms(net, x)
-    layer.set_plan(adc.Plan(nothing, np.full((2, 2), 0.5), nothing))
+    layer.set_plan(plans.Plan(nothing, np.full((2, 2), 0.5), nothing))
     [entry] = diagnostics.report(net, x, histograms)
     assert [part["clipped"] for part in entry["slices"]] == [0, 0] and set(entry["sqnr_over_adc_bits"]) == set(range(2, 9))
 

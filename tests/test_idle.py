@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from test_cost import linear, random_layer
 from test_eval import FAST, checkpoint, refused, results, run, scene  # noqa: F401
 from test_models import images
-from test_plans import stored
+from test_plans import best_bits, stored
 from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  # noqa: F401
 from test_triton import layer_case, planned_case
 
 from models import quant
 from models.quant import CrossbarSpec, calibrate, collect_histograms, convert, crossbar_layers
-from models.quant.arrays import adc
+from models.quant.arrays import plans
 from models.quant.cost import Technology, count, estimate
 from models.quant.network.counts import counting
 from models.quant.engines import reference
@@ -132,13 +132,13 @@ def test_bits_of_kinds_that_cost_different_are_the_best_of_all(seed, kinds, most
     for bits in itertools.product(range(most + 1), repeat=kinds):
         spent = int(costs @ bits)
         expected[spent] = min(expected[spent], error[np.arange(kinds), bits].sum())
-    least, bits = adc.best_bits(error, costs)
+    least, bits = best_bits(error, costs)
     np.testing.assert_allclose(least, np.minimum.accumulate(expected), rtol=1e-12)
     assert (bits @ costs <= np.arange(len(least))).all()
     np.testing.assert_allclose(error[np.arange(kinds), bits].sum(axis=1), least, rtol=1e-12, atol=1e-15)
 
 
-def spent_by(model, plans, x):
+def spent_by(model, bits, x):
     """(bits of all conversions, reads) of each layer, one read after another, with these bits of each digit and slice."""
     found, seen = [], {}
     layers = crossbar_layers(model)
@@ -147,7 +147,7 @@ def spent_by(model, plans, x):
         model(x)
     for hook in hooks:
         hook.remove()
-    for (_, layer), plan in zip(layers, plans):
+    for (_, layer), plan in zip(layers, bits):
         busy, total = busy_reads(layer, seen[layer])
         plan, out = plan.numpy(), len(layer.weight)
         found.append((out * int(busy @ plan.sum(1)), out * total * plan.size))
@@ -162,32 +162,16 @@ def test_a_mean_is_that_of_all_reads_with_none_for_idle_ones(tiny, share):
     for spec in (PLANNED, SKIPS):
         model = tiny(spec=spec)
         histograms = calibrate(model, x, share=share)
-        errors.append([np.take_along_axis(adc.choices(histograms[name], layer.mapped("ideal")).error,
-                                          layer.adc_bits_plan.numpy()[..., None], 2).sum() for name, layer in crossbar_layers(model)])
-    plans = [layer.adc_bits_plan for _, layer in crossbar_layers(model)]
+        errors.append([plans.choices(histograms[name], layer.mapped("ideal")).error[:, :, -1].reshape(-1, 9)[
+            np.arange(8), layer.adc_bits_plan.flatten()].sum() for name, layer in crossbar_layers(model)])
+    bits = [layer.adc_bits_plan for _, layer in crossbar_layers(model)]
     with quant.without_adc(model):
-        found = spent_by(model, plans, x)
+        found = spent_by(model, bits, x)
     for spent, reads in found if share == "layer" else [found.sum(0)]:
         kinds = 8 if share == "layer" else reads / found[:, 1].max() * 8
         assert SKIPS.adc_bits * reads * (1 - 1 / 16) - reads / kinds < spent <= SKIPS.adc_bits * reads
     if share == "layer":
         assert all(skip <= convert for convert, skip in zip(*errors)) and errors[1][2] < 0.7 * errors[0][2]
-
-
-def test_a_plan_that_skips_idle_reads_needs_images(tiny):
-    model, x = tiny(spec=SKIPS), images(2)
-    histograms = collect_histograms(model, x)
-    with pytest.raises(ValueError, match="^a plan that skips idle reads counts them on images: give some"):
-        calibrate(model, None, histograms=histograms, share="layer")
-    calibrate(model, x, histograms=histograms, share="layer")
-
-
-def test_a_digit_that_is_seldom_seen_costs_something():
-    """Where the images whose idle reads are counted have none of it, but others do."""
-    error = np.ones((2, 1, 3)) * [4, 2, 1]
-    found = adc.Choices(error, error, error, 10, np.array([0.5, 0.0]))
-    assert found.prices[0].tolist() == [32, 1] and found.prices[1] == 1
-    assert found._replace(error=error * [[[1]], [[0]]]).prices[0].tolist() == [1, 0]
 
 
 def test_both_phases_of_signed_inputs_are_read():

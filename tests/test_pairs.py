@@ -198,7 +198,7 @@ def test_ranges_are_those_of_the_arrays_whatever_the_weights():
 def reads_of(layer, a_codes):
     """{(z, k): u, int64 `[images, outputs]`} as the reference engine reads the cells. Args: a_codes, uint8 `[images, rows]`."""
     found = {}
-    for z, k, u in reference_engine.reads(layer.mapped("ideal"), a_codes.view(len(a_codes), 1, 1, -1)):
+    for z, k, u, _ in reference_engine.reads(layer.mapped("ideal"), a_codes.view(len(a_codes), 1, 1, -1)):
         found[z, k] = found.get((z, k), 0) + u[0]
     return found
 

@@ -30,7 +30,7 @@ from experiment.train.training import Run
 from models import vgg
 from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, crossbar_layers, error_weights,
                           program, set_engine, set_spec)
-from models.quant.arrays import adc
+from models.quant.arrays import adc, plans
 from models.quant.network import calibration
 from models.quant.arrays.converter import Converter
 from models.quant.network.counts import counting
@@ -55,6 +55,12 @@ def every_total(error):
     return np.minimum.accumulate(least)
 
 
+def best_bits(error, prices=None):
+    """(least error of each total, bits of each kind for each total)."""
+    least, bits = plans.best_bits(error, prices)
+    return least, np.array([bits(total) for total in range(len(least))])
+
+
 @given(seed=st.integers(0, 2**32 - 1), kinds=st.integers(1, 4), most=st.integers(1, 4),
        shape=st.sampled_from(["any", "convex", "flat", "whole", "growing"]))
 @settings(max_examples=150)
@@ -68,19 +74,19 @@ def test_bits_of_a_layer_are_the_best_of_all(seed, kinds, most, shape):
         error = 4.0 ** (rng.integers(0, 8, (kinds, 1)) - np.arange(most + 1))
     elif shape == "flat":
         error[:, :2] = error.max()
-    least, bits = adc.best_bits(error)
+    least, bits = best_bits(error)
     np.testing.assert_allclose(least, every_total(error), rtol=1e-12)
     assert bits.shape == (kinds * most + 1, kinds) and bits.min() >= 0 and bits.max() <= most
     assert (bits.sum(axis=1) <= np.arange(kinds * most + 1)).all()
     np.testing.assert_allclose(error[np.arange(kinds), bits].sum(axis=1), least, rtol=1e-12)
-    again, same = adc.best_bits(error.copy())
+    again, same = best_bits(error.copy())
     assert np.array_equal(least, again) and np.array_equal(bits, same)
 
 
 def test_bits_of_a_layer_where_errors_are_the_same():
     """Earlier kinds get more bits; those that lower no error are given to none."""
-    assert adc.best_bits(np.array([[1.0, 0.0]] * 3))[1].tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    assert adc.best_bits(np.array([[3.0, 1.0, 1.0], [2.0, 2.0, 2.0]]))[1].tolist() == [[0, 0]] + [[1, 0]] * 4
+    assert best_bits(np.array([[1.0, 0.0]] * 3))[1].tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert best_bits(np.array([[3.0, 1.0, 1.0], [2.0, 2.0, 2.0]]))[1].tolist() == [[0, 0]] + [[1, 0]] * 4
 
 
 def some_layers(rng):
@@ -107,7 +113,7 @@ def test_bits_of_several_layers(seed):
     whole = cost(reads, [len(errors) - 1 for errors in least])
     before = np.inf
     for budget in range(whole + 3):
-        totals = adc.share_bits(least, reads, budget)
+        totals = plans.share_bits(least, reads, budget)
         assert all(0 <= n < len(errors) for n, errors in zip(totals, least))
         error, spent = sum(errors[n] for errors, n in zip(least, totals)), cost(reads, totals)
         assert spent <= budget and error <= before + 1e-12
@@ -116,7 +122,7 @@ def test_bits_of_several_layers(seed):
         assert not useful or budget - spent < max(useful)
         if all(n in corners(errors) for n, errors in zip(totals, least)):
             assert error <= min(other for price, other in ways if price <= spent) + 1e-9
-        assert totals == adc.share_bits([errors.copy() for errors in least], list(reads), budget)
+        assert totals == plans.share_bits([errors.copy() for errors in least], list(reads), budget)
     assert before == pytest.approx(sum(errors.min() for errors in least), abs=1e-12)  # all that helps is given
 
 
@@ -133,17 +139,17 @@ def test_layers_with_steps_of_the_same_slope():
     tenths = np.array([0.6, 0.5, 0.4, 0.30000000000000004, 0.2, 0.1, 0.0])  # its last step falls an ulp faster than those before
     for errors in (thirds, tenths, np.array([1.0, 2 / 3, 1 / 3, 0.0]), np.arange(6)[::-1] * 0.1, np.arange(6)[::-1] / 3):
         for each in range(1, 60):
-            totals = [adc.share_bits([errors], [each], each * n)[0] for n in range(len(errors))]
+            totals = [plans.share_bits([errors], [each], each * n)[0] for n in range(len(errors))]
             assert totals == sorted(totals) and totals[-1] == len(errors) - 1
-    assert adc.share_bits([np.array([1.0, 0.0])] * 2, [5, 5], 5) == [1, 0]  # ties: the first layer
-    assert adc.share_bits([np.zeros(4), np.array([1.0, 0.5])], [5, 5], 100) == [0, 1]  # nothing to gain
+    assert plans.share_bits([np.array([1.0, 0.0])] * 2, [5, 5], 5) == [1, 0]  # ties: the first layer
+    assert plans.share_bits([np.zeros(4), np.array([1.0, 0.5])], [5, 5], 100) == [0, 1]  # nothing to gain
 
 
 def test_a_budget_of_billions_of_reads_is_spent_to_the_last():
     errors = np.arange(64.0)[::-1]
     for each in (10**9, 3 * 10**9 + 1, 10**10 + 19):
         for tenths in range(1, 64):
-            assert adc.share_bits([errors], [each], tenths / 10 * (10 * each)) == [tenths]
+            assert plans.share_bits([errors], [each], tenths / 10 * (10 * each)) == [tenths]
 
 
 # ---- ranges ----------------------------------------------------------------------------------------------------------
@@ -158,17 +164,17 @@ def mapped(rows, taps=1, **hardware):
 
 
 def counted(layer, kind, seed):
-    """Counts `[digits, slices, u]` of some shape, 0 where no read can be."""
+    """Counts `[digits, slices, 1, u]` of some shape, 0 where no read can be."""
     rng, (low, high) = np.random.default_rng(seed), layer.u_span
     u = np.arange(low, high + 1)
-    counts = np.zeros((len(layer.spec.digit_bits), len(layer.spec.slice_bits), len(u)), np.int64)
+    counts = np.zeros((len(layer.spec.digit_bits), len(layer.spec.slice_bits), 1, len(u)), np.int64)
     for z, k in np.ndindex(*counts.shape[:2]):
         middle, width = rng.uniform(-0.2, 0.2) * high, rng.uniform(0.05, 0.3) * (high - low)
         shape = {"bell": np.exp(-((u - middle) / width)**2 / 2), "sharp": np.exp(-np.abs(u - middle) / width * 3),
                  "flat": np.ones(len(u)), "few": rng.random(len(u)) * (rng.random(len(u)) < 0.15)}[kind]
-        counts[z, k] = np.rint(1e5 * shape * rng.uniform(0.8, 1.2, len(u)))
-        counts[z, k, (u < layer.u_range(k)[0]) | (u > layer.u_range(k)[1]) | (u % layer.u_spacing(k) != 0)] = 0
-        counts[z, k, -low] += 10**6 - counts[z, k].sum() if counts[z, k].sum() < 10**6 else 0
+        counts[z, k, 0] = np.rint(1e5 * shape * rng.uniform(0.8, 1.2, len(u)))
+        counts[z, k, 0, (u < layer.u_range(k)[0]) | (u > layer.u_range(k)[1]) | (u % layer.u_spacing(k) != 0)] = 0
+        counts[z, k, 0, -low] += 10**6 - counts[z, k].sum() if counts[z, k].sum() < 10**6 else 0
     return counts
 
 
@@ -194,35 +200,35 @@ def best_of_all_ranges(v, p, spacing, bits):
 def test_choices_are_the_best_ranges(hardware, kind):
     layer = mapped(**hardware, adc_plan="significance", adc_bits=2, adc_max_bits=6)
     counts = counted(layer, kind, seed=len(kind) + hardware["rows"])
-    found, spec = adc.choices(counts, layer), layer.spec
-    assert found.error.shape == found.delta.shape == found.q_min.shape == (*counts.shape[:2], 7)
+    found, spec = plans.choices(counts, layer), layer.spec
+    assert found.error.shape == found.delta.shape == found.q_min.shape == (*counts.shape[:3], 7)
     assert found.reads == counts[0, 0].sum()
     assert (found.delta * 64 == (found.delta * 64).round()).all() and (found.delta > 0).all()
     assert ((found.q_min <= 0) & (found.q_min >= 1 - 2**np.arange(7))).all()
     for z, k in np.ndindex(*counts.shape[:2]):
-        seen = np.flatnonzero(counts[z, k])
-        v, p = spec.unit * (seen + layer.u_span[0]), counts[z, k, seen] / counts[z, k].sum()
+        seen = np.flatnonzero(counts[z, k, 0])
+        v, p = spec.unit * (seen + layer.u_span[0]), counts[z, k, 0, seen] / counts[z, k].sum()
         spacing = spec.unit * layer.u_spacing(k)
         scale = len(layer.arrays) * 4.0**(spec.dac_bits * z + spec.cell_bits * k)
         for bits in range(7):
-            got = found.error[z, k, bits] / scale
-            wanted = square_error(v, p, found.delta[z, k, bits], int(found.q_min[z, k, bits]), bits)
+            got = found.error[z, k, 0, bits] / scale
+            wanted = square_error(v, p, found.delta[z, k, 0, bits], int(found.q_min[z, k, 0, bits]), bits)
             assert got == pytest.approx(wanted, rel=1e-9, abs=1e-9)
             if bits and (z + k) % 2 == 0:  # half of them, as this takes long
                 assert got <= 1.01 * best_of_all_ranges(v, p, spacing, bits) + 1e-9
-        assert (np.diff(found.error[z, k]) <= 1e-9 * scale).all()
+        assert (np.diff(found.error[z, k, 0]) <= 1e-9 * scale).all()
 
 
 def test_choices_with_enough_codes_are_exact():
     layer = mapped(4, adc_plan="significance", adc_bits=2, adc_max_bits=5)
-    counts = np.zeros((4, 4, 9), np.int64)
-    counts[:, :, 4] = 100
-    counts[1, :, 3:6] = 10, 80, 10
-    counts[2, :, ::4] = 10, 80, 10  # v = -2, 0, 2: a step of 2 needs two bits
-    counts[3, :] = 20
-    error = adc.choices(counts, layer).error
-    assert [int(np.flatnonzero(error[z, 0] == 0)[0]) for z in range(4)] == [0, 2, 2, 4]
-    nothing = adc.choices(0 * counts, layer)
+    counts = np.zeros((4, 4, 1, 9), np.int64)
+    counts[..., 4] = 100
+    counts[1, ..., 3:6] = 10, 80, 10
+    counts[2, ..., ::4] = 10, 80, 10  # v = -2, 0, 2: a step of 2 needs two bits
+    counts[3] = 20
+    error = plans.choices(counts, layer).error
+    assert [int(np.flatnonzero(error[z, 0, 0] == 0)[0]) for z in range(4)] == [0, 2, 2, 4]
+    nothing = plans.choices(0 * counts, layer)
     assert not nothing.error.any() and (nothing.delta > 0).all() and not nothing.q_min.any()
 
 
@@ -230,44 +236,44 @@ def test_bits_that_are_the_same_everywhere_are_uniform_ranges_of_each_kind():
     """One budget of 3 bits for reads that are distributed alike and count alike: ranges of a uniform ADC for each of them."""
     layer = mapped(24, w_bits=1, a_bits=4, adc_plan="significance", adc_bits=3)
     counts = counted(layer, "bell", 3)
-    found = adc.choices(counts, layer)
+    found = plans.choices(counts, layer)
     bits = np.full((4, 1), 3)
-    plan = adc._plan(found, bits)
+    plan = found.plan(bits[..., None])
     one = mapped(24, w_bits=1, a_bits=1, adc_bits=3)
     for z in range(4):
         delta, q_min = adc.calibrated_ranges(counts[z:z + 1], one, "mse", "slice")[0]
-        v, p = 0.5 * (np.arange(49) - 24), counts[z, 0] / counts[z, 0].sum()
+        v, p = 0.5 * (np.arange(49) - 24), counts[z, 0, 0] / counts[z, 0].sum()
         # That rule counts the mean error more, as arrays add it up: no range has a smaller squared error.
         assert square_error(v, p, plan.delta[z, 0], plan.q_min[z, 0], 3) <= square_error(v, p, delta, q_min, 3) + 1e-12
         assert plan.delta[z, 0] == pytest.approx(delta, rel=0.1)
-        assert plan.delta[z, 0] == adc.choices(counts[z:z + 1], replace(one, spec=replace(
-            one.spec, adc_plan="significance"))).delta[0, 0, 3]
+        assert plan.delta[z, 0] == plans.choices(counts[z:z + 1], replace(one, spec=replace(
+            one.spec, adc_plan="significance"))).delta[0, 0, 0, 3]
 
 
 def test_plans_of_layers_and_of_a_network():
-    layers = [adc.choices(counted(layer, kind, 1), layer) for layer, kind in (
+    layers = [plans.choices(counted(layer, kind, 1), layer) for layer, kind in (
         (mapped(16, **PLAN, adc_bits=2), "bell"), (mapped(30, cell_bits=2, **PLAN, adc_bits=2), "sharp"))]
-    layers[1] = layers[1]._replace(reads=7 * layers[0].reads)
+    layers[1] = replace(layers[1], reads=7 * layers[0].reads)
     errors = []
     for mean in np.arange(0, 8.01, 0.25):
-        alone = adc.plans(layers, [mean, mean])
+        alone = plans.plans(layers, [mean, mean])
         for plan, layer in zip(alone, layers):
             assert plan.bits.sum() <= mean * plan.bits.size and plan.bits.max() <= 8
             assert plan.bits.dtype == plan.q_min.dtype == np.int64 and plan.delta.dtype == np.float64
             for place in np.ndindex(*plan.bits.shape):
-                assert plan.delta[place] == layer.delta[(*place, plan.bits[place])]
-                assert plan.q_min[place] == layer.q_min[(*place, plan.bits[place])]
-        together = adc.plans(layers, [mean, mean], [1.0, 0.3])
+                assert plan.delta[place] == layer.delta[(*place, 0, plan.bits[place])]
+                assert plan.q_min[place] == layer.q_min[(*place, 0, plan.bits[place])]
+        together = plans.plans(layers, [mean, mean], [1.0, 0.3])
         reads = [layer.reads for layer in layers]
         spent = cost(reads, [int(plan.bits.sum()) for plan in together])
         assert spent <= mean * cost(reads, [16, 8]) * (1 + 1e-9)
-        errors.append([sum(weight * np.take_along_axis(layer.error, plan.bits[..., None], 2).sum() for weight, layer, plan in
-                           zip((1.0, 0.3), layers, plans)) for plans in (alone, together)])
+        errors.append([sum(weight * layer.left(plan.bits[..., None]) for weight, layer, plan in zip((1.0, 0.3), layers, found))
+                       for found in (alone, together)])
     errors = np.array(errors)
     assert (np.diff(errors, axis=0) <= 1e-9 * errors[0]).all()
     # One budget does better but for what is left over: less than a bit of the layer that comes next, much in layers this small.
     assert (errors[:, 1] <= errors[:, 0] * 1.1).all() and errors[4, 1] < 0.9 * errors[4, 0]
-    zero, = adc.plans(layers[:1], [0])
+    zero, = plans.plans(layers[:1], [0])
     assert not zero.bits.any() and not zero.q_min.any()
 
 
@@ -319,7 +325,7 @@ def test_a_budget_of_the_network_is_met(tiny):
 
 def choices_of(model, x):
     histograms = collect_histograms(model, x)
-    return {name: adc.choices(histograms[name], layer.mapped("ideal")) for name, layer in crossbar_layers(model)}
+    return {name: plans.choices(histograms[name], layer.mapped("ideal")) for name, layer in crossbar_layers(model)}
 
 
 @torch.no_grad()
@@ -335,10 +341,10 @@ def test_weights_of_errors(tiny):
         alone = tiny(spec=CrossbarSpec(cell_bits=2, adc_range="ideal"))
         expected, layer = alone(x), dict(crossbar_layers(alone))[name]
         layer.set_spec(PLANNED)
-        plan, = adc.plans([choices[name]], [2.5])
+        plan, = plans.plans([choices[name]], [2.5])
         calibrate(alone, x, share="layer")
         assert np.array_equal(layer.adc_bits_plan.numpy(), plan.bits)
-        error = np.take_along_axis(choices[name].error, plan.bits[..., None], 2).sum()
+        error = choices[name].left(plan.bits[..., None])
         assert weight == pytest.approx(float((alone(x) - expected).square().mean()) / error, rel=1e-3)
     assert error_weights(model, x, dict([*choices.items()][2:0:-1])) == {name: before[name] for name in [*choices][2:0:-1]}
     name, last = crossbar_layers(model)[-1]
@@ -358,7 +364,7 @@ def test_weights_of_errors_behind_a_digital_reference(tiny):
     model = tiny(spec=spec)
     program(model, device)
     histograms = collect_histograms(model, x)
-    choices = {name: adc.choices(histograms[name], layer.mapped("ideal", layer.chip.nominal)) for name, layer in crossbar_layers(model)}
+    choices = {name: plans.choices(histograms[name], layer.mapped("ideal", layer.chip.nominal)) for name, layer in crossbar_layers(model)}
     weights = error_weights(model, x, choices)
     assert all(layer.chip for _, layer in crossbar_layers(model))
     for name, weight in weights.items():
@@ -367,7 +373,7 @@ def test_weights_of_errors_behind_a_digital_reference(tiny):
         layer.set_spec(spec)
         program(alone, device)
         calibrate(alone, x, share="layer")
-        error = np.take_along_axis(choices[name].error, layer.adc_bits_plan.numpy()[..., None], 2).sum()
+        error = choices[name].left(layer.adc_bits_plan.numpy()[..., None])
         assert weight == pytest.approx(float((alone(x) - expected).square().mean()) / error, rel=1e-3)
 
 
@@ -375,21 +381,21 @@ def test_weights_of_errors_behind_a_digital_reference(tiny):
 @pytest.mark.parametrize("adc_idle", ["convert", "skip"])
 def test_a_layer_that_changes_no_output_weighs_nothing(tiny, adc_idle, monkeypatch):
     """Whose batch norm multiplies by 0, as new residual branches do: no number of bits changes that."""
-    model, x, plans, alone = tiny(spec=replace(PLANNED, adc_idle=adc_idle)), (images(3) - 1).clamp(0), [], adc.plan_alone
+    model, x, made, alone = tiny(spec=replace(PLANNED, adc_idle=adc_idle)), (images(3) - 1).clamp(0), [], plans.plan_alone
     name, layer = crossbar_layers(model)[1]
     modules = list(model.modules())
     norm = next(module for module in modules[modules.index(layer):] if isinstance(module, nn.BatchNorm2d))
     norm.weight.zero_()
-    monkeypatch.setattr(adc, "plan_alone", lambda *given: plans.append(given) or alone(*given))
+    monkeypatch.setattr(plans, "plan_alone", lambda *given: made.append(given) or alone(*given))
     calibrate(model, x)
-    assert len(plans) < 200 and all((layer.adc_bits_plan >= 0).all() for _, layer in crossbar_layers(model))
+    assert 0 < len(made) < 200 and all((layer.adc_bits_plan >= 0).all() for _, layer in crossbar_layers(model))
 
 
 def test_steps_of_reads_finer_than_the_grid_of_steps():
     """Those of a chip's cells behind a digital reference: multiples of 1/256."""
     share = np.exp(-0.5 * np.square((np.arange(-200, 3000) - 900) / 300))
     for bits in (0, 1, 3, 8):
-        error, delta, q_min = adc._best_range(share / share.sum(), -200, 2.0**-8, 2.0**-8, bits)
+        error, delta, q_min = plans._best_range(share / share.sum(), -200, 2.0**-8, 2.0**-8, bits)
         assert delta * adc.GRID % 1 == 0 and delta > 0
         v = np.arange(-200, 3000) / 256
         assert error == pytest.approx(share @ np.square(delta * Converter(delta, q_min, bits).encode(v) - v) / share.sum())
@@ -402,17 +408,18 @@ def test_a_plan_for_a_chip_behind_a_digital_reference(run, checkpoint):  # noqa:
 
 def test_a_plan_alone_has_an_error_that_can_be_measured():
     layer = mapped(16, **PLAN, adc_bits=2)
-    choices = adc.choices(counted(layer, "bell", 3), layer)
+    choices = plans.choices(counted(layer, "bell", 3), layer)
     whole = choices.error[..., 0].sum()
     for mean in (0, 0.5, 2, 3.3):
-        plan, error = adc.plan_alone(choices, mean)
-        assert all(np.array_equal(*pair) for pair in zip(plan, *adc.plans([choices], [mean])))
-        assert error == pytest.approx(np.take_along_axis(choices.error, plan.bits[..., None], 2).sum())
-    plan, error = adc.plan_alone(choices, 8)
-    least, _ = adc.best_bits(choices.error.reshape(-1, 9))
+        plan, error, spent = plans.plan_alone(choices, mean)
+        assert spent == plan.bits.mean() <= mean
+        assert all(np.array_equal(*pair) for pair in zip(plan, *plans.plans([choices], [mean])))
+        assert error == pytest.approx(choices.left(plan.bits[..., None]))
+    plan, error, _ = plans.plan_alone(choices, 8)
+    least, _ = plans.best_bits(choices.error.reshape(-1, 9))
     assert error >= 1e-4 * whole > least[plan.bits.sum() + 1]  # with a bit more it were too small
     nothing = np.zeros_like(counted(layer, "bell", 3))
-    assert adc.plan_alone(adc.choices(nothing, layer), 2)[1] == 0
+    assert plans.plan_alone(plans.choices(nothing, layer), 2)[1] == 0
 
 
 @torch.no_grad()
@@ -446,7 +453,7 @@ def test_what_a_plan_is_expected_to_lose_is_said(tiny, monkeypatch, caplog):
     error, reads, bits = 0.0, 0, 0
     for i, (layer, choices) in enumerate(zip((layer for _, layer in crossbar_layers(model)), choices_of(model, x).values())):
         for place, b in np.ndenumerate(layer.adc_bits_plan.numpy()):
-            error += (0.5 + i) * choices.error[(*place, b)]
+            error += (0.5 + i) * choices.error[(*place, 0, b)]
             reads, bits = reads + choices.reads, bits + choices.reads * b
     outputs = tiny(spec=CrossbarSpec(cell_bits=2, adc_range="ideal"))(x)
     decibels = 10 * np.log10(float(outputs.double().square().mean()) / error)
@@ -625,12 +632,12 @@ def test_plans_of_another_shape_are_refused():
     layer, _ = planned_layer()
     for shape in ((2, 4), (4,), (4, 3)):
         with pytest.raises(ValueError, match=r"\[4, 2\] is expected"):
-            layer.set_plan(adc.Plan(np.ones(shape), np.ones(shape), np.zeros(shape)))
+            layer.set_plan(plans.Plan(np.ones(shape), np.ones(shape), np.zeros(shape)))
     with pytest.raises(ValueError, match="set_plan"):
         layer.set_ranges([(1.0, 0)] * 2)
     plain = QLinearDoreFa(4, 2, spec=CrossbarSpec(cell_bits=2))
     with pytest.raises(ValueError, match="adc_plan 'significance'"):
-        plain.set_plan(adc.Plan(*[np.ones((4, 2))] * 3))
+        plain.set_plan(plans.Plan(*[np.ones((4, 2))] * 3))
 
 
 # ---- settings and flags ----------------------------------------------------------------------------------------------
@@ -955,7 +962,7 @@ def test_a_plan_is_lossless_where_all_of_it_is():
     layer = QLinearDoreFa(16, 3, bias=False, spec=CrossbarSpec(2, 2, adc_plan="significance", adc_max_bits=12, rows=16), alpha_init=1.0)
     for bits, lossless in (([[8, 8], [8, 8]], True), ([[8, 8], [2, 2]], False)):
         bits = np.array(bits)
-        layer.set_plan(adc.Plan(bits, np.full((2, 2), 0.5), -(2 ** (bits - 1))))
+        layer.set_plan(plans.Plan(bits, np.full((2, 2), 0.5), -(2 ** (bits - 1))))
         assert adc.is_lossless(layer.mapped()) is lossless
 
 
@@ -973,5 +980,5 @@ def test_layers_of_another_mean_have_bits_of_their_own(tiny):
 
 
 def test_costs_of_reads_that_are_not_idle_are_rounded_up():
-    error = np.ones((2, 1, 3)) * [4, 2, 1]
-    assert adc.Choices(error, error, error, 10, np.array([0.5, 0.38])).prices[0].tolist() == [32, 25]
+    error, share = np.ones((2, 1, 2, 3)) * [4, 2, 1], np.array([[0, 0.5], [0, 0.38]])
+    assert plans.Choices(error, error, error, 10, share, share > 0).prices[0].tolist() == [0, 32, 0, 25]

@@ -34,7 +34,7 @@ def reads(network, codes):
     """u of every read of the only array, as the converters see it: `{(digit, slice): int64 [image, out]}`."""
     from models.quant.engines import reference
     mapped = network[0].mapped("ideal")
-    return {(z, k): u[0] for z, k, u in reference.reads(mapped, codes.view(len(codes), 1, 1, -1))}
+    return {(z, k): u[0] for z, k, u, _ in reference.reads(mapped, codes.view(len(codes), 1, 1, -1))}
 
 
 def codes_of(images, seed=1, rows=ROWS):
@@ -166,7 +166,7 @@ def test_read_noise_against_a_brute_force_of_every_read_of_every_cell(dac_bits):
     found = {}
     for sigma in (None, per_level):
         program(network, replace(device, read_noise=sigma), seed=3)
-        for number, (z, k, u) in enumerate(reference.reads(made.mapped("ideal"), codes.repeat(images, 1).view(images, 1, 1, -1))):
+        for number, (z, k, u, _) in enumerate(reference.reads(made.mapped("ideal"), codes.repeat(images, 1).view(images, 1, 1, -1))):
             found.setdefault((number // (2 * len(made.spec.digit_bits)), z, k), []).append(u[0].double().numpy() / 256)
     levels, errors, wanted = made.ideal_cells().values[:, 0].numpy() // 256, {}, {}
     for (t, z, k), (still, noisy) in found.items():
@@ -476,7 +476,7 @@ def test_error_of_gate_access_on_the_networks_own_reads(reference):
     scale, step, squares = 256, (g_max - g_min) / 3, np.zeros(3)
     off = round(scale * g_min / step) if reference == "digital" else 0
     a_codes, mapped = network[0].a_codes(x), network[0].mapped("ideal")
-    for i, (z, k, [u]) in enumerate(reference_engine.reads(mapped, a_codes)):
+    for i, (z, k, [u], _) in enumerate(reference_engine.reads(mapped, a_codes)):
         array = slice(*mapped.arrays[i // 8])  # four digits, two slices
         on = (a_codes[:, 0, 0, array].numpy() >> z) & 1
         for column in range(20):

@@ -2,13 +2,13 @@
 
 `{"ranges": [{<hardware>, <how they were chosen>, "layers": {name: {"sha256": ..., "ranges": [[delta, q_min] of each slice],
 "input_step": ..., "gain": [of each channel], "offset": [...], "scale": [...], "bias": [...]}}}]}`; with a plan `[[delta, q_min] of each
-slice] of each digit` and as many "bits"; sha256 is that of the layer's weight codes and input_step what an input code is worth, whose reads
-the ranges fit; "inputs", of converted layers, is how negative codes are applied, on which the reads depend too; gain and offset are the
+slice] of each digit`, by ones of each class of n of each slice of each digit, and as many "bits"; sha256 is that of the layer's weight
+codes and input_step what an input code is worth, whose reads the ranges fit; "inputs", of converted layers, is how negative codes are applied, on which the reads depend too; gain and offset are the
 correction, left out where there is none, of outputs of this scale and bias. (Older files lack input_step, scale and bias.)
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from models import quant
 from models.building import CROSSBAR_LAYERS
-from models.quant.arrays import adc
+from models.quant.arrays.plans import Plan
 from models.quant.arrays.spec import BEFORE, hardware
 from models.quant.measuring.placing import on_adcs
 from models.quant.measuring.setting import Setting
@@ -98,7 +98,7 @@ class AdcRanges:
                     raise ValueError("the correction is of a layer with another weight scale or bias; calibrate without --adc_ranges")
                 if layer.spec.planned:
                     ranges = np.array(found["ranges"])
-                    layer.set_plan(adc.Plan(np.array(found["bits"]), ranges[..., 0], ranges[..., 1]))
+                    layer.set_plan(Plan(np.array(found["bits"]), ranges[..., 0], ranges[..., 1]))
                 else:
                     layer.set_ranges(found["ranges"])
                 layer.mapped()
@@ -124,14 +124,25 @@ def _check(entry: dict[str, Any]) -> None:
     """Bring an entry into the form that it has here. Raises: many kinds of errors for what is none."""
     for layer in entry["layers"].values():
         if "bits" in layer:
-            layer["bits"] = [[_whole(bits) for bits in digit] for digit in layer["bits"]]
-            layer["ranges"] = [[(float(delta), _whole(q_min)) for delta, q_min in digit] for digit in layer["ranges"]]
+            kinds = np.ndim(layer["bits"])
+            layer["bits"] = _each(layer["bits"], kinds, _whole)
+            layer["ranges"] = _each(layer["ranges"], kinds, _range)
         else:
-            layer["ranges"] = [(float(delta), _whole(q_min)) for delta, q_min in layer["ranges"]]
+            layer["ranges"] = _each(layer["ranges"], 1, _range)
         layer["sha256"]
         for name in (CORRECTION if CORRECTION & layer.keys() else set()) | (SCALES & layer.keys()):
             layer[name] = [float(value) for value in layer[name]]
     entry |= BEFORE | entry
+
+
+def _each(nested: Any, depth: int, make: Callable[[Any], Any]) -> Any:
+    """Lists so many deep, what stands in them made anew."""
+    return [_each(part, depth - 1, make) for part in nested] if depth else make(nested)
+
+
+def _range(pair: Sequence[float]) -> tuple[float, int]:
+    delta, q_min = pair
+    return float(delta), _whole(q_min)
 
 
 def _whole(value: float) -> int:

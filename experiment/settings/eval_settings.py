@@ -166,7 +166,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
         made = chips.chips_of(row | (of_chips if row["device"] else {}), known, names)
         layers, plan, bits = found.pop("crossbar_layers"), found["adc_plan"], found["adc_bits"]
         needs_a_plan = isinstance(bits, float) or bits == 0
-        if plan == "uniform" and needs_a_plan and "significance" in values["adc_plan"]:
+        if plan == "uniform" and needs_a_plan and {*values["adc_plan"]} != {"uniform"}:
             continue  # a mean for the plans of the same table
         try:
             spec = CrossbarSpec(w_bits, a_bits, **found)
@@ -174,9 +174,11 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
             raise UserError(flags.in_flags(str(error))) from None
         if spec.adc_range == "ideal":  # without an ADC its bits make no difference
             spec = replace(spec, adc_bits=1, adc_plan="uniform", adc_idle=CrossbarSpec().adc_idle)
-        plans = spec.planned or any(values.get("adc_plan") == "significance" for values in of_layers.values())
+        plans = spec.planned or any(values.get("adc_plan", "uniform") != "uniform" for values in of_layers.values())
         if not plans:  # nor do, without a plan, the most bits of one
             spec = replace(spec, adc_max_bits=CrossbarSpec().adc_max_bits)
+        if spec.adc_plan == "ones":  # which skips idle reads in any case
+            spec = replace(spec, adc_idle=CrossbarSpec().adc_idle)
         try:
             settings.append(_with_what_counts(Setting(spec, layers, calibration, made, of_layers)))
         except ValueError as error:

@@ -13,6 +13,7 @@ grid of `2^-F` levels (`cells`), and `v = 2^-F u`.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -79,9 +80,9 @@ class MappedLayer:
         w_codes: weight codes, uint8 `[out, in / groups, kh, kw]`.
         reference_twice: `2 r_k` of each slice, integers; 0 of pairs.
         adc_delta: ADC step of each slice in units of `v`, float64 `[slices]` (unused by "dynamic" and "ideal"); of each digit and
-            slice, `[digits, slices]`, where the spec has a plan.
+            slice, `[digits, slices]`, where the spec has a plan, and of each class of n, `[digits, slices, classes]`, with one by ones.
         adc_q_min: lowest ADC code, int64 of the same shape.
-        adc_bits_plan: bits of each digit and slice, int64 `[digits, slices]`; None without a plan.
+        adc_bits_plan: bits of each kind of read, int64 of that shape; None without a plan.
         cells: what the cells hold on one chip; None: ideal cells, those of the weight codes. Engines run pairs with cells only.
         readout: what the reads of that chip have besides; None: nothing.
         worth: what `v = 1` of digit 0 and slice 0 is worth in `sum A (2 W - L)`: 2, or 1 of some pairs (`pair.worth`).
@@ -171,11 +172,26 @@ class MappedLayer:
         """L, twice the weight level that stands for zero: `sum_k 2^(c k) 2 r_k`."""
         return sum(r << (self.spec.cell_bits * k) for k, r in enumerate(self.reference_twice))
 
-    def u_range(self, k: int) -> tuple[int, int]:
-        """Smallest and largest `u` that slice `k` can produce, of a full array, or of the cells as they are."""
+    @functools.cached_property
+    def classes(self) -> int:
+        """How many classes of n its reads have; see `CrossbarSpec.classes`."""
+        return self.spec.classes(self.tallest)
+
+    def class_of(self, n: Tensor) -> Tensor:
+        """The class of reads whose digits have these sums, int64."""
+        return torch.frexp(n.double())[1].long().clamp(max=self.classes - 1)
+
+    def most_ones(self, j: int) -> int:
+        """The largest n of class j."""
+        most = self.tallest * (2 ** max(self.spec.digit_bits) - 1)
+        return most if j in (-1, self.classes - 1) else min(most, 2**j - 1)
+
+    def u_range(self, k: int, j: int = -1) -> tuple[int, int]:
+        """Smallest and largest `u` that slice `k` can produce with an n of class j or a smaller one, of a full array, or of the cells as
+        they are, whatever n is."""
         if self.cells is not None:
             return self._cell_ranges[k]
-        return u_range(self.spec, self.reference_twice[k], self.spec.slice_bits[k], self.tallest)
+        return u_range(self.spec, self.reference_twice[k], self.spec.slice_bits[k], self.most_ones(j))
 
     @functools.cached_property
     def _cell_ranges(self):
@@ -202,19 +218,24 @@ class MappedLayer:
         """Those of a histogram of its reads."""
         return Bins.of(*self.u_span)
 
-    def converter(self, z: int, k: int) -> Converter:
-        """The ADC of the reads of digit `z` and slice `k`. With a plan its `factor` is `64 delta`, an integer, so that codes of all steps
-        add up exactly."""
-        return self._converters[z if self.spec.planned else 0][k]
+    def converter(self, z: int, k: int, j: int = -1) -> Converter:
+        """The ADC of the reads of digit `z`, slice `k` and class `j` of n, the last one if none is given. With a plan its `factor` is
+        `64 delta`, an integer, so that codes of all steps add up exactly."""
+        return self._converters[z][k][j]
 
     @functools.cached_property
     def _converters(self):
-        """Those of each digit with a plan, else of all digits, and of each slice."""
-        kind, delta, q_min = self.spec.converter, self.adc_delta.tolist(), self.adc_q_min.tolist()
-        if not self.spec.planned:
-            return [[kind(*each, self.spec.adc_bits) for each in zip(delta, q_min)]]
-        plan = zip(delta, q_min, self.adc_bits_plan.tolist())
-        return [[kind(*each, round(ADC_GRID * each[0])) for each in zip(*of_digit)] for of_digit in plan]
+        """Those of each digit, slice and class of n: what is stored is the same for all digits or classes that it does not name."""
+        spec, shape = self.spec, (len(self.spec.digit_bits), len(self.reference_twice), self.classes)
+        bits = self.adc_bits_plan if spec.planned else torch.full_like(self.adc_q_min, spec.adc_bits)
+        delta, q_min, bits = (values.reshape(*[1] * (values.dim() < 2), *values.shape, *[1] * (values.dim() < 3)).expand(shape).tolist()
+                              for values in (self.adc_delta, self.adc_q_min, bits))
+        found = [[[spec.converter(*each, round(ADC_GRID * each[0]) if spec.planned else 1) for each in zip(*kinds)]
+                  for kinds in zip(*of_digit)] for of_digit in zip(delta, q_min, bits)]
+        if spec.skips_idle:
+            for of_slice in itertools.chain(*found):
+                of_slice[0] = replace(of_slice[0], q_min=0, bits=0)
+        return found
 
     @property
     def delta_groups(self) -> list[tuple[float, list[int]]]:
@@ -233,12 +254,11 @@ def w_rows(w_codes: Tensor, groups: int) -> Tensor:
         groups, kh * kw * channels, out // groups)
 
 
-def u_range(spec: CrossbarSpec, reference_twice: int, bits: int, rows: int) -> tuple[int, int]:
-    """Range of `u` for `rows` word lines: every input digit lies in 0..2^d - 1, every cell in 0..2^b_k - 1."""
-    drive = rows * (2 ** max(spec.digit_bits) - 1)
+def u_range(spec: CrossbarSpec, reference_twice: int, bits: int, ones: int) -> tuple[int, int]:
+    """Range of `u` for digits whose sum is at most `ones`, with every cell in 0..2^b_k - 1."""
     cell = 2**bits - 1
     if spec.weights == "pair":
-        return -cell * drive, cell * drive
+        return -cell * ones, cell * ones
     if spec.reference == "digital":
-        return 0, cell * drive
-    return -reference_twice * drive, (2 * cell - reference_twice) * drive
+        return 0, cell * ones
+    return -reference_twice * ones, (2 * cell - reference_twice) * ones

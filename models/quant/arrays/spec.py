@@ -17,7 +17,8 @@ MAPPINGS = ("tap", "im2col")
 REFERENCES = ("analog", "digital")
 WEIGHTS = ("offset", "pair")
 ADC_RANGES = ("calibrated", "full", "dynamic", "ideal")
-ADC_PLANS = ("uniform", "significance")
+ADC_PLANS = ("uniform", "significance", "ones")
+ADC_PLAN_TEXT = {"significance": "planned", "ones": "planned by ones"}
 ADC_IDLE = ("convert", "skip")
 # What a field of the hardware is a choice of: the network has it; what cells hold follows from it, or from which rows share an array; how
 # inputs are applied; the converters, which make no other reads; and where their ranges come from.
@@ -111,11 +112,13 @@ class CrossbarSpec:
         adc_plan: "uniform", or "significance": reads of digit z and slice k enter the output with `2^(d z + c k)`, and each such
             kind of read has bits `b[z, k]` and a range of its own, 0 bits being no conversion. A successive-approximation
             converter that stops early is all the hardware it takes. (Adapting an ADC to the significance of what it reads: Nag
-            et al., Newton, IEEE Micro 38 (5), 2018, there for exactness.)
+            et al., Newton, IEEE Micro 38 (5), 2018, there for exactness.) Or "ones": bits and range depend on n too, the sum of the
+            digits on the word lines, by its class (`classes`). A converter that also leaves out its first steps, and a count of the ones
+            of an array, is all it takes. (Leaving out first steps of sparse inputs, by one threshold: ELEX 22 (3), 2025.)
         adc_max_bits: most bits of one kind of read in a plan, 1..12.
         adc_idle: "convert" or "skip", whether reads are converted that are idle: no word line of the array is on, so that the read
             is 0. Skipped ones are exactly 0, whatever the converter's noise and offset, and have 0 bits in the mean of a plan. An OR
-            of the digits on the word lines is all the hardware it takes.
+            of the digits on the word lines is all the hardware it takes. A plan by ones always skips them.
         weights: "offset" or "pair", whether a weight lies on one cell of each slice, and a reference column holds the code that stands
             for zero, or on two, on a positive or a negative bit line (`pair`).
     Raises: ValueError for values outside these.
@@ -125,7 +128,7 @@ class CrossbarSpec:
     a_bits: int = count(4, 8, "a, bits of an activation code, A = 0 .. 2^a - 1.", of="network")
     cell_bits: int = count(1, "w_bits", "c, bits of one memory cell: W = sum_k 2^(c k) C_k.", of="cells", turn=6)
     adc_bits: float = field(default=6, metadata={
-        "fractions": True, "help": "B, bits of the ADC: q = clip(rint(v / delta), q_min, q_min + 2^B - 1); with adc_plan significance "
+        "fractions": True, "help": "B, bits of the ADC: q = clip(rint(v / delta), q_min, q_min + 2^B - 1); with an adc_plan "
         "the mean over all reads, such as 2.5.", "of": "adc", "turn": 11})
     rows: int = count(128, MOST_ROWS, "rows of one array: v = sum over the rows of a_z C_k - r_k a_z.", of="arrays", turn=5,
                       note=(2, "rows {}"))
@@ -142,7 +145,8 @@ class CrossbarSpec:
         "array can produce. dynamic: smallest and largest v of the batch at hand. ideal: no ADC.", of="range", turn=8)
     adc_plan: str = choice(
         "uniform", ADC_PLANS, "uniform: all reads have adc_bits. significance: every digit z and slice k has bits and a range of "
-        "its own, b[z, k] from 0 (no conversion) to adc_max_bits, adc_bits in the mean, where they lower the error most.",
+        "its own, b[z, k] from 0 (no conversion) to adc_max_bits, adc_bits in the mean, where they lower the error most. ones: and every "
+        "number n of word lines that are on, by the length of n in bits: the same error with fewer bits.",
         of="adc", turn=9, before="uniform")
     adc_max_bits: int = count(8, MOST_ADC_BITS, "most bits of one read of a plan.", of="adc", turn=7, before=8,
                               note=(6, "adc_max_bits {}"))
@@ -167,15 +171,15 @@ class CrossbarSpec:
         self._check_adc_bits()
 
     def _check_adc_bits(self) -> None:
-        bits, planned = self.adc_bits, self.adc_plan == "significance"
+        bits, planned = self.adc_bits, self.adc_plan != "uniform"
         if planned and self.adc_range not in ("calibrated", "ideal"):
-            raise ValueError(f"adc_plan is 'significance' with adc_range {self.adc_range!r}; a plan follows from the reads of "
+            raise ValueError(f"adc_plan is {self.adc_plan!r} with adc_range {self.adc_range!r}; a plan follows from the reads of "
                              "training images, so allowed is calibrated")
         if planned and not (isinstance(bits, (int, float)) and not isinstance(bits, bool) and 0 <= bits <= self.adc_max_bits):
             raise ValueError(f"adc_bits is {bits!r}; allowed are means from 0 to {self.adc_max_bits} (adc_max_bits)")
         if not planned and isinstance(bits, float) and bits > 0:
             raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}, a mean of fractions with "
-                             "adc_plan significance")
+                             "adc_plan significance or ones")
         if not planned and (type(bits) is not int or not 1 <= bits <= MOST_ADC_BITS):
             raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}")
 
@@ -187,12 +191,25 @@ class CrossbarSpec:
     @property
     def planned(self) -> bool:
         """Whether each digit and slice has an ADC precision of its own."""
-        return self.adc_plan == "significance" and self.adc_range == "calibrated"
+        return self.adc_plan != "uniform" and self.adc_range == "calibrated"
+
+    @property
+    def skips_idle(self) -> bool:
+        """Whether reads without a word line that is on are 0 and not converted."""
+        return self.adc_idle == "skip" or self.adc_plan == "ones"
+
+    def classes(self, rows: int) -> int:
+        """Into how many classes the reads of arrays of so many rows fall by n, the sum of the digits on their word lines. Class j is the
+        length of n in bits, 0, 1, 2 to 3, 4 to 7, ..., and the last class has all longer ones too: one class where n does not
+        matter, two where reads of n = 0 are apart."""
+        return 1 + (rows * (2 ** max(self.digit_bits) - 1)).bit_length() if self.adc_plan == "ones" else 1 + self.skips_idle
 
     @property
     def adc_text(self) -> str:
         """The ADC as tables name it."""
-        return "no ADC" if self.adc_range == "ideal" else f"{self.adc_bits:g}-bit ADC, {'planned' if self.planned else self.adc_range}"
+        if self.adc_range == "ideal":
+            return "no ADC"
+        return f"{self.adc_bits:g}-bit ADC, {ADC_PLAN_TEXT[self.adc_plan] if self.planned else self.adc_range}"
 
     @property
     def slice_bits(self) -> tuple[int, ...]:

@@ -178,6 +178,10 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
             raise ValueError("inputs 'ternary' have no gate access and no read noise that grows with conductance; take inputs 'phases'")
 
     @property
+    def _most_rows(self):
+        return super()._most_rows * (2 if self._ternary else 1)
+
+    @property
     def _ternary(self):
         return self.encoding == "ternary" and self.act_quant.signed
 

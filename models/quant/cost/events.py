@@ -132,7 +132,7 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
         idle_shift_adds=sum(idle_conversions.values()), adds=adds,
         buffer_bits=(counts.pixels * rows + counts.outputs * counts.w_shape[0]) * spec.a_bits, pixels=counts.pixels, pulses=pulses,
         conversions_in_turn=in_turn, multiplications=counts.multiplications, input_bits=counts.inputs * spec.a_bits,
-        skips_idle=skip_idle or spec.adc_idle == "skip")
+        skips_idle=skip_idle or spec.skips_idle)
 
 
 def _kinds(layer: CrossbarLayer, slices: int) -> list[list[int]]:

@@ -5,18 +5,20 @@ Contract. An engine is a module with
     unsupported(layer, device) -> str or None      why it cannot run this `MappedLayer` there
     prepare(layer) -> object                       all work that does not depend on the input
     accumulate(prepared, a_codes) -> integers      the layer's accumulators
-    histogram(prepared, a_codes) -> int64          counts of the read values, [digits, slices, bin]
+    histogram(prepared, a_codes) -> int64          counts of the read values, [digits, slices, classes, bin]
 
 and, where it has a faster way than `scaled` below,
 
     scaled(prepared, a_codes, values, scale, offset, to_codes=None, shift=None)
         what that returns; with `to_codes` (`output.ToCodes`) the next layer's codes of it, uint8
 
-`a_codes` is uint8 `[N, H, W, in]`, contiguous. `accumulate` returns integers `[G, N, H', W', out]`, `value(...)` says
+`a_codes` is uint8 `[N, H, W, in]`, contiguous. Classes are those of n, the sum of a read's digits (`MappedLayer.classes`): each
+has converters of its own. `accumulate` returns integers `[G, N, H', W', out]`, `value(...)` says
 what they are worth. With q the level of the ADC code of array t, digit z, slice k (`converter`; of a linear one the code itself):
 
     calibrated, full   `sum_t sum_z sum_k 2^(d z + c k) q`, over the slices k of each ADC step: G steps
-    with a plan        `sum_t sum_z sum_k 2^(d z + c k) q (64 delta[z, k])`; G = 1. Reads of 0 bits are not even counted
+    with a plan        `sum_t sum_z sum_k 2^(d z + c k) q (64 delta)`, delta that of (z, k, class); G = 1. Reads of 0 bits are not
+                       even counted
     dynamic            `sum_t sum_z sum_k 2^(d z + c k) (q (u_b - u_a) + 2^B u_a)`, `u_a`, `u_b` smallest and largest
                        `u` of that (t, z, k) in the batch; `q = clip(rint((u - u_a) / ((u_b - u_a) / 2^B)), 0, 2^B - 1)`
                        in float32, and `u` itself where `u_a = u_b`, so that `step q + lb` is exact; G = 1
@@ -190,7 +192,7 @@ def accumulator_dtype(layer: MappedLayer) -> torch.dtype:
         if spec.adc_range == "ideal":
             largest = max(-low, high) + int(layer.cells.reference.abs().max()) * layer.tallest * (2**spec.a_bits - 1)
         elif spec.adc_range != "dynamic":
-            kinds = itertools.product(range(len(spec.digit_bits)), range(len(spec.slice_bits)))
-            largest = max(layer.converter(z, k).largest for z, k in kinds)
+            kinds = itertools.product(range(len(spec.digit_bits)), range(len(spec.slice_bits)), range(layer.classes))
+            largest = max(layer.converter(*kind).largest for kind in kinds)
         bound = len(layer.arrays) * (2**spec.a_bits - 1) * (2**spec.w_bits - 1) * largest
     return torch.int32 if bound < 2**31 else torch.int64

@@ -34,13 +34,13 @@ def accumulate(layer: MappedLayer, a_codes: Tensor) -> Tensor:
     if spec.adc_range in ("dynamic", "ideal"):
         slices = dict.fromkeys(slices, 0)
     acc = None
-    for z, k, u in reads(layer, a_codes):
+    for z, k, u, j in reads(layer, a_codes):
         if acc is None:
             acc = torch.zeros(max(slices.values()) + 1, *u.shape, dtype=torch.int64, device=u.device)
         if spec.adc_range == "ideal":
             value = u
         else:
-            value = _dynamic(u, spec.adc_bits) if spec.adc_range == "dynamic" else _static(u, layer, z, k)
+            value = _dynamic(u, spec.adc_bits) if spec.adc_range == "dynamic" else _static(u, layer, z, k, j)
         acc[slices[k]] += value << (spec.dac_bits * z + spec.cell_bits * k)
     return _image(layer, acc, a_codes).to(accumulator_dtype(layer))
 
@@ -48,14 +48,16 @@ def accumulate(layer: MappedLayer, a_codes: Tensor) -> Tensor:
 def histogram(layer: MappedLayer, a_codes: Tensor) -> Tensor:
     """The counts of the contract (`engines`)."""
     spec, bins = layer.spec, layer.bins
-    counts = torch.zeros(len(spec.digit_bits), len(spec.slice_bits), bins.count, dtype=torch.int64)
-    for z, k, u in reads(layer, a_codes):
-        counts[z, k] += torch.bincount(bins.index(u).flatten(), minlength=bins.count).cpu()
+    counts = torch.zeros(len(spec.digit_bits), len(spec.slice_bits), layer.classes, bins.count, dtype=torch.int64)
+    for z, k, u, j in reads(layer, a_codes):
+        index = (bins.index(u) + bins.count * j).flatten()
+        counts[z, k] += torch.bincount(index, minlength=counts[z, k].numel()).cpu().view(layer.classes, -1)
     return counts
 
 
-def reads(layer: MappedLayer, a_codes: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Every read of a layer: yields (z, k, u), `u` int64 `[groups, pixels, out / groups]`, array after array.
+def reads(layer: MappedLayer, a_codes: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Every read of a layer: yields (z, k, u, j), `u` int64 `[groups, pixels, out / groups]`, array after array, and the classes of their n,
+    int64 `[groups, pixels, 1]`.
 
     Sums of at most 1024 x 255 x 255, or of cells on a grid below 2^20, are exact in float64.
     """
@@ -65,15 +67,17 @@ def reads(layer: MappedLayer, a_codes: Tensor) -> Iterator[tuple[int, int, Tenso
     for t, (start, stop) in enumerate(layer.arrays):
         for z, digit_bits in enumerate(spec.digit_bits):
             a = ((a_rows[:, :, start:stop] >> (spec.dac_bits * z)) & (2**digit_bits - 1)).double()
+            n = a.sum(2, keepdim=True)
+            j = layer.class_of(n)
             for k, (values, reference) in enumerate(cells):
                 u = a @ values[:, start:stop]
                 if spec.reference == "analog":
                     u = u - a @ reference[:, start:stop]
                 if layer.readout is not None:
                     u = _read_out(layer, u, a, values[:, start:stop], reference[:, start:stop], (t, z, k), len(a_codes))
-                    if spec.adc_idle == "skip":
-                        u = u * (a > 0).any(2, keepdim=True)
-                yield z, k, u.long()
+                    if spec.skips_idle:
+                        u = u * (n > 0)
+                yield z, k, u.long(), j
 
 
 def _read_out(layer, u, a, values, reference, place, images):
@@ -139,10 +143,13 @@ def _cells(layer, device):
     return [(scale * c, torch.full_like(c[..., :1], twice)) for c, twice in zip(bits, layer.reference_twice)]
 
 
-def _static(u, layer, z, k):
-    """What the ADC codes of reads add."""
-    converter = layer.converter(z, k)
-    return converter.added(converter.encode(u, layer.unit))
+def _static(u, layer, z, k, j):
+    """What the ADC codes of reads of these classes add."""
+    total = torch.zeros_like(u)
+    for each in range(layer.classes):
+        converter = layer.converter(z, k, each)
+        total += converter.added(converter.encode(u, layer.unit)) * (j == each)
+    return total
 
 
 def _dynamic(u, adc_bits):

@@ -228,7 +228,7 @@ class CrossbarLayer(OnArrays):
         """`f(x)` that returns the exact counts of the read values of these cells, or of ideal ones, for inputs `x`; see `engines` and
         `binned`."""
         layer = self.mapped("ideal", cells)
-        engine, _ = engines.choose(engines.selected(), layer, device)
+        engine, _ = engines.choose("reference" if layer.classes > 1 else engines.selected(), layer, device)
         prepared = engine.prepare(layer)
 
         def count(x):
@@ -332,7 +332,7 @@ def _in_bins_of(counts, layer, ideal):
     """Counts of the reads of cells on a grid, in the bins of ideal cells that are nearest, or the outermost."""
     u = torch.from_numpy(layer.bins.values).double() * (layer.unit / ideal.unit)
     place = ideal.bins.index(u.round().clamp(*ideal.u_span).long()).expand(counts.shape)
-    return counts.new_zeros(*counts.shape[:2], ideal.bins.count).scatter_add_(2, place.to(counts.device), counts)
+    return counts.new_zeros(*counts.shape[:3], ideal.bins.count).scatter_add_(3, place.to(counts.device), counts)
 
 
 def _reference_sum(layer, codes):

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..arrays import adc, pair
 from ..arrays.cells import Cells, Chip, fraction_bits
 from ..arrays.mapping import MappedLayer, array_bounds, w_rows
+from ..arrays.plans import Plan
 from ..arrays.readout import Readout
 from ..arrays.spec import ADC_GRID, CrossbarSpec, Geometry
 from .prepared import Prepared
@@ -86,8 +87,8 @@ class OnArrays:
 
     def _forget_ranges(self):
         if self.spec.planned:
-            none = np.zeros((len(self.spec.digit_bits), len(self.slice_bits)))
-            self.set_plan(adc.Plan(none, none, none))
+            none = np.zeros(self._plan_shape)
+            self.set_plan(Plan(none, none, none))
         else:
             self.set_ranges([(0.0, 0)] * len(self.slice_bits))
 
@@ -98,7 +99,7 @@ class OnArrays:
         Raises: ValueError for another number of ranges, or on hardware with a plan.
         """
         if self.spec.planned:
-            raise ValueError("ranges of slices are given where the spec has adc_plan 'significance'; give a plan (`set_plan`)")
+            raise ValueError("ranges of slices are given where the spec has an adc_plan; give a plan (`set_plan`)")
         if len(ranges) != len(self.slice_bits):
             raise ValueError(f"{len(ranges)} ADC ranges are given for {len(self.slice_bits)} slices")
         delta, q_min = zip(*ranges)
@@ -107,16 +108,27 @@ class OnArrays:
         self.adc_bits_plan = None
         self.set_correction(torch.ones_like(self.adc_gain), torch.zeros_like(self.adc_offset))
 
-    def set_plan(self, plan: adc.Plan) -> None:
-        """Set bits and range of each digit and slice, on hardware with adc_plan "significance"; steps of 0 are not calibrated. A
-        correction, which belongs to other ranges, is dropped.
+    @property
+    def _plan_shape(self):
+        """That of a plan: digits, slices, and classes of n where these are more than two, idle reads and others."""
+        classes = self.spec.classes(self._most_rows)
+        return len(self.spec.digit_bits), len(self.slice_bits), *([classes] if classes > 2 else [])
+
+    @property
+    def _most_rows(self):
+        """Rows of the fullest array, as engines see it."""
+        return max(stop - start for start, stop in self.arrays)
+
+    def set_plan(self, plan: Plan) -> None:
+        """Set bits and range of each kind of read (`Plan`), on hardware with an adc_plan; steps of 0 are not calibrated. A correction, which
+        belongs to other ranges, is dropped.
 
         Raises: ValueError for another shape, or on hardware without a plan.
         """
-        shape = len(self.spec.digit_bits), len(self.slice_bits)
+        shape = self._plan_shape
         if not self.spec.planned or any(np.shape(values) != shape for values in plan):
-            raise ValueError(f"a plan of {list(np.shape(plan.bits))} digits and slices is given; {list(shape)} is expected, and a "
-                             "spec with adc_plan 'significance'")
+            raise ValueError(f"a plan of {list(np.shape(plan.bits))} digits, slices and perhaps classes is given; {list(shape)} is expected, "
+                             "and a spec with adc_plan 'significance' or 'ones'")
         device = self.adc_delta.device
         self.adc_bits_plan, self.adc_q_min = (torch.tensor(np.asarray(values), dtype=torch.int64, device=device)
                                               for values in (plan.bits, plan.q_min))

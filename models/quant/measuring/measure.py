@@ -277,7 +277,7 @@ def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch
 @contextlib.contextmanager
 def _counting_idle(network: nn.Module, found: list[Counts], processes: Processes) -> Iterator[None]:
     """Within the block reads are counted where idle ones are not converted; the counts are added to `found`."""
-    if all(layer.spec.adc_idle == "convert" for _, layer in on_adcs(network)):
+    if all(not layer.spec.skips_idle for _, layer in on_adcs(network)):
         yield
         return
     with counting(network) as counts:
@@ -301,7 +301,7 @@ def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Cou
         mapped = layer.mapped()
         kinds = np.array([[mapped.converter(z, k).bits for k in range(len(layer.slice_bits))] for z in range(len(layer.spec.digit_bits))])
         each = y.numel() * len(mapped.arrays) * len(layer.parts(x))  # reads of one kind, in all phases of signed inputs
-        busy = each * (1 if layer.spec.adc_idle == "convert" else whole.layers[names[layer]].busy(layer.spec)[:, None])
+        busy = each * (whole.layers[names[layer]].busy(layer.spec)[:, None] if layer.spec.skips_idle else 1)
         of_call = np.array([(busy * kinds).sum(), (busy * (kinds > 0)).sum(), each * kinds.size], float)
         found[names[layer]] = found.get(names[layer], 0) + of_call
 

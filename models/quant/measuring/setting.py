@@ -67,7 +67,7 @@ class Setting:
     def plans(self) -> set[bool]:
         """Whether its layers have a plan of ADC bits; both where some of them may have one and some may not."""
         own = (dict(values).get("adc_plan") for _, values in self.per_layer)
-        return {self.spec.planned, *(plan == "significance" for plan in own if plan)}
+        return {self.spec.planned, *(plan != "uniform" for plan in own if plan)}
 
     @property
     def of_ranges(self) -> "Setting":
@@ -100,6 +100,8 @@ class Setting:
 def reads_of(setting: Setting) -> tuple:
     """What decides which values the reads of a network have, but for its cells: where it is the same, histograms are shared."""
     of_adc = {name: getattr(CrossbarSpec, name) for name in hardware("adc")}
-    spec = replace(setting.spec, adc_range="ideal", **of_adc)
-    per_layer = ((pattern, tuple((name, value) for name, value in values if name not in of_adc)) for pattern, values in setting.per_layer)
+    of_classes = {"adc_plan": "ones" if setting.spec.adc_plan == "ones" else "uniform", "adc_idle": setting.spec.adc_idle}
+    spec = replace(setting.spec, adc_range="ideal", **of_adc | of_classes)
+    others = of_adc.keys() - of_classes.keys()
+    per_layer = ((pattern, tuple((name, value) for name, value in values if name not in others)) for pattern, values in setting.per_layer)
     return setting.crossbar_layers, spec, tuple((pattern, values) for pattern, values in per_layer if values)

@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arrays import adc
+from ..arrays import adc, plans
 from ..arrays.cells import Cells
 from ..arrays.readout import image_numbers
 from ..arrays.spec import check, choice
 from ..layers import channels
 from ..layers.batches import First, batches_of, first_of
 from ..layers.crossbar import CrossbarLayer, crossbar_layers
-from .counts import counting
 from .expectation import say_expected
 from .modes import converted_layers, hooked, in_mode, without_adc
 
@@ -68,7 +67,7 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
 
     Args: images, inputs on the model's device: a tensor `[N, ...]` or an iterable of such batches; on, the cells that are read,
         see `Calibration`; batch_dim, see `calibrate`.
-    Returns: `{layer name: int64 array [digits, slices, bin]}`, see `mapping.Bins`.
+    Returns: `{layer name: int64 array [digits, slices, classes, bin]}`, see `MappedLayer.classes` and `mapping.Bins`.
     Raises: ValueError for no images, or no layer with an ADC.
     """
     layers, counters, histograms = converted_layers(model), {}, {}
@@ -131,12 +130,9 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
         if not layer.spec.planned:
             layer.set_ranges(adc.calibrated_ranges(histograms[name], bins[name], chosen.rule, chosen.per))
     if planned:
-        if chosen.share == "network" or any(layer.spec.adc_idle == "skip" for _, layer in planned):
+        if chosen.share == "network":
             if images is None:
-                needs = "for the whole network weighs the layers' errors"
-                if chosen.share == "layer":
-                    needs = "that skips idle reads counts them"
-                raise ValueError(f"a plan {needs} on images: give some")
+                raise ValueError("a plan for the whole network weighs the layers' errors on images: give some")
             if not first.kept:
                 first.fill(images)
         _set_plans(model, planned, histograms, bins, chosen, first)
@@ -157,16 +153,15 @@ def _bins(layer, on):
 
 def _check_counts(name, layer, counts):
     """Refuse counts that by their shape are none of these bins: their first bin would be taken for another read value."""
-    expected = len(layer.spec.digit_bits), len(layer.spec.slice_bits), layer.bins.count
+    expected = len(layer.spec.digit_bits), len(layer.spec.slice_bits), layer.classes, layer.bins.count
     if counts.shape != expected:
         raise ValueError(f"the histograms of layer {name} have shape {list(counts.shape)}, its reads {list(expected)} (digits, slices, "
-                         "values): they are of other hardware, or of another device's cells; collect them anew")
+                         "classes of n, values): they are of other hardware, or of another device's cells; collect them anew")
 
 
 def _set_plans(model, layers, histograms, bins, chosen, first):
     """Plans for layers whose spec has one: one budget for all of the same mean, or one for each. Args: first, images that were kept."""
-    busy, share = _busy(model, layers, first.kept), chosen.share
-    choices = {name: adc.choices(histograms[name], bins[name], busy.get(name)) for name, layer in layers}
+    choices, share = {name: plans.choices(histograms[name], bins[name]) for name, layer in layers}, chosen.share
     groups = {}
     for name, layer in layers:
         groups.setdefault(layer.spec.adc_bits if share == "network" else name, []).append((name, layer))
@@ -174,35 +169,23 @@ def _set_plans(model, layers, histograms, bins, chosen, first):
         of_group, weights = {name: choices[name] for name, _ in group}, None
         if share == "network":
             weights = list(error_weights(model, first.kept, of_group, first.dim).values())
-        plans = adc.plans([*of_group.values()], [layer.spec.adc_bits for _, layer in group], weights)
-        for (_, layer), plan in zip(group, plans):
-            layer.set_plan(plan)
+        bits = plans.bits_of([*of_group.values()], [layer.spec.adc_bits for _, layer in group], weights)
+        for (name, layer), of_layer in zip(group, bits):
+            layer.set_plan(choices[name].plan(of_layer))
         if weights:
-            say_expected(model, first_of(first.batch(), WEIGHT_IMAGES, first.dim), of_group, plans, weights)
-
-
-@torch.no_grad()
-def _busy(model, layers, images):
-    """`{layer name: share of the reads of each digit that are not idle}` of those layers that do not convert idle ones."""
-    skipping = [(name, layer) for name, layer in layers if layer.spec.adc_idle == "skip"]
-    if not skipping:
-        return {}
-    with without_adc(model), counting(model) as counts:
-        for batch in images:
-            model(batch)
-    return {name: counts.layers[name].busy(layer.spec) for name, layer in skipping}
+            say_expected(model, first_of(first.batch(), WEIGHT_IMAGES, first.dim), of_group, bits, weights)
 
 
 WEIGHT_IMAGES = 64  # errors of every output of each of them, so few are enough
 
 
 @torch.no_grad()
-def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: dict[str, adc.Choices],
+def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: dict[str, plans.Choices],
                   batch_dim: int = 0) -> dict[str, float]:
     """What an error of each layer with a plan does to the network's output: mean square of the output's change over the error that
     `Choices` counts.
 
-    Measured: each layer alone is on its ADC, with the plan that it would have for itself (`adc.plan_alone`) and corrected, and the
+    Measured: each layer alone is on its ADC, with the plan that it would have for itself (`plans.plan_alone`) and corrected, and the
     network is run on the images with and without it. Its real errors count, not noise of their size: that changes VGG7's output up
     to eight times less, since layers behind average it out where channels have no error in common. The size matters as well:
     activations are rounded to codes, so small errors change the output by more than their share, and large ones are cut off by
@@ -211,7 +194,7 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
     Args:
         images: training inputs on the model's device: a tensor or an iterable of batches, of which the first `WEIGHT_IMAGES`
             count.
-        choices: `{layer name: adc.choices of it}`; the result has these layers, in this order.
+        choices: `{layer name: plans.choices of it}`; the result has these layers, in this order.
         batch_dim: see `calibrate`.
     Raises: ValueError for no images.
     """
@@ -228,14 +211,14 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
         for name, layer, spec, nominal in layers:
             bits, change = spec.adc_bits, 0.0
             while not change:
-                plan, error = adc.plan_alone(choices[name], bits)
+                plan, error, mean = plans.plan_alone(choices[name], bits)
                 layer.set_spec(spec)
                 layer.set_plan(plan)
                 layer.set_cells(nominal, nominal, None)  # with the off-current that the ranges of a digital reference are of
                 y = match_channels(model, [(name, layer)], images, wanted, CrossbarLayer.set_correction)
                 layer.set_cells(None)
                 layer.set_spec(replace(spec, adc_range="ideal"))
-                change, bits = (y.double() - expected).square().mean().item(), min(bits, plan.bits.mean()) / 2
+                change, bits = (y.double() - expected).square().mean().item(), min(bits, mean) / 2
                 if not plan.bits.any():
                     break
             weights[name] = change / max(error, 1e-30)

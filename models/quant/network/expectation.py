@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arrays import adc
+from ..arrays import plans
 from .counts import Counts, counting
 from .modes import without_adc
 
@@ -16,21 +16,20 @@ log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def say_expected(model: nn.Module, images: Tensor, choices: Mapping[str, adc.Choices], plans: Sequence[adc.Plan], weights: Sequence[float]
+def say_expected(model: nn.Module, images: Tensor, choices: Mapping[str, plans.Choices], bits: Sequence[np.ndarray], weights: Sequence[float]
                  ) -> None:
     """Log what the plans of some layers are expected to leave of the network's output, `10 log10(E[y^2] / sum_l w_l e_l)` dB with y its
     outputs without ADCs and e_l the layers' errors, and what that depends on: how many of the bits on the word lines are one.
 
-    Args: images, a batch of network inputs; choices, plans, weights, see `adc.plans`, of the same layers, by name.
+    Args: images, a batch of network inputs; choices, bits, weights, see `plans.bits_of`, of the same layers, by name.
     """
     if not log.isEnabledFor(logging.INFO):  # in training, which plans anew and anew
         return
     with without_adc(model), counting(model) as counts:
         signal = model(images).double().square().mean().item()
-    error = sum(weight * np.take_along_axis(layer.error, plan.bits[..., None], 2).sum()
-                for weight, layer, plan in zip(weights, choices.values(), plans))
-    reads = sum(layer.reads * plan.bits.size for layer, plan in zip(choices.values(), plans))
-    mean = sum(layer.reads * (layer.busy @ plan.bits).sum() for layer, plan in zip(choices.values(), plans)) / reads
+    error = sum(weight * layer.left(own) for weight, layer, own in zip(weights, choices.values(), bits))
+    reads = [layer.reads * own[..., 0].size for layer, own in zip(choices.values(), bits)]
+    mean = sum(count * layer.mean(own) for count, layer, own in zip(reads, choices.values(), bits)) / sum(reads)
     left = f"{10 * math.log10(signal / error):.1f} dB" if error and signal else "no error"
     log.info("plan of %.2f bits in the mean: %s expected at the network's output, signal to error; of the bits on its word lines %s %% are "
              "one, the lowest first", mean, left, ", ".join(f"{100 * share:.0f}" for share in shares_of_ones(counts)))

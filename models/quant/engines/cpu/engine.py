@@ -88,7 +88,7 @@ def way(prepared: _AnyPrepared, a_codes: torch.Tensor) -> str:
 
 def histogram(prepared: _AnyPrepared, a_codes: torch.Tensor) -> torch.Tensor:
     """Counts of the read values, int64 `[digits, slices, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
-    return prepared.histogram(a_codes)
+    return prepared.histogram(a_codes).unsqueeze(2)
 
 
 class _Prepared:

@@ -85,7 +85,7 @@ def accumulate(prepared: Prepared, a_codes: torch.Tensor) -> torch.Tensor:
 
 def histogram(prepared: Prepared, a_codes: torch.Tensor) -> torch.Tensor:
     """Counts of the read values, int64 `[digits, slices, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
-    return prepared.histogram(a_codes)
+    return prepared.histogram(a_codes).unsqueeze(2)
 
 
 class Prepared:

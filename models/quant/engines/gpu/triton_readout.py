@@ -78,7 +78,7 @@ class Besides:
         self.constants = Constants(
             noisy=readout.noisy, levels=readout.depends_on_level, curved=readout.curve is not None,
             changed=readout.gain is not None or readout.offset is not None, analog=layer.spec.reference == "analog",
-            skips_idle=layer.spec.adc_idle == "skip", pair=readout.needs_both, parts=len(cells))
+            skips_idle=layer.spec.skips_idle, pair=readout.needs_both, parts=len(cells))
 
 
 def tiling(pixels: int, channels: int) -> tuple[int, int, dict]:

@@ -172,7 +172,7 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     changed = readout.gain is not None or readout.offset is not None
     curve = np.array(readout.curve or np.zeros((slices, 4)), np.float64)
     referred = not readout.needs_both and (readout.curve is not None or bool(table[:, 1].any()))
-    idle_is_zero = spec.adc_idle == "skip" or not (changed or readout.base > 0)
+    idle_is_zero = spec.skips_idle or not (changed or readout.base > 0)
     return Besides(readout.noisy, changed, idle_is_zero, readout.curve is not None, referred, spec.reference == "analog", keys, table,
                    curve[:, :3].astype(np.float32), curve[:, 3].copy(), reference, starts, gain, offset, float(readout.base),
                    signed(readout.seed), first_image(), pixels)
