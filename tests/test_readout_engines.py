@@ -9,7 +9,7 @@ import torch
 from interpreter import DEVICE, running
 from numba import njit
 from strategies import random_cells
-from test_triton import assert_same, layer_case, planned_case
+from test_triton import assert_same, by_ones, idle_here_and_there, layer_case, planned_case
 
 from models.quant import CrossbarSpec, Readout, image_numbers
 from models.quant.engines import reference
@@ -55,10 +55,13 @@ def on_chip(case, readout, pair=False, seed=0):
     return replace(layer, readout=readout)
 
 
-def check(layer, a_codes, mode=None, first=0):
+ENGINES = (triton_gpu, DEVICE), (cpu, torch.device("cpu"))
+
+
+def check(layer, a_codes, mode=None, first=0, those=ENGINES):
     with image_numbers(first):
         wanted = reference.accumulate(layer, a_codes)
-        for engine, device in (triton_gpu, DEVICE), (cpu, torch.device("cpu")):
+        for engine, device in those:
             assert engine.unsupported(layer, device) is None
             prepared = engine.prepare(layer)
             assert engine is cpu or mode in (None, prepared.mode)
@@ -101,6 +104,31 @@ def test_arrays_of_several_blocks_and_plans(dac_bits):
     digits = len(case.spec.digit_bits)
     case = planned_case(case, [[0, 5], [4, 6], [3, 0], [1, 8]][:digits], [[0.75, 3.5]] * digits)
     check(on_chip(case, READOUTS["all"]), case.input())
+
+
+@pytest.mark.parametrize("kind, pair, reference_column, dac_bits", [
+    ("noise", False, "analog", 1), ("noise", True, "analog", 4), ("levels", False, "digital", 2), ("levels", True, "analog", 1),
+    ("curve", False, "analog", 4), ("curve", True, "analog", 2), ("all", False, "digital", 1), ("all", True, "analog", 2)])
+def test_plans_by_ones(kind, pair, reference_column, dac_bits):
+    """The class is that of the digits, whatever noise and curves make of the read; idle reads are 0."""
+    case = layer_case(CrossbarSpec(4, 4, 2, 5, 24, "im2col", reference_column, dac_bits, weights="pair" if pair else "offset"),
+                      20, 18, kernel=(1, 2), size=(3, 3), padding=(1, 0, 2, 1), groups=1 if pair else 2)
+    case = by_ones(idle_here_and_there(case), seed=dac_bits)
+    check(on_chip(case, READOUTS[kind], pair), case.input(), first=11, those=ENGINES[:1])
+
+
+@pytest.mark.parametrize("steps, mode", [(0.7, "exact"), (1, "static")])
+def test_plans_by_ones_of_arrays_of_several_blocks(steps, mode):
+    case = by_ones(idle_here_and_there(layer_case(CrossbarSpec(4, 4, 2, 5, 300, dac_bits=2), 310, 9, kernel=(1, 1), size=(2, 2))))
+    case.delta = (steps * np.array(case.delta)).tolist()
+    check(on_chip(case, READOUTS["all"]), case.input(), mode, those=ENGINES[:1])
+
+
+def test_reads_without_an_adc_on_hardware_with_a_plan_by_ones():
+    """Idle ones are 0 there too, and n does not matter otherwise."""
+    spec = CrossbarSpec(4, 4, 2, 1, 24, adc_range="ideal", adc_plan="ones")
+    case = idle_here_and_there(layer_case(spec, 20, 18, kernel=(1, 1), size=(2, 2)))
+    check(on_chip(case, READOUTS["all"]), case.input(), "as read")
 
 
 def test_digits_whose_squares_8_bits_do_not_hold():

@@ -184,6 +184,89 @@ def test_planned_sums_in_64_bits(mode, rows, monkeypatch):
     check(case, mode)
 
 
+def by_ones(case, seed=0, most=8):
+    """A case with a plan by ones, drawn at random: whole classes, digits and slices without bits, steps that are multiples of 1/64."""
+    spec = replace(case.spec, adc_plan="ones", adc_bits=1, adc_max_bits=12)
+    rng = np.random.default_rng(seed)
+    shape = len(spec.digit_bits), len(spec.slice_bits), replace(case, spec=spec).layer().classes
+    bits = rng.integers(0, most + 1, shape) * (rng.random(shape) < 0.8) * (rng.random((*shape[:2], 1)) < 0.8)
+    q_min = np.zeros(shape, int) if spec.reference == "digital" else -rng.integers(0, 2**bits)
+    return replace(case, spec=spec, bits=bits.tolist(), delta=(rng.integers(1, 256, shape) / 64).tolist(), q_min=q_min.tolist())
+
+
+def check_ones(case, mode=None):
+    """Against the reference engine, with counts of the reads of each class."""
+    layer, codes, reference = case.layer(), case.input().to(DEVICE), engines.load("reference")
+    assert layer.classes > 2
+    assert_same(accumulators(case, mode), reference.accumulate(layer, codes).cpu().numpy())
+    found = triton_gpu.histogram(triton_gpu.prepare(layer), codes).cpu()
+    assert_same(found.numpy(), reference.histogram(layer, codes).cpu().numpy())
+
+
+def idle_here_and_there(case):
+    """The case with digits of which many are 0, and pixels of which all are, so that every class of n is seen."""
+    codes = case.a_codes & np.random.default_rng(1).integers(0, 2**case.spec.a_bits, case.a_codes.shape, dtype=np.uint8)
+    codes[:, 0] = 0
+    return replace(case, a_codes=codes)
+
+
+@pytest.mark.parametrize("mode", ["static", "table", "exact"])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("mapping, cell_bits, dac_bits", [("tap", 2, 1), ("im2col", 3, 2), ("im2col", 2, 4)])
+def test_plans_by_ones(mode, reference, mapping, cell_bits, dac_bits, monkeypatch):
+    """Each pixel of a tile has the converter of its own n; arrays that are not full, groups."""
+    if mode != "static":
+        monkeypatch.setattr(triton_ideal, "_float32_constants", lambda *args: None)
+    if mode == "exact":
+        monkeypatch.setattr(triton_ideal, "MAX_BINS", 7)
+    spec = CrossbarSpec(4, 4, cell_bits, 3, 24, mapping, reference, dac_bits)
+    case = idle_here_and_there(layer_case(spec, 80, 10, padding=(1, 0, 2, 1), stride=(1, 2), groups=2, size=(3, 3)))
+    for seed in (0, 1):
+        check_ones(by_ones(case, seed), mode)
+
+
+@pytest.mark.parametrize("rows, dac_bits", [(128, 8), (300, 2)])
+def test_plans_by_ones_of_arrays_of_several_blocks_and_codes_of_8_bits(rows, dac_bits):
+    case = by_ones(idle_here_and_there(layer_case(CrossbarSpec(4, 8, 2, 3, rows, dac_bits=dac_bits), 310, kernel=(1, 1), size=(2, 2))))
+    check_ones(case)
+    check_ones(with_cells(case))
+
+
+@pytest.mark.parametrize("mode, steps", [("static", 1), ("exact", 0.7)])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("mapping, dac_bits", [("tap", 1), ("im2col", 2), ("im2col", 4)])
+def test_plans_by_ones_on_a_chip(mode, steps, reference, mapping, dac_bits):
+    spec = CrossbarSpec(4, 4, 2, 3, 24, mapping, reference, dac_bits)
+    case = by_ones(idle_here_and_there(layer_case(spec, 80, 10, padding=(1, 0, 2, 1), stride=(1, 2), groups=2, size=(3, 3))))
+    check_ones(replace(with_cells(case), delta=(steps * np.array(case.delta)).tolist()), mode)
+
+
+@pytest.mark.parametrize("cells", [False, True])
+def test_the_step_of_one_class_decides_for_float32(cells):
+    """One that float32 does not divide by as float64 does, of reads that have bits: then of all classes alike."""
+    case = layer_case(CrossbarSpec(4, 4, 4, 4, 64, dac_bits=4), channels=64, kernel=(1, 1))
+    case = with_cells(case) if cells else case
+    shape = 1, 1, replace(case, spec=replace(case.spec, adc_plan="ones")).layer().classes
+    case = replace(by_ones(case), bits=np.full(shape, 4).tolist(), delta=np.ones(shape).tolist(), q_min=np.full(shape, -8).tolist())
+    check_ones(case, "static")
+    case.delta[0][0][8] = 0.7 if cells else 7.0
+    check_ones(case, "exact" if cells else "table")
+    case.bits[0][0][8], case.q_min[0][0][8] = 0, 0
+    check_ones(case, "static")
+
+
+@pytest.mark.parametrize("cells", [False, True])
+def test_counts_of_idle_reads_and_others(cells):
+    """The two classes of a layer that skips idle reads; its codes are what they are of one class."""
+    case = idle_here_and_there(layer_case(CrossbarSpec(4, 4, 2, 6, 32, adc_idle="skip", dac_bits=2)))
+    case = with_cells(case) if cells else case
+    case.q_min = [-32, -32]
+    check(case)
+    layer, codes = case.layer(), case.input()
+    found = triton_gpu.histogram(triton_gpu.prepare(layer), codes.to(DEVICE)).cpu()
+    assert torch.equal(found, engines.load("reference").histogram(layer, codes)) and found.shape[2] == 2 and found[:, :, 0].any()
+
+
 @pytest.mark.parametrize("rows", [31, 32, 33, 127, 128, 129, 260, 1024])
 @pytest.mark.parametrize("mapping", ["tap", "im2col"])
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic"])
@@ -266,12 +349,13 @@ def test_another_chip_runs_the_same_code(adc_range):
 
 
 def test_tiling_fills_the_gpu_or_shrinks():
-    big, small = (triton_ideal.tiling("static", pixels, 512, 1, 1, torch.int32) for pixels in (65536, 64))
+    constants = triton_gpu.prepare(layer_case(CrossbarSpec()).layer()).reads.constants
+    big, small = (triton_ideal.tiling("static", pixels, 512, 1, constants) for pixels in (65536, 64))
     assert big[:2] == (128, 64) and small[:2] == (64, 32)
     for mode in ("sum", "static", "table", "range", "dynamic", "histogram"):
         for pixels in (1, 17, 10**6):
             for channels in (1, 10, 1000):
-                m, n, _ = triton_ideal.tiling(mode, pixels, channels, 1, 8, torch.int64)
+                m, n, _ = triton_ideal.tiling(mode, pixels, channels, 1, replace(constants, blocks=8, acc=tl.int64))
                 assert 16 <= m <= 128 and 16 <= n <= 64 and m & (m - 1) == n & (n - 1) == 0
 
 
@@ -322,7 +406,7 @@ def test_float32_or_a_table_decided_for_the_layer(monkeypatch):
     check(case, "static")
     case.delta, case.q_min = [7.0] * 4, [-6] * 4
     check(case, "table")
-    monkeypatch.setattr(triton_ideal, "_float32_constants", lambda layer, z, k: None)
+    monkeypatch.setattr(triton_ideal, "_float32_constants", lambda *args: None)
     case.delta, case.q_min = [1.0, 0.7, 2.0, 0.7], [-8, -3, 0, -15]
     check(case, "table")
 
@@ -531,6 +615,13 @@ triton_gpu.accumulate(triton_gpu.prepare(layer), codes)
 layer = MappedLayer(CrossbarSpec(8, 8, 8, 12, 1024, "im2col", dac_bits=8), Geometry(padding=(1, 1, 1, 1)), w_codes, (255,),
                     torch.tensor([4097.3], dtype=torch.float64), torch.tensor([-2000]))
 triton_gpu.accumulate(triton_gpu.prepare(layer), codes)
+bits = (torch.arange(4 * 4 * 9) % 5).view(4, 4, 9)
+for delta, *chip in ((1.25, None, None), (7.0, None, None), (1.25, cells, None), (1.01, cells, None), (1.25, cells, readout)):
+    layer = MappedLayer(CrossbarSpec(adc_plan="ones", adc_bits=1.5), Geometry(padding=(1, 1, 1, 1)), w_codes, (1,) * 4,
+                        torch.full((4, 4, 9), delta, dtype=torch.float64), torch.full((4, 4, 9), -6), bits, *chip)
+    triton_gpu.accumulate(triton_gpu.prepare(layer), codes)
+    if chip[1] is None:
+        triton_gpu.histogram(triton_gpu.prepare(layer), codes)
 """
 
 
@@ -542,7 +633,8 @@ def test_kernel_compiles_for_hopper():
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *lines, of_millions = [line.split() for line in done.stdout.splitlines()]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    lines, of_millions, of_ones = lines[:14], lines[14], lines[15:]
     mode, products, _, fused, divides = of_millions  # of values of u
     assert (mode, products, fused, divides) == ("exact", "True", "False", "False")
     assert [line[0] for line in lines] == ["static", "table", "range", "dynamic", "sum", "histogram", "static",
@@ -555,6 +647,9 @@ def test_kernel_compiles_for_hopper():
     assert (products, fused, divides) == ("True", "True", "False")
     products, _, fused, divides = lines[6][1:]  # of a plan: no copies ahead into the branches of reads that are not made
     assert (products, fused, divides) == ("True", "False", "False")
+    assert [line[0] for line in of_ones[::2]] == ["static", "table", "static", "exact", "static"]
+    for _, products, _, fused, divides in of_ones[:-1]:  # plans by ones
+        assert (products, fused, divides) == ("True", "False", "False")
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
@@ -589,6 +684,16 @@ def test_vgg_layers_on_a_chip(channels, out, side, cell_bits, delta, adc_range):
     prepared = triton_gpu.prepare(layer)
     assert torch.equal(triton_gpu.accumulate(prepared, codes), reference.accumulate(reference.prepare(layer), codes))
     assert torch.equal(triton_gpu.histogram(prepared, codes).cpu(), reference.histogram(layer, codes).cpu())
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.parametrize("cells", [False, True])
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("channels, out, side, cell_bits, dac_bits", [(128, 128, 32, 1, 1), (512, 512, 8, 2, 2), (72, 40, 9, 4, 4)])
+def test_vgg_layers_by_ones(channels, out, side, cell_bits, dac_bits, reference, cells):
+    spec = CrossbarSpec(cell_bits=cell_bits, dac_bits=dac_bits, reference=reference)
+    case = by_ones(idle_here_and_there(layer_case(spec, channels, out, (3, 3), (side, side), images=8, padding=(1, 1, 1, 1))))
+    check_ones(with_cells(case) if cells else case)
 
 
 @pytest.mark.parametrize("capability, runs", [((7, 5), False), ((8, 0), True), ((8, 6), True), ((9, 0), True)])

@@ -33,8 +33,6 @@ def lacking(layer: MappedLayer) -> str | None:
     kind = layer.spec.converter
     if kind is not Converter and layer.spec.adc_range != "ideal":
         return f"it has linear converters alone, not {kind.__name__}"
-    if layer.spec.planned and layer.classes > 2:
-        return "it has no plans by ones"
     return too_far(layer)
 
 

@@ -46,6 +46,8 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
     if layer.cells is not None and not cells.fits(layer):
         return "cells too far from their levels for sums of 16 bits"
+    if layer.spec.planned and layer.classes > 2:
+        return "it has no plans by ones"
     return lacking(layer) or (None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}")
 
 

@@ -30,10 +30,12 @@ import triton.language as tl
 
 from ..reach import read_range
 from .triton_readout import read_out
-from .triton_tile import MAGIC, MAGIC_BITS, bin_of, codes_of_rows, corner_of, divide, dot, exact_code, exact_numbers
+from .triton_tile import (MAGIC, MAGIC_BITS, bin_of, codes_of_rows, corner_of, divide, dot, exact_code, exact_numbers, has_bits, kind_of,
+                          of_kinds)
 
 if TYPE_CHECKING:
     from ...arrays.mapping import MappedLayer
+    from .triton_gpu import Constants
 
 
 @triton.jit
@@ -110,11 +112,11 @@ def _widen(u, out_ptr, read, L: tl.constexpr):
 
 
 @triton.jit
-def _count(u, own, out_ptr, adc_ptr, k, z, L: tl.constexpr):
+def _count(u, own, out_ptr, adc_ptr, kind, L: tl.constexpr):
     """Count the reads by value, in one of several copies of the counts."""
     bins = tl.load(adc_ptr + 1)
     copy = tl.program_id(0) % tl.load(adc_ptr + 3)
-    counts = out_ptr + ((copy * L.digits + z) * L.slices + k) * bins
+    counts = out_ptr + (copy * (L.slices * L.digits * L.classes) + kind) * bins
     tl.atomic_add(counts + (bin_of(u, tl.load(adc_ptr + 2)) - tl.load(adc_ptr)), tl.full(u.shape, 1, tl.int64), mask=own, sem="relaxed")
 
 
@@ -122,8 +124,9 @@ def _count(u, own, out_ptr, adc_ptr, k, z, L: tl.constexpr):
 def _add_read(acc, a, m, m_high, levels, a_ptr, m_ptr, out_ptr, adc_ptr, weight_ptr, besides, first_image, seed, corner, column, row, depth,
               in_width, pixel, size, channel, own, group, k, t, z, L: tl.constexpr, R: tl.constexpr, MODE: tl.constexpr):
     """Make a read of digit z and do with it what MODE says. Returns: acc and what the read adds to it."""
-    weight = tl.load(weight_ptr + (k * L.digits + z))
-    if not L.planned or weight != 0:  # with a plan, reads that are not converted are not made
+    kind = kind_of(a, a_ptr, corner, row, depth, in_width, k, t, z, L)
+    weight = tl.load(weight_ptr + kind)
+    if not L.planned or has_bits(weight, L):
         u = _read(a, m, m_high, levels, z, L)
         for b in range(1, L.blocks):  # arrays of more than block_k rows
             a_b, m_b, m_high_b, levels_b = _load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k, in_width, L)
@@ -137,15 +140,15 @@ def _add_read(acc, a, m, m_high, levels, a_ptr, m_ptr, out_ptr, adc_ptr, weight_
         elif MODE == "as read":
             acc += u.to(L.acc) * weight
         elif MODE == "static":
-            acc += _static(u, adc_ptr, k * L.digits + z).to(L.acc) * weight
+            acc += _static(u, adc_ptr, kind).to(L.acc) * weight
         elif MODE == "exact":
-            acc += exact_code(u, adc_ptr, k * L.digits + z).to(L.acc) * weight
+            acc += exact_code(u, adc_ptr, kind).to(L.acc) * weight
         elif MODE == "dynamic":
             acc += _dynamic(u, adc_ptr, read, L) * weight
         elif MODE == "range":
             _widen(u, out_ptr, read, L)
         else:
-            _count(u, own, out_ptr, adc_ptr, k, z, L)
+            _count(u, own, out_ptr, adc_ptr, kind, L)
     return acc
 
 
@@ -154,7 +157,7 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
            L: tl.constexpr, R: tl.constexpr, MODE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """See the module. L, the layer's `triton_gpu.Constants`. Shapes are those of `triton_ideal.kernel`, but for the ADC:
 
-    adc, `(1 / D, D, q_min, q_max)` `[slices, digits, 4]`, float32 for "static" and float64 for "exact", the ranges for "dynamic",
+    adc, `(1 / D, D, q_min, q_max)` `[kinds, 4]`, float32 for "static" and float64 for "exact", the ranges for "dynamic",
     `(*Bins, copies)` int64 for "histogram". Ranges are int64 where reads are.
     """
     group = tl.program_id(2) % L.groups
@@ -199,17 +202,20 @@ def row_weights(layer: MappedLayer, whole: bool = False) -> torch.Tensor:
 
 
 def conversion(layer: MappedLayer) -> tuple[str, torch.Tensor | None]:
-    """How the kernel converts the reads of `layer`: `(mode, what it needs of each slice and digit or None)`."""
+    """How the kernel converts the reads of `layer`: `(mode, what it needs of each slice, digit and class or None)`."""
     spec = layer.spec
     if spec.adc_range == "ideal":
         return "sum" if layer.readout is None else "as read", None
     if spec.adc_range == "dynamic":
         return "dynamic", None
-    digits, slices = range(len(spec.digit_bits)), range(len(spec.slice_bits))
-    numbers = np.array([[exact_numbers(layer, z, k) for z in digits] for k in slices])
-    if all(_exact_in_float32(numbers[k, z, 1], read_range(layer, k)) for z in digits for k in slices if layer.converter(z, k).bits):
-        return "static", torch.from_numpy(numbers.astype(np.float32))
-    return "exact", torch.from_numpy(numbers)
+    static = np.all(of_kinds(layer, _is_static))
+    return "static" if static else "exact", torch.tensor(of_kinds(layer, exact_numbers), dtype=torch.float32 if static else torch.float64)
+
+
+def _is_static(layer, z, k, j):
+    """Whether float32 gives the codes of digit `z`, slice `k` and class `j`; reads of 0 bits have none."""
+    converter = layer.converter(z, k, j)
+    return not converter.bits or _exact_in_float32(converter.delta / layer.unit, read_range(layer, k))
 
 
 def _exact_in_float32(step, u_range):
@@ -222,7 +228,8 @@ def _exact_in_float32(step, u_range):
     return (max(-u_range[0], u_range[1]) + 2 * step) * grain <= 2**24
 
 
-def constants(common: object, layer: MappedLayer, mode: str, dtype: torch.dtype, conversion: torch.Tensor) -> tuple[object, torch.Tensor]:
+def constants(common: Constants, layer: MappedLayer, mode: str, dtype: torch.dtype,
+              conversion: torch.Tensor) -> tuple[Constants, torch.Tensor]:
     """(constants of the kernel, what its ADC needs): from those that all layers have, bins and copies moved to the latter."""
     low, high = layer.u_span
     wide = dtype == torch.int64 if mode == "sum" else high - low >= 2**31  # "dynamic" takes the smallest from each
@@ -231,13 +238,13 @@ def constants(common: object, layer: MappedLayer, mode: str, dtype: torch.dtype,
     return replace(common, wide=wide, first_bin=0, bins=0, bin_shift=0, copies=0), conversion
 
 
-def tiling(mode: str, pixels: int, channels: int, programs: int, blocks: int, dtype: torch.dtype) -> tuple[int, int, dict]:
+def tiling(mode: str, pixels: int, channels: int, programs: int, L: Constants) -> tuple[int, int, dict]:
     """Tile `(pixels, channels)` of one program and the launch options; arguments as `triton_ideal.tiling`.
 
     The largest that need no more registers than there are: float64, and the division of "dynamic", take many. Passes that store no
     tile have their products unrolled, and with several stages in flight these would not fit the shared memory of smaller GPUs.
     """
-    most = 64 if mode == "sum" or mode == "static" and blocks == 1 else 32
+    most = 64 if mode == "sum" or mode == "static" and L.blocks == 1 else 32
     block_n = min(most, max(16, triton.next_power_of_2(channels)))
     block_m = min(64, max(16, triton.next_power_of_2(pixels)))
     if triton.cdiv(pixels, block_m) * triton.cdiv(channels, block_n) * programs < 2 * 132:

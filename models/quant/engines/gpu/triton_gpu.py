@@ -46,6 +46,7 @@ class Constants:
     arrays: int
     slices: int
     digits: int
+    classes: int  # of n, that are told apart
     dac_bits: int
     planned: bool  # whether some reads are not converted
     adc_bits: int
@@ -84,8 +85,8 @@ def accumulate(prepared: Prepared, a_codes: torch.Tensor) -> torch.Tensor:
 
 
 def histogram(prepared: Prepared, a_codes: torch.Tensor) -> torch.Tensor:
-    """Counts of the read values, int64 `[digits, slices, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
-    return prepared.histogram(a_codes).unsqueeze(2)
+    """Counts of the read values, int64 `[digits, slices, classes, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
+    return prepared.histogram(a_codes)
 
 
 class Prepared:
@@ -138,18 +139,19 @@ class Prepared:
         return out
 
     def histogram(self, a_codes: torch.Tensor) -> torch.Tensor:
-        """Counts of the read values, int64 `[digits, slices, bin]`, of codes uint8 `[N, H, W, in]`."""
+        """Counts of the read values, int64 `[digits, slices, classes, bin]`, of codes uint8 `[N, H, W, in]`."""
         L = self.every_read.constants
-        counts = torch.zeros(self.every_read.copies, L.digits, L.slices, self.layer.bins.count, dtype=torch.int64, device=a_codes.device)
+        counts = torch.zeros(self.every_read.copies, L.slices, L.digits, L.classes, self.layer.bins.count, dtype=torch.int64,
+                             device=a_codes.device)
         self.every_read.run("histogram", a_codes, counts)
-        return counts.sum(0)
+        return counts.sum(0).transpose(0, 1)
 
 
 class _Reads:
     """The reads of a layer, laid out for the kernel.
 
     Args: steps, the slices of each ADC step; dtype of the accumulators; conversion, what the ADC needs, a tensor `[slices,
-        digits, ...]`; mode, in which codes are added; weights, what a row of cells on a grid adds to a read (`row_weights`).
+        digits, classes, ...]`; mode, in which codes are added; weights, what a row of cells on a grid adds to a read (`row_weights`).
     """
 
     def __init__(self, layer, steps, dtype, conversion=None, mode="histogram", weights=None):
@@ -159,21 +161,24 @@ class _Reads:
         rows = _row_index(layer, block_k)
         levels = triton_ideal.levels(layer, order, rows) if weights is None else triton_tile.levels(weights, order, rows)
         first = torch.tensor([0, *np.cumsum([len(step) for step in steps])], dtype=torch.int32)
-        weight = torch.tensor([[_weight(layer, mode, z, k) for z in range(len(spec.digit_bits))] for k in order], dtype=dtype)
+        converts = mode in ("static", "table", "exact")
+        classes = range(layer.classes) if mode == "histogram" else triton_tile.classes_apart(layer) if converts else [-1]
+        weight = torch.tensor([[[_weight(layer, converts, z, k, j) for j in classes] for z in range(len(spec.digit_bits))] for k in order],
+                              dtype=dtype)
         self.layer, self.steps, self.dtype = layer, steps, dtype
         self._on_device = {}
 
         out, channels, kernel_h, kernel_w = layer.w_codes.shape
         taps, digits, bins = kernel_h * kernel_w, len(spec.digit_bits), layer.bins
         # Programs that count in one bin wait for each other, so there are several of each.
-        self.copies = min(16, 2**22 // (digits * len(order) * bins.count) + 1)
+        self.copies = min(16, 2**22 // (weight.numel() * bins.count) + 1)
         self.constants = Constants(
             acc=tl.int64 if dtype == torch.int64 else tl.int32, channels=channels, groups=geometry.groups,
             out=out // geometry.groups, taps=taps, kernel_w=kernel_w, stride_y=geometry.stride[0], stride_x=geometry.stride[1],
             dilation_y=geometry.dilation[0], dilation_x=geometry.dilation[1],
             span=channels // geometry.planes if spec.mapping == "tap" else taps * channels, rows=spec.rows, arrays=len(layer.arrays),
-            slices=len(order), digits=digits, dac_bits=spec.dac_bits,
-            planned=mode in ("static", "table", "exact") and spec.planned, adc_bits=0 if spec.planned else spec.adc_bits, parts=len(levels),
+            slices=len(order), digits=digits, classes=len(classes), dac_bits=spec.dac_bits,
+            planned=converts and spec.planned, adc_bits=0 if spec.planned else spec.adc_bits, parts=len(levels),
             vector=math.gcd(16, channels, *(start for start, _ in layer.arrays)), block_k=block_k,
             blocks=triton.cdiv(layer.tallest, block_k), first_bin=bins.first, bins=bins.count,
             bin_shift=bins.shift, copies=self.copies)
@@ -203,7 +208,7 @@ class _Reads:
         if self._besides:
             block_m, block_n, options = triton_readout.tiling(pixels, channels)
         else:
-            block_m, block_n, options = of_cells.tiling(mode, pixels, channels, programs, self.constants.blocks, self.dtype)
+            block_m, block_n, options = of_cells.tiling(mode, pixels, channels, programs, self.constants)
         grid = triton.cdiv(pixels, block_m), triton.cdiv(channels, block_n), programs
         besides = []
         if of_cells is triton_cells:
@@ -233,10 +238,10 @@ def _row_index(layer, block_k):
     return rows.flatten()
 
 
-def _weight(layer, mode, z, k):
-    """What a code of digit `z` and slice `k` is worth in the accumulators, 0 where the read is not converted."""
+def _weight(layer, converts, z, k, j):
+    """What a code of digit `z`, slice `k` and class `j` is worth in the accumulators, 0 where the read is not converted."""
     spec = layer.spec
-    if mode not in ("static", "table", "exact"):  # nothing is left out; U has the digit's place, u of cells on a grid has not
+    if not converts:  # nothing is left out; U has the digit's place, u of cells on a grid has not
         return 1 << spec.cell_bits * k + (0 if layer.cells is None else spec.dac_bits * z)
-    converter = layer.converter(z, k)
+    converter = layer.converter(z, k, j)
     return (converter.factor << spec.dac_bits * z + spec.cell_bits * k) * (converter.bits > 0)

@@ -15,8 +15,12 @@ converts every read in registers and stores once. What is done with a read is th
     table       acc += 2^(d z + c k) table[k, u]           otherwise, or
     range       smallest and largest U of each (array, digit, slice) of each group: first pass of "dynamic"
     dynamic     acc += 2^(c k) (q (U_b - U_a) + 2^B U_a)   second pass, see `engines`; U's factor is the read's 2^(d z)
-    exact       acc += 2^(d z + c k) clip(rint(u / D), ..)  in float64, where a table would have more than `mapping.MAX_BINS` entries
-    histogram   counts[z, k, bin of u] += 1
+    exact       acc += 2^(d z + c k) clip(rint(u / D), ..)  in float64, where the tables of all classes would have more than
+                                                           `mapping.MAX_BINS` entries
+    histogram   counts[k, z, bin of u] += 1
+
+A plan by ones has converters for each class of n, the sum of a read's digits. Their numbers and tables, and counts, have an axis of
+classes, and each pixel of a tile takes those of its own class: `triton_tile.kind_of`.
 
 Rounding is `x + MAGIC` in float32: from 2^23 to 2^24 floats are the integers, so the addition rounds to the nearest,
 ties to even, and the code stands in the low bits of the sum. The kernel adds these bits as they are, times the weight
@@ -33,10 +37,13 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from .triton_tile import MAGIC, MAGIC_BITS, bin_of, codes_of_rows, corner_of, divide, dot, exact_code, exact_numbers
+from ...arrays.mapping import MAX_BINS
+from .triton_tile import (MAGIC, MAGIC_BITS, bin_of, classes_apart, codes_of_rows, corner_of, divide, dot, exact_code, exact_numbers,
+                          has_bits, kind_of, of_kinds)
 
 if TYPE_CHECKING:
     from ...arrays.mapping import MappedLayer
+    from .triton_gpu import Constants
 
 
 @triton.jit
@@ -102,10 +109,10 @@ def _widen(u, out_ptr, read, L: tl.constexpr):
 
 
 @triton.jit
-def _count(u, own, out_ptr, k, z: tl.constexpr, L: tl.constexpr):
+def _count(u, own, out_ptr, kind, z: tl.constexpr, L: tl.constexpr):
     """Count the reads by value, in one of several copies of the counts."""
     copy = tl.program_id(0) % L.copies
-    counts = out_ptr + ((copy * L.digits + z) * L.slices + k).to(tl.int64) * L.bins
+    counts = out_ptr + (copy * (L.slices * L.digits * L.classes) + kind).to(tl.int64) * L.bins
     place = bin_of(u >> L.dac_bits * z, L.bin_shift) - L.first_bin
     tl.atomic_add(counts + place, tl.full(u.shape, 1, tl.int64), mask=own, sem="relaxed")
 
@@ -117,10 +124,9 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
 
     a uint8 `[N, in_height, in_width, groups * channels]`, padded; m int8 `[parts, slices, groups, out, arrays,
     blocks * block_k]`; out, accumulators `[steps, pixels, groups * out]`, ranges int32 `[2, groups, arrays, digits,
-    slices]` or counts int64 `[copies, digits, slices, bins]`; adc, `(s, MAGIC + q_min, MAGIC + q_max)` float32
-    `[slices, digits, 3]`, table int16 `[slices, digits, bins]`, `exact_numbers` float64 `[slices, digits, 4]` or the ranges; first slice
-    of each step int32 `[steps + 1]`;
-    weight of a code `[slices, digits]`, 0 for reads that are not converted, which are not made.
+    slices]` or counts int64 `[copies, kinds, bins]`, kinds being `[slices, digits, classes]`; adc, `(s, MAGIC + q_min, MAGIC + q_max)`
+    float32 `[kinds, 3]`, table int16 `[kinds, bins]`, `exact_numbers` float64 `[kinds, 4]` or the ranges; first slice of each step
+    int32 `[steps + 1]`; weight of a code `[kinds]`, 0 for reads that are not converted: where a tile has no others, they are not made.
     """
     group = tl.program_id(2) % L.groups
     step = tl.program_id(2) // L.groups
@@ -134,7 +140,7 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
     DIGITS: tl.constexpr = L.digits
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), L.acc)
-    surplus = tl.full((), 0, L.acc)
+    surplus = tl.full((BLOCK_M, 1) if L.classes > 1 else (), 0, L.acc)
     for i in range(tl.load(first_ptr + step) * L.arrays, tl.load(first_ptr + step + 1) * L.arrays):
         k = i // L.arrays
         t = i % L.arrays
@@ -143,8 +149,9 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
             t * (L.blocks * L.block_k))
         a, m, m_high = _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L)
         for z in tl.static_range(DIGITS):
-            weight = tl.load(weight_ptr + (k * L.digits + z))
-            if not L.planned or weight != 0:  # with a plan, reads that are not converted are not made
+            kind = kind_of(a, a_ptr, corner, row, depth, in_width, k, t, z, L)
+            weight = tl.load(weight_ptr + kind)
+            if not L.planned or has_bits(weight, L):
                 u = _read(a, m, m_high, z, L)
                 for b in range(1, L.blocks):  # arrays of more than block_k rows
                     a_b, m_b, m_high_b = _load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k,
@@ -155,13 +162,13 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
                 if MODE == "sum":
                     acc += u
                 elif MODE == "static":
-                    q, zero = _static(u, adc_ptr, weight, k * L.digits + z, z, L)
+                    q, zero = _static(u, adc_ptr, weight, kind, z, L)
                     acc += q
                     surplus += zero
                 elif MODE == "table":
-                    acc += _table(u, adc_ptr, weight, k * L.digits + z, z, L)
+                    acc += _table(u, adc_ptr, weight, kind, z, L)
                 elif MODE == "exact":
-                    acc += exact_code(u >> L.dac_bits * z, adc_ptr, k * L.digits + z).to(L.acc) * weight
+                    acc += exact_code(u >> L.dac_bits * z, adc_ptr, kind).to(L.acc) * weight
                 elif MODE == "dynamic":
                     q, zero = _dynamic(u, adc_ptr, weight, read, L)
                     acc += q
@@ -169,7 +176,7 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
                 elif MODE == "range":
                     _widen(u, out_ptr, read, L)
                 else:
-                    _count(u, own, out_ptr, k, z, L)
+                    _count(u, own, out_ptr, kind, z, L)
 
     if MODE != "range" and MODE != "histogram":
         out = (step.to(tl.int64) * pixels + own_pixel) * (L.groups * L.out) + group * L.out
@@ -194,25 +201,25 @@ def levels(layer: MappedLayer, order: list[int], rows: torch.Tensor) -> torch.Te
 
 
 def conversion(layer: MappedLayer) -> tuple[str, torch.Tensor | None]:
-    """How the kernel converts the reads of `layer`: `(mode, what it needs of each slice and digit or None)`."""
+    """How the kernel converts the reads of `layer`: `(mode, what it needs of each slice, digit and class or None)`."""
     spec = layer.spec
-    slices, digits = range(len(spec.slice_bits)), range(len(spec.digit_bits))
     if spec.adc_range == "dynamic":
         return "dynamic", None
     if spec.adc_range == "ideal" or (not spec.planned and len(layer.delta_groups) == 1
-                                     and all(_is_identity(layer, k) for k in slices)):
+                                     and all(_is_identity(layer, k) for k in range(len(spec.slice_bits)))):
         return "sum", None
-    constants = [[_float32_constants(layer, z, k) for z in digits] for k in slices]
-    if not any(None in of_slice for of_slice in constants):
+    constants = of_kinds(layer, _float32_constants)
+    if not any(None in of_digit for of_slice in constants for of_digit in of_slice):
         return "static", torch.tensor(constants, dtype=torch.float32)
-    if layer.bins.shift:
-        return "exact", torch.tensor([[exact_numbers(layer, z, k) for z in digits] for k in slices], dtype=torch.float64)
-    return "table", torch.stack([torch.stack([_code_table(layer, z, k) for z in digits]) for k in slices])
+    low, high = layer.u_span
+    if (high - low + 1) * len(classes_apart(layer)) > MAX_BINS:
+        return "exact", torch.tensor(of_kinds(layer, exact_numbers), dtype=torch.float64)
+    return "table", torch.from_numpy(np.array(of_kinds(layer, _code_table)))
 
 
-def _code_table(layer, z, k):
-    """Codes of digit `z` and slice `k` for each u of the layer, int16 `[u]`."""
-    return torch.from_numpy(layer.converter(z, k).table(*layer.u_span, layer.spec.unit).astype(np.int16))
+def _code_table(layer, z, k, j):
+    """Codes of digit `z`, slice `k` and class `j` for each u of the layer, int16 `[u]`."""
+    return layer.converter(z, k, j).table(*layer.u_span, layer.spec.unit).astype(np.int16)
 
 
 def _is_identity(layer, k):
@@ -223,13 +230,13 @@ def _is_identity(layer, k):
     return np.array_equal(converter.table(low, high, layer.spec.unit), np.arange(low, high + 1))
 
 
-def _float32_constants(layer, z, k):
+def _float32_constants(layer, z, k, j=-1):
     """`(s, MAGIC + q_min, MAGIC + q_max)` with which the kernel's float32 arithmetic is `Converter.encode`; None without.
 
     It does not fall as u grows: see `Converter.around_steps`.
     """
-    unit, converter = layer.spec.unit, layer.converter(z, k)
-    u, codes = converter.around_steps(*layer.u_range(k), unit)
+    unit, converter = layer.spec.unit, layer.converter(z, k, j)
+    u, codes = converter.around_steps(*layer.u_range(k, j), unit)
     magic, nearest = np.float32(MAGIC.value), np.float32(unit / converter.delta)
     bounds = magic + np.float32(converter.q_min), magic + np.float32(converter.q_max)
     for s in (nearest, np.nextafter(nearest, np.float32(0)), np.nextafter(nearest, np.float32(np.inf))):
@@ -238,25 +245,24 @@ def _float32_constants(layer, z, k):
     return None
 
 
-def tiling(mode: str, pixels: int, channels: int, programs: int, blocks: int,
-           dtype: torch.dtype) -> tuple[int, int, dict]:
+def tiling(mode: str, pixels: int, channels: int, programs: int, L: Constants) -> tuple[int, int, dict]:
     """Tile `(pixels, channels)` of one program and the launch options.
 
     On an H100 a tile of 128 x 64 on 8 warps takes 128 registers a thread, so 16 warps share a multiprocessor and
-    convert while others multiply. The division of "dynamic" needs more registers, a lookup goes through shared memory,
-    and so do the codes of several blocks: smaller tiles. Tiles also shrink where they would not fill the GPU's 132
-    multiprocessors twice.
+    convert while others multiply. The division of "dynamic" and the numbers of several classes need more registers, a lookup
+    goes through shared memory, and so do the codes of several blocks: smaller tiles. Tiles also shrink where they would not fill
+    the GPU's 132 multiprocessors twice.
 
-    Args: pixels and channels of one group; programs, groups times ADC steps; blocks of an array; dtype of accumulators.
+    Args: pixels and channels of one group; programs, groups times ADC steps; L, the layer's constants.
     """
     block_n = min(64, max(16, triton.next_power_of_2(channels)))
-    large = mode in ("sum", "static", "range") and blocks == 1
+    large = mode in ("sum", "static", "range") and L.blocks == L.classes == 1
     block_m = min(128 if large else 64, max(16, triton.next_power_of_2(pixels)))
     for smaller in ((min(block_m, 64), block_n), (min(block_m, 64), min(block_n, 32))):
         if triton.cdiv(pixels, block_m) * triton.cdiv(channels, block_n) * programs < 2 * 132:
             block_m, block_n = smaller
-    options = dict(num_warps=8 if block_m == 128 else 4, num_stages=3 if blocks == 1 else 2,
+    options = dict(num_warps=8 if block_m == 128 else 4, num_stages=3 if L.blocks == 1 else 2,
                    enable_fp_fusion=False, sanitize_overflow=False)
-    if dtype == torch.int32:
+    if L.acc == tl.int32:
         options["maxnreg"] = 128 if block_m == 128 else 168
     return block_m, block_n, options

@@ -3,7 +3,8 @@ that int8 does not hold."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -53,9 +54,9 @@ def exact_code(u, adc_ptr, kind):
     return (q + WIDE_MAGIC).to(tl.int64, bitcast=True).to(tl.int32)
 
 
-def exact_numbers(layer: MappedLayer, z: int, k: int) -> tuple[float, float, int, int]:
-    """`(1 / D, D, q_min, q_max)` of the ADC of digit `z` and slice `k`, D its step in units of u: a power of two times delta."""
-    converter = layer.converter(z, k)
+def exact_numbers(layer: MappedLayer, z: int, k: int, j: int) -> tuple[float, float, int, int]:
+    """`(1 / D, D, q_min, q_max)` of the ADC of digit `z`, slice `k` and class `j`, D its step in units of u: a power of two times delta."""
+    converter = layer.converter(z, k, j)
     step = converter.delta / layer.unit
     return 1 / step, step, converter.q_min, converter.q_max
 
@@ -85,6 +86,50 @@ def codes_of_rows(a_ptr, corner, row, in_width, L: tl.constexpr):
     VECTOR: tl.constexpr = L.vector
     offset = tl.max_contiguous(tl.multiple_of(offset, VECTOR), VECTOR)
     return tl.load(a_ptr + (corner[:, None] + offset[None, :]))
+
+
+@triton.jit
+def kind_of(a, a_ptr, corner, row, depth, in_width, k, t, z, L: tl.constexpr):
+    """Which number of a table `[slices, digits, classes]` is that of a read: one for all pixels, or `[pixels, 1]` where classes of n, the
+    sum of the digits on the rows of array t, are told apart. Class j has the n of j bits, the last one all longer ones."""
+    kind = k * L.digits + z
+    if L.classes > 1:
+        CLASSES: tl.constexpr = L.classes
+        n = _ones(a, depth, t, z, L)
+        for b in range(1, L.blocks):
+            n += _ones(codes_of_rows(a_ptr, corner, row + b * L.block_k, in_width, L), depth + b * L.block_k, t, z, L)
+        kind = (kind * L.classes + tl.zeros_like(n))[:, None]
+        for bits in tl.static_range(CLASSES - 1):
+            kind += (n >= 1 << bits).to(tl.int32)[:, None]
+    return kind
+
+
+@triton.jit
+def _ones(a, depth, t, z, L: tl.constexpr):
+    """Sum of the digits of a block of codes, int32 `[pixels]`, without those of rows past the end of the array."""
+    own = (depth < L.rows) & (t % tl.cdiv(L.span, L.rows) * L.rows + depth < L.span)
+    MASK: tl.constexpr = (1 << L.dac_bits) - 1
+    return tl.max(dot(a >> L.dac_bits * z, own[:, None].broadcast_to(L.block_k, 16).to(tl.int8), MASK), 1)
+
+
+@triton.jit
+def has_bits(weight, L: tl.constexpr):
+    """Whether any read of these weights, of codes, is converted."""
+    if L.classes > 1:
+        weight = tl.max(weight)
+    return weight != 0
+
+
+def classes_apart(layer: MappedLayer) -> list[int]:
+    """The classes of n that have converters of their own, those of a plan by ones. Otherwise the last one is that of all: idle reads, a
+    class of two, are 0, and so is their code."""
+    return [*range(layer.classes)] if layer.classes > 2 else [-1]
+
+
+def of_kinds(layer: MappedLayer, function: Callable[..., Any]) -> list:
+    """`function(layer, z, k, j)` of all reads that have converters of their own, lists `[slices, digits, classes]`."""
+    digits, slices = range(len(layer.spec.digit_bits)), range(len(layer.spec.slice_bits))
+    return [[[function(layer, z, k, j) for j in classes_apart(layer)] for z in digits] for k in slices]
 
 
 def levels(weights: torch.Tensor, order: list[int], rows: torch.Tensor) -> torch.Tensor:
