@@ -18,7 +18,7 @@ from interpreter import DEVICE, GPU, running
 from strategies import Case, cases, random_cells, ranges, specs
 
 import models.quant.engines as engines
-from models.quant import CrossbarSpec, Qconv2dDoreFa, set_engine
+from models.quant import CrossbarSpec, Qconv2dDoreFa, calibrate, set_engine
 from models.quant.arrays import adc, mapping
 from models.quant.arrays.converter import Converter
 from models.quant.arrays.mapping import MappedLayer, u_range
@@ -195,10 +195,11 @@ def by_ones(case, seed=0, most=8):
 
 
 def check_ones(case, mode=None):
-    """Against the reference engine, with counts of the reads of each class."""
+    """Against the reference engine, with counts of the reads of each class, which are those of a layer without an ADC."""
     layer, codes, reference = case.layer(), case.input().to(DEVICE), engines.load("reference")
     assert layer.classes > 2
     assert_same(accumulators(case, mode), reference.accumulate(layer, codes).cpu().numpy())
+    layer = replace(layer, spec=replace(layer.spec, adc_range="ideal"))
     found = triton_gpu.histogram(triton_gpu.prepare(layer), codes).cpu()
     assert_same(found.numpy(), reference.histogram(layer, codes).cpu().numpy())
 
@@ -253,6 +254,12 @@ def test_the_step_of_one_class_decides_for_float32(cells):
     check_ones(case, "exact" if cells else "table")
     case.bits[0][0][8], case.q_min[0][0][8] = 0, 0
     check_ones(case, "static")
+
+
+@pytest.mark.parametrize("cells", [False, True])
+def test_sums_without_an_adc_on_hardware_with_a_plan_by_ones(cells):
+    case = layer_case(CrossbarSpec(4, 4, 2, adc_range="ideal", adc_plan="ones", adc_bits=1))
+    check(with_cells(case) if cells else case, "sum")
 
 
 @pytest.mark.parametrize("cells", [False, True])
@@ -542,6 +549,20 @@ def test_layer_output_does_not_depend_on_the_engine(adc_range, reference):
         with torch.no_grad(), set_engine(name):
             outputs.append(layer.to(DEVICE)(x.to(DEVICE)))
     assert torch.equal(*outputs)
+
+
+def test_calibrated_by_ones_a_layer_gives_the_same_on_both_engines():
+    torch.manual_seed(0)
+    spec = CrossbarSpec(cell_bits=2, rows=16, adc_plan="ones", adc_bits=1.5)
+    layer = Qconv2dDoreFa(20, 12, 3, stride=2, padding=1, spec=spec, alpha_init=1.0)
+    x = (torch.rand(2, 20, 5, 5) * 1.2 * (torch.rand(2, 20, 5, 5) < 0.3)).to(DEVICE)
+    with torch.no_grad():
+        calibrate(layer.to(DEVICE), x, share="layer")
+        outputs = []
+        for name in ("triton", "reference"):
+            with set_engine(name):
+                outputs.append(layer(x))
+    assert torch.equal(*outputs) and len(layer.adc_bits_plan.unique()) > 2
 
 
 def test_without_a_gpu_the_engine_says_so(monkeypatch):
