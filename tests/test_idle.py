@@ -17,7 +17,7 @@ from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  #
 from test_triton import layer_case, planned_case
 
 from models import quant
-from models.quant import CrossbarSpec, calibrate, collect_histograms, convert, crossbar_layers
+from models.quant import CrossbarSpec, calibrate, convert, crossbar_layers
 from models.quant.arrays import plans
 from models.quant.cost import Technology, count, estimate
 from models.quant.network.counts import counting

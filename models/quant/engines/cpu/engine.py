@@ -32,7 +32,7 @@ from ...kernels.simd import set_threads
 from .. import accumulator_dtype
 from ..reach import lacking
 from . import cells
-from .common.buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
+from .common.buffers import BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .common.layout import lay_out
 from .dense import Dense
 from .groups import grouped
@@ -46,8 +46,8 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
     if layer.cells is not None and not cells.fits(layer):
         return "cells too far from their levels for sums of 16 bits"
-    if layer.spec.planned and layer.classes > 2:
-        return "it has no plans by ones"
+    if layer.spec.planned and layer.classes > 2 and (layer.cells is not None or grouped.serves(layer)):
+        return "it has no plans by ones for these cells"
     return lacking(layer) or (None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}")
 
 
@@ -89,8 +89,9 @@ def way(prepared: _AnyPrepared, a_codes: torch.Tensor) -> str:
 
 
 def histogram(prepared: _AnyPrepared, a_codes: torch.Tensor) -> torch.Tensor:
-    """Counts of the read values, int64 `[digits, slices, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
-    return prepared.histogram(a_codes).unsqueeze(2)
+    """Counts of the read values, int64 `[digits, slices, classes, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
+    counts = prepared.histogram(a_codes)
+    return counts if counts.dim() == 4 else counts.unsqueeze(2)
 
 
 class _Prepared:
@@ -183,19 +184,21 @@ class _Prepared:
             dtype = torch.int32 if scaling else accumulator_dtype(layer)
             results = 0 if "next_codes" in scaling else 1 if scaling else reads.shape.steps
             out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
-        reads.run(adc, a_codes, DYNAMIC if layer.spec.adc_range == "dynamic" else STATIC, out=out.numpy(), **scaling)
+        op = DYNAMIC if layer.spec.adc_range == "dynamic" else BY_ONES if layer.classes > 2 else STATIC
+        reads.run(adc, a_codes, op, out=out.numpy(), **scaling)
         return out if out.dtype == torch.int64 else out.view(torch.int32)
 
     def histogram(self, a_codes):
-        """Counts of the read values, int64 `[digits, slices, bin]`."""
+        """Counts of the read values, int64 `[digits, slices, classes, bin]`."""
         layer, bins = self.layer, self.layer.bins
         if layer.largest_sum >= MOST_LEAVES or bins.shift:
             return self.on_grid.histogram(a_codes, bins)
         reads = self.counting
         set_threads()
-        counts = np.zeros((numba.get_num_threads(), len(layer.spec.digit_bits), reads.shape.slices, bins.count, 8), np.int64)
+        kinds = len(layer.spec.digit_bits), reads.shape.slices, layer.classes
+        counts = np.zeros((numba.get_num_threads(), *kinds, bins.count, 8), np.int64)
         reads.run(no_adc(layer), a_codes, HISTOGRAM, counts=counts, u_min=bins.first)
-        return torch.from_numpy(counts.sum(axis=(0, 4)))
+        return torch.from_numpy(counts.sum(axis=(0, 5)))
 
 
 class _Reads:

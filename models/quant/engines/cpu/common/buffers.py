@@ -14,11 +14,13 @@ from ....kernels.inner import inner
 from ....kernels.simd import LANES, aligned
 from .layout import BLOCK
 
-# What is done with a read. Each is compiled by itself: the number is a constant to the compiler, which leaves out the others.
+# What is done with a read. Each is compiled by itself: the number is a constant to the compiler, which leaves out the others. (4 to 7 are
+# those of cells on a grid.)
 STATIC = 0  # its ADC code, ranges fixed, to the accumulators
 DYNAMIC = 1  # its ADC code, ranges of the batch, to the accumulators
 RANGES = 2  # its u to the smallest and largest ones of the batch
 HISTOGRAM = 3  # its u is counted
+BY_ONES = 8  # as STATIC, with ranges that differ from class to class of n
 
 MAX_PLANES = 32  # bit planes of P, which stays below 2^26
 MOST_LEAVES = 2**11  # values of P that a histogram counts 512 columns at a time: a vector for each
@@ -30,7 +32,7 @@ MOST_LEAVES = 2**11  # values of P that a histogram counts 512 columns at a time
 #             all u are float32
 # next_codes  `[N, H', W', out]`: in place of those bits the codes that the next layer makes of them, see `output.ToCodes`
 # extremes    smallest and largest u, `[thread, group, array, digit, slice, 2]`
-# counts      of u, `[thread, digit, slice, u - u_min, part]`: eight parts (`simd.add_ones`)
+# counts      of u, `[thread, digit, slice, class, u - u_min, part]`: eight parts (`simd.add_ones`)
 Target = namedtuple("Target", "out wide floats values scale offset next_codes extremes counts u_min")
 
 # Arrays of one work item, overwritten from pixel to pixel.
@@ -42,7 +44,7 @@ Target = namedtuple("Target", "out wide floats values scale offset next_codes ex
 # step, total        of one pixel, `[channel]`: accumulators of one ADC step, int64; their scaled sum, float64
 # lows, highs        RANGES: smallest and largest u in each lane, `[array, digit, slice, lane]`
 # seen               RANGES: those of all lanes, `[array, digit, slice, 2]`
-# quiet              `[array, digit, 2]`: reads with a u from the first to the second change nothing (their code is 0, or
+# quiet              `[array, digit, class, 2]`: reads with a u from the first to the second change nothing (their code is 0, or
 #                    every slice has seen smaller and larger ones) and are not looked at closely, or not at all
 # leaves             HISTOGRAM: see `histogram`
 Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums acc step total lows highs seen
@@ -67,11 +69,12 @@ ColumnAddresses = namedtuple("ColumnAddresses", """
     look""")
 
 # The reads of all columns of one array at one output pixel, for one digit of the input.
+# kind         digit and class of n, an entry of tables [digit, class]
 # first        entry of its slice 0 in tables [group, array, digit, slice]; slot: in tables [array, digit, slice]
 # cells        where the cells of its array begin in the weights; pass_stride: words from one bit of the cells to the next
 # ones         n, the sum of its rows' digits
 # depth        bit planes that hold any P with so many ones
-Read = namedtuple("Read", "array digit first slot cells pass_stride ones depth")
+Read = namedtuple("Read", "array digit kind first slot cells pass_stride ones depth")
 
 
 @inner
@@ -88,7 +91,7 @@ def new_buffers(shape, pixels, n_intervals, leaves):
         sums=aligned(shape.digits * shape.blocks * BLOCK, like), acc=aligned(shape.steps * padded, int32),
         step=np.empty(padded, np.int64), total=np.empty(padded),
         lows=aligned(slots * LANES, int16), highs=aligned(slots * LANES, int16), seen=np.empty((slots, 2), np.int64),
-        quiet=np.empty((shape.arrays, shape.digits, 2), np.int64), leaves=aligned(leaves * LANES, like))
+        quiet=np.empty((shape.arrays, shape.digits * shape.classes, 2), np.int64), leaves=aligned(leaves * LANES, like))
 
 
 @inner
@@ -113,7 +116,7 @@ def addresses(shape, layout, adc, target, to_codes, buffers, thread, op):
         offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
         gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
         extremes=_of_thread(target.extremes, thread), counts=_of_thread(target.counts, thread),
-        u_min=target.u_min, bins=target.counts.shape[3],
+        u_min=target.u_min, bins=target.counts.shape[4],
         lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
         row_count=buffers.row_count.ctypes.data, planes=buffers.planes.ctypes.data, bytes=buffers.bytes.ctypes.data,
         sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data, exact_acc=0,

@@ -50,6 +50,7 @@ def count_values(shape, at, read, block):
         k = int64_at(at.runs, RUN * run + SLICE)
         columns = load(at.run_columns, run * LANES)
         zero = -int64_at(at.reference, k) * read.ones - at.u_min
-        first = (read.digit * shape.slices + k) * at.bins + zero
+        of_class = read.kind - read.digit * shape.classes
+        first = ((read.digit * shape.slices + k) * shape.classes + of_class) * at.bins + zero
         for p in range(min(size, (at.bins - 1 - zero) // shape.read_scale + 1)):  # slices of fewer bits end earlier
             add_ones(at.counts, first + shape.read_scale * p, load(at.leaves, p * LANES) & columns)

@@ -22,7 +22,7 @@ TURN = 16  # rows that are counted at a time; lists of rows end with so many ent
 ColumnShape = namedtuple("ColumnShape", """
     out_channels channels groups arrays
     stride_y stride_x pad_top pad_left reach_y
-    input_bits cell_bits dac_bits digits slices
+    input_bits cell_bits dac_bits digits classes slices
     slice_vectors blocks
     passes packed
     slots
@@ -30,6 +30,7 @@ ColumnShape = namedtuple("ColumnShape", """
     steps""")
 # out_channels, channels   of one group; arrays: of one group too
 # reach_y                  input rows that a kernel spans
+# classes                  of n, see `MappedLayer.classes`
 # slice_vectors, blocks    vectors of columns of one slice; blocks of all slices
 # passes, packed           bits of a cell that are counted one after the other; that stand side by side
 # slots                    entries of the lists of one pixel and input bit, with room for one array's list
@@ -90,7 +91,7 @@ def lay_out(layer: MappedLayer, side_by_side: bool) -> tuple[ColumnShape, Column
         stride_y=geometry.stride[0], stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2],
         reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1,
         input_bits=spec.a_bits, cell_bits=spec.cell_bits, dac_bits=spec.dac_bits,
-        digits=len(spec.digit_bits), slices=slices,
+        digits=len(spec.digit_bits), classes=layer.classes, slices=slices,
         slice_vectors=slice_vectors, blocks=blocks, passes=passes, packed=packed,
         slots=int(slot[-1] + rows.max() + TURN),
         read_scale=1 + analog, below=int(reference.max()), above=int(((1 + analog) * cells - reference).max()),
@@ -183,10 +184,10 @@ def _runs(kinds, slice_vectors, blocks):
 
 
 def _converted_runs(layer, slice_vectors, blocks):
-    """Runs of every digit and block, slices of one reference and one range together, and where those of each begin."""
+    """Runs of every digit, class of n and block, slices of one reference and one range together, and where those of each begin."""
     start, runs = [0], []
-    for z in range(len(layer.spec.digit_bits)):
-        of_slice = [layer.converter(z, k) for k in range(len(layer.reference_twice))]
+    for z, j in np.ndindex(len(layer.spec.digit_bits), layer.classes):
+        of_slice = [layer.converter(z, k, j) for k in range(len(layer.reference_twice))]
         found, found_start = _runs(list(zip(layer.reference_twice, of_slice)), slice_vectors, blocks)
         for first, end in zip(found_start, found_start[1:]):
             runs += [run for run in found[first:end] if of_slice[run[SLICE]].bits > 0]

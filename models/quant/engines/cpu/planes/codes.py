@@ -7,9 +7,9 @@ in pairs, even and odd columns; a lane of 16 bits holds a byte of each.
 from ....kernels.inner import inlined
 from ....kernels.simd import (LANES, add_bytes_up_to_255, add_signed, add_signed_short, add_unsigned, int64_at, load, lookup, mulhi, sar,
                               splat, store, sub_bytes_down_to_0, vmax, vmin)
-from ..common.buffers import STATIC
+from ..common.buffers import BY_ONES, DYNAMIC
 from ..common.layout import PAIR, PAIR_END, RUN, SLICE
-from .converter import CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAST_CENTRE, LIMITS, LOW, OFFSET, Q_MAX, Q_MIN, SHIFT, SPAN, TIE
+from .converter import CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAST_CENTRE, LIMITS, LOW, OFFSET, Q_MAX, Q_MIN, SHIFT, SPAN, TIE, WORTH
 from .counts import to_bytes
 from .fixed_point import EVEN, TOWARDS_ZERO
 
@@ -80,30 +80,32 @@ def _add(sums, pair, even, odd):
 
 @inlined
 def converted_runs(shape, at, read, block):
-    """Where the runs of one block that are converted for this digit begin and end; none where a plan gives them no bits."""
-    entry = read.digit * shape.blocks + block
+    """Where the runs of one block that are converted for this digit and class begin and end; none where a plan gives them no bits."""
+    entry = read.kind * shape.blocks + block
     return int64_at(at.merged_start, entry), int64_at(at.merged_start, entry + 1)
 
 
 @inlined
-def add_static(shape, at, read, block):
-    """ADC codes of one block, ranges fixed, added to the sums of its digit; where `Adc.relative`, codes less u / s."""
+def add_static(shape, at, read, block, op):
+    """ADC codes of one block, ranges fixed, added to the sums of its digit; where `Adc.relative`, codes less u / s; BY_ONES, times what they
+    are worth."""
     to_bytes(at, read.depth)
-    if read.ones <= int64_at(at.table_ones, read.digit):
+    if read.ones <= int64_at(at.table_ones, read.kind):
         first, end = converted_runs(shape, at, read, block)
         for run in range(first, end):
-            _add_static_by_table(shape, at, read, block, run)
+            _add_static_by_table(shape, at, read, block, run, op)
     else:
         for run in range(int64_at(at.run_start, block), int64_at(at.run_start, block + 1)):
-            _add_static_by_form(shape, at, read, block, run)
+            _add_static_by_form(shape, at, read, block, run, op)
 
 
 @inlined
-def _add_static_by_table(shape, at, read, block, run):
+def _add_static_by_table(shape, at, read, block, run, op):
     """Codes of a run of slices with one reference and one range, looked up in `converter.code_table`."""
     k = int64_at(at.merged, RUN * run + SLICE)
     zero = int64_at(at.reference, k) * read.ones
-    k += read.digit * shape.slices
+    k += read.kind * shape.slices
+    worth = splat(int64_at(at.limits, LIMITS * k + WORTH))
     up = splat(0x0101 * (LAST_CENTRE - (zero >> 1 if shape.read_scale == 2 else CENTRE)))
     codes = at.codes + 256 * k + 128 * (zero & 1)
     table, beyond = load(codes, 0), load(codes, LANES)
@@ -112,23 +114,26 @@ def _add_static_by_table(shape, at, read, block, run):
         # P - centre + 64, but no less than 0 and no more than 127
         index = sub_bytes_down_to_0(add_bytes_up_to_255(_small_cells(shape, at, pair), up), splat(0x8080))
         q = lookup(table, beyond, index)
-        _add(sums, pair, sar(q << splat(8), splat(8)), sar(q, splat(8)))
+        even, odd = sar(q << splat(8), splat(8)), sar(q, splat(8))
+        if op == BY_ONES:
+            even, odd = even * worth, odd * worth
+        _add(sums, pair, even, odd)
 
 
 @inlined
-def _add_static_by_form(shape, at, read, block, run):
+def _add_static_by_form(shape, at, read, block, run, op):
     """Codes of a run of one slice in 16-bit arithmetic; reads beyond all steps are clipped first, as 16 bits may not hold
     what the arithmetic would make of them."""
     k = int64_at(at.runs, RUN * run + SLICE)
     zero = int64_at(at.reference, k) * read.ones
-    k += read.digit * shape.slices
+    k += read.kind * shape.slices
     limits = at.limits + 8 * LIMITS * k
     if int64_at(limits, Q_MIN) == int64_at(limits, Q_MAX):  # the one code is that of zero: no bits
         return
     shift, offset, factor, fraction, tie = _form(shape, at.forms + 8 * FORM * k, zero)
     low = splat((int64_at(limits, CLIP_LOW) + zero) // shape.read_scale)
     high = splat(-(-(int64_at(limits, CLIP_HIGH) + zero) // shape.read_scale))
-    bottom, top = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MAX))
+    bottom, top, worth = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MAX)), splat(int64_at(limits, WORTH))
     sums = _sums(shape, at, read, block)
     for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
         even, odd = cells(shape, at, pair, read.depth)
@@ -138,6 +143,8 @@ def _add_static_by_form(shape, at, read, block, run):
         if at.relative:
             exact, scale = splat(zero >> (at.relative - 1)), splat(shape.read_scale - at.relative)  # u / s = 2^scale P - exact
             q_even, q_odd = q_even + exact - (even << scale), q_odd + exact - (odd << scale)
+        if op == BY_ONES:
+            q_even, q_odd = q_even * worth, q_odd * worth
         _add(sums, pair, q_even, q_odd)
 
 
@@ -189,9 +196,9 @@ def shift_add(shape, at, op):
             lane = int64_at(at.step_of_slice, k) * shape.slice_vectors * LANES
             for v in range(shape.slice_vectors):
                 total = load(at.sums, (z * shape.blocks * 16 + k * shape.slice_vectors + v) * LANES)
-                if op == STATIC and factor < 2**15:
-                    add_signed_short(at.acc, lane + v * LANES, total, factor)
-                elif op == STATIC:
-                    add_signed(at.acc, lane + v * LANES, total, factor)
-                else:
+                if op == DYNAMIC:
                     add_unsigned(at.acc, lane + v * LANES, total, factor)
+                elif factor < 2**15:
+                    add_signed_short(at.acc, lane + v * LANES, total, factor)
+                else:
+                    add_signed(at.acc, lane + v * LANES, total, factor)

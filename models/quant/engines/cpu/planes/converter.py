@@ -18,23 +18,25 @@ from ..whole.choice import RELATIVE, TABLES, may
 from ..whole.integer import IntegerConvolution
 from .fixed_point import fixed_point
 
-# forms         numbers of the 16-bit arithmetic, `[group, array, digit, slice, field]` (1, 1 where ranges are fixed)
-# limits        `[digit, slice, field]`
-# codes         tables of bytes, int8 `[., 2, 128]`: `code_table` of each digit and slice, or those of each span of u where
+# A kind is a digit and a class of n.
+# forms         numbers of the 16-bit arithmetic, `[group, array, kind, slice, field]` (1, 1 where ranges are fixed)
+# limits        `[kind, slice, field]`
+# codes         tables of bytes, int8 `[., 2, 128]`: `code_table` of each kind and slice, or those of each span of u where
 #               dynamic
-# table_ones    reads with no more ones among their inputs take the tables, `[digit]`
+# table_ones    reads with no more ones among their inputs take the tables, `[kind]`
 # relative      s = 1, 2: what is added is the code less u / s; the sum of all u / s is an integer convolution. 0: it is the code
-# quiet         reads with a u from the first to the second add nothing, `[digit, 2]`
+# quiet         reads with a u from the first to the second add nothing, `[kind, 2]`
 # q_max         dynamic: highest code
-# factors       what a code is worth in the accumulators, `[digit, slice]`: `2^(d z + c k)`, times `64 delta` with a plan
+# factors       what a code is worth in the accumulators, `[digit, slice]`: `2^(d z + c k)`, times `64 delta` with a plan; by ones times the
+#               greatest divisor that all `64 delta` have in common, of which a code then is worth WORTH
 # idle          dynamic: what a read without a one among its inputs adds, `[group, array, digit]`
-# flush         dynamic: before which arrays sums move from 16 bits into 32, `[group, array]`
+# flush         dynamic and by ones: before which arrays sums move from 16 bits into 32, `[group, array]`
 # constant      what every output of a group gets besides
 Adc = namedtuple("Adc", "forms limits codes table_ones relative quiet q_max factors idle flush constant")
 SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)  # of a form: those of `fixed_point`; dynamic: u_a, u_b - u_a
 FORM = 7  # fields of a form
-CLIP_LOW, CLIP_HIGH, Q_MIN, Q_MAX = range(4)  # the u beyond which all codes are the lowest or highest; these codes
-LIMITS = 4  # fields of the limits of a digit and slice
+CLIP_LOW, CLIP_HIGH, Q_MIN, Q_MAX, WORTH = range(5)  # the u beyond which all codes are the lowest or highest; these codes
+LIMITS = 5  # fields of the limits of a kind and slice
 ALL = -2**40, 2**40  # a range of u that holds every read
 CENTRE = 64  # of a table of codes
 LAST_CENTRE = 192  # `P - centre + LAST_CENTRE` must not be negative
@@ -42,23 +44,25 @@ LAST_CENTRE = 192  # `P - centre + LAST_CENTRE` must not be negative
 
 def _without_forms(layer, shape):
     """An ADC with room for forms of this `shape`."""
-    digits, slices = shape[2:]
-    kinds = list(np.ndindex(digits, slices))
-    limits = np.zeros((digits, slices, LIMITS), np.int64)
-    factors = np.zeros((digits, slices), np.int64)
-    dynamic = layer.spec.adc_range == "dynamic"
-    for z, k in kinds:
-        factors[z, k] = 1 << layer.spec.dac_bits * z + layer.spec.cell_bits * k
-        if not dynamic:
-            converter = layer.converter(z, k)
-            limits[z, k, Q_MIN:] = converter.q_min, converter.q_max
-            factors[z, k] *= converter.factor
-    codes = aligned(len(kinds) * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
+    groups, arrays, digits, slices = shape
+    kinds = digits * layer.classes
+    limits = np.zeros((digits, layer.classes, slices, LIMITS), np.int64)
+    factors = np.ones((digits, slices), np.int64)
+    if layer.spec.adc_range != "dynamic":
+        for z, j, k in np.ndindex(*limits.shape[:3]):
+            converter = layer.converter(z, k, j)
+            limits[z, j, k, Q_MIN:] = converter.q_min, converter.q_max, converter.factor if converter.bits else 0
+        worth = limits[..., WORTH]
+        factors = worth.max(axis=1) if layer.classes <= 2 else np.full_like(factors, np.gcd.reduce(worth, axis=None))
+        worth //= np.maximum(factors[:, None], 1)
+    place = layer.spec.dac_bits * np.arange(digits)[:, None] + layer.spec.cell_bits * np.arange(slices)
+    dynamic, factors = layer.spec.adc_range == "dynamic", factors << place
+    codes = aligned(kinds * slices * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
     return Adc(
-        forms=np.zeros((*shape, FORM), np.int64), limits=limits, codes=codes,
-        table_ones=np.full(digits, -1, np.int64), relative=0, quiet=np.zeros((digits, 2), np.int64),
+        forms=np.zeros((groups, arrays, kinds, slices, FORM), np.int64), limits=limits.reshape(kinds, slices, LIMITS), codes=codes,
+        table_ones=np.full(kinds, -1, np.int64), relative=0, quiet=np.zeros((kinds, 2), np.int64),
         q_max=2**layer.spec.adc_bits - 1 if dynamic else 0, factors=factors,
-        idle=np.zeros(shape[:3], np.int64), flush=np.zeros(shape[:2], np.bool_),
+        idle=np.zeros(shape[:3], np.int64), flush=np.zeros((groups, arrays), np.bool_),
         constant=np.zeros(layer.geometry.groups, np.int64))
 
 
@@ -89,23 +93,31 @@ def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | No
     spec, table = layer.spec, no_adc(layer)
     if not fits(layer) or accumulator_dtype(layer) != torch.int32:
         return None
-    silent = np.zeros((*table.limits.shape[:2], 2), np.int64)
-    for z, k in np.ndindex(*table.limits.shape[:2]):
-        form = static_form(*layer.u_range(k), spec.unit, layer.converter(z, k))
-        if form is None or len(layer.arrays) * form.largest >= 2**15:
+    silent, largest = np.zeros((*table.limits.shape[:2], 2), np.int64), np.zeros(table.limits.shape[:2], np.int64)
+    for kind, k in np.ndindex(*largest.shape):
+        z, j = divmod(kind, layer.classes)
+        form = static_form(*layer.u_range(k, j), spec.unit, layer.converter(z, k, j))
+        if form is None:
             return None
-        table.forms[0, 0, z, k, :LOW] = form.form
-        table.limits[z, k, :Q_MIN] = form.clip
-        silent[z, k] = form.silent
+        table.forms[0, 0, kind, k, :LOW] = form.form
+        table.limits[kind, k, :Q_MIN] = form.clip
+        silent[kind, k], largest[kind, k] = form.silent, form.largest * table.limits[kind, k, WORTH]
     table.quiet[:, 0], table.quiet[:, 1] = silent[..., 0].max(axis=1), silent[..., 1].min(axis=1)
+    if layer.classes > 2:
+        shape = layer.geometry.groups, len(layer.arrays), len(spec.digit_bits), len(spec.slice_bits)
+        flush = _flushes(np.broadcast_to(largest.reshape(shape[2], layer.classes, -1).max(axis=1), shape), 2**15)
+        table = table._replace(flush=flush)
+    if largest.max() * (1 if layer.classes > 2 else len(layer.arrays)) >= 2**15:
+        return None
     table, convolution = _relative(layer, table)
     if has_byte_tables() and may(TABLES):
-        for z in range(len(spec.digit_bits)):
+        for kind in range(len(largest)):
+            z, j = divmod(kind, layer.classes)
             ones = []
             for k in range(len(spec.slice_bits)):
-                table.codes[z * len(spec.slice_bits) + k], most = code_table(layer, z, k, table.relative)
-                ones += [most] if layer.converter(z, k).bits else []
-            table.table_ones[z] = min(ones, default=-1)
+                table.codes[kind * len(spec.slice_bits) + k], most = code_table(layer, z, k, j, table.relative)
+                ones += [most] if layer.converter(z, k, j).bits else []
+            table.table_ones[kind] = min(ones, default=-1)
     return table, convolution
 
 
@@ -159,15 +171,15 @@ def _relative(layer, table):
     return table._replace(relative=s), convolution
 
 
-def code_table(layer: MappedLayer, z: int, k: int, relative: int) -> tuple[np.ndarray, int]:
-    """The static ADC of digit `z` and slice `k` as a table of bytes, for the reads that fit: (table, most ones among their inputs).
+def code_table(layer: MappedLayer, z: int, k: int, j: int, relative: int) -> tuple[np.ndarray, int]:
+    """The static ADC of digit `z`, slice `k` and class `j` as a table of bytes, for the reads that fit: (table, most ones among their inputs).
 
     Table, int8 `[2, 128]`: entry `[i, j + 64]`, `-64 <= j < 64`, is the code of `u = 2 j - i` (analog reference: i is
     the lowest bit of `2 r_k n`, `j = P - floor(r_k n)`) or of `u = j + 64` (digital, `j = P - 64`); less u / s if `relative`.
     A code, but not its difference from u / s, may hold for all reads with a j beyond too. -1 where the entries are no bytes.
     """
     spec = layer.spec
-    return _code_table(layer.u_range(k), spec.unit, layer.converter(z, k), layer.reference_twice[k], spec.reference == "analog",
+    return _code_table(layer.u_range(k, j), spec.unit, layer.converter(z, k, j), layer.reference_twice[k], spec.reference == "analog",
                        2 ** spec.slice_bits[k] - 1, relative)
 
 
@@ -213,7 +225,7 @@ def dynamic_adc(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Adc | 
             codes[d] = _dynamic_codes(x, d, spec.adc_bits).astype(np.uint8).view(np.int8)
         table = table._replace(codes=codes)
         table.table_ones[:] = 255 // (2**spec.cell_bits - 1)
-    table.flush[:] = _flushes(span * table.q_max)
+    table.flush[:] = _flushes(span * table.q_max, 2**16)
     return table
 
 
@@ -232,11 +244,11 @@ def _dynamic_codes(x, span, adc_bits):
     return np.clip(np.rint(x.astype(np.float32) / step), 0, 2**adc_bits - 1).astype(np.int64)
 
 
-def _flushes(largest):
-    """Before which arrays the sums of reads, each at most `largest` [group, array, digit, slice], would pass 16 bits."""
+def _flushes(largest, room):
+    """Before which arrays the sums of reads, each at most `largest` [group, array, digit, slice], would pass what there is room for."""
     flush, total = np.zeros(largest.shape[:2], np.bool_), np.zeros_like(largest[:, 0])
     for t in range(largest.shape[1]):
         total = total + largest[:, t]
-        flush[:, t] = total.max(axis=(1, 2)) >= 2**16
+        flush[:, t] = total.max(axis=(1, 2)) >= room
         total[flush[:, t]] = largest[flush[:, t], t]
     return flush

@@ -73,7 +73,7 @@ def _narrow(shape, at, read):
         put_int64(at.seen, 2 * slot, low)
         put_int64(at.seen, 2 * slot + 1, high)
         quiet_low, quiet_high = max(quiet_low, low), min(quiet_high, high)
-    quiet = 2 * (read.array * shape.digits + read.digit)
+    quiet = 2 * (read.array * shape.digits * shape.classes + read.kind)
     put_int64(at.quiet, quiet, quiet_low)
     put_int64(at.quiet, quiet + 1, quiet_high)
 

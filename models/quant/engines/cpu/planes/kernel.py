@@ -19,7 +19,7 @@ from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
 from ....kernels.output import NOT_TO_CODES, ToCodes
 from ....kernels.simd import LANES, bit_length, int64_at, splat, store, uint8_at
-from ..common.buffers import DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC, Read, Target, addresses, keep_alive, new_buffers
+from ..common.buffers import BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC, Read, Target, addresses, keep_alive, new_buffers
 from ..common.finish import Pixel, finish_pixel
 from ..common.histogram import count_values
 from ..common.layout import BLOCK, ColumnLayout, ColumnShape
@@ -32,7 +32,7 @@ from .extremes import join_extremes, keep_extremes, spread_extremes
 
 log = logging.getLogger(__name__)
 
-_WHAT = {STATIC: "fixed ADC ranges", DYNAMIC: "dynamic ADC ranges", RANGES: "the ranges of a batch",
+_WHAT = {STATIC: "fixed ADC ranges", BY_ONES: "plans by ones", DYNAMIC: "dynamic ADC ranges", RANGES: "the ranges of a batch",
          HISTOGRAM: "histograms of the reads"}
 
 
@@ -53,7 +53,7 @@ def run(shape: ColumnShape, layout: ColumnLayout, adc: Adc, a_codes: torch.Tenso
         out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
         offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None,
         extremes: np.ndarray | None = None, counts: np.ndarray | None = None, u_min: int = 0) -> None:
-    """Do `op` with every read of a layer: codes of STATIC and DYNAMIC go to `out` or `next_codes`, RANGES to `extremes`,
+    """Do `op` with every read of a layer: codes of STATIC, BY_ONES and DYNAMIC go to `out` or `next_codes`, RANGES to `extremes`,
     HISTOGRAM to `counts`; see `buffers.Target`.
 
     Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`.
@@ -66,7 +66,7 @@ def run(shape: ColumnShape, layout: ColumnLayout, adc: Adc, a_codes: torch.Tenso
         offset=np.empty(0, np.float32) if offset is None else offset,
         next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
         extremes=np.empty((0,) * 6, np.int64) if extremes is None else extremes,
-        counts=np.empty((0,) * 5, np.int64) if counts is None else counts, u_min=u_min)
+        counts=np.empty((0,) * 6, np.int64) if counts is None else counts, u_min=u_min)
     bands = bands_of(len(a_codes), size[0])
     _kernels[op](len(a_codes) * bands, shape, layout, adc, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, bands)
 
@@ -92,10 +92,10 @@ def _kernel(op):
             for y in range(first, last):
                 listed = list_rows_under(shape, at, source, group_codes, y, listed)
                 for x in range(width):
-                    if added and (op == STATIC or op == DYNAMIC):
+                    if added and op != RANGES and op != HISTOGRAM:
                         _clear_sums(shape, at)
                     added, idle = _reads_of_pixel(shape, at, source, group, y, x, op)
-                    if op == STATIC or op == DYNAMIC:
+                    if op != RANGES and op != HISTOGRAM:
                         if added:
                             shift_add(shape, at, op)
                         channel = group * shape.out_channels
@@ -110,11 +110,11 @@ def _kernel(op):
 
 @inner
 def _set_quiet(of_adc, quiet, op):
-    """Of STATIC, the reads that add nothing; of DYNAMIC and HISTOGRAM an empty range, as all of theirs count. (Element by element: for
+    """Of fixed ranges, the reads that add nothing; of DYNAMIC and HISTOGRAM an empty range, as all of theirs count. (Element by element: for
     arrays that might not fit, Numba compiles four seconds of error messages.)"""
     for t in range(quiet.shape[0]):
         for z in range(quiet.shape[1]):
-            quiet[t, z, 0], quiet[t, z, 1] = (of_adc[z, 0], of_adc[z, 1]) if op == STATIC else (1, 0)
+            quiet[t, z, 0], quiet[t, z, 1] = (of_adc[z, 0], of_adc[z, 1]) if op == STATIC or op == BY_ONES else (1, 0)
 
 
 @inlined
@@ -141,7 +141,7 @@ def _reads_of_pixel(shape, at, source, group, y, x, op):
     added, idle = at.relative == 0, 0
     for t in range(shape.arrays):
         active_rows(shape, at, source, t, y, x, 0)
-        if op == DYNAMIC and uint8_at(at.flush, group * shape.arrays + t):
+        if (op == DYNAMIC or op == BY_ONES) and uint8_at(at.flush, group * shape.arrays + t):
             shift_add(shape, at, op)
             _clear(at.sums, shape.digits * shape.blocks * BLOCK // LANES)
         for z in range(shape.digits):
@@ -160,7 +160,8 @@ def _read(shape, at, group, t, z):
     for i in range(first_bit, int64_at(at.digit_start, z + 1)):
         ones += int64_at(at.row_count, i) << (i - first_bit)
     slot = (t * shape.digits + z) * shape.slices
-    return Read(array=t, digit=z, first=group * shape.arrays * shape.digits * shape.slices + slot, slot=slot,
+    kind = z * shape.classes + min(bit_length(ones), shape.classes - 1)
+    return Read(array=t, digit=z, kind=kind, first=group * shape.arrays * shape.digits * shape.slices + slot, slot=slot,
                 cells=int64_at(at.array_base, group * shape.arrays + t), pass_stride=int64_at(at.pass_stride, t),
                 ones=ones, depth=bit_length(ones * ((1 << shape.passes) - 1)))
 
@@ -168,7 +169,7 @@ def _read(shape, at, group, t, z):
 @inlined
 def _quiet(shape, at, read):
     """Range of the u that change nothing."""
-    entry = 2 * (read.array * shape.digits + read.digit)
+    entry = 2 * (read.array * shape.digits * shape.classes + read.kind)
     return int64_at(at.quiet, entry), int64_at(at.quiet, entry + 1)
 
 
@@ -185,7 +186,7 @@ def _blocks_of_read(shape, at, read, op):
     op = literally(op)
     added = False
     for block in range(shape.blocks):
-        if op == STATIC and not _any_converted(shape, at, read, block):
+        if (op == STATIC or op == BY_ONES) and not _any_converted(shape, at, read, block):
             continue
         count(shape, at, read, block)
         if op == HISTOGRAM:
@@ -193,17 +194,17 @@ def _blocks_of_read(shape, at, read, op):
         elif not at.look or _any_loud(shape, at, read):
             if op == RANGES:
                 keep_extremes(shape, at, read, block)
-            elif op == STATIC:
-                add_static(shape, at, read, block)
-            else:
+            elif op == DYNAMIC:
                 add_dynamic(shape, at, read, block)
+            else:
+                add_static(shape, at, read, block, op)
             added = True
     return added
 
 
 @inlined
 def _any_converted(shape, at, read, block):
-    """Whether the plan gives any bits to this digit of a slice in the block."""
+    """Whether the plan gives any bits to this digit and class of a slice in the block."""
     first, end = converted_runs(shape, at, read, block)
     return first < end
 
@@ -215,5 +216,5 @@ def _any_loud(shape, at, read):
     return any_outside(shape, at, read, low, high, splat(-1))
 
 
-_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM)}
+_kernels = {op: _kernel(op) for op in (STATIC, BY_ONES, DYNAMIC, RANGES, HISTOGRAM)}
 event.register("numba:compile", _SayCompiling())
