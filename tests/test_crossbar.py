@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from models.quant import (ADC_BUFFERS, CrossbarSpec, Device, Qconv2d, Qconv2dDoreFa, QLinear, QLinearDoreFa, calibrate, collect_histograms,
                           correct, crossbar_layers, program, set_engine, set_spec, without_adc)
-from models.quant.arrays import adc, mapping
+from models.quant.arrays import adc, mapping, plans
 from models.quant.network import diagnostics
 from models.quant.arrays.converter import Converter
 

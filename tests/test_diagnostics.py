@@ -8,7 +8,7 @@ from torch import nn
 
 from experiment.report import report as files
 from models.quant import CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, convert, program
-from models.quant.arrays import adc, mapping
+from models.quant.arrays import adc, mapping, plans
 from models.quant.network import diagnostics
 from models.quant import without_adc as without_adc_of
 

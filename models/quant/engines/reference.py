@@ -56,8 +56,8 @@ def histogram(layer: MappedLayer, a_codes: Tensor) -> Tensor:
 
 
 def reads(layer: MappedLayer, a_codes: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Every read of a layer: yields (z, k, u, j), `u` int64 `[groups, pixels, out / groups]`, array after array, and the classes of their n,
-    int64 `[groups, pixels, 1]`.
+    """Every read of a layer: yields (z, k, u, j), `u` int64 `[groups, pixels, out / groups]`, array after array, and the classes of their
+    n, int64 `[groups, pixels, 1]`.
 
     Sums of at most 1024 x 255 x 255, or of cells on a grid below 2^20, are exact in float64.
     """

@@ -228,7 +228,7 @@ class CrossbarLayer(OnArrays):
         """`f(x)` that returns the exact counts of the read values of these cells, or of ideal ones, for inputs `x`; see `engines` and
         `binned`."""
         layer = self.mapped("ideal", cells)
-        engine, _ = engines.choose("reference" if layer.classes > 1 else engines.selected(), layer, device)
+        engine, _ = engines.choose(engines.selected(), layer, device)
         prepared = engine.prepare(layer)
 
         def count(x):

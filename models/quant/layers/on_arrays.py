@@ -120,15 +120,15 @@ class OnArrays:
         return max(stop - start for start, stop in self.arrays)
 
     def set_plan(self, plan: Plan) -> None:
-        """Set bits and range of each kind of read (`Plan`), on hardware with an adc_plan; steps of 0 are not calibrated. A correction, which
-        belongs to other ranges, is dropped.
+        """Set bits and range of each kind of read (`Plan`), on hardware with an adc_plan; steps of 0 are not calibrated. A correction,
+        which belongs to other ranges, is dropped.
 
         Raises: ValueError for another shape, or on hardware without a plan.
         """
         shape = self._plan_shape
         if not self.spec.planned or any(np.shape(values) != shape for values in plan):
-            raise ValueError(f"a plan of {list(np.shape(plan.bits))} digits, slices and perhaps classes is given; {list(shape)} is expected, "
-                             "and a spec with adc_plan 'significance' or 'ones'")
+            raise ValueError(f"a plan of {list(np.shape(plan.bits))} digits, slices and perhaps classes is given; {list(shape)} is "
+                             "expected, and a spec with adc_plan 'significance' or 'ones'")
         device = self.adc_delta.device
         self.adc_bits_plan, self.adc_q_min = (torch.tensor(np.asarray(values), dtype=torch.int64, device=device)
                                               for values in (plan.bits, plan.q_min))

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def say_expected(model: nn.Module, images: Tensor, choices: Mapping[str, plans.Choices], bits: Sequence[np.ndarray], weights: Sequence[float]
-                 ) -> None:
+def say_expected(model: nn.Module, images: Tensor, choices: Mapping[str, plans.Choices], bits: Sequence[np.ndarray],
+                 weights: Sequence[float]) -> None:
     """Log what the plans of some layers are expected to leave of the network's output, `10 log10(E[y^2] / sum_l w_l e_l)` dB with y its
     outputs without ADCs and e_l the layers' errors, and what that depends on: how many of the bits on the word lines are one.
 

@@ -9,7 +9,7 @@ from ....kernels.simd import (LANES, add_bytes_up_to_255, add_signed, add_signed
                               splat, store, sub_bytes_down_to_0, vmax, vmin)
 from ..common.buffers import BY_ONES, DYNAMIC
 from ..common.layout import PAIR, PAIR_END, RUN, SLICE
-from .converter import CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAST_CENTRE, LIMITS, LOW, OFFSET, Q_MAX, Q_MIN, SHIFT, SPAN, TIE, WORTH
+from .converter import CENTRE, CLIP_HIGH, CLIP_LOW, FACTOR, FORM, FRACTION, LAST_CENTRE, LIMITS, LOW, OFFSET, Q_MAX, Q_MIN, SHIFT, SPAN, TIE
 from .counts import to_bytes
 from .fixed_point import EVEN, TOWARDS_ZERO
 
@@ -87,8 +87,8 @@ def converted_runs(shape, at, read, block):
 
 @inlined
 def add_static(shape, at, read, block, op):
-    """ADC codes of one block, ranges fixed, added to the sums of its digit; where `Adc.relative`, codes less u / s; BY_ONES, times what they
-    are worth."""
+    """ADC codes of one block, ranges fixed, added to the sums of its digit; where `Adc.relative`, codes less u / s; BY_ONES, times what
+    they are worth."""
     to_bytes(at, read.depth)
     if read.ones <= int64_at(at.table_ones, read.kind):
         first, end = converted_runs(shape, at, read, block)
@@ -105,7 +105,7 @@ def _add_static_by_table(shape, at, read, block, run, op):
     k = int64_at(at.merged, RUN * run + SLICE)
     zero = int64_at(at.reference, k) * read.ones
     k += read.kind * shape.slices
-    worth = splat(int64_at(at.limits, LIMITS * k + WORTH))
+    worth = splat(int64_at(at.forms, FORM * k + SPAN))
     up = splat(0x0101 * (LAST_CENTRE - (zero >> 1 if shape.read_scale == 2 else CENTRE)))
     codes = at.codes + 256 * k + 128 * (zero & 1)
     table, beyond = load(codes, 0), load(codes, LANES)
@@ -133,7 +133,7 @@ def _add_static_by_form(shape, at, read, block, run, op):
     shift, offset, factor, fraction, tie = _form(shape, at.forms + 8 * FORM * k, zero)
     low = splat((int64_at(limits, CLIP_LOW) + zero) // shape.read_scale)
     high = splat(-(-(int64_at(limits, CLIP_HIGH) + zero) // shape.read_scale))
-    bottom, top, worth = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MAX)), splat(int64_at(limits, WORTH))
+    bottom, top, worth = splat(int64_at(limits, Q_MIN)), splat(int64_at(limits, Q_MAX)), splat(int64_at(at.forms, FORM * k + SPAN))
     sums = _sums(shape, at, read, block)
     for pair in range(int64_at(at.runs, RUN * run + PAIR), int64_at(at.runs, RUN * run + PAIR_END)):
         even, odd = cells(shape, at, pair, read.depth)

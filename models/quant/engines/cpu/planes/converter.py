@@ -28,15 +28,16 @@ from .fixed_point import fixed_point
 # quiet         reads with a u from the first to the second add nothing, `[kind, 2]`
 # q_max         dynamic: highest code
 # factors       what a code is worth in the accumulators, `[digit, slice]`: `2^(d z + c k)`, times `64 delta` with a plan; by ones times the
-#               greatest divisor that all `64 delta` have in common, of which a code then is worth WORTH
+#               greatest divisor that all `64 delta` have in common, of which a code then is worth SPAN
 # idle          dynamic: what a read without a one among its inputs adds, `[group, array, digit]`
 # flush         dynamic and by ones: before which arrays sums move from 16 bits into 32, `[group, array]`
 # constant      what every output of a group gets besides
 Adc = namedtuple("Adc", "forms limits codes table_ones relative quiet q_max factors idle flush constant")
-SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)  # of a form: those of `fixed_point`; dynamic: u_a, u_b - u_a
+# Of a form: those of `fixed_point`; dynamic: u_a; what codes are multiplied by: dynamic, u_b - u_a; by ones, parts of `64 delta`.
+SHIFT, OFFSET, FACTOR, FRACTION, TIE, LOW, SPAN = range(7)
 FORM = 7  # fields of a form
-CLIP_LOW, CLIP_HIGH, Q_MIN, Q_MAX, WORTH = range(5)  # the u beyond which all codes are the lowest or highest; these codes
-LIMITS = 5  # fields of the limits of a kind and slice
+CLIP_LOW, CLIP_HIGH, Q_MIN, Q_MAX = range(4)  # the u beyond which all codes are the lowest or highest; these codes
+LIMITS = 4  # fields of the limits of a kind and slice
 ALL = -2**40, 2**40  # a range of u that holds every read
 CENTRE = 64  # of a table of codes
 LAST_CENTRE = 192  # `P - centre + LAST_CENTRE` must not be negative
@@ -46,20 +47,21 @@ def _without_forms(layer, shape):
     """An ADC with room for forms of this `shape`."""
     groups, arrays, digits, slices = shape
     kinds = digits * layer.classes
-    limits = np.zeros((digits, layer.classes, slices, LIMITS), np.int64)
+    limits, forms = np.zeros((kinds, slices, LIMITS), np.int64), np.zeros((groups, arrays, kinds, slices, FORM), np.int64)
     factors = np.ones((digits, slices), np.int64)
     if layer.spec.adc_range != "dynamic":
-        for z, j, k in np.ndindex(*limits.shape[:3]):
-            converter = layer.converter(z, k, j)
-            limits[z, j, k, Q_MIN:] = converter.q_min, converter.q_max, converter.factor if converter.bits else 0
-        worth = limits[..., WORTH]
-        factors = worth.max(axis=1) if layer.classes <= 2 else np.full_like(factors, np.gcd.reduce(worth, axis=None))
-        worth //= np.maximum(factors[:, None], 1)
+        worth = np.zeros((kinds, slices), np.int64)
+        for kind, k in np.ndindex(kinds, slices):
+            converter = layer.converter(kind // layer.classes, k, kind % layer.classes)
+            limits[kind, k, Q_MIN:] = converter.q_min, converter.q_max
+            worth[kind, k] = converter.factor if converter.bits else 0
+        factors = worth[layer.classes - 1::layer.classes] if layer.classes <= 2 else np.full_like(factors, np.gcd.reduce(worth, axis=None))
+        forms[..., SPAN] = worth // np.maximum(np.repeat(factors, layer.classes, axis=0), 1)
     place = layer.spec.dac_bits * np.arange(digits)[:, None] + layer.spec.cell_bits * np.arange(slices)
     dynamic, factors = layer.spec.adc_range == "dynamic", factors << place
     codes = aligned(kinds * slices * 256, np.empty(0, np.int8)).reshape(-1, 2, 128)
     return Adc(
-        forms=np.zeros((groups, arrays, kinds, slices, FORM), np.int64), limits=limits.reshape(kinds, slices, LIMITS), codes=codes,
+        forms=forms, limits=limits, codes=codes,
         table_ones=np.full(kinds, -1, np.int64), relative=0, quiet=np.zeros((kinds, 2), np.int64),
         q_max=2**layer.spec.adc_bits - 1 if dynamic else 0, factors=factors,
         idle=np.zeros(shape[:3], np.int64), flush=np.zeros((groups, arrays), np.bool_),
@@ -101,7 +103,7 @@ def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | No
             return None
         table.forms[0, 0, kind, k, :LOW] = form.form
         table.limits[kind, k, :Q_MIN] = form.clip
-        silent[kind, k], largest[kind, k] = form.silent, form.largest * table.limits[kind, k, WORTH]
+        silent[kind, k], largest[kind, k] = form.silent, form.largest * table.forms[0, 0, kind, k, SPAN]
     table.quiet[:, 0], table.quiet[:, 1] = silent[..., 0].max(axis=1), silent[..., 1].min(axis=1)
     if layer.classes > 2:
         shape = layer.geometry.groups, len(layer.arrays), len(spec.digit_bits), len(spec.slice_bits)
@@ -172,7 +174,8 @@ def _relative(layer, table):
 
 
 def code_table(layer: MappedLayer, z: int, k: int, j: int, relative: int) -> tuple[np.ndarray, int]:
-    """The static ADC of digit `z`, slice `k` and class `j` as a table of bytes, for the reads that fit: (table, most ones among their inputs).
+    """The static ADC of digit `z`, slice `k` and class `j` as a table of bytes, for the reads that fit: (table, most ones among their
+    inputs).
 
     Table, int8 `[2, 128]`: entry `[i, j + 64]`, `-64 <= j < 64`, is the code of `u = 2 j - i` (analog reference: i is
     the lowest bit of `2 r_k n`, `j = P - floor(r_k n)`) or of `u = j + 64` (digital, `j = P - 64`); less u / s if `relative`.

@@ -110,8 +110,8 @@ def _kernel(op):
 
 @inner
 def _set_quiet(of_adc, quiet, op):
-    """Of fixed ranges, the reads that add nothing; of DYNAMIC and HISTOGRAM an empty range, as all of theirs count. (Element by element: for
-    arrays that might not fit, Numba compiles four seconds of error messages.)"""
+    """Of fixed ranges, the reads that add nothing; of DYNAMIC and HISTOGRAM an empty range, as all of theirs count. (Element by element:
+    for arrays that might not fit, Numba compiles four seconds of error messages.)"""
     for t in range(quiet.shape[0]):
         for z in range(quiet.shape[1]):
             quiet[t, z, 0], quiet[t, z, 1] = (of_adc[z, 0], of_adc[z, 1]) if op == STATIC or op == BY_ONES else (1, 0)
