@@ -168,13 +168,33 @@ def steps(delta):
     return found
 
 
-def planned_value(u, parts, delta, q_min, bits):
-    """Value of each read in units of 1/64; one without bits is no conversion, whatever its step."""
+def class_count(spec, kernel, channels, planes=1):
+    """How many classes of n there are: one, idle reads and others, or by ones 1 more than the largest n has bits."""
+    tallest = max(map(len, arrays(spec.mapping, kernel, channels, spec.rows, planes)))
+    largest = tallest * max(2**bits - 1 for _, bits in split(spec.a_bits, spec.dac_bits))
+    return 1 + len(f"{largest:b}") if spec.adc_plan == "ones" else 1 + (spec.adc_idle == "skip")
+
+
+def classes_of(a_codes, kernel, spec, geometry, count):
+    """`{(group, t, z): int64 [N, H', W', 1]}`: the bits that n has, the sum of the digits on the word lines, `count - 1` at most."""
+    found = {}
+    for group, t, _, codes in word_lines(np.asarray(a_codes), kernel, spec, geometry):
+        for z, (shift, bits) in enumerate(split(spec.a_bits, spec.dac_bits)):
+            n = (codes // 2**shift % 2**bits).sum(axis=-1, keepdims=True)
+            found[group, t, z] = sum(n >= 2**j for j in range(count - 1)) + 0 * n
+    return found
+
+
+def planned_value(u, parts, delta, q_min, bits, classes):
+    """Value of each read in units of 1/64, by its class where there are numbers for each; one without bits is no conversion, whatever its
+    step."""
+    if np.ndim(bits):
+        return sum((classes == j) * planned_value(u, parts, *numbers, classes) for j, numbers in enumerate(zip(delta, q_min, bits)))
     if bits == 0:
         return np.zeros_like(u)
     size = int(delta * 64)
     assert size == delta * 64
-    return static_code(u, parts, delta, q_min, bits) * size
+    return static_code(u, parts, delta, int(q_min), int(bits)) * size
 
 
 def accumulate(a_codes, w_codes, spec, geometry, reference_twice, delta=None, q_min=None, bits=None, cells=None,
@@ -182,8 +202,8 @@ def accumulate(a_codes, w_codes, spec, geometry, reference_twice, delta=None, q_
     """Accumulators of a layer, int64 `[G, N, H', W', out]`.
 
     Args: a_codes uint8 `[N, H, W, in]`; w_codes uint8 `[out, in / groups, kh, kw]`; reference_twice, delta and q_min
-    one number a slice (`delta`, `q_min` for "calibrated" and "full" only); with a plan delta, q_min and bits `[digit][slice]`;
-    cells on a grid `(values, reference, F)`, see `line_cells`; ideal pairs as `pair_lines` gives them.
+    one number a slice (`delta`, `q_min` for "calibrated" and "full" only); with a plan delta, q_min and bits `[digit][slice]`,
+    by ones `[digit][slice][class]`; cells on a grid `(values, reference, F)`, see `line_cells`; ideal pairs as `pair_lines` gives them.
     """
     if spec.adc_range == "ideal" and cells is not None:
         return ideal_cells(a_codes, w_codes.shape, spec, geometry, cells)[None]
@@ -199,11 +219,13 @@ def accumulate(a_codes, w_codes, spec, geometry, reference_twice, delta=None, q_
         every_read, parts = cell_reads(a_codes, w_codes.shape[2:], spec, geometry, cells), 2 ** cells[2]
     if pairs is not None:
         every_read, parts = pair_reads(a_codes, spec, geometry, pairs), 1
-    for group, _, z, k, u in every_read:
+    by_ones = np.ndim(bits) == 3
+    classes = classes_of(a_codes, w_codes.shape[2:], spec, geometry, np.shape(bits)[2]) if by_ones else {}
+    for group, t, z, k, u in every_read:
         if spec.adc_range == "dynamic":
             plane, value = 0, dynamic_value(u, spec.adc_bits)
         elif bits is not None:
-            plane, value = 0, planned_value(u, parts, delta[z][k], int(q_min[z][k]), int(bits[z][k]))
+            plane, value = 0, planned_value(u, parts, delta[z][k], q_min[z][k], bits[z][k], classes.get((group, t, z)))
         else:
             plane, value = found.index(float(delta[k])), static_code(u, parts, delta[k], int(q_min[k]), spec.adc_bits)
         weight = 2 ** (spec.dac_bits * z + spec.cell_bits * k)
@@ -280,16 +302,17 @@ def in_bins(counts, low, most):
 
 
 def histogram(a_codes, w_codes, spec, geometry, reference_twice, cells=None, most=2**22):
-    """Counts of the reads, int64 `[digits, slices, 1, u]`; bin i is `u = u_span(...)[0] + i`, or `cell_span(...)[0] + i`, where there are
-    no more than `most`, else see `in_bins`."""
+    """Counts of the reads, int64 `[digits, slices, classes, u]`; bin i is `u = u_span(...)[0] + i`, or `cell_span(...)[0] + i`, where there
+    are no more than `most`, else see `in_bins`."""
+    kernel, count = w_codes.shape[2:], class_count(spec, w_codes.shape[2:], w_codes.shape[1], geometry.planes)
     if cells is None:
         low, high = u_span(w_codes, spec, reference_twice)
         every_read = reads(a_codes, w_codes, spec, geometry, reference_twice)
     else:
         low, high = cell_span(w_codes.shape, spec, geometry, cells)
-        every_read = cell_reads(a_codes, w_codes.shape[2:], spec, geometry, cells)
-    counts = np.zeros((len(split(spec.a_bits, spec.dac_bits)), len(split(spec.w_bits, spec.cell_bits)),
-                       high - low + 1), np.int64)
-    for _, _, z, k, u in every_read:
-        np.add.at(counts[z, k], u - low, 1)
-    return (in_bins(counts, low, most) if counts.shape[2] > most else counts)[:, :, None]
+        every_read = cell_reads(a_codes, kernel, spec, geometry, cells)
+    counts = np.zeros((len(split(spec.a_bits, spec.dac_bits)), len(split(spec.w_bits, spec.cell_bits)), count, high - low + 1), np.int64)
+    classes = classes_of(a_codes, kernel, spec, geometry, count)
+    for group, t, z, k, u in every_read:
+        np.add.at(counts[z, k], (classes[group, t, z], u - low), 1)
+    return in_bins(counts, low, most) if counts.shape[3] > most else counts

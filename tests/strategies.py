@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 
 from models.quant.arrays.cells import Cells
-from models.quant.arrays.mapping import MappedLayer
+from models.quant.arrays.mapping import MappedLayer, array_bounds
 from models.quant.arrays.spec import ADC_RANGES, MAPPINGS, REFERENCES, CrossbarSpec, Geometry
 
 KERNELS = [(1, 1), (3, 3), (1, 3), (5, 5), (2, 2), (3, 1), (4, 3)]
@@ -28,7 +28,7 @@ class Case:
     w_codes: np.ndarray
     delta: list
     q_min: list
-    bits: list | None = None  # of a plan, whose delta, q_min and bits are lists of slices for each digit
+    bits: list | None = None  # of a plan, whose delta, q_min and bits are lists of slices for each digit, by ones of classes for each
     zero_code: int | None = None  # that of SAWB, whose digits the reference column holds; None for DoReFa's half-scale cells
     cells: tuple | None = None  # (values, reference, F) of cells on a grid, int32 arrays
 
@@ -93,9 +93,11 @@ def ranges(draw, spec):
 
 
 @st.composite
-def plans(draw, spec):
-    """`(delta, q_min, bits)` of each digit and slice, steps being multiples of 1/64; whole digits and slices without bits."""
-    shape = len(spec.digit_bits), len(spec.slice_bits)
+def plans(draw, spec, kernel=(1, 1), channels=1):
+    """`(delta, q_min, bits)` of each digit and slice, by ones of each class, steps being multiples of 1/64; whole digits and slices without
+    bits."""
+    tallest = max(stop - start for start, stop in array_bounds(spec.mapping, kernel[0] * kernel[1], channels, spec.rows))
+    shape = len(spec.digit_bits), len(spec.slice_bits), *([spec.classes(tallest)] if spec.classes(tallest) > 2 else [])
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     most = draw(st.sampled_from([8, 3, 12, 5, 1, 0]))
     bits = rng.integers(0, most + 1, shape)
@@ -128,9 +130,10 @@ def geometries(draw, kernel, groups):
 
 @st.composite
 def cases(draw, adc_ranges=ADC_RANGES, rows=ROWS, max_channels=40, planned=False, bits=(1, 8)):
-    """Any layer: convolutions (grouped, depthwise, strided, dilated, padded on each side) and linear layers. Args: bits, fewest and most of
-    weights and activations."""
-    spec = draw(specs(["calibrated"] if planned else adc_ranges, rows, "significance" if planned else "uniform", bits))
+    """Any layer: convolutions (grouped, depthwise, strided, dilated, padded on each side) and linear layers. Args: planned, the
+    adc_plan, or whether it is "significance"; bits, fewest and most of weights and activations."""
+    adc_plan = {False: "uniform", True: "significance"}.get(planned, planned)
+    spec = draw(specs(["calibrated"] if planned else adc_ranges, rows, adc_plan, bits))
     if draw(st.integers(0, 3)) == 0:  # a linear layer, wide enough to fill arrays of 1024 rows
         kernel, groups, size, geometry = (1, 1), 1, (1, 1), Geometry()
         channels = draw(st.integers(1, min(64 * max_channels, 10 * spec.rows)))
@@ -148,7 +151,7 @@ def cases(draw, adc_ranges=ADC_RANGES, rows=ROWS, max_channels=40, planned=False
     images = draw(st.integers(1, 3))
     a_codes = codes(draw(st.sampled_from(ACTIVATIONS)), spec.a_bits, (images, *size, channels * groups), rng)
     w_codes = codes(draw(st.sampled_from(WEIGHTS[:1] * 3 + WEIGHTS)), spec.w_bits, (out, channels, *kernel), rng)
-    delta, q_min, bits = draw(plans(spec)) if planned else (*draw(ranges(spec)), None)
+    delta, q_min, bits = draw(plans(spec, kernel, channels)) if planned else (*draw(ranges(spec)), None)
     zero_code = draw(st.sampled_from([None, 2 ** (spec.w_bits - 1) - 1]))
     return Case(spec, geometry, a_codes, w_codes, delta, q_min, bits, zero_code)
 

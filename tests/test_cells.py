@@ -104,6 +104,12 @@ def test_planned_adc(all_engines, case):
     check(those_that_fit(all_engines, case), case)
 
 
+@given(case=grid_cases(planned="ones"))
+@settings(max_examples=100)
+def test_plans_by_ones(all_engines, case):
+    check([engine for engine in those_that_fit(all_engines, case) if engines.name_of(engine) == "reference"], case)
+
+
 @given(case=grid_cases(adc_ranges=["dynamic"]))
 @settings(max_examples=70)
 def test_dynamic_adc(all_engines, case):
@@ -132,6 +138,17 @@ def test_histogram(all_engines, case, most):
     low, high = case.layer().u_span
     assume(high - low < 2**19)
     check_histogram(those_that_fit(all_engines, case), case, most)
+
+
+@given(case=grid_cases(kinds=["near", "levels", "negative", "zeros", "constant"], planned="ones"), idle=st.booleans())
+@settings(max_examples=40)
+def test_histogram_by_ones(all_engines, case, idle):
+    """And of two classes, idle reads and others."""
+    if idle:
+        case.spec = replace(case.spec, adc_plan="uniform", adc_idle="skip")
+    low, high = case.layer().u_span
+    assume(high - low < 2**16)
+    check_histogram([engine for engine in those_that_fit(all_engines, case) if engines.name_of(engine) == "reference"], case)
 
 
 @pytest.mark.parametrize("engine", ["reference", "numba"])
