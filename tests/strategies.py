@@ -1,6 +1,6 @@
 """Random crossbar layers for hypothesis: the structure is drawn (and shrinks), the codes come from a drawn seed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -116,6 +116,16 @@ def plans(draw, spec, kernel=(1, 1), channels=1):
     q_min = {"zero": 0 * last, "lowest": -last, "middle": -(2**bits // 2), "any": -rng.integers(0, last + 1)}[
         draw(st.sampled_from(["zero", "lowest", "middle", "middle", "any"]))]
     return (size / 64).tolist(), q_min.tolist(), bits.tolist()
+
+
+def by_ones(case, most=4, steps=(16, 24, 32, 48, 64, 67, 128), seed=0):
+    """A case with a plan by ones drawn from a seed: each digit, slice and class has 0 to `most` bits and one of the steps, in 1/64."""
+    spec, rng = replace(case.spec, adc_plan="ones", adc_bits=1.0, adc_max_bits=12), np.random.default_rng(seed)
+    (kh, kw), channels = case.w_codes.shape[2:], case.w_codes.shape[1]
+    tallest = max(stop - start for start, stop in array_bounds(spec.mapping, kh * kw, channels, spec.rows))
+    bits = rng.integers(0, most + 1, (len(spec.digit_bits), len(spec.slice_bits), spec.classes(tallest)))
+    q_min = -(2**bits // 2) if spec.reference == "analog" else 0 * bits
+    return replace(case, spec=spec, bits=bits.tolist(), delta=(rng.choice(steps, bits.shape) / 64).tolist(), q_min=q_min.tolist())
 
 
 @st.composite

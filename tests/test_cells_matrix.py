@@ -7,6 +7,7 @@ import oracle
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from strategies import grid_cases
 from test_cells import assert_same, layer_case
 
@@ -33,8 +34,8 @@ def way(request, monkeypatch):
     return request.param
 
 
-@given(case=grid_cases(adc_ranges=["calibrated", "dynamic"]))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=st.one_of(grid_cases(adc_ranges=["calibrated", "dynamic"]), grid_cases(planned="ones")))
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_layer(way, case):
     layer = case.layer()
     assume(engine.unsupported(layer, torch.device("cpu")) is None)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import by_ones
 from test_cells import assert_same, layer_case
 
 from models.quant import CrossbarSpec
@@ -97,6 +98,38 @@ def test_a_plan_of_many_steps(kernels):
     case.cells = *(part // 8 for part in case.cells[:2]), 8
     check(case)
     assert kernels == [NARROW]
+
+
+@pytest.mark.parametrize("dac_bits, cell_bits, analog, mapping", [(1, 1, True, "tap"), (2, 2, True, "im2col"), (3, 1, False, "tap")])
+def test_plans_by_ones(kernels, dac_bits, cell_bits, analog, mapping):
+    """Reads of each class have a form of their own, all classes of a slice one unit; reads of 0 bits are left out."""
+    spec = CrossbarSpec(4, 4, cell_bits, 4, 64, mapping, "analog" if analog else "digital", dac_bits)
+    case = layer_case(spec, channels=70, out=130, size=(3, 3), padding=(1, 1, 1, 1))
+    case.cells = *(part // 2 ** (dac_bits + cell_bits) for part in case.cells[:2]), 8
+    check(by_ones(case))
+    assert kernels == [NARROW]
+
+
+@pytest.mark.parametrize("steps, kernel", [([4096, 4160], NARROW), ([4096, 4097], PLAIN)])
+def test_what_codes_of_all_classes_are_worth(kernels, steps, kernel):
+    """Steps of two classes of one slice, in 1/64, have 64 in common, or nothing, and codes of 4 bits are up to 15."""
+    case = full_case(CrossbarSpec(1, 2, 1, 1, 40, reference="digital"), 40, 300, 1.0)
+    case = by_ones(case)
+    case.a_codes[0, 0, 0, 3:] = 2  # the lower digit has three ones, the higher one 40
+    case.bits, case.delta = [[[4] * 7]] * 2, [[[steps[0] / 64] * 4 + [steps[1] / 64] * 3]] * 2
+    case.q_min = [[[0] * 7]] * 2
+    check(case)
+    assert kernels == [kernel]
+
+
+@pytest.mark.parametrize("large, kernel", [(17, STATIC_BROAD), (15, PLAIN)])
+def test_sums_that_float32_does_not_hold_of_one_class(kernels, large, kernel):
+    """Codes of 12 bits on eight digits pass 2^24 in the last class alone."""
+    case = by_ones(full_case(CrossbarSpec(1, 8, 1, 9, 40, reference="digital"), 40, 8000, 1.0))
+    case.bits, case.delta = [[[1] * 6 + [12]]] * 8, [[[1 / 64] * 6 + [large / 64]]] * 8
+    case.q_min = [[[0] * 7]] * 8
+    check(case)
+    assert kernels == [kernel]
 
 
 def test_reads_at_the_ends_of_16_bits(kernels):
@@ -225,6 +258,19 @@ def test_steps_of_powers_of_two_of_what_reads_have_besides(kernels, readout):
     case.delta, case.q_min = [2 * GRID, 16 * GRID, 1.0, 64.0], [-4, -7, 0, -1]
     check_besides(replace(case.layer(), readout=readout), case)
     assert kernels == [SHORT]
+
+
+LEVELS = Readout(cell_noise=((40.0, 0.1, 0.5),) * 4, seed=3)
+
+
+@pytest.mark.parametrize("larger, kernel", [(1, SHORT), (40, STATIC)])
+@pytest.mark.parametrize("readout", [*READOUTS.values(), LEVELS], ids=[*READOUTS, "levels"])
+def test_what_reads_by_ones_have_besides(kernels, readout, larger, kernel):
+    """Classes are those of the digits, whatever noise and converters make of their reads; larger: how many times cells are."""
+    case = layer_case(CrossbarSpec(4, 4, 1, 6, 128), 140, 130, kernel=(1, 1), size=(5, 6))
+    case.cells = *(part // 8 * larger for part in case.cells[:2]), 8
+    check_besides(replace(by_ones(case).layer(), readout=readout), case)
+    assert kernels == [STATIC if readout is LEVELS else kernel]
 
 
 @pytest.mark.parametrize("change, kernel", [

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import ACTIVATIONS, CELLS, KERNELS, WEIGHTS, Case, codes, geometries, plans, random_cells, ranges, specs
+from strategies import ACTIVATIONS, CELLS, KERNELS, WEIGHTS, Case, by_ones, codes, geometries, plans, random_cells, ranges, specs
 
 from models.quant import CrossbarSpec, engines
 from models.quant.engines.cpu.groups import grouped
@@ -20,8 +21,10 @@ REFERENCE, NUMBA = engines.load("reference"), engines.load("numba")
 
 @st.composite
 def cases(draw, adc_ranges=("calibrated",), planned=False, on_grid=None):
-    """A layer of 16 and more groups of one channel, or of a few, and one output or a few; arrays of one row among them."""
-    spec = draw(specs(list(adc_ranges), rows=[1, 4, 16, 128], adc_plan="significance" if planned else "uniform"))
+    """A layer of 16 and more groups of one channel, or of a few, and one output or a few; arrays of one row among them. Args: planned, the
+    adc_plan, or whether it is "significance"."""
+    adc_plan = {False: "uniform", True: "significance"}.get(planned, planned)
+    spec = draw(specs(list(adc_ranges), rows=[1, 4, 16, 128], adc_plan=adc_plan))
     kernel, groups = draw(st.sampled_from(KERNELS)), draw(st.sampled_from([16, 17, 63, 64, 65, 130]))
     channels, outputs = draw(st.sampled_from([1, 1, 2])), draw(st.sampled_from([1, 1, 2, 8]))
     geometry = draw(geometries(kernel, groups))
@@ -30,7 +33,7 @@ def cases(draw, adc_ranges=("calibrated",), planned=False, on_grid=None):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     a_codes = codes(draw(st.sampled_from(ACTIVATIONS)), spec.a_bits, (draw(st.integers(1, 2)), *size, channels * groups), rng)
     w_codes = codes(draw(st.sampled_from(WEIGHTS)), spec.w_bits, (outputs * groups, channels, *kernel), rng)
-    delta, q_min, bits = draw(plans(spec)) if planned else (*draw(ranges(spec)), None)
+    delta, q_min, bits = draw(plans(spec, kernel, channels)) if planned else (*draw(ranges(spec)), None)
     case = Case(spec, geometry, a_codes, w_codes, delta, q_min, bits, draw(st.sampled_from([None, 2 ** (spec.w_bits - 1) - 1])))
     if draw(st.booleans()) if on_grid is None else on_grid:
         case.cells = random_cells(draw(st.sampled_from(CELLS)), case, rng)
@@ -63,18 +66,26 @@ def test_plans(case):
     check(case)
 
 
+@given(case=cases(planned="ones"))
+@settings(max_examples=80)
+def test_plans_by_ones(case):
+    check(case)
+
+
 @given(case=cases(("dynamic",)))
 @settings(max_examples=25)
 def test_ranges_of_the_batch(case):
     check(case)
 
 
-@given(case=cases(("calibrated", "ideal")))
-@settings(max_examples=40)
-def test_histogram(case):
-    layer = case.layer()
+@given(case=cases(("calibrated", "ideal")), classes=st.sampled_from(["one", "idle", "ones"]))
+@settings(max_examples=60)
+def test_histogram(case, classes):
+    """Of all reads, of idle ones and others, and by ones."""
+    changes = {"one": {}, "idle": {"adc_idle": "skip"}, "ones": {"adc_plan": "ones", "adc_range": "ideal"}}[classes]
+    layer = replace(case, spec=replace(case.spec, **changes)).layer()
     low, high = layer.u_span
-    assume(grouped.serves(layer) and high - low < 2**18)
+    assume(grouped.serves(layer) and high - low < 2**18 // layer.classes)
     assert torch.equal(NUMBA.histogram(prepared(layer), case.input()), REFERENCE.histogram(layer, case.input()))
 
 
@@ -100,6 +111,22 @@ def test_outputs_and_codes_of_the_next_layer_are_those_of_the_usual_kernel(monke
         results.append([NUMBA.scaled(found, case.input(), values, scale, offset, target) for target in (None, to_codes)])
     (y, codes_of_y), (usual, usual_codes) = results
     assert torch.equal(y, usual) and torch.equal(codes_of_y, usual_codes) and codes_of_y.unique().numel() > 8  # not all zero
+
+
+@pytest.mark.parametrize("adc_idle, dac_bits", [("skip", 1), ("convert", 2), ("convert", 4)])
+@pytest.mark.parametrize("most, steps, broad", [(4, (16, 48, 64), False), (12, (16, 48, 4096), True)])
+def test_every_lane_has_a_class_of_its_own(adc_idle, dac_bits, most, steps, broad):
+    """By the count of its own nine taps: under one output pixel all classes occur. Sums that float32 holds, and others."""
+    case = depthwise(130, "im2col", rows=16, dac_bits=dac_bits)
+    case.a_codes[:] = np.random.default_rng(1).integers(0, 1 + np.arange(130) % 16, case.a_codes.shape)
+    if adc_idle == "skip":
+        case = replace(case, spec=replace(case.spec, adc_idle="skip"))
+    else:
+        case = by_ones(case, most, steps)
+        assert prepared(case.layer())._static.broad == broad
+    wanted = oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta, case.q_min,
+                               case.bits)
+    assert np.array_equal(NUMBA.accumulate(prepared(case.layer()), case.input()).numpy(), wanted) and len(np.unique(wanted)) > 20
 
 
 @pytest.mark.parametrize("cell", [4096, -4096])

@@ -59,11 +59,11 @@ def layers(draw):
     """(a layer on pairs with its ranges, activation codes)."""
     wq = draw(st.sampled_from(["dorefa", "sawb"]))
     w_bits, a_bits = draw(st.integers(1 if wq == "dorefa" else 2, 8)), draw(st.integers(1, 8))
-    adc_range, planned = draw(st.sampled_from(ADC_RANGES)), draw(st.booleans())
+    adc_range, plan = draw(st.sampled_from(ADC_RANGES)), draw(st.sampled_from(["uniform", "significance", "ones"]))
     spec = CrossbarSpec(w_bits, a_bits, draw(st.integers(1, w_bits)), draw(st.integers(1, 8)), draw(st.sampled_from([3, 16, 33, 128])),
                         draw(st.sampled_from(MAPPINGS)), dac_bits=draw(st.integers(1, min(2, a_bits))), adc_range=adc_range, weights="pair")
-    if planned and adc_range == "calibrated":
-        spec = replace(spec, adc_plan="significance", adc_max_bits=8)
+    if adc_range == "calibrated":
+        spec = replace(spec, adc_plan=plan, adc_max_bits=8)
     groups, rng = draw(st.sampled_from([1, 1, 2])), np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     channels, out = groups * draw(st.integers(1, 20)), groups * draw(st.integers(1, 6))
     layer = Qconv2dDoreFa(channels, out, draw(st.sampled_from([1, 2, (1, 3)])), draw(st.integers(1, 2)), draw(st.integers(0, 1)),
@@ -71,13 +71,13 @@ def layers(draw):
     top = layer.weight_quant.zero_twice
     shape = layer.weight.shape
     layer.set_codes(torch.from_numpy(np.minimum(codes("dense", w_bits, shape, rng), top).astype(np.uint8)))
-    shape = len(spec.digit_bits), len(layer.slice_bits)
     if spec.planned:
+        shape = layer.adc_delta.shape
         bits = rng.integers(0, 5, shape)
         layer.adc_bits_plan, layer.adc_delta = torch.tensor(bits), torch.tensor(rng.integers(1, 400, shape) / 64)
         layer.adc_q_min = torch.tensor(-rng.integers(0, 2**bits))
     else:
-        layer.set_ranges([(float(rng.choice([1.0, 0.75, 3.3])), -int(rng.integers(2**spec.adc_bits))) for _ in range(shape[1])])
+        layer.set_ranges([(float(rng.choice([1.0, 0.75, 3.3])), -int(rng.integers(2**spec.adc_bits))) for _ in layer.slice_bits])
     size = draw(st.integers(2, 3)), draw(st.integers(3, 4))
     return layer, codes(draw(st.sampled_from(["dense", "sparse", "powers"])), a_bits, (draw(st.integers(1, 2)), *size, channels), rng)
 
@@ -89,6 +89,8 @@ def test_every_engine_reads_the_difference_of_two_lines(engine, case):
     mapped, spec, device = layer.mapped(), layer.spec, interpreter.DEVICE if engines.name_of(engine) == "triton" else torch.device("cpu")
     if engines.name_of(engine) == "triton" and len(mapped.arrays) * len(spec.digit_bits) * len(mapped.reference_twice) > 40:
         return  # hundreds of small products take Triton's interpreter minutes
+    if engines.name_of(engine) == "triton" and mapped.spec.planned and mapped.classes > 2:
+        return
     assert engine.unsupported(mapped, device) is None
     found = engine.accumulate(engine.prepare(mapped), torch.from_numpy(a_codes).to(device)).cpu().numpy()
     assert found.dtype == (np.int32 if engines.accumulator_dtype(mapped) == torch.int32 else np.int64)
@@ -115,6 +117,8 @@ def test_every_engine_reads_pairs_that_scatter(engine, case):
     layer.set_cells(replace(ideal, values=torch.from_numpy(values)))
     mapped, device = layer.mapped(), interpreter.DEVICE if engines.name_of(engine) == "triton" else torch.device("cpu")
     if engines.name_of(engine) == "triton" and len(mapped.arrays) * len(layer.spec.digit_bits) * len(values) > 20:
+        return
+    if engines.name_of(engine) == "triton" and mapped.spec.planned and mapped.classes > 2:
         return
     found = engine.accumulate(engine.prepare(mapped), torch.from_numpy(a_codes).to(device)).cpu().numpy()
     wanted = oracle.accumulate(a_codes, layer.w_codes().numpy(), mapped.spec, mapped.geometry, None, mapped.adc_delta.numpy(),

@@ -136,7 +136,7 @@ class Prepared:
         return out
 
     def histogram(self, a_codes: torch.Tensor, bins: Bins | None = None) -> torch.Tensor:
-        """Counts of the read values in these bins or its own, int64 `[digits, slices, bin]`; see `engines`."""
+        """Counts of the read values in these bins or its own, int64 `[digits, slices, classes, bin]`; see `engines`."""
         bins = bins or self.layer.bins
         counts = room_for(self.layer, bins)
         self._run(_NO_FORMS, a_codes, HISTOGRAM, counts=counts, first_bin=bins.first, bin_shift=bins.shift)
@@ -172,5 +172,5 @@ class Prepared:
         cells_kernel.run(shape, tables, forms, narrow, beside, a_codes, size, pixels, op, **target)
 
 
-_NO_FORMS = Forms(np.zeros((1, 1, 1, 1), np.float32), np.zeros((1, 1, 1, 1)), False, False, np.zeros((1, 1, 1), np.int64),
+_NO_FORMS = Forms(np.zeros((1,) * 5, np.float32), np.zeros((1,) * 5), False, False, np.zeros((1, 1, 1), np.int64),
                   np.zeros(1, np.int64))

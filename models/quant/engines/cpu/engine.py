@@ -46,8 +46,6 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
     if layer.cells is not None and not cells.fits(layer):
         return "cells too far from their levels for sums of 16 bits"
-    if layer.spec.planned and layer.classes > 2 and (layer.cells is not None or grouped.serves(layer)):
-        return "it has no plans by ones for these cells"
     return lacking(layer) or (None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}")
 
 

@@ -14,9 +14,9 @@ MOST_COUNTS = 2**27  # of all threads together: a gigabyte
 
 
 def room_for(layer: MappedLayer, bins: Bins) -> np.ndarray:
-    """Counts of a layer's reads, zeros int64 `[thread, digit, slice, bin]`, and as many threads as there is room for."""
+    """Counts of a layer's reads, zeros int64 `[thread, digit, slice, class, bin]`, and as many threads as there is room for."""
     set_threads()
-    kinds = len(layer.spec.digit_bits), len(layer.spec.slice_bits), bins.count
+    kinds = len(layer.spec.digit_bits), len(layer.spec.slice_bits), layer.classes, bins.count
     numba.set_num_threads(min(numba.get_num_threads(), max(1, MOST_COUNTS // math.prod(kinds))))
     return np.zeros((numba.get_num_threads(), *kinds), np.int64)
 

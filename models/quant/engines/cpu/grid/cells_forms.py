@@ -13,11 +13,11 @@ from ....arrays.mapping import MappedLayer
 from ... import accumulator_dtype
 from ...reach import read_range
 
-# The ADC. `[., digit, slice, field]`, `.` being 1 or, with the ranges of a batch, `[group, array]`.
-# singles, doubles   `SCALE..FACTOR` as float32 and as float64
+# The ADC. `[., digit, slice, class, field]`, `.` being 1 or, with the ranges of a batch, which are of one class, `[group, array]`.
+# singles, doubles   `SCALE..FACTOR` as float32 and as float64; all 0 of reads of 0 bits
 # divide             the codes are those of a division: a product does not give all of them
 # broad              codes and sums need float64 and int64
-# low                DYNAMIC: smallest u of each entry
+# low                DYNAMIC: smallest u of each entry, `[., digit, slice]`
 # constant           what every output of a group gets besides the codes
 Forms = namedtuple("Forms", "singles doubles divide broad low constant")
 SCALE, UNIT, DELTA, LOWEST, HIGHEST, FACTOR = range(6)  # q = clip(rint(u SCALE), ..) or clip(rint(u UNIT / DELTA), ..), times FACTOR
@@ -27,40 +27,39 @@ FORM = 6
 def static_forms(layer: MappedLayer) -> Forms:
     """The ADC of a layer whose ranges are fixed."""
     spec = layer.spec
-    kinds = list(np.ndindex(len(spec.digit_bits), len(spec.slice_bits)))
-    forms = np.zeros((1, len(spec.digit_bits), len(spec.slice_bits), FORM))
-    for z, k in kinds:
-        adc = layer.converter(z, k)
-        factor = adc.factor << (spec.dac_bits * z + spec.cell_bits * k) if adc.bits else 0
-        forms[0, z, k] = layer.unit / adc.delta, layer.unit, adc.delta, adc.q_min, adc.q_max, factor
+    kinds = len(spec.digit_bits), len(spec.slice_bits), layer.classes
+    adcs = {kind: adc for kind in np.ndindex(kinds) if (adc := layer.converter(*kind)).bits}
+    forms = np.zeros((1, *kinds, FORM))
+    for (z, k, j), adc in adcs.items():
+        factor = adc.factor << (spec.dac_bits * z + spec.cell_bits * k)
+        forms[0, z, k, j] = layer.unit / adc.delta, layer.unit, adc.delta, adc.q_min, adc.q_max, factor
     singles = forms.astype(np.float32)
-    largest = (np.abs(forms[..., [LOWEST, HIGHEST]]).max(-1) * forms[..., FACTOR]).sum(1).max()
+    largest = (np.abs(forms[..., [LOWEST, HIGHEST]]).max(-1) * forms[..., FACTOR]).max(-1).sum(1).max()
     spans = [read_range(layer, k) for k in range(len(spec.slice_bits))]
     broad = largest >= 2**24 or max(max(-low, high) for low, high in spans) >= 2**24 or accumulator_dtype(layer) != torch.int32
     divide = False
     if not broad:
-        adcs = [(*spans[k], layer.unit, layer.converter(z, k)) for z, k in kinds]
-        divide = any(_scale(*each) is None for each in adcs)
-        broad = divide and not all(_divides(*each) for each in adcs)
-        if not divide:
-            singles[0, ..., SCALE] = np.reshape([_scale(*each) for each in adcs], singles.shape[1:3])
-    return Forms(singles, forms, divide, broad, np.zeros((1, *forms.shape[1:3]), np.int64),
-                 np.zeros(layer.geometry.groups, np.int64))
+        scales = {kind: _scale(*spans[kind[1]], layer.unit, adc) for kind, adc in adcs.items()}
+        divide = None in scales.values()
+        broad = divide and not all(_divides(*spans[kind[1]], layer.unit, adc) for kind, adc in adcs.items())
+        for kind, scale in scales.items() if not divide else ():
+            singles[(0, *kind, SCALE)] = scale
+    return Forms(singles, forms, divide, broad, np.zeros((1, *kinds[:2]), np.int64), np.zeros(layer.geometry.groups, np.int64))
 
 
 def no_adc_forms(layer: MappedLayer) -> Forms:
     """Every read as it is, as the code of an ADC with steps of one u."""
     spec = layer.spec
-    forms = np.zeros((1, len(spec.digit_bits), len(spec.slice_bits), FORM))
+    forms = np.zeros((1, len(spec.digit_bits), len(spec.slice_bits), layer.classes, FORM))
     forms[..., UNIT] = forms[..., DELTA] = 1
     forms[..., LOWEST], forms[..., HIGHEST] = -(2**31), 2**31
     place = spec.dac_bits * np.arange(forms.shape[1])[:, None] + spec.cell_bits * np.arange(forms.shape[2])
-    forms[..., FACTOR] = 2.0**place
+    forms[..., FACTOR] = 2.0 ** place[..., None]
     return Forms(forms.astype(np.float32), forms, True, True, np.zeros((1, *forms.shape[1:3]), np.int64),
                  np.zeros(layer.geometry.groups, np.int64))
 
 
-@functools.lru_cache(maxsize=1024)  # digits have the same ranges, and so has a network whenever it is prepared
+@functools.lru_cache(maxsize=8192)  # digits have the same ranges, and so has a network whenever it is prepared
 def _scale(low: int, high: int, unit: float, converter: Converter) -> np.float32 | None:
     """The factor next to `unit / delta` whose product with u, rounded once, gives the ADC's codes for every u, or None."""
     u, codes = converter.around_steps(low, high, unit)
@@ -71,7 +70,7 @@ def _scale(low: int, high: int, unit: float, converter: Converter) -> np.float32
     return None
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=8192)
 def _divides(low: int, high: int, unit: float, converter: Converter) -> bool:
     """Whether a division in float32 gives the ADC's codes for every u."""
     u, codes = converter.around_steps(low, high, unit)
@@ -83,10 +82,10 @@ def dynamic_forms(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Form
     """The ADC whose ranges are the smallest and largest u of the batch, low and high int64 `[group, array, digit, slice]`."""
     spec, span = layer.spec, high - low
     place = spec.dac_bits * np.arange(low.shape[2])[:, None] + spec.cell_bits * np.arange(low.shape[3])
-    forms = np.zeros((*span.shape, FORM))
+    forms = np.zeros((*span.shape, 1, FORM))
     forms[..., UNIT], forms[..., HIGHEST] = 1, 2**spec.adc_bits - 1
-    forms[..., DELTA] = np.maximum(span, 1).astype(np.float32) / np.float32(2**spec.adc_bits)
-    forms[..., FACTOR] = span << place
+    forms[..., 0, DELTA] = np.maximum(span, 1).astype(np.float32) / np.float32(2**spec.adc_bits)
+    forms[..., 0, FACTOR] = span << place
     flat = forms.reshape(-1, *forms.shape[2:])
     # Contiguous, whatever the ranges are a view of: for each layout Numba would compile the kernel once more.
     return Forms(flat.astype(np.float32), flat, True, True, np.ascontiguousarray(low.reshape(-1, *low.shape[2:])),

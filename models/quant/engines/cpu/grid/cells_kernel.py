@@ -33,8 +33,8 @@ from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Form
 from .cells_matrix import multiply, pack
 from .cells_narrow import Narrow, add_narrow_codes
 from .cells_layout import Besides, CellLayout, CellShape
-from .cells_reads import (NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_inputs, add_noise, add_references, add_squares, is_idle,
-                          read, sums_of_cells)
+from .cells_reads import (NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_inputs, add_noise, add_references, add_squares,
+                          adds_nothing, kind_of, read, sums_of_cells)
 from .cells_rows import add_rows, add_squared_rows
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
@@ -47,13 +47,13 @@ FEWEST = 8  # pixels for which a tile is fetched whole: fewer have most rows off
 Strip = namedtuple("Strip", "y width start count")
 
 # Where results go; see `buffers.Target`. extremes: int32 `[thread, group, array, digit, slice, 2, column]`;
-# counts: int64 `[thread, digit, slice, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there.
+# counts: int64 `[thread, digit, slice, class, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there.
 Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts first_bin bin_shift")
 
 # Addresses of the arrays of `CellLayout`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.ColumnAddresses`.
 # pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of a strip
 # pixel_reference                 int32 `[slice, read]`, a read being a pixel and digit: sums of the reference cells of one array
-# pixel_inputs                    int32 `[read]`: sum of the digits of one array
+# pixel_inputs                    int32 `[read]`: n, the sum of the digits of one array
 # pixel_shared                    `[field, read]`, `cells_reads.SHARED` numbers of each, of one array and slice
 # reads                           of one strip up to whole vectors: from one slice or field of those to the next
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
@@ -88,7 +88,7 @@ def run(shape: CellShape, layout: CellLayout, forms: Forms, narrow: Narrow, besi
         scale=np.empty(0, np.float32) if scale is None else scale, offset=np.empty(0, np.float32) if offset is None else offset,
         next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
         extremes=np.empty((0,) * 8, np.int32) if extremes is None else extremes,
-        counts=np.empty((0,) * 4, np.int64) if counts is None else counts, first_bin=first_bin, bin_shift=bin_shift)
+        counts=np.empty((0,) * 5, np.int64) if counts is None else counts, first_bin=first_bin, bin_shift=bin_shift)
     bands = bands_of(len(a_codes), size[0])
     _kernels[op](len(a_codes) * bands, shape, layout, forms, narrow, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size,
                  pixels, bands)
@@ -145,17 +145,16 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
         if shape.matrix:
             pack(shape, at, source, codes, t, strip)
         array = group * shape.arrays + t
+        add_inputs(shape, at, count)
         if at.noisy:
             add_squares(shape, at, count)
         if besides.referred:
             add_references(shape, at, group, t, count)
-        if at.curved:
-            add_inputs(shape, at, count)
         for k in range(shape.slices):
             if at.curved:
                 add_curves(shape, at, k, count)
             if at.noisy:
-                add_noise(shape, at, besides, strip, t, k)
+                add_noise(shape, at, besides, strip, t, k, op)
             for tile in range(shape.tiles):
                 words = int64_at(at.array_base, array) + (k * shape.tiles + tile) * int64_at(at.tile_stride, t)
                 for first in range(0, count, shape.turn):
@@ -164,7 +163,7 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
                     if op == NARROW or op == SHORT:
                         _reads_in_registers(shape, at, Place(group, t, array, k, tile * shape.tile, 0, 0), words, first, end, op)
                     else:
-                        _sum_cells(shape, at, t, words, first, end)
+                        _sum_cells(shape, at, t, k, words, first, end, op)
                         _use_sums(shape, at, Place(group, t, array, k, tile * shape.tile, 0, 0), first, end, op)
 
 
@@ -177,17 +176,17 @@ def _reads_in_registers(shape, at, place, words, first, end, op):
 
 
 @inlined
-def _sum_cells(shape, at, t, words, first, end):
-    """The sums of those reads, of array t, to `at.sums`."""
+def _sum_cells(shape, at, t, k, words, first, end, op):
+    """The sums of those reads, of array t and slice k, to `at.sums`."""
     for part in range(shape.sums):
         weights, sums = at.weights + 2 * (part * shape.words + words), at.sums + 4 * part * TILE_ROWS * shape.tile
         if shape.matrix:
             multiply(shape, at, weights, t, first * shape.digits, sums)
         else:
-            add_rows(shape, at, weights, first, end, sums)
+            add_rows(shape, at, weights, k, first, end, sums, op)
     if shape.squared:
         weights = at.weights + 2 * ((shape.sums - 1) * shape.words + words)
-        add_squared_rows(shape, at, weights, first, end, at.sums + 4 * shape.sums * TILE_ROWS * shape.tile)
+        add_squared_rows(shape, at, weights, k, first, end, at.sums + 4 * shape.sums * TILE_ROWS * shape.tile, op)
 
 
 @inlined
@@ -236,9 +235,9 @@ def _add_codes(shape, at, place, op):
     """STATIC and PLAIN: ADC codes of all digits of one pixel, times their factors, to its accumulators; float32 holds them exactly."""
     total = full_f32(np.float32(0))
     for z in range(shape.digits):
-        form = at.singles + 4 * FORM * (z * shape.slices + place.k)
-        if float32_at(form, FACTOR) == 0 or is_idle(shape, at, place.x, z):
+        if adds_nothing(shape, at, place.x, z, place.k, op):
             continue
+        form = at.singles + 4 * FORM * kind_of(shape, at, place.x, z, place.k)
         u = as_floats(sums_of_cells(shape, at, place, z))
         if op != PLAIN:
             u = read(shape, at, place, z, op, u)
@@ -256,11 +255,10 @@ def _add_broad_codes(shape, at, place, op):
     """STATIC_BROAD and DYNAMIC: the same in float64, by the formula."""
     total = full_f64(0.0)
     for z in range(shape.digits):
-        entry = (place.array * shape.digits + z) * shape.slices + place.k if op == DYNAMIC else z * shape.slices + place.k
-        form, single = at.doubles + 8 * FORM * entry, at.singles + 4 * FORM * entry
-        factor = float64_at(form, FACTOR)
-        if factor == 0 or op != DYNAMIC and is_idle(shape, at, place.x, z):
+        if adds_nothing(shape, at, place.x, z, place.k, op):
             continue
+        entry = _entry(shape, place, z) if op == DYNAMIC else kind_of(shape, at, place.x, z, place.k)
+        form, single = at.doubles + 8 * FORM * entry, at.singles + 4 * FORM * entry
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
         if op == DYNAMIC:
             start = full_i32(-int64_at(at.low, entry))
@@ -268,8 +266,14 @@ def _add_broad_codes(shape, at, place, op):
         else:
             q = code_of_quotient_f64(u, float64_at(form, UNIT), float64_at(form, DELTA), float64_at(form, LOWEST),
                                      float64_at(form, HIGHEST))
-        total = add_product_f64(total, q, factor)
+        total = add_product_f64(total, q, float64_at(form, FACTOR))
     add_to_int64(at.exact_acc, _accumulator(shape, at, place), total)
+
+
+@inlined
+def _entry(shape, place, z):
+    """That of a read in tables `[group, array, digit, slice]`."""
+    return (place.array * shape.digits + z) * shape.slices + place.k
 
 
 @inlined
@@ -278,7 +282,7 @@ def _keep_extremes(shape, at, place, op):
     columns = shape.slice_vectors * LANES
     for z in range(shape.digits):
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
-        low = 2 * columns * ((place.array * shape.digits + z) * shape.slices + place.k) + place.column
+        low = 2 * columns * _entry(shape, place, z) + place.column
         high = low + columns
         store_ints(at.extremes, low, smaller(load_ints(at.extremes, low), u))
         store_ints(at.extremes, high, larger(load_ints(at.extremes, high), u))
@@ -286,12 +290,12 @@ def _keep_extremes(shape, at, place, op):
 
 @inlined
 def _count_values(shape, at, place, op):
-    """One more for each u of 64 columns, of each digit, in the counts of its bin, int64."""
+    """One more for each u of 64 columns, of each digit, in the counts of its kind and bin, int64."""
     columns = min(WIDE, shape.out_channels - place.column)
     for z in range(shape.digits):
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
         store_ints(at.row_of_reads, 0, u)
-        start = (z * shape.slices + place.k) * at.bins - at.first_bin
+        start = kind_of(shape, at, place.x, z, place.k) * at.bins - at.first_bin
         for c in range(columns):
             one = start + bin_of(int32_at(at.row_of_reads, c), at.bin_shift)
             put_int64(at.counts, one, int64_at(at.counts, one) + 1)
@@ -350,7 +354,7 @@ def _addresses(shape, layout, forms, narrow, besides, target, to_codes, buffers,
         gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
         extremes=target.extremes.ctypes.data + thread * target.extremes.strides[0],
         counts=target.counts.ctypes.data + thread * target.counts.strides[0], first_bin=target.first_bin,
-        bin_shift=target.bin_shift, bins=target.counts.shape[3],
+        bin_shift=target.bin_shift, bins=target.counts.shape[4],
         lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
         row_count=buffers.row_count.ctypes.data, pixel_row_at=buffers.pixel_row_at.ctypes.data,
         pixel_row_count=buffers.pixel_row_count.ctypes.data,

@@ -21,9 +21,10 @@ from .cells_reads import TOGETHER
 
 # A layer as the kernel sees it; the names that `rows` and `finish` use mean what they mean in `layout.ColumnShape`.
 CellShape = namedtuple("CellShape", """
-    out_channels channels groups arrays stride_y stride_x pad_top pad_left reach_y input_bits blocks slots digits slices steps
+    out_channels channels groups arrays stride_y stride_x pad_top pad_left reach_y input_bits blocks slots digits slices classes steps
     slice_vectors matrix tile tile_bits tiles sums squared words turn chunk scale_bits panel_row reference_rows
     reference_slices reference_shift""")
+# classes   of n, see `MappedLayer.classes`
 # matrix    whether reads are products of matrices (`cells_matrix`), or sums of rows (`cells_rows`)
 # tile      columns of one, 2 to the power of tile_bits; tiles: of one slice
 # sums      how many are made of each read: u, and of pairs, where `Readout.needs_both`, B; words: elements of the cells of one of them
@@ -72,8 +73,8 @@ def lay_out(layer: MappedLayer, matrix: bool) -> tuple[CellShape, CellLayout]:
         out_channels=out, channels=layer.group_channels, groups=groups, arrays=len(layer.arrays),
         stride_y=geometry.stride[0], stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2],
         reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1, input_bits=spec.a_bits, blocks=tile // LANES,
-        slots=int(slot[-1] + rows.max() + TURN), digits=len(spec.digit_bits), slices=slices, steps=int(step.max()) + 1,
-        slice_vectors=padded_columns(layer) // LANES, matrix=matrix, tile=tile,
+        slots=int(slot[-1] + rows.max() + TURN), digits=len(spec.digit_bits), slices=slices, classes=layer.classes,
+        steps=int(step.max()) + 1, slice_vectors=padded_columns(layer) // LANES, matrix=matrix, tile=tile,
         tile_bits=tile.bit_length() - 1, tiles=tiles, sums=len(parts), squared=_needs_squares(layer), words=int(array_base[-1]),
         turn=max(1, TILE_ROWS // len(spec.digit_bits)), chunk=min(map(_chunk, parts)), scale_bits=cells_matrix.scale_bits(layer),
         panel_row=int(filled.max()) if matrix else 0, reference_rows=parts[0].shape[2] + len(layer.arrays),

@@ -35,7 +35,7 @@ from ... import accumulator_dtype
 from ...reach import read_range
 from ..vectors.wide import (_F32, _FLOATS, _I32, _SHORTS, BIAS, RAISED, WIDE, _call, add_times_to_int32, added_shorts, as_shorts, full_i16,
                             raised, shorts)
-from .cells_reads import SHORT, is_idle, read
+from .cells_reads import SHORT, adds_nothing, kind_of, read
 from .cells_rows import sum_shorts
 
 _PAIRS, _ONES = ir.VectorType(_I32, WIDE // 2), ir.Constant(_SHORTS, [1] * WIDE)
@@ -48,11 +48,11 @@ FIELDS = 12
 
 
 # fits    whether 16 bits do
-# forms   uint16 `[digit, slice, field, 2]`, those of 16 bits twice: vectors are filled with 32 bits from memory, but not with 16, by the
-#         load alone
+# forms   uint16 `[digit, slice, class, field, 2]`, those of 16 bits twice: vectors are filled with 32 bits from memory, but not with 16,
+#         by the load alone
 # worth   of the codes of each slice, int64, below 2^15
 Narrow = namedtuple("Narrow", "fits forms worth")
-NOT_NARROW = Narrow(False, np.zeros((0, 0, FIELDS, 2), np.uint16), np.zeros(0, np.int64))
+NOT_NARROW = Narrow(False, np.zeros((0, 0, 0, FIELDS, 2), np.uint16), np.zeros(0, np.int64))
 
 
 def narrow_forms(layer: MappedLayer) -> Narrow:
@@ -60,26 +60,25 @@ def narrow_forms(layer: MappedLayer) -> Narrow:
     spec, readout = layer.spec, layer.readout
     if accumulator_dtype(layer) != torch.int32 or readout is not None and (readout.needs_both or readout.depends_on_level):
         return NOT_NARROW
-    digits, slices = len(spec.digit_bits), len(spec.slice_bits)
-    forms, factors = np.zeros((digits, slices, FIELDS, 2), np.uint16), np.zeros((digits, slices), np.int64)
-    most = np.zeros(slices, np.int64)
+    kinds = len(spec.digit_bits), len(spec.slice_bits), layer.classes
+    forms, factors, largest = np.zeros((*kinds, FIELDS, 2), np.uint16), np.zeros(kinds, np.int64), np.zeros(kinds, np.int64)
     form_of = functools.cache(lambda k, converter: _form(*read_range(layer, k), layer.unit, converter))
-    for z, k in np.ndindex(digits, slices):
-        converter = layer.converter(z, k)
+    for z, k, j in np.ndindex(kinds):
+        converter = layer.converter(z, k, j)
         if converter.bits:
             form = form_of(k, converter)
             if form is None:
                 return NOT_NARROW
-            forms[z, k, :FACTOR] = np.array(form).astype(np.uint16)[:, None]
+            forms[z, k, j, :FACTOR] = np.array(form).astype(np.uint16)[:, None]
             scale = 1 / round(converter.delta / layer.unit)
-            forms[z, k, SCALE:] = np.array([[scale], [RAISED - RAISED * scale]], np.float32).view(np.uint16)
-            factors[z, k] = converter.factor << spec.dac_bits * z
-            most[k] += factors[z, k] * max(-converter.q_min, converter.q_max)
-    common = np.maximum(np.gcd.reduce(factors, axis=0), 1)
-    worth = common << spec.cell_bits * np.arange(slices)
+            forms[z, k, j, SCALE:] = np.array([[scale], [RAISED - RAISED * scale]], np.float32).view(np.uint16)
+            factors[z, k, j] = converter.factor << spec.dac_bits * z
+            largest[z, k, j] = factors[z, k, j] * max(-converter.q_min, converter.q_max)
+    common = np.maximum(np.gcd.reduce(factors, axis=(0, 2)), 1)
+    worth, most = common << spec.cell_bits * np.arange(kinds[1]), largest.max(2).sum(0)
     if max((most // common).max(), worth.max()) >= 2**15:
         return NOT_NARROW
-    forms[..., FACTOR, :] = (factors // common)[..., None]
+    forms[..., FACTOR, :] = (factors // common[:, None])[..., None]
     return Narrow(True, forms, worth)
 
 
@@ -183,9 +182,9 @@ def add_narrow_codes(shape, at, weights, place, next_place, accumulator, op):
     total0 = total1 = full_i16(0)
     first = 0
     for z in range(shape.digits):
-        form = at.narrow + 4 * FIELDS * (z * shape.slices + place.k)
-        if int16_at(form, 2 * FACTOR) == 0 or is_idle(shape, at, place.x, z):
+        if adds_nothing(shape, at, place.x, z, place.k, op):
             continue
+        form = at.narrow + 4 * FIELDS * kind_of(shape, at, place.x, z, place.k)
         u0, u1 = sum_shorts(shape, at, weights, place.x, z)
         power_of_two = int16_at(form, 2 * MAGIC) == 0
         if op == SHORT:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import namedtuple
 
 import numpy as np
+from numba import literally
 
 from ....kernels.inner import inlined, inner
-from ....kernels.simd import LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_int64, put_uint32, uint32_at
+from ....kernels.simd import (LANES, bit_length, float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_int64, put_uint32,
+                              uint32_at)
+from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES
 from ..common.rows import drive
 from ..vectors.amx import TILE_ROWS
 from ..vectors.wide import UNROLL, WIDE, added_quads, full_quad, load_ints, put_quad, with_quad
 from ..vectors.wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, between_curves, converted_by, curved, lifted, mixed, moved_high,
                                   put_currents, put_curves, with_noise, with_noise_of_levels)
+from .cells_forms import FACTOR, FORM
 
 # Operations beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it; by `cells_narrow`, with what
 # reads have besides, and without.
@@ -31,14 +35,20 @@ TOGETHER = 4  # slices whose reference cells are added up at a time
 
 
 @inlined
-def is_idle(shape, at, x, z):
-    """Whether a read of digit `z` of pixel `x` is 0 in all columns: no row is on, and nothing else counts."""
-    if not at.idle_is_zero:
+def kind_of(shape, at, x, z, k):
+    """The kind of a read of pixel `x`, digit `z` and slice `k`, an entry of tables `[digit, slice, class]`."""
+    n = np.int64(int32_at(at.pixel_inputs, x * shape.digits + z))
+    return (z * shape.slices + k) * shape.classes + min(bit_length(n), shape.classes - 1)
+
+
+@inlined
+def adds_nothing(shape, at, x, z, k, op):
+    """Whether a read need not be looked at: with fixed ranges one of 0 bits, or without a row that is on where nothing else counts."""
+    if op == DYNAMIC or op == RANGES or op == HISTOGRAM:
         return False
-    for i in range(int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)):
-        if int64_at(at.pixel_row_count, x * shape.input_bits + i):
-            return False
-    return True
+    if at.idle_is_zero and int32_at(at.pixel_inputs, x * shape.digits + z) == 0:
+        return True
+    return float32_at(at.singles + 4 * FORM * kind_of(shape, at, x, z, k), FACTOR) == 0
 
 
 @inlined
@@ -144,8 +154,9 @@ def add_curves(shape, at, k, count):
 
 
 @inner
-def add_noise(shape, at, besides, strip, t, k):
+def add_noise(shape, at, besides, strip, t, k, op):
     """The key of the noise of each pixel's and digit's read of array t and slice k, and its deviation, to `pixel_shared`."""
+    op = literally(op)
     image, pixel = strip.start // besides.pixels + besides.first_image, strip.start % besides.pixels
     image_key = mixed(at.seed, image)
     alike = float64_at(at.noise, 3 * k + 1) == 0
@@ -154,6 +165,8 @@ def add_noise(shape, at, besides, strip, t, k):
             image, pixel = image + 1, 0
             image_key = mixed(at.seed, image)
         for z in range(shape.digits):
+            if adds_nothing(shape, at, x, z, k, op):
+                continue
             key = mixed(image_key, ((pixel * shape.arrays + t) * shape.digits + z) * shape.slices + k)
             deviation = UNLIKE
             if alike:

@@ -7,13 +7,17 @@ from ....kernels.simd import int64_at, uint32_at
 from ..common.rows import drive
 from ..vectors.wide import (BIAS, UNROLL, WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, times,
                             widened_pairs)
+from .cells_reads import adds_nothing
 
 
 @inlined
-def add_rows(shape, at, weights, first, end, sums):
-    """The sums of the two vectors of a tile, whose cells are at `weights`, of the reads of output pixels `first` to `end`, to `sums`."""
+def add_rows(shape, at, weights, k, first, end, sums, op):
+    """The sums of the two vectors of a tile of slice `k`, whose cells are at `weights`, of the reads of output pixels `first` to `end`, to
+    `sums`: of all, or with fixed ranges of those that add something."""
     for x in range(first, end):
         for z in range(shape.digits):
+            if adds_nothing(shape, at, x, z, k, op):
+                continue
             u0, u1 = _sum_rows(shape, at, weights, x, z)
             place = ((x - first) * shape.digits + z) * shape.tile
             store_ints(sums, place, u0)
@@ -73,10 +77,12 @@ def _with_rows(total, weights, a, b, c, d):
 
 
 @inlined
-def add_squared_rows(shape, at, weights, first, end, sums):
+def add_squared_rows(shape, at, weights, k, first, end, sums, op):
     """As `add_rows`, each row times the square of its digit: `sum over bits i of sum over rows of list i of (2^i a) X`, in 32 bits."""
     for x in range(first, end):
         for z in range(shape.digits):
+            if adds_nothing(shape, at, x, z, k, op):
+                continue
             first_bit, end_bit = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1)
             u0 = u1 = full_i32(0)
             drive(shape, at, x, first_bit, end_bit, 1)

@@ -98,7 +98,7 @@ class Prepared:
         blocks, outputs, slices, rows, _ = layout.cells.shape
         shape = GroupShape(
             groups=geometry.groups, blocks=blocks, outputs=outputs, rows=rows, arrays=len(layer.arrays), bits=layer.spec.a_bits,
-            digits=len(layer.spec.digit_bits), slices=slices, steps=int(layout.step_of_slice.max()) + 1,
+            digits=len(layer.spec.digit_bits), slices=slices, classes=layer.classes, steps=int(layout.step_of_slice.max()) + 1,
             stride=geometry.stride[0] * x.strides[1], pitch=geometry.stride[1] * x.strides[2],
             chunk=(2**15 - 1) // max(int(np.abs(layout.cells).max()), 1))
         size = geometry.output_size(*a_codes.shape[1:3], layer.kernel)
@@ -128,7 +128,7 @@ class Prepared:
         return elementwise.scaled_steps(self.simulate(a_codes), values, scale, offset, to_codes)
 
     def histogram(self, a_codes: Tensor) -> Tensor:
-        """Counts of the read values, int64 `[digits, slices, bin]`; see `engines`."""
+        """Counts of the read values, int64 `[digits, slices, classes, bin]`; see `engines`."""
         set_threads()
         size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
         if self._table is not None:
@@ -154,5 +154,5 @@ class Prepared:
         return forms._replace(constant=forms.constant[:groups]), ranges
 
 
-_NO_FORMS = Forms(np.zeros((1, 1, 1, 1), np.float32), np.zeros((1, 1, 1, 1)), False, False, np.zeros((1, 1, 1), np.int64),
+_NO_FORMS = Forms(np.zeros((1,) * 5, np.float32), np.zeros((1,) * 5), False, False, np.zeros((1, 1, 1), np.int64),
                   np.zeros(1, np.int64))

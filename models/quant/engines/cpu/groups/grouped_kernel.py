@@ -19,17 +19,19 @@ from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from ..common.histogram import bin_of
 from ..grid.cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from ..vectors.loop import Kernel, loaded
-from ..vectors.wide import (WIDE, add_product_by, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, added_where,
-                            bit_of_64_bytes, code_f32, code_f64_of_f32_by, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64,
-                            full_i16, full_i32, larger, load_ints, load_shorts, shifted_up, smaller, store_ints, widened)
+from ..vectors.wide import (WIDE, add_product_by, add_product_f32, add_product_f32_where, add_product_f64, add_product_f64_where,
+                            add_to_int32, add_to_int64, added, added_where, bit_of_64_bytes, code_f32, code_f64_of_f32_by,
+                            code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i16, full_i32, larger, load_ints,
+                            load_shorts, shifted_up, smaller, store_ints, widened)
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
 
 # groups, blocks     of 64 groups; outputs: of a group
+# classes            of n, see `MappedLayer.classes`
 # rows, bits         word lines of all arrays of a group; bits of an input code
 # stride, pitch      bytes from an output pixel's first input to the next one's, downwards; to the right
 # chunk              rows whose sum 16 bits hold
-GroupShape = namedtuple("GroupShape", "groups blocks outputs rows arrays bits digits slices steps stride pitch chunk")
+GroupShape = namedtuple("GroupShape", "groups blocks outputs rows arrays bits digits slices classes steps stride pitch chunk")
 
 # cells              int16 `[block, output, slice, row, lane]`
 # row_at             bytes from the first input of an output pixel to that of each row
@@ -43,14 +45,15 @@ NO_RANGES = Ranges(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0))
 
 # out        `[step, N, H', W', group, output]`, int32 or int64
 # extremes   int32 `[thread, array, digit, slice, block, 2, lane]`
-# counts     int64 `[thread, digit, slice, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there
+# counts     int64 `[thread, digit, slice, class, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there
 Target = namedtuple("Target", "out extremes counts first_bin bin_shift")
-NO_OUT, NO_EXTREMES, NO_COUNTS = np.zeros((0,) * 6, np.int32), np.zeros((0,) * 7, np.int32), np.zeros((0,) * 4, np.int64)
+NO_OUT, NO_EXTREMES, NO_COUNTS = np.zeros((0,) * 6, np.int32), np.zeros((0,) * 7, np.int32), np.zeros((0,) * 5, np.int64)
 
-# Addresses of the arrays above (why: see `buffers`), and of one work item: masks, uint64 `[bit, row]`; u of one read.
+# Addresses of the arrays above (why: see `buffers`), and of one work item: masks, uint64 `[bit, row]`; lanes of each class of n, uint64
+# `[array, digit, class]`; u of one read.
 GroupAddresses = namedtuple("GroupAddresses", """
     cells row_at array_start digit_start step_of_slice singles doubles divide minus_low delta factor
-    extremes counts first_bin bin_shift bins masks reads acc""")
+    extremes counts first_bin bin_shift bins masks lanes reads acc""")
 
 
 def run(shape: GroupShape, layout: GroupLayout, forms: Forms, ranges: Ranges, x: np.ndarray, size: tuple[int, int], op: int, *,
@@ -74,18 +77,21 @@ def _kernel(op):
         sums = shape.steps * shape.outputs * WIDE
         acc, broad_acc = np.zeros(0 if broad else sums, np.int32), np.zeros(sums if broad else 0, np.int64)
         masks, reads = np.empty(shape.bits * shape.rows, np.uint64), np.empty(WIDE, np.int32)
+        lanes = np.empty(shape.arrays * shape.digits * shape.classes, np.uint64)
         thread = numba.get_thread_id() if op == RANGES or op == HISTOGRAM else 0
         at = GroupAddresses(
             layout.cells.ctypes.data, layout.row_at.ctypes.data, layout.array_start.ctypes.data, layout.digit_start.ctypes.data,
             layout.step_of_slice.ctypes.data, forms.singles.ctypes.data, forms.doubles.ctypes.data, forms.divide,
             ranges.minus_low.ctypes.data, ranges.delta.ctypes.data, ranges.factor.ctypes.data,
             target.extremes.ctypes.data + thread * target.extremes.strides[0],
-            target.counts.ctypes.data + thread * target.counts.strides[0], target.first_bin, target.bin_shift, target.counts.shape[3],
-            masks.ctypes.data, reads.ctypes.data, broad_acc.ctypes.data if broad else acc.ctypes.data)
+            target.counts.ctypes.data + thread * target.counts.strides[0], target.first_bin, target.bin_shift, target.counts.shape[4],
+            masks.ctypes.data, lanes.ctypes.data, reads.ctypes.data, broad_acc.ctypes.data if broad else acc.ctypes.data)
         first = x.ctypes.data + image * x.strides[0] + y * shape.stride
         for block in range(shape.blocks):
             for column in range(width):
                 _list_masks(shape, at, first + column * shape.pitch + block * WIDE)
+                if shape.classes > 1 or op == HISTOGRAM:
+                    _list_lanes(shape, at)
                 acc[:] = 0
                 broad_acc[:] = 0
                 for output in range(shape.outputs):
@@ -96,7 +102,7 @@ def _kernel(op):
                     _put(shape, acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
                 elif broad:
                     _put(shape, broad_acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
-        _keep_alive(masks, reads, acc, broad_acc)
+        _keep_alive(masks, lanes, reads, acc, broad_acc)
 
     return Kernel(layer, f"grouped_layer_{op}")
 
@@ -118,6 +124,31 @@ def _list_masks(shape, at, pixel):
         codes = int64_at(at.row_at, r)
         for i in range(shape.bits):
             put_uint64(at.masks, i * shape.rows + r, bit_of_64_bytes(pixel, codes, i))
+
+
+@inlined
+def _list_lanes(shape, at):
+    """The lanes of each class of n under one output pixel, for each array and digit. n is counted in bit planes, one bit for each lane;
+    the highest stays on where it has been, as the last class has all longer n too."""
+    planes = shape.classes - 1
+    for t in range(shape.arrays):
+        for z in range(shape.digits):
+            lanes, first_bit = at.lanes + 8 * (t * shape.digits + z) * shape.classes, int64_at(at.digit_start, z)
+            for p in range(planes):
+                put_uint64(lanes, 1 + p, np.uint64(0))
+            for i in range(first_bit, int64_at(at.digit_start, z + 1)):
+                for r in range(int64_at(at.array_start, t), int64_at(at.array_start, t + 1)):
+                    carry, p = uint64_at(at.masks, i * shape.rows + r), max(0, min(i - first_bit, planes - 1))
+                    while p < planes and carry != np.uint64(0):
+                        plane = uint64_at(lanes, 1 + p)
+                        put_uint64(lanes, 1 + p, plane | carry if p == planes - 1 else plane ^ carry)
+                        carry, p = carry & plane, p + 1
+            rest = ~np.uint64(0)
+            for p in range(planes - 1, -1, -1):
+                plane = uint64_at(lanes, 1 + p)
+                put_uint64(lanes, 1 + p, plane & rest)
+                rest &= ~plane
+            put_uint64(lanes, 0, rest)
 
 
 @inlined
@@ -145,15 +176,15 @@ def _reads(shape, at, block, output, k, t, op):
     if op == STATIC:
         single = full_f32(np.float32(0))
         for z in range(shape.digits):
-            single = add_product_f32(single, *_code(at, _read(shape, at, cells, t, z), z * shape.slices + k))
+            single = _with_codes(shape, at, single, cells, t, z, k)
         add_to_int32(at.acc, sums, single)
     elif op == STATIC_BROAD or op == DYNAMIC:
         double = full_f64(0.0)
         for z in range(shape.digits):
-            u = _read(shape, at, cells, t, z)
             if op == STATIC_BROAD:
-                double = add_product_f64(double, *_broad_code(at, u, z * shape.slices + k))
+                double = _with_broad_codes(shape, at, double, cells, t, z, k)
             else:
+                u = _read(shape, at, cells, t, z)
                 lanes = (((t * shape.digits + z) * shape.slices + k) * shape.blocks + block) * WIDE
                 code = code_f64_of_f32_by(added(u, load_ints(at.minus_low, lanes)), at.delta, lanes,
                                           float32_at(at.singles, HIGHEST))
@@ -167,7 +198,15 @@ def _reads(shape, at, block, output, k, t, op):
                 store_ints(at.extremes, lanes, smaller(load_ints(at.extremes, lanes), u))
                 store_ints(at.extremes, lanes + WIDE, larger(load_ints(at.extremes, lanes + WIDE), u))
             else:
-                _count(shape, at, u, block, (z * shape.slices + k) * at.bins - at.first_bin)
+                _count(shape, at, u, block, t, z, k)
+
+
+@inlined
+def _converted_lanes(shape, at, t, z, kind, j):
+    """The lanes whose reads are of class j, where these have bits; else none. Args: kind, of class 0."""
+    if float32_at(at.singles + 4 * FORM * (kind + j), FACTOR) == 0:
+        return np.uint64(0)
+    return uint64_at(at.lanes, (t * shape.digits + z) * shape.classes + j)
 
 
 @inlined
@@ -188,17 +227,47 @@ def _broad_code(at, u, kind):
     return code_of_quotient_f64(u, float64_at(form, UNIT), float64_at(form, DELTA), low, high), factor
 
 
+def _with_codes_of(code, add_product, add_product_where):
+    """A function for `total` and the ADC codes of one read times their factors, in one type of numbers: of lanes of each class by a
+    converter of its own. Reads of 0 bits are not even added up."""
+    @inlined
+    def with_codes(shape, at, total, cells, t, z, k):
+        kind = (z * shape.slices + k) * shape.classes
+        if shape.classes == 1:
+            return add_product(total, *code(at, _read(shape, at, cells, t, z), kind))
+        u, known = full_i32(0), False
+        for j in range(shape.classes):
+            lanes = _converted_lanes(shape, at, t, z, kind, j)
+            if lanes != np.uint64(0):
+                if not known:
+                    u, known = _read(shape, at, cells, t, z), True
+                q, factor = code(at, u, kind + j)
+                total = add_product_where(total, q, factor, lanes)
+        return total
+
+    return with_codes
+
+
+_with_codes = _with_codes_of(_code, add_product_f32, add_product_f32_where)
+_with_broad_codes = _with_codes_of(_broad_code, add_product_f64, add_product_f64_where)
+
+
 @inlined
-def _count(shape, at, u, block, first):
-    """One more for each u of 64 groups in the counts of its bin, int64, which begin at `first`."""
+def _count(shape, at, u, block, t, z, k):
+    """One more for each u of 64 groups in the counts of its kind and bin, int64."""
     store_ints(at.reads, 0, u)
+    lanes = at.lanes + 8 * (t * shape.digits + z) * shape.classes
     for lane in range(min(WIDE, shape.groups - block * WIDE)):
+        j = 0
+        while int64_at(lanes, j) >> lane & 1 == 0:
+            j += 1
+        first = ((z * shape.slices + k) * shape.classes + j) * at.bins - at.first_bin
         one = first + bin_of(int32_at(at.reads, lane), at.bin_shift)
         put_int64(at.counts, one, int64_at(at.counts, one) + 1)
 
 
 @inner
-def _keep_alive(masks, reads, acc, broad_acc):
+def _keep_alive(masks, lanes, reads, acc, broad_acc):
     """Numba frees an array after its last use, and does not see the uses by address."""
 
 

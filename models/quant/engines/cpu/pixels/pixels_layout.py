@@ -156,7 +156,7 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
             return None
         if len(layer.arrays) * np.abs(forms.singles[..., [LOWEST, HIGHEST]]).max() >= 2**24:
             return None
-        singles, divide = forms.singles, bool(forms.divide)
+        singles, divide = np.ascontiguousarray(forms.singles[..., -1, :]), bool(forms.divide)
     out, step = len(layer.w_codes) // groups, step_of_slice(layer)
     intervals, (down, right) = np.array(sets.intervals, np.int64), np.array(sets.taps, np.int64).T
     narrow = narrow or Narrow(np.zeros(0, np.int8), np.zeros(0, np.int64), False, False, 1)

@@ -8,6 +8,7 @@ import itertools
 
 import numba
 import numpy as np
+import torch
 from numba import njit, prange
 
 from ....arrays.mapping import MappedLayer
@@ -32,23 +33,24 @@ class Table:
         self._added = None
 
     def _kinds(self):
-        """Yield (z, k, digits, cells, u) of each kind of read: its digit of each input code, its cell of each weight code, and u of
-        every `[cell, digit]`."""
+        """Yield (z, k, digits, cells, u, classes) of each digit and slice: the digit of each input code, the cell of each weight code, u of
+        every `[cell, digit]`, and the class of each digit, which is the n of its reads."""
         spec = self.layer.spec
         for (z, digit_bits), (k, bits) in itertools.product(enumerate(spec.digit_bits), enumerate(spec.slice_bits)):
             a, c = np.arange(2**digit_bits), np.arange(2**bits)[:, None]
             u = (2 * c - self.layer.reference_twice[k]) * a if spec.reference == "analog" else c * a
+            classes = self.layer.class_of(torch.from_numpy(a)).numpy()
             digits = np.arange(2**spec.a_bits) >> (spec.dac_bits * z) & (2**digit_bits - 1)
-            yield z, k, digits, np.arange(2**spec.w_bits) >> (spec.cell_bits * k) & (2**bits - 1), u
+            yield z, k, digits, np.arange(2**spec.w_bits) >> (spec.cell_bits * k) & (2**bits - 1), u, classes
 
     def _sum_kinds(self):
         """What each pair adds to the accumulators of each ADC step, `[step, pair]`."""
         layer, spec = self.layer, self.layer.spec
         groups = [ks for _, ks in layer.delta_groups]
         total = np.zeros((len(groups), 2**spec.w_bits, 2**spec.a_bits), np.int64)
-        for z, k, digits, cells, u in self._kinds():
-            converter = layer.converter(z, k)
-            added = converter.added(converter.encode(u, spec.unit))
+        for z, k, digits, cells, u, classes in self._kinds():
+            converters = [layer.converter(z, k, j) for j in range(layer.classes)]
+            added = np.choose(classes, [converter.added(converter.encode(u, spec.unit)) for converter in converters])
             step = next(step for step, ks in enumerate(groups) if k in ks)
             total[step] += added[cells[:, None], digits] << (spec.dac_bits * z + spec.cell_bits * k)
         return total.reshape(len(groups), -1).astype(str(accumulator_dtype(layer)).removeprefix("torch."))
@@ -63,16 +65,16 @@ class Table:
         return out
 
     def histogram(self, x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Counts of the reads of such codes, int64 `[digits, slices, bin]`; see `engines`."""
+        """Counts of the reads of such codes, int64 `[digits, slices, classes, bin]`; see `engines`."""
         spec, bins = self.layer.spec, self.layer.bins
         seen = np.zeros((numba.get_num_threads(), 2 ** (spec.w_bits + spec.a_bits)), np.int64)
         _count(x, self.first, self.taps, self.stride, *size, seen)
         seen = seen.sum(0).reshape(2**spec.w_bits, 2**spec.a_bits)
-        counts = np.zeros((len(spec.digit_bits), len(spec.slice_bits), bins.count), np.int64)
-        for z, k, digits, cells, u in self._kinds():
+        counts = np.zeros((len(spec.digit_bits), len(spec.slice_bits), self.layer.classes, bins.count), np.int64)
+        for z, k, digits, cells, u, classes in self._kinds():
             of_digits = np.stack([seen[:, digits == digit].sum(1) for digit in range(u.shape[1])])
             of_reads = np.stack([of_digits[:, cells == cell].sum(1) for cell in range(u.shape[0])])
-            np.add.at(counts[z, k], bins.index(u), of_reads)
+            np.add.at(counts[z, k], (classes, bins.index(u)), of_reads)
         return counts
 
 

@@ -205,7 +205,8 @@ def as_vector(b, x, vector):
 
 
 def _kind(vector, numba_type, element):
-    """The operations of one floating-point type: (zeros, of ints, code of a product, code by quotient, added product, add to memory)."""
+    """The operations of one floating-point type: (all lanes a number, code of a product, code by quotient, added product, the same in some
+    lanes, add to memory)."""
     scalar = types.float32 if element == _F32 else types.float64
 
     @intrinsic
@@ -239,6 +240,14 @@ def _kind(vector, numba_type, element):
             return _call(b, "fma", vector, args[1], _broadcast(b, args[2], vector), args[0])
         return numba_type(numba_type, numba_type, scalar), codegen
 
+    @intrinsic
+    def add_product_where(typingctx, total, x, factor, lanes):
+        """`total + x factor` in the lanes whose bits are set, elsewhere `total`."""
+        def codegen(context, b, sig, args):
+            sums = _call(b, "fma", vector, args[1], _broadcast(b, args[2], vector), args[0])
+            return b.select(_bits(b, args[3]), sums, args[0])
+        return numba_type(numba_type, numba_type, scalar, types.uint64), codegen
+
     wide = ir.IntType(32 if element == _F32 else 64)
 
     @intrinsic
@@ -251,7 +260,12 @@ def _kind(vector, numba_type, element):
             return context.get_dummy_value()
         return types.void(types.intp, types.intp, numba_type), codegen
 
-    return full, code, code_of_quotient, add_product, add_to
+    return full, code, code_of_quotient, add_product, add_product_where, add_to
+
+
+def _bits(b, lanes):
+    """Those of a uint64 as a vector."""
+    return b.bitcast(lanes, ir.VectorType(ir.IntType(1), WIDE))
 
 
 def _between(b, x, low, high):
@@ -264,8 +278,8 @@ def _clipped(b, x, low, high, vector):
     return _between(b, _call(b, "rint", vector, x), low, high)
 
 
-full_f32, code_f32, code_of_quotient_f32, add_product_f32, add_to_int32 = _kind(_FLOATS, floats, _F32)
-full_f64, _, code_of_quotient_f64, add_product_f64, add_to_int64 = _kind(_DOUBLES, doubles, _F64)
+full_f32, code_f32, code_of_quotient_f32, add_product_f32, add_product_f32_where, add_to_int32 = _kind(_FLOATS, floats, _F32)
+full_f64, _, code_of_quotient_f64, add_product_f64, add_product_f64_where, add_to_int64 = _kind(_DOUBLES, doubles, _F64)
 
 
 @intrinsic
@@ -292,7 +306,7 @@ def bit_of_64_bytes(typingctx, address, offset, bit):
 @_operation(shorts, shorts, shorts, types.uint64)
 def added_where(b, x, y, lanes):
     """`x + y` in the lanes whose bits are set, elsewhere `x`."""
-    return b.select(b.bitcast(lanes, ir.VectorType(ir.IntType(1), WIDE)), b.add(x, y), x)
+    return b.select(_bits(b, lanes), b.add(x, y), x)
 
 
 @intrinsic
