@@ -161,10 +161,11 @@ def test_fields_of_a_word_never_carry_over(images):
     """Sums of bits in two, four and eight bits of a word, full ones too."""
     for codes in (torch.randint(0, 256, (images, 7, 5), dtype=torch.uint8), torch.full((images, 7, 5), 255, dtype=torch.uint8)):
         counter = Ones(7, 5, 8, [0, 2, 5])
-        joined = counter.add(codes)
+        of_segments = counter.add(codes)
         assert counter.sums.tolist() == [(codes >> b & 1).sum(0).tolist() for b in range(8)]
-        parts = [codes[:, :, :2].numpy(), codes[:, :, 2:].numpy()]
-        assert np.array_equal(joined, np.stack([np.bitwise_or.reduce(part, 2) for part in parts], 1))
+        parts = codes[:, :, :2], codes[:, :, 2:]
+        assert of_segments.tolist() == torch.stack([(part[:, None] >> torch.arange(8).view(-1, 1, 1) & 1).sum(3) for part in parts],
+                                                   1).tolist()
 
 
 def network():
@@ -181,12 +182,12 @@ def test_counts_depend_on_no_batch_no_cells_and_are_linear_in_images():
     net, images = network()
     whole = count(net, images)
     set_spec(net, CrossbarSpec(cell_bits=4, adc_bits=8, adc_range="full"))
-    parts = count(net, [images[:1], images[1:4], images[4:]] * 2, layouts=[("im2col", 9), ("tap", 16)])
+    parts = count(net, [images[:1], images[1:4], images[4:]] * 2, layouts=[("im2col", 9), ("tap", 16), ("tap", 16, 3)])
     assert (whole.images, parts.images) == (6, 12)
     for name, layer in whole.layers.items():
         other = parts.layers[name]
         assert np.array_equal(2 * layer.ones, other.ones) and 2 * layer.pixels == other.pixels
-        assert np.array_equal(2 * layer.reads["tap", 16], other.reads["tap", 16])
+        assert np.array_equal(2 * layer.reads["tap", 16, 1], other.reads["tap", 16, 1])
     assert all(layer.watch is None for _, layer in net.named_modules() if hasattr(layer, "watch"))
 
 

@@ -17,6 +17,7 @@ from models import quant
 from models.quant.cost import Band, CostReport, Counts, LayerCost, Origin, Technology, counting, estimate
 from models.quant.cost.events import Events, check_width
 from models.quant.measuring.setting import Setting
+from models.quant.network.counts import Layout
 
 from ..program import distributed
 from ..program.cli import UserError
@@ -89,11 +90,11 @@ class Costs:
         return self.technology is not None and any(layer.spec.adc_range != "ideal" for _, layer in quant.crossbar_layers(network))
 
 
-def _layouts(setting: Setting) -> list[tuple[str, int]]:
-    """(mapping, rows) of the layers."""
+def _layouts(setting: Setting) -> list[Layout]:
+    """Of the layers."""
     others = [dict(values) for _, values in setting.per_layer]
-    mappings, rows = ({getattr(setting.spec, name), *(values[name] for values in others if name in values)} for name in ("mapping", "rows"))
-    return list(itertools.product(sorted(mappings), sorted(rows)))
+    values = ({getattr(setting.spec, name), *(own[name] for own in others if name in own)} for name in ("mapping", "rows", "dac_bits"))
+    return list(itertools.product(*map(sorted, values)))
 
 
 def restored(values: Mapping[str, Any]) -> CostReport:

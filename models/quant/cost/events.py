@@ -109,25 +109,26 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
         for bits, total, (reference, level) in zip(lines.slice_bits, sums, lines.reference))
     bit_lines = groups * len(tall) * (out * lines.of_output + wide * lines.of_reference)
 
-    reads, idle = counts.reads_of(spec.mapping, spec.rows), counts.idle(spec)
+    of_length = counts.reads_of(spec)
+    reads, idle = int(of_length[0].sum()), of_length[:, 0].tolist()  # of one digit; of each
     conversions, idle_conversions = Counter(), Counter()
     for digit, row in zip(idle, kinds):
         for bits in row:
-            conversions[bits] += int(reads.sum()) * out
+            conversions[bits] += reads * out
             idle_conversions[bits] += digit * out
     adcs = -(-width // columns_per_adc)
     in_turn = tuple(_in_turn([bits for bits in row if bits], min(out, outputs_each), adcs) for row in kinds)
     per_output = len(tall) + (1 if spec.reference == "digital" else 0)
     adds = counts.pixels * counts.w_shape[0] * per_output
     if spec.reference == "digital":  # the rows that are on, counted for each read
-        adds += int(reads.sum()) * len(spec.digit_bits)
+        adds += reads * len(spec.digit_bits)
     conversions.pop(0, None), idle_conversions.pop(0, None)  # 0 bits make none
     return Events(
         arrays=arrays, rows=spec.rows, reference_lines=lines.of_reference, cells_used=rows * out * lines.of_output,
         cells_allocated=arrays * spec.rows * width, level_pulses=level_pulses, line_ones=int(counts.ones.sum()) * wide,
         line_bits=counts.pixels * rows * spec.a_bits * wide, column_bits=counts.pixels * bit_lines * spec.a_bits,
         column_pulses=counts.pixels * bit_lines * sum(pulses), array_bits=counts.pixels * arrays * spec.a_bits,
-        reads=int(reads.sum()) * len(spec.digit_bits), idle_reads=sum(idle), conversions=dict(sorted(conversions.items())),
+        reads=reads * len(spec.digit_bits), idle_reads=sum(idle), conversions=dict(sorted(conversions.items())),
         idle_conversions=dict(sorted(idle_conversions.items())), shift_adds=sum(conversions.values()),
         idle_shift_adds=sum(idle_conversions.values()), adds=adds,
         buffer_bits=(counts.pixels * rows + counts.outputs * counts.w_shape[0]) * spec.a_bits, pixels=counts.pixels, pulses=pulses,

@@ -299,10 +299,12 @@ def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Cou
     def count(layer: nn.Module, args: tuple, kwargs: dict[str, Any], y: torch.Tensor) -> None:
         x = (*args, *kwargs.values())[0]
         mapped = layer.mapped()
-        kinds = np.array([[mapped.converter(z, k).bits for k in range(len(layer.slice_bits))] for z in range(len(layer.spec.digit_bits))])
-        each = y.numel() * len(mapped.arrays) * len(layer.parts(x))  # reads of one kind, in all phases of signed inputs
-        busy = each * (whole.layers[names[layer]].busy(layer.spec)[:, None] if layer.spec.skips_idle else 1)
-        of_call = np.array([(busy * kinds).sum(), (busy * (kinds > 0)).sum(), each * kinds.size], float)
+        digits, slices, classes = len(layer.spec.digit_bits), len(layer.slice_bits), mapped.classes
+        bits = np.array([mapped.converter(*kind).bits for kind in np.ndindex(digits, slices, classes)]).reshape(digits, slices, classes)
+        each = y.numel() * len(mapped.arrays) * len(layer.parts(x))  # reads of one digit and slice, in all phases of signed inputs
+        share = whole.layers[names[layer]].shares(layer.spec, classes) if classes > 1 else np.ones((digits, 1))
+        of_kind = each * share[:, None]
+        of_call = np.array([(of_kind * bits).sum(), (of_kind * (bits > 0)).sum(), each * digits * slices], float)
         found[names[layer]] = found.get(names[layer], 0) + of_call
 
     if not names:

@@ -52,14 +52,14 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
     with counting(model) as seen:
         inputs, wanted = ideal_pass(model, layers, images)
     for name, layer in layers:
-        mapped, counts = layer.mapped(), histograms[name]
+        mapped, counts, reads = layer.mapped(), histograms[name], seen.layers[name].reads_of(layer.spec)
         found = layer.simulate(inputs[name]).double()
         ideal = wanted[name].double()
         rows = [stop - start for start, stop in mapped.arrays]
         groups = mapped.geometry.groups
         result.append({
             "layer": name, "adc_bits": layer.spec.adc_bits, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / mapped.spec.rows,
-            "all_zero_reads": 1 - float(seen.layers[name].busy(layer.spec).mean()),
+            "all_zero_reads": float((reads[:, 0] / reads.sum(1)).mean()),
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, chosen) for bits in CURVE_BITS},
             "unit": mapped.unit * 2**mapped.bins.shift, "u_min": mapped.bins.first,
