@@ -17,7 +17,7 @@ from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  #
 from test_triton import layer_case, planned_case
 
 from models import quant
-from models.quant import CrossbarSpec, QLinearDoreFa, calibrate, convert, crossbar_layers
+from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate, convert, crossbar_layers
 from models.quant.arrays import plans
 from models.quant.cost import Technology, count, estimate
 from models.quant.network.counts import LENGTHS, counting
@@ -210,6 +210,60 @@ def test_a_mean_is_that_of_all_reads_with_none_for_idle_ones(tiny, share):
         assert SKIPS.adc_bits * reads * (1 - 1 / 16) - reads / kinds < spent <= SKIPS.adc_bits * reads
     if share == "layer":
         assert all(skip <= convert for convert, skip in zip(*errors)) and errors[1][2] < 0.7 * errors[0][2]
+
+
+def by_ones(layer, seed=0):
+    """Give a layer a plan by ones of random bits, none of n = 0. Returns: bits of each digit, slice and class."""
+    digits, slices = len(layer.spec.digit_bits), len(layer.slice_bits)
+    bits = np.random.default_rng(seed).integers(0, 7, (digits, slices, layer.classes))
+    bits[:, :, 0] = 0
+    layer.set_plan(plans.Plan(bits, np.ones(bits.shape), np.zeros(bits.shape)))
+    return bits
+
+
+@pytest.mark.parametrize("layer, x", [
+    (QLinearDoreFa(20, 5, spec=CrossbarSpec(4, 4, 2, 3, 16, adc_plan="ones", dac_bits=3), alpha_init=1.0), torch.rand(7, 20) ** 3),
+    (Qconv2dDoreFa(6, 4, 3, 2, 1, groups=2, spec=CrossbarSpec(2, 4, 1, 3, 7, "im2col", adc_plan="ones"), alpha_init=1.0),
+     torch.rand(2, 6, 5, 5) - 0.4)])
+def test_bits_of_reads_by_ones_are_those_of_their_classes(layer, x):
+    """Mean bits of all reads, share of conversions, and bits of a conversion that is made, of each read's n."""
+    with quant.set_engine("reference"), torch.no_grad():
+        bits, out = by_ones(layer.eval()), len(layer.weight) // layer.geometry.groups
+        lengths = lengths_of_reads(layer, layer.a_codes(x))
+        most, reads = bits.shape[2] - 1, out * lengths.sum() * bits.shape[1]
+        spent = out * sum(n * bits[z, :, min(j, most)].sum() for (z, j), n in np.ndenumerate(lengths))
+        made = out * sum(n * (bits[z, :, min(j, most)] > 0).sum() for (z, j), n in np.ndenumerate(lengths))
+        found = measure(torch.nn.Sequential(layer, torch.nn.Flatten()), x, torch.zeros(len(x), dtype=torch.int64), Setting(layer.spec),
+                        calibration=None, engine="reference")
+    assert len({*lengths.nonzero()[1]}) > 2
+    assert found.mean_bits == pytest.approx(spent / reads, rel=1e-12) == found.layer_bits["0"]
+    assert found.conversions == pytest.approx(made / reads, rel=1e-12) and found.bits_made == pytest.approx(spent / made, rel=1e-12)
+
+
+def test_ternary_inputs_are_counted_by_the_lines_of_either_sign():
+    """Two rows of cells stand for a word line, so that there may be one class more, which no read is of."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 16)
+    network = convert(torch.nn.Sequential(torch.nn.Linear(16, 6)), CrossbarSpec(4, 4, adc_plan="ones", adc_bits=2, rows=8), x,
+                      first_last_bits=None, inputs="ternary")
+    [(name, layer)] = crossbar_layers(network)
+    bits = by_ones(layer)
+    with quant.set_engine("reference"):
+        counts, mapped = count(network, x).layers[name], layer.mapped()
+        classes = torch.cat([j.flatten() for z, k, _, j in reference.reads(mapped, layer.parts(x)[0]) if z == k == 0])
+        found = conversions_of(network, x, [count(network, x)])
+    shares = counts.shares(layer.spec, layer.classes)
+    assert bits.shape[2] == mapped.classes == shares.shape[1]
+    np.testing.assert_allclose(shares[0], np.bincount(classes, minlength=mapped.classes) / len(classes))
+    assert found["mean_bits"] == pytest.approx((shares[:, None] * bits).sum() / bits[..., 0].size)
+
+
+def test_without_a_conversion_there_are_no_bits_of_one(tiny):
+    layer, x = linear(20, 4, CrossbarSpec(adc_plan="ones", adc_bits=1, rows=16))
+    nothing = np.zeros((4, 4, layer.classes))
+    layer.set_plan(plans.Plan(nothing, nothing + 1, nothing))
+    found = measure(torch.nn.Sequential(layer), x, torch.zeros(1, dtype=torch.int64), Setting(layer.spec), engine="reference")
+    assert (found.mean_bits, found.conversions, found.bits_made) == (0, 0, None)
 
 
 def test_both_phases_of_signed_inputs_are_read():
