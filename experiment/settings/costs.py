@@ -112,9 +112,13 @@ def _events(values: Mapping[str, Any]) -> Events:
     def numbers(counts: Mapping[str, Any]) -> dict[int, Any]:
         return {int(bits): count for bits, count in counts.items()}
 
-    return Events(**values | {
+    made, shift_adds, of_idle = numbers(values["conversions"]), values["shift_adds"], ("skips_idle", "idle_conversions", "idle_shift_adds")
+    if values.get("skips_idle"):  # as it was stored when idle conversions stood beside all of them
+        made = {bits: count - values["idle_conversions"].get(str(bits), 0) for bits, count in made.items()}
+        shift_adds -= values["idle_shift_adds"]
+    return Events(**{name: value for name, value in values.items() if name not in of_idle} | {
         "level_pulses": tuple(map(tuple, values["level_pulses"])), "pulses": tuple(values["pulses"]),
-        "conversions": numbers(values["conversions"]), "idle_conversions": numbers(values["idle_conversions"]),
+        "conversions": made, "shift_adds": shift_adds,
         "conversions_in_turn": tuple(map(numbers, values["conversions_in_turn"]))})
 
 

@@ -60,11 +60,15 @@ class LayerCounts:
             raise ValueError(f"reads were counted for {' and '.join(known)}, not for {wanted}: give that layout to count")
         return self.reads[layout]
 
+    def by_class(self, spec: CrossbarSpec, classes: int) -> np.ndarray:
+        """How many reads of each digit have an n of each class, int64 `[digits, classes]`. Args: classes, how many the layer has on this
+        hardware (`OnArrays.classes`). Raises: see `reads_of`."""
+        return np.add.reduceat(self.reads_of(spec), range(classes), axis=1)
+
     def shares(self, spec: CrossbarSpec, classes: int) -> np.ndarray:
-        """Share of the reads of each digit whose n is of each class, float64 `[digits, classes]`. Args: classes, how many the layer has on
-        this hardware (`OnArrays.classes`). Raises: see `reads_of`."""
-        reads = self.reads_of(spec)
-        return np.add.reduceat(reads, range(classes), axis=1) / np.maximum(reads.sum(1, keepdims=True), 1)
+        """`by_class` as a share of the reads of a digit, float64."""
+        found = self.by_class(spec, classes)
+        return found / np.maximum(found.sum(1, keepdims=True), 1)
 
 
 @dataclass(eq=False)
