@@ -9,6 +9,7 @@ import torch
 from experiment.measure import columns
 from experiment.measure.columns import COLUMNS, Measured
 from experiment.settings.eval_flags import EvalSettings
+from models.quant import CrossbarSpec
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting
 
@@ -40,16 +41,30 @@ def test_every_field_of_a_record_has_its_column():
 
 @pytest.mark.parametrize("more", [{}, {"float_accuracy": 99.0, "float_changes": 7}, {
     "engine": "numba", "mean_bits": 2.5, "conversions": 0.5, "layer_bits": {"a": 2.5}, "chip_accuracies": (50.0, 60.0),
-    "chip_changes": (1, 2)}])
+    "chip_changes": (1, 2)}, {"mean_bits": 0.0, "conversions": 0.0}])
 def test_a_record_comes_back_from_its_line(more):
     made = Record(**{"setting": Setting(), "predictions": torch.zeros(2), "accuracy": 50.0, "software_accuracy": 60.0,
                      "changed_predictions": 1, "seconds": 2.0, "engine": None} | more)
     line = json.loads(json.dumps(columns.line(Measured(made, SETTINGS))))
+    assert line["bits_made"] == (5 if more.get("conversions") else None)
     assert columns.is_line(line) and line["images_per_s"] == (2 if "chip_accuracies" in more else 1)
     found = columns.fields_of(line)
     assert found == {item.name: getattr(made, item.name) for item in fields(Record) if item.name not in APART}
-    of_before = {name: value for name, value in line.items() if name not in ("layer_bits", "float_accuracy", "float_changed_predictions")}
+    of_before = {name: value for name, value in line.items() if name not in (
+        "layer_bits", "float_accuracy", "float_changed_predictions", "bits_made")}
     assert columns.fields_of(of_before) == found | {"layer_bits": None, "float_accuracy": None, "float_changes": None}
+
+
+def test_bits_of_a_conversion_stand_where_there_is_a_mean():
+    """Beside the mean and the share, in tables of plans and of idle reads that are skipped."""
+    made = {"predictions": torch.zeros(2), "accuracy": 50.0, "software_accuracy": 60.0, "changed_predictions": 1, "seconds": 2.0,
+            "engine": None}
+    plain = Record(Setting(), **made, mean_bits=6.0, conversions=1.0)
+    found = Record(Setting(CrossbarSpec(adc_plan="ones", adc_bits=1)), **made, mean_bits=0.98, conversions=0.28)
+    assert "bits made" not in dict(columns.shown([plain]))
+    table = columns.shown([plain, found])
+    assert [head for head, _ in table][:3] == ["mean bits", "converted", "bits made"]
+    assert [text(found) for _, text in table][:3] == ["0.98", "28.0%", "3.50"] and dict(table)["bits made"](plain) == "6.00"
 
 
 def test_a_column_has_a_text_as_its_head_or_what_makes_one(monkeypatch):

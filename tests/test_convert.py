@@ -1834,7 +1834,7 @@ def test_each_kernel_position_of_a_volume_has_arrays_of_its_own(engine, rows, in
     wanted = total * layer.act_quant.scale.double() * layer.weight_quant.scale.double().view(-1, 1, 1, 1)
     torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-5)
     assert arrays == 2 * len(layer.arrays) == net.crossbar_report.layers[0]["arrays"] == events(counts, layer, 128, 1).arrays
-    assert counts.reads["tap", rows].sum() == reads
+    assert counts.reads["tap", rows, 1][0].sum() == reads
 
 
 def how(conv):

@@ -87,15 +87,16 @@ def test_bits_of_a_layer_are_the_mean_of_its_conversions():
 
 
 def test_idle_conversions_that_are_skipped_are_not_in_the_table(run, checkpoint):
-    flags = ["--limit", "3", "--subArray", "8", "--adc_range", "full", "--adc_prec", "3:4", "--adc_idle", "skip", "--cost", "rram_65nm"]
+    flags = ["--limit", "3", "--subArray", "8", "--adc_range", "full", "--adc_prec", "3", "--adc_idle", "skip", "convert", "--cost",
+             "rram_65nm"]
     _, _, text = run(checkpoint, "--ngpu", "0", *flags)
     folder = test_eval.Path(checkpoint).parent
-    layers = json.loads((folder / "cost.json").read_text())["settings"][0]["layers"]
-    made = [layer["events"]["conversions"]["3"] - layer["events"]["idle_conversions"]["3"] for layer in layers]
-    rows = [line.split() for line in text.split("conversions   bits")[1].splitlines()[2:2 + len(layers)]]
-    assert [row[4] for row in rows] == [f"{n / 3:.3g}" for n in made] and any(layer["events"]["idle_conversions"]["3"] for layer in layers)
-    share = sum(made) / sum(layer["events"]["conversions"]["3"] for layer in layers)
-    row = [line for line in text.splitlines() if line.startswith("1-bit cells, 3-bit ADC, full") and "%" in line][-1]
+    made, every = ([layer["events"]["conversions"]["3"] for layer in found["layers"]]
+                   for found in json.loads((folder / "cost.json").read_text())["settings"])
+    rows = [line.split() for line in text.split("conversions   bits")[1].splitlines()[2:2 + len(made)]]
+    assert [row[4] for row in rows] == [f"{n / 3:.3g}" for n in made] and made < every
+    share = sum(made) / sum(every)
+    row = [line for line in text.splitlines() if line.startswith("1-bit cells, 3-bit ADC, full") and "skipped" in line and "%" in line][-1]
     mean, converted = row.split("skipped")[1].split()[:2]  # of inputs behind coarse ADCs; costs are those of the software's
     assert float(mean) == pytest.approx(3 * share, abs=0.03) and float(converted[:-1]) == pytest.approx(100 * share, abs=1)
 
@@ -186,6 +187,20 @@ def test_columns_of_costs(cost):
 
 def test_costs_come_back_from_json(cost):
     assert restored(json.loads(json.dumps(asdict(cost)))) == cost
+
+
+@pytest.mark.parametrize("skips", [True, False, None])
+def test_costs_of_before_come_back(skips, cost):
+    """When idle conversions stood beside all of them, which were not made where the layer skipped them."""
+    stored = json.loads(json.dumps(asdict(cost)))
+    for layer in stored["layers"]:
+        events = layer["events"]
+        events |= {"conversions": {"3": 70, "5": 20}, "idle_conversions": {"3": 10}, "shift_adds": 90, "idle_shift_adds": 10}
+        events |= {} if skips is None else {"skips_idle": skips}
+        del events["counts_ones"]
+    for layer in restored(stored).layers:
+        assert (layer.events.conversions, layer.events.shift_adds) == (({3: 60, 5: 20}, 80) if skips else ({3: 70, 5: 20}, 90))
+        assert not layer.events.counts_ones
 
 
 def test_what_files_of_costs_hold(cost):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from experiment.report import report as files
-from models.quant import CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, convert, program
+from models.quant import CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, convert, program, set_engine
 from models.quant.arrays import adc, mapping, plans
 from models.quant.network import diagnostics
 from models.quant import without_adc as without_adc_of
@@ -203,6 +203,49 @@ def test_kinds_of_reads_without_bits_clip_nothing():
     layer.set_plan(plans.Plan(nothing, np.full((2, 2), 0.5), nothing))
     [entry] = diagnostics.report(net, x, histograms)
     assert [part["clipped"] for part in entry["slices"]] == [0, 0] and set(entry["sqnr_over_adc_bits"]) == set(range(2, 9))
+
+
+@pytest.mark.parametrize("options", [dict(adc_plan="ones"), dict(adc_plan="significance", adc_idle="skip"),
+                                     dict(adc_plan="ones", dac_bits=2, mapping="im2col"), dict(adc_plan="uniform", adc_idle="skip")])
+def test_reads_of_each_class_are_told_by_its_converter(options):
+    """Codes used, reads clipped, errors and mean bits of every read, whose n says how it is converted."""
+    spec, x = CrossbarSpec(2, 4, adc_bits=1, rows=8, **options), images()
+    with set_engine("reference"):
+        model = network(spec)
+        histograms = calibrate(model, [x], correct=None, share="layer")
+        found = diagnostics.report(model, x, histograms)
+    entry, layer, mapped = found[0], model[0], model[0].mapped()
+    codes, planned = layer.a_codes(x).numpy(), spec.adc_plan != "uniform"
+    lines = {(group, t): on for group, t, _, on in oracle.word_lines(codes, (3, 3), spec, mapped.geometry)}
+    bits_of_all, shares = [], np.zeros((len(spec.digit_bits), mapped.classes))
+    for part in entry["slices"]:
+        k, clipped, square, error, used = part["slice"], [], 0.0, 0.0, {}
+        for group, t, z, of_slice, u in oracle.reads(codes, layer.w_codes().numpy(), spec, mapped.geometry, mapped.reference_twice):
+            if of_slice != k:
+                continue
+            n = (lines[group, t] // 2 ** (spec.dac_bits * z) % 2**spec.dac_bits).sum(-1)
+            for place, value in np.ndenumerate(u):
+                j = min(len(f"{n[place[:-1]]:b}") if n[place[:-1]] else 0, mapped.classes - 1)
+                kind = (z, k, j) if spec.adc_plan == "ones" else (z, k) if planned else k
+                delta, q_min, bits = (np.array(part[name])[kind[0]][kind[2:]] if planned else part.get(name, 1)
+                                      for name in ("delta", "q_min", "bits"))
+                bits = 0 if n[place[:-1]] == 0 else int(bits)
+                q = np.clip(np.rint(value / 2 / delta), q_min, q_min + 2**bits - 1) if bits else 0
+                clipped.append(bits > 0 and q != np.rint(value / 2 / delta))
+                square, error = square + value**2 / 4, error + (delta * q - value / 2) ** 2
+                bits_of_all.append(bits)
+                shares[z, j] += 1
+                if bits:
+                    used.setdefault((kind if planned else 0, bits), set()).add(q)
+        assert part["clipped"] == pytest.approx(np.mean(clipped))
+        assert part["sqnr_db"] == (pytest.approx(10 * np.log10(square / error), abs=1e-9) if error else None)
+        assert part["codes_used"] == pytest.approx(np.mean([len(codes) / 2**bits for (_, bits), codes in used.items()] or [0]))
+    assert sum(part["clipped"] for part in entry["slices"]) and entry["mean_bits"] == pytest.approx(np.mean(bits_of_all))
+    assert np.shape(entry["slices"][0].get("bits")) == {"ones": shares.shape, "significance": (4,), "uniform": ()}[spec.adc_plan]
+    assert ("shares" in entry) == (spec.adc_plan == "ones")
+    if "shares" in entry:
+        np.testing.assert_allclose(entry["shares"], shares / shares.sum(1, keepdims=True))
+    assert files.layers_table(found)
 
 
 def test_what_a_chip_loses_is_what_its_output_lacks():

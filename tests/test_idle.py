@@ -17,10 +17,10 @@ from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  #
 from test_triton import layer_case, planned_case
 
 from models import quant
-from models.quant import CrossbarSpec, calibrate, convert, crossbar_layers
+from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate, convert, crossbar_layers
 from models.quant.arrays import plans
 from models.quant.cost import Technology, count, estimate
-from models.quant.network.counts import counting
+from models.quant.network.counts import LENGTHS, counting
 from models.quant.engines import reference
 from models.quant.measuring.measure import conversions_of, measure
 from models.quant.measuring.setting import Setting
@@ -30,29 +30,67 @@ PLANNED = CrossbarSpec(cell_bits=2, adc_bits=2.0, rows=8, adc_plan="significance
 SKIPS = replace(PLANNED, adc_idle="skip")
 
 
-def busy_reads(layer, codes):
-    """Reads of each digit with a word line that is on, and all reads of a digit, one array after another."""
-    spec, found, total = layer.spec, [0] * len(layer.spec.digit_bits), 0
-    for _, _, lines, on in oracle.word_lines(codes.numpy(), layer._weight4().shape[2:], spec, layer._geometry()):
-        on = on.reshape(-1, len(lines))
-        total += len(on)
+def lengths_of_reads(layer, codes):
+    """How many reads of each digit have an n of 0, 1, ... bits, `[digits, lengths]`, one array after another."""
+    spec, found = layer.spec, np.zeros((len(layer.spec.digit_bits), LENGTHS), int)
+    for *_, on in oracle.word_lines(codes.numpy(), layer._weight4().shape[2:], spec, layer._geometry()):
         for z, (shift, bits) in enumerate(oracle.split(spec.a_bits, spec.dac_bits)):
-            found[z] += int((on >> shift & 2**bits - 1).any(1).sum())
-    return np.array(found), total
+            for n, times in zip(*np.unique((on >> shift & 2**bits - 1).sum(-1), return_counts=True)):
+                found[z, len(f"{n:b}") if n else 0] += times
+    return found
+
+
+def busy_reads(layer, codes):
+    """Reads of each digit with a word line that is on, and all reads of a digit."""
+    found = lengths_of_reads(layer, codes)
+    return found[:, 1:].sum(1), int(found[0].sum())
 
 
 def test_counts_are_those_of_every_read():
+    """By the length of n, for several layouts at once; a layer's inputs may have fewer bits than digits have."""
     rng, seen = np.random.default_rng(1), set()
     for _ in range(30):
         layer, x, _ = random_layer(rng)
-        with torch.no_grad(), counting(layer) as counts:
+        with torch.no_grad(), counting(layer, [("tap", 3), ("im2col", 16, 1), ("im2col", 16, 8), ("tap", 50, 3)]) as counts:
             layer(x)
             codes = layer.a_codes(x)
-        found, (busy, total) = next(iter(counts.layers.values())), busy_reads(layer, codes)
-        assert found.idle(layer.spec) == [total - n for n in busy]
-        np.testing.assert_allclose(found.busy(layer.spec), busy / total, rtol=1e-12)
-        seen |= {*np.sign(busy - total)}
-    assert seen == {0, -1}
+        [found], dac_bits = counts.layers.values(), layer.spec.dac_bits
+        for mapping, rows, bits in (("tap", 3, dac_bits), ("im2col", 16, 1), ("im2col", 16, 8), ("tap", 50, 3)):
+            for plan in ("ones", "uniform"):
+                layer.set_spec(replace(layer.spec, mapping=mapping, rows=rows, dac_bits=min(bits, layer.spec.a_bits), adc_range="ideal",
+                                       adc_plan=plan))
+                expected = lengths_of_reads(layer, codes)
+                assert found.reads_of(layer.spec).tolist() == expected.tolist()
+                expected, classes = expected / expected.sum(1, keepdims=True), layer.mapped().classes
+                assert classes == 1 or not expected[:, classes:].any()
+                assert layer.classes == classes
+                wanted = expected[:, :classes] if plan == "ones" else np.ones((len(expected), 1))
+                np.testing.assert_allclose(found.shares(layer.spec, layer.classes), wanted, rtol=1e-12)
+                skips = replace(layer.spec, adc_plan="uniform", adc_idle="skip")
+                np.testing.assert_allclose(found.shares(skips, 2), np.stack([expected[:, 0], expected[:, 1:].sum(1)], 1), rtol=1e-12)
+                seen.add(classes)
+    assert len(seen) > 5
+
+
+@pytest.mark.parametrize("channels", [1, 7, 8, 13, 64])
+def test_counts_of_full_word_lines_and_of_arrays_that_straddle_words(channels):
+    """n up to all rows at their largest code, of arrays that begin and end anywhere in a word."""
+    rng = np.random.default_rng(channels)
+    for dac_bits, rows, mapping in itertools.product((1, 3, 8), (5, 64, 300), ("tap", "im2col")):
+        layer = QLinearDoreFa(channels, 2, spec=CrossbarSpec(4, 8, 1, dac_bits=dac_bits, rows=rows, mapping=mapping), alpha_init=1.0)
+        for x in (np.ones((3, channels)), rng.random((5, channels))):
+            codes = layer.a_codes(torch.tensor(x, dtype=torch.float32))
+            with counting(layer) as counts, torch.no_grad(), quant.without_adc(layer):
+                layer(torch.tensor(x, dtype=torch.float32))
+            [found] = counts.layers.values()
+            assert found.reads_of(layer.spec).tolist() == lengths_of_reads(layer, codes).tolist()
+
+
+def test_what_was_not_counted_is_said():
+    layer, x = linear(32, 4, CrossbarSpec(adc_range="full", rows=16))
+    [found] = count(layer, x).layers.values()
+    with pytest.raises(ValueError, match="counted for tap mapping, 16 rows, dac_bits 1, not for tap mapping, 16 rows, dac_bits 2: give"):
+        found.shares(replace(layer.spec, dac_bits=2), 1)
 
 
 def test_counts_within_counts_are_whole(tiny):
@@ -174,6 +212,60 @@ def test_a_mean_is_that_of_all_reads_with_none_for_idle_ones(tiny, share):
         assert all(skip <= convert for convert, skip in zip(*errors)) and errors[1][2] < 0.7 * errors[0][2]
 
 
+def by_ones(layer, seed=0):
+    """Give a layer a plan by ones of random bits, none of n = 0. Returns: bits of each digit, slice and class."""
+    digits, slices = len(layer.spec.digit_bits), len(layer.slice_bits)
+    bits = np.random.default_rng(seed).integers(0, 7, (digits, slices, layer.classes))
+    bits[:, :, 0] = 0
+    layer.set_plan(plans.Plan(bits, np.ones(bits.shape), np.zeros(bits.shape)))
+    return bits
+
+
+@pytest.mark.parametrize("layer, x", [
+    (QLinearDoreFa(20, 5, spec=CrossbarSpec(4, 4, 2, 3, 16, adc_plan="ones", dac_bits=3), alpha_init=1.0), torch.rand(7, 20) ** 3),
+    (Qconv2dDoreFa(6, 4, 3, 2, 1, groups=2, spec=CrossbarSpec(2, 4, 1, 3, 7, "im2col", adc_plan="ones"), alpha_init=1.0),
+     torch.rand(2, 6, 5, 5) - 0.4)])
+def test_bits_of_reads_by_ones_are_those_of_their_classes(layer, x):
+    """Mean bits of all reads, share of conversions, and bits of a conversion that is made, of each read's n."""
+    with quant.set_engine("reference"), torch.no_grad():
+        bits, out = by_ones(layer.eval()), len(layer.weight) // layer.geometry.groups
+        lengths = lengths_of_reads(layer, layer.a_codes(x))
+        most, reads = bits.shape[2] - 1, out * lengths.sum() * bits.shape[1]
+        spent = out * sum(n * bits[z, :, min(j, most)].sum() for (z, j), n in np.ndenumerate(lengths))
+        made = out * sum(n * (bits[z, :, min(j, most)] > 0).sum() for (z, j), n in np.ndenumerate(lengths))
+        found = measure(torch.nn.Sequential(layer, torch.nn.Flatten()), x, torch.zeros(len(x), dtype=torch.int64), Setting(layer.spec),
+                        calibration=None, engine="reference")
+    assert len({*lengths.nonzero()[1]}) > 2
+    assert found.mean_bits == pytest.approx(spent / reads, rel=1e-12) == found.layer_bits["0"]
+    assert found.conversions == pytest.approx(made / reads, rel=1e-12) and found.bits_made == pytest.approx(spent / made, rel=1e-12)
+
+
+def test_ternary_inputs_are_counted_by_the_lines_of_either_sign():
+    """Two rows of cells stand for a word line, so that there may be one class more, which no read is of."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 16)
+    network = convert(torch.nn.Sequential(torch.nn.Linear(16, 6)), CrossbarSpec(4, 4, adc_plan="ones", adc_bits=2, rows=8), x,
+                      first_last_bits=None, inputs="ternary")
+    [(name, layer)] = crossbar_layers(network)
+    bits = by_ones(layer)
+    with quant.set_engine("reference"):
+        counts, mapped = count(network, x).layers[name], layer.mapped()
+        classes = torch.cat([j.flatten() for z, k, _, j in reference.reads(mapped, layer.parts(x)[0]) if z == k == 0])
+        found = conversions_of(network, x, [count(network, x)])
+    shares = counts.shares(layer.spec, layer.classes)
+    assert bits.shape[2] == mapped.classes == shares.shape[1]
+    np.testing.assert_allclose(shares[0], np.bincount(classes, minlength=mapped.classes) / len(classes))
+    assert found["mean_bits"] == pytest.approx((shares[:, None] * bits).sum() / bits[..., 0].size)
+
+
+def test_without_a_conversion_there_are_no_bits_of_one(tiny):
+    layer, x = linear(20, 4, CrossbarSpec(adc_plan="ones", adc_bits=1, rows=16))
+    nothing = np.zeros((4, 4, layer.classes))
+    layer.set_plan(plans.Plan(nothing, nothing + 1, nothing))
+    found = measure(torch.nn.Sequential(layer), x, torch.zeros(1, dtype=torch.int64), Setting(layer.spec), engine="reference")
+    assert (found.mean_bits, found.conversions, found.bits_made) == (0, 0, None)
+
+
 def test_both_phases_of_signed_inputs_are_read():
     """A layer with signed inputs has twice the reads of one without, one of its phases idle where inputs are of one sign."""
     torch.manual_seed(0)
@@ -183,8 +275,8 @@ def test_both_phases_of_signed_inputs_are_read():
     on_arrays = convert(network, spec, x, first_last_bits=None, inputs="phases")
     counts = count(on_arrays, x)
     layers = crossbar_layers(on_arrays)
-    reads = np.array([counts.layers[name].reads_of("tap", 16).sum() * 6 for name, _ in layers])
-    busy = np.array([counts.layers[name].busy(spec).mean() for name, _ in layers])
+    reads = np.array([counts.layers[name].reads_of(spec).sum() * 6 for name, _ in layers])
+    busy = np.array([counts.layers[name].shares(spec, 2)[:, 1].mean() for name, _ in layers])
     found = measure(on_arrays, x, torch.zeros(40, dtype=torch.int64), Setting(spec), calibration=x)
     assert reads[0] == 2 * reads[1]
     assert found.conversions == pytest.approx(reads @ busy / reads.sum(), rel=0.02)  # counted behind the ADCs of the first layer

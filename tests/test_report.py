@@ -45,7 +45,7 @@ def entry(**more):
     of_slice = {"slice": 0, "reachable": (-8, 8), "seen": (-4, 5), "delta": 0.5, "q_min": -4, "codes_used": 0.75, "clipped": 0.0125,
                 "values": [-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], "sqnr_db": 20.0, "histogram": [1, 2, 3], **more}
     return {"layer": "a", "arrays": 2, "fill": 0.5, "all_zero_reads": 0.1, "output_sqnr_db": 30.0, "unit": 1.0, "u_min": -1,
-            "adc_bits": 3, "slices": [of_slice], "sqnr_over_adc_bits": {4: 20.0}}
+            "adc_bits": 3, "mean_bits": 2.5, "slices": [of_slice], "sqnr_over_adc_bits": {4: 20.0}}
 
 
 def test_columns_of_the_report():
@@ -62,6 +62,49 @@ def test_levels_and_bits_in_the_reports_picture():
     report._plan_panel(axes, planned, 6)
     written = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
     assert written == {(k, z): str(1 + z + 3 * k) for k in (0, 1) for z in (0, 1, 2)}
+
+
+def by_ones():
+    """A layer of two slices and digits, whose bits depend on n: 0, 1, 2 to 3, 4 and more, which no read of the first digit has."""
+    of_ones = entry(bits=[[0, 0, 1, 2], [0, 3, 4, 4]])
+    of_ones["slices"].append(of_ones["slices"][0] | {"slice": 1, "bits": [[0, 2, 2, 3], [0, 4, 5, 6]]})
+    return of_ones | {"mean_bits": 1.25, "shares": [[0.5, 0.3, 0.2, 0], [0.1, 0.2, 0.3, 0.4]]}
+
+
+def test_bits_by_ones_in_the_reports_table():
+    head, _, first, second = report.layers_table([by_ones()]).splitlines()
+    assert "bits by digit, of n = 1, 2-3, 4-7, ..." in head
+    assert first.split()[7:9] == ["012", "344"] and second.split()[3:5] == ["223", "456"]
+    wide = by_ones()
+    wide["slices"][1]["bits"] = [[0, 2, 2, 3], [0, 9, 10, 12]]
+    assert report.layers_table([wide]).splitlines()[3].split()[3:5] == ["2,2,3", "9,10,12"]
+
+
+def test_bits_by_ones_in_the_reports_picture(tmp_path, drawn):
+    """In each field a bar for each class but that of idle reads, with its number, from left to right, none over another or a border; of a
+    class that no read has it is gray."""
+    report.report_plot(tmp_path / "a.png", "title", [by_ones(), entry(bits=[6, 2]) | {"mean_bits": 3.0}], 2)
+    [figure] = drawn
+    axes, plain = figure.axes[:2]
+    bits = np.array([[[0, 1, 2], [2, 2, 3]], [[3, 4, 4], [4, 5, 6]]])
+    figure.draw_without_rendering()
+    bars = np.array([bar.get_window_extent().extents for bar in axes.patches]).reshape(2, 2, 3, 4)  # digit, slice, class; x0 y0 x1 y1
+    heights = bars[..., 3] - bars[..., 1]
+    np.testing.assert_allclose(heights[bits > 0] / heights[1, 1, 2], bits[bits > 0] / 6, rtol=1e-6)
+    assert 0 < heights[0, 0, 0] < heights[bits == 1].min() / 2
+    assert (bars[..., :-1, 2] < bars[..., 1:, 0]).all() and (bars[:, 0, -1, 2] < bars[:, 1, 0, 0]).all()
+    assert (bars[0, ..., 3].max() < bars[1, ..., 1].min()) and {text.get_text() for text in axes.texts} == set("123456")
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 11 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(axes.get_window_extent().y1 > box.y1 and not box.overlaps(bar.get_window_extent().padded(-1))
+               for box in boxes for bar in axes.patches)
+    colors = [bar.get_facecolor() for bar in axes.patches]
+    gray = [color[0] == color[1] == color[2] for color in colors]
+    assert gray == [False, False, True] * 2 + [False] * 6
+    assert axes.get_title() == "a: 1.25 bits" and plain.get_title() == "a: 3.00 bits" and len(plain.texts) == 2
+    assert "n = 1, 2 to 3, 4 to 7" in " ".join(figure.get_supxlabel().split()) and "has 6 bits" in figure.get_supxlabel()
+    report.report_plot(tmp_path / "b.png", "title", [entry()], 2)
+    assert not drawn[1].get_supxlabel()
 
 
 def test_accuracy_over_bits_is_over_those_of_the_reads(drawn, tmp_path):

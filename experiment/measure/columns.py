@@ -174,6 +174,7 @@ COLUMNS = (
     Column("adc_share", lambda of: of.rule("share", True)),
     _measured("mean_bits", is_number, ".2f", _if(_planned, "mean bits")),
     _measured("conversions", is_number, ".1%", _if(_planned, "converted")),
+    _measured("bits_made", is_number, ".2f", _if(_planned, "bits made"), older=True),
     _measured("layer_bits", lambda value: is_dict(value) and all(map(is_number, value.values())), older=True),
     _of_chips("device", lambda chips: chips.name), _of_chips("device_time_s", lambda chips: chips.device.time),
     _of_chips("device_temp_C", lambda chips: chips.device.temp),
@@ -188,8 +189,8 @@ COLUMNS = (
     *OF_COSTS,
 )
 OF_RECORD = tuple(column for column in COLUMNS if column.field in Record.__dataclass_fields__)  # which make a record again
-SHOWN = ("mean_bits", "conversions", "accuracy", "accuracy_std", "accuracy_lowest", "float_accuracy", "float_changed_predictions",
-         "software_accuracy", "changed_predictions", "images_per_s", *FIGURES)
+SHOWN = ("mean_bits", "conversions", "bits_made", "accuracy", "accuracy_std", "accuracy_lowest", "float_accuracy",
+         "float_changed_predictions", "software_accuracy", "changed_predictions", "images_per_s", *FIGURES)
 
 
 def line(measured: Measured) -> dict[str, Any]:

@@ -87,8 +87,8 @@ def layers_table(cost: CostReport) -> str:
     rows = []
     for layer in cost.layers:
         done = layer.events
-        conversions = sum(done.made.values())
-        bits = sum(b * n for b, n in done.made.items()) / conversions if conversions else 0
+        conversions = sum(done.conversions.values())
+        bits = sum(b * n for b, n in done.conversions.items()) / conversions if conversions else 0
         rows.append([layer.name, str(done.arrays), f"{layer.utilisation:.0%}", f"{done.idle_reads / done.reads:.1%}",
                      f"{conversions / cost.images:.3g}", f"{bits:.3g}", *_texts(sum(layer.energy.values(), Band(0, 0, 0)), layer.latency,
                                                                                sum(layer.area.values(), Band(0, 0, 0)))])

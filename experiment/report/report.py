@@ -221,9 +221,21 @@ def _is_planned(entry: Mapping[str, Any]) -> bool:
     return "bits" in entry["slices"][0]
 
 
+def _has_classes(entry: Mapping[str, Any]) -> bool:
+    """Whether its bits depend on n."""
+    return "shares" in entry
+
+
+def _bits_text(entry: Mapping[str, Any], bits: Sequence[Any]) -> str:
+    """Those of each digit, by ones a number for each of n = 1, 2 to 3, 4 to 7, ..."""
+    between = "," if np.max(bits) > 9 else ""
+    return " ".join(between.join(map(str, digit[1:])) if _has_classes(entry) else str(digit) for digit in bits)
+
+
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
     """One line for each slice of each layer. Args: layers, result of `models.quant.network.diagnostics.report`."""
-    kinds = {"bits by digit" if _is_planned(entry) else "step": None for entry in layers}
+    kinds = {"bits by digit, of n = 1, 2-3, 4-7, ..." if _has_classes(entry) else "bits by digit" if _is_planned(entry) else "step": None
+             for entry in layers}
     header = ["layer", "arrays", "fill", "idle reads", "slice", "reachable", "seen", " or ".join(kinds),
               "codes used", "clipped", "read dB", "output dB"]
     rows = []
@@ -234,20 +246,22 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
             rows.append([
                 *(of_layer if first else [""] * 4),
                 str(s["slice"]), f"{s['reachable'][0]:g}..{s['reachable'][1]:g}", f"{s['seen'][0]:g}..{s['seen'][1]:g}",
-                " ".join(map(str, s["bits"])) if _is_planned(entry) else f"{s['delta']:.4g}", f"{s['codes_used']:.0%}",
+                _bits_text(entry, s["bits"]) if _is_planned(entry) else f"{s['delta']:.4g}", f"{s['codes_used']:.0%}",
                 f"{s['clipped']:.2%}", db(s["sqnr_db"]), db(entry["output_sqnr_db"]) if first else ""])
     return text_table(header, rows)
 
 
 def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]], adc_bits: float) -> None:
     """One panel a layer: how often each partial sum occurs, and the ADC's levels, or the bits of a plan; then SQNR over ADC bits."""
-    most = max((max(s["bits"]) for entry in layers if _is_planned(entry) for s in entry["slices"]), default=0)
+    most = max((int(np.max(s["bits"])) for entry in layers if _is_planned(entry) for s in entry["slices"]), default=0)
     columns = 4
     rows = -(-(len(layers) + 1) // columns)
     figure = new_figure(4.2 * columns, 3.2 * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for entry, axes in zip(layers, panels):
-        if _is_planned(entry):
+        if _has_classes(entry):
+            _classes_panel(axes, entry, most)
+        elif _is_planned(entry):
             _plan_panel(axes, entry, most)
         else:
             _reads_panel(axes, entry, legend=entry is layers[0])
@@ -255,6 +269,8 @@ def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]
     for axes in panels[len(layers) + 1:]:
         axes.set_axis_off()
     figure.suptitle(wrapped(title, figure.get_figwidth(), "large"))
+    if any(map(_has_classes, layers)):
+        figure.supxlabel(wrapped(OF_CLASSES.format(most=most), figure.get_figwidth()), fontsize="small")
     save(figure, path, dpi=120)
 
 
@@ -283,9 +299,39 @@ def _plan_panel(axes: Any, entry: Mapping[str, Any], most: int) -> None:
     for z, k in np.ndindex(*bits.shape):
         axes.text(k, z, str(bits[z, k]) if bits[z, k] else "-", ha="center", va="center",
                   color="white" if bits[z, k] > 0.6 * most else "black")
-    axes.set(title=f"{entry['layer']}: {bits.mean():.2f} bits", xlabel="slice of the weight", ylabel="digit of the input")
-    axes.set_xticks(range(bits.shape[1]))
-    axes.set_yticks(range(bits.shape[0]))
+    _name_fields(axes, entry, bits.shape)
+
+
+# What is written below pictures of plans by ones.
+OF_CLASSES = ("in each field a bar for the reads of each class of n, the sum of the digits on their word lines, by its length in bits: "
+              "n = 1, 2 to 3, 4 to 7, ... from left to right; the highest bar has {most} bits, a dash is no conversion; gray: no read had "
+              "such an n")
+
+
+def _classes_panel(axes: Any, entry: Mapping[str, Any], most: int) -> None:
+    """The same by ones: in the field of each digit and slice a bar for each class of n but that of idle reads."""
+    bits = np.array([s["bits"] for s in entry["slices"]]).transpose(1, 0, 2)[:, :, 1:]  # [digit, slice, class]
+    digits, slices, classes = bits.shape
+    width, colors = 0.88 / classes, colormap("Blues")
+    numbered = 72 * 3.3 * width / slices >= 4  # points that a panel has for the number above a bar
+    for z, k, j in np.ndindex(*bits.shape):
+        b, x, ground = bits[z, k, j], k - 0.44 + width * (j + 0.5), z - 0.44
+        color = colors(0.3 + 0.7 * b / max(most, 1)) if entry["shares"][z][j + 1] else "lightgray"
+        axes.bar(x, 0.7 * b / max(most, 1) or 0.03, 0.85 * width, ground, color=color)
+        if numbered and b:
+            axes.text(x, ground + 0.7 * b / most, str(b), ha="center", va="bottom", fontsize=4.5)
+    axes.set(xlim=(-0.5, slices - 0.5), ylim=(-0.5, digits - 0.5))
+    for line, count in ((axes.axvline, slices), (axes.axhline, digits)):
+        for place in range(count - 1):
+            line(place + 0.5, color="gray", linewidth=0.5)
+    _name_fields(axes, entry, bits.shape)
+
+
+def _name_fields(axes: Any, entry: Mapping[str, Any], shape: Sequence[int]) -> None:
+    """Title and axes of the fields of each digit and slice."""
+    axes.set(title=f"{entry['layer']}: {entry['mean_bits']:.2f} bits", xlabel="slice of the weight", ylabel="digit of the input")
+    axes.set_xticks(range(shape[1]))
+    axes.set_yticks(range(shape[0]))
 
 
 def _sqnr_panel(axes: Any, layers: Sequence[Mapping[str, Any]], adc_bits: int) -> None:

@@ -17,6 +17,7 @@ from models import quant
 from models.quant.cost import Band, CostReport, Counts, LayerCost, Origin, Technology, counting, estimate
 from models.quant.cost.events import Events, check_width
 from models.quant.measuring.setting import Setting
+from models.quant.network.counts import Layout
 
 from ..program import distributed
 from ..program.cli import UserError
@@ -89,11 +90,11 @@ class Costs:
         return self.technology is not None and any(layer.spec.adc_range != "ideal" for _, layer in quant.crossbar_layers(network))
 
 
-def _layouts(setting: Setting) -> list[tuple[str, int]]:
-    """(mapping, rows) of the layers."""
+def _layouts(setting: Setting) -> list[Layout]:
+    """Of the layers."""
     others = [dict(values) for _, values in setting.per_layer]
-    mappings, rows = ({getattr(setting.spec, name), *(values[name] for values in others if name in values)} for name in ("mapping", "rows"))
-    return list(itertools.product(sorted(mappings), sorted(rows)))
+    values = ({getattr(setting.spec, name), *(own[name] for own in others if name in own)} for name in ("mapping", "rows", "dac_bits"))
+    return list(itertools.product(*map(sorted, values)))
 
 
 def restored(values: Mapping[str, Any]) -> CostReport:
@@ -111,9 +112,13 @@ def _events(values: Mapping[str, Any]) -> Events:
     def numbers(counts: Mapping[str, Any]) -> dict[int, Any]:
         return {int(bits): count for bits, count in counts.items()}
 
-    return Events(**values | {
+    made, shift_adds, of_idle = numbers(values["conversions"]), values["shift_adds"], ("skips_idle", "idle_conversions", "idle_shift_adds")
+    if values.get("skips_idle"):  # as it was stored when idle conversions stood beside all of them
+        made = {bits: count - values["idle_conversions"].get(str(bits), 0) for bits, count in made.items()}
+        shift_adds -= values["idle_shift_adds"]
+    return Events(**{name: value for name, value in values.items() if name not in of_idle} | {
         "level_pulses": tuple(map(tuple, values["level_pulses"])), "pulses": tuple(values["pulses"]),
-        "conversions": numbers(values["conversions"]), "idle_conversions": numbers(values["idle_conversions"]),
+        "conversions": made, "shift_adds": shift_adds,
         "conversions_in_turn": tuple(map(numbers, values["conversions_in_turn"]))})
 
 

@@ -6,9 +6,10 @@ With V and t the read's voltage and pulse, S_k[r] the sum of slice k's levels in
     E_rows  = row_on ones + row_bit rows bits                      word lines
     E_lines = column_bit + column_pulse + array_bit, each times how often      bit lines
     E_adc   = sum over conversions of E(bits)                      those that are made
-    E_logic = shift_add conversions + add sums     E_buffers = buffer bits     E_leak = leakage arrays T
+    E_logic = shift_add conversions + add sums + count rows bits (plans by ones)     E_buffers = buffer bits     E_leak = leakage arrays T
     T_layer = max(1, pixels / copies) sum over digits (setup + pulses t + conversions of one ADC, in turn)
-    area    = arrays (rows (columns + reference) cell_area F^2 + ceil(columns / m) (adc_area + shift_add_area) + rows row_area) + buffers
+    area    = arrays (rows ((columns + reference) cell_area F^2 + row_area + count_area) + ceil(columns / m) (adc_area + shift_add_area))
+              + buffers
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from .events import Events, events
 from .technology import OF_ADC, Source, Technology
 
 ENERGY = {"cells": (), "word lines": ("row_on", "row_bit"), "bit lines": ("column_bit", "column_pulse", "array_bit"),
-          "ADC": ("adc_energy",), "logic": ("shift_add", "add"), "buffers": ("buffer",), "leakage": ("leakage",)}
-AREA = {"cells": (), "drivers": ("row_area",), "ADC": ("adc_area",), "logic": ("shift_add_area",), "buffers": ("buffer_area",)}
+          "ADC": ("adc_energy",), "logic": ("shift_add", "add", "count"), "buffers": ("buffer",), "leakage": ("leakage",)}
+AREA = {"cells": (), "drivers": ("row_area",), "ADC": ("adc_area",), "logic": ("shift_add_area", "count_area"), "buffers": ("buffer_area",)}
 
 
 class Band(NamedTuple):
@@ -224,7 +225,8 @@ class _Ends:
         """The sources of those parts that cost something."""
         node = self.technology.node
         return {component: tuple(Origin(source.text, source.value_text(node)) for source in chosen)
-                for component, chosen in self.chosen.items() if any(source.value for source in chosen)}
+                for component, chosen in self.chosen.items()
+                if any(self._cost(component, each)(source) for each in self.done.values() for source in chosen)}
 
     def _sources(self, component: str) -> tuple[Source, ...]:
         if component not in self.chosen:
@@ -244,14 +246,14 @@ class _Ends:
         if component == "adc_time":
             return lambda source: done.pixels * _conversion_time(done, source, node)
         if component == "adc_energy":
-            return lambda source: sum(n * source.at(component, node, bits) for bits, n in done.made.items())
+            return lambda source: sum(n * source.at(component, node, bits) for bits, n in done.conversions.items())
         if component == "adc_area":
             return lambda source: adcs * source.at(component, node, done.most_bits) if done.most_bits else 0.0
         uses = {
             "row_on": done.line_ones, "row_bit": done.line_bits, "column_bit": done.column_bits, "column_pulse": done.column_pulses,
-            "array_bit": done.array_bits, "shift_add": done.shift_adds - done.skips_idle * done.idle_shift_adds, "add": done.adds,
-            "buffer": done.buffer_bits, "leakage": arrays, "shift_add_area": adcs, "row_area": arrays * done.rows,
-            "buffer_area": done.input_bits / self.images}[component]
+            "array_bit": done.array_bits, "shift_add": done.shift_adds, "add": done.adds, "count": done.counts_ones * done.line_bits,
+            "count_area": done.counts_ones * arrays * done.rows, "buffer": done.buffer_bits, "leakage": arrays, "shift_add_area": adcs,
+            "row_area": arrays * done.rows, "buffer_area": done.input_bits / self.images}[component]
         return lambda source: uses * source.at(component, node)
 
 

@@ -28,13 +28,15 @@ class Events:
         column_bits, column_pulses: bit lines times bits applied, and times pulses.
         array_bits: arrays times bits applied.
         reads, idle_reads: a read is one digit on the rows of one array; idle, no row is on.
-        conversions, idle_conversions: `{bits: how many}`, the idle ones among them, which are not made if the layer `skips_idle`.
-        shift_adds, idle_shift_adds: one for each conversion. adds: of the sums of arrays, and of what a digital reference takes off.
+        conversions: `{bits: how many}` that are made; 0 of bits that no read took.
+        shift_adds: one for each conversion. adds: of the sums of arrays, and of what a digital reference takes off.
         buffer_bits: codes that are fetched for each output pixel, and those of the outputs.
         pixels, pulses: output pixels; for each digit its pulses.
-        conversions_in_turn: for each digit `{bits: how many}` that one converter makes for an output pixel, one after another.
+        conversions_in_turn: for each digit `{bits: how many}` that one converter makes for an output pixel, one after another; the mean
+            over its reads.
         multiplications: products of a weight and an input.
         input_bits: of all codes of the layer's input.
+        counts_ones: whether each array counts the ones on its word lines, on which its conversions depend.
     """
 
     arrays: int
@@ -51,9 +53,7 @@ class Events:
     reads: int
     idle_reads: int
     conversions: dict[int, int]
-    idle_conversions: dict[int, int]
     shift_adds: int
-    idle_shift_adds: int
     adds: int
     buffer_bits: int
     pixels: int
@@ -61,12 +61,7 @@ class Events:
     conversions_in_turn: tuple[dict[int, float], ...]
     multiplications: int
     input_bits: int
-    skips_idle: bool = False  # not in what was stored before there was the choice
-
-    @property
-    def made(self) -> dict[int, int]:
-        """The conversions that are made, `{bits: how many}`: all, or without the idle ones."""
-        return {bits: n - self.skips_idle * self.idle_conversions.get(bits, 0) for bits, n in self.conversions.items()}
+    counts_ones: bool = False  # not in what was stored before there was the choice
 
     @property
     def most_bits(self) -> int:
@@ -97,7 +92,9 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
     outputs_each = width // lines.of_output
     wide = -(-out // outputs_each)
     arrays, rows = groups * len(tall) * wide, groups * counts.w_shape[1] * taps
-    kinds = _kinds(layer, len(lines.slice_bits))  # bits of each digit and slice
+    skips = bool(skip_idle or spec.skips_idle)
+    classes = max(layer.classes, 1 + skips)
+    bits = _bits(layer, classes, skips)
     starts = np.cumsum([0, *spec.digit_bits])
     pulses_of_bit = [1 << (b - first) for first, size in zip(starts, spec.digit_bits) for b in range(first, first + size)]
     pulses = tuple(2**size - 1 for size in spec.digit_bits)
@@ -109,45 +106,50 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
         for bits, total, (reference, level) in zip(lines.slice_bits, sums, lines.reference))
     bit_lines = groups * len(tall) * (out * lines.of_output + wide * lines.of_reference)
 
-    reads, idle = counts.reads_of(spec.mapping, spec.rows), counts.idle(spec)
-    conversions, idle_conversions = Counter(), Counter()
-    for digit, row in zip(idle, kinds):
-        for bits in row:
-            conversions[bits] += int(reads.sum()) * out
-            idle_conversions[bits] += digit * out
-    adcs = -(-width // columns_per_adc)
-    in_turn = tuple(_in_turn([bits for bits in row if bits], min(out, outputs_each), adcs) for row in kinds)
+    of_class, shares, conversions = counts.by_class(spec, classes), counts.shares(spec, classes), Counter()
+    for (z, _, j), b in np.ndenumerate(bits):
+        conversions[int(b)] += int(of_class[z, j]) * out
+    conversions.pop(0, None)  # 0 bits make none
+    adcs, reads = -(-width // columns_per_adc), int(of_class[0].sum())  # of one digit
+    in_turn = tuple(_in_turn(*each, min(out, outputs_each), adcs) for each in zip(bits, shares))
     per_output = len(tall) + (1 if spec.reference == "digital" else 0)
     adds = counts.pixels * counts.w_shape[0] * per_output
     if spec.reference == "digital":  # the rows that are on, counted for each read
-        adds += int(reads.sum()) * len(spec.digit_bits)
-    conversions.pop(0, None), idle_conversions.pop(0, None)  # 0 bits make none
+        adds += reads * len(spec.digit_bits)
     return Events(
         arrays=arrays, rows=spec.rows, reference_lines=lines.of_reference, cells_used=rows * out * lines.of_output,
         cells_allocated=arrays * spec.rows * width, level_pulses=level_pulses, line_ones=int(counts.ones.sum()) * wide,
         line_bits=counts.pixels * rows * spec.a_bits * wide, column_bits=counts.pixels * bit_lines * spec.a_bits,
         column_pulses=counts.pixels * bit_lines * sum(pulses), array_bits=counts.pixels * arrays * spec.a_bits,
-        reads=int(reads.sum()) * len(spec.digit_bits), idle_reads=sum(idle), conversions=dict(sorted(conversions.items())),
-        idle_conversions=dict(sorted(idle_conversions.items())), shift_adds=sum(conversions.values()),
-        idle_shift_adds=sum(idle_conversions.values()), adds=adds,
+        reads=reads * len(spec.digit_bits), idle_reads=int(counts.reads_of(spec)[:, 0].sum()),
+        conversions=dict(sorted(conversions.items())), shift_adds=sum(conversions.values()), adds=adds,
         buffer_bits=(counts.pixels * rows + counts.outputs * counts.w_shape[0]) * spec.a_bits, pixels=counts.pixels, pulses=pulses,
         conversions_in_turn=in_turn, multiplications=counts.multiplications, input_bits=counts.inputs * spec.a_bits,
-        skips_idle=skip_idle or spec.skips_idle)
+        counts_ones=layer.classes > 2)
 
 
-def _kinds(layer: CrossbarLayer, slices: int) -> list[list[int]]:
-    """Bits of the converter for the reads of each digit and slice."""
-    digits = len(layer.spec.digit_bits)
-    if not layer.spec.planned:
-        return [[int(layer.spec.adc_bits)] * slices] * digits
-    if not bool((layer.adc_delta > 0).all()):
+def _bits(layer: CrossbarLayer, classes: int, skips: bool) -> np.ndarray:
+    """Bits of the converter for the reads of each digit, slice and class of n, int64 `[digits, slices, classes]`."""
+    spec = layer.spec
+    if not spec.planned:
+        bits = np.full((len(spec.digit_bits), len(columns(layer).slice_bits)), int(spec.adc_bits))
+    elif bool((layer.adc_delta > 0).all()):
+        bits = layer.adc_bits_plan.cpu().numpy()
+    else:
         raise ValueError("this layer's ADC has no plan yet, which its cost depends on; call calibrate(model, batches)")
-    return layer.adc_bits_plan.tolist()
+    bits = np.broadcast_to(bits.reshape(*bits.shape[:2], -1), (*bits.shape[:2], classes)).copy()
+    if skips:
+        bits[:, :, 0] = 0
+    return bits
 
 
-def _in_turn(bits: list[int], outputs: int, adcs: int) -> dict[int, float]:
-    """Conversions that the busiest converter of an array makes for one digit, shared out evenly over its kinds of reads."""
-    if not bits:
-        return {}
-    turns = math.ceil(outputs * len(bits) / adcs)
-    return {b: turns * n / len(bits) for b, n in sorted(Counter(bits).items())}
+def _in_turn(bits: np.ndarray, shares: np.ndarray, outputs: int, adcs: int) -> dict[int, float]:
+    """Conversions that the busiest converter of an array makes for one digit, in the mean over its reads, shared out evenly over its
+    kinds. Args: bits, `[slices, classes]`; shares, of the reads of each class."""
+    found = Counter()
+    for of_slices, share in zip(bits.T, shares):
+        made = [int(b) for b in of_slices if b]
+        turns = math.ceil(outputs * len(made) / adcs)
+        for b in made:
+            found[b] += float(share) * turns / len(made)
+    return dict(sorted(found.items()))

@@ -337,6 +337,12 @@ def bit_length(typingctx, value):
     return types.int64(types.int64), codegen
 
 
+@intrinsic
+def population(typingctx, value):
+    """How many bits of a uint64 are set."""
+    return types.int64(types.uint64), lambda context, b, sig, args: b.ctpop(args[0])
+
+
 @register_jitable
 def aligned(size, like):
     """An uninitialised array of the type of `like` that starts on a cache line: a vector never straddles two."""

@@ -109,10 +109,14 @@ class OnArrays:
         self.set_correction(torch.ones_like(self.adc_gain), torch.zeros_like(self.adc_offset))
 
     @property
+    def classes(self) -> int:
+        """How many classes of n its reads have; see `CrossbarSpec.classes`."""
+        return self.spec.classes(self._most_rows)
+
+    @property
     def _plan_shape(self):
         """That of a plan: digits, slices, and classes of n where these are more than two, idle reads and others."""
-        classes = self.spec.classes(self._most_rows)
-        return len(self.spec.digit_bits), len(self.slice_bits), *([classes] if classes > 2 else [])
+        return len(self.spec.digit_bits), len(self.slice_bits), *([self.classes] if self.classes > 2 else [])
 
     @property
     def _most_rows(self):

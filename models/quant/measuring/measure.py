@@ -52,11 +52,11 @@ class Record:
         predictions: class of each image, int64 `[N]`.
         accuracy, software_accuracy: in percent of the images, or what the metric of `measure` gives; of several chips the mean.
         changed_predictions: images that are classified differently than by the software; of several chips the mean, rounded.
-        seconds: time in the network, without loading, programming and calibration; of all chips together. Where idle reads are not
-            converted, with counting them, on the first chip.
+        seconds: time in the network, without loading, programming and calibration; of all chips together. Where bits depend on the
+            ones of a read, with counting them, on the first chip.
         engine: what ran the layers on crossbars; None for the software.
         mean_bits, conversions: mean bits of all reads, those that are not converted counted as 0, and the share of reads that are
-            converted; None where there are no ADCs. Where idle reads are not converted, for these images, of the first chip.
+            converted; None where there are no ADCs. Where bits depend on the ones of a read, for these images, of the first chip.
         layer_bits: `{layer: mean bits of its reads}`, counted likewise.
         cost: of the setting, in a technology; None where it was not asked for, as from `measure` itself (`cost.estimate`).
         chip_predictions, chip_accuracies, chip_changes: of each chip, int64 `[chips, N]`, percent, and images; `predictions` are
@@ -99,6 +99,11 @@ class Record:
     def images_per_s(self) -> float:
         """Of all chips, in the network alone."""
         return self.n_images * len(self.chip_accuracies or [None]) / self.seconds
+
+    @property
+    def bits_made(self) -> float | None:
+        """Mean bits of the reads that are converted, so that those that are not flatter no setting; None where there are none."""
+        return self.mean_bits / self.conversions if self.conversions else None
 
     @property
     def accuracy_std(self) -> float | None:
@@ -276,7 +281,7 @@ def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch
 
 @contextlib.contextmanager
 def _counting_idle(network: nn.Module, found: list[Counts], processes: Processes) -> Iterator[None]:
-    """Within the block reads are counted where idle ones are not converted; the counts are added to `found`."""
+    """Within the block reads are counted where bits depend on n; the counts are added to `found`."""
     if all(not layer.spec.skips_idle for _, layer in on_adcs(network)):
         yield
         return
@@ -289,8 +294,8 @@ def _counting_idle(network: nn.Module, found: list[Counts], processes: Processes
 def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Counts]) -> dict[str, Any]:
     """mean_bits, conversions and layer_bits of the `Record` of a network on a setting; none of them without ADCs.
 
-    Args: image, one network input: how many reads a layer makes depends on its size; counts, of all images, where layers do not
-        convert idle reads.
+    Args: image, one network input: how many reads a layer makes depends on its size; counts, of all images, where bits of layers
+        depend on n.
     """
     found: dict[str, np.ndarray] = {}  # bits, conversions, reads
     whole = functools.reduce(Counts.__add__, counts, Counts())
@@ -299,10 +304,12 @@ def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Cou
     def count(layer: nn.Module, args: tuple, kwargs: dict[str, Any], y: torch.Tensor) -> None:
         x = (*args, *kwargs.values())[0]
         mapped = layer.mapped()
-        kinds = np.array([[mapped.converter(z, k).bits for k in range(len(layer.slice_bits))] for z in range(len(layer.spec.digit_bits))])
-        each = y.numel() * len(mapped.arrays) * len(layer.parts(x))  # reads of one kind, in all phases of signed inputs
-        busy = each * (whole.layers[names[layer]].busy(layer.spec)[:, None] if layer.spec.skips_idle else 1)
-        of_call = np.array([(busy * kinds).sum(), (busy * (kinds > 0)).sum(), each * kinds.size], float)
+        digits, slices, classes = len(layer.spec.digit_bits), len(layer.slice_bits), mapped.classes
+        bits = np.array([mapped.converter(*kind).bits for kind in np.ndindex(digits, slices, classes)]).reshape(digits, slices, classes)
+        each = y.numel() * len(mapped.arrays) * len(layer.parts(x))  # reads of one digit and slice, in all phases of signed inputs
+        share = whole.layers[names[layer]].shares(layer.spec, classes) if classes > 1 else np.ones((digits, 1))
+        of_kind = each * share[:, None]
+        of_call = np.array([(of_kind * bits).sum(), (of_kind * (bits > 0)).sum(), each * digits * slices], float)
         found[names[layer]] = found.get(names[layer], 0) + of_call
 
     if not names:

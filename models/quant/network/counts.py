@@ -4,8 +4,8 @@ What is counted depends on the images and the network's activations, not on cell
 
     ones_b[r] = number of output pixels of all images whose code at row r has bit b
 
-and, for each way of cutting rows into arrays, how many reads meet which bits in any of their rows: those that meet none of a digit's
-are idle. So one pass serves all cells and ADCs, and it may be a pass that is made anyway:
+and, for each way of cutting rows into arrays and inputs into digits, how many reads of a digit have an n of how many bits, n being the sum
+of the digits on the word lines: those of none are idle. So one pass serves all cells and ADCs, and it may be a pass that is made anyway:
 
     with counting(network) as counts:
         predictions = network(images)
@@ -23,11 +23,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..arrays.mapping import array_bounds
-from ..arrays.spec import CrossbarSpec, Geometry
-from ..kernels.ones import Ones, array_codes, tap_codes
+from ..arrays.spec import MOST_ROWS, CrossbarSpec, Geometry
+from ..kernels.ones import Ones, array_lengths, tap_lengths
 from ..layers.crossbar import CrossbarLayer, crossbar_layers
 
-Layout = tuple[str, int]  # (mapping, rows) of `CrossbarSpec`: how rows are cut into arrays
+LENGTHS = 1 + (2 * MOST_ROWS * 255).bit_length()  # of n: the most rows, each of a line for both signs, and the largest digits
+Layout = tuple[str, int, int]  # (mapping, rows, dac_bits) of `CrossbarSpec`: how rows are cut into arrays, and inputs into digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class LayerCounts:
         pixels: output pixels, once for each pass that a layer needs (signed inputs in phases take two).
         outputs: output pixels, once. inputs: numbers that came in, once. multiplications: products of one of them and a weight.
         ones: int64 `[a_bits, groups, rows]`, rows in (tap, channel) order, as above.
-        reads: for each layout, int64 `[256]`: how many times the codes on the word lines of an array, joined by OR, were 0, 1, ...
+        reads: for each layout, int64 `[digits, LENGTHS]`: how many reads of each digit have an n of 0, 1, ... bits.
     """
 
     w_shape: tuple[int, int, int, int]
@@ -51,21 +52,23 @@ class LayerCounts:
     ones: np.ndarray
     reads: dict[Layout, np.ndarray]
 
-    def reads_of(self, mapping: str, rows: int) -> np.ndarray:
-        """`reads` of one layout. Raises: ValueError where it was not counted."""
-        if (mapping, rows) not in self.reads:
-            known = " and ".join(f"{name} mapping, {size} rows" for name, size in self.reads)
-            raise ValueError(f"idle reads were counted for {known}, not for {mapping} mapping, {rows} rows: give that layout to count")
-        return self.reads[mapping, rows]
+    def reads_of(self, spec: CrossbarSpec) -> np.ndarray:
+        """`reads` on this hardware; its idle ones are `[:, 0]`. Raises: ValueError where they were not counted."""
+        layout = spec.mapping, spec.rows, spec.dac_bits
+        if layout not in self.reads:
+            wanted, *known = ("{} mapping, {} rows, dac_bits {}".format(*each) for each in (layout, *self.reads))
+            raise ValueError(f"reads were counted for {' and '.join(known)}, not for {wanted}: give that layout to count")
+        return self.reads[layout]
 
-    def idle(self, spec: CrossbarSpec) -> list[int]:
-        """How many reads of each digit, on this hardware, meet no word line that is on. Raises: see `reads_of`."""
-        codes, reads = np.arange(256), self.reads_of(spec.mapping, spec.rows)
-        return [int(reads[(codes >> spec.dac_bits * z) % 2**bits == 0].sum()) for z, bits in enumerate(spec.digit_bits)]
+    def by_class(self, spec: CrossbarSpec, classes: int) -> np.ndarray:
+        """How many reads of each digit have an n of each class, int64 `[digits, classes]`. Args: classes, how many the layer has on this
+        hardware (`OnArrays.classes`). Raises: see `reads_of`."""
+        return np.add.reduceat(self.reads_of(spec), range(classes), axis=1)
 
-    def busy(self, spec: CrossbarSpec) -> np.ndarray:
-        """Share of the reads of each digit that are not idle, float64 `[digits]`. Raises: see `reads_of`."""
-        return 1 - np.array(self.idle(spec)) / max(self.reads_of(spec.mapping, spec.rows).sum(), 1)
+    def shares(self, spec: CrossbarSpec, classes: int) -> np.ndarray:
+        """`by_class` as a share of the reads of a digit, float64."""
+        found = self.by_class(spec, classes)
+        return found / np.maximum(found.sum(1, keepdims=True), 1)
 
 
 @dataclass(eq=False)
@@ -90,11 +93,11 @@ def _both(a: LayerCounts, b: LayerCounts) -> LayerCounts:
 
 
 @contextlib.contextmanager
-def counting(network: nn.Module, layouts: Iterable[Layout] | None = None, batch_dim: int = 0) -> Iterator[Counts]:
+def counting(network: nn.Module, layouts: Iterable[Layout | tuple[str, int]] | None = None, batch_dim: int = 0) -> Iterator[Counts]:
     """Within the block all that passes the network is counted; after it the result is whole.
 
-    Args: layouts, `(mapping, rows)` of the arrays for which idle reads are counted; None, those that each layer has;
-        batch_dim, along which dimension images lie in a batch.
+    Args: layouts, `(mapping, rows, dac_bits)` for which reads are counted, dac_bits being those that a layer has where they are left out or
+        its inputs have fewer bits; None, those that each layer has; batch_dim, along which dimension images lie in a batch.
     Raises: ValueError for a network without layers on crossbars.
     """
     layers = crossbar_layers(network)
@@ -132,14 +135,16 @@ class _Watch:
     input lie under a row, is known without the images."""
 
     def __init__(self, layer: CrossbarLayer, layouts: list[Layout] | None) -> None:
-        self.geometry, self.w_shape, self.a_bits = layer.geometry, layer.w_shape, layer.spec.a_bits
-        layouts = [(layer.spec.mapping, layer.spec.rows)] if layouts is None else layouts
-        arrays = {layout: _spans(*layout, self.w_shape, self.geometry.planes) for layout in layouts}
+        self.geometry, self.w_shape, self.a_bits, spec = layer.geometry, layer.w_shape, layer.spec.a_bits, layer.spec
+        layouts = [(spec.mapping, spec.rows)] if layouts is None else layouts
+        layouts = [(mapping, rows, min(*dac_bits or [spec.dac_bits], spec.a_bits)) for mapping, rows, *dac_bits in layouts]
+        arrays = {layout: _spans(*layout[:2], self.w_shape, self.geometry.planes) for layout in layouts}
         ends = {end for spans in arrays.values() for _, _, *ends in spans for end in ends}
         self.cuts, groups = sorted(ends), self.geometry.groups
         self.pieces = {layout: _pieces(spans, self.cuts, self.w_shape[3], groups) for layout, spans in arrays.items()}
         self.cuts = [group * self.w_shape[1] + cut for group in range(groups) for cut in self.cuts[:-1]] + [groups * self.w_shape[1]]
-        self.reads = {layout: np.zeros(256, np.int64) for layout in layouts}
+        self.digits = {layout: _digits(self.a_bits, layout[2]) for layout in layouts}
+        self.reads = {layout: np.zeros((len(digits), LENGTHS), np.int64) for layout, digits in self.digits.items()}
         self.places: dict[tuple[int, ...], Ones] = {}  # by the input's size [H, W, in]
         self.pixels = self.outputs = self.inputs = self.multiplications = 0
 
@@ -160,16 +165,18 @@ class _Watch:
             self.multiplications += outputs * math.prod(self.w_shape) if multiplications is None else multiplications
         if codes.shape[1:] not in self.places:
             self.places[codes.shape[1:]] = Ones(height * width, channels, self.a_bits, self.cuts)
-        joined = self.places[codes.shape[1:]].add(codes.view(images, -1, channels))
+        ones = self.places[codes.shape[1:]].add(codes.view(images, -1, channels))
         for layout, pieces in self.pieces.items():
+            digits = self.digits[layout]
             if layout[0] == "tap":
-                found = tap_codes(joined, pieces[:, [0, 3]], _times_seen((height, width), self.geometry, self.w_shape[2:]))
+                times = _times_seen((height, width), self.geometry, self.w_shape[2:])
+                found = tap_lengths(ones, pieces[:, [0, 3]], times, digits, LENGTHS)
                 reads = images * size[0] * size[1] * self.w_shape[2] * self.w_shape[3] * (int(pieces[-1, 0]) + 1)
-                found[0] += reads - found.sum()  # in the padding
+                found[:, 0] += reads - found.sum(1)  # in the padding
             else:
                 pieces = pieces * [1, *self.geometry.dilation, 1]
-                found = array_codes(joined.reshape(images, -1, height, width), pieces, size, self.geometry.stride,
-                                    self.geometry.padding[::2])
+                found = array_lengths(ones.reshape(*ones.shape[:3], height, width), pieces, size, self.geometry.stride,
+                                      self.geometry.padding[::2], digits, LENGTHS)
             self.reads[layout] += found
 
     def result(self) -> LayerCounts:
@@ -213,6 +220,11 @@ def _spans(mapping: str, rows: int, w_shape: tuple[int, int, int, int], planes: 
         for tap in range(start // channels, (stop - 1) // channels + 1):
             spans.append((array, tap, max(start - tap * channels, 0), min(stop - tap * channels, channels)))
     return spans
+
+
+def _digits(a_bits: int, dac_bits: int) -> np.ndarray:
+    """(first bit, bits) of each digit of an input, int64 `[digits, 2]`."""
+    return np.array([(first, min(dac_bits, a_bits - first)) for first in range(0, a_bits, dac_bits)])
 
 
 def _pieces(spans: list[tuple[int, int, int, int]], cuts: list[int], kw: int, groups: int) -> np.ndarray:

@@ -36,12 +36,14 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
     Args: images, a batch of network inputs, for what needs the layers' outputs; histograms, result of
         `collect_histograms`; rule, per: how `sqnr_over_adc_bits` chooses ranges for other precisions.
     Returns: a list of dicts of plain values, one a layer:
-        layer, adc_bits (a mean with a plan), arrays (each has a column for every output channel and slice), fill (mean share of rows used),
-        all_zero_reads (share of reads with no active row), output_sqnr_db, sqnr_over_adc_bits {B: dB} of the reads as the
-        shift-add weighs them, unit, u_min, and slices: slice, reachable and seen [low, high] of v, delta, q_min, values (of its
-        codes), codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram (counts of the bins of `v = unit (u_min + i)`).
-        With a plan delta, q_min and bits are lists over the digits, without values, codes_used a mean over those that are converted, and
-        sqnr_over_adc_bits is that of uniform ADCs, for comparison. Decibels are None where no read is changed.
+        layer, adc_bits (a mean with a plan), mean_bits (of all reads of `histograms`), arrays (each has a column for every output channel
+        and slice), fill (mean share of rows used), all_zero_reads (share of reads with no active row), output_sqnr_db,
+        sqnr_over_adc_bits {B: dB} of the reads as the shift-add weighs them, unit, u_min, and slices: slice, reachable and seen
+        [low, high] of v, delta, q_min, values (of its codes), codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram
+        (counts of the bins of `v = unit (u_min + i)`).
+        With a plan delta, q_min and bits are lists over the digits, by ones of lists over the classes of n (`CrossbarSpec.classes`),
+        without values, codes_used a mean over those that are converted, and sqnr_over_adc_bits is that of uniform ADCs, for comparison; by
+        ones a layer has shares too, of the reads of each digit that are of each class. Decibels are None where no read is changed.
     Raises: ValueError if no layer has an ADC, ranges are missing, for an unknown rule, or for a network on a chip, whose errors `losses`
         tells apart.
     """
@@ -52,18 +54,18 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
     with counting(model) as seen:
         inputs, wanted = ideal_pass(model, layers, images)
     for name, layer in layers:
-        mapped, counts = layer.mapped(), histograms[name]
+        mapped, counts, reads = layer.mapped(), histograms[name], seen.layers[name].reads_of(layer.spec)
         found = layer.simulate(inputs[name]).double()
         ideal = wanted[name].double()
         rows = [stop - start for start, stop in mapped.arrays]
         groups = mapped.geometry.groups
         result.append({
             "layer": name, "adc_bits": layer.spec.adc_bits, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / mapped.spec.rows,
-            "all_zero_reads": 1 - float(seen.layers[name].busy(layer.spec).mean()),
+            "all_zero_reads": float((reads[:, 0] / reads.sum(1)).mean()),
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, chosen) for bits in CURVE_BITS},
             "unit": mapped.unit * 2**mapped.bins.shift, "u_min": mapped.bins.first,
-            "slices": [_slice(mapped, k, counts[:, k]) for k in range(counts.shape[1])],
+            "slices": [_slice(mapped, k, counts[:, k]) for k in range(counts.shape[1])], **_bits_of(mapped, counts),
         })
     return result
 
@@ -178,33 +180,47 @@ def ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
     return inputs, outputs
 
 
+def _bits_of(layer: MappedLayer, counts: np.ndarray) -> dict[str, Any]:
+    """Of all reads of a layer; counts, `[digits, slices, classes, u]`."""
+    reads = counts.sum(axis=3)
+    bits = [layer.converter(*kind).bits for kind in np.ndindex(*reads.shape)]
+    shares = reads[:, 0] / np.maximum(reads[:, 0].sum(axis=1, keepdims=True), 1)
+    return {"mean_bits": float((reads.ravel() @ bits) / reads.sum())} | ({"shares": shares.tolist()} if layer.classes > 2 else {})
+
+
 def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
-    """One slice, the reads of all its digits; counts, `[digits, u]`."""
-    spec, adcs = layer.spec, [layer.converter(z, k) for z in range(len(counts))]
+    """One slice, the reads of all its kinds; counts, `[digits, classes, u]`."""
+    spec, adcs = layer.spec, [layer.converter(z, k, j) for z, j in np.ndindex(*counts.shape[:2])]
+    ranges, counts = _ranges_of(layer, k, len(counts)), counts.reshape(len(adcs), -1)  # [digit and class, u]
     u = layer.bins.values
     v = layer.unit * u
-    q = np.stack([each.encode(u, layer.unit) for each in adcs])  # [digit, u]
+    q = np.stack([each.encode(u, layer.unit) for each in adcs])
     clips = np.stack([(each.nearest(v / each.delta) != codes) & (each.bits > 0) for each, codes in zip(adcs, q)])
     error = np.stack([each.decode(codes) - v for each, codes in zip(adcs, q)])
     seen, total = np.flatnonzero(counts.sum(axis=0)), counts.sum()
-    used = [len(np.unique(q[z][counts[z] > 0])) / 2**each.bits for z, each in enumerate(adcs) if each.bits]
-    if not spec.planned:  # one ADC for all digits
-        used = [len(np.unique(q[0][seen])) / 2**spec.adc_bits]
+    used = [(np.unique(codes[of_kind > 0]), each.bits) for codes, of_kind, each in zip(q, counts, adcs) if each.bits and of_kind.any()]
+    if used and not spec.planned:  # one ADC for all of them
+        used = [(np.unique(np.concatenate([codes for codes, _ in used])), spec.adc_bits)]
     return {
         "slice": k, "reachable": [layer.unit * u for u in layer.u_range(k)], "seen": [float(v[seen[0]]), float(v[seen[-1]])],
-        **_ranges_of(spec.planned, adcs), "codes_used": float(np.mean(used)) if used else 0.0,
+        **ranges, "codes_used": float(np.mean([len(codes) / 2**bits for codes, bits in used])) if used else 0.0,
         "clipped": float((counts * clips).sum() / total),
         "sqnr_db": decibels(float((counts * v**2).sum()), float((counts * error**2).sum())),
         "histogram": counts.sum(axis=0).tolist(),
     }
 
 
-def _ranges_of(planned, adcs):
-    """Step and lowest code of a slice, and the values of its codes; with a plan step, lowest code and bits of each digit."""
-    if planned:
-        return {name: [getattr(each, name) for each in adcs] for name in ("delta", "q_min", "bits")}
-    codes = np.arange(adcs[0].q_min, adcs[0].q_max + 1)
-    return {"delta": adcs[0].delta, "q_min": adcs[0].q_min, "values": adcs[0].decode(codes).tolist()}
+def _ranges_of(layer, k, digits):
+    """Step and lowest code of a slice, and the values of its codes; with a plan step, lowest code and bits of each digit, or of each digit
+    and class."""
+    if layer.spec.planned:
+        kinds, found = [[layer.converter(z, k, j) for j in range(layer.classes)] for z in range(digits)], {}
+        for name in ("delta", "q_min", "bits"):
+            values = [[getattr(each, name) for each in of_digit] for of_digit in kinds]
+            found[name] = values if layer.classes > 2 else [of_digit[-1] for of_digit in values]
+        return found
+    one = layer.converter(0, k)
+    return {"delta": one.delta, "q_min": one.q_min, "values": one.decode(np.arange(one.q_min, one.q_max + 1)).tolist()}
 
 
 def _weighted_sqnr(layer: MappedLayer, histogram: np.ndarray, adc_bits: int, chosen: Calibration) -> float | None:
