@@ -118,14 +118,14 @@ def plans(draw, spec, kernel=(1, 1), channels=1):
     return (size / 64).tolist(), q_min.tolist(), bits.tolist()
 
 
-def by_ones(case, most=4, steps=(16, 24, 32, 48, 64, 67, 128), seed=0):
-    """A case with a plan by ones drawn from a seed: each digit, slice and class has 0 to `most` bits and one of the steps, in 1/64."""
-    spec, rng = replace(case.spec, adc_plan="ones", adc_bits=1.0, adc_max_bits=12), np.random.default_rng(seed)
-    (kh, kw), channels = case.w_codes.shape[2:], case.w_codes.shape[1]
-    tallest = max(stop - start for start, stop in array_bounds(spec.mapping, kh * kw, channels, spec.rows))
-    bits = rng.integers(0, most + 1, (len(spec.digit_bits), len(spec.slice_bits), spec.classes(tallest)))
-    q_min = -(2**bits // 2) if spec.reference == "analog" else 0 * bits
-    return replace(case, spec=spec, bits=bits.tolist(), delta=(rng.choice(steps, bits.shape) / 64).tolist(), q_min=q_min.tolist())
+def by_ones(case, seed=0, most=8, steps=range(1, 256)):
+    """A case with a plan by ones, drawn at random: 0 to `most` bits, whole classes, digits and slices without, these steps in 1/64."""
+    spec = replace(case.spec, adc_plan="ones", adc_bits=1, adc_max_bits=12)
+    rng = np.random.default_rng(seed)
+    shape = len(spec.digit_bits), len(spec.slice_bits), replace(case, spec=spec).layer().classes
+    bits = rng.integers(0, most + 1, shape) * (rng.random(shape) < 0.8) * (rng.random((*shape[:2], 1)) < 0.8)
+    q_min = np.zeros(shape, int) if spec.reference == "digital" else -rng.integers(0, 2**bits)
+    return replace(case, spec=spec, bits=bits.tolist(), delta=(rng.choice(steps, shape) / 64).tolist(), q_min=q_min.tolist())
 
 
 @st.composite

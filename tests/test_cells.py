@@ -63,10 +63,6 @@ def those_that_fit(some_engines, case):
     return [engine for engine in some_engines if fits(engine, case)]
 
 
-def with_classes(some_engines, case):
-    return [engine for engine in those_that_fit(some_engines, case) if engines.name_of(engine) != "triton"]
-
-
 def assert_same(engine, found, wanted):
     assert found.shape == wanted.shape
     differ = np.argwhere(found != wanted)
@@ -111,7 +107,7 @@ def test_planned_adc(all_engines, case):
 @given(case=grid_cases(planned="ones"))
 @settings(max_examples=100)
 def test_plans_by_ones(all_engines, case):
-    check(with_classes(all_engines, case), case)
+    check(those_that_fit(all_engines, case), case)
 
 
 @given(case=grid_cases(adc_ranges=["dynamic"]))
@@ -151,7 +147,7 @@ def test_histogram_by_ones(all_engines, case, idle):
     case.spec = replace(case.spec, adc_range="ideal", **({"adc_plan": "uniform", "adc_idle": "skip"} if idle else {}))
     low, high = case.layer().u_span
     assume(high - low < 2**16)
-    check_histogram(with_classes(all_engines, case), case)
+    check_histogram(those_that_fit(all_engines, case), case)
 
 
 @pytest.mark.parametrize("engine", ["reference", "numba"])

@@ -106,7 +106,7 @@ def test_plans_by_ones(kernels, dac_bits, cell_bits, analog, mapping):
     spec = CrossbarSpec(4, 4, cell_bits, 4, 64, mapping, "analog" if analog else "digital", dac_bits)
     case = layer_case(spec, channels=70, out=130, size=(3, 3), padding=(1, 1, 1, 1))
     case.cells = *(part // 2 ** (dac_bits + cell_bits) for part in case.cells[:2]), 8
-    check(by_ones(case))
+    check(by_ones(case, most=4, steps=(16, 24, 32, 48, 64, 67, 128)))
     assert kernels == [NARROW]
 
 
@@ -269,7 +269,7 @@ def test_what_reads_by_ones_have_besides(kernels, readout, larger, kernel):
     """Classes are those of the digits, whatever noise and converters make of their reads; larger: how many times cells are."""
     case = layer_case(CrossbarSpec(4, 4, 1, 6, 128), 140, 130, kernel=(1, 1), size=(5, 6))
     case.cells = *(part // 8 * larger for part in case.cells[:2]), 8
-    check_besides(replace(by_ones(case).layer(), readout=readout), case)
+    check_besides(replace(by_ones(case, most=4, steps=(16, 24, 32, 48, 64, 67, 128)).layer(), readout=readout), case)
     assert kernels == [STATIC if readout is LEVELS else kernel]
 
 

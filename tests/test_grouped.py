@@ -122,7 +122,7 @@ def test_every_lane_has_a_class_of_its_own(adc_idle, dac_bits, most, steps, broa
     if adc_idle == "skip":
         case = replace(case, spec=replace(case.spec, adc_idle="skip"))
     else:
-        case = by_ones(case, most, steps)
+        case = by_ones(case, 0, most, steps)
         assert prepared(case.layer())._static.broad == broad
     wanted = oracle.accumulate(case.a_codes, case.w_codes, case.spec, case.geometry, case.reference_twice, case.delta, case.q_min,
                                case.bits)

@@ -89,8 +89,6 @@ def test_every_engine_reads_the_difference_of_two_lines(engine, case):
     mapped, spec, device = layer.mapped(), layer.spec, interpreter.DEVICE if engines.name_of(engine) == "triton" else torch.device("cpu")
     if engines.name_of(engine) == "triton" and len(mapped.arrays) * len(spec.digit_bits) * len(mapped.reference_twice) > 40:
         return  # hundreds of small products take Triton's interpreter minutes
-    if engines.name_of(engine) == "triton" and mapped.spec.planned and mapped.classes > 2:
-        return
     assert engine.unsupported(mapped, device) is None
     found = engine.accumulate(engine.prepare(mapped), torch.from_numpy(a_codes).to(device)).cpu().numpy()
     assert found.dtype == (np.int32 if engines.accumulator_dtype(mapped) == torch.int32 else np.int64)
@@ -117,8 +115,6 @@ def test_every_engine_reads_pairs_that_scatter(engine, case):
     layer.set_cells(replace(ideal, values=torch.from_numpy(values)))
     mapped, device = layer.mapped(), interpreter.DEVICE if engines.name_of(engine) == "triton" else torch.device("cpu")
     if engines.name_of(engine) == "triton" and len(mapped.arrays) * len(layer.spec.digit_bits) * len(values) > 20:
-        return
-    if engines.name_of(engine) == "triton" and mapped.spec.planned and mapped.classes > 2:
         return
     found = engine.accumulate(engine.prepare(mapped), torch.from_numpy(a_codes).to(device)).cpu().numpy()
     wanted = oracle.accumulate(a_codes, layer.w_codes().numpy(), mapped.spec, mapped.geometry, None, mapped.adc_delta.numpy(),

@@ -8,8 +8,8 @@ import pytest
 import torch
 from interpreter import DEVICE, running
 from numba import njit
-from strategies import random_cells
-from test_triton import assert_same, by_ones, idle_here_and_there, layer_case, planned_case
+from strategies import by_ones, random_cells
+from test_triton import assert_same, idle_here_and_there, layer_case, planned_case
 
 from models.quant import CrossbarSpec, Readout, image_numbers
 from models.quant.engines import reference
@@ -55,13 +55,10 @@ def on_chip(case, readout, pair=False, seed=0):
     return replace(layer, readout=readout)
 
 
-ENGINES = (triton_gpu, DEVICE), (cpu, torch.device("cpu"))
-
-
-def check(layer, a_codes, mode=None, first=0, those=ENGINES):
+def check(layer, a_codes, mode=None, first=0):
     with image_numbers(first):
         wanted = reference.accumulate(layer, a_codes)
-        for engine, device in those:
+        for engine, device in (triton_gpu, DEVICE), (cpu, torch.device("cpu")):
             assert engine.unsupported(layer, device) is None
             prepared = engine.prepare(layer)
             assert engine is cpu or mode in (None, prepared.mode)
@@ -114,14 +111,14 @@ def test_plans_by_ones(kind, pair, reference_column, dac_bits):
     case = layer_case(CrossbarSpec(4, 4, 2, 5, 24, "im2col", reference_column, dac_bits, weights="pair" if pair else "offset"),
                       20, 18, kernel=(1, 2), size=(3, 3), padding=(1, 0, 2, 1), groups=1 if pair else 2)
     case = by_ones(idle_here_and_there(case), seed=dac_bits)
-    check(on_chip(case, READOUTS[kind], pair), case.input(), first=11, those=ENGINES[:1])
+    check(on_chip(case, READOUTS[kind], pair), case.input(), first=11)
 
 
 @pytest.mark.parametrize("steps, mode", [(0.7, "exact"), (1, "static")])
 def test_plans_by_ones_of_arrays_of_several_blocks(steps, mode):
     case = by_ones(idle_here_and_there(layer_case(CrossbarSpec(4, 4, 2, 5, 300, dac_bits=2), 310, 9, kernel=(1, 1), size=(2, 2))))
     case.delta = (steps * np.array(case.delta)).tolist()
-    check(on_chip(case, READOUTS["all"]), case.input(), mode, those=ENGINES[:1])
+    check(on_chip(case, READOUTS["all"]), case.input(), mode)
 
 
 def test_reads_without_an_adc_on_hardware_with_a_plan_by_ones():

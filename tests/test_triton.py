@@ -15,7 +15,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from interpreter import DEVICE, GPU, running
-from strategies import Case, cases, random_cells, ranges, specs
+from strategies import Case, by_ones, cases, random_cells, ranges, specs
 
 import models.quant.engines as engines
 from models.quant import CrossbarSpec, Qconv2dDoreFa, calibrate, set_engine
@@ -182,16 +182,6 @@ def test_planned_sums_in_64_bits(mode, rows, monkeypatch):
     case = planned_case(case, [[0, 4], [5, 6]], [[2.0**24, 3.5], [2.0**15, 3.25]])
     assert accumulators(case, mode).dtype == np.int64
     check(case, mode)
-
-
-def by_ones(case, seed=0, most=8):
-    """A case with a plan by ones, drawn at random: whole classes, digits and slices without bits, steps that are multiples of 1/64."""
-    spec = replace(case.spec, adc_plan="ones", adc_bits=1, adc_max_bits=12)
-    rng = np.random.default_rng(seed)
-    shape = len(spec.digit_bits), len(spec.slice_bits), replace(case, spec=spec).layer().classes
-    bits = rng.integers(0, most + 1, shape) * (rng.random(shape) < 0.8) * (rng.random((*shape[:2], 1)) < 0.8)
-    q_min = np.zeros(shape, int) if spec.reference == "digital" else -rng.integers(0, 2**bits)
-    return replace(case, spec=spec, bits=bits.tolist(), delta=(rng.integers(1, 256, shape) / 64).tolist(), q_min=q_min.tolist())
 
 
 def check_ones(case, mode=None):
