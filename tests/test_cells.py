@@ -739,11 +739,11 @@ def test_counts_on_the_chip_are_those_of_its_reads(reference):
     cells, digital = layer.cells(), reference == "digital"
     mapped = layer.mapped("ideal", cells if digital else None)
     a_codes, (low, high) = layer.a_codes(x).numpy(), mapped.u_span
-    wanted = np.zeros((4, 2, high - low + 1), np.int64)
+    wanted = np.zeros((4, 2, 1, high - low + 1), np.int64)
     for _, _, z, k, u in oracle.cell_reads(a_codes, (1, 1), spec, mapped.geometry,
                                            (cells.values.numpy(), cells.reference.numpy(), cells.fraction_bits)):
         nearest = u if digital else np.rint(u / 256 * 2).astype(int)
-        np.add.at(wanted[z, k], np.clip(nearest, low, high) - low, 1)
+        np.add.at(wanted[z, k, 0], np.clip(nearest, low, high) - low, 1)
     assert np.array_equal(collect_histograms(model, x, "chip")["0"], wanted)
     calibrate(model, x, on="nominal")
     before = layer.adc_delta.clone(), layer.adc_q_min.clone()
