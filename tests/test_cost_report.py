@@ -86,6 +86,15 @@ def test_bits_of_a_layer_are_the_mean_of_its_conversions():
     assert line.split()[2:5] == ["50.0%", "36", "6"]  # behind arrays and used: idle reads, conversions, bits
 
 
+def test_one_pass_counts_the_reads_of_all_digits(run, checkpoint):
+    """Of digits of one bit, and of two, of which there are half as many, and fewer idle ones."""
+    run(checkpoint, "--ngpu", "0", "--limit", "3", "--adc_range", "full", "--dac_bits", "1", "2", "--cost", "rram_65nm")
+    one, two = ([layer["events"] for layer in found["layers"]]
+                for found in json.loads((test_eval.Path(checkpoint).parent / "cost.json").read_text())["settings"])
+    assert [layer["reads"] for layer in one] == [2 * layer["reads"] for layer in two]
+    assert sum(layer["idle_reads"] for layer in one) > 2 * sum(layer["idle_reads"] for layer in two) > 0
+
+
 def test_idle_conversions_that_are_skipped_are_not_in_the_table(run, checkpoint):
     flags = ["--limit", "3", "--subArray", "8", "--adc_range", "full", "--adc_prec", "3", "--adc_idle", "skip", "convert", "--cost",
              "rram_65nm"]

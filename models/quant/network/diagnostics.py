@@ -191,22 +191,22 @@ def _bits_of(layer: MappedLayer, counts: np.ndarray) -> dict[str, Any]:
 def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
     """One slice, the reads of all its kinds; counts, `[digits, classes, u]`."""
     spec, adcs = layer.spec, [layer.converter(z, k, j) for z, j in np.ndindex(*counts.shape[:2])]
-    ranges, counts = _ranges_of(layer, k, len(counts)), counts.reshape(len(adcs), -1)  # [digit and class, u]
-    u = layer.bins.values
-    v = layer.unit * u
+    histogram = counts.sum(axis=(0, 1))
+    seen = np.flatnonzero(histogram)  # the others may be millions
+    u = layer.bins.values[seen]
+    ranges, v, counts = _ranges_of(layer, k, len(counts)), layer.unit * u, counts.reshape(len(adcs), -1)[:, seen]  # [digit and class, u]
     q = np.stack([each.encode(u, layer.unit) for each in adcs])
     clips = np.stack([(each.nearest(v / each.delta) != codes) & (each.bits > 0) for each, codes in zip(adcs, q)])
     error = np.stack([each.decode(codes) - v for each, codes in zip(adcs, q)])
-    seen, total = np.flatnonzero(counts.sum(axis=0)), counts.sum()
     used = [(np.unique(codes[of_kind > 0]), each.bits) for codes, of_kind, each in zip(q, counts, adcs) if each.bits and of_kind.any()]
     if used and not spec.planned:  # one ADC for all of them
         used = [(np.unique(np.concatenate([codes for codes, _ in used])), spec.adc_bits)]
     return {
-        "slice": k, "reachable": [layer.unit * u for u in layer.u_range(k)], "seen": [float(v[seen[0]]), float(v[seen[-1]])],
+        "slice": k, "reachable": [layer.unit * u for u in layer.u_range(k)], "seen": [float(v[0]), float(v[-1])],
         **ranges, "codes_used": float(np.mean([len(codes) / 2**bits for codes, bits in used])) if used else 0.0,
-        "clipped": float((counts * clips).sum() / total),
+        "clipped": float((counts * clips).sum() / counts.sum()),
         "sqnr_db": decibels(float((counts * v**2).sum()), float((counts * error**2).sum())),
-        "histogram": counts.sum(axis=0).tolist(),
+        "histogram": histogram.tolist(),
     }
 
 
