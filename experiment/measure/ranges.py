@@ -3,8 +3,9 @@
 `{"ranges": [{<hardware>, <how they were chosen>, "layers": {name: {"sha256": ..., "ranges": [[delta, q_min] of each slice],
 "input_step": ..., "gain": [of each channel], "offset": [...], "scale": [...], "bias": [...]}}}]}`; with a plan `[[delta, q_min] of each
 slice] of each digit`, by ones of each class of n of each slice of each digit, and as many "bits"; sha256 is that of the layer's weight
-codes and input_step what an input code is worth, whose reads the ranges fit; "inputs", of converted layers, is how negative codes are applied, on which the reads depend too; gain and offset are the
-correction, left out where there is none, of outputs of this scale and bias. (Older files lack input_step, scale and bias.)
+codes and input_step what an input code is worth, whose reads the ranges fit; "inputs", of converted layers, is how negative codes are
+applied, on which the reads depend too; gain and offset are the correction, left out where there is none, of outputs of this scale and bias.
+(Older files lack input_step, scale and bias.)
 """
 
 import json

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 STEPS = 256  # steps that are tried first for one kind of read and one number of bits,
 BEST = 6  # and the best of them, around which finer ones are tried: all multiples of 1 / GRID,
 FINER = 64  # but no more than so many on each side
-PARTS, MOST_PARTS = 64, 1024  # of the reads of a digit: prices of bits are counted in them; where there are many classes, in more,
-MOST_WORK = 2**28  # but no more than let so many sums find the best bits of a layer
+PARTS, MOST_PARTS = 64, 4096  # of the reads of a digit: prices of bits are counted in them; where there are many classes, in more,
+MOST_WORK = 2**30  # but no more than let so many sums find the best bits of a layer
 MOST_BYTES = 2**15  # of reads whose ranges are kept: enough for ideal cells; each chip has many more, and others
 LEAST_ERROR = 1e-4  # of the error without bits: what a smaller one does to a network is too little to be measured
 
