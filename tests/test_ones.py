@@ -12,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_eval import CROSSBARS, FAST, checkpoint, network, refused, results, run, save, scene, shown_images  # noqa: F401
 from test_models import images
-from test_plans import best_bits, buffers, mapped, square_error
+from test_plans import mapped, square_error
 
-from models.quant import CrossbarSpec, Qconv2dDoreFa, calibrate, collect_histograms, convert, crossbar_layers, without_adc
+from models.quant import CrossbarSpec, Qconv2dDoreFa, calibrate, crossbar_layers, without_adc
 from models.quant.arrays import plans
-from models.quant.measuring.measure import measure
-from models.quant.measuring.setting import Setting, reads_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BY_ONES = CrossbarSpec(cell_bits=2, adc_bits=2.0, rows=16, adc_plan="ones")
@@ -118,8 +116,9 @@ def test_classes_are_planned_better_than_all_reads_together():
 
 def test_reads_of_a_class_that_no_image_had_are_converted_as_those_of_the_next():
     layer = mapped(9, w_bits=1, a_bits=1, adc_plan="ones", adc_bits=2)
-    counts = counted(layer, 0)
+    counts = counted(layer, 1)
     counts[0, 0, [1, 4]] = 0
+    assert counts[0, 0, [0, 2, 3]].sum(1).all()
     plan = plans.choices(counts, layer).plan(np.array([[[0, 0, 2, 3, 0]]]))
     assert plan.bits.tolist() == [[[0, 2, 2, 3, 3]]] and plan.bits.dtype == np.int64
     assert plan.delta[0, 0, 1] == plan.delta[0, 0, 2] and plan.q_min[0, 0, 4] == plan.q_min[0, 0, 3]
@@ -180,7 +179,8 @@ def test_a_mean_is_that_of_all_reads(tiny, share):
             hook.remove()
     found = []
     for (_, layer), plan in zip(crossbar_layers(model), bits):
-        of_reads = [plan[z, :, j].sum().item() if plan.dim() == 3 else (j > 0) * plan[z].sum().item() for z, j in classes_seen(layer, seen[layer])]
+        of_reads = [plan[z, :, j].sum().item() if plan.dim() == 3 else (j > 0) * plan[z].sum().item()
+                    for z, j in classes_seen(layer, seen[layer])]
         found.append((sum(of_reads), len(of_reads) * plan.shape[1], len(layer.weight)))
     spent = [(total * out, reads * out) for total, reads, out in found]
     for total, reads in spent if share == "layer" else [np.sum(spent, axis=0)]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import Case, cases, grid_cases
+from strategies import Case, by_ones, cases, grid_cases
+from test_engines import dense_case
 
 from models.quant import CrossbarSpec
 from models.quant.engines import accumulator_dtype
@@ -14,7 +15,7 @@ from models.quant.engines import accumulator_dtype
 pytest.importorskip("numba")
 from models.quant.engines.cpu import engine  # noqa: E402
 from models.quant.engines.cpu.pixels import loud, pixels
-from models.quant.engines.cpu.pixels.pixels_layout import NARROW, TALL  # noqa: E402
+from models.quant.engines.cpu.pixels.pixels_layout import BY_ONES, NARROW, TALL  # noqa: E402
 from models.quant.kernels.simd import has_byte_tables  # noqa: E402
 from models.quant.arrays.spec import Geometry  # noqa: E402
 
@@ -160,3 +161,28 @@ def test_converters_that_only_clip_reads_at_the_ends_of_bytes(monkeypatch, chann
     prepared = engine._Prepared(case.layer())
     assert (prepared.apart(case.input()) is prepared.loud) == (channels == 63)
     assert (prepared.simulate(case.input()).numpy() == wanted(case)).all()
+
+
+@given(case=cases(planned="ones", rows=[1, 3, 8, 16, 31, 64, 100]))
+@settings(max_examples=60)
+def test_plans_by_ones(case):
+    assume(case.layer().classes > 2)
+    check_pixels(case)
+
+
+@given(case=grid_cases(kinds=["levels", "negative", "zeros", "constant"], planned="ones"))
+@settings(max_examples=30)
+def test_plans_by_ones_of_cells(case):
+    assume(case.layer().classes > 2)
+    check_pixels(case)
+
+
+@pytest.mark.parametrize("rows, most, served", [(31, 3, True), (63, 8, True), (64, 4, True), (120, 3, True), (128, 3, False)])
+def test_what_tables_of_all_classes_hold(rows, most, served):
+    """All u of arrays of 63 rows; of more rows those between which codes differ."""
+    case = by_ones(dense_case(CrossbarSpec(2, 1, 1, 4, rows), range(rows + 1)), 0, most, (16, 24, 32))
+    side_by_side = pixels.SideBySide(case.layer(), None)
+    assert (side_by_side._layout is not None) == served
+    if served:
+        assert side_by_side._layout[0].form == BY_ONES and side_by_side._layout[0].clip == (rows > 63)
+        compare(side_by_side, case)

@@ -63,7 +63,7 @@ class SideBySide:
     @functools.cached_property
     def _may_run(self):
         layer = self.layer
-        if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None or layer.classes > 2 or not may(self.name):
+        if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None or not may(self.name):
             return False
         cells, whole = layer.w_codes.numel() * len(layer.spec.slice_bits), layer.cells is None or layer.in_levels.cells.fraction_bits == 0
         return math.prod(layer.geometry.stride) <= MOST_PHASES and (whole and cells * TABLE // BYTE_ROWS <= MOST_BYTES or self._is_small)

@@ -19,12 +19,16 @@ from ..grid.cells_forms import DELTA, FORM, HIGHEST, LOWEST, SCALE, UNIT
 from ..planes.converter import CLIP_HIGH, CLIP_LOW, FACTOR, FRACTION, LOW, OFFSET, Q_MAX, Q_MIN, SHIFT, TIE
 from ..planes.fixed_point import EVEN, TOWARDS_ZERO
 from ..vectors.loop import Kernel, loaded
-from ..vectors.picks import (PIXELS, TABLE, add_product_of_evens, add_product_of_floats, add_product_of_odds, add_product_of_shorts,
-                             add_to_sums, added_bytes, codes_of_shorts, full_i8, larger_bytes, load_bytes, load_table, picked_bytes,
-                             picked_of_two, picked_shorts, smaller_bytes, zero_shorts)
+from ..vectors.picks import (PIXELS, TABLE, add_joined_evens, add_joined_odds, add_product_of_evens, add_product_of_floats,
+                             add_product_of_odds, add_product_of_shorts, add_to_sums, added_bytes, codes_of_shorts, full_i8, larger_bytes,
+                             load_bytes, load_table, picked_bytes, picked_of_four, picked_of_two, picked_shorts, smaller_bytes,
+                             store_bytes, zero_shorts)
 from ..vectors.wide import (WIDE, add_product_f32, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16,
                             full_i32, store_ints, widened)
-from .pixels_layout import BROAD, NARROW, SHORT_FORM, TALL, PixelLayout, PixelShape
+from .pixels_layout import BROAD, BY_ONES, NARROW, SHORT_FORM, TALL, VALUES, PixelLayout, PixelShape
+
+POPULATION = np.array([bits.bit_count() for bits in range(TABLE)], np.uint8)  # of the rows of a set
+LENGTH = np.array([n.bit_length() for n in range(2 * TABLE)], np.uint8)  # class of n
 
 # One input and how its pixels lie in a plane: height, width, of an image in memory; out_height, out_width; pitch, pixels from one row to
 # the next; rows, from one image to the next; block, output pixels of a work item; length, of a plane, the taps' reach more.
@@ -36,8 +40,10 @@ Target = namedtuple("Target", "out wide values scale offset next_codes")
 # Addresses of the arrays of `PixelLayout`, `Target` and of one work item, and numbers beside them: see `buffers.ColumnAddresses`.
 # place   where the plane of each set begins, moved by its tap; bit_stride: from the planes of one input bit to those of the next
 # sums    int32 `[step, column, pixel]` of the block, `sums_stride` from one column to the next
+# classes  BY_ONES: bytes `[array, digit, pixel]`, of PIXELS pixels
 PixelAddresses = namedtuple("PixelAddresses", """
-    tables set_start first size place planes bit_stride digit_start step_of_slice codes ends forms shorts factors worth sums sums_stride
+    tables set_start first size place planes bit_stride digit_start step_of_slice codes ends forms shorts value_bytes windows classes
+    factors worth sums sums_stride
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     acc exact_acc step total""")
 
@@ -58,6 +64,7 @@ def _kernel(form):
         phases = shape.stride_y * shape.stride_x
         bit_stride = shape.intervals * phases * raster.length
         planes = np.zeros(shape.input_bits * bit_stride + PIXELS, np.uint8)
+        classes = np.empty(shape.arrays * shape.digits * PIXELS if form == BY_ONES else 0, np.uint8)
         stride = raster.block + LANES // 2  # not a multiple of what the cache repeats by
         sums = np.empty(shape.steps * shape.out_channels * stride, np.int32)
         acc = np.empty(shape.steps * shape.slice_vectors * LANES, np.int32)
@@ -68,6 +75,7 @@ def _kernel(form):
             first=layout.first.ctypes.data, size=layout.size.ctypes.data, place=place.ctypes.data, planes=planes.ctypes.data,
             bit_stride=bit_stride, digit_start=layout.digit_start.ctypes.data, step_of_slice=layout.step_of_slice.ctypes.data,
             codes=layout.codes.ctypes.data, ends=layout.ends.ctypes.data, forms=layout.forms.ctypes.data, shorts=layout.shorts.ctypes.data,
+            value_bytes=layout.value_bytes.ctypes.data, windows=layout.windows.ctypes.data, classes=classes.ctypes.data,
             factors=layout.factors.ctypes.data, worth=layout.worth.ctypes.data, sums=sums.ctypes.data,
             sums_stride=stride, exact=False, relative=0, floats=False, out=target.out.ctypes.data,
             step_size=target.out[:1].size // words, wide=target.wide,
@@ -80,21 +88,25 @@ def _kernel(form):
             sums[:] = 0
             _fill_planes(shape, at, raster, codes, group, first)
             for pixel in range(0, raster.block, PIXELS):
+                if form == BY_ONES:
+                    _find_classes(shape, at, pixel)
                 for o in range(0, shape.out_channels, 1 if form == BROAD else 2):
                     if form == NARROW:
                         _narrow_columns(shape, at, group, o, pixel)
                     elif form == TALL:
                         _tall_columns(shape, at, group, o, pixel)
+                    elif form == BY_ONES:
+                        _columns_by_ones(shape, at, group, o, pixel)
                     else:
                         _broad_column(shape, at, group, o, pixel)
             _finish(shape, at, raster, group, first)
-        _keep_alive(planes, sums, acc, step, total)
+        _keep_alive(planes, classes, sums, acc, step, total)
 
     return Kernel(layer, f"pixels_layer_{form}")
 
 
 @inner
-def _keep_alive(planes, sums, acc, step, total):
+def _keep_alive(planes, classes, sums, acc, step, total):
     """Numba frees an array after its last use, and does not see the uses by address."""
 
 
@@ -211,6 +223,54 @@ def _narrow_reads(shape, at, tables, t, z, pixel):
             return u, v
         bit -= 1
         u, v = added_bytes(u, u), added_bytes(v, v)
+
+
+@inner
+def _find_classes(shape, at, pixel):
+    """The class of n of the reads of each array and digit, of the pixels from `pixel` of the block on."""
+    population, short, long = load_table(POPULATION.ctypes.data), load_table(LENGTH.ctypes.data), load_table(LENGTH.ctypes.data + TABLE)
+    for t in range(shape.arrays):
+        for z in range(shape.digits):
+            n = full_i8(0)
+            for bit in range(int64_at(at.digit_start, z + 1) - 1, int64_at(at.digit_start, z) - 1, -1):
+                n, planes = added_bytes(n, n), at.planes + bit * at.bit_stride + pixel
+                for s in range(int64_at(at.set_start, t), int64_at(at.set_start, t + 1)):
+                    n = added_bytes(n, picked_bytes(population, load_bytes(planes + int64_at(at.place, s))))
+            store_bytes(at.classes + (t * shape.digits + z) * PIXELS, picked_of_two(short, long, n))
+
+
+@inlined
+def _columns_by_ones(shape, at, group, o, pixel):
+    """The same with codes, times what they are worth, that are looked up from u and the class of n."""
+    for k in range(shape.slices):
+        tables = _tables(shape, at, group, o, k)
+        for z in range(shape.digits):
+            kind = z * shape.slices + k
+            factor, t = int64_at(at.factors, kind), 0
+            while factor != 0 and t < shape.arrays:
+                stop = min(t + shape.flush, shape.arrays)
+                evens, odds, more_evens, more_odds = zero_shorts(0), zero_shorts(0), zero_shorts(0), zero_shorts(0)
+                while t < stop:
+                    u, v = _narrow_reads(shape, at, tables, t, z, pixel)
+                    of_class = load_bytes(at.classes + (t * shape.digits + z) * PIXELS)
+                    low, high = _values(shape, at, u, of_class, kind)
+                    evens, odds = add_joined_evens(evens, low, high), add_joined_odds(odds, low, high)
+                    low, high = _values(shape, at, v, of_class, kind)
+                    more_evens, more_odds = add_joined_evens(more_evens, low, high), add_joined_odds(more_odds, low, high)
+                    t += 1
+                _put_sums(shape, at, k, o, pixel, evens, odds, factor)
+                _put_sums(shape, at, k, o + 1, pixel, more_evens, more_odds, factor)
+
+
+@inlined
+def _values(shape, at, u, of_class, kind):
+    """What the codes of a vector of reads are worth, low and high bytes, from u in bytes and their classes of n."""
+    if shape.clip:
+        u = larger_bytes(u, picked_bytes(load_table(at.windows + TABLE), of_class))
+        u = smaller_bytes(u, picked_bytes(load_table(at.windows + 2 * TABLE), of_class))
+    index = added_bytes(u, picked_bytes(load_table(at.windows), of_class))
+    values = at.value_bytes + 2 * VALUES * kind
+    return picked_of_four(values, index), picked_of_four(values + VALUES, index)
 
 
 @inlined
@@ -342,4 +402,4 @@ def _turn(shape, at, pixel):
             put_int32(at.acc, step * shape.slice_vectors * LANES + o, int32_at(at.sums, first + o * at.sums_stride))
 
 
-_kernels = {form: _kernel(form) for form in (NARROW, TALL, BROAD)}
+_kernels = {form: _kernel(form) for form in (NARROW, TALL, BROAD, BY_ONES)}

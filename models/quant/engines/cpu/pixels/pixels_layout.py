@@ -2,8 +2,9 @@
 
 A lane of a vector is an output pixel, so that vectors are full however few columns a layer has. What up to six rows of one column add to
 u depends on as many input bits: it is looked up in a table of 2^6 bytes, or of 2^5 numbers of 16 bits where bytes do not hold that. There
-are three forms: in bytes from the table to the code (`NARROW`); in bytes up to the sum of so many sets as bytes hold, and from there on in
-16 bits (`TALL`), for arrays of hundreds of rows; in 16 bits from the table on, and codes in float32 (`BROAD`).
+are four forms: in bytes from the table to the code (`NARROW`); in bytes up to the sum of so many sets as bytes hold, and from there on in
+16 bits (`TALL`), for arrays of hundreds of rows; in 16 bits from the table on, and codes in float32 (`BROAD`); and u in bytes, from
+which and the class of n what a code is worth is looked up (`BY_ONES`).
 
     u = sum over sets of rows  table[set, column][input bits of the rows]
 
@@ -14,6 +15,7 @@ has s x s phases, `[y mod s, x mod s]`, each a plane with a pixel for each outpu
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -27,19 +29,21 @@ from ..planes.converter import LIMITS, LOW, static_form
 from ..vectors.picks import BYTE_ROWS, SHORT_ROWS, TABLE
 
 TABLES = 2 * TABLE  # codes of two tables of bytes
-NARROW, TALL, BROAD = range(3)  # forms
+VALUES = 256  # entries of a table of what codes are worth
+NARROW, TALL, BROAD, BY_ONES = range(4)  # forms
 SHORT_FORM = LOW + LIMITS  # fields of a converter in 16 bits: those of `fixed_point` and of `converter.Adc.limits`
 
 # A layer as the kernel sees it; the names that `finish` uses mean what they mean in `layout.ColumnShape`.
 PixelShape = namedtuple("PixelShape", """
     form divide out_channels channels groups arrays digits slices steps slice_vectors input_bits intervals sets
     stride_y stride_x pad_top pad_left clip small together flush at_once""")
-# form       NARROW, TALL or BROAD; divide: BROAD, whether codes are those of a quotient
+# form       NARROW, TALL, BROAD or BY_ONES; divide: BROAD, whether codes are those of a quotient
 # intervals  channel intervals, of as many rows as a set has; sets: of one column
-# clip       whether u must be brought into the window of a table of codes first
+# clip       whether u must be brought into the window of a table of codes (of a class) first
 # small      whether tables of codes have 64 entries, not 128
 # together   arrays whose codes a byte can add up
-# flush      TALL: sets whose sum a byte holds; at_once: whether 16 bits hold the sums of codes over all digits
+# flush      TALL: sets whose sum a byte holds; BY_ONES: arrays whose sum 16 bits hold
+# at_once    TALL: whether 16 bits hold the sums of codes over all digits
 
 # tables         int8 `[group, out, slice, set, 64]`, or int16 `[.., 32]`
 # set_start      first set of each array, and the end of the last
@@ -50,9 +54,12 @@ PixelShape = namedtuple("PixelShape", """
 # codes          narrow: int8 `[digit, slice, 128]`, entry `u mod 128`, or `u mod 64` where `small`
 # ends           narrow: the window of u, int64 `[digit, slice, 2]`
 # forms          BROAD: `cells_forms.Forms.singles`; shorts: TALL, int64 `[digit, slice, SHORT_FORM]`
+# value_bytes    BY_ONES: bytes `[digit, slice, low and high byte, 256]` of `q 64 delta` over what all these have in common
+# windows        BY_ONES: bytes `[3, 64]` of each class: what u is moved by to its entry there, and the window of u
 # factors        what a code is worth among those of its slice, int64 `[digit, slice]`; 0 without a conversion; worth: of the slice's
 PixelLayout = namedtuple("PixelLayout", """
-    tables set_start first size plane down right digit_start step_of_slice codes ends forms shorts factors worth""")
+    tables set_start first size plane down right digit_start step_of_slice codes ends forms shorts value_bytes
+    windows factors worth""")
 
 
 @dataclass(frozen=True)
@@ -134,19 +141,59 @@ def _tall(layer, factors, weights, sets):
     return Tall(shorts, 127 // largest_entry, bool((largest * factors).sum(0).max() < 2**15))
 
 
+# value_bytes, windows: of `PixelLayout`; clip, flush: of `PixelShape`; common: what 1 of the values is worth
+ByOnes = namedtuple("ByOnes", "value_bytes windows clip flush common")
+
+
+def _by_ones(layer):
+    """What the codes of all classes are worth, as tables of bytes; None where bytes do not hold u or n, or the tables all windows."""
+    kinds = list(np.ndindex(len(layer.spec.digit_bits), len(layer.spec.slice_bits)))
+    if layer.u_span[0] < -128 or layer.u_span[1] > 127 or layer.most_ones(-1) > 127:
+        return None
+    adcs = [[layer.converter(z, k, j) for j in range(layer.classes)] for z, k in kinds]
+    common = math.gcd(*(adc.factor for of_kind in adcs for adc in of_kind if adc.bits)) or 1
+    spans, found = [], []  # of each class: the u that it can have; of each kind what they are worth
+    for j in range(layer.classes):
+        low, high = np.array([layer.u_range(k, j) for _, k in kinds]).T
+        spans.append((int(low.min()), int(high.max())))
+        found.append(np.array([of_kind[j].table(*spans[-1], layer.unit) * (of_kind[j].factor // common) for of_kind in adcs]))
+    windows = np.array(spans)
+    if clip := sum(high - low + 1 for low, high in spans) > VALUES:  # beyond the windows all codes are alike
+        for j, ((low, _), of_class) in enumerate(zip(spans, found)):
+            changes = np.flatnonzero((np.diff(of_class, axis=1) != 0).any(0))
+            windows[j] = (low + changes[0], low + changes[-1] + 1) if len(changes) else (0, 0)
+    start = np.cumsum([0, *(windows[:, 1] - windows[:, 0] + 1)])
+    largest = max(int(np.abs(of_class).max()) for of_class in found)
+    if start[-1] > VALUES or largest >= 2**15:
+        return None
+    values = np.zeros((len(kinds), VALUES), np.int16)
+    for (low, _), (first, last), place, of_class in zip(spans, windows, start, found):
+        values[:, place:place + last - first + 1] = of_class[:, first - low:last - low + 1]
+    tables = np.zeros((3, TABLE), np.uint8)
+    tables[:, :layer.classes] = np.array([start[:-1] - windows[:, 0], *windows.T]) & 0xFF
+    parts = np.stack([values & 0xFF, values >> 8 & 0xFF], 1).astype(np.uint8)
+    return ByOnes(np.ascontiguousarray(parts), tables, clip, (2**15 - 1) // max(largest, 1), common)
+
+
 def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     """(`PixelShape`, `PixelLayout`) of a layer with fixed ranges, None where no form holds its reads or gives its codes."""
     layer = layer.in_levels
     spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
     low, high = layer.u_span
     digits, slices = np.arange(len(spec.digit_bits)), np.arange(len(spec.slice_bits))
-    adcs = [[layer.converter(z, k) for k in slices] for z in digits]
-    factors = np.array([[adc.factor << spec.dac_bits * z if adc.bits else 0 for adc in of_digit] for z, of_digit in enumerate(adcs)])
+    ones = _by_ones(layer) if layer.classes > 2 else ByOnes(np.zeros(0, np.uint8), np.zeros(0, np.uint8), False, 0, 0)
+    if ones is None:
+        return None
+    adcs = [[max((layer.converter(z, k, j) for j in range(layer.classes)), key=lambda adc: adc.bits) for k in slices] for z in digits]
+    factors = np.array([[(ones.common or adc.factor) << spec.dac_bits * z if adc.bits else 0 for adc in of_digit]
+                        for z, of_digit in enumerate(adcs)])
     whole, weights = layer.cells is None or layer.cells.fraction_bits == 0, layer.row_weights.cpu().numpy()
-    narrow, tall, form, sets = _narrow(layer, factors) if whole else None, None, NARROW, sets_of(layer, BYTE_ROWS)
-    if narrow is None:
+    narrow, tall, form, sets = None, None, BY_ONES, sets_of(layer, BYTE_ROWS)
+    if not ones.common:
+        narrow, form = _narrow(layer, factors) if whole else None, NARROW
+    if narrow is None and form == NARROW:
         tall, form = _tall(layer, factors, weights, sets) if whole else None, TALL
-    if narrow is None and tall is None:
+    if narrow is None and tall is None and form != BY_ONES:
         form, sets = BROAD, sets_of(layer, SHORT_ROWS)
     singles = np.zeros((1, *factors.shape, 0), np.float32)
     divide = False
@@ -165,14 +212,15 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
         form=form, divide=divide, out_channels=out, channels=layer.group_channels, groups=groups,
         arrays=len(layer.arrays), digits=len(digits), slices=len(slices), steps=int(step.max()) + 1, slice_vectors=-(-out // LANES),
         input_bits=spec.a_bits, intervals=len(intervals), sets=len(sets.rows), stride_y=geometry.stride[0],
-        stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=narrow.clip, small=narrow.small,
-        together=narrow.together, flush=tall.flush, at_once=tall.at_once)
+        stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=narrow.clip or ones.clip,
+        small=narrow.small, together=narrow.together, flush=tall.flush or ones.flush, at_once=tall.at_once)
     return shape, PixelLayout(
         tables=tables_of(weights, sets, *((SHORT_ROWS, np.int16) if form == BROAD else (BYTE_ROWS, np.int8))),
         set_start=np.array(sets.start, np.int64),
         first=intervals[:, 0].copy(), size=intervals[:, 1] - intervals[:, 0], plane=np.array(sets.interval, np.int64), down=down.copy(),
         right=right.copy(), digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, codes=narrow.codes,
-        ends=narrow.ends, forms=singles[0], shorts=tall.shorts, factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
+        ends=narrow.ends, forms=singles[0], shorts=tall.shorts, value_bytes=ones.value_bytes, windows=ones.windows,
+        factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
 
 
 def tables_of(weights, sets, most, dtype):

@@ -79,6 +79,32 @@ def picked_of_two(b, low, high, index):
     return _in_parts(b, index, TABLE, lambda part: b.call(permute, [low, part, high]))
 
 
+@_operation(many_bytes, types.intp, many_bytes)
+def picked_of_four(b, address, index):
+    """`table[index mod 256]` for each byte, of the 256 bytes at an address."""
+    if not has_byte_tables():
+        return ir.Constant(_BYTES, ir.Undefined)
+    permute = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.qi.512", (), ir.FunctionType(_TABLE, [_TABLE] * 3))
+    quarters = [b.load(_at(b, b.add(address, address.type(TABLE * i)), _TABLE), align=1, typ=_TABLE) for i in range(4)]
+
+    def picked(part):
+        low, high = (b.call(permute, [first, part, second]) for first, second in (quarters[:2], quarters[2:]))
+        return b.select(b.icmp_signed("<", part, ir.Constant(_TABLE, [0] * TABLE)), high, low)
+    return _in_parts(b, index, TABLE, picked)
+
+
+def _joined_bytes(b, total, low, high, odd):
+    low, high = b.bitcast(low, _HALVES), b.bitcast(high, _HALVES)
+    eight, lower, upper = (ir.Constant(_HALVES, [number] * _HALVES.count) for number in (8, 0xFF, 0xFF00))
+    whole = b.or_(b.lshr(low, eight), b.and_(high, upper)) if odd else b.or_(b.and_(low, lower), b.shl(high, eight))
+    return b.add(total, whole)
+
+
+# `total + low + 256 high` in 16 bits, of the bytes with even numbers, or with odd ones.
+add_joined_evens = _operation(many_shorts, many_shorts, many_bytes, many_bytes)(lambda b, *args: _joined_bytes(b, *args, False))
+add_joined_odds = _operation(many_shorts, many_shorts, many_bytes, many_bytes)(lambda b, *args: _joined_bytes(b, *args, True))
+
+
 def _scaled_bytes(b, total, x, factor, shift):
     halves = b.bitcast(x, _HALVES)
     eight = ir.Constant(_HALVES, [8] * _HALVES.count)
