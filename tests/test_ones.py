@@ -71,18 +71,18 @@ def test_choices_are_errors_of_the_output_by_class(seed):
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=20)
 def test_a_plan_is_the_best_of_all_that_cost_no_more(seed):
-    """One digit and slice, five classes and up to three bits: all 256 plans. A bit of a class costs the reads that it has, in 1024ths of
+    """One digit and slice, five classes and up to three bits: all 256 plans. A bit of a class costs the reads that it has, in 4096ths of
     all, rounded up."""
     layer = mapped(9, w_bits=1, a_bits=1, adc_plan="ones", adc_bits=1, adc_max_bits=3)
     counts = counted(layer, seed)
     found = plans.choices(counts, layer)
-    price = np.ceil(1024 * counts[0, 0].sum(1) / counts.sum()).astype(int)
+    price = np.ceil(4096 * counts[0, 0].sum(1) / counts.sum()).astype(int)
     every = np.array([(0, *bits) for bits in itertools.product(range(4), repeat=4)])
     error = np.array([found.error[0, 0, np.arange(5), bits].sum() for bits in every])
     for mean in np.random.default_rng(seed).uniform(0, 3, 8):
-        affordable = every @ price <= 1024 * mean
+        affordable = every @ price <= 4096 * mean
         bits = found.bits(found.total(mean))[0, 0]
-        assert bits @ price <= 1024 * mean and found.error[0, 0, np.arange(5), bits].sum() == pytest.approx(error[affordable].min())
+        assert bits @ price <= 4096 * mean and found.error[0, 0, np.arange(5), bits].sum() == pytest.approx(error[affordable].min())
         assert found.mean(bits[None, None]) <= mean
 
 
