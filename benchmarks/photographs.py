@@ -16,6 +16,8 @@ from common import markdown_table, median_seconds, write_results
 import torch
 from experiment.program.cli import UserError, run_main
 from models.quant import CrossbarSpec, convert
+from models.quant.network.diagnostics import decibels
+from models.quant.network.modes import without_adc
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ W4A8 = CrossbarSpec(4, 8, adc_range="ideal")
 SETTINGS = {
     "W8A8, no ADC": {"spec": CrossbarSpec(8, 8, adc_range="ideal")},
     "W8A8, 1-bit cells, 8-bit ADC": {"spec": CrossbarSpec(8, 8, cell_bits=1, adc_bits=8)},
+    **{f"W8A8, 1-bit cells, plan of 2 bits {plan}": {"spec": CrossbarSpec(8, 8, cell_bits=1, adc_bits=2, adc_idle="skip", adc_plan=name)}
+       for plan, name in (("by significance, idle reads skipped", "significance"), ("by ones", "ones"))},
     "W4A8, first and last layer W8A8": {"spec": W4A8},
     "W4A8, rounding gptq": {"spec": W4A8, "rounding": "gptq"},
     "W4A8, correct none": {"spec": W4A8, "correct": "none"},
@@ -66,6 +70,11 @@ def crops(count: int, numbers: torch.Generator) -> Tensor:
     return torch.cat([crop(some[i % len(some)], numbers) for i in range(count)])
 
 
+def signal_to_error(wanted: Tensor, found: Tensor) -> float | None:
+    """In dB; None where nothing is lost."""
+    return decibels(wanted.double().square().sum().item(), (found - wanted).double().square().sum().item())
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=56, help="crops that are classified")
@@ -84,17 +93,19 @@ def main(argv: list[str] | None = None) -> int:
             y = torch.cat([converted(batch) for batch in images.split(8)])
             plain, simulated = median_seconds(lambda: net(images[:8]), lambda converted=converted: converted(images[:8]),
                                               repeats=args.repeats)
+            with without_adc(converted):
+                quantized = torch.cat([converted(batch) for batch in images.split(8)])
             same = 100 * (y.argmax(1) == wanted.argmax(1)).double().mean().item()
-            sqnr = 10 * torch.log10(wanted.double().square().sum() / (y - wanted).double().square().sum()).item()
-            found[title] = {"same_answers": same, "sqnr_dB": sqnr, "conversion_seconds": conversion, "seconds_an_image": simulated / 8,
-                            "float32_seconds_an_image": plain / 8}
+            sqnr, of_adcs = signal_to_error(wanted, y), signal_to_error(quantized, y)
+            found[title] = {"same_answers": same, "sqnr_dB": sqnr, "adc_sqnr_dB": of_adcs, "conversion_seconds": conversion,
+                            "seconds_an_image": simulated / 8, "float32_seconds_an_image": plain / 8}
             times = f"{1e3 * simulated / 8:.0f}", f"{1e3 * plain / 8:.0f}", f"{conversion:.0f}"
-            rows.append([title, f"{same:.1f} %", f"{sqnr:.1f}", *times])
+            rows.append([title, f"{same:.1f} %", f"{sqnr:.1f}", "-" if of_adcs is None else f"{of_adcs:.1f}", *times])
             print(*rows[-1], sep=", ", file=sys.stderr)
     sections = [f"EfficientNet-Lite0, published weights, {args.images} crops of {SIZE} x {SIZE}, batch 8; quantizers and ranges from "
                 f"{args.calib_images} others.",
-                markdown_table(["setting", "answers as float", "SQNR of the logits, dB", "ms an image", "float32, ms", "conversion, s"],
-                               rows)]
+                markdown_table(["setting", "answers as float", "SQNR of the logits, dB", "against no ADC, dB", "ms an image", "float32, ms",
+                                "conversion, s"], rows)]
     write_results("photographs", "A published network on photographs", sections, {"settings": found})
     return 0
 

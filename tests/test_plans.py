@@ -7,6 +7,7 @@ import copy
 import io
 import itertools
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,16 @@ def test_bits_of_a_layer_where_errors_are_the_same():
     """Earlier kinds get more bits; those that lower no error are given to none."""
     assert best_bits(np.array([[1.0, 0.0]] * 3))[1].tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
     assert best_bits(np.array([[3.0, 1.0, 1.0], [2.0, 2.0, 2.0]]))[1].tolist() == [[0, 0]] + [[1, 0]] * 4
+
+
+def test_bits_that_lower_no_error_take_no_memory():
+    """40 kinds whose second to eighth bits are of no use: a byte for each price that the kinds until then can spend, 3.4 MB, not 52."""
+    tracemalloc.start()
+    least, bits = plans.best_bits(np.array([[1.0] + [0.0] * 8] * 40), np.full(40, 4096))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(least) == 8 * 40 * 4096 + 1 and kept < least.nbytes + 5e6
+    assert [int(bits(total).sum()) for total in (4095, 4096, 8192, len(least) - 1)] == [0, 1, 2, 40]
 
 
 def some_layers(rng):

@@ -206,28 +206,28 @@ def best_bits(error: np.ndarray, prices: np.ndarray | None = None) -> tuple[np.n
     """
     kinds, most = error.shape[0], error.shape[1] - 1
     prices = np.ones(kinds, np.int64) if prices is None else prices
-    total = most * int(prices.sum())
-    least, taken = np.zeros(total + 1), np.zeros((kinds, total + 1), np.int8)
-    for kind in range(kinds):
-        lowest = least + error[kind, 0]
-        for bits in range(1, most + 1):
-            if error[kind, bits] >= error[kind, :bits].min():
-                continue
-            spent = bits * prices[kind]
-            tried = least[:total + 1 - spent] + error[kind, bits]
+    least, taken = np.zeros(1), []  # as far as the kinds until now can spend anything: what is beyond is like the last
+    for of_kind, price in zip(error, prices.tolist()):
+        useful = [bits for bits in range(1, most + 1) if of_kind[bits] < of_kind[:bits].min()]
+        least = np.pad(least, (0, max(useful, default=0) * price), mode="edge")
+        lowest, own = least + of_kind[0], np.zeros(len(least), np.int8)
+        for bits in useful:
+            spent = bits * price
+            tried = least[:len(least) - spent] + of_kind[bits]
             better = tried < lowest[spent:]
             np.copyto(lowest[spent:], tried, where=better)
-            np.copyto(taken[kind, spent:], bits, where=better)
+            np.copyto(own[spent:], bits, where=better)
         least = lowest
+        taken.append(own)
 
     def bits_of(total: int) -> np.ndarray:
         found = np.zeros(kinds, np.int8)
         for kind in reversed(range(kinds)):
-            found[kind] = taken[kind, total]
+            found[kind] = taken[kind][min(total, len(taken[kind]) - 1)]
             total -= int(found[kind]) * int(prices[kind])
         return found
 
-    return least, bits_of
+    return np.pad(least, (0, most * int(prices.sum()) + 1 - len(least)), mode="edge"), bits_of
 
 
 def plan_alone(layer: Choices, adc_bits: float) -> tuple[Plan, float, float]:
