@@ -19,7 +19,9 @@ table=(
     "--cellBit 1 --adc_plan significance --adc_prec 3 2 1.5 1"
     "--cellBit 2 --adc_plan significance --adc_prec 3 2"
     "--cellBit 1 --adc_plan significance --adc_idle skip --adc_prec 3 2 1.5 1.4 1"
-    "--cellBit 2 --adc_plan significance --adc_idle skip --adc_prec 3 2"
+    "--cellBit 2 --adc_plan significance --adc_idle skip --adc_prec 3 2 1"
+    "--cellBit 1 --adc_plan ones --adc_prec 3 2 1.4 1 0.75 0.5"
+    "--cellBit 2 --adc_plan ones --adc_prec 2 1"
     "--cellBit 1 2 4 --adc_range dynamic"
     "--cellBit 1 2 --adc_prec 4 5 --crossbar_layers conv"
     "--cellBit 1 --adc_prec 4 --mapping im2col" # 128 rows divide all of its channels: the same arrays as tap

@@ -31,7 +31,8 @@ ADC_BITS = 6
 CHIPS = {"cells of techC after a day": {}, "the same with read noise": {"read_noise": 0.3},
          "the same with wires, gate access": {"wires": quant.Wires("gate", 1.0)}}
 PLANS = {"uniform 4-bit ADC": {"adc_bits": 4}, "plan of 2 bits in the mean": {"adc_bits": 2, "adc_plan": "significance"},
-         "plan of 2 bits that skips idle reads": {"adc_bits": 2, "adc_plan": "significance", "adc_idle": "skip"}}
+         "plan of 2 bits that skips idle reads": {"adc_bits": 2, "adc_plan": "significance", "adc_idle": "skip"},
+         "plan of 2 bits by ones": {"adc_bits": 2, "adc_plan": "ones"}, "plan of 1 bit by ones": {"adc_bits": 1, "adc_plan": "ones"}}
 
 
 def crossbar_network(args, images):

@@ -69,6 +69,7 @@ THROUGH_ADC = {
     "plan1": (PLANNED, "--epochs 2"),
     "plan1_distilled": (PLANNED, "--epochs 2 --distill 1 --label_smoothing 0"),
     "plan1_skip": (f"{PLANNED} --adc_idle skip", "--epochs 2 --distill 1 --label_smoothing 0"),
+    **{f"ones{bits}": (f"--cellBit 1 --adc_plan ones --adc_prec {bits}", "--epochs 2 --distill 1 --label_smoothing 0") for bits in (0.75, 0.5)},
 }
 THROUGH_CHIPS = {
     "chips_techB": ("--cellBit 2 --adc_prec 6 --device techB --device_time 100000", ON_CHIPS),
@@ -160,7 +161,8 @@ def over_bits(rows: Sequence[Row]) -> str:
     """A line for each hardware, a column for each precision of its ADC; plans in a table of their own."""
     tables = []
     for plan, what, column in (("uniform", "accuracy % (predictions changed)", "{:g}-bit ADC"),
-                               ("significance", "the same by mean bits of all reads, planned", "{:g}")):
+                               ("significance", "the same by mean bits of all reads, planned", "{:g}"),
+                               ("ones", "the same, planned by ones", "{:g}")):
         lines: dict[str, dict[float, str]] = {}
         for row in rows:
             if row["adc_plan"] == plan:
