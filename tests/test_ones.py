@@ -1,6 +1,7 @@
 """Plans by ones: bits and ranges that depend on n, the sum of the digits on an array's word lines. Planning against brute force, layers and
 networks, their files and training. The engines' arithmetic is in test_engines.py, test_cells.py, test_grouped.py and test_triton.py."""
 
+import contextlib
 import copy
 import itertools
 import json
@@ -14,12 +15,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_convert import Small
 from test_eval import CROSSBARS, FAST, checkpoint, network, refused, results, run, save, scene, shown_images  # noqa: F401
 from test_models import images
 from test_plans import mapped, refused_later, specs_of, square_error, stored  # noqa: F401
 from test_sweeps import evaluate, trained  # noqa: F401
 from test_train import FLAGS as TRAINING
 from test_train import assert_same
+from torch.nn import functional as F
 
 import eval as evaluation
 import train
@@ -29,8 +32,16 @@ from experiment.settings import eval_settings
 from experiment.sweep import bench
 from experiment.train.training import Run
 from models import vgg
-from models.quant import CrossbarSpec, Qconv2dDoreFa, calibrate, crossbar_layers, without_adc
+from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, calibrate, convert, crossbar_layers, load, program, set_engine,
+                          without_adc)
+from models.quant import save as save_network
 from models.quant.arrays import plans
+from models.quant.conversion.encodings import ENCODINGS
+from models.quant.layers.crossbar import ranges_of
+from models.quant.layers.on_arrays import ADC_BUFFERS
+from models.quant.measuring.measure import Cache, measure
+from models.quant.measuring.setting import Setting, reads_of
+from models.quant.network import calibration
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BY_ONES = CrossbarSpec(cell_bits=2, adc_bits=2.0, rows=16, adc_plan="ones")
@@ -443,3 +454,138 @@ def refused_training(capsys):
         return err
 
     return refused_training
+
+
+# ---- converted networks, chips -------------------------------------------------------------------------------------------------
+
+
+def pulses(layer, x):
+    """What word lines have of the input of a converted layer, read after read, by the equations of the encodings."""
+    lo, hi = layer.act_quant.window
+    a = (layer.form.images(x).double() / layer.act_quant.scale.double()).round().clamp(lo, hi).long()
+    if lo == 0:
+        return [a]
+    top, bottom, left, right = layer.form.geometry.padding
+    return {"phases": lambda: [a.clamp_min(0), (-a).clamp_min(0)], "ternary": lambda: [a.abs()], "twos": lambda: [a % 2**layer.spec.a_bits],
+            "offset": lambda: [F.pad(a - lo, (0, 0, left, right, top, bottom), value=-lo)]}[layer.encoding]()
+
+
+@torch.no_grad()
+def spent_and_reads(net, x, codes, adc=True):
+    """(bits of all conversions, conversions, reads) of each layer. Args: codes, of a layer's input: those of each of its reads; adc, whether
+    the network's layers see what ADCs make of those before."""
+    seen, found = {}, {}
+    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: seen.update({layer: inputs[0]})) for _, layer in crossbar_layers(net)]
+    with contextlib.nullcontext() if adc else without_adc(net):
+        net(x)
+    for hook in hooks:
+        hook.remove()
+    for name, layer in crossbar_layers(net):
+        plan, each = layer.adc_bits_plan.numpy(), len(layer.weight) // layer.geometry.groups
+        plan = plan if plan.ndim == 3 else np.stack([0 * plan, plan], 2)  # of arrays of one row
+        reads = [plan[z, :, j] for part in codes(layer, seen[layer]) for z, j in classes_seen(layer, part)]
+        found[name] = each * np.array([np.sum(reads), np.count_nonzero(reads), len(reads) * plan.shape[1]])
+    return found
+
+
+@pytest.mark.parametrize("inputs", ENCODINGS)
+def test_converted_networks_with_signed_inputs(inputs, tmp_path):
+    """The mean is that of all reads, of both phases where there are two; engines agree; files keep the plan."""
+    x = torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    spec = CrossbarSpec(8, 8, cell_bits=2, adc_plan="ones", adc_bits=1.5, rows=16, mapping="im2col")
+    net = convert(Small(), spec, x, inputs=inputs).eval()
+    layers = crossbar_layers(net)
+    assert [layer.act_quant.signed for _, layer in layers] == [True, False, False]
+    lines = [32 if inputs == "ternary" else 16, 9, 8]  # rows of cells of the fullest array
+    assert [layer.classes for _, layer in layers] == [1 + each.bit_length() for each in lines]
+    spent = spent_and_reads(net, x, pulses)
+    stem = spent[layers[0][0]]
+    assert stem[2] == 8 * 6 * 36 * 2 * 4 * layers[0][1].spec.a_bits * (2 if inputs == "phases" else 1)  # outputs, images, pixels, arrays, slices
+    found = {}
+    for engine in ("reference", "numba"):
+        with set_engine(engine), torch.no_grad():
+            found[engine] = net(x)
+    assert torch.equal(found["reference"], found["numba"]) and found["numba"].unique().numel() > 20
+    measured = measure(net, x, torch.zeros(6, dtype=torch.int64), Setting(spec))  # on the ranges that it has
+    total = sum(spent.values())
+    assert measured.mean_bits == pytest.approx(total[0] / total[2], rel=1e-12)
+    assert measured.conversions == pytest.approx(total[1] / total[2], rel=1e-12)
+    assert measured.layer_bits == pytest.approx({name: each[0] / each[2] for name, each in spent.items()}, rel=1e-12)
+    total = sum(spent_and_reads(net, x, pulses, adc=False).values())
+    assert 0.9 * 1.5 * total[2] < total[0] <= 1.5 * total[2]
+    save_network(net, tmp_path / "net.pt")
+    loaded = load(tmp_path / "net.pt", Small())
+    for (_, layer), (_, other) in zip(layers, crossbar_layers(loaded)):
+        assert layer.spec == other.spec and all(torch.equal(getattr(layer, name), getattr(other, name)) for name in ADC_BUFFERS)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), found["numba"])
+
+
+NOISY = Device("noisy", "invented", 1.0, 31.0, sigma_us=4.0)  # 0.4 levels of 2-bit cells
+
+
+@pytest.mark.parametrize("on", ["nominal", "chip"])
+@pytest.mark.parametrize("changes", [{}, {"reference": "digital"}, {"weights": "pair"}, {"dac_bits": 2, "mapping": "im2col"}])
+def test_chips(changes, on):
+    """Plans of nominal cells and of the chip's: the mean is that of the reads, engines agree, and reads of no word line are 0."""
+    x = torch.rand(4, 20, 6, 6, generator=torch.Generator().manual_seed(0)) ** 3
+    net, found = torch.nn.Sequential(a_layer(replace(BY_ONES, **changes))), {}
+    program(net, NOISY, 3, adc_noise=0.5, adc_offset=1.0, adc_gain=0.02)
+    histograms = calibrate(net, x, on=on)
+    assert histograms["0"].shape[2] == net[0].classes == net[0].adc_bits_plan.shape[2]
+    [(spent, made, reads)] = spent_and_reads(net, x, lambda layer, x: [layer.a_codes(x)]).values()
+    assert 0.9 * 2 * reads < spent <= 2 * reads and made < reads
+    for engine in ("reference", "numba"):
+        with set_engine(engine), torch.no_grad():
+            found[engine] = net(x)
+            nothing = net(torch.zeros(1, 20, 6, 6))
+            of_bias = net[0].adc_gain * net[0].bias + net[0].adc_offset
+            torch.testing.assert_close(nothing, of_bias.view(1, -1, 1, 1).expand_as(nothing), rtol=1e-5, atol=1e-6)
+    assert torch.equal(found["reference"], found["numba"])
+    ideal = a_layer(replace(BY_ONES, adc_range="ideal", **changes))(x)
+    assert 0 < (found["numba"] - ideal).square().mean() < 0.5 * ideal.square().mean()
+
+
+@pytest.mark.parametrize("inputs", ENCODINGS)
+def test_chips_of_converted_networks(inputs):
+    x = torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    net, found = convert(Small(), replace(BY_ONES, adc_bits=1.5, mapping="im2col"), x, inputs=inputs), {}
+    program(net.eval(), NOISY, 3, adc_offset=1.0)
+    for on in ("nominal", "chip"):
+        calibrate(net, x, on=on)
+        spent, _, reads = sum(spent_and_reads(net, x, pulses, adc=False).values())
+        assert 0.9 * 1.5 * reads < spent <= 1.5 * reads
+        for engine in ("reference", "numba"):
+            with set_engine(engine), torch.no_grad():
+                found[engine] = net(x)
+        assert torch.equal(found["reference"], found["numba"])
+
+
+# ---- settings of one network -----------------------------------------------------------------------------------------------------
+
+
+def test_settings_of_one_cache_give_what_they_give_alone(tiny, monkeypatch):
+    """Means by ones share counts of the reads, and no other setting has these."""
+    x, labels, cache, counted = images(4), torch.zeros(4, dtype=torch.int64), Cache(), []
+    collect = calibration.collect_histograms
+    monkeypatch.setattr(calibration, "collect_histograms", lambda *args: (counted.append(1), collect(*args))[1])
+    spec = CrossbarSpec(cell_bits=2, rows=16, adc_bits=3)
+    plans_of = [{}, dict(adc_plan="significance"), dict(adc_idle="skip"), dict(adc_plan="significance", adc_idle="skip"),
+                dict(adc_plan="ones"), dict(adc_plan="ones", adc_bits=1.5), dict(adc_plan="ones", adc_max_bits=4), dict(adc_bits=4)]
+    settings = [Setting(replace(spec, **changes)) for changes in plans_of]
+    settings += [Setting(spec, per_layer={"features.*": {"adc_plan": "ones", "adc_bits": 1.5}}),
+                 Setting(replace(spec, adc_plan="ones"), per_layer={"features.*": {"adc_plan": "significance"}}),
+                 Setting(replace(spec, adc_plan="ones"), per_layer={"features.*": {"adc_plan": "uniform"}}),
+                 Setting(replace(spec, adc_plan="ones"), per_layer={"features.*": {"adc_range": "ideal"}})]
+    model, found = tiny(spec=spec), []
+    for setting in settings:
+        before = len(counted)
+        found.append((measure(model, x, labels, setting, calibration=x, cache=cache), ranges_of(model), len(counted) - before))
+    assert [times for *_, times in found[:8]] == [1, 0, 1, 0, 1, 0, 0, 1]
+    assert len({reads_of(setting) for setting in settings[4:7]}) == 1
+    for setting, (record, ranges, _) in zip(settings, found):
+        alone = tiny(spec=spec)
+        other = measure(alone, x, labels, setting, calibration=x)
+        assert torch.equal(record.predictions, other.predictions) and record.layer_bits == other.layer_bits
+        for one, two in zip(ranges, ranges_of(alone), strict=True):
+            assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, two, strict=True))
