@@ -735,7 +735,7 @@ def refused(monkeypatch, capsys):
     (["--adc_range", "full", "--adc_calib", "mse"], "--adc_calib is for calibrated ranges: add --adc_range calibrated"),
     (["--adc_range", "dynamic", "--calib_images", "8"], "--calib_images is for calibrated ranges"),
     (["--adc_share", "layer"], "--adc_share is for plans: add --adc_plan significance"),
-    (["--adc_plan", "significance", "--adc_per", "slice"], "--adc_per is for uniform bits, and with --adc_plan significance"),
+    (["--adc_plan", "significance", "--adc_per", "slice"], "--adc_per is for uniform bits, and with a plan"),
     (["--adc_range", "ideal", "--adc_ranges", "nowhere.json"], "--adc_ranges is for calibrated ranges"),
     (["--bogus"], "unrecognized arguments: --bogus"),
 ])

@@ -1,8 +1,13 @@
 """Plans by ones: bits and ranges that depend on n, the sum of the digits on an array's word lines. Planning against brute force, layers and
 networks, their files and training. The engines' arithmetic is in test_engines.py, test_cells.py, test_grouped.py and test_triton.py."""
 
+import contextlib
+import copy
 import itertools
+import json
+import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -10,12 +15,33 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_convert import Small
 from test_eval import CROSSBARS, FAST, checkpoint, network, refused, results, run, save, scene, shown_images  # noqa: F401
 from test_models import images
-from test_plans import mapped, square_error
+from test_plans import mapped, refused_later, specs_of, square_error, stored  # noqa: F401
+from test_sweeps import evaluate, trained  # noqa: F401
+from test_train import FLAGS as TRAINING
+from test_train import assert_same
+from torch.nn import functional as F
 
-from models.quant import CrossbarSpec, Qconv2dDoreFa, calibrate, crossbar_layers, without_adc
+import eval as evaluation
+import train
+from experiment.inputs.checkpoint import load_checkpoint
+from experiment.program.cli import run_main
+from experiment.settings import eval_settings
+from experiment.sweep import bench
+from experiment.train.training import Run
+from models import vgg
+from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, calibrate, convert, crossbar_layers, load, program, set_engine,
+                          without_adc)
+from models.quant import save as save_network
 from models.quant.arrays import plans
+from models.quant.conversion.encodings import ENCODINGS
+from models.quant.layers.crossbar import ranges_of
+from models.quant.layers.on_arrays import ADC_BUFFERS
+from models.quant.measuring.measure import Cache, measure
+from models.quant.measuring.setting import Setting, reads_of
+from models.quant.network import calibration
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BY_ONES = CrossbarSpec(cell_bits=2, adc_bits=2.0, rows=16, adc_plan="ones")
@@ -185,3 +211,381 @@ def test_a_mean_is_that_of_all_reads(tiny, share):
     spent = [(total * out, reads * out) for total, reads, out in found]
     for total, reads in spent if share == "layer" else [np.sum(spent, axis=0)]:
         assert 0.9 * 2.0 * reads < total <= 2.0 * reads
+
+
+# ---- eval.py -----------------------------------------------------------------------------------------------------------------
+
+FLAGS_BY_ONES = ["--cellBit", "2", "--adc_plan", "ones", "--adc_prec", "1.5"]
+NAME = "2-bit cells, 1.5-bit ADC, planned by ones, rows 16"
+
+
+def test_a_row_of_a_table(evaluate, checkpoint, capsys):  # noqa: F811
+    """Its name, columns and files; it is measured once, and skips idle reads whether or not that is asked for."""
+    measured, text = evaluate(checkpoint, *FLAGS_BY_ONES, "--adc_idle", "convert", "skip")
+    assert [each and str(each) for each in measured] == [None, NAME]
+    header, _, _, line, *_ = text.split("setting  ")[-1].splitlines()
+    assert all(words in header for words in ("mean bits", "converted", "bits made")) and line.startswith(NAME)
+    software, row = results("save")
+    assert (row["adc_plan"], row["adc_bits"], row["adc_idle"], row["adc_share"]) == ("ones", 1.5, "convert", "network")
+    assert (row["adc_calib"], row["adc_per"], row["adc_correct"], row["adc_ranges"]) == (None, None, "channel", None)
+    assert 1.3 < row["mean_bits"] <= 1.55 and 0 < row["conversions"] < 1 and set(row["layer_bits"]) == {*CROSSBARS}
+    assert row["bits_made"] == pytest.approx(row["mean_bits"] / row["conversions"])
+    assert [float(each.rstrip("%")) for each in line[len(NAME):].split()[:3]] == pytest.approx(
+        [row["mean_bits"], 100 * row["conversions"], row["bits_made"]], abs=0.05)
+    assert not evaluate(checkpoint, *FLAGS_BY_ONES)[0] and not evaluate(checkpoint, *FLAGS_BY_ONES, "--adc_idle", "skip")[0]
+    assert evaluation.main(["--resume", checkpoint, *FAST, *FLAGS_BY_ONES, "--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"to measure  {NAME}", "2 points: 2 to measure"]  # of more images
+
+
+def test_ranges_in_a_file_are_used_again(run, checkpoint):  # noqa: F811
+    """Beside uniform ones in one table. Classes of n are as many as the fullest array of a layer has."""
+    flags = ["--cellBit", "2", "--adc_plan", "uniform", "ones", "--adc_prec", "3", "1.5"]
+    first, predictions, text = run(checkpoint, *flags)
+    assert [(row["adc_plan"], row["adc_bits"]) for row in first[1:]] == [("uniform", 3), ("ones", 3), ("ones", 1.5)]
+    assert NAME in text and first[1]["conversions"] == 1 and first[1]["bits_made"] == 3
+    entries = stored()
+    for entry in entries:
+        for layer in entry["layers"].values():
+            planned = entry["adc_plan"] == "ones"
+            assert np.shape(layer["ranges"]) == ((4, 2, 6, 2) if planned else (2, 2))  # n = 0, 1, 2 to 3, ..., 16
+            assert np.shape(layer.get("bits", 0)) == ((4, 2, 6) if planned else ())
+    assert len({json.dumps(layer["bits"]) for entry in entries[1:] for layer in entry["layers"].values()}) > 4
+    again, repeated, _ = run(checkpoint, *flags, "--adc_ranges", "save/adc_ranges.json")
+    assert all(torch.equal(a, b) for a, b in zip(predictions, repeated, strict=True)) and stored() == entries
+    for name in ("accuracy", "mean_bits", "conversions", "bits_made", "layer_bits"):
+        assert [row[name] for row in again] == [row[name] for row in first]
+
+
+def test_layers_with_a_plan_by_ones_beside_others(run, checkpoint):  # noqa: F811
+    """As a network whose layers were put on this hardware by hand; ranges are found again."""
+    flags = ["--cellBit", "2", "--adc_prec", "4", "--per_layer", "features.*:adc_plan=ones,adc_prec=1.5", "classifier.3:adc_plan=ones"]
+    records, predictions, text = run(checkpoint, *flags)
+    assert "2-bit cells, 4-bit ADC, calibrated, rows 16, features.*: adc_bits 1.5 adc_plan ones, classifier.3: adc_plan ones" in text
+    net = network(spec=CrossbarSpec(cell_bits=2, adc_bits=4, rows=16))
+    for name, layer in crossbar_layers(net):
+        if name.startswith("features"):
+            layer.set_spec(replace(layer.spec, adc_plan="ones", adc_bits=1.5))
+        elif name == "classifier.3":
+            layer.set_spec(replace(layer.spec, adc_plan="ones"))
+    shown = bench.Bench(*eval_settings.parse(["--resume", checkpoint, "--calib_images", "20", "--ngpu", "0"]))
+    shown.load(logging.getLogger())
+    calibrate(net, shown.shown.calibration)
+    with torch.no_grad():
+        assert torch.equal(net(shown_images(40)[0]).argmax(1), predictions[1])
+    [entry] = stored()
+    assert ["bits" in entry["layers"][name] for name in CROSSBARS] == [True, True, False, True]
+    assert records[1]["layer_bits"]["classifier.0"] == 4 > 1.6 > records[1]["layer_bits"]["features.8"]
+    again, repeated, _ = run(checkpoint, *flags, "--adc_ranges", "save/adc_ranges.json")
+    assert torch.equal(repeated[1], predictions[1]) and again[1]["layer_bits"] == records[1]["layer_bits"]
+
+
+def test_plans_of_a_table(checkpoint):  # noqa: F811
+    """One setting, whatever is said of idle reads; fractions are for plans; without an ADC there is none."""
+    found = specs_of(checkpoint, "--adc_plan", "uniform", "significance", "ones", "--adc_prec", "3", "1.5", "--adc_idle", "convert", "skip",
+                     "--adc_range", "calibrated", "ideal")
+    found = sorted((spec.adc_range, spec.adc_plan, spec.adc_bits, spec.adc_idle) for spec in found)
+    each = [("significance", 1.5), ("significance", 3), ("uniform", 3)]
+    assert found == sorted([("ideal", "uniform", 1, "convert"), *(("calibrated", "ones", bits, "convert") for bits in (1.5, 3)),
+                            *(("calibrated", *those, idle) for those in each for idle in ("convert", "skip"))])
+
+
+def test_a_search_report_and_costs(evaluate, trained):  # noqa: F811
+    """Plans by ones are values like others: of the table, of its picture, and of single layers, whose bits a search takes from them."""
+    flags = ["--adc_plan", "significance", "ones", "--adc_prec", "1", "--per_layer", "*:adc_prec=1:3:0.5"]
+    evaluate(trained, *flags, "--search", "10", "--objective", "energy", "changed", "--cost", "rram_32nm")
+    rows = [row for row in results("save") if row["validation"]]
+    assert len({json.dumps([row["adc_plan"], row["adc_bits"], row["per_layer"]]) for row in rows if row["cell_bits"]}) == 10
+    assert {"ones"} < {row["adc_plan"] for row in rows if row["per_layer"]} and {"ones"} <= {
+        row["adc_plan"] for row in rows if row["cell_bits"] and not row["per_layer"]}
+    assert all(row["energy_uJ"] > 0 for row in rows if row["cell_bits"])
+    _, text = evaluate(trained, *FLAGS_BY_ONES, "--report", "--cost", "rram_32nm")
+    assert "bits by digit, of n = 1, 2-3, 4-7, ..." in text and NAME in text
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--adc_range", "full"], "--adc_plan is 'ones' with adc_range 'full'"),
+    (["--adc_range", "dynamic"], "--adc_plan is 'ones' with adc_range 'dynamic'"),
+    (["--adc_prec", "9"], "--adc_prec is 9; allowed are means from 0 to 8 (--adc_max_bits)"),
+    (["--adc_prec", "4.5", "--adc_max_bits", "4"], "--adc_prec is 4.5; allowed are means from 0 to 4 (--adc_max_bits)"),
+    (["--adc_calib", "mse"], "with a plan each kind of read"), (["--adc_per", "slice"], "with a plan each kind of read")])
+def test_bad_input_is_one_line(flags, words, refused, checkpoint):  # noqa: F811
+    refused(["--resume", checkpoint, *FLAGS_BY_ONES, *flags], words)
+
+
+# What adc_ranges.json holds of FLAGS_BY_ONES, once one of the tests has made it.
+ENTRY: list[str] = []
+
+
+def cut(nested, depth):
+    """Without the last class of n."""
+    return nested[:-1] if depth == 0 else [cut(part, depth - 1) for part in nested]
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda layer: layer.update(bits=cut(layer["bits"], 2), ranges=cut(layer["ranges"], 2)), "[4, 2, 5] digits, slices and perhaps"),
+    (lambda layer: layer.update(bits=[[each[-1] for each in digit] for digit in layer["bits"]],
+                                ranges=[[each[-1] for each in digit] for digit in layer["ranges"]]), "[4, 2, 6] is expected"),
+    (lambda layer: layer.update(bits=cut(layer["bits"], 2)), "[4, 2, 6] is expected"),
+    (lambda layer: layer["bits"][0].__setitem__(1, 3), "is not an adc_ranges.json"),
+    (lambda layer: layer["bits"][0][1].pop(), "damaged.json"), (lambda layer: layer.pop("bits"), "damaged.json"),
+    (lambda layer: layer["bits"][0][1].__setitem__(2, 9), "is not one of 0 to 8 bits"),
+    (lambda layer: layer["bits"][0][1].__setitem__(2, 0.5), "0.5 stands where a whole number is expected"),
+    (lambda layer: layer["ranges"][0][1][2].__setitem__(0, 0.3), "multiples of 1/64"),
+    (lambda layer: layer["ranges"][0][1][2].__setitem__(1, 1), "a code for zero")])
+def test_damaged_plans_in_a_file(change, words, run, refused_later, checkpoint):  # noqa: F811
+    if not ENTRY:
+        run(checkpoint, *FLAGS_BY_ONES)
+        ENTRY.append(json.dumps(stored()))
+    [entry] = json.loads(ENTRY[0])
+    change(entry["layers"]["features.4"])
+    Path("damaged.json").write_text(json.dumps({"ranges": [entry]}))
+    error = refused_later(checkpoint, *FLAGS_BY_ONES, "--adc_ranges", "damaged.json")
+    assert words in error and "damaged.json" in error and len(error) < 400
+
+
+def test_a_file_without_this_plan(run, refused_later, checkpoint):  # noqa: F811
+    """Ranges by significance are none by ones, nor are they where a file says so."""
+    run(checkpoint, "--cellBit", "2", "--adc_plan", "significance", "--adc_prec", "1.5")
+    error = refused_later(checkpoint, *FLAGS_BY_ONES, "--adc_ranges", "save/adc_ranges.json")
+    assert f"save/adc_ranges.json has no ranges of features.4 with these weights and input codes for {NAME}" in error
+    [entry] = stored()
+    Path("damaged.json").write_text(json.dumps({"ranges": [entry | {"adc_plan": "ones"}]}))
+    assert "[4, 2, 6] is expected" in refused_later(checkpoint, *FLAGS_BY_ONES, "--adc_ranges", "damaged.json")
+
+
+# ---- checkpoints and training --------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_keep_a_plan_on_its_hardware(tmp_path, refused_later):  # noqa: F811
+    """On other hardware plans are made anew; one that is damaged, or by significance, is one line."""
+    (tmp_path / "save").mkdir()
+    net = network(spec=replace(BY_ONES, adc_bits=1.5))
+    few, _ = shown_images(8)  # other images than eval.py would take
+    calibrate(net, few)
+    flags = dict(adc_aware=True, cellBit=2, adc_prec=1.5, subArray=16, mapping="tap", reference="analog", dac_bits=1, map="all",
+                 adc_plan="ones", adc_max_bits=8)
+    path = save(tmp_path / "save" / "aware.pth.tar", net, **flags)
+    for idle in ("skip", "convert"):  # which is the same by ones
+        assert evaluation.main(["--resume", path, *FAST, *FLAGS_BY_ONES, "--adc_plan", "ones", "significance", "--adc_idle", idle]) == 0
+    kept, other, converted = (record for record in results("save") if record["cell_bits"])
+    assert [(record["adc_plan"], record["adc_ranges"]) for record in (kept, other, converted)] == [
+        ("ones", "checkpoint"), ("significance", None), ("significance", None)]
+    shown, labels = shown_images(40)
+    with torch.no_grad():
+        assert kept["accuracy"] == 100 * (net(shown).argmax(1) == labels).sum().item() / 40
+    by_significance = network(spec=replace(BY_ONES, adc_plan="significance"))
+    calibrate(by_significance, few)
+    damaged = []
+    for name, value in (("adc_bits_plan", 9), ("adc_bits_plan", -1), ("adc_delta", 0.3)):
+        damaged.append(copy.deepcopy(net))
+        getattr(crossbar_layers(damaged[-1])[0][1], name)[0, 0, 2] = value
+    for each, words in zip((*damaged, by_significance), (
+            "ADC plan (9 bits, lowest code ", "adc_bits_plan", "slice and perhaps class [0, 0, 2]) has a step that is not one of the "
+            "multiples of 1/64", "features.4.adc_bits_plan: copying a param with shape torch.Size([4, 2]) from checkpoint, the shape in "
+            "current model is torch.Size([4, 2, 6])")):
+        path = save(tmp_path / "save" / "damaged.pth.tar", each, **flags)
+        error = refused_later(path, *FLAGS_BY_ONES)
+        assert words in error and len(error) < 400
+
+
+def test_training_through_a_plan_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    """Plans are made anew at each calibration, and the checkpoint is evaluated with its own."""
+    monkeypatch.setitem(vgg.CONFIGS, "vgg7", ([8, "M", 8, "M", 8, "M"], 16))
+
+    def quick(folder, *flags):
+        assert train.main(["--save_path", str(folder), *TRAINING, *flags]) == 0
+        return load_checkpoint(Path(folder, "checkpoint.pth.tar"))
+
+    quick(tmp_path / "start", "--epochs", "1")
+    by_ones = ["--cellBit", "2", "--adc_plan", "ones", "--adc_prec", "1"]
+    flags = ["--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), "--adc_aware", *by_ones, "--subArray", "16",
+             "--calib_steps", "7", "--epochs", "1", "--save_minutes", "0"]
+    whole = quick(tmp_path / "whole", *flags)
+    state = whole["state_dict"]
+    bits = {key: value for key, value in state.items() if key.endswith("adc_bits_plan")}
+    assert len(bits) == 4 and whole["config"]["adc_plan"] == "ones" and whole["config"]["adc_prec"] == 1
+    for value in bits.values():  # of arrays of 8 rows, one each tap, or of 16
+        assert value.shape in ((4, 2, 5), (4, 2, 6)) and not value[..., 0].any() and value.any()
+    once = quick(tmp_path / "once", *flags[:-6], "--calib_steps", "100", *flags[-4:])["state_dict"]
+    assert any(not torch.equal(value, once[key]) for key, value in bits.items())  # later calibrations made other plans
+
+    save_whole, stopped = Run.save, tmp_path / "stopped"
+
+    def save_and_die(self):
+        save_whole(self)
+        if self.step == 5:  # between two calibrations
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        quick(stopped, *flags)
+    monkeypatch.setattr(Run, "save", save_whole)
+    assert train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"]) == 0
+    assert_same(load_checkpoint(stopped / "checkpoint.pth.tar")["state_dict"], state)
+
+    best = str(tmp_path / "whole" / "model_best.pth.tar")
+    assert evaluation.main(["--resume", best, *FAST, *by_ones]) == 0
+    record = results(tmp_path / "whole")[-1]
+    assert record["adc_ranges"] == "checkpoint" and (record["adc_plan"], record["adc_bits"]) == ("ones", 1)
+    assert 0.7 < record["mean_bits"] < 1.2
+    net = vgg.VGG("vgg7", spec=CrossbarSpec(cell_bits=2, rows=16, adc_plan="ones", adc_bits=1.0))
+    net.load_state_dict(load_checkpoint(best)["state_dict"])
+    shown, labels = shown_images(40)
+    with torch.no_grad():
+        assert record["accuracy"] == 100 * (net.eval()(shown).argmax(1) == labels).sum().item() / 40
+
+
+def test_mean_and_rules_are_refused_in_training(refused_training):
+    for flags, words in ((["--adc_prec", "9"], "allowed are means from 0 to 8"), (["--adc_calib", "mse"], "with a plan each kind of read"),
+                         (["--adc_range", "full"], "--adc_range")):
+        assert words in refused_training(*flags)
+
+
+@pytest.fixture
+def refused_training(capsys):
+    """refused_training(flags...): training by ones with these ends with one line, which is returned, before any work."""
+
+    def refused_training(*flags):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_main(lambda: train.main(["--adc_aware", "--adc_plan", "ones", "--adc_prec", "1", "--save_path", "run", *TRAINING, *flags]))
+        out, err = capsys.readouterr()
+        assert ended.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and not Path("run").exists()
+        return err
+
+    return refused_training
+
+
+# ---- converted networks, chips -------------------------------------------------------------------------------------------------
+
+
+def pulses(layer, x):
+    """What word lines have of the input of a converted layer, read after read, by the equations of the encodings."""
+    lo, hi = layer.act_quant.window
+    a = (layer.form.images(x).double() / layer.act_quant.scale.double()).round().clamp(lo, hi).long()
+    if lo == 0:
+        return [a]
+    top, bottom, left, right = layer.form.geometry.padding
+    return {"phases": lambda: [a.clamp_min(0), (-a).clamp_min(0)], "ternary": lambda: [a.abs()], "twos": lambda: [a % 2**layer.spec.a_bits],
+            "offset": lambda: [F.pad(a - lo, (0, 0, left, right, top, bottom), value=-lo)]}[layer.encoding]()
+
+
+@torch.no_grad()
+def spent_and_reads(net, x, codes, adc=True):
+    """(bits of all conversions, conversions, reads) of each layer. Args: codes, of a layer's input: those of each of its reads; adc, whether
+    the network's layers see what ADCs make of those before."""
+    seen, found = {}, {}
+    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: seen.update({layer: inputs[0]})) for _, layer in crossbar_layers(net)]
+    with contextlib.nullcontext() if adc else without_adc(net):
+        net(x)
+    for hook in hooks:
+        hook.remove()
+    for name, layer in crossbar_layers(net):
+        plan, each = layer.adc_bits_plan.numpy(), len(layer.weight) // layer.geometry.groups
+        plan = plan if plan.ndim == 3 else np.stack([0 * plan, plan], 2)  # of arrays of one row
+        reads = [plan[z, :, j] for part in codes(layer, seen[layer]) for z, j in classes_seen(layer, part)]
+        found[name] = each * np.array([np.sum(reads), np.count_nonzero(reads), len(reads) * plan.shape[1]])
+    return found
+
+
+@pytest.mark.parametrize("inputs", ENCODINGS)
+def test_converted_networks_with_signed_inputs(inputs, tmp_path):
+    """The mean is that of all reads, of both phases where there are two; engines agree; files keep the plan."""
+    x = torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    spec = CrossbarSpec(8, 8, cell_bits=2, adc_plan="ones", adc_bits=1.5, rows=16, mapping="im2col")
+    net = convert(Small(), spec, x, inputs=inputs).eval()
+    layers = crossbar_layers(net)
+    assert [layer.act_quant.signed for _, layer in layers] == [True, False, False]
+    lines = [32 if inputs == "ternary" else 16, 9, 8]  # rows of cells of the fullest array
+    assert [layer.classes for _, layer in layers] == [1 + each.bit_length() for each in lines]
+    spent = spent_and_reads(net, x, pulses)
+    stem = spent[layers[0][0]]
+    assert stem[2] == 8 * 6 * 36 * 2 * 4 * layers[0][1].spec.a_bits * (2 if inputs == "phases" else 1)  # outputs, images, pixels, arrays, slices
+    found = {}
+    for engine in ("reference", "numba"):
+        with set_engine(engine), torch.no_grad():
+            found[engine] = net(x)
+    assert torch.equal(found["reference"], found["numba"]) and found["numba"].unique().numel() > 20
+    measured = measure(net, x, torch.zeros(6, dtype=torch.int64), Setting(spec))  # on the ranges that it has
+    total = sum(spent.values())
+    assert measured.mean_bits == pytest.approx(total[0] / total[2], rel=1e-12)
+    assert measured.conversions == pytest.approx(total[1] / total[2], rel=1e-12)
+    assert measured.layer_bits == pytest.approx({name: each[0] / each[2] for name, each in spent.items()}, rel=1e-12)
+    total = sum(spent_and_reads(net, x, pulses, adc=False).values())
+    assert 0.9 * 1.5 * total[2] < total[0] <= 1.5 * total[2]
+    save_network(net, tmp_path / "net.pt")
+    loaded = load(tmp_path / "net.pt", Small())
+    for (_, layer), (_, other) in zip(layers, crossbar_layers(loaded)):
+        assert layer.spec == other.spec and all(torch.equal(getattr(layer, name), getattr(other, name)) for name in ADC_BUFFERS)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), found["numba"])
+
+
+NOISY = Device("noisy", "invented", 1.0, 31.0, sigma_us=4.0)  # 0.4 levels of 2-bit cells
+
+
+@pytest.mark.parametrize("on", ["nominal", "chip"])
+@pytest.mark.parametrize("changes", [{}, {"reference": "digital"}, {"weights": "pair"}, {"dac_bits": 2, "mapping": "im2col"}])
+def test_chips(changes, on):
+    """Plans of nominal cells and of the chip's: the mean is that of the reads, engines agree, and reads of no word line are 0."""
+    x = torch.rand(4, 20, 6, 6, generator=torch.Generator().manual_seed(0)) ** 3
+    net, found = torch.nn.Sequential(a_layer(replace(BY_ONES, **changes))), {}
+    program(net, NOISY, 3, adc_noise=0.5, adc_offset=1.0, adc_gain=0.02)
+    histograms = calibrate(net, x, on=on)
+    assert histograms["0"].shape[2] == net[0].classes == net[0].adc_bits_plan.shape[2]
+    [(spent, made, reads)] = spent_and_reads(net, x, lambda layer, x: [layer.a_codes(x)]).values()
+    assert 0.9 * 2 * reads < spent <= 2 * reads and made < reads
+    for engine in ("reference", "numba"):
+        with set_engine(engine), torch.no_grad():
+            found[engine] = net(x)
+            nothing = net(torch.zeros(1, 20, 6, 6))
+            of_bias = net[0].adc_gain * net[0].bias + net[0].adc_offset
+            torch.testing.assert_close(nothing, of_bias.view(1, -1, 1, 1).expand_as(nothing), rtol=1e-5, atol=1e-6)
+    assert torch.equal(found["reference"], found["numba"])
+    ideal = a_layer(replace(BY_ONES, adc_range="ideal", **changes))(x)
+    assert 0 < (found["numba"] - ideal).square().mean() < 0.5 * ideal.square().mean()
+
+
+@pytest.mark.parametrize("inputs", ENCODINGS)
+def test_chips_of_converted_networks(inputs):
+    x = torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    net, found = convert(Small(), replace(BY_ONES, adc_bits=1.5, mapping="im2col"), x, inputs=inputs), {}
+    program(net.eval(), NOISY, 3, adc_offset=1.0)
+    for on in ("nominal", "chip"):
+        calibrate(net, x, on=on)
+        spent, _, reads = sum(spent_and_reads(net, x, pulses, adc=False).values())
+        assert 0.9 * 1.5 * reads < spent <= 1.5 * reads
+        for engine in ("reference", "numba"):
+            with set_engine(engine), torch.no_grad():
+                found[engine] = net(x)
+        assert torch.equal(found["reference"], found["numba"])
+
+
+# ---- settings of one network -----------------------------------------------------------------------------------------------------
+
+
+def test_settings_of_one_cache_give_what_they_give_alone(tiny, monkeypatch):
+    """Means by ones share counts of the reads, and no other setting has these."""
+    x, labels, cache, counted = images(4), torch.zeros(4, dtype=torch.int64), Cache(), []
+    collect = calibration.collect_histograms
+    monkeypatch.setattr(calibration, "collect_histograms", lambda *args: (counted.append(1), collect(*args))[1])
+    spec = CrossbarSpec(cell_bits=2, rows=16, adc_bits=3)
+    plans_of = [{}, dict(adc_plan="significance"), dict(adc_idle="skip"), dict(adc_plan="significance", adc_idle="skip"),
+                dict(adc_plan="ones"), dict(adc_plan="ones", adc_bits=1.5), dict(adc_plan="ones", adc_max_bits=4), dict(adc_bits=4)]
+    settings = [Setting(replace(spec, **changes)) for changes in plans_of]
+    settings += [Setting(spec, per_layer={"features.*": {"adc_plan": "ones", "adc_bits": 1.5}}),
+                 Setting(replace(spec, adc_plan="ones"), per_layer={"features.*": {"adc_plan": "significance"}}),
+                 Setting(replace(spec, adc_plan="ones"), per_layer={"features.*": {"adc_plan": "uniform"}}),
+                 Setting(replace(spec, adc_plan="ones"), per_layer={"features.*": {"adc_range": "ideal"}})]
+    model, found = tiny(spec=spec), []
+    for setting in settings:
+        before = len(counted)
+        found.append((measure(model, x, labels, setting, calibration=x, cache=cache), ranges_of(model), len(counted) - before))
+    assert [times for *_, times in found[:8]] == [1, 0, 1, 0, 1, 0, 0, 1]
+    assert len({reads_of(setting) for setting in settings[4:7]}) == 1
+    for setting, (record, ranges, _) in zip(settings, found):
+        alone = tiny(spec=spec)
+        other = measure(alone, x, labels, setting, calibration=x)
+        assert torch.equal(record.predictions, other.predictions) and record.layer_bits == other.layer_bits
+        for one, two in zip(ranges, ranges_of(alone), strict=True):
+            assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, two, strict=True))

@@ -210,7 +210,8 @@ class RangesOfRun:
             for _, layer in on_adcs(network):
                 layer.mapped()
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"the ADC ranges in {self.checkpoint}: {one_line(error)}") from None
+            first = " size mismatch for ".join(one_line(error).split(" size mismatch for ")[:2])  # PyTorch names one tensor after another
+            raise UserError(f"the ADC ranges in {self.checkpoint}: {first}") from None
         return "checkpoint"
 
     def given(self, setting: Setting) -> Any:

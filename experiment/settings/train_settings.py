@@ -40,9 +40,9 @@ OTHERS = {"epochs": 100, "batch_size": 128}
 NGPU = option(None, "0: CPU. N: N GPUs of this machine, with a process each. Default a GPU where PyTorch finds one; for each process "
               "where torchrun has started several", ANY_INT)
 LR, LR_OF_QAT = 0.05, 0.005  # a converted network is trained already
-USELESS_WITHOUT_PLAN = "--adc_share is for plans: add --adc_plan significance"
-USELESS_WITH_PLAN = ("--{} is for uniform bits, and with --adc_plan significance each kind of read has the range of least squared error: "
-                     "leave it out, or add --adc_plan uniform")
+USELESS_WITHOUT_PLAN = "--adc_share is for plans: add --adc_plan significance or ones"
+USELESS_WITH_PLAN = ("--{} is for uniform bits, and with a plan each kind of read has the range of least squared error: leave it out, or "
+                     "add --adc_plan uniform")
 # Flags without effect on a converted network: its input quantizers have no clipping level that is trained.
 OF_PACT = ("alpha_init", "weight_clip", "alpha_lr", "alpha_wd", "clp", "a_lambda", "adc_aware")
 

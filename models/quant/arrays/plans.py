@@ -120,7 +120,7 @@ def choices(histogram: np.ndarray, layer: MappedLayer) -> Choices:
     """
     spec, bins, counts = layer.spec, layer.bins, np.asarray(histogram, dtype=np.float64)
     shape = (*counts.shape[:3], spec.adc_max_bits + 1)
-    error, delta, q_min = np.zeros(shape), np.full(shape, layer.unit), np.zeros(shape, np.int64)
+    error, delta, q_min = np.zeros(shape), np.full(shape, max(layer.unit, 1 / GRID)), np.zeros(shape, np.int64)
     of_class = counts[:, 0].sum(axis=2)
     share = of_class / np.maximum(of_class.sum(axis=1, keepdims=True), 1)
     if spec.skips_idle:
