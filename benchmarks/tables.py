@@ -69,7 +69,8 @@ THROUGH_ADC = {
     "plan1": (PLANNED, "--epochs 2"),
     "plan1_distilled": (PLANNED, "--epochs 2 --distill 1 --label_smoothing 0"),
     "plan1_skip": (f"{PLANNED} --adc_idle skip", "--epochs 2 --distill 1 --label_smoothing 0"),
-    **{f"ones{bits}": (f"--cellBit 1 --adc_plan ones --adc_prec {bits}", "--epochs 2 --distill 1 --label_smoothing 0") for bits in (0.75, 0.5)},
+    **{f"ones{bits}": (f"--cellBit 1 --adc_plan ones --adc_prec {bits}", "--epochs 2 --distill 1 --label_smoothing 0")
+       for bits in (0.75, 0.5)},
 }
 THROUGH_CHIPS = {
     "chips_techB": ("--cellBit 2 --adc_prec 6 --device techB --device_time 100000", ON_CHIPS),

@@ -277,7 +277,7 @@ def test_errors_of_very_many_read_values_are_sums_over_codes(monkeypatch, adc_bi
     steps = np.array([1 / 64, 0.5, 1, 1.25, 3, 7.5, 40])[:, None]
     e = np.array([[delta * Converter(delta, -m, adc_bits).encode(reads.v) - reads.v for m in range(2**adc_bits)] for delta in steps[:, 0]])
     monkeypatch.setattr(adc, "MANY", 0)
-    below, above = (adc._errors(reads, sign, steps, 2**adc_bits - 1) for sign in (-1, 1))
+    below, above = (adc.errors_of_steps(reads, sign, steps, 2**adc_bits - 1) for sign in (-1, 1))
     np.testing.assert_allclose(below[0] + above[0][:, ::-1], e**2 @ reads.square, rtol=1e-9, atol=1e-6)
     np.testing.assert_allclose(above[1][:, ::-1] - below[1], e @ reads.linear, rtol=1e-9, atol=1e-6)
 

@@ -143,7 +143,7 @@ def test_curve_over_adc_bits_weighs_reads_as_the_shift_add_does():
     for bits, db in found.items():
         other = CrossbarSpec(cell_bits=2, adc_bits=bits, rows=16)
         layer.set_spec(other)
-        ranges = adc.calibrated_ranges(histogram, layer.mapped("ideal"), "mse", "alike")
+        ranges = adc.calibrated_ranges(histogram.sum(axis=2), layer.mapped("ideal"), "mse", "alike")
         signal = error = 0.0
         for _, _, z, k, u in oracle.reads(layer.a_codes(x).numpy(), layer.w_codes().numpy(), spec, mapped.geometry,
                                           mapped.reference_twice):

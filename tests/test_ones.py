@@ -472,7 +472,7 @@ def pulses(layer, x):
 
 @torch.no_grad()
 def spent_and_reads(net, x, codes, adc=True):
-    """(bits of all conversions, conversions, reads) of each layer. Args: codes, of a layer's input: those of each of its reads; adc, whether
+    """(bits of all conversions, conversions, reads) of each layer. Args: codes, of a layer's input: those of each of its reads; adc, if
     the network's layers see what ADCs make of those before."""
     seen, found = {}, {}
     hooks = [layer.register_forward_pre_hook(lambda layer, inputs: seen.update({layer: inputs[0]})) for _, layer in crossbar_layers(net)]
@@ -500,7 +500,8 @@ def test_converted_networks_with_signed_inputs(inputs, tmp_path):
     assert [layer.classes for _, layer in layers] == [1 + each.bit_length() for each in lines]
     spent = spent_and_reads(net, x, pulses)
     stem = spent[layers[0][0]]
-    assert stem[2] == 8 * 6 * 36 * 2 * 4 * layers[0][1].spec.a_bits * (2 if inputs == "phases" else 1)  # outputs, images, pixels, arrays, slices
+    # Outputs, images, pixels, arrays, slices, digits, phases.
+    assert stem[2] == 8 * 6 * 36 * 2 * 4 * layers[0][1].spec.a_bits * (2 if inputs == "phases" else 1)
     found = {}
     for engine in ("reference", "numba"):
         with set_engine(engine), torch.no_grad():

@@ -83,7 +83,8 @@ def test_whole_table_of_the_network_in_the_box(calls):
     assert call[4:] == ["--cellBit 1 2 4 --adc_prec 3 4 5 6 7 8", "--cellBit 1 --adc_plan significance --adc_prec 3 2 1.5 1",
                         "--cellBit 2 --adc_plan significance --adc_prec 3 2",
                         "--cellBit 1 --adc_plan significance --adc_idle skip --adc_prec 3 2 1.5 1.4 1",
-                        "--cellBit 2 --adc_plan significance --adc_idle skip --adc_prec 3 2",
+                        "--cellBit 2 --adc_plan significance --adc_idle skip --adc_prec 3 2 1",
+                        "--cellBit 1 --adc_plan ones --adc_prec 3 2 1.4 1 0.75 0.5", "--cellBit 2 --adc_plan ones --adc_prec 2 1",
                         "--cellBit 1 2 4 --adc_range dynamic",
                         "--cellBit 1 2 --adc_prec 4 5 --crossbar_layers conv", "--cellBit 1 --adc_prec 4 --mapping im2col",
                         "--cellBit 1 2 --adc_prec 5 --mapping tap im2col --subArray 256"]

@@ -84,7 +84,7 @@ def test_the_settings_are_those_of_the_script(noted, tmp_path):
                                str(tmp_path), "--workers", "2", "--save_path", f"{tmp_path}/save", "--prob_path", f"{tmp_path}/save/prob"]]
 
 
-@pytest.mark.parametrize("name, count", [("through_adc", 6), ("through_chips", 2)])
+@pytest.mark.parametrize("name, count", [("through_adc", 8), ("through_chips", 2)])
 def test_trainings_are_flags_of_train_and_begin_with_the_network_as_it_is(noted, tmp_path, name, count):
     found, flags = noted
     tables.main([*flags, "--tables", name])

@@ -86,7 +86,7 @@ class Reads:
 
     def __init__(self, histogram: np.ndarray, slices: Sequence[int], layer: MappedLayer) -> None:
         spec = layer.spec
-        counts, u = np.asarray(histogram).sum(axis=2)[:, slices], layer.bins.values  # digits, slices, bin
+        counts, u = np.asarray(histogram)[:, slices], layer.bins.values  # digits, slices, bin
         scale = 2.0 ** (spec.dac_bits * np.arange(len(counts))[:, None] + spec.cell_bits * np.array(slices))[..., None]
         outputs = max(int(counts[0, 0].sum()), 1)  # times arrays: every digit and slice of them is one read
         seen = (counts.sum(axis=(0, 1)) > 0) & (u != 0)
@@ -202,7 +202,7 @@ PER = ("alike", "layer", "slice")
 def calibrated_ranges(histogram: np.ndarray, layer: MappedLayer, rule: str, per: str) -> list[tuple[float, int]]:
     """`(delta, q_min)` of each slice by a rule; see `range_groups` for `per`.
 
-    Args: histogram, counts of the reads `[digits, slices, classes, bin]` in `layer.bins`; layer, a `MappedLayer`.
+    Args: histogram, counts of the reads `[digits, slices, bin]`, of whatever n, in `layer.bins`; layer, a `MappedLayer`.
     """
     ranges = {}
     for group in range_groups(layer, per):

@@ -116,7 +116,7 @@ class Choices:
 def choices(histogram: np.ndarray, layer: MappedLayer) -> Choices:
     """The errors over bits of a layer's kinds of read, and the ranges that go with them.
 
-    Args: histogram, layer, see `adc.calibrated_ranges`.
+    Args: histogram, counts of the reads `[digits, slices, classes, bin]` in `layer.bins`; layer, a `MappedLayer`.
     """
     spec, bins, counts = layer.spec, layer.bins, np.asarray(histogram, dtype=np.float64)
     shape = (*counts.shape[:3], spec.adc_max_bits + 1)

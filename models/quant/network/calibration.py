@@ -128,7 +128,7 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
     planned = [(name, layer) for name, layer in layers if layer.spec.planned]
     for name, layer in layers:
         if not layer.spec.planned:
-            layer.set_ranges(adc.calibrated_ranges(histograms[name], bins[name], chosen.rule, chosen.per))
+            layer.set_ranges(adc.calibrated_ranges(histograms[name].sum(axis=2), bins[name], chosen.rule, chosen.per))
     if planned:
         if chosen.share == "network":
             if images is None:

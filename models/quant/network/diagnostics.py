@@ -63,7 +63,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
             "layer": name, "adc_bits": layer.spec.adc_bits, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / mapped.spec.rows,
             "all_zero_reads": float((reads[:, 0] / reads.sum(1)).mean()),
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
-            "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts, bits, chosen) for bits in CURVE_BITS},
+            "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts.sum(axis=2), bits, chosen) for bits in CURVE_BITS},
             "unit": mapped.unit * 2**mapped.bins.shift, "u_min": mapped.bins.first,
             "slices": [_slice(mapped, k, counts[:, k]) for k in range(counts.shape[1])], **_bits_of(mapped, counts),
         })
