@@ -380,9 +380,10 @@ def test_checkpoints_keep_a_plan_on_its_hardware(tmp_path, refused_later):  # no
         damaged.append(copy.deepcopy(net))
         getattr(crossbar_layers(damaged[-1])[0][1], name)[0, 0, 2] = value
     for each, words in zip((*damaged, by_significance), (
-            "ADC plan (9 bits, lowest code ", "adc_bits_plan", "slice and perhaps class [0, 0, 2]) has a step that is not one of the "
-            "multiples of 1/64", "features.4.adc_bits_plan: copying a param with shape torch.Size([4, 2]) from checkpoint, the shape in "
-            "current model is torch.Size([4, 2, 6])")):
+            "ADC plan (9 bits, lowest code ", "adc_bits_plan",
+            "slice and perhaps class [0, 0, 2]) is not one of steps that are multiples of 1/64",
+            "features.4.adc_bits_plan: copying a param with shape torch.Size([4, 2]) from checkpoint, the shape in current model is "
+            "torch.Size([4, 2, 6])")):
         path = save(tmp_path / "save" / "damaged.pth.tar", each, **flags)
         error = refused_later(path, *FLAGS_BY_ONES)
         assert words in error and len(error) < 400
@@ -472,8 +473,8 @@ def pulses(layer, x):
 
 @torch.no_grad()
 def spent_and_reads(net, x, codes, adc=True):
-    """(bits of all conversions, conversions, reads) of each layer. Args: codes, of a layer's input: those of each of its reads; adc, if
-    the network's layers see what ADCs make of those before."""
+    """(bits of all conversions, conversions, reads) of each layer. Args: codes, of a layer's input: those of each read; adc, whether
+    layers see what ADCs make of the outputs before."""
     seen, found = {}, {}
     hooks = [layer.register_forward_pre_hook(lambda layer, inputs: seen.update({layer: inputs[0]})) for _, layer in crossbar_layers(net)]
     with contextlib.nullcontext() if adc else without_adc(net):
@@ -500,8 +501,8 @@ def test_converted_networks_with_signed_inputs(inputs, tmp_path):
     assert [layer.classes for _, layer in layers] == [1 + each.bit_length() for each in lines]
     spent = spent_and_reads(net, x, pulses)
     stem = spent[layers[0][0]]
-    # Outputs, images, pixels, arrays, slices, digits, phases.
-    assert stem[2] == 8 * 6 * 36 * 2 * 4 * layers[0][1].spec.a_bits * (2 if inputs == "phases" else 1)
+    outputs, pixels, arrays, slices, phases = 8, 6 * 36, 2, 4, 2 if inputs == "phases" else 1
+    assert stem[2] == outputs * pixels * arrays * slices * layers[0][1].spec.a_bits * phases
     found = {}
     for engine in ("reference", "numba"):
         with set_engine(engine), torch.no_grad():

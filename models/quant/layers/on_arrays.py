@@ -298,12 +298,12 @@ class OnArrays:
         bits, delta, q_min, most = layer.adc_bits_plan, layer.adc_delta, layer.adc_q_min, layer.spec.adc_max_bits
         on_grid = (delta > 0) & (delta < LARGEST_STEP) & (delta * ADC_GRID == (delta * ADC_GRID).round())
         for right, words in (((bits >= 0) & (bits <= most) & (q_min <= 0) & (q_min >= 1 - 2**bits),
-                              f"is not one of 0 to {most} bits with a code for zero"),
-                             (on_grid, f"has a step that is not one of the multiples of 1/{ADC_GRID} below {LARGEST_STEP}")):
+                              f"0 to {most} bits with a code for zero"),
+                             (on_grid, f"steps that are multiples of 1/{ADC_GRID} below {LARGEST_STEP}")):
             for kind in (~right).nonzero()[:1]:  # one read of maybe a thousand kinds says enough
                 found = [values[tuple(kind)].item() for values in (bits, q_min, delta)]
-                raise ValueError("this layer's ADC plan ({} bits, lowest code {}, step {} of digit, slice and perhaps class {}) {}; "
-                                 "calibrate again".format(*found, kind.tolist(), words))
+                raise ValueError("this layer's ADC plan ({} bits, lowest code {}, step {} of digit, slice and perhaps class {}) is not one "
+                                 "of {}; calibrate again".format(*found, kind.tolist(), words))
 
     def _apply(self, fn, recurse=True):
         exact = {name: getattr(self, name) for name in self.EXACT}
