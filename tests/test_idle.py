@@ -16,9 +16,10 @@ from test_plans import best_bits, stored
 from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  # noqa: F401
 from test_triton import layer_case, planned_case
 
+from experiment.settings import eval_settings
 from models import quant
 from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate, convert, crossbar_layers
-from models.quant.arrays import plans
+from models.quant.arrays import adc, plans
 from models.quant.cost import Technology, count, estimate
 from models.quant.network.counts import LENGTHS, counting
 from models.quant.engines import reference
@@ -155,6 +156,14 @@ def test_an_idle_read_is_zero_and_the_others_are_as_they_were():
     one, other = (reference.accumulate(layer, codes) for layer in (converts, skips))
     assert torch.equal(one[:, :, :, [0, 2]], other[:, :, :, [0, 2]])
     assert one[:, :, :, 1].any() and not other[:, :, :, 1].any()
+
+
+@pytest.mark.parametrize("weights", ["offset", "pair"])
+@pytest.mark.parametrize("adc_idle", ["convert", "skip"])
+def test_a_converter_that_holds_all_reads_is_lossless_whether_idle_ones_are_skipped_or_not(weights, adc_idle):
+    """Of cells too, as those of pairs: without a word line that is on they add nothing."""
+    spec = CrossbarSpec(adc_bits=8, rows=8, adc_range="full", adc_idle=adc_idle, weights=weights)
+    assert adc.is_lossless(Qconv2dDoreFa(8, 5, 3, spec=spec, alpha_init=1.0).mapped())
 
 
 # ---- plans ---------------------------------------------------------------------------------------------------------------
@@ -330,6 +339,25 @@ def test_rows_of_a_table(run, checkpoint):  # noqa: F811
     assert plans[1] > plans[0]
     again, repeated, _ = run(checkpoint, *flags, "--adc_ranges", "save/adc_ranges.json")
     assert [row["mean_bits"] for row in again] == [row["mean_bits"] for row in first]
+    assert all(torch.equal(a, b) for a, b in zip(predictions, repeated, strict=True))
+
+
+def test_layers_without_a_plan_by_ones_skip_idle_reads_where_they_are_asked_to(checkpoint):  # noqa: F811
+    """A plan by ones skips them in any case, other plans in the same network do where the flag says so."""
+    flags = ["--adc_plan", "ones", "--adc_prec", "4", "--per_layer", "features.4:adc_plan=uniform"]
+    for idle in ("convert", "skip"):
+        [setting] = eval_settings.parse(["--resume", checkpoint, *flags, "--adc_idle", idle])[0].settings
+        assert setting.spec_of("features.4").adc_idle == idle
+    assert len(eval_settings.parse(["--resume", checkpoint, *flags[:-2], "--adc_idle", "convert", "skip"])[0].settings) == 1
+
+
+def test_rows_of_plans_by_ones(run, checkpoint):  # noqa: F811
+    """They have more bits of a conversion that is made, and their ranges, of each class, are found again."""
+    flags = ["--cellBit", "2", "--adc_plan", "significance", "ones", "--adc_prec", "2"]
+    first, predictions, text = run(checkpoint, *flags)
+    assert text.count("planned by ones") >= 1 and all(row["bits_made"] >= row["mean_bits"] for row in first[1:])
+    assert [{np.ndim(layer["bits"]) for layer in entry["layers"].values()} for entry in stored()] == [{2}, {3}]
+    again, repeated, _ = run(checkpoint, *flags, "--adc_ranges", "save/adc_ranges.json")
     assert all(torch.equal(a, b) for a, b in zip(predictions, repeated, strict=True))
 
 

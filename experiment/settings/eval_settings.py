@@ -177,7 +177,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
         plans = spec.planned or any(values.get("adc_plan", "uniform") != "uniform" for values in of_layers.values())
         if not plans:  # nor do, without a plan, the most bits of one
             spec = replace(spec, adc_max_bits=CrossbarSpec().adc_max_bits)
-        if spec.adc_plan == "ones":  # which skips idle reads in any case
+        if {spec.adc_plan, *(values["adc_plan"] for values in of_layers.values() if "adc_plan" in values)} == {"ones"}:  # skips idle reads
             spec = replace(spec, adc_idle=CrossbarSpec().adc_idle)
         try:
             settings.append(_with_what_counts(Setting(spec, layers, calibration, made, of_layers)))
