@@ -162,8 +162,9 @@ def test_an_idle_read_is_zero_and_the_others_are_as_they_were():
 @pytest.mark.parametrize("adc_idle", ["convert", "skip"])
 def test_a_converter_that_holds_all_reads_is_lossless_whether_idle_ones_are_skipped_or_not(weights, adc_idle):
     """Of cells too, as those of pairs: without a word line that is on they add nothing."""
-    spec = CrossbarSpec(adc_bits=8, rows=8, adc_range="full", adc_idle=adc_idle, weights=weights)
-    assert adc.is_lossless(Qconv2dDoreFa(8, 5, 3, spec=spec, alpha_init=1.0).mapped())
+    for bits, lossless in ((8, True), (2, False)):
+        spec = CrossbarSpec(adc_bits=bits, rows=8, adc_range="full", adc_idle=adc_idle, weights=weights)
+        assert adc.is_lossless(Qconv2dDoreFa(8, 5, 3, spec=spec, alpha_init=1.0).mapped()) == lossless
 
 
 # ---- plans ---------------------------------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ class MappedLayer:
         """Smallest and largest `u` that slice `k` can produce with an n of class j or a smaller one, of a full array, or of the cells as
         they are, whatever n above 0 is."""
         if self.cells is not None:
-            return self._cell_ranges[k] if j else (0, 0)
+            return self._cell_ranges[k] if self.most_ones(j) else (0, 0)
         return u_range(self.spec, self.reference_twice[k], self.spec.slice_bits[k], self.most_ones(j))
 
     @functools.cached_property
