@@ -721,6 +721,13 @@ def test_what_optuna_is_asked(evaluate, trained, monkeypatch):
     assert asked == [7, ["maximize", "minimize"]]
 
 
+def test_costs_of_a_search_are_counted_for_all_digits_that_it_may_take(evaluate, trained):
+    """How long n is depends on them."""
+    measured, _ = evaluate(trained, "--adc_range", "full", "--per_layer", "features.4:dac_bits=1/2", "--dac_bits", "1", "2", "4",
+                           "--search", "8", "--objective", "energy", "--cost", "rram_65nm")
+    assert len({setting.spec.dac_bits for setting in measured if setting}) > 1
+
+
 def test_a_search_counts_idle_reads_of_all_its_layouts(evaluate, trained):
     evaluate(trained, "--adc_range", "full", "--per_layer", "features.4:subArray=8/16", "--search", "2", "--objective", "energy",
              "accuracy", "--cost", "rram_65nm", "--adc_idle", "skip")

@@ -1,5 +1,6 @@
 """A trained network with its images and the folder of its results (`Bench`): what measures settings, each of them once."""
 
+import itertools
 import json
 import logging
 import re
@@ -399,8 +400,9 @@ def report_name(text: str) -> str:
 
 
 def search_layouts(settings: EvalSettings) -> list[Setting]:
-    """Settings with all mappings and rows that a search may take, whose idle reads are counted."""
-    usual, of_layers = CrossbarSpec(), per_layer.parse(settings.rows.get("per_layer", ())).values()
-    mappings, rows = ([*settings.rows.get(flags.flag_name(name), [getattr(usual, name)]),
-                       *(value for values in of_layers for value in values.get(name, ()))] for name in ("mapping", "rows"))
-    return [Setting(replace(usual, mapping=mapping, rows=count)) for mapping in mappings for count in rows]
+    """Settings with all mappings, rows and digits that a search may take, whose reads are counted."""
+    usual, names = CrossbarSpec(8, 8), ("mapping", "rows", "dac_bits")
+    of_layers = per_layer.parse(settings.rows.get("per_layer", ())).values()
+    values = ([*settings.rows.get(flags.flag_name(name), [getattr(usual, name)]),
+               *(value for values in of_layers for value in values.get(name, ()))] for name in names)
+    return [Setting(replace(usual, **dict(zip(names, each)))) for each in itertools.product(*values)]
