@@ -148,7 +148,7 @@ def estimate(counts: Counts, network: nn.Module, technology: Technology, device:
         network: its layers' specs and ADC plans are those that cost.
         device: whose nominal levels the cells have; None, those of the technology.
     Raises: ValueError for a network without an ADC, converters of bits that a typical source is not for, arrays too narrow for a weight,
-        and arrays whose idle reads were not counted.
+        and arrays whose reads were not counted.
     """
     layers = [(name, layer) for name, layer in crossbar_layers(network) if name in counts.layers]
     costed = [(name, layer) for name, layer in layers if layer.spec.adc_range != "ideal"]

@@ -220,7 +220,7 @@ def _on_crossbars(run, setting, cells, calibration, cache, engine):
         for title in _each_chip(network, setting, calibration, cache, run.progress, run.processes):
             ran = None if common else engines_of(network, engine)
             counts: list[Counts] = []
-            found.append(run.through(title, None if common else _counting_idle(network, counts, run.processes)))
+            found.append(run.through(title, None if common else _counting_reads(network, counts, run.processes)))
             common = common or {"engine": ran, **conversions_of(network, first_image(run.batches), counts)}
     finally:
         if setting.chips or is_chip(cells):
@@ -280,7 +280,7 @@ def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch
 
 
 @contextlib.contextmanager
-def _counting_idle(network: nn.Module, found: list[Counts], processes: Processes) -> Iterator[None]:
+def _counting_reads(network: nn.Module, found: list[Counts], processes: Processes) -> Iterator[None]:
     """Within the block reads are counted where bits depend on n; the counts are added to `found`."""
     if all(not layer.spec.skips_idle for _, layer in on_adcs(network)):
         yield
