@@ -177,6 +177,11 @@ class MappedLayer:
         """How many classes of n its reads have; see `CrossbarSpec.classes`."""
         return self.spec.classes(self.tallest)
 
+    @property
+    def by_ones(self) -> bool:
+        """Whether converters differ with n beyond idle reads and others: not by ones either where an array has but one word line."""
+        return self.classes > 2
+
     def class_of(self, n: Tensor) -> Tensor:
         """The class of reads whose digits have these sums, int64."""
         return torch.frexp(n.double())[1].long().clamp(max=self.classes - 1)

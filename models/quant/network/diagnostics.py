@@ -185,7 +185,7 @@ def _bits_of(layer: MappedLayer, counts: np.ndarray) -> dict[str, Any]:
     reads = counts.sum(axis=3)
     bits = [layer.converter(*kind).bits for kind in np.ndindex(*reads.shape)]
     shares = reads[:, 0] / np.maximum(reads[:, 0].sum(axis=1, keepdims=True), 1)
-    return {"mean_bits": float((reads.ravel() @ bits) / reads.sum())} | ({"shares": shares.tolist()} if layer.classes > 2 else {})
+    return {"mean_bits": float((reads.ravel() @ bits) / reads.sum())} | ({"shares": shares.tolist()} if layer.by_ones else {})
 
 
 def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _ranges_of(layer, k, digits):
         kinds, found = [[layer.converter(z, k, j) for j in range(layer.classes)] for z in range(digits)], {}
         for name in ("delta", "q_min", "bits"):
             values = [[getattr(each, name) for each in of_digit] for of_digit in kinds]
-            found[name] = values if layer.classes > 2 else [of_digit[-1] for of_digit in values]
+            found[name] = values if layer.by_ones else [of_digit[-1] for of_digit in values]
         return found
     one = layer.converter(0, k)
     return {"delta": one.delta, "q_min": one.q_min, "values": one.decode(np.arange(one.q_min, one.q_max + 1)).tolist()}

@@ -65,7 +65,7 @@ class Dense:
         every weight of a network in training."""
         layer, spec = self.layer, self.layer.spec
         return (may(self.name) and spec.adc_range in ("calibrated", "full") and layer.readout is None and layer.geometry.groups == 1
-                and layer.classes <= 2
+                and not layer.by_ones
                 and len(spec.slice_bits) * len(spec.digit_bits) <= MOST)
 
     @functools.cached_property

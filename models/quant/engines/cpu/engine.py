@@ -182,7 +182,7 @@ class _Prepared:
             dtype = torch.int32 if scaling else accumulator_dtype(layer)
             results = 0 if "next_codes" in scaling else 1 if scaling else reads.shape.steps
             out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
-        op = DYNAMIC if layer.spec.adc_range == "dynamic" else BY_ONES if layer.classes > 2 else STATIC
+        op = DYNAMIC if layer.spec.adc_range == "dynamic" else BY_ONES if layer.by_ones else STATIC
         reads.run(adc, a_codes, op, out=out.numpy(), **scaling)
         return out if out.dtype == torch.int64 else out.view(torch.int32)
 

@@ -123,7 +123,7 @@ def has_bits(weight, L: tl.constexpr):
 def classes_apart(layer: MappedLayer) -> list[int]:
     """The classes of n that have converters of their own, those of a plan by ones. Otherwise the last one is that of all: idle reads, a
     class of two, are 0, and so is their code."""
-    return [*range(layer.classes)] if layer.classes > 2 else [-1]
+    return [*range(layer.classes)] if layer.by_ones else [-1]
 
 
 def of_kinds(layer: MappedLayer, function: Callable[..., Any]) -> list:

@@ -181,7 +181,7 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
     low, high = layer.u_span
     digits, slices = np.arange(len(spec.digit_bits)), np.arange(len(spec.slice_bits))
-    ones = _by_ones(layer) if layer.classes > 2 else ByOnes(np.zeros(0, np.uint8), np.zeros(0, np.uint8), False, 0, 0)
+    ones = _by_ones(layer) if layer.by_ones else ByOnes(np.zeros(0, np.uint8), np.zeros(0, np.uint8), False, 0, 0)
     if ones is None:
         return None
     adcs = [[max((layer.converter(z, k, j) for j in range(layer.classes)), key=lambda adc: adc.bits) for k in slices] for z in digits]

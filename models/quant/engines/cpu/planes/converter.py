@@ -55,7 +55,7 @@ def _without_forms(layer, shape):
             converter = layer.converter(kind // layer.classes, k, kind % layer.classes)
             limits[kind, k, Q_MIN:] = converter.q_min, converter.q_max
             worth[kind, k] = converter.factor if converter.bits else 0
-        factors = worth[layer.classes - 1::layer.classes] if layer.classes <= 2 else np.full_like(factors, np.gcd.reduce(worth, axis=None))
+        factors = worth[layer.classes - 1::layer.classes] if not layer.by_ones else np.full_like(factors, np.gcd.reduce(worth, axis=None))
         forms[..., SPAN] = worth // np.maximum(np.repeat(factors, layer.classes, axis=0), 1)
     place = layer.spec.dac_bits * np.arange(digits)[:, None] + layer.spec.cell_bits * np.arange(slices)
     dynamic, factors = layer.spec.adc_range == "dynamic", factors << place
@@ -105,11 +105,11 @@ def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | No
         table.limits[kind, k, :Q_MIN] = form.clip
         silent[kind, k], largest[kind, k] = form.silent, form.largest * table.forms[0, 0, kind, k, SPAN]
     table.quiet[:, 0], table.quiet[:, 1] = silent[..., 0].max(axis=1), silent[..., 1].min(axis=1)
-    if layer.classes > 2:
+    if layer.by_ones:
         shape = layer.geometry.groups, len(layer.arrays), len(spec.digit_bits), len(spec.slice_bits)
         flush = _flushes(np.broadcast_to(largest.reshape(shape[2], layer.classes, -1).max(axis=1), shape), 2**15)
         table = table._replace(flush=flush)
-    if largest.max() * (1 if layer.classes > 2 else len(layer.arrays)) >= 2**15:
+    if largest.max() * (1 if layer.by_ones else len(layer.arrays)) >= 2**15:
         return None
     table, convolution = _relative(layer, table)
     if has_byte_tables() and may(TABLES):
