@@ -184,7 +184,7 @@ def test_ranges_chosen_on_one_half_of_the_images_serve_the_other_half(rule, adc_
                         Qconv2dDoreFa(64, 8, 3, spec=spec, alpha_init=2.0)).eval()
     data = datasets.load("digits")
     images = datasets.normalize(data.train_x[torch.randperm(len(data.train_x))[:64]], data.mean, data.std)
-    halves = [collect_histograms(net, [half]) for half in images.split(32)]
+    halves = [{name: counts.sum(axis=2) for name, counts in collect_histograms(net, [half]).items()} for half in images.split(32)]
     for name, layer in crossbar_layers(net):
         mapped = layer.mapped("ideal")
         ranges, own = (adc.calibrated_ranges(half[name], mapped, rule, "alike") for half in halves)

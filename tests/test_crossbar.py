@@ -693,7 +693,7 @@ def test_threads_count_in_a_gigabyte(monkeypatch):
     for most, wanted in ((3, 3), (2, 2), (0, 1), (100, 6)):
         threads.clear()
         monkeypatch.setattr(histogram, "MOST_COUNTS", most * 4 * 2 * 7)
-        assert histogram.room_for(layer, mapping.Bins(0, 7, 0)).shape == (wanted, 4, 2, 7)
+        assert histogram.room_for(layer, mapping.Bins(0, 7, 0)).shape == (wanted, 4, 2, 1, 7)
 
 
 @pytest.fixture(scope="module")
@@ -714,9 +714,10 @@ def test_reads_of_millions_of_values_are_counted_in_bins(wide, engine):
     layer, x, _, bins, counts = wide
     with set_engine(engine):
         found = collect_histograms(layer, x)[""]
-    assert found.shape == (1, 1, 2 * round(1024 * 255 * 255 / 32) + 1)
-    assert np.flatnonzero(found[0, 0]).tolist() == (bins + 2080800).tolist()
-    assert found[0, 0][found[0, 0] > 0].tolist() == counts.tolist()
+    assert found.shape == (1, 1, 1, 2 * round(1024 * 255 * 255 / 32) + 1)
+    [[[found]]] = found
+    assert np.flatnonzero(found).tolist() == (bins + 2080800).tolist()
+    assert found[found > 0].tolist() == counts.tolist()
 
 
 def test_ranges_and_plans_of_reads_of_millions_of_values(wide, monkeypatch):
@@ -743,9 +744,9 @@ def test_ranges_and_plans_of_reads_of_millions_of_values(wide, monkeypatch):
     layer.set_spec(replace(layer.spec, adc_plan="significance", adc_bits=3))
     calibrate(layer, None, histograms=histograms, share="layer")
     choices = plans.choices(histograms[""], layer.mapped())
-    np.testing.assert_allclose(choices.error[0, 0, 0], share @ v**2)
-    np.testing.assert_allclose(choices.error[0, 0, 3], error(layer.adc_delta.item(), layer.adc_q_min.item(), 3))
-    assert layer.adc_bits_plan.tolist() == [[3]] and choices.error[0, 0, 3] < found / 2
+    np.testing.assert_allclose(choices.error[0, 0, 0, 0], share @ v**2)
+    np.testing.assert_allclose(choices.error[0, 0, 0, 3], error(layer.adc_delta.item(), layer.adc_q_min.item(), 3))
+    assert layer.adc_bits_plan.tolist() == [[3]] and choices.error[0, 0, 0, 3] < found / 2
 
 
 def test_reference_adc_and_table_agree():

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import Case, cases
+from strategies import Case, by_ones, cases
 
 import models.quant.engines as engines
 from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, set_engine
@@ -107,6 +107,23 @@ def test_planned_adc(engine, case):
     check(engine, case)
 
 
+@given(case=cases(planned="ones"))
+@settings(max_examples=100)
+def test_plans_by_ones(engine, case):
+    check(engine, case)
+
+
+@pytest.mark.parametrize("arrays, step, bits", [(40, 64, 6), (40, 67, 6), (3, 2000, 4)])
+def test_sums_by_ones_around_16_bits(arrays, step, bits):
+    """What codes are worth is added up in 16 bits for as many arrays as these hold."""
+    case = layer_case(CrossbarSpec(1, 2, 1, 6, 64), channels=64 * arrays, out=3, kernel=(1, 1), size=(1, 3), images=1)
+    case.a_codes[:, :, 1:], case.w_codes[0], case.w_codes[1] = 3, 1, 0
+    case = by_ones(case, 1, bits, (step, 1))
+    numba_engine, reads = numba_reads(case)
+    assert reads.static.flush.any() == (arrays > 3)
+    check(numba_engine, case)
+
+
 @given(case=cases(planned=True))
 @settings(max_examples=100)
 def test_planned_adc_without_byte_tables(case):
@@ -165,6 +182,14 @@ def test_histogram(engine, case, most):
     low, high = case.layer().u_span
     assume(high - low < 2**20)
     check_histogram(engine, case, most)
+
+
+@given(case=cases(adc_ranges=["ideal"]), changes=st.sampled_from([{"adc_idle": "skip"}, {"adc_plan": "ones"}]))
+@settings(max_examples=60)
+def test_histogram_by_classes(engine, case, changes):
+    low, high = case.layer().u_span
+    assume(high - low < 2**16)
+    check_histogram(engine, replace(case, spec=replace(case.spec, **changes)))
 
 
 def layer_case(spec, channels=70, out=33, kernel=(3, 3), size=(6, 5), images=2, seed=0, **geometry):
@@ -629,7 +654,7 @@ def test_threads_that_count_share_a_gigabyte():
         for count, threads in ((2**24, 2), (2**24 + 1, 1), (2**28, 1), (1, 2)):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(histogram.np, "zeros", lambda shape, dtype: shape)
-                assert histogram.room_for(layer, mapping.Bins(0, count, 0)) == (threads, 2, 2, count)
+                assert histogram.room_for(layer, mapping.Bins(0, count, 0)) == (threads, 2, 2, 1, count)
     finally:
         torch.set_num_threads(1)
 
@@ -785,7 +810,7 @@ def test_byte_tables_have_the_codes_of_every_read(reference, cell_bits, adc_bits
         for q_min in (0, 1 - 2 ** (adc_bits - 1), -(2 ** (adc_bits - 1))):
             case.delta, case.q_min = [delta] * len(case.delta), [q_min] * len(case.delta)
             layer = case.layer()
-            table, ones = converter.code_table(layer, 0, 0, False)
+            table, ones = converter.code_table(layer, 0, 0, 0, False)
             n = np.arange(1, ones + 1)[:, None]
             p = np.minimum(np.arange(most * max(ones, 1) + 1), most * n)
             zero = layer.reference_twice[0] * n if reference == "analog" else np.full_like(n, 2 * converter.CENTRE)
