@@ -27,8 +27,8 @@ W4A8 = CrossbarSpec(4, 8, adc_range="ideal")
 SETTINGS = {
     "W8A8, no ADC": {"spec": CrossbarSpec(8, 8, adc_range="ideal")},
     "W8A8, 1-bit cells, 8-bit ADC": {"spec": CrossbarSpec(8, 8, cell_bits=1, adc_bits=8)},
-    **{f"W8A8, 1-bit cells, plan of 2 bits {plan}": {"spec": CrossbarSpec(8, 8, cell_bits=1, adc_bits=2, adc_idle="skip", adc_plan=name)}
-       for plan, name in (("by significance, idle reads skipped", "significance"), ("by ones", "ones"))},
+    **{f"W8A8, 1-bit cells, plan of 0.5 bits {by}": {"spec": CrossbarSpec(8, 8, cell_bits=1, adc_bits=0.5, adc_plan=plan, adc_idle="skip")}
+       for plan, by in (("significance", "by significance, idle reads skipped"), ("ones", "by ones"))},
     "W4A8, first and last layer W8A8": {"spec": W4A8},
     "W4A8, rounding gptq": {"spec": W4A8, "rounding": "gptq"},
     "W4A8, correct none": {"spec": W4A8, "correct": "none"},
