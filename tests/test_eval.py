@@ -886,9 +886,11 @@ def test_script_makes_the_whole_table_of_the_network_in_the_box(monkeypatch, set
     assert settings.resume.startswith("pretrained/") and settings.limit == 5
     assert (settings.dataset, settings.data_path) == ("cifar10", "./data")
     assert settings.save_path == "save/vgg7_w4a4_cifar10"  # not beside the network in the box
-    planned = {(s.spec.adc_idle, s.spec.cell_bits, s.spec.adc_bits) for s in settings.settings if s.spec.planned}
+    planned = {(s.spec.adc_plan, s.spec.adc_idle, s.spec.cell_bits, s.spec.adc_bits) for s in settings.settings if s.spec.planned}
     both = {(1, 3), (1, 2), (1, 1.5), (1, 1), (2, 3), (2, 2)}
-    assert planned == {("convert", *each) for each in both} | {("skip", *each) for each in both | {(1, 1.4)}}
+    by_ones = {(1, 3), (1, 2), (1, 1.4), (1, 1), (1, 0.75), (1, 0.5), (2, 2), (2, 1)}
+    assert planned == {*(("significance", "convert", *each) for each in both), *(("ones", "convert", *each) for each in by_ones),
+                       *(("significance", "skip", *each) for each in both | {(1, 1.4), (2, 1)})}
     found = {(s.spec.cell_bits, s.spec.adc_bits, s.spec.adc_range, s.spec.mapping, s.spec.rows, s.crossbar_layers)
              for s in settings.settings if not s.spec.planned}
     assert len(settings.settings) - len(planned) == len(found) == 30
@@ -909,7 +911,7 @@ def test_flags_given_to_the_script_win(checkpoint, settings_of_script):
     assert [s.spec.cell_bits for s in settings.settings] == [3, 4]  # hardware that is given replaces the table
     assert len(settings_of_script("--resume", checkpoint, "--adc_prec=2")[1].settings) == 1
     assert len(settings_of_script("--resume", checkpoint, "--also", "--adc_prec 2")[1].settings) == 2
-    assert len(settings_of_script("--resume", checkpoint)[1].settings) == 43
+    assert len(settings_of_script("--resume", checkpoint)[1].settings) == 52
 
 
 # ---- all rows --------------------------------------------------------------------------------------------------------

@@ -252,7 +252,7 @@ def test_bits_that_are_the_same_everywhere_are_uniform_ranges_of_each_kind():
     plan = found.plan(bits[..., None])
     one = mapped(24, w_bits=1, a_bits=1, adc_bits=3)
     for z in range(4):
-        delta, q_min = adc.calibrated_ranges(counts[z:z + 1], one, "mse", "slice")[0]
+        delta, q_min = adc.calibrated_ranges(counts[z:z + 1, :, 0], one, "mse", "slice")[0]
         v, p = 0.5 * (np.arange(49) - 24), counts[z, 0, 0] / counts[z, 0].sum()
         # That rule counts the mean error more, as arrays add it up: no range has a smaller squared error.
         assert square_error(v, p, plan.delta[z, 0], plan.q_min[z, 0], 3) <= square_error(v, p, delta, q_min, 3) + 1e-12
