@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from test_convert import Small
 from test_eval import CROSSBARS, FAST, checkpoint, network, refused, results, run, save, scene, shown_images  # noqa: F401
 from test_models import images
-from test_plans import mapped, refused_later, specs_of, square_error, stored  # noqa: F401
+from test_plans import check_resumed, mapped, refused_later, specs_of, square_error, stored  # noqa: F401
 from test_sweeps import evaluate, trained  # noqa: F401
 from test_train import FLAGS as TRAINING
-from test_train import assert_same
 from torch.nn import functional as F
 
 import eval as evaluation
@@ -30,7 +29,6 @@ from experiment.inputs.checkpoint import load_checkpoint
 from experiment.program.cli import run_main
 from experiment.settings import eval_settings
 from experiment.sweep import bench
-from experiment.train.training import Run
 from models import vgg
 from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, calibrate, convert, crossbar_layers, load, program, set_engine,
                           without_adc)
@@ -410,19 +408,7 @@ def test_training_through_a_plan_resumes_to_the_same_bits(tmp_path, monkeypatch)
     once = quick(tmp_path / "once", *flags[:-6], "--calib_steps", "100", *flags[-4:])["state_dict"]
     assert any(not torch.equal(value, once[key]) for key, value in bits.items())  # later calibrations made other plans
 
-    save_whole, stopped = Run.save, tmp_path / "stopped"
-
-    def save_and_die(self):
-        save_whole(self)
-        if self.step == 5:  # between two calibrations
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "save", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        quick(stopped, *flags)
-    monkeypatch.setattr(Run, "save", save_whole)
-    assert train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"]) == 0
-    assert_same(load_checkpoint(stopped / "checkpoint.pth.tar")["state_dict"], state)
+    check_resumed(monkeypatch, tmp_path / "stopped", lambda folder: quick(folder, *flags), state)
 
     best = str(tmp_path / "whole" / "model_best.pth.tar")
     assert evaluation.main(["--resume", best, *FAST, *by_ones]) == 0

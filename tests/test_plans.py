@@ -917,6 +917,23 @@ def test_checkpoints_keep_a_plan_on_its_hardware(tmp_path, refused_later):  # no
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
+def check_resumed(monkeypatch, folder, begin, state):
+    """A training that is stopped between two calibrations, and resumed, ends with this state. Args: begin, begins it in a folder."""
+    save_whole = Run.save
+
+    def save_and_die(self):
+        save_whole(self)
+        if self.step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        begin(folder)
+    monkeypatch.setattr(Run, "save", save_whole)
+    assert train.main(["--resume", str(folder / "checkpoint.pth.tar"), "--ngpu", "0"]) == 0
+    assert_same(load_checkpoint(folder / "checkpoint.pth.tar")["state_dict"], state)
+
+
 def test_training_through_a_plan_resumes_to_the_same_bits(tmp_path, monkeypatch):
     """The network of `scene` with fewer channels, as each calibration plans anew."""
     monkeypatch.setitem(vgg.CONFIGS, "vgg7", ([8, "M", 8, "M", 8, "M"], 16))
@@ -938,19 +955,7 @@ def test_training_through_a_plan_resumes_to_the_same_bits(tmp_path, monkeypatch)
     _, layer = quick(tmp_path / "layer", *flags, "--adc_share", "layer", "--calib_steps", "50")
     assert max(int(layer["state_dict"][key].sum()) for key in plans) == 20
 
-    save_whole, stopped = Run.save, tmp_path / "stopped"
-
-    def save_and_die(self):
-        save_whole(self)
-        if self.step == 5:  # between two calibrations
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "save", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        quick(stopped, *flags)
-    monkeypatch.setattr(Run, "save", save_whole)
-    assert train.main(["--resume", str(stopped / "checkpoint.pth.tar"), "--ngpu", "0"]) == 0
-    assert_same(load_checkpoint(stopped / "checkpoint.pth.tar")["state_dict"], state)
+    check_resumed(monkeypatch, tmp_path / "stopped", lambda folder: quick(folder, *flags), state)
 
     best = str(tmp_path / "whole" / "model_best.pth.tar")
     assert evaluation.main(["--resume", best, *FAST, *PLANNED_FLAGS]) == 0
