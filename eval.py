@@ -1,40 +1,41 @@
-"""Run a trained network bit by bit on simulated RRAM crossbars and print what accuracy is left.
+"""Run a trained network bit by bit on simulated RRAM crossbars. Print its accuracy for each setting.
 
-    python eval.py --resume save/digits_vgg7_quant_w4a4/model_best.pth.tar --cellBit 1 2 --adc_prec 6 5
+    python eval.py --resume save/digits_vgg7_quant_w4a4/model_best.pth.tar \\
+        --cell_bits 1 2 --adc_bits 6 5
 
 Every hardware flag that takes several values takes part in the product: the line above evaluates four settings, each on
 the whole test set. The software baseline is the same quantized network computed with exact integer arithmetic, so every
 difference to it comes from the ADC, and from the cells where these are of a device: ten chips of measured cells, after an hour,
 
-    python eval.py --resume ... --cellBit 2 --adc_prec 5 --device techA --device_time 1h --chips 10
+    python eval.py --resume ... --cell_bits 2 --adc_bits 5 --device techA --device_time 1h --chips 10
     python eval.py --device list
 
 and what it costs, in energy, time and area, in a technology:
 
-    python eval.py --resume ... --cellBit 1 2 --adc_prec 4 6 --cost rram_32nm
+    python eval.py --resume ... --cell_bits 1 2 --adc_bits 4 6 --cost rram_32nm
     python eval.py --cost list
 
 A network that was not made here is converted first, and the table begins with the float network (docs/networks.md):
 
-    python eval.py --model torchvision/resnet18 --dataset imagefolder --data_path path/to/images --cellBit 1 --adc_prec 8
+    python eval.py --model torchvision/resnet18 --dataset imagefolder --data_path path/to/images --cell_bits 1 --adc_bits 8
 
 A setting that was measured before, with the same weights, images, hardware, seeds and code, is not measured again: every one is a file,
 points/<key>.json in --save_path (the checkpoint's folder unless given). So a run that was killed goes on when it is started again,
 and several may share a folder: by --workers, by --shard on several machines, or by starting eval.py twice.
 
-    python eval.py --resume ... --cellBit 1 2 4 --adc_prec 3:8 --workers 8        # --dry_run says what that would measure
-    python eval.py --resume ... --adc_plan significance --adc_prec 1:3:0.25 --search 50 --objective accuracy bits
+    python eval.py --resume ... --cell_bits 1 2 4 --adc_bits 3:8 --workers 8        # --dry_run says what that would measure
+    python eval.py --resume ... --adc_plan significance --adc_bits 1:3:0.25 --search 50 --objective accuracy bits
 
 One setting on many GPUs, or in many processes, with the same result (docs/cluster.md):
 
-    python eval.py --resume ... --cellBit 1 --adc_prec 5 --ngpu 4
-    torchrun --standalone --nproc_per_node 2 eval.py --resume ... --cellBit 1 --adc_prec 5 --ngpu 0
+    python eval.py --resume ... --cell_bits 1 --adc_bits 5 --ngpu 4
+    torchrun --standalone --nproc_per_node 2 eval.py --resume ... --cell_bits 1 --adc_bits 5 --ngpu 0
 
 Also in --save_path: results.jsonl, one line a setting, appended as soon as it is known; results.csv; table.json, the rows of
 this table; adc_ranges.json, all ranges that were calibrated, for --adc_ranges; report_<setting>.json and .png with --report;
 results.html with --html; accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and
 the like for several values of a device; cost.json, cost.csv, cost_by_layer.png and accuracy_over_energy.png with --cost;
-eval.log. The
+eval.log; eval_config.json, the flags, for --config. The
 bit-planes of the weights go to --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at
 with torch.load. To evaluate planes that you changed, copy the folder, edit the files, and pass --planes FOLDER. Of several
 networks with one --save_path each has a folder there, called as its checkpoint, for reports, pictures and costs.
@@ -56,7 +57,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from experiment.report import cost_report, html_report, report
-from experiment.program import distributed, machine
+from experiment.program import config_file, distributed, machine
 from experiment.measure import results
 from experiment.sweep.bench import Bench, benches_of
 from experiment.program.cli import check_writable, get_logger
@@ -92,8 +93,8 @@ def say_what_is_measured(bench: Bench, log: logging.Logger) -> None:
     """The network and its images, and what `train.py --adc_aware` trained it for."""
     settings, shown, config, ranges = bench.settings, bench.shown, bench.checkpoint["config"], bench.ranges
     source = settings.resume or settings.state
-    log.info(f"{f'{source}: ' if source else ''}{settings.model.removesuffix('_eval')}, {settings.wbit}-bit weights, {settings.abit}-bit "
-             f"activations; {shown.batches.count} {shown.kind} of {settings.dataset}; "
+    log.info(f"{f'{source}: ' if source else ''}{settings.model.removesuffix('_eval')}, {settings.w_bits}-bit weights, "
+             f"{settings.a_bits}-bit activations; {shown.batches.count} {shown.kind} of {settings.dataset}; "
              f"{'CPU' if shown.report.device.type == 'cpu' else 'GPU'}")
     if config.get("adc_aware"):
         text = f"trained through the ADC of {trained_for(config)}"
@@ -134,7 +135,6 @@ def find_best(bench: Bench, search: Search, pool: Pool, log: logging.Logger) -> 
 def write_results(bench: Bench, work: Worklist, log: logging.Logger) -> None:
     """The table and the files that follow from the points of a network's settings."""
     of, folder, settings = bench.settings, Path(bench.settings.save_path), work.settings_of(bench)
-    bench.folder.mkdir(parents=True, exist_ok=True)
     bench.write_ranges()
     for setting in settings:
         if of.report and setting and setting.spec.adc_range in ("calibrated", "full"):
@@ -146,7 +146,7 @@ def write_results(bench: Bench, work: Worklist, log: logging.Logger) -> None:
         log.info(f"sources of the costs in {bench.costs.technology.name}:\n{cost_report.sources_table(costed)}")
     log.info("\n" + report.settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
     write_text(bench.folder / "table.json", json.dumps([point["row"] for point in map(bench.point, settings) if point], indent=1))
-    title = (f"{of.model.removesuffix('_eval')}, {of.wbit}-bit weights, {of.abit}-bit activations: "
+    title = (f"{of.model.removesuffix('_eval')}, {of.w_bits}-bit weights, {of.a_bits}-bit activations: "
              f"{bench.shown.batches.count} {bench.shown.kind} of {of.dataset}")
     for path in report.plots([record for record in records if record.setting], title, bench.folder):
         log.info(f"plot: {path}")
@@ -169,6 +169,8 @@ def measure_all(benches: Sequence[Bench], choosing: Sequence[Bench], pool: Pool,
         log.info(f"{work.listing()}\n{work.text(first.workers or 1)}")
         return
     for bench in benches:
+        bench.folder.mkdir(parents=True, exist_ok=True)
+        config_file.write(bench.folder / "eval_config.json", bench.settings.given, but=("dry_run", "shard"))
         bench.write_planes(log)
     measure_missing(work, pool, log)
     for bench in benches:

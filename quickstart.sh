@@ -11,4 +11,4 @@ adc_bits=(6)                # bits of the ADC
 
 source environment.sh requirements.txt
 python train.py --save_path "$save_path" --go_on
-python eval.py --resume "$save_path/model_best.pth.tar" --cellBit "${cell_bits[@]}" --adc_prec "${adc_bits[@]}" "$@"
+python eval.py --resume "$save_path/model_best.pth.tar" --cell_bits "${cell_bits[@]}" --adc_bits "${adc_bits[@]}" "$@"

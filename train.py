@@ -1,10 +1,10 @@
 """Train a VGG or a ResNet with PACT activations and DoReFa or SAWB weights on CIFAR-sized images.
 
-A first try: 4-bit VGG7 on scikit-learn's digits. It needs no download and takes minutes on two CPU cores.
+A first try, without a download, of minutes on two CPU cores: a 4-bit VGG7 on scikit-learn's digits.
     python train.py
 
 CIFAR-10 (downloaded into ./data on first use):
-    python train.py --dataset cifar10 --wbit 4 --abit 4 --save_path save/cifar10_w4a4
+    python train.py --dataset cifar10 --w_bits 4 --a_bits 4 --save_path save/cifar10_w4a4
 
 Stopped by Ctrl-C, killed, or out of power? Go on where the last checkpoint was made:
     python train.py --resume --save_path save/cifar10_w4a4
@@ -12,22 +12,23 @@ A run that was resumed ends with the same weights, bit for bit on as many thread
 checkpoint is written after each epoch and every --save_minutes inside one.
 
 A network without quantizers first, then 2-bit weights and 4-bit activations that start from it:
-    python train.py --dataset cifar10 --wbit 32 --abit 32 --save_path save/cifar10_float
-    python train.py --dataset cifar10 --wbit 2 --abit 4 --fine_tune save/cifar10_float/model_best.pth.tar --lr 0.01
+    python train.py --dataset cifar10 --w_bits 32 --a_bits 32 --save_path save/cifar10_float
+    python train.py --dataset cifar10 --w_bits 2 --a_bits 4 --fine_tune save/cifar10_float/model_best.pth.tar --lr 0.01
 
 Go on with the ADC of 1-bit cells and 3 bits in the forward pass:
     python train.py --dataset cifar10 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 1 --lr 0.01 \\
-        --adc_aware --cellBit 1 --adc_prec 3 --save_path save/adc3
+        --adc_aware --cell_bits 1 --adc_bits 3 --save_path save/adc3
 
 The same, each step on another chip of a measured device, as it is after an hour:
     python train.py --dataset cifar10 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 1 --lr 0.01 \\
-        --adc_aware --cellBit 1 --adc_prec 4 --device techA --device_time 1h --save_path save/chips
+        --adc_aware --cell_bits 1 --adc_bits 4 --device techA --device_time 1h --save_path save/chips
 
 Two bits of weights that learn from the answers of the 4-bit network, not from the labels alone:
-    python train.py --dataset cifar10 --wbit 2 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 9 --distill 0.5 --save_path save/w2
+    python train.py --dataset cifar10 --w_bits 2 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 9 --distill 0.5 \\
+        --save_path save/w2
 
 A network of others, converted to crossbars and trained on with its quantizers:
-    python train.py --dataset cifar10 --model path/to/net.py:small --state small.pt --wbit 4 --abit 4 --epochs 5 --qat
+    python train.py --dataset cifar10 --model path/to/net.py:small --state small.pt --w_bits 4 --a_bits 4 --epochs 5 --qat
 
 Begin, or go on where it stopped: what scripts use
     python train.py --go_on --save_path save/cifar10_w4a4
@@ -40,7 +41,7 @@ Only measure a checkpoint on the test images:
     python train.py --evaluate --resume save/cifar10_w4a4/model_best.pth.tar
 
 Files in --save_path: model_best.pth.tar (the epoch with the lowest validation loss; what eval.py reads),
-checkpoint.pth.tar (what --resume reads), config.json (the settings), train.log, and events for `tensorboard --logdir save`.
+checkpoint.pth.tar (what --resume reads), config.json (the settings, for --config), train.log, and events for `tensorboard --logdir save`.
 
 A part of the training images (--val_split) chooses the best epoch, by the loss: among few images an accuracy is mostly
 chance. The test images are used once, at the end.
@@ -63,12 +64,12 @@ from torch import nn
 
 from experiment.start import conversion, starting
 from experiment.inputs import data
-from experiment.program import distributed, machine
+from experiment.program import config_file, distributed, machine
 from experiment.train import teacher, training
 from experiment.inputs.checkpoint import load_weights, write_torch_file
 from experiment.program.cli import UserError, check_writable, get_logger, one_line
 from experiment.inputs.packed import pack
-from experiment.settings.train_settings import BEST, CHECKPOINT, Actions, TrainSettings, parse
+from experiment.settings.train_settings import BEST, CHECKPOINT, CONFIG, Actions, TrainSettings, config_beside, parse
 from models.quant import ADC_BUFFERS
 from models.quant.storage.files import write_text
 
@@ -99,7 +100,7 @@ def export(settings: TrainSettings, actions: Actions, checkpoint: dict, accuracy
     names = "format", "state_dict", "data", "epoch", "best_acc", "commands", "seconds", "machine"
     kept = {name: checkpoint[name] for name in names if name in checkpoint}
     config = {name: value for name, value in settings.of_computation().items()
-              if name in checkpoint["config"] or name in ("model", "wbit", "abit", "wq", "quantize_image", "dataset")}
+              if name in checkpoint["config"] or name in ("model", "w_bits", "a_bits", "wq", "quantize_image", "dataset")}
     try:
         small = pack(kept | {"config": config})
     except ValueError as error:
@@ -191,6 +192,9 @@ def main(argv: list[str] | None = None) -> int:
     if settings.schedule and settings.schedule_type != "step":
         log.info(f"--schedule and --gammas have no effect with --schedule_type {settings.schedule_type}")
     start(run, actions, checkpoint, num_classes)
+    if distributed.is_first():
+        began = config_beside(run.folder / CHECKPOINT, "fine_tune") if actions.resume else {"fine_tune": actions.fine_tune}
+        config_file.write(run.folder / CONFIG, settings.config() | began)
     return run.fit()
 
 

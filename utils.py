@@ -35,7 +35,7 @@ def load_network(path: str | Path, **flags: Any) -> nn.Module:
     given = [text for name, value in flags.items() for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
     settings, checkpoint = parse(["--resume", str(path), *given])
     network = crossbar_network(settings, checkpoint, torch.device("cpu"))
-    set_spec(network, CrossbarSpec(settings.wbit, settings.abit, adc_range="ideal"))
+    set_spec(network, CrossbarSpec(settings.w_bits, settings.a_bits, adc_range="ideal"))
     network.trained_on = checkpoint.get("data")
     return network
 

@@ -2,7 +2,7 @@
 # Train a quantized network on CIFAR-10: first without quantizers, then with them, from the weights of the first run.
 #     bash vgg_cifar_quant.sh                        # the full recipe, for a GPU
 #     bash vgg_cifar_quant.sh fast                   # a night on two cores with bfloat16
-#     bash vgg_cifar_quant.sh fast --wbit 2          # flags are passed on to train.py in every run
+#     bash vgg_cifar_quant.sh fast --w_bits 2          # flags are passed on to train.py in every run
 #     float_epochs=1 bash vgg_cifar_quant.sh fast    # the variables below belong to single runs and can be set in front
 # Started again, it goes on where it was stopped. Flags behind "$@" make a run what it is, and win.
 set -euo pipefail
@@ -31,13 +31,13 @@ common=(
     --batch_size 128 --wd 5e-4 --label_smoothing 0.1 --cutout 8
 )
 quantized=(
-    --wbit 4 --abit 4 --wq dorefa --lr "$lr" --alpha_lr "$alpha_lr" --weight_clip "$weight_clip"
+    --w_bits 4 --a_bits 4 --wq dorefa --lr "$lr" --alpha_lr "$alpha_lr" --weight_clip "$weight_clip"
     --schedule_type cosine --distill "$distill"
 )
 float_save=save/{dataset}_{model}_${recipe}_w32a32
-save=save/{dataset}_{model}_${recipe}_w{wbit}a{abit}_{wq}
+save=save/{dataset}_{model}_${recipe}_w{w_bits}a{a_bits}_{wq}
 
 "$PYTHON" train.py "${common[@]}" --lr "$float_lr" --epochs "$float_epochs" "$@" \
-    --wbit 32 --abit 32 --wq dorefa --save_path "$float_save" --go_on
+    --w_bits 32 --a_bits 32 --wq dorefa --save_path "$float_save" --go_on
 "$PYTHON" train.py "${common[@]}" "${quantized[@]}" --epochs "$epochs" "$@" \
     --fine_tune "$float_save/model_best.pth.tar" --save_path "$save" --go_on

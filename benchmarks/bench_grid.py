@@ -44,10 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         for cell_bits in CELL_BITS:
             row = []
             for adc_bits in ADC_BITS:
-                quant.set_spec(net, quant.CrossbarSpec(settings.wbit, settings.abit, cell_bits, adc_bits))
+                quant.set_spec(net, quant.CrossbarSpec(settings.w_bits, settings.a_bits, cell_bits, adc_bits))
                 quant.calibrate(net, images)
                 row.append(ratio(f"{cell_bits}-bit cells, {adc_bits}-bit ADC"))
-            quant.set_spec(net, quant.CrossbarSpec(settings.wbit, settings.abit, cell_bits, CHIP_BITS))
+            quant.set_spec(net, quant.CrossbarSpec(settings.w_bits, settings.a_bits, cell_bits, CHIP_BITS))
             quant.program(net, quant.Device.preset("techC", time="1d"))
             quant.calibrate(net, images)
             rows.append([f"{cell_bits}-bit cells", *row, ratio(f"{cell_bits}-bit cells, a chip")])

@@ -26,7 +26,6 @@ from common import RESULTS, markdown_table, write_results
 
 from experiment.program.cli import UserError, run_main
 from experiment.settings.eval_settings import checkpoint_of
-from experiment.program.flags import flag_name
 from models.quant import CrossbarSpec
 from models.quant.devices.times import show_time
 
@@ -60,32 +59,32 @@ NEW_CHIPS = f"{CHIPS} --chip_seed 1000"  # that no training saw
 # What trainings have in common, and of each: its name, hardware, and what it has besides. Flags that stand later win.
 TRAINING = ("--adc_aware --epochs 6 --val_split 0.02 --lr 0.02 --schedule_type cosine --cutout 8 --alpha_lr 0.001 --label_smoothing 0.1 "
             "--weight_clip 2.2 --batch_size 128")
-PLANNED = "--cellBit 1 --adc_plan significance --adc_prec 1"
+PLANNED = "--cell_bits 1 --adc_plan significance --adc_bits 1"
 ON_CHIPS = "--epochs 1 --chip_steps 4 --lr 0.01 --cutout 0"
 THROUGH_ADC = {
-    "adc3": ("--cellBit 1 --adc_prec 3", ""),
-    "adc3_short": ("--cellBit 1 --adc_prec 3", "--epochs 2 --lr 0.005 --cutout 0"),
-    "adc2": ("--cellBit 1 --adc_prec 2", "--epochs 2"),
+    "adc3": ("--cell_bits 1 --adc_bits 3", ""),
+    "adc3_short": ("--cell_bits 1 --adc_bits 3", "--epochs 2 --lr 0.005 --cutout 0"),
+    "adc2": ("--cell_bits 1 --adc_bits 2", "--epochs 2"),
     "plan1": (PLANNED, "--epochs 2"),
     "plan1_distilled": (PLANNED, "--epochs 2 --distill 1 --label_smoothing 0"),
     "plan1_skip": (f"{PLANNED} --adc_idle skip", "--epochs 2 --distill 1 --label_smoothing 0"),
-    **{f"ones{bits}": (f"--cellBit 1 --adc_plan ones --adc_prec {bits}", "--epochs 2 --distill 1 --label_smoothing 0")
+    **{f"ones{bits}": (f"--cell_bits 1 --adc_plan ones --adc_bits {bits}", "--epochs 2 --distill 1 --label_smoothing 0")
        for bits in (0.75, 0.5)},
 }
 THROUGH_CHIPS = {
-    "chips_techB": ("--cellBit 2 --adc_prec 6 --device techB --device_time 100000", ON_CHIPS),
-    "chips_techC": ("--cellBit 2 --adc_prec 6 --device techC --device_time 1d", ON_CHIPS),
+    "chips_techB": ("--cell_bits 2 --adc_bits 6 --device techB --device_time 100000", ON_CHIPS),
+    "chips_techC": ("--cell_bits 2 --adc_bits 6 --device techC --device_time 1d", ON_CHIPS),
 }
 
 
 def of_presets(cell_bits: int, presets: Sequence[str]) -> list[str]:
     """The settings of some presets, first and last times, in groups as of `eval.py --table`."""
-    return [f"--device {name} {time} --cellBit {cell_bits} --adc_prec 6" for name in presets for time in FIRST_AND_LAST[name]]
+    return [f"--device {name} {time} --cell_bits {cell_bits} --adc_bits 6" for name in presets for time in FIRST_AND_LAST[name]]
 
 
 def of_pairs() -> list[str]:
     """Settings of offset cells beside pairs, at the time that costs offset cells most."""
-    return [f"--device {name} {FIRST_AND_LAST[name][when]} --cellBit 2 --adc_prec 6 --weights offset pair"
+    return [f"--device {name} {FIRST_AND_LAST[name][when]} --cell_bits 2 --adc_bits 6 --weights offset pair"
             for name, when in IN_PAIRS.items()]
 
 
@@ -120,7 +119,7 @@ class Programs:
         self.of_eval = [*(["--limit", args.limit] if args.limit else []), *(["--workers", args.workers] if args.workers else [])]
         self.of_train = ["--limit_train", 10 * args.limit, "--limit_test", args.limit] if args.limit else []
         config = checkpoint_of(str(self.network))["config"]
-        self.config = [part for name in ("model", "wbit", "abit", "wq", "wd") if name in config for part in (f"--{name}", config[name])]
+        self.config = [part for name in ("model", "w_bits", "a_bits", "wq", "wd") if name in config for part in (f"--{name}", config[name])]
 
     def settings(self) -> list[Row]:
         """Those of vgg_cifar_eval.sh."""
@@ -180,7 +179,7 @@ def hardware(row: Row) -> str:
     """Cells, and the flags that are not at their default, but for those of precision."""
     usual = CrossbarSpec()
     names = "weights", "rows", "mapping", "reference", "dac_bits", "adc_range", "adc_idle"
-    flags = [f"`--{flag_name(name)} {row[name]}`" for name in names if row[name] != getattr(usual, name)]
+    flags = [f"`--{name} {row[name]}`" for name in names if row[name] != getattr(usual, name)]
     flags += [f"`--crossbar_layers {row['map']}`"] if row["map"] != "all" else []
     return ", ".join([f"{row['cell_bits']}-bit cells", *flags])
 

@@ -179,7 +179,7 @@ def test_numbers_at_the_edge_of_what_networks_have_are_read(key, value, tmp_path
 
 
 def test_numbers_are_checked_after_unpacking(tmp_path):
-    small = pack({"state_dict": {"a.weight": torch.ones(2, 2)}, "config": {"wbit": 4}})
+    small = pack({"state_dict": {"a.weight": torch.ones(2, 2)}, "config": {"w_bits": 4}})
     small["codes"]["a.weight"]["scale"] = float("nan")
     torch.save(small, tmp_path / "small.pt")
     assert refused(tmp_path / "small.pt") == "a.weight holds nan; it must be finite"
@@ -221,7 +221,7 @@ def of_data(**values):
 def test_facts_of_other_types_are_refused(damage, text, small, tmp_path):
     facts = copy.deepcopy(FACTS)
     damage(facts)
-    content = {"format": CHECKPOINT_FORMAT, "state_dict": {"a.weight": torch.eye(2)}, "config": {"wbit": 4}, **facts}
+    content = {"format": CHECKPOINT_FORMAT, "state_dict": {"a.weight": torch.eye(2)}, "config": {"w_bits": 4}, **facts}
     torch.save(pack(content) if small else content, tmp_path / "c.pt")
     assert refused(tmp_path / "c.pt") == text
 

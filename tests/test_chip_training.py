@@ -22,7 +22,7 @@ from experiment.train.training import Run
 from models import quant
 from models.quant import CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa
 
-ON_CHIPS = ["--adc_aware", "--cellBit", "2", "--adc_prec", "4", "--subArray", "32", "--limit_train", "70", "--epochs", "2",
+ON_CHIPS = ["--adc_aware", "--cell_bits", "2", "--adc_bits", "4", "--rows", "32", "--limit_train", "70", "--epochs", "2",
             "--device", "rram_wan", "--device_time", "1d"]
 
 
@@ -121,10 +121,10 @@ def test_evaluating_a_checkpoint_of_chips(start, tmp_path, capsys):
     capsys.readouterr()
     assert train.main(["--evaluate", "--resume", best, "--ngpu", "0"]) == 0  # on the same chip
     assert f"test accuracy {checkpoint['test_acc']:.2f} % on 20 images" in capsys.readouterr().out
-    assert evaluation.main(["--resume", best, "--ngpu", "0", "--limit", "8", "--calib_images", "8", "--cellBit",
-                            "2", "--adc_prec", "4", "--subArray", "32", "--prob_path", str(tmp_path / "prob")]) == 0
+    assert evaluation.main(["--resume", best, "--ngpu", "0", "--limit", "8", "--calib_images", "8", "--cell_bits",
+                            "2", "--adc_bits", "4", "--rows", "32", "--prob_path", str(tmp_path / "prob")]) == 0
     text = capsys.readouterr().out
-    assert "trained through the ADC of --cellBit 2, " in text and ", --device rram_wan, --device_time 86400.0" in text
+    assert "trained through the ADC of --cell_bits 2, " in text and ", --device rram_wan, --device_time 86400.0" in text
     assert "adc_noise" not in text and "whose ranges" not in text  # ideal cells are calibrated anew
 
 
@@ -179,7 +179,7 @@ def test_who_trains_with_noise_loses_less_to_it(tmp_path):
     (["--adc_aware", "--calib_on", "chip"], "--calib_on is for the cells of a device"),
     (["--adc_aware", "--device", "techX"], "--device techX: no preset and no file is called so"),
     (["--adc_aware", "--device", "techA", "--device_time", "1w"], "--device techA: techA at 25 C has no data at 604800 s"),
-    (["--adc_aware", "--device", "winbond_asu_1bit", "--cellBit", "2"], "--device winbond_asu_1bit: winbond_asu_1bit has 2 levels"),
+    (["--adc_aware", "--device", "winbond_asu_1bit", "--cell_bits", "2"], "--device winbond_asu_1bit: winbond_asu_1bit has 2 levels"),
     (["--adc_aware", "--device", "techA", "--chip_steps", "0"], "--chip_steps: 0 is not a whole number from 1 up"),
 ])
 def test_bad_input_of_chips_is_one_line(flags, words, tmp_path, capsys):

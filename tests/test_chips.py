@@ -272,12 +272,12 @@ def test_times_as_people_say_them():
 
 # ---- eval.py -----------------------------------------------------------------------------------------------------------
 
-FLAGS = ["--engine", "numba", "--cellBit", "2", "--adc_prec", "4", "--limit", "12"]
+FLAGS = ["--engine", "numba", "--cell_bits", "2", "--adc_bits", "4", "--limit", "12"]
 
 
 def test_table_and_results_of_chips(run, checkpoint):  # noqa: F811
     records, predictions, text = run(checkpoint, *FLAGS, "--device", "techC_cells", "--device_time", "0", "100000s",
-                                     "--chips", "3", "--chip_seed", "4", "--also", "--cellBit 2 --adc_prec 4 --subArray 16")
+                                     "--chips", "3", "--chip_seed", "4", "--also", "--cell_bits 2 --adc_bits 4 --rows 16")
     software, early, late, ideal = records
     titles = ["software", *(f"2-bit cells, 4-bit ADC, calibrated, rows 16, techC_cells at {t}" for t in ("0s", "100000s")),
               "2-bit cells, 4-bit ADC, calibrated, rows 16"]
@@ -319,9 +319,9 @@ BY_HAND = {  # flags of a chip: of what device, with what, on what hardware it i
 
 def test_every_flag_of_a_chip_against_networks_programmed_by_hand(run, checkpoint, scene):  # noqa: F811
     net, images = scene[0], shown_images(40)[0]
-    usual = "--cellBit 2 --adc_prec 8 --adc_range full --subArray 16 --device techA"
+    usual = "--cell_bits 2 --adc_bits 8 --adc_range full --rows 16 --device techA"
     also = [part for flags in BY_HAND if flags for part in ("--also", f"{usual} {flags}")]
-    _, (_, *predictions, _), _ = run(checkpoint, "--engine", "numba", *usual.split(), *also, "--also", "--cellBit 2 --adc_prec 8")
+    _, (_, *predictions, _), _ = run(checkpoint, "--engine", "numba", *usual.split(), *also, "--also", "--cell_bits 2 --adc_bits 8")
     found = dict(zip(BY_HAND, predictions, strict=True))
     with quant.set_engine("numba"):
         for flags, (of_device, programmed, of_spec) in BY_HAND.items():
@@ -430,7 +430,7 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
     (["--device", "techA", "--stuck_off", "nan"], ["--stuck_off: nan is not a probability"]),
     (["--device", "techA", "--stuck_on", "0.6", "--stuck_off", "0.6"], ["--device techA: stuck_on 0.6 and stuck_off 0.6 sum above 1"]),
     (["--device", "techA", "--chips", "0"], ["--chips: 0 is not a whole number from 1 up"]),
-    (["--device", "winbond_asu_1bit", "--cellBit", "2"], ["winbond_asu_1bit has 2 levels, a cell of 2 bits needs 4"]),
+    (["--device", "winbond_asu_1bit", "--cell_bits", "2"], ["winbond_asu_1bit has 2 levels, a cell of 2 bits needs 4"]),
     (["--device", "techA", "--read_noise", "device"], ["--device techA: "]),
     (["--device", "techA", "--read_noise", "some"], ["--read_noise: some is not device, or a number of uS from 0 up"]),
     (["--device", "techA", "--wire_ohm", "33nm"], ["--wire_ohm: 33nm is not a number from 0 up, or one of 130nm, 90nm, "]),
@@ -472,7 +472,7 @@ def test_flags_are_the_fields(monkeypatch):
 
 
 def test_equal_settings_of_a_device_are_one(tmp_path):
-    rows = {"device": ["techA"], "device_time": [None, 0.0, 10.0], "adc_range": ["ideal", "calibrated"], "adc_prec": [4, 6]}
+    rows = {"device": ["techA"], "device_time": [None, 0.0, 10.0], "adc_range": ["ideal", "calibrated"], "adc_bits": [4, 6]}
     found = eval_settings.all_settings(rows, 4, 4)
     assert [(s.chips.device.time, s.spec.adc_range, s.spec.adc_bits) for s in found] == [
         (t, *adc) for t in (0.0, 10.0) for adc in (("ideal", 1), ("calibrated", 4), ("calibrated", 6))]
@@ -948,7 +948,7 @@ def test_saving_the_cells_of_an_evaluation(run, checkpoint):  # noqa: F811
 def test_chips_of_several_commands_and_arrays_lie_side_by_side(run, checkpoint):  # noqa: F811
     """Arrays of other sizes behind wires have files of their own; what reads have besides makes no other cells."""
     flags = [*FLAGS, "--adc_range", "full", "--device", "techB", "--save_cells"]
-    run(checkpoint, *flags, "--wire_ohm", "2", "--subArray", "8", "16")
+    run(checkpoint, *flags, "--wire_ohm", "2", "--rows", "8", "16")
     known = json.loads(Path("prob/vgg7_quant_eval_w4_c2/manifest.json").read_text())
     assert {name: entry["rows"] for name, entry in known.items() if name.startswith("bit_levels0_t")} == {
         f"bit_levels0_techB_wire_ohm2ohm_rows{rows}_chip0.pt": rows for rows in (8, 16)}
@@ -1033,18 +1033,18 @@ def test_cells_of_another_arithmetic_are_written_anew(scene, tmp_path, monkeypat
 
 
 def test_a_folder_of_cells_must_fit_every_row(run, refused, checkpoint):  # noqa: F811
-    run(checkpoint, "--cellBit", "2", "--adc_prec", "4", "--limit", "4", "--device", "techC", "--save_cells")
+    run(checkpoint, "--cell_bits", "2", "--adc_bits", "4", "--limit", "4", "--device", "techC", "--save_cells")
     Path("mine").mkdir()
     folder = Path("prob/vgg7_quant_eval_w4_c2")
     for path in (*folder.glob("*_chip0.pt"), folder / "manifest.json"):
         shutil.copy(path, "mine")
-    refused(["--resume", checkpoint, *FAST, "--cellBit", "2", "--reference", "digital", "analog", "--planes", "mine"], "holds cells of ")
+    refused(["--resume", checkpoint, *FAST, "--cell_bits", "2", "--reference", "digital", "analog", "--planes", "mine"], "holds cells of ")
 
 
 def test_files_of_names_that_differ_in_small_things_have_reports_of_their_own(run, checkpoint):  # noqa: F811
     for name, sigma in (("Mine", 0.5), ("mine", 0.1)):
         Path(f"{name}.csv").write_text(f"level,conductance_uS,std_uS\n0,1,{sigma}\n1,10,{sigma}\n")
-    run(checkpoint, "--engine", "numba", "--adc_prec", "4", "--limit", "4", "--device", "Mine.csv", "mine.csv", "--report")
+    run(checkpoint, "--engine", "numba", "--adc_bits", "4", "--limit", "4", "--device", "Mine.csv", "mine.csv", "--report")
     found = [json.loads(path.read_text())["setting"] for path in Path("save").glob("report_*.json")]
     assert sorted(text.split()[-1] for text in found) == ["Mine", "mine"]
 
@@ -1073,7 +1073,7 @@ def test_files_hold_all_layers_whatever_a_setting_leaves_out(run, checkpoint):  
 
 def test_layers_that_a_setting_leaves_out_are_saved_on_its_hardware(run, checkpoint):  # noqa: F811
     """So that the files can be read again, and say the arrays that their cells are of."""
-    flags = [*FLAGS, "--adc_range", "full", "--reference", "digital", "--subArray", "8"]
+    flags = [*FLAGS, "--adc_range", "full", "--reference", "digital", "--rows", "8"]
     chip = ["--device", "techB", "--wire_ohm", "2", "--save_cells"]
     [_, saved], (_, wanted), _ = run(checkpoint, *flags, *chip, "--crossbar_layers", "conv")
     folder, mine = Path("prob/vgg7_quant_eval_w4_c2"), Path("mine")
@@ -1131,7 +1131,7 @@ def test_a_network_on_the_cells_in_a_folder(run, refused, checkpoint, more, capl
     assert not torch.equal(run(checkpoint, *flags, "--planes", "mine")[1][1], wanted)
     weights = "offset" if "pair" in more else "pair"
     refused(["--resume", checkpoint, *FLAGS, "--weights", weights, "--planes", "mine"], "chip3.pt holds cells of ", " hardware has ")
-    refused(["--resume", checkpoint, *flags, "--cellBit", "1", "--planes", "mine"], "holds cells of cell_bits 2, and the hardware has 1")
+    refused(["--resume", checkpoint, *flags, "--cell_bits", "1", "--planes", "mine"], "holds cells of cell_bits 2, and the hardware has 1")
     refused(["--resume", checkpoint, *flags, "--planes", "mine", "--device", "techC"], "mine holds the cells of a chip, and a device")
     if "pair" not in more:
         run(checkpoint, *flags, "--planes", str(folder))

@@ -21,7 +21,7 @@ KEYS = """model dataset wbit abit wq first_last_bits inputs rounding skip float_
     chip_accuracies chip_changed_predictions cost energy_uJ energy_uJ_low energy_uJ_high latency_us latency_us_low latency_us_high area_mm2
     area_mm2_low area_mm2_high tops tops_low tops_high tops_per_w tops_per_w_low tops_per_w_high utilisation""".split()
 APART = {"setting", "predictions", "chip_predictions", "cost", "is_float"}  # fields of a record that a point has beside its line
-SETTINGS = EvalSettings(model="vgg7_quant_eval", dataset="digits", wbit=4, abit=4, wq="dorefa", save_path="save")
+SETTINGS = EvalSettings(model="vgg7_quant_eval", dataset="digits", w_bits=4, a_bits=4, wq="dorefa", save_path="save")
 
 
 def test_keys_of_a_line_are_those_of_older_lines():

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_costs_of_a_table(run, checkpoint):
-    also = ["--adc_range ideal", "--crossbar_layers conv --adc_range full --adc_prec 6"]
-    flags = ["--cellBit", "1", "2", "--adc_prec", "4", "--also", *also, "--cost", "rram_65nm"]
+    also = ["--adc_range ideal", "--crossbar_layers conv --adc_range full --adc_bits 6"]
+    flags = ["--cell_bits", "1", "2", "--adc_bits", "4", "--also", *also, "--cost", "rram_65nm"]
     _, predictions, text = run(checkpoint, *test_eval.FAST, *flags, drawn=True)
     folder = test_eval.Path(checkpoint).parent
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
@@ -54,7 +54,7 @@ def test_costs_are_those_of_the_images_that_are_measured(run, checkpoint):
     """The pass of the software counts each image once; a second table with other arrays counts those."""
     seen = {}
     for rows in ("16", "8"):
-        flags = ["--limit", "3", "--subArray", rows, "--adc_range", "full", "--cost", "rram_65nm"]
+        flags = ["--limit", "3", "--rows", rows, "--adc_range", "full", "--cost", "rram_65nm"]
         run(checkpoint, "--ngpu", "0", *flags)
         content = json.loads((test_eval.Path(checkpoint).parent / "cost.json").read_text())["settings"][0]
         seen[rows] = {layer["layer"]: layer["events"] for layer in content["layers"]}
@@ -66,7 +66,7 @@ def test_costs_are_those_of_the_images_that_are_measured(run, checkpoint):
 
 def test_conversions_of_a_plan_are_those_of_the_table(run, checkpoint):
     """Against the share of reads and the mean bits that the measurement finds in another way."""
-    flags = ["--limit", "3", "--subArray", "16", "--adc_prec", "2", "--adc_plan", "uniform", "significance"]
+    flags = ["--limit", "3", "--rows", "16", "--adc_bits", "2", "--adc_plan", "uniform", "significance"]
     run(checkpoint, "--ngpu", "0", *flags, "--cost", "rram_65nm")
     folder = test_eval.Path(checkpoint).parent
     row = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()][-1]
@@ -96,7 +96,7 @@ def test_one_pass_counts_the_reads_of_all_digits(run, checkpoint):
 
 
 def test_idle_conversions_that_are_skipped_are_not_in_the_table(run, checkpoint):
-    flags = ["--limit", "3", "--subArray", "8", "--adc_range", "full", "--adc_prec", "3", "--adc_idle", "skip", "convert", "--cost",
+    flags = ["--limit", "3", "--rows", "8", "--adc_range", "full", "--adc_bits", "3", "--adc_idle", "skip", "convert", "--cost",
              "rram_65nm"]
     _, _, text = run(checkpoint, "--ngpu", "0", *flags)
     folder = test_eval.Path(checkpoint).parent
@@ -142,7 +142,7 @@ def test_whiskers_are_said_to_be_what_they_are(run, checkpoint, monkeypatch):
 
 
 def test_a_device_gives_its_levels(run, checkpoint):
-    flags = ["--limit", "3", "--subArray", "16", "--cost", "rram_65nm", "--adc_range", "full"]
+    flags = ["--limit", "3", "--rows", "16", "--cost", "rram_65nm", "--adc_range", "full"]
     run(checkpoint, "--ngpu", "0", *flags, "--device", "neurosim_tsinghua_130nm", "--also", "")
     rows = [json.loads(line) for line in (test_eval.Path(checkpoint).parent / "results.jsonl").read_text().splitlines()]
     content = json.loads((test_eval.Path(checkpoint).parent / "cost.json").read_text())["settings"]
@@ -155,7 +155,7 @@ def test_a_device_gives_its_levels(run, checkpoint):
     (["--cost", "rram_3nm"], "--cost rram_3nm: no technology and no file is called 'rram_3nm'; technologies are isaac_32nm,"),
     (["--cost", "mine.csv"], "--cost mine.csv: mine.csv line 2: adc_energy has the unit 'J'"),
     (["--cost", "narrow.csv"], "--cost narrow, 1-bit cells, 6-bit ADC, calibrated, rows 16: arrays of 3 columns do not hold one weight"),
-    (["--cost", "isaac_32nm", "--adc_prec", "12"], "--cost isaac_32nm, 1-bit cells, 12-bit ADC, calibrated, rows 16: isaac_32nm has"),
+    (["--cost", "isaac_32nm", "--adc_bits", "12"], "--cost isaac_32nm, 1-bit cells, 12-bit ADC, calibrated, rows 16: isaac_32nm has"),
     (["--cost", "isaac_32nm", "--adc_plan", "significance", "--adc_max_bits", "9"], "no adc_energy for converters of 1, 2, 3,"),
 ])
 def test_refused_before_any_work(flags, message, run, checkpoint):

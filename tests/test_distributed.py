@@ -42,14 +42,14 @@ PATH = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
 SMALL = [8, "M", "M", 12, 12, "M"], 16  # instead of VGG7's widths
 # 19 images in batches of 4: the last one has 3, and of three processes one has a batch less.
 IMAGES = ["--ngpu", "0", "--batch_size", "4", "--calib_images", "12", "--engine", "reference"]
-TABLE = ["--cellBit", "2", "--adc_prec", "4", "--chips", "2", "--also", "--adc_range dynamic --adc_prec 3",
-         "--adc_plan significance --adc_prec 2 --cellBit 2",
-         "--cellBit 2 --adc_prec 3 --device techA --read_noise 0.5 --adc_noise 0.3 --adc_offset 0.2"]
-COSTS = ["--cost", "rram_32nm", "--adc_prec", "5"]
+TABLE = ["--cell_bits", "2", "--adc_bits", "4", "--chips", "2", "--also", "--adc_range dynamic --adc_bits 3",
+         "--adc_plan significance --adc_bits 2 --cell_bits 2",
+         "--cell_bits 2 --adc_bits 3 --device techA --read_noise 0.5 --adc_noise 0.3 --adc_offset 0.2"]
+COSTS = ["--cost", "rram_32nm", "--adc_bits", "5"]
 FLAGS = ["--ngpu", "0", "--epochs", "3", "--limit_train", "100", "--batch_size", "15", "--lr", "0.05", "--amp", "off", "--cutout", "6",
          "--clp", "--save_minutes", "0"]  # 90 training images: 6 steps an epoch, of 7 and 8 images
 ON_CHIPS = ["--ngpu", "0", "--epochs", "1", "--limit_train", "40", "--batch_size", "11", "--lr", "0.01", "--amp", "off", "--adc_aware",
-            "--cellBit", "2", "--adc_prec", "4", "--subArray", "32", "--device", "rram_wan", "--device_time", "1d", "--calib_steps", "2"]
+            "--cell_bits", "2", "--adc_bits", "4", "--rows", "32", "--device", "rram_wan", "--device_time", "1d", "--calib_steps", "2"]
 
 
 def set_up(folder):
@@ -86,7 +86,7 @@ def gradients(folder):
     images, labels = data.train_x[:35], data.train_y[:35]
     for name, bits in (("plain", 32), ("quantized", 4)):
         net = network(wbit=bits, abit=bits).double().train()
-        settings, *_ = parse(["--ngpu", "0", "--wbit", str(bits), "--abit", str(bits), "--save_path", str(folder / name), "--clp",
+        settings, *_ = parse(["--ngpu", "0", "--w_bits", str(bits), "--a_bits", str(bits), "--save_path", str(folder / name), "--clp",
                               "--batch_size", "7", "--label_smoothing", "0.1"])
         run = training.Run(settings, net, data, torch.device("cpu"), None)
         run.forward = data_parallel.shared(net)

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"vgg7": ([16, "M", 24, "M", 40, "M"], 32), "vgg16": ([4, "M", "M", 4, 4, "M"], 8)}
 CROSSBARS = ["features.4", "features.8", "classifier.0", "classifier.3"]
 CONFIG = {"model": "vgg7_quant", "wbit": 4, "abit": 4, "dataset": "digits", "data_path": "./data", "quantize_image": False}
-FAST = ["--ngpu", "0", "--limit", "40", "--subArray", "16"]
+FAST = ["--ngpu", "0", "--limit", "40", "--rows", "16"]
 CALIBRATION = ["--calib_images", "20"]
 load_digits = datasets._digits
 
@@ -133,7 +133,7 @@ def classes(net, images):
 
 
 def test_table_and_results_of_several_settings(run, checkpoint, tmp_path):
-    records, predictions, text = run(checkpoint, "--cellBit", "1", "3", "--adc_prec", "6", "2")
+    records, predictions, text = run(checkpoint, "--cell_bits", "1", "3", "--adc_bits", "6", "2")
     titles = [f"{cell}-bit cells, {bits}-bit ADC, calibrated, rows 16" for cell in (1, 3) for bits in (6, 2)]
     table = text[text.index("setting"):].splitlines()
     assert table[0].split() == ["setting", "accuracy", "%", "difference", "changed", "images/s"]
@@ -171,8 +171,8 @@ def test_without_limit_all_images_are_evaluated(run, checkpoint):
 
 
 def test_results_have_all_keys_with_their_types_and_are_appended(run, checkpoint, tmp_path):
-    assert len(run(checkpoint, "--adc_prec", "5")[0]) == 2
-    text = run(checkpoint, "--adc_range", "dynamic", "ideal", "full", "--cellBit", "2", "--map", "conv", "--mapping",
+    assert len(run(checkpoint, "--adc_bits", "5")[0]) == 2
+    text = run(checkpoint, "--adc_range", "dynamic", "ideal", "full", "--cell_bits", "2", "--map", "conv", "--mapping",
                "im2col", "--engine", "reference", "--limit", "4")[2]
     assert "engine reference: asked for\n" in text and "numba" not in text
     records = results(tmp_path / "save")
@@ -198,14 +198,14 @@ def test_results_have_all_keys_with_their_types_and_are_appended(run, checkpoint
 
 
 def test_equal_settings_are_evaluated_once(run, checkpoint):
-    records, _, text = run(checkpoint, "--adc_range", "ideal", "calibrated", "--adc_prec", "6", "5", "6")
+    records, _, text = run(checkpoint, "--adc_range", "ideal", "calibrated", "--adc_bits", "6", "5", "6")
     assert [(r["adc_range"], r["adc_bits"]) for r in records[1:]] == [("ideal", None), ("calibrated", 6), ("calibrated", 5)]
 
 
 def test_also_adds_settings_with_the_other_flags_at_their_defaults(run, checkpoint):
-    records, _, _ = run(checkpoint, "--cellBit", "2", "--adc_prec", "4", "--also", "--map conv --subArray 16",
-                        "--cellBit 2 3 --adc_prec 4 --adc_range full dynamic", "--also",
-                        "--cellBit 2 --adc_prec 4 --subArray 16")
+    records, _, _ = run(checkpoint, "--cell_bits", "2", "--adc_bits", "4", "--also", "--map conv --rows 16",
+                        "--cell_bits 2 3 --adc_bits 4 --adc_range full dynamic", "--also",
+                        "--cell_bits 2 --adc_bits 4 --rows 16")
     assert [tuple(r[name] for name in ("map", "cell_bits", "adc_bits", "adc_range", "rows")) for r in records[1:]] == [
         ("all", 2, 4, "calibrated", 16), ("conv", 1, 6, "calibrated", 16), ("all", 2, 4, "full", 128),
         ("all", 2, 4, "dynamic", 128), ("all", 3, 4, "full", 128), ("all", 3, 4, "dynamic", 128)]  # the last is the first
@@ -215,7 +215,7 @@ def test_also_adds_settings_with_the_other_flags_at_their_defaults(run, checkpoi
 
 
 def test_ranges_can_be_used_again(run, checkpoint, tmp_path):
-    flags = ["--cellBit", "1", "2", "--adc_prec", "3", "4"]
+    flags = ["--cell_bits", "1", "2", "--adc_bits", "3", "4"]
     first, expected, _ = run(checkpoint, *flags)
     content = json.loads(Path("save/adc_ranges.json").read_text())
     for entry in content["ranges"][:2]:  # as in older files
@@ -271,11 +271,11 @@ def test_ranges_nested_without_end_are_refused(refused, checkpoint):
 
 
 def test_ranges_of_other_settings_stay_in_the_file(run, checkpoint):
-    run(checkpoint, "--adc_prec", "3")
-    run(checkpoint, "--adc_prec", "4")
+    run(checkpoint, "--adc_bits", "3")
+    run(checkpoint, "--adc_bits", "4")
     entries = json.loads(Path("save/adc_ranges.json").read_text())["ranges"]
     assert [entry["adc_bits"] for entry in entries] == [3, 4]
-    _, _, _ = run(checkpoint, "--adc_prec", "3", "4", "--adc_ranges", "save/adc_ranges.json")
+    _, _, _ = run(checkpoint, "--adc_bits", "3", "4", "--adc_ranges", "save/adc_ranges.json")
 
 
 def test_ranges_of_another_network_are_refused(run, refused, checkpoint, tmp_path):
@@ -313,9 +313,9 @@ def test_images_of_other_classes_are_refused(run, tmp_path):
 
 def test_an_adc_aware_checkpoint_says_what_it_was_trained_for(run, tmp_path):
     (tmp_path / "save").mkdir()
-    path = save(tmp_path / "save" / "aware.pth.tar", network(), adc_aware=True, cellBit=2, adc_prec=3, subArray=64)
+    path = save(tmp_path / "save" / "aware.pth.tar", network(), adc_aware=True, cell_bits=2, adc_bits=3, rows=64)
     _, _, text = run(path)
-    assert "trained through the ADC of --cellBit 2, --adc_prec 3, --subArray 64" in text
+    assert "trained through the ADC of --cell_bits 2, --adc_bits 3, --rows 64" in text
 
 
 def test_an_adc_aware_checkpoint_keeps_its_ranges_on_its_hardware(tmp_path, capsys):
@@ -325,9 +325,9 @@ def test_an_adc_aware_checkpoint_keeps_its_ranges_on_its_hardware(tmp_path, caps
     few, _ = shown_images(8)  # other images than eval.py would take
     quant.calibrate(net, [few])
     quant.correct(net, few)
-    flags = dict(adc_aware=True, cellBit=2, adc_prec=3, subArray=16, mapping="tap", reference="analog", dac_bits=1, map="all")
+    flags = dict(adc_aware=True, cell_bits=2, adc_bits=3, rows=16, mapping="tap", reference="analog", dac_bits=1, map="all")
     path = save(tmp_path / "save" / "aware.pth.tar", net, **flags)
-    flags = ["--resume", path, *FAST, "--cellBit", "2", "--adc_prec", "3", "4"]
+    flags = ["--resume", path, *FAST, "--cell_bits", "2", "--adc_bits", "3", "4"]
     assert evaluation.main(flags) == 0
     assert evaluation.main([*flags, "--calib_images", "8"]) == 0
     kept, other, anew, _ = (record for record in results("save") if record["cell_bits"])
@@ -347,7 +347,7 @@ def test_rules_of_calibration_give_different_ranges(run, checkpoint):
     found = {}
     for rule in ("minmax", "percentile", "mse"):
         for per in ("layer", "slice"):
-            records, _, _ = run(checkpoint, "--adc_prec", "3", "--cellBit", "2", "--adc_calib", rule, "--adc_per", per)
+            records, _, _ = run(checkpoint, "--adc_bits", "3", "--cell_bits", "2", "--adc_calib", rule, "--adc_per", per)
             assert (records[1]["adc_calib"], records[1]["adc_per"]) == (rule, per)
             entry = json.loads(Path("save/adc_ranges.json").read_text())["ranges"][0]
             ranges = {name: layer["ranges"] for name, layer in entry["layers"].items()}
@@ -362,7 +362,7 @@ def test_rules_of_calibration_give_different_ranges(run, checkpoint):
 def test_outputs_are_corrected_unless_that_is_switched_off(run, checkpoint):
     found = {}
     for flags in ([], ["--adc_correct", "none"]):
-        records, predictions, _ = run(checkpoint, "--adc_prec", "2", *flags)
+        records, predictions, _ = run(checkpoint, "--adc_bits", "2", *flags)
         layers = json.loads(Path("save/adc_ranges.json").read_text())["ranges"][0]["layers"]
         found[records[1]["adc_correct"]] = layers, predictions[1]
     assert found.keys() == {"channel", "none"} and not torch.equal(found["channel"][1], found["none"][1])
@@ -373,7 +373,7 @@ def test_outputs_are_corrected_unless_that_is_switched_off(run, checkpoint):
 
 
 def test_report_is_a_table_a_file_and_a_picture(run, checkpoint):
-    _, _, text = run(checkpoint, "--report", "--cellBit", "2", "--adc_prec", "3", "--adc_range", "calibrated", "dynamic", drawn=True)
+    _, _, text = run(checkpoint, "--report", "--cell_bits", "2", "--adc_bits", "3", "--adc_range", "calibrated", "dynamic", drawn=True)
     name = "save/report_2_bit_cells_3_bit_adc_calibrated_rows_16"
     layers = json.loads(Path(name + ".json").read_text())["layers"]
     assert [entry["layer"] for entry in layers] == CROSSBARS and f"/{name}.png" in text
@@ -390,9 +390,9 @@ def test_report_is_a_table_a_file_and_a_picture(run, checkpoint):
 
 def test_plot_only_of_several_adc_precisions(run, checkpoint, tmp_path):
     path = tmp_path / "save" / "accuracy_over_adc_bits.png"
-    text = run(checkpoint, "--adc_range", "full", "ideal", "--cellBit", "1", "2")[2]
+    text = run(checkpoint, "--adc_range", "full", "ideal", "--cell_bits", "1", "2")[2]
     assert not path.exists() and "plot: " not in text
-    text = run(checkpoint, "--adc_range", "full", "--adc_prec", "2", "4", drawn=True)[2]
+    text = run(checkpoint, "--adc_range", "full", "--adc_bits", "2", "4", drawn=True)[2]
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG" and min(image.size) > 400
@@ -402,7 +402,8 @@ def test_plot_only_of_several_adc_precisions(run, checkpoint, tmp_path):
 def test_folders_of_its_own(run, checkpoint, tmp_path, capsys):
     evaluation.main(["--resume", checkpoint, *FAST, "--adc_range", "full", "--save_path", "out/a", "--prob_path", "planes",
                      "--log_file", "b.log"])
-    assert {*os.listdir("out/a")} - {"results.parquet"} == {"b.log", "points", "results.csv", "results.jsonl", "table.json"}
+    assert {*os.listdir("out/a")} - {"results.parquet"} == {
+        "b.log", "eval_config.json", "points", "results.csv", "results.jsonl", "table.json"}
     assert os.listdir("planes") == ["vgg7_quant_eval_w4_c1"] and os.listdir("save") == ["model_best.pth.tar"]
 
 
@@ -410,7 +411,7 @@ def test_folders_of_its_own(run, checkpoint, tmp_path, capsys):
 
 
 def test_results_depend_neither_on_the_batch_size_nor_on_the_engine(run, checkpoint):
-    flags = ["--limit", "9", "--calib_images", "9", "--cellBit", "1", "3", "--adc_prec", "3", "--reference", "analog",
+    flags = ["--limit", "9", "--calib_images", "9", "--cell_bits", "1", "3", "--adc_bits", "3", "--reference", "analog",
              "digital"]
     keys = ["cell_bits", "reference", "accuracy", "software_accuracy", "changed_predictions"]
     expected = None
@@ -425,16 +426,16 @@ def test_results_depend_neither_on_the_batch_size_nor_on_the_engine(run, checkpo
 
 def test_dynamic_ranges_do_depend_on_the_batch_size(run, checkpoint):
     """As the help says; and so the test above would see it."""
-    flags = ["--adc_range", "dynamic", "--adc_prec", "3"]
+    flags = ["--adc_range", "dynamic", "--adc_bits", "3"]
     small, large = (run(checkpoint, *flags, "--batch_size", size)[1] for size in ("1", "64"))
     assert torch.equal(small[0], large[0]) and not torch.equal(small[1], large[1])
 
 
 @pytest.mark.parametrize("flags", [
-    ["--adc_range", "ideal", "--cellBit", "1", "4", "--map", "conv", "all"],
-    ["--adc_range", "full", "--adc_prec", "12", "--cellBit", "1", "2", "3", "--mapping", "tap", "im2col"],
-    ["--adc_range", "full", "--adc_prec", "12", "--reference", "digital", "--dac_bits", "1", "2"],
-    ["--adc_range", "full", "--adc_prec", "5", "--reference", "digital"],  # 16 rows of 1-bit cells: 0 to 16
+    ["--adc_range", "ideal", "--cell_bits", "1", "4", "--map", "conv", "all"],
+    ["--adc_range", "full", "--adc_bits", "12", "--cell_bits", "1", "2", "3", "--mapping", "tap", "im2col"],
+    ["--adc_range", "full", "--adc_bits", "12", "--reference", "digital", "--dac_bits", "1", "2"],
+    ["--adc_range", "full", "--adc_bits", "5", "--reference", "digital"],  # 16 rows of 1-bit cells: 0 to 16
 ])
 def test_without_loss_no_prediction_changes(flags, run, checkpoint):
     records, predictions, _ = run(checkpoint, *flags)
@@ -443,7 +444,7 @@ def test_without_loss_no_prediction_changes(flags, run, checkpoint):
 
 
 def test_too_few_adc_codes_change_predictions(run, checkpoint):
-    records, _, _ = run(checkpoint, "--adc_range", "full", "--adc_prec", "2", "--reference", "digital")
+    records, _, _ = run(checkpoint, "--adc_range", "full", "--adc_bits", "2", "--reference", "digital")
     assert records[1]["changed_predictions"] > 0
 
 
@@ -461,7 +462,7 @@ def test_map_conv_keeps_linear_layers_off_the_crossbars(run, checkpoint):
 
 def test_ranges_in_the_checkpoint_are_not_used(run, checkpoint):
     """They are of the hardware that the network was on then: other cells, more layers."""
-    flags = ["--adc_prec", "3", "--cellBit", "2", "--map", "conv", "all"]
+    flags = ["--adc_bits", "3", "--cell_bits", "2", "--map", "conv", "all"]
     expected = run(checkpoint, *flags)[1]
     net = network()
     ranges = {f"{name}.{key}": value for name in CROSSBARS
@@ -482,10 +483,10 @@ def test_images_are_scaled_as_in_training(run, tmp_path):
 
 def test_checkpoint_of_the_original_code(run, checkpoint, tmp_path):
     """{"state_dict": ...} with the prefix of DataParallel, and no settings."""
-    expected = run(checkpoint, "--adc_prec", "3")[1]
+    expected = run(checkpoint, "--adc_bits", "3")[1]
     state = {f"module.{key}": value for key, value in network().state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3, "best_acc": 0.9}, tmp_path / "old.pth.tar")
-    _, predictions, text = run(str(tmp_path / "old.pth.tar"), "--adc_prec", "3")
+    _, predictions, text = run(str(tmp_path / "old.pth.tar"), "--adc_bits", "3")
     assert "vgg7_quant, 4-bit weights, 4-bit activations; 40 test images of digits" in text
     assert [p.tolist() for p in predictions] == [p.tolist() for p in expected]
     # It rounded the image to the activation grid.
@@ -496,7 +497,7 @@ def test_checkpoint_of_the_original_code(run, checkpoint, tmp_path):
 
 def test_other_bits_and_another_network(run, tmp_path):
     path = save(tmp_path / "c.pth.tar", network("vgg16", wbit=3, abit=2), model="vgg16_quant", wbit=3, abit=2)
-    records, predictions, _ = run(path, "--cellBit", "2", "--adc_prec", "12", "--adc_range", "full")
+    records, predictions, _ = run(path, "--cell_bits", "2", "--adc_bits", "12", "--adc_range", "full")
     assert torch.equal(predictions[0], classes(network("vgg16", wbit=3, abit=2), shown_images(40)[0]))
     assert (records[1]["model"], records[1]["wbit"], records[1]["abit"]) == ("vgg16_quant_eval", 3, 2)
     assert records[1]["changed_predictions"] == 0
@@ -511,14 +512,14 @@ def test_two_evaluations_in_one_folder_keep_the_ranges_of_both(run, checkpoint, 
 
     def other_first(self, *args):
         monkeypatch.setattr(ranges.RangesOfRun, "keep", give)
-        evaluation.main(["--resume", checkpoint, *FAST, *CALIBRATION, "--adc_prec", "3"])
+        evaluation.main(["--resume", checkpoint, *FAST, *CALIBRATION, "--adc_bits", "3"])
         give(self, *args)
 
     monkeypatch.setattr(ranges.RangesOfRun, "keep", other_first)
-    assert evaluation.main(["--resume", checkpoint, *FAST, *CALIBRATION, "--adc_prec", "4", "5"]) == 0
+    assert evaluation.main(["--resume", checkpoint, *FAST, *CALIBRATION, "--adc_bits", "4", "5"]) == 0
     entries = json.loads(Path("save/adc_ranges.json").read_text())["ranges"]
     assert sorted(entry["adc_bits"] for entry in entries) == [3, 4, 5]
-    run(checkpoint, "--adc_prec", "3", "4", "5", "--adc_ranges", "save/adc_ranges.json")
+    run(checkpoint, "--adc_bits", "3", "4", "5", "--adc_ranges", "save/adc_ranges.json")
 
 
 def test_only_one_process_at_a_time_writes_to_a_folder(tmp_path):
@@ -552,18 +553,18 @@ def test_a_damaged_file_of_ranges_is_not_replaced(run, refused, checkpoint):
 
 def test_ranges_and_planes_of_before_are_read(run, checkpoint):
     """As an earlier version wrote them: ranges shared per "reference"."""
-    expected = run(checkpoint, "--adc_prec", "3")[1]
+    expected = run(checkpoint, "--adc_bits", "3")[1]
     content = json.loads(Path("save/adc_ranges.json").read_text())
     content["ranges"][0]["adc_per"] = "reference"
     Path("old.json").write_text(json.dumps(content))
-    found = run(checkpoint, "--adc_prec", "3", "--adc_ranges", "old.json")[1]
+    found = run(checkpoint, "--adc_bits", "3", "--adc_ranges", "old.json")[1]
     assert [p.tolist() for p in found] == [p.tolist() for p in expected]
 
 
 def test_older_names_of_flags_and_their_values(run, checkpoint):
     for flags in (["--map", "conv"], ["--crossbar_layers", "conv"]):
         assert run(checkpoint, "--adc_range", "full", *flags)[0][1]["map"] == "conv"
-    records, _, _ = run(checkpoint, "--adc_prec", "3", "--adc_per", "reference")
+    records, _, _ = run(checkpoint, "--adc_bits", "3", "--adc_per", "reference")
     assert records[1]["adc_per"] == "alike"
 
 
@@ -576,7 +577,7 @@ def folder_state(folder):
 
 def test_planes_are_written_reused_and_rebuilt(run, checkpoint, tmp_path):
     folder = Path("prob/vgg7_quant_eval_w4_c3")
-    text = run(checkpoint, "--cellBit", "3", "--adc_prec", "2", "4", "--map", "conv")[2]
+    text = run(checkpoint, "--cell_bits", "3", "--adc_bits", "2", "4", "--map", "conv")[2]
     assert text.count(f"bit-planes of the weights written to {folder}") == 1
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [entry["layer"] for entry in manifest.values()] == CROSSBARS
@@ -588,11 +589,11 @@ def test_planes_are_written_reused_and_rebuilt(run, checkpoint, tmp_path):
         assert torch.equal(torch.load(folder / f"bit_levels{i}_ideal.pt", weights_only=True), decompose(codes, 4, 3))
 
     before = folder_state(folder)
-    text = run(checkpoint, "--cellBit", "3", "--adc_prec", "2")[2]
+    text = run(checkpoint, "--cell_bits", "3", "--adc_bits", "2")[2]
     assert folder_state(folder) == before and "bit-planes" not in text and "rebuilt" not in text
 
     other = save(tmp_path / "other.pth.tar", network(seed=1))
-    text = run(other, "--cellBit", "3", "--adc_prec", "2")[2]
+    text = run(other, "--cell_bits", "3", "--adc_bits", "2")[2]
     assert text.count(f"{folder}/bit_levels0_ideal.pt and 3 more: belongs to other weights; rebuilt") == 1
     assert text.count("bit-planes of the weights written") == text.count("rebuilt") == 1
     assert folder_state(folder)["bit_levels0_ideal.pt"][1] != before["bit_levels0_ideal.pt"][1]
@@ -601,13 +602,13 @@ def test_planes_are_written_reused_and_rebuilt(run, checkpoint, tmp_path):
 @pytest.fixture
 def planes(run, checkpoint):
     """A copy of the folder that a run wrote, for 2-bit cells."""
-    run(checkpoint, "--cellBit", "2", "--adc_range", "ideal")
+    run(checkpoint, "--cell_bits", "2", "--adc_range", "ideal")
     shutil.copytree("prob/vgg7_quant_eval_w4_c2", "planes")
     return Path("planes")
 
 
 def test_edited_planes(run, refused, checkpoint, planes):
-    flags = ["--cellBit", "2", "--adc_prec", "4", "3", "--map", "conv", "all"]
+    flags = ["--cell_bits", "2", "--adc_bits", "4", "3", "--map", "conv", "all"]
     expected = run(checkpoint, *flags)[1]
     stored = folder_state("prob/vgg7_quant_eval_w4_c2")
     records, predictions, text = run(checkpoint, *flags, "--planes", "planes")
@@ -643,14 +644,14 @@ def test_edited_planes(run, refused, checkpoint, planes):
     torch.save(cells, path)
     last = planes / "bit_levels3_ideal.pt"
     torch.save(torch.zeros_like(torch.load(last, weights_only=True)), last)
-    _, predictions, _ = run(checkpoint, "--cellBit", "2", "--adc_range", "ideal", "--planes", "planes")
+    _, predictions, _ = run(checkpoint, "--cell_bits", "2", "--adc_range", "ideal", "--planes", "planes")
     assert set(predictions[1].tolist()) == {int(network().classifier[-1].bias.argmax())}
 
 
 def test_planes_that_are_no_planes_of_this_network(refused, checkpoint, planes):
     path = planes / "bit_levels1_ideal.pt"
     good = torch.load(path, weights_only=True)
-    flags = ["--resume", checkpoint, "--cellBit", "2", "--planes", "planes"]
+    flags = ["--resume", checkpoint, "--cell_bits", "2", "--planes", "planes"]
     for bad, words in (
         (good[:1], f"{path} has shape [1, 40, 24, 3, 3]; layer features.8 needs [2, 40, 24, 3, 3]"),
         (good[:, :, :5], f"{path} has shape"),
@@ -664,8 +665,8 @@ def test_planes_that_are_no_planes_of_this_network(refused, checkpoint, planes):
     refused(flags, f"{path} cannot be read")
     path.unlink()
     refused(flags, f"{path} does not exist")
-    refused(["--resume", checkpoint, "--cellBit", "2", "--planes", "nowhere"], "nowhere/bit_levels0_ideal.pt does not exist")
-    refused(["--resume", checkpoint, "--cellBit", "1", "--planes", "planes"], "needs [4, 24, 16, 3, 3]")
+    refused(["--resume", checkpoint, "--cell_bits", "2", "--planes", "nowhere"], "nowhere/bit_levels0_ideal.pt does not exist")
+    refused(["--resume", checkpoint, "--cell_bits", "1", "--planes", "planes"], "needs [4, 24, 16, 3, 3]")
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
@@ -697,17 +698,17 @@ def refused(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--cellBit", "0"], "--cellBit: 0 is not a whole number from 1 up"),
-    (["--cellBit", "1", "9"], "--cellBit is 9; allowed are whole numbers from 1 to 4 (the weight bits)"),
-    (["--cellBit", "5"], "--cellBit is 5; allowed are whole numbers from 1 to 4 (the weight bits)"),
-    (["--cellBit", "two"], "--cellBit: two is not"),
-    (["--adc_prec", "0"], "--adc_prec is 0; allowed are whole numbers from 1 to 12"),
-    (["--adc_prec", "6", "13"], "--adc_prec is 13; allowed are whole numbers from 1 to 12"),
-    (["--subArray", "1025"], "--subArray is 1025; allowed are whole numbers from 1 to 1024"),
-    (["--dac_bits", "5"], "--dac_bits is 5; allowed are whole numbers from 1 to 4 (the activation bits)"),
-    (["--wbit", "9"], "--wbit: 9 is not 1 to 8"),
-    (["--wbit", "2"], "was trained with --wbit 4, not 2"),
-    (["--abit", "8"], "was trained with --abit 4, not 8"),
+    (["--cell_bits", "0"], "--cell_bits: 0 is not a whole number from 1 up"),
+    (["--cell_bits", "1", "9"], "--cell_bits is 9; allowed are whole numbers from 1 to 4 (--w_bits)"),
+    (["--cell_bits", "5"], "--cell_bits is 5; allowed are whole numbers from 1 to 4 (--w_bits)"),
+    (["--cell_bits", "two"], "--cell_bits: two is not"),
+    (["--adc_bits", "0"], "--adc_bits is 0; allowed are whole numbers from 1 to 12"),
+    (["--adc_bits", "6", "13"], "--adc_bits is 13; allowed are whole numbers from 1 to 12"),
+    (["--rows", "1025"], "--rows is 1025; allowed are whole numbers from 1 to 1024"),
+    (["--dac_bits", "5"], "--dac_bits is 5; allowed are whole numbers from 1 to 4 (--a_bits)"),
+    (["--w_bits", "9"], "--w_bits: 9 is not 1 to 8"),
+    (["--w_bits", "2"], "was trained with --w_bits 4, not 2"),
+    (["--a_bits", "8"], "was trained with --a_bits 4, not 8"),
     (["--quantize_image"], "was trained with --quantize_image False, not True"),
     (["--adc_range", "max"], "--adc_range: invalid choice: 'max'"),
     (["--adc_calib", "best"], "--adc_calib: invalid choice"),
@@ -722,11 +723,11 @@ def refused(monkeypatch, capsys):
     (["--dataset", "imagefolder", "--data_path", "nowhere"], "--data_path nowhere: imagefolder needs"),
     (["--save_path", "{checkpoint}/run"], "cannot write to {checkpoint}/run"),
     (["--prob_path", "{checkpoint}/prob"], "cannot write to {checkpoint}/prob"),
-    (["--planes", "prob", "--cellBit", "1", "2"], "--planes holds cells of one precision: give one --cellBit"),
-    (["--planes", "prob", "--also", "--cellBit 2"], "--planes holds cells of one precision: give one --cellBit"),
-    (["--also", "--cellBit 5"], "--cellBit is 5; allowed are whole numbers from 1 to 4 (the weight bits)"),
-    (["--also", "--cellBit two"], "--also '--cellBit two': argument --cellBit: two is not"),
-    (["--also", "--resume x"], "--also '--resume x': unrecognized arguments: --resume x"),
+    (["--planes", "prob", "--cell_bits", "1", "2"], "--planes holds cells of one precision: give one --cell_bits"),
+    (["--planes", "prob", "--also", "--cell_bits 2"], "--planes holds cells of one precision: give one --cell_bits"),
+    (["--also", "--cell_bits 5"], "--cell_bits is 5; allowed are whole numbers from 1 to 4 (--w_bits)"),
+    (["--also", "--cell_bits two"], "--also '--cell_bits two': argument --cell_bits: two is not"),
+    (["--also", "--resume x"], "--also '--resume x': there is no hardware flag --resume (see"),
     (["--also", "--map 'conv"], "--also \"--map 'conv\": No closing quotation"),
     (["--report", "--adc_range", "ideal", "dynamic"], "--report describes frozen ranges"),
     (["--adc_ranges", "nowhere.json"], "cannot read nowhere.json: No such file"),
@@ -737,7 +738,7 @@ def refused(monkeypatch, capsys):
     (["--adc_share", "layer"], "--adc_share is for plans: add --adc_plan significance"),
     (["--adc_plan", "significance", "--adc_per", "slice"], "--adc_per is for uniform bits, and with a plan"),
     (["--adc_range", "ideal", "--adc_ranges", "nowhere.json"], "--adc_ranges is for calibrated ranges"),
-    (["--bogus"], "unrecognized arguments: --bogus"),
+    (["--bogus"], "there is no flag --bogus (see"),
 ])
 def test_bad_flags(flags, words, refused, checkpoint):
     refused(["--resume", checkpoint, *(flag.format(checkpoint=checkpoint) for flag in flags)],
@@ -785,9 +786,9 @@ def test_keys_that_do_not_fit_are_named(refused, checkpoint):
 
 @pytest.mark.parametrize("config, words", [
     ({"model": "resnet9_quant"}, "resnet9_quant_eval: unknown, choose from resnet18_quant_eval, resnet20_quant_eval"),
-    ({"wbit": 32}, "has --wbit 32: crossbars hold quantized weights and inputs, 1 to 8 bits"),
-    ({"abit": 32}, "has --abit 32"),
-    ({"wbit": 99}, "has --wbit 99, which is not 1 to 8"),
+    ({"wbit": 32}, "has --w_bits 32: crossbars hold quantized weights and inputs, 1 to 8 bits"),
+    ({"abit": 32}, "has --a_bits 32"),
+    ({"wbit": 99}, "has --w_bits 99, which is not 1 to 8"),
     ({"dataset": "mnist"}, "has --dataset 'mnist', which is not one of digits, cifar10, cifar100, imagefolder"),
 ])
 def test_checkpoints_that_crossbars_cannot_run(config, words, refused, checkpoint):
@@ -803,7 +804,7 @@ def test_a_checkpoint_without_clipping_levels_cannot_run(refused, checkpoint):
 def test_reads_of_millions_of_values_are_calibrated_on(run, tmp_path):
     """8-bit ADCs that cover all that was seen, of reads up to 216 x 255 x 127.5: little is lost."""
     path = save(tmp_path / "c.pth.tar", network(wbit=8, abit=8), wbit=8, abit=8)
-    flags = ["--map", "all", "--mapping", "im2col", "--subArray", "1024", "--dac_bits", "8", "--cellBit", "8", "--adc_prec", "8"]
+    flags = ["--map", "all", "--mapping", "im2col", "--rows", "1024", "--dac_bits", "8", "--cell_bits", "8", "--adc_bits", "8"]
     records, predictions, _ = run(path, *flags, "--adc_calib", "minmax")
     assert records[1]["changed_predictions"] == int((predictions[0] != predictions[1]).sum()) <= 8
 
@@ -837,7 +838,7 @@ def test_triton_without_a_gpu(checkpoint):
 
 def test_ctrl_c_leaves_complete_lines(checkpoint):
     process = start("--resume", checkpoint, "--ngpu", "0", "--engine", "reference", "--adc_range", "full", "--limit",
-                    "100", "--adc_prec", *map(str, range(1, 13)), "--cellBit", "1", "2", "3")
+                    "100", "--adc_bits", *map(str, range(1, 13)), "--cell_bits", "1", "2", "3")
     path, deadline = Path("save/results.jsonl"), time.monotonic() + 60
     while not (path.exists() and path.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -903,14 +904,14 @@ def test_script_makes_the_whole_table_of_the_network_in_the_box(monkeypatch, set
 
 
 def test_flags_given_to_the_script_win(checkpoint, settings_of_script):
-    given = ["--cellBit", "3", "4", "--resume", checkpoint, "--limit", "5", "--engine", "numba"]
+    given = ["--cell_bits", "3", "4", "--resume", checkpoint, "--limit", "5", "--engine", "numba"]
     arguments, settings = settings_of_script(*given)
     assert arguments[-len(given):] == given
     assert (settings.resume, settings.limit, settings.engine) == (checkpoint, 5, "numba")
     assert (settings.save_path, settings.dataset) == (str(Path(checkpoint).parent), "digits")  # a network of one's own
     assert [s.spec.cell_bits for s in settings.settings] == [3, 4]  # hardware that is given replaces the table
-    assert len(settings_of_script("--resume", checkpoint, "--adc_prec=2")[1].settings) == 1
-    assert len(settings_of_script("--resume", checkpoint, "--also", "--adc_prec 2")[1].settings) == 2
+    assert len(settings_of_script("--resume", checkpoint, "--adc_bits=2")[1].settings) == 1
+    assert len(settings_of_script("--resume", checkpoint, "--also", "--adc_bits 2")[1].settings) == 2
     assert len(settings_of_script("--resume", checkpoint)[1].settings) == 52
 
 
@@ -918,14 +919,14 @@ def test_flags_given_to_the_script_win(checkpoint, settings_of_script):
 
 
 def test_later_rows_are_checked_before_any_work(run, refused, checkpoint):
-    refused(["--resume", checkpoint, "--adc_range", "full", "--adc_prec", "4", "12", "--cost", "isaac_32nm"], "12-bit ADC")
-    refused(["--resume", checkpoint, "--cellBit", "2", "--device", "techA", "winbond_asu_1bit"], "has 2 levels")
-    run(checkpoint, "--adc_prec", "3")
-    refused(["--resume", checkpoint, *FAST, "--adc_prec", "3", "4", "--adc_ranges", "save/adc_ranges.json"], "has no ranges of features.4")
+    refused(["--resume", checkpoint, "--adc_range", "full", "--adc_bits", "4", "12", "--cost", "isaac_32nm"], "12-bit ADC")
+    refused(["--resume", checkpoint, "--cell_bits", "2", "--device", "techA", "winbond_asu_1bit"], "has 2 levels")
+    run(checkpoint, "--adc_bits", "3")
+    refused(["--resume", checkpoint, *FAST, "--adc_bits", "3", "4", "--adc_ranges", "save/adc_ranges.json"], "has no ranges of features.4")
 
 
 def test_a_report_of_given_ranges_is_of_them(run, checkpoint):
-    flags = ["--adc_prec", "3", "5", "--cellBit", "2", "--limit", "4"]
+    flags = ["--adc_bits", "3", "5", "--cell_bits", "2", "--limit", "4"]
     run(checkpoint, *flags)
     shutil.copy("save/adc_ranges.json", "own.json")
     run(checkpoint, *flags, "--adc_ranges", "own.json", "--report")
@@ -935,8 +936,8 @@ def test_a_report_of_given_ranges_is_of_them(run, checkpoint):
 
 
 def test_ranges_of_other_hardware_are_other_entries(run, checkpoint):
-    run(checkpoint, "--adc_prec", "3", "--weights", "offset", "pair", "--limit", "4")
-    run(checkpoint, "--adc_prec", "3", "--per_layer", "features.4:adc_prec=5", "--limit", "4")
+    run(checkpoint, "--adc_bits", "3", "--weights", "offset", "pair", "--limit", "4")
+    run(checkpoint, "--adc_bits", "3", "--per_layer", "features.4:adc_bits=5", "--limit", "4")
     entries = json.loads(Path("save/adc_ranges.json").read_text())["ranges"]
     assert sorted((entry["weights"], "per_layer" in entry) for entry in entries) == [("offset", False), ("offset", True), ("pair", False)]
 
@@ -944,7 +945,7 @@ def test_ranges_of_other_hardware_are_other_entries(run, checkpoint):
 @pytest.mark.parametrize("flags, config, used", [([], {}, True), (["--planes", "x"], {}, False), ([], {"device": "techA"}, False)])
 def test_whose_ranges_a_checkpoint_holds(flags, config, used):
     """Those of ideal cells with its weights."""
-    path = save("aware.pth.tar", network(), adc_aware=True, cellBit=2, adc_prec=3, **config)
+    path = save("aware.pth.tar", network(), adc_aware=True, cell_bits=2, adc_bits=3, **config)
     assert (eval_settings.parse(["--resume", path, *flags])[0].trained_for is not None) is used
 
 

@@ -45,7 +45,7 @@ def test_a_field_of_chips_says_what_there_is_to_be_known_of_it():
 
 @pytest.mark.parametrize("found, wanted", [
     (train_settings.HARDWARE, "cell_bits adc_bits rows mapping reference dac_bits adc_plan adc_max_bits adc_idle weights"),
-    (eval_flags.SPEC_FLAGS, "cell_bits adc_bits rows mapping reference dac_bits adc_plan adc_max_bits adc_idle weights adc_range"),
+    (eval_flags.hardware_defaults(), "cell_bits rows mapping reference dac_bits weights adc_bits adc_range adc_plan adc_max_bits adc_idle"),
     (LAYER_FIELDS, "cell_bits adc_bits rows mapping reference dac_bits adc_range adc_plan adc_max_bits adc_idle weights"),
     (ranges.HARDWARE, "w_bits a_bits cell_bits adc_bits rows mapping reference dac_bits adc_plan adc_max_bits adc_idle weights"),
     (BEFORE, "adc_plan adc_max_bits adc_idle weights"), (BEFORE.values(), ["uniform", 8, "convert", "offset"]),

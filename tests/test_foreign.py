@@ -335,8 +335,8 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
         return record
 
     monkeypatch.setattr(bench, "measure", spy)
-    flags = ["--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--wbit", "3", "--abit", "3",
-             "--first_last_bits", "4", "--adc_prec", "2", "--subArray", "16", "--batch_size", "4"]
+    flags = ["--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--w_bits", "3", "--a_bits", "3",
+             "--first_last_bits", "4", "--adc_bits", "2", "--rows", "16", "--batch_size", "4"]
     assert evaluation.main([*EVAL, *flags]) == 0
     of_float, quantized, hardware = results("out")
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -374,8 +374,9 @@ def test_costs_are_beside_the_bits_that_a_layer_has(net, photographs, monkeypatc
     """First and last layer have others than the setting says."""
     for picture in ("by_layer", "accuracy_over_energy"):
         monkeypatch.setattr(cost_report, picture, lambda *_: None)
-    assert evaluation.main([*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--wbit", "3",
-                            "--abit", "3", "--first_last_bits", "4", "--adc_range", "full", "--adc_prec", "4", "--cost", "rram_65nm"]) == 0
+    assert evaluation.main([*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--w_bits", "3",
+                            "--a_bits", "3", "--first_last_bits", "4", "--adc_range", "full", "--adc_bits", "4",
+                            "--cost", "rram_65nm"]) == 0
     with open("out/cost.csv", newline="") as file:
         found = {line["layer"]: (line["w_bits"], line["a_bits"]) for line in csv.DictReader(file)}
     assert list(found.values()) == [("4", "4"), ("3", "3"), ("4", "4")]
@@ -390,7 +391,7 @@ def test_options_of_the_conversion_are_those_of_the_flags(net, photographs, monk
     asked = []
     monkeypatch.setattr(quant, "convert", convert)
     flags = [*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs)]
-    own = ["--adc_correct", "none", "--first_last_bits", "6", "--inputs", "twos", "--rounding", "gptq", "--skip", "0.2", "--wbit", "4"]
+    own = ["--adc_correct", "none", "--first_last_bits", "6", "--inputs", "twos", "--rounding", "gptq", "--skip", "0.2", "--w_bits", "4"]
     for more in ([], own):
         with pytest.raises(UserError, match="^net.py:three: enough$"):
             evaluation.main([*flags, *more])
@@ -403,8 +404,8 @@ def test_what_cannot_be_is_said_before_the_network_is_converted(net, monkeypatch
     """A device with too few levels, a layer that is not there: a look at a few images is enough."""
     Path("two.csv").write_text("level,conductance_uS\n0,1\n1,9\n")
     monkeypatch.setattr(conversion, "for_evaluation", lambda *_: pytest.fail("converted"))
-    flags = [*EVAL, "--model", "net.py:small", "--dataset", "digits", "--limit", "20", "--cellBit", "2"]
-    for more, words in ((["--device", "two.csv"], "levels"), (["--per_layer", "nothing:adc_prec=3"], "no layer on crossbars is called so")):
+    flags = [*EVAL, "--model", "net.py:small", "--dataset", "digits", "--limit", "20", "--cell_bits", "2"]
+    for more, words in ((["--device", "two.csv"], "levels"), (["--per_layer", "nothing:adc_bits=3"], "no layer on crossbars is called so")):
         for dry in ([], ["--dry_run"]):
             with pytest.raises(UserError, match=words):
                 evaluation.main([*flags, *more, *dry])
@@ -412,7 +413,7 @@ def test_what_cannot_be_is_said_before_the_network_is_converted(net, monkeypatch
 
 def test_images_and_correction_of_the_conversion_whatever_the_ranges(net):
     """They decide the network that is measured where ranges are not calibrated too, or are those of a file."""
-    flags = [*EVAL, "--model", "net.py:small", "--dataset", "digits", "--limit", "20", "--abit", "3", "--adc_prec", "3"]
+    flags = [*EVAL, "--model", "net.py:small", "--dataset", "digits", "--limit", "20", "--a_bits", "3", "--adc_bits", "3"]
     own = ["--calib_images", "8", "--adc_correct", "none"]
     assert evaluation.main([*flags, *own]) == 0
     *_, calibrated = results("out")
@@ -436,14 +437,14 @@ def test_images_and_correction_of_the_conversion_whatever_the_ranges(net):
 def test_the_batch_size_decides_nothing(net, monkeypatch):
     """Scales are fitted to samples of what a layer sees at a time, which is more than a sample here."""
     monkeypatch.setattr(quant.conversion.tracing, "SAMPLE", 2**10)
-    flags = [*EVAL, "--model", "net.py:small", "--dataset", "digits", "--limit", "20", "--abit", "4", "--adc_prec", "3"]
+    flags = [*EVAL, "--model", "net.py:small", "--dataset", "digits", "--limit", "20", "--a_bits", "4", "--adc_bits", "3"]
     assert evaluation.main(flags) == 0
     first = results("out")
     assert evaluation.main([*flags, "--batch_size", "7"]) == 0 and results("out") == first
 
 
 def test_an_edited_file_is_measured_anew(net, photographs):
-    flags = [*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--adc_prec", "5", "6",
+    flags = [*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--adc_bits", "5", "6",
              "--per_layer", "*:adc_range=ideal"]
     assert evaluation.main(flags) == 0
     first = results("out")
@@ -479,7 +480,7 @@ def attribute(): return Rolls("attribute")
 def buffer(): return Rolls("buffer")
 def hidden(): return Rolls("hidden")
 """
-DIGITS = [*EVAL[:-1], "shared", "--dataset", "digits", "--limit", "40", "--calib_images", "16", "--abit", "4", "--adc_prec", "3"]
+DIGITS = [*EVAL[:-1], "shared", "--dataset", "digits", "--limit", "40", "--calib_images", "16", "--a_bits", "4", "--adc_bits", "3"]
 
 
 def accuracies(folder, *flags):
@@ -517,7 +518,7 @@ def test_the_key_of_a_converted_network_is_that_of_what_it_was_made_of(net, monk
 
     monkeypatch.setattr(conversion, "for_evaluation", elsewhere)
     assert len(accuracies("out", *flags)) == 3
-    for number, other in enumerate((["--calib_images", "15"], ["--adc_correct", "none"], ["--skip", "2"], ["--wbit", "7"]), start=1):
+    for number, other in enumerate((["--calib_images", "15"], ["--adc_correct", "none"], ["--skip", "2"], ["--w_bits", "7"]), start=1):
         assert len(accuracies("out", *flags, *other)) == 3 + 2 * number, other  # the float network is the same
 
 
@@ -557,11 +558,11 @@ def test_a_network_of_16_bits_with_a_sparse_buffer_and_a_set_in_its_state(net):
 @pytest.mark.parametrize("flags, says", [
     (["--model", "net.py:small", "--image_size", "24"], "tells 10 classes apart, the images of imagefolder show 3: --class_index FILE"),
     (["--model", "net.py:three", "--dataset", "digits"], "net.py:three tells 3 classes apart, the images of digits show 10$"),
-    (["--model", "net.py:three", "--abit", "32"], "--abit 32: a converted network has 1 to 8 bits"),
+    (["--model", "net.py:three", "--a_bits", "32"], "--a_bits 32: a converted network has 1 to 8 bits"),
     (["--model", "net.py:pairs", "--image_size", "24"], r"gives \[1, 2, 5\] for one image"),
     (["--model", "net.py:three", "--image_size", "4"], r"does not take inputs \[1, 3, 4, 4\]"),
     (["--model", "net.py:three", "--wq", "sawb"], "--wq is for the networks of this project"),
-    (["--model", "net.py:three", "--wbit", "1"], "--wbit 1: a converted network has 2 to 8 bits"),
+    (["--model", "net.py:three", "--w_bits", "1"], "--w_bits 1: a converted network has 2 to 8 bits"),
     (["--model", "net.py:three", "--also", "--crossbar_layers conv"], "name the layers that stay digital by --skip"),
     (["--model", "net.py:three", "--dataset", "digits", "--class_index", "x"], "--class_index names the classes of folders"),
     (["--resume", "pretrained/vgg7_w4a4_cifar10.pt", "--skip", "a"], "--skip is for networks of others"),
@@ -597,7 +598,7 @@ def test_a_search_of_a_network_of_others(net, photographs, monkeypatch, val, cho
     monkeypatch.setattr(search, "save", lambda figure, *_, **__: drawn.append(figure.axes[0].get_title()))
     if val:
         shutil.copytree(photographs / "test", photographs / "val", ignore=shutil.ignore_patterns("1.png"))
-    flags = [*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--adc_prec", "2", "3"]
+    flags = [*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--adc_bits", "2", "3"]
     assert evaluation.main([*flags, "--search", "2"]) == 0
     rows = [row for row in results("out") if row["adc_bits"]]
     assert [row["n_images"] for row in rows if row["validation"]] == [chosen_on] * 2
@@ -637,7 +638,7 @@ class Crash(Exception):
 
 def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
     """A run that crashes after its first epoch and goes on ends with the bits of one that did not; eval.py measures what it did."""
-    flags = ["--model", "net.py:small", "--qat", "--wbit", "3", "--abit", "3", "--limit_train", "64", "--epochs", "2", "--lr", "0.02",
+    flags = ["--model", "net.py:small", "--qat", "--w_bits", "3", "--a_bits", "3", "--limit_train", "64", "--epochs", "2", "--lr", "0.02",
              "--skip", "0", "--ngpu", "0", "--distill", "0.5"]
     assert train.main([*flags, "--save_path", "run"]) == 0
     end_epoch = training.Run.end_epoch

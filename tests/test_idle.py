@@ -332,7 +332,7 @@ def test_costs_are_those_of_a_technology_that_skips_them():
 
 def test_rows_of_a_table(run, checkpoint):  # noqa: F811
     """Plans with and without idle reads stand side by side, each with its own ranges, and ranges are found again."""
-    flags = ["--cellBit", "2", "--adc_plan", "significance", "--adc_prec", "2", "--adc_idle", "convert", "skip"]
+    flags = ["--cell_bits", "2", "--adc_plan", "significance", "--adc_bits", "2", "--adc_idle", "convert", "skip"]
     first, predictions, text = run(checkpoint, *flags)
     assert [row["adc_idle"] for row in first[1:]] == ["convert", "skip"] and text.count("idle reads skipped") >= 1
     assert all(1.5 < row["mean_bits"] <= 2.05 for row in first[1:])
@@ -345,7 +345,7 @@ def test_rows_of_a_table(run, checkpoint):  # noqa: F811
 
 def test_layers_without_a_plan_by_ones_skip_idle_reads_where_they_are_asked_to(checkpoint):  # noqa: F811
     """A plan by ones skips them in any case, other plans in the same network do where the flag says so."""
-    flags = ["--adc_plan", "ones", "--adc_prec", "4", "--per_layer", "features.4:adc_plan=uniform"]
+    flags = ["--adc_plan", "ones", "--adc_bits", "4", "--per_layer", "features.4:adc_plan=uniform"]
     for idle in ("convert", "skip"):
         [setting] = eval_settings.parse(["--resume", checkpoint, *flags, "--adc_idle", idle])[0].settings
         assert setting.spec_of("features.4").adc_idle == idle
@@ -354,7 +354,7 @@ def test_layers_without_a_plan_by_ones_skip_idle_reads_where_they_are_asked_to(c
 
 def test_rows_of_plans_by_ones(run, checkpoint):  # noqa: F811
     """They have more bits of a conversion that is made, and their ranges, of each class, are found again."""
-    flags = ["--cellBit", "2", "--adc_plan", "significance", "ones", "--adc_prec", "2"]
+    flags = ["--cell_bits", "2", "--adc_plan", "significance", "ones", "--adc_bits", "2"]
     first, predictions, text = run(checkpoint, *flags)
     assert text.count("planned by ones") >= 1 and all(row["bits_made"] >= row["mean_bits"] for row in first[1:])
     assert [{np.ndim(layer["bits"]) for layer in entry["layers"].values()} for entry in stored()] == [{2}, {3}]
@@ -363,9 +363,9 @@ def test_rows_of_plans_by_ones(run, checkpoint):  # noqa: F811
 
 
 def test_without_a_plan_ranges_are_those_of_all_reads(run, checkpoint):  # noqa: F811
-    first, predictions, _ = run(checkpoint, "--adc_prec", "4")
+    first, predictions, _ = run(checkpoint, "--adc_bits", "4")
     [entry] = stored()
-    again, repeated, _ = run(checkpoint, "--adc_prec", "4", "--adc_idle", "skip", "--adc_ranges", "save/adc_ranges.json")
+    again, repeated, _ = run(checkpoint, "--adc_bits", "4", "--adc_idle", "skip", "--adc_ranges", "save/adc_ranges.json")
     assert torch.equal(predictions[1], repeated[1]) and again[1]["adc_idle"] == "skip" and again[1]["conversions"] < 1
     assert stored() == [entry]
 

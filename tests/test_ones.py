@@ -213,7 +213,7 @@ def test_a_mean_is_that_of_all_reads(tiny, share):
 
 # ---- eval.py -----------------------------------------------------------------------------------------------------------------
 
-FLAGS_BY_ONES = ["--cellBit", "2", "--adc_plan", "ones", "--adc_prec", "1.5"]
+FLAGS_BY_ONES = ["--cell_bits", "2", "--adc_plan", "ones", "--adc_bits", "1.5"]
 NAME = "2-bit cells, 1.5-bit ADC, planned by ones, rows 16"
 
 
@@ -237,7 +237,7 @@ def test_a_row_of_a_table(evaluate, checkpoint, capsys):  # noqa: F811
 
 def test_ranges_in_a_file_are_used_again(run, checkpoint):  # noqa: F811
     """Beside uniform ones in one table. Classes of n are as many as the fullest array of a layer has."""
-    flags = ["--cellBit", "2", "--adc_plan", "uniform", "ones", "--adc_prec", "3", "1.5"]
+    flags = ["--cell_bits", "2", "--adc_plan", "uniform", "ones", "--adc_bits", "3", "1.5"]
     first, predictions, text = run(checkpoint, *flags)
     assert [(row["adc_plan"], row["adc_bits"]) for row in first[1:]] == [("uniform", 3), ("ones", 3), ("ones", 1.5)]
     assert NAME in text and first[1]["conversions"] == 1 and first[1]["bits_made"] == 3
@@ -256,7 +256,7 @@ def test_ranges_in_a_file_are_used_again(run, checkpoint):  # noqa: F811
 
 def test_layers_with_a_plan_by_ones_beside_others(run, checkpoint):  # noqa: F811
     """As a network whose layers were put on this hardware by hand; ranges are found again."""
-    flags = ["--cellBit", "2", "--adc_prec", "4", "--per_layer", "features.*:adc_plan=ones,adc_prec=1.5", "classifier.3:adc_plan=ones"]
+    flags = ["--cell_bits", "2", "--adc_bits", "4", "--per_layer", "features.*:adc_plan=ones,adc_bits=1.5", "classifier.3:adc_plan=ones"]
     records, predictions, text = run(checkpoint, *flags)
     assert "2-bit cells, 4-bit ADC, calibrated, rows 16, features.*: adc_bits 1.5 adc_plan ones, classifier.3: adc_plan ones" in text
     net = network(spec=CrossbarSpec(cell_bits=2, adc_bits=4, rows=16))
@@ -279,7 +279,7 @@ def test_layers_with_a_plan_by_ones_beside_others(run, checkpoint):  # noqa: F81
 
 def test_plans_of_a_table(checkpoint):  # noqa: F811
     """One setting, whatever is said of idle reads; fractions are for plans; without an ADC there is none."""
-    found = specs_of(checkpoint, "--adc_plan", "uniform", "significance", "ones", "--adc_prec", "3", "1.5", "--adc_idle", "convert", "skip",
+    found = specs_of(checkpoint, "--adc_plan", "uniform", "significance", "ones", "--adc_bits", "3", "1.5", "--adc_idle", "convert", "skip",
                      "--adc_range", "calibrated", "ideal")
     found = sorted((spec.adc_range, spec.adc_plan, spec.adc_bits, spec.adc_idle) for spec in found)
     each = [("significance", 1.5), ("significance", 3), ("uniform", 3)]
@@ -289,7 +289,7 @@ def test_plans_of_a_table(checkpoint):  # noqa: F811
 
 def test_a_search_report_and_costs(evaluate, trained):  # noqa: F811
     """Plans by ones are values like others: of the table, of its picture, and of single layers, whose bits a search takes from them."""
-    flags = ["--adc_plan", "significance", "ones", "--adc_prec", "1", "--per_layer", "*:adc_prec=1:3:0.5"]
+    flags = ["--adc_plan", "significance", "ones", "--adc_bits", "1", "--per_layer", "*:adc_bits=1:3:0.5"]
     evaluate(trained, *flags, "--search", "10", "--objective", "energy", "changed", "--cost", "rram_32nm")
     rows = [row for row in results("save") if row["validation"]]
     assert len({json.dumps([row["adc_plan"], row["adc_bits"], row["per_layer"]]) for row in rows if row["cell_bits"]}) == 10
@@ -303,8 +303,8 @@ def test_a_search_report_and_costs(evaluate, trained):  # noqa: F811
 @pytest.mark.parametrize("flags, words", [
     (["--adc_range", "full"], "--adc_plan is 'ones' with adc_range 'full'"),
     (["--adc_range", "dynamic"], "--adc_plan is 'ones' with adc_range 'dynamic'"),
-    (["--adc_prec", "9"], "--adc_prec is 9; allowed are means from 0 to 8 (--adc_max_bits)"),
-    (["--adc_prec", "4.5", "--adc_max_bits", "4"], "--adc_prec is 4.5; allowed are means from 0 to 4 (--adc_max_bits)"),
+    (["--adc_bits", "9"], "--adc_bits is 9; allowed are means from 0 to 8 (--adc_max_bits)"),
+    (["--adc_bits", "4.5", "--adc_max_bits", "4"], "--adc_bits is 4.5; allowed are means from 0 to 4 (--adc_max_bits)"),
     (["--adc_calib", "mse"], "with a plan each kind of read"), (["--adc_per", "slice"], "with a plan each kind of read")])
 def test_bad_input_is_one_line(flags, words, refused, checkpoint):  # noqa: F811
     refused(["--resume", checkpoint, *FLAGS_BY_ONES, *flags], words)
@@ -343,7 +343,7 @@ def test_damaged_plans_in_a_file(change, words, run, refused_later, checkpoint):
 
 def test_a_file_without_this_plan(run, refused_later, checkpoint):  # noqa: F811
     """Ranges by significance are none by ones, nor are they where a file says so."""
-    run(checkpoint, "--cellBit", "2", "--adc_plan", "significance", "--adc_prec", "1.5")
+    run(checkpoint, "--cell_bits", "2", "--adc_plan", "significance", "--adc_bits", "1.5")
     error = refused_later(checkpoint, *FLAGS_BY_ONES, "--adc_ranges", "save/adc_ranges.json")
     assert f"save/adc_ranges.json has no ranges of features.4 with these weights and input codes for {NAME}" in error
     [entry] = stored()
@@ -360,7 +360,7 @@ def test_checkpoints_keep_a_plan_on_its_hardware(tmp_path, refused_later):  # no
     net = network(spec=replace(BY_ONES, adc_bits=1.5))
     few, _ = shown_images(8)  # other images than eval.py would take
     calibrate(net, few)
-    flags = dict(adc_aware=True, cellBit=2, adc_prec=1.5, subArray=16, mapping="tap", reference="analog", dac_bits=1, map="all",
+    flags = dict(adc_aware=True, cell_bits=2, adc_bits=1.5, rows=16, mapping="tap", reference="analog", dac_bits=1, map="all",
                  adc_plan="ones", adc_max_bits=8)
     path = save(tmp_path / "save" / "aware.pth.tar", net, **flags)
     for idle in ("skip", "convert"):  # which is the same by ones
@@ -396,13 +396,13 @@ def test_training_through_a_plan_resumes_to_the_same_bits(tmp_path, monkeypatch)
         return load_checkpoint(Path(folder, "checkpoint.pth.tar"))
 
     quick(tmp_path / "start", "--epochs", "1")
-    by_ones = ["--cellBit", "2", "--adc_plan", "ones", "--adc_prec", "1"]
-    flags = ["--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), "--adc_aware", *by_ones, "--subArray", "16",
+    by_ones = ["--cell_bits", "2", "--adc_plan", "ones", "--adc_bits", "1"]
+    flags = ["--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), "--adc_aware", *by_ones, "--rows", "16",
              "--calib_steps", "7", "--epochs", "1", "--save_minutes", "0"]
     whole = quick(tmp_path / "whole", *flags)
     state = whole["state_dict"]
     bits = {key: value for key, value in state.items() if key.endswith("adc_bits_plan")}
-    assert len(bits) == 4 and whole["config"]["adc_plan"] == "ones" and whole["config"]["adc_prec"] == 1
+    assert len(bits) == 4 and whole["config"]["adc_plan"] == "ones" and whole["config"]["adc_bits"] == 1
     for value in bits.values():  # of arrays of 8 rows, one each tap, or of 16
         assert value.shape in ((4, 2, 5), (4, 2, 6)) and not value[..., 0].any() and value.any()
     once = quick(tmp_path / "once", *flags[:-6], "--calib_steps", "100", *flags[-4:])["state_dict"]
@@ -423,7 +423,7 @@ def test_training_through_a_plan_resumes_to_the_same_bits(tmp_path, monkeypatch)
 
 
 def test_mean_and_rules_are_refused_in_training(refused_training):
-    for flags, words in ((["--adc_prec", "9"], "allowed are means from 0 to 8"), (["--adc_calib", "mse"], "with a plan each kind of read"),
+    for flags, words in ((["--adc_bits", "9"], "allowed are means from 0 to 8"), (["--adc_calib", "mse"], "with a plan each kind of read"),
                          (["--adc_range", "full"], "--adc_range")):
         assert words in refused_training(*flags)
 
@@ -435,7 +435,7 @@ def refused_training(capsys):
     def refused_training(*flags):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run_main(lambda: train.main(["--adc_aware", "--adc_plan", "ones", "--adc_prec", "1", "--save_path", "run", *TRAINING, *flags]))
+            run_main(lambda: train.main(["--adc_aware", "--adc_plan", "ones", "--adc_bits", "1", "--save_path", "run", *TRAINING, *flags]))
         out, err = capsys.readouterr()
         assert ended.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and not Path("run").exists()
         return err

@@ -30,7 +30,7 @@ def checkpoint(wbit=4, wq="dorefa", seed=0):
     torch.manual_seed(seed)
     net = vgg.VGG(wbit=wbit, wq=wq)
     net(torch.randn(8, 3, 32, 32))  # statistics, and SAWB's levels
-    config = {"model": "vgg7_quant", "wbit": wbit, "abit": 4, "wq": wq, "dataset": "digits", "data_path": "./data",
+    config = {"model": "vgg7_quant", "w_bits": wbit, "a_bits": 4, "wq": wq, "dataset": "digits", "data_path": "./data",
               "quantize_image": False}
     return {"format": CHECKPOINT_FORMAT, "state_dict": net.state_dict(), "config": config, "epoch": 3,
             "data": {"mean": [0.5] * 3, "std": [0.2] * 3, "classes": list("0123456789"), "train_images": 9}}
@@ -120,7 +120,7 @@ def test_networks_that_do_not_say_their_quantizer_have_that_of_dorefa():
 
 
 def test_32_bit_networks_have_no_codes():
-    with pytest.raises(ValueError, match="--wbit 32 has no weight codes"):
+    with pytest.raises(ValueError, match="--w_bits 32 has no weight codes"):
         pack(checkpoint(32))
 
 
@@ -145,7 +145,7 @@ def test_codes_that_would_not_come_back_are_refused(monkeypatch):
     lambda c: c["codes"]["classifier.0.weight"].update(shape=[3, 1000]),
     lambda c: c["codes"]["classifier.0.weight"].pop("bits"),
     lambda c: c["codes"]["classifier.0.weight"].update(bits=c["codes"]["classifier.0.weight"]["bits"].repeat(2)),
-    lambda c: c["config"].pop("wbit"),
+    lambda c: c["config"].pop("w_bits"),
     lambda c: c["config"].update(wq="none"),
     lambda c: c.update(codes=[1]),
 ])
@@ -231,9 +231,9 @@ def test_export_of_a_network_of_the_original_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state = checkpoint(3)["state_dict"]
     torch.save({"state_dict": state}, "old.pth")
-    assert train.main(["--evaluate", "--resume", "old.pth", "--wbit", "3", "--export", "new.pt", "--ngpu", "0"]) == 0
+    assert train.main(["--evaluate", "--resume", "old.pth", "--w_bits", "3", "--export", "new.pt", "--ngpu", "0"]) == 0
     small = load_checkpoint("new.pt")
-    assert small["config"] == {"model": "vgg7_quant", "wbit": 3, "abit": 4, "wq": "dorefa", "quantize_image": False,
+    assert small["config"] == {"model": "vgg7_quant", "w_bits": 3, "a_bits": 4, "wq": "dorefa", "quantize_image": False,
                                "dataset": "digits"}
     for key, expected in codes(3, "dorefa", state).items():
         assert torch.equal(codes(3, "dorefa", small["state_dict"])[key], expected)

@@ -471,8 +471,8 @@ def test_levels_of_pairs_are_their_differences():
 
 def test_eval_of_pairs(run, refused, checkpoint):  # noqa: F811
     """Both in one table, ideal and on a chip; what they leave behind."""
-    flags = ["--engine", "reference", "--cellBit", "2", "--adc_prec", "4", "--limit", "12", "--weights", "offset", "pair"]
-    records, _, text = run(checkpoint, *flags, "--also", "--cellBit 2 --adc_prec 4 --weights pair --device techC", "--save_cells")
+    flags = ["--engine", "reference", "--cell_bits", "2", "--adc_bits", "4", "--limit", "12", "--weights", "offset", "pair"]
+    records, _, text = run(checkpoint, *flags, "--also", "--cell_bits 2 --adc_bits 4 --weights pair --device techC", "--save_cells")
     assert [record["weights"] for record in records] == [None, "offset", "pair", "pair"]
     assert "2-bit cells, 4-bit ADC, calibrated, weights pair, techC at " in text
     kept = json.loads(Path("save/adc_ranges.json").read_text())["ranges"]
@@ -487,5 +487,5 @@ def test_eval_of_pairs(run, refused, checkpoint):  # noqa: F811
 
 
 def test_training_on_pairs_is_told_by_a_flag():
-    given = ["--dataset", "digits", "--adc_aware", "--weights", "pair", "--wbit", "4", "--abit", "4"]
+    given = ["--dataset", "digits", "--adc_aware", "--weights", "pair", "--w_bits", "4", "--a_bits", "4"]
     assert train_parse(given)[0].spec.weights == "pair"

@@ -687,7 +687,7 @@ def test_hardware_with_a_plan():
     assert CrossbarSpec(adc_bits=12, adc_max_bits=12, **PLAN).adc_max_bits == 12
 
 
-FLAG_OF = {"adc_bits": "adc_prec"}
+FLAG_OF = {"adc_bits": "adc_bits"}
 
 
 def as_flags(settings):
@@ -714,11 +714,11 @@ def test_flags_that_are_wrong_for_train(wrong, words):
 @pytest.mark.parametrize("text", ["-1", "x", "nan", "inf", "1e999", "True", "\u00b2", ""])
 @pytest.mark.parametrize("plan", [[], ["--adc_plan", "significance"]])
 def test_numbers_of_bits_that_are_none(text, plan, checkpoint):
-    for parse in (lambda: eval_settings.parse(["--resume", checkpoint, f"--adc_prec={text}", *plan]),
-                  lambda: train_settings.parse(["--adc_aware", f"--adc_prec={text}", *plan])):
+    for parse in (lambda: eval_settings.parse(["--resume", checkpoint, f"--adc_bits={text}", *plan]),
+                  lambda: train_settings.parse(["--adc_aware", f"--adc_bits={text}", *plan])):
         with pytest.raises(UserError) as error:
             parse()
-        assert str(error.value).startswith("argument --adc_prec") or str(error.value).startswith("--adc_prec")
+        assert str(error.value).startswith("argument --adc_bits") or str(error.value).startswith("--adc_bits")
         assert "\n" not in str(error.value)
 
 
@@ -728,15 +728,15 @@ def specs_of(checkpoint, *flags):
 
 
 def test_fractions_are_for_the_plans_of_a_table(checkpoint):
-    found = specs_of(checkpoint, "--adc_plan", "uniform", "significance", "--adc_prec", "4", "3", "2.5", "2", "1.5")
+    found = specs_of(checkpoint, "--adc_plan", "uniform", "significance", "--adc_bits", "4", "3", "2.5", "2", "1.5")
     assert [(spec.adc_plan, spec.adc_bits) for spec in found] == [
         *(("uniform", bits) for bits in (4, 3, 2)), *(("significance", bits) for bits in (4, 3, 2.5, 2, 1.5))]
-    with pytest.raises(UserError, match="--adc_prec is 2.5; allowed are whole numbers"):
-        specs_of(checkpoint, "--adc_prec", "3", "2.5")
+    with pytest.raises(UserError, match="--adc_bits is 2.5; allowed are whole numbers"):
+        specs_of(checkpoint, "--adc_bits", "3", "2.5")
 
 
 def test_without_an_adc_there_is_no_plan(checkpoint):
-    plans = ["--adc_plan", "uniform", "significance", "--adc_prec", "3", "2.5"]
+    plans = ["--adc_plan", "uniform", "significance", "--adc_bits", "3", "2.5"]
     found = specs_of(checkpoint, "--adc_range", "ideal", *plans, "--adc_max_bits", "4", "8")
     assert found == [CrossbarSpec(adc_bits=1, adc_range="ideal")]
     found = specs_of(checkpoint, "--adc_range", "ideal", "calibrated", *plans)
@@ -746,14 +746,14 @@ def test_without_an_adc_there_is_no_plan(checkpoint):
 
 
 def test_most_bits_of_a_plan_make_no_other_uniform_adc(checkpoint):
-    found = specs_of(checkpoint, "--adc_plan", "uniform", "significance", "--adc_prec", "3", "--adc_max_bits", "4", "8")
+    found = specs_of(checkpoint, "--adc_plan", "uniform", "significance", "--adc_bits", "3", "--adc_max_bits", "4", "8")
     found = sorted((spec.adc_plan, spec.adc_max_bits) for spec in found)
     assert found == [("significance", 4), ("significance", 8), ("uniform", 8)]
 
 
 # ---- eval.py ---------------------------------------------------------------------------------------------------------
 
-PLANNED_FLAGS = ["--cellBit", "2", "--adc_plan", "significance", "--adc_prec", "2.5"]
+PLANNED_FLAGS = ["--cell_bits", "2", "--adc_plan", "significance", "--adc_bits", "2.5"]
 
 
 def stored():
@@ -761,7 +761,7 @@ def stored():
 
 
 def test_plans_in_a_file_can_be_used_again(run, checkpoint):  # noqa: F811
-    flags = ["--cellBit", "2", "--adc_plan", "uniform", "significance", "--adc_prec", "3", "2.5", "0"]
+    flags = ["--cell_bits", "2", "--adc_plan", "uniform", "significance", "--adc_bits", "3", "2.5", "0"]
     first, predictions, text = run(checkpoint, *flags)
     hardware = [(r["adc_plan"], r["adc_bits"]) for r in first[1:]]
     assert hardware == [("uniform", 3), ("significance", 3), ("significance", 2.5), ("significance", 0)]
@@ -784,13 +784,13 @@ def test_plans_in_a_file_can_be_used_again(run, checkpoint):  # noqa: F811
 
 def test_what_makes_no_difference_makes_no_other_setting():
     """A rule of ranges to plans, what has the mean to uniform bits; where layers differ, both count."""
-    group = {"adc_plan": ["uniform", "significance"], "adc_prec": [3]}
+    group = {"adc_plan": ["uniform", "significance"], "adc_bits": [3]}
     own = calibration.Calibration(rule="minmax", per="slice", share="layer")
     uniform, planned = eval_settings.all_settings(group, 4, 4, calibration=own)
     assert uniform.calibration == calibration.Calibration(rule="minmax", per="slice")
     assert planned.calibration == calibration.Calibration(share="layer")
     for plan, other in (("uniform", "significance"), ("significance", "uniform")):
-        group = {"adc_plan": [plan], "adc_prec": [3], "per_layer": [f"features.*:adc_plan={other}"]}
+        group = {"adc_plan": [plan], "adc_bits": [3], "per_layer": [f"features.*:adc_plan={other}"]}
         [mixed] = eval_settings.all_settings(group, 4, 4, calibration=own)
         assert mixed.calibration == own
 
@@ -857,12 +857,12 @@ def test_damaged_plans_in_a_file(change, words, run, refused_later, checkpoint, 
 
 
 def test_slices_in_the_place_of_a_plan_and_a_plan_in_their_place(run, refused_later, checkpoint):  # noqa: F811
-    run(checkpoint, "--cellBit", "2", "--adc_plan", "uniform", "significance", "--adc_prec", "3")
+    run(checkpoint, "--cell_bits", "2", "--adc_plan", "uniform", "significance", "--adc_bits", "3")
     plain, planned = stored()
     plain["layers"], planned["layers"] = planned["layers"], plain["layers"]
     Path("damaged.json").write_text(json.dumps({"ranges": [plain, planned]}))
     for plan in ("uniform", "significance"):
-        refused_later(checkpoint, "--cellBit", "2", "--adc_plan", plan, "--adc_prec", "3", "--adc_ranges", "damaged.json")
+        refused_later(checkpoint, "--cell_bits", "2", "--adc_plan", plan, "--adc_bits", "3", "--adc_ranges", "damaged.json")
 
 
 @pytest.fixture
@@ -881,12 +881,12 @@ def refused_later(capsys):
 
 
 def test_ranges_of_files_without_plans_mean_what_they_did(run, checkpoint):  # noqa: F811
-    first, predictions, _ = run(checkpoint, "--adc_prec", "3")
+    first, predictions, _ = run(checkpoint, "--adc_bits", "3")
     text = Path("save/adc_ranges.json").read_text()
     [entry] = json.loads(text)["ranges"]
     assert entry.pop("adc_plan") == "uniform" and entry.pop("adc_max_bits") == 8 and entry.pop("weights") == "offset"
     Path("before.json").write_text(json.dumps({"ranges": [entry]}))
-    again, repeated, _ = run(checkpoint, "--adc_prec", "3", "--adc_ranges", "before.json")
+    again, repeated, _ = run(checkpoint, "--adc_bits", "3", "--adc_ranges", "before.json")
     assert torch.equal(predictions[1], repeated[1]) and again[1]["adc_ranges"] == "before.json"
 
 
@@ -895,10 +895,10 @@ def test_checkpoints_keep_a_plan_on_its_hardware(tmp_path, refused_later):  # no
     net = network(spec=PLANNED)
     few, _ = shown_images(8)  # other images than eval.py would take
     calibrate(net, few)
-    flags = dict(adc_aware=True, cellBit=2, adc_prec=2.5, subArray=16, mapping="tap", reference="analog", dac_bits=1, map="all",
+    flags = dict(adc_aware=True, cell_bits=2, adc_bits=2.5, rows=16, mapping="tap", reference="analog", dac_bits=1, map="all",
                  adc_plan="significance", adc_max_bits=8)
     path = save(tmp_path / "save" / "aware.pth.tar", net, **flags)
-    assert evaluation.main(["--resume", path, *FAST, "--cellBit", "2", "--adc_plan", "significance", "--adc_prec", "2.5", "2"]) == 0
+    assert evaluation.main(["--resume", path, *FAST, "--cell_bits", "2", "--adc_plan", "significance", "--adc_bits", "2.5", "2"]) == 0
     kept, other = (record for record in results("save") if record["cell_bits"])
     assert [record["adc_ranges"] for record in (kept, other)] == ["checkpoint", None]
     shown, labels = shown_images(40)
@@ -943,14 +943,14 @@ def test_training_through_a_plan_resumes_to_the_same_bits(tmp_path, monkeypatch)
         return code, load_checkpoint(Path(folder, "checkpoint.pth.tar"))
 
     quick(tmp_path / "start", "--epochs", "1")
-    flags = ["--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), "--adc_aware", *PLANNED_FLAGS, "--subArray", "16",
+    flags = ["--fine_tune", str(tmp_path / "start" / "model_best.pth.tar"), "--adc_aware", *PLANNED_FLAGS, "--rows", "16",
              "--calib_steps", "7", "--epochs", "1", "--save_minutes", "0"]
     _, whole = quick(tmp_path / "whole", *flags)
     state = whole["state_dict"]
     plans = [key for key in state if key.endswith("adc_bits_plan")]
     assert len(plans) == 4 and all(state[key].shape == (4, 2) for key in plans)
     assert len({int(state[key].sum()) for key in plans}) > 1  # one budget for the network
-    assert whole["config"]["adc_plan"] == "significance" and whole["config"]["adc_prec"] == 2.5
+    assert whole["config"]["adc_plan"] == "significance" and whole["config"]["adc_bits"] == 2.5
 
     _, layer = quick(tmp_path / "layer", *flags, "--adc_share", "layer", "--calib_steps", "50")
     assert max(int(layer["state_dict"][key].sum()) for key in plans) == 20

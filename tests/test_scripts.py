@@ -40,8 +40,8 @@ def settings(arguments):
 
 COMMON = {"--model": "vgg7_quant", "--dataset": "cifar10", "--data_path": "./data", "--batch_size": "128", "--wd": "5e-4",
           "--label_smoothing": "0.1", "--cutout": "8", "--val_split": "0.02", "--go_on": ""}
-FLOAT = COMMON | {"--wbit": "32", "--abit": "32", "--wq": "dorefa", "--lr": "0.1"}
-QUANTIZED = COMMON | {"--wbit": "4", "--abit": "4", "--wq": "dorefa", "--lr": "0.05", "--alpha_lr": "0.01",
+FLOAT = COMMON | {"--w_bits": "32", "--a_bits": "32", "--wq": "dorefa", "--lr": "0.1"}
+QUANTIZED = COMMON | {"--w_bits": "4", "--a_bits": "4", "--wq": "dorefa", "--lr": "0.05", "--alpha_lr": "0.01",
                       "--weight_clip": "3", "--schedule_type": "cosine", "--distill": "0.5"}
 
 
@@ -51,15 +51,15 @@ def test_recipes(calls, flags, recipe, epochs):
     plain, quantized = map(settings, calls("vgg_cifar_quant.sh", *flags))
     folder = f"save/{{dataset}}_{{model}}_{recipe}_"
     assert plain == FLOAT | {"--epochs": epochs[0], "--save_path": folder + "w32a32"}
-    assert quantized == QUANTIZED | {"--epochs": epochs[1], "--save_path": folder + "w{wbit}a{abit}_{wq}",
+    assert quantized == QUANTIZED | {"--epochs": epochs[1], "--save_path": folder + "w{w_bits}a{a_bits}_{wq}",
                                      "--fine_tune": folder + "w32a32/model_best.pth.tar"}
 
 
 def test_flags_reach_every_run_but_not_what_makes_it(calls):
-    given = ["--wbit", "2", "--abit", "3", "--wq", "sawb", "--model", "other_quant", "--epochs", "1", "--cutout", "4",
+    given = ["--w_bits", "2", "--a_bits", "3", "--wq", "sawb", "--model", "other_quant", "--epochs", "1", "--cutout", "4",
              "--data_path", "a folder"]
     runs = [settings(call) for call in calls("vgg_cifar_quant.sh", "fast", *given, "--save_path", "x", "--fine_tune", "y")]
-    assert [(run["--wbit"], run["--abit"], run["--wq"]) for run in runs] == [("32", "32", "dorefa"), ("2", "3", "sawb")]
+    assert [(run["--w_bits"], run["--a_bits"], run["--wq"]) for run in runs] == [("32", "32", "dorefa"), ("2", "3", "sawb")]
     for run in runs:
         assert (run["--model"], run["--epochs"], run["--data_path"], run["--cutout"]) == ("other_quant", "1", "a folder", "4")
     assert runs[1]["--fine_tune"] == f"{runs[0]['--save_path']}/model_best.pth.tar"
@@ -80,18 +80,18 @@ def test_whole_table_of_the_network_in_the_box(calls):
     [call] = calls("vgg_cifar_eval.sh")
     assert call[:4] == ["eval.py", "--resume", "pretrained/vgg7_w4a4_cifar10.pt", "--table"]
     assert (ROOT / call[2]).is_file()
-    assert call[4:] == ["--cellBit 1 2 4 --adc_prec 3 4 5 6 7 8", "--cellBit 1 --adc_plan significance --adc_prec 3 2 1.5 1",
-                        "--cellBit 2 --adc_plan significance --adc_prec 3 2",
-                        "--cellBit 1 --adc_plan significance --adc_idle skip --adc_prec 3 2 1.5 1.4 1",
-                        "--cellBit 2 --adc_plan significance --adc_idle skip --adc_prec 3 2 1",
-                        "--cellBit 1 --adc_plan ones --adc_prec 3 2 1.4 1 0.75 0.5", "--cellBit 2 --adc_plan ones --adc_prec 2 1",
-                        "--cellBit 1 2 4 --adc_range dynamic",
-                        "--cellBit 1 2 --adc_prec 4 5 --crossbar_layers conv", "--cellBit 1 --adc_prec 4 --mapping im2col",
-                        "--cellBit 1 2 --adc_prec 5 --mapping tap im2col --subArray 256"]
+    assert call[4:] == ["--cell_bits 1 2 4 --adc_bits 3 4 5 6 7 8", "--cell_bits 1 --adc_plan significance --adc_bits 3 2 1.5 1",
+                        "--cell_bits 2 --adc_plan significance --adc_bits 3 2",
+                        "--cell_bits 1 --adc_plan significance --adc_idle skip --adc_bits 3 2 1.5 1.4 1",
+                        "--cell_bits 2 --adc_plan significance --adc_idle skip --adc_bits 3 2 1",
+                        "--cell_bits 1 --adc_plan ones --adc_bits 3 2 1.4 1 0.75 0.5", "--cell_bits 2 --adc_plan ones --adc_bits 2 1",
+                        "--cell_bits 1 2 4 --adc_range dynamic",
+                        "--cell_bits 1 2 --adc_bits 4 5 --crossbar_layers conv", "--cell_bits 1 --adc_bits 4 --mapping im2col",
+                        "--cell_bits 1 2 --adc_bits 5 --mapping tap im2col --rows 256"]
 
 
 def test_flags_of_the_evaluation_come_last(calls):
-    given = ["--cellBit", "3", "4", "--resume", "a folder/c.pth.tar", "--limit=5"]
+    given = ["--cell_bits", "3", "4", "--resume", "a folder/c.pth.tar", "--limit=5"]
     [call] = calls("vgg_cifar_eval.sh", *given)
     assert call[-len(given):] == given
 

@@ -42,7 +42,7 @@ from models.quant.measuring.setting import Setting, reads_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-QUICK = ["--ngpu", "0", "--limit", "6", "--subArray", "16"]
+QUICK = ["--ngpu", "0", "--limit", "6", "--rows", "16"]
 
 
 @pytest.fixture
@@ -73,13 +73,13 @@ def table(text):
 
 
 def test_what_was_measured_is_not_measured_again(evaluate, checkpoint):  # noqa: F811
-    measured, first = evaluate(checkpoint, "--adc_prec", "3", "4")
+    measured, first = evaluate(checkpoint, "--adc_bits", "3", "4")
     assert [setting and setting.spec.adc_bits for setting in measured] == [None, 3, 4] and "3 points: 3 to measure\n" in first
     lines, ranges = results("save"), Path("save/adc_ranges.json").read_bytes()
-    measured, again = evaluate(checkpoint, "--adc_prec", "3", "4", "--batch_size", "5")
+    measured, again = evaluate(checkpoint, "--adc_bits", "3", "4", "--batch_size", "5")
     assert not measured and table(again) == table(first) and "3 points: all are measured already\n" in again
     assert results("save") == lines and Path("save/adc_ranges.json").read_bytes() == ranges
-    measured, more = evaluate(checkpoint, "--adc_prec", "3", "5")
+    measured, more = evaluate(checkpoint, "--adc_bits", "3", "5")
     assert [setting.spec.adc_bits for setting in measured] == [5]
     assert re.search(r"\n3 points: 2 are measured already, 1 to measure, about \S+ \w+ \(\S+ \w+ each so far\)\n", more)
     assert [row["adc_bits"] for row in results("save")] == [None, 3, 4, 5]
@@ -99,7 +99,7 @@ def test_other_networks_images_and_ranges_do_not_mix_in(evaluate, checkpoint):  
     for flags_, count in (([checkpoint], 2), ([other], 2), ([checkpoint, "--limit", "5"], 2), ([checkpoint, "--adc_calib", "minmax"], 1),
                           ([checkpoint, "--calib_images", "9"], 1), ([checkpoint, "--adc_ranges", "ranges.json"], 1),
                           ([checkpoint, "--batch_size", "5"], 0)):
-        measured, _ = evaluate(*flags_, "--adc_prec", "3", "--save_path", "save")
+        measured, _ = evaluate(*flags_, "--adc_bits", "3", "--save_path", "save")
         assert len(measured) == count, flags_
         Path("ranges.json").exists() or shutil.copy("save/adc_ranges.json", "ranges.json")
     for size, count in (("5", 1), ("4", 1), ("5", 0)):  # results of dynamic ranges depend on the batch
@@ -109,9 +109,9 @@ def test_other_networks_images_and_ranges_do_not_mix_in(evaluate, checkpoint):  
 
 
 def test_edited_planes_and_ranges_are_measured(evaluate, checkpoint):  # noqa: F811
-    planes, ranges_ = ([checkpoint, "--cellBit", "2", "--adc_prec", "4", *more] for more in (
+    planes, ranges_ = ([checkpoint, "--cell_bits", "2", "--adc_bits", "4", *more] for more in (
         ["--adc_range", "full", "--planes", "planes"], ["--adc_ranges", "own.json"]))
-    evaluate(checkpoint, "--cellBit", "2", "--adc_prec", "4", "--also", "--cellBit 2 --adc_prec 4 --adc_range full")
+    evaluate(checkpoint, "--cell_bits", "2", "--adc_bits", "4", "--also", "--cell_bits 2 --adc_bits 4 --adc_range full")
     shutil.copytree("prob/vgg7_quant_eval_w4_c2", "planes")
     path = Path("planes/bit_levels1_ideal.pt")
     content = json.loads(Path("save/adc_ranges.json").read_text())
@@ -123,10 +123,10 @@ def test_edited_planes_and_ranges_are_measured(evaluate, checkpoint):  # noqa: F
         assert [len(evaluate(*flags)[0]) for _ in range(2) for flags in (planes, ranges_)] == [1, 1, 0, 0]
 
 
-@pytest.mark.parametrize("more", [["--quantize_image"], ["--abit", "3"]])
+@pytest.mark.parametrize("more", [["--quantize_image"], ["--a_bits", "3"]])
 def test_what_a_checkpoint_does_not_say_tells_points_apart(evaluate, more):
     torch.save({"state_dict": network().state_dict()}, "old.pth")
-    flags_ = ["old.pth", "--adc_range", "full", "--adc_prec", "4", "--save_path", "save"]
+    flags_ = ["old.pth", "--adc_range", "full", "--adc_bits", "4", "--save_path", "save"]
     evaluate(*flags_)
     assert len(evaluate(*flags_, *more)[0]) == 2
 
@@ -138,7 +138,7 @@ def test_results_hold_the_whole_command(checkpoint):  # noqa: F811
 
 
 def test_points_of_a_report_need_no_second_measuring(evaluate, checkpoint):  # noqa: F811
-    flags_ = [checkpoint, "--cellBit", "2", "--adc_prec", "3"]
+    flags_ = [checkpoint, "--cell_bits", "2", "--adc_bits", "3"]
     evaluate(*flags_)
     assert not evaluate(*flags_, "--report")[0]
     [path] = Path("save").glob("report_*.json")
@@ -150,12 +150,12 @@ def test_points_of_a_report_need_no_second_measuring(evaluate, checkpoint):  # n
 
 def test_costs_come_back_from_points(evaluate, checkpoint):  # noqa: F811
     """And a technology that was not asked for before needs the images again."""
-    flags_ = [checkpoint, "--adc_range", "full", "--adc_prec", "3:4"]
+    flags_ = [checkpoint, "--adc_range", "full", "--adc_bits", "3:4"]
     assert len(evaluate(*flags_)[0]) == 3
-    measured, text = evaluate(*flags_, "--cost", "rram_65nm", "--per_layer", "features.4:subArray=8")
+    measured, text = evaluate(*flags_, "--cost", "rram_65nm", "--per_layer", "features.4:rows=8")
     assert measured == [None, *measured[1:]] and len(measured) == 3  # the software once more, to count
     cost = json.loads(Path("save/cost.json").read_text())
-    measured, again = evaluate(*flags_, "--cost", "rram_65nm", "--per_layer", "features.4:subArray=8")
+    measured, again = evaluate(*flags_, "--cost", "rram_65nm", "--per_layer", "features.4:rows=8")
     assert not measured and json.loads(Path("save/cost.json").read_text()) == cost and table(again) == table(text)
     assert len(evaluate(*flags_, "--cost", "rram_32nm")[0]) == 3
 
@@ -172,17 +172,17 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(evaluate, checkpoint, 
             atomic_write(path, fails)
         write_text(path, text)
 
-    flags_ = [*QUICK, "--calib_images", "4", "--adc_prec", "3:5", "--resume", checkpoint]
+    flags_ = [*QUICK, "--calib_images", "4", "--adc_bits", "3:5", "--resume", checkpoint]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(points, "write_text", full)
         run_main(lambda: evaluation.main(flags_))
     assert ended.value.code == 2 and capsys.readouterr().err == "error: the disk is full\n"
-    measured, _ = evaluate(checkpoint, "--adc_prec", "3:5")
+    measured, _ = evaluate(checkpoint, "--adc_bits", "3:5")
     assert [setting.spec.adc_bits for setting in measured] == [4, 5] and not list(Path("save/points").glob(".*.tmp"))
 
 
 def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(evaluate, checkpoint):  # noqa: F811
-    flags_ = ["--cellBit", "2", "--adc_prec", "2:7", "--adc_range", "calibrated", "full"]
+    flags_ = ["--cell_bits", "2", "--adc_bits", "2:7", "--adc_range", "calibrated", "full"]
     _, expected = evaluate(checkpoint, "--save_path", "whole", *flags_)
     process = start("--resume", checkpoint, *QUICK, "--calib_images", "4", *flags_)
     deadline = time.monotonic() + 120
@@ -201,7 +201,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(evaluate, che
 
 # ---- chips -------------------------------------------------------------------------------------------------------------
 
-CHIPS = ["--cellBit", "2", "--device", "techC", "--device_time", "1d"]
+CHIPS = ["--cell_bits", "2", "--device", "techC", "--device_time", "1d"]
 
 
 @pytest.mark.parametrize("more, calibrations", [(["--adc_plan", "significance"], 1), (["--calib_on", "chip"], 3),
@@ -210,11 +210,11 @@ def test_chips_one_by_one_are_what_they_are_together(evaluate, checkpoint, monke
     chosen, real = [], quant.calibrate
     with monkeypatch.context() as patch:
         patch.setattr(quant.network.calibration, "calibrate", lambda *args, **options: (chosen.append(1), real(*args, **options))[1])
-        measured, text = evaluate(checkpoint, *CHIPS, *more, "--adc_prec", "3", "--chips", "3", "--chip_seed", "5")
+        measured, text = evaluate(checkpoint, *CHIPS, *more, "--adc_bits", "3", "--chips", "3", "--chip_seed", "5")
     assert [setting and setting.chips.seeds for setting in measured] == [None, range(5, 6), range(6, 7), range(7, 8)]
     assert len(chosen) == calibrations and "4 points: 4 to measure\n" in text and ", chip 6: " in text
     calibration = ["--calib_images", "4"] if calibrations else []
-    settings, _ = eval_settings.parse([*QUICK, *calibration, *CHIPS, *more, "--adc_prec", "3", "--chips", "3", "--chip_seed", "5",
+    settings, _ = eval_settings.parse([*QUICK, *calibration, *CHIPS, *more, "--adc_bits", "3", "--chips", "3", "--chip_seed", "5",
                                        "--resume", checkpoint])
     own = bench.Bench(settings)
     own.load(logging.getLogger())
@@ -228,7 +228,7 @@ def test_chips_one_by_one_are_what_they_are_together(evaluate, checkpoint, monke
 
 
 def test_a_chip_is_measured_once_alone_or_as_one_of_several(evaluate, checkpoint):  # noqa: F811
-    flags_ = [checkpoint, *CHIPS, "--adc_range", "full", "--adc_prec", "4", "--cost", "rram_65nm"]
+    flags_ = [checkpoint, *CHIPS, "--adc_range", "full", "--adc_bits", "4", "--cost", "rram_65nm"]
 
     def seeds(*more):
         measured, text = evaluate(*flags_, *more)
@@ -257,7 +257,7 @@ def test_a_chip_is_measured_once_alone_or_as_one_of_several(evaluate, checkpoint
 
 
 def test_chips_that_are_interrupted_are_not_lost(evaluate, checkpoint, monkeypatch):  # noqa: F811
-    flags_ = [checkpoint, *CHIPS, "--adc_prec", "3:4", "--chips", "3"]
+    flags_ = [checkpoint, *CHIPS, "--adc_bits", "3:4", "--chips", "3"]
     expected = table(evaluate(*flags_, "--save_path", "whole")[1])
     real = bench.measure
 
@@ -281,7 +281,7 @@ def test_chips_that_are_interrupted_are_not_lost(evaluate, checkpoint, monkeypat
 
 
 def test_shards_share_chips(evaluate, checkpoint):  # noqa: F811
-    flags_ = [checkpoint, *CHIPS, "--adc_range", "full", "--adc_prec", "4", "--chips", "4"]
+    flags_ = [checkpoint, *CHIPS, "--adc_range", "full", "--adc_bits", "4", "--chips", "4"]
     first, text = evaluate(*flags_, "--shard", "1/2")
     assert len(first) == 3 and len(table(text)) == 1  # the software, and two chips of a setting that is not there yet
     second, text = evaluate(*flags_, "--shard", "2/2")
@@ -300,12 +300,12 @@ def test_spans(text, values):
 
 
 def test_a_span_may_begin_below_zero():
-    found = flags.parse(eval_flags.build_parser(), ["--device_temp", "-40:85:25", "-50", "--adc_prec", "3"])
-    assert found == {"device_temp": [-40, -15, 10, 35, 60, 85, -50], "adc_prec": [3]}
+    found = flags.parse(eval_flags.build_parser(), ["--device_temp", "-40:85:25", "-50", "--adc_bits", "3"])
+    assert found == {"device_temp": [-40, -15, 10, 35, 60, 85, -50], "adc_bits": [3]}
 
 
 def test_a_dry_run_says_what_there_is_and_writes_nothing(checkpoint, capsys):  # noqa: F811
-    assert evaluation.main(["--resume", checkpoint, *QUICK, "--adc_prec", "3:4", "--cellBit", "2", "--dry_run"]) == 0
+    assert evaluation.main(["--resume", checkpoint, *QUICK, "--adc_bits", "3:4", "--cell_bits", "2", "--dry_run"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[1:] == ["to measure  software", "to measure  2-bit cells, 3-bit ADC, calibrated, rows 16",
                        "to measure  2-bit cells, 4-bit ADC, calibrated, rows 16", "3 points: 3 to measure"]
@@ -329,7 +329,7 @@ def test_networks_of_one_folder_that_is_written_in_two_ways(checkpoint):  # noqa
 def test_several_networks(evaluate, checkpoint):  # noqa: F811
     Path("other").mkdir()
     other = save("other/b.pth.tar", network(seed=1))
-    measured, text = evaluate(checkpoint, other, "--adc_prec", "3:4", "--adc_range", "full", "calibrated")
+    measured, text = evaluate(checkpoint, other, "--adc_bits", "3:4", "--adc_range", "full", "calibrated")
     assert "10 points: 10 to measure" in text and len(measured) == 10
     assert len(results("save")) == len(results("other")) == 5
     assert {row["checkpoint"] for row in results("other")} == {other} and text.count("setting   ") == 2
@@ -338,7 +338,7 @@ def test_several_networks(evaluate, checkpoint):  # noqa: F811
 def test_reports_pictures_and_costs_of_networks_in_one_folder(evaluate, checkpoint):  # noqa: F811
     Path("other").mkdir()
     other = save("other/b.pth.tar", network(seed=1))
-    evaluate(checkpoint, other, "--adc_prec", "3", "5", "--report", "--cost", "rram_32nm", "--html", "--save_path", "both", drawn=True)
+    evaluate(checkpoint, other, "--adc_bits", "3", "5", "--report", "--cost", "rram_32nm", "--html", "--save_path", "both", drawn=True)
     names = {"accuracy_over_adc_bits.png", "adc_ranges.json", "cost.json", "report_1_bit_cells_3_bit_adc_calibrated_rows_16.json"}
     own = Path("both", "_".join(re.findall("[0-9A-Za-z]+", checkpoint.removesuffix(".tar")))), Path("both", "other_b_pth")
     for folder in own:
@@ -352,7 +352,7 @@ def test_reports_pictures_and_costs_of_networks_in_one_folder(evaluate, checkpoi
 
 def test_a_point_is_of_the_code_that_it_follows_from(evaluate, checkpoint, monkeypatch):  # noqa: F811
     rows = "--also", "--device techA", "--device techA --access gate --wire_ohm 1", "--adc_range ideal"
-    flags = (checkpoint, "--adc_prec", "4", *rows), (checkpoint, "--adc_prec", "4", *rows, "--cost", "rram_32nm")
+    flags = (checkpoint, "--adc_bits", "4", *rows), (checkpoint, "--adc_bits", "4", *rows, "--cost", "rram_32nm")
     for each in flags:
         evaluate(*each)
     usual = keys.digests()
@@ -363,7 +363,7 @@ def test_a_point_is_of_the_code_that_it_follows_from(evaluate, checkpoint, monke
 
 def test_what_was_measured_with_other_code_is_measured_anew(evaluate, checkpoint, monkeypatch):  # noqa: F811
     """And used with --older_points alone."""
-    flags = checkpoint, "--adc_prec", "4", "--device", "techA", "--chips", "2"
+    flags = checkpoint, "--adc_bits", "4", "--device", "techA", "--chips", "2"
     assert len(evaluate(*flags)[0]) == 3
     before = {path: path.read_bytes() for path in Path("save/points").glob("**/*.json")}
     other = keys.digests() | {"chips": "of other code"}
@@ -380,7 +380,7 @@ def test_what_was_measured_with_other_code_is_measured_anew(evaluate, checkpoint
 
 def test_what_is_made_from_points_of_other_code_is_of_none(evaluate, checkpoint, monkeypatch):  # noqa: F811
     """A setting measured beside the software of other code is used with --older_points alone."""
-    flags = checkpoint, "--adc_prec", "4", "--device", "techA", "--chips"
+    flags = checkpoint, "--adc_bits", "4", "--device", "techA", "--chips"
     assert len(evaluate(*flags, "2")[0]) == 3
     other = keys.digests() | {"measuring": "of other code"}
     monkeypatch.setattr(keys, "digests", lambda: other)
@@ -404,7 +404,7 @@ def all_of(**rows):
 
 
 def test_shards_share_the_settings_and_keep_histograms_together():
-    settings = all_of(cellBit=[1, 2, 4], adc_prec=[3, 4, 5, 6], adc_range=["calibrated", "full"])
+    settings = all_of(cell_bits=[1, 2, 4], adc_bits=[3, 4, 5, 6], adc_range=["calibrated", "full"])
     one = FakeBench()
     parts = [Worklist([one], {one: (None, *settings)}, (i, 5)).settings_of(one) for i in range(1, 6)]
     assert all(part[0] is None for part in parts)
@@ -444,7 +444,7 @@ def test_each_setting_is_said_once(evaluate, checkpoint):  # noqa: F811
     """Also where the chips of one are those of another, here a copy of its file."""
     for name in "ab":
         Path(f"{name}.csv").write_text("level,conductance_uS,std_uS\n0,1,0.5\n1,10,0.5\n2,20,0.5\n3,30,0.5\n")
-    measured, text = evaluate(checkpoint, "--adc_range", "full", "--cellBit", "2", "--device", "a.csv", "b.csv", "--chips", "2")
+    measured, text = evaluate(checkpoint, "--adc_range", "full", "--cell_bits", "2", "--device", "a.csv", "b.csv", "--chips", "2")
     assert len(measured) == 3 and len(results("save")) == 2
     said = [line for line in text.splitlines() if re.fullmatch(r".*full, rows 16, [ab]: \S+ %", line)]
     assert [line.split(": ")[0][-1] for line in said] == ["a", "b"]
@@ -459,7 +459,7 @@ def test_the_time_to_expect():
         chip = point
 
     one = Measured()
-    found = Worklist([one], {one: (None, *all_of(adc_prec=[3, 4, 5, 6, 7, 8]))})
+    found = Worklist([one], {one: (None, *all_of(adc_bits=[3, 4, 5, 6, 7, 8]))})
     assert found.text(2) == "7 points: 3 are measured already, 4 to measure, about 60 s (30 s each so far)"
     assert [worklist.show_seconds(s) for s in (0.04, 12.3, 89, 600, 5399, 9000)] == ["0.0 s", "12 s", "89 s", "10 min", "90 min", "2.5 h"]
 
@@ -469,8 +469,8 @@ def test_the_time_to_expect():
 
 def test_hardware_of_single_layers(checkpoint, run):  # noqa: F811
     """As a network whose layers were put on this hardware by hand."""
-    flags_ = ["--cellBit", "2", "--adc_prec", "4", "--limit", "12", "--per_layer",
-              "features.*:adc_prec=3,cellBit=1", "classifier.0:adc_range=ideal"]
+    flags_ = ["--cell_bits", "2", "--adc_bits", "4", "--limit", "12", "--per_layer",
+              "features.*:adc_bits=3,cell_bits=1", "classifier.0:adc_range=ideal"]
     records, predictions, text = run(checkpoint, *flags_)
     assert "2-bit cells, 4-bit ADC, calibrated, rows 16, features.*: adc_bits 3 cell_bits 1, classifier.0: adc_range ideal" in text
     assert records[1]["per_layer"] == {"features.*": {"adc_bits": 3, "cell_bits": 1}, "classifier.0": {"adc_range": "ideal"}}
@@ -492,7 +492,8 @@ def test_hardware_of_single_layers(checkpoint, run):  # noqa: F811
 
 
 def test_bits_of_single_layers_are_those_of_the_table_and_of_the_costs(checkpoint, run):  # noqa: F811
-    _, _, text = run(checkpoint, "--adc_prec", "4", "--limit", "4", "--cost", "rram_65nm", "--per_layer", "features.4:adc_prec=5,cellBit=2")
+    _, _, text = run(checkpoint, "--adc_bits", "4", "--limit", "4", "--cost", "rram_65nm",
+                     "--per_layer", "features.4:adc_bits=5,cell_bits=2")
     header, _, _, line, *_ = text.split("setting  ")[-1].splitlines()
     assert "mean bits" in header and " 4.00 " not in line
     with open("save/cost.csv", newline="") as file:
@@ -557,15 +558,15 @@ def test_plans_of_other_layers_have_ranges_of_their_own():
 
 def test_all_layers_without_an_adc_one_by_one(checkpoint, run):  # noqa: F811
     """As `--adc_range ideal`: there is nothing to calibrate."""
-    records, _, _ = run(checkpoint, "--adc_prec", "3", "--per_layer", "*:adc_range=ideal")
+    records, _, _ = run(checkpoint, "--adc_bits", "3", "--per_layer", "*:adc_range=ideal")
     assert (records[1]["changed_predictions"], records[1]["mean_bits"]) == (0, None)
 
 
 def test_a_report_of_layers_that_differ(checkpoint, run):  # noqa: F811
     """Some with a plan and some with bits of their own: each has its own panel, with as many levels as its ADC has."""
-    for bits, first, others in (("uniform", "adc_prec=5", "adc_plan=significance,adc_prec=2.5"),
-                                ("significance", "adc_plan=uniform,adc_prec=5", "adc_prec=2")):
-        _, _, text = run(checkpoint, "--adc_plan", bits, "--adc_prec", "3", "--report", "--per_layer", f"features.4:{first}",
+    for bits, first, others in (("uniform", "adc_bits=5", "adc_plan=significance,adc_bits=2.5"),
+                                ("significance", "adc_plan=uniform,adc_bits=5", "adc_bits=2")):
+        _, _, text = run(checkpoint, "--adc_plan", bits, "--adc_bits", "3", "--report", "--per_layer", f"features.4:{first}",
                          f"features.8:{others}", drawn=True)
         assert "bits by digit" in text and "step" in text
         path = max(Path("save").glob("report_*.json"), key=lambda file: file.stat().st_mtime)
@@ -660,28 +661,28 @@ def test_ranges_of_another_rule_take_the_place_of_an_entry():
 
 
 @pytest.mark.parametrize("flags_, words", [
-    (["--adc_prec", "8:3"], "argument --adc_prec: 8:3 is an empty span; FIRST:LAST:STEP goes up"),
-    (["--adc_prec", "3:8:0"], "3:8:0 is an empty span"),
+    (["--adc_bits", "8:3"], "argument --adc_bits: 8:3 is an empty span; FIRST:LAST:STEP goes up"),
+    (["--adc_bits", "3:8:0"], "3:8:0 is an empty span"),
     (["--device", "rram_wan", "--device_time", "1h:3h"], "1h:3h has 7201 values with a step of 1; say the step: FIRST:LAST:STEP"),
-    (["--adc_prec", "1:2:3:4"], "1:2:3:4 is not a span FIRST:LAST or FIRST:LAST:STEP; each is a number from 0 up"),
-    (["--cellBit", "1:"], "argument --cellBit: 1: is not a span FIRST:LAST or FIRST:LAST:STEP; each is a whole number from 1 up"),
+    (["--adc_bits", "1:2:3:4"], "1:2:3:4 is not a span FIRST:LAST or FIRST:LAST:STEP; each is a number from 0 up"),
+    (["--cell_bits", "1:"], "argument --cell_bits: 1: is not a span FIRST:LAST or FIRST:LAST:STEP; each is a whole number from 1 up"),
     (["--workers", "0"], "argument --workers: 0 is not a whole number from 1 up"),
     (["--shard", "3/2"], "argument --shard: 3/2 is not I/N, such as 2/8: I from 1 to N"),
     (["--shard", "2"], "argument --shard: 2 is not I/N"),
     (["--per_layer", "features.4"], "--per_layer features.4: is not LAYER:FLAG=VALUE"),
-    (["--per_layer", "features.3:adc_prec=3"], "--per_layer features.3: no layer on crossbars is called so; there are features.4, "),
-    (["--per_layer", "features.4:speed=3"], "no hardware flag is called speed; there are cellBit, adc_prec, "),
-    (["--per_layer", "features.4:adc_prec=x"], "--per_layer features.4:adc_prec=x: x is not a number from 0 up"),
+    (["--per_layer", "features.3:adc_bits=3"], "--per_layer features.3: no layer on crossbars is called so; there are features.4, "),
+    (["--per_layer", "features.4:speed=3"], "no hardware flag is called speed; there are cell_bits, adc_bits, "),
+    (["--per_layer", "features.4:adc_bits=x"], "--per_layer features.4:adc_bits=x: x is not a number from 0 up"),
     (["--per_layer", "features.4:mapping=x"], "x is not one of tap, im2col"),
-    (["--per_layer", "features.4:adc_prec=2.5"], "--per_layer features.4: adc_prec is 2.5; allowed are whole numbers"),
-    (["--per_layer", "features.4:adc_prec=3:5"], "--per_layer features.4: adc_prec has 3 values; several are for --search"),
+    (["--per_layer", "features.4:adc_bits=2.5"], "--per_layer features.4: adc_bits is 2.5; allowed are whole numbers"),
+    (["--per_layer", "features.4:adc_bits=3:5"], "--per_layer features.4: adc_bits has 3 values; several are for --search"),
     (["--per_layer", "features.4:adc_range=full"], "--per_layer features.4: adc_range is 'full'; allowed are calibrated"),
-    (["--planes", "x", "--per_layer", "features.4:cellBit=2"], "--planes is for cells of one kind: leave cellBit out of --per_layer"),
+    (["--planes", "x", "--per_layer", "features.4:cell_bits=2"], "--planes is for cells of one kind: leave cell_bits out of --per_layer"),
     (["--device", "techA", "--save_cells", "--per_layer", "features.4:weights=pair"], "--save_cells is for cells of one kind"),
-    (["--device", "techA", "--save_cells", "--per_layer", "features.4:subArray=8"], "--save_cells is for cells of one kind"),
-    (["--per_layer", "a:adc_prec=5", "b:adc_prec=4", "a:adc_prec=6"], "--per_layer a: stands in several places"),
+    (["--device", "techA", "--save_cells", "--per_layer", "features.4:rows=8"], "--save_cells is for cells of one kind"),
+    (["--per_layer", "a:adc_bits=5", "b:adc_bits=4", "a:adc_bits=6"], "--per_layer a: stands in several places"),
     (["--objective", "bits"], "--objective is for a search: add --search N"),
-    (["--search", "5", "--adc_prec", "3:5"], "--search chooses on validation images: "),
+    (["--search", "5", "--adc_bits", "3:5"], "--search chooses on validation images: "),
     (["--search", "5", "--report"], "--report does not go with --search"),
 ])
 def test_bad_sweeps_are_one_line(flags_, words, refused, checkpoint):  # noqa: F811
@@ -690,8 +691,8 @@ def test_bad_sweeps_are_one_line(flags_, words, refused, checkpoint):  # noqa: F
 
 @pytest.mark.parametrize("package, flags_, words", [
     ("ray", ["--workers", "2"], "--workers needs Ray: pip install -r requirements-cluster.txt; or start "),
-    ("optuna", ["--search", "2", "--adc_prec", "3:5"], "--search needs Optuna: pip install -r requirements-search.txt"),
-    ("plotly.graph_objects", ["--search", "2", "--adc_prec", "3:5"], "plotly.graph_objects is installed, but cannot be imported ")])
+    ("optuna", ["--search", "2", "--adc_bits", "3:5"], "--search needs Optuna: pip install -r requirements-search.txt"),
+    ("plotly.graph_objects", ["--search", "2", "--adc_bits", "3:5"], "plotly.graph_objects is installed, but cannot be imported ")])
 def test_what_is_not_installed_is_one_line(refused, trained, monkeypatch, package, flags_, words):
     """Before anything is loaded, whatever would be measured."""
     pytest.importorskip(package.partition(".")[0])
@@ -717,7 +718,7 @@ def test_what_optuna_is_asked(evaluate, trained, monkeypatch):
     create, sampler = optuna.create_study, optuna.samplers.TPESampler
     monkeypatch.setattr(optuna, "create_study", lambda **options: (asked.append(options["directions"]), create(**options))[1])
     monkeypatch.setattr(optuna.samplers, "TPESampler", lambda **options: (asked.append(options["seed"]), sampler(**options))[1])
-    evaluate(trained, "--adc_range", "full", "--adc_prec", "3:5", "--search", "2", "--search_seed", "7")
+    evaluate(trained, "--adc_range", "full", "--adc_bits", "3:5", "--search", "2", "--search_seed", "7")
     assert asked == [7, ["maximize", "minimize"]]
 
 
@@ -729,7 +730,7 @@ def test_costs_of_a_search_are_counted_for_all_digits_that_it_may_take(evaluate,
 
 
 def test_a_search_counts_idle_reads_of_all_its_layouts(evaluate, trained):
-    evaluate(trained, "--adc_range", "full", "--per_layer", "features.4:subArray=8/16", "--search", "2", "--objective", "energy",
+    evaluate(trained, "--adc_range", "full", "--per_layer", "features.4:rows=8/16", "--search", "2", "--objective", "energy",
              "accuracy", "--cost", "rram_65nm", "--adc_idle", "skip")
     assert len(results("save")) > 2
 
@@ -738,7 +739,7 @@ def test_a_search_counts_idle_reads_of_all_its_layouts(evaluate, trained):
     (["--objective", "speed"], "--objective speed: unknown"), (["--objective", "energy"], "there is no energy without --cost"),
     (["--at_least", "x=1"], "--at_least x=1: is not NAME=VALUE")])
 def test_aims_of_a_search_are_refused_before_any_work(refused, trained, more, words):
-    refused(["--resume", trained, *QUICK, "--adc_range", "full", "--adc_prec", "3", "4", "--search", "2", *more], words)
+    refused(["--resume", trained, *QUICK, "--adc_range", "full", "--adc_bits", "3", "4", "--search", "2", *more], words)
 
 
 def test_a_search_of_several_networks_begins_when_all_can_be_searched(evaluate, trained):
@@ -746,11 +747,11 @@ def test_a_search_of_several_networks_begins_when_all_can_be_searched(evaluate, 
     data = {"data": torch.load(trained, weights_only=True)["data"]}
     other = save("other/b.pth.tar", network("vgg16"), data, val_split=0.02, seed=3, model="vgg16_quant")
     with pytest.raises(UserError, match="no layer on crossbars is called so"):
-        evaluate(trained, other, "--adc_range", "full", "--per_layer", "features.4:adc_prec=2:4", "--search", "3")
+        evaluate(trained, other, "--adc_range", "full", "--per_layer", "features.4:adc_bits=2:4", "--search", "3")
     assert not list(Path("save").glob("points/*.json"))
 
 
-SEARCH = ["--adc_range", "full", "--per_layer", "features.*:adc_prec=1:6", "classifier.*:cellBit=1/2", "--objective", "bits", "changed"]
+SEARCH = ["--adc_range", "full", "--per_layer", "features.*:adc_bits=1:6", "classifier.*:cell_bits=1/2", "--objective", "bits", "changed"]
 
 
 def test_a_search(evaluate, trained):
@@ -793,7 +794,7 @@ def test_bounds_of_a_search(evaluate, trained, capsys):
     with pytest.raises(UserError, match="--search chooses among the values of hardware flags: give one of them several"):
         evaluate(trained, "--search", "6")
     with pytest.raises(UserError, match="--per_layer x: no layer on crossbars is called so"):
-        evaluate(trained, "--search", "6", "--per_layer", "x:adc_prec=1/2")
+        evaluate(trained, "--search", "6", "--per_layer", "x:adc_bits=1/2")
 
 
 def test_what_optuna_is_told_of_bounds(evaluate, trained, monkeypatch):
@@ -802,7 +803,7 @@ def test_what_optuna_is_told_of_bounds(evaluate, trained, monkeypatch):
     monkeypatch.setattr(optuna.trial.Trial, "set_constraint", lambda _, name, value: told.append(value))
     values_of = search.Search._values
     monkeypatch.setattr(search.Search, "_values", lambda *args: (values.append(values_of(*args)), values[-1])[1])
-    evaluate(trained, "--adc_range", "full", "--adc_prec", "3", "5", "--search", "2", "--objective", "bits", "--at_least", "bits=4",
+    evaluate(trained, "--adc_range", "full", "--adc_bits", "3", "5", "--search", "2", "--objective", "bits", "--at_least", "bits=4",
              "--at_most", "bits=6")
     assert [value["bits"] for value in values] == [5, 3] and told == [-1, -1, 1, -3]
 
@@ -817,7 +818,7 @@ def test_what_optuna_is_told_of_bounds(evaluate, trained, monkeypatch):
 def test_axes_of_a_search(objectives, labels, evaluate, trained, monkeypatch):
     drawn = []
     monkeypatch.setattr(search, "save", lambda figure, *_, **__: drawn.append(figure.axes[0]))
-    evaluate(trained, "--adc_range", "full", "--adc_prec", "3", "5", "--search", "2", "--objective", *objectives, drawn=True)
+    evaluate(trained, "--adc_range", "full", "--adc_bits", "3", "5", "--search", "2", "--objective", *objectives, drawn=True)
     assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in drawn] == [labels]
     rows = list(csv.DictReader(open("save/search.csv")))
     names = {each.axis: name for name, each in search.OBJECTIVES.items()}
@@ -833,7 +834,7 @@ def test_a_search_among_files_of_devices(evaluate, trained):
     for folder in ("a", "b"):
         Path(folder).mkdir()
         Path(folder, "mine.csv").write_text(OWN.replace("0.2", "0.2" if folder == "a" else "3"))
-    flags = ["--device", "a/mine.csv", "b/mine.csv", "--adc_range", "full", "--adc_prec", "3", "4", "--objective", "bits", "changed"]
+    flags = ["--device", "a/mine.csv", "b/mine.csv", "--adc_range", "full", "--adc_bits", "3", "4", "--objective", "bits", "changed"]
     evaluate(trained, *flags, "--search", "4")
     rows = list(csv.DictReader(open("save/search.csv")))
     assert len(rows) == len({row["setting"] for row in rows}) == 4
@@ -846,8 +847,8 @@ def test_a_search_among_files_of_devices(evaluate, trained):
     (["--device_time", "1h"], "--device_time is for the cells of a device")])
 def test_devices_of_a_search_that_cannot_be(values, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        rows = flags.parse(hardware_parser(), [*values, "--adc_prec", "3", "4"])
-        eval_settings._check_search(eval_settings.EvalSettings(search=3, rows=rows), {})
+        rows = flags.parse(hardware_parser(), [*values, "--adc_bits", "3", "4"])
+        eval_settings._check_search(eval_settings.EvalSettings(search=3, hardware=rows), {})
 
 
 def hardware_parser():
@@ -879,9 +880,9 @@ class Stub:
 
 def searched(count, sign, caplog):
     """The settings that a search of so many measures, in its order, and what it says."""
-    rows = {"adc_prec": [*range(1, 9)], "cellBit": [1, 2, 4], "dac_bits": [1, 2, 4], "weights": ["offset", "pair"]}
+    rows = {"adc_bits": [*range(1, 9)], "cell_bits": [1, 2, 4], "dac_bits": [1, 2, 4], "weights": ["offset", "pair"]}
     found = search.Search.__new__(search.Search)
-    found.of = eval_settings.EvalSettings(rows=rows, wbit=4, abit=4, search=count)
+    found.of = eval_settings.EvalSettings(hardware=rows, w_bits=4, a_bits=4, search=count)
     found.bench, found.space, found.found = Stub(sign), search.Space(found.of, ["a"]), {}
     found.objectives, found.bounds = search._aims(found.of)
     found.names = found.objectives
@@ -921,16 +922,16 @@ def test_more_is_better_of_accuracy_alone():
 
 
 @pytest.mark.parametrize("texts, variables, chosen", [
-    (["a.*:adc_prec=4:6,cellBit=1/2"], 4, {"a.1": (6, 2), "a.2": (6, 2), "b": (3, 1)}),
-    (["a.1:cellBit=2,adc_prec=4:6", "a.2:cellBit=2,adc_prec=4/5"], 2, {"a.1": (6, 2), "a.2": (5, 2), "b": (3, 1)}),
-    (["a.*:adc_prec=4:6", "a.1:adc_prec=8"], 1, {"a.1": (8, 1), "a.2": (6, 1), "b": (3, 1)}),
-    (["a.1:adc_prec=8", "a.*:adc_prec=4:6"], 2, {"a.1": (6, 1), "a.2": (6, 1), "b": (3, 1)}),
-    (["*:adc_prec=7", "a.2:adc_prec=4/5"], 1, {"a.1": (7, 1), "a.2": (5, 1), "b": (7, 1)}),
-    (["a.1:cellBit=1", "a.*:cellBit=2,adc_prec=4/5"], 2, {"a.1": (5, 2), "a.2": (5, 2), "b": (3, 1)}),
-    (["a.*:cellBit=2", "a.1:cellBit=1,adc_prec=4/5"], 1, {"a.1": (5, 1), "a.2": (3, 2), "b": (3, 1)})])
+    (["a.*:adc_bits=4:6,cell_bits=1/2"], 4, {"a.1": (6, 2), "a.2": (6, 2), "b": (3, 1)}),
+    (["a.1:cell_bits=2,adc_bits=4:6", "a.2:cell_bits=2,adc_bits=4/5"], 2, {"a.1": (6, 2), "a.2": (5, 2), "b": (3, 1)}),
+    (["a.*:adc_bits=4:6", "a.1:adc_bits=8"], 1, {"a.1": (8, 1), "a.2": (6, 1), "b": (3, 1)}),
+    (["a.1:adc_bits=8", "a.*:adc_bits=4:6"], 2, {"a.1": (6, 1), "a.2": (6, 1), "b": (3, 1)}),
+    (["*:adc_bits=7", "a.2:adc_bits=4/5"], 1, {"a.1": (7, 1), "a.2": (5, 1), "b": (7, 1)}),
+    (["a.1:cell_bits=1", "a.*:cell_bits=2,adc_bits=4/5"], 2, {"a.1": (5, 2), "a.2": (5, 2), "b": (3, 1)}),
+    (["a.*:cell_bits=2", "a.1:cell_bits=1,adc_bits=4/5"], 1, {"a.1": (5, 1), "a.2": (3, 2), "b": (3, 1)})])
 def test_what_a_search_may_choose_for_single_layers(texts, variables, chosen):
     """The last pattern that fits a layer wins, whether it leaves a choice or not."""
-    settings = eval_settings.EvalSettings(rows={"adc_prec": [3], "per_layer": texts}, wbit=4, abit=4)
+    settings = eval_settings.EvalSettings(hardware={"adc_bits": [3], "per_layer": texts}, w_bits=4, a_bits=4)
     space = search.Space(settings, ["a.1", "a.2", "b"])
     assert len(space.variables) == variables
     setting = space.setting(space.alike(1))
@@ -939,7 +940,7 @@ def test_what_a_search_may_choose_for_single_layers(texts, variables, chosen):
 
 def test_a_search_starts_from_the_planners_share(evaluate, trained):
     """Plans of one budget are measured, and then, among the first, each layer with what is nearest to its bits in them."""
-    flags = ["--adc_plan", "significance", "--adc_prec", "1", "--per_layer", "*:adc_prec=1:4:0.25"]
+    flags = ["--adc_plan", "significance", "--adc_bits", "1", "--per_layer", "*:adc_bits=1:4:0.25"]
     evaluate(trained, *flags, "--search", "15", "--objective", "bits", "changed")
     rows = [row for row in results("save") if row["validation"] and row["adc_plan"] == "significance"]
     whole = [row for row in rows if not row["per_layer"]]
@@ -999,5 +1000,5 @@ def test_nothing_of_a_picture_is_cut_off_or_hidden(curves, tmp_path, monkeypatch
 
 
 def test_values_of_single_layers():
-    assert per_layer.parse(["a:adc_prec=1/2:3:0.5,mapping=tap/im2col", "a:rows=64"]) == {
+    assert per_layer.parse(["a:adc_bits=1/2:3:0.5,mapping=tap/im2col", "a:rows=64"]) == {
         "a": {"adc_bits": [1, 2, 2.5, 3], "mapping": ["tap", "im2col"], "rows": [64]}}

@@ -92,12 +92,13 @@ def test_trainings_are_flags_of_train_and_begin_with_the_network_as_it_is(noted,
     folders = set()
     for before, training, after in zip(*[iter(found.commands)] * 3):
         asked, _, _ = train_settings.parse([word for word in training[2:] if word != "--go_on"])
-        assert (asked.model, asked.wbit, asked.abit, asked.wq, asked.wd, asked.adc_aware) == ("resnet20_quant", 2, 3, "sawb", 2e-4, True)
+        assert (asked.model, asked.w_bits, asked.a_bits, asked.wq) == ("resnet20_quant", 2, 3, "sawb")
+        assert (asked.wd, asked.adc_aware) == (2e-4, True)
         assert (asked.val_split, asked.schedule_type, asked.weight_clip) == (0.02, "cosine", 2.2)
         [measured], [again] = settings(before), settings(after)
         assert measured == again
         asked_for, spec = asked.config(), measured.spec
-        assert [asked_for[name] for name in ("cellBit", "adc_prec", "adc_plan", "adc_idle", "device")] == [
+        assert [asked_for[name] for name in ("cell_bits", "adc_bits", "adc_plan", "adc_idle", "device")] == [
             spec.cell_bits, spec.adc_bits, spec.adc_plan, spec.adc_idle, measured.chips and measured.chips.name]
         assert before[before.index("--resume") + 1] == f"{tmp_path}/net.pt"
         assert after[after.index("--resume") + 1] == f"{asked.save_path}/model_best.pth.tar"
@@ -173,7 +174,7 @@ def test_a_line_for_each_hardware_and_a_table_of_plans():
 | --- | --- | --- | --- |
 | 1-bit cells | 90.09 (375) | 90.32 (166) |  |
 | 1-bit cells, `--adc_range dynamic`, `--crossbar_layers conv` |  | 90.32 (166) |  |
-| 1-bit cells, `--subArray 256`, `--mapping im2col` |  | 90.32 (166) |  |
+| 1-bit cells, `--rows 256`, `--mapping im2col` |  | 90.32 (166) |  |
 | 1-bit cells, `--adc_range ideal` |  |  | 90.28 (0) |
 
 | the same by mean bits of all reads, planned | 1.5 |

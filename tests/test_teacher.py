@@ -42,7 +42,7 @@ def expected_loss(logits, answers, y, smoothing=SMOOTHING):
     return -(((1 - SHARE) * hard + SHARE * wanted) * found).sum(1).mean()
 
 
-@pytest.mark.parametrize("flags", [("--wbit", "2"), ("--adc_aware", "--adc_prec", "3", "--cellBit", "2", "--subArray", "16")],
+@pytest.mark.parametrize("flags", [("--w_bits", "2"), ("--adc_aware", "--adc_bits", "3", "--cell_bits", "2", "--rows", "16")],
                          ids=["other bits", "ADC"])
 def test_the_loss_of_a_step(flags, start, tmp_path, monkeypatch):
     """The teacher has the bits that its weights were trained with and no ADC, and stays as it was while the network learns."""
@@ -70,7 +70,7 @@ def test_a_run_goes_on_with_its_teacher(start, tmp_path, monkeypatch):
     """Even where the file that it was read from is gone: it is in the checkpoint."""
     given = tmp_path / "given.pth.tar"
     given.write_bytes(start.read_bytes())
-    flags = "--fine_tune", str(given), "--distill", "1", "--wbit", "2", "--epochs", "2", "--save_minutes", "0"
+    flags = "--fine_tune", str(given), "--distill", "1", "--w_bits", "2", "--epochs", "2", "--save_minutes", "0"
     _, whole = quick(tmp_path / "whole", *flags)
     _, plain = quick(tmp_path / "plain", *flags, "--distill", "0")
     assert plain["teacher"] is None
@@ -97,15 +97,15 @@ def test_answers_come_closer_to_the_teachers(tmp_path, monkeypatch):
     monkeypatch.setitem(models.vgg.CONFIGS, "vgg7", ([8, 8, "M", 8, 8, "M", 8, 8, "M"], 16))  # learns fast
     start = tmp_path / "start" / "model_best.pth.tar"
     quick(start.parent, "--epochs", "2")
-    _, taught = quick(tmp_path / "taught", "--fine_tune", str(start), "--distill", "1", "--wbit", "2", "--epochs", "3")
+    _, taught = quick(tmp_path / "taught", "--fine_tune", str(start), "--distill", "1", "--w_bits", "2", "--epochs", "3")
     losses = [row["train_loss"] for row in taught["history"]]
     assert losses[-1] < 0.9 * losses[0]
 
 
 def test_who_is_the_teacher(start, tmp_path):
     """Of a new run the network that it starts from, even where that had a teacher; of one that goes on its own, which must be there."""
-    _, taught = quick(tmp_path / "taught", "--fine_tune", str(start), "--distill", "1", "--wbit", "2", "--epochs", "1")
-    settings = train.parse(["--fine_tune", str(start), "--distill", "1", "--wbit", "2", "--save_path", str(tmp_path / "new")])[0]
+    _, taught = quick(tmp_path / "taught", "--fine_tune", str(start), "--distill", "1", "--w_bits", "2", "--epochs", "1")
+    settings = train.parse(["--fine_tune", str(start), "--distill", "1", "--w_bits", "2", "--save_path", str(tmp_path / "new")])[0]
     for goes_on, expected in ((False, taught["state_dict"]), (True, load_checkpoint(start)["state_dict"])):
         teacher = teacher_of(settings, None, taught, goes_on, 10, torch.device("cpu"), "file")
         assert_same(teacher.made_of["state_dict"], expected)
@@ -128,7 +128,7 @@ def test_a_teacher_that_somebody_edited_is_one_line(teacher, words, start, tmp_p
 
 def test_validation_has_the_loss_of_training(start, tmp_path):
     """So that the epoch is chosen by what was asked for. Only labels are not smoothed there."""
-    _, run = quick(tmp_path, "--fine_tune", str(start), "--distill", str(SHARE), "--wbit", "2", "--amp", "off", "--epochs", "1")
+    _, run = quick(tmp_path, "--fine_tune", str(start), "--distill", str(SHARE), "--w_bits", "2", "--amp", "off", "--epochs", "1")
     images = datasets.load("digits", "", lambda _: None)
     _, chosen = datasets.training_split(images.train_y, 0.1, 0, 200)
     networks = []

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = ([8, "M", 8, "M", 8, 8, "M", 8, 8], 16)  # instead of VGG7's widths, and most of it on few pixels
 # 180 training images: 9 steps an epoch. Smaller batches make 27 of 108, so that a signal arrives inside an epoch.
 FLAGS = ["--epochs", "3", "--limit_train", "200", "--batch_size", "20", "--lr", "0.05", "--ngpu", "0"]
-FLOAT = ["--wbit", "32", "--abit", "32"]
+FLOAT = ["--w_bits", "32", "--a_bits", "32"]
 MANY_STEPS = ["--batch_size", "4", "--lr", "0.02", "--limit_train", "120"]
 
 
@@ -193,7 +193,7 @@ def test_files_of_a_run(finished):
     log = (finished / "train.log").read_text()
     assert "seed 0" in log and log.count("validation") >= 3 and "test accuracy" in log
     best, last = (load_checkpoint(finished / f) for f in ("model_best.pth.tar", "checkpoint.pth.tar"))
-    assert best["config"]["wbit"] == 4 and best["data"]["classes"] == [str(i) for i in range(10)]
+    assert best["config"]["w_bits"] == 4 and best["data"]["classes"] == [str(i) for i in range(10)]
     lowest = min(row["val_loss"] for row in last["history"])
     chosen = [row for row in last["history"] if row["val_loss"] == lowest][-1]
     assert (best["epoch"], best["best_acc"]) == (chosen["epoch"], chosen["val_acc"]) and last["best_acc"] == chosen["val_acc"]
@@ -307,8 +307,8 @@ def test_fine_tune_from_a_32_bit_network(trained, tmp_path, capsys):
 
 @pytest.mark.parametrize("before, after", [
     (["--wq", "dorefa"], ["--wq", "sawb"]), (["--wq", "sawb"], ["--wq", "dorefa"]), (["--wq", "dorefa"], FLOAT),
-    (FLOAT, ["--wq", "dorefa"]), (FLOAT, ["--wq", "sawb", "--alpha_init", "3"]), (["--abit", "8"], ["--abit", "1"]),
-    (["--wbit", "4"], ["--wbit", "2", "--wq", "sawb", "--alpha_init", "3"])])
+    (FLOAT, ["--wq", "dorefa"]), (FLOAT, ["--wq", "sawb", "--alpha_init", "3"]), (["--a_bits", "8"], ["--a_bits", "1"]),
+    (["--w_bits", "4"], ["--w_bits", "2", "--wq", "sawb", "--alpha_init", "3"])])
 def test_logits_are_much_the_same_under_other_quantizers(before, after, trained, tmp_path):
     """Their deviation on the images that they were fitted to, and with biases that are far from zero their means."""
     start, tuned = tmp_path / "start.pth.tar", ["--epochs", "1", "--lr", "1e-12", "--wd", "0", *after]
@@ -357,7 +357,7 @@ def test_nothing_is_fitted_under_the_same_quantizers(finished):
 
 def test_the_input_of_the_last_layer_is_scaled_as_a_whole(finished):
     before = load_checkpoint(finished / "model_best.pth.tar")["state_dict"]
-    for flags in (["--wq", "sawb"], ["--abit", "2"]):
+    for flags in (["--wq", "sawb"], ["--a_bits", "2"]):
         net, _ = started(finished / "model_best.pth.tar", *flags)
         after = net.state_dict()
         factor = (after["classifier.1.weight"] / before["classifier.1.weight"]).mean()
@@ -373,7 +373,7 @@ def test_weights_that_do_not_say_their_quantizers(finished, trained, tmp_path):
     """Of the original code: DoReFa, or no quantizers at all where there are no clipping levels. They are fitted as those are
     that say so."""
     quantized, in_float = finished / "model_best.pth.tar", trained(*FLOAT)
-    for source, flags in ((quantized, ["--wq", "sawb"]), (in_float, []), (in_float, ["--abit", "32"])):
+    for source, flags in ((quantized, ["--wq", "sawb"]), (in_float, []), (in_float, ["--a_bits", "32"])):
         state = load_checkpoint(source)["state_dict"]
         torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "bare.pth")
         known, text = started(source, *flags)
@@ -425,7 +425,7 @@ def test_fine_tune_fits_the_clipping_levels_to_the_activations(trained, tmp_path
 
 def test_fine_tune_fits_only_what_is_missing(tmp_path):
     """Levels of a network with 32-bit weights stay, and the logits keep their scale; one level that is missing is fitted."""
-    quick(tmp_path / "start", "--wbit", "32", "--abit", "4", "--epochs", "2")
+    quick(tmp_path / "start", "--w_bits", "32", "--a_bits", "4", "--epochs", "2")
     start = load_checkpoint(tmp_path / "start" / "model_best.pth.tar")
     flags = "--epochs", "1", "--lr", "1e-12", "--wd", "0"
     alphas = [key for key in start["state_dict"] if key.endswith("act_alpha")][1:]
@@ -463,9 +463,9 @@ def test_images_that_weights_were_trained_on_are_known_where_their_split_is(trai
 
 
 def test_quantizers_that_are_off_are_alike():
-    plain = train_settings.TrainSettings(wbit=train_settings.OFF, wq="dorefa")
+    plain = train_settings.TrainSettings(w_bits=train_settings.OFF, wq="dorefa")
     assert starting._quantizers(dataclasses.replace(plain, wq="sawb")) == starting._quantizers(plain)
-    quantized = dataclasses.replace(plain, wbit=4)
+    quantized = dataclasses.replace(plain, w_bits=4)
     assert starting._quantizers(dataclasses.replace(quantized, wq="sawb")) != starting._quantizers(quantized)
 
 
@@ -479,7 +479,7 @@ def test_weight_clip_leaves_no_weight_beyond_its_bound(tmp_path):
 @pytest.mark.parametrize("wq", ["dorefa", "sawb"])
 @pytest.mark.usefixtures("few_test_images")
 def test_training_through_the_adc_resumes_to_the_same_bits(wq, trained, tmp_path, capsys, monkeypatch):
-    flags = ["--fine_tune", str(trained()), "--adc_aware", "--adc_prec", "3", "--cellBit", "2", "--subArray", "16", "--calib_steps",
+    flags = ["--fine_tune", str(trained()), "--adc_aware", "--adc_bits", "3", "--cell_bits", "2", "--rows", "16", "--calib_steps",
              "5", "--limit_train", "35", "--batch_size", "5", "--epochs", "2", "--wq", wq, "--save_minutes", "0"]
     _, whole = quick(tmp_path / "whole", *flags)
     state = whole["state_dict"]
@@ -557,7 +557,7 @@ def test_ranges_are_calibrated_every_so_many_steps_and_after_an_epoch(trained, t
         calibrate(self)
 
     monkeypatch.setattr(Run, "calibrate", spy)
-    _, checkpoint = quick(tmp_path, "--fine_tune", str(start), "--adc_aware", "--adc_prec", "3", "--subArray", "16",
+    _, checkpoint = quick(tmp_path, "--fine_tune", str(start), "--adc_aware", "--adc_bits", "3", "--rows", "16",
                           "--epochs", "2", "--calib_steps", "7")
     steps = datasets.steps_per_epoch(checkpoint["data"]["train_images"], checkpoint["config"]["batch_size"])
     assert steps > 7 and steps % 7
@@ -576,7 +576,7 @@ def test_ranges_are_calibrated_every_so_many_steps_and_after_an_epoch(trained, t
 
 def test_weights_that_are_no_numbers_are_said_before_a_calibration(tmp_path):
     with pytest.raises(UserError, match="in epoch 1, step [1-9] .* (no longer a finite number|must be finite)"):
-        quick(tmp_path, "--adc_aware", "--lr", "1e20", "--calib_steps", "1", "--subArray", "16")
+        quick(tmp_path, "--adc_aware", "--lr", "1e20", "--calib_steps", "1", "--rows", "16")
 
 
 def test_weights_of_the_original_code(finished, tmp_path, capsys):
@@ -599,9 +599,9 @@ def test_quantize_image_uses_the_first_clipping_level(trained):
 # -- optimizer and schedule
 
 
-def network(abit=4, quantize_image=False, **others):
+def network(a_bits=4, quantize_image=False, **others):
     settings = train_settings.settings_of(train_settings.defaults() | others | {
-        "abit": abit, "alpha_init": 5.0, "quantize_image": quantize_image})
+        "a_bits": a_bits, "alpha_init": 5.0, "quantize_image": quantize_image})
     return settings, starting.build_network(settings, 10, torch.device("cpu"))
 
 
@@ -628,7 +628,7 @@ def test_penalty_has_the_gradient_of_a_squared_clipping_level():
     assert [alpha.grad.item() for alpha in alphas.values()] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4])
     assert net.features[0].act_quant.act_alpha.grad is None
     assert list(starting.used_alphas(network(quantize_image=True)[1]))[0] == "features.0"
-    assert starting.used_alphas(network(abit=32)[1]) == {}
+    assert starting.used_alphas(network(a_bits=32)[1]) == {}
 
 
 def test_clp_pulls_the_clipping_levels_down(tmp_path):
@@ -676,8 +676,8 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--wbit", "9"], "--wbit: 9 is not 1 to 8, or 32"),
-    (["--abit", "0"], "--abit: 0 is not 1 to 8, or 32"),
+    (["--w_bits", "9"], "--w_bits: 9 is not 1 to 8, or 32"),
+    (["--a_bits", "0"], "--a_bits: 0 is not 1 to 8, or 32"),
     (["--lr", "nan"], "--lr: nan is not a number above 0"),
     (["--lr", "-1"], "--lr: -1 is not a number above 0"),
     (["--epochs", "0"], "--epochs: 0 is not"),
@@ -687,8 +687,8 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--model", "resnet20"], "choose from resnet18_quant, resnet20_quant, vgg16_quant, vgg7_quant"),
     (["--model", "vgg7_quant_eval"], "choose from"),
     (["--dataset", "mnist"], "--dataset: invalid choice"),
-    (["--bogus"], "unrecognized arguments: --bogus"),
-    (["--epoch", "2"], "unrecognized arguments: --epoch 2"),  # not short for --epochs: the scripts would not see it
+    (["--bogus"], "there is no flag --bogus (see"),
+    (["--epoch", "2"], "there is no flag --epoch; the nearest is --epochs (see"),  # not short for --epochs: the scripts would not see it
     (["--ngpu", "2"], "PyTorch finds 0 CUDA GPUs here; processes on CPUs are started by torchrun --nproc_per_node 2"),
     (["--schedule", "3", "5", "--gammas", "0.1"], "--schedule has 2 epochs, --gammas 1"),
     (["--schedule_type", "step"], "needs --schedule and --gammas"),
@@ -698,11 +698,11 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--resume", "{folder}"], "is a folder"),
     (["--resume", "{file}"], "not a readable PyTorch file"),
     (["--resume", "{run}/model_best.pth.tar"], "start from them with --fine_tune"),
-    (["--resume", "{run}/checkpoint.pth.tar", "--wbit", "2", "--lr", "0.5"], "--lr 0.5 (the checkpoint has 0.05), --wbit 2"),
+    (["--resume", "{run}/checkpoint.pth.tar", "--w_bits", "2", "--lr", "0.5"], "--lr 0.5 (the checkpoint has 0.05), --w_bits 2"),
     (["--resume", "{run}/checkpoint.pth.tar", "--model", "vgg16_quant"], "--model vgg16_quant (the checkpoint has vgg7_quant"),
     (["--resume", "{run}/checkpoint.pth.tar", "--overwrite"], "--overwrite starts anew, and --resume goes on"),
     (["--resume", "{run}/checkpoint.pth.tar", "--save_path", "{folder}"], "continued in its own folder"),
-    (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--abit", "8"], "--abit 8 (the checkpoint has 4)"),
+    (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--a_bits", "8"], "--a_bits 8 (the checkpoint has 4)"),
     (["--fine_tune"], "it needs the PATH of a checkpoint"),
     (["--fine_tune", "{run}/model_best.pth.tar", "--resume", "{run}/model_best.pth.tar"], "both name a checkpoint"),
     (["--seed", "99999999999999999999"], "--seed: 99999999999999999999 is not a whole number from 0 up"),
@@ -710,18 +710,18 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--fine_tune", "{run}/model_best.pth.tar", "--model", "vgg16_quant"], "is of the model vgg7_quant, not vgg16_quant"),
     (["--save_path", "{run}"], "holds a run: continue it with --resume"),
     (["--wq", "lsq"], "--wq: invalid choice: 'lsq'"),
-    (["--wq", "sawb", "--wbit", "1"], "--wq sawb has codes around an exact zero: it needs --wbit 2 to 8"),
+    (["--wq", "sawb", "--w_bits", "1"], "--wq sawb has codes around an exact zero: it needs --w_bits 2 to 8"),
     (["--alpha_init", "fit"], "--alpha_init fit needs the trained network of --fine_tune"),
     (["--distill", "0.5"], "--distill learns from the network that a run starts from: add --fine_tune PATH"),
     (["--distill", "1.5"], "--distill: 1.5 is not from 0 to 1"),
     (["--alpha_init", "0"], "--alpha_init: 0 is not fit or a number above 0"),
-    (["--adc_prec", "4"], "--adc_prec is for training through the ADC: add --adc_aware"),
+    (["--adc_bits", "4"], "--adc_bits is for training through the ADC: add --adc_aware"),
     (["--a_lambda", "4"], "--a_lambda is the factor of the penalty that --clp adds: add --clp"),
     (["--adc_aware", "--adc_share", "layer"], "--adc_share is for plans: add --adc_plan significance"),
     (["--adc_aware", "--adc_plan", "significance", "--adc_calib", "minmax"], "--adc_calib is for uniform bits"),
-    (["--adc_aware", "--wbit", "32"], "--adc_aware needs quantized weights and activations"),
-    (["--adc_aware", "--cellBit", "5"], "--cellBit is 5; allowed are whole numbers from 1 to 4 (the weight bits)"),
-    (["--adc_aware", "--adc_prec", "13"], "--adc_prec is 13; allowed are whole numbers from 1 to 12"),
+    (["--adc_aware", "--w_bits", "32"], "--adc_aware needs quantized weights and activations"),
+    (["--adc_aware", "--cell_bits", "5"], "--cell_bits is 5; allowed are whole numbers from 1 to 4 (--w_bits)"),
+    (["--adc_aware", "--adc_bits", "13"], "--adc_bits is 13; allowed are whole numbers from 1 to 12"),
     (["--export", "file.pt"], "--export writes a trained network: add --evaluate"),
     (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "x.json"], "name the network otherwise"),
     (["--about", "digits"], "--about is for the .json of --export"),
@@ -743,7 +743,7 @@ def test_bad_input_is_one_line_before_any_work(flags, words, finished, tmp_path,
 
 
 def test_bad_input_in_a_real_process(tmp_path):
-    process = subprocess.run([sys.executable, str(ROOT / "train.py"), "--wbit", "33"], cwd=tmp_path, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, str(ROOT / "train.py"), "--w_bits", "33"], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 2 and process.stdout == "" and process.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -836,7 +836,7 @@ def test_script_trains_without_and_then_with_quantizers(recipe, variables, epoch
     calls = script(*recipe, "--seed", "3", "--data_path", "a folder", **variables)
     settings = [call for call, _ in calls]
     assert [call.epochs for call in settings] == epochs
-    assert [(call.wbit, call.abit, call.lr) for call in settings] == [(32, 32, 0.1), (4, 4, 0.05)]
+    assert [(call.w_bits, call.a_bits, call.lr) for call in settings] == [(32, 32, 0.1), (4, 4, 0.05)]
     common = {(call.wd, call.label_smoothing, call.batch_size, call.cutout, call.val_split) for call in settings}
     assert common == {(5e-4, 0.1, 128, 8, 0.02)}
     assert [(call.weight_clip, call.alpha_init, call.distill) for call in settings] == [(None, 6, 0), (3, "fit", 0.5)]
@@ -880,7 +880,7 @@ def test_settings_stand_in_config_json_and_in_tensorboard(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = json.loads((finished / "config.json").read_text())
-    assert (config["epochs"], config["save_path"], config["cellBit"]) == (3, str(finished), 1)
+    assert (config["epochs"], config["save_path"], config["cell_bits"]) == (3, str(finished), 1)
     tags = EventAccumulator(str(finished)).Reload().Tags()["scalars"]
     assert "test/acc" in tags
 
@@ -913,9 +913,9 @@ def test_a_checkpoint_names_no_files_and_no_actions(finished, tmp_path, monkeypa
 @pytest.mark.parametrize("change, words", [
     ({"seed": "abc"}, "has --seed 'abc', which is not a whole number from 0 up"),
     ({"dataset": 7}, "has --dataset 7, which is not one of digits, cifar10"),
-    ({"wbit": 9}, "has --wbit 9, which is not 1 to 8, or 32"), ({"wbit": True}, "has --wbit True"),
+    ({"wbit": 9}, "has --w_bits 9, which is not 1 to 8, or 32"), ({"wbit": True}, "has --w_bits True"),
     ({"lr": float("nan")}, "has --lr nan"), ({"schedule": ["x"]}, "has --schedule"), ({"clp": 1}, "has --clp 1"),
-    ({"adc_calib": "best"}, "has --adc_calib 'best', which is not one of minmax"), ({"cellBit": 0}, "has --cellBit 0"),
+    ({"adc_calib": "best"}, "has --adc_calib 'best', which is not one of minmax"), ({"cell_bits": 0}, "has --cell_bits 0"),
     ({"val_split": None}, "has --val_split None"), ({"model": 3}, "has --model 3"),
 ])
 def test_settings_of_a_checkpoint_are_checked_like_flags(change, words, finished, tmp_path):

@@ -21,7 +21,7 @@ def small(monkeypatch):
 
 
 def test_what_they_give_is_what_eval_measures(run, checkpoint):  # noqa: F811
-    rows, predictions, _ = run(checkpoint, "--adc_prec", "3")
+    rows, predictions, _ = run(checkpoint, "--adc_bits", "3")
     net = utils.load_network(checkpoint)
     images, labels = utils.load_images("digits", limit=40, network=net)
     wanted, their_labels = shown_images(40)

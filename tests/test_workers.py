@@ -114,7 +114,7 @@ run_main(eval.main)
 
 
 def test_a_driver_with_workers_that_is_killed(evaluate, checkpoint):  # noqa: F811
-    flags = ["--cellBit", "1", "2", "--adc_prec", "2:10", "--also", "--cellBit 2 --adc_prec 4 --device techC", "--chips", "2"]
+    flags = ["--cell_bits", "1", "2", "--adc_bits", "2:10", "--also", "--cell_bits 2 --adc_bits 4 --device techC", "--chips", "2"]
     process = subprocess.Popen([sys.executable, "-c", PROGRAM.format(small=SMALL), "--resume", checkpoint, *QUICK, "--calib_images", "4",
                                 *flags, "--workers", "2"], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)

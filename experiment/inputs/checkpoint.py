@@ -17,6 +17,7 @@ from torch import nn
 from models.quant.storage.files import atomic_write
 
 from ..program.cli import UserError, one_line
+from ..program.flags import in_new_names
 from ..program.plain import is_count, is_dict, is_number, is_text, several
 from .packed import unpack
 
@@ -116,8 +117,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path}: not a checkpoint of a model (it has no state_dict)")
     _check_tensors(path, checkpoint["state_dict"])
-    if not isinstance(checkpoint.get("config"), dict):
-        checkpoint["config"] = {}
+    config = checkpoint.get("config")
+    checkpoint["config"] = in_new_names(config) if isinstance(config, dict) else {}
     if "codes" in checkpoint:
         try:
             checkpoint = unpack(checkpoint) | {"exported": True}

@@ -146,7 +146,8 @@ OF_COSTS = (
     Column("utilisation", lambda of: of.record.cost and of.record.cost.utilisation))
 COLUMNS = (
     _given("model"), _given("dataset"),
-    *(Column(name, lambda of, name=name: OFF if of.record.is_float else getattr(of.settings, name)) for name in ("wbit", "abit")),
+    *(Column(name, lambda of, flag=flag: OFF if of.record.is_float else getattr(of.settings, flag))
+      for name, flag in (("wbit", "w_bits"), ("abit", "a_bits"))),
     Column("wq", lambda of: None if of.record.is_float else of.settings.wq),
     *(Column(name, lambda of, name=name: getattr(of.settings, name) if foreign.is_foreign(of.settings.model) else None)
       for name in OPTIONS),

@@ -8,14 +8,16 @@
     given = parse(parser, argv)                      # {"lr": 0.1}: what stands on the command line, nothing else
     values = defaults(Settings) | checked(Settings, config, source) | given
 
-Fields of `CrossbarSpec` and `Calibration` are flags too. Some have the name that users of the original scripts know (`FLAG_NAMES`).
+Fields of `CrossbarSpec` and `Calibration` are flags too. The names that users of the original scripts know stay as aliases (`ALIASES`).
 """
 
 import argparse
 import dataclasses
+import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from models.quant import Calibration, CrossbarSpec
@@ -24,13 +26,14 @@ from models.quant.layers.quantizers import OFF
 from models.quant.network.calibration import OTHER_WORDS
 
 from .cli import UserError
+from .help_text import Topics
 
-# Fields whose flag has another name: that of the original scripts, or one that says what it is about.
-FLAG_NAMES = {"cell_bits": "cellBit", "adc_bits": "adc_prec", "rows": "subArray", "rule": "adc_calib", "per": "adc_per",
-              "correct": "adc_correct", "share": "adc_share", "on": "calib_on", "w_bits": "wbit", "a_bits": "abit"}
+# Fields of `Calibration`, whose flags say what they are about.
+FLAG_NAMES = {"rule": "adc_calib", "per": "adc_per", "correct": "adc_correct", "share": "adc_share", "on": "calib_on"}
 # In a help text; there they are flags.
 _FIELD = re.compile(rf"(?<![-:])\b({'|'.join(item.name for item in dataclasses.fields(CrossbarSpec) if '_' in item.name)})\b")
-ALIASES = {"crossbar_layers": "map"}  # older names of flags, and of keys in the files of earlier versions
+# Names of the original scripts, and of the files of earlier versions: `{alias: flag}`.
+ALIASES = {"cellBit": "cell_bits", "adc_prec": "adc_bits", "subArray": "rows", "wbit": "w_bits", "abit": "a_bits", "map": "crossbar_layers"}
 
 
 class Number(spec.Numbers):
@@ -45,6 +48,14 @@ class Number(spec.Numbers):
         if value is None or argument not in self.words and not self.holds(value):  # not a number compares as False everywhere
             raise argparse.ArgumentTypeError(f"{argument} is not {self.text}")
         return value
+
+
+_ALIAS = re.compile(rf"^--({'|'.join(ALIASES)})(?==|$)")
+
+
+def in_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`{flag: value}` of a file, by the names that flags have here."""
+    return {ALIASES.get(name, name): value for name, value in config.items()}
 
 
 MOST_WITHOUT_STEP = 100  # values of a span
@@ -110,8 +121,8 @@ def in_flags(message: str) -> str:
     for field in (field.name for cls in (CrossbarSpec, Calibration) for field in flag_fields(cls)):
         if message.startswith(f"{field} is "):
             message = f"--{flag_name(field)}{message.removeprefix(field)}"
-    message = message.replace("(adc_max_bits)", "(--adc_max_bits)").replace("adc_plan significance", "--adc_plan significance")
-    return message.replace("(w_bits)", "(the weight bits)").replace("(a_bits)", "(the activation bits)")
+    message = re.sub(r"\((adc_max_bits|w_bits|a_bits)\)", r"(--\1)", message)
+    return message.replace("adc_plan significance", "--adc_plan significance")
 
 
 def of_layers(message: str) -> str:
@@ -122,14 +133,27 @@ def of_layers(message: str) -> str:
     return f"--{layer}{colon}{in_flags(rest).removeprefix('--')}"
 
 
-class ArgumentParser(argparse.ArgumentParser):
+class ArgumentParser(Topics):
     """argparse prints its usage in front of every error; here an error is one line like all others. What is not given does not
-    appear in the result, and names of flags are not to be shortened."""
+    appear in the result, names of flags are not to be shortened, and `ALIASES` stand for the names that they have here."""
 
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS,
-                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    def __init__(self, *, kind: str = "flag", **options):
+        self.kind = kind
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **options)
         self._negative_number_matcher = re.compile(r"-\.?\d")  # -40:85:25 is a value too, as no flag begins with a digit
+
+    def parse_args(self, argv: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """The flags of a command line. Raises: UserError; for an unknown flag it names the nearest known one."""
+        argv = sys.argv[1:] if argv is None else argv
+        found, unknown = self.parse_known_args([_ALIAS.sub(lambda alias: f"--{ALIASES[alias[1]]}", text) for text in argv], namespace)
+        if unknown:
+            flag = next((text[2:].partition("=")[0] for text in unknown if text.startswith("--")), None)
+            if not flag:
+                self.error(f"no {self.kind} takes {unknown[0]!r}")
+            names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+            near = difflib.get_close_matches(flag, [*names, *ALIASES], 1, 0.7)
+            self.error(f"there is no {self.kind} --{flag}" + "".join(f"; the nearest is --{ALIASES.get(name, name)}" for name in near))
+        return found
 
     def error(self, message: str):
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -186,8 +210,7 @@ def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several
         text = _FIELD.sub(lambda field: f"--{flag_name(field[0])}", meta["help"].rstrip("."))
         if kind is not bool and not meta.get("says_default") and field.default not in (None, dataclasses.MISSING):
             text += f". Default {field.default:g}" if isinstance(field.default, float) else f". Default {field.default}"
-        flags = [f"--{name}"] + ([f"--{ALIASES[name]}"] if name in ALIASES else [])
-        group.add_argument(*flags, help=text.replace("%", "%%"), **options)
+        group.add_argument(f"--{name}", help=text.replace("%", "%%"), **options)
 
 
 def parse(parser: ArgumentParser, argv: list[str] | None = None) -> dict[str, Any]:
@@ -205,10 +228,9 @@ def checked(cls: type, config: Mapping[str, Any], source: str, names: Iterable[s
     found = {}
     for field in flag_fields(cls, names):
         name = flag_name(field.name)
-        key = name if name in config else ALIASES.get(name)
-        if key not in config:
+        if name not in config:
             continue
-        value = _usual_word(field.name, config[key])
+        value = _usual_word(field.name, config[name])
         if wrong := problem(field, value):
             if foreign:
                 continue

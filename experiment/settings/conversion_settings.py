@@ -51,7 +51,7 @@ def check(values: Mapping[str, Any], given: Iterable[str], useless: Iterable[str
         return
     if found := [name for name in (*OF_OTHERS, *useless) if name in given]:
         raise UserError(f"--{found[0]} is for the networks of this project, and {model} is converted: leave it out")
-    for name, lowest in (("wbit", 2), ("abit", 1)):  # weights are signed and have an exact zero
+    for name, lowest in (("w_bits", 2), ("a_bits", 1)):  # weights are signed and have an exact zero
         if not lowest <= values[name] <= 8:
             raise UserError(f"--{name} {values[name]}: a converted network has {lowest} to 8 bits")
 
@@ -74,6 +74,6 @@ def check_checkpoint(config: Mapping[str, Any], given: Mapping[str, Any], source
     check_code(config, given, source)
     if not foreign.is_file(trained) and given.get("model", trained) != trained:
         raise UserError(f"{source} is of the model {trained}, not {given['model']}")
-    for name in ("wbit", "abit", "image_size", *OPTIONS):
+    for name in ("w_bits", "a_bits", "image_size", *OPTIONS):
         if name in given and name in config and given[name] != config[name]:
             raise UserError(f"{source} was trained with --{name} {config[name]}, not {given[name]}")

@@ -6,7 +6,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
-
 import models
 from models.quant import Calibration, CrossbarSpec, engines
 from models.quant.arrays.spec import hardware
@@ -20,12 +19,34 @@ from ..program.flags import BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, fla
 from . import chips, costs
 from .chips import DeviceSettings
 from .conversion_settings import Conversion, ConversionFiles
-from .train_settings import HARDWARE, NGPU, ThroughADC
+from .train_settings import NGPU, ThroughADC
 
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
-SPEC_FLAGS = (*HARDWARE, *hardware("range"))  # fields of CrossbarSpec that make the rows
-# What has the flags that make the rows, and which of its fields they are; None: all.
-OF_SETTINGS = ((CrossbarSpec, SPEC_FLAGS), (ThroughADC, ("crossbar_layers",)), (DeviceSettings, None), (Chips, chips.OF_ROW))
+# What has the flags that make the rows, and which of its fields they are (None: all), with their topic and title in --help.
+OF_SETTINGS = (
+    ("cells", "cells, arrays and inputs", CrossbarSpec, hardware("cells", "arrays", "inputs")),
+    ("adc", "converters", CrossbarSpec, hardware("adc", "range")), ("cells", "layers on crossbars", ThroughADC, ("crossbar_layers",)),
+    ("device", "cells of a device", DeviceSettings, None), ("device", "reads and wires", Chips, chips.OF_ROW))
+FIRST = {  # what --help alone shows
+    "resume": "the trained network: a checkpoint of train.py or of the original code",
+    "model": "or a network of others: torchvision/NAME, timm/NAME, FILE.py:FUNCTION",
+    "dataset": "digits, cifar10, cifar100, imagefolder; default that of the checkpoint",
+    "data_path": "folder of the images",
+    "limit": "only so many test images",
+    "cell_bits": "bits of a memory cell; several values make several rows of the table",
+    "rows": "word lines of an array",
+    "weights": "offset: cells and a reference column; pair: two bit lines",
+    "adc_bits": "bits of the ADC, such as 6, 4 5 6 or 3:8; with a plan their mean, such as 1.5",
+    "adc_plan": "uniform; significance or ones: more bits where they count",
+    "report": "say what the ADC does to each layer, with a picture",
+    "device": "measured cells: a preset, a file of yours, or list",
+    "device_time": "when cells are read, such as 1h or 1d",
+    "chips": "how many chips are drawn and measured",
+    "cost": "energy, latency and area in a technology, or list",
+    "workers": "processes that measure at the same time",
+    "dry_run": "say what would be measured, and end",
+    "save_path": "folder of results",
+    "config": "take flags from a JSON file; eval_config.json in save_path repeats a run"}
 CALIBRATE_OTHERS = 64  # images that calibrate networks of others, whose images are large
 CALIBRATION = tuple(flag_name(field.name) for field in fields(Calibration))
 
@@ -38,8 +59,8 @@ class Network:
                                 metavar="PATH")
     model: str | None = option(None, f"{' or '.join(MODELS)}, default that of the checkpoint; or a network of others, which is "
                                f"converted: {foreign.KINDS}")
-    wbit: int | None = option(None, "weight bits; default those of the checkpoint, of networks of others 8", BITS)
-    abit: int | None = option(None, "activation bits; default those of the checkpoint, of networks of others 8", BITS)
+    w_bits: int | None = option(None, "weight bits; default those of the checkpoint, of networks of others 8", BITS)
+    a_bits: int | None = option(None, "activation bits; default those of the checkpoint, of networks of others 8", BITS)
     wq: str | None = option(None, "weight quantizer; default that of the checkpoint", tuple(WEIGHT_QUANTIZERS))
     quantize_image: bool | None = option(None, "round the image to the activation grid; default as the checkpoint was trained. "
                                          "Networks of the original code need it", bool)
@@ -58,7 +79,7 @@ class Layers:
     """single layers"""
 
     per_layer: list[str] = option([], "other hardware of some layers, in all rows: a layer's name or a pattern, and hardware flags: "
-                                  "--per_layer \"features.3:adc_prec=5,cellBit=2\" \"classifier.*:adc_range=ideal\"",
+                                  "--per_layer \"features.3:adc_bits=5,cell_bits=2\" \"classifier.*:adc_range=ideal\"",
                                   several=True, metavar="LAYER:FLAG=VALUE", says_default=True)
 
 
@@ -67,7 +88,7 @@ class Table:
     """more settings"""
 
     also: list[str] = option([], "more settings in the same table: groups of the hardware flags, each group in quotes, a flag that "
-                             "is left out at its default: --also \"--cellBit 1 2 --crossbar_layers conv\" \"--adc_prec 5\"",
+                             "is left out at its default: --also \"--cell_bits 1 2 --crossbar_layers conv\" \"--adc_bits 5\"",
                              several=True, metavar="FLAGS", says_default=True)
     table: list[str] = option([], "the settings, in groups as those of --also, where no hardware flag is given",
                               several=True, metavar="FLAGS", says_default=True)
@@ -155,15 +176,17 @@ class EvalSettings(Network, Conversion, ConversionFiles, Table, Ranges, Cost, Sw
     """Everything that decides an evaluation. Made by `eval_settings.parse`; no field is None that has a default.
 
     Attributes beyond the flags:
+        given: `{flag: value}` of the command line and of --config: what a file that repeats the evaluation says.
         settings: the rows of the table; none for a search.
-        rows, of_chips: values of the hardware flags that were given, of which a search takes combinations, and those of all chips.
+        hardware, of_chips: values of the hardware flags that were given, of which a search takes combinations, and those of all chips.
         calibration: how calibrated ranges are chosen, in all rows.
         trained_for: the setting that `train.py --adc_aware` trained for, if its ranges, which the checkpoint holds, are to be
             used; else None.
     """
 
+    given: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[Setting, ...] = ()
-    rows: Mapping[str, list] = field(default_factory=dict)
+    hardware: Mapping[str, list] = field(default_factory=dict)
     of_chips: Mapping[str, int] = field(default_factory=dict)
     calibration: Calibration = Calibration()
     trained_for: Setting | None = None
@@ -171,32 +194,31 @@ class EvalSettings(Network, Conversion, ConversionFiles, Table, Ranges, Cost, Sw
 
 def build_parser(about: str | None = None) -> ArgumentParser:
     """The parser of eval.py; `about`, the text at the top of its help."""
-    parser = ArgumentParser(description=about)
-    network = parser.add_argument_group(Network.__doc__)
+    parser = ArgumentParser(prog="eval.py", description=about, first=FIRST)
+    network = parser.topic("network", Network.__doc__)
     flags.add_flags(network, Network, ["resume"], several=True)
     flags.add_flags(network, Network, [field.name for field in fields(Network) if field.name != "resume"])
-    others = parser.add_argument_group(Conversion.__doc__)
+    others = parser.topic("network", Conversion.__doc__)
     for part in (Conversion, ConversionFiles):
         flags.add_flags(others, part)
-    hardware = parser.add_argument_group("hardware (several values: every combination)")
-    add_hardware(hardware)
-    flags.add_flags(hardware, Table)
-    flags.add_flags(parser.add_argument_group("chips"), Chips, chips.OF_RUN)
-    calibration = parser.add_argument_group(Ranges.__doc__)
+    add_hardware(parser)
+    flags.add_flags(parser.topic("sweep", Table.__doc__), Table)
+    flags.add_flags(parser.topic("device", "how many chips"), Chips, chips.OF_RUN)
+    calibration = parser.topic("adc", Ranges.__doc__)
     flags.add_flags(calibration, Calibration)
     flags.add_flags(calibration, Ranges)
-    for cls in (Cost, Sweep, Search, Machine):
-        flags.add_flags(parser.add_argument_group(cls.__doc__), cls)
+    for cls, topic in ((Cost, "cost"), (Sweep, "sweep"), (Search, "sweep"), (Machine, "files")):
+        flags.add_flags(parser.topic(topic, cls.__doc__), cls)
     return parser
 
 
-def add_hardware(group: Any) -> None:
-    """The flags whose values make the settings."""
-    for cls, names in OF_SETTINGS:
-        flags.add_flags(group, cls, names, several=True)
-    flags.add_flags(group, Layers)
+def add_hardware(parser: ArgumentParser) -> None:
+    """The flags whose values make the settings: several values of several flags are every combination."""
+    for topic, title, cls, names in OF_SETTINGS:
+        flags.add_flags(parser.topic(topic, f"{title} (several values: every combination)"), cls, names, several=True)
+    flags.add_flags(parser.topic("cells", Layers.__doc__), Layers)
 
 
 def hardware_defaults() -> dict[str, list]:
     """The default of each flag whose values make the settings, as a list of one."""
-    return {name: [value] for cls, names in OF_SETTINGS for name, value in flags.defaults(cls, names).items()}
+    return {name: [value] for _, _, cls, names in OF_SETTINGS for name, value in flags.defaults(cls, names).items()}

@@ -19,9 +19,9 @@ from models.quant.measuring.setting import Setting
 
 from ..inputs import foreign
 from ..inputs.checkpoint import load_checkpoint
-from ..program import flags
+from ..program import config_file, flags
 from ..program.cli import UserError
-from ..program.flags import ArgumentParser, flag_name
+from ..program.flags import ArgumentParser
 from . import chips, conversion_settings, costs, per_layer, train_settings
 from .eval_flags import CALIBRATE_OTHERS, CALIBRATION, MODELS, EvalSettings, Search, add_hardware, build_parser, hardware_defaults
 from .train_settings import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN, images_beside
@@ -48,7 +48,8 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Eval
 
 def parse_all(argv: list[str] | None = None, about: str | None = None) -> list[tuple[EvalSettings, dict]]:
     """`parse` for each network of --resume."""
-    given = flags.parse(build_parser(about), argv)
+    in_file, on_line = config_file.parse_both(build_parser(about), argv)
+    given = in_file | on_line
     if chips.LIST in given.get("device", ()):
         chips.say_devices()
         raise SystemExit(0)
@@ -77,9 +78,9 @@ def _settings(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     of_chips = {name: given[name] for name in chips.OF_RUN if name in given}
     found = EvalSettings(**{each.name: value for each in fields(EvalSettings)
                             if (value := (values | given).get(each.name)) is not None},
-                         rows=rows, of_chips=of_chips, calibration=calibration)
+                         given=given, hardware=rows, of_chips=of_chips, calibration=calibration)
     if not found.search:
-        found = replace(found, settings=all_settings(rows, found.wbit, found.abit, found.also, found.table, calibration, of_chips))
+        found = replace(found, settings=all_settings(rows, found.w_bits, found.a_bits, found.also, found.table, calibration, of_chips))
     _check(found, given)
     _check_validation(found, checkpoint)
     chosen = found.adc_ranges or found.planes or {*CALIBRATION, "calib_images"} & given.keys()
@@ -93,10 +94,10 @@ def _network(given: Mapping[str, Any], checkpoint: dict, source: str | None) -> 
         return _network_of_others(given, config, source)
     exported = checkpoint.get("exported", False)
     trained = config.get("model")
-    values = {"model": f"{trained or 'vgg7_quant'}_eval", "wbit": 4, "abit": 4, "wq": "dorefa", "quantize_image": False,
+    values = {"model": f"{trained or 'vgg7_quant'}_eval", "w_bits": 4, "a_bits": 4, "wq": "dorefa", "quantize_image": False,
               "dataset": "digits", "data_path": "./data",
               "save_path": str(Path("save", Path(source).stem) if exported else Path(source).parent)}
-    of_network = {name: config[name] for name in ("wbit", "abit", "wq", "quantize_image") if name in config}
+    of_network = {name: config[name] for name in ("w_bits", "a_bits", "wq", "quantize_image") if name in config}
     values |= of_network | {name: config[name] for name in ("dataset",) if name in config} | images_beside(source)
     if exported and values["dataset"] == "imagefolder" and is_cifar10(checkpoint):
         values["dataset"] = "cifar10"
@@ -108,7 +109,7 @@ def _network(given: Mapping[str, Any], checkpoint: dict, source: str | None) -> 
     for name, stored in of_network.items():
         if values[name] != stored:
             raise UserError(f"{source} was trained with --{name} {stored}, not {values[name]}")
-    for name in ("wbit", "abit"):
+    for name in ("w_bits", "a_bits"):
         if values[name] == OFF:
             raise UserError(f"{source} has --{name} {OFF}: crossbars hold quantized weights and inputs, 1 to 8 bits")
     return values
@@ -118,11 +119,11 @@ def _network_of_others(given: Mapping[str, Any], config: Mapping[str, Any], sour
     """As `_network`, of one that is converted. Args: config, of the checkpoint `source` of `train.py --qat`, if there is one."""
     if source:
         conversion_settings.check_checkpoint(config, given, source)
-    names = "model", "wbit", "abit", "dataset", "image_size", *conversion_settings.OPTIONS
-    values = {"wbit": 8, "abit": 8, "wq": "linear", "quantize_image": False, "dataset": "imagefolder", "data_path": "./data",
+    names = "model", "w_bits", "a_bits", "dataset", "image_size", *conversion_settings.OPTIONS
+    values = {"w_bits": 8, "a_bits": 8, "wq": "linear", "quantize_image": False, "dataset": "imagefolder", "data_path": "./data",
               "calib_images": CALIBRATE_OTHERS} | (images_beside(source) if source else {})
     values |= {name: config[name] for name in names if name in config} | given
-    folder = Path("save", f"{foreign.short_name(values['model'])}_w{values['wbit']}a{values['abit']}")
+    folder = Path("save", f"{foreign.short_name(values['model'])}_w{values['w_bits']}a{values['a_bits']}")
     return {"save_path": str(Path(source).parent if source else folder)} | values
 
 
@@ -137,7 +138,7 @@ def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Itera
     """The settings of the hardware flags `rows` and of the groups `also`; where neither is given, those of the groups `table`.
     Equal ones appear once. Args: of_chips, how many each setting with a device has, and their seeds (`chips.OF_RUN`); known, devices that
     were read already, among which those of `rows` have their names."""
-    parser = ArgumentParser(add_help=False)
+    parser = ArgumentParser(kind="hardware flag", prog="eval.py", add_help=False)
     add_hardware(parser)
     by_table = table and not rows and not also
     groups = [] if by_table else [rows]
@@ -160,7 +161,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
     values = hardware_defaults() | given
     of_layers = per_layer.single(per_layer.parse(given.get("per_layer", ())))
     settings = []
-    for combination in itertools.product(*(values[flag_name(name)] for name in ORDER)):
+    for combination in itertools.product(*(values[name] for name in ORDER)):
         found = dict(zip(ORDER, combination))
         row = {name: found.pop(name) for name in chips.OF_ROW}
         made = chips.chips_of(row | (of_chips if row["device"] else {}), known, names)
@@ -219,11 +220,11 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     if foreign.is_foreign(found.model) and any(setting.crossbar_layers != "all" for setting in found.settings):
         raise UserError("--crossbar_layers conv is for the networks of this project; name the layers that stay digital by --skip")
     if found.planes and len({setting.spec.cell_bits for setting in found.settings}) > 1:
-        raise UserError("--planes holds cells of one precision: give one --cellBit")
+        raise UserError("--planes holds cells of one precision: give one --cell_bits")
     own = {field for setting in found.settings for _, values in setting.per_layer for field, _ in values}
     for name, fields_ in (("planes", ("cell_bits",)), ("save_cells", hardware("cells", "arrays"))):
         if name in given and (field := next((field for field in fields_ if field in own), None)):
-            raise UserError(f"--{name} is for cells of one kind: leave {flag_name(field)} out of --per_layer")
+            raise UserError(f"--{name} is for cells of one kind: leave {field} out of --per_layer")
 
 
 def _check_plans(found: EvalSettings, given: Mapping[str, Any]) -> None:
@@ -245,7 +246,7 @@ def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
     for name in ("also", "table", "report", "planes", "save_cells", "shard", "adc_ranges", "dry_run"):
         if name in given:
             raise UserError(f"--{name} does not go with --search")
-    chips.devices_of(found.rows)  # refuses what cannot be
+    chips.devices_of(found.hardware)  # refuses what cannot be
 
 
 def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> None:
@@ -266,5 +267,5 @@ def _trained_for(found: EvalSettings, checkpoint: Mapping[str, Any], source: str
     if not stored.get("adc_aware") or stored.get("device"):  # ranges for chips are chosen anew
         return None
     rows = {name: [stored[name]] for name in hardware_defaults() if name in stored}
-    [setting] = _combinations(rows, found.wbit, found.abit, found.calibration)
+    [setting] = _combinations(rows, found.w_bits, found.a_bits, found.calibration)
     return setting

@@ -1,4 +1,4 @@
-"""`--per_layer "features.3:adc_prec=2.5,cellBit=2"`: hardware of single layers as text.
+"""`--per_layer "features.3:adc_bits=2.5,cell_bits=2"`: hardware of single layers as text.
 
 A name may be a pattern (`*`, `?`, `[...]`); values are those of the hardware flags of the same name. For `--search` a value may be
 a list `1/2/4` or a span `0.5:4:0.25` of which each layer gets one.
@@ -12,9 +12,9 @@ from models.quant import CrossbarSpec
 from models.quant.measuring.setting import LAYER_FIELDS
 
 from ..program.cli import UserError
-from ..program.flags import Number, Span, flag_fields, flag_kind, flag_name
+from ..program.flags import ALIASES, Number, Span, flag_fields, flag_kind
 
-FIELDS = {flag_name(field.name): field for field in flag_fields(CrossbarSpec, LAYER_FIELDS)}
+FIELDS = {field.name: field for field in flag_fields(CrossbarSpec, LAYER_FIELDS)}
 Changes = dict[str, dict[str, list]]  # {pattern: {field of the spec: values}}
 
 
@@ -28,14 +28,14 @@ def parse(texts: Iterable[str]) -> Changes:
         pattern, colon, rest = text.partition(":")
         parts = [part.split("=", 1) for part in rest.split(",")]
         if not (pattern and colon) or any(len(part) != 2 for part in parts):
-            raise UserError(f"--per_layer {text}: is not LAYER:FLAG=VALUE,FLAG=VALUE, such as features.3:adc_prec=5,cellBit=2")
+            raise UserError(f"--per_layer {text}: is not LAYER:FLAG=VALUE,FLAG=VALUE, such as features.3:adc_bits=5,cell_bits=2")
         if pattern in found and pattern != list(found)[-1]:
             raise UserError(f"--per_layer {pattern}: stands in several places, and of several patterns the later ones win: give it once")
         for name, value in parts:
-            if name not in FIELDS and name not in LAYER_FIELDS:
+            name = ALIASES.get(name, name)
+            if name not in FIELDS:
                 raise UserError(f"--per_layer {text}: no hardware flag is called {name}; there are {', '.join(FIELDS)}")
-            field = FIELDS.get(name) or next(each for each in FIELDS.values() if each.name == name)
-            found.setdefault(pattern, {})[field.name] = _values(field, value, text)
+            found.setdefault(pattern, {})[name] = _values(FIELDS[name], value, text)
     return found
 
 
@@ -56,5 +56,5 @@ def single(changes: Changes) -> dict[str, dict[str, Any]]:
     for pattern, values in changes.items():
         for name, several in values.items():
             if len(several) > 1:
-                raise UserError(f"--per_layer {pattern}: {flag_name(name)} has {len(several)} values; several are for --search")
+                raise UserError(f"--per_layer {pattern}: {name} has {len(several)} values; several are for --search")
     return {pattern: {name: value for name, [value] in values.items()} for pattern, values in changes.items()}

@@ -22,7 +22,7 @@ from models.quant.measuring.chips import Chips
 
 from ..inputs import data, foreign
 from ..inputs.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
-from ..program import flags
+from ..program import config_file, flags
 from ..program.cli import UserError
 from ..program.flags import (ANY_INT, AT_LEAST_2, BITS, COUNT, COUNT_OR_0, FIT_OR_POSITIVE, POSITIVE, POSITIVE_OR_0, SHARE, SHARE_OR_ALL,
                              ArgumentParser, flag_name, option)
@@ -57,13 +57,13 @@ class Network:
 
     model: str = option("vgg7_quant", f"{' or '.join(MODELS)}; or, with --qat, a network of others: {foreign.KINDS}")
     qat: bool = option(False, "go on training a network of others that is converted, with its quantizers in the forward pass", bool)
-    wbit: int = option(4, f"weight bits, 1 to 8, or {OFF} to switch the quantizer off", BITS)
-    abit: int = option(4, f"activation bits, 1 to 8, or {OFF} to switch the quantizer off", BITS)
+    w_bits: int = option(4, f"weight bits, 1 to 8, or {OFF} to switch the quantizer off", BITS)
+    a_bits: int = option(4, f"activation bits, 1 to 8, or {OFF} to switch the quantizer off", BITS)
     wq: str = option("dorefa", "weight quantizer: dorefa, odd multiples of one step up to the largest weight; sawb, multiples "
                      "around an exact zero up to a level that follows from the weights' statistics", tuple(WEIGHT_QUANTIZERS))
     alpha_init: float | str | None = option(
         None, "first clipping level of every activation; with --fine_tune, of those that the weights lack or have for another "
-        "--abit. fit: that of least squared error on some training images, layer by layer. Default fit with --fine_tune, "
+        "--a_bits. fit: that of least squared error on some training images, layer by layer. Default fit with --fine_tune, "
         "else 6", FIT_OR_POSITIVE)
     quantize_image: bool = option(False, "also round the input image to the activation grid", bool)
     dataset: str = option("digits", "the images", data.DATASETS)
@@ -134,8 +134,8 @@ class Machine:
 
     data_path: str = option("./data", "folder of the data set; digits needs none")
     ngpu: int | None = NGPU
-    save_path: str | None = option(None, "folder of the run; {dataset}, {model}, {wbit}, {abit} and {wq} in it stand for these "
-                                   "settings. Default save/{dataset}_{model}_w{wbit}a{abit}")
+    save_path: str | None = option(None, "folder of the run; {dataset}, {model}, {w_bits}, {a_bits} and {wq} in it stand for these "
+                                   "settings. Default save/{dataset}_{model}_w{w_bits}a{a_bits}")
     log_file: str = option("train.log", "name of the log inside save_path, or a full path")
     save_minutes: float = option(10.0, "minutes between checkpoints inside an epoch; 0 writes one after every step",
                                  POSITIVE_OR_0)
@@ -171,7 +171,7 @@ class TrainSettings(Network, Conversion, ConversionFiles, Optimizer, ThroughADC,
         return chips.chips_of({name: getattr(self, name) for name in chips.OF_TRAINING})
 
     def config(self) -> dict[str, Any]:
-        """All settings by their flags, plain values: what `config.json` holds."""
+        """All settings by their flags, plain values."""
         values = {field.name: getattr(self, field.name) for part in PARTS for field in flags.flag_fields(part)}
         nested = asdict(self.spec) | asdict(self.calibration)
         return values | {flag_name(name): nested[name] for name in (*HARDWARE, *asdict(self.calibration))}
@@ -187,16 +187,39 @@ COMPUTATION = (Network, Conversion, Optimizer, ThroughADC, TrainingChips, Reprod
 PARTS = (*COMPUTATION, ConversionFiles, Machine)
 OF_CHECKPOINT = {"save_minutes"}  # the one setting of `Machine` that a checkpoint may say: it is no place
 # For --adc_aware only.
-TRAINED_FOR = (*(flag_name(name) for name in (*HARDWARE, "crossbar_layers", *asdict(Calibration()))), *chips.OF_TRAINING)
+TRAINED_FOR = (*HARDWARE, "crossbar_layers", *(flag_name(name) for name in asdict(Calibration())), *chips.OF_TRAINING)
 # What --evaluate takes from the checkpoint and does not let the command line change.
-FIXED_ON_EVALUATE = {"model", "wbit", "abit", "wq", "quantize_image", "adc_aware", *TRAINED_FOR}
+FIXED_ON_EVALUATE = {"model", "w_bits", "a_bits", "wq", "quantize_image", "adc_aware", *TRAINED_FOR}
+
+
+# In which topic of --help the flags of each part stand.
+TOPICS = {Network: "network", Conversion: "network", Optimizer: "train", ThroughADC: "adc", TrainingChips: "device",
+          Reproducible: "train", ConversionFiles: "network", Machine: "files", Actions: "start"}
+FIRST = {  # what --help alone shows
+    "model": "the network, such as vgg7_quant or resnet20_quant",
+    "dataset": "digits, cifar10, cifar100, imagefolder",
+    "data_path": "folder of the images",
+    "w_bits": "bits of a weight, 32: not quantized", "a_bits": "bits of an activation, 32: not quantized",
+    "epochs": "passes over the training images", "batch_size": "images a step", "lr": "highest learning rate",
+    "val_split": "share of the training images that chooses the best epoch",
+    "adc_aware": "train through the ADC of simulated crossbars",
+    "cell_bits": "with --adc_aware: bits of a memory cell", "adc_bits": "with --adc_aware: bits of the ADC",
+    "device": "with --adc_aware: train on chips of measured cells",
+    "go_on": "start the run in save_path, or go on where it was stopped",
+    "fine_tune": "start from the weights of a checkpoint",
+    "evaluate": "only measure the checkpoint of --resume",
+    "resume": "the checkpoint to go on with, or to evaluate",
+    "export": "with --evaluate: write the network as a small file",
+    "save_path": "folder of the run",
+    "ngpu": "0: the CPU; N: N GPUs of this machine",
+    "config": "take flags from a JSON file; config.json in save_path repeats a run"}
 
 
 def build_parser(about: str | None = None) -> ArgumentParser:
     """The parser of train.py; `about`, the text at the top of its help."""
-    parser = ArgumentParser(description=about)
-    for part in (*PARTS, Actions):
-        group = parser.add_argument_group(part.__doc__)
+    parser = ArgumentParser(prog="train.py", description=about, first=FIRST)
+    for part, topic in TOPICS.items():
+        group = parser.topic(topic, part.__doc__)
         flags.add_flags(group, part)
         if part is ThroughADC:
             flags.add_flags(group, CrossbarSpec, HARDWARE)
@@ -229,16 +252,16 @@ def settings_of(values: Mapping[str, Any], fine_tuned: bool = False) -> TrainSet
     values["lr"] = values["lr"] or (LR_OF_QAT if values["qat"] else LR)
     depending = (DIGITS if values["dataset"] == "digits" else OTHERS) | {
         "schedule_type": "step" if values["schedule"] else "triangular", "alpha_init": "fit" if fine_tuned else 6.0,
-        "alpha_lr": values["lr"], "alpha_wd": values["wd"], "save_path": "save/{dataset}_{model}_w{wbit}a{abit}"}
+        "alpha_lr": values["lr"], "alpha_wd": values["wd"], "save_path": "save/{dataset}_{model}_w{w_bits}a{a_bits}"}
     values |= {name: value for name, value in depending.items() if values[name] is None}
     if not values["save_path"]:
         raise UserError("--save_path is empty: give the name of a folder")
     values["save_path"] = expanded(values["save_path"], values)
-    if values["adc_aware"] and OFF in (values["wbit"], values["abit"]):
-        raise UserError("--adc_aware needs quantized weights and activations, --wbit and --abit from 1 to 8")
+    if values["adc_aware"] and OFF in (values["w_bits"], values["a_bits"]):
+        raise UserError("--adc_aware needs quantized weights and activations, --w_bits and --a_bits from 1 to 8")
     try:
-        spec = replace(CrossbarSpec(), **{name: values[flag_name(name)] for name in HARDWARE},
-                       **({"w_bits": values["wbit"], "a_bits": values["abit"]} if values["adc_aware"] else {}))
+        spec = replace(CrossbarSpec(), **{name: values[name] for name in HARDWARE},
+                       **({"w_bits": values["w_bits"], "a_bits": values["a_bits"]} if values["adc_aware"] else {}))
         calibration = Calibration(*(values[flag_name(field.name)] for field in fields(Calibration)))
     except ValueError as error:
         raise UserError(flags.in_flags(str(error))) from None
@@ -250,8 +273,9 @@ def expanded(path: str, values: Mapping[str, Any]) -> str:
     """A path with `{dataset}` and the like replaced by the settings of these names."""
     if foreign.is_foreign(values["model"]):
         values = {**values, "model": foreign.short_name(values["model"])}
-    for name in ("dataset", "model", "wbit", "abit", "wq"):
-        path = path.replace(f"{{{name}}}", str(values[name]))
+    for name in ("dataset", "model", "w_bits", "a_bits", "wq"):
+        for known in (name, *(alias for alias, flag in flags.ALIASES.items() if flag == name)):
+            path = path.replace(f"{{{known}}}", str(values[name]))
     return path
 
 
@@ -262,13 +286,18 @@ def trained_for(config: Mapping[str, Any]) -> str:
                      if name in config and (name not in usual or config[name] != usual[name]))
 
 
-def images_beside(checkpoint: str | Path) -> dict[str, str]:
-    """`{"data_path": ...}`, and "class_index" where the run had one, as they stand in the config.json of its folder; empty without."""
+def config_beside(checkpoint: str | Path, *names: str) -> dict[str, str]:
+    """`{name: text}` of some flags, as they stand in the config.json of the folder of a checkpoint; those that it has."""
     try:
         config = json.loads(Path(checkpoint).with_name(CONFIG).read_text(encoding="utf-8"))
-        return {name: config[name] for name in ("data_path", "class_index") if isinstance(config.get(name), str)}
+        return {name: config[name] for name in names if isinstance(config.get(name), str)}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
+
+
+def images_beside(checkpoint: str | Path) -> dict[str, str]:
+    """Where the images of the run lie whose checkpoint it is."""
+    return config_beside(checkpoint, "data_path", "class_index")
 
 
 def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[TrainSettings, Actions, dict | None]:
@@ -276,7 +305,8 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Trai
 
     Raises: UserError, one line.
     """
-    given = flags.parse(build_parser(about), argv)
+    in_file, on_line = config_file.parse_both(build_parser(about), argv)
+    given = in_file | on_line
     if given.get("device") == chips.LIST:
         chips.say_devices()
         raise SystemExit(0)
@@ -294,7 +324,7 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Trai
     if actions.resume and not actions.evaluate:
         values["save_path"] = str(Path(actions.resume).parent)  # model_best.pth.tar and the log lie beside the checkpoint
     settings = settings_of(values, fine_tuned=actions.fine_tune is not None)
-    _check(settings, actions, given)
+    _check(settings, actions, on_line)  # a file of --config may say more than a run uses, as that of a run says all
     return settings, actions, checkpoint
 
 
@@ -363,7 +393,7 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
     others = foreign.is_foreign(settings.model)
     if not others and settings.model not in MODELS:
         raise UserError(f"--model {settings.model}: unknown, choose from {', '.join(MODELS)}, or with --qat {foreign.KINDS}")
-    conversion_settings.check({"model": settings.model, "wbit": settings.wbit, "abit": settings.abit}, given, useless=OF_PACT)
+    conversion_settings.check({"model": settings.model, "w_bits": settings.w_bits, "a_bits": settings.a_bits}, given, useless=OF_PACT)
     if settings.qat != others:
         raise UserError(f"--model {settings.model} is converted before it is trained: add --qat" if others else
                         f"--qat trains a converted network, --model {foreign.KINDS}")
@@ -376,8 +406,8 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
     planned = settings.spec.planned
     if useless := next((name for name in (("adc_calib", "adc_per") if planned else ("adc_share",)) if name in given), None):
         raise UserError(USELESS_WITH_PLAN.format(useless) if planned else USELESS_WITHOUT_PLAN)
-    if settings.wq == "sawb" and settings.wbit == 1:
-        raise UserError("--wq sawb has codes around an exact zero: it needs --wbit 2 to 8")
+    if settings.wq == "sawb" and settings.w_bits == 1:
+        raise UserError("--wq sawb has codes around an exact zero: it needs --w_bits 2 to 8")
     if settings.chips:
         try:
             settings.chips.check(QLinearDoreFa(1, 1, spec=settings.spec, wq=settings.wq))  # any layer: what cells hold depends on wq
@@ -399,8 +429,8 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
         raise UserError("--about is for the .json of --export")
     if actions.export and Path(actions.export).suffix == ".json":
         raise UserError(f"--export {actions.export}: a .json is written beside the network, so name the network otherwise")
-    if actions.export and settings.wbit == OFF:
-        raise UserError(f"--export packs weight codes, and {actions.resume} has --wbit {OFF}")
+    if actions.export and settings.w_bits == OFF:
+        raise UserError(f"--export packs weight codes, and {actions.resume} has --w_bits {OFF}")
     if actions.resume and actions.overwrite:
         raise UserError("--overwrite starts anew, and --resume goes on: give one of them")
     if not (actions.resume or actions.overwrite) and any(Path(settings.save_path, file).exists() for file in (CHECKPOINT, BEST)):

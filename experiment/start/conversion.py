@@ -55,11 +55,11 @@ def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], 
               ) -> nn.Module:
     """A copy of a network on crossbars, without ADCs as yet.
 
-    Args: settings, with `model`, `wbit`, `abit` and `OPTIONS`; shown, training inputs; engine, what runs it meanwhile; correct and others,
+    Args: settings, with `model`, bits and `OPTIONS`; shown, training inputs; engine, what runs it meanwhile; correct and others,
         see `convert`.
     Raises: UserError for a network that cannot be converted so.
     """
-    spec = CrossbarSpec(settings.wbit, settings.abit, adc_range="ideal")
+    spec = CrossbarSpec(settings.w_bits, settings.a_bits, adc_range="ideal")
     options = {name: getattr(settings, name) for name in OPTIONS} | others
     try:
         with quant.set_engine(engine):

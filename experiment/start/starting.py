@@ -22,7 +22,7 @@ from ..settings.train_settings import TrainSettings
 
 def build_network(settings: TrainSettings, num_classes: int, device: torch.device) -> nn.Module:
     """The network that these settings train, on crossbars with `adc_aware`, with random weights."""
-    options = {"num_classes": num_classes, "wbit": settings.wbit, "abit": settings.abit, "wq": settings.wq,
+    options = {"num_classes": num_classes, "wbit": settings.w_bits, "abit": settings.a_bits, "wq": settings.wq,
                "alpha_init": 1.0 if settings.alpha_init == "fit" else settings.alpha_init,
                "quantize_image": settings.quantize_image}
     name = settings.model
@@ -37,8 +37,8 @@ def crossbar_network(settings: EvalSettings, checkpoint: Mapping[str, Any], devi
 
     Raises: UserError for weights that do not fit.
     """
-    net = models.create(settings.model, num_classes=data.num_classes(settings.dataset, settings.data_path), wbit=settings.wbit,
-                        abit=settings.abit, wq=settings.wq, quantize_image=settings.quantize_image)
+    net = models.create(settings.model, num_classes=data.num_classes(settings.dataset, settings.data_path), wbit=settings.w_bits,
+                        abit=settings.a_bits, wq=settings.wq, quantize_image=settings.quantize_image)
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
     # Only --quantize_image uses the clipping level of the first layer.
     unused = [f"{name}.act_quant.act_alpha" for name, layer in quantized_layers(net).items() if layer.image and not layer.quantize_image]
@@ -65,8 +65,8 @@ def load(net: nn.Module, settings: TrainSettings, state_dict: Mapping[str, torch
     Returns: the keys that the weights lack; their parameters keep their values.
     """
     optional = "act_alpha", "weight_quant.clip", *quant.ADC_BUFFERS
-    useless = quant.ADC_BUFFERS + (() if settings.wq == "sawb" and settings.wbit != OFF else ("weight_quant.clip",)) + (
-        ("act_alpha",) if settings.abit == OFF else ())
+    useless = quant.ADC_BUFFERS + (() if settings.wq == "sawb" and settings.w_bits != OFF else ("weight_quant.clip",)) + (
+        ("act_alpha",) if settings.a_bits == OFF else ())
     usable = {key: value for key, value in state_dict.items() if not key.endswith(useless)}
     return load_weights(net, usable, optional, source=source)
 
@@ -102,8 +102,8 @@ def fit_logits(net: nn.Module, source: nn.Module, images: torch.Tensor) -> None:
 
 def _quantizers(settings: TrainSettings) -> tuple:
     """What decides how a network of these settings quantizes."""
-    return (settings.wbit, settings.abit, settings.wq if settings.wbit != OFF else None,
-            settings.quantize_image and settings.abit != OFF)
+    return (settings.w_bits, settings.a_bits, settings.wq if settings.w_bits != OFF else None,
+            settings.quantize_image and settings.a_bits != OFF)
 
 
 def _trained_with(checkpoint: dict, settings: TrainSettings, source: str) -> TrainSettings:
@@ -111,8 +111,8 @@ def _trained_with(checkpoint: dict, settings: TrainSettings, source: str) -> Tra
     the bits of the settings, or, without clipping levels, of 32 bits."""
     levels = any(key.endswith("act_alpha") for key in checkpoint["state_dict"])
     stored = train_settings.from_checkpoint(checkpoint, source)
-    known = {"wq": "dorefa"} | ({} if levels else {"wbit": OFF, "abit": OFF}) | stored
-    return replace(settings, adc_aware=False, **{name: known[name] for name in ("wbit", "abit", "wq", "quantize_image")
+    known = {"wq": "dorefa"} | ({} if levels else {"w_bits": OFF, "a_bits": OFF}) | stored
+    return replace(settings, adc_aware=False, **{name: known[name] for name in ("w_bits", "a_bits", "wq", "quantize_image")
                                                  if name in known})
 
 
@@ -147,7 +147,7 @@ def fit_quantizers(net: nn.Module, settings: TrainSettings, checkpoint: dict, nu
     Returns: what was done, as text for the log.
     """
     source_net, before, absent = original(settings, checkpoint, num_classes, images.device, source)
-    own = {name for name in used_alphas(source_net) if f"{name}.act_quant.act_alpha" not in absent and settings.abit == before.abit}
+    own = {name for name in used_alphas(source_net) if f"{name}.act_quant.act_alpha" not in absent and settings.a_bits == before.a_bits}
     new = [name for name in used_alphas(net) if name not in own]
     if new and settings.alpha_init == "fit":
         fit_alphas(net, images, new)

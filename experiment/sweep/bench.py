@@ -65,7 +65,7 @@ class Bench:
         self.code = [*foreign.identity(settings.model), *([keys.of_attributes(self.others.network)] if self.others else [])]
         self.costs = Costs(settings.cost, settings.settings or search_layouts(settings))
         try:
-            self.cells = settings.planes and stored_cells(settings.planes, self._net, settings.settings, settings.wbit)
+            self.cells = settings.planes and stored_cells(settings.planes, self._net, settings.settings, settings.w_bits)
         except ValueError as error:
             raise UserError(str(error)) from None
         if is_chip(self.cells) and settings.adc_ranges:
@@ -147,7 +147,7 @@ class Bench:
         """What tells the network from others: of one that is converted the float network, and what decides that, as its scales have
         the last bits of the machine."""
         of = self.settings
-        facts = [*self.code, of.wbit, of.abit, of.wq, of.quantize_image, *(getattr(of, name) for name in OPTIONS if self.others)]
+        facts = [*self.code, of.w_bits, of.a_bits, of.wq, of.quantize_image, *(getattr(of, name) for name in OPTIONS if self.others)]
         if self.original is not None:
             facts += [of.calibration.correct, keys.of_images(self.shown.calibration)]
         return keys.of_network(made_of, facts)
@@ -323,7 +323,7 @@ class Bench:
                 log.info(f"bit-planes of the weights written to {store.folder}")
 
     def _planes(self, cell_bits: int) -> quant.PlaneStore:
-        return quant.PlaneStore(self.settings.prob_path, self.settings.model, self.settings.wbit, cell_bits)
+        return quant.PlaneStore(self.settings.prob_path, self.settings.model, self.settings.w_bits, cell_bits)
 
     def write_ranges(self) -> None:
         """The ranges of the settings' points, in adc_ranges.json."""
@@ -402,7 +402,7 @@ def report_name(text: str) -> str:
 def search_layouts(settings: EvalSettings) -> list[Setting]:
     """Settings with all mappings, rows and digits that a search may take, whose reads are counted."""
     usual, names = CrossbarSpec(8, 8), ("mapping", "rows", "dac_bits")
-    of_layers = per_layer.parse(settings.rows.get("per_layer", ())).values()
-    values = ([*settings.rows.get(flags.flag_name(name), [getattr(usual, name)]),
+    of_layers = per_layer.parse(settings.hardware.get("per_layer", ())).values()
+    values = ([*settings.hardware.get(name, [getattr(usual, name)]),
                *(value for values in of_layers for value in values.get(name, ()))] for name in names)
     return [Setting(replace(usual, **dict(zip(names, each)))) for each in itertools.product(*values)]

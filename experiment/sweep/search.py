@@ -22,7 +22,6 @@ from models.quant.measuring.setting import Setting, fits
 from models.quant.storage.files import write_text
 
 from ..program.cli import UserError, needed
-from ..program.flags import flag_name
 from ..report.drawing import new_figure, save, wrapped
 from ..settings import per_layer
 from ..settings.chips import devices_of
@@ -74,24 +73,24 @@ class Space:
 
     def __init__(self, settings: EvalSettings, layers: Sequence[str]) -> None:
         self.settings = settings
-        self.rows = {name: values for name, values in settings.rows.items() if name != "per_layer"}
+        self.rows = {name: values for name, values in settings.hardware.items() if name != "per_layer"}
         self.devices = devices_of(self.rows)
         self.variables = {name: values for name, values in self.rows.items() if len(values) > 1}
         self.fixed: dict[str, dict[str, Any]] = {}  # by pattern, values of flags; of several that fit a layer the later ones win
-        for pattern, changes in per_layer.parse(settings.rows.get("per_layer", ())).items():
+        for pattern, changes in per_layer.parse(settings.hardware.get("per_layer", ())).items():
             fitting = [name for name in layers if fits(name, pattern)]
             if not fitting:
                 raise UserError(f"--per_layer {pattern}: no layer on crossbars is called so; there are {', '.join(layers)}")
             for field, values in changes.items():
-                own = [f"{name} {flag_name(field)}" for name in fitting]
+                own = [f"{name} {field}" for name in fitting]
                 if len(values) == 1:
-                    self.fixed.setdefault(pattern, {})[flag_name(field)] = values[0]
+                    self.fixed.setdefault(pattern, {})[field] = values[0]
                     self.variables = {name: values for name, values in self.variables.items() if name not in own}
                 else:
                     self.variables |= dict.fromkeys(own, values)
-        self.own_bits = [name for name in self.variables if name.endswith(f" {flag_name('adc_bits')}")]
+        self.own_bits = [name for name in self.variables if name.endswith(" adc_bits")]
         if not self.variables:
-            raise UserError("--search chooses among the values of hardware flags: give one of them several, such as --adc_prec 3:8")
+            raise UserError("--search chooses among the values of hardware flags: give one of them several, such as --adc_bits 3:8")
 
     def alike(self, share: float) -> dict[str, Any]:
         """The values of all variables that stand in the same place of theirs, 0 the first, 1 the last."""
@@ -105,7 +104,7 @@ class Space:
         bits = round(statistics.fmean(chosen[name] for name in self.own_bits), 2)
         try:
             setting = self.setting({name: value for name, value in chosen.items() if name not in self.own_bits}
-                                   | {flag_name("adc_bits"): bits})
+                                   | {"adc_bits": bits})
         except UserError:
             return None
         return setting if setting.spec.planned and setting.calibration.share == "network" else None
@@ -124,7 +123,7 @@ class Space:
             layers[layer] = dict(ChainMap(values, *reversed(fixed)))
         texts = [f"{pattern}:" + ",".join(f"{flag}={value}" for flag, value in values.items()) for pattern, values in layers.items()]
         of = self.settings
-        [found] = all_settings(rows | {"per_layer": texts}, of.wbit, of.abit, calibration=of.calibration, of_chips=of.of_chips,
+        [found] = all_settings(rows | {"per_layer": texts}, of.w_bits, of.a_bits, calibration=of.calibration, of_chips=of.of_chips,
                                known=self.devices)
         return found
 

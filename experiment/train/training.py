@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import itertools
-import json
 import logging
 import math
 import sys
@@ -21,14 +20,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from models import quant
 from models.quant.network.modes import hooked
-from models.quant.storage.files import write_text
 
 from ..inputs.checkpoint import load_checkpoint, load_weights, odd_number, save_checkpoint
 from ..inputs.data import Dataset, evenly, generator, normalize, steps_per_epoch, train_batches, training_split
 from ..program import distributed
 from ..program.cli import UserError
 from ..program.machine import machine_info, rng_state, set_rng_state
-from ..settings.train_settings import BEST, CHECKPOINT, CONFIG, TrainSettings, continuing
+from ..settings.train_settings import BEST, CHECKPOINT, TrainSettings, continuing
 from ..start.starting import quantized_layers, used_alphas
 from . import batch_norms, data_parallel
 from .meter import Meter, evaluate, loss_and_correct
@@ -192,8 +190,6 @@ class Run:
         done = self.epoch * self.steps + self.step
         self.forward = data_parallel.shared(self.net)
         first = distributed.is_first()
-        if first:
-            write_text(self.folder / CONFIG, json.dumps(settings.config(), indent=1) + "\n")  # for people, and for a run that goes on
         # drops what was logged after the checkpoint
         self.writer = SummaryWriter(self.folder, purge_step=done) if first else contextlib.nullcontext()
         self.bar = tqdm(total=settings.epochs * self.steps * self.images, initial=done * self.images, unit="img", disable=not first,

@@ -1,0 +1,59 @@
+"""`--config FILE.json`: the flags of an experiment as a JSON object, and the one that a run writes.
+
+    {"resume": "net.pt", "cell_bits": [1, 2], "adc_bits": "3:8", "report": true}
+
+says what `--resume net.pt --cell_bits 1 2 --adc_bits 3:8 --report` says. A flag of the command line replaces that of the file.
+"""
+
+import json
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.quant.storage.files import write_text
+
+from .cli import UserError
+from .flags import ArgumentParser, parse
+
+
+def parse_both(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`{flag: value}` of the file of `--config`, empty without, and of the command line. Raises: UserError, one line."""
+    parser.topic("files", "flags from a file").add_argument(
+        "--config", metavar="FILE", help="take flags from a JSON object {\"flag\": value}; those of the command line replace "
+        "them. A run writes such a file")
+    given = parse(parser, argv)
+    path = given.pop("config", None)
+    if path is None:
+        return {}, given
+    try:
+        found = parse(parser, _arguments(path))
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from None
+    if "config" in found:
+        raise UserError(f"--config {path}: names another file by config; write its flags into this one")
+    return found, given
+
+
+def _arguments(path: str) -> list[str]:
+    """The flags of a file as they would stand on a command line; those that are null, false or empty are not given."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError('is not a JSON object {"flag": value}')
+    arguments = []
+    for name, value in values.items():
+        parts = value if isinstance(value, list) else [value]
+        if not all(part is None or isinstance(part, (str, int, float)) for part in parts):
+            raise UserError(f"{name} is {json.dumps(value)[:80]}; a flag's value is text, a number, true, false, null, or a list of those")
+        if parts and not (isinstance(value, bool) and not value) and value is not None:
+            arguments += [f"--{name}", *(str(part) for part in parts if not isinstance(part, bool))]
+    return arguments
+
+
+def write(path: Path, values: Mapping[str, Any], but: Container[str] = ()) -> None:
+    """Write flags as a file for `--config`, `but` those that make a run no other."""
+    write_text(path, json.dumps({name: value for name, value in values.items() if name not in but}, indent=1) + "\n")
