@@ -662,7 +662,7 @@ def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
     with pytest.raises(UserError, match="is of net.py:small, and a checkpoint alone runs no code: add --model net.py:small"):
         evaluation.main(["--resume", "run/model_best.pth.tar"])
     capsys.readouterr()
-    for flag, trained, other in (("wbit", "3", "4"), ("inputs", "phases", "twos"), ("rounding", "nearest", "gptq")):
+    for flag, trained, other in (("w_bits", "3", "4"), ("inputs", "phases", "twos"), ("rounding", "nearest", "gptq")):
         with pytest.raises(UserError, match=f"was trained with --{flag} {trained}, not {other}"):
             evaluation.main(["--resume", "run/model_best.pth.tar", "--model", "net.py:small", f"--{flag}", other])
     config = json.loads(Path("run/config.json").read_text())
