@@ -194,7 +194,13 @@ def malicious_pickle(path, layers, trace):
     path.write_bytes(pickle.dumps(Malicious(trace)))
 
 
-DAMAGE = [truncated, emptied, missing, other_values, no_tensor, foreign, malicious, malicious_pickle]
+def flipped(path, layers, trace):
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.load(path, weights_only=True).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = [flipped, truncated, emptied, missing, other_values, no_tensor, foreign, malicious, malicious_pickle]
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -131,7 +131,10 @@ def test_files_of_something_else(tmp_path):
     net = convert(Small(), SPEC, seeded((6, 3, 6, 6)))
     save(net, tmp_path / "net.pt")
     whole = (tmp_path / "net.pt").read_bytes()
-    for content in (b"", b"no file of torch", whole[:-1000], whole[:100]):
+    weight = next(value for value in net.state_dict().values() if value.numel() > 50).numpy().tobytes()
+    place = whole.index(weight) + len(weight) // 2
+    flipped = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:]  # a bit of a weight
+    for content in (b"", b"no file of torch", whole[:-1000], whole[:100], flipped):
         (tmp_path / "odd.pt").write_bytes(content)
         with pytest.raises(ValueError, match=rf"^{tmp_path}/odd.pt is no file of save\(network, path\)$"):
             load(tmp_path / "odd.pt", Small())

@@ -5,8 +5,6 @@ a network. The values of "config", the settings of the run, are checked where se
 """
 
 import errno
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.quant.storage.files import atomic_write
+from models.quant.storage.files import atomic_write, read_torch
 
 from ..program.cli import UserError, one_line
 from ..program.flags import in_new_names
@@ -39,21 +37,9 @@ _ALLOWED_VALUES = {
 
 
 def read_torch_file(path: str | Path) -> Any:
-    """torch.load for a file that nobody vouches for: weights_only, and every byte checked against its CRC.
-
-    torch.load itself does not verify the checksums that torch.save writes: a flipped bit would become a wrong weight.
-
-    Raises: UserError for whatever cannot be read.
-    """
+    """`read_torch`, for a file that nobody vouches for. Raises: UserError for whatever cannot be read."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged:
-                raise ValueError(f"checksum of {damaged} is wrong")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; the outcome says enough
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return read_torch(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:

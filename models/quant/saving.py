@@ -25,7 +25,7 @@ from .conversion.report import ConversionReport
 from .layers.crossbar import crossbar_layers
 from .layers.on_arrays import ADC_BUFFERS
 from .network.structure import structure
-from .storage.files import atomic_write
+from .storage.files import atomic_write, read_torch
 from .version import __version__
 
 FORMAT = "a network on crossbars, 1"  # raise the number where a reader of before would take it for what it is not
@@ -82,7 +82,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     with open(path, "rb"):  # what cannot be read says so itself
         pass
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch(path)
         known = content["format"]
     except (*UNREADABLE, TypeError, IndexError) as error:
         raise ValueError(f"{path} is no file of save(network, path)") from error

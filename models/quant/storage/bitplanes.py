@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import atomic_write, locked, write_text
+from .files import atomic_write, locked, read_torch, write_text
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -172,7 +172,7 @@ def load_file(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_torch(path)
     except Exception as error:  # torch.load raises many types for damaged and for unsafe files
         raise ValueError(f"{path} cannot be read ({type(error).__name__})") from None
 
