@@ -639,6 +639,14 @@ def test_plans_that_are_none_are_refused(name, value, words, engine):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("bits, q_min, message", [
+    (2.5, 0, "bits of a plan are whole numbers, and 2.5 is"), (2, -0.5, "q_min of a plan are")])
+def test_plans_that_are_not_whole_are_refused(bits, q_min, message):
+    layer = QLinearDoreFa(8, 2, spec=CrossbarSpec(adc_plan="significance", cell_bits=1))
+    with pytest.raises(ValueError, match=message):
+        layer.set_plan(plans.Plan(np.full((4, 4), bits), np.ones((4, 4)), np.full((4, 4), q_min)))
+
+
 def test_plans_of_another_shape_are_refused():
     layer, _ = planned_layer()
     for shape in ((2, 4), (4,), (4, 3)):

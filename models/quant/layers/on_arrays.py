@@ -127,12 +127,15 @@ class OnArrays:
         """Set bits and range of each kind of read (`Plan`), on hardware with an adc_plan; steps of 0 are not calibrated. A correction,
         which belongs to other ranges, is dropped.
 
-        Raises: ValueError for another shape, or on hardware without a plan.
+        Raises: ValueError for another shape, bits or lowest codes that are not whole numbers, and on hardware without a plan.
         """
         shape = self._plan_shape
         if not self.spec.planned or any(np.shape(values) != shape for values in plan):
             raise ValueError(f"a plan of {list(np.shape(plan.bits))} digits, slices and perhaps classes is given; {list(shape)} is "
                              "expected, and a spec with adc_plan 'significance' or 'ones'")
+        for name, values in (("bits", plan.bits), ("q_min", plan.q_min)):
+            if (odd := np.asarray(values)[np.asarray(values) % 1 != 0]).size:
+                raise ValueError(f"{name} of a plan are whole numbers, and {odd[0]} is given: a mean such as 2.5 is adc_bits of the spec")
         device = self.adc_delta.device
         self.adc_bits_plan, self.adc_q_min = (torch.tensor(np.asarray(values), dtype=torch.int64, device=device)
                                               for values in (plan.bits, plan.q_min))
