@@ -149,7 +149,7 @@ def test_no_more_images_are_read_than_the_correction_takes():
 def test_a_layer_that_the_network_does_not_call_is_named():
     model = network(SPEC)
     model[0].unused = QLinearDoreFa(4, 2, spec=SPEC)
-    with pytest.raises(ValueError, match="^the network does not call its layer 0.unused, so that no range follows"):
+    with pytest.raises(ValueError, match="^the network does not call its layer 0.unused, so these images give no range for it"):
         calibrate(model, images(4))
 
 

@@ -241,8 +241,8 @@ def test_bakes_make_one_curve_over_the_temperature():
 def test_cells_of_a_chip_beside_others_are_refused(scene):
     model, images, labels, calibration = scene
     chip = {name: quant.arrays.cells.Chip(layer.ideal_cells()) for name, layer in quant.crossbar_layers(model)}
-    for cells, chips, message in ((chip, Chips(device=NOISY), "cells are those of a chip, and the setting programs others"),
-                                  (dict([*chip.items()][1:]), None, f"there are no cells of layer {next(iter(chip))}")):
+    for cells, chips, message in ((chip, Chips(device=NOISY), "the cells are those of a chip, and the setting has chips too"),
+                                  (dict([*chip.items()][1:]), None, f"no cells are given for layer {next(iter(chip))}")):
         with pytest.raises(ValueError, match=message):
             measure(model, images, labels, Setting(chips=chips), calibration=calibration, cells=cells)
 
@@ -435,7 +435,7 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
     (["--device", "techA", "--read_noise", "some"], ["--read_noise: some is not device, or a number of uS from 0 up"]),
     (["--device", "techA", "--wire_ohm", "33nm"], ["--wire_ohm: 33nm is not a number from 0 up, or one of 130nm, 90nm, "]),
     (["--device", "techA", "--access", "gate", "--row_ohm", "1"], ["--row_ohm is 1.0 with access 'gate'"]),
-    (["--device", "techA", "--access", "gate", "--wire_ohm", "1", "--dac_bits", "2"], ["access is 'gate', where a row is on or off"]),
+    (["--device", "techA", "--access", "gate", "--wire_ohm", "1", "--dac_bits", "2"], ["access is 'gate' with dac_bits 2"]),
     (["--device", "techA", "--weights", "pair", "--reference_cells", "ideal"], ["reference_cells is 'ideal' and weights 'pair'"]),
     (["--device", "techA", "--adc_ranges", "x.json"], ["--adc_ranges are of ideal cells"]),
     (["--device", "techA", "--engine", "cuda"], ["no engine is named 'cuda'"]),

@@ -882,9 +882,9 @@ class Other(nn.Sequential):
 def test_networks_that_cannot_be_bound():
     x, linear = seeded((4, 4)), nn.Linear(4, 4)
     once = Of(lambda s, x: s.seen.append(1) or (s.l(x) if len(s.seen) == 1 else x), l=linear, seen=[])
-    for net, message in ((Other(), "^weight cannot be put on crossbars: it is a weight of a Other itself"),
-                         (Of(lambda s, x: F.dropout(s.l(x)), l=linear), "is it the same at each call"),
-                         (once, r"^l was put on crossbars, but the network passes it by; give skip=\['l'\]")):
+    for net, message in ((Other(), "^weight cannot be put on crossbars: it is a parameter of a Other, which should hold layers only"),
+                         (Of(lambda s, x: F.dropout(s.l(x)), l=linear), "does it give the same answers at each call"),
+                         (once, r"^l was put on crossbars, but the network does not use it there; give skip=\['l'\]")):
         with pytest.raises(ValueError, match=message):
             convert(net, W8A8, x)
     linear.crossbar = "a name that the network has itself"
@@ -909,7 +909,7 @@ def test_bad_input(images, options, message):
 @pytest.mark.parametrize("options, message", [
     (dict(weight_scale={"tail": 1.0}), "^weight_scale has 'tail', which fits no layer on crossbars$"),
     (dict(input_scales={"tail": (1.0, 0, 9)}), "^input_scales has 'tail', which fits no layer on crossbars$"),
-    *[(dict(input_scales=value), "^input_scales is .*; a mapping of names or patterns of layers to what they have is expected$")
+    *[(dict(input_scales=value), "^input_scales is .*; a mapping from names or patterns of layers to their values is expected$")
       for value in ((1.0, 0, 255), [("head", (1.0, 0, 255))], {0: (1.0, 0, 255)})],
     *[(dict(weight_scale=value), "^weight_scale is .*; allowed are mse, max, layer, or the scales of some layers by their names$")
       for value in (torch.ones(5), np.ones(5), 0.1, "least")],
@@ -1111,7 +1111,7 @@ def test_cells_and_ranges_are_those_of_the_weight_as_the_network_computes_it():
     net, wanted = convert(standardized(seeded((4, 6))), spec, x), convert(standardized(seeded((4, 6))), spec, x)
     net.load_state_dict({"w": other}, strict=False)
     wanted.load_state_dict({"w": other}, strict=False)
-    with pytest.raises(ValueError, match="the weight that is made of w is computed at each call, and what it is made of was changed"):
+    with pytest.raises(ValueError, match="the weight that is made of w is computed anew at each call, and what it is made of has changed"):
         program(net, chip)
     calibrate(net, x)  # its reads are those of the weight of this pass
     wanted(x)
@@ -1154,7 +1154,7 @@ def test_no_chip_is_programmed_to_a_weight_whose_sources_have_changed(change):
     [(_, layer)] = crossbar_layers(net)
     before = layer.w_codes().int()
     change(net)
-    with pytest.raises(ValueError, match="the weight that is made of first.w is computed at each call, and what it is made of was"):
+    with pytest.raises(ValueError, match="the weight that is made of first.w is computed anew at each call, and what it is made of has"):
         program(net, Device.preset("techA"))
     net(x)
     program(net, Device.preset("techA"))
@@ -1446,7 +1446,7 @@ def test_twos_complement_has_digits_of_one_bit_whoever_sets_them():
     for give in (lambda: convert(nn.Linear(6, 4), wide, x, inputs="twos"),
                  lambda: convert(nn.Linear(6, 4), W8A8, x, inputs="twos", specs={"*": wide}),
                  lambda: set_spec(convert(nn.Linear(6, 4), W8A8, x, inputs="twos"), wide)):
-        with pytest.raises(ValueError, match="^inputs is 'twos' with dac_bits above 1"):
+        with pytest.raises(ValueError, match="^inputs 'twos' needs dac_bits 1, because"):
             give()
     convert(nn.Linear(6, 4), wide, x.abs(), inputs="twos")  # no input is below zero
 
@@ -1701,7 +1701,7 @@ def test_weights_on_their_way_to_a_product(function):
 
 @pytest.mark.parametrize("function, words", [
     (lambda net, x: net.lost[0](x), "unregistered_8x8 cannot be put on crossbars: it is a product with a parameter that no module of the "),
-    (lambda net, x: F.linear(net.first(x), net.again[0]), "first was put on crossbars, but the network passes it by in 1 of 2 calls")])
+    (lambda net, x: F.linear(net.first(x), net.again[0]), "first was put on crossbars, but the network does not use it there in 1 of 2 ")])
 def test_products_that_would_stay_digital_unseen_are_refused(function, words):
     with pytest.raises(ValueError, match=words):
         convert(Weighs(function), W8A8, torch.randn(64, 8))
@@ -1731,7 +1731,7 @@ def test_experts_that_no_image_of_the_correction_goes_to(spec):
     x[-30:, 0] *= -1
     made = convert(net, spec, x)
     assert (made(x) - net(x)).abs().max() < 0.1
-    with pytest.raises(ValueError, match="no image reaches other, so that nothing says what its inputs are; give more images, or skip="):
+    with pytest.raises(ValueError, match="no image reaches other, so its inputs are not known; give more images, or skip="):
         convert(net, spec, x[:270])
 
 

@@ -97,12 +97,12 @@ def of_a_linear_one(layer, mapped, codes):
 def test_engines_of_linear_converters_refuse_others():
     layer, x = layer_and_input(adc_bits=3)
     calibrate(layer, x, correct=None)  # counts reads without converters, which any engine does
-    refusal = "^engine numba cannot run here: it has linear converters alone, not Logarithmic$"
+    refusal = "^engine numba cannot run here: it has linear converters only, not Logarithmic$"
     with set_engine("numba"), pytest.raises(engines.EngineError, match=refusal):
         layer(x)
     assert engines.load("numba").unsupported(layer.mapped("ideal"), torch.device("cpu")) is None
     assert layer.way(x) == "reference"
-    with pytest.raises(ValueError, match="adc_range is 'dynamic', which has linear converters alone; allowed are calibrated and full"):
+    with pytest.raises(ValueError, match="adc_range is 'dynamic', which works with linear converters only; allowed are calib"):
         replace(layer.spec, adc_range="dynamic")
 
 
@@ -110,7 +110,7 @@ def test_triton_refuses_others():
     triton_gpu = pytest.importorskip("models.quant.engines.gpu.triton_gpu")
     layer, x = layer_and_input(adc_bits=3)
     calibrate(layer, x, correct=None)
-    assert triton_gpu.unsupported(layer.mapped(), torch.device("cuda")) == "it has linear converters alone, not Logarithmic"
+    assert triton_gpu.unsupported(layer.mapped(), torch.device("cuda")) == "it has linear converters only, not Logarithmic"
 
 
 @pytest.mark.parametrize("adc_bits", [2, 3])

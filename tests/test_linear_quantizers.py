@@ -297,7 +297,7 @@ def test_what_input_quantizers_refuse():
         InputQuantizer(0)
     quantizer, x = InputQuantizer(4), normal(9)
     for values, lowest in ((x[:0], -1.0), (x / 0, -1.0), (x * float("nan"), -1.0), (x, float("nan"))):
-        with pytest.raises(ValueError, match="the inputs that a quantizer is fitted to are none at all, or hold NaN or infinite"):
+        with pytest.raises(ValueError, match="the inputs to fit a quantizer to are empty, or hold NaN or infinite"):
             quantizer.fit(values, lowest, 1.0, "phases")
     assert InputQuantizer(32)(x) is x
 

@@ -39,7 +39,7 @@ def test_the_second_name_in_one_process_is_refused_in_one_line(names, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert not [name for name in done.stdout.split() if name.startswith(f"{names[1]}.arrays")]  # before anything else of it is there
-    assert done.stderr.splitlines()[-1].startswith(f"ImportError: {names[1]} is {names[0]} again, which is imported already")
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: this package is imported already as {names[0]}, ")
 
 
 def test_requirements_of_a_checkout_are_those_of_the_package():

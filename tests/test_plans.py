@@ -664,7 +664,7 @@ def test_plans_of_another_shape_are_refused():
 WRONG = [
     (dict(adc_bits=9) | PLAN, "adc_bits is 9; allowed are means from 0 to 8"),
     (dict(adc_bits=4.5, adc_max_bits=4) | PLAN, "adc_bits is 4.5; allowed are means from 0 to 4"),
-    (dict(adc_bits=2.5), "adc_bits is 2.5; allowed are whole numbers from 1 to 12, a mean of fractions with adc_plan significance"),
+    (dict(adc_bits=2.5), "adc_bits is 2.5; allowed are whole numbers from 1 to 12. With adc_plan significance"),
     (dict(adc_bits=0), "adc_bits is 0; allowed are whole numbers from 1 to 12"),
     (PLAN | dict(adc_range="dynamic"), "adc_plan is 'significance' with adc_range 'dynamic'"),
     (PLAN | dict(adc_range="full"), "adc_plan is 'significance' with adc_range 'full'"),

@@ -118,8 +118,8 @@ def changed(change):
     (lambda: changed(lambda model: setattr(model.norm, "eps", 0.1)), "eps of norm is 1e-05 in the file, and 0.1 here"),
     (lambda: changed(lambda model: setattr(model.stem, "stride", (2, 2))), r"stride of stem is \(1, 1\) in the file, and \(2, 2\) here"),
     (Renamed, "class of the whole is 'Small' in the file, and 'Renamed' here"),
-    (lambda: nn.Linear(3, 2), "whose conversion is none of this one: the network does not run"),
-    (Viewed, "whose conversion is none of this one: .*'stem.crossbar'")])
+    (lambda: nn.Linear(3, 2), "this one cannot be converted as that one was: the network does not run"),
+    (Viewed, "this one cannot be converted as that one was: .*'stem.crossbar'")])
 def test_another_network_is_refused_in_one_line(model, message, tmp_path):
     save(convert(Small(), SPEC, seeded((6, 3, 6, 6))), tmp_path / "net.pt")
     refusal = f"{tmp_path}/net.pt cannot be loaded into this network: it is of another network"
@@ -136,11 +136,11 @@ def test_files_of_something_else(tmp_path):
     flipped = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:]  # a bit of a weight
     for content in (b"", b"no file of torch", whole[:-1000], whole[:100], flipped):
         (tmp_path / "odd.pt").write_bytes(content)
-        with pytest.raises(ValueError, match=rf"^{tmp_path}/odd.pt is no file of save\(network, path\)$"):
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/odd.pt is not a file that save\(network, path\) wrote$"):
             load(tmp_path / "odd.pt", Small())
     for content in (net.state_dict(), [1, 2], {"format": 7}, net):
         torch.save(content, tmp_path / "odd.pt")
-        with pytest.raises(ValueError, match=rf"^{tmp_path}/odd.pt (is no file of save\(network, path\)|holds 7, and this version of)"):
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/odd.pt (is not a file that save|holds 7, and this version of)"):
             load(tmp_path / "odd.pt", Small())
     content = torch.load(tmp_path / "net.pt", weights_only=True)
     for key in ("report", "specs", "state", "modules"):

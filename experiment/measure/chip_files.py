@@ -42,7 +42,7 @@ def stored_cells(folder: str, network: nn.Module, settings: Sequence[Setting], w
 
 def _of_a_chip(folder, network, settings, device, seed):
     if any(setting.chips for setting in settings):
-        raise ValueError(f"{folder} holds the cells of a chip, and a device programs others: give one of them")
+        raise ValueError(f"{folder} holds the cells of a chip, and a device has chips too; give only one of them")
     kinds = {(*(getattr(each.spec, name) for name in hardware("cells", "arrays")), each.per_layer): each for each in settings}
     for setting in kinds.values():  # the cells must fit the hardware of each
         place(network, replace(setting, crossbar_layers="all"))

@@ -44,14 +44,14 @@ def save(network: nn.Module, path: str | Path) -> None:
         raise ValueError("this network has no layers on crossbars; for others there is torch.save(network.state_dict(), path)")
     for name, layer in layers:
         if layer.chip is not None:
-            raise ValueError(f"layer {name} is on a chip, which the file would not hold: write its cells with write_cells, and save the "
-                             "network behind program(network, None)")
+            raise ValueError(f"layer {name} is on a chip, and the file does not hold chips; write its cells with write_cells, then call "
+                             "program(network, None) and save the network")
         if layer._w_codes is not None:
-            raise ValueError(f"layer {name} has codes in place of its weights (set_codes), which the file would not hold; save the network "
-                             "behind set_codes(None)")
+            raise ValueError(f"layer {name} has codes in place of its weights (set_codes), and the file does not hold those; call "
+                             "set_codes(None), then save the network")
     state = network.state_dict()
     if odd := next((name for name, value in state.items() if not isinstance(value, Tensor)), None):
-        raise ValueError(f"{odd} in the state of this network is no tensor, and the file would not hold it")
+        raise ValueError(f"{odd} in the state of this network is not a tensor, and the file holds tensors only")
     report = getattr(network, "crossbar_report", None)
     content = {
         "format": FORMAT, "torchrram": __version__, "modules": _modules(network),
@@ -85,7 +85,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         content = read_torch(path)
         known = content["format"]
     except (*UNREADABLE, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is no file of save(network, path)") from error
+        raise ValueError(f"{path} is not a file that save(network, path) wrote") from error
     if known != FORMAT:
         raise ValueError(f"{path} holds {known!r}, and this version of torchrram reads {FORMAT!r}")
     return content
@@ -102,7 +102,7 @@ def _converted(model: nn.Module, report: ConversionReport) -> nn.Module:
         made = convert(model, CrossbarSpec(adc_range="ideal") if specs else None, blank, skip=of["skip"], specs=specs, inputs=of["inputs"],
                        weight_scale="max", activations="max", correct="none", strict=False, batch_dim=of["batch_dim"])
     except ValueError as error:
-        raise ValueError(f"it is of another network, whose conversion is none of this one: {error}") from error
+        raise ValueError(f"it is of another network; this one cannot be converted as that one was: {error}") from error
     made.crossbar_report = report
     return made
 

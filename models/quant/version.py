@@ -12,5 +12,5 @@ __version__ = "0.4.0"
 _own = __name__.rpartition(".")[0]
 for _other in {"models.quant", "torchrram"} - {_own}:
     if hasattr(sys.modules.get(_other), "CrossbarSpec"):
-        raise ImportError(f"{_own} is {_other} again, which is imported already and would not know its layers: use one of the two names in "
-                          "a process")
+        raise ImportError(f"this package is imported already as {_other}, which would not know the layers of {_own}; use one of the two "
+                          "names in a process")

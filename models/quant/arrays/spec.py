@@ -162,24 +162,24 @@ class CrossbarSpec:
     def __post_init__(self) -> None:
         check(self)
         if self.weights == "pair" and self.reference == "digital":
-            raise ValueError("weights is 'pair' with reference 'digital'; a pair has no reference column that could be subtracted, so "
-                             "allowed is reference analog")
+            raise ValueError("weights is 'pair' with reference 'digital'; a pair has no reference column to subtract, so allowed is "
+                             "reference analog")
         if self.adc_idle == "skip" and self.adc_range == "dynamic":
-            raise ValueError("adc_idle is 'skip' with adc_range 'dynamic', which has no code that is 0; allowed is adc_idle convert")
+            raise ValueError("adc_idle is 'skip' with adc_range 'dynamic', which has no code for 0; allowed is adc_idle convert")
         if self.converter is not Converter and self.adc_range == "dynamic":
-            raise ValueError("adc_range is 'dynamic', which has linear converters alone; allowed are calibrated and full")
+            raise ValueError("adc_range is 'dynamic', which works with linear converters only; allowed are calibrated and full")
         self._check_adc_bits()
 
     def _check_adc_bits(self) -> None:
         bits, planned = self.adc_bits, self.adc_plan != "uniform"
         if planned and self.adc_range not in ("calibrated", "ideal"):
-            raise ValueError(f"adc_plan is {self.adc_plan!r} with adc_range {self.adc_range!r}; a plan follows from the reads of "
+            raise ValueError(f"adc_plan is {self.adc_plan!r} with adc_range {self.adc_range!r}; a plan is made from the reads of "
                              "training images, so allowed is calibrated")
         if planned and not (isinstance(bits, (int, float)) and not isinstance(bits, bool) and 0 <= bits <= self.adc_max_bits):
             raise ValueError(f"adc_bits is {bits!r}; allowed are means from 0 to {self.adc_max_bits} (adc_max_bits)")
         if not planned and isinstance(bits, float) and bits > 0:
-            raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}, a mean of fractions with "
-                             "adc_plan significance or ones")
+            raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}. With adc_plan "
+                             "significance or ones it is a mean and may be a fraction")
         if not planned and (type(bits) is not int or not 1 <= bits <= MOST_ADC_BITS):
             raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}")
 

@@ -41,7 +41,7 @@ class OpenAttention(nn.MultiheadAttention):
         if query.is_nested or key.is_nested or value.is_nested:
             raise ValueError("attention on crossbars takes no nested tensors; pad the sequences and give a key_padding_mask")
         if is_causal and attn_mask is None:
-            raise RuntimeError("is_causal says what attn_mask is; give that mask too")
+            raise RuntimeError("is_causal only describes attn_mask; give that mask too")
         batched = query.dim() == 3
         if not batched:
             query, key, value = query[None], key[None], value[None]

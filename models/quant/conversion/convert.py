@@ -196,8 +196,8 @@ def _said_of(images):
         yield
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the network does not run on the images, of shape {list(images.shape)}: {line} (if another dimension than the "
-                         "first is the batch's, give batch_dim)") from error
+        raise ValueError(f"the network does not run on the images, of shape {list(images.shape)}: {line} (if the batch is not the "
+                         "first dimension, give batch_dim)") from error
 
 
 def _patterns(skip):
@@ -290,12 +290,12 @@ def _bind(net, layers, found, inputs, quantized):
         layer.shared = product.calls > 1
         if quantized:
             if not product.sample:
-                raise ValueError(f"no image reaches {name}, so that nothing says what its inputs are; give more images, or skip=[{name!r}]")
+                raise ValueError(f"no image reaches {name}, so its inputs are not known; give more images, or skip=[{name!r}]")
             layer.fit(torch.cat(product.sample), product.lowest, product.largest, *scales)
         owner, key = owners[id(parameter)][0]
         if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-            raise ValueError(f"{product.parameter} cannot be put on crossbars: it is a weight of a {type(owner).__name__} itself, whose "
-                             f"parts are its layers; give it a module of its own, or skip=[{product.parameter!r}]")
+            raise ValueError(f"{product.parameter} cannot be put on crossbars: it is a parameter of a {type(owner).__name__}, "
+                             f"which should hold layers only; move it into a module of its own, or give skip=[{product.parameter!r}]")
         place = NAME if key == "weight" and not product.path else f"{NAME}_{key}" + (f"_{len(root.layers)}" if product.path else "")
         while hasattr(owner, place):  # a name that the network has itself
             place += "_"
@@ -375,10 +375,12 @@ def _verify(net, bound, images, wanted):
     for name, (_, product) in bound.items():  # of the calls with this batch
         if called[name] < product.calls:
             seldom = f" in {product.calls - called[name]} of {product.calls} calls" if called[name] else ""
-            raise ValueError(f"{name} was put on crossbars, but the network passes it by{seldom}; give skip=[{name!r}], and report it")
+            raise ValueError(f"{name} was put on crossbars, but the network does not use it there{seldom}; give skip=[{name!r}], and "
+                             "please report it")
     wanted = first_tensor(wanted).double()
     if (y - wanted).square().sum() > 1e-4 * wanted.square().sum():
-        raise ValueError("with its weights bound, the network gives other answers than before: is it the same at each call?")
+        raise ValueError("with its weights bound to layers on crossbars the network gives other answers than before, although nothing is "
+                         "quantized yet; does it give the same answers at each call?")
 
 
 def _float_moments(net, bound, images):

@@ -108,8 +108,8 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if self.made is not None and self._w_codes is None:
             self.settle()
             if self._made_of != self._sources_now():
-                raise ValueError(f"the weight that is made of {self._root[0].label} is computed at each call, and what it is made of was "
-                                 "changed, trained or loaded since the last one: run the network on an input, in evaluation mode, before")
+                raise ValueError(f"the weight that is made of {self._root[0].label} is computed anew at each call, and what it is made of "
+                                 "has changed since the last call; run the network on an input in evaluation mode first")
         return super().w_codes()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
@@ -139,7 +139,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def set_weight(self, kernel: Tensor) -> None:
         """Write other values into the network's weight. Raises: ValueError where it is computed at each call."""
         if self.made is not None:
-            raise ValueError("this weight is computed at each call: nothing else can be written into it")
+            raise ValueError("this weight is computed anew at each call, so no other values can be written into it")
         self.operand.copy_(self.form.matrix(kernel))
 
     # -- the hardware
@@ -152,7 +152,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
             raise ValueError(f"rows is {spec.rows} with inputs 'ternary', and an array of this layer has {tallest} of them; allowed are at "
                              f"most {MOST_ROWS // 2}")
         if self.encoding == "twos" and spec.dac_bits > 1 and self.act_quant.signed:
-            raise ValueError("inputs is 'twos' with dac_bits above 1: the digit that counts negative is one bit; take dac_bits 1, or "
+            raise ValueError("inputs 'twos' needs dac_bits 1, because its negative digit has one bit; take dac_bits 1, or inputs "
                              "phases")
         return replace(spec, w_bits=w_bits, a_bits=a_bits, cell_bits=min(spec.cell_bits, w_bits), dac_bits=min(spec.dac_bits, a_bits))
 

@@ -207,7 +207,7 @@ class InputQuantizer(_OwnScale, Quantizer):
         Raises: ValueError for no inputs, or some that are not finite.
         """
         if not values.numel() or not (math.isfinite(lowest) and math.isfinite(largest) and bool(values.isfinite().all())):
-            raise ValueError("the inputs that a quantizer is fitted to are none at all, or hold NaN or infinite numbers; look at the "
+            raise ValueError("the inputs to fit a quantizer to are empty, or hold NaN or infinite numbers; look at the "
                              "calibration images and at the layers before")
         if self.abit == 1:
             lowest, largest = (lowest, 0.0) if -lowest > largest else (0.0, largest)

@@ -55,7 +55,7 @@ def given(option: str, values: Mapping[str, Any], chosen: Sequence[Product], lab
     Raises: ValueError for a pattern that fits none, and what is no mapping.
     """
     if not isinstance(values, Mapping) or not all(isinstance(pattern, str) for pattern in values):
-        raise ValueError(f"{option} is {values!r}; a mapping of names or patterns of layers to what they have is expected")
+        raise ValueError(f"{option} is {values!r}; a mapping from names or patterns of layers to their values is expected")
     for pattern in values:
         if not any(fits(labels[product], pattern) for product in chosen):
             raise ValueError(f"{option} has {pattern!r}, which fits no layer on crossbars")

@@ -32,7 +32,7 @@ def lacking(layer: MappedLayer) -> str | None:
     """Why such an engine cannot run a layer, or None."""
     kind = layer.spec.converter
     if kind is not Converter and layer.spec.adc_range != "ideal":
-        return f"it has linear converters alone, not {kind.__name__}"
+        return f"it has linear converters only, not {kind.__name__}"
     return too_far(layer)
 
 

@@ -176,7 +176,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
     if setting and not crossbar_layers(network):
         raise ValueError("this network has no layers on crossbars: convert(model, spec, images) makes one that has")
     if is_chip(cells) and setting and setting.chips:
-        raise ValueError("cells are those of a chip, and the setting programs others: give one of them")
+        raise ValueError("the cells are those of a chip, and the setting has chips too; give only one of them")
     with set_engine(engine), in_mode(network, training=False):
         if setting is None:
             use_cells(network, None)

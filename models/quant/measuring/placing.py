@@ -78,7 +78,7 @@ def use_cells(network: nn.Module, cells: Stored | None) -> None:
     """Let the cells of a network be programmed to these codes, or to those of its weights."""
     for name, layer in crossbar_layers(network):
         if cells and name not in cells:
-            raise ValueError(f"there are no cells of layer {name}")
+            raise ValueError(f"no cells are given for layer {name}")
         layer.set_codes(cells[name] if cells and not is_chip(cells) else None)
 
 

@@ -90,7 +90,7 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
     if not shown:
         raise ValueError("no images to calibrate on")
     if unseen := [name for name, _ in layers if name not in histograms]:
-        raise ValueError(f"the network does not call its layer {unseen[0]}, so that no range follows from these images: remove the layer, "
+        raise ValueError(f"the network does not call its layer {unseen[0]}, so these images give no range for it; remove the layer, "
                          "or give it adc_range 'ideal'")
     return histograms
 
@@ -132,7 +132,7 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
     if planned:
         if chosen.share == "network":
             if images is None:
-                raise ValueError("a plan for the whole network weighs the layers' errors on images: give some")
+                raise ValueError("a plan for the whole network needs images, to measure what the layers' errors do; give some")
             if not first.kept:
                 first.fill(images)
         _set_plans(model, planned, histograms, bins, chosen, first)
@@ -202,7 +202,7 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
     first.fill(images)
     images = first.batch()
     if images is None or not images.numel():
-        raise ValueError("no images to weigh the layers' errors with")
+        raise ValueError("no images to measure with what the layers' errors do")
     layers = [(name, layer, layer.spec, layer.chip and layer.binned(layer.chip.nominal)) for name, layer in crossbar_layers(model)
               if name in choices]
     weights = {}

@@ -114,7 +114,7 @@ def _check_entry(path, entry, name, layer):
         if held not in (None, own):
             raise ValueError(f"{path} holds cells of {key} {held}, and the hardware has {own}")
     if entry.get("access", "voltage") != "voltage":
-        raise ValueError(f"{path} holds cells of gate access, which lie behind a curve that the files do not hold")
+        raise ValueError(f"{path} holds cells of gate access; the files do not hold the curve that their reads go through")
     if entry.get("sha256") != sha256(layer.w_codes().cpu()):
         raise ValueError(f"{path} holds cells of other weights than those of {name}")
 

@@ -48,7 +48,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
         tells apart.
     """
     if any(layer.chip for _, layer in converted_layers(model)):
-        raise ValueError("this network is on a chip, whose reads are no whole levels: see diagnostics.losses, or take it off with "
+        raise ValueError("this network is on a chip, whose reads are not whole levels; use diagnostics.losses, or take it off with "
                          "program(model, None)")
     chosen, layers, result = Calibration(rule, per), converted_layers(model), []
     with counting(model) as seen:

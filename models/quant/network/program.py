@@ -124,7 +124,8 @@ def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None,
     if device.rows:  # which has rows of all slices of a weight
         device.draw_weights(np.zeros(1, np.uint8), layer.slice_bits, np.random.default_rng(0))
     if gate and spec.dac_bits > 1:
-        raise ValueError(f"access is 'gate', where a row is on or off, and dac_bits {spec.dac_bits}; allowed is dac_bits 1")
+        raise ValueError(f"access is 'gate' with dac_bits {spec.dac_bits}; with gate access a row is only on or off, so allowed is "
+                         "dac_bits 1")
     if spec.weights == "offset":
         return
     if reference_cells != "device":
