@@ -35,8 +35,8 @@ UNREADABLE = OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.Unpic
 def save(network: nn.Module, path: str | Path) -> None:
     """Write a network on crossbars, converted or calibrated, to a file that `load` reads. The file is written whole or not at all.
 
-    Raises: ValueError for a network without crossbars, and one whose cells are those of a chip, or of codes in place of its weights;
-        OSError where the file cannot be written.
+    Raises: ValueError for a network without crossbars, on a chip, or with codes in place of its weights; OSError where the file cannot
+        be written.
     """
     network = getattr(network, "_orig_mod", network)  # under torch.compile
     layers = crossbar_layers(network)
@@ -61,10 +61,10 @@ def save(network: nn.Module, path: str | Path) -> None:
 
 
 def load(path: str | Path, model: nn.Module) -> nn.Module:
-    """The network of a file of `save`, in evaluation mode: bit for bit the outputs that it had there, on a like machine.
+    """The network that `save` wrote, in evaluation mode. On a like machine it has the same outputs, bit for bit.
 
-    Args: model, one with the same modules, whatever its weights: with layers on crossbars it is filled and returned itself; the network
-        that was converted is left as it is, and a converted copy of it returned.
+    Args: model, one with the same modules; its weights do not matter. A model with layers on crossbars is filled and returned itself. Of
+        any other one, the network that was converted, a converted copy is returned.
     Raises: ValueError for a file of something else, of another network, or that is damaged; OSError where it cannot be read.
     """
     content = _read(path)

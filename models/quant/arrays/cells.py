@@ -80,10 +80,12 @@ class Cells:
 class Chip:
     """One layer on one chip.
 
-    Attributes: cells, what its cells hold; nominal, what they would hold without scatter, on which ADC ranges are chosen (None:
-        ideal cells); readout, what its reads have besides (None: nothing); of_arrays, whether cells follow from which rows share an
-        array, as behind wires and with a map of stuck cells they do; code_sums, `OnArrays.code_sums` of the weight that it was programmed
-        to (None: of the layer's, whatever it is by now).
+    Attributes:
+        cells: what its cells hold.
+        nominal: what they would hold without scatter; ADC ranges are chosen on these. None: ideal cells.
+        readout: noise, converters and curve of its reads. None: none of them.
+        of_arrays: whether its cells depend on which rows share an array, as with wires and with a map of stuck cells.
+        code_sums: `OnArrays.code_sums` of the weight that it was programmed to. None: those of the layer's present weight.
     """
 
     cells: Cells

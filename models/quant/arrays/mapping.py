@@ -84,7 +84,7 @@ class MappedLayer:
         adc_q_min: lowest ADC code, int64 of the same shape.
         adc_bits_plan: bits of each kind of read, int64 of that shape; None without a plan.
         cells: what the cells hold on one chip; None: ideal cells, those of the weight codes. Engines run pairs with cells only.
-        readout: what the reads of that chip have besides; None: nothing.
+        readout: noise, converters and curve of that chip's reads; None: none of them.
         worth: what `v = 1` of digit 0 and slice 0 is worth in `sum A (2 W - L)`: 2, or 1 of some pairs (`pair.worth`).
     """
 

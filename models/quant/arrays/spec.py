@@ -91,10 +91,9 @@ def check(settings: Any) -> None:
 class CrossbarSpec:
     """One hardware setting (docs of each field: its `metadata["help"]`, printed by the flags' help).
 
-    What else is to be known of a field stands in its metadata too, and lists of fields are made from that (`hardware`): "of", what it
-    is a choice of, one of `KINDS`; "turn", its place in the order of a table's rows, the last ones changing fastest; "note", the place
-    and the form of what a setting's name says of it where it is not the usual one, if the name's first words do not; "before", what
-    files mean that are older than the field.
+    The metadata also says how a field is listed (`hardware`). "of": what it is a choice of, one of `KINDS`. "turn": its place in the
+    order of a table's rows; the last ones change fastest. "note": place and form of its words in a setting's name, where its value is
+    not the usual one and the name's first words do not say it. "before": its value in files that are older than the field.
 
     Sources: tap mapping and arrays, NeuroSim V1.2 (Peng et al., arXiv 2003.06471, section III).
 
@@ -102,25 +101,25 @@ class CrossbarSpec:
         w_bits: bits w of a weight code W, 1..8.
         a_bits: bits a of an activation code A, 1..8.
         cell_bits: bits c of one memory cell, 1..w; a weight takes `ceil(w / c)` cells (slices), `W = sum_k 2^(c k) C_k`.
-        adc_bits: bits B of one ADC code, 1..12; `q = clip(rint(v / delta), q_min, q_min + 2^B - 1)`. With a plan the mean over
-            all reads of a layer, or of the network, from 0 to `adc_max_bits`, fractions too.
+        adc_bits: bits B of one ADC code, 1..12; `q = clip(rint(v / delta), q_min, q_min + 2^B - 1)`. With a plan it is the mean over
+            all reads of a layer or of the network, from 0 to `adc_max_bits`, and may be a fraction.
         rows: word lines of one array that are read together, 1..1024.
         mapping: "tap" or "im2col", how kernel positions share arrays.
         reference: "analog" or "digital", where the reference column is subtracted.
         dac_bits: bits d of one input digit, 1..a; inputs take `ceil(a / d)` reads, `A = sum_z 2^(d z) a_z`.
         adc_range: "calibrated", "full", "dynamic" or "ideal", where the ADC's range comes from.
-        adc_plan: "uniform", or "significance": reads of digit z and slice k enter the output with `2^(d z + c k)`, and each such
-            kind of read has bits `b[z, k]` and a range of its own, 0 bits being no conversion. A successive-approximation
-            converter that stops early is all the hardware it takes. (Adapting an ADC to the significance of what it reads: Nag
-            et al., Newton, IEEE Micro 38 (5), 2018, there for exactness.) Or "ones": bits and range depend on n too, the sum of the
-            digits on the word lines, by its class (`classes`). A converter that also leaves out its first steps, and a count of the ones
-            of an array, is all it takes. (Leaving out first steps of sparse inputs, by one threshold: ELEX 22 (3), 2025.)
+        adc_plan: what has ADC bits and a range of its own. "uniform": nothing, all reads have `adc_bits`. "significance": each digit z
+            and slice k, as its reads enter the output with `2^(d z + c k)`. "ones": also each class of n, the sum of the digits on the
+            word lines (`classes`). 0 bits mean no conversion. The hardware for "significance" is a successive-approximation converter
+            that stops early. For "ones" it also leaves out first steps and needs a count of the ones of an array. (Sources: Nag et al.,
+            Newton, IEEE Micro 38 (5), 2018, adapt an ADC to the significance of what it reads, without a loss. ELEX 22 (3), 2025, leaves
+            out first steps of sparse inputs, by one threshold.)
         adc_max_bits: most bits of one kind of read in a plan, 1..12.
-        adc_idle: "convert" or "skip", whether reads are converted that are idle: no word line of the array is on, so that the read
-            is 0. Skipped ones are exactly 0, whatever the converter's noise and offset, and have 0 bits in the mean of a plan. An OR
-            of the digits on the word lines is all the hardware it takes. A plan by ones always skips them.
-        weights: "offset" or "pair", whether a weight lies on one cell of each slice, and a reference column holds the code that stands
-            for zero, or on two, on a positive or a negative bit line (`pair`).
+        adc_idle: "convert" or "skip": whether idle reads are converted. A read is idle where no word line of the array is on. A skipped
+            read is exactly 0, whatever the converter's noise and offset, and has 0 bits in the mean of a plan. The hardware is an OR
+            gate over the digits on the word lines. A plan by ones always skips idle reads.
+        weights: "offset": a weight has one cell in each slice, and a reference column holds the code that stands for zero. "pair": it has
+            two, on a positive and a negative bit line (`pair`).
     Raises: ValueError for values outside these.
     """
 
@@ -199,9 +198,9 @@ class CrossbarSpec:
         return self.adc_idle == "skip" or self.adc_plan == "ones"
 
     def classes(self, rows: int) -> int:
-        """Into how many classes the reads of arrays of so many rows fall by n, the sum of the digits on their word lines. Class j is the
-        length of n in bits, 0, 1, 2 to 3, 4 to 7, ..., and the last class has all longer ones too: one class where n does not
-        matter, two where reads of n = 0 are apart."""
+        """The number of classes of n, the sum of the digits on the word lines, in arrays of so many rows. Class j has the n of j bits:
+        0, 1, 2 to 3, 4 to 7, ... The last class has all larger n too. There is one class where n does not matter, and two where
+        only reads of n = 0 are apart."""
         return 1 + (rows * (2 ** max(self.digit_bits) - 1)).bit_length() if self.adc_plan == "ones" else 1 + self.skips_idle
 
     @property

@@ -50,7 +50,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
             weight_scale: str | Mapping[str, Tensor | float] = "mse", inputs: str = "phases", activations: str = "mse",
             input_scales: Mapping[str, tuple[float, int, int]] | None = None, rounding: str = "nearest", correct: str = "channel",
             qat: bool = False, inplace: bool = False, strict: bool = True, batch_dim: int = 0) -> nn.Module:
-    """A network whose products with weights are those of crossbars.
+    """A copy of a network whose products with weights are computed on crossbars.
 
     `y_c = g_c s_a s_c sum A (W - m) + o_c` with `W = clip(rint(w / s_c), -m, m) + m`, `m = 2^(w-1) - 1`, and
     `A = clip(rint(x / s_a), lo, hi)`, `lo <= 0 <= hi`; s_c for each output channel, s_a for each layer.
@@ -58,22 +58,22 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
     Args:
         model: any network that takes one tensor; in its own type and on its own device.
         spec: the hardware; `w_bits` 2..8 and `a_bits` are those of all layers but the first and the last. None binds the weights and
-            quantizes nothing: a check that the network's answers stay what they are.
-        images: inputs like those of its training, a tensor `[N, ...]` or an iterable of batches: they choose scales and ADC ranges.
+            quantizes nothing, to check that the network's answers stay what they are.
+        images: inputs like those of its training, a tensor `[N, ...]` or an iterable of batches. They choose scales and ADC ranges.
         skip: patterns (`fnmatch`) of names of layers that stay digital, such as "head*".
-        specs: `{pattern: spec}` for layers with other hardware or bits; the first that fits counts.
+        specs: `{pattern: spec}` for layers with other hardware or bits; the first pattern that fits counts.
         first_last_bits: weight and input bits of the first and the last layer; None: those of the spec.
-        weight_scale, activations: "mse", scales of least squared error, or "max", those that clip nothing; of weights also "layer", the one
-            of least squared error of all channels together, or the scales s_c of some layers, `{pattern: a number or a tensor [out]}`, the
-            others having "mse".
-        input_scales: `{pattern: (s_a, lo, hi)}`, scale and codes of the inputs of some layers, the others following from the images.
+        weight_scale, activations: "mse", scales of least squared error, or "max", scales that clip nothing. For weights also "layer", one
+            scale of least squared error for all channels of a layer, or the scales s_c of some layers, `{pattern: a number or a tensor
+            [out]}`; the other layers then have "mse".
+        input_scales: `{pattern: (s_a, lo, hi)}`, scale and codes of the inputs of some layers. The images choose those of the others.
         inputs: how inputs below zero drive word lines, one of `encodings.ENCODINGS`.
-        rounding: "nearest", or "gptq" (Frantar et al., arXiv 2210.17323): rounding errors of a row are made up for by its other weights.
+        rounding: "nearest", or "gptq" (Frantar et al., arXiv 2210.17323): later weights of a row make up for the errors of earlier ones.
         correct: "channel" gives each channel the float network's mean and deviation on the images, or "none".
         qat: return it in training mode, in which products are those of quantized numbers with straight-through gradients.
-        inplace: convert `model` itself, not a copy: what is refused later than at the first look may leave it half converted.
-        strict: raise for a weight that would stay digital without being skipped; else it is only named in the report.
-        batch_dim: along which dimension images lie in a batch: 1 of a network with tokens first, `[length, N, width]`.
+        inplace: convert `model` itself, not a copy. An error may then leave it half converted.
+        strict: raise an error for a weight that would stay digital and is not skipped. Otherwise it is only named in the report.
+        batch_dim: the dimension of the batch: 1 for a network with tokens first, `[length, N, width]`.
     Returns: the network in evaluation mode, with `crossbar_report`, a `ConversionReport`.
     Raises: ValueError for options that are not allowed, images that the network does not take, or, with `strict`, a product with a weight
         that no crossbar does.

@@ -25,33 +25,33 @@ MOST_CELL_BITS = 8
 class Device:
     """What a cell does: its levels in microsiemens, and how cells scatter around them, drift and fail, at one time and temperature.
 
-    Measured presets hold for each level the statistics of the cells whose first read lay in its window, whatever they had been programmed
-    to: that rule hides errors of programming. `techC_cells` draws measured cells, those that missed their window included.
+    A level of a measured preset has the statistics of the cells whose first read lay in its window, whatever they had been programmed
+    to. So errors of programming are not in it. `techC_cells` draws measured cells, also those that missed their window.
 
-    Conductances are not clipped: where sigma is as large as the mean a cell may come out below 0 uS. (`program` takes such a cell for
-    one of 0 uS where wires resist, as networks of resistors are solved then.)
+    Conductances are not clipped. Where sigma is as large as the mean, a cell may come out below 0 uS. (Where wires resist, `program`
+    solves networks of resistors, and takes such a cell as one of 0 uS.)
 
     Attributes:
         name: of the device.
         source: where its numbers come from.
         g_min, g_max: nominal conductances, uS, of the lowest and the highest level.
         law: mean, sigma and draws by nominal conductance; without one, cells without scatter.
-        time: s since the first read (measured data; of a bake, from the read before it to the read after) or since programming (laws);
+        time: s since the first read (measured data; for a bake, from the read before it to the read after), or since programming (laws).
             None: the first time that the data have.
         temp: C; None: the lowest temperature that the data have.
         level_values: nominal conductances, uS, of devices with a few levels; None: any number between g_min and g_max.
         rows: cells of one weight measured together; None: no such data.
         stuck_on, stuck_off: probabilities that a cell always has the nominal conductance of the highest or of the lowest level.
-        stuck_mask: array of -1 (stuck off), 0 and 1 (stuck on), or a file of one (.npy, or text with commas). It is a map that all
-            arrays share, `[word line, output]`, of pairs `[word line, output, line]`, the positive line first, and begins anew where an
-            array is larger; an array of one dimension goes on from row to row. Reference columns are not on it. (`draw`, which knows
-            of no arrays, repeats it over the cells in row-major order.)
-        read_noise: standard deviation, uS, of reads of one cell: a number, an array with one for each level, "device" for the
-            law that the data give, None for none. Sigma of measured tables already holds the noise of the one read they made.
+        stuck_mask: array of -1 (stuck off), 0 and 1 (stuck on), or a file of one (.npy, or text with commas). All arrays share this map:
+            `[word line, output]`, or for pairs `[word line, output, line]`, the positive line first. Where an array is larger, the map
+            repeats. A map of one dimension goes on from row to row. Reference columns are not on it. (`draw` knows of no arrays and
+            repeats it over the cells in row-major order.)
+        read_noise: standard deviation, uS, of reads of one cell: a number, an array with one for each level, "device" for the law of
+            the data, None for none. The sigma of a measured table already includes the noise of its one read.
         sigma_us: standard deviation, uS, Gaussian and the same for all levels, in place of the law's; None: the law's.
         n: cells that were programmed; single times and temperatures may have fewer. None: not known.
         certainty: how sure the numbers are. note: what else must be known.
-    Raises: ValueError for values that cannot be, and for times, temperatures and conductances outside the data.
+    Raises: ValueError for impossible values, and for times, temperatures and conductances outside the data.
     """
 
     name: str

@@ -83,9 +83,9 @@ def selected() -> str:
 
 
 class set_engine:
-    """`set_engine(name)` chooses the engine of all crossbar layers from here on, in a `with` block for the block.
+    """`set_engine(name)` chooses the engine of all crossbar layers. As a `with` block it does so for the block only.
 
-    The choice is that of the running context (`contextvars`): a thread that is started begins with "auto".
+    The choice belongs to the running context (`contextvars`). A thread that is started begins with "auto".
 
     Args: name, one of `CHOICES`. Raises: EngineError for an unknown name, or an engine whose library is missing.
     """

@@ -356,12 +356,12 @@ def crossbar_layers(model: nn.Module) -> list[tuple[str, CrossbarLayer]]:
 
 
 def ranges_of(model: nn.Module) -> list[list[Tensor | None]]:
-    """What the crossbar layers of `model` have of ADC ranges, plans and corrections: the values of `ADC_BUFFERS`, layer by layer."""
+    """ADC ranges, plans and corrections of the crossbar layers of `model`: the values of `ADC_BUFFERS`, layer by layer."""
     return [[getattr(layer, name) for name in ADC_BUFFERS] for _, layer in crossbar_layers(model)]
 
 
 def give_ranges(model: nn.Module, ranges: list[list[Tensor | None]]) -> None:
-    """Give the layers of a model, on the same hardware, the ranges that `ranges_of` returned."""
+    """Give the crossbar layers of `model` what `ranges_of` returned, for a model on the same hardware."""
     for (_, layer), values in zip(crossbar_layers(model), ranges):
         for name, value in zip(ADC_BUFFERS, values):
             setattr(layer, name, None if value is None else value.to(layer.weight.device, copy=True))

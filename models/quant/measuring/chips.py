@@ -32,8 +32,8 @@ def _of_wires(name: str, of_node: Mapping[str, float] | None = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Reads:
-    """What the reads of chips have besides their cells (docs of each field: its `metadata["help"]`). Beside it stand "of", what a field
-    decides: what cells hold as they are read, reads alone, or for all rows of a table one run; and "unit"."""
+    """Noise, converters and wires of the reads of chips (docs of each field: its `metadata["help"]`). The metadata also has "unit", and
+    "of": whether a field decides what cells hold as they are read ("cells"), only the reads ("reads"), or all rows of a run ("run")."""
 
     read_noise: float | str | None = number(
         None, "standard deviation s of a cell's conductance, uS, drawn anew at each read: a read gets N(0, s^2 sum a^2), and that of its "
@@ -55,11 +55,11 @@ class Reads:
 
 @dataclass(frozen=True, kw_only=True)
 class Chips(Reads):
-    """The chips of one setting; what their reads have besides: `Reads`.
+    """The chips of one setting. Noise, converters, wires and faults of their reads are the fields of `Reads`.
 
-    Attributes: chips, how many, each a draw of all cells; chip_seed, of the first one. device, of all cells; two Chips are equal if they
-        have the same numbers on the same data. name, what the device is called in tables.
-    Raises: ValueError for values that cannot be.
+    Attributes: chips, how many; each is one draw of all cells. chip_seed, the seed of the first one. device, what the cells are; two
+        Chips are equal if they have the same numbers on the same data. name, what the device is called in tables.
+    Raises: ValueError for impossible values.
     """
 
     chips: int = number(1, "chips that are measured, each a draw of all cells, with the seeds S, S + 1, ...: mean, deviation (of "

@@ -47,23 +47,23 @@ class Record:
     """What one measurement found.
 
     Attributes:
-        setting: that which was measured; None for the software, the same quantized network computed with exact sums, and for the
+        setting: what was measured. None for the software, which is the same quantized network computed with exact sums, and for the
             float network that was converted.
         predictions: class of each image, int64 `[N]`.
         accuracy, software_accuracy: in percent of the images, or what the metric of `measure` gives; of several chips the mean.
         changed_predictions: images that are classified differently than by the software; of several chips the mean, rounded.
-        seconds: time in the network, without loading, programming and calibration; of all chips together. Where bits depend on the
-            ones of a read, with counting them, on the first chip.
+        seconds: time in the network, of all chips together, without loading, programming and calibration. With a plan by ones the
+            first chip's time includes the counting of ones.
         engine: what ran the layers on crossbars; None for the software.
-        mean_bits, conversions: mean bits of all reads, those that are not converted counted as 0, and the share of reads that are
-            converted; None where there are no ADCs. Where bits depend on the ones of a read, for these images, of the first chip.
+        mean_bits, conversions: mean bits of all reads, where a read that is not converted counts as 0, and the share of reads that
+            are converted. None where there are no ADCs. With a plan by ones they are those of these images, on the first chip.
         layer_bits: `{layer: mean bits of its reads}`, counted likewise.
         cost: of the setting, in a technology; None where it was not asked for, as from `measure` itself (`cost.estimate`).
         chip_predictions, chip_accuracies, chip_changes: of each chip, int64 `[chips, N]`, percent, and images; `predictions` are
             those of the first. None for ideal cells.
-        float_accuracy, float_changes: of a converted network: that of the float network, and images that are classified differently
-            than by it; of several chips the mean, rounded. Else None.
-        is_float: whether it is that float network itself that was measured.
+        float_accuracy, float_changes: of a converted network: the float network's accuracy, and how many images are classified
+            differently than by it (of several chips the mean, rounded). Else None.
+        is_float: whether the float network itself was measured.
     """
 
     setting: Setting | None
@@ -118,9 +118,9 @@ class Record:
 
 @dataclass
 class Cache:
-    """What the measurements of one network share: histograms of the reads, which do not depend on the ADC, the ranges of settings with
-    chips, and the moments of the layers' outputs without ADC. All are made anew where weights, edited cells, calibration images, or
-    the network's `structure` are others."""
+    """What the measurements of one network share, so that it is made once: histograms of the reads (they do not depend on the ADC),
+    ranges of settings with chips, and moments of the layers' outputs without ADC. All are made anew where the weights, edited cells,
+    calibration images or the network's `structure` have changed."""
 
     histograms: dict[str, Any] = field(default_factory=dict)
     ranges: dict[tuple, list] = field(default_factory=dict)  # of settings with chips, which share them, by what decides them
@@ -144,16 +144,16 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
             processes: Processes = ALONE) -> Record:
     """Accuracy of a network on crossbars of one setting.
 
-    With `setting.chips` each chip is programmed in turn. The first one's reads choose the ADC ranges, by its nominal cells, which all
-    chips share, or with `Calibration(on="chip")` each chip's own; the digital correction is measured on each chip.
+    With `setting.chips` each chip is programmed in turn. The reads of nominal cells, which all chips share, choose the ADC ranges once.
+    With `Calibration(on="chip")` each chip's own reads choose its ranges. The digital correction is measured on each chip.
 
     Args:
-        network: one with crossbar layers, in evaluation mode; it is left on the setting, calibrated, with ideal cells. For the
-            software it is left as it was, but for `set_codes`: cells are those of its weights again, see `cells`.
+        network: one with crossbar layers, in evaluation mode. Afterwards it is on the setting, calibrated, with ideal cells. The
+            software leaves it as it was, except that `set_codes` is undone: cells are those of its weights again, see `cells`.
         images, labels: network inputs `[N, ...]` or a re-iterable of batches of them; int64 `[N]`.
         setting: the hardware; None for the software, every layer without an ADC.
-        calibration: training inputs that choose the ranges of adc_range "calibrated"; None where the network holds ranges for
-            this hardware, which are used as they are, with the correction that belongs to them, whatever the chip.
+        calibration: training inputs that choose the ranges of adc_range "calibrated". None where the network holds ranges for
+            this hardware: these are used as they are, with their correction, on every chip.
         software: the record of the software on the same images; None to measure it here.
         cache: shared by measurements of this network with these calibration images.
         cells: `{layer: weight codes}` that the cells hold, or are programmed to, in place of those of the weights; or `{layer: Chip}`,
@@ -161,7 +161,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         engine: one of `engines.CHOICES`; changes no result.
         batch_size: images at a time where `images` is a tensor; changes no result but those of adc_range "dynamic".
         progress: show a progress bar.
-        passing: a context that is open while the images pass the software, such as one that counts (`cost.counting`).
+        passing: a context that is open while the software runs on the images, such as one that counts (`cost.counting`).
         original: the record of the float network that was converted (`measure_float`), on the same images; None where there is none.
         metric: `metric(outputs, labels)`, a number that stands for the accuracy of every record: outputs of all images `[N, ...]`, in main
             memory, `labels` as they were given. None: percent of the images whose class is that of the largest output.

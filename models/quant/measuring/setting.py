@@ -30,8 +30,8 @@ class Setting:
             sums of codes exactly, without an ADC.
         calibration: how the ranges of adc_range "calibrated" are chosen.
         chips: what the cells are, and how many chips are measured; None: ideal cells.
-        per_layer: other hardware of some layers, `{name or pattern with * ? [...]: {field of the spec: value}}`; of several that fit
-            a layer the later ones win. Kept as tuples. A layer may be without an ADC (adc_range "ideal") where the others have one.
+        per_layer: other hardware of some layers, `{name or pattern with * ? [...]: {field of the spec: value}}`. Where several fit
+            a layer, the last one wins. Kept as tuples. A layer may have no ADC (adc_range "ideal") where the others have one.
     """
 
     spec: CrossbarSpec = CrossbarSpec()

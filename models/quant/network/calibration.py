@@ -32,8 +32,8 @@ class Calibration:
         per: "alike", "layer" or "slice", which slices share a range (`adc.range_groups`); "reference" is taken for "alike".
         correct: "channel" or "none", whether outputs are corrected (`correct`); None is taken for "none".
         on: "nominal" or "chip", the cells whose reads choose the ranges.
-        share: "network" or "layer", what has `adc_bits` in the mean where the spec has a plan. With a plan each kind of read has
-            the range of least squared error, and `rule` and `per` have no effect.
+        share: for a spec with a plan, "network" or "layer": whether the reads of the whole network have `adc_bits` in the mean, or
+            those of each layer. With a plan each kind of read has the range of least squared error; `rule` and `per` have no effect.
     Raises: ValueError for values outside these.
     """
 
@@ -63,7 +63,7 @@ class Calibration:
 
 def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: str = "nominal",
                        batch_dim: int = 0) -> dict[str, np.ndarray]:
-    """Exact histograms of the read values of every layer that has an ADC, the network running without ADCs.
+    """Exact histograms of the read values of every layer that has an ADC. The network runs without ADCs for this.
 
     Args: images, inputs on the model's device: a tensor `[N, ...]` or an iterable of such batches; on, the cells that are read,
         see `Calibration`; batch_dim, see `calibrate`.
@@ -101,16 +101,16 @@ def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: 
               on: str = Calibration.on, batch_dim: int = 0) -> dict[str, np.ndarray]:
     """Choose and freeze the ADC range of every layer that has one, then correct the outputs for what the ADCs do to them.
 
-    Layers with adc_range "ideal" are left as they are. Only ranges that are "calibrated" have a correction.
+    Layers with adc_range "ideal" are left as they are. Only layers with adc_range "calibrated" are corrected.
 
     Args:
         images: training inputs on the model's device: a tensor `[N, ...]` or any iterable of batches. All of them choose
-            the ranges, the first `CORRECTION_IMAGES`, as one batch, the correction. None where `histograms` are given: there
-            is then no correction.
+            the ranges. The first `CORRECTION_IMAGES`, as one batch, choose the correction. With `histograms` images may be None;
+            there is then no correction.
         rule, per, correct: see `Calibration`; `correct=None` leaves the correction out.
         histograms: result of `collect_histograms` for the same weights, rows, mapping, cells and reference.
         share, on: see `Calibration`.
-        batch_dim: along which dimension images lie in a batch: 1 of `[length, N, width]`.
+        batch_dim: the dimension of the batch: 1 for `[length, N, width]`.
     Returns: the histograms.
     Raises: ValueError for no images, no layer with an ADC, an unknown rule, or histograms of other hardware.
     """
@@ -185,11 +185,11 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
     """What an error of each layer with a plan does to the network's output: mean square of the output's change over the error that
     `Choices` counts.
 
-    Measured: each layer alone is on its ADC, with the plan that it would have for itself (`plans.plan_alone`) and corrected, and the
-    network is run on the images with and without it. Its real errors count, not noise of their size: that changes VGG7's output up
-    to eight times less, since layers behind average it out where channels have no error in common. The size matters as well:
-    activations are rounded to codes, so small errors change the output by more than their share, and large ones are cut off by
-    clipping levels. Where the output does not change at all, the layer is measured with half the bits.
+    Each layer alone is put on its ADC, with the plan that it would have for itself (`plans.plan_alone`), and corrected. The network
+    is run on the images with and without it. The errors are real ones. Noise of their size would change VGG7's output up to eight
+    times less, since later layers average out what channels do not have in common. The size of an error matters as well. Activations
+    are rounded to codes, so small errors change the output by more than their share; clipping levels cut large ones off. Where the
+    output does not change at all, the layer is measured with half the bits.
 
     Args:
         images: training inputs on the model's device: a tensor or an iterable of batches, of which the first `WEIGHT_IMAGES`
@@ -230,12 +230,11 @@ def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
             wanted: Mapping[str, tuple[Tensor, Tensor]] | None = None, batch_dim: int = 0) -> Mapping[str, tuple[Tensor, Tensor]]:
     """Make up, digitally, for what the calibrated ADCs do to the mean and the size of each layer's outputs.
 
-    An ADC that clips or rounds to zero makes all outputs of a channel smaller, and shifts them: errors that they share,
-    so that they do not average out in the layers behind. Each output channel gets `gain = s / s'` and
-    `offset = m - gain m'`, with m, s the mean and deviation over images and pixels without ADCs, m', s' those of the
-    channel behind its ADC, in the network whose layers before it are corrected already; the gain is at most 2.
-    In hardware both disappear in the scale and the bias of the batch norm. (The idea is that of bias correction, Nagel et
-    al., arXiv 1906.04721, section 4.2, and of batch-norm statistics that are taken anew.)
+    An ADC that clips, or rounds to zero, makes all outputs of a channel smaller and shifts them. All outputs share this error, so
+    it does not average out in later layers. Each output channel therefore gets `gain = s / s'` and `offset = m - gain m'`. m and s
+    are its mean and deviation over images and pixels without ADCs; m' and s' are those behind its ADC, with the layers before it
+    corrected already. The gain is at most 2. In hardware the scale and the bias of the batch norm take both in. (The idea is that
+    of bias correction, Nagel et al., arXiv 1906.04721, section 4.2, and of batch-norm statistics that are taken anew.)
 
     Args:
         images: training inputs on the model's device: a tensor, all of it in memory at a time, or an iterable of batches,

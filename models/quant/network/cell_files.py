@@ -39,10 +39,10 @@ def cells_are_written(folder: str | Path, model: nn.Module, device: str, seed: i
 
 
 def write_cells(folder: str | Path, model: nn.Module, device: str, seed: int, facts: Mapping[str, Any] = {}) -> int:
-    """Write what the cells of every crossbar layer hold (`layer.cells()`), unless the files hold it already: dicts with `values`,
-    `reference` (int32) and `fraction_bits`, see `Cells`. The manifest beside them gets an entry for each.
+    """Write the cells of every crossbar layer (`layer.cells()`), one file for each layer, unless the files hold them already. A file is a
+    dict with `values`, `reference` (int32) and `fraction_bits`, see `Cells`. The manifest beside the files gets an entry for each.
 
-    Args: device, what the chip's device is called in the files' names; facts, what else the cells depend on, for the manifest.
+    Args: device, the name of the chip's device in the names of the files; facts, what else the cells depend on, for the manifest.
     Returns: the number of files written.
     Raises: OSError where the folder cannot be written to.
     """
@@ -64,13 +64,13 @@ def write_cells(folder: str | Path, model: nn.Module, device: str, seed: int, fa
 
 
 def chips_in(folder: str | Path) -> list[tuple[str, int]]:
-    """`[(device, seed), ...]` of the chips whose cells lie in a folder, by the names of the files of its first layer."""
+    """`[(device, seed), ...]` of the chips whose cells are in a folder, from the names of the files of the first layer."""
     names = (re.fullmatch(r"bit_levels0_(.+)_chip(\d+)\.pt", path.name) for path in sorted(Path(folder).glob("bit_levels0_*.pt")))
     return [(name[1], int(name[2])) for name in names if name]
 
 
 def read_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> None:
-    """Let the cells of every crossbar layer hold what the files say, edited or not.
+    """Set the cells of every crossbar layer to what the files hold, edited or not.
 
     Raises: as `load_cells`; no layer is changed.
     """
@@ -80,7 +80,7 @@ def read_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> 
 
 
 def load_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> dict[str, Chip]:
-    """What the files say the cells of every crossbar layer hold, edited or not, and their nominal cells: `{layer name: Chip}`.
+    """The cells of every crossbar layer as the files hold them, edited or not, and their nominal cells: `{layer name: Chip}`.
 
     Raises: ValueError, naming the file, for one that is missing, unreadable, of other weights or other hardware than the layer's (by
         the manifest) or of another shape.

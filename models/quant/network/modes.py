@@ -45,8 +45,8 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_adc(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Within the block the crossbar layers of `model` have no ADC and ideal cells, as software computes them, and it is in
-    evaluation or training mode; then everything is as before, the mode of each module too."""
+    """Within the block the crossbar layers of `model` have no ADC and ideal cells, as in software. The model is in evaluation mode, or
+    with `training` in training mode. Afterwards everything is as before, the mode of each module too."""
     before = [(layer, layer.spec, [getattr(layer, name) for name in ADC_BUFFERS], layer.chip) for _, layer in crossbar_layers(model)]
     with in_mode(model, training):
         try:

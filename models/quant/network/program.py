@@ -52,14 +52,14 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
             wires: Wires | None = None, noise_seed: int = 0, progress: bool = False) -> None:
     """Program every crossbar layer of `model`: cells as the device makes them, the same for the same seed on every machine.
 
-    A cell of conductance G has the value `x = (G - G_min) / dG` in levels, on a grid (`cells.Cells`). The reference column of an
-    array has cells of the same device, one column for all outputs of that array: a cell of level r_k in each row, or, where r_k
-    lies half-way (DoReFa), the mean of a cell of the highest and one of the lowest level. Pairs (`pair`) have no reference column: both
-    of their cells are drawn, off or not, and the grid holds their difference.
+    A cell of conductance G has the value `x = (G - G_min) / dG` in levels, on a grid (`cells.Cells`). An array has one reference
+    column of the same device, for all its outputs. Each of its rows has a cell of level r_k. Where r_k lies half-way (DoReFa), it has the
+    mean of a cell of the highest and one of the lowest level. Pairs (`pair`) have no reference column. Both of their cells are drawn,
+    also those that are off, and the grid holds their difference.
 
-    ADC ranges and their correction stay as they are. The correction is that of the cells on which it was measured: where there is one, call
-    `correct` (or `calibrate`) behind this. Behind a digital reference reads hold the off-current of the device, so that ranges of other
-    cells do not fit: call `calibrate` there, behind `program(model, None)` too.
+    ADC ranges and their correction stay as they are, so the correction is still that of the cells before. Call `correct` (or
+    `calibrate`) afterwards to measure it on the new ones. With a digital reference the reads include the device's off-current, so ranges
+    of other cells do not fit. Call `calibrate` there, also after `program(model, None)`.
 
     Args:
         device: None gives ideal cells again.
@@ -67,15 +67,15 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         reference_cells: "device", or "ideal": a reference without scatter.
         read_noise: standard deviation of a cell's reads, uS, in place of the device's (`Device.read_noise`).
         adc_noise: standard deviation of a converter's noise, in levels of a cell.
-        adc_offset, adc_gain: standard deviations of the converters' offsets, in levels of a cell, and of their gains, relative: one
-            draw for each physical column, which stays what it is.
-        wires: see `Wires`. With voltage access the cells become the effective ones, exact for all inputs, the two lines of a pair side
-            by side; with gate access those of `devices.wires.gate_curve` behind its curve, whose error on random inputs is logged;
-            of pairs each line is behind it.
-        noise_seed: of the noise of reads, which each chip has for itself.
+        adc_offset, adc_gain: standard deviations of the converters' offsets, in levels of a cell, and of their relative gains. Each
+            physical column has one draw, which stays.
+        wires: see `Wires`. With voltage access the cells become effective ones, exact for all inputs; the two lines of a pair stand side
+            by side. With gate access they are the cells of `devices.wires.gate_curve`, and reads go through its curve, each line of a
+            pair for itself. The curve's error on random inputs is logged.
+        noise_seed: of the noise of reads; each chip has its own noise.
         progress: show a progress bar, where it takes some seconds.
-    Raises: ValueError for values that cannot be, a device of fewer levels than the cells have, or cells that the grid does not
-        hold; no layer is changed.
+    Raises: ValueError for impossible values, a device of fewer levels than the cells have, or cells that the grid does not hold. No
+        layer is changed then.
     """
     if device is None:
         for _, layer in crossbar_layers(model):
@@ -110,7 +110,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
 
 
 def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None, reference_cells: str = "device") -> None:
-    """Refuse what the cells of a layer cannot be, without drawing any; arguments as for `program`. Raises: ValueError."""
+    """Check that the cells of a layer can be programmed so, without drawing any. Arguments as for `program`. Raises: ValueError."""
     spec, gate = layer.spec, wires is not None and wires.access == "gate"
     layer.check_reads(gate and wires.resist, any(device.cell_noise(bits)[1] for bits in layer.slice_bits))
     for bits in layer.slice_bits:

@@ -19,8 +19,8 @@ _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("effective
 
 @contextlib.contextmanager
 def keep_effective_cells(folder: str | Path | None) -> Iterator[None]:
-    """Within the block `program` keeps effective cells behind resisting word lines in this folder, and takes those that it finds there;
-    None: it solves them each time."""
+    """Within the block `program` keeps the effective cells of arrays whose word lines resist as files in this folder, and reads those
+    that it finds there. None: it solves them each time."""
     token = _folder.set(None if folder is None else Path(folder))
     try:
         yield
