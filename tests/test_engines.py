@@ -22,6 +22,7 @@ import models.quant.engines as engines
 from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, set_engine
 from models.quant.arrays import mapping
 from models.quant.arrays.converter import Converter
+from models.quant.engines.cpu import engine as cpu_engine
 from models.quant.engines.cpu.whole import choice, integer, products
 from models.quant.engines.cpu.planes import converter
 from models.quant.engines.cpu.common import histogram
@@ -322,6 +323,20 @@ def test_sums_of_codes_around_16_bits(engine, arrays, adc_bits, weight):
     for q_min in (0, -last, -(last // 2)):
         case.delta, case.q_min = [0.5 / last], [q_min]
         check(engine, case)
+
+
+@pytest.mark.parametrize("chosen", ["what clips", "every read"])
+@pytest.mark.parametrize("cell_bits, reference", [(1, "analog"), (2, "analog"), (2, "digital")])
+def test_both_ways_of_converters_that_only_clip(monkeypatch, chosen, cell_bits, reference):
+    """Unit steps, of which a random read passes some: by what clipping takes off, and by converting every read."""
+    tried = []
+    monkeypatch.setattr(cpu_engine, "fastest_for", lambda layer, codes, ways, facts: tried.append(facts) or chosen)
+    spec = CrossbarSpec(4, 4, cell_bits, 3, 32, reference=reference)
+    case = layer_case(spec, channels=40, out=9, kernel=(3, 3), size=(5, 5), images=2)
+    case.delta, case.q_min = [spec.unit] * len(case.delta), [-4 if reference == "analog" else 0] * len(case.delta)
+    prepared = cpu_engine._Prepared(case.layer())
+    assert_same(prepared.by_columns(case.input()).numpy(), expected(case))
+    assert tried and (prepared._adc(case.input()).relative == 0) == (chosen == "every read")
 
 
 @pytest.mark.parametrize("rows, relative", [(64, True), (65, False)])

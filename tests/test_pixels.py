@@ -145,7 +145,7 @@ def test_converters_that_only_clip(case, bits, lowest, images):
     case.spec = type(case.spec)(**{**vars(case.spec), "adc_bits": bits, "dac_bits": 1})
     case.a_codes = case.a_codes.repeat(images, axis=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loud, "MOST_CLIPPED", 2.0)
+        patch.setattr(loud.choice, "fastest_for", lambda *_: "loud")
         patch.setattr(loud, "TOGETHER", 40)  # several work items
         prepared = engine._Prepared(case.layer())
         assume(prepared.apart(case.input()) is prepared.loud)
@@ -156,7 +156,7 @@ def test_converters_that_only_clip(case, bits, lowest, images):
 @pytest.mark.parametrize("channels", [63, 64])
 def test_converters_that_only_clip_reads_at_the_ends_of_bytes(monkeypatch, channels):
     """Of up to 126, or of 128, which a byte does not hold."""
-    monkeypatch.setattr(loud, "MOST_CLIPPED", 2.0)
+    monkeypatch.setattr(loud.choice, "fastest_for", lambda *_: "loud")
     case = extreme_case(CrossbarSpec(2, 1, 1, 4, 64), channels, 1.0, -8, zero_code=1)
     prepared = engine._Prepared(case.layer())
     assert (prepared.apart(case.input()) is prepared.loud) == (channels == 63)

@@ -229,6 +229,11 @@ class MappedLayer:
         return self._converters[z][k][j]
 
     @functools.cached_property
+    def ranges(self) -> tuple:
+        """Steps and lowest codes of all converters, to be compared."""
+        return tuple(self.adc_delta.flatten().tolist()), tuple(self.adc_q_min.flatten().tolist())
+
+    @functools.cached_property
     def _converters(self):
         """Those of each digit, slice and class of n: what is stored is the same for all digits or classes that it does not name."""
         spec, shape = self.spec, (len(self.spec.digit_bits), len(self.reference_twice), self.classes)

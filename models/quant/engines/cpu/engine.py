@@ -39,6 +39,7 @@ from .groups import grouped
 from .pixels import loud, pixels
 from .planes import kernel
 from .planes.converter import dynamic_adc, fits, no_adc, static_adc
+from .whole.choice import fastest_for
 from .whole.integer import IntegerConvolution
 
 
@@ -123,7 +124,7 @@ class _Prepared:
 
     @functools.cached_property
     def loud(self):
-        return loud.Loud(self.layer, *self.static)
+        return loud.Loud(self.layer, *self.static, self)
 
     @functools.cached_property
     def dense(self):
@@ -141,7 +142,7 @@ class _Prepared:
             return way.name
         if not self.reads.static:
             return "bit planes, ranges of the batch" if self.layer.spec.adc_range == "dynamic" else self.on_grid.columns
-        return "integer product and what clips, by bit planes" if self.reads.static.relative else "bit planes"
+        return "integer product and what clips, by bit planes" if self._adc(a_codes).relative else "bit planes"
 
     @functools.cached_property
     def on_grid(self):
@@ -171,10 +172,23 @@ class _Prepared:
 
     def by_columns(self, a_codes, **scaling):
         """The same with columns side by side."""
+        adc = self._adc(a_codes)
+        return self.on_grid.by_columns(a_codes, **scaling) if adc is None else self._by_planes(adc, a_codes, **scaling)
+
+    def _adc(self, a_codes):
+        """The ADC of an input, None where 16 bits do not do; of a relative one and that which converts every read the faster one."""
+        adc = self.reads.adc(a_codes)
+        if adc is None or not adc.relative:
+            return adc
+        ways = {"what clips": lambda x: self._by_planes(adc, x), "every read": lambda x: self._by_planes(self._of_every_read, x)}
+        return self._of_every_read if fastest_for(self.layer, a_codes, ways, self.layer.ranges) == "every read" else adc
+
+    @functools.cached_property
+    def _of_every_read(self):
+        return static_adc(self.layer, relative=False)[0]
+
+    def _by_planes(self, adc, a_codes, **scaling):
         layer, reads = self.layer, self.reads
-        adc = reads.adc(a_codes)
-        if adc is None:
-            return self.on_grid.by_columns(a_codes, **scaling)
         if adc.relative > 0:
             out = reads.convolution.sums(a_codes)[None]
         else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,6 @@ from .pixels import MOST_ROWS
 from .pixels_layout import sets_of, tables_of
 
 TOGETHER = 4096  # input pixels of a work item, about
-MOST_CLIPPED = 3e-3  # share of the reads; of more, looking for them takes longer than to convert every read
-SAMPLE = 4096  # codes of an input that are looked at for the share of ones
 
 # tables        int8 `[group, out, slice, tap, set, 64]`, see `pixels_layout`
 # first, size   channels of each set of a tap
@@ -43,16 +42,18 @@ LoudLayout = namedtuple("LoudLayout", "tables first size low high spacing most t
 
 
 class Loud:
-    """One layer, as it is run where `serves`. Args: adc and convolution, of `converter.static_adc`."""
+    """One layer, as it is run where `serves`. Args: adc and convolution, of `converter.static_adc`; other, with `by_reads`, the way
+    that it may take the place of."""
 
     name = choice.LOUD
 
-    def __init__(self, layer: MappedLayer, adc: Adc | None, convolution: object) -> None:
-        self.layer, self.adc, self.convolution = layer, adc, convolution
+    def __init__(self, layer: MappedLayer, adc: Adc | None, convolution: object, other: Any) -> None:
+        self.layer, self.adc, self.convolution, self._other = layer, adc, convolution, other
 
     def serves(self, a_codes: torch.Tensor) -> bool:
-        """Whether this is the way for the layer and such an input: reads fit in bytes, belong to one tap, and clip seldom."""
-        return self._fits and self._share_clipped(a_codes) <= MOST_CLIPPED
+        """Whether this is the faster way for such an input: reads fit in bytes, belong to one tap, and clip seldom."""
+        return self._fits and choice.fastest_for(self.layer, a_codes, {"loud": self.simulate, "by reads": self._other.by_reads},
+                                                 self.layer.ranges) == "loud"
 
     @functools.cached_property
     def _fits(self):
@@ -65,31 +66,9 @@ class Loud:
         low, high = self._reach
         return whole_taps and low.min() >= -127 and high.max() <= 127
 
-    def _share_clipped(self, a_codes):
-        """Of the reads of the digit that has most ones, were these at random: each `u` normal, with the mean and deviation of its column's
-        weights. A side that a column cannot reach has none."""
-        if not self._can_clip:
-            return 0.0
-        some = a_codes.flatten()[::max(1, a_codes.numel() // SAMPLE) | 1]
-        ones = max(float((some >> z & 1).float().mean()) for z in range(self.layer.spec.a_bits))
-        first, second = self._moments
-        mean, deviation = ones * first, (ones * (1 - ones) * second + 1e-9) ** 0.5
-        (smallest, largest), (low, high) = self._reach, self._limits
-        below, above = (mean - low) / deviation, (high - mean) / deviation
-        below[smallest >= low], above[largest <= high] = np.inf, np.inf
-        return float(torch.erfc(torch.from_numpy(np.stack([below, above])) / 2**0.5).mean())  # two sides, each half of it
-
     @functools.cached_property
     def _weights(self):
         return self.layer.row_weights.cpu().numpy().astype(np.float64)
-
-    @functools.cached_property
-    def _moments(self):
-        return self._sums(self._weights), self._sums(np.square(self._weights))
-
-    def _sums(self, weights):
-        """Over the rows of each array: `[array, slice, group, out]`."""
-        return np.stack([weights[:, :, start:stop].sum(2) for start, stop in self.layer.arrays])
 
     @functools.cached_property
     def _limits(self):
@@ -101,7 +80,8 @@ class Loud:
     @functools.cached_property
     def _reach(self):
         """Smallest and largest u that each column can give, `[array, slice, group, out]`."""
-        return self._sums(self._weights.clip(max=0)), self._sums(self._weights.clip(min=0))
+        return tuple(np.stack([part[:, :, start:stop].sum(2) for start, stop in self.layer.arrays])
+                     for part in (self._weights.clip(max=0), self._weights.clip(min=0)))
 
     @functools.cached_property
     def _can_clip(self):

@@ -86,8 +86,8 @@ def no_adc(layer: MappedLayer) -> Adc:
     return _without_forms(layer, (1, 1, len(layer.spec.digit_bits), len(layer.spec.slice_bits)))
 
 
-def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | None:
-    """The ADC of a layer whose ranges are fixed ("calibrated", "full").
+def static_adc(layer: MappedLayer, relative: bool = True) -> tuple[Adc, IntegerConvolution | None] | None:
+    """The ADC of a layer whose ranges are fixed ("calibrated", "full"). Args: relative, whether it may be a relative one.
 
     Returns: the ADC and, where it is `relative`, the integer convolution that is the sum of all u / s; None where 16 bits do not
         hold a read or the sums of codes, or do not give the ADC's codes for every possible read.
@@ -111,7 +111,7 @@ def static_adc(layer: MappedLayer) -> tuple[Adc, IntegerConvolution | None] | No
         table = table._replace(flush=flush)
     if largest.max() * (1 if layer.by_ones else len(layer.arrays)) >= 2**15:
         return None
-    table, convolution = _relative(layer, table)
+    table, convolution = _relative(layer, table) if relative else (table, None)
     if has_byte_tables() and may(TABLES):
         for kind in range(len(largest)):
             z, j = divmod(kind, layer.classes)

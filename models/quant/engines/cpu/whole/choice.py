@@ -69,12 +69,15 @@ def _seconds(run):
     return time.perf_counter() - started
 
 
-def fastest_for(layer: MappedLayer, a_codes: Tensor, ways: Mapping[str, Callable[[Tensor], object]]) -> str | None:
-    """`fastest` for a layer and an input, tried on some of its images; None where it has so few outputs that it does not matter."""
+def fastest_for(layer: MappedLayer, a_codes: Tensor, ways: Mapping[str, Callable[[Tensor], object]],
+                facts: Hashable = ()) -> str | None:
+    """`fastest` for a layer and an input, tried on some of its images; None where it has so few outputs that it does not matter.
+    Args: facts, what the times depend on besides the shapes."""
     outputs = math.prod(layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)) * len(layer.w_codes)
     if len(a_codes) * outputs < FEWEST:
         return None
     sample = a_codes[:max(1, ENOUGH // outputs)]
     form = None if layer.cells is None else layer.cells.fraction_bits
-    key = (*ways, layer.spec, layer.geometry, layer.w_codes.shape, form, layer.reference_twice, sample.shape, torch.get_num_threads())
+    key = (*ways, layer.spec, layer.geometry, layer.w_codes.shape, form, layer.reference_twice, sample.shape, facts,
+           torch.get_num_threads())
     return fastest(key, {name: lambda run=run: run(sample) for name, run in ways.items()})
