@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate the VGG7 in pretrained/ on simulated RRAM crossbars: the table and the picture of the README.
+# Evaluate the VGG7 in pretrained/ on simulated RRAM crossbars: the first tables of docs/results.md and the picture of the README.
 #     bash vgg_cifar_eval.sh --limit 500                                        # a quick look
 #     bash vgg_cifar_eval.sh --cell_bits 2 --adc_bits 5 --report                  # one setting, and where it loses
 #     bash vgg_cifar_eval.sh --resume save/other/model_best.pth.tar             # a network of your own
