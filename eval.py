@@ -32,7 +32,8 @@ One setting on many GPUs, or in many processes, with the same result (docs/clust
     torchrun --standalone --nproc_per_node 2 eval.py --resume ... --cell_bits 1 --adc_bits 5 --ngpu 0
 
 Also in --save_path: results.jsonl, one line a setting, appended as soon as it is known; results.csv; table.json, the rows of
-this table; adc_ranges.json, all ranges that were calibrated, for --adc_ranges; report_<setting>.json and .png with --report;
+this table; adc_ranges.json, all ranges that were calibrated, for --adc_ranges; report_<bits and key>.json and .png with --report,
+and reports.csv, which says what each is of;
 results.html with --html; accuracy_over_adc_bits.png when several ADC precisions are given, accuracy_over_device_time.png and
 the like for several values of a device; cost.json, cost.csv, cost_by_layer.png and accuracy_over_energy.png with --cost;
 eval.log; eval_config.json, the flags, for --config. The
@@ -56,9 +57,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported;
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from experiment.report import cost_report, html_report, report
+from experiment.report import cost_report, html_report, report, says
+from experiment.report.index import add_to_index
+from experiment.report.tables import settings_table
 from experiment.program import config_file, distributed, machine
 from experiment.measure import results
+from experiment.sweep import reports
 from experiment.sweep.bench import Bench, benches_of
 from experiment.program.cli import check_writable, get_logger
 from experiment.settings.eval_flags import EvalSettings
@@ -96,6 +100,8 @@ def say_what_is_measured(bench: Bench, log: logging.Logger) -> None:
     log.info(f"{f'{source}: ' if source else ''}{settings.model.removesuffix('_eval')}, {settings.w_bits}-bit weights, "
              f"{settings.a_bits}-bit activations; {shown.batches.count} {shown.kind} of {settings.dataset}; "
              f"{'CPU' if shown.report.device.type == 'cpu' else 'GPU'}")
+    for line in (says.normalization(shown.batches.mean, shown.batches.std, bench.others and bench.others.transform), *bench.fillings):
+        log.info(line)
     if config.get("adc_aware"):
         text = f"trained through the ADC of {trained_for(config)}"
         if ranges.trained_for:
@@ -107,7 +113,7 @@ def say_what_is_measured(bench: Bench, log: logging.Logger) -> None:
 def measure_missing(work: Worklist, pool: Pool, log: logging.Logger) -> None:
     """Measure what a list of work lacks, under one progress bar."""
     log.info(work.text(pool.workers or 1))
-    several = sys.stderr.isatty() and len(work.missing) > 1  # of one, its images are shown
+    several = sys.stderr.isatty() and len(work.missing) > 1  # of one, its images alone are shown
     with tqdm(total=len(work.missing), desc="settings", unit="point", dynamic_ncols=True, leave=False, disable=not several) as bar:
 
         def say(records: Sequence[Record]) -> None:
@@ -138,20 +144,23 @@ def write_results(bench: Bench, work: Worklist, log: logging.Logger) -> None:
     bench.write_ranges()
     for setting in settings:
         if of.report and setting and setting.spec.adc_range in ("calibrated", "full"):
-            bench.write_report(setting, log)
+            reports.write(bench, setting, log)
     if of.save_cells:
         bench.write_cells(work.chips_of(bench), log)
     records = [*filter(None, [bench.of_float(), *(bench.record(setting) for setting in settings)])]
     if costed := [record for record in records if record.cost]:
         log.info(f"sources of the costs in {bench.costs.technology.name}:\n{cost_report.sources_table(costed)}")
-    log.info("\n" + report.settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
+    log.info("\n" + settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
     write_text(bench.folder / "table.json", json.dumps([point["row"] for point in map(bench.point, settings) if point], indent=1))
     title = (f"{of.model.removesuffix('_eval')}, {of.w_bits}-bit weights, {of.a_bits}-bit activations: "
              f"{bench.shown.batches.count} {bench.shown.kind} of {of.dataset}")
     for path in report.plots([record for record in records if record.setting], title, bench.folder):
         log.info(f"plot: {path}")
-    for path in cost_report.write(records, bench.costs.technology, title, bench.folder, bench.costs.technology and bench.net):
+    paths = cost_report.write(records, bench.costs.technology, title, bench.folder, bench.costs.technology and bench.net)
+    for path in paths:
         log.info(f"costs: {path}")
+    if paths:
+        add_to_index(bench.folder, {path.name: f"costs of {len(costed)} settings in {bench.costs.technology.name}" for path in paths})
     rows = bench.points.write_tables()
     if of.html:
         log.info(f"page: {html_report.write(folder, rows)}")

@@ -65,6 +65,7 @@ from torch import nn
 from experiment.start import conversion, starting
 from experiment.inputs import data
 from experiment.program import config_file, distributed, machine
+from experiment.report import says
 from experiment.train import teacher, training
 from experiment.inputs.checkpoint import load_weights, write_torch_file
 from experiment.program.cli import UserError, check_writable, get_logger, one_line
@@ -86,6 +87,7 @@ def measure_checkpoint(settings: TrainSettings, actions: Actions, checkpoint: di
     if trained_on:  # images are scaled as those of the training were
         data.check_classes(images, trained_on, actions.resume)
         images = replace(images, mean=tuple(trained_on["mean"]), std=tuple(trained_on["std"]))
+    log.info(says.normalization(images.mean, images.std))
     training.program(net, settings)
     _, accuracy = training.evaluate(net, images.test_x.to(device), images.test_y.to(device), images, title="test images")
     log.info(f"test accuracy {accuracy:.2f} % on {len(images.test_y)} images of {settings.dataset} ({actions.resume})")
@@ -175,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     if others:  # images decide how it is converted
         images = conversion.images_of(others, settings, device, log)
         net = conversion.for_training(others, settings, images, device)
+        log.info(says.conversion(net))
         if checkpoint:
             load_weights(net, checkpoint["state_dict"], allow_missing=ADC_BUFFERS, source=actions.resume)
     else:
@@ -189,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     log.info(", ".join(f"{name} {value}" for name, value in settings.config().items()))
     log.info(f"{len(run.train_x)} training, {len(run.val_x)} validation, {len(images.test_x)} test images; on {device}, "
              + ("bfloat16" if settings.amp == "bf16" else "float32"))
+    log.info(says.normalization(images.mean, images.std, others and others.transform))
     if settings.schedule and settings.schedule_type != "step":
         log.info(f"--schedule and --gammas have no effect with --schedule_type {settings.schedule_type}")
     start(run, actions, checkpoint, num_classes)

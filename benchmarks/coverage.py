@@ -20,7 +20,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
 from experiment.program.cli import UserError, run_main
-from experiment.report.report import text_table
+from experiment.report.tables import text_table
 from models.quant import convert
 
 TORCHVISION = ("resnet18", "resnet50", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny", "densenet121", "googlenet", "swin_t",

@@ -4,6 +4,7 @@ A VGG7 with few layers and channels and random weights stands in for the real on
 several and the ADC matters.
 """
 
+import csv
 import json
 import os
 import pickle
@@ -135,12 +136,14 @@ def classes(net, images):
 def test_table_and_results_of_several_settings(run, checkpoint, tmp_path):
     records, predictions, text = run(checkpoint, "--cell_bits", "1", "3", "--adc_bits", "6", "2")
     titles = [f"{cell}-bit cells, {bits}-bit ADC, calibrated, rows 16" for cell in (1, 3) for bits in (6, 2)]
-    table = text[text.index("setting"):].splitlines()
-    assert table[0].split() == ["setting", "accuracy", "%", "difference", "changed", "images/s"]
+    above, *table = text[text.index("all settings"):].splitlines()
+    assert above == "all settings: calibrated, rows 16"
+    assert table[0].split() == ["setting", "accuracy", "%", "to", "software", "changed", "images/s"]
     assert set(table[1]) == {"-"} and len(set(map(len, table[:7]))) == 1
     images, labels = shown_images(40)
     software = 100 * int((predictions[0] == labels).sum()) / len(labels)
-    for line, title, record, predicted in zip(table[2:7], ["software", *titles], records, predictions, strict=True):
+    names = ["software", *(title.removesuffix(", calibrated, rows 16") for title in titles)]
+    for line, title, record, predicted in zip(table[2:7], names, records, predictions, strict=True):
         accuracy, changed = 100 * int((predicted == labels).sum()) / len(labels), int((predicted != predictions[0]).sum())
         assert line.startswith(title + " ")
         assert line.removeprefix(title).split() == [
@@ -149,11 +152,17 @@ def test_table_and_results_of_several_settings(run, checkpoint, tmp_path):
         assert record["software_accuracy"] == pytest.approx(software)
     assert torch.equal(predictions[0], classes(network(), images))  # the network that was trained, computed elsewhere
     assert len(predictions[0].unique()) > 2 and records[2]["changed_predictions"] > 0  # so this says something
-    assert table[7] == "only 40 of 359 test images (--limit)" and table[8].startswith("changed: ")
+    assert table[7:10] == ["only 40 of 359 test images (--limit)", "software: the same quantized network, without ADCs",
+                           "changed: images that are classified differently than by software"]
     assert f"results: {tmp_path / 'save' / 'results.jsonl'}" in text
 
     lines = text.splitlines()
     assert lines[0] == f"{checkpoint}: vgg7_quant, 4-bit weights, 4-bit activations; 40 test images of digits; CPU"
+    stats = load_digits()
+    assert lines[1] == "normalization of the images' channels: " + ", ".join(
+        f"{name} {' '.join(f'{value:.3g}' for value in values)}" for name, values in (("mean", stats.mean), ("deviation", stats.std)))
+    # 16 rows: 9 + 18 + 40 + 2 arrays for nine taps of 16 and of 24 channels, and 640 and 32 inputs: 1032 of 1104 rows
+    assert lines[2] == "tap: 93 % of the rows in use; im2col would need 65 arrays in place of 69"
     said = [line for line in lines if line.startswith("engine ")]
     assert said[0] == "engine numba: fastest for this device"  # once, not for every layer and setting
     assert len(set(said)) == len(said) <= 2
@@ -374,7 +383,8 @@ def test_outputs_are_corrected_unless_that_is_switched_off(run, checkpoint):
 
 def test_report_is_a_table_a_file_and_a_picture(run, checkpoint):
     _, _, text = run(checkpoint, "--report", "--cell_bits", "2", "--adc_bits", "3", "--adc_range", "calibrated", "dynamic", drawn=True)
-    name = "save/report_2_bit_cells_3_bit_adc_calibrated_rows_16"
+    [path] = Path("save").glob("report_c2_b3_*.json")
+    name = str(path.with_suffix(""))
     layers = json.loads(Path(name + ".json").read_text())["layers"]
     assert [entry["layer"] for entry in layers] == CROSSBARS and f"/{name}.png" in text
     assert [len(entry["slices"]) for entry in layers] == [2] * 4
@@ -383,9 +393,11 @@ def test_report_is_a_table_a_file_and_a_picture(run, checkpoint):
         assert f" {entry['output_sqnr_db']:.1f}" in line and f" {entry['arrays']} " in line
     with Image.open(name + ".png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 300
-    assert [p.name for p in Path("save").glob("report*dynamic*")] == []
     run(checkpoint, "--report", "--adc_range", "full")
-    assert [p.name for p in Path("save").glob("report*full*.json")] == ["report_1_bit_cells_6_bit_adc_full_rows_16.json"]
+    with open("save/reports.csv", newline="") as file:
+        index = {row["file"]: row["of"] for row in csv.DictReader(file)}  # of dynamic ranges there is none
+    assert sorted(index.values()) == [*["1-bit cells, 6-bit ADC, full, rows 16"] * 2, *["2-bit cells, 3-bit ADC, calibrated, rows 16"] * 2]
+    assert {path.name for path in Path("save").glob("report_*")} == index.keys() and index[path.name].startswith("2-bit cells")
 
 
 def test_plot_only_of_several_adc_precisions(run, checkpoint, tmp_path):
@@ -931,7 +943,8 @@ def test_a_report_of_given_ranges_is_of_them(run, checkpoint):
     shutil.copy("save/adc_ranges.json", "own.json")
     run(checkpoint, *flags, "--adc_ranges", "own.json", "--report")
     for bits, entry in zip((3, 5), json.loads(Path("own.json").read_text())["ranges"]):
-        layer = json.loads(Path(f"save/report_2_bit_cells_{bits}_bit_adc_calibrated_rows_16.json").read_text())["layers"][0]
+        [path] = Path("save").glob(f"report_c2_b{bits}_*.json")
+        layer = json.loads(path.read_text())["layers"][0]
         assert [each["delta"] for each in layer["slices"]] == [delta for delta, _ in entry["layers"]["features.4"]["ranges"]]
 
 

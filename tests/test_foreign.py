@@ -337,6 +337,10 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     monkeypatch.setattr(bench, "measure", spy)
     flags = ["--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--w_bits", "3", "--a_bits", "3",
              "--first_last_bits", "4", "--adc_bits", "2", "--rows", "16", "--batch_size", "4"]
+    assert evaluation.main([*EVAL, *flags, "--dry_run"]) == 0
+    row = "1-bit cells, 2-bit ADC, calibrated, rows 16"
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "to measure  float", "to measure  quantized", f"to measure  {row}", "3 points: 3 to measure"]
     assert evaluation.main([*EVAL, *flags]) == 0
     of_float, quantized, hardware = results("out")
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -356,9 +360,17 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     assert (quantized["inputs"], quantized["first_last_bits"], quantized["wq"]) == ("phases", 4, "linear")
     out = capsys.readouterr().out
     table = out[out.index("setting  "):].splitlines()
-    assert [line.split("  ")[0] for line in table[2:5]] == ["float", "quantized", "1-bit cells, 2-bit ADC, calibrated, rows 16"]
+    assert [line.split("  ")[0] for line in table[2:5]] == ["float", "quantized", row]
+    said = [line for line in out.splitlines() if line.startswith(("normalization", "tap: ", "conversion chose: "))]
+    assert said[:2] == ["normalization of the images' channels: mean 0.485 0.456 0.406, deviation 0.229 0.224 0.225",
+                        "tap: 41 % of the rows in use; im2col would need 9 arrays in place of 20"]  # 27, 72, 32 rows: 131 of 320
+    assert said[2].startswith("conversion chose: bits of weights and inputs 4 and 4 in 2 of 3 layers, 3 and 3 in 1 of 3 layers; inputs "
+                              "unsigned in 2 of 3 layers, phases in 1 of 3 layers; ranges of inputs from ") and len(said) == 3
     assert "numbered as the sorted names of the folders" in out
     assert "quantized, worst" not in out and "with ADCs" not in out and "with its ADC" not in out  # it was converted without
+    assert evaluation.main([*EVAL, *flags, "--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "measured    float", "measured    quantized", f"measured    {row}", "3 points: all are measured already"]
     assert evaluation.main([*EVAL, *flags]) == 0
     assert len(results("out")) == 3  # all measured already
     assert evaluation.main([*EVAL, *flags, "--inputs", "ternary"]) == 0
@@ -595,7 +607,7 @@ def test_a_tenth_of_the_training_images_chooses_and_calibrates_nothing():
 def test_a_search_of_a_network_of_others(net, photographs, monkeypatch, val, chosen_on):
     """On the images of val/, or a tenth of nine training images; the front on the test images."""
     drawn = []
-    monkeypatch.setattr(search, "save", lambda figure, *_, **__: drawn.append(figure.axes[0].get_title()))
+    monkeypatch.setattr(search, "save", lambda figure, *_, **__: drawn.append(figure.get_suptitle()))
     if val:
         shutil.copytree(photographs / "test", photographs / "val", ignore=shutil.ignore_patterns("1.png"))
     flags = [*EVAL, "--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--adc_bits", "2", "3"]

@@ -221,14 +221,15 @@ def test_a_row_of_a_table(evaluate, checkpoint, capsys):  # noqa: F811
     """Its name, columns and files; it is measured once, and skips idle reads whether or not that is asked for."""
     measured, text = evaluate(checkpoint, *FLAGS_BY_ONES, "--adc_idle", "convert", "skip")
     assert [each and str(each) for each in measured] == [None, NAME]
-    header, _, _, line, *_ = text.split("setting  ")[-1].splitlines()
-    assert all(words in header for words in ("mean bits", "converted", "bits made")) and line.startswith(NAME)
+    header, _, _, line, more, *_ = text.split("setting  ")[-1].splitlines()
+    name, shown = line[:len(line) - len(line.split("  ", 1)[1])].strip(), line.split("  ", 1)[1].split()  # behind the first gap
+    assert header.split()[:3] == ["bits", "converted", "made"] and f"{name} {more.strip()}" == NAME  # the table is as wide as a terminal
     software, row = results("save")
     assert (row["adc_plan"], row["adc_bits"], row["adc_idle"], row["adc_share"]) == ("ones", 1.5, "convert", "network")
     assert (row["adc_calib"], row["adc_per"], row["adc_correct"], row["adc_ranges"]) == (None, None, "channel", None)
     assert 1.3 < row["mean_bits"] <= 1.55 and 0 < row["conversions"] < 1 and set(row["layer_bits"]) == {*CROSSBARS}
     assert row["bits_made"] == pytest.approx(row["mean_bits"] / row["conversions"])
-    assert [float(each.rstrip("%")) for each in line[len(NAME):].split()[:3]] == pytest.approx(
+    assert [float(each.rstrip("%")) for each in shown[:3]] == pytest.approx(
         [row["mean_bits"], 100 * row["conversions"], row["bits_made"]], abs=0.05)
     assert not evaluate(checkpoint, *FLAGS_BY_ONES)[0] and not evaluate(checkpoint, *FLAGS_BY_ONES, "--adc_idle", "skip")[0]
     assert evaluation.main(["--resume", checkpoint, *FAST, *FLAGS_BY_ONES, "--dry_run"]) == 0

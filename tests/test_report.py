@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiment.report import chip_report, drawing, report
+from experiment.report.tables import WIDTH, in_common, settings_table, text_table
 from models.quant import CrossbarSpec, Device
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Record
@@ -35,9 +36,67 @@ def test_columns_of_a_converted_network():
     of_float = {"float_accuracy": 97.0}
     records = [record(None, 97.0, float_changes=0, is_float=True, **of_float),
                record(None, 95.0, float_changes=3, changed_predictions=0, **of_float), record(float_changes=7, **of_float)]
-    lines = report.settings_table(records, 100, "test images").splitlines()
+    lines = settings_table(records, 100, "test images").splitlines()
     assert lines[0].split() == "setting accuracy % to float changed to quantized changed images/s".split()
     assert lines[4].split()[-6:] == ["90.00", "-7.00", "7", "-5.00", "4", "100"]
+    assert lines[5:] == ["100 test images", "float: the network as it came; quantized: its quantized form, without arrays",
+                         "changed: images that are classified differently than by float, and than by quantized"]
+
+
+def test_a_table_says_once_what_all_settings_share():
+    """A row has what differs; of one setting all is in its row."""
+    specs = [CrossbarSpec(cell_bits=cells, rows=64, **more) for cells, more in ((1, {}), (2, {}), (2, {"mapping": "im2col"}))]
+    text = settings_table([record(None), *(record(Setting(spec)) for spec in specs)], 100, "test images")
+    assert text.splitlines()[0] == "all settings: 6-bit ADC, calibrated, rows 64"
+    assert [line.split("   ")[0] for line in text.splitlines()[3:7]] == [
+        "software", "1-bit cells", "2-bit cells", "2-bit cells, mapping im2col"]
+    text = settings_table([record(None), record(Setting(specs[0]))], 100, "test images")
+    assert text.startswith("setting ") and "\n1-bit cells, 6-bit ADC, calibrated, rows 64   " in text
+    assert in_common(["a, b, c", "c, b", "b, d, c"]) == ("b, c", ["a", "as above", "d"])
+    chips = Chips(device=Device.preset("techA", time="1h"))
+    text = settings_table([record(None), record(), record(Setting(chips=chips))], 100, "test images")
+    assert "\nideal cells " in text and "\ntechA at 1h " in text
+
+
+def wide_settings():
+    """Devices, times, layers of their own, plans: each with all that a name can say."""
+    for device in ("techA", "neurosim_tsinghua_130nm"):
+        for time in ("1s", "100000s"):
+            layers = {f"features.{i}.block.*": {"adc_bits": 3, "cell_bits": 1, "rows": 64} for i in range(5)}
+            spec = CrossbarSpec(cell_bits=2, adc_bits=1.25, adc_plan="ones", rows=256, mapping="im2col", dac_bits=2, weights="pair")
+            chips = Chips(device=Device.preset(device, time=time if device == "techA" else None), chips=3, read_noise=0.5, adc_noise=0.25,
+                          adc_offset=0.5, adc_gain=0.01, wire_ohm=2.0, row_ohm=1.0, driver_ohm=100.0)
+            yield Setting(spec, chips=chips, per_layer=layers if time == "1s" else {})
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_tables_fit_a_terminal(converted):
+    """However many columns there are: those that do not fit stand below, under the same names; none is lost."""
+    of_float = {"float_accuracy": 97.0, "float_changes": 4321} if converted else {}
+    records = [record(None, 95.0, **of_float), *(record(each, mean_bits=1.25, conversions=0.4, chip_accuracies=(1.0, 2.0, 99.0), **of_float)
+                                                 for each in dict.fromkeys(wide_settings()))]
+    if converted:
+        records.insert(0, record(None, 97.0, is_float=True, float_accuracy=97.0, float_changes=0))
+    text = settings_table(records, 100, "test images")
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert all(text.count(word) >= 1 + converted for word in ("setting ", "\n" + str(records[0])))
+    assert all(word in text for word in ("converted", "deviation", "lowest", "changed", "images/s", "neurosim_tsinghua_130nm"))
+    assert text.count("90.00") == len(records) - 1 - converted
+
+
+def test_a_table_that_is_too_wide():
+    """Headers below one another, then names, then columns in a table below; one that fits stays as it is."""
+    head = ["name", "two words", "b"]
+    assert text_table(head, [["x", "1", "2"]]) == "name   two words   b\n--------------------\nx              1   2"
+    for length, lines in ((84, 3), (86, 3), (90, 4), (91, 5)):  # beside 9 and 1, two gaps of 3; of 2; beside 5 and 1; names of two lines
+        name = "all but the last, " + "x" * (length - 18)
+        found = text_table(head, [[name, "1", "2"]]).splitlines()
+        assert len(found) == lines and max(map(len, found)) <= WIDTH and ("two words" in found[0]) == (lines == 3)
+    assert found[1].split() == ["name", "words", "b"] and found[3].split() == ["all", "but", "the", "last,", "1", "2"]
+    assert found[4] == "  " + "x" * 73
+    first, second = text_table(["name", *"abcdefgh"], [["x", *["0" * 15] * 8]]).split("\n\n")
+    assert first.split()[0] == second.split()[0] == "name" and first.count("0" * 15) + second.count("0" * 15) == 8
+    assert first.splitlines()[-1][0] == second.splitlines()[-1][0] == "x" and len(first.splitlines()[0]) <= WIDTH
 
 
 def entry(**more):
@@ -49,13 +108,13 @@ def entry(**more):
 
 
 def test_columns_of_the_report():
-    _, _, line = report.layers_table([entry()]).splitlines()
+    *_, line = report.layers_table([entry()]).splitlines()
     assert line.split() == ["a", "2", "50%", "10.0%", "0", "-8..8", "-4..5", "0.5", "75%", "1.25%", "20.0", "30.0"]
 
 
 def test_levels_and_bits_in_the_reports_picture():
     axes = drawing.new_figure(4, 4).subplots()
-    report._reads_panel(axes, entry(), legend=True)
+    report._reads_panel(axes, entry())
     assert [line[0][0] for line in axes.collections[0].get_segments()] == [0.5 * q for q in range(-4, 4)]
     axes, planned = drawing.new_figure(4, 4).subplots(), entry(bits=[1, 2, 3])
     planned["slices"].append(planned["slices"][0] | {"slice": 1, "bits": [4, 5, 6]})
@@ -72,12 +131,15 @@ def by_ones():
 
 
 def test_bits_by_ones_in_the_reports_table():
-    head, _, first, second = report.layers_table([by_ones()]).splitlines()
-    assert "bits by digit, of n = 1, 2-3, 4-7, ..." in head
+    *head, _, first, second = report.layers_table([by_ones()]).splitlines()
+    assert all(word in " ".join(head) for word in "bits by digit, of n = 1, 2-3, 4-7, ...".split())
     assert first.split()[7:9] == ["012", "344"] and second.split()[3:5] == ["223", "456"]
     wide = by_ones()
     wide["slices"][1]["bits"] = [[0, 2, 2, 3], [0, 9, 10, 12]]
-    assert report.layers_table([wide]).splitlines()[3].split()[3:5] == ["2,2,3", "9,10,12"]
+    assert report.layers_table([wide]).splitlines()[-1].split()[3:5] == ["2,2,3", "9,10,12"]
+    many = by_ones() | {"layer": "encoder.layers.encoder_layer_11.self_attention.out_proj.crossbar"}
+    many["slices"][0]["bits"] = [[0, *[10] * 8]] * 8
+    assert max(map(len, report.layers_table([many]).splitlines())) <= WIDTH
 
 
 def test_bits_by_ones_in_the_reports_picture(tmp_path, drawn):
@@ -105,6 +167,20 @@ def test_bits_by_ones_in_the_reports_picture(tmp_path, drawn):
     assert "n = 1, 2 to 3, 4 to 7" in " ".join(figure.get_supxlabel().split()) and "has 6 bits" in figure.get_supxlabel()
     report.report_plot(tmp_path / "b.png", "title", [entry()], 2)
     assert not drawn[1].get_supxlabel()
+    report.report_plot(tmp_path / "c.png", "title", [entry(bits=[0, 2])], 2)
+    assert [text.get_text() for text in drawn[2].axes[0].texts] == ["-", "2"] and "a dash: they are not converted" in " ".join(
+        drawn[2].get_supxlabel().split())
+
+
+@pytest.mark.parametrize("words", [3, 60, 400])
+def test_titles_fit_into_their_figure(words, drawn, tmp_path):
+    """In one line, as long as that can be read."""
+    report.report_plot(tmp_path / "a.png", "word " * words, [entry()], 2)
+    drawn[0].draw_without_rendering()
+    title, figure = drawn[0]._suptitle, drawn[0].bbox
+    box = title.get_window_extent()
+    assert figure.x0 <= box.x0 and box.x1 <= figure.x1 and box.y1 <= figure.y1
+    assert ("\n" in title.get_text()) == (words == 400) and title.get_fontsize() >= drawing.SMALLEST
 
 
 def test_accuracy_over_bits_is_over_those_of_the_reads(drawn, tmp_path):
@@ -115,7 +191,28 @@ def test_accuracy_over_bits_is_over_those_of_the_reads(drawn, tmp_path):
     assert line.get_xydata().tolist() == [[2, 80], [3, 90]] and software.get_ydata()[0] == 95.0
     report.accuracy_plot([replace(each, float_accuracy=97.0) for each in records], "title", tmp_path)
     *_, software, original = drawn[1].axes[0].lines
-    assert [(each.get_label(), each.get_ydata()[0]) for each in (software, original)] == [("software", 95.0), ("float network", 97.0)]
+    assert [(each.get_label(), each.get_ydata()[0]) for each in (software, original)] == [("quantized", 95.0), ("float", 97.0)]
+    report.accuracy_plot([replace(each, float_accuracy=95.0) for each in records], "title", tmp_path)
+    *_, both = drawn[2].axes[0].lines
+    assert both.get_label() == "quantized and float" and len(drawn[2].axes[0].lines) == 2
+
+
+def test_a_line_under_another_shows_on_both_sides_of_it(drawn, tmp_path):
+    """Three curves, the first below the last; the legend says once what they share, and what the bands are."""
+    records = [record(Setting(CrossbarSpec(cell_bits=cells, adc_bits=bits)), accuracy + bits, mean_bits=bits)
+               for cells, accuracy in ((1, 80), (2, 70), (4, 80)) for bits in (4, 6)]
+    report.accuracy_plot(records, "title", tmp_path)
+    first, second, third, _ = drawn[0].axes[0].lines
+    assert first.get_linewidth() > 2 * second.get_linewidth() and first.get_markersize() > 1.3 * second.get_markersize()
+    assert second.get_linewidth() == third.get_linewidth() and first.get_zorder() == third.get_zorder()  # drawn in their order
+    legend = drawn[0].axes[0].get_legend()
+    assert legend.get_title().get_text() == "all settings: calibrated"
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "1-bit cells", "2-bit cells", "4-bit cells", "software", "band: what chance alone can do (the root of changed)"]
+    axes = drawing.new_figure(4, 4).subplots()
+    lines = [*axes.plot([0, 1, 2], [0, 1, 2]), *axes.plot([1, 2], [1, 0])]  # one mark in common is no part of a line
+    drawing.show_hidden(axes, lines)
+    assert lines[0].get_linewidth() == lines[1].get_linewidth() and lines[0].get_markersize() == lines[1].get_markersize() + 3
 
 
 def test_no_read_noise_is_read_noise_of_0():
@@ -144,7 +241,8 @@ def test_the_report_of_a_chip(drawn, weights, tmp_path):
 def test_what_takes_error_away_hangs_below_0(drawn, tmp_path):
     shares = {"quantization": 0.25, "scatter": 2.0, "wires": 0.0, "noise": -0.5, "adc": -0.75}
     losses = [{"layer": "a", "scatter": 0.2, "far": 0.1, "adc": 10.0, "cells": 2.0, "both": 3.0, "chip": 4.0, "all": 5.0, "shares": shares}]
-    assert chip_report.losses_table(losses).splitlines()[8].split() == ["a", "5.0", "25.0%", "200.0%", "-50.0%", "-75.0%"]
+    assert chip_report.losses_table(losses).split("\n\n")[1].splitlines()[2].split() == [
+        "a", "5.0", "25.0%", "200.0%", "-50.0%", "-75.0%"]
     slices = [{"slice": 0, "bits": 1, "edges": [0, 1], "levels": [{"level": 0, "cells": 1, "histogram": [1]}]}]
     chip_report.plot(tmp_path, "title", "a", slices, losses, None, CrossbarSpec())
     axes = drawn[0].axes[-1]

@@ -23,11 +23,11 @@ from test_eval import (checkpoint, load_digits, network, refused, results, run, 
                        without_pictures)
 
 import eval as evaluation
-from experiment.sweep import bench, search, worklist
+from experiment.sweep import bench, search, workers, worklist
 from experiment.settings import eval_flags, eval_settings, per_layer
 from experiment.program import flags
 from experiment.measure import keys, points, ranges
-from experiment.report import report
+from experiment.report import index, report
 from experiment.program.cli import UserError, run_main
 from experiment.inputs.data import training_split
 from experiment.report.drawing import new_figure
@@ -339,10 +339,13 @@ def test_reports_pictures_and_costs_of_networks_in_one_folder(evaluate, checkpoi
     Path("other").mkdir()
     other = save("other/b.pth.tar", network(seed=1))
     evaluate(checkpoint, other, "--adc_bits", "3", "5", "--report", "--cost", "rram_32nm", "--html", "--save_path", "both", drawn=True)
-    names = {"accuracy_over_adc_bits.png", "adc_ranges.json", "cost.json", "report_1_bit_cells_3_bit_adc_calibrated_rows_16.json"}
+    report_ = f"{index.report_name(Setting(CrossbarSpec(adc_bits=3)), '1-bit cells, 3-bit ADC, calibrated, rows 16')}.json"
+    names = {"accuracy_over_adc_bits.png", "adc_ranges.json", "cost.json", "reports.csv", report_}
     own = Path("both", "_".join(re.findall("[0-9A-Za-z]+", checkpoint.removesuffix(".tar")))), Path("both", "other_b_pth")
     for folder in own:
         assert names < set(os.listdir(folder))
+        assert f'{report_},"1-bit cells, 3-bit ADC, calibrated, rows 16"\n' in Path(folder, "reports.csv").read_text()
+        assert "cost.json,costs of 2 settings in rram_32nm\n" in Path(folder, "reports.csv").read_text()
     assert not names & set(os.listdir("both")) and len(results("both")) == 6
     energies = [{round(each["energy_uJ"], 9) for each in json.loads(Path(folder, "cost.json").read_text())["settings"]} for folder in own]
     assert not energies[0] & energies[1]
@@ -391,7 +394,7 @@ def test_what_is_made_from_points_of_other_code_is_of_none(evaluate, checkpoint,
 
 
 class FakeBench:
-    settings = None
+    settings, baseline = None, "software"
 
     def point(self, setting):
         return None
@@ -450,6 +453,23 @@ def test_each_setting_is_said_once(evaluate, checkpoint):  # noqa: F811
     assert [line.split(": ")[0][-1] for line in said] == ["a", "b"]
 
 
+def test_images_have_a_bar_on_a_terminal(monkeypatch):
+    """Under that of the settings; elsewhere where there is one setting alone."""
+    seen = []
+
+    class Measured(FakeBench):
+        def measure(self, setting, wait, progress, of_several):
+            seen.append(progress)
+            return True
+
+    jobs = [Job(0, setting, 0) for setting in all_of(adc_prec=[3, 4])]
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        for some in (jobs, jobs[:1]):
+            workers.Pool([Measured()], None).measure(some, lambda job: None)
+    assert seen == [True, True, True, False, False, True]
+
+
 def test_the_time_to_expect():
     """That of all points that are missing, shared by the workers; the software's own is no measure."""
     class Measured(FakeBench):
@@ -494,35 +514,45 @@ def test_hardware_of_single_layers(checkpoint, run):  # noqa: F811
 def test_bits_of_single_layers_are_those_of_the_table_and_of_the_costs(checkpoint, run):  # noqa: F811
     _, _, text = run(checkpoint, "--adc_bits", "4", "--limit", "4", "--cost", "rram_65nm",
                      "--per_layer", "features.4:adc_bits=5,cell_bits=2")
-    header, _, _, line, *_ = text.split("setting  ")[-1].splitlines()
-    assert "mean bits" in header and " 4.00 " not in line
+    header, _, _, line, *_ = text.split("\nsetting  ")[1].splitlines()  # the first table; that of costs comes behind it
+    assert "bits" in header.split() and " 4.00 " not in line
     with open("save/cost.csv", newline="") as file:
         bits = {line["layer"]: (line["adc_bits"], line["cell_bits"]) for line in csv.DictReader(file)}
     assert bits.pop("features.4") == ("5", "2") and {*bits.values()} == {("4", "1")}
 
 
-def test_reports_of_many_words_have_files_that_can_be():
+def test_reports_have_short_names():
+    """With the bits of cells and ADC, however much a setting says; a mean of bits has no dot, behind which a name would end."""
     layers = {f"features.{i}": {"adc_bits": 3, "cell_bits": 1, "rows": 64} for i in range(20)}
-    many, few = Setting(per_layer=layers), Setting()
-    assert bench.report_name(bench.report_text(few)) == "report_1_bit_cells_6_bit_adc_calibrated"
-    path = save("a.pth.tar", network())
-    made = bench.Bench(eval_settings.parse(["--resume", path, *QUICK])[0])
-    for key in "ab":
-        made.keys[many] = key * 64
-        name = made._report_name(many, bench.report_text(many))
-        assert len(name) < 230 and name.endswith(f"_{key * 8}")
+    names = [index.report_name(each, index.report_text(each)) for each in (
+        Setting(per_layer=layers), Setting(), Setting(CrossbarSpec(cell_bits=2, adc_bits=1.5, adc_plan="ones")))]
+    assert [name[:-8] for name in names] == ["report_c1_b6_", "report_c1_b6_", "report_c2_b1_5_"] and len(set(names)) == 3
+    assert all(re.fullmatch("[0-9a-f]{8}", name[-8:]) for name in names)
+
+
+def test_the_list_of_reports():
+    """Keeps those of earlier runs, with the last that is said of each, and drops those that are gone; another file is replaced."""
+    for name in "abc":
+        Path(name).write_text("")
+    Path("reports.csv").write_text('"no list')
+    index.add_to_index(Path(), {"b": 'a "text", of two parts', "a": "old"})
+    index.add_to_index(Path(), {"a": "new", "c": "third", "d": "never written"})
+    assert list(csv.reader(open("reports.csv", newline=""))) == [
+        ["file", "of"], ["a", "new"], ["b", 'a "text", of two parts'], ["c", "third"]]
+    Path("a").unlink()
+    index.add_to_index(Path(), {})
+    assert [row[0] for row in csv.reader(open("reports.csv", newline=""))] == ["file", "b", "c"]
 
 
 def test_reports_of_other_cells_and_ranges_have_files_of_their_own():
     made = [Setting(calibration=Calibration(**{name: value})) for name, value in (
         ("rule", "mse"), ("rule", "minmax"), ("per", "slice"), ("correct", "none"), ("on", "chip"))]
     made += [Setting(chips=Chips(device=Device.preset("techA"), chip_seed=seed)) for seed in (0, 1)]
-    names = {bench.report_name(bench.report_text(each, planes)) for each in made for planes in (None, "mine", "mine/a")}
+    names = {index.report_name(each, index.report_text(each, planes)) for each in made for planes in (None, "mine", "mine/a")}
     assert len(names) == 3 * len(made)
-    assert bench.report_name("own at 1s and -40 C") == "report_own_at_1s_and_minus_40_c"
-    assert bench.report_text(made[2], "mine").endswith("calibrated, adc_per slice, cells of mine")
+    assert index.report_text(made[2], "mine").endswith("calibrated, adc_per slice, cells of mine")
     full = Setting(CrossbarSpec(adc_range="full"), calibration=made[1].calibration)  # which has no calibration
-    assert bench.report_text(full) == str(full)
+    assert index.report_text(full) == str(full)
 
 
 def test_ranges_wait_for_other_writers():
@@ -572,7 +602,7 @@ def test_a_report_of_layers_that_differ(checkpoint, run):  # noqa: F811
         path = max(Path("save").glob("report_*.json"), key=lambda file: file.stat().st_mtime)
         layers = {entry["layer"]: entry for entry in json.loads(path.read_text())["layers"]}
         axes = new_figure(4, 4).subplots()
-        report._reads_panel(axes, layers["features.4"], legend=True)
+        report._reads_panel(axes, layers["features.4"])
         assert [len(ticks.get_segments()) for ticks in axes.collections] == [32] * len(layers["features.4"]["slices"])
         assert "bits" in layers["features.8"]["slices"][0] and path.with_suffix(".png").read_bytes()[1:4] == b"PNG"
 
@@ -991,7 +1021,8 @@ def test_nothing_of_a_picture_is_cut_off_or_hidden(curves, tmp_path, monkeypatch
     figure, = drawn
     axes, width = figure.axes[0], figure.bbox.width
     figure.savefig(tmp_path / "picture.png")
-    for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+    assert "\n" not in figure.get_suptitle()
+    for text in (figure._suptitle, axes.xaxis.label, axes.yaxis.label):
         box = text.get_window_extent()
         assert 0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= figure.bbox.height
     legend = (figure.legends or [axes.get_legend()])[0].get_window_extent()

@@ -237,14 +237,15 @@ def test_few_test_images(tmp_path, monkeypatch, capsys):
     seen, evaluate = [], training.evaluate
 
     def kept(net, x, y, *args, **more):
-        if more.get("title"):
+        if more.get("title") == "test images":
             seen.append(y.tolist())
         return evaluate(net, x, y, *args, **more)
 
     monkeypatch.setattr(training, "evaluate", kept)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     quick(tmp_path, "--epochs", "1", "--limit_test", "4")
-    assert "test images:" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "test images:" in shown and "validation images:" in shown
     for more in ([], ["--limit_test", "4"], ["--limit_test", "400"]):
         train.main(["--evaluate", "--save_path", str(tmp_path), "--ngpu", "0", *more])
     captured = capsys.readouterr()

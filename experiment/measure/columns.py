@@ -1,10 +1,10 @@
 """The columns of results: what each is called, where it comes from, what it may hold, and how a table shows it.
 
 A line of results.jsonl has all of `COLUMNS`, in this order; the record of a point is read back from those that are fields of `Record`;
-`settings_table` shows those that have a head, in the order of `SHOWN`.
+tables show those that have a head, in the order of `SHOWN`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -81,10 +81,10 @@ def has_a_mean(record: Record) -> bool:
     return bool(spec) and (spec.planned or record.mean_bits is not None and abs(record.mean_bits - spec.adc_bits) > 1e-9)
 
 
-def band_text(band: Band) -> str:
-    """A band as tables show it: 12.3 (4.5-23.4)."""
-    low, typical, high = (f"{value:.3g}" for value in band)
-    return typical if low == typical == high else f"{typical} ({low}-{high})"
+def band_text(band: Band, digits: int = 3) -> str:
+    """A band as tables show it: 12.3 (4.5-23). Args: digits, of its typical value; its ends have two."""
+    typical, *ends = (f"{float(f'{value:.{count}g}'):g}" for value, count in zip((band.typical, *band), (digits, 2, digits, 2)))
+    return typical if len({*band}) == 1 else f"{typical} ({ends[0]}-{ends[2]})"
 
 
 def _measured(name: str, fits: Callable | None = None, form: str = "", head: str | Callable | None = None, **more: Any) -> Column:
@@ -120,8 +120,7 @@ def _of_costs(name: str) -> list[Column]:
     def column(key: str, end: int, **more: Any) -> Column:
         return Column(key, lambda of: of.record.cost and figure(of.record.cost, name)[end], **more)
 
-    head = _if(lambda records: any(record.cost for record in records), FIGURES[name].head)
-    return [column(name, 1, head=head, text=shown), column(f"{name}_low", 0), column(f"{name}_high", 2)]
+    return [column(name, 1, head=FIGURES[name].head, text=shown), column(f"{name}_low", 0), column(f"{name}_high", 2)]
 
 
 def _if(holds: Callable[[Sequence[Record]], Any], head: str | None, otherwise: str | None = None
@@ -141,6 +140,11 @@ def _planned(records: Sequence[Record]) -> bool:
     return any(map(has_a_mean, records))
 
 
+def _left_out(records: Sequence[Record]) -> bool:
+    """Whether any reads are not converted."""
+    return any(record.conversions is not None and record.conversions < 1 for record in records)
+
+
 OF_COSTS = (
     Column("cost", lambda of: of.record.cost and of.record.cost.technology), *(each for name in FIGURES for each in _of_costs(name)),
     Column("utilisation", lambda of: of.record.cost and of.record.cost.utilisation))
@@ -158,7 +162,7 @@ COLUMNS = (
     Column("map", lambda of: of.record.setting and of.record.setting.crossbar_layers),
     _measured("engine", is_text),
     _measured("accuracy", is_percent, ".2f", "accuracy %", empty=False),
-    _measured("software_accuracy", is_percent, head=_if(_converted, "to quantized", "difference"), empty=False,
+    _measured("software_accuracy", is_percent, head=_if(_converted, "to quantized", "to software"), empty=False,
               text=lambda record: "" if record.is_float else f"{record.accuracy - record.software_accuracy:+.2f}"),
     _measured("n_images", is_count, empty=False),
     _measured("changed_predictions", is_count, head="changed", empty=False,
@@ -174,8 +178,8 @@ COLUMNS = (
     Column("adc_correct", lambda of: of.rule("correct", False, True)), Column("adc_ranges", lambda of: of.source),
     Column("adc_share", lambda of: of.rule("share", True)),
     _measured("mean_bits", is_number, ".2f", _if(_planned, "mean bits")),
-    _measured("conversions", is_number, ".1%", _if(_planned, "converted")),
-    _measured("bits_made", is_number, ".2f", _if(_planned, "bits made"), older=True),
+    _measured("conversions", is_number, ".1%", _if(_left_out, "converted")),
+    _measured("bits_made", is_number, ".2f", _if(_left_out, "bits made"), older=True),
     _measured("layer_bits", lambda value: is_dict(value) and all(map(is_number, value.values())), older=True),
     _of_chips("device", lambda chips: chips.name), _of_chips("device_time_s", lambda chips: chips.device.time),
     _of_chips("device_temp_C", lambda chips: chips.device.temp),
@@ -191,7 +195,7 @@ COLUMNS = (
 )
 OF_RECORD = tuple(column for column in COLUMNS if column.field in Record.__dataclass_fields__)  # which make a record again
 SHOWN = ("mean_bits", "conversions", "bits_made", "accuracy", "accuracy_std", "accuracy_lowest", "float_accuracy",
-         "float_changed_predictions", "software_accuracy", "changed_predictions", "images_per_s", *FIGURES)
+         "float_changed_predictions", "software_accuracy", "changed_predictions", "images_per_s")  # in tables; costs have one of their own
 
 
 def line(measured: Measured) -> dict[str, Any]:
@@ -212,8 +216,8 @@ def fields_of(values: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
-def shown(records: Sequence[Record]) -> list[tuple[str, Callable[[Record], str]]]:
-    """(head, text of a record) of the columns that a table of some records has."""
+def shown(records: Sequence[Record], names: Iterable[str] | None = None) -> list[tuple[str, Callable[[Record], str]]]:
+    """(head, text of a record) of the columns that a table of some records has. Args: names, of columns that it may have; None: `SHOWN`."""
     by_name = {column.name: column for column in COLUMNS}
-    heads = {name: head(records) if callable(head := by_name[name].head) else head for name in SHOWN}
+    heads = {name: head(records) if callable(head := by_name[name].head) else head for name in (SHOWN if names is None else names)}
     return [(head, by_name[name].text) for name, head in heads.items() if head is not None]

@@ -18,8 +18,9 @@ from models.quant.network.gate_errors import gate_errors
 from models.quant.storage.files import write_text
 
 from ..inputs.data import Batches
-from .drawing import colormap, height_of_names, new_figure, save, width_of_names, wrapped
-from .report import db, text_table
+from .drawing import add_title, colormap, height_of_names, new_figure, save, width_of_names
+from .report import db
+from .tables import note, text_table
 
 STEPS = {"adc": "ADC alone", "cells": "cells alone", "both": "both", "chip": "whole chip"}
 SOURCES = {source: "ADC" if source == "adc" else source for source in diagnostics.SOURCES}
@@ -91,15 +92,16 @@ def losses_table(layers: Sequence[Mapping[str, Any]]) -> str:
     of_gate = ["curve, no wires off by: root mean square error of the reads v against the exact ladders of gate access, of the curve that "
                "stands for them and of cells without wires, relative to v, on this network's reads by what digits and slices count"
                ] if gate else []
+    of_steps = ["scatter: root mean square distance of the cells from nominal ones, in levels; off by > 1/2: share that is further than "
+                "half a level away", "dB: signal to error of the layer's output, its inputs those of software", *of_gate]
+    of_shares = ("all errors dB: against the output of unquantized inputs and weights; shares: what each adds to the square of that error, "
+                 "switched on from left to right, below 0 where it takes some away; scatter: with drift and faults; noise: of reads, and "
+                 "offset and gain of converters")
     return "\n".join([
         text_table(["layer", "scatter", "off by > 1/2", *(f"{text} dB" for text in steps.values()), *gate.values()], rows),
-        "scatter: root mean square distance of the cells from nominal ones, in levels; off by > 1/2: share that is further than half a "
-        "level away", "dB: signal to error of the layer's output, its inputs those of software", *of_gate, "",
+        *map(note, of_steps), "",
         text_table(["layer", "all errors dB", *sources.values()],
-                   [[e["layer"], db(e["all"]), *(f"{e['shares'][key]:.1%}" for key in sources)] for e in layers]),
-        "all errors dB: against the output of unquantized inputs and weights; shares: what each adds to the square of that error, switched "
-        "on from left to right, below 0 where it takes some away; scatter: with drift and faults; noise: of reads, and offset and gain of "
-        "converters"])
+                   [[e["layer"], db(e["all"]), *(f"{e['shares'][key]:.1%}" for key in sources)] for e in layers]), note(of_shares)])
 
 
 def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]],
@@ -119,10 +121,10 @@ def plot(path: Path, title: str, name: str, slices: Sequence[Mapping[str, Any]],
         axes.set_ylabel("share of cells" if i % columns == 0 else "")
     for axes in panels[len(slices):]:
         axes.set_axis_off()
-    above.suptitle(f"cells of {name}, by the level that they were programmed to (dashed)", fontsize="medium")
+    add_title(above, f"cells of {name}, by the level that they were programmed to (dashed)")
     _losses_panel(middle.subplots(), layers, bool(turned))
     _shares_panel(below.subplots(), layers, bool(turned))
-    figure.suptitle(wrapped(title, width, "medium"), fontsize="medium")
+    add_title(figure, title)
     save(figure, path, dpi=120)
 
 

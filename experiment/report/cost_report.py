@@ -18,8 +18,9 @@ from models.quant.measuring.measure import Record
 from models.quant.storage.files import write_text
 
 from ..measure.columns import OF_COSTS, Measured, band_text
-from .drawing import add_legend, colormap, label_decades, new_figure, save, wrapped
-from .report import band_words, bands, draw_software, text_table
+from .drawing import add_legend, add_note, add_title, colormap, label_decades, new_figure, save, show_hidden, wrapped
+from .report import band_words, bands, draw_software
+from .tables import in_common, note, text_table
 
 MICRO = 1e6
 NAMED = 20  # layers that a legend names
@@ -35,9 +36,8 @@ def write(records: Sequence[Record], technology: Technology, title: str, folder:
     content = {"technology": _content(technology), "settings": [_setting(record) for record in costed]}
     write_text(paths[0], json.dumps(content))
     write_text(paths[1], _csv(costed, network))
-    title = f"{title}\n{technology.name}, typical sources; from the cheapest to the dearest ones:"
-    by_layer(paths[2], costed, f"{title} whiskers")
-    accuracy_over_energy(paths[3], costed, f"{title} bars; whiskers: {band_words(costed)}")
+    by_layer(paths[2], costed, f"{title}; {technology.name}")
+    accuracy_over_energy(paths[3], costed, f"{title}; {technology.name}")
     return paths
 
 
@@ -97,7 +97,7 @@ def layers_table(cost: CostReport) -> str:
     header = ["layer", "arrays", "used", "idle reads", "conversions", "bits", "energy uJ", "latency us", "area mm2"]
     parts = [f"{part} {band_text(band.scaled(MICRO))}" for part, band in cost.energy_by_component.items()]
     digital = [f"not in it, computed without an ADC: {', '.join(cost.digital)}"] if cost.digital else []
-    return "\n".join([text_table(header, rows), f"energy of an image, uJ: {', '.join(parts)}", *digital])
+    return "\n".join([text_table(header, rows), *map(note, [f"energy of an image, uJ: {', '.join(parts)}", *digital])])
 
 
 def sources_table(records: Sequence[Record]) -> str:
@@ -115,9 +115,10 @@ def sources_table(records: Sequence[Record]) -> str:
             for origin, role in ((typical, "typical"), (low, "cheapest"), (high, "dearest")):
                 roles.setdefault(origin, []).append(role)
             for i, (origin, its) in enumerate(roles.items()):
-                rows.append(["" if i else name, " and ".join(its) if len(roles) > 1 else "one source", short(origin.text), origin.value])
-    return "\n".join([text_table(["part", "", "source", "value"], rows), "a value for one number of bits is taken to others as it says, "
-                      "/bit or /level, else in proportion to bits"])
+                rows.append(["" if i else name, " and ".join(its) if len(roles) > 1 else "one source", short(origin.text),
+                             origin.value.replace(", ", ",\n")])
+    return "\n".join([text_table(["part", "", "source", "value"], rows), note(
+        "a value for one number of bits is taken to others as it says, /bit or /level, else in proportion to bits")])
 
 
 def short(source: str) -> str:
@@ -126,12 +127,13 @@ def short(source: str) -> str:
 
 
 def _texts(energy: Band, latency: Band, area: Band) -> list[str]:
-    return [band_text(band.scaled(MICRO)) for band in (energy, latency, area)]
+    return [band_text(band.scaled(MICRO), 2) for band in (energy, latency, area)]
 
 
 def by_layer(path: Path, records: Sequence[Record], title: str) -> None:
     """A bar for each setting, energy on the left and area on the right: above made of components, below of layers."""
-    settings = [wrapped(str(record.setting), 4, "x-small") for record in records]
+    shared, settings = in_common([str(record.setting) for record in records])
+    settings = [wrapped(name, 4, "x-small") for name in settings]
     layers = [layer.name for layer in max((record.cost.layers for record in records), key=len)]
     named = len(layers) <= NAMED
     colors = dict(zip({**ENERGY, **AREA}, colormap("tab10").colors))
@@ -155,7 +157,8 @@ def by_layer(path: Path, records: Sequence[Record], title: str) -> None:
         left.set_yticks(range(len(records)), settings)
         right.legend(legend.values(), legend, fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     panels[0, 0].set_ylim(len(records) - 0.5, -0.5)  # the first one above
-    figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize="small")
+    add_title(figure, title)
+    add_note(figure, (f"all settings: {shared}; " if shared else "") + "bars: by typical sources; whiskers: by the cheapest to the dearest")
     save(figure, path, dpi=100)
 
 
@@ -175,19 +178,20 @@ def _stacked(axes: Any, records: Sequence[Mapping[str, Band]], colors: Mapping[s
 
 def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> None:
     """Accuracy over the energy of an image, a line for all settings that differ in the ADC's precision only."""
-    figure = new_figure(7.5, 4.8)
+    figure, lines = new_figure(7.5, 4.8), []
     axes = figure.subplots()
     curves: dict[str, list[Record]] = {}
     for record in records:
         bits = f"{record.setting.spec.adc_bits:g}-bit ADC, "
         curves.setdefault(str(record.setting).replace(bits, ""), []).append(record)
-    for i, (curve, points) in enumerate(curves.items()):
+    shared, names = in_common([*curves])
+    for i, (name, points) in enumerate(zip(names, curves.values())):
         points = sorted(points, key=lambda record: record.setting.spec.adc_bits)
         low, typical, high = MICRO * np.array([record.cost.energy for record in points]).T
         accuracy, lower, upper = bands(points)
         color = colormap("tab10" if len(curves) <= 10 else "tab20")(i % 20)
-        axes.errorbar(typical, accuracy, [accuracy - lower, upper - accuracy], color=color, marker="o", markersize=4, linewidth=1.2,
-                      elinewidth=0.6, capsize=2, label=curve)
+        lines.append(axes.errorbar(typical, accuracy, [accuracy - lower, upper - accuracy], color=color, marker="o", markersize=4,
+                                   linewidth=1.2, elinewidth=0.6, capsize=2, label=name).lines[0])
         axes.hlines(accuracy, low, high, color=color, alpha=0.25, linewidth=2.5)
         for x, y, record in zip(typical, accuracy, points):
             text = f"{record.setting.spec.adc_bits:g}"
@@ -195,7 +199,9 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
     draw_software(axes, records[0])
     axes.set(xscale="log", xlabel="energy of an image (uJ); beside each point the ADC's bits", ylabel="accuracy (%)")
     label_decades(axes)
-    axes.set_title(wrapped(title, figure.get_figwidth()), fontsize="small")
+    show_hidden(axes, lines)
     axes.grid(alpha=0.3, which="both")
-    add_legend(figure, axes, "lower right")
+    add_title(figure, title)
+    add_legend(figure, axes, shared and f"all settings: {shared}", [
+        "points: by typical sources; bars: by the cheapest to the dearest", f"whiskers: {band_words(records)}"], below=True)
     save(figure, path, dpi=150)

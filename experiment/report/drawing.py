@@ -12,10 +12,14 @@ from models.quant.storage.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
+    from matplotlib.lines import Line2D
 
 POINTS = {"x-small": 6.9, "small": 8.3, "medium": 10, "large": 12}  # matplotlib's sizes of text
+SMALLEST = 5  # points of letters that can be read
 LEGEND = 8  # lines of a legend that leave room for the curves beside it
+NEAR = 0.004  # of a panel's width and height: marks that hide each other
+MOST_ABOVE = 4  # lines above one that still make it broader
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -32,22 +36,56 @@ def colormap(name: str) -> Colormap:
     return colormaps[name]
 
 
-def wrapped(text: str, inches: float, size: str = "small") -> str:
-    """A title whose lines are broken where a figure of so many inches would cut them off; it stands above the panel's middle."""
-    letters = int(72 * (inches - 0.8) / (0.55 * POINTS[size]))
+def add_title(figure: FigureBase, text: str, size: str = "medium") -> None:
+    """A title of one line, in smaller letters where these would not fit into the figure, or the part of one."""
+    from matplotlib.textpath import TextPath
+
+    inches = figure.figure.get_figwidth()  # parts are as wide
+    points = min(POINTS[size], 0.97 * 72 * inches / TextPath((0, 0), text, size=1).get_extents().width)
+    figure.suptitle(text if points > SMALLEST else wrapped(text, inches, SMALLEST), fontsize=max(points, SMALLEST))
+
+
+def add_note(figure: Figure, text: str) -> None:
+    """What is to be known of a picture, below it, in as many lines as it takes."""
+    figure.supxlabel(wrapped(text, figure.get_figwidth()), fontsize="small")
+
+
+def wrapped(text: str, inches: float, size: str | float = "small") -> str:
+    """A text whose lines are broken where a figure of so many inches would cut them off; it stands in the middle."""
+    letters = int(72 * (inches - 0.8) / (0.55 * POINTS.get(size, size)))
     return "\n".join(textwrap.fill(line, letters, break_on_hyphens=False) for line in text.splitlines())
 
 
-def add_legend(figure: Figure, axes: Axes, place: str = "best") -> None:
-    """The legend of a figure of one panel: within it, at this place, where it is short, else below, where it hides no curve."""
+def add_legend(figure: Figure, axes: Axes, title: str | None = None, notes: Sequence[str] = (), below: bool = False) -> None:
+    """The legend of a figure of one panel: within it where it is short, else below, where it hides no curve.
+
+    Args: notes, what else is to be known of the panel; below, however short it is.
+    """
+    from matplotlib.patches import Patch
+
     handles, names = axes.get_legend_handles_labels()
-    names = [wrapped(name, 0.75 * figure.get_figwidth(), "x-small") for name in names]
-    lines = sum(len(name.splitlines()) for name in names)
-    if lines <= LEGEND:
-        axes.legend(handles, names, fontsize="x-small", loc=place)
+    inches = 0.75 * figure.get_figwidth()
+    names = [wrapped(name, inches, "x-small") for name in (*names, *notes)]
+    handles += [Patch(visible=False) for _ in notes]
+    look = {"fontsize": "x-small", "title": title and wrapped(title, inches, "x-small"), "title_fontsize": "x-small"}
+    lines = sum(len(name.splitlines()) for name in names) + bool(title)
+    if lines <= LEGEND and not below:
+        axes.legend(handles, names, **look)
     else:
         figure.set_figheight(figure.get_figheight() + lines * 1.7 * POINTS["x-small"] / 72)
-        figure.legend(handles, names, fontsize="x-small", loc="outside lower center")
+        figure.legend(handles, names, loc="outside lower center", **look)
+
+
+def show_hidden(axes: Axes, lines: Sequence[Line2D]) -> None:
+    """Make marks larger on which those of later lines lie, and lines broader where that holds for two marks in a row: they show on both
+    sides of what covers them."""
+    axes.get_xlim(), axes.get_ylim()  # which places follow from
+    of_panel = axes.transScale + axes.transLimits
+    places = [of_panel.transform(line.get_xydata()) for line in lines]
+    for i, (line, own) in enumerate(zip(lines, places)):
+        covered = [(abs(own[:, None] - other[None]).max(2) < NEAR).any(1) for other in places[i + 1:]]
+        marks, parts = (min(MOST_ABOVE, sum(map(any, found))) for found in (covered, [each[1:] & each[:-1] for each in covered]))
+        line.set(markersize=line.get_markersize() + 3 * marks, linewidth=line.get_linewidth() + 2.5 * parts)
 
 
 def height_of_names(names: Sequence[str], inches: float) -> float:

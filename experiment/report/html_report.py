@@ -2,17 +2,28 @@
 versions and commands. It needs no network and no other file."""
 
 import base64
+import contextlib
 import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.quant.layers.quantizers import OFF
+from models.quant.measuring.setting import LAYER_FIELDS
 from models.quant.storage.files import write_text
 
+from ..settings.chips import CHIP_FIELDS
+from ..settings.costs import FIGURES
+
 PAGE = "results.html"
-FIRST = ("model", "dataset", "checkpoint", "cell_bits", "adc_bits", "adc_range", "adc_plan", "per_layer", "device", "accuracy",
-         "accuracy_std", "accuracy_lowest", "software_accuracy", "changed_predictions", "mean_bits")  # columns that stand first
+DIGITS = 4  # of a number as it is shown
+# Columns that stand first: what is measured, then what was found.
+FIRST = ("baseline", "model", "dataset", "checkpoint", "wbit", "abit", *LAYER_FIELDS, "map", "per_layer", "device", "device_time_s",
+         "device_temp_C", "stuck_on", "stuck_off", *CHIP_FIELDS, "accuracy", "accuracy_std", "accuracy_lowest", "software_accuracy",
+         "changed_predictions", "float_accuracy", "float_changed_predictions", "mean_bits", "conversions", *FIGURES)
+# What has a value for some rows on arrays and none for the others, and differs by that.
+OR_NONE = ("adc_bits", "per_layer", "device", "accuracy_std", "accuracy_lowest", "mean_bits")
 MACHINE = ("python", "torch", "numba", "triton", "cpu", "threads", "processes", "gpu", "command")  # what stands below the table
 
 
@@ -25,6 +36,7 @@ def write(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 def _page(folder: Path, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> str:
     """The text of the page."""
+    rows = [{"baseline": _baseline(row), **row} for row in rows]
     varied, same = _columns(rows)
     title = html.escape(f"Results in {folder.resolve().name}")
     head = "".join(f'<th scope="col"><button type="button">{html.escape(column)}</button></th>' for column in varied)
@@ -43,7 +55,8 @@ def _page(folder: Path, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Pa
 <span id="count">{len(rows)} of {len(rows)} rows</span></p>
 <p class="note">Words must all stand in a row; <code>column=value</code>, <code>&lt;</code>, <code>&lt;=</code>, <code>&gt;</code>,
 <code>&gt;=</code> and <code>!=</code> compare one column, with numbers as they are shown. A click on a name sorts, a second one the
-other way round. Rows without <code>cell_bits</code> are of the software.</p>
+other way round. A <code>baseline</code> has no arrays: <code>software</code>, the same quantized network; of a network that was
+converted <code>float</code>, as it came, and <code>quantized</code>. All digits of a number are in <code>results.jsonl</code>.</p>
 <div class="wide"><table id="results">
 <thead><tr>{head}</tr></thead>
 <tbody>
@@ -67,17 +80,25 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, An
     """(columns of the table, `{column: value}` of those that are the same in all rows). The software has no hardware to differ in, and
     ideal cells no device: what only rows with a device have is compared among those."""
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in MACHINE and name != "key"]
-    names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    wide = {name for row in rows for name, value in row.items() if isinstance(value, (list, dict))}
+    names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST) + (name in wide))
     on_arrays = [row for row in rows if row.get("cell_bits") is not None] or rows
     with_device, without = ([row for row in rows if (row.get("device") is None) == none] for none in (False, True))
 
     def compared(name):
-        return with_device if with_device and name not in FIRST and all(row.get(name) is None for row in without) else on_arrays
+        return with_device if with_device and name not in OR_NONE and all(row.get(name) is None for row in without) else on_arrays
 
     values = {name: {*(json.dumps(row.get(name)) for row in compared(name)),
                      *(json.dumps(row[name]) for row in rows if row.get(name) is not None)} for name in names}
     varied = [name for name in names if len(values[name]) > 1 or name in ("cell_bits", "accuracy")]
     return varied, {name: compared(name)[0].get(name) for name in names if name not in varied}
+
+
+def _baseline(row: Mapping[str, Any]) -> str | None:
+    """What a row without arrays is of."""
+    if row.get("cell_bits") is not None:
+        return None
+    return "software" if row.get("float_accuracy") is None else "float" if row.get("wbit") == OFF else "quantized"
 
 
 def _cell(value: Any) -> str:
@@ -89,9 +110,9 @@ def _cell(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as it is shown: six digits of a number, also of those in lists and dicts."""
+    """A value as it is shown: some digits of a number, also of those in lists and dicts."""
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{float(f'{value:.{DIGITS}g}'):.{2 * DIGITS}g}"
     return value if isinstance(value, str) else json.dumps(_short(value))
 
 
@@ -116,10 +137,14 @@ def _machines(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _picture(path: Path, folder: Path) -> str:
-    """A figure; of several networks each has its pictures in a folder of its own, whose name stands before theirs."""
+    """A figure with the title of the report that it is of, or its own name; of several networks each has its pictures in a folder of its
+    own, whose name stands before theirs."""
     data = base64.b64encode(path.read_bytes()).decode()
-    name = html.escape(": ".join(path.relative_to(folder).with_suffix("").parts).replace("_", " "))
-    return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>\n'
+    *above, name = (part.replace("_", " ") for part in path.relative_to(folder).with_suffix("").parts)
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        name = str(json.loads(path.with_suffix(".json").read_bytes())["title"])
+    text = html.escape(": ".join([*above, name]))
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>\n'
 
 
 STYLE = """

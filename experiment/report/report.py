@@ -1,58 +1,18 @@
-"""What people look at: tables as text, pictures as PNG, the report of `eval.py --report`."""
+"""What people look at: pictures of many settings as PNG, and the report of `eval.py --report` on one."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.box
-from rich.console import Console
-from rich.table import Table
 
 from models.quant.devices.times import show_time
 from models.quant.measuring.measure import Record
 
-from ..measure.columns import has_a_mean, shown
-from .drawing import add_legend, colormap, new_figure, save, wrapped
-
-# Only a rule of dashes below the header: prints the same on every terminal and in a log file.
-_BOX = rich.box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts as lines of one width: the first column to the left, the others to the right."""
-    table = Table(box=_BOX, show_edge=False, pad_edge=False, header_style="")
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    out = io.StringIO()
-    Console(file=out, width=10_000, color_system=None, highlight=False, markup=False, emoji=False).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-
-
-# ---- the table of settings -------------------------------------------------------------------------------------------
-
-
-def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: str | None = None) -> str:
-    """The result of an evaluation. Args: records, that of the float network, if there is one, and that of the software first; of_all,
-    how many images the set has; kind, of the images, such as "test images"; planes, the folder that the cells came from."""
-    columns = shown(records)
-    header = ["setting", *(head for head, _ in columns)]
-    rows = [[str(record), *(text(record) for _, text in columns)] for record in records]
-    several = max(len(record.chip_accuracies or ()) for record in records)
-    n = records[-1].n_images
-    images = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
-    return "\n".join([text_table(header, rows),
-                      images + (f"; cells from {planes}" if planes else ""),
-                      "changed: images that are classified differently than by "
-                      + ("the float network, or by the quantized one without ADCs" if records[0].is_float else "the software"),
-                      *([f"with a device: mean, deviation and lowest of {several} chips"] if several > 1 else []),
-                      *(["costs, of an image: by typical sources (by the cheapest to the dearest; where the typical value is an end, one "
-                         "source makes both)"] if any(record.cost for record in records) else [])])
-
+from ..measure.columns import has_a_mean
+from .drawing import add_legend, add_note, add_title, colormap, new_figure, save, show_hidden
+from .tables import in_common, text_table
 
 # ---- pictures of many settings -----------------------------------------------------------------------------------------
 
@@ -94,8 +54,9 @@ def _sweep(records: Sequence[Record], name: str) -> dict[str, list[tuple[float, 
 def sweep_plot(curves: Mapping[str, Sequence[tuple[float, Record]]], name: str, title: str, path: str | Path) -> None:
     """Accuracy over a value of chips, such as the device's time: a line a curve, with its band over the chips."""
     figure, axes = _axes("tab10" if len(curves) <= 10 else "tab20")
-    for curve, points in curves.items():
-        _curve(axes, curve, [value for value, _ in points], [record for _, record in points])
+    shared, names = in_common([*curves])
+    lines = [_curve(axes, name, [value for value, _ in points], [record for _, record in points])
+             for name, points in zip(names, curves.values())]
     values = sorted({value for points in curves.values() for value, _ in points})
     positive = [value for value in values if value > 0]
     if positive and values[-1] > 20 * positive[0] and name != "device_temp":
@@ -108,7 +69,7 @@ def sweep_plot(curves: Mapping[str, Sequence[tuple[float, Record]]], name: str, 
     if named:
         _name_times(axes, values)
     axes.set_xlabel(SWEPT[name] + (" (s)" if name == "device_time" and not named else ""))
-    _finish(figure, axes, [record for points in curves.values() for _, record in points], title, path)
+    _finish(figure, axes, lines, [record for points in curves.values() for _, record in points], title, shared, path)
 
 
 def _name_times(axes: Any, values: Sequence[float]) -> None:
@@ -126,11 +87,12 @@ def _name_times(axes: Any, values: Sequence[float]) -> None:
 def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> None:
     """Accuracy over ADC bits, a line for all settings that differ in the ADC's precision only."""
     figure, axes = _axes()
-    for name, points in curves_over_bits(records).items():
-        _curve(axes, name, [r.mean_bits for r in points], points)
+    curves = curves_over_bits(records)
+    shared, names = in_common([*curves])
+    lines = [_curve(axes, name, [r.mean_bits for r in points], points) for name, points in zip(names, curves.values())]
     axes.set_xlabel("mean ADC bits of all reads" if any(map(has_a_mean, records)) else "ADC bits")
     axes.locator_params(axis="x", integer=True)
-    _finish(figure, axes, records, title, path)
+    _finish(figure, axes, lines, records, title, shared, path)
 
 
 def curves_over_bits(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -153,13 +115,15 @@ def _axes(colors: str = "tab20") -> tuple[Any, Any]:
     return figure, axes
 
 
-def _curve(axes: Any, name: str, x: Sequence[float], points: Sequence[Record]) -> None:
+def _curve(axes: Any, name: str, x: Sequence[float], points: Sequence[Record]) -> Any:
+    """Returns: its line."""
     accuracy, low, high = bands(points)
-    if len(points) > 1:
-        line, = axes.plot(x, accuracy, marker="o", label=name)
-        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    else:
-        axes.errorbar(x, accuracy, [accuracy - low, high - accuracy], marker="x", linestyle="", capsize=2, linewidth=1, label=name)
+    if len(points) == 1:
+        return axes.errorbar(x, accuracy, [accuracy - low, high - accuracy], marker="x", linestyle="", capsize=2, linewidth=1,
+                             label=name).lines[0]
+    line, = axes.plot(x, accuracy, marker="o", label=name)
+    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    return line
 
 
 def bands(records: Sequence[Record]) -> np.ndarray:
@@ -174,7 +138,7 @@ def bands(records: Sequence[Record]) -> np.ndarray:
 def band_words(records: Sequence[Record]) -> str:
     """What the bands of a picture are."""
     chips = max(len(record.chip_accuracies or ()) for record in records)
-    chance = "what chance alone can do (the root of the changed predictions)"
+    chance = "what chance alone can do (the root of changed)"
     if chips < 2:
         return chance
     return f"deviation over {chips} chips" + ("" if all(map(_has_deviation, records)) else f"; of ideal cells {chance}")
@@ -193,18 +157,22 @@ def band_of_chance(record: Record) -> float:
 
 
 def draw_software(axes: Any, record: Record) -> None:
-    """Lines at the accuracy without ADCs and, of a network that was converted, at that of the float network."""
-    axes.axhline(record.software_accuracy, color="black", linestyle="--", linewidth=1, label="software")
+    """Lines at the accuracy without ADCs and, of a network that was converted, at that of the float network; one where they are equal."""
+    found = {record.software_accuracy: ["software" if record.float_accuracy is None else "quantized"]}
     if record.float_accuracy is not None:
-        axes.axhline(record.float_accuracy, color="dimgray", linestyle=":", linewidth=1.2, label="float network")
+        found.setdefault(record.float_accuracy, []).append("float")
+    for (accuracy, names), look in zip(found.items(), ({"color": "black", "linestyle": "--", "linewidth": 1},
+                                                       {"color": "dimgray", "linestyle": ":", "linewidth": 1.2})):
+        axes.axhline(accuracy, label=" and ".join(names), **look)
 
 
-def _finish(figure: Any, axes: Any, records: Sequence[Record], title: str, path: str | Path) -> None:
+def _finish(figure: Any, axes: Any, lines: Sequence[Any], records: Sequence[Record], title: str, shared: str, path: str | Path) -> None:
     draw_software(axes, records[0])
+    show_hidden(axes, lines)
     axes.set_ylabel("accuracy (%)")
-    axes.set_title(wrapped(f"{title}\nband: {band_words(records)}", figure.get_figwidth()), fontsize="small")
     axes.grid(alpha=0.3)
-    add_legend(figure, axes)
+    add_title(figure, title)
+    add_legend(figure, axes, title=shared and f"all settings: {shared}", notes=[f"band: {band_words(records)}"])
     save(figure, path, dpi=150)
 
 
@@ -264,17 +232,22 @@ def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]
         elif _is_planned(entry):
             _plan_panel(axes, entry, most)
         else:
-            _reads_panel(axes, entry, legend=entry is layers[0])
+            _reads_panel(axes, entry)
     _sqnr_panel(panels[len(layers)], layers, adc_bits)
     for axes in panels[len(layers) + 1:]:
         axes.set_axis_off()
-    figure.suptitle(wrapped(title, figure.get_figwidth(), "large"))
+    add_title(figure, title, "large")
+    slices = max((axes.get_legend_handles_labels() for axes in panels[:len(layers)]), key=lambda found: len(found[1]))
+    if slices[1]:
+        figure.legend(*slices, loc="outside right upper", fontsize="small", title="ticks:\nADC levels", title_fontsize="small")
     if any(map(_has_classes, layers)):
-        figure.supxlabel(wrapped(OF_CLASSES.format(most=most), figure.get_figwidth()), fontsize="small")
+        add_note(figure, OF_CLASSES.format(most=most))
+    elif any(map(_is_planned, layers)):
+        add_note(figure, OF_PLANS)
     save(figure, path, dpi=120)
 
 
-def _reads_panel(axes: Any, entry: Mapping[str, Any], legend: bool) -> None:
+def _reads_panel(axes: Any, entry: Mapping[str, Any]) -> None:
     for s in entry["slices"]:
         counts = np.array(s["histogram"], dtype=float)
         v = entry["unit"] * (np.arange(len(counts)) + entry["u_min"])
@@ -288,8 +261,10 @@ def _reads_panel(axes: Any, entry: Mapping[str, Any], legend: bool) -> None:
              ylabel="share of reads")
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom / (top / bottom) ** 0.35, top)  # room for the levels
-    if legend:
-        axes.legend(fontsize="small", title="ticks: ADC levels", title_fontsize="small")
+
+
+# What is written below pictures of plans by significance.
+OF_PLANS = "in each field the bits of the ADC for the reads of this digit and slice; a dash: they are not converted"
 
 
 def _plan_panel(axes: Any, entry: Mapping[str, Any], most: int) -> None:
@@ -337,12 +312,14 @@ def _name_fields(axes: Any, entry: Mapping[str, Any], shape: Sequence[int]) -> N
 def _sqnr_panel(axes: Any, layers: Sequence[Mapping[str, Any]], adc_bits: int) -> None:
     many = len(layers) > len(colormap("tab10").colors)  # a legend of all of them would fill the panel
     colors = colormap("viridis")(np.linspace(0, 0.9, len(layers))) if many else colormap("tab10").colors
+    lines = []
     for i, (entry, color) in enumerate(zip(layers, colors)):
         points = [(bits, db) for bits, db in entry["sqnr_over_adc_bits"].items() if db is not None]
         if points:
             name = entry["layer"] if not many or i in (0, len(layers) - 1) else None
-            axes.plot(*zip(*points), marker="o", markersize=3, color=color, label=name)
-    axes.axvline(adc_bits, color="black", linestyle="--", linewidth=1)
+            lines += axes.plot(*zip(*points), marker="o", markersize=3, color=color, label=name)
+    axes.axvline(adc_bits, color="black", linestyle="--", linewidth=1, label="this setting")
+    show_hidden(axes, lines)
     axes.set(title="signal to quantization noise, uniform bits", xlabel="ADC bits", ylabel="SQNR of the reads (dB)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small", title="from the first layer to the last" if many else None, title_fontsize="x-small")

@@ -1,7 +1,6 @@
 """A trained network with its images and the folder of its results (`Bench`): what measures settings, each of them once."""
 
 import itertools
-import json
 import logging
 import re
 from collections import Counter
@@ -13,12 +12,10 @@ from typing import Any
 from torch import nn
 
 from models import quant
-from models.quant import Calibration, CrossbarSpec
-from models.quant.measuring.measure import Cache, Record, count_reads, measure, measure_float, of_chips
+from models.quant import CrossbarSpec
+from models.quant.measuring.measure import Cache, Record, measure, measure_float, of_chips
 from models.quant.measuring.placing import check_chips, engines_of, is_chip, place, put, use_cells
 from models.quant.measuring.setting import Setting, reads_of
-from models.quant.network import diagnostics
-from models.quant.storage.files import write_text
 
 from ..inputs import data, foreign
 from ..measure import columns, keys, points
@@ -26,10 +23,10 @@ from ..measure.answers import answers_of
 from ..measure.chip_files import save_cells, stored_cells
 from ..measure.columns import Measured
 from ..measure.points import Points
-from ..measure.ranges import AdcRanges, RangesOfRun, entry_of
+from ..measure.ranges import RangesOfRun, entry_of
 from ..program import distributed, flags, machine
 from ..program.cli import UserError
-from ..report import chip_report, report
+from ..report import says
 from ..settings import per_layer
 from ..settings.conversion_settings import OPTIONS
 from ..settings.costs import Costs
@@ -38,8 +35,6 @@ from ..settings.eval_settings import checkpoint_of
 from ..start import conversion, images
 from ..start.starting import crossbar_network
 
-LONGEST_NAME = 200  # of a file, without its end: a file system has room for 255 bytes
-
 
 class Bench:
     """The network of some settings on its device. `check` refuses what cannot run, before `load` reads the images; a network of others
@@ -47,7 +42,7 @@ class Bench:
 
     Args: checkpoint, of `settings.resume`, if it is loaded already; command, what stands in results.jsonl; of_several, whether other
         networks have the same `save_path`.
-    Attributes: folder, where its reports, pictures, costs and adc_ranges.json go.
+    Attributes: folder, where its reports, pictures, costs and adc_ranges.json go; fillings, what its log says of its arrays.
     Raises: UserError for weights, planes and ranges that are not as they should be.
     """
 
@@ -77,6 +72,7 @@ class Bench:
         self.known: dict[str, dict[str, Any]] = {}  # points that were read, by key
         self.known_chips: dict[str, dict[str, Any]] = {}  # those of chips of several
         self.shown: images.EvalImages | None = None
+        self.fillings: list[str] = []
 
     @property
     def net(self) -> nn.Module:
@@ -90,6 +86,7 @@ class Bench:
         self._net = conversion.for_evaluation(self.others, self.settings, self.shown, self.checkpoint, self.log)
         distributed.same_weights(self._net)  # scales that were fitted have the last bits of the machine
         self.check(self.settings.settings)
+        self.log.info(says.conversion(self._net))
 
     def check(self, settings: Iterable[Setting], draft: nn.Module | None = None) -> None:
         """Refuse settings that cannot run here, or whose ranges are not where they should be; those of a network of others behind its
@@ -133,7 +130,8 @@ class Bench:
             else:
                 self.check(of.settings, draft)
         else:
-            self.shown = images.load(of, self.checkpoint, self.device, log)
+            self.shown, draft = images.load(of, self.checkpoint, self.device, log), None
+        self.fillings = says.fillings(self.net if draft is None else draft, of.settings or search_layouts(of))
         self.points.images = self.shown.batches.count
         made_of = self.net if self.original is None else self.original
         self.points.expect(lambda: answers_of(made_of, self.shown.batches, of.engine), log)
@@ -173,18 +171,31 @@ class Bench:
             found["ranges"] = keys.digest(self.ranges.given(setting))
         return found
 
+    @property
+    def baseline(self) -> str:
+        """What the network without ADCs is called beside others."""
+        return "software" if self.original is None else "quantized"
+
     def of_float(self) -> Record | None:
         """What was measured of the float network that was converted; None where there is none."""
         point = self._point_of_float()
         return point and points.record_of(point, None)
 
+    def knows_float(self) -> bool:
+        """Whether the float network that was converted is measured already."""
+        return self.points.current(self._key_of_float()[0]) is not None
+
+    def _key_of_float(self) -> tuple[str, dict[str, Any]]:
+        """The key of its point, and what that follows from."""
+        network = keys.of_network(self.original, ["float", *self.code])
+        decides = self.decides_all | {"network": network, "code": keys.of_code()}
+        return self.points.key(decides), decides
+
     def _point_of_float(self) -> dict[str, Any] | None:
         """The point of the float network that was converted, measured now where no process has done it."""
         if self.original is None:
             return None
-        network = keys.of_network(self.original, ["float", *self.code])
-        decides = self.decides_all | {"network": network, "code": keys.of_code()}
-        key = self.points.key(decides)
+        key, decides = self._key_of_float()
 
         def make() -> dict[str, Any]:
             record = self._measure_float(progress=True)
@@ -303,12 +314,6 @@ class Bench:
         """Where cells behind word lines are kept."""
         return Path(self.settings.prob_path, "effective") if self.settings.save_cells else None
 
-    def _report_name(self, setting: Setting, text: str) -> str:
-        """Reports are called by the setting's `report_text`, and by the start of its key where that is too long or another one's too."""
-        name = report_name(text)
-        alike = sum(report_name(report_text(other, self.settings.planes)) == name for other in self.settings.settings)
-        return name if len(name) <= LONGEST_NAME and alike < 2 else f"{name[:LONGEST_NAME]}_{self.key(setting)[:8]}"
-
     # ---- files beside the points ------------------------------------------------------------------------------------------
 
     def write_planes(self, log: logging.Logger) -> None:
@@ -344,32 +349,6 @@ class Bench:
         for chips, folder in written:
             log.info(f"cells of {chips} written to {folder}")
 
-    def write_report(self, setting: Setting, log: logging.Logger) -> None:
-        """Table, JSON and picture of what the ADC, or a chip, does to each layer, for a setting that was measured."""
-        text = report_text(setting, self.settings.planes)
-        path = Path(self.folder, self._report_name(setting, text))
-        title = f"{self.settings.model.removesuffix('_eval')} on {self.settings.dataset}: {text}"
-        shown, cache = self.shown, self.cache
-        place(self.net, setting, self.cells)
-        if all(layer.spec.adc_range == "ideal" for _, layer in quant.crossbar_layers(self.net)):  # --per_layer says so
-            return
-        if setting.chips or is_chip(self.cells):
-            table = chip_report.write(path, self.net, setting, title, shown.report, shown.calibration, cache, self.cells,
-                                      self.settings.engine)
-            log.info(f"{text}:\n{table}\npicture: {path.with_suffix('.png')}")
-            return
-        if self.ranges.to_calibrate(setting):
-            kept = AdcRanges()
-            kept.add_of(setting, self.point(setting)["ranges"])
-            kept.restore(self.net, setting, str(self.points.path(self.key(setting))))
-        else:
-            self.ranges.give(self.net, setting)
-        histograms = count_reads(self.net, setting, shown.calibration, cache, progress=True)
-        layers = diagnostics.report(self.net, shown.report, histograms, setting.calibration.rule, setting.calibration.per)
-        write_text(path.with_suffix(".json"), json.dumps({"title": title, "setting": str(setting), "layers": layers}))
-        report.report_plot(path.with_suffix(".png"), title, layers, setting.spec.adc_bits)
-        log.info(f"{text}:\n{report.layers_table(layers)}\npicture: {path.with_suffix('.png')}")
-
 
 def benches_of(networks: Sequence[tuple[EvalSettings, dict | None]], command: str) -> list[Bench]:
     """The networks of an evaluation, with their checkpoints. Raises: UserError as `Bench`, and for two that have one folder."""
@@ -382,21 +361,6 @@ def benches_of(networks: Sequence[tuple[EvalSettings, dict | None]], command: st
             raise UserError(f"{other} and {bench.settings.resume} would have one folder, {bench.folder}: evaluate them one by one, each "
                             "with a --save_path")
     return made
-
-
-def report_text(setting: Setting, planes: str | None = None) -> str:
-    """A setting as tables name it, and what these leave out, as all of their rows have it in common."""
-    usual, calibrated = Calibration(), setting.spec.adc_range == "calibrated"
-    values = {name: getattr(setting.calibration, name) for name in ("rule", "per", "correct", "share") if calibrated}
-    notes = [f"{flags.flag_name(name)} {value}" for name, value in values.items() if value != getattr(usual, name)]
-    notes += [f"chip {setting.chips.chip_seed}"] if setting.chips else []
-    return ", ".join([str(setting), *notes, *([f"cells of {planes}"] if planes else [])])
-
-
-def report_name(text: str) -> str:
-    """What a `report_text` is as the name of a file."""
-    text = re.sub(r"(?<![0-9a-z])-(?=[0-9])", "minus ", text.lower())  # -40 C is not 40 C
-    return "report_" + re.sub(r"[^0-9a-z]+", "_", text).strip("_")
 
 
 def search_layouts(settings: EvalSettings) -> list[Setting]:

@@ -22,7 +22,7 @@ from models.quant.measuring.setting import Setting, fits
 from models.quant.storage.files import write_text
 
 from ..program.cli import UserError, needed
-from ..report.drawing import new_figure, save, wrapped
+from ..report.drawing import add_title, new_figure, save
 from ..settings import per_layer
 from ..settings.chips import devices_of
 from ..settings.eval_flags import EvalSettings
@@ -291,7 +291,7 @@ class Search:
         axes.plot([row[x] for row in front], [row[y] for row in front], "o-", label=f"front, {self.bench.shown.kind}")
         axes.plot([row[f"test_{x}"] for row in front], [row[f"test_{y}"] for row in front], "x--", label="front, as measured at the end")
         axes.set(xlabel=OBJECTIVES[x].axis, ylabel=OBJECTIVES[y].axis)
-        axes.set_title(wrapped(self._title, figure.get_figwidth()), fontsize="small")
+        add_title(figure, self._title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="x-small")
         save(figure, path, dpi=150)

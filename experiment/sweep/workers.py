@@ -66,7 +66,7 @@ class Pool:
     def measure(self, jobs: Sequence[Job], done: Callable[[Job], object]) -> None:
         """Measure jobs, and call `done(job)` when one is."""
         if self.workers is None:
-            self._here(Queue(jobs), done, progress=len(jobs) == 1)
+            self._here(Queue(jobs), done, progress=len(jobs) == 1 or sys.stderr.isatty())
             return
         if jobs and not self.make:
             self._start()

@@ -15,16 +15,17 @@ from .bench import Bench
 class Job:
     """One setting of one network, with one chip where it has any. Attributes: bench, which of several; setting, None for the software;
     group, the same for settings that share the histograms of their reads, which one worker therefore takes one after the other;
-    of_several, whether its chip is one of several."""
+    of_several, whether its chip is one of several; baseline, what the software is called."""
 
     bench: int
     setting: Setting | None
     group: Hashable
     of_several: bool = False
+    baseline: str = "software"
 
     def __str__(self) -> str:
         """As tables name it."""
-        return f"{self.setting or 'software'}" + (f", chip {self.setting.chips.chip_seed}" if self.of_several else "")
+        return f"{self.setting or self.baseline}" + (f", chip {self.setting.chips.chip_seed}" if self.of_several else "")
 
 
 class Worklist:
@@ -33,7 +34,8 @@ class Worklist:
     Args: settings, of some of the benches, None for the software; shard, `(i, n)`: the i-th of n parts alone, each of which has, as
         far as can be, whole groups, and the software. Parts do not depend on what is measured already.
     Attributes: wholes, `{(bench, setting): its jobs}`; done, those whose points are there; jobs, all of this part; missing,
-        those that are not measured.
+        those that are not measured; floats, `{bench: whether it is measured}` of float networks that were converted, which are measured
+        before any job of theirs.
     """
 
     def __init__(self, benches: Sequence[Bench], settings: Mapping[Bench, Iterable[Setting | None]],
@@ -41,13 +43,14 @@ class Worklist:
         self.benches, self.wholes = benches, {}
         for bench, each in settings.items():
             for setting in each:
-                self.wholes[bench, setting] = _jobs(benches.index(bench), setting)
+                self.wholes[bench, setting] = _jobs(benches.index(bench), setting, bench.baseline)
         self.jobs = [job for jobs in self.wholes.values() for job in jobs]
         if shard:
             self.jobs = _part(self.jobs, *shard)
         self.done = {place for place in self.wholes if place[0].point(place[1])}
         there = {job for place in self.done for job in self.wholes[place]}
         self.missing = [job for job in self.jobs if job not in there and not benches[job.bench].chip(job.setting)]
+        self.floats = {bench: bench.knows_float() for bench in settings if bench.baseline == "quantized"}
 
     def complete(self, last: Job | None = None) -> list[Record]:
         """The records of settings that are complete now that the job `last` is done, each once. A setting with chips is, when all of
@@ -73,14 +76,15 @@ class Worklist:
 
     def text(self, workers: int) -> str:
         """How many points there are and are missing, and the time that these may take, judged by those there are."""
-        points = f"{len(self.jobs)} points: "
-        if not self.missing:
+        count, missing = len(self.jobs) + len(self.floats), len(self.missing) + [*self.floats.values()].count(False)
+        points = f"{count} points: "
+        if not missing:
             return points + "all are measured already"
-        there = len(self.jobs) - len(self.missing)
+        there = count - missing
         text = points + (f"{there} {'is' if there == 1 else 'are'} measured already, " if there else "")
-        text += f"{len(self.missing)} to measure"
+        text += f"{missing} to measure"
         if (each := self._seconds()) is not None:
-            text += f", about {show_seconds(each * len(self.missing) / workers)} ({show_seconds(each)} each so far)"
+            text += f", about {show_seconds(each * missing / workers)} ({show_seconds(each)} each so far)"
         return text
 
     def _seconds(self) -> float | None:
@@ -92,20 +96,26 @@ class Worklist:
 
     def listing(self) -> str:
         """A line for each point, or for chips of one setting in a row that are all measured, or all not."""
-        missing, lines = {*self.missing}, []
+        missing, lines, floats = {*self.missing}, [], dict(self.floats)
         whole = {job: place for place, jobs in enumerate(self.wholes.values()) for job in jobs}
+
+        def line(measured: bool, bench: Bench, text: str) -> None:
+            name = f"{bench.settings.resume or bench.settings.model}: " if len(self.benches) > 1 else ""
+            lines.append(f"{'measured  ' if measured else 'to measure'}  {name}{text}")
+
         for (to_measure, _), jobs in itertools.groupby(self.jobs, key=lambda job: (job in missing, whole[job])):
             first, *others = jobs
-            name = f"{self.benches[first.bench].settings.resume}: " if len(self.benches) > 1 else ""
-            last = f" to {others[-1].setting.chips.chip_seed}" if others else ""
-            lines.append(f"{'to measure' if to_measure else 'measured  '}  {name}{first}{last}")
+            bench = self.benches[first.bench]
+            if bench in floats:
+                line(floats.pop(bench), bench, "float")
+            line(not to_measure, bench, f"{first}" + (f" to {others[-1].setting.chips.chip_seed}" if others else ""))
         return "\n".join(lines)
 
 
-def _jobs(bench: int, setting: Setting | None) -> list[Job]:
+def _jobs(bench: int, setting: Setting | None, baseline: str) -> list[Job]:
     """One for each chip. All chips share histograms, unless each has ranges of its own."""
     if setting is None:
-        return [Job(bench, None, (bench, None))]
+        return [Job(bench, None, (bench, None), baseline=baseline)]
     own, alone = setting.calibration.on == "chip", setting.one_by_one
     return [Job(bench, each, (bench, (reads_of(each), each.chips if own else setting.chips)), len(alone) > 1) for each in alone]
 

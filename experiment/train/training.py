@@ -296,7 +296,7 @@ class Run:
             self.calibrate()
         if len(self.val_x):
             row["val_loss"], row["val_acc"] = evaluate(self.net, self.val_x, self.val_y, self.data, settings.amp,
-                                                       tick=self.stop.check, teacher=self.teacher)
+                                                       tick=self.stop.check, teacher=self.teacher, title="validation images")
             text += f"  validation {row['val_acc']:.2f} %"
         self.bar.set_postfix(loss=f"{train_loss:.3f}", acc=f"{train_acc:.1f}%")
         self.log.info(f"{text}  lr {self.optimizer.param_groups[0]['lr']:.4g}  {self.rate:.0f} images/s")

@@ -1,0 +1,76 @@
+"""What the log says of a network before it is measured."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from models.quant import CrossbarSpec, Qconv2dDoreFa, crossbar_layers
+from models.quant.arrays.mapping import array_bounds
+from models.quant.arrays.spec import MAPPINGS
+from models.quant.measuring.setting import Setting
+
+
+def normalization(mean: Sequence[float], deviation: Sequence[float], transform: Any = None) -> str:
+    """What is done to the numbers of an image. Args: transform, what a network of others brings, which does it then."""
+    if transform is not None:
+        of = next((each for each in (transform, *getattr(transform, "transforms", ())) if hasattr(each, "mean") and hasattr(each, "std")),
+                  None)
+        if of is None:
+            return "normalization: that of the network's own transform"
+        mean, deviation = of.mean, of.std
+    numbers = (" ".join(f"{float(each):.3g}" for each in values) for values in (mean, deviation))
+    return "normalization of the images' channels: mean {}, deviation {}".format(*numbers)
+
+
+def fillings(network: nn.Module, settings: Iterable[Setting]) -> list[str]:
+    """How far each setting fills the rows of its arrays, and how many arrays the other mapping would need: a line for each way."""
+    found: dict[tuple, list[tuple[nn.Module, CrossbarSpec]]] = {}
+    layers = crossbar_layers(network)
+    for setting in settings:
+        own: dict[tuple[str, int], list[tuple[nn.Module, CrossbarSpec]]] = {}
+        for name, layer in layers:
+            if setting.crossbar_layers == "all" or isinstance(layer, Qconv2dDoreFa):
+                spec = setting.spec_of(name)
+                own.setdefault((spec.mapping, spec.rows), []).append((layer, spec))
+        found |= {(*way, *(id(layer) for layer, _ in some)): some for way, some in own.items()}
+    several = len({rows for _, rows, *_ in found}) > 1
+    lines = []
+    for (mapping, rows, *_), some in found.items():
+        other = next(each for each in MAPPINGS if each != mapping)
+        (arrays, share), (others, _) = _arrays(some, mapping), _arrays(some, other)
+        way = mapping + (f", {rows} rows" if several else "")
+        way += f", {len(some)} layer{'s' if len(some) > 1 else ''}" if len(some) < len(layers) else ""
+        need = f"{others:,} arrays in place of {arrays:,}" if others != arrays else f"as many arrays, {arrays:,}"
+        lines.append(f"{way}: {100 * share:.0f} % of the rows in use; {other} would need {need}")
+    return lines
+
+
+def _arrays(layers: Iterable[tuple[nn.Module, CrossbarSpec]], mapping: str) -> tuple[int, float]:
+    """(how many arrays layers have with a mapping, each with a column for every output; share of their rows that hold weights)."""
+    arrays = used = there = 0
+    for layer, spec in layers:
+        _, channels, height, width = layer.w_shape
+        bounds = array_bounds(mapping, height * width, channels, spec.rows, layer.geometry.planes)
+        arrays += layer.geometry.groups * len(bounds)
+        used += layer.geometry.groups * sum(stop - start for start, stop in bounds)
+        there += layer.geometry.groups * len(bounds) * spec.rows
+    return arrays, used / there
+
+
+def conversion(network: nn.Module) -> str:
+    """What a conversion chose: bits, how inputs drive word lines, and which inputs are not clipped."""
+    layers = crossbar_layers(network)
+    bits = Counter((layer.weight_quant.wbit, layer.act_quant.abit) for _, layer in layers)
+    inputs = Counter(layer.encoding if layer.act_quant.signed else "unsigned" for _, layer in layers)
+    ranges = sorted(((name, *(code * float(layer.act_quant.scale) for code in layer.act_quant.window)) for name, layer in layers),
+                    key=lambda each: each[2] - each[1])
+    ends = [f"{low:.3g}..{high:.3g} ({name.removesuffix('.crossbar')})" for name, low, high in (ranges[0], ranges[-1])]
+    of_bits = ", ".join(f"{w} and {a}{_count(count, layers)}" for (w, a), count in bits.most_common())
+    of_inputs = ", ".join(f"{way}{_count(count, layers)}" for way, count in inputs.most_common())
+    return f"conversion chose: bits of weights and inputs {of_bits}; inputs {of_inputs}; ranges of inputs from {ends[0]} to {ends[1]}"
+
+
+def _count(count: int, layers: Sequence[Any]) -> str:
+    return f" in {count} of {len(layers)} layers" if count < len(layers) else ""
