@@ -462,7 +462,7 @@ def test_images_have_a_bar_on_a_terminal(monkeypatch):
             seen.append(progress)
             return True
 
-    jobs = [Job(0, setting, 0) for setting in all_of(adc_prec=[3, 4])]
+    jobs = [Job(0, setting, 0) for setting in all_of(adc_bits=[3, 4])]
     for terminal in (True, False):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
         for some in (jobs, jobs[:1]):
