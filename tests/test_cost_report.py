@@ -139,7 +139,7 @@ def test_whiskers_are_said_to_be_what_they_are(cost, monkeypatch, tmp_path):
     monkeypatch.setattr(cost_report, "save", lambda figure, *_, **__: drawn.append(figure))
     for record in (costed(cost), replace(costed(cost), chip_accuracies=(89.0, 91.0))):
         cost_report.accuracy_over_energy(tmp_path, [record], "title")
-    said = [[text.get_text() for text in figure.axes[0].get_legend().get_texts()][-1] for figure in drawn]
+    said = [[text.get_text() for text in figure.legends[0].get_texts()][-1] for figure in drawn]
     assert said == ["whiskers: what chance alone can do (the root of changed)", "whiskers: deviation over 2 chips"]
 
 
@@ -188,13 +188,12 @@ def costed(cost, **more):
 def test_columns_of_costs(cost):
     """Energy, latency, area, each with its band, in the table of settings and in that of layers."""
     bands = [band_text(getattr(cost, name).scaled(factor)) for name, factor in (("energy", 1e6), ("latency", 1e6), ("area", 1e6))]
-    header, _, line, *_ = settings_table([costed(cost)], 100, "test images").split("\n\n")[1].splitlines()
-    assert header.split() == "setting energy uJ latency us area mm2 TOPS/W".split() and len({*bands}) == 3
+    head, _, line, *_ = settings_table([costed(cost)], 100, "test images").split("\n\n")[1].splitlines()
+    assert head.split() == "setting energy uJ latency us area mm2 TOPS/W".split() and len({*bands}) == 3
     assert [line.index(band) for band in bands] == sorted(line.index(band) for band in bands)
     of_layers = cost_report.layers_table(cost).splitlines()
     assert of_layers[0].split()[-6:] == "energy uJ latency us area mm2".split()
-    rounded = [f"{float(f'{getattr(cost, name).typical * 1e6:.2g}'):g}" for name in ("energy", "latency", "area")]
-    assert [text for text in of_layers[3].split() if "(" not in text][-3:] == rounded
+    assert of_layers[3].split()[-3:] == [band.split()[0] for band in bands]  # of all layers, without ends
 
 
 def test_tables_of_costs_fit_a_terminal(cost):
@@ -205,8 +204,9 @@ def test_tables_of_costs_fit_a_terminal(cost):
     made = replace(cost, layers=layers)
     setting = Setting(CrossbarSpec(), per_layer={f"features.{i}.block.0": {"adc_bits": 3, "cell_bits": 2} for i in range(4)})
     records = [costed(made), replace(costed(made), setting=setting)]
-    text = settings_table(records, 100, "test images") + cost_report.layers_table(made) + cost_report.sources_table(records)
-    assert max(map(len, text.splitlines())) <= WIDTH and "out_proj" in text and "23500 (1230-3.46e+06)" in text
+    text = "\n".join([settings_table(records, 100, "test images"), cost_report.layers_table(made), cost_report.sources_table(records)])
+    assert max(map(len, text.splitlines())) <= WIDTH and "out_proj" in text
+    assert band_text(Band(1234.5, 23456, 345670)) == "23500 (1200-350000)" and band_text(Band(2, 2, 2)) == "2"
 
 
 def test_costs_come_back_from_json(cost):
@@ -247,7 +247,7 @@ def test_sources_of_typical_values_and_ends(cost):
     records = [costed(cost, sources={"adc_energy": (a, b, c), "row_on": (a, a, b), "add": (a, a, a)}),
                costed(cost, sources={"adc_energy": (b, b, b), "row_on": (a, a, b), "add": (a, a, a)})]
     records[1] = replace(records[1], setting=Setting(CrossbarSpec(adc_bits=3)))
-    lines = [line.split() for line in cost_report.sources_table(records).splitlines()[2:-1]]
+    lines = [line.split() for line in cost_report.sources_table(records).split("\na value for")[0].splitlines()[2:]]
     assert lines == [line.split() for line in (
         "adc_energy, 6-bit ADC typical B B pJ", "cheapest A A pJ", "dearest C C pJ", "adc_energy, 3-bit ADC one source B B pJ",
         "row_on typical and cheapest A A pJ", "dearest B B pJ", "add one source A A pJ")]

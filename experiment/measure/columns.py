@@ -81,10 +81,10 @@ def has_a_mean(record: Record) -> bool:
     return bool(spec) and (spec.planned or record.mean_bits is not None and abs(record.mean_bits - spec.adc_bits) > 1e-9)
 
 
-def band_text(band: Band, digits: int = 3) -> str:
-    """A band as tables show it: 12.3 (4.5-23). Args: digits, of its typical value; its ends have two."""
-    typical, *ends = (f"{float(f'{value:.{count}g}'):g}" for value, count in zip((band.typical, *band), (digits, 2, digits, 2)))
-    return typical if len({*band}) == 1 else f"{typical} ({ends[0]}-{ends[2]})"
+def band_text(band: Band) -> str:
+    """A band as tables show it: 12.3 (4.5-23)."""
+    low, typical, high = (f"{float(f'{value:.{digits}g}'):g}" for value, digits in zip(band, (2, 3, 2)))
+    return typical if band.low == band.typical == band.high else f"{typical} ({low}-{high})"
 
 
 def _measured(name: str, fits: Callable | None = None, form: str = "", head: str | Callable | None = None, **more: Any) -> Column:

@@ -83,17 +83,17 @@ def _lines(layer: LayerCost) -> Iterator[tuple]:
 
 
 def layers_table(cost: CostReport) -> str:
-    """One line a layer, then the components of the energy, and what is not in it."""
+    """One line a layer, by typical sources, then the components of the energy with their bands, and what is not in it."""
     rows = []
     for layer in cost.layers:
         done = layer.events
         conversions = sum(done.conversions.values())
         bits = sum(b * n for b, n in done.conversions.items()) / conversions if conversions else 0
         rows.append([layer.name, str(done.arrays), f"{layer.utilisation:.0%}", f"{done.idle_reads / done.reads:.1%}",
-                     f"{conversions / cost.images:.3g}", f"{bits:.3g}", *_texts(sum(layer.energy.values(), Band(0, 0, 0)), layer.latency,
-                                                                               sum(layer.area.values(), Band(0, 0, 0)))])
+                     f"{conversions / cost.images:.3g}", f"{bits:.3g}", *_typical(sum(layer.energy.values(), NOTHING), layer.latency,
+                                                                                 sum(layer.area.values(), NOTHING))])
     rows.append(["all", str(sum(layer.events.arrays for layer in cost.layers)), f"{cost.utilisation:.0%}", "", "", "",
-                 *_texts(cost.energy, cost.latency, cost.area)])
+                 *_typical(cost.energy, cost.latency, cost.area)])
     header = ["layer", "arrays", "used", "idle reads", "conversions", "bits", "energy uJ", "latency us", "area mm2"]
     parts = [f"{part} {band_text(band.scaled(MICRO))}" for part, band in cost.energy_by_component.items()]
     digital = [f"not in it, computed without an ADC: {', '.join(cost.digital)}"] if cost.digital else []
@@ -126,8 +126,8 @@ def short(source: str) -> str:
     return source.split(":")[0].split(" (")[0]
 
 
-def _texts(energy: Band, latency: Band, area: Band) -> list[str]:
-    return [band_text(band.scaled(MICRO), 2) for band in (energy, latency, area)]
+def _typical(*bands: Band) -> list[str]:
+    return [f"{float(f'{MICRO * band.typical:.3g}'):g}" for band in bands]
 
 
 def by_layer(path: Path, records: Sequence[Record], title: str) -> None:
