@@ -201,22 +201,18 @@ def _bits_text(entry: Mapping[str, Any], bits: Sequence[Any]) -> str:
 
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each slice of each layer. Args: layers, result of `models.quant.network.diagnostics.report`."""
+    """A line for each layer, and a table with one for each slice. Args: layers, result of `models.quant.network.diagnostics.report`."""
+    of_layers = [[entry["layer"], str(entry["arrays"]), f"{entry['fill']:.0%}", f"{entry['all_zero_reads']:.1%}",
+                  db(entry["output_sqnr_db"])] for entry in layers]
     kinds = {"bits by digit, of n = 1, 2-3, 4-7, ..." if _has_classes(entry) else "bits by digit" if _is_planned(entry) else "step": None
              for entry in layers}
-    header = ["layer", "arrays", "fill", "idle reads", "slice", "reachable", "seen", " or ".join(kinds),
-              "codes used", "clipped", "read dB", "output dB"]
-    rows = []
-    for entry in layers:
-        for s in entry["slices"]:
-            first = s["slice"] == 0
-            of_layer = entry["layer"], str(entry["arrays"]), f"{entry['fill']:.0%}", f"{entry['all_zero_reads']:.1%}"
-            rows.append([
-                *(of_layer if first else [""] * 4),
-                str(s["slice"]), f"{s['reachable'][0]:g}..{s['reachable'][1]:g}", f"{s['seen'][0]:g}..{s['seen'][1]:g}",
-                _bits_text(entry, s["bits"]) if _is_planned(entry) else f"{s['delta']:.4g}", f"{s['codes_used']:.0%}",
-                f"{s['clipped']:.2%}", db(s["sqnr_db"]), db(entry["output_sqnr_db"]) if first else ""])
-    return text_table(header, rows)
+    of_slices = [[
+        "" if s["slice"] else entry["layer"], str(s["slice"]), f"{s['reachable'][0]:g}..{s['reachable'][1]:g}",
+        f"{s['seen'][0]:g}..{s['seen'][1]:g}", _bits_text(entry, s["bits"]) if _is_planned(entry) else f"{s['delta']:.4g}",
+        f"{s['codes_used']:.0%}", f"{s['clipped']:.2%}", db(s["sqnr_db"])] for entry in layers for s in entry["slices"]]
+    return "\n\n".join([
+        text_table(["layer", "arrays", "fill", "idle reads", "output dB"], of_layers),
+        text_table(["layer", "slice", "reachable", "seen", " or ".join(kinds), "codes used", "clipped", "read dB"], of_slices)])
 
 
 def report_plot(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]], adc_bits: float) -> None:
