@@ -116,9 +116,8 @@ def measure_missing(work: Worklist, pool: Pool, log: logging.Logger) -> None:
 
         def say(records: Sequence[Record]) -> None:
             for record in records:
-                log.info(f"{record}: {record.accuracy:.2f} %")
-                if record.cost:
-                    log.info(cost_report.layers_table(record.cost))
+                table = f"\n{cost_report.layers_table(record.cost)}" if record.cost else ""
+                log.info(f"{record}: {record.accuracy:.2f} %{table}")
 
         def done(job: Job) -> None:
             bar.update()

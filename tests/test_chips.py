@@ -985,7 +985,7 @@ def test_two_programs_lose_no_entry_of_a_manifest(scene, tmp_path):
 def test_a_report_of_gate_access_where_a_layer_has_no_adc(run, checkpoint, weights):  # noqa: F811
     gate = ["--device", "techC", "--access", "gate", "--wire_ohm", "20", "--weights", weights, "--report"]
     _, _, text = run(checkpoint, *FLAGS, *gate, "--per_layer", "features.8:adc_range=ideal")
-    assert "curve off by" in text and "features.8 " not in text.split("scatter")[1]
+    assert "curve, no wires off by: root" in text and "features.8 " not in text.split("scatter")[1]
 
 
 def test_no_layer_has_an_adc_to_report_on(run, checkpoint):  # noqa: F811
@@ -1150,7 +1150,7 @@ def test_a_network_on_the_cells_in_a_folder(run, refused, checkpoint, more, capl
 
 def test_a_report_of_gate_access_says_how_far_its_curve_is_off(run, checkpoint):  # noqa: F811
     _, _, text = run(checkpoint, *FLAGS, "--device", "techC", "--access", "gate", "--wire_ohm", "2", "--report")
-    assert "curve off by" in text and "no wires off by" in text
+    assert "curve, no wires off by: root mean square error" in text
     [path] = Path("save").glob("report_*.json")
     for layer in json.loads(path.read_text())["losses"]:
         assert 0 < layer["gate_error"] < 0.03 and layer["gate_error"] < layer["without_wires_error"]

@@ -207,7 +207,8 @@ def test_tables_of_costs_fit_a_terminal(cost):
     records = [costed(made), replace(costed(made), setting=setting)]
     text = "\n".join([settings_table(records, 100, "test images"), cost_report.layers_table(made), cost_report.sources_table(records)])
     assert max(map(len, text.splitlines())) <= WIDTH and "out_proj" in text
-    assert band_text(Band(1234.5, 23456, 345670)) == "23500 (1200-350000)" and band_text(Band(2, 2, 2)) == "2"
+    assert [band_text(Band(*each)) for each in ((1234.4, 23456, 345670), (4.51, 12.34, 23.45), (0.00123, 0.01234, 116.4), (2, 2, 2))] == [
+        "23456 (1234-345670)", "12.3 (4.5-23)", "0.0123 (0.0012-116)", "2"]
 
 
 def test_costs_come_back_from_json(cost):

@@ -338,9 +338,9 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     flags = ["--model", "net.py:three", "--image_size", "24", "--data_path", str(photographs), "--w_bits", "3", "--a_bits", "3",
              "--first_last_bits", "4", "--adc_bits", "2", "--rows", "16", "--batch_size", "4"]
     assert evaluation.main([*EVAL, *flags, "--dry_run"]) == 0
-    row = "1-bit cells, 2-bit ADC, calibrated, rows 16"
+    hardware_row = "1-bit cells, 2-bit ADC, calibrated, rows 16"
     assert capsys.readouterr().out.splitlines()[-4:] == [
-        "to measure  float", "to measure  quantized", f"to measure  {row}", "3 points: 3 to measure"]
+        "to measure  float", "to measure  quantized", f"to measure  {hardware_row}", "3 points: 3 to measure"]
     assert evaluation.main([*EVAL, *flags]) == 0
     of_float, quantized, hardware = results("out")
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -360,7 +360,7 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     assert (quantized["inputs"], quantized["first_last_bits"], quantized["wq"]) == ("phases", 4, "linear")
     out = capsys.readouterr().out
     table = out[out.index("setting  "):].splitlines()
-    assert [line.split("  ")[0] for line in table[2:5]] == ["float", "quantized", row]
+    assert [line.split("  ")[0] for line in table[2:5]] == ["float", "quantized", hardware_row]
     said = [line for line in out.splitlines() if line.startswith(("normalization", "tap: ", "conversion chose: "))]
     assert said[:2] == ["normalization of the images' channels: mean 0.485 0.456 0.406, deviation 0.229 0.224 0.225",
                         "tap: 41 % of the rows in use; im2col would need 9 arrays in place of 20"]  # 27, 72, 32 rows: 131 of 320
@@ -370,7 +370,7 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     assert "quantized, worst" not in out and "with ADCs" not in out and "with its ADC" not in out  # it was converted without
     assert evaluation.main([*EVAL, *flags, "--dry_run"]) == 0
     assert capsys.readouterr().out.splitlines()[-4:] == [
-        "measured    float", "measured    quantized", f"measured    {row}", "3 points: all are measured already"]
+        "measured    float", "measured    quantized", f"measured    {hardware_row}", "3 points: all are measured already"]
     assert evaluation.main([*EVAL, *flags]) == 0
     assert len(results("out")) == 3  # all measured already
     assert evaluation.main([*EVAL, *flags, "--inputs", "ternary"]) == 0

@@ -203,17 +203,21 @@ def test_a_line_under_another_shows_on_both_sides_of_it(drawn, tmp_path):
     records = [record(Setting(CrossbarSpec(cell_bits=cells, adc_bits=bits)), accuracy + bits, mean_bits=bits)
                for cells, accuracy in ((1, 80), (2, 70), (4, 80)) for bits in (4, 6)]
     report.accuracy_plot(records, "title", tmp_path)
-    first, second, third, _ = drawn[0].axes[0].lines
-    assert first.get_linewidth() > 2 * second.get_linewidth() and first.get_markersize() > 1.3 * second.get_markersize()
-    assert second.get_linewidth() == third.get_linewidth() and first.get_zorder() == third.get_zorder()  # drawn in their order
+    first, *others, _, mark, _, part = drawn[0].axes[0].lines  # behind software two marks and what is between them
+    assert part.get_xydata().tolist() == first.get_xydata().tolist() and mark.get_xydata().tolist() == [[4, 84]]
+    assert part.get_linewidth() > 2 * first.get_linewidth() and mark.get_markersize() > 1.3 * first.get_markersize()
+    assert {part.get_color(), mark.get_color()} == {first.get_color()} and len(others) == 2
+    assert all(each.get_zorder() < first.get_zorder() and each.get_label().startswith("_") for each in (part, mark))
     legend = drawn[0].axes[0].get_legend()
     assert legend.get_title().get_text() == "all settings: calibrated"
     assert [text.get_text() for text in legend.get_texts()] == [
         "1-bit cells", "2-bit cells", "4-bit cells", "software", "band: what chance alone can do (the root of changed)"]
     axes = drawing.new_figure(4, 4).subplots()
     lines = [*axes.plot([0, 1, 2], [0, 1, 2]), *axes.plot([1, 2], [1, 0])]  # one mark in common is no part of a line
+    drawing.show_hidden(axes, lines, whole=True)
+    assert len(axes.lines) == 2
     drawing.show_hidden(axes, lines)
-    assert lines[0].get_linewidth() == lines[1].get_linewidth() and lines[0].get_markersize() == lines[1].get_markersize() + 3
+    assert [line.get_xydata().tolist() for line in axes.lines[2:]] == [[[1, 1]]]
 
 
 def test_no_read_noise_is_read_noise_of_0():

@@ -81,10 +81,15 @@ def has_a_mean(record: Record) -> bool:
     return bool(spec) and (spec.planned or record.mean_bits is not None and abs(record.mean_bits - spec.adc_bits) > 1e-9)
 
 
+def rounded(value: float, digits: int = 3) -> str:
+    """A number as tables show it, with so many digits, or as a whole one."""
+    return f"{value:.0f}" if 10**digits <= value < 1e6 else f"{value:.{digits}g}"
+
+
 def band_text(band: Band) -> str:
     """A band as tables show it: 12.3 (4.5-23)."""
-    low, typical, high = (f"{float(f'{value:.{digits}g}'):g}" for value, digits in zip(band, (2, 3, 2)))
-    return typical if band.low == band.typical == band.high else f"{typical} ({low}-{high})"
+    low, high = rounded(band.low, 2), rounded(band.high, 2)
+    return rounded(band.typical) if band.low == band.typical == band.high else f"{rounded(band.typical)} ({low}-{high})"
 
 
 def _measured(name: str, fits: Callable | None = None, form: str = "", head: str | Callable | None = None, **more: Any) -> Column:

@@ -17,7 +17,7 @@ from models.quant.cost.estimate import AREA, ENERGY, NOTHING
 from models.quant.measuring.measure import Record
 from models.quant.storage.files import write_text
 
-from ..measure.columns import OF_COSTS, Measured, band_text
+from ..measure.columns import OF_COSTS, Measured, band_text, rounded
 from .drawing import add_legend, add_note, add_title, colormap, label_decades, new_figure, save, show_hidden, wrapped
 from .report import band_words, bands, draw_software
 from .tables import in_common, note, text_table
@@ -127,7 +127,7 @@ def short(source: str) -> str:
 
 
 def _typical(*bands: Band) -> list[str]:
-    return [f"{float(f'{MICRO * band.typical:.3g}'):g}" for band in bands]
+    return [rounded(MICRO * band.typical) for band in bands]
 
 
 def by_layer(path: Path, records: Sequence[Record], title: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.quant.storage.files import atomic_write
 
@@ -19,7 +19,6 @@ POINTS = {"x-small": 6.9, "small": 8.3, "medium": 10, "large": 12}  # matplotlib
 SMALLEST = 5  # points of letters that can be read
 LEGEND = 8  # lines of a legend that leave room for the curves beside it
 NEAR = 0.004  # of a panel's width and height: marks that hide each other
-MOST_ABOVE = 4  # lines above one that still make it broader
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -76,16 +75,27 @@ def add_legend(figure: Figure, axes: Axes, title: str | None = None, notes: Sequ
         figure.legend(handles, names, loc="outside lower center", **look)
 
 
-def show_hidden(axes: Axes, lines: Sequence[Line2D]) -> None:
-    """Make marks larger on which those of later lines lie, and lines broader where that holds for two marks in a row: they show on both
-    sides of what covers them."""
+def show_hidden(axes: Axes, lines: Sequence[Line2D], whole: bool = False) -> None:
+    """Lay larger marks below those on which marks of later lines lie, and broader lines below parts between two of these: they show on
+    both sides of what covers them. Args: whole, only of lines that others hide altogether."""
     axes.get_xlim(), axes.get_ylim()  # which places follow from
     of_panel = axes.transScale + axes.transLimits
     places = [of_panel.transform(line.get_xydata()) for line in lines]
     for i, (line, own) in enumerate(zip(lines, places)):
         covered = [(abs(own[:, None] - other[None]).max(2) < NEAR).any(1) for other in places[i + 1:]]
-        marks, parts = (min(MOST_ABOVE, sum(map(any, found))) for found in (covered, [each[1:] & each[:-1] for each in covered]))
-        line.set(markersize=line.get_markersize() + 3 * marks, linewidth=line.get_linewidth() + 2.5 * parts)
+        marks, parts = sum(covered, 0 * own[:, 0]), sum((each[1:] & each[:-1] for each in covered), 0 * own[1:, 0])
+        if whole and not marks.all():
+            continue
+        for k, above in enumerate(marks):
+            _below(axes, line, slice(k, k + 1), above, marker=line.get_marker(), markersize=line.get_markersize() + 3 * above)
+        for k, above in enumerate(parts):
+            _below(axes, line, slice(k, k + 2), above, linewidth=line.get_linewidth() + 2.5 * above)
+
+
+def _below(axes: Axes, line: Line2D, part: slice, above: float, **look: Any) -> None:
+    """Draw a part of a line again, below so many others."""
+    if above:
+        axes.plot(*line.get_xydata()[part].T, color=line.get_color(), zorder=line.get_zorder() - 0.01 * above, **look)
 
 
 def height_of_names(names: Sequence[str], inches: float) -> float:

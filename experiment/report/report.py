@@ -315,7 +315,7 @@ def _sqnr_panel(axes: Any, layers: Sequence[Mapping[str, Any]], adc_bits: int) -
             name = entry["layer"] if not many or i in (0, len(layers) - 1) else None
             lines += axes.plot(*zip(*points), marker="o", markersize=3, color=color, label=name)
     axes.axvline(adc_bits, color="black", linestyle="--", linewidth=1, label="this setting")
-    show_hidden(axes, lines)
+    show_hidden(axes, lines, whole=True)
     axes.set(title="signal to quantization noise, uniform bits", xlabel="ADC bits", ylabel="SQNR of the reads (dB)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small", title="from the first layer to the last" if many else None, title_fontsize="x-small")
