@@ -1,10 +1,10 @@
-"""Time of the crossbar engines beside a plain forward pass of the same VGG7, in one process and one run.
+"""How long do the crossbar engines take, beside a plain forward pass of the same VGG7? All is timed in one process and one run.
 
     python benchmarks/bench_engines.py
 
-Writes benchmarks/results/engines.md and engines.json. The time of the numba engine grows with the number of input bits
-that are one (rows that are zero cost nothing), so their share is part of the result. --resume takes a trained network;
-without it the weights are random and the batch norm statistics are those of the images.
+Writes benchmarks/results/engines.md and engines.json. The numba engine takes longer, the more input bits are one: rows that are zero cost
+nothing. So the share of ones is part of the result. --resume takes a trained network. Without it, weights are random, and the batch norm
+statistics are those of the images.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Time of a trained network on every cell and ADC of a table, beside a plain float32 pass of the same network: no setting may fall far
-behind the others.
+"""How long does a trained network take on every cell and ADC of a table, beside a plain float32 pass of the same network? No setting may
+fall far behind the others.
 
     python benchmarks/bench_grid.py
     python benchmarks/bench_grid.py --resume pretrained/vgg7_w4a4_cifar10.pt
 
-Images are those of the embedded digits. Writes benchmarks/results/grid_<model>.md and .json.
+The images are the embedded digits. Writes benchmarks/results/grid_<model>.md and .json.
 """
 
 import argparse

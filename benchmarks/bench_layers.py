@@ -1,12 +1,12 @@
-"""Time of single layers on crossbars, each as a ratio to plain float32 of the same layer in the same run: a grid of shapes, cells, ADCs
-and chips, so that a layer or a setting that falls far behind on some processor is seen.
+"""How long do single layers take on crossbars? Each is a ratio to plain float32 of the same layer in the same run.
 
     python benchmarks/bench_layers.py                    # all of it: half an hour on two cores
-    python benchmarks/bench_layers.py --only linear      # layers whose name has this in it
+    python benchmarks/bench_layers.py --only linear      # layers whose name contains this
     python benchmarks/bench_layers.py --tables           # what was measured on all processors, side by side
 
-Writes benchmarks/results/layers_<processor>.md and .json. Weights are random, inputs as behind a ReLU: 60 % of them are not zero. What
-calibrates is the same input, of 4 images.
+It goes over a grid of shapes, cells, ADCs and chips, and so finds a layer or a setting that falls far behind on some processor. Writes
+benchmarks/results/layers_<processor>.md and .json. Weights are random. Inputs are as behind a ReLU: 60 % of them are not zero. The same
+input, of 4 images, calibrates.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Time of converted networks: each hardware setting against the plain float32 network, in one process and in turns.
+"""How long do converted networks take, beside the plain float32 network? Both are called in turns, in one process.
 
     python benchmarks/bench_networks.py
     python benchmarks/bench_networks.py --networks mobilenet_v2 --images 4
 
-Networks of torchvision with random weights, their batch norms settled on random images. Writes benchmarks/results/networks_<processor>.md
-and .json.
+The networks are those of torchvision with random weights. Their batch norms are settled on random images. Writes
+benchmarks/results/networks_<processor>.md and .json.
 """
 
 import argparse

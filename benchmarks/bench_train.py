@@ -1,4 +1,4 @@
-"""Time of one training step: plain float32, plain bfloat16, 4-bit QAT in both, in one process and one run.
+"""How long does a training step take? Plain float32, plain bfloat16, and 4-bit QAT in both, in one process and one run.
 
     python benchmarks/bench_train.py
 

@@ -1,10 +1,11 @@
-"""What each way through the CPU engine is worth: the time of whole networks without it, over their time with all ways.
+"""What is each way through the CPU engine worth? The time of whole networks without this way, over their time with all ways.
 
     python benchmarks/bench_ways.py --resume pretrained/vgg7_w4a4_cifar10.pt --data_path path/to/images
     python benchmarks/bench_ways.py --networks vgg7 --tables     # what was measured on all processors, side by side
 
-A way that no setting of any network is 15 % slower without, on any processor, can go. Writes benchmarks/results/ways_<processor>.md and
-.json. The ways are those of `models.quant.engines.cpu.whole.choice`; all give the same numbers, which is checked here too.
+A way can go if, on every processor, no setting of any network gets 15 % slower without it. The ways are those of
+`models.quant.engines.cpu.whole.choice`. All give the same numbers, and this is checked here too. Writes
+benchmarks/results/ways_<processor>.md and .json.
 """
 
 import argparse

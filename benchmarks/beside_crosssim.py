@@ -1,12 +1,13 @@
-"""CrossSim's simulator and this one on the same network, images, codes, arrays, converters and cells: what agrees, and how long each takes.
+"""CrossSim's simulator and this one on the same network: in what do they agree, and how long does each take?
 
     git clone --branch v3.2.0 https://github.com/sandialabs/cross-sim
     python benchmarks/beside_crosssim.py cross-sim --data_path path/to/images --images 200
 
-A ResNet for CIFAR-10 with the weights and input ranges that CrossSim publishes, batch norms folded into the weights: 8-bit weights on pairs
-of lines, 8-bit inputs bit by bit, a layer in one array. Steps, codes and ADC limits are the same: a weight's step is `max|w| / 127` of
-its layer, the limits are those that this project calibrates on training images. A chip is drawn once, here, and its cells put into both; in
-the last rows each draws one. Writes benchmarks/results/beside_crosssim.md and .json.
+Images, codes, arrays, converters and cells are the same. The network is a ResNet for CIFAR-10 with the weights and input ranges that
+CrossSim publishes, batch norms folded into the weights. It has 8-bit weights on pairs of lines, 8-bit inputs bit by bit, and each layer
+in one array. A weight's step is `max|w| / 127` of its layer. The ADC limits are those that this project calibrates on training images. A
+chip is drawn once, here, and its cells are put into both simulators. In the last rows each simulator draws one. Writes
+benchmarks/results/beside_crosssim.md and .json.
 """
 
 import argparse

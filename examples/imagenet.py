@@ -1,11 +1,11 @@
-"""How often a network of torchvision, on crossbars, sees in photographs what it sees in float. The photographs need no labels:
+"""How often does a network of torchvision see the same in photographs on crossbars as in float? The photographs need no labels.
 
     python examples/imagenet.py resnet18 path/to/photographs
     python examples/imagenet.py resnet18 path/to/photographs --state resnet18-f37072fd.pth      # without a download
-    python examples/imagenet.py resnet18 --random                       # random weights and noise: for a look at the report alone
+    python examples/imagenet.py resnet18 --random                       # random weights and noise, to look at the report
 
-Every second photograph calibrates, the others are compared. With labels, `eval.py --model torchvision/resnet18 --dataset
-imagefolder` measures accuracy.
+Every second photograph calibrates, and the others are compared. With labels, `eval.py --model torchvision/resnet18 --dataset imagefolder`
+measures accuracy.
 """
 
 import argparse
