@@ -123,39 +123,43 @@ class CrossbarSpec:
     Raises: ValueError for values outside these.
     """
 
-    w_bits: int = count(4, 8, "w, bits of a weight code, W = 0 .. 2^w - 1.", of="network")
-    a_bits: int = count(4, 8, "a, bits of an activation code, A = 0 .. 2^a - 1.", of="network")
-    cell_bits: int = count(1, "w_bits", "c, bits of one memory cell: W = sum_k 2^(c k) C_k.", of="cells", turn=6)
+    w_bits: int = count(4, 8, "bits w of a weight code, W = 0 .. 2^w - 1.", of="network")
+    a_bits: int = count(4, 8, "bits a of an activation code, A = 0 .. 2^a - 1.", of="network")
+    cell_bits: int = count(1, "w_bits", "bits c of a memory cell. A weight is cut into slices of c bits, one for each cell: W = sum_k "
+                           "2^(c k) C_k.", of="cells", turn=6)
     adc_bits: float = field(default=6, metadata={
-        "fractions": True, "help": "B, bits of the ADC: q = clip(rint(v / delta), q_min, q_min + 2^B - 1); with an adc_plan "
-        "the mean over all reads, such as 2.5.", "of": "adc", "turn": 11})
-    rows: int = count(128, MOST_ROWS, "rows of one array: v = sum over the rows of a_z C_k - r_k a_z.", of="arrays", turn=5,
-                      note=(2, "rows {}"))
+        "fractions": True, "help": "bits B of the ADC: q = clip(rint(v / delta), q_min, q_min + 2^B - 1). With an adc_plan: their mean "
+        "over all reads, such as 2.5.", "of": "adc", "turn": 11})
+    rows: int = count(128, MOST_ROWS, "word lines of an array. They are read together: v = sum over the rows of a_z C_k - r_k a_z.",
+                      of="arrays", turn=5, note=(2, "rows {}"))
     mapping: str = choice(
-        "tap", MAPPINGS, "tap: every kernel position on arrays of its own. im2col: kernel positions laid end to end.",
+        "tap", MAPPINGS, "tap: each kernel position has arrays of its own. im2col: kernel positions are laid end to end, then cut into "
+        "arrays.",
         of="arrays", turn=2, note=(3, "mapping {}"))
     reference: str = choice(
-        "analog", REFERENCES, "analog: the ADC sees the difference to a reference column, v = P - r_k n. digital: it sees "
-        "v = P, and r_k n is subtracted behind it.", of="cells", turn=3, note=(4, "reference {}"))
-    dac_bits: int = count(1, "a_bits", "d, bits of one input digit: A = sum_z 2^(d z) a_z.", of="inputs", turn=4,
+        "analog", REFERENCES, "analog: the ADC sees the difference to a reference column, v = P - r_k n. digital: the ADC sees v = P, "
+        "and r_k n is subtracted behind it.", of="cells", turn=3, note=(4, "reference {}"))
+    dac_bits: int = count(1, "a_bits", "bits d of an input digit: A = sum_z 2^(d z) a_z.", of="inputs", turn=4,
                           note=(5, "dac_bits {}"))
     adc_range: str = choice(
-        "calibrated", ADC_RANGES, "calibrated: delta and q_min chosen on training images, then frozen. full: all that an "
-        "array can produce. dynamic: smallest and largest v of the batch at hand. ideal: no ADC.", of="range", turn=8)
+        "calibrated", ADC_RANGES, "calibrated: delta and q_min are chosen once, on training images. full: the range covers all that an "
+        "array can give. dynamic: from the smallest to the largest v of each batch. ideal: no ADC.", of="range", turn=8)
     adc_plan: str = choice(
-        "uniform", ADC_PLANS, "uniform: all reads have adc_bits. significance: every digit z and slice k has bits and a range of "
-        "its own, b[z, k] from 0 (no conversion) to adc_max_bits, adc_bits in the mean, where they lower the error most. ones: and every "
-        "number n of word lines that are on, by the length of n in bits: the same error with fewer bits.",
+        "uniform", ADC_PLANS, "uniform: all reads have adc_bits. significance: each digit z and slice k has a range and bits of its "
+        "own, from 0 (no conversion) to adc_max_bits. Their mean is adc_bits, and they go where they lower the error most. ones: the "
+        "bits depend also on n, the sum of the digits on the word lines, by its length in bits. Then fewer bits give the same error.",
         of="adc", turn=9, before="uniform")
-    adc_max_bits: int = count(8, MOST_ADC_BITS, "most bits of one read of a plan.", of="adc", turn=7, before=8,
+    adc_max_bits: int = count(8, MOST_ADC_BITS, "most bits of one read in a plan.", of="adc", turn=7, before=8,
                               note=(6, "adc_max_bits {}"))
     adc_idle: str = choice(
-        "convert", ADC_IDLE, "convert: all reads are converted. skip: not those of arrays without a word line that is on, which are 0; "
-        "they have 0 bits in the mean of a plan, so that the others may have more.", of="adc", turn=10, before="convert",
+        "convert", ADC_IDLE, "what happens to idle reads, which are 0 because no word line of their array is on. convert: they are "
+        "converted like the others. skip: they are not converted. In a plan they count as 0 bits in the mean, so the others may have "
+        "more.", of="adc", turn=10, before="convert",
         note=(7, "idle reads skipped"))
     weights: str = choice(
-        "offset", WEIGHTS, "offset: a cell for each slice of W, and a reference column that holds the code of zero. pair: the digits of "
-        "the weight's size lie on a positive or a negative bit line, v = sum a_z (X+ - X-); twice the cells, and no reference.",
+        "offset", WEIGHTS, "offset: each slice of W is one cell, and a reference column holds the code of zero. pair: the digits of the "
+        "weight's size lie on a positive or on a negative bit line, v = sum a_z (X+ - X-). A pair takes twice the cells, and no "
+        "reference.",
         of="cells", turn=1, before="offset", note=(1, "weights {}"))
 
     def __post_init__(self) -> None:

@@ -53,12 +53,12 @@ class Wires:
     """
 
     access: str = choice(
-        "voltage", ACCESS, "voltage: word lines carry the inputs, cells are linear. gate: a word line switches the cells of its "
-        "row to a supply (1T1R).")
-    wire_ohm: float = number(0.0, "ohms of a bit line from one cell to the next, and from the last one to the sense node.", FROM_0)
+        "voltage", ACCESS, "voltage: word lines carry the inputs as voltages, and cells are linear. gate: a word line switches the "
+        "cells of its row to a supply (1T1R).")
+    wire_ohm: float = number(0.0, "ohms of a bit line from one cell to the next, and from the last cell to the sense node.", FROM_0)
     row_ohm: float = number(
-        0.0, "ohms of a word line from one cell to the next, and from the driver to the first one (voltage access).", FROM_0)
-    driver_ohm: float = number(0.0, "ohms of the source of each word line (voltage access).", FROM_0)
+        0.0, "ohms of a word line from one cell to the next, and from the driver to the first cell. For voltage access.", FROM_0)
+    driver_ohm: float = number(0.0, "ohms of the driver of each word line. For voltage access.", FROM_0)
 
     def __post_init__(self) -> None:
         check(self)

@@ -36,21 +36,21 @@ class Reads:
     "of": whether a field decides what cells hold as they are read ("cells"), only the reads ("reads"), or all rows of a run ("run")."""
 
     read_noise: float | str | None = number(
-        None, "standard deviation s of a cell's conductance, uS, drawn anew at each read: a read gets N(0, s^2 sum a^2), and that of its "
-        "reference cells. device: the law of the device's data. Default: none", NOISE, of="reads", unit=" uS")
-    adc_noise: float = number(0.0, "standard deviation of N(0, s^2) that each conversion adds to v, in units of a cell's level",
+        None, "standard deviation s of a cell at each read, uS. A read gets the noise N(0, s^2 sum a^2), and that of its reference "
+        "cells. device: the law of the device's data. Default: none", NOISE, of="reads", unit=" uS")
+    adc_noise: float = number(0.0, "standard deviation s of the noise N(0, s^2) that each conversion adds to v, in levels of a cell",
                               LEVELS, of="reads")
-    adc_offset: float = number(0.0, "standard deviation of the offset of each column's converter, the same in all reads of a chip, in "
-                               "units of a cell's level: v + o", LEVELS, of="reads")
-    adc_gain: float = number(0.0, "relative standard deviation of the gain of each column's converter, the same in all reads of a "
-                             "chip: v (1 + g)", LEVELS, of="reads")
+    adc_offset: float = number(0.0, "standard deviation of the offset o of each column's converter, v + o, in levels of a cell. It is "
+                               "drawn once for a chip", LEVELS, of="reads")
+    adc_gain: float = number(0.0, "standard deviation of the relative gain g of each column's converter, v (1 + g). It is drawn once "
+                             "for a chip", LEVELS, of="reads")
     access: str = choice(Wires.access, *(Wires.__dataclass_fields__["access"].metadata[key] for key in ("allowed", "help")), of="cells")
     wire_ohm: float = _of_wires("wire_ohm", WIRE_OHM)
     row_ohm: float = _of_wires("row_ohm", ROW_OHM)
     driver_ohm: float = _of_wires("driver_ohm")
-    reference_cells: str = choice("device", ("device", "ideal"), "device: the cells of reference columns are like all others. ideal: they "
-                                  "do not scatter", of="cells")
-    noise_seed: int = number(0, "seed of what is drawn anew at each read, for each chip by itself", COUNT_OR_0, of="run")
+    reference_cells: str = choice("device", ("device", "ideal"), "device: cells of reference columns scatter like all others. ideal: "
+                                  "they do not scatter", of="cells")
+    noise_seed: int = number(0, "seed of what is drawn again at each read. Each chip has draws of its own", COUNT_OR_0, of="run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,9 @@ class Chips(Reads):
     Raises: ValueError for impossible values.
     """
 
-    chips: int = number(1, "chips that are measured, each a draw of all cells, with the seeds S, S + 1, ...: mean, deviation (of "
-                        "n - 1) and lowest of their accuracies", COUNT, of="run")
-    chip_seed: int = number(0, "seed S of the first chip", COUNT_OR_0, of="run")
+    chips: int = number(1, "how many chips are measured. Each is a new draw of all cells. The table has the mean, the standard "
+                        "deviation (of n - 1) and the lowest of their accuracies", COUNT, of="run")
+    chip_seed: int = number(0, "seed S of the first chip. The next ones have S + 1, S + 2, ...", COUNT_OR_0, of="run")
     device: Device
     name: str | None = None
 

@@ -38,20 +38,20 @@ class Calibration:
     """
 
     rule: str = choice(
-        "mse", tuple(adc.RULES), "how a calibrated range of uniform bits follows from the reads of training images; zero is always a code. "
-        "minmax: the smallest range that covers all. percentile: the smallest that covers the middle 99.9 % of those that are "
-        "not zero. mse: the one of least squared error, weighed by significance.")
+        "mse", tuple(adc.RULES), "how the range of uniform bits is chosen from the reads of training images. Zero is always a code. "
+        "minmax: the smallest range that covers all reads. percentile: the smallest range that covers the middle 99.9 % of the reads "
+        "that are not zero. mse: the range of least squared error of the layer's output.")
     per: str = choice(
-        "alike", adc.PER, "which slices of a layer share a calibrated range of uniform bits. alike: those whose reference column is filled "
-        "alike, all of them with DoReFa, all but the highest with SAWB and 1-bit cells. layer: all. slice: each has its own.")
+        "alike", adc.PER, "which slices of a layer share a range of uniform bits. alike: those whose reference column is filled alike. "
+        "With DoReFa these are all, with SAWB and 1-bit cells all but the highest. layer: all. slice: each has its own.")
     correct: str = choice(
-        "channel", ("channel", "none"), "channel: each output channel is scaled and shifted digitally, so that its mean and "
-        "deviation on training images are those without ADC; batch norm takes both in. none: ranges alone, which lose more, "
-        "most of all with few bits.")
+        "channel", ("channel", "none"), "channel: a digital gain and offset give each output channel the mean and the deviation that it "
+        "has on training images without ADC. Batch norm takes both in. none: no correction. This loses more, most of all with few bits.")
     share: str = choice("network", ("network", "layer"), "what the mean of a plan is taken over. network: all conversions of the "
-                        "network, each layer's error weighed by what it does to the network's output. layer: those of each layer.")
-    on: str = choice("nominal", ("nominal", "chip"), "nominal: ranges are chosen on cells without scatter, at design time. chip: on the "
-                     "cells of the chip. The correction is measured on the chip in any case.")
+                        "network. Each layer's error counts by what it does to the network's output. layer: the conversions of each "
+                        "layer.")
+    on: str = choice("nominal", ("nominal", "chip"), "nominal: ranges are chosen at design time, on cells without scatter. chip: ranges "
+                     "are chosen on the cells of each chip. The correction is always measured on the chip.")
 
     def __post_init__(self) -> None:
         for name, words in OTHER_WORDS.items():
