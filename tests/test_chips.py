@@ -368,7 +368,7 @@ def test_a_folder_of_samples_by_any_of_its_names(tmp_path):
         found = chips_of({"device": f"{tmp_path}{name}"})
         assert found.device.level_values == pytest.approx((1.005, 11.005)) and found.name == tmp_path.name
     for name in ("", "none/level{W}_raw.npy"):
-        with pytest.raises(UserError, match="^--device " + re.escape(name) + ": no preset and no file is called so; presets are"):
+        with pytest.raises(UserError, match="^--device " + re.escape(name) + ": there is no preset and no file of this name; presets are"):
             chips_of({"device": name})
 
 
@@ -421,7 +421,7 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--device", "techX"], ["--device techX: no preset and no file is called so; presets are cmo_hfox, ", "techA"]),
+    (["--device", "techX"], ["--device techX: there is no preset and no file of this name; presets are cmo_hfox, ", "techA"]),
     (["--device", "techA", "--device_time", "1y"], ["--device_time: 1y is not seconds, or a number with ms, s, min, h, d or w"]),
     (["--device", "techA", "--device_time", "3w"], ["--device techA: techA at 25 C has no data at 1.8144e+06 s; nearest: 100000 s"]),
     (["--device", "neurram_chip", "--device_time", "1h"], ["--device neurram_chip: neurram_chip has no data over time"]),
@@ -437,7 +437,7 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
     (["--device", "techA", "--access", "gate", "--row_ohm", "1"], ["--row_ohm is 1.0 with access 'gate'"]),
     (["--device", "techA", "--access", "gate", "--wire_ohm", "1", "--dac_bits", "2"], ["access is 'gate' with dac_bits 2"]),
     (["--device", "techA", "--weights", "pair", "--reference_cells", "ideal"], ["reference_cells is 'ideal' and weights 'pair'"]),
-    (["--device", "techA", "--adc_ranges", "x.json"], ["--adc_ranges are of ideal cells"]),
+    (["--device", "techA", "--adc_ranges", "x.json"], ["--adc_ranges are for ideal cells"]),
     (["--device", "techA", "--engine", "cuda"], ["no engine is named 'cuda'"]),
     (["--device_time", "1h"], ["--device_time is for the cells of a device: add --device NAME, or see --device list"]),
     *[([f"--{name}", value], [f"--{name} is for the cells of a device: add --device NAME"]) for name, value in (
@@ -446,7 +446,7 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
         ("reference_cells", "ideal"))],
     (["--save_cells"], ["--save_cells is for the cells of a device"]),
     (["--also", "--device_time 1h"], ["--device_time is for the cells of a device"]),
-    (["--device", "mine.csv"], ["--device mine.csv: no preset and no file is called so"]),
+    (["--device", "mine.csv"], ["--device mine.csv: there is no preset and no file of this name"]),
     (["--device", "bad.csv"], ["--device bad.csv: bad.csv, line 1: columns a,b"]),
     (["--device", "bytes.csv"], ["--device bytes.csv: "]),
     (["--device", "empty"], ["--device empty: "]),
@@ -1134,7 +1134,7 @@ def test_a_network_on_the_cells_in_a_folder(run, refused, checkpoint, more, capl
     weights = "offset" if "pair" in more else "pair"
     refused(["--resume", checkpoint, *FLAGS, "--weights", weights, "--planes", "mine"], "chip3.pt holds cells of ", " hardware has ")
     refused(["--resume", checkpoint, *flags, "--cell_bits", "1", "--planes", "mine"], "holds cells of cell_bits 2, and the hardware has 1")
-    refused(["--resume", checkpoint, *flags, "--planes", "mine", "--device", "techC"], "mine holds the cells of a chip, and a device")
+    refused(["--resume", checkpoint, *flags, "--planes", "mine", "--device", "techC"], "mine holds the cells of a chip, and --device draws")
     if "pair" not in more:
         run(checkpoint, *flags, "--planes", str(folder))
         assert f"{folder} holds bit-planes, which are taken, and the cells of chips too, which are not" in caplog.text

@@ -248,7 +248,7 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert machine.pick_device() == machine.pick_device(1) == torch.device("cuda")
-    with pytest.raises(UserError, match="--ngpu 2: 0 .CPU. or 1, a GPU for each process"):
+    with pytest.raises(UserError, match="--ngpu 2: give 0 for the CPU, or 1, a GPU for each process"):
         machine.pick_device(2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

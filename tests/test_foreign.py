@@ -295,9 +295,9 @@ def test_a_file_says_which_class_a_folder_holds(net, photographs, text):
 
 @pytest.mark.parametrize("text, says", [("cat seven", "does not name classes"), ("", "does not name classes"), ("cat -1", "from 0 up"),
                                         ("[1]", "does not name classes"), ('{"a":' * 10**5, "does not name classes"),
-                                        ("cat 1\ndog 0", "does not say the class of the folder"),
-                                        ('{"0": ["n1", "cat"], "1": ["n2", "cat"], "2": "dog", "3": "emu"}', "or names several for it"),
-                                        ("cat 1\ncat 2\ndog 3\nemu 4", "train/cat, or names several for it")])
+                                        ("cat 1\ndog 0", "must name one class for the folder"),
+                                        ('{"0": ["n1", "cat"], "1": ["n2", "cat"], "2": "dog", "3": "emu"}', "it names none, or several"),
+                                        ("cat 1\ncat 2\ndog 3\nemu 4", "train/cat; it names none, or several")])
 def test_bad_class_files_are_one_line(net, photographs, text, says):
     Path("index").write_text(text)
     with pytest.raises(UserError, match=says):
@@ -568,8 +568,8 @@ def test_a_network_of_16_bits_with_a_sparse_buffer_and_a_set_in_its_state(net):
 
 
 @pytest.mark.parametrize("flags, says", [
-    (["--model", "net.py:small", "--image_size", "24"], "tells 10 classes apart, the images of imagefolder show 3: --class_index FILE"),
-    (["--model", "net.py:three", "--dataset", "digits"], "net.py:three tells 3 classes apart, the images of digits show 10$"),
+    (["--model", "net.py:small", "--image_size", "24"], "has 10 classes, the images of imagefolder have 3: say which ones"),
+    (["--model", "net.py:three", "--dataset", "digits"], "net.py:three has 3 classes, the images of digits have 10$"),
     (["--model", "net.py:three", "--a_bits", "32"], "--a_bits 32: a converted network has 1 to 8 bits"),
     (["--model", "net.py:pairs", "--image_size", "24"], r"gives \[1, 2, 5\] for one image"),
     (["--model", "net.py:three", "--image_size", "4"], r"does not take inputs \[1, 3, 4, 4\]"),
@@ -671,7 +671,7 @@ def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
     [weight] = [value for value in best["state_dict"].values() if value.shape == before.shape]
     assert not torch.equal(weight, before)
 
-    with pytest.raises(UserError, match="is of net.py:small, and a checkpoint alone runs no code: add --model net.py:small"):
+    with pytest.raises(UserError, match="is of net.py:small, whose code is run only if you name it: add --model net.py:small"):
         evaluation.main(["--resume", "run/model_best.pth.tar"])
     capsys.readouterr()
     for flag, trained, other in (("w_bits", "3", "4"), ("inputs", "phases", "twos"), ("rounding", "nearest", "gptq")):

@@ -440,7 +440,7 @@ def test_two_networks_of_one_folder_are_refused(checkpoint, capsys):  # noqa: F8
         shutil.copy(checkpoint, f"{folder}/m.pt")
     with pytest.raises(SystemExit):
         run_main(lambda: evaluation.main(["--resume", "a.1/m.pt", "a_1/m.pt", *QUICK, "--save_path", "both"]))
-    assert "error: a.1/m.pt and a_1/m.pt would have one folder, both/a_1_m: evaluate them one by one" in capsys.readouterr().err
+    assert "error: a.1/m.pt and a_1/m.pt would share the folder both/a_1_m: evaluate them one by one" in capsys.readouterr().err
     assert not Path("both").exists()
 
 
@@ -700,7 +700,7 @@ def test_ranges_of_another_rule_take_the_place_of_an_entry():
     (["--workers", "0"], "argument --workers: 0 is not a whole number from 1 up"),
     (["--shard", "3/2"], "argument --shard: 3/2 is not I/N, such as 2/8: I from 1 to N"),
     (["--shard", "2"], "argument --shard: 2 is not I/N"),
-    (["--per_layer", "features.4"], "--per_layer features.4: is not LAYER:FLAG=VALUE"),
+    (["--per_layer", "features.4"], "--per_layer features.4: give LAYER:FLAG=VALUE"),
     (["--per_layer", "features.3:adc_bits=3"], "--per_layer features.3: no layer on crossbars is called so; there are features.4, "),
     (["--per_layer", "features.4:speed=3"], "no hardware flag is called speed; there are cell_bits, adc_bits, "),
     (["--per_layer", "features.4:adc_bits=x"], "--per_layer features.4:adc_bits=x: x is not a number from 0 up"),
@@ -711,7 +711,7 @@ def test_ranges_of_another_rule_take_the_place_of_an_entry():
     (["--planes", "x", "--per_layer", "features.4:cell_bits=2"], "--planes is for cells of one kind: leave cell_bits out of --per_layer"),
     (["--device", "techA", "--save_cells", "--per_layer", "features.4:weights=pair"], "--save_cells is for cells of one kind"),
     (["--device", "techA", "--save_cells", "--per_layer", "features.4:rows=8"], "--save_cells is for cells of one kind"),
-    (["--per_layer", "a:adc_bits=5", "b:adc_bits=4", "a:adc_bits=6"], "--per_layer a: stands in several places"),
+    (["--per_layer", "a:adc_bits=5", "b:adc_bits=4", "a:adc_bits=6"], "--per_layer a: is given in several places"),
     (["--objective", "bits"], "--objective is for a search: add --search N"),
     (["--search", "5", "--adc_bits", "3:5"], "--search chooses on validation images: "),
     (["--search", "5", "--report"], "--report does not go with --search"),
@@ -768,7 +768,7 @@ def test_a_search_counts_idle_reads_of_all_its_layouts(evaluate, trained):
 
 @pytest.mark.parametrize("more, words", [
     (["--objective", "speed"], "--objective speed: unknown"), (["--objective", "energy"], "there is no energy without --cost"),
-    (["--at_least", "x=1"], "--at_least x=1: is not NAME=VALUE")])
+    (["--at_least", "x=1"], "--at_least x=1: give NAME=VALUE")])
 def test_aims_of_a_search_are_refused_before_any_work(refused, trained, more, words):
     refused(["--resume", trained, *QUICK, "--adc_range", "full", "--adc_bits", "3", "4", "--search", "2", *more], words)
 
@@ -814,7 +814,7 @@ def test_bounds_of_a_search(evaluate, trained, capsys):
     assert all((float(row["bits"]) <= 4) == (row["within_bounds"] == "True") for row in rows)
     assert all(float(row["bits"]) <= 4 for row in rows if row["front"] == "True")
     for more, words in ((["--at_least", "accuracy=101"], "none of 6 settings is within the bounds; nearest is 1-bit cells"),
-                        (["--at_least", "speed=1"], "--at_least speed=1: is not NAME=VALUE with one of accuracy, "),
+                        (["--at_least", "speed=1"], "--at_least speed=1: give NAME=VALUE with one of accuracy, "),
                         (["--objective", "speed"], "--objective speed: unknown, choose from accuracy, "),
                         (["--objective", "energy"], "--search: there is no energy without --cost")):
         with pytest.raises(UserError, match=re.escape(words)):

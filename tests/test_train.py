@@ -724,7 +724,7 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--adc_aware", "--cell_bits", "5"], "--cell_bits is 5; allowed are whole numbers from 1 to 4 (--w_bits)"),
     (["--adc_aware", "--adc_bits", "13"], "--adc_bits is 13; allowed are whole numbers from 1 to 12"),
     (["--export", "file.pt"], "--export writes a trained network: add --evaluate"),
-    (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "x.json"], "name the network otherwise"),
+    (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "x.json"], "give the network another ending"),
     (["--about", "digits"], "--about is for the .json of --export"),
     (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "{file}/x.pt"], "cannot write to {file}"),
 ])

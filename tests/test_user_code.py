@@ -109,7 +109,7 @@ def test_results_of_a_law_have_a_key_of_its_code_and_its_numbers(law):
     beside = key()
     Path("law.py").write_text(LAW.replace("0.02", "0.03"))
     assert len({first, beside, key()}) == 3
-    with pytest.raises(UserError, match=r"^results of the law settling can have no key \(no digest of builtin_function_or_method\)"):
+    with pytest.raises(UserError, match=r"^results of the law settling cannot be kept \(no digest of builtin_function_or_method\)"):
         key("law.py:Odd")
 
 

@@ -51,7 +51,7 @@ def test_workers_that_die_are_replaced(tmp_path, monkeypatch):
         pool.measure([Job(0, name, int(name[-1], 16) % 3) for name in names], lambda job: done.append(job.setting))
         assert sorted(done) == sorted(names)
         assert Counter((tmp_path / "measured").read_text().splitlines()) == dict.fromkeys(names, 1)
-        with pytest.raises(UserError, match="^always a: 3 workers died of it, one after the other, as they do for want"):
+        with pytest.raises(UserError, match="^always a: 3 workers died while measuring it, one after the other; often memory is short"):
             pool.measure([Job(0, "always a", 0)], done.append)
         with pytest.raises(UserError, match="^one line$"):
             pool.measure([Job(0, "wrong", 0)], done.append)

@@ -26,8 +26,7 @@ def read_class_index(path: str | Path) -> dict[str, int]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} does not name classes, by a JSON object or by a folder and a number on each line "
-                        f"({one_line(error)})") from None
+        raise UserError(f"{path} does not name classes ({one_line(error)}): give a JSON object, or a folder and a number a line") from None
     return found
 
 

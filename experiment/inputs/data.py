@@ -72,7 +72,7 @@ def load(dataset: str, data_path: str | Path = "./data", log: Callable[[str], ob
     Raises: UserError for a data set that is unknown, not there, or not as it should be.
     """
     if class_index and not (transform and dataset == "imagefolder"):
-        raise UserError("--class_index names the classes of folders: it is for --dataset imagefolder with a network of others")
+        raise UserError("--class_index names the classes of folders: it needs --dataset imagefolder and a network of others")
     if dataset not in DATASETS:
         raise UserError(f"--dataset {dataset}: unknown, choose from {', '.join(DATASETS)}")
     with distributed.one_first():
@@ -108,7 +108,7 @@ def check_classes(data: Dataset, trained_on: dict[str, Any], source: str | Path)
     other = [f"{name} instead of {trained}" for name, trained in pairs if name != trained]
     if other:
         raise UserError(f"{source} was trained on other classes: the images have {', '.join(other[:10])}"
-                        + ("; labels count the sorted names: name the folders as in the training"
+                        + ("; give the folders the names that they had in the training"
                            if data.name == "imagefolder" else ""))
 
 

@@ -55,7 +55,7 @@ def read(root: Path, log: Callable[[str], object], class_index: str | Path | Non
         labels = read_class_index(class_index)
         for folder in both:
             if unknown := [name for name in _class_names(folder) if name not in labels]:
-                raise UserError(f"{class_index} does not say the class of the folder {folder / unknown[0]}, or names several for it")
+                raise UserError(f"{class_index} must name one class for the folder {folder / unknown[0]}; it names none, or several")
         by_label = {label: name for name, label in labels.items()}
         classes = [by_label.get(i, f"class {i}") for i in range(max(by_label) + 1)]
     else:

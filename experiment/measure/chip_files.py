@@ -34,7 +34,7 @@ def stored_cells(folder: str, network: nn.Module, settings: Sequence[Setting], w
     if chips:
         return _of_a_chip(folder, network, settings, *chips[0])
     if any(setting.spec.weights == "pair" for setting in settings):
-        raise ValueError(f"{folder} holds no cells of a chip; bit-planes are those of weight codes, and weights 'pair' stores others")
+        raise ValueError(f"{folder} holds no cells of a chip; weights 'pair' needs them, because bit-planes hold the codes of offset cells")
     layers = [(name, layer.w_codes().shape) for name, layer in quant.crossbar_layers(network)]
     codes = quant.read_planes(folder, layers, w_bits, settings[0].spec.cell_bits)
     return {name: each for (name, _), each in zip(layers, codes)}
@@ -42,7 +42,7 @@ def stored_cells(folder: str, network: nn.Module, settings: Sequence[Setting], w
 
 def _of_a_chip(folder, network, settings, device, seed):
     if any(setting.chips for setting in settings):
-        raise ValueError(f"{folder} holds the cells of a chip, and a device has chips too; give only one of them")
+        raise ValueError(f"{folder} holds the cells of a chip, and --device draws other cells: give one of them")
     kinds = {(*(getattr(each.spec, name) for name in hardware("cells", "arrays")), each.per_layer): each for each in settings}
     for setting in kinds.values():  # the cells must fit the hardware of each
         place(network, replace(setting, crossbar_layers="all"))

@@ -185,7 +185,7 @@ def _parts(value: Any, others: bool):
             try:
                 _laws[id(value)] = digest(_attributes(value))
             except TypeError as error:
-                raise UserError(f"results of the law {value.name} can have no key ({error}): its attributes must be numbers, texts, "
+                raise UserError(f"results of the law {value.name} cannot be kept ({error}): its attributes must be numbers, texts, "
                                 "arrays or lists of them") from None
             weakref.finalize(value, _laws.pop, id(value), None)
         yield _laws[id(value)].encode()

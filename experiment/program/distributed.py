@@ -185,8 +185,8 @@ def _end(error: BaseException) -> None:
     if not first:
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
     if isinstance(error, _ToldToEnd):
-        raise UserError(f"told to end (SIGTERM), as all {world()} processes are when one of them has died; what they have written "
-                        "stays") from None
+        raise UserError(f"ended by SIGTERM; all {world()} processes get it when one of them has died. What they have "
+                        "written stays") from None
     if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST):
         raise UserError(f"another of the {world()} processes has ended, and this run with it; what it has written stays") from None
 

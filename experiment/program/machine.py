@@ -71,7 +71,7 @@ def pick_device(ngpu: int | None = None) -> torch.device:
     if ngpu is None:
         ngpu = processes if torch.cuda.is_available() else 0
     if ngpu not in (0, processes):
-        raise UserError(f"--ngpu {ngpu}: 0 (CPU) or {processes}, a GPU for each process of this machine")
+        raise UserError(f"--ngpu {ngpu}: give 0 for the CPU, or {processes}, a GPU for each process of this machine")
     if ngpu > torch.cuda.device_count():
         raise UserError(f"--ngpu {ngpu}: PyTorch finds {torch.cuda.device_count() or 'no'} CUDA GPU here; use --ngpu 0")
     if not ngpu:

@@ -32,16 +32,16 @@ class DeviceSettings:
     """what a cell is"""
 
     device: str | None = option(
-        None, "what the cells are: one of the presets, a file or folder of your own measurements, or path/to/law.py:NAME, a class or "
-        f"function of your own that makes one (docs/devices.md); {LIST} describes the presets and ends. Default: ideal cells",
+        None, "what the cells are: a preset, a file or folder of your own measurements, or path/to/law.py:NAME, a class or function of "
+        f"your own (docs/devices.md). {LIST} describes the presets. Default: ideal cells",
         metavar="NAME|FILE")
     device_time: float | None = option(
-        None, "time t at which the cells are read, in seconds or as 10s, 1h, 1d: mean and sigma of the data at t; of tables linear in "
-        f"log t between measured times. --device {LIST} says which times there are. Default: the first that the device has", TIME)
+        None, "when the cells are read: seconds, or 10s, 1h, 1d. Tables are interpolated in log t between measured times. --device "
+        f"{LIST} says which times there are. Default: the first time of the device", TIME)
     device_temp: float | None = option(None, "temperature, C. Default: the lowest that the device has", TEMP)
     stuck_on: float | None = option(
-        None, "probability that a cell always has the conductance of the highest level; default that of the device", PROBABILITY)
-    stuck_off: float | None = option(None, "the same for the lowest level; default that of the device", PROBABILITY)
+        None, "probability that a cell always has the conductance of the highest level. Default: that of the device", PROBABILITY)
+    stuck_off: float | None = option(None, "the same for the lowest level. Default: that of the device", PROBABILITY)
 
     def made(self, known: dict[str, Device] | None = None) -> Device:
         """The device. Args: known, devices that were read already, which saves reading a file again for each of its times.
@@ -67,7 +67,7 @@ def _first(name: str) -> Device:
     if name and user_code.is_file(name):
         return _of_code(name)
     if not name or not (raw_folder(name) or Path(name)).exists():
-        raise ValueError(f"no preset and no file is called so; presets are {', '.join(presets())}")
+        raise ValueError(f"there is no preset and no file of this name; presets are {', '.join(presets())}")
     return Device.read(name)
 
 
@@ -87,9 +87,9 @@ def _of_code(name: str) -> Device:
 class TrainingChips(DeviceSettings, Reads):
     """training on chips of a device"""
 
-    chip_steps: int = option(1, "steps K that have the same chip: step i of the run is made on chip S + 1 + floor(i / K), programmed "
-                             "from the weights as they are", COUNT)
-    chip_seed: int = option(0, "seed S of the chip on which each epoch is measured; training sees those above", COUNT_OR_0)
+    chip_steps: int = option(1, "steps K with the same chip. Step i of the run is made on chip S + 1 + floor(i / K), programmed from "
+                             "the weights as they are", COUNT)
+    chip_seed: int = option(0, "seed S of the chip on which each epoch is measured. Training sees only chips above S", COUNT_OR_0)
 
 
 OF_DEVICE = tuple(flags.defaults(DeviceSettings))

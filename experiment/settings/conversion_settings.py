@@ -15,23 +15,25 @@ LINEAR_BITS = Number(int, "2 to 8", lambda bits: 2 <= bits <= 8)
 class Conversion:
     """networks of others"""
 
-    image_size: int | None = option(None, "pixels a side of the images that it sees, in place of those of its own transform", COUNT)
-    first_last_bits: int = option(8, "weight and input bits of its first and last layer", LINEAR_BITS)
-    inputs: str = option("phases", "how signed inputs reach the arrays. phases: positive and negative parts in reads of their own. "
-                         "ternary: word lines at -V, 0, +V. twos: the top digit counts negative. offset: codes from 0 up, and the sum of "
-                         "the weights is taken off", ("phases", "ternary", "twos", "offset"))
-    rounding: str = option("nearest", "of weights. gptq: each column makes up for the errors of those before it (arXiv 2210.17323)",
+    image_size: int | None = option(None, "pixels a side of the network's images, in place of those of its own transform", COUNT)
+    first_last_bits: int = option(8, "weight and input bits of the first and the last layer", LINEAR_BITS)
+    inputs: str = option("phases", "how signed inputs reach the arrays. phases: positive and negative parts have reads of their own. "
+                         "ternary: word lines carry -V, 0 or +V. twos: the top digit counts negative (two's complement). offset: codes "
+                         "start at 0, and the sum of the weights is subtracted", ("phases", "ternary", "twos", "offset"))
+    rounding: str = option("nearest", "how weights are rounded. nearest: to the nearest code. gptq: each column makes up for the errors "
+                           "of the columns before it (arXiv 2210.17323)",
                            ("nearest", "gptq"))
-    skip: list[str] = option([], "layers that stay digital: names or patterns such as \"layer4.*\"", several=True, says_default=True)
+    skip: list[str] = option([], "layers that stay digital: names, or patterns such as \"layer4.*\"", several=True, says_default=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionFiles:
     """files of networks of others"""
 
-    state: str | None = option(None, "the weights of a network of others, from FILE in place of the published ones", metavar="FILE")
-    class_index: str | None = option(None, "which class a folder of images holds: a JSON object or lines of a folder and a number, where "
-                                     "the network has more classes than there are folders. Default: the sorted names count", metavar="FILE")
+    state: str | None = option(None, "file with the weights of a network of others, in place of the published ones", metavar="FILE")
+    class_index: str | None = option(None, "which class each folder of images holds, if the network has more classes than there are "
+                                     "folders. A JSON object, or lines of a folder and a number. Default: the folders in sorted "
+                                     "order", metavar="FILE")
 
 
 FLAGS = tuple(field.name for part in (Conversion, ConversionFiles) for field in fields(part))
@@ -60,7 +62,7 @@ def check_code(config: Mapping[str, Any], given: Mapping[str, Any], source: str)
     """Refuse to run a file because a checkpoint names it. Args: see `check_checkpoint`. Raises: UserError."""
     model = config.get("model", "")
     if foreign.is_file(model) and "model" not in given:
-        raise UserError(f"{source} is of {model}, and a checkpoint alone runs no code: add --model {model}")
+        raise UserError(f"{source} is of {model}, whose code is run only if you name it: add --model {model}")
 
 
 def check_checkpoint(config: Mapping[str, Any], given: Mapping[str, Any], source: str) -> None:

@@ -55,30 +55,30 @@ CALIBRATION = tuple(flag_name(field.name) for field in fields(Calibration))
 class Network:
     """network and data"""
 
-    resume: str | None = option(None, "checkpoint of train.py, or of the original code; several are evaluated one after the other",
+    resume: str | None = option(None, "checkpoint of train.py, or of the original code. Several are evaluated one after the other",
                                 metavar="PATH")
-    model: str | None = option(None, f"{' or '.join(MODELS)}, default that of the checkpoint; or a network of others, which is "
+    model: str | None = option(None, f"{' or '.join(MODELS)}. Default: that of the checkpoint. Or a network of others, which is "
                                f"converted: {foreign.KINDS}")
-    w_bits: int | None = option(None, "weight bits; default those of the checkpoint, of networks of others 8", BITS)
-    a_bits: int | None = option(None, "activation bits; default those of the checkpoint, of networks of others 8", BITS)
-    wq: str | None = option(None, "weight quantizer; default that of the checkpoint", tuple(WEIGHT_QUANTIZERS))
-    quantize_image: bool | None = option(None, "round the image to the activation grid; default as the checkpoint was trained. "
+    w_bits: int | None = option(None, "bits of a weight. Default: those of the checkpoint; 8 for networks of others", BITS)
+    a_bits: int | None = option(None, "bits of an activation. Default: those of the checkpoint; 8 for networks of others", BITS)
+    wq: str | None = option(None, "weight quantizer. Default: that of the checkpoint", tuple(WEIGHT_QUANTIZERS))
+    quantize_image: bool | None = option(None, "round the image to the activation grid. Default: as the checkpoint was trained. "
                                          "Networks of the original code need it", bool)
-    dataset: str | None = option(None, "default that of the checkpoint; of an exported network of CIFAR-10's classes cifar10, of "
-                                 "networks of others imagefolder", data.DATASETS)
-    data_path: str | None = option(None, "folder of the data set; default that of the run whose checkpoint it is, else ./data")
-    batch_size: int = option(64, "images at a time; changes no result but those of --adc_range dynamic", COUNT)
-    limit: int | None = option(None, "only LIMIT test images, spread evenly over the set; default all", COUNT)
-    validation: bool = option(False, "the validation images of the training in place of the test images: for choices, which the "
-                              "test images must not make. Of networks that were not trained here those in val/ beside test/, or a tenth "
-                              "of the training images", bool)
+    dataset: str | None = option(None, "the images. Default: those of the checkpoint; cifar10 for an exported network of its classes; "
+                                 "imagefolder for networks of others", data.DATASETS)
+    data_path: str | None = option(None, "folder of the data set. Default: that of the checkpoint's run, else ./data")
+    batch_size: int = option(64, "images at a time. Only with --adc_range dynamic it changes results", COUNT)
+    limit: int | None = option(None, "only LIMIT test images, spread evenly over the set. Default: all", COUNT)
+    validation: bool = option(False, "measure on the validation images of the training, not on the test images. Choose settings with "
+                              "these, because the test images must not choose. For networks that were not trained here they are those "
+                              "in val/ beside test/, or a tenth of the training images", bool)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
     """single layers"""
 
-    per_layer: list[str] = option([], "other hardware of some layers, in all rows: a layer's name or a pattern, and hardware flags: "
+    per_layer: list[str] = option([], "other hardware of some layers, in all rows. A layer's name or a pattern, and hardware flags: "
                                   "--per_layer \"features.3:adc_bits=5,cell_bits=2\" \"classifier.*:adc_range=ideal\"",
                                   several=True, metavar="LAYER:FLAG=VALUE", says_default=True)
 
@@ -87,10 +87,10 @@ class Layers:
 class Table:
     """more settings"""
 
-    also: list[str] = option([], "more settings in the same table: groups of the hardware flags, each group in quotes, a flag that "
-                             "is left out at its default: --also \"--cell_bits 1 2 --crossbar_layers conv\" \"--adc_bits 5\"",
+    also: list[str] = option([], "more settings in the same table. Each group of hardware flags stands in quotes. A flag that is left "
+                             "out has its default: --also \"--cell_bits 1 2 --crossbar_layers conv\" \"--adc_bits 5\"",
                              several=True, metavar="FLAGS", says_default=True)
-    table: list[str] = option([], "the settings, in groups as those of --also, where no hardware flag is given",
+    table: list[str] = option([], "the settings of the table, in groups as for --also, if no hardware flag is given",
                               several=True, metavar="FLAGS", says_default=True)
 
 
@@ -98,16 +98,15 @@ class Table:
 class Ranges:
     """calibration"""
 
-    calib_images: int = option(256, "training images that calibrate the ADC; the first 256, as one batch, also correct what it "
-                               f"does to the outputs. Of networks of others {CALIBRATE_OTHERS} unless it is given. A "
-                               "checkpoint of train.py --adc_aware keeps its own ranges on the hardware it was trained for, unless a "
-                               "flag of this group is given", COUNT)
-    adc_ranges: str | None = option(None, "take the calibrated ranges, and their correction if it holds one, from the "
-                                    "adc_ranges.json of an earlier evaluation", metavar="FILE")
-    report: bool = option(False, "for every setting with calibrated or full ranges: what the ADC does to each layer and slice, as "
-                          "a table, a JSON file and a picture", bool)
-    planes: str | None = option(None, "take the cells from the bit_levels<i>_ideal.pt in DIR instead of the checkpoint, or those of one "
-                                "chip, bit_levels<i>_<device>_chip<seed>.pt",
+    calib_images: int = option(256, "training images that calibrate the ADC. The first 256, as one batch, also measure the correction. "
+                               f"Networks of others take {CALIBRATE_OTHERS} unless it is given. A checkpoint of train.py --adc_aware "
+                               "keeps its own ranges on the hardware it was trained for, unless a flag of this group is given", COUNT)
+    adc_ranges: str | None = option(None, "take the ranges, and their correction, from the adc_ranges.json of an earlier "
+                                    "evaluation", metavar="FILE")
+    report: bool = option(False, "say what the ADC does to each layer and slice, for each setting with calibrated or full ranges: a "
+                          "table, a JSON file and a picture", bool)
+    planes: str | None = option(None, "take the cells from files in DIR: bit_levels<i>_ideal.pt, or those of one chip, "
+                                "bit_levels<i>_<device>_chip<seed>.pt",
                                 metavar="DIR")
 
 
@@ -123,13 +122,13 @@ SHARD = Number(_shard, "I/N, such as 2/8: I from 1 to N", lambda shard: 1 <= sha
 class Sweep:
     """many settings"""
 
-    dry_run: bool = option(False, "say what would be measured, and what is measured already, and end", bool)
-    workers: int | None = option(None, "processes that measure at the same time, each with its share of the cores; on this machine, or "
-                                 "on the Ray cluster that RAY_ADDRESS names. Needs Ray (requirements-cluster.txt). Default: this "
-                                 "process alone, with all cores", COUNT)
+    dry_run: bool = option(False, "say what would be measured and what is measured already. Measure nothing", bool)
+    workers: int | None = option(None, "processes that measure at the same time, each with its share of the cores. They run on this "
+                                 "machine, or on the Ray cluster that RAY_ADDRESS names. Needs Ray (requirements-cluster.txt). Default: "
+                                 "this process alone, with all cores", COUNT)
     shard: tuple[int, int] | None = option(None, "measure only the I-th of N parts of the settings, for job arrays that share a folder",
                                            SHARD, metavar="I/N")
-    older_points: bool = option(False, "use what is measured already with other code than this, whose arithmetic may be another, too", bool)
+    older_points: bool = option(False, "also use what was measured with other code, whose arithmetic may differ", bool)
     html: bool = option(False, "write results.html, one page with all that was measured in the results folder", bool)
 
 
@@ -137,16 +136,18 @@ class Sweep:
 class Search:
     """search"""
 
-    search: int | None = option(None, "measure N settings out of all combinations: about 16 that are fixed or at random, and the others by "
-                                "what is known of those before; --per_layer may then give several values, of which each layer gets "
-                                "one. Chosen on validation images; the front is measured on the test images. Needs Optuna "
+    search: int | None = option(None, "measure N of all combinations. About 16 are fixed or drawn at random; the others are proposed "
+                                "from what is known so far. --per_layer may then give several values, and each layer gets one of them. "
+                                "Settings are chosen on validation images, and the best are measured on the test images. Needs Optuna "
                                 "(requirements-search.txt)", COUNT, metavar="N")
-    objective: list[str] = option(["accuracy", "bits"], "what is best: a front of two or more. accuracy; bits, the mean of all reads; "
-                                  "changed; conversions; energy, latency and area where they are estimated. Default accuracy bits",
+    objective: list[str] = option(["accuracy", "bits"], "what is best, one or more of: accuracy; changed, predictions that differ from "
+                                  "the software's; bits, the mean of all reads; conversions; with --cost also energy, latency, area. "
+                                  "Default accuracy bits",
                                   several=True, says_default=True)
-    at_least: list[str] = option([], "bounds of a search: --at_least accuracy=90", several=True, metavar="NAME=VALUE", says_default=True)
-    at_most: list[str] = option([], "bounds of a search: --at_most bits=2", several=True, metavar="NAME=VALUE", says_default=True)
-    search_seed: int = option(0, "seed of the search: the same one measures the same settings, however many workers there are",
+    at_least: list[str] = option([], "bounds of a search, such as --at_least accuracy=90", several=True, metavar="NAME=VALUE",
+                                 says_default=True)
+    at_most: list[str] = option([], "bounds of a search, such as --at_most bits=2", several=True, metavar="NAME=VALUE", says_default=True)
+    search_seed: int = option(0, "seed of the search. The same seed measures the same settings, with any number of workers",
                               COUNT_OR_0)
 
 
@@ -154,20 +155,20 @@ class Search:
 class Cost:
     """cost"""
 
-    cost: str | None = option(None, "what each setting costs, energy, latency, area, in one of the technologies, or in that of a file of "
-                              f"your own (docs/cost.md); {costs.LIST} describes the technologies and ends", metavar="NAME|FILE")
+    cost: str | None = option(None, "what each setting costs: energy, latency, area. In a technology, or in that of a file of your own "
+                              f"(docs/cost.md). {costs.LIST} describes the technologies", metavar="NAME|FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """machine and files"""
 
-    engine: str = option("auto", f"{', '.join(engines.CHOICES)}; changes no result; auto: the fastest")
+    engine: str = option("auto", f"{', '.join(engines.CHOICES)}. auto takes the fastest. Changes no result")
     ngpu: int | None = NGPU
-    save_path: str | None = option(None, "folder for results; default that of the run, for an exported network save/<its name>")
+    save_path: str | None = option(None, "folder for results. Default: that of the run; save/<its name> for an exported network")
     prob_path: str = option("prob", "folder for the bit-planes")
-    save_cells: bool = option(False, "write what the cells of every chip hold to prob_path too, beside the bit-planes, and keep "
-                              "cells behind word lines with --row_ohm or --driver_ohm there: they take minutes to solve", bool)
+    save_cells: bool = option(False, "write what the cells of every chip hold to prob_path, beside the bit-planes. Also keep cells "
+                              "behind --row_ohm or --driver_ohm there, which take minutes to solve", bool)
     log_file: str = option("eval.log", "name of the log inside save_path, or a full path")
 
 

@@ -216,7 +216,7 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
         if name in given and not with_device:
             raise UserError(chips.WITHOUT.format(name))
     if found.adc_ranges and with_device:
-        raise UserError("--adc_ranges are of ideal cells, and those of a --device are calibrated on its chips: give one of them")
+        raise UserError("--adc_ranges are for ideal cells, and with --device chips are calibrated anew: give one of them")
     if foreign.is_foreign(found.model) and any(setting.crossbar_layers != "all" for setting in found.settings):
         raise UserError("--crossbar_layers conv is for the networks of this project; name the layers that stay digital by --skip")
     if found.planes and len({setting.spec.cell_bits for setting in found.settings}) > 1:

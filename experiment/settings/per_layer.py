@@ -28,9 +28,9 @@ def parse(texts: Iterable[str]) -> Changes:
         pattern, colon, rest = text.partition(":")
         parts = [part.split("=", 1) for part in rest.split(",")]
         if not (pattern and colon) or any(len(part) != 2 for part in parts):
-            raise UserError(f"--per_layer {text}: is not LAYER:FLAG=VALUE,FLAG=VALUE, such as features.3:adc_bits=5,cell_bits=2")
+            raise UserError(f"--per_layer {text}: give LAYER:FLAG=VALUE,FLAG=VALUE, such as features.3:adc_bits=5,cell_bits=2")
         if pattern in found and pattern != list(found)[-1]:
-            raise UserError(f"--per_layer {pattern}: stands in several places, and of several patterns the later ones win: give it once")
+            raise UserError(f"--per_layer {pattern}: is given in several places: give it once, because later patterns win")
         for name, value in parts:
             name = ALIASES.get(name, name)
             if name not in FIELDS:

@@ -55,25 +55,25 @@ def _by_data(name: str) -> str:
 class Network:
     """what to train, and on what"""
 
-    model: str = option("vgg7_quant", f"{' or '.join(MODELS)}; or, with --qat, a network of others: {foreign.KINDS}")
-    qat: bool = option(False, "go on training a network of others that is converted, with its quantizers in the forward pass", bool)
-    w_bits: int = option(4, f"weight bits, 1 to 8, or {OFF} to switch the quantizer off", BITS)
-    a_bits: int = option(4, f"activation bits, 1 to 8, or {OFF} to switch the quantizer off", BITS)
-    wq: str = option("dorefa", "weight quantizer: dorefa, odd multiples of one step up to the largest weight; sawb, multiples "
-                     "around an exact zero up to a level that follows from the weights' statistics", tuple(WEIGHT_QUANTIZERS))
+    model: str = option("vgg7_quant", f"{' or '.join(MODELS)}. Or, with --qat, a network of others: {foreign.KINDS}")
+    qat: bool = option(False, "train a converted network of others further, with its quantizers in the forward pass", bool)
+    w_bits: int = option(4, f"bits of a weight, 1 to 8, or {OFF} to switch the quantizer off", BITS)
+    a_bits: int = option(4, f"bits of an activation, 1 to 8, or {OFF} to switch the quantizer off", BITS)
+    wq: str = option("dorefa", "weight quantizer. dorefa: odd multiples of one step, up to the largest weight. sawb: multiples of a "
+                     "step around an exact zero, up to a level that follows from the weights' statistics", tuple(WEIGHT_QUANTIZERS))
     alpha_init: float | str | None = option(
-        None, "first clipping level of every activation; with --fine_tune, of those that the weights lack or have for another "
-        "--a_bits. fit: that of least squared error on some training images, layer by layer. Default fit with --fine_tune, "
+        None, "first clipping level of every activation. With --fine_tune: of those that the weights lack, or have for another "
+        "--a_bits. fit: the level of least squared error on some training images, layer by layer. Default: fit with --fine_tune, "
         "else 6", FIT_OR_POSITIVE)
     quantize_image: bool = option(False, "also round the input image to the activation grid", bool)
     dataset: str = option("digits", "the images", data.DATASETS)
-    val_split: float = option(0.1, "share of the training images that chooses the best epoch; 0 trains on all of them and takes "
-                              "the last epoch", SHARE)
-    limit_train: int | None = option(None, "use only this many training images, for a quick try; default all", COUNT)
-    limit_test: int | None = option(None, "use only this many test images, spread evenly over them; default all", COUNT)
+    val_split: float = option(0.1, "share of the training images that chooses the best epoch. 0: train on all images and take the last "
+                              "epoch", SHARE)
+    limit_train: int | None = option(None, "use only this many training images, for a quick try. Default: all", COUNT)
+    limit_test: int | None = option(None, "use only this many test images, spread evenly over them. Default: all", COUNT)
     cutout: int = option(0, "cover a random square of this many pixels a side", COUNT_OR_0)
-    no_flip: bool = option(False, "never mirror training images, as --dataset digits never does: for signs, letters, and whatever is "
-                           "another class in a mirror", bool)
+    no_flip: bool = option(False, "never mirror training images: for signs, letters, and whatever is another class in a mirror. Images "
+                           "of --dataset digits are never mirrored", bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +82,25 @@ class Optimizer:
 
     epochs: int | None = option(None, f"passes over the training images; {_by_data('epochs')}", COUNT)
     batch_size: int | None = option(None, f"images a step; {_by_data('batch_size')}", AT_LEAST_2)
-    lr: float | None = option(None, f"highest learning rate; default {LR}, with --qat {LR_OF_QAT}", POSITIVE)
-    momentum: float = option(0.9, "share of the last step that is made again", SHARE)
+    lr: float | None = option(None, f"highest learning rate. Default: {LR}; with --qat {LR_OF_QAT}", POSITIVE)
+    momentum: float = option(0.9, "share of the last step that is repeated", SHARE)
     wd: float = option(1e-4, "weight decay of all but the clipping levels", POSITIVE_OR_0)
     schedule_type: str | None = option(
-        None, "step: times a gamma at each epoch of --schedule. cosine: half a cosine down to 0. triangular: up from 0 in the "
-        "first quarter of the run, then down to 0. Default triangular, or step if --schedule is given",
+        None, "how the learning rate changes. step: times a gamma at each epoch of --schedule. cosine: half a cosine down to 0. "
+        "triangular: up from 0 in the first quarter of the run, then down to 0. Default: triangular; step if --schedule is given",
         ("step", "cosine", "triangular"))
     schedule: list[int] = option([], "epochs at which the rate drops (step)", COUNT, several=True, metavar="EPOCH",
                                  says_default=True)
     gammas: list[float] = option([], "factor at each epoch of --schedule", POSITIVE, several=True, metavar="G", says_default=True)
-    label_smoothing: float = option(0.0, "share of the target spread over all classes", SHARE)
-    distill: float = option(0.0, "share of the loss that asks for the answers of the network that the run starts from, as it was, without "
-                                 "ADCs: that of --fine_tune, with --qat the float network; the labels have the rest", SHARE_OR_ALL)
+    label_smoothing: float = option(0.0, "share of the target that is spread over all classes", SHARE)
+    distill: float = option(0.0, "share of the loss that asks for the answers of the network from which the run starts, without ADCs. "
+                            "With --qat this is the float network. The labels have the rest of the loss", SHARE_OR_ALL)
     weight_clip: float | None = option(
-        None, "after every step, clip each layer's weights to K times their root mean square: DoReFa divides by the largest, so "
-        "that a few large ones leave most levels unused", POSITIVE, metavar="K")
-    alpha_lr: float | None = option(None, "highest learning rate of the clipping levels, default that of --lr", POSITIVE)
-    alpha_wd: float | None = option(None, "weight decay of the clipping levels (the L2 penalty of the PACT paper), default that "
-                                    "of --wd", POSITIVE_OR_0)
+        None, "after every step, clip each layer's weights to K times their root mean square. DoReFa divides by the largest weight, so "
+        "a few large weights leave most levels unused", POSITIVE, metavar="K")
+    alpha_lr: float | None = option(None, "highest learning rate of the clipping levels. Default: that of --lr", POSITIVE)
+    alpha_wd: float | None = option(None, "weight decay of the clipping levels (the L2 penalty of the PACT paper). Default: that of "
+                                    "--wd", POSITIVE_OR_0)
     clp: bool = option(False, "add a_lambda times the sum of alpha^2 over the layers to the loss", bool)
     a_lambda: float = option(0.01, "factor of the penalty that --clp adds", POSITIVE_OR_0)
 
@@ -109,11 +109,12 @@ class Optimizer:
 class ThroughADC:
     """training through the ADC"""
 
-    adc_aware: bool = option(False, "the forward pass is that of simulated crossbars, bit for bit (on chips corrected to the batch); "
-                             "gradients go straight through the ADC. Start from a trained network with --fine_tune", bool)
-    calib_steps: int = option(50, "steps between calibrations of the ADC ranges and their correction, on 64 training images",
+    adc_aware: bool = option(False, "train through simulated crossbars. The forward pass is computed bit for bit, and gradients go "
+                             "straight through the ADC. On chips, each step's output is corrected to its batch. Start from a trained "
+                             "network with --fine_tune", bool)
+    calib_steps: int = option(50, "steps between two calibrations of the ADC ranges and their correction, on 64 training images",
                               COUNT)
-    crossbar_layers: str = option("all", "all: every layer but the first on crossbars. conv: the convolutions only",
+    crossbar_layers: str = option("all", "all: every layer but the first is on crossbars. conv: only the convolutions are",
                                   CROSSBAR_LAYERS)
     spec: CrossbarSpec = CrossbarSpec()
     calibration: Calibration = Calibration()
@@ -123,21 +124,21 @@ class ThroughADC:
 class Reproducible:
     """arithmetic and random numbers"""
 
-    amp: str | None = option(None, "bf16: layers compute in bfloat16, in which the codes are exact; default bf16 where the "
-                             "processor has such arithmetic, else off", ("off", "bf16"))
-    seed: int = option(0, "of initial weights, split, order, crops and flips", COUNT_OR_0)
+    amp: str | None = option(None, "bf16: layers compute in bfloat16, which holds the codes exactly. Default: bf16 where the processor "
+                             "has such arithmetic, else off", ("off", "bf16"))
+    seed: int = option(0, "seed of initial weights, split, order, crops and flips", COUNT_OR_0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """machine and files"""
 
-    data_path: str = option("./data", "folder of the data set; digits needs none")
+    data_path: str = option("./data", "folder of the data set. digits needs none")
     ngpu: int | None = NGPU
     save_path: str | None = option(None, "folder of the run; {dataset}, {model}, {w_bits}, {a_bits} and {wq} in it stand for these "
                                    "settings. Default save/{dataset}_{model}_w{w_bits}a{a_bits}")
     log_file: str = option("train.log", "name of the log inside save_path, or a full path")
-    save_minutes: float = option(10.0, "minutes between checkpoints inside an epoch; 0 writes one after every step",
+    save_minutes: float = option(10.0, "minutes between checkpoints inside an epoch. 0 writes one after every step",
                                  POSITIVE_OR_0)
 
 
@@ -145,20 +146,20 @@ class Machine:
 class Actions:
     """starting from a checkpoint"""
 
-    resume: str | None = option(None, "continue the run of this checkpoint, default save_path/checkpoint.pth.tar. Flags that are "
-                                "not given are the run's own, but for --ngpu and --log_file; a --model of others is always given",
+    resume: str | None = option(None, "continue the run of this checkpoint. Default: save_path/checkpoint.pth.tar. Flags that are not "
+                                "given are the run's own, but for --ngpu and --log_file. Give --model again for a network of others",
                                 metavar="PATH", or_empty=True)
-    go_on: bool = option(False, "continue the run in save_path where it holds one, else start it", bool)
+    go_on: bool = option(False, "continue the run in save_path. Start it if there is none", bool)
     fine_tune: str | None = option(
-        None, "start a new run from the weights of PATH, or from those of --resume PATH. With other quantizers than theirs, the "
-        "scale of the logits and clipping levels are fitted to what the network did before", metavar="PATH", or_empty=True)
-    evaluate: bool = option(False, "only measure the checkpoint of --resume, default save_path/model_best.pth.tar, on the test "
-                            "images", bool)
-    export: str | None = option(None, "with --evaluate: also write the network to FILE, weights as packed codes, which --resume, "
-                                "--fine_tune and eval.py read, and what is known of it to a .json beside it", metavar="FILE")
-    about: str | None = option(None, "with --export: what the .json says of the data beside the name of the data set",
+        None, "start a new run from the weights of PATH, or of --resume PATH. Where quantizers differ from theirs, clipping levels and "
+        "the scale of the logits are fitted to the answers of the network before", metavar="PATH", or_empty=True)
+    evaluate: bool = option(False, "only measure a checkpoint on the test images: that of --resume, default "
+                            "save_path/model_best.pth.tar", bool)
+    export: str | None = option(None, "with --evaluate: also write the network to FILE, with weights as packed codes. --resume, "
+                                "--fine_tune and eval.py read it. A .json beside it says what is known of the network", metavar="FILE")
+    about: str | None = option(None, "with --export: what the .json says of the data, beside the name of the data set",
                                metavar="TEXT")
-    overwrite: bool = option(False, "start anew in a save_path that holds a run, which is lost", bool)
+    overwrite: bool = option(False, "start anew in a save_path that holds a run. The old run is lost", bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -428,7 +429,7 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
     if actions.about and not actions.export:
         raise UserError("--about is for the .json of --export")
     if actions.export and Path(actions.export).suffix == ".json":
-        raise UserError(f"--export {actions.export}: a .json is written beside the network, so name the network otherwise")
+        raise UserError(f"--export {actions.export}: a .json is written beside the network, so give the network another ending")
     if actions.export and settings.w_bits == OFF:
         raise UserError(f"--export packs weight codes, and {actions.resume} has --w_bits {OFF}")
     if actions.resume and actions.overwrite:

@@ -44,8 +44,8 @@ def images_of(found: Foreign, settings: Any, device: torch.device, log: logging.
     classes = foreign.try_out(settings.model, found.network.to(device), first)
     of_folders = settings.dataset == "imagefolder" and not settings.class_index
     if classes < len(shown.classes) or classes > len(shown.classes) and not settings.class_index:
-        raise UserError(f"{settings.model} tells {classes} classes apart, the images of {settings.dataset} show {len(shown.classes)}"
-                        + (": --class_index FILE says which ones" if of_folders else ""))
+        raise UserError(f"{settings.model} has {classes} classes, the images of {settings.dataset} have {len(shown.classes)}"
+                        + (": say which ones with --class_index FILE" if of_folders else ""))
     log.info(f"{settings.model}: inputs {list(first.shape[1:])}, {classes} classes"
              + (", numbered as the sorted names of the folders" if of_folders else ""))
     return shown

@@ -64,7 +64,7 @@ class Bench:
         except ValueError as error:
             raise UserError(str(error)) from None
         if is_chip(self.cells) and settings.adc_ranges:
-            raise UserError("--adc_ranges are of ideal cells, and those of a chip in --planes are corrected for it: give one of them")
+            raise UserError("--adc_ranges are for ideal cells, and --planes holds a chip with a correction of its own: give one of them")
         self.ranges, self.points, self.cache = RangesOfRun(settings, self.checkpoint, self.folder), Points(settings.save_path), Cache()
         self.facts = machine.machine_info() | {"command": command}
         self.sha256: dict[str, str] = {}  # of the weight codes of each layer's cells
@@ -358,7 +358,7 @@ def benches_of(networks: Sequence[tuple[EvalSettings, dict | None]], command: st
     owners: dict[Path, str] = {}
     for bench in made:
         if (other := owners.setdefault(bench.folder.resolve(), bench.settings.resume)) != bench.settings.resume:
-            raise UserError(f"{other} and {bench.settings.resume} would have one folder, {bench.folder}: evaluate them one by one, each "
+            raise UserError(f"{other} and {bench.settings.resume} would share the folder {bench.folder}: evaluate them one by one, each "
                             "with a --save_path")
     return made
 

@@ -186,7 +186,7 @@ class Search:
                     trial.set_constraint(f"{name} {sign}", sign * (bound - values[name]))
                 study.tell(trial, [values[name] for name in self.objectives])
         if not self.found:
-            raise UserError(f"--search: no combination of these values is hardware that can be: {self.refused}")
+            raise UserError(f"--search: none of these combinations is possible hardware: {self.refused}")
         self.front = self._front()
         if not self.front:
             best = self._nearest()
@@ -352,4 +352,4 @@ def _bound(text: str, sign: int) -> tuple[str, float, int]:
     try:
         return _objective(name), float(value), sign
     except (ValueError, UserError):
-        raise UserError(f"--at_{'least' if sign > 0 else 'most'} {text}: is not NAME=VALUE with one of {', '.join(OBJECTIVES)}") from None
+        raise UserError(f"--at_{'least' if sign > 0 else 'most'} {text}: give NAME=VALUE with one of {', '.join(OBJECTIVES)}") from None

@@ -104,8 +104,8 @@ class Pool:
             except ray.exceptions.RayError as error:
                 deaths[job] = deaths.get(job, 0) + 1
                 if deaths[job] == MOST_DEATHS:
-                    raise UserError(f"{job}: {MOST_DEATHS} workers died of it, one after the other, as they do for "
-                                    f"want of memory: {one_line(error)[-400:]}") from None
+                    raise UserError(f"{job}: {MOST_DEATHS} workers died while measuring it, one after the other; often memory is short: "
+                                    f"{one_line(error)[-400:]}") from None
                 queue.put_back(job)
                 self.idle.append((self.make(), None))
                 continue
@@ -141,5 +141,5 @@ def check_workers(workers: int | None) -> None:
         return
     if distributed.world() > 1:
         raise UserError(f"--workers starts processes of its own, and torchrun has started {distributed.world()}: take one or the other")
-    needed("ray", "--workers needs Ray: pip install -r requirements-cluster.txt; or start eval.py several times, with the same flags, in "
-                  "the same folder: they share the work")
+    needed("ray", "--workers needs Ray: pip install -r requirements-cluster.txt. Or start eval.py several times, with the same flags and "
+                  "folder: they share the work")

@@ -147,8 +147,8 @@ class Run:
         trained = {key: value for key, value in self.net.state_dict().items() if not key.endswith(quant.ADC_BUFFERS)}
         if not math.isfinite(loss) or (odd := odd_number(trained)):
             what = odd if math.isfinite(loss) else "the loss is no longer a finite number"
-            raise UserError(f"in epoch {self.epoch + 1}, step {self.step} {what}; try a lower --lr, or of a clipping level a lower "
-                            f"--alpha_lr, --alpha_wd or --a_lambda. The last checkpoint in {self.folder} is from before")
+            raise UserError(f"in epoch {self.epoch + 1}, step {self.step} {what}; try a lower --lr, or for a clipping level a lower "
+                            f"--alpha_lr, --alpha_wd or --a_lambda. The last checkpoint in {self.folder} was written before this")
 
     # -- training
 
