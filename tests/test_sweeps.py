@@ -67,7 +67,7 @@ def table(text):
     """The rows of the table, without the speed of the engine, and without what is left of a long name."""
     lines = text[text.index("setting   "):].splitlines()
     rows = lines[2:lines.index(next(line for line in lines if "test images" in line))]
-    return [line.rsplit(None, 1)[0] for line in rows if not line.startswith("  ")]
+    return [line.rsplit(None, 1)[0] for line in rows if line and not line.startswith("  ")]
 
 
 # ---- measured once -----------------------------------------------------------------------------------------------------
