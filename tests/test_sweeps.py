@@ -64,10 +64,10 @@ def evaluate(capsys, monkeypatch):
 
 
 def table(text):
-    """The rows of the table, without the speed of the engine, and without what is left of a long name."""
+    """The rows of the first table, without the speed of the engine, and without what is left of a long name."""
     lines = text[text.index("setting   "):].splitlines()
-    rows = lines[2:lines.index(next(line for line in lines if "test images" in line))]
-    return [line.rsplit(None, 1)[0] for line in rows if line and not line.startswith("  ")]
+    rows = lines[2:next(i for i, line in enumerate(lines) if not line or "test images" in line)]
+    return [line.rsplit(None, 1)[0] for line in rows if not line.startswith("  ")]
 
 
 # ---- measured once -----------------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_a_span_may_begin_below_zero():
 def test_a_dry_run_says_what_there_is_and_writes_nothing(checkpoint, capsys):  # noqa: F811
     assert evaluation.main(["--resume", checkpoint, *QUICK, "--adc_bits", "3:4", "--cell_bits", "2", "--dry_run"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[1:] == ["to measure  software", "to measure  2-bit cells, 3-bit ADC, calibrated, rows 16",
+    assert out[3:] == ["to measure  software", "to measure  2-bit cells, 3-bit ADC, calibrated, rows 16",
                        "to measure  2-bit cells, 4-bit ADC, calibrated, rows 16", "3 points: 3 to measure"]
     assert os.listdir("save") == ["model_best.pth.tar"] and not Path("prob").exists()
 
