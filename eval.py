@@ -31,13 +31,19 @@ One setting on many GPUs, or in many processes, with the same result (docs/clust
     python eval.py --resume ... --cell_bits 1 --adc_bits 5 --ngpu 4
     torchrun --standalone --nproc_per_node 2 eval.py --resume ... --cell_bits 1 --adc_bits 5 --ngpu 0
 
-Also in --save_path: results.jsonl, one line a setting, appended as soon as it is known; results.csv; table.json, the rows of
-this table; adc_ranges.json, all ranges that were calibrated, for --adc_ranges; report_<bits and hash>.json and .png with --report,
-and reports.csv, which says what each is of; results.html with --html; accuracy_over_adc_bits.png when several ADC precisions
-are given, accuracy_over_device_time.png and the like for several values of a device; cost.json, cost.csv, cost_by_layer.png and
-accuracy_over_energy.png with --cost; eval.log; eval_config.json, the flags, for --config. The bit-planes of the weights go to
---prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors to look at with torch.load. To evaluate planes that you changed, copy the folder, edit the files, and pass --planes FOLDER. Of several
-networks with one --save_path each has a folder there, called as its checkpoint, for reports, pictures and costs.
+Also in --save_path:
+    results.jsonl, results.csv    a line for each setting, written as soon as it is known
+    table.json                    the rows of this table
+    eval_config.json              the flags, for --config
+    adc_ranges.json               all ranges that were calibrated, for --adc_ranges
+    reports.csv                   with --report: which report_*.json and .png is of which setting
+    results.html                  with --html
+    accuracy_over_*.png           for several ADC precisions, or values of a device
+    cost.json, cost.csv, cost_by_layer.png, accuracy_over_energy.png    with --cost
+    eval.log
+The bit-planes of the weights go to --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors for torch.load.
+To evaluate planes that you changed, copy the folder, edit the files, and pass --planes FOLDER. Several networks with one
+--save_path have a folder each there, called as its checkpoint.
 """
 
 import contextlib
