@@ -510,7 +510,7 @@ def test_ones_on_word_lines_are_said(caplog):
 def test_a_plan_of_the_network_needs_images(tiny):
     model, x = tiny(spec=PLANNED), images(2)
     histograms = collect_histograms(model, x)
-    with pytest.raises(ValueError, match="images: give some"):
+    with pytest.raises(ValueError, match="needs images, to measure what the layers' errors do; give some"):
         calibrate(model, None, histograms=histograms)
     calibrate(model, None, histograms=histograms, share="layer")
 

@@ -87,7 +87,7 @@ def test_chips_and_codes_are_refused(tiny, tmp_path):
     net = tiny()
     calibrate(net, seeded((4, 3, 32, 32)))
     program(net, Device.preset("techA"))
-    with pytest.raises(ValueError, match=r"is on a chip, .*: write its cells with write_cells, and save the network behind program\("):
+    with pytest.raises(ValueError, match=r"is on a chip, .*; write its cells with write_cells, then call program\("):
         save(net, tmp_path / "net.pt")
     program(net, None)
     [(name, layer), *_] = crossbar_layers(net)
@@ -118,8 +118,8 @@ def changed(change):
     (lambda: changed(lambda model: setattr(model.norm, "eps", 0.1)), "eps of norm is 1e-05 in the file, and 0.1 here"),
     (lambda: changed(lambda model: setattr(model.stem, "stride", (2, 2))), r"stride of stem is \(1, 1\) in the file, and \(2, 2\) here"),
     (Renamed, "class of the whole is 'Small' in the file, and 'Renamed' here"),
-    (lambda: nn.Linear(3, 2), "this one cannot be converted as that one was: the network does not run"),
-    (Viewed, "this one cannot be converted as that one was: .*'stem.crossbar'")])
+    (lambda: nn.Linear(3, 2), "and this one cannot be converted as that one was: the network does not run"),
+    (Viewed, "and this one cannot be converted as that one was: .*'stem.crossbar'")])
 def test_another_network_is_refused_in_one_line(model, message, tmp_path):
     save(convert(Small(), SPEC, seeded((6, 3, 6, 6))), tmp_path / "net.pt")
     refusal = f"{tmp_path}/net.pt cannot be loaded into this network: it is of another network"

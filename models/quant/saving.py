@@ -102,7 +102,7 @@ def _converted(model: nn.Module, report: ConversionReport) -> nn.Module:
         made = convert(model, CrossbarSpec(adc_range="ideal") if specs else None, blank, skip=of["skip"], specs=specs, inputs=of["inputs"],
                        weight_scale="max", activations="max", correct="none", strict=False, batch_dim=of["batch_dim"])
     except ValueError as error:
-        raise ValueError(f"it is of another network; this one cannot be converted as that one was: {error}") from error
+        raise ValueError(f"it is of another network, and this one cannot be converted as that one was: {error}") from error
     made.crossbar_report = report
     return made
 
