@@ -1123,7 +1123,7 @@ def test_cells_and_ranges_are_those_of_the_weight_as_the_network_computes_it():
         program(each, chip)
     assert torch.equal(fresh(x), wanted(x))
     wanted.train()(x)
-    with pytest.raises(ValueError, match="run the network on an input, in evaluation mode, before"):
+    with pytest.raises(ValueError, match="run the network on an input in evaluation mode first"):
         program(wanted, chip)
 
 
