@@ -340,7 +340,8 @@ def test_own_measurements(run, checkpoint):  # noqa: F811
     Path("mine.csv").write_text("level,conductance_uS,std_uS\n0,1,0.2\n1,10,1\n2,20,1\n3,30,2\n")
     records, _, text = run(checkpoint, *FLAGS, "--device", "mine.csv", "--stuck_off", "0", "0.5")
     assert [(r["device"], r["stuck_off"]) for r in records[1:]] == [("mine", 0.0), ("mine", 0.5)]
-    assert "rows 16, mine, stuck_off 0.5 " in text
+    table = text.split("all settings: ")[-1]
+    assert "rows 16, mine" in table.splitlines()[0] and "\nstuck_off 0.5 " in table
     assert records[1]["changed_predictions"] != records[2]["changed_predictions"]
 
 
