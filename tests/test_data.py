@@ -342,8 +342,8 @@ def test_images_of_other_classes_are_refused(tree):
     datasets.check_classes(data, {"classes": ["cat", "dog"]}, "net.pt")
     with pytest.raises(UserError) as error:
         datasets.check_classes(data, {"classes": ["cat", "eel"]}, "net.pt")
-    assert str(error.value) == ("net.pt was trained on other classes: the images have dog instead of eel; labels count the "
-                                "sorted names: name the folders as in the training")
+    assert str(error.value) == ("net.pt was trained on other classes: the images have dog instead of eel; give the "
+                                "folders the names that they had in the training")
 
 
 def test_files_that_cannot_be_read_are_named(tree):
