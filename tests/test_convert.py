@@ -1170,7 +1170,7 @@ def test_another_order_of_memory_is_no_change_of_what_a_weight_is_made_of():
     copied = copy.deepcopy(net).to(memory_format=torch.channels_last)
     program(copied, Device.preset("techA"))
     copied.w.data.neg_()
-    with pytest.raises(ValueError, match="what it is made of was changed"):
+    with pytest.raises(ValueError, match="what it is made of has changed"):
         program(copied, Device.preset("techA"))
     program(net, Device.preset("techA"))
 
@@ -1189,7 +1189,7 @@ def test_a_weight_that_was_loaded_belongs_to_the_rest_of_its_state():
     assert torch.equal(fresh(x), net(x))
     fresh.load_state_dict(fresh.state_dict())
     fresh[0].later.mask.zero_()
-    with pytest.raises(ValueError, match="what it is made of was changed"):
+    with pytest.raises(ValueError, match="what it is made of has changed"):
         program(fresh, Device.preset("techA"))
 
 
@@ -1270,7 +1270,7 @@ def test_a_weight_whose_sign_is_turned_by_a_view():
     wanted = convert(Of(lambda s, x: F.linear(x, s.w), w=nn.Parameter(-w)), W8A8, x, correct="none")
     assert torch.equal(net(x), wanted(x))
     net.w.data.neg_()
-    with pytest.raises(ValueError, match="what it is made of was changed"):
+    with pytest.raises(ValueError, match="what it is made of has changed"):
         program(net, Device.preset("techA"))
 
 

@@ -429,7 +429,7 @@ def test_what_several_processes_cannot_do(played):
     results = result(played, refused, 3)
     assert all(found == results[0] for found in results)
     workers, ngpu, batch, norm = results[0]
-    assert "torchrun has started 3" in workers and "--ngpu 1: 0 (CPU) or 3" in ngpu and "raise --batch_size" in batch
+    assert "torchrun has started 3" in workers and "--ngpu 1: give 0 for the CPU, or 3" in ngpu and "raise --batch_size" in batch
     assert "0 is a Own, whose statistics" in norm
 
 
