@@ -503,7 +503,7 @@ def test_a_point_of_a_network_that_answered_otherwise_is_named_and_measured_agai
 def test_an_exported_network_is_the_one_that_it_was_exported_from():
     """Weights of the same codes, ranges of an ADC: nothing of these changes a result."""
     net = network()
-    weights = packed.unpack(packed.pack({"state_dict": net.state_dict(), "config": {"wbit": 4}}))["state_dict"]
+    weights = packed.unpack(packed.pack({"state_dict": net.state_dict(), "config": {"w_bits": 4}}))["state_dict"]
     other = network(seed=1)
     other.load_state_dict(weights)
     assert not torch.equal(other.features[4].weight, net.features[4].weight)

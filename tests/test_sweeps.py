@@ -721,7 +721,7 @@ def test_bad_sweeps_are_one_line(flags_, words, refused, checkpoint):  # noqa: F
 
 
 @pytest.mark.parametrize("package, flags_, words", [
-    ("ray", ["--workers", "2"], "--workers needs Ray: pip install -r requirements-cluster.txt; or start "),
+    ("ray", ["--workers", "2"], "--workers needs Ray: pip install -r requirements-cluster.txt. Or start "),
     ("optuna", ["--search", "2", "--adc_bits", "3:5"], "--search needs Optuna: pip install -r requirements-search.txt"),
     ("plotly.graph_objects", ["--search", "2", "--adc_bits", "3:5"], "plotly.graph_objects is installed, but cannot be imported ")])
 def test_what_is_not_installed_is_one_line(refused, trained, monkeypatch, package, flags_, words):
@@ -873,7 +873,7 @@ def test_a_search_among_files_of_devices(evaluate, trained):
 
 
 @pytest.mark.parametrize("values, message", [
-    (["--device", "nosuch"], "--device nosuch: no preset and no file"), (["--device", "techA", "nosuch"], "--device nosuch: no preset"),
+    (["--device", "nosuch"], "--device nosuch: there is no preset and no file"), (["--device", "techA", "nosuch"], "--device nosuch: there is no preset"),
     (["--device", "techA", "--device_time", "0", "99d"], "--device techA: techA at 25 C has no data at"),
     (["--device_time", "1h"], "--device_time is for the cells of a device")])
 def test_devices_of_a_search_that_cannot_be(values, message):
