@@ -873,7 +873,8 @@ def test_a_search_among_files_of_devices(evaluate, trained):
 
 
 @pytest.mark.parametrize("values, message", [
-    (["--device", "nosuch"], "--device nosuch: there is no preset and no file"), (["--device", "techA", "nosuch"], "--device nosuch: there is no preset"),
+    (["--device", "nosuch"], "--device nosuch: there is no preset and no file"),
+    (["--device", "techA", "nosuch"], "--device nosuch: there is no preset"),
     (["--device", "techA", "--device_time", "0", "99d"], "--device techA: techA at 25 C has no data at"),
     (["--device_time", "1h"], "--device_time is for the cells of a device")])
 def test_devices_of_a_search_that_cannot_be(values, message):
