@@ -1,6 +1,7 @@
 """The documents: how long their sentences are, whether their links lead somewhere, and whether they make a site without a network."""
 
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import tutorial
+from experiment.program.flags import parse
+from experiment.settings import eval_flags, train_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -118,3 +121,32 @@ def test_site(tmp_path):
         for target in loaded:
             assert not re.match(r"(https?:)?//", target), f"{page}: {target}"
             assert page.name == "404.html" or (page.parent / target.partition("?")[0].partition("#")[0]).exists(), f"{page}: {target}"
+
+
+def commands(text):
+    """(program, its flags) of each command of eval.py and train.py, and of the scripts that pass theirs on, in blocks, in lines of code,
+    and on the lines of docstrings. Files of --config and what a shell fills in are left out."""
+    text = re.sub(r"\\\\?\n\s*", " ", text)
+    start = r"(?:^|[\s`])(?:(?:python|torchrun[^\n`]*?) (eval|train)\.py|bash (vgg_cifar_eval|vgg_cifar_quant)\.sh)"
+    for program, script, flags in re.findall(start + r"([^\n`&|;>]*)", text):
+        words = shlex.split(re.sub(r"(^|\s)#.*|--config \S+|(--\w+ )?\"?\$\S+", "", flags))
+        yield (program or {"vgg_cifar_eval": "eval", "vgg_cifar_quant": "train"}[script],
+               words[1:] if script == "vgg_cifar_quant" and words[:1] in (["fast"], ["full"]) else words)
+
+
+def test_commands_are_found():
+    text = ("a `python eval.py --limit 3` b\n\n    bash vgg_cifar_quant.sh fast --w_bits 2 \\\\\n        --seed 1   # why\n"
+            "torchrun --x 2 train.py --ngpu 0 $F\n")
+    assert list(commands(text)) == [("eval", ["--limit", "3"]), ("train", ["--w_bits", "2", "--seed", "1"]), ("train", ["--ngpu", "0"])]
+
+
+SOURCES = [*PAGES, *sorted(ROOT.glob("*.py")), *sorted(ROOT.glob("*.sh")), *sorted((ROOT / "benchmarks").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if list(commands(path.read_text()))], ids=lambda path: path.name)
+def test_flags_of_every_command_are_known(path):
+    """As they stand: a flag that was renamed, or a value that no flag takes, is found here and not by a reader."""
+    for program, flags in commands(path.read_text()):
+        build = {"eval": eval_flags.build_parser, "train": train_settings.build_parser}[program]
+        if "--help" not in flags:
+            parse(build(""), flags)
