@@ -70,7 +70,8 @@ from experiment.train import teacher, training
 from experiment.inputs.checkpoint import load_weights, write_torch_file
 from experiment.program.cli import UserError, check_writable, get_logger, one_line
 from experiment.inputs.packed import pack
-from experiment.settings.train_settings import BEST, CHECKPOINT, CONFIG, Actions, TrainSettings, config_beside, parse
+from experiment.settings.train_flags import BEST, CHECKPOINT, CONFIG, Actions, TrainSettings
+from experiment.settings.train_settings import config_beside, parse
 from models.quant import ADC_BUFFERS
 from models.quant.storage.files import write_text
 

@@ -19,7 +19,7 @@ from ..program.flags import BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, fla
 from . import chips, costs
 from .chips import DeviceSettings
 from .conversion_settings import Conversion, ConversionFiles
-from .train_settings import NGPU, ThroughADC
+from .train_flags import NGPU, ThroughADC
 
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
 # What has the flags that make the rows, and which of its fields they are (None: all), with their topic and title in --help.

@@ -24,7 +24,8 @@ from ..program.cli import UserError
 from ..program.flags import ArgumentParser
 from . import chips, conversion_settings, costs, per_layer, train_settings
 from .eval_flags import CALIBRATE_OTHERS, CALIBRATION, MODELS, EvalSettings, Search, add_hardware, build_parser, hardware_defaults
-from .train_settings import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN, images_beside
+from .train_flags import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN
+from .train_settings import images_beside
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 USUAL = Calibration()

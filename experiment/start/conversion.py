@@ -17,7 +17,7 @@ from ..inputs.foreign import Foreign
 from ..program.cli import UserError, one_line
 from ..settings.conversion_settings import OPTIONS
 from ..settings.eval_flags import EvalSettings
-from ..settings.train_settings import TrainSettings
+from ..settings.train_flags import TrainSettings
 from .images import EvalImages
 
 DRAFT_IMAGES = 4

@@ -17,7 +17,7 @@ from ..inputs import data
 from ..inputs.checkpoint import load_weights
 from ..settings import train_settings
 from ..settings.eval_flags import EvalSettings
-from ..settings.train_settings import TrainSettings
+from ..settings.train_flags import TrainSettings
 
 
 def build_network(settings: TrainSettings, num_classes: int, device: torch.device) -> nn.Module:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..settings.train_settings import TrainSettings
+from ..settings.train_flags import TrainSettings
 from ..start.starting import quantized_layers, used_alphas
 
 

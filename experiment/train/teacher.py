@@ -19,7 +19,7 @@ from torch import nn
 from ..inputs.checkpoint import load_weights
 from ..inputs.foreign import Foreign
 from ..program.cli import UserError
-from ..settings.train_settings import TrainSettings
+from ..settings.train_flags import TrainSettings
 from ..start import starting
 
 KEPT = "format", "config", "state_dict"  # of the checkpoint that a teacher is made of

@@ -26,7 +26,8 @@ from ..inputs.data import Dataset, evenly, generator, normalize, steps_per_epoch
 from ..program import distributed
 from ..program.cli import UserError
 from ..program.machine import machine_info, rng_state, set_rng_state
-from ..settings.train_settings import BEST, CHECKPOINT, TrainSettings, continuing
+from ..settings.train_flags import BEST, CHECKPOINT, TrainSettings
+from ..settings.train_settings import continuing
 from ..start.starting import quantized_layers, used_alphas
 from . import batch_norms, data_parallel
 from .meter import Meter, evaluate, loss_and_correct
