@@ -64,5 +64,5 @@ def load_images(dataset: str, path: str | Path = "./data", split: str = "test", 
 def accuracy(network: nn.Module, images: torch.Tensor | Iterable[torch.Tensor], labels: torch.Tensor) -> float:
     """Percent of the images, a tensor or batches of them, that a network, as it stands, gives their classes."""
     images = images.to(next(network.parameters()).device) if isinstance(images, torch.Tensor) else images
-    predictions, _ = predict(network.eval(), batches_of(images, 64))
+    predictions = predict(network.eval(), batches_of(images, 64))
     return 100 * (predictions == labels).sum().item() / len(labels)

@@ -26,7 +26,8 @@ from models.quant.arrays.cells import Cells
 from models.quant.conversion.binding import Bound
 from models.quant.conversion.encodings import ENCODINGS
 from models.quant.conversion.layer import ConvertedLayer
-from models.quant.conversion.report import ConversionReport, first_tensor
+from models.quant.conversion.report import ConversionReport
+from models.quant.layers.batches import first_tensor
 from models.quant.conversion.tracing import SAMPLE, sampled
 from models.quant.cost import count
 from models.quant.cost.events import events
@@ -896,7 +897,7 @@ def test_networks_that_cannot_be_bound():
     (torch.zeros(0, 3, 6, 6), {}, "^there are no images to convert with"), ([], {}, "no images"),
     (torch.full((2, 3, 6, 6), float("nan")), {}, "^the images hold numbers that are not finite$"),
     (torch.zeros(2, 4, 6, 6), {}, r"^the network does not run on the images, of shape \[2, 4, 6, 6\]: Given groups=1"),
-    ([(torch.zeros(2, 3, 6, 6), torch.zeros(2))], {}, "^a batch of the images is a (tuple|list); give tensors"),
+    (["digits"], {}, "^a batch of the images is a str; give a tensor, or a tuple or a dict with tensors, as the network takes them$"),
     (torch.zeros(2, 3, 6, 6), dict(inputs="sign"), "^inputs is 'sign'; allowed are phases, ternary, twos, offset$"),
     (torch.zeros(2, 3, 6, 6), dict(rounding="up"), "^rounding is 'up'; allowed are nearest, gptq$"),
     (torch.zeros(2, 3, 6, 6), dict(skip=["*"]), "^nothing of this network can be put on crossbars"),

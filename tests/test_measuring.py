@@ -14,6 +14,7 @@ from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Cache, measure
+from models.quant.measuring.metrics import Metric
 from models.quant.measuring.placing import place
 from models.quant.measuring.setting import Setting
 
@@ -62,7 +63,7 @@ def test_a_metric_of_ones_own_stands_for_the_accuracy(scene):
 
     def share_in_two(outputs, names):
         best = outputs.topk(2).indices.tolist()
-        return sum(name in {f"class {each}" for each in two} for name, two in zip(names, best, strict=True)) / len(names)
+        return torch.tensor([name in {f"class {each}" for each in two} for name, two in zip(names, best, strict=True)]).double()
 
     chips = Chips(device=quant.Device("own", "here", 1.0, 40.0, sigma_us=1.0), chips=2)
     plain = measure(net, images, labels, replace(setting(), chips=chips), calibration=calibration)
@@ -72,12 +73,14 @@ def test_a_metric_of_ones_own_stands_for_the_accuracy(scene):
         chips.program(net, seed)
         quant.correct(net, calibration)
         with torch.no_grad():
-            wanted.append(share_in_two(net(images), names))
+            wanted.append(share_in_two(net(images), names).mean().item())
     assert record.chip_accuracies == tuple(wanted) and record.accuracy == sum(wanted) / 2
     with torch.no_grad(), quant.without_adc(net):
         quant.program(net, None)
-        assert record.software_accuracy == share_in_two(net(images), names)
-    assert torch.equal(record.chip_predictions, plain.chip_predictions) and record.chip_changes == plain.chip_changes
+        assert record.software_accuracy == share_in_two(net(images), names).mean().item()
+    assert record.predictions is record.chip_predictions is record.changed_predictions is record.chip_changes is None
+    assert record.metric == ("share_in_two", "", True) and plain.metric == ("accuracy", "%", True)
+    assert record.accuracy_lowest == min(wanted) and (record.n_images, plain.n_images) == (40, 40)
 
 
 def test_an_image_of_many_predictions_is_changed_once():
@@ -92,8 +95,9 @@ def test_an_image_of_many_predictions_is_changed_once():
 
     net, images = Painter().eval(), torch.rand(20, 3, 4, 4) * 10
     labels = torch.zeros(20, 4, 4, dtype=torch.int64)
-    record = measure(net, images, labels, setting(1, adc_range="full"), metric=lambda outputs, labels: outputs.mean())
-    software = measure(net, images, labels, None, metric=lambda outputs, labels: 0.0).predictions
+    metric = Metric("zeros", lambda outputs, labels: (outputs == 0).double().mean(), predict=lambda outputs: outputs.argmax(1))
+    record = measure(net, images, labels, setting(1, adc_range="full"), metric=metric)
+    software = measure(net, images, labels, None, metric=metric).predictions
     assert record.predictions.shape == (20, 4, 4)
     assert 0 < record.changed_predictions == sum(not torch.equal(a, b) for a, b in zip(record.predictions, software)) <= 20
 

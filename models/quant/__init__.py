@@ -15,6 +15,7 @@ from .layers.on_arrays import ADC_BUFFERS
 from .layers.quantizers import AQ, SAWB, WQ
 from .measuring.chips import Chips
 from .measuring.measure import Cache, Record, measure, measure_float
+from .measuring.metrics import Metric, cross_entropy, perplexity, signal_to_error, top5
 from .measuring.setting import Setting
 from .network.calibration import CORRECTION_IMAGES, Calibration, calibrate, collect_histograms, correct, error_weights
 from .network.cell_files import chips_in, load_cells, read_cells, write_cells
@@ -29,5 +30,5 @@ __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibratio
            "crossbar_layers", "ranges_of", "give_ranges", "set_engine", "set_spec", "without_adc", "decompose", "compose", "PlaneStore",
            "read_planes", "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
            "chips_in", "keep_effective_cells", "load_cells", "read_cells", "write_cells", "convert", "MOST_LEVELS", "Cache",
-           "Chips", "Record", "Setting", "load", "measure", "measure_float",
-           "save"]
+           "Chips", "Record", "Setting", "load", "measure", "measure_float", "Metric", "cross_entropy", "perplexity",
+           "signal_to_error", "top5", "save"]

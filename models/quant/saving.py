@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as tree
 
 from .arrays.spec import CrossbarSpec
 from .conversion import convert
@@ -93,18 +94,25 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 def _converted(model: nn.Module, report: ConversionReport) -> nn.Module:
     """The model with the layers that its conversion had, on an image that shows nothing: scales and weights come from the file."""
-    of, image = report.options, report.options["image"]
-    low, high, dtype = image["lowest"], image["largest"], getattr(torch, image["dtype"].removeprefix("torch."))
-    random = torch.rand(image["shape"], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    blank = (low + (high - low) * random if dtype.is_floating_point else (low + (high + 1 - low) * random).floor()).to(dtype)
+    of = report.options
+    blank = tree.tree_map(_blank, of["image"], is_leaf=lambda part: isinstance(part, dict) and "dtype" in part)
     specs = {f"{glob.escape(name)}.{NAME}": CrossbarSpec(*bits, adc_range="ideal") for name, bits in of["bits"].items()}
     try:
-        made = convert(model, CrossbarSpec(adc_range="ideal") if specs else None, blank, skip=of["skip"], specs=specs, inputs=of["inputs"],
-                       weight_scale="max", activations="max", correct="none", strict=False, batch_dim=of["batch_dim"])
+        made = convert(model, CrossbarSpec(adc_range="ideal") if specs else None, [blank], skip=of["skip"], specs=specs,
+                       inputs=of["inputs"], weight_scale="max", activations="max", correct="none", strict=False, batch_dim=of["batch_dim"])
     except ValueError as error:
         raise ValueError(f"it is of another network, and this one cannot be converted as that one was: {error}") from error
     made.crossbar_report = report
     return made
+
+
+def _blank(fact: Any) -> Any:
+    """A tensor of random numbers of its shape, type and span; what was no tensor is what it was."""
+    if not isinstance(fact, dict):
+        return fact
+    low, high, dtype = fact["lowest"], fact["largest"], getattr(torch, fact["dtype"].removeprefix("torch."))
+    random = torch.rand(fact["shape"], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (low + (high - low) * random if dtype.is_floating_point else (low + (high + 1 - low) * random).floor()).to(dtype)
 
 
 def _modules(network: nn.Module) -> dict[str, dict[str, Any]]:

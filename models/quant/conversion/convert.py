@@ -23,43 +23,45 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from ..arrays.spec import CrossbarSpec
-from ..layers.batches import batches_of, first_of
+from ..layers.batches import Batch, copied, first_of, first_tensor, joined, length, output_of
 from ..layers.crossbar import crossbar_layers
 from ..layers.eager import refuse_export
+from ..layers.loaders import Take
 from ..network.calibration import CORRECTION_IMAGES, calibrate, match_channels, output_moments
 from ..network.modes import without_adc
 from .attention import open_attention
 from .binding import Bound, plain
 from .encodings import ENCODINGS
 from .gptq import gptq
+from .images import batches_of_images, said_of
 from .layer import ConvertedLayer
 from .options import NAME, fits, holders, labels_of, scales_of, short, specs_of
-from .report import ConversionReport, facts_of, first_tensor, measure_layers
+from .report import ConversionReport, facts_of, measure_layers
 from .scales import METHODS, WEIGHT_METHODS
 from .tracing import Product, Trace, trace
 
-BATCH = 32  # images that run together where they are given as one tensor
 REPORT_IMAGES = 4  # of which the report compares every layer's outputs
 ROUNDINGS = ("nearest", "gptq")
 CORRECTIONS = ("channel", "none")
 
 
 @torch.inference_mode(False)
-def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterable[Tensor], *, skip: Sequence[str] = (),
+def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterable[Any], *, skip: Sequence[str] = (),
             specs: Mapping[str, CrossbarSpec] | None = None, first_last_bits: int | None = 8,
             weight_scale: str | Mapping[str, Tensor | float] = "mse", inputs: str = "phases", activations: str = "mse",
             input_scales: Mapping[str, tuple[float, int, int]] | None = None, rounding: str = "nearest", correct: str = "channel",
-            qat: bool = False, inplace: bool = False, strict: bool = True, batch_dim: int = 0) -> nn.Module:
+            qat: bool = False, inplace: bool = False, strict: bool = True, batch_dim: int = 0, take: Take | None = None) -> nn.Module:
     """A copy of a network whose products with weights are computed on crossbars.
 
     `y_c = g_c s_a s_c sum A (W - m) + o_c` with `W = clip(rint(w / s_c), -m, m) + m`, `m = 2^(w-1) - 1`, and
     `A = clip(rint(x / s_a), lo, hi)`, `lo <= 0 <= hi`; s_c for each output channel, s_a for each layer.
 
     Args:
-        model: any network that takes one tensor; in its own type and on its own device.
+        model: any network; in its own type and on its own device.
         spec: the hardware; `w_bits` 2..8 and `a_bits` are those of all layers but the first and the last. None binds the weights and
             quantizes nothing, to check that the network's answers stay what they are.
-        images: inputs like those of its training, a tensor `[N, ...]` or an iterable of batches. They choose scales and ADC ranges.
+        images: inputs like those of its training: a tensor `[N, ...]`, a mapping of tensors, which `forward` takes by name, or an
+            iterable of batches, such as a DataLoader, with or without targets (`loaders.apart`). They choose scales and ADC ranges.
         skip: patterns (`fnmatch`) of names of layers that stay digital, such as "head*".
         specs: `{pattern: spec}` for layers with other hardware or bits; the first pattern that fits counts.
         first_last_bits: weight and input bits of the first and the last layer; None: those of the spec.
@@ -74,6 +76,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
         inplace: convert `model` itself, not a copy. An error may then leave it half converted.
         strict: raise an error for a weight that would stay digital and is not skipped. Otherwise it is only named in the report.
         batch_dim: the dimension of the batch: 1 for a network with tokens first, `[length, N, width]`.
+        take: a function of a batch that returns (inputs, target), where it is not clear which part of it is what.
     Returns: the network in evaluation mode, with `crossbar_report`, a `ConversionReport`.
     Raises: ValueError for options that are not allowed, images that the network does not take, or, with `strict`, a product with a weight
         that no crossbar does.
@@ -82,8 +85,8 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
                    correct=(correct, CORRECTIONS))
     _check(options if isinstance(weight_scale, Mapping) else {"weight_scale": (weight_scale, WEIGHT_METHODS), **options})
     net = _prepared_copy(model, inplace)
-    batches = _batches(images, net, batch_dim)
-    with _said_of(batches[0]):
+    batches = batches_of_images(images, net, batch_dim, take)
+    with said_of(batches[0]):
         found = trace(net, batches, gram=rounding == "gptq" and spec is not None)
     labels = labels_of(net, found.products)
     chosen, digital = _choose(net, found, labels, _patterns(skip), strict)
@@ -95,12 +98,12 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
         _verify(net, bound, batches[0], found.outputs[0])
         corrected = spec is not None and correct == "channel"
         if corrected:
-            first = first_of(torch.cat(batches, batch_dim), CORRECTION_IMAGES, batch_dim)
-            with _said_of(first):
+            first = first_of(joined(batches, batch_dim), CORRECTION_IMAGES, batch_dim)
+            with said_of(first):
                 wanted = _float_moments(net, bound, first)  # before weights are rounded
     elsewhere = {*found.looked_up, *found.others, *(product.parameter for product in found.products if product not in chosen)}
     notes, unrounded = ([], {}) if spec is None else _round(net, bound, rounding, elsewhere)
-    report = ConversionReport(digital, found.between, _never_used(net, found), notes, batches[0].shape[batch_dim],
+    report = ConversionReport(digital, found.between, _never_used(net, found), notes, length(batches[0], batch_dim),
                               digital_multiplications=found.others_multiplications + sum(
                                   product.multiplications for product in found.products if product not in chosen))
     with torch.no_grad():
@@ -108,7 +111,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Tensor | Iterab
             if corrected:
                 _towards_float(net, bound, first, wanted)
             if any(layer.spec.adc_range == "calibrated" for layer, _ in bound.values()):
-                calibrate(net, (batch.clone() for batch in batches), correct=correct, batch_dim=batch_dim)
+                calibrate(net, (copied(batch) for batch in batches), correct=correct, batch_dim=batch_dim)
         report.measure(net, bound, batches[0], found.outputs[0],
                        *measure_layers(net, [layer for layer, _ in bound.values()], first_of(batches[0], REPORT_IMAGES, batch_dim),
                                        spec is not None, unrounded))
@@ -161,43 +164,6 @@ def _bake(module):
     for name, (value, each) in made.items():
         parameter = any(isinstance(original, nn.Parameter) for original in each.parameters(recurse=False))
         (module.register_parameter if parameter else module.register_buffer)(name, nn.Parameter(value) if parameter else value)
-
-
-def _batches(images, net, dim):
-    """The images as a list of batches, on the network's device, in its type."""
-    if images is None or isinstance(images, Tensor) and not images.dim():
-        raise ValueError("there are no images to convert with; give a tensor [N, ...] of some of the training set, or batches of them")
-    given = [images] if isinstance(images, Tensor) else list(images)
-    for batch in given:
-        if not isinstance(batch, Tensor):
-            raise ValueError(f"a batch of the images is a {type(batch).__name__}; give tensors of what the network takes, without labels; "
-                             "a network takes one input")
-        if batch.is_floating_point() and not bool(batch.isfinite().all()):
-            raise ValueError("the images hold numbers that are not finite")
-        if type(dim) is not int or not 0 <= dim < batch.dim():
-            raise ValueError(f"batch_dim is {dim!r}; allowed are whole numbers from 0 to {batch.dim() - 1}, a dimension of the images")
-    batches = [batch for batch in batches_of(images if isinstance(images, Tensor) else given, dim, BATCH) if batch.shape[dim]]
-    if not batches:
-        raise ValueError("there are no images to convert with; give some of the training set")
-    shapes = dict.fromkeys(first_of(batch, 1, dim).squeeze(dim).shape for batch in batches)
-    if len(shapes) > 1:
-        sizes = ", ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"the images have several sizes ({sizes}); give those of one size, cut or padded as the network takes them")
-    parameter = next((each for each in net.parameters() if each.is_floating_point()), None)
-    if parameter is None:
-        raise ValueError("this network has no weights")
-    return [batch.to(parameter.device, parameter.dtype if batch.is_floating_point() else batch.dtype) for batch in batches]
-
-
-@contextlib.contextmanager
-def _said_of(images):
-    """What a network raises that does not run on the images, as one line."""
-    try:
-        yield
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the network does not run on the images, of shape {list(images.shape)}: {line} (if the batch is not the "
-                         "first dimension, give batch_dim)") from error
 
 
 def _patterns(skip):
@@ -364,14 +330,14 @@ def _verify(net, bound, images, wanted):
             stack.callback(setattr, layer, "quantized", layer.quantized)
             layer.quantized = False
         try:
-            y = first_tensor(net(images.clone())).double()
+            y = output_of(net, copied(images)).double()
         except RuntimeError as error:
             if "view size is not compatible" not in str(error):
                 raise
             for layer, _ in bound.values():  # outputs lie channels last otherwise
                 layer.contiguous = True
             called.clear()
-            y = first_tensor(net(images.clone())).double()
+            y = output_of(net, copied(images)).double()
     for name, (_, product) in bound.items():  # of the calls with this batch
         if called[name] < product.calls:
             seldom = f" in {product.calls - called[name]} of {product.calls} calls" if called[name] else ""
@@ -388,7 +354,7 @@ def _float_moments(net, bound, images):
     layers = [(name, layer) for name, (layer, _) in bound.items()]
     for _, layer in layers:
         layer.quantized = False
-    wanted, _ = output_moments(net, layers, images.clone())
+    wanted, _ = output_moments(net, layers, copied(images))
     for _, layer in layers:
         layer.quantized = True
     return wanted
@@ -402,4 +368,4 @@ def _towards_float(net, bound, images, wanted):
         layer.quant_gain, layer.quant_offset = gain.float(), offset.float()
 
     with without_adc(net):
-        match_channels(net, layers, images.clone(), wanted, give)
+        match_channels(net, layers, copied(images), wanted, give)

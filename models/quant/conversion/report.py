@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
-from ..layers.batches import first_of
+from ..layers.batches import Batch, called, copied, first_of, first_tensor, joined, output_of
 from ..network.diagnostics import decibels
 from ..network.modes import without_adc
 
@@ -42,7 +42,7 @@ class ConversionReport:
     has_adcs: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
-    def measure(self, net: nn.Module, bound: dict, images: Tensor, wanted: Any, quantization: list, hardware: list) -> None:
+    def measure(self, net: nn.Module, bound: dict, images: Batch, wanted: Any, quantization: list, hardware: list) -> None:
         """Fill in what the first batch of images shows."""
         self.has_adcs = any(layer.quantized and layer.spec.adc_range != "ideal" for layer, _ in bound.values())
         for (name, (layer, product)), quantized, real in zip(bound.items(), quantization, hardware):
@@ -55,13 +55,13 @@ class ConversionReport:
             self.layers.append(entry)
         wanted = first_tensor(wanted).double()
         with without_adc(net):
-            outputs = {"quantized": first_tensor(net(images.clone()))}
+            outputs = {"quantized": output_of(net, copied(images))}
         with contextlib.ExitStack() as stack:
             for entry, (layer, _) in zip(self.layers, bound.values()):
                 if layer.quantized:
                     stack.callback(layer.register_forward_hook(
                         lambda layer, inputs, _, entry=entry: entry.setdefault("way", layer.way(inputs[0])) and None).remove)
-            outputs["hardware"] = first_tensor(net(images.clone()))
+            outputs["hardware"] = output_of(net, copied(images))
         for name, y in outputs.items():
             classes = 1 if y.dim() == 4 else -1  # of each pixel
             self.same_top1[name] = (y.argmax(classes) == wanted.argmax(classes)).double().mean().item()
@@ -109,31 +109,24 @@ class ConversionReport:
         return "\n".join(lines)
 
 
-def facts_of(bound: Mapping[str, tuple[nn.Module, Any]], batches: Sequence[Tensor], dim: int) -> dict[str, Any]:
-    """Bits of weights and inputs of each layer that is quantized; shape, type and span of an image."""
+def facts_of(bound: Mapping[str, tuple[nn.Module, Any]], batches: Sequence[Batch], dim: int) -> dict[str, Any]:
+    """Bits of weights and inputs of each layer that is quantized; what an image is: shape, type and span of each of its tensors."""
+    whole = joined(list(batches), dim)
+
+    def fact(x: Any, one: Any) -> Any:
+        if isinstance(x, Tensor):
+            return {"shape": list(one.shape), "dtype": str(x.dtype), "lowest": float(x.min()), "largest": float(x.max())}
+        return x if isinstance(x, (bool, int, float, str)) else None
+
     return {"bits": {name: (layer.weight_quant.wbit, layer.act_quant.abit) for name, (layer, _) in bound.items() if layer.quantized},
-            "image": {"shape": list(first_of(batches[0], 1, dim).shape), "dtype": str(batches[0].dtype),
-                      "lowest": float(min(batch.min() for batch in batches)), "largest": float(max(batch.max() for batch in batches))}}
+            "image": tree.tree_map(fact, whole, first_of(whole, 1, dim))}
 
 
 def _db(value: float | None) -> str:
     return "exact" if value is None else f"{value:.1f} dB"
 
 
-def first_tensor(y: Any) -> Tensor:
-    """The output that counts where a network returns several: `logits`, or the first."""
-    if isinstance(y, Tensor):
-        return y
-    logits = y.get("logits") if isinstance(y, Mapping) else getattr(y, "logits", None)
-    found = logits if logits is not None else next(
-        (leaf for leaf in tree.tree_leaves(y) if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
-    if found is None:
-        raise ValueError(f"the network returns a {type(y).__name__}, in which no tensor of real numbers can be found; let it return a "
-                         "tensor, or a tuple, list or dict of tensors")
-    return found
-
-
-def measure_layers(net: nn.Module, layers: list, images: Tensor, quantized: bool, unrounded: Mapping[nn.Module, Tensor]
+def measure_layers(net: nn.Module, layers: list, images: Batch, quantized: bool, unrounded: Mapping[nn.Module, Tensor]
                    ) -> tuple[list, list]:
     """SQNR in dB of each layer's output against the float product of the same input, of the quantized layer without and with its ADC.
     Args: unrounded, the float kernels of layers whose weights were rounded."""
@@ -168,5 +161,5 @@ def _against_float(net, layers, images, unrounded):
             stack.callback(turn, layer, True)
             turn(layer, False)
             stack.callback(layer.register_forward_hook(see).remove)
-        net(images.clone())
+        called(net, copied(images))
     return [decibels(*sums[id(layer)]) for layer in layers]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as tree
 
+from ..layers.batches import Batch, called, copied
 from .binding import step
 from .products import PRODUCTS, Form, operands
 
@@ -96,13 +97,13 @@ class Trace:
 
 
 @torch.no_grad()
-def trace(model: nn.Module, batches: list[Tensor], gram: bool = False) -> Trace:
+def trace(model: nn.Module, batches: list[Batch], gram: bool = False) -> Trace:
     """Run a network on batches of its inputs and see what it multiplies. Args: gram, sum `x x^T` of every input too."""
     watcher = _Watcher(model, gram)
     for number, batch in enumerate(batches):
         watcher.first = number == 0
         with watcher:
-            y = model(batch.clone())  # which the network may write to
+            y = called(model, copied(batch))  # which the network may write to
         watcher.found.outputs.append(y)
     return watcher.found
 

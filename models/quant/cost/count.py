@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..layers.batches import batches_of
+from ..layers.batches import Batch, batches_of, called
 from ..layers.crossbar import crossbar_layers
 from ..network import counts
 from ..network.counts import Counts, Layout
@@ -14,7 +14,7 @@ from ..network.modes import without_adc
 from .columns import digit_ones
 
 
-def count(network: nn.Module, images: Tensor | Iterable[Tensor], layouts: Iterable[Layout] | None = None, batch_dim: int = 0) -> Counts:
+def count(network: nn.Module, images: Batch | Iterable[Batch], layouts: Iterable[Layout] | None = None, batch_dim: int = 0) -> Counts:
     """Let `images` pass a network without ADCs, and count.
 
     Args: images, inputs `[N, ...]`, or batches of them; layouts, batch_dim, see `counting`.
@@ -22,7 +22,7 @@ def count(network: nn.Module, images: Tensor | Iterable[Tensor], layouts: Iterab
     """
     with without_adc(network), torch.no_grad(), counting(network, layouts, batch_dim) as found:
         for batch in batches_of(images, batch_dim):
-            network(batch)
+            called(network, batch)
     if not found.images:
         raise ValueError("no images were given: costs are those of an image")
     return found

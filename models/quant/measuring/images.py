@@ -1,64 +1,117 @@
-"""Images that pass a network, in batches; of several processes each has some of these."""
+"""Examples that pass a network, in batches; of several processes each has some of these."""
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as tree
 from tqdm import tqdm
 
 from ..arrays.readout import image_numbers
+from ..layers import batches as cutting
+from ..layers.batches import Batch, called, first_of, length
+from ..layers.loaders import Take, apart, inputs_of
 from ..layers.prepared import unchanged
 from .processes import ALONE, Processes
 
-Images = torch.Tensor | Iterable[torch.Tensor]  # network inputs [N, ...], or batches of them that can be gone through again
+Images = Batch | Iterable[Any]  # network inputs [N, ...], or batches of them, perhaps with targets, that can be gone through again
 
 
-def batches_of(images: Images, batch_size: int) -> Iterable[torch.Tensor]:
-    """Batches of network inputs, which can be gone through more than once."""
+def batches_of(images: Images, batch_size: int) -> Iterable[Any]:
+    """Batches, as they are given or cut, which can be gone through more than once."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; allowed are whole numbers from 1")
-    if isinstance(images, torch.Tensor):
-        return images.split(batch_size)
-    if iter(images) is images:
+    if not isinstance(images, (torch.Tensor, dict)) and iter(images) is images:
         raise ValueError("the images are gone through more than once: give a tensor or a list of batches, not a generator")
-    return images
+    return cutting.batches_of(images, 0, batch_size)
 
 
-def first_image(batches: Iterable[torch.Tensor]) -> torch.Tensor:
-    """A batch of the first image alone. Raises: ValueError for none."""
-    image = next((batch[:1] for batch in batches if len(batch)), None)
+@dataclass
+class Inputs:
+    """What the network is called with, of batches that a data loader gives; can be gone through again. Args: see `loaders.apart`."""
+
+    batches: Iterable[Any]
+    network: nn.Module
+    take: Take | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return inputs_of(self.batches, self.network, self.take)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def on_device(part: Any, network: nn.Module) -> Any:
+    """Inputs or targets where the network's parameters are."""
+    where = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    return tree.tree_map_only(torch.Tensor, lambda x: x.to(where), part)
+
+
+def first_image(inputs: Iterable[Batch]) -> Batch:
+    """A batch of the first example alone. Raises: ValueError for none."""
+    image = next((first_of(batch, 1) for batch in inputs if length(batch)), None)
     if image is None:
         raise ValueError("there are no images to measure on")
     return image
 
 
 @torch.no_grad()
-def predict(network: nn.Module, batches: Iterable[torch.Tensor], title: str = "", progress: bool = False,
-            passing: contextlib.AbstractContextManager | None = None, processes: Processes = ALONE, whole: bool = False
-            ) -> tuple[torch.Tensor, float]:
-    """(predicted class of each image, seconds in the network); of several processes, each of which has whole batches, those of the
-    slowest. Args: passing, processes, see `measure`; whole, give the outputs `[N, ...]` in place of the classes."""
-    found, seconds, watched = [], 0.0, sys.stderr.isatty()
-    network(first_image(batches))  # prepares the weights, and the first time compiles
-    shown = tqdm(_own(batches, processes), desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
+def passed(network: nn.Module, batches: Iterable[Any], see: Callable[[int, Any, Any], None], *,
+           labels: Sequence | torch.Tensor | None = None, take: Take | None = None, reference: nn.Module | None = None,
+           title: str = "", progress: bool = False, passing: contextlib.AbstractContextManager | None = None,
+           processes: Processes = ALONE) -> tuple[int, float]:
+    """Let batches pass a network, and call `see(how many examples, target, output)` for each of this process's.
+
+    Args: labels, targets of all examples, which then come without any; take, see `loaders.apart`; reference, a network whose outputs are
+        the targets; passing, processes, see `measure`.
+    Returns: (how many examples passed in all processes, seconds in the network and in `see`, of the slowest).
+    Raises: ValueError for a batch without examples, or labels that are not one for each.
+    """
+    seconds, count, watched = 0.0, 0, sys.stderr.isatty()
+    mine = _own(batches, processes, lambda batch: length(apart(batch, network, take)[0]))
+    shown = tqdm(mine, desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
                  total=-(-len(batches) // processes.world()) if isinstance(batches, Sized) else None,
                  mininterval=0.5 if watched else 60, delay=0 if watched else 60)
     with passing or contextlib.nullcontext(), unchanged():
         for first, batch in shown:
+            inputs, target = apart(batch, network, take)
+            inputs, size = on_device(inputs, network), length(inputs)
+            if not size:
+                raise ValueError("a batch has no examples; leave it out")
+            if labels is not None:
+                if target is not None:
+                    raise ValueError("targets are given twice, as labels and in the batches; leave the labels out")
+                target = labels[first:first + size]
+                if len(target) < size:  # which is said below
+                    count += size
+                    continue
+            target = on_device(target, network) if reference is None else called(reference, inputs)
             started = time.perf_counter()
-            with image_numbers(first, len(batch)):  # noise of reads does not depend on the batches
-                outputs = network(batch)
-                found.append((outputs if whole else outputs.argmax(1)).cpu())
-            seconds += time.perf_counter() - started
-    return torch.cat(processes.in_order(found)), max(processes.gathered(seconds))
+            with image_numbers(first, size):  # noise of reads does not depend on the batches
+                output = called(network, inputs)
+                see(size, target, output)
+            seconds, count = seconds + time.perf_counter() - started, count + size
+    count = sum(processes.gathered(count))
+    if labels is not None and count != len(labels):
+        raise ValueError(f"{count} images have {len(labels)} labels")
+    return count, max(processes.gathered(seconds))
 
 
-def _own(batches: Iterable[torch.Tensor], processes: Processes) -> Iterator[tuple[int, torch.Tensor]]:
-    """(number of its first image, batch) of the batches that are this process's. Where they have a `batch_size` and are made when they are
-    asked for by their number, the others are not made."""
+def predict(network: nn.Module, batches: Iterable[Any]) -> torch.Tensor:
+    """The class of each example: that of the largest output."""
+    found: list[torch.Tensor] = []
+    passed(network, batches, lambda _, __, output: found.append(output.argmax(1).cpu()))
+    return torch.cat(found)
+
+
+def _own(batches: Iterable[Any], processes: Processes, size: Callable[[Any], int]) -> Iterator[tuple[int, Any]]:
+    """(number of its first example, batch) of the batches that are this process's. Where they have a `batch_size` and are made when they
+    are asked for by their number, the others are not made."""
     if hasattr(batches, "batch_size") and hasattr(batches, "__getitem__"):
         yield from ((number * batches.batch_size, batches[number]) for number in range(len(batches)) if processes.mine(number))
         return
@@ -66,4 +119,4 @@ def _own(batches: Iterable[torch.Tensor], processes: Processes) -> Iterator[tupl
     for number, batch in enumerate(batches):
         if processes.mine(number):
             yield first, batch
-        first += len(batch)
+        first += size(batch)

@@ -14,9 +14,9 @@ import contextlib
 import functools
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from tqdm import tqdm
 from ..cost import CostReport
 from ..engines import set_engine
 from ..layers.crossbar import crossbar_layers, give_ranges, ranges_of
+from ..layers.batches import Batch, called, tensors_of
+from ..layers.loaders import Take
 from ..layers.on_arrays import ADC_BUFFERS
 from ..layers.prepared import fingerprint
 from ..network import calibration as calibrating
@@ -34,12 +36,12 @@ from ..network.counts import Counts, counting
 from ..network.modes import hooked, in_mode, without_adc
 from ..network.program import program as program_cells
 from ..network.structure import structure
-from .images import Images, batches_of, first_image, predict
+from .images import Images, Inputs, batches_of
+from .metrics import Scale, metric_of
+from .passes import Run
 from .placing import Stored, engines_of, is_chip, on_adcs, place, program, use_cells
 from .processes import ALONE, Processes
 from .setting import Setting, reads_of
-
-Metric = Callable[[torch.Tensor, Any], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +51,11 @@ class Record:
     Attributes:
         setting: what was measured. None for the software, which is the same quantized network computed with exact sums, and for the
             float network that was converted.
-        predictions: class of each image, int64 `[N]`.
         accuracy, software_accuracy: in percent of the images, or what the metric of `measure` gives; of several chips the mean.
-        changed_predictions: images that are classified differently than by the software; of several chips the mean, rounded.
+        n_images: how many were measured.
+        predictions: class of each image, int64 `[N]`, or `[N, ...]`; None where the metric has none.
+        changed_predictions: images that are classified differently than by the software; of several chips the mean, rounded. None where
+            there are no classes.
         seconds: time in the network, of all chips together, without loading, programming and calibration. With a plan by ones the
             first chip's time includes the counting of ones.
         engine: what ran the layers on crossbars; None for the software.
@@ -60,19 +64,24 @@ class Record:
         layer_bits: `{layer: mean bits of its reads}`, counted likewise.
         cost: of the setting, in a technology; None where it was not asked for, as from `measure` itself (`cost.estimate`).
         chip_predictions, chip_accuracies, chip_changes: of each chip, int64 `[chips, N]`, percent, and images; `predictions` are
-            those of the first. None for ideal cells.
+            those of the first. None for ideal cells, and where there are no classes.
+        metric: what the accuracy is, if it is another number than that.
+        numbers: what a metric of one's own says of each image, float64 `[N, 2]` (`Metric.numbers`), on the first chip; None where it
+            says nothing of one, and for accuracy, which follows from the predictions.
+        chance: how far the value may differ from the software's by chance alone (`Metric.chance`); None where there are no numbers.
         float_accuracy, float_changes: of a converted network: the float network's accuracy, and how many images are classified
             differently than by it (of several chips the mean, rounded). Else None.
         is_float: whether the float network itself was measured.
     """
 
     setting: Setting | None
-    predictions: torch.Tensor
     accuracy: float
     software_accuracy: float
-    changed_predictions: int
+    n_images: int
     seconds: float
     engine: str | None
+    predictions: torch.Tensor | None = None
+    changed_predictions: int | None = None
     mean_bits: float | None = None
     conversions: float | None = None
     layer_bits: Mapping[str, float] | None = None
@@ -83,17 +92,15 @@ class Record:
     float_accuracy: float | None = None
     float_changes: int | None = None
     is_float: bool = False
+    metric: Scale = Scale()
+    numbers: torch.Tensor | None = None
+    chance: float | None = None
 
     def __str__(self) -> str:
         """As rows of a table name it."""
         if self.is_float:
             return "float"
         return str(self.setting or ("software" if self.float_accuracy is None else "quantized"))
-
-    @property
-    def n_images(self) -> int:
-        """How many were measured."""
-        return len(self.predictions)
 
     @property
     def images_per_s(self) -> float:
@@ -113,7 +120,7 @@ class Record:
     @property
     def accuracy_lowest(self) -> float | None:
         """The accuracy of the worst chip; None for ideal cells."""
-        return min(self.chip_accuracies) if self.chip_accuracies else None
+        return self.metric.worst(self.chip_accuracies) if self.chip_accuracies else None
 
 
 @dataclass
@@ -128,20 +135,20 @@ class Cache:
     moments: dict[tuple, dict] = field(default_factory=dict)  # by the names of the layers that have an ADC
     made_of: list | None = None  # checksums of the network's state, its cells and the images
 
-    def check(self, network: nn.Module, images: Iterable[torch.Tensor]) -> None:
+    def check(self, network: nn.Module, images: Iterable[Batch]) -> None:
         """Forget what was made of something else."""
         state = [value for key, value in network.state_dict().items() if isinstance(value, torch.Tensor) and not key.endswith(ADC_BUFFERS)]
         cells = [layer.w_codes() for _, layer in crossbar_layers(network)]
-        made_of = [structure(network), fingerprint([*state, *cells, *images])]
+        made_of = [structure(network), fingerprint([*state, *cells, *(tensor for batch in images for tensor in tensors_of(batch))])]
         if made_of != self.made_of:
             self.histograms, self.ranges, self.counted_for, self.moments, self.made_of = {}, {}, None, {}, made_of
 
 
-def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: Setting | None, *,
+def measure(network: nn.Module, images: Images, labels: torch.Tensor | Sequence | None, setting: Setting | None, *,
             calibration: Images | None = None, software: Record | None = None, cache: Cache | None = None,
             cells: Stored | None = None, engine: str = "auto", batch_size: int = 64, progress: bool = False,
-            passing: contextlib.AbstractContextManager | None = None, original: Record | None = None, metric: Metric | None = None,
-            processes: Processes = ALONE) -> Record:
+            passing: contextlib.AbstractContextManager | None = None, original: Record | None = None, metric: Any = None,
+            take: Take | None = None, processes: Processes = ALONE) -> Record:
     """Accuracy of a network on crossbars of one setting.
 
     With `setting.chips` each chip is programmed in turn. The reads of nominal cells, which all chips share, choose the ADC ranges once.
@@ -150,7 +157,9 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
     Args:
         network: one with crossbar layers, in evaluation mode. Afterwards it is on the setting, calibrated, with ideal cells. The
             software leaves it as it was, except that `set_codes` is undone: cells are those of its weights again, see `cells`.
-        images, labels: network inputs `[N, ...]` or a re-iterable of batches of them; int64 `[N]`.
+        images: network inputs `[N, ...]`, or a re-iterable of batches of what `forward` takes: tensors, tuples, or mappings, such as a
+            DataLoader, with or without targets (`loaders.apart`).
+        labels: the target of each image, such as int64 `[N]`; None where they come with the batches, or the metric needs none.
         setting: the hardware; None for the software, every layer without an ADC.
         calibration: training inputs that choose the ranges of adc_range "calibrated". None where the network holds ranges for
             this hardware: these are used as they are, with their correction, on every chip.
@@ -163,14 +172,17 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         progress: show a progress bar.
         passing: a context that is open while the software runs on the images, such as one that counts (`cost.counting`).
         original: the record of the float network that was converted (`measure_float`), on the same images; None where there is none.
-        metric: `metric(outputs, labels)`, a number that stands for the accuracy of every record: outputs of all images `[N, ...]`, in main
-            memory, `labels` as they were given. None: percent of the images whose class is that of the largest output.
+        metric: what stands for the accuracy of every record: one of `metrics`, a torchmetrics.Metric, or a function of the outputs and
+            the targets of a batch, which returns a number for each image, or one, the mean of the batch. None: percent of the images
+            whose class is that of the largest output.
+        take: a function of a batch that returns (inputs, target), where it is not clear which part of it is what.
         processes: those that measure this network together, each of which calls this; every one has some of the batches.
     Raises: ValueError for a setting that is none, a network without crossbars on one, an engine that cannot run here, cells of a layer
         that are missing, cells of a chip beside others, ranges that are missing, or reads of too many values to calibrate on.
     """
-    labels = torch.as_tensor(labels) if metric is None else labels
-    run = _Run(network, batches_of(images, batch_size), labels, metric, progress, processes)
+    with contextlib.suppress(TypeError, ValueError):  # such as names
+        labels = labels if labels is None else torch.as_tensor(labels)
+    run = Run(network, batches_of(images, batch_size), labels, metric_of(metric), take, progress, processes)
     if not isinstance(setting, (Setting, type(None))):
         raise ValueError(f"the setting is a {type(setting).__name__}; give Setting(CrossbarSpec(...)), or None for the software")
     if setting and not crossbar_layers(network):
@@ -185,85 +197,75 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor, setting: S
         else:
             if software is None:
                 software = measure(network, images, labels, None, engine=engine, batch_size=batch_size, progress=progress,
-                                   original=original, metric=metric, processes=processes)
+                                   original=original, metric=metric, take=take, processes=processes)
             place(network, setting, cells)
-            chosen = None if calibration is None else batches_of(calibration, batch_size)
+            chosen = None if calibration is None else Inputs(batches_of(calibration, batch_size), network, take)
             passes, common = _on_crossbars(run, setting, cells, chosen, cache or Cache(), engine)
-    records = [_record(setting, *found, common, software, original) for found in passes]
+    records = [_record(setting, found, common, run.metric, software, original) for found in passes]
     return of_chips(setting, records) if setting and setting.chips else records[0]
 
 
-class _Run(NamedTuple):
-    """What all passes of the images through a network have in common; see `measure`."""
-
-    network: nn.Module
-    batches: Iterable[torch.Tensor]
-    labels: Any
-    metric: Metric | None
-    progress: bool
-    processes: Processes
-
-    def through(self, title: str, passing: contextlib.AbstractContextManager | None = None) -> tuple[torch.Tensor, float, float]:
-        """(prediction of each image, accuracy or what the metric gives, seconds)."""
-        found, seconds = predict(self.network, self.batches, title, self.progress, passing, self.processes, self.metric is not None)
-        if len(found) != len(self.labels):
-            raise ValueError(f"{len(found)} images have {len(self.labels)} labels")
-        if self.metric is None:
-            return found, 100 * (found == self.labels).sum().item() / len(found), seconds
-        return found.argmax(1), float(self.metric(found, self.labels)), seconds
-
-
 def _on_crossbars(run, setting, cells, calibration, cache, engine):
-    """What `_Run.through` finds for each chip, or on ideal cells, and other fields of the record, which are taken at the first."""
+    """What `Run.through` finds for each chip, or on ideal cells, and other fields of the record, which are taken at the first."""
     network, found, common = run.network, [], {}
     try:
         for title in _each_chip(network, setting, calibration, cache, run.progress, run.processes):
             ran = None if common else engines_of(network, engine)
             counts: list[Counts] = []
             found.append(run.through(title, None if common else _counting_reads(network, counts, run.processes)))
-            common = common or {"engine": ran, **conversions_of(network, first_image(run.batches), counts)}
+            common = common or {"engine": ran, **conversions_of(network, run.first, counts)}
     finally:
         if setting.chips or is_chip(cells):
             program_cells(network, None)
     return found, common
 
 
-def _record(setting, predictions, accuracy, seconds, common, software, original):
+def _record(setting, found, common, metric, software, original):
     """That of one pass, on one chip where there are any."""
-    changes = 0 if software is None else _changes(predictions, software.predictions)
+    predictions, accuracy = found.predictions, found.accuracy
+    baseline, chance = predictions if software is None else software.predictions, None
+    if software is not None and found.numbers is not None and software.numbers is not None:
+        chance = metric.chance(found.numbers, software.numbers)
+    changes = _changes(predictions, baseline)
     of_float = {} if original is None else {
         "float_accuracy": original.accuracy, "float_changes": _changes(predictions, original.predictions)}
-    of_chip = {} if setting is None or not setting.chips else {
-        "chip_predictions": predictions[None], "chip_accuracies": (accuracy,), "chip_changes": (changes,)}
-    return Record(setting=setting, predictions=predictions, accuracy=accuracy,
-                  software_accuracy=accuracy if software is None else software.accuracy, changed_predictions=changes, seconds=seconds,
-                  **common, **of_chip, **of_float)
+    of_chip = {} if setting is None or not setting.chips else {"chip_accuracies": (accuracy,)}
+    if of_chip and predictions is not None:
+        of_chip |= {"chip_predictions": predictions[None], "chip_changes": (changes,)}
+    return Record(setting=setting, software_accuracy=accuracy if software is None else software.accuracy, changed_predictions=changes,
+                  metric=metric.scale, chance=chance, **found._asdict(), **common, **of_chip, **of_float)
 
 
 def of_chips(setting: Setting, found: Sequence[Record]) -> Record:
     """The record of a setting with several chips, from those of its chips, `Setting.one_by_one`: what `measure` finds."""
-    changes = [record.chip_changes[0] for record in found]
-    of_float = None if found[0].float_changes is None else round(statistics.fmean(record.float_changes for record in found))
-    return replace(
-        found[0], setting=setting, accuracy=statistics.fmean(record.accuracy for record in found),
-        changed_predictions=round(statistics.fmean(changes)), seconds=sum(record.seconds for record in found),
-        chip_predictions=torch.cat([record.chip_predictions for record in found]), float_changes=of_float,
-        chip_accuracies=tuple(record.accuracy for record in found), chip_changes=tuple(changes))
+    first, of_classes = found[0], {}
+    if first.predictions is not None:
+        changes = [record.chip_changes[0] for record in found]
+        of_classes = {"changed_predictions": round(statistics.fmean(changes)), "chip_changes": tuple(changes),
+                      "chip_predictions": torch.cat([record.chip_predictions for record in found])}
+    if first.float_changes is not None:
+        of_classes["float_changes"] = round(statistics.fmean(record.float_changes for record in found))
+    values = tuple(record.accuracy for record in found)
+    return replace(first, setting=setting, accuracy=statistics.fmean(values), chip_accuracies=values,
+                   seconds=sum(record.seconds for record in found), **of_classes)
 
 
-def measure_float(network: nn.Module, images: Images, labels: torch.Tensor, *, batch_size: int = 64, progress: bool = False,
-                  metric: Metric | None = None, processes: Processes = ALONE) -> Record:
+def measure_float(network: nn.Module, images: Images, labels: torch.Tensor | Sequence | None, *, batch_size: int = 64,
+                  progress: bool = False, metric: Any = None, take: Take | None = None, processes: Processes = ALONE) -> Record:
     """Accuracy of a float network that is, or will be, converted; it has no crossbar layers. Args: see `measure`."""
-    found = measure(network, images, labels, None, batch_size=batch_size, progress=progress, metric=metric, processes=processes)
-    return replace(found, float_accuracy=found.accuracy, float_changes=0, is_float=True)
+    found = measure(network, images, labels, None, batch_size=batch_size, progress=progress, metric=metric, take=take,
+                    processes=processes)
+    return replace(found, float_accuracy=found.accuracy, float_changes=found.changed_predictions, is_float=True)
 
 
-def _changes(predictions: torch.Tensor, baseline: torch.Tensor) -> int:
-    """Images of which any prediction is another."""
+def _changes(predictions: torch.Tensor | None, baseline: torch.Tensor | None) -> int | None:
+    """Images of which any prediction is another; None where there are none."""
+    if predictions is None or baseline is None:
+        return None
     return int((predictions != baseline).reshape(len(predictions), -1).any(1).sum())
 
 
-def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[torch.Tensor] | None, cache: Cache, progress: bool,
+def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[Batch] | None, cache: Cache, progress: bool,
                processes: Processes) -> Iterator[str]:
     """Bring a network that is placed on a setting to each of its chips, calibrated: a title for each; one for ideal cells."""
     if not setting.chips:
@@ -291,7 +293,7 @@ def _counting_reads(network: nn.Module, found: list[Counts], processes: Processe
 
 
 @torch.no_grad()
-def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Counts]) -> dict[str, Any]:
+def conversions_of(network: nn.Module, image: Batch, counts: Sequence[Counts]) -> dict[str, Any]:
     """mean_bits, conversions and layer_bits of the `Record` of a network on a setting; none of them without ADCs.
 
     Args: image, one network input: how many reads a layer makes depends on its size; counts, of all images, where bits of layers
@@ -315,13 +317,13 @@ def conversions_of(network: nn.Module, image: torch.Tensor, counts: Sequence[Cou
     if not names:
         return {}
     with hooked(layer.register_forward_hook(count, with_kwargs=True) for layer in names):
-        network(image)
+        called(network, image)
     bits, converted, reads = sum(found.values())
     return {"mean_bits": float(bits / reads), "conversions": float(converted / reads),
             "layer_bits": {name: float(of_layer[0] / of_layer[2]) for name, of_layer in found.items()}}
 
 
-def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor], cache: Cache, progress: bool = False
+def count_reads(network: nn.Module, setting: Setting, images: Iterable[Batch], cache: Cache, progress: bool = False
                 ) -> dict[str, Any]:
     """Histograms of the reads on the hardware of a setting: `{layer: int64 [digits, slices, u]}`; counted once for all ADCs, and
     all chips that have the same nominal cells."""
@@ -336,7 +338,7 @@ def count_reads(network: nn.Module, setting: Setting, images: Iterable[torch.Ten
     return cache.histograms
 
 
-def calibrate(network: nn.Module, setting: Setting, images: Iterable[torch.Tensor] | None, cache: Cache, progress: bool = False,
+def calibrate(network: nn.Module, setting: Setting, images: Iterable[Batch] | None, cache: Cache, progress: bool = False,
               ranges: bool = True, processes: Processes = ALONE) -> None:
     """Choose the ADC ranges of a network that is placed on a setting (or, without `ranges`, keep those that it has), and correct
     the outputs on the cells that it has. Does nothing where the setting has no calibrated ranges, or images are None. Of several

@@ -13,7 +13,7 @@ from ..arrays.cells import Cells
 from ..arrays.readout import image_numbers
 from ..arrays.spec import check, choice
 from ..layers import channels
-from ..layers.batches import First, batches_of, first_of
+from ..layers.batches import Batch, First, batches_of, called, first_of, length, output_of, tensors_of
 from ..layers.crossbar import CrossbarLayer, crossbar_layers
 from .expectation import say_expected
 from .modes import converted_layers, hooked, in_mode, without_adc
@@ -61,12 +61,12 @@ class Calibration:
         check(self)
 
 
-def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: str = "nominal",
+def collect_histograms(model: nn.Module, images: Batch | Iterable[Batch], on: str = "nominal",
                        batch_dim: int = 0) -> dict[str, np.ndarray]:
     """Exact histograms of the read values of every layer that has an ADC. The network runs without ADCs for this.
 
-    Args: images, inputs on the model's device: a tensor `[N, ...]` or an iterable of such batches; on, the cells that are read,
-        see `Calibration`; batch_dim, see `calibrate`.
+    Args: images, inputs on the model's device: a tensor `[N, ...]`, or an iterable of batches (`layers/batches.py`); on, the cells that
+        are read, see `Calibration`; batch_dim, see `calibrate`.
     Returns: `{layer name: int64 array [digits, slices, classes, bin]}`, see `MappedLayer.classes` and `mapping.Bins`.
     Raises: ValueError for no images, or no layer with an ADC.
     """
@@ -85,8 +85,8 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
     with without_adc(model), torch.no_grad(), hooked(layer.register_forward_pre_hook(count(name), with_kwargs=True)
                                                      for name, layer in layers):
         for batch in batches_of(images, batch_dim):
-            model(batch)
-            shown += batch.shape[batch_dim]
+            called(model, batch)
+            shown += length(batch, batch_dim)
     if not shown:
         raise ValueError("no images to calibrate on")
     if unseen := [name for name, _ in layers if name not in histograms]:
@@ -95,7 +95,7 @@ def collect_histograms(model: nn.Module, images: Tensor | Iterable[Tensor], on: 
     return histograms
 
 
-def calibrate(model: nn.Module, images: Tensor | Iterable[Tensor] | None, rule: str = Calibration.rule,
+def calibrate(model: nn.Module, images: Batch | Iterable[Batch] | None, rule: str = Calibration.rule,
               per: str = Calibration.per, histograms: dict[str, np.ndarray] | None = None,
               correct: str | None = Calibration.correct, share: str = Calibration.share,
               on: str = Calibration.on, batch_dim: int = 0) -> dict[str, np.ndarray]:
@@ -180,7 +180,7 @@ WEIGHT_IMAGES = 64  # errors of every output of each of them, so few are enough
 
 
 @torch.no_grad()
-def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: dict[str, plans.Choices],
+def error_weights(model: nn.Module, images: Batch | Iterable[Batch], choices: dict[str, plans.Choices],
                   batch_dim: int = 0) -> dict[str, float]:
     """What an error of each layer with a plan does to the network's output: mean square of the output's change over the error that
     `Choices` counts.
@@ -201,7 +201,7 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
     first = First(WEIGHT_IMAGES, batch_dim)
     first.fill(images)
     images = first.batch()
-    if images is None or not images.numel():
+    if images is None or not length(images, batch_dim):
         raise ValueError("no images to measure with what the layers' errors do")
     layers = [(name, layer, layer.spec, layer.chip and layer.binned(layer.chip.nominal)) for name, layer in crossbar_layers(model)
               if name in choices]
@@ -226,7 +226,7 @@ def error_weights(model: nn.Module, images: Tensor | Iterable[Tensor], choices: 
 
 
 @torch.no_grad()
-def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
+def correct(model: nn.Module, images: Batch | Iterable[Batch],
             wanted: Mapping[str, tuple[Tensor, Tensor]] | None = None, batch_dim: int = 0) -> Mapping[str, tuple[Tensor, Tensor]]:
     """Make up, digitally, for what the calibrated ADCs do to the mean and the size of each layer's outputs.
 
@@ -249,7 +249,7 @@ def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
     for _, layer in layers:
         if layer.spec.adc_range != "calibrated":
             raise ValueError(f"a correction belongs to calibrated ranges, not to adc_range {layer.spec.adc_range!r}")
-    if not isinstance(images, Tensor):
+    if not isinstance(images, Tensor | Mapping):
         first = First(CORRECTION_IMAGES, batch_dim)
         first.fill(images)
         images = first.batch()
@@ -258,7 +258,7 @@ def correct(model: nn.Module, images: Tensor | Iterable[Tensor],
 
 @torch.no_grad()
 def _correct(model, layers, images, wanted):
-    if images is None or not images.numel():
+    if images is None or not tensors_of(images)[0].numel():
         raise ValueError("no images to correct with")
     for _, layer in layers:
         layer.set_correction(torch.ones_like(layer.adc_gain), torch.zeros_like(layer.adc_offset))
@@ -278,7 +278,7 @@ class Moments(dict):
     shared: frozenset[str] = frozenset()
 
 
-def output_moments(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]], images: Tensor
+def output_moments(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]], images: Batch
                    ) -> tuple[Moments, Tensor]:
     """(`Moments` of layers that see anything, output of the network). Layers learn whether they are called more than once."""
     moments = {}
@@ -295,7 +295,7 @@ def output_moments(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]]
     return found, y
 
 
-def match_channels(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]], images: Tensor,
+def match_channels(model: nn.Module, layers: Sequence[tuple[str, CrossbarLayer]], images: Batch,
                    wanted: Mapping[str, tuple[Tensor, Tensor]], give: Callable[[CrossbarLayer, Tensor, Tensor], None]) -> Tensor:
     """Run the network and give each layer's channels the deviation and mean that are wanted, those of the layers before it first.
 
@@ -340,10 +340,10 @@ def _together(calls):
     return ((counts * (std**2 + (mean - total) ** 2)).sum(0) / counts.sum()).sqrt(), total
 
 
-def _watch_outputs(model: nn.Module, layers: list[tuple[str, CrossbarLayer]], images: Tensor, see: Callable) -> Tensor:
+def _watch_outputs(model: nn.Module, layers: list[tuple[str, CrossbarLayer]], images: Batch, see: Callable) -> Tensor:
     """Run the network and call `see(name, layer, output)` for each of `layers`; what it returns replaces the output.
 
     Returns: the network's output.
     """
     with hooked(layer.register_forward_hook(lambda layer, _, y, name=name: see(name, layer, y)) for name, layer in layers):
-        return model(images)
+        return output_of(model, images)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..arrays.mapping import array_bounds
 from ..arrays.spec import MOST_ROWS, CrossbarSpec, Geometry
 from ..kernels.ones import Ones, array_lengths, tap_lengths
+from ..layers import batches
 from ..layers.crossbar import CrossbarLayer, crossbar_layers
 
 LENGTHS = 1 + (2 * MOST_ROWS * 255).bit_length()  # of n: the most rows, each of a line for both signs, and the largest digits
@@ -107,7 +108,7 @@ def counting(network: nn.Module, layouts: Iterable[Layout | tuple[str, int]] | N
     counts, watches = Counts(), {name: _Watch(layer, layouts) for name, layer in layers}
 
     def see_images(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        counts.images += next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).shape[batch_dim]
+        counts.images += batches.length((args, kwargs), batch_dim)
 
     hook = network.register_forward_pre_hook(see_images, with_kwargs=True)
     before = [layer.watch for _, layer in layers]  # of a block around this one, as `calibrate` may stand in, which sees on

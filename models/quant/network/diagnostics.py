@@ -14,6 +14,7 @@ from ..arrays import adc
 from ..arrays.cells import Cells
 from ..arrays.mapping import MappedLayer
 from ..layers import channels
+from ..layers.batches import Batch, called
 from ..layers.crossbar import CrossbarLayer
 from .calibration import Calibration
 from .counts import counting
@@ -29,7 +30,7 @@ def decibels(signal: float, error: float) -> float | None:
     return float(10 * np.log10(signal / error)) if signal and error > signal * ROUNDING else None
 
 
-def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], rule: str = Calibration.rule,
+def report(model: nn.Module, images: Batch, histograms: dict[str, np.ndarray], rule: str = Calibration.rule,
            per: str = Calibration.per) -> list[dict[str, Any]]:
     """What the ADC does to each layer of `model` that has one, and whose ranges are set ("calibrated") or follow ("full").
 
@@ -71,7 +72,7 @@ def report(model: nn.Module, images: Tensor, histograms: dict[str, np.ndarray], 
 
 
 @torch.no_grad()
-def losses(model: nn.Module, images: Tensor, corrected: bool = True,
+def losses(model: nn.Module, images: Batch, corrected: bool = True,
            straight: Mapping[str, Cells] = MappingProxyType({})) -> list[dict[str, Any]]:
     """Where a network on a chip (`program`) loses accuracy: what is left of each layer's output with errors switched on one after
     another. Inputs are those of software, so that layers do not see each other's errors.
@@ -165,7 +166,7 @@ def _scatter(layer: CrossbarLayer) -> dict[str, float]:
 
 
 def ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
-                images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+                images: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """({layer: input}, {layer: output}) of the network without ADC, for a batch of network inputs."""
     inputs, outputs = {}, {}
 
@@ -176,7 +177,7 @@ def ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
 
     hooks = (layer.register_forward_hook(keep(name), with_kwargs=True) for name, layer in layers)
     with without_adc(model), torch.no_grad(), hooked(hooks):
-        model(images)
+        called(model, images)
     return inputs, outputs
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..arrays import plans
+from ..layers.batches import Batch, output_of
 from .counts import Counts, counting
 from .modes import without_adc
 
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def say_expected(model: nn.Module, images: Tensor, choices: Mapping[str, plans.Choices], bits: Sequence[np.ndarray],
+def say_expected(model: nn.Module, images: Batch, choices: Mapping[str, plans.Choices], bits: Sequence[np.ndarray],
                  weights: Sequence[float]) -> None:
     """Log what the plans of some layers are expected to leave of the network's output, `10 log10(E[y^2] / sum_l w_l e_l)` dB with y its
     outputs without ADCs and e_l the layers' errors, and what that depends on: how many of the bits on the word lines are one.
@@ -26,7 +27,7 @@ def say_expected(model: nn.Module, images: Tensor, choices: Mapping[str, plans.C
     if not log.isEnabledFor(logging.INFO):  # in training, which plans anew and anew
         return
     with without_adc(model), counting(model) as counts:
-        signal = model(images).double().square().mean().item()
+        signal = output_of(model, images).double().square().mean().item()
     error = sum(weight * layer.left(own) for weight, layer, own in zip(weights, choices.values(), bits))
     reads = [layer.reads * own[..., 0].size for layer, own in zip(choices.values(), bits)]
     mean = sum(count * layer.mean(own) for count, layer, own in zip(reads, choices.values(), bits)) / sum(reads)

@@ -1,0 +1,76 @@
+"""What a data loader gives, told apart into what a network is called with and what it should answer (`apart`)."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .batches import Batch
+
+TARGETS = ("labels", "label", "targets", "target")  # keys of a mapping whose value is the target
+Take = Callable[[Any], tuple[Any, Any]]
+
+
+def apart(batch: Any, network: nn.Module, take: Take | None = None) -> tuple[Batch, Any]:
+    """(what the network is called with, the target or None) of what a data loader gives.
+
+    A mapping's target is what it has under one of `TARGETS`. The last part of a tuple or a list is the target where `forward` takes one
+    input less, and not all of them. Where it may take either, it is the target if it is one whole number for each example.
+
+    Args: take, a function of the batch that returns both, where this does not fit.
+    Raises: ValueError for a batch whose parts cannot be told apart.
+    """
+    if take is not None:
+        found = take(batch)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ValueError(f"take returns a {type(found).__name__}; a tuple (inputs, target) is expected, with None for no target")
+        return _plain(found[0]), found[1]
+    if isinstance(batch, Mapping):
+        inputs = {key: value for key, value in batch.items() if key not in TARGETS}
+        return inputs, next((batch[key] for key in TARGETS if key in batch), None)
+    if not isinstance(batch, (tuple, list)):
+        return batch, None
+    has_target = len(batch) > 1 and _has_target(batch, network)
+    inputs, target = (batch[:-1], batch[-1]) if has_target else (batch, None)
+    return _plain(inputs[0] if len(inputs) == 1 else inputs), target
+
+
+def first_target(target: Any) -> Any:
+    """The target of a batch's first example."""
+    if isinstance(target, Mapping):
+        return {name: first_target(value) for name, value in target.items()}
+    return target[:1] if isinstance(target, (list, tuple)) or isinstance(target, Tensor) and target.dim() else target
+
+
+def inputs_of(batches: Iterable[Any], network: nn.Module, take: Take | None = None) -> Iterator[Batch]:
+    """What the network is called with, of each batch that a data loader gives; see `apart`."""
+    return (apart(batch, network, take)[0] for batch in batches)
+
+
+def _plain(inputs):
+    """Mappings and lists as dicts and tuples."""
+    return dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs) if isinstance(inputs, list) else inputs
+
+
+def _has_target(batch, network):
+    *inputs, last = batch
+    if len(inputs) == 1 and not isinstance(inputs[0], Tensor):  # which is a mapping or a tuple of all inputs
+        return True
+    fewest, most = _takes(network)
+    without, whole = (fewest <= count <= most for count in (len(inputs), len(batch)))
+    if without != whole:
+        return without
+    if without and (last is None or isinstance(last, Tensor) and last.dim() == 1 and not last.is_floating_point()):
+        return last is not None
+    count = f"{fewest}" if fewest == most else f"{fewest} or more" if most == float("inf") else f"{fewest} to {most}"
+    raise ValueError(f"a batch has {len(batch)} parts, and the network takes {count} inputs, so it is not clear which part is the target. "
+                     "Give take, a function of a batch that returns (inputs, target), such as take=lambda batch: (batch[0], batch[1])")
+
+
+def _takes(network):
+    """(fewest, most) inputs by place that `forward` takes."""
+    known = inspect.signature(network.forward).parameters.values()
+    places = [each for each in known if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    most = float("inf") if any(each.kind is each.VAR_POSITIONAL for each in known) else len(places)
+    return sum(each.default is each.empty for each in places), most

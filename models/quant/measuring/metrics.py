@@ -1,0 +1,262 @@
+"""Metrics: the number that says how good a network's answers are.
+
+    accuracy, top5                      percent of the examples
+    cross_entropy, perplexity           of classes, or of tokens `[N, T, V]` and the targets beside them
+    signal_to_error(model)              in dB, against the answers of the float network: no targets are needed
+
+Besides these, `measure` takes any `torchmetrics.Metric`, and any function `(output, target) -> numbers`.
+"""
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers.batches import first_tensor
+from .processes import Processes
+
+IGNORED = -100  # a target that does not count, as in `torch.nn.functional.cross_entropy`
+EQUAL = 200.0  # dB, of outputs that are the same
+
+
+class Scale(NamedTuple):
+    """What a metric's numbers are. Attributes: name; unit, or ""; higher, whether more is better."""
+
+    name: str = "accuracy"
+    unit: str = "%"
+    higher: bool = True
+
+    @property
+    def head(self) -> str:
+        """Name and unit."""
+        return f"{self.name} {self.unit}".rstrip()
+
+    def text(self, value: float, sign: str = "") -> str:
+        """A value as tables show it: two digits behind the point of per cent, else four in all. Args: sign, "+" for a difference."""
+        return format(value, f"{sign}.2f" if self.unit == "%" else f"{sign}.3g" if sign else ".4g")
+
+    def worst(self, values: Sequence[float]) -> float:
+        """The worst of some values."""
+        return min(values) if self.higher else max(values)
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """`value(sum_i s_i / sum_i w_i)` over the examples i.
+
+    Attributes:
+        name: of its column. unit: behind its name, or "". higher: whether more is better.
+        numbers: `numbers(output, target)` of a batch: s `[N]`, with w = 1; or s and w, `[N, 2]`; or one number, the batch's mean.
+        value: of the mean.
+        predict: `predict(output)`, the answer of each example, `[N, ...]`, of which those that changed are counted; None for no such count.
+        reference: a network whose outputs are the targets; None: targets come with the examples.
+        needs_target: whether it cannot do without.
+    """
+
+    name: str
+    numbers: Callable[[Any, Any], Any]
+    unit: str = ""
+    higher: bool = True
+    value: Callable[[float], float] = float
+    predict: Callable[[Any], Tensor] | None = None
+    reference: nn.Module | None = None
+    needs_target: bool = True
+
+    @property
+    def scale(self) -> Scale:
+        """What its numbers are."""
+        return Scale(self.name, self.unit, self.higher)
+
+    def gauge(self) -> "Gauge":
+        """What adds up one pass of the examples."""
+        return Gauge(self)
+
+    def check(self, output: Any, target: Any) -> None:
+        """Try one example. Raises: ValueError for a target that is missing, or where no number comes of it."""
+        if target is None and self.needs_target:
+            raise ValueError(f"the metric {self.name} needs targets: give labels, or batches with targets")
+        with _said_of(self.name, output, target):
+            self.gauge().add(output, target, 1)
+
+    def chance(self, numbers: Tensor, others: Tensor) -> float:
+        """Deviation of the difference of two values that chance alone gives, from the examples' own differences `d_i = s_i - s'_i`:
+        `sqrt(n var(d)) / sum w`, as a step of the value at the mean. Args: `[N, 2]` each, of the same examples."""
+        step = (len(numbers) * (numbers[:, 0] - others[:, 0]).double().var()).sqrt().item() / numbers[:, 1].sum().item()
+        mean = _mean(numbers)
+        return abs(self.value(mean + step) - self.value(mean))
+
+
+@dataclass
+class Gauge:
+    """Adds up the examples of one pass. Attributes: of_batches, float64 `[N, 2]` of each; apart, whether each example has its own."""
+
+    metric: Metric
+    of_batches: list[Tensor] = field(default_factory=list)
+    apart: bool = True
+
+    def add(self, output: Any, target: Any, count: int) -> None:
+        """Take a batch of so many examples. Raises: ValueError where the metric gives no numbers for it."""
+        found = self.metric.numbers(output, target)
+        numbers = torch.as_tensor(found, dtype=torch.float64).cpu() if isinstance(found, (Tensor, float, int)) else None
+        if numbers is not None and numbers.numel() == 1:  # the mean of the batch
+            self.apart &= count == 1
+            numbers = torch.tensor([[count * numbers.item(), count]], dtype=torch.float64)
+        elif numbers is not None and numbers.shape == (count,):
+            numbers = torch.stack([numbers, torch.ones_like(numbers)], 1)
+        if numbers is None or numbers.dim() != 2 or numbers.shape[1] != 2:
+            raise ValueError(f"the metric {self.metric.name} gives {_what(found)} for a batch of {count}: a number, or one for each "
+                             "example, is expected")
+        self.of_batches.append(numbers)
+
+    def result(self, processes: Processes) -> tuple[float, Tensor | None]:
+        """(value, numbers of all examples `[N, 2]`, None where batches had but one)."""
+        apart = all(processes.gathered(self.apart))
+        numbers = torch.cat(processes.in_order(self.of_batches))
+        return self.metric.value(_mean(numbers)), numbers if apart else None
+
+
+@dataclass
+class OfTorchmetrics:
+    """A `torchmetrics.Metric` in place of a `Metric`, and its own `Gauge`. Attributes: see `Metric`."""
+
+    metric: Any
+    predict: None = None
+    reference: None = None
+
+    @property
+    def scale(self) -> Scale:
+        """Named as its class, in small letters; its unit is not known."""
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self.metric).__name__).lower()
+        return Scale(words, "", self.metric.higher_is_better is not False)
+
+    def gauge(self) -> "OfTorchmetrics":
+        """Itself, with nothing counted."""
+        self.metric.reset()
+        return self
+
+    def add(self, output: Any, target: Any, count: int) -> None:
+        """Take a batch. Of outputs with names it sees the one that counts."""
+        output = first_tensor(output) if isinstance(output, dict) else output
+        if isinstance(output, Tensor):
+            self.metric.to(output.device)
+        self.metric.update(output, target)
+
+    def check(self, output: Any, target: Any) -> None:
+        """Try one example. Raises: ValueError where it does not take it, or no number comes of it."""
+        with _said_of(self.scale.name, output, target):
+            self.gauge().add(output, target, 1)
+        found = torch.zeros(())
+        with contextlib.suppress(Exception):  # one example may be too few for it
+            found = self.metric.compute()
+        _number(self.scale.name, found)
+
+    def result(self, processes: Processes) -> tuple[float, None]:
+        """(value, no numbers of examples). Raises: ValueError for several processes, or no number."""
+        if processes.world() > 1:
+            raise ValueError(f"{type(self.metric).__name__} of torchmetrics is measured by one process; this run has {processes.world()}")
+        return _number(self.scale.name, self.metric.compute()), None
+
+
+def metric_of(given: Any) -> Metric | OfTorchmetrics:
+    """A metric as `measure` takes it. Raises: ValueError for what is none."""
+    if given is None:
+        return accuracy
+    if isinstance(given, (Metric, OfTorchmetrics)):
+        return given
+    if all(callable(getattr(given, name, None)) for name in ("update", "compute", "reset")):
+        return OfTorchmetrics(given)
+    if callable(given):
+        name = getattr(given, "__name__", "metric")
+        return Metric(name if name.isidentifier() else "metric", given, needs_target=False)
+    raise ValueError(f"the metric is a {type(given).__name__}; give a function (output, target) -> numbers, a Metric, or a "
+                     "torchmetrics.Metric")
+
+
+@contextlib.contextmanager
+def _said_of(name, output, target):
+    """What a metric raises that does not take an example, as one line."""
+    try:
+        yield
+    except Exception as error:  # code of others raises nearly anything
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"the metric {name} does not take the output, {_what(output)}, and the target, {_what(target)}: {line}"
+                         ) from error
+
+
+def _number(name, found):
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        raise ValueError(f"the metric {name} gives {_what(found)}, and one number is expected: take one of its parts by a function of "
+                         "your own")
+    return float(found)
+
+
+def _mean(numbers):
+    return numbers[:, 0].sum().item() / numbers[:, 1].sum().item()
+
+
+def _what(found):
+    return f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+
+
+def classes_last(output: Any, target: Tensor | None = None) -> Tensor:
+    """Scores with their classes last, float32: of outputs `[N, C]`, of tokens `[N, T, C]`, or of pixels `[N, C, H, W]`.
+
+    Raises: ValueError where they do not stand beside the targets.
+    """
+    scores = first_tensor(output).float()
+    if target is None or scores.shape[:-1] == target.shape:
+        return scores
+    if scores.dim() > 2 and (scores.shape[0], *scores.shape[2:]) == target.shape:
+        return scores.movedim(1, -1)
+    raise ValueError(f"outputs {list(scores.shape)} have targets {list(target.shape)}: a class for each of them is expected, such as [N] "
+                     "beside [N, classes]")
+
+
+def _each(of_all, counts):
+    """`[N, 2]`, sums over what an example has, and how many of them count."""
+    counts = torch.broadcast_to(counts, of_all.shape).double()
+    return torch.stack([(of_all.double() * counts).flatten(1).sum(1), counts.flatten(1).sum(1)], 1)
+
+
+def _hits(output, target, best):
+    scores, target = classes_last(output, target), target.to(first_tensor(output).device)
+    right = (scores.topk(min(best, scores.shape[-1]), -1).indices == target[..., None]).any(-1) if best > 1 else scores.argmax(-1) == target
+    return _each(100 * right.view(len(target), -1), (target != IGNORED).view(len(target), -1))
+
+
+def _entropies(output, target):
+    scores, target = classes_last(output, target), target.to(first_tensor(output).device)
+    found = F.cross_entropy(scores.reshape(-1, scores.shape[-1]), target.reshape(-1), reduction="none", ignore_index=IGNORED)
+    return _each(found.view(len(target), -1), (target != IGNORED).view(len(target), -1))
+
+
+def _predictions(output):
+    scores = first_tensor(output)
+    return scores.argmax(1 if scores.dim() in (2, 4) else -1)
+
+
+def _errors(output, target):
+    signal, found = (first_tensor(each).double().flatten(1) for each in (target, output))
+    return torch.stack([(found - signal).square().sum(1), signal.square().sum(1)], 1)
+
+
+def _decibels(mean: float) -> float:
+    return min(-10 * math.log10(mean), EQUAL) if mean > 0 else EQUAL
+
+
+accuracy = Metric("accuracy", lambda output, target: _hits(output, target, 1), "%", predict=_predictions)
+top5 = Metric("top5", lambda output, target: _hits(output, target, 5), "%", predict=_predictions)
+cross_entropy = Metric("cross_entropy", _entropies, "nat", higher=False)
+perplexity = Metric("perplexity", _entropies, higher=False, value=math.exp)
+
+
+def signal_to_error(model: nn.Module) -> Metric:
+    """`10 log10(sum y^2 / sum (y - y')^2)` dB, y the outputs of a model in float, such as the one that was converted, and y' the network's
+    own; 200 where they are the same."""
+    return Metric("signal_to_error", _errors, "dB", value=_decibels, reference=model, needs_target=False)

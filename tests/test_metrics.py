@@ -1,0 +1,178 @@
+"""models/quant/measuring/metrics.py: numbers of outputs and targets, against those of PyTorch, of torchmetrics and of plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.quant import CrossbarSpec, Metric, Setting, convert, cross_entropy, measure, measure_float, perplexity, signal_to_error, top5
+from models.quant.measuring.metrics import Scale
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+torchmetrics = pytest.importorskip("torchmetrics")
+
+
+def seeded(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Given(nn.Module):
+    """Answers with what it is asked."""
+
+    def forward(self, x):
+        return x
+
+
+class Tokens(nn.Module):
+    """Scores of the next token, from the one before."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.embedding, self.head = nn.Embedding(11, 24), nn.Linear(24, 11)
+
+    def forward(self, tokens):
+        return self.head(self.embedding(tokens))
+
+
+TOKENS = torch.randint(0, 11, (30, 8), generator=torch.Generator().manual_seed(2))
+NEXT = TOKENS.roll(-1, 1).masked_fill(torch.arange(8) == 7, -100)
+LABELS = torch.arange(60) % 9
+
+
+def test_classes():
+    scores = seeded(60, 9)
+    found = measure(Given(), scores, LABELS, None, batch_size=7)
+    assert found.accuracy == 100 * (scores.argmax(1) == LABELS).sum().item() / 60 and found.numbers is None
+    best = measure(Given(), scores, LABELS, None, metric=top5, batch_size=7)
+    hits = sum(label in row for label, row in zip(LABELS.tolist(), scores.argsort(1, descending=True)[:, :5].tolist()))
+    assert best.accuracy == pytest.approx(100 * hits / 60) and torch.equal(best.predictions, scores.argmax(1))
+    assert best.metric == Scale("top5", "%", True) and measure(Given(), scores[:, :3], LABELS % 3, None, metric=top5).accuracy == 100
+
+
+def test_pixels():
+    scores, labels = seeded(10, 4, 5, 6), torch.randint(0, 4, (10, 5, 6))
+    found = measure(Given(), scores, labels, None, batch_size=3)
+    assert found.accuracy == pytest.approx(100 * (scores.argmax(1) == labels).double().mean().item())
+    assert found.predictions.shape == (10, 5, 6)
+    assert measure(Given(), scores, labels, None, metric=cross_entropy).accuracy == pytest.approx(F.cross_entropy(scores, labels).item())
+
+
+@pytest.mark.parametrize("batch_size", [30, 7])
+def test_tokens(batch_size):
+    net, total, count = Tokens(), 0.0, 0
+    with torch.no_grad():
+        for row, wanted in zip(TOKENS, NEXT.tolist()):
+            for scores, target in zip(net(row).double().log_softmax(-1), wanted):
+                if target >= 0:
+                    total, count = total - scores[target].item(), count + 1
+    assert count == 30 * 7
+    entropy = measure(net, TOKENS, NEXT, None, metric=cross_entropy, batch_size=batch_size)
+    assert entropy.accuracy == pytest.approx(total / count, rel=1e-6) and entropy.metric == ("cross_entropy", "nat", False)
+    found = measure(net, TOKENS, NEXT, None, metric=perplexity, batch_size=batch_size)
+    assert found.accuracy == pytest.approx(math.exp(total / count), rel=1e-6)
+    assert found.predictions is None and found.numbers.shape == (30, 2) and found.numbers[:, 1].tolist() == [7] * 30
+
+
+def test_signal_to_error_needs_no_targets():
+    net = Tokens()
+    spec = CrossbarSpec(4, 4, adc_bits=2, rows=16)
+    crossbars, setting = convert(net, spec, TOKENS, first_last_bits=None), Setting(spec)
+    found = measure(crossbars, TOKENS, None, setting, calibration=TOKENS, metric=signal_to_error(net), batch_size=7)
+    with torch.no_grad():
+        wanted, y = net(TOKENS).double(), crossbars(TOKENS).double()
+    assert found.accuracy == pytest.approx(10 * math.log10(wanted.square().sum() / (y - wanted).square().sum()), rel=1e-6)
+    assert 5 < found.accuracy < found.software_accuracy < 60 and found.metric == ("signal_to_error", "dB", True)
+    assert measure_float(net, TOKENS, None, metric=signal_to_error(net)).accuracy == 200
+
+
+def test_any_of_torchmetrics():
+    scores, labels = seeded(40, 3, 5, 6), torch.randint(0, 3, (40, 5, 6))
+    metric = torchmetrics.JaccardIndex(task="multiclass", num_classes=3)
+    metric.update(seeded(2, 3, 5, 6), labels[:2])  # of before, which does not count
+    found = measure(Given(), scores, labels, None, metric=metric, batch_size=7)
+    best, shares = scores.argmax(1), []
+    for name in range(3):
+        both, either = ((best == name) & (labels == name)).sum(), ((best == name) | (labels == name)).sum()
+        shares.append((both / either).item())
+    assert found.accuracy == pytest.approx(sum(shares) / 3) and found.metric == ("multiclass_jaccard_index", "", True)
+    assert found.predictions is found.numbers is found.chance is None
+    error = measure(Given(), seeded(40, 1), seeded(40, 1, seed=1), None, metric=torchmetrics.MeanSquaredError(), batch_size=7)
+    assert error.accuracy == pytest.approx((seeded(40, 1) - seeded(40, 1, seed=1)).square().mean().item())
+    assert error.metric == ("mean_squared_error", "", False)
+
+
+def test_functions_of_ones_own():
+    x, labels = seeded(40, 2), seeded(40, 2, seed=1)
+
+    def distance(output, target):
+        return (output - target).norm(dim=1)
+
+    wanted = (x - labels).norm(dim=1).mean().item()
+    found = measure(Given(), x, labels, None, metric=distance, batch_size=7)
+    assert found.accuracy == pytest.approx(wanted) and found.metric == ("distance", "", True) and found.numbers.shape == (40, 2)
+    mean = measure(Given(), x, labels, None, metric=lambda output, target: distance(output, target).mean().item(), batch_size=7)
+    assert mean.accuracy == pytest.approx(wanted) and mean.numbers is None and mean.metric.name == "metric"
+    own = Metric("error", distance, "mm", higher=False, value=lambda mean: 1000 * mean)
+    assert measure(Given(), x, labels, None, metric=own).accuracy == pytest.approx(1000 * wanted)
+
+
+def test_what_chance_alone_gives():
+    """Against 4,000 samples of the examples: their deviation has one of 1.1 %, and the step is straight within some."""
+    net, other = Tokens(), Tokens()
+    with torch.no_grad():
+        other.head.weight += 0.2 * seeded(11, 24)
+    tokens = torch.randint(0, 11, (400, 8), generator=torch.Generator().manual_seed(2))
+    targets = tokens.roll(-1, 1)
+    a, b = (measure(each, tokens, targets, None, metric=perplexity).numbers for each in (net, other))
+    drawn = np.random.default_rng(0).integers(0, 400, (4000, 400))
+    values = [np.exp(each[:, 0].numpy()[drawn].sum(1) / each[:, 1].numpy()[drawn].sum(1)) for each in (a, b)]
+    # The reference's own value is fixed in `chance`, which counts the differences alone, as a step from the value itself.
+    logs = np.log(values[0]) - np.log(values[1])
+    base = math.exp(a[:, 0].sum().item() / a[:, 1].sum().item())
+    assert perplexity.chance(a, b) == pytest.approx(base * logs.std(), rel=0.06)
+    assert perplexity.chance(a, a) == 0
+
+
+def test_records_of_a_setting_say_how_far_chance_goes():
+    net = Tokens()
+    spec = CrossbarSpec(8, 8, adc_bits=3, rows=16)
+    crossbars = convert(net, spec, TOKENS)
+    software = measure(crossbars, TOKENS, NEXT, None, metric=perplexity)
+    found = measure(crossbars, TOKENS, NEXT, Setting(spec), calibration=TOKENS, metric=perplexity, software=software)
+    assert software.chance is None and found.chance == perplexity.chance(found.numbers, software.numbers) > 0
+    assert found.software_accuracy == software.accuracy and found.changed_predictions is None
+
+
+@pytest.mark.parametrize("metric, labels, message", [
+    (perplexity, None, "^the metric perplexity needs targets: give labels, or batches with targets$"),
+    (lambda output, target: "good", LABELS, "^the metric metric does not take the output, a tensor .*: the metric metric gives a str for a "),
+    (lambda output, target: output, LABELS, r": the metric metric gives a tensor \[1, 9\] for a batch of 1: a number, or one for each exam"),
+    (lambda output, target: output[0].oops, LABELS, "^the metric metric does not take the output, .* target, a tensor .*'oops'$"),
+    (cross_entropy, LABELS[:, None, None].expand(60, 2, 2), r"outputs \[1, 9\] have targets \[1, 2, 2\]: a class for each of them"),
+    (torchmetrics.ConfusionMatrix(task="multiclass", num_classes=9), LABELS, r"gives a tensor \[9, 9\], and one number is expected"),
+    ("accuracy", LABELS, r"^the metric is a str; give a function \(output, target\) -> numbers, a Metric, or a torchmetrics")],
+    ids=["no target", "text", "matrix", "error", "shapes", "torchmetrics", "no metric"])
+def test_what_is_no_metric_is_one_line_before_any_work(metric, labels, message):
+    passed = []
+
+    class Counting(Given):
+        def forward(self, x):
+            passed.append(len(x))
+            return x
+
+    with pytest.raises(ValueError, match=message) as caught:
+        measure(Counting(), seeded(60, 9), labels, None, metric=metric)
+    assert "\n" not in str(caught.value) and sum(passed) <= 1
+
+
+def test_batches_without_examples_are_refused():
+    with pytest.raises(ValueError, match="^a batch has no examples; leave it out$"):
+        measure(Given(), [seeded(3, 9), seeded(0, 9)], LABELS[:3], None)
+    with pytest.raises(ValueError, match="^there are no images to measure on$"):
+        measure(Given(), [], LABELS[:0], None)
+    with pytest.raises(ValueError, match="^targets are given twice, as labels and in the batches; leave the labels out$"):
+        measure(Given(), [(seeded(3, 9), LABELS[:3])], LABELS[:3], None)
