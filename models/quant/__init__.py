@@ -17,6 +17,7 @@ from .measuring.chips import Chips
 from .measuring.measure import Cache, Record, measure, measure_float
 from .measuring.metrics import Metric, cross_entropy, perplexity, signal_to_error, top5
 from .measuring.setting import Setting
+from .measuring.task import Task
 from .network.calibration import CORRECTION_IMAGES, Calibration, calibrate, collect_histograms, correct, error_weights
 from .network.cell_files import chips_in, load_cells, read_cells, write_cells
 from .network.modes import without_adc
@@ -31,4 +32,4 @@ __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibratio
            "read_planes", "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
            "chips_in", "keep_effective_cells", "load_cells", "read_cells", "write_cells", "convert", "MOST_LEVELS", "Cache",
            "Chips", "Record", "Setting", "load", "measure", "measure_float", "Metric", "cross_entropy", "perplexity",
-           "signal_to_error", "top5", "save"]
+           "signal_to_error", "top5", "Task", "save"]

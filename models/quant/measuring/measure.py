@@ -51,9 +51,8 @@ class Record:
     Attributes:
         setting: what was measured. None for the software, which is the same quantized network computed with exact sums, and for the
             float network that was converted.
-        accuracy, software_accuracy: in percent of the images, or what the metric of `measure` gives; of several chips the mean.
-        n_images: how many were measured.
         predictions: class of each image, int64 `[N]`, or `[N, ...]`; None where the metric has none.
+        accuracy, software_accuracy: in percent of the images, or what the metric of `measure` gives; of several chips the mean.
         changed_predictions: images that are classified differently than by the software; of several chips the mean, rounded. None where
             there are no classes.
         seconds: time in the network, of all chips together, without loading, programming and calibration. With a plan by ones the
@@ -65,6 +64,7 @@ class Record:
         cost: of the setting, in a technology; None where it was not asked for, as from `measure` itself (`cost.estimate`).
         chip_predictions, chip_accuracies, chip_changes: of each chip, int64 `[chips, N]`, percent, and images; `predictions` are
             those of the first. None for ideal cells, and where there are no classes.
+        examples: how many images were measured; None: as many as have a prediction.
         metric: what the accuracy is, if it is another number than that.
         numbers: what a metric of one's own says of each image, float64 `[N, 2]` (`Metric.numbers`), on the first chip; None where it
             says nothing of one, and for accuracy, which follows from the predictions.
@@ -75,13 +75,12 @@ class Record:
     """
 
     setting: Setting | None
+    predictions: torch.Tensor | None
     accuracy: float
     software_accuracy: float
-    n_images: int
+    changed_predictions: int | None
     seconds: float
     engine: str | None
-    predictions: torch.Tensor | None = None
-    changed_predictions: int | None = None
     mean_bits: float | None = None
     conversions: float | None = None
     layer_bits: Mapping[str, float] | None = None
@@ -92,6 +91,7 @@ class Record:
     float_accuracy: float | None = None
     float_changes: int | None = None
     is_float: bool = False
+    examples: int | None = None
     metric: Scale = Scale()
     numbers: torch.Tensor | None = None
     chance: float | None = None
@@ -101,6 +101,11 @@ class Record:
         if self.is_float:
             return "float"
         return str(self.setting or ("software" if self.float_accuracy is None else "quantized"))
+
+    @property
+    def n_images(self) -> int:
+        """How many were measured."""
+        return len(self.predictions) if self.examples is None else self.examples
 
     @property
     def images_per_s(self) -> float:

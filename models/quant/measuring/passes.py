@@ -17,10 +17,10 @@ from .processes import Processes
 class Pass(NamedTuple):
     """What one pass of the images found; see `Record`."""
 
-    accuracy: float
-    n_images: int
-    seconds: float
     predictions: torch.Tensor | None
+    accuracy: float
+    seconds: float
+    examples: int
     numbers: torch.Tensor | None
 
 
@@ -54,7 +54,7 @@ class Run(NamedTuple):
                                 title=title, progress=self.progress, passing=passing, processes=self.processes)
         predictions = torch.cat(self.processes.in_order(found)) if predict else None
         value, numbers = gauge.result(self.processes)
-        return Pass(value, count, seconds, predictions, None if self.metric is accuracy else numbers)
+        return Pass(predictions, value, seconds, count, None if self.metric is accuracy else numbers)
 
     @torch.no_grad()
     def _try(self) -> None:
