@@ -102,9 +102,10 @@ def say_what_is_measured(bench: Bench, log: logging.Logger) -> None:
     settings, shown, config, ranges = bench.settings, bench.shown, bench.checkpoint["config"], bench.ranges
     source = settings.resume or settings.state
     log.info(f"{f'{source}: ' if source else ''}{settings.model.removesuffix('_eval')}, {settings.w_bits}-bit weights, "
-             f"{settings.a_bits}-bit activations; {shown.batches.count} {shown.kind} of {settings.dataset}; "
-             f"{'CPU' if shown.report.device.type == 'cpu' else 'GPU'}")
-    for line in (says.normalization(shown.batches.mean, shown.batches.std, bench.others and bench.others.transform), *bench.fillings):
+             f"{settings.a_bits}-bit activations; {bench.looked_at}; {'CPU' if bench.device.type == 'cpu' else 'GPU'}")
+    of_pixels = [] if bench.task else [
+        says.normalization(shown.batches.mean, shown.batches.std, bench.others and bench.others.transform)]
+    for line in (*of_pixels, *bench.fillings):
         log.info(line)
     if config.get("adc_aware"):
         text = f"trained through the ADC of {trained_for(config)}"
@@ -123,12 +124,13 @@ def measure_missing(work: Worklist, pool: Pool, log: logging.Logger) -> None:
         def say(records: Sequence[Record]) -> None:
             for record in records:
                 table = f"\n{cost_report.layers_table(record.cost)}" if record.cost else ""
-                log.info(f"{record}: {record.accuracy:.2f} %{table}")
+                log.info(f"{record}: {record.metric.said(record.accuracy)}{table}")
 
         def done(job: Job) -> None:
             bar.update()
             if job.of_several:
-                log.info(f"{job}: {work.benches[job.bench].chip(job.setting)['row']['accuracy']:.2f} %")
+                chip = work.benches[job.bench].record_of_chip(job.setting)
+                log.info(f"{job}: {chip.metric.said(chip.accuracy)}")
             say(work.complete(job))
 
         say(work.complete())
@@ -156,7 +158,7 @@ def write_results(bench: Bench, work: Worklist, log: logging.Logger) -> None:
     log.info("\n" + settings_table(records, bench.shown.of_all, bench.shown.kind, of.planes))
     write_text(bench.folder / "table.json", json.dumps([point["row"] for point in map(bench.point, settings) if point], indent=1))
     title = (f"{of.model.removesuffix('_eval')}, {of.w_bits}-bit weights, {of.a_bits}-bit activations: "
-             f"{bench.shown.batches.count} {bench.shown.kind} of {of.dataset}")
+             f"{bench.looked_at}")
     for path in report.plots([record for record in records if record.setting], title, bench.folder):
         log.info(f"plot: {path}")
     paths = cost_report.write(records, bench.costs.technology, title, bench.folder, bench.costs.technology and bench.net)

@@ -11,6 +11,7 @@ from experiment.measure.columns import COLUMNS, Measured
 from experiment.settings.eval_flags import EvalSettings
 from models.quant import CrossbarSpec
 from models.quant.measuring.measure import Record
+from models.quant.measuring.metrics import Scale
 from models.quant.measuring.setting import Setting
 
 KEYS = """model dataset wbit abit wq first_last_bits inputs rounding skip float_accuracy float_changed_predictions cell_bits adc_bits rows
@@ -20,7 +21,7 @@ KEYS = """model dataset wbit abit wq first_last_bits inputs rounding skip float_
     adc_gain access wire_ohm row_ohm driver_ohm reference_cells noise_seed chips chip_seed per_layer calib_on accuracy_std accuracy_lowest
     chip_accuracies chip_changed_predictions cost energy_uJ energy_uJ_low energy_uJ_high latency_us latency_us_low latency_us_high area_mm2
     area_mm2_low area_mm2_high tops tops_low tops_high tops_per_w tops_per_w_low tops_per_w_high utilisation""".split()
-APART = {"setting", "predictions", "chip_predictions", "cost", "is_float"}  # fields of a record that a point has beside its line
+APART = {"setting", "predictions", "chip_predictions", "cost", "is_float", "numbers"}  # fields of a record that a point has beside its line
 SETTINGS = EvalSettings(model="vgg7_quant_eval", dataset="digits", w_bits=4, a_bits=4, wq="dorefa", save_path="save")
 
 
@@ -41,18 +42,34 @@ def test_every_field_of_a_record_has_its_column():
 
 @pytest.mark.parametrize("more", [{}, {"float_accuracy": 99.0, "float_changes": 7}, {
     "engine": "numba", "mean_bits": 2.5, "conversions": 0.5, "layer_bits": {"a": 2.5}, "chip_accuracies": (50.0, 60.0),
-    "chip_changes": (1, 2)}, {"mean_bits": 0.0, "conversions": 0.0}])
+    "chip_changes": (1, 2)}, {"metric": Scale("perplexity", "", False), "accuracy": 250.0, "chance": 0.5, "predictions": None,
+    "changed_predictions": None, "chip_accuracies": (240.0, 260.0)}, {"mean_bits": 0.0, "conversions": 0.0}])
 def test_a_record_comes_back_from_its_line(more):
     made = Record(**{"setting": Setting(), "predictions": torch.zeros(2), "accuracy": 50.0, "software_accuracy": 60.0,
-                     "changed_predictions": 1, "seconds": 2.0, "engine": None} | more)
+                     "changed_predictions": 1, "seconds": 2.0, "engine": None, "examples": 2} | more)
     line = json.loads(json.dumps(columns.line(Measured(made, SETTINGS))))
     assert line["bits_made"] == (5 if more.get("conversions") else None)
     assert columns.is_line(line) and line["images_per_s"] == (2 if "chip_accuracies" in more else 1)
     found = columns.fields_of(line)
     assert found == {item.name: getattr(made, item.name) for item in fields(Record) if item.name not in APART}
     of_before = {name: value for name, value in line.items() if name not in (
-        "layer_bits", "float_accuracy", "float_changed_predictions", "bits_made")}
-    assert columns.fields_of(of_before) == found | {"layer_bits": None, "float_accuracy": None, "float_changes": None}
+        "layer_bits", "float_accuracy", "float_changed_predictions", "bits_made", "chance")}
+    assert columns.fields_of(of_before) == found | {"layer_bits": None, "float_accuracy": None, "float_changes": None, "chance": None}
+
+
+def test_keys_of_a_line_have_the_name_of_its_metric():
+    made = {"predictions": None, "accuracy": 250.0, "software_accuracy": 200.0, "changed_predictions": None, "seconds": 2.0, "engine": None,
+            "examples": 8, "chip_accuracies": (240.0, 260.0), "metric": Scale("perplexity", "", False)}
+    line = columns.line(Measured(Record(Setting(), **made), SETTINGS))
+    assert not [name for name in line if "accurac" in name]
+    assert (line["perplexity"], line["software_perplexity"], line["chip_perplexity"], line["perplexity_worst"]) == (
+        250, 200, (240, 260), 260)
+    assert line["perplexity_std"] == pytest.approx(200**0.5) and (line["metric"], line["metric_higher"]) == ("perplexity", False)
+    assert columns.is_line(json.loads(json.dumps(line))) and not columns.is_line(json.loads(json.dumps(line)) | {"perplexity": "250"})
+    assert not columns.is_line(json.loads(json.dumps(line)) | {"metric": "accuracy", "accuracy": 250.0})
+    heads = dict(columns.shown([Record(Setting(), **made)]))
+    assert [text(Record(Setting(), **made)) for text in heads.values()] == ["250", "14.14", "260", "+50", "8"]
+    assert [*heads] == ["perplexity", "deviation", "highest", "to software", "images/s"]
 
 
 def test_bits_of_a_conversion_stand_where_there_is_a_mean():

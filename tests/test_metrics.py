@@ -149,8 +149,8 @@ def test_records_of_a_setting_say_how_far_chance_goes():
 
 @pytest.mark.parametrize("metric, labels, message", [
     (perplexity, None, "^the metric perplexity needs targets: give labels, or batches with targets$"),
-    (lambda output, target: "good", LABELS, "^the metric metric does not take the output, a tensor .*: the metric metric gives a str for a "),
-    (lambda output, target: output, LABELS, r": the metric metric gives a tensor \[1, 9\] for a batch of 1: a number, or one for each exam"),
+    (lambda output, target: "good", LABELS, "^the metric metric does not take the output, a tensor .*: the metric metric gives a str for"),
+    (lambda output, target: output, LABELS, r": the metric metric gives a tensor \[1, 9\] for a batch of 1: a number, or one for each "),
     (lambda output, target: output[0].oops, LABELS, "^the metric metric does not take the output, .* target, a tensor .*'oops'$"),
     (cross_entropy, LABELS[:, None, None].expand(60, 2, 2), r"outputs \[1, 9\] have targets \[1, 2, 2\]: a class for each of them"),
     (torchmetrics.ConfusionMatrix(task="multiclass", num_classes=9), LABELS, r"gives a tensor \[9, 9\], and one number is expected"),

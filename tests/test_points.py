@@ -23,17 +23,19 @@ import torch
 from test_eval import SMALL, network, shown_images
 
 import models
-from experiment.measure import keys, points, results
+from experiment.measure import columns, keys, points, results
 from experiment.inputs import packed
 from experiment.measure.answers import alike
 from experiment.inputs.data import Batches
 from experiment.measure.points import Points
+from experiment.settings.eval_flags import EvalSettings
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec, Device
 from models.quant.cost import Technology
 from models.quant.storage.files import STALE, locked
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import measure
+from models.quant.measuring.metrics import Metric, cross_entropy
 from models.quant.measuring.setting import Setting
 
 FORK = multiprocessing.get_context("fork")
@@ -222,6 +224,22 @@ def test_what_another_program_is_measuring_is_left_to_it(tmp_path):
     assert found.read("ab" * 32)["row"]["by"] == "holder"
 
 
+@pytest.mark.parametrize("metric", [None, cross_entropy, Metric("even", lambda y, labels: (labels % 2 == 0).double().mean())],
+                         ids=["classes", "numbers", "a mean"])
+def test_a_record_of_any_metric_comes_back_from_its_point(metric):
+    net = models.create("vgg7_quant_eval", alpha_init=2.0).eval()
+    net.load_state_dict(network().state_dict(), strict=False)
+    images, labels = shown_images(8)
+    two = Chips(device=Device("noisy", "invented", 1.0, 31.0, sigma_us=4.0), chips=2)
+    record = measure(net, images, labels, Setting(CrossbarSpec(adc_range="full"), chips=two), engine="reference", metric=metric)
+    settings = EvalSettings(model="vgg7_quant_eval", dataset="digits", w_bits=4, a_bits=4, wq="dorefa", save_path="save")
+    row = columns.line(columns.Measured(record, settings))
+    again = points.record_of(json.loads(json.dumps(points.of_record(record, row, {}, None))), record.setting)
+    for field in fields(record):
+        one, other = getattr(record, field.name), getattr(again, field.name)
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, field.name
+
+
 def test_a_record_comes_back_from_its_point():
     net = models.create("vgg7_quant_eval", alpha_init=2.0).eval()
     net.load_state_dict(network().state_dict(), strict=False)
@@ -231,7 +249,7 @@ def test_a_record_comes_back_from_its_point():
     for setting in (None, Setting(full), Setting(full, chips=two)):
         record = measure(net, images, labels, setting, engine="reference")
         row = {field.name: getattr(record, field.name) for field in fields(record)
-               if field.name not in ("setting", "predictions", "chip_predictions", "chip_changes")}
+               if field.name not in ("setting", "predictions", "chip_predictions", "chip_changes", "metric")}
         stored = points.of_record(record, row | {"chip_changed_predictions": record.chip_changes, "n_images": 8}, {}, None)
         again = points.record_of(json.loads(json.dumps(stored)), setting)
         for field in fields(record):

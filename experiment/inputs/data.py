@@ -243,6 +243,23 @@ class Batches:
         self.images, self.mean, self.std, self.batch_size = images, mean, std, batch_size
         self.count = len(images)
 
+    @property
+    def content(self) -> list[Any]:
+        """What tells these images from others."""
+        return [self.images.identity() if isinstance(self.images, Streamed) else self.images, list(self.mean), list(self.std)]
+
+    def first(self, count: int) -> torch.Tensor:
+        """The first images as one batch."""
+        return normalize(self.images[:count], self.mean, self.std)
+
+    def cut(self, batch_size: int) -> "Batches":
+        """The same images in batches of another size."""
+        return Batches(self.images, self.mean, self.std, batch_size)
+
+    def inputs(self) -> Iterator[torch.Tensor]:
+        """What a network is called with."""
+        return iter(self)
+
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 

@@ -3,7 +3,7 @@ makes a picture their input.
 
     torchvision/resnet18          any name that `torchvision.models.get_model` knows
     timm/resnet50                 any name that `timm.create_model` knows, where timm is installed
-    path/to/net.py:small          small() of that file: a network, or (network, transform)
+    path/to/net.py:small          small() of that file: a network, (network, transform), or a Task
 
 A transform takes a PIL image in RGB and gives a float tensor `[channels, height, width]`.
 """
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from models.quant.measuring.task import Task
 
 from ..program import user_code
 from ..program.cli import UserError, needed, one_line
@@ -36,10 +38,11 @@ _AS_PUBLISHED = {name: {"transform_input": True, "init_weights": False} for name
 @dataclass(frozen=True)
 class Foreign:
     """A network in evaluation mode. Attributes: transform, what its images go through; None for 32x32 images as the networks here
-    take them, `data.normalize`d."""
+    take them, `data.normalize`d. task, what the network is measured on where it brings that itself: no images, then."""
 
     network: nn.Module
     transform: Transform | None
+    task: Task | None = None
 
 
 def is_foreign(model: str) -> bool:
@@ -72,8 +75,9 @@ def load(model: str, state: str | None = None, image_size: int | None = None, we
         weights: False leaves it with random ones, for those of a checkpoint.
     Raises: UserError, one line, for names that nobody knows, packages that are not installed, code or weights that do not load.
     """
+    task = None
     if is_file(model):
-        network, transform = _of_file(model)
+        network, transform, task = _of_file(model)
         if transform and image_size:
             raise UserError(f"--image_size {image_size}: {model} brings its own transform, which decides the size")
         transform = transform or (image_size and _usual_transform(image_size))
@@ -83,7 +87,7 @@ def load(model: str, state: str | None = None, image_size: int | None = None, we
         network, transform = _of_torchvision(model.removeprefix("torchvision/"), weights and not state, image_size)
     if state:
         load_weights(network, _state(state), ("num_batches_tracked",), source=state)  # which older states lack
-    return Foreign(network.eval(), transform or None)
+    return Foreign(network.eval(), transform or None, task)
 
 
 def try_out(model: str, network: nn.Module, image: torch.Tensor) -> int:
@@ -165,13 +169,15 @@ def _usual_transform(size: int) -> Transform:
 # Files of the user
 
 
-def _of_file(model: str) -> tuple[nn.Module, Transform | None]:
+def _of_file(model: str) -> tuple[nn.Module, Transform | None, Task | None]:
     made = user_code.made("model", model)
+    if isinstance(made, Task):
+        return made.network, None, made
     network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(network, nn.Module) or not (transform is None or callable(transform)):
         what = ", ".join(type(part).__name__ for part in made) if isinstance(made, tuple) else type(made).__name__
-        raise UserError(f"--model {model} returns {what}; a torch.nn.Module, or (module, transform), is expected")
-    return network, transform
+        raise UserError(f"--model {model} returns {what}; a torch.nn.Module, (module, transform), or a Task is expected")
+    return network, transform, None
 
 
 def _state(path: str) -> dict[str, torch.Tensor]:

@@ -9,24 +9,29 @@ import torch
 from torch import nn
 
 from models import quant
+from models.quant.layers.batches import length, output_of
 from models.quant.measuring.placing import use_cells
 from models.quant.network.modes import in_mode
 
 from ..inputs.data import Batches
+from ..inputs.tasks import Examples
 
 IMAGES = 4
+NUMBERS = 1000  # of an answer that is no logits
 FAR = 1e-3  # of the size of an image's logits: what processors add in another order, and what graphics cards round, is less
 
 
 @torch.no_grad()
-def answers_of(network: nn.Module, shown: Batches, engine: str = "auto") -> list[list[float]]:
-    """Logits of the first images, of a network on crossbars without its ADCs and chips: six digits of each, plain values."""
-    images = Batches(shown.images[:IMAGES], shown.mean, shown.std, IMAGES)[0]
+def answers_of(network: nn.Module, shown: Batches | Examples, engine: str = "auto") -> list[list[float]]:
+    """Logits of the first images, of a network on crossbars without its ADCs and chips: six digits of each, plain values. Of answers that
+    are no logits `[N, classes]` the first numbers."""
+    images = shown.first(IMAGES)
     use_cells(network, None)
     # TensorFloat-32 has the digits of FAR.
     with in_mode(network, training=False), quant.set_engine(engine), quant.without_adc(network), torch.backends.cudnn.flags(
             enabled=True, allow_tf32=False):
-        logits = torch.nan_to_num(network(images).float()).tolist()
+        found = torch.nan_to_num(output_of(network, images).float())
+    logits = (found if found.dim() == 2 else found.reshape(length(images), -1)[:, :NUMBERS]).tolist()
     return [[float(f"{value:.6g}") for value in image] for image in logits]
 
 

@@ -1,10 +1,11 @@
 """The columns of results: what each is called, where it comes from, what it may hold, and how a table shows it.
 
 A line of results.jsonl has all of `COLUMNS`, in this order; the record of a point is read back from those that are fields of `Record`;
-tables show those that have a head, in the order of `SHOWN`.
+tables show those that have a head, in the order of `SHOWN`. Where another metric stands for the accuracy, the keys of a line have its name
+in place of that word (`named`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from models.quant.cost import Band
 from models.quant.layers.quantizers import OFF
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Record
+from models.quant.measuring.metrics import Scale
 from models.quant.measuring.setting import LAYER_FIELDS
 
 from ..inputs import foreign
@@ -92,6 +94,37 @@ def band_text(band: Band) -> str:
     return rounded(band.typical) if band.low == band.typical == band.high else f"{rounded(band.typical)} ({low}-{high})"
 
 
+def named(name: str, metric: str) -> str:
+    """The key of a column in lines of a metric: of perplexity software_perplexity, chip_perplexity, perplexity_worst."""
+    if metric == Scale().name or name.startswith("metric"):
+        return name
+    return name.replace("accuracies", metric).replace("accuracy_lowest", f"{metric}_worst").replace("accuracy", metric)
+
+
+def metric_of(row: Mapping[str, Any]) -> str:
+    """The name of a line's metric; older lines do not say it."""
+    return row.get("metric", Scale().name)
+
+
+def value_of(row: Mapping[str, Any], name: str) -> Any:
+    """A column of a line, whatever its metric."""
+    return row[named(name, metric_of(row))]
+
+
+PERCENTS = several(is_percent)
+OTHERS = {is_percent: is_number, PERCENTS: several(is_number)}  # what takes the place of percent where another metric stands for it
+
+
+def _of_metric(name: str, head: str | Callable | None = None, sign: str = "", of: Callable[[Record], Any] | None = None,
+               **more: Any) -> Column:
+    """A column that is a value of the metric, or with `of` a difference of two that tables show."""
+    def text(record: Record) -> str:
+        value = of(record) if of else getattr(record, name)
+        return "" if value is None else record.metric.text(value, sign)
+
+    return _measured(name, is_percent, head=head, text=text, **more)
+
+
 def _measured(name: str, fits: Callable | None = None, form: str = "", head: str | Callable | None = None, **more: Any) -> Column:
     """A column that is an attribute of the record. Args: form, a format of its value in tables, which is empty for None; more, see
     `Column`; `field`, if it has another name there."""
@@ -141,8 +174,18 @@ def _converted(records: Sequence[Record]) -> bool:
     return records[0].is_float
 
 
+def of_classes(records: Sequence[Record]) -> bool:
+    """Whether there are predictions that change."""
+    return any(record.changed_predictions is not None for record in records)
+
+
 def _planned(records: Sequence[Record]) -> bool:
     return any(map(has_a_mean, records))
+
+
+def worst(records: Sequence[Record]) -> str:
+    """What the worst chip's value is called."""
+    return "lowest" if records[0].metric.higher else "highest"
 
 
 def _left_out(records: Sequence[Record]) -> bool:
@@ -160,17 +203,21 @@ COLUMNS = (
     Column("wq", lambda of: None if of.record.is_float else of.settings.wq),
     *(Column(name, lambda of, name=name: getattr(of.settings, name) if foreign.is_foreign(of.settings.model) else None)
       for name in OPTIONS),
-    _measured("float_accuracy", is_percent, older=True, head=_if(_converted, "to float"),
-              text=lambda record: f"{record.accuracy - record.float_accuracy:+.2f}"),
-    _measured("float_changed_predictions", is_count, field="float_changes", older=True, head=_if(_converted, "changed")),
+    _of_metric("float_accuracy", _if(_converted, "to float"), "+", lambda record: record.accuracy - record.float_accuracy, older=True),
+    _measured("float_changed_predictions", is_count, field="float_changes", older=True,
+              head=_if(lambda records: _converted(records) and of_classes(records), "changed")),
     *(_of_spec(name) for name in LAYER_FIELDS),
     Column("map", lambda of: of.record.setting and of.record.setting.crossbar_layers),
     _measured("engine", is_text),
-    _measured("accuracy", is_percent, ".2f", "accuracy %", empty=False),
-    _measured("software_accuracy", is_percent, head=_if(_converted, "to quantized", "to software"), empty=False,
-              text=lambda record: "" if record.is_float else f"{record.accuracy - record.software_accuracy:+.2f}"),
-    _measured("n_images", is_count, empty=False),
-    _measured("changed_predictions", is_count, head="changed", empty=False,
+    Column("metric", lambda of: of.record.metric.name, is_text, older=True, field="metric"),
+    Column("metric_unit", lambda of: of.record.metric.unit, is_text, older=True),
+    Column("metric_higher", lambda of: of.record.metric.higher, older=True),
+    _of_metric("accuracy", lambda records: records[0].metric.head, empty=False),
+    _of_metric("software_accuracy", _if(_converted, "to quantized", "to software"), "+",
+               lambda record: None if record.is_float else record.accuracy - record.software_accuracy, empty=False),
+    _measured("chance", is_number, older=True),
+    Column("n_images", lambda of: of.record.n_images, is_count, empty=False, field="examples"),
+    _measured("changed_predictions", is_count, head=_if(of_classes, "changed"),
               text=lambda record: "" if record.is_float else str(record.changed_predictions)),
     _measured("images_per_s", head="images/s",
               text=lambda record: f"{record.images_per_s:{'.0f' if record.images_per_s >= 10 else '.2g'}}"),
@@ -192,9 +239,9 @@ COLUMNS = (
     Column("per_layer", lambda of: {pattern: dict(values) for pattern, values in of.record.setting.per_layer} or None
            if of.record.setting else None),
     Column("calib_on", lambda of: of.rule("on", False, True) if of.chips else None),
-    _measured("accuracy_std", None, ".2f", _if(_several_chips, "deviation")),
-    _measured("accuracy_lowest", None, ".2f", _if(_several_chips, "lowest")),
-    _measured("chip_accuracies", several(is_percent)),
+    _of_metric("accuracy_std", _if(_several_chips, "deviation")),
+    _of_metric("accuracy_lowest", lambda records: worst(records) if _several_chips(records) else None),
+    _measured("chip_accuracies", PERCENTS),
     _measured("chip_changed_predictions", several(is_count), field="chip_changes", older=True),
     *OF_COSTS,
 )
@@ -205,20 +252,25 @@ SHOWN = ("mean_bits", "conversions", "bits_made", "accuracy", "accuracy_std", "a
 
 def line(measured: Measured) -> dict[str, Any]:
     """The keys of one line, plain values; what does not apply to a setting is None."""
-    return {column.name: column.of(measured) for column in COLUMNS}
+    return {named(column.name, measured.record.metric.name): column.of(measured) for column in COLUMNS}
 
 
 def is_line(values: Any) -> bool:
     """Whether plain values are a line, as far as they go: older ones have fewer keys."""
-    return is_dict(values) and ("key" not in values or is_text(values["key"])) and all(
-        column.fits(values[column.name]) for column in COLUMNS if column.fits and column.name in values
-        and not (column.empty and values[column.name] is None))
+    if not is_dict(values) or "key" in values and not is_text(values["key"]) or not is_text(values.get("metric", "")):
+        return False
+    metric = values.get("metric", Scale().name)
+    of = {column: values[key] for column in COLUMNS if (key := named(column.name, metric)) in values}
+    return all((column.fits if metric == Scale().name else OTHERS.get(column.fits, column.fits))(value) for column, value in of.items()
+               if column.fits and not (column.empty and value is None))
 
 
 def fields_of(values: dict[str, Any]) -> dict[str, Any]:
     """`{field of Record: value}` of a line. Raises: KeyError for what it lacks."""
-    found = {column.field: values.get(column.name) if column.older else values[column.name] for column in OF_RECORD}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    metric = Scale(*(values.get(name, usual) for name, usual in zip(("metric", "metric_unit", "metric_higher"), Scale())))
+    keys = {column: named(column.name, metric.name) for column in OF_RECORD}
+    found = {column.field: values.get(key) if column.older else values[key] for column, key in keys.items()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()} | {"metric": metric}
 
 
 def shown(records: Sequence[Record], names: Iterable[str] | None = None) -> list[tuple[str, Callable[[Record], str]]]:

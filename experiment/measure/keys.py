@@ -28,7 +28,7 @@ from models.quant.measuring.setting import Setting
 from models.quant.storage import sources
 
 from ..inputs.data import Batches
-from ..inputs.streamed import Streamed
+from ..inputs.tasks import Examples
 from ..program.cli import UserError
 from ..start.starting import quantized_layers
 
@@ -38,7 +38,7 @@ from ..start.starting import quantized_layers
 CODE = {
     "measuring": (
         ".arrays.*", ".layers.quantizers", ".layers.layers", ".layers.channels", ".layers.on_arrays", ".layers.crossbar", ".layers.fusion",
-        ".layers.batches", ".network.modes", ".network.counts", ".network.calibration", ".engines", ".engines.reference",
+        ".layers.batches", ".layers.loaders", ".network.modes", ".network.counts", ".network.calibration", ".engines", ".engines.reference",
         ".kernels.elementwise", ".kernels.image", ".kernels.moments", ".kernels.ones", ".kernels.output", ".kernels.simd",
         ".measuring.*", *models.modules()),
     "chips": (".devices.*", ".network.program", ".measuring.chips"),
@@ -116,10 +116,9 @@ def of_attributes(network: nn.Module) -> str:
                    for name, module in network.named_modules()], others=True)
 
 
-def of_images(images: Batches, labels: torch.Tensor | None = None) -> str:
+def of_images(images: Batches | Examples, labels: torch.Tensor | None = None) -> str:
     """Digest of network inputs, and of their classes."""
-    shown = images.images.identity() if isinstance(images.images, Streamed) else images.images
-    return digest([shown, list(images.mean), list(images.std), labels])
+    return digest([*images.content, labels])
 
 
 def of_setting(setting: Setting) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from .locking import Claims
 from .ranges import AdcRanges
 
 TABLES = "0"  # what is claimed to write them, a key that no point has
-MOST = 2**26  # predictions of a point: those of a thousand chips of ImageNet's validation images are fewer
+MOST = 2**26  # predictions that a point holds: those of a thousand chips of ImageNet's validation images are fewer, those of pixels may not
 # What a file that is no point can raise where it is read as one.
 DAMAGED = OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, zlib.error
 
@@ -180,18 +180,26 @@ class Points:
 def of_record(record: Record, row: Mapping[str, Any], decides: Mapping[str, Any], ranges: Mapping[str, Any] | None) -> dict[str, Any]:
     """A point, but for its key. Args: row, the line of results.jsonl; decides, see `keys`; ranges, the entry of an adc_ranges.json
     of the ranges that were chosen for it."""
-    predictions = record.predictions[None] if record.chip_predictions is None else record.chip_predictions
-    return {"decides": decides, "row": row, "is_float": record.is_float, "predictions": _packed(predictions), "ranges": ranges,
+    of_one = None if record.predictions is None else record.predictions[None]
+    predictions = of_one if record.chip_predictions is None else record.chip_predictions
+    return {"decides": decides, "row": row, "is_float": record.is_float,
+            "predictions": None if predictions is None or predictions.numel() > MOST else _packed(predictions),
+            "numbers": record.numbers if record.numbers is None else record.numbers.tolist(), "ranges": ranges,
             "cost": record.cost and asdict(record.cost)}
 
 
 def record_of(point: Mapping[str, Any], setting: Setting | None) -> Record:
     """The record of a setting's point. Raises: one of `DAMAGED` for what is none."""
     row = point["row"]
-    chips = row["chip_accuracies"] is not None
-    predictions = _unpacked(point["predictions"], (len(row["chip_accuracies"]) if chips else 1, row["n_images"]))
-    return Record(setting=setting, predictions=predictions[0], chip_predictions=predictions if chips else None,
-                  cost=point["cost"] and costs.restored(point["cost"]), is_float=point.get("is_float", False), **columns.fields_of(row))
+    of_chips = columns.value_of(row, "chip_accuracies")
+    predictions = numbers = None
+    if point["predictions"] is not None:
+        predictions = _unpacked(point["predictions"], (1 if of_chips is None else len(of_chips), row["n_images"]))
+    if point.get("numbers") is not None:
+        numbers = torch.tensor(point["numbers"], dtype=torch.float64).view(row["n_images"], 2)
+    return Record(setting=setting, predictions=predictions if predictions is None else predictions[0], numbers=numbers,
+                  chip_predictions=None if of_chips is None else predictions, cost=point["cost"] and costs.restored(point["cost"]),
+                  is_float=point.get("is_float", False), **columns.fields_of(row))
 
 
 def _named(path: Path) -> dict[str, Any] | None:
@@ -204,16 +212,17 @@ def _named(path: Path) -> dict[str, Any] | None:
 
 
 def _packed(predictions: torch.Tensor) -> dict[str, Any]:
-    """Classes, int64 `[chips, N]`, in few letters."""
+    """Classes, int64 `[chips, N, ...]`, in few letters."""
     small = predictions.numpy().astype(np.min_scalar_type(int(predictions.max())).newbyteorder("<"))
     return {"type": small.dtype.str, "shape": list(small.shape), "zlib": base64.b64encode(zlib.compress(small.tobytes())).decode()}
 
 
 def _unpacked(stored: Mapping[str, Any], shape: tuple[int, int]) -> torch.Tensor:
-    """Classes, int64 `shape`; no more is unpacked, whatever there is. Raises: one of `DAMAGED` for what is none."""
-    kind, unpacker = np.dtype(stored["type"]), zlib.decompressobj()
-    if kind.kind != "u" or stored["shape"] != list(shape) or math.prod(shape) > MOST:
-        raise ValueError(f"predictions {stored['shape']} of {kind}; unsigned numbers {list(shape)} are expected, at most {MOST}")
+    """Classes, int64 `[*shape, ...]`; no more is unpacked, whatever there is. Raises: one of `DAMAGED` for what is none."""
+    kind, unpacker, found = np.dtype(stored["type"]), zlib.decompressobj(), stored["shape"]
+    if kind.kind != "u" or found[:2] != list(shape) or min(found) < 0 or math.prod(found) > MOST:
+        raise ValueError(f"predictions {found} of {kind}; unsigned numbers {list(shape)} are expected, at most {MOST}")
+    shape = tuple(found)
     content = unpacker.decompress(base64.b64decode(stored["zlib"]), kind.itemsize * math.prod(shape) + 1)
     if not unpacker.eof:
         raise ValueError("the predictions break off, or go on")

@@ -32,7 +32,8 @@ def write(records: Sequence[Record], technology: Technology, title: str, folder:
     costed = [record for record in records if record.cost]
     if not costed:
         return []
-    paths = [folder / name for name in ("cost.json", "cost.csv", "cost_by_layer.png", "accuracy_over_energy.png")]
+    names = "cost.json", "cost.csv", "cost_by_layer.png", f"{costed[0].metric.name}_over_energy.png"
+    paths = [folder / name for name in names]
     content = {"technology": _content(technology), "settings": [_setting(record) for record in costed]}
     write_text(paths[0], json.dumps(content))
     write_text(paths[1], _csv(costed, network))
@@ -53,7 +54,7 @@ def _setting(record: Record) -> dict[str, Any]:
     return {
         "setting": str(record.setting), "spec": asdict(record.setting.spec), "per_layer": record.setting.per_layer,
         "crossbar_layers": record.setting.crossbar_layers,
-        "device": record.setting.chips and record.setting.chips.name, "accuracy": record.accuracy, "n_images": record.n_images,
+        "device": record.setting.chips and record.setting.chips.name, record.metric.name: record.accuracy, "n_images": record.n_images,
         **{column.name: column.of(Measured(record)) for column in OF_COSTS},
         "digital": cost.digital, "leakage_W": cost.leakage, "interval_s": cost.interval,
         **{key: {part: [getattr(origin, name) for origin in origins] for part, origins in cost.sources.items()}
@@ -67,7 +68,7 @@ def _csv(records: Sequence[Record], network: nn.Module) -> str:
     text, on_crossbars = io.StringIO(), dict(quant.crossbar_layers(network))
     spec = list(asdict(records[0].setting.spec))
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["setting", "technology", *spec, "accuracy", "layer", "quantity", "component", "low", "typical", "high"])
+    writer.writerow(["setting", "technology", *spec, records[0].metric.name, "layer", "quantity", "component", "low", "typical", "high"])
     for record in records:
         for layer in record.cost.layers:
             hardware = asdict(on_crossbars[layer.name].fitted(record.setting.spec_of(layer.name))).values()
@@ -197,7 +198,7 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
             text = f"{record.setting.spec.adc_bits:g}"
             axes.annotate(text, (x, y), (3, -9), textcoords="offset points", fontsize="xx-small", color=color)
     draw_software(axes, records[0])
-    axes.set(xscale="log", xlabel="energy of an image (uJ); beside each point the ADC's bits", ylabel="accuracy (%)")
+    axes.set(xscale="log", xlabel="energy of an image (uJ); beside each point the ADC's bits", ylabel=records[0].metric.axis)
     label_decades(axes)
     show_hidden(axes, lines)
     axes.grid(alpha=0.3, which="both")

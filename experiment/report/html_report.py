@@ -13,6 +13,7 @@ from models.quant.layers.quantizers import OFF
 from models.quant.measuring.setting import LAYER_FIELDS
 from models.quant.storage.files import write_text
 
+from ..measure.columns import metric_of, named
 from ..settings.chips import CHIP_FIELDS
 from ..settings.costs import FIGURES
 
@@ -81,16 +82,20 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, An
     ideal cells no device: what only rows with a device have is compared among those."""
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in MACHINE and name != "key"]
     wide = {name for row in rows for name, value in row.items() if isinstance(value, (list, dict))}
-    names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST) + (name in wide))
+    first = [own for name in FIRST for own in dict.fromkeys(named(name, metric_of(row)) for row in rows)]
+    names.sort(key=lambda name: first.index(name) if name in first else len(first) + (name in wide))
     on_arrays = [row for row in rows if row.get("cell_bits") is not None] or rows
     with_device, without = ([row for row in rows if (row.get("device") is None) == none] for none in (False, True))
 
+    or_none = {named(name, metric_of(row)) for name in OR_NONE for row in rows}
+
     def compared(name):
-        return with_device if with_device and name not in OR_NONE and all(row.get(name) is None for row in without) else on_arrays
+        return with_device if with_device and name not in or_none and all(row.get(name) is None for row in without) else on_arrays
 
     values = {name: {*(json.dumps(row.get(name)) for row in compared(name)),
                      *(json.dumps(row[name]) for row in rows if row.get(name) is not None)} for name in names}
-    varied = [name for name in names if len(values[name]) > 1 or name in ("cell_bits", "accuracy")]
+    always = {"cell_bits", *map(metric_of, rows)}
+    varied = [name for name in names if len(values[name]) > 1 or name in always]
     return varied, {name: compared(name)[0].get(name) for name in names if name not in varied}
 
 
@@ -98,7 +103,7 @@ def _baseline(row: Mapping[str, Any]) -> str | None:
     """What a row without arrays is of."""
     if row.get("cell_bits") is not None:
         return None
-    return "software" if row.get("float_accuracy") is None else "float" if row.get("wbit") == OFF else "quantized"
+    return "software" if row.get(named("float_accuracy", metric_of(row))) is None else "float" if row.get("wbit") == OFF else "quantized"
 
 
 def _cell(value: Any) -> str:

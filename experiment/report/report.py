@@ -10,7 +10,7 @@ import numpy as np
 from models.quant.devices.times import show_time
 from models.quant.measuring.measure import Record
 
-from ..measure.columns import has_a_mean
+from ..measure.columns import has_a_mean, of_classes
 from .drawing import add_legend, add_note, add_title, colormap, new_figure, save, show_hidden
 from .tables import in_common, text_table
 
@@ -25,17 +25,17 @@ SWEPT = {"device_time": "time since the first read or programming", "device_temp
 
 
 def plots(records: Sequence[Record], title: str, folder: str | Path) -> list[Path]:
-    """The pictures that the settings of an evaluation make: accuracy over each value of chips, and over the ADC's precision, of
-    which there are several. Args: records, without the software's. Returns: their paths."""
-    made = []
+    """The pictures that the settings of an evaluation make: accuracy, or what stands for it, over each value of chips, and over the ADC's
+    precision, of which there are several. Args: records, without the software's. Returns: their paths."""
+    made, metric = [], records[0].metric.name if records else ""
     for name in SWEPT:
         curves = _sweep(records, name)
         if curves:
-            made.append(Path(folder, f"accuracy_over_{name}.png"))
+            made.append(Path(folder, f"{metric}_over_{name}.png"))
             sweep_plot(curves, name, title, made[-1])
     points = [record for record in records if record.mean_bits is not None]  # of networks with an ADC
     if len({record.setting.spec.adc_bits for record in points}) > 1:
-        made.append(Path(folder, "accuracy_over_adc_bits.png"))
+        made.append(Path(folder, f"{metric}_over_adc_bits.png"))
         accuracy_plot(points, title, made[-1])
     return made
 
@@ -127,10 +127,11 @@ def _curve(axes: Any, name: str, x: Sequence[float], points: Sequence[Record]) -
 
 
 def bands(records: Sequence[Record]) -> np.ndarray:
-    """Accuracy, lower and upper end of the band of each record, `[3, N]`; no chip has less than nothing or more than all."""
+    """Accuracy, or what stands for it, lower and upper end of the band of each record, `[3, N]`; of percents no chip has less than nothing
+    or more than all."""
     accuracy, band = np.array([(record.accuracy, band_of_chance(record)) for record in records]).T
     low, high = accuracy - band, accuracy + band
-    if all(map(_has_deviation, records)):
+    if all(map(_has_deviation, records)) and records[0].metric.unit == "%":
         low, high = np.clip([low, high], 0, 100)
     return np.stack([accuracy, low, high])
 
@@ -138,7 +139,7 @@ def bands(records: Sequence[Record]) -> np.ndarray:
 def band_words(records: Sequence[Record]) -> str:
     """What the bands of a picture are."""
     chips = max(len(record.chip_accuracies or ()) for record in records)
-    chance = "what chance alone can do (the root of changed)"
+    chance = f"what chance alone can do ({'the root of changed' if of_classes(records) else 'by the differences of single examples'})"
     if chips < 2:
         return chance
     return f"deviation over {chips} chips" + ("" if all(map(_has_deviation, records)) else f"; of ideal cells {chance}")
@@ -149,10 +150,12 @@ def _has_deviation(record: Record) -> bool:
 
 
 def band_of_chance(record: Record) -> float:
-    """Of chips the deviation. Of one chip or ideal cells that of chance: of k predictions that differ from the software's, as many
-    become right as wrong, give or take sqrt(k), so sqrt(k) / n of the accuracy says nothing."""
+    """Of chips the deviation. Of one chip or ideal cells that of chance, `Record.chance`; of accuracy: of k predictions that differ from
+    the software's, as many become right as wrong, give or take sqrt(k), so sqrt(k) / n of the accuracy says nothing."""
     if record.accuracy_std is not None:
         return record.accuracy_std
+    if record.chance is not None or record.changed_predictions is None:
+        return record.chance or 0.0
     return 100 * record.changed_predictions**0.5 / record.n_images
 
 
@@ -169,7 +172,7 @@ def draw_software(axes: Any, record: Record) -> None:
 def _finish(figure: Any, axes: Any, lines: Sequence[Any], records: Sequence[Record], title: str, shared: str, path: str | Path) -> None:
     draw_software(axes, records[0])
     show_hidden(axes, lines)
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(records[0].metric.axis)
     axes.grid(alpha=0.3)
     add_title(figure, title)
     add_legend(figure, axes, title=shared and f"all settings: {shared}", notes=[f"band: {band_words(records)}"])

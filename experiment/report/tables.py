@@ -12,7 +12,7 @@ from rich.table import Table
 
 from models.quant.measuring.measure import Record
 
-from ..measure.columns import shown
+from ..measure.columns import of_classes, shown, worst
 from ..settings.costs import FIGURES
 
 WIDTH = 100  # columns of a terminal that a table takes at most
@@ -97,9 +97,9 @@ def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: st
     n = records[-1].n_images
     images = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
     several = max(len(record.chip_accuracies or ()) for record in records)
-    notes = [images + (f"; cells from {planes}" if planes else ""), *_baselines(records[0].is_float)]
+    notes = [images + (f"; cells from {planes}" if planes else ""), *_baselines(records)]
     if several > 1:
-        notes.append(f"with a device: mean, deviation and lowest of {several} chips")
+        notes.append(f"with a device: mean, deviation and {worst(records)} of {several} chips")
     if costed:
         notes.append("costs, of an image: by typical sources (by the cheapest to the dearest; where the typical value is an end, one "
                      "source makes both)")
@@ -121,9 +121,10 @@ def _table(records: Sequence[Record], names: Sequence[str], *of: Sequence[str]) 
                       [[name, *(text(record) for _, text in columns)] for name, record in zip(names, records)])
 
 
-def _baselines(converted: bool) -> list[str]:
+def _baselines(records: Sequence[Record]) -> list[str]:
     """What the baselines are."""
-    if converted:
-        return ["float: the network as it came; quantized: its quantized form, without arrays",
-                "changed: images that are classified differently than by float, and than by quantized"]
-    return ["software: the same quantized network, without ADCs", "changed: images that are classified differently than by software"]
+    if records[0].is_float:
+        what, others = "float: the network as it came; quantized: its quantized form, without arrays", "float, and than by quantized"
+    else:
+        what, others = "software: the same quantized network, without ADCs", "software"
+    return [what, *([f"changed: images that are classified differently than by {others}"] if of_classes(records) else [])]

@@ -71,9 +71,9 @@ def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], 
 def draft(found: Foreign, settings: EvalSettings, shown: EvalImages) -> nn.Module | None:
     """A network with the layers that the conversion of `found` will have, made in a moment: its scales are of few images, and of no use.
     None where that cannot be done, of which `for_evaluation` says why, or that it can."""
-    few = data.normalize(shown.calibration.images[:DRAFT_IMAGES], shown.calibration.mean, shown.calibration.std)
+    few = shown.calibration.first(DRAFT_IMAGES)
     with contextlib.suppress(UserError):
-        return converted(found.network, settings, few, "none", settings.engine, weight_scale="max", activations="max", rounding="nearest")
+        return converted(found.network, settings, [few], "none", settings.engine, weight_scale="max", activations="max", rounding="nearest")
     return None
 
 
@@ -83,8 +83,8 @@ def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, ch
 
     Raises: UserError, see `converted`, and for weights of the checkpoint that do not fit.
     """
-    batches = data.Batches(shown.calibration.images, shown.calibration.mean, shown.calibration.std, BATCH)
-    net = converted(found.network, settings, batches, settings.calibration.correct, engine=settings.engine)
+    net = converted(found.network, settings, shown.calibration.cut(BATCH), settings.calibration.correct, engine=settings.engine,
+                    take=found.task and found.task.take)
     if not settings.resume:
         log.info(str(net.crossbar_report))
         return net

@@ -1,18 +1,25 @@
 """The images of an evaluation: those that are measured, and the training images that calibrate."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from models.quant.layers.batches import Batch
+from models.quant.measuring.metrics import metric_of
+from models.quant.measuring.passes import Run
+from models.quant.measuring.task import Task
+
 from ..inputs import data
 from ..inputs.data import Batches, training_split
-from ..program.cli import UserError
+from ..inputs.tasks import Examples
+from ..program.cli import UserError, one_line
 from ..settings import train_settings
 from ..settings.eval_flags import EvalSettings
 
+OF_IMAGES = "dataset", "data_path", "class_index", "image_size", "batch_size", "calib_images", "validation"  # flags
 REPORT_IMAGES = 64  # calibration images whose layer outputs --report compares
 
 
@@ -20,16 +27,16 @@ REPORT_IMAGES = 64  # calibration images whose layer outputs --report compares
 class EvalImages:
     """What an evaluation looks at.
 
-    Attributes: batches, network inputs that are measured; labels, int64 `[N]`; kind, such as "test images"; of_all, how many
-        there are without --limit; calibration, training inputs; report, a few of them as one batch.
+    Attributes: batches, network inputs that are measured; labels, int64 `[N]`, None where they come with the batches; kind, such as "test
+        images"; of_all, how many there are without --limit; calibration, training inputs; report, a few of them as one batch.
     """
 
-    batches: Batches
-    labels: torch.Tensor
+    batches: Batches | Examples
+    labels: torch.Tensor | None
     kind: str
     of_all: int
-    calibration: Batches
-    report: torch.Tensor
+    calibration: Batches | Examples
+    report: Batch
 
 
 def load(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device, log: logging.Logger) -> EvalImages:
@@ -38,6 +45,26 @@ def load(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.de
     Raises: UserError for images that cannot be read, of other classes, or other ones than the training split.
     """
     return choose(data.load(settings.dataset, settings.data_path, log.info), settings, checkpoint, device)
+
+
+def of_task(task: Task, settings: EvalSettings, digest: Callable[[Any], str]) -> EvalImages:
+    """The examples that a task brings, and its network, tried on one of them. Args: digest, of plain values and tensors.
+
+    Raises: UserError for examples that are none, a network that does not take them, or a metric that gives no number of them.
+    """
+    given = [name for name in OF_IMAGES if name in settings.given]
+    if given:
+        raise UserError(f"--{given[0]} is for images, and {settings.model} brings what it is measured on: leave it out")
+    measured, kind = (task.validation, f"validation {task.kind}") if settings.validation else (task.data, task.kind)
+    if measured is None:
+        raise UserError(f"{settings.model} brings no validation examples, which choose in a search: Task(..., validation=batches)")
+    shown = Examples(measured, task, "validation" if settings.validation else "data", digest, settings.limit)
+    calibration = Examples(task.calibration, task, "calibration", digest)
+    try:
+        Run(task.network, shown, None, metric_of(task.metric), task.take).check()
+    except Exception as error:  # code of others raises nearly anything
+        raise UserError(f"{settings.model}: {one_line(error)}") from None
+    return EvalImages(shown, None, kind, shown.of_all, calibration, calibration.first(REPORT_IMAGES))
 
 
 def choose(found: data.Dataset, settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device) -> EvalImages:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import nn
 from models import quant
 from models.quant import CrossbarSpec
 from models.quant.measuring.measure import Cache, Record, measure, measure_float, of_chips
+from models.quant.measuring.metrics import metric_of
 from models.quant.measuring.placing import check_chips, engines_of, is_chip, place, put, use_cells
 from models.quant.measuring.setting import Setting, reads_of
 
-from ..inputs import data, foreign
+from ..inputs import data, foreign, tasks
 from ..measure import columns, keys, points
 from ..measure.answers import answers_of
 from ..measure.chip_files import save_cells, stored_cells
@@ -53,6 +55,10 @@ class Bench:
         self.checkpoint = checkpoint or checkpoint_of(settings.resume)
         self.device = machine.pick_device(settings.ngpu)
         self.others = conversion.network_of(settings, settings.resume)
+        self.task = self.others and self.others.task
+        self.metric = metric_of(self.task and self.task.metric)
+        if self.task:
+            self.settings = replace(settings, dataset=self.task.kind)
         self._net = None if self.others else crossbar_network(settings, self.checkpoint, self.device)
         self.log: logging.Logger | None = None
         self.original: nn.Module | None = None  # the float network that was converted
@@ -120,8 +126,12 @@ class Bench:
         of, self.log = self.settings, log
         if self.others:
             chosen_here = of.validation and not of.resume  # who trained it here had a part of the training images held out
-            shown = conversion.images_of(self.others, of, self.device, log, chosen_here)
-            self.shown = images.choose(shown, of, self.checkpoint, self.device)
+            if self.task:
+                self.others.network.to(self.device)
+                self.shown = images.of_task(self.task, of, partial(keys.digest, others=True))
+            else:
+                shown = conversion.images_of(self.others, of, self.device, log, chosen_here)
+                self.shown = images.choose(shown, of, self.checkpoint, self.device)
             distributed.same_weights(self.others.network)
             self.original = None if of.resume else self.others.network  # else its weights were trained with the quantizers
             draft = conversion.draft(self.others, of, self.shown)
@@ -138,6 +148,8 @@ class Bench:
         self.points.look_for_older(of.older_points)
         self.decides_all = {"code": self._code_of(), "images": keys.of_images(self.shown.batches, self.shown.labels),
                             "network": self._key_of(made_of)}
+        if self.task:
+            self.decides_all["metric"] = [type(self.metric).__name__, *self.metric.scale]
         self.decides_hardware = {"cells": keys.digest(self.cells)} if self.cells else {}
         self.decides_ranges = {"calibration_images": keys.of_images(self.shown.calibration)}
 
@@ -170,6 +182,12 @@ class Bench:
         elif setting.spec.adc_range == "calibrated":
             found["ranges"] = keys.digest(self.ranges.given(setting))
         return found
+
+    @property
+    def looked_at(self) -> str:
+        """How many examples of what are measured."""
+        count = f"{self.shown.batches.count} {self.shown.kind}"
+        return count if self.task else f"{count} of {self.settings.dataset}"
 
     @property
     def baseline(self) -> str:
@@ -226,6 +244,10 @@ class Bench:
             self.known_chips[key] = point
         return self.known_chips.get(key)
 
+    def record_of_chip(self, setting: Setting) -> Record:
+        """What was measured of a setting with one chip, whose point is there."""
+        return points.record_of(self.chip(setting), setting)
+
     def record(self, setting: Setting | None) -> Record | None:
         """What was measured of a setting, or None."""
         point = self.point(setting)
@@ -281,13 +303,14 @@ class Bench:
         current = all(keys.is_current(point["decides"]) for point in made_from)
         return self.decides(setting) | ({} if current else {"code": {}})
 
-    def _calibration(self, setting: Setting | None) -> data.Batches | None:
+    def _calibration(self, setting: Setting | None) -> data.Batches | tasks.Examples | None:
         """The images that choose the ranges of a setting, where they are to be chosen."""
         return self.shown.calibration if setting and self.ranges.to_calibrate(setting) else None
 
     @distributed.together
     def _measure_float(self, progress: bool = False) -> Record:
-        return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress, processes=distributed)
+        return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress, metric=self.metric,
+                             take=self.task and self.task.take, processes=distributed)
 
     @distributed.together
     def _measure(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool = False
@@ -302,7 +325,7 @@ class Bench:
                 record = measure(self.net, self.shown.batches, self.shown.labels, setting, cells=self.cells, cache=self.cache,
                                  engine=self.settings.engine, passing=self.costs.counting(self.net), original=original,
                                  calibration=self._calibration(setting), software=software, progress=progress,
-                                 processes=distributed)
+                                 metric=self.metric, take=self.task and self.task.take, processes=distributed)
             return replace(record, cost=self.costs.of(self.net, setting)), source
         except ValueError as error:
             if setting and setting.chips:  # cells that the grid does not hold

@@ -26,7 +26,8 @@ def write(bench: Bench, setting: Setting, log: logging.Logger) -> None:
     if all(layer.spec.adc_range == "ideal" for _, layer in quant.crossbar_layers(bench.net)):  # --per_layer says so
         return
     if setting.chips or is_chip(bench.cells):
-        table = chip_report.write(path, bench.net, setting, title, shown.report, shown.calibration, bench.cache, bench.cells, of.engine)
+        table = chip_report.write(path, bench.net, setting, title, shown.report, [*shown.calibration.inputs()], bench.cache, bench.cells,
+                                  of.engine)
     else:
         table = _of_adcs(bench, setting, path, title)
     add_to_index(bench.folder, {f"{path.name}{end}": text for end in (".json", ".png")})
@@ -41,7 +42,7 @@ def _of_adcs(bench: Bench, setting: Setting, path: Path, title: str) -> str:
         kept.restore(bench.net, setting, str(bench.points.path(bench.key(setting))))
     else:
         bench.ranges.give(bench.net, setting)
-    histograms = count_reads(bench.net, setting, bench.shown.calibration, bench.cache, progress=True)
+    histograms = count_reads(bench.net, setting, [*bench.shown.calibration.inputs()], bench.cache, progress=True)
     layers = diagnostics.report(bench.net, bench.shown.report, histograms, setting.calibration.rule, setting.calibration.per)
     write_text(path.with_suffix(".json"), json.dumps({"title": title, "setting": str(setting), "layers": layers}))
     report.report_plot(path.with_suffix(".png"), title, layers, setting.spec.adc_bits)

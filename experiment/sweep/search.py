@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from models import quant
+from models.quant.measuring.metrics import Scale
 from models.quant.measuring.setting import Setting, fits
 from models.quant.storage.files import write_text
 
+from ..measure.columns import named, value_of
 from ..program.cli import UserError, needed
+from ..program.user_code import is_file
 from ..report.drawing import add_title, new_figure, save
 from ..settings import per_layer
 from ..settings.chips import devices_of
@@ -37,7 +40,7 @@ KNOWN = 10  # results that Optuna has before it proposes anything: until then wh
 @dataclass(frozen=True)
 class Objective:
     """Something to be best at. Attributes: column, of results.jsonl; sign, 1 where more is better, else -1; axis, its name and unit;
-    needs, what must be given for it; share, it is a number of images, and their share in percent is what is compared, between sets of
+    needs, what it takes, such as a flag; share, it is a number of images, and their share in percent is what is compared, between sets of
     different size too; upright, pictures have it on their vertical axis."""
 
     column: str
@@ -54,14 +57,18 @@ class Objective:
 
 
 OBJECTIVES = {
-    "accuracy": Objective("accuracy", 1, "accuracy (%)", upright=True),
-    "changed": Objective("changed_predictions", -1, "predictions that differ from the software's (%)", share=True, upright=True),
+    "changed": Objective("changed_predictions", -1, "predictions that differ from the software's (%)", "classes", share=True, upright=True),
     "bits": Objective("mean_bits", -1, "mean ADC bits of all reads"),
     "conversions": Objective("conversions", -1, "share of the reads that are converted"),
     "energy": Objective("energy_uJ", -1, "energy of an image (uJ)", "--cost"),
     "latency": Objective("latency_us", -1, "latency of an image (us)", "--cost"),
     "area": Objective("area_mm2", -1, "area (mm2)", "--cost"),
 }
+
+
+def objectives_for(metric: Scale) -> dict[str, Objective]:
+    """What a search may be for where this metric is measured: itself, and `OBJECTIVES`."""
+    return {metric.name: Objective(metric.name, 1 if metric.higher else -1, metric.axis, upright=True)} | OBJECTIVES
 
 
 class Space:
@@ -140,7 +147,8 @@ class Search:
     def __init__(self, bench: Bench) -> None:
         self.bench, self.of = bench, bench.settings
         self.space = Space(self.of, [name for name, _ in quant.crossbar_layers(bench.net)])
-        self.objectives, self.bounds = _aims(self.of)
+        self.known = objectives_for(bench.metric.scale)
+        self.objectives, self.bounds = _aims(self.of, bench.metric.scale)
         self.names = list(dict.fromkeys([*self.objectives, *(name for name, _, _ in self.bounds)]))
         self.found: dict[Setting, dict[str, float]] = {}
         self.front: list[Setting] = []
@@ -153,7 +161,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(seed=self.of.search_seed, n_startup_trials=KNOWN, multivariate=True)
-        study = optuna.create_study(directions=["maximize" if OBJECTIVES[name].sign > 0 else "minimize" for name in self.objectives],
+        study = optuna.create_study(directions=["maximize" if self.known[name].sign > 0 else "minimize" for name in self.objectives],
                                     sampler=sampler)
         starts = [self.space.alike(share) for share in (1, 0, 0.5, 0.75, 0.25)]
         plans = [*dict.fromkeys(setting for start in starts if (setting := self.space.planned(start)))]
@@ -225,10 +233,10 @@ class Search:
     def _values(self, setting: Setting) -> dict[str, float]:
         row = self.bench.point(setting)["row"]
         for name in self.names:
-            if OBJECTIVES[name].of(row) is None:
-                needs = OBJECTIVES[name].needs or "settings with an ADC"
+            if self.known[name].of(row) is None:
+                needs = self.known[name].needs or "settings with an ADC"
                 raise UserError(f"--search: {setting} has no {name}, which needs {needs}")
-        return {name: OBJECTIVES[name].of(row) for name in self.names}
+        return {name: self.known[name].of(row) for name in self.names}
 
     def _excess(self, setting: Setting) -> list[float]:
         """How far a setting is beyond each bound."""
@@ -240,7 +248,7 @@ class Search:
 
     def _front(self) -> list[Setting]:
         """Not dominated, and within the bounds; by the first objective, best first."""
-        points = {setting: [OBJECTIVES[name].sign * values[name] for name in self.objectives] for setting, values in self.found.items()
+        points = {setting: [self.known[name].sign * values[name] for name in self.objectives] for setting, values in self.found.items()
                   if all(excess <= 0 for excess in self._excess(setting))}
         best = [setting for setting, own in points.items()
                 if not any(other != own and all(a >= b for a, b in zip(other, own)) for other in points.values())]
@@ -269,12 +277,12 @@ class Search:
         point = tested.point(setting) if setting in self.front else None
         return {"setting": str(setting), **self.found[setting], "within_bounds": all(excess <= 0 for excess in self._excess(setting)),
                 "front": setting in self.front,
-                **{f"test_{name}": point and OBJECTIVES[name].of(point["row"]) for name in self.names},
-                "test_software_accuracy": point and point["row"]["software_accuracy"]}
+                **{f"test_{name}": point and self.known[name].of(point["row"]) for name in self.names},
+                f"test_{named('software_accuracy', self.bench.metric.scale.name)}": point and value_of(point["row"], "software_accuracy")}
 
     def _axes_of(self) -> tuple[str, str]:
         """What is on the horizontal and on the vertical axis: up is what the other pictures have there too, else the first objective."""
-        up, *others = sorted(self.objectives, key=lambda name: not OBJECTIVES[name].upright)
+        up, *others = sorted(self.objectives, key=lambda name: not self.known[name].upright)
         across = (others or ["bits"])[0]
         return across if across in self.names else up, up
 
@@ -290,7 +298,7 @@ class Search:
         axes.plot([row[x] for row in rows], [row[y] for row in rows], "o", color="0.7", markersize=4, label="measured")
         axes.plot([row[x] for row in front], [row[y] for row in front], "o-", label=f"front, {self.bench.shown.kind}")
         axes.plot([row[f"test_{x}"] for row in front], [row[f"test_{y}"] for row in front], "x--", label="front, as measured at the end")
-        axes.set(xlabel=OBJECTIVES[x].axis, ylabel=OBJECTIVES[y].axis)
+        axes.set(xlabel=self.known[x].axis, ylabel=self.known[y].axis)
         add_title(figure, self._title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="x-small")
@@ -308,8 +316,8 @@ class Search:
                                                                         for objective in self.names)]) for row in some]
             figure.add_scatter(x=[row[prefix + x] for row in some], y=[row[prefix + y] for row in some], mode=mode, name=name, text=text,
                                hoverinfo="text")
-        figure.update_layout(title=self._title, xaxis_title=OBJECTIVES[x].axis,
-                             yaxis_title=OBJECTIVES[y].axis)
+        figure.update_layout(title=self._title, xaxis_title=self.known[x].axis,
+                             yaxis_title=self.known[y].axis)
         write_text(path, figure.to_html(include_plotlyjs=True, full_html=True))
 
 
@@ -319,7 +327,8 @@ def check_search(settings: EvalSettings) -> None:
         needed("optuna", "--search needs Optuna: pip install -r requirements-search.txt")
         if importlib.util.find_spec("plotly"):  # which draws a page at the end
             needed("plotly.graph_objects", "")
-        _aims(settings)
+        if not is_file(settings.model):  # which may have a metric of its own
+            _aims(settings, Scale())
 
 
 def validation_bench(bench: Bench) -> Bench:
@@ -331,25 +340,29 @@ def _ordered(values: Sequence) -> bool:
     return all(isinstance(value, (int, float)) for value in values)
 
 
-def _aims(settings: EvalSettings) -> tuple[list[str], list[tuple[str, float, int]]]:
-    """Objectives, and bounds as `(name, value, 1 for at least, -1 for at most)`. Raises: UserError for what cannot be."""
-    objectives = [_objective(name) for name in dict.fromkeys(settings.objective)]
-    bounds = [_bound(text, 1) for text in settings.at_least] + [_bound(text, -1) for text in settings.at_most]
+def _aims(settings: EvalSettings, metric: Scale) -> tuple[list[str], list[tuple[str, float, int]]]:
+    """Objectives, and bounds as `(name, value, 1 for at least, -1 for at most)`. "accuracy" is whatever stands for it. Raises: UserError
+    for what cannot be."""
+    objectives = [_objective(name, metric) for name in dict.fromkeys(settings.objective)]
+    bounds = [_bound(text, 1, metric) for text in settings.at_least] + [_bound(text, -1, metric) for text in settings.at_most]
     for name in (*objectives, *(name for name, _, _ in bounds)):
-        if OBJECTIVES[name].needs == "--cost" and not settings.cost:
+        if objectives_for(metric)[name].needs == "--cost" and not settings.cost:
             raise UserError(f"--search: there is no {name} without --cost: give a technology, or see --cost list")
     return objectives, bounds
 
 
-def _objective(name: str) -> str:
-    if name not in OBJECTIVES:
-        raise UserError(f"--objective {name}: unknown, choose from {', '.join(OBJECTIVES)}")
+def _objective(name: str, metric: Scale) -> str:
+    known = objectives_for(metric)
+    name = metric.name if name == Scale().name else name
+    if name not in known:
+        raise UserError(f"--objective {name}: unknown, choose from {', '.join(known)}")
     return name
 
 
-def _bound(text: str, sign: int) -> tuple[str, float, int]:
+def _bound(text: str, sign: int, metric: Scale) -> tuple[str, float, int]:
     name, _, value = text.partition("=")
     try:
-        return _objective(name), float(value), sign
+        return _objective(name, metric), float(value), sign
     except (ValueError, UserError):
-        raise UserError(f"--at_{'least' if sign > 0 else 'most'} {text}: give NAME=VALUE with one of {', '.join(OBJECTIVES)}") from None
+        known = ", ".join(objectives_for(metric))
+        raise UserError(f"--at_{'least' if sign > 0 else 'most'} {text}: give NAME=VALUE with one of {known}") from None

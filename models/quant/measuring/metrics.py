@@ -37,6 +37,16 @@ class Scale(NamedTuple):
         """Name and unit."""
         return f"{self.name} {self.unit}".rstrip()
 
+    @property
+    def axis(self) -> str:
+        """Name and unit, as at an axis."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def said(self, value: float) -> str:
+        """A value in a sentence: of accuracy without its name."""
+        text = f"{self.text(value)} {self.unit}".rstrip()
+        return text if self.name == Scale().name else f"{self.name} {text}"
+
     def text(self, value: float, sign: str = "") -> str:
         """A value as tables show it: two digits behind the point of per cent, else four in all. Args: sign, "+" for a difference."""
         return format(value, f"{sign}.2f" if self.unit == "%" else f"{sign}.3g" if sign else ".4g")

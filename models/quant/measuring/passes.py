@@ -11,7 +11,7 @@ from ..layers.batches import Batch, called, first_of, length
 from ..layers.loaders import Take, apart, first_target
 from .images import Inputs, first_image, on_device, passed
 from .metrics import Metric, OfTorchmetrics, accuracy
-from .processes import Processes
+from .processes import ALONE, Processes
 
 
 class Pass(NamedTuple):
@@ -31,9 +31,9 @@ class Run(NamedTuple):
     batches: Iterable[Any]
     labels: Any
     metric: Metric | OfTorchmetrics
-    take: Take | None
-    progress: bool
-    processes: Processes
+    take: Take | None = None
+    progress: bool = False
+    processes: Processes = ALONE
 
     @property
     def first(self) -> Batch:
@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
     def through(self, title: str, passing: contextlib.AbstractContextManager | None = None) -> Pass:
         """Let all images pass. Raises: ValueError for a metric that gives no number, or lacks targets, before they do."""
-        self._try()
+        self.check()
         gauge, found, predict = self.metric.gauge(), [], self.metric.predict
 
         def see(size: int, target: Any, output: Any) -> None:
@@ -57,8 +57,11 @@ class Run(NamedTuple):
         return Pass(predictions, value, seconds, count, None if self.metric is accuracy else numbers)
 
     @torch.no_grad()
-    def _try(self) -> None:
-        """Let the first image pass, which also prepares the weights, and the first time compiles, and show the metric what comes out."""
+    def check(self) -> None:
+        """Let the first image pass, which also prepares the weights, and the first time compiles, and show the metric what comes out.
+
+        Raises: ValueError, see `through`, and for a network that does not take it.
+        """
         parts = (apart(batch, self.network, self.take) for batch in self.batches)
         inputs, target = next(((inputs, target) for inputs, target in parts if length(inputs)), (None, None))
         if inputs is None:

@@ -20,6 +20,7 @@ class Task:
         calibration: batches of training inputs, with or without targets, that choose scales and ADC ranges; all of one size.
         metric: see `measure`; None: percent of the examples whose class is that of the largest output.
         take: a function of a batch that returns (inputs, target), where it is not clear which part of it is what (`loaders.apart`).
+        validation: batches with their targets that choose in a search (`--search`); None: there are none.
         kind: what the examples are, such as "windows of text".
     """
 
@@ -28,4 +29,5 @@ class Task:
     calibration: Iterable[Any]
     metric: Any = None
     take: Take | None = None
+    validation: Iterable[Any] | None = None
     kind: str = "examples"
