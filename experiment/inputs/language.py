@@ -1,0 +1,154 @@
+"""Causal language models of Hugging Face's transformers, from a folder on this machine, and a text that they are measured on.
+
+    task("hf_models/gpt2", "wiki.test.txt", window=1024, stride=512)
+
+The text becomes tokens, and these windows, each of which goes through the model by itself. A token is counted once, in the first window
+that holds it, so that with a stride below the window it is told from at least `window - stride` tokens before it.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.quant import Metric, Task, perplexity
+from models.quant.measuring.metrics import IGNORED
+
+from ..program.cli import UserError, needed, one_line
+
+# transformers takes seconds to import: only what needs it does so.
+
+LONGEST = 1024  # tokens of a window, where none is asked for
+TOKENIZERS = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")  # what may hold the tokens; some models' have none without, silently
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
+
+
+def task(folder: str, text: str, window: int | None = None, stride: int | None = None, batch_size: int = 8,
+         calibration_windows: int = 8, calibration_text: str | None = None) -> Task:
+    """A causal language model with its perplexity on a text, which is that of Hugging Face's own recipe (`of_recipe`).
+
+    The model comes in float32. Nothing is downloaded, and no code of the folder is run.
+
+    Args:
+        folder: with `config.json`, a tokenizer and weights, as `save_pretrained` writes them.
+        text: a file in UTF-8 that is measured.
+        window: tokens that the model sees at a time; None: as many as it was made for, at most 1024.
+        stride: tokens from the beginning of a window to that of the next; None: half a window.
+        batch_size: windows that go through the model together.
+        calibration_windows: how many windows, side by side, choose scales and ADC ranges: the first of `calibration_text`. Without that
+            file the first of the text itself, whose tokens are then not measured: what is measured is the rest, as a text of its own.
+        calibration_text: another file in UTF-8, such as a part of the training text.
+    Raises: UserError for files that are missing or too short, what is no causal language model, and windows that the model cannot have.
+    """
+    tokenizer, model = load(folder)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    window = window or min(longest or LONGEST, LONGEST)
+    stride = stride or window // 2
+    if not 2 <= window <= (longest or window):
+        raise UserError(f"a window of {window} tokens: allowed are 2 to {longest or 'any number'}, which {folder} was made for")
+    if not 1 <= stride <= window:
+        raise UserError(f"a stride of {stride} tokens: allowed are 1 to {window}, the window")
+    known, needs = model.config.vocab_size, calibration_windows * window
+    tokens = tokens_of(text, tokenizer, known)
+    first = tokens if calibration_text is None else tokens_of(calibration_text, tokenizer, known)
+    rest = tokens[needs:] if calibration_text is None else tokens
+    if len(first) < needs:
+        raise UserError(f"{calibration_text or text} has {len(first):,} tokens, fewer than {calibration_windows} windows of {window} for "
+                        "calibration; take a longer text, or fewer or shorter windows")
+    if len(rest) < window:
+        raise UserError(f"{text} has {len(rest):,} tokens{' behind those for calibration' if first is tokens else ''}, fewer than a window "
+                        f"of {window}; take a longer text, or shorter windows")
+    calibration = [{"input_ids": part} for part in first[:needs].view(-1, window).split(batch_size)]
+    return Task(model, windows_of(rest, window, stride, batch_size), calibration, of_recipe, kind="windows of text")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model and its tokens
+
+
+def load(folder: str) -> tuple[Any, nn.Module]:
+    """(tokenizer, causal language model in float32). Raises: UserError."""
+    place = Path(folder)
+    for files, what in ((("config.json",), "config.json"), (TOKENIZERS, "tokenizer"), (WEIGHTS, "weights (model.safetensors)")):
+        if not any(found for pattern in files for found in place.glob(pattern)):
+            lacks = f"has no {what}" if place.is_dir() else "is not there"
+            raise UserError(f"--model hf/{folder}: the folder {lacks}; give one that save_pretrained of a model and of its tokenizer wrote")
+    transformers = needed("transformers", f"--model hf/{folder} needs the package transformers: pip install transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        causal = set(transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+        if config.architectures and causal.isdisjoint(config.architectures):
+            raise UserError(f"--model hf/{folder} is a {config.architectures[0]}, which is no causal language model")
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32,
+                                                                         output_loading_info=True)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files raise nearly anything
+        raise UserError(f"--model hf/{folder} cannot be loaded: {one_line(error)[:200]}") from error
+    if lost := [*found["missing_keys"], *found["mismatched_keys"]]:
+        raise UserError(f"--model hf/{folder}: the weights are not those of its config.json: {lost[0]} is missing or has another shape")
+    model.config.use_cache = False  # each window is seen once
+    return tokenizer, model.eval()
+
+
+def tokens_of(path: str, tokenizer: Any, known: int) -> Tensor:
+    """The tokens of a file, int64 `[T]`. Args: known, how many the model knows. Raises: UserError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    if not text.strip():
+        raise UserError(f"{path} is empty; give a file with text")
+    tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+    if len(tokens) and tokens.max() >= known:
+        raise UserError(f"the tokenizer makes token {tokens.max()} of {path}, and the model knows {known:,}: they do not belong together")
+    return tokens
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Windows and their perplexity
+
+
+def windows_of(tokens: Tensor, window: int, stride: int, batch_size: int) -> list[dict[str, Tensor]]:
+    """Batches `{"input_ids": [N, T], "targets": [N, T]}` of windows of a text; the last one, shorter, alone.
+
+    The target of output t of a window is token t + 1 of it, or `IGNORED` where an earlier window counted that, or where there is none.
+    """
+    count = 1 + -(-max(len(tokens) - window, 0) // stride)
+    starts = torch.arange(count) * stride
+    ends = (starts + window).clamp(max=len(tokens))
+    batches = []
+    for part in _alike(starts, ends, batch_size):
+        places = starts[part, None] + torch.arange(int(ends[part[0]] - starts[part[0]]))
+        counted = torch.where(part > 0, ends[part - 1], 0)[:, None]  # up to where earlier windows reach
+        following = places[:, 1:]
+        targets = torch.where(following >= counted, tokens[following], IGNORED)
+        batches.append({"input_ids": tokens[places], "targets": nn.functional.pad(targets, (0, 1), value=IGNORED)})
+    return [batch for batch in batches if bool((batch["targets"] != IGNORED).any())]
+
+
+def _alike(starts, ends, batch_size):
+    """Numbers of the windows, in batches of one length."""
+    whole = int((ends - starts == ends[0] - starts[0]).sum())
+    numbers = torch.arange(len(starts))
+    return [part for part in (*numbers[:whole].split(batch_size), numbers[whole:]) if len(part)]
+
+
+def _weighed(output: Any, target: Tensor) -> Tensor:
+    """`[N, 2]`: nats and tokens of each window, both times `1 - 1 / tokens` where its first output does not count."""
+    sums = perplexity.numbers(output, target)
+    tokens = sums[:, 1:]
+    return sums * (1 - (target[:, :1] == IGNORED).to(sums) / tokens)
+
+
+of_recipe: Metric = replace(perplexity, numbers=_weighed)
+"""Perplexity as the page "Perplexity of fixed-length models" of transformers' documentation has it. A window counts there as one token
+less than it has targets, also where all of these are counted, because its first token has a context: so all windows but the first with a
+stride below the window. (At a stride of `window - 1` such windows look like the first one, and count as they are.)"""
