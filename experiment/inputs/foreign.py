@@ -3,6 +3,7 @@ makes a picture their input.
 
     torchvision/resnet18          any name that `torchvision.models.get_model` knows
     timm/resnet50                 any name that `timm.create_model` knows, where timm is installed
+    hf/path/to/folder             a causal language model of Hugging Face's transformers, with a text: `language`
     path/to/net.py:small          small() of that file: a network, (network, transform), or a Task
 
 A transform takes a PIL image in RGB and gives a float tensor `[channels, height, width]`.
@@ -29,6 +30,7 @@ from .streamed import Transform
 # torchvision, timm and the like take seconds to import: only the networks that need them do so.
 
 KINDS = "torchvision/NAME, timm/NAME or path/to/net.py:FUNCTION"
+LANGUAGE = "hf/"  # in front of the folder of a language model
 IMAGENET_STATS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of ImageNet's pixels, of full scale 1
 MARGIN = 256 / 224  # shorter side of an image over the square that is cut out of its middle, where a network does not say it
 # What torchvision sets where it loads its published weights, which `--state` may be.
@@ -47,12 +49,19 @@ class Foreign:
 
 def is_foreign(model: str) -> bool:
     """Whether `--model` names a network that is not of this project."""
-    return model.startswith(("torchvision/", "timm/")) or is_file(model)
+    return model.startswith(("torchvision/", "timm/", LANGUAGE)) or is_file(model)
+
+
+def is_language_model(model: str) -> bool:
+    """Whether `--model` names the folder of a language model."""
+    return model.startswith(LANGUAGE)
 
 
 def identity(model: str) -> list[str]:
     """What tells the code of a network from other code: the name of one that is installed, or a function and the digests of its file and
     of the neighbours that the file imports."""
+    if is_language_model(model):
+        return [LANGUAGE]  # what is in the folder, wherever that is, its weights and its structure say
     if not is_file(model):
         return [model]
     path, _, function = model.rpartition(":")

@@ -33,8 +33,8 @@ from ..program.cli import UserError
 from ..start.starting import quantized_layers
 
 # The code that a result follows from: of the package by names relative to it, with ".*" all modules that no other part names. Every result
-# follows from that of "measuring"; those of chips, of their wires, of a conversion and of costs follow from a part more. Engines but the
-# reference decide nothing, as they agree with it bit for bit; kernels that the package calls whatever the engine do.
+# follows from that of "measuring"; those of chips, of their wires, of a conversion, of a language model and of costs follow from a part
+# more. Engines but the reference decide nothing, as they agree with it bit for bit; kernels that the package calls whatever the engine do.
 CODE = {
     "measuring": (
         ".arrays.*", ".layers.quantizers", ".layers.layers", ".layers.channels", ".layers.on_arrays", ".layers.crossbar", ".layers.fusion",
@@ -44,6 +44,7 @@ CODE = {
     "chips": (".devices.*", ".network.program", ".measuring.chips"),
     "wires": (".devices.wires",),
     "conversion": (".conversion.*", "experiment.start.conversion"),
+    "language": ("experiment.inputs.language",),
     "costs": (".cost.*", "experiment.settings.costs"),
 }
 NAMES = ("name", "source", "certainty", "note", "n")  # of devices and laws: what they are called and where they come from

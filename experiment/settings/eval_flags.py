@@ -19,6 +19,7 @@ from ..program.flags import BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, fla
 from . import chips, costs
 from .chips import DeviceSettings
 from .conversion_settings import Conversion, ConversionFiles
+from .language_settings import Language
 from .train_flags import NGPU, ThroughADC
 
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
@@ -58,7 +59,7 @@ class Network:
     resume: str | None = option(None, "checkpoint of train.py, or of the original code. Several are evaluated one after the other",
                                 metavar="PATH")
     model: str | None = option(None, f"{' or '.join(MODELS)}. Default: that of the checkpoint. Or a network of others, which is "
-                               f"converted: {foreign.KINDS}")
+                               f"converted: {foreign.KINDS}, or hf/FOLDER, a language model (--text)")
     w_bits: int | None = option(None, "bits of a weight. Default: those of the checkpoint; 8 for networks of others", BITS)
     a_bits: int | None = option(None, "bits of an activation. Default: those of the checkpoint; 8 for networks of others", BITS)
     wq: str | None = option(None, "weight quantizer. Default: that of the checkpoint", tuple(WEIGHT_QUANTIZERS))
@@ -173,7 +174,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(Network, Conversion, ConversionFiles, Table, Ranges, Cost, Sweep, Search, Machine):
+class EvalSettings(Network, Conversion, ConversionFiles, Language, Table, Ranges, Cost, Sweep, Search, Machine):
     """Everything that decides an evaluation. Made by `eval_settings.parse`; no field is None that has a default.
 
     Attributes beyond the flags:
@@ -202,6 +203,7 @@ def build_parser(about: str | None = None) -> ArgumentParser:
     others = parser.topic("network", Conversion.__doc__)
     for part in (Conversion, ConversionFiles):
         flags.add_flags(others, part)
+    flags.add_flags(parser.topic("network", Language.__doc__), Language)
     add_hardware(parser)
     flags.add_flags(parser.topic("sweep", Table.__doc__), Table)
     flags.add_flags(parser.topic("device", "how many chips"), Chips, chips.OF_RUN)

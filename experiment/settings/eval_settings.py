@@ -22,7 +22,7 @@ from ..inputs.checkpoint import load_checkpoint
 from ..program import config_file, flags
 from ..program.cli import UserError
 from ..program.flags import ArgumentParser
-from . import chips, conversion_settings, costs, per_layer, train_settings
+from . import chips, conversion_settings, costs, language_settings, per_layer, train_settings
 from .eval_flags import CALIBRATE_OTHERS, CALIBRATION, MODELS, EvalSettings, Search, add_hardware, build_parser, hardware_defaults
 from .train_flags import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN
 from .train_settings import images_beside
@@ -74,6 +74,7 @@ def _settings(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     checkpoint = checkpoint_of(source)
     values = _network(given, checkpoint, source)
     conversion_settings.check(values, given, useless=("planes", "save_cells"))
+    language_settings.check(values, given)
     rows = {name: given[name] for name in (*hardware_defaults(), "per_layer") if name in given}
     calibration = Calibration(*(given.get(name, default) for name, default in flags.defaults(Calibration).items()))
     of_chips = {name: given[name] for name in chips.OF_RUN if name in given}

@@ -184,6 +184,9 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
     others = foreign.is_foreign(settings.model)
     if not others and settings.model not in MODELS:
         raise UserError(f"--model {settings.model}: unknown, choose from {', '.join(MODELS)}, or with --qat {foreign.KINDS}")
+    if foreign.is_language_model(settings.model):
+        raise UserError(f"--model {settings.model}: train.py trains on images; eval.py measures language models, and "
+                        "examples/language_model.py trains one")
     conversion_settings.check({"model": settings.model, "w_bits": settings.w_bits, "a_bits": settings.a_bits}, given, useless=OF_PACT)
     if settings.qat != others:
         raise UserError(f"--model {settings.model} is converted before it is trained: add --qat" if others else

@@ -11,7 +11,7 @@ from torch import nn
 from models import quant
 from models.quant import CrossbarSpec
 
-from ..inputs import data, foreign
+from ..inputs import data, foreign, language
 from ..inputs.checkpoint import load_weights
 from ..inputs.foreign import Foreign
 from ..program.cli import UserError, one_line
@@ -30,6 +30,10 @@ def network_of(settings: Any, checkpoint: str | None) -> Foreign | None:
     weights than the published ones. Raises: UserError, see `foreign.load`."""
     if not foreign.is_foreign(settings.model):
         return None
+    if foreign.is_language_model(settings.model):
+        task = language.task(settings.model.removeprefix(foreign.LANGUAGE), settings.text, settings.window, settings.stride,
+                             calibration_text=settings.calibration_text)
+        return Foreign(task.network, None, task)
     return foreign.load(settings.model, settings.state, settings.image_size, weights=not checkpoint)
 
 
@@ -39,6 +43,8 @@ def images_of(found: Foreign, settings: Any, device: torch.device, log: logging.
 
     Raises: UserError for images that cannot be read, or a network that does not classify such images.
     """
+    if found.task:
+        raise UserError(f"{settings.model} brings a Task, which eval.py measures; train.py trains networks that classify images")
     shown = data.load(settings.dataset, settings.data_path, log.info, found.transform, settings.class_index, validation)
     first = data.normalize(shown.test_x[:1].to(device), shown.mean, shown.std)
     classes = foreign.try_out(settings.model, found.network.to(device), first)

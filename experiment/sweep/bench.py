@@ -164,7 +164,8 @@ class Bench:
 
     def _code_of(self, *parts: str) -> dict[str, str]:
         """Digests of the code that results of the network follow from. Args: parts, beside that of all of them."""
-        return keys.of_code(*(["conversion"] if self.others else []), *parts)
+        of_others = ["conversion"] if self.others else []
+        return keys.of_code(*of_others, *(["language"] if foreign.is_language_model(self.settings.model) else []), *parts)
 
     def decides(self, setting: Setting | None) -> dict[str, Any]:
         """What decides the result of a setting; None: of the software."""
