@@ -7,8 +7,13 @@ import re
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
+import torch
+from scipy import ndimage
 
+import eval as evaluation
+from experiment.inputs import data
 from models.quant import crossbar_layers
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -50,6 +55,23 @@ def test_your_network(your_network, capsys):
     assert found["float"] > 70  # chance is 10
     assert found["2-bit cells, 6-bit ADC"] > found["float"] - 10
     assert {f"2-bit cells, {bits}-bit ADC" for bits in (5, 4, 3)} | {"techA, 6-bit ADC, after 1 h"} <= found.keys()
+
+
+def test_a_task(tmp_path, monkeypatch):
+    """Against the same filter by hand: its float error, and what bits of the ADC take from it."""
+    monkeypatch.chdir(tmp_path)
+    assert evaluation.main(["--model", f"{EXAMPLES / 'task.py'}:denoiser", "--mapping", "im2col", "--cell_bits", "2", "--adc_bits", "3", "5",
+                            "--limit", "64", "--save_path", "out", "--ngpu", "0", "--engine", "reference"]) == 0
+    rows = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
+    found = {(row["wbit"], row["adc_bits"]): row["rms_error"] for row in rows}
+    clean = data.load("digits").test_x[:64].double() / 255
+    noise = torch.randn((359, 3, 32, 32), generator=torch.Generator().manual_seed(1))[:64].double()
+    line = np.exp(-(np.arange(5) - 2.0) ** 2 / 2)
+    kernel = np.outer(line, line) / line.sum() ** 2
+    noisy = (clean + 0.25 * noise).numpy()
+    blurred = np.stack([[ndimage.correlate(channel, kernel, mode="constant") for channel in image] for image in noisy])
+    assert found[32, None] == pytest.approx(255 * np.sqrt(np.square(blurred - clean.numpy()).mean()), rel=1e-4)
+    assert found[32, None] < found[8, 5] < found[8, 3] < 255 * 0.25  # the noise itself
 
 
 def test_notebook(your_network, capsys, monkeypatch):
