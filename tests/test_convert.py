@@ -290,6 +290,8 @@ def test_report_says_what_is_measured():
     assert report.sqnr_db["hardware"] == pytest.approx(10 * torch.log10(wanted.square().sum() / error).item())
     assert "3 layers with 328 weights on crossbars: 100.0 %" in str(report)
     assert "33 arrays with a column for every output, 81 % of their rows in use" in str(report)  # (27 / 4 + 24 * 3 / 4 + 2) / 33
+    first, second, *answers = str(report).splitlines()
+    assert report.text(arrays=False).splitlines() == [first, *answers] and report.text(answers=False) == f"{first}\n{second}"
     layers = [{"name": name, "weights": 1, "multiplications": 1, "arrays": 1, "fill": 1, "quantization_db": None, "hardware_db": db}
               for name, db in (("exact", None), ("bad", 12.0), ("good", 40.0))]
     report = ConversionReport({}, 0, [], layers=layers, same_top1={"quantized": 1, "hardware": 1}, has_adcs=True,
@@ -1889,8 +1891,8 @@ def test_the_report_says_how_inputs_drive_word_lines():
 def test_many_matrices_that_enter_no_product():
     layers = [{"name": "a", "weights": 1, "multiplications": 1}]
     report = ConversionReport({}, 0, [f"w{i}" for i in range(8)], layers=layers)
-    assert report.layout.endswith("w4, w5 and 2 more")
-    assert ConversionReport({}, 0, [f"w{i}" for i in range(6)], layers=layers).layout.endswith("w4, w5")
+    assert str(report).endswith("w4, w5 and 2 more")
+    assert str(ConversionReport({}, 0, [f"w{i}" for i in range(6)], layers=layers)).endswith("w4, w5")
 
 
 def test_products_that_are_skipped_count_in_the_share():

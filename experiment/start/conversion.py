@@ -85,10 +85,9 @@ def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, ch
     """
     batches = data.Batches(shown.calibration.images, shown.calibration.mean, shown.calibration.std, BATCH)
     net = converted(found.network, settings, batches, settings.calibration.correct, engine=settings.engine)
+    log.info(net.crossbar_report.text(arrays=False, answers=not settings.resume))  # weights of a checkpoint replace those that it is about
     if not settings.resume:
-        log.info(str(net.crossbar_report))
         return net
-    log.info(net.crossbar_report.layout)  # what it does to the answers is that of weights which are replaced now
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
     load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=settings.resume)
     return net
