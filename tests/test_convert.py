@@ -393,9 +393,9 @@ def test_bits_of_layers():
 
 def test_several_batches_are_one_set_of_images():
     """Extremes are those of all of them, wherever they stand; the report counts the products of the first."""
-    x = torch.cat([3 * seeded((20, 6)), seeded((40, 6), 1)])
+    x = torch.cat([3 * seeded((20, 6)), seeded((60, 6), 1)])
     scales = set()
-    for images, first in (([x], 60), (x, 32), (x.flip(0), 32), (x.split((20, 40)), 20)):
+    for images, first in (([x], 80), (x, 64), (x.flip(0), 64), (x.split((20, 60)), 20)):
         net = convert(nn.Linear(6, 4), W8A8, images, activations="max", correct="none")
         scales |= {layer.act_quant.scale.item() for _, layer in crossbar_layers(net)}
         assert net.crossbar_report.layers[0]["multiplications"] == first * 24
@@ -949,15 +949,15 @@ class Tokens(nn.Module):
 @pytest.mark.parametrize("plan", [{}, dict(adc_plan="significance", adc_bits=2.5, adc_idle="skip")])
 def test_tokens_first(rounding, plan):
     """The same scales, ranges, correction and answers as with the batch first; more images than run together, and batches of them."""
-    x, options = seeded((40, 7, 16)), dict(rounding=rounding, first_last_bits=None)
+    x, options = seeded((72, 7, 16)), dict(rounding=rounding, first_last_bits=None)
     spec = CrossbarSpec(4, 4, **{"adc_bits": 4, **plan})
     wanted = convert(Tokens(False), spec, x, **options)
-    for images in (x.transpose(0, 1), [part.transpose(0, 1) for part in x.split(32)]):
+    for images in (x.transpose(0, 1), [part.transpose(0, 1) for part in x.split(64)]):
         net = convert(Tokens(True), spec, images, batch_dim=1, **options)
         for (_, layer), (_, other) in zip(crossbar_layers(net), crossbar_layers(wanted)):
             for name, value in layer.state_dict().items():
                 torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-5, atol=1e-5)
-        assert net.crossbar_report.images == 32
+        assert net.crossbar_report.images == 64
         torch.testing.assert_close(net(x.transpose(0, 1)).transpose(0, 1), wanted(x), rtol=1e-4, atol=1e-4)
     before = [layer.adc_gain.clone() for _, layer in crossbar_layers(net)]
     calibrate(net, x.transpose(0, 1), batch_dim=1)
@@ -1495,7 +1495,7 @@ def test_a_macro_whose_reads_have_millions_of_values(monkeypatch):
     """576 rows, pairs of 7-bit cells, 8-bit digits: a bit line holds W itself, and a read is the whole sum of an array."""
     monkeypatch.setattr(adc, "MOST_TERMS", 2**22)
     x, model = seeded((64, 600)), nn.Linear(600, 5, bias=False)
-    net = convert(model, CrossbarSpec(8, 8, 7, 8, 576, "im2col", dac_bits=8, weights="pair"), x, correct="none")
+    net = convert(model, CrossbarSpec(8, 8, 7, 8, 576, "im2col", dac_bits=8, weights="pair"), x.split(32), correct="none")
     [(_, layer)] = crossbar_layers(net)
     assert layer.mapped("ideal").bins.shift == 1 and net.crossbar_report.sqnr_db["hardware"] > 30
     a, w = (x / layer.act_quant.scale).round().clamp(*layer.act_quant.window).double(), layer.w_codes()[:, :, 0, 0].double().T - 127
@@ -1902,7 +1902,7 @@ def test_products_that_are_skipped_count_in_the_share():
 
 
 def test_products_that_are_digital_are_those_of_the_first_batch():
-    assert convert(Einsum(), W8A8, seeded((96, 4)), skip=["mix"]).crossbar_report.digital_multiplications == 32 * 16
+    assert convert(Einsum(), W8A8, seeded((96, 4)), skip=["mix"]).crossbar_report.digital_multiplications == 64 * 16
 
 
 def test_a_skipped_product_of_a_weight_that_is_on_crossbars_too():

@@ -10,6 +10,7 @@ from torch import nn
 
 from models import quant
 from models.quant import CrossbarSpec
+from models.quant.layers.batches import BATCH
 
 from ..inputs import data, foreign
 from ..inputs.checkpoint import load_weights
@@ -21,7 +22,6 @@ from ..settings.train_flags import TrainSettings
 from .images import EvalImages
 
 DRAFT_IMAGES = 4
-BATCH = 64  # images that run together in a conversion, which fits scales to samples of each batch: --batch_size decides nothing
 CALIBRATION_IMAGES = 64  # of a network that is trained: its quantizers learn what more images would tell
 
 
@@ -83,7 +83,7 @@ def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, ch
 
     Raises: UserError, see `converted`, and for weights of the checkpoint that do not fit.
     """
-    batches = data.Batches(shown.calibration.images, shown.calibration.mean, shown.calibration.std, BATCH)
+    batches = data.Batches(shown.calibration.images, shown.calibration.mean, shown.calibration.std, BATCH)  # --batch_size decides nothing
     net = converted(found.network, settings, batches, settings.calibration.correct, engine=settings.engine)
     log.info(net.crossbar_report.text(arrays=False, answers=not settings.resume))  # weights of a checkpoint replace those that it is about
     if not settings.resume:

@@ -38,7 +38,6 @@ from .report import ConversionReport, facts_of, first_tensor, measure_layers
 from .scales import METHODS, WEIGHT_METHODS
 from .tracing import Product, Trace, trace
 
-BATCH = 32  # images that run together where they are given as one tensor
 REPORT_IMAGES = 4  # of which the report compares every layer's outputs
 ROUNDINGS = ("nearest", "gptq")
 CORRECTIONS = ("channel", "none")
@@ -176,7 +175,7 @@ def _batches(images, net, dim):
             raise ValueError("the images hold numbers that are not finite")
         if type(dim) is not int or not 0 <= dim < batch.dim():
             raise ValueError(f"batch_dim is {dim!r}; allowed are whole numbers from 0 to {batch.dim() - 1}, a dimension of the images")
-    batches = [batch for batch in batches_of(images if isinstance(images, Tensor) else given, dim, BATCH) if batch.shape[dim]]
+    batches = [batch for batch in batches_of(images if isinstance(images, Tensor) else given, dim) if batch.shape[dim]]
     if not batches:
         raise ValueError("there are no images to convert with; give some of the training set")
     shapes = dict.fromkeys(first_of(batch, 1, dim).squeeze(dim).shape for batch in batches)

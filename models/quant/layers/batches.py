@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-BATCH = 64  # images that are counted at a time; counts do not depend on it
+BATCH = 64  # images that run together: counts do not depend on it, but a conversion fits scales to samples of each batch
 
 
 def batches_of(images: Tensor | Iterable[Tensor], dim: int, size: int = BATCH) -> Iterable[Tensor]:
