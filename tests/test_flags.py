@@ -107,7 +107,9 @@ def test_a_config_holds_flags_and_the_command_line_replaces_them(tmp_path):
 
 @pytest.mark.parametrize("values, says", [
     ({"cellbits": 2}, "there is no flag --cellbits; the nearest is --cell_bits"), ({"subArray": "x"}, "argument --rows: x is not"),
-    ({"rows": {"a": 1}}, "rows is {\"a\": 1}; a flag's value is"), ([1], "is not a JSON object"), ("{", "is not JSON"),
+    ({"rows": {"a": 1}}, "rows is {\"a\": 1}; a flag's value is"), ({"per_layer": [None]}, "per_layer is [null]; a flag's value is"),
+    ({"cell_bits": [1, True]}, "cell_bits is [1, true]; a flag's value is"), ({"also": [["x"]]}, "also is [[\"x\"]]; a flag's"),
+    ([1], "is not a JSON object"), ("{", "is not JSON"),
     ({"config": "b.json"}, "names another file by config"), ({"adc_plan": "unifrom"}, "argument --adc_plan: invalid choice")])
 def test_configs_that_cannot_be_are_one_line(tmp_path, values, says):
     config = written(tmp_path / "a.json", values)

@@ -367,6 +367,7 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     assert said[2].startswith("conversion chose: bits of weights and inputs 4 and 4 in 2 of 3 layers, 3 and 3 in 1 of 3 layers; inputs "
                               "unsigned in 2 of 3 layers, phases in 1 of 3 layers; ranges of inputs from ") and len(said) == 3
     assert "numbered as the sorted names of the folders" in out
+    assert "column for every output" not in out  # how many arrays there are is said of the settings' own mapping, above
     assert "quantized, worst" not in out and "with ADCs" not in out and "with its ADC" not in out  # it was converted without
     assert evaluation.main([*EVAL, *flags, "--dry_run"]) == 0
     assert capsys.readouterr().out.splitlines()[-4:] == [

@@ -12,8 +12,9 @@ from torch import nn
 import models
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec
+from models.quant.measuring import images as images_of_measuring
 from models.quant.measuring.chips import Chips
-from models.quant.measuring.measure import Cache, measure
+from models.quant.measuring.measure import Cache, measure, measure_float
 from models.quant.measuring.metrics import Metric
 from models.quant.measuring.placing import place
 from models.quant.measuring.setting import Setting
@@ -55,6 +56,18 @@ def test_the_software_is_measured_where_it_is_not_given(scene):
     assert (record.software_accuracy, record.setting) == (software.accuracy, setting())
     again = measure(net, images, labels, setting(), calibration=calibration, software=software)
     assert torch.equal(again.predictions, record.predictions) and again.changed_predictions == record.changed_predictions
+
+
+def test_progress_bars_have_the_names_of_rows(scene, monkeypatch):
+    titles, shown = [], images_of_measuring.tqdm
+    monkeypatch.setattr(images_of_measuring, "tqdm", lambda *given, desc, **more: titles.append(desc) or shown(*given, **more))
+    net, images, labels, calibration = scene
+    measure(net, images, labels, None)
+    float_net = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 10))
+    original = measure_float(float_net, images, labels)
+    converted = quant.convert(float_net, CrossbarSpec(adc_bits=3), calibration)
+    measure(converted, images, labels, setting(), calibration=calibration, original=original)
+    assert titles == ["software", "float", "quantized", "1-bit cells, 3-bit ADC, calibrated, rows 16"]
 
 
 def test_a_metric_of_ones_own_stands_for_the_accuracy(scene):

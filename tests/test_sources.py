@@ -18,10 +18,10 @@ CORE = Path(quant.__file__).parent
 # Files of the package that decide no result: what is looked at or kept, files, and engines, which agree with the reference.
 DECIDE_NOTHING = {
     ".storage", ".storage.bitplanes", ".storage.effective", ".storage.files", ".storage.sources", ".layers", ".layers.eager",
-    ".layers.prepared", ".network", ".network.cell_files", ".network.diagnostics", ".network.expectation", ".network.gate_errors",
-    ".network.structure", ".saving", ".version", ".kernels", ".kernels.cache", ".kernels.checksum", ".kernels.inner", ".engines.forks",
-    ".engines.reach", ".engines.gpu", ".engines.gpu.triton_cells", ".engines.gpu.triton_gpu", ".engines.gpu.triton_ideal",
-    ".engines.gpu.triton_readout", ".engines.gpu.triton_tile"}
+    ".layers.prepared", ".network", ".network.cell_files", ".network.diagnostics", ".network.expectation", ".network.filling",
+    ".network.gate_errors", ".network.structure", ".saving", ".version", ".kernels", ".kernels.cache", ".kernels.checksum",
+    ".kernels.inner", ".engines.forks", ".engines.reach", ".engines.gpu", ".engines.gpu.triton_cells", ".engines.gpu.triton_gpu",
+    ".engines.gpu.triton_ideal", ".engines.gpu.triton_readout", ".engines.gpu.triton_tile"}
 KERNELS = ".engines.cpu"  # of an engine
 
 

@@ -46,11 +46,12 @@ def _arguments(path: str) -> list[str]:
         raise UserError('is not a JSON object {"flag": value}')
     arguments = []
     for name, value in values.items():
-        parts = value if isinstance(value, list) else [value]
-        if not all(part is None or isinstance(part, (str, int, float)) for part in parts):
-            raise UserError(f"{name} is {json.dumps(value)[:80]}; a flag's value is text, a number, true, false, null, or a list of those")
-        if parts and not (isinstance(value, bool) and not value) and value is not None:
-            arguments += [f"--{name}", *(str(part) for part in parts if not isinstance(part, bool))]
+        if value is None or value is False or value == []:
+            continue
+        parts = [] if value is True else value if isinstance(value, list) else [value]
+        if not all(isinstance(part, (str, int, float)) and not isinstance(part, bool) for part in parts):
+            raise UserError(f"{name} is {json.dumps(value)[:80]}; a flag's value is text, a number, a list of these, true, false or null")
+        arguments += [f"--{name}", *map(str, parts)]
     return arguments
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from models.quant import CrossbarSpec, Qconv2dDoreFa, crossbar_layers
-from models.quant.arrays.mapping import array_bounds
+from models.quant import Qconv2dDoreFa, crossbar_layers
 from models.quant.arrays.spec import MAPPINGS
 from models.quant.measuring.setting import Setting
+from models.quant.network.filling import filling, together
 
 
 def normalization(mean: Sequence[float], deviation: Sequence[float], transform: Any = None) -> str:
@@ -26,37 +26,25 @@ def normalization(mean: Sequence[float], deviation: Sequence[float], transform: 
 
 def fillings(network: nn.Module, settings: Iterable[Setting]) -> list[str]:
     """How far each setting fills the rows of its arrays, and how many arrays the other mapping would need: a line for each way."""
-    found: dict[tuple, list[tuple[nn.Module, CrossbarSpec]]] = {}
+    found: dict[tuple, list[nn.Module]] = {}
     layers = crossbar_layers(network)
     for setting in settings:
-        own: dict[tuple[str, int], list[tuple[nn.Module, CrossbarSpec]]] = {}
+        own: dict[tuple[str, int], list[nn.Module]] = {}
         for name, layer in layers:
             if setting.crossbar_layers == "all" or isinstance(layer, Qconv2dDoreFa):
                 spec = setting.spec_of(name)
-                own.setdefault((spec.mapping, spec.rows), []).append((layer, spec))
-        found |= {(*way, *(id(layer) for layer, _ in some)): some for way, some in own.items()}
+                own.setdefault((spec.mapping, spec.rows), []).append(layer)
+        found |= {(*way, *map(id, some)): some for way, some in own.items()}
     several = len({rows for _, rows, *_ in found}) > 1
     lines = []
     for (mapping, rows, *_), some in found.items():
         other = next(each for each in MAPPINGS if each != mapping)
-        (arrays, share), (others, _) = _arrays(some, mapping), _arrays(some, other)
+        (arrays, share), (others, _) = (together(filling(layer, each, rows) for layer in some) for each in (mapping, other))
         way = mapping + (f", {rows} rows" if several else "")
         way += f", {len(some)} layer{'s' if len(some) > 1 else ''}" if len(some) < len(layers) else ""
         need = f"{others:,} arrays in place of {arrays:,}" if others != arrays else f"as many arrays, {arrays:,}"
         lines.append(f"{way}: {100 * share:.0f} % of the rows in use; {other} would need {need}")
     return lines
-
-
-def _arrays(layers: Iterable[tuple[nn.Module, CrossbarSpec]], mapping: str) -> tuple[int, float]:
-    """(how many arrays layers have with a mapping, each with a column for every output; share of their rows that hold weights)."""
-    arrays = used = there = 0
-    for layer, spec in layers:
-        _, channels, height, width = layer.w_shape
-        bounds = array_bounds(mapping, height * width, channels, spec.rows, layer.geometry.planes)
-        arrays += layer.geometry.groups * len(bounds)
-        used += layer.geometry.groups * sum(stop - start for start, stop in bounds)
-        there += layer.geometry.groups * len(bounds) * spec.rows
-    return arrays, used / there
 
 
 def conversion(network: nn.Module) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from models import quant
 from models.quant import CrossbarSpec
+from models.quant.layers.batches import BATCH
 
 from ..inputs import data, foreign, language
 from ..inputs.checkpoint import load_weights
@@ -21,7 +22,6 @@ from ..settings.train_flags import TrainSettings
 from .images import EvalImages
 
 DRAFT_IMAGES = 4
-BATCH = 64  # images that run together in a conversion, which fits scales to samples of each batch: --batch_size decides nothing
 CALIBRATION_IMAGES = 64  # of a network that is trained: its quantizers learn what more images would tell
 
 
@@ -91,10 +91,9 @@ def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, ch
     """
     net = converted(found.network, settings, shown.calibration.cut(BATCH), settings.calibration.correct, engine=settings.engine,
                     take=found.task and found.task.take)
+    log.info(net.crossbar_report.text(arrays=False, answers=not settings.resume))  # weights of a checkpoint replace those that it is about
     if not settings.resume:
-        log.info(str(net.crossbar_report))
         return net
-    log.info(net.crossbar_report.layout)  # what it does to the answers is that of weights which are replaced now
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
     load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=settings.resume)
     return net

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from ..layers.batches import Batch, batches_of, each, first_of, length, tensors_of
 from ..layers.loaders import Take, inputs_of
 
-BATCH = 32  # images that run together where they are given as one tensor, or one mapping
-
 
 def batches_of_images(images: Batch | Iterable[Any], net: nn.Module, dim: int, take: Take | None) -> list[Batch]:
     """The images as a list of batches, on the network's device, in its type."""
@@ -20,7 +18,7 @@ def batches_of_images(images: Batch | Iterable[Any], net: nn.Module, dim: int, t
     given = list(inputs_of([images] if whole else images, net, take))
     for batch in given:
         _check(batch, dim)
-    batches = [part for batch in given for part in (batches_of(batch, dim, BATCH) if whole else [batch]) if length(part, dim)]
+    batches = [part for batch in given for part in (batches_of(batch, dim) if whole else [batch]) if length(part, dim)]
     if not batches:
         raise ValueError("there are no images to convert with; give some of the training set")
     shapes = dict.fromkeys(_shapes(first_of(batch, 1, dim)) for batch in batches)

@@ -13,6 +13,7 @@ from torch.utils import _pytree as tree
 
 from ..layers.batches import Batch, called, copied, first_of, first_tensor, joined, output_of
 from ..network.diagnostics import decibels
+from ..network.filling import filling, together
 from ..network.modes import without_adc
 
 
@@ -48,10 +49,10 @@ class ConversionReport:
         for (name, (layer, product)), quantized, real in zip(bound.items(), quantization, hardware):
             entry = {"name": name, "weights": product.weight.numel(), "multiplications": product.multiplications}
             if layer.quantized:
-                rows = [stop - start for start, stop in layer.arrays]
+                arrays, fill = filling(layer, layer.spec.mapping, layer.spec.rows)
                 entry |= {"bits": [layer.weight_quant.wbit, layer.act_quant.abit],
-                          "inputs": "unsigned" if not layer.act_quant.signed else layer.encoding, "arrays": len(rows) * layer.form.groups,
-                          "fill": sum(rows) / len(rows) / layer.spec.rows, "quantization_db": quantized, "hardware_db": real}
+                          "inputs": "unsigned" if not layer.act_quant.signed else layer.encoding, "arrays": arrays, "fill": fill,
+                          "quantization_db": quantized, "hardware_db": real}
             self.layers.append(entry)
         wanted = first_tensor(wanted).double()
         with without_adc(net):
@@ -77,9 +78,11 @@ class ConversionReport:
         mapped = sum(layer["multiplications"] for layer in self.layers)
         return mapped / max(1, mapped + self.between + self.digital_multiplications)
 
-    @property
-    def layout(self) -> str:
-        """What lies where, without what it does to the network's answers."""
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, arrays: bool = True, answers: bool = True) -> str:
+        """The page. Args: arrays, whether it says how many there are; answers, what the conversion does to those of the network."""
         weights = sum(layer["weights"] for layer in self.layers)
         lines = [f"{len(self.layers)} layers with {weights:,} weights on crossbars: {100 * self.share:.1f} % of the multiplications"]
         if self.between:
@@ -89,24 +92,22 @@ class ConversionReport:
             lines.append("in no product of matrices (looked up, added, multiplied element by element, or not used): "
                          + ", ".join(self.unused[:6]) + (f" and {len(self.unused) - 6} more" if len(self.unused) > 6 else ""))
         lines += self.notes
-        if "arrays" in self.layers[0]:
-            arrays = sum(layer["arrays"] for layer in self.layers)
-            fill = sum(layer["fill"] * layer["arrays"] for layer in self.layers) / arrays
-            lines.append(f"{arrays:,} arrays with a column for every output, {100 * fill:.0f} % of their rows in use")
-        return "\n".join(lines)
+        quantized = "arrays" in self.layers[0]
+        if quantized and arrays:
+            count, fill = together((layer["arrays"], layer["fill"]) for layer in self.layers)
+            lines.append(f"{count:,} arrays with a column for every output, {100 * fill:.0f} % of their rows in use")
+        return "\n".join(lines + (self._answers() if quantized and answers else []))
 
-    def __str__(self) -> str:
-        lines = [self.layout]
-        if "arrays" in self.layers[0]:
-            for name, text in (("quantized", "quantized"), *([("hardware", "with ADCs")] if self.has_adcs else [])):
-                lines.append(f"{text}: {100 * self.same_top1[name]:.1f} % of {self.images} images classified as by the float network, "
-                             f"SQNR of the output {_db(self.sqnr_db[name])}")
-            worst = min(self.layers, key=lambda layer: math.inf if layer["hardware_db"] is None else layer["hardware_db"])
-            lines.append(f"worst layer: {worst['name']}, {_db(worst['quantization_db'])} quantized"
-                         + (f", {_db(worst['hardware_db'])} with its ADC" if self.has_adcs else ""))
-            if ways := Counter(layer["way"] for layer in self.layers if "way" in layer):
-                lines.append("computed by " + ", ".join(f"{way} ({count})" for way, count in ways.most_common()))
-        return "\n".join(lines)
+    def _answers(self):
+        lines = [f"{text}: {100 * self.same_top1[name]:.1f} % of {self.images} images classified as by the float network, "
+                 f"SQNR of the output {_db(self.sqnr_db[name])}"
+                 for name, text in (("quantized", "quantized"), *([("hardware", "with ADCs")] if self.has_adcs else []))]
+        worst = min(self.layers, key=lambda layer: math.inf if layer["hardware_db"] is None else layer["hardware_db"])
+        lines.append(f"worst layer: {worst['name']}, {_db(worst['quantization_db'])} quantized"
+                     + (f", {_db(worst['hardware_db'])} with its ADC" if self.has_adcs else ""))
+        if ways := Counter(layer["way"] for layer in self.layers if "way" in layer):
+            lines.append("computed by " + ", ".join(f"{way} ({count})" for way, count in ways.most_common()))
+        return lines
 
 
 def facts_of(bound: Mapping[str, tuple[nn.Module, Any]], batches: Sequence[Batch], dim: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
-BATCH = 64  # images that are counted at a time; counts do not depend on it
+BATCH = 64  # images that run together: counts do not depend on it, but a conversion fits scales to samples of each batch
 Batch = Tensor | tuple | dict
 
 

@@ -198,7 +198,9 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor | Sequence 
         if setting is None:
             use_cells(network, None)
             with without_adc(network):
-                passes, common = [run.through("software", passing)], {"engine": None}
+                baseline = "software" if original is None else "quantized"
+                passes = [run.through(baseline if crossbar_layers(network) else "float", passing)]
+                common = {"engine": None}
         else:
             if software is None:
                 software = measure(network, images, labels, None, engine=engine, batch_size=batch_size, progress=progress,

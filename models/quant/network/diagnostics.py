@@ -18,6 +18,7 @@ from ..layers.batches import Batch, called
 from ..layers.crossbar import CrossbarLayer
 from .calibration import Calibration
 from .counts import counting
+from .filling import filling
 from .modes import converted_layers, hooked, without_adc
 
 CURVE_BITS = range(2, 9)  # ADC precisions of the SQNR curve
@@ -58,10 +59,9 @@ def report(model: nn.Module, images: Batch, histograms: dict[str, np.ndarray], r
         mapped, counts, reads = layer.mapped(), histograms[name], seen.layers[name].reads_of(layer.spec)
         found = layer.simulate(inputs[name]).double()
         ideal = wanted[name].double()
-        rows = [stop - start for start, stop in mapped.arrays]
-        groups = mapped.geometry.groups
+        arrays, fill = filling(layer, layer.spec.mapping, layer.spec.rows)
         result.append({
-            "layer": name, "adc_bits": layer.spec.adc_bits, "arrays": len(rows) * groups, "fill": float(np.mean(rows)) / mapped.spec.rows,
+            "layer": name, "adc_bits": layer.spec.adc_bits, "arrays": arrays, "fill": fill,
             "all_zero_reads": float((reads[:, 0] / reads.sum(1)).mean()),
             "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts.sum(axis=2), bits, chosen) for bits in CURVE_BITS},
