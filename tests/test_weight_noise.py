@@ -12,6 +12,7 @@ import torch
 from test_chips import scene  # noqa: F401
 from test_eval import checkpoint, classes, network, refused, run, shown_images  # noqa: F401
 from test_eval import scene as small_networks  # noqa: F401
+from test_sweeps import trained  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,6 +25,7 @@ from experiment.settings.eval_settings import parse_all
 from models import quant
 from models.quant import (Chips, CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Setting, WeightNoise, add_weight_noise,
                           convert, crossbar_layers, measure)
+from models.quant.engines.cpu.whole.several import ProductsOfBytes
 from models.quant.network.weight_noise import noisy_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -134,6 +136,22 @@ def test_no_noise_is_the_network_without_arrays(inputs):
     wanted = made(x)
     add_weight_noise(made, 0.0, 9)
     assert all(layer.chip for _, layer in crossbar_layers(made)) and torch.equal(made(x), wanted)
+
+
+@pytest.mark.parametrize("groups, size", [(1, 127), (1, 128), (4, 2**15 - 1), (1, 2**15), (1, 2**20 - 1), (8, 2**20 - 1)])
+def test_sums_of_weights_of_any_size_are_exact(groups, size):
+    """Of one, two and three bytes, with the ends of each, against integers of 64 bits."""
+    torch.manual_seed(0)
+    net, codes = Qconv2dDoreFa(8, 16, 3, padding=1, groups=groups, spec=W4), torch.randint(0, 16, (2, 6, 5, 8), dtype=torch.uint8)
+    ideal = net.ideal_cells()
+    values = torch.randint(-size, size + 1, ideal.values.shape, dtype=torch.int32)
+    values[..., 0], values[..., -1] = size, -size
+    net.set_cells(quant.Cells(values, torch.zeros_like(ideal.reference), 0))
+    sums, engine = ProductsOfBytes(net.mapped()), quant.engines.load("reference")
+    assert len(sums.products) == 1 + (size > 127) + (size > 2**15 - 129)
+    kernel = values[0].view(groups, 3, 3, 8 // groups, -1).permute(0, 4, 3, 1, 2).reshape(16, -1, 3, 3)
+    wanted = F.conv2d(codes.permute(0, 3, 1, 2).double(), kernel.double(), None, 1, 1, 1, groups).permute(0, 2, 3, 1)
+    assert torch.equal(sums(codes).double(), wanted) and torch.equal(sums(codes), engine.accumulate(net.mapped(), codes)[0])
 
 
 # ---- what is drawn -------------------------------------------------------------------------------------------------------
@@ -330,6 +348,15 @@ def test_noise_alone_its_picture_and_its_points(checkpoint, monkeypatch, capsys)
     assert row["chip_changed_predictions"][0] == changed > 0
 
 
+def test_a_search_among_shares(trained, capsys):  # noqa: F811
+    pytest.importorskip("optuna")
+    flags = ["--weight_noise", "0", "0.1", "0.3", "pcm", "--chips", "2", "--search", "3"]
+    assert evaluate(trained, *flags, "--objective", "changed") == 0
+    assert "none of" not in capsys.readouterr().out and len(Path("save/search.csv").read_text().splitlines()) == 4
+    with pytest.raises(UserError, match="has no bits, which needs settings with an ADC"):
+        evaluate(trained, *flags)
+
+
 NETWORK_OF_OTHERS = """
 import torch
 def made():
@@ -338,7 +365,7 @@ def made():
 """
 
 
-def test_noise_of_a_network_that_is_converted(tmp_path, capsys):
+def test_noise_of_a_network_that_is_converted():
     Path("net.py").write_text(NETWORK_OF_OTHERS)
     flags = ["--model", "net.py:made", "--dataset", "digits", "--limit", "30", "--ngpu", "0", "--weight_noise", "0", "0.05", "--chips", "2"]
     assert evaluation.main([*flags, "--save_path", "out"]) == 0
