@@ -469,7 +469,7 @@ def test_flags_are_the_fields(monkeypatch):
     assert (made.time, made.stuck_on, np.isfinite(made.sigma(100.0))) == (3600.0, 0.25, True)
     without = DeviceSettings(device="stuck_at_chen", stuck_on=0.0).made()  # faults of a preset that are said to be none
     assert (without.stuck_on, without.stuck_off) == (0.0, 0.0175)
-    assert set(chip_flags.OF_ROW) | set(chip_flags.OF_RUN) == {*chip_flags.OF_DEVICE, *chip_flags.CHIP_FIELDS}
+    assert set(chip_flags.OF_ROW) | set(chip_flags.OF_RUN) == {*chip_flags.OF_DEVICE, *chip_flags.CHIPS_OR_NOISE}
 
 
 def test_equal_settings_of_a_device_are_one(tmp_path):

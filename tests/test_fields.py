@@ -12,6 +12,7 @@ from models.quant import CrossbarSpec
 from models.quant.arrays import cells
 from models.quant.measuring.chips import Chips, Reads
 from models.quant.measuring.setting import LAYER_FIELDS, NOTES
+from models.quant.measuring.weight_noise import WeightNoise
 from models.quant.arrays.spec import BEFORE, KINDS, hardware
 
 OF_A_FIELD = f"""say of it in CrossbarSpec, beside its help: of="...", one of {', '.join(KINDS)}; turn=N, its place in the order of
@@ -34,13 +35,13 @@ def test_a_hardware_field_says_what_there_is_to_be_known_of_it():
 
 
 def test_a_field_of_chips_says_what_there_is_to_be_known_of_it():
-    for item in fields(Chips):
+    for item in (*fields(Chips), *fields(WeightNoise)):
         if item.name not in ("device", "name"):
             assert item.metadata.get("help") and item.metadata.get("of") in ("cells", "reads", "run"), (
                 f'{item.name}: say of it in Reads, or Chips, of="cells", "reads" or "run", and its unit')
-    numbers = {item.name for part in (chips.DeviceSettings, Reads) for item in flag_fields(part)
+    numbers = {item.name for part in (chips.DeviceSettings, Reads, WeightNoise) for item in flag_fields(part)
                if "numbers" in item.metadata or item.metadata.get("kind") in (chips.TIME, chips.TEMP, chips.PROBABILITY)}
-    assert numbers - {"noise_seed"} == {*report.SWEPT}, "a number of devices or reads has an axis in SWEPT of experiment/report/report.py"
+    assert numbers - {*chips.OF_RUN} == {*report.SWEPT}, "a number of devices or reads has an axis in SWEPT of experiment/report/report.py"
 
 
 @pytest.mark.parametrize("found, wanted", [

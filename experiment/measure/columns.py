@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from models.quant import CrossbarSpec
+from models.quant import CrossbarSpec, WeightNoise
 from models.quant.cost import Band
 from models.quant.layers.quantizers import OFF
 from models.quant.measuring.chips import Chips
@@ -20,7 +20,7 @@ from models.quant.measuring.setting import LAYER_FIELDS
 
 from ..inputs import foreign
 from ..program.plain import is_count, is_dict, is_number, is_percent, is_text, several
-from ..settings.chips import CHIP_FIELDS
+from ..settings.chips import CHIPS_OR_NOISE
 from ..settings.conversion_settings import OPTIONS
 from ..settings.costs import FIGURES, figure
 from ..settings.eval_flags import EvalSettings
@@ -38,11 +38,11 @@ class Measured:
 
     @cached_property
     def spec(self) -> CrossbarSpec | None:
-        """The hardware; None for the software."""
-        return self.record.setting and self.record.setting.spec
+        """The hardware; None for the software, and for weights without cells."""
+        return self.record.setting.spec if self.record.setting and not self.record.setting.without_cells else None
 
     @cached_property
-    def chips(self) -> Chips | None:
+    def chips(self) -> Chips | WeightNoise | None:
         """None for ideal cells."""
         return self.record.setting and self.record.setting.chips
 
@@ -146,7 +146,7 @@ def _of_spec(name: str) -> Column:
     return Column(name, value)
 
 
-def _of_chips(name: str, value: Callable[[Chips], Any]) -> Column:
+def _of_chips(name: str, value: Callable[[Chips | WeightNoise], Any]) -> Column:
     return Column(name, lambda of: of.chips and value(of.chips))
 
 
@@ -233,9 +233,9 @@ COLUMNS = (
     _measured("conversions", is_number, ".1%", _if(_left_out, "converted")),
     _measured("bits_made", is_number, ".2f", _if(_left_out, "bits made"), older=True),
     _measured("layer_bits", lambda value: is_dict(value) and all(map(is_number, value.values())), older=True),
-    _of_chips("device", lambda chips: chips.name), _of_chips("device_time_s", lambda chips: chips.device.time),
-    _of_chips("device_temp_C", lambda chips: chips.device.temp),
-    *(_of_chips(name, lambda chips, name=name: chips.value(name)) for name in ("stuck_on", "stuck_off", *CHIP_FIELDS)),
+    _of_chips("device", lambda chips: chips.name), _of_chips("device_time_s", lambda chips: chips.value("device_time")),
+    _of_chips("device_temp_C", lambda chips: chips.value("device_temp")),
+    *(_of_chips(name, lambda chips, name=name: chips.value(name)) for name in ("stuck_on", "stuck_off", *CHIPS_OR_NOISE)),
     Column("per_layer", lambda of: {pattern: dict(values) for pattern, values in of.record.setting.per_layer} or None
            if of.record.setting else None),
     Column("calib_on", lambda of: of.rule("on", False, True) if of.chips else None),

@@ -33,8 +33,9 @@ from ..program.cli import UserError
 from ..start.starting import quantized_layers
 
 # The code that a result follows from: of the package by names relative to it, with ".*" all modules that no other part names. Every result
-# follows from that of "measuring"; those of chips, of their wires, of a conversion, of a language model and of costs follow from a part
-# more. Engines but the reference decide nothing, as they agree with it bit for bit; kernels that the package calls whatever the engine do.
+# follows from that of "measuring"; those of chips, of their wires, of noise on weights, of a conversion, of a language model and of costs
+# follow from a part more. Engines but the reference decide nothing, as they agree with it bit for bit; kernels that the package calls
+# whatever the engine do.
 CODE = {
     "measuring": (
         ".arrays.*", ".layers.quantizers", ".layers.layers", ".layers.channels", ".layers.on_arrays", ".layers.crossbar", ".layers.fusion",
@@ -43,6 +44,7 @@ CODE = {
         ".measuring.*", *models.modules()),
     "chips": (".devices.*", ".network.program", ".measuring.chips"),
     "wires": (".devices.wires",),
+    "weight_noise": (".network.weight_noise", ".measuring.weight_noise"),
     "conversion": (".conversion.*", "experiment.start.conversion"),
     "language": ("experiment.inputs.language",),
     "costs": (".cost.*", "experiment.settings.costs"),
@@ -79,7 +81,8 @@ def of_code(*parts: str) -> dict[str, str]:
 
 def parts_of(setting: Setting, stored_chip: bool = False) -> list[str]:
     """The parts of the code that a setting needs for its cells. Args: stored_chip, whether these are of a chip in files."""
-    return (["chips"] if setting.chips or stored_chip else []) + (["wires"] if setting.chips and setting.chips.wires else [])
+    parts = {"chips": setting.chips or stored_chip, "wires": setting.chips and setting.chips.wires, "weight_noise": setting.without_cells}
+    return [part for part, needed in parts.items() if needed]
 
 
 def is_current(decides: Any) -> bool:
@@ -128,7 +131,8 @@ def of_setting(setting: Setting) -> dict[str, Any]:
     references = {setting.spec.reference, *(dict(changes).get("reference") for _, changes in setting.per_layer)}
     return {"spec": _plain(asdict(setting.spec)), "crossbar_layers": setting.crossbar_layers, "calibration": chosen,
             "per_layer": [[pattern, _plain(dict(changes))] for pattern, changes in setting.per_layer],
-            "chips": setting.chips and of_chips(setting.chips, "analog" in references)}
+            "chips": _plain(asdict(setting.chips)) if setting.without_cells else setting.chips and of_chips(
+                setting.chips, "analog" in references)}
 
 
 def of_chips(chips: Chips, with_reference: bool = True) -> dict[str, Any]:

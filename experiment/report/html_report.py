@@ -14,14 +14,14 @@ from models.quant.measuring.setting import LAYER_FIELDS
 from models.quant.storage.files import write_text
 
 from ..measure.columns import metric_of, named
-from ..settings.chips import CHIP_FIELDS
+from ..settings.chips import CHIPS_OR_NOISE
 from ..settings.costs import FIGURES
 
 PAGE = "results.html"
 DIGITS = 4  # of a number as it is shown
 # Columns that stand first: what is measured, then what was found.
 FIRST = ("baseline", "model", "dataset", "checkpoint", "wbit", "abit", *LAYER_FIELDS, "map", "per_layer", "device", "device_time_s",
-         "device_temp_C", "stuck_on", "stuck_off", *CHIP_FIELDS, "accuracy", "accuracy_std", "accuracy_lowest", "software_accuracy",
+         "device_temp_C", "stuck_on", "stuck_off", *CHIPS_OR_NOISE, "accuracy", "accuracy_std", "accuracy_lowest", "software_accuracy",
          "changed_predictions", "float_accuracy", "float_changed_predictions", "mean_bits", "conversions", *FIGURES)
 # What has a value for some rows on arrays and none for the others, and differs by that.
 OR_NONE = ("adc_bits", "per_layer", "device", "accuracy_std", "accuracy_lowest", "mean_bits")
@@ -101,7 +101,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, An
 
 def _baseline(row: Mapping[str, Any]) -> str | None:
     """What a row without arrays is of."""
-    if row.get("cell_bits") is not None:
+    if row.get("cell_bits") is not None or row.get("weight_noise") is not None:
         return None
     return "software" if row.get(named("float_accuracy", metric_of(row))) is None else "float" if row.get("wbit") == OFF else "quantized"
 

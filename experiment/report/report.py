@@ -21,7 +21,8 @@ SWEPT = {"device_time": "time since the first read or programming", "device_temp
          "read_noise": "read noise of a cell (uS)", "adc_noise": "noise of the ADC (levels)",
          "adc_offset": "deviation of ADC offsets (levels)", "adc_gain": "relative deviation of ADC gains",
          "wire_ohm": "bit line from cell to cell (ohm)", "row_ohm": "word line from cell to cell (ohm)",
-         "driver_ohm": "source of a word line (ohm)"}  # flags that have an axis, and its name
+         "driver_ohm": "source of a word line (ohm)",
+         "weight_noise": "noise on the weights (share of the largest of a channel)"}  # flags that have an axis, and its name
 
 
 def plots(records: Sequence[Record], title: str, folder: str | Path) -> list[Path]:

@@ -29,6 +29,8 @@ def fillings(network: nn.Module, settings: Iterable[Setting]) -> list[str]:
     found: dict[tuple, list[nn.Module]] = {}
     layers = crossbar_layers(network)
     for setting in settings:
+        if setting.without_cells:
+            continue
         own: dict[tuple[str, int], list[nn.Module]] = {}
         for name, layer in layers:
             if setting.crossbar_layers == "all" or isinstance(layer, Qconv2dDoreFa):

@@ -99,7 +99,9 @@ def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: st
     several = max(len(record.chip_accuracies or ()) for record in records)
     notes = [images + (f"; cells from {planes}" if planes else ""), *_baselines(records)]
     if several > 1:
-        notes.append(f"with a device: mean, deviation and {worst(records)} of {several} chips")
+        noisy = {record.setting.without_cells for record in records if record.setting and record.setting.chips}
+        which = " and ".join(words for each, words in ((False, "a device"), (True, "noise on the weights")) if each in noisy)
+        notes.append(f"with {which}: mean, deviation and {worst(records)} of {several} chips")
     if costed:
         notes.append("costs, of an image: by typical sources (by the cheapest to the dearest; where the typical value is an end, one "
                      "source makes both)")

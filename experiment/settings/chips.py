@@ -3,7 +3,7 @@
     device = DeviceSettings(device="techA", device_time=3600.0).made()
     chips = chips_of({"device": "techA", "device_time": 3600.0, "chips": 10})
 
-The flags of eval.py are the fields of `DeviceSettings` and `Chips`, those of train.py the fields of `TrainingChips`.
+The flags of eval.py are the fields of `DeviceSettings`, `Chips` and `WeightNoise`, those of train.py the fields of `TrainingChips`.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from models import quant
-from models.quant import Device
+from models.quant import Device, WeightNoise
 from models.quant.devices import Law, describe, parse_time, presets, raw_folder
 from models.quant.measuring.chips import Chips, Reads
 
@@ -95,7 +95,9 @@ class TrainingChips(DeviceSettings, Reads):
 OF_DEVICE = tuple(flags.defaults(DeviceSettings))
 CHIP_FIELDS = tuple(flags.defaults(Chips))
 OF_RUN = tuple(item.name for item in fields(Chips) if item.metadata.get("of") == "run")  # the same for all rows of a table
-OF_ROW = tuple(name for name in (*OF_DEVICE, *CHIP_FIELDS) if name not in OF_RUN)
+OF_NOISE = tuple(flags.defaults(WeightNoise))
+CHIPS_OR_NOISE = tuple(dict.fromkeys([*CHIP_FIELDS, *OF_NOISE]))
+OF_ROW = tuple(name for name in (*OF_DEVICE, *CHIPS_OR_NOISE) if name not in OF_RUN)
 OF_TRAINING = tuple(flags.defaults(TrainingChips))
 WITHOUT = "--{} is for the cells of a device: add --device NAME, or see --device " + LIST
 
@@ -120,17 +122,22 @@ def names_of(devices: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None, names: Mapping[str, str] | None = None) -> Chips | None:
-    """The chips that flags mean, `{flag: value}` of some or all of them; None without a device. Args: known, see `made`; names, of
-    several devices.
+def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None, names: Mapping[str, str] | None = None
+             ) -> Chips | WeightNoise | None:
+    """The chips that flags mean, `{flag: value}` of some or all of them; None without a device and noise on the weights. Args: known, see
+    `made`; names, of several devices.
 
     Raises: UserError for flags of chips without a device, and as `made`.
     """
+    noisy = values.get("weight_noise") is not None
+    if noisy and values.get("device") is not None:
+        raise UserError(f"--weight_noise {values['weight_noise']} is on weights without cells, and --device {values['device']} is cells: "
+                        "give one of them, and the other in --also")
     if values.get("device") is None:
         for name, usual in (flags.defaults(TrainingChips) | flags.defaults(Chips)).items():
-            if values.get(name, usual) != usual:
+            if values.get(name, usual) != usual and not (noisy and name in OF_RUN):
                 raise UserError(WITHOUT.format(name))
-        return None
+        return WeightNoise(**{name: values[name] for name in OF_NOISE if name in values}) if noisy else None
     device = DeviceSettings(**{name: values[name] for name in OF_DEVICE if name in values}).made(known)
     name = (names or names_of([values["device"]]))[values["device"]]
     try:

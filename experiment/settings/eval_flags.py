@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 import models
-from models.quant import Calibration, CrossbarSpec, engines
+from models.quant import Calibration, CrossbarSpec, WeightNoise, engines
 from models.quant.arrays.spec import hardware
 from models.quant.layers.quantizers import WEIGHT_QUANTIZERS
 from models.quant.measuring.chips import Chips
@@ -27,7 +27,8 @@ MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
 OF_SETTINGS = (
     ("cells", "cells, arrays and inputs", CrossbarSpec, hardware("cells", "arrays", "inputs")),
     ("adc", "converters", CrossbarSpec, hardware("adc", "range")), ("cells", "layers on crossbars", ThroughADC, ("crossbar_layers",)),
-    ("device", "cells of a device", DeviceSettings, None), ("device", "reads and wires", Chips, chips.OF_ROW))
+    ("device", "cells of a device", DeviceSettings, None), ("device", "reads and wires", Chips, chips.OF_ROW),
+    ("device", "noise on the weights, in place of cells", WeightNoise, chips.OF_ROW))
 FIRST = {  # what --help alone shows
     "resume": "the trained network: a checkpoint of train.py or of the original code",
     "model": "or a network of others: torchvision/NAME, timm/NAME, FILE.py:FUNCTION",

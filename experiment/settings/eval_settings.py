@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from models.quant import Calibration, CrossbarSpec, Device
+from models.quant import Calibration, CrossbarSpec, Device, WeightNoise
 from models.quant.arrays.spec import hardware
 from models.quant.cost import Technology
 from models.quant.layers.quantizers import OFF
@@ -166,8 +166,11 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
     for combination in itertools.product(*(values[name] for name in ORDER)):
         found = dict(zip(ORDER, combination))
         row = {name: found.pop(name) for name in chips.OF_ROW}
-        made = chips.chips_of(row | (of_chips if row["device"] else {}), known, names)
+        made = chips.chips_of(row | (of_chips if {row["device"], row["weight_noise"]} != {None} else {}), known, names)
         layers, plan, bits = found.pop("crossbar_layers"), found["adc_plan"], found["adc_bits"]
+        if row["weight_noise"] is not None:
+            settings.append(_without_cells(given, CrossbarSpec(w_bits, a_bits, adc_range="ideal"), layers, made))
+            continue
         needs_a_plan = isinstance(bits, float) or bits == 0
         if plan == "uniform" and needs_a_plan and {*values["adc_plan"]} != {"uniform"}:
             continue  # a mean for the plans of the same table
@@ -187,6 +190,15 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
         except ValueError as error:
             raise UserError(f"--{error}") from None
     return settings
+
+
+def _without_cells(given: Mapping[str, list], spec: CrossbarSpec, layers: str, noise: WeightNoise) -> Setting:
+    """The setting of noise on the weights. Raises: UserError for flags of what it has none of."""
+    for name in (*hardware("cells", "arrays", "inputs", "adc"), "adc_range", "per_layer"):
+        if given.get(name) and given[name] != ["ideal"]:
+            raise UserError(f"--{name} is for cells and ADCs, and --weight_noise is on weights without them: leave it out, or give one of "
+                            "the two in --also")
+    return Setting(spec, layers, chips=noise)
 
 
 def _with_what_counts(setting: Setting) -> Setting:
@@ -213,10 +225,13 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     _check_plans(found, given)
     if found.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
-    with_device = any(setting.chips for setting in found.settings) or found.search and "device" in given
+    with_device = any(setting.chips and setting.chips.device for setting in found.settings) or found.search and "device" in given
+    with_noise = any(setting.without_cells for setting in found.settings) or found.search and "weight_noise" in given
     for name in (*chips.OF_RUN, "calib_on", "save_cells"):
-        if name in given and not with_device:
+        if name in given and not (with_device or with_noise and name in WeightNoise.__dataclass_fields__):
             raise UserError(chips.WITHOUT.format(name))
+    if found.planes and with_noise:
+        raise UserError("--planes holds cells, and --weight_noise is on weights without them: give one of them")
     if found.adc_ranges and with_device:
         raise UserError("--adc_ranges are for ideal cells, and with --device chips are calibrated anew: give one of them")
     if foreign.is_foreign(found.model) and any(setting.crossbar_layers != "all" for setting in found.settings):

@@ -345,7 +345,7 @@ class Bench:
         if self.others or self.settings.planes:
             return
         layers = quant.crossbar_layers(self.net)
-        specs = (setting.spec_of(name) for setting in self.settings.settings for name, _ in layers)
+        specs = (setting.spec_of(name) for setting in self.settings.settings if not setting.without_cells for name, _ in layers)
         for cell_bits in dict.fromkeys(spec.cell_bits for spec in specs if spec.weights == "offset"):
             store = self._planes(cell_bits)
             if store.write([(name, layer.w_codes()) for name, layer in layers]):
@@ -364,7 +364,7 @@ class Bench:
         """What the cells of the chips of some settings, each by itself, hold, beside the bit-planes."""
         written = {}
         for setting in settings:
-            if setting.chips:
+            if setting.chips and not setting.without_cells:
                 place(self.net, replace(setting, crossbar_layers="all"), self.cells)  # files hold the cells of all layers, on one hardware
                 folder = self._planes(setting.spec.cell_bits).folder
                 with quant.keep_effective_cells(self._effective):

@@ -85,7 +85,8 @@ class Chip:
         nominal: what they would hold without scatter; ADC ranges are chosen on these. None: ideal cells.
         readout: noise, converters and curve of its reads. None: none of them.
         of_arrays: whether its cells depend on which rows share an array, as with wires and with a map of stuck cells.
-        code_sums: `OnArrays.code_sums` of the weight that it was programmed to. None: those of the layer's present weight.
+        code_sums: `OnArrays.code_sums` of the weight that it was programmed to. None: those of the layer's present weight. Float64 where
+            they are no whole numbers.
     """
 
     cells: Cells

@@ -356,7 +356,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         """The product of input and weight as the network has them, with the bias of the last call, in the type of `x`."""
         x = plain(x.detach())
         with torch.autocast(x.device.type, enabled=False):
-            return self._in_float(x, self._unquantized_weight().to(x.dtype), self._bias, False)
+            return self._in_float(x, self.unquantized_weight().to(x.dtype), self._bias, False)
 
     def _in_float(self, x, kernel, bias, quantized):
         """The product of float32 numbers, or of 16 bits under autocast; of quantized ones, with straight-through gradients."""

@@ -107,9 +107,11 @@ class CrossbarLayer(OnArrays):
         """The layer's output if neither input nor weight were quantized, in float32: an input below zero is still zero, as PACT is the
         network's ReLU, and one above the clipping level is what it is. Of weights that came as codes these are the weights."""
         with torch.autocast(x.device.type, enabled=False):
-            return self._finish(self._operation(x.detach().float().clamp_min(0), self._unquantized_weight()), self.out_scale)
+            return self._finish(self._operation(x.detach().float().clamp_min(0), self.unquantized_weight()), self.out_scale)
 
-    def _unquantized_weight(self):
+    def unquantized_weight(self) -> Tensor:
+        """The weight that was rounded to the codes, of DoReFa `t / max|t|`; codes are worth `weight_quant.step (2 W - L)` beside it. Of
+        weights that came as codes what these are worth."""
         if self._w_codes is None:
             return self.weight_quant.unrounded(self.weight.detach().float())
         step = torch.as_tensor(self.weight_quant.step, device=self.weight.device).reshape(-1, *[1] * (self.weight.dim() - 1))

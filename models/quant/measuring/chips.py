@@ -7,7 +7,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -54,7 +54,21 @@ class Reads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chips(Reads):
+class Draws:
+    """How many chips a setting has. Attributes: chips; chip_seed, the seed of the first one."""
+
+    chips: int = number(1, "how many chips are measured. Each is a new draw of all cells. The table has the mean, the standard "
+                        "deviation (of n - 1) and the lowest of their accuracies", COUNT, of="run")
+    chip_seed: int = number(0, "seed S of the first chip. The next ones have S + 1, S + 2, ...", COUNT_OR_0, of="run")
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the chips."""
+        return range(self.chip_seed, self.chip_seed + self.chips)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chips(Draws, Reads):
     """The chips of one setting. Noise, converters, wires and faults of their reads are the fields of `Reads`.
 
     Attributes: chips, how many; each is one draw of all cells. chip_seed, the seed of the first one. device, what the cells are; two
@@ -62,11 +76,9 @@ class Chips(Reads):
     Raises: ValueError for impossible values.
     """
 
-    chips: int = number(1, "how many chips are measured. Each is a new draw of all cells. The table has the mean, the standard "
-                        "deviation (of n - 1) and the lowest of their accuracies", COUNT, of="run")
-    chip_seed: int = number(0, "seed S of the first chip. The next ones have S + 1, S + 2, ...", COUNT_OR_0, of="run")
     device: Device
     name: str | None = None
+    weight_noise: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -85,11 +97,6 @@ class Chips(Reads):
 
     def __hash__(self) -> int:
         return hash(self._key())
-
-    @property
-    def seeds(self) -> range:
-        """The seeds of the chips."""
-        return range(self.chip_seed, self.chip_seed + self.chips)
 
     @property
     def wires(self) -> Wires | None:

@@ -253,7 +253,7 @@ def of_chips(setting: Setting, found: Sequence[Record]) -> Record:
     if first.float_changes is not None:
         of_classes["float_changes"] = round(statistics.fmean(record.float_changes for record in found))
     values = tuple(record.accuracy for record in found)
-    return replace(first, setting=setting, accuracy=statistics.fmean(values), chip_accuracies=values,
+    return replace(first, setting=setting, accuracy=statistics.mean(values), chip_accuracies=values,
                    seconds=sum(record.seconds for record in found), **of_classes)
 
 

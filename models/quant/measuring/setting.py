@@ -8,6 +8,7 @@ from typing import Any
 from ..arrays.spec import CrossbarSpec, hardware
 from ..network.calibration import Calibration
 from .chips import Chips
+from .weight_noise import WeightNoise
 
 CROSSBAR_LAYERS = ("all", "conv")  # every layer that can be, or of these the convolutions only
 PerLayer = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
@@ -29,7 +30,8 @@ class Setting:
         crossbar_layers: "all", every layer that can be is on crossbars; "conv", the convolutions only. The others compute their
             sums of codes exactly, without an ADC.
         calibration: how the ranges of adc_range "calibrated" are chosen.
-        chips: what the cells are, and how many chips are measured; None: ideal cells.
+        chips: what the cells are, and how many chips are measured; None: ideal cells. Of `WeightNoise`, which is on no cells, the spec has
+            only the bits of weights and inputs, and adc_range "ideal".
         per_layer: other hardware of some layers, `{name or pattern with * ? [...]: {field of the spec: value}}`. Where several fit
             a layer, the last one wins. Kept as tuples. A layer may have no ADC (adc_range "ideal") where the others have one.
     """
@@ -37,7 +39,7 @@ class Setting:
     spec: CrossbarSpec = CrossbarSpec()
     crossbar_layers: str = "all"
     calibration: Calibration = Calibration()
-    chips: Chips | None = None
+    chips: Chips | WeightNoise | None = None
     per_layer: PerLayer | Mapping[str, Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
@@ -51,6 +53,15 @@ class Setting:
                 raise ValueError(f"per_layer {pattern}: adc_range is {values['adc_range']!r}; allowed are {self.spec.adc_range}, which "
                                  "the others have, and ideal")
         object.__setattr__(self, "per_layer", tuple((name, tuple(sorted(values.items()))) for name, values in changes.items()))
+        if self.without_cells:
+            if self.per_layer:
+                raise ValueError("per_layer is given with weight_noise, which is on weights without cells and ADCs; leave it out")
+            object.__setattr__(self, "spec", self.chips.on_no_cells(self.spec))
+
+    @property
+    def without_cells(self) -> bool:
+        """Whether the weights lie on no cells, and have noise themselves."""
+        return isinstance(self.chips, WeightNoise)
 
     def spec_of(self, name: str) -> CrossbarSpec:
         """The hardware of the layer `name`. Raises: ValueError where what several patterns say of it does not go together."""
@@ -92,6 +103,8 @@ class Setting:
         notes = [item.metadata["note"][1].format(value) for item in NOTES if (value := getattr(spec, item.name)) != item.default]
         notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
         notes += [f"{pattern}: " + " ".join(f"{name} {value}" for name, value in values) for pattern, values in self.per_layer]
+        if self.without_cells:
+            return ", ".join([self.chips.text(without), spec.adc_text, *notes])
         notes += [self.chips.text(without)] if self.chips else []
         notes += ["ranges of the chip"] if self.calibration.on == "chip" and spec.adc_range == "calibrated" else []
         return ", ".join([f"{spec.cell_bits}-bit cells, {spec.adc_text}", *notes])

@@ -24,7 +24,7 @@ from ..storage.effective import kept
 
 log = logging.getLogger(__name__)
 
-VALUES, REFERENCE, CONVERTERS, INPUTS, NEGATIVE = range(5)  # what a generator draws: the last part of its key
+VALUES, REFERENCE, CONVERTERS, INPUTS, NEGATIVE, WEIGHTS = range(6)  # what a generator draws: the last part of its key
 MOST_LEVELS = 1e6  # levels, of a converter's noise or offset: 32 bits hold it on the grid
 COLUMNS = 128  # bit lines of one array, where word lines resist: outputs of one slice, behind its reference columns, or their pairs
 FITTED_INPUTS, FITTED_GROUPS = 64, 8  # of the curve of gate access: random inputs, in which
@@ -83,8 +83,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         return
     if not isinstance(device, Device):
         raise ValueError(f"device is {device!r}; a Device is expected, such as Device.preset('techA')")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; allowed are whole numbers from 0 on")
+    check_seed(seed)
     if reference_cells not in ("device", "ideal"):
         raise ValueError(f"reference_cells is {reference_cells!r}; allowed are device, ideal")
     for name, value in (("adc_noise", adc_noise), ("adc_offset", adc_offset), ("adc_gain", adc_gain)):
@@ -146,10 +145,10 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     off, curves = np.zeros(len(levels)), []
     for k, bits in enumerate(spec.slice_bits):
         g_min, step = device.levels(bits)[0], device.step(bits)
-        drawn = device.draw(levels[k], bits, _generator(draw.seed, name, k, VALUES)) if joint is None else joint[k]
-        column = _reference_column(draw, bits, twice[k], levels.shape[1:3], _generator(draw.seed, name, k, REFERENCE))
+        drawn = device.draw(levels[k], bits, generator(draw.seed, name, k, VALUES)) if joint is None else joint[k]
+        column = _reference_column(draw, bits, twice[k], levels.shape[1:3], generator(draw.seed, name, k, REFERENCE))
         if draw.wires.resist:
-            drawn, column, curve = _behind_wires(drawn, column, layer, draw, _generator(draw.seed, name, k, INPUTS))
+            drawn, column, curve = _behind_wires(drawn, column, layer, draw, generator(draw.seed, name, k, INPUTS))
             missing = scale * g_min / step - (np.rint(scale * g_min / step) if digital else 0)
             curves.append(_of_cells(curve, scale, step, missing))
         # An off-current that a digital reference does not take away is part of a cell's value.
@@ -182,13 +181,13 @@ def _pair_chip(name, layer, draw):
         both = np.empty(signed.shape, np.int32)
     for k, bits in enumerate(layer.slice_bits):
         g_min, step = device.levels(bits)[0], device.step(bits)
-        drawn = [devices[part].draw(levels[k], bits, _generator(draw.seed, name, k, part)) if joint is None else joint[part][k]
+        drawn = [devices[part].draw(levels[k], bits, generator(draw.seed, name, k, part)) if joint is None else joint[part][k]
                  for part, levels in lines]
         if wires.resist:
             sides = np.stack(drawn, axis=-1).clip(0)  # the lines of a pair side by side
             beside, arrays = sides.reshape(*sides.shape[:2], -1), layer.arrays
             if wires.access == "gate":
-                beside, curve = _behind_a_curve(beside, arrays, wires.wire_ohm, _generator(draw.seed, name, k, INPUTS), draw.curve_errors)
+                beside, curve = _behind_a_curve(beside, arrays, wires.wire_ohm, generator(draw.seed, name, k, INPUTS), draw.curve_errors)
                 curves.append(_of_cells(curve, scale, step, scale * g_min / step))
             else:
                 beside = _effective(beside, arrays, wires)
@@ -249,7 +248,7 @@ def _solved(lines, arrays, wires, columns, beside):
 def _joint(name, layer, draw, levels, part, device):
     """Conductances of cells that were measured together, `[slices, groups, rows, out / groups]`."""
     codes = sum(levels[k].astype(np.int64) << (layer.cell_spec.cell_bits * k) for k in range(len(levels)))
-    return device.draw_weights(codes, layer.slice_bits, _generator(draw.seed, name, 0, part))
+    return device.draw_weights(codes, layer.slice_bits, generator(draw.seed, name, 0, part))
 
 
 def _with_map(device, arrays, outputs, lines, side=0):
@@ -309,7 +308,7 @@ def _readout(name, layer, draw, scale, off, shares, curves, both=None):
     if draw.adc_gain or draw.adc_offset:
         mapped = layer.mapped("ideal", cells=None)
         groups, _, out = mapped.w_rows.shape
-        normals = np.stack([_generator(draw.seed, name, k, CONVERTERS).standard_normal((2, groups, len(mapped.arrays), out))
+        normals = np.stack([generator(draw.seed, name, k, CONVERTERS).standard_normal((2, groups, len(mapped.arrays), out))
                             for k in range(len(shares))], axis=1)
         gain = torch.from_numpy(1 + draw.adc_gain * normals[0])
         offset = torch.from_numpy(np.rint(scale * draw.adc_offset * normals[1]).astype(np.int32))
@@ -322,5 +321,12 @@ def _readout(name, layer, draw, scale, off, shares, curves, both=None):
                    tuple(curves) if curved else None, both)
 
 
-def _generator(seed: int, name: str, k: int, part: int) -> np.random.Generator:
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed of a chip. Raises: ValueError."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; allowed are whole numbers from 0 on")
+
+
+def generator(seed: int, name: str, k: int, part: int) -> np.random.Generator:
+    """What draws `part` of slice k of the layer `name` on the chip of this seed: the same numbers on every machine."""
     return np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode()), k, part]))

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from ...arrays.mapping import Bins, MappedLayer
 from ...kernels.simd import set_threads
 from .. import accumulator_dtype
-from ..reference import integer_convolution
 from .common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .common.histogram import room_for
 from .dense import Dense
@@ -27,6 +26,7 @@ from .grid.cells_reads import NARROW, PLAIN, SHORT
 from .pixels import pixels
 from .vectors.amx import TILE_ROWS, can_multiply
 from .whole.choice import SHORT_ROWS, TILES, may
+from .whole.several import ProductsOfBytes
 
 __all__ = ["Prepared", "fits"]
 
@@ -90,7 +90,7 @@ class Prepared:
     def way(self, a_codes: torch.Tensor) -> str:
         """See `engine.way`."""
         if self.sums_alone:
-            return "float64 convolution"
+            return ", ".join(self._whole.ways(a_codes))
         way = self.apart(a_codes) or (self._side_by_side if self._side_by_side.serves(a_codes) else None)
         return self.columns if way is None else way.name
 
@@ -106,7 +106,11 @@ class Prepared:
 
     def sums(self, a_codes: torch.Tensor) -> torch.Tensor:
         """Those sums, integers `[N, H', W', out]`."""
-        return integer_convolution(self.layer, a_codes)
+        return self._whole(a_codes)
+
+    @functools.cached_property
+    def _whole(self):
+        return ProductsOfBytes(self.layer)
 
     def simulate(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
         """Accumulators, or what `scaling` makes of them; see `engine._Prepared.simulate`."""
