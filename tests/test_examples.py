@@ -60,8 +60,8 @@ def test_your_network(your_network, capsys):
 def test_a_task(tmp_path, monkeypatch):
     """Against the same filter by hand: its float error, and what bits of the ADC take from it."""
     monkeypatch.chdir(tmp_path)
-    assert evaluation.main(["--model", f"{EXAMPLES / 'task.py'}:denoiser", "--mapping", "im2col", "--cell_bits", "2", "--adc_bits", "3", "5",
-                            "--limit", "64", "--save_path", "out", "--ngpu", "0", "--engine", "reference"]) == 0
+    assert evaluation.main(["--model", f"{EXAMPLES / 'task.py'}:denoiser", "--mapping", "im2col", "--cell_bits", "2",
+                            "--adc_bits", "3", "5", "--limit", "64", "--save_path", "out", "--ngpu", "0", "--engine", "reference"]) == 0
     rows = [json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines()]
     found = {(row["wbit"], row["adc_bits"]): row["rms_error"] for row in rows}
     clean = data.load("digits").test_x[:64].double() / 255
