@@ -7,6 +7,8 @@ import shutil
 import pytest
 import torch
 
+import eval as evaluation
+import train
 from experiment.inputs import language
 from experiment.program.cli import UserError
 from models.quant import CrossbarSpec, Setting, convert, measure, measure_float, perplexity
@@ -208,3 +210,43 @@ def test_without_the_package(folders, texts, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UserError, match="^--model hf/.*gpt2 needs the package transformers: pip install transformers$"):
         language.task(folders["gpt2"], texts(300))
+
+
+# ---- eval.py --model hf/FOLDER -----------------------------------------------------------------------------------------
+
+
+def test_the_table_of_a_language_model(folders, texts, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", f"hf/{folders['gpt2']}", "--text", texts(400), "--calibration_text", texts(300, seed=1), "--window", "24",
+             "--stride", "12", "--cell_bits", "2", "--adc_bits", "4", "--save_path", "out", "--ngpu", "0"]
+    assert evaluation.main(flags) == 0
+    float_row, quantized, row = (json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines())
+    tokenizer, model = language.load(folders["gpt2"])
+    assert float_row["perplexity"] == pytest.approx(recipe(model, language.tokens_of(texts(400), tokenizer, 64), 24, 12), rel=1e-4)
+    assert row["software_perplexity"] == quantized["perplexity"] == pytest.approx(float_row["perplexity"], rel=0.05)
+    assert row["metric"] == "perplexity" and row["dataset"] == "windows of text" and row["metric_higher"] is False
+    assert "perplexity" in capsys.readouterr().out
+    evaluation.main([*flags, "--dry_run"])
+    assert "all are measured already" in capsys.readouterr().out
+    evaluation.main([*flags, "--stride", "24", "--dry_run"])
+    assert "all are measured already" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, message", [
+    ("--model hf/{gpt2}", "^--model hf/.* needs a text that it is measured on: --text FILE$"),
+    ("--model hf/{gpt2} --text {text} --state net.pt", "^--model hf/.* has its weights in that folder: leave --state out$"),
+    ("--model hf/{gpt2} --text {text} --dataset digits", "^--dataset is for images, and hf/.* brings what it is measured on: leave it"),
+    ("--model hf/{gpt2} --text {text} --window 99", "^a window of 99 tokens: allowed are 2 to 32, "),
+    ("--model net.py:small --text {text}", "^--text is for language models: --model hf/FOLDER$"),
+    ("--model hf/nowhere --text {text}", "^--model hf/nowhere: the folder is not there")], ids=range(6))
+def test_flags_of_language_models_that_do_not_go_together(folders, texts, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    given = flags.format(gpt2=folders["gpt2"], text=texts(400)).split()
+    with pytest.raises(UserError, match=message):
+        evaluation.main([*given, "--cell_bits", "2", "--adc_bits", "4", "--save_path", "out", "--ngpu", "0"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_language_model_is_not_trained_by_train_py():
+    with pytest.raises(UserError, match="^--model hf/x: train.py trains on images; eval.py measures language models, and examples/lang"):
+        train.main(["--model", "hf/x", "--qat"])

@@ -47,14 +47,18 @@ def load(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.de
     return choose(data.load(settings.dataset, settings.data_path, log.info), settings, checkpoint, device)
 
 
+def check_flags_of_task(settings: EvalSettings) -> None:
+    """Refuse flags of images for a network that brings a task. Raises: UserError."""
+    given = [name for name in OF_IMAGES if name in settings.given]
+    if given:
+        raise UserError(f"--{given[0]} is for images, and {settings.model} brings what it is measured on: leave it out")
+
+
 def of_task(task: Task, settings: EvalSettings, digest: Callable[[Any], str]) -> EvalImages:
     """The examples that a task brings, and its network, tried on one of them. Args: digest, of plain values and tensors.
 
     Raises: UserError for examples that are none, a network that does not take them, or a metric that gives no number of them.
     """
-    given = [name for name in OF_IMAGES if name in settings.given]
-    if given:
-        raise UserError(f"--{given[0]} is for images, and {settings.model} brings what it is measured on: leave it out")
     measured, kind = (task.validation, f"validation {task.kind}") if settings.validation else (task.data, task.kind)
     if measured is None:
         raise UserError(f"{settings.model} brings no validation examples, which choose in a search: Task(..., validation=batches)")

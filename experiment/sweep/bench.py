@@ -58,6 +58,7 @@ class Bench:
         self.task = self.others and self.others.task
         self.metric = metric_of(self.task and self.task.metric)
         if self.task:
+            images.check_flags_of_task(settings)
             self.settings = replace(settings, dataset=self.task.kind)
         self._net = None if self.others else crossbar_network(settings, self.checkpoint, self.device)
         self.log: logging.Logger | None = None
