@@ -105,6 +105,11 @@ def test_at_a_stride_of_a_token_less_each_token_counts_alike(folders, texts):
     assert len(nats) == 39 and record.accuracy == pytest.approx(torch.tensor(nats).mean().exp().item(), rel=1e-5)
 
 
+def test_weights_of_16_bits_become_float32(folders, texts, tmp_path):
+    network = language.task(written(llama().to(torch.bfloat16), tmp_path / "net"), texts(300)).network
+    assert all(torch.equal(a, b.bfloat16().float()) for a, b in zip(network.parameters(), llama().parameters()))
+
+
 def test_each_token_is_counted_once(folders, texts):
     found = language.task(folders["gpt2"], texts(405), 20, 13, calibration_windows=4)
     assert [list(batch) for batch in found.calibration] == [["input_ids"]]
@@ -189,10 +194,10 @@ def test_texts_and_windows_that_are_none(folders, texts, tmp_path):
             ([str(tmp_path / "empty.txt")], "empty.txt is empty; give a file with text"),
             ([str(tmp_path / "bytes.txt")], "bytes.txt is no text in UTF-8"), (["nowhere.txt"], "^cannot read nowhere.txt: No such file"),
             ([str(tmp_path)], "^cannot read .*: Is a directory"),
-            ([long, 33], "^a window of 33 tokens: allowed are 2 to 32, which .*gpt2 was made for$"), ([long, 1], "^a window of 1 tokens: "),
-            ([long, 20, 21], "^a stride of 21 tokens: allowed are 1 to 20, the window"), ([long, 20, -1], "^a stride of -1 tokens: "),
-            ([long, 32, 32, 8, 10], "300.txt has 300 tokens, fewer than 10 windows of 32 for calibration; take a longer text, or fewer"),
-            ([long, 32, 32, 8, 9], "300.txt has 12 tokens behind those for calibration, fewer than a window of 32; take a longer text"),
+            ([long, 33], "^--window 33: allowed are 2 to 32 tokens, which .*gpt2 was made for$"), ([long, 0], "^--window 0: "),
+            ([long, 20, 21], "^--stride 21: allowed are 1 to 20 tokens, the window"), ([long, 20, 0], "^--stride 0: "),
+            ([long, 32, 32, 8, 10], "300.txt has 300 tokens, fewer than 10 windows of 32 for calibration; take a longer text, or a smal"),
+            ([long, 32, 32, 8, 9], r"300.txt has 12 tokens behind those for calibration \(.*\), fewer than a window of 32; take a"),
             ([texts(30), 32, 32, 8, 1, long], "30.txt has 30 tokens, fewer than a window of 32; ")]:
         with pytest.raises(UserError, match=message) as caught:
             language.task(folders["gpt2"], *arguments)

@@ -6,6 +6,7 @@ The text becomes tokens, and these windows, each of which goes through the model
 that holds it, so that with a stride below the window it is told from at least `window - stride` tokens before it.
 """
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,58 +43,74 @@ def task(folder: str, text: str, window: int | None = None, stride: int | None =
         calibration_text: another file in UTF-8, such as a part of the training text.
     Raises: UserError for files that are missing or too short, what is no causal language model, and windows that the model cannot have.
     """
-    tokenizer, model = load(folder)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    window = window or min(longest or LONGEST, LONGEST)
-    stride = stride or window // 2
+    config, tokenizer = described(folder)
+    longest = getattr(config, "max_position_embeddings", None)
+    window = min(longest or LONGEST, LONGEST) if window is None else window
+    stride = window // 2 if stride is None else stride
     if not 2 <= window <= (longest or window):
-        raise UserError(f"a window of {window} tokens: allowed are 2 to {longest or 'any number'}, which {folder} was made for")
+        raise UserError(f"--window {window}: allowed are 2 to {longest or 'any number of'} tokens, which {folder} was made for")
     if not 1 <= stride <= window:
-        raise UserError(f"a stride of {stride} tokens: allowed are 1 to {window}, the window")
-    known, needs = model.config.vocab_size, calibration_windows * window
-    tokens = tokens_of(text, tokenizer, known)
-    first = tokens if calibration_text is None else tokens_of(calibration_text, tokenizer, known)
+        raise UserError(f"--stride {stride}: allowed are 1 to {window} tokens, the window")
+    needs = calibration_windows * window
+    tokens = tokens_of(text, tokenizer, config.vocab_size)
+    first = tokens if calibration_text is None else tokens_of(calibration_text, tokenizer, config.vocab_size)
     rest = tokens[needs:] if calibration_text is None else tokens
     if len(first) < needs:
         raise UserError(f"{calibration_text or text} has {len(first):,} tokens, fewer than {calibration_windows} windows of {window} for "
-                        "calibration; take a longer text, or fewer or shorter windows")
+                        "calibration; take a longer text, or a smaller --window")
     if len(rest) < window:
-        raise UserError(f"{text} has {len(rest):,} tokens{' behind those for calibration' if first is tokens else ''}, fewer than a window "
-                        f"of {window}; take a longer text, or shorter windows")
+        behind = " behind those for calibration (see --calibration_text)" if first is tokens else ""
+        raise UserError(f"{text} has {len(rest):,} tokens{behind}, fewer than a window of {window}; take a longer text, or a smaller "
+                        "--window")
     calibration = [{"input_ids": part} for part in first[:needs].view(-1, window).split(batch_size)]
-    return Task(model, windows_of(rest, window, stride, batch_size), calibration, of_recipe, kind="windows of text")
+    return Task(model_of(folder), windows_of(rest, window, stride, batch_size), calibration, of_recipe, kind="windows of text")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The model and its tokens
 
 
-def load(folder: str) -> tuple[Any, nn.Module]:
-    """(tokenizer, causal language model in float32). Raises: UserError."""
+def described(folder: str) -> tuple[Any, Any]:
+    """(configuration, tokenizer) of a causal language model. Raises: UserError."""
     place = Path(folder)
     for files, what in ((("config.json",), "config.json"), (TOKENIZERS, "tokenizer"), (WEIGHTS, "weights (model.safetensors)")):
         if not any(found for pattern in files for found in place.glob(pattern)):
             lacks = f"has no {what}" if place.is_dir() else "is not there"
             raise UserError(f"--model hf/{folder}: the folder {lacks}; give one that save_pretrained of a model and of its tokenizer wrote")
-    transformers = needed("transformers", f"--model hf/{folder} needs the package transformers: pip install transformers")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
+    transformers = _transformers(folder)
+    with _said_of(folder):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         causal = set(transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-        if config.architectures and causal.isdisjoint(config.architectures):
-            raise UserError(f"--model hf/{folder} is a {config.architectures[0]}, which is no causal language model")
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32,
-                                                                         output_loading_info=True)
-    except UserError:
-        raise
-    except Exception as error:  # damaged files raise nearly anything
-        raise UserError(f"--model hf/{folder} cannot be loaded: {one_line(error)[:200]}") from error
+    if config.architectures and causal.isdisjoint(config.architectures):
+        raise UserError(f"--model hf/{folder} is a {config.architectures[0]}, which is no causal language model")
+    return config, tokenizer
+
+
+def model_of(folder: str) -> nn.Module:
+    """The model, in float32. Raises: UserError."""
+    with _said_of(folder):
+        model, found = _transformers(folder).AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     if lost := [*found["missing_keys"], *found["mismatched_keys"]]:
         raise UserError(f"--model hf/{folder}: the weights are not those of its config.json: {lost[0]} is missing or has another shape")
     model.config.use_cache = False  # each window is seen once
-    return tokenizer, model.eval()
+    return model.float().eval()
+
+
+def _transformers(folder):
+    transformers = needed("transformers", f"--model hf/{folder} needs the package transformers: pip install transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+@contextlib.contextmanager
+def _said_of(folder):
+    """What transformers raises, as one line."""
+    try:
+        yield
+    except Exception as error:  # damaged files make it raise nearly anything
+        raise UserError(f"--model hf/{folder} cannot be loaded: {one_line(error)[:200]}") from error
 
 
 def tokens_of(path: str, tokenizer: Any, known: int) -> Tensor:
