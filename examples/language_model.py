@@ -170,7 +170,8 @@ def on_crossbars(name: str, model: GPT, bits: tuple[int, int], settings: Iterabl
 
 def adcs(bits: tuple[int, int]) -> list[Setting]:
     """Uniform ADCs, and plans of few bits in the mean."""
-    specs = [CrossbarSpec(*bits, cell_bits=cell_bits, adc_bits=adc_bits) for cell_bits in (1, 2) for adc_bits in (8, 7, 6, 5)]
+    uniform = {1: (8, 6, 5, 4, 3), 2: (8, 6, 5, 4)}
+    specs = [CrossbarSpec(*bits, cell_bits=cells, adc_bits=adc_bits) for cells, each in uniform.items() for adc_bits in each]
     specs += [CrossbarSpec(*bits, adc_bits=mean, adc_plan=plan) for plan in ("significance", "ones") for mean in (3, 2, 1)]
     return [Setting(spec) for spec in specs]
 
@@ -223,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=7000, help="of training; a tenth of them follow with noise on the weights")
     parser.add_argument("--width", type=int, default=256, help="numbers that stand for a character, a multiple of 4")
     parser.add_argument("--context", type=int, default=256, help="characters that the network sees at once")
-    parser.add_argument("--windows", type=int, default=256, help="of the test text, that are measured")
+    parser.add_argument("--windows", type=int, default=200, help="of the test text, that are measured")
     parser.add_argument("--chips", type=int, default=10, help="draws of the device and of the noise")
     given = parser.parse_args(argv)
     if min(given.steps // 10, given.width, given.context, given.windows, given.chips) < 1 or given.width % 4:
