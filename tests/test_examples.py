@@ -1,10 +1,19 @@
 """The examples run, and show what their texts say: on fewer images and epochs than a user's, and on the reference engine, which
 compiles nothing."""
 
+import argparse
+import binascii
+import csv
+import datetime
 import functools
+import inspect
 import json
+import math
 import re
+import statistics
+import textwrap
 from pathlib import Path
+from string import printable
 
 import matplotlib
 import numpy as np
@@ -14,7 +23,7 @@ from scipy import ndimage
 
 import eval as evaluation
 from experiment.inputs import data
-from models.quant import crossbar_layers
+from models.quant import CrossbarSpec, Setting, crossbar_layers
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -99,3 +108,99 @@ def test_imagenet_on_noise(capsys, monkeypatch):
     assert re.search(r"the same class as in float: \d of 4$", out.strip())
     with pytest.raises(imagenet.UserError, match="give a folder of photographs, or --random"):
         imagenet.main(["squeezenet1_1"])
+
+
+@pytest.fixture
+def language_model(monkeypatch):
+    """The example's module, with less to do."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import language_model
+
+    monkeypatch.setattr(language_model, "text_of_library", functools.cache(language_model.text_of_library))
+    monkeypatch.setattr(language_model, "adcs", lambda bits: [Setting(CrossbarSpec(*bits, cell_bits=2, adc_bits=4))])
+    monkeypatch.setattr(language_model, "CALIBRATION", 4)
+    yield language_model
+
+
+def test_text_of_the_language_model(language_model):
+    """Whole modules, in one part each, as their sources have them."""
+    text = {part: "".join(printable[number] for number in found.tolist()) for part, found in language_model.text_of_library().items()}
+    assert sum(map(len, text.values())) > 5e6 and all(len(found) > 3e5 for found in text.values())
+    for module in (argparse, datetime, csv, json.decoder, json.encoder, statistics, textwrap):
+        source = inspect.getsource(module).encode("ascii", "replace").decode()
+        name = module.__name__.partition(".")[0]
+        part = {0: "test", 1: "validation"}.get(binascii.crc32(name.encode()) % 10, "training")
+        assert [found for found in text if source in text[found]] == [part]
+
+
+@torch.no_grad()
+def plain_perplexity(language_model, model, windows, context):
+    """One character after the other, of windows that do not overlap."""
+    text, losses = language_model.text_of_library()["test"].tolist(), []
+    for window in range(windows):
+        first = context * ((len(text) - 1) // context * window // windows)
+        p = model(torch.tensor([text[first:first + context]]))[0].double().softmax(-1)
+        losses += [-math.log(p[at, text[first + at + 1]]) for at in range(context)]
+    return math.exp(statistics.fmean(losses))
+
+
+def test_language_model(language_model, capsys, tmp_path):
+    language_model.main(["--folder", str(tmp_path), "--steps", "40", "--width", "16", "--context", "32", "--windows", "8", "--chips", "2"])
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("| ")][1:]
+    found = {(network, on): float(value.split(" ")[0]) for network, on, value, _ in rows}
+    model = language_model.GPT(16, context=32).eval()
+    model.load_state_dict(torch.load(tmp_path / "float.pt")["model"])
+    assert found["float", ""] == pytest.approx(plain_perplexity(language_model, model, 8, 32), abs=1e-4)
+    assert 10 < found["float", ""] < len(printable)  # which is what no training gives
+    assert found["W8A8", "no ADC"] == pytest.approx(found["float", ""], rel=1e-3)
+    assert all(value == pytest.approx(found["float", ""], rel=0.1) for value in found.values())
+    assert len(found) == len(rows) == 12 and out.count(" ± ") == 4  # two chips of a device and of noise, for each of two networks
+    for *_, value, more in rows:
+        assert float(more.split(" ")[0]) == pytest.approx(100 * (float(value.split(" ")[0]) / found["float", ""] - 1), abs=0.01)
+    assert (tmp_path / "language_model.svg").exists()
+
+
+def test_training_of_the_language_model_goes_on(language_model, monkeypatch, tmp_path):
+    """An interrupted training ends with the weights of one that was not, noise and all; another one is refused."""
+    text = torch.arange(1000) % 50
+
+    def trained(file, steps=10):
+        torch.manual_seed(0)
+        model = language_model.GPT(16, context=8)
+        language_model.train(model, text, tmp_path / file, steps, 1e-3, 0.02)
+        return model.state_dict()
+
+    wanted = trained("whole.pt")
+    monkeypatch.setattr(language_model, "SAVED_EVERY", 4)
+    original, calls = language_model.loss_of, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(language_model, "loss_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained("parts.pt")
+    found = trained("parts.pt")
+    assert len(calls) == 7 + 6 and all(found[name].equal(value) for name, value in wanted.items())
+    with pytest.raises(SystemExit, match="give another --folder"):
+        trained("parts.pt", steps=20)
+
+
+def test_noise_of_the_language_model(language_model):
+    """Gradients are those at weights with noise of its share; the weights are afterwards what they were."""
+    text, noise, model = torch.arange(500) % 50, 0.1, language_model.GPT(64, context=16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = []
+    model.head.register_forward_hook(lambda head, *_: seen.append(head.weight.detach().clone()))
+    for share in (0.0, noise):
+        language_model.loss_of(model, text, 2, share)
+        assert all(before[name].equal(value) for name, value in model.state_dict().items())
+    assert seen[0].equal(before["head.weight"])
+    relative = (seen[1] - seen[0]) / seen[0].abs().amax(1, keepdim=True)
+    # 6400 draws: their deviation is known to 1 / sqrt(2 n), their mean to 1 / sqrt(n)
+    assert relative.std().item() == pytest.approx(noise, rel=5 / math.sqrt(2 * relative.numel()))
+    assert abs(relative.mean().item()) < 5 * noise / math.sqrt(relative.numel())
