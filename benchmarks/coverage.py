@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 from experiment.program.cli import UserError, run_main
 from experiment.report.tables import text_table
 from models.quant import convert
+from models.quant.layers.batches import Batch
 
 TORCHVISION = ("resnet18", "resnet50", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny", "densenet121", "googlenet", "swin_t",
                "vit_b_16", "regnet_y_400mf")
@@ -55,14 +56,19 @@ def _timm(name: str) -> tuple[nn.Module, Tensor]:
     return network, torch.randn(2, *timm.data.resolve_model_data_config(network)["input_size"])
 
 
-def _transformers(name: str) -> tuple[nn.Module, Tensor]:
+def _transformers(name: str) -> tuple[nn.Module, Batch]:
     import transformers as t
 
-    made = {"gpt2": (t.GPT2LMHeadModel, t.GPT2Config), "albert": (t.AlbertForSequenceClassification, t.AlbertConfig),
-            "bert": (t.BertForSequenceClassification, t.BertConfig)}
-    network, config = made[name]
-    size = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072} if name == "albert" else {}
-    return network(config(**size)), torch.randint(1000, (2, 64))
+    heads = {"hidden_size": 768, "num_attention_heads": 12}
+    made = {"gpt2": (t.GPT2LMHeadModel, t.GPT2Config, {}), "bert": (t.BertForSequenceClassification, t.BertConfig, {}),
+            "albert": (t.AlbertForSequenceClassification, t.AlbertConfig, {**heads, "intermediate_size": 3072}),
+            "llama": (t.LlamaForCausalLM, t.LlamaConfig, {**heads, "intermediate_size": 2048, "num_hidden_layers": 12,
+                                                          "num_key_value_heads": 4}),
+            "t5": (t.T5ForConditionalGeneration, t.T5Config, {}), "whisper": (t.WhisperForConditionalGeneration, t.WhisperConfig, {})}
+    network, config, options = made[name]
+    tokens = torch.randint(1000, (2, 64))
+    batch = {"input_features": torch.randn(2, 80, 3000)} if name == "whisper" else {"input_ids": tokens}
+    return network(config(**options)), batch | ({"decoder_input_ids": tokens} if name in ("t5", "whisper") else {})
 
 
 def _lite(name: str) -> tuple[nn.Module, Tensor]:
@@ -88,9 +94,10 @@ def _torch(name: str) -> tuple[nn.Module, Tensor]:
     return Encoder(), torch.randn(2, 32, 128)
 
 
-NETWORKS: dict[str, tuple[Callable[[str], tuple[nn.Module, Tensor]], tuple[str, ...]]] = {
+NETWORKS: dict[str, tuple[Callable[[str], tuple[nn.Module, Batch]], tuple[str, ...]]] = {
     "torchvision": (_torchvision, TORCHVISION), "timm": (_timm, TIMM), "torch": (_torch, ("TransformerEncoder",)),
-    "transformers": (_transformers, ("gpt2", "albert", "bert")), "efficientnet_lite_pytorch": (_lite, ("efficientnet-lite0",))}
+    "transformers": (_transformers, ("gpt2", "albert", "bert", "llama", "t5", "whisper")),
+    "efficientnet_lite_pytorch": (_lite, ("efficientnet-lite0",))}
 
 
 def row(package: str, name: str) -> list[str]:

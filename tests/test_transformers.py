@@ -277,6 +277,20 @@ def test_perplexity(name):
     assert record.n_images == 16 and record.chance > 0 and record.predictions is None
 
 
+def test_labels_that_the_network_takes_too():
+    """T5 makes the inputs of its decoder of them."""
+    data = [{"input_ids": batch["input_ids"], "labels": batch["labels"]} for batch in (with_labels("t5", 7), with_labels("t5", 8))]
+
+    def both(batch):
+        return batch, batch["labels"]
+
+    net = convert(model_of("t5"), None, data, take=both)
+    found = measure(net, data, None, None, metric=perplexity, take=both)
+    assert found.accuracy == pytest.approx(own_perplexity(model_of("t5"), data), rel=1e-5)
+    with pytest.raises(ValueError, match="^the network does not run on the images, of shape .*: You must specify exactly one of input_ids"):
+        convert(model_of("t5"), None, data)
+
+
 def test_classes_with_labels_in_the_batches():
     """Half of the labels are the float network's own answers."""
     batches = [batch_of("bert", seed, count=20) for seed in (9, 10)]
