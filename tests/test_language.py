@@ -226,8 +226,7 @@ def test_the_table_of_a_language_model(folders, texts, tmp_path, monkeypatch, ca
              "--stride", "12", "--cell_bits", "2", "--adc_bits", "4", "--save_path", "out", "--ngpu", "0"]
     assert evaluation.main(flags) == 0
     float_row, quantized, row = (json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines())
-    tokenizer, model = language.load(folders["gpt2"])
-    assert float_row["perplexity"] == pytest.approx(recipe(model, language.tokens_of(texts(400), tokenizer, 64), 24, 12), rel=1e-4)
+    assert float_row["perplexity"] == pytest.approx(recipe(language.model_of(folders["gpt2"]), ids(texts(400)), 24, 12), rel=1e-4)
     assert row["software_perplexity"] == quantized["perplexity"] == pytest.approx(float_row["perplexity"], rel=0.05)
     assert row["metric"] == "perplexity" and row["dataset"] == "windows of text" and row["metric_higher"] is False
     assert "perplexity" in capsys.readouterr().out
@@ -241,7 +240,7 @@ def test_the_table_of_a_language_model(folders, texts, tmp_path, monkeypatch, ca
     ("--model hf/{gpt2}", "^--model hf/.* needs a text that it is measured on: --text FILE$"),
     ("--model hf/{gpt2} --text {text} --state net.pt", "^--model hf/.* has its weights in that folder: leave --state out$"),
     ("--model hf/{gpt2} --text {text} --dataset digits", "^--dataset is for images, and hf/.* brings what it is measured on: leave it"),
-    ("--model hf/{gpt2} --text {text} --window 99", "^a window of 99 tokens: allowed are 2 to 32, "),
+    ("--model hf/{gpt2} --text {text} --window 99", "^--window 99: allowed are 2 to 32 tokens, "),
     ("--model net.py:small --text {text}", "^--text is for language models: --model hf/FOLDER$"),
     ("--model hf/nowhere --text {text}", "^--model hf/nowhere: the folder is not there")], ids=range(6))
 def test_flags_of_language_models_that_do_not_go_together(folders, texts, tmp_path, monkeypatch, flags, message):
