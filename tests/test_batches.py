@@ -124,6 +124,15 @@ def test_inputs_and_targets_are_told_apart(network, batch, inputs, target):
                                       inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else [inputs]))
 
 
+def test_labels_that_are_the_tokens_become_those_that_follow():
+    tokens = torch.tensor([[5, 6, 7, 8], [9, 5, 0, 0]])
+    labels = torch.tensor([[5, 6, 7, 8], [9, 5, -100, -100]])
+    inputs, target = apart({"input_ids": tokens, "labels": labels}, SOME)
+    assert [*inputs] == ["input_ids"] and target.tolist() == [[6, 7, 8, -100], [5, -100, -100, -100]]
+    for other in (torch.where(labels == 9, 4, labels), torch.full_like(labels, -100), labels[0]):  # of masked words; none
+        assert apart({"input_ids": tokens, "labels": other}, SOME)[1] is other
+
+
 @pytest.mark.parametrize("network, batch, takes", [
     (SOME, (X, Y), "1 to 2"), (ANY, (X, Y), "0 or more"), (ONE, (X, Y, LABELS), "1"), (PAIR, (X, Y, Y, Y), "2")], ids=range(4))
 def test_what_cannot_be_told_apart_asks_for_a_function(network, batch, takes):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.quant import Metric, Task, perplexity
-from models.quant.measuring.metrics import IGNORED
+from models.quant.layers.loaders import IGNORED
 
 from ..program.cli import UserError, needed, one_line
 

@@ -4,18 +4,22 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .batches import Batch
 
 TARGETS = ("labels", "label", "targets", "target")  # keys of a mapping whose value is the target
+IGNORED = -100  # a target that does not count, as in `torch.nn.functional.cross_entropy`
 Take = Callable[[Any], tuple[Any, Any]]
 
 
 def apart(batch: Any, network: nn.Module, take: Take | None = None) -> tuple[Batch, Any]:
     """(what the network is called with, the target or None) of what a data loader gives.
 
-    A mapping's target is what it has under one of `TARGETS`. The last part of a tuple or a list is the target where `forward` takes one
+    A mapping's target is what it has under one of `TARGETS`. Labels that are the tokens themselves, as transformers' causal language models
+    take them, become the tokens that follow. The last part of a tuple or a list is the target where `forward` takes one
     input less, and not all of them. Where it may take either, it is the target if it is one whole number for each example.
 
     Args: take, a function of the batch that returns both, where this does not fit.
@@ -28,7 +32,7 @@ def apart(batch: Any, network: nn.Module, take: Take | None = None) -> tuple[Bat
         return _plain(found[0]), found[1]
     if isinstance(batch, Mapping):
         inputs = {key: value for key, value in batch.items() if key not in TARGETS}
-        return inputs, next((batch[key] for key in TARGETS if key in batch), None)
+        return inputs, _following(inputs, next((batch[key] for key in TARGETS if key in batch), None))
     if not isinstance(batch, (tuple, list)):
         return batch, None
     has_target = len(batch) > 1 and _has_target(batch, network)
@@ -46,6 +50,17 @@ def first_target(target: Any) -> Any:
 def inputs_of(batches: Iterable[Any], network: nn.Module, take: Take | None = None) -> Iterator[Batch]:
     """What the network is called with, of each batch that a data loader gives; see `apart`."""
     return (apart(batch, network, take)[0] for batch in batches)
+
+
+def _following(inputs, target):
+    """The target of each token, where a target is the token itself or `IGNORED` everywhere: the next one."""
+    tokens = inputs.get("input_ids")
+    if not (isinstance(tokens, Tensor) and isinstance(target, Tensor) and tokens.shape == target.shape and tokens.dim() == 2):
+        return target
+    counted = target != IGNORED
+    if not bool(counted.any()) or not torch.equal(tokens[counted], target[counted]):
+        return target
+    return F.pad(target[:, 1:], (0, 1), value=IGNORED)
 
 
 def _plain(inputs):

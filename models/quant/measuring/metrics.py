@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers.batches import first_tensor
+from ..layers.loaders import IGNORED
 from .processes import Processes
 
-IGNORED = -100  # a target that does not count, as in `torch.nn.functional.cross_entropy`
 EQUAL = 200.0  # dB, of outputs that are the same
 
 
