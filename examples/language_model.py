@@ -177,10 +177,10 @@ def adcs(bits: tuple[int, int]) -> list[Setting]:
 
 
 def chips(bits: tuple[int, int], count: int) -> list[Setting]:
-    """A device after a day, and Gaussian noise on the weights themselves."""
-    device = Chips(device=Device.preset("techA", time="1d"), chips=count)
-    return [Setting(CrossbarSpec(*bits, adc_bits=8), chips=device),
-            Setting(CrossbarSpec(*bits, adc_range="ideal"), chips=WeightNoise(NOISE, chips=count))]
+    """Gaussian noise on the weights themselves, drawn so many times, and a device after a day, of which a third as many are drawn."""
+    device = Chips(device=Device.preset("techA", time="1d"), chips=math.ceil(count / 3))
+    return [Setting(CrossbarSpec(*bits, adc_range="ideal"), chips=WeightNoise(NOISE, chips=count)),
+            Setting(CrossbarSpec(*bits, adc_bits=8), chips=device)]
 
 
 def table(model: GPT, noisy: GPT, test: tuple[Tensor, Tensor], calibration: Tensor, count: int) -> Iterator[Row]:
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=256, help="numbers that stand for a character, a multiple of 4")
     parser.add_argument("--context", type=int, default=256, help="characters that the network sees at once")
     parser.add_argument("--windows", type=int, default=200, help="of the test text, that are measured")
-    parser.add_argument("--chips", type=int, default=10, help="draws of the device and of the noise")
+    parser.add_argument("--chips", type=int, default=10, help="draws of the noise; of the device a third as many")
     given = parser.parse_args(argv)
     if min(given.steps // 10, given.width, given.context, given.windows, given.chips) < 1 or given.width % 4:
         parser.error("--steps is at least 10, --width a multiple of 4, and --context, --windows and --chips are at least 1")

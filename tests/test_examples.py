@@ -155,7 +155,7 @@ def test_language_model(language_model, capsys, tmp_path):
     assert 10 < found["float", ""] < len(printable)  # which is what no training gives
     assert found["W8A8", "no ADC"] == pytest.approx(found["float", ""], rel=1e-3)
     assert all(value == pytest.approx(found["float", ""], rel=0.1) for value in found.values())
-    assert len(found) == len(rows) == 12 and out.count(" ± ") == 4  # two chips of a device and of noise, for each of two networks
+    assert len(found) == len(rows) == 12 and out.count(" ± ") == 2  # two draws of noise for each of two networks; of the device one
     for *_, value, more in rows:
         assert float(more.split(" ")[0]) == pytest.approx(100 * (float(value.split(" ")[0]) / found["float", ""] - 1), abs=0.01)
     assert (tmp_path / "language_model.svg").exists()
