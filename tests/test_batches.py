@@ -1,6 +1,7 @@
 """What networks are called with: tensors, tuples, mappings and data loaders, in conversion, calibration and measuring."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from models.quant import Calibration, CrossbarSpec, Setting, convert, crossbar_layers, load, measure, save
-from models.quant.layers.batches import first_of, joined, length, part_of
+from models.quant.layers.batches import first_of, first_tensor, joined, length, part_of
 from models.quant.layers.loaders import apart
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,12 +126,14 @@ def test_inputs_and_targets_are_told_apart(network, batch, inputs, target):
 
 
 def test_labels_that_are_the_tokens_become_those_that_follow():
-    tokens = torch.tensor([[5, 6, 7, 8], [9, 5, 0, 0]])
     labels = torch.tensor([[5, 6, 7, 8], [9, 5, -100, -100]])
-    inputs, target = apart({"input_ids": tokens, "labels": labels}, SOME)
-    assert [*inputs] == ["input_ids"] and target.tolist() == [[6, 7, 8, -100], [5, -100, -100, -100]]
-    for other in (torch.where(labels == 9, 4, labels), torch.full_like(labels, -100), labels[0]):  # of masked words; none
-        assert apart({"input_ids": tokens, "labels": other}, SOME)[1] is other
+    for name, both, shifted in (("MineForCausalLM", False, True), ("MineLMHeadModel", False, True), ("MineForMaskedLM", False, False),
+                                ("MineLMHeadModel", True, False)):
+        network = type(name, (nn.Module,), {"config": SimpleNamespace(is_encoder_decoder=both)})()
+        inputs, target = apart({"input_ids": labels, "labels": labels}, network)
+        assert [*inputs] == ["input_ids"]
+        assert target.tolist() == ([[6, 7, 8, -100], [5, -100, -100, -100]] if shifted else labels.tolist())
+    assert apart({"x": labels, "labels": labels}, SOME)[1] is labels
 
 
 @pytest.mark.parametrize("network, batch, takes", [
@@ -144,6 +147,15 @@ def test_what_cannot_be_told_apart_asks_for_a_function(network, batch, takes):
         apart(batch, network, lambda batch: batch[0])
 
 
+def test_outputs_of_a_dataclass():
+    @dataclass
+    class Answer:
+        kind: str
+        y: torch.Tensor
+
+    assert first_tensor(Answer("a", X)) is X
+
+
 def test_parts_of_batches():
     batch = {"x": X, "shared": torch.arange(3), "none": None, "both": (X, Y[:, 0])}
     assert length(batch) == 40
@@ -155,3 +167,5 @@ def test_parts_of_batches():
     assert length((X.T,), 1) == 40 and torch.equal(joined([(X.T[:, :9],), (X.T[:, 9:],)], 1)[0], X.T)
     with pytest.raises(ValueError, match="^a batch is a dict without tensors"):
         length({"x": None})
+    with pytest.raises(ValueError, match=r"^the first tensor of a batch has shape \[\], and no dimension 0 along which"):
+        length({"scale": torch.tensor(2.0), "x": X})

@@ -236,6 +236,20 @@ def test_the_table_of_a_language_model(folders, texts, tmp_path, monkeypatch, ca
     assert "all are measured already" not in capsys.readouterr().out
 
 
+def test_code_of_a_folder_is_not_run(folders, texts, tmp_path, monkeypatch):
+    """Whatever is answered to transformers' question."""
+    folder = tmp_path / "own_code"
+    shutil.copytree(folders["gpt2"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": {
+        "AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="own_code cannot be loaded"):
+        language.task(str(folder), texts(400))
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("flags, message", [
     ("--model hf/{gpt2}", "^--model hf/.* needs a text that it is measured on: --text FILE$"),
     ("--model hf/{gpt2} --text {text} --state net.pt", "^--model hf/.* has its weights in that folder: leave --state out$"),

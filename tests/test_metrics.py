@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from models.quant import CrossbarSpec, Metric, Setting, convert, cross_entropy, measure, measure_float, perplexity, signal_to_error, top5
 from models.quant.measuring.metrics import Scale
@@ -115,7 +116,7 @@ def test_functions_of_ones_own():
     found = measure(Given(), x, labels, None, metric=distance, batch_size=7)
     assert found.accuracy == pytest.approx(wanted) and found.metric == ("distance", "", True) and found.numbers.shape == (40, 2)
     mean = measure(Given(), x, labels, None, metric=lambda output, target: distance(output, target).mean().item(), batch_size=7)
-    assert mean.accuracy == pytest.approx(wanted) and mean.numbers is None and mean.metric.name == "metric"
+    assert mean.accuracy == pytest.approx(wanted) and mean.numbers is None and mean.metric.name == "value"
     own = Metric("error", distance, "mm", higher=False, value=lambda mean: 1000 * mean)
     assert measure(Given(), x, labels, None, metric=own).accuracy == pytest.approx(1000 * wanted)
 
@@ -149,13 +150,15 @@ def test_records_of_a_setting_say_how_far_chance_goes():
 
 @pytest.mark.parametrize("metric, labels, message", [
     (perplexity, None, "^the metric perplexity needs targets: give labels, or batches with targets$"),
-    (lambda output, target: "good", LABELS, "^the metric metric does not take the output, a tensor .*: the metric metric gives a str for"),
-    (lambda output, target: output, LABELS, r": the metric metric gives a tensor \[1, 9\] for a batch of 1: a number, or one for each "),
-    (lambda output, target: output[0].oops, LABELS, "^the metric metric does not take the output, .* target, a tensor .*'oops'$"),
-    (cross_entropy, LABELS[:, None, None].expand(60, 2, 2), r"outputs \[1, 9\] have targets \[1, 2, 2\]: a class for each of them"),
+    (lambda output, target: "good", LABELS, "^the metric value gives a str for a batch of 2: a number, or one for each example"),
+    (lambda output, target: output.sum() * float("nan"), LABELS, "^the metric value gives NaN for a batch of 2$"),
+    (lambda output, target: output, LABELS, r"^the metric value gives a tensor \[2, 9\] for a batch of 2: a number, or one for each "),
+    (lambda output, target: output[0].oops, LABELS, "^the metric value does not take the output, .* target, a tensor .*'oops'$"),
+    (cross_entropy, LABELS[:, None, None].expand(60, 2, 2), r"outputs \[2, 9\] have targets \[2, 2, 2\]: a class for each of them"),
     (torchmetrics.ConfusionMatrix(task="multiclass", num_classes=9), LABELS, r"gives a tensor \[9, 9\], and one number is expected"),
+    (torchmetrics.MeanSquaredError, LABELS, "^the metric is a ABCMeta; give a function"),
     ("accuracy", LABELS, r"^the metric is a str; give a function \(output, target\) -> numbers, a Metric, or a torchmetrics")],
-    ids=["no target", "text", "matrix", "error", "shapes", "torchmetrics", "no metric"])
+    ids=["no target", "text", "nan", "matrix", "error", "shapes", "torchmetrics", "a class", "no metric"])
 def test_what_is_no_metric_is_one_line_before_any_work(metric, labels, message):
     passed = []
 
@@ -166,7 +169,69 @@ def test_what_is_no_metric_is_one_line_before_any_work(metric, labels, message):
 
     with pytest.raises(ValueError, match=message) as caught:
         measure(Counting(), seeded(60, 9), labels, None, metric=metric)
-    assert "\n" not in str(caught.value) and sum(passed) <= 1
+    assert "\n" not in str(caught.value) and sum(passed) <= 2
+
+
+def test_names_that_no_column_can_have():
+    for name, unit, message in (("a/b", "", "'a/b'; a name of letters and digits"), ("", "", "''; a name"), ("accuracy", "dB", "is in %")):
+        with pytest.raises(ValueError, match=message):
+            Metric(name, len, unit)
+
+
+def test_numbers_of_any_kind():
+    x, labels = seeded(12, 2), seeded(12, 2, seed=1)
+    wanted = (x - labels).norm(dim=1).mean().item()
+    for make in (lambda d: d.numpy(), lambda d: d.tolist(), lambda d: d[:, None].numpy()[:, 0], lambda d: np.float32(d.mean())):
+        found = measure(Given(), x, labels, None, batch_size=6, metric=lambda output, target: make((output - target).norm(dim=1)))
+        assert found.accuracy == pytest.approx(wanted, rel=1e-6)
+
+
+def test_targets_of_several_tensors():
+    x, a, b = seeded(20, 3), seeded(20), seeded(20, seed=1)
+    for target in (lambda i: (a[i], b[i]), lambda i: [a[i], b[i]], lambda i: {"a": a[i], "b": b[i]},
+                   lambda i: [{"a": a[j], "b": b[j]} for j in range(i.start, i.stop)]):
+        def error(output, target):
+            if isinstance(target, list) and isinstance(target[0], dict):
+                target = {name: torch.stack([each[name] for each in target]) for name in "ab"}
+            first, second = target.values() if isinstance(target, dict) else target
+            return (output[:, 0] - first).abs() + second
+
+        data = [(x[slice(i, i + 5)], target(slice(i, i + 5))) for i in range(0, 20, 5)]
+        assert measure(Given(), data, None, None, metric=error).accuracy == pytest.approx(((x[:, 0] - a).abs() + b).mean().item(), rel=1e-6)
+
+
+def test_pixels_have_a_band_of_their_own():
+    scores, labels = seeded(40, 3, 6, 6), torch.randint(0, 3, (40, 6, 6), generator=torch.Generator().manual_seed(1))
+    net = nn.Conv2d(3, 3, 1)
+    found = measure(net, scores, labels, None)
+    wanted = [(net(image[None]).argmax(1)[0] == label).double().mean().item() for image, label in zip(scores, labels)]
+    assert found.numbers[:, 0].div(36).tolist() == pytest.approx([100 * each for each in wanted])
+    line = measure(nn.Conv1d(3, 3, 1), scores[..., 0], labels[..., 0], None)  # [N, C, T]
+    assert line.predictions.shape == (40, 6)
+
+
+def test_a_reference_is_in_evaluation_mode():
+    model = nn.Sequential(nn.Linear(9, 9), nn.Dropout(0.5), nn.BatchNorm1d(9)).train()
+    assert measure_float(model, seeded(12, 9), None, metric=signal_to_error(model)).accuracy == 200 and model.training
+
+
+def test_what_cannot_be_compared_is_refused():
+    software = measure(Given(), seeded(20, 9), LABELS[:20], None)
+    with pytest.raises(ValueError, match="^software is measured by accuracy, and the metric is cross_entropy: measure both by one$"):
+        measure(Given(), seeded(20, 9), LABELS[:20], None, metric=cross_entropy, software=software)
+    with pytest.raises(ValueError, match="^the DataLoader shuffles, and images are compared between passes: give one with shuffle=False$"):
+        measure(Given(), DataLoader(TensorDataset(seeded(20, 9), LABELS[:20]), shuffle=True), None, None)
+    with pytest.raises(ValueError, match="^the metric cross_entropy has nothing to count: no target counts$"):
+        measure(Given(), seeded(20, 9), torch.full((20,), -100), None, metric=cross_entropy)
+
+
+def test_data_of_unknown_length():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(zip(seeded(20, 9), LABELS[:20]))
+
+    found = measure(Given(), DataLoader(Stream(), batch_size=6), None, None, progress=True)
+    assert found.accuracy == measure(Given(), seeded(20, 9), LABELS[:20], None).accuracy and found.n_images == 20
 
 
 def test_batches_without_examples_are_refused():

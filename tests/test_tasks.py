@@ -40,9 +40,9 @@ def distance(output, target):
 
 def points(seed=5, **more):
     net = Net()
-    given = dict(data=batches(net, 72, seed), calibration=batches(net, 40, 7), metric=Metric("distance", distance, "mm", higher=False),
-                 kind="points")
-    return Task(net, **given | more)
+    given = dict(network=net, data=batches(net, 72, seed), calibration=batches(net, 40, 7), kind="points",
+                 metric=Metric("distance", distance, "mm", higher=False))
+    return Task(**given | more)
 
 def with_validation():
     return points(validation=batches(Net(), 24, 9))
@@ -71,6 +71,46 @@ def an_empty_batch():
 
 def other_inputs():
     return points(data=[(x[:, 1:], y, t) for x, y, t in batches(Net(), 8, 1)])
+
+def negative():
+    return points(metric=Metric("r2", lambda output, target: -0.5 * torch.ones(len(target))))
+
+def without_a_name():
+    return points(metric=lambda output, target: distance(output, target))
+
+def named(name):
+    return points(metric=Metric(name, distance))
+
+def called_seconds():
+    return named("seconds")
+
+def called_rows():
+    return named("rows")
+
+def called_a_path():
+    return named("error/pixel")
+
+def one_point():
+    return points(data=[tuple(x[:1] for x in batches(Net(), 8, 1)[0])])
+
+def not_a_number():
+    return points(metric=Metric("nan", lambda output, target: distance(output, target) * float("nan")))
+
+def of_a_number():
+    return points(network=3)
+
+def without_data():
+    return points(data=None)
+
+def a_wrong_take():
+    return points(take=lambda batch: batch["x"])
+
+def torchmetrics_accuracy():
+    import torchmetrics
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    data = [(torch.randn(16, 4, generator=torch.Generator().manual_seed(i)), torch.arange(16) % 3) for i in range(3)]
+    return Task(net, data, data, torchmetrics.Accuracy(task="multiclass", num_classes=3))
 
 def unclear():
     return points(data=[(x, y, t, t) for x, y, t in batches(Net(), 8, 1)])
@@ -155,18 +195,35 @@ def test_a_search_is_for_the_metric(folder):
 
 
 @pytest.mark.parametrize("function, flags, message", [
-    ("no_number", (), "^task.py:no_number: the metric .* gives a str for a batch of 1"),
+    ("no_number", (), "^task.py:no_number: the metric .* gives a str for a batch of 2"),
     ("no_examples", (), "^the data of the task has no batches$"),
     ("of_a_generator", (), "^the data of the task is a list_iterator; batches that can be gone through again are expected"),
     ("shuffled", (), "^the data of the task comes in another order each time; let the DataLoader not shuffle$"),
     ("an_empty_batch", (), "^the data of the task has a batch of no examples; leave it out$"),
     ("other_inputs", (), "^task.py:other_inputs: mat1 and mat2 shapes cannot be multiplied"),
     ("unclear", (), "^the data of the task: a batch has 4 parts, and the network takes 2 inputs"),
+    ("called_seconds", (), "^the metric is called seconds, and so is another key of results.jsonl"),
+    ("called_rows", (), "^the metric is called rows, and so is another key of results.jsonl"),
+    ("called_a_path", (), "called 'error/pixel'; a name of letters and digits is expected"),
+    ("not_a_number", (), "^task.py:not_a_number: the metric nan gives NaN for a batch of 2$"),
+    ("of_a_number", (), "returns a Task of a int; its network should be a torch.nn.Module$"),
+    ("without_data", (), "^the data of the task is a NoneType; batches that can be gone through again"),
+    ("a_wrong_take", (), "^the data of the task: .*indices must be integers"),
     ("points", ("--dataset", "digits"), "^--dataset is for images, and task.py:points brings what it is measured on: leave it out$")])
 def test_what_is_no_task_is_one_line_before_any_work(folder, function, flags, message):
     with pytest.raises(UserError, match=message) as caught:
         run(function, *flags, "--cell_bits", "2", "--adc_bits", "4")
     assert "\n" not in str(caught.value) and not Path("out/points").exists()
+
+
+@pytest.mark.parametrize("function, name", [("negative", "r2"), ("without_a_name", "value"), ("one_point", "distance"), (
+    "torchmetrics_accuracy", "multiclass_accuracy")])
+def test_odd_metrics_are_measured_once(folder, capsys, function, name):
+    for _ in range(2):
+        assert run(function, "--cell_bits", "2", "--adc_bits", "4", "--device", "techA", "--chips", "2") == 0
+    found = rows()
+    assert len(found) == 3 and "are measured already" in capsys.readouterr().out
+    assert isinstance(found[-1][name], float) and found[-1][f"chip_{name}"] and f"{name}_worst" in found[-1]
 
 
 def test_plans_of_a_task_that_has_answers_with_names(folder):

@@ -181,6 +181,8 @@ def _usual_transform(size: int) -> Transform:
 def _of_file(model: str) -> tuple[nn.Module, Transform | None, Task | None]:
     made = user_code.made("model", model)
     if isinstance(made, Task):
+        if not isinstance(made.network, nn.Module):
+            raise UserError(f"--model {model} returns a Task of a {type(made.network).__name__}; its network should be a torch.nn.Module")
         return made.network, None, made
     network, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(network, nn.Module) or not (transform is None or callable(transform)):

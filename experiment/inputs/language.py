@@ -23,6 +23,7 @@ from ..program.cli import UserError, needed, one_line
 
 LONGEST = 1024  # tokens of a window, where none is asked for
 TOKENIZERS = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")  # what may hold the tokens; some models' have none without, silently
+HERE = {"local_files_only": True, "trust_remote_code": False}  # nothing is downloaded, and no code of a folder is run
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
 
@@ -79,8 +80,8 @@ def described(folder: str) -> tuple[Any, Any]:
             raise UserError(f"--model hf/{folder}: the folder {lacks}; give one that save_pretrained of a model and of its tokenizer wrote")
     transformers = _transformers(folder)
     with _said_of(folder):
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, **HERE)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **HERE)
         causal = set(transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if config.architectures and causal.isdisjoint(config.architectures):
         raise UserError(f"--model hf/{folder} is a {config.architectures[0]}, which is no causal language model")
@@ -90,7 +91,7 @@ def described(folder: str) -> tuple[Any, Any]:
 def model_of(folder: str) -> nn.Module:
     """The model, in float32. Raises: UserError."""
     with _said_of(folder):
-        model, found = _transformers(folder).AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model, found = _transformers(folder).AutoModelForCausalLM.from_pretrained(folder, **HERE, output_loading_info=True)
     if lost := [*found["missing_keys"], *found["mismatched_keys"]]:
         raise UserError(f"--model hf/{folder}: the weights are not those of its config.json: {lost[0]} is missing or has another shape")
     model.config.use_cache = False  # each window is seen once

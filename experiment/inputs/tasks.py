@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, islice
 from typing import Any
 
-from models.quant.layers.batches import Batch, first_of, joined, length
+from models.quant.layers.batches import Batch, First, length
 from models.quant.layers.loaders import apart
 from models.quant.measuring.images import on_device
 from models.quant.measuring.task import Task
 
-from ..program.cli import UserError
+from ..program.cli import UserError, one_line
 
 
 class Examples:
@@ -30,8 +30,8 @@ class Examples:
         try:
             parts = [(length(inputs), digest([inputs, target])) for inputs, target in map(self._apart, batches)]
             again = [digest([*self._apart(batch)]) for batch in islice(batches, 1)]
-        except ValueError as error:
-            raise UserError(f"the {name} of the task: {error}") from None
+        except Exception as error:  # code of others raises nearly anything
+            raise UserError(f"the {name} of the task: {one_line(error)}") from None
         if not parts or not all(size for size, _ in parts):
             raise UserError(f"the {name} of the task {'has no batches' if not parts else 'has a batch of no examples; leave it out'}")
         if again[0] != parts[0][1]:
@@ -60,10 +60,6 @@ class Examples:
 
     def first(self, count: int) -> Batch:
         """The inputs of the first examples, as one batch."""
-        found, missing = [], count
-        for inputs in self.inputs():
-            found.append(first_of(inputs, missing))
-            missing -= length(found[-1])
-            if missing <= 0:
-                break
-        return joined(found, 0)
+        kept = First(count, 0)
+        kept.fill(self.inputs())
+        return kept.batch()

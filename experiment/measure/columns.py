@@ -5,9 +5,11 @@ tables show those that have a head, in the order of `SHOWN`. Where another metri
 in place of that word (`named`).
 """
 
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from models.quant import CrossbarSpec, WeightNoise
@@ -98,7 +100,7 @@ def named(name: str, metric: str) -> str:
     """The key of a column in lines of a metric: of perplexity software_perplexity, chip_perplexity, perplexity_worst."""
     if metric == Scale().name or name.startswith("metric"):
         return name
-    return name.replace("accuracies", metric).replace("accuracy_lowest", f"{metric}_worst").replace("accuracy", metric)
+    return re.sub("accuracy_lowest|accuracies|accuracy", lambda found: metric + "_worst" * found[0].endswith("lowest"), name)
 
 
 def metric_of(row: Mapping[str, Any]) -> str:
@@ -112,7 +114,8 @@ def value_of(row: Mapping[str, Any], name: str) -> Any:
 
 
 PERCENTS = several(is_percent)
-OTHERS = {is_percent: is_number, PERCENTS: several(is_number)}  # what takes the place of percent where another metric stands for it
+IS_REAL = partial(is_number, low=-sys.float_info.max)
+OTHERS = {is_percent: IS_REAL, PERCENTS: several(IS_REAL)}  # what takes the place of percent where another metric stands for it
 
 
 def _of_metric(name: str, head: str | Callable | None = None, sign: str = "", of: Callable[[Record], Any] | None = None,

@@ -10,7 +10,7 @@ import numpy as np
 from models.quant.devices.times import show_time
 from models.quant.measuring.measure import Record
 
-from ..measure.columns import has_a_mean, of_classes
+from ..measure.columns import has_a_mean
 from .drawing import add_legend, add_note, add_title, colormap, new_figure, save, show_hidden
 from .tables import in_common, text_table
 
@@ -140,7 +140,8 @@ def bands(records: Sequence[Record]) -> np.ndarray:
 def band_words(records: Sequence[Record]) -> str:
     """What the bands of a picture are."""
     chips = max(len(record.chip_accuracies or ()) for record in records)
-    chance = f"what chance alone can do ({'the root of changed' if of_classes(records) else 'by the differences of single examples'})"
+    single = any(record.chance is not None for record in records)
+    chance = f"what chance alone can do ({'by the differences of single examples' if single else 'the root of changed'})"
     if chips < 2:
         return chance
     return f"deviation over {chips} chips" + ("" if all(map(_has_deviation, records)) else f"; of ideal cells {chance}")

@@ -11,6 +11,8 @@ from torch import nn
 from models import quant
 from models.quant import CrossbarSpec
 from models.quant.layers.batches import BATCH
+from models.quant.measuring.metrics import metric_of
+from models.quant.measuring.task import Task
 
 from ..inputs import data, foreign, language
 from ..inputs.checkpoint import load_weights
@@ -74,12 +76,18 @@ def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], 
         raise UserError(f"{settings.model}: {one_line(error)}") from None
 
 
+def classes_of(task: Task) -> bool:
+    """Whether a task's answers are classes."""
+    return metric_of(task.metric).predict is not None
+
+
 def draft(found: Foreign, settings: EvalSettings, shown: EvalImages) -> nn.Module | None:
     """A network with the layers that the conversion of `found` will have, made in a moment: its scales are of few images, and of no use.
     None where that cannot be done, of which `for_evaluation` says why, or that it can."""
     few = shown.calibration.first(DRAFT_IMAGES)
     with contextlib.suppress(UserError):
-        return converted(found.network, settings, [few], "none", settings.engine, weight_scale="max", activations="max", rounding="nearest")
+        return converted(found.network, settings, [few], "none", settings.engine, weight_scale="max", activations="max", rounding="nearest",
+                         take=lambda batch: (batch, None))
     return None
 
 
@@ -91,7 +99,8 @@ def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, ch
     """
     net = converted(found.network, settings, shown.calibration.cut(BATCH), settings.calibration.correct, engine=settings.engine,
                     take=found.task and found.task.take)
-    log.info(net.crossbar_report.text(arrays=False, answers=not settings.resume))  # weights of a checkpoint replace those that it is about
+    # The weights of a checkpoint replace those that the answers are of.
+    log.info(net.crossbar_report.text(arrays=False, answers=not settings.resume, classes=not found.task or classes_of(found.task)))
     if not settings.resume:
         return net
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}

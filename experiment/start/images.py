@@ -60,7 +60,7 @@ def of_task(task: Task, settings: EvalSettings, digest: Callable[[Any], str]) ->
     Raises: UserError for examples that are none, a network that does not take them, or a metric that gives no number of them.
     """
     measured, kind = (task.validation, f"validation {task.kind}") if settings.validation else (task.data, task.kind)
-    if measured is None:
+    if measured is None and settings.validation:
         raise UserError(f"{settings.model} brings no validation examples, which choose in a search: Task(..., validation=batches)")
     shown = Examples(measured, task, "validation" if settings.validation else "data", digest, settings.limit)
     calibration = Examples(task.calibration, task, "calibration", digest)

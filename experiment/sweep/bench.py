@@ -16,6 +16,7 @@ from models import quant
 from models.quant import CrossbarSpec
 from models.quant.measuring.measure import Cache, Record, measure, measure_float, of_chips
 from models.quant.measuring.metrics import metric_of
+from models.quant.measuring.task import Task
 from models.quant.measuring.placing import check_chips, engines_of, is_chip, place, put, use_cells
 from models.quant.measuring.setting import Setting, reads_of
 
@@ -56,7 +57,7 @@ class Bench:
         self.device = machine.pick_device(settings.ngpu)
         self.others = conversion.network_of(settings, settings.resume)
         self.task = self.others and self.others.task
-        self.metric = metric_of(self.task and self.task.metric)
+        self.metric = _metric_of(self.task)
         if self.task:
             images.check_flags_of_task(settings)
             self.settings = replace(settings, dataset=self.task.kind)
@@ -330,8 +331,8 @@ class Bench:
                                  metric=self.metric, take=self.task and self.task.take, processes=distributed)
             return replace(record, cost=self.costs.of(self.net, setting)), source
         except ValueError as error:
-            if setting and setting.chips:  # cells that the grid does not hold
-                raise UserError(f"{setting}: {error}") from None
+            if self.task or setting and setting.chips:  # answers that a metric does not take; cells that the grid does not hold
+                raise UserError(f"{setting or self.baseline}: {error}") from None
             raise
 
     @property
@@ -373,6 +374,19 @@ class Bench:
                         written[str(setting.chips), folder] = True
         for chips, folder in written:
             log.info(f"cells of {chips} written to {folder}")
+
+
+def _metric_of(task: Task | None) -> Any:
+    """The metric of a task, or that of images. Raises: UserError for one that is none, or whose name another key of a line has."""
+    try:
+        found = metric_of(task and task.metric)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    name = found.scale.name
+    keys_of_line = [*(columns.named(column.name, name) for column in columns.COLUMNS), *machine.machine_info(), "command", "key"]
+    if Counter(keys_of_line).most_common(1)[0][1] > 1:
+        raise UserError(f"the metric is called {name}, and so is another key of results.jsonl: give it another name")
+    return found
 
 
 def benches_of(networks: Sequence[tuple[EvalSettings, dict | None]], command: str) -> list[Bench]:

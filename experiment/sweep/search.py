@@ -147,6 +147,8 @@ class Search:
     def __init__(self, bench: Bench) -> None:
         self.bench, self.of = bench, bench.settings
         self.space = Space(self.of, [name for name, _ in quant.crossbar_layers(bench.net)])
+        if bench.metric.scale.name in OBJECTIVES:
+            raise UserError(f"--search: the metric is called {bench.metric.scale.name}, and so is another objective: give it another name")
         self.known = objectives_for(bench.metric.scale)
         self.objectives, self.bounds = _aims(self.of, bench.metric.scale)
         self.names = list(dict.fromkeys([*self.objectives, *(name for name, _, _ in self.bounds)]))

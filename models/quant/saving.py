@@ -99,7 +99,8 @@ def _converted(model: nn.Module, report: ConversionReport) -> nn.Module:
     specs = {f"{glob.escape(name)}.{NAME}": CrossbarSpec(*bits, adc_range="ideal") for name, bits in of["bits"].items()}
     try:
         made = convert(model, CrossbarSpec(adc_range="ideal") if specs else None, [blank], skip=of["skip"], specs=specs,
-                       inputs=of["inputs"], weight_scale="max", activations="max", correct="none", strict=False, batch_dim=of["batch_dim"])
+                       inputs=of["inputs"], weight_scale="max", activations="max", correct="none", strict=False, batch_dim=of["batch_dim"],
+                       take=lambda batch: (batch, None))
     except ValueError as error:
         raise ValueError(f"it is of another network, and this one cannot be converted as that one was: {error}") from error
     made.crossbar_report = report

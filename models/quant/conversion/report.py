@@ -81,8 +81,9 @@ class ConversionReport:
     def __str__(self) -> str:
         return self.text()
 
-    def text(self, arrays: bool = True, answers: bool = True) -> str:
-        """The page. Args: arrays, whether it says how many there are; answers, what the conversion does to those of the network."""
+    def text(self, arrays: bool = True, answers: bool = True, classes: bool = True) -> str:
+        """The page. Args: arrays, whether it says how many there are; answers, what the conversion does to those of the network; classes,
+        whether these are some."""
         weights = sum(layer["weights"] for layer in self.layers)
         lines = [f"{len(self.layers)} layers with {weights:,} weights on crossbars: {100 * self.share:.1f} % of the multiplications"]
         if self.between:
@@ -96,11 +97,12 @@ class ConversionReport:
         if quantized and arrays:
             count, fill = together((layer["arrays"], layer["fill"]) for layer in self.layers)
             lines.append(f"{count:,} arrays with a column for every output, {100 * fill:.0f} % of their rows in use")
-        return "\n".join(lines + (self._answers() if quantized and answers else []))
+        return "\n".join(lines + (self._answers(classes) if quantized and answers else []))
 
-    def _answers(self):
-        lines = [f"{text}: {100 * self.same_top1[name]:.1f} % of {self.images} images classified as by the float network, "
-                 f"SQNR of the output {_db(self.sqnr_db[name])}"
+    def _answers(self, classes):
+        same = {name: f"{100 * share:.1f} % of {self.images} images classified as by the float network, " if classes else ""
+                for name, share in self.same_top1.items()}
+        lines = [f"{text}: {same[name]}SQNR of the output {_db(self.sqnr_db[name])}"
                  for name, text in (("quantized", "quantized"), *([("hardware", "with ADCs")] if self.has_adcs else []))]
         worst = min(self.layers, key=lambda layer: math.inf if layer["hardware_db"] is None else layer["hardware_db"])
         lines.append(f"worst layer: {worst['name']}, {_db(worst['quantization_db'])} quantized"

@@ -5,6 +5,7 @@ tensors. Whatever is no tensor, and tensors of another length, such as positions
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ def first_tensor(y: Any) -> Tensor:
     if isinstance(y, Tensor):
         return y
     logits = y.get("logits") if isinstance(y, Mapping) else getattr(y, "logits", None)
-    found = logits if logits is not None else next(
-        (leaf for leaf in tree.tree_leaves(y) if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
+    leaves = tree.tree_leaves(vars(y) if is_dataclass(y) and not isinstance(y, Mapping) else y)
+    found = logits if logits is not None else next((x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()), None)
     if found is None:
         raise ValueError(f"the network returns a {type(y).__name__}, in which no tensor of real numbers can be found; let it return a "
                          "tensor, or a tuple, list or dict of tensors")
@@ -56,8 +57,11 @@ def tensors_of(batch: Batch) -> list[Tensor]:
 
 
 def length(batch: Batch, dim: int = 0) -> int:
-    """How many examples a batch has. Raises: ValueError for one without tensors."""
+    """How many examples a batch has: the length of its first tensor. Raises: ValueError for one without tensors, or where that has no
+    such dimension."""
     first = next(iter(tensors_of(batch)), None)
+    if first is not None and first.dim() <= dim:
+        raise ValueError(f"the first tensor of a batch has shape {list(first.shape)}, and no dimension {dim} along which its examples lie")
     if first is None:
         raise ValueError(f"a batch is a {type(batch).__name__} without tensors; give a tensor, or a tuple or a dict of tensors")
     return first.shape[dim]

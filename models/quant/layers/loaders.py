@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,9 +17,10 @@ Take = Callable[[Any], tuple[Any, Any]]
 def apart(batch: Any, network: nn.Module, take: Take | None = None) -> tuple[Batch, Any]:
     """(what the network is called with, the target or None) of what a data loader gives.
 
-    A mapping's target is what it has under one of `TARGETS`. Labels that are the tokens themselves, as transformers' causal language models
-    take them, become the tokens that follow. The last part of a tuple or a list is the target where `forward` takes one
-    input less, and not all of them. Where it may take either, it is the target if it is one whole number for each example.
+    A mapping's target is what it has under one of `TARGETS`. Labels of transformers' causal language models, which are the tokens
+    themselves, become the tokens that follow, as the model itself does with them. The last part of a tuple or a list is the target where
+    `forward` takes one input less, and not all of them. Where it may take either, it is the target if it is one whole number for each
+    example.
 
     Args: take, a function of the batch that returns both, where this does not fit.
     Raises: ValueError for a batch whose parts cannot be told apart.
@@ -32,7 +32,9 @@ def apart(batch: Any, network: nn.Module, take: Take | None = None) -> tuple[Bat
         return _plain(found[0]), found[1]
     if isinstance(batch, Mapping):
         inputs = {key: value for key, value in batch.items() if key not in TARGETS}
-        return inputs, _following(inputs, next((batch[key] for key in TARGETS if key in batch), None))
+        if isinstance(batch.get("labels"), Tensor) and _is_causal(network):
+            return inputs, F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        return inputs, next((batch[key] for key in TARGETS if key in batch), None)
     if not isinstance(batch, (tuple, list)):
         return batch, None
     has_target = len(batch) > 1 and _has_target(batch, network)
@@ -40,11 +42,13 @@ def apart(batch: Any, network: nn.Module, take: Take | None = None) -> tuple[Bat
     return _plain(inputs[0] if len(inputs) == 1 else inputs), target
 
 
-def first_target(target: Any) -> Any:
-    """The target of a batch's first example."""
+def first_targets(target: Any, size: int, count: int) -> Any:
+    """The targets of the first examples of a batch of `size`."""
     if isinstance(target, Mapping):
-        return {name: first_target(value) for name, value in target.items()}
-    return target[:1] if isinstance(target, (list, tuple)) or isinstance(target, Tensor) and target.dim() else target
+        return {name: first_targets(value, size, count) for name, value in target.items()}
+    if isinstance(target, (list, tuple)) and len(target) != size:
+        return type(target)(first_targets(value, size, count) for value in target)
+    return target[:count] if hasattr(target, "__getitem__") and hasattr(target, "__len__") and len(target) == size else target
 
 
 def inputs_of(batches: Iterable[Any], network: nn.Module, take: Take | None = None) -> Iterator[Batch]:
@@ -52,15 +56,10 @@ def inputs_of(batches: Iterable[Any], network: nn.Module, take: Take | None = No
     return (apart(batch, network, take)[0] for batch in batches)
 
 
-def _following(inputs, target):
-    """The target of each token, where a target is the token itself or `IGNORED` everywhere: the next one."""
-    tokens = inputs.get("input_ids")
-    if not (isinstance(tokens, Tensor) and isinstance(target, Tensor) and tokens.shape == target.shape and tokens.dim() == 2):
-        return target
-    counted = target != IGNORED
-    if not bool(counted.any()) or not torch.equal(tokens[counted], target[counted]):
-        return target
-    return F.pad(target[:, 1:], (0, 1), value=IGNORED)
+def _is_causal(network):
+    """Whether it is one of transformers that shifts its labels itself."""
+    of_both = getattr(getattr(network, "config", None), "is_encoder_decoder", True)  # which has labels that are shifted already
+    return not of_both and type(network).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def _plain(inputs):

@@ -3,18 +3,20 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as tree
+from torch.utils.data import RandomSampler
 from tqdm import tqdm
 
 from ..arrays.readout import image_numbers
 from ..layers import batches as cutting
-from ..layers.batches import Batch, called, first_of, length
+from ..layers.batches import Batch, called, length
 from ..layers.loaders import Take, apart, inputs_of
 from ..layers.prepared import unchanged
 from .processes import ALONE, Processes
@@ -26,8 +28,10 @@ def batches_of(images: Images, batch_size: int) -> Iterable[Any]:
     """Batches, as they are given or cut, which can be gone through more than once."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; allowed are whole numbers from 1")
-    if not isinstance(images, (torch.Tensor, dict)) and iter(images) is images:
+    if images is None or not isinstance(images, (torch.Tensor, dict)) and iter(images) is images:
         raise ValueError("the images are gone through more than once: give a tensor or a list of batches, not a generator")
+    if isinstance(getattr(images, "sampler", None), RandomSampler):
+        raise ValueError("the DataLoader shuffles, and images are compared between passes: give one with shuffle=False")
     return cutting.batches_of(images, 0, batch_size)
 
 
@@ -52,14 +56,6 @@ def on_device(part: Any, network: nn.Module) -> Any:
     return tree.tree_map_only(torch.Tensor, lambda x: x.to(where), part)
 
 
-def first_image(inputs: Iterable[Batch]) -> Batch:
-    """A batch of the first example alone. Raises: ValueError for none."""
-    image = next((first_of(batch, 1) for batch in inputs if length(batch)), None)
-    if image is None:
-        raise ValueError("there are no images to measure on")
-    return image
-
-
 @torch.no_grad()
 def passed(network: nn.Module, batches: Iterable[Any], see: Callable[[int, Any, Any], None], *,
            labels: Sequence | torch.Tensor | None = None, take: Take | None = None, reference: nn.Module | None = None,
@@ -75,7 +71,7 @@ def passed(network: nn.Module, batches: Iterable[Any], see: Callable[[int, Any, 
     seconds, count, watched = 0.0, 0, sys.stderr.isatty()
     mine = _own(batches, processes, lambda batch: length(apart(batch, network, take)[0]))
     shown = tqdm(mine, desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
-                 total=-(-len(batches) // processes.world()) if isinstance(batches, Sized) else None,
+                 total=-(-length_hint(batches) // processes.world()) or None,
                  mininterval=0.5 if watched else 60, delay=0 if watched else 60)
     with passing or contextlib.nullcontext(), unchanged():
         for first, batch in shown:

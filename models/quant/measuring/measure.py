@@ -66,8 +66,8 @@ class Record:
             those of the first. None for ideal cells, and where there are no classes.
         examples: how many images were measured; None: as many as have a prediction.
         metric: what the accuracy is, if it is another number than that.
-        numbers: what a metric of one's own says of each image, float64 `[N, 2]` (`Metric.numbers`), on the first chip; None where it
-            says nothing of one, and for accuracy, which follows from the predictions.
+        numbers: what the metric says of each image, float64 `[N, 2]` (`Metric.numbers`), on the first chip; None where it says nothing of
+            one, and for accuracy of one class an image, which follows from the predictions.
         chance: how far the value may differ from the software's by chance alone (`Metric.chance`); None where there are no numbers.
         float_accuracy, float_changes: of a converted network: the float network's accuracy, and how many images are classified
             differently than by it (of several chips the mean, rounded). Else None.
@@ -185,9 +185,12 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor | Sequence 
     Raises: ValueError for a setting that is none, a network without crossbars on one, an engine that cannot run here, cells of a layer
         that are missing, cells of a chip beside others, ranges that are missing, or reads of too many values to calibrate on.
     """
-    with contextlib.suppress(TypeError, ValueError):  # such as names
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):  # such as names, or boxes
         labels = labels if labels is None else torch.as_tensor(labels)
     run = Run(network, batches_of(images, batch_size), labels, metric_of(metric), take, progress, processes)
+    for what, record in (("software", software), ("original", original)):
+        if record is not None and record.metric != run.metric.scale:
+            raise ValueError(f"{what} is measured by {record.metric.name}, and the metric is {run.metric.scale.name}: measure both by one")
     if not isinstance(setting, (Setting, type(None))):
         raise ValueError(f"the setting is a {type(setting).__name__}; give Setting(CrossbarSpec(...)), or None for the software")
     if setting and not crossbar_layers(network):
@@ -220,7 +223,7 @@ def _on_crossbars(run, setting, cells, calibration, cache, engine):
             ran = None if common else engines_of(network, engine)
             counts: list[Counts] = []
             found.append(run.through(title, None if common else _counting_reads(network, counts, run.processes)))
-            common = common or {"engine": ran, **conversions_of(network, run.first, counts)}
+            common = common or {"engine": ran, **conversions_of(network, run.first()[0], counts)}
     finally:
         if setting.chips or is_chip(cells):
             program_cells(network, None)
@@ -231,7 +234,7 @@ def _record(setting, found, common, metric, software, original):
     """That of one pass, on one chip where there are any."""
     predictions, accuracy = found.predictions, found.accuracy
     baseline, chance = predictions if software is None else software.predictions, None
-    if software is not None and found.numbers is not None and software.numbers is not None:
+    if software is not None and found.numbers is not None and software.numbers is not None and len(found.numbers) > 1:
         chance = metric.chance(found.numbers, software.numbers)
     changes = _changes(predictions, baseline)
     of_float = {} if original is None else {

@@ -11,7 +11,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from ..layers.loaders import IGNORED
 from .processes import Processes
 
 EQUAL = 200.0  # dB, of outputs that are the same
+MOST_NATS = 700.0  # of which the exponential is a number
 
 
 class Scale(NamedTuple):
@@ -61,12 +62,14 @@ class Metric:
     """`value(sum_i s_i / sum_i w_i)` over the examples i.
 
     Attributes:
-        name: of its column. unit: behind its name, or "". higher: whether more is better.
+        name: of its column, in letters and digits. unit: behind its name, or "". higher: whether more is better.
         numbers: `numbers(output, target)` of a batch: s `[N]`, with w = 1; or s and w, `[N, 2]`; or one number, the batch's mean.
         value: of the mean.
-        predict: `predict(output)`, the answer of each example, `[N, ...]`, of which those that changed are counted; None for no such count.
+        predict: `predict(output, target)`, the answer of each example, `[N, ...]`, of which those that changed are counted; None for no
+            such count.
         reference: a network whose outputs are the targets; None: targets come with the examples.
         needs_target: whether it cannot do without.
+    Raises: ValueError for a name that no column can have.
     """
 
     name: str
@@ -74,9 +77,15 @@ class Metric:
     unit: str = ""
     higher: bool = True
     value: Callable[[float], float] = float
-    predict: Callable[[Any], Tensor] | None = None
+    predict: Callable[[Any, Any], Tensor] | None = None
     reference: nn.Module | None = None
     needs_target: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"the metric is called {self.name!r}; a name of letters and digits is expected, as columns and files have it")
+        if self.name == Scale().name and self.unit != Scale().unit:
+            raise ValueError(f"a metric called {self.name} is in %; give another one another name")
 
     @property
     def scale(self) -> Scale:
@@ -87,12 +96,13 @@ class Metric:
         """What adds up one pass of the examples."""
         return Gauge(self)
 
-    def check(self, output: Any, target: Any) -> None:
-        """Try one example. Raises: ValueError for a target that is missing, or where no number comes of it."""
+    def check(self, output: Any, target: Any, count: int) -> None:
+        """Try some examples. Raises: ValueError for targets that are missing, or where no number comes of them."""
         if target is None and self.needs_target:
             raise ValueError(f"the metric {self.name} needs targets: give labels, or batches with targets")
         with _said_of(self.name, output, target):
-            self.gauge().add(output, target, 1)
+            self.numbers(output, target)
+        self.gauge().add(output, target, count)
 
     def chance(self, numbers: Tensor, others: Tensor) -> float:
         """Deviation of the difference of two values that chance alone gives, from the examples' own differences `d_i = s_i - s'_i`:
@@ -112,8 +122,9 @@ class Gauge:
 
     def add(self, output: Any, target: Any, count: int) -> None:
         """Take a batch of so many examples. Raises: ValueError where the metric gives no numbers for it."""
-        found = self.metric.numbers(output, target)
-        numbers = torch.as_tensor(found, dtype=torch.float64).cpu() if isinstance(found, (Tensor, float, int)) else None
+        found, numbers = self.metric.numbers(output, target), None
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            numbers = torch.as_tensor(found, dtype=torch.float64).cpu()
         if numbers is not None and numbers.numel() == 1:  # the mean of the batch
             self.apart &= count == 1
             numbers = torch.tensor([[count * numbers.item(), count]], dtype=torch.float64)
@@ -122,12 +133,16 @@ class Gauge:
         if numbers is None or numbers.dim() != 2 or numbers.shape[1] != 2:
             raise ValueError(f"the metric {self.metric.name} gives {_what(found)} for a batch of {count}: a number, or one for each "
                              "example, is expected")
+        if numbers.isnan().any():
+            raise ValueError(f"the metric {self.metric.name} gives NaN for a batch of {count}")
         self.of_batches.append(numbers)
 
     def result(self, processes: Processes) -> tuple[float, Tensor | None]:
         """(value, numbers of all examples `[N, 2]`, None where batches had but one)."""
         apart = all(processes.gathered(self.apart))
         numbers = torch.cat(processes.in_order(self.of_batches))
+        if not numbers[:, 1].sum():
+            raise ValueError(f"the metric {self.metric.name} has nothing to count: no target counts")
         return self.metric.value(_mean(numbers)), numbers if apart else None
 
 
@@ -143,7 +158,7 @@ class OfTorchmetrics:
     def scale(self) -> Scale:
         """Named as its class, in small letters; its unit is not known."""
         words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self.metric).__name__).lower()
-        return Scale(words, "", self.metric.higher_is_better is not False)
+        return Scale(words, "", getattr(self.metric, "higher_is_better", None) is not False)
 
     def gauge(self) -> "OfTorchmetrics":
         """Itself, with nothing counted."""
@@ -152,17 +167,17 @@ class OfTorchmetrics:
 
     def add(self, output: Any, target: Any, count: int) -> None:
         """Take a batch. Of outputs with names it sees the one that counts."""
-        output = first_tensor(output) if isinstance(output, dict) else output
+        output = first_tensor(output) if isinstance(output, dict) or is_dataclass(output) else output
         if isinstance(output, Tensor):
             self.metric.to(output.device)
         self.metric.update(output, target)
 
-    def check(self, output: Any, target: Any) -> None:
-        """Try one example. Raises: ValueError where it does not take it, or no number comes of it."""
+    def check(self, output: Any, target: Any, count: int) -> None:
+        """Try some examples. Raises: ValueError where it does not take them, or no number comes of them."""
         with _said_of(self.scale.name, output, target):
-            self.gauge().add(output, target, 1)
+            self.gauge().add(output, target, count)
         found = torch.zeros(())
-        with contextlib.suppress(Exception):  # one example may be too few for it
+        with contextlib.suppress(Exception):  # so few examples may be too few for it
             found = self.metric.compute()
         _number(self.scale.name, found)
 
@@ -179,11 +194,11 @@ def metric_of(given: Any) -> Metric | OfTorchmetrics:
         return accuracy
     if isinstance(given, (Metric, OfTorchmetrics)):
         return given
-    if all(callable(getattr(given, name, None)) for name in ("update", "compute", "reset")):
+    if not isinstance(given, type) and all(callable(getattr(given, name, None)) for name in ("update", "compute", "reset")):
         return OfTorchmetrics(given)
-    if callable(given):
-        name = getattr(given, "__name__", "metric")
-        return Metric(name if name.isidentifier() else "metric", given, needs_target=False)
+    if callable(given) and not isinstance(given, type):
+        name = getattr(given, "__name__", "")
+        return Metric(name if name.isidentifier() else "value", given, needs_target=False)
     raise ValueError(f"the metric is a {type(given).__name__}; give a function (output, target) -> numbers, a Metric, or a "
                      "torchmetrics.Metric")
 
@@ -214,13 +229,14 @@ def _what(found):
     return f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
 
 
-def classes_last(output: Any, target: Tensor | None = None) -> Tensor:
-    """Scores with their classes last, float32: of outputs `[N, C]`, of tokens `[N, T, C]`, or of pixels `[N, C, H, W]`.
+def classes_last(output: Any, target: Tensor) -> Tensor:
+    """Scores with their classes last, float32: of outputs `[N, C]`, of tokens `[N, T, C]`, or of pixels `[N, C, H, W]`. Where both would
+    fit the targets, classes are the last.
 
     Raises: ValueError where they do not stand beside the targets.
     """
     scores = first_tensor(output).float()
-    if target is None or scores.shape[:-1] == target.shape:
+    if scores.shape[:-1] == target.shape:
         return scores
     if scores.dim() > 2 and (scores.shape[0], *scores.shape[2:]) == target.shape:
         return scores.movedim(1, -1)
@@ -246,13 +262,16 @@ def _entropies(output, target):
     return _each(found.view(len(target), -1), (target != IGNORED).view(len(target), -1))
 
 
-def _predictions(output):
-    scores = first_tensor(output)
-    return scores.argmax(1 if scores.dim() in (2, 4) else -1)
+def _predictions(output, target):
+    return classes_last(output, target).argmax(-1)
+
+
+def _perplexity(nats: float) -> float:
+    return math.exp(min(nats, MOST_NATS))
 
 
 def _errors(output, target):
-    signal, found = (first_tensor(each).double().flatten(1) for each in (target, output))
+    signal, found = (first_tensor(each).double().reshape(len(first_tensor(each)), -1) for each in (target, output))
     return torch.stack([(found - signal).square().sum(1), signal.square().sum(1)], 1)
 
 
@@ -263,7 +282,7 @@ def _decibels(mean: float) -> float:
 accuracy = Metric("accuracy", lambda output, target: _hits(output, target, 1), "%", predict=_predictions)
 top5 = Metric("top5", lambda output, target: _hits(output, target, 5), "%", predict=_predictions)
 cross_entropy = Metric("cross_entropy", _entropies, "nat", higher=False)
-perplexity = Metric("perplexity", _entropies, higher=False, value=math.exp)
+perplexity = Metric("perplexity", _entropies, higher=False, value=_perplexity)
 
 
 def signal_to_error(model: nn.Module) -> Metric:

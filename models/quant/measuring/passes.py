@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from ..layers.batches import Batch, called, first_of, length
-from ..layers.loaders import Take, apart, first_target
-from .images import Inputs, first_image, on_device, passed
+from ..layers.loaders import Take, apart, first_targets
+from ..network.modes import in_mode
+from .images import on_device, passed
 from .metrics import Metric, OfTorchmetrics, accuracy
 from .processes import ALONE, Processes
+
+TRIED = 2  # images that a metric is shown first: of one alone a number for each looks like one for all
 
 
 class Pass(NamedTuple):
@@ -35,10 +38,15 @@ class Run(NamedTuple):
     progress: bool = False
     processes: Processes = ALONE
 
-    @property
-    def first(self) -> Batch:
-        """A batch of the first image alone."""
-        return first_image(Inputs(self.batches, self.network, self.take))
+    def first(self, count: int = 1) -> tuple[Batch, Any, int]:
+        """(inputs, targets) of the first images, as one batch of so many or fewer, and how many they are. Raises: ValueError for none."""
+        parts = (apart(batch, self.network, self.take) for batch in self.batches)
+        inputs, target = next(((inputs, target) for inputs, target in parts if length(inputs)), (None, None))
+        if inputs is None:
+            raise ValueError("there are no images to measure on")
+        target = first_targets(target, length(inputs), count) if self.labels is None else self.labels[:count]
+        inputs = first_of(inputs, count)
+        return on_device(inputs, self.network), on_device(target, self.network), length(inputs)
 
     def through(self, title: str, passing: contextlib.AbstractContextManager | None = None) -> Pass:
         """Let all images pass. Raises: ValueError for a metric that gives no number, or lacks targets, before they do."""
@@ -48,25 +56,27 @@ class Run(NamedTuple):
         def see(size: int, target: Any, output: Any) -> None:
             gauge.add(output, target, size)
             if predict:
-                found.append(predict(output).cpu())
+                found.append(predict(output, target).cpu())
 
-        count, seconds = passed(self.network, self.batches, see, labels=self.labels, take=self.take, reference=self.metric.reference,
-                                title=title, progress=self.progress, passing=passing, processes=self.processes)
+        with self._reference_ready():
+            count, seconds = passed(self.network, self.batches, see, labels=self.labels, take=self.take, reference=self.metric.reference,
+                                    title=title, progress=self.progress, passing=passing, processes=self.processes)
         predictions = torch.cat(self.processes.in_order(found)) if predict else None
         value, numbers = gauge.result(self.processes)
-        return Pass(predictions, value, seconds, count, None if self.metric is accuracy else numbers)
+        told = self.metric is accuracy and predictions.dim() == 1  # by the predictions
+        return Pass(predictions, value, seconds, count, None if told else numbers)
+
+    def _reference_ready(self) -> contextlib.AbstractContextManager:
+        reference = self.metric.reference
+        return contextlib.nullcontext() if reference is None else in_mode(reference, training=False)
 
     @torch.no_grad()
     def check(self) -> None:
-        """Let the first image pass, which also prepares the weights, and the first time compiles, and show the metric what comes out.
+        """Let the first images pass, which also prepares the weights, and the first time compiles, and show the metric what comes out.
 
-        Raises: ValueError, see `through`, and for a network that does not take it.
+        Raises: ValueError, see `through`.
         """
-        parts = (apart(batch, self.network, self.take) for batch in self.batches)
-        inputs, target = next(((inputs, target) for inputs, target in parts if length(inputs)), (None, None))
-        if inputs is None:
-            raise ValueError("there are no images to measure on")
-        inputs = on_device(first_of(inputs, 1), self.network)
-        target = on_device(first_target(target) if self.labels is None else self.labels[:1], self.network)
+        inputs, target, count = self.first(TRIED)
         output, reference = called(self.network, inputs), self.metric.reference
-        self.metric.check(output, target if reference is None else called(reference, inputs))
+        with self._reference_ready():
+            self.metric.check(output, target if reference is None else called(reference, inputs), count)
