@@ -108,7 +108,7 @@ def test_an_image_of_many_predictions_is_changed_once():
 
     net, images = Painter().eval(), torch.rand(20, 3, 4, 4) * 10
     labels = torch.zeros(20, 4, 4, dtype=torch.int64)
-    metric = Metric("zeros", lambda outputs, labels: (outputs == 0).double().mean(), predict=lambda outputs: outputs.argmax(1))
+    metric = Metric("zeros", lambda outputs, labels: (outputs == 0).double().mean(), predict=lambda outputs, _: outputs.argmax(1))
     record = measure(net, images, labels, setting(1, adc_range="full"), metric=metric)
     software = measure(net, images, labels, None, metric=metric).predictions
     assert record.predictions.shape == (20, 4, 4)

@@ -21,9 +21,9 @@ def batches_of_images(images: Batch | Iterable[Any], net: nn.Module, dim: int, t
     batches = [part for batch in given for part in (batches_of(batch, dim) if whole else [batch]) if length(part, dim)]
     if not batches:
         raise ValueError("there are no images to convert with; give some of the training set")
-    shapes = dict.fromkeys(_shapes(first_of(batch, 1, dim)) for batch in batches)
+    shapes = dict.fromkeys(_shapes(each(first_of(batch, 1, dim), lambda x: x.squeeze(dim) if x.dim() > dim else x)) for batch in batches)
     if len(shapes) > 1:
-        raise ValueError(f"the images have several sizes ({'; '.join(shapes)}); give those of one size, cut or padded as the network takes "
+        raise ValueError(f"the images have several sizes ({', '.join(shapes)}); give those of one size, cut or padded as the network takes "
                          "them")
     parameter = next((parameter for parameter in net.parameters() if parameter.is_floating_point()), None)
     if parameter is None:
