@@ -17,15 +17,15 @@ A network without quantizers first, then 2-bit weights and 4-bit activations tha
 
 Go on with the ADC of 1-bit cells and 3 bits in the forward pass:
     python train.py --dataset cifar10 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 1 --lr 0.01 \\
-        --adc_aware --cell_bits 1 --adc_bits 3 --save_path save/adc3
+        --adc_aware --cell_bits 1 --adc_bits 3 --save_path save/cifar10_adc3
 
 The same, each step on another chip of a measured device, as it is after an hour:
     python train.py --dataset cifar10 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 1 --lr 0.01 \\
-        --adc_aware --cell_bits 1 --adc_bits 4 --device techA --device_time 1h --save_path save/chips
+        --adc_aware --cell_bits 1 --adc_bits 4 --device techA --device_time 1h --save_path save/cifar10_chips
 
 Two bits of weights that learn from the answers of the 4-bit network, not from the labels alone:
     python train.py --dataset cifar10 --w_bits 2 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 9 --distill 0.5 \\
-        --save_path save/w2
+        --save_path save/cifar10_w2
 
 A network of others, converted to crossbars and trained on with its quantizers:
     python train.py --dataset cifar10 --model path/to/net.py:small --state small.pt --w_bits 4 --a_bits 4 --epochs 5 --qat

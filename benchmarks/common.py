@@ -16,6 +16,7 @@ import torch  # noqa: E402
 import models  # noqa: E402
 from experiment.inputs import data  # noqa: E402
 from experiment.program.machine import machine_info  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -49,11 +50,11 @@ def ratios_of_all(kind: str) -> dict[str, dict]:
 
 def median_seconds(*runs: Callable[[], object], repeats: int, most_seconds: float = math.inf) -> list[float]:
     """Median wall time of each of `runs` in seconds, after one call that does not count. They are called in turns, so that
-    what else the machine does slows all of them alike; fewer times where `most_seconds` are over."""
+    what else the machine does slows all of them alike; fewer times where `most_seconds` are over. A bar shows how far they are."""
     for run in runs:
         run()
     seconds, begun = [[] for _ in runs], time.perf_counter()
-    for number in range(repeats):
+    for number in tqdm(range(repeats), desc="timing", unit="run", leave=False, delay=2, disable=None):
         if number and time.perf_counter() - begun > most_seconds:
             break
         for run, times in zip(runs, seconds):

@@ -140,6 +140,13 @@ def test_commands_are_found():
     assert list(commands(text)) == [("eval", ["--limit", "3"]), ("train", ["--w_bits", "2", "--seed", "1"]), ("train", ["--ngpu", "0"])]
 
 
+def trainings(text):
+    """`{folder: its flags}` of commands of train.py that begin a run in a folder that they name."""
+    begun = (flags for program, flags in commands(text) if program == "train")
+    return {flags[flags.index("--save_path") + 1]: flags for flags in begun
+            if "--save_path" in flags and not {"--resume", "--go_on", "--evaluate"} & {*flags}}
+
+
 SOURCES = [*PAGES, *sorted(ROOT.glob("*.py")), *sorted(ROOT.glob("*.sh")), *sorted((ROOT / "benchmarks").glob("*.py"))]
 
 
@@ -150,3 +157,12 @@ def test_flags_of_every_command_are_known(path):
         build = {"eval": eval_flags.build_parser, "train": train_settings.build_parser}[program]
         if "--help" not in flags:
             parse(build(""), flags)
+
+
+def test_one_folder_is_one_training():
+    """Whoever follows two pages is not told that the folder holds another run."""
+    found = {}
+    for path in SOURCES:
+        for folder, flags in trainings(path.read_text()).items():
+            assert found.setdefault(folder, (path.name, flags))[1] == flags, f"{folder}: {path.name} and {found[folder][0]}"
+    assert {"save/adc3", "save/chips"} <= found.keys()

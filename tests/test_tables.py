@@ -208,3 +208,10 @@ def test_the_files_in_the_repository_are_what_their_rows_make():
         text = path.with_suffix(".md").read_text()
         for name, rows in json.loads(path.read_text())["tables"].items():
             assert tables.section(tables.TABLES[name], rows) in text, (path.name, name)
+
+
+def test_benchmarks_show_how_far_they_are(monkeypatch, capsys):
+    calls, shown = [], common.tqdm
+    monkeypatch.setattr(common, "tqdm", lambda of, **more: shown(of, **more | {"disable": False, "delay": 0, "mininterval": 0}))
+    assert len(common.median_seconds(lambda: calls.append("a"), lambda: calls.append("b"), repeats=3)) == 2
+    assert calls == ["a", "b"] * 4 and "3/3" in capsys.readouterr().err  # the first time of each does not count
