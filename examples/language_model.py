@@ -102,7 +102,7 @@ def loss_of(model: GPT, text: Tensor, batch: int, noise: float) -> Tensor:
     """Cross-entropy of random pieces of a text, in nats, with its gradients. Weights have noise of a share of the largest one of their
     output channel while both are computed."""
     chosen = text[torch.randint(len(text) - model.context, (batch, 1)) + torch.arange(model.context + 1)]
-    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)] if noise else []
+    weights = linear_weights(model) if noise else []
     kept = [weight.detach().clone() for weight in weights]
     for weight in weights:
         weight.data += noise * weight.data.abs().amax(1, keepdim=True) * torch.randn_like(weight)
@@ -113,6 +113,11 @@ def loss_of(model: GPT, text: Tensor, batch: int, noise: float) -> Tensor:
     for weight, values in zip(weights, kept):
         weight.data = values
     return loss.detach()
+
+
+def linear_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Those that lie on crossbars, `[out, in]`."""
+    return [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
 
 
 def train(model: GPT, text: Tensor, file: Path, steps: int, rate: float, noise: float = 0.0, batch: int = 8) -> None:
@@ -204,16 +209,20 @@ def line(row: Row, float_perplexity: float) -> str:
 def picture(rows: list[Row], file: Path) -> None:
     """How much perplexity the ADCs of the 8-bit network cost, over their bits."""
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    curves = {}
+    curves, in_float = {}, rows[0].perplexities[0]
+    words = {"uniform": "as many for every read", "significance": "plan by significance", "ones": "plan by ones"}
     for row in rows:
-        if row.network == "W8A8" and row.setting and not row.setting.chips:
+        more = 100 * (row.perplexities[0] / in_float - 1)
+        if row.network == "W8A8" and not row.setting:
+            axes.axhline(more, color="0.6", linestyle="--", label="no ADC")
+        elif row.network == "W8A8" and not row.setting.chips:
             spec = row.setting.spec
-            name = f"{spec.cell_bits}-bit cells, " + {"uniform": "the same ADC", "significance": "plan by significance",
-                                                      "ones": "plan by ones"}[spec.adc_plan]
-            curves.setdefault(name, []).append((spec.adc_bits, 100 * (row.perplexities[0] / rows[0].perplexities[0] - 1)))
+            curves.setdefault(f"{spec.cell_bits}-bit cells, {words[spec.adc_plan]}", []).append((spec.adc_bits, more))
     for name, points in curves.items():
         axes.plot(*zip(*points), "o-", label=name)
-    axes.set(xlabel="bits of a read, in the mean", ylabel="perplexity more than in float, %", yscale="symlog")
+    axes.set(xlabel="ADC bits of a read, in the mean", ylabel="perplexity more than in float, %")
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend()
     figure.savefig(file)
 
