@@ -109,7 +109,7 @@ def by_hand(path, size):
     ("net.py:not_a_function", {}, "no function 'not_a_function'"),
     ("missing.py:f", {}, "no file missing.py"),
     ("net.py:broken", {}, "fails when it is called without arguments (KeyError: 'weights')"),
-    ("net.py:number", {}, "returns int; a torch.nn.Module, or (module, transform), is expected"),
+    ("net.py:number", {}, "returns int; a torch.nn.Module, (module, transform), or a Task is expected"),
     ("wrong.py:f", {}, "cannot be imported (ZeroDivisionError"),
     ("net.py:own_transform", {"image_size": 20}, "brings its own transform"),
     ("net.py:small", {"state": "other.pt"}, "does not fit the model: missing: 2.weight"),

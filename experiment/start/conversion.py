@@ -97,8 +97,8 @@ def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, ch
 
     Raises: UserError, see `converted`, and for weights of the checkpoint that do not fit.
     """
-    net = converted(found.network, settings, shown.calibration.cut(BATCH), settings.calibration.correct, engine=settings.engine,
-                    take=found.task and found.task.take)
+    take = {"take": found.task.take} if found.task else {}
+    net = converted(found.network, settings, shown.calibration.cut(BATCH), settings.calibration.correct, engine=settings.engine, **take)
     # The weights of a checkpoint replace those that the answers are of.
     log.info(net.crossbar_report.text(arrays=False, answers=not settings.resume, classes=not found.task or classes_of(found.task)))
     if not settings.resume:

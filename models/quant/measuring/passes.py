@@ -44,9 +44,9 @@ class Run(NamedTuple):
         inputs, target = next(((inputs, target) for inputs, target in parts if length(inputs)), (None, None))
         if inputs is None:
             raise ValueError("there are no images to measure on")
-        target = first_targets(target, length(inputs), count) if self.labels is None else self.labels[:count]
-        inputs = first_of(inputs, count)
-        return on_device(inputs, self.network), on_device(target, self.network), length(inputs)
+        size, count = length(inputs), min(length(inputs), count)
+        target = first_targets(target, size, count) if self.labels is None else self.labels[:count]
+        return on_device(first_of(inputs, count), self.network), on_device(target, self.network), count
 
     def through(self, title: str, passing: contextlib.AbstractContextManager | None = None) -> Pass:
         """Let all images pass. Raises: ValueError for a metric that gives no number, or lacks targets, before they do."""
