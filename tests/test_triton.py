@@ -421,7 +421,7 @@ def test_the_formula_where_a_table_would_have_millions_of_codes(reference):
 def test_float32_arithmetic_equals_the_transfer_everywhere(spec, data):
     """`prepare` compares a few points and argues for the others; here all are compared, and no table is needless."""
     bits, magic = spec.slice_bits[0], np.float32(1.5 * 2**23)
-    low, high = u_range(spec, 2**bits - 1, bits, spec.rows)
+    low, high = u_range(spec, 2**bits - 1, bits, spec.rows * (2 ** max(spec.digit_bits) - 1))
     assume(high - low < 2**17)
     if data.draw(st.booleans()):
         seen = spec.unit * data.draw(st.integers(low, 0)), spec.unit * data.draw(st.integers(0, high))
