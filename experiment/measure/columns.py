@@ -7,6 +7,7 @@ in place of that word (`named`).
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,12 +16,16 @@ from typing import Any
 from models.quant import CrossbarSpec, WeightNoise
 from models.quant.cost import Band
 from models.quant.layers.quantizers import OFF
+from models.quant.measuring import metrics
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Record
 from models.quant.measuring.metrics import Scale
 from models.quant.measuring.setting import LAYER_FIELDS
+from models.quant.measuring.task import Task
 
 from ..inputs import foreign
+from ..program import machine
+from ..program.cli import UserError
 from ..program.plain import is_count, is_dict, is_number, is_percent, is_text, several
 from ..settings.chips import CHIPS_OR_NOISE
 from ..settings.conversion_settings import OPTIONS
@@ -281,3 +286,16 @@ def shown(records: Sequence[Record], names: Iterable[str] | None = None) -> list
     by_name = {column.name: column for column in COLUMNS}
     heads = {name: head(records) if callable(head := by_name[name].head) else head for name in (SHOWN if names is None else names)}
     return [(head, by_name[name].text) for name, head in heads.items() if head is not None]
+
+
+def metric_for(task: Task | None) -> Any:
+    """The metric of a task, or that of images. Raises: UserError for one that is none, or whose name another key of a line has."""
+    try:
+        found = metrics.metric_of(task and task.metric)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    name = found.scale.name
+    keys_of_line = [*(named(column.name, name) for column in COLUMNS), *machine.machine_info(), "command", "key"]
+    if Counter(keys_of_line).most_common(1)[0][1] > 1:
+        raise UserError(f"the metric is called {name}, and so is another key of results.jsonl: give it another name")
+    return found

@@ -15,8 +15,6 @@ from torch import nn
 from models import quant
 from models.quant import CrossbarSpec
 from models.quant.measuring.measure import Cache, Record, measure, measure_float, of_chips
-from models.quant.measuring.metrics import metric_of
-from models.quant.measuring.task import Task
 from models.quant.measuring.placing import check_chips, engines_of, is_chip, place, put, use_cells
 from models.quant.measuring.setting import Setting, reads_of
 
@@ -57,7 +55,7 @@ class Bench:
         self.device = machine.pick_device(settings.ngpu)
         self.others = conversion.network_of(settings, settings.resume)
         self.task = self.others and self.others.task
-        self.metric = _metric_of(self.task)
+        self.metric = columns.metric_for(self.task)
         if self.task:
             images.check_flags_of_task(settings)
             self.settings = replace(settings, dataset=self.task.kind)
@@ -374,19 +372,6 @@ class Bench:
                         written[str(setting.chips), folder] = True
         for chips, folder in written:
             log.info(f"cells of {chips} written to {folder}")
-
-
-def _metric_of(task: Task | None) -> Any:
-    """The metric of a task, or that of images. Raises: UserError for one that is none, or whose name another key of a line has."""
-    try:
-        found = metric_of(task and task.metric)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    name = found.scale.name
-    keys_of_line = [*(columns.named(column.name, name) for column in columns.COLUMNS), *machine.machine_info(), "command", "key"]
-    if Counter(keys_of_line).most_common(1)[0][1] > 1:
-        raise UserError(f"the metric is called {name}, and so is another key of results.jsonl: give it another name")
-    return found
 
 
 def benches_of(networks: Sequence[tuple[EvalSettings, dict | None]], command: str) -> list[Bench]:
