@@ -72,6 +72,8 @@ def test_a_data_loader_gives_targets_too():
     with torch.no_grad():
         assert torch.equal(net(X), whole(X))
     setting = Setting(replace(SPEC, adc_bits=3))
+    shuffled = DataLoader(TensorDataset(X, LABELS), batch_size=16, shuffle=True)  # as one for training does
+    assert measure(net, X, LABELS, setting, calibration=shuffled).n_images == 40
     found, wanted = (measure(net, *data, setting, calibration=calibration)
                      for data, calibration in (((loader, None), loader), ((X, LABELS), X)))
     assert torch.equal(found.predictions, wanted.predictions)

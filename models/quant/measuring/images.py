@@ -30,21 +30,27 @@ def batches_of(images: Images, batch_size: int) -> Iterable[Any]:
         raise ValueError(f"batch_size is {batch_size}; allowed are whole numbers from 1")
     if images is None or not isinstance(images, (torch.Tensor, dict)) and iter(images) is images:
         raise ValueError("the images are gone through more than once: give a tensor or a list of batches, not a generator")
-    if isinstance(getattr(images, "sampler", None), RandomSampler):
-        raise ValueError("the DataLoader shuffles, and images are compared between passes: give one with shuffle=False")
     return cutting.batches_of(images, 0, batch_size)
+
+
+def in_order(batches: Iterable[Any]) -> Iterable[Any]:
+    """Batches that are measured. Raises: ValueError for those that come in another order each time."""
+    if isinstance(getattr(batches, "sampler", None), RandomSampler):
+        raise ValueError("the DataLoader shuffles, and images are compared between passes: give one with shuffle=False")
+    return batches
 
 
 @dataclass
 class Inputs:
-    """What the network is called with, of batches that a data loader gives; can be gone through again. Args: see `loaders.apart`."""
+    """What the network is called with, on its device, of batches that a data loader gives; can be gone through again. Args: see
+    `loaders.apart`."""
 
     batches: Iterable[Any]
     network: nn.Module
     take: Take | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        return inputs_of(self.batches, self.network, self.take)
+        return (on_device(inputs, self.network) for inputs in inputs_of(self.batches, self.network, self.take))
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -36,7 +36,7 @@ from ..network.counts import Counts, counting
 from ..network.modes import hooked, in_mode, without_adc
 from ..network.program import program as program_cells
 from ..network.structure import structure
-from .images import Images, Inputs, batches_of
+from .images import Images, Inputs, batches_of, in_order
 from .metrics import Scale, metric_of
 from .passes import Run
 from .placing import Stored, engines_of, is_chip, on_adcs, place, program, use_cells
@@ -187,7 +187,7 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor | Sequence 
     """
     with contextlib.suppress(TypeError, ValueError, RuntimeError):  # such as names, or boxes
         labels = labels if labels is None else torch.as_tensor(labels)
-    run = Run(network, batches_of(images, batch_size), labels, metric_of(metric), take, progress, processes)
+    run = Run(network, in_order(batches_of(images, batch_size)), labels, metric_of(metric), take, progress, processes)
     for what, record in (("software", software), ("original", original)):
         if record is not None and record.metric != run.metric.scale:
             raise ValueError(f"{what} is measured by {record.metric.name}, and the metric is {run.metric.scale.name}: measure both by one")
