@@ -18,6 +18,7 @@ from ....arrays.mapping import MappedLayer
 TRIALS = 3  # timed calls of each way that is not far behind; the fastest counts
 FAR = 2  # times as long as the fastest, in one call
 FEWEST, ENOUGH = 2**14, 2**17  # outputs of a layer's call: of fewer no way takes long, and with so many the ways are tried
+READS = 2**24  # that they have at most, unless they are the fewest: of many small arrays the slowest way would take seconds
 PRODUCTS, DENSE, SIDE_BY_SIDE, LOUD, GROUPS = ("products of bytes", "dense products", "output pixels side by side",
                                                "integer product, less what clips in loud pixels", "many groups side by side")
 RELATIVE, TABLES, SHORT_ROWS, TILES = "integer product and what clips", "look-up of codes", "rows of cells in 16 bits", "tiles of AMX"
@@ -76,7 +77,8 @@ def fastest_for(layer: MappedLayer, a_codes: Tensor, ways: Mapping[str, Callable
     outputs = math.prod(layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)) * len(layer.w_codes)
     if len(a_codes) * outputs < FEWEST:
         return None
-    sample = a_codes[:max(1, ENOUGH // outputs)]
+    reads = outputs * len(layer.arrays) * len(layer.spec.digit_bits) * len(layer.spec.slice_bits)
+    sample = a_codes[:max(1, min(ENOUGH // outputs, max(READS // reads, FEWEST // outputs)))]
     form = None if layer.cells is None else layer.cells.fraction_bits
     key = (*ways, layer.spec, layer.geometry, layer.w_codes.shape, form, layer.reference_twice, sample.shape, facts,
            torch.get_num_threads())
