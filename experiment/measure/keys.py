@@ -142,7 +142,7 @@ def of_chips(chips: Chips, with_reference: bool = True) -> dict[str, Any]:
     values["read_noise"] = chips.read_noise or None
     if chips.wires is None:
         values["access"] = Chips.access
-    if not (noisy or chips.adc_noise):  # nothing is drawn at a read
+    if not (noisy or chips.adc_noise or chips.comparator_noise):  # nothing is drawn at a read
         values["noise_seed"] = Chips.noise_seed
     if not with_reference:
         values["reference_cells"] = Chips.reference_cells

@@ -20,6 +20,8 @@ SWEPT = {"device_time": "time since the first read or programming", "device_temp
          "stuck_on": "probability that a cell is stuck on", "stuck_off": "probability that a cell is stuck off",
          "read_noise": "read noise of a cell (uS)", "adc_noise": "noise of the ADC (levels)",
          "adc_offset": "deviation of ADC offsets (levels)", "adc_gain": "relative deviation of ADC gains",
+         "adc_inl": "deviation of the INL (LSB)", "adc_dnl": "deviation of the DNL (LSB)",
+         "adc_mismatch": "relative deviation of a unit capacitor", "comparator_noise": "noise of the comparator (LSB)",
          "wire_ohm": "bit line from cell to cell (ohm)", "row_ohm": "word line from cell to cell (ohm)",
          "driver_ohm": "source of a word line (ohm)",
          "weight_noise": "noise on the weights (share of the largest of a channel)"}  # flags that have an axis, and its name

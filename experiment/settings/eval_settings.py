@@ -179,7 +179,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
         except ValueError as error:
             raise UserError(flags.in_flags(str(error))) from None
         if spec.adc_range == "ideal":  # without an ADC its bits make no difference
-            spec = replace(spec, adc_bits=1, adc_plan="uniform", adc_idle=CrossbarSpec().adc_idle)
+            spec = replace(spec, adc_bits=1, adc_plan="uniform", adc_idle=CrossbarSpec().adc_idle, adc_transfer=None, columns_per_adc=None)
         plans = spec.planned or any(values.get("adc_plan", "uniform") != "uniform" for values in of_layers.values())
         if not plans:  # nor do, without a plan, the most bits of one
             spec = replace(spec, adc_max_bits=CrossbarSpec().adc_max_bits)

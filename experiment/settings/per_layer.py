@@ -41,6 +41,8 @@ def parse(texts: Iterable[str]) -> Changes:
 
 def _values(field: Any, text: str, whole: str) -> list:
     kind, values = flag_kind(field), []
+    if kind is str:
+        return [text]
     for part in text.split("/"):
         try:
             values += Span(kind)(part) if isinstance(kind, Number) else [part]

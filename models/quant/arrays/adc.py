@@ -9,6 +9,7 @@ import numpy as np
 
 from .converter import Converter
 from .spec import ADC_GRID
+from .transfer import Transfer
 
 if TYPE_CHECKING:
     from .mapping import MappedLayer
@@ -48,6 +49,10 @@ def covering_range(low: float, high: float, unit: float, adc_bits: int, kind: ty
     Returns: `(delta, q_min)` with `q_min = -m`.
     """
     low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if issubclass(kind, Transfer):
+        ends = kind(1.0, 0, adc_bits).table[1][[0, -1]]
+        delta = max((end / reach for end, reach in zip((low, high), ends) if end * reach > 0), default=unit)
+        return max(float(np.ceil(delta * GRID) / GRID), unit), 0
     codes = 2**adc_bits - 1
     if low == high == 0:
         return unit, 0
@@ -75,7 +80,7 @@ class Reads:
     """The read values of some slices, counted, as the rules below see them.
 
     Attributes:
-        v: the values seen, ascending, zero left out (it is always exact).
+        v: the values seen, ascending, zero left out where it is always exact.
         count: how often each was seen.
         square, linear: mean over (output, array) of `sum 4^s` and `sum 2^s` over the reads of this value, where
             `2^s = 2^(d z + c k)` is what the shift-add multiplies the read of digit z and slice k with.
@@ -89,7 +94,7 @@ class Reads:
         counts, u = np.asarray(histogram)[:, slices], layer.bins.values  # digits, slices, bin
         scale = 2.0 ** (spec.dac_bits * np.arange(len(counts))[:, None] + spec.cell_bits * np.array(slices))[..., None]
         outputs = max(int(counts[0, 0].sum()), 1)  # times arrays: every digit and slice of them is one read
-        seen = (counts.sum(axis=(0, 1)) > 0) & (u != 0)
+        seen = (counts.sum(axis=(0, 1)) > 0) & ((u != 0) | (not spec.converter.exact_zero))
         self.v, self.arrays, self.kind = layer.unit * u[seen], len(layer.arrays), spec.converter
         self.unit = layer.unit * min(map(layer.u_spacing, slices))
         self.count = counts.sum(axis=(0, 1))[seen]
@@ -137,6 +142,8 @@ def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
     nothing. Ties go to the smaller delta.
     """
     codes, covering = 2**adc_bits - 1, minmax(reads, adc_bits)
+    if issubclass(reads.kind, Transfer):
+        return least_of_table(reads, covering[0], adc_bits)[1:]
     if reads.squared_error(*covering, adc_bits) == 0:
         return covering
     terms, count = terms_of_step(reads, codes), int(2 * np.abs(reads.v).max() * GRID)
@@ -155,6 +162,24 @@ def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
         if error[row, m] < best[0]:
             best = error[row, m], float(delta[row]), -int(m)
     return best[1:]
+
+
+def least_of_table(reads: Reads, covering: float, adc_bits: int) -> tuple[float, float, int]:
+    """(least error, delta, 0) of a converter by a table: as `least_squares`, of steps up to twice that which covers all reads. Sums over
+    the reads of each code, `level^2 sum 1 - 2 level sum v + sum v^2`, are differences of sums up to each threshold."""
+    thresholds, values = reads.kind(1.0, 0, adc_bits).table
+    parts = [part for part in (reads.square, reads.linear) if part is not None]
+    upto = [[np.append(0.0, np.cumsum(part * reads.v**power)) for power in range(3)] for part in parts]
+    top, best = int(np.ceil(2 * covering * GRID)), (np.inf, covering, 0)
+    for delta in np.unique(np.linspace(1, top, min(top, MOST_STEPS)).round()) / GRID:
+        ends = np.concatenate([[0], np.searchsorted(reads.v, delta * thresholds), [len(reads.v)]])
+        level, (ones, sums, squares) = delta * values, (np.diff(sums[ends]) for sums in upto[0])
+        error = float((level**2 * ones - 2 * level * sums + squares).sum())
+        if len(parts) > 1:
+            ones, sums, _ = (np.diff(sums[ends]) for sums in upto[1])
+            error += reads.arrays * float((level * ones - sums).sum()) ** 2
+        best = min(best, (error, float(delta), 0))
+    return best
 
 
 def terms_of_step(reads, codes):

@@ -98,8 +98,9 @@ class Chip:
     def fits(self, old: CrossbarSpec, new: CrossbarSpec) -> bool:
         """Whether the chip that was made for `old` hardware is one of `new`."""
         fixed = hardware("cells")
-        if self.of_arrays or self.readout is not None and self.readout.gain is not None:  # a converter for each array and column
-            fixed += hardware("arrays")
+        own = self.readout is not None and (self.readout.gain is not None or self.readout.circuits is not None)
+        if self.of_arrays or own:  # a converter for each array and column, or some
+            fixed += (*hardware("arrays"), *["columns_per_adc"] * own)
         if self.readout is not None and self.readout.curve is not None:  # of rows that are on or off
             fixed += hardware("inputs")
         return all(getattr(old, name) == getattr(new, name) for name in fixed)

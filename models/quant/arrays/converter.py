@@ -7,7 +7,7 @@ of their own refuse it (`engines.reach.lacking`).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class Converter:
     q_min: int
     bits: int
     factor: int = 1
+
+    exact_zero: ClassVar[bool] = True  # whether a read of 0 has a code of value 0
 
     @property
     def q_max(self) -> int:
@@ -60,6 +62,12 @@ class Converter:
     def edge(cls, q: Any) -> Any:
         """Where the reads of code q end and those of q + 1 begin, in steps; a read that lies there has the even one of the two codes."""
         return (cls.level(q) + cls.level(q + 1)) / 2
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """Where its codes begin but for the lowest one, float64, in steps: a read has as high a code as it has reached thresholds. At one
+        that begins an odd code it has not."""
+        return self.edge(self.q_min + np.arange(2**self.bits - 1))
 
     def encode(self, u: Any, unit: float = 1.0) -> Any:
         """Codes of the reads `v = unit u`. Args: u, array or tensor; unit, 1/2 or 1. Returns: int64 of the shape of u."""

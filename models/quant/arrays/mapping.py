@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .cells import Cells
+from .circuits import first_reached
 from .converter import Converter
 from .readout import Readout
 from .spec import ADC_GRID, CrossbarSpec, Geometry
@@ -246,6 +247,43 @@ class MappedLayer:
             for of_slice in itertools.chain(*found):
                 of_slice[0] = replace(of_slice[0], q_min=0, bits=0)
         return found
+
+    @property
+    def compares(self) -> bool:
+        """Whether codes follow from `thresholds`, as there is no formula of them."""
+        moved = self.readout is not None and self.readout.circuits is not None and self.readout.circuits.moved
+        return self.spec.adc_range in ("calibrated", "full") and (moved or self.spec.adc_transfer is not None)
+
+    def thresholds(self, z: int, k: int, j: int = -1) -> np.ndarray:
+        """The smallest u that reaches each threshold of the converters of such reads: whole numbers in float64 that do not fall,
+        `[groups, arrays, out / groups, thresholds]`, or `[1, 1, 1, thresholds]` where all are alike."""
+        converter, spec = self.converter(z, k, j), self.spec
+        if self.readout is None or self.readout.circuits is None or not self.readout.circuits.moved:
+            return first_reached(converter, self.unit)[None, None, None]
+        bits, circuits = spec.adc_max_bits if spec.planned else spec.adc_bits, self.readout.circuits
+        found = first_reached(converter, self.unit, circuits.deviations(k, bits), bits)
+        return found.repeat(circuits.columns, axis=2)[:, :, :len(self.w_codes) // self.geometry.groups]
+
+    def kept_thresholds(self, z: int, k: int, j: int = -1) -> Tensor:
+        """`thresholds`, which are made once."""
+        key = k, self.converter(z, k, j)
+        if key not in self._kept:
+            self._kept[key] = torch.from_numpy(self.thresholds(z, k, j).copy())
+        return self._kept[key]
+
+    @functools.cached_property
+    def _kept(self):
+        return {}
+
+    @functools.cached_property
+    def base_noise(self) -> Tensor:
+        """`Readout.base` with the noise of the converters' comparators, float64 `[digits, slices, classes]`."""
+        kinds = len(self.spec.digit_bits), len(self.reference_twice), self.classes
+        base = torch.full(kinds, self.readout.base, dtype=torch.float64)
+        if self.readout.circuits is not None and self.spec.adc_range in ("calibrated", "full"):
+            for kind in np.ndindex(kinds):
+                base[kind] += (self.readout.circuits.noise * self.converter(*kind).delta / self.unit) ** 2
+        return base
 
     @property
     def delta_groups(self) -> list[tuple[float, list[int]]]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .adc import GRID, covering_range, errors_of_steps, terms_of_step
+from .adc import GRID, covering_range, errors_of_steps, least_of_table, terms_of_step
 from .converter import Converter
+from .transfer import Transfer
 
 if TYPE_CHECKING:
     from .mapping import MappedLayer
@@ -158,6 +159,8 @@ def _best_range(share: np.ndarray, first: int, width: float, spacing: float, bit
     if bits == 0:
         return float(p @ v**2), spacing, 0
     covering = covering_range(v[0], v[-1], spacing, bits, kind)
+    if issubclass(kind, Transfer):
+        return least_of_table(_Shares(v, p, kind), covering[0], bits)
     converter = kind(*covering, bits)
     if np.array_equal(converter.decode(converter.encode(v)), v):
         return 0.0, *covering

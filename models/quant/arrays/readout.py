@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .circuits import Circuits
+
 # A normal number is a sum or difference of four entries of this table, the upper half of 128 integers that lie symmetrically about 0:
 # the quantiles of a normal distribution in steps of 1/47, the outermost moved so that the sum has its kurtosis (-0.001 in excess). Its
 # distribution is nowhere further than 0.0022 from the normal one. Four columns share four entries, with signs that are orthogonal: of
@@ -56,6 +58,7 @@ class Readout:
             formula with `S = S- = (sum a B - u) / 2 + z sum a`. None: straight.
         both: int32 `[slices, groups, rows, out / groups]`, B, what both cells of a pair hold together where `Cells.values` are their
             difference: what noise that depends on the level, and curves, need to know of pairs. None: nothing does.
+        circuits: thresholds of the converters, and noise in their steps. None: neither.
     """
 
     base: float = 0.0
@@ -65,6 +68,7 @@ class Readout:
     offset: Tensor | None = None
     curve: tuple[tuple[float, float, float, float], ...] | None = None
     both: Tensor | None = None
+    circuits: Circuits | None = None
 
     @property
     def needs_both(self) -> bool:
@@ -79,7 +83,7 @@ class Readout:
     @property
     def noisy(self) -> bool:
         """Whether two reads of the same cells and inputs may differ."""
-        return self.base > 0 or self.cell_noise is not None
+        return self.base > 0 or self.cell_noise is not None or self.circuits is not None and self.circuits.noise > 0
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from . import transfer
 from .converter import Converter
 
 MAPPINGS = ("tap", "im2col")
@@ -118,6 +119,8 @@ class CrossbarSpec:
         adc_idle: "convert" or "skip": whether idle reads are converted. A read is idle where no word line of the array is on. A skipped
             read is exactly 0, whatever the converter's noise and offset, and has 0 bits in the mean of a plan. The hardware is an OR
             gate over the digits on the word lines. A plan by ones always skips idle reads.
+        adc_transfer: the table of a `transfer` file, or the path of one, which is read at once; None: linear converters.
+        columns_per_adc: columns that share a converter; None: what `Chips` and costs take without it.
         weights: "offset": a weight has one cell in each slice, and a reference column holds the code that stands for zero. "pair": it has
             two, on a positive and a negative bit line (`pair`).
     Raises: ValueError for values outside these.
@@ -162,8 +165,18 @@ class CrossbarSpec:
         "reference.",
         of="cells", turn=1, before="offset", note=(1, "weights {}"))
 
+    adc_transfer: str | None = field(default=None, metadata={
+        "kind": str, "metavar": "FILE", "help": "the threshold and value of each code of the converters, in steps delta, from a CSV or "
+        "JSON: any nonlinearity, sign and ternary converters too (docs/devices.md). Default: linear", "of": "adc", "turn": 13,
+        "before": None, "note": (8, "transfer {:.8}")})
+    columns_per_adc: int | None = number(
+        None, "neighbouring columns of a slice that share a converter, its offset, gain and thresholds. Costs count with it, too. Default: "
+        "each column of a chip has its own, and costs take what the technology says", COUNT, of="adc", turn=12, before=None,
+        note=(9, "{} columns to an ADC"))
+
     def __post_init__(self) -> None:
         check(self)
+        self._read_transfer()
         if self.weights == "pair" and self.reference == "digital":
             raise ValueError("weights is 'pair' with reference 'digital'; a pair has no reference column to subtract, so allowed is "
                              "reference analog")
@@ -172,6 +185,15 @@ class CrossbarSpec:
         if self.converter is not Converter and self.adc_range == "dynamic":
             raise ValueError("adc_range is 'dynamic', which works with linear converters only; allowed are calibrated and full")
         self._check_adc_bits()
+
+    def _read_transfer(self) -> None:
+        """Take the table of a file in place of its path."""
+        if self.adc_transfer is None or transfer.is_table(self.adc_transfer):
+            return
+        try:
+            object.__setattr__(self, "adc_transfer", transfer.read(self.adc_transfer))
+        except ValueError as error:
+            raise ValueError(f"adc_transfer is {str(self.adc_transfer)!r}: {error}") from None
 
     def _check_adc_bits(self) -> None:
         bits, planned = self.adc_bits, self.adc_plan != "uniform"
@@ -185,11 +207,15 @@ class CrossbarSpec:
                              "significance or ones it is a mean and may be a fraction")
         if not planned and (type(bits) is not int or not 1 <= bits <= MOST_ADC_BITS):
             raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}")
+        name, most = ("adc_max_bits", self.adc_max_bits) if planned else ("adc_bits", bits)
+        if self.adc_transfer is not None and self.adc_range != "ideal" and most > self.converter.most_bits:
+            raise ValueError(f"{name} is {most!r} with an adc_transfer of {len(self.converter.full[1])} codes; allowed are whole numbers "
+                             f"from 1 to {self.converter.most_bits}")
 
     @property
     def converter(self) -> type[Converter]:
         """The kind of its ADCs."""
-        return Converter
+        return Converter if self.adc_transfer is None else transfer.kind(self.adc_transfer)
 
     @property
     def planned(self) -> bool:

@@ -218,7 +218,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def _top_is_apart(self, layer):
         """Whether the digit that counts negative is read apart from the others: where a converter's noise or offset makes something of
         reads without word lines too, so that taking the top digit off twice would take off those of the others."""
-        return self.encoding == "twos" and self.act_quant.signed and layer.readout is not None
+        return self.encoding == "twos" and self.act_quant.signed and (layer.readout is not None or layer.compares)
 
     def _low_and_top(self, layer):
         """The layer of the digits below the top one, and that of the top one; without the first where there is but one digit."""

@@ -28,10 +28,12 @@ def read_range(layer: MappedLayer, k: int) -> tuple[int, int]:
     return int(low * gain) - 1 - offset, int(high * gain) + 1 + offset
 
 
-def lacking(layer: MappedLayer) -> str | None:
-    """Why such an engine cannot run a layer, or None."""
+def lacking(layer: MappedLayer, compares: bool = False) -> str | None:
+    """Why such an engine cannot run a layer, or None. Args: compares, whether it can where codes follow from thresholds."""
     kind = layer.spec.converter
-    if kind is not Converter and layer.spec.adc_range != "ideal":
+    if layer.compares and not compares:
+        return "it has linear converters only, and no thresholds"
+    if kind is not Converter and layer.spec.adc_range != "ideal" and not layer.compares:
         return f"it has linear converters only, not {kind.__name__}"
     return too_far(layer)
 
@@ -91,4 +93,4 @@ def _deviation(layer, k):
     most = layer.tallest * (2 ** max(layer.spec.digit_bits) - 1) ** 2
     parts = [layer.cells.values, layer.cells.reference, *([readout.both] if readout.needs_both else [])]
     cell = max(int(part[k].abs().max()) for part in parts)
-    return (readout.base + most * (1 + m) * (abs(c0) + abs(c1) * cell)) ** 0.5
+    return (float(layer.base_noise[:, k].max()) + most * (1 + m) * (abs(c0) + abs(c1) * cell)) ** 0.5

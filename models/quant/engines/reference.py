@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,13 +36,14 @@ def accumulate(layer: MappedLayer, a_codes: Tensor) -> Tensor:
     if spec.adc_range in ("dynamic", "ideal"):
         slices = dict.fromkeys(slices, 0)
     acc = None
-    for z, k, u, j in reads(layer, a_codes):
+    for number, (z, k, u, j) in enumerate(reads(layer, a_codes)):
         if acc is None:
             acc = torch.zeros(max(slices.values()) + 1, *u.shape, dtype=torch.int64, device=u.device)
         if spec.adc_range == "ideal":
             value = u
         else:
-            value = _dynamic(u, spec.adc_bits) if spec.adc_range == "dynamic" else _static(u, layer, z, k, j)
+            t = number // (len(spec.digit_bits) * len(spec.slice_bits))
+            value = _dynamic(u, spec.adc_bits) if spec.adc_range == "dynamic" else _static(u, layer, z, k, j, t)
         acc[slices[k]] += value << (spec.dac_bits * z + spec.cell_bits * k)
     return _image(layer, acc, a_codes).to(accumulator_dtype(layer))
 
@@ -74,13 +77,13 @@ def reads(layer: MappedLayer, a_codes: Tensor) -> Iterator[tuple[int, int, Tenso
                 if spec.reference == "analog":
                     u = u - a @ reference[:, start:stop]
                 if layer.readout is not None:
-                    u = _read_out(layer, u, a, values[:, start:stop], reference[:, start:stop], (t, z, k), len(a_codes))
+                    u = _read_out(layer, u, a, values[:, start:stop], reference[:, start:stop], (t, z, k), j, len(a_codes))
                     if spec.skips_idle:
                         u = u * (n > 0)
                 yield z, k, u.long(), j
 
 
-def _read_out(layer, u, a, values, reference, place, images):
+def _read_out(layer, u, a, values, reference, place, j, images):
     """`u` as the converters of a chip see it, with noise, gain and offset: `readout.Readout`."""
     readout, (t, z, k) = layer.readout, place
     groups, pixels, out = u.shape
@@ -91,7 +94,8 @@ def _read_out(layer, u, a, values, reference, place, images):
         c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
         ones = (a**2).sum(2, keepdim=True)
         twice = 2 * (a**2 @ values) + 2 * m * (a**2 @ reference) if both is None else 2 * (a**2 @ both)
-        variance = (readout.base + c0 * (1 + m) * ones).float() + torch.tensor(c1 / 2).float() * twice.float()
+        base = layer.base_noise[z, k].to(u.device)[j]
+        variance = (base + c0 * (1 + m) * ones).float() + torch.tensor(c1 / 2).float() * twice.float()
         pixel = torch.arange(pixels, device=u.device)
         image, pixel = pixel // max(pixels // max(images, 1), 1) + first_image(), pixel % max(pixels // max(images, 1), 1)
         counter = ((pixel * len(layer.arrays) + t) * len(layer.spec.digit_bits) + z) * len(layer.spec.slice_bits) + k
@@ -143,13 +147,26 @@ def _cells(layer, device):
     return [(scale * c, torch.full_like(c[..., :1], twice)) for c, twice in zip(bits, layer.reference_twice)]
 
 
-def _static(u, layer, z, k, j):
-    """What the ADC codes of reads of these classes add."""
+def _static(u, layer, z, k, j, t):
+    """What the ADC codes of reads of these classes, of array t, add."""
     total = torch.zeros_like(u)
     for each in range(layer.classes):
         converter = layer.converter(z, k, each)
-        total += converter.added(converter.encode(u, layer.unit)) * (j == each)
+        added = _compared(u, layer, z, k, each, t) if layer.compares else converter.added(converter.encode(u, layer.unit))
+        total += added * (j == each)
     return total
+
+
+def _compared(u, layer, z, k, j, t):
+    """The same by the thresholds that reads have reached."""
+    thresholds = layer.kept_thresholds(z, k, j)
+    thresholds = thresholds[:, min(t, thresholds.shape[1] - 1), None].to(u.device)
+    converter = layer.converter(z, k, j)
+    added = converter.added(np.arange(converter.q_min, converter.q_max + 1)).tolist()
+    value = torch.full_like(u, added[0])
+    for i, (low, high) in enumerate(itertools.pairwise(added)):
+        value += (high - low) * (u >= thresholds[..., i])
+    return value
 
 
 def _dynamic(u, adc_bits):

@@ -44,6 +44,14 @@ class Reads:
                                "drawn once for a chip", LEVELS, of="reads")
     adc_gain: float = number(0.0, "standard deviation of the relative gain g of each column's converter, v (1 + g). It is drawn once "
                              "for a chip", LEVELS, of="reads")
+    adc_inl: float = number(0.0, "standard deviation of the INL of each converter, a smooth bend, in steps (LSB). It is drawn once for a "
+                            "chip", LEVELS, of="reads", unit=" LSB")
+    adc_dnl: float = number(0.0, "standard deviation of the DNL of each code of each converter, in steps (LSB). It is drawn once for a "
+                            "chip", LEVELS, of="reads", unit=" LSB")
+    adc_mismatch: float = number(0.0, "relative standard deviation of a unit capacitor of each converter, which then is a SAR with an "
+                                 "array of binary weights. It is drawn once for a chip", LEVELS, of="reads")
+    comparator_noise: float = number(0.0, "standard deviation of the noise that each conversion adds to v, as adc_noise, but in steps "
+                                     "(LSB) of that conversion", LEVELS, of="reads", unit=" LSB")
     access: str = choice(Wires.access, *(Wires.__dataclass_fields__["access"].metadata[key] for key in ("allowed", "help")), of="cells")
     wire_ohm: float = _of_wires("wire_ohm", WIRE_OHM)
     row_ohm: float = _of_wires("row_ohm", ROW_OHM)
@@ -116,7 +124,8 @@ class Chips(Draws, Reads):
         """
         noise = None if self.read_noise == "device" else self.read_noise  # the device has its own already
         program(network, self.device, seed, self.reference_cells, read_noise=noise, adc_noise=self.adc_noise,
-                      adc_offset=self.adc_offset, adc_gain=self.adc_gain, wires=self.wires, noise_seed=self.noise_seed,
+                      adc_offset=self.adc_offset, adc_gain=self.adc_gain, adc_inl=self.adc_inl, adc_dnl=self.adc_dnl,
+                      adc_mismatch=self.adc_mismatch, comparator_noise=self.comparator_noise, wires=self.wires, noise_seed=self.noise_seed,
                       progress=progress)
 
     def __str__(self) -> str:

@@ -93,7 +93,7 @@ def losses(model: nn.Module, images: Batch, corrected: bool = True,
     for name, layer in layers:
         chip, ideal = layer.chip, wanted[name].double()
         curved = chip.readout is not None and chip.readout.curve is not None
-        of_wires = replace(chip.readout, base=0.0, cell_noise=None, gain=None, offset=None) if curved else None
+        of_wires = replace(chip.readout, base=0.0, cell_noise=None, gain=None, offset=None, circuits=None) if curved else None
 
         def output(cells, readout=None, layer=layer, x=inputs[name], nominal=chip.nominal, ideal=ideal):
             layer.set_cells(cells, nominal, readout)

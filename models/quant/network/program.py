@@ -5,7 +5,7 @@ import hashlib
 import logging
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..arrays.cells import LARGEST_CELL, Cells, Chip, fraction_bits, on_grid
+from ..arrays.circuits import Circuits
 from ..arrays.readout import Readout
 from ..devices import Device, Wires, faults
 from ..devices.wires import STRAIGHT, effective, gate_curve
@@ -24,7 +25,8 @@ from ..storage.effective import kept
 
 log = logging.getLogger(__name__)
 
-VALUES, REFERENCE, CONVERTERS, INPUTS, NEGATIVE, WEIGHTS = range(6)  # what a generator draws: the last part of its key
+VALUES, REFERENCE, CONVERTERS, INPUTS, NEGATIVE, WEIGHTS, CIRCUITS = range(7)  # what a generator draws: the last part of its key;
+# of circuits with the bits of their converters added
 MOST_LEVELS = 1e6  # levels, of a converter's noise or offset: 32 bits hold it on the grid
 COLUMNS = 128  # bit lines of one array, where word lines resist: outputs of one slice, behind its reference columns, or their pairs
 FITTED_INPUTS, FITTED_GROUPS = 64, 8  # of the curve of gate access: random inputs, in which
@@ -41,6 +43,7 @@ class _Draw:
     adc_noise: float
     adc_offset: float
     adc_gain: float
+    circuits: Mapping[str, float]  # `inl, dnl, mismatch, noise` of `Circuits`
     wires: Wires
     noise_seed: int
     done: Callable[[], Any]  # to be called behind each slice
@@ -49,6 +52,7 @@ class _Draw:
 
 def program(model: nn.Module, device: Device | None, seed: int = 0, reference_cells: str = "device", *,
             read_noise: float | str | None = None, adc_noise: float = 0.0, adc_offset: float = 0.0, adc_gain: float = 0.0,
+            adc_inl: float = 0.0, adc_dnl: float = 0.0, adc_mismatch: float = 0.0, comparator_noise: float = 0.0,
             wires: Wires | None = None, noise_seed: int = 0, progress: bool = False) -> None:
     """Program every crossbar layer of `model`: cells as the device makes them, the same for the same seed on every machine.
 
@@ -68,7 +72,10 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         read_noise: standard deviation of a cell's reads, uS, in place of the device's (`Device.read_noise`).
         adc_noise: standard deviation of a converter's noise, in levels of a cell.
         adc_offset, adc_gain: standard deviations of the converters' offsets, in levels of a cell, and of their relative gains. Each
-            physical column has one draw, which stays.
+            converter has one draw, which stays: each physical column, or as many as share one (`columns_per_adc`).
+        adc_inl, adc_dnl: standard deviations of the converters' INL and DNL, in steps (`arrays.circuits`).
+        adc_mismatch: relative standard deviation of a unit capacitor of theirs.
+        comparator_noise: standard deviation of the noise of each conversion, in steps.
         wires: see `Wires`. With voltage access the cells become effective ones, exact for all inputs; the two lines of a pair stand side
             by side. With gate access they are the cells of `devices.wires.gate_curve`, and reads go through its curve, each line of a
             pair for itself. The curve's error on random inputs is logged.
@@ -86,7 +93,9 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
     check_seed(seed)
     if reference_cells not in ("device", "ideal"):
         raise ValueError(f"reference_cells is {reference_cells!r}; allowed are device, ideal")
-    for name, value in (("adc_noise", adc_noise), ("adc_offset", adc_offset), ("adc_gain", adc_gain)):
+    circuits = {"inl": adc_inl, "dnl": adc_dnl, "mismatch": adc_mismatch, "noise": comparator_noise}
+    for name, value in (("adc_noise", adc_noise), ("adc_offset", adc_offset), ("adc_gain", adc_gain), ("adc_inl", adc_inl),
+                        ("adc_dnl", adc_dnl), ("adc_mismatch", adc_mismatch), ("comparator_noise", comparator_noise)):
         if not 0 <= value <= MOST_LEVELS:
             raise ValueError(f"{name} is {value!r}; allowed are numbers from 0 to {MOST_LEVELS:g}")
     if read_noise is not None:
@@ -97,7 +106,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
     watched = sys.stderr.isatty()
     with tqdm(total=slices, desc=f"programming chip {seed}", unit="slice", disable=not progress, leave=False, dynamic_ncols=True,
               delay=2 if watched else 60, mininterval=0.5 if watched else 60) as bar:
-        draw = _Draw(device, seed, reference_cells, adc_noise, adc_offset, adc_gain, wires or Wires(), noise_seed, bar.update)
+        draw = _Draw(device, seed, reference_cells, adc_noise, adc_offset, adc_gain, circuits, wires or Wires(), noise_seed, bar.update)
         chips = [(layer, _chip(name, layer, draw)) for name, layer in crossbar_layers(model)]
     for layer, chip in chips:
         layer.chip = chip
@@ -304,21 +313,28 @@ def _readout(name, layer, draw, scale, off, shares, curves, both=None):
     """What the layer's reads have besides, or None. Args: shares, m of `Readout.cell_noise` for each slice; both, see there."""
     noise = [draw.device.cell_noise(bits) for bits in layer.slice_bits]
     cell_noise = tuple((scale**2 * c0 - scale * c1 * shift, scale * c1, m) for (c0, c1, _), shift, m in zip(noise, off, shares))
-    gain = offset = None
+    gain = offset = circuits = None
+    mapped, each = layer.mapped("ideal", cells=None), layer.spec.columns_per_adc or 1
+    groups, _, out = mapped.w_rows.shape
+    shape = groups, len(mapped.arrays), -(-out // each)
     if draw.adc_gain or draw.adc_offset:
-        mapped = layer.mapped("ideal", cells=None)
-        groups, _, out = mapped.w_rows.shape
-        normals = np.stack([generator(draw.seed, name, k, CONVERTERS).standard_normal((2, groups, len(mapped.arrays), out))
-                            for k in range(len(shares))], axis=1)
+        normals = np.stack([generator(draw.seed, name, k, CONVERTERS).standard_normal((2, *shape)) for k in range(len(shares))], axis=1)
+        normals = normals.repeat(each, axis=-1)[..., :out]
         gain = torch.from_numpy(1 + draw.adc_gain * normals[0])
         offset = torch.from_numpy(np.rint(scale * draw.adc_offset * normals[1]).astype(np.int32))
     noisy = any(c0 or c1 for c0, c1, _ in noise)
     curved = any(b1 or b2 for _, b1, b2, _ in curves)
-    if not (noisy or draw.adc_noise or gain is not None or curved or both is not None):
+    if any(draw.circuits.values()):
+        circuits = Circuits(**draw.circuits, shape=shape, columns=each, draws=functools.partial(_of_circuits, draw.seed, name))
+    if not (noisy or draw.adc_noise or gain is not None or curved or both is not None or circuits):
         return None
     key = hashlib.sha256(f"{draw.noise_seed} {draw.seed} {name}".encode()).digest()[:8]
     return Readout((scale * draw.adc_noise) ** 2, cell_noise if noisy else None, int.from_bytes(key, "little"), gain, offset,
-                   tuple(curves) if curved else None, both)
+                   tuple(curves) if curved else None, both, circuits)
+
+
+def _of_circuits(seed, name, k, bits):
+    return generator(seed, name, k, CIRCUITS + bits)
 
 
 def check_seed(seed: int) -> None:

@@ -18,11 +18,12 @@ from .common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .common.histogram import room_for
 from .dense import Dense
 from .grid import cells_kernel, cells_matrix
+from .grid.cells_compared import NOTHING_COMPARED, compared_forms
 from .grid.cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
 from .grid.cells_kernel import STATIC_BROAD
 from .grid.cells_narrow import NOT_NARROW, Narrow, narrow_forms
 from .grid.cells_layout import besides, fits, lay_out, padded_columns, step_of_slice, weights_of
-from .grid.cells_reads import NARROW, PLAIN, SHORT
+from .grid.cells_reads import COMPARED, NARROW, PLAIN, SHORT
 from .pixels import pixels
 from .vectors.amx import TILE_ROWS, can_multiply
 from .whole.choice import SHORT_ROWS, TILES, may
@@ -58,14 +59,21 @@ class Prepared:
 
     @functools.cached_property
     def _static(self):
-        return no_adc_forms(self.layer) if self.layer.spec.adc_range == "ideal" else static_forms(self.layer)
+        return no_adc_forms(self.layer) if self.layer.spec.adc_range == "ideal" or self.layer.compares else static_forms(self.layer)
 
     @functools.cached_property
     def _narrow(self) -> Narrow:
-        return narrow_forms(self.layer) if self.layer.spec.adc_range != "ideal" and may(SHORT_ROWS) else NOT_NARROW
+        fixed = self.layer.spec.adc_range != "ideal" and not self.layer.compares
+        return narrow_forms(self.layer) if fixed and may(SHORT_ROWS) else NOT_NARROW
+
+    @functools.cached_property
+    def _compared(self):
+        return compared_forms(self.layer)
 
     def _static_kernel(self, beside):
         """The fastest that can, with fixed ranges."""
+        if self.layer.compares:
+            return COMPARED
         plain = not (beside.noisy or beside.curved or beside.changed)
         if self._narrow.fits:
             return NARROW if plain else SHORT
@@ -173,7 +181,8 @@ class Prepared:
         if op == STATIC:
             op = self._static_kernel(beside)
         narrow = self._narrow if op in (NARROW, SHORT) else NOT_NARROW
-        cells_kernel.run(shape, tables, forms, narrow, beside, a_codes, size, pixels, op, **target)
+        compared = self._compared if op == COMPARED else NOTHING_COMPARED
+        cells_kernel.run(shape, tables, forms, narrow, compared, beside, a_codes, size, pixels, op, **target)
 
 
 _NO_FORMS = Forms(np.zeros((1,) * 5, np.float32), np.zeros((1,) * 5), False, False, np.zeros((1, 1, 1), np.int64),

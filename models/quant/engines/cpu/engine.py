@@ -26,6 +26,7 @@ import torch
 
 from ...arrays.cells import Cells
 from ...arrays.mapping import MappedLayer
+from ...arrays.readout import Readout
 from ...kernels import elementwise
 from ...kernels.output import ToCodes
 from ...kernels.simd import set_threads
@@ -35,6 +36,7 @@ from . import cells
 from .common.buffers import BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .common.layout import lay_out
 from .dense import Dense
+from .grid.cells_compared import unfit
 from .groups import grouped
 from .pixels import loud, pixels
 from .planes import kernel
@@ -47,11 +49,15 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
     if layer.cells is not None and not cells.fits(layer):
         return "cells too far from their levels for sums of 16 bits"
-    return lacking(layer) or (None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}")
+    if reason := layer.compares and unfit(layer):
+        return reason
+    return lacking(layer, compares=True) or (None if device.type == "cpu" else f"it runs on the CPU, the data are on {device}")
 
 
 def prepare(layer: MappedLayer) -> _AnyPrepared:
     """What does not depend on the input; made when first needed."""
+    if layer.compares:  # by rows of cells, whatever they are
+        layer = replace(layer if layer.cells is not None else _on_grid(layer), readout=layer.readout or Readout())
     usual = _Prepared(layer) if layer.cells is None else cells.Prepared(layer)
     return grouped.Prepared(layer, usual) if grouped.serves(layer) else usual
 
@@ -146,12 +152,8 @@ class _Prepared:
 
     @functools.cached_property
     def on_grid(self):
-        """The same layer by sums of rows, where 16 bits do not do: its ideal cells on a grid of its u."""
-        layer, spec = self.layer, self.layer.spec
-        w_rows, scale = layer.w_rows.int(), round(1 / spec.unit)
-        values = torch.stack([scale * ((w_rows >> (spec.cell_bits * k)) & (2**bits - 1)) for k, bits in enumerate(spec.slice_bits)])
-        reference = torch.tensor(layer.reference_twice, dtype=torch.int32).view(-1, 1, 1).expand(values.shape[:3]).contiguous()
-        return cells.Prepared(replace(layer, cells=Cells(values, reference, scale - 1)), accumulator_dtype(layer))
+        """The same layer by sums of rows, where 16 bits do not do."""
+        return cells.Prepared(_on_grid(self.layer), accumulator_dtype(self.layer))
 
     def simulate(self, a_codes, **scaling):
         """Accumulators; with `scaling` (values, scale, offset) `[1, ...]`, the bits of what `engines.scaled` returns; with
@@ -241,6 +243,14 @@ class _Reads:
         extremes[..., 0], extremes[..., 1] = 2**62, -2**62
         self.run(no_adc(self.layer), a_codes, RANGES, extremes=extremes)
         return extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)
+
+
+def _on_grid(layer):
+    """A layer whose ideal cells lie on a grid of its u."""
+    spec, w_rows, scale = layer.spec, layer.w_rows.int(), round(1 / layer.spec.unit)
+    values = torch.stack([scale * ((w_rows >> (spec.cell_bits * k)) & (2**bits - 1)) for k, bits in enumerate(spec.slice_bits)])
+    reference = torch.tensor(layer.reference_twice, dtype=torch.int32).view(-1, 1, 1).expand(values.shape[:3]).contiguous()
+    return replace(layer, cells=Cells(values, reference, scale - 1))
 
 
 _AnyPrepared = _Prepared | cells.Prepared | grouped.Prepared

@@ -63,7 +63,7 @@ class Constants:
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     """Why this engine cannot run on `device`, or None."""
-    reason = lacking(layer)
+    reason = lacking(layer) or triton_readout.lacking(layer)
     if reason or _interpreted():
         return reason
     if device.type != "cuda" or torch.version.hip:

@@ -50,7 +50,7 @@ class Besides:
 
     Attributes:
         constants: of the kernel.
-        tables: float64 `[slices, 9]`: k, `base`, `c_0 (1 + m)`, `c_1 / 2`, `2 m`, and `curve`; int32: `NORMAL`, then `SIGNS`;
+        tables: float64 `[slices, 9]`: k, `base_noise`, `c_0 (1 + m)`, `c_1 / 2`, `2 m`, and `curve`; int32: `NORMAL`, then `SIGNS`;
             int8 `[slices, groups, 16, positions]`: 1 where a row stands, and the reference; int8 `[parts, slices, groups, out / groups,
             positions]`: cells of the second product; float64 and int32 `[slices, groups, arrays, out / groups]`: gain, offset.
     """
@@ -61,7 +61,8 @@ class Besides:
         for place, k in enumerate(order):
             c0, c1, m = readout.cell_noise[k] if readout.cell_noise else (0.0, 0.0, 0.0)
             curve = readout.curve[k] if readout.curve else (0.0,) * 4
-            numbers[place] = torch.tensor([k, readout.base, c0 * (1 + m), np.float32(c1 / 2), 2 * m, *curve], dtype=torch.float64)
+            base = float(layer.base_noise[0, k, -1])
+            numbers[place] = torch.tensor([k, base, c0 * (1 + m), np.float32(c1 / 2), 2 * m, *curve], dtype=torch.float64)
         reference = layer.cells.reference.cpu()[..., None]
         shared = torch.cat([levels(torch.ones_like(reference), order, rows), levels(reference, order, rows)])[:, :, :, 0]
         shared = F.pad(shared.permute(1, 2, 0, 3), (0, 0, 0, _SHARED.value - len(shared))).contiguous()
@@ -79,6 +80,12 @@ class Besides:
             noisy=readout.noisy, levels=readout.depends_on_level, curved=readout.curve is not None,
             changed=readout.gain is not None or readout.offset is not None, analog=layer.spec.reference == "analog",
             skips_idle=layer.spec.skips_idle, pair=readout.needs_both, parts=len(cells))
+
+
+def lacking(layer: MappedLayer) -> str | None:
+    """Why the kernel cannot make the reads of a layer, or None."""
+    noise = layer.readout is not None and layer.readout.circuits is not None and layer.readout.circuits.noise
+    return "it has no comparator noise of plans, whose steps differ from digit to digit" if noise and layer.spec.planned else None
 
 
 def tiling(pixels: int, channels: int) -> tuple[int, int, dict]:

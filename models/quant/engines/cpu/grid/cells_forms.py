@@ -48,13 +48,15 @@ def static_forms(layer: MappedLayer) -> Forms:
 
 
 def no_adc_forms(layer: MappedLayer) -> Forms:
-    """Every read as it is, as the code of an ADC with steps of one u."""
+    """Every read as it is, as the code of an ADC with steps of one u; of others what they say of reads of 0 bits."""
     spec = layer.spec
     forms = np.zeros((1, len(spec.digit_bits), len(spec.slice_bits), layer.classes, FORM))
     forms[..., UNIT] = forms[..., DELTA] = 1
     forms[..., LOWEST], forms[..., HIGHEST] = -(2**31), 2**31
     place = spec.dac_bits * np.arange(forms.shape[1])[:, None] + spec.cell_bits * np.arange(forms.shape[2])
     forms[..., FACTOR] = 2.0 ** place[..., None]
+    for kind in np.ndindex(forms.shape[1:4]) if spec.adc_range != "ideal" else ():
+        forms[(0, *kind, FACTOR)] *= layer.converter(*kind).bits > 0
     return Forms(forms.astype(np.float32), forms, True, True, np.zeros((1, *forms.shape[1:3]), np.int64),
                  np.zeros(layer.geometry.groups, np.int64))
 

@@ -29,11 +29,12 @@ from ..vectors.wide import (RAISED, WIDE, add_product_f32, add_product_f64, add_
                             code_f64_of_f32, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i32, larger, load_ints,
                             smaller, store_ints)
 from ..vectors.wide_noise import ROUNDER
+from .cells_compared import Compared, add_compared_codes
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from .cells_matrix import multiply, pack
 from .cells_narrow import Narrow, add_narrow_codes
 from .cells_layout import Besides, CellLayout, CellShape
-from .cells_reads import (NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_inputs, add_noise, add_references, add_squares,
+from .cells_reads import (COMPARED, NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_inputs, add_noise, add_references, add_squares,
                           adds_nothing, kind_of, read, sums_of_cells)
 from .cells_rows import add_rows, add_squared_rows
 
@@ -63,7 +64,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 CellAddresses = namedtuple("CellAddresses", """
     analog noisy curved changed idle_is_zero keys noise curve current rounder reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
-    singles doubles divide low constant narrow worth
+    singles doubles divide low constant narrow worth short kinds thresholds worths rises spans
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts first_bin bin_shift bins
     lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared reads drive
@@ -74,10 +75,11 @@ Buffers = namedtuple("Buffers", """
     codes_row panel sums acc exact_acc step total row_of_reads""")
 
 
-def run(shape: CellShape, layout: CellLayout, forms: Forms, narrow: Narrow, besides: Besides, a_codes: torch.Tensor, size: tuple[int, int],
-        pixels: int, op: int, *, out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
-        offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None,
-        extremes: np.ndarray | None = None, counts: np.ndarray | None = None, first_bin: int = 0, bin_shift: int = 0) -> None:
+def run(shape: CellShape, layout: CellLayout, forms: Forms, narrow: Narrow, compared: Compared, besides: Besides,
+        a_codes: torch.Tensor, size: tuple[int, int], pixels: int, op: int, *, out: np.ndarray | None = None,
+        values: np.ndarray | None = None, scale: np.ndarray | None = None, offset: np.ndarray | None = None,
+        next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None, extremes: np.ndarray | None = None,
+        counts: np.ndarray | None = None, first_bin: int = 0, bin_shift: int = 0) -> None:
     """Do `op` with every read of a layer, as `kernel.run`; one of `_kernels`.
 
     Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; pixels, how many of the N H' W' output pixels there are.
@@ -90,14 +92,14 @@ def run(shape: CellShape, layout: CellLayout, forms: Forms, narrow: Narrow, besi
         extremes=np.empty((0,) * 8, np.int32) if extremes is None else extremes,
         counts=np.empty((0,) * 5, np.int64) if counts is None else counts, first_bin=first_bin, bin_shift=bin_shift)
     bands = bands_of(len(a_codes), size[0])
-    _kernels[op](len(a_codes) * bands, shape, layout, forms, narrow, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size,
-                 pixels, bands)
+    _kernels[op](len(a_codes) * bands, shape, layout, forms, narrow, compared, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(),
+                 *size, pixels, bands)
 
 
 def _kernel(op):
     """The kernel for one `op`, see `kernel`. Its items are bands of output rows, done a strip of some rows at a time."""
     def layer(arguments, item, sources=SOURCES):
-        shape, layout, forms, narrow, besides, target, to_codes, codes, height, width, pixels, bands = loaded(arguments)
+        shape, layout, forms, narrow, compared, besides, target, to_codes, codes, height, width, pixels, bands = loaded(arguments)
         image, band = item // bands, item % bands
         first, last = height * band // bands, height * (band + 1) // bands
         lines = min(last - first, max(1, STRIP // width))
@@ -105,7 +107,7 @@ def _kernel(op):
         if shape.matrix:
             configure(layout.configuration.ctypes.data)
         buffers = _new_buffers(shape, source.kept * source.width, len(layout.intervals), lines * width, op)
-        at = _addresses(shape, layout, forms, narrow, besides, target, to_codes, buffers, numba.get_thread_id(), op)
+        at = _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes, buffers, numba.get_thread_id(), op)
         for group in range(shape.groups):
             group_codes = codes.ctypes.data + (image * source.height * source.width * shape.groups + group) * shape.channels
             listed = 0
@@ -201,6 +203,8 @@ def _use_sums(shape, at, tile, first, end, op):
                 _count_values(shape, at, place, op)
             elif op == STATIC or op == PLAIN:
                 _add_codes(shape, at, place, op)
+            elif op == COMPARED:
+                add_compared_codes(shape, at, place, _accumulator(shape, at, place), op)
             else:
                 _add_broad_codes(shape, at, place, op)
 
@@ -306,7 +310,7 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
     """`Buffers` for lists of so many input pixels and so many channel intervals, and a strip of so many pixels."""
     places, reads = pixels * shape.input_bits, _up_to_vectors(width * shape.digits)
     sums = width * shape.steps * shape.slice_vectors * LANES
-    broad = op == STATIC_BROAD or op == DYNAMIC
+    broad = op == STATIC_BROAD or op == DYNAMIC or op == COMPARED
     narrow_sums, broad_sums = 0 if broad else sums, sums if broad else 0
     return Buffers(
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
@@ -330,10 +334,10 @@ def _up_to_vectors(reads):
 
 
 @inner
-def _addresses(shape, layout, forms, narrow, besides, target, to_codes, buffers, thread, op):
+def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes, buffers, thread, op):
     """`CellAddresses` for one `op`."""
     words = 2 if target.wide else 1
-    exact = op == STATIC_BROAD or op == DYNAMIC
+    exact = op == STATIC_BROAD or op == DYNAMIC or op == COMPARED
     rounder = np.float32(RAISED if op == SHORT else ROUNDER)
     return CellAddresses(
         analog=besides.analog, noisy=besides.noisy, curved=besides.curved, changed=besides.changed,
@@ -341,12 +345,14 @@ def _addresses(shape, layout, forms, narrow, besides, target, to_codes, buffers,
         rounder=rounder,
         keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
         reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
-        gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base, seed=besides.seed,
+        gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base.ctypes.data, seed=besides.seed,
         weights=layout.weights.ctypes.data, array_base=layout.array_base.ctypes.data, tile_stride=layout.tile_stride.ctypes.data,
         segments=layout.segments.ctypes.data, segment_start=layout.segment_start.ctypes.data, intervals=layout.intervals.ctypes.data,
         n_intervals=len(layout.intervals), digit_start=layout.digit_start.ctypes.data, step_of_slice=layout.step_of_slice.ctypes.data,
         singles=forms.singles.ctypes.data, doubles=forms.doubles.ctypes.data, divide=forms.divide, low=forms.low.ctypes.data,
         constant=forms.constant.ctypes.data, narrow=narrow.forms.ctypes.data, worth=narrow.worth.ctypes.data,
+        short=compared.short, kinds=compared.kinds.ctypes.data, thresholds=compared.thresholds.ctypes.data,
+        worths=compared.values.ctypes.data, rises=compared.rises.ctypes.data, spans=compared.spans.ctypes.data,
         exact=exact, relative=0, floats=False,
         out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
         scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
@@ -372,4 +378,4 @@ def _keep_alive(buffers):
     """Numba frees an array after its last use, and does not see the uses by address."""
 
 
-_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN, SHORT, NARROW)}
+_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN, SHORT, NARROW, COMPARED)}

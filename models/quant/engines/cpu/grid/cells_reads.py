@@ -19,8 +19,8 @@ from ..vectors.wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, betwe
 from .cells_forms import FACTOR, FORM
 
 # Operations beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it; by `cells_narrow`, with what
-# reads have besides, and without.
-PLAIN, SHORT, NARROW = 5, 6, 7
+# reads have besides, and without; by `cells_compared`.
+PLAIN, SHORT, NARROW, COMPARED = 5, 6, 7, 8
 
 # The reads of 64 columns at one output pixel, a digit each. array, that of all groups; column, the first of 64 in its group; x, the
 # pixel in its strip; sums, where u of the first digit stands in `at.sums`.
@@ -183,7 +183,8 @@ def add_noise(shape, at, besides, strip, t, k, op):
 @inlined
 def _variance_at_zero(shape, at, x, z, k):
     """That of a read of pixel x and digit z whose cells have no current."""
-    return np.float32(at.base + float64_at(at.noise, 3 * k) * int64_at(at.pixel_squares, x * shape.digits + z))
+    base = float64_at(at.base, kind_of(shape, at, x, z, k))
+    return np.float32(base + float64_at(at.noise, 3 * k) * int64_at(at.pixel_squares, x * shape.digits + z))
 
 
 @inner
