@@ -42,27 +42,33 @@ def code(u, step, q_min, bits):
     return min(max(round(Fraction(u, step)), q_min), q_min + 2**bits - 1)  # Python rounds ties to even, and fractions exactly
 
 
-@given(step=st.one_of(st.integers(2, 700), st.integers(2, 2**15 - 1)), bits=st.integers(1, 8), at=st.floats(-1.2, 0.3), data=st.data())
+@given(step=st.one_of(st.integers(2, 700), st.integers(2, 2**15 - 1)), bits=st.integers(1, 8), at=st.floats(-1.2, 0.3),
+       plain=st.booleans(), data=st.data())
 @settings(max_examples=400)
-def test_codes_of_whole_steps(step, bits, at, data):
-    q_min = round(at * 2**bits)
-    low, high = sorted(data.draw(st.tuples(st.integers(-2**15, 0), st.integers(0, 2**15 - 1))))
-    form = cells_narrow._form(low, high, GRID, Converter(step * GRID, q_min, bits))
+def test_codes_of_whole_steps(step, bits, at, plain, data):
+    q_min, most = round(at * 2**bits), 2**16 if plain else 2**15
+    low, high = sorted(data.draw(st.tuples(st.integers(-most, 0), st.integers(0, most - 1))))
+    form = cells_narrow._form(low, high, GRID, Converter(step * GRID, q_min, bits), plain)
     lowest, highest = max(low, q_min * step), min(high, (q_min + 2**bits - 1) * step)
     if form is None:  # no read is converted, or 16 bits do not hold the way from a step below the first code to the last
-        assert lowest > highest or highest - lowest + 2.5 * step >= 2**15 or lowest - 2.5 * step < -2**15
+        assert lowest > highest or highest - min(lowest, low) + 2.5 * step + 2**7 >= 2**16 or high - low + 2**7 >= 2**16 or (
+            not plain and lowest - 2.5 * step < -2**15)
         return
     u = np.unique(np.concatenate([np.linspace(low, high, 300).astype(int), np.arange(lowest, min(highest, lowest + 3 * step) + 1),
                                   [(2 * q + 1) * step // 2 + i for q in range(q_min, q_min + 2**bits) for i in (-1, 0, 1)]]))
     u = u[(u >= low) & (u <= high)]
-    assert all(0 <= field < 2**16 for field in form[:-1])
-    assert cells_narrow._codes(u, *form).tolist() == [code(int(value), step, q_min, bits) for value in u]
+    bias, *fields = form
+    assert all(0 <= field < 2**16 for field in fields[:-1])
+    assert bias == 2**15 or plain and bias % 2**7 == 0
+    assert 0 <= low + bias and high + bias < 2**16
+    assert cells_narrow._codes(u + bias, *fields).tolist() == [code(int(value), step, q_min, bits) for value in u]
 
 
-@pytest.mark.parametrize("low, high, delta", [(-900, 900, 100.5), (-900, 900, 1.0), (-900, 900, 2.0**15), (-2**15 - 1, 900, 64.0),
-                                              (-900, 2**15, 64.0), (-20000, 20000, 1000.0)])
-def test_what_16_bits_do_not_hold(low, high, delta):
-    assert cells_narrow._form(low, high, GRID, Converter(delta * GRID, -32, 6)) is None
+@pytest.mark.parametrize("low, high, delta, plain", [
+    (-900, 900, 100.5, True), (-900, 900, 1.0, True), (-900, 900, 2.0**15, True), (-2**15 - 1, 900, 64.0, False),
+    (-900, 2**15, 64.0, False), (-32767, 32767, 2000.0, False), (-30000, 2**16 - 30000, 64.0, True), (-2**16 + 900, 900, 64.0, True)])
+def test_what_16_bits_do_not_hold(low, high, delta, plain):
+    assert cells_narrow._form(low, high, GRID, Converter(delta * GRID, -32, 6), plain) is None
 
 
 STEPS = {"a level": 1.0, "odd": 117 * GRID, "even, no power of two": 180 * GRID, "less than a level": 0.25, "three": 3 * GRID}
@@ -147,6 +153,17 @@ def test_reads_at_the_ends_of_16_bits(kernels):
     assert kernels == [NARROW]
 
 
+@pytest.mark.parametrize("cell, kernel", [(510, NARROW), (512, PLAIN)])
+def test_reads_of_one_sign(kernels, cell, kernel):
+    """Those of 128 rows reach to 65,280, half a step below the end of 16 bits, or to 2^16: sums of 16 bits begin where the smallest of them has no sign."""
+    for sign in (1, -1):
+        kernels.clear()
+        case = full_case(CrossbarSpec(1, 2, 1, 8, 128, reference="digital"), 128, sign * cell, 1.0)
+        case.q_min = [0 if sign > 0 else -255]
+        check(case)
+        assert kernels == [kernel]
+
+
 def full_case(spec, channels, cell, delta, bits=None):
     """All inputs and all cells at their largest; with these bits for each kind of read, a plan."""
     case = layer_case(spec, channels=channels, out=2, kernel=(1, 1), size=(1, 1), images=1)
@@ -158,9 +175,9 @@ def full_case(spec, channels, cell, delta, bits=None):
     return case
 
 
-@pytest.mark.parametrize("a_bits, kernel", [(3, NARROW), (4, PLAIN)])
+@pytest.mark.parametrize("a_bits, kernel", [(3, NARROW), (4, NARROW), (5, PLAIN)])
 def test_sums_of_the_codes_of_all_digits(kernels, a_bits, kernel):
-    """Codes of 12 bits on all digits: what they add up to, 7 or 15 times 4095, does or does not fit in 16 bits."""
+    """Codes of 12 bits on all digits: 7 times 4095 fits in 16 bits, 15 times in two parts, and 16 times, of the fifth digit, does not."""
     check(full_case(CrossbarSpec(1, a_bits, 1, 12, 64, reference="digital"), 40, 256, 2 * GRID))
     assert kernels == [kernel]
 

@@ -296,7 +296,7 @@ def prefetch(typingctx, address):
     def codegen(context, b, sig, args):
         pointer = b.inttoptr(args[0], ir.PointerType(_I8))
         ask = b.module.declare_intrinsic("llvm.prefetch", [pointer.type], ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32]))
-        b.call(ask, [pointer, *(ir.Constant(_I32, n) for n in (0, 3, 1))])  # to be read, into all caches, data
+        b.call(ask, [pointer, *(ir.Constant(_I32, n) for n in (0, 2, 1))])  # to be read, into all caches but the smallest, data
         return context.get_dummy_value()
     return types.void(types.intp), codegen
 

@@ -64,7 +64,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 CellAddresses = namedtuple("CellAddresses", """
     analog noisy curved changed idle_is_zero keys noise curve current rounder reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
-    singles doubles divide low constant narrow worth short kinds thresholds worths rises spans
+    singles doubles divide low constant narrow worth parts n_parts short kinds thresholds worths rises spans
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts first_bin bin_shift bins
     lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared reads drive
@@ -351,6 +351,7 @@ def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes
         n_intervals=len(layout.intervals), digit_start=layout.digit_start.ctypes.data, step_of_slice=layout.step_of_slice.ctypes.data,
         singles=forms.singles.ctypes.data, doubles=forms.doubles.ctypes.data, divide=forms.divide, low=forms.low.ctypes.data,
         constant=forms.constant.ctypes.data, narrow=narrow.forms.ctypes.data, worth=narrow.worth.ctypes.data,
+        parts=narrow.parts.ctypes.data, n_parts=len(narrow.parts) - 1,
         short=compared.short, kinds=compared.kinds.ctypes.data, thresholds=compared.thresholds.ctypes.data,
         worths=compared.values.ctypes.data, rises=compared.rises.ctypes.data, spans=compared.spans.ctypes.data,
         exact=exact, relative=0, floats=False,

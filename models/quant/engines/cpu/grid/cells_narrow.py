@@ -2,7 +2,7 @@
 are of 32 bits.
 
 Where the ADC's step is D units of u, a whole number, as calibrated steps are on all but coarse grids, a code is a division by D. With
-`w = u - q_0 D + floor(D / 2)`, q_0 the lowest code, w brought between 0 and the middle of the highest code, below 2^15,
+`w = u - q_0 D + floor(D / 2)`, q_0 the lowest code, w brought between 0 and the middle of the highest code, below 2^16,
 
     n = floor(w / D) = floor(floor(w M / 2^16) / 2^s),  M = ceil(2^(16 + s) / D),  2^s < D <= 2^(s + 1)
 
@@ -12,8 +12,8 @@ n D and that code is odd, the even one is one less, unless it is below q_0. Wher
 Noise and curves leave reads in float32, as RAISED + u. Where D is a power of two, `RAISED + u / D` is one fused product, whose rounding is
 the ADC's, and only codes come back to 16 bits.
 
-A read has so few additions that every instruction beside them shows. Sums begin at 2^15, so that a subtraction of numbers without a sign,
-which stops at 0, is the lower limit, too; q_0 is added once for all digits; where D is odd, there are no ties.
+A read has so few additions that every instruction beside them shows. Sums begin so high that they have no sign: a subtraction that stops
+at 0 is the lower limit, too. q_0 is added once for all digits; where D is odd, there are no ties.
 """
 
 from __future__ import annotations
@@ -40,19 +40,22 @@ from .cells_rows import sum_shorts
 
 _PAIRS, _ONES = ir.VectorType(_I32, WIDE // 2), ir.Constant(_SHORTS, [1] * WIDE)
 
-# Of a read's converter: w is what `u + BIAS` is above FLOOR, at most HIGHEST; n what `code + BIAS` is above LOWEST, at most SPAN, or of w
+# Of a read's converter: w is what `u + bias` is above FLOOR, at most HIGHEST; n what `code + BIAS` is above LOWEST, at most SPAN, or of w
 # by MAGIC, 0 for a power of two, and PLACES; STEP, D where there may be ties, else 0; ODD, 1 where FIRST, the code that n counts from, is;
-# FACTOR, what a code is worth, a multiple of its slice's in `worth`. SCALE and LIFT, float32: 1 / D and RAISED - RAISED / D.
-FLOOR, HIGHEST, LOWEST, SPAN, MAGIC, PLACES, STEP, ODD, FIRST, FACTOR, SCALE, LIFT = range(12)
-FIELDS = 12
+# FACTOR, what a code is worth, a multiple of its slice's in `worth`; START, what a sum begins at, so that it ends at `u + bias`. SCALE and
+# LIFT, float32: 1 / D and RAISED - RAISED / D.
+FLOOR, HIGHEST, LOWEST, SPAN, MAGIC, PLACES, STEP, ODD, FIRST, FACTOR, START, SCALE, LIFT = range(13)
+FIELDS = 13
+MOST_DOUBLINGS = 7  # of a sum: bits of a digit, but one
 
 
 # fits    whether 16 bits do
 # forms   uint16 `[digit, slice, class, field, 2]`, those of 16 bits twice: vectors are filled with 32 bits from memory, but not with 16,
 #         by the load alone
 # worth   of the codes of each slice, int64, below 2^15
-Narrow = namedtuple("Narrow", "fits forms worth")
-NOT_NARROW = Narrow(False, np.zeros((0, 0, 0, FIELDS, 2), np.uint16), np.zeros(0, np.int64))
+# parts   the first digit of each run of digits whose codes' sum is below 2^15, and the end of the last, int64
+Narrow = namedtuple("Narrow", "fits forms worth parts")
+NOT_NARROW = Narrow(False, np.zeros((0, 0, 0, FIELDS, 2), np.uint16), np.zeros(0, np.int64), np.zeros(1, np.int64))
 
 
 def narrow_forms(layer: MappedLayer) -> Narrow:
@@ -62,45 +65,55 @@ def narrow_forms(layer: MappedLayer) -> Narrow:
         return NOT_NARROW
     kinds = len(spec.digit_bits), len(spec.slice_bits), layer.classes
     forms, factors, largest = np.zeros((*kinds, FIELDS, 2), np.uint16), np.zeros(kinds, np.int64), np.zeros(kinds, np.int64)
-    form_of = functools.cache(lambda k, converter: _form(*read_range(layer, k), layer.unit, converter))
+    form_of = functools.cache(lambda k, converter: _form(*read_range(layer, k), layer.unit, converter, readout is None))
     for z, k, j in np.ndindex(kinds):
         converter = layer.converter(z, k, j)
         if converter.bits:
             form = form_of(k, converter)
             if form is None:
                 return NOT_NARROW
-            forms[z, k, j, :FACTOR] = np.array(form).astype(np.uint16)[:, None]
+            bias, *fields = form
+            forms[z, k, j, :FACTOR] = np.array(fields).astype(np.uint16)[:, None]
+            forms[z, k, j, START] = bias >> spec.digit_bits[z] - 1
             scale = 1 / round(converter.delta / layer.unit)
             forms[z, k, j, SCALE:] = np.array([[scale], [RAISED - RAISED * scale]], np.float32).view(np.uint16)
             factors[z, k, j] = converter.factor << spec.dac_bits * z
             largest[z, k, j] = factors[z, k, j] * max(-converter.q_min, converter.q_max)
     common = np.maximum(np.gcd.reduce(factors, axis=(0, 2)), 1)
-    worth, most = common << spec.cell_bits * np.arange(kinds[1]), largest.max(2).sum(0)
-    if max((most // common).max(), worth.max()) >= 2**15:
+    worth, parts, most = common << spec.cell_bits * np.arange(kinds[1]), [0], np.zeros(kinds[1], np.int64)
+    for z, of_digit in enumerate(largest.max(2) // common):
+        if (most + of_digit).max() >= 2**15:
+            parts.append(z)
+            most[:] = 0
+        most += of_digit
+    if (largest // common[:, None]).max() >= 2**15 or worth.max() >= 2**15:
         return NOT_NARROW
     forms[..., FACTOR, :] = (factors // common[:, None])[..., None]
-    return Narrow(True, forms, worth)
+    return Narrow(True, forms, worth, np.array([*parts, kinds[0]]))
 
 
-def _form(low, high, unit, converter):
-    """The fields of one converter before FACTOR for u from `low` to `high`, None where the codes are others than its own."""
+def _form(low, high, unit, converter, plain):
+    """The bias and the fields of one converter before FACTOR for u from `low` to `high`, None where 16 bits do not hold these, or the
+    codes are others than its own. Args: plain, whether sums become codes at once, so that they may begin anywhere."""
     step = round(converter.delta / unit)
-    if not 2 <= step < 2**15 or low < -BIAS or high >= BIAS:
+    if not 2 <= step < 2**15 or high - low >= 2 * BIAS:
         return None
     first, last = (int(np.clip(round(Fraction(u, step)), converter.q_min, converter.q_max)) for u in (low, high))
-    floor = BIAS + first * step - step // 2
+    below, grain = max(-low, step // 2 - first * step, 0), 2**MOST_DOUBLINGS
+    bias = -(-below // grain) * grain if plain else BIAS
+    floor = bias + first * step - step // 2
     highest = (last - first) * step + step // 2
-    if floor < 0 or floor >= 2 * BIAS or highest >= 2**15:
+    if not 0 <= low + bias <= high + bias < 2 * BIAS or not 0 <= floor < 2 * BIAS or highest >= 2 * BIAS:
         return None
     places = (step - 1).bit_length() - 1
     divisor = (0, places + 1) if step & (step - 1) == 0 else (-(-2 ** (16 + places) // step), places)
     form = floor, highest, BIAS + first, last - first, *divisor, 0 if step % 2 else step, first % 2, first
     u = np.arange(low, high + 1)
-    return form if np.array_equal(_codes(u, *form), converter.table(low, high, unit)) else None
+    return (bias, *form) if np.array_equal(_codes(u + bias, *form), converter.table(low, high, unit)) else None
 
 
-def _codes(u, floor, highest, lowest, span, magic, places, step, odd, first):
-    w = (u + BIAS - floor).clip(0, highest)
+def _codes(sums, floor, highest, lowest, span, magic, places, step, odd, first):
+    w = (sums - floor).clip(0, highest)
     n = (w * magic >> 16 if magic else w) >> places
     return first + (np.maximum(n - (n * step == w) * (n % 2 != odd), 0) if step else n)
 
@@ -179,31 +192,44 @@ def _with_codes(typingctx, total, n, form):
 def add_narrow_codes(shape, at, weights, place, next_place, accumulator, op):
     """The codes of all digits of a pixel, times what they are worth, to the accumulators of a tile whose cells are at `weights`; the two
     `Place` are those of its halves."""
+    worth = int64_at(at.worth, place.k)
+    for part in range(at.n_parts):
+        total0, total1 = _codes_of_digits(shape, at, weights, place, next_place, int64_at(at.parts, part), int64_at(at.parts, part + 1), op)
+        add_times_to_int32(at.acc, accumulator, total0, worth)
+        add_times_to_int32(at.acc, accumulator + WIDE, total1, worth)
+
+
+@inlined
+def _codes_of_digits(shape, at, weights, place, next_place, z, end, op):
+    """Sums of the codes of the digits from z up to `end`, times their factors, of both halves."""
     total0 = total1 = full_i16(0)
     first = 0
-    for z in range(shape.digits):
-        if adds_nothing(shape, at, place.x, z, place.k, op):
-            continue
-        form = at.narrow + 4 * FIELDS * kind_of(shape, at, place.x, z, place.k)
-        u0, u1 = sum_shorts(shape, at, weights, place.x, z)
-        power_of_two = int16_at(form, 2 * MAGIC) == 0
-        if op == SHORT:
-            seen0, seen1 = read(shape, at, place, z, op, u0), read(shape, at, next_place, z, op, u1)
-            if power_of_two:
-                seen0, seen1 = _rounded(seen0, form), _rounded(seen1, form)
-            u0, u1 = as_shorts(seen0), as_shorts(seen1)
-        if op == SHORT and power_of_two:
-            n0, n1 = _above(u0, form + 4 * LOWEST), _above(u1, form + 4 * LOWEST)
-        else:
-            w0, w1 = _above(u0, form + 4 * FLOOR), _above(u1, form + 4 * FLOOR)
-            if power_of_two:
-                n0, n1 = _even_by_shift(w0, form), _even_by_shift(w1, form)
-            else:
-                n0, n1 = _quotient(w0, form), _quotient(w1, form)
-                if int16_at(form, 2 * STEP):
-                    n0, n1 = _even_on_ties(n0, w0, form), _even_on_ties(n1, w1, form)
-        total0, total1 = _with_codes(total0, n0, form), _with_codes(total1, n1, form)
-        first += np.int64(int16_at(form, 2 * FIRST)) * int16_at(form, 2 * FACTOR)
-    worth = int64_at(at.worth, place.k)
-    add_times_to_int32(at.acc, accumulator, added_shorts(total0, full_i16(first)), worth)
-    add_times_to_int32(at.acc, accumulator + WIDE, added_shorts(total1, full_i16(first)), worth)
+    while z < end:
+        if not adds_nothing(shape, at, place.x, z, place.k, op):
+            form = at.narrow + 4 * FIELDS * kind_of(shape, at, place.x, z, place.k)
+            n0, n1 = _numbers_of_codes(shape, at, weights, place, next_place, z, form, op)
+            total0, total1 = _with_codes(total0, n0, form), _with_codes(total1, n1, form)
+            first += np.int64(int16_at(form, 2 * FIRST)) * int16_at(form, 2 * FACTOR)
+        z += 1
+    return added_shorts(total0, full_i16(first)), added_shorts(total1, full_i16(first))
+
+
+@inlined
+def _numbers_of_codes(shape, at, weights, place, next_place, z, form, op):
+    """n of the reads of a digit, of both halves."""
+    u0, u1 = sum_shorts(shape, at, weights, place.x, z, int16_at(form, 2 * START))
+    power_of_two = int16_at(form, 2 * MAGIC) == 0
+    if op == SHORT:
+        seen0, seen1 = read(shape, at, place, z, op, u0), read(shape, at, next_place, z, op, u1)
+        if power_of_two:
+            seen0, seen1 = _rounded(seen0, form), _rounded(seen1, form)
+        u0, u1 = as_shorts(seen0), as_shorts(seen1)
+    if op == SHORT and power_of_two:
+        return _above(u0, form + 4 * LOWEST), _above(u1, form + 4 * LOWEST)
+    w0, w1 = _above(u0, form + 4 * FLOOR), _above(u1, form + 4 * FLOOR)
+    if power_of_two:
+        return _even_by_shift(w0, form), _even_by_shift(w1, form)
+    n0, n1 = _quotient(w0, form), _quotient(w1, form)
+    if int16_at(form, 2 * STEP):
+        n0, n1 = _even_on_ties(n0, w0, form), _even_on_ties(n1, w1, form)
+    return n0, n1

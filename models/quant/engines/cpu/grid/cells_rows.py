@@ -5,7 +5,7 @@ from __future__ import annotations
 from ....kernels.inner import inlined
 from ....kernels.simd import int64_at, uint32_at
 from ..common.rows import drive
-from ..vectors.wide import (BIAS, UNROLL, WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, times,
+from ..vectors.wide import (UNROLL, WIDE, added, added_shorts, full_i16, full_i32, load_shorts, shifted_up, store_ints, times,
                             widened_pairs)
 from .cells_reads import adds_nothing
 
@@ -42,10 +42,11 @@ def _sum_rows(shape, at, weights, x, z):
 
 
 @inlined
-def sum_shorts(shape, at, weights, x, z):
-    """`u + BIAS` of the two vectors of a tile whose cells are at `weights`, modulo 2^16: whatever sums pass on the way, it is right."""
+def sum_shorts(shape, at, weights, x, z, start):
+    """u of the two vectors of a tile whose cells are at `weights`, and `start`, doubled for each bit of the digit but the first, modulo
+    2^16: whatever sums pass on the way, it is right."""
     first, i = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1) - 1
-    u0 = u1 = full_i16(BIAS >> (i - first))
+    u0 = u1 = full_i16(start)
     while True:
         r = int64_at(at.pixel_row_at, x * shape.input_bits + i)
         end = r + int64_at(at.pixel_row_count, x * shape.input_bits + i)
