@@ -47,6 +47,7 @@ To evaluate planes that you changed, copy the folder, edit the files, and pass -
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -71,6 +72,8 @@ from experiment.sweep.bench import Bench, benches_of
 from experiment.program.cli import check_writable, get_logger
 from experiment.settings.eval_flags import EvalSettings
 from experiment.settings.eval_settings import parse_all
+from experiment.sweep.limits import find_limits
+from experiment.sweep.parts import parts_of
 from experiment.sweep.worklist import Job, Worklist
 from experiment.sweep.search import Search, check_search, validation_bench
 from experiment.settings.train_settings import trained_for
@@ -211,10 +214,17 @@ def main(argv: list[str] | None = None) -> int:
         for bench in pool.benches:
             bench.load(log)
             say_what_is_measured(bench, log)
+        parts = {bench: parts_of(bench) for bench in benches if first.limits}
+        pool.benches += itertools.chain(*parts.values())
         for text in dict.fromkeys(filter(None, (bench.points.says_older() for bench in pool.benches))):
             log.info(text)
         with distributed.led(pool.benches) as leads:  # the other processes measure what the first one does, and write nothing
-            if leads:
+            if leads and first.limits:
+                for bench in benches:
+                    bench.folder.mkdir(parents=True, exist_ok=True)
+                    config_file.write(bench.folder / "eval_config.json", bench.settings.given)
+                    find_limits(bench, parts[bench], pool, log)
+            elif leads:
                 measure_all(benches, choosing, pool, log)
     return 0
 

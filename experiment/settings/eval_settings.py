@@ -22,7 +22,7 @@ from ..inputs.checkpoint import load_checkpoint
 from ..program import config_file, flags
 from ..program.cli import UserError
 from ..program.flags import ArgumentParser
-from . import chips, conversion_settings, costs, language_settings, per_layer, train_settings
+from . import chips, conversion_settings, costs, language_settings, limits, per_layer, train_settings
 from .eval_flags import CALIBRATE_OTHERS, CALIBRATION, MODELS, EvalSettings, Search, add_hardware, build_parser, hardware_defaults
 from .train_flags import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN
 from .train_settings import images_beside
@@ -81,7 +81,7 @@ def _settings(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     found = EvalSettings(**{each.name: value for each in fields(EvalSettings)
                             if (value := (values | given).get(each.name)) is not None},
                          given=given, hardware=rows, of_chips=of_chips, calibration=calibration)
-    if not found.search:
+    if not (found.search or found.limits):
         found = replace(found, settings=all_settings(rows, found.w_bits, found.a_bits, found.also, found.table, calibration, of_chips))
     _check(found, given)
     _check_validation(found, checkpoint)
@@ -225,8 +225,9 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     _check_plans(found, given)
     if found.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
-    with_device = any(setting.chips and setting.chips.device for setting in found.settings) or found.search and "device" in given
-    with_noise = any(setting.without_cells for setting in found.settings) or found.search and "weight_noise" in given
+    with_device = any(setting.chips and setting.chips.device for setting in found.settings) or not found.settings and "device" in given
+    with_device |= any(span.flag in chips.OF_ROW for span in limits.spans_of(found))
+    with_noise = any(setting.without_cells for setting in found.settings) or not found.settings and "weight_noise" in given
     for name in (*chips.OF_RUN, "calib_on", "save_cells"):
         if name in given and not (with_device or with_noise and name in WeightNoise.__dataclass_fields__):
             raise UserError(chips.WITHOUT.format(name))
@@ -255,14 +256,18 @@ def _check_plans(found: EvalSettings, given: Mapping[str, Any]) -> None:
 
 
 def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
-    if not found.search:
-        for each in fields(Search):
-            if each.name in given:
-                raise UserError(f"--{each.name} is for a search: add --search N")
+    if not found.search and (name := next((each.name for each in fields(Search) if each.name in given), None)):
+        raise UserError(f"--{name} is for a search: add --search N")
+    asked = [name for name in ("search", "largest", "smallest") if name in given]
+    if not asked:
+        if name := next((name for name in ("at_least", "at_most") if name in given), None):
+            raise UserError(f"--{name} is for --search N, --largest or --smallest: add one of them")
         return
-    for name in ("also", "table", "report", "planes", "save_cells", "shard", "adc_ranges", "dry_run"):
+    for name in ("also", "table", "report", "planes", "save_cells", "shard", "adc_ranges", "dry_run",
+                 *(("largest", "smallest") if found.search else ("cost",))):
         if name in given:
-            raise UserError(f"--{name} does not go with --search")
+            raise UserError(f"--{name} does not go with --{asked[0]}")
+    limits.check(found)
     chips.devices_of(found.hardware)  # refuses what cannot be
 
 
