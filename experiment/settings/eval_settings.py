@@ -151,7 +151,7 @@ def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Itera
             except (UserError, ValueError) as error:
                 raise UserError(f"--{name} {text!r}: {error}") from None
     known = dict(known)
-    names = chips.names_of([*known, *(device for group in groups for device in group.get("device", ()) if device)])
+    names = chips.names_of([*known, chips.IDEAL, *(device for group in groups for device in group.get("device", ()) if device)])
     settings = [setting for group in groups for setting in _combinations(group, w_bits, a_bits, calibration, of_chips, known, names)]
     return tuple(dict.fromkeys(settings))
 
@@ -166,7 +166,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
     for combination in itertools.product(*(values[name] for name in ORDER)):
         found = dict(zip(ORDER, combination))
         row = {name: found.pop(name) for name in chips.OF_ROW}
-        made = chips.chips_of(row | (of_chips if {row["device"], row["weight_noise"]} != {None} else {}), known, names)
+        made = chips.chips_of(row | (of_chips if {chips.device_of(row), row["weight_noise"]} != {None} else {}), known, names)
         layers, plan, bits = found.pop("crossbar_layers"), found["adc_plan"], found["adc_bits"]
         if row["weight_noise"] is not None:
             settings.append(_without_cells(given, CrossbarSpec(w_bits, a_bits, adc_range="ideal"), layers, made))
@@ -225,8 +225,8 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     _check_plans(found, given)
     if found.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
-    with_device = any(setting.chips and setting.chips.device for setting in found.settings) or not found.settings and "device" in given
-    with_device |= any(span.flag in chips.OF_ROW for span in limits.spans_of(found))
+    asked = {"device", *chips.OF_IDEAL} & {*given, *(span.flag for span in limits.spans_of(found))}
+    with_device = any(setting.chips and setting.chips.device for setting in found.settings) or not found.settings and bool(asked)
     with_noise = any(setting.without_cells for setting in found.settings) or not found.settings and "weight_noise" in given
     for name in (*chips.OF_RUN, "calib_on", "save_cells"):
         if name in given and not (with_device or with_noise and name in WeightNoise.__dataclass_fields__):
@@ -286,7 +286,7 @@ def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> Non
 def _trained_for(found: EvalSettings, checkpoint: Mapping[str, Any], source: str) -> Setting | None:
     """The setting that `train.py --adc_aware` trained for; None for other checkpoints."""
     stored = train_settings.from_checkpoint(checkpoint, source)
-    if not stored.get("adc_aware") or stored.get("device"):  # ranges for chips are chosen anew
+    if not stored.get("adc_aware") or chips.device_of(stored):  # ranges for chips are chosen anew
         return None
     rows = {name: [stored[name]] for name in hardware_defaults() if name in stored}
     [setting] = _combinations(rows, found.w_bits, found.a_bits, found.calibration)

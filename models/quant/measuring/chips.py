@@ -35,6 +35,9 @@ class Reads:
     """Noise, converters and wires of the reads of chips (docs of each field: its `metadata["help"]`). The metadata also has "unit", and
     "of": whether a field decides what cells hold as they are read ("cells"), only the reads ("reads"), or all rows of a run ("run")."""
 
+    sigma: float = number(0.0, "standard deviation of every cell, per cent of the range from its lowest to its highest level: "
+                          "Gaussian, drawn once for a chip, in addition to the device's own scatter", FROM_0, of="cells", unit=" %",
+                          younger=True)
     read_noise: float | str | None = number(
         None, "standard deviation s of a cell at each read, uS. A read gets the noise N(0, s^2 sum a^2), and that of its reference "
         "cells. device: the law of the device's data. Default: none", NOISE, of="reads", unit=" uS")
@@ -92,6 +95,8 @@ class Chips(Draws, Reads):
         check(self)
         if self.read_noise == "device":  # the noise that its data give
             object.__setattr__(self, "device", replace(self.device, read_noise="device"))
+        if self.sigma:
+            object.__setattr__(self, "device", replace(self.device, sigma_percent=self.sigma))
         object.__setattr__(self, "name", self.name or self.device.name)
         self.wires  # noqa: B018 - refuses what cannot be
 
