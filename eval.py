@@ -39,6 +39,7 @@ Also in --save_path:
     reports.csv                   with --report: which report_*.json and .png is of which setting
     results.html                  with --html
     accuracy_over_*.png           for several ADC precisions, or values of a device
+    remedies.json, .csv, .png     with --remedy
     cost.json, cost.csv, cost_by_layer.png, accuracy_over_energy.png    with --cost
     eval.log
 The bit-planes of the weights go to --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors for torch.load.
@@ -75,10 +76,12 @@ from experiment.settings.eval_settings import parse_all
 from experiment.sweep.limits import find_limits
 from experiment.sweep.parts import parts_of
 from experiment.sweep.worklist import Job, Worklist
+from experiment.sweep.remedies import Remedies, bound_for
 from experiment.sweep.search import Search, check_search, validation_bench
 from experiment.settings.train_settings import trained_for
 from experiment.sweep.workers import Pool, check_workers
 from models.quant.measuring.measure import Record
+from models.quant.measuring.setting import Setting
 from models.quant.storage.files import write_text
 
 
@@ -146,6 +149,16 @@ def find_best(bench: Bench, search: Search, pool: Pool, log: logging.Logger) -> 
     bench.settings = replace(bench.settings, settings=tuple(search.front))
 
 
+def find_remedies(bench: Bench, pool: Pool, log: logging.Logger) -> Remedies:
+    """Measure what wins back what its settings lose."""
+    def measure(settings: Sequence[Setting]) -> None:
+        measure_missing(Worklist(pool.benches, {bench: (None, *settings)}), pool, log)
+
+    found = Remedies(bench, measure, pool.benches, log)
+    found.run()
+    return found
+
+
 def write_results(bench: Bench, work: Worklist, log: logging.Logger) -> None:
     """The table and the files that follow from the points of a network's settings."""
     of, folder, settings = bench.settings, Path(bench.settings.save_path), work.settings_of(bench)
@@ -190,8 +203,11 @@ def measure_all(benches: Sequence[Bench], choosing: Sequence[Bench], pool: Pool,
         config_file.write(bench.folder / "eval_config.json", bench.settings.given, but=("dry_run", "shard"))
         bench.write_planes(log)
     measure_missing(work, pool, log)
+    remedies = [find_remedies(bench, pool, log) for bench in benches if first.remedy]
     for bench in benches:
         write_results(bench, work, log)
+    for found in remedies:
+        log.info(f"\n{found}")
     for search, bench in zip(searches, benches):
         log.info(f"search: {', '.join(map(str, search.write(bench)))}")
 
@@ -208,6 +224,8 @@ def main(argv: list[str] | None = None) -> int:
     choosing = [validation_bench(bench) for bench in benches if first.search]
     for bench in benches:
         bench.check(bench.settings.settings)
+        if first.remedy:
+            bound_for(bench)
         if not first.dry_run and distributed.is_first():
             check_folders(bench.settings)
     with logging_to(first) as log, Pool([*benches, *choosing], first.workers) as pool:

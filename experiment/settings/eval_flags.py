@@ -168,6 +168,19 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remedies:
+    """what wins accuracy back"""
+
+    remedy: bool = option(False, "for each setting beyond the bound, such as --at_least accuracy=software-0.5: measure what may win it "
+                          "back, each alone, and the two that win most together. Pairs, the correction, ranges of the chip, smaller "
+                          "arrays, more ADC bits, planned bits, fewer bits a cell", bool)
+    remedy_by: str | None = option(None, "what the remedies are ordered by: points won for each microjoule, or square millimetre, more, or "
+                                   "points alone. Default: energy with --cost, else points", ("energy", "area", "points"))
+    remedy_epochs: int = option(0, "also train so many epochs on chips of the setting, which takes hours. A training that was killed goes "
+                                "on. For networks of train.py", COUNT_OR_0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """cost"""
 
@@ -189,7 +202,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(Network, Conversion, ConversionFiles, Language, Table, Ranges, Cost, Sweep, Search, Limits, Machine):
+class EvalSettings(Network, Conversion, ConversionFiles, Language, Table, Ranges, Cost, Sweep, Search, Limits, Remedies, Machine):
     """Everything that decides an evaluation. Made by `eval_settings.parse`; no field is None that has a default.
 
     Attributes beyond the flags:
@@ -232,7 +245,7 @@ def build_parser(about: str | None = None) -> ArgumentParser:
     calibration = parser.topic("adc", Ranges.__doc__)
     flags.add_flags(calibration, Calibration)
     flags.add_flags(calibration, Ranges)
-    for cls, topic in ((Cost, "cost"), (Sweep, "sweep"), (Search, "sweep"), (Limits, "sweep"), (Machine, "files")):
+    for cls, topic in ((Cost, "cost"), (Sweep, "sweep"), (Search, "sweep"), (Limits, "sweep"), (Remedies, "sweep"), (Machine, "files")):
         flags.add_flags(parser.topic(topic, cls.__doc__), cls)
     return parser
 

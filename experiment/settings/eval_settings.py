@@ -29,6 +29,7 @@ from .train_settings import images_beside
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 USUAL = Calibration()
+BOUNDS = ("at_least", "at_most")
 
 
 def _in_turn(*kinds: str) -> list[str]:
@@ -60,7 +61,7 @@ def parse_all(argv: list[str] | None = None, about: str | None = None) -> list[t
     if not given.get("resume") and not foreign.is_foreign(given.get("model", "")):
         named = f" (--model {given['model']} alone is none)" if "model" in given else ""
         raise UserError(f"eval.py needs the network: --resume PATH, a checkpoint of train.py, or --model {foreign.KINDS}{named}")
-    return [_settings(given | ({"resume": source} if source else {})) for source in dict.fromkeys(given.get("resume", [None]))]
+    return [settings_of(given | ({"resume": source} if source else {})) for source in dict.fromkeys(given.get("resume", [None]))]
 
 
 def checkpoint_of(source: str | None) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def checkpoint_of(source: str | None) -> dict[str, Any]:
     return load_checkpoint(source) if source else {"state_dict": {}, "config": {}}
 
 
-def _settings(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
+def settings_of(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     """(settings, checkpoint) of the flags that are given, --resume naming one network."""
     source = given.get("resume")
     checkpoint = checkpoint_of(source)
@@ -186,7 +187,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
         if {spec.adc_plan, *(values["adc_plan"] for values in of_layers.values() if "adc_plan" in values)} == {"ones"}:  # skips idle reads
             spec = replace(spec, adc_idle=CrossbarSpec().adc_idle)
         try:
-            settings.append(_with_what_counts(Setting(spec, layers, calibration, made, of_layers)))
+            settings.append(with_what_counts(Setting(spec, layers, calibration, made, of_layers)))
         except ValueError as error:
             raise UserError(f"--{error}") from None
     return settings
@@ -201,7 +202,7 @@ def _without_cells(given: Mapping[str, list], spec: CrossbarSpec, layers: str, n
     return Setting(spec, layers, chips=noise)
 
 
-def _with_what_counts(setting: Setting) -> Setting:
+def with_what_counts(setting: Setting) -> Setting:
     """The setting without what makes no difference to its calibration: such settings are one."""
     counts = {"on": bool(setting.chips), "share": True in setting.plans, "rule": False in setting.plans, "per": False in setting.plans}
     usual = {name: getattr(USUAL, name) for name, does in counts.items() if not does}
@@ -211,6 +212,7 @@ def _with_what_counts(setting: Setting) -> Setting:
 def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     """Refuse flags that do not go together."""
     _check_search(found, given)
+    _check_remedies(found, given)
     adc_ranges = {setting.spec.adc_range for setting in found.settings} or {*given.get("adc_range", [CrossbarSpec.adc_range])}
     useless = [name for name in given if name in (*CALIBRATION, "calib_images")]
     if found.report:  # compares rules and ranges for other ADC bits
@@ -260,8 +262,8 @@ def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
         raise UserError(f"--{name} is for a search: add --search N")
     asked = [name for name in ("search", "largest", "smallest") if name in given]
     if not asked:
-        if name := next((name for name in ("at_least", "at_most") if name in given), None):
-            raise UserError(f"--{name} is for --search N, --largest or --smallest: add one of them")
+        if not found.remedy and (name := next((name for name in BOUNDS if name in given), None)):
+            raise UserError(f"--{name} is for --search N, --largest, --smallest or --remedy: add one of them")
         return
     for name in ("also", "table", "report", "planes", "save_cells", "shard", "adc_ranges", "dry_run",
                  *(("largest", "smallest") if found.search else ("cost",))):
@@ -269,6 +271,18 @@ def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
             raise UserError(f"--{name} does not go with --{asked[0]}")
     limits.check(found)
     chips.devices_of(found.hardware)  # refuses what cannot be
+
+
+def _check_remedies(found: EvalSettings, given: Mapping[str, Any]) -> None:
+    if not found.remedy:
+        if useless := next((name for name in ("remedy_by", "remedy_epochs") if name in given), None):
+            raise UserError(f"--{useless} is for remedies: add --remedy")
+        return
+    others = ("search", "largest", "smallest", "planes", "shard", "adc_ranges", "dry_run")
+    if name := next((name for name in others if name in given), None):
+        raise UserError(f"--{name} does not go with --remedy")
+    if found.remedy_by in ("energy", "area") and not found.cost:
+        raise UserError(f"--remedy_by {found.remedy_by} needs costs: add --cost, with a technology or list")
 
 
 def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> None:
