@@ -48,13 +48,13 @@ class Reads:
     adc_gain: float = number(0.0, "standard deviation of the relative gain g of each column's converter, v (1 + g). It is drawn once "
                              "for a chip", LEVELS, of="reads")
     adc_inl: float = number(0.0, "standard deviation of the INL of each converter, a smooth bend, in steps (LSB). It is drawn once for a "
-                            "chip", LEVELS, of="reads", unit=" LSB")
+                            "chip", LEVELS, of="reads", unit=" LSB", younger=True)
     adc_dnl: float = number(0.0, "standard deviation of the DNL of each code of each converter, in steps (LSB). It is drawn once for a "
-                            "chip", LEVELS, of="reads", unit=" LSB")
+                            "chip", LEVELS, of="reads", unit=" LSB", younger=True)
     adc_mismatch: float = number(0.0, "relative standard deviation of a unit capacitor of each converter, which then is a SAR with an "
-                                 "array of binary weights. It is drawn once for a chip", LEVELS, of="reads")
+                                 "array of binary weights. It is drawn once for a chip", LEVELS, of="reads", younger=True)
     comparator_noise: float = number(0.0, "standard deviation of the noise that each conversion adds to v, as adc_noise, but in steps "
-                                     "(LSB) of that conversion", LEVELS, of="reads", unit=" LSB")
+                                     "(LSB) of that conversion", LEVELS, of="reads", unit=" LSB", younger=True)
     access: str = choice(Wires.access, *(Wires.__dataclass_fields__["access"].metadata[key] for key in ("allowed", "help")), of="cells")
     wire_ohm: float = _of_wires("wire_ohm", WIRE_OHM)
     row_ohm: float = _of_wires("row_ohm", ROW_OHM)
