@@ -225,7 +225,7 @@ def test_bounds_that_no_value_keeps_or_each(find, capsys):
     (["--largest", "dac_bits=1:2:1", "--at_least", "speed=90"], "--at_least speed=90: give NAME=VALUE with one of accuracy"),
     (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=9o"], "--at_least accuracy=9o: give NAME=VALUE"),
     (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=90", "--cost", "rram_32nm"], "--cost does not go with --largest"),
-    (["--at_least", "accuracy=90"], "--at_least is for --search N, --largest or --smallest")])
+    (["--at_least", "accuracy=90"], "--at_least is for --search N, --largest, --smallest or --remedy")])
 def test_what_is_refused(find, flags, words):
     with pytest.raises(UserError, match=re.escape(words)):
         find(*flags)

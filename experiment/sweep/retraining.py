@@ -63,8 +63,8 @@ def flags_of(of: EvalSettings, setting: Setting, epochs: int) -> list[str]:
     values |= {flags.flag_name(name): value for name, value in vars(setting.calibration).items()}
     useless = ("adc_calib", "adc_per") if setting.spec.planned else ("adc_share",)
     values = {name: value for name, value in values.items() if name not in useless}
-    return [*(part for name, value in values.items() for part in (f"--{name}", f"{value}")), *_of_chips(of, setting), "--adc_aware",
-            *(["--quantize_image"] if of.quantize_image else []), *RECIPE]
+    said = [part for name, value in values.items() if value is not None for part in (f"--{name}", f"{value}")]
+    return [*said, *_of_chips(of, setting), "--adc_aware", *(["--quantize_image"] if of.quantize_image else []), *RECIPE]
 
 
 def _of_chips(of: EvalSettings, setting: Setting) -> list[str]:
