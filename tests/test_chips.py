@@ -173,8 +173,8 @@ def test_what_flags_say_is_handed_to_the_programming(scene, monkeypatch):
     given = []
     monkeypatch.setattr(measured_chips, "program", lambda model, device, *args, **more: given.append((args, more)))
     net = scene[0]
-    usual = {"read_noise": None, "adc_noise": 0.0, "adc_offset": 0.0, "adc_gain": 0.0, "wires": None, "noise_seed": 0,
-             "progress": False}
+    usual = {"read_noise": None, "adc_noise": 0.0, "adc_offset": 0.0, "adc_gain": 0.0, "adc_inl": 0.0, "adc_dnl": 0.0,
+             "adc_mismatch": 0.0, "comparator_noise": 0.0, "wires": None, "noise_seed": 0, "progress": False}
     Chips(device=NOISY).program(net, 3)
     Chips(device=NOISY, read_noise=0.5, adc_noise=0.1, adc_offset=0.2, adc_gain=0.3, wire_ohm=2.0, noise_seed=7,
           reference_cells="ideal").program(net, 4)

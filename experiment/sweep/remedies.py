@@ -23,6 +23,7 @@ from .bench import Bench
 from .limits import write_rows
 from .search import known_bound
 
+
 class Remedies:
     """The remedies of a network's settings that are beyond the bound.
 

@@ -36,13 +36,15 @@ def trained_bench(bench: Bench, setting: Setting, log: logging.Logger) -> Bench:
     """
     of = bench.settings
     command = flags_of(of, setting, of.remedy_epochs)
-    name = keys.key_of({"network": bench.decides_all["network"], "setting": keys.of_setting(setting), "flags": command[4:]})[:16]
+    decides = {"network": bench.decides_all["network"], "setting": keys.of_setting(setting), "epochs": of.remedy_epochs, "recipe": RECIPE}
+    name = keys.key_of(decides)[:16]
     folder = Path(of.save_path, "remedies", name)
     command = [sys.executable, str(TRAIN), *command, "--go_on", "--save_path", str(folder)]
     log.info(f"{name_of(of.remedy_epochs)}, with its log in {folder}: {shlex.join(command)}")
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        raise UserError((done.stderr.strip().splitlines() or ["train.py ended"])[-1].removeprefix("error: "))
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        raise UserError(lines[-1].removeprefix("error: ") if lines else f"train.py ended with {done.returncode}: {folder} has its log")
     given = {**of.given, "resume": str(folder / BEST), "save_path": of.save_path, "dataset": of.dataset, "data_path": of.data_path}
     return Bench(*settings_of(given), command=bench.facts["command"], of_several=True)
 
