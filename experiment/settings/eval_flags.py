@@ -176,7 +176,7 @@ class Remedies:
                           "arrays, more ADC bits, planned bits, fewer bits a cell", bool)
     remedy_by: str | None = option(None, "what the remedies are ordered by: points won for each microjoule, or square millimetre, more, or "
                                    "points alone. Default: energy with --cost, else points", ("energy", "area", "points"))
-    remedy_epochs: int = option(0, "also train so many epochs on chips of the setting, which takes hours. A training that was killed goes "
+    remedy_epochs: int = option(0, "also train so many epochs on chips of the setting, which is slow. A training that was killed goes "
                                 "on. For networks of train.py", COUNT_OR_0)
 
 
