@@ -39,6 +39,7 @@ Also in --save_path:
     reports.csv                   with --report: which report_*.json and .png is of which setting
     results.html                  with --html
     accuracy_over_*.png           for several ADC precisions, or values of a device
+    remedies.json, .csv, .png     with --remedy
     cost.json, cost.csv, cost_by_layer.png, accuracy_over_energy.png    with --cost
     eval.log
 The bit-planes of the weights go to --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors for torch.load.
@@ -47,6 +48,7 @@ To evaluate planes that you changed, copy the folder, edit the files, and pass -
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -71,11 +73,15 @@ from experiment.sweep.bench import Bench, benches_of
 from experiment.program.cli import check_writable, get_logger
 from experiment.settings.eval_flags import EvalSettings
 from experiment.settings.eval_settings import parse_all
+from experiment.sweep.limits import find_limits
+from experiment.sweep.parts import parts_of
 from experiment.sweep.worklist import Job, Worklist
+from experiment.sweep.remedies import Remedies, bound_for
 from experiment.sweep.search import Search, check_search, validation_bench
 from experiment.settings.train_settings import trained_for
 from experiment.sweep.workers import Pool, check_workers
 from models.quant.measuring.measure import Record
+from models.quant.measuring.setting import Setting
 from models.quant.storage.files import write_text
 
 
@@ -143,6 +149,16 @@ def find_best(bench: Bench, search: Search, pool: Pool, log: logging.Logger) -> 
     bench.settings = replace(bench.settings, settings=tuple(search.front))
 
 
+def find_remedies(bench: Bench, pool: Pool, log: logging.Logger) -> Remedies:
+    """Measure what wins back what its settings lose."""
+    def measure(settings: Sequence[Setting]) -> None:
+        measure_missing(Worklist(pool.benches, {bench: (None, *settings)}), pool, log)
+
+    found = Remedies(bench, measure, pool.benches, log)
+    found.run()
+    return found
+
+
 def write_results(bench: Bench, work: Worklist, log: logging.Logger) -> None:
     """The table and the files that follow from the points of a network's settings."""
     of, folder, settings = bench.settings, Path(bench.settings.save_path), work.settings_of(bench)
@@ -187,8 +203,11 @@ def measure_all(benches: Sequence[Bench], choosing: Sequence[Bench], pool: Pool,
         config_file.write(bench.folder / "eval_config.json", bench.settings.given, but=("dry_run", "shard"))
         bench.write_planes(log)
     measure_missing(work, pool, log)
+    remedies = [find_remedies(bench, pool, log) for bench in benches if first.remedy]
     for bench in benches:
         write_results(bench, work, log)
+    for found in remedies:
+        log.info(f"\n{found}")
     for search, bench in zip(searches, benches):
         log.info(f"search: {', '.join(map(str, search.write(bench)))}")
 
@@ -205,16 +224,25 @@ def main(argv: list[str] | None = None) -> int:
     choosing = [validation_bench(bench) for bench in benches if first.search]
     for bench in benches:
         bench.check(bench.settings.settings)
+        if first.remedy:
+            bound_for(bench)
         if not first.dry_run and distributed.is_first():
             check_folders(bench.settings)
     with logging_to(first) as log, Pool([*benches, *choosing], first.workers) as pool:
         for bench in pool.benches:
             bench.load(log)
             say_what_is_measured(bench, log)
+        parts = {bench: parts_of(bench) for bench in benches if first.limits}
+        pool.benches += itertools.chain(*parts.values())
         for text in dict.fromkeys(filter(None, (bench.points.says_older() for bench in pool.benches))):
             log.info(text)
         with distributed.led(pool.benches) as leads:  # the other processes measure what the first one does, and write nothing
-            if leads:
+            if leads and first.limits:
+                for bench in benches:
+                    bench.folder.mkdir(parents=True, exist_ok=True)
+                    config_file.write(bench.folder / "eval_config.json", bench.settings.given)
+                    find_limits(bench, parts[bench], pool, log)
+            elif leads:
                 measure_all(benches, choosing, pool, log)
     return 0
 

@@ -175,7 +175,7 @@ def test_who_trains_with_noise_loses_less_to_it(tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (["--device", "techA"], "--device is for training through the ADC: add --adc_aware"),
     (["--adc_aware", "--chip_steps", "2"], "--chip_steps is for the cells of a device: add --device NAME"),
-    (["--adc_aware", "--adc_noise", "1"], "--adc_noise is for the cells of a device"),
+    (["--sigma", "1"], "--sigma is for training through the ADC: add --adc_aware"),
     (["--adc_aware", "--calib_on", "chip"], "--calib_on is for the cells of a device"),
     (["--adc_aware", "--device", "techX"], "--device techX: there is no preset and no file of this name"),
     (["--adc_aware", "--device", "techA", "--device_time", "1w"], "--device techA: techA at 25 C has no data at 604800 s"),

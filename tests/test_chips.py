@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import statistics
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -173,8 +173,8 @@ def test_what_flags_say_is_handed_to_the_programming(scene, monkeypatch):
     given = []
     monkeypatch.setattr(measured_chips, "program", lambda model, device, *args, **more: given.append((args, more)))
     net = scene[0]
-    usual = {"read_noise": None, "adc_noise": 0.0, "adc_offset": 0.0, "adc_gain": 0.0, "wires": None, "noise_seed": 0,
-             "progress": False}
+    usual = {"read_noise": None, "adc_noise": 0.0, "adc_offset": 0.0, "adc_gain": 0.0, "adc_inl": 0.0, "adc_dnl": 0.0,
+             "adc_mismatch": 0.0, "comparator_noise": 0.0, "wires": None, "noise_seed": 0, "progress": False}
     Chips(device=NOISY).program(net, 3)
     Chips(device=NOISY, read_noise=0.5, adc_noise=0.1, adc_offset=0.2, adc_gain=0.3, wire_ohm=2.0, noise_seed=7,
           reference_cells="ideal").program(net, 4)
@@ -206,12 +206,59 @@ def test_chips_are_equal_if_their_numbers_are():
     assert a == b and hash(a) == hash(b) and Setting(chips=a) == Setting(chips=b)
     others = [{"device_time": 0.0}, {"chips": 3}, {"device": "techB"}, {"stuck_on": 0.1}, {"read_noise": 0.1}, {"wire_ohm": 1.0},
               {"chip_seed": 1}, {"noise_seed": 1}, {"adc_noise": 0.1}, {"adc_offset": 0.1}, {"adc_gain": 0.1}, {"access": "gate"},
-              {"row_ohm": 1.0}, {"driver_ohm": 1.0}, {"reference_cells": "ideal"}]
+              {"row_ohm": 1.0}, {"driver_ohm": 1.0}, {"reference_cells": "ideal"}, {"sigma": 1.0}]
     assert all(chips_of({"device": "techA", "device_time": 3600.0, "chips": 2} | other) != a for other in others)
     assert chips_of({"device": "techA"}) == chips_of({"device": "techA", "device_time": 0.0})
     one, other = (Chips(device=replace(NOISY, stuck_mask=mask)) for mask in ([0, 1], [1, 0]))
     assert one != other and one == replace(one)
     assert chips_of({}) is None and chips_of({"device": None, "chips": 1}) is None
+
+
+@pytest.mark.parametrize("flag, value", [("sigma", 3.0), ("stuck_on", 0.1), ("stuck_off", 0.1), ("read_noise", 1.0), ("adc_noise", 1.0),
+                                         ("adc_offset", 1.0), ("adc_gain", 0.1), ("wire_ohm", 1.0), ("row_ohm", 1.0), ("driver_ohm", 1.0)])
+def test_what_cells_have_without_a_device_is_that_of_ideal_ones(flag, value):
+    assert chips_of({flag: value, "chips": 3}) == chips_of({"device": "ideal", flag: value, "chips": 3})
+    assert chips_of({flag: 0}) is None
+    found = eval_settings.all_settings({flag: [0.0, value]}, 4, 4, of_chips={"chips": 3})
+    assert [each.chips and each.chips.chips for each in found] == [None, 3]
+
+
+def test_results_without_a_younger_flag_have_the_keys_that_they_had():
+    """Digests of a device, and values of chips, as they were before there was sigma."""
+    chips = chips_of({"device": "techA"})
+    assert "sigma" not in keys.of_chips(chips) and keys.of_chips(chips_of({"device": "techA", "sigma": 2.0}))["sigma"] == 2
+    device = chips.device
+    values = {item.name: getattr(device, item.name) for item in fields(Device) if item.name not in (*keys.NAMES, "sigma_percent")}
+    assert keys.digest(device) == keys.digest({"": "Device"} | values) != keys.digest(replace(device, sigma_percent=2.0))
+
+
+@pytest.mark.parametrize("weights", ["offset", "pair"])
+@pytest.mark.parametrize("cell_bits", [1, 2, 4])
+@pytest.mark.parametrize("name", ["ideal", "techA"])
+def test_cells_scatter_by_sigma(scene, name, cell_bits, weights):
+    """Sigma per cent of the range, which is 2^b - 1 levels of a cell of b bits, besides what the device has; pairs have it twice. The
+    deviation of n Gaussian cells is within 5 / sqrt(2 n)."""
+    net = scene[0]
+    quant.set_spec(net, CrossbarSpec(cell_bits=cell_bits, weights=weights))
+    device = Device.preset(name)
+    _, layer = max(quant.crossbar_layers(net), key=lambda each: each[1].weight.numel())
+    ideal, bits = layer.ideal_cells(), layer.slice_bits
+    Chips(device=device, sigma=5.0).program(net, 3)
+    scale, compared = 2**ideal.fraction_bits, 0
+    for k, b in enumerate(bits):
+        wanted = ideal.values[k].numpy() / scale
+        drawn, extra = layer.chip.cells.values[k].numpy() / scale, 0.05 * (2**b - 1)
+        for level in np.unique(wanted):
+            at = drawn[wanted == level]
+            cells = [max(int(level), 0)] if weights == "offset" else [max(int(level), 0), max(int(-level), 0)]
+            g = device.levels(b)[cells]
+            mean = (device.mean(g) - g) / device.step(b)
+            sigma = np.sqrt(sum((device.sigma(g) / device.step(b))**2 + extra**2) + 1 / 12 / scale**2)
+            if at.size > 50:
+                compared += 1
+                assert abs(at.std() / sigma - 1) < 5 / np.sqrt(2 * at.size), (level, at.std(), sigma)
+                assert abs(at.mean() - level - mean @ [1, -1][:len(g)]) < 5 * sigma / np.sqrt(at.size)
+    assert compared >= 2 * len(bits)
 
 
 @pytest.mark.parametrize("one, other", [({"read_noise": 0.0}, {}), ({"access": "gate"}, {}), ({"access": "gate", "wire_ohm": 0.0}, {})])
@@ -259,6 +306,7 @@ def test_cells_that_the_grid_does_not_hold_are_refused_before_any_work(refused, 
     ({"device": "techA", "device_temp": 100.0}, "techA at 7165s and 100 C"),
     ({"device": "neurram_chip", "stuck_on": 0.01, "adc_noise": 0.5, "wire_ohm": 1.0},
      "neurram_chip, stuck_on 0.01, adc_noise 0.5, wire_ohm 1 ohm"),
+    ({"sigma": 2.5}, "ideal, sigma 2.5 %"), ({"device": "techA", "sigma": 1.0}, "techA at 0s, sigma 1 %"),
     ({"device": "milo_irps21", "read_noise": 0.2, "reference_cells": "ideal"},
      "milo_irps21, read_noise 0.2 uS, reference_cells ideal"),
 ])
@@ -441,10 +489,13 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
     (["--device", "techA", "--adc_ranges", "x.json"], ["--adc_ranges are for ideal cells"]),
     (["--device", "techA", "--engine", "cuda"], ["no engine is named 'cuda'"]),
     (["--device_time", "1h"], ["--device_time is for the cells of a device: add --device NAME, or see --device list"]),
+    (["--device_time", "1h", "--sigma", "2"], ["--device_time is for the cells of a device"]),
+    (["--read_noise", "device"], ["--device ideal: ideal has no read noise of its own; give read_noise in uS"]),
+    (["--sigma", "-1"], ["--sigma: -1 is not a number from 0 up"]),
+    (["--sigma", "1e5"], ["ideal: cells of 1 bits lie up to 6e+03 levels from the lowest one"]),
     *[([f"--{name}", value], [f"--{name} is for the cells of a device: add --device NAME"]) for name, value in (
-        ("read_noise", "1"), ("adc_noise", "1"), ("adc_offset", "1"), ("adc_gain", "1"), ("access", "gate"), ("wire_ohm", "1"),
-        ("stuck_on", "0"), ("chips", "2"), ("chip_seed", "1"), ("noise_seed", "1"), ("calib_on", "chip"),
-        ("reference_cells", "ideal"))],
+        ("access", "gate"), ("chips", "2"), ("chip_seed", "1"), ("noise_seed", "1"), ("calib_on", "chip"), ("reference_cells", "ideal"))],
+    (["--sigma", "0", "--chips", "2"], ["--chips is for the cells of a device"]),
     (["--save_cells"], ["--save_cells is for the cells of a device"]),
     (["--also", "--device_time 1h"], ["--device_time is for the cells of a device"]),
     (["--device", "mine.csv"], ["--device mine.csv: there is no preset and no file of this name"]),
@@ -498,6 +549,14 @@ def test_pictures_over_what_is_swept(run, checkpoint, monkeypatch):  # noqa: F81
     for name in drawn:
         assert png(f"save/accuracy_over_{name}.png") and f"plot: save/accuracy_over_{name}.png" in text.replace(f"{Path.cwd()}/", "")
     assert not Path("save/accuracy_over_adc_bits.png").exists()
+
+
+def test_ideal_cells_begin_the_curve_over_sigma(run, checkpoint, monkeypatch):  # noqa: F811
+    drawn = {}
+    monkeypatch.setattr(report, "sweep_plot", lambda curves, name, *args: drawn.update({name: curves}))
+    run(checkpoint, *FLAGS, "--adc_range", "full", "--sigma", "0", "5", "10", "--chips", "2", drawn=True)
+    assert {curve: [value for value, _ in points] for curve, points in drawn.pop("sigma").items()} == {
+        "2-bit cells, 4-bit ADC, full, rows 16, ideal": [0.0, 5.0, 10.0]} and not drawn
 
 
 @pytest.mark.parametrize("times, label", [([0, 1, 3600, 86400, 100000], "programming"), ([*range(1, 12), 100000], "programming"),

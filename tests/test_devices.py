@@ -112,6 +112,46 @@ def test_every_preset_loads_draws_and_is_described():
     assert "level order uncertain" in next(line for line in lines if line.startswith("winbond_asu_2bit"))
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("name", ["ideal", "techC"])
+def test_cells_have_sigma_percent_besides(name, bits):
+    """`sigma^2 = sigma_law^2 + (p (G_max - G_min) / 100)^2`, all levels; 40,000 cells each."""
+    device, n = Device.preset(name, sigma_percent=4.0), 40_000
+    cells = device.draw(np.repeat(np.arange(2**bits, dtype=np.uint8)[:, None], n, axis=1), bits, generator(2))
+    g = device.levels(bits)
+    sigma = np.hypot(Device.preset(name).sigma(g), 0.04 * (g[-1] - g[0]))
+    assert device.sigma(g) == pytest.approx(sigma, rel=1e-12)
+    assert (abs(cells.std(1) / sigma - 1) < 5 / math.sqrt(2 * n)).all()
+    assert (abs(cells.mean(1) - device.mean(g)) < 5 * sigma / math.sqrt(n)).all()
+    assert device.reach(bits) == pytest.approx((device.mean(g) - g[0] + 6 * sigma).max() / device.step(bits))
+
+
+def test_sigma_percent_changes_nothing_else():
+    """The same cells are stuck, at their levels, and the others differ by the same normals, as many times as large."""
+    level = np.tile(np.arange(4, dtype=np.uint8), 500)
+    without, some, more = (Device.preset("techC", stuck_on=0.1, stuck_off=0.2, sigma_percent=p).draw(level, 2, generator(5))
+                           for p in (0.0, 1.0, 3.0))
+    stuck = np.isin(without, Device.preset("techC").levels(2)[[0, 3]])
+    assert 400 < stuck.sum() < 800 and (some[stuck] == without[stuck]).all() and (some[~stuck] != without[~stuck]).all()
+    assert (more - without) == pytest.approx(3 * (some - without))
+
+
+def test_measured_rows_have_sigma_percent_of_each_cells_range(tmp_path):
+    """A row of a 3-bit weight on a 2-bit and a 1-bit cell, whose levels span 60 and 10 uS."""
+    lines = [f"{w},{10 * (w // 4)},{20 * (w % 4)}" for w in range(8)]
+    device = Device.read(write(tmp_path, "weight_level,cell0,cell1\n" + "\n".join(lines) + "\n"), sigma_percent=10.0)
+    codes = np.tile(np.arange(8, dtype=np.uint8), 5000)
+    low, high = device.draw_weights(codes, (2, 1), generator(3))
+    for drawn, wanted, span in ((low, 20.0 * (codes % 4), 60), (high, 10.0 * (codes // 4), 10)):
+        assert abs((drawn - wanted).std() / (0.1 * span) - 1) < 5 / math.sqrt(2 * codes.size)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_sigma_percent_that_cannot_be(value):
+    with pytest.raises(ValueError, match="sigma_percent is .*; allowed are finite numbers from 0 on"):
+        Device.preset("ideal", sigma_percent=value)
+
+
 def test_literature_by_hand():
     assert Device.preset("milo_irps21").sigma(100.0) == pytest.approx(4.7823 - 0.9107)
     wan = Device.preset("rram_wan", "1s")  # x = 1/2

@@ -376,11 +376,11 @@ def test_noise_of_a_network_that_is_converted():
 @pytest.mark.parametrize("flags, words", [
     (["--weight_noise", "2"], "--weight_noise: 2 is not a share from 0 to 1, or pcm"),
     (["--weight_noise", "rram"], "--weight_noise: rram is not a share from 0 to 1, or pcm"),
-    (["--weight_noise", "0.1", "--device", "techA"], "--weight_noise 0.1 is on weights without cells, and --device techA is cells"),
+    (["--weight_noise", "0.1", "--device", "techA"], "--weight_noise 0.1 is on weights without cells, and --device techA is of cells"),
     *[(["--weight_noise", "0.1", f"--{name}", value], f"--{name} is for cells and ADCs, and --weight_noise is on weights without them")
       for name, value in (("cell_bits", "1"), ("adc_bits", "6"), ("rows", "64"), ("weights", "pair"), ("adc_range", "full"),
                           ("dac_bits", "2"), ("per_layer", "features.4:rows=8"))],
-    (["--weight_noise", "0.1", "--adc_noise", "1"], "--adc_noise is for the cells of a device"),
+    (["--weight_noise", "0.1", "--adc_noise", "1"], "--weight_noise 0.1 is on weights without cells, and --adc_noise 1.0 is of cells"),
     (["--weight_noise", "0.1", "--noise_seed", "1"], "--noise_seed is for the cells of a device"),
     (["--weight_noise", "0.1", "--save_cells"], "--save_cells is for the cells of a device"),
     (["--weight_noise", "0.1", "--calib_on", "chip"], "--calib_on is for"),

@@ -142,11 +142,18 @@ def of_chips(chips: Chips, with_reference: bool = True) -> dict[str, Any]:
     values["read_noise"] = chips.read_noise or None
     if chips.wires is None:
         values["access"] = Chips.access
+    values = {name: value for name, value in values.items() if name not in _unused(chips)}
     if not (noisy or chips.adc_noise or chips.comparator_noise):  # nothing is drawn at a read
         values["noise_seed"] = Chips.noise_seed
     if not with_reference:
         values["reference_cells"] = Chips.reference_cells
     return _plain(values | {"device": digest(chips.device)})
+
+
+def _unused(thing: Any) -> set[str]:
+    """Fields of a dataclass that are younger than some results, and have the value that these have without them."""
+    of = fields(thing) if is_dataclass(thing) else ()
+    return {item.name for item in of if item.metadata.get("younger") and getattr(thing, item.name) == item.default}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,5 +224,6 @@ def _parts_of_tensor(tensor: torch.Tensor):
 
 def _attributes(thing: Any) -> dict[str, Any]:
     hidden = "_" if not getattr(thing, "code", ()) else "__"  # what a user's law keeps to itself decides, too
-    found = {name: value for name, value in vars(thing).items() if name not in NAMES and not name.startswith(hidden)}
+    left_out = {*NAMES, *_unused(thing)}
+    found = {name: value for name, value in vars(thing).items() if name not in left_out and not name.startswith(hidden)}
     return {"": type(thing).__name__} | found

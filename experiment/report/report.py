@@ -11,12 +11,14 @@ from models.quant.devices.times import show_time
 from models.quant.measuring.measure import Record
 
 from ..measure.columns import has_a_mean
+from ..settings.chips import IDEAL
 from .drawing import add_legend, add_note, add_title, colormap, new_figure, save, show_hidden
 from .tables import in_common, text_table
 
 # ---- pictures of many settings -----------------------------------------------------------------------------------------
 
 SWEPT = {"device_time": "time since the first read or programming", "device_temp": "temperature (C)",
+         "sigma": "deviation of every cell (% of the range of levels)",
          "stuck_on": "probability that a cell is stuck on", "stuck_off": "probability that a cell is stuck off",
          "read_noise": "read noise of a cell (uS)", "adc_noise": "noise of the ADC (levels)",
          "adc_offset": "deviation of ADC offsets (levels)", "adc_gain": "relative deviation of ADC gains",
@@ -44,13 +46,15 @@ def plots(records: Sequence[Record], title: str, folder: str | Path) -> list[Pat
 
 
 def _sweep(records: Sequence[Record], name: str) -> dict[str, list[tuple[float, Record]]]:
-    """`{curve: [(value, record), ...]}` of the settings that differ in this flag alone; empty where there are none."""
+    """`{curve: [(value, record), ...]}` of the settings that differ in this flag alone; empty where there are none. Ideal cells
+    are those of the ideal device that has nothing of it."""
     curves: dict[str, list[tuple[float, Record]]] = {}
     for record in records:
-        value = record.setting.chips and record.setting.chips.value(name)
-        value = 0.0 if value is None and record.setting.chips and name == "read_noise" else value
+        chips, text = record.setting.chips, record.setting.text(without=name)
+        value = chips.value(name) if chips else 0.0
+        value = 0.0 if value is None and name == "read_noise" else value
         if isinstance(value, (int, float)):
-            curves.setdefault(record.setting.text(without=name), []).append((value, record))
+            curves.setdefault(text if chips else f"{text}, {IDEAL}", []).append((value, record))
     return {curve: sorted(points, key=lambda point: point[0]) for curve, points in curves.items() if len({x for x, _ in points}) > 1}
 
 

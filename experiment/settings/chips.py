@@ -22,6 +22,7 @@ from ..program.cli import UserError
 from ..program.flags import COUNT, COUNT_OR_0, Number, option
 
 LIST = "list"  # --device list: say which there are
+IDEAL = "ideal"  # the device of cells that have what flags say and nothing else
 TIME = Number(parse_time, "seconds, or a number with ms, s, min, h, d or w, such as 1h", lambda value: 0 <= value < float("inf"))
 TEMP = Number(float, "a number of degrees Celsius", lambda value: -274 < value < float("inf"))
 PROBABILITY = Number(float, "a probability from 0 to 1", lambda value: 0 <= value <= 1)
@@ -33,7 +34,8 @@ class DeviceSettings:
 
     device: str | None = option(
         None, "what the cells are: a preset, a file or folder of your own measurements, or path/to/law.py:NAME, a class or function of "
-        f"your own (docs/devices.md). {LIST} describes the presets. Default: ideal cells",
+        f"your own (docs/devices.md). {LIST} describes the presets. Default: ideal cells, and where a number of scatter, faults, noise "
+        f"or wires is given, those of the preset {IDEAL}",
         metavar="NAME|FILE")
     device_time: float | None = option(
         None, "when the cells are read: seconds, or 10s, 1h, 1d. Tables are interpolated in log t between measured times. --device "
@@ -98,7 +100,9 @@ OF_RUN = tuple(item.name for item in fields(Chips) if item.metadata.get("of") ==
 OF_NOISE = tuple(flags.defaults(WeightNoise))
 CHIPS_OR_NOISE = tuple(dict.fromkeys([*CHIP_FIELDS, *OF_NOISE]))
 OF_ROW = tuple(name for name in (*OF_DEVICE, *CHIPS_OR_NOISE) if name not in OF_RUN)
+OF_MOMENT = ("device_time", "device_temp")
 OF_TRAINING = tuple(flags.defaults(TrainingChips))
+OF_IDEAL = ("stuck_on", "stuck_off", *(item.name for item in fields(Chips) if "numbers" in item.metadata and item.name not in OF_RUN))
 WITHOUT = "--{} is for the cells of a device: add --device NAME, or see --device " + LIST
 
 
@@ -122,29 +126,38 @@ def names_of(devices: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def device_of(values: Mapping[str, Any]) -> str | None:
+    """The device that flags mean, `{flag: value}` of some or all of them: where none is given, but what cells or their reads have, ideal
+    cells; None without either."""
+    return values.get("device") or (IDEAL if any(values.get(name) for name in OF_IDEAL) else None)
+
+
 def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None, names: Mapping[str, str] | None = None
              ) -> Chips | WeightNoise | None:
-    """The chips that flags mean, `{flag: value}` of some or all of them; None without a device and noise on the weights. Args: known, see
-    `made`; names, of several devices.
+    """The chips that flags mean, `{flag: value}` of some or all of them; None without a device (`device_of`) and noise on the weights.
+    Args: known, see `made`; names, of several devices.
 
     Raises: UserError for flags of chips without a device, and as `made`.
     """
-    noisy = values.get("weight_noise") is not None
-    if noisy and values.get("device") is not None:
-        raise UserError(f"--weight_noise {values['weight_noise']} is on weights without cells, and --device {values['device']} is cells: "
+    noisy, device = values.get("weight_noise") is not None, device_of(values)
+    if noisy and device:
+        name = next(name for name in ("device", *OF_IDEAL) if values.get(name))
+        raise UserError(f"--weight_noise {values['weight_noise']} is on weights without cells, and --{name} {values[name]} is of cells: "
                         "give one of them, and the other in --also")
-    if values.get("device") is None:
+    if values.get("device") is None and (missing := next((name for name in OF_MOMENT if values.get(name) is not None), None)):
+        raise UserError(WITHOUT.format(missing))
+    if device is None:
         for name, usual in (flags.defaults(TrainingChips) | flags.defaults(Chips)).items():
-            if values.get(name, usual) != usual and not (noisy and name in OF_RUN):
+            if values.get(name, usual) not in (usual, 0) and not (noisy and name in OF_RUN):
                 raise UserError(WITHOUT.format(name))
         return WeightNoise(**{name: values[name] for name in OF_NOISE if name in values}) if noisy else None
-    device = DeviceSettings(**{name: values[name] for name in OF_DEVICE if name in values}).made(known)
-    name = (names or names_of([values["device"]]))[values["device"]]
+    made = DeviceSettings(**{name: values[name] for name in OF_DEVICE if name in values} | {"device": device}).made(known)
+    name = (names or names_of([device]))[device]
     try:
-        return Chips(device=device, name=name, **{name: values[name] for name in CHIP_FIELDS if name in values})
+        return Chips(device=made, name=name, **{name: values[name] for name in CHIP_FIELDS if name in values})
     except ValueError as error:
         text = str(error)
-        raise UserError(f"--{text}" if text.startswith(CHIP_FIELDS) else f"--device {values['device']}: {text}") from None
+        raise UserError(f"--{text}" if text.startswith(CHIP_FIELDS) else f"--device {device}: {text}") from None
 
 
 def devices_of(rows: Mapping[str, Sequence]) -> dict[str, Device]:

@@ -146,11 +146,38 @@ class Search:
                                   "the software's; bits, the mean of all reads; conversions; with --cost also energy, latency, area. "
                                   "Default accuracy bits",
                                   several=True, says_default=True)
-    at_least: list[str] = option([], "bounds of a search, such as --at_least accuracy=90", several=True, metavar="NAME=VALUE",
-                                 says_default=True)
-    at_most: list[str] = option([], "bounds of a search, such as --at_most bits=2", several=True, metavar="NAME=VALUE", says_default=True)
     search_seed: int = option(0, "seed of the search. The same seed measures the same settings, with any number of workers",
                               COUNT_OR_0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """limits and bounds"""
+
+    largest: list[str] = option([], "the largest value of a flag of the hardware at which the network keeps a bound, such as "
+                                "--largest read_noise=0:20:0.1 --at_least accuracy=software-0.5. RESOLUTION may be 5log, steps of 5 %. A "
+                                "bisection measures some of the values, with as few chips and images as tell: at the most --chips (10) and "
+                                "all images. Each combination of the other flags has a limit of its own",
+                                several=True, metavar="FLAG=FIRST:LAST:RESOLUTION", says_default=True)
+    smallest: list[str] = option([], "likewise the smallest value, of what is better with more, such as --smallest adc_bits=1:8:1",
+                                 several=True, metavar="FLAG=FIRST:LAST:RESOLUTION", says_default=True)
+    at_least: list[str] = option([], "bounds of a search, or of a limit: accuracy=90, accuracy=software, accuracy=software-0.5",
+                                 several=True, metavar="NAME=VALUE", says_default=True)
+    at_most: list[str] = option([], "bounds likewise: bits=2, perplexity=software*1.03", several=True, metavar="NAME=VALUE",
+                                says_default=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedies:
+    """what wins accuracy back"""
+
+    remedy: bool = option(False, "for each setting beyond the bound, such as --at_least accuracy=software-0.5: measure what may win it "
+                          "back, each alone, and the two that win most together. Pairs, the correction, ranges of the chip, smaller "
+                          "arrays, more ADC bits, planned bits, fewer bits a cell", bool)
+    remedy_by: str | None = option(None, "what the remedies are ordered by: points won for each microjoule, or square millimetre, more, or "
+                                   "points alone. Default: energy with --cost, else points", ("energy", "area", "points"))
+    remedy_epochs: int = option(0, "also train so many epochs on chips of the setting, which is slow. A training that was killed goes "
+                                "on. For networks of train.py", COUNT_OR_0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,16 +202,17 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(Network, Conversion, ConversionFiles, Language, Table, Ranges, Cost, Sweep, Search, Machine):
+class EvalSettings(Network, Conversion, ConversionFiles, Language, Table, Ranges, Cost, Sweep, Search, Limits, Remedies, Machine):
     """Everything that decides an evaluation. Made by `eval_settings.parse`; no field is None that has a default.
 
     Attributes beyond the flags:
         given: `{flag: value}` of the command line and of --config: what a file that repeats the evaluation says.
-        settings: the rows of the table; none for a search.
+        settings: the rows of the table; none where they follow from what is measured.
         hardware, of_chips: values of the hardware flags that were given, of which a search takes combinations, and those of all chips.
         calibration: how calibrated ranges are chosen, in all rows.
         trained_for: the setting that `train.py --adc_aware` trained for, if its ranges, which the checkpoint holds, are to be
             used; else None.
+        part: of its images, those of the block of this number (`sequential.ends_of`); None: all.
     """
 
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -193,6 +221,12 @@ class EvalSettings(Network, Conversion, ConversionFiles, Language, Table, Ranges
     of_chips: Mapping[str, int] = field(default_factory=dict)
     calibration: Calibration = Calibration()
     trained_for: Setting | None = None
+    part: int | None = None
+
+    @property
+    def limits(self) -> bool:
+        """Whether limits are looked for."""
+        return bool(self.largest or self.smallest)
 
 
 def build_parser(about: str | None = None) -> ArgumentParser:
@@ -211,7 +245,7 @@ def build_parser(about: str | None = None) -> ArgumentParser:
     calibration = parser.topic("adc", Ranges.__doc__)
     flags.add_flags(calibration, Calibration)
     flags.add_flags(calibration, Ranges)
-    for cls, topic in ((Cost, "cost"), (Sweep, "sweep"), (Search, "sweep"), (Machine, "files")):
+    for cls, topic in ((Cost, "cost"), (Sweep, "sweep"), (Search, "sweep"), (Limits, "sweep"), (Remedies, "sweep"), (Machine, "files")):
         flags.add_flags(parser.topic(topic, cls.__doc__), cls)
     return parser
 

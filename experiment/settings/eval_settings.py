@@ -22,13 +22,14 @@ from ..inputs.checkpoint import load_checkpoint
 from ..program import config_file, flags
 from ..program.cli import UserError
 from ..program.flags import ArgumentParser
-from . import chips, conversion_settings, costs, language_settings, per_layer, train_settings
+from . import chips, conversion_settings, costs, language_settings, limits, per_layer, train_settings
 from .eval_flags import CALIBRATE_OTHERS, CALIBRATION, MODELS, EvalSettings, Search, add_hardware, build_parser, hardware_defaults
 from .train_flags import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN
 from .train_settings import images_beside
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 USUAL = Calibration()
+BOUNDS = ("at_least", "at_most")
 
 
 def _in_turn(*kinds: str) -> list[str]:
@@ -60,7 +61,7 @@ def parse_all(argv: list[str] | None = None, about: str | None = None) -> list[t
     if not given.get("resume") and not foreign.is_foreign(given.get("model", "")):
         named = f" (--model {given['model']} alone is none)" if "model" in given else ""
         raise UserError(f"eval.py needs the network: --resume PATH, a checkpoint of train.py, or --model {foreign.KINDS}{named}")
-    return [_settings(given | ({"resume": source} if source else {})) for source in dict.fromkeys(given.get("resume", [None]))]
+    return [settings_of(given | ({"resume": source} if source else {})) for source in dict.fromkeys(given.get("resume", [None]))]
 
 
 def checkpoint_of(source: str | None) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def checkpoint_of(source: str | None) -> dict[str, Any]:
     return load_checkpoint(source) if source else {"state_dict": {}, "config": {}}
 
 
-def _settings(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
+def settings_of(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     """(settings, checkpoint) of the flags that are given, --resume naming one network."""
     source = given.get("resume")
     checkpoint = checkpoint_of(source)
@@ -81,7 +82,7 @@ def _settings(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     found = EvalSettings(**{each.name: value for each in fields(EvalSettings)
                             if (value := (values | given).get(each.name)) is not None},
                          given=given, hardware=rows, of_chips=of_chips, calibration=calibration)
-    if not found.search:
+    if not (found.search or found.limits):
         found = replace(found, settings=all_settings(rows, found.w_bits, found.a_bits, found.also, found.table, calibration, of_chips))
     _check(found, given)
     _check_validation(found, checkpoint)
@@ -151,7 +152,7 @@ def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Itera
             except (UserError, ValueError) as error:
                 raise UserError(f"--{name} {text!r}: {error}") from None
     known = dict(known)
-    names = chips.names_of([*known, *(device for group in groups for device in group.get("device", ()) if device)])
+    names = chips.names_of([*known, chips.IDEAL, *(device for group in groups for device in group.get("device", ()) if device)])
     settings = [setting for group in groups for setting in _combinations(group, w_bits, a_bits, calibration, of_chips, known, names)]
     return tuple(dict.fromkeys(settings))
 
@@ -166,7 +167,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
     for combination in itertools.product(*(values[name] for name in ORDER)):
         found = dict(zip(ORDER, combination))
         row = {name: found.pop(name) for name in chips.OF_ROW}
-        made = chips.chips_of(row | (of_chips if {row["device"], row["weight_noise"]} != {None} else {}), known, names)
+        made = chips.chips_of(row | (of_chips if {chips.device_of(row), row["weight_noise"]} != {None} else {}), known, names)
         layers, plan, bits = found.pop("crossbar_layers"), found["adc_plan"], found["adc_bits"]
         if row["weight_noise"] is not None:
             settings.append(_without_cells(given, CrossbarSpec(w_bits, a_bits, adc_range="ideal"), layers, made))
@@ -186,7 +187,7 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
         if {spec.adc_plan, *(values["adc_plan"] for values in of_layers.values() if "adc_plan" in values)} == {"ones"}:  # skips idle reads
             spec = replace(spec, adc_idle=CrossbarSpec().adc_idle)
         try:
-            settings.append(_with_what_counts(Setting(spec, layers, calibration, made, of_layers)))
+            settings.append(with_what_counts(Setting(spec, layers, calibration, made, of_layers)))
         except ValueError as error:
             raise UserError(f"--{error}") from None
     return settings
@@ -201,7 +202,7 @@ def _without_cells(given: Mapping[str, list], spec: CrossbarSpec, layers: str, n
     return Setting(spec, layers, chips=noise)
 
 
-def _with_what_counts(setting: Setting) -> Setting:
+def with_what_counts(setting: Setting) -> Setting:
     """The setting without what makes no difference to its calibration: such settings are one."""
     counts = {"on": bool(setting.chips), "share": True in setting.plans, "rule": False in setting.plans, "per": False in setting.plans}
     usual = {name: getattr(USUAL, name) for name, does in counts.items() if not does}
@@ -211,6 +212,7 @@ def _with_what_counts(setting: Setting) -> Setting:
 def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     """Refuse flags that do not go together."""
     _check_search(found, given)
+    _check_remedies(found, given)
     adc_ranges = {setting.spec.adc_range for setting in found.settings} or {*given.get("adc_range", [CrossbarSpec.adc_range])}
     useless = [name for name in given if name in (*CALIBRATION, "calib_images")]
     if found.report:  # compares rules and ranges for other ADC bits
@@ -225,8 +227,9 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     _check_plans(found, given)
     if found.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
-    with_device = any(setting.chips and setting.chips.device for setting in found.settings) or found.search and "device" in given
-    with_noise = any(setting.without_cells for setting in found.settings) or found.search and "weight_noise" in given
+    asked = {"device", *chips.OF_IDEAL} & {*given, *(span.flag for span in limits.spans_of(found))}
+    with_device = any(setting.chips and setting.chips.device for setting in found.settings) or not found.settings and bool(asked)
+    with_noise = any(setting.without_cells for setting in found.settings) or not found.settings and "weight_noise" in given
     for name in (*chips.OF_RUN, "calib_on", "save_cells"):
         if name in given and not (with_device or with_noise and name in WeightNoise.__dataclass_fields__):
             raise UserError(chips.WITHOUT.format(name))
@@ -255,15 +258,31 @@ def _check_plans(found: EvalSettings, given: Mapping[str, Any]) -> None:
 
 
 def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
-    if not found.search:
-        for each in fields(Search):
-            if each.name in given:
-                raise UserError(f"--{each.name} is for a search: add --search N")
+    if not found.search and (name := next((each.name for each in fields(Search) if each.name in given), None)):
+        raise UserError(f"--{name} is for a search: add --search N")
+    asked = [name for name in ("search", "largest", "smallest") if name in given]
+    if not asked:
+        if not found.remedy and (name := next((name for name in BOUNDS if name in given), None)):
+            raise UserError(f"--{name} is for --search N, --largest, --smallest or --remedy: add one of them")
         return
-    for name in ("also", "table", "report", "planes", "save_cells", "shard", "adc_ranges", "dry_run"):
+    for name in ("also", "table", "report", "planes", "save_cells", "shard", "adc_ranges", "dry_run",
+                 *(("largest", "smallest") if found.search else ("cost",))):
         if name in given:
-            raise UserError(f"--{name} does not go with --search")
+            raise UserError(f"--{name} does not go with --{asked[0]}")
+    limits.check(found)
     chips.devices_of(found.hardware)  # refuses what cannot be
+
+
+def _check_remedies(found: EvalSettings, given: Mapping[str, Any]) -> None:
+    if not found.remedy:
+        if useless := next((name for name in ("remedy_by", "remedy_epochs") if name in given), None):
+            raise UserError(f"--{useless} is for remedies: add --remedy")
+        return
+    others = ("search", "largest", "smallest", "planes", "shard", "adc_ranges", "dry_run")
+    if name := next((name for name in others if name in given), None):
+        raise UserError(f"--{name} does not go with --remedy")
+    if found.remedy_by in ("energy", "area") and not found.cost:
+        raise UserError(f"--remedy_by {found.remedy_by} needs costs: add --cost, with a technology or list")
 
 
 def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> None:
@@ -281,7 +300,7 @@ def _check_validation(found: EvalSettings, checkpoint: Mapping[str, Any]) -> Non
 def _trained_for(found: EvalSettings, checkpoint: Mapping[str, Any], source: str) -> Setting | None:
     """The setting that `train.py --adc_aware` trained for; None for other checkpoints."""
     stored = train_settings.from_checkpoint(checkpoint, source)
-    if not stored.get("adc_aware") or stored.get("device"):  # ranges for chips are chosen anew
+    if not stored.get("adc_aware") or chips.device_of(stored):  # ranges for chips are chosen anew
         return None
     rows = {name: [stored[name]] for name in hardware_defaults() if name in stored}
     [setting] = _combinations(rows, found.w_bits, found.a_bits, found.calibration)

@@ -33,6 +33,7 @@ from ..settings.conversion_settings import OPTIONS
 from ..settings.costs import Costs
 from ..settings.eval_flags import EvalSettings
 from ..settings.eval_settings import checkpoint_of
+from ..settings.remedies import all_remedied
 from ..start import conversion, images
 from ..start.starting import crossbar_network
 
@@ -64,7 +65,8 @@ class Bench:
         self.original: nn.Module | None = None  # the float network that was converted
         # Before it has run, which may leave things in its attributes.
         self.code = [*foreign.identity(settings.model), *([keys.of_attributes(self.others.network)] if self.others else [])]
-        self.costs = Costs(settings.cost, settings.settings or search_layouts(settings))
+        remedied = [each for setting in settings.settings if settings.remedy for each in all_remedied(setting)]
+        self.costs = Costs(settings.cost, [*settings.settings, *remedied] or search_layouts(settings))
         try:
             self.cells = settings.planes and stored_cells(settings.planes, self._net, settings.settings, settings.w_bits)
         except ValueError as error:

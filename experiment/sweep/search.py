@@ -12,7 +12,7 @@ import logging
 import statistics
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ..settings import per_layer
 from ..settings.chips import devices_of
 from ..settings.eval_flags import EvalSettings
 from ..settings.eval_settings import all_settings
+from ..settings.limits import Bound, bounds_of
 from .bench import Bench
 
 TOGETHER = 8  # settings that are proposed at a time, whatever the number of workers
@@ -151,7 +152,7 @@ class Search:
             raise UserError(f"--search: the metric is called {bench.metric.scale.name}, and so is another objective: give it another name")
         self.known = objectives_for(bench.metric.scale)
         self.objectives, self.bounds = _aims(self.of, bench.metric.scale)
-        self.names = list(dict.fromkeys([*self.objectives, *(name for name, _, _ in self.bounds)]))
+        self.names = list(dict.fromkeys([*self.objectives, *(bound.name for bound in self.bounds)]))
         self.found: dict[Setting, dict[str, float]] = {}
         self.front: list[Setting] = []
         self.refused: UserError | None = None  # the last of the reasons why combinations cannot be
@@ -192,8 +193,8 @@ class Search:
                     study.tell(trial, state=optuna.trial.TrialState.FAIL)
                     continue
                 values = self.found[setting]
-                for name, bound, sign in self.bounds:
-                    trial.set_constraint(f"{name} {sign}", sign * (bound - values[name]))
+                for bound in self.bounds:
+                    trial.set_constraint(f"{bound.name} {bound.sign}", self._beyond(bound, values))
                 study.tell(trial, [values[name] for name in self.objectives])
         if not self.found:
             raise UserError(f"--search: none of these combinations is possible hardware: {self.refused}")
@@ -240,9 +241,13 @@ class Search:
                 raise UserError(f"--search: {setting} has no {name}, which needs {needs}")
         return {name: self.known[name].of(row) for name in self.names}
 
+    def _beyond(self, bound: Bound, values: Mapping[str, float]) -> float:
+        """How far values are beyond a bound."""
+        return bound.sign * (bound.at(value_of(self.bench.point(None)["row"], Scale().name)) - values[bound.name])
+
     def _excess(self, setting: Setting) -> list[float]:
         """How far a setting is beyond each bound."""
-        return [sign * (bound - self.found[setting][name]) for name, bound, sign in self.bounds]
+        return [self._beyond(bound, self.found[setting]) for bound in self.bounds]
 
     def _nearest(self) -> Setting:
         """That which is least beyond its bounds, all of them together; to be far within one makes up for nothing."""
@@ -342,12 +347,11 @@ def _ordered(values: Sequence) -> bool:
     return all(isinstance(value, (int, float)) for value in values)
 
 
-def _aims(settings: EvalSettings, metric: Scale) -> tuple[list[str], list[tuple[str, float, int]]]:
-    """Objectives, and bounds as `(name, value, 1 for at least, -1 for at most)`. "accuracy" is whatever stands for it. Raises: UserError
-    for what cannot be."""
+def _aims(settings: EvalSettings, metric: Scale) -> tuple[list[str], list[Bound]]:
+    """Objectives, and bounds. "accuracy" is whatever stands for it. Raises: UserError for what cannot be."""
     objectives = [_objective(name, metric) for name in dict.fromkeys(settings.objective)]
-    bounds = [_bound(text, 1, metric) for text in settings.at_least] + [_bound(text, -1, metric) for text in settings.at_most]
-    for name in (*objectives, *(name for name, _, _ in bounds)):
+    bounds = [known_bound(text, bound, metric, objectives_for(metric)) for text, bound in bounds_of(settings)]
+    for name in (*objectives, *(bound.name for bound in bounds)):
         if objectives_for(metric)[name].needs == "--cost" and not settings.cost:
             raise UserError(f"--search: there is no {name} without --cost: give a technology, or see --cost list")
     return objectives, bounds
@@ -361,10 +365,12 @@ def _objective(name: str, metric: Scale) -> str:
     return name
 
 
-def _bound(text: str, sign: int, metric: Scale) -> tuple[str, float, int]:
-    name, _, value = text.partition("=")
-    try:
-        return _objective(name, metric), float(value), sign
-    except (ValueError, UserError):
-        known = ", ".join(objectives_for(metric))
-        raise UserError(f"--at_{'least' if sign > 0 else 'most'} {text}: give NAME=VALUE with one of {known}") from None
+def known_bound(text: str, bound: Bound | None, metric: Scale, known: Iterable[str]) -> Bound:
+    """A bound of something known; "accuracy" is whatever stands for it. Args: text, what says it. Raises: UserError for what cannot be."""
+    name = bound and (metric.name if bound.name == Scale().name else bound.name)
+    if name not in known:
+        raise UserError(f"{text}: give NAME=VALUE with one of {', '.join(known)}; VALUE is a number, software, software-0.5 or "
+                        "software*1.03")
+    if bound.factor and name != metric.name:
+        raise UserError(f"{text}: the software has no {name} to compare with: give a number")
+    return replace(bound, name=name)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..program import distributed, machine, user_code
 from ..program.cli import UserError, needed, one_line
 from ..settings.eval_flags import EvalSettings
 from .bench import Bench
+from .parts import part_of
 from .worklist import Job, Queue
 
 MOST_DEATHS = 3  # of workers at the same setting
@@ -37,12 +39,20 @@ class Worker:
     def measure(self, bench: int, setting: Setting | None, wait: bool, of_several: bool) -> bool | Exception:
         """As `Bench.measure`. Returns: an error in place of raising it, where it is one for the user."""
         try:
-            if bench not in self.benches:
-                self.benches[bench] = Bench(self.settings[bench], command=self.command)
-                self.benches[bench].load(logging.getLogger("worker"))
-            return self.benches[bench].measure(setting, wait, of_several=of_several)
+            return self._bench(bench).measure(setting, wait, of_several=of_several)
         except (UserError, OSError) as error:
             return error
+
+    def _bench(self, number: int) -> Bench:
+        """The bench of this number, loaded; that of a block of another one's images."""
+        of = self.settings[number]
+        if number not in self.benches:
+            if of.part is None:
+                self.benches[number] = Bench(of, command=self.command)
+                self.benches[number].load(logging.getLogger("worker"))
+            else:
+                self.benches[number] = part_of(self._bench(self.settings.index(replace(of, part=None))), of.part)
+        return self.benches[number]
 
 
 class Pool:

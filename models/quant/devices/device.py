@@ -49,6 +49,8 @@ class Device:
         read_noise: standard deviation, uS, of reads of one cell: a number, an array with one for each level, "device" for the law of
             the data, None for none. The sigma of a measured table already includes the noise of its one read.
         sigma_us: standard deviation, uS, Gaussian and the same for all levels, in place of the law's; None: the law's.
+        sigma_percent: standard deviation, per cent of the range from the lowest to the highest level of a cell, of what every cell
+            has besides, Gaussian: `sigma^2 = sigma_law^2 + (sigma_percent (G_max - G_min) / 100)^2`. Stuck cells do not have it.
         n: cells that were programmed; single times and temperatures may have fewer. None: not known.
         certainty: how sure the numbers are. note: what else must be known.
     Raises: ValueError for impossible values, and for times, temperatures and conductances outside the data.
@@ -68,12 +70,13 @@ class Device:
     stuck_mask: np.ndarray | str | Path | None = field(default=None, repr=False)
     read_noise: float | str | np.ndarray | None = None
     sigma_us: float | None = None
+    sigma_percent: float = field(default=0.0, metadata={"younger": True})
     n: int | None = None
     certainty: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:
-        for key in ("g_min", "g_max", "temp", "stuck_on", "stuck_off", "sigma_us"):
+        for key in ("g_min", "g_max", "temp", "stuck_on", "stuck_off", "sigma_us", "sigma_percent"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating, type(None))):
                 raise ValueError(f"{key} is {value!r}; a number is expected")
@@ -136,13 +139,15 @@ class Device:
     def sigma(self, g: np.ndarray | float) -> np.ndarray:
         """Standard deviation, uS, of such cells. Raises: as `mean`."""
         g = self._nominal(g)
-        return self.law.sigma(g, self.time, self.temp) if self.sigma_us is None else np.full(g.shape, float(self.sigma_us))
+        return self._with_more(self.law.sigma(g, self.time, self.temp) if self.sigma_us is None else np.full(g.shape, float(self.sigma_us)),
+                               self.g_max - self.g_min)
 
     def draw(self, levels_index: np.ndarray, bits: int, generator: np.random.Generator) -> np.ndarray:
         """One draw of cells: conductances, uS, float64 of the same shape, scattered and drifted, faults applied.
 
         Args: levels_index, level of each cell, 0..2^bits-1, any shape. Of the generator first the scatter of all cells is drawn,
-            then, where faults have a probability, one uniform number a cell.
+            then, where faults have a probability, one uniform number a cell. What `sigma_percent` adds is drawn of a generator that
+            it spawns, so that all else is the same whatever that is.
         Raises: ValueError as `levels`, and for an index beyond the levels.
         """
         g, index = self.levels(bits), np.asarray(levels_index)
@@ -151,7 +156,7 @@ class Device:
             cells = self.mean(g)[index] + self.sigma_us * generator.standard_normal(index.shape)
         else:
             cells = self._law(bits).draw(g, index, self.time, self.temp, generator)
-        return faults.apply(cells, g[0], g[-1], self.stuck_off, self.stuck_on, self.stuck_mask, generator)
+        return self._finished(cells, g[0], g[-1], generator)
 
     def draw_weights(self, w_codes: np.ndarray, slice_bits: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
         """One draw of all cells of weights, a measured row for each: uS, float64 `[slices, *w_codes.shape]`, LSB slice first.
@@ -168,7 +173,17 @@ class Device:
         _check_codes(codes, len(self.rows.rows), "weight code")
         cells = self.rows.draw(codes, generator)
         ends = np.array([self.levels(bits)[[0, -1]] for bits in slice_bits]).reshape(-1, 2, *[1] * codes.ndim)
-        return faults.apply(cells, ends[:, 0], ends[:, 1], self.stuck_off, self.stuck_on, self.stuck_mask, generator)
+        return self._finished(cells, ends[:, 0], ends[:, 1], generator)
+
+    def _finished(self, cells: np.ndarray, off: np.ndarray, on: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Cells, uS, with what `sigma_percent` adds, and with faults. Args: off, on, their lowest and highest level, uS, broadcast."""
+        if self.sigma_percent:
+            cells = cells + self.sigma_percent / 100 * (on - off) * generator.spawn(1)[0].standard_normal(cells.shape)
+        return faults.apply(cells, off, on, self.stuck_off, self.stuck_on, self.stuck_mask, generator)
+
+    def _with_more(self, sigma: np.ndarray | float, span: float) -> np.ndarray:
+        """The deviation of cells whose levels span so much, where it is `sigma` without `sigma_percent`."""
+        return np.hypot(sigma, self.sigma_percent / 100 * span)
 
     def cell_noise(self, bits: int) -> tuple[float, float, float]:
         """Read-noise variance of a cell in units of levels squared, as a line in its value: `s^2 = c_0 + c_1 x`.
@@ -188,7 +203,7 @@ class Device:
         """How far, in levels, a cell of so many bits may lie from the lowest level: its mean and six standard deviations."""
         g, law = self.levels(bits), self._law(bits)
         sigma = law.sigma(g, self.time, self.temp) if self.sigma_us is None else self.sigma_us
-        return float((np.abs(law.mean(g, self.time, self.temp) - g[0]) + 6 * sigma).max() / self.step(bits))
+        return float((np.abs(law.mean(g, self.time, self.temp) - g[0]) + 6 * self._with_more(sigma, g[-1] - g[0])).max() / self.step(bits))
 
     def _law(self, bits: int) -> Law:
         return self.law if self.rows is None else self.rows.law(bits)
@@ -226,11 +241,11 @@ class Device:
             if self.read_noise != "device":
                 raise ValueError(f"read_noise is {self.read_noise!r}; allowed are uS, one for each level, or 'device'")
             self.law.read_sigma(np.array([self.g_min, self.g_max]), self.time, self.temp)
-        for key in ("sigma_us", *([] if isinstance(self.read_noise, str) else ["read_noise"])):
+        for key in ("sigma_us", "sigma_percent", *([] if isinstance(self.read_noise, str) else ["read_noise"])):
             values = getattr(self, key)
             most = 1 if key == "read_noise" else 0  # dimensions
             if values is not None and not (np.ndim(values) <= most and np.isfinite(values).all() and (np.asarray(values) >= 0).all()):
-                raise ValueError(f"{key} is {values!r}; allowed are finite uS from 0 on")
+                raise ValueError(f"{key} is {values!r}; allowed are finite {'numbers' if key == 'sigma_percent' else 'uS'} from 0 on")
         if self.rows is not None and self.sigma_us is not None:
             raise ValueError(f"{self.name} has measured rows; sigma_us cannot be changed")
 

@@ -35,6 +35,9 @@ class Reads:
     """Noise, converters and wires of the reads of chips (docs of each field: its `metadata["help"]`). The metadata also has "unit", and
     "of": whether a field decides what cells hold as they are read ("cells"), only the reads ("reads"), or all rows of a run ("run")."""
 
+    sigma: float = number(0.0, "standard deviation of every cell, per cent of the range from its lowest to its highest level: "
+                          "Gaussian, drawn once for a chip, in addition to the device's own scatter", FROM_0, of="cells", unit=" %",
+                          younger=True)
     read_noise: float | str | None = number(
         None, "standard deviation s of a cell at each read, uS. A read gets the noise N(0, s^2 sum a^2), and that of its reference "
         "cells. device: the law of the device's data. Default: none", NOISE, of="reads", unit=" uS")
@@ -45,13 +48,13 @@ class Reads:
     adc_gain: float = number(0.0, "standard deviation of the relative gain g of each column's converter, v (1 + g). It is drawn once "
                              "for a chip", LEVELS, of="reads")
     adc_inl: float = number(0.0, "standard deviation of the INL of each converter, a smooth bend, in steps (LSB). It is drawn once for a "
-                            "chip", LEVELS, of="reads", unit=" LSB")
+                            "chip", LEVELS, of="reads", unit=" LSB", younger=True)
     adc_dnl: float = number(0.0, "standard deviation of the DNL of each code of each converter, in steps (LSB). It is drawn once for a "
-                            "chip", LEVELS, of="reads", unit=" LSB")
+                            "chip", LEVELS, of="reads", unit=" LSB", younger=True)
     adc_mismatch: float = number(0.0, "relative standard deviation of a unit capacitor of each converter, which then is a SAR with an "
-                                 "array of binary weights. It is drawn once for a chip", LEVELS, of="reads")
+                                 "array of binary weights. It is drawn once for a chip", LEVELS, of="reads", younger=True)
     comparator_noise: float = number(0.0, "standard deviation of the noise that each conversion adds to v, as adc_noise, but in steps "
-                                     "(LSB) of that conversion", LEVELS, of="reads", unit=" LSB")
+                                     "(LSB) of that conversion", LEVELS, of="reads", unit=" LSB", younger=True)
     access: str = choice(Wires.access, *(Wires.__dataclass_fields__["access"].metadata[key] for key in ("allowed", "help")), of="cells")
     wire_ohm: float = _of_wires("wire_ohm", WIRE_OHM)
     row_ohm: float = _of_wires("row_ohm", ROW_OHM)
@@ -92,6 +95,8 @@ class Chips(Draws, Reads):
         check(self)
         if self.read_noise == "device":  # the noise that its data give
             object.__setattr__(self, "device", replace(self.device, read_noise="device"))
+        if self.sigma:
+            object.__setattr__(self, "device", replace(self.device, sigma_percent=self.sigma))
         object.__setattr__(self, "name", self.name or self.device.name)
         self.wires  # noqa: B018 - refuses what cannot be
 

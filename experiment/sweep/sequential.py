@@ -1,0 +1,143 @@
+"""The last of some values at which a mean keeps a bound, found by tests that take no more chips and images than each needs (`LastKept`).
+
+The model. The network has N images, which are fixed, and any number of chips, which are drawn. `e[c, i]` is what image i loses or wins on
+chip c, beside the software. Its mean over the N images and all chips that could be is what must keep the bound. A look sees C chips on n of
+the images, drawn without replacement, and takes
+
+    m = mean e[c, i],   V = S_c^2 / C + (1 - n / N) S_i^2 / n
+
+S_c^2 is the variance of the chips' means and S_i^2 that of the images'. (What chips and images have together is in both: V is rather too
+large.) `(m - mean) / sqrt(V)` is taken as Student's t, of Welch's and Satterthwaite's degrees of freedom. A value is decided when the
+interval `m +- t sqrt(V)` lies on one side of the bound; else the next look sees more.
+
+Of images that are right or wrong, e is -100, 0 or 100: where its mean is at a bound b, its variance is at least `100 |b| - b^2`. The
+interval is no narrower than this and the normal distribution make it.
+
+The chance of error. A value is decided wrongly on one side alone, with chance a at each look, at the most. There are K looks, and at
+most `2 s + 2` values are tested, with `s = ceil(log2(values + 1))`: s by the bisection, and `s / 2 + 1` on either side of what it found.
+With `a = error / (K tests)` all decisions together are wrong with at most the chance `error`, whatever they have to do with each other
+(Boole's inequality).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+FIRST_CHIPS = 4  # of the first looks
+FEWEST, TIMES = 40, 8  # images of the first look, at least, and by what images grow from look to look
+
+
+class Look(NamedTuple):
+    """What a test sees: the first chips and the first images."""
+
+    chips: int
+    images: int
+
+
+def ends_of(images: int) -> list[int]:
+    """Ends of the blocks in which images are taken: each look sees whole ones, and the next one measures only those that are new."""
+    ends = [images]
+    while ends[0] >= TIMES * FEWEST:
+        ends.insert(0, ends[0] // TIMES)
+    return ends
+
+
+def looks_of(ends: Sequence[int], chips: int) -> list[Look]:
+    """The looks at a value, each of more than the one before. Args: ends, of the blocks of images; chips, the most."""
+    return list(dict.fromkeys([*(Look(min(chips, FIRST_CHIPS), end) for end in ends), Look(chips, ends[-1])]))
+
+
+def interval(found: np.ndarray, of_all: int, error: float, least: float = 0.0) -> tuple[float, float]:
+    """(m, half the width of the interval) of the values `[C, n]` of some chips and images; of one chip, which stands for itself, from the
+    images alone.
+
+    Args: of_all, N; error, by which the mean is beyond one end; least, what the variance of e is at least where its mean is at the bound:
+        few chips and images that are alike by chance say less than they seem to.
+    """
+    from scipy import stats
+
+    chips, images = found.shape
+    left = 1 - images / of_all
+    parts = [(left * (found.mean(0).var(ddof=1) if images > 1 else math.inf) / images, images - 1)]
+    if chips > 1:
+        parts.append((found.mean(1).var(ddof=1) / chips, chips - 1))
+    parts = [(float(each), freedom) for each, freedom in parts if each > 0]
+    variance = sum(each for each, _ in parts)
+    if not parts:  # of images that are all alike nothing follows for others, unless it is known how they differ at the bound
+        half = math.inf if left and not least else 0.0
+    else:
+        half = stats.t.isf(error, variance**2 / sum(each**2 / freedom for each, freedom in parts)) * math.sqrt(variance)
+    at_bound = least * (left + (chips > 1) / chips) / images
+    return float(found.mean()), float(max(half, stats.norm.isf(error) * math.sqrt(at_bound)))
+
+
+class Seen(NamedTuple):
+    """A look at a value. Attributes: place, of the value; look; low, high, between which the mean is; keeps, whether it keeps the bound,
+    None where this is open; likely, what the mean says."""
+
+    place: int
+    look: Look
+    low: float
+    high: float
+    keeps: bool | None
+    likely: bool
+
+
+@dataclass
+class LastKept:
+    """The last of `count` values whose mean keeps a bound, where none behind one that does not keeps it. `find` fills the attributes.
+
+    Args: observe, `e[c, i]` of a value at a look; holds, whether a mean keeps the bound; error, least, see above and `interval`; say, is
+        told of each look.
+    Attributes: place, of this value, -1 where there is none; sure, lost, of the last value that was decided to keep the bound and the first
+        one that was decided not to, -1 and `count` where there is none: the value is from `sure` on and before `lost`, but for the chance
+        `error`; seen, the last look at each place.
+    """
+
+    count: int
+    looks: Sequence[Look]
+    error: float
+    observe: Callable[[int, Look], np.ndarray]
+    holds: Callable[[float], bool]
+    least: float = 0.0
+    say: Callable[[Seen], object] = lambda seen: None
+
+    def __post_init__(self) -> None:
+        self.place, self.sure, self.lost = -1, -1, self.count
+        self.seen: dict[int, Seen] = {}
+        tests = min(self.count, 2 * math.ceil(math.log2(self.count + 1)) + 2)
+        self.each = self.error / (len(self.looks) * tests)
+
+    def find(self) -> "LastKept":
+        """Bisect, and then go away from what was found, four times as far each time, until a value is decided."""
+        low, high = -1, self.count
+        while high - low > 1:
+            place = (low + high) // 2
+            low, high = (place, high) if self._test(place).likely else (low, place)
+        for start, way in ((low, -1), (high, 1)):
+            step = 0
+            while self.sure < (place := start + way * step) < self.lost:
+                self._test(place)
+                step = 4 * step or 1
+        self.place = min(max(low, self.sure), self.lost - 1)
+        return self
+
+    def _test(self, place: int) -> Seen:
+        """Look at a value until it is decided, or all was seen."""
+        for look in self.looks if place not in self.seen else ():
+            mean, half = interval(self.observe(place, look), self.looks[-1].images, self.each, self.least)
+            ends = [bool(self.holds(mean + side)) for side in (-half, 0, half)]
+            seen = self.seen[place] = Seen(place, look, mean - half, mean + half, ends[1] if len({*ends}) == 1 else None, ends[1])
+            self.say(seen)
+            if seen.keeps is not None:
+                self.sure, self.lost = (max(self.sure, place), self.lost) if seen.keeps else (self.sure, min(self.lost, place))
+                break
+        return self.seen[place]
+
+    @property
+    def used(self) -> int:
+        """Images that all looks took, those of each chip counted."""
+        return sum(seen.look.chips * seen.look.images for seen in self.seen.values())
