@@ -40,6 +40,7 @@ Also in --save_path:
     results.html                  with --html
     accuracy_over_*.png           for several ADC precisions, or values of a device
     remedies.json, .csv, .png     with --remedy
+    specification.json, .csv, .png    with --specify
     cost.json, cost.csv, cost_by_layer.png, accuracy_over_energy.png    with --cost
     eval.log
 The bit-planes of the weights go to --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors for torch.load.
@@ -48,6 +49,7 @@ To evaluate planes that you changed, copy the folder, edit the files, and pass -
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -77,6 +79,7 @@ from experiment.sweep.limits import find_limits
 from experiment.sweep.parts import parts_of
 from experiment.sweep.worklist import Job, Worklist
 from experiment.sweep.remedies import Remedies, bound_for
+from experiment.sweep.specification import Specification, asked_of, starts_of
 from experiment.sweep.search import Search, check_search, validation_bench
 from experiment.settings.train_settings import trained_for
 from experiment.sweep.workers import Pool, check_workers
@@ -143,20 +146,30 @@ def measure_missing(work: Worklist, pool: Pool, log: logging.Logger) -> None:
         pool.measure(work.missing, done)
 
 
+def measure_settings(bench: Bench, pool: Pool, log: logging.Logger, settings: Sequence[Setting]) -> None:
+    """Measure what some settings of a bench, and its software, lack."""
+    measure_missing(Worklist(pool.benches, {bench: (None, *settings)}), pool, log)
+
+
 def find_best(bench: Bench, search: Search, pool: Pool, log: logging.Logger) -> None:
     """Search; the front becomes the settings of the bench."""
-    search.run(lambda settings: measure_missing(Worklist(pool.benches, {search.bench: (None, *settings)}), pool, log), log)
+    search.run(functools.partial(measure_settings, search.bench, pool, log), log)
     bench.settings = replace(bench.settings, settings=tuple(search.front))
 
 
 def find_remedies(bench: Bench, pool: Pool, log: logging.Logger) -> Remedies:
     """Measure what wins back what its settings lose."""
-    def measure(settings: Sequence[Setting]) -> None:
-        measure_missing(Worklist(pool.benches, {bench: (None, *settings)}), pool, log)
-
-    found = Remedies(bench, measure, pool.benches, log)
+    found = Remedies(bench, functools.partial(measure_settings, bench, pool, log), pool.benches, log)
     found.run()
     return found
+
+
+def specify(bench: Bench, parts: Sequence[Bench], pool: Pool, log: logging.Logger) -> None:
+    """Make the specification sheet of a network, and the page with it."""
+    Specification(bench, parts, pool, functools.partial(measure_settings, bench, pool, log), log).run()
+    rows = bench.points.write_tables()
+    if bench.settings.html:
+        log.info(f"page: {html_report.write(bench.settings.save_path, rows)}")
 
 
 def write_results(bench: Bench, work: Worklist, log: logging.Logger) -> None:
@@ -226,22 +239,26 @@ def main(argv: list[str] | None = None) -> int:
         bench.check(bench.settings.settings)
         if first.remedy:
             bound_for(bench)
+        if first.specify:
+            asked_of(bench)
+        if first.refine:
+            starts_of(bench)
         if not first.dry_run and distributed.is_first():
             check_folders(bench.settings)
     with logging_to(first) as log, Pool([*benches, *choosing], first.workers) as pool:
         for bench in pool.benches:
             bench.load(log)
             say_what_is_measured(bench, log)
-        parts = {bench: parts_of(bench) for bench in benches if first.limits}
+        parts = {bench: parts_of(bench) for bench in benches if first.limits or first.specify}
         pool.benches += itertools.chain(*parts.values())
         for text in dict.fromkeys(filter(None, (bench.points.says_older() for bench in pool.benches))):
             log.info(text)
         with distributed.led(pool.benches) as leads:  # the other processes measure what the first one does, and write nothing
-            if leads and first.limits:
+            if leads and parts:
                 for bench in benches:
                     bench.folder.mkdir(parents=True, exist_ok=True)
                     config_file.write(bench.folder / "eval_config.json", bench.settings.given)
-                    find_limits(bench, parts[bench], pool, log)
+                    (specify if first.specify else find_limits)(bench, parts[bench], pool, log)
             elif leads:
                 measure_all(benches, choosing, pool, log)
     return 0

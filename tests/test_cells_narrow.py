@@ -155,7 +155,8 @@ def test_reads_at_the_ends_of_16_bits(kernels):
 
 @pytest.mark.parametrize("cell, kernel", [(510, NARROW), (512, PLAIN)])
 def test_reads_of_one_sign(kernels, cell, kernel):
-    """Those of 128 rows reach to 65,280, half a step below the end of 16 bits, or to 2^16: sums of 16 bits begin where the smallest of them has no sign."""
+    """Those of 128 rows reach to 65,280, half a step below the end of 16 bits, or to 2^16: sums of 16 bits begin where the smallest of
+    them has no sign."""
     for sign in (1, -1):
         kernels.clear()
         case = full_case(CrossbarSpec(1, 2, 1, 8, 128, reference="digital"), 128, sign * cell, 1.0)

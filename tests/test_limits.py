@@ -14,7 +14,7 @@ import eval as evaluation
 from experiment.inputs import data as datasets
 from experiment.program.cli import UserError
 from experiment.settings.limits import bound_of, span_of
-from experiment.sweep import bench
+from experiment.sweep import bench, sequential
 from experiment.sweep.sequential import LastKept, ends_of, interval, looks_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,7 +59,7 @@ def test_spans_that_are_refused(text, words):
 
 
 def test_looks():
-    assert ends_of(100) == [100] and ends_of(359) == [44, 359] and ends_of(10_000) == [156, 1250, 10_000]
+    assert ends_of(100) == [100] and ends_of(799) == [799] and ends_of(1000) == [125, 1000] and ends_of(10_000) == [156, 1250, 10_000]
     assert looks_of([44, 359], 10) == [(4, 44), (4, 359), (10, 359)]
     assert looks_of([44, 359], 1) == [(1, 44), (1, 359)] and looks_of([50], 3) == [(3, 50)]
 
@@ -99,8 +99,8 @@ def simulated(seed, images, limit, spread, steep):
 
 @pytest.mark.parametrize("images, spread, steep", [(359, 0.3, 3), (2000, 0.3, 4), (2000, 0.0, 2), (2000, 0.5, 3)])
 def test_the_share_of_wrong_intervals_is_below_its_bound(images, spread, steep):
-    """Of 400 networks with limits anywhere in the span, fewer than a share of 5 % would give but for a chance of 1e-4. The intervals must say
-    something, and cost a fifth of a grid at most."""
+    """Of 400 networks with limits anywhere in the span, fewer than a share of 5 % would give but for a chance of 1e-4. The intervals must
+    say something, and cost a fifth of a grid at most."""
     wrong, wide, used, off = 0, [], [], []
     for seed in range(400):
         limit = int(np.random.default_rng(seed).integers(20, 160))
@@ -161,6 +161,7 @@ def find(trained, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(bench, "measure", spy)
+            patch.setattr(sequential, "FEWEST", 40)  # two blocks of these images
             without_pictures(patch)
             evaluation.main(["--resume", trained, "--ngpu", "0", "--rows", "16", "--adc_range", "full", *flags])
         return json.loads(Path("save/limits.json").read_text()), measured
@@ -225,7 +226,7 @@ def test_bounds_that_no_value_keeps_or_each(find, capsys):
     (["--largest", "dac_bits=1:2:1", "--at_least", "speed=90"], "--at_least speed=90: give NAME=VALUE with one of accuracy"),
     (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=9o"], "--at_least accuracy=9o: give NAME=VALUE"),
     (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=90", "--cost", "rram_32nm"], "--cost does not go with --largest"),
-    (["--at_least", "accuracy=90"], "--at_least is for --search N, --largest, --smallest or --remedy")])
+    (["--at_least", "accuracy=90"], "--at_least is for --search N, --largest, --smallest, --specify or --remedy")])
 def test_what_is_refused(find, flags, words):
     with pytest.raises(UserError, match=re.escape(words)):
         find(*flags)

@@ -16,8 +16,10 @@ from models.quant.storage.files import write_text
 from ..measure.columns import metric_of, named
 from ..settings.chips import CHIPS_OR_NOISE
 from ..settings.costs import FIGURES
+from . import specification_report
 
 PAGE = "results.html"
+SHEET = "specification.json"
 DIGITS = 4  # of a number as it is shown
 # Columns that stand first: what is measured, then what was found.
 FIRST = ("baseline", "model", "dataset", "checkpoint", "wbit", "abit", *LAYER_FIELDS, "map", "per_layer", "device", "device_time_s",
@@ -69,12 +71,21 @@ converted <code>float</code>, as it came, and <code>quantized</code>. All digits
 {_machines(rows)}
 <h2>Commands</h2>
 <ul>{"".join(f"<li><code>{html.escape(command)}</code></li>" for command in dict.fromkeys(str(row.get("command")) for row in rows))}</ul>
+{"".join(map(_sheet, [*folder.glob(SHEET), *folder.glob(f"*/{SHEET}")]))}
 {"<h2>Pictures</h2>" if pictures else ""}
 {"".join(_picture(path, folder) for path in pictures)}
 <script>{SCRIPT}</script>
 </body>
 </html>
 """
+
+
+def _sheet(path: Path) -> str:
+    """The specification sheet in a file."""
+    header, *lines = specification_report.cells(json.loads(path.read_text()))
+    head = "".join(f'<th scope="col">{html.escape(each)}</th>' for each in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(each)}</td>" for each in line) + "</tr>\n" for line in lines)
+    return f"<h2>Specification</h2>\n<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n"
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, Any]]:

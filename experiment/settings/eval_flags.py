@@ -168,6 +168,18 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Specification:
+    """specification sheet"""
+
+    specify: bool = option(False, "make the specification sheet of the network, for losses of 0.5 and 1 point or the bounds of --at_least "
+                           "and --at_most: the largest scatter, stuck cells, read noise, wires, errors of ADCs and retention of the "
+                           "presets, the fewest ADC bits, the most rows, each alone, and a joint corner. Values are 50 % apart, and have "
+                           "at the most --chips (6)", bool)
+    refine: bool = option(False, "make it again from the limits of the sheet in --save_path on, with all images, and values that are 10 % "
+                          "apart", bool)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Remedies:
     """what wins accuracy back"""
 
@@ -202,7 +214,8 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(Network, Conversion, ConversionFiles, Language, Table, Ranges, Cost, Sweep, Search, Limits, Remedies, Machine):
+class EvalSettings(Network, Conversion, ConversionFiles, Language, Table, Ranges, Cost, Sweep, Search, Limits, Specification, Remedies,
+                   Machine):
     """Everything that decides an evaluation. Made by `eval_settings.parse`; no field is None that has a default.
 
     Attributes beyond the flags:
@@ -245,7 +258,8 @@ def build_parser(about: str | None = None) -> ArgumentParser:
     calibration = parser.topic("adc", Ranges.__doc__)
     flags.add_flags(calibration, Calibration)
     flags.add_flags(calibration, Ranges)
-    for cls, topic in ((Cost, "cost"), (Sweep, "sweep"), (Search, "sweep"), (Limits, "sweep"), (Remedies, "sweep"), (Machine, "files")):
+    for cls, topic in ((Cost, "cost"), (Sweep, "sweep"), (Search, "sweep"), (Limits, "sweep"),
+                       (Specification, "sweep"), (Remedies, "sweep"), (Machine, "files")):
         flags.add_flags(parser.topic(topic, cls.__doc__), cls)
     return parser
 

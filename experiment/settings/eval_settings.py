@@ -22,7 +22,7 @@ from ..inputs.checkpoint import load_checkpoint
 from ..program import config_file, flags
 from ..program.cli import UserError
 from ..program.flags import ArgumentParser
-from . import chips, conversion_settings, costs, language_settings, limits, per_layer, train_settings
+from . import chips, conversion_settings, costs, language_settings, limits, per_layer, specification, train_settings
 from .eval_flags import CALIBRATE_OTHERS, CALIBRATION, MODELS, EvalSettings, Search, add_hardware, build_parser, hardware_defaults
 from .train_flags import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN
 from .train_settings import images_beside
@@ -82,7 +82,7 @@ def settings_of(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     found = EvalSettings(**{each.name: value for each in fields(EvalSettings)
                             if (value := (values | given).get(each.name)) is not None},
                          given=given, hardware=rows, of_chips=of_chips, calibration=calibration)
-    if not (found.search or found.limits):
+    if not (found.search or found.limits or found.specify):
         found = replace(found, settings=all_settings(rows, found.w_bits, found.a_bits, found.also, found.table, calibration, of_chips))
     _check(found, given)
     _check_validation(found, checkpoint)
@@ -228,7 +228,7 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     if found.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
     asked = {"device", *chips.OF_IDEAL} & {*given, *(span.flag for span in limits.spans_of(found))}
-    with_device = any(setting.chips and setting.chips.device for setting in found.settings) or not found.settings and bool(asked)
+    with_device = any(setting.chips and setting.chips.device for setting in found.settings) or not found.settings and bool(asked) or found.specify
     with_noise = any(setting.without_cells for setting in found.settings) or not found.settings and "weight_noise" in given
     for name in (*chips.OF_RUN, "calib_on", "save_cells"):
         if name in given and not (with_device or with_noise and name in WeightNoise.__dataclass_fields__):
@@ -260,16 +260,22 @@ def _check_plans(found: EvalSettings, given: Mapping[str, Any]) -> None:
 def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
     if not found.search and (name := next((each.name for each in fields(Search) if each.name in given), None)):
         raise UserError(f"--{name} is for a search: add --search N")
-    asked = [name for name in ("search", "largest", "smallest") if name in given]
+    if found.refine and not found.specify:
+        raise UserError("--refine is for a specification sheet: add --specify")
+    if found.refine and found.limit:
+        raise UserError("--refine takes all images: leave --limit out")
+    asked = [name for name in ("search", "specify", "largest", "smallest") if given.get(name)]
     if not asked:
         if not found.remedy and (name := next((name for name in BOUNDS if name in given), None)):
-            raise UserError(f"--{name} is for --search N, --largest, --smallest or --remedy: add one of them")
+            raise UserError(f"--{name} is for --search N, --largest, --smallest, --specify or --remedy: add one of them")
         return
-    for name in ("also", "table", "report", "planes", "save_cells", "shard", "adc_ranges", "dry_run",
-                 *(("largest", "smallest") if found.search else ("cost",))):
-        if name in given:
+    others = {"search": ("specify", "largest", "smallest"), "specify": ("largest", "smallest")}.get(asked[0], ("cost",))
+    for name in ("also", "table", "report", "planes", "save_cells", "shard", "adc_ranges", "dry_run", *others):
+        if given.get(name):
             raise UserError(f"--{name} does not go with --{asked[0]}")
     limits.check(found)
+    if found.specify:
+        specification.check(found)
     chips.devices_of(found.hardware)  # refuses what cannot be
 
 
@@ -278,7 +284,7 @@ def _check_remedies(found: EvalSettings, given: Mapping[str, Any]) -> None:
         if useless := next((name for name in ("remedy_by", "remedy_epochs") if name in given), None):
             raise UserError(f"--{useless} is for remedies: add --remedy")
         return
-    others = ("search", "largest", "smallest", "planes", "shard", "adc_ranges", "dry_run")
+    others = ("search", "largest", "smallest", "specify", "planes", "shard", "adc_ranges", "dry_run")
     if name := next((name for name in others if name in given), None):
         raise UserError(f"--{name} does not go with --remedy")
     if found.remedy_by in ("energy", "area") and not found.cost:

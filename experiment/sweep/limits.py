@@ -37,19 +37,25 @@ CHIPS = 10  # at most, unless --chips says how many
 
 @dataclass(frozen=True)
 class Case:
-    """A limit that is looked for. Attributes: flags, `{flag: [value]}` of the hardware beside that of the span."""
+    """A limit that is looked for. Attributes: flags, `{flag: [value]}` of the hardware beside that of the span; most_chips, unless --chips
+    says how many."""
 
     span: Span
     bound: Bound
     flags: Mapping[str, list]
+    most_chips: int = CHIPS
 
     def setting(self, bench: Bench, value: float, chips: int | None = None) -> Setting:
         """The setting of a value, with so many chips (None: as asked for) if it has any. Raises: UserError for what cannot be."""
         of, known = bench.settings, devices_of({name: values for name, values in self.flags.items() if name == "device"})
-        of_chips = {"chips": CHIPS, **of.of_chips, **({} if chips is None else {"chips": chips})}
+        of_chips = {"chips": self.most_chips, **of.of_chips, **({} if chips is None else {"chips": chips})}
         [found] = all_settings({**self.flags, self.span.flag: [value]}, of.w_bits, of.a_bits, calibration=of.calibration,
                                of_chips=of_chips, known=known)
         return found
+
+    def check(self, bench: Bench) -> None:
+        """Refuse what cannot be, at the first and the last value. Raises: UserError."""
+        bench.check(self.setting(bench, value) for value in (self.span.values[0], self.span.values[-1]))
 
     def text(self, place: int) -> str:
         """The value in this place with its unit; "none" before the first one, "more" or "less" behind the last one."""
@@ -70,36 +76,38 @@ def cases_of(bench: Bench) -> list[Case]:
     each = [dict(zip(others, ([value] for value in values))) for values in itertools.product(*others.values())]
     cases = [Case(span, bound, flags | layers) for span in spans_of(of) for flags in each]
     for case in cases:
-        bench.check(case.setting(bench, value) for value in (case.span.values[0], case.span.values[-1]))
+        case.check(bench)
     return cases
 
 
 class Limit:
     """The limit of one case.
 
-    Args: parts, the bench's blocks of images; pool, which measures.
+    Args: parts, the bench's blocks of images; pool, which measures; log, which is told of each look; start, sides, see `LastKept`.
     Attributes: software, its value of the metric; settings, the first and the last; drawn, whether it has chips; chips, the most;
         found, what the tests found.
     """
 
-    def __init__(self, case: Case, parts: Sequence[Bench], pool: Pool, log: logging.Logger) -> None:
+    def __init__(self, case: Case, parts: Sequence[Bench], pool: Pool, log: logging.Logger | None, start: int | None = None,
+                 sides: bool = True) -> None:
         self.case, self.parts, self.pool, self.log = case, parts, pool, log
         self.metric, of = parts[0].metric, parts[0].settings
         self.settings = [case.setting(parts[0], value) for value in (case.span.values[0], case.span.values[-1])]
         self.drawn = any(setting.chips for setting in self.settings)
-        self.chips = of.of_chips.get("chips", CHIPS) if self.drawn else 1
+        self.chips = of.of_chips.get("chips", case.most_chips) if self.drawn else 1
         self._measure({part: [None] for part in parts})
         self.baseline = numbers_of(parts, None)
         self.mean = self.baseline[:, 0].sum() / self.baseline[:, 1].sum()
         self.software = self.metric.value(self.mean)
         self.ends = [*itertools.accumulate(part.shown.batches.count for part in parts)]
-        self.found = self._find()
+        self.found = self._find(start, sides)
 
-    def _find(self) -> LastKept:
+    def _find(self, start: int | None, sides: bool) -> LastKept:
         beside = abs(self.case.bound.at(self.software) - self.software)
         least = max(0.0, beside * (100 - beside)) if self.metric.scale.unit == "%" else 0.0
         looks = looks_of(self.ends, self.chips)
-        return LastKept(len(self.case.span.values), looks, ERROR, self._observe, self._holds, least, self._say).find()
+        say = self._say if self.log else lambda seen: None
+        return LastKept(len(self.case.span.values), looks, ERROR, self._observe, self._holds, least, say, start, sides).find()
 
     def _measure(self, settings: Mapping[Bench, Iterable[Setting | None]]) -> None:
         """Measure what is missing."""

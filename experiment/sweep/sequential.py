@@ -15,6 +15,7 @@ interval is no narrower than this and the normal distribution make it.
 
 The chance of error. A value is decided wrongly on one side alone, with chance a at each look, at the most. There are K looks, and at
 most `2 s + 2` values are tested, with `s = ceil(log2(values + 1))`: s by the bisection, and `s / 2 + 1` on either side of what it found.
+(From a start somewhere, the bisection takes `s / 2 + 1` values more; without the sides there are so many less.)
 With `a = error / (K tests)` all decisions together are wrong with at most the chance `error`, whatever they have to do with each other
 (Boole's inequality).
 """
@@ -27,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 FIRST_CHIPS = 4  # of the first looks
-FEWEST, TIMES = 40, 8  # images of the first look, at least, and by what images grow from look to look
+FEWEST, TIMES = 100, 8  # images of the first look, at least, and by what images grow from look to look
 
 
 class Look(NamedTuple):
@@ -91,7 +92,8 @@ class LastKept:
     """The last of `count` values whose mean keeps a bound, where none behind one that does not keeps it. `find` fills the attributes.
 
     Args: observe, `e[c, i]` of a value at a look; holds, whether a mean keeps the bound; error, least, see above and `interval`; say, is
-        told of each look.
+        told of each look; start, the place where it is thought to be; sides, whether values on either side are tested that the bisection
+        did not need, until one is decided.
     Attributes: place, of this value, -1 where there is none; sure, lost, of the last value that was decided to keep the bound and the first
         one that was decided not to, -1 and `count` where there is none: the value is from `sure` on and before `lost`, but for the chance
         `error`; seen, the last look at each place.
@@ -104,26 +106,38 @@ class LastKept:
     holds: Callable[[float], bool]
     least: float = 0.0
     say: Callable[[Seen], object] = lambda seen: None
+    start: int | None = None
+    sides: bool = True
 
     def __post_init__(self) -> None:
         self.place, self.sure, self.lost = -1, -1, self.count
         self.seen: dict[int, Seen] = {}
-        tests = min(self.count, 2 * math.ceil(math.log2(self.count + 1)) + 2)
+        steps = math.ceil(math.log2(self.count + 1))
+        some = steps // 2 + 1
+        tests = min(self.count, steps + some * (self.start is not None) + 2 * some * self.sides)
         self.each = self.error / (len(self.looks) * tests)
 
     def find(self) -> "LastKept":
-        """Bisect, and then go away from what was found, four times as far each time, until a value is decided."""
-        low, high = -1, self.count
-        while high - low > 1:
-            place = (low + high) // 2
-            low, high = (place, high) if self._test(place).likely else (low, place)
-        for start, way in ((low, -1), (high, 1)):
+        """Bisect, and then go away from what was found to the sides, four times as far each time, until a value is decided."""
+        low, high = self._between()
+        for start, way in ((low, -1), (high, 1)) if self.sides else ():
             step = 0
             while self.sure < (place := start + way * step) < self.lost:
                 self._test(place)
                 step = 4 * step or 1
         self.place = min(max(low, self.sure), self.lost - 1)
         return self
+
+    def _between(self) -> tuple[int, int]:
+        """The last place that seems to keep the bound, and the next one: by bisection; from a start, by steps away from it first, four
+        times as far each time, until there is a place on either side."""
+        low, high, step = -1, self.count, 1
+        place = (low + high) // 2 if self.start is None else self.start
+        while high - low > 1:
+            low, high = (place, high) if self._test(place).likely else (low, place)
+            beyond = low + step if high == self.count else high - step if low == -1 else high
+            place, step = ((low + high) // 2, step) if self.start is None or not low < beyond < high else (beyond, 4 * step)
+        return low, high
 
     def _test(self, place: int) -> Seen:
         """Look at a value until it is decided, or all was seen."""

@@ -1,0 +1,100 @@
+"""What `eval.py --specify` shows: the sheet as a table, and as a picture."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.quant.devices.times import show_time
+from models.quant.measuring.metrics import Scale
+
+from .drawing import add_title, colormap, new_figure, save
+from .tables import note, text_table
+
+CORNER = "corner"  # the quantity of the rows that are no limits
+TIME = "time"  # the unit of times, in seconds
+PANELS = {"time (s)": (TIME,), "bits, rows": ("bits", "rows")}  # of the picture: axis, and units; the first panel has all others
+FIRST_PANEL = "value, in the unit of its name"
+
+
+def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The sheet as texts: a header, and a line for each quantity, a column for each kind of cells and loss."""
+    columns = dict.fromkeys((row["weights"], row["asked"]) for row in rows)
+    lines: dict[str, dict[tuple[str, str], str]] = {}
+    for row in rows:
+        lines.setdefault(_name(row), {})[row["weights"], row["asked"]] = _cell(row)
+        if row.get("corner_energy_uJ") is not None:
+            lines.setdefault("energy there, uJ", {})[row["weights"], row["asked"]] = f"{row['corner_energy_uJ']:.3g}"
+    header = ["limit", *(f"{weights}, {text.partition('=')[2]}" for weights, text in columns)]
+    return [header, *([name, *(found.get(each, "") for each in columns)] for name, found in lines.items())]
+
+
+def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], scale: Scale, looked_at: str) -> str:
+    """The sheet, and what it means. Args: left_out, `{quantity: why}`; looked_at, how many images of what."""
+    first = rows[0]
+    notes = [f"{looked_at}; software: {scale.said(first['software'])}; at the most {max(row['chips'] for row in rows)} chips",
+             "a (b, c): a by the mean of all that was measured; decided by tests are b, which keeps the bound, and c, which does not"]
+    if any(row["quantity"] != CORNER for row in rows):
+        notes[-1] += f". One of these two is wrong with a chance of {first['chance_of_error']:.0%} at most"
+    if any(row["quantity"] == CORNER for row in rows):
+        notes.append(f"{CORNER}: the {scale.name} where each limit of cells, reads and ADCs is halved, all together")
+    notes += [f"left out: {name}: {why}" for name, why in left_out.items()]
+    header, *lines = cells(rows)
+    return "\n".join([text_table(header, lines), *map(note, notes)])
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['quantity']}, {row['unit']}" if row["unit"] not in ("", TIME) else row["quantity"]
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    """A limit with its interval; of a corner what the metric is there."""
+    if row["quantity"] == CORNER:
+        return f"{row['corner_value']:.4g} ({'kept' if row['corner_keeps'] else 'not kept'})"
+    show = show_time if row["unit"] == TIME else "{:g}".format
+    sign, other = ("<", "≥") if row["kind"] == "largest" else (">", "≤")
+    if row["value"] is None:
+        return f"{sign} {show(row['first'])}"
+    if row["value"] == row["last"]:
+        return f"{other} {show(row['last'])}"
+    ends = (show(row[key]) if row[key] is not None else "…" for key in ("kept_for_sure", "lost_for_sure"))
+    return f"{show(row['value'])} ({', '.join(ends)})"
+
+
+def plot(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Bars on logarithmic scales, from the end that is kept for sure to that which is not; a panel for each kind of unit."""
+    limits = [row for row in rows if row["quantity"] != CORNER and row["value"] is not None]
+    of_unit = {unit: axis for axis, units in PANELS.items() for unit in units}
+    panels = {axis: [row for row in limits if of_unit.get(row["unit"], FIRST_PANEL) == axis] for axis in (FIRST_PANEL, *PANELS)}
+    panels = {axis: found for axis, found in panels.items() if found}
+    if not panels:
+        return
+    asked = list(dict.fromkeys((row["weights"], row["asked"]) for row in limits))
+    names = {axis: list(dict.fromkeys(map(_name, found))) for axis, found in panels.items()}
+    heights = [len(each) for each in names.values()]
+    figure = new_figure(8, 1.5 + 0.2 * len(asked) * sum(heights) + 0.5 * len(panels))
+    axes_of = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes, (axis, found) in zip(axes_of, panels.items()):
+        for i, each in enumerate(asked):
+            bars = [row for row in found if (row["weights"], row["asked"]) == each]
+            at = [names[axis].index(_name(row)) + (i + 0.5) / len(asked) * 0.8 - 0.4 for row in bars]
+            value = np.array([row["value"] for row in bars], float)
+            ends = np.array([[row[key] if row[key] is not None else row["value"] for key in ("kept_for_sure", "lost_for_sure")]
+                             for row in bars], float).reshape(-1, 2)
+            around = np.abs(np.stack([value - ends.min(1), ends.max(1) - value]))
+            axes.barh(at, value, 0.8 / len(asked), color=colormap("Paired").colors[_color(asked, i)], label=", ".join(each),
+                      xerr=around, error_kw={"elinewidth": 0.8, "capsize": 1.5, "ecolor": "black"})
+        axes.set(xscale="log", xlabel=axis, yticks=range(len(names[axis])), yticklabels=names[axis])
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+    figure.legend(*axes_of[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small",
+                  title="bars: the limit; lines: from what surely keeps the bound to what surely does not", title_fontsize="x-small")
+    add_title(figure, title)
+    save(figure, path, dpi=150)
+
+
+def _color(asked: Sequence[tuple[str, str]], i: int) -> int:
+    """Of a map of pairs of light and dark: a pair for each kind of cells."""
+    kinds = list(dict.fromkeys(weights for weights, _ in asked))
+    return (2 * kinds.index(asked[i][0]) + [text for weights, text in asked if weights == asked[i][0]].index(asked[i][1]) % 2) % 12

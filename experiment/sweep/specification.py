@@ -1,0 +1,169 @@
+"""`eval.py --specify`: the specification sheet of a network, the limits of quantities, each alone, and joint corners.
+
+Each limit is one of `--largest` or `--smallest`. A corner is a setting with half of each limit. All of it is in points, so that a run that
+was killed goes on.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from models.quant.measuring.measure import Record
+from models.quant.measuring.setting import Setting
+
+from ..program.cli import UserError
+from ..report import specification_report
+from ..report.specification_report import CORNER
+from ..settings.costs import figure
+from ..settings.eval_settings import all_settings
+from ..settings.limits import Bound, Span
+from ..settings.specification import Quantity, bounds_for, quantities_for, weights_for
+from .bench import Bench
+from .limits import Case, Limit, write_rows
+from .search import known_bound
+from .workers import Pool
+
+CHIPS = 6  # at most, unless --chips says how many
+NAME = "specification"  # of its files
+
+
+class Asked(NamedTuple):
+    """A loss that a network with some cells may have. Attributes: weights, of the cells; text, of the bound."""
+
+    weights: str
+    text: str
+    bound: Bound
+
+
+class Specification:
+    """The sheet of one network.
+
+    Args: bench; parts, its blocks of images; pool, which measures; measure, what measures some settings on all images.
+    Attributes: rows, of its files; left_out, `{quantity: why}`.
+    Raises: UserError for bounds and files that cannot be.
+    """
+
+    def __init__(self, bench: Bench, parts: Sequence[Bench], pool: Pool, measure: Callable[[Sequence[Setting]], object],
+                 log: logging.Logger) -> None:
+        self.bench, self.of, self.parts, self.pool, self.measure, self.log = bench, bench.settings, parts, pool, measure, log
+        self.base = {name: values for name, values in self.of.hardware.items() if name != "weights"}
+        self.starts = starts_of(bench) if self.of.refine else {}
+        self.rows: list[dict[str, Any]] = []
+        self.left_out: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Find all limits, measure the corners, and write the files."""
+        quantities = [each for each in quantities_for(self.of) if self._is_asked(each)]
+        asked = asked_of(self.bench)
+        found: dict[Quantity, dict[Asked, Limit]] = {}
+        with tqdm(total=len(quantities) * len(asked), desc="limits", dynamic_ncols=True, leave=False) as bar, _silent("models"):
+            for quantity in quantities:
+                found[quantity] = {}
+                for each in asked:
+                    with contextlib.suppress(UserError):
+                        found[quantity][each] = self._limit(quantity, each, found[quantity])
+                    bar.update()
+        self.rows = [self._row(quantity.name, quantity.unit, each, self._flags(quantity, each, limit)) | limit.row()
+                     for quantity, limits in found.items() for each, limit in limits.items()]
+        self.rows += self._corners(asked, found)
+        self._write()
+
+    def _is_asked(self, quantity: Quantity) -> bool:
+        if quantity.span.flag in self.base:
+            self.left_out[quantity.name] = f"--{quantity.span.flag} is given"
+        return quantity.span.flag not in self.base
+
+    def _limit(self, quantity: Quantity, asked: Asked, before: Mapping[Asked, Limit]) -> Limit:
+        """The limit of a quantity, looked for from where it was, or where that of another loss is. Raises: UserError, and keeps why."""
+        case = Case(quantity.span, asked.bound, {**self.base, **quantity.flags, "weights": [asked.weights]}, CHIPS)
+        near = next((limit.found.place for other, limit in before.items() if other.weights == asked.weights), None)
+        start = self.starts.get((quantity.name, asked.weights, asked.text), near)
+        try:
+            case.check(self.bench)
+            limit = Limit(case, self.parts, self.pool, None, start if start is None else max(start, 0),
+                          sides=self.of.refine)
+        except UserError as error:
+            self.left_out[f"{quantity.name}, {asked.weights}"] = str(error)
+            raise
+        self.log.info(f"{quantity.name}, {asked.weights}, {asked.text}: {limit.case.text(limit.found.place)}, from "
+                      f"{limit.case.text(limit.found.sure)} to {limit.case.text(limit.found.lost)}")
+        return limit
+
+    def _flags(self, quantity: Quantity, asked: Asked, limit: Limit) -> Mapping[str, list]:
+        """What sets a limit by hand."""
+        value = {quantity.span.flag: [quantity.span.values[limit.found.place]]} if limit.found.place >= 0 else {}
+        return {**self.base, **quantity.flags, "weights": [asked.weights], **value}
+
+    def _row(self, name: str, unit: str, asked: Asked, flags: Mapping[str, list]) -> dict[str, Any]:
+        by_hand = " ".join(f"--{flag} {' '.join(map(str, values))}" for flag, values in flags.items())
+        return {"quantity": name, "unit": unit, "weights": asked.weights, "asked": asked.text, "by_hand": by_hand}
+
+    def _corners(self, asked: Sequence[Asked], found: Mapping[Quantity, Mapping[Asked, Limit]]) -> list[dict[str, Any]]:
+        """A row for each corner, of a loss for which there are limits."""
+        there = {each for limits in found.values() for each in limits}
+        flags = {each: {**self.base, "weights": [each.weights]} for each in asked if each in there}
+        for quantity, limits in found.items():
+            for each, limit in limits.items() if quantity.joint else ():
+                if limit.found.place >= 0:
+                    flags[each] |= {**quantity.flags, quantity.span.flag: [quantity.span.values[limit.found.place] / 2]}
+        settings = {each: all_settings(flags[each], self.of.w_bits, self.of.a_bits, calibration=self.of.calibration,
+                                       of_chips={"chips": CHIPS, **self.of.of_chips})[0] for each in flags}
+        self.measure([*dict.fromkeys(settings.values())])
+        empty = dict.fromkeys(self.rows[0]) if self.rows else {}
+        return [empty | self._row(CORNER, "", each, flags[each]) | corner_of(self.bench.record(setting), each.bound)
+                for each, setting in settings.items()]
+
+    def _write(self) -> None:
+        path, scale = self.bench.folder / NAME, self.bench.metric.scale
+        rows = [{**dict.fromkeys(key for each in self.rows for key in each), **row} for row in self.rows]
+        write_rows(path, rows)
+        specification_report.plot(path.with_suffix(".png"), rows, f"{self.of.resume or self.of.model}: {self.bench.looked_at}")
+        self.log.info("\n" + specification_report.table(rows, self.left_out, scale, self.bench.looked_at))
+        self.log.info(f"specification: {path}.csv, {path}.json, {path}.png")
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Within `with`, a logger says warnings alone: the library has a line for each chip of some kinds."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def corner_of(record: Record, bound: Bound) -> dict[str, Any]:
+    """What a row of a corner has beside its flags."""
+    return {"metric": record.metric.name, "bound": bound.at(record.software_accuracy), "software": record.software_accuracy,
+            "chips": len(record.chip_accuracies or (None,)), "images": record.n_images, "corner_value": record.accuracy,
+            "corner_keeps": bound.holds(record.accuracy, record.software_accuracy),
+            "corner_energy_uJ": figure(record.cost, "energy_uJ").typical if record.cost else None}
+
+
+def asked_of(bench: Bench) -> list[Asked]:
+    """All losses for all cells, those of the same cells one behind the other. Raises: UserError for bounds that cannot be."""
+    scale = bench.metric.scale
+    bounds = [(text.partition(" ")[2], known_bound(text, bound, scale, [scale.name])) for text, bound in bounds_for(bench.settings, scale)]
+    return [Asked(weights, *bound) for weights in weights_for(bench.settings) for bound in bounds]
+
+
+def starts_of(bench: Bench) -> dict[tuple[str, str, str], int]:
+    """Where the limits of an earlier sheet are in the spans of this one: the last value that is not beyond. Raises: UserError where there
+    is none."""
+    path, spans = bench.folder / f"{NAME}.json", {each.name: each.span for each in quantities_for(bench.settings)}
+    try:
+        rows = [row for row in json.loads(path.read_text()) if row["quantity"] in spans and row["value"] is not None]
+        return {(row["quantity"], row["weights"], row["asked"]): _place(spans[row["quantity"]], row["value"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"--refine goes on from a sheet, and {path} is none: run --specify first") from None
+
+
+def _place(span: Span, value: float) -> int:
+    sign = -1 if span.smallest else 1
+    return max(sum(sign * each <= sign * value for each in span.values) - 1, 0)
