@@ -21,7 +21,7 @@ from models.quant.arrays.circuits import Circuits
 from models.quant.arrays.spec import Geometry
 from models.quant.engines import reference
 from models.quant.engines.cpu import engine as cpu
-from models.quant.engines.cpu.grid import cells_compared
+from models.quant.engines.cpu.grid import cells_thresholds
 from models.quant.measuring.chips import Chips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -338,7 +338,9 @@ def with_circuits(case, columns, seed, **deviations):
 def assert_engines_give(layer, a_codes, wanted):
     for name in ("reference", "numba"):
         engine = engines.load(name)
-        assert engine.unsupported(layer, CPU) is None
+        if reason := engine.unsupported(layer, CPU):
+            assert name == "numba" and reason == "codes or reads that 32 bits do not hold" and np.abs(layer.adc_delta).max() > 64
+            continue
         found = engine.accumulate(engine.prepare(layer), torch.from_numpy(a_codes))
         assert found.dtype == engines.accumulator_dtype(layer)
         np.testing.assert_array_equal(found.numpy(), wanted, err_msg=name)
@@ -470,7 +472,7 @@ def test_triton_refuses_thresholds():
 def test_thresholds_that_memory_does_not_hold_are_refused(monkeypatch):
     layer, _ = with_circuits(usual_case(), 1, 0, inl=0.5)
     assert cpu.unsupported(layer, CPU) is None
-    monkeypatch.setattr(cells_compared, "MOST_BYTES", 2**10)
+    monkeypatch.setattr(cells_thresholds, "MOST_BYTES", 2**10)
     assert "the thresholds of its converters take" in cpu.unsupported(layer, CPU)
 
 
