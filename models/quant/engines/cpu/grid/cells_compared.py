@@ -16,7 +16,7 @@ from ..vectors.wide import (_I32, _INTS, _SHORTS, WIDE, _operation, add_times_to
                             ints, shorts, times, widened)
 from .cells_reads import SHORT, adds_nothing, kind_of, read, sums_of_cells
 from .cells_rows import sum_shorts
-from .cells_thresholds import APART, CODES, FACTOR, FIELDS, FIRST, FLOOR, HIGH, LOW, SPAN, SPANS_AT, START
+from .cells_thresholds import APART, CODES, FACTOR, FIELDS, FIRST, FLOOR, HIGH, LOW, RISE, SPAN, SPANS_AT, START, TOGETHER
 
 
 @inlined
@@ -49,12 +49,33 @@ def _codes_of_digits(shape, at, weights, place, next_place, z, end, op):
             first = full_i16(int64_at(at.worths, codes + i))
             total0, total1 = added_shorts(total0, first), added_shorts(total1, first)
             row = int64_at(kind, FIRST) + block * int64_at(kind, APART)
-            while i < stop:
-                rise = int64_at(at.rises, codes + i)
-                total0 = _risen_shorts(total0, x0, at.thresholds, row + 2 * WIDE * i, rise)
-                total1 = _risen_shorts(total1, x1, at.thresholds, row + 2 * WIDE * i + WIDE, rise)
-                i += 1
+            if int64_at(kind, RISE):
+                total0, total1 = _risen_evenly(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, full_i16(int64_at(kind, RISE)))
+            else:
+                total0, total1 = _risen_unevenly(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, codes + i)
         z += 1
+    return total0, total1
+
+
+@inlined
+def _risen_evenly(at, total0, total1, x0, x1, row, count, rise):
+    """The sums of both halves, and `rise` for each of `count` thresholds from element `row` on that x has reached. Some more than these are
+    looked at, which it has not."""
+    for i in range(0, count, TOGETHER):
+        for place in range(row + 2 * WIDE * i, row + 2 * WIDE * (i + TOGETHER), 2 * WIDE):
+            total0 = _risen_shorts(total0, x0, at.thresholds, place, rise)
+            total1 = _risen_shorts(total1, x1, at.thresholds, place + WIDE, rise)
+    return total0, total1
+
+
+@inlined
+def _risen_unevenly(at, total0, total1, x0, x1, row, count, code):
+    """The same with rises of their own, from entry `code` on."""
+    for i in range(0, count, TOGETHER):
+        for more in range(i, i + TOGETHER):
+            rise = full_i16(int64_at(at.rises, code + more))
+            total0 = _risen_shorts(total0, x0, at.thresholds, row + 2 * WIDE * more, rise)
+            total1 = _risen_shorts(total1, x1, at.thresholds, row + 2 * WIDE * more + WIDE, rise)
     return total0, total1
 
 
@@ -76,13 +97,13 @@ def add_compared_codes(shape, at, place, accumulator, op):
         if at.short:
             x, value = _halved(x), full_i16(int64_at(at.worths, codes + i))
             while i < end:
-                value = _risen_shorts(value, x, at.thresholds, row + i * WIDE, int64_at(at.rises, codes + i))
+                value = _risen_shorts(value, x, at.thresholds, row + i * WIDE, full_i16(int64_at(at.rises, codes + i)))
                 i += 1
             worth = widened(value)
         else:
             worth = full_i32(int64_at(at.worths, codes + i))
             while i < end:
-                worth = _risen_ints(worth, x, at.thresholds, row + i * WIDE, int64_at(at.rises, codes + i))
+                worth = _risen_ints(worth, x, at.thresholds, row + i * WIDE, full_i32(int64_at(at.rises, codes + i)))
                 i += 1
         total = added(total, times(worth, int64_at(kind, FACTOR)))
     add_ints_to_int64(at.exact_acc, accumulator, total)
@@ -132,8 +153,8 @@ def _risen(kind, vector):
         def codegen(context, b, sig, args):
             value, x, thresholds, place, rise = args
             reached = b.icmp_unsigned(">=", x, b.load(_pointer(b, thresholds, place, vector.element, WIDE), align=2, typ=vector))
-            return b.select(reached, b.add(value, _broadcast(b, b.trunc(rise, vector.element), vector)), value)
-        return kind(kind, kind, types.intp, types.intp, types.int64), codegen
+            return b.select(reached, b.add(value, rise), value)
+        return kind(kind, kind, types.intp, types.intp, kind), codegen
     return risen
 
 

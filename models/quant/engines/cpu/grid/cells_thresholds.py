@@ -24,9 +24,10 @@ GRAIN = 2**7  # of what sums of 16 bits begin at, which is doubled for each bit 
 # Of a kind of read: x is u brought between LOW and HIGH, less LOW; SPAN, bits of x within a span; FIRST, where its thresholds begin in
 # `thresholds`, and APART, how far those of one block of columns are from the next; CODES and SPANS_AT, where its numbers begin in
 # `values` and `rises`, and in `spans`; FACTOR, what values are multiplied by; START, what a sum of 16 bits begins at, and FLOOR, where
-# it stands for LOW.
-LOW, HIGH, SPAN, FIRST, APART, CODES, SPANS_AT, FACTOR, START, FLOOR = range(10)
-FIELDS = 10
+# it stands for LOW; RISE, what all codes but the lowest are worth more than the one before, 0 where these are not alike.
+LOW, HIGH, SPAN, FIRST, APART, CODES, SPANS_AT, FACTOR, START, FLOOR, RISE = range(11)
+FIELDS = 11
+TOGETHER = 2  # thresholds that sums of 16 bits are compared with in turn: behind the last one stand so many that nothing reaches
 
 # narrow       whether 16 bits hold sums of cells, what reads have besides and sums of codes: blocks are tiles of 128 columns, 64 paired
 #              shorts and 64 more, and values hold FACTOR, over `worth`
@@ -83,12 +84,14 @@ def compared_forms(layer: MappedLayer) -> Compared:
         converter = layer.converter(z, k, j)
         own = values[z, k, j] // (worth[k] if narrow else converter.factor << spec.dac_bits * z)
         key = own.tobytes()
-        of_codes[key] = of_codes[key] if key in of_codes else codes.add(own)
+        of_codes[key] = of_codes[key] if key in of_codes else codes.add(np.append(own, [own[-1]] * TOGETHER))
+        rise = np.unique(np.diff(own))
         low, high, span, first, apart, spans_at = places.get((k, converter), (0,) * 6)
         bias = biases[k] if narrow else 0
         factor = converter.factor << (spec.dac_bits * z + spec.cell_bits * k)
         start = bias >> spec.digit_bits[z] - 1
-        kinds[z, k, j] = low, high, span, first, apart, of_codes[key], spans_at, factor, start, low + bias
+        rise = int(rise[0]) if len(rise) == 1 else 0
+        kinds[z, k, j] = low, high, span, first, apart, of_codes[key], spans_at, factor, start, low + bias, rise
     silent = all(_silent(layer, z, k, j, *found[k, layer.converter(z, k, j)][:2]) for z, k, j in np.ndindex(shape)
                  if layer.converter(z, k, j).bits)
     values = codes.whole(np.int64)
@@ -123,6 +126,7 @@ def _table(layer, x, beyond, narrow, dtype):
     """(thresholds x `[group, array, column, threshold]` in the order of the kernel, how far those of a block are from the next)."""
     groups, arrays, columns, n = x.shape
     wide = 2 * WIDE if narrow else WIDE
+    x, n = np.pad(x, [(0, 0)] * 3 + [(0, TOGETHER)], constant_values=2**16 - 1 if narrow else beyond), n + TOGETHER
     table = np.full((groups, arrays, (1 if columns == 1 else _blocks(layer, wide)) * wide, n), beyond, dtype)
     table[:, :, :table.shape[2] if x.size == n else columns] = x
     table = table.reshape(groups, arrays, -1, wide, n).swapaxes(-1, -2)
@@ -155,7 +159,7 @@ def _biases(layer):
     biases = []
     for low, high in (read_range(layer, k) for k in range(len(layer.spec.slice_bits))):
         bias = -(-max(-low, 0) // GRAIN) * GRAIN if plain else BIAS
-        if low + bias < 0 or high + bias >= 2 * BIAS:
+        if low + bias < 0 or high + bias >= 2 * BIAS or high - low >= 2 * BIAS - 1:  # which no read reaches
             return None
         biases.append(bias)
     return biases
