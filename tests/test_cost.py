@@ -347,6 +347,22 @@ def test_latency_copies_pipeline_and_leakage(technology):
         (64 * 8 * 2, 9 * 8 * 2, 6 * 8), (64 * 8 * 3, 9 * 8 * 3, 6 * 3), (64 * 8 * 3, 9 * 8 * 3, 6 * 3))])
 
 
+def test_columns_to_an_adc_of_the_hardware_come_before_those_of_the_technology(technology):
+    """8 outputs of 4 cells fill an array of 32 columns; of the last layer there are 6. 16 columns to an ADC are 2 of them and 16 turns."""
+    net, images = network()
+    parts = {"adc_time": "2,ns", "adc_area": "3,um2", "shift_add_area": "5,um2", "columns": "32,lines", "columns_per_adc": "8,lines"}
+    counts, arrays = count(net, images), (18, 9, 5)
+    layers = [layer for _, layer in crossbar_layers(net)]
+    for shared, adcs, turns in (((None,) * 3, (4, 4, 4), (8, 8, 6)), ((16, 16, 16), (2, 2, 2), (16, 16, 12)),
+                                ((None, 5, 32), (4, 7, 1), (8, 5, 24))):
+        for layer, m in zip(layers, shared):
+            layer.set_spec(replace(layer.spec, columns_per_adc=m))
+        found = estimate(counts, net, technology(**parts))
+        assert [layer.latency.typical for layer in found.layers] == approx([n * 4 * t * 2e-9 for n, t in zip((64, 9, 1), turns)])
+        for part, area in (("ADC", 3e-12), ("logic", 5e-12)):
+            assert [layer.area[part].typical for layer in found.layers] == approx([n * m * area for n, m in zip(arrays, adcs)])
+
+
 def test_the_whole_bill_of_a_grouped_layer(technology):
     """Each part by itself, counted by hand: two groups of 18 rows on arrays of 16, and of three outputs of two slices on five columns."""
     spec = CrossbarSpec(w_bits=2, a_bits=3, cell_bits=1, dac_bits=2, rows=16, adc_bits=5, adc_range="full", mapping="im2col")

@@ -228,7 +228,8 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     if found.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
     asked = {"device", *chips.OF_IDEAL} & {*given, *(span.flag for span in limits.spans_of(found))}
-    with_device = any(setting.chips and setting.chips.device for setting in found.settings) or not found.settings and bool(asked) or found.specify
+    with_device = any(setting.chips and setting.chips.device for setting in found.settings)
+    with_device = with_device or found.specify or not found.settings and bool(asked)
     with_noise = any(setting.without_cells for setting in found.settings) or not found.settings and "weight_noise" in given
     for name in (*chips.OF_RUN, "calib_on", "save_cells"):
         if name in given and not (with_device or with_noise and name in WeightNoise.__dataclass_fields__):

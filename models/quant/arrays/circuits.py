@@ -60,7 +60,9 @@ class Circuits:
         draws, n = self.draws(k, bits), 2**bits - 1
         x = np.linspace(0, 1, n)
         bend, units = draws.standard_normal((*self.shape, 2)), draws.standard_normal((*self.shape, bits + 1))
-        moved = self.inl * bend @ np.sin(np.pi * np.outer([1, 2], x))
+        shapes = np.sin(np.pi * np.outer([1, 2], x))
+        shapes[:, [0, -1]] = 0  # where a sine of pi, which is no whole multiple of it, is not
+        moved = self.inl * bend @ shapes
         if self.mismatch:
             capacitors = 2.0 ** np.append(np.arange(bits), 0)
             capacitors = capacitors + self.mismatch * np.sqrt(capacitors) * units

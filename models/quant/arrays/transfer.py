@@ -38,7 +38,7 @@ def read(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     thresholds, values = _of_json(text) if path.suffix == ".json" else _of_csv(text)
@@ -47,7 +47,7 @@ def read(path: str | Path) -> str:
     if len(thresholds) != len(values) - 1:
         raise ValueError(f"has {len(values)} values and {len(thresholds)} thresholds; allowed is one threshold less than values")
     for name, numbers in (("threshold", thresholds), ("value", values)):
-        if odd := [number for number in numbers if not abs(number) < LARGEST]:
+        if odd := [number for number in numbers if not np.rint(VALUE_GRID * abs(number)) < VALUE_GRID * LARGEST]:  # as it is kept
             raise ValueError(f"has the {name} {odd[0]:g}; allowed are steps below {LARGEST}")
         if odd := [after for before, after in itertools.pairwise(numbers) if after < before]:
             raise ValueError(f"has the {name} {odd[0]:g} behind a larger one; {name}s do not fall")

@@ -1,6 +1,7 @@
 """What counted work costs in a technology (`estimate`): energy, latency, area, as a band between sources.
 
-With V and t the read's voltage and pulse, S_k[r] the sum of slice k's levels in row r, ones counted as pulses, m columns to an ADC:
+With V and t the read's voltage and pulse, S_k[r] the sum of slice k's levels in row r, ones counted as pulses, m columns to an ADC
+(`columns_per_adc` of a layer's hardware, or else of the technology):
 
     E_cells = V^2 t sum over arrays, slices of [ G_min cols sum_r ones_r + dG sum_r ones_r S_k[r] ]       exact for evenly spaced levels
     E_rows  = row_on ones + row_bit rows bits                      word lines
@@ -154,9 +155,9 @@ def estimate(counts: Counts, network: nn.Module, technology: Technology, device:
     costed = [(name, layer) for name, layer in layers if layer.spec.adc_range != "ideal"]
     if not costed:
         raise ValueError("no layer has an ADC (adc_range is 'ideal'): arrays without converters have no cost")
-    done = {name: events(counts.layers[name], layer, technology.columns, technology.columns_per_adc, technology.skip_idle)
-            for name, layer in costed}
-    ends = _Ends(technology, done, counts.images)
+    shared = {name: layer.spec.columns_per_adc or technology.columns_per_adc for name, layer in costed}
+    done = {name: events(counts.layers[name], layer, technology.columns, shared[name], technology.skip_idle) for name, layer in costed}
+    ends = _Ends(technology, done, shared, counts.images)
     latency = {name: ends.time(name) for name in done}
     interval = Band(*((max if technology.pipelined else sum)(values) for values in zip(*latency.values())))
     found = tuple(LayerCost(
@@ -201,16 +202,16 @@ def _area(ends: _Ends, name: str, layer: CrossbarLayer, technology: Technology) 
 
 class _Ends:
     """The band of each part: its cheapest, typical and dearest source, by what they make of the whole network, so that the layers add
-    up to the ends."""
+    up to the ends. Args: shared, columns of a converter of each layer."""
 
-    def __init__(self, technology: Technology, done: Mapping[str, Events], images: int) -> None:
-        self.technology, self.done, self.images = technology, done, images
+    def __init__(self, technology: Technology, done: Mapping[str, Events], shared: Mapping[str, int], images: int) -> None:
+        self.technology, self.done, self.shared, self.images = technology, done, shared, images
         self.bits = {bits for each in done.values() for bits in each.conversions}
         self.chosen: dict[str, tuple[Source, ...]] = {}
 
     def of(self, component: str, name: str) -> Band:
         """What a part of one layer costs: all images' energy, the area, or the power."""
-        cost = self._cost(component, self.done[name])
+        cost = self._cost(component, name)
         return Band(*map(cost, self._sources(component))) if self._sources(component) else NOTHING
 
     def time(self, name: str) -> Band:
@@ -226,23 +227,23 @@ class _Ends:
         node = self.technology.node
         return {component: tuple(Origin(source.text, source.value_text(node)) for source in chosen)
                 for component, chosen in self.chosen.items()
-                if any(self._cost(component, each)(source) for each in self.done.values() for source in chosen)}
+                if any(self._cost(component, name)(source) for name in self.done for source in chosen)}
 
     def _sources(self, component: str) -> tuple[Source, ...]:
         if component not in self.chosen:
             known = self.technology.of(component)
             if component in OF_ADC:
                 known = self.technology.for_bits(component, self.bits)
-            totals = [sum(self._cost(component, each)(source) for each in self.done.values()) for source in known]
+            totals = [sum(self._cost(component, name)(source) for name in self.done) for source in known]
             order = sorted(range(len(known)), key=totals.__getitem__)
             self.chosen[component] = (known[order[0]], known[0], known[order[-1]]) if known else ()
         return self.chosen[component]
 
-    def _cost(self, component: str, done: Events) -> Callable[[Source], float]:
+    def _cost(self, component: str, name: str) -> Callable[[Source], float]:
         """`f(source)`: what a layer's use of a part costs by one source."""
-        node = self.technology.node
+        node, done = self.technology.node, self.done[name]
         arrays = done.arrays * self.technology.copies
-        adcs = arrays * -(-self.technology.columns // self.technology.columns_per_adc)
+        adcs = arrays * -(-self.technology.columns // self.shared[name])
         if component == "adc_time":
             return lambda source: done.pixels * _conversion_time(done, source, node)
         if component == "adc_energy":

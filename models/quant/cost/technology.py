@@ -123,7 +123,7 @@ class Technology:
     note: str = field(default="", repr=False)
     node: float = setting("node", "node of the whole, nm; values of other nodes are scaled to it")
     columns: int = setting("lines", "bit lines of an array, those of the reference beside them")
-    columns_per_adc: int = setting("lines", "bit lines that share a converter")
+    columns_per_adc: int = setting("lines", "bit lines that share a converter, where the hardware does not say it")
     read_voltage: float = setting("voltage", "across a cell on a word line that is on")
     read_pulse: float = setting("time", "how long it is on for one pulse")
     read_setup: float = setting("time", "time of a read beside its pulses and conversions", 0.0)

@@ -273,6 +273,9 @@ class OnArrays:
             return replace(layer, adc_delta=torch.tensor(delta, dtype=torch.float64), adc_q_min=torch.tensor(q_min))
         if spec.adc_range == "calibrated":
             self._check_ranges(layer)
+        if spec.adc_range == "dynamic" and layer.readout is not None and layer.readout.circuits is not None:
+            raise ValueError("adc_range is 'dynamic' on a chip whose converters have thresholds or noise in steps, which are others in "
+                             "each batch; allowed are calibrated and full")
         return layer
 
     def _chip_parts(self, cells):

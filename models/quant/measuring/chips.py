@@ -14,7 +14,7 @@ from torch import nn
 from ..arrays.spec import COUNT, COUNT_OR_0, FROM_0, Numbers, check, choice, number
 from ..devices import ROW_OHM, WIRE_OHM, Device, Wires
 from ..devices.times import show_time
-from ..network.program import MOST_LEVELS, check_chip, program
+from ..network.program import MOST_LEVELS, check_chip, check_circuits, program
 
 LEVELS = Numbers(float, f"a number from 0 to {MOST_LEVELS:g}", lambda value: 0 <= value <= MOST_LEVELS)
 NOISE = Numbers(float, "device, or a number of uS from 0 up", lambda value: 0 <= value < float("inf"), {"device": "device"})
@@ -121,6 +121,8 @@ class Chips(Draws, Reads):
         """Refuse a layer on crossbars whose cells these cannot be, without drawing any. Raises: ValueError."""
         noise = {} if self.read_noise in (None, "device") else {"read_noise": self.read_noise}
         check_chip(layer, replace(self.device, **noise), self.wires, self.reference_cells)
+        check_circuits(layer, adc_inl=self.adc_inl, adc_dnl=self.adc_dnl, adc_mismatch=self.adc_mismatch,
+                       comparator_noise=self.comparator_noise)
 
     def program(self, network: nn.Module, seed: int, progress: bool = False) -> None:
         """Program all layers of a network on crossbars: the chip of this seed. Args: progress, see `program`.

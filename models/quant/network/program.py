@@ -102,6 +102,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         device = replace(device, read_noise=read_noise)
     for _, layer in crossbar_layers(model):
         check_chip(layer, device, wires, reference_cells)
+        check_circuits(layer, adc_inl=adc_inl, adc_dnl=adc_dnl, adc_mismatch=adc_mismatch, comparator_noise=comparator_noise)
     slices = sum(len(layer.slice_bits) for _, layer in crossbar_layers(model))
     watched = sys.stderr.isatty()
     with tqdm(total=slices, desc=f"programming chip {seed}", unit="slice", disable=not progress, leave=False, dynamic_ncols=True,
@@ -115,6 +116,13 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
                  100 * max(draw.curve_errors))
     if worst := max((device.cell_noise(bits)[2] for layer, _ in chips for bits in layer.slice_bits), default=0.0):
         log.info("read noise: its line in conductance is off the sigma of a level by %.0f %% of the largest one at most", 100 * worst)
+
+
+def check_circuits(layer: CrossbarLayer, **drawn: float) -> None:
+    """Refuse converters that are drawn, by the arguments of `program`, where steps follow each batch. Raises: ValueError."""
+    if layer.spec.adc_range == "dynamic" and (name := next((name for name, value in drawn.items() if value), None)):
+        raise ValueError(f"{name} is {drawn[name]:g} with adc_range 'dynamic', whose steps are others in each batch; allowed are "
+                         "calibrated and full")
 
 
 def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None, reference_cells: str = "device") -> None:

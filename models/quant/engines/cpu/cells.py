@@ -18,12 +18,12 @@ from .common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from .common.histogram import room_for
 from .dense import Dense
 from .grid import cells_kernel, cells_matrix
-from .grid.cells_compared import NOTHING_COMPARED, compared_forms
 from .grid.cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
 from .grid.cells_kernel import STATIC_BROAD
 from .grid.cells_narrow import NOT_NARROW, Narrow, narrow_forms
 from .grid.cells_layout import besides, fits, lay_out, padded_columns, step_of_slice, weights_of
-from .grid.cells_reads import COMPARED, NARROW, PLAIN, SHORT
+from .grid.cells_reads import COMPARED, COMPARED_SHORT, NARROW, PLAIN, SHORT
+from .grid.cells_thresholds import NOTHING_COMPARED, Compared, compared_forms
 from .pixels import pixels
 from .vectors.amx import TILE_ROWS, can_multiply
 from .whole.choice import SHORT_ROWS, TILES, may
@@ -53,7 +53,7 @@ class Prepared:
         reads and steps are whole (VGG7's chips take 0.6 to 0.8 of the time by rows), and where reads are noisy, as the work that noise
         takes overlaps with the additions of rows better than with products (a fifth of the time, where an eighth of the bits are one)."""
         noisy = self.layer.readout is not None and self.layer.readout.noisy
-        if not (can_multiply() and may(TILES)) or noisy or self._narrow.fits:
+        if not (can_multiply() and may(TILES)) or noisy or self._narrow.fits or self._compares_shorts:
             return None
         return lay_out(self.layer, matrix=True) if all(cells_matrix.fits(self.layer, part) for part in weights_of(self.layer)) else None
 
@@ -67,13 +67,17 @@ class Prepared:
         return narrow_forms(self.layer) if fixed and may(SHORT_ROWS) else NOT_NARROW
 
     @functools.cached_property
-    def _compared(self):
-        return compared_forms(self.layer)
+    def _compared(self) -> Compared:
+        return compared_forms(self.layer) if self.layer.compares else NOTHING_COMPARED
+
+    @property
+    def _compares_shorts(self):
+        return self._compared.narrow and may(SHORT_ROWS)
 
     def _static_kernel(self, beside):
         """The fastest that can, with fixed ranges."""
         if self.layer.compares:
-            return COMPARED
+            return COMPARED_SHORT if self._compares_shorts else COMPARED
         plain = not (beside.noisy or beside.curved or beside.changed)
         if self._narrow.fits:
             return NARROW if plain else SHORT
@@ -181,7 +185,8 @@ class Prepared:
         if op == STATIC:
             op = self._static_kernel(beside)
         narrow = self._narrow if op in (NARROW, SHORT) else NOT_NARROW
-        compared = self._compared if op == COMPARED else NOTHING_COMPARED
+        compared = self._compared if op in (COMPARED, COMPARED_SHORT) else NOTHING_COMPARED
+        beside = beside._replace(idle_is_zero=layer.spec.skips_idle or beside.idle_is_zero and compared.silent)
         cells_kernel.run(shape, tables, forms, narrow, compared, beside, a_codes, size, pixels, op, **target)
 
 

@@ -36,7 +36,7 @@ from . import cells
 from .common.buffers import BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
 from .common.layout import lay_out
 from .dense import Dense
-from .grid.cells_compared import unfit
+from .grid.cells_thresholds import unfit
 from .groups import grouped
 from .pixels import loud, pixels
 from .planes import kernel

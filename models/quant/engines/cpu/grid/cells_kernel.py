@@ -29,14 +29,15 @@ from ..vectors.wide import (RAISED, WIDE, add_product_f32, add_product_f64, add_
                             code_f64_of_f32, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i32, larger, load_ints,
                             smaller, store_ints)
 from ..vectors.wide_noise import ROUNDER
-from .cells_compared import Compared, add_compared_codes
+from .cells_compared import add_compared_codes, add_compared_shorts
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from .cells_matrix import multiply, pack
 from .cells_narrow import Narrow, add_narrow_codes
 from .cells_layout import Besides, CellLayout, CellShape
-from .cells_reads import (COMPARED, NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_inputs, add_noise, add_references, add_squares,
-                          adds_nothing, kind_of, read, sums_of_cells)
+from .cells_reads import (COMPARED, COMPARED_SHORT, NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_inputs, add_noise,
+                          add_references, add_squares, adds_nothing, kind_of, read, sums_of_cells)
 from .cells_rows import add_rows, add_squared_rows
+from .cells_thresholds import Compared
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
 
@@ -162,7 +163,7 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
                 for first in range(0, count, shape.turn):
                     end = min(count, first + shape.turn)
                     _prefetch(shape, at, words, int64_at(at.tile_stride, t), first, end, count)
-                    if op == NARROW or op == SHORT:
+                    if op == NARROW or op == SHORT or op == COMPARED_SHORT:
                         _reads_in_registers(shape, at, Place(group, t, array, k, tile * shape.tile, 0, 0), words, first, end, op)
                     else:
                         _sum_cells(shape, at, t, k, words, first, end, op)
@@ -174,7 +175,11 @@ def _reads_in_registers(shape, at, place, words, first, end, op):
     """Do `op` with the reads of a tile, whose cells begin at element `words`, at the pixels `first` to `end` of a strip."""
     for x in range(first, end):
         at_pixel = _moved(place, 0, x, 0)
-        add_narrow_codes(shape, at, at.weights + 2 * words, at_pixel, _moved(at_pixel, WIDE, x, 0), _accumulator(shape, at, at_pixel), op)
+        behind, accumulator = _moved(at_pixel, WIDE, x, 0), _accumulator(shape, at, at_pixel)
+        if op == COMPARED_SHORT:
+            add_compared_shorts(shape, at, at.weights + 2 * words, at_pixel, behind, accumulator, op)
+        else:
+            add_narrow_codes(shape, at, at.weights + 2 * words, at_pixel, behind, accumulator, op)
 
 
 @inlined
@@ -338,7 +343,9 @@ def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes
     """`CellAddresses` for one `op`."""
     words = 2 if target.wide else 1
     exact = op == STATIC_BROAD or op == DYNAMIC or op == COMPARED
-    rounder = np.float32(RAISED if op == SHORT else ROUNDER)
+    compares = op == COMPARED_SHORT
+    rounder = np.float32(RAISED if op == SHORT or compares else ROUNDER)
+    parts, worth = compared.parts if compares else narrow.parts, compared.worth if compares else narrow.worth
     return CellAddresses(
         analog=besides.analog, noisy=besides.noisy, curved=besides.curved, changed=besides.changed,
         idle_is_zero=besides.idle_is_zero, curve=besides.curve.ctypes.data, current=besides.current.ctypes.data,
@@ -350,8 +357,8 @@ def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes
         segments=layout.segments.ctypes.data, segment_start=layout.segment_start.ctypes.data, intervals=layout.intervals.ctypes.data,
         n_intervals=len(layout.intervals), digit_start=layout.digit_start.ctypes.data, step_of_slice=layout.step_of_slice.ctypes.data,
         singles=forms.singles.ctypes.data, doubles=forms.doubles.ctypes.data, divide=forms.divide, low=forms.low.ctypes.data,
-        constant=forms.constant.ctypes.data, narrow=narrow.forms.ctypes.data, worth=narrow.worth.ctypes.data,
-        parts=narrow.parts.ctypes.data, n_parts=len(narrow.parts) - 1,
+        constant=forms.constant.ctypes.data, narrow=narrow.forms.ctypes.data, worth=worth.ctypes.data,
+        parts=parts.ctypes.data, n_parts=len(parts) - 1,
         short=compared.short, kinds=compared.kinds.ctypes.data, thresholds=compared.thresholds.ctypes.data,
         worths=compared.values.ctypes.data, rises=compared.rises.ctypes.data, spans=compared.spans.ctypes.data,
         exact=exact, relative=0, floats=False,
@@ -379,4 +386,4 @@ def _keep_alive(buffers):
     """Numba frees an array after its last use, and does not see the uses by address."""
 
 
-_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN, SHORT, NARROW, COMPARED)}
+_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN, SHORT, NARROW, COMPARED, COMPARED_SHORT)}

@@ -175,7 +175,7 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     curve = np.array(readout.curve or np.zeros((slices, 4)), np.float64)
     referred = not readout.needs_both and (readout.curve is not None or bool(table[:, 1].any()))
     base = layer.base_noise.numpy()
-    idle_is_zero = spec.skips_idle or not (changed or base.any() or layer.compares)
+    idle_is_zero = spec.skips_idle or not (changed or base.any())
     return Besides(readout.noisy, changed, idle_is_zero, readout.curve is not None, referred, spec.reference == "analog", keys, table,
                    curve[:, :3].astype(np.float32), curve[:, 3].copy(), reference, starts, gain, offset, base,
                    signed(readout.seed), first_image(), pixels)

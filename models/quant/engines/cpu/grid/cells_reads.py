@@ -19,8 +19,8 @@ from ..vectors.wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, betwe
 from .cells_forms import FACTOR, FORM
 
 # Operations beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it; by `cells_narrow`, with what
-# reads have besides, and without; by `cells_compared`.
-PLAIN, SHORT, NARROW, COMPARED = 5, 6, 7, 8
+# reads have besides, and without; by `cells_compared`, in 32 bits and in 16.
+PLAIN, SHORT, NARROW, COMPARED, COMPARED_SHORT = 5, 6, 7, 8, 9
 
 # The reads of 64 columns at one output pixel, a digit each. array, that of all groups; column, the first of 64 in its group; x, the
 # pixel in its strip; sums, where u of the first digit stands in `at.sums`.

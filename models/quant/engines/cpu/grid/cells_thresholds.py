@@ -1,0 +1,181 @@
+"""The thresholds of converters by a table, and of those whose thresholds are their own (`arrays.circuits`), as tables for
+`cells_compared`: of whole numbers x, which are reads brought between the smallest and the largest that thresholds tell apart.
+
+Only thresholds between the smallest and the largest x of some columns come into question: a table says which, for 2^9 spans of x.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import namedtuple
+
+import numpy as np
+import torch
+
+from ....arrays.mapping import MappedLayer
+from ... import accumulator_dtype
+from ...reach import read_range
+from ..vectors.wide import BIAS, WIDE
+
+MOST_BYTES = 2**31  # of the thresholds of a layer
+SPANS = 9  # bits of the number of one
+GRAIN = 2**7  # of what sums of 16 bits begin at, which is doubled for each bit of a digit but one
+
+# Of a kind of read: x is u brought between LOW and HIGH, less LOW; SPAN, bits of x within a span; FIRST, where its thresholds begin in
+# `thresholds`, and APART, how far those of one block of columns are from the next; CODES and SPANS_AT, where its numbers begin in
+# `values` and `rises`, and in `spans`; FACTOR, what values are multiplied by; START, what a sum of 16 bits begins at, and FLOOR, where
+# it stands for LOW; RISE, what all codes but the lowest are worth more than the one before, 0 where these are not alike.
+LOW, HIGH, SPAN, FIRST, APART, CODES, SPANS_AT, FACTOR, START, FLOOR, RISE = range(11)
+FIELDS = 11
+TOGETHER = 2  # thresholds that sums of 16 bits are compared with in turn: behind the last one stand so many that nothing reaches
+
+# narrow       whether 16 bits hold sums of cells, what reads have besides and sums of codes: blocks are tiles of 128 columns, 64 paired
+#              shorts and 64 more, and values hold FACTOR, over `worth`
+# short        whether 16 bits hold x
+# silent       whether the code of a read of 0 is worth 0 everywhere
+# kinds        int64 `[digit, slice, class, field]`
+# thresholds   of each kind `[group, array, block of columns, threshold, column]`, uint16 or int32, in x
+# values       what the codes of a kind are worth, int64; rises: by how much the next one is worth more
+# spans        int32 `[span, 2]` of each kind: thresholds that all x of a span have reached, and that none is beyond
+# worth        what values of each slice are worth, int64; parts: see `cells_narrow.Narrow`
+Compared = namedtuple("Compared", "narrow short silent kinds thresholds values rises spans worth parts")
+NOTHING_COMPARED = Compared(False, True, True, *(np.zeros(0, kind) for kind in (np.int64, np.uint8, np.int64, np.int64, np.int32)),
+                            np.zeros(0, np.int64), np.zeros(1, np.int64))
+
+
+def unfit(layer: MappedLayer) -> str | None:
+    """Why a layer whose codes follow from thresholds cannot be run so, or None."""
+    spec = layer.spec
+    kinds = list(np.ndindex(len(spec.digit_bits), len(spec.slice_bits), layer.classes))
+    columns = len(layer.arrays) * layer.geometry.groups * _blocks(layer, WIDE) * WIDE
+    codes = {(k, layer.converter(z, k, j)): layer.converter(z, k, j).q_max for z, k, j in kinds}
+    if (size := 4 * columns * sum(codes.values())) > MOST_BYTES and layer.readout is not None:
+        return f"the thresholds of its converters take {size / 2**30:.0f} GB, which are too many"
+    largest = sum(layer.converter(z, k, j).largest << (spec.dac_bits * z + spec.cell_bits * k) for z, k, j in kinds)
+    if largest >= 2**31 or max(high - low for low, high in map(read_range, itertools.repeat(layer), range(len(spec.slice_bits)))) >= 2**31:
+        return "codes or reads that 32 bits do not hold"
+    return None
+
+
+def _blocks(layer, columns):
+    return -(-len(layer.w_codes) // layer.geometry.groups // columns)
+
+
+def compared_forms(layer: MappedLayer) -> Compared:
+    """The thresholds of a layer whose ranges are fixed."""
+    spec, shape = layer.spec, (len(layer.spec.digit_bits), len(layer.spec.slice_bits), layer.classes)
+    found, values = {}, {}
+    for z, k, j in np.ndindex(shape):
+        converter = layer.converter(z, k, j)
+        added = np.asarray(converter.added(np.arange(converter.q_min, converter.q_max + 1)), np.int64)
+        values[z, k, j] = added << spec.dac_bits * z if converter.bits else 0 * added
+        if converter.bits and (k, converter) not in found:
+            found[k, converter] = _in_reads(layer.thresholds(z, k, j), *read_range(layer, k))
+    biases, (worth, parts) = _biases(layer), _sums_of_codes(values, shape, spec.cell_bits)
+    short = all(high - low < 2**16 - 1 for _, low, high in found.values())
+    narrow = short and biases is not None and worth is not None
+    kinds, tables, spans, places = np.zeros((*shape, FIELDS), np.int64), _Joined(), _Joined(), {}
+    for (k, converter), (x, low, high) in found.items():
+        span = max(0, (high - low).bit_length() - SPANS)
+        table, apart = _table(layer, x, high - low + 1, narrow, np.uint16 if short else np.int32)
+        places[k, converter] = low, high, span, tables.add(table), apart, spans.add(_spans(x, span))
+    codes, of_codes = _Joined(), {}
+    for z, k, j in np.ndindex(shape):
+        converter = layer.converter(z, k, j)
+        own = values[z, k, j] // (worth[k] if narrow else converter.factor << spec.dac_bits * z)
+        key = own.tobytes()
+        of_codes[key] = of_codes[key] if key in of_codes else codes.add(np.append(own, [own[-1]] * TOGETHER))
+        rise = np.unique(np.diff(own))
+        low, high, span, first, apart, spans_at = places.get((k, converter), (0,) * 6)
+        bias = biases[k] if narrow else 0
+        factor = converter.factor << (spec.dac_bits * z + spec.cell_bits * k)
+        start = bias >> spec.digit_bits[z] - 1
+        rise = int(rise[0]) if len(rise) == 1 else 0
+        kinds[z, k, j] = low, high, span, first, apart, of_codes[key], spans_at, factor, start, low + bias, rise
+    silent = all(_silent(layer, z, k, j, *found[k, layer.converter(z, k, j)][:2]) for z, k, j in np.ndindex(shape)
+                 if layer.converter(z, k, j).bits)
+    values = codes.whole(np.int64)
+    worth = (worth if narrow else np.zeros(shape[1], np.int64)) << spec.cell_bits * np.arange(shape[1])
+    return Compared(narrow, short, silent, kinds, tables.whole(np.uint16 if short else np.int32).view(np.uint8), values,
+                    np.diff(values, append=0), spans.whole(np.int32).reshape(-1, 2), worth, parts)
+
+
+class _Joined:
+    """Arrays one behind the other."""
+
+    def __init__(self):
+        self.parts, self.size = [], 0
+
+    def add(self, part):
+        """Its place, in entries."""
+        self.parts.append(part)
+        self.size += len(part)
+        return self.size - len(part)
+
+    def whole(self, dtype):
+        return np.concatenate(self.parts or [np.zeros(0)]).astype(dtype)
+
+
+def _in_reads(thresholds, low, high):
+    """(thresholds in x, LOW, HIGH) of reads from `low` to `high`: one that none reaches is HIGH - LOW + 1."""
+    low, high = max(low, int(min(thresholds.min(), high)) - 1), min(high, int(max(thresholds.max(), low)))
+    return (thresholds.clip(low, high + 1) - low).astype(np.int64), low, high
+
+
+def _table(layer, x, beyond, narrow, dtype):
+    """(thresholds x `[group, array, column, threshold]` in the order of the kernel, how far those of a block are from the next)."""
+    groups, arrays, columns, n = x.shape
+    wide = 2 * WIDE if narrow else WIDE
+    x, n = np.pad(x, [(0, 0)] * 3 + [(0, TOGETHER)], constant_values=2**16 - 1 if narrow else beyond), n + TOGETHER
+    table = np.full((groups, arrays, (1 if columns == 1 else _blocks(layer, wide)) * wide, n), beyond, dtype)
+    table[:, :, :table.shape[2] if x.size == n else columns] = x
+    table = table.reshape(groups, arrays, -1, wide, n).swapaxes(-1, -2)
+    if narrow:  # paired shorts
+        table = table.reshape(*table.shape[:-1], 2, 2, WIDE // 2).swapaxes(-1, -2)
+    return table.ravel(), n * wide * (x.size > n)
+
+
+def _spans(x, span):
+    """Those of thresholds in x, `[span, 2]`."""
+    ends = np.arange(2**SPANS + 1) << span
+    lowest, highest = x.min((0, 1, 2)), x.max((0, 1, 2))
+    return np.stack([np.searchsorted(highest, ends[:-1], "right"), np.searchsorted(lowest, ends[1:] - 1, "right")], axis=1)
+
+
+def _silent(layer, z, k, j, x, low):
+    """Whether the code of u = 0 is worth 0 on all converters. Args: x, thresholds, of u less `low`."""
+    converter = layer.converter(z, k, j)
+    codes = converter.q_min + np.unique((x <= -low).sum(-1))
+    return not np.asarray(converter.added(codes)).any()
+
+
+def _biases(layer):
+    """What u of each slice is lifted by, so that 16 bits hold it without a sign; None where they do not, or not all that reads have
+    besides."""
+    readout = layer.readout
+    if accumulator_dtype(layer) != torch.int32 or readout.needs_both or readout.depends_on_level:
+        return None
+    plain = not (readout.noisy or readout.curve or readout.gain is not None or readout.offset is not None)
+    biases = []
+    for low, high in (read_range(layer, k) for k in range(len(layer.spec.slice_bits))):
+        bias = -(-max(-low, 0) // GRAIN) * GRAIN if plain else BIAS
+        if low + bias < 0 or high + bias >= 2 * BIAS or high - low >= 2 * BIAS - 1:  # which no read reaches
+            return None
+        biases.append(bias)
+    return biases
+
+
+def _sums_of_codes(values, shape, cell_bits):
+    """(what all values of a slice are multiples of, `[slice]`; the first digits of the runs whose sums of values 16 bits hold, and their
+    end), or (None, no runs)."""
+    of_slices = [np.concatenate([added for (_, k, _), added in values.items() if k == each]) for each in range(shape[1])]
+    worth, parts, most = np.maximum([np.gcd.reduce(added) for added in of_slices], 1), [0], np.zeros(shape[1], np.int64)
+    for z in range(shape[0]):
+        largest = np.array([max(np.abs(values[z, k, j]).max() for j in range(shape[2])) for k in range(shape[1])]) // worth
+        if largest.max() >= 2**15 or (worth << cell_bits * np.arange(shape[1])).max() >= 2**15:
+            return None, np.zeros(1, np.int64)
+        if (most + largest).max() >= 2**15:
+            parts.append(z)
+            most[:] = 0
+        most += largest
+    return worth, np.array([*parts, shape[0]])
