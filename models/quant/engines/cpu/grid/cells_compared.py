@@ -16,7 +16,7 @@ from ..vectors.wide import (_I32, _INTS, _SHORTS, WIDE, _operation, add_times_to
                             ints, shorts, times, widened)
 from .cells_reads import SHORT, adds_nothing, kind_of, read, sums_of_cells
 from .cells_rows import sum_shorts
-from .cells_thresholds import APART, CODES, FACTOR, FIELDS, FIRST, FLOOR, HIGH, LOW, RISE, SPAN, SPANS_AT, START, TOGETHER
+from .cells_thresholds import APART, CODES, FACTOR, FIELDS, FIRST, FLOOR, HIGH, LOW, RISE, SPAN, SPANS_APART, SPANS_AT, START, TOGETHER
 
 
 @inlined
@@ -42,7 +42,8 @@ def _codes_of_digits(shape, at, weights, place, next_place, z, end, op):
             if at.noisy or at.curved or at.changed:
                 x0, x1 = as_shorts(read(shape, at, place, z, SHORT, x0)), as_shorts(read(shape, at, next_place, z, SHORT, x1))
             x0, x1 = _above(x0, int64_at(kind, FLOOR)), _above(x1, int64_at(kind, FLOOR))
-            span, spans, codes = int64_at(kind, SPAN), at.spans + 8 * int64_at(kind, SPANS_AT), int64_at(kind, CODES)
+            spans = at.spans + 8 * (int64_at(kind, SPANS_AT) + block * int64_at(kind, SPANS_APART))
+            span, codes = int64_at(kind, SPAN), int64_at(kind, CODES)
             highest = int64_at(kind, HIGH) - int64_at(kind, LOW)
             i = int32_at(spans, 2 * (min(_least_short(x0, x1), highest) >> span))
             stop = int32_at(spans, 2 * (min(_largest_short(x0, x1), highest) >> span) + 1)
@@ -90,7 +91,7 @@ def add_compared_codes(shape, at, place, accumulator, op):
         kind = at.kinds + 8 * FIELDS * kind_of(shape, at, place.x, z, place.k)
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
         x = _between(u, int64_at(kind, LOW), int64_at(kind, HIGH))
-        spans, codes = at.spans + 8 * int64_at(kind, SPANS_AT), int64_at(kind, CODES)
+        spans, codes = at.spans + 8 * (int64_at(kind, SPANS_AT) + block * int64_at(kind, SPANS_APART)), int64_at(kind, CODES)
         i = int32_at(spans, 2 * (_least(x) >> int64_at(kind, SPAN)))
         end = int32_at(spans, 2 * (_largest(x) >> int64_at(kind, SPAN)) + 1)
         row = int64_at(kind, FIRST) + block * int64_at(kind, APART)

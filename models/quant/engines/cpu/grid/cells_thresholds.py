@@ -1,7 +1,8 @@
 """The thresholds of converters by a table, and of those whose thresholds are their own (`arrays.circuits`), as tables for
 `cells_compared`: of whole numbers x, which are reads brought between the smallest and the largest that thresholds tell apart.
 
-Only thresholds between the smallest and the largest x of some columns come into question: a table says which, for 2^9 spans of x.
+Only thresholds between the smallest and the largest x of a block of columns come into question: a table of this block says which, for 2^8
+spans of x. One for all blocks would have the most unlike of thousands of converters in it.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from ...reach import read_range
 from ..vectors.wide import BIAS, WIDE
 
 MOST_BYTES = 2**31  # of the thresholds of a layer
-SPANS = 9  # bits of the number of one
+SPANS = 8  # bits of the number of one
 GRAIN = 2**7  # of what sums of 16 bits begin at, which is doubled for each bit of a digit but one
 
 # Of a kind of read: x is u brought between LOW and HIGH, less LOW; SPAN, bits of x within a span; FIRST, where its thresholds begin in
-# `thresholds`, and APART, how far those of one block of columns are from the next; CODES and SPANS_AT, where its numbers begin in
-# `values` and `rises`, and in `spans`; FACTOR, what values are multiplied by; START, what a sum of 16 bits begins at, and FLOOR, where
-# it stands for LOW; RISE, what all codes but the lowest are worth more than the one before, 0 where these are not alike.
-LOW, HIGH, SPAN, FIRST, APART, CODES, SPANS_AT, FACTOR, START, FLOOR, RISE = range(11)
-FIELDS = 11
+# `thresholds`, and APART, how far those of one block of columns are from the next; SPANS_AT and SPANS_APART, the same in `spans`; CODES,
+# where its numbers begin in `values` and `rises`; FACTOR, what values are multiplied by; START, what a sum of 16 bits begins at, and FLOOR,
+# where it stands for LOW; RISE, what all codes but the lowest are worth more than the one before, 0 where these are not alike.
+LOW, HIGH, SPAN, FIRST, APART, CODES, SPANS_AT, SPANS_APART, FACTOR, START, FLOOR, RISE = range(12)
+FIELDS = 12
 TOGETHER = 2  # thresholds that sums of 16 bits are compared with in turn: behind the last one stand so many that nothing reaches
 
 # narrow       whether 16 bits hold sums of cells, what reads have besides and sums of codes: blocks are tiles of 128 columns, 64 paired
@@ -36,7 +37,8 @@ TOGETHER = 2  # thresholds that sums of 16 bits are compared with in turn: behin
 # kinds        int64 `[digit, slice, class, field]`
 # thresholds   of each kind `[group, array, block of columns, threshold, column]`, uint16 or int32, in x
 # values       what the codes of a kind are worth, int64; rises: by how much the next one is worth more
-# spans        int32 `[span, 2]` of each kind: thresholds that all x of a span have reached, and that none is beyond
+# spans        int32 `[group, array, block of columns, span, 2]` of each kind: thresholds that all x of a span have reached, and that none
+#              is beyond
 # worth        what values of each slice are worth, int64; parts: see `cells_narrow.Narrow`
 Compared = namedtuple("Compared", "narrow short silent kinds thresholds values rises spans worth parts")
 NOTHING_COMPARED = Compared(False, True, True, *(np.zeros(0, kind) for kind in (np.int64, np.uint8, np.int64, np.int64, np.int32)),
@@ -78,7 +80,8 @@ def compared_forms(layer: MappedLayer) -> Compared:
     for (k, converter), (x, low, high) in found.items():
         span = max(0, (high - low).bit_length() - SPANS)
         table, apart = _table(layer, x, high - low + 1, narrow, np.uint16 if short else np.int32)
-        places[k, converter] = low, high, span, tables.add(table), apart, spans.add(_spans(x, span))
+        of_spans = _spans(x, span, 2 * WIDE if narrow else WIDE)
+        places[k, converter] = low, high, span, tables.add(table), apart, spans.add(of_spans), 2**SPANS * (x.size > x.shape[-1])
     codes, of_codes = _Joined(), {}
     for z, k, j in np.ndindex(shape):
         converter = layer.converter(z, k, j)
@@ -86,12 +89,12 @@ def compared_forms(layer: MappedLayer) -> Compared:
         key = own.tobytes()
         of_codes[key] = of_codes[key] if key in of_codes else codes.add(np.append(own, [own[-1]] * TOGETHER))
         rise = np.unique(np.diff(own))
-        low, high, span, first, apart, spans_at = places.get((k, converter), (0,) * 6)
+        low, high, span, first, apart, *of_spans = places.get((k, converter), (0,) * 7)
         bias = biases[k] if narrow else 0
         factor = converter.factor << (spec.dac_bits * z + spec.cell_bits * k)
         start = bias >> spec.digit_bits[z] - 1
         rise = int(rise[0]) if len(rise) == 1 else 0
-        kinds[z, k, j] = low, high, span, first, apart, of_codes[key], spans_at, factor, start, low + bias, rise
+        kinds[z, k, j] = low, high, span, first, apart, of_codes[key], *of_spans, factor, start, low + bias, rise
     silent = all(_silent(layer, z, k, j, *found[k, layer.converter(z, k, j)][:2]) for z, k, j in np.ndindex(shape)
                  if layer.converter(z, k, j).bits)
     values = codes.whole(np.int64)
@@ -135,11 +138,13 @@ def _table(layer, x, beyond, narrow, dtype):
     return table.ravel(), n * wide * (x.size > n)
 
 
-def _spans(x, span):
-    """Those of thresholds in x, `[span, 2]`."""
+def _spans(x, span, wide):
+    """Those of thresholds in x of blocks of so many columns, `[block and span, 2]`."""
     ends = np.arange(2**SPANS + 1) << span
-    lowest, highest = x.min((0, 1, 2)), x.max((0, 1, 2))
-    return np.stack([np.searchsorted(highest, ends[:-1], "right"), np.searchsorted(lowest, ends[1:] - 1, "right")], axis=1)
+    blocks = [x[:, :, first:first + wide] for first in range(0, x.shape[2], wide)]
+    lowest, highest = (np.stack([getattr(block, end)(2) for block in blocks], axis=2).reshape(-1, x.shape[-1]) for end in ("min", "max"))
+    return np.concatenate([np.stack([np.searchsorted(high, ends[:-1], "right"), np.searchsorted(low, ends[1:] - 1, "right")], axis=1)
+                           for low, high in zip(lowest, highest)])
 
 
 def _silent(layer, z, k, j, x, low):
