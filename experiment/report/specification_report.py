@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from models.quant.devices.times import show_time
 from models.quant.measuring.metrics import Scale
 
 from .drawing import add_title, colormap, new_figure, save
@@ -14,6 +13,7 @@ from .tables import note, text_table
 
 CORNER = "corner"  # the quantity of the rows that are no limits
 TIME = "time"  # the unit of times, in seconds
+UNITS = (("years", 365 * 86400.0), ("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3))
 PANELS = {"time (s)": (TIME,), "bits, rows": ("bits", "rows")}  # of the picture: axis, and units; the first panel has all others
 FIRST_PANEL = "value, in the unit of its name"
 
@@ -52,7 +52,7 @@ def _cell(row: Mapping[str, Any]) -> str:
     """A limit with its interval; of a corner what the metric is there."""
     if row["quantity"] == CORNER:
         return f"{row['corner_value']:.4g} ({'kept' if row['corner_keeps'] else 'not kept'})"
-    show = show_time if row["unit"] == TIME else "{:g}".format
+    show = _time if row["unit"] == TIME else "{:.3g}".format
     sign, other = ("<", "≥") if row["kind"] == "largest" else (">", "≤")
     if row["value"] is None:
         return f"{sign} {show(row['first'])}"
@@ -60,6 +60,12 @@ def _cell(row: Mapping[str, Any]) -> str:
         return f"{other} {show(row['last'])}"
     ends = (show(row[key]) if row[key] is not None else "…" for key in ("kept_for_sure", "lost_for_sure"))
     return f"{show(row['value'])} ({', '.join(ends)})"
+
+
+def _time(seconds: float) -> str:
+    """With two digits, in the largest unit of which it has one."""
+    unit, size = next((each for each in UNITS if seconds >= each[1]), UNITS[-1])
+    return f"{float(f'{seconds / size:.2g}'):g} {unit}"
 
 
 def plot(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:

@@ -15,7 +15,7 @@ interval is no narrower than this and the normal distribution make it.
 
 The chance of error. A value is decided wrongly on one side alone, with chance a at each look, at the most. There are K looks, and at
 most `2 s + 2` values are tested, with `s = ceil(log2(values + 1))`: s by the bisection, and `s / 2 + 1` on either side of what it found.
-(From a start somewhere, the bisection takes `s / 2 + 1` values more; without the sides there are so many less.)
+(From a start somewhere, the bisection takes s values more; without the sides there are `s + 2` less.)
 With `a = error / (K tests)` all decisions together are wrong with at most the chance `error`, whatever they have to do with each other
 (Boole's inequality).
 """
@@ -113,8 +113,7 @@ class LastKept:
         self.place, self.sure, self.lost = -1, -1, self.count
         self.seen: dict[int, Seen] = {}
         steps = math.ceil(math.log2(self.count + 1))
-        some = steps // 2 + 1
-        tests = min(self.count, steps + some * (self.start is not None) + 2 * some * self.sides)
+        tests = min(self.count, steps * (1 if self.start is None else 2) + (steps + 2) * self.sides)
         self.each = self.error / (len(self.looks) * tests)
 
     def find(self) -> "LastKept":
@@ -129,14 +128,14 @@ class LastKept:
         return self
 
     def _between(self) -> tuple[int, int]:
-        """The last place that seems to keep the bound, and the next one: by bisection; from a start, by steps away from it first, four
-        times as far each time, until there is a place on either side."""
+        """The last place that seems to keep the bound, and the next one: by bisection; from a start, by steps away from it first, twice as
+        far each time, until there is a place on either side."""
         low, high, step = -1, self.count, 1
         place = (low + high) // 2 if self.start is None else self.start
         while high - low > 1:
             low, high = (place, high) if self._test(place).likely else (low, place)
             beyond = low + step if high == self.count else high - step if low == -1 else high
-            place, step = ((low + high) // 2, step) if self.start is None or not low < beyond < high else (beyond, 4 * step)
+            place, step = ((low + high) // 2, step) if self.start is None or not low < beyond < high else (beyond, 2 * step)
         return low, high
 
     def _test(self, place: int) -> Seen:

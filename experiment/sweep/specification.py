@@ -17,7 +17,7 @@ from models.quant.measuring.setting import Setting
 
 from ..program.cli import UserError
 from ..report import specification_report
-from ..report.specification_report import CORNER
+from ..report.specification_report import CORNER, TIME
 from ..settings.costs import figure
 from ..settings.eval_settings import all_settings
 from ..settings.limits import Bound, Span
@@ -27,7 +27,7 @@ from .limits import Case, Limit, write_rows
 from .search import known_bound
 from .workers import Pool
 
-CHIPS = 6  # at most, unless --chips says how many
+CHIPS = 5  # at most, unless --chips says how many
 NAME = "specification"  # of its files
 
 
@@ -57,8 +57,7 @@ class Specification:
 
     def run(self) -> None:
         """Find all limits, measure the corners, and write the files."""
-        quantities = [each for each in quantities_for(self.of) if self._is_asked(each)]
-        asked = asked_of(self.bench)
+        quantities, asked = quantities_for(self.of), asked_of(self.bench)
         found: dict[Quantity, dict[Asked, Limit]] = {}
         with tqdm(total=len(quantities) * len(asked), desc="limits", dynamic_ncols=True, leave=False) as bar, _silent("models"):
             for quantity in quantities:
@@ -72,15 +71,12 @@ class Specification:
         self.rows += self._corners(asked, found)
         self._write()
 
-    def _is_asked(self, quantity: Quantity) -> bool:
-        if quantity.span.flag in self.base:
-            self.left_out[quantity.name] = f"--{quantity.span.flag} is given"
-        return quantity.span.flag not in self.base
-
     def _limit(self, quantity: Quantity, asked: Asked, before: Mapping[Asked, Limit]) -> Limit:
-        """The limit of a quantity, looked for from where it was, or where that of another loss is. Raises: UserError, and keeps why."""
-        case = Case(quantity.span, asked.bound, {**self.base, **quantity.flags, "weights": [asked.weights]}, CHIPS)
-        near = next((limit.found.place for other, limit in before.items() if other.weights == asked.weights), None)
+        """The limit of a quantity, looked for from where it was, or where that of another loss is; of times from the last one on, as most
+        cells hold. Raises: UserError, and keeps why."""
+        case = Case(quantity.span, asked.bound, self._beside(quantity, asked), CHIPS)
+        far = len(quantity.span.values) - 1 if quantity.unit == TIME else None
+        near = next((limit.found.place for other, limit in before.items() if other.weights == asked.weights), far)
         start = self.starts.get((quantity.name, asked.weights, asked.text), near)
         try:
             case.check(self.bench)
@@ -93,10 +89,15 @@ class Specification:
                       f"{limit.case.text(limit.found.sure)} to {limit.case.text(limit.found.lost)}")
         return limit
 
-    def _flags(self, quantity: Quantity, asked: Asked, limit: Limit) -> Mapping[str, list]:
+    def _beside(self, quantity: Quantity, asked: Asked) -> dict[str, list]:
+        """The hardware beside a value of a quantity."""
+        others = {name: values for name, values in self.base.items() if name != quantity.span.flag}
+        return {**others, **quantity.flags, "weights": [asked.weights]}
+
+    def _flags(self, quantity: Quantity, asked: Asked, limit: Limit) -> dict[str, list]:
         """What sets a limit by hand."""
         value = {quantity.span.flag: [quantity.span.values[limit.found.place]]} if limit.found.place >= 0 else {}
-        return {**self.base, **quantity.flags, "weights": [asked.weights], **value}
+        return {**self._beside(quantity, asked), **value}
 
     def _row(self, name: str, unit: str, asked: Asked, flags: Mapping[str, list]) -> dict[str, Any]:
         by_hand = " ".join(f"--{flag} {' '.join(map(str, values))}" for flag, values in flags.items())
@@ -107,7 +108,7 @@ class Specification:
         there = {each for limits in found.values() for each in limits}
         flags = {each: {**self.base, "weights": [each.weights]} for each in asked if each in there}
         for quantity, limits in found.items():
-            for each, limit in limits.items() if quantity.joint else ():
+            for each, limit in limits.items() if quantity.joint and quantity.span.flag not in self.base else ():
                 if limit.found.place >= 0:
                     flags[each] |= {**quantity.flags, quantity.span.flag: [quantity.span.values[limit.found.place] / 2]}
         settings = {each: all_settings(flags[each], self.of.w_bits, self.of.a_bits, calibration=self.of.calibration,
