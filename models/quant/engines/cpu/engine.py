@@ -41,6 +41,7 @@ from .groups import grouped
 from .pixels import loud, pixels
 from .planes import kernel
 from .planes.converter import dynamic_adc, fits, no_adc, static_adc
+from .planes.two_tables import two_tables
 from .whole.choice import fastest_for
 from .whole.integer import IntegerConvolution
 
@@ -56,8 +57,10 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
 
 def prepare(layer: MappedLayer) -> _AnyPrepared:
     """What does not depend on the input; made when first needed."""
-    if layer.compares:  # by rows of cells, whatever they are
-        layer = replace(layer if layer.cells is not None else _on_grid(layer), readout=layer.readout or Readout())
+    if layer.compares and layer.cells is None:
+        return _OfTable(layer)
+    if layer.compares:
+        layer = replace(layer, readout=layer.readout or Readout())
     usual = _Prepared(layer) if layer.cells is None else cells.Prepared(layer)
     return grouped.Prepared(layer, usual) if grouped.serves(layer) else usual
 
@@ -243,6 +246,45 @@ class _Reads:
         extremes[..., 0], extremes[..., 1] = 2**62, -2**62
         self.run(no_adc(self.layer), a_codes, RANGES, extremes=extremes)
         return extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)
+
+
+class _OfTable(cells.Prepared):
+    """Ideal cells whose converters follow a table: by rows, as cells on a grid, or in two passes over bit planes where these hold it."""
+
+    def __init__(self, layer):
+        super().__init__(replace(_on_grid(layer), readout=Readout()))
+        self._ideal = layer
+
+    @functools.cached_property
+    def _tables(self):
+        return two_tables(self._ideal)
+
+    @functools.cached_property
+    def _reads(self):
+        return _Reads(self._ideal, None, None)
+
+    def apart(self, a_codes):
+        return super().apart(a_codes) if self._tables is None else _Planes(self)
+
+
+class _Planes:
+    """Those two passes. Args: prepared, an `_OfTable`."""
+
+    name = "bit planes, twice: bytes of a table"
+
+    def __init__(self, prepared):
+        self.prepared = prepared
+
+    def simulate(self, a_codes):
+        """Accumulators."""
+        layer, tables, reads = self.prepared.layer, self.prepared._tables, self.prepared._reads
+        set_threads()
+        size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
+        shape = reads.shape.steps, len(a_codes), *size, len(layer.w_codes)
+        low, high = (torch.empty(shape, dtype=torch.int32) for _ in range(2))
+        for adc, out in ((tables.low, low), (tables.high, high)):
+            reads.run(adc, a_codes, STATIC, out=out.numpy())
+        return low.add_(high, alpha=256).mul_(tables.scale).add_(torch.from_numpy(tables.constant).int().view(-1, 1, 1, 1, 1))
 
 
 def _on_grid(layer):
