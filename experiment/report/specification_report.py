@@ -52,7 +52,7 @@ def _cell(row: Mapping[str, Any]) -> str:
     """A limit with its interval; of a corner what the metric is there."""
     if row["quantity"] == CORNER:
         return f"{row['corner_value']:.4g} ({'kept' if row['corner_keeps'] else 'not kept'})"
-    show = _time if row["unit"] == TIME else "{:.3g}".format
+    show = _time if row["unit"] == TIME else _number
     sign, other = ("<", "≥") if row["kind"] == "largest" else (">", "≤")
     if row["value"] is None:
         return f"{sign} {show(row['first'])}"
@@ -60,6 +60,11 @@ def _cell(row: Mapping[str, Any]) -> str:
         return f"{other} {show(row['last'])}"
     ends = (show(row[key]) if row[key] is not None else "…" for key in ("kept_for_sure", "lost_for_sure"))
     return f"{show(row['value'])} ({', '.join(ends)})"
+
+
+def _number(value: float) -> str:
+    """With three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _time(seconds: float) -> str:
@@ -79,7 +84,7 @@ def plot(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     asked = list(dict.fromkeys((row["weights"], row["asked"]) for row in limits))
     names = {axis: list(dict.fromkeys(map(_name, found))) for axis, found in panels.items()}
     heights = [len(each) for each in names.values()]
-    figure = new_figure(8, 1.5 + 0.2 * len(asked) * sum(heights) + 0.5 * len(panels))
+    figure = new_figure(8, 1.5 + 0.11 * len(asked) * sum(heights) + 0.5 * len(panels))
     axes_of = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, (axis, found) in zip(axes_of, panels.items()):
         for i, each in enumerate(asked):
@@ -92,7 +97,7 @@ def plot(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
             axes.barh(at, value, 0.8 / len(asked), color=colormap("Paired").colors[_color(asked, i)], label=", ".join(each),
                       xerr=around, error_kw={"elinewidth": 0.8, "capsize": 1.5, "ecolor": "black"})
         axes.set(xscale="log", xlabel=axis, yticks=range(len(names[axis])), yticklabels=names[axis])
-        axes.invert_yaxis()
+        axes.set_ylim(len(names[axis]) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
     figure.legend(*axes_of[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small",
                   title="bars: the limit; lines: from what surely keeps the bound to what surely does not", title_fontsize="x-small")
