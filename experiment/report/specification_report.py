@@ -13,8 +13,9 @@ from .tables import note, text_table
 
 CORNER = "corner"  # the quantity of the rows that are no limits
 TIME = "time"  # the unit of times, in seconds
-UNITS = (("years", 365 * 86400.0), ("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3))
-PANELS = {"time (s)": (TIME,), "bits, rows": ("bits", "rows")}  # of the picture: axis, and units; the first panel has all others
+UNITS = (("y", 365 * 86400.0), ("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3))
+COUNTS = ("bits", "rows")
+PANELS = {"time (s)": (TIME,), "bits, rows": COUNTS}  # of the picture: axis, and units; the first panel has all others
 FIRST_PANEL = "value, in the unit of its name"
 
 
@@ -26,7 +27,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         lines.setdefault(_name(row), {})[row["weights"], row["asked"]] = _cell(row)
         if row.get("corner_energy_uJ") is not None:
             lines.setdefault("energy there, uJ", {})[row["weights"], row["asked"]] = f"{row['corner_energy_uJ']:.3g}"
-    header = ["limit", *(f"{weights}, {text.partition('=')[2]}" for weights, text in columns)]
+    header = ["limit", *(f"{weights}, {text.partition('=')[2].removeprefix('software')}" for weights, text in columns)]
     return [header, *([name, *(found.get(each, "") for each in columns)] for name, found in lines.items())]
 
 
@@ -45,7 +46,7 @@ def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], scale:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['quantity']}, {row['unit']}" if row["unit"] not in ("", TIME) else row["quantity"]
+    return f"{row['quantity']}, {row['unit']}" if row["unit"] not in ("", TIME, *COUNTS) else row["quantity"]
 
 
 def _cell(row: Mapping[str, Any]) -> str:
@@ -63,8 +64,8 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """With three digits, or all before the point."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    """With three digits, or all before the point, or two of small ones."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.{3 if value >= 1 else 2}g}"
 
 
 def _time(seconds: float) -> str:

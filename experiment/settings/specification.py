@@ -40,7 +40,7 @@ def quantities_for(settings: EvalSettings) -> list[Quantity]:
     names = [given[0]] if given[0] not in (None, IDEAL) else presets()
     known = devices_of({"device": names})
     spans = {name: _span_of_times(known[name], STEP_OF_TIMES[settings.refine]) for name in names}
-    return [*_quantities(STEP[settings.refine]), *(Quantity(f"retention, {name}", "time", span, {"device": [name]}, joint=False)
+    return [*_quantities(STEP[settings.refine]), *(Quantity(f"{name} holds", "time", span, {"device": [name]}, joint=False)
                                   for name, span in spans.items() if span)]
 
 
@@ -51,20 +51,20 @@ def _quantities(step: str) -> list[Quantity]:
 
     fewest = span_of("adc_bits=0.25:6:0.25", smallest=True)
     return [
-        Quantity("scatter of cells", "% of the range", largest("sigma=0.1:50")),
+        Quantity("scatter of cells", "%", largest("sigma=0.1:50")),
         Quantity("cells stuck on", "share", largest("stuck_on=1e-5:0.5")),
         Quantity("cells stuck off", "share", largest("stuck_off=1e-5:0.5")),
-        Quantity("read noise", "uS a cell", largest("read_noise=0.1:50")),
-        Quantity("wires, voltage access", "ohm a cell", largest("wire_ohm=0.01:100"), {"access": ["voltage"]}),
-        Quantity("wires, gate access", "ohm a cell", largest("wire_ohm=0.01:100"), {"access": ["gate"]}, joint=False),
+        Quantity("read noise", "uS", largest("read_noise=0.1:50")),
+        Quantity("wires, voltage", "ohm", largest("wire_ohm=0.01:100"), {"access": ["voltage"]}),
+        Quantity("wires, gate", "ohm", largest("wire_ohm=0.01:100"), {"access": ["gate"]}, joint=False),
         Quantity("noise of ADC", "levels", largest("adc_noise=0.05:20")),
         Quantity("offset of ADC", "levels", largest("adc_offset=0.05:20")),
-        Quantity("gain of ADC", "relative", largest("adc_gain=0.001:0.5")),
+        Quantity("gain of ADC", "share", largest("adc_gain=0.001:0.5")),
         Quantity("INL of ADC", "LSB", largest("adc_inl=0.05:20")),
         Quantity("DNL of ADC", "LSB", largest("adc_dnl=0.05:20")),
         Quantity("fewest ADC bits", "bits", span_of("adc_bits=1:8:1", smallest=True), {"adc_plan": ["uniform"]}, joint=False),
-        Quantity("fewest, planned", "bits", fewest, {"adc_plan": ["significance"]}, joint=False),
-        Quantity("fewest, planned by ones", "bits", fewest, {"adc_plan": ["ones"]}, joint=False),
+        Quantity("fewest bits, planned", "bits", fewest, {"adc_plan": ["significance"]}, joint=False),
+        Quantity("fewest bits, by ones", "bits", fewest, {"adc_plan": ["ones"]}, joint=False),
         Quantity("most rows", "rows", span_of("rows=16:1024:100log"), joint=False)]
 
 
