@@ -57,10 +57,10 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
 
 def prepare(layer: MappedLayer) -> _AnyPrepared:
     """What does not depend on the input; made when first needed."""
-    if layer.compares and layer.cells is None:
+    if layer.compares and layer.cells is None and layer.readout is None:
         return _OfTable(layer)
-    if layer.compares:
-        layer = replace(layer, readout=layer.readout or Readout())
+    if layer.compares:  # by rows of cells, whatever they are
+        layer = replace(layer if layer.cells is not None else _on_grid(layer), readout=layer.readout or Readout())
     usual = _Prepared(layer) if layer.cells is None else cells.Prepared(layer)
     return grouped.Prepared(layer, usual) if grouped.serves(layer) else usual
 
