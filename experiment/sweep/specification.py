@@ -68,6 +68,8 @@ class Specification:
                     bar.update()
         self.rows = [self._row(quantity.name, quantity.unit, each, self._flags(quantity, each, limit)) | limit.row()
                      for quantity, limits in found.items() for each, limit in limits.items()]
+        if not self.rows:
+            raise UserError(f"no line of a sheet can be made of this hardware; {': '.join(next(iter(self.left_out.items())))}")
         self.rows += self._corners(asked, found)
         self._write()
 
@@ -80,8 +82,7 @@ class Specification:
         start = self.starts.get((quantity.name, asked.weights, asked.text), near)
         try:
             case.check(self.bench)
-            limit = Limit(case, self.parts, self.pool, None, start if start is None else max(start, 0),
-                          sides=self.of.refine)
+            limit = Limit(case, self.parts, self.pool, None, start if start is None else max(start, 0), sides=self.of.refine)
         except UserError as error:
             self.left_out[f"{quantity.name}, {asked.weights}"] = str(error)
             raise
@@ -108,13 +109,15 @@ class Specification:
         there = {each for limits in found.values() for each in limits}
         flags = {each: {**self.base, "weights": [each.weights]} for each in asked if each in there}
         for quantity, limits in found.items():
-            for each, limit in limits.items() if quantity.joint and quantity.span.flag not in self.base else ():
-                if limit.found.place >= 0:
+            joint = quantity.joint and quantity.span.flag not in self.base
+            joint = joint and all(self.base.get(name, values) == values for name, values in quantity.flags.items())
+            for each, limit in limits.items():
+                if joint and limit.found.place >= 0:
                     flags[each] |= {**quantity.flags, quantity.span.flag: [quantity.span.values[limit.found.place] / 2]}
         settings = {each: all_settings(flags[each], self.of.w_bits, self.of.a_bits, calibration=self.of.calibration,
                                        of_chips={"chips": CHIPS, **self.of.of_chips})[0] for each in flags}
         self.measure([*dict.fromkeys(settings.values())])
-        empty = dict.fromkeys(self.rows[0]) if self.rows else {}
+        empty = dict.fromkeys(self.rows[0])
         return [empty | self._row(CORNER, "", each, flags[each]) | corner_of(self.bench.record(setting), each.bound)
                 for each, setting in settings.items()]
 
