@@ -49,7 +49,7 @@ def test_every_field_says_what_it_is_and_what_it_may_be(settings):
     """Flags are made of this: one line of help, and the words or the largest number that are allowed."""
     for item in fields(settings):
         assert item.metadata["help"].endswith(".") and "\n" not in item.metadata["help"], item.name
-        assert len({"allowed", "most", "fractions"} & item.metadata.keys()) == 1, item.name
+        assert len({"allowed", "most", "fractions", "numbers", "kind"} & item.metadata.keys()) == 1, item.name
         if "allowed" in item.metadata:
             assert item.default in item.metadata["allowed"]
         elif "most" in item.metadata:

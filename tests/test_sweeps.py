@@ -16,6 +16,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from test_eval import (checkpoint, load_digits, network, refused, results, run, 
 import eval as evaluation
 from experiment.sweep import bench, search, workers, worklist
 from experiment.settings import eval_flags, eval_settings, per_layer
+from experiment.settings.limits import Bound
 from experiment.program import flags
 from experiment.measure import keys, points, ranges
 from experiment.report import index, report
@@ -941,11 +943,12 @@ def test_a_search_says_how_many_settings_are_proposed_from_what_is_known(caplog)
 def test_the_front_and_what_is_nearest_to_bounds():
     """By the first objective, best first; to be far within one bound makes up for nothing that is beyond another."""
     found = search.Search.__new__(search.Search)
+    found.bench = SimpleNamespace(point=lambda setting: {"row": {"accuracy": 92}})
     found.known, found.objectives, found.bounds = search.objectives_for(Scale()), ["accuracy", "bits"], []
     found.found = {name: {"accuracy": accuracy, "bits": bits} for name, accuracy, bits in (("a", 80, 2), ("b", 90, 25), ("c", 79, 3),
                                                                                           ("d", 85, 3))}
     assert found._front() == ["b", "d", "a"]
-    found.bounds = [("accuracy", 95, 1), ("bits", 30, -1)]
+    found.bounds = [Bound("accuracy", 1, 0.0, 95.0), Bound("bits", -1, 0.0, 30.0)]
     assert found._front() == [] and found._nearest() == "b"
 
 

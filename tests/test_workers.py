@@ -75,10 +75,11 @@ def test_a_worker_measures_what_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "Bench", Own)
     monkeypatch.setattr(workers.machine, "keep_freed_memory", lambda: None)
     monkeypatch.chdir(tmp_path)
-    worker = workers.Worker(["first", "second"], "command", str(tmp_path), 1)
+    first, second = SimpleNamespace(part=None), SimpleNamespace(part=None)
+    worker = workers.Worker([first, second], "command", str(tmp_path), 1)
     for call in ((1, "a", False, True), (1, None, True, False), (0, "b", True, True)):
         assert worker.measure(*call) is True
-    assert asked == [("a", False, True), (None, True, False), ("b", True, True)] and made == [("second", "command"), ("first", "command")]
+    assert asked == [("a", False, True), (None, True, False), ("b", True, True)] and made == [(second, "command"), (first, "command")]
 
 
 def test_what_another_program_is_measuring_is_asked_for_again(monkeypatch):

@@ -129,7 +129,8 @@ def names_of(devices: Iterable[str]) -> dict[str, str]:
 def device_of(values: Mapping[str, Any]) -> str | None:
     """The device that flags mean, `{flag: value}` of some or all of them: where none is given, but what cells or their reads have, ideal
     cells; None without either."""
-    return values.get("device") or (IDEAL if any(values.get(name) for name in OF_IDEAL) else None)
+    device = values.get("device")
+    return IDEAL if device is None and any(values.get(name) for name in OF_IDEAL) else device
 
 
 def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None, names: Mapping[str, str] | None = None

@@ -265,7 +265,7 @@ def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
         raise UserError("--refine is for a specification sheet: add --specify")
     if found.refine and found.limit:
         raise UserError("--refine takes all images: leave --limit out")
-    asked = [name for name in ("search", "specify", "largest", "smallest") if given.get(name)]
+    asked = [name for name in ("search", "specify", "largest", "smallest") if getattr(found, name)]
     if not asked:
         if not found.remedy and (name := next((name for name in BOUNDS if name in given), None)):
             raise UserError(f"--{name} is for --search N, --largest, --smallest, --specify or --remedy: add one of them")

@@ -167,11 +167,11 @@ class CrossbarSpec:
 
     adc_transfer: str | None = field(default=None, metadata={
         "kind": str, "metavar": "FILE", "help": "the threshold and value of each code of the converters, in steps delta, from a CSV or "
-        "JSON: any nonlinearity, sign and ternary converters too (docs/devices.md). Default: linear", "of": "adc", "turn": 13,
+        "JSON: any nonlinearity, sign and ternary converters too (docs/devices.md). Default: linear.", "of": "adc", "turn": 13,
         "before": None, "note": (8, "transfer {:.8}")})
     columns_per_adc: int | None = number(
         None, "neighbouring columns of a slice that share a converter, its offset, gain and thresholds. Costs count with it, too. Default: "
-        "each column of a chip has its own, and costs take what the technology says", COUNT, of="adc", turn=12, before=None,
+        "each column of a chip has its own, and costs take what the technology says.", COUNT, of="adc", turn=12, before=None,
         note=(9, "{} columns to an ADC"))
 
     def __post_init__(self) -> None:
