@@ -1,10 +1,11 @@
 """Train a small GPT on the sources of Python's standard library, and put it on crossbars.
 
     python examples/language_model.py                                        # half an hour of training on two CPU cores, then the table
-    python examples/language_model.py --folder save/lm_small --width 64 --steps 500     # to look at it
+    python examples/language_model.py --folder save/lm_small --width 64 --steps 500 --more_steps 50     # to look at it
 
 Tokens are characters. Whole modules are in training, validation or test, by the check sum of their names, so that no text of the test was
-trained on. `--folder` keeps the trained networks, the table and a picture. Where training was stopped, the next run goes on.
+trained on. Then the network is trained on for an epoch, with noise on its weights and without, and measured again. `--folder` keeps the
+trained networks and a picture. Where training was stopped, the next run goes on.
 """
 
 import argparse
@@ -34,6 +35,8 @@ HELD_OUT = {0: "test", 1: "validation"}  # by a check sum's last digit; the othe
 CALIBRATION = 32  # windows of the training text that choose scales and ADC ranges
 SAVED_EVERY = 250  # steps of training
 NOISE = 0.02  # of the weights, as a share of the largest one of their channel
+CLIP = 2.5  # standard deviations of a channel's weights: none is larger in a training with noise
+RATE, BATCH = 2e-3, 8  # of training: the largest rate, and pieces of text of a step
 
 
 def text_of_library() -> dict[str, Tensor]:
@@ -98,10 +101,10 @@ class GPT(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
-def loss_of(model: GPT, text: Tensor, batch: int, noise: float) -> Tensor:
+def loss_of(model: GPT, text: Tensor, noise: float) -> Tensor:
     """Cross-entropy of random pieces of a text, in nats, with its gradients. Weights have noise of a share of the largest one of their
     output channel while both are computed."""
-    chosen = text[torch.randint(len(text) - model.context, (batch, 1)) + torch.arange(model.context + 1)]
+    chosen = text[torch.randint(len(text) - model.context, (BATCH, 1)) + torch.arange(model.context + 1)]
     weights = linear_weights(model) if noise else []
     kept = [weight.detach().clone() for weight in weights]
     for weight in weights:
@@ -120,8 +123,17 @@ def linear_weights(model: nn.Module) -> list[nn.Parameter]:
     return [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
 
 
-def train(model: GPT, text: Tensor, file: Path, steps: int, rate: float, noise: float = 0.0, batch: int = 8) -> None:
-    """AdamW, a short warm-up, then a cosine to 0. `file` keeps the state, from which an interrupted training goes on.
+def clip_weights(model: nn.Module) -> None:
+    """Cut the weights of each output channel at CLIP of their standard deviations, as the noise is a share of the largest one. (Source:
+    Büchel et al., Analog Foundation Models, NeurIPS 2025, arXiv 2505.09663.)"""
+    for weight in linear_weights(model):
+        most = CLIP * weight.data.std(1, keepdim=True)
+        weight.data.clamp_(-most, most)
+
+
+def train(model: GPT, text: Tensor, file: Path, steps: int, rate: float, noise: float = 0.0) -> None:
+    """AdamW, a short warm-up, then a cosine to 0; with noise, weights are clipped after each step. `file` keeps the state, from which an
+    interrupted training goes on.
 
     Raises: SystemExit where the file is of another training.
     """
@@ -142,9 +154,11 @@ def train(model: GPT, text: Tensor, file: Path, steps: int, rate: float, noise: 
             for group in optimizer.param_groups:
                 group["lr"] = rate * min((step + 1) / warm_up, (1 + math.cos(math.pi * step / steps)) / 2)
             optimizer.zero_grad()
-            loss = loss_of(model, text, batch, noise).item()
+            loss = loss_of(model, text, noise).item()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+            if noise:
+                clip_weights(model)
             mean = loss if mean is None else 0.98 * mean + 0.02 * loss
             bar.update()
             bar.set_postfix(perplexity=f"{math.exp(mean):.3f}", refresh=False)
@@ -188,14 +202,18 @@ def chips(bits: tuple[int, int], count: int) -> list[Setting]:
             Setting(CrossbarSpec(*bits, adc_bits=8), chips=device)]
 
 
-def table(model: GPT, noisy: GPT, test: tuple[Tensor, Tensor], calibration: Tensor, count: int) -> Iterator[Row]:
-    """Everything that is measured, on one network and on the one that was also trained with noise."""
+def table(model: GPT, test: tuple[Tensor, Tensor], calibration: Tensor, count: int) -> Iterator[Row]:
+    """Everything that is measured of a network."""
     yield Row("float", None, (measure_float(model, *test, metric=perplexity).accuracy,))
     yield from on_crossbars("W8A8", model, (8, 8), adcs((8, 8)) + chips((8, 8), count), test, calibration)
     yield from on_crossbars("W4A8", model, (4, 8), [], test, calibration)
     yield from on_crossbars("W4A8, gptq", model, (4, 8), [Setting(CrossbarSpec(4, 8, adc_bits=6))], test, calibration, rounding="gptq")
-    yield Row("float, trained with noise", None, (measure_float(noisy, *test, metric=perplexity).accuracy,))
-    yield from on_crossbars("W8A8, trained with noise", noisy, (8, 8), chips((8, 8), count), test, calibration)
+
+
+def table_of_more(how: str, model: GPT, test: tuple[Tensor, Tensor], calibration: Tensor, count: int) -> Iterator[Row]:
+    """What is measured of it after more training. Args: how it was trained."""
+    yield Row(f"float, {how}", None, (measure_float(model, *test, metric=perplexity).accuracy,))
+    yield from on_crossbars(f"W8A8, {how}", model, (8, 8), chips((8, 8), count), test, calibration)
 
 
 def line(row: Row, float_perplexity: float) -> str:
@@ -230,30 +248,39 @@ def picture(rows: list[Row], file: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("save/language_model"), help="where its files are kept")
-    parser.add_argument("--steps", type=int, default=7000, help="of training; a tenth of them follow with noise on the weights")
+    parser.add_argument("--steps", type=int, default=7000, help="of training")
+    parser.add_argument("--more_steps", type=int, help="of training on, with noise and without. Default: as many as the text is long")
     parser.add_argument("--width", type=int, default=256, help="numbers that stand for a character, a multiple of 4")
     parser.add_argument("--context", type=int, default=256, help="characters that the network sees at once")
     parser.add_argument("--windows", type=int, default=200, help="of the test text, that are measured")
     parser.add_argument("--chips", type=int, default=10, help="draws of the noise; of the device a third as many")
     given = parser.parse_args(argv)
-    if min(given.steps // 10, given.width, given.context, given.windows, given.chips) < 1 or given.width % 4:
-        parser.error("--steps is at least 10, --width a multiple of 4, and --context, --windows and --chips are at least 1")
+    numbers = given.steps, given.width, given.context, given.windows, given.chips, 1 if given.more_steps is None else given.more_steps
+    if min(numbers) < 1 or given.width % 4:
+        parser.error("all numbers are at least 1, and --width is a multiple of 4")
     given.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     text, model = text_of_library(), GPT(given.width, context=given.context)
     print(f"characters: {', '.join(f'{len(found):,} {part}' for part, found in text.items())}; "
           f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    train(model, text["training"], given.folder / "float.pt", given.steps, 2e-3)
-    noisy = copy.deepcopy(model)
-    train(noisy, text["training"], given.folder / "noise.pt", given.steps // 10, 5e-4, NOISE)
-
+    train(model, text["training"], given.folder / "float.pt", given.steps, RATE)
     test, validation = (windows(text[part], given.context, given.windows) for part in ("test", "validation"))
+    calibration = windows(text["training"], given.context, CALIBRATION)[0]
     print(f"perplexity of validation: {measure_float(model, *validation, metric=perplexity).accuracy:.4f}\n\n"
           f"{test[1].numel():,} characters of the test\n\n| network | on | perplexity | more than float |\n|---|---|---|---|")
     rows = []
-    for row in table(model, noisy, test, windows(text["training"], given.context, CALIBRATION)[0], given.chips):
-        rows.append(row)
-        print(line(row, rows[0].perplexities[0]), flush=True)
+
+    def show(found: Iterable[Row]) -> None:
+        for row in found:
+            rows.append(row)
+            print(line(row, rows[0].perplexities[0]), flush=True)
+
+    show(table(model, test, calibration, given.chips))
+    more_steps = given.more_steps or len(text["training"]) // (BATCH * given.context)
+    for file, how, noise in (("longer.pt", "trained longer", 0.0), ("noise.pt", "trained with noise", NOISE)):
+        longer = copy.deepcopy(model)
+        train(longer, text["training"], given.folder / file, more_steps, RATE / 2, noise)
+        show(table_of_more(how, longer, test, calibration, given.chips))
     picture(rows, given.folder / "language_model.svg")
 
 

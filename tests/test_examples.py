@@ -145,7 +145,8 @@ def plain_perplexity(language_model, model, windows, context):
 
 
 def test_language_model(language_model, capsys, tmp_path):
-    language_model.main(["--folder", str(tmp_path), "--steps", "40", "--width", "16", "--context", "32", "--windows", "8", "--chips", "2"])
+    language_model.main(["--folder", str(tmp_path), "--steps", "40", "--more_steps", "4", "--width", "16", "--context", "32",
+                         "--windows", "8", "--chips", "2"])
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("| ")][1:]
     found = {(network, on): float(value.split(" ")[0]) for network, on, value, _ in rows}
@@ -155,7 +156,7 @@ def test_language_model(language_model, capsys, tmp_path):
     assert 10 < found["float", ""] < len(printable)  # which is what no training gives
     assert found["W8A8", "no ADC"] == pytest.approx(found["float", ""], rel=1e-3)
     assert all(value == pytest.approx(found["float", ""], rel=0.1) for value in found.values())
-    assert len(found) == len(rows) == 12 and out.count(" ± ") == 2  # two draws of noise for each of two networks; of the device one
+    assert len(found) == len(rows) == 16 and out.count(" ± ") == 3  # two draws of noise for each of three networks; of the device one
     for *_, value, more in rows:
         assert float(more.split(" ")[0]) == pytest.approx(100 * (float(value.split(" ")[0]) / found["float", ""] - 1), abs=0.01)
     assert (tmp_path / "language_model.svg").exists()
@@ -197,10 +198,22 @@ def test_noise_of_the_language_model(language_model):
     seen = []
     model.head.register_forward_hook(lambda head, *_: seen.append(head.weight.detach().clone()))
     for share in (0.0, noise):
-        language_model.loss_of(model, text, 2, share)
+        language_model.loss_of(model, text, share)
         assert all(before[name].equal(value) for name, value in model.state_dict().items())
     assert seen[0].equal(before["head.weight"])
     relative = (seen[1] - seen[0]) / seen[0].abs().amax(1, keepdim=True)
     # 6400 draws: their deviation is known to 1 / sqrt(2 n), their mean to 1 / sqrt(n)
     assert relative.std().item() == pytest.approx(noise, rel=5 / math.sqrt(2 * relative.numel()))
     assert abs(relative.mean().item()) < 5 * noise / math.sqrt(relative.numel())
+
+
+def test_clipped_weights_of_the_language_model(language_model):
+    """Each output channel ends at its 2.5 deviations; what was inside stays, and what is on no crossbar."""
+    model = language_model.GPT(64, context=16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    language_model.clip_weights(model)
+    after = model.state_dict()
+    for row, wanted in zip(after["blocks.1.up.weight"].numpy(), before["blocks.1.up.weight"].numpy(), strict=True):
+        np.testing.assert_allclose(row, wanted.clip(-2.5 * wanted.std(ddof=1), 2.5 * wanted.std(ddof=1)), rtol=1e-6)
+    assert not after["blocks.1.up.weight"].equal(before["blocks.1.up.weight"])
+    assert all(after[name].equal(before[name]) for name in ("letters.weight", "places.weight", "blocks.1.up.bias", "norm.weight"))
