@@ -186,6 +186,8 @@ class Prepared:
             op = self._static_kernel(beside)
         narrow = self._narrow if op in (NARROW, SHORT) else NOT_NARROW
         compared = self._compared if op in (COMPARED, COMPARED_SHORT) else NOTHING_COMPARED
+        if not beside.idle_is_zero:
+            compared = compared._replace(idle=NOTHING_COMPARED.idle)
         beside = beside._replace(idle_is_zero=layer.spec.skips_idle or beside.idle_is_zero and compared.silent)
         cells_kernel.run(shape, tables, forms, narrow, compared, beside, a_codes, size, pixels, op, **target)
 

@@ -13,10 +13,11 @@ from numba.extending import intrinsic
 from ....kernels.inner import inlined
 from ....kernels.simd import _broadcast, _pointer, int32_at, int64_at
 from ..vectors.wide import (_I32, _INTS, _SHORTS, WIDE, _operation, add_times_to_int32, added, added_shorts, as_shorts, full_i16, full_i32,
-                            ints, shorts, times, widened)
+                            ints, load_ints, load_shorts, shorts, times, widened)
 from .cells_reads import SHORT, adds_nothing, kind_of, read, sums_of_cells
 from .cells_rows import sum_shorts
-from .cells_thresholds import APART, CODES, FACTOR, FIELDS, FIRST, FLOOR, HIGH, LOW, RISE, SPAN, SPANS_APART, SPANS_AT, START, TOGETHER
+from .cells_thresholds import (APART, CODES, FACTOR, FIELDS, FIRST, FLOOR, HIGH, IDLE, IDLE_APART, LOW, RISE, SPAN, SPANS_APART,
+                               SPANS_AT, START, TOGETHER)
 
 
 @inlined
@@ -38,24 +39,34 @@ def _codes_of_digits(shape, at, weights, place, next_place, z, end, op):
     while z < end:
         if not adds_nothing(shape, at, place.x, z, place.k, op):
             kind = at.kinds + 8 * FIELDS * kind_of(shape, at, place.x, z, place.k)
-            x0, x1 = sum_shorts(shape, at, weights, place.x, z, int64_at(kind, START))
-            if at.noisy or at.curved or at.changed:
-                x0, x1 = as_shorts(read(shape, at, place, z, SHORT, x0)), as_shorts(read(shape, at, next_place, z, SHORT, x1))
-            x0, x1 = _above(x0, int64_at(kind, FLOOR)), _above(x1, int64_at(kind, FLOOR))
-            spans = at.spans + 8 * (int64_at(kind, SPANS_AT) + block * int64_at(kind, SPANS_APART))
-            span, codes = int64_at(kind, SPAN), int64_at(kind, CODES)
-            highest = int64_at(kind, HIGH) - int64_at(kind, LOW)
-            i = int32_at(spans, 2 * (min(_least_short(x0, x1), highest) >> span))
-            stop = int32_at(spans, 2 * (min(_largest_short(x0, x1), highest) >> span) + 1)
-            first = full_i16(int64_at(at.worths, codes + i))
-            total0, total1 = added_shorts(total0, first), added_shorts(total1, first)
-            row = int64_at(kind, FIRST) + block * int64_at(kind, APART)
-            if int64_at(kind, RISE):
-                total0, total1 = _risen_evenly(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, full_i16(int64_at(kind, RISE)))
+            if at.idle_is_known and _is_idle(shape, at, place, z):
+                idle = int64_at(kind, IDLE) + block * int64_at(kind, IDLE_APART)
+                total0 = added_shorts(total0, load_shorts(at.idle, idle))
+                total1 = added_shorts(total1, load_shorts(at.idle, idle + WIDE))
             else:
-                total0, total1 = _risen_unevenly(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, codes + i)
+                total0, total1 = _with_codes(shape, at, weights, place, next_place, z, kind, block, total0, total1)
         z += 1
     return total0, total1
+
+
+@inlined
+def _with_codes(shape, at, weights, place, next_place, z, kind, block, total0, total1):
+    """The sums of both halves, and what the codes of digit z are worth."""
+    x0, x1 = sum_shorts(shape, at, weights, place.x, z, int64_at(kind, START))
+    if at.noisy or at.curved or at.changed:
+        x0, x1 = as_shorts(read(shape, at, place, z, SHORT, x0)), as_shorts(read(shape, at, next_place, z, SHORT, x1))
+    x0, x1 = _above(x0, int64_at(kind, FLOOR)), _above(x1, int64_at(kind, FLOOR))
+    spans = at.spans + 8 * (int64_at(kind, SPANS_AT) + block * int64_at(kind, SPANS_APART))
+    span, codes = int64_at(kind, SPAN), int64_at(kind, CODES)
+    highest = int64_at(kind, HIGH) - int64_at(kind, LOW)
+    i = int32_at(spans, 2 * (min(_least_short(x0, x1), highest) >> span))
+    stop = int32_at(spans, 2 * (min(_largest_short(x0, x1), highest) >> span) + 1)
+    first = full_i16(int64_at(at.worths, codes + i))
+    total0, total1 = added_shorts(total0, first), added_shorts(total1, first)
+    row = int64_at(kind, FIRST) + block * int64_at(kind, APART)
+    if int64_at(kind, RISE):
+        return _risen_evenly(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, full_i16(int64_at(kind, RISE)))
+    return _risen_unevenly(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, codes + i)
 
 
 @inlined
@@ -86,28 +97,46 @@ def add_compared_codes(shape, at, place, accumulator, op):
     total = full_i32(0)
     block = place.array * ((shape.out_channels + WIDE - 1) // WIDE) + place.column // WIDE
     for z in range(shape.digits):
-        if adds_nothing(shape, at, place.x, z, place.k, op):
-            continue
-        kind = at.kinds + 8 * FIELDS * kind_of(shape, at, place.x, z, place.k)
-        u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
-        x = _between(u, int64_at(kind, LOW), int64_at(kind, HIGH))
-        spans, codes = at.spans + 8 * (int64_at(kind, SPANS_AT) + block * int64_at(kind, SPANS_APART)), int64_at(kind, CODES)
-        i = int32_at(spans, 2 * (_least(x) >> int64_at(kind, SPAN)))
-        end = int32_at(spans, 2 * (_largest(x) >> int64_at(kind, SPAN)) + 1)
-        row = int64_at(kind, FIRST) + block * int64_at(kind, APART)
-        if at.short:
-            x, value = _halved(x), full_i16(int64_at(at.worths, codes + i))
-            while i < end:
-                value = _risen_shorts(value, x, at.thresholds, row + i * WIDE, full_i16(int64_at(at.rises, codes + i)))
-                i += 1
-            worth = widened(value)
-        else:
-            worth = full_i32(int64_at(at.worths, codes + i))
-            while i < end:
-                worth = _risen_ints(worth, x, at.thresholds, row + i * WIDE, full_i32(int64_at(at.rises, codes + i)))
-                i += 1
-        total = added(total, times(worth, int64_at(kind, FACTOR)))
+        if not adds_nothing(shape, at, place.x, z, place.k, op):
+            kind = at.kinds + 8 * FIELDS * kind_of(shape, at, place.x, z, place.k)
+            if at.idle_is_known and _is_idle(shape, at, place, z):
+                worth = load_ints(at.idle, int64_at(kind, IDLE) + block * int64_at(kind, IDLE_APART))
+            else:
+                worth = _worth_of_codes(shape, at, place, z, kind, block, op)
+            total = added(total, times(worth, int64_at(kind, FACTOR)))
     add_ints_to_int64(at.exact_acc, accumulator, total)
+
+
+@inlined
+def _worth_of_codes(shape, at, place, z, kind, block, op):
+    """What the codes of digit z are worth."""
+    u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
+    x = _between(u, int64_at(kind, LOW), int64_at(kind, HIGH))
+    spans, codes = at.spans + 8 * (int64_at(kind, SPANS_AT) + block * int64_at(kind, SPANS_APART)), int64_at(kind, CODES)
+    i = int32_at(spans, 2 * (_least(x) >> int64_at(kind, SPAN)))
+    end = int32_at(spans, 2 * (_largest(x) >> int64_at(kind, SPAN)) + 1)
+    row = int64_at(kind, FIRST) + block * int64_at(kind, APART)
+    if at.short:
+        x, value, rise = _halved(x), full_i16(int64_at(at.worths, codes + i)), int64_at(kind, RISE)
+        evenly = full_i16(rise)
+        while rise and i < end:
+            value = _risen_shorts(value, x, at.thresholds, row + i * WIDE, evenly)
+            i += 1
+        while i < end:
+            value = _risen_shorts(value, x, at.thresholds, row + i * WIDE, full_i16(int64_at(at.rises, codes + i)))
+            i += 1
+        return widened(value)
+    worth = full_i32(int64_at(at.worths, codes + i))
+    while i < end:
+        worth = _risen_ints(worth, x, at.thresholds, row + i * WIDE, full_i32(int64_at(at.rises, codes + i)))
+        i += 1
+    return worth
+
+
+@inlined
+def _is_idle(shape, at, place, z):
+    """Whether no row of the array is on."""
+    return int32_at(at.pixel_inputs, place.x * shape.digits + z) == 0
 
 
 @_operation(ints, ints, types.intp, types.intp)

@@ -63,9 +63,9 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # row_of_reads                    u of 64 columns
 # analog .. seed                  of `cells_layout.Besides`
 CellAddresses = namedtuple("CellAddresses", """
-    analog noisy curved changed idle_is_zero keys noise curve current rounder reference reference_base gains offsets base seed
+    analog noisy curved changed idle_is_zero idle_is_known keys noise curve current rounder reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
-    singles doubles divide low constant narrow worth parts n_parts short kinds thresholds worths rises spans
+    singles doubles divide low constant narrow worth parts n_parts short idle kinds thresholds worths rises spans
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts first_bin bin_shift bins
     lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared reads drive
@@ -348,7 +348,8 @@ def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes
     parts, worth = compared.parts if compares else narrow.parts, compared.worth if compares else narrow.worth
     return CellAddresses(
         analog=besides.analog, noisy=besides.noisy, curved=besides.curved, changed=besides.changed,
-        idle_is_zero=besides.idle_is_zero, curve=besides.curve.ctypes.data, current=besides.current.ctypes.data,
+        idle_is_zero=besides.idle_is_zero, idle_is_known=len(compared.idle) > 0, curve=besides.curve.ctypes.data,
+        current=besides.current.ctypes.data,
         rounder=rounder,
         keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
         reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
@@ -359,7 +360,7 @@ def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes
         singles=forms.singles.ctypes.data, doubles=forms.doubles.ctypes.data, divide=forms.divide, low=forms.low.ctypes.data,
         constant=forms.constant.ctypes.data, narrow=narrow.forms.ctypes.data, worth=worth.ctypes.data,
         parts=parts.ctypes.data, n_parts=len(parts) - 1,
-        short=compared.short, kinds=compared.kinds.ctypes.data, thresholds=compared.thresholds.ctypes.data,
+        short=compared.short, idle=compared.idle.ctypes.data, kinds=compared.kinds.ctypes.data, thresholds=compared.thresholds.ctypes.data,
         worths=compared.values.ctypes.data, rises=compared.rises.ctypes.data, spans=compared.spans.ctypes.data,
         exact=exact, relative=0, floats=False,
         out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,

@@ -8,6 +8,7 @@ spans of x. One for all blocks would have the most unlike of thousands of conver
 from __future__ import annotations
 
 import itertools
+import math
 from collections import namedtuple
 
 import numpy as np
@@ -25,23 +26,26 @@ GRAIN = 2**7  # of what sums of 16 bits begin at, which is doubled for each bit 
 # Of a kind of read: x is u brought between LOW and HIGH, less LOW; SPAN, bits of x within a span; FIRST, where its thresholds begin in
 # `thresholds`, and APART, how far those of one block of columns are from the next; SPANS_AT and SPANS_APART, the same in `spans`; CODES,
 # where its numbers begin in `values` and `rises`; FACTOR, what values are multiplied by; START, what a sum of 16 bits begins at, and FLOOR,
-# where it stands for LOW; RISE, what all codes but the lowest are worth more than the one before, 0 where these are not alike.
-LOW, HIGH, SPAN, FIRST, APART, CODES, SPANS_AT, SPANS_APART, FACTOR, START, FLOOR, RISE = range(12)
-FIELDS = 12
+# where it stands for LOW; RISE, what all codes but the lowest are worth more than the one before, 0 where these are not alike; IDLE and
+# IDLE_APART, like FIRST and APART, of `idle`.
+LOW, HIGH, SPAN, FIRST, APART, CODES, SPANS_AT, SPANS_APART, FACTOR, START, FLOOR, RISE, IDLE, IDLE_APART = range(14)
+FIELDS = 14
 TOGETHER = 2  # thresholds that sums of 16 bits are compared with in turn: behind the last one stand so many that nothing reaches
 
 # narrow       whether 16 bits hold sums of cells, what reads have besides and sums of codes: blocks are tiles of 128 columns, 64 paired
 #              shorts and 64 more, and values hold FACTOR, over `worth`
 # short        whether 16 bits hold x
-# silent       whether the code of a read of 0 is worth 0 everywhere
+# idle         of each kind `[group, array, block of columns, column]`, int16 where narrow, else int32: what the code of 0 is worth
+# silent       whether it is worth 0 everywhere
 # kinds        int64 `[digit, slice, class, field]`
 # thresholds   of each kind `[group, array, block of columns, threshold, column]`, uint16 or int32, in x
 # values       what the codes of a kind are worth, int64; rises: by how much the next one is worth more
 # spans        int32 `[group, array, block of columns, span, 2]` of each kind: thresholds that all x of a span have reached, and that none
 #              is beyond
 # worth        what values of each slice are worth, int64; parts: see `cells_narrow.Narrow`
-Compared = namedtuple("Compared", "narrow short silent kinds thresholds values rises spans worth parts")
-NOTHING_COMPARED = Compared(False, True, True, *(np.zeros(0, kind) for kind in (np.int64, np.uint8, np.int64, np.int64, np.int32)),
+Compared = namedtuple("Compared", "narrow short idle silent kinds thresholds values rises spans worth parts")
+NOTHING_COMPARED = Compared(False, True, np.zeros(0, np.uint8), True,
+                            *(np.zeros(0, kind) for kind in (np.int64, np.uint8, np.int64, np.int64, np.int32)),
                             np.zeros(0, np.int64), np.zeros(1, np.int64))
 
 
@@ -82,7 +86,7 @@ def compared_forms(layer: MappedLayer) -> Compared:
         table, apart = _table(layer, x, high - low + 1, narrow, np.uint16 if short else np.int32)
         of_spans = _spans(x, span, 2 * WIDE if narrow else WIDE)
         places[k, converter] = low, high, span, tables.add(table), apart, spans.add(of_spans), 2**SPANS * (x.size > x.shape[-1])
-    codes, of_codes = _Joined(), {}
+    codes, of_codes, idle, silent = _Joined(), {}, _Joined(), True
     for z, k, j in np.ndindex(shape):
         converter = layer.converter(z, k, j)
         own = values[z, k, j] // (worth[k] if narrow else converter.factor << spec.dac_bits * z)
@@ -94,13 +98,18 @@ def compared_forms(layer: MappedLayer) -> Compared:
         factor = converter.factor << (spec.dac_bits * z + spec.cell_bits * k)
         start = bias >> spec.digit_bits[z] - 1
         rise = int(rise[0]) if len(rise) == 1 else 0
-        kinds[z, k, j] = low, high, span, first, apart, of_codes[key], *of_spans, factor, start, low + bias, rise
-    silent = all(_silent(layer, z, k, j, *found[k, layer.converter(z, k, j)][:2]) for z, k, j in np.ndindex(shape)
-                 if layer.converter(z, k, j).bits)
+        at_rest = 0, 0
+        if j == 0 and converter.bits:  # the class of idle reads, and of others where there is one
+            of_columns = own[(found[k, converter][0] <= -low).sum(-1)]
+            silent = silent and not of_columns.any()
+            block = _in_blocks(layer, of_columns[..., None], 0, narrow, np.int64)
+            at_rest = idle.add(block.ravel()), math.prod(block.shape[3:]) * (of_columns.size > 1)
+        kinds[z, k, j] = low, high, span, first, apart, of_codes[key], *of_spans, factor, start, low + bias, rise, *at_rest
     values = codes.whole(np.int64)
     worth = (worth if narrow else np.zeros(shape[1], np.int64)) << spec.cell_bits * np.arange(shape[1])
-    return Compared(narrow, short, silent, kinds, tables.whole(np.uint16 if short else np.int32).view(np.uint8), values,
-                    np.diff(values, append=0), spans.whole(np.int32).reshape(-1, 2), worth, parts)
+    return Compared(narrow, short, idle.whole(np.int16 if narrow else np.int32).view(np.uint8), silent, kinds,
+                    tables.whole(np.uint16 if short else np.int32).view(np.uint8), values, np.diff(values, append=0),
+                    spans.whole(np.int32).reshape(-1, 2), worth, parts)
 
 
 class _Joined:
@@ -127,15 +136,19 @@ def _in_reads(thresholds, low, high):
 
 def _table(layer, x, beyond, narrow, dtype):
     """(thresholds x `[group, array, column, threshold]` in the order of the kernel, how far those of a block are from the next)."""
-    groups, arrays, columns, n = x.shape
-    wide = 2 * WIDE if narrow else WIDE
-    x, n = np.pad(x, [(0, 0)] * 3 + [(0, TOGETHER)], constant_values=2**16 - 1 if narrow else beyond), n + TOGETHER
+    x = np.pad(x, [(0, 0)] * 3 + [(0, TOGETHER)], constant_values=2**16 - 1 if narrow else beyond)
+    table = _in_blocks(layer, x, beyond, narrow, dtype)
+    return table.ravel(), math.prod(table.shape[3:]) * (x.size > x.shape[-1])
+
+
+def _in_blocks(layer, x, beyond, narrow, dtype):
+    """x `[group, array, column, number]`, of each column or of all, as `[group, array, block, number, column]`; paired shorts where
+    narrow."""
+    (groups, arrays, columns, n), wide = x.shape, 2 * WIDE if narrow else WIDE
     table = np.full((groups, arrays, (1 if columns == 1 else _blocks(layer, wide)) * wide, n), beyond, dtype)
     table[:, :, :table.shape[2] if x.size == n else columns] = x
     table = table.reshape(groups, arrays, -1, wide, n).swapaxes(-1, -2)
-    if narrow:  # paired shorts
-        table = table.reshape(*table.shape[:-1], 2, 2, WIDE // 2).swapaxes(-1, -2)
-    return table.ravel(), n * wide * (x.size > n)
+    return table.reshape(*table.shape[:-1], 2, 2, WIDE // 2).swapaxes(-1, -2) if narrow else table
 
 
 def _spans(x, span, wide):
@@ -145,13 +158,6 @@ def _spans(x, span, wide):
     lowest, highest = (np.stack([getattr(block, end)(2) for block in blocks], axis=2).reshape(-1, x.shape[-1]) for end in ("min", "max"))
     return np.concatenate([np.stack([np.searchsorted(high, ends[:-1], "right"), np.searchsorted(low, ends[1:] - 1, "right")], axis=1)
                            for low, high in zip(lowest, highest)])
-
-
-def _silent(layer, z, k, j, x, low):
-    """Whether the code of u = 0 is worth 0 on all converters. Args: x, thresholds, of u less `low`."""
-    converter = layer.converter(z, k, j)
-    codes = converter.q_min + np.unique((x <= -low).sum(-1))
-    return not np.asarray(converter.added(codes)).any()
 
 
 def _biases(layer):
