@@ -21,7 +21,7 @@ DECIDE_NOTHING = {
     ".layers.prepared", ".network", ".network.cell_files", ".network.diagnostics", ".network.expectation", ".network.filling",
     ".network.gate_errors", ".network.structure", ".saving", ".version", ".kernels", ".kernels.cache", ".kernels.checksum",
     ".kernels.inner", ".engines.forks", ".engines.reach", ".engines.gpu", ".engines.gpu.triton_cells", ".engines.gpu.triton_gpu",
-    ".engines.gpu.triton_ideal", ".engines.gpu.triton_readout", ".engines.gpu.triton_tile"}
+    ".engines.gpu.triton_constants", ".engines.gpu.triton_ideal", ".engines.gpu.triton_readout", ".engines.gpu.triton_tile"}
 KERNELS = ".engines.cpu"  # of an engine
 
 

@@ -35,7 +35,7 @@ from .triton_tile import (MAGIC, MAGIC_BITS, bin_of, codes_of_rows, corner_of, d
 
 if TYPE_CHECKING:
     from ...arrays.mapping import MappedLayer
-    from .triton_gpu import Constants
+    from .triton_constants import Constants
 
 
 @triton.jit

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -21,44 +21,10 @@ from ...arrays.readout import first_image
 from .. import accumulator_dtype
 from ..reach import lacking
 from . import triton_cells, triton_ideal, triton_readout, triton_tile
+from .triton_constants import Constants
 from .triton_tile import MAX_ROWS
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Constants:
-    """What the kernel is compiled for: all numbers of a layer. (Triton takes one such object as one argument; it would not
-    take fields that are tensors.)"""
-
-    acc: tl.dtype  # of the accumulators, int32 or int64
-    channels: int  # of one group, and so is out
-    groups: int
-    out: int
-    taps: int
-    kernel_w: int
-    stride_y: int
-    stride_x: int
-    dilation_y: int
-    dilation_x: int
-    span: int  # rows after which arrays begin anew: those of a kernel position, or all
-    rows: int  # of a full array
-    arrays: int
-    slices: int
-    digits: int
-    classes: int  # of n, that are told apart
-    dac_bits: int
-    planned: bool  # whether some reads are not converted
-    adc_bits: int
-    parts: int  # 2 where levels do not fit int8
-    vector: int  # rows that lie side by side in memory, wherever an array begins
-    block_k: int  # rows of one dot product
-    blocks: int  # dot products of an array
-    first_bin: int  # `mapping.Bins`
-    bins: int
-    bin_shift: int
-    copies: int  # of the counts
-    wide: bool = False  # cells on a grid: whether a read needs 64 bits
 
 
 def unsupported(layer: MappedLayer, device: torch.device) -> str | None:

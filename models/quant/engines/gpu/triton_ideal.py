@@ -43,7 +43,7 @@ from .triton_tile import (MAGIC, MAGIC_BITS, bin_of, classes_apart, codes_of_row
 
 if TYPE_CHECKING:
     from ...arrays.mapping import MappedLayer
-    from .triton_gpu import Constants
+    from .triton_constants import Constants
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from ....kernels.inner import inlined
 from ....kernels.simd import _broadcast, _pointer, int32_at, int64_at
-from ..vectors.wide import (_I32, _INTS, _SHORTS, WIDE, _operation, add_times_to_int32, added, added_shorts, as_shorts, full_i16, full_i32,
+from ..vectors.wide import (_I32, _INTS, _SHORTS, WIDE, _operation, added, added_shorts, as_shorts, full_i16, full_i32,
                             ints, load_ints, load_shorts, shorts, times, widened)
 from .cells_reads import SHORT, adds_nothing, kind_of, read, sums_of_cells
 from .cells_rows import sum_shorts
@@ -21,18 +21,7 @@ from .cells_thresholds import (APART, CODES, FACTOR, FIELDS, FIRST, FLOOR, HIGH,
 
 
 @inlined
-def add_compared_shorts(shape, at, weights, place, next_place, accumulator, op):
-    """The codes of all digits of a pixel, times what they are worth, to the accumulators of a tile whose cells are at `weights`; the two
-    `Place` are those of its halves."""
-    worth = int64_at(at.worth, place.k)
-    for part in range(at.n_parts):
-        total0, total1 = _codes_of_digits(shape, at, weights, place, next_place, int64_at(at.parts, part), int64_at(at.parts, part + 1), op)
-        add_times_to_int32(at.acc, accumulator, total0, worth)
-        add_times_to_int32(at.acc, accumulator + WIDE, total1, worth)
-
-
-@inlined
-def _codes_of_digits(shape, at, weights, place, next_place, z, end, op):
+def compared_codes_of_digits(shape, at, weights, place, next_place, z, end, op):
     """Sums of what the codes of the digits from z up to `end` are worth, of both halves."""
     total0 = total1 = full_i16(0)
     block = place.array * shape.tiles + place.column // shape.tile

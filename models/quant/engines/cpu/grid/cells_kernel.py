@@ -25,14 +25,14 @@ from ..common.histogram import bin_of
 from ..common.rows import Source, active_rows, list_rows_under, rows_to_keep
 from ..vectors.amx import TILE_ROWS, configure, release
 from ..vectors.loop import Kernel, bands_of, loaded
-from ..vectors.wide import (RAISED, WIDE, add_product_f32, add_product_f64, add_to_int32, add_to_int64, added, as_floats, code_f32,
-                            code_f64_of_f32, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i32, larger, load_ints,
-                            smaller, store_ints)
+from ..vectors.wide import (RAISED, WIDE, add_product_f32, add_product_f64, add_times_to_int32, add_to_int32, add_to_int64, added,
+                            as_floats, code_f32, code_f64_of_f32, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64,
+                            full_i32, larger, load_ints, smaller, store_ints)
 from ..vectors.wide_noise import ROUNDER
-from .cells_compared import add_compared_codes, add_compared_shorts
+from .cells_compared import add_compared_codes, compared_codes_of_digits
 from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from .cells_matrix import multiply, pack
-from .cells_narrow import Narrow, add_narrow_codes
+from .cells_narrow import Narrow, narrow_codes_of_digits
 from .cells_layout import Besides, CellLayout, CellShape
 from .cells_reads import (COMPARED, COMPARED_SHORT, NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_inputs, add_noise,
                           add_references, add_squares, adds_nothing, kind_of, read, sums_of_cells)
@@ -172,14 +172,20 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
 
 @inlined
 def _reads_in_registers(shape, at, place, words, first, end, op):
-    """Do `op` with the reads of a tile, whose cells begin at element `words`, at the pixels `first` to `end` of a strip."""
+    """Do `op` with the reads of a tile, whose cells begin at element `words`, at the pixels `first` to `end` of a strip: the codes of all
+    digits, times what they are worth, to the accumulators of both halves."""
+    weights, worth = at.weights + 2 * words, int64_at(at.worth, place.k)
     for x in range(first, end):
         at_pixel = _moved(place, 0, x, 0)
         behind, accumulator = _moved(at_pixel, WIDE, x, 0), _accumulator(shape, at, at_pixel)
-        if op == COMPARED_SHORT:
-            add_compared_shorts(shape, at, at.weights + 2 * words, at_pixel, behind, accumulator, op)
-        else:
-            add_narrow_codes(shape, at, at.weights + 2 * words, at_pixel, behind, accumulator, op)
+        for part in range(at.n_parts):
+            z, last = int64_at(at.parts, part), int64_at(at.parts, part + 1)
+            if op == COMPARED_SHORT:
+                total0, total1 = compared_codes_of_digits(shape, at, weights, at_pixel, behind, z, last, op)
+            else:
+                total0, total1 = narrow_codes_of_digits(shape, at, weights, at_pixel, behind, z, last, op)
+            add_times_to_int32(at.acc, accumulator, total0, worth)
+            add_times_to_int32(at.acc, accumulator + WIDE, total1, worth)
 
 
 @inlined

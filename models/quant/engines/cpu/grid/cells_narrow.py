@@ -30,10 +30,10 @@ from numba.extending import intrinsic
 
 from ....arrays.mapping import MappedLayer
 from ....kernels.inner import inlined
-from ....kernels.simd import _broadcast, _pointer, int16_at, int64_at
+from ....kernels.simd import _broadcast, _pointer, int16_at
 from ... import accumulator_dtype
 from ...reach import read_range
-from ..vectors.wide import (_F32, _FLOATS, _I32, _SHORTS, BIAS, RAISED, WIDE, _call, add_times_to_int32, added_shorts, as_shorts, full_i16,
+from ..vectors.wide import (_F32, _FLOATS, _I32, _SHORTS, BIAS, RAISED, WIDE, _call, added_shorts, as_shorts, full_i16,
                             raised, shorts)
 from .cells_reads import SHORT, adds_nothing, kind_of, read
 from .cells_rows import sum_shorts
@@ -189,18 +189,7 @@ def _with_codes(typingctx, total, n, form):
 
 
 @inlined
-def add_narrow_codes(shape, at, weights, place, next_place, accumulator, op):
-    """The codes of all digits of a pixel, times what they are worth, to the accumulators of a tile whose cells are at `weights`; the two
-    `Place` are those of its halves."""
-    worth = int64_at(at.worth, place.k)
-    for part in range(at.n_parts):
-        total0, total1 = _codes_of_digits(shape, at, weights, place, next_place, int64_at(at.parts, part), int64_at(at.parts, part + 1), op)
-        add_times_to_int32(at.acc, accumulator, total0, worth)
-        add_times_to_int32(at.acc, accumulator + WIDE, total1, worth)
-
-
-@inlined
-def _codes_of_digits(shape, at, weights, place, next_place, z, end, op):
+def narrow_codes_of_digits(shape, at, weights, place, next_place, z, end, op):
     """Sums of the codes of the digits from z up to `end`, times their factors, of both halves."""
     total0 = total1 = full_i16(0)
     first = 0
