@@ -40,7 +40,9 @@ Also in --save_path:
     results.html                  with --html
     accuracy_over_*.png           for several ADC precisions, or values of a device
     remedies.json, .csv, .png     with --remedy
+    limits.json, limits.csv       with --largest or --smallest
     specification.json, .csv, .png    with --specify
+    parts/                        with these: points of blocks of the images
     cost.json, cost.csv, cost_by_layer.png, accuracy_over_energy.png    with --cost
     eval.log
 The bit-planes of the weights go to --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors for torch.load.
@@ -75,7 +77,7 @@ from experiment.sweep.bench import Bench, benches_of
 from experiment.program.cli import check_writable, get_logger
 from experiment.settings.eval_flags import EvalSettings
 from experiment.settings.eval_settings import parse_all
-from experiment.sweep.limits import find_limits
+from experiment.sweep.limits import cases_of, find_limits
 from experiment.sweep.parts import parts_of
 from experiment.sweep.worklist import Job, Worklist
 from experiment.sweep.remedies import Remedies, bound_for
@@ -239,6 +241,8 @@ def main(argv: list[str] | None = None) -> int:
         bench.check(bench.settings.settings)
         if first.remedy:
             bound_for(bench)
+        if first.limits:
+            cases_of(bench)
         if first.specify:
             asked_of(bench)
         if first.refine:

@@ -1,6 +1,6 @@
 """Train a small GPT on the sources of Python's standard library, and put it on crossbars.
 
-    python examples/language_model.py                                        # half an hour of training on two CPU cores, then the table
+    python examples/language_model.py                                     # on two CPU cores an hour and a half of training, then the tables
     python examples/language_model.py --folder save/lm_small --width 64 --steps 500 --more_steps 50     # to look at it
 
 Tokens are characters. Whole modules are in training, validation or test, by the check sum of their names, so that no text of the test was
@@ -187,11 +187,10 @@ def on_crossbars(name: str, model: GPT, bits: tuple[int, int], settings: Iterabl
         yield Row(name, setting, record.chip_accuracies or (record.accuracy,))
 
 
-def adcs(bits: tuple[int, int]) -> list[Setting]:
-    """Uniform ADCs, and plans of few bits in the mean."""
-    uniform = {1: (8, 6, 5, 4, 3), 2: (8, 6, 5, 4)}
+def adcs(bits: tuple[int, int], uniform: dict[int, tuple[int, ...]], means: tuple[int, ...]) -> list[Setting]:
+    """Uniform ADCs, `{bits of a cell: of an ADC}`, and plans of few bits in the mean."""
     specs = [CrossbarSpec(*bits, cell_bits=cells, adc_bits=adc_bits) for cells, each in uniform.items() for adc_bits in each]
-    specs += [CrossbarSpec(*bits, adc_bits=mean, adc_plan=plan) for plan in ("significance", "ones") for mean in (3, 2, 1)]
+    specs += [CrossbarSpec(*bits, adc_bits=mean, adc_plan=plan) for plan in ("significance", "ones") for mean in means]
     return [Setting(spec) for spec in specs]
 
 
@@ -202,18 +201,10 @@ def chips(bits: tuple[int, int], count: int) -> list[Setting]:
             Setting(CrossbarSpec(*bits, adc_bits=8), chips=device)]
 
 
-def table(model: GPT, test: tuple[Tensor, Tensor], calibration: Tensor, count: int) -> Iterator[Row]:
-    """Everything that is measured of a network."""
-    yield Row("float", None, (measure_float(model, *test, metric=perplexity).accuracy,))
-    yield from on_crossbars("W8A8", model, (8, 8), adcs((8, 8)) + chips((8, 8), count), test, calibration)
-    yield from on_crossbars("W4A8", model, (4, 8), [], test, calibration)
-    yield from on_crossbars("W4A8, gptq", model, (4, 8), [Setting(CrossbarSpec(4, 8, adc_bits=6))], test, calibration, rounding="gptq")
-
-
-def table_of_more(how: str, model: GPT, test: tuple[Tensor, Tensor], calibration: Tensor, count: int) -> Iterator[Row]:
-    """What is measured of it after more training. Args: how it was trained."""
-    yield Row(f"float, {how}", None, (measure_float(model, *test, metric=perplexity).accuracy,))
-    yield from on_crossbars(f"W8A8, {how}", model, (8, 8), chips((8, 8), count), test, calibration)
+def table(how: str, model: GPT, settings: list[Setting], test: tuple[Tensor, Tensor], calibration: Tensor) -> Iterator[Row]:
+    """The network in float, and with 8 bits on these settings. Args: how, behind its name: how it was trained."""
+    yield Row(f"float{how}", None, (measure_float(model, *test, metric=perplexity).accuracy,))
+    yield from on_crossbars(f"W8A8{how}", model, (8, 8), settings, test, calibration)
 
 
 def line(row: Row, float_perplexity: float) -> str:
@@ -275,12 +266,15 @@ def main(argv: list[str] | None = None) -> None:
             rows.append(row)
             print(line(row, rows[0].perplexities[0]), flush=True)
 
-    show(table(model, test, calibration, given.chips))
+    of_chips = chips((8, 8), given.chips)
+    show(table("", model, adcs((8, 8), {1: (8, 6, 5, 4, 3), 2: (8, 6, 5, 4)}, (3, 2, 1)) + of_chips, test, calibration))
+    show(on_crossbars("W4A8", model, (4, 8), [], test, calibration))
+    show(on_crossbars("W4A8, gptq", model, (4, 8), adcs((4, 8), {1: (6, 5, 4)}, (3, 2)), test, calibration, rounding="gptq"))
     more_steps = given.more_steps or len(text["training"]) // (BATCH * given.context)
-    for file, how, noise in (("longer.pt", "trained longer", 0.0), ("noise.pt", "trained with noise", NOISE)):
+    for file, how, noise in (("longer.pt", ", trained longer", 0.0), ("noise.pt", ", trained with noise", NOISE)):
         longer = copy.deepcopy(model)
         train(longer, text["training"], given.folder / file, more_steps, RATE / 2, noise)
-        show(table_of_more(how, longer, test, calibration, given.chips))
+        show(table(how, longer, of_chips, test, calibration))
     picture(rows, given.folder / "language_model.svg")
 
 

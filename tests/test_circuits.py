@@ -23,6 +23,7 @@ from models.quant.engines import reference
 from models.quant.engines.cpu import engine as cpu
 from models.quant.engines.cpu.grid import cells_thresholds
 from models.quant.measuring.chips import Chips
+from models.quant.measuring.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -136,6 +137,7 @@ def test_what_a_table_makes_of_reads(tmp_path, text, values):
 BAD = {
     "no such column": ("a,b\n1,2\n", "line 1: threshold,value is expected"),
     "empty": ("", "line 1: threshold,value is expected"),
+    "a long field": ("threshold,value\n," + "1" * 200_000, "is no CSV: field larger than field limit"),
     "a word": ("threshold,value\n,-1\nx,1\n", "line 3: a threshold and a value are expected, two numbers of steps"),
     "three numbers": ("threshold,value\n,-1\n0,1,2\n", "line 3: a threshold and a value are expected"),
     "a first threshold": ("threshold,value\n-1,-1\n0,1\n", "has 2 values and 2 thresholds; allowed is one threshold less than values"),
@@ -157,7 +159,8 @@ def test_a_bad_file_gives_one_line(tmp_path, name):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"thresholds": 1, "values": [0]}', '{"thresholds": ["x"], "values": [0, 1]}',
-                                  '{"thresholds": [null], "values": [0, 1]}'])
+                                  '{"thresholds": [null], "values": [0, 1]}', '{"thresholds": "12", "values": "123"}', "[" * 100_000,
+                                  f'{{"thresholds": [1{"0" * 400}], "values": [0, 1]}}'])
 def test_a_bad_json_gives_one_line(tmp_path, text):
     with pytest.raises(ValueError, match='is not a JSON of the form {"thresholds"'):
         CrossbarSpec(adc_bits=1, adc_transfer=str(file_of(tmp_path, text, "adc.json")))
@@ -170,6 +173,20 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ValueError, match="cannot be read: it is no text"):
         CrossbarSpec(adc_transfer=str(tmp_path / "bytes.csv"))
+
+
+def test_a_table_of_one_layer_is_read_at_once(tmp_path):
+    """A setting with another table is another one, and the file is not needed again."""
+    def setting(text):
+        return Setting(CrossbarSpec(adc_bits=1), per_layer={"a": {"adc_transfer": str(file_of(tmp_path, text))}})
+
+    texts = ["threshold,value\n,-1\n0,1\n", "threshold,value\n,-1\n0.5,1\n"]
+    first, other, again = map(setting, [*texts, texts[0]])
+    (tmp_path / "adc.csv").unlink()
+    assert first == again != other and first.spec_of("a").adc_transfer != other.spec_of("a").adc_transfer
+    assert len(str(first)) < 100
+    with pytest.raises(ValueError, match="^per_layer a: adc_transfer is .*: cannot be read"):
+        Setting(CrossbarSpec(adc_bits=1), per_layer={"a": {"adc_transfer": str(tmp_path / "adc.csv")}})
 
 
 def test_what_does_not_go_with_a_table(tmp_path):
@@ -498,4 +515,4 @@ def test_tables_are_kept_with_a_network(tmp_path):
     save(net, tmp_path / "net.pt")
     (tmp_path / "adc.csv").unlink()
     other = load(tmp_path / "net.pt", network(adc_bits=2))
-    assert torch.equal(other(x), net(x)) and transfer.is_table(other[0].spec.adc_transfer)
+    assert torch.equal(other(x), net(x)) and transfer.table_of(other[0].spec.adc_transfer) is other[0].spec.adc_transfer

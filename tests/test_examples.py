@@ -117,7 +117,7 @@ def language_model(monkeypatch):
     import language_model
 
     monkeypatch.setattr(language_model, "text_of_library", functools.cache(language_model.text_of_library))
-    monkeypatch.setattr(language_model, "adcs", lambda bits: [Setting(CrossbarSpec(*bits, cell_bits=2, adc_bits=4))])
+    monkeypatch.setattr(language_model, "adcs", lambda bits, *more: [Setting(CrossbarSpec(*bits, cell_bits=2, adc_bits=4))])
     monkeypatch.setattr(language_model, "CALIBRATION", 4)
     yield language_model
 

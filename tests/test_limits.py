@@ -226,6 +226,11 @@ def test_bounds_that_no_value_keeps_or_each(find, capsys):
     (["--largest", "dac_bits=1:2:1", "--at_least", "speed=90"], "--at_least speed=90: give NAME=VALUE with one of accuracy"),
     (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=9o"], "--at_least accuracy=9o: give NAME=VALUE"),
     (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=90", "--cost", "rram_32nm"], "--cost does not go with --largest"),
+    (["--largest", "dac_bits=1:2:1", "--at_most", "accuracy=10"], "--at_most accuracy=10: more is better: give a bound such as --at_least"),
+    (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=90", "--html"], "--html does not go with --largest"),
+    (["--largest", "adc_max_bits=1:8:1", "--at_least", "accuracy=90"], "--adc_max_bits makes no difference to 1-bit cells"),
+    (["--largest", "device_time=0:10:0.5", "--device", "cmo_hfox", "--at_least", "accuracy=90"], "has no data at 0.5 s"),
+    (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=90", "--adc_range", "calibrated", "--adc_share", "network"], "--adc_share"),
     (["--at_least", "accuracy=90"], "--at_least is for --search N, --largest, --smallest, --specify or --remedy")])
 def test_what_is_refused(find, flags, words):
     with pytest.raises(UserError, match=re.escape(words)):

@@ -115,6 +115,13 @@ def test_what_costs_nothing_is_first_then_points_for_a_joule():
     assert [each.name for each in found.tried[:4]] == ["dear", "same", "saves", "cheap"]
 
 
+def test_few_chips_must_win_more():
+    """Student's t of 2.5 %: 12.7 standard errors of two chips, 4.3 of three, 2.0 of a hundred."""
+    for chips, least in ((2, 12.71), (3, 4.303), (100, 1.984)):
+        for won, clear in ((1.01 * least, True), (0.99 * least, False)):
+            assert Tried("a", record(80, (80.0,) * chips), won, 1.0, {}, False).clear == clear
+
+
 def test_a_table_without_costs():
     found = Found(record(80.0, (79.0, 81.0)), 85.0, [tried("pairs", 6, error=0.5), tried("rows", 0.5, error=0.5)], {"ADC": "it has that"})
     lines = table(found).splitlines()

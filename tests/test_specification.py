@@ -50,7 +50,9 @@ def test_quantities(trained):  # noqa: F811
     fine = asked.quantities_for(settings_of(trained, "--specify", "--refine"))
     assert fine[0].span.values[:3] == (0.1, 0.11, 0.121) and [each.name for each in fine] == [*found]
     [retention] = [each for each in asked.quantities_for(settings_of(trained, "--specify", "--device", "techC")) if each.unit == "time"]
-    assert retention.flags == {"device": ["techC"]}
+    assert retention.flags == {"device": ["techC"]} and retention.span.values[-1] == 1e5
+    hot = settings_of(trained, "--specify", "--device", "winbond_asu_2bit", "--device_temp", "85")
+    assert [each.name for each in asked.quantities_for(hot) if each.unit == "time"] == ["winbond_asu_2bit holds"]  # at 25 C it has no times
 
 
 def test_bounds(trained):  # noqa: F811
@@ -95,8 +97,7 @@ def sheet(trained, monkeypatch):  # noqa: F811
 
 def by_hand(resume, flags, folder):
     """The line of results of flags, in a folder of its own."""
-    alike = ["--ngpu", "0", "--chips", "2", "--calib_images", "64", "--limit", "90"]
-    evaluation.main(["--resume", resume, *shlex.split(flags), *alike, "--save_path", str(folder)])
+    evaluation.main(["--resume", resume, "--ngpu", "0", *shlex.split(flags), "--save_path", str(folder)])
     return json.loads(Path(folder, "results.jsonl").read_text().splitlines()[-1])
 
 
@@ -122,14 +123,14 @@ def test_a_sheet_is_what_its_flags_give_by_hand(sheet, trained, monkeypatch, cap
     assert all(of_offset[each.name, "accuracy=software-10"] <= of_offset[each.name, "accuracy=software-20"] for each in FEW[:2])
     for row in corners:
         of = {each["flag"]: each["value"] for each in limits if (each["weights"], each["asked"]) == (row["weights"], row["asked"])}
-        assert row["by_hand"].endswith(f"--adc_offset {of['adc_offset'] / 2} --adc_gain {of['adc_gain'] / 2}")
+        assert f"--adc_offset {of['adc_offset'] / 2} --adc_gain {of['adc_gain'] / 2} " in row["by_hand"]
         line = by_hand(trained, f"{row['by_hand']} --cost rram_32nm", next(folders))
         assert row["corner_value"] == line["accuracy"] and row["corner_energy_uJ"] == line["energy_uJ"]
         assert row["corner_keeps"] == (line["accuracy"] >= row["bound"])
     with open("save/specification.csv") as file:
         assert [row["by_hand"] for row in csv.DictReader(file)] == [row["by_hand"] for row in rows]
     page, text = Path("save/results.html").read_text(), capsys.readouterr().out
-    assert "gain of ADC, share" in page and "energy there" in text
+    assert "gain of ADC, share" in page and "energy there" in text and "90 test images of digits; software: accuracy 100" in page
 
 
 def test_a_sheet_goes_on_after_a_kill_and_is_there_the_second_time(sheet):
@@ -161,8 +162,8 @@ def test_a_sheet_is_refined(sheet, monkeypatch):
 
 def test_what_cannot_be_is_left_out(sheet, capsys):
     rows, _ = sheet("--reference", "digital", "--adc_bits", "6", *BOUNDS[:2], quantities=[FEW[0], FEW[2]])
-    assert [row["quantity"] for row in rows] == ["offset of ADC", "fewest ADC bits", "corner"]
-    assert {row["weights"] for row in rows} == {"offset"}
+    assert [row["quantity"] for row in rows[:3]] == ["offset of ADC", "fewest ADC bits", "corner"]
+    assert {row["weights"] for row in rows[:3]} == {"offset"} and all("'pair'" in row["left_out"] for row in rows[3:])
     assert "--adc_bits 6" in rows[0]["by_hand"] and rows[1]["by_hand"].count("--adc_bits") == 1
     text = " ".join(capsys.readouterr().out.split())
     assert "left out: offset of ADC, pair: --weights is 'pair'" in text
@@ -174,10 +175,18 @@ def test_what_cannot_be_is_left_out(sheet, capsys):
     (["--largest", "rows=1:2:1"], "--largest does not go with --specify"), (["--remedy"], "--specify does not go with --remedy"),
     (["--also", "--adc_bits 5"], "--also does not go with --specify"), (["--search", "3"], "--specify does not go with --search"),
     (["--at_least", "speed=3"], "--at_least speed=3: give NAME=VALUE"), (["--refine", "--limit", "9"], "--refine takes all images"),
+    (["--at_most", "accuracy=100"], "--at_most accuracy=100: more is better: give a bound such as --at_least accuracy=software-0.5"),
+    (["--adc_transfer", "nosuch.csv"], "--adc_transfer is 'nosuch.csv': cannot be read"),
     (["--refine"], "save/specification.json is none: run --specify first")])
 def test_what_is_refused(sheet, flags, words):
     with pytest.raises(UserError, match=re.escape(words)):
         sheet(*flags)
+
+
+def test_a_quantity_of_which_nothing_keeps_the_bound_is_in_the_corner(sheet):
+    loud = asked.Quantity("noise of ADC", "levels", span_of("adc_noise=500:2000:100log"))
+    *_, corner = sheet("--at_least", "accuracy=software", "--adc_bits", "6", "--weights", "offset", quantities=[loud])[0]
+    assert "--adc_noise 250.0" in corner["by_hand"] and not corner["corner_keeps"]
 
 
 def test_refining_needs_a_sheet(trained):  # noqa: F811
@@ -189,7 +198,7 @@ def test_refining_needs_a_sheet(trained):  # noqa: F811
 
 LIMIT = {"quantity": "scatter of cells", "unit": "%", "weights": "offset", "asked": "accuracy=software-1", "kind": "largest",
          "flag": "sigma", "software": 90.0, "value": 2.25, "kept_for_sure": 1.5, "lost_for_sure": None, "first": 0.1, "last": 50.0,
-         "chips": 6, "chance_of_error": 0.05}
+         "chips": 6, "chance_of_error": 0.05, "metric": "accuracy", "measured_on": "9 test images", "left_out": None}
 
 
 @pytest.mark.parametrize("changes, cell", [
@@ -197,8 +206,8 @@ LIMIT = {"quantity": "scatter of cells", "unit": "%", "weights": "offset", "aske
     ({"kind": "smallest", "first": 8, "last": 1, "value": None}, "> 8"), ({"kind": "smallest", "first": 8, "last": 1, "value": 1}, "≤ 1"),
     ({"unit": "time", "value": 3600.0, "kept_for_sure": 60.0, "lost_for_sure": 86400.0}, "1 h (1 min, 1 d)")])
 def test_cells_of_the_table(changes, cell):
-    text = specification_report.table([LIMIT | changes], {}, Scale(), "9 test images")
-    assert cell in text and "9 test images; software: 90.00 %; at the most 6 chips" in text
+    text = specification_report.table([LIMIT | changes])
+    assert cell in text and "9 test images; software: accuracy 90; at the most 6 chips" in text
 
 
 def test_picture(tmp_path):

@@ -71,7 +71,7 @@ converted <code>float</code>, as it came, and <code>quantized</code>. All digits
 {_machines(rows)}
 <h2>Commands</h2>
 <ul>{"".join(f"<li><code>{html.escape(command)}</code></li>" for command in dict.fromkeys(str(row.get("command")) for row in rows))}</ul>
-{"".join(map(_sheet, [*folder.glob(SHEET), *folder.glob(f"*/{SHEET}")]))}
+{"".join(_sheet(path, folder) for path in [*folder.glob(SHEET), *folder.glob(f"*/{SHEET}")])}
 {"<h2>Pictures</h2>" if pictures else ""}
 {"".join(_picture(path, folder) for path in pictures)}
 <script>{SCRIPT}</script>
@@ -80,12 +80,16 @@ converted <code>float</code>, as it came, and <code>quantized</code>. All digits
 """
 
 
-def _sheet(path: Path) -> str:
-    """The specification sheet in a file."""
-    header, *lines = specification_report.cells(json.loads(path.read_text()))
+def _sheet(path: Path, folder: Path) -> str:
+    """The specification sheet in a file. Args: folder, of the page."""
+    rows = json.loads(path.read_text())
+    header, *lines = specification_report.cells(rows)
     head = "".join(f'<th scope="col">{html.escape(each)}</th>' for each in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(each)}</td>" for each in line) + "</tr>\n" for line in lines)
-    return f"<h2>Specification</h2>\n<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n"
+    notes = "".join(f"<li>{html.escape(each)}</li>" for each in specification_report.notes(rows))
+    of = "" if path.parent == folder else f" of {html.escape(path.parent.name)}"
+    return (f"<h2>Specification{of}</h2>\n<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n"
+            f"<ul>{notes}</ul>\n")
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, Any]]:

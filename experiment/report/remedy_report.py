@@ -14,14 +14,15 @@ from .drawing import add_title, colormap, new_figure, save, wrapped
 from .tables import note, text_table
 
 COSTS = {"energy": ("energy_uJ", "uJ"), "area": ("area_mm2", "mm2")}  # their columns in results, and their units
-SURE = 2  # standard errors that a win must have to be clear
+UNSURE = 0.025  # chance that a remedy which wins nothing clearly wins
 
 
 @dataclass(frozen=True)
 class Tried:
     """A remedy beside its setting. Attributes: name; record, of the remedied network; won, points nearer to the bound than the setting;
-    error, the standard error of that over chips, None without several; more, `{"energy": uJ of an image, "area": mm2}` that it costs more,
-    by typical sources, empty without costs; reaches, whether it keeps the bound."""
+    error, the standard error of that, over chips where there are several, else over examples; None where there is none; more,
+    `{"energy": uJ of an image, "area": mm2}` that it costs more, by typical sources, empty without costs; reaches, whether it keeps the
+    bound."""
 
     name: str
     record: Record
@@ -32,8 +33,11 @@ class Tried:
 
     @property
     def clear(self) -> bool:
-        """Whether chips agree that it wins something."""
-        return self.won > SURE * (self.error or 0.0)
+        """Whether it wins more than chance alone gives: Student's t of chips, or the normal distribution of examples."""
+        from scipy import stats
+
+        chips = len(self.record.chip_accuracies or ())
+        return self.won > (stats.t.isf(UNSURE, chips - 1) if chips > 1 else stats.norm.isf(UNSURE)) * (self.error or 0.0)
 
     def worth(self, by: str) -> float:
         """Points won for each unit more, infinite for what costs nothing; points alone where nothing is won, and without costs."""
@@ -70,7 +74,8 @@ def table(found: Found) -> str:
             f"{metric.said(found.bound)}")
     notes = [f"left out: {'; '.join(f'{name} ({why})' for name, why in found.left_out.items())}"] if found.left_out else []
     if any(each.error is not None for each in found.tried):
-        notes.append(f"±: standard error over chips; below {SURE} of them a win is not clear, and stands behind the others")
+        notes.append("±: standard error, over chips, or where there is one, over examples; a win that chance gives too, with more than "
+                     f"{UNSURE:.1%}, is not clear, and stands behind the others")
     notes += ["costs, of an image, by typical sources; free: costs no more than the setting"] if costs else []
     return "\n".join([note(head), text_table(header, lines), *map(note, notes)])
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from models.quant.measuring.metrics import Scale
-
+from ..settings.specification import GATE
 from .drawing import add_title, colormap, new_figure, save
 from .tables import note, text_table
 
@@ -21,6 +20,7 @@ FIRST_PANEL = "value, in the unit of its name"
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The sheet as texts: a header, and a line for each quantity, a column for each kind of cells and loss."""
+    rows = [row for row in rows if not row["left_out"]]
     columns = dict.fromkeys((row["weights"], row["asked"]) for row in rows)
     lines: dict[str, dict[tuple[str, str], str]] = {}
     for row in rows:
@@ -31,18 +31,27 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [header, *([name, *(found.get(each, "") for each in columns)] for name, found in lines.items())]
 
 
-def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], scale: Scale, looked_at: str) -> str:
-    """The sheet, and what it means. Args: left_out, `{quantity: why}`; looked_at, how many images of what."""
-    first = rows[0]
-    notes = [f"{looked_at}; software: {scale.said(first['software'])}; at the most {max(row['chips'] for row in rows)} chips",
-             "a (b, c): a by the mean of all that was measured; decided by tests are b, which keeps the bound, and c, which does not"]
-    if any(row["quantity"] != CORNER for row in rows):
-        notes[-1] += f". One of these two is wrong with a chance of {first['chance_of_error']:.0%} at most"
-    if any(row["quantity"] == CORNER for row in rows):
-        notes.append(f"{CORNER}: the {scale.name} where each limit of cells, reads and ADCs is halved, all together")
-    notes += [f"left out: {name}: {why}" for name, why in left_out.items()]
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The sheet, and what it means."""
     header, *lines = cells(rows)
-    return "\n".join([text_table(header, lines), *map(note, notes)])
+    return "\n".join([text_table(header, lines), *map(note, notes(rows))])
+
+
+def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the sheet means."""
+    there = [row for row in rows if not row["left_out"]]
+    first, quantities = there[0], {row["quantity"] for row in there}
+    chips = max(row["chips"] for row in there)
+    found = [f"{first['measured_on']}; software: {first['metric']} {first['software']:.4g}; at the most {chips} chips"]
+    if quantities != {CORNER}:
+        found.append("a (b, c): a by the mean of all that was measured; decided by tests are b, which keeps the bound, and c, which does "
+                     f"not. Of each limit one of these two is wrong with a chance of {first['chance_of_error']:.0%} at most")
+    if GATE in quantities:
+        found.append(f"{GATE}: by a curve that is fitted to the ladder; --report with the flags of by_hand says how far it is off")
+    if CORNER in quantities:
+        found.append(f"{CORNER}: the {first['metric']} where each limit of cells, reads and ADCs is halved, all together; where no value "
+                     "keeps the bound, half of the first one")
+    return found + [f"left out: {row['quantity']}: {row['left_out']}" for row in rows if row["left_out"]]
 
 
 def _name(row: Mapping[str, Any]) -> str:

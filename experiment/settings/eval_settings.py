@@ -251,6 +251,8 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
 def _check_plans(found: EvalSettings, given: Mapping[str, Any]) -> None:
     """Refuse what is for plans of ADC bits where there are none, and what they do not ask for where there is nothing else."""
     plans = set().union(*(setting.plans for setting in found.settings if setting.spec.adc_range == "calibrated"))
+    if found.limits and "calibrated" in found.hardware.get("adc_range", ["calibrated"]) and "per_layer" not in found.hardware:
+        plans = {plan != "uniform" for plan in found.hardware.get("adc_plan", ["uniform"])}
     if "adc_share" in given and plans == {False}:
         raise UserError(USELESS_WITHOUT_PLAN)
     for name in ("adc_calib", "adc_per"):
@@ -270,7 +272,7 @@ def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
         if not found.remedy and (name := next((name for name in BOUNDS if name in given), None)):
             raise UserError(f"--{name} is for --search N, --largest, --smallest, --specify or --remedy: add one of them")
         return
-    others = {"search": ("specify", "largest", "smallest"), "specify": ("largest", "smallest")}.get(asked[0], ("cost",))
+    others = {"search": ("specify", "largest", "smallest"), "specify": ("largest", "smallest")}.get(asked[0], ("cost", "html"))
     for name in ("also", "table", "report", "planes", "save_cells", "shard", "adc_ranges", "dry_run", *others):
         if given.get(name):
             raise UserError(f"--{name} does not go with --{asked[0]}")

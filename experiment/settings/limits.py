@@ -11,6 +11,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from models.quant.measuring.metrics import Scale
+
 from ..program import flags
 from ..program.cli import UserError
 from ..program.flags import Number
@@ -122,6 +124,11 @@ def check(settings: EvalSettings) -> None:
     if settings.limits and len(bounds) != 1:
         raise UserError(f"--largest and --smallest need one bound, and {len(bounds) or 'none'} is given: --at_least "
                         "accuracy=software-0.5, or --at_most of a metric of which less is better")
+
+
+def example_of(metric: Scale) -> str:
+    """A bound of this metric."""
+    return f"--at_least {metric.name}=software-0.5" if metric.higher else f"--at_most {metric.name}=software*1.03"
 
 
 def bounds_of(settings: EvalSettings) -> list[tuple[str, Bound | None]]:

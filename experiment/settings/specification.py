@@ -5,17 +5,19 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from models.quant import CrossbarSpec, Device
 from models.quant.devices import presets
+from models.quant.devices.times import Times
 from models.quant.measuring.metrics import Scale
 
 from ..program.cli import UserError
 from .chips import IDEAL, devices_of
 from .eval_flags import EvalSettings
-from .limits import Bound, Span, bounds_of, span_of
+from .limits import Bound, Span, bounds_of, example_of, span_of
 
+GATE = "wires, gate"  # the quantity of wires by fitted curves
 LOSSES = 0.5, 1.0  # points of accuracy, unless bounds are given
 STEP = {False: "50log", True: "10log"}  # from value to value, of a sheet and of one that refines it
 STEP_OF_TIMES = {False: "100log", True: "20log"}
@@ -39,7 +41,8 @@ def quantities_for(settings: EvalSettings) -> list[Quantity]:
     given = settings.hardware.get("device", [None])
     names = [given[0]] if given[0] not in (None, IDEAL) else presets()
     known = devices_of({"device": names})
-    spans = {name: _span_of_times(known[name], STEP_OF_TIMES[settings.refine]) for name in names}
+    [temp] = settings.hardware.get("device_temp", [None])
+    spans = {name: _span_of_times(known[name], temp, STEP_OF_TIMES[settings.refine]) for name in names}
     return [*_quantities(STEP[settings.refine]), *(Quantity(f"{name} holds", "time", span, {"device": [name]}, joint=False)
                                   for name, span in spans.items() if span)]
 
@@ -56,7 +59,7 @@ def _quantities(step: str) -> list[Quantity]:
         Quantity("cells stuck off", "share", largest("stuck_off=1e-5:0.5")),
         Quantity("read noise", "uS", largest("read_noise=0.1:50")),
         Quantity("wires, voltage", "ohm", largest("wire_ohm=0.01:100"), {"access": ["voltage"]}),
-        Quantity("wires, gate", "ohm", largest("wire_ohm=0.01:100"), {"access": ["gate"]}, joint=False),
+        Quantity(GATE, "ohm", largest("wire_ohm=0.01:100"), {"access": ["gate"]}, joint=False),
         Quantity("noise of ADC", "levels", largest("adc_noise=0.05:20")),
         Quantity("offset of ADC", "levels", largest("adc_offset=0.05:20")),
         Quantity("gain of ADC", "share", largest("adc_gain=0.001:0.5")),
@@ -68,14 +71,16 @@ def _quantities(step: str) -> list[Quantity]:
         Quantity("most rows", "rows", span_of("rows=16:1024:100log"), joint=False)]
 
 
-def _span_of_times(device: Device, step: str) -> Span | None:
-    """From the first time of its data behind 0 to the last one, or to ten years where a law goes on; None where there are not two."""
-    times = device.law.times[device.temp]
+def _span_of_times(device: Device, temp: float | None, step: str) -> Span | None:
+    """From the first time of its data behind 0 to the last one, or to ten years where a law goes on; None where there are not two. Args:
+    temp, its temperature; None: the lowest that it has."""
+    times = device.law.times.get(device.temp if temp is None else temp, Times())
     points = [time for time in (*times.points, times.onward) if time]
     last = LONGEST if times.onward is not None else max(points, default=0)
     if not points or last <= points[0] or not (times.between or times.onward):
         return None
-    return span_of(f"device_time={points[0]}:{last}:{step}")
+    span = span_of(f"device_time={points[0]}:{last}:{step}")
+    return replace(span, values=(*(value for value in span.values if value < last), last))
 
 
 def bounds_for(settings: EvalSettings, metric: Scale) -> list[tuple[str, Bound | None]]:
@@ -84,8 +89,7 @@ def bounds_for(settings: EvalSettings, metric: Scale) -> list[tuple[str, Bound |
     if given:
         return given
     if metric.name != Scale().name:
-        flag = f"--at_least {metric.name}=software-0.5" if metric.higher else f"--at_most {metric.name}=software*1.03"
-        raise UserError(f"--specify needs to know how much of the {metric.name} may be lost: give a bound, such as {flag}")
+        raise UserError(f"--specify needs to know how much of the {metric.name} may be lost: give a bound, such as {example_of(metric)}")
     return [(f"--at_least accuracy=software-{loss:g}", Bound(metric.name, 1, 1.0, -loss)) for loss in LOSSES]
 
 

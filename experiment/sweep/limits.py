@@ -10,20 +10,23 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from models.quant import Device
 from models.quant.devices.times import show_time
+from models.quant.measuring.metrics import Scale
 from models.quant.measuring.setting import Setting
 from models.quant.storage.files import write_text
 
+from ..program.cli import UserError
 from ..report.tables import in_common, note, text_table
 from ..settings.chips import devices_of
 from ..settings.eval_settings import all_settings
-from ..settings.limits import Bound, Span, bounds_of, fields_of_hardware, spans_of
+from ..settings.limits import Bound, Span, bounds_of, example_of, fields_of_hardware, spans_of
 from .bench import Bench
 from .parts import numbers_of
 from .search import known_bound
@@ -33,29 +36,35 @@ from .worklist import Worklist
 
 ERROR = 0.05  # chance that an interval does not hold the limit
 CHIPS = 10  # at most, unless --chips says how many
+TRIED = 1000  # values of a span, at most, that are looked at before any work
 
 
 @dataclass(frozen=True)
 class Case:
-    """A limit that is looked for. Attributes: flags, `{flag: [value]}` of the hardware beside that of the span; most_chips, unless --chips
-    says how many."""
+    """A limit that is looked for. Attributes: flags, `{flag: [value]}` of the hardware beside that of the span; known, devices among which
+    theirs have their names; most_chips, unless --chips says how many."""
 
     span: Span
     bound: Bound
     flags: Mapping[str, list]
+    known: Mapping[str, Device] = field(default_factory=dict)
     most_chips: int = CHIPS
 
     def setting(self, bench: Bench, value: float, chips: int | None = None) -> Setting:
         """The setting of a value, with so many chips (None: as asked for) if it has any. Raises: UserError for what cannot be."""
-        of, known = bench.settings, devices_of({name: values for name, values in self.flags.items() if name == "device"})
+        of = bench.settings
         of_chips = {"chips": self.most_chips, **of.of_chips, **({} if chips is None else {"chips": chips})}
         [found] = all_settings({**self.flags, self.span.flag: [value]}, of.w_bits, of.a_bits, calibration=of.calibration,
-                               of_chips=of_chips, known=known)
+                               of_chips=of_chips, known=self.known)
         return found
 
     def check(self, bench: Bench) -> None:
-        """Refuse what cannot be, at the first and the last value. Raises: UserError."""
-        bench.check(self.setting(bench, value) for value in (self.span.values[0], self.span.values[-1]))
+        """Refuse what cannot be: at values all over the span, and in the network at both ends. Raises: UserError."""
+        values = self.span.values
+        first, *_, last = [self.setting(bench, value) for value in (*values[:-1:-(-len(values) // TRIED)], values[-1])]
+        if first == last:
+            raise UserError(f"--{self.span.flag} makes no difference to {first}: leave its limit out")
+        bench.check([first, last])
 
     def text(self, place: int) -> str:
         """The value in this place with its unit; "none" before the first one, "more" or "less" behind the last one."""
@@ -69,15 +78,22 @@ class Case:
 def cases_of(bench: Bench) -> list[Case]:
     """What --largest and --smallest ask for, each for every combination of the other flags. Raises: UserError for what cannot be."""
     of = bench.settings
-    [(text, bound)] = bounds_of(of)
-    bound = known_bound(text, bound, bench.metric.scale, [bench.metric.scale.name])
+    bound = bound_of_metric(*bounds_of(of)[0], bench.metric.scale)
     layers = {name: of.hardware[name] for name in ("per_layer",) if name in of.hardware}
-    others = {name: values for name, values in of.hardware.items() if name not in layers}
+    others, known = {name: values for name, values in of.hardware.items() if name not in layers}, devices_of(of.hardware)
     each = [dict(zip(others, ([value] for value in values))) for values in itertools.product(*others.values())]
-    cases = [Case(span, bound, flags | layers) for span in spans_of(of) for flags in each]
+    cases = [Case(span, bound, flags | layers, known) for span in spans_of(of) for flags in each]
     for case in cases:
         case.check(bench)
     return cases
+
+
+def bound_of_metric(text: str, bound: Bound | None, metric: Scale) -> Bound:
+    """A bound of how much of the metric may be lost. Args: text, what says it. Raises: UserError for what cannot be."""
+    bound = known_bound(text, bound, metric, [metric.name])
+    if (bound.sign > 0) != metric.higher:
+        raise UserError(f"{text}: {'more' if metric.higher else 'less'} is better: give a bound such as {example_of(metric)}")
+    return bound
 
 
 class Limit:
@@ -114,12 +130,14 @@ class Limit:
         self.pool.measure(Worklist(self.pool.benches, settings).missing, lambda job: None)
 
     def _observe(self, place: int, look: Look) -> np.ndarray:
-        """`e[c, i]`, what images lose on chips beside the software, so that its mean is the loss of the metric's mean."""
+        """`e[c, i] = d / w - m (w_i / w - 1)`, what images lose on chips beside the software: d_ci the difference of their sums, w_i their
+        weights, w the mean of these, and m of a chip the loss of the metric's mean, which is the mean of e."""
         setting = self.case.setting(self.parts[0], self.case.span.values[place], look.chips)
         parts = self.parts[:self.ends.index(look.images) + 1]
         self._measure({part: [setting] for part in parts})
-        chips = np.stack([numbers_of(parts, chip)[:, 0] for chip in setting.one_by_one])
-        return (chips - self.baseline[:look.images, 0]) / self.baseline[:, 1].mean()
+        before, weights = self.baseline[:look.images].T
+        lost = np.stack([numbers_of(parts, chip)[:, 0] for chip in setting.one_by_one]) - before
+        return lost / weights.mean() - lost.sum(1, keepdims=True) / weights.sum() * (weights / weights.mean() - 1)
 
     def _value(self, loss: float) -> float:
         """The metric where its mean has this loss."""
@@ -170,8 +188,10 @@ def chips_text(count: int) -> str:
 
 def find_limits(bench: Bench, parts: Sequence[Bench], pool: Pool, log: logging.Logger) -> list[Limit]:
     """Find all limits that are asked for, and write limits.csv and limits.json."""
-    limits = [Limit(case, parts, pool, log) for case in cases_of(bench)]
-    write_rows(bench.folder / "limits", [limit.row() for limit in limits])
+    limits: list[Limit] = []
+    for case in cases_of(bench):
+        limits.append(Limit(case, parts, pool, log))
+        write_rows(bench.folder / "limits", [limit.row() for limit in limits])
     log.info("\n" + limits_table(limits, bench.shown.kind))
     log.info(f"limits: {bench.folder / 'limits.csv'}, {bench.folder / 'limits.json'}")
     return limits

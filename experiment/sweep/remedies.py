@@ -16,12 +16,11 @@ from ..program.cli import UserError
 from ..report import remedy_report
 from ..report.remedy_report import COSTS, Found, Tried
 from ..settings.costs import figure
-from ..settings.limits import Bound, bounds_of
+from ..settings.limits import Bound, bounds_of, example_of
 from ..settings.remedies import Remedy, remedies_for
 from . import retraining
 from .bench import Bench
-from .limits import write_rows
-from .search import known_bound
+from .limits import bound_of_metric, write_rows
 
 
 class Remedies:
@@ -97,22 +96,27 @@ class Remedies:
 
     def _tried(self, found: Found, name: str, record: Record) -> Tried:
         sign = 1 if record.metric.higher else -1
-        before, after = found.record.chip_accuracies or (), record.chip_accuracies or ()  # chip by chip of the same seed
-        error = statistics.stdev(a - b for a, b in zip(after, before)) / math.sqrt(len(after)) if len(before) == len(after) > 1 else None
         more = {by: figure(record.cost, column).typical - figure(found.record.cost, column).typical
                 for by, (column, _) in COSTS.items() if record.cost and found.record.cost}
-        return Tried(name, record, sign * (record.accuracy - found.record.accuracy), error, more,
-                     reaches=sign * (record.accuracy - found.bound) >= 0)
+        return Tried(name, record, sign * (record.accuracy - found.record.accuracy), self._error(found.record, record), more,
+                     reaches=self.bound.holds(record.accuracy, found.record.software_accuracy))
+
+    def _error(self, before: Record, after: Record) -> float | None:
+        """The standard error of their difference: over chips of the same seeds; of one chip or ideal cells over examples, of a class each
+        at most the root of those that changed; None for a metric that says nothing of one."""
+        chips = [a - b for a, b in zip(after.chip_accuracies or (), before.chip_accuracies or ())]
+        if len(chips) > 1:
+            return statistics.stdev(chips) / math.sqrt(len(chips))
+        if before.numbers is not None and after.numbers is not None:
+            return self.bench.metric.chance(after.numbers, before.numbers)
+        if before.predictions is None or after.predictions is None:
+            return None
+        return 100 * math.sqrt((before.predictions != after.predictions).sum().item()) / len(before.predictions)
 
 
 def bound_for(bench: Bench) -> Bound:
     """The one bound that settings should keep. Raises: UserError."""
     metric, bounds = bench.metric.scale, bounds_of(bench.settings)
-    flag = "--at_least accuracy=software-0.5" if metric.higher else f"--at_most {metric.name}=software*1.03"
     if len(bounds) != 1:
-        raise UserError(f"--remedy needs one bound, and {len(bounds)} are given: {flag}")
-    [(text, bound)] = bounds
-    bound = known_bound(text, bound, metric, [metric.name])
-    if (bound.sign > 0) != metric.higher:
-        raise UserError(f"{text}: {'more' if metric.higher else 'less'} is better: give a bound such as {flag}")
-    return bound
+        raise UserError(f"--remedy needs one bound, and {len(bounds)} are given: {example_of(metric)}")
+    return bound_of_metric(*bounds[0], metric)

@@ -60,7 +60,8 @@ def flags_of(of: EvalSettings, setting: Setting, epochs: int) -> list[str]:
     if setting.spec.adc_range != "calibrated":
         raise UserError(f"train.py trains through calibrated ranges, and these are {setting.spec.adc_range}")
     values = {"fine_tune": of.resume, "model": of.model.removesuffix("_eval"), "dataset": of.dataset, "data_path": of.data_path,
-              "w_bits": of.w_bits, "a_bits": of.a_bits, "wq": of.wq, "epochs": epochs, "crossbar_layers": setting.crossbar_layers}
+              "w_bits": of.w_bits, "a_bits": of.a_bits, "wq": of.wq, "epochs": epochs, "ngpu": of.ngpu,
+              "crossbar_layers": setting.crossbar_layers}
     values |= {name: getattr(setting.spec, name) for name in HARDWARE}
     values |= {flags.flag_name(name): value for name, value in vars(setting.calibration).items()}
     useless = ("adc_calib", "adc_per") if setting.spec.planned else ("adc_share",)

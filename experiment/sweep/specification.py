@@ -7,6 +7,8 @@ was killed goes on.
 import contextlib
 import json
 import logging
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,16 +20,19 @@ from models.quant.measuring.setting import Setting
 from ..program.cli import UserError
 from ..report import specification_report
 from ..report.specification_report import CORNER, TIME
+from ..settings import chips
+from ..settings.chips import devices_of
 from ..settings.costs import figure
+from ..settings.eval_flags import CALIBRATION
 from ..settings.eval_settings import all_settings
 from ..settings.limits import Bound, Span
 from ..settings.specification import Quantity, bounds_for, quantities_for, weights_for
 from .bench import Bench
-from .limits import Case, Limit, write_rows
-from .search import known_bound
-from .workers import Pool
+from .limits import Case, Limit, bound_of_metric, write_rows
+from .workers import Pool, WorkersDied
 
 CHIPS = 5  # at most, unless --chips says how many
+OF_RUN = (*CALIBRATION, "calib_images", *chips.OF_RUN, "limit", "validation")  # flags that decide a number, beside those of the hardware
 NAME = "specification"  # of its files
 
 
@@ -49,9 +54,11 @@ class Specification:
 
     def __init__(self, bench: Bench, parts: Sequence[Bench], pool: Pool, measure: Callable[[Sequence[Setting]], object],
                  log: logging.Logger) -> None:
+        self.path = bench.folder / NAME
         self.bench, self.of, self.parts, self.pool, self.measure, self.log = bench, bench.settings, parts, pool, measure, log
         self.base = {name: values for name, values in self.of.hardware.items() if name != "weights"}
         self.starts = starts_of(bench) if self.of.refine else {}
+        self.chips = self.of.of_chips.get("chips", CHIPS)
         self.rows: list[dict[str, Any]] = []
         self.left_out: dict[str, str] = {}
 
@@ -59,33 +66,39 @@ class Specification:
         """Find all limits, measure the corners, and write the files."""
         quantities, asked = quantities_for(self.of), asked_of(self.bench)
         found: dict[Quantity, dict[Asked, Limit]] = {}
-        with tqdm(total=len(quantities) * len(asked), desc="limits", dynamic_ncols=True, leave=False) as bar, _silent("models"):
+        count, watched = len(quantities) * len(asked), sys.stderr.isatty()
+        with tqdm(total=count, desc="limits", dynamic_ncols=True, leave=False, disable=not watched) as bar, _silent("models"):
             for quantity in quantities:
                 found[quantity] = {}
                 for each in asked:
-                    with contextlib.suppress(UserError):
-                        found[quantity][each] = self._limit(quantity, each, found[quantity])
+                    if limit := self._limit(quantity, each, found[quantity]):
+                        found[quantity][each] = limit
                     bar.update()
         self.rows = [self._row(quantity.name, quantity.unit, each, self._flags(quantity, each, limit)) | limit.row()
                      for quantity, limits in found.items() for each, limit in limits.items()]
         if not self.rows:
             raise UserError(f"no line of a sheet can be made of this hardware; {': '.join(next(iter(self.left_out.items())))}")
+        self._write()  # before the corners, which may be what cannot be
         self.rows += self._corners(asked, found)
         self._write()
+        self._say()
 
-    def _limit(self, quantity: Quantity, asked: Asked, before: Mapping[Asked, Limit]) -> Limit:
+    def _limit(self, quantity: Quantity, asked: Asked, before: Mapping[Asked, Limit]) -> Limit | None:
         """The limit of a quantity, looked for from where it was, or where that of another loss is; of times from the last one on, as most
-        cells hold. Raises: UserError, and keeps why."""
-        case = Case(quantity.span, asked.bound, self._beside(quantity, asked), CHIPS)
+        cells hold. None where it cannot be; `left_out` keeps why."""
+        flags = self._beside(quantity, asked)
+        case = Case(quantity.span, asked.bound, flags, devices_of({name: flags[name] for name in ("device",) if name in flags}), CHIPS)
         far = len(quantity.span.values) - 1 if quantity.unit == TIME else None
         near = next((limit.found.place for other, limit in before.items() if other.weights == asked.weights), far)
         start = self.starts.get((quantity.name, asked.weights, asked.text), near)
         try:
             case.check(self.bench)
             limit = Limit(case, self.parts, self.pool, None, start if start is None else max(start, 0), sides=self.of.refine)
+        except WorkersDied:
+            raise
         except UserError as error:
             self.left_out[f"{quantity.name}, {asked.weights}"] = str(error)
-            raise
+            return None
         self.log.info(f"{quantity.name}, {asked.weights}, {asked.text}: {limit.case.text(limit.found.place)}, from "
                       f"{limit.case.text(limit.found.sure)} to {limit.case.text(limit.found.lost)}")
         return limit
@@ -101,8 +114,11 @@ class Specification:
         return {**self._beside(quantity, asked), **value}
 
     def _row(self, name: str, unit: str, asked: Asked, flags: Mapping[str, list]) -> dict[str, Any]:
-        by_hand = " ".join(f"--{flag} {' '.join(map(str, values))}" for flag, values in flags.items())
-        return {"quantity": name, "unit": unit, "weights": asked.weights, "asked": asked.text, "by_hand": by_hand}
+        said = {**flags, **{name: self.of.given[name] for name in OF_RUN if name in self.of.given}, "chips": self.chips}
+        by_hand = shlex.join(str(part) for name, value in said.items()
+                             for part in (f"--{name}", *(value if isinstance(value, list) else () if value is True else (value,))))
+        return {"quantity": name, "unit": unit, "weights": asked.weights, "asked": asked.text, "by_hand": by_hand,
+                "measured_on": self.bench.looked_at, "left_out": None}
 
     def _corners(self, asked: Sequence[Asked], found: Mapping[Quantity, Mapping[Asked, Limit]]) -> list[dict[str, Any]]:
         """A row for each corner, of a loss for which there are limits."""
@@ -112,22 +128,27 @@ class Specification:
             joint = quantity.joint and quantity.span.flag not in self.base
             joint = joint and all(self.base.get(name, values) == values for name, values in quantity.flags.items())
             for each, limit in limits.items():
-                if joint and limit.found.place >= 0:
-                    flags[each] |= {**quantity.flags, quantity.span.flag: [quantity.span.values[limit.found.place] / 2]}
+                if joint:  # where no value keeps the bound, half of the first
+                    flags[each] |= {**quantity.flags, quantity.span.flag: [quantity.span.values[max(limit.found.place, 0)] / 2]}
         settings = {each: all_settings(flags[each], self.of.w_bits, self.of.a_bits, calibration=self.of.calibration,
-                                       of_chips={"chips": CHIPS, **self.of.of_chips})[0] for each in flags}
+                                       of_chips={**self.of.of_chips, "chips": self.chips})[0] for each in flags}
         self.measure([*dict.fromkeys(settings.values())])
         empty = dict.fromkeys(self.rows[0])
         return [empty | self._row(CORNER, "", each, flags[each]) | corner_of(self.bench.record(setting), each.bound)
                 for each, setting in settings.items()]
 
     def _write(self) -> None:
-        path, scale = self.bench.folder / NAME, self.bench.metric.scale
-        rows = [{**dict.fromkeys(key for each in self.rows for key in each), **row} for row in self.rows]
-        write_rows(path, rows)
-        specification_report.plot(path.with_suffix(".png"), rows, f"{self.of.resume or self.of.model}: {self.bench.looked_at}")
-        self.log.info("\n" + specification_report.table(rows, self.left_out, scale, self.bench.looked_at))
-        self.log.info(f"specification: {path}.csv, {path}.json, {path}.png")
+        """The files: the lines, and those that were left out."""
+        rows = [*self.rows, *({"quantity": name, "left_out": why} for name, why in self.left_out.items())]
+        keys = dict.fromkeys(key for each in rows for key in each)
+        write_rows(self.path, [{**keys, **row} for row in rows])
+
+    def _say(self) -> None:
+        looked_at = self.bench.looked_at
+        specification_report.plot(self.path.with_suffix(".png"), self.rows, f"{self.of.resume or self.of.model}: {looked_at}")
+        rows = json.loads(self.path.with_suffix(".json").read_text())
+        self.log.info("\n" + specification_report.table(rows))
+        self.log.info(f"specification: {self.path}.csv, {self.path}.json, {self.path}.png")
 
 
 @contextlib.contextmanager
@@ -151,10 +172,17 @@ def corner_of(record: Record, bound: Bound) -> dict[str, Any]:
 
 
 def asked_of(bench: Bench) -> list[Asked]:
-    """All losses for all cells, those of the same cells one behind the other. Raises: UserError for bounds that cannot be."""
-    scale = bench.metric.scale
-    bounds = [(text.partition(" ")[2], known_bound(text, bound, scale, [scale.name])) for text, bound in bounds_for(bench.settings, scale)]
-    return [Asked(weights, *bound) for weights in weights_for(bench.settings) for bound in bounds]
+    """All losses for all cells, those of the same cells one behind the other. Raises: UserError for bounds and hardware that cannot be."""
+    of, scale, refused = bench.settings, bench.metric.scale, []
+    for weights in weights_for(of):
+        try:
+            all_settings({**of.hardware, "weights": [weights]}, of.w_bits, of.a_bits, of_chips=of.of_chips)
+        except UserError as error:
+            refused.append(error)
+    if len(refused) == len(weights_for(of)):
+        raise refused[0]
+    bounds = {text.partition(" ")[2]: bound_of_metric(text, bound, scale) for text, bound in bounds_for(of, scale)}
+    return [Asked(weights, *bound) for weights in weights_for(of) for bound in bounds.items()]
 
 
 def starts_of(bench: Bench) -> dict[tuple[str, str, str], int]:

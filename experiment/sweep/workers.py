@@ -26,6 +26,10 @@ from .worklist import Job, Queue
 MOST_DEATHS = 3  # of workers at the same setting
 
 
+class WorkersDied(UserError):
+    """It is not the job that cannot be: the machine could not."""
+
+
 class Worker:
     """What runs in a process of its own."""
 
@@ -114,7 +118,7 @@ class Pool:
             except ray.exceptions.RayError as error:
                 deaths[job] = deaths.get(job, 0) + 1
                 if deaths[job] == MOST_DEATHS:
-                    raise UserError(f"{job}: {MOST_DEATHS} workers died while measuring it, one after the other; often memory is short: "
+                    raise WorkersDied(f"{job}: {MOST_DEATHS} workers died while measuring it, one after the other; often memory is short: "
                                     f"{one_line(error)[-400:]}") from None
                 queue.put_back(job)
                 self.idle.append((self.make(), None))

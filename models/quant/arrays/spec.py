@@ -176,7 +176,7 @@ class CrossbarSpec:
 
     def __post_init__(self) -> None:
         check(self)
-        self._read_transfer()
+        object.__setattr__(self, "adc_transfer", transfer.table_of(self.adc_transfer))
         if self.weights == "pair" and self.reference == "digital":
             raise ValueError("weights is 'pair' with reference 'digital'; a pair has no reference column to subtract, so allowed is "
                              "reference analog")
@@ -185,15 +185,6 @@ class CrossbarSpec:
         if self.converter is not Converter and self.adc_range == "dynamic":
             raise ValueError("adc_range is 'dynamic', which works with linear converters only; allowed are calibrated and full")
         self._check_adc_bits()
-
-    def _read_transfer(self) -> None:
-        """Take the table of a file in place of its path."""
-        if self.adc_transfer is None or transfer.is_table(self.adc_transfer):
-            return
-        try:
-            object.__setattr__(self, "adc_transfer", transfer.read(self.adc_transfer))
-        except ValueError as error:
-            raise ValueError(f"adc_transfer is {str(self.adc_transfer)!r}: {error}") from None
 
     def _check_adc_bits(self) -> None:
         bits, planned = self.adc_bits, self.adc_plan != "uniform"

@@ -60,14 +60,19 @@ def read(path: str | Path) -> str:
 def _of_json(text):
     try:
         found = json.loads(text)
-        thresholds, values = ([float(number) for number in found[name]] for name in ("thresholds", "values"))
-    except (ValueError, KeyError, TypeError):
+        thresholds, values = (list(map(float, found[name])) if isinstance(found[name], list) else None for name in ("thresholds", "values"))
+        if thresholds is None or values is None:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise ValueError('is not a JSON of the form {"thresholds": [-0.5, 0.5], "values": [-1, 0, 1]}') from None
     return thresholds, values
 
 
 def _of_csv(text):
-    head, *rows = [*csv.reader(text.splitlines()), []]
+    try:
+        head, *rows = [*csv.reader(text.splitlines()), []]
+    except csv.Error as error:
+        raise ValueError(f"is no CSV: {error}") from None
     if [name.strip() for name in head] != ["threshold", "value"]:
         raise ValueError("line 1: threshold,value is expected")
     thresholds, values = [], []
@@ -82,9 +87,14 @@ def _of_csv(text):
     return thresholds, values
 
 
-def is_table(text: str) -> bool:
-    """Whether a text is one that `read` returns."""
-    return re.match(r"[0-9a-f]{8} thresholds [^a-z]*\bvalues ", text) is not None
+def table_of(text: str | Path | None) -> str | None:
+    """What `read` returns, of a path or of such a text itself; None stays None. Raises: ValueError of the field adc_transfer, as `read`."""
+    if text is None or re.match(r"[0-9a-f]{8} thresholds [^a-z]*\bvalues ", str(text)):
+        return text
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ValueError(f"adc_transfer is {str(text)!r}: {error}") from None
 
 
 @functools.cache

@@ -14,9 +14,10 @@ from torch import nn
 from ..arrays.spec import COUNT, COUNT_OR_0, FROM_0, Numbers, check, choice, number
 from ..devices import ROW_OHM, WIRE_OHM, Device, Wires
 from ..devices.times import show_time
-from ..network.program import MOST_LEVELS, check_chip, check_circuits, program
+from ..network.program import MOST_LEVELS, MOST_MISMATCH, check_chip, check_circuits, program
 
 LEVELS = Numbers(float, f"a number from 0 to {MOST_LEVELS:g}", lambda value: 0 <= value <= MOST_LEVELS)
+MISMATCH = Numbers(float, f"a share from 0 to {MOST_MISMATCH:g}", lambda value: 0 <= value <= MOST_MISMATCH)
 NOISE = Numbers(float, "device, or a number of uS from 0 up", lambda value: 0 <= value < float("inf"), {"device": "device"})
 
 
@@ -52,7 +53,7 @@ class Reads:
     adc_dnl: float = number(0.0, "standard deviation of the DNL of each code of each converter, in steps (LSB). It is drawn once for a "
                             "chip", LEVELS, of="reads", unit=" LSB", younger=True)
     adc_mismatch: float = number(0.0, "relative standard deviation of a unit capacitor of each converter, which then is a SAR with an "
-                                 "array of binary weights. It is drawn once for a chip", LEVELS, of="reads", younger=True)
+                                 "array of binary weights. It is drawn once for a chip", MISMATCH, of="reads", younger=True)
     comparator_noise: float = number(0.0, "standard deviation of the noise that each conversion adds to v, as adc_noise, but in steps "
                                      "(LSB) of that conversion", LEVELS, of="reads", unit=" LSB", younger=True)
     access: str = choice(Wires.access, *(Wires.__dataclass_fields__["access"].metadata[key] for key in ("allowed", "help")), of="cells")

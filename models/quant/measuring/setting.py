@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..arrays.spec import CrossbarSpec, hardware
+from ..arrays.transfer import table_of
 from ..network.calibration import Calibration
 from .chips import Chips
 from .weight_noise import WeightNoise
@@ -52,6 +53,11 @@ class Setting:
             if values.get("adc_range", "ideal") not in ("ideal", self.spec.adc_range):
                 raise ValueError(f"per_layer {pattern}: adc_range is {values['adc_range']!r}; allowed are {self.spec.adc_range}, which "
                                  "the others have, and ideal")
+            if "adc_transfer" in values:
+                try:
+                    values["adc_transfer"] = table_of(values["adc_transfer"])
+                except ValueError as error:
+                    raise ValueError(f"per_layer {pattern}: {error}") from None
         object.__setattr__(self, "per_layer", tuple((name, tuple(sorted(values.items()))) for name, values in changes.items()))
         if self.without_cells:
             if self.per_layer:
@@ -98,16 +104,20 @@ class Setting:
         return self.text()
 
     def text(self, without: str | None = None) -> str:
-        """As rows of a table name it. Args: without, a flag of the chips that the text leaves out."""
+        """As rows of a table name it. Args: without, a field of the hardware that the text leaves out."""
         spec = self.spec
-        notes = [item.metadata["note"][1].format(value) for item in NOTES if (value := getattr(spec, item.name)) != item.default]
+        notes = [item.metadata["note"][1].format(value) for item in NOTES
+                 if item.name != without and (value := getattr(spec, item.name)) != item.default]
         notes += [f"{self.crossbar_layers} layers only"] if self.crossbar_layers != "all" else []
-        notes += [f"{pattern}: " + " ".join(f"{name} {value}" for name, value in values) for pattern, values in self.per_layer]
+        notes += [f"{pattern}: " + " ".join(f"{name} {value:.8}" if name == "adc_transfer" else f"{name} {value}" for name, value in values)
+                  for pattern, values in self.per_layer]
         if self.without_cells:
             return ", ".join([self.chips.text(without), spec.adc_text, *notes])
         notes += [self.chips.text(without)] if self.chips else []
         notes += ["ranges of the chip"] if self.calibration.on == "chip" and spec.adc_range == "calibrated" else []
-        return ", ".join([f"{spec.cell_bits}-bit cells, {spec.adc_text}", *notes])
+        cells = [] if without == "cell_bits" else [f"{spec.cell_bits}-bit cells"]
+        adc = spec.adc_text.partition("-bit ")[2] if without == "adc_bits" and spec.adc_range != "ideal" else spec.adc_text
+        return ", ".join([*cells, adc, *notes])
 
 
 def reads_of(setting: Setting) -> tuple:

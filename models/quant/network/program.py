@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 VALUES, REFERENCE, CONVERTERS, INPUTS, NEGATIVE, WEIGHTS, CIRCUITS = range(7)  # what a generator draws: the last part of its key;
 # of circuits with the bits of their converters added
 MOST_LEVELS = 1e6  # levels, of a converter's noise or offset: 32 bits hold it on the grid
+MOST_MISMATCH = 0.3  # share, of a unit capacitor: at three deviations below the mean something is left of it
 COLUMNS = 128  # bit lines of one array, where word lines resist: outputs of one slice, behind its reference columns, or their pairs
 FITTED_INPUTS, FITTED_GROUPS = 64, 8  # of the curve of gate access: random inputs, in which
 DENSEST, SPARSE = 0.5, 3  # DENSEST u^SPARSE of the rows are on, u uniform: an eighth in the mean, as high digits behind a ReLU have few
@@ -43,7 +44,7 @@ class _Draw:
     adc_noise: float
     adc_offset: float
     adc_gain: float
-    circuits: Mapping[str, float]  # `inl, dnl, mismatch, noise` of `Circuits`
+    circuits: Mapping[str, float]  # the first numbers of `Circuits`, by their flags
     wires: Wires
     noise_seed: int
     done: Callable[[], Any]  # to be called behind each slice
@@ -93,16 +94,15 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
     check_seed(seed)
     if reference_cells not in ("device", "ideal"):
         raise ValueError(f"reference_cells is {reference_cells!r}; allowed are device, ideal")
-    circuits = {"inl": adc_inl, "dnl": adc_dnl, "mismatch": adc_mismatch, "noise": comparator_noise}
-    for name, value in (("adc_noise", adc_noise), ("adc_offset", adc_offset), ("adc_gain", adc_gain), ("adc_inl", adc_inl),
-                        ("adc_dnl", adc_dnl), ("adc_mismatch", adc_mismatch), ("comparator_noise", comparator_noise)):
-        if not 0 <= value <= MOST_LEVELS:
-            raise ValueError(f"{name} is {value!r}; allowed are numbers from 0 to {MOST_LEVELS:g}")
+    circuits = {"adc_inl": adc_inl, "adc_dnl": adc_dnl, "adc_mismatch": adc_mismatch, "comparator_noise": comparator_noise}
+    for name, value in ({"adc_noise": adc_noise, "adc_offset": adc_offset, "adc_gain": adc_gain} | circuits).items():
+        if not 0 <= value <= (most := MOST_MISMATCH if name == "adc_mismatch" else MOST_LEVELS):
+            raise ValueError(f"{name} is {value!r}; allowed are numbers from 0 to {most:g}")
     if read_noise is not None:
         device = replace(device, read_noise=read_noise)
     for _, layer in crossbar_layers(model):
         check_chip(layer, device, wires, reference_cells)
-        check_circuits(layer, adc_inl=adc_inl, adc_dnl=adc_dnl, adc_mismatch=adc_mismatch, comparator_noise=comparator_noise)
+        check_circuits(layer, **circuits)
     slices = sum(len(layer.slice_bits) for _, layer in crossbar_layers(model))
     watched = sys.stderr.isatty()
     with tqdm(total=slices, desc=f"programming chip {seed}", unit="slice", disable=not progress, leave=False, dynamic_ncols=True,
@@ -333,7 +333,7 @@ def _readout(name, layer, draw, scale, off, shares, curves, both=None):
     noisy = any(c0 or c1 for c0, c1, _ in noise)
     curved = any(b1 or b2 for _, b1, b2, _ in curves)
     if any(draw.circuits.values()):
-        circuits = Circuits(**draw.circuits, shape=shape, columns=each, draws=functools.partial(_of_circuits, draw.seed, name))
+        circuits = Circuits(*draw.circuits.values(), shape, each, functools.partial(_of_circuits, draw.seed, name))
     if not (noisy or draw.adc_noise or gain is not None or curved or both is not None or circuits):
         return None
     key = hashlib.sha256(f"{draw.noise_seed} {draw.seed} {name}".encode()).digest()[:8]
