@@ -117,6 +117,8 @@ def test_functions_of_ones_own():
     assert found.accuracy == pytest.approx(wanted) and found.metric == ("distance", "", True) and found.numbers.shape == (40, 2)
     mean = measure(Given(), x, labels, None, metric=lambda output, target: distance(output, target).mean().item(), batch_size=7)
     assert mean.accuracy == pytest.approx(wanted) and mean.numbers is None and mean.metric.name == "value"
+    weighed = Metric("weighed", lambda output, target: (distance(output, target), target[:, 0].abs()))
+    assert measure(Given(), x, labels, None, metric=weighed).accuracy == pytest.approx(40 * wanted / labels[:, 0].abs().sum().item())
     own = Metric("error", distance, "mm", higher=False, value=lambda mean: 1000 * mean)
     assert measure(Given(), x, labels, None, metric=own).accuracy == pytest.approx(1000 * wanted)
 
@@ -153,12 +155,13 @@ def test_records_of_a_setting_say_how_far_chance_goes():
     (lambda output, target: "good", LABELS, "^the metric value gives a str for a batch of 2: a number, or one for each example"),
     (lambda output, target: output.sum() * float("nan"), LABELS, "^the metric value gives NaN for a batch of 2$"),
     (lambda output, target: output, LABELS, r"^the metric value gives a tensor \[2, 9\] for a batch of 2: a number, or one for each "),
+    (lambda output, target: output[:, :2], LABELS, r"^the metric value gives a tensor \[2, 2\] for a batch of 2: a number, or one for "),
     (lambda output, target: output[0].oops, LABELS, "^the metric value does not take the output, .* target, a tensor .*'oops'$"),
     (cross_entropy, LABELS[:, None, None].expand(60, 2, 2), r"outputs \[2, 9\] have targets \[2, 2, 2\]: a class for each of them"),
     (torchmetrics.ConfusionMatrix(task="multiclass", num_classes=9), LABELS, r"gives a tensor \[9, 9\], and one number is expected"),
     (torchmetrics.MeanSquaredError, LABELS, "^the metric is a ABCMeta; give a function"),
     ("accuracy", LABELS, r"^the metric is a str; give a function \(output, target\) -> numbers, a Metric, or a torchmetrics")],
-    ids=["no target", "text", "nan", "matrix", "error", "shapes", "torchmetrics", "a class", "no metric"])
+    ids=["no target", "text", "nan", "matrix", "pairs", "error", "shapes", "torchmetrics", "a class", "no metric"])
 def test_what_is_no_metric_is_one_line_before_any_work(metric, labels, message):
     passed = []
 

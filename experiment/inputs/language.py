@@ -159,11 +159,11 @@ def _alike(starts, ends, batch_size):
     return [part for part in (*numbers[:whole].split(batch_size), numbers[whole:]) if len(part)]
 
 
-def _weighed(output: Any, target: Tensor) -> Tensor:
-    """`[N, 2]`: nats and tokens of each window, both times `1 - 1 / tokens` where its first output does not count."""
-    sums = perplexity.numbers(output, target)
-    tokens = sums[:, 1:]
-    return sums * (1 - (target[:, :1] == IGNORED).to(sums) / tokens)
+def _weighed(output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Nats and tokens of each window, both times `1 - 1 / tokens` where its first output does not count."""
+    nats, tokens = perplexity.numbers(output, target)
+    share = 1 - (target[:, 0] == IGNORED).to(tokens) / tokens
+    return nats * share, tokens * share
 
 
 of_recipe: Metric = replace(perplexity, numbers=_weighed)

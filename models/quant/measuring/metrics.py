@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +64,8 @@ class Metric:
 
     Attributes:
         name: of its column, in letters and digits. unit: behind its name, or "". higher: whether more is better.
-        numbers: `numbers(output, target)` of a batch: s `[N]`, with w = 1; or s and w, `[N, 2]`; or one number, the batch's mean.
+        numbers: `numbers(output, target)` of a batch: s `[N]`, with w = 1; or a tuple of two tensors `[N]`, s and w; or one number, the
+            batch's mean.
         value: of the mean.
         predict: `predict(output, target)`, the answer of each example, `[N, ...]`, of which those that changed are counted; None for no
             such count.
@@ -122,20 +124,28 @@ class Gauge:
 
     def add(self, output: Any, target: Any, count: int) -> None:
         """Take a batch of so many examples. Raises: ValueError where the metric gives no numbers for it."""
-        found, numbers = self.metric.numbers(output, target), None
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):
-            numbers = torch.as_tensor(found, dtype=torch.float64).cpu()
-        if numbers is not None and numbers.numel() == 1:  # the mean of the batch
-            self.apart &= count == 1
-            numbers = torch.tensor([[count * numbers.item(), count]], dtype=torch.float64)
-        elif numbers is not None and numbers.shape == (count,):
-            numbers = torch.stack([numbers, torch.ones_like(numbers)], 1)
-        if numbers is None or numbers.dim() != 2 or numbers.shape[1] != 2:
+        found = self.metric.numbers(output, target)
+        if isinstance(found, tuple) and len(found) == 2 and all(isinstance(x, Tensor) and x.shape == (count,) for x in found):
+            numbers = torch.stack(found, 1).double().cpu()
+        else:
+            numbers = self._equal(found, count)
+        if numbers is None:
             raise ValueError(f"the metric {self.metric.name} gives {_what(found)} for a batch of {count}: a number, or one for each "
                              "example, is expected")
         if numbers.isnan().any():
             raise ValueError(f"the metric {self.metric.name} gives NaN for a batch of {count}")
         self.of_batches.append(numbers)
+
+    def _equal(self, found, count):
+        """`[N, 2]` of numbers without weights, or of the batch's mean; None for anything else."""
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            numbers = torch.as_tensor(found, dtype=torch.float64).cpu()
+            if numbers.numel() == 1:
+                self.apart &= count == 1
+                return torch.tensor([[count * numbers.item(), count]], dtype=torch.float64)
+            if numbers.shape == (count,):
+                return torch.stack([numbers, torch.ones_like(numbers)], 1)
+        return None
 
     def result(self, processes: Processes) -> tuple[float, Tensor | None]:
         """(value, numbers of all examples `[N, 2]`, None where batches had but one)."""
@@ -244,22 +254,23 @@ def classes_last(output: Any, target: Tensor) -> Tensor:
                      "beside [N, classes]")
 
 
-def _each(of_all, counts):
-    """`[N, 2]`, sums over what an example has, and how many of them count."""
-    counts = torch.broadcast_to(counts, of_all.shape).double()
-    return torch.stack([(of_all.double() * counts).flatten(1).sum(1), counts.flatten(1).sum(1)], 1)
-
-
-def _hits(output, target, best):
+def _of_classes(of_each, output, target):
+    """(sums over what an example has, how many of them count). Args: of_each, `of_each(scores, target)` of each target."""
     scores, target = classes_last(output, target), target.to(first_tensor(output).device)
-    right = (scores.topk(min(best, scores.shape[-1]), -1).indices == target[..., None]).any(-1) if best > 1 else scores.argmax(-1) == target
-    return _each(100 * right.view(len(target), -1), (target != IGNORED).view(len(target), -1))
+    counts = (target != IGNORED).view(len(target), -1).double()
+    return (of_each(scores, target).view(len(target), -1).double() * counts).sum(1), counts.sum(1)
 
 
-def _entropies(output, target):
-    scores, target = classes_last(output, target), target.to(first_tensor(output).device)
-    found = F.cross_entropy(scores.reshape(-1, scores.shape[-1]), target.reshape(-1), reduction="none", ignore_index=IGNORED)
-    return _each(found.view(len(target), -1), (target != IGNORED).view(len(target), -1))
+def _hits(scores, target):
+    return 100 * (scores.argmax(-1) == target)
+
+
+def _hits_of_five(scores, target):
+    return 100 * (scores.topk(min(5, scores.shape[-1]), -1).indices == target[..., None]).any(-1)
+
+
+def _entropies(scores, target):
+    return F.cross_entropy(scores.reshape(-1, scores.shape[-1]), target.reshape(-1), reduction="none", ignore_index=IGNORED)
 
 
 def _predictions(output, target):
@@ -272,17 +283,17 @@ def _perplexity(nats: float) -> float:
 
 def _errors(output, target):
     signal, found = (first_tensor(each).double().reshape(len(first_tensor(each)), -1) for each in (target, output))
-    return torch.stack([(found - signal).square().sum(1), signal.square().sum(1)], 1)
+    return (found - signal).square().sum(1), signal.square().sum(1)
 
 
 def _decibels(mean: float) -> float:
     return min(-10 * math.log10(mean), EQUAL) if mean > 0 else EQUAL
 
 
-accuracy = Metric("accuracy", lambda output, target: _hits(output, target, 1), "%", predict=_predictions)
-top5 = Metric("top5", lambda output, target: _hits(output, target, 5), "%", predict=_predictions)
-cross_entropy = Metric("cross_entropy", _entropies, "nat", higher=False)
-perplexity = Metric("perplexity", _entropies, higher=False, value=_perplexity)
+accuracy = Metric("accuracy", partial(_of_classes, _hits), "%", predict=_predictions)
+top5 = Metric("top5", partial(_of_classes, _hits_of_five), "%", predict=_predictions)
+cross_entropy = Metric("cross_entropy", partial(_of_classes, _entropies), "nat", higher=False)
+perplexity = Metric("perplexity", partial(_of_classes, _entropies), higher=False, value=_perplexity)
 
 
 def signal_to_error(model: nn.Module) -> Metric:
