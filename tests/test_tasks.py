@@ -96,6 +96,9 @@ def one_point():
 def not_a_number():
     return points(metric=Metric("nan", lambda output, target: distance(output, target) * float("nan")))
 
+def infinite_later():
+    return points(metric=Metric("late", lambda output, target: distance(output, target) / (len(target) != 8)))
+
 def of_a_number():
     return points(network=3)
 
@@ -214,6 +217,11 @@ def test_what_is_no_task_is_one_line_before_any_work(folder, function, flags, me
     with pytest.raises(UserError, match=message) as caught:
         run(function, *flags, "--cell_bits", "2", "--adc_bits", "4")
     assert "\n" not in str(caught.value) and not Path("out/points").exists()
+
+
+def test_a_metric_that_fails_in_the_float_pass_is_one_line(folder):
+    with pytest.raises(UserError, match="^float: the metric late gives inf for a batch of 8$"):
+        run("infinite_later", "--cell_bits", "2", "--adc_bits", "4")
 
 
 @pytest.mark.parametrize("function, name", [("negative", "r2"), ("without_a_name", "value"), ("one_point", "distance"), (

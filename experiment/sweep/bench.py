@@ -1,10 +1,11 @@
 """A trained network with its images and the folder of its results (`Bench`): what measures settings, each of them once."""
 
+import contextlib
 import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -312,8 +313,19 @@ class Bench:
 
     @distributed.together
     def _measure_float(self, progress: bool = False) -> Record:
-        return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress, metric=self.metric,
-                             take=self.task and self.task.take, processes=distributed)
+        with self._said_of("float"):
+            return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress, metric=self.metric,
+                                 take=self.task and self.task.take, processes=distributed)
+
+    @contextlib.contextmanager
+    def _said_of(self, what: Setting | str) -> Iterator[None]:
+        """Answers that a metric does not take, and cells that the grid does not hold, as one line."""
+        try:
+            yield
+        except ValueError as error:
+            if self.task or isinstance(what, Setting) and what.chips:
+                raise UserError(f"{what}: {error}") from None
+            raise
 
     @distributed.together
     def _measure(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool = False
@@ -323,17 +335,13 @@ class Bench:
         if setting:
             place(self.net, setting, self.cells)
             source = self.ranges.give(self.net, setting)
-        try:
+        with self._said_of(setting or self.baseline):
             with quant.keep_effective_cells(self._effective):
                 record = measure(self.net, self.shown.batches, self.shown.labels, setting, cells=self.cells, cache=self.cache,
                                  engine=self.settings.engine, passing=self.costs.counting(self.net), original=original,
                                  calibration=self._calibration(setting), software=software, progress=progress,
                                  metric=self.metric, take=self.task and self.task.take, processes=distributed)
             return replace(record, cost=self.costs.of(self.net, setting)), source
-        except ValueError as error:
-            if self.task or setting and setting.chips:  # answers that a metric does not take; cells that the grid does not hold
-                raise UserError(f"{setting or self.baseline}: {error}") from None
-            raise
 
     @property
     def _effective(self) -> Path | None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers.batches import first_tensor
+from ..layers.batches import first_tensor, tensors_of
 from ..layers.loaders import IGNORED
 from .processes import Processes
 
@@ -84,7 +84,7 @@ class Metric:
     needs_target: bool = True
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
+        if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"the metric is called {self.name!r}; a name of letters and digits is expected, as columns and files have it")
         if self.name == Scale().name and self.unit != Scale().unit:
             raise ValueError(f"a metric called {self.name} is in %; give another one another name")
@@ -102,14 +102,24 @@ class Metric:
         """Try some examples. Raises: ValueError for targets that are missing, or where no number comes of them."""
         if target is None and self.needs_target:
             raise ValueError(f"the metric {self.name} needs targets: give labels, or batches with targets")
-        with _said_of(self.name, output, target):
-            self.numbers(output, target)
-        self.gauge().add(output, target, count)
+        gauge = self.gauge()
+        gauge.add(output, target, count)
+        if gauge.of_batches[0][:, 1].sum():
+            self.of_mean(_mean(gauge.of_batches[0]))
+
+    def of_mean(self, mean: float) -> float:
+        """The value of a mean. Raises: ValueError where it is no finite number."""
+        with _said_of(self.name, f"the mean {mean:.4g}"):
+            found = float(self.value(mean))
+        return _finite(self.name, found, f"the mean {mean:.4g}")
 
     def chance(self, numbers: Tensor, others: Tensor) -> float:
-        """Deviation of the difference of two values that chance alone gives, from the examples' own differences `d_i = s_i - s'_i`:
-        `sqrt(n var(d)) / sum w`, as a step of the value at the mean. Args: `[N, 2]` each, of the same examples."""
-        step = (len(numbers) * (numbers[:, 0] - others[:, 0]).double().var()).sqrt().item() / numbers[:, 1].sum().item()
+        """Deviation of the difference of two values that chance alone gives, from the examples' own differences `d_i = s_i - s'_i`: what
+        their weights do not explain, `e_i = d_i - w_i sum d / sum w`, makes `sqrt(n var(e)) / sum w`, as a step of the value at the mean.
+        Args: `[N, 2]` each, of the same examples."""
+        apart, weights = numbers[:, 0] - others[:, 0], numbers[:, 1]
+        rest = apart - (weights - weights.mean()) * apart.sum() / weights.sum()  # of equal weights the differences, to the last digit
+        step = (len(numbers) * rest.double().var()).sqrt().item() / weights.sum().item()
         mean = _mean(numbers)
         return abs(self.value(mean + step) - self.value(mean))
 
@@ -124,7 +134,8 @@ class Gauge:
 
     def add(self, output: Any, target: Any, count: int) -> None:
         """Take a batch of so many examples. Raises: ValueError where the metric gives no numbers for it."""
-        found = self.metric.numbers(output, target)
+        with _said_of(self.metric.name, _both(output, target)):
+            found = self.metric.numbers(output, target)
         if isinstance(found, tuple) and len(found) == 2 and all(isinstance(x, Tensor) and x.shape == (count,) for x in found):
             numbers = torch.stack(found, 1).double().cpu()
         else:
@@ -132,8 +143,8 @@ class Gauge:
         if numbers is None:
             raise ValueError(f"the metric {self.metric.name} gives {_what(found)} for a batch of {count}: a number, or one for each "
                              "example, is expected")
-        if numbers.isnan().any():
-            raise ValueError(f"the metric {self.metric.name} gives NaN for a batch of {count}")
+        for number in numbers[~numbers.isfinite()][:1].tolist():
+            _finite(self.metric.name, number, f"a batch of {count}")
         self.of_batches.append(numbers)
 
     def _equal(self, found, count):
@@ -148,19 +159,22 @@ class Gauge:
         return None
 
     def result(self, processes: Processes) -> tuple[float, Tensor | None]:
-        """(value, numbers of all examples `[N, 2]`, None where batches had but one)."""
+        """(value, numbers of all examples `[N, 2]`, None where batches had but one). Raises: ValueError where nothing counts, or the
+        value is no finite number."""
         apart = all(processes.gathered(self.apart))
         numbers = torch.cat(processes.in_order(self.of_batches))
         if not numbers[:, 1].sum():
             raise ValueError(f"the metric {self.metric.name} has nothing to count: no target counts")
-        return self.metric.value(_mean(numbers)), numbers if apart else None
+        return self.metric.of_mean(_mean(numbers)), numbers if apart else None
 
 
 @dataclass
 class OfTorchmetrics:
-    """A `torchmetrics.Metric` in place of a `Metric`, and its own `Gauge`. Attributes: see `Metric`."""
+    """A `torchmetrics.Metric` in place of a `Metric`, and its own `Gauge`. Attributes: see `Metric`; whole, whether it sees all of an
+    output with names."""
 
     metric: Any
+    whole: bool = False
     predict: None = None
     reference: None = None
 
@@ -176,26 +190,38 @@ class OfTorchmetrics:
         return self
 
     def add(self, output: Any, target: Any, count: int) -> None:
-        """Take a batch. Of outputs with names it sees the one that counts."""
-        output = first_tensor(output) if isinstance(output, dict) or is_dataclass(output) else output
-        if isinstance(output, Tensor):
-            self.metric.to(output.device)
-        self.metric.update(output, target)
+        """Take a batch. Of outputs with names it sees the one that counts, or all of them where it does not take that one alone. Raises:
+        ValueError where it takes neither."""
+        tensor = next(iter(tensors_of((output, target))), None)
+        if tensor is not None:
+            self.metric.to(tensor.device)
+        with _said_of(self.scale.name, _both(output, target)):
+            self.metric.update(output if self.whole or not _has_names(output) else first_tensor(output), target)
 
     def check(self, output: Any, target: Any, count: int) -> None:
         """Try some examples. Raises: ValueError where it does not take them, or no number comes of them."""
-        with _said_of(self.scale.name, output, target):
+        self.whole = False
+        try:
             self.gauge().add(output, target, count)
+        except ValueError as error:
+            self.whole = _has_names(output)
+            try:
+                self.gauge().add(output, target, count)
+            except ValueError:
+                raise error from None
         found = torch.zeros(())
         with contextlib.suppress(Exception):  # so few examples may be too few for it
             found = self.metric.compute()
         _number(self.scale.name, found)
 
     def result(self, processes: Processes) -> tuple[float, None]:
-        """(value, no numbers of examples). Raises: ValueError for several processes, or no number."""
+        """(value, no numbers of examples). Raises: ValueError for several processes, or no finite number."""
         if processes.world() > 1:
             raise ValueError(f"{type(self.metric).__name__} of torchmetrics is measured by one process; this run has {processes.world()}")
-        return _number(self.scale.name, self.metric.compute()), None
+        name = self.scale.name
+        with _said_of(name, "all examples"):
+            found = self.metric.compute()
+        return _finite(name, _number(name, found), "all examples"), None
 
 
 def metric_of(given: Any) -> Metric | OfTorchmetrics:
@@ -214,21 +240,34 @@ def metric_of(given: Any) -> Metric | OfTorchmetrics:
 
 
 @contextlib.contextmanager
-def _said_of(name, output, target):
-    """What a metric raises that does not take an example, as one line."""
+def _said_of(name, given):
+    """What a metric raises that does not take what it is given, as one line."""
     try:
         yield
     except Exception as error:  # code of others raises nearly anything
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"the metric {name} does not take the output, {_what(output)}, and the target, {_what(target)}: {line}"
-                         ) from error
+        raise ValueError(f"the metric {name} does not take {given}: {line}") from error
+
+
+def _both(output, target):
+    return f"the output, {_what(output)}, and the target, {_what(target)}"
+
+
+def _has_names(output):
+    return isinstance(output, dict) or is_dataclass(output)
 
 
 def _number(name, found):
     if not isinstance(found, Tensor) or found.numel() != 1:
-        raise ValueError(f"the metric {name} gives {_what(found)}, and one number is expected: take one of its parts by a function of "
-                         "your own")
+        raise ValueError(f"the metric {name} gives {_what(found)}, and one number is expected: make a subclass whose compute returns one "
+                         "of its parts")
     return float(found)
+
+
+def _finite(name, value, of):
+    if not math.isfinite(value):
+        raise ValueError(f"the metric {name} gives {'NaN' if math.isnan(value) else value} for {of}")
+    return value
 
 
 def _mean(numbers):
@@ -298,5 +337,7 @@ perplexity = Metric("perplexity", partial(_of_classes, _entropies), higher=False
 
 def signal_to_error(model: nn.Module) -> Metric:
     """`10 log10(sum y^2 / sum (y - y')^2)` dB, y the outputs of a model in float, such as the one that was converted, and y' the network's
-    own; 200 where they are the same."""
+    own; 200 where they are the same. Raises: ValueError for what is no network."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"signal_to_error is against the outputs of a network, such as that in float; given is a {type(model).__name__}")
     return Metric("signal_to_error", _errors, "dB", value=_decibels, reference=model, needs_target=False)
