@@ -130,12 +130,22 @@ def test_inputs_and_targets_are_told_apart(network, batch, inputs, target):
 def test_labels_that_are_the_tokens_become_those_that_follow():
     labels = torch.tensor([[5, 6, 7, 8], [9, 5, -100, -100]])
     for name, both, shifted in (("MineForCausalLM", False, True), ("MineLMHeadModel", False, True), ("MineForMaskedLM", False, False),
-                                ("MineLMHeadModel", True, False)):
+                                ("MineLMHeadModel", True, False), ("XLNetLMHeadModel", False, False), ("CpmAntForCausalLM", False, False),
+                                ("MineForConditionalGeneration", False, True), ("MineForConditionalGeneration", True, False)):
         network = type(name, (nn.Module,), {"config": SimpleNamespace(is_encoder_decoder=both)})()
         inputs, target = apart({"input_ids": labels, "labels": labels}, network)
         assert [*inputs] == ["input_ids"]
         assert target.tolist() == ([[6, 7, 8, -100], [5, -100, -100, -100]] if shifted else labels.tolist())
     assert apart({"x": labels, "labels": labels}, SOME)[1] is labels
+    of_images = type("MineForConditionalGeneration", (nn.Module,), {"config": SimpleNamespace(
+        is_encoder_decoder=False, text_config=SimpleNamespace(is_encoder_decoder=True))})()
+    assert apart({"input_ids": labels, "labels": labels}, of_images)[1] is labels
+
+
+def test_an_input_that_is_called_as_a_target():
+    with pytest.raises(ValueError, match=r"^the network needs 'target' as an input \(its 'target' was taken as the target: give take, a"):
+        apart({"x": X, "target": Y}, of(lambda x, target: x))
+    assert apart({"x": X, "target": Y}, of(lambda x, target=None: x))[1] is Y
 
 
 @pytest.mark.parametrize("network, batch, takes", [

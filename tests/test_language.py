@@ -137,6 +137,18 @@ def test_on_crossbars(folders, texts, name):
     assert record.accuracy == pytest.approx(software.accuracy, rel=0.03) and record.accuracy != software.accuracy
 
 
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_labels_are_those_of_the_models_own_loss(make):
+    """Of a class that is made from a model's, too."""
+    model = make().eval()
+    model.__class__ = type("Mine", (type(model),), {})
+    tokens = torch.randint(64, (4, 12), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": tokens, "labels": tokens}
+    with torch.no_grad():
+        wanted = model(**batch).loss.exp().item()
+    assert measure(model, [batch], None, None, metric=perplexity).accuracy == pytest.approx(wanted, rel=1e-5)
+
+
 # ---- what is said ------------------------------------------------------------------------------------------------------
 
 
