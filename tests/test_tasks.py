@@ -193,8 +193,11 @@ def test_a_search_is_for_the_metric(folder):
     assert run("with_validation", *flags, save="again") == 0  # accuracy and bits are the usual objectives
     with pytest.raises(UserError, match="^task.py:points brings no validation examples, which choose in a search"):
         run("points", *flags, save="none")
-    with pytest.raises(UserError, match="^--objective perplexity: unknown, choose from distance, changed, bits"):
+    with pytest.raises(UserError, match="^--objective perplexity: unknown, choose from distance, bits"):
         run("with_validation", *flags, "--objective", "perplexity", save="none")
+    with pytest.raises(UserError, match="^--objective changed: unknown, choose from distance, bits, conversions"):
+        run("with_validation", *flags, "--objective", "changed", save="none")
+    assert not Path("none").exists()
 
 
 @pytest.mark.parametrize("function, flags, message", [

@@ -59,7 +59,7 @@ class Bench:
         self.task = self.others and self.others.task
         self.metric = columns.metric_for(self.task)
         if self.task:
-            images.check_flags_of_task(settings)
+            images.check_flags_of_task(settings, self.task)
             self.settings = replace(settings, dataset=self.task.kind)
         self._net = None if self.others else crossbar_network(settings, self.checkpoint, self.device)
         self.log: logging.Logger | None = None
@@ -92,7 +92,8 @@ class Bench:
 
     @distributed.together
     def _convert(self) -> None:
-        self._net = conversion.for_evaluation(self.others, self.settings, self.shown, self.checkpoint, self.log)
+        self._net = conversion.for_evaluation(self.others, self.settings, self.shown, self.checkpoint, self.log,
+                                              self.metric.predict is not None)
         distributed.same_weights(self._net)  # scales that were fitted have the last bits of the machine
         self.check(self.settings.settings)
         self.log.info(says.conversion(self._net))
@@ -131,7 +132,7 @@ class Bench:
             chosen_here = of.validation and not of.resume  # who trained it here had a part of the training images held out
             if self.task:
                 self.others.network.to(self.device)
-                self.shown = images.of_task(self.task, of, partial(keys.digest, others=True))
+                self.shown = images.of_task(self.task, self.metric, of, partial(keys.digest, others=True))
             else:
                 shown = conversion.images_of(self.others, of, self.device, log, chosen_here)
                 self.shown = images.choose(shown, of, self.checkpoint, self.device)
