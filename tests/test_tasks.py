@@ -10,6 +10,7 @@ from torch import nn
 
 import eval as evaluation
 from experiment.program.cli import UserError
+from experiment.report import report
 from models.quant import Calibration, CrossbarSpec, Setting, convert, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TASK = """
 import torch
 from torch import nn
-from models.quant import Metric, Task
+from models.quant import Metric, Task, signal_to_error
 
 class Net(nn.Module):
     def __init__(self):
@@ -114,6 +115,18 @@ def torchmetrics_accuracy():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     data = [(torch.randn(16, 4, generator=torch.Generator().manual_seed(i)), torch.arange(16) % 3) for i in range(3)]
     return Task(net, data, data, torchmetrics.Accuracy(task="multiclass", num_classes=3))
+
+def sizes(size):
+    net = nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3))
+    return [(torch.randn(2, 2, n, generator=torch.Generator().manual_seed(n)), torch.arange(2)) for n in size], net
+
+def several_sizes():
+    data, net = sizes(range(6, 12))
+    return Task(net, data, sizes([6, 6])[0])
+
+def against_float():
+    found = points()
+    return points(network=found.network, metric=signal_to_error(found.network))
 
 def unclear():
     return points(data=[(x, y, t, t) for x, y, t in batches(Net(), 8, 1)])
@@ -220,6 +233,26 @@ def test_what_is_no_task_is_one_line_before_any_work(folder, function, flags, me
     with pytest.raises(UserError, match=message) as caught:
         run(function, *flags, "--cell_bits", "2", "--adc_bits", "4")
     assert "\n" not in str(caught.value) and not Path("out/points").exists()
+
+
+def test_examples_of_several_sizes(folder):
+    assert run("several_sizes", "--cell_bits", "2", "--adc_bits", "4") == 0 and len(rows()) == 3
+    assert {row["n_images"] for row in rows()} == {12}
+
+
+def test_pictures_have_no_line_of_a_float_network_beside_itself(folder, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    assert run("against_float", "--cell_bits", "2", "--adc_bits", "4:5") == 0 and rows()[0]["signal_to_error"] == 200
+    labels = [line.get_label() for line in drawn[0].lines]
+    assert "quantized" in labels and "float" not in labels
+
+
+def test_a_limit_needs_a_number_for_each_example(folder):
+    with pytest.raises(UserError, match="^a limit is found example by example, and the metric multiclass_accuracy has one number for all"):
+        run("torchmetrics_accuracy", "--cell_bits", "2", "--adc_bits", "4", "--device", "techA", "--largest", "read_noise=0.1:2:0.1",
+            "--at_least", "accuracy=software-5")
+    assert not Path("out/points").exists() and not Path("out/parts").exists()
 
 
 def test_a_metric_that_fails_in_the_float_pass_is_one_line(folder):

@@ -58,6 +58,9 @@ class Scale(NamedTuple):
         return min(values) if self.higher else max(values)
 
 
+AGAINST_FLOAT = Scale("signal_to_error", "dB")  # of which the float network itself has `EQUAL`
+
+
 @dataclass(frozen=True, eq=False)
 class Metric:
     """`value(sum_i s_i / sum_i w_i)` over the examples i.
@@ -340,4 +343,4 @@ def signal_to_error(model: nn.Module) -> Metric:
     own; 200 where they are the same. Raises: ValueError for what is no network."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"signal_to_error is against the outputs of a network, such as that in float; given is a {type(model).__name__}")
-    return Metric("signal_to_error", _errors, "dB", value=_decibels, reference=model, needs_target=False)
+    return Metric(AGAINST_FLOAT.name, _errors, AGAINST_FLOAT.unit, value=_decibels, reference=model, needs_target=False)
