@@ -280,7 +280,7 @@ def test_code_of_a_folder_is_not_run(folders, texts, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags, message", [
     ("--model hf/{gpt2}", "^--model hf/.* needs a text that it is measured on: --text FILE$"),
     ("--model hf/{gpt2} --text {text} --state net.pt", "^--model hf/.* has its weights in that folder: leave --state out$"),
-    ("--model hf/{gpt2} --text {text} --dataset digits", "^--dataset is for images, and hf/.* brings what it is measured on: leave it"),
+    ("--model hf/{gpt2} --text {text} --dataset digits", "^--dataset is for data sets of images, and hf/.* brings what it is measured"),
     ("--model hf/{gpt2} --text {text} --search 2", "^--search of hf/.*gpt2 chooses on a text that is not measured: --validation_text F"),
     ("--model hf/{gpt2} --text {text} --validation_text {text}", "^--validation_text is for a search: add --search N$"),
     ("--model hf/{gpt2} --text {text} --validation_text nowhere.txt --search 2", "^cannot read nowhere.txt: No such file"),

@@ -287,7 +287,7 @@ def test_what_cannot_be_compared_is_refused():
     software = measure(Given(), seeded(20, 9), LABELS[:20], None)
     with pytest.raises(ValueError, match="^software is measured by accuracy, and the metric is cross_entropy: measure both by one$"):
         measure(Given(), seeded(20, 9), LABELS[:20], None, metric=cross_entropy, software=software)
-    with pytest.raises(ValueError, match="^the DataLoader shuffles, and images are compared between passes: give one with shuffle=False$"):
+    with pytest.raises(ValueError, match="^the DataLoader shuffles, and examples are compared between passes: give one with shuffle="):
         measure(Given(), DataLoader(TensorDataset(seeded(20, 9), LABELS[:20]), shuffle=True), None, None)
     with pytest.raises(ValueError, match="^the metric cross_entropy has nothing to count: no target counts$"):
         measure(Given(), seeded(20, 9), torch.full((20,), -100), None, metric=cross_entropy)
@@ -305,7 +305,7 @@ def test_data_of_unknown_length():
 def test_batches_without_examples_are_refused():
     with pytest.raises(ValueError, match="^a batch has no examples; leave it out$"):
         measure(Given(), [seeded(3, 9), seeded(0, 9)], LABELS[:3], None)
-    with pytest.raises(ValueError, match="^there are no images to measure on$"):
+    with pytest.raises(ValueError, match="^there are no examples to measure on$"):
         measure(Given(), [], LABELS[:0], None)
     with pytest.raises(ValueError, match="^targets are given twice, as labels and in the batches; leave the labels out$"):
         measure(Given(), [(seeded(3, 9), LABELS[:3])], LABELS[:3], None)

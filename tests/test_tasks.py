@@ -228,7 +228,7 @@ def test_a_search_is_for_the_metric(folder):
     ("of_a_number", (), "returns a Task of a int; its network should be a torch.nn.Module$"),
     ("without_data", (), "^the data of the task is a NoneType; batches that can be gone through again"),
     ("a_wrong_take", (), "^the data of the task: .*indices must be integers"),
-    ("points", ("--dataset", "digits"), "^--dataset is for images, and task.py:points brings what it is measured on: leave it out$")])
+    ("points", ("--dataset", "digits"), "^--dataset is for data sets of images, and task.py:points brings what it is meas")])
 def test_what_is_no_task_is_one_line_before_any_work(folder, function, flags, message):
     with pytest.raises(UserError, match=message) as caught:
         run(function, *flags, "--cell_bits", "2", "--adc_bits", "4")

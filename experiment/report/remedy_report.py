@@ -71,7 +71,7 @@ def table(found: Found) -> str:
     notes = [f"left out: {'; '.join(f'{name} ({why})' for name, why in found.left_out.items())}"] if found.left_out else []
     if any(each.error is not None for each in found.tried):
         notes.append(f"±: standard error over chips; below {SURE} of them a win is not clear, and stands behind the others")
-    notes += ["costs, of an image, by typical sources; free: costs no more than the setting"] if costs else []
+    notes += ["costs, of an example, by typical sources; free: costs no more than the setting"] if costs else []
     return "\n".join([note(head), text_table(header, lines), *map(note, notes)])
 
 

@@ -54,7 +54,7 @@ def check_flags_of_task(settings: EvalSettings, task: Task) -> None:
     if settings.search and task.validation is None:
         raise UserError(f"{settings.model} brings no validation examples, which choose in a search: Task(..., validation=batches)")
     if given:
-        raise UserError(f"--{given[0]} is for images, and {settings.model} brings what it is measured on: leave it out")
+        raise UserError(f"--{given[0]} is for data sets of images, and {settings.model} brings what it is measured on: leave it out")
 
 
 def of_task(task: Task, metric: Metric | OfTorchmetrics, settings: EvalSettings, digest: Callable[[Any], str]) -> EvalImages:
