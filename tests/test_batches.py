@@ -1,5 +1,6 @@
 """What networks are called with: tensors, tuples, mappings and data loaders, in conversion, calibration and measuring."""
 
+import weakref
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from models.quant import Calibration, CrossbarSpec, Setting, convert, crossbar_layers, load, measure, save
+from models.quant.conversion.tracing import trace
 from models.quant.layers.batches import first_of, first_tensor, joined, length, part_of
 from models.quant.layers.loaders import apart
 
@@ -57,6 +59,18 @@ def test_a_conversion_takes_what_the_network_takes(images):
     assert {name.replace("two.", "") for name, _ in crossbar_layers(wanted)} == {name for name, _ in crossbar_layers(net)}
     with torch.no_grad():
         assert torch.equal(net(X, Y)["logits"], wanted(torch.cat([X, Y], 1)))
+
+
+def test_a_trace_keeps_the_first_output_alone():
+    class Watched(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            made.append(weakref.ref(y))
+            return y
+
+    made, model = [], Watched(12, 3)
+    found = trace(model, [*X.split(16)])
+    assert [kept() is not None for kept in made] == [True, False, False] and torch.equal(found.output, model(X[:16]))
 
 
 def test_inputs_that_are_missing_are_none():
