@@ -78,7 +78,7 @@ from experiment.program.cli import check_writable, get_logger
 from experiment.settings.eval_flags import EvalSettings
 from experiment.settings.eval_settings import parse_all
 from experiment.sweep.limits import cases_of, find_limits
-from experiment.sweep.parts import parts_of
+from experiment.sweep.parts import check_numbers, parts_of
 from experiment.sweep.worklist import Job, Worklist
 from experiment.sweep.remedies import Remedies, bound_for
 from experiment.sweep.specification import Specification, asked_of, starts_of
@@ -241,6 +241,8 @@ def main(argv: list[str] | None = None) -> int:
         bench.check(bench.settings.settings)
         if first.remedy:
             bound_for(bench)
+        if first.limits or first.specify:
+            check_numbers(bench.metric)
         if first.limits:
             cases_of(bench)
         if first.specify:

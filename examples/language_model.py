@@ -251,7 +251,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("all numbers are at least 1, and --width is a multiple of 4")
     given.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    text, model = text_of_library(), GPT(given.width, context=given.context)
+    text = text_of_library()
+    if given.context >= (shortest := min(map(len, text.values()))):
+        parser.error(f"--context {given.context}: the shortest part of the text has {shortest:,} characters, and a window needs one more")
+    model = GPT(given.width, context=given.context)
     print(f"characters: {', '.join(f'{len(found):,} {part}' for part, found in text.items())}; "
           f"{sum(p.numel() for p in model.parameters()):,} parameters")
     train(model, text["training"], given.folder / "float.pt", given.steps, RATE)

@@ -1,5 +1,6 @@
 """What networks are called with: tensors, tuples, mappings and data loaders, in conversion, calibration and measuring."""
 
+import weakref
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from models.quant import Calibration, CrossbarSpec, Setting, convert, crossbar_layers, load, measure, save
+from models.quant.conversion.tracing import trace
 from models.quant.layers.batches import first_of, first_tensor, joined, length, part_of
 from models.quant.layers.loaders import apart
 
@@ -57,6 +59,18 @@ def test_a_conversion_takes_what_the_network_takes(images):
     assert {name.replace("two.", "") for name, _ in crossbar_layers(wanted)} == {name for name, _ in crossbar_layers(net)}
     with torch.no_grad():
         assert torch.equal(net(X, Y)["logits"], wanted(torch.cat([X, Y], 1)))
+
+
+def test_a_trace_keeps_the_first_output_alone():
+    class Watched(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            made.append(weakref.ref(y))
+            return y
+
+    made, model = [], Watched(12, 3)
+    found = trace(model, [*X.split(16)])
+    assert [kept() is not None for kept in made] == [True, False, False] and torch.equal(found.output, model(X[:16]))
 
 
 def test_inputs_that_are_missing_are_none():
@@ -130,12 +144,22 @@ def test_inputs_and_targets_are_told_apart(network, batch, inputs, target):
 def test_labels_that_are_the_tokens_become_those_that_follow():
     labels = torch.tensor([[5, 6, 7, 8], [9, 5, -100, -100]])
     for name, both, shifted in (("MineForCausalLM", False, True), ("MineLMHeadModel", False, True), ("MineForMaskedLM", False, False),
-                                ("MineLMHeadModel", True, False)):
+                                ("MineLMHeadModel", True, False), ("XLNetLMHeadModel", False, False), ("CpmAntForCausalLM", False, False),
+                                ("MineForConditionalGeneration", False, True), ("MineForConditionalGeneration", True, False)):
         network = type(name, (nn.Module,), {"config": SimpleNamespace(is_encoder_decoder=both)})()
         inputs, target = apart({"input_ids": labels, "labels": labels}, network)
         assert [*inputs] == ["input_ids"]
         assert target.tolist() == ([[6, 7, 8, -100], [5, -100, -100, -100]] if shifted else labels.tolist())
     assert apart({"x": labels, "labels": labels}, SOME)[1] is labels
+    of_images = type("MineForConditionalGeneration", (nn.Module,), {"config": SimpleNamespace(
+        is_encoder_decoder=False, text_config=SimpleNamespace(is_encoder_decoder=True))})()
+    assert apart({"input_ids": labels, "labels": labels}, of_images)[1] is labels
+
+
+def test_an_input_that_is_called_as_a_target():
+    with pytest.raises(ValueError, match=r"^the network needs 'target' as an input \(its 'target' was taken as the target: give take, a"):
+        apart({"x": X, "target": Y}, of(lambda x, target: x))
+    assert apart({"x": X, "target": Y}, of(lambda x, target=None: x))[1] is Y
 
 
 @pytest.mark.parametrize("network, batch, takes", [

@@ -118,7 +118,7 @@ def test_afterwards_cells_are_ideal_again(scene):
     net, images, labels, calibration = scene
     measured(scene)
     assert all(layer.chip is None for _, layer in quant.crossbar_layers(net))
-    with pytest.raises(ValueError, match="24 images have 23"):
+    with pytest.raises(ValueError, match="24 examples have 23"):
         measure(net, images, labels[:23], setting(), calibration=calibration, engine="numba")
     with pytest.raises(ValueError, match="not calibrated"):
         measure(net, images, labels, setting(spec={"rows": 8}), engine="numba")

@@ -69,7 +69,7 @@ def test_keys_of_a_line_have_the_name_of_its_metric():
     assert not columns.is_line(json.loads(json.dumps(line)) | {"metric": "accuracy", "accuracy": 250.0})
     heads = dict(columns.shown([Record(Setting(), **made)]))
     assert [text(Record(Setting(), **made)) for text in heads.values()] == ["250", "14.14", "260", "+50", "8"]
-    assert [*heads] == ["perplexity", "deviation", "highest", "to software", "images/s"]
+    assert [*heads] == ["perplexity", "deviation", "highest", "to software", "examples/s"]
 
 
 def test_bits_of_a_conversion_stand_where_there_is_a_mean():

@@ -1868,7 +1868,7 @@ def test_batched_products_of_activations_that_are_added_up_are_counted():
 
 def test_multiplications_of_two_activations_are_said_of_one_image():
     report = convert(Of(lambda s, x: (lambda y: y.mT @ y)(s.layer(x)), layer=nn.Linear(6, 4)), W8A8, seeded((3, 5, 6))).crossbar_report
-    assert "digital: 80 multiplications of two activations an image" in str(report)
+    assert "digital: 80 multiplications of two activations an example" in str(report)
 
 
 def test_what_the_report_calls_quantized_has_no_adc():

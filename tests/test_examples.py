@@ -122,7 +122,7 @@ def language_model(monkeypatch):
     yield language_model
 
 
-def test_text_of_the_language_model(language_model):
+def test_text_of_the_language_model(language_model, tmp_path, capsys):
     """Whole modules, in one part each, as their sources have them."""
     text = {part: "".join(printable[number] for number in found.tolist()) for part, found in language_model.text_of_library().items()}
     assert sum(map(len, text.values())) > 5e6 and all(len(found) > 3e5 for found in text.values())
@@ -131,6 +131,9 @@ def test_text_of_the_language_model(language_model):
         name = module.__name__.partition(".")[0]
         part = {0: "test", 1: "validation"}.get(binascii.crc32(name.encode()) % 10, "training")
         assert [found for found in text if source in text[found]] == [part]
+    with pytest.raises(SystemExit):
+        language_model.main(["--context", "10000000", "--folder", str(tmp_path)])
+    assert "--context 10000000: the shortest part of the text has " in capsys.readouterr().err
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Causal language models of a folder (`experiment/inputs/language.py`): their perplexity against Hugging Face's own recipe, written as a
 plain loop, and what is said of folders and texts that are none."""
 
+import csv
 import json
 import shutil
 
@@ -137,6 +138,18 @@ def test_on_crossbars(folders, texts, name):
     assert record.accuracy == pytest.approx(software.accuracy, rel=0.03) and record.accuracy != software.accuracy
 
 
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_labels_are_those_of_the_models_own_loss(make):
+    """Of a class that is made from a model's, too."""
+    model = make().eval()
+    model.__class__ = type("Mine", (type(model),), {})
+    tokens = torch.randint(64, (4, 12), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": tokens, "labels": tokens}
+    with torch.no_grad():
+        wanted = model(**batch).loss.exp().item()
+    assert measure(model, [batch], None, None, metric=perplexity).accuracy == pytest.approx(wanted, rel=1e-5)
+
+
 # ---- what is said ------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +211,7 @@ def test_texts_and_windows_that_are_none(folders, texts, tmp_path):
             ([long, 20, 21], "^--stride 21: allowed are 1 to 20 tokens, the window"), ([long, 20, 0], "^--stride 0: "),
             ([long, 32, 32, 8, 10], "300.txt has 300 tokens, fewer than 10 windows of 32 for calibration; take a longer text, or a smal"),
             ([long, 32, 32, 8, 9], r"300.txt has 12 tokens behind those for calibration \(.*\), fewer than a window of 32; take a"),
+            ([long, 32, 32, 8, 1, long, texts(20)], "20.txt has 20 tokens, fewer than a window of 32; "),
             ([texts(30), 32, 32, 8, 1, long], "30.txt has 30 tokens, fewer than a window of 32; ")]:
         with pytest.raises(UserError, match=message) as caught:
             language.task(folders["gpt2"], *arguments)
@@ -236,6 +250,19 @@ def test_the_table_of_a_language_model(folders, texts, tmp_path, monkeypatch, ca
     assert "all are measured already" not in capsys.readouterr().out
 
 
+def test_a_search_of_a_language_model(folders, texts, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    assert evaluation.main(["--model", f"hf/{folders['gpt2']}", "--text", texts(400), "--validation_text", texts(300, seed=1), "--window",
+                            "24", "--cell_bits", "2", "--adc_bits", "4:5", "--search", "2", "--objective", "perplexity", "bits",
+                            "--batch_size", "3", "--save_path", "out", "--ngpu", "0"]) == 0
+    found = list(csv.DictReader((tmp_path / "out/search.csv").read_text().splitlines()))
+    assert len(found) == 2 and all(float(row["perplexity"]) > 1 for row in found) and any(row["test_perplexity"] for row in found)
+    given = language.task(folders["gpt2"], texts(400), 24, batch_size=3, validation_text=texts(300, seed=1))
+    whole = torch.cat([batch["targets"][batch["targets"] >= 0] for batch in given.validation])
+    assert torch.equal(whole, ids(texts(300, seed=1))[1:]) and len(given.data[0]["input_ids"]) == 3
+
+
 def test_code_of_a_folder_is_not_run(folders, texts, tmp_path, monkeypatch):
     """Whatever is answered to transformers' question."""
     folder = tmp_path / "own_code"
@@ -253,10 +280,13 @@ def test_code_of_a_folder_is_not_run(folders, texts, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags, message", [
     ("--model hf/{gpt2}", "^--model hf/.* needs a text that it is measured on: --text FILE$"),
     ("--model hf/{gpt2} --text {text} --state net.pt", "^--model hf/.* has its weights in that folder: leave --state out$"),
-    ("--model hf/{gpt2} --text {text} --dataset digits", "^--dataset is for images, and hf/.* brings what it is measured on: leave it"),
+    ("--model hf/{gpt2} --text {text} --dataset digits", "^--dataset is for data sets of images, and hf/.* brings what it is measured"),
+    ("--model hf/{gpt2} --text {text} --search 2", "^--search of hf/.*gpt2 chooses on a text that is not measured: --validation_text F"),
+    ("--model hf/{gpt2} --text {text} --validation_text {text}", "^--validation_text is for a search: add --search N$"),
+    ("--model hf/{gpt2} --text {text} --validation_text nowhere.txt --search 2", "^cannot read nowhere.txt: No such file"),
     ("--model hf/{gpt2} --text {text} --window 99", "^--window 99: allowed are 2 to 32 tokens, "),
     ("--model net.py:small --text {text}", "^--text is for language models: --model hf/FOLDER$"),
-    ("--model hf/nowhere --text {text}", "^--model hf/nowhere: the folder is not there")], ids=range(6))
+    ("--model hf/nowhere --text {text}", "^--model hf/nowhere: the folder is not there")], ids=range(9))
 def test_flags_of_language_models_that_do_not_go_together(folders, texts, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     given = flags.format(gpt2=folders["gpt2"], text=texts(400)).split()

@@ -292,11 +292,11 @@ def test_what_is_no_measurement_is_one_line(scene):
     net, images, labels, calibration = scene
     for nothing in (images[:0], [images[:0]], []):
         for which in (None, setting(adc_idle="skip")):
-            with pytest.raises(ValueError, match="^there are no images to measure on$"):
+            with pytest.raises(ValueError, match="^there are no examples to measure on$"):
                 measure(net, nothing, labels[:0], which, calibration=calibration)
     with pytest.raises(ValueError, match="^batch_size is 0; allowed are whole numbers from 1$"):
         measure(net, images, labels, None, batch_size=0)
-    with pytest.raises(ValueError, match="^40 images have 39 labels$"):
+    with pytest.raises(ValueError, match="^40 examples have 39 labels$"):
         measure(net, images, labels[:39], None)
     with pytest.raises(ValueError, match="give a tensor or a list of batches"):
         measure(net, (batch for batch in images.split(8)), labels, None)

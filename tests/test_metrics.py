@@ -117,6 +117,8 @@ def test_functions_of_ones_own():
     assert found.accuracy == pytest.approx(wanted) and found.metric == ("distance", "", True) and found.numbers.shape == (40, 2)
     mean = measure(Given(), x, labels, None, metric=lambda output, target: distance(output, target).mean().item(), batch_size=7)
     assert mean.accuracy == pytest.approx(wanted) and mean.numbers is None and mean.metric.name == "value"
+    weighed = Metric("weighed", lambda output, target: (distance(output, target), target[:, 0].abs()))
+    assert measure(Given(), x, labels, None, metric=weighed).accuracy == pytest.approx(40 * wanted / labels[:, 0].abs().sum().item())
     own = Metric("error", distance, "mm", higher=False, value=lambda mean: 1000 * mean)
     assert measure(Given(), x, labels, None, metric=own).accuracy == pytest.approx(1000 * wanted)
 
@@ -138,6 +140,19 @@ def test_what_chance_alone_gives():
     assert perplexity.chance(a, a) == 0
 
 
+def test_what_chance_gives_to_examples_of_unequal_weights():
+    """What weights explain is no chance. Against a bootstrap of the difference of two means."""
+    drawn = np.random.default_rng(0)
+    weights = drawn.integers(1, 60, 300).astype(float)
+    a, b = (torch.from_numpy(np.stack([weights * size + drawn.normal(0, 0.3, 300), weights], 1)) for size in (2.0, 1.0))
+    places = drawn.integers(0, 300, (4000, 300))
+    first, other = (each[:, 0].numpy()[places].sum(1) / weights[places].sum(1) for each in (a, b))
+    assert Metric("m", len).chance(a, b) == pytest.approx((first - other).std(), rel=0.06)
+    a[:, 1] = b[:, 1] = 3.0
+    apart = a[:, 0] - b[:, 0]
+    assert Metric("m", float).chance(a, b) == pytest.approx((300 * apart.var()).sqrt().item() / 900, rel=1e-12)
+
+
 def test_records_of_a_setting_say_how_far_chance_goes():
     net = Tokens()
     spec = CrossbarSpec(8, 8, adc_bits=3, rows=16)
@@ -152,13 +167,18 @@ def test_records_of_a_setting_say_how_far_chance_goes():
     (perplexity, None, "^the metric perplexity needs targets: give labels, or batches with targets$"),
     (lambda output, target: "good", LABELS, "^the metric value gives a str for a batch of 2: a number, or one for each example"),
     (lambda output, target: output.sum() * float("nan"), LABELS, "^the metric value gives NaN for a batch of 2$"),
+    (lambda output, target: output.sum() / 0, LABELS, "^the metric value gives -?inf for a batch of 2$"),
+    (Metric("root", lambda output, target: 4.0, value=lambda mean: mean.sqrt()), LABELS, "^the metric root does not take the mean 4: .*sq"),
+    (Metric("far", lambda output, target: 4.0, value=lambda mean: mean * 1e999), LABELS, "^the metric far gives inf for the mean 4$"),
     (lambda output, target: output, LABELS, r"^the metric value gives a tensor \[2, 9\] for a batch of 2: a number, or one for each "),
+    (lambda output, target: output[:, :2], LABELS, r"^the metric value gives a tensor \[2, 2\] for a batch of 2: a number, or one for "),
     (lambda output, target: output[0].oops, LABELS, "^the metric value does not take the output, .* target, a tensor .*'oops'$"),
     (cross_entropy, LABELS[:, None, None].expand(60, 2, 2), r"outputs \[2, 9\] have targets \[2, 2, 2\]: a class for each of them"),
     (torchmetrics.ConfusionMatrix(task="multiclass", num_classes=9), LABELS, r"gives a tensor \[9, 9\], and one number is expected"),
     (torchmetrics.MeanSquaredError, LABELS, "^the metric is a ABCMeta; give a function"),
     ("accuracy", LABELS, r"^the metric is a str; give a function \(output, target\) -> numbers, a Metric, or a torchmetrics")],
-    ids=["no target", "text", "nan", "matrix", "error", "shapes", "torchmetrics", "a class", "no metric"])
+    ids=["no target", "text", "nan", "inf", "value", "value inf", "matrix", "pairs", "error", "shapes", "torchmetrics", "a class",
+         "no metric"])
 def test_what_is_no_metric_is_one_line_before_any_work(metric, labels, message):
     passed = []
 
@@ -173,9 +193,50 @@ def test_what_is_no_metric_is_one_line_before_any_work(metric, labels, message):
 
 
 def test_names_that_no_column_can_have():
-    for name, unit, message in (("a/b", "", "'a/b'; a name of letters and digits"), ("", "", "''; a name"), ("accuracy", "dB", "is in %")):
+    for name, unit, message in ((3, "", "^the metric is called 3; a name"), ("a/b", "", "'a/b'; a name of letters and digits"),
+                                ("", "", "''; a name"), ("accuracy", "dB", "is in %")):
         with pytest.raises(ValueError, match=message):
             Metric(name, len, unit)
+
+
+def test_metrics_that_fail_later_are_one_line():
+    x, labels = seeded(8, 2), seeded(8, 2, seed=1)
+
+    def fails(output, target):
+        return (output if torch.equal(target, labels[:2]) or len(target) > 2 else output[:, :1].expand(2, 9)) - target
+
+    with pytest.raises(ValueError, match=r"^the metric fails does not take the output, a tensor \[2, 2\], and the target, .* must match"):
+        measure(Given(), x, labels, None, metric=Metric("fails", lambda *given: fails(*given).sum(1)), batch_size=2)
+
+    class Fails(torchmetrics.MeanSquaredError):
+        def update(self, preds, target):
+            super().update(fails(preds, target), target)
+
+    with pytest.raises(ValueError, match=r"^the metric fails does not take the output, a tensor \[2, 2\], and the target, .* must match"):
+        measure(Given(), x, labels, None, metric=Fails(), batch_size=2)
+    with pytest.raises(ValueError, match="^the metric pearson_corr_coef gives NaN for all examples$"):
+        measure(Given(), torch.ones(8), torch.ones(8), None, metric=torchmetrics.PearsonCorrCoef())
+
+
+def test_torchmetrics_of_outputs_with_names():
+    class Named(Given):
+        def forward(self, x):
+            return {"logits": x, "scale": torch.full((1,), 2.0)}
+
+    class Scaled(torchmetrics.MeanSquaredError):
+        def update(self, preds, target):
+            logits, scale = preds.values()
+            super().update(logits * scale, target)
+
+    x, labels = seeded(12, 1), seeded(12, 1, seed=1)
+    for metric, factor in ((torchmetrics.MeanSquaredError(), 1), (Scaled(), 2)):
+        found = measure(Named(), x, labels, None, metric=metric, batch_size=5)
+        assert found.accuracy == pytest.approx((factor * x - labels).square().mean().item())
+    with pytest.raises(ValueError, match=r"the output, a dict, and the target, a tensor \[2, 3\]: Predictions and targets"):
+        measure(Named(), x, labels.expand(12, 3), None, metric=torchmetrics.MeanSquaredError())
+    two = type("Two", (torchmetrics.MeanSquaredError,), {"compute": lambda self: (1, 2)})()
+    with pytest.raises(ValueError, match="gives a tuple, and one number is expected: make a subclass whose compute returns one of its"):
+        measure(Given(), x, labels, None, metric=two)
 
 
 def test_numbers_of_any_kind():
@@ -215,11 +276,18 @@ def test_a_reference_is_in_evaluation_mode():
     assert measure_float(model, seeded(12, 9), None, metric=signal_to_error(model)).accuracy == 200 and model.training
 
 
+def test_what_is_no_network_and_no_labels():
+    with pytest.raises(ValueError, match="^signal_to_error is against the outputs of a network, .*; given is a int$"):
+        signal_to_error(3)
+    with pytest.raises(ValueError, match="^the labels are a dict; give one for each example, or batches with targets$"):
+        measure(Given(), seeded(20, 9), {"labels": LABELS[:20]}, None)
+
+
 def test_what_cannot_be_compared_is_refused():
     software = measure(Given(), seeded(20, 9), LABELS[:20], None)
     with pytest.raises(ValueError, match="^software is measured by accuracy, and the metric is cross_entropy: measure both by one$"):
         measure(Given(), seeded(20, 9), LABELS[:20], None, metric=cross_entropy, software=software)
-    with pytest.raises(ValueError, match="^the DataLoader shuffles, and images are compared between passes: give one with shuffle=False$"):
+    with pytest.raises(ValueError, match="^the DataLoader shuffles, and examples are compared between passes: give one with shuffle="):
         measure(Given(), DataLoader(TensorDataset(seeded(20, 9), LABELS[:20]), shuffle=True), None, None)
     with pytest.raises(ValueError, match="^the metric cross_entropy has nothing to count: no target counts$"):
         measure(Given(), seeded(20, 9), torch.full((20,), -100), None, metric=cross_entropy)
@@ -237,7 +305,7 @@ def test_data_of_unknown_length():
 def test_batches_without_examples_are_refused():
     with pytest.raises(ValueError, match="^a batch has no examples; leave it out$"):
         measure(Given(), [seeded(3, 9), seeded(0, 9)], LABELS[:3], None)
-    with pytest.raises(ValueError, match="^there are no images to measure on$"):
+    with pytest.raises(ValueError, match="^there are no examples to measure on$"):
         measure(Given(), [], LABELS[:0], None)
     with pytest.raises(ValueError, match="^targets are given twice, as labels and in the batches; leave the labels out$"):
         measure(Given(), [(seeded(3, 9), LABELS[:3])], LABELS[:3], None)

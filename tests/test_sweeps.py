@@ -35,12 +35,12 @@ from experiment.inputs.data import training_split
 from experiment.report.drawing import new_figure
 from experiment.sweep.worklist import Job, Queue, Worklist
 from models import quant
-from models.quant import Calibration, CrossbarSpec, Device
+from models.quant import Calibration, CrossbarSpec, Device, Metric
 from models.quant.storage.files import atomic_write, locked, write_text
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Cache, Record, measure
 from models.quant.measuring.placing import place
-from models.quant.measuring.metrics import Scale
+from models.quant.measuring.metrics import accuracy
 from models.quant.measuring.setting import Setting, reads_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -855,7 +855,7 @@ def test_axes_of_a_search(objectives, labels, evaluate, trained, monkeypatch):
     evaluate(trained, "--adc_range", "full", "--adc_bits", "3", "5", "--search", "2", "--objective", *objectives, drawn=True)
     assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in drawn] == [labels]
     rows = list(csv.DictReader(open("save/search.csv")))
-    names = {each.axis: name for name, each in search.objectives_for(Scale()).items()}
+    names = {each.axis: name for name, each in search.objectives_for(accuracy).items()}
     for label, values in zip(labels, drawn[0].lines[0].get_data()):
         assert [*values] == [float(row[names[label]]) for row in rows]
 
@@ -919,7 +919,7 @@ def searched(count, sign, caplog):
     found = search.Search.__new__(search.Search)
     found.of = eval_settings.EvalSettings(hardware=rows, w_bits=4, a_bits=4, search=count)
     found.bench, found.space, found.found = Stub(sign), search.Space(found.of, ["a"]), {}
-    found.known, (found.objectives, found.bounds) = search.objectives_for(Scale()), search._aims(found.of, Scale())
+    found.known, (found.objectives, found.bounds) = search.objectives_for(accuracy), search.aims(found.of, accuracy)
     found.names = found.objectives
     with caplog.at_level(logging.INFO):
         caplog.clear()
@@ -944,7 +944,7 @@ def test_the_front_and_what_is_nearest_to_bounds():
     """By the first objective, best first; to be far within one bound makes up for nothing that is beyond another."""
     found = search.Search.__new__(search.Search)
     found.bench = SimpleNamespace(point=lambda setting: {"row": {"accuracy": 92}})
-    found.known, found.objectives, found.bounds = search.objectives_for(Scale()), ["accuracy", "bits"], []
+    found.known, found.objectives, found.bounds = search.objectives_for(accuracy), ["accuracy", "bits"], []
     found.found = {name: {"accuracy": accuracy, "bits": bits} for name, accuracy, bits in (("a", 80, 2), ("b", 90, 25), ("c", 79, 3),
                                                                                           ("d", 85, 3))}
     assert found._front() == ["b", "d", "a"]
@@ -953,8 +953,8 @@ def test_the_front_and_what_is_nearest_to_bounds():
 
 
 def test_more_is_better_of_accuracy_alone():
-    assert [name for name, each in search.objectives_for(Scale()).items() if each.sign > 0] == ["accuracy"]
-    assert not [name for name, each in search.objectives_for(Scale("error", "", False)).items() if each.sign > 0]
+    assert [name for name, each in search.objectives_for(accuracy).items() if each.sign > 0] == ["accuracy"]
+    assert not [name for name, each in search.objectives_for(Metric("error", len, higher=False)).items() if each.sign > 0]
     assert search.OBJECTIVES["changed"].of({"changed_predictions": 3, "n_images": 40}) == 7.5
 
 

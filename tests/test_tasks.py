@@ -10,6 +10,7 @@ from torch import nn
 
 import eval as evaluation
 from experiment.program.cli import UserError
+from experiment.report import report
 from models.quant import Calibration, CrossbarSpec, Setting, convert, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TASK = """
 import torch
 from torch import nn
-from models.quant import Metric, Task
+from models.quant import Metric, Task, signal_to_error
 
 class Net(nn.Module):
     def __init__(self):
@@ -96,6 +97,9 @@ def one_point():
 def not_a_number():
     return points(metric=Metric("nan", lambda output, target: distance(output, target) * float("nan")))
 
+def infinite_later():
+    return points(metric=Metric("late", lambda output, target: distance(output, target) / (len(target) != 8)))
+
 def of_a_number():
     return points(network=3)
 
@@ -111,6 +115,18 @@ def torchmetrics_accuracy():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     data = [(torch.randn(16, 4, generator=torch.Generator().manual_seed(i)), torch.arange(16) % 3) for i in range(3)]
     return Task(net, data, data, torchmetrics.Accuracy(task="multiclass", num_classes=3))
+
+def sizes(size):
+    net = nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3))
+    return [(torch.randn(2, 2, n, generator=torch.Generator().manual_seed(n)), torch.arange(2)) for n in size], net
+
+def several_sizes():
+    data, net = sizes(range(6, 12))
+    return Task(net, data, sizes([6, 6])[0])
+
+def against_float():
+    found = points()
+    return points(network=found.network, metric=signal_to_error(found.network))
 
 def unclear():
     return points(data=[(x, y, t, t) for x, y, t in batches(Net(), 8, 1)])
@@ -190,8 +206,11 @@ def test_a_search_is_for_the_metric(folder):
     assert run("with_validation", *flags, save="again") == 0  # accuracy and bits are the usual objectives
     with pytest.raises(UserError, match="^task.py:points brings no validation examples, which choose in a search"):
         run("points", *flags, save="none")
-    with pytest.raises(UserError, match="^--objective perplexity: unknown, choose from distance, changed, bits"):
+    with pytest.raises(UserError, match="^--objective perplexity: unknown, choose from distance, bits"):
         run("with_validation", *flags, "--objective", "perplexity", save="none")
+    with pytest.raises(UserError, match="^--objective changed: unknown, choose from distance, bits, conversions"):
+        run("with_validation", *flags, "--objective", "changed", save="none")
+    assert not Path("none").exists()
 
 
 @pytest.mark.parametrize("function, flags, message", [
@@ -209,11 +228,36 @@ def test_a_search_is_for_the_metric(folder):
     ("of_a_number", (), "returns a Task of a int; its network should be a torch.nn.Module$"),
     ("without_data", (), "^the data of the task is a NoneType; batches that can be gone through again"),
     ("a_wrong_take", (), "^the data of the task: .*indices must be integers"),
-    ("points", ("--dataset", "digits"), "^--dataset is for images, and task.py:points brings what it is measured on: leave it out$")])
+    ("points", ("--dataset", "digits"), "^--dataset is for data sets of images, and task.py:points brings what it is meas")])
 def test_what_is_no_task_is_one_line_before_any_work(folder, function, flags, message):
     with pytest.raises(UserError, match=message) as caught:
         run(function, *flags, "--cell_bits", "2", "--adc_bits", "4")
     assert "\n" not in str(caught.value) and not Path("out/points").exists()
+
+
+def test_examples_of_several_sizes(folder):
+    assert run("several_sizes", "--cell_bits", "2", "--adc_bits", "4") == 0 and len(rows()) == 3
+    assert {row["n_images"] for row in rows()} == {12}
+
+
+def test_pictures_have_no_line_of_a_float_network_beside_itself(folder, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    assert run("against_float", "--cell_bits", "2", "--adc_bits", "4:5") == 0 and rows()[0]["signal_to_error"] == 200
+    labels = [line.get_label() for line in drawn[0].lines]
+    assert "quantized" in labels and "float" not in labels
+
+
+def test_a_limit_needs_a_number_for_each_example(folder):
+    with pytest.raises(UserError, match="^a limit is found example by example, and the metric multiclass_accuracy has one number for all"):
+        run("torchmetrics_accuracy", "--cell_bits", "2", "--adc_bits", "4", "--device", "techA", "--largest", "read_noise=0.1:2:0.1",
+            "--at_least", "accuracy=software-5")
+    assert not Path("out/points").exists() and not Path("out/parts").exists()
+
+
+def test_a_metric_that_fails_in_the_float_pass_is_one_line(folder):
+    with pytest.raises(UserError, match="^float: the metric late gives inf for a batch of 8$"):
+        run("infinite_later", "--cell_bits", "2", "--adc_bits", "4")
 
 
 @pytest.mark.parametrize("function, name", [("negative", "r2"), ("without_a_name", "value"), ("one_point", "distance"), (

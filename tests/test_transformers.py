@@ -144,7 +144,7 @@ def test_all_weights_but_embeddings_are_on_crossbars(name):
     assert report.unused == looked_up and report.digital == {} and report.digital_multiplications == 0
     assert report.between == 12 * 2 * WIDTH * ATTENTIONS[name]
     text = str(report)
-    assert f"digital: {2 * WIDTH * ATTENTIONS[name]:,} multiplications of two activations an image" in text
+    assert f"digital: {2 * WIDTH * ATTENTIONS[name]:,} multiplications of two activations an example" in text
     assert not looked_up or f"not used): {looked_up[0]}" in text
 
 

@@ -28,7 +28,7 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
 
 def task(folder: str, text: str, window: int | None = None, stride: int | None = None, batch_size: int = 8,
-         calibration_windows: int = 8, calibration_text: str | None = None) -> Task:
+         calibration_windows: int = 8, calibration_text: str | None = None, validation_text: str | None = None) -> Task:
     """A causal language model with its perplexity on a text, which is that of Hugging Face's own recipe (`of_recipe`).
 
     The model comes in float32. Nothing is downloaded, and no code of the folder is run.
@@ -42,6 +42,7 @@ def task(folder: str, text: str, window: int | None = None, stride: int | None =
         calibration_windows: how many windows, side by side, choose scales and ADC ranges: the first of `calibration_text`. Without that
             file the first of the text itself, whose tokens are then not measured: what is measured is the rest, as a text of its own.
         calibration_text: another file in UTF-8, such as a part of the training text.
+        validation_text: another file in UTF-8, whose windows choose in a search; None: there are none.
     Raises: UserError for files that are missing or too short, what is no causal language model, and windows that the model cannot have.
     """
     config, tokenizer = described(folder)
@@ -59,12 +60,15 @@ def task(folder: str, text: str, window: int | None = None, stride: int | None =
     if len(first) < needs:
         raise UserError(f"{calibration_text or text} has {len(first):,} tokens, fewer than {calibration_windows} windows of {window} for "
                         "calibration; take a longer text, or a smaller --window")
-    if len(rest) < window:
-        behind = " behind those for calibration (see --calibration_text)" if first is tokens else ""
-        raise UserError(f"{text} has {len(rest):,} tokens{behind}, fewer than a window of {window}; take a longer text, or a smaller "
-                        "--window")
+    chosen_on = None if validation_text is None else tokens_of(validation_text, tokenizer, config.vocab_size)
+    behind = " behind those for calibration (see --calibration_text)" if first is tokens else ""
+    for part, name, where in ((rest, text, behind), (chosen_on, validation_text, "")):
+        if part is not None and len(part) < window:
+            raise UserError(f"{name} has {len(part):,} tokens{where}, fewer than a window of {window}; take a longer text, or a smaller "
+                            "--window")
     calibration = [{"input_ids": part} for part in first[:needs].view(-1, window).split(batch_size)]
-    return Task(model_of(folder), windows_of(rest, window, stride, batch_size), calibration, of_recipe, kind="windows of text")
+    data, validation = (part if part is None else windows_of(part, window, stride, batch_size) for part in (rest, chosen_on))
+    return Task(model_of(folder), data, calibration, of_recipe, validation=validation, kind="windows of text")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -159,11 +163,11 @@ def _alike(starts, ends, batch_size):
     return [part for part in (*numbers[:whole].split(batch_size), numbers[whole:]) if len(part)]
 
 
-def _weighed(output: Any, target: Tensor) -> Tensor:
-    """`[N, 2]`: nats and tokens of each window, both times `1 - 1 / tokens` where its first output does not count."""
-    sums = perplexity.numbers(output, target)
-    tokens = sums[:, 1:]
-    return sums * (1 - (target[:, :1] == IGNORED).to(sums) / tokens)
+def _weighed(output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Nats and tokens of each window, both times `1 - 1 / tokens` where its first output does not count."""
+    nats, tokens = perplexity.numbers(output, target)
+    share = 1 - (target[:, 0] == IGNORED).to(tokens) / tokens
+    return nats * share, tokens * share
 
 
 of_recipe: Metric = replace(perplexity, numbers=_weighed)

@@ -6,7 +6,7 @@ from typing import Any
 
 from models.quant.layers.batches import Batch, First, length
 from models.quant.layers.loaders import apart
-from models.quant.measuring.images import on_device
+from models.quant.measuring.images import Inputs
 from models.quant.measuring.task import Task
 
 from ..program.cli import UserError, one_line
@@ -50,9 +50,9 @@ class Examples:
     def __iter__(self) -> Iterator[Any]:
         return islice(self.batches, self.shown)
 
-    def inputs(self) -> Iterator[Batch]:
+    def inputs(self) -> Inputs:
         """What the network is called with, on its device."""
-        return (on_device(self._apart(batch)[0], self.network) for batch in self)
+        return Inputs(self, self.network, self.take)
 
     def cut(self, batch_size: int) -> "Examples":
         """Themselves: their batches are those of the task."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models import quant
-from models.quant.layers.batches import length, output_of
+from models.quant.layers.batches import first_of, length, output_of
 from models.quant.measuring.placing import use_cells
 from models.quant.network.modes import in_mode
 
@@ -24,8 +24,9 @@ FAR = 1e-3  # of the size of an image's logits: what processors add in another o
 @torch.no_grad()
 def answers_of(network: nn.Module, shown: Batches | Examples, engine: str = "auto") -> list[list[float]]:
     """Logits of the first images, of a network on crossbars without its ADCs and chips: six digits of each, plain values. Of answers that
-    are no logits `[N, classes]` the first numbers."""
-    images = shown.first(IMAGES)
+    are no logits `[N, classes]` the first numbers. Of a task they are those of its first batch, as others may have examples of another
+    size."""
+    images = shown.first(IMAGES) if isinstance(shown, Batches) else first_of(next(iter(shown.inputs())), IMAGES)
     use_cells(network, None)
     # TensorFloat-32 has the digits of FAR.
     with in_mode(network, training=False), quant.set_engine(engine), quant.without_adc(network), torch.backends.cudnn.flags(

@@ -227,7 +227,7 @@ COLUMNS = (
     Column("n_images", lambda of: of.record.n_images, is_count, empty=False, field="examples"),
     _measured("changed_predictions", is_count, head=_if(of_classes, "changed"),
               text=lambda record: "" if record.is_float else str(record.changed_predictions)),
-    _measured("images_per_s", head="images/s",
+    _measured("images_per_s", head=lambda records: "images/s" if records[0].metric == Scale() else "examples/s",
               text=lambda record: f"{record.images_per_s:{'.0f' if record.images_per_s >= 10 else '.2g'}}"),
     _measured("seconds", lambda value: is_number(value) and value > 0, empty=False),
     _given("batch_size"),

@@ -98,7 +98,7 @@ def layers_table(cost: CostReport) -> str:
     header = ["layer", "arrays", "used", "idle reads", "conversions", "bits", "energy uJ", "latency us", "area mm2"]
     parts = [f"{part} {band_text(band.scaled(MICRO))}" for part, band in cost.energy_by_component.items()]
     digital = [f"not in it, computed without an ADC: {', '.join(cost.digital)}"] if cost.digital else []
-    return "\n".join([text_table(header, rows), *map(note, [f"energy of an image, uJ: {', '.join(parts)}", *digital])])
+    return "\n".join([text_table(header, rows), *map(note, [f"energy of an example, uJ: {', '.join(parts)}", *digital])])
 
 
 def sources_table(records: Sequence[Record]) -> str:
@@ -142,7 +142,7 @@ def by_layer(path: Path, records: Sequence[Record], title: str) -> None:
     height = len(records) * (0.1 + 0.12 * max(len(name.splitlines()) for name in settings))  # inches of the bars
     figure = new_figure(13, 2.2 + 2 * max(height, 0.16 * max(len(colors), named * len(layers))))  # or of the longer legend
     panels, legends = figure.subplots(2, 2, sharex="col", sharey=True), [{}, {}]
-    for column, quantity, parts, label in zip(panels.T, ("energy", "area"), (ENERGY, AREA), ("energy of an image (uJ)", "area (mm2)")):
+    for column, quantity, parts, label in zip(panels.T, ("energy", "area"), (ENERGY, AREA), ("energy of an example (uJ)", "area (mm2)")):
         of_parts = [getattr(record.cost, f"{quantity}_by_component") for record in records]
         of_layers = [{layer.name: sum(getattr(layer, quantity).values(), NOTHING) for layer in record.cost.layers} for record in records]
         _stacked(column[0], of_parts, {part: colors[part] for part in parts})
@@ -198,7 +198,7 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
             text = f"{record.setting.spec.adc_bits:g}"
             axes.annotate(text, (x, y), (3, -9), textcoords="offset points", fontsize="xx-small", color=color)
     draw_software(axes, records[0])
-    axes.set(xscale="log", xlabel="energy of an image (uJ); beside each point the ADC's bits", ylabel=records[0].metric.axis)
+    axes.set(xscale="log", xlabel="energy of an example (uJ); beside each point the ADC's bits", ylabel=records[0].metric.axis)
     label_decades(axes)
     show_hidden(axes, lines)
     axes.grid(alpha=0.3, which="both")

@@ -21,7 +21,7 @@ UNSURE = 0.025  # chance that a remedy which wins nothing clearly wins
 class Tried:
     """A remedy beside its setting. Attributes: name; record, of the remedied network; won, points nearer to the bound than the setting;
     error, the standard error of that, over chips where there are several, else over examples; None where there is none; more,
-    `{"energy": uJ of an image, "area": mm2}` that it costs more, by typical sources, empty without costs; reaches, whether it keeps the
+    `{"energy": uJ of an example, "area": mm2}` that it costs more, by typical sources, empty without costs; reaches, whether it keeps the
     bound."""
 
     name: str
@@ -76,7 +76,7 @@ def table(found: Found) -> str:
     if any(each.error is not None for each in found.tried):
         notes.append("±: standard error, over chips, or where there is one, over examples; a win that chance gives too, with more than "
                      f"{UNSURE:.1%}, is not clear, and stands behind the others")
-    notes += ["costs, of an image, by typical sources; free: costs no more than the setting"] if costs else []
+    notes += ["costs, of an example, by typical sources; free: costs no more than the setting"] if costs else []
     return "\n".join([note(head), text_table(header, lines), *map(note, notes)])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from models.quant.devices.times import show_time
 from models.quant.measuring.measure import Record
+from models.quant.measuring.metrics import AGAINST_FLOAT
 
 from ..measure.columns import has_a_mean
 from ..settings.chips import IDEAL
@@ -168,9 +169,10 @@ def band_of_chance(record: Record) -> float:
 
 
 def draw_software(axes: Any, record: Record) -> None:
-    """Lines at the accuracy without ADCs and, of a network that was converted, at that of the float network; one where they are equal."""
+    """Lines at the accuracy without ADCs and, of a network that was converted, at that of the float network; one where they are equal. None
+    at that of a float network that is compared with itself."""
     found = {record.software_accuracy: ["software" if record.float_accuracy is None else "quantized"]}
-    if record.float_accuracy is not None:
+    if record.float_accuracy is not None and record.metric != AGAINST_FLOAT:
         found.setdefault(record.float_accuracy, []).append("float")
     for (accuracy, names), look in zip(found.items(), ({"color": "black", "linestyle": "--", "linewidth": 1},
                                                        {"color": "dimgray", "linestyle": ":", "linewidth": 1.2})):

@@ -103,7 +103,7 @@ def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: st
         which = " and ".join(words for each, words in ((False, "a device"), (True, "noise on the weights")) if each in noisy)
         notes.append(f"with {which}: mean, deviation and {worst(records)} of {several} chips")
     if costed:
-        notes.append("costs, of an image: by typical sources (by the cheapest to the dearest; where the typical value is an end, one "
+        notes.append("costs, of an example: by typical sources (by the cheapest to the dearest; where the typical value is an end, one "
                      "source makes both)")
     return "\n".join([*([note(f"all settings: {shared}")] if shared else []), "\n\n".join(tables), *map(note, notes)])
 

@@ -11,8 +11,6 @@ from torch import nn
 from models import quant
 from models.quant import CrossbarSpec
 from models.quant.layers.batches import BATCH
-from models.quant.measuring.metrics import metric_of
-from models.quant.measuring.task import Task
 
 from ..inputs import data, foreign, language
 from ..inputs.checkpoint import load_weights
@@ -33,8 +31,9 @@ def network_of(settings: Any, checkpoint: str | None) -> Foreign | None:
     if not foreign.is_foreign(settings.model):
         return None
     if foreign.is_language_model(settings.model):
+        size = {"batch_size": settings.batch_size} if "batch_size" in settings.given else {}
         task = language.task(settings.model.removeprefix(foreign.LANGUAGE), settings.text, settings.window, settings.stride,
-                             calibration_text=settings.calibration_text)
+                             calibration_text=settings.calibration_text, validation_text=settings.validation_text, **size)
         return Foreign(task.network, None, task)
     return foreign.load(settings.model, settings.state, settings.image_size, weights=not checkpoint)
 
@@ -76,11 +75,6 @@ def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], 
         raise UserError(f"{settings.model}: {one_line(error)}") from None
 
 
-def classes_of(task: Task) -> bool:
-    """Whether a task's answers are classes."""
-    return metric_of(task.metric).predict is not None
-
-
 def draft(found: Foreign, settings: EvalSettings, shown: EvalImages) -> nn.Module | None:
     """A network with the layers that the conversion of `found` will have, made in a moment: its scales are of few images, and of no use.
     None where that cannot be done, of which `for_evaluation` says why, or that it can."""
@@ -91,16 +85,17 @@ def draft(found: Foreign, settings: EvalSettings, shown: EvalImages) -> nn.Modul
     return None
 
 
-def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, checkpoint: Mapping[str, Any], log: logging.Logger
-                   ) -> nn.Module:
-    """The network of others that `eval.py` measures, with the weights of a checkpoint of `train.py --qat` where there is one.
+def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, checkpoint: Mapping[str, Any], log: logging.Logger,
+                   classes: bool) -> nn.Module:
+    """The network of others that `eval.py` measures, with the weights of a checkpoint of `train.py --qat` where there is one. Args:
+    classes, whether its answers are some.
 
     Raises: UserError, see `converted`, and for weights of the checkpoint that do not fit.
     """
     take = {"take": found.task.take} if found.task else {}
     net = converted(found.network, settings, shown.calibration.cut(BATCH), settings.calibration.correct, engine=settings.engine, **take)
     # The weights of a checkpoint replace those that the answers are of.
-    log.info(net.crossbar_report.text(arrays=False, answers=not settings.resume, classes=not found.task or classes_of(found.task)))
+    log.info(net.crossbar_report.text(arrays=False, answers=not settings.resume, classes=classes))
     if not settings.resume:
         return net
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}

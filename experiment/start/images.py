@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from models.quant.layers.batches import Batch
-from models.quant.measuring.metrics import metric_of
+from models.quant.measuring.metrics import Metric, OfTorchmetrics
 from models.quant.measuring.passes import Run
 from models.quant.measuring.task import Task
 
-from ..inputs import data
+from ..inputs import data, foreign
 from ..inputs.data import Batches, training_split
 from ..inputs.tasks import Examples
 from ..program.cli import UserError, one_line
@@ -47,25 +47,27 @@ def load(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.de
     return choose(data.load(settings.dataset, settings.data_path, log.info), settings, checkpoint, device)
 
 
-def check_flags_of_task(settings: EvalSettings) -> None:
-    """Refuse flags of images for a network that brings a task. Raises: UserError."""
-    given = [name for name in OF_IMAGES if name in settings.given]
+def check_flags_of_task(settings: EvalSettings, task: Task) -> None:
+    """Refuse flags of images for a network that brings a task, and a search without examples that choose. Raises: UserError."""
+    ours = {"batch_size"} if foreign.is_language_model(settings.model) else set()  # whose batches are made here
+    given = [name for name in OF_IMAGES if name in settings.given and name not in ours]
+    if settings.search and task.validation is None:
+        raise UserError(f"{settings.model} brings no validation examples, which choose in a search: Task(..., validation=batches)")
     if given:
-        raise UserError(f"--{given[0]} is for images, and {settings.model} brings what it is measured on: leave it out")
+        raise UserError(f"--{given[0]} is for data sets of images, and {settings.model} brings what it is measured on: leave it out")
 
 
-def of_task(task: Task, settings: EvalSettings, digest: Callable[[Any], str]) -> EvalImages:
-    """The examples that a task brings, and its network, tried on one of them. Args: digest, of plain values and tensors.
+def of_task(task: Task, metric: Metric | OfTorchmetrics, settings: EvalSettings, digest: Callable[[Any], str]) -> EvalImages:
+    """The examples that a task brings, and its network, tried on one of them. Args: metric, the task's; digest, of plain values and
+    tensors.
 
     Raises: UserError for examples that are none, a network that does not take them, or a metric that gives no number of them.
     """
     measured, kind = (task.validation, f"validation {task.kind}") if settings.validation else (task.data, task.kind)
-    if measured is None and settings.validation:
-        raise UserError(f"{settings.model} brings no validation examples, which choose in a search: Task(..., validation=batches)")
     shown = Examples(measured, task, "validation" if settings.validation else "data", digest, settings.limit)
     calibration = Examples(task.calibration, task, "calibration", digest)
     try:
-        Run(task.network, shown, None, metric_of(task.metric), task.take).check()
+        Run(task.network, shown, None, metric, task.take).check()
     except Exception as error:  # code of others raises nearly anything
         raise UserError(f"{settings.model}: {one_line(error)}") from None
     return EvalImages(shown, None, kind, shown.of_all, calibration, calibration.first(REPORT_IMAGES))

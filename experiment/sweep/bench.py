@@ -1,10 +1,11 @@
 """A trained network with its images and the folder of its results (`Bench`): what measures settings, each of them once."""
 
+import contextlib
 import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,7 +59,7 @@ class Bench:
         self.task = self.others and self.others.task
         self.metric = columns.metric_for(self.task)
         if self.task:
-            images.check_flags_of_task(settings)
+            images.check_flags_of_task(settings, self.task)
             self.settings = replace(settings, dataset=self.task.kind)
         self._net = None if self.others else crossbar_network(settings, self.checkpoint, self.device)
         self.log: logging.Logger | None = None
@@ -91,7 +92,8 @@ class Bench:
 
     @distributed.together
     def _convert(self) -> None:
-        self._net = conversion.for_evaluation(self.others, self.settings, self.shown, self.checkpoint, self.log)
+        self._net = conversion.for_evaluation(self.others, self.settings, self.shown, self.checkpoint, self.log,
+                                              self.metric.predict is not None)
         distributed.same_weights(self._net)  # scales that were fitted have the last bits of the machine
         self.check(self.settings.settings)
         self.log.info(says.conversion(self._net))
@@ -130,7 +132,7 @@ class Bench:
             chosen_here = of.validation and not of.resume  # who trained it here had a part of the training images held out
             if self.task:
                 self.others.network.to(self.device)
-                self.shown = images.of_task(self.task, of, partial(keys.digest, others=True))
+                self.shown = images.of_task(self.task, self.metric, of, partial(keys.digest, others=True))
             else:
                 shown = conversion.images_of(self.others, of, self.device, log, chosen_here)
                 self.shown = images.choose(shown, of, self.checkpoint, self.device)
@@ -312,8 +314,19 @@ class Bench:
 
     @distributed.together
     def _measure_float(self, progress: bool = False) -> Record:
-        return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress, metric=self.metric,
-                             take=self.task and self.task.take, processes=distributed)
+        with self._said_of("float"):
+            return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress, metric=self.metric,
+                                 take=self.task and self.task.take, processes=distributed)
+
+    @contextlib.contextmanager
+    def _said_of(self, what: Setting | str) -> Iterator[None]:
+        """Answers that a metric does not take, and cells that the grid does not hold, as one line."""
+        try:
+            yield
+        except ValueError as error:
+            if self.task or isinstance(what, Setting) and what.chips:
+                raise UserError(f"{what}: {error}") from None
+            raise
 
     @distributed.together
     def _measure(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool = False
@@ -323,17 +336,13 @@ class Bench:
         if setting:
             place(self.net, setting, self.cells)
             source = self.ranges.give(self.net, setting)
-        try:
+        with self._said_of(setting or self.baseline):
             with quant.keep_effective_cells(self._effective):
                 record = measure(self.net, self.shown.batches, self.shown.labels, setting, cells=self.cells, cache=self.cache,
                                  engine=self.settings.engine, passing=self.costs.counting(self.net), original=original,
                                  calibration=self._calibration(setting), software=software, progress=progress,
                                  metric=self.metric, take=self.task and self.task.take, processes=distributed)
             return replace(record, cost=self.costs.of(self.net, setting)), source
-        except ValueError as error:
-            if self.task or setting and setting.chips:  # answers that a metric does not take; cells that the grid does not hold
-                raise UserError(f"{setting or self.baseline}: {error}") from None
-            raise
 
     @property
     def _effective(self) -> Path | None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from models.quant.layers.loaders import apart
+from models.quant.measuring.metrics import Metric, OfTorchmetrics
 from models.quant.measuring.setting import Setting
 
 from ..inputs import data
@@ -20,6 +21,8 @@ from .bench import Bench
 from .sequential import ends_of
 
 FOLDER = "parts"  # in that of the results: where the points of blocks are
+ONE_FOR_ALL = ("a limit is found example by example, and the metric {} has one number for all of them: give a function of outputs and "
+               "targets, which has one for each")
 
 
 def parts_of(bench: Bench) -> list[Bench]:
@@ -52,10 +55,17 @@ def _ends(bench: Bench) -> list[int]:
     return [count] if bench.task else ends_of(count)
 
 
-def numbers_of(parts: Sequence[Bench], setting: Setting | None) -> np.ndarray:
-    """What the metric says of each image of some blocks, float64 `[n, 2]` (`Metric.numbers`), on one chip, which was measured.
+def check_numbers(metric: Metric | OfTorchmetrics) -> None:
+    """Refuse, before anything is measured, a metric of a kind that has no number for each example. A function that gives but the mean of
+    a batch is known by what was measured: see `numbers_of`. Raises: UserError."""
+    if isinstance(metric, OfTorchmetrics):
+        raise UserError(ONE_FOR_ALL.format(metric.scale.name))
 
-    Raises: UserError for a metric that says nothing of one image.
+
+def numbers_of(parts: Sequence[Bench], setting: Setting | None) -> np.ndarray:
+    """What the metric says of each example of some blocks, float64 `[n, 2]` (`Metric.numbers`), on one chip, which was measured.
+
+    Raises: UserError for a metric that says nothing of one example.
     """
     return np.concatenate([_numbers(part, setting) for part in parts])
 
@@ -65,8 +75,7 @@ def _numbers(part: Bench, setting: Setting | None) -> np.ndarray:
     if record.numbers is not None:
         return record.numbers.numpy()
     if record.predictions is None:
-        raise UserError(f"a limit is found image by image, and the metric {record.metric.name} has one number for all images: give a "
-                        "function of outputs and targets, which has one for each")
+        raise UserError(ONE_FOR_ALL.format(record.metric.name))
     labels = shown.labels
     if labels is None:
         labels = torch.cat([torch.as_tensor(apart(batch, part.net, part.task.take)[1]) for batch in shown.batches])

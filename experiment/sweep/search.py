@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from models import quant
-from models.quant.measuring.metrics import Scale
+from models.quant.measuring.metrics import Metric, OfTorchmetrics, Scale, accuracy
 from models.quant.measuring.setting import Setting, fits
 from models.quant.storage.files import write_text
 
+from ..inputs.foreign import is_language_model
 from ..measure.columns import named, value_of
 from ..program.cli import UserError, needed
 from ..program.user_code import is_file
@@ -58,18 +59,19 @@ class Objective:
 
 
 OBJECTIVES = {
-    "changed": Objective("changed_predictions", -1, "predictions that differ from the software's (%)", "classes", share=True, upright=True),
+    "changed": Objective("changed_predictions", -1, "predictions that differ from the software's (%)", share=True, upright=True),
     "bits": Objective("mean_bits", -1, "mean ADC bits of all reads"),
     "conversions": Objective("conversions", -1, "share of the reads that are converted"),
-    "energy": Objective("energy_uJ", -1, "energy of an image (uJ)", "--cost"),
-    "latency": Objective("latency_us", -1, "latency of an image (us)", "--cost"),
+    "energy": Objective("energy_uJ", -1, "energy of an example (uJ)", "--cost"),
+    "latency": Objective("latency_us", -1, "latency of an example (us)", "--cost"),
     "area": Objective("area_mm2", -1, "area (mm2)", "--cost"),
 }
 
 
-def objectives_for(metric: Scale) -> dict[str, Objective]:
-    """What a search may be for where this metric is measured: itself, and `OBJECTIVES`."""
-    return {metric.name: Objective(metric.name, 1 if metric.higher else -1, metric.axis, upright=True)} | OBJECTIVES
+def objectives_for(metric: Metric | OfTorchmetrics) -> dict[str, Objective]:
+    """What a search may be for where this metric is measured: itself, and `OBJECTIVES`, of which changes are of classes."""
+    scale, others = metric.scale, {name: each for name, each in OBJECTIVES.items() if name != "changed" or metric.predict}
+    return {scale.name: Objective(scale.name, 1 if scale.higher else -1, scale.axis, upright=True)} | others
 
 
 class Space:
@@ -148,10 +150,8 @@ class Search:
     def __init__(self, bench: Bench) -> None:
         self.bench, self.of = bench, bench.settings
         self.space = Space(self.of, [name for name, _ in quant.crossbar_layers(bench.net)])
-        if bench.metric.scale.name in OBJECTIVES:
-            raise UserError(f"--search: the metric is called {bench.metric.scale.name}, and so is another objective: give it another name")
-        self.known = objectives_for(bench.metric.scale)
-        self.objectives, self.bounds = _aims(self.of, bench.metric.scale)
+        self.known = objectives_for(bench.metric)
+        self.objectives, self.bounds = aims(self.of, bench.metric)
         self.names = list(dict.fromkeys([*self.objectives, *(bound.name for bound in self.bounds)]))
         self.found: dict[Setting, dict[str, float]] = {}
         self.front: list[Setting] = []
@@ -329,17 +329,19 @@ class Search:
 
 
 def check_search(settings: EvalSettings) -> None:
-    """Refuse a search where Optuna cannot be imported, or whose objectives and bounds cannot be. Raises: UserError."""
+    """Refuse a search where Optuna cannot be imported, or whose objectives and bounds cannot be, where the metric is known before the
+    network is. Raises: UserError."""
     if settings.search:
         needed("optuna", "--search needs Optuna: pip install -r requirements-search.txt")
         if importlib.util.find_spec("plotly"):  # which draws a page at the end
             needed("plotly.graph_objects", "")
-        if not is_file(settings.model):  # which may have a metric of its own
-            _aims(settings, Scale())
+        if not is_file(settings.model) and not is_language_model(settings.model):  # which have a metric of their own
+            aims(settings, accuracy)
 
 
 def validation_bench(bench: Bench) -> Bench:
-    """The bench whose images choose."""
+    """The bench whose examples choose. Raises: UserError for objectives and bounds that cannot be."""
+    aims(bench.settings, bench.metric)
     return Bench(replace(bench.settings, validation=True), bench.checkpoint, bench.facts["command"])
 
 
@@ -347,18 +349,20 @@ def _ordered(values: Sequence) -> bool:
     return all(isinstance(value, (int, float)) for value in values)
 
 
-def _aims(settings: EvalSettings, metric: Scale) -> tuple[list[str], list[Bound]]:
+def aims(settings: EvalSettings, metric: Metric | OfTorchmetrics) -> tuple[list[str], list[Bound]]:
     """Objectives, and bounds. "accuracy" is whatever stands for it. Raises: UserError for what cannot be."""
-    objectives = [_objective(name, metric) for name in dict.fromkeys(settings.objective)]
-    bounds = [known_bound(text, bound, metric, objectives_for(metric)) for text, bound in bounds_of(settings)]
+    if metric.scale.name in OBJECTIVES:
+        raise UserError(f"--search: the metric is called {metric.scale.name}, and so is another objective: give it another name")
+    known = objectives_for(metric)
+    objectives = list(dict.fromkeys(_objective(name, metric.scale, known) for name in settings.objective))
+    bounds = [known_bound(text, bound, metric.scale, known) for text, bound in bounds_of(settings)]
     for name in (*objectives, *(bound.name for bound in bounds)):
-        if objectives_for(metric)[name].needs == "--cost" and not settings.cost:
+        if known[name].needs == "--cost" and not settings.cost:
             raise UserError(f"--search: there is no {name} without --cost: give a technology, or see --cost list")
     return objectives, bounds
 
 
-def _objective(name: str, metric: Scale) -> str:
-    known = objectives_for(metric)
+def _objective(name: str, metric: Scale, known: Iterable[str]) -> str:
     name = metric.name if name == Scale().name else name
     if name not in known:
         raise UserError(f"--objective {name}: unknown, choose from {', '.join(known)}")

@@ -95,7 +95,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
     layers = {labels[product][0]: (product, own[product], scales[product]) for product in chosen}
     bound = _bind(net, layers, found, inputs, quantized=spec is not None)
     with torch.no_grad():
-        _verify(net, bound, batches[0], found.outputs[0])
+        _verify(net, bound, batches[0], found.output)
         corrected = spec is not None and correct == "channel"
         if corrected:
             first = first_of(joined(batches, batch_dim), CORRECTION_IMAGES, batch_dim)
@@ -112,7 +112,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
                 _towards_float(net, bound, first, wanted)
             if any(layer.spec.adc_range == "calibrated" for layer, _ in bound.values()):
                 calibrate(net, (copied(batch) for batch in batches), correct=correct, batch_dim=batch_dim)
-        report.measure(net, bound, batches[0], found.outputs[0],
+        report.measure(net, bound, batches[0], found.output,
                        *measure_layers(net, [layer for layer, _ in bound.values()], first_of(batches[0], REPORT_IMAGES, batch_dim),
                                        spec is not None, unrounded))
     report.options = {"skip": _patterns(skip), "inputs": inputs, "batch_dim": batch_dim, **facts_of(bound, batches, batch_dim)}

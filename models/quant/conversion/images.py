@@ -24,7 +24,7 @@ def batches_of_images(images: Batch | Iterable[Any], net: nn.Module, dim: int, t
     shapes = dict.fromkeys(_shapes(each(first_of(batch, 1, dim), lambda x: x.squeeze(dim) if x.dim() > dim else x)) for batch in batches)
     if len(shapes) > 1:
         raise ValueError(f"the images have several sizes ({', '.join(shapes)}); give those of one size, cut or padded as the network takes "
-                         "them")
+                         "them, such as texts padded to one length")
     parameter = next((parameter for parameter in net.parameters() if parameter.is_floating_point()), None)
     if parameter is None:
         raise ValueError("this network has no weights")

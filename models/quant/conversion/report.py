@@ -87,7 +87,7 @@ class ConversionReport:
         weights = sum(layer["weights"] for layer in self.layers)
         lines = [f"{len(self.layers)} layers with {weights:,} weights on crossbars: {100 * self.share:.1f} % of the multiplications"]
         if self.between:
-            lines.append(f"digital: {self.between / self.images:,.0f} multiplications of two activations an image")
+            lines.append(f"digital: {self.between / self.images:,.0f} multiplications of two activations an example")
         lines += [f"digital: {name}, {reason}" for name, reason in self.digital.items()]
         if self.unused:
             lines.append("in no product of matrices (looked up, added, multiplied element by element, or not used): "

@@ -81,7 +81,7 @@ class Trace:
         weights}`; others, `{name of a parameter: what it is that no crossbar does}`; buffers, the same of those; others_multiplications,
         of both, where a call does not say as if each weight met each row of the input once; constant, parameters of products whose input
         is the same for every image; alone, those that are multiplied by each other; between, multiplications of two activations; looked_up,
-        parameters that what follows from the input is not only multiplied by; outputs, of the network, for each batch.
+        parameters that what follows from the input is not only multiplied by; output, of the network, for the first batch.
     """
 
     products: list[Product] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Trace:
     alone: dict[str, None] = field(default_factory=dict)
     between: int = 0
     looked_up: dict[str, None] = field(default_factory=dict)
-    outputs: list[Any] = field(default_factory=list)
+    output: Any = None
 
 
 @torch.no_grad()
@@ -104,7 +104,8 @@ def trace(model: nn.Module, batches: list[Batch], gram: bool = False) -> Trace:
         watcher.first = number == 0
         with watcher:
             y = called(model, copied(batch))  # which the network may write to
-        watcher.found.outputs.append(y)
+        if watcher.first:
+            watcher.found.output = y
     return watcher.found
 
 

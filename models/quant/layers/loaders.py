@@ -11,19 +11,20 @@ from .batches import Batch
 
 TARGETS = ("labels", "label", "targets", "target")  # keys of a mapping whose value is the target
 IGNORED = -100  # a target that does not count, as in `torch.nn.functional.cross_entropy`
+WITHOUT_SHIFT = ("XLNet", "CpmAnt")  # of transformers: their labels stand beside the outputs
 Take = Callable[[Any], tuple[Any, Any]]
 
 
 def apart(batch: Any, network: nn.Module, take: Take | None = None) -> tuple[Batch, Any]:
     """(what the network is called with, the target or None) of what a data loader gives.
 
-    A mapping's target is what it has under one of `TARGETS`. Labels of transformers' causal language models, which are the tokens
-    themselves, become the tokens that follow, as the model itself does with them. The last part of a tuple or a list is the target where
-    `forward` takes one input less, and not all of them. Where it may take either, it is the target if it is one whole number for each
-    example.
+    A mapping's target is what it has under one of `TARGETS`. Labels of transformers' causal language models, and of classes made from
+    these, which are the tokens themselves, become the tokens that follow, as the model itself does with them. The last part of a tuple or
+    a list is the target where `forward` takes one input less, and not all of them. Where it may take either, it is the target if it is one
+    whole number for each example.
 
     Args: take, a function of the batch that returns both, where this does not fit.
-    Raises: ValueError for a batch whose parts cannot be told apart.
+    Raises: ValueError for a batch whose parts cannot be told apart, or whose target the network cannot do without.
     """
     if take is not None:
         found = take(batch)
@@ -32,6 +33,11 @@ def apart(batch: Any, network: nn.Module, take: Take | None = None) -> tuple[Bat
         return _plain(found[0]), found[1]
     if isinstance(batch, Mapping):
         inputs = {key: value for key, value in batch.items() if key not in TARGETS}
+        known = inspect.signature(network.forward).parameters
+        for key in TARGETS:
+            if key in batch and key in known and known[key].default is inspect.Parameter.empty:
+                raise ValueError(f"the network needs {key!r} as an input (its {key!r} was taken as the target: give take, a function of a "
+                                 "batch that returns (inputs, target))")
         if isinstance(batch.get("labels"), Tensor) and _is_causal(network):
             return inputs, F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
         return inputs, next((batch[key] for key in TARGETS if key in batch), None)
@@ -57,9 +63,13 @@ def inputs_of(batches: Iterable[Any], network: nn.Module, take: Take | None = No
 
 
 def _is_causal(network):
-    """Whether it is one of transformers that shifts its labels itself."""
-    of_both = getattr(getattr(network, "config", None), "is_encoder_decoder", True)  # which has labels that are shifted already
-    return not of_both and type(network).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    """Whether it is one of transformers that shifts its labels itself, or made from one."""
+    config = getattr(network, "config", None)
+    # Labels of an encoder with a decoder are shifted already; that may be one part of a network of images and text.
+    of_both = getattr(config, "is_encoder_decoder", True) or getattr(getattr(config, "text_config", None), "is_encoder_decoder", False)
+    names = [each.__name__ for each in type(network).__mro__]
+    kinds = any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names)
+    return kinds and not of_both and not any(name.startswith(WITHOUT_SHIFT) for name in names)
 
 
 def _plain(inputs):

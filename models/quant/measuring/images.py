@@ -36,7 +36,7 @@ def batches_of(images: Images, batch_size: int) -> Iterable[Any]:
 def in_order(batches: Iterable[Any]) -> Iterable[Any]:
     """Batches that are measured. Raises: ValueError for those that come in another order each time."""
     if isinstance(getattr(batches, "sampler", None), RandomSampler):
-        raise ValueError("the DataLoader shuffles, and images are compared between passes: give one with shuffle=False")
+        raise ValueError("the DataLoader shuffles, and examples are compared between passes: give one with shuffle=False")
     return batches
 
 
@@ -100,7 +100,7 @@ def passed(network: nn.Module, batches: Iterable[Any], see: Callable[[int, Any, 
             seconds, count = seconds + time.perf_counter() - started, count + size
     count = sum(processes.gathered(count))
     if labels is not None and count != len(labels):
-        raise ValueError(f"{count} images have {len(labels)} labels")
+        raise ValueError(f"{count} examples have {len(labels)} labels")
     return count, max(processes.gathered(seconds))
 
 

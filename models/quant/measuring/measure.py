@@ -185,6 +185,8 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor | Sequence 
     Raises: ValueError for a setting that is none, a network without crossbars on one, an engine that cannot run here, cells of a layer
         that are missing, cells of a chip beside others, ranges that are missing, or reads of too many values to calibrate on.
     """
+    if isinstance(labels, Mapping):
+        raise ValueError(f"the labels are a {type(labels).__name__}; give one for each example, or batches with targets")
     with contextlib.suppress(TypeError, ValueError, RuntimeError):  # such as names, or boxes
         labels = labels if labels is None else torch.as_tensor(labels)
     run = Run(network, in_order(batches_of(images, batch_size)), labels, metric_of(metric), take, progress, processes)

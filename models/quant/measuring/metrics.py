@@ -12,13 +12,14 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers.batches import first_tensor
+from ..layers.batches import first_tensor, tensors_of
 from ..layers.loaders import IGNORED
 from .processes import Processes
 
@@ -57,13 +58,17 @@ class Scale(NamedTuple):
         return min(values) if self.higher else max(values)
 
 
+AGAINST_FLOAT = Scale("signal_to_error", "dB")  # of which the float network itself has `EQUAL`
+
+
 @dataclass(frozen=True, eq=False)
 class Metric:
     """`value(sum_i s_i / sum_i w_i)` over the examples i.
 
     Attributes:
         name: of its column, in letters and digits. unit: behind its name, or "". higher: whether more is better.
-        numbers: `numbers(output, target)` of a batch: s `[N]`, with w = 1; or s and w, `[N, 2]`; or one number, the batch's mean.
+        numbers: `numbers(output, target)` of a batch: s `[N]`, with w = 1; or a tuple of two tensors `[N]`, s and w; or one number, the
+            batch's mean.
         value: of the mean.
         predict: `predict(output, target)`, the answer of each example, `[N, ...]`, of which those that changed are counted; None for no
             such count.
@@ -82,7 +87,7 @@ class Metric:
     needs_target: bool = True
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
+        if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"the metric is called {self.name!r}; a name of letters and digits is expected, as columns and files have it")
         if self.name == Scale().name and self.unit != Scale().unit:
             raise ValueError(f"a metric called {self.name} is in %; give another one another name")
@@ -100,14 +105,24 @@ class Metric:
         """Try some examples. Raises: ValueError for targets that are missing, or where no number comes of them."""
         if target is None and self.needs_target:
             raise ValueError(f"the metric {self.name} needs targets: give labels, or batches with targets")
-        with _said_of(self.name, output, target):
-            self.numbers(output, target)
-        self.gauge().add(output, target, count)
+        gauge = self.gauge()
+        gauge.add(output, target, count)
+        if gauge.of_batches[0][:, 1].sum():
+            self.of_mean(_mean(gauge.of_batches[0]))
+
+    def of_mean(self, mean: float) -> float:
+        """The value of a mean. Raises: ValueError where it is no finite number."""
+        with _said_of(self.name, f"the mean {mean:.4g}"):
+            found = float(self.value(mean))
+        return _finite(self.name, found, f"the mean {mean:.4g}")
 
     def chance(self, numbers: Tensor, others: Tensor) -> float:
-        """Deviation of the difference of two values that chance alone gives, from the examples' own differences `d_i = s_i - s'_i`:
-        `sqrt(n var(d)) / sum w`, as a step of the value at the mean. Args: `[N, 2]` each, of the same examples."""
-        step = (len(numbers) * (numbers[:, 0] - others[:, 0]).double().var()).sqrt().item() / numbers[:, 1].sum().item()
+        """Deviation of the difference of two values that chance alone gives, from the examples' own differences `d_i = s_i - s'_i`: what
+        their weights do not explain, `e_i = d_i - w_i sum d / sum w`, makes `sqrt(n var(e)) / sum w`, as a step of the value at the mean.
+        Args: `[N, 2]` each, of the same examples."""
+        apart, weights = numbers[:, 0] - others[:, 0], numbers[:, 1]
+        rest = apart - (weights - weights.mean()) * apart.sum() / weights.sum()  # of equal weights the differences, to the last digit
+        step = (len(numbers) * rest.double().var()).sqrt().item() / weights.sum().item()
         mean = _mean(numbers)
         return abs(self.value(mean + step) - self.value(mean))
 
@@ -122,35 +137,47 @@ class Gauge:
 
     def add(self, output: Any, target: Any, count: int) -> None:
         """Take a batch of so many examples. Raises: ValueError where the metric gives no numbers for it."""
-        found, numbers = self.metric.numbers(output, target), None
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):
-            numbers = torch.as_tensor(found, dtype=torch.float64).cpu()
-        if numbers is not None and numbers.numel() == 1:  # the mean of the batch
-            self.apart &= count == 1
-            numbers = torch.tensor([[count * numbers.item(), count]], dtype=torch.float64)
-        elif numbers is not None and numbers.shape == (count,):
-            numbers = torch.stack([numbers, torch.ones_like(numbers)], 1)
-        if numbers is None or numbers.dim() != 2 or numbers.shape[1] != 2:
+        with _said_of(self.metric.name, _both(output, target)):
+            found = self.metric.numbers(output, target)
+        if isinstance(found, tuple) and len(found) == 2 and all(isinstance(x, Tensor) and x.shape == (count,) for x in found):
+            numbers = torch.stack(found, 1).double().cpu()
+        else:
+            numbers = self._equal(found, count)
+        if numbers is None:
             raise ValueError(f"the metric {self.metric.name} gives {_what(found)} for a batch of {count}: a number, or one for each "
                              "example, is expected")
-        if numbers.isnan().any():
-            raise ValueError(f"the metric {self.metric.name} gives NaN for a batch of {count}")
+        for number in numbers[~numbers.isfinite()][:1].tolist():
+            _finite(self.metric.name, number, f"a batch of {count}")
         self.of_batches.append(numbers)
 
+    def _equal(self, found, count):
+        """`[N, 2]` of numbers without weights, or of the batch's mean; None for anything else."""
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            numbers = torch.as_tensor(found, dtype=torch.float64).cpu()
+            if numbers.numel() == 1:
+                self.apart &= count == 1
+                return torch.tensor([[count * numbers.item(), count]], dtype=torch.float64)
+            if numbers.shape == (count,):
+                return torch.stack([numbers, torch.ones_like(numbers)], 1)
+        return None
+
     def result(self, processes: Processes) -> tuple[float, Tensor | None]:
-        """(value, numbers of all examples `[N, 2]`, None where batches had but one)."""
+        """(value, numbers of all examples `[N, 2]`, None where batches had but one). Raises: ValueError where nothing counts, or the
+        value is no finite number."""
         apart = all(processes.gathered(self.apart))
         numbers = torch.cat(processes.in_order(self.of_batches))
         if not numbers[:, 1].sum():
             raise ValueError(f"the metric {self.metric.name} has nothing to count: no target counts")
-        return self.metric.value(_mean(numbers)), numbers if apart else None
+        return self.metric.of_mean(_mean(numbers)), numbers if apart else None
 
 
 @dataclass
 class OfTorchmetrics:
-    """A `torchmetrics.Metric` in place of a `Metric`, and its own `Gauge`. Attributes: see `Metric`."""
+    """A `torchmetrics.Metric` in place of a `Metric`, and its own `Gauge`. Attributes: see `Metric`; whole, whether it sees all of an
+    output with names."""
 
     metric: Any
+    whole: bool = False
     predict: None = None
     reference: None = None
 
@@ -166,26 +193,38 @@ class OfTorchmetrics:
         return self
 
     def add(self, output: Any, target: Any, count: int) -> None:
-        """Take a batch. Of outputs with names it sees the one that counts."""
-        output = first_tensor(output) if isinstance(output, dict) or is_dataclass(output) else output
-        if isinstance(output, Tensor):
-            self.metric.to(output.device)
-        self.metric.update(output, target)
+        """Take a batch. Of outputs with names it sees the one that counts, or all of them where it does not take that one alone. Raises:
+        ValueError where it takes neither."""
+        tensor = next(iter(tensors_of((output, target))), None)
+        if tensor is not None:
+            self.metric.to(tensor.device)
+        with _said_of(self.scale.name, _both(output, target)):
+            self.metric.update(output if self.whole or not _has_names(output) else first_tensor(output), target)
 
     def check(self, output: Any, target: Any, count: int) -> None:
         """Try some examples. Raises: ValueError where it does not take them, or no number comes of them."""
-        with _said_of(self.scale.name, output, target):
+        self.whole = False
+        try:
             self.gauge().add(output, target, count)
+        except ValueError as error:
+            self.whole = _has_names(output)
+            try:
+                self.gauge().add(output, target, count)
+            except ValueError:
+                raise error from None
         found = torch.zeros(())
         with contextlib.suppress(Exception):  # so few examples may be too few for it
             found = self.metric.compute()
         _number(self.scale.name, found)
 
     def result(self, processes: Processes) -> tuple[float, None]:
-        """(value, no numbers of examples). Raises: ValueError for several processes, or no number."""
+        """(value, no numbers of examples). Raises: ValueError for several processes, or no finite number."""
         if processes.world() > 1:
             raise ValueError(f"{type(self.metric).__name__} of torchmetrics is measured by one process; this run has {processes.world()}")
-        return _number(self.scale.name, self.metric.compute()), None
+        name = self.scale.name
+        with _said_of(name, "all examples"):
+            found = self.metric.compute()
+        return _finite(name, _number(name, found), "all examples"), None
 
 
 def metric_of(given: Any) -> Metric | OfTorchmetrics:
@@ -204,21 +243,34 @@ def metric_of(given: Any) -> Metric | OfTorchmetrics:
 
 
 @contextlib.contextmanager
-def _said_of(name, output, target):
-    """What a metric raises that does not take an example, as one line."""
+def _said_of(name, given):
+    """What a metric raises that does not take what it is given, as one line."""
     try:
         yield
     except Exception as error:  # code of others raises nearly anything
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"the metric {name} does not take the output, {_what(output)}, and the target, {_what(target)}: {line}"
-                         ) from error
+        raise ValueError(f"the metric {name} does not take {given}: {line}") from error
+
+
+def _both(output, target):
+    return f"the output, {_what(output)}, and the target, {_what(target)}"
+
+
+def _has_names(output):
+    return isinstance(output, dict) or is_dataclass(output)
 
 
 def _number(name, found):
     if not isinstance(found, Tensor) or found.numel() != 1:
-        raise ValueError(f"the metric {name} gives {_what(found)}, and one number is expected: take one of its parts by a function of "
-                         "your own")
+        raise ValueError(f"the metric {name} gives {_what(found)}, and one number is expected: make a subclass whose compute returns one "
+                         "of its parts")
     return float(found)
+
+
+def _finite(name, value, of):
+    if not math.isfinite(value):
+        raise ValueError(f"the metric {name} gives {'NaN' if math.isnan(value) else value} for {of}")
+    return value
 
 
 def _mean(numbers):
@@ -244,22 +296,23 @@ def classes_last(output: Any, target: Tensor) -> Tensor:
                      "beside [N, classes]")
 
 
-def _each(of_all, counts):
-    """`[N, 2]`, sums over what an example has, and how many of them count."""
-    counts = torch.broadcast_to(counts, of_all.shape).double()
-    return torch.stack([(of_all.double() * counts).flatten(1).sum(1), counts.flatten(1).sum(1)], 1)
-
-
-def _hits(output, target, best):
+def _of_classes(of_each, output, target):
+    """(sums over what an example has, how many of them count). Args: of_each, `of_each(scores, target)` of each target."""
     scores, target = classes_last(output, target), target.to(first_tensor(output).device)
-    right = (scores.topk(min(best, scores.shape[-1]), -1).indices == target[..., None]).any(-1) if best > 1 else scores.argmax(-1) == target
-    return _each(100 * right.view(len(target), -1), (target != IGNORED).view(len(target), -1))
+    counts = (target != IGNORED).view(len(target), -1).double()
+    return (of_each(scores, target).view(len(target), -1).double() * counts).sum(1), counts.sum(1)
 
 
-def _entropies(output, target):
-    scores, target = classes_last(output, target), target.to(first_tensor(output).device)
-    found = F.cross_entropy(scores.reshape(-1, scores.shape[-1]), target.reshape(-1), reduction="none", ignore_index=IGNORED)
-    return _each(found.view(len(target), -1), (target != IGNORED).view(len(target), -1))
+def _hits(scores, target):
+    return 100 * (scores.argmax(-1) == target)
+
+
+def _hits_of_five(scores, target):
+    return 100 * (scores.topk(min(5, scores.shape[-1]), -1).indices == target[..., None]).any(-1)
+
+
+def _entropies(scores, target):
+    return F.cross_entropy(scores.reshape(-1, scores.shape[-1]), target.reshape(-1), reduction="none", ignore_index=IGNORED)
 
 
 def _predictions(output, target):
@@ -272,20 +325,22 @@ def _perplexity(nats: float) -> float:
 
 def _errors(output, target):
     signal, found = (first_tensor(each).double().reshape(len(first_tensor(each)), -1) for each in (target, output))
-    return torch.stack([(found - signal).square().sum(1), signal.square().sum(1)], 1)
+    return (found - signal).square().sum(1), signal.square().sum(1)
 
 
 def _decibels(mean: float) -> float:
     return min(-10 * math.log10(mean), EQUAL) if mean > 0 else EQUAL
 
 
-accuracy = Metric("accuracy", lambda output, target: _hits(output, target, 1), "%", predict=_predictions)
-top5 = Metric("top5", lambda output, target: _hits(output, target, 5), "%", predict=_predictions)
-cross_entropy = Metric("cross_entropy", _entropies, "nat", higher=False)
-perplexity = Metric("perplexity", _entropies, higher=False, value=_perplexity)
+accuracy = Metric("accuracy", partial(_of_classes, _hits), "%", predict=_predictions)
+top5 = Metric("top5", partial(_of_classes, _hits_of_five), "%", predict=_predictions)
+cross_entropy = Metric("cross_entropy", partial(_of_classes, _entropies), "nat", higher=False)
+perplexity = Metric("perplexity", partial(_of_classes, _entropies), higher=False, value=_perplexity)
 
 
 def signal_to_error(model: nn.Module) -> Metric:
     """`10 log10(sum y^2 / sum (y - y')^2)` dB, y the outputs of a model in float, such as the one that was converted, and y' the network's
-    own; 200 where they are the same."""
-    return Metric("signal_to_error", _errors, "dB", value=_decibels, reference=model, needs_target=False)
+    own; 200 where they are the same. Raises: ValueError for what is no network."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"signal_to_error is against the outputs of a network, such as that in float; given is a {type(model).__name__}")
+    return Metric(AGAINST_FLOAT.name, _errors, AGAINST_FLOAT.unit, value=_decibels, reference=model, needs_target=False)

@@ -43,7 +43,7 @@ class Run(NamedTuple):
         parts = (apart(batch, self.network, self.take) for batch in self.batches)
         inputs, target = next(((inputs, target) for inputs, target in parts if length(inputs)), (None, None))
         if inputs is None:
-            raise ValueError("there are no images to measure on")
+            raise ValueError("there are no examples to measure on")
         size, count = length(inputs), min(length(inputs), count)
         target = first_targets(target, size, count) if self.labels is None else self.labels[:count]
         return on_device(first_of(inputs, count), self.network), on_device(target, self.network), count
