@@ -37,7 +37,8 @@ class Tried:
         from scipy import stats
 
         chips = len(self.record.chip_accuracies or ())
-        return self.won > (stats.t.isf(UNSURE, chips - 1) if chips > 1 else stats.norm.isf(UNSURE)) * (self.error or 0.0)
+        errors = float(stats.t.isf(UNSURE, chips - 1) if chips > 1 else stats.norm.isf(UNSURE))
+        return self.won > errors * (self.error or 0.0)
 
     def worth(self, by: str) -> float:
         """Points won for each unit more, infinite for what costs nothing; points alone where nothing is won, and without costs."""

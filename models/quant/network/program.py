@@ -96,7 +96,8 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         raise ValueError(f"reference_cells is {reference_cells!r}; allowed are device, ideal")
     circuits = {"adc_inl": adc_inl, "adc_dnl": adc_dnl, "adc_mismatch": adc_mismatch, "comparator_noise": comparator_noise}
     for name, value in ({"adc_noise": adc_noise, "adc_offset": adc_offset, "adc_gain": adc_gain} | circuits).items():
-        if not 0 <= value <= (most := MOST_MISMATCH if name == "adc_mismatch" else MOST_LEVELS):
+        most = MOST_MISMATCH if name == "adc_mismatch" else MOST_LEVELS
+        if not 0 <= value <= most:
             raise ValueError(f"{name} is {value!r}; allowed are numbers from 0 to {most:g}")
     if read_noise is not None:
         device = replace(device, read_noise=read_noise)
