@@ -24,13 +24,13 @@ DEVICE = "techC"
 DRAWN = {"INL 0.5, DNL 0.3 steps": {"adc_inl": 0.5, "adc_dnl": 0.3}, "capacitors off by 2 %": {"adc_mismatch": 0.02}}
 
 
-def table_file(bits: int) -> str:
+def table_file(folder: str, bits: int) -> str:
     """A converter that is no line: steps grow to both ends."""
     values = [level * (1 + abs(level) / 2**bits) for level in range(-2 ** (bits - 1), 2 ** (bits - 1))]
     lines = [f"{threshold},{value}" for threshold, value in zip(["", *((a + b) / 2 for a, b in zip(values, values[1:]))], values)]
-    with tempfile.NamedTemporaryFile("w", suffix=".csv", delete=False) as file:
-        file.write("threshold,value\n" + "\n".join(lines))
-    return file.name
+    path = Path(folder, f"{bits}.csv")
+    path.write_text("threshold,value\n" + "\n".join(lines))
+    return str(path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,12 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     settings, checkpoint = parse(["--resume", args.resume])
     net, (images, _) = crossbar_network(settings, checkpoint, torch.device("cpu")), sample_images(args.batch_size, args.data_path)
     rows, found = [], {}
-    with torch.inference_mode():
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         for cell_bits in CELL_BITS:
             for adc_bits in ADC_BITS:
                 nets = {"ideal": chip(net, images, cell_bits, adc_bits)}
                 nets |= {name: chip(net, images, cell_bits, adc_bits, **drawn) for name, drawn in DRAWN.items()}
-                nets["a table"] = chip(net, images, cell_bits, adc_bits, table_file(adc_bits))
+                nets["a table"] = chip(net, images, cell_bits, adc_bits, table_file(folder, adc_bits))
                 seconds = median_seconds(*(functools.partial(each, images) for each in nets.values()), repeats=args.repeats)
                 title = f"{cell_bits}-bit cells, {adc_bits}-bit ADC"
                 found[title] = dict(zip(nets, seconds))

@@ -1,6 +1,6 @@
 """Train a small GPT on the sources of Python's standard library, and put it on crossbars.
 
-    python examples/language_model.py                                     # on two CPU cores an hour and a half of training, then the tables
+    python examples/language_model.py                            # an hour and a half on two CPU cores, most of it training
     python examples/language_model.py --folder save/lm_small --width 64 --steps 500 --more_steps 50     # to look at it
 
 Tokens are characters. Whole modules are in training, validation or test, by the check sum of their names, so that no text of the test was

@@ -211,8 +211,10 @@ def test_each_combination_has_a_limit(find, capsys):
 def test_bounds_that_no_value_keeps_or_each(find, capsys):
     [none], _ = find("--smallest", "adc_bits=1:3:1", "--at_least", "accuracy=100")
     [each], _ = find("--smallest", "adc_bits=1:3:1", "--at_least", "accuracy=0")
+    [alone], _ = find("--smallest", "adc_bits=1:3:5", "--at_least", "accuracy=0")
     text = " ".join(capsys.readouterr().out.split())
     assert none["value"] is none["kept_for_sure"] is None and none["lost_for_sure"] == 3
+    assert (alone["values"], alone["value"]) == (1, 1)
     assert each["value"] == each["kept_for_sure"] == 1 and each["lost_for_sure"] is None
     assert "adc_bits: no value from 3 to 1 keeps the bound" in text and "adc_bits: every value from 3 to 1 keeps the bound" in text
 

@@ -61,8 +61,8 @@ class Case:
     def check(self, bench: Bench) -> None:
         """Refuse what cannot be: at values all over the span, and in the network at both ends. Raises: UserError."""
         values = self.span.values
-        first, *_, last = [self.setting(bench, value) for value in (*values[:-1:-(-len(values) // TRIED)], values[-1])]
-        if first == last:
+        first, *_, last = [self.setting(bench, value) for value in (values[0], *values[::-(-len(values) // TRIED)], values[-1])]
+        if first == last and len(values) > 1:
             raise UserError(f"--{self.span.flag} makes no difference to {first}: leave its limit out")
         bench.check([first, last])
 
