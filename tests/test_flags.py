@@ -10,6 +10,7 @@ import eval as evaluation
 import train
 from experiment.program.cli import UserError
 from experiment.settings import eval_flags, eval_settings, train_settings
+from models import vgg
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK = ROOT / "pretrained" / "vgg7_w4a4_cifar10.pt"
@@ -132,6 +133,7 @@ def test_the_config_that_an_evaluation_writes_repeats_it(tmp_path, monkeypatch):
 
 def test_the_config_that_a_training_writes_repeats_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(vgg.CONFIGS, "vgg7", ([8, "M", 8, "M", 8, "M"], 16))
     few = ["--limit_train", "64", "--limit_test", "16", "--epochs", "1", "--seed", "3", "--amp", "off", "--ngpu", "0"]
     assert train.main([*few, "--w_bits", "32", "--a_bits", "32", "--save_path", "a"]) == 0
     assert train.main([*few, "--w_bits", "2", "--fine_tune", "a/model_best.pth.tar", "--distill", "0.5", "--save_path", "b"]) == 0
