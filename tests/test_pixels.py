@@ -1,5 +1,7 @@
 """Output pixels side by side, and layers whose converters only clip: against the oracle, bit for bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import oracle
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from strategies import Case, by_ones, cases, grid_cases
 from test_engines import dense_case
 
-from models.quant import CrossbarSpec
-from models.quant.engines import accumulator_dtype
+from models.quant import CrossbarSpec, Readout, image_numbers
+from models.quant.engines import accumulator_dtype, reference
+from models.quant.engines.reach import too_far
 
 pytest.importorskip("numba")
 from models.quant.engines.cpu import engine  # noqa: E402
@@ -69,6 +72,28 @@ def test_planned_adc(case):
 @settings(max_examples=50)
 def test_cells_on_a_grid(case):
     check_pixels(case)
+
+
+NOISE = {"of cells": (0.0, ((900.5, 0.0, 1.0), (0.0, 0.0, 0.5), (40.3, 0.0, 0.0), (7.0, 0.0, 0.5)) * 2), "of the ADC": (90.1, None),
+         "both": (30.7, ((60.3, 0.0, 0.5),) * 8), "none": (0.0, None)}
+
+
+@given(case=grid_cases(adc_ranges=["calibrated"], rows=ROWS), noise=st.sampled_from([*NOISE]),
+       converters=st.sampled_from(["", "gain", "offset", "both"]), first=st.sampled_from([0, 11, 2**40]), seed=st.integers(0, 2**64 - 1))
+@settings(max_examples=80)
+def test_what_reads_have_besides(case, noise, converters, first, seed):
+    """Noise that depends on n alone, gains and offsets: as the reference engine, whatever lanes are beside the image."""
+    layer, rng = case.layer(), np.random.default_rng(seed)
+    shape = len(layer.spec.slice_bits), layer.geometry.groups, len(layer.arrays), len(layer.w_codes) // layer.geometry.groups
+    gain = torch.from_numpy(rng.normal(1, 0.05, shape)) if converters in ("gain", "both") else None
+    offset = torch.from_numpy(rng.integers(-300, 301, shape)).int() if converters in ("offset", "both") else None
+    base, cell_noise = NOISE[noise]
+    layer = replace(layer, readout=Readout(base, cell_noise and cell_noise[:shape[0]], seed, gain, offset))
+    side_by_side = pixels.SideBySide(layer, None)
+    assume(too_far(layer) is None and side_by_side._may_read_out and side_by_side._layout is not None)
+    with image_numbers(first):
+        found, wanted = side_by_side.simulate(case.input(), accumulator_dtype(layer)), reference.accumulate(layer, case.input())
+    assert found.dtype == wanted.dtype and torch.equal(found, wanted)
 
 
 def extreme_case(spec, channels, delta, q_min, zero_code=None):

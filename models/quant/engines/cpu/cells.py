@@ -78,7 +78,7 @@ class Prepared:
         """The fastest that can, with fixed ranges."""
         if self.layer.compares:
             return COMPARED_SHORT if self._compares_shorts else COMPARED
-        plain = not (beside.noisy or beside.curved or beside.changed)
+        plain = not (beside.noisy or beside.curved or beside.gained or beside.moved)
         if self._narrow.fits:
             return NARROW if plain else SHORT
         if self._static.broad:

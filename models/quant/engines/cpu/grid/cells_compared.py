@@ -14,7 +14,7 @@ from ....kernels.inner import inlined
 from ....kernels.simd import _broadcast, _pointer, int32_at, int64_at
 from ..vectors.wide import (_I32, _INTS, _SHORTS, WIDE, _operation, added, added_shorts, as_shorts, full_i16, full_i32,
                             ints, load_ints, load_shorts, shorts, times, widened)
-from .cells_reads import SHORT, adds_nothing, kind_of, read, sums_of_cells
+from .cells_reads import SHORT, adds_nothing, kind_of, read, sums_of_cells, with_offsets
 from .cells_rows import sum_shorts
 from .cells_thresholds import (APART, CODES, FACTOR, FIELDS, FIRST, FLOOR, HIGH, IDLE, IDLE_APART, LOW, RISE, SPAN, SPANS_APART,
                                SPANS_AT, START, TOGETHER)
@@ -42,8 +42,10 @@ def compared_codes_of_digits(shape, at, weights, place, next_place, z, end, op):
 def _with_codes(shape, at, weights, place, next_place, z, kind, block, total0, total1):
     """The sums of both halves, and what the codes of digit z are worth."""
     x0, x1 = sum_shorts(shape, at, weights, place.x, z, int64_at(kind, START))
-    if at.noisy or at.curved or at.changed:
+    if at.noisy or at.curved or at.gained:
         x0, x1 = as_shorts(read(shape, at, place, z, SHORT, x0)), as_shorts(read(shape, at, next_place, z, SHORT, x1))
+    else:
+        x0, x1 = with_offsets(shape, at, place, x0), with_offsets(shape, at, next_place, x1)
     x0, x1 = _above(x0, int64_at(kind, FLOOR)), _above(x1, int64_at(kind, FLOOR))
     spans = at.spans + 8 * (int64_at(kind, SPANS_AT) + block * int64_at(kind, SPANS_APART))
     span, codes = int64_at(kind, SPAN), int64_at(kind, CODES)

@@ -63,7 +63,8 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # row_of_reads                    u of 64 columns
 # analog .. seed                  of `cells_layout.Besides`
 CellAddresses = namedtuple("CellAddresses", """
-    analog noisy curved changed idle_is_zero idle_is_known keys noise curve current rounder reference reference_base gains offsets base seed
+    analog noisy curved gained moved idle_is_zero idle_is_known keys noise curve current rounder
+    reference reference_base gains offsets base seed
     weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
     singles doubles divide low constant narrow worth parts n_parts short idle kinds thresholds worths rises spans
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
@@ -353,10 +354,9 @@ def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes
     rounder = np.float32(RAISED if op == SHORT or compares else ROUNDER)
     parts, worth = compared.parts if compares else narrow.parts, compared.worth if compares else narrow.worth
     return CellAddresses(
-        analog=besides.analog, noisy=besides.noisy, curved=besides.curved, changed=besides.changed,
+        analog=besides.analog, noisy=besides.noisy, curved=besides.curved, gained=besides.gained, moved=besides.moved,
         idle_is_zero=besides.idle_is_zero, idle_is_known=len(compared.idle) > 0, curve=besides.curve.ctypes.data,
-        current=besides.current.ctypes.data,
-        rounder=rounder,
+        current=besides.current.ctypes.data, rounder=rounder,
         keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
         reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
         gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base.ctypes.data, seed=besides.seed,

@@ -49,10 +49,11 @@ CellLayout = namedtuple("CellLayout", """
 # reference   int32 `[group, row + 1, slice]`, rows of all arrays, those of each behind a 0; slices up to `reference_slices`
 # curve       the first three numbers of `Readout.curve`, float32 `[slice, 3]`; current: the last, float64 `[slice]`
 # gain, offset   float64 and int32 `[slice, group, array, column]`
+# gained, moved   whether any gain is not 1, any offset not 0
 # base     `MappedLayer.base_noise`
 # seed, first_image, pixels   see there; pixels of one image
 # idle_is_zero   whether reads that no row is on for are 0
-Besides = namedtuple("Besides", """noisy changed idle_is_zero curved referred analog keys noise curve current reference reference_base
+Besides = namedtuple("Besides", """noisy gained moved idle_is_zero curved referred analog keys noise curve current reference reference_base
     gain offset base seed first_image pixels""")
 
 
@@ -157,8 +158,8 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     starts = np.array([start + t for t, (start, _) in enumerate(arrays)], np.int64)
     keys = np.zeros((groups, padded // len(SIGNS)), np.int32)
     if readout is None:
-        return Besides(False, False, True, False, False, False, keys, table, np.zeros((slices, 3), np.float32), np.zeros(slices), reference,
-                       starts, np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32), np.zeros((0,) * 3), 0, 0, pixels)
+        return Besides(False, False, False, True, False, False, False, keys, table, np.zeros((slices, 3), np.float32), np.zeros(slices),
+                       reference, starts, np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32), np.zeros((0,) * 3), 0, 0, pixels)
     words = column_numbers(groups, out)[:, :1].numpy() // SHARING * APART + np.arange(padded // len(SIGNS))
     keys[:] = (words * COLUMN_KEY & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
     for k, (c0, c1, m) in enumerate(readout.cell_noise or ()):
@@ -168,14 +169,14 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
         reference[:, starts[t] + 1:starts[t] + 1 + stop - start, :slices] = rows[:, start:stop]
     gain, offset = np.ones((slices, groups, len(arrays), padded)), np.zeros((slices, groups, len(arrays), padded), np.int32)
     if readout.gain is not None:
-        gain[:] = _padded(readout.gain.cpu().numpy(), padded)
+        gain[..., :out] = readout.gain.cpu().numpy()
     if readout.offset is not None:
-        offset[:] = _padded(readout.offset.cpu().numpy(), padded)
-    changed = readout.gain is not None or readout.offset is not None
+        offset[..., :out] = readout.offset.cpu().numpy()
     curve = np.array(readout.curve or np.zeros((slices, 4)), np.float64)
     referred = not readout.needs_both and (readout.curve is not None or bool(table[:, 1].any()))
     base = layer.base_noise.numpy()
-    idle_is_zero = spec.skips_idle or not (changed or base.any())
-    return Besides(readout.noisy, changed, idle_is_zero, readout.curve is not None, referred, spec.reference == "analog", keys, table,
+    gained, moved = bool((gain != 1).any()), bool(offset.any())
+    idle_is_zero = spec.skips_idle or not (moved or base.any())
+    return Besides(readout.noisy, gained, moved, idle_is_zero, readout.curve is not None, referred, spec.reference == "analog", keys, table,
                    curve[:, :3].astype(np.float32), curve[:, 3].copy(), reference, starts, gain, offset, base,
                    signed(readout.seed), first_image(), pixels)

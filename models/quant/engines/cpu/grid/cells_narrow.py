@@ -35,7 +35,7 @@ from ... import accumulator_dtype
 from ...reach import read_range
 from ..vectors.wide import (_F32, _FLOATS, _I32, _SHORTS, BIAS, RAISED, WIDE, _call, added_shorts, as_shorts, full_i16,
                             raised, shorts)
-from .cells_reads import SHORT, adds_nothing, kind_of, read
+from .cells_reads import SHORT, adds_nothing, kind_of, read, with_offsets
 from .cells_rows import sum_shorts
 
 _PAIRS, _ONES = ir.VectorType(_I32, WIDE // 2), ir.Constant(_SHORTS, [1] * WIDE)
@@ -207,13 +207,15 @@ def narrow_codes_of_digits(shape, at, weights, place, next_place, z, end, op):
 def _numbers_of_codes(shape, at, weights, place, next_place, z, form, op):
     """n of the reads of a digit, of both halves."""
     u0, u1 = sum_shorts(shape, at, weights, place.x, z, int16_at(form, 2 * START))
-    power_of_two = int16_at(form, 2 * MAGIC) == 0
-    if op == SHORT:
+    power_of_two, floats = int16_at(form, 2 * MAGIC) == 0, op == SHORT and (at.noisy or at.curved or at.gained)
+    if floats:
         seen0, seen1 = read(shape, at, place, z, op, u0), read(shape, at, next_place, z, op, u1)
         if power_of_two:
             seen0, seen1 = _rounded(seen0, form), _rounded(seen1, form)
         u0, u1 = as_shorts(seen0), as_shorts(seen1)
-    if op == SHORT and power_of_two:
+    elif op == SHORT:
+        u0, u1 = with_offsets(shape, at, place, u0), with_offsets(shape, at, next_place, u1)
+    if floats and power_of_two:
         return _above(u0, form + 4 * LOWEST), _above(u1, form + 4 * LOWEST)
     w0, w1 = _above(u0, form + 4 * FLOOR), _above(u1, form + 4 * FLOOR)
     if power_of_two:

@@ -15,7 +15,7 @@ from ..common.rows import drive
 from ..vectors.amx import TILE_ROWS
 from ..vectors.wide import UNROLL, WIDE, added_quads, full_quad, load_ints, put_quad, with_quad
 from ..vectors.wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, between_curves, converted_by, curved, lifted, mixed, moved_high,
-                                  put_currents, put_curves, with_noise, with_noise_of_levels)
+                                  moved_by, put_currents, put_curves, with_noise, with_noise_of_levels)
 from .cells_forms import FACTOR, FORM
 
 # Operations beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it; by `cells_narrow`, with what
@@ -88,10 +88,23 @@ def read(shape, at, place, z, op, u):
             reference = int32_at(squares, place.x * shape.digits + z) * np.int64(float64_at(at.noise, 3 * place.k + 2))
             sums = _other_sums(shape, at, place, z, shape.sums - 1 + shape.squared)  # of pairs the reference is 0
             seen = with_noise_of_levels(seen, sums, at.keys, words, low, high, at_zero, slope, reference)
-    if at.changed:
-        converters = ((place.k * shape.groups + place.group) * shape.arrays + place.t) * columns + place.column
-        seen = converted_by(seen, at.gains, at.offsets, converters)
+    if at.gained:
+        seen = converted_by(seen, at.gains, at.offsets, _converters(shape, place))
+    elif at.moved:
+        seen = moved_by(seen, at.offsets, _converters(shape, place))
     return seen
+
+
+@inlined
+def with_offsets(shape, at, place, u):
+    """Shorts as the converters of 64 columns see them, whose offsets are all that reads have besides."""
+    return moved_by(u, at.offsets, _converters(shape, place)) if at.moved else u
+
+
+@inlined
+def _converters(shape, place):
+    """The first of the converters of 64 columns."""
+    return ((place.k * shape.groups + place.group) * shape.arrays + place.t) * shape.slice_vectors * LANES + place.column
 
 
 @inner

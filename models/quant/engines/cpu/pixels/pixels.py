@@ -12,11 +12,13 @@ import torch
 from torch.nn import functional as F
 
 from ....arrays.mapping import MappedLayer
+from ....arrays.readout import first_image
 from ....kernels.output import NOT_TO_CODES, ToCodes
 from ....kernels.simd import has_byte_tables, set_threads
 from ... import accumulator_dtype
 from ..vectors.picks import BYTE_ROWS, PIXELS, TABLE
 from ..vectors.wide import WIDE
+from ..vectors.wide_noise import sums_bytes
 from ..whole.choice import SIDE_BY_SIDE, fastest_for, may
 from .pixels_kernel import Raster, Target, run
 from .pixels_layout import lay_out
@@ -25,6 +27,7 @@ PLANES = 2**15  # bytes of the planes of a block, about: they stay in the first-
 FEWEST = WIDE  # output pixels of a call
 MOST_PHASES = 4  # strides of 2; of longer ones most planes are not used
 MOST_BYTES = 2**24  # of all tables: more are not in a cache when they are needed
+MOST_KINDS = 256  # of reads whose noise is drawn for a block: what it follows from stays in the second-level cache
 MOST_ROWS, MOST_COLUMNS = 64, 64  # of an array; of one slice, half of them with u in 16 bits: what is not tried is so where it has no more
 
 
@@ -46,7 +49,7 @@ class SideBySide:
         outputs = len(a_codes) * math.prod(size)
         if outputs < FEWEST or not has_byte_tables() or not self._may_run:
             return False
-        way = fastest_for(self.layer, a_codes, {"side by side": self._tried, "by columns": self._other.by_columns})
+        way = fastest_for(self.layer, a_codes, {"side by side": self._tried, "by columns": self._other.by_columns}, self._besides)
         if way == "by columns":
             self.__dict__.pop("_layout", None)  # its tables are large
             return False
@@ -63,10 +66,30 @@ class SideBySide:
     @functools.cached_property
     def _may_run(self):
         layer = self.layer
-        if layer.spec.adc_range not in ("calibrated", "full") or layer.readout is not None or not may(self.name):
+        if layer.spec.adc_range not in ("calibrated", "full") or not may(self.name):
+            return False
+        if layer.readout is not None and not self._may_read_out:
             return False
         cells, whole = layer.w_codes.numel() * len(layer.spec.slice_bits), layer.cells is None or layer.in_levels.cells.fraction_bits == 0
-        return math.prod(layer.geometry.stride) <= MOST_PHASES and (whole and cells * TABLE // BYTE_ROWS <= MOST_BYTES or self._is_small)
+        tried = whole or layer.readout is not None
+        return math.prod(layer.geometry.stride) <= MOST_PHASES and (tried and cells * TABLE // BYTE_ROWS <= MOST_BYTES or self._is_small)
+
+    @functools.cached_property
+    def _may_read_out(self):
+        """Whether what reads have besides is the same for all of a column, or follows from n, which a byte holds."""
+        layer, readout = self.layer, self.layer.readout
+        if readout.curve is not None or readout.circuits is not None or readout.depends_on_level or layer.classes > 1:
+            return False
+        if readout.noisy and not sums_bytes() or readout.cell_noise and (max(layer.spec.digit_bits) > 1 or layer.tallest > 255):
+            return False
+        kinds = len(layer.arrays) * len(layer.spec.digit_bits) * len(layer.spec.slice_bits)
+        return kinds <= MOST_KINDS and len(layer.w_codes) // layer.geometry.groups <= MOST_COLUMNS
+
+    @functools.cached_property
+    def _besides(self):
+        """What its time depends on beside its shape."""
+        readout = self.layer.readout
+        return () if readout is None else (readout.noisy, readout.gain is not None and bool((readout.gain != 1).any()))
 
     @functools.cached_property
     def _is_small(self):
@@ -89,7 +112,7 @@ class SideBySide:
             next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes)
         raster, place = self._raster(a_codes.shape)
         codes = F.pad(a_codes.flatten(), (0, WIDE))  # a vector from the last code on is read too
-        run(shape, tables, raster, place, target, to_codes or NOT_TO_CODES, codes.numpy())
+        run(shape, tables, raster, place, target, to_codes or NOT_TO_CODES, codes.numpy(), first_image())
         return out
 
     def _raster(self, input_shape):

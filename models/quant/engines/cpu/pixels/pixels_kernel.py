@@ -13,7 +13,8 @@ import numpy as np
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
 from ....kernels.output import ToCodes
-from ....kernels.simd import LANES, float32_at, int32_at, int64_at, put_int32, put_uint8
+from ....kernels.simd import (LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_uint8, put_uint32,
+                              uint8_at)
 from ..common.finish import Pixel, finish_pixel
 from ..grid.cells_forms import DELTA, FORM, HIGHEST, LOWEST, SCALE, UNIT
 from ..planes.converter import CLIP_HIGH, CLIP_LOW, FACTOR, FRACTION, LOW, OFFSET, Q_MAX, Q_MIN, SHIFT, TIE
@@ -23,11 +24,13 @@ from ..vectors.picks import (PIXELS, TABLE, add_joined_evens, add_joined_odds, a
                              add_product_of_odds, add_product_of_shorts, add_to_sums, added_bytes, codes_of_shorts, full_i8, larger_bytes,
                              load_bytes, load_table, picked_bytes, picked_of_four, picked_of_two, picked_shorts, smaller_bytes,
                              store_bytes, zero_shorts)
-from ..vectors.wide import (WIDE, add_product_f32, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16,
+from ..vectors.wide import (WIDE, add_product_f32, added, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16,
                             full_i32, store_ints, widened)
-from .pixels_layout import BROAD, BY_ONES, NARROW, SHORT_FORM, TALL, VALUES, PixelLayout, PixelShape
+from ..vectors.wide_noise import converted_alike, mixed, moved_high, with_noise_of_reads
+from .pixels_layout import BROAD, BY_ONES, NARROW, READ_OUT, SHORT_FORM, TALL, VALUES, PixelLayout, PixelShape
 
 POPULATION = np.array([bits.bit_count() for bits in range(TABLE)], np.uint8)  # of the rows of a set
+DRAWN = 4  # fields of what the noise of a read follows from
 LENGTH = np.array([n.bit_length() for n in range(2 * TABLE)], np.uint8)  # class of n
 
 # One input and how its pixels lie in a plane: height, width, of an image in memory; out_height, out_width; pitch, pixels from one row to
@@ -40,31 +43,33 @@ Target = namedtuple("Target", "out wide values scale offset next_codes")
 # Addresses of the arrays of `PixelLayout`, `Target` and of one work item, and numbers beside them: see `buffers.ColumnAddresses`.
 # place   where the plane of each set begins, moved by its tap; bit_stride: from the planes of one input bit to those of the next
 # sums    int32 `[step, column, pixel]` of the block, `sums_stride` from one column to the next
-# classes  BY_ONES: bytes `[array, digit, pixel]`, of PIXELS pixels
+# classes  BY_ONES, READ_OUT: bytes `[array, digit, pixel]`, of PIXELS pixels: classes of n, or n
+# reads    READ_OUT: what `with_noise_of_reads` takes, 32 bits `[array, digit, slice, field, pixel]`, of PIXELS pixels
 PixelAddresses = namedtuple("PixelAddresses", """
     tables set_start first size place planes bit_stride digit_start step_of_slice codes ends forms shorts value_bytes windows classes
-    factors worth sums sums_stride
+    noise drawn gains offsets reads factors worth sums sums_stride
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     acc exact_acc step total""")
 
 
 def run(shape: PixelShape, layout: PixelLayout, raster: Raster, place: np.ndarray, target: Target, to_codes: ToCodes,
-        codes: np.ndarray) -> None:
+        codes: np.ndarray, first_image: int) -> None:
     """Codes of every read of a layer to `target`. Args: place, see `PixelAddresses`; codes, uint8 `[N, H, W, in]` flat, and a
-    vector behind."""
+    vector behind; first_image, its number, which its noise follows from."""
     blocks = -(-raster.images * raster.rows * raster.pitch // raster.block)
-    _kernels[shape.form](blocks, shape, layout, raster, place, target, to_codes, codes)
+    _kernels[shape.form](blocks, shape, layout, raster, place, target, to_codes, codes, first_image)
 
 
 def _kernel(form):
     """The kernel for layers of this form. Its items are blocks of output pixels, with all of their columns."""
     def layer(arguments, item, sources=SOURCES):
-        shape, layout, raster, place, target, to_codes, codes = loaded(arguments)
+        shape, layout, raster, place, target, to_codes, codes, first_image = loaded(arguments)
         first = item * raster.block
         phases = shape.stride_y * shape.stride_x
         bit_stride = shape.intervals * phases * raster.length
         planes = np.zeros(shape.input_bits * bit_stride + PIXELS, np.uint8)
-        classes = np.empty(shape.arrays * shape.digits * PIXELS if form == BY_ONES else 0, np.uint8)
+        classes = np.empty(shape.arrays * shape.digits * PIXELS if form == BY_ONES or form == READ_OUT else 0, np.uint8)
+        reads = np.empty(shape.arrays * shape.digits * shape.slices * DRAWN * PIXELS if form == READ_OUT else 0, np.int32)
         stride = raster.block + LANES // 2  # not a multiple of what the cache repeats by
         sums = np.empty(shape.steps * shape.out_channels * stride, np.int32)
         acc = np.empty(shape.steps * shape.slice_vectors * LANES, np.int32)
@@ -76,9 +81,10 @@ def _kernel(form):
             bit_stride=bit_stride, digit_start=layout.digit_start.ctypes.data, step_of_slice=layout.step_of_slice.ctypes.data,
             codes=layout.codes.ctypes.data, ends=layout.ends.ctypes.data, forms=layout.forms.ctypes.data, shorts=layout.shorts.ctypes.data,
             value_bytes=layout.value_bytes.ctypes.data, windows=layout.windows.ctypes.data, classes=classes.ctypes.data,
-            factors=layout.factors.ctypes.data, worth=layout.worth.ctypes.data, sums=sums.ctypes.data,
-            sums_stride=stride, exact=False, relative=0, floats=False, out=target.out.ctypes.data,
-            step_size=target.out[:1].size // words, wide=target.wide,
+            noise=layout.noise.ctypes.data, drawn=layout.drawn.ctypes.data, gains=layout.gain.ctypes.data,
+            offsets=layout.offset.ctypes.data, reads=reads.ctypes.data, factors=layout.factors.ctypes.data,
+            worth=layout.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride,
+            exact=False, relative=0, floats=False, out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
             scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
             offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
             gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
@@ -88,9 +94,11 @@ def _kernel(form):
             sums[:] = 0
             _fill_planes(shape, at, raster, codes, group, first)
             for pixel in range(0, raster.block, PIXELS):
-                if form == BY_ONES:
-                    _find_classes(shape, at, pixel)
-                for o in range(0, shape.out_channels, 1 if form == BROAD else 2):
+                if form == BY_ONES or form == READ_OUT and shape.noisy:
+                    _find_classes(shape, at, pixel, form)
+                if form == READ_OUT and shape.noisy:
+                    _draw(shape, at, raster, layout.seed, first_image, first + pixel)
+                for o in range(0, shape.out_channels, 1 if form == BROAD or form == READ_OUT else 2):
                     if form == NARROW:
                         _narrow_columns(shape, at, group, o, pixel)
                     elif form == TALL:
@@ -98,15 +106,15 @@ def _kernel(form):
                     elif form == BY_ONES:
                         _columns_by_ones(shape, at, group, o, pixel)
                     else:
-                        _broad_column(shape, at, group, o, pixel)
+                        _broad_column(shape, at, group, o, pixel, form)
             _finish(shape, at, raster, group, first)
-        _keep_alive(planes, classes, sums, acc, step, total)
+        _keep_alive(planes, classes, reads, sums, acc, step, total)
 
     return Kernel(layer, f"pixels_layer_{form}")
 
 
 @inner
-def _keep_alive(planes, classes, sums, acc, step, total):
+def _keep_alive(planes, classes, reads, sums, acc, step, total):
     """Numba frees an array after its last use, and does not see the uses by address."""
 
 
@@ -226,8 +234,8 @@ def _narrow_reads(shape, at, tables, t, z, pixel):
 
 
 @inner
-def _find_classes(shape, at, pixel):
-    """The class of n of the reads of each array and digit, of the pixels from `pixel` of the block on."""
+def _find_classes(shape, at, pixel, form):
+    """The class of n of the reads of each array and digit, of the pixels from `pixel` of the block on; READ_OUT: n, modulo 256."""
     population, short, long = load_table(POPULATION.ctypes.data), load_table(LENGTH.ctypes.data), load_table(LENGTH.ctypes.data + TABLE)
     for t in range(shape.arrays):
         for z in range(shape.digits):
@@ -236,7 +244,9 @@ def _find_classes(shape, at, pixel):
                 n, planes = added_bytes(n, n), at.planes + bit * at.bit_stride + pixel
                 for s in range(int64_at(at.set_start, t), int64_at(at.set_start, t + 1)):
                     n = added_bytes(n, picked_bytes(population, load_bytes(planes + int64_at(at.place, s))))
-            store_bytes(at.classes + (t * shape.digits + z) * PIXELS, picked_of_two(short, long, n))
+            if form == BY_ONES:
+                n = picked_of_two(short, long, n)
+            store_bytes(at.classes + (t * shape.digits + z) * PIXELS, n)
 
 
 @inlined
@@ -327,8 +337,42 @@ def _tall_code(at, u, kind):
                            -(int64_at(form, TIE) == TOWARDS_ZERO), int64_at(limits, Q_MIN), int64_at(limits, Q_MAX))
 
 
+@inner
+def _draw(shape, at, raster, seed, first_image, first):
+    """What the noise of each read follows from, of the pixels from raster pixel `first` on, to `at.reads`: as `cells_reads.add_noise`."""
+    for lane in range(PIXELS):
+        row, x = (first + lane) // raster.pitch, (first + lane) % raster.pitch
+        image_key = mixed(seed, row // raster.rows + first_image)
+        counter = (row % raster.rows * raster.out_width + x) * shape.arrays * shape.digits * shape.slices
+        for t in range(shape.arrays):
+            for z in range(shape.digits):
+                n = np.int64(uint8_at(at.classes, (t * shape.digits + z) * PIXELS + lane))
+                for k in range(shape.slices):
+                    key = mixed(image_key, counter)
+                    counter += 1
+                    noise = ((z * shape.slices + k) * shape.deviations + min(n, shape.deviations - 1)) * 2
+                    place = ((t * shape.digits + z) * shape.slices + k) * DRAWN * PIXELS + lane
+                    put_uint32(at.reads, place, np.int64(key))
+                    put_uint32(at.reads, place + PIXELS, np.int64(moved_high(key)))
+                    put_float32(at.reads, place + 2 * PIXELS, float32_at(at.noise, noise))
+                    put_float32(at.reads, place + 3 * PIXELS, float32_at(at.noise, noise + 1))
+
+
 @inlined
-def _broad_column(shape, at, group, o, pixel):
+def _read_out(shape, at, u, group, o, t, z, k, lane):
+    """u of 64 reads, from this one of the PIXELS on, as their converter sees it."""
+    if shape.noisy:
+        reads = at.reads + 4 * (((t * shape.digits + z) * shape.slices + k) * DRAWN * PIXELS + lane)
+        drawn = at.drawn + 12 * (group * shape.out_channels + o)
+        u = with_noise_of_reads(u, reads, PIXELS, int32_at(drawn, 0), int32_at(drawn, 1), int32_at(drawn, 2))
+    converter = ((k * shape.groups + group) * shape.arrays + t) * shape.out_channels + o
+    if shape.gained:
+        return converted_alike(u, float64_at(at.gains, converter), int32_at(at.offsets, converter))
+    return added(u, full_i32(int32_at(at.offsets, converter))) if shape.moved else u
+
+
+@inlined
+def _broad_column(shape, at, group, o, pixel, form):
     """The same with u in 16 bits and codes in float32."""
     for half in range(pixel, pixel + PIXELS, WIDE):
         for step in range(shape.steps):
@@ -344,7 +388,10 @@ def _broad_column(shape, at, group, o, pixel):
                         continue
                     q = full_f32(np.float32(0))
                     for t in range(shape.arrays):
-                        q = add_product_f32(q, _broad_code(shape, at, _broad_read(shape, at, tables, t, z, half), kind), np.float32(1))
+                        u = _broad_read(shape, at, tables, t, z, half)
+                        if form == READ_OUT:
+                            u = _read_out(shape, at, u, group, o, t, z, k, half - pixel)
+                        q = add_product_f32(q, _broad_code(shape, at, u, kind), np.float32(1))
                     total = add_product_of_floats(total, q, factor * int64_at(at.worth, k))
             store_ints(at.sums, (step * shape.out_channels + o) * at.sums_stride + half, total)
 
@@ -385,7 +432,7 @@ def _finish(shape, at, raster, group, first):
         if image < raster.images and y < raster.out_height:
             for x in range(max(0, first - row * raster.pitch), min(raster.out_width, stop - row * raster.pitch)):
                 pixel = row * raster.pitch + x - first
-                if shape.form != BROAD:  # even ones come first
+                if shape.form != BROAD and shape.form != READ_OUT:  # even ones come first
                     pixel = pixel // PIXELS * PIXELS + pixel % PIXELS // 2 + pixel % 2 * (PIXELS // 2)
                 _turn(shape, at, pixel)
                 place = ((image * raster.out_height + y) * raster.out_width + x) * shape.groups * shape.out_channels + channel
@@ -402,4 +449,4 @@ def _turn(shape, at, pixel):
             put_int32(at.acc, step * shape.slice_vectors * LANES + o, int32_at(at.sums, first + o * at.sums_stride))
 
 
-_kernels = {form: _kernel(form) for form in (NARROW, TALL, BROAD, BY_ONES)}
+_kernels = {form: _kernel(form) for form in (NARROW, TALL, BROAD, BY_ONES, READ_OUT)}

@@ -4,7 +4,8 @@ A lane of a vector is an output pixel, so that vectors are full however few colu
 u depends on as many input bits: it is looked up in a table of 2^6 bytes, or of 2^5 numbers of 16 bits where bytes do not hold that. There
 are four forms: in bytes from the table to the code (`NARROW`); in bytes up to the sum of so many sets as bytes hold, and from there on in
 16 bits (`TALL`), for arrays of hundreds of rows; in 16 bits from the table on, and codes in float32 (`BROAD`); and u in bytes, from
-which and the class of n what a code is worth is looked up (`BY_ONES`).
+which and the class of n what a code is worth is looked up (`BY_ONES`). Where reads have noise, gains or offsets besides (`READ_OUT`), they
+are `BROAD` ones.
 
     u = sum over sets of rows  table[set, column][input bits of the rows]
 
@@ -22,28 +23,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from ....arrays.mapping import MappedLayer
+from ....arrays.readout import APART, COLUMN_KEY, SHARING, column_numbers, signed
 from ....kernels.simd import LANES, aligned
 from ..grid.cells_forms import HIGHEST, LOWEST, static_forms
 from ..grid.cells_layout import step_of_slice
 from ..planes.converter import LIMITS, LOW, static_form
 from ..vectors.picks import BYTE_ROWS, SHORT_ROWS, TABLE
+from ..vectors.wide_noise import IN_STEPS, ROUNDER, SIGNED, STEP
 
 TABLES = 2 * TABLE  # codes of two tables of bytes
 VALUES = 256  # entries of a table of what codes are worth
-NARROW, TALL, BROAD, BY_ONES = range(4)  # forms
+NARROW, TALL, BROAD, BY_ONES, READ_OUT = range(5)  # forms
 SHORT_FORM = LOW + LIMITS  # fields of a converter in 16 bits: those of `fixed_point` and of `converter.Adc.limits`
 
 # A layer as the kernel sees it; the names that `finish` uses mean what they mean in `layout.ColumnShape`.
 PixelShape = namedtuple("PixelShape", """
     form divide out_channels channels groups arrays digits slices steps slice_vectors input_bits intervals sets
-    stride_y stride_x pad_top pad_left clip small together flush at_once""")
-# form       NARROW, TALL, BROAD or BY_ONES; divide: BROAD, whether codes are those of a quotient
+    stride_y stride_x pad_top pad_left clip small together flush at_once noisy gained moved deviations""")
+# form       see above; divide: BROAD, whether codes are those of a quotient
 # intervals  channel intervals, of as many rows as a set has; sets: of one column
 # clip       whether u must be brought into the window of a table of codes (of a class) first
 # small      whether tables of codes have 64 entries, not 128
 # together   arrays whose codes a byte can add up
 # flush      TALL: sets whose sum a byte holds; BY_ONES: arrays whose sum 16 bits hold
 # at_once    TALL: whether 16 bits hold the sums of codes over all digits
+# noisy, gained, moved   READ_OUT: what reads have besides; deviations: of each kind of read, one, or one for each n
 
 # tables         int8 `[group, out, slice, set, 64]`, or int16 `[.., 32]`
 # set_start      first set of each array, and the end of the last
@@ -56,10 +60,13 @@ PixelShape = namedtuple("PixelShape", """
 # forms          BROAD: `cells_forms.Forms.singles`; shorts: TALL, int64 `[digit, slice, SHORT_FORM]`
 # value_bytes    BY_ONES: bytes `[digit, slice, low and high byte, 256]` of `q 64 delta` over what all these have in common
 # windows        BY_ONES: bytes `[3, 64]` of each class: what u is moved by to its entry there, and the window of u
+# noise          READ_OUT: `(deviation, lift)` of `wide_noise.with_noise` for each n, float32 `[digit, slice, n, 2]`
+# drawn          READ_OUT: key of the word, signs and start of each column, int32 `[group, out, 3]`; seed: of `Readout`
+# gain, offset   READ_OUT: of each converter, float64 and int32 `[slice, group, array, out]`
 # factors        what a code is worth among those of its slice, int64 `[digit, slice]`; 0 without a conversion; worth: of the slice's
 PixelLayout = namedtuple("PixelLayout", """
     tables set_start first size plane down right digit_start step_of_slice codes ends forms shorts value_bytes
-    windows factors worth""")
+    windows noise drawn seed gain offset factors worth""")
 
 
 @dataclass(frozen=True)
@@ -175,9 +182,35 @@ def _by_ones(layer):
     return ByOnes(np.ascontiguousarray(parts), tables, clip, (2**15 - 1) // max(largest, 1), common)
 
 
+# noise, drawn, seed, gain, offset: of `PixelLayout`
+Drawn = namedtuple("Drawn", "noise drawn seed gain offset")
+NOT_DRAWN = Drawn(np.zeros((0,) * 4, np.float32), np.zeros((0,) * 3, np.int32), 0, np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32))
+
+
+def _drawn(layer):
+    """What the reads of a layer have besides, whose noise depends on nothing but n."""
+    readout, spec, groups = layer.readout, layer.spec, layer.geometry.groups
+    out, slices = len(layer.w_codes) // groups, len(spec.slice_bits)
+    columns = column_numbers(groups, out).numpy()
+    words = columns // SHARING * APART + columns % APART
+    drawn = np.concatenate([(words * COLUMN_KEY & 0xFFFFFFFF).astype(np.uint32).view(np.int32)[..., None],
+                            SIGNED[columns % SHARING // APART]], axis=2)
+    own = np.array([c0 * (1 + m) for c0, _, m in readout.cell_noise or [(0.0, 0.0, 0.0)] * slices])
+    n = np.arange(layer.tallest + 1 if own.any() else 1)
+    variance = (layer.base_noise.numpy()[..., -1:] + own[:, None] * n).astype(np.float32)
+    deviation = np.rint(np.sqrt(np.maximum(variance, np.float32(0))) * IN_STEPS) * STEP
+    shape = slices, groups, len(layer.arrays), out
+    gain, offset = np.ones(shape), np.zeros(shape, np.int32)
+    if readout.gain is not None:
+        gain[:] = readout.gain.cpu().numpy()
+    if readout.offset is not None:
+        offset[:] = readout.offset.cpu().numpy()
+    return Drawn(np.stack([deviation, ROUNDER - ROUNDER * deviation], axis=3), drawn, signed(readout.seed), gain, offset)
+
+
 def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     """(`PixelShape`, `PixelLayout`) of a layer with fixed ranges, None where no form holds its reads or gives its codes."""
-    layer = layer.in_levels
+    layer = layer.in_levels if layer.readout is None else layer
     spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
     low, high = layer.u_span
     digits, slices = np.arange(len(spec.digit_bits)), np.arange(len(spec.slice_bits))
@@ -187,17 +220,18 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     adcs = [[max((layer.converter(z, k, j) for j in range(layer.classes)), key=lambda adc: adc.bits) for k in slices] for z in digits]
     factors = np.array([[(ones.common or adc.factor) << spec.dac_bits * z if adc.bits else 0 for adc in of_digit]
                         for z, of_digit in enumerate(adcs)])
-    whole, weights = layer.cells is None or layer.cells.fraction_bits == 0, layer.row_weights.cpu().numpy()
+    whole = layer.readout is None and (layer.cells is None or layer.cells.fraction_bits == 0)
+    weights = layer.row_weights.cpu().numpy()
     narrow, tall, form, sets = None, None, BY_ONES, sets_of(layer, BYTE_ROWS)
     if not ones.common:
         narrow, form = _narrow(layer, factors) if whole else None, NARROW
     if narrow is None and form == NARROW:
         tall, form = _tall(layer, factors, weights, sets) if whole else None, TALL
     if narrow is None and tall is None and form != BY_ONES:
-        form, sets = BROAD, sets_of(layer, SHORT_ROWS)
+        form, sets = BROAD if layer.readout is None else READ_OUT, sets_of(layer, SHORT_ROWS)
     singles = np.zeros((1, *factors.shape, 0), np.float32)
     divide = False
-    if form == BROAD:
+    if form in (BROAD, READ_OUT):
         forms = static_forms(layer)
         if forms.broad or low < -2**15 or high >= 2**15:
             return None
@@ -208,19 +242,22 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     intervals, (down, right) = np.array(sets.intervals, np.int64), np.array(sets.taps, np.int64).T
     narrow = narrow or Narrow(np.zeros(0, np.int8), np.zeros(0, np.int64), False, False, 1)
     tall = tall or Tall(np.zeros(0, np.int64), 0, False)
+    drawn = _drawn(layer) if form == READ_OUT else NOT_DRAWN
     shape = PixelShape(
         form=form, divide=divide, out_channels=out, channels=layer.group_channels, groups=groups,
         arrays=len(layer.arrays), digits=len(digits), slices=len(slices), steps=int(step.max()) + 1, slice_vectors=-(-out // LANES),
         input_bits=spec.a_bits, intervals=len(intervals), sets=len(sets.rows), stride_y=geometry.stride[0],
         stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=narrow.clip or ones.clip,
-        small=narrow.small, together=narrow.together, flush=tall.flush or ones.flush, at_once=tall.at_once)
+        small=narrow.small, together=narrow.together, flush=tall.flush or ones.flush, at_once=tall.at_once,
+        noisy=form == READ_OUT and layer.readout.noisy, gained=bool((drawn.gain != 1).any()), moved=bool(drawn.offset.any()),
+        deviations=drawn.noise.shape[2])
     return shape, PixelLayout(
-        tables=tables_of(weights, sets, *((SHORT_ROWS, np.int16) if form == BROAD else (BYTE_ROWS, np.int8))),
+        tables=tables_of(weights, sets, *((SHORT_ROWS, np.int16) if form in (BROAD, READ_OUT) else (BYTE_ROWS, np.int8))),
         set_start=np.array(sets.start, np.int64),
         first=intervals[:, 0].copy(), size=intervals[:, 1] - intervals[:, 0], plane=np.array(sets.interval, np.int64), down=down.copy(),
         right=right.copy(), digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, codes=narrow.codes,
         ends=narrow.ends, forms=singles[0], shorts=tall.shorts, value_bytes=ones.value_bytes, windows=ones.windows,
-        factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
+        **drawn._asdict(), factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
 
 
 def tables_of(weights, sets, most, dtype):

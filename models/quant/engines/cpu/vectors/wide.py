@@ -188,12 +188,17 @@ def store_ints(typingctx, address, offset, value):
     return types.void(types.intp, types.intp, ints), codegen
 
 
+def paired(b, x):
+    """The lower halves of 64 lanes of 32 bits as paired shorts."""
+    low, high = _halves(b, x)
+    funnel = b.module.declare_intrinsic(f"llvm.fshl.v{_PAIRS.count}i32", (), ir.FunctionType(_PAIRS, [_PAIRS] * 3))
+    return b.bitcast(b.call(funnel, [high, b.shl(low, _SHORT), _SHORT]), _SHORTS)
+
+
 @_operation(shorts, raised)
 def as_shorts(b, x):
     """The lower halves of their bits, paired."""
-    low, high = _halves(b, b.bitcast(x, _INTS))
-    funnel = b.module.declare_intrinsic(f"llvm.fshl.v{_PAIRS.count}i32", (), ir.FunctionType(_PAIRS, [_PAIRS] * 3))
-    return b.bitcast(b.call(funnel, [high, b.shl(low, _SHORT), _SHORT]), _SHORTS)
+    return paired(b, b.bitcast(x, _INTS))
 
 
 as_floats = _operation(floats, ints)(lambda b, x: b.sitofp(x, _FLOATS))

@@ -12,7 +12,7 @@ from ....arrays.readout import APART, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MI
 from ....kernels.inner import inlined
 from ....kernels.simd import _broadcast, _pointer, has_byte_tables
 from .wide import (_DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, MAGIC, RAISED, WIDE, _call, as_vector, floats, ints, joined, of_pairs,
-                   raised, shorts)
+                   paired, raised, shorts)
 
 STEP = np.float32(1 / STEPS)  # of the deviations of reads, over `DEVIATION`
 IN_STEPS = np.float32(STEPS / DEVIATION)
@@ -39,24 +39,40 @@ def _all(vector, value):
 def _signed_sums(b, x):
     """MAGIC plus the sums of the four entries of NORMAL that the bytes of each of 16 lanes name, in float32: with the first signs, in
     16 lanes, with the second, ..."""
-    parts = _sums_of_bytes(b, x) if has_byte_tables() and _has_dot_products() else _sums_of_lanes(b, x)
+    parts = _sums_of_bytes(b, x) if sums_bytes() else _sums_of_lanes(b, x)
     return b.bitcast(joined(b, parts), _FLOATS)
 
 
-def _has_dot_products():
-    return bool(llvmlite.binding.get_host_cpu_features().get("avx512vnni"))
+def sums_bytes() -> bool:
+    """Whether the processor looks bytes up and adds four products of them."""
+    return has_byte_tables() and bool(llvmlite.binding.get_host_cpu_features().get("avx512vnni"))
 
 
 def _sums_of_bytes(b, x):
     """Unsigned bytes times signs: a table of entries + 128, which cancels where the signs do."""
-    def function(name, vector):
-        return b.module.declare_intrinsic(name, (), ir.FunctionType(vector, [vector] * 3))
+    entries = _entries(b, x)
+    return [_dot_product(b, _all(_PART, _MAGIC_BITS - 128 * sum(signs)), entries, _all(_PART, _packed(signs))) for signs in SIGNS]
 
+
+def _entries(b, x):
+    """Those of NORMAL that the bytes of each of 16 lanes name, + 128."""
+    pick = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.qi.512", (), ir.FunctionType(_BYTES, [_BYTES] * 3))
     low, high = (ir.Constant(_BYTES, [v + 128 for v in NORMAL[first:first + 64]]) for first in (0, 64))
-    entries = b.call(function("llvm.x86.avx512.vpermi2var.qi.512", _BYTES), [low, b.bitcast(x, _BYTES), high])
-    products = function("llvm.x86.avx512.vpdpbusd.512", _PART)
-    return [b.call(products, [_all(_PART, _MAGIC_BITS - 128 * sum(signs)), b.bitcast(entries, _PART),
-                              b.bitcast(ir.Constant(_BYTES, [sign & 0xFF for sign in signs] * APART), _PART)]) for signs in SIGNS]
+    return b.bitcast(b.call(pick, [low, b.bitcast(x, _BYTES), high]), _PART)
+
+
+def _dot_product(b, start, entries, signs):
+    """`start` and the sum of the four bytes of each lane, times their signs."""
+    add = b.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", (), ir.FunctionType(_PART, [_PART] * 3))
+    return b.call(add, [start, entries, signs])
+
+
+def _packed(signs):
+    return sum((sign & 0xFF) << 8 * i for i, sign in enumerate(signs))
+
+
+# Of the columns with each of `SIGNS`: the signs, a byte each, and what the sum of four entries + 128 begins at, int32 `[signs, 2]`.
+SIGNED = np.array([[_packed(signs), _MAGIC_BITS - 128 * sum(signs)] for signs in SIGNS], np.uint32).view(np.int32)
 
 
 def _sums_of_lanes(b, x):
@@ -80,10 +96,14 @@ def _every_lane(b, value, vector=_INTS):
 
 def _normals(b, keys, offset, low, high):
     """`_signed_sums` for 64 columns, whose keys (`readout.noise`: of word) stand from there on, of one read; high: `moved_high`."""
-    x = b.add(b.load(_pointer(b, keys, offset, _I32, APART), align=4, typ=_PART), _every_lane(b, low, _PART))
+    keys = b.load(_pointer(b, keys, offset, _I32, APART), align=4, typ=_PART)
+    return _signed_sums(b, _hashed(b, b.add(keys, _every_lane(b, low, _PART)), _every_lane(b, high, _PART)))
+
+
+def _hashed(b, x, high):
     x = b.mul(b.xor(x, b.lshr(x, _all(_PART, 16))), _all(_PART, MIX_1))
-    x = b.mul(b.xor(b.xor(x, b.lshr(x, _all(_PART, 13))), _every_lane(b, high, _PART)), _all(_PART, MIX_2))
-    return _signed_sums(b, b.xor(x, b.lshr(x, _all(_PART, 16))))
+    x = b.mul(b.xor(b.xor(x, b.lshr(x, _all(_PART, 13))), high), _all(_PART, MIX_2))
+    return b.xor(x, b.lshr(x, _all(_PART, 16)))
 
 
 @inlined
@@ -153,6 +173,36 @@ def with_noise(typingctx, u, keys, offset, low, high, deviation, lift):
         deviation, lift = (_every_lane(b, value, _FLOATS) for value in (deviation, lift))
         return _plus(b, u, _call(b, "fma", _FLOATS, _normals(b, keys, offset, low, high), deviation, lift), sig.return_type)
     return u(u, types.intp, types.intp, types.int64, types.int64, types.float32, types.float32), codegen
+
+
+@intrinsic
+def with_noise_of_reads(typingctx, u, reads, apart, key, signs, start):
+    """The same of 64 reads of one column, ints; only where `sums_bytes()`. Args: reads, where their low, high, deviation and lift stand, 32
+    bits each, `apart` elements from one field to the next; key, of the column's word; signs and start, `SIGNED`."""
+    def codegen(context, b, sig, args):
+        u, reads, apart, *column = args
+        if not sums_bytes():
+            return u
+        key, signs, start = (_every_lane(b, value, _PART) for value in column)
+
+        def field(number, first, kind):
+            at = b.add(b.mul(ir.Constant(apart.type, number), apart), ir.Constant(apart.type, first))
+            return b.load(_pointer(b, reads, at, kind.element, kind.count), align=4, typ=kind)
+        sums = [_dot_product(b, start, _entries(b, _hashed(b, b.add(key, field(0, first, _PART)), field(1, first, _PART))), signs)
+                for first in range(0, WIDE, APART)]
+        noise = _call(b, "fma", _FLOATS, b.bitcast(joined(b, sums), _FLOATS), field(2, 0, _FLOATS), field(3, 0, _FLOATS))
+        return _plus(b, u, noise, ints)
+    return ints(ints, *[types.intp] * 2, *[types.int64] * 3), codegen
+
+
+@intrinsic
+def converted_alike(typingctx, u, gain, offset):
+    """`rint(u gain) + offset` of reads of one converter, ints."""
+    def codegen(context, b, sig, args):
+        u, gain, offset = args
+        product = b.fmul(b.sitofp(u, _DOUBLES), _broadcast(b, gain, _DOUBLES))
+        return b.add(b.fptosi(_call(b, "rint", _DOUBLES, product), _INTS), _every_lane(b, offset))
+    return ints(ints, types.float64, types.int64), codegen
 
 
 @intrinsic
@@ -241,6 +291,18 @@ def between_curves(typingctx, u, both, current, b0, b1, b2):
         slope = _call(b, "fma", _FLOATS, u, _call(b, "fma", _FLOATS, u, b2, b.fadd(b1, bent)), first)
         return _whole(b, _call(b, "fma", _FLOATS, u, slope, _rounder(sig.return_type)), sig.return_type)
     return _lifted(u)(u, both, *[types.float32] * 4), codegen
+
+
+@intrinsic
+def moved_by(typingctx, u, offsets, place):
+    """`u + offset` with the offsets (int32) from element `place` of the array at an address; shorts, modulo 2^16."""
+    def codegen(context, b, sig, args):
+        u, kind = args[0], sig.return_type
+        offset = b.load(_pointer(b, *args[1:], _I32, WIDE), align=4, typ=_INTS)
+        if kind == shorts:
+            return b.add(u, paired(b, offset))
+        return b.add(u, offset) if kind == ints else b.fadd(u, b.sitofp(offset, _FLOATS))
+    return u(u, types.intp, types.intp), codegen
 
 
 @intrinsic
