@@ -198,9 +198,7 @@ def error_weights(model: nn.Module, images: Batch | Iterable[Batch], choices: di
         batch_dim: see `calibrate`.
     Raises: ValueError for no images.
     """
-    first = First(WEIGHT_IMAGES, batch_dim)
-    first.fill(images)
-    images = first.batch()
+    images = First(WEIGHT_IMAGES, batch_dim).fill(images).batch()
     if images is None or not length(images, batch_dim):
         raise ValueError("no images to measure with what the layers' errors do")
     layers = [(name, layer, layer.spec, layer.chip and layer.binned(layer.chip.nominal)) for name, layer in crossbar_layers(model)
@@ -250,9 +248,7 @@ def correct(model: nn.Module, images: Batch | Iterable[Batch],
         if layer.spec.adc_range != "calibrated":
             raise ValueError(f"a correction belongs to calibrated ranges, not to adc_range {layer.spec.adc_range!r}")
     if not isinstance(images, Tensor | Mapping):
-        first = First(CORRECTION_IMAGES, batch_dim)
-        first.fill(images)
-        images = first.batch()
+        images = First(CORRECTION_IMAGES, batch_dim).fill(images).batch()
     return _correct(model, layers, images, wanted)
 
 

@@ -81,9 +81,8 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         """What one network's arrays had to do for the images of both."""
-        layers = {name: _both(self.layers[name], other.layers[name]) if name in self.layers and name in other.layers else
-                  (self.layers | other.layers)[name] for name in self.layers | other.layers}
-        return Counts(self.images + other.images, layers)
+        both = {name: _both(self.layers[name], other.layers[name]) for name in self.layers.keys() & other.layers.keys()}
+        return Counts(self.images + other.images, self.layers | other.layers | both)
 
 
 def _both(a: LayerCounts, b: LayerCounts) -> LayerCounts:
