@@ -214,9 +214,8 @@ def _never_used(net, found):
 
 def _bind(net, layers, found, inputs, quantized):
     """Put the layers into the network: `{name: (layer, product)}`."""
-    parameters, bound, roots = dict(net.named_parameters()), {}, {}
-    owners = {}
-    for module in list(net.modules()):
+    parameters, bound, roots, owners = dict(net.named_parameters()), {}, {}, {}
+    for module in net.modules():
         for key, parameter in module._parameters.items():
             owners.setdefault(id(parameter), []).append((module, key))
     for name, (product, spec, scales) in layers.items():

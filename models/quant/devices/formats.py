@@ -75,11 +75,10 @@ def _gaussian(path: Path, lines: list[Line]) -> dict[str, Any]:
     check_std_us(path, lines, "std_uS")
     check_spread(path, lines, "std_uS", "conductance_uS")
     moments = _moments(path, lines)
-    for levels in (levels for times in moments.values() for levels in times.values()):
-        for level in levels:
-            if len(level) > 1:
-                raise ValueError(f"{path}, line {level[1].number}: a second line of level {int(level[1].values['level'])}; with "
-                                 "std_uS there is one a level, time and temperature")
+    for level in (level for times in moments.values() for levels in times.values() for level in levels):
+        if len(level) > 1:
+            raise ValueError(f"{path}, line {level[1].number}: a second line of level {int(level[1].values['level'])}; with "
+                             "std_uS there is one a level, time and temperature")
     series = []
     for temp, times in moments.items():
         mean, std = (np.array([[level[0].values[key] for level in levels] for levels in times.values()])
