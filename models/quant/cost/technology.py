@@ -166,7 +166,7 @@ class Technology:
             if component in PARTS:
                 sources[component] = tuple(source for source, _ in found)
             else:
-                (source, where), *others = found
+                (source, _), *others = found
                 if others:
                     raise ValueError(f"{others[0][1]}: {component} stands on two lines; it has one value")
                 values[component] = source.value
