@@ -70,11 +70,9 @@ class ResNet(nn.Module):
         self.stem = nn.Sequential(make.image_conv(widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
         stages, channels = [], widths[0]
         for stage, (width, depth) in enumerate(zip(widths, depths)):
-            blocks = []
-            for position in range(depth):
-                blocks.append(Block(make, channels, width, 2 if stage and not position else 1, projection))
-                channels = width
-            stages.append(nn.Sequential(*blocks))
+            first = Block(make, channels, width, 2 if stage else 1, projection)
+            stages.append(nn.Sequential(first, *(Block(make, width, width, 1, projection) for _ in range(depth - 1))))
+            channels = width
         self.stages = nn.Sequential(*stages)
         self.last = make.linear(channels, num_classes)
         self.logit_scale = nn.Parameter(torch.tensor(1 / math.sqrt(channels) if make.spread_levels else 1.0))

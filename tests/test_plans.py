@@ -261,20 +261,24 @@ def test_bits_that_are_the_same_everywhere_are_uniform_ranges_of_each_kind():
             one.spec, adc_plan="significance"))).delta[0, 0, 0, 3]
 
 
+def plans_of(layers, *means_and_weights):
+    return [layer.plan(bits) for layer, bits in zip(layers, plans.bits_of(layers, *means_and_weights))]
+
+
 def test_plans_of_layers_and_of_a_network():
     layers = [plans.choices(counted(layer, kind, 1), layer) for layer, kind in (
         (mapped(16, **PLAN, adc_bits=2), "bell"), (mapped(30, cell_bits=2, **PLAN, adc_bits=2), "sharp"))]
     layers[1] = replace(layers[1], reads=7 * layers[0].reads)
     errors = []
     for mean in np.arange(0, 8.01, 0.25):
-        alone = plans.plans(layers, [mean, mean])
+        alone = plans_of(layers, [mean, mean])
         for plan, layer in zip(alone, layers):
             assert plan.bits.sum() <= mean * plan.bits.size and plan.bits.max() <= 8
             assert plan.bits.dtype == plan.q_min.dtype == np.int64 and plan.delta.dtype == np.float64
             for place in np.ndindex(*plan.bits.shape):
                 assert plan.delta[place] == layer.delta[(*place, 0, plan.bits[place])]
                 assert plan.q_min[place] == layer.q_min[(*place, 0, plan.bits[place])]
-        together = plans.plans(layers, [mean, mean], [1.0, 0.3])
+        together = plans_of(layers, [mean, mean], [1.0, 0.3])
         reads = [layer.reads for layer in layers]
         spent = cost(reads, [int(plan.bits.sum()) for plan in together])
         assert spent <= mean * cost(reads, [16, 8]) * (1 + 1e-9)
@@ -284,7 +288,7 @@ def test_plans_of_layers_and_of_a_network():
     assert (np.diff(errors, axis=0) <= 1e-9 * errors[0]).all()
     # One budget does better but for what is left over: less than a bit of the layer that comes next, much in layers this small.
     assert (errors[:, 1] <= errors[:, 0] * 1.1).all() and errors[4, 1] < 0.9 * errors[4, 0]
-    zero, = plans.plans(layers[:1], [0])
+    zero, = plans_of(layers[:1], [0])
     assert not zero.bits.any() and not zero.q_min.any()
 
 
@@ -352,7 +356,7 @@ def test_weights_of_errors(tiny):
         alone = tiny(spec=CrossbarSpec(cell_bits=2, adc_range="ideal"))
         expected, layer = alone(x), dict(crossbar_layers(alone))[name]
         layer.set_spec(PLANNED)
-        plan, = plans.plans([choices[name]], [2.5])
+        plan, = plans_of([choices[name]], [2.5])
         calibrate(alone, x, share="layer")
         assert np.array_equal(layer.adc_bits_plan.numpy(), plan.bits)
         error = choices[name].left(plan.bits[..., None])
@@ -424,7 +428,7 @@ def test_a_plan_alone_has_an_error_that_can_be_measured():
     for mean in (0, 0.5, 2, 3.3):
         plan, error, spent = plans.plan_alone(choices, mean)
         assert spent == plan.bits.mean() <= mean
-        assert all(np.array_equal(*pair) for pair in zip(plan, *plans.plans([choices], [mean])))
+        assert all(np.array_equal(*pair) for pair in zip(plan, *plans_of([choices], [mean])))
         assert error == pytest.approx(choices.left(plan.bits[..., None]))
     plan, error, _ = plans.plan_alone(choices, 8)
     least, _ = plans.best_bits(choices.error.reshape(-1, 9))

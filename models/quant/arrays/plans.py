@@ -277,18 +277,13 @@ def _lower_hull(values: np.ndarray) -> list[int]:
     return corners
 
 
-def plans(layers: Sequence[Choices], adc_bits: Sequence[float], weights: Sequence[float] | None = None) -> list[Plan]:
-    """A plan for each layer: bits that are `adc_bits` in the mean over its kinds of read, or, with `weights`, over all conversions
-    of all layers.
+def bits_of(layers: Sequence[Choices], adc_bits: Sequence[float], weights: Sequence[float] | None = None) -> list[np.ndarray]:
+    """The bits of a plan for each layer, int64 `[digits, slices, classes]`: `adc_bits` in the mean over its kinds of read, or, with
+    `weights`, over all conversions of all layers.
 
     Args: layers, `choices` of each; adc_bits, the mean of each layer (with weights all the same); weights, what a unit of each
         layer's error does to the output of the network.
     """
-    return [layer.plan(bits) for layer, bits in zip(layers, bits_of(layers, adc_bits, weights))]
-
-
-def bits_of(layers: Sequence[Choices], adc_bits: Sequence[float], weights: Sequence[float] | None = None) -> list[np.ndarray]:
-    """The bits of those plans, int64 `[digits, slices, classes]`."""
     if weights is None:
         totals = [layer.total(mean) for layer, mean in zip(layers, adc_bits)]
     else:

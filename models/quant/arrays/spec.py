@@ -193,11 +193,9 @@ class CrossbarSpec:
                              "training images, so allowed is calibrated")
         if planned and not (isinstance(bits, (int, float)) and not isinstance(bits, bool) and 0 <= bits <= self.adc_max_bits):
             raise ValueError(f"adc_bits is {bits!r}; allowed are means from 0 to {self.adc_max_bits} (adc_max_bits)")
-        if not planned and isinstance(bits, float) and bits > 0:
-            raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}. With adc_plan "
-                             "significance or ones it is a mean and may be a fraction")
         if not planned and (type(bits) is not int or not 1 <= bits <= MOST_ADC_BITS):
-            raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}")
+            mean = ". With adc_plan significance or ones it is a mean and may be a fraction" if isinstance(bits, float) and bits > 0 else ""
+            raise ValueError(f"adc_bits is {bits!r}; allowed are whole numbers from 1 to {MOST_ADC_BITS}{mean}")
         name, most = ("adc_max_bits", self.adc_max_bits) if planned else ("adc_bits", bits)
         if self.adc_transfer is not None and self.adc_range != "ideal" and most > self.converter.most_bits:
             raise ValueError(f"{name} is {most!r} with an adc_transfer of {len(self.converter.full[1])} codes; allowed are whole numbers "

@@ -34,7 +34,15 @@ ARITHMETIC = {"__add__", "__mul__", "__neg__", "__pow__", "__radd__", "__rmul__"
               "rsub", "sigmoid", "sign", "softmax", "sqrt", "square", "sub", "tanh", "true_divide"}
 
 
-class Bound(nn.Parameter):
+class _Followed:
+    """A tensor that is followed to the products that it enters."""
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return _call(func, args, kwargs or {})
+
+
+class Bound(_Followed, nn.Parameter):
     """A parameter whose products are those of layers on crossbars: `layers`, `{path: layer}`, "" being the parameter itself.
 
     `known` are the paths on the way to these, `digital` those of products that stay as they are, `label` the name of the parameter.
@@ -53,10 +61,6 @@ class Bound(nn.Parameter):
         bound = Tensor._make_subclass(Bound, parameter.detach(), parameter.requires_grad)
         bound.layers, bound.known, bound.digital, bound.label = layers, known, digital, label
         return bound
-
-    @classmethod
-    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return _call(func, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict) -> Bound:
         if id(self) not in memo:
@@ -82,7 +86,7 @@ def _set_state(bound, state):
     vars(bound).update(state)
 
 
-class _Made(Tensor):
+class _Made(_Followed, Tensor):
     """What was made of a bound parameter alone, on the way to a product."""
 
     root: Bound
@@ -93,10 +97,6 @@ class _Made(Tensor):
         made = value.as_subclass(_Made)
         made.root, made.path = root, path
         return made
-
-    @classmethod
-    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return _call(func, args, kwargs or {})
 
 
 def _call(func, args, kwargs):
@@ -111,8 +111,8 @@ def _call(func, args, kwargs):
                 return layer(found.x, weight, found.bias)
         result = func(*args, **kwargs)
     tensors = [arg for arg in tree.tree_leaves((args, kwargs)) if isinstance(arg, Tensor)]
-    root, path = origin(next(arg for arg in tensors if isinstance(arg, (Bound, _Made))))
-    part = _name(func) in PARTS and isinstance(tensors[0], (Bound, _Made)) or _name(func) in ARITHMETIC and _computed(tensors, result)
+    root, path = origin(next(arg for arg in tensors if isinstance(arg, _Followed)))
+    part = _name(func) in PARTS and isinstance(tensors[0], _Followed) or _name(func) in ARITHMETIC and _computed(tensors, result)
     paths = step(path, func, args, kwargs, result)
     if func in PRODUCTS and root.known.isdisjoint(paths.values()):  # else it is one of weights, on the way to a product with an input
         _warn_of_unseen(func, args, kwargs)
@@ -127,8 +127,8 @@ def _call(func, args, kwargs):
 
 def _warn_of_unseen(func, args, kwargs):
     """What a weight is on the left of may follow from weights alone: its norm, another factor."""
-    found = operands(func, args, kwargs, lambda each: isinstance(each.weight, (Bound, _Made)) and not (
-        each.form.left or isinstance(each.x, (Bound, _Made))))
+    found = operands(func, args, kwargs, lambda each: isinstance(each.weight, _Followed) and not (
+        each.form.left or isinstance(each.x, _Followed)))
     if found is None:
         return
     root, path = origin(found.weight)
@@ -139,14 +139,14 @@ def _warn_of_unseen(func, args, kwargs):
 
 def _computed(tensors, result):
     """Whether arithmetic on these gives a weight of the shape of one of them, which the others are no more than factors of."""
-    weights = [tensor for tensor in tensors if isinstance(tensor, (Bound, _Made))]
-    others = (tensor.numel() for tensor in tensors if not isinstance(tensor, (Bound, _Made)))
+    weights = [tensor for tensor in tensors if isinstance(tensor, _Followed)]
+    others = (tensor.numel() for tensor in tensors if not isinstance(tensor, _Followed))
     return result.shape == weights[0].shape and max(others, default=0) < result.numel()
 
 
 def _has_a_layer(product):
     """Whether it is a product that a layer was made for: of this weight, of this form."""
-    if not isinstance(product.weight, (Bound, _Made)):
+    if not isinstance(product.weight, _Followed):
         return False
     root, path = origin(product.weight)
     return path in root.layers and root.layers[path].form == product.form
@@ -166,7 +166,7 @@ def _text(leaf):
     """What a path says of one argument: of a tensor nothing, but for the few whole numbers of an index."""
     if not isinstance(leaf, Tensor):
         return repr(leaf)
-    short = not isinstance(leaf, (Bound, _Made)) and leaf.numel() <= 16 and not leaf.is_floating_point() and not leaf.is_complex()
+    short = not isinstance(leaf, _Followed) and leaf.numel() <= 16 and not leaf.is_floating_point() and not leaf.is_complex()
     return repr(leaf.tolist()) if short else "_"
 
 

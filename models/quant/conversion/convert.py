@@ -35,8 +35,8 @@ from .encodings import ENCODINGS
 from .gptq import gptq
 from .images import batches_of_images, said_of
 from .layer import ConvertedLayer
-from .options import NAME, fits, holders, labels_of, scales_of, short, specs_of
-from .report import ConversionReport, facts_of, measure_layers
+from .options import NAME, fits, labels_of, names_of, scales_of, short, specs_of
+from .report import ConversionReport, facts_of
 from .scales import METHODS, WEIGHT_METHODS
 from .tracing import Product, Trace, trace
 
@@ -46,6 +46,7 @@ CORRECTIONS = ("channel", "none")
 
 
 @torch.inference_mode(False)
+@torch.no_grad()
 def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterable[Any], *, skip: Sequence[str] = (),
             specs: Mapping[str, CrossbarSpec] | None = None, first_last_bits: int | None = 8,
             weight_scale: str | Mapping[str, Tensor | float] = "mse", inputs: str = "phases", activations: str = "mse",
@@ -84,39 +85,25 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
     options = dict(activations=(activations, METHODS), inputs=(inputs, ENCODINGS), rounding=(rounding, ROUNDINGS),
                    correct=(correct, CORRECTIONS))
     _check(options if isinstance(weight_scale, Mapping) else {"weight_scale": (weight_scale, WEIGHT_METHODS), **options})
-    net = _prepared_copy(model, inplace)
+    net, skip = _prepared_copy(model, inplace), [skip] if isinstance(skip, str) else list(skip)
     batches = batches_of_images(images, net, batch_dim, take)
     with said_of(batches[0]):
         found = trace(net, batches, gram=rounding == "gptq" and spec is not None)
     labels = labels_of(net, found.products)
-    chosen, digital = _choose(net, found, labels, _patterns(skip), strict)
+    chosen, digital = _choose(net, found, labels, skip, strict)
     own = specs_of(found.products, chosen, labels, spec, specs or {}, first_last_bits)
     scales = scales_of(own, labels, weight_scale, activations, input_scales or {}, inputs)
     layers = {labels[product][0]: (product, own[product], scales[product]) for product in chosen}
     bound = _bind(net, layers, found, inputs, quantized=spec is not None)
-    with torch.no_grad():
-        _verify(net, bound, batches[0], found.output)
-        corrected = spec is not None and correct == "channel"
-        if corrected:
-            first = first_of(joined(batches, batch_dim), CORRECTION_IMAGES, batch_dim)
-            with said_of(first):
-                wanted = _float_moments(net, bound, first)  # before weights are rounded
-    elsewhere = {*found.looked_up, *found.others, *(product.parameter for product in found.products if product not in chosen)}
-    notes, unrounded = ([], {}) if spec is None else _round(net, bound, rounding, elsewhere)
-    report = ConversionReport(digital, found.between, _never_used(net, found), notes, length(batches[0], batch_dim),
-                              digital_multiplications=found.others_multiplications + sum(
-                                  product.multiplications for product in found.products if product not in chosen))
-    with torch.no_grad():
-        if spec is not None:
-            if corrected:
-                _towards_float(net, bound, first, wanted)
-            if any(layer.spec.adc_range == "calibrated" for layer, _ in bound.values()):
-                calibrate(net, (copied(batch) for batch in batches), correct=correct, batch_dim=batch_dim)
-        report.measure(net, bound, batches[0], found.output,
-                       *measure_layers(net, [layer for layer, _ in bound.values()], first_of(batches[0], REPORT_IMAGES, batch_dim),
-                                       spec is not None, unrounded))
-    report.options = {"skip": _patterns(skip), "inputs": inputs, "batch_dim": batch_dim, **facts_of(bound, batches, batch_dim)}
-    net.crossbar_report = report
+    _verify(net, bound, batches[0], found.output)
+    others = [product for product in found.products if product not in chosen]
+    elsewhere = {*found.looked_up, *found.others, *(product.parameter for product in others)}
+    notes, unrounded = ([], {}) if spec is None else _quantize(net, bound, batches, batch_dim, rounding, correct, elsewhere)
+    net.crossbar_report = ConversionReport(
+        digital, found.between, _never_used(net, found), notes, length(batches[0], batch_dim),
+        digital_multiplications=found.others_multiplications + sum(product.multiplications for product in others),
+        options={"skip": skip, "inputs": inputs, "batch_dim": batch_dim, **facts_of(bound, batches, batch_dim)})
+    net.crossbar_report.measure(net, bound, batches[0], found.output, first_of(batches[0], REPORT_IMAGES, batch_dim), unrounded)
     net.register_forward_pre_hook(refuse_export)
     net.register_load_state_dict_post_hook(_settle)
     return net.train(qat)
@@ -166,34 +153,27 @@ def _bake(module):
         (module.register_parameter if parameter else module.register_buffer)(name, nn.Parameter(value) if parameter else value)
 
 
-def _patterns(skip):
-    return [skip] if isinstance(skip, str) else list(skip)
-
-
 def _choose(net, found: Trace, labels, skip, strict):
     """(products that go on crossbars, `{name: reason}` of those that stay digital)."""
     chosen, digital, used = [], {}, set()
 
-    def skipped(names):
+    def unless_skipped(names, what):
         fitting = [pattern for pattern in skip if fits(names, pattern)]
         used.update(fitting)
-        return bool(fitting)
+        return "skipped" if fitting else what
 
     for product in found.products:
-        name = labels[product][0]
-        if skipped(labels[product]):
-            digital[name] = "skipped"
-        elif (reason := _unsupported(product)) is not None:
-            digital[name] = reason
-        else:
+        reason = unless_skipped(labels[product], _unsupported(product))
+        if reason is None:
             chosen.append(product)
+        else:
+            digital[labels[product][0]] = reason
     compiled = [name for name, module in net.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     for name in compiled:
         if not any(name.startswith(f"{other}.") for other in compiled):
-            digital[name] = "skipped" if skipped([name]) else "a module compiled by torch.jit, whose products cannot be seen"
-    for parameter, what in found.others.items():
-        digital[short(parameter)] = "skipped" if skipped([short(parameter), parameter, *holders(parameter)]) else what
-    buffers = {short(name): "skipped" if skipped([short(name), name, *holders(name)]) else what for name, what in found.buffers.items()}
+            digital[name] = unless_skipped([name], "a module compiled by torch.jit, whose products cannot be seen")
+    digital |= {short(name): unless_skipped(names_of(name), what) for name, what in found.others.items()}
+    buffers = {short(name): unless_skipped(names_of(name), what) for name, what in found.buffers.items()}
     refused = {name: reason for name, reason in digital.items() if reason != "skipped"}
     if strict and refused:
         name, reason = next(iter(refused.items()))
@@ -203,7 +183,7 @@ def _choose(net, found: Trace, labels, skip, strict):
                          "strict=False")
     # What is in no product, such as a head that serves in training, is digital anyway, and may be named.
     spared = {pattern for name in (*_never_used(net, found), *found.constant, *found.alone) for pattern in skip
-              if fits([short(name), name, *holders(name)], pattern)}
+              if fits(names_of(name), pattern)}
     if unused := [pattern for pattern in skip if pattern not in used | spared]:
         raise ValueError(f"skip has {unused[0]!r}, which fits no product with a weight")
     if not chosen:
@@ -234,9 +214,8 @@ def _never_used(net, found):
 
 def _bind(net, layers, found, inputs, quantized):
     """Put the layers into the network: `{name: (layer, product)}`."""
-    parameters, bound, roots = dict(net.named_parameters()), {}, {}
-    owners = {}
-    for module in list(net.modules()):
+    parameters, bound, roots, owners = dict(net.named_parameters()), {}, {}, {}
+    for module in net.modules():
         for key, parameter in module._parameters.items():
             owners.setdefault(id(parameter), []).append((module, key))
     for name, (product, spec, scales) in layers.items():
@@ -298,6 +277,21 @@ def _plain_again(key, _, state_dict, prefix, *__):
     """Let a state hold plain tensors, also of a network that uses `weight.detach()` as a weight."""
     if prefix + key in state_dict:
         state_dict[prefix + key] = plain(state_dict[prefix + key])
+
+
+def _quantize(net, bound, batches, dim, rounding, correct, elsewhere):
+    """Round weights, bring the channels to those of the float network, choose ADC ranges. Args and what it returns: see `_round`."""
+    corrected = correct == "channel"
+    if corrected:
+        first = first_of(joined(batches, dim), CORRECTION_IMAGES, dim)
+        with said_of(first):
+            wanted = _float_moments(net, bound, first)
+    notes, unrounded = _round(net, bound, rounding, elsewhere)
+    if corrected:
+        _towards_float(net, bound, first, wanted)
+    if any(layer.spec.adc_range == "calibrated" for layer, _ in bound.values()):
+        calibrate(net, (copied(batch) for batch in batches), correct=correct, batch_dim=dim)
+    return notes, unrounded
 
 
 def _round(net, bound, rounding, elsewhere):

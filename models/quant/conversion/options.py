@@ -28,7 +28,7 @@ def labels_of(net: nn.Module, products: Sequence[Product]) -> dict[Product, list
     for parameter, group in parts.items():
         for number, product in enumerate(group):
             own = short(parameter) if len(group) == 1 else f"{short(parameter)}.{number}"
-            others = [each for place in places[id(parameters[parameter])] for each in (place, short(place), *holders(place))]
+            others = [each for place in places[id(parameters[parameter])] for each in names_of(place)]
             labels[product] = list(dict.fromkeys([own, f"{own}.{NAME}", *others]))
     return labels
 
@@ -38,10 +38,10 @@ def short(parameter: str) -> str:
     return parameter.removesuffix(".weight")
 
 
-def holders(name: str) -> list[str]:
-    """The modules that hold it, from the outermost."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
+def names_of(parameter: str) -> list[str]:
+    """Names by which a parameter is called: its own, and those of the modules that hold it, from the outermost."""
+    parts = parameter.split(".")
+    return [short(parameter), parameter, *(".".join(parts[:end]) for end in range(1, len(parts)))]
 
 
 def fits(names: Sequence[str], pattern: str) -> bool:

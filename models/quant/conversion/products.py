@@ -20,14 +20,6 @@ from torch.nn import functional as F
 
 from ..arrays.spec import Geometry
 
-# Python has several names for each; the kinds are those that `operands` reads.
-PRODUCTS: dict[Callable, str] = {
-    F.linear: "linear", torch.conv1d: "conv", torch.conv2d: "conv", torch.conv3d: "conv", torch.conv_transpose1d: "transposed",
-    torch.conv_transpose2d: "transposed", torch.conv_transpose3d: "transposed", torch.addmm: "addmm", Tensor.addmm: "addmm",
-    torch.linalg.matmul: "matmul", torch.matmul: "matmul", Tensor.matmul: "matmul", Tensor.__matmul__: "matmul",
-    Tensor.__rmatmul__: "rmatmul", torch.mm: "matmul", Tensor.mm: "matmul", torch.mv: "matmul", Tensor.mv: "matmul",
-}
-
 
 @dataclass(frozen=True)
 class Form:
@@ -194,7 +186,7 @@ def operands(func: Callable, args: tuple, kwargs: dict, fits: Callable[[Operands
     if kwargs.get("out") is not None:
         return None
     kwargs = {name: value for name, value in kwargs.items() if name != "out"}
-    return next((each for each in _READ[PRODUCTS[func]](*args, **kwargs) if each is not None and fits(each)), None)
+    return next((each for each in PRODUCTS[func](*args, **kwargs) if fits(each)), None)
 
 
 def _linear(input, weight, bias=None):  # noqa: A002  PyTorch's names, which calls may use
@@ -224,16 +216,24 @@ def _addmm(input, mat1, mat2, *, beta=1, alpha=1):  # noqa: A002
     return [Operands(mat1, mat2, input, Form("linear", turned=True))] if beta == alpha == 1 and input.dim() == 1 else []
 
 
-def _matmul(input, other):  # noqa: A002
-    right = Operands(input, other, None, Form("linear", turned=True)) if other.dim() == 2 else None
-    left = Operands(other, input, None, Form("linear", left=min(other.dim(), 2))) if input.dim() == 2 else None
-    return [right, left]
+def _matmul(input, other=None, mat2=None, vec=None):  # noqa: A002
+    other = next(each for each in (other, mat2, vec) if each is not None)
+    right = [Operands(input, other, None, Form("linear", turned=True))] if other.dim() == 2 else []
+    left = [Operands(other, input, None, Form("linear", left=min(other.dim(), 2)))] if input.dim() == 2 else []
+    return right + left
 
 
-_READ = {"linear": _linear, "conv": _conv, "transposed": _transposed, "addmm": _addmm,
-         "matmul": lambda input, other=None, mat2=None, vec=None: _matmul(  # noqa: A006
-             input, next(each for each in (other, mat2, vec) if each is not None)),
-         "rmatmul": lambda input, other: _matmul(other, input)}  # noqa: A006
+def _rmatmul(input, other):  # noqa: A002
+    return _matmul(other, input)
+
+
+# What reads the arguments of each function that multiplies by a weight, of which Python has several names.
+PRODUCTS: dict[Callable, Callable[..., list[Operands]]] = {
+    F.linear: _linear, torch.conv1d: _conv, torch.conv2d: _conv, torch.conv3d: _conv, torch.conv_transpose1d: _transposed,
+    torch.conv_transpose2d: _transposed, torch.conv_transpose3d: _transposed, torch.addmm: _addmm, Tensor.addmm: _addmm,
+    torch.linalg.matmul: _matmul, torch.matmul: _matmul, Tensor.matmul: _matmul, Tensor.__matmul__: _matmul,
+    Tensor.__rmatmul__: _rmatmul, torch.mm: _matmul, Tensor.mm: _matmul, torch.mv: _matmul, Tensor.mv: _matmul,
+}
 
 
 def _each(value, dims):

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from ..layers.batches import Batch, called, copied, first_of, first_tensor, joined, output_of
 from ..network.diagnostics import decibels
 from ..network.filling import filling, together
-from ..network.modes import without_adc
+from ..network.modes import hooked, without_adc
 
 
 @dataclass
@@ -43,25 +42,28 @@ class ConversionReport:
     has_adcs: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
-    def measure(self, net: nn.Module, bound: dict, images: Batch, wanted: Any, quantization: list, hardware: list) -> None:
-        """Fill in what the first batch of images shows."""
+    def measure(self, net: nn.Module, bound: dict, images: Batch, wanted: Any, shown: Batch, unrounded: Mapping[nn.Module, Tensor]) -> None:
+        """Fill in what the first batch of images shows. Args: wanted, the float network's answers; shown, some of the images, on which the
+        layers are compared; unrounded, the float kernels of layers whose weights were rounded."""
         self.has_adcs = any(layer.quantized and layer.spec.adc_range != "ideal" for layer, _ in bound.values())
-        for (name, (layer, product)), quantized, real in zip(bound.items(), quantization, hardware):
+        layers = [layer for layer, _ in bound.values() if layer.quantized]
+        with without_adc(net):
+            quantization = _against_float(net, layers, shown, unrounded)
+        hardware = _against_float(net, layers, shown, unrounded)
+        for name, (layer, product) in bound.items():
             entry = {"name": name, "weights": product.weight.numel(), "multiplications": product.multiplications}
             if layer.quantized:
                 arrays, fill = filling(layer, layer.spec.mapping, layer.spec.rows)
                 entry |= {"bits": [layer.weight_quant.wbit, layer.act_quant.abit],
                           "inputs": "unsigned" if not layer.act_quant.signed else layer.encoding, "arrays": arrays, "fill": fill,
-                          "quantization_db": quantized, "hardware_db": real}
+                          "quantization_db": quantization[layer], "hardware_db": hardware[layer]}
             self.layers.append(entry)
         wanted = first_tensor(wanted).double()
         with without_adc(net):
             outputs = {"quantized": output_of(net, copied(images))}
-        with contextlib.ExitStack() as stack:
-            for entry, (layer, _) in zip(self.layers, bound.values()):
-                if layer.quantized:
-                    stack.callback(layer.register_forward_hook(
-                        lambda layer, inputs, _, entry=entry: entry.setdefault("way", layer.way(inputs[0])) and None).remove)
+        with hooked(layer.register_forward_hook(
+                        lambda layer, inputs, _, entry=entry: entry.setdefault("way", layer.way(inputs[0])) and None)
+                    for entry, (layer, _) in zip(self.layers, bound.values()) if layer.quantized):
             outputs["hardware"] = output_of(net, copied(images))
         for name, y in outputs.items():
             classes = 1 if y.dim() == 4 else -1  # of each pixel
@@ -129,20 +131,11 @@ def _db(value: float | None) -> str:
     return "exact" if value is None else f"{value:.1f} dB"
 
 
-def measure_layers(net: nn.Module, layers: list, images: Batch, quantized: bool, unrounded: Mapping[nn.Module, Tensor]
-                   ) -> tuple[list, list]:
-    """SQNR in dB of each layer's output against the float product of the same input, of the quantized layer without and with its ADC.
-    Args: unrounded, the float kernels of layers whose weights were rounded."""
-    if not quantized:
-        return [None] * len(layers), [None] * len(layers)
-    with without_adc(net):
-        first = _against_float(net, layers, images, unrounded)
-    return first, _against_float(net, layers, images, unrounded)
-
-
-@torch.no_grad()
 def _against_float(net, layers, images, unrounded):
-    sums = {id(layer): [0.0, 0.0] for layer in layers}
+    """`{layer: SQNR in dB of its output against the float product of the same input}`."""
+    if not layers:  # nothing is quantized
+        return {}
+    sums = {layer: [0.0, 0.0] for layer in layers}
     rounded = {layer: layer.weight.clone() for layer in unrounded}
 
     def turn(layer, quantized):
@@ -156,8 +149,8 @@ def _against_float(net, layers, images, unrounded):
         turn(layer, True)
         error = layer(*inputs).double() - y.double()
         turn(layer, False)
-        sums[id(layer)][0] += y.double().square().sum().item()
-        sums[id(layer)][1] += error.square().sum().item()
+        sums[layer][0] += y.double().square().sum().item()
+        sums[layer][1] += error.square().sum().item()
 
     with contextlib.ExitStack() as stack:
         for layer in layers:
@@ -165,4 +158,4 @@ def _against_float(net, layers, images, unrounded):
             turn(layer, False)
             stack.callback(layer.register_forward_hook(see).remove)
         called(net, copied(images))
-    return [decibels(*sums[id(layer)]) for layer in layers]
+    return {layer: decibels(*of_layer) for layer, of_layer in sums.items()}

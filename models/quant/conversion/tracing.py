@@ -202,16 +202,14 @@ class _Watcher(TorchFunctionMode):
             count = _between(name, args, tensors, result) if self.first and isinstance(result, Tensor) else 0
             factors = _factors(name, args, kwargs, tensors)
             known = next((self.no_matrix[id(each)] for each in factors if id(each) in self.no_matrix), None)
-            if known is None and (own := next((each for each in factors if self._is_unregistered(each)), None)) is not None:
+            own = next((each for each in factors if isinstance(each, nn.Parameter) and id(each) not in self.fixed), None)
+            if known is None and own is not None:
                 known = "unregistered_" + "x".join(map(str, own.shape)), UNREGISTERED
             if known is None:
                 self.found.between += count
                 return
             (self.found.buffers if known[1] == OF_A_BUFFER else self.found.others).update([known])
             self.found.others_multiplications += count
-
-    def _is_unregistered(self, tensor):
-        return isinstance(tensor, nn.Parameter) and id(tensor) not in self.fixed
 
     def _operands(self, func, args, kwargs, known):
         """The parts of a product whose weight follows from one parameter, and whose input is none of what is known."""

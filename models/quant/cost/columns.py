@@ -43,11 +43,9 @@ class Columns:
 
 def columns(layer: CrossbarLayer) -> Columns:
     """The bit lines of a layer on its hardware."""
-    slice_bits = layer.slice_bits
-    if layer.spec.weights == "pair":
-        return Columns(slice_bits, 2, tuple((0, 0) for _ in slice_bits))
-    if layer.spec.reference == "digital":  # what is taken off is computed, no cells hold it
-        return Columns(slice_bits, 1, tuple((0, 0) for _ in slice_bits))
+    slice_bits, pairs = layer.slice_bits, layer.spec.weights == "pair"
+    if pairs or layer.spec.reference == "digital":  # what is taken off is on the other line, or computed: no cells hold it
+        return Columns(slice_bits, 1 + pairs, ((0, 0),) * len(slice_bits))
     twice = layer.weight_quant.reference_twice(slice_bits)
     return Columns(slice_bits, 1, tuple((1, r // 2) if r % 2 == 0 else (2, r) for r in twice))
 

@@ -185,8 +185,7 @@ def _energy(ends: _Ends, name: str, cells: float, interval: Band) -> dict[str, B
     found = {"cells": Band(cells, cells, cells)}
     for part, components in ENERGY.items():
         if part == "leakage":
-            watts = ends.of("leakage", name)
-            found[part] = Band(*(power * time for power, time in zip(watts, interval)))
+            found[part] = Band(*(power * time for power, time in zip(ends.of("leakage", name), interval)))
         elif components:
             found[part] = sum((ends.of(component, name).scaled(1 / ends.images) for component in components), NOTHING)
     return found
@@ -211,8 +210,8 @@ class _Ends:
 
     def of(self, component: str, name: str) -> Band:
         """What a part of one layer costs: all images' energy, the area, or the power."""
-        cost = self._cost(component, name)
-        return Band(*map(cost, self._sources(component))) if self._sources(component) else NOTHING
+        sources = self._sources(component)
+        return Band(*map(self._cost(component, name), sources)) if sources else NOTHING
 
     def time(self, name: str) -> Band:
         """Seconds that a layer takes for an image."""
@@ -231,9 +230,7 @@ class _Ends:
 
     def _sources(self, component: str) -> tuple[Source, ...]:
         if component not in self.chosen:
-            known = self.technology.of(component)
-            if component in OF_ADC:
-                known = self.technology.for_bits(component, self.bits)
+            known = self.technology.for_bits(component, self.bits) if component in OF_ADC else self.technology.of(component)
             totals = [sum(self._cost(component, name)(source) for name in self.done) for source in known]
             order = sorted(range(len(known)), key=totals.__getitem__)
             self.chosen[component] = (known[order[0]], known[0], known[order[-1]]) if known else ()

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..arrays.mapping import array_bounds
 from ..layers.crossbar import CrossbarLayer
 from ..network.counts import LayerCounts
 from .columns import columns, digit_ones, level_sums
@@ -88,10 +87,9 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
     check_width(layer, width)
     spec, lines, groups = layer.spec, columns(layer), counts.groups
     out, taps = counts.w_shape[0] // groups, counts.w_shape[2] * counts.w_shape[3]
-    tall = array_bounds(spec.mapping, taps, counts.w_shape[1], spec.rows, layer.geometry.planes)
-    outputs_each = width // lines.of_output
+    tall, outputs_each = len(layer.arrays), width // lines.of_output
     wide = -(-out // outputs_each)
-    arrays, rows = groups * len(tall) * wide, groups * counts.w_shape[1] * taps
+    arrays, rows = groups * tall * wide, groups * counts.w_shape[1] * taps
     skips = bool(skip_idle or spec.skips_idle)
     classes = max(layer.classes, 1 + skips)
     bits = _bits(layer, classes, skips)
@@ -104,7 +102,7 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
     level_pulses = tuple(
         (bits, int(on.sum()) * (out * lines.lines + wide * reference), int((on * total).sum()) + int(on.sum()) * wide * level)
         for bits, total, (reference, level) in zip(lines.slice_bits, sums, lines.reference))
-    bit_lines = groups * len(tall) * (out * lines.of_output + wide * lines.of_reference)
+    bit_lines = groups * tall * (out * lines.of_output + wide * lines.of_reference)
 
     of_class, shares, conversions = counts.by_class(spec, classes), counts.shares(spec, classes), Counter()
     for (z, _, j), b in np.ndenumerate(bits):
@@ -112,10 +110,9 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
     conversions.pop(0, None)  # 0 bits make none
     adcs, reads = -(-width // columns_per_adc), int(of_class[0].sum())  # of one digit
     in_turn = tuple(_in_turn(*each, min(out, outputs_each), adcs) for each in zip(bits, shares))
-    per_output = len(tall) + (1 if spec.reference == "digital" else 0)
-    adds = counts.pixels * counts.w_shape[0] * per_output
-    if spec.reference == "digital":  # the rows that are on, counted for each read
-        adds += reads * len(spec.digit_bits)
+    adds = counts.pixels * counts.w_shape[0] * tall
+    if spec.reference == "digital":  # what is taken off each output, and the rows that are on, counted for each read
+        adds += counts.pixels * counts.w_shape[0] + reads * len(spec.digit_bits)
     return Events(
         arrays=arrays, rows=spec.rows, reference_lines=lines.of_reference, cells_used=rows * out * lines.of_output,
         cells_allocated=arrays * spec.rows * width, level_pulses=level_pulses, line_ones=int(counts.ones.sum()) * wide,

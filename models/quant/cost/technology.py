@@ -58,9 +58,9 @@ PARTS = {
 }
 
 
-def setting(quantity: str, text: str, default: Any = None, factor: float = 1.0) -> Any:
+def setting(quantity: str, text: str, default: Any = None) -> Any:
     """A field that a line sets; without a default the line must be there."""
-    return field(default=default, metadata={"quantity": quantity, "help": text, "factor": factor})
+    return field(default=default, metadata={"quantity": quantity, "help": text})
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Technology:
             if component in PARTS:
                 sources[component] = tuple(source for source, _ in found)
             else:
-                (source, where), *others = found
+                (source, _), *others = found
                 if others:
                     raise ValueError(f"{others[0][1]}: {component} stands on two lines; it has one value")
                 values[component] = source.value
@@ -232,18 +232,13 @@ def _read(path: Path, inside: tuple[Path, ...]) -> tuple[str, dict[str, list[tup
     note = " ".join(line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#"))
     lines: dict[str, list[tuple[Source, str]]] = {}
     included: dict[str, list[tuple[Source, str]]] = {}
-    header = None
     reader = csv.reader(text.splitlines())
-    for row in reader:
-        where = f"{path.name} line {reader.line_num}"
-        if not any(map(str.strip, row)) or row[0].startswith("#"):
-            continue
-        row = [cell.strip() for cell in row]
-        if header is None:
-            header = row
-            if header != HEADER:
-                raise ValueError(f"{where}: the columns are {','.join(row)}; {','.join(HEADER)} is expected")
-            continue
+    rows = [(f"{path.name} line {reader.line_num}", [cell.strip() for cell in row]) for row in reader
+            if any(map(str.strip, row)) and not row[0].startswith("#")]
+    for where, row in rows[:1]:
+        if row != HEADER:
+            raise ValueError(f"{where}: the columns are {','.join(row)}; {','.join(HEADER)} is expected")
+    for where, row in rows[1:]:
         row += [""] * (len(HEADER) - len(row))
         if len(row) > len(HEADER):
             raise ValueError(f"{where} has {len(row)} values, {len(HEADER)} are expected: put a text with commas in quotes")

@@ -133,8 +133,7 @@ class Device:
 
         Raises: ValueError for conductances that the data do not cover.
         """
-        g = self._nominal(g)
-        return self.law.mean(g, self.time, self.temp)
+        return self.law.mean(self._nominal(g), self.time, self.temp)
 
     def sigma(self, g: np.ndarray | float) -> np.ndarray:
         """Standard deviation, uS, of such cells. Raises: as `mean`."""

@@ -45,19 +45,17 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def _moments(path: Path, lines: list[Line]) -> dict[float | None, dict[float | None, list[list[Line]]]]:
     """Lines by temperature, time and level, both rising. All have the same levels."""
-    groups = {}
-    for line in lines:
-        groups.setdefault(line.values.get("temp_C"), {}).setdefault(line.values.get("time_s"), []).append(line)
-    found, count = {}, int(max(line.values["level"] for line in lines)) + 1
-    for temp in sorted(groups, key=lambda value: value or 0.0):
-        for time in sorted(groups[temp], key=lambda value: value or 0.0):
+    moments, count = {}, int(max(line.values["level"] for line in lines)) + 1
+    for line in sorted(lines, key=lambda line: (line.values.get("temp_C", 0.0), line.values.get("time_s", 0.0))):
+        moments.setdefault(line.values.get("temp_C"), {}).setdefault(line.values.get("time_s"), []).append(line)
+    for temp, times in moments.items():
+        for time, of_moment in times.items():
             what = "".join(f" at {value:g} {unit}" for value, unit in ((time, "s"), (temp, "C")) if value is not None)
-            levels = by_level(path, groups[temp][time], "level", what)
+            times[time] = levels = by_level(path, of_moment, "level", what)
             if len(levels) < count:
                 raise ValueError(f"{path}, line {levels[-1][-1].number}: the data end{what} without level {len(levels)}; other times or "
                                  f"temperatures have {count} levels")
-            found.setdefault(temp, {})[time] = levels
-    return found
+    return moments
 
 
 def _samples(path: Path, lines: list[Line]) -> dict[str, Any]:
@@ -75,11 +73,10 @@ def _gaussian(path: Path, lines: list[Line]) -> dict[str, Any]:
     check_std_us(path, lines, "std_uS")
     check_spread(path, lines, "std_uS", "conductance_uS")
     moments = _moments(path, lines)
-    for levels in (levels for times in moments.values() for levels in times.values()):
-        for level in levels:
-            if len(level) > 1:
-                raise ValueError(f"{path}, line {level[1].number}: a second line of level {int(level[1].values['level'])}; with "
-                                 "std_uS there is one a level, time and temperature")
+    for level in (level for times in moments.values() for levels in times.values() for level in levels):
+        if len(level) > 1:
+            raise ValueError(f"{path}, line {level[1].number}: a second line of level {int(level[1].values['level'])}; with "
+                             "std_uS there is one a level, time and temperature")
     series = []
     for temp, times in moments.items():
         mean, std = (np.array([[level[0].values[key] for level in levels] for levels in times.values()])

@@ -71,7 +71,9 @@ class Law:
         mean, sigma = self.mean(g, time, temp), self.sigma(g, time, temp)
         if not (self.steady or sigma.any()):
             return mean[index]
-        return mean[index] + sigma[index] * deviates(index.shape, self.shape, generator)
+        if self.shape == "uniform":  # on +-sqrt(3), of variance 1
+            return mean[index] + sigma[index] * (math.sqrt(3) * (2 * generator.random(index.shape) - 1))
+        return mean[index] + sigma[index] * generator.standard_normal(index.shape)
 
     def read_sigma(self, g: np.ndarray, time: float | None, temp: float | None) -> np.ndarray:
         """Standard deviation, uS, of reads of one and the same cell.
@@ -79,11 +81,6 @@ class Law:
         Raises: ValueError where the data have none.
         """
         raise ValueError(f"{self.name} has no read noise of its own; give read_noise in uS")
-
-
-def deviates(shape: tuple[int, ...], kind: str, generator: np.random.Generator) -> np.ndarray:
-    """Draws of mean 0 and variance 1: "gaussian", or "uniform" on +-sqrt(3)."""
-    return math.sqrt(3) * (2 * generator.random(shape) - 1) if kind == "uniform" else generator.standard_normal(shape)
 
 
 @dataclass(frozen=True)

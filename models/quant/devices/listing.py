@@ -18,9 +18,7 @@ def _describe(device: Device) -> str:
     for temp, times in device.law.times.items():
         where = "" if temp is None else f" at {temp:g} C"
         parts.append(f"{times}{where}" if str(times) else f"no times{where}")
-    for key in ("stuck_on", "stuck_off"):
-        if getattr(device, key):
-            parts.append(f"{key} {getattr(device, key):g}")
+    parts += [f"{key} {share:g}" for key in ("stuck_on", "stuck_off") if (share := getattr(device, key))]
     parts += ["n not known" if device.n is None else f"n = {device.n}", device.source, device.certainty, device.note]
     return f"{device.name}: " + "; ".join(part for part in parts if part)
 

@@ -57,9 +57,8 @@ def _relaxation(name: str, data: dict[str, Any]) -> Law:
 
 
 def _power(name: str, data: dict[str, Any]) -> Law:
-    low, high = data["range_uS"]
     return PowerLaw(name, data["g_top_uS"], tuple(data["programming_uS"]), tuple(data["exponent"]), tuple(data["exponent_sigma"]),
-                    data["first_s"], tuple(data["read"]), (low, high))
+                    data["first_s"], tuple(data["read"]), tuple(data["range_uS"]))
 
 
 def _decades(name: str, data: dict[str, Any]) -> Law:

@@ -76,7 +76,7 @@ class Times:
         raise ValueError(f"{owner} has no data at {show(time)}; nearest: {self._nearest(time)}; it has {self}")
 
     def _nearest(self, time: float) -> str:
-        known = sorted({*self.points, *([] if self.onward is None else [self.onward])})
+        known = sorted({*self.points, self.onward} - {None})
         below, above = [t for t in known if t < time][-1:], [t for t in known if t > time][:1]
         return " and ".join(show(t) for t in below + above)
 

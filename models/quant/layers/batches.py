@@ -116,11 +116,12 @@ class First:
                 self.missing -= length(batch, self.dim)
             yield batch
 
-    def fill(self, images: Batch | Iterable[Batch]) -> None:
-        """Read no more of `images` than is kept."""
+    def fill(self, images: Batch | Iterable[Batch]) -> "First":
+        """Itself, with these `images`, of which no more is read than is kept."""
         for _ in self.of(images):
             if self.missing <= 0:
                 break
+        return self
 
     def batch(self) -> Batch | None:
         """What was kept, as one batch; None where there was nothing."""

@@ -44,9 +44,7 @@ class _StraightThrough(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         layer, (codes, weight) = ctx.layer, ctx.saved_tensors
-        of_bias = None
-        if layer.bias is not None:
-            of_bias = grad.sum([dim for dim in range(grad.dim()) if dim != 1]) * layer.out_scale
+        of_bias = None if layer.bias is None else grad.sum([dim for dim in range(grad.dim()) if dim != 1]) * layer.out_scale
         grad = grad.to(codes.dtype) * ctx.scale
         return *layer._operation_gradients(grad, codes, weight, ctx.needs_input_grad[:2]), of_bias, None, None, None
 

@@ -64,11 +64,8 @@ class _PactCodes(torch.autograd.Function):
             return of_x, of_alpha.to(alpha.dtype), None
         grad = grad * (ctx.levels / alpha).to(grad.dtype)  # from code units to units of x
         above = x >= alpha.expand(x.shape)  # a single number would be rounded to the precision of x first
-        grad_x = grad_alpha = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad.masked_fill((x <= 0) | above, 0)
-        if ctx.needs_input_grad[1]:
-            grad_alpha = torch.where(above, grad, 0).sum(dtype=torch.float32).to(alpha.dtype)
+        grad_x = grad.masked_fill((x <= 0) | above, 0) if ctx.needs_input_grad[0] else None
+        grad_alpha = torch.where(above, grad, 0).sum(dtype=torch.float32).to(alpha.dtype) if ctx.needs_input_grad[1] else None
         return grad_x, grad_alpha, None
 
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -73,16 +74,14 @@ def collect_histograms(model: nn.Module, images: Batch | Iterable[Batch], on: st
     layers, counters, histograms = converted_layers(model), {}, {}
     counted = {name: counted_cells(layer, on) for name, layer in layers}
 
-    def count(name):
-        def hook(layer, args, kwargs):
-            x = (*args, *kwargs.values())[0]
-            if name not in counters:
-                counters[name] = layer.counter(x.device, counted[name])
-            histograms[name] = counters[name](x).cpu().numpy() + histograms.get(name, 0)
-        return hook
+    def count(name, layer, args, kwargs):
+        x = (*args, *kwargs.values())[0]
+        if name not in counters:
+            counters[name] = layer.counter(x.device, counted[name])
+        histograms[name] = counters[name](x).cpu().numpy() + histograms.get(name, 0)
 
     shown = 0
-    with without_adc(model), torch.no_grad(), hooked(layer.register_forward_pre_hook(count(name), with_kwargs=True)
+    with without_adc(model), torch.no_grad(), hooked(layer.register_forward_pre_hook(partial(count, name), with_kwargs=True)
                                                      for name, layer in layers):
         for batch in batches_of(images, batch_dim):
             called(model, batch)
@@ -122,7 +121,8 @@ def calibrate(model: nn.Module, images: Batch | Iterable[Batch] | None, rule: st
         first.fill(images)
     if missing := [name for name, _ in layers if name not in histograms]:
         raise ValueError(f"the histograms have no reads of layer {', '.join(missing)}")
-    bins = {name: _bins(layer, chosen.on) for name, layer in layers}
+    # The layers in whose bins these reads are counted.
+    bins = {name: layer.mapped("ideal", layer.binned(counted_cells(layer, chosen.on))) for name, layer in layers}
     for name, layer in bins.items():
         _check_counts(name, layer, histograms[name])
     planned = [(name, layer) for name, layer in layers if layer.spec.planned]
@@ -144,11 +144,6 @@ def calibrate(model: nn.Module, images: Batch | Iterable[Batch] | None, rule: st
 def counted_cells(layer: CrossbarLayer, on: str) -> Cells | None:
     """The cells of a layer whose reads choose its ranges, by `Calibration.on`; None: ideal ones."""
     return layer.chip and (layer.chip.cells if on == "chip" else layer.chip.nominal)
-
-
-def _bins(layer, on):
-    """The layer in whose bins those reads are counted."""
-    return layer.mapped("ideal", layer.binned(counted_cells(layer, on)))
 
 
 def _check_counts(name, layer, counts):
@@ -198,9 +193,7 @@ def error_weights(model: nn.Module, images: Batch | Iterable[Batch], choices: di
         batch_dim: see `calibrate`.
     Raises: ValueError for no images.
     """
-    first = First(WEIGHT_IMAGES, batch_dim)
-    first.fill(images)
-    images = first.batch()
+    images = First(WEIGHT_IMAGES, batch_dim).fill(images).batch()
     if images is None or not length(images, batch_dim):
         raise ValueError("no images to measure with what the layers' errors do")
     layers = [(name, layer, layer.spec, layer.chip and layer.binned(layer.chip.nominal)) for name, layer in crossbar_layers(model)
@@ -250,9 +243,7 @@ def correct(model: nn.Module, images: Batch | Iterable[Batch],
         if layer.spec.adc_range != "calibrated":
             raise ValueError(f"a correction belongs to calibrated ranges, not to adc_range {layer.spec.adc_range!r}")
     if not isinstance(images, Tensor | Mapping):
-        first = First(CORRECTION_IMAGES, batch_dim)
-        first.fill(images)
-        images = first.batch()
+        images = First(CORRECTION_IMAGES, batch_dim).fill(images).batch()
     return _correct(model, layers, images, wanted)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,9 +81,8 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         """What one network's arrays had to do for the images of both."""
-        layers = {name: _both(self.layers[name], other.layers[name]) if name in self.layers and name in other.layers else
-                  (self.layers | other.layers)[name] for name in self.layers | other.layers}
-        return Counts(self.images + other.images, layers)
+        both = {name: _both(self.layers[name], other.layers[name]) for name in self.layers.keys() & other.layers.keys()}
+        return Counts(self.images + other.images, self.layers | other.layers | both)
 
 
 def _both(a: LayerCounts, b: LayerCounts) -> LayerCounts:
@@ -111,24 +110,15 @@ def counting(network: nn.Module, layouts: Iterable[Layout | tuple[str, int]] | N
         counts.images += batches.length((args, kwargs), batch_dim)
 
     hook = network.register_forward_pre_hook(see_images, with_kwargs=True)
-    before = [layer.watch for _, layer in layers]  # of a block around this one, as `calibrate` may stand in, which sees on
     try:
-        for (name, layer), outer in zip(layers, before):
-            layer.watch = watches[name].see if outer is None else _one_after_the_other(outer, watches[name].see)
+        for name, layer in layers:
+            layer.watch = watches[name].see
         yield counts
     finally:
         hook.remove()
-        for (_, layer), outer in zip(layers, before):
-            layer.watch = outer
+        for name, layer in layers:
+            layer.watch = watches[name].outer
     counts.layers = {name: watch.result() for name, watch in watches.items() if watch.pixels}
-
-
-def _one_after_the_other(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
-    def both(*args: Any, **kwargs: Any) -> None:
-        first(*args, **kwargs)
-        second(*args, **kwargs)
-
-    return both
 
 
 class _Watch:
@@ -136,6 +126,7 @@ class _Watch:
     input lie under a row, is known without the images."""
 
     def __init__(self, layer: CrossbarLayer, layouts: list[Layout] | None) -> None:
+        self.outer = layer.watch  # of a block around this one, as `calibrate` may stand in, which sees on
         self.geometry, self.w_shape, self.a_bits, spec = layer.geometry, layer.w_shape, layer.spec.a_bits, layer.spec
         layouts = [(spec.mapping, spec.rows)] if layouts is None else layouts
         layouts = [(mapping, rows, min(*dac_bits or [spec.dac_bits], spec.a_bits)) for mapping, rows, *dac_bits in layouts]
@@ -153,14 +144,16 @@ class _Watch:
         """Args: codes, uint8 `[N, H, W, in]`; again, they are another pass of inputs that were seen; inputs, multiplications: how many
         numbers came in and were multiplied, where the codes are not these numbers once each: zeros between them, or planes that stand
         in several."""
+        if self.outer is not None:
+            self.outer(codes, again, inputs, multiplications)
         if not len(codes):
             return
         codes = codes.detach().cpu().contiguous()
         images, height, width, channels = codes.shape
         size = self.geometry.output_size(height, width, self.w_shape[2:])
-        self.pixels += images * size[0] * size[1]
+        outputs = images * size[0] * size[1]
+        self.pixels += outputs
         if not again:
-            outputs = images * size[0] * size[1]
             self.outputs += outputs
             self.inputs += codes.numel() if inputs is None else inputs
             self.multiplications += outputs * math.prod(self.w_shape) if multiplications is None else multiplications
@@ -172,7 +165,7 @@ class _Watch:
             if layout[0] == "tap":
                 times = _times_seen((height, width), self.geometry, self.w_shape[2:])
                 found = tap_lengths(ones, pieces[:, [0, 3]], times, digits, LENGTHS)
-                reads = images * size[0] * size[1] * self.w_shape[2] * self.w_shape[3] * (int(pieces[-1, 0]) + 1)
+                reads = outputs * self.w_shape[2] * self.w_shape[3] * (int(pieces[-1, 0]) + 1)
                 found[:, 0] += reads - found.sum(1)  # in the padding
             else:
                 pieces = pieces * [1, *self.geometry.dilation, 1]
@@ -194,11 +187,9 @@ def _under_the_kernel(places: np.ndarray, geometry: Geometry, kernel: tuple[int,
     size = geometry.output_size(*places.shape[1:3], kernel)
     padded = np.pad(places, ((0, 0), (top, bottom), (left, right), (0, 0)))
     sums = []
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            rows, columns = (slice(d * k, d * k + s * (n - 1) + 1, s) for d, k, s, n in
-                             zip(geometry.dilation, (i, j), geometry.stride, size))
-            sums.append(padded[:, rows, columns].sum((1, 2)))
+    for place in np.ndindex(*kernel):
+        rows, columns = (slice(d * k, d * k + s * (n - 1) + 1, s) for d, k, s, n in zip(geometry.dilation, place, geometry.stride, size))
+        sums.append(padded[:, rows, columns].sum((1, 2)))
     return np.stack(sums, 1)
 
 
@@ -216,11 +207,9 @@ def _spans(mapping: str, rows: int, w_shape: tuple[int, int, int, int], planes: 
     """What the arrays of one group consist of: `(array, tap, first channel, behind the last)`. With "tap" mapping those of one tap:
     the others have the same."""
     _, channels, kh, kw = w_shape
-    spans = []
-    for array, (start, stop) in enumerate(array_bounds(mapping, 1 if mapping == "tap" else kh * kw, channels, rows, planes)):
-        for tap in range(start // channels, (stop - 1) // channels + 1):
-            spans.append((array, tap, max(start - tap * channels, 0), min(stop - tap * channels, channels)))
-    return spans
+    arrays = enumerate(array_bounds(mapping, 1 if mapping == "tap" else kh * kw, channels, rows, planes))
+    return [(array, tap, max(start - tap * channels, 0), min(stop - tap * channels, channels))
+            for array, (start, stop) in arrays for tap in range(start // channels, (stop - 1) // channels + 1)]
 
 
 def _digits(a_bits: int, dac_bits: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
@@ -57,13 +58,11 @@ def report(model: nn.Module, images: Batch, histograms: dict[str, np.ndarray], r
         inputs, wanted = ideal_pass(model, layers, images)
     for name, layer in layers:
         mapped, counts, reads = layer.mapped(), histograms[name], seen.layers[name].reads_of(layer.spec)
-        found = layer.simulate(inputs[name]).double()
-        ideal = wanted[name].double()
         arrays, fill = filling(layer, layer.spec.mapping, layer.spec.rows)
         result.append({
             "layer": name, "adc_bits": layer.spec.adc_bits, "arrays": arrays, "fill": fill,
             "all_zero_reads": float((reads[:, 0] / reads.sum(1)).mean()),
-            "output_sqnr_db": decibels(ideal.square().sum().item(), (found - ideal).square().sum().item()),
+            "output_sqnr_db": _sqnr(wanted[name].double(), layer.simulate(inputs[name]).double()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts.sum(axis=2), bits, chosen) for bits in CURVE_BITS},
             "unit": mapped.unit * 2**mapped.bins.shift, "u_min": mapped.bins.first,
             "slices": [_slice(mapped, k, counts[:, k]) for k in range(counts.shape[1])], **_bits_of(mapped, counts),
@@ -170,12 +169,10 @@ def ideal_pass(model: nn.Module, layers: list[tuple[str, CrossbarLayer]],
     """({layer: input}, {layer: output}) of the network without ADC, for a batch of network inputs."""
     inputs, outputs = {}, {}
 
-    def keep(name):
-        def hook(layer, args, kwargs, output):
-            inputs[name], outputs[name] = (*args, *kwargs.values())[0], output
-        return hook
+    def keep(name, layer, args, kwargs, output):
+        inputs[name], outputs[name] = (*args, *kwargs.values())[0], output
 
-    hooks = (layer.register_forward_hook(keep(name), with_kwargs=True) for name, layer in layers)
+    hooks = (layer.register_forward_hook(partial(keep, name), with_kwargs=True) for name, layer in layers)
     with without_adc(model), torch.no_grad(), hooked(hooks):
         called(model, images)
     return inputs, outputs

@@ -44,7 +44,7 @@ def _of_layer(layer: CrossbarLayer, a_codes: Tensor, device: Device, straight: C
     drawn = np.random.Generator(np.random.PCG64(0))  # the same reads each time
     pixels = np.sort(drawn.permutation(len(rows))[:PIXELS])
     arrays = [mapped.arrays[i] for i in np.sort(drawn.permutation(len(mapped.arrays))[:ARRAYS])]
-    curve_error = wire_error = total = 0.0
+    totals = np.zeros(3)  # of the curve's errors, of those of the wires, of what is exact
     for k, bits in enumerate(layer.slice_bits):
         g_min, step, curve = device.levels(bits)[0], device.step(bits), layer.chip.readout.curve[k]
         values, reference = (part[k, 0].cpu().double() for part in (layer.chip.cells.values, layer.chip.cells.reference))
@@ -66,7 +66,6 @@ def _of_layer(layer: CrossbarLayer, a_codes: Tensor, device: Device, straight: C
                 u = a @ values[seen] - (a @ line if referred else 0)
                 found = through_curve(curve, u, a, line) if both is None else between_curves(curve, u, a, seen_sums)
                 plain = a @ held[seen] - (a @ held_reference[start:stop, None] if referred else 0)
-                curve_error, wire_error, total = (
-                    so_far + 4.0 ** (z + layer.spec.cell_bits * k) * float(error.square().sum())
-                    for so_far, error in ((curve_error, found - exact), (wire_error, plain - exact), (total, exact)))
-    return tuple((error / total) ** 0.5 if total else 0.0 for error in (curve_error, wire_error))
+                squares = [float(each.square().sum()) for each in (found - exact, plain - exact, exact)]
+                totals += 4.0 ** (z + layer.spec.cell_bits * k) * np.array(squares)
+    return tuple(float(error / totals[2]) ** 0.5 if totals[2] else 0.0 for error in totals[:2])

@@ -143,9 +143,7 @@ def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None,
     if gate and spec.dac_bits > 1:
         raise ValueError(f"access is 'gate' with dac_bits {spec.dac_bits}; with gate access a row is only on or off, so allowed is "
                          "dac_bits 1")
-    if spec.weights == "offset":
-        return
-    if reference_cells != "device":
+    if spec.weights == "pair" and reference_cells != "device":
         raise ValueError(f"reference_cells is {reference_cells!r} and weights 'pair', which have no reference column; leave it at device")
 
 
@@ -163,14 +161,13 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     off, curves = np.zeros(len(levels)), []
     for k, bits in enumerate(spec.slice_bits):
         g_min, step = device.levels(bits)[0], device.step(bits)
+        # An off-current that a digital reference does not take away is part of a cell's value.
+        off[k] = np.rint(scale * g_min / step) if digital else 0
         drawn = device.draw(levels[k], bits, generator(draw.seed, name, k, VALUES)) if joint is None else joint[k]
         column = _reference_column(draw, bits, twice[k], levels.shape[1:3], generator(draw.seed, name, k, REFERENCE))
         if draw.wires.resist:
             drawn, column, curve = _behind_wires(drawn, column, layer, draw, generator(draw.seed, name, k, INPUTS))
-            missing = scale * g_min / step - (np.rint(scale * g_min / step) if digital else 0)
-            curves.append(_of_cells(curve, scale, step, missing))
-        # An off-current that a digital reference does not take away is part of a cell's value.
-        off[k] = np.rint(scale * g_min / step) if digital else 0
+            curves.append(_of_cells(curve, scale, step, scale * g_min / step - off[k]))
         values[k] = on_grid((drawn - g_min) / step, spec.cell_bits) + off[k].astype(np.int32)
         if digital:
             reference[k] = twice[k] * scale // 2 + off[k]

@@ -88,11 +88,9 @@ class PlaneStore:
             w_codes = w_codes.cpu()
             planes = decompose(w_codes, self.w_bits, self.cell_bits)
             path = self.path(index)
-            entry = {"layer": name, "shape": list(planes.shape), "w_bits": self.w_bits, "cell_bits": self.cell_bits,
-                     "sha256": sha256(w_codes)}
-            entries[path.name] = entry
-            problem = self._problem(path, planes, entry, known.get(path.name))
-            if problem:
+            entries[path.name] = entry = {"layer": name, "shape": list(planes.shape), "w_bits": self.w_bits, "cell_bits": self.cell_bits,
+                                          "sha256": sha256(w_codes)}
+            if problem := self._problem(path, planes, entry, known.get(path.name)):
                 if path.exists():
                     rebuilt.setdefault(problem, []).append(path)
                 atomic_write(path, lambda file, planes=planes: torch.save(planes, file))
