@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 # torchvision takes a second to import: only what needs it does so.
 from ..program import distributed
-from ..program.cli import UserError, one_line
+from ..program.cli import UserError, one_line, user_error
 from .checkpoint import read_torch_file, write_torch_file
 from .class_index import read_class_index
 
@@ -80,10 +80,8 @@ def decoded(found: Folder, size: int, log: Callable[[str], object]) -> list[torc
     def digest(title: str, of: Callable[[Path], bytes]) -> str:
         key = hashlib.sha256(f"{size}x{size} RGB, 3".encode())
         for path in tqdm([*found.files[0], *found.files[1]], desc=title, unit="img", disable=None, delay=2, leave=False):
-            try:
+            with user_error(lambda error, path=path: f"cannot read {path}: {error.strerror or error}", OSError):
                 key.update(os.fsencode(f"{path.relative_to(found.root)}\0") + of(path))
-            except OSError as error:
-                raise UserError(f"cannot read {path}: {error.strerror or error}") from None
         return key.hexdigest()
 
     status = digest("looking at images", _status)  # before their contents: what changes now differs at the next start
@@ -203,11 +201,9 @@ def in_rgb(image: Image.Image) -> Image.Image:
 
 def _decode(path: Path, size: int) -> torch.Tensor:
     """One image as uint8 [3, size, size]; others are scaled so that the centre square fills it."""
-    try:
-        with Image.open(path) as image:
-            image = in_rgb(image)
-            if image.size != (size, size):
-                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    except Exception as error:  # a damaged file can make PIL raise nearly anything
-        raise UserError(f"cannot decode {path}: {one_line(error)}") from error
+    # A damaged file can make PIL raise nearly anything.
+    with user_error(lambda error: f"cannot decode {path}: {one_line(error)}", Exception), Image.open(path) as image:
+        image = in_rgb(image)
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)

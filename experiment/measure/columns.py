@@ -25,7 +25,7 @@ from models.quant.measuring.task import Task
 
 from ..inputs import foreign
 from ..program import machine
-from ..program.cli import UserError
+from ..program.cli import UserError, user_error
 from ..program.plain import is_count, is_dict, is_number, is_percent, is_text, several
 from ..settings.chips import CHIPS_OR_NOISE
 from ..settings.conversion_settings import OPTIONS
@@ -290,10 +290,8 @@ def shown(records: Sequence[Record], names: Iterable[str] | None = None) -> list
 
 def metric_for(task: Task | None) -> Any:
     """The metric of a task, or that of images. Raises: UserError for one that is none, or whose name another key of a line has."""
-    try:
+    with user_error(str):
         found = metrics.metric_of(task and task.metric)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     name = found.scale.name
     keys_of_line = [*(named(column.name, name) for column in COLUMNS), *machine.machine_info(), "command", "key"]
     if Counter(keys_of_line).most_common(1)[0][1] > 1:

@@ -12,17 +12,14 @@ from typing import Any
 
 from models.quant.storage.files import atomic_write, locked, write_text
 
-from ..program.cli import UserError
+from ..program.cli import user_error
 from .columns import is_line
 
 
 def check_can_append(path: str | Path) -> None:
     """Raise UserError where a file cannot be written to, before hours of work."""
-    try:
-        with open(path, "a"):
-            return
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
+    with user_error(lambda error: f"cannot write to {path}: {error.strerror or error}", OSError):
+        open(path, "a").close()
 
 
 def append(path: str | Path, values: Mapping[str, Any]) -> None:

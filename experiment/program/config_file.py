@@ -12,7 +12,7 @@ from typing import Any
 
 from models.quant.storage.files import write_text
 
-from .cli import UserError
+from .cli import UserError, user_error
 from .flags import ArgumentParser, parse
 
 
@@ -25,10 +25,8 @@ def parse_both(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
     path = given.pop("config", None)
     if path is None:
         return {}, given
-    try:
+    with user_error(lambda error: f"--config {path}: {error}", UserError):
         found = parse(parser, _arguments(path))
-    except UserError as error:
-        raise UserError(f"--config {path}: {error}") from None
     if "config" in found:
         raise UserError(f"--config {path}: names another file by config; write its flags into this one")
     return found, given

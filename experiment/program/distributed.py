@@ -25,7 +25,7 @@ from torch import nn
 
 from models import quant
 
-from .cli import UserError, one_line, run_main
+from .cli import UserError, one_line, run_main, user_error
 
 T = TypeVar("T")
 
@@ -144,12 +144,11 @@ def group() -> Iterator[None]:
         word, where another one was the first to raise something.
     """
     global _store
-    try:
+    with user_error(lambda error: f"the processes that torchrun has started do not find each other: {one_line(error)[:200]}",
+                    (RuntimeError, ValueError)):
         store, number, count = next(dist.rendezvous("env://"))
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=number,
                                 world_size=count, timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes that torchrun has started do not find each other: {one_line(error)[:200]}") from None
     _store = dist.PrefixStore("program", store)
     before = signal.signal(signal.SIGTERM, _told_to_end)
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .cli import UserError, one_line
+from .cli import UserError, one_line, user_error
 
 PROJECT = Path(__file__).resolve().parents[2]
 LOADED: list[ModuleType] = []  # modules of such files, and of their neighbours
@@ -41,7 +41,9 @@ def made(flag: str, name: str) -> Any:
     with _neighbours_first(Path(path)):
         before, folder = set(sys.modules), Path(path).parent.resolve()
         try:
-            return _call(flag, name, _function(flag, Path(path), function))
+            make = _function(flag, Path(path), function)
+            with _told(f"--{flag} {name}: the function fails when it is called without arguments"):
+                return make()
         finally:
             new = [module for each, module in sys.modules.items() if each not in before and getattr(module, "__file__", None)]
             LOADED.extend(module for module in new if folder in Path(module.__file__).resolve().parents)
@@ -135,25 +137,19 @@ class _Beside:
         return PathFinder.find_spec(name, [str(self.folder)]) if name in self.names else None
 
 
+def _told(what: str) -> contextlib.AbstractContextManager[None]:
+    """Within `with`, whatever code of users raises, as one line."""
+    return user_error(lambda error: f"{what} ({type(error).__name__}: {one_line(error)[:160]})", Exception)
+
+
 def _function(flag: str, path: Path, name: str) -> Callable[[], Any]:
     spec = importlib.util.spec_from_file_location(f"_code_of_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where classes of the file, and copies of them, look for their own module
-    try:
+    with _told(f"--{flag} {path}:{name}: the file cannot be imported"):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"--{flag} {path}:{name}: the file cannot be imported "
-                        f"({type(error).__name__}: {one_line(error)[:160]})") from error
     own = [key for key, value in vars(module).items()
            if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == module.__name__]
     if not callable(getattr(module, name, None)):
         raise UserError(f"--{flag} {path}:{name}: the file has no function {name!r}; it has {', '.join(own) or 'none'}")
     return getattr(module, name)
-
-
-def _call(flag: str, name: str, function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except Exception as error:
-        raise UserError(f"--{flag} {name}: the function fails when it is called without arguments "
-                        f"({type(error).__name__}: {one_line(error)[:160]})") from error

@@ -15,7 +15,7 @@ from models.quant.measuring.task import Task
 from ..inputs import data, foreign
 from ..inputs.data import Batches, training_split
 from ..inputs.tasks import Examples
-from ..program.cli import UserError, one_line
+from ..program.cli import UserError, one_line, user_error
 from ..settings import train_settings
 from ..settings.eval_flags import EvalSettings
 
@@ -66,10 +66,8 @@ def of_task(task: Task, metric: Metric | OfTorchmetrics, settings: EvalSettings,
     measured, kind = (task.validation, f"validation {task.kind}") if settings.validation else (task.data, task.kind)
     shown = Examples(measured, task, "validation" if settings.validation else "data", digest, settings.limit)
     calibration = Examples(task.calibration, task, "calibration", digest)
-    try:
+    with user_error(lambda error: f"{settings.model}: {one_line(error)}", Exception):  # code of others raises nearly anything
         Run(task.network, shown, None, metric, task.take).check()
-    except Exception as error:  # code of others raises nearly anything
-        raise UserError(f"{settings.model}: {one_line(error)}") from None
     return EvalImages(shown, None, kind, shown.of_all, calibration, calibration.first(REPORT_IMAGES))
 
 

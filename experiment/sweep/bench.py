@@ -27,7 +27,7 @@ from ..measure.columns import Measured
 from ..measure.points import Points
 from ..measure.ranges import RangesOfRun, entry_of
 from ..program import distributed, flags, machine
-from ..program.cli import UserError
+from ..program.cli import UserError, user_error
 from ..report import says
 from ..settings import per_layer
 from ..settings.conversion_settings import OPTIONS
@@ -68,10 +68,8 @@ class Bench:
         self.code = [*foreign.identity(settings.model), *([keys.of_attributes(self.others.network)] if self.others else [])]
         remedied = [each for setting in settings.settings if settings.remedy for each in all_remedied(setting)]
         self.costs = Costs(settings.cost, [*settings.settings, *remedied] or search_layouts(settings))
-        try:
+        with user_error(str):
             self.cells = settings.planes and stored_cells(settings.planes, self._net, settings.settings, settings.w_bits)
-        except ValueError as error:
-            raise UserError(str(error)) from None
         if is_chip(self.cells) and settings.adc_ranges:
             raise UserError("--adc_ranges are for ideal cells, and --planes holds a chip with a correction of its own: give one of them")
         self.ranges, self.points, self.cache = RangesOfRun(settings, self.checkpoint, self.folder), Points(settings.save_path), Cache()
@@ -105,7 +103,7 @@ class Bench:
         if net is None:
             return
         seen = set()
-        try:
+        with user_error(lambda error: flags.of_layers(str(error))):  # what the package refuses, such as engines
             codes = None if is_chip(self.cells) else self.cells
             # Once, as they are found anew at each question otherwise.
             use_cells(net, codes or {name: layer.w_codes() for name, layer in quant.crossbar_layers(net)})
@@ -122,8 +120,6 @@ class Bench:
                 if draft is None:
                     engines_of(net, self.settings.engine)
                     self.ranges.give(net, setting)
-        except ValueError as error:  # what the package refuses, such as engines
-            raise UserError(flags.of_layers(str(error))) from None
 
     def load(self, log: logging.Logger) -> None:
         """The images, and what decides the results of all settings."""
