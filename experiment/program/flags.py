@@ -98,17 +98,15 @@ SHARE_OR_ALL = Number(float, "from 0 to 1", lambda value: 0 <= value <= 1)
 FIT_OR_POSITIVE = Number(float, "fit or a number above 0", POSITIVE.holds, {"fit": "fit"})
 
 
-def option(default: Any, text: str, kind: Any = str, several: bool = False, metavar: str | None = None,
-           says_default: bool = False, or_empty: bool = False) -> Any:
-    """A field that is a flag.
+def option(default: Any, text: str, kind: Any = str, metavar: str | None = None, or_empty: bool = False) -> Any:
+    """A field that is a flag; with a list as its default one of several values, whose text says itself what holds where it is not given.
 
-    Args: kind, a `Number`, `bool` for a switch, `str` for a text, or the allowed texts; several, the flag takes a list;
-        says_default, the help text says itself what holds where the flag is not given; or_empty, the flag may stand without
-        a value, which is "" then.
+    Args: kind, a `Number`, `bool` for a switch, `str` for a text, or the allowed texts; or_empty, the flag may stand without a value, which
+        is "" then.
     """
-    make = {"default_factory": lambda: default} if isinstance(default, list) else {"default": default}
-    return dataclasses.field(**make, metadata={"help": text, "kind": kind, "several": several, "metavar": metavar,
-                                               "says_default": says_default, "or_empty": or_empty})
+    several = isinstance(default, list)
+    make = {"default_factory": lambda: default} if several else {"default": default}
+    return dataclasses.field(**make, metadata={"help": text, "kind": kind, "several": several, "metavar": metavar, "or_empty": or_empty})
 
 
 def flag_name(field: str) -> str:
@@ -208,7 +206,7 @@ def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several
         if meta.get("or_empty"):
             options |= {"nargs": "?", "const": ""}
         text = _FIELD.sub(lambda field: f"--{flag_name(field[0])}", meta["help"].rstrip("."))
-        if kind is not bool and not meta.get("says_default") and field.default not in (None, dataclasses.MISSING):
+        if kind is not bool and field.default not in (None, dataclasses.MISSING):
             text += f". Default {field.default:g}" if isinstance(field.default, float) else f". Default {field.default}"
         group.add_argument(f"--{name}", help=text.replace("%", "%%"), **options)
 

@@ -23,7 +23,7 @@ class Conversion:
     rounding: str = option("nearest", "how weights are rounded. nearest: to the nearest code. gptq: each column makes up for the errors "
                            "of the columns before it (arXiv 2210.17323)",
                            ("nearest", "gptq"))
-    skip: list[str] = option([], "layers that stay digital: names, or patterns such as \"layer4.*\"", several=True, says_default=True)
+    skip: list[str] = option([], "layers that stay digital: names, or patterns such as \"layer4.*\"")
 
 
 @dataclass(frozen=True, kw_only=True)
