@@ -99,12 +99,19 @@ def _common_classes(root: Path, folders: tuple[Path, Path]) -> list[str]:
 
 
 def _files_and_labels(root: Path, folder: Path, labels: dict[str, int]) -> tuple[list[Path], torch.Tensor]:
-    """The images below the class folders in `folder`, and the label of each, int64 [N]. Args: labels, `{name of a class: label}`."""
+    """The images below the class folders in `folder`, in the order of their paths, and the label of each, int64 [N]. Args: labels,
+    `{name of a class: label}`."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
+
+    def is_image(path: str) -> bool:
+        return has_file_allowed_extension(path, (*IMG_EXTENSIONS, ".gif")) and not os.path.basename(path).startswith(".")
+
     names = _class_names(folder)
-    found = _labelled_files(folder, names)
-    if empty := set(range(len(names))) - {label for _, label in found}:
+    found = make_dataset(folder, {name: number for number, name in enumerate(names)}, is_valid_file=is_image, allow_empty=True)
+    if empty := set(range(len(names))) - {number for _, number in found}:
         raise UserError(f"--data_path {root}: no images in {folder / names[min(empty)]}")
-    return [path for path, _ in found], torch.tensor([labels[names[label]] for _, label in found])
+    files = sorted((Path(path), labels[names[number]]) for path, number in found)
+    return [path for path, _ in files], torch.tensor([label for _, label in files])
 
 
 def _folders(root: Path) -> tuple[Path, Path]:
@@ -126,18 +133,6 @@ def _class_names(folder: Path) -> list[str]:
     if len(names) < 2:
         raise UserError(f"{folder}: needs at least two class folders, found {len(names)}")
     return names
-
-
-def _labelled_files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """(path, label) of all images below the class folders in `folder`, in the order of their paths."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
-
-    def is_image(path: str) -> bool:
-        return has_file_allowed_extension(path, (*IMG_EXTENSIONS, ".gif")) and not os.path.basename(path).startswith(".")
-
-    labels = {name: label for label, name in enumerate(classes)}
-    found = make_dataset(folder, labels, is_valid_file=is_image, allow_empty=True)
-    return sorted((Path(path), label) for path, label in found)
 
 
 def _status(path: Path) -> bytes:

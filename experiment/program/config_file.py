@@ -13,7 +13,7 @@ from typing import Any
 from models.quant.storage.files import write_text
 
 from .cli import UserError, user_error
-from .flags import ArgumentParser, parse
+from .flags import ArgumentParser, arguments_of, parse
 
 
 def parse_both(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -33,7 +33,7 @@ def parse_both(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
 
 
 def _arguments(path: str) -> list[str]:
-    """The flags of a file as they would stand on a command line; those that are null, false or empty are not given."""
+    """The flags of a file as they would stand on a command line."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -42,15 +42,11 @@ def _arguments(path: str) -> list[str]:
         raise UserError(f"is not JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError('is not a JSON object {"flag": value}')
-    arguments = []
     for name, value in values.items():
-        if value is None or value is False or value == []:
-            continue
-        parts = [] if value is True else value if isinstance(value, list) else [value]
+        parts = value if isinstance(value, list) else [] if value is None or isinstance(value, bool) else [value]
         if not all(isinstance(part, (str, int, float)) and not isinstance(part, bool) for part in parts):
             raise UserError(f"{name} is {json.dumps(value)[:80]}; a flag's value is text, a number, a list of these, true, false or null")
-        arguments += [f"--{name}", *map(str, parts)]
-    return arguments
+    return arguments_of(values)
 
 
 def write(path: Path, values: Mapping[str, Any], but: Container[str] = ()) -> None:

@@ -14,6 +14,7 @@ Fields of `CrossbarSpec` and `Calibration` are flags too. The names that users o
 import argparse
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import sys
@@ -61,29 +62,23 @@ def in_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
 MOST_WITHOUT_STEP = 100  # values of a span
 
 
-class Span:
-    """A flag's values of one kind, `3`, or a span of them with both its ends: `3:8`, or with a step `1:3:0.5`."""
-
-    def __init__(self, kind: Number):
-        self.kind = kind
-
-    def __call__(self, argument: str) -> list:
-        """The values that an argument of the command line means."""
-        if ":" not in argument:
-            return [self.kind(argument)]
-        try:
-            first, last, step = ([self.kind(part) for part in argument.split(":")] + [1])[:3]
-            numbers = argument.count(":") < 3 and all(isinstance(end, (int, float)) for end in (first, last, step))
-        except argparse.ArgumentTypeError:
-            numbers = False
-        if not numbers:
-            raise argparse.ArgumentTypeError(f"{argument} is not a span FIRST:LAST or FIRST:LAST:STEP; each is {self.kind.text}")
-        if first > last or step <= 0:
-            raise argparse.ArgumentTypeError(f"{argument} is an empty span; FIRST:LAST:STEP goes up, from the first to the last")
-        count = int((last - first) / step + 1e-9) + 1
-        if argument.count(":") == 1 and count > MOST_WITHOUT_STEP:  # two times, in seconds
-            raise argparse.ArgumentTypeError(f"{argument} has {count} values with a step of 1; say the step: FIRST:LAST:STEP")
-        return [self.kind(f"{first + i * step:.12g}") for i in range(count)]
+def span(kind: Number, argument: str) -> list:
+    """The values that an argument of the command line means: `3`, or all from one to another, `3:8`, or with a step `1:3:0.5`."""
+    if ":" not in argument:
+        return [kind(argument)]
+    try:
+        first, last, step = ([kind(part) for part in argument.split(":")] + [1])[:3]
+        numbers = argument.count(":") < 3 and all(isinstance(end, (int, float)) for end in (first, last, step))
+    except argparse.ArgumentTypeError:
+        numbers = False
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"{argument} is not a span FIRST:LAST or FIRST:LAST:STEP; each is {kind.text}")
+    if first > last or step <= 0:
+        raise argparse.ArgumentTypeError(f"{argument} is an empty span; FIRST:LAST:STEP goes up, from the first to the last")
+    count = int((last - first) / step + 1e-9) + 1
+    if argument.count(":") == 1 and count > MOST_WITHOUT_STEP:  # two times, in seconds
+        raise argparse.ArgumentTypeError(f"{argument} has {count} values with a step of 1; say the step: FIRST:LAST:STEP")
+    return [kind(f"{first + i * step:.12g}") for i in range(count)]
 
 
 BITS = Number(int, f"1 to 8, or {OFF} to switch the quantizer off", lambda bits: bits in (*range(1, 9), OFF))
@@ -200,7 +195,7 @@ def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several
         if several or meta.get("several"):
             options["nargs"] = "+"
             if isinstance(kind, Number):
-                options |= {"type": Span(kind), "action": _Flatten}
+                options |= {"type": functools.partial(span, kind), "action": _Flatten}
         if meta.get("several") and kind is str:
             options["action"] = "extend"  # of a flag that is given several times
         if meta.get("or_empty"):
@@ -214,6 +209,13 @@ def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several
 def parse(parser: ArgumentParser, argv: list[str] | None = None) -> dict[str, Any]:
     """`{flag: value}` of those that stand on the command line."""
     return vars(parser.parse_args(argv))
+
+
+def arguments_of(values: Mapping[str, Any]) -> list[str]:
+    """Flags, `{flag: value}`, as they stand on a command line; those that are None, False or empty lists are not given."""
+    given = {name: value for name, value in values.items() if value is not None and value is not False and value != []}
+    return [str(part) for name, value in given.items()
+            for part in (f"--{name}", *(value if isinstance(value, list) else [] if value is True else [value]))]
 
 
 def checked(cls: type, config: Mapping[str, Any], source: str, names: Iterable[str] | None = None,

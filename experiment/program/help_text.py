@@ -7,7 +7,8 @@
 import argparse
 import copy
 from collections.abc import Mapping
-from types import MappingProxyType
+from functools import partial
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from .cli import UserError
@@ -21,7 +22,8 @@ class Topics(argparse.ArgumentParser):
     `--help` alone shows."""
 
     def __init__(self, *, first: Mapping[str, str] = MappingProxyType({}), add_help: bool = True, **options: Any):
-        super().__init__(add_help=False, formatter_class=_Formatter, **options)
+        form = partial(argparse.RawDescriptionHelpFormatter, max_help_position=FLAG_WIDTH, width=WIDTH)
+        super().__init__(add_help=False, formatter_class=form, **options)
         self.first, self.topics = first, {}
         if add_help:
             self.add_argument("-h", "--help", nargs="?", const="", metavar="TOPIC", action=_Help)
@@ -44,7 +46,7 @@ class Topics(argparse.ArgumentParser):
             raise UserError(f"--help {topic}: {self.prog} has no such topic{other}; it has {topics}")
         known = {action.dest: action for action in self._actions}
         head, _, example = self.description.partition("\n\n")
-        first = _Short([_brief(known[name], text) for name, text in self.first.items()])
+        first = SimpleNamespace(title="flags", _group_actions=[_brief(known[name], text) for name, text in self.first.items()])
         return self._text("\n\n".join([head, example.split("\n\n")[0]]), first,
                           epilog=f"More flags: python {self.prog} --help TOPIC, of {topics}.\nDocuments: docs/.")
 
@@ -57,20 +59,6 @@ class Topics(argparse.ArgumentParser):
             text.end_section()
         text.add_text(epilog)
         return text.format_help()
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=FLAG_WIDTH, width=WIDTH)
-
-
-class _Short:
-    """A group of flags, each with one line."""
-
-    title = "flags"
-
-    def __init__(self, actions: list[argparse.Action]):
-        self._group_actions = actions
 
 
 def _brief(action: argparse.Action, text: str) -> argparse.Action:

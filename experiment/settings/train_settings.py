@@ -170,8 +170,7 @@ def continuing(settings: TrainSettings, checkpoint: Path) -> str:
     usual = flags.defaults(Machine)
     beside = {"model": settings.model} if settings.qat else {}
     beside |= {name: getattr(settings, name) for name in ("ngpu", "log_file") if getattr(settings, name) != usual[name]}
-    return shlex.join(["python", "train.py", "--resume", str(checkpoint),
-                       *(part for name, value in beside.items() for part in (f"--{name}", str(value)))])
+    return shlex.join(["python", "train.py", *flags.arguments_of({"resume": checkpoint} | beside)])
 
 
 def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) -> None:

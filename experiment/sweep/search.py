@@ -5,9 +5,7 @@ many workers it has. So nothing of it needs to be kept: a search that was killed
 answer at once.
 """
 
-import csv
 import importlib.util
-import io
 import logging
 import statistics
 import warnings
@@ -24,6 +22,7 @@ from models.quant.storage.files import write_text
 
 from ..inputs.foreign import is_language_model
 from ..measure.columns import named, value_of
+from ..measure.results import csv_text
 from ..program.cli import UserError, needed
 from ..program.user_code import is_file
 from ..report.drawing import add_title, new_figure, save
@@ -268,12 +267,8 @@ class Search:
         test images. Returns: their paths."""
         folder = tested.folder
         rows = [self._row(setting, tested) for setting in self.found]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
         paths = [folder / "search.csv", folder / "search.png"]
-        write_text(paths[0], text.getvalue())
+        write_text(paths[0], csv_text([rows[0], *(row.values() for row in rows)]))
         self._plot(paths[1], rows)
         if importlib.util.find_spec("plotly"):
             paths.append(folder / "search.html")
