@@ -243,23 +243,17 @@ def problem(field: dataclasses.Field, value: Any) -> str | None:
     """What is wrong with a value of a field, such as "is not a number from 0 up"; None where it is a default of None, or what the flag
     takes."""
     kind, values = flag_kind(field), value if field.metadata.get("several") and isinstance(value, list) else [value]
-    fine = value is None and field.default is None or all(_allowed(kind, each) for each in values)
-    return None if fine else f"is not {_text(kind)}"
+    if isinstance(kind, Number):
+        fits, text = kind.has, kind.text
+    elif isinstance(kind, tuple):
+        fits, text = kind.__contains__, f"one of {', '.join(kind)}"
+    else:
+        fits, text = lambda each: isinstance(each, kind), {bool: "True or False", str: "a text"}[kind]
+    fine = value is None and field.default is None or all(map(fits, values))
+    return None if fine else f"is not {text}"
 
 
 def _usual_word(field: str, value: Any) -> Any:
     """The word that this version has for the value of a field."""
     words = OTHER_WORDS.get(field, {})
     return words[value] if isinstance(value, str) and value in words else value
-
-
-def _allowed(kind: Any, value: Any) -> bool:
-    if isinstance(kind, Number):
-        return kind.has(value)
-    return value in kind if isinstance(kind, tuple) else isinstance(value, kind)
-
-
-def _text(kind: Any) -> str:
-    if isinstance(kind, Number):
-        return kind.text
-    return f"one of {', '.join(kind)}" if isinstance(kind, tuple) else {bool: "True or False", str: "a text"}[kind]

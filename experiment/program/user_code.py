@@ -6,11 +6,10 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from .cli import UserError, one_line, user_error
@@ -101,7 +100,10 @@ def _neighbours_first(path: Path):
     def take_out():
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in hidden}
 
-    kept, finder = take_out(), _Beside(folder, own)
+    def find_spec(name, path=None, target=None):  # these alone: a folder without `__init__.py` would come behind this project's too
+        return PathFinder.find_spec(name, [str(folder)]) if name in own else None
+
+    kept, finder = take_out(), SimpleNamespace(find_spec=find_spec)
     sys.path.insert(0, str(folder))  # for names that are not in the text
     sys.meta_path.insert(0, finder)
     try:
@@ -124,17 +126,6 @@ def _comes_before(folder: Path, name: str, other: ModuleSpec) -> bool:
     """Whether a program in the folder would find its own module: one without `__init__.py` comes behind what is installed."""
     whole = Path(folder, f"{name}.py").is_file() or Path(folder, name, "__init__.py").is_file()
     return whole or other.origin is None or other.has_location and PROJECT in Path(other.origin).resolve().parents
-
-
-@dataclass(frozen=True)
-class _Beside:
-    """Finds some modules in a folder, and those alone: a folder without `__init__.py` would come behind this project's too."""
-
-    folder: Path
-    names: set[str]
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return PathFinder.find_spec(name, [str(self.folder)]) if name in self.names else None
 
 
 def _told(what: str) -> contextlib.AbstractContextManager[None]:

@@ -18,8 +18,7 @@ from ..program import flags
 from ..program.flags import BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, flag_name, option
 from . import chips, costs
 from .chips import DeviceSettings
-from .conversion_settings import Conversion, ConversionFiles
-from .language_settings import Language
+from .conversion_settings import Conversion, ConversionFiles, Language
 from .train_flags import NGPU, ThroughADC
 
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
@@ -110,12 +109,8 @@ class Ranges:
                                 metavar="DIR")
 
 
-def _shard(text: str) -> tuple[int, int]:
-    part, of = map(int, text.split("/"))
-    return part, of
-
-
-SHARD = Number(_shard, "I/N, such as 2/8: I from 1 to N", lambda shard: 1 <= shard[0] <= shard[1])
+SHARD = Number(lambda text: tuple(map(int, text.split("/"))), "I/N, such as 2/8: I from 1 to N",
+               lambda shard: len(shard) == 2 and 1 <= shard[0] <= shard[1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from ..inputs.checkpoint import load_checkpoint
 from ..program import config_file, flags
 from ..program.cli import UserError, user_error
 from ..program.flags import ArgumentParser
-from . import chips, conversion_settings, costs, language_settings, limits, per_layer, specification, train_settings
+from . import chips, conversion_settings, costs, limits, per_layer, specification, train_settings
 from .eval_flags import CALIBRATE_OTHERS, CALIBRATION, MODELS, EvalSettings, Search, add_hardware, build_parser, hardware_defaults
 from .train_flags import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN
 from .train_settings import images_beside
@@ -75,7 +75,7 @@ def settings_of(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     checkpoint = checkpoint_of(source)
     values = _network(given, checkpoint, source)
     conversion_settings.check(values, given, useless=("planes", "save_cells"))
-    language_settings.check(values, given)
+    conversion_settings.check_language(values, given)
     rows = {name: given[name] for name in (*hardware_defaults(), "per_layer") if name in given}
     calibration = Calibration(*(given.get(name, default) for name, default in flags.defaults(Calibration).items()))
     of_chips = {name: given[name] for name in chips.OF_RUN if name in given}
@@ -102,7 +102,7 @@ def _network(given: Mapping[str, Any], checkpoint: dict, source: str | None) -> 
               "save_path": str(Path("save", Path(source).stem) if exported else Path(source).parent)}
     of_network = {name: config[name] for name in ("w_bits", "a_bits", "wq", "quantize_image") if name in config}
     values |= of_network | {name: config[name] for name in ("dataset",) if name in config} | images_beside(source)
-    if exported and values["dataset"] == "imagefolder" and is_cifar10(checkpoint):
+    if exported and values["dataset"] == "imagefolder" and list(checkpoint.get("data", {}).get("classes", [])) == CIFAR10_CLASSES:
         values["dataset"] = "cifar10"
     values |= given
     if values["model"] not in MODELS:
@@ -128,11 +128,6 @@ def _network_of_others(given: Mapping[str, Any], config: Mapping[str, Any], sour
     values |= {name: config[name] for name in names if name in config} | given
     folder = Path("save", f"{foreign.short_name(values['model'])}_w{values['w_bits']}a{values['a_bits']}")
     return {"save_path": str(Path(source).parent if source else folder)} | values
-
-
-def is_cifar10(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a network was trained on images with the names of CIFAR-10's classes."""
-    return list(checkpoint.get("data", {}).get("classes", [])) == CIFAR10_CLASSES
 
 
 def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Iterable[str] = (), table: Iterable[str] = (),

@@ -140,7 +140,8 @@ class Bench:
             else:
                 self.check(of.settings, draft)
         else:
-            self.shown, draft = images.load(of, self.checkpoint, self.device, log), None
+            shown, draft = data.load(of.dataset, of.data_path, log.info), None
+            self.shown = images.choose(shown, of, self.checkpoint, self.device)
         self.fillings = says.fillings(self.net if draft is None else draft, of.settings or search_layouts(of))
         self.points.images = self.shown.batches.count
         made_of = self.net if self.original is None else self.original
