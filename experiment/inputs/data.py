@@ -303,8 +303,7 @@ def _digits() -> Dataset:
     y = torch.from_numpy(labels).long()
     train, test = stratified_split(y, 0.2, seed=0)
     mean, std = pixel_stats(x[train])
-    names = tuple(str(digit) for digit in range(10))
-    return Dataset("digits", x[train], y[train], x[test], y[test], names, mean, std, flip=False)
+    return Dataset("digits", x[train], y[train], x[test], y[test], tuple("0123456789"), mean, std, flip=False)
 
 
 def _cifar(name: str, data_path: str | Path) -> Dataset:

@@ -34,12 +34,9 @@ def parse_both(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
 
 def _arguments(path: str) -> list[str]:
     """The flags of a file as they would stand on a command line."""
-    try:
+    with (user_error(lambda error: f"cannot be read: {error.strerror or error}", OSError),
+          user_error("is not JSON ({})".format, (ValueError, RecursionError))):
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError('is not a JSON object {"flag": value}')
     for name, value in values.items():

@@ -31,8 +31,7 @@ def write(records: Sequence[Record], technology: Technology, title: str, folder:
     costed = [record for record in records if record.cost]
     if not costed:
         return []
-    names = "cost.json", "cost.csv", "cost_by_layer.png", f"{costed[0].metric.name}_over_energy.png"
-    paths = [folder / name for name in names]
+    paths = [folder / name for name in ("cost.json", "cost.csv", "cost_by_layer.png", f"{costed[0].metric.name}_over_energy.png")]
     content = {"technology": _content(technology), "settings": [_setting(record) for record in costed]}
     write_text(paths[0], json.dumps(content))
     write_text(paths[1], csv_text(_lines(costed, network)))
@@ -187,8 +186,7 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
                                    linewidth=1.2, elinewidth=0.6, capsize=2, label=name).lines[0])
         axes.hlines(accuracy, low, high, color=color, alpha=0.25, linewidth=2.5)
         for x, y, record in zip(typical, accuracy, points):
-            text = f"{record.setting.spec.adc_bits:g}"
-            axes.annotate(text, (x, y), (3, -9), textcoords="offset points", fontsize="xx-small", color=color)
+            axes.annotate(f"{record.setting.spec.adc_bits:g}", (x, y), (3, -9), textcoords="offset points", fontsize="xx-small", color=color)
     draw_software(axes, records[0])
     axes.set(xscale="log", xlabel="energy of an example (uJ); beside each point the ADC's bits", ylabel=records[0].metric.axis)
     label_decades(axes)

@@ -143,10 +143,9 @@ class Specification:
         write_rows(self.path, [{**keys, **row} for row in rows])
 
     def _say(self) -> None:
-        looked_at = self.bench.looked_at
-        specification_report.plot(self.path.with_suffix(".png"), self.rows, f"{self.of.resume or self.of.model}: {looked_at}")
-        rows = json.loads(self.path.with_suffix(".json").read_text())
-        self.log.info("\n" + specification_report.table(rows))
+        title = f"{self.of.resume or self.of.model}: {self.bench.looked_at}"
+        specification_report.plot(self.path.with_suffix(".png"), self.rows, title)
+        self.log.info("\n" + specification_report.table(json.loads(self.path.with_suffix(".json").read_text())))
         self.log.info(f"specification: {self.path}.csv, {self.path}.json, {self.path}.png")
 
 
