@@ -12,6 +12,7 @@ Fields of `CrossbarSpec` and `Calibration` are flags too. The names that users o
 """
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import functools
@@ -19,6 +20,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from models.quant import Calibration, CrossbarSpec
@@ -27,7 +29,6 @@ from models.quant.layers.quantizers import OFF
 from models.quant.network.calibration import OTHER_WORDS
 
 from .cli import UserError
-from .help_text import Topics
 
 # Fields of `Calibration`, whose flags say what they are about.
 FLAG_NAMES = {"rule": "adc_calib", "per": "adc_per", "correct": "adc_correct", "share": "adc_share", "on": "calib_on"}
@@ -51,6 +52,8 @@ class Number(spec.Numbers):
         return value
 
 
+WIDTH, FLAG_WIDTH = 100, 30  # columns of --help
+OF_ONE = {"train": "train.py", "cost": "eval.py", "sweep": "eval.py"}  # topics that the other program lacks
 _ALIAS = re.compile(rf"^--({'|'.join(ALIASES)})(?==|$)")
 
 
@@ -126,14 +129,24 @@ def of_layers(message: str) -> str:
     return f"--{layer}{colon}{in_flags(rest).removeprefix('--')}"
 
 
-class ArgumentParser(Topics):
+class ArgumentParser(argparse.ArgumentParser):
     """argparse prints its usage in front of every error; here an error is one line like all others. What is not given does not
-    appear in the result, names of flags are not to be shortened, and `ALIASES` stand for the names that they have here."""
+    appear in the result, names of flags are not to be shortened, and `ALIASES` stand for the names that they have here. `--help` comes in
+    screens: what most people need on one, and the rest by topic.
 
-    def __init__(self, *, kind: str = "flag", **options):
-        self.kind = kind
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **options)
+        parser = ArgumentParser(description=__doc__, first={"cell_bits": "bits of a memory cell"})
+        group = parser.topic("adc", "converters")        # a group of flags, shown by --help adc
+
+    Args: kind, what messages call a flag; first, `{flag: line}` of the one screen that `--help` alone shows.
+    """
+
+    def __init__(self, *, kind: str = "flag", first: Mapping[str, str] = MappingProxyType({}), add_help: bool = True, **options: Any):
+        form = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=FLAG_WIDTH, width=WIDTH)
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, add_help=False, formatter_class=form, **options)
+        self.kind, self.first, self.topics = kind, first, {}
         self._negative_number_matcher = re.compile(r"-\.?\d")  # -40:85:25 is a value too, as no flag begins with a digit
+        if add_help:
+            self.add_argument("-h", "--help", nargs="?", const="", metavar="TOPIC", action=_Help)
 
     def parse_args(self, argv: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """The flags of a command line. Raises: UserError; for an unknown flag it names the nearest known one."""
@@ -150,6 +163,53 @@ class ArgumentParser(Topics):
 
     def error(self, message: str):
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def topic(self, name: str, title: str) -> Any:
+        """A new group of flags, which `--help NAME` shows with the others of this topic."""
+        group = self.add_argument_group(title)
+        self.topics.setdefault(name, []).append(group)
+        return group
+
+    def help_about(self, topic: str) -> str:
+        """The text of `--help TOPIC`. Topics: those of `topic`, `all`, and "" for the one screen."""
+        topics = ", ".join([*self.topics, "all"])
+        if topic == "all":
+            return self._text(self.description, *(group for groups in self.topics.values() for group in groups))
+        if topic in self.topics:
+            return self._text(f"Flags of {self.prog} about {topic}. Other topics of --help: {topics}.", *self.topics[topic])
+        if topic:
+            other = f"; see python {OF_ONE[topic]} --help {topic}" if topic in OF_ONE else ""
+            raise UserError(f"--help {topic}: {self.prog} has no such topic{other}; it has {topics}")
+        known = {action.dest: action for action in self._actions}
+        head, _, example = self.description.partition("\n\n")
+        first = SimpleNamespace(title="flags", _group_actions=[_brief(known[name], text) for name, text in self.first.items()])
+        return self._text("\n\n".join([head, example.split("\n\n")[0]]), first,
+                          epilog=f"More flags: python {self.prog} --help TOPIC, of {topics}.\nDocuments: docs/.")
+
+    def _text(self, head: str, *groups: Any, epilog: str = "") -> str:
+        text = self._get_formatter()
+        text.add_text(head)
+        for group in groups:
+            text.start_section(group.title)
+            text.add_arguments(group._group_actions)
+            text.end_section()
+        text.add_text(epilog)
+        return text.format_help()
+
+
+def _brief(action: argparse.Action, text: str) -> argparse.Action:
+    """The flag with a line of help."""
+    brief = copy.copy(action)
+    brief.help, brief.choices, brief.nargs = text, None, None if action.nargs == "+" else action.nargs
+    return brief
+
+
+class _Help(argparse.Action):
+    """Print the help and end."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(parser.help_about(values), end="")
+        parser.exit()
 
 
 class _Flatten(argparse.Action):

@@ -186,7 +186,8 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
                                    linewidth=1.2, elinewidth=0.6, capsize=2, label=name).lines[0])
         axes.hlines(accuracy, low, high, color=color, alpha=0.25, linewidth=2.5)
         for x, y, record in zip(typical, accuracy, points):
-            axes.annotate(f"{record.setting.spec.adc_bits:g}", (x, y), (3, -9), textcoords="offset points", fontsize="xx-small", color=color)
+            text = f"{record.setting.spec.adc_bits:g}"
+            axes.annotate(text, (x, y), (3, -9), textcoords="offset points", fontsize="xx-small", color=color)
     draw_software(axes, records[0])
     axes.set(xscale="log", xlabel="energy of an example (uJ); beside each point the ADC's bits", ylabel=records[0].metric.axis)
     label_decades(axes)
