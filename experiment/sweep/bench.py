@@ -5,7 +5,7 @@ import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -315,15 +315,10 @@ class Bench:
             return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress, metric=self.metric,
                                  take=self.task and self.task.take, processes=distributed)
 
-    @contextlib.contextmanager
-    def _said_of(self, what: Setting | str) -> Iterator[None]:
+    def _said_of(self, what: Setting | str) -> contextlib.AbstractContextManager[None]:
         """Answers that a metric does not take, and cells that the grid does not hold, as one line."""
-        try:
-            yield
-        except ValueError as error:
-            if self.task or isinstance(what, Setting) and what.chips:
-                raise UserError(f"{what}: {error}") from None
-            raise
+        expected = self.task or isinstance(what, Setting) and what.chips
+        return user_error(lambda error: f"{what}: {error}") if expected else contextlib.nullcontext()
 
     @distributed.together
     def _measure(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool = False
