@@ -153,19 +153,6 @@ def measure_settings(bench: Bench, pool: Pool, log: logging.Logger, settings: Se
     measure_missing(Worklist(pool.benches, {bench: (None, *settings)}), pool, log)
 
 
-def find_best(bench: Bench, search: Search, pool: Pool, log: logging.Logger) -> None:
-    """Search; the front becomes the settings of the bench."""
-    search.run(functools.partial(measure_settings, search.bench, pool, log), log)
-    bench.settings = replace(bench.settings, settings=tuple(search.front))
-
-
-def find_remedies(bench: Bench, pool: Pool, log: logging.Logger) -> Remedies:
-    """Measure what wins back what its settings lose."""
-    found = Remedies(bench, functools.partial(measure_settings, bench, pool, log), pool.benches, log)
-    found.run()
-    return found
-
-
 def specify(bench: Bench, parts: Sequence[Bench], pool: Pool, log: logging.Logger) -> None:
     """Make the specification sheet of a network, and the page with it."""
     Specification(bench, parts, pool, functools.partial(measure_settings, bench, pool, log), log).run()
@@ -208,7 +195,8 @@ def measure_all(benches: Sequence[Bench], choosing: Sequence[Bench], pool: Pool,
     first = benches[0].settings
     searches = [Search(each) for each in choosing]  # all of them, before the first is run, as one may be of what cannot be
     for bench, search in zip(benches, searches):
-        find_best(bench, search, pool, log)
+        search.run(functools.partial(measure_settings, search.bench, pool, log), log)
+        bench.settings = replace(bench.settings, settings=tuple(search.front))
     work = Worklist(pool.benches, {bench: (None, *bench.settings.settings) for bench in benches}, first.shard)
     if first.dry_run:
         log.info(f"{work.listing()}\n{work.text(first.workers or 1)}")
@@ -218,7 +206,10 @@ def measure_all(benches: Sequence[Bench], choosing: Sequence[Bench], pool: Pool,
         config_file.write(bench.folder / "eval_config.json", bench.settings.given, but=("dry_run", "shard"))
         bench.write_planes(log)
     measure_missing(work, pool, log)
-    remedies = [find_remedies(bench, pool, log) for bench in benches if first.remedy]
+    remedies = [Remedies(bench, functools.partial(measure_settings, bench, pool, log), pool.benches, log)
+                for bench in benches if first.remedy]
+    for found in remedies:
+        found.run()
     for bench in benches:
         write_results(bench, work, log)
     for found in remedies:

@@ -67,8 +67,8 @@ from experiment.inputs import data
 from experiment.program import config_file, distributed, machine
 from experiment.report import says
 from experiment.train import teacher, training
-from experiment.inputs.checkpoint import load_weights, write_torch_file
-from experiment.program.cli import UserError, check_writable, get_logger, one_line
+from experiment.inputs.checkpoint import DAMAGED, load_weights, write_torch_file
+from experiment.program.cli import UserError, check_writable, get_logger, one_line, user_error
 from experiment.inputs.packed import pack
 from experiment.settings.train_flags import BEST, CHECKPOINT, CONFIG, Actions, TrainSettings
 from experiment.settings.train_settings import config_beside, parse
@@ -104,10 +104,8 @@ def export(settings: TrainSettings, actions: Actions, checkpoint: dict, accuracy
     kept = {name: checkpoint[name] for name in names if name in checkpoint}
     config = {name: value for name, value in settings.of_computation().items()
               if name in checkpoint["config"] or name in ("model", "w_bits", "a_bits", "wq", "quantize_image", "dataset")}
-    try:
+    with user_error(lambda error: f"{actions.resume} cannot be packed: {error}"):
         small = pack(kept | {"config": config})
-    except ValueError as error:
-        raise UserError(f"{actions.resume} cannot be packed: {error}") from None
     write_torch_file(actions.export, small)
     facts = {
         "dataset": settings.dataset, "about": actions.about, "test_images": images, "test_accuracy": round(accuracy, 2),
@@ -131,10 +129,8 @@ def own_network(settings: TrainSettings, actions: Actions, checkpoint: dict | No
 def start(run: training.Run, actions: Actions, checkpoint: dict | None, num_classes: int) -> None:
     """Bring a run to its first step: where its checkpoint stands, or with weights made ready for its quantizers."""
     if actions.resume:
-        try:
+        with user_error(lambda error: f"{actions.resume} cannot be continued: {one_line(error)}", DAMAGED):
             run.restore(checkpoint, actions.resume)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # somebody has edited it
-            raise UserError(f"{actions.resume} cannot be continued: {one_line(error)}") from error
         run.log.info(f"continuing {actions.resume} after epoch {run.epoch}, step {run.step} of {run.steps}")
         return
     if run.settings.weight_clip:

@@ -233,7 +233,7 @@ def test_what_files_of_costs_hold(cost):
     layer = linear(20, 6, CrossbarSpec(adc_range="full"))[0]
     origins = [Origin(text, value) for text, value in (("low one: x", "1 pJ"), ("t", "2 pJ"), ("high one: y", "3 pJ"))]
     made = costed(cost, sources={"adc": tuple(origins)})
-    lines = list(csv.DictReader(cost_report._csv([made], layer).splitlines()))
+    lines = list(csv.DictReader(cost_report.csv_text(cost_report._lines([made], layer)).splitlines()))
     assert all(float(line["low"]) <= float(line["typical"]) <= float(line["high"]) for line in lines)
     assert any(float(line["low"]) < float(line["high"]) for line in lines)
     content = cost_report._setting(made)

@@ -22,7 +22,7 @@ from torch import nn
 import eval as evaluation
 import train
 from experiment.sweep import bench, search
-from experiment.inputs import class_index, data, foreign
+from experiment.inputs import data, folders, foreign
 from experiment.start import conversion, images
 from experiment.settings import conversion_settings, eval_settings
 from experiment.report import cost_report
@@ -303,7 +303,7 @@ def test_bad_class_files_are_one_line(net, photographs, text, says):
     with pytest.raises(UserError, match=says):
         data.load("imagefolder", photographs, transform=lambda image: None, class_index="index")
     with pytest.raises(UserError, match="cannot read nowhere"):
-        class_index.read_class_index("nowhere")
+        folders.read_class_index("nowhere")
 
 
 @pytest.mark.parametrize("transform, says", [

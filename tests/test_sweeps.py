@@ -299,7 +299,7 @@ def test_shards_share_chips(evaluate, checkpoint):  # noqa: F811
     ("3", [3]), ("3:5", [3, 4, 5]), ("3:3", [3]), ("1:2:0.5", [1, 1.5, 2]), ("0:1:0.3", [0, 0.3, 0.6, 0.9]), ("2.5", [2.5]),
     ("0.1:0.3:0.1", [0.1, 0.2, 0.3])])
 def test_spans(text, values):
-    found = flags.Span(flags.NUMBER_FROM_0)(text)
+    found = flags.span(flags.NUMBER_FROM_0, text)
     assert found == values and [type(value) for value in found] == [type(value) for value in values]
 
 

@@ -14,12 +14,14 @@ from torch import nn
 
 from models.quant.storage.files import atomic_write, read_torch
 
-from ..program.cli import UserError, one_line
+from ..program.cli import UserError, one_line, user_error
 from ..program.flags import in_new_names
 from ..program.plain import is_count, is_dict, is_number, is_text, several
 from .packed import unpack
 
 CHECKPOINT_FORMAT = "vgg-quant-1"
+# What a checkpoint that somebody has edited, or that is damaged, can raise where it is taken for one.
+DAMAGED = AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError
 
 # What the numbers of a tensor must be, by the last part of its name; see models/quant for what they are.
 _FINITE = "finite", torch.isfinite
@@ -106,10 +108,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     config = checkpoint.get("config")
     checkpoint["config"] = in_new_names(config) if isinstance(config, dict) else {}
     if "codes" in checkpoint:
-        try:
+        with user_error(lambda error: f"{path}: its weight codes cannot be unpacked ({one_line(error)[:120]})", DAMAGED):
             checkpoint = unpack(checkpoint) | {"exported": True}
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: its weight codes cannot be unpacked ({one_line(error)[:120]})") from error
     _check_numbers(path, checkpoint["state_dict"])
     if checkpoint.get("format") != CHECKPOINT_FORMAT:  # other code means other things by these names
         return {name: value for name, value in checkpoint.items() if name not in _FACTS}

@@ -79,7 +79,11 @@ def load(dataset: str, data_path: str | Path = "./data", log: Callable[[str], ob
         if dataset == "imagefolder":
             return _imagefolder(folders.read(Path(data_path), log, class_index, validation), transform, log)
         found = _digits() if dataset == "digits" else _cifar(dataset, data_path)
-    return _seen_through(found, transform) if transform else found
+    if not transform:
+        return found
+    train, test = (Streamed(list(x.permute(0, 2, 3, 1).numpy()), transform) for x in (found.train_x, found.test_x))
+    mean, std = AS_THEY_ARE
+    return replace(found, train_x=train, test_x=test, mean=mean, std=std)
 
 
 def limited(data: Dataset, test_images: int | None) -> Dataset:
@@ -299,8 +303,7 @@ def _digits() -> Dataset:
     y = torch.from_numpy(labels).long()
     train, test = stratified_split(y, 0.2, seed=0)
     mean, std = pixel_stats(x[train])
-    names = tuple(str(digit) for digit in range(10))
-    return Dataset("digits", x[train], y[train], x[test], y[test], names, mean, std, flip=False)
+    return Dataset("digits", x[train], y[train], x[test], y[test], tuple("0123456789"), mean, std, flip=False)
 
 
 def _cifar(name: str, data_path: str | Path) -> Dataset:
@@ -326,13 +329,6 @@ def _cifar(name: str, data_path: str | Path) -> Dataset:
         return torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)
 
     return Dataset(name, *tensors(train), *tensors(test), tuple(train.classes), *CIFAR_STATS[name])
-
-
-def _seen_through(data: Dataset, transform: Transform) -> Dataset:
-    """A data set in memory, each image through a network's transform when it is looked at."""
-    train, test = (Streamed(list(x.permute(0, 2, 3, 1).numpy()), transform) for x in (data.train_x, data.test_x))
-    mean, std = AS_THEY_ARE
-    return replace(data, train_x=train, test_x=test, mean=mean, std=std)
 
 
 def _imagefolder(found: folders.Folder, transform: Transform | None, log: Callable[[str], object]) -> Dataset:

@@ -6,8 +6,10 @@
 
 import functools
 import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -20,9 +22,8 @@ from tqdm import tqdm
 
 # torchvision takes a second to import: only what needs it does so.
 from ..program import distributed
-from ..program.cli import UserError, one_line
+from ..program.cli import UserError, one_line, user_error
 from .checkpoint import read_torch_file, write_torch_file
-from .class_index import read_class_index
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Folder:
 def read(root: Path, log: Callable[[str], object], class_index: str | Path | None = None, validation: bool = False) -> Folder:
     """The files of an image folder, none of which is opened.
 
-    Args: log(text) is told about odd folders; class_index, a file that says the class of each folder (`class_index`), where the
+    Args: log(text) is told about odd folders; class_index, a file that says the class of each folder (`read_class_index`), where the
         labels are not those of the folders' order; validation, take val/ in place of test/ where both are there.
     Raises: UserError for folders or images that are missing, and classes that are not the same in both.
     """
@@ -59,7 +60,10 @@ def read(root: Path, log: Callable[[str], object], class_index: str | Path | Non
         by_label = {label: name for name, label in labels.items()}
         classes = [by_label.get(i, f"class {i}") for i in range(max(by_label) + 1)]
     else:
-        classes = _common_classes(root, both)
+        classes, test_classes = map(_class_names, both)
+        if classes != test_classes:
+            odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:6])
+            raise UserError(f"--data_path {root}: classes not in both train/ and {both[1].name}/: {odd}")
         labels = {name: label for label, name in enumerate(classes)}
     files, targets = zip(*(_files_and_labels(root, folder, labels) for folder in both))
     return Folder(root, tuple(classes), files, targets, validation)
@@ -80,10 +84,8 @@ def decoded(found: Folder, size: int, log: Callable[[str], object]) -> list[torc
     def digest(title: str, of: Callable[[Path], bytes]) -> str:
         key = hashlib.sha256(f"{size}x{size} RGB, 3".encode())
         for path in tqdm([*found.files[0], *found.files[1]], desc=title, unit="img", disable=None, delay=2, leave=False):
-            try:
+            with user_error(lambda error, path=path: f"cannot read {path}: {error.strerror or error}", OSError):
                 key.update(os.fsencode(f"{path.relative_to(found.root)}\0") + of(path))
-            except OSError as error:
-                raise UserError(f"cannot read {path}: {error.strerror or error}") from None
         return key.hexdigest()
 
     status = digest("looking at images", _status)  # before their contents: what changes now differs at the next start
@@ -91,22 +93,20 @@ def decoded(found: Folder, size: int, log: Callable[[str], object]) -> list[torc
     return _cached_images(found, status, contents, size, log)
 
 
-def _common_classes(root: Path, folders: tuple[Path, Path]) -> list[str]:
-    """The names of the classes, which must be the same in both folders."""
-    classes, test_classes = map(_class_names, folders)
-    if classes != test_classes:
-        odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:6])
-        raise UserError(f"--data_path {root}: classes not in both train/ and {folders[1].name}/: {odd}")
-    return classes
-
-
 def _files_and_labels(root: Path, folder: Path, labels: dict[str, int]) -> tuple[list[Path], torch.Tensor]:
-    """The images below the class folders in `folder`, and the label of each, int64 [N]. Args: labels, `{name of a class: label}`."""
+    """The images below the class folders in `folder`, in the order of their paths, and the label of each, int64 [N]. Args: labels,
+    `{name of a class: label}`."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
+
+    def is_image(path: str) -> bool:
+        return has_file_allowed_extension(path, (*IMG_EXTENSIONS, ".gif")) and not os.path.basename(path).startswith(".")
+
     names = _class_names(folder)
-    found = _labelled_files(folder, names)
-    if empty := set(range(len(names))) - {label for _, label in found}:
+    found = make_dataset(folder, {name: number for number, name in enumerate(names)}, is_valid_file=is_image, allow_empty=True)
+    if empty := set(range(len(names))) - {number for _, number in found}:
         raise UserError(f"--data_path {root}: no images in {folder / names[min(empty)]}")
-    return [path for path, _ in found], torch.tensor([labels[names[label]] for _, label in found])
+    files = sorted((Path(path), labels[names[number]]) for path, number in found)
+    return [path for path, _ in files], torch.tensor([label for _, label in files])
 
 
 def _folders(root: Path) -> tuple[Path, Path]:
@@ -128,18 +128,6 @@ def _class_names(folder: Path) -> list[str]:
     if len(names) < 2:
         raise UserError(f"{folder}: needs at least two class folders, found {len(names)}")
     return names
-
-
-def _labelled_files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """(path, label) of all images below the class folders in `folder`, in the order of their paths."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
-
-    def is_image(path: str) -> bool:
-        return has_file_allowed_extension(path, (*IMG_EXTENSIONS, ".gif")) and not os.path.basename(path).startswith(".")
-
-    labels = {name: label for label, name in enumerate(classes)}
-    found = make_dataset(folder, labels, is_valid_file=is_image, allow_empty=True)
-    return sorted((Path(path), label) for path, label in found)
 
 
 def _status(path: Path) -> bytes:
@@ -203,11 +191,48 @@ def in_rgb(image: Image.Image) -> Image.Image:
 
 def _decode(path: Path, size: int) -> torch.Tensor:
     """One image as uint8 [3, size, size]; others are scaled so that the centre square fills it."""
+    # A damaged file can make PIL raise nearly anything.
+    with user_error(lambda error: f"cannot decode {path}: {one_line(error)}", Exception), Image.open(path) as image:
+        image = in_rgb(image)
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+# ---- which class a folder holds, where the network tells more classes apart than there are folders ----------------------
+
+
+def read_class_index(path: str | Path) -> dict[str, int]:
+    """`{folder: class}` of a JSON file, `{"n01440764": 0, ...}` or `{"0": ["n01440764", "tench"], ...}` (each of the names may be that
+    of the folder), or of a text file with a folder and a number on each line.
+
+    Names that stand for several classes, as "crane" does in ImageNet, are left out.
+
+    Raises: UserError for a file that is none of these.
+    """
     try:
-        with Image.open(path) as image:
-            image = in_rgb(image)
-            if image.size != (size, size):
-                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    except Exception as error:  # a damaged file can make PIL raise nearly anything
-        raise UserError(f"cannot decode {path}: {one_line(error)}") from error
+        text = Path(path).read_text(encoding="utf-8-sig")
+        pairs = dict.fromkeys(_of_json(json.loads(text)) if text.lstrip().startswith("{") else _of_lines(text))
+        often = Counter(name for name, _ in pairs)
+        found = {name: number for name, number in pairs if often[name] == 1}
+        if not found or min(found.values()) < 0:
+            raise ValueError("classes are numbers from 0 up")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} does not name classes ({one_line(error)}): give a JSON object, or a folder and a number a line") from None
+    return found
+
+
+def _of_json(content: dict) -> Iterator[tuple[str, int]]:
+    for key, value in content.items():
+        if isinstance(value, int):
+            yield key, value
+        else:
+            yield from ((name, int(key)) for name in ([value] if isinstance(value, str) else value))
+
+
+def _of_lines(text: str) -> Iterator[tuple[str, int]]:
+    for line in filter(str.strip, text.splitlines()):
+        name, number = line.rsplit(maxsplit=1)
+        yield name.strip(), int(number)

@@ -22,7 +22,7 @@ from torch import nn
 from models.quant.measuring.task import Task
 
 from ..program import user_code
-from ..program.cli import UserError, needed, one_line
+from ..program.cli import UserError, needed, one_line, user_error
 from ..program.user_code import is_file
 from .checkpoint import load_checkpoint, load_weights
 from .streamed import Transform
@@ -104,12 +104,12 @@ def try_out(model: str, network: nn.Module, image: torch.Tensor) -> int:
 
     Raises: UserError for a network that does not take such inputs, or gives no logits `[1, classes]`.
     """
-    try:
-        with torch.no_grad():
-            logits = network(image)
-    except Exception as error:  # code of others raises nearly anything
-        raise UserError(f"{model} does not take inputs {list(image.shape)} ({one_line(error)[:160]}): see --image_size; for other "
-                        "channels or images, a function in a file may return (network, transform)") from error
+    def refusal(error: Exception) -> str:
+        return (f"{model} does not take inputs {list(image.shape)} ({one_line(error)[:160]}): see --image_size; for other channels or "
+                "images, a function in a file may return (network, transform)")
+
+    with user_error(refusal, Exception), torch.no_grad():  # code of others raises nearly anything
+        logits = network(image)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 1:
         found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"{model} gives {found} for one image; a network that classifies gives logits, [1, classes]")
@@ -155,15 +155,12 @@ def _meant(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
-@contextlib.contextmanager
-def _downloads(model: str, url: str | None = None):
+def _downloads(model: str, url: str | None = None) -> contextlib.AbstractContextManager[None]:
     """What libraries raise where weights cannot be had, or have no such form, as one line."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of many tries
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        where = f"; take --state FILE with the weights{f' of {url}' if url else ''} where there is no network"
-        raise UserError(f"the published weights of {model} cannot be had ({one_line(error)[:120]}){where}") from error
+    where = f"; take --state FILE with the weights{f' of {url}' if url else ''} where there is no network"
+    return user_error(lambda error: f"the published weights of {model} cannot be had ({one_line(error)[:120]}){where}",
+                      (OSError, RuntimeError, ValueError))
 
 
 def _usual_transform(size: int) -> Transform:
@@ -196,7 +193,5 @@ def _state(path: str) -> dict[str, torch.Tensor]:
     if not path.endswith(".safetensors"):
         return load_checkpoint(path)["state_dict"]
     of_torch = needed("safetensors.torch", f"{path} needs the package safetensors: pip install safetensors")
-    try:
+    with user_error(lambda error: f"{path}: not a readable safetensors file ({one_line(error)[:120]})", Exception):  # a damaged one
         return of_torch.load_file(path)
-    except Exception as error:  # a damaged file
-        raise UserError(f"{path}: not a readable safetensors file ({one_line(error)[:120]})") from error

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..program import distributed
-from ..program.cli import UserError, one_line
+from ..program.cli import UserError, one_line, user_error
 from .folders import in_rgb
 
 Transform = Callable[[Image.Image], torch.Tensor]  # a picture in RGB to float [channels, height, width]
@@ -59,15 +59,14 @@ class Streamed:
         return torch.stack(inputs).to(self.device)
 
     def _input(self, source: Source) -> torch.Tensor:
-        try:
+        what = "a picture in memory" if isinstance(source, np.ndarray) else source
+        # A damaged file can make PIL raise nearly anything, and the transform may be the user's.
+        with user_error(lambda error: f"cannot read {what}: {one_line(error)}", Exception):
             if isinstance(source, np.ndarray):
                 found = self.transform(Image.fromarray(source))
             else:
                 with Image.open(source) as image:
                     found = self.transform(in_rgb(image))
-        except Exception as error:  # a damaged file can make PIL raise nearly anything, and the transform may be the user's
-            what = "a picture in memory" if isinstance(source, np.ndarray) else source
-            raise UserError(f"cannot read {what}: {one_line(error)}") from error
         if not isinstance(found, torch.Tensor) or not found.is_floating_point():
             what = f"a tensor of {found.dtype}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
             raise UserError(f"the transform gives {what}; a float tensor [channels, height, width] is expected")

@@ -9,7 +9,7 @@ from models.quant.layers.loaders import apart
 from models.quant.measuring.images import Inputs
 from models.quant.measuring.task import Task
 
-from ..program.cli import UserError, one_line
+from ..program.cli import UserError, one_line, user_error
 
 
 class Examples:
@@ -27,11 +27,9 @@ class Examples:
         if not hasattr(batches, "__iter__") or iter(batches) is batches:
             raise UserError(f"the {name} of the task is a {type(batches).__name__}; batches that can be gone through again are expected, "
                             "such as a list or a DataLoader")
-        try:
+        with user_error(lambda error: f"the {name} of the task: {one_line(error)}", Exception):  # code of others raises nearly anything
             parts = [(length(inputs), digest([inputs, target])) for inputs, target in map(self._apart, batches)]
             again = [digest([*self._apart(batch)]) for batch in islice(batches, 1)]
-        except Exception as error:  # code of others raises nearly anything
-            raise UserError(f"the {name} of the task: {one_line(error)}") from None
         if not parts or not all(size for size, _ in parts):
             raise UserError(f"the {name} of the task {'has no batches' if not parts else 'has a batch of no examples; leave it out'}")
         if again[0] != parts[0][1]:

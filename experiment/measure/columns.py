@@ -25,7 +25,7 @@ from models.quant.measuring.task import Task
 
 from ..inputs import foreign
 from ..program import machine
-from ..program.cli import UserError
+from ..program.cli import UserError, user_error
 from ..program.plain import is_count, is_dict, is_number, is_percent, is_text, several
 from ..settings.chips import CHIPS_OR_NOISE
 from ..settings.conversion_settings import OPTIONS
@@ -187,10 +187,6 @@ def of_classes(records: Sequence[Record]) -> bool:
     return any(record.changed_predictions is not None for record in records)
 
 
-def _planned(records: Sequence[Record]) -> bool:
-    return any(map(has_a_mean, records))
-
-
 def worst(records: Sequence[Record]) -> str:
     """What the worst chip's value is called."""
     return "lowest" if records[0].metric.higher else "highest"
@@ -237,7 +233,7 @@ COLUMNS = (
     Column("adc_calib", lambda of: of.rule("rule", False)), Column("adc_per", lambda of: of.rule("per", False)),
     Column("adc_correct", lambda of: of.rule("correct", False, True)), Column("adc_ranges", lambda of: of.source),
     Column("adc_share", lambda of: of.rule("share", True)),
-    _measured("mean_bits", is_number, ".2f", _if(_planned, "mean bits")),
+    _measured("mean_bits", is_number, ".2f", _if(lambda records: any(map(has_a_mean, records)), "mean bits")),
     _measured("conversions", is_number, ".1%", _if(_left_out, "converted")),
     _measured("bits_made", is_number, ".2f", _if(_left_out, "bits made"), older=True),
     _measured("layer_bits", lambda value: is_dict(value) and all(map(is_number, value.values())), older=True),
@@ -290,10 +286,8 @@ def shown(records: Sequence[Record], names: Iterable[str] | None = None) -> list
 
 def metric_for(task: Task | None) -> Any:
     """The metric of a task, or that of images. Raises: UserError for one that is none, or whose name another key of a line has."""
-    try:
+    with user_error(str):
         found = metrics.metric_of(task and task.metric)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     name = found.scale.name
     keys_of_line = [*(named(column.name, name) for column in COLUMNS), *machine.machine_info(), "command", "key"]
     if Counter(keys_of_line).most_common(1)[0][1] > 1:

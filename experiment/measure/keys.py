@@ -29,7 +29,7 @@ from models.quant.storage import sources
 
 from ..inputs.data import Batches
 from ..inputs.tasks import Examples
-from ..program.cli import UserError
+from ..program.cli import user_error
 from ..start.starting import quantized_layers
 
 # The code that a result follows from: of the package by names relative to it, with ".*" all modules that no other part names. Every result
@@ -193,11 +193,9 @@ def _parts(value: Any, others: bool):
         yield f"set {len(value)} {sorted(digest(each, others) for each in value)} ".encode()
     elif isinstance(value, Law):
         if id(value) not in _laws:
-            try:
+            with user_error(lambda error: f"results of the law {value.name} cannot be kept ({error}): its attributes must be numbers, "
+                                          "texts, arrays or lists of them", TypeError):
                 _laws[id(value)] = digest(_attributes(value))
-            except TypeError as error:
-                raise UserError(f"results of the law {value.name} cannot be kept ({error}): its attributes must be numbers, texts, "
-                                "arrays or lists of them") from None
             weakref.finalize(value, _laws.pop, id(value), None)
         yield _laws[id(value)].encode()
     elif is_dataclass(value) and not isinstance(value, type):

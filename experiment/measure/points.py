@@ -16,9 +16,10 @@ import functools
 import json
 import logging
 import math
+import os
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,67 @@ import torch
 
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting
-from models.quant.storage.files import remove_stale, write_text
+from models.quant.storage.files import fcntl, remove_stale, write_text
 
 from ..program.plain import is_number
 from ..settings import costs
 from . import columns, keys, results
 from .answers import alike
-from .locking import Claims
 from .ranges import AdcRanges
 
 TABLES = "0"  # what is claimed to write them, a key that no point has
 MOST = 2**26  # predictions that a point holds: those of a thousand chips of ImageNet's validation images are fewer, those of pixels may not
 # What a file that is no point can raise where it is read as one.
 DAMAGED = OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, zlib.error
+
+
+class Claims:
+    """Pieces of work that processes claim, on one machine or on several that share a drive: each is one byte of a file, and a claim
+    is a lock on it, which ends with its process. Two claims of one process do not exclude each other.
+
+    Args: path, the file, made with the first claim and then left open: to close it would end all claims of the process.
+    """
+
+    _open: dict[tuple[int, int], int] = {}  # by device and inode
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @contextlib.contextmanager
+    def claim(self, key: str, wait: bool = False) -> Iterator[bool]:
+        """`with` a claim on a key, a text of hexadecimal digits: True, or False where another process has it.
+
+        Args: wait, until the other process is done. Where the system has no locks every claim succeeds.
+        """
+        place = int(key[-15:], 16)
+        mine = self._lock(place, wait)
+        try:
+            yield mine
+        finally:
+            if mine and fcntl is not None:
+                with contextlib.suppress(OSError):
+                    fcntl.lockf(self._file(), fcntl.LOCK_UN, 1, place)
+
+    def _lock(self, place: int, wait: bool) -> bool:
+        if fcntl is None:
+            return True
+        try:
+            fcntl.lockf(self._file(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:
+            pass  # a drive without locks: a point may be measured twice, to the same result
+        return True
+
+    def _file(self) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(self.path)
+            if (status.st_dev, status.st_ino) in self._open:
+                return self._open[status.st_dev, status.st_ino]
+        number = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        status = os.fstat(number)
+        self._open[status.st_dev, status.st_ino] = number
+        return number
 
 
 class Points:

@@ -25,7 +25,7 @@ from models.quant.measuring.placing import on_adcs
 from models.quant.measuring.setting import Setting
 from models.quant.storage.files import locked, write_text
 
-from ..program.cli import UserError, one_line
+from ..program.cli import UserError, one_line, user_error
 from ..settings.eval_flags import EvalSettings
 
 HARDWARE = hardware("network", "cells", "arrays", "inputs", "adc")
@@ -94,7 +94,8 @@ class AdcRanges:
             if kept != reads or found["sha256"] != quant.sha256(layer.w_codes().cpu()):
                 raise UserError(f"{source} has no ranges of {name} with these weights and input codes for {setting}; "
                                 "calibrate it without --adc_ranges")
-            try:
+            with user_error(lambda error, name=name: f"{source}, {name}, {setting}: {one_line(error)}",
+                            (ValueError, KeyError, IndexError, TypeError, OverflowError)):
                 if not _corrects(found, layer):
                     raise ValueError("the correction is of a layer with another weight scale or bias; calibrate without --adc_ranges")
                 if layer.spec.planned:
@@ -105,8 +106,6 @@ class AdcRanges:
                 layer.mapped()
                 if "gain" in found:
                     layer.set_correction(torch.tensor(found["gain"]), torch.tensor(found["offset"]))
-            except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
-                raise UserError(f"{source}, {name}, {setting}: {one_line(error)}") from None
 
     def merge_into(self, path: str | Path) -> None:
         """Write the entries to a file; those of other settings that others have written there meanwhile stay."""

@@ -12,30 +12,22 @@ from typing import Any
 
 from models.quant.storage.files import atomic_write, locked, write_text
 
-from ..program.cli import UserError
+from ..program.cli import user_error
 from .columns import is_line
 
 
 def check_can_append(path: str | Path) -> None:
     """Raise UserError where a file cannot be written to, before hours of work."""
-    try:
-        with open(path, "a"):
-            return
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
+    with user_error(lambda error: f"cannot write to {path}: {error.strerror or error}", OSError):
+        open(path, "a").close()
 
 
 def append(path: str | Path, values: Mapping[str, Any]) -> None:
     """Add one line. It stands on a line of its own also behind one that was torn by a crash, and beside other writers."""
-    with locked(path), open(path, "ab") as file:
-        torn = file.tell() > 0 and _last_byte(path) != b"\n"
+    with locked(path), open(path, "a+b") as file:
+        file.seek(max(0, file.tell() - 1))  # the last byte
+        torn = file.read()[-1:] not in (b"", b"\n")
         file.write((b"\n" if torn else b"") + json.dumps(values).encode() + b"\n")
-
-
-def _last_byte(path: str | Path) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(-1, 2)
-        return file.read(1)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -53,16 +45,20 @@ def write_tables(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[
     Returns: the paths of those that were written; none is where they hold these rows already."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     flat = [{name: _flat(row.get(name)) for name in names} for row in rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
+    text = csv_text([names, *(row.values() for row in flat)])
     path, whole = Path(folder, "results.csv"), importlib.util.find_spec("pyarrow") is None or Path(folder, "results.parquet").exists()
-    if whole and path.exists() and path.read_bytes() == text.getvalue().encode():
+    if whole and path.exists() and path.read_bytes() == text.encode():
         return []
     written = _write_parquet(path.with_suffix(".parquet"), names, flat)  # first: by the CSV is told whether both are there
-    write_text(path, text.getvalue())
+    write_text(path, text)
     return [path, *written]
+
+
+def csv_text(lines: Iterable[Iterable[Any]]) -> str:
+    """The text of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
 
 
 def _flat(value: Any) -> Any:

@@ -18,11 +18,20 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 
 class UserError(Exception):
     """Something the user can put right. The message is one line; no traceback is shown."""
+
+
+@contextlib.contextmanager
+def user_error(text: Callable[[Any], str], kinds: type[Exception] | tuple[type[Exception], ...] = ValueError) -> Iterator[None]:
+    """Within `with`, an error of these kinds becomes a UserError with the text that is made of it."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(text(error)) from error
 
 
 def one_line(error: BaseException) -> str:
@@ -73,12 +82,9 @@ def check_writable(folder: str | Path) -> None:
 
     Raises: UserError where that cannot be done.
     """
-    try:
+    with user_error(lambda error: f"cannot write to {folder}: {error.strerror or error}", OSError):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -142,10 +148,8 @@ def get_logger(path: str | Path | None = None) -> logging.Logger:
         handler.close()
     log.addHandler(logging.StreamHandler(sys.stdout))
     if path is not None:
-        try:
+        with user_error(lambda error: f"cannot write the log file {path}: {error.strerror or error}", OSError):
             to_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise UserError(f"cannot write the log file {path}: {error.strerror or error}") from error
         to_file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(to_file)
     return log

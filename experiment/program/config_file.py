@@ -12,8 +12,8 @@ from typing import Any
 
 from models.quant.storage.files import write_text
 
-from .cli import UserError
-from .flags import ArgumentParser, parse
+from .cli import UserError, user_error
+from .flags import ArgumentParser, arguments_of, parse
 
 
 def parse_both(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -25,34 +25,25 @@ def parse_both(parser: ArgumentParser, argv: Sequence[str] | None = None) -> tup
     path = given.pop("config", None)
     if path is None:
         return {}, given
-    try:
+    with user_error(lambda error: f"--config {path}: {error}", UserError):
         found = parse(parser, _arguments(path))
-    except UserError as error:
-        raise UserError(f"--config {path}: {error}") from None
     if "config" in found:
         raise UserError(f"--config {path}: names another file by config; write its flags into this one")
     return found, given
 
 
 def _arguments(path: str) -> list[str]:
-    """The flags of a file as they would stand on a command line; those that are null, false or empty are not given."""
-    try:
+    """The flags of a file as they would stand on a command line."""
+    with (user_error(lambda error: f"cannot be read: {error.strerror or error}", OSError),
+          user_error("is not JSON ({})".format, (ValueError, RecursionError))):
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError('is not a JSON object {"flag": value}')
-    arguments = []
     for name, value in values.items():
-        if value is None or value is False or value == []:
-            continue
-        parts = [] if value is True else value if isinstance(value, list) else [value]
+        parts = value if isinstance(value, list) else [] if value is None or isinstance(value, bool) else [value]
         if not all(isinstance(part, (str, int, float)) and not isinstance(part, bool) for part in parts):
             raise UserError(f"{name} is {json.dumps(value)[:80]}; a flag's value is text, a number, a list of these, true, false or null")
-        arguments += [f"--{name}", *map(str, parts)]
-    return arguments
+    return arguments_of(values)
 
 
 def write(path: Path, values: Mapping[str, Any], but: Container[str] = ()) -> None:

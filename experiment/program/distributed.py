@@ -25,7 +25,7 @@ from torch import nn
 
 from models import quant
 
-from .cli import UserError, one_line, run_main
+from .cli import UserError, one_line, run_main, user_error
 
 T = TypeVar("T")
 
@@ -78,16 +78,6 @@ def start(count: int, argv: Sequence[str] | None = None) -> int:
     if found < count:
         raise UserError(f"--ngpu {count}: PyTorch finds {found} CUDA GPUs here; processes on CPUs are started by "
                         f"torchrun --nproc_per_node {count} {os.path.basename(sys.argv[0])} ...")
-    return _launch(count, [sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
-
-
-def cores() -> int:
-    """Cores that this process may use: on a cluster those of its job, not all of the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _launch(count: int, command: Sequence[str]) -> int:
-    """The exit code of `count` processes of a Python program."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -95,6 +85,7 @@ def _launch(count: int, command: Sequence[str]) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the process has said what was wrong
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+    command = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
     try:
         torchrun.run(torchrun.parse_args(["--standalone", "--nproc_per_node", str(count), *command]))
     except ChildFailedError as error:
@@ -104,6 +95,11 @@ def _launch(count: int, command: Sequence[str]) -> int:
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+def cores() -> int:
+    """Cores that this process may use: on a cluster those of its job, not all of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -144,12 +140,11 @@ def group() -> Iterator[None]:
         word, where another one was the first to raise something.
     """
     global _store
-    try:
+    with user_error(lambda error: f"the processes that torchrun has started do not find each other: {one_line(error)[:200]}",
+                    (RuntimeError, ValueError)):
         store, number, count = next(dist.rendezvous("env://"))
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=store, rank=number,
                                 world_size=count, timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes that torchrun has started do not find each other: {one_line(error)[:200]}") from None
     _store = dist.PrefixStore("program", store)
     before = signal.signal(signal.SIGTERM, _told_to_end)
     try:

@@ -12,12 +12,15 @@ Fields of `CrossbarSpec` and `Calibration` are flags too. The names that users o
 """
 
 import argparse
+import copy
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from models.quant import Calibration, CrossbarSpec
@@ -26,7 +29,6 @@ from models.quant.layers.quantizers import OFF
 from models.quant.network.calibration import OTHER_WORDS
 
 from .cli import UserError
-from .help_text import Topics
 
 # Fields of `Calibration`, whose flags say what they are about.
 FLAG_NAMES = {"rule": "adc_calib", "per": "adc_per", "correct": "adc_correct", "share": "adc_share", "on": "calib_on"}
@@ -50,6 +52,8 @@ class Number(spec.Numbers):
         return value
 
 
+WIDTH, FLAG_WIDTH = 100, 30  # columns of --help
+OF_ONE = {"train": "train.py", "cost": "eval.py", "sweep": "eval.py"}  # topics that the other program lacks
 _ALIAS = re.compile(rf"^--({'|'.join(ALIASES)})(?==|$)")
 
 
@@ -61,29 +65,23 @@ def in_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
 MOST_WITHOUT_STEP = 100  # values of a span
 
 
-class Span:
-    """A flag's values of one kind, `3`, or a span of them with both its ends: `3:8`, or with a step `1:3:0.5`."""
-
-    def __init__(self, kind: Number):
-        self.kind = kind
-
-    def __call__(self, argument: str) -> list:
-        """The values that an argument of the command line means."""
-        if ":" not in argument:
-            return [self.kind(argument)]
-        try:
-            first, last, step = ([self.kind(part) for part in argument.split(":")] + [1])[:3]
-            numbers = argument.count(":") < 3 and all(isinstance(end, (int, float)) for end in (first, last, step))
-        except argparse.ArgumentTypeError:
-            numbers = False
-        if not numbers:
-            raise argparse.ArgumentTypeError(f"{argument} is not a span FIRST:LAST or FIRST:LAST:STEP; each is {self.kind.text}")
-        if first > last or step <= 0:
-            raise argparse.ArgumentTypeError(f"{argument} is an empty span; FIRST:LAST:STEP goes up, from the first to the last")
-        count = int((last - first) / step + 1e-9) + 1
-        if argument.count(":") == 1 and count > MOST_WITHOUT_STEP:  # two times, in seconds
-            raise argparse.ArgumentTypeError(f"{argument} has {count} values with a step of 1; say the step: FIRST:LAST:STEP")
-        return [self.kind(f"{first + i * step:.12g}") for i in range(count)]
+def span(kind: Number, argument: str) -> list:
+    """The values that an argument of the command line means: `3`, or all from one to another, `3:8`, or with a step `1:3:0.5`."""
+    if ":" not in argument:
+        return [kind(argument)]
+    try:
+        first, last, step = ([kind(part) for part in argument.split(":")] + [1])[:3]
+        numbers = argument.count(":") < 3 and all(isinstance(end, (int, float)) for end in (first, last, step))
+    except argparse.ArgumentTypeError:
+        numbers = False
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"{argument} is not a span FIRST:LAST or FIRST:LAST:STEP; each is {kind.text}")
+    if first > last or step <= 0:
+        raise argparse.ArgumentTypeError(f"{argument} is an empty span; FIRST:LAST:STEP goes up, from the first to the last")
+    count = int((last - first) / step + 1e-9) + 1
+    if argument.count(":") == 1 and count > MOST_WITHOUT_STEP:  # two times, in seconds
+        raise argparse.ArgumentTypeError(f"{argument} has {count} values with a step of 1; say the step: FIRST:LAST:STEP")
+    return [kind(f"{first + i * step:.12g}") for i in range(count)]
 
 
 BITS = Number(int, f"1 to 8, or {OFF} to switch the quantizer off", lambda bits: bits in (*range(1, 9), OFF))
@@ -98,17 +96,15 @@ SHARE_OR_ALL = Number(float, "from 0 to 1", lambda value: 0 <= value <= 1)
 FIT_OR_POSITIVE = Number(float, "fit or a number above 0", POSITIVE.holds, {"fit": "fit"})
 
 
-def option(default: Any, text: str, kind: Any = str, several: bool = False, metavar: str | None = None,
-           says_default: bool = False, or_empty: bool = False) -> Any:
-    """A field that is a flag.
+def option(default: Any, text: str, kind: Any = str, metavar: str | None = None, or_empty: bool = False) -> Any:
+    """A field that is a flag; with a list as its default one of several values, whose text says itself what holds where it is not given.
 
-    Args: kind, a `Number`, `bool` for a switch, `str` for a text, or the allowed texts; several, the flag takes a list;
-        says_default, the help text says itself what holds where the flag is not given; or_empty, the flag may stand without
-        a value, which is "" then.
+    Args: kind, a `Number`, `bool` for a switch, `str` for a text, or the allowed texts; or_empty, the flag may stand without a value, which
+        is "" then.
     """
-    make = {"default_factory": lambda: default} if isinstance(default, list) else {"default": default}
-    return dataclasses.field(**make, metadata={"help": text, "kind": kind, "several": several, "metavar": metavar,
-                                               "says_default": says_default, "or_empty": or_empty})
+    several = isinstance(default, list)
+    make = {"default_factory": lambda: default} if several else {"default": default}
+    return dataclasses.field(**make, metadata={"help": text, "kind": kind, "several": several, "metavar": metavar, "or_empty": or_empty})
 
 
 def flag_name(field: str) -> str:
@@ -133,14 +129,24 @@ def of_layers(message: str) -> str:
     return f"--{layer}{colon}{in_flags(rest).removeprefix('--')}"
 
 
-class ArgumentParser(Topics):
+class ArgumentParser(argparse.ArgumentParser):
     """argparse prints its usage in front of every error; here an error is one line like all others. What is not given does not
-    appear in the result, names of flags are not to be shortened, and `ALIASES` stand for the names that they have here."""
+    appear in the result, names of flags are not to be shortened, and `ALIASES` stand for the names that they have here. `--help` comes in
+    screens: what most people need on one, and the rest by topic.
 
-    def __init__(self, *, kind: str = "flag", **options):
-        self.kind = kind
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **options)
+        parser = ArgumentParser(description=__doc__, first={"cell_bits": "bits of a memory cell"})
+        group = parser.topic("adc", "converters")        # a group of flags, shown by --help adc
+
+    Args: kind, what messages call a flag; first, `{flag: line}` of the one screen that `--help` alone shows.
+    """
+
+    def __init__(self, *, kind: str = "flag", first: Mapping[str, str] = MappingProxyType({}), add_help: bool = True, **options: Any):
+        form = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=FLAG_WIDTH, width=WIDTH)
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, add_help=False, formatter_class=form, **options)
+        self.kind, self.first, self.topics = kind, first, {}
         self._negative_number_matcher = re.compile(r"-\.?\d")  # -40:85:25 is a value too, as no flag begins with a digit
+        if add_help:
+            self.add_argument("-h", "--help", nargs="?", const="", metavar="TOPIC", action=_Help)
 
     def parse_args(self, argv: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """The flags of a command line. Raises: UserError; for an unknown flag it names the nearest known one."""
@@ -157,6 +163,53 @@ class ArgumentParser(Topics):
 
     def error(self, message: str):
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def topic(self, name: str, title: str) -> Any:
+        """A new group of flags, which `--help NAME` shows with the others of this topic."""
+        group = self.add_argument_group(title)
+        self.topics.setdefault(name, []).append(group)
+        return group
+
+    def help_about(self, topic: str) -> str:
+        """The text of `--help TOPIC`. Topics: those of `topic`, `all`, and "" for the one screen."""
+        topics = ", ".join([*self.topics, "all"])
+        if topic == "all":
+            return self._text(self.description, *(group for groups in self.topics.values() for group in groups))
+        if topic in self.topics:
+            return self._text(f"Flags of {self.prog} about {topic}. Other topics of --help: {topics}.", *self.topics[topic])
+        if topic:
+            other = f"; see python {OF_ONE[topic]} --help {topic}" if topic in OF_ONE else ""
+            raise UserError(f"--help {topic}: {self.prog} has no such topic{other}; it has {topics}")
+        known = {action.dest: action for action in self._actions}
+        head, _, example = self.description.partition("\n\n")
+        first = SimpleNamespace(title="flags", _group_actions=[_brief(known[name], text) for name, text in self.first.items()])
+        return self._text("\n\n".join([head, example.split("\n\n")[0]]), first,
+                          epilog=f"More flags: python {self.prog} --help TOPIC, of {topics}.\nDocuments: docs/.")
+
+    def _text(self, head: str, *groups: Any, epilog: str = "") -> str:
+        text = self._get_formatter()
+        text.add_text(head)
+        for group in groups:
+            text.start_section(group.title)
+            text.add_arguments(group._group_actions)
+            text.end_section()
+        text.add_text(epilog)
+        return text.format_help()
+
+
+def _brief(action: argparse.Action, text: str) -> argparse.Action:
+    """The flag with a line of help."""
+    brief = copy.copy(action)
+    brief.help, brief.choices, brief.nargs = text, None, None if action.nargs == "+" else action.nargs
+    return brief
+
+
+class _Help(argparse.Action):
+    """Print the help and end."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(parser.help_about(values), end="")
+        parser.exit()
 
 
 class _Flatten(argparse.Action):
@@ -202,13 +255,13 @@ def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several
         if several or meta.get("several"):
             options["nargs"] = "+"
             if isinstance(kind, Number):
-                options |= {"type": Span(kind), "action": _Flatten}
+                options |= {"type": functools.partial(span, kind), "action": _Flatten}
         if meta.get("several") and kind is str:
             options["action"] = "extend"  # of a flag that is given several times
         if meta.get("or_empty"):
             options |= {"nargs": "?", "const": ""}
         text = _FIELD.sub(lambda field: f"--{flag_name(field[0])}", meta["help"].rstrip("."))
-        if kind is not bool and not meta.get("says_default") and field.default not in (None, dataclasses.MISSING):
+        if kind is not bool and field.default not in (None, dataclasses.MISSING):
             text += f". Default {field.default:g}" if isinstance(field.default, float) else f". Default {field.default}"
         group.add_argument(f"--{name}", help=text.replace("%", "%%"), **options)
 
@@ -216,6 +269,13 @@ def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several
 def parse(parser: ArgumentParser, argv: list[str] | None = None) -> dict[str, Any]:
     """`{flag: value}` of those that stand on the command line."""
     return vars(parser.parse_args(argv))
+
+
+def arguments_of(values: Mapping[str, Any]) -> list[str]:
+    """Flags, `{flag: value}`, as they stand on a command line; those that are None, False or empty lists are not given."""
+    given = {name: value for name, value in values.items() if value is not None and value is not False and value != []}
+    return [str(part) for name, value in given.items()
+            for part in (f"--{name}", *(value if isinstance(value, list) else [] if value is True else [value]))]
 
 
 def checked(cls: type, config: Mapping[str, Any], source: str, names: Iterable[str] | None = None,
@@ -243,23 +303,17 @@ def problem(field: dataclasses.Field, value: Any) -> str | None:
     """What is wrong with a value of a field, such as "is not a number from 0 up"; None where it is a default of None, or what the flag
     takes."""
     kind, values = flag_kind(field), value if field.metadata.get("several") and isinstance(value, list) else [value]
-    fine = value is None and field.default is None or all(_allowed(kind, each) for each in values)
-    return None if fine else f"is not {_text(kind)}"
+    if isinstance(kind, Number):
+        fits, text = kind.has, kind.text
+    elif isinstance(kind, tuple):
+        fits, text = kind.__contains__, f"one of {', '.join(kind)}"
+    else:
+        fits, text = lambda each: isinstance(each, kind), {bool: "True or False", str: "a text"}[kind]
+    fine = value is None and field.default is None or all(map(fits, values))
+    return None if fine else f"is not {text}"
 
 
 def _usual_word(field: str, value: Any) -> Any:
     """The word that this version has for the value of a field."""
     words = OTHER_WORDS.get(field, {})
     return words[value] if isinstance(value, str) and value in words else value
-
-
-def _allowed(kind: Any, value: Any) -> bool:
-    if isinstance(kind, Number):
-        return kind.has(value)
-    return value in kind if isinstance(kind, tuple) else isinstance(value, kind)
-
-
-def _text(kind: Any) -> str:
-    if isinstance(kind, Number):
-        return kind.text
-    return f"one of {', '.join(kind)}" if isinstance(kind, tuple) else {bool: "True or False", str: "a text"}[kind]

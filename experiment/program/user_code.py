@@ -6,14 +6,13 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from .cli import UserError, one_line
+from .cli import UserError, one_line, user_error
 
 PROJECT = Path(__file__).resolve().parents[2]
 LOADED: list[ModuleType] = []  # modules of such files, and of their neighbours
@@ -41,7 +40,9 @@ def made(flag: str, name: str) -> Any:
     with _neighbours_first(Path(path)):
         before, folder = set(sys.modules), Path(path).parent.resolve()
         try:
-            return _call(flag, name, _function(flag, Path(path), function))
+            make = _function(flag, Path(path), function)
+            with _told(f"--{flag} {name}: the function fails when it is called without arguments"):
+                return make()
         finally:
             new = [module for each, module in sys.modules.items() if each not in before and getattr(module, "__file__", None)]
             LOADED.extend(module for module in new if folder in Path(module.__file__).resolve().parents)
@@ -99,7 +100,10 @@ def _neighbours_first(path: Path):
     def take_out():
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in hidden}
 
-    kept, finder = take_out(), _Beside(folder, own)
+    def find_spec(name, path=None, target=None):  # these alone: a folder without `__init__.py` would come behind this project's too
+        return PathFinder.find_spec(name, [str(folder)]) if name in own else None
+
+    kept, finder = take_out(), SimpleNamespace(find_spec=find_spec)
     sys.path.insert(0, str(folder))  # for names that are not in the text
     sys.meta_path.insert(0, finder)
     try:
@@ -124,36 +128,19 @@ def _comes_before(folder: Path, name: str, other: ModuleSpec) -> bool:
     return whole or other.origin is None or other.has_location and PROJECT in Path(other.origin).resolve().parents
 
 
-@dataclass(frozen=True)
-class _Beside:
-    """Finds some modules in a folder, and those alone: a folder without `__init__.py` would come behind this project's too."""
-
-    folder: Path
-    names: set[str]
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return PathFinder.find_spec(name, [str(self.folder)]) if name in self.names else None
+def _told(what: str) -> contextlib.AbstractContextManager[None]:
+    """Within `with`, whatever code of users raises, as one line."""
+    return user_error(lambda error: f"{what} ({type(error).__name__}: {one_line(error)[:160]})", Exception)
 
 
 def _function(flag: str, path: Path, name: str) -> Callable[[], Any]:
     spec = importlib.util.spec_from_file_location(f"_code_of_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where classes of the file, and copies of them, look for their own module
-    try:
+    with _told(f"--{flag} {path}:{name}: the file cannot be imported"):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"--{flag} {path}:{name}: the file cannot be imported "
-                        f"({type(error).__name__}: {one_line(error)[:160]})") from error
     own = [key for key, value in vars(module).items()
            if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == module.__name__]
     if not callable(getattr(module, name, None)):
         raise UserError(f"--{flag} {path}:{name}: the file has no function {name!r}; it has {', '.join(own) or 'none'}")
     return getattr(module, name)
-
-
-def _call(flag: str, name: str, function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except Exception as error:
-        raise UserError(f"--{flag} {name}: the function fails when it is called without arguments "
-                        f"({type(error).__name__}: {one_line(error)[:160]})") from error

@@ -1,7 +1,5 @@
 """What `eval.py --cost` shows and writes: a table of each setting's layers, cost.json, cost.csv, pictures."""
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -12,12 +10,13 @@ import numpy as np
 from torch import nn
 
 from models import quant
-from models.quant.cost import Band, CostReport, LayerCost, Origin, Technology
+from models.quant.cost import Band, CostReport, Origin, Technology
 from models.quant.cost.estimate import AREA, ENERGY, NOTHING
 from models.quant.measuring.measure import Record
 from models.quant.storage.files import write_text
 
 from ..measure.columns import OF_COSTS, Measured, band_text, rounded
+from ..measure.results import csv_text
 from .drawing import add_legend, add_note, add_title, colormap, label_decades, new_figure, save, show_hidden, wrapped
 from .report import band_words, bands, draw_software
 from .tables import in_common, note, text_table
@@ -32,11 +31,10 @@ def write(records: Sequence[Record], technology: Technology, title: str, folder:
     costed = [record for record in records if record.cost]
     if not costed:
         return []
-    names = "cost.json", "cost.csv", "cost_by_layer.png", f"{costed[0].metric.name}_over_energy.png"
-    paths = [folder / name for name in names]
+    paths = [folder / name for name in ("cost.json", "cost.csv", "cost_by_layer.png", f"{costed[0].metric.name}_over_energy.png")]
     content = {"technology": _content(technology), "settings": [_setting(record) for record in costed]}
     write_text(paths[0], json.dumps(content))
-    write_text(paths[1], _csv(costed, network))
+    write_text(paths[1], csv_text(_lines(costed, network)))
     by_layer(paths[2], costed, f"{title}; {technology.name}")
     accuracy_over_energy(paths[3], costed, f"{title}; {technology.name}")
     return paths
@@ -63,24 +61,17 @@ def _setting(record: Record) -> dict[str, Any]:
                     "utilisation": layer.utilisation, "events": asdict(layer.events)} for layer in cost.layers]}
 
 
-def _csv(records: Sequence[Record], network: nn.Module) -> str:
-    """A line for each setting, layer, quantity and component."""
-    text, on_crossbars = io.StringIO(), dict(quant.crossbar_layers(network))
-    spec = list(asdict(records[0].setting.spec))
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["setting", "technology", *spec, records[0].metric.name, "layer", "quantity", "component", "low", "typical", "high"])
+def _lines(records: Sequence[Record], network: nn.Module) -> Iterator[list]:
+    """The names of the columns, and a line for each setting, layer, quantity and component."""
+    on_crossbars, spec = dict(quant.crossbar_layers(network)), asdict(records[0].setting.spec)
+    yield ["setting", "technology", *spec, records[0].metric.name, "layer", "quantity", "component", "low", "typical", "high"]
     for record in records:
         for layer in record.cost.layers:
             hardware = asdict(on_crossbars[layer.name].fitted(record.setting.spec_of(layer.name))).values()
-            for line in _lines(layer):
-                writer.writerow([str(record.setting), record.cost.technology, *hardware, record.accuracy, layer.name, *line])
-    return text.getvalue()
-
-
-def _lines(layer: LayerCost) -> Iterator[tuple]:
-    for quantity, values in (("energy_uJ", layer.energy), ("area_mm2", layer.area), ("latency_us", {"all": layer.latency})):
-        for component, band in values.items():
-            yield quantity, component, *band.scaled(MICRO)
+            for quantity, values in (("energy_uJ", layer.energy), ("area_mm2", layer.area), ("latency_us", {"all": layer.latency})):
+                for component, band in values.items():
+                    yield [record.setting, record.cost.technology, *hardware, record.accuracy, layer.name, quantity, component,
+                           *band.scaled(MICRO)]
 
 
 def layers_table(cost: CostReport) -> str:

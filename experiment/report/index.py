@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import hashlib
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from models.quant import Calibration
 from models.quant.measuring.setting import Setting
 from models.quant.storage.files import locked, write_text
 
+from ..measure.results import csv_text
 from ..program import flags
 
 INDEX = "reports.csv"
@@ -38,7 +38,5 @@ def add_to_index(folder: Path, files: Mapping[str, str]) -> None:
         known = {}
         with contextlib.suppress(OSError, ValueError, csv.Error), open(path, newline="", encoding="utf-8") as file:
             known = {row[0]: row[1] for row in list(csv.reader(file))[1:] if len(row) == 2}
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([("file", "of"), *sorted(each for each in (known | files).items() if Path(folder, each[0]).exists())])
-        write_text(path, text.getvalue())
+        there = sorted(each for each in (known | files).items() if Path(folder, each[0]).exists())
+        write_text(path, csv_text([("file", "of"), *there]))

@@ -18,7 +18,7 @@ from models.quant.devices import Law, describe, parse_time, presets, raw_folder
 from models.quant.measuring.chips import Chips, Reads
 
 from ..program import flags, user_code
-from ..program.cli import UserError
+from ..program.cli import UserError, user_error
 from ..program.flags import COUNT, COUNT_OR_0, Number, option
 
 LIST = "list"  # --device list: say which there are
@@ -53,13 +53,11 @@ class DeviceSettings:
         known, name = {} if known is None else known, self.device
         changes = {"time": self.device_time, "temp": self.device_temp} | {
             key: value for key in ("stuck_on", "stuck_off") if (value := getattr(self, key)) is not None}
-        try:
+        with (user_error(lambda error: f"--device {name}: cannot be read: {error.strerror or error}", OSError),
+              user_error(lambda error: f"--device {name}: {error}")):
             if name not in known:
                 known[name] = _first(name)
             return replace(known[name], **changes)
-        except (ValueError, OSError) as error:
-            text = f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else error
-            raise UserError(f"--device {name}: {text}") from None
 
 
 def _first(name: str) -> Device:
@@ -154,11 +152,8 @@ def chips_of(values: Mapping[str, Any], known: dict[str, Device] | None = None, 
         return WeightNoise(**{name: values[name] for name in OF_NOISE if name in values}) if noisy else None
     made = DeviceSettings(**{name: values[name] for name in OF_DEVICE if name in values} | {"device": device}).made(known)
     name = (names or names_of([device]))[device]
-    try:
+    with user_error(lambda error: f"--{error}" if str(error).startswith(CHIP_FIELDS) else f"--device {device}: {error}"):
         return Chips(device=made, name=name, **{name: values[name] for name in CHIP_FIELDS if name in values})
-    except ValueError as error:
-        text = str(error)
-        raise UserError(f"--{text}" if text.startswith(CHIP_FIELDS) else f"--device {device}: {text}") from None
 
 
 def devices_of(rows: Mapping[str, Sequence]) -> dict[str, Device]:

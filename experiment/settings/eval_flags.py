@@ -18,8 +18,7 @@ from ..program import flags
 from ..program.flags import BITS, COUNT, COUNT_OR_0, ArgumentParser, Number, flag_name, option
 from . import chips, costs
 from .chips import DeviceSettings
-from .conversion_settings import Conversion, ConversionFiles
-from .language_settings import Language
+from .conversion_settings import Conversion, ConversionFiles, Language
 from .train_flags import NGPU, ThroughADC
 
 MODELS = tuple(name for name in models.names() if name.endswith("_eval"))
@@ -82,7 +81,7 @@ class Layers:
 
     per_layer: list[str] = option([], "other hardware of some layers, in all rows. A layer's name or a pattern, and hardware flags: "
                                   "--per_layer \"features.3:adc_bits=5,cell_bits=2\" \"classifier.*:adc_range=ideal\"",
-                                  several=True, metavar="LAYER:FLAG=VALUE", says_default=True)
+                                  metavar="LAYER:FLAG=VALUE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +89,8 @@ class Table:
     """more settings"""
 
     also: list[str] = option([], "more settings in the same table. Each group of hardware flags stands in quotes. A flag that is left "
-                             "out has its default: --also \"--cell_bits 1 2 --crossbar_layers conv\" \"--adc_bits 5\"",
-                             several=True, metavar="FLAGS", says_default=True)
-    table: list[str] = option([], "the settings of the table, in groups as for --also, if no hardware flag is given",
-                              several=True, metavar="FLAGS", says_default=True)
+                             "out has its default: --also \"--cell_bits 1 2 --crossbar_layers conv\" \"--adc_bits 5\"", metavar="FLAGS")
+    table: list[str] = option([], "the settings of the table, in groups as for --also, if no hardware flag is given", metavar="FLAGS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +109,8 @@ class Ranges:
                                 metavar="DIR")
 
 
-def _shard(text: str) -> tuple[int, int]:
-    part, of = map(int, text.split("/"))
-    return part, of
-
-
-SHARD = Number(_shard, "I/N, such as 2/8: I from 1 to N", lambda shard: 1 <= shard[0] <= shard[1])
+SHARD = Number(lambda text: tuple(map(int, text.split("/"))), "I/N, such as 2/8: I from 1 to N",
+               lambda shard: len(shard) == 2 and 1 <= shard[0] <= shard[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +137,7 @@ class Search:
                                 "(requirements-search.txt)", COUNT, metavar="N")
     objective: list[str] = option(["accuracy", "bits"], "what is best, one or more of: accuracy; changed, predictions that differ from "
                                   "the software's; bits, the mean of all reads; conversions; with --cost also energy, latency, area. "
-                                  "Default accuracy bits",
-                                  several=True, says_default=True)
+                                  "Default accuracy bits")
     search_seed: int = option(0, "seed of the search. The same seed measures the same settings, with any number of workers",
                               COUNT_OR_0)
 
@@ -158,13 +150,12 @@ class Limits:
                                 "--largest read_noise=0:20:0.1 --at_least accuracy=software-0.5. RESOLUTION may be 5log, steps of 5 %. A "
                                 "bisection measures some of the values, with as few chips and images as tell: at the most --chips (10) and "
                                 "all images. Each combination of the other flags has a limit of its own",
-                                several=True, metavar="FLAG=FIRST:LAST:RESOLUTION", says_default=True)
+                                metavar="FLAG=FIRST:LAST:RESOLUTION")
     smallest: list[str] = option([], "likewise the smallest value, of what is better with more, such as --smallest adc_bits=1:8:1",
-                                 several=True, metavar="FLAG=FIRST:LAST:RESOLUTION", says_default=True)
+                                 metavar="FLAG=FIRST:LAST:RESOLUTION")
     at_least: list[str] = option([], "bounds of a search, or of a limit: accuracy=90, accuracy=software, accuracy=software-0.5",
-                                 several=True, metavar="NAME=VALUE", says_default=True)
-    at_most: list[str] = option([], "bounds likewise: bits=2, perplexity=software*1.03", several=True, metavar="NAME=VALUE",
-                                says_default=True)
+                                 metavar="NAME=VALUE")
+    at_most: list[str] = option([], "bounds likewise: bits=2, perplexity=software*1.03", metavar="NAME=VALUE")
 
 
 @dataclass(frozen=True, kw_only=True)

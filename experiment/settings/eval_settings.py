@@ -20,9 +20,9 @@ from models.quant.measuring.setting import Setting
 from ..inputs import foreign
 from ..inputs.checkpoint import load_checkpoint
 from ..program import config_file, flags
-from ..program.cli import UserError
+from ..program.cli import UserError, user_error
 from ..program.flags import ArgumentParser
-from . import chips, conversion_settings, costs, language_settings, limits, per_layer, specification, train_settings
+from . import chips, conversion_settings, costs, limits, per_layer, specification, train_settings
 from .eval_flags import CALIBRATE_OTHERS, CALIBRATION, MODELS, EvalSettings, Search, add_hardware, build_parser, hardware_defaults
 from .train_flags import USELESS_WITH_PLAN, USELESS_WITHOUT_PLAN
 from .train_settings import images_beside
@@ -75,7 +75,7 @@ def settings_of(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     checkpoint = checkpoint_of(source)
     values = _network(given, checkpoint, source)
     conversion_settings.check(values, given, useless=("planes", "save_cells"))
-    language_settings.check(values, given)
+    conversion_settings.check_language(values, given)
     rows = {name: given[name] for name in (*hardware_defaults(), "per_layer") if name in given}
     calibration = Calibration(*(given.get(name, default) for name, default in flags.defaults(Calibration).items()))
     of_chips = {name: given[name] for name in chips.OF_RUN if name in given}
@@ -102,7 +102,7 @@ def _network(given: Mapping[str, Any], checkpoint: dict, source: str | None) -> 
               "save_path": str(Path("save", Path(source).stem) if exported else Path(source).parent)}
     of_network = {name: config[name] for name in ("w_bits", "a_bits", "wq", "quantize_image") if name in config}
     values |= of_network | {name: config[name] for name in ("dataset",) if name in config} | images_beside(source)
-    if exported and values["dataset"] == "imagefolder" and is_cifar10(checkpoint):
+    if exported and values["dataset"] == "imagefolder" and list(checkpoint.get("data", {}).get("classes", [])) == CIFAR10_CLASSES:
         values["dataset"] = "cifar10"
     values |= given
     if values["model"] not in MODELS:
@@ -130,11 +130,6 @@ def _network_of_others(given: Mapping[str, Any], config: Mapping[str, Any], sour
     return {"save_path": str(Path(source).parent if source else folder)} | values
 
 
-def is_cifar10(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a network was trained on images with the names of CIFAR-10's classes."""
-    return list(checkpoint.get("data", {}).get("classes", [])) == CIFAR10_CLASSES
-
-
 def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Iterable[str] = (), table: Iterable[str] = (),
                  calibration: Calibration = USUAL, of_chips: Mapping[str, int] = MappingProxyType({}),
                  known: Mapping[str, Device] = MappingProxyType({})) -> tuple[Setting, ...]:
@@ -147,10 +142,8 @@ def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Itera
     groups = [] if by_table else [rows]
     for name, texts in (("table", table if by_table else ()), ("also", also)):
         for text in texts:
-            try:
+            with user_error(lambda error, name=name, text=text: f"--{name} {text!r}: {error}", (UserError, ValueError)):
                 groups.append(flags.parse(parser, shlex.split(text)))
-            except (UserError, ValueError) as error:
-                raise UserError(f"--{name} {text!r}: {error}") from None
     known = dict(known)
     names = chips.names_of([*known, chips.IDEAL, *(device for group in groups for device in group.get("device", ()) if device)])
     settings = [setting for group in groups for setting in _combinations(group, w_bits, a_bits, calibration, of_chips, known, names)]
@@ -175,10 +168,8 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
         needs_a_plan = isinstance(bits, float) or bits == 0
         if plan == "uniform" and needs_a_plan and {*values["adc_plan"]} != {"uniform"}:
             continue  # a mean for the plans of the same table
-        try:
+        with user_error(lambda error: flags.in_flags(str(error))):
             spec = CrossbarSpec(w_bits, a_bits, **found)
-        except ValueError as error:
-            raise UserError(flags.in_flags(str(error))) from None
         if spec.adc_range == "ideal":  # without an ADC its bits make no difference
             spec = replace(spec, adc_bits=1, adc_plan="uniform", adc_idle=CrossbarSpec().adc_idle, adc_transfer=None, columns_per_adc=None)
         plans = spec.planned or any(values.get("adc_plan", "uniform") != "uniform" for values in of_layers.values())
@@ -186,10 +177,8 @@ def _combinations(given: Mapping[str, list], w_bits: int, a_bits: int, calibrati
             spec = replace(spec, adc_max_bits=CrossbarSpec().adc_max_bits)
         if {spec.adc_plan, *(values["adc_plan"] for values in of_layers.values() if "adc_plan" in values)} == {"ones"}:  # skips idle reads
             spec = replace(spec, adc_idle=CrossbarSpec().adc_idle)
-        try:
+        with user_error("--{}".format):
             settings.append(with_what_counts(Setting(spec, layers, calibration, made, of_layers)))
-        except ValueError as error:
-            raise UserError(f"--{error}") from None
     return settings
 
 

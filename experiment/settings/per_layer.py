@@ -11,8 +11,8 @@ from typing import Any
 from models.quant import CrossbarSpec
 from models.quant.measuring.setting import LAYER_FIELDS
 
-from ..program.cli import UserError
-from ..program.flags import ALIASES, Number, Span, flag_fields, flag_kind
+from ..program.cli import UserError, user_error
+from ..program.flags import ALIASES, Number, flag_fields, flag_kind, span
 
 FIELDS = {field.name: field for field in flag_fields(CrossbarSpec, LAYER_FIELDS)}
 Changes = dict[str, dict[str, list]]  # {pattern: {field of the spec: values}}
@@ -44,10 +44,8 @@ def _values(field: Any, text: str, whole: str) -> list:
     if kind is str:
         return [text]
     for part in text.split("/"):
-        try:
-            values += Span(kind)(part) if isinstance(kind, Number) else [part]
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"--per_layer {whole}: {error}") from None
+        with user_error(lambda error: f"--per_layer {whole}: {error}", argparse.ArgumentTypeError):
+            values += span(kind, part) if isinstance(kind, Number) else [part]
         if not isinstance(kind, Number) and part not in kind:
             raise UserError(f"--per_layer {whole}: {part} is not one of {', '.join(kind)}")
     return values

@@ -62,16 +62,14 @@ def remedies_for(setting: Setting) -> list[Remedy]:
     if setting.without_cells:
         return []
     spec = setting.spec
-    steps = {"rows": [spec.rows // 2, spec.rows // 4], "adc_bits": [spec.adc_bits + 1, spec.adc_bits + 2],
-             "cell_bits": dict.fromkeys([max(spec.cell_bits // 2, 1), 1])}
     return [
         Remedy("pairs", {"weights": "pair", "reference": "analog"}), Remedy("correction on the chip", {"correct": "channel"}),
         Remedy("ranges of the chip", {"on": "chip"}),
-        *(Remedy(f"{rows} rows", {"rows": rows}) for rows in steps["rows"]),
-        *(Remedy(f"{bits:g}-bit ADC", {"adc_bits": bits}) for bits in steps["adc_bits"]),
+        *(Remedy(f"{rows} rows", {"rows": rows}) for rows in (spec.rows // 2, spec.rows // 4)),
+        *(Remedy(f"{bits:g}-bit ADC", {"adc_bits": bits}) for bits in (spec.adc_bits + 1, spec.adc_bits + 2)),
         Remedy("planned bits", {"adc_plan": "significance"}),
         Remedy("planned bits by ones", {"adc_plan": "ones", "adc_idle": CrossbarSpec.adc_idle}),
-        *(Remedy(f"{bits}-bit cells", {"cell_bits": bits}) for bits in steps["cell_bits"])]
+        *(Remedy(f"{bits}-bit cells", {"cell_bits": bits}) for bits in dict.fromkeys([max(spec.cell_bits // 2, 1), 1]))]
 
 
 def all_remedied(setting: Setting) -> list[Setting]:

@@ -81,9 +81,8 @@ class Optimizer:
         None, "how the learning rate changes. step: times a gamma at each epoch of --schedule. cosine: half a cosine down to 0. "
         "triangular: up from 0 in the first quarter of the run, then down to 0. Default: triangular; step if --schedule is given",
         ("step", "cosine", "triangular"))
-    schedule: list[int] = option([], "epochs at which the rate drops (step)", COUNT, several=True, metavar="EPOCH",
-                                 says_default=True)
-    gammas: list[float] = option([], "factor at each epoch of --schedule", POSITIVE, several=True, metavar="G", says_default=True)
+    schedule: list[int] = option([], "epochs at which the rate drops (step)", COUNT, metavar="EPOCH")
+    gammas: list[float] = option([], "factor at each epoch of --schedule", POSITIVE, metavar="G")
     label_smoothing: float = option(0.0, "share of the target that is spread over all classes", SHARE)
     distill: float = option(0.0, "share of the loss that asks for the answers of the network from which the run starts, without ADCs. "
                             "With --qat this is the float network. The labels have the rest of the loss", SHARE_OR_ALL)

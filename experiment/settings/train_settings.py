@@ -18,7 +18,7 @@ from models.quant.layers.quantizers import OFF
 from ..inputs import foreign
 from ..inputs.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
 from ..program import config_file, flags
-from ..program.cli import UserError
+from ..program.cli import UserError, user_error
 from ..program.flags import flag_name
 from . import chips, conversion_settings
 from .train_flags import (BEST, CHECKPOINT, COMPUTATION, CONFIG, DIGITS, FIXED_ON_EVALUATE, HARDWARE, LR, LR_OF_QAT, MODELS,
@@ -50,12 +50,10 @@ def settings_of(values: Mapping[str, Any], fine_tuned: bool = False) -> TrainSet
     values["save_path"] = expanded(values["save_path"], values)
     if values["adc_aware"] and OFF in (values["w_bits"], values["a_bits"]):
         raise UserError("--adc_aware needs quantized weights and activations, --w_bits and --a_bits from 1 to 8")
-    try:
+    with user_error(lambda error: flags.in_flags(str(error))):
         spec = replace(CrossbarSpec(), **{name: values[name] for name in HARDWARE},
                        **({"w_bits": values["w_bits"], "a_bits": values["a_bits"]} if values["adc_aware"] else {}))
         calibration = Calibration(*(values[flag_name(field.name)] for field in fields(Calibration)))
-    except ValueError as error:
-        raise UserError(flags.in_flags(str(error))) from None
     names = {field.name for field in fields(TrainSettings)} & values.keys()
     return TrainSettings(**{name: values[name] for name in names}, spec=spec, calibration=calibration)
 
@@ -172,8 +170,7 @@ def continuing(settings: TrainSettings, checkpoint: Path) -> str:
     usual = flags.defaults(Machine)
     beside = {"model": settings.model} if settings.qat else {}
     beside |= {name: getattr(settings, name) for name in ("ngpu", "log_file") if getattr(settings, name) != usual[name]}
-    return shlex.join(["python", "train.py", "--resume", str(checkpoint),
-                       *(part for name, value in beside.items() for part in (f"--{name}", str(value)))])
+    return shlex.join(["python", "train.py", *flags.arguments_of({"resume": checkpoint} | beside)])
 
 
 def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) -> None:
@@ -203,10 +200,8 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
     if settings.wq == "sawb" and settings.w_bits == 1:
         raise UserError("--wq sawb has codes around an exact zero: it needs --w_bits 2 to 8")
     if settings.chips:
-        try:
+        with user_error(lambda error: f"--device {settings.device}: {error}"):
             settings.chips.check(QLinearDoreFa(1, 1, spec=settings.spec, wq=settings.wq))  # any layer: what cells hold depends on wq
-        except ValueError as error:
-            raise UserError(f"--device {settings.device}: {error}") from None
     elif settings.calibration.on == "chip":
         raise UserError(chips.WITHOUT.format("calib_on"))
     if len(settings.schedule) != len(settings.gammas):

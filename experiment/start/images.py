@@ -1,6 +1,5 @@
 """The images of an evaluation: those that are measured, and the training images that calibrate."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from models.quant.measuring.task import Task
 from ..inputs import data, foreign
 from ..inputs.data import Batches, training_split
 from ..inputs.tasks import Examples
-from ..program.cli import UserError, one_line
+from ..program.cli import UserError, one_line, user_error
 from ..settings import train_settings
 from ..settings.eval_flags import EvalSettings
 
@@ -39,14 +38,6 @@ class EvalImages:
     report: Batch
 
 
-def load(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device, log: logging.Logger) -> EvalImages:
-    """The images that the settings name, scaled as in the training of the checkpoint.
-
-    Raises: UserError for images that cannot be read, of other classes, or other ones than the training split.
-    """
-    return choose(data.load(settings.dataset, settings.data_path, log.info), settings, checkpoint, device)
-
-
 def check_flags_of_task(settings: EvalSettings, task: Task) -> None:
     """Refuse flags of images for a network that brings a task, and a search without examples that choose. Raises: UserError."""
     ours = {"batch_size"} if foreign.is_language_model(settings.model) else set()  # whose batches are made here
@@ -66,16 +57,18 @@ def of_task(task: Task, metric: Metric | OfTorchmetrics, settings: EvalSettings,
     measured, kind = (task.validation, f"validation {task.kind}") if settings.validation else (task.data, task.kind)
     shown = Examples(measured, task, "validation" if settings.validation else "data", digest, settings.limit)
     calibration = Examples(task.calibration, task, "calibration", digest)
-    try:
+    with user_error(lambda error: f"{settings.model}: {one_line(error)}", Exception):  # code of others raises nearly anything
         Run(task.network, shown, None, metric, task.take).check()
-    except Exception as error:  # code of others raises nearly anything
-        raise UserError(f"{settings.model}: {one_line(error)}") from None
     return EvalImages(shown, None, kind, shown.of_all, calibration, calibration.first(REPORT_IMAGES))
 
 
 def choose(found: data.Dataset, settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device) -> EvalImages:
-    """Those of a data set that the settings ask for; see `load`. The validation images of a network that was not trained here are those
-    of the data set or, if it has none, the last tenth of the training images in the order that gives the first ones to calibration."""
+    """Those of a data set that the settings ask for, scaled as in the training of the checkpoint. The validation images of a network that
+    was not trained here are those of the data set or, if it has none, the last tenth of the training images in the order that gives the
+    first ones to calibration.
+
+    Raises: UserError for images of other classes, or other ones than the training split.
+    """
     trained_on = checkpoint.get("data")
     stats = found.mean, found.std
     if trained_on:

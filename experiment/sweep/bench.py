@@ -5,7 +5,7 @@ import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..measure.columns import Measured
 from ..measure.points import Points
 from ..measure.ranges import RangesOfRun, entry_of
 from ..program import distributed, flags, machine
-from ..program.cli import UserError
+from ..program.cli import UserError, user_error
 from ..report import says
 from ..settings import per_layer
 from ..settings.conversion_settings import OPTIONS
@@ -68,10 +68,8 @@ class Bench:
         self.code = [*foreign.identity(settings.model), *([keys.of_attributes(self.others.network)] if self.others else [])]
         remedied = [each for setting in settings.settings if settings.remedy for each in all_remedied(setting)]
         self.costs = Costs(settings.cost, [*settings.settings, *remedied] or search_layouts(settings))
-        try:
+        with user_error(str):
             self.cells = settings.planes and stored_cells(settings.planes, self._net, settings.settings, settings.w_bits)
-        except ValueError as error:
-            raise UserError(str(error)) from None
         if is_chip(self.cells) and settings.adc_ranges:
             raise UserError("--adc_ranges are for ideal cells, and --planes holds a chip with a correction of its own: give one of them")
         self.ranges, self.points, self.cache = RangesOfRun(settings, self.checkpoint, self.folder), Points(settings.save_path), Cache()
@@ -105,7 +103,7 @@ class Bench:
         if net is None:
             return
         seen = set()
-        try:
+        with user_error(lambda error: flags.of_layers(str(error))):  # what the package refuses, such as engines
             codes = None if is_chip(self.cells) else self.cells
             # Once, as they are found anew at each question otherwise.
             use_cells(net, codes or {name: layer.w_codes() for name, layer in quant.crossbar_layers(net)})
@@ -122,8 +120,6 @@ class Bench:
                 if draft is None:
                     engines_of(net, self.settings.engine)
                     self.ranges.give(net, setting)
-        except ValueError as error:  # what the package refuses, such as engines
-            raise UserError(flags.of_layers(str(error))) from None
 
     def load(self, log: logging.Logger) -> None:
         """The images, and what decides the results of all settings."""
@@ -144,7 +140,8 @@ class Bench:
             else:
                 self.check(of.settings, draft)
         else:
-            self.shown, draft = images.load(of, self.checkpoint, self.device, log), None
+            shown, draft = data.load(of.dataset, of.data_path, log.info), None
+            self.shown = images.choose(shown, of, self.checkpoint, self.device)
         self.fillings = says.fillings(self.net if draft is None else draft, of.settings or search_layouts(of))
         self.points.images = self.shown.batches.count
         made_of = self.net if self.original is None else self.original
@@ -318,15 +315,10 @@ class Bench:
             return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress, metric=self.metric,
                                  take=self.task and self.task.take, processes=distributed)
 
-    @contextlib.contextmanager
-    def _said_of(self, what: Setting | str) -> Iterator[None]:
+    def _said_of(self, what: Setting | str) -> contextlib.AbstractContextManager[None]:
         """Answers that a metric does not take, and cells that the grid does not hold, as one line."""
-        try:
-            yield
-        except ValueError as error:
-            if self.task or isinstance(what, Setting) and what.chips:
-                raise UserError(f"{what}: {error}") from None
-            raise
+        expected = self.task or isinstance(what, Setting) and what.chips
+        return user_error(lambda error: f"{what}: {error}") if expected else contextlib.nullcontext()
 
     @distributed.together
     def _measure(self, setting: Setting | None, software: Record | None, original: Record | None, progress: bool = False

@@ -4,8 +4,6 @@
 run that was killed goes on.
 """
 
-import csv
-import io
 import itertools
 import json
 import logging
@@ -22,6 +20,7 @@ from models.quant.measuring.metrics import Scale
 from models.quant.measuring.setting import Setting
 from models.quant.storage.files import write_text
 
+from ..measure.results import csv_text
 from ..program.cli import UserError
 from ..report.tables import in_common, note, text_table
 from ..settings.chips import devices_of
@@ -199,11 +198,7 @@ def find_limits(bench: Bench, parts: Sequence[Bench], pool: Pool, log: logging.L
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as path.csv and path.json."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path.with_suffix(".csv"), text.getvalue())
+    write_text(path.with_suffix(".csv"), csv_text([rows[0], *(row.values() for row in rows)]))
     write_text(path.with_suffix(".json"), json.dumps(rows, indent=1))
 
 

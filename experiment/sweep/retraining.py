@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from models.quant.measuring.setting import Setting
 
@@ -66,15 +67,14 @@ def flags_of(of: EvalSettings, setting: Setting, epochs: int) -> list[str]:
     values |= {flags.flag_name(name): value for name, value in vars(setting.calibration).items()}
     useless = ("adc_calib", "adc_per") if setting.spec.planned else ("adc_share",)
     values = {name: value for name, value in values.items() if name not in useless}
-    said = [part for name, value in values.items() if value is not None for part in (f"--{name}", f"{value}")]
-    return [*said, *_of_chips(of, setting), "--adc_aware", *(["--quantize_image"] if of.quantize_image else []), *RECIPE]
+    return [*flags.arguments_of(values | _of_chips(of, setting) | {"adc_aware": True, "quantize_image": of.quantize_image}), *RECIPE]
 
 
-def _of_chips(of: EvalSettings, setting: Setting) -> list[str]:
+def _of_chips(of: EvalSettings, setting: Setting) -> dict[str, Any]:
     """Those of the device, and of chips that are none of those that are measured."""
     chips = setting.chips
     if not chips:
-        return []
+        return {}
     names = of_chips.names_of([of_chips.IDEAL, *filter(None, of.hardware.get("device", []))])
     device = next((flag for flag, name in names.items() if name == chips.name), None)
     if device is None:
@@ -82,4 +82,4 @@ def _of_chips(of: EvalSettings, setting: Setting) -> list[str]:
     usual = flags.defaults(of_chips.TrainingChips)
     given = {name: chips.value(name) for name in of_chips.OF_TRAINING if name not in ("device", "chip_steps", "chip_seed")}
     given |= {"device": device, "chip_steps": 4, "chip_seed": chips.chip_seed + chips.chips}
-    return [part for name, value in given.items() if value is not None and value != usual[name] for part in (f"--{name}", f"{value}")]
+    return {name: value for name, value in given.items() if value != usual[name]}

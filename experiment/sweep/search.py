@@ -5,9 +5,7 @@ many workers it has. So nothing of it needs to be kept: a search that was killed
 answer at once.
 """
 
-import csv
 import importlib.util
-import io
 import logging
 import statistics
 import warnings
@@ -24,6 +22,7 @@ from models.quant.storage.files import write_text
 
 from ..inputs.foreign import is_language_model
 from ..measure.columns import named, value_of
+from ..measure.results import csv_text
 from ..program.cli import UserError, needed
 from ..program.user_code import is_file
 from ..report.drawing import add_title, new_figure, save
@@ -237,8 +236,7 @@ class Search:
         row = self.bench.point(setting)["row"]
         for name in self.names:
             if self.known[name].of(row) is None:
-                needs = self.known[name].needs or "settings with an ADC"
-                raise UserError(f"--search: {setting} has no {name}, which needs {needs}")
+                raise UserError(f"--search: {setting} has no {name}, which needs {self.known[name].needs or 'settings with an ADC'}")
         return {name: self.known[name].of(row) for name in self.names}
 
     def _beyond(self, bound: Bound, values: Mapping[str, float]) -> float:
@@ -268,16 +266,14 @@ class Search:
         test images. Returns: their paths."""
         folder = tested.folder
         rows = [self._row(setting, tested) for setting in self.found]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
         paths = [folder / "search.csv", folder / "search.png"]
-        write_text(paths[0], text.getvalue())
-        self._plot(paths[1], rows)
+        write_text(paths[0], csv_text([rows[0], *(row.values() for row in rows)]))
+        x, y = self._axes_of()
+        front = sorted((row for row in rows if row["front"]), key=lambda row: row[x])
+        self._plot(paths[1], x, y, rows, front)
         if importlib.util.find_spec("plotly"):
             paths.append(folder / "search.html")
-            self._page(paths[2], rows)
+            self._page(paths[2], x, y, rows, front)
         return paths
 
     def _row(self, setting: Setting, tested: Bench) -> dict[str, Any]:
@@ -297,11 +293,9 @@ class Search:
     def _title(self) -> str:
         return f"{self.of.resume or self.of.model}: {len(self.found)} settings"
 
-    def _plot(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        x, y = self._axes_of()
+    def _plot(self, path: Path, x: str, y: str, rows: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]]) -> None:
         figure = new_figure(7, 4.5)
         axes = figure.subplots()
-        front = sorted((row for row in rows if row["front"]), key=lambda row: row[x])
         axes.plot([row[x] for row in rows], [row[y] for row in rows], "o", color="0.7", markersize=4, label="measured")
         axes.plot([row[x] for row in front], [row[y] for row in front], "o-", label=f"front, {self.bench.shown.kind}")
         axes.plot([row[f"test_{x}"] for row in front], [row[f"test_{y}"] for row in front], "x--", label="front, as measured at the end")
@@ -311,20 +305,17 @@ class Search:
         axes.legend(fontsize="x-small")
         save(figure, path, dpi=150)
 
-    def _page(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _page(self, path: Path, x: str, y: str, rows: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]]) -> None:
         import plotly.graph_objects as go
 
-        x, y = self._axes_of()
         figure = go.Figure()
-        front = sorted((row for row in rows if row["front"]), key=lambda row: row[x])
         for name, some, mode, prefix in (("measured", rows, "markers", ""), ("front", front, "lines+markers", ""),
                                          ("front, as measured at the end", front, "lines+markers", "test_")):
             text = ["<br>".join([row["setting"].replace(", ", "<br>"), *(f"{objective}: {row[prefix + objective]:.4g}"
                                                                         for objective in self.names)]) for row in some]
             figure.add_scatter(x=[row[prefix + x] for row in some], y=[row[prefix + y] for row in some], mode=mode, name=name, text=text,
                                hoverinfo="text")
-        figure.update_layout(title=self._title, xaxis_title=self.known[x].axis,
-                             yaxis_title=self.known[y].axis)
+        figure.update_layout(title=self._title, xaxis_title=self.known[x].axis, yaxis_title=self.known[y].axis)
         write_text(path, figure.to_html(include_plotlyjs=True, full_html=True))
 
 

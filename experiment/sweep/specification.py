@@ -18,6 +18,7 @@ from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting
 
 from ..program.cli import UserError
+from ..program.flags import arguments_of
 from ..report import specification_report
 from ..report.specification_report import CORNER, TIME
 from ..settings import chips
@@ -115,10 +116,8 @@ class Specification:
 
     def _row(self, name: str, unit: str, asked: Asked, flags: Mapping[str, list]) -> dict[str, Any]:
         said = {**flags, **{name: self.of.given[name] for name in OF_RUN if name in self.of.given}, "chips": self.chips}
-        by_hand = shlex.join(str(part) for name, value in said.items()
-                             for part in (f"--{name}", *(value if isinstance(value, list) else () if value is True else (value,))))
-        return {"quantity": name, "unit": unit, "weights": asked.weights, "asked": asked.text, "by_hand": by_hand,
-                "measured_on": self.bench.looked_at, "left_out": None}
+        return {"quantity": name, "unit": unit, "weights": asked.weights, "asked": asked.text,
+                "by_hand": shlex.join(arguments_of(said)), "measured_on": self.bench.looked_at, "left_out": None}
 
     def _corners(self, asked: Sequence[Asked], found: Mapping[Quantity, Mapping[Asked, Limit]]) -> list[dict[str, Any]]:
         """A row for each corner, of a loss for which there are limits."""
@@ -144,10 +143,9 @@ class Specification:
         write_rows(self.path, [{**keys, **row} for row in rows])
 
     def _say(self) -> None:
-        looked_at = self.bench.looked_at
-        specification_report.plot(self.path.with_suffix(".png"), self.rows, f"{self.of.resume or self.of.model}: {looked_at}")
-        rows = json.loads(self.path.with_suffix(".json").read_text())
-        self.log.info("\n" + specification_report.table(rows))
+        title = f"{self.of.resume or self.of.model}: {self.bench.looked_at}"
+        specification_report.plot(self.path.with_suffix(".png"), self.rows, title)
+        self.log.info("\n" + specification_report.table(json.loads(self.path.with_suffix(".json").read_text())))
         self.log.info(f"specification: {self.path}.csv, {self.path}.json, {self.path}.png")
 
 

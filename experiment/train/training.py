@@ -24,7 +24,7 @@ from models.quant.network.modes import hooked
 from ..inputs.checkpoint import load_checkpoint, load_weights, odd_number, save_checkpoint
 from ..inputs.data import Dataset, evenly, generator, normalize, steps_per_epoch, train_batches, training_split
 from ..program import distributed
-from ..program.cli import UserError
+from ..program.cli import UserError, user_error
 from ..program.machine import machine_info, rng_state, set_rng_state
 from ..settings.train_flags import BEST, CHECKPOINT, TrainSettings
 from ..settings.train_settings import continuing
@@ -60,10 +60,8 @@ def program(net: nn.Module, settings: TrainSettings, step: int | None = None) ->
     chips = settings.chips
     if not chips:
         return
-    try:
+    with user_error(lambda error: f"--device {chips.name}: {error}"):  # cells that the grid does not hold
         chips.program(net, chips.chip_seed + (0 if step is None else 1 + step // settings.chip_steps))
-    except ValueError as error:  # cells that the grid does not hold
-        raise UserError(f"--device {chips.name}: {error}") from None
     for _, layer in quant.crossbar_layers(net):
         layer.correct_batches = settings.calibration.correct == "channel"
         if layer.spec.adc_range == "ideal":  # of --crossbar_layers conv
@@ -170,7 +168,7 @@ class Run:
             for layer in quantized_layers(self.net).values():
                 layer.weight_quant.codes(layer.weight.detach())
         chosen = self.settings.calibration
-        try:
+        with user_error("--adc_aware: {}".format):  # such as weights that are no numbers
             if distributed.is_first():
                 if self.settings.chips:
                     # Augmented, as the weights know their inputs: without, ResNet-20 loses three points.
@@ -178,8 +176,6 @@ class Run:
                                                      for _, x, _ in itertools.islice(self.batches(0), NORM_BATCHES)))
                 quant.calibrate(self.net, self.some_images(CALIBRATION_IMAGES), chosen.rule, chosen.per,
                                 correct=chosen.correct, share=chosen.share, on=chosen.on)
-        except ValueError as error:  # such as weights that are no numbers
-            raise UserError(f"--adc_aware: {error}") from None
         distributed.same_ranges(self.net)
         if self.settings.chips:
             distributed.same_tensors(value for norm in batch_norms.of(self.net) for value in norm.buffers())
