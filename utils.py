@@ -32,7 +32,8 @@ def load_network(path: str | Path, **flags: Any) -> nn.Module:
     Args: flags, those of eval.py for what the checkpoint does not say, such as `dataset="cifar10", quantize_image=True`.
     Raises: UserError, one line, for a file that is no checkpoint, or flags that do not go with it.
     """
-    given = [text for name, value in flags.items() for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+    given = [text for name, value in flags.items() if value is not None and value is not False
+             for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
     settings, checkpoint = parse(["--resume", str(path), *given])
     network = crossbar_network(settings, checkpoint, torch.device("cpu"))
     set_spec(network, CrossbarSpec(settings.w_bits, settings.a_bits, adc_range="ideal"))

@@ -4,14 +4,14 @@ fall far behind the others.
     python benchmarks/bench_grid.py
     python benchmarks/bench_grid.py --resume pretrained/vgg7_w4a4_cifar10.pt
 
-The images are the embedded digits. Writes benchmarks/results/grid_<model>.md and .json.
+The images are the embedded digits. Writes benchmarks/results/grid_<model>_<processor>.md and .json.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from common import build, markdown_table, median_seconds, sample_images, write_results
+from common import build, markdown_table, median_seconds, processor, sample_images, write_results
 
 import torch
 from experiment.settings.eval_settings import parse
@@ -21,6 +21,9 @@ from models.quant.layers.quantizers import OFF
 
 CELL_BITS, ADC_BITS = (1, 2, 4), (3, 4, 5, 6, 7, 8)
 CHIP_BITS = 6  # of the ADC of chips
+CHIPS = {"a chip": {}, "with read noise": {"read_noise": 0.3}, "with noise of the ADC": {"adc_noise": 0.3},
+         "with offsets": {"adc_offset": 0.5}, "with gains": {"adc_gain": 0.02},
+         "with gate access": {"wires": quant.Wires("gate", 1.0)}}  # of techC after a day
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,14 +51,17 @@ def main(argv: list[str] | None = None) -> int:
                 quant.calibrate(net, images)
                 row.append(ratio(f"{cell_bits}-bit cells, {adc_bits}-bit ADC"))
             quant.set_spec(net, quant.CrossbarSpec(settings.w_bits, settings.a_bits, cell_bits, CHIP_BITS))
-            quant.program(net, quant.Device.preset("techC", time="1d"))
-            quant.calibrate(net, images)
-            rows.append([f"{cell_bits}-bit cells", *row, ratio(f"{cell_bits}-bit cells, a chip")])
+            for chip, besides in CHIPS.items():
+                quant.program(net, quant.Device.preset("techC", time="1d"), **besides)
+                quant.calibrate(net, images)
+                row.append(ratio(f"{cell_bits}-bit cells, {chip}"))
+            rows.append([f"{cell_bits}-bit cells", *row])
             quant.program(net, None)
     sections = [f"{name}, weights of {Path(args.resume).name}, 32 x 32, batch {args.batch_size}, calibrated ranges; ratio to plain "
                 f"float32 of the same network, median of {args.repeats} passes in turns.",
-                markdown_table(["", *(f"{bits}-bit ADC" for bits in ADC_BITS), f"a chip of techC after a day, {CHIP_BITS}-bit ADC"], rows)]
-    write_results(f"grid_{name}", "Every cell and ADC", sections, {"settings": found})
+                markdown_table(["", *(f"{bits}-bit ADC" for bits in ADC_BITS), *CHIPS], rows),
+                f"Chips: cells of techC after a day, {CHIP_BITS}-bit ADC; 0.3 uS, 0.3 and 0.5 levels, 2 %, 1 ohm."]
+    write_results(f"grid_{name}_{processor()}", "Every cell and ADC", sections, {"settings": found})
     return 0
 
 

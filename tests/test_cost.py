@@ -594,6 +594,13 @@ def test_a_wrong_line_is_named(line, message, tmp_path):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_line_that_csv_cannot_read_is_named(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text(f"{HEADER}adc_energy,1,pJ,,,{'x' * 2**18}\n")
+    with pytest.raises(ValueError, match=r"own.csv line 2: field larger than field limit"):
+        Technology.load(path)
+
+
 def test_what_is_absent_is_named(tmp_path, technology):
     path = tmp_path / "own.csv"
     lines = [f"{name},{value},,,x" for name, value in PARTS.items()]

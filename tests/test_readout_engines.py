@@ -209,7 +209,7 @@ def test_what_float32_or_32_bits_do_not_hold_is_refused():
 
 
 def test_normal_numbers_where_no_instruction_adds_products_of_bytes(monkeypatch):
-    monkeypatch.setattr(wide_noise, "_has_dot_products", lambda: False)
+    monkeypatch.setattr(wide_noise, "sums_bytes", lambda: False)
 
     @njit
     def run(keys, low, high, out):

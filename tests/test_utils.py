@@ -52,7 +52,7 @@ def test_images_are_scaled_as_in_the_training_of_the_network(tmp_path):
 def test_what_a_checkpoint_does_not_say_is_given_as_flags(tmp_path):
     path = tmp_path / "original.pth.tar"
     torch.save({"state_dict": network().state_dict()}, path)
-    assert not utils.load_network(path, dataset="digits").features[0].quantize_image
+    assert not utils.load_network(path, dataset="digits", quantize_image=False, model=None).features[0].quantize_image
     net = utils.load_network(path, model="vgg7_quant_eval", dataset="digits", quantize_image=True)
     assert net.features[0].quantize_image and {layer.spec.adc_range for _, layer in quant.crossbar_layers(net)} == {"ideal"}
 

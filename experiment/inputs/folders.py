@@ -145,6 +145,8 @@ def _cached_images(found: Folder, status: str, contents: Callable[[], str], size
     for place in filter(Path.exists, places):
         try:
             cache = read_torch_file(place)
+            if not isinstance(cache, dict):
+                raise TypeError("it holds something else")
             if cache["status"] == status or cache["contents"] == contents():
                 return cache["images"]
             log(f"{place} belongs to other files than {root} holds now: decoding again")

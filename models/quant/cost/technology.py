@@ -233,8 +233,11 @@ def _read(path: Path, inside: tuple[Path, ...]) -> tuple[str, dict[str, list[tup
     lines: dict[str, list[tuple[Source, str]]] = {}
     included: dict[str, list[tuple[Source, str]]] = {}
     reader = csv.reader(text.splitlines())
-    rows = [(f"{path.name} line {reader.line_num}", [cell.strip() for cell in row]) for row in reader
-            if any(map(str.strip, row)) and not row[0].startswith("#")]
+    try:
+        rows = [(f"{path.name} line {reader.line_num}", [cell.strip() for cell in row]) for row in reader
+                if any(map(str.strip, row)) and not row[0].startswith("#")]
+    except csv.Error as error:
+        raise ValueError(f"{path.name} line {reader.line_num}: {error}") from None
     for where, row in rows[:1]:
         if row != HEADER:
             raise ValueError(f"{where}: the columns are {','.join(row)}; {','.join(HEADER)} is expected")
