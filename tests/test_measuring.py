@@ -13,11 +13,14 @@ import models
 from models import quant, vgg
 from models.quant import Calibration, CrossbarSpec
 from models.quant.measuring import images as images_of_measuring
+from models.quant.measuring import measure as measuring
+from models.quant.measuring import placing
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Cache, measure, measure_float
 from models.quant.measuring.metrics import Metric
 from models.quant.measuring.placing import place
 from models.quant.measuring.setting import Setting
+from models.quant.network import calibration as calibrating
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,8 +35,8 @@ def scene(monkeypatch):
     return net.eval(), images, labels, shown_images(359)[0][200:220]
 
 
-def setting(adc_bits=3, layers="all", **spec):
-    return Setting(CrossbarSpec(adc_bits=adc_bits, rows=16, **spec), layers)
+def setting(adc_bits=3, layers="all", on="nominal", **spec):
+    return Setting(CrossbarSpec(adc_bits=adc_bits, rows=16, **spec), layers, calibration=Calibration(on=on))
 
 
 def test_accuracy_and_changes_are_those_of_the_predictions(scene):
@@ -235,6 +238,33 @@ def test_ranges_that_are_edited_in_a_network_are_not_those_of_the_cache(scene):
     layer.adc_delta.mul_(3)
     measure(net, images, labels, made, calibration=calibration, cache=cache)
     assert torch.equal(layer.adc_delta, wanted)
+
+
+@pytest.mark.parametrize("on", ["nominal", "chip"])
+def test_chips_that_are_seen_again_are_programmed_and_corrected_once(scene, monkeypatch, on):
+    """On other images; other weights have other chips, and of more than the bytes hold the last ones are there."""
+    net, images, labels, calibration = scene
+    made = replace(setting(on=on), chips=Chips(device=quant.Device("own", "here", 1.0, 40.0, sigma_us=1.0), chips=2, read_noise=1.0))
+    done, program, correct = [], placing.program, calibrating.correct
+    monkeypatch.setattr(measuring, "program", lambda *args: (done.append(args[2]), program(*args)))
+    monkeypatch.setattr(calibrating, "correct", lambda *args: (done.append("correct"), correct(*args))[1])
+    cache, each, again = Cache(), [0, "correct", 1, "correct"], [1, "correct"]
+
+    def compare(some, expected):
+        found = measure(net, images[some], labels[some], made, calibration=calibration, cache=cache)
+        assert done == expected
+        assert torch.equal(found.chip_predictions, measure(net, images[some], labels[some], made, calibration=calibration).chip_predictions)
+        done.clear()
+
+    compare(slice(20), each)
+    cache.chips.most_bytes = 2**26
+    compare(slice(20), each)
+    compare(slice(20, 40), [])
+    net.features[4].weight.data.mul_(-1)
+    compare(slice(40), each)
+    cache.chips.most_bytes = sum(layer.ideal_cells().values.nbytes for _, layer in quant.crossbar_layers(net))  # of one
+    compare(slice(40), again)
+    compare(slice(40), each)
 
 
 def test_chips_in_place_of_the_weights_keep_what_their_reads_have_besides(scene):

@@ -21,6 +21,7 @@ from .bench import Bench
 from .sequential import ends_of
 
 FOLDER = "parts"  # in that of the results: where the points of blocks are
+MOST_BYTES = 2**29  # of the cells of the last chips, which later blocks see again
 ONE_FOR_ALL = ("a limit is found example by example, and the metric {} has one number for all of them: give a function of outputs and "
                "targets, which has one for each")
 
@@ -47,6 +48,7 @@ def part_of(bench: Bench, number: int) -> Bench:
     found.points.look_for_older(bench.settings.older_points)
     found.decides_all = bench.decides_all | {"images": keys.of_images(found.shown.batches, found.shown.labels)}
     found.keys, found.known, found.known_chips = {}, {}, {}
+    found.cache.chips.most_bytes = MOST_BYTES
     return found
 
 

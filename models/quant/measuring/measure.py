@@ -37,6 +37,7 @@ from ..network.modes import hooked, in_mode, without_adc
 from ..network.program import program as program_cells
 from ..network.structure import structure
 from .images import Images, Inputs, batches_of, in_order
+from .last_chips import LastChips
 from .metrics import Scale, metric_of
 from .passes import Run
 from .placing import Stored, engines_of, is_chip, on_adcs, place, program, use_cells
@@ -131,13 +132,14 @@ class Record:
 @dataclass
 class Cache:
     """What the measurements of one network share, so that it is made once: histograms of the reads (they do not depend on the ADC),
-    ranges of settings with chips, and moments of the layers' outputs without ADC. All are made anew where the weights, edited cells,
-    calibration images or the network's `structure` have changed."""
+    ranges of settings with chips, moments of the layers' outputs without ADC, and the last chips, as far as `chips.most_bytes` goes. All
+    are made anew where the weights, edited cells, calibration images or the network's `structure` have changed."""
 
     histograms: dict[str, Any] = field(default_factory=dict)
     ranges: dict[tuple, list] = field(default_factory=dict)  # of settings with chips, which share them, by what decides them
     counted_for: tuple | None = None  # hardware and nominal cells
     moments: dict[tuple, dict] = field(default_factory=dict)  # by the names of the layers that have an ADC
+    chips: LastChips = field(default_factory=LastChips)
     made_of: list | None = None  # checksums of the network's state, its cells and the images
 
     def check(self, network: nn.Module, images: Iterable[Batch]) -> None:
@@ -147,6 +149,7 @@ class Cache:
         made_of = [structure(network), fingerprint([*state, *cells, *(tensor for batch in images for tensor in tensors_of(batch))])]
         if made_of != self.made_of:
             self.histograms, self.ranges, self.counted_for, self.moments, self.made_of = {}, {}, None, {}, made_of
+            self.chips = LastChips(self.chips.most_bytes)
 
 
 def measure(network: nn.Module, images: Images, labels: torch.Tensor | Sequence | None, setting: Setting | None, *,
@@ -287,9 +290,15 @@ def _each_chip(network: nn.Module, setting: Setting, calibration: Iterable[Batch
     seeds, watched = setting.chips.seeds, sys.stderr.isatty()
     shown = tqdm(seeds, desc=str(setting), unit="chip", leave=False, dynamic_ncols=True, disable=not progress or len(seeds) < 2,
                  mininterval=0.5 if watched else 60, delay=0 if watched else 60)
+    if calibration is not None and cache.chips.most_bytes:
+        cache.check(network, calibration)  # before a chip is given
     for seed in shown:
-        program(network, setting, seed, progress)
-        calibrate(network, setting, calibration, cache, progress, seed == seeds[0] or setting.calibration.on == "chip", processes)
+        one = replace(setting, chips=replace(setting.chips, chips=1, chip_seed=seed))
+        if calibration is None or not cache.chips.give(network, one):
+            program(network, setting, seed, progress)
+        calibrate(network, setting, calibration, cache, progress, seed == seeds[0] or setting.calibration.on == "chip", processes, one)
+        if calibration is not None:
+            cache.chips.keep(network, one)
         yield f"chip {seed}" if len(seeds) > 1 else str(setting)
 
 
@@ -351,10 +360,10 @@ def count_reads(network: nn.Module, setting: Setting, images: Iterable[Batch], c
 
 
 def calibrate(network: nn.Module, setting: Setting, images: Iterable[Batch] | None, cache: Cache, progress: bool = False,
-              ranges: bool = True, processes: Processes = ALONE) -> None:
+              ranges: bool = True, processes: Processes = ALONE, chip: Setting | None = None) -> None:
     """Choose the ADC ranges of a network that is placed on a setting (or, without `ranges`, keep those that it has), and correct
     the outputs on the cells that it has. Does nothing where the setting has no calibrated ranges, or images are None. Of several
-    processes the first does it for all."""
+    processes the first does it for all. Args: chip, the setting with the one chip that the network is on."""
     if images is None or all(layer.spec.adc_range != "calibrated" for _, layer in on_adcs(network)):
         return
     if processes.is_first():
@@ -366,7 +375,7 @@ def calibrate(network: nn.Module, setting: Setting, images: Iterable[Batch] | No
                 calibrating.calibrate(network, images, chosen.rule, chosen.per, histograms, correct=None, share=chosen.share, on=chosen.on)
             if setting.chips:
                 give_ranges(network, cache.ranges.setdefault(decides, ranges_of(network)))
-        if chosen.correct == "channel":
+        if chosen.correct == "channel" and not cache.chips.correct(network, chip):
             converted = tuple(name for name, _ in on_adcs(network))
             cache.moments[converted] = calibrating.correct(network, images, cache.moments.get(converted))
     processes.same_ranges(network)

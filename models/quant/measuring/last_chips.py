@@ -1,0 +1,49 @@
+"""The last chips that a network was on (`LastChips`): who measures one of them on more images need not program and correct it again."""
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ..arrays.cells import Chip
+from ..layers.crossbar import crossbar_layers
+
+
+class _Kept(NamedTuple):
+    chip: Chip | None
+    gain: Tensor
+    offset: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return self.chip.cells.values.nbytes if self.chip else 0
+
+
+class LastChips:
+    """Chips of one network, with the correction of their outputs. Args: most_bytes, of their cells; older ones are let go."""
+
+    def __init__(self, most_bytes: int = 0) -> None:
+        self.most_bytes = most_bytes
+        self._kept: dict[Hashable, dict[str, _Kept]] = {}
+
+    def keep(self, network: nn.Module, key: Hashable) -> None:
+        """Remember the chip that the network is on. Args: key, all that it follows from, but for the network."""
+        if not self.most_bytes:
+            return
+        self._kept.pop(key, None)
+        self._kept[key] = {name: _Kept(layer.chip, layer.adc_gain.clone(), layer.adc_offset.clone())
+                           for name, layer in crossbar_layers(network)}
+        while sum(each.bytes for chip in self._kept.values() for each in chip.values()) > self.most_bytes:
+            del self._kept[next(iter(self._kept))]
+
+    def give(self, network: nn.Module, key: Hashable) -> bool:
+        """Put the network on a chip that is remembered; whether there is one."""
+        for name, layer in crossbar_layers(network) if key in self._kept else ():
+            layer.chip = self._kept[key][name].chip
+        return key in self._kept
+
+    def correct(self, network: nn.Module, key: Hashable) -> bool:
+        """Correct the outputs of the network as those of that chip were; whether there is one."""
+        for name, layer in crossbar_layers(network) if key in self._kept else ():
+            layer.set_correction(*self._kept[key][name][1:])
+        return key in self._kept
