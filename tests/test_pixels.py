@@ -78,17 +78,21 @@ NOISE = {"of cells": (0.0, ((900.5, 0.0, 1.0), (0.0, 0.0, 0.5), (40.3, 0.0, 0.0)
          "both": (30.7, ((60.3, 0.0, 0.5),) * 8), "none": (0.0, None)}
 
 
-@given(case=grid_cases(adc_ranges=["calibrated"], rows=ROWS), noise=st.sampled_from([*NOISE]),
+CURVES = ((0.98, -1e-6, 2e-12, 20.0), (0.97, -2e-6, 1e-12, 10.0), (0.99, -1e-6, 0.0, 0.0), (0.96, -1e-6, 3e-12, 5.0)) * 2
+
+
+@given(case=grid_cases(adc_ranges=["calibrated"], rows=ROWS), noise=st.sampled_from([*NOISE]), curved=st.booleans(),
        converters=st.sampled_from(["", "gain", "offset", "both"]), first=st.sampled_from([0, 11, 2**40]), seed=st.integers(0, 2**64 - 1))
 @settings(max_examples=80)
-def test_what_reads_have_besides(case, noise, converters, first, seed):
-    """Noise that depends on n alone, gains and offsets: as the reference engine, whatever lanes are beside the image."""
+def test_what_reads_have_besides(case, noise, curved, converters, first, seed):
+    """Noise that depends on n alone, curves, gains and offsets: as the reference engine, whatever lanes are beside the image."""
     layer, rng = case.layer(), np.random.default_rng(seed)
     shape = len(layer.spec.slice_bits), layer.geometry.groups, len(layer.arrays), len(layer.w_codes) // layer.geometry.groups
     gain = torch.from_numpy(rng.normal(1, 0.05, shape)) if converters in ("gain", "both") else None
     offset = torch.from_numpy(rng.integers(-300, 301, shape)).int() if converters in ("offset", "both") else None
     base, cell_noise = NOISE[noise]
-    layer = replace(layer, readout=Readout(base, cell_noise and cell_noise[:shape[0]], seed, gain, offset))
+    layer = replace(layer, readout=Readout(base, cell_noise and cell_noise[:shape[0]], seed, gain, offset,
+                                           CURVES[:shape[0]] if curved else None))
     side_by_side = pixels.SideBySide(layer, None)
     assume(too_far(layer) is None and side_by_side._may_read_out and side_by_side._layout is not None)
     with image_numbers(first):

@@ -78,9 +78,10 @@ class SideBySide:
     def _may_read_out(self):
         """Whether what reads have besides is the same for all of a column, or follows from n, which a byte holds."""
         layer, readout = self.layer, self.layer.readout
-        if readout.curve is not None or readout.circuits is not None or readout.depends_on_level or layer.classes > 1:
+        if readout.circuits is not None or readout.needs_both or readout.depends_on_level or layer.classes > 1:
             return False
-        if readout.noisy and not sums_bytes() or readout.cell_noise and (max(layer.spec.digit_bits) > 1 or layer.tallest > 255):
+        counted = readout.cell_noise is not None or readout.curve is not None
+        if readout.noisy and not sums_bytes() or counted and (max(layer.spec.digit_bits) > 1 or layer.tallest > 255):
             return False
         kinds = len(layer.arrays) * len(layer.spec.digit_bits) * len(layer.spec.slice_bits)
         return kinds <= MOST_KINDS and len(layer.w_codes) // layer.geometry.groups <= MOST_COLUMNS
@@ -89,7 +90,9 @@ class SideBySide:
     def _besides(self):
         """What its time depends on beside its shape."""
         readout = self.layer.readout
-        return () if readout is None else (readout.noisy, readout.gain is not None and bool((readout.gain != 1).any()))
+        if readout is None:
+            return ()
+        return readout.noisy, readout.curve is not None, readout.gain is not None and bool((readout.gain != 1).any())
 
     @functools.cached_property
     def _is_small(self):

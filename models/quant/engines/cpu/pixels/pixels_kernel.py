@@ -17,20 +17,22 @@ from ....kernels.simd import (LANES, float32_at, float64_at, int32_at, int64_at,
                               uint8_at)
 from ..common.finish import Pixel, finish_pixel
 from ..grid.cells_forms import DELTA, FORM, HIGHEST, LOWEST, SCALE, UNIT
+from ..grid.cells_reads import DEVIATION, FIRST, HIGH, LIFT, RISE, SECOND, SHARED
+from ..grid.cells_reads import LOW as LOWER
 from ..planes.converter import CLIP_HIGH, CLIP_LOW, FACTOR, FRACTION, LOW, OFFSET, Q_MAX, Q_MIN, SHIFT, TIE
 from ..planes.fixed_point import EVEN, TOWARDS_ZERO
 from ..vectors.loop import Kernel, loaded
-from ..vectors.picks import (PIXELS, TABLE, add_joined_evens, add_joined_odds, add_product_of_evens, add_product_of_floats,
+from ..vectors.picks import (PIXELS, SHORT_ROWS, TABLE, add_joined_evens, add_joined_odds, add_product_of_evens, add_product_of_floats,
                              add_product_of_odds, add_product_of_shorts, add_to_sums, added_bytes, codes_of_shorts, full_i8, larger_bytes,
                              load_bytes, load_table, picked_bytes, picked_of_four, picked_of_two, picked_shorts, smaller_bytes,
                              store_bytes, zero_shorts)
 from ..vectors.wide import (WIDE, add_product_f32, added, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16,
                             full_i32, store_ints, widened)
-from ..vectors.wide_noise import converted_alike, mixed, moved_high, with_noise_of_reads
+from ..vectors.wide_noise import ROUNDER, converted_alike, curved_reads, mixed, moved_high, put_curves, with_noise_of_reads
 from .pixels_layout import BROAD, BY_ONES, NARROW, READ_OUT, SHORT_FORM, TALL, VALUES, PixelLayout, PixelShape
 
 POPULATION = np.array([bits.bit_count() for bits in range(TABLE)], np.uint8)  # of the rows of a set
-DRAWN = 4  # fields of what the noise of a read follows from
+PATTERNS = 2**SHORT_ROWS  # of the input bits of a set of rows
 LENGTH = np.array([n.bit_length() for n in range(2 * TABLE)], np.uint8)  # class of n
 
 # One input and how its pixels lie in a plane: height, width, of an image in memory; out_height, out_width; pitch, pixels from one row to
@@ -44,10 +46,11 @@ Target = namedtuple("Target", "out wide values scale offset next_codes")
 # place   where the plane of each set begins, moved by its tap; bit_stride: from the planes of one input bit to those of the next
 # sums    int32 `[step, column, pixel]` of the block, `sums_stride` from one column to the next
 # classes  BY_ONES, READ_OUT: bytes `[array, digit, pixel]`, of PIXELS pixels: classes of n, or n
-# reads    READ_OUT: what `with_noise_of_reads` takes, 32 bits `[array, digit, slice, field, pixel]`, of PIXELS pixels
+# reads    READ_OUT: `[array, digit, slice, field, pixel]`, of PIXELS pixels, `cells_reads.SHARED` fields of 32 bits
+# sums_of_rows   int32 `[2, pixel]`: n and the sum of the reference cells
 PixelAddresses = namedtuple("PixelAddresses", """
     tables set_start first size place planes bit_stride digit_start step_of_slice codes ends forms shorts value_bytes windows classes
-    noise drawn gains offsets reads factors worth sums sums_stride
+    noise drawn gains offsets curve current references reads sums_of_rows factors worth sums sums_stride
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     acc exact_acc step total""")
 
@@ -69,7 +72,8 @@ def _kernel(form):
         bit_stride = shape.intervals * phases * raster.length
         planes = np.zeros(shape.input_bits * bit_stride + PIXELS, np.uint8)
         classes = np.empty(shape.arrays * shape.digits * PIXELS if form == BY_ONES or form == READ_OUT else 0, np.uint8)
-        reads = np.empty(shape.arrays * shape.digits * shape.slices * DRAWN * PIXELS if form == READ_OUT else 0, np.int32)
+        reads = np.empty(shape.arrays * shape.digits * shape.slices * SHARED * PIXELS if form == READ_OUT else 0, np.int32)
+        sums_of_rows = np.empty(2 * PIXELS, np.int32)
         stride = raster.block + LANES // 2  # not a multiple of what the cache repeats by
         sums = np.empty(shape.steps * shape.out_channels * stride, np.int32)
         acc = np.empty(shape.steps * shape.slice_vectors * LANES, np.int32)
@@ -82,8 +86,9 @@ def _kernel(form):
             codes=layout.codes.ctypes.data, ends=layout.ends.ctypes.data, forms=layout.forms.ctypes.data, shorts=layout.shorts.ctypes.data,
             value_bytes=layout.value_bytes.ctypes.data, windows=layout.windows.ctypes.data, classes=classes.ctypes.data,
             noise=layout.noise.ctypes.data, drawn=layout.drawn.ctypes.data, gains=layout.gain.ctypes.data,
-            offsets=layout.offset.ctypes.data, reads=reads.ctypes.data, factors=layout.factors.ctypes.data,
-            worth=layout.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride,
+            offsets=layout.offset.ctypes.data, curve=layout.curve.ctypes.data, current=layout.current.ctypes.data,
+            references=layout.references.ctypes.data, reads=reads.ctypes.data, sums_of_rows=sums_of_rows.ctypes.data,
+            factors=layout.factors.ctypes.data, worth=layout.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride,
             exact=False, relative=0, floats=False, out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
             scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
             offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
@@ -94,8 +99,10 @@ def _kernel(form):
             sums[:] = 0
             _fill_planes(shape, at, raster, codes, group, first)
             for pixel in range(0, raster.block, PIXELS):
-                if form == BY_ONES or form == READ_OUT and shape.noisy:
+                if form == BY_ONES or form == READ_OUT and (shape.noisy or shape.curved):
                     _find_classes(shape, at, pixel, form)
+                if form == READ_OUT and shape.curved:
+                    _bend(shape, at, group, pixel)
                 if form == READ_OUT and shape.noisy:
                     _draw(shape, at, raster, layout.seed, first_image, first + pixel)
                 for o in range(0, shape.out_channels, 1 if form == BROAD or form == READ_OUT else 2):
@@ -108,13 +115,13 @@ def _kernel(form):
                     else:
                         _broad_column(shape, at, group, o, pixel, form)
             _finish(shape, at, raster, group, first)
-        _keep_alive(planes, classes, reads, sums, acc, step, total)
+        _keep_alive(planes, classes, reads, sums_of_rows, sums, acc, step, total)
 
     return Kernel(layer, f"pixels_layer_{form}")
 
 
 @inner
-def _keep_alive(planes, classes, reads, sums, acc, step, total):
+def _keep_alive(planes, classes, reads, sums_of_rows, sums, acc, step, total):
     """Numba frees an array after its last use, and does not see the uses by address."""
 
 
@@ -351,20 +358,50 @@ def _draw(shape, at, raster, seed, first_image, first):
                     key = mixed(image_key, counter)
                     counter += 1
                     noise = ((z * shape.slices + k) * shape.deviations + min(n, shape.deviations - 1)) * 2
-                    place = ((t * shape.digits + z) * shape.slices + k) * DRAWN * PIXELS + lane
-                    put_uint32(at.reads, place, np.int64(key))
-                    put_uint32(at.reads, place + PIXELS, np.int64(moved_high(key)))
-                    put_float32(at.reads, place + 2 * PIXELS, float32_at(at.noise, noise))
-                    put_float32(at.reads, place + 3 * PIXELS, float32_at(at.noise, noise + 1))
+                    reads = _reads(shape, at, t, z, k, lane)
+                    put_uint32(reads, LOWER * PIXELS, np.int64(key))
+                    put_uint32(reads, HIGH * PIXELS, np.int64(moved_high(key)))
+                    put_float32(reads, DEVIATION * PIXELS, float32_at(at.noise, noise))
+                    put_float32(reads, LIFT * PIXELS, float32_at(at.noise, noise + 1))
+
+
+@inlined
+def _reads(shape, at, t, z, k, lane):
+    """Where the first field of a read's stands."""
+    return at.reads + 4 * (((t * shape.digits + z) * shape.slices + k) * SHARED * PIXELS + lane)
+
+
+@inner
+def _bend(shape, at, group, pixel):
+    """What the curve of each read follows from, of the pixels from `pixel` of the block on, to `at.reads`: as `cells_reads.add_curves`,
+    of digits of one bit."""
+    for t in range(shape.arrays):
+        for z in range(shape.digits):
+            planes, first, end = at.planes + z * at.bit_stride + pixel, int64_at(at.set_start, t), int64_at(at.set_start, t + 1)
+            for k in range(shape.slices):
+                for lane in range(PIXELS):
+                    total = 0
+                    for s in range(first, end):
+                        pattern = np.int64(uint8_at(planes + int64_at(at.place, s), lane))
+                        total += np.int64(int32_at(at.references, ((group * shape.slices + k) * shape.sets + s) * PATTERNS + pattern))
+                    put_int32(at.sums_of_rows, lane, np.int64(uint8_at(at.classes, (t * shape.digits + z) * PIXELS + lane)))
+                    put_int32(at.sums_of_rows, PIXELS + lane, total)
+                b0, b1, b2 = float32_at(at.curve, 3 * k), float32_at(at.curve, 3 * k + 1), float32_at(at.curve, 3 * k + 2)
+                for half in range(0, PIXELS, WIDE):
+                    inputs, reads = at.sums_of_rows + 4 * half, _reads(shape, at, t, z, k, half)
+                    put_curves(inputs, inputs + 4 * PIXELS, float64_at(at.current, k), b0, b1, b2, shape.analog, ROUNDER,
+                               reads + 4 * FIRST * PIXELS, reads + 4 * SECOND * PIXELS, reads + 4 * RISE * PIXELS)
 
 
 @inlined
 def _read_out(shape, at, u, group, o, t, z, k, lane):
     """u of 64 reads, from this one of the PIXELS on, as their converter sees it."""
+    reads = _reads(shape, at, t, z, k, lane)
+    if shape.curved:
+        u = curved_reads(u, reads + 4 * FIRST * PIXELS, PIXELS, float32_at(at.curve, 3 * k + 2))
     if shape.noisy:
-        reads = at.reads + 4 * (((t * shape.digits + z) * shape.slices + k) * DRAWN * PIXELS + lane)
         drawn = at.drawn + 12 * (group * shape.out_channels + o)
-        u = with_noise_of_reads(u, reads, PIXELS, int32_at(drawn, 0), int32_at(drawn, 1), int32_at(drawn, 2))
+        u = with_noise_of_reads(u, reads + 4 * LOWER * PIXELS, PIXELS, int32_at(drawn, 0), int32_at(drawn, 1), int32_at(drawn, 2))
     converter = ((k * shape.groups + group) * shape.arrays + t) * shape.out_channels + o
     if shape.gained:
         return converted_alike(u, float64_at(at.gains, converter), int32_at(at.offsets, converter))

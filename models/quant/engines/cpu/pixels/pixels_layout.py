@@ -39,7 +39,7 @@ SHORT_FORM = LOW + LIMITS  # fields of a converter in 16 bits: those of `fixed_p
 # A layer as the kernel sees it; the names that `finish` uses mean what they mean in `layout.ColumnShape`.
 PixelShape = namedtuple("PixelShape", """
     form divide out_channels channels groups arrays digits slices steps slice_vectors input_bits intervals sets
-    stride_y stride_x pad_top pad_left clip small together flush at_once noisy gained moved deviations""")
+    stride_y stride_x pad_top pad_left clip small together flush at_once noisy curved analog gained moved deviations""")
 # form       see above; divide: BROAD, whether codes are those of a quotient
 # intervals  channel intervals, of as many rows as a set has; sets: of one column
 # clip       whether u must be brought into the window of a table of codes (of a class) first
@@ -47,7 +47,8 @@ PixelShape = namedtuple("PixelShape", """
 # together   arrays whose codes a byte can add up
 # flush      TALL: sets whose sum a byte holds; BY_ONES: arrays whose sum 16 bits hold
 # at_once    TALL: whether 16 bits hold the sums of codes over all digits
-# noisy, gained, moved   READ_OUT: what reads have besides; deviations: of each kind of read, one, or one for each n
+# noisy, curved, analog, gained, moved   READ_OUT: what reads have besides, as in `cells_layout.Besides`
+# deviations   READ_OUT: of each kind of read, one, or one for each n
 
 # tables         int8 `[group, out, slice, set, 64]`, or int16 `[.., 32]`
 # set_start      first set of each array, and the end of the last
@@ -63,10 +64,11 @@ PixelShape = namedtuple("PixelShape", """
 # noise          READ_OUT: `(deviation, lift)` of `wide_noise.with_noise` for each n, float32 `[digit, slice, n, 2]`
 # drawn          READ_OUT: key of the word, signs and start of each column, int32 `[group, out, 3]`; seed: of `Readout`
 # gain, offset   READ_OUT: of each converter, float64 and int32 `[slice, group, array, out]`
+# curve, current   READ_OUT: as in `cells_layout.Besides`; references: sums of reference cells, int32 `[group, slice, set, 32]`
 # factors        what a code is worth among those of its slice, int64 `[digit, slice]`; 0 without a conversion; worth: of the slice's
 PixelLayout = namedtuple("PixelLayout", """
     tables set_start first size plane down right digit_start step_of_slice codes ends forms shorts value_bytes
-    windows noise drawn seed gain offset factors worth""")
+    windows noise drawn seed gain offset curve current references factors worth""")
 
 
 @dataclass(frozen=True)
@@ -182,12 +184,13 @@ def _by_ones(layer):
     return ByOnes(np.ascontiguousarray(parts), tables, clip, (2**15 - 1) // max(largest, 1), common)
 
 
-# noise, drawn, seed, gain, offset: of `PixelLayout`
-Drawn = namedtuple("Drawn", "noise drawn seed gain offset")
-NOT_DRAWN = Drawn(np.zeros((0,) * 4, np.float32), np.zeros((0,) * 3, np.int32), 0, np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32))
+# noise .. references: of `PixelLayout`
+Drawn = namedtuple("Drawn", "noise drawn seed gain offset curve current references")
+NOT_DRAWN = Drawn(np.zeros((0,) * 4, np.float32), np.zeros((0,) * 3, np.int32), 0, np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32),
+                  np.zeros((0,) * 2, np.float32), np.zeros(0), np.zeros((0,) * 4, np.int32))
 
 
-def _drawn(layer):
+def _drawn(layer, sets):
     """What the reads of a layer have besides, whose noise depends on nothing but n."""
     readout, spec, groups = layer.readout, layer.spec, layer.geometry.groups
     out, slices = len(layer.w_codes) // groups, len(spec.slice_bits)
@@ -205,7 +208,13 @@ def _drawn(layer):
         gain[:] = readout.gain.cpu().numpy()
     if readout.offset is not None:
         offset[:] = readout.offset.cpu().numpy()
-    return Drawn(np.stack([deviation, ROUNDER - ROUNDER * deviation], axis=3), drawn, signed(readout.seed), gain, offset)
+    curve = np.array(readout.curve or np.zeros((slices, 4)))
+    rows, patterns = layer.cells.reference.cpu().numpy(), np.arange(2**SHORT_ROWS)[:, None] >> np.arange(SHORT_ROWS) & 1
+    each = np.zeros((groups, slices, len(sets.rows), SHORT_ROWS), np.int32)
+    for number, (first, end) in enumerate(sets.rows if readout.curve else ()):
+        each[:, :, number, :end - first] = rows[:, :, first:end].swapaxes(0, 1)
+    return Drawn(np.stack([deviation, ROUNDER - ROUNDER * deviation], axis=3), drawn, signed(readout.seed), gain, offset,
+                 curve[:, :3].astype(np.float32), curve[:, 3].copy(), np.ascontiguousarray((each @ patterns.T).astype(np.int32)))
 
 
 def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
@@ -242,14 +251,15 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     intervals, (down, right) = np.array(sets.intervals, np.int64), np.array(sets.taps, np.int64).T
     narrow = narrow or Narrow(np.zeros(0, np.int8), np.zeros(0, np.int64), False, False, 1)
     tall = tall or Tall(np.zeros(0, np.int64), 0, False)
-    drawn = _drawn(layer) if form == READ_OUT else NOT_DRAWN
+    drawn = _drawn(layer, sets) if form == READ_OUT else NOT_DRAWN
     shape = PixelShape(
         form=form, divide=divide, out_channels=out, channels=layer.group_channels, groups=groups,
         arrays=len(layer.arrays), digits=len(digits), slices=len(slices), steps=int(step.max()) + 1, slice_vectors=-(-out // LANES),
         input_bits=spec.a_bits, intervals=len(intervals), sets=len(sets.rows), stride_y=geometry.stride[0],
         stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=narrow.clip or ones.clip,
         small=narrow.small, together=narrow.together, flush=tall.flush or ones.flush, at_once=tall.at_once,
-        noisy=form == READ_OUT and layer.readout.noisy, gained=bool((drawn.gain != 1).any()), moved=bool(drawn.offset.any()),
+        noisy=form == READ_OUT and layer.readout.noisy, curved=form == READ_OUT and layer.readout.curve is not None,
+        analog=spec.reference == "analog", gained=bool((drawn.gain != 1).any()), moved=bool(drawn.offset.any()),
         deviations=drawn.noise.shape[2])
     return shape, PixelLayout(
         tables=tables_of(weights, sets, *((SHORT_ROWS, np.int16) if form in (BROAD, READ_OUT) else (BYTE_ROWS, np.int8))),

@@ -175,6 +175,12 @@ def with_noise(typingctx, u, keys, offset, low, high, deviation, lift):
     return u(u, types.intp, types.intp, types.int64, types.int64, types.float32, types.float32), codegen
 
 
+def _field(b, reads, apart, number, first, kind):
+    """Of fields of 32 bits, `apart` elements from one to the next, the one of this number, from its element `first` on."""
+    place = b.add(b.mul(ir.Constant(apart.type, number), apart), ir.Constant(apart.type, first))
+    return b.load(_pointer(b, reads, place, kind.element, kind.count), align=4, typ=kind)
+
+
 @intrinsic
 def with_noise_of_reads(typingctx, u, reads, apart, key, signs, start):
     """The same of 64 reads of one column, ints; only where `sums_bytes()`. Args: reads, where their low, high, deviation and lift stand, 32
@@ -184,15 +190,23 @@ def with_noise_of_reads(typingctx, u, reads, apart, key, signs, start):
         if not sums_bytes():
             return u
         key, signs, start = (_every_lane(b, value, _PART) for value in column)
-
-        def field(number, first, kind):
-            at = b.add(b.mul(ir.Constant(apart.type, number), apart), ir.Constant(apart.type, first))
-            return b.load(_pointer(b, reads, at, kind.element, kind.count), align=4, typ=kind)
-        sums = [_dot_product(b, start, _entries(b, _hashed(b, b.add(key, field(0, first, _PART)), field(1, first, _PART))), signs)
-                for first in range(0, WIDE, APART)]
-        noise = _call(b, "fma", _FLOATS, b.bitcast(joined(b, sums), _FLOATS), field(2, 0, _FLOATS), field(3, 0, _FLOATS))
-        return _plus(b, u, noise, ints)
+        lows, highs = ([_field(b, reads, apart, number, first, _PART) for first in range(0, WIDE, APART)] for number in range(2))
+        sums = [_dot_product(b, start, _entries(b, _hashed(b, b.add(key, low), high)), signs) for low, high in zip(lows, highs)]
+        deviation, lift = (_field(b, reads, apart, number, 0, _FLOATS) for number in (2, 3))
+        return _plus(b, u, _call(b, "fma", _FLOATS, b.bitcast(joined(b, sums), _FLOATS), deviation, lift), ints)
     return ints(ints, *[types.intp] * 2, *[types.int64] * 3), codegen
+
+
+@intrinsic
+def curved_reads(typingctx, u, reads, apart, third):
+    """As `curved`, of 64 reads of one column, ints, whose first, second and rise stand from address `reads` on, as above."""
+    def codegen(context, b, sig, args):
+        u, reads, apart, third = args
+        first, second, rise = (_field(b, reads, apart, number, 0, _FLOATS) for number in range(3))
+        u = b.sitofp(u, _FLOATS)
+        slope = _call(b, "fma", _FLOATS, u, _call(b, "fma", _FLOATS, u, _every_lane(b, third, _FLOATS), second), first)
+        return _whole(b, _call(b, "fma", _FLOATS, u, slope, rise), ints)
+    return ints(ints, types.intp, types.intp, types.float32), codegen
 
 
 @intrinsic
