@@ -404,24 +404,25 @@ def test_plans_on_every_engine(case, table, columns, size, seed):
 
 
 @pytest.mark.parametrize("table", [None, ([-0.5, 0.5], [-1.0, 0.0, 1.0])], ids=["linear", "ternary"])
-@pytest.mark.parametrize("device", [None, "techC"])
+@pytest.mark.parametrize("chip", [None, "all", "offsets"])
 @pytest.mark.parametrize("hardware", [dict(), dict(mapping="im2col", cell_bits=4), dict(reference="digital", cell_bits=2),
                                       dict(weights="pair", cell_bits=2), dict(weights="pair", mapping="im2col", adc_idle="skip"),
                                       dict(adc_plan="significance", adc_bits=2, adc_max_bits=4, cell_bits=2), dict(dac_bits=2, adc_bits=8)])
-def test_numba_is_the_reference_engine(tmp_path, hardware, device, table):
-    """On all hardware, ideal cells and those of a chip, with all that converters have at once."""
+def test_numba_is_the_reference_engine(tmp_path, hardware, chip, table):
+    """On all hardware, ideal cells and those of a chip, with all that converters have at once, or offsets alone."""
     spec = dict(hardware)
     if table is not None:
         (tmp_path / "table.json").write_text(json.dumps(dict(zip(("thresholds", "values"), table))))
         spec |= dict(adc_transfer=str(tmp_path / "table.json"))
         spec |= dict(adc_max_bits=2) if "adc_plan" in spec else dict(adc_bits=2)
-    net, x = network(columns_per_adc=2, **spec), torch.rand(2, 40, 5, 4)
-    chip = dict(adc_inl=0.3, adc_dnl=0.3, adc_mismatch=0.02, comparator_noise=0.3, adc_offset=0.2, adc_gain=0.02)
-    if device:
-        program(net, Device.preset(device) if hardware.get("cell_bits", 1) == 1 else EXACT, 2, read_noise=0.3, **chip)
-    calibrate(net, x, correct=None, on="chip" if hardware.get("reference") == "digital" and device else "nominal")
+    net, x = network(columns_per_adc=2, **spec), torch.rand(2, 40, 9, 8)
+    besides = {"offsets": dict(adc_offset=0.2), "all": dict(adc_inl=0.3, adc_dnl=0.3, adc_mismatch=0.02, comparator_noise=0.3,
+                                                            adc_offset=0.2, adc_gain=0.02, read_noise=0.3)}
+    if chip:
+        program(net, Device.preset("techC") if hardware.get("cell_bits", 1) == 1 else EXACT, 2, **besides[chip])
+    calibrate(net, x, correct=None, on="chip" if hardware.get("reference") == "digital" and chip else "nominal")
     mapped, codes = net[0].mapped(), net[0].a_codes(x)
-    assert mapped.compares == bool(device or table)
+    assert mapped.compares == bool(chip == "all" or table)
     found = [engines.load(name).accumulate(engines.load(name).prepare(mapped), codes) for name in ("reference", "numba")]
     assert torch.equal(*found) and len(found[0].unique()) > 20
 

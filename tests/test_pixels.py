@@ -81,12 +81,17 @@ NOISE = {"of cells": (0.0, ((900.5, 0.0, 1.0), (0.0, 0.0, 0.5), (40.3, 0.0, 0.0)
 CURVES = ((0.98, -1e-6, 2e-12, 20.0), (0.97, -2e-6, 1e-12, 10.0), (0.99, -1e-6, 0.0, 0.0), (0.96, -1e-6, 3e-12, 5.0)) * 2
 
 
-@given(case=grid_cases(adc_ranges=["calibrated"], rows=ROWS), noise=st.sampled_from([*NOISE]), curved=st.booleans(),
-       converters=st.sampled_from(["", "gain", "offset", "both"]), first=st.sampled_from([0, 11, 2**40]), seed=st.integers(0, 2**64 - 1))
+@given(case=grid_cases(adc_ranges=["calibrated", "full"], rows=ROWS), noise=st.sampled_from([*NOISE]), curved=st.booleans(),
+       converters=st.sampled_from(["", "gain", "offset", "both"]), first=st.sampled_from([0, 11, 2**40]), seed=st.integers(0, 2**64 - 1),
+       large=st.booleans())
 @settings(max_examples=80)
-def test_what_reads_have_besides(case, noise, curved, converters, first, seed):
-    """Noise that depends on n alone, curves, gains and offsets: as the reference engine, whatever lanes are beside the image."""
-    layer, rng = case.layer(), np.random.default_rng(seed)
+def test_what_reads_have_besides(case, noise, curved, converters, first, seed, large):
+    """Noise that depends on n alone, curves, gains and offsets: as the reference engine, whatever lanes are beside the image. Args: large,
+    whether images lie in several blocks, whose borders lie anywhere."""
+    rng = np.random.default_rng(seed)
+    if large:
+        case.a_codes = rng.integers(0, 2**case.spec.a_bits, (3, 17, 19, case.a_codes.shape[3]), dtype=np.uint8)
+    layer = case.layer()
     shape = len(layer.spec.slice_bits), layer.geometry.groups, len(layer.arrays), len(layer.w_codes) // layer.geometry.groups
     gain = torch.from_numpy(rng.normal(1, 0.05, shape)) if converters in ("gain", "both") else None
     offset = torch.from_numpy(rng.integers(-300, 301, shape)).int() if converters in ("offset", "both") else None
@@ -95,7 +100,8 @@ def test_what_reads_have_besides(case, noise, curved, converters, first, seed):
                                            CURVES[:shape[0]] if curved else None))
     side_by_side = pixels.SideBySide(layer, None)
     assume(too_far(layer) is None and side_by_side._may_read_out and side_by_side._layout is not None)
-    with image_numbers(first):
+    with image_numbers(first), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pixels, "PLANES", 256 * 8)
         found, wanted = side_by_side.simulate(case.input(), accumulator_dtype(layer)), reference.accumulate(layer, case.input())
     assert found.dtype == wanted.dtype and torch.equal(found, wanted)
 

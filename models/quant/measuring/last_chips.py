@@ -16,7 +16,10 @@ class _Kept(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return self.chip.cells.values.nbytes if self.chip else 0
+        if self.chip is None:
+            return 0
+        cells, both = (self.chip.cells, self.chip.nominal), self.chip.readout and self.chip.readout.both
+        return sum(each.values.nbytes for each in cells if each is not None) + (0 if both is None else both.nbytes)
 
 
 class LastChips:
@@ -30,6 +33,7 @@ class LastChips:
         """Remember the chip that the network is on. Args: key, all that it follows from, but for the network."""
         if not self.most_bytes:
             return
+        key = _where(network, key)
         self._kept.pop(key, None)
         self._kept[key] = {name: _Kept(layer.chip, layer.adc_gain.clone(), layer.adc_offset.clone())
                            for name, layer in crossbar_layers(network)}
@@ -38,12 +42,19 @@ class LastChips:
 
     def give(self, network: nn.Module, key: Hashable) -> bool:
         """Put the network on a chip that is remembered; whether there is one."""
-        for name, layer in crossbar_layers(network) if key in self._kept else ():
-            layer.chip = self._kept[key][name].chip
-        return key in self._kept
+        kept = self._kept.get(_where(network, key))
+        for name, layer in crossbar_layers(network) if kept else ():
+            layer.chip = kept[name].chip
+        return kept is not None
 
     def correct(self, network: nn.Module, key: Hashable) -> bool:
         """Correct the outputs of the network as those of that chip were; whether there is one."""
-        for name, layer in crossbar_layers(network) if key in self._kept else ():
-            layer.set_correction(*self._kept[key][name][1:])
-        return key in self._kept
+        kept = self._kept.get(_where(network, key))
+        for name, layer in crossbar_layers(network) if kept else ():
+            layer.set_correction(kept[name].gain, kept[name].offset)
+        return kept is not None
+
+
+def _where(network, key):
+    """The key of a chip, whose tensors lie where those of the network do."""
+    return key, next(network.parameters()).device
