@@ -415,7 +415,7 @@ def test_numba_is_the_reference_engine(tmp_path, hardware, chip, table):
         (tmp_path / "table.json").write_text(json.dumps(dict(zip(("thresholds", "values"), table))))
         spec |= dict(adc_transfer=str(tmp_path / "table.json"))
         spec |= dict(adc_max_bits=2) if "adc_plan" in spec else dict(adc_bits=2)
-    net, x = network(columns_per_adc=2, **spec), torch.rand(2, 40, 9, 8)
+    net, x = network(20 if chip == "offsets" else 70, columns_per_adc=2, **spec), torch.rand(2, 40, 9, 8)  # 20: pixels side by side
     besides = {"offsets": dict(adc_offset=0.2), "all": dict(adc_inl=0.3, adc_dnl=0.3, adc_mismatch=0.02, comparator_noise=0.3,
                                                             adc_offset=0.2, adc_gain=0.02, read_noise=0.3)}
     if chip:
