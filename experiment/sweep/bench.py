@@ -334,6 +334,7 @@ class Bench:
                                  engine=self.settings.engine, passing=self.costs.counting(self.net), original=original,
                                  calibration=self._calibration(setting), software=software, progress=progress,
                                  metric=self.metric, take=self.task and self.task.take, processes=distributed)
+            machine.give_back_memory()
             return replace(record, cost=self.costs.of(self.net, setting)), source
 
     @property
