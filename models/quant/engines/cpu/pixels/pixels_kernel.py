@@ -13,26 +13,23 @@ import numpy as np
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
 from ....kernels.output import ToCodes
-from ....kernels.simd import (LANES, float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_uint8, put_uint32,
-                              uint8_at)
+from ....kernels.simd import (LANES, float32_at, int32_at, int64_at, put_int32, put_uint8)
 from ..common.finish import Pixel, finish_pixel
 from ..grid.cells_forms import DELTA, FORM, HIGHEST, LOWEST, SCALE, UNIT
-from ..grid.cells_reads import DEVIATION, FIRST, HIGH, LIFT, RISE, SECOND, SHARED
-from ..grid.cells_reads import LOW as LOWER
+from ..grid.cells_reads import SHARED
 from ..planes.converter import CLIP_HIGH, CLIP_LOW, FACTOR, FRACTION, LOW, OFFSET, Q_MAX, Q_MIN, SHIFT, TIE
 from ..planes.fixed_point import EVEN, TOWARDS_ZERO
 from ..vectors.loop import Kernel, loaded
-from ..vectors.picks import (PIXELS, SHORT_ROWS, TABLE, add_joined_evens, add_joined_odds, add_product_of_evens, add_product_of_floats,
+from ..vectors.picks import (PIXELS, TABLE, add_joined_evens, add_joined_odds, add_product_of_evens, add_product_of_floats,
                              add_product_of_odds, add_product_of_shorts, add_to_sums, added_bytes, codes_of_shorts, full_i8, larger_bytes,
                              load_bytes, load_table, picked_bytes, picked_of_four, picked_of_two, picked_shorts, smaller_bytes,
                              store_bytes, zero_shorts)
-from ..vectors.wide import (WIDE, add_product_f32, added, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16,
+from ..vectors.wide import (WIDE, add_product_f32, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16,
                             full_i32, store_ints, widened)
-from ..vectors.wide_noise import ROUNDER, converted_alike, curved_reads, mixed, moved_high, put_curves, with_noise_of_reads
 from .pixels_layout import BROAD, BY_ONES, NARROW, READ_OUT, SHORT_FORM, TALL, VALUES, PixelLayout, PixelShape
+from .pixels_reads import bend, draw, read_out
 
 POPULATION = np.array([bits.bit_count() for bits in range(TABLE)], np.uint8)  # of the rows of a set
-PATTERNS = 2**SHORT_ROWS  # of the input bits of a set of rows
 LENGTH = np.array([n.bit_length() for n in range(2 * TABLE)], np.uint8)  # class of n
 
 # One input and how its pixels lie in a plane: height, width, of an image in memory; out_height, out_width; pitch, pixels from one row to
@@ -102,9 +99,9 @@ def _kernel(form):
                 if form == BY_ONES or form == READ_OUT and (shape.noisy or shape.curved):
                     _find_classes(shape, at, pixel, form)
                 if form == READ_OUT and shape.curved:
-                    _bend(shape, at, group, pixel)
+                    bend(shape, at, group, pixel)
                 if form == READ_OUT and shape.noisy:
-                    _draw(shape, at, raster, layout.seed, first_image, first + pixel)
+                    draw(shape, at, raster, layout.seed, first_image, first + pixel)
                 for o in range(0, shape.out_channels, 1 if form == BROAD or form == READ_OUT else 2):
                     if form == NARROW:
                         _narrow_columns(shape, at, group, o, pixel)
@@ -344,70 +341,6 @@ def _tall_code(at, u, kind):
                            -(int64_at(form, TIE) == TOWARDS_ZERO), int64_at(limits, Q_MIN), int64_at(limits, Q_MAX))
 
 
-@inner
-def _draw(shape, at, raster, seed, first_image, first):
-    """What the noise of each read follows from, of the pixels from raster pixel `first` on, to `at.reads`: as `cells_reads.add_noise`."""
-    for lane in range(PIXELS):
-        row, x = (first + lane) // raster.pitch, (first + lane) % raster.pitch
-        image_key = mixed(seed, row // raster.rows + first_image)
-        counter = (row % raster.rows * raster.out_width + x) * shape.arrays * shape.digits * shape.slices
-        for t in range(shape.arrays):
-            for z in range(shape.digits):
-                n = np.int64(uint8_at(at.classes, (t * shape.digits + z) * PIXELS + lane))
-                for k in range(shape.slices):
-                    key = mixed(image_key, counter)
-                    counter += 1
-                    noise = ((z * shape.slices + k) * shape.deviations + min(n, shape.deviations - 1)) * 2
-                    reads = _reads(shape, at, t, z, k, lane)
-                    put_uint32(reads, LOWER * PIXELS, np.int64(key))
-                    put_uint32(reads, HIGH * PIXELS, np.int64(moved_high(key)))
-                    put_float32(reads, DEVIATION * PIXELS, float32_at(at.noise, noise))
-                    put_float32(reads, LIFT * PIXELS, float32_at(at.noise, noise + 1))
-
-
-@inlined
-def _reads(shape, at, t, z, k, lane):
-    """Where the first field of a read's stands."""
-    return at.reads + 4 * (((t * shape.digits + z) * shape.slices + k) * SHARED * PIXELS + lane)
-
-
-@inner
-def _bend(shape, at, group, pixel):
-    """What the curve of each read follows from, of the pixels from `pixel` of the block on, to `at.reads`: as `cells_reads.add_curves`,
-    of digits of one bit."""
-    for t in range(shape.arrays):
-        for z in range(shape.digits):
-            planes, first, end = at.planes + z * at.bit_stride + pixel, int64_at(at.set_start, t), int64_at(at.set_start, t + 1)
-            for k in range(shape.slices):
-                for lane in range(PIXELS):
-                    total = 0
-                    for s in range(first, end):
-                        pattern = np.int64(uint8_at(planes + int64_at(at.place, s), lane))
-                        total += np.int64(int32_at(at.references, ((group * shape.slices + k) * shape.sets + s) * PATTERNS + pattern))
-                    put_int32(at.sums_of_rows, lane, np.int64(uint8_at(at.classes, (t * shape.digits + z) * PIXELS + lane)))
-                    put_int32(at.sums_of_rows, PIXELS + lane, total)
-                b0, b1, b2 = float32_at(at.curve, 3 * k), float32_at(at.curve, 3 * k + 1), float32_at(at.curve, 3 * k + 2)
-                for half in range(0, PIXELS, WIDE):
-                    inputs, reads = at.sums_of_rows + 4 * half, _reads(shape, at, t, z, k, half)
-                    put_curves(inputs, inputs + 4 * PIXELS, float64_at(at.current, k), b0, b1, b2, shape.analog, ROUNDER,
-                               reads + 4 * FIRST * PIXELS, reads + 4 * SECOND * PIXELS, reads + 4 * RISE * PIXELS)
-
-
-@inlined
-def _read_out(shape, at, u, group, o, t, z, k, lane):
-    """u of 64 reads, from this one of the PIXELS on, as their converter sees it."""
-    reads = _reads(shape, at, t, z, k, lane)
-    if shape.curved:
-        u = curved_reads(u, reads + 4 * FIRST * PIXELS, PIXELS, float32_at(at.curve, 3 * k + 2))
-    if shape.noisy:
-        drawn = at.drawn + 12 * (group * shape.out_channels + o)
-        u = with_noise_of_reads(u, reads + 4 * LOWER * PIXELS, PIXELS, int32_at(drawn, 0), int32_at(drawn, 1), int32_at(drawn, 2))
-    converter = ((k * shape.groups + group) * shape.arrays + t) * shape.out_channels + o
-    if shape.gained:
-        return converted_alike(u, float64_at(at.gains, converter), int32_at(at.offsets, converter))
-    return added(u, full_i32(int32_at(at.offsets, converter))) if shape.moved else u
-
-
 @inlined
 def _broad_column(shape, at, group, o, pixel, form):
     """The same with u in 16 bits and codes in float32."""
@@ -427,7 +360,7 @@ def _broad_column(shape, at, group, o, pixel, form):
                     for t in range(shape.arrays):
                         u = _broad_read(shape, at, tables, t, z, half)
                         if form == READ_OUT:
-                            u = _read_out(shape, at, u, group, o, t, z, k, half - pixel)
+                            u = read_out(shape, at, u, group, o, t, z, k, half - pixel)
                         q = add_product_f32(q, _broad_code(shape, at, u, kind), np.float32(1))
                     total = add_product_of_floats(total, q, factor * int64_at(at.worth, k))
             store_ints(at.sums, (step * shape.out_channels + o) * at.sums_stride + half, total)
