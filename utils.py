@@ -29,8 +29,8 @@ SPLITS = ("test", "training", "calibration")
 def load_network(path: str | Path, **flags: Any) -> nn.Module:
     """The network of a checkpoint, on crossbars, as yet without ADCs, in evaluation mode.
 
-    Args: flags, those of eval.py for what the checkpoint does not say, such as `dataset="cifar10", quantize_image=True`;
-            what is None or False is not given.
+    Args: flags, those of eval.py for what the checkpoint does not say, such as `dataset="cifar10", quantize_image=True`; what is None
+        or False is not given.
     Raises: UserError, one line, for a file that is no checkpoint, or flags that do not go with it.
     """
     given = [text for name, value in flags.items() if value is not None and value is not False
