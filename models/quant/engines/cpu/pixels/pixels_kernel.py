@@ -13,7 +13,7 @@ import numpy as np
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
 from ....kernels.output import ToCodes
-from ....kernels.simd import (LANES, float32_at, int32_at, int64_at, put_int32, put_uint8)
+from ....kernels.simd import LANES, float32_at, int32_at, int64_at, put_int32, put_uint8
 from ..common.finish import Pixel, finish_pixel
 from ..grid.cells_forms import DELTA, FORM, HIGHEST, LOWEST, SCALE, UNIT
 from ..grid.cells_reads import SHARED
