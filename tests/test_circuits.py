@@ -1,5 +1,6 @@
 """Converters as circuits: tables from files, drawn thresholds, noise of comparators, against an oracle of their own."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -20,8 +21,10 @@ from models.quant.arrays import transfer
 from models.quant.arrays.circuits import Circuits
 from models.quant.arrays.spec import Geometry
 from models.quant.engines import reference
+from models.quant.engines.cpu import cells
 from models.quant.engines.cpu import engine as cpu
 from models.quant.engines.cpu.grid import cells_thresholds
+from models.quant.kernels.simd import has_byte_tables
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.setting import Setting
 
@@ -358,9 +361,15 @@ def assert_engines_give(layer, a_codes, wanted):
         if reason := engine.unsupported(layer, CPU):
             assert name == "numba" and reason == "codes or reads that 32 bits do not hold" and float(layer.adc_delta.max()) > 64
             continue
-        found = engine.accumulate(engine.prepare(layer), torch.from_numpy(a_codes))
-        assert found.dtype == engines.accumulator_dtype(layer)
-        np.testing.assert_array_equal(found.numpy(), wanted, err_msg=name)
+        prepared = engine.prepare(layer)
+        ways = {name: functools.partial(engine.accumulate, prepared)}
+        if isinstance(prepared, cells.Prepared) and has_byte_tables() and prepared._side_by_side._may_run:
+            pixels = prepared._side_by_side
+            ways["side by side"] = functools.partial(pixels.simulate, dtype=prepared.dtype) if pixels._layout is not None else ways[name]
+        for way, run in ways.items():
+            found = run(torch.from_numpy(a_codes))
+            assert found.dtype == engines.accumulator_dtype(layer)
+            np.testing.assert_array_equal(found.numpy(), wanted, err_msg=way)
 
 
 RANGES = ["calibrated", "full"]

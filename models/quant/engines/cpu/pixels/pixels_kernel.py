@@ -21,12 +21,13 @@ from ..planes.converter import CLIP_HIGH, CLIP_LOW, FACTOR, FRACTION, LOW, OFFSE
 from ..planes.fixed_point import EVEN, TOWARDS_ZERO
 from ..vectors.loop import Kernel, loaded
 from ..vectors.picks import (PIXELS, TABLE, add_joined_evens, add_joined_odds, add_product_of_evens, add_product_of_floats,
-                             add_product_of_odds, add_product_of_shorts, add_to_sums, added_bytes, codes_of_shorts, full_i8, larger_bytes,
-                             load_bytes, load_table, picked_bytes, picked_of_four, picked_of_two, picked_shorts, smaller_bytes,
-                             store_bytes, zero_shorts)
-from ..vectors.wide import (WIDE, add_product_f32, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16,
-                            full_i32, store_ints, widened)
-from .pixels_layout import BROAD, BY_ONES, NARROW, READ_OUT, SHORT_FORM, TALL, VALUES, PixelLayout, PixelShape
+                             add_product_of_odds, add_product_of_shorts, add_to_sums, added_bytes, brought_into_shorts, codes_of_shorts,
+                             full_i8, larger_bytes, load_bytes, load_table, picked_bytes, picked_of_four, picked_of_two, picked_shorts,
+                             smaller_bytes, store_bytes, zero_shorts)
+from ..vectors.wide import (WIDE, add_product_f32, added, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16,
+                            full_i32, store_ints, times, widened)
+from .pixels_compared import worth_of_reads
+from .pixels_layout import BROAD, BY_ONES, COMPARED, NARROW, READ_OUT, SHORT_FORM, TALL, VALUES, PixelLayout, PixelShape
 from .pixels_reads import bend, draw, read_out
 
 POPULATION = np.array([bits.bit_count() for bits in range(TABLE)], np.uint8)  # of the rows of a set
@@ -42,12 +43,12 @@ Target = namedtuple("Target", "out wide values scale offset next_codes")
 # Addresses of the arrays of `PixelLayout`, `Target` and of one work item, and numbers beside them: see `buffers.ColumnAddresses`.
 # place   where the plane of each set begins, moved by its tap; bit_stride: from the planes of one input bit to those of the next
 # sums    int32 `[step, column, pixel]` of the block, `sums_stride` from one column to the next
-# classes  BY_ONES, READ_OUT: bytes `[array, digit, pixel]`, of PIXELS pixels: classes of n, or n
-# reads    READ_OUT: `[array, digit, slice, field, pixel]`, of PIXELS pixels, `cells_reads.SHARED` fields of 32 bits
+# classes  BY_ONES, and where reads are read out: bytes `[array, digit, pixel]`, of PIXELS pixels: classes of n, or n
+# reads    READ_OUT, COMPARED: `[array, digit, slice, field, pixel]`, of PIXELS pixels, `cells_reads.SHARED` fields of 32 bits
 # sums_of_rows   int32 `[2, pixel]`: n and the sum of the reference cells
 PixelAddresses = namedtuple("PixelAddresses", """
     tables set_start first size place planes bit_stride digit_start step_of_slice codes ends forms shorts value_bytes windows classes
-    noise drawn gains offsets curve current references reads sums_of_rows factors worth sums sums_stride
+    noise drawn gains offsets curve current references reads sums_of_rows trees tree_of code_values factors worth sums sums_stride
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     acc exact_acc step total""")
 
@@ -62,14 +63,16 @@ def run(shape: PixelShape, layout: PixelLayout, raster: Raster, place: np.ndarra
 
 def _kernel(form):
     """The kernel for layers of this form. Its items are blocks of output pixels, with all of their columns."""
+    reads_out, by_twos = form in (READ_OUT, COMPARED), form in (NARROW, TALL, BY_ONES)
+
     def layer(arguments, item, sources=SOURCES):
         shape, layout, raster, place, target, to_codes, codes, first_image = loaded(arguments)
         first = item * raster.block
         phases = shape.stride_y * shape.stride_x
         bit_stride = shape.intervals * phases * raster.length
         planes = np.zeros(shape.input_bits * bit_stride + PIXELS, np.uint8)
-        classes = np.empty(shape.arrays * shape.digits * PIXELS if form == BY_ONES or form == READ_OUT else 0, np.uint8)
-        reads = np.empty(shape.arrays * shape.digits * shape.slices * SHARED * PIXELS if form == READ_OUT else 0, np.int32)
+        classes = np.empty(shape.arrays * shape.digits * PIXELS if form == BY_ONES or reads_out else 0, np.uint8)
+        reads = np.empty(shape.arrays * shape.digits * shape.slices * SHARED * PIXELS if reads_out else 0, np.int32)
         sums_of_rows = np.empty(2 * PIXELS, np.int32)
         stride = raster.block + LANES // 2  # not a multiple of what the cache repeats by
         sums = np.empty(shape.steps * shape.out_channels * stride, np.int32)
@@ -85,6 +88,7 @@ def _kernel(form):
             noise=layout.noise.ctypes.data, drawn=layout.drawn.ctypes.data, gains=layout.gain.ctypes.data,
             offsets=layout.offset.ctypes.data, curve=layout.curve.ctypes.data, current=layout.current.ctypes.data,
             references=layout.references.ctypes.data, reads=reads.ctypes.data, sums_of_rows=sums_of_rows.ctypes.data,
+            trees=layout.trees.ctypes.data, tree_of=layout.tree_of.ctypes.data, code_values=layout.code_values.ctypes.data,
             factors=layout.factors.ctypes.data, worth=layout.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride,
             exact=False, relative=0, floats=False, out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
             scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
@@ -96,13 +100,13 @@ def _kernel(form):
             sums[:] = 0
             _fill_planes(shape, at, raster, codes, group, first)
             for pixel in range(0, raster.block, PIXELS):
-                if form == BY_ONES or form == READ_OUT and (shape.noisy or shape.curved):
+                if form == BY_ONES or reads_out and (shape.noisy or shape.curved):
                     _find_classes(shape, at, pixel, form)
-                if form == READ_OUT and shape.curved:
+                if reads_out and shape.curved:
                     bend(shape, at, group, pixel)
-                if form == READ_OUT and shape.noisy:
+                if reads_out and shape.noisy:
                     draw(shape, at, raster, layout.seed, first_image, first + pixel)
-                for o in range(0, shape.out_channels, 1 if form == BROAD or form == READ_OUT else 2):
+                for o in range(0, shape.out_channels, 2 if by_twos else 1):
                     if form == NARROW:
                         _narrow_columns(shape, at, group, o, pixel)
                     elif form == TALL:
@@ -239,7 +243,7 @@ def _narrow_reads(shape, at, tables, t, z, pixel):
 
 @inner
 def _find_classes(shape, at, pixel, form):
-    """The class of n of the reads of each array and digit, of the pixels from `pixel` of the block on; READ_OUT: n, modulo 256."""
+    """The class of n of the reads of each array and digit, of the pixels from `pixel` of the block on; n, modulo 256, but BY_ONES."""
     population, short, long = load_table(POPULATION.ctypes.data), load_table(LENGTH.ctypes.data), load_table(LENGTH.ctypes.data + TABLE)
     for t in range(shape.arrays):
         for z in range(shape.digits):
@@ -343,7 +347,7 @@ def _tall_code(at, u, kind):
 
 @inlined
 def _broad_column(shape, at, group, o, pixel, form):
-    """The same with u in 16 bits and codes in float32."""
+    """The same with u in 16 bits and codes in float32, or by thresholds in 16 bits."""
     for half in range(pixel, pixel + PIXELS, WIDE):
         for step in range(shape.steps):
             total = full_i32(0)
@@ -356,19 +360,27 @@ def _broad_column(shape, at, group, o, pixel, form):
                     factor = int64_at(at.factors, kind)
                     if factor == 0:
                         continue
-                    q = full_f32(np.float32(0))
+                    q, worth = full_f32(np.float32(0)), full_i16(0)
                     for t in range(shape.arrays):
-                        u = _broad_read(shape, at, tables, t, z, half)
-                        if form == READ_OUT:
+                        sums = _broad_read(shape, at, tables, t, z, half)
+                        u = widened(sums)
+                        if form != BROAD:
                             u = read_out(shape, at, u, group, o, t, z, k, half - pixel)
-                        q = add_product_f32(q, _broad_code(shape, at, u, kind), np.float32(1))
-                    total = add_product_of_floats(total, q, factor * int64_at(at.worth, k))
+                        if form == COMPARED:
+                            x = brought_into_shorts(u) if shape.noisy or shape.curved or shape.gained or shape.moved else sums
+                            worth = added_shorts(worth, worth_of_reads(shape, at, x, group, o, t, kind))
+                        else:
+                            q = add_product_f32(q, _broad_code(shape, at, u, kind), np.float32(1))
+                    if form == COMPARED:
+                        total = added(total, times(widened(worth), factor * int64_at(at.worth, k)))
+                    else:
+                        total = add_product_of_floats(total, q, factor * int64_at(at.worth, k))
             store_ints(at.sums, (step * shape.out_channels + o) * at.sums_stride + half, total)
 
 
 @inlined
 def _broad_read(shape, at, tables, t, z, pixel):
-    """u of array t and digit z, of a vector of pixels."""
+    """u of array t and digit z, of a vector of pixels, shorts."""
     u = full_i16(0)
     first_set, end_set = int64_at(at.set_start, t), int64_at(at.set_start, t + 1)
     first, bit = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1) - 1
@@ -377,7 +389,7 @@ def _broad_read(shape, at, tables, t, z, pixel):
         for s in range(first_set, end_set):
             u = added_shorts(u, picked_shorts(tables + s * TABLE, planes + int64_at(at.place, s)))
         if bit == first:
-            return widened(u)
+            return u
         bit -= 1
         u = added_shorts(u, u)
 
@@ -402,7 +414,7 @@ def _finish(shape, at, raster, group, first):
         if image < raster.images and y < raster.out_height:
             for x in range(max(0, first - row * raster.pitch), min(raster.out_width, stop - row * raster.pitch)):
                 pixel = row * raster.pitch + x - first
-                if shape.form != BROAD and shape.form != READ_OUT:  # even ones come first
+                if shape.form in (NARROW, TALL, BY_ONES):  # even ones come first
                     pixel = pixel // PIXELS * PIXELS + pixel % PIXELS // 2 + pixel % 2 * (PIXELS // 2)
                 _turn(shape, at, pixel)
                 place = ((image * raster.out_height + y) * raster.out_width + x) * shape.groups * shape.out_channels + channel
@@ -419,4 +431,4 @@ def _turn(shape, at, pixel):
             put_int32(at.acc, step * shape.slice_vectors * LANES + o, int32_at(at.sums, first + o * at.sums_stride))
 
 
-_kernels = {form: _kernel(form) for form in (NARROW, TALL, BROAD, BY_ONES, READ_OUT)}
+_kernels = {form: _kernel(form) for form in (NARROW, TALL, BROAD, BY_ONES, READ_OUT, COMPARED)}

@@ -5,7 +5,7 @@ u depends on as many input bits: it is looked up in a table of 2^6 bytes, or of 
 are four forms: in bytes from the table to the code (`NARROW`); in bytes up to the sum of so many sets as bytes hold, and from there on in
 16 bits (`TALL`), for arrays of hundreds of rows; in 16 bits from the table on, and codes in float32 (`BROAD`); and u in bytes, from
 which and the class of n what a code is worth is looked up (`BY_ONES`). Where reads have noise, gains or offsets besides (`READ_OUT`), they
-are `BROAD` ones.
+are `BROAD` ones, and where codes follow from thresholds too (`COMPARED`).
 
     u = sum over sets of rows  table[set, column][input bits of the rows]
 
@@ -30,16 +30,17 @@ from ..grid.cells_layout import step_of_slice
 from ..planes.converter import LIMITS, LOW, static_form
 from ..vectors.picks import BYTE_ROWS, SHORT_ROWS, TABLE
 from ..vectors.wide_noise import IN_STEPS, ROUNDER, SIGNED, STEP
+from .pixels_compared import NO_TREES, trees_of
 
 TABLES = 2 * TABLE  # codes of two tables of bytes
 VALUES = 256  # entries of a table of what codes are worth
-NARROW, TALL, BROAD, BY_ONES, READ_OUT = range(5)  # forms
+NARROW, TALL, BROAD, BY_ONES, READ_OUT, COMPARED = range(6)  # forms
 SHORT_FORM = LOW + LIMITS  # fields of a converter in 16 bits: those of `fixed_point` and of `converter.Adc.limits`
 
 # A layer as the kernel sees it; the names that `finish` uses mean what they mean in `layout.ColumnShape`.
 PixelShape = namedtuple("PixelShape", """
     form divide out_channels channels groups arrays digits slices steps slice_vectors input_bits intervals sets
-    stride_y stride_x pad_top pad_left clip small together flush at_once noisy curved analog gained moved deviations""")
+    stride_y stride_x pad_top pad_left clip small together flush at_once noisy curved analog gained moved deviations levels""")
 # form       see above; divide: BROAD, whether codes are those of a quotient
 # intervals  channel intervals, of as many rows as a set has; sets: of one column
 # clip       whether u must be brought into the window of a table of codes (of a class) first
@@ -47,8 +48,9 @@ PixelShape = namedtuple("PixelShape", """
 # together   arrays whose codes a byte can add up
 # flush      TALL: sets whose sum a byte holds; BY_ONES: arrays whose sum 16 bits hold
 # at_once    TALL: whether 16 bits hold the sums of codes over all digits
-# noisy, curved, analog, gained, moved   READ_OUT: what reads have besides, as in `cells_layout.Besides`
-# deviations   READ_OUT: of each kind of read, one, or one for each n
+# noisy, curved, analog, gained, moved   READ_OUT, COMPARED: what reads have besides, as in `cells_layout.Besides`
+# deviations   READ_OUT, COMPARED: of each kind of read, one, or one for each n
+# levels       COMPARED: of the trees of thresholds (`pixels_compared.Trees`)
 
 # tables         int8 `[group, out, slice, set, 64]`, or int16 `[.., 32]`
 # set_start      first set of each array, and the end of the last
@@ -61,14 +63,15 @@ PixelShape = namedtuple("PixelShape", """
 # forms          BROAD: `cells_forms.Forms.singles`; shorts: TALL, int64 `[digit, slice, SHORT_FORM]`
 # value_bytes    BY_ONES: bytes `[digit, slice, low and high byte, 256]` of `q 64 delta` over what all these have in common
 # windows        BY_ONES: bytes `[3, 64]` of each class: what u is moved by to its entry there, and the window of u
-# noise          READ_OUT: `(deviation, lift)` of `wide_noise.with_noise` for each n, float32 `[digit, slice, n, 2]`
-# drawn          READ_OUT: key of the word, signs and start of each column, int32 `[group, out, 3]`; seed: of `Readout`
-# gain, offset   READ_OUT: of each converter, float64 and int32 `[slice, group, array, out]`
-# curve, current   READ_OUT: as in `cells_layout.Besides`; references: sums of reference cells, int32 `[group, slice, set, 32]`
+# noise          READ_OUT, COMPARED: `(deviation, lift)` of `wide_noise.with_noise` for each n, float32 `[digit, slice, n, 2]`
+# drawn          READ_OUT, COMPARED: key of the word, signs and start of each column, int32 `[group, out, 3]`; seed: of `Readout`
+# gain, offset   READ_OUT, COMPARED: of each converter, float64 and int32 `[slice, group, array, out]`
+# curve, current   READ_OUT, COMPARED: as in `cells_layout.Besides`; references: sums of reference cells, int32 `[group, slice, set, 32]`
+# trees, tree_of, code_values   COMPARED: of `pixels_compared.Trees`
 # factors        what a code is worth among those of its slice, int64 `[digit, slice]`; 0 without a conversion; worth: of the slice's
 PixelLayout = namedtuple("PixelLayout", """
     tables set_start first size plane down right digit_start step_of_slice codes ends forms shorts value_bytes
-    windows noise drawn seed gain offset curve current references factors worth""")
+    windows noise drawn seed gain offset curve current references trees tree_of code_values factors worth""")
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,9 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     adcs = [[max((layer.converter(z, k, j) for j in range(layer.classes)), key=lambda adc: adc.bits) for k in slices] for z in digits]
     factors = np.array([[(ones.common or adc.factor) << spec.dac_bits * z if adc.bits else 0 for adc in of_digit]
                         for z, of_digit in enumerate(adcs)])
+    trees = trees_of(layer) if layer.compares else NO_TREES
+    if trees is None:
+        return None
     whole = layer.readout is None and (layer.cells is None or layer.cells.fraction_bits == 0)
     weights = layer.row_weights.cpu().numpy()
     narrow, tall, form, sets = None, None, BY_ONES, sets_of(layer, BYTE_ROWS)
@@ -237,37 +243,42 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     if narrow is None and form == NARROW:
         tall, form = _tall(layer, factors, weights, sets) if whole else None, TALL
     if narrow is None and tall is None and form != BY_ONES:
-        form, sets = BROAD if layer.readout is None else READ_OUT, sets_of(layer, SHORT_ROWS)
+        form, sets = BROAD if layer.readout is None else COMPARED if layer.compares else READ_OUT, sets_of(layer, SHORT_ROWS)
+    shorts = form in (BROAD, READ_OUT, COMPARED)  # of 16 bits are the tables
+    if shorts and (low < -2**15 or high >= 2**15):
+        return None
     singles = np.zeros((1, *factors.shape, 0), np.float32)
     divide = False
-    if form in (BROAD, READ_OUT):
+    if form == COMPARED:
+        factors = trees.factors
+    elif shorts:
         forms = static_forms(layer)
-        if forms.broad or low < -2**15 or high >= 2**15:
-            return None
-        if len(layer.arrays) * np.abs(forms.singles[..., [LOWEST, HIGHEST]]).max() >= 2**24:
+        if forms.broad or len(layer.arrays) * np.abs(forms.singles[..., [LOWEST, HIGHEST]]).max() >= 2**24:
             return None
         singles, divide = np.ascontiguousarray(forms.singles[..., -1, :]), bool(forms.divide)
     out, step = len(layer.w_codes) // groups, step_of_slice(layer)
     intervals, (down, right) = np.array(sets.intervals, np.int64), np.array(sets.taps, np.int64).T
     narrow = narrow or Narrow(np.zeros(0, np.int8), np.zeros(0, np.int64), False, False, 1)
     tall = tall or Tall(np.zeros(0, np.int64), 0, False)
-    drawn = _drawn(layer, sets) if form == READ_OUT else NOT_DRAWN
+    read_out = form in (READ_OUT, COMPARED)
+    drawn = _drawn(layer, sets) if read_out else NOT_DRAWN
     shape = PixelShape(
         form=form, divide=divide, out_channels=out, channels=layer.group_channels, groups=groups,
         arrays=len(layer.arrays), digits=len(digits), slices=len(slices), steps=int(step.max()) + 1, slice_vectors=-(-out // LANES),
         input_bits=spec.a_bits, intervals=len(intervals), sets=len(sets.rows), stride_y=geometry.stride[0],
         stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=narrow.clip or ones.clip,
         small=narrow.small, together=narrow.together, flush=tall.flush or ones.flush, at_once=tall.at_once,
-        noisy=form == READ_OUT and layer.readout.noisy, curved=form == READ_OUT and layer.readout.curve is not None,
+        noisy=read_out and layer.readout.noisy, curved=read_out and layer.readout.curve is not None,
         analog=spec.reference == "analog", gained=bool((drawn.gain != 1).any()), moved=bool(drawn.offset.any()),
-        deviations=drawn.noise.shape[2])
+        deviations=drawn.noise.shape[2], levels=trees.levels)
     return shape, PixelLayout(
-        tables=tables_of(weights, sets, *((SHORT_ROWS, np.int16) if form in (BROAD, READ_OUT) else (BYTE_ROWS, np.int8))),
+        tables=tables_of(weights, sets, *((SHORT_ROWS, np.int16) if shorts else (BYTE_ROWS, np.int8))),
         set_start=np.array(sets.start, np.int64),
         first=intervals[:, 0].copy(), size=intervals[:, 1] - intervals[:, 0], plane=np.array(sets.interval, np.int64), down=down.copy(),
         right=right.copy(), digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, codes=narrow.codes,
         ends=narrow.ends, forms=singles[0], shorts=tall.shorts, value_bytes=ones.value_bytes, windows=ones.windows,
-        **drawn._asdict(), factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
+        **drawn._asdict(), trees=trees.trees, tree_of=trees.tree_of, code_values=trees.code_values,
+        factors=factors.ravel(), worth=1 << spec.cell_bits * slices)
 
 
 def tables_of(weights, sets, most, dtype):

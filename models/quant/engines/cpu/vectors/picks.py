@@ -186,6 +186,56 @@ def picked_shorts(typingctx, table, index):
     return shorts(types.intp, types.intp), codegen
 
 
+def _looked_up(b, address, index, entries):
+    """`table[index mod entries]` for 32 numbers of 16 bits, of so many at an address: a power of two from 32 on."""
+    lanes = ir.VectorType(_I16, WIDE // 2)
+    if entries == lanes.count:
+        return _picked(b, "hi", lanes, b.load(_at(b, address, lanes), align=2, typ=lanes), index)
+    if entries > 2 * lanes.count:
+        half = ir.Constant(lanes, [entries // 2] * lanes.count)
+        low, high = (_looked_up(b, b.add(address, address.type(place)), index, entries // 2) for place in (0, entries))
+        return b.select(b.icmp_unsigned("!=", b.and_(index, half), ir.Constant(lanes, [0] * lanes.count)), high, low)
+    if not has_byte_tables():
+        return ir.Constant(lanes, ir.Undefined)
+    low, high = (b.load(_at(b, b.add(address, address.type(place)), lanes), align=2, typ=lanes) for place in (0, entries))
+    permute = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.hi.512", (), ir.FunctionType(lanes, [lanes] * 3))
+    return b.call(permute, [low, index, high])
+
+
+SMALL_TREE, LARGE_TREE = 6, 8  # levels
+
+
+def _by_tree(levels):
+    @intrinsic
+    def worth_by_tree(typingctx, x, tree, values):
+        """`values[i - 2^levels]` of 64 numbers x, which go down a tree of 2^levels thresholds to i: see `pixels_compared`."""
+        def codegen(context, b, sig, args):
+            x, tree, values = args
+
+            def found(part):
+                one = ir.Constant(part.type, [1] * part.type.count)
+                index = one
+                for level in range(levels):
+                    entries = max(part.type.count, 2**level)  # the first levels stand side by side
+                    threshold = _looked_up(b, b.add(tree, tree.type(2 * (entries if 2**level >= entries else 0))), index, entries)
+                    twice = b.add(index, index)
+                    index = b.select(b.icmp_signed(">=", part, threshold), b.add(twice, one), twice)
+                return _looked_up(b, values, index, 2**levels)
+            return _in_parts(b, x, WIDE // 2, found)
+        return shorts(shorts, types.intp, types.intp), codegen
+    return worth_by_tree
+
+
+worth_by_small_tree, worth_by_large_tree = _by_tree(SMALL_TREE), _by_tree(LARGE_TREE)
+
+
+@_operation(shorts, ints)
+def brought_into_shorts(b, x):
+    """Whole numbers as those of 16 bits; what these do not hold becomes the nearest."""
+    low, high = (ir.Constant(_INTS, [number] * WIDE) for number in (-2**15, 2**15 - 1))
+    return b.trunc(_between(b, x, low, high), _SHORTS)
+
+
 @intrinsic
 def add_product_of_floats(typingctx, total, x, factor):
     """`total + x factor` of whole numbers x, in 32 bits."""
