@@ -17,7 +17,11 @@ The chance of error. A value is decided wrongly on one side alone, with chance a
 most `2 s + 2` values are tested, with `s = ceil(log2(values + 1))`: s by the bisection, and `s / 2 + 1` on either side of what it found.
 (From a start somewhere, the bisection takes s values more; without the sides there are `s + 2` less.)
 With `a = error / (K tests)` all decisions together are wrong with at most the chance `error`, whatever they have to do with each other
-(Boole's inequality).
+(Boole's inequality). A value beyond so many is not decided.
+
+Where to look next needs less. The bisection goes on from a value that is open as soon as its interval of chance `ROUGH` on each side lies
+on one side of the bound: so values far from the limit take the first look alone. The two values that it ends at are then looked at until
+they are decided, or all was seen. If that changes what one of them says, the bisection goes on.
 """
 
 import math
@@ -29,6 +33,7 @@ import numpy as np
 
 FIRST_CHIPS = 4  # of the first looks
 FEWEST, TIMES = 100, 8  # images of the first look, at least, and by what images grow from look to look
+ROUGH = 0.2  # chance that a bisection goes the wrong way at a value far from the limit, until it comes back
 
 
 class Look(NamedTuple):
@@ -113,12 +118,14 @@ class LastKept:
         self.place, self.sure, self.lost = -1, -1, self.count
         self.seen: dict[int, Seen] = {}
         steps = math.ceil(math.log2(self.count + 1))
-        tests = min(self.count, steps * (1 if self.start is None else 2) + (steps + 2) * self.sides)
-        self.each = self.error / (len(self.looks) * tests)
+        self.tests = min(self.count, steps * (1 if self.start is None else 2) + (steps + 2) * self.sides)
+        self.each = self.error / (len(self.looks) * self.tests)
 
     def find(self) -> "LastKept":
         """Bisect, and then go away from what was found to the sides, four times as far each time, until a value is decided."""
         low, high = self._between()
+        while not all(self._stays(place) for place in (low, high) if place in self.seen):
+            low, high = self._between()
         for start, way in ((low, -1), (high, 1)) if self.sides else ():
             step = 0
             while self.sure < (place := start + way * step) < self.lost:
@@ -133,22 +140,31 @@ class LastKept:
         low, high, step = -1, self.count, 1
         place = (low + high) // 2 if self.start is None else self.start
         while high - low > 1:
-            low, high = (place, high) if self._test(place).likely else (low, place)
+            seen = self.seen.get(place) or self._test(place, rough=True)
+            low, high = (place, high) if seen.likely else (low, place)
             beyond = low + step if high == self.count else high - step if low == -1 else high
             place, step = ((low + high) // 2, step) if self.start is None or not low < beyond < high else (beyond, 2 * step)
         return low, high
 
-    def _test(self, place: int) -> Seen:
-        """Look at a value until it is decided, or all was seen."""
-        for look in self.looks if place not in self.seen else ():
-            mean, half = interval(self.observe(place, look), self.looks[-1].images, self.each, self.least)
+    def _stays(self, place: int) -> bool:
+        """Whether a place that was looked at says the same after all looks that it needs."""
+        return self.seen[place].likely == self._test(place).likely
+
+    def _test(self, place: int, rough: bool = False) -> Seen:
+        """Look at a value until it is decided, or all was seen. Args: rough, or until it is likely enough to go on from there."""
+        seen = self.seen.get(place)
+        for look in self.looks if seen is None else self.looks[self.looks.index(seen.look) + 1:] if seen.keeps is None else ():
+            found = self.observe(place, look)
+            (mean, half), (_, likely) = (interval(found, self.looks[-1].images, each, self.least) for each in (self.each, ROUGH))
             ends = [bool(self.holds(mean + side)) for side in (-half, 0, half)]
-            seen = self.seen[place] = Seen(place, look, mean - half, mean + half, ends[1] if len({*ends}) == 1 else None, ends[1])
+            decided = len({*ends}) == 1 and len({*self.seen, place}) <= self.tests
+            seen = self.seen[place] = Seen(place, look, mean - half, mean + half, ends[1] if decided else None, ends[1])
             self.say(seen)
-            if seen.keeps is not None:
+            if decided:
                 self.sure, self.lost = (max(self.sure, place), self.lost) if seen.keeps else (self.sure, min(self.lost, place))
+            if decided or rough and len({bool(self.holds(mean + side)) for side in (-likely, 0, likely)}) == 1:
                 break
-        return self.seen[place]
+        return seen
 
     @property
     def used(self) -> int:

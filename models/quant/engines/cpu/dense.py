@@ -102,17 +102,17 @@ class Dense:
     @functools.cached_property
     def _arrays(self):
         """Of each array: (`Product`, the first row and column of its kernel in the layer's, its channels)."""
-        layer, (height, width), channels = self.layer, self.layer.kernel, self.layer.group_channels
+        layer, (_, width), channels = self.layer, self.layer.kernel, self.layer.group_channels
         geometry, drive = Geometry(layer.geometry.stride, (0,) * 4, layer.geometry.dilation), 2 ** max(layer.spec.digit_bits) - 1
         found = []
         for start, stop in layer.arrays:
-            part = torch.zeros_like(self._weights)
-            part[:, start:stop] = self._weights[:, start:stop]
-            kernel = part.view(len(part), height, width, channels, -1).permute(0, 4, 3, 1, 2).flatten(0, 1)
             (top, left), (bottom, right) = divmod(start // channels, width), divmod((stop - 1) // channels, width)
             left, right = (left, right) if top == bottom else (0, width - 1)
             of = slice(start % channels, (stop - 1) % channels + 1) if (top, left) == (bottom, right) else slice(0, channels)
-            kernel = kernel[:, of, top:bottom + 1, left:right + 1].contiguous()
+            first, end = (top * width + left) * channels, (bottom * width + right + 1) * channels  # rows of all these taps
+            part = F.pad(self._weights[:, start:stop], (0, 0, start - first, end - stop))
+            part = part.view(len(part), bottom - top + 1, right - left + 1, channels, -1)
+            kernel = part[:, :, :, of].permute(0, 4, 3, 1, 2).flatten(0, 1).contiguous()
             found.append((Product(kernel, geometry, drive, torch.int32), top, left, of))
         return found
 
