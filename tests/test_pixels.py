@@ -83,28 +83,44 @@ CURVES = ((0.98, -1e-6, 2e-12, 20.0), (0.97, -2e-6, 1e-12, 10.0), (0.99, -1e-6, 
 
 
 @given(case=grid_cases(adc_ranges=["calibrated", "full"], rows=ROWS), noise=st.sampled_from([*NOISE]), curved=st.booleans(),
-       converters=st.sampled_from(["", "gain", "offset", "both"]), moved=st.booleans(), first=st.sampled_from([0, 11, 2**40]),
-       seed=st.integers(0, 2**64 - 1), large=st.booleans())
-@settings(max_examples=120)
-def test_what_reads_have_besides(case, noise, curved, converters, moved, first, seed, large):
-    """Noise that depends on n alone, curves, gains, offsets and moved thresholds: as the reference engine, whatever lanes are beside the
-    image. Args: large, whether images lie in several blocks, whose borders lie anywhere."""
+       converters=st.sampled_from(["", "gain", "offset", "both"]), moved=st.booleans(), pair=st.booleans(),
+       first=st.sampled_from([0, 11, 2**40]), seed=st.integers(0, 2**64 - 1), large=st.booleans())
+@settings(max_examples=160)
+def test_what_reads_have_besides(case, noise, curved, converters, moved, pair, first, seed, large):
+    """Noise that depends on n alone, curves, gains, offsets and moved thresholds, of pairs too: as the reference engine, whatever lanes
+    are beside the image. Args: large, whether images lie in several blocks, whose borders lie anywhere."""
     rng = np.random.default_rng(seed)
     if large:
         case.a_codes = rng.integers(0, 2**case.spec.a_bits, (3, 17, 19, case.a_codes.shape[3]), dtype=np.uint8)
-    layer = case.layer()
+    layer = on_pairs(case.layer()) if pair else case.layer()
     shape = len(layer.spec.slice_bits), layer.geometry.groups, len(layer.arrays), len(layer.w_codes) // layer.geometry.groups
     gain = torch.from_numpy(rng.normal(1, 0.05, shape)) if converters in ("gain", "both") else None
     offset = torch.from_numpy(rng.integers(-300, 301, shape)).int() if converters in ("offset", "both") else None
     base, cell_noise = NOISE[noise]
     layer = replace(layer, readout=Readout(base, cell_noise and cell_noise[:shape[0]], seed, gain, offset,
-                                           CURVES[:shape[0]] if curved else None, circuits=circuits_of(layer, seed) if moved else None))
+                                           CURVES[:shape[0]] if curved else None, both_of(layer, rng),
+                                           circuits_of(layer, seed) if moved else None))
     side_by_side = pixels.SideBySide(layer, None)
     assume(too_far(layer) is None and side_by_side._may_read_out and side_by_side._layout is not None)
     with image_numbers(first), pytest.MonkeyPatch.context() as patch:
         patch.setattr(pixels, "PLANES", 256 * 8)
         found, wanted = side_by_side.simulate(case.input(), accumulator_dtype(layer)), reference.accumulate(layer, case.input())
     assert found.dtype == wanted.dtype and torch.equal(found, wanted)
+
+
+def on_pairs(layer):
+    """The same values as differences of two lines."""
+    spec = replace(layer.spec, weights="pair", reference="analog", adc_plan="uniform")
+    cells = replace(layer.cells, reference=torch.zeros_like(layer.cells.reference))
+    return replace(layer, spec=spec, reference_twice=(0,) * len(layer.reference_twice), cells=cells)
+
+
+def both_of(layer, rng):
+    """What the lines of a pair hold together, a little less than nothing at times."""
+    if layer.spec.weights != "pair":
+        return None
+    size = layer.cells.values.abs()
+    return (size + 2 * torch.from_numpy(rng.integers(-3, 2 * int(size.max()) + 1, size.shape))).int()
 
 
 def circuits_of(layer, seed):

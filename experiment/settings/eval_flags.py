@@ -165,7 +165,7 @@ class Specification:
     specify: bool = option(False, "make the specification sheet of the network, for losses of 0.5 and 1 point or the bounds of --at_least "
                            "and --at_most: the largest scatter, stuck cells, read noise, wires, errors of ADCs and retention of the "
                            "presets, the fewest ADC bits, the most rows, each alone, and a joint corner. Values are 50 % apart, and have "
-                           "at the most --chips (5)", bool)
+                           "at the most --chips (4)", bool)
     refine: bool = option(False, "make it again from the limits of the sheet in --save_path on, with all images, and values that are 10 % "
                           "apart", bool)
 

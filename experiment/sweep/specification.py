@@ -32,7 +32,7 @@ from .bench import Bench
 from .limits import Case, Limit, bound_of_metric, write_rows
 from .workers import Pool, WorkersDied
 
-CHIPS = 5  # at most, unless --chips says how many
+CHIPS = 4  # at most, unless --chips says how many
 OF_RUN = (*CALIBRATION, "calib_images", *chips.OF_RUN, "limit", "validation")  # flags that decide a number, beside those of the hardware
 NAME = "specification"  # of its files
 

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from ....kernels.inner import inlined
 from ....kernels.simd import _broadcast, _pointer, int32_at, int64_at
-from ..vectors.wide import (_I32, _INTS, _SHORTS, WIDE, _operation, added, added_shorts, as_shorts, full_i16, full_i32,
+from ..vectors.wide import (_I32, _INTS, _SHORTS, WIDE, _operation, added, added_shorts, as_shorts, full_i16, full_i32, halved,
                             ints, load_ints, load_shorts, shorts, times, widened)
 from .cells_reads import SHORT, adds_nothing, kind_of, read, sums_of_cells, with_offsets
 from .cells_rows import sum_shorts
@@ -108,7 +108,7 @@ def _worth_of_codes(shape, at, place, z, kind, block, op):
     end = int32_at(spans, 2 * (_largest(x) >> int64_at(kind, SPAN)) + 1)
     row = int64_at(kind, FIRST) + block * int64_at(kind, APART)
     if at.short:
-        x, value, rise = _halved(x), full_i16(int64_at(at.worths, codes + i)), int64_at(kind, RISE)
+        x, value, rise = halved(x), full_i16(int64_at(at.worths, codes + i)), int64_at(kind, RISE)
         evenly = full_i16(rise)
         while rise and i < end:
             value = _risen_shorts(value, x, at.thresholds, row + i * WIDE, evenly)
@@ -153,7 +153,6 @@ def _reduced(b, name, x):
 
 _least = _operation(types.int64, ints)(lambda b, x: b.sext(_reduced(b, "smin", x), ir.IntType(64)))
 _largest = _operation(types.int64, ints)(lambda b, x: b.sext(_reduced(b, "smax", x), ir.IntType(64)))
-_halved = _operation(shorts, ints)(lambda b, x: b.trunc(x, _SHORTS))
 
 
 @_operation(types.int64, shorts, shorts)

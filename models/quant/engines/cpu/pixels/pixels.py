@@ -78,7 +78,7 @@ class SideBySide:
     def _may_read_out(self):
         """Whether what reads have besides is the same for all of a column, or follows from n, which a byte holds."""
         layer, readout = self.layer, self.layer.readout
-        if readout.needs_both or readout.depends_on_level or layer.classes > 1:
+        if readout.depends_on_level or layer.classes > 1:
             return False
         counted = readout.cell_noise is not None or readout.curve is not None
         if readout.noisy and not sums_bytes() or counted and (max(layer.spec.digit_bits) > 1 or layer.tallest > 255):

@@ -21,11 +21,11 @@ from ..planes.converter import CLIP_HIGH, CLIP_LOW, FACTOR, FRACTION, LOW, OFFSE
 from ..planes.fixed_point import EVEN, TOWARDS_ZERO
 from ..vectors.loop import Kernel, loaded
 from ..vectors.picks import (PIXELS, TABLE, add_joined_evens, add_joined_odds, add_product_of_evens, add_product_of_floats,
-                             add_product_of_odds, add_product_of_shorts, add_to_sums, added_bytes, brought_into_shorts, codes_of_shorts,
+                             add_product_of_odds, add_product_of_shorts, add_to_sums, added_bytes, codes_of_shorts,
                              full_i8, larger_bytes, load_bytes, load_table, picked_bytes, picked_of_four, picked_of_two, picked_shorts,
                              smaller_bytes, store_bytes, zero_shorts)
 from ..vectors.wide import (WIDE, add_product_f32, added, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16,
-                            full_i32, store_ints, times, widened)
+                            full_i32, halved, store_ints, times, widened, widened_unsigned)
 from .pixels_compared import worth_of_reads
 from .pixels_layout import BROAD, BY_ONES, COMPARED, NARROW, READ_OUT, SHORT_FORM, TALL, VALUES, PixelLayout, PixelShape
 from .pixels_reads import bend, draw, read_out
@@ -48,8 +48,8 @@ Target = namedtuple("Target", "out wide values scale offset next_codes")
 # sums_of_rows   int32 `[2, pixel]`: n and the sum of the reference cells
 PixelAddresses = namedtuple("PixelAddresses", """
     tables set_start first size place planes bit_stride digit_start step_of_slice codes ends forms shorts value_bytes windows classes
-    noise drawn gains offsets curve current references reads sums_of_rows trees tree_of code_values factors worth sums sums_stride
-    exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
+    noise drawn gains offsets curve current references both least reads sums_of_rows trees tree_of code_values factors worth sums
+    sums_stride exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     acc exact_acc step total""")
 
 
@@ -87,10 +87,11 @@ def _kernel(form):
             value_bytes=layout.value_bytes.ctypes.data, windows=layout.windows.ctypes.data, classes=classes.ctypes.data,
             noise=layout.noise.ctypes.data, drawn=layout.drawn.ctypes.data, gains=layout.gain.ctypes.data,
             offsets=layout.offset.ctypes.data, curve=layout.curve.ctypes.data, current=layout.current.ctypes.data,
-            references=layout.references.ctypes.data, reads=reads.ctypes.data, sums_of_rows=sums_of_rows.ctypes.data,
-            trees=layout.trees.ctypes.data, tree_of=layout.tree_of.ctypes.data, code_values=layout.code_values.ctypes.data,
-            factors=layout.factors.ctypes.data, worth=layout.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride,
-            exact=False, relative=0, floats=False, out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
+            references=layout.references.ctypes.data, both=layout.both.ctypes.data, least=layout.least, reads=reads.ctypes.data,
+            sums_of_rows=sums_of_rows.ctypes.data, trees=layout.trees.ctypes.data, tree_of=layout.tree_of.ctypes.data,
+            code_values=layout.code_values.ctypes.data, factors=layout.factors.ctypes.data, worth=layout.worth.ctypes.data,
+            sums=sums.ctypes.data, sums_stride=stride, exact=False, relative=0, floats=False, out=target.out.ctypes.data,
+            step_size=target.out[:1].size // words, wide=target.wide,
             scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
             offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
             gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
@@ -365,9 +366,10 @@ def _broad_column(shape, at, group, o, pixel, form):
                         sums = _broad_read(shape, at, tables, t, z, half)
                         u = widened(sums)
                         if form != BROAD:
-                            u = read_out(shape, at, u, group, o, t, z, k, half - pixel)
+                            both = _both(shape, at, tables, t, z, half) if shape.paired else u
+                            u = read_out(shape, at, u, both, group, o, t, z, k, half - pixel)
                         if form == COMPARED:
-                            x = brought_into_shorts(u) if shape.noisy or shape.curved or shape.gained or shape.moved else sums
+                            x = halved(u) if shape.noisy or shape.curved or shape.gained or shape.moved else sums
                             worth = added_shorts(worth, worth_of_reads(shape, at, x, group, o, t, kind))
                         else:
                             q = add_product_f32(q, _broad_code(shape, at, u, kind), np.float32(1))
@@ -392,6 +394,13 @@ def _broad_read(shape, at, tables, t, z, pixel):
             return u
         bit -= 1
         u = added_shorts(u, u)
+
+
+@inlined
+def _both(shape, at, tables, t, z, pixel):
+    """What both lines of a pair hold together, of such reads, modulo 2^16 from the least on."""
+    sums = _broad_read(shape, at, at.both + tables - at.tables, t, z, pixel)
+    return added(widened_unsigned(added_shorts(sums, full_i16(-at.least))), full_i32(at.least))
 
 
 @inlined

@@ -40,7 +40,7 @@ SHORT_FORM = LOW + LIMITS  # fields of a converter in 16 bits: those of `fixed_p
 # A layer as the kernel sees it; the names that `finish` uses mean what they mean in `layout.ColumnShape`.
 PixelShape = namedtuple("PixelShape", """
     form divide out_channels channels groups arrays digits slices steps slice_vectors input_bits intervals sets
-    stride_y stride_x pad_top pad_left clip small together flush at_once noisy curved analog gained moved deviations levels""")
+    stride_y stride_x pad_top pad_left clip small together flush at_once noisy curved paired analog gained moved deviations levels""")
 # form       see above; divide: BROAD, whether codes are those of a quotient
 # intervals  channel intervals, of as many rows as a set has; sets: of one column
 # clip       whether u must be brought into the window of a table of codes (of a class) first
@@ -49,6 +49,7 @@ PixelShape = namedtuple("PixelShape", """
 # flush      TALL: sets whose sum a byte holds; BY_ONES: arrays whose sum 16 bits hold
 # at_once    TALL: whether 16 bits hold the sums of codes over all digits
 # noisy, curved, analog, gained, moved   READ_OUT, COMPARED: what reads have besides, as in `cells_layout.Besides`
+# paired       READ_OUT, COMPARED: whether curves need what both lines of a pair hold together
 # deviations   READ_OUT, COMPARED: of each kind of read, one, or one for each n
 # levels       COMPARED: of the trees of thresholds (`pixels_compared.Trees`)
 
@@ -67,11 +68,12 @@ PixelShape = namedtuple("PixelShape", """
 # drawn          READ_OUT, COMPARED: key of the word, signs and start of each column, int32 `[group, out, 3]`; seed: of `Readout`
 # gain, offset   READ_OUT, COMPARED: of each converter, float64 and int32 `[slice, group, array, out]`
 # curve, current   READ_OUT, COMPARED: as in `cells_layout.Besides`; references: sums of reference cells, int32 `[group, slice, set, 32]`
+# both, least    READ_OUT, COMPARED: where paired the like of `tables`, of what both lines hold together, uint16, and the least of a read
 # trees, tree_of, code_values   COMPARED: of `pixels_compared.Trees`
 # factors        what a code is worth among those of its slice, int64 `[digit, slice]`; 0 without a conversion; worth: of the slice's
 PixelLayout = namedtuple("PixelLayout", """
     tables set_start first size plane down right digit_start step_of_slice codes ends forms shorts value_bytes
-    windows noise drawn seed gain offset curve current references trees tree_of code_values factors worth""")
+    windows noise drawn seed gain offset curve current references both least trees tree_of code_values factors worth""")
 
 
 @dataclass(frozen=True)
@@ -187,14 +189,14 @@ def _by_ones(layer):
     return ByOnes(np.ascontiguousarray(parts), tables, clip, (2**15 - 1) // max(largest, 1), common)
 
 
-# noise .. references: of `PixelLayout`
-Drawn = namedtuple("Drawn", "noise drawn seed gain offset curve current references")
+# noise .. both: of `PixelLayout`
+Drawn = namedtuple("Drawn", "noise drawn seed gain offset curve current references both least")
 NOT_DRAWN = Drawn(np.zeros((0,) * 4, np.float32), np.zeros((0,) * 3, np.int32), 0, np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32),
-                  np.zeros((0,) * 2, np.float32), np.zeros(0), np.zeros((0,) * 4, np.int32))
+                  np.zeros((0,) * 2, np.float32), np.zeros(0), np.zeros((0,) * 4, np.int32), np.zeros(0, np.uint16), 0)
 
 
 def _drawn(layer, sets):
-    """What the reads of a layer have besides, whose noise depends on nothing but n."""
+    """What the reads of a layer have besides, whose noise depends on nothing but n; None where 16 bits do not hold what pairs do."""
     readout, spec, groups = layer.readout, layer.spec, layer.geometry.groups
     out, slices = len(layer.w_codes) // groups, len(spec.slice_bits)
     columns = column_numbers(groups, out).numpy()
@@ -212,12 +214,21 @@ def _drawn(layer, sets):
     if readout.offset is not None:
         offset[:] = readout.offset.cpu().numpy()
     curve = np.array(readout.curve or np.zeros((slices, 4)))
+    both, least = NOT_DRAWN.both, 0
+    if readout.needs_both:
+        cells = readout.both.cpu().numpy()
+        least = min(int(cells[:, :, first:end].clip(max=0).sum(2).min()) for first, end in layer.arrays)
+        most = max(int(cells[:, :, first:end].clip(min=0).sum(2).max()) for first, end in layer.arrays)
+        if most - least >= 2**16:
+            return None
+        both = tables_of(cells, sets, SHORT_ROWS, np.uint16)
     rows, patterns = layer.cells.reference.cpu().numpy(), np.arange(2**SHORT_ROWS)[:, None] >> np.arange(SHORT_ROWS) & 1
     each = np.zeros((groups, slices, len(sets.rows), SHORT_ROWS), np.int32)
     for number, (first, end) in enumerate(sets.rows if readout.curve else ()):
         each[:, :, number, :end - first] = rows[:, :, first:end].swapaxes(0, 1)
     return Drawn(np.stack([deviation, ROUNDER - ROUNDER * deviation], axis=3), drawn, signed(readout.seed), gain, offset,
-                 curve[:, :3].astype(np.float32), curve[:, 3].copy(), np.ascontiguousarray((each @ patterns.T).astype(np.int32)))
+                 curve[:, :3].astype(np.float32), curve[:, 3].copy(), np.ascontiguousarray((each @ patterns.T).astype(np.int32)),
+                 both, least)
 
 
 def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
@@ -262,6 +273,8 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     tall = tall or Tall(np.zeros(0, np.int64), 0, False)
     read_out = form in (READ_OUT, COMPARED)
     drawn = _drawn(layer, sets) if read_out else NOT_DRAWN
+    if drawn is None:
+        return None
     shape = PixelShape(
         form=form, divide=divide, out_channels=out, channels=layer.group_channels, groups=groups,
         arrays=len(layer.arrays), digits=len(digits), slices=len(slices), steps=int(step.max()) + 1, slice_vectors=-(-out // LANES),
@@ -269,8 +282,8 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
         stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=narrow.clip or ones.clip,
         small=narrow.small, together=narrow.together, flush=tall.flush or ones.flush, at_once=tall.at_once,
         noisy=read_out and layer.readout.noisy, curved=read_out and layer.readout.curve is not None,
-        analog=spec.reference == "analog", gained=bool((drawn.gain != 1).any()), moved=bool(drawn.offset.any()),
-        deviations=drawn.noise.shape[2], levels=trees.levels)
+        paired=read_out and layer.readout.needs_both, analog=spec.reference == "analog", gained=bool((drawn.gain != 1).any()),
+        moved=bool(drawn.offset.any()), deviations=drawn.noise.shape[2], levels=trees.levels)
     return shape, PixelLayout(
         tables=tables_of(weights, sets, *((SHORT_ROWS, np.int16) if shorts else (BYTE_ROWS, np.int8))),
         set_start=np.array(sets.start, np.int64),

@@ -12,7 +12,8 @@ from ....kernels.simd import float32_at, float64_at, int32_at, int64_at, put_flo
 from ..grid.cells_reads import DEVIATION, FIRST, HIGH, LIFT, LOW, RISE, SECOND, SHARED
 from ..vectors.picks import PIXELS, SHORT_ROWS
 from ..vectors.wide import WIDE, added, full_i32
-from ..vectors.wide_noise import ROUNDER, converted_alike, curved_reads, mixed, moved_high, put_curves, with_noise_of_reads
+from ..vectors.wide_noise import (ROUNDER, between_curves_of_reads, converted_alike, curved_reads, mixed, moved_high, put_currents,
+                                  put_curves, with_noise_of_reads)
 
 PATTERNS = 2**SHORT_ROWS  # of the input bits of a set of rows
 
@@ -62,15 +63,21 @@ def bend(shape, at, group, pixel):
                 b0, b1, b2 = float32_at(at.curve, 3 * k), float32_at(at.curve, 3 * k + 1), float32_at(at.curve, 3 * k + 2)
                 for half in range(0, PIXELS, WIDE):
                     inputs, reads = at.sums_of_rows + 4 * half, fields_of(shape, at, t, z, k, half)
+                    if shape.paired:
+                        put_currents(inputs, float64_at(at.current, k), reads + 4 * FIRST * PIXELS)
+                        continue
                     put_curves(inputs, inputs + 4 * PIXELS, float64_at(at.current, k), b0, b1, b2, shape.analog, ROUNDER,
                                reads + 4 * FIRST * PIXELS, reads + 4 * SECOND * PIXELS, reads + 4 * RISE * PIXELS)
 
 
 @inlined
-def read_out(shape, at, u, group, o, t, z, k, lane):
-    """u of 64 reads, from this one of the PIXELS on, as their converter sees it."""
+def read_out(shape, at, u, both, group, o, t, z, k, lane):
+    """u of 64 reads, from this one of the PIXELS on, as their converter sees it; both, of curved pairs, what their cells hold together."""
     reads = fields_of(shape, at, t, z, k, lane)
-    if shape.curved:
+    if shape.curved and shape.paired:
+        b0, b1, b2 = float32_at(at.curve, 3 * k), float32_at(at.curve, 3 * k + 1), float32_at(at.curve, 3 * k + 2)
+        u = between_curves_of_reads(u, both, reads + 4 * FIRST * PIXELS, b0, b1, b2)
+    elif shape.curved:
         u = curved_reads(u, reads + 4 * FIRST * PIXELS, PIXELS, float32_at(at.curve, 3 * k + 2))
     if shape.noisy:
         drawn = at.drawn + 12 * (group * shape.out_channels + o)

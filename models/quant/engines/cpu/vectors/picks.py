@@ -229,13 +229,6 @@ def _by_tree(levels):
 worth_by_small_tree, worth_by_large_tree = _by_tree(SMALL_TREE), _by_tree(LARGE_TREE)
 
 
-@_operation(shorts, ints)
-def brought_into_shorts(b, x):
-    """Whole numbers as those of 16 bits; what these do not hold becomes the nearest."""
-    low, high = (ir.Constant(_INTS, [number] * WIDE) for number in (-2**15, 2**15 - 1))
-    return b.trunc(_between(b, x, low, high), _SHORTS)
-
-
 @intrinsic
 def add_product_of_floats(typingctx, total, x, factor):
     """`total + x factor` of whole numbers x, in 32 bits."""

@@ -297,14 +297,26 @@ def between_curves(typingctx, u, both, current, b0, b1, b2):
     """`rint(c(S+) - c(S-))` of `readout.Readout.curve`, of pairs whose lines carry `S- = (both - u) / 2 + current` and `S+ = S- + u`, in
     the steps of `readout.curve_at`. both, ints."""
     def codegen(context, b, sig, args):
-        current, b0, b1, b2 = (_every_lane(b, value, _FLOATS) for value in args[2:])
-        u, both = _value(b, args[0], sig.args[0]), as_vector(b, args[1], _FLOATS)
-        start = b.fadd(b.fmul(b.fsub(both, u), _all(_FLOATS, 0.5)), current)
-        bent = b.fmul(start, b.fmul(b2, _all(_FLOATS, 3.0)))
-        first = b.fadd(b0, b.fmul(start, b.fadd(b.fmul(b1, _all(_FLOATS, 2.0)), bent)))
-        slope = _call(b, "fma", _FLOATS, u, _call(b, "fma", _FLOATS, u, b2, b.fadd(b1, bent)), first)
-        return _whole(b, _call(b, "fma", _FLOATS, u, slope, _rounder(sig.return_type)), sig.return_type)
+        return _between(b, _value(b, args[0], sig.args[0]), args[1], _every_lane(b, args[2], _FLOATS), args[3:], sig.return_type)
     return _lifted(u)(u, both, *[types.float32] * 4), codegen
+
+
+def _between(b, u, both, current, curve, kind):
+    b0, b1, b2 = (_every_lane(b, value, _FLOATS) for value in curve)
+    start = b.fadd(b.fmul(b.fsub(as_vector(b, both, _FLOATS), u), _all(_FLOATS, 0.5)), current)
+    bent = b.fmul(start, b.fmul(b2, _all(_FLOATS, 3.0)))
+    first = b.fadd(b0, b.fmul(start, b.fadd(b.fmul(b1, _all(_FLOATS, 2.0)), bent)))
+    slope = _call(b, "fma", _FLOATS, u, _call(b, "fma", _FLOATS, u, b2, b.fadd(b1, bent)), first)
+    return _whole(b, _call(b, "fma", _FLOATS, u, slope, _rounder(kind)), kind)
+
+
+@intrinsic
+def between_curves_of_reads(typingctx, u, both, currents, b0, b1, b2):
+    """The same of 64 reads of one column, ints, each with its current, float32 from that address on."""
+    def codegen(context, b, sig, args):
+        u, both, currents, *curve = args
+        return _between(b, as_vector(b, u, _FLOATS), both, _at(b, currents, _FLOATS), curve, ints)
+    return ints(ints, ints, types.intp, *[types.float32] * 3), codegen
 
 
 @intrinsic
