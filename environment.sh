@@ -11,6 +11,8 @@ source .venv/bin/activate
 # pip finds out in a second that nothing is missing, but needs the network for it; so remember what was installed.
 if ! cat requirements*.txt | cmp -s - ".venv/installed-$1"; then # one file includes the other
   echo "installing $1 into .venv"
-  python -m pip install --quiet --disable-pip-version-check -r "$1"
+  # Python compiles what is imported, and keeps it, unless it may not: half of the time that an installation takes is for the rest
+  compile=$([ -n "${PYTHONDONTWRITEBYTECODE:-}" ] && echo --compile || echo --no-compile)
+  python -m pip install --quiet --disable-pip-version-check "$compile" -r "$1"
   cat requirements*.txt > ".venv/installed-$1"
 fi
