@@ -11,7 +11,8 @@ source .venv/bin/activate
 # pip finds out in a second that nothing is missing, but needs the network for it; so remember what was installed.
 if ! cat requirements*.txt | cmp -s - ".venv/installed-$1"; then # one file includes the other
   echo "installing $1 into .venv"
-  # Python compiles what is imported, and keeps it, unless it may not: half of the time that an installation takes is for the rest
+  # pip would compile all files, most of which nobody imports: more than half of its time. Python compiles what it imports, and keeps it,
+  # unless it is told not to
   compile=$([ -n "${PYTHONDONTWRITEBYTECODE:-}" ] && echo --compile || echo --no-compile)
   python -m pip install --quiet --disable-pip-version-check "$compile" -r "$1"
   cat requirements*.txt > ".venv/installed-$1"

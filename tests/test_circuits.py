@@ -365,7 +365,7 @@ def assert_engines_give(layer, a_codes, wanted):
         ways = {name: functools.partial(engine.accumulate, prepared)}
         if isinstance(prepared, cells.Prepared) and has_byte_tables() and prepared._side_by_side._may_run:
             pixels = prepared._side_by_side
-            ways["side by side"] = functools.partial(pixels.simulate, dtype=prepared.dtype) if pixels._layout is not None else ways[name]
+            ways |= {} if pixels._layout is None else {"side by side": functools.partial(pixels.simulate, dtype=prepared.dtype)}
         for way, run in ways.items():
             found = run(torch.from_numpy(a_codes))
             assert found.dtype == engines.accumulator_dtype(layer)
@@ -442,6 +442,19 @@ def test_thresholds_that_no_read_reaches():
         case = replace(usual_case(), delta=[delta] * 2)
         layer, deviations = with_circuits(case, 1, 0, inl=0.5, dnl=0.5)
         assert_engines_give(layer, case.a_codes, by_hand(case, None, deviations))
+
+
+def test_codes_whose_sums_32_bits_do_not_hold():
+    """All inputs and weights at their largest, in five arrays of 64 rows, and a table that makes two steps of each level."""
+    a_codes, w_codes = (np.full(shape, 255, np.uint8) for shape in ((64, 1, 1, 320), (3, 320, 1, 1)))
+    case = Case(CrossbarSpec(8, 8, 1, 8, 64, reference="digital"), Geometry(), a_codes, w_codes, [1.0] * 8, [0] * 8)
+    table = (np.arange(255) + 0.5).tolist(), (2.0 * np.arange(256)).tolist()
+    case.cells = random_cells("levels", case, np.random.default_rng(0))
+    case = with_table(case, table)
+    layer = case.layer()
+    wanted = by_hand(case, table)
+    assert np.abs(wanted).max() >= 2**31 and cpu.prepare(layer)._side_by_side._layout is None
+    assert_engines_give(layer, a_codes, wanted)
 
 
 def usual_case():

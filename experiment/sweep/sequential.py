@@ -14,10 +14,11 @@ Of images that are right or wrong, e is -100, 0 or 100: where its mean is at a b
 interval is no narrower than this and the normal distribution make it.
 
 The chance of error. A value is decided wrongly on one side alone, with chance a at each look, at the most. There are K looks, and at
-most `2 s + 2` values are tested, with `s = ceil(log2(values + 1))`: s by the bisection, and `s / 2 + 1` on either side of what it found.
-(From a start somewhere, the bisection takes s values more; without the sides there are `s + 2` less.)
+most the first `2 s + 2` values that are looked at are decided, with `s = ceil(log2(values + 1))`: as many as a bisection takes, and
+`s / 2 + 1` on either side of what it found. (From a start somewhere, a bisection takes s values more; without the sides there are `s + 2`
+less.) A bisection that comes back may look at others, which stay open.
 With `a = error / (K tests)` all decisions together are wrong with at most the chance `error`, whatever they have to do with each other
-(Boole's inequality). A value beyond so many is not decided.
+(Boole's inequality).
 
 Where to look next needs less. The bisection goes on from a value that is open as soon as its interval of chance `ROUGH` on each side lies
 on one side of the bound: so values far from the limit take the first look alone. The two values that it ends at are then looked at until
@@ -33,7 +34,7 @@ import numpy as np
 
 FIRST_CHIPS = 4  # of the first looks
 FEWEST, TIMES = 100, 8  # images of the first look, at least, and by what images grow from look to look
-ROUGH = 0.2  # chance that a bisection goes the wrong way at a value far from the limit, until it comes back
+ROUGH = 0.2  # chance, on each side, by which an interval tells a bisection where to go on
 
 
 class Look(NamedTuple):
@@ -122,7 +123,8 @@ class LastKept:
         self.each = self.error / (len(self.looks) * self.tests)
 
     def find(self) -> "LastKept":
-        """Bisect, and then go away from what was found to the sides, four times as far each time, until a value is decided."""
+        """Bisect, again as long as more looks at the two values between which it ends change its way, and then go away from them to the
+        sides, four times as far each time, until a value is decided."""
         low, high = self._between()
         while not all(self._stays(place) for place in (low, high) if place in self.seen):
             low, high = self._between()
@@ -157,7 +159,7 @@ class LastKept:
             found = self.observe(place, look)
             (mean, half), (_, likely) = (interval(found, self.looks[-1].images, each, self.least) for each in (self.each, ROUGH))
             ends = [bool(self.holds(mean + side)) for side in (-half, 0, half)]
-            decided = len({*ends}) == 1 and len({*self.seen, place}) <= self.tests
+            decided = len({*ends}) == 1 and [*self.seen, place].index(place) < self.tests
             seen = self.seen[place] = Seen(place, look, mean - half, mean + half, ends[1] if decided else None, ends[1])
             self.say(seen)
             if decided:

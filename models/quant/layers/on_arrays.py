@@ -37,7 +37,7 @@ class OnArrays:
         self._w_codes = None
         self.chip: Chip | None = None  # None: ideal cells
         self.watch: Callable[..., None] | None = None  # is shown all codes that reach the arrays: `counts`
-        self._codes, self._prepared = Prepared(), Prepared()
+        self._prepared = Prepared()
         self._spec = spec
         self.set_spec(spec)
 
@@ -190,10 +190,7 @@ class OnArrays:
         """Weight codes that the cells hold, uint8 `[out, in / groups, kh, kw]`."""
         if self._w_codes is not None:
             return self._w_codes.to(self.weight.device)
-        quantizer = self.weight_quant
-        kept = self._codes.get((type(quantizer), quantizer.levels, quantizer.training), [*quantizer.buffers()], self.w_source,
-                               lambda: quantizer.codes(self._weight4().detach()))
-        return kept.clone()  # whose user may change it
+        return self.weight_quant.codes(self._weight4().detach())
 
     def code_sums(self) -> Tensor:
         """`sum (2 W - L)` of each output channel, int64 `[out]`."""

@@ -14,6 +14,7 @@ from collections import namedtuple
 import numpy as np
 import torch
 
+from ....arrays.converter import Converter
 from ....arrays.mapping import MappedLayer
 from ... import accumulator_dtype
 from ...reach import read_range
@@ -73,7 +74,7 @@ def compared_forms(layer: MappedLayer) -> Compared:
     found, values = {}, {}
     for z, k, j in np.ndindex(shape):
         converter = layer.converter(z, k, j)
-        added = np.asarray(converter.added(np.arange(converter.q_min, converter.q_max + 1)), np.int64)
+        added = added_by_codes(converter)
         values[z, k, j] = added << spec.dac_bits * z if converter.bits else 0 * added
         if converter.bits and (k, converter) not in found:
             found[k, converter] = _in_reads(layer.thresholds(z, k, j), *read_range(layer, k))
@@ -110,6 +111,11 @@ def compared_forms(layer: MappedLayer) -> Compared:
     return Compared(narrow, short, idle.whole(np.int16 if narrow else np.int32).view(np.uint8), silent, kinds,
                     tables.whole(np.uint16 if short else np.int32).view(np.uint8), values, np.diff(values, append=0),
                     spans.whole(np.int32).reshape(-1, 2), worth, parts)
+
+
+def added_by_codes(converter: Converter) -> np.ndarray:
+    """What each code adds, from the lowest one on, int64."""
+    return np.asarray(converter.added(np.arange(converter.q_min, converter.q_max + 1)), np.int64)
 
 
 class _Joined:

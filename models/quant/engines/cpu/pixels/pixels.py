@@ -76,7 +76,8 @@ class SideBySide:
 
     @functools.cached_property
     def _may_read_out(self):
-        """Whether what reads have besides is the same for all of a column, or follows from n, which a byte holds."""
+        """Whether what reads have besides is the same for all of a column, or follows from n, which a byte holds, or, of curved pairs, from
+        what both lines hold together."""
         layer, readout = self.layer, self.layer.readout
         if readout.depends_on_level or layer.classes > 1:
             return False

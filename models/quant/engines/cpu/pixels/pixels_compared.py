@@ -17,13 +17,14 @@ from ....arrays.mapping import MappedLayer
 from ....kernels.inner import inlined
 from ....kernels.simd import int64_at
 from ...reach import read_range
+from ..grid.cells_thresholds import added_by_codes
 from ..vectors.picks import LARGE_TREE, SMALL_TREE, worth_by_large_tree, worth_by_small_tree
 
 NEVER = 2**15 - 1  # a threshold that no read reaches: 16 bits hold reads below it
 
 # levels       of a tree
-# trees        int16 `[group, array, out, 2^levels]` of each kind of converters
-# tree_of      where those of a kind of reads begin, int64 `[digit, slice]`
+# trees        int16 `[group, array, out, 2^levels]` of each kind of converters, or `[2^levels]` where all are alike
+# tree_of      where those of a kind of reads begin, and how far one is from the next, int64 `[digit, slice, 2]`
 # code_values  what codes are worth, over what all of a kind are multiples of, int16 `[digit, slice, 2^levels]`
 # factors      that number, int64 `[digit, slice]`; 0 without a conversion
 Trees = namedtuple("Trees", "levels trees tree_of code_values factors")
@@ -31,8 +32,9 @@ NO_TREES = Trees(0, np.zeros(0, np.int16), np.zeros(0, np.int64), np.zeros(0, np
 
 
 def trees_of(layer: MappedLayer) -> Trees | None:
-    """The converters of a layer whose codes follow from thresholds; None where 16 bits do not hold its reads or what codes are worth."""
-    spec, out = layer.spec, len(layer.w_codes) // layer.geometry.groups
+    """The converters of a layer whose codes follow from thresholds; None where 16 bits do not hold its reads or what codes are
+    worth."""
+    spec = layer.spec
     kinds = len(spec.digit_bits), len(spec.slice_bits)
     if any(low < -NEVER or high >= NEVER for low, high in (read_range(layer, k) for k in range(kinds[1]))):
         return None
@@ -40,29 +42,30 @@ def trees_of(layer: MappedLayer) -> Trees | None:
     if bits > LARGE_TREE:
         return None
     levels = SMALL_TREE if bits <= SMALL_TREE else LARGE_TREE
-    trees, places, tree_of = [], {}, np.zeros(kinds, np.int64)
+    trees, places, tree_of = [], {}, np.zeros((*kinds, 2), np.int64)
     values, factors = np.zeros((*kinds, 2**levels), np.int64), np.zeros(kinds, np.int64)
     for z, k in np.ndindex(kinds):
         converter = layer.converter(z, k)
-        added = np.asarray(converter.added(np.arange(converter.q_min, converter.q_max + 1)), np.int64)
+        added = added_by_codes(converter)
         if not converter.bits or not added.any():
             continue
         common = np.gcd.reduce(added)
         values[z, k, :len(added)], factors[z, k] = added // common, common << spec.dac_bits * z
         if (k, converter) not in places:
-            places[k, converter] = sum(map(len, trees))
-            trees.append(_tree(layer.thresholds(z, k), levels, (layer.geometry.groups, len(layer.arrays), out)).ravel())
+            tree = _tree(layer.thresholds(z, k), levels)
+            places[k, converter] = sum(map(len, trees)), tree.shape[-1] * (tree.size > tree.shape[-1])
+            trees.append(tree.ravel())
         tree_of[z, k] = places[k, converter]
     if len(layer.arrays) * np.abs(values).max() >= 2**15:
         return None
     return Trees(levels, np.concatenate(trees or [NO_TREES.trees]), tree_of, values.astype(np.int16), factors)
 
 
-def _tree(thresholds, levels, shape):
-    """Thresholds that do not fall, `[.., threshold]`, as trees of that shape, int16: of each entry i the next ones are 2 i and 2 i + 1."""
-    rising = np.full((*shape, 2**levels - 1), NEVER, np.int16)
+def _tree(thresholds, levels):
+    """Thresholds that do not fall, `[.., threshold]`, as trees, int16: of each entry i the next ones are 2 i and 2 i + 1."""
+    rising = np.full((*thresholds.shape[:-1], 2**levels - 1), NEVER, np.int16)
     rising[..., :thresholds.shape[-1]] = thresholds.clip(-NEVER - 1, NEVER)
-    tree = np.full((*shape, 2**levels), NEVER, np.int16)
+    tree = np.full((*thresholds.shape[:-1], 2**levels), NEVER, np.int16)
     for level in range(levels):
         apart = 2 ** (levels - level)
         tree[..., 2**level:2 ** (level + 1)] = rising[..., apart // 2 - 1::apart]
@@ -73,6 +76,6 @@ def _tree(thresholds, levels, shape):
 def worth_of_reads(shape, at, x, group, o, t, kind):
     """What the codes of a vector of reads are worth, over its entry of `factors`."""
     converter = (group * shape.arrays + t) * shape.out_channels + o
-    tree = at.trees + 2 * (int64_at(at.tree_of, kind) + (converter << shape.levels))
+    tree = at.trees + 2 * (int64_at(at.tree_of, 2 * kind) + converter * int64_at(at.tree_of, 2 * kind + 1))
     values = at.code_values + 2 * (kind << shape.levels)
     return worth_by_small_tree(x, tree, values) if shape.levels == SMALL_TREE else worth_by_large_tree(x, tree, values)

@@ -244,7 +244,7 @@ def _narrow_reads(shape, at, tables, t, z, pixel):
 
 @inner
 def _find_classes(shape, at, pixel, form):
-    """The class of n of the reads of each array and digit, of the pixels from `pixel` of the block on; n, modulo 256, but BY_ONES."""
+    """The class of n of the reads of each array and digit, of the pixels from `pixel` of the block on; but BY_ONES n itself, modulo 256."""
     population, short, long = load_table(POPULATION.ctypes.data), load_table(LENGTH.ctypes.data), load_table(LENGTH.ctypes.data + TABLE)
     for t in range(shape.arrays):
         for z in range(shape.digits):

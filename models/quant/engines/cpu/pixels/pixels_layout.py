@@ -2,10 +2,10 @@
 
 A lane of a vector is an output pixel, so that vectors are full however few columns a layer has. What up to six rows of one column add to
 u depends on as many input bits: it is looked up in a table of 2^6 bytes, or of 2^5 numbers of 16 bits where bytes do not hold that. There
-are four forms: in bytes from the table to the code (`NARROW`); in bytes up to the sum of so many sets as bytes hold, and from there on in
+are six forms: in bytes from the table to the code (`NARROW`); in bytes up to the sum of so many sets as bytes hold, and from there on in
 16 bits (`TALL`), for arrays of hundreds of rows; in 16 bits from the table on, and codes in float32 (`BROAD`); and u in bytes, from
 which and the class of n what a code is worth is looked up (`BY_ONES`). Where reads have noise, gains or offsets besides (`READ_OUT`), they
-are `BROAD` ones, and where codes follow from thresholds too (`COMPARED`).
+are `BROAD` ones. Where codes follow from thresholds (`COMPARED`), they stay in 16 bits from the table to what codes are worth.
 
     u = sum over sets of rows  table[set, column][input bits of the rows]
 
@@ -25,8 +25,10 @@ import numpy as np
 from ....arrays.mapping import MappedLayer
 from ....arrays.readout import APART, COLUMN_KEY, SHARING, column_numbers, signed
 from ....kernels.simd import LANES, aligned
+from ...reach import read_range
 from ..grid.cells_forms import HIGHEST, LOWEST, static_forms
 from ..grid.cells_layout import step_of_slice
+from ..grid.cells_thresholds import added_by_codes
 from ..planes.converter import LIMITS, LOW, static_form
 from ..vectors.picks import BYTE_ROWS, SHORT_ROWS, TABLE
 from ..vectors.wide_noise import IN_STEPS, ROUNDER, SIGNED, STEP
@@ -189,7 +191,7 @@ def _by_ones(layer):
     return ByOnes(np.ascontiguousarray(parts), tables, clip, (2**15 - 1) // max(largest, 1), common)
 
 
-# noise .. both: of `PixelLayout`
+# noise .. least: of `PixelLayout`
 Drawn = namedtuple("Drawn", "noise drawn seed gain offset curve current references both least")
 NOT_DRAWN = Drawn(np.zeros((0,) * 4, np.float32), np.zeros((0,) * 3, np.int32), 0, np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32),
                   np.zeros((0,) * 2, np.float32), np.zeros(0), np.zeros((0,) * 4, np.int32), np.zeros(0, np.uint16), 0)
@@ -221,7 +223,7 @@ def _drawn(layer, sets):
         most = max(int(cells[:, :, first:end].clip(min=0).sum(2).max()) for first, end in layer.arrays)
         if most - least >= 2**16:
             return None
-        both = tables_of(cells, sets, SHORT_ROWS, np.uint16)
+        both = tables_of(cells, sets, SHORT_ROWS, np.uint16).ravel()
     rows, patterns = layer.cells.reference.cpu().numpy(), np.arange(2**SHORT_ROWS)[:, None] >> np.arange(SHORT_ROWS) & 1
     each = np.zeros((groups, slices, len(sets.rows), SHORT_ROWS), np.int32)
     for number, (first, end) in enumerate(sets.rows if readout.curve else ()):
@@ -231,9 +233,25 @@ def _drawn(layer, sets):
                  both, least)
 
 
+def _largest_sum(layer):
+    """What the codes of a column come to, at the most, which are added up in 32 bits."""
+    spec, total = layer.spec, 0
+    for z, k in np.ndindex(len(spec.digit_bits), len(spec.slice_bits)):
+        largest = 0
+        for j in range(layer.classes):
+            converter, ends = layer.converter(z, k, j), layer.u_range(k, j) if layer.readout is None else read_range(layer, k)
+            if converter.bits:
+                added = added_by_codes(converter) if layer.compares else converter.added(converter.encode(np.array(ends), layer.unit))
+                largest = max(largest, int(np.abs(added).max()))
+        total += largest << (spec.dac_bits * z + spec.cell_bits * k)
+    return len(layer.arrays) * total
+
+
 def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     """(`PixelShape`, `PixelLayout`) of a layer with fixed ranges, None where no form holds its reads or gives its codes."""
     layer = layer.in_levels if layer.readout is None else layer
+    if _largest_sum(layer) >= 2**31:
+        return None
     spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
     low, high = layer.u_span
     digits, slices = np.arange(len(spec.digit_bits)), np.arange(len(spec.slice_bits))
@@ -246,7 +264,7 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     trees = trees_of(layer) if layer.compares else NO_TREES
     if trees is None:
         return None
-    whole = layer.readout is None and (layer.cells is None or layer.cells.fraction_bits == 0)
+    whole = layer.readout is None and not layer.compares and (layer.cells is None or layer.cells.fraction_bits == 0)
     weights = layer.row_weights.cpu().numpy()
     narrow, tall, form, sets = None, None, BY_ONES, sets_of(layer, BYTE_ROWS)
     if not ones.common:
@@ -254,7 +272,7 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
     if narrow is None and form == NARROW:
         tall, form = _tall(layer, factors, weights, sets) if whole else None, TALL
     if narrow is None and tall is None and form != BY_ONES:
-        form, sets = BROAD if layer.readout is None else COMPARED if layer.compares else READ_OUT, sets_of(layer, SHORT_ROWS)
+        form, sets = COMPARED if layer.compares else BROAD if layer.readout is None else READ_OUT, sets_of(layer, SHORT_ROWS)
     shorts = form in (BROAD, READ_OUT, COMPARED)  # of 16 bits are the tables
     if shorts and (low < -2**15 or high >= 2**15):
         return None

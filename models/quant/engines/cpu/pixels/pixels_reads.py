@@ -55,7 +55,7 @@ def bend(shape, at, group, pixel):
             for k in range(shape.slices):
                 for lane in range(PIXELS):
                     total = 0
-                    for s in range(first, end):
+                    for s in range(first, first if shape.paired else end):
                         pattern = np.int64(uint8_at(planes + int64_at(at.place, s), lane))
                         total += np.int64(int32_at(at.references, ((group * shape.slices + k) * shape.sets + s) * PATTERNS + pattern))
                     put_int32(at.sums_of_rows, lane, np.int64(uint8_at(at.classes, (t * shape.digits + z) * PIXELS + lane)))
