@@ -2,7 +2,7 @@
 
     python benchmarks/bench_circuits.py --data_path path/to/images
 
-Without --data_path the images are the embedded digits. Writes benchmarks/results/circuits_<processor>.md and .json.
+Without --data_path the images are the embedded digits. Writes benchmarks/results/circuits_<network>_<processor>.md and .json.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append([title, f"{1e3 * seconds[0] / len(images):.2f}", *(f"{each / seconds[0]:.2f}" for each in seconds[1:])])
     sections = [f"Chips of {DEVICE} after a day, weights of {Path(args.resume).name}, batch {args.batch_size}; medians of {args.repeats} "
                 "passes in turns.", markdown_table(["", "ideal, ms an image", *(f"{name}, times as long" for name in [*nets][1:])], rows)]
-    write_results(f"circuits_{processor()}", "Converters as circuits", sections, {"seconds_a_batch": found})
+    write_results(f"circuits_{Path(args.resume).stem}_{processor()}", "Converters as circuits", sections, {"seconds_a_batch": found})
     return 0
 
 
