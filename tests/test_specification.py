@@ -160,6 +160,12 @@ def test_a_sheet_is_refined(sheet, monkeypatch):
         assert first["value"] * 0.75 <= row["value"] < 2 * first["value"]
 
 
+def test_ideal_cells_take_no_chips_by_hand(sheet, trained):
+    rows, _ = sheet(*BOUNDS[:2], "--chip_seed", "5", quantities=[FEW[2]])
+    for row in rows[:2]:
+        assert by_hand(trained, row["by_hand"], row["weights"])["accuracy"] >= row["bound"] and "--chip" not in row["by_hand"]
+
+
 def test_what_cannot_be_is_left_out(sheet, capsys):
     rows, _ = sheet("--reference", "digital", "--adc_bits", "6", *BOUNDS[:2], quantities=[FEW[0], FEW[2]])
     assert [row["quantity"] for row in rows[:3]] == ["offset of ADC", "fewest ADC bits", "corner"]

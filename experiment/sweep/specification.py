@@ -22,7 +22,7 @@ from ..program.flags import arguments_of
 from ..report import specification_report
 from ..report.specification_report import CORNER, TIME
 from ..settings import chips
-from ..settings.chips import devices_of
+from ..settings.chips import CHIP_FIELDS, devices_of
 from ..settings.costs import figure
 from ..settings.eval_flags import CALIBRATION
 from ..settings.eval_settings import all_settings
@@ -88,7 +88,7 @@ class Specification:
         """The limit of a quantity, looked for from where it was, or where that of another loss is; of times from the last one on, as most
         cells hold. None where it cannot be; `left_out` keeps why."""
         flags = self._beside(quantity, asked)
-        case = Case(quantity.span, asked.bound, flags, devices_of({name: flags[name] for name in ("device",) if name in flags}), CHIPS)
+        case = Case(quantity.span, asked.bound, flags, _known(flags), CHIPS)
         far = len(quantity.span.values) - 1 if quantity.unit == TIME else None
         near = next((limit.found.place for other, limit in before.items() if other.weights == asked.weights), far)
         start = self.starts.get((quantity.name, asked.weights, asked.text), near)
@@ -115,9 +115,17 @@ class Specification:
         return {**self._beside(quantity, asked), **value}
 
     def _row(self, name: str, unit: str, asked: Asked, flags: Mapping[str, list]) -> dict[str, Any]:
-        said = {**flags, **{name: self.of.given[name] for name in OF_RUN if name in self.of.given}, "chips": self.chips}
+        [setting] = self._settings(flags)
+        chosen = {**self.of.given, "chips": self.chips}
+        of_run = [name for name in (*OF_RUN, "chips") if name in chosen and (setting.chips or name not in CHIP_FIELDS)]
+        said = {**flags, **{name: chosen[name] for name in of_run}}
         return {"quantity": name, "unit": unit, "weights": asked.weights, "asked": asked.text,
                 "by_hand": shlex.join(arguments_of(said)), "measured_on": self.bench.looked_at, "left_out": None}
+
+    def _settings(self, flags: Mapping[str, list]) -> list[Setting]:
+        """Those of some hardware, with the chips of a limit."""
+        return all_settings(flags, self.of.w_bits, self.of.a_bits, calibration=self.of.calibration,
+                            of_chips={**self.of.of_chips, "chips": self.chips}, known=_known(flags))
 
     def _corners(self, asked: Sequence[Asked], found: Mapping[Quantity, Mapping[Asked, Limit]]) -> list[dict[str, Any]]:
         """A row for each corner, of a loss for which there are limits."""
@@ -129,8 +137,7 @@ class Specification:
             for each, limit in limits.items():
                 if joint:  # where no value keeps the bound, half of the first
                     flags[each] |= {**quantity.flags, quantity.span.flag: [quantity.span.values[max(limit.found.place, 0)] / 2]}
-        settings = {each: all_settings(flags[each], self.of.w_bits, self.of.a_bits, calibration=self.of.calibration,
-                                       of_chips={**self.of.of_chips, "chips": self.chips})[0] for each in flags}
+        settings = {each: self._settings(flags[each])[0] for each in flags}
         self.measure([*dict.fromkeys(settings.values())])
         empty = dict.fromkeys(self.rows[0])
         return [empty | self._row(CORNER, "", each, flags[each]) | corner_of(self.bench.record(setting), each.bound)
@@ -167,6 +174,11 @@ def corner_of(record: Record, bound: Bound) -> dict[str, Any]:
             "chips": len(record.chip_accuracies or (None,)), "images": record.n_images, "corner_value": record.accuracy,
             "corner_keeps": bound.holds(record.accuracy, record.software_accuracy),
             "corner_energy_uJ": figure(record.cost, "energy_uJ").typical if record.cost else None}
+
+
+def _known(flags: Mapping[str, list]) -> Mapping[str, Any]:
+    """Devices among which that of some flags has its name."""
+    return devices_of({name: flags[name] for name in ("device",) if name in flags})
 
 
 def asked_of(bench: Bench) -> list[Asked]:
