@@ -24,6 +24,7 @@ from models.quant.engines import reference
 from models.quant.engines.cpu import cells
 from models.quant.engines.cpu import engine as cpu
 from models.quant.engines.cpu.grid import cells_thresholds
+from models.quant.engines.cpu.grid.cells_reads import COMPARED_TREES, COMPARED_WIDE_TREES
 from models.quant.kernels.simd import has_byte_tables
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.setting import Setting
@@ -363,6 +364,8 @@ def assert_engines_give(layer, a_codes, wanted):
             continue
         prepared = engine.prepare(layer)
         ways = {name: functools.partial(engine.accumulate, prepared)}
+        if isinstance(prepared, cells.Prepared) and prepared.tree_kernel:
+            ways |= {"trees": functools.partial(prepared.by_columns, op=prepared.tree_kernel)}
         if isinstance(prepared, cells.Prepared) and has_byte_tables() and prepared._side_by_side._may_run:
             pixels = prepared._side_by_side
             ways |= {} if pixels._layout is None else {"side by side": functools.partial(pixels.simulate, dtype=prepared.dtype)}
@@ -433,7 +436,31 @@ def test_numba_is_the_reference_engine(tmp_path, hardware, chip, table):
     mapped, codes = net[0].mapped(), net[0].a_codes(x)
     assert mapped.compares == bool(chip == "all" or table)
     found = [engines.load(name).accumulate(engines.load(name).prepare(mapped), codes) for name in ("reference", "numba")]
+    prepared = cpu.prepare(mapped)
+    if isinstance(prepared, cells.Prepared) and prepared.tree_kernel:
+        assert torch.equal(found[0], prepared.by_columns(codes, op=prepared.tree_kernel))
     assert torch.equal(*found) and len(found[0].unique()) > 20
+
+
+PLANNED = dict(adc_plan="significance", adc_bits=3, adc_max_bits=6)
+
+
+@pytest.mark.parametrize("kernel, hardware", [
+    (COMPARED_TREES, dict()), (COMPARED_TREES, dict(adc_bits=8, cell_bits=1)), (COMPARED_TREES, PLANNED),
+    (COMPARED_WIDE_TREES, dict(weights="pair")), (COMPARED_WIDE_TREES, dict(weights="pair", **PLANNED)),
+    (COMPARED_WIDE_TREES, dict(weights="pair", mapping="im2col", rows=256, adc_bits=8, cell_bits=1))])
+@pytest.mark.parametrize("besides", [dict(), dict(adc_dnl=0.3, comparator_noise=0.3, adc_offset=0.2, adc_gain=0.02, read_noise=0.3)])
+@pytest.mark.parametrize("inl", [0.2, 4.0])
+def test_trees_of_thresholds(kernel, hardware, besides, inl):
+    """Of several tiles of columns, the last of them not full, with more reads than are turned at once, idle ones among them."""
+    net = network(150, 128, **{"rows": 128, "cell_bits": 2, "adc_bits": 6, **hardware})
+    x = torch.rand(2, 128, 7, 8)
+    x[0, :, :4] = x[:, 60:, 5:] = 0
+    program(net, Device.preset("ideal"), 2, adc_inl=inl, **besides)
+    calibrate(net, x, correct=None)
+    prepared, codes = cpu.prepare(net[0].mapped()), net[0].a_codes(x)
+    assert prepared.tree_kernel == (kernel if has_byte_tables() else None)
+    assert torch.equal(prepared.by_columns(codes, op=prepared.tree_kernel), reference.accumulate(reference.prepare(net[0].mapped()), codes))
 
 
 def test_thresholds_that_no_read_reaches():

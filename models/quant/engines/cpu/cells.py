@@ -22,11 +22,11 @@ from .grid.cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
 from .grid.cells_kernel import STATIC_BROAD
 from .grid.cells_narrow import NOT_NARROW, Narrow, narrow_forms
 from .grid.cells_layout import besides, fits, lay_out, padded_columns, step_of_slice, weights_of
-from .grid.cells_reads import COMPARED, COMPARED_SHORT, NARROW, PLAIN, SHORT
-from .grid.cells_thresholds import NOTHING_COMPARED, Compared, compared_forms
+from .grid.cells_reads import COMPARED, COMPARED_SHORT, COMPARED_TREES, COMPARED_WIDE_TREES, NARROW, PLAIN, SHORT
+from .grid.cells_thresholds import NOTHING_COMPARED, Compared, ComparedForms
 from .pixels import pixels
 from .vectors.amx import TILE_ROWS, can_multiply
-from .whole.choice import SHORT_ROWS, TILES, may
+from .whole.choice import SHORT_ROWS, TILES, TREES, fastest_for, may
 from .whole.several import ProductsOfBytes
 
 __all__ = ["Prepared", "fits"]
@@ -67,17 +67,45 @@ class Prepared:
         return narrow_forms(self.layer) if fixed and may(SHORT_ROWS) else NOT_NARROW
 
     @functools.cached_property
-    def _compared(self) -> Compared:
-        return compared_forms(self.layer) if self.layer.compares else NOTHING_COMPARED
+    def _compared(self):
+        return ComparedForms(self.layer)
+
+    @functools.cached_property
+    def _thresholds(self) -> Compared:
+        return self._compared.tables()
+
+    @functools.cached_property
+    def _trees(self) -> Compared:
+        return self._compared.tables(self._compared.levels)
 
     @property
     def _compares_shorts(self):
-        return self._compared.narrow and may(SHORT_ROWS)
+        return self.layer.compares and self._compared.narrow and may(SHORT_ROWS)
 
-    def _static_kernel(self, beside):
+    @property
+    def tree_kernel(self) -> int | None:
+        """The kernel that compares with trees of thresholds; None where it cannot."""
+        if not self.layer.compares or not self._compared.levels:
+            return None
+        return COMPARED_TREES if self._compares_shorts else COMPARED_WIDE_TREES
+
+    def _comparing_kernel(self, a_codes):
+        """The fastest that can, where codes follow from thresholds."""
+        trees, others = self.tree_kernel, COMPARED_SHORT if self._compares_shorts else COMPARED
+        if trees is None or not may(TREES):
+            return others
+        ways = {TREES: trees, "one after the other": others}
+        tried = {name: functools.partial(self.by_columns, op=op) for name, op in ways.items()}
+        way = fastest_for(self.layer, a_codes, tried, (trees, self._compared.spread))
+        if way is None:
+            return trees if "_trees" in self.__dict__ else others
+        self.__dict__.pop("_thresholds" if way == TREES else "_trees", None)  # they are large
+        return ways[way]
+
+    def _static_kernel(self, beside, a_codes):
         """The fastest that can, with fixed ranges."""
         if self.layer.compares:
-            return COMPARED_SHORT if self._compares_shorts else COMPARED
+            return self._comparing_kernel(a_codes)
         plain = not (beside.noisy or beside.curved or beside.gained or beside.moved)
         if self._narrow.fits:
             return NARROW if plain else SHORT
@@ -139,8 +167,8 @@ class Prepared:
             return self._side_by_side.simulate(a_codes, torch.int32 if scaling else self.dtype, **scaling)
         return self.by_columns(a_codes, **scaling)
 
-    def by_columns(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
-        """The same with columns side by side."""
+    def by_columns(self, a_codes: torch.Tensor, op: int | None = None, **scaling: Any) -> torch.Tensor:
+        """The same with columns side by side. Args: op, of the kernel; None: the fastest."""
         layer = self.layer
         dynamic = layer.spec.adc_range == "dynamic"
         forms = dynamic_forms(layer, *self._ranges(a_codes)) if dynamic else self._static
@@ -148,7 +176,7 @@ class Prepared:
         results = 0 if "next_codes" in scaling else 1 if scaling else int(step_of_slice(layer).max()) + 1
         dtype = torch.int32 if scaling else self.dtype
         out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
-        self._run(forms, a_codes, DYNAMIC if dynamic else STATIC, out=out.numpy(), **scaling)
+        self._run(forms, a_codes, op or (DYNAMIC if dynamic else STATIC), out=out.numpy(), **scaling)
         return out
 
     def histogram(self, a_codes: torch.Tensor, bins: Bins | None = None) -> torch.Tensor:
@@ -173,6 +201,8 @@ class Prepared:
         size = geometry.output_size(*a_codes.shape[1:3], layer.kernel)
         pixels = len(a_codes) * math.prod(size)
         beside = besides(layer, math.prod(size))
+        if op == STATIC:
+            op = self._static_kernel(beside, a_codes)
         if layer.kernel == (1, 1) and geometry.stride == (1, 1) and not any(geometry.padding):
             threads = numba.get_num_threads()
             rows = threads * math.ceil(pixels / (threads * MOST_IN_A_ROW))  # as many for each thread
@@ -181,11 +211,10 @@ class Prepared:
             a_codes = F.pad(a_codes.reshape(pixels, channels), (0, 0, 0, rows * width - pixels)).view(rows, 1, width, channels)
             size = 1, width
         fills_tiles = math.prod(size) * len(layer.spec.digit_bits) >= TILE_ROWS // 2
-        shape, tables = fills_tiles and self._by_matrix or self._by_rows
-        if op == STATIC:
-            op = self._static_kernel(beside)
+        by_trees = op in (COMPARED_TREES, COMPARED_WIDE_TREES)
+        shape, tables = fills_tiles and not by_trees and self._by_matrix or self._by_rows
         narrow = self._narrow if op in (NARROW, SHORT) else NOT_NARROW
-        compared = self._compared if op in (COMPARED, COMPARED_SHORT) else NOTHING_COMPARED
+        compared = self._trees if by_trees else self._thresholds if op in (COMPARED, COMPARED_SHORT) else NOTHING_COMPARED
         if not beside.idle_is_zero:
             compared = compared._replace(idle=NOTHING_COMPARED.idle)
         beside = beside._replace(idle_is_zero=layer.spec.skips_idle or beside.idle_is_zero and compared.silent)

@@ -28,10 +28,8 @@ def compared_codes_of_digits(shape, at, weights, place, next_place, z, end, op):
     while z < end:
         if not adds_nothing(shape, at, place.x, z, place.k, op):
             kind = at.kinds + 8 * FIELDS * kind_of(shape, at, place.x, z, place.k)
-            if at.idle_is_known and _is_idle(shape, at, place, z):
-                idle = int64_at(kind, IDLE) + block * int64_at(kind, IDLE_APART)
-                total0 = added_shorts(total0, load_shorts(at.idle, idle))
-                total1 = added_shorts(total1, load_shorts(at.idle, idle + WIDE))
+            if at.idle_is_known and is_idle(shape, at, place, z):
+                total0, total1 = with_shorts_at_rest(at, kind, block, total0, total1)
             else:
                 total0, total1 = _with_codes(shape, at, weights, place, next_place, z, kind, block, total0, total1)
         z += 1
@@ -39,14 +37,16 @@ def compared_codes_of_digits(shape, at, weights, place, next_place, z, end, op):
 
 
 @inlined
+def with_shorts_at_rest(at, kind, block, total0, total1):
+    """The sums of both halves, and what the codes of an idle read are worth."""
+    idle = int64_at(kind, IDLE) + block * int64_at(kind, IDLE_APART)
+    return added_shorts(total0, load_shorts(at.idle, idle)), added_shorts(total1, load_shorts(at.idle, idle + WIDE))
+
+
+@inlined
 def _with_codes(shape, at, weights, place, next_place, z, kind, block, total0, total1):
     """The sums of both halves, and what the codes of digit z are worth."""
-    x0, x1 = sum_shorts(shape, at, weights, place.x, z, int64_at(kind, START))
-    if at.noisy or at.curved or at.gained:
-        x0, x1 = as_shorts(read(shape, at, place, z, SHORT, x0)), as_shorts(read(shape, at, next_place, z, SHORT, x1))
-    else:
-        x0, x1 = with_offsets(shape, at, place, x0), with_offsets(shape, at, next_place, x1)
-    x0, x1 = _above(x0, int64_at(kind, FLOOR)), _above(x1, int64_at(kind, FLOOR))
+    x0, x1 = above_floor(shape, at, weights, place, next_place, z, kind)
     spans = at.spans + 8 * (int64_at(kind, SPANS_AT) + block * int64_at(kind, SPANS_APART))
     span, codes = int64_at(kind, SPAN), int64_at(kind, CODES)
     highest = int64_at(kind, HIGH) - int64_at(kind, LOW)
@@ -58,6 +58,17 @@ def _with_codes(shape, at, weights, place, next_place, z, kind, block, total0, t
     if int64_at(kind, RISE):
         return _risen_evenly(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, full_i16(int64_at(kind, RISE)))
     return _risen_unevenly(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, codes + i)
+
+
+@inlined
+def above_floor(shape, at, weights, place, next_place, z, kind):
+    """The reads of both halves as x, without a sign."""
+    x0, x1 = sum_shorts(shape, at, weights, place.x, z, int64_at(kind, START))
+    if at.noisy or at.curved or at.gained:
+        x0, x1 = as_shorts(read(shape, at, place, z, SHORT, x0)), as_shorts(read(shape, at, next_place, z, SHORT, x1))
+    else:
+        x0, x1 = with_offsets(shape, at, place, x0), with_offsets(shape, at, next_place, x1)
+    return _above(x0, int64_at(kind, FLOOR)), _above(x1, int64_at(kind, FLOOR))
 
 
 @inlined
@@ -86,15 +97,14 @@ def _risen_unevenly(at, total0, total1, x0, x1, row, count, code):
 def add_compared_codes(shape, at, place, accumulator, op):
     """The codes of all digits of one pixel, times their factors, to its accumulators, of 64 columns."""
     total = full_i32(0)
-    block = place.array * ((shape.out_channels + WIDE - 1) // WIDE) + place.column // WIDE
     for z in range(shape.digits):
         if not adds_nothing(shape, at, place.x, z, place.k, op):
             kind = at.kinds + 8 * FIELDS * kind_of(shape, at, place.x, z, place.k)
-            if at.idle_is_known and _is_idle(shape, at, place, z):
-                worth = load_ints(at.idle, int64_at(kind, IDLE) + block * int64_at(kind, IDLE_APART))
+            if at.idle_is_known and is_idle(shape, at, place, z):
+                total = added(total, worth_at_rest(shape, at, place, kind))
             else:
-                worth = _worth_of_codes(shape, at, place, z, kind, block, op)
-            total = added(total, times(worth, int64_at(kind, FACTOR)))
+                worth = _worth_of_codes(shape, at, place, z, kind, _block(shape, place), op)
+                total = added(total, times(worth, int64_at(kind, FACTOR)))
     add_ints_to_int64(at.exact_acc, accumulator, total)
 
 
@@ -102,7 +112,7 @@ def add_compared_codes(shape, at, place, accumulator, op):
 def _worth_of_codes(shape, at, place, z, kind, block, op):
     """What the codes of digit z are worth."""
     u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
-    x = _between(u, int64_at(kind, LOW), int64_at(kind, HIGH))
+    x = between(u, int64_at(kind, LOW), int64_at(kind, HIGH))
     spans, codes = at.spans + 8 * (int64_at(kind, SPANS_AT) + block * int64_at(kind, SPANS_APART)), int64_at(kind, CODES)
     i = int32_at(spans, 2 * (_least(x) >> int64_at(kind, SPAN)))
     end = int32_at(spans, 2 * (_largest(x) >> int64_at(kind, SPAN)) + 1)
@@ -125,13 +135,25 @@ def _worth_of_codes(shape, at, place, z, kind, block, op):
 
 
 @inlined
-def _is_idle(shape, at, place, z):
+def _block(shape, place):
+    """Of 64 columns."""
+    return place.array * ((shape.out_channels + WIDE - 1) // WIDE) + place.column // WIDE
+
+
+@inlined
+def worth_at_rest(shape, at, place, kind):
+    """What the codes of an idle read of 64 columns are worth."""
+    return times(load_ints(at.idle, int64_at(kind, IDLE) + _block(shape, place) * int64_at(kind, IDLE_APART)), int64_at(kind, FACTOR))
+
+
+@inlined
+def is_idle(shape, at, place, z):
     """Whether no row of the array is on."""
     return int32_at(at.pixel_inputs, place.x * shape.digits + z) == 0
 
 
 @_operation(ints, ints, types.intp, types.intp)
-def _between(b, u, low, high):
+def between(b, u, low, high):
     """u brought between two numbers, less the first."""
     low, high = (_broadcast(b, b.trunc(number, _I32), _INTS) for number in (low, high))
     u = b.select(b.icmp_signed(">", u, low), u, low)

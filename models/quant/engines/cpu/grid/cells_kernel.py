@@ -25,6 +25,7 @@ from ..common.histogram import bin_of
 from ..common.rows import Source, active_rows, list_rows_under, rows_to_keep
 from ..vectors.amx import TILE_ROWS, configure, release
 from ..vectors.loop import Kernel, bands_of, loaded
+from ..vectors.picks import TURNED
 from ..vectors.wide import (RAISED, WIDE, add_product_f32, add_product_f64, add_times_to_int32, add_to_int32, add_to_int64, added,
                             as_floats, code_f32, code_f64_of_f32, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64,
                             full_i32, larger, load_ints, smaller, store_ints)
@@ -34,10 +35,11 @@ from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Form
 from .cells_matrix import multiply, pack
 from .cells_narrow import Narrow, narrow_codes_of_digits
 from .cells_layout import Besides, CellLayout, CellShape
-from .cells_reads import (COMPARED, COMPARED_SHORT, NARROW, PLAIN, SHARED, SHORT, Place, add_curves, add_inputs, add_noise,
-                          add_references, add_squares, adds_nothing, kind_of, read, sums_of_cells)
+from .cells_reads import (COMPARED, COMPARED_SHORT, COMPARED_TREES, COMPARED_WIDE_TREES, NARROW, PLAIN, SHARED, SHORT, Place, add_curves,
+                          add_inputs, add_noise, add_references, add_squares, adds_nothing, kind_of, moved, read, sums_of_cells)
 from .cells_rows import add_rows, add_squared_rows
 from .cells_thresholds import Compared
+from .cells_trees import BLOCK, add_reads, convert_rest
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
 
@@ -61,7 +63,9 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
 # codes_row, panel                see `cells_matrix.pack`; sums: of a turn, int32 `[pixel, digit, column of a tile]`, u and perhaps B
 # row_of_reads                    u of 64 columns
-# analog .. seed                  of `cells_layout.Besides`
+# levels .. read_columns          of `cells_trees`. waiting: reads of each run that wait; of each of them read_scale, what its values are
+#                                 multiplied by, int16, and read_sums, the first accumulator; x, int16 `[run, TURNED, TILE]` and
+#                                 `[TILE, TURNED]`
 CellAddresses = namedtuple("CellAddresses", """
     analog noisy curved gained moved idle_is_zero idle_is_known keys noise curve current rounder
     reference reference_base gains offsets base seed
@@ -70,11 +74,12 @@ CellAddresses = namedtuple("CellAddresses", """
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts first_bin bin_shift bins
     lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared reads drive
-    codes_row panel sums acc exact_acc step total row_of_reads""")
+    codes_row panel sums acc exact_acc step total row_of_reads levels tree_values run_of scales waiting read_scale
+    read_sums read_rows read_columns""")
 
 Buffers = namedtuple("Buffers", """
     lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared drive
-    codes_row panel sums acc exact_acc step total row_of_reads""")
+    codes_row panel sums acc exact_acc step total row_of_reads waiting read_scale read_sums turned""")
 
 
 def run(shape: CellShape, layout: CellLayout, forms: Forms, narrow: Narrow, compared: Compared, besides: Besides,
@@ -166,9 +171,15 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
                     _prefetch(shape, at, words, int64_at(at.tile_stride, t), first, end, count)
                     if op == NARROW or op == SHORT or op == COMPARED_SHORT:
                         _reads_in_registers(shape, at, Place(group, t, array, k, tile * shape.tile, 0, 0), words, first, end, op)
+                    elif op == COMPARED_TREES:
+                        for x in range(first, end):
+                            place = Place(group, t, array, k, tile * shape.tile, x, 0)
+                            add_reads(shape, at, place, at.weights + 2 * words, _accumulator(shape, at, place), op)
                     else:
                         _sum_cells(shape, at, t, k, words, first, end, op)
                         _use_sums(shape, at, Place(group, t, array, k, tile * shape.tile, 0, 0), first, end, op)
+                if op == COMPARED_TREES or op == COMPARED_WIDE_TREES:
+                    convert_rest(shape, at, Place(group, t, array, k, tile * shape.tile, 0, 0), op)
 
 
 @inlined
@@ -177,8 +188,8 @@ def _reads_in_registers(shape, at, place, words, first, end, op):
     digits, times what they are worth, to the accumulators of both halves."""
     weights, worth = at.weights + 2 * words, int64_at(at.worth, place.k)
     for x in range(first, end):
-        at_pixel = _moved(place, 0, x, 0)
-        behind, accumulator = _moved(at_pixel, WIDE, x, 0), _accumulator(shape, at, at_pixel)
+        at_pixel = moved(place, 0, x, 0)
+        behind, accumulator = moved(at_pixel, WIDE, x, 0), _accumulator(shape, at, at_pixel)
         for part in range(at.n_parts):
             z, last = int64_at(at.parts, part), int64_at(at.parts, part + 1)
             if op == COMPARED_SHORT:
@@ -207,8 +218,12 @@ def _sum_cells(shape, at, t, k, words, first, end, op):
 def _use_sums(shape, at, tile, first, end, op):
     """Do `op` with the reads whose sums those are; tile, the `Place` of its first columns."""
     for x in range(first, end):
+        if op == COMPARED_WIDE_TREES:
+            place = moved(tile, 0, x, (x - first) * shape.digits * shape.tile)
+            add_reads(shape, at, place, 0, _accumulator(shape, at, place), op)
+            continue
         for half in range(0, min(shape.tile, shape.out_channels - tile.column), WIDE):
-            place = _moved(tile, half, x, (x - first) * shape.digits * shape.tile + half)
+            place = moved(tile, half, x, (x - first) * shape.digits * shape.tile + half)
             if op == RANGES:
                 _keep_extremes(shape, at, place, op)
             elif op == HISTOGRAM:
@@ -219,12 +234,6 @@ def _use_sums(shape, at, tile, first, end, op):
                 add_compared_codes(shape, at, place, _accumulator(shape, at, place), op)
             else:
                 _add_broad_codes(shape, at, place, op)
-
-
-@inlined
-def _moved(place, columns, x, sums):
-    """So many columns further, at pixel x."""
-    return Place(place.group, place.t, place.array, place.k, place.column + columns, x, sums)
 
 
 @inlined
@@ -324,6 +333,7 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
     sums = width * shape.steps * shape.slice_vectors * LANES
     broad = op == STATIC_BROAD or op == DYNAMIC or op == COMPARED
     narrow_sums, broad_sums = 0 if broad else sums, sums if broad else 0
+    runs = shape.digits if op == COMPARED_TREES or op == COMPARED_WIDE_TREES else 0
     return Buffers(
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
         row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
@@ -336,7 +346,9 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         sums=aligned((shape.sums + shape.squared) * TILE_ROWS * shape.tile, np.empty(0, np.int32)),
         acc=aligned(narrow_sums, np.empty(0, np.int32)), exact_acc=np.empty(broad_sums, np.int64),
         step=np.empty(shape.slice_vectors * LANES, np.int64), total=np.empty(shape.slice_vectors * LANES),
-        row_of_reads=np.empty(WIDE, np.int32))
+        row_of_reads=np.empty(WIDE, np.int32),
+        waiting=np.zeros(runs, np.int64), read_scale=np.zeros(runs * TURNED, np.int16), read_sums=np.zeros(runs * TURNED, np.int64),
+        turned=aligned((runs + 1) * BLOCK, np.empty(0, np.int16)))
 
 
 @inlined
@@ -350,8 +362,8 @@ def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes
     """`CellAddresses` for one `op`."""
     words = 2 if target.wide else 1
     exact = op == STATIC_BROAD or op == DYNAMIC or op == COMPARED
-    compares = op == COMPARED_SHORT
-    rounder = np.float32(RAISED if op == SHORT or compares else ROUNDER)
+    compares = op == COMPARED_SHORT or op == COMPARED_TREES or op == COMPARED_WIDE_TREES
+    rounder = np.float32(RAISED if op == SHORT or op == COMPARED_SHORT or op == COMPARED_TREES else ROUNDER)
     parts, worth = compared.parts if compares else narrow.parts, compared.worth if compares else narrow.worth
     return CellAddresses(
         analog=besides.analog, noisy=besides.noisy, curved=besides.curved, gained=besides.gained, moved=besides.moved,
@@ -385,7 +397,10 @@ def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes
         drive=buffers.drive.ctypes.data, codes_row=buffers.codes_row.ctypes.data, panel=buffers.panel.ctypes.data,
         sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data,
         exact_acc=buffers.exact_acc.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,
-        row_of_reads=buffers.row_of_reads.ctypes.data)
+        row_of_reads=buffers.row_of_reads.ctypes.data, levels=compared.levels, tree_values=compared.tree_values.ctypes.data,
+        run_of=compared.run_of.ctypes.data, scales=compared.scales.ctypes.data, waiting=buffers.waiting.ctypes.data,
+        read_scale=buffers.read_scale.ctypes.data, read_sums=buffers.read_sums.ctypes.data,
+        read_columns=buffers.turned.ctypes.data, read_rows=buffers.turned.ctypes.data + 2 * BLOCK)
 
 
 @inner
@@ -393,4 +408,5 @@ def _keep_alive(buffers):
     """Numba frees an array after its last use, and does not see the uses by address."""
 
 
-_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN, SHORT, NARROW, COMPARED, COMPARED_SHORT)}
+_kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN, SHORT, NARROW, COMPARED, COMPARED_SHORT,
+                                     COMPARED_TREES, COMPARED_WIDE_TREES)}

@@ -167,16 +167,26 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
     rows = layer.cells.reference.cpu().numpy().transpose(1, 2, 0)
     for t, (start, stop) in enumerate(arrays):
         reference[:, starts[t] + 1:starts[t] + 1 + stop - start, :slices] = rows[:, start:stop]
-    gain, offset = np.ones((slices, groups, len(arrays), padded)), np.zeros((slices, groups, len(arrays), padded), np.int32)
-    if readout.gain is not None:
-        gain[..., :out] = readout.gain.cpu().numpy()
-    if readout.offset is not None:
-        offset[..., :out] = readout.offset.cpu().numpy()
-    curve = np.array(readout.curve or np.zeros((slices, 4)), np.float64)
+    gain, offset = gains_and_offsets(layer, padded)
     referred = not readout.needs_both and (readout.curve is not None or bool(table[:, 1].any()))
     base = layer.base_noise.numpy()
     gained, moved = bool((gain != 1).any()), bool(offset.any())
     idle_is_zero = spec.skips_idle or not (moved or base.any())
     return Besides(readout.noisy, gained, moved, idle_is_zero, readout.curve is not None, referred, spec.reference == "analog", keys, table,
-                   curve[:, :3].astype(np.float32), curve[:, 3].copy(), reference, starts, gain, offset, base,
-                   signed(readout.seed), first_image(), pixels)
+                   *curve_and_current(layer), reference, starts, gain, offset, base, signed(readout.seed), first_image(), pixels)
+
+
+def gains_and_offsets(layer: MappedLayer, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """`Besides.gain` and `offset`, each of so many columns, those without a channel of ones and zeros."""
+    groups, shape = layer.geometry.groups, (len(layer.spec.slice_bits), layer.geometry.groups, len(layer.arrays), columns)
+    gain, offset, out = np.ones(shape), np.zeros(shape, np.int32), len(layer.w_codes) // groups
+    for found, given in ((gain, layer.readout.gain), (offset, layer.readout.offset)):
+        if given is not None:
+            found[..., :out] = given.cpu().numpy()
+    return gain, offset
+
+
+def curve_and_current(layer: MappedLayer) -> tuple[np.ndarray, np.ndarray]:
+    """`Besides.curve` and `current`."""
+    curve = np.array(layer.readout.curve or np.zeros((len(layer.spec.slice_bits), 4)))
+    return curve[:, :3].astype(np.float32), curve[:, 3].copy()

@@ -19,8 +19,8 @@ from ..vectors.wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, betwe
 from .cells_forms import FACTOR, FORM
 
 # Operations beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it; by `cells_narrow`, with what
-# reads have besides, and without; by `cells_compared`, in 32 bits and in 16.
-PLAIN, SHORT, NARROW, COMPARED, COMPARED_SHORT = 5, 6, 7, 8, 9
+# reads have besides, and without; by `cells_compared`, in 32 bits and in 16; by `cells_trees`, of sums in 16 bits and in 32.
+PLAIN, SHORT, NARROW, COMPARED, COMPARED_SHORT, COMPARED_TREES, COMPARED_WIDE_TREES = 5, 6, 7, 8, 9, 10, 11
 
 # The reads of 64 columns at one output pixel, a digit each. array, that of all groups; column, the first of 64 in its group; x, the
 # pixel in its strip; sums, where u of the first digit stands in `at.sums`.
@@ -32,6 +32,12 @@ FIRST, SECOND, RISE, LOW, HIGH, DEVIATION, LIFT = range(7)
 SHARED = 7
 UNLIKE = np.float32(-1)  # DEVIATION where each column has its own
 TOGETHER = 4  # slices whose reference cells are added up at a time
+
+
+@inlined
+def moved(place, columns, x, sums):
+    """So many columns further, at pixel x."""
+    return Place(place.group, place.t, place.array, place.k, place.column + columns, x, sums)
 
 
 @inlined

@@ -7,6 +7,7 @@ spans of x. One for all blocks would have the most unlike of thousands of conver
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections import namedtuple
@@ -16,10 +17,13 @@ import torch
 
 from ....arrays.converter import Converter
 from ....arrays.mapping import MappedLayer
+from ....kernels.simd import has_byte_tables
 from ... import accumulator_dtype
 from ...reach import read_range
+from ..vectors.picks import LARGE_TREE, SMALL_TREE
 from ..vectors.wide import BIAS, WIDE
 
+NEVER = 2**15 - 1  # in a tree: a threshold that no read reaches
 MOST_BYTES = 2**31  # of the thresholds of a layer
 SPANS = 8  # bits of the number of one
 GRAIN = 2**7  # of what sums of 16 bits begin at, which is doubled for each bit of a digit but one
@@ -44,10 +48,16 @@ TOGETHER = 2  # thresholds that sums of 16 bits are compared with in turn: behin
 # spans        int32 `[group, array, block of columns, span, 2]` of each kind: thresholds that all x of a span have reached, and that none
 #              is beyond
 # worth        what values of each slice are worth, int64; parts: see `cells_narrow.Narrow`
-Compared = namedtuple("Compared", "narrow short idle silent kinds thresholds values rises spans worth parts")
+# levels       of the trees for `cells_trees`, which stand in the place of thresholds: FIRST, where those of a kind begin, and APART, how
+#              far one is from the next, `[group, array, column, 2^levels]`, paired where narrow; 0: there are none
+# tree_values  what codes are worth, int16 `[digit, slice, 2^levels]`, over what all of them are multiples of; scales: that, over `worth`,
+#              int64 `[digit, slice]`
+# run_of       of each digit: the number of its run, digits that have the same converters and whose sums 16 bits hold
+Compared = namedtuple("Compared", "narrow short idle silent kinds thresholds values rises spans worth parts levels tree_values "
+                                  "scales run_of")
 NOTHING_COMPARED = Compared(False, True, np.zeros(0, np.uint8), True,
                             *(np.zeros(0, kind) for kind in (np.int64, np.uint8, np.int64, np.int64, np.int32)),
-                            np.zeros(0, np.int64), np.zeros(1, np.int64))
+                            np.zeros(0, np.int64), np.zeros(1, np.int64), 0, np.zeros(0, np.int16), *[np.zeros(0, np.int64)] * 2)
 
 
 def unfit(layer: MappedLayer) -> str | None:
@@ -68,54 +78,110 @@ def _blocks(layer, columns):
     return -(-len(layer.w_codes) // layer.geometry.groups // columns)
 
 
-def compared_forms(layer: MappedLayer) -> Compared:
-    """The thresholds of a layer whose ranges are fixed."""
-    spec, shape = layer.spec, (len(layer.spec.digit_bits), len(layer.spec.slice_bits), layer.classes)
-    found, values = {}, {}
-    for z, k, j in np.ndindex(shape):
-        converter = layer.converter(z, k, j)
-        added = added_by_codes(converter)
-        values[z, k, j] = added << spec.dac_bits * z if converter.bits else 0 * added
-        if converter.bits and (k, converter) not in found:
-            found[k, converter] = _in_reads(layer.thresholds(z, k, j), *read_range(layer, k))
-    biases, (worth, parts) = _biases(layer), _sums_of_codes(values, shape, spec.cell_bits)
-    short = all(high - low < 2**16 - 1 for _, low, high in found.values())
-    narrow = short and biases is not None and worth is not None
-    kinds, tables, spans, places = np.zeros((*shape, FIELDS), np.int64), _Joined(), _Joined(), {}
-    for (k, converter), (x, low, high) in found.items():
-        span = max(0, (high - low).bit_length() - SPANS)
-        table, apart = _table(layer, x, high - low + 1, narrow, np.uint16 if short else np.int32)
-        of_spans = _spans(x, span, 2 * WIDE if narrow else WIDE)
-        places[k, converter] = low, high, span, tables.add(table), apart, spans.add(of_spans), 2**SPANS * (x.size > x.shape[-1])
-    codes, of_codes, idle, silent = _Joined(), {}, _Joined(), True
-    for z, k, j in np.ndindex(shape):
-        converter = layer.converter(z, k, j)
-        own = values[z, k, j] // (worth[k] if narrow else converter.factor << spec.dac_bits * z)
-        key = own.tobytes()
-        of_codes[key] = of_codes[key] if key in of_codes else codes.add(np.append(own, [own[-1]] * TOGETHER))
-        rise = np.unique(np.diff(own))
-        low, high, span, first, apart, *of_spans = places.get((k, converter), (0,) * 7)
-        bias = biases[k] if narrow else 0
-        factor = converter.factor << (spec.dac_bits * z + spec.cell_bits * k)
-        start = bias >> spec.digit_bits[z] - 1
-        rise = int(rise[0]) if len(rise) == 1 else 0
-        at_rest = 0, 0
-        if j == 0 and converter.bits:  # the class of idle reads, and of others where there is one
-            of_columns = own[(found[k, converter][0] <= -low).sum(-1)]
-            silent = silent and not of_columns.any()
-            block = _in_blocks(layer, of_columns[..., None], 0, narrow, np.int64)
-            at_rest = idle.add(block.ravel()), math.prod(block.shape[3:]) * (of_columns.size > 1)
-        kinds[z, k, j] = low, high, span, first, apart, of_codes[key], *of_spans, factor, start, low + bias, rise, *at_rest
-    values = codes.whole(np.int64)
-    worth = (worth if narrow else np.zeros(shape[1], np.int64)) << spec.cell_bits * np.arange(shape[1])
-    return Compared(narrow, short, idle.whole(np.int16 if narrow else np.int32).view(np.uint8), silent, kinds,
-                    tables.whole(np.uint16 if short else np.int32).view(np.uint8), values, np.diff(values, append=0),
-                    spans.whole(np.int32).reshape(-1, 2), worth, parts)
+class ComparedForms:
+    """The thresholds of a layer whose ranges are fixed, in the reads that there can be.
+
+    Attributes: narrow, see `Compared`; levels, of the trees that it may have, 0 where it has none: where ranges follow n, converters have
+    more bits, or 16 bits do not hold what is compared; spread, by about how many thresholds those of columns differ, as a power of two.
+    """
+
+    def __init__(self, layer: MappedLayer) -> None:
+        spec, self.layer = layer.spec, layer
+        self._shape = shape = len(spec.digit_bits), len(spec.slice_bits), layer.classes
+        self._values = {}
+        for z, k, j in np.ndindex(shape):
+            converter = layer.converter(z, k, j)
+            added = added_by_codes(converter)
+            self._values[z, k, j] = added << spec.dac_bits * z if converter.bits else 0 * added
+        self._biases, (self._worth, self._parts) = _biases(layer), _sums_of_codes(self._values, shape, spec.cell_bits)
+        self._short = all(high - low < 2**16 - 1 for _, low, high in self._found.values())
+        self.narrow = self._short and self._biases is not None and self._worth is not None
+        bits = max((converter.bits for _, converter in self._found), default=0)
+        apart = [np.ptp(x, axis=2).mean() * x.shape[-1] / (high - low + 1) for x, low, high in self._found.values()]
+        self.spread = int(max(apart, default=0)).bit_length()
+        held = self._short and self._worth is not None and accumulator_dtype(layer) == torch.int32
+        trees = held and layer.classes == 1 and has_byte_tables() and bits <= LARGE_TREE
+        self.levels = 0 if not trees else SMALL_TREE if bits <= SMALL_TREE else LARGE_TREE
+
+    @functools.cached_property
+    def _found(self):
+        """`{(slice, converter): thresholds in x, LOW, HIGH}`, kept until there are tables: they are large."""
+        found = {}
+        for z, k, j in np.ndindex(self._shape):
+            converter = self.layer.converter(z, k, j)
+            if converter.bits and (k, converter) not in found:
+                found[k, converter] = _in_reads(self.layer.thresholds(z, k, j), *read_range(self.layer, k))
+        return found
+
+    def tables(self, levels: int = 0) -> Compared:
+        """The tables of the kernel. Args: levels, of trees in the place of thresholds: none or those that there may be."""
+        layer, spec, shape, found, values = self.layer, self.layer.spec, self._shape, self._found, self._values
+        del self._found
+        biases, worth, parts, short, narrow = self._biases, self._worth, self._parts, self._short, self.narrow
+        kinds, tables, spans, places = np.zeros((*shape, FIELDS), np.int64), _Joined(), _Joined(), {}
+        for (k, converter), (x, low, high) in found.items():
+            if levels:
+                tree, apart = _trees(layer, x, levels, narrow)
+                places[k, converter] = low, high, 0, tables.add(tree), apart, 0, 0
+                continue
+            span = max(0, (high - low).bit_length() - SPANS)
+            table, apart = _table(layer, x, high - low + 1, narrow, np.uint16 if short else np.int32)
+            of_spans = _spans(x, span, 2 * WIDE if narrow else WIDE)
+            places[k, converter] = low, high, span, tables.add(table), apart, spans.add(of_spans), 2**SPANS * (x.size > x.shape[-1])
+        codes, of_codes, idle, silent = _Joined(), {}, _Joined(), True
+        for z, k, j in np.ndindex(shape):
+            converter = layer.converter(z, k, j)
+            own = values[z, k, j] // (worth[k] if narrow else converter.factor << spec.dac_bits * z)
+            key = own.tobytes()
+            of_codes[key] = of_codes[key] if key in of_codes else codes.add(np.append(own, [own[-1]] * TOGETHER))
+            rise = np.unique(np.diff(own))
+            low, high, span, first, apart, *of_spans = places.get((k, converter), (0,) * 7)
+            bias = biases[k] if narrow else 0
+            factor = converter.factor << (spec.dac_bits * z + spec.cell_bits * k)
+            start = bias >> spec.digit_bits[z] - 1
+            rise = int(rise[0]) if len(rise) == 1 else 0
+            at_rest = 0, 0
+            if j == 0 and converter.bits:  # the class of idle reads, and of others where there is one
+                of_columns = own[(found[k, converter][0] <= -low).sum(-1)]
+                silent = silent and not of_columns.any()
+                block = _in_blocks(layer, of_columns[..., None], 0, narrow, np.int64)
+                at_rest = idle.add(block.ravel()), math.prod(block.shape[3:]) * (of_columns.size > 1)
+            kinds[z, k, j] = low, high, span, first, apart, of_codes[key], *of_spans, factor, start, low + bias, rise, *at_rest
+        of_trees = self._of_trees(levels) if levels else NOTHING_COMPARED[-3:]
+        values = codes.whole(np.int64)
+        worth = (worth if narrow or levels else np.zeros(shape[1], np.int64)) << spec.cell_bits * np.arange(shape[1])
+        return Compared(narrow, short, idle.whole(np.int16 if narrow else np.int32).view(np.uint8), silent, kinds,
+                        tables.whole(np.uint16 if short else np.int32).view(np.uint8), values, np.diff(values, append=0),
+                        spans.whole(np.int32).reshape(-1, 2), worth, parts, levels, *of_trees)
+
+    def _of_trees(self, levels):
+        """`Compared.tree_values`, `scales` and `run_of`."""
+        digits, slices, _ = self._shape
+        tree_values, scales = np.zeros((digits, slices, 2**levels), np.int16), np.zeros((digits, slices), np.int64)
+        for z, k in np.ndindex(digits, slices):
+            own = self._values[z, k, 0]
+            common = max(1, np.gcd.reduce(own))
+            tree_values[z, k, :len(own)], scales[z, k] = own // common, common // self._worth[k]
+        converters = [[self.layer.converter(z, k) for k in range(slices)] for z in range(digits)]
+        begins = [z in self._parts or converters[z] != converters[z - 1] for z in range(digits)]
+        return tree_values, scales, np.cumsum(begins) - 1
+
 
 
 def added_by_codes(converter: Converter) -> np.ndarray:
     """What each code adds, from the lowest one on, int64."""
     return np.asarray(converter.added(np.arange(converter.q_min, converter.q_max + 1)), np.int64)
+
+
+def as_tree(thresholds: np.ndarray, levels: int) -> np.ndarray:
+    """Thresholds that do not fall, `[.., threshold]`, as trees, int16: of each entry i the next ones are 2 i and 2 i + 1."""
+    rising = np.full((*thresholds.shape[:-1], 2**levels - 1), NEVER, np.int16)
+    rising[..., :thresholds.shape[-1]] = thresholds.clip(-NEVER - 1, NEVER)
+    tree = np.full((*thresholds.shape[:-1], 2**levels), NEVER, np.int16)
+    for level in range(levels):
+        apart = 2 ** (levels - level)
+        tree[..., 2**level:2 ** (level + 1)] = rising[..., apart // 2 - 1::apart]
+    return tree
 
 
 class _Joined:
@@ -145,6 +211,16 @@ def _table(layer, x, beyond, narrow, dtype):
     x = np.pad(x, [(0, 0)] * 3 + [(0, TOGETHER)], constant_values=2**16 - 1 if narrow else beyond)
     table = _in_blocks(layer, x, beyond, narrow, dtype)
     return table.ravel(), math.prod(table.shape[3:]) * (x.size > x.shape[-1])
+
+
+def _trees(layer, x, levels, narrow):
+    """(trees of thresholds x `[group, array, column, threshold]` in the order of the kernel, how far one is from the next)."""
+    tree = as_tree(x - 2**15, levels)
+    if x.size == x.shape[-1]:
+        return tree.ravel(), 0
+    groups, arrays, columns, entries = tree.shape
+    tree = np.pad(tree, ((0, 0), (0, 0), (0, _blocks(layer, 2 * WIDE) * 2 * WIDE - columns), (0, 0)))
+    return (tree.reshape(groups, arrays, -1, 2, WIDE // 2, entries).swapaxes(3, 4) if narrow else tree).ravel(), entries
 
 
 def _in_blocks(layer, x, beyond, narrow, dtype):

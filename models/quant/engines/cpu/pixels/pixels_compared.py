@@ -17,10 +17,8 @@ from ....arrays.mapping import MappedLayer
 from ....kernels.inner import inlined
 from ....kernels.simd import int64_at
 from ...reach import read_range
-from ..grid.cells_thresholds import added_by_codes
+from ..grid.cells_thresholds import NEVER, added_by_codes, as_tree
 from ..vectors.picks import LARGE_TREE, SMALL_TREE, worth_by_large_tree, worth_by_small_tree
-
-NEVER = 2**15 - 1  # a threshold that no read reaches: 16 bits hold reads below it
 
 # levels       of a tree
 # trees        int16 `[group, array, out, 2^levels]` of each kind of converters, or `[2^levels]` where all are alike
@@ -52,24 +50,13 @@ def trees_of(layer: MappedLayer) -> Trees | None:
         common = np.gcd.reduce(added)
         values[z, k, :len(added)], factors[z, k] = added // common, common << spec.dac_bits * z
         if (k, converter) not in places:
-            tree = _tree(layer.thresholds(z, k), levels)
+            tree = as_tree(layer.thresholds(z, k), levels)
             places[k, converter] = sum(map(len, trees)), tree.shape[-1] * (tree.size > tree.shape[-1])
             trees.append(tree.ravel())
         tree_of[z, k] = places[k, converter]
     if len(layer.arrays) * np.abs(values).max() >= 2**15:
         return None
     return Trees(levels, np.concatenate(trees or [NO_TREES.trees]), tree_of, values.astype(np.int16), factors)
-
-
-def _tree(thresholds, levels):
-    """Thresholds that do not fall, `[.., threshold]`, as trees, int16: of each entry i the next ones are 2 i and 2 i + 1."""
-    rising = np.full((*thresholds.shape[:-1], 2**levels - 1), NEVER, np.int16)
-    rising[..., :thresholds.shape[-1]] = thresholds.clip(-NEVER - 1, NEVER)
-    tree = np.full((*thresholds.shape[:-1], 2**levels), NEVER, np.int16)
-    for level in range(levels):
-        apart = 2 ** (levels - level)
-        tree[..., 2**level:2 ** (level + 1)] = rising[..., apart // 2 - 1::apart]
-    return tree
 
 
 @inlined

@@ -27,7 +27,7 @@ from ....arrays.readout import APART, COLUMN_KEY, SHARING, column_numbers, signe
 from ....kernels.simd import LANES, aligned
 from ...reach import read_range
 from ..grid.cells_forms import HIGHEST, LOWEST, static_forms
-from ..grid.cells_layout import step_of_slice
+from ..grid.cells_layout import curve_and_current, gains_and_offsets, step_of_slice
 from ..grid.cells_thresholds import added_by_codes
 from ..planes.converter import LIMITS, LOW, static_form
 from ..vectors.picks import BYTE_ROWS, SHORT_ROWS, TABLE
@@ -209,13 +209,6 @@ def _drawn(layer, sets):
     n = np.arange(layer.tallest + 1 if own.any() else 1)
     variance = (layer.base_noise.numpy()[..., -1:] + own[:, None] * n).astype(np.float32)
     deviation = np.rint(np.sqrt(np.maximum(variance, np.float32(0))) * IN_STEPS) * STEP
-    shape = slices, groups, len(layer.arrays), out
-    gain, offset = np.ones(shape), np.zeros(shape, np.int32)
-    if readout.gain is not None:
-        gain[:] = readout.gain.cpu().numpy()
-    if readout.offset is not None:
-        offset[:] = readout.offset.cpu().numpy()
-    curve = np.array(readout.curve or np.zeros((slices, 4)))
     both, least = NOT_DRAWN.both, 0
     if readout.needs_both:
         cells = readout.both.cpu().numpy()
@@ -228,8 +221,8 @@ def _drawn(layer, sets):
     each = np.zeros((groups, slices, len(sets.rows), SHORT_ROWS), np.int32)
     for number, (first, end) in enumerate(sets.rows if readout.curve else ()):
         each[:, :, number, :end - first] = rows[:, :, first:end].swapaxes(0, 1)
-    return Drawn(np.stack([deviation, ROUNDER - ROUNDER * deviation], axis=3), drawn, signed(readout.seed), gain, offset,
-                 curve[:, :3].astype(np.float32), curve[:, 3].copy(), np.ascontiguousarray((each @ patterns.T).astype(np.int32)),
+    return Drawn(np.stack([deviation, ROUNDER - ROUNDER * deviation], axis=3), drawn, signed(readout.seed),
+                 *gains_and_offsets(layer, out), *curve_and_current(layer), np.ascontiguousarray((each @ patterns.T).astype(np.int32)),
                  both, least)
 
 

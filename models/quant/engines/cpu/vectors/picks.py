@@ -205,28 +205,86 @@ def _looked_up(b, address, index, entries):
 SMALL_TREE, LARGE_TREE = 6, 8  # levels
 
 
+def _down_tree(b, x, tree, values, levels):
+    """`values[i - 2^levels]` of 32 numbers x, which go down a tree of 2^levels thresholds to i: see `pixels_compared`."""
+    index = one = ir.Constant(x.type, [1] * x.type.count)
+    for level in range(levels):
+        entries = max(x.type.count, 2**level)  # the first levels stand side by side
+        threshold = _looked_up(b, b.add(tree, tree.type(2 * (entries if 2**level >= entries else 0))), index, entries)
+        twice = b.add(index, index)
+        index = b.select(b.icmp_signed(">=", x, threshold), b.add(twice, one), twice)
+    return _looked_up(b, values, index, 2**levels)
+
+
 def _by_tree(levels):
     @intrinsic
     def worth_by_tree(typingctx, x, tree, values):
-        """`values[i - 2^levels]` of 64 numbers x, which go down a tree of 2^levels thresholds to i: see `pixels_compared`."""
+        """What `_down_tree` gives for 64 numbers x."""
         def codegen(context, b, sig, args):
-            x, tree, values = args
-
-            def found(part):
-                one = ir.Constant(part.type, [1] * part.type.count)
-                index = one
-                for level in range(levels):
-                    entries = max(part.type.count, 2**level)  # the first levels stand side by side
-                    threshold = _looked_up(b, b.add(tree, tree.type(2 * (entries if 2**level >= entries else 0))), index, entries)
-                    twice = b.add(index, index)
-                    index = b.select(b.icmp_signed(">=", part, threshold), b.add(twice, one), twice)
-                return _looked_up(b, values, index, 2**levels)
-            return _in_parts(b, x, WIDE // 2, found)
+            return _in_parts(b, args[0], WIDE // 2, lambda part: _down_tree(b, part, *args[1:], levels))
         return shorts(shorts, types.intp, types.intp), codegen
     return worth_by_tree
 
 
 worth_by_small_tree, worth_by_large_tree = _by_tree(SMALL_TREE), _by_tree(LARGE_TREE)
+TURNED = WIDE // 2  # lanes of 16 bits of a vector of 512
+
+
+def _put_by_tree(levels):
+    @intrinsic
+    def put_worth_by_tree(typingctx, x, tree, values, scales):
+        """In the place of the TURNED numbers at address x what `_down_tree` gives for them, times as many scales."""
+        def codegen(context, b, sig, args):
+            lanes = ir.VectorType(_I16, TURNED)
+            x, scales = (b.load(_at(b, args[place], lanes), align=2, typ=lanes) for place in (0, 3))
+            b.store(b.mul(_down_tree(b, x, *args[1:3], levels), scales), _at(b, args[0], lanes), align=2)
+            return context.get_dummy_value()
+        return types.void(*[types.intp] * 4), codegen
+    return put_worth_by_tree
+
+
+put_worth_by_small_tree, put_worth_by_large_tree = _put_by_tree(SMALL_TREE), _put_by_tree(LARGE_TREE)
+
+
+def _interleaved(b, x, y, order):
+    """[lanes of 128 bits of x and y whose numbers change by turns, of the first half of each lane; of the second one], or, with an
+    order, whole lanes `[x or y, number]` of each."""
+    lane = 8  # numbers
+    every = range(0, TURNED, lane)
+    if order is None:
+        masks = [[first + half + i // 2 + i % 2 * TURNED for first in every for i in range(lane)] for half in (0, lane // 2)]
+    else:
+        masks = [[which * TURNED + lane * number + i for which, number in lanes for i in range(lane)] for lanes in order]
+    return [b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, TURNED), mask)) for mask in masks]
+
+
+def _turned(b, rows):
+    """The columns of 32 vectors of 32 numbers as vectors. Of a number's place, row and column, three bits each change sides by three
+    interleavings within lanes of 128 bits; the other two, the lane's, by exchanging lanes: each step is one cheap instruction."""
+    for _ in range(3):
+        rows = [row for first in range(0, TURNED, 8) for i in range(4)
+                for row in _interleaved(b, rows[first + i], rows[first + i + 4], None)]
+    halves, thirds = [[(0, 0), (0, 1), (1, 0), (1, 1)], [(0, 2), (0, 3), (1, 2), (1, 3)]], [[(0, 0), (0, 2), (1, 0), (1, 2)],
+                                                                                            [(0, 1), (0, 3), (1, 1), (1, 3)]]
+    found = [None] * TURNED
+    for i in range(8):
+        (low, high), (low_2, high_2) = (_interleaved(b, rows[i + 8 * first], rows[i + 8 * first + 8], halves) for first in (0, 2))
+        found[i], found[i + 8] = _interleaved(b, low, low_2, thirds)
+        found[i + 16], found[i + 24] = _interleaved(b, high, high_2, thirds)
+    return found
+
+
+@intrinsic
+def turn(typingctx, source, apart, target, other):
+    """Write the columns of TURNED x TURNED numbers of 16 bits as rows: rows are `apart` bytes apart at `source`, `other` at `target`."""
+    def codegen(context, b, sig, args):
+        source, apart, target, other = args
+        lanes = ir.VectorType(_I16, TURNED)
+        rows = [b.load(_at(b, b.add(source, b.mul(apart, apart.type(i))), lanes), align=2, typ=lanes) for i in range(TURNED)]
+        for i, row in enumerate(_turned(b, rows)):
+            b.store(row, _at(b, b.add(target, b.mul(other, other.type(i))), lanes), align=2)
+        return context.get_dummy_value()
+    return types.void(*[types.intp] * 4), codegen
 
 
 @intrinsic

@@ -144,6 +144,16 @@ def load_shorts(typingctx, address, offset):
 
 
 @intrinsic
+def put_signed(typingctx, address, offset, x):
+    """Write shorts without a sign, less 2^15, to the numbers from element `offset` of the int16 array at `address`."""
+    def codegen(context, b, sig, args):
+        x = b.xor(args[2], ir.Constant(_SHORTS, [2**15] * WIDE))
+        b.store(x, _pointer(b, args[0], args[1], _I16, WIDE), align=2)
+        return context.get_dummy_value()
+    return types.void(types.intp, types.intp, shorts), codegen
+
+
+@intrinsic
 def load_ints(typingctx, address, offset):
     """The vector that starts at element `offset` of the int32 array at `address`."""
     def codegen(context, b, sig, args):

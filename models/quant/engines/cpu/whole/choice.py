@@ -22,7 +22,8 @@ READS = 2**24  # that they have at most, unless they are the fewest: of many sma
 PRODUCTS, DENSE, SIDE_BY_SIDE, LOUD, GROUPS = ("products of bytes", "dense products", "output pixels side by side",
                                                "integer product, less what clips in loud pixels", "many groups side by side")
 RELATIVE, TABLES, SHORT_ROWS, TILES = "integer product and what clips", "look-up of codes", "rows of cells in 16 bits", "tiles of AMX"
-WAYS = PRODUCTS, DENSE, SIDE_BY_SIDE, LOUD, GROUPS, RELATIVE, TABLES, SHORT_ROWS, TILES
+TREES = "thresholds as trees"
+WAYS = PRODUCTS, DENSE, SIDE_BY_SIDE, LOUD, GROUPS, RELATIVE, TABLES, SHORT_ROWS, TILES, TREES
 _off: frozenset[str] = frozenset()
 _chosen: dict[Hashable, str] = {}
 
