@@ -21,7 +21,8 @@ from models import quant
 
 CELL_BITS, ADC_BITS = (1, 2, 4), (4, 6)
 DEVICE = "techC"
-DRAWN = {"INL 0.5, DNL 0.3 steps": {"adc_inl": 0.5, "adc_dnl": 0.3}, "capacitors off by 2 %": {"adc_mismatch": 0.02}}
+DRAWN = {"INL 0.5, DNL 0.3 steps": {"adc_inl": 0.5, "adc_dnl": 0.3}, "INL 4 steps": {"adc_inl": 4.0},
+         "capacitors off by 2 %": {"adc_mismatch": 0.02}}
 
 
 def table_file(folder: str, bits: int) -> str:
