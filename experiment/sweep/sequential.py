@@ -13,16 +13,16 @@ interval `m +- t sqrt(V)` lies on one side of the bound; else the next look sees
 Of images that are right or wrong, e is -100, 0 or 100: where its mean is at a bound b, its variance is at least `100 |b| - b^2`. The
 interval is no narrower than this and the normal distribution make it.
 
-The chance of error. A value is decided wrongly on one side alone, with chance a at each look, at the most. K looks decide: a look at one
-of several chips does not, as it says nothing of the others. At most the first `2 s + 2` values that are looked at are decided, with
-`s = ceil(log2(values + 1))`: as many as a bisection takes, and `s / 2 + 1` on either side of what it found. (From a start somewhere, a
-bisection takes s values more; without the sides there are `s + 2` less.) A bisection that comes back may look at others, which stay open.
+The chance of error. A value is decided wrongly on one side alone, with chance a at each look, at the most. There are K looks, and at
+most the first `2 s + 2` values that are looked at are decided, with `s = ceil(log2(values + 1))`: as many as a bisection takes, and
+`s / 2 + 1` on either side of what it found. (From a start somewhere, a bisection takes s values more; without the sides there are `s + 2`
+less.) A bisection that comes back may look at others, which stay open.
 With `a = error / (K tests)` all decisions together are wrong with at most the chance `error`, whatever they have to do with each other
 (Boole's inequality).
 
 Where to look next needs less. The bisection goes on from a value that is open as soon as its interval of chance `ROUGH` on each side lies
-on one side of the bound: so values far from the limit take the first look alone, of one chip on a few images. The two values that it ends
-at are then looked at until they are decided, or all was seen. If that changes what one of them says, the bisection goes on.
+on one side of the bound: so values far from the limit take the first look alone. The two values that it ends at are then looked at until
+they are decided, or all was seen. If that changes what one of them says, the bisection goes on.
 """
 
 import math
@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+FIRST_CHIPS = 4  # of the first looks
 FEWEST, TIMES = 100, 8  # images of the first look, at least, and by what images grow from look to look
 ROUGH = 0.2  # chance, on each side, by which an interval tells a bisection where to go on
 
@@ -52,8 +53,8 @@ def ends_of(images: int) -> list[int]:
 
 
 def looks_of(ends: Sequence[int], chips: int) -> list[Look]:
-    """The looks at a value, each of more than the one before: one chip, then all. Args: ends, of the blocks of images; chips, the most."""
-    return list(dict.fromkeys([Look(1, ends[0]), *(Look(chips, end) for end in ends[1:] or ends)]))
+    """The looks at a value, each of more than the one before. Args: ends, of the blocks of images; chips, the most."""
+    return list(dict.fromkeys([*(Look(min(chips, FIRST_CHIPS), end) for end in ends), Look(chips, ends[-1])]))
 
 
 def interval(found: np.ndarray, of_all: int, error: float, least: float = 0.0) -> tuple[float, float]:
@@ -119,7 +120,7 @@ class LastKept:
         self.seen: dict[int, Seen] = {}
         steps = math.ceil(math.log2(self.count + 1))
         self.tests = min(self.count, steps * (1 if self.start is None else 2) + (steps + 2) * self.sides)
-        self.each = self.error / (sum(map(self._decides, self.looks)) * self.tests)
+        self.each = self.error / (len(self.looks) * self.tests)
 
     def find(self) -> "LastKept":
         """Bisect, again as long as more looks at the two values between which it ends change its way, and then go away from them to the
@@ -147,10 +148,6 @@ class LastKept:
             place, step = ((low + high) // 2, step) if self.start is None or not low < beyond < high else (beyond, 2 * step)
         return low, high
 
-    def _decides(self, look: Look) -> bool:
-        """Whether a look can decide."""
-        return look.chips > 1 or self.looks[-1].chips == 1
-
     def _stays(self, place: int) -> bool:
         """Whether a place that was looked at says the same after all looks that it needs."""
         return self.seen[place].likely == self._test(place).likely
@@ -162,7 +159,7 @@ class LastKept:
             found = self.observe(place, look)
             (mean, half), (_, likely) = (interval(found, self.looks[-1].images, each, self.least) for each in (self.each, ROUGH))
             ends = [bool(self.holds(mean + side)) for side in (-half, 0, half)]
-            decided = self._decides(look) and len({*ends}) == 1 and [*self.seen, place].index(place) < self.tests
+            decided = len({*ends}) == 1 and [*self.seen, place].index(place) < self.tests
             seen = self.seen[place] = Seen(place, look, mean - half, mean + half, ends[1] if decided else None, ends[1])
             self.say(seen)
             if decided:
