@@ -26,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 WORTH = 1.15
-CHIPS = {"chip": {}, "chip with read noise": {"read_noise": 0.3}}
+CHIPS = {"chip": {}, "chip with read noise": {"read_noise": 0.3}, "chip with INL": {"adc_inl": 1.0}}
 SETTINGS = {
     "no ADC": {"adc_range": "ideal"},
     **{f"{cells}-bit cells, {adc}-bit ADC": {"cell_bits": cells, "adc_bits": adc}
@@ -90,9 +90,11 @@ def side_by_side(own: dict | None = None) -> str:
     for way in WAYS:
         row = [way]
         for found in machines.values():
-            ratios = {f"{network}, {setting}": values[way] for network, settings in found.items() for setting, values in settings.items()}
-            best = max(ratios, key=ratios.get)
-            row.append(f"{ratios[best]:.2f} ({best}), {sum(ratio >= WORTH for ratio in ratios.values())} of {len(ratios)}")
+            ratios = {f"{network}, {setting}": values[way] for network, settings in found.items() for setting, values in settings.items()
+                      if way in values}  # what was measured before there was this way has nothing of it
+            best = max(ratios, key=ratios.get, default=None)
+            worth = sum(ratio >= WORTH for ratio in ratios.values())
+            row.append(f"{ratios[best]:.2f} ({best}), {worth} of {len(ratios)}" if ratios else "not measured")
         rows.append(row)
     header = ["without", *(f"{machine}: most times as long, and how many settings {WORTH:g} times" for machine in machines)]
     return markdown_table(header, rows)
@@ -117,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
                 chip = next((CHIPS[kind] for kind in reversed(CHIPS) if setting.endswith(kind)), None)
                 ratios.setdefault(network, {})[setting] = without_each(on(options), plain, images, chip, args.repeats)
                 progress.update()
-    rows = [[network, setting, f"{values['all']:.2f}", *(f"{values[way]:.2f}" for way in WAYS)]
+    rows = [[network, setting, f"{values['all']:.2f}", *(f"{values[way]:.2f}" if way in values else "" for way in WAYS)]
             for network, settings in ratios.items() for setting, values in settings.items()]
     sections = [f"Time without a way over time with all, called in turns; median of {args.repeats}. VGG7: W4A4, 64 images; others W8A8, "
                 "2 images of 224 x 224.", markdown_table(["network", "setting", "all, over float32", *WAYS], rows), side_by_side(ratios)]

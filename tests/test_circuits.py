@@ -25,6 +25,7 @@ from models.quant.engines.cpu import cells
 from models.quant.engines.cpu import engine as cpu
 from models.quant.engines.cpu.grid import cells_thresholds
 from models.quant.engines.cpu.grid.cells_reads import COMPARED_TREES, COMPARED_WIDE_TREES
+from models.quant.engines.cpu.whole.choice import SHORT_ROWS, without
 from models.quant.kernels.simd import has_byte_tables
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.setting import Setting
@@ -447,6 +448,7 @@ PLANNED = dict(adc_plan="significance", adc_bits=3, adc_max_bits=6)
 
 @pytest.mark.parametrize("kernel, hardware", [
     (COMPARED_TREES, dict()), (COMPARED_TREES, dict(adc_bits=8, cell_bits=1)), (COMPARED_TREES, PLANNED),
+    (COMPARED_TREES, dict(adc_idle="skip")),
     (COMPARED_WIDE_TREES, dict(weights="pair")), (COMPARED_WIDE_TREES, dict(weights="pair", **PLANNED)),
     (COMPARED_WIDE_TREES, dict(weights="pair", mapping="im2col", rows=256, adc_bits=8, cell_bits=1))])
 @pytest.mark.parametrize("besides", [dict(), dict(adc_dnl=0.3, comparator_noise=0.3, adc_offset=0.2, adc_gain=0.02, read_noise=0.3)])
@@ -460,7 +462,10 @@ def test_trees_of_thresholds(kernel, hardware, besides, inl):
     calibrate(net, x, correct=None)
     prepared, codes = cpu.prepare(net[0].mapped()), net[0].a_codes(x)
     assert prepared.tree_kernel == (kernel if has_byte_tables() else None)
-    assert torch.equal(prepared.by_columns(codes, op=prepared.tree_kernel), reference.accumulate(reference.prepare(net[0].mapped()), codes))
+    wanted = reference.accumulate(reference.prepare(net[0].mapped()), codes)
+    assert torch.equal(prepared.by_columns(codes, op=prepared.tree_kernel), wanted)
+    with without(SHORT_ROWS):
+        assert torch.equal(cpu.prepare(net[0].mapped()).by_columns(codes), wanted)
 
 
 def test_thresholds_that_no_read_reaches():

@@ -42,6 +42,7 @@ class Prepared:
 
     def __init__(self, layer: MappedLayer, dtype: torch.dtype | None = None) -> None:
         self.layer, self.dtype = layer, dtype or accumulator_dtype(layer)
+        self._ways_of_inputs: set[str] = set()  # of thresholds
 
     @functools.cached_property
     def _by_rows(self):
@@ -80,7 +81,7 @@ class Prepared:
 
     @property
     def _compares_shorts(self):
-        return self.layer.compares and self._compared.narrow and may(SHORT_ROWS)
+        return self.layer.compares and self._compared.narrow
 
     @property
     def tree_kernel(self) -> int | None:
@@ -96,10 +97,13 @@ class Prepared:
             return others
         ways = {TREES: trees, "one after the other": others}
         tried = {name: functools.partial(self.by_columns, op=op) for name, op in ways.items()}
-        way = fastest_for(self.layer, a_codes, tried, (trees, self._compared.spread))
+        facts = trees, self._compared.levels, self._compared.spread, *self._side_by_side.besides
+        way = fastest_for(self.layer, a_codes, tried, facts)
         if way is None:
             return trees if "_trees" in self.__dict__ else others
-        self.__dict__.pop("_thresholds" if way == TREES else "_trees", None)  # they are large
+        if not self._ways_of_inputs:
+            self.__dict__.pop("_thresholds" if way == TREES else "_trees", None)  # they are large
+        self._ways_of_inputs.add(way)
         return ways[way]
 
     def _static_kernel(self, beside, a_codes):

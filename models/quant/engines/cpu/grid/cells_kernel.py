@@ -63,7 +63,9 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
 # codes_row, panel                see `cells_matrix.pack`; sums: of a turn, int32 `[pixel, digit, column of a tile]`, u and perhaps B
 # row_of_reads                    u of 64 columns
-# levels .. read_columns          of `cells_trees`. waiting: reads of each run that wait; of each of them read_scale, what its values are
+# analog .. seed                  of `cells_layout.Besides`
+# levels .. scales                of `cells_thresholds.Compared`
+# waiting .. read_columns         of `cells_trees`. waiting: reads of each run that wait; of each of them read_scale, what its values are
 #                                 multiplied by, int16, and read_sums, the first accumulator; x, int16 `[run, TURNED, TILE]` and
 #                                 `[TILE, TURNED]`
 CellAddresses = namedtuple("CellAddresses", """
@@ -333,7 +335,7 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
     sums = width * shape.steps * shape.slice_vectors * LANES
     broad = op == STATIC_BROAD or op == DYNAMIC or op == COMPARED
     narrow_sums, broad_sums = 0 if broad else sums, sums if broad else 0
-    runs = shape.digits if op == COMPARED_TREES or op == COMPARED_WIDE_TREES else 0
+    runs, blocks = (shape.digits, shape.digits + 1) if op == COMPARED_TREES or op == COMPARED_WIDE_TREES else (0, 0)
     return Buffers(
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
         row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
@@ -348,7 +350,7 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         step=np.empty(shape.slice_vectors * LANES, np.int64), total=np.empty(shape.slice_vectors * LANES),
         row_of_reads=np.empty(WIDE, np.int32),
         waiting=np.zeros(runs, np.int64), read_scale=np.zeros(runs * TURNED, np.int16), read_sums=np.zeros(runs * TURNED, np.int64),
-        turned=aligned((runs + 1) * BLOCK, np.empty(0, np.int16)))
+        turned=aligned(blocks * BLOCK, np.empty(0, np.int16)))
 
 
 @inlined

@@ -22,6 +22,7 @@ from ... import accumulator_dtype
 from ...reach import read_range
 from ..vectors.picks import LARGE_TREE, SMALL_TREE
 from ..vectors.wide import BIAS, WIDE
+from ..whole.choice import SHORT_ROWS, may
 
 NEVER = 2**15 - 1  # in a tree: a threshold that no read reaches
 MOST_BYTES = 2**31  # of the thresholds of a layer
@@ -49,7 +50,7 @@ TOGETHER = 2  # thresholds that sums of 16 bits are compared with in turn: behin
 #              is beyond
 # worth        what values of each slice are worth, int64; parts: see `cells_narrow.Narrow`
 # levels       of the trees for `cells_trees`, which stand in the place of thresholds: FIRST, where those of a kind begin, and APART, how
-#              far one is from the next, `[group, array, column, 2^levels]`, paired where narrow; 0: there are none
+#              far one is from the next, int16 `[group, array, column, 2^levels]` of x - 2^15, paired where narrow; 0: there are none
 # tree_values  what codes are worth, int16 `[digit, slice, 2^levels]`, over what all of them are multiples of; scales: that, over `worth`,
 #              int64 `[digit, slice]`
 # run_of       of each digit: the number of its run, digits that have the same converters and whose sums 16 bits hold
@@ -81,8 +82,9 @@ def _blocks(layer, columns):
 class ComparedForms:
     """The thresholds of a layer whose ranges are fixed, in the reads that there can be.
 
-    Attributes: narrow, see `Compared`; levels, of the trees that it may have, 0 where it has none: where ranges follow n, converters have
-    more bits, or 16 bits do not hold what is compared; spread, by about how many thresholds those of columns differ, as a power of two.
+    Attributes: narrow, see `Compared`; levels, of the trees that it may have, 0 where it has none: where bits follow n, converters have
+    more than 8 bits, trees do not fit in MOST_BYTES, 16 bits do not hold what is compared, or there is no AVX-512 VBMI; spread, by
+    about how many thresholds those of columns differ, as a power of two.
     """
 
     def __init__(self, layer: MappedLayer) -> None:
@@ -95,13 +97,16 @@ class ComparedForms:
             self._values[z, k, j] = added << spec.dac_bits * z if converter.bits else 0 * added
         self._biases, (self._worth, self._parts) = _biases(layer), _sums_of_codes(self._values, shape, spec.cell_bits)
         self._short = all(high - low < 2**16 - 1 for _, low, high in self._found.values())
-        self.narrow = self._short and self._biases is not None and self._worth is not None
+        self.narrow = self._short and self._biases is not None and self._worth is not None and may(SHORT_ROWS)
         bits = max((converter.bits for _, converter in self._found), default=0)
         apart = [np.ptp(x, axis=2).mean() * x.shape[-1] / (high - low + 1) for x, low, high in self._found.values()]
         self.spread = int(max(apart, default=0)).bit_length()
+        bits = max((converter.bits for _, converter in self._found), default=0)
+        levels = SMALL_TREE if bits <= SMALL_TREE else LARGE_TREE
+        columns = len(layer.arrays) * layer.geometry.groups * _blocks(layer, 2 * WIDE) * 2 * WIDE
         held = self._short and self._worth is not None and accumulator_dtype(layer) == torch.int32
-        trees = held and layer.classes == 1 and has_byte_tables() and bits <= LARGE_TREE
-        self.levels = 0 if not trees else SMALL_TREE if bits <= SMALL_TREE else LARGE_TREE
+        fit = bits <= levels and len(self._found) * columns * 2 ** (levels + 1) <= MOST_BYTES
+        self.levels = levels if held and fit and not layer.by_ones and has_byte_tables() else 0
 
     @functools.cached_property
     def _found(self):
@@ -116,7 +121,7 @@ class ComparedForms:
     def tables(self, levels: int = 0) -> Compared:
         """The tables of the kernel. Args: levels, of trees in the place of thresholds: none or those that there may be."""
         layer, spec, shape, found, values = self.layer, self.layer.spec, self._shape, self._found, self._values
-        del self._found
+        self.__dict__.pop("_found", None)
         biases, worth, parts, short, narrow = self._biases, self._worth, self._parts, self._short, self.narrow
         kinds, tables, spans, places = np.zeros((*shape, FIELDS), np.int64), _Joined(), _Joined(), {}
         for (k, converter), (x, low, high) in found.items():
@@ -159,13 +164,12 @@ class ComparedForms:
         digits, slices, _ = self._shape
         tree_values, scales = np.zeros((digits, slices, 2**levels), np.int16), np.zeros((digits, slices), np.int64)
         for z, k in np.ndindex(digits, slices):
-            own = self._values[z, k, 0]
+            own = self._values[z, k, self._shape[2] - 1]
             common = max(1, np.gcd.reduce(own))
             tree_values[z, k, :len(own)], scales[z, k] = own // common, common // self._worth[k]
         converters = [[self.layer.converter(z, k) for k in range(slices)] for z in range(digits)]
         begins = [z in self._parts or converters[z] != converters[z - 1] for z in range(digits)]
-        return tree_values, scales, np.cumsum(begins) - 1
-
+        return tree_values, scales, np.cumsum(begins, dtype=np.int64) - 1
 
 
 def added_by_codes(converter: Converter) -> np.ndarray:

@@ -30,7 +30,7 @@ def add_reads(shape, at, place, weights, accumulator, op):
     idle = False
     for z in range(shape.digits):
         if not adds_nothing(shape, at, place.x, z, place.k, op):
-            kind = at.kinds + 8 * FIELDS * (z * shape.slices + place.k)
+            kind = _kind(shape, at, z, place.k)
             if at.idle_is_known and is_idle(shape, at, place, z):
                 if op == COMPARED_TREES:
                     idle0, idle1 = with_shorts_at_rest(at, kind, tile, idle0, idle1)
@@ -52,6 +52,12 @@ def add_reads(shape, at, place, weights, accumulator, op):
             add_times_to_int32(at.acc, accumulator + WIDE, idle1, int64_at(at.worth, place.k))
             idle0 = idle1 = full_i16(0)
             idle = False
+
+
+@inlined
+def _kind(shape, at, z, k):
+    """The fields of reads with a row that is on."""
+    return at.kinds + 8 * FIELDS * ((z * shape.slices + k + 1) * shape.classes - 1)
 
 
 @inlined
@@ -80,7 +86,7 @@ def convert_rest(shape, at, place, op):
     for z in range(shape.digits):
         run = int64_at(at.run_of, z)
         if int64_at(at.waiting, run):
-            kind = at.kinds + 8 * FIELDS * (z * shape.slices + place.k)
+            kind = _kind(shape, at, z, place.k)
             convert(shape, at, place.array * shape.tiles + place.column // TILE, place.k, z, kind, run,
                     shape.out_channels - place.column, op == COMPARED_TREES)
 

@@ -49,7 +49,7 @@ class SideBySide:
         outputs = len(a_codes) * math.prod(size)
         if outputs < FEWEST or not has_byte_tables() or not self._may_run:
             return False
-        way = fastest_for(self.layer, a_codes, {"side by side": self._tried, "by columns": self._other.by_columns}, self._besides)
+        way = fastest_for(self.layer, a_codes, {"side by side": self._tried, "by columns": self._other.by_columns}, self.besides)
         if way == "by columns":
             self.__dict__.pop("_layout", None)  # its tables are large
             return False
@@ -88,7 +88,7 @@ class SideBySide:
         return kinds <= MOST_KINDS and len(layer.w_codes) // layer.geometry.groups <= MOST_COLUMNS
 
     @functools.cached_property
-    def _besides(self):
+    def besides(self):
         """What its time depends on beside its shape."""
         readout = self.layer.readout
         if readout is None:

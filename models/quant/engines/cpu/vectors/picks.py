@@ -206,7 +206,7 @@ SMALL_TREE, LARGE_TREE = 6, 8  # levels
 
 
 def _down_tree(b, x, tree, values, levels):
-    """`values[i - 2^levels]` of 32 numbers x, which go down a tree of 2^levels thresholds to i: see `pixels_compared`."""
+    """`values[i - 2^levels]` of 32 numbers x, which go down a tree of 2^levels - 1 thresholds to i: see `pixels_compared`."""
     index = one = ir.Constant(x.type, [1] * x.type.count)
     for level in range(levels):
         entries = max(x.type.count, 2**level)  # the first levels stand side by side
