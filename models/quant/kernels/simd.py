@@ -131,7 +131,6 @@ put_int64 = _writer(ir.IntType(64))
 put_uint64 = _writer(ir.IntType(64), types.uint64)
 put_uint32 = _writer(_I32)  # the low bits of any integer, and so for bytes
 put_int32 = _writer(_I32)
-put_int16 = _writer(_I16)
 put_uint8 = _writer(_I8)
 put_float32 = _writer(ir.FloatType(), types.float32)
 put_float64 = _writer(ir.DoubleType(), types.float64)

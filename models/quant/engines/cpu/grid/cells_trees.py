@@ -9,10 +9,10 @@ so that this is exact.
 from __future__ import annotations
 
 from ....kernels.inner import inlined, inner
-from ....kernels.simd import int64_at, put_int16, put_int64
+from ....kernels.simd import int64_at, put_int64
 from ..vectors.picks import SMALL_TREE, TURNED, put_worth_by_large_tree, put_worth_by_small_tree, turn
-from ..vectors.wide import (WIDE, add_times_to_int32, added, added_shorts, full_i16, halved, load_ints, load_shorts, put_signed, store_ints,
-                            times, widened)
+from ..vectors.wide import (WIDE, add_times_to_int32, added, added_shorts, full_i16, halved, load_ints, load_shorts, put_int16, put_signed,
+                            store_ints, times, widened)
 from .cells_compared import above_floor, between, is_idle, with_shorts_at_rest, worth_at_rest
 from .cells_reads import COMPARED_TREES, adds_nothing, moved, read, sums_of_cells
 from .cells_thresholds import APART, FIELDS, FIRST, HIGH, LOW

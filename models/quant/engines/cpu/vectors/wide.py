@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from ....kernels.simd import _broadcast, _pointer
+from ....kernels.simd import _broadcast, _pointer, _writer
 
 WIDE = 64  # lanes
 BIAS = 2**15  # what sums of 16 bits begin at, so that they have no sign
@@ -141,6 +141,9 @@ def load_shorts(typingctx, address, offset):
     def codegen(context, b, sig, args):
         return b.load(_pointer(b, *args, _I16, WIDE), align=2, typ=_SHORTS)
     return shorts(types.intp, types.intp), codegen
+
+
+put_int16 = _writer(_I16)
 
 
 @intrinsic
