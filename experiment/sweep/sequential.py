@@ -22,7 +22,8 @@ With `a = error / (K tests)` all decisions together are wrong with at most the c
 
 Where to look next needs less. The bisection goes on from a value that is open as soon as its interval of chance `ROUGH` on each side lies
 on one side of the bound: so values far from the limit take the first look alone. The two values that it ends at are then looked at until
-they are decided, or all was seen. If that changes what one of them says, the bisection goes on.
+they are decided, or all was seen. If that changes what one of them says, the bisection goes on, and no value is left at so early a look
+again: chips and images are the same at all values, and what misled at one would lead from one to the next.
 """
 
 import math
@@ -118,6 +119,7 @@ class LastKept:
     def __post_init__(self) -> None:
         self.place, self.sure, self.lost = -1, -1, self.count
         self.seen: dict[int, Seen] = {}
+        self.enough = 0  # the first look at which a likely value is left
         steps = math.ceil(math.log2(self.count + 1))
         self.tests = min(self.count, steps * (1 if self.start is None else 2) + (steps + 2) * self.sides)
         self.each = self.error / (len(self.looks) * self.tests)
@@ -132,7 +134,7 @@ class LastKept:
             step = 0
             while self.sure < (place := start + way * step) < self.lost:
                 self._test(place)
-                step = 4 * step or 1
+                step = 4 * step or 2
         self.place = min(max(low, self.sure), self.lost - 1)
         return self
 
@@ -142,20 +144,27 @@ class LastKept:
         low, high, step = -1, self.count, 1
         place = (low + high) // 2 if self.start is None else self.start
         while high - low > 1:
-            seen = self.seen.get(place) or self._test(place, rough=True)
+            seen = self._test(place, rough=True)
             low, high = (place, high) if seen.likely else (low, place)
             beyond = low + step if high == self.count else high - step if low == -1 else high
             place, step = ((low + high) // 2, step) if self.start is None or not low < beyond < high else (beyond, 2 * step)
         return low, high
 
     def _stays(self, place: int) -> bool:
-        """Whether a place that was looked at says the same after all looks that it needs."""
-        return self.seen[place].likely == self._test(place).likely
+        """Whether a place that was looked at says the same after all looks that it needs. Where not, few chips and images misled, and the
+        same ones would elsewhere: from then on values take as many looks as this one did."""
+        before, after = self.seen[place], self._test(place)
+        if after.likely != before.likely:
+            self.enough = max(self.enough, self.looks.index(after.look))
+        return after.likely == before.likely
 
     def _test(self, place: int, rough: bool = False) -> Seen:
         """Look at a value until it is decided, or all was seen. Args: rough, or until it is likely enough to go on from there."""
         seen = self.seen.get(place)
-        for look in self.looks if seen is None else self.looks[self.looks.index(seen.look) + 1:] if seen.keeps is None else ():
+        first = 0 if seen is None else self.looks.index(seen.look) + 1
+        if seen and (seen.keeps is not None or rough and first > self.enough):
+            return seen
+        for number, look in enumerate(self.looks[first:], first):
             found = self.observe(place, look)
             (mean, half), (_, likely) = (interval(found, self.looks[-1].images, each, self.least) for each in (self.each, ROUGH))
             ends = [bool(self.holds(mean + side)) for side in (-half, 0, half)]
@@ -164,7 +173,7 @@ class LastKept:
             self.say(seen)
             if decided:
                 self.sure, self.lost = (max(self.sure, place), self.lost) if seen.keeps else (self.sure, min(self.lost, place))
-            if decided or rough and len({bool(self.holds(mean + side)) for side in (-likely, 0, likely)}) == 1:
+            if decided or rough and number >= self.enough and len({bool(self.holds(mean + side)) for side in (-likely, 0, likely)}) == 1:
                 break
         return seen
 
