@@ -71,10 +71,9 @@ from experiment.report import cost_report, html_report, report, says
 from experiment.report.index import add_to_index
 from experiment.report.tables import settings_table
 from experiment.program import config_file, distributed, machine
-from experiment.measure import results
 from experiment.sweep import reports
 from experiment.sweep.bench import Bench, benches_of
-from experiment.program.cli import check_writable, get_logger
+from experiment.program.cli import check_writable, get_logger, user_error
 from experiment.settings.eval_flags import EvalSettings
 from experiment.settings.eval_settings import parse_all
 from experiment.sweep.limits import cases_of, find_limits
@@ -94,7 +93,9 @@ def check_folders(settings: EvalSettings) -> None:
     """Refuse folders that cannot be written to, before hours of work."""
     for folder in (settings.save_path, *([settings.prob_path] if settings.save_cells or not settings.planes else [])):
         check_writable(folder)
-    results.check_can_append(Path(settings.save_path, "results.jsonl"))
+    path = Path(settings.save_path, "results.jsonl")
+    with user_error(lambda error: f"cannot write to {path}: {error.strerror or error}", OSError):
+        open(path, "a").close()
 
 
 @contextlib.contextmanager

@@ -59,36 +59,17 @@ def set_hardware(net, cell_bits, adc_range, images):
 
 
 def reads_an_image(net, images):
-    """{layer: partial sums that its ADCs digitise for one image}, and the share of input bits that are one."""
-    counts, ones = {}, collections.Counter()
+    """How many partial sums its ADCs digitise for one image, and the share of input bits that are one."""
+    found = collections.Counter()
 
-    def hook(name):
-        def count(layer, inputs, output):
-            mapped = layer.mapped("ideal")
-            pixels = output[0].numel() // output.shape[1]
-            counts[name] = (pixels * output.shape[1] * len(mapped.arrays) * len(mapped.spec.digit_bits)
-                            * len(mapped.spec.slice_bits))
-            codes = layer.a_codes(inputs[0])
-            ones["bits"] += A_BITS * codes.numel()
-            ones["ones"] += sum(int((codes >> bit & 1).sum()) for bit in range(A_BITS))
-        return count
-    with hooked(layer.register_forward_hook(hook(name)) for name, layer in quant.crossbar_layers(net)):
+    def count(layer, inputs, output):
+        mapped, codes = layer.mapped("ideal"), layer.a_codes(inputs[0])
+        found["reads"] += output[0].numel() * len(mapped.arrays) * len(mapped.spec.digit_bits) * len(mapped.spec.slice_bits)
+        found["bits"] += A_BITS * codes.numel()
+        found["ones"] += sum(int((codes >> bit & 1).sum()) for bit in range(A_BITS))
+    with hooked(layer.register_forward_hook(count) for _, layer in quant.crossbar_layers(net)):
         net(images)
-    return counts, ones["ones"] / ones["bits"]
-
-
-def layer_seconds(net, images, repeats):
-    """{layer: median seconds of one forward pass}. The hooks make the network call module after module, each of which writes
-    its output in float32; without them it passes on codes."""
-    times, started = collections.defaultdict(list), {}
-    layers = quant.crossbar_layers(net)
-    before = (layer.register_forward_pre_hook(lambda *_, name=name: started.update({name: time.perf_counter()})) for name, layer in layers)
-    behind = (layer.register_forward_hook(lambda *_, name=name: times[name].append(time.perf_counter() - started[name]))
-              for name, layer in layers)
-    with hooked(before), hooked(behind):
-        for _ in range(repeats + 1):
-            net(images)
-    return {name: sorted(values[1:])[repeats // 2] for name, values in times.items()}
+    return found["reads"], found["ones"] / found["bits"]
 
 
 def peak_memory(kind):
@@ -115,13 +96,13 @@ def run_for_memory(kind):
 class Times:
     """Times of a crossbar network, each beside one of the plain network, which is called in turns with it.
 
-    Attributes: rows, of the table; layers, of that of single layers; numbers, of the JSON file.
+    Attributes: rows, of the table; numbers, of the JSON file.
     """
 
     def __init__(self, batch: torch.Tensor, repeats: int):
         self.batch, self.repeats = batch, repeats
         self.plain = build("vgg7_quant", OFF, OFF).eval()
-        self.rows, self.layers, self.numbers = [], [], {"batch_size": len(batch), "repeats": repeats}
+        self.rows, self.numbers = [], {"batch_size": len(batch), "repeats": repeats}
 
     def beside(self, run, images=None, repeats=None):
         """(ms an image of `run(images)`, ms an image of the plain network)."""
@@ -137,12 +118,6 @@ class Times:
     def add(self, title, ms, float_ms, reads=None):
         self.rows.append([title, f"{ms:.3g}", f"{ms / float_ms:.2f}", f"{reads / ms / 1e6:.3g}" if reads else ""])
         self.numbers[title] = {"ms_an_image": ms, "ratio_to_float32": ms / float_ms, "reads_an_image": reads}
-
-    def add_layers(self, title, net, counts):
-        """The layers of a network one by one; counts, reads of each for an image."""
-        for name, seconds in layer_seconds(net, self.batch, self.repeats).items():
-            ms = 1e3 / len(self.batch) * seconds
-            self.layers.append([title, name, f"{ms:.3g}", f"{counts[name] / ms / 1e6:.3g}"])
 
 
 def time_software(times, net):
@@ -165,12 +140,11 @@ def time_ideal_cells(times, net, few):
             kind = f"{cell_bits}-bit cells, {adc_range}"
             with quant.set_engine("numba"):
                 set_hardware(net, cell_bits, adc_range, times.batch)
-                counts, share = reads_an_image(net, times.batch)
-                times.add(f"numba, {kind}", *times.beside(net), sum(counts.values()))
-                times.add_layers(f"numba, {kind}", net, counts)
+                reads, share = reads_an_image(net, times.batch)
+                times.add(f"numba, {kind}", *times.beside(net), reads)
             if few is not None:
                 with quant.set_engine("reference"):
-                    times.add(f"reference, {kind}", *times.beside(net, few, 1), sum(counts.values()))
+                    times.add(f"reference, {kind}", *times.beside(net, few, 1), reads)
     return share
 
 
@@ -208,8 +182,6 @@ def sections(times, share, memory, resume, shown):
         markdown_table(["what", "ms an image", "ratio to float32", "G reads/s"], times.rows),
         markdown_table(["peak memory, batch 256", "MiB", "ratio"],
                        [[kind, f"{mib:.0f}", f"{mib / memory['plain']:.2f}"] for kind, mib in memory.items()]),
-        "Layers on crossbars, called one by one, which takes more time than they have in the whole network:",
-        markdown_table(["setting", "layer", "ms an image", "G reads/s"], times.layers),
     ]
 
 

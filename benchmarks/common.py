@@ -16,6 +16,7 @@ import torch  # noqa: E402
 import models  # noqa: E402
 from experiment.inputs import data  # noqa: E402
 from experiment.program.machine import machine_info  # noqa: E402
+from models.quant.storage.files import write_text  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -76,6 +77,6 @@ def write_results(name: str, title: str, sections: list[str], numbers: dict[str,
     text = "\n\n".join([f"# {title}", ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None),
                         *sections]) + "\n"
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"facts": facts, **numbers}, indent=1))
+    write_text(RESULTS / f"{name}.md", text)
+    write_text(RESULTS / f"{name}.json", json.dumps({"facts": facts, **numbers}, indent=1))
     print(text)

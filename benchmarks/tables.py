@@ -14,8 +14,6 @@ import json
 import math
 import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from typing import Any
 
 from common import RESULTS, markdown_table, write_results
 
-from experiment.program.cli import UserError, run_main
+from experiment.program.cli import UserError, run_main, run_program
 from experiment.settings.eval_settings import checkpoint_of
 from models.quant import CrossbarSpec
 from models.quant.devices.times import show_time
@@ -43,11 +41,7 @@ FIRST_AND_LAST = {  # flags of each preset at its first and its last time; a day
     "cmo_hfox_0.2pct": ("--device_time 0", "--device_time 1d"),
     "pcm": ("--device_time 20s", "--device_time 1d"),
     "winbond_asu_2bit": ("--device_time 20s", "--device_time 1d --device_temp 85"),
-    "rram_wan_crosssim": ("",),
-    "milo_irps21": ("",),
-    "neurram_chip": ("",),
-    "stuck_at_mnsim": ("",),
-    "stuck_at_chen": ("",),
+    **dict.fromkeys(("rram_wan_crosssim", "milo_irps21", "neurram_chip", "stuck_at_mnsim", "stuck_at_chen"), ("",)),
 }
 IN_PAIRS = {"techB": -1, "techB_cycled10k": -1, "techC": -1, "techC_cells": 0, "winbond_asu_2bit": -1, "stuck_at_chen": 0}  # when
 KEPT = ("cell_bits", "adc_bits", "weights", "rows", "mapping", "reference", "dac_bits", "adc_range", "adc_plan", "adc_idle", "map",
@@ -92,19 +86,10 @@ def of_pairs() -> list[str]:
 
 
 def run(command: Sequence[str | Path]) -> None:
-    """Print a command and run it. Ctrl-C and SIGTERM are left to it, so that a training keeps its last step. Raises: UserError where it
-    ends with an error, or was stopped."""
+    """Print a command and run it. Raises: UserError where it ends with an error, or was stopped."""
     words = [*map(str, command)]
     print(f"$ {shlex.join(words)}", flush=True)
-    child = subprocess.Popen(words, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable})  # which the scripts start
-    before = {number: signal.signal(number, act) for number, act in
-              ((signal.SIGINT, lambda *_: None), (signal.SIGTERM, lambda *_: child.terminate()))}
-    try:
-        code = child.wait()
-    finally:
-        for number, act in before.items():
-            signal.signal(number, act)
-    if code:
+    if code := run_program(words, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}).returncode:  # which the scripts start
         raise UserError(f"the command above ended with {code}; started again, the tables go on from there")
 
 

@@ -759,6 +759,7 @@ def test_bad_flags(flags, words, refused, checkpoint):
 
 def test_no_checkpoint(refused, tmp_path):
     refused([], "needs the network: --resume PATH")
+    refused(["--resume", ""], "--resume is followed by an empty name")
     refused(["--resume", "no/such/file"], "no/such/file: no such file")
     refused(["--resume", "."], ".: is a folder")
 

@@ -113,6 +113,13 @@ def test_pictures_of_reports_are_called_as_these(tmp_path):
         "net_1: &lt;6-bit ADC&gt;"]
 
 
+@pytest.mark.parametrize("text", ["{}", '{"openapi": "3.0"}', "[1]", "no JSON", '[{"quantity": "x"}]'])
+def test_a_file_that_is_no_sheet_is_left_out(text, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "specification.json").write_text(text)
+    assert "Specification" not in html_report.write(tmp_path, ROWS).read_text()
+
+
 def test_numbers_have_four_digits_also_within_lists(tmp_path):
     third = 200 / 3
     rows = [{"cell_bits": 1, "accuracy": third, "chip_accuracies": [third, 100.0], "layer_bits": {"a": 1 / 3}, "software_accuracy": third},

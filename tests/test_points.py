@@ -304,6 +304,17 @@ def test_a_line_that_its_process_is_about_to_append_is_left_to_it(tmp_path):
     assert len(results.read(found.results)) == 1
 
 
+def test_a_folder_that_is_closed_to_us_is_no_other_process(tmp_path, monkeypatch):
+    """Who waited for that one would wait for ever."""
+    def closed(path, *args):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "points").mkdir()
+    monkeypatch.setattr(points.os, "open", closed)
+    with pytest.raises(PermissionError, match="points/.claims"):
+        Points(tmp_path).measure("1" * 64, a_point)
+
+
 def test_tables_of_fewer_points_replace_none_of_more(tmp_path, monkeypatch):
     """A program that has read the rows writes them before another one reads any."""
     folder, seen, write = Points(tmp_path), [], results.write_tables

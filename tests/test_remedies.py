@@ -263,7 +263,7 @@ def test_an_epoch_of_training_is_a_remedy(evaluate, monkeypatch):
         trainings.append(command)
         return SimpleNamespace(returncode=train.main(command[2:]) or 0, stderr="")
 
-    monkeypatch.setattr(retraining.subprocess, "run", run_here)
+    monkeypatch.setattr(retraining, "run_program", run_here)
     evaluate(*REMEDY, "--remedy_epochs", "1")
     row = next(row for row in json.loads(Path("save/remedies.json").read_text()) if row["remedy"] == "1 epoch on chips")
     [checkpoint] = Path("save/remedies").glob("*/model_best.pth.tar")
@@ -276,7 +276,14 @@ def test_an_epoch_of_training_is_a_remedy(evaluate, monkeypatch):
 
 @pytest.mark.parametrize("code, stderr, words", [(2, "x\nerror: no such thing\n", "no such thing"), (-9, "epoch 1", "ended with -9")])
 def test_a_training_that_fails_is_left_out(code, stderr, words, evaluate, monkeypatch):
-    monkeypatch.setattr(retraining.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code, stderr=stderr))
+    monkeypatch.setattr(retraining, "run_program", lambda *_, **__: SimpleNamespace(returncode=code, stderr=stderr))
     evaluate(*REMEDY[:-1], "accuracy=99.99", "--remedy_epochs", "1", "--chips", "1", "--limit", "8")
     rows = json.loads(Path("save/remedies.json").read_text())
     assert words in {row["remedy"]: row["left_out"] for row in rows}["1 epoch on chips"]
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_a_training_that_was_stopped_stops_all(code, evaluate, monkeypatch):
+    monkeypatch.setattr(retraining, "run_program", lambda *_, **__: SimpleNamespace(returncode=code, stderr=""))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*REMEDY[:-1], "accuracy=99.99", "--remedy_epochs", "1", "--chips", "1", "--limit", "8")

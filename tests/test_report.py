@@ -184,6 +184,12 @@ def test_titles_fit_into_their_figure(words, drawn, tmp_path):
     assert ("\n" in title.get_text()) == (words == 400) and title.get_fontsize() >= drawing.SMALLEST
 
 
+def test_dollars_in_a_title_are_no_mathematics(drawn, tmp_path):
+    report.report_plot(tmp_path / "a.png", "runs/$a^^b$/net.pt", [entry()], 2)
+    drawn[0].draw_without_rendering()
+    assert drawn[0]._suptitle._preprocess_math(drawn[0]._suptitle.get_text()) == ("runs/$a^^b$/net.pt", False)
+
+
 def test_accuracy_over_bits_is_over_those_of_the_reads(drawn, tmp_path):
     """Beside the software's line."""
     records = [record(Setting(CrossbarSpec(adc_bits=bits)), accuracy, mean_bits=bits / 2) for bits, accuracy in ((4, 80), (6, 90))]

@@ -52,6 +52,7 @@ def test_normalization():
         "normalization of the images' channels: mean 0.491 0.5 0.4, deviation 0.25 0.2 1")
     own = SimpleNamespace(transforms=[nn.Identity(), SimpleNamespace(mean=torch.tensor([0.5]), std=torch.tensor([0.25]))])
     assert says.normalization((0.0,), (1.0,), own).endswith("mean 0.5, deviation 0.25")
+    assert says.normalization((0.0,), (1.0,), SimpleNamespace(mean=0.5, std=0.25)).endswith("mean 0.5, deviation 0.25")
     assert says.normalization((0.0,), (1.0,), lambda image: image) == "normalization: that of the network's own transform"
 
 

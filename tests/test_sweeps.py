@@ -756,6 +756,14 @@ def test_what_optuna_is_asked(evaluate, trained, monkeypatch):
     assert asked == [7, ["maximize", "minimize"]]
 
 
+def test_plans_that_cannot_be_end_no_search(evaluate, trained):
+    """The first start has cells of 4 bits, which the device cannot have."""
+    evaluate(trained, "--device", "winbond_asu_2bit", "--cell_bits", "2", "4", "--adc_plan", "significance", "--adc_bits", "1", "2",
+             "--per_layer", "features.4:adc_bits=1/2", "--chips", "1", "--calib_images", "8", "--search", "2")
+    rows = list(csv.DictReader(open("save/search.csv")))
+    assert len(rows) == 2 and all("2-bit cells" in row["setting"] for row in rows)
+
+
 def test_costs_of_a_search_are_counted_for_all_digits_that_it_may_take(evaluate, trained):
     """How long n is depends on them."""
     measured, _ = evaluate(trained, "--adc_range", "full", "--per_layer", "features.4:dac_bits=1/2", "--dac_bits", "1", "2", "4",

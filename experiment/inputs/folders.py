@@ -212,17 +212,15 @@ def read_class_index(path: str | Path) -> dict[str, int]:
 
     Raises: UserError for a file that is none of these.
     """
-    try:
+    with (user_error(lambda error: f"cannot read {path}: {error.strerror or error}", OSError),
+          user_error(lambda error: f"{path} does not name classes ({one_line(error)}): give a JSON object, or a folder and a number a line",
+                     (ValueError, TypeError, RecursionError))):
         text = Path(path).read_text(encoding="utf-8-sig")
         pairs = dict.fromkeys(_of_json(json.loads(text)) if text.lstrip().startswith("{") else _of_lines(text))
         often = Counter(name for name, _ in pairs)
         found = {name: number for name, number in pairs if often[name] == 1}
         if not found or min(found.values()) < 0:
             raise ValueError("classes are numbers from 0 up")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} does not name classes ({one_line(error)}): give a JSON object, or a folder and a number a line") from None
     return found
 
 

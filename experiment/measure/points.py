@@ -59,27 +59,23 @@ class Claims:
     def claim(self, key: str, wait: bool = False) -> Iterator[bool]:
         """`with` a claim on a key, a text of hexadecimal digits: True, or False where another process has it.
 
-        Args: wait, until the other process is done. Where the system has no locks every claim succeeds.
+        Args: wait, until the other process is done. Where the system has no locks every claim succeeds. Raises: OSError where the file
+            cannot be opened.
         """
-        place = int(key[-15:], 16)
-        mine = self._lock(place, wait)
+        place, mine = int(key[-15:], 16), True
+        if fcntl is not None:
+            with contextlib.suppress(FileNotFoundError):  # a folder that is not there yet
+                file = self._file()
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
+                except OSError as error:  # else a drive without locks: a point may be measured twice, to the same result
+                    mine = not isinstance(error, (BlockingIOError, PermissionError))
         try:
             yield mine
         finally:
             if mine and fcntl is not None:
                 with contextlib.suppress(OSError):
                     fcntl.lockf(self._file(), fcntl.LOCK_UN, 1, place)
-
-    def _lock(self, place: int, wait: bool) -> bool:
-        if fcntl is None:
-            return True
-        try:
-            fcntl.lockf(self._file(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError:
-            pass  # a drive without locks: a point may be measured twice, to the same result
-        return True
 
     def _file(self) -> int:
         with contextlib.suppress(FileNotFoundError):

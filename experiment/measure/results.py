@@ -12,14 +12,7 @@ from typing import Any
 
 from models.quant.storage.files import atomic_write, locked, write_text
 
-from ..program.cli import user_error
 from .columns import is_line
-
-
-def check_can_append(path: str | Path) -> None:
-    """Raise UserError where a file cannot be written to, before hours of work."""
-    with user_error(lambda error: f"cannot write to {path}: {error.strerror or error}", OSError):
-        open(path, "a").close()
 
 
 def append(path: str | Path, values: Mapping[str, Any]) -> None:

@@ -13,9 +13,11 @@ import errno
 import importlib
 import io
 import logging
+import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
@@ -75,6 +77,19 @@ def needed(package: str, missing: str) -> ModuleType:
             raise UserError(missing) from None
         raise UserError(f"{package} is installed, but cannot be imported ({type(error).__name__}: {one_line(error)[:160]}): install it "
                         "anew, with all that it needs") from error
+
+
+def run_program(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess:
+    """As `subprocess.run`, but Ctrl-C and SIGTERM are left to the program that runs, so that a training keeps its last step."""
+    child = subprocess.Popen(command, **options)
+    before = {number: signal.signal(number, act) for number, act in
+              ((signal.SIGINT, lambda *_: None), (signal.SIGTERM, lambda *_: child.terminate()))}
+    try:
+        output = child.communicate()
+    finally:
+        for number, act in before.items():
+            signal.signal(number, act)
+    return subprocess.CompletedProcess(command, child.returncode, *output)
 
 
 def check_writable(folder: str | Path) -> None:

@@ -39,6 +39,7 @@ def add_title(figure: FigureBase, text: str, size: str = "medium") -> None:
     """A title of one line, in smaller letters where these would not fit into the figure, or the part of one."""
     from matplotlib.textpath import TextPath
 
+    text = text.replace("$", r"\$")  # which would be mathematics
     inches = figure.figure.get_figwidth()  # parts are as wide
     points = min(POINTS[size], 0.97 * 72 * inches / TextPath((0, 0), text, size=1).get_extents().width)
     figure.suptitle(text if points > SMALLEST else wrapped(text, inches, SMALLEST), fontsize=max(points, SMALLEST))

@@ -81,12 +81,15 @@ converted <code>float</code>, as it came, and <code>quantized</code>. All digits
 
 
 def _sheet(path: Path, folder: Path) -> str:
-    """The specification sheet in a file. Args: folder, of the page."""
-    rows = json.loads(path.read_text())
-    header, *lines = specification_report.cells(rows)
+    """The specification sheet in a file; nothing of one that is no sheet. Args: folder, of the page."""
+    try:
+        rows = json.loads(path.read_bytes())
+        (header, *lines), said = specification_report.cells(rows), specification_report.notes(rows)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return ""
     head = "".join(f'<th scope="col">{html.escape(each)}</th>' for each in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(each)}</td>" for each in line) + "</tr>\n" for line in lines)
-    notes = "".join(f"<li>{html.escape(each)}</li>" for each in specification_report.notes(rows))
+    notes = "".join(f"<li>{html.escape(each)}</li>" for each in said)
     of = "" if path.parent == folder else f" of {html.escape(path.parent.name)}"
     return (f"<h2>Specification{of}</h2>\n<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n"
             f"<ul>{notes}</ul>\n")

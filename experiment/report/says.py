@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from models.quant import Qconv2dDoreFa, crossbar_layers
@@ -20,7 +21,7 @@ def normalization(mean: Sequence[float], deviation: Sequence[float], transform: 
         if of is None:
             return "normalization: that of the network's own transform"
         mean, deviation = of.mean, of.std
-    numbers = (" ".join(f"{float(each):.3g}" for each in values) for values in (mean, deviation))
+    numbers = (" ".join(f"{float(each):.3g}" for each in np.ravel(values)) for values in (mean, deviation))
     return "normalization of the images' channels: mean {}, deviation {}".format(*numbers)
 
 

@@ -61,6 +61,8 @@ def parse_all(argv: list[str] | None = None, about: str | None = None) -> list[t
     if not given.get("resume") and not foreign.is_foreign(given.get("model", "")):
         named = f" (--model {given['model']} alone is none)" if "model" in given else ""
         raise UserError(f"eval.py needs the network: --resume PATH, a checkpoint of train.py, or --model {foreign.KINDS}{named}")
+    if "" in given.get("resume", ()):
+        raise UserError("--resume is followed by an empty name: give the path of a checkpoint")
     return [settings_of(given | ({"resume": source} if source else {})) for source in dict.fromkeys(given.get("resume", [None]))]
 
 

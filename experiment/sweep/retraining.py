@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from models.quant.measuring.setting import Setting
 from ..inputs import foreign
 from ..measure import keys
 from ..program import distributed, flags
-from ..program.cli import UserError
+from ..program.cli import UserError, run_program
 from ..settings import chips as of_chips
 from ..settings.eval_flags import EvalSettings
 from ..settings.eval_settings import settings_of
@@ -42,7 +43,9 @@ def trained_bench(bench: Bench, setting: Setting, log: logging.Logger) -> Bench:
     folder = Path(of.save_path, "remedies", name)
     command = [sys.executable, str(TRAIN), *command, "--go_on", "--save_path", str(folder)]
     log.info(f"{name_of(of.remedy_epochs)}, with its log in {folder}: {shlex.join(command)}")
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = run_program(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode - 128 in (signal.SIGINT, signal.SIGTERM):
+        raise KeyboardInterrupt  # of which the training has kept its last step
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         raise UserError(lines[-1].removeprefix("error: ") if lines else f"train.py ended with {done.returncode}: {folder} has its log")

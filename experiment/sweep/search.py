@@ -166,7 +166,7 @@ class Search:
         study = optuna.create_study(directions=["maximize" if self.known[name].sign > 0 else "minimize" for name in self.objectives],
                                     sampler=sampler)
         starts = [self.space.alike(share) for share in (1, 0, 0.5, 0.75, 0.25)]
-        plans = [*dict.fromkeys(setting for start in starts if (setting := self.space.planned(start)))]
+        plans = [*dict.fromkeys(setting for start in starts if (setting := self.space.planned(start)) and self._can_be(setting))]
         first, proposed = len(plans) + KNOWN - 1 + TOGETHER, 0
         if self.of.search <= first:
             log.info(f"search: the first settings, up to {first}, are fixed ones and some at random; those behind them are proposed from "
@@ -226,11 +226,19 @@ class Search:
                   for name, values in self.space.variables.items()}
         try:
             setting = self.space.setting(chosen)
-            self.bench.check([setting])
         except UserError as error:
             self.refused = error
             return None
-        return setting
+        return setting if self._can_be(setting) else None
+
+    def _can_be(self, setting: Setting) -> bool:
+        """Whether the network can be on a setting."""
+        try:
+            self.bench.check([setting])
+        except UserError as error:
+            self.refused = error
+            return False
+        return True
 
     def _values(self, setting: Setting) -> dict[str, float]:
         row = self.bench.point(setting)["row"]

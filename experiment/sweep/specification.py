@@ -9,7 +9,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting
 
-from ..program.cli import UserError
+from ..program.cli import UserError, user_error
 from ..program.flags import arguments_of
 from ..report import specification_report
 from ..report.specification_report import CORNER, TIME
@@ -68,7 +68,10 @@ class Specification:
         quantities, asked = quantities_for(self.of), asked_of(self.bench)
         found: dict[Quantity, dict[Asked, Limit]] = {}
         count, watched = len(quantities) * len(asked), sys.stderr.isatty()
-        with tqdm(total=count, desc="limits", dynamic_ncols=True, leave=False, disable=not watched) as bar, _silent("models"):
+        package = logging.getLogger("models")
+        with tqdm(total=count, desc="limits", dynamic_ncols=True, leave=False, disable=not watched) as bar, contextlib.ExitStack() as after:
+            after.callback(package.setLevel, package.level)
+            package.setLevel(logging.WARNING)  # it has a line for each chip of some kinds
             for quantity in quantities:
                 found[quantity] = {}
                 for each in asked:
@@ -156,18 +159,6 @@ class Specification:
         self.log.info(f"specification: {self.path}.csv, {self.path}.json, {self.path}.png")
 
 
-@contextlib.contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Within `with`, a logger says warnings alone: the library has a line for each chip of some kinds."""
-    log = logging.getLogger(name)
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
 def corner_of(record: Record, bound: Bound) -> dict[str, Any]:
     """What a row of a corner has beside its flags."""
     return {"metric": record.metric.name, "bound": bound.at(record.software_accuracy), "software": record.software_accuracy,
@@ -199,11 +190,10 @@ def starts_of(bench: Bench) -> dict[tuple[str, str, str], int]:
     """Where the limits of an earlier sheet are in the spans of this one: the last value that is not beyond. Raises: UserError where there
     is none."""
     path, spans = bench.folder / f"{NAME}.json", {each.name: each.span for each in quantities_for(bench.settings)}
-    try:
+    with user_error(lambda _: f"--refine goes on from a sheet, and {path} is none: run --specify first",
+                    (OSError, ValueError, KeyError, TypeError)):
         rows = [row for row in json.loads(path.read_text()) if row["quantity"] in spans and row["value"] is not None]
         return {(row["quantity"], row["weights"], row["asked"]): _place(spans[row["quantity"]], row["value"]) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"--refine goes on from a sheet, and {path} is none: run --specify first") from None
 
 
 def _place(span: Span, value: float) -> int:
